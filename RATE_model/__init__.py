@@ -1,0 +1,1 @@
+"""RATE: the Recurrent Action Transformer with Memory, and all that its experiments share."""
