@@ -1,0 +1,372 @@
+"""Flags and YAML files for an experiment described by frozen dataclasses.
+
+A script states its options once::
+
+    @dataclass(frozen=True)
+    class TrainOptions:
+        # Peak learning rate.
+        learning_rate: float = 3e-4
+
+    @dataclass(frozen=True)
+    class Options:
+        seed: int = 1  # Seed of everything random.
+        # Optimisation.
+        train: TrainOptions = field(default_factory=TrainOptions)
+
+The comments are the help text, groups (nested dataclasses) are its headings, and the flags are flat: ``--seed``,
+``--learning_rate``. The same names are the keys of YAML files. tyro reads the dataclasses and their comments and writes
+``--help``. The values themselves are read here, by one function (read_value) for flags, YAML files and the config.yaml
+of a run, so that all three accept the same things and an error can name the flag or the file and key, the value, and
+what is allowed.
+
+Supported types: Boolean, int, float, str, Path, Literal, ``X | None``, and ``tuple[X, ...]`` or ``list[X]`` of these.
+Every field has a default. Nothing here imports torch, so that ``--help`` is immediate.
+"""
+
+import dataclasses
+import difflib
+import math
+import re
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
+import yaml
+
+from RATE_model.errors import UserError
+
+Config = TypeVar("Config")
+
+BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+
+Boolean = Annotated[
+    bool,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="[{true,false}]",
+        instance_from_str=lambda arguments: BOOLEANS[arguments[0].lower()],
+        is_instance=lambda value: isinstance(value, bool),
+        str_from_instance=lambda value: [str(value).lower()],
+    ),
+]
+"""The type of a switch: ``--flag`` alone means true; ``--flag true`` and ``--flag false`` work as well."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Invocation:
+    """Flags that every script has and that are no part of a run's configuration."""
+
+    # A YAML file of flags (without the dashes). It overrides the defaults shown here and is overridden by flags.
+    config: Path | None = None
+    # Print the effective configuration as YAML and exit, touching nothing.
+    print_config: Boolean = False
+
+
+def parse_options(
+    cls: type[Config],
+    *,
+    argv: Sequence[str] | None = None,
+    config_file: Path | None = None,
+    prog: str | None = None,
+    description: str | None = None,
+    aliases: dict[str, str] | None = None,
+) -> Config:
+    """The configuration asked for: defaults of ``cls`` < ``config_file`` < ``--config FILE`` < flags.
+
+    ``argv`` is sys.argv[1:] unless given; ``config_file`` is the environment's own config.yaml; ``aliases`` maps
+    another spelling of a flag to its name. Flags may have hyphens for underscores; the last of a repeated flag counts.
+
+    Every group's ``validate(self) -> None``, where there is one, is called on the merged values, the outermost last.
+    ``--help`` and ``--print_config`` print and raise SystemExit(0). Raises UserError for whatever is wrong; scripts
+    call this inside exit_on_user_error.
+    """
+    kinds = _option_kinds(cls) | _option_kinds(_Invocation)
+    flags = _read_flags(sys.argv[1:] if argv is None else argv, kinds, aliases or {})
+    invocation = _updated(_Invocation(), flags)
+    values: dict[str, Any] = {}
+    for path in (config_file, invocation.config):
+        if path is not None:
+            values |= _typed(cls, load_yaml(path), source=str(path), aliases=aliases or {})
+    if "help" in flags:
+        _print_help(_updated(cls(), values), prog=prog, description=description, aliases=aliases or {})
+    config = _updated(cls(), values | flags)
+    _validate(config)
+    if invocation.print_config:
+        print(to_yaml(config), end="")
+        raise SystemExit(0)
+    return config
+
+
+@contextmanager
+def exit_on_user_error() -> Iterator[None]:
+    """Around a script's main: a UserError becomes ``error: MESSAGE`` on stderr and exit status 2."""
+    try:
+        yield
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def to_flat_dict(config: Any) -> dict[str, Any]:
+    """``{flag name: value}`` in the order of the fields, as plain YAML types (paths are strings, tuples lists)."""
+    flat: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            flat |= to_flat_dict(value)
+        elif isinstance(value, list | tuple):
+            flat[field.name] = [_plain(item) for item in value]
+        else:
+            flat[field.name] = _plain(value)
+    return flat
+
+
+def from_flat_dict(cls: type[Config], values: dict[str, Any], *, source: str = "configuration") -> Config:
+    """The inverse of to_flat_dict; keys that are absent keep their defaults. ``source`` is named in a UserError."""
+    return _updated(cls(), _typed(cls, values, source=source, aliases={}))
+
+
+def to_yaml(config: Any) -> str:
+    """The configuration as YAML text that ``--config`` accepts; ``config`` is a dataclass or a flat dictionary."""
+    flat = config if isinstance(config, dict) else to_flat_dict(config)
+    return yaml.safe_dump(flat, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; an empty file is an empty one. Raises UserError if it is missing or malformed."""
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f"line {mark.line + 1}: " if mark else ""
+        raise UserError(f"{path}: {line}{getattr(error, 'problem', None) or 'not valid YAML'}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise UserError(f"{path}: expected one 'key: value' per line, found {type(content).__name__} content")
+    return content
+
+
+def read_value(kind: Any, value: Any) -> Any:
+    """``value``, text from a flag or an object from YAML, as type ``kind``; a ValueError says what is allowed."""
+    kind, origin, arguments = _unwrap(kind)
+    if origin in (typing.Union, types.UnionType):
+        for member in sorted(arguments, key=lambda member: member is not types.NoneType):
+            try:
+                return read_value(member, value)
+            except ValueError:
+                continue
+    elif origin in (tuple, list):
+        if isinstance(value, list | tuple):
+            return origin(read_value(arguments[0], item) for item in value)
+    elif origin is Literal:
+        for choice in arguments:
+            if _text(value) == _text(choice):
+                return choice
+    elif kind is not float and isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+        return value
+    elif kind is types.NoneType and isinstance(value, str) and value.lower() in ("none", "null"):
+        return None
+    elif value is not None and not isinstance(value, list | tuple | dict) and kind in _READERS:
+        try:
+            return _READERS[kind](_text(value))
+        except (KeyError, ValueError):
+            pass
+    raise ValueError(_allowed(kind))
+
+
+def close_matches(name: str, known: Sequence[str]) -> str:
+    """`` (did you mean ...?)`` for the names nearest to ``name``, or nothing when none is near."""
+    near = [other for other in known if name and other.startswith(name)] or difflib.get_close_matches(name, known)
+    return f" (did you mean {' or '.join(near[:2])}?)" if near else ""
+
+
+def _read_flags(argv: Sequence[str], kinds: dict[str, Any], aliases: dict[str, str]) -> dict[str, Any]:
+    """The typed values of the flags given, by option name; key "help" is present if help is asked for."""
+    values: dict[str, Any] = {}
+    for flag, tokens in _group(argv):
+        if flag in ("-h", "--help"):
+            values["help"] = True
+            continue
+        name = flag.removeprefix("--").replace("-", "_")
+        name = aliases.get(name, name)
+        if name not in kinds:
+            known = [f"--{option}" for option in (*kinds, *aliases)]
+            raise UserError(
+                f"unknown flag {flag}{close_matches('--' + flag.strip('-').replace('-', '_'), known)}; see --help"
+            )
+        values[name] = _read_tokens(flag, tokens, kinds[name])
+    return values
+
+
+def _group(argv: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """Splits the command line into flags and the values that follow each; ``--flag=value`` is one flag, one value."""
+    groups: list[tuple[str, list[str]]] = []
+    for token in argv:
+        if re.match(r"--?[A-Za-z_]", token):  # A dash and a digit is a negative number.
+            flag, equals, value = token.partition("=")
+            groups.append((flag, [value] if equals else []))
+        elif groups:
+            groups[-1][1].append(token)
+        else:
+            raise UserError(f"unexpected argument '{token}': options are written as --name value; see --help")
+    return groups
+
+
+def _read_tokens(flag: str, tokens: list[str], kind: Any) -> Any:
+    """The value of one flag from the words that follow it."""
+    kind, origin, _ = _unwrap(kind)
+    if not tokens and kind is bool:
+        return True
+    if not tokens:
+        raise UserError(f"{flag} needs a value: {_allowed(kind)}")
+    shown = " ".join(f"'{token}'" if not token or " " in token else token for token in tokens)
+    if len(tokens) > 1 and origin not in (tuple, list):
+        raise UserError(f"{flag} takes one value ({_allowed(kind)}), but {len(tokens)} are given: {shown}")
+    try:
+        return read_value(kind, tokens if origin in (tuple, list) else tokens[0])
+    except ValueError as error:
+        raise UserError(f"{flag} {shown}: the value must be {error}") from None
+
+
+def _typed(cls: type, values: dict[str, Any], *, source: str, aliases: dict[str, str]) -> dict[str, Any]:
+    """The values of a flat mapping as the types of the options they name."""
+    kinds = _option_kinds(cls)
+    typed: dict[str, Any] = {}
+    for key, value in values.items():
+        name = key.replace("-", "_")
+        name = aliases.get(name, name)
+        if name not in kinds:
+            raise UserError(f"{source}: unknown key '{key}'{close_matches(key.replace('-', '_'), [*kinds, *aliases])}")
+        if name in typed:
+            raise UserError(f"{source}: '{key}' and '{name}' are one option; give it once")
+        try:
+            typed[name] = read_value(kinds[name], value)
+        except ValueError as error:
+            raise UserError(f"{source}: {key}: {_text(value)}: the value must be {error}") from None
+    return typed
+
+
+def _option_kinds(cls: type) -> dict[str, Any]:
+    """``{option name: annotation}`` of a dataclass and its groups."""
+    kinds: dict[str, Any] = {}
+    hints = typing.get_type_hints(cls, include_extras=True)
+    for field in dataclasses.fields(cls):
+        hint = hints[field.name]
+        inner = _option_kinds(hint) if dataclasses.is_dataclass(hint) else {field.name: hint}
+        if twice := kinds.keys() & inner.keys():
+            raise TypeError(f"{cls.__name__} has two options called {sorted(twice)}: flat flags need distinct names")
+        kinds |= inner
+    return kinds
+
+
+def _updated(config: Config, values: dict[str, Any]) -> Config:
+    """A copy of a dataclass instance, and of its groups, with the options named in ``values`` replaced."""
+    changes = {}
+    for field in dataclasses.fields(config):
+        old = getattr(config, field.name)
+        if dataclasses.is_dataclass(old):
+            changes[field.name] = _updated(old, values)
+        elif field.name in values:
+            changes[field.name] = values[field.name]
+    return dataclasses.replace(config, **changes)
+
+
+def _validate(config: Any) -> None:
+    for field in dataclasses.fields(config):
+        if dataclasses.is_dataclass(getattr(config, field.name)):
+            _validate(getattr(config, field.name))
+    if hasattr(config, "validate"):
+        config.validate()
+
+
+def _print_help(config: Any, *, prog: str | None, description: str | None, aliases: dict[str, str]) -> None:
+    """Prints the help with the values of ``config`` as defaults and raises SystemExit(0)."""
+    unnamed = tyro.conf.arg(name="")
+    everything = dataclasses.make_dataclass(
+        "Everything",
+        [("options", Annotated[type(config), unnamed]), ("invocation", Annotated[_Invocation, unnamed])],
+    )
+    spellings = [f"--{alias} is another spelling of --{name}." for alias, name in aliases.items()]
+    tyro.cli(
+        everything,
+        args=["--help"],
+        prog=prog,
+        description=" ".join([*filter(None, [description]), *spellings]),
+        default=everything(config, _Invocation()),
+        use_underscores=True,
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff),
+    )
+
+
+def _unwrap(kind: Any) -> tuple[Any, Any, tuple[Any, ...]]:
+    """The annotation without Annotated, its origin and its arguments."""
+    if typing.get_origin(kind) is Annotated:
+        kind = typing.get_args(kind)[0]
+    return kind, typing.get_origin(kind), typing.get_args(kind)
+
+
+def _allowed(kind: Any) -> str:
+    """What a value of type ``kind`` may be, in words."""
+    kind, origin, arguments = _unwrap(kind)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_allowed(member) for member in arguments)
+    if origin in (tuple, list):
+        return f"a list, each item {_allowed(arguments[0])}"
+    if origin is Literal:
+        return f"one of {', '.join(_text(choice) or repr('') for choice in arguments)}"
+    names = {bool: "true or false", int: "an integer", float: "a number", str: "text", Path: "a path"}
+    return names.get(kind, "none")
+
+
+def _text(value: Any) -> str:
+    """A value as one would write it on a command line."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
+
+
+def _number(text: str) -> float:
+    number = float(text)
+    if math.isnan(number):
+        raise ValueError("not a number")
+    return number
+
+
+def _path(text: str) -> Path:
+    if not text:
+        raise ValueError("an empty path")
+    return Path(text).expanduser()
+
+
+_READERS: dict[type, Callable[[str], Any]] = {
+    bool: lambda text: BOOLEANS[text.lower()],
+    int: int,
+    float: _number,
+    str: str,
+    Path: _path,
+}
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """A YAML loader that refuses a key given twice, of which YAML would silently keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key '{key}' is given twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep=deep)
