@@ -1,0 +1,96 @@
+"""From observations, actions and returns-to-go to tokens, and from hidden states to actions.
+
+The published system has one encoder variant per environment; `EnvironmentSpec` selects among them (convolution padding,
+a tanh behind an encoder, a padding row in the action table).
+"""
+
+import torch
+from torch import Tensor, nn
+
+from RATE_model.spec import EnvironmentSpec
+
+# (output channels, kernel, stride) of the three convolutions of Mnih et al. 2015, "Human-level control through deep
+# reinforcement learning".
+_CONVOLUTIONS = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
+
+
+def _with_tanh(module: nn.Module, tanh: bool) -> nn.Module:
+    return nn.Sequential(module, nn.Tanh()) if tanh else module
+
+
+class ImageEncoder(nn.Module):
+    """Three convolutions and a linear map: `(M, C, H, W)` to `(M, d_model)`."""
+
+    def __init__(self, spec: EnvironmentSpec, d_model: int) -> None:
+        super().__init__()
+        channels, height, width = spec.observation_shape
+        layers: list[nn.Module] = []
+        for out_channels, kernel, stride in _CONVOLUTIONS:
+            layers += [nn.Conv2d(channels, out_channels, kernel, stride, spec.conv_padding), nn.ReLU()]
+            channels = out_channels
+            height, width = ((size + 2 * spec.conv_padding - kernel) // stride + 1 for size in (height, width))
+        if min(height, width) < 1:
+            raise ValueError(f"images of {spec.observation_shape[1:]} pixels are too small for the convolutions")
+        self.convolutions = nn.Sequential(*layers)
+        self.project = nn.Linear(channels * height * width, d_model)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Encode `(M, C, H, W)` float images to `(M, d_model)`."""
+        return self.project(self.convolutions(images).flatten(1))
+
+
+class TokenEncoder(nn.Module):
+    """Encodes each of the three token kinds of a step to `d_model` numbers."""
+
+    def __init__(self, spec: EnvironmentSpec, d_model: int) -> None:
+        super().__init__()
+        self.spec = spec
+        observation = ImageEncoder(spec, d_model) if spec.is_image else nn.Linear(spec.observation_shape[0], d_model)
+        if spec.continuous:
+            action: nn.Module = nn.Linear(spec.num_actions, d_model)
+        else:
+            action = nn.Embedding(spec.action_embeddings or spec.num_actions, d_model)
+        self.observation = _with_tanh(observation, spec.observation_tanh)
+        self.action = _with_tanh(action, spec.action_tanh)
+        self.rtg = _with_tanh(nn.Linear(1, d_model), spec.return_tanh)
+
+    def encode_observations(self, observations: Tensor) -> Tensor:
+        """`(B, T, *observation_shape)`, any dtype, to `(B, T, d_model)`. Images may be uint8: they are scaled here."""
+        batch, steps = observations.shape[:2]
+        # Scaling on the device: a uint8 image crosses the bus at a quarter of the size.
+        flat = observations.flatten(0, 1).to(self.parameter_dtype)
+        if self.spec.observation_scale != 1.0:
+            flat = flat * self.spec.observation_scale
+        return self.observation(flat).view(batch, steps, -1)
+
+    def encode_actions(self, actions: Tensor) -> Tensor:
+        """`(B, T)` int64, or `(B, T, num_actions)` float when continuous, to `(B, T, d_model)`."""
+        return self.action(actions)
+
+    def encode_rtg(self, rtg: Tensor) -> Tensor:
+        """`(B, T)` returns-to-go in units of reward to `(B, T, d_model)`."""
+        return self.rtg((rtg * self.spec.return_scale).unsqueeze(-1))
+
+    @property
+    def parameter_dtype(self) -> torch.dtype:
+        """The parameters' dtype."""
+        return next(self.rtg.parameters()).dtype
+
+    def forward(self, observations: Tensor, actions: Tensor, rtg: Tensor) -> Tensor:
+        """Tokens of whole steps, `(B, 3 T, d_model)`, ordered (rtg_0, observation_0, action_0, rtg_1, ...)."""
+        tokens = (self.encode_rtg(rtg), self.encode_observations(observations), self.encode_actions(actions))
+        dtype = tokens[1].dtype  # under autocast a table look-up stays float32 while the linear maps do not
+        return torch.stack([token.to(dtype) for token in tokens], dim=2).flatten(1, 2)
+
+
+class ActionHead(nn.Module):
+    """From hidden states to action logits, or to actions in [-1, 1] when continuous."""
+
+    def __init__(self, spec: EnvironmentSpec, d_model: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(d_model, spec.num_actions, bias=spec.continuous)
+        self.squash = nn.Tanh() if spec.continuous else nn.Identity()
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """`(..., d_model)` to `(..., num_actions)`."""
+        return self.squash(self.project(hidden))

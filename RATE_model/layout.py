@@ -1,0 +1,78 @@
+"""Which token of a segment stands where, and which tokens it may attend to.
+
+A segment of K steps with n memory tokens, behind a cache of m hidden states (columns; R, O, A = return-to-go,
+observation, action; the read and write tokens are the same memory, put at both ends):
+
+    column   0 ... m-1 | m ... m+n-1 | m+n ........................ m+n+3K-1 | ... + n
+             cache     | read tokens | R0 O0 A0 R1 O1 A1 ... R(K-1) ... A(K-1)| write tokens
+
+    row \\ may attend to     cache   read    steps                write
+    read                      -      all     -                    -
+    step                      all    all     itself and earlier   -
+    write                     -      all     all                  all
+
+Rows of one kind form groups that see a contiguous range of columns; a group is computed at once and columns that none of
+its rows sees cost nothing. Only the outputs of the observation rows (they predict the action) and of the write rows (the
+next memory) are ever used, so the last layer computes no others.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Rows of steps that are computed together: fewer leave out more of the masked triangle, more make larger products.
+_CHUNK = 32
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """Rows of a segment that attend to the same range of columns of [cache; segment]."""
+
+    rows: slice
+    columns: tuple[int, int]
+    bias: Tensor | None = None  # (rows, columns), 0 or -inf; None: every column
+    is_memory: bool = False  # memory tokens, whose own columns are the last of `columns`
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A segment of `steps` steps with `tokens` memory tokens behind `cached` hidden states."""
+
+    steps: int
+    tokens: int
+    cached: int
+
+    @property
+    def length(self) -> int:
+        """Tokens of the segment."""
+        return 2 * self.tokens + 3 * self.steps
+
+    @property
+    def observations(self) -> slice:
+        """The rows of the observation tokens."""
+        return slice(self.tokens + 1, self.tokens + 3 * self.steps, 3)
+
+    @property
+    def written(self) -> slice:
+        """The rows of the write tokens."""
+        return slice(self.length - self.tokens, self.length)
+
+    def groups(self, device: torch.device, *, last: bool) -> list[RowGroup]:
+        """Row groups in row order: of all rows, or of those whose outputs the `last` layer is asked for."""
+        first_step, end = self.tokens, self.tokens + 3 * self.steps
+        groups = []
+        if self.tokens and not last:
+            groups.append(RowGroup(slice(0, self.tokens), (self.cached, self.cached + self.tokens), is_memory=True))
+        stride = 3 if last else 1
+        first = first_step + 1 if last else first_step
+        for start in range(first, end, _CHUNK * stride):
+            rows = torch.arange(start, min(start + _CHUNK * stride, end), stride)
+            stop = int(rows[-1]) + 1
+            columns = torch.arange(self.cached + stop)
+            hidden = columns[None, :] > self.cached + rows[:, None]
+            bias = torch.zeros(hidden.shape).masked_fill(hidden, float("-inf")).to(device)
+            groups.append(RowGroup(slice(start, stop, stride), (0, self.cached + stop), bias))
+        if self.tokens:
+            groups.append(RowGroup(self.written, (self.cached, self.cached + self.length), is_memory=True))
+        return groups

@@ -1,0 +1,71 @@
+"""How an environment describes itself to the model.
+
+The model package knows no environment by name. An environment says what its observations and actions are, and which
+published encoder variant it uses, with one `EnvironmentSpec`; the encoders, the head and the loss follow from it.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvironmentSpec:
+    """What the model has to know of an environment."""
+
+    # (features,) for a vector, (channels, height, width) for an image
+    observation_shape: tuple[int, ...]
+    # Number of discrete actions, or of action dimensions when `continuous`
+    num_actions: int
+    # Actions are vectors in [-1, 1], predicted by a tanh head, with a mean squared error
+    continuous: bool = False
+    # Rows of the action embedding; more than `num_actions` means that row `num_actions` stands for padding
+    action_embeddings: int | None = None
+    # Observations are multiplied by this before they are encoded (1/255 for images stored as uint8)
+    observation_scale: float = 1.0
+    # Returns-to-go are multiplied by this before they are encoded, in training and in acting alike
+    return_scale: float = 1.0
+    # Padding of all three convolutions (images only)
+    conv_padding: int = 0
+    # A tanh behind the observation, action and return encoders
+    observation_tanh: bool = False
+    action_tanh: bool = False
+    return_tanh: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.observation_shape) not in (1, 3) or min(self.observation_shape) < 1:
+            raise ValueError(
+                f"observation_shape {self.observation_shape}: give (features,) or (channels, height, width)"
+            )
+        if self.num_actions < 1:
+            raise ValueError(f"num_actions {self.num_actions}: must be at least 1")
+        if self.action_embeddings is not None and self.action_embeddings < self.num_actions:
+            raise ValueError(f"action_embeddings {self.action_embeddings} is less than num_actions {self.num_actions}")
+
+    @property
+    def is_image(self) -> bool:
+        """Whether observations are images."""
+        return len(self.observation_shape) == 3
+
+    def loss(self, predictions: Tensor, actions: Tensor, valid: Tensor) -> Tensor:
+        """Mean loss of the predicted actions over valid steps.
+
+        Args:
+            predictions: `(B, T, num_actions)` logits, or actions in [-1, 1] when continuous.
+            actions: `(B, T)` int64, or `(B, T, num_actions)` float when continuous.
+            valid: `(B, T)` bool, True where a step counts.
+
+        Returns:
+            A float32 scalar: cross-entropy in nats, or the squared error averaged over action dimensions. Zero when
+            no step is valid.
+        """
+        predictions = predictions.float()
+        if self.continuous:
+            per_step = F.mse_loss(predictions, actions.float(), reduction="none").mean(-1)
+        else:
+            per_step = F.cross_entropy(predictions.flatten(0, 1), actions.flatten(), reduction="none").view(valid.shape)
+        # `where` rather than a product: padding must not turn an infinity into NaN.
+        total = torch.where(valid, per_step, per_step.new_zeros(())).sum()
+        return total / valid.sum().clamp(min=1)

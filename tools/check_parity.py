@@ -1,0 +1,94 @@
+"""Compare this model with recorded outputs of the published one.
+
+    python tools/check_parity.py FILE...
+
+A recording is an `.npz` with the published weights, one batch of trajectories and what the published model computed
+segment by segment: `meta`, `observations`, `actions`, `rtg`, `weights/NAME`, `logits_i`, `memory_i`. Prints the largest
+absolute error of every output and exits 1 if one is above the tolerance.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from RATE_model.errors import UserError
+from RATE_model.model import RATE
+from RATE_model.options import exit_on_user_error
+from RATE_model.original import convert_weights, infer_config, infer_spec
+
+TOLERANCE = 1e-5
+
+
+def load_recording(path: Path) -> tuple[RATE, dict, dict[str, np.ndarray]]:
+    """The published model in our form, the recording's meta data, and its arrays."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        meta = json.loads(str(arrays["meta"]))
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: not a recording ({error}); see the format in this script") from None
+    weights = {
+        name.removeprefix("weights/"): torch.from_numpy(array)
+        for name, array in arrays.items()
+        if name.startswith("weights/")
+    }
+    config = infer_config(
+        weights,
+        n_head_ca=meta["n_head_ca"],
+        context_length=meta["segment_length"],
+        mem_len=meta["mem_len"],
+        mrv_act=meta["mrv_act"] or "no_act",
+        arch=meta["arch_mode"],
+    )
+    model = RATE(config, infer_spec(weights, meta["env"])).eval()
+    convert_weights(weights, model)
+    return model, meta, arrays
+
+
+@torch.no_grad()
+def compare(path: Path) -> dict[str, float]:
+    """Largest absolute error of every recorded output."""
+    model, meta, arrays = load_recording(path)
+    observations, actions, rtg = (torch.from_numpy(arrays[name]) for name in ("observations", "actions", "rtg"))
+    if not model.spec.continuous:
+        actions = actions.squeeze(-1)
+    steps, errors = meta["segment_length"], {}
+    memory = model.initial_memory(len(rtg))
+    for index in range(meta["num_segments"]):
+        segment = slice(index * steps, (index + 1) * steps)
+        logits, memory = model.forward_segment(
+            observations[:, segment], actions[:, segment], rtg[:, segment].squeeze(-1), memory
+        )
+        errors[f"logits_{index}"] = _difference(logits, arrays[f"logits_{index}"])
+        if f"memory_{index}" in arrays and memory.tokens is not None:
+            errors[f"memory_{index}"] = _difference(memory.tokens, arrays[f"memory_{index}"])
+    return errors
+
+
+def _difference(ours: torch.Tensor, recorded: np.ndarray) -> float:
+    if tuple(ours.shape) != recorded.shape:
+        raise UserError(f"shape {tuple(ours.shape)} where the recording has {recorded.shape}")
+    return float(np.abs(ours.numpy() - recorded).max(initial=0.0))
+
+
+@exit_on_user_error()
+def main() -> int:
+    """Print a line per output; 1 if any error is above the tolerance."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="recordings (.npz)")
+    worst = 0.0
+    for path in parser.parse_args().files:
+        for name, error in compare(path).items():
+            # A NaN must count as a failure: it compares false with everything.
+            worst = max(worst, error if error == error else float("inf"))
+            print(f"{path.name:32} {name:12} {error:.2e}{'' if error <= TOLERANCE else '  ABOVE ' + str(TOLERANCE)}")
+    print(f"largest error {worst:.2e} (tolerance {TOLERANCE:.0e})")
+    return int(worst > TOLERANCE)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
