@@ -1,0 +1,221 @@
+"""T-Maze trajectories: making the files and loading them as windows.
+
+    python3 TMaze_new/TMaze_new_src/dataset.py --max_n_final 3
+
+One file per number of segments S holds episodes of the optimal policy, half of them up and half down, in a corridor of
+length S * K - 2 (K is ``context_length``): S * K - 1 steps, so that with one step of padding it fills S segments
+of K steps. Every episode has a seed of its own, from S * 1,000,000 upward: no episode and no noise is shared with
+another file or with an evaluation (seeds below 10,000).
+"""
+
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+if not __package__:  # started as a script: make the repository importable
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from RATE_model.errors import UserError
+from RATE_model.options import Boolean, exit_on_user_error, parse_options
+from RATE_model.trajectories import TrajectoryFile, TrajectoryWriter
+from RATE_model.windows import WindowDataset, split_episodes, whole_episodes
+from TMaze_new.TMaze_new_src.env import (
+    ENV_ID,
+    NUM_ACTIONS,
+    OBSERVATION_SIZE,
+    TMazeVectorEnv,
+    expert_actions,
+    goals_of_seeds,
+)
+
+DATA_DIRECTORY = Path(__file__).resolve().parents[1] / "TMaze_new_data"
+FIRST_SEED = 1_000_000  # of S = 1; S = 2 starts at twice this number, and so on
+TRAINING_FRACTION = 0.8
+SPLIT_SEED = 0
+SCRIPT = "python3 TMaze_new/TMaze_new_src/dataset.py"
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Which trajectories to make or to train on."""
+
+    # Segments of the shortest episodes.
+    min_n_final: int = 1
+    # Segments of the longest episodes.
+    max_n_final: int = 3
+    # Steps per segment (K).
+    context_length: int = 30
+    # Episodes per number of segments.
+    trajectories: int = 2000
+    # Observations that show the hint, counted from the first.
+    hint_steps: int = 1
+    # Only successful episodes; false: the second half of them takes the wrong turn and gets reward 0.
+    win_only: Boolean = True
+    # Directory of the data files.
+    data_dir: Path = DATA_DIRECTORY
+
+    def validate(self) -> None:
+        """Raise a UserError for a value out of range."""
+        for name, least in {"min_n_final": 1, "context_length": 3, "trajectories": 2, "hint_steps": 1}.items():
+            if getattr(self, name) < least:
+                raise UserError(f"--{name} is {getattr(self, name)}; it must be at least {least}.")
+        if self.max_n_final < self.min_n_final:
+            raise UserError(
+                f"--max_n_final is {self.max_n_final}; it must be at least --min_n_final, which is {self.min_n_final}."
+            )
+
+    @property
+    def segment_counts(self) -> range:
+        """All numbers of segments from shortest to longest."""
+        return range(self.min_n_final, self.max_n_final + 1)
+
+
+def dataset_path(options: DataOptions, segments: int) -> Path:
+    """The file of episodes of so many segments; its name holds all that its content depends on."""
+    kind = "win" if options.win_only else "half"
+    name = f"tmaze_S{segments}_K{options.context_length}_hint{options.hint_steps}_n{options.trajectories}_{kind}.h5"
+    return options.data_dir / name
+
+
+def generate(options: DataOptions, segments: int, *, overwrite: bool = False) -> Path:
+    """Make the file of episodes of so many segments, and return its path.
+
+    Raises:
+        UserError: the file exists and ``overwrite`` is False, or it cannot be written.
+    """
+    path = dataset_path(options, segments)
+    if path.exists() and not overwrite:
+        raise UserError(f"'{path}' exists; add --overwrite true to replace it.")
+    seeds = balanced_seeds(segments * FIRST_SEED, options.trajectories)
+    wins = options.trajectories if options.win_only else options.trajectories // 2
+    observations, actions, rewards, terminals = _play(
+        seeds, np.arange(len(seeds)) < wins, segments * options.context_length - 2, options.hint_steps
+    )
+    steps = actions.shape[1]
+    attributes = {
+        "environment": ENV_ID,
+        "generator": "expert, then the wrong turn in the second half" if not options.win_only else "expert",
+        "corridor_length": steps - 1,
+        "segments": segments,
+        "context_length": options.context_length,
+        "hint_steps": options.hint_steps,
+        "first_seed": int(seeds.min()),
+        "last_seed": int(seeds.max()),
+    }
+    with TrajectoryWriter(
+        path, observation_shape=(OBSERVATION_SIZE,), observation_dtype="float32", attributes=attributes
+    ) as writer:
+        infos = {"seed": np.repeat(seeds[:, None], steps, axis=1)}
+        writer.add_episodes(observations, actions, rewards, np.full(len(seeds), steps), terminals, infos)
+    return path
+
+
+def balanced_seeds(first: int, count: int) -> np.ndarray:
+    """The lowest seeds from ``first`` whose goals are up, down, up, down, ...: (count,) int64, all distinct."""
+    candidates = first + np.arange(2 * count + 100)
+    goals = goals_of_seeds(candidates)
+    seeds = np.empty(count, dtype=np.int64)
+    seeds[0::2] = candidates[goals == 1][: (count + 1) // 2]
+    seeds[1::2] = candidates[goals == -1][: count // 2]
+    return seeds
+
+
+def _play(
+    seeds: np.ndarray, win: np.ndarray, corridor_length: int, hint_steps: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Episodes of the expert, all at once; where ``win`` (E,) is False it believes the opposite of the hint.
+
+    Returns:
+        observations (E, T, 4) float32, actions (E, T) uint8, rewards (E, T) float32 with T = corridor_length + 1, and
+        terminals (E,) bool, whether each episode ended with step T.
+    """
+    steps = corridor_length + 1
+    observations = np.empty((len(seeds), steps, OBSERVATION_SIZE), dtype=np.float32)
+    actions = np.empty((len(seeds), steps), dtype=np.uint8)
+    rewards = np.empty((len(seeds), steps), dtype=np.float32)
+    mazes = TMazeVectorEnv(len(seeds), corridor_length, hint_steps=hint_steps)
+    observation, _ = mazes.reset(seed=seeds)
+    belief = np.where(win, observation[:, 1], -observation[:, 1])
+    for step in range(steps):
+        observations[:, step] = observation
+        actions[:, step] = expert_actions(observation, belief)
+        observation, rewards[:, step], terminated, _, _ = mazes.step(actions[:, step])
+    return observations, actions, rewards, terminated
+
+
+def ensure_datasets(options: DataOptions, segment_counts: Iterable[int] | None = None) -> list[Path]:
+    """The files of these numbers of segments (by default from shortest to longest), making those that are missing."""
+    paths = []
+    for segments in options.segment_counts if segment_counts is None else segment_counts:
+        path = dataset_path(options, segments)
+        if not path.exists():
+            print(
+                f"Making {options.trajectories} T-Maze episodes of {segments} segments: {generate(options, segments)}"
+            )
+        paths.append(path)
+    return paths
+
+
+def open_dataset(path: Path) -> TrajectoryFile:
+    """A T-Maze trajectory file, checked. Raises UserError; see `TrajectoryFile`."""
+    return TrajectoryFile(
+        path,
+        observation_shape=(OBSERVATION_SIZE,),
+        observation_dtype="float32",
+        num_actions=NUM_ACTIONS,
+        hint=f"Make it anew with `{SCRIPT} --overwrite true`.",
+    )
+
+
+def load_windows(
+    paths: Sequence[Path], *, size: int, fraction: float = TRAINING_FRACTION, split_seed: int = SPLIT_SEED
+) -> tuple[WindowDataset, WindowDataset]:
+    """All episodes of these files, padded to ``size`` steps: a training and a validation dataset.
+
+    A stage of s segments uses the files of min_n_final to s segments, in this order, and ``size = K * s``. An episode
+    is on the same side in every stage and every run: the split depends on ``split_seed`` only.
+
+    Raises:
+        UserError: a file is missing or bad, or its episodes are longer than ``size``.
+    """
+    files = [open_dataset(path) for path in paths]
+    windows = np.concatenate([whole_episodes(index, file, max_steps=size) for index, file in enumerate(files)])
+    training, validation = split_episodes(windows, files, fraction=fraction, seed=split_seed)
+    dataset = WindowDataset(files, training, size=size)
+    return dataset, dataset.with_windows(validation)
+
+
+@dataclass(frozen=True)
+class Options:
+    """Flags of this script."""
+
+    data: DataOptions = field(default_factory=DataOptions)
+    # Replace files that exist.
+    overwrite: Boolean = False
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Make the files that the flags ask for; see the module."""
+    with exit_on_user_error():
+        options = parse_options(
+            Options, argv=argv, prog=SCRIPT, description="Make T-Maze trajectories.", aliases={"output_dir": "data_dir"}
+        )
+        paths = [dataset_path(options.data, segments) for segments in options.data.segment_counts]
+        existing = [path for path in paths if path.exists()]
+        if existing and not options.overwrite:
+            count = f"{len(existing)} of {len(paths)} files"
+            raise UserError(f"{count} exist already, '{existing[0]}' first; add --overwrite true to replace them.")
+        for segments in options.data.segment_counts:
+            path = generate(options.data, segments, overwrite=options.overwrite)
+            with open_dataset(path) as file:
+                print(
+                    f"{path}: {file.num_episodes} episodes of {file.lengths[0]} steps, "
+                    f"mean return {file.attributes['return_mean']:.2f}, {path.stat().st_size / 1e6:.1f} MB"
+                )
+
+
+if __name__ == "__main__":
+    main()

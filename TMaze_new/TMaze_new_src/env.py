@@ -1,0 +1,323 @@
+"""Passive T-Maze (Ni et al. 2023, arXiv 2307.03864; with the junction flag and the noise of the RATE paper).
+
+The agent starts at the left end of a corridor, sees a hint on its first observation, walks to the junction and has to
+turn to the side that the hint named. Nothing in between repeats the hint, so the length of the corridor is the length
+of the memory.
+
+    y = +1                      G        actions: 0 right, 1 up, 2 left, 3 down; a move into a wall keeps the position
+    y =  0    S . . . . . . . . J        S start (x = 0), J junction (x = corridor_length)
+    y = -1                      G        G the two ends, one of them the goal
+
+Observation, (4,) float32: ``[y, hint, flag, noise]``.
+    hint   +1 (up) or -1 (down) on the first ``hint_steps`` observations, then 0
+    flag   1 on the one observation in which the junction is first reached, else 0
+    noise  uniform in {-1, 0, 1}
+
+An episode terminates at either end and is truncated after ``max_steps`` actions. The reward is ``goal_reward`` at the
+goal; the wrong end gives 0, or -1 when ``goal_reward`` is not 1; every other step, the timeout among them, gives 0.
+
+An episode is a function of its seed: the goal is the first ``choice([-1, 1])`` of NumPy's legacy generator (seed 0 is
+down, seed 1 is up), the noise a hash of (seed, number of the observation). So one maze and a thousand mazes give the
+same episode, and a million steps need no memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from RATE_model.errors import UserError
+from TMaze_new.TMaze_new_src.render import render_rgb, render_text
+
+ENV_ID = "TMaze-v0"
+RIGHT, UP, LEFT, DOWN = range(4)
+NUM_ACTIONS = 4
+OBSERVATION_SIZE = 4
+DEFAULT_CORRIDOR_LENGTH = 28  # one segment of 30 steps
+
+# The published evaluation: 100 episodes, as many up as down. One seed, 3, is in it twice.
+_LEFT_OUT = {33, 89, 90, 93, 94, 99, 101, 103, 104}
+EVALUATION_SEEDS: tuple[int, ...] = (*(seed for seed in range(108) if seed not in _LEFT_OUT), 3)
+
+_MOVE_X = np.array([1, 0, -1, 0])
+_MOVE_Y = np.array([0, 1, 0, -1])
+_GOLDEN = 0x9E3779B97F4A7C15  # 2**64 divided by the golden ratio: the increment of splitmix64
+
+
+def goals_of_seeds(seeds: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Goal of the episode of each seed: (E,) int64, +1 up or -1 down. Seeds count modulo 2**32."""
+    generator = np.random.RandomState(0)
+
+    def goal(seed: int) -> int:
+        generator.seed(int(seed) % 2**32)  # re-seeding one generator is 30 times faster than making one per seed
+        return 2 * generator.randint(2) - 1
+
+    return np.fromiter((goal(seed) for seed in seeds), dtype=np.int64, count=len(seeds))
+
+
+def noise_keys(seeds: Sequence[int] | np.ndarray) -> np.ndarray:
+    """One 64-bit stream key per seed, (E,) uint64, for `observation_noise`. Seeds count modulo 2**64."""
+    return _mix(np.array([int(seed) % 2**64 for seed in seeds], dtype=np.uint64) * _GOLDEN + 1)
+
+
+def observation_noise(keys: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    """Noise of observation number ``steps`` (0 for the first) of each stream: (E,) int64, uniform in {-1, 0, 1}.
+
+    Counter-based (splitmix64; Steele, Lea and Flood 2014): any element costs the same and no state is kept.
+    """
+    bits = _mix(keys + (steps.astype(np.uint64) + 1) * _GOLDEN) >> 32
+    return ((bits * 3) >> 32).astype(np.int64) - 1
+
+
+def _mix(z: np.ndarray) -> np.ndarray:
+    """The finaliser of splitmix64: a bijection of uint64 that spreads every bit over all others."""
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB
+    return z ^ (z >> 31)
+
+
+def expert_actions(observations: np.ndarray, hints: np.ndarray) -> np.ndarray:
+    """The optimal policy: right until the flag shows, then the way of the hint. It needs no position, only memory.
+
+    Args:
+        observations: (..., 4) current observations.
+        hints: (...) the hint of each episode's first observation (+1 or -1), broadcast against the observations.
+
+    Returns:
+        (...) int64 actions.
+    """
+    return np.where(observations[..., 2] == 1, np.where(np.asarray(hints) == 1, UP, DOWN), RIGHT)
+
+
+class TMazeVectorEnv(VectorEnv):
+    """Thousands of mazes stepped together by array operations. Rules and observations: see the module.
+
+    Finished mazes stay frozen until they are reset (``AutoresetMode.DISABLED``): same observation, reward 0, and
+    terminated or truncated still True. ``info`` holds the arrays ``goal`` (+1 or -1) and ``x``, each (N,) int64.
+
+    Args:
+        num_envs: N, the number of mazes.
+        corridor_length: x of the junction, one number or (N,) numbers, each at least 1.
+        hint_steps: observations that show the hint, at least 1.
+        goal_reward: reward at the goal.
+        max_steps: actions until truncation, one number or (N,); None is ``corridor_length + 2``, one more than is
+            needed.
+        render_mode: only None.
+
+    Raises:
+        UserError: a size is below its minimum.
+    """
+
+    metadata = {"render_modes": [], "autoreset_mode": AutoresetMode.DISABLED}
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        corridor_length: int | Sequence[int] | np.ndarray = DEFAULT_CORRIDOR_LENGTH,
+        *,
+        hint_steps: int = 1,
+        goal_reward: float = 1.0,
+        max_steps: int | Sequence[int] | np.ndarray | None = None,
+        render_mode: None = None,
+    ) -> None:
+        self.num_envs = num_envs
+        self.render_mode = render_mode
+        self.corridor_length = np.broadcast_to(np.asarray(corridor_length, dtype=np.int64), (num_envs,)).copy()
+        steps = self.corridor_length + 2 if max_steps is None else max_steps
+        self.max_steps = np.broadcast_to(np.asarray(steps, dtype=np.int64), (num_envs,)).copy()
+        self.hint_steps = hint_steps
+        self.goal_reward = goal_reward
+        for name, values in {"corridor_length": self.corridor_length, "max_steps": self.max_steps}.items():
+            if np.any(values < 1):
+                raise UserError(f"T-Maze: {name} is {values.min()}; it must be at least 1.")
+        if hint_steps < 1:
+            raise UserError(f"T-Maze: hint_steps is {hint_steps}; it must be at least 1.")
+
+        low, high = np.array([-1, -1, 0, -1], dtype=np.float32), np.ones(OBSERVATION_SIZE, dtype=np.float32)
+        self.single_observation_space = gymnasium.spaces.Box(low, high, dtype=np.float32)
+        self.single_action_space = gymnasium.spaces.Discrete(NUM_ACTIONS)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+
+        self._failure_reward = 0.0 if goal_reward == 1.0 else -1.0
+        self._x, self._y, self._steps, self._goal = (np.zeros(num_envs, dtype=np.int64) for _ in range(4))
+        self._keys = np.zeros(num_envs, dtype=np.uint64)
+        self._visited = np.zeros(num_envs, dtype=bool)  # the junction has been reached
+        # Nothing moves before the first reset.
+        self._terminated, self._truncated = np.zeros(num_envs, dtype=bool), np.ones(num_envs, dtype=bool)
+        self._observations = np.zeros((num_envs, OBSERVATION_SIZE), dtype=np.float32)
+
+    def reset(
+        self, *, seed: int | Sequence[int] | np.ndarray | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Start new episodes.
+
+        Args:
+            seed: one per maze, or an int s for s, s + 1, ..., or None to draw them from `np_random`.
+            options: ``reset_mask`` (N,) bool: the mazes to reset, the others keep their state;
+                ``goal`` (+1 or -1, one or (N,)): set the goal instead of taking the seed's.
+
+        Returns:
+            observations (N, 4) float32 and info.
+
+        Raises:
+            ValueError: there are not N seeds, or an option has another shape or value than allowed.
+        """
+        options = options or {}
+        if seed is None:
+            seeds = self.np_random.integers(2**31, size=self.num_envs)
+        else:
+            seeds = seed + np.arange(self.num_envs) if isinstance(seed, (int, np.integer)) else seed
+            super().reset(seed=int(seeds[0]))
+        if len(seeds) != self.num_envs:
+            raise ValueError(f"got {len(seeds)} seeds for {self.num_envs} mazes")
+        mask = np.asarray(options.get("reset_mask", np.ones(self.num_envs, dtype=bool)))
+        if mask.shape != (self.num_envs,) or mask.dtype != bool:
+            raise ValueError(f"reset_mask must be bool of shape ({self.num_envs},), got {mask.dtype} {mask.shape}")
+        rows = np.flatnonzero(mask)
+        chosen = [seeds[row] for row in rows]
+        goals = np.broadcast_to(options["goal"], mask.shape)[rows] if "goal" in options else goals_of_seeds(chosen)
+        if not np.isin(goals, (-1, 1)).all():
+            raise ValueError(f"goal must be +1 or -1, got {options['goal']}")
+
+        for state in (self._x, self._y, self._steps, self._visited, self._terminated, self._truncated):
+            state[rows] = 0
+        self._goal[rows], self._keys[rows] = goals, noise_keys(chosen)
+        fresh = self._observe(flag=np.zeros(self.num_envs, dtype=bool))
+        self._observations = np.where(mask[:, None], fresh, self._observations)
+        return self._observations.copy(), self._info()
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+        """One action per maze, (N,) integers. Actions of finished mazes are ignored.
+
+        Returns:
+            observations (N, 4) float32, rewards (N,) float64, terminated (N,) bool, truncated (N,) bool, info.
+
+        Raises:
+            ValueError: the actions are not N integers between 0 and 3.
+        """
+        actions = np.asarray(actions)
+        if actions.shape != (self.num_envs,) or not np.issubdtype(actions.dtype, np.integer):
+            raise ValueError(
+                f"actions must be integers of shape ({self.num_envs},), got {actions.dtype} {actions.shape}"
+            )
+        if actions.min() < 0 or actions.max() >= NUM_ACTIONS:
+            raise ValueError(
+                f"actions must lie between 0 and {NUM_ACTIONS - 1}, got {actions.min()} to {actions.max()}"
+            )
+
+        running = ~(self._terminated | self._truncated)
+        self._y += np.where(running & (self._x == self.corridor_length), _MOVE_Y[actions], 0)
+        self._x += np.where(running, _MOVE_X[actions], 0)
+        np.clip(self._x, 0, self.corridor_length, out=self._x)
+        self._steps += running
+
+        at_junction = self._x == self.corridor_length
+        flag = at_junction & ~self._visited
+        self._visited |= at_junction
+        self._terminated |= running & (self._y != 0)
+        self._truncated |= running & ~self._terminated & (self._steps >= self.max_steps)
+        outcome = np.where(self._y == self._goal, self.goal_reward, self._failure_reward)
+        rewards = np.where(running & self._terminated, outcome, 0.0)
+        self._observations = np.where(running[:, None], self._observe(flag=flag), self._observations)
+        return self._observations.copy(), rewards, self._terminated.copy(), self._truncated.copy(), self._info()
+
+    def _observe(self, *, flag: np.ndarray) -> np.ndarray:
+        """The observation of every maze's present state, (N, 4) float32; ``flag`` (N,) bool."""
+        observations = np.empty((self.num_envs, OBSERVATION_SIZE), dtype=np.float32)
+        observations[:, 0] = self._y
+        observations[:, 1] = np.where(self._steps < self.hint_steps, self._goal, 0)
+        observations[:, 2] = flag
+        observations[:, 3] = observation_noise(self._keys, self._steps)
+        return observations
+
+    def _info(self) -> dict[str, np.ndarray]:
+        return {"goal": self._goal.copy(), "x": self._x.copy()}
+
+
+class TMazeEnv(gymnasium.Env):
+    """One T-Maze: the Gymnasium view of a `TMazeVectorEnv` of one row, so that the rules exist once.
+
+    Arguments as there, all single numbers, and ``render_mode`` may be "ansi" (text) or "rgb_array". ``info`` holds the
+    ints ``goal`` and ``x``. ``reset(options={"goal": 1})`` sets the goal.
+    """
+
+    metadata = {"render_modes": ["ansi", "rgb_array"], "render_fps": 8}
+
+    def __init__(
+        self,
+        corridor_length: int = DEFAULT_CORRIDOR_LENGTH,
+        *,
+        hint_steps: int = 1,
+        goal_reward: float = 1.0,
+        max_steps: int | None = None,
+        render_mode: str | None = None,
+    ) -> None:
+        if render_mode not in (None, *self.metadata["render_modes"]):
+            raise UserError(f"T-Maze: render_mode is {render_mode!r}; it must be one of 'ansi', 'rgb_array' or None.")
+        self._mazes = TMazeVectorEnv(
+            1, corridor_length, hint_steps=hint_steps, goal_reward=goal_reward, max_steps=max_steps
+        )
+        self.corridor_length = corridor_length
+        self.hint_steps = hint_steps
+        self.max_steps = int(self._mazes.max_steps[0])
+        self.render_mode = render_mode
+        self.observation_space = self._mazes.single_observation_space
+        self.action_space = self._mazes.single_action_space
+
+    @property
+    def horizons(self) -> tuple[int]:
+        """The correlation horizons of the task (Cherepanov et al. 2024, arXiv 2412.06531): steps from hint to recall,
+        inclusive.
+
+        One event, the hint, and one recall, the turn: ``corridor_length + 1`` for a hint of one step. An agent whose
+        context is shorter than this solves the task only with memory.
+        """
+        return (max(1, self.corridor_length - self.hint_steps + 2),)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, int]]:
+        """Start the episode of ``seed``, or a random one. Returns the observation (4,) float32 and info."""
+        super().reset(seed=seed)
+        episode = int(self.np_random.integers(2**31)) if seed is None else seed
+        goal = {"goal": options["goal"]} if options and "goal" in options else {}
+        observations, info = self._mazes.reset(seed=[episode], options=goal)
+        return observations[0], _first(info)
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, int]]:
+        """Take one action. Returns observation (4,) float32, reward, terminated, truncated, info."""
+        observations, rewards, terminated, truncated, info = self._mazes.step(np.array([action]))
+        return observations[0], float(rewards[0]), bool(terminated[0]), bool(truncated[0]), _first(info)
+
+    def render(self) -> str | np.ndarray | None:
+        """The maze as text ("ansi") or as an (H, W, 3) uint8 image ("rgb_array")."""
+        if self.render_mode is None:
+            return None
+        mazes = self._mazes
+        scene = {
+            "corridor_length": self.corridor_length,
+            "x": int(mazes._x[0]),
+            "y": int(mazes._y[0]),
+            "goal": int(mazes._goal[0]),
+            "hint": int(mazes._observations[0, 1]),
+        }
+        return render_text(**scene, step=int(mazes._steps[0])) if self.render_mode == "ansi" else render_rgb(**scene)
+
+
+def _first(info: dict[str, np.ndarray]) -> dict[str, int]:
+    return {name: int(values[0]) for name, values in info.items()}
+
+
+def register() -> None:
+    """Make ``gymnasium.make("TMaze-v0")`` and ``make_vec`` work. Done on import; again does nothing."""
+    if ENV_ID not in gymnasium.registry:
+        gymnasium.register(ENV_ID, entry_point=f"{__name__}:TMazeEnv", vector_entry_point=f"{__name__}:TMazeVectorEnv")
+
+
+register()

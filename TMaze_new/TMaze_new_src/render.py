@@ -1,0 +1,68 @@
+"""Pictures of a T-Maze, as text and as an RGB array.
+
+Both show the corridor from the start (left) to the junction and its two goals (right). A corridor longer than
+``MAX_COLUMNS`` cells is shortened: its start, a stretch around the agent and its end stay, and a gap stands for the
+rest, so that every frame of an episode has the same size.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+MAX_COLUMNS = 61
+ENDS = 6  # cells kept at each end of a shortened corridor
+GAP = -1  # marks a column that stands for cells left out
+CELL = 12  # pixels
+
+WALL, FLOOR, START, OMITTED = (40, 44, 52), (225, 225, 220), (190, 205, 225), (130, 132, 138)
+RIGHT_GOAL, WRONG_GOAL, HINT, AGENT = (80, 170, 90), (200, 85, 80), (235, 180, 60), (45, 85, 160)
+
+
+def visible_columns(corridor_length: int, x: int) -> np.ndarray:
+    """The x positions to draw, left to right, with ``GAP`` where cells are left out: (columns,) int64.
+
+    Args:
+        corridor_length: x of the junction; the corridor has ``corridor_length + 1`` cells.
+        x: position of the agent, always among the columns.
+    """
+    if corridor_length + 1 <= MAX_COLUMNS:
+        return np.arange(corridor_length + 1)
+    middle = MAX_COLUMNS - 2 * ENDS - 2
+    first = int(np.clip(x - middle // 2, ENDS, corridor_length + 1 - ENDS - middle))
+    start, end = np.arange(ENDS), np.arange(corridor_length + 1 - ENDS, corridor_length + 1)
+    return np.concatenate([start, [GAP], np.arange(first, first + middle), [GAP], end])
+
+
+def render_text(*, corridor_length: int, x: int, y: int, goal: int, hint: int, step: int) -> str:
+    """Three lines of maze, one of state; ``A`` agent, ``*`` goal, ``x`` wrong end, ``S`` start, ``~`` left out."""
+    columns = visible_columns(corridor_length, x)
+    rows = {
+        1: [" "] * (len(columns) - 1) + ["*" if goal == 1 else "x"],
+        0: ["~" if column == GAP else "." for column in columns],
+        -1: [" "] * (len(columns) - 1) + ["*" if goal == -1 else "x"],
+    }
+    rows[0][0] = "S"
+    rows[y][int(np.flatnonzero(columns == x)[0])] = "A"
+    shown = {1: "up", -1: "down", 0: "none"}[hint]
+    maze = "\n".join("".join(rows[row]).rstrip() for row in (1, 0, -1))
+    return f"{maze}\nstep {step}, x {x} of {corridor_length}, hint {shown}"
+
+
+def render_rgb(*, corridor_length: int, x: int, y: int, goal: int, hint: int) -> np.ndarray:
+    """The maze as an image, (5 * CELL, (columns + 2) * CELL, 3) uint8.
+
+    The start cell turns yellow on the side the hint points to while the hint is shown; the rewarded goal is green.
+    """
+    columns = visible_columns(corridor_length, x)
+    cells = np.full((5, len(columns) + 2, 3), WALL, dtype=np.uint8)  # a border of wall all around
+    cells[2, 1:-1] = np.where((columns == GAP)[:, None], OMITTED, FLOOR)
+    cells[2, 1] = START
+    cells[2 - goal, -2], cells[2 + goal, -2] = RIGHT_GOAL, WRONG_GOAL
+    image = cells.repeat(CELL, axis=0).repeat(CELL, axis=1)
+    top, left = (2 - y) * CELL, (1 + int(np.flatnonzero(columns == x)[0])) * CELL
+    if hint:
+        half = slice(2 * CELL, 2 * CELL + CELL // 2) if hint == 1 else slice(3 * CELL - CELL // 2, 3 * CELL)
+        image[half, CELL : 2 * CELL] = HINT
+    margin = CELL // 4
+    image[top + margin : top + CELL - margin, left + margin : left + CELL - margin] = AGENT
+    return image
