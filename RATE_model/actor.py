@@ -1,0 +1,427 @@
+"""Acting with a model, one environment step at a time, for a batch of environments.
+
+What a past token contributes to later ones is its attention input in every layer, `d_model` numbers (see `attention`), so
+those are all that is kept: a step costs its two or three new tokens, whatever the length of the segment or the episode.
+
+Columns of the buffers, for K steps, n memory tokens and a cache of at most M hidden states:
+
+    0 ........ M-1 | M .. M+n-1 | M+n ............. M+n+3K-1 | ...... M+2n+3K-1
+    cache, aligned | read       | R0 O0 A0 ... R(K-1) O A     | write
+    at the right
+
+Segments are closed as in training: when the K-th action is known it gets its token, the write tokens follow, and the MRV
+and the cache make the memory of the next segment. Rows may be at different points of their segments and episodes.
+"""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from RATE_model.attention import Keys
+from RATE_model.memory import MemoryState
+from RATE_model.model import RATE
+from RATE_model.precision import autocast
+
+# Rows of one attention call; longer appends are cut, so that early rows do not meet columns they cannot see.
+_CHUNK = 64
+
+MemoryTransform = Callable[[MemoryState, MemoryState], MemoryState]
+
+
+def knock_out_memory(memory: MemoryState, initial: MemoryState) -> MemoryState:
+    """A `transform_memory` for control experiments: every segment starts from the initial memory."""
+    return initial
+
+
+class Actor:
+    """Acts for `batch_size` environments at once.
+
+    The parameters are read at construction: make a new actor after a training step.
+
+    Args:
+        model: in eval mode.
+        batch_size: B, the number of environments.
+        target_return: the return to ask for, in units of reward; one number, or `(B,)`.
+        greedy: take the most probable action; False: draw from the predicted distribution (discrete actions).
+        seed: of those draws.
+        slide: DT and DTXL only: how many of the oldest steps leave a full window at once. 1 is the published protocol
+            and recomputes the window at every step; up to `context_length`, more is faster, with a shorter context.
+        transform_memory: applied to the memory before every segment but an episode's first, as
+            `transform(memory, initial_memory)`; for ablations, e.g. `knock_out_memory`.
+        precision: "32" or "bf16".
+
+    Raises:
+        ValueError: a model in training mode, or `slide` outside 1..context_length.
+    """
+
+    def __init__(
+        self,
+        model: RATE,
+        batch_size: int,
+        target_return: float | np.ndarray | Tensor,
+        *,
+        greedy: bool = True,
+        seed: int = 0,
+        slide: int = 1,
+        transform_memory: MemoryTransform | None = None,
+        precision: str = "32",
+    ) -> None:
+        config = model.config
+        if model.training:
+            raise ValueError("the model is in training mode, with dropout on: call model.eval() before acting")
+        if not 1 <= slide <= config.context_length:
+            raise ValueError(f"slide {slide}: must be between 1 and the context of {config.context_length} steps")
+        self.model, self.batch_size, self.greedy, self.slide = model, batch_size, greedy, slide
+        self.transform_memory = transform_memory
+        self._precision = precision
+        self._device = model.device
+        self._generator = torch.Generator(self._device).manual_seed(seed)
+        self._rtg = torch.empty(batch_size, device=self._device)
+        # How many steps of the running segment (or window) are in the buffers, and how many since the cache was renewed.
+        self._steps = np.zeros(batch_size, dtype=np.int64)
+        self._since_cache = np.zeros(batch_size, dtype=np.int64)
+        self._cached = np.zeros(batch_size, dtype=np.int64)
+        self._fresh = np.ones(batch_size, dtype=bool)
+        columns = config.mem_len + config.segment_tokens
+        dtype = torch.bfloat16 if precision == "bf16" else self.model.content_bias.dtype
+
+        def buffers() -> list[Tensor]:
+            shape = (batch_size, columns, config.d_model)
+            return [torch.zeros(shape, dtype=dtype, device=self._device) for _ in model.layers]
+
+        with torch.inference_mode(), autocast(self._device, precision):
+            self._folded = model.fold()
+            self._inputs = buffers()
+            # The cache holds raw hidden states; only the reordered layers attend to something else.
+            reordered = model.layers[0].reordered and config.mem_len > 0
+            self._hidden = buffers() if reordered else self._inputs
+            self._memory_tokens = model.initial_memory(batch_size).tokens
+            self._action_tokens = torch.zeros(batch_size, 1, config.d_model, dtype=dtype, device=self._device)
+            window = 3 * config.context_length if config.sliding else 0
+            self._window = torch.zeros(batch_size, window, config.d_model, dtype=dtype, device=self._device)
+        self.reset(target_return=target_return)
+
+    def reset(
+        self, rows: np.ndarray | None = None, *, target_return: float | np.ndarray | Tensor | None = None
+    ) -> None:
+        """Begin new episodes.
+
+        Args:
+            rows: bool mask or indices of the environments that begin anew; None: all.
+            target_return: what to ask for in them; None: what was asked for at their last reset.
+        """
+        rows = np.arange(self.batch_size) if rows is None else np.arange(self.batch_size)[rows]
+        index = torch.as_tensor(rows, device=self._device)
+        if target_return is not None:
+            target = torch.as_tensor(target_return, dtype=torch.float32, device=self._device)
+            if not hasattr(self, "_target"):
+                self._target = torch.empty(self.batch_size, device=self._device)
+            self._target[index] = target.expand(self.batch_size)[index] if target.ndim == 0 else target
+        self._rtg[index] = self._target[index]
+        self._steps[rows] = self._since_cache[rows] = self._cached[rows] = 0
+        self._fresh[rows] = True
+        if self._memory_tokens is not None:
+            with torch.inference_mode():
+                tokens = self._memory_tokens.clone()
+                tokens[index] = self.model.memory_tokens.to(tokens.dtype)
+                self._memory_tokens = tokens
+
+    def act(self, observations: np.ndarray | Tensor, rewards: np.ndarray | Tensor | None = None) -> np.ndarray:
+        """One environment step for every row: `observe`, choose, `take`.
+
+        Args:
+            observations: `(B, *observation_shape)`.
+            rewards: `(B,)` rewards of the previous actions; ignored where an episode begins; None: all zero.
+
+        Returns:
+            Actions, `(B,)` int64, or `(B, A)` float32 when continuous.
+        """
+        logits = self.observe(observations, rewards)
+        if self.model.spec.continuous:
+            actions = logits
+        elif self.greedy:
+            actions = logits.argmax(-1)
+        else:
+            actions = torch.multinomial(logits.softmax(-1), 1, generator=self._generator).squeeze(1)
+        self.take(actions)
+        return actions.cpu().numpy()
+
+    @torch.inference_mode()
+    def observe(self, observations: np.ndarray | Tensor, rewards: np.ndarray | Tensor | None = None) -> Tensor:
+        """Show the rows their next observations, `(B, *observation_shape)`.
+
+        Returns:
+            float32 action logits `(B, num_actions)` (actions when continuous). Call `take` before the next `observe`.
+        """
+        if rewards is not None:
+            rewards = torch.as_tensor(rewards, dtype=torch.float32, device=self._device)
+            self._rtg -= torch.where(torch.as_tensor(self._fresh, device=self._device), 0.0, rewards)
+        self._fresh[:] = False
+        observations = torch.as_tensor(observations, device=self._device)
+        with autocast(self._device, self._precision):
+            self._make_room()
+            rtg = self.model.encoder.encode_rtg(self._rtg[:, None])
+            observed = self.model.encoder.encode_observations(observations[:, None])
+            x = torch.cat([self._action_tokens, rtg.to(self._dtype), observed.to(self._dtype)], dim=1)
+            hidden = self._append_steps(x)
+            logits = self.model.head(hidden[:, -1]).float()
+        self._steps += 1
+        self._since_cache += 1
+        return logits
+
+    @torch.inference_mode()
+    def take(self, actions: np.ndarray | Tensor) -> None:
+        """Record the actions that are taken, `(B,)` int64 or `(B, A)` float; `act` does this itself."""
+        actions = torch.as_tensor(actions, device=self._device)
+        with autocast(self._device, self._precision):
+            self._action_tokens = self.model.encoder.encode_actions(actions[:, None]).to(self._dtype)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self._inputs[0].dtype
+
+    # Segment and window borders -----------------------------------------------------------------------------------
+
+    def _make_room(self) -> None:
+        """Close, slide and open segments so that every row has room for one more step."""
+        full = self._steps == self.model.config.context_length
+        for rows in self._rows_by(full, self._cached, self._since_cache):
+            if self.model.config.sliding:
+                self._slide(rows)
+            else:
+                self._close(rows)
+        if self.model.config.num_mem_tokens:
+            for rows in self._rows_by(self._steps == 0, self._cached):
+                start = self.model.config.mem_len
+                self._append(rows, self._pick(self._memory_tokens, rows), start, first=start, outputs=0, block=True)
+
+    def _close(self, rows: np.ndarray) -> None:
+        """End the running segment of rows with caches of one length; their next one is not opened yet."""
+        config = self.model.config
+        base, cached = config.mem_len, int(self._cached[rows[0]])
+        end = base + config.segment_tokens - config.num_mem_tokens
+        self._append(rows, self._pick(self._action_tokens, rows), end - 1, first=base - cached, outputs=0)
+        memory = self._memory(rows)
+        tokens = memory.tokens
+        if tokens is not None:
+            written = self._append(
+                rows, tokens.to(self._dtype), end, first=base, outputs=config.num_mem_tokens, block=True
+            )
+            tokens = written if self.model.valve is None else self.model.valve(tokens, written)
+        cache = self._rolled_cache(rows, config.segment_tokens)
+        lengths = torch.full((len(rows),), cache[0].shape[1] if cache else 0)
+        memory = MemoryState(tokens, cache, lengths)
+        if self.transform_memory is not None:
+            memory = self.transform_memory(memory, self.model.initial_memory(len(rows)))
+        self._install(rows, memory)
+        self._steps[rows] = self._since_cache[rows] = 0
+
+    def _slide(self, rows: np.ndarray) -> None:
+        """Drop the oldest steps of full windows and recompute what is left, which the dropped steps had shaped."""
+        config = self.model.config
+        base, cached = config.mem_len, int(self._cached[rows[0]])
+        self._store(self._window, rows, slice(-1, None), self._pick(self._action_tokens, rows))
+        if config.mem_len and self._since_cache[rows[0]] >= config.context_length:
+            last = base + config.segment_tokens - 1
+            self._append(rows, self._pick(self._action_tokens, rows), last, first=base - cached, outputs=0)
+            cache = self._rolled_cache(rows, config.segment_tokens)
+            memory = MemoryState(None, cache, torch.full((len(rows),), cache[0].shape[1]))
+            if self.transform_memory is not None:
+                memory = self.transform_memory(memory, self.model.initial_memory(len(rows)))
+            self._install(rows, memory)
+            self._since_cache[rows] = 0
+        kept = 3 * (config.context_length - self.slide)
+        if kept:
+            window = self._pick(self._window, rows)[:, 3 * self.slide :].clone()
+            self._store(self._window, rows, slice(0, kept), window)
+            # The last action stays pending: it is appended with the next step.
+            first = base - int(self._cached[rows[0]])
+            self._append(rows, window[:, :-1], base, first=first, outputs=0)
+        self._steps[rows] = config.context_length - self.slide
+
+    def _memory(self, rows: np.ndarray) -> MemoryState:
+        """The memory that the running segment of these rows began with, without its cache."""
+        tokens = None if self._memory_tokens is None else self._pick(self._memory_tokens, rows)
+        return MemoryState(tokens, (), torch.as_tensor(self._cached[rows]))
+
+    def _rolled_cache(self, rows: np.ndarray, tokens: int) -> tuple[Tensor, ...]:
+        """The caches behind the running segment of `tokens` tokens; empty without a cache."""
+        base = self.model.config.mem_len
+        if not base:
+            return ()
+        start = base - int(self._cached[rows[0]])
+        return tuple(
+            self.model.roll_cache(picked[:, start:base], picked[:, base : base + tokens])
+            for picked in (self._pick(hidden, rows) for hidden in self._hidden)
+        )
+
+    def _install(self, rows: np.ndarray, memory: MemoryState) -> None:
+        """Make a memory the one that the next segment of these rows begins with."""
+        base = self.model.config.mem_len
+        self._cached[rows] = memory.cache_lengths.numpy()
+        if memory.tokens is not None:
+            self._memory_tokens = self._memory_tokens.clone()
+            self._store(self._memory_tokens, rows, slice(None), memory.tokens.to(self._memory_tokens.dtype))
+        for inputs, hidden, cache in zip(self._inputs, self._hidden, memory.cache, strict=False):
+            columns = slice(base - cache.shape[1], base)
+            cache = cache.to(self._dtype).clone()
+            self._store(inputs, rows, columns, cache)
+            self._store(hidden, rows, columns, cache)
+
+    # Appending tokens to the buffers -------------------------------------------------------------------------------
+
+    def _append_steps(self, x: Tensor) -> Tensor:
+        """Append (last action, rtg, observation), `(B, 3, d_model)`, to every row; its observations' final states.
+
+        Rows that begin a segment have no last action in it.
+        """
+        config = self.model.config
+        first_step = config.mem_len + config.num_mem_tokens
+        hidden = x.new_empty(self.batch_size, 1, config.d_model)
+        for begins in (True, False):
+            rows = np.flatnonzero((self._steps == 0) == begins)
+            if not rows.size:
+                continue
+            offset = 3 * self._steps[rows] - (0 if begins else 1)
+            tokens = self._pick(x, rows)[:, int(begins) :]
+            if config.sliding:
+                self._remember(rows, tokens, offset)
+            output = self._append(
+                rows, tokens, first_step + offset, first=config.mem_len - self._cached[rows], outputs=1
+            )
+            if rows.size == self.batch_size:
+                return output
+            self._store(hidden, rows, slice(None), output.to(hidden.dtype))
+        return hidden
+
+    def _remember(self, rows: np.ndarray, tokens: Tensor, offset: np.ndarray) -> None:
+        """Keep the embedded tokens of a sliding window: nothing is encoded again when it slides."""
+        places = offset[:, None] + np.arange(tokens.shape[1])
+        index = torch.as_tensor(rows, device=self._device)[:, None], torch.as_tensor(places, device=self._device)
+        self._window[index] = tokens
+
+    def _append(
+        self,
+        rows: np.ndarray,
+        x: Tensor,
+        start: int | np.ndarray,
+        *,
+        first: int | np.ndarray,
+        outputs: int,
+        block: bool = False,
+    ) -> Tensor:
+        """Append tokens to some rows' buffers.
+
+        Args:
+            rows: `(b,)` indices.
+            x: `(b, t, d_model)` embedded tokens.
+            start: column of the first of them, one number or `(b,)`.
+            first: the first column they may attend to, one number or `(b,)`.
+            outputs: how many of the last tokens' final hidden states are wanted.
+            block: the tokens are a block of memory tokens, which see one another in both directions.
+
+        Returns:
+            `(b, outputs, d_model)`.
+        """
+        count = x.shape[1]
+        starts, firsts = (np.broadcast_to(np.asarray(value), rows.shape) for value in (start, first))
+        uniform = bool((starts == starts[0]).all() and (firsts == firsts[0]).all())
+        places = starts[:1, None] + np.arange(count) if uniform else starts[:, None] + np.arange(count)
+        low, high = int(firsts.min()), int(starts.max()) + count
+        bias = None if block else self._bias(places, firsts, low, high)
+        wrap = self.model.wrap_distances(int(self._cached[rows[0]])) if block else None
+        index = torch.as_tensor(places, device=self._device)
+        if uniform:
+            index = index[0]
+        for number, layer in enumerate(self.model.layers):
+            last = number == len(self.model.layers) - 1
+            inputs = layer.attention_inputs(x)
+            columns = slice(int(starts[0]), int(starts[0]) + count) if uniform else index
+            self._store(self._inputs[number], rows, columns, inputs)
+            if self._hidden is not self._inputs:
+                self._store(self._hidden[number], rows, columns, x)
+            wanted = outputs if last else count
+            if not wanted:
+                return x[:, :0]
+            states = self._pick(self._inputs[number], rows)[:, low:high]
+            keys = Keys(states, self.model.positions.keys[low:high])
+            x, inputs = x[:, count - wanted :], inputs[:, count - wanted :]
+            attended = torch.cat(
+                [
+                    self._attend(
+                        number,
+                        inputs[:, part],
+                        keys,
+                        index[..., some],
+                        None if bias is None else bias[..., some, :],
+                        wrap,
+                    )
+                    for part, some in self._chunks(wanted, count)
+                ],
+                dim=1,
+            )
+            x = layer.finish(x, inputs, attended)
+        return x
+
+    @staticmethod
+    def _chunks(wanted: int, count: int) -> Iterator[tuple[slice, slice]]:
+        """Ranges of the last `wanted` of `count` tokens: counted among the wanted, and among all."""
+        for start in range(0, wanted, _CHUNK):
+            stop = min(start + _CHUNK, wanted)
+            yield slice(start, stop), slice(count - wanted + start, count - wanted + stop)
+
+    def _attend(
+        self, number: int, inputs: Tensor, keys: Keys, places: Tensor, bias: Tensor | None, wrap: Tensor | None
+    ) -> Tensor:
+        """A chunk of appended tokens through one layer's attention."""
+        attention, folded = self.model.layers[number].attention, self._folded[number]
+        positions = self.model.positions
+        attended, _ = attention(
+            attention.queries(inputs, folded),
+            keys,
+            folded,
+            sin=positions.sin[places],
+            cos=positions.cos[places],
+            bias=bias,
+            wrap=wrap,
+        )
+        return attended
+
+    def _bias(self, places: np.ndarray, firsts: np.ndarray, low: int, high: int) -> Tensor | None:
+        """0 where a token at `places` `(b or 1, t)` may attend to the columns from `low` to `high`, -inf elsewhere."""
+        columns = np.arange(low, high)
+        hidden = (columns > places[..., None]) | (columns < firsts[: len(places), None, None])
+        if not hidden.any():
+            return None
+        bias = torch.zeros(hidden.shape).masked_fill(torch.from_numpy(hidden), float("-inf"))
+        return (bias[0] if len(places) == 1 else bias).to(self._device, non_blocking=True)
+
+    # Rows ----------------------------------------------------------------------------------------------------------
+
+    def _rows_by(self, mask: np.ndarray, *keys: np.ndarray) -> list[np.ndarray]:
+        """The rows of a mask, in groups in which all keys are equal; nearly always one group or none."""
+        rows = np.flatnonzero(mask)
+        if not rows.size:
+            return []
+        _, group = np.unique(np.stack([key[rows] for key in keys]), axis=1, return_inverse=True)
+        group = group.reshape(-1)
+        return [rows[group == number] for number in range(group.max() + 1)]
+
+    def _pick(self, tensor: Tensor, rows: np.ndarray) -> Tensor:
+        """Some rows of a tensor; a view if they are all."""
+        if rows.size == self.batch_size:
+            return tensor
+        return tensor.index_select(0, torch.as_tensor(rows, device=self._device))
+
+    def _store(self, tensor: Tensor, rows: np.ndarray, columns: slice | Tensor, values: Tensor) -> None:
+        """Write `(b, t, d_model)` to some rows, at common columns (slice) or each row's own (`(b, t)` indices)."""
+        values = values.to(tensor.dtype)
+        if isinstance(columns, slice):
+            if rows.size == self.batch_size:
+                tensor[:, columns] = values
+            else:
+                tensor[torch.as_tensor(rows, device=self._device), columns] = values
+        else:
+            tensor[torch.as_tensor(rows, device=self._device)[:, None], columns] = values
