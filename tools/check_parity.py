@@ -23,12 +23,14 @@ from RATE_model.original import convert_weights, infer_config, infer_spec
 TOLERANCE = 1e-5
 
 
-def load_recording(path: Path) -> tuple[RATE, dict, dict[str, np.ndarray]]:
-    """The published model in our form, the recording's meta data, and its arrays."""
+def load_recording(path: Path) -> tuple[RATE, dict[str, np.ndarray]]:
+    """The published model in our form, and the recording's arrays."""
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         meta = json.loads(str(arrays["meta"]))
+        # Of a DT, which has one segment of N*K steps, the meta data may say K.
+        steps = arrays["logits_0"].shape[1]
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path}: not a recording ({error}); see the format in this script") from None
     weights = {
@@ -39,26 +41,26 @@ def load_recording(path: Path) -> tuple[RATE, dict, dict[str, np.ndarray]]:
     config = infer_config(
         weights,
         n_head_ca=meta["n_head_ca"],
-        context_length=meta["segment_length"],
+        context_length=steps,
         mem_len=meta["mem_len"],
         mrv_act=meta["mrv_act"] or "no_act",
         arch=meta["arch_mode"],
     )
     model = RATE(config, infer_spec(weights, meta["env"])).eval()
     convert_weights(weights, model)
-    return model, meta, arrays
+    return model, arrays
 
 
 @torch.no_grad()
 def compare(path: Path) -> dict[str, float]:
     """Largest absolute error of every recorded output."""
-    model, meta, arrays = load_recording(path)
+    model, arrays = load_recording(path)
     observations, actions, rtg = (torch.from_numpy(arrays[name]) for name in ("observations", "actions", "rtg"))
     if not model.spec.continuous:
         actions = actions.squeeze(-1)
-    steps, errors = meta["segment_length"], {}
+    steps, errors = model.config.context_length, {}
     memory = model.initial_memory(len(rtg))
-    for index in range(meta["num_segments"]):
+    for index in range(rtg.shape[1] // steps):
         segment = slice(index * steps, (index + 1) * steps)
         logits, memory = model.forward_segment(
             observations[:, segment], actions[:, segment], rtg[:, segment].squeeze(-1), memory
