@@ -179,7 +179,7 @@ class TrajectoryWriter:
         """An empty, growing dataset for values like these (steps, ...)."""
         shape, options = values.shape[1:], {}
         if self._compress:
-            options = dict(_hdf5plugin(f"{self.path}: writing with compression").Zstd(clevel=ZSTD_LEVEL))
+            options = dict(_hdf5plugin(f"'{self.path}' is compressed with zstd; writing it").Zstd(clevel=ZSTD_LEVEL))
         chunk = self._chunk if name == "observations" else VECTOR_CHUNK
         return self._file.create_dataset(
             name, (0, *shape), values.dtype, maxshape=(None, *shape), chunks=(chunk, *shape), **options
@@ -320,7 +320,9 @@ class TrajectoryFile:
     def _open(self) -> h5py.File:
         """This process's handle. HDF5 handles must not cross a fork: parent and child would share one file position."""
         if self._handle is None or self._process != os.getpid():
-            self._handle = h5py.File(self.path, "r", locking=False)  # locks fail on read-only and network disks
+            self._handle = h5py.File(self.path, "r")
+            if any(_uses_zstd(item) for item in self._handle.values()):
+                _hdf5plugin(f"'{self.path}' is compressed with zstd; reading it")  # in a spawned worker too
             self._process = os.getpid()
         return self._handle
 
@@ -339,9 +341,6 @@ class TrajectoryFile:
                 raise self._error(f"'{name}' has shape {column.shape}; expected one number per step")
             if column.dtype.kind not in "biuf":
                 raise self._error(f"'{name}' has type {column.dtype}; expected numbers")
-            filters = column.id.get_create_plist()
-            if any(filters.get_filter(i)[0] == ZSTD_FILTER for i in range(filters.get_nfilters())):
-                _hdf5plugin(f"{self.path} is compressed with zstd: reading it")
         lengths = {name: len(column) for name, column in columns.items()}
         if len(set(lengths.values())) > 1:
             listed = ", ".join(f"{name} {length}" for name, length in lengths.items())
@@ -428,6 +427,13 @@ def _hdf5plugin(purpose: str) -> Any:
         return importlib.import_module("hdf5plugin")
     except ImportError as error:
         raise UserError(f"{purpose} needs the package hdf5plugin: pip install hdf5plugin") from error
+
+
+def _uses_zstd(item: h5py.Dataset | h5py.Group) -> bool:
+    if not isinstance(item, h5py.Dataset):
+        return False
+    filters = item.id.get_create_plist()
+    return any(filters.get_filter(number)[0] == ZSTD_FILTER for number in range(filters.get_nfilters()))
 
 
 def _decoded(value: Any) -> Any:

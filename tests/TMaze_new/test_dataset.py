@@ -1,0 +1,146 @@
+"""T-Maze data: the episodes, their seeds, the files, the loading and the command."""
+
+import h5py
+import numpy as np
+import pytest
+
+from RATE_model.errors import UserError
+from TMaze_new.TMaze_new_src.dataset import (
+    DataOptions,
+    balanced_seeds,
+    dataset_path,
+    ensure_datasets,
+    generate,
+    load_windows,
+    main,
+    open_dataset,
+)
+from TMaze_new.TMaze_new_src.env import EVALUATION_SEEDS, RIGHT, TMazeEnv, goals_of_seeds
+
+
+@pytest.fixture
+def options(tmp_path):
+    return DataOptions(context_length=6, trajectories=40, data_dir=tmp_path / "data")
+
+
+@pytest.mark.parametrize("win_only", [True, False])
+def test_episodes_are_those_of_the_environment(options, win_only):
+    """Played again in the single environment, every stored action gives the stored observations and rewards."""
+    options = DataOptions(**vars(options) | {"win_only": win_only, "hint_steps": 2})
+    file = open_dataset(generate(options, 2))
+    assert file.num_episodes == 40 and (file.lengths == 11).all()
+    observations, actions = file.load()
+    with h5py.File(file.path) as raw:
+        seeds = raw["infos/seed"][:]
+        assert raw["terminals"][:].sum() == 40 and raw["timeouts"][:].sum() == 0
+    env = TMazeEnv(10, hint_steps=2)
+    for start in file.starts:
+        observation, _ = env.reset(seed=int(seeds[start]))
+        for step in range(start, start + 11):
+            np.testing.assert_array_equal(observations[step], observation)
+            observation, reward, terminated, _, _ = env.step(int(actions[step]))
+            assert file.rewards[step] == reward
+        assert terminated
+    wins = file.returns_to_go()[file.starts]
+    assert wins.tolist() == [1.0] * 40 if win_only else [1.0] * 20 + [0.0] * 20
+    assert (actions.reshape(40, 11)[:, :10] == RIGHT).all()
+    hints = observations[file.starts, 1]
+    assert (hints == 1).sum() == (hints == -1).sum() == 20
+    assert (hints[:20] == 1).sum() == 10  # balanced among winners and losers
+
+
+def test_seeds_are_distinct_balanced_and_never_those_of_an_evaluation(options):
+    seeds = np.concatenate([balanced_seeds(segments * 1_000_000, 2000) for segments in (1, 2, 3)])
+    assert len(np.unique(seeds)) == 6000
+    assert goals_of_seeds(seeds).sum() == 0
+    assert seeds.min() >= 1_000_000 > 10_000 > max(EVALUATION_SEEDS)
+    assert len(balanced_seeds(1_000_000, 5)) == 5
+
+
+def test_attributes_and_names(options):
+    path = generate(options, 3)
+    assert path.name == "tmaze_S3_K6_hint1_n40_win.h5"
+    attributes = open_dataset(path).attributes
+    assert attributes["environment"] == "TMaze-v0" and attributes["corridor_length"] == 16
+    assert attributes["num_episodes"] == 40 and attributes["return_mean"] == 1.0 and attributes["length_max"] == 17
+    for change in ({"context_length": 7}, {"trajectories": 41}, {"hint_steps": 2}, {"win_only": False}):
+        assert dataset_path(DataOptions(**vars(options) | change), 3) != path
+
+
+def test_ensure_makes_only_what_is_missing(options, capsys):
+    first = generate(options, 1)
+    before = first.stat().st_mtime_ns
+    paths = ensure_datasets(options)
+    assert paths == [dataset_path(options, segments) for segments in (1, 2, 3)] and all(p.is_file() for p in paths)
+    assert first.stat().st_mtime_ns == before
+    assert capsys.readouterr().out.count("Making 40 T-Maze episodes") == 2
+    assert ensure_datasets(options, [2]) == paths[1:2] and capsys.readouterr().out == ""
+
+
+def test_windows_of_a_stage(options):
+    paths = ensure_datasets(options)
+    training, validation = load_windows(paths[:2], size=12)
+    assert (len(training), len(validation)) == (64, 16)
+    batch = training.__getitems__(range(64))
+    assert batch.observations.shape == (64, 12, 4) and batch.actions.max() <= 3
+    assert sorted(set(batch.lengths.tolist())) == [5, 11] and not batch.valid[:, -1].any()
+    assert ((batch.rtg == 1) == batch.valid).all()  # reward comes with the last action
+    # Padding repeats the last observation.
+    short = batch.lengths == 5
+    assert (batch.observations[short][:, 5:] == batch.observations[short][:, 4:5]).all()
+
+
+def test_split_is_the_same_in_every_stage(options):
+    paths = ensure_datasets(options)
+
+    def validation_rows(count):
+        rows = load_windows(paths[:count], size=6 * count)[1].windows.tolist()
+        return {tuple(row) for row in rows}
+
+    stages = [validation_rows(count) for count in (1, 2, 3)]
+    assert stages[0] < stages[1] < stages[2] and [len(rows) for rows in stages] == [8, 16, 24]
+
+
+def test_loading_names_what_is_wrong(options):
+    with pytest.raises(UserError, match="does not exist. Make it anew with `python3 .*dataset.py"):
+        load_windows([dataset_path(options, 1)], size=6)
+    path = generate(options, 2)
+    with pytest.raises(UserError, match="no episode of 1 to 6 steps"):
+        load_windows([path], size=6)
+
+
+def test_command(tmp_path, capsys):
+    flags = ["--context_length", "5", "--trajectories", "10", "--max_n_final", "2", "--output_dir", str(tmp_path)]
+    main(flags)
+    names = ["tmaze_S1_K5_hint1_n10_win.h5", "tmaze_S2_K5_hint1_n10_win.h5"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    out = capsys.readouterr().out
+    assert all(name in out for name in names) and "10 episodes of 4 steps, mean return 1.00" in out
+    content = (tmp_path / names[0]).read_bytes()
+    (tmp_path / names[0]).write_bytes(b"mine")
+    with pytest.raises(SystemExit, match="2"):
+        main(flags)
+    assert "add --overwrite true" in capsys.readouterr().err
+    assert (tmp_path / names[0]).read_bytes() == b"mine"
+    main([*flags, "--overwrite", "true"])
+    assert (tmp_path / names[0]).read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--trajectories", "0"], "--trajectories is 0; it must be at least 2"),
+        (["--min_n_final", "-1"], "--min_n_final is -1"),
+        (["--max_n_final", "0"], "--max_n_final is 0; it must be at least --min_n_final, which is 1"),
+        (["--context_length", "2"], "--context_length is 2"),
+        (["--hint_steps", "0"], "--hint_steps is 0"),
+        (["--win_only", "maybe"], "--win_only"),
+        (["--episodes", "5"], "--episodes"),
+    ],
+)
+def test_bad_flags_are_named(tmp_path, capsys, flags, message):
+    with pytest.raises(SystemExit, match="2"):
+        main([*flags, "--data_dir", str(tmp_path / "data")])
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and error.count("\n") <= 2
+    assert not (tmp_path / "data").exists()
