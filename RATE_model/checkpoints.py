@@ -128,6 +128,11 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return safetensors.torch.load((path / MODEL).read_bytes()), training
 
 
+def has_checkpoints(directory: Path) -> bool:
+    """Whether ``directory`` holds anything that was saved as a checkpoint, good or damaged."""
+    return bool(_candidates(directory))
+
+
 def checkpoint_step(path: Path) -> int:
     """The step of a checkpoint, from its manifest; raises UserError if there is none."""
     try:
