@@ -128,6 +128,20 @@ class Actor:
                 tokens[index] = self.model.memory_tokens.to(tokens.dtype)
                 self._memory_tokens = tokens
 
+    def keep(self, rows: np.ndarray) -> None:
+        """Go on with some rows only, `(b,)` indices in the order wanted: finished episodes then cost nothing."""
+        index = torch.as_tensor(rows, device=self._device)
+        with torch.inference_mode():
+            hidden_is_inputs = self._hidden is self._inputs
+            self._inputs = [buffer[index] for buffer in self._inputs]
+            self._hidden = self._inputs if hidden_is_inputs else [buffer[index] for buffer in self._hidden]
+            for name in ("_rtg", "_target", "_memory_tokens", "_action_tokens", "_window"):
+                if (value := getattr(self, name)) is not None:
+                    setattr(self, name, value[index])
+        for name in ("_steps", "_since_cache", "_cached", "_fresh"):
+            setattr(self, name, getattr(self, name)[rows])
+        self.batch_size = len(rows)
+
     def act(self, observations: np.ndarray | Tensor, rewards: np.ndarray | Tensor | None = None) -> np.ndarray:
         """One environment step for every row: `observe`, choose, `take`.
 

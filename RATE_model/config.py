@@ -55,9 +55,7 @@ class ModelConfig:
         for name in ("n_layer", "n_head", "d_model", "d_head", "d_inner", "context_length"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name} {getattr(self, name)}: must be at least 1")
-        for name, flag in (("num_mem_tokens", "nmt"), ("mem_len", "mem_len"), ("n_head_ca", "n_head_ca")):
-            if getattr(self, name) < 0:
-                raise UserError(f"--{flag} {getattr(self, name)}: must be 0 (off) or more")
+        self.validate_memory_sizes()
         for name in ("dropout", "dropatt"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"--{name} {getattr(self, name)}: must be at least 0 and below 1")
@@ -70,6 +68,12 @@ class ModelConfig:
             if value not in allowed:
                 raise UserError(f"--{flag} {value!r}: choose one of {', '.join(allowed)}")
         self._validate_memory()
+
+    def validate_memory_sizes(self) -> None:
+        """Raise `UserError` for a negative number of memory tokens, MRV heads or cached states."""
+        for name, flag in (("num_mem_tokens", "nmt"), ("mem_len", "mem_len"), ("n_head_ca", "n_head_ca")):
+            if getattr(self, name) < 0:
+                raise UserError(f"--{flag} {getattr(self, name)}: must be 0 (off) or more")
 
     def _validate_memory(self) -> None:
         if not self.n_head_ca:
@@ -87,8 +91,8 @@ class ModelConfig:
             )
 
 
-# What a mode leaves of the flags (published_system: one table for all environments). Columns: memory tokens, MRV, cached
-# hidden states, and whether the whole trajectory of N*K steps is one segment over which acting slides.
+# What a mode leaves of the flags, in every environment. Columns: memory tokens, MRV, cached hidden states, and whether the
+# whole trajectory of N*K steps is one segment over which acting slides.
 _MODE_TABLE: dict[str, tuple[bool, bool, bool, bool]] = {
     #               tokens  MRV    cache  sliding
     "RATE":        (True,  True,  True,  False),
@@ -110,19 +114,19 @@ def apply_mode(config: ModelConfig, *, mode: str, sections: int) -> ModelConfig:
         sections: N, the segments of a training trajectory; DT and DTXL see all N*K steps as one segment.
 
     Raises:
-        UserError: an unknown mode, or `mem_len` asked of DT.
+        UserError: an unknown mode, a negative size (even one that the mode has no use for), or `mem_len` asked of DT.
     """
     if mode not in _MODE_TABLE:
         raise UserError(f"--model_mode {mode!r}: choose one of {', '.join(MODES)}")
     if sections < 1:
         raise UserError(f"--sections {sections}: must be at least 1")
+    config.validate_memory_sizes()
     tokens, valve, cache, sliding = _MODE_TABLE[mode]
     if mode == "DT" and config.mem_len:
         raise UserError(
             f"--mem_len {config.mem_len} with --model_mode DT: a Decision Transformer has no cached hidden states; "
             "set --mem_len 0, or --model_mode DTXL"
         )
-    tokens = tokens and config.num_mem_tokens > 0
     return replace(
         config,
         num_mem_tokens=config.num_mem_tokens if tokens else 0,

@@ -1,0 +1,118 @@
+"""When training moves on to longer trajectories, and when it is over.
+
+A stage is a number of segments. Both curricula count batches and epochs; a position (stage, epoch, batch) and the state
+kept here are all that resuming needs.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass
+class FixedStages:
+    """Every stage lasts `epochs` epochs; a single stage is training without a curriculum."""
+
+    stages: Sequence[int]
+    epochs: int
+    index: int = 0
+    epochs_done: int = 0
+
+    @property
+    def sections(self) -> int:
+        """Segments of the present stage."""
+        return self.stages[min(self.index, len(self.stages) - 1)]
+
+    @property
+    def finished(self) -> bool:
+        """Whether all stages are done."""
+        return self.index >= len(self.stages)
+
+    @property
+    def annealing(self) -> bool:
+        """Whether the learning rate should start to decay now; its schedule is fixed beforehand here."""
+        return False
+
+    def after_batch(self, metrics: Mapping[str, float]) -> None:
+        """Batches decide nothing."""
+
+    def after_epoch(self) -> None:
+        """Count an epoch; the last of a stage ends it."""
+        self.epochs_done += 1
+        if self.epochs_done >= self.epochs:
+            self.index, self.epochs_done = self.index + 1, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """What changes."""
+        return {"index": self.index, "epochs_done": self.epochs_done}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict()`."""
+        self.index, self.epochs_done = state["index"], state["epochs_done"]
+
+
+@dataclass
+class AdaptiveStages:
+    """A stage ends when it is solved: `metric` was 1 for `streak` batches in a row.
+
+    Behind the last stage the learning rate is annealed over `anneal_batches` batches: without it, what was learned about
+    lengths beyond the training data was seen to be lost again. After `max_epochs` epochs in all, solved or not,
+    training goes on with the annealing at the last stage; `solved` tells which.
+    """
+
+    stages: Sequence[int]
+    metric: str
+    streak: int
+    anneal_batches: int
+    max_epochs: int
+    index: int = 0
+    row: int = 0
+    epochs_done: int = 0
+    anneal_left: int | None = None
+    solved: bool = False
+
+    @property
+    def sections(self) -> int:
+        """Segments of the present stage."""
+        return self.stages[self.index]
+
+    @property
+    def finished(self) -> bool:
+        """Whether the annealing is done."""
+        return self.anneal_left == 0
+
+    @property
+    def annealing(self) -> bool:
+        """Whether the learning rate should decay."""
+        return self.anneal_left is not None
+
+    def after_batch(self, metrics: Mapping[str, float]) -> None:
+        """Count one batch with these metrics."""
+        if self.anneal_left is not None:
+            self.anneal_left -= 1
+            return
+        self.row = self.row + 1 if metrics[self.metric] == 1 else 0
+        if self.row < self.streak:
+            return
+        self.row = 0
+        if self.index + 1 < len(self.stages):
+            self.index += 1
+        else:
+            self.solved = True
+            self.anneal_left = self.anneal_batches
+
+    def after_epoch(self) -> None:
+        """Count an epoch; too many end the search for a solution."""
+        self.epochs_done += 1
+        if self.epochs_done >= self.max_epochs and self.anneal_left is None:
+            self.index, self.anneal_left = len(self.stages) - 1, self.anneal_batches
+
+    def state_dict(self) -> dict[str, Any]:
+        """What changes."""
+        names = ("index", "row", "epochs_done", "anneal_left", "solved")
+        return {name: value for name, value in asdict(self).items() if name in names}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict()`."""
+        for name, value in state.items():
+            setattr(self, name, value)

@@ -1,0 +1,90 @@
+"""Rolling a model out in vectorised environments."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv
+from torch import nn
+from tqdm import tqdm
+
+from RATE_model.actor import Actor
+
+# When no more than this share of an actor's rows is still running, it goes on with those alone.
+_COMPACT = 0.95
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """What happened in B episodes."""
+
+    returns: np.ndarray  # (B,) float64, sum of rewards
+    lengths: np.ndarray  # (B,) int64, steps
+    last_rewards: np.ndarray  # (B,) float64, reward of the last step
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode inside, and in its former mode behind, even after an error."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def progress_bar(**arguments: object) -> tqdm:
+    """A progress bar on a terminal; nothing in a log file or a batch job."""
+    return tqdm(disable=None, leave=False, **arguments)
+
+
+def rollout(
+    actor: Actor, environments: VectorEnv, *, seeds: np.ndarray, max_steps: int, description: str = "acting"
+) -> Episodes:
+    """One episode in every environment, all at once.
+
+    Args:
+        actor: freshly made or reset, for as many rows as there are environments.
+        environments: that do not reset themselves (`AutoresetMode.DISABLED`) and ignore actions once finished.
+        seeds: `(B,)` one per episode.
+        max_steps: no episode goes on after so many steps.
+        description: of the progress bar.
+
+    Raises:
+        ValueError: environments that reset themselves: their rows would begin a second episode with the first's memory.
+    """
+    if environments.metadata.get("autoreset_mode") != AutoresetMode.DISABLED:
+        raise ValueError("rollout needs environments with AutoresetMode.DISABLED")
+    observations, _ = environments.reset(seed=seeds)
+    count = environments.num_envs
+    returns, lengths, last = np.zeros(count), np.zeros(count, dtype=np.int64), np.zeros(count)
+    rewards, running = np.zeros(count), np.ones(count, dtype=bool)
+    rows = np.arange(count)  # the environments that the actor still has a row for
+    actions: np.ndarray | None = None
+    with progress_bar(total=max_steps, desc=description, unit="step") as bar:
+        for _ in range(max_steps):
+            chosen = actor.act(observations[rows], rewards[rows])
+            actions = np.zeros((count, *chosen.shape[1:]), chosen.dtype) if actions is None else actions
+            actions[rows] = chosen
+            observations, rewards, terminated, truncated, _ = environments.step(actions)
+            returns += np.where(running, rewards, 0.0)
+            last = np.where(running, rewards, last)
+            lengths += running
+            running &= ~(terminated | truncated)
+            bar.update()
+            if not running.any():
+                break
+            kept = running[rows]
+            if kept.mean() <= _COMPACT:
+                actor.keep(np.flatnonzero(kept))
+                rows = rows[kept]
+    return Episodes(returns, lengths, last)
+
+
+def mean_and_error(values: np.ndarray) -> tuple[float, float]:
+    """Mean and standard error of the mean; the error of a single value is NaN."""
+    values = np.asarray(values, dtype=np.float64)
+    error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
+    return float(values.mean()), float(error)

@@ -1,0 +1,227 @@
+"""The training loop of every environment: stages, epochs, logging, validation, evaluation, checkpoints, interruptions.
+
+A run that is interrupted at any point and resumed goes through the same states as one that never was: all that later
+batches depend on is in a checkpoint, and checkpoints are taken between batches.
+"""
+
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from RATE_model.checkpoints import load_checkpoint, save_checkpoint
+from RATE_model.config import ModelConfig
+from RATE_model.curriculum import AdaptiveStages, FixedStages
+from RATE_model.evaluation import evaluating, progress_bar
+from RATE_model.model import RATE
+from RATE_model.runs import Interrupts, Run
+from RATE_model.spec import EnvironmentSpec
+from RATE_model.tracking import Tracker
+from RATE_model.trainer import Trainer
+from RATE_model.windows import EpochSampler, WindowDataset, make_loader
+
+# Segments of a stage -> training and validation windows.
+StageData = Callable[[int], tuple[WindowDataset, WindowDataset]]
+# (model in eval mode, whether training is over) -> metrics of acting in the environment.
+Evaluate = Callable[[RATE, bool], dict[str, float]]
+
+FINAL = "final"
+
+
+class Fit:
+    """Trains one run from wherever it stands to its end.
+
+    Args:
+        trainer: model, optimizer, schedule.
+        curriculum: which stages there are and when each ends.
+        data: the windows of a stage.
+        run: an open run; if it has a checkpoint, training continues there.
+        tracker: where metrics go.
+        seed: of the order of batches.
+        evaluate: called at checkpoints and at the end; must leave torch's global random state alone.
+        interrupts: asked between batches whether to stop.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        curriculum: FixedStages | AdaptiveStages,
+        data: StageData,
+        *,
+        run: Run,
+        tracker: Tracker,
+        seed: int,
+        evaluate: Evaluate | None = None,
+        interrupts: Interrupts | None = None,
+    ) -> None:
+        self.trainer, self.curriculum, self.data = trainer, curriculum, data
+        self.run, self.tracker, self.seed = run, tracker, seed
+        self.evaluate, self.interrupts = evaluate, interrupts
+        self.options = trainer.options
+        # Position: `batch` batches of epoch `epoch` of the present stage are done.
+        self.epoch = self.batch = self.epochs_done = 0
+        self.seconds = 0.0
+        self._best = float("inf")
+        self._pending: list[dict[str, Tensor]] = []
+        self._saved_at = time.monotonic()
+        if run.checkpoint is not None:
+            self._resume()
+
+    def __call__(self) -> dict[str, Any]:
+        """Train to the end; the result of the last validation and evaluation, also in eval/final.json.
+
+        Raises:
+            Interrupted: a signal asked to stop; the state is saved.
+            TrainingDiverged: loss or gradient became NaN or infinite.
+        """
+        while not self.curriculum.finished:
+            self._stage()
+        self._log()
+        result = self._validate() | {"train_seconds": round(self.seconds, 1), "optimizer_steps": self.trainer.step}
+        if isinstance(self.curriculum, AdaptiveStages):
+            result["solved"] = self.curriculum.solved
+        self._save()
+        result |= self._evaluate(final=True)
+        self.tracker.log(result, self.trainer.step)
+        self.run.write_evaluation(FINAL, result)
+        return result
+
+    def _stage(self) -> None:
+        """Train until the stage changes or everything is done."""
+        sections = self.curriculum.sections
+        training, validation = self.data(sections)
+        self._validation = validation
+        options = self.options
+        sampler = EpochSampler(len(training), options.batch_size, self.seed, key=sections)
+        loader = make_loader(
+            training,
+            sampler,
+            epoch=self.epoch,
+            batch=self.batch,
+            num_workers=options.num_workers,
+            pin_memory=self.trainer.model.device.type == "cuda",
+        )
+        bar = progress_bar(desc=f"{sections} segments", unit="batch", initial=self.epoch * len(sampler) + self.batch)
+        with closing(loader), bar:
+            for epoch, number, batch in loader:
+                self._train(batch)
+                bar.update()
+                self.epoch, self.batch = epoch, number + 1
+                if self.batch == len(sampler):
+                    self._end_epoch()
+                if self.curriculum.finished or self.curriculum.sections != sections:
+                    self.epoch = self.batch = 0
+                    self._best = float("inf")  # losses of different stages do not compare
+                    return
+                self._pause_if_asked()
+
+    def _train(self, batch: Any) -> None:
+        """One batch."""
+        started = time.perf_counter()
+        metrics = self.trainer.train_batch(batch)
+        self.curriculum.after_batch(metrics)
+        if self.curriculum.annealing:
+            self.trainer.schedule.start_decay(self.trainer.step)
+        self._pending.append(metrics)
+        if len(self._pending) >= self.options.log_every:
+            self._log()
+        self.seconds += time.perf_counter() - started
+
+    def _end_epoch(self) -> None:
+        """Behind the last batch of an epoch: at some epochs, validate, evaluate and save."""
+        self.epoch, self.batch = self.epoch + 1, 0
+        self.epochs_done += 1
+        self.curriculum.after_epoch()
+        if self.epochs_done != 1 and self.epochs_done % self.options.ckpt_epoch:
+            return
+        if self.curriculum.finished:
+            return  # the end does all of it
+        self._log()
+        result = self._validate() | self._evaluate(final=False)
+        self.tracker.log(result, self.trainer.step)
+        self.run.write_evaluation(f"epoch_{self.epochs_done:04d}", result)
+        self._save(best=result["validation_loss"] < self._best)
+        self._best = min(self._best, result["validation_loss"])
+
+    def _pause_if_asked(self) -> None:
+        """Between batches: save when it is time, and stop when a signal asked for it."""
+        asked = self.interrupts is not None and self.interrupts.requested is not None
+        if asked or time.monotonic() - self._saved_at > 60 * self.options.save_minutes:
+            self._save()
+        if asked:
+            self.interrupts.stop()
+
+    def _log(self) -> None:
+        """Averages of the batches since the last line; the only place where training reads from the device."""
+        if not self._pending:
+            return
+        means = {name: torch.stack([m[name].float().cpu() for m in self._pending]).mean() for name in self._pending[0]}
+        means |= {"segments_count": self.curriculum.sections, "epoch": self.epochs_done}
+        self.tracker.log({name: float(value) for name, value in means.items()}, self.trainer.step)
+        self._pending.clear()
+
+    def _validate(self) -> dict[str, float]:
+        """Loss and metrics on the validation windows of the present stage."""
+        _, validation = self.data(self.curriculum.sections)
+        sampler = EpochSampler(len(validation), self.options.batch_size, self.seed, shuffle=False)
+        loader = make_loader(validation, sampler, end_epoch=1)
+        with evaluating(self.trainer.model):
+            return self.trainer.validate(batch for _, _, batch in loader)
+
+    def _evaluate(self, *, final: bool) -> dict[str, float]:
+        if self.evaluate is None:
+            return {}
+        with evaluating(self.trainer.model):
+            return self.evaluate(self.trainer.model, final)
+
+    def _save(self, *, best: bool = False) -> None:
+        """A checkpoint of everything that the next batch depends on."""
+        self.trainer.check_finite()
+        self.tracker.flush()
+        model = self.trainer.model
+        state = {
+            "config": asdict(model.config),
+            "spec": asdict(model.spec),
+            "trainer": self.trainer.state_dict(),
+            "curriculum": self.curriculum.state_dict(),
+            "position": {"epoch": self.epoch, "batch": self.batch, "epochs_done": self.epochs_done},
+            "pending": self._pending,
+            "best": self._best,
+            "seconds": self.seconds,
+        }
+        save_checkpoint(
+            self.run.checkpoints,
+            self.trainer.step,
+            model_state=model.state_dict(),
+            training_state=state,
+            tag="best" if best else None,
+        )
+        self._saved_at = time.monotonic()
+
+    def _resume(self) -> None:
+        """Take up the run's checkpoint."""
+        weights, state = load_checkpoint(self.run.checkpoint)
+        self.trainer.model.load_state_dict(weights)
+        self.trainer.load_state_dict(state["trainer"])
+        self.curriculum.load_state_dict(state["curriculum"])
+        for name, value in state["position"].items():
+            setattr(self, name, value)
+        self._pending, self._best, self.seconds = list(state["pending"]), state["best"], state["seconds"]
+        self.tracker.truncate_after(self.trainer.step)
+
+
+def load_model(path: Any, *, device: torch.device | str = "cpu") -> RATE:
+    """The model of a checkpoint (of `resolve_checkpoint`), in eval mode.
+
+    Raises:
+        UserError: the checkpoint is damaged or absent.
+    """
+    weights, state = load_checkpoint(path)
+    spec = {name: tuple(value) if name == "observation_shape" else value for name, value in state["spec"].items()}
+    model = RATE(ModelConfig(**state["config"]), EnvironmentSpec(**spec)).to(device)
+    model.load_state_dict(weights)
+    return model.eval()

@@ -1,0 +1,58 @@
+"""The optimizer and the learning rate."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+
+def make_optimizer(
+    model: nn.Module, *, learning_rate: float, betas: tuple[float, float], weight_decay: float
+) -> torch.optim.AdamW:
+    """AdamW with weight decay on the matrices of linear maps and convolutions, and on nothing else.
+
+    Biases, norms, embeddings, memory tokens and relative-position biases are not decayed.
+    """
+    matrices = [module.weight for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv1d)]
+    decayed = {id(weight) for weight in matrices}
+    rest = [parameter for parameter in model.parameters() if id(parameter) not in decayed]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)
+
+
+@dataclass
+class Schedule:
+    """The learning rate as a fraction of its peak: linear warm-up, a plateau, decay to an end value, then constant.
+
+    With `decay_start` None the plateau lasts until `start_decay` is called; it never rises again after that.
+    """
+
+    warmup_steps: int
+    decay_start: int | None
+    decay_steps: int
+    end_factor: float
+    shape: str = "linear"  # or cosine
+
+    def factor(self, step: int) -> float:
+        """The fraction at optimizer step `step`, counted from 0."""
+        warmup = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+        if self.decay_start is None or step < self.decay_start:
+            return warmup
+        progress = min(1.0, (step - self.decay_start) / max(1, self.decay_steps))
+        if self.shape == "cosine":
+            progress = 0.5 * (1 - math.cos(math.pi * progress))
+        return min(warmup, 1 + (self.end_factor - 1) * progress)
+
+    def start_decay(self, step: int) -> None:
+        """Begin the decay at this step, once."""
+        if self.decay_start is None:
+            self.decay_start = step
+
+
+def decay_over(total_steps: int, *, warmup_steps: int, end_factor: float, shape: str) -> Schedule:
+    """Warm-up, then decay until the last of `total_steps`; `constant` keeps the plateau."""
+    if shape == "constant":
+        return Schedule(warmup_steps, None, 0, 1.0)
+    warmup_steps = min(warmup_steps, total_steps)
+    return Schedule(warmup_steps, warmup_steps, total_steps - warmup_steps, end_factor, shape)

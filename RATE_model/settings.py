@@ -1,0 +1,171 @@
+"""Flags that every environment's train script has in common. An environment adds groups of its own."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from RATE_model.config import Activation, Arch, Mode, ModelConfig, apply_mode
+from RATE_model.errors import UserError
+from RATE_model.options import Boolean
+
+# How these scripts have always been told to leave out the decoder's feed-forward network.
+ALIASES = {"skip_dec_attn": "skip_dec_ffn"}
+
+Curriculum = Literal["false", "true", "adaptive"]
+
+
+def at_least(minimum: float, **values: float | None) -> None:
+    """Raise `UserError` for the first flag whose value is below the minimum; None is no value."""
+    for name, value in values.items():
+        if value is not None and value < minimum:
+            raise UserError(f"--{name} {value}: must be at least {minimum}")
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model, and how large."""
+
+    # RATE, or what is left of it: RMT (memory tokens), TrXL (cached hidden states), DT (Decision Transformer: one
+    # segment), DTXL (DT with a cache when acting), RATEM (RATE without cache), RATE_wo_nmt (TrXL)
+    model_mode: Mode = "RATE"
+    # Decoder block: post-norm, identity-map reordering, gated
+    arch_mode: Arch = "TrXL"
+    # Memory tokens at either end of a segment
+    nmt: int = 5
+    # Cached hidden states of earlier segments, in tokens; 0 = none
+    mem_len: int = 0
+    # Heads of the memory retention valve; 0 = no valve
+    n_head_ca: int = 4
+    # Activation of written memory before the valve
+    mrv_act: Activation = "relu"
+    # Leave out the decoder's feed-forward network (also spelt --skip_dec_attn)
+    skip_dec_ffn: Boolean = False
+    # Decoder layers
+    n_layer: int = 8
+    # Attention heads
+    n_head: int = 10
+    # Width of the model
+    d_model: int = 64
+    # Width of one attention head; none = d_model
+    d_head: int | None = None
+    # Width inside the feed-forward network; none = d_model
+    d_inner: int | None = None
+    # Dropout of embeddings, attention output, feed-forward network, final output
+    dropout: float = 0.05
+    # Dropout of attention probabilities
+    dropatt: float = 0.0
+
+    def model_config(self, *, context_length: int, sections: int) -> ModelConfig:
+        """The model for segments of `context_length` steps and trajectories of `sections` segments; validated."""
+        config = ModelConfig(
+            n_layer=self.n_layer,
+            n_head=self.n_head,
+            d_model=self.d_model,
+            d_head=self.d_model if self.d_head is None else self.d_head,
+            d_inner=self.d_model if self.d_inner is None else self.d_inner,
+            context_length=context_length,
+            num_mem_tokens=self.nmt,
+            mem_len=self.mem_len,
+            n_head_ca=self.n_head_ca,
+            mrv_act=self.mrv_act,
+            arch=self.arch_mode,
+            skip_dec_ffn=self.skip_dec_ffn,
+            dropout=self.dropout,
+            dropatt=self.dropatt,
+        )
+        config = apply_mode(config, mode=self.model_mode, sections=sections)
+        config.validate()
+        return config
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How it is trained."""
+
+    # Passes over the training data (per curriculum stage; with --curr adaptive, at most, over all stages)
+    epochs: int = 50
+    # Trajectories per batch
+    batch_size: int = 64
+    # Segments through which gradients flow back through memory: windows of bptt_segments + 1 segments, one optimizer
+    # step each. -1 = all of a trajectory; 0 = none, one step per segment (the published training)
+    bptt_segments: int = -1
+    # Peak learning rate (AdamW)
+    learning_rate: float = 3e-4
+    # Optimizer steps of linear warm-up
+    warmup_steps: int = 100
+    # Decay behind the warm-up
+    lr_schedule: Literal["linear", "cosine", "constant"] = "linear"
+    # Learning rate at the end, as a fraction of the peak
+    lr_end_factor: float = 0.1
+    # Decay rates of AdamW's averages
+    beta_1: float = 0.9
+    beta_2: float = 0.95
+    # Weight decay, of matrices only
+    weight_decay: float = 0.1
+    # Largest norm of the gradient
+    grad_norm_clip: float = 1.0
+    # Process a batch in so many parts to save memory; the gradient is the same
+    accumulate: int = 1
+    # float32, or bfloat16 products
+    precision: Literal["32", "bf16"] = "32"
+    # Compile the model (pays off in long runs)
+    compile: Boolean = False
+    # Processes that load data; 0 = none, right for small data
+    num_workers: int = 0
+    # Evaluate and save a checkpoint at epoch 1 and every so many epochs
+    ckpt_epoch: int = 10
+    # Save a checkpoint at least every so many minutes
+    save_minutes: float = 10.0
+    # Log averages of so many batches
+    log_every: int = 10
+
+    def validate(self) -> None:
+        """Raise `UserError` for values that cannot be trained with."""
+        counts = ("epochs", "batch_size", "accumulate", "ckpt_epoch", "log_every")
+        at_least(1, **{name: getattr(self, name) for name in counts})
+        at_least(0, warmup_steps=self.warmup_steps, weight_decay=self.weight_decay, num_workers=self.num_workers)
+        at_least(-1, bptt_segments=self.bptt_segments)
+        for name in ("learning_rate", "grad_norm_clip", "save_minutes"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"--{name} {getattr(self, name)}: must be above 0")
+        if not 0 <= self.lr_end_factor <= 1:
+            raise UserError(f"--lr_end_factor {self.lr_end_factor}: must be between 0 and 1")
+        for name in ("beta_1", "beta_2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"--{name} {getattr(self, name)}: must be at least 0 and below 1")
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Where it runs and what is kept."""
+
+    # First and last seed; every seed is a run of its own
+    start_seed: int = 1
+    end_seed: int = 10
+    # Prefix of the run's name
+    text: str = ""
+    # Folder for the runs, inside the environment's checkpoint folder
+    ckpt_folder: str = "ckpt"
+    # Another folder for the runs, instead of the environment's
+    output_dir: Path | None = None
+    # Continue an interrupted run: no, auto (continue if there is something, else start), or the path of a run or checkpoint
+    resume: str = "no"
+    # Delete a run of the same name and start anew
+    overwrite: Boolean = False
+    # auto (a GPU if there is one), cpu, cuda, cuda:1, ...
+    device: str = "auto"
+    # auto: online if wandb_config.yaml or WANDB_API_KEY holds a key, else off
+    wandb_mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    # Project in wandb
+    wandb_project: str = "RATE"
+
+    def validate(self) -> None:
+        """Raise `UserError` for impossible seeds."""
+        at_least(0, start_seed=self.start_seed)
+        if self.end_seed < self.start_seed:
+            raise UserError(f"--end_seed {self.end_seed}: must not be below --start_seed {self.start_seed}")
+
+    @property
+    def seeds(self) -> range:
+        """Seeds from first to last, both included."""
+        return range(self.start_seed, self.end_seed + 1)

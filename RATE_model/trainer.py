@@ -1,0 +1,220 @@
+"""One optimizer step after another: a batch of trajectories in, parameters changed, metrics out."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from RATE_model.errors import UserError
+from RATE_model.memory import MemoryState
+from RATE_model.model import RATE
+from RATE_model.optimization import Schedule, make_optimizer
+from RATE_model.precision import autocast
+from RATE_model.settings import TrainOptions
+from RATE_model.windows import Batch
+
+# (logits (B, T, A), batch) -> scalars of the batch, on the device.
+BatchMetrics = Callable[[Tensor, Batch], dict[str, Tensor]]
+
+
+class TrainingDiverged(UserError):
+    """The loss or the gradient is not finite."""
+
+
+def accuracy(logits: Tensor, batch: Batch) -> dict[str, Tensor]:
+    """Share of valid steps whose most probable action is the recorded one (discrete actions)."""
+    right = (logits.argmax(-1) == batch.actions) & batch.valid
+    return {"train_accuracy": right.sum() / batch.valid.sum()}
+
+
+def window_steps(options: TrainOptions, context_length: int) -> int | None:
+    """Environment steps of a gradient window, of `bptt_segments + 1` segments; None: a whole trajectory."""
+    return None if options.bptt_segments < 0 else context_length * (options.bptt_segments + 1)
+
+
+def optimizer_steps(options: TrainOptions, context_length: int, steps: int) -> int:
+    """Optimizer steps that a batch of trajectories of `steps` environment steps makes."""
+    window = window_steps(options, context_length)
+    return 1 if window is None else -(-steps // window)
+
+
+class Trainer:
+    """Holds a model, its optimizer and its schedule, and trains batch by batch.
+
+    A trajectory is cut into windows of `bptt_segments + 1` segments; each makes one optimizer step with gradients
+    through the memory inside the window. So peak memory does not grow with the trajectory when `bptt_segments` is fixed.
+
+    Args:
+        model: on its device.
+        options: see `TrainOptions`.
+        schedule: of the learning rate, per optimizer step.
+        metrics: computed from every batch beside loss, gradient norm and learning rate.
+        crash_directory: where a batch that makes the loss not finite is recorded.
+    """
+
+    def __init__(
+        self,
+        model: RATE,
+        options: TrainOptions,
+        schedule: Schedule,
+        *,
+        metrics: BatchMetrics | None = None,
+        crash_directory: Path | None = None,
+    ) -> None:
+        self.model, self.options, self.schedule = model, options, schedule
+        self.optimizer = make_optimizer(
+            model,
+            learning_rate=options.learning_rate,
+            betas=(options.beta_1, options.beta_2),
+            weight_decay=options.weight_decay,
+        )
+        self.step = 0
+        self._metrics = metrics
+        self._crash_directory = crash_directory
+        self._forward: Callable[..., tuple[Tensor, MemoryState]] = torch.compile(model) if options.compile else model
+        self._unchecked: tuple[Tensor, int, Tensor] | None = None
+
+    def train_batch(self, batch: Batch) -> dict[str, Tensor]:
+        """Train on one batch, given on the CPU; scalars on the device: `train_loss`, `grad_norm`, `lr` and the metrics.
+
+        Raises:
+            TrainingDiverged: loss or gradient is not finite; the parameters are those before the step.
+        """
+        self.model.train()
+        device = self.model.device
+        valid = batch.valid  # stays on the CPU: it decides which rows run
+        indices = batch.indices
+        batch = batch.to(device, non_blocking=True)
+        parts = self._parts(len(valid))
+        memories: list[MemoryState | None] = [None] * len(parts)
+        losses, weights, logits, norm = [], [], [], None
+        for window in self._windows(valid.shape[1]):
+            count = int(valid[:, window].sum())
+            if not count:
+                logits.append(torch.zeros(*valid[:, window].shape, self.model.spec.num_actions, device=device))
+                continue
+            loss = torch.zeros((), device=device)
+            window_logits = []
+            for number, rows in enumerate(parts):
+                part_loss, part_logits, memories[number] = self._backward(
+                    batch, valid, rows, window, memories[number], share=float(valid[rows, window].sum()) / count
+                )
+                loss += part_loss
+                window_logits.append(part_logits)
+            norm = self._optimize(loss, indices)
+            losses.append(loss)
+            weights.append(count)
+            logits.append(torch.cat(window_logits))
+        shares = torch.tensor(weights, device=device) / sum(weights)
+        result = {"train_loss": (torch.stack(losses) * shares).sum(), "grad_norm": norm}
+        result["lr"] = torch.tensor(self.optimizer.param_groups[0]["lr"])
+        if self._metrics is not None:
+            with torch.no_grad():
+                result |= self._metrics(torch.cat(logits, dim=1), batch)
+        return result
+
+    def _parts(self, rows: int) -> list[slice]:
+        size = -(-rows // min(self.options.accumulate, rows))
+        return [slice(start, start + size) for start in range(0, rows, size)]
+
+    def _windows(self, steps: int) -> Iterator[slice]:
+        size = window_steps(self.options, self.model.config.context_length) or steps
+        return (slice(start, min(start + size, steps)) for start in range(0, steps, size))
+
+    def _backward(
+        self, batch: Batch, valid: Tensor, rows: slice, window: slice, memory: MemoryState | None, share: float
+    ) -> tuple[Tensor, Tensor, MemoryState]:
+        """Add one part's gradient of one window; its share of the loss, logits, and the memory behind the window."""
+        with autocast(self.model.device, self.options.precision):
+            logits, memory = self._forward(
+                batch.observations[rows, window],
+                batch.actions[rows, window],
+                batch.rtg[rows, window],
+                valid[rows, window],
+                memory,
+            )
+            loss = self.model.spec.loss(logits, batch.actions[rows, window], batch.valid[rows, window]) * share
+        loss.backward()
+        return loss.detach(), logits.detach(), memory.detach()
+
+    def _optimize(self, loss: Tensor, indices: Tensor) -> Tensor:
+        """One optimizer step from the gradients that are there; the norm of the gradient before clipping."""
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.options.grad_norm_clip)
+        self._guard(torch.isfinite(loss) & torch.isfinite(norm), indices)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.options.learning_rate * self.schedule.factor(self.step)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        return norm
+
+    def _guard(self, finite: Tensor, indices: Tensor) -> None:
+        """Stop before a step that would spoil the parameters.
+
+        Reading a flag from a GPU at once would make every step wait for it; there, the flag of the step before is read,
+        and `check_finite` reads the last one before anything is saved.
+        """
+        self.check_finite()
+        self._unchecked = (finite, self.step, indices)
+        if finite.device.type == "cpu":
+            self.check_finite()
+
+    def check_finite(self) -> None:
+        """Raise `TrainingDiverged` if a step whose flag was not read yet was not finite."""
+        if self._unchecked is None:
+            return
+        finite, step, indices = self._unchecked
+        self._unchecked = None
+        if bool(finite):
+            return
+        where = ""
+        if self._crash_directory is not None:
+            path = self._crash_directory / f"crash_step_{step}.json"
+            path.write_text(json.dumps({"step": step, "windows": indices.tolist()}) + "\n")
+            where = f"; the batch's windows are in {path}"
+        raise TrainingDiverged(
+            f"loss or gradient is not finite at optimizer step {step}{where}. The last checkpoint is intact; "
+            "try a lower --learning_rate, more --warmup_steps or --precision 32"
+        )
+
+    @torch.no_grad()
+    def validate(self, batches: Iterator[Batch]) -> dict[str, float]:
+        """Mean loss over the valid steps of all batches, and the mean of the metrics over batches, in eval mode."""
+        self.model.eval()
+        losses, counts, metrics = [], [], []
+        for batch in batches:
+            valid, batch = batch.valid, batch.to(self.model.device, non_blocking=True)
+            with autocast(self.model.device, self.options.precision):
+                logits, _ = self.model(batch.observations, batch.actions, batch.rtg, valid)
+                losses.append(self.model.spec.loss(logits, batch.actions, batch.valid))
+            counts.append(int(valid.sum()))
+            if self._metrics is not None:
+                metrics.append(self._metrics(logits, batch))
+        shares = torch.tensor(counts, dtype=torch.float64) / sum(counts)
+        result = {"validation_loss": float((torch.stack(losses).double().cpu() * shares).sum())}
+        for name in metrics[0] if metrics else ():
+            mean = torch.stack([entry[name].float() for entry in metrics]).mean()
+            result[name.replace("train_", "validation_")] = float(mean)
+        return result
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the model's parameters that the next steps depend on."""
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        return {
+            "step": self.step,
+            "decay_start": self.schedule.decay_start,
+            "optimizer": self.optimizer.state_dict(),
+            "rng": {"cpu": torch.get_rng_state(), "cuda": cuda},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict()`; load the model's parameters before."""
+        self.step = state["step"]
+        self.schedule.decay_start = state["decay_start"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["rng"]["cpu"])
+        if torch.cuda.is_available() and len(state["rng"]["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(state["rng"]["cuda"])

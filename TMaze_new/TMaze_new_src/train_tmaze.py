@@ -1,0 +1,230 @@
+"""Train RATE or a relative on T-Maze.
+
+    python3 TMaze_new/TMaze_new_src/train_tmaze.py --model_mode RATE --curr adaptive --max_n_final 3 --skip_dec_ffn
+
+Data that is missing is generated first. Every seed is a run of its own in TMaze_new/TMaze_new_checkpoints/.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+if not __package__:  # started as a script: make the repository importable
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from RATE_model.config import ModelConfig
+from RATE_model.curriculum import AdaptiveStages, FixedStages
+from RATE_model.fit import Fit
+from RATE_model.model import RATE
+from RATE_model.optimization import Schedule, decay_over
+from RATE_model.options import Boolean, exit_on_user_error, parse_options, to_flat_dict
+from RATE_model.precision import pick_device
+from RATE_model.runs import Interrupts, open_run, run_name, run_seeds
+from RATE_model.settings import ALIASES, Curriculum, ModelOptions, RunOptions, TrainOptions, at_least
+from RATE_model.tracking import Tracker
+from RATE_model.trainer import Trainer, accuracy, optimizer_steps
+from RATE_model.windows import Batch, WindowDataset
+from TMaze_new.TMaze_new_src import evaluate as protocol
+from TMaze_new.TMaze_new_src.dataset import DataOptions, ensure_datasets, load_windows
+from TMaze_new.TMaze_new_src.spec import SPEC
+
+HERE = Path(__file__).resolve().parent
+CHECKPOINTS = HERE.parent / "TMaze_new_checkpoints"
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """Curriculum and evaluation."""
+
+    # Segments N of a trajectory; replaced by --max_n_final, as it has always been
+    sections: int = 3
+    # false: all lengths from the start; true: stages of 1, 2, ... segments, --epochs each; adaptive: the next stage when
+    # the decisions at the junction of 10 batches in a row are all right, and then annealing
+    curr: Curriculum = "false"
+    # Batches over which --curr adaptive anneals the learning rate to zero
+    anneal_batches: int = 150
+    # Return that the agent is asked for
+    desired_reward: float = 1.0
+    # Evaluate in the mazes at checkpoints
+    online_inference: Boolean = True
+    # Evaluate at many lengths at the end
+    last_inference: Boolean = True
+    # Episode lengths of that evaluation; empty: those of the papers
+    eval_lengths: tuple[int, ...] = ()
+    # Episodes per length
+    eval_episodes: int = 100
+    # DT and DTXL: steps that leave a full window at once when acting; 1 is the published protocol, more is faster
+    slide: int = 1
+
+    def validate(self) -> None:
+        """Raise a UserError for a value out of range."""
+        at_least(1, sections=self.sections, anneal_batches=self.anneal_batches, slide=self.slide)
+        at_least(2, eval_episodes=self.eval_episodes)
+        for length in self.eval_lengths:
+            at_least(3, eval_lengths=length)
+
+
+@dataclass(frozen=True)
+class Config:
+    """All flags of this script."""
+
+    model: ModelOptions = field(default_factory=ModelOptions)
+    data: DataOptions = field(default_factory=DataOptions)
+    task: TaskOptions = field(default_factory=TaskOptions)
+    train: TrainOptions = field(default_factory=TrainOptions)
+    run: RunOptions = field(default_factory=RunOptions)
+
+    def validate(self) -> None:
+        """Raise a UserError if these sizes make no model."""
+        self.model_config()
+
+    def model_config(self) -> ModelConfig:
+        """Sizes of the model."""
+        return self.model.model_config(context_length=self.data.context_length, sections=self.data.max_n_final)
+
+
+StageData = Callable[[int], tuple[WindowDataset, WindowDataset]]
+
+# Batches in a row whose decisions at the junction are all right before --curr adaptive moves on.
+STREAK = 10
+
+
+def run_directory(config: Config, seed: int) -> Path:
+    """Where the run of a seed is kept; the same flags always give the same place."""
+    data, run = config.data, config.run
+    name = run_name(
+        run.text, "arch_mode", config.model.arch_mode, config.model.model_mode,
+        "min", data.min_n_final, "max", data.max_n_final, "RUN", seed,
+    )  # fmt: skip
+    return (run.output_dir or CHECKPOINTS) / run.ckpt_folder / name
+
+
+def stage_data(config: Config) -> StageData:
+    """Training and validation windows of a stage of s segments: episodes of min_n_final to s segments, padded to s."""
+    paths = ensure_datasets(config.data)
+
+    @lru_cache
+    def data(sections: int) -> tuple[WindowDataset, WindowDataset]:
+        files = paths[: sections - config.data.min_n_final + 1]
+        return load_windows(files, size=sections * config.data.context_length)
+
+    return data
+
+
+def plan(config: Config, data: StageData) -> tuple[FixedStages | AdaptiveStages, Schedule]:
+    """The curriculum, and the learning rate's schedule that goes with it."""
+    train, task = config.train, config.task
+    segments = list(config.data.segment_counts)
+    if task.curr == "adaptive":
+        curriculum = AdaptiveStages(
+            segments,
+            metric="train_last_acc",
+            streak=STREAK,
+            anneal_batches=task.anneal_batches,
+            max_epochs=train.epochs,
+        )
+        steps = optimizer_steps(train, config.model_config().context_length, segments[-1] * config.data.context_length)
+        return curriculum, Schedule(train.warmup_steps, None, task.anneal_batches * steps, 0.0)
+    stages = segments if task.curr == "true" else segments[-1:]
+    total = 0
+    for sections in stages:
+        batches = -(-len(data(sections)[0]) // train.batch_size)
+        steps = sections * config.data.context_length
+        total += train.epochs * batches * optimizer_steps(train, config.model_config().context_length, steps)
+    schedule = decay_over(
+        total, warmup_steps=train.warmup_steps, end_factor=train.lr_end_factor, shape=train.lr_schedule
+    )
+    return FixedStages(stages, train.epochs), schedule
+
+
+def junction_metrics(logits: Tensor, batch: Batch) -> dict[str, Tensor]:
+    """Accuracy over all steps, and accuracy and loss of the last one: the decision at the junction."""
+    last = (batch.lengths - 1).to(logits.device)
+    rows = torch.arange(len(last), device=logits.device)
+    decisions, targets = logits[rows, last].float(), batch.actions[rows, last]
+    return accuracy(logits, batch) | {
+        "train_last_acc": (decisions.argmax(-1) == targets).float().mean(),
+        "train_last_loss": F.cross_entropy(decisions, targets),
+    }
+
+
+def evaluate(model: RATE, config: Config, final: bool) -> dict[str, float]:
+    """Success in the mazes: at the longest trained length during training, at many lengths at the end."""
+    task = config.task
+    trained = config.data.max_n_final * config.data.context_length
+    if not (task.last_inference if final else task.online_inference):
+        return {}
+    lengths = {trained}
+    if final:
+        by_segments = (protocol.SEGMENT_STEPS * count for count in protocol.SEGMENT_COUNTS)
+        lengths |= set(task.eval_lengths or (*protocol.LENGTHS, *by_segments))
+    results = protocol.success_by_length(
+        model,
+        sorted(lengths),
+        episodes=task.eval_episodes,
+        target_return=task.desired_reward,
+        hint_steps=config.data.hint_steps,
+        slide=task.slide,
+        precision=config.train.precision,
+    )
+    metrics = {"Success_rate": results[trained]["success_rate"], "Mean_D[time]": results[trained]["mean_delay"]}
+    return metrics | (protocol.published_keys(results) if final else {})
+
+
+def train(config: Config, seed: int) -> dict[str, float]:
+    """One run, from its data to its last evaluation; returns what its eval/final.json holds."""
+    device = pick_device(config.run.device)
+    data = stage_data(config)
+    curriculum, schedule = plan(config, data)  # reads the data: bad data is found before anything is created
+    flat = to_flat_dict(config)
+    directory = run_directory(config, seed)
+    run = open_run(directory, config=flat, seed=seed, resume=config.run.resume, overwrite=config.run.overwrite)
+
+    torch.manual_seed(seed)
+    model = RATE(config.model_config(), SPEC).to(device)
+    trainer = Trainer(model, config.train, schedule, metrics=junction_metrics, crash_directory=directory)
+    tracker = Tracker(
+        directory,
+        wandb_mode=config.run.wandb_mode,
+        project=config.run.wandb_project,
+        name=directory.name,
+        group=directory.name.rsplit("_RUN_", 1)[0],
+        config=flat,
+    )
+    with tracker, Interrupts() as interrupts:
+        result = Fit(
+            trainer,
+            curriculum,
+            data,
+            run=run,
+            tracker=tracker,
+            seed=seed,
+            evaluate=lambda model, final: evaluate(model, config, final),
+            interrupts=interrupts,
+        )()
+    print(f"{directory}: {', '.join(f'{name} {value:.4g}' for name, value in result.items())}")
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train every seed that the flags ask for; the exit code says whether all finished."""
+    with exit_on_user_error():
+        config = parse_options(
+            Config,
+            argv=argv,
+            config_file=HERE / "config.yaml",
+            prog="python3 TMaze_new/TMaze_new_src/train_tmaze.py",
+            description="Train RATE or a relative on T-Maze.",
+            aliases=ALIASES,
+        )
+        return run_seeds(config.run.seeds, lambda seed: train(config, seed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
