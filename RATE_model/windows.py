@@ -232,7 +232,7 @@ class WindowDataset(Dataset):
             observations[~valid] = 0
         actions[~valid] = 0
         rtg = np.where(valid, self._returns[position], np.float32(0))
-        arrays = (observations, actions, rtg, valid, length.copy(), np.array(indices, dtype=np.int64))
+        arrays = (observations, actions, rtg, valid, length, np.array(indices, dtype=np.int64))
         return Batch(*(torch.from_numpy(array) for array in arrays))
 
     def _read(self, index: np.ndarray, start: np.ndarray, length: np.ndarray, step: np.ndarray) -> np.ndarray:

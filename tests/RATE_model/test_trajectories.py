@@ -279,7 +279,7 @@ def test_zstd_without_its_package_is_named(tmp_path, monkeypatch):
 
 
 def _read_in_child(file, queue):
-    queue.put(file.read(3, 9)[0])
+    queue.put((file.read(3, 9)[0], file._process))
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
@@ -290,7 +290,9 @@ def test_reading_in_another_process(tmp_path, method):
     queue = context.Queue()
     child = context.Process(target=_read_in_child, args=(file, queue))
     child.start()
-    np.testing.assert_array_equal(queue.get(timeout=60), expected)
+    observations, opened_by = queue.get(timeout=60)
+    np.testing.assert_array_equal(observations, expected)
+    assert opened_by == child.pid  # not a handle that came over with the fork
     child.join()
     np.testing.assert_array_equal(file.read(3, 9)[0], expected)
 

@@ -42,7 +42,7 @@ def test_episodes_are_those_of_the_environment(options, win_only):
             assert file.rewards[step] == reward
         assert terminated
     wins = file.returns_to_go()[file.starts]
-    assert wins.tolist() == [1.0] * 40 if win_only else [1.0] * 20 + [0.0] * 20
+    assert wins.tolist() == [1.0] * 20 + [float(win_only)] * 20
     assert (actions.reshape(40, 11)[:, :10] == RIGHT).all()
     hints = observations[file.starts, 1]
     assert (hints == 1).sum() == (hints == -1).sum() == 20
@@ -50,18 +50,22 @@ def test_episodes_are_those_of_the_environment(options, win_only):
 
 
 def test_seeds_are_distinct_balanced_and_never_those_of_an_evaluation(options):
-    seeds = np.concatenate([balanced_seeds(segments * 1_000_000, 2000) for segments in (1, 2, 3)])
-    assert len(np.unique(seeds)) == 6000
-    assert goals_of_seeds(seeds).sum() == 0
-    assert seeds.min() >= 1_000_000 > 10_000 > max(EVALUATION_SEEDS)
-    assert len(balanced_seeds(1_000_000, 5)) == 5
+    options = DataOptions(**vars(options) | {"trajectories": 500})
+    seeds = []
+    for path in ensure_datasets(options):
+        with h5py.File(path) as raw:
+            seeds.append(np.unique(raw["infos/seed"]))
+        assert goals_of_seeds(seeds[-1]).sum() == 0
+    assert len(np.unique(np.concatenate(seeds))) == 1500
+    assert np.min(seeds) >= 1_000_000 > 10_000 > max(EVALUATION_SEEDS)
+    assert goals_of_seeds(balanced_seeds(1_000_000, 5)).tolist() == [1, -1, 1, -1, 1]
 
 
 def test_attributes_and_names(options):
     path = generate(options, 3)
     assert path.name == "tmaze_S3_K6_hint1_n40_win.h5"
     attributes = open_dataset(path).attributes
-    assert attributes["environment"] == "TMaze-v0" and attributes["corridor_length"] == 16
+    assert attributes["environment"] == "TMaze-v0" and attributes["segments"] == 3
     assert attributes["num_episodes"] == 40 and attributes["return_mean"] == 1.0 and attributes["length_max"] == 17
     for change in ({"context_length": 7}, {"trajectories": 41}, {"hint_steps": 2}, {"win_only": False}):
         assert dataset_path(DataOptions(**vars(options) | change), 3) != path
@@ -69,6 +73,8 @@ def test_attributes_and_names(options):
 
 def test_ensure_makes_only_what_is_missing(options, capsys):
     first = generate(options, 1)
+    with pytest.raises(UserError, match="exists; add --overwrite true"):
+        generate(options, 1)
     before = first.stat().st_mtime_ns
     paths = ensure_datasets(options)
     assert paths == [dataset_path(options, segments) for segments in (1, 2, 3)] and all(p.is_file() for p in paths)

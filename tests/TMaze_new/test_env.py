@@ -22,6 +22,7 @@ from TMaze_new.TMaze_new_src.env import (
     observation_noise,
     register,
 )
+from TMaze_new.TMaze_new_src.render import AGENT, CELL
 
 
 def plain_noise(seed, step):
@@ -155,28 +156,34 @@ def test_without_memory_success_is_a_coin_flip():
 
 
 def test_partial_reset_leaves_the_other_rows():
-    mazes = TMazeVectorEnv(3, 4)
+    mazes = TMazeVectorEnv(3, 2, max_steps=9)
     mazes.reset(seed=10)
     for _ in range(2):
         before = mazes.step(np.full(3, RIGHT))
     mask = np.array([False, True, False])
     observations, info = mazes.reset(seed=[0, 77, 0], options={"reset_mask": mask})
+    assert before[0][:, 2].tolist() == [1, 1, 1]  # at the junction, which no later observation repeats
     np.testing.assert_array_equal(observations[~mask], before[0][~mask])
     assert info["x"].tolist() == [2, 0, 2]
-    fresh, _ = TMazeEnv(4).reset(seed=77)
+    fresh, _ = TMazeEnv(2).reset(seed=77)
     np.testing.assert_array_equal(observations[1], fresh)
     after, *_ = mazes.step(np.full(3, RIGHT))
     assert after[:, 3].tolist() == [plain_noise(10, 3), plain_noise(77, 1), plain_noise(12, 3)]
 
 
-def test_returned_arrays_are_not_touched_later():
+def test_returned_arrays_belong_to_the_caller():
     mazes = TMazeVectorEnv(5, 3)
     results = [mazes.reset(seed=0)[0], *mazes.step(np.zeros(5, int))[:4]]
     copies = [result.copy() for result in results]
     for _ in range(4):
-        mazes.step(np.full(5, RIGHT))
+        last = mazes.step(np.full(5, RIGHT))
     for result, copy in zip(results, copies, strict=True):
         np.testing.assert_array_equal(result, copy)
+    frozen = [values.copy() for values in last[:4]]
+    for values in (*last[:4], *last[4].values()):
+        values[:] = 0
+    for values, expected in zip(mazes.step(np.full(5, RIGHT)), frozen, strict=False):
+        np.testing.assert_array_equal(values, expected)
 
 
 def test_seeding():
@@ -250,7 +257,7 @@ def test_text_picture():
 
 
 @pytest.mark.parametrize("length", [1, 60, 61, 1000])
-def test_every_frame_shows_the_agent_and_has_one_size(length):
+def test_every_frame_shows_the_agent_in_its_row_and_has_one_size(length):
     text, image = TMazeEnv(length, render_mode="ansi"), TMazeEnv(length, render_mode="rgb_array")
     shapes, agents = set(), []
     for env in (text, image):
@@ -259,8 +266,9 @@ def test_every_frame_shows_the_agent_and_has_one_size(length):
         agents.append(text.render().count("A"))
         frame = image.render()
         shapes.add((frame.shape, frame.dtype))
-        agents.append(bool((frame == (45, 85, 160)).all(axis=-1).any()))
+        agents.append(set(np.nonzero((frame == AGENT).all(axis=-1))[0] // CELL) == {2})
         action = RIGHT if step < length else UP
         text.step(action), image.step(action)
     assert all(agents) and len(shapes) == 1
+    assert set(np.nonzero((image.render() == AGENT).all(axis=-1))[0] // CELL) == {1}  # went up
     assert max(map(len, text.render().splitlines()[:3])) == min(length + 1, 61)
