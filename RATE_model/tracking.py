@@ -33,7 +33,8 @@ WandbMode = Literal["auto", "online", "offline", "disabled"]
 KEY_LENGTH = 40
 """wandb refuses shorter keys without asking the server."""
 PROBE_SECONDS = 5.0
-INIT_SECONDS = 3.0
+ONLINE_SECONDS = 8.0
+"""Going online has this long, the probe included; then the run goes on offline."""
 FINISH_SECONDS = 60.0
 
 _CONFIG_KEYS: dict[str, tuple[str, ...]] = {
@@ -119,8 +120,10 @@ class Tracker:
         """
         self._file.close()
         path = self._directory / "metrics.jsonl"
-        lines = [line for line, at in _complete_lines(path) if at <= step]
-        atomic_write_text(path, "".join(lines))
+        try:
+            atomic_write_text(path, "".join(line for line, at in _complete_lines(path) if at <= step))
+        except OSError as error:
+            raise UserError(f"{path} cannot be written: {error.strerror}") from error
         self._file = _open_for_append(path)
 
     def flush(self) -> None:
@@ -213,7 +216,7 @@ def probe_online(key: str, *, seconds: float = PROBE_SECONDS) -> str | None:
     with tempfile.TemporaryFile() as output:  # Not a pipe: a service that wandb leaves behind would hold it open.
         process = subprocess.Popen(
             [sys.executable, "-c", code],
-            env={**os.environ, "WANDB_API_KEY": key, "WANDB_SILENT": "true"},
+            env={**os.environ, "WANDB_API_KEY": key},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -236,6 +239,10 @@ def probe_online(key: str, *, seconds: float = PROBE_SECONDS) -> str | None:
 
 def _start_wandb(run_directory: Path, mode: str, *, key: str, **arguments: Any) -> Any:
     """A started wandb run, online or offline, or None; failures are warnings."""
+    # wandb would send its own error reports even offline, and wait for them at the end where there is no network.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    os.environ.setdefault("WANDB_SILENT", "true")
+    deadline = time.monotonic() + ONLINE_SECONDS
     try:
         import wandb
     except ImportError:
@@ -245,13 +252,13 @@ def _start_wandb(run_directory: Path, mode: str, *, key: str, **arguments: Any) 
         _warn(f"{reason}; wandb goes on offline, upload later with: wandb sync {run_directory / 'wandb'}/offline-run-*")
         mode = "offline"
     identity = run_directory / "wandb_id"
-    if not identity.exists():
-        atomic_write_text(identity, f"{secrets.token_hex(4)}\n")
     if key and mode == "online":
         os.environ["WANDB_API_KEY"] = key
     for attempt in dict.fromkeys((mode, "offline")):
+        if not identity.exists():
+            atomic_write_text(identity, f"{secrets.token_hex(4)}\n")
         try:
-            return wandb.init(
+            run = wandb.init(
                 dir=str(run_directory),
                 mode=attempt,
                 id=identity.read_text().strip(),
@@ -262,14 +269,19 @@ def _start_wandb(run_directory: Path, mode: str, *, key: str, **arguments: Any) 
                     save_code=False,
                     disable_git=True,  # wandb would upload the diff of wandb_config.yaml, with the key in it.
                     x_disable_meta=any(redact(argument) != argument for argument in sys.argv),
-                    init_timeout=INIT_SECONDS,
+                    init_timeout=max(1.0, deadline - time.monotonic()),
                     finish_timeout=FINISH_SECONDS,
                 ),
                 **arguments,
             )
         except Exception as error:
+            identity.unlink()  # wandb's service holds the id of a failed start as in use.
             instead = "wandb goes on offline" if attempt == "online" else "the run goes on without it"
             _warn(f"wandb failed to start ({_first_line(error)}); {instead}")
+            continue
+        if attempt == "online":
+            print(f"wandb: {run.url}")
+        return run
     return None
 
 
