@@ -22,7 +22,7 @@ from TMaze_new.TMaze_new_src.env import (
     observation_noise,
     register,
 )
-from TMaze_new.TMaze_new_src.render import AGENT, CELL
+from TMaze_new.TMaze_new_src.render import AGENT, CELL, GAP, visible_columns
 
 
 def plain_noise(seed, step):
@@ -254,6 +254,15 @@ def test_text_picture():
     assert env.render().splitlines()[1] == "S....A"
     env.step(DOWN)
     assert env.render() == "     *\nS.....\n     A\nstep 6, x 5 of 5, hint none"
+
+
+@pytest.mark.parametrize("length", [61, 62, 75, 1000])
+def test_a_long_corridor_shows_real_cells_in_order(length):
+    for x in range(length + 1):
+        columns = visible_columns(length, x)
+        cells = columns[columns != GAP]
+        assert len(columns) == 61 and len(cells) == 59 and x in cells
+        assert (np.diff(cells) > 0).all() and cells[0] == 0 and cells[-1] == length
 
 
 @pytest.mark.parametrize("length", [1, 60, 61, 1000])
