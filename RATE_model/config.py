@@ -91,8 +91,8 @@ class ModelConfig:
             )
 
 
-# What a mode leaves of the flags, in every environment. Columns: memory tokens, MRV, cached hidden states, and whether the
-# whole trajectory of N*K steps is one segment over which acting slides.
+# What a mode leaves of the flags, in every environment. Columns: memory tokens, MRV, cached hidden states, and whether
+# the whole trajectory of N*K steps is one segment over which acting slides.
 _MODE_TABLE: dict[str, tuple[bool, bool, bool, bool]] = {
     #               tokens  MRV    cache  sliding
     "RATE":        (True,  True,  True,  False),

@@ -7,6 +7,7 @@ variant, the heads and activation of the MRV, the cache length, the segment leng
 """
 
 import argparse
+import pickle
 import re
 import sys
 from collections.abc import Mapping
@@ -95,14 +96,17 @@ def infer_spec(weights: Mapping[str, Tensor], variant: str) -> EnvironmentSpec:
     if variant not in VARIANTS:
         raise UserError(f"--variant {variant!r}: choose one of {', '.join(VARIANTS)}")
     spec = VARIANTS[variant]
-    head = next(tensor for name, tensor in weights.items() if name.startswith("head.") and tensor.ndim == 2)
-    table = None
-    if not spec.continuous:
-        table = next(tensor for name, tensor in weights.items() if name.startswith("action_embeddings")).shape[0]
-    shape = spec.observation_shape
-    if not spec.is_image:
-        shape = (next(t for name, t in weights.items() if name.startswith("state_encoder") and t.ndim == 2).shape[1],)
-    return replace(spec, observation_shape=shape, num_actions=head.shape[0], action_embeddings=table)
+    table = None if spec.continuous else _first_matrix(weights, "action_embeddings").shape[0]
+    shape = spec.observation_shape if spec.is_image else (_first_matrix(weights, "state_encoder").shape[1],)
+    actions = _first_matrix(weights, "head").shape[0]
+    return replace(spec, observation_shape=shape, num_actions=actions, action_embeddings=table)
+
+
+def _first_matrix(weights: Mapping[str, Tensor], module: str) -> Tensor:
+    for name, tensor in weights.items():
+        if name.split(".")[0] == module and tensor.ndim == 2:
+            return tensor
+    raise UserError(f"the weights hold no matrix of {module}: another variant, or not a whole checkpoint?")
 
 
 def convert_weights(weights: Mapping[str, Tensor], model: RATE) -> list[str]:
@@ -210,10 +214,16 @@ def load_published(path: Path) -> dict[str, Tensor]:
     """Read a published checkpoint: a state dict, saved alone or under a usual key."""
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from None
+    except pickle.UnpicklingError:
+        # PyTorch's own message runs over many lines and recommends loading without this protection.
+        raise UserError(
+            f"{path}: not a checkpoint of plain tensors; if it is a pickled model, save its state_dict() instead"
+        ) from None
     except Exception as error:
-        raise UserError(f"{path}: not a readable PyTorch checkpoint of plain tensors ({error})") from None
+        reason = str(error).partition("\n")[0][:200]
+        raise UserError(f"{path}: not a readable PyTorch checkpoint, or damaged ({reason})") from None
     for key in ("model_state_dict", "state_dict", "model"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
@@ -241,13 +251,16 @@ def main() -> None:
     """Convert one checkpoint and say where it is."""
     args = _parser().parse_args()
     weights = load_published(args.checkpoint)
-    config = infer_config(
-        weights, n_head_ca=args.n_head_ca, context_length=args.context_length, mem_len=args.mem_len,
-        mrv_act=args.mrv_act, arch=args.arch_mode, sliding=args.sliding,
-    )  # fmt: skip
-    spec = infer_spec(weights, args.variant)
-    model = RATE(config, spec)
-    left_out = convert_weights(weights, model)
+    try:
+        config = infer_config(
+            weights, n_head_ca=args.n_head_ca, context_length=args.context_length, mem_len=args.mem_len,
+            mrv_act=args.mrv_act, arch=args.arch_mode, sliding=args.sliding,
+        )  # fmt: skip
+        spec = infer_spec(weights, args.variant)
+        model = RATE(config, spec)
+        left_out = convert_weights(weights, model)
+    except UserError as error:
+        raise UserError(f"{args.checkpoint}: {error}") from None
     path = save_checkpoint(
         args.output, 0, model_state=model.state_dict(), training_state={"config": asdict(config), "spec": asdict(spec)}
     )

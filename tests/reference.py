@@ -10,7 +10,8 @@ Weights are a dict of tensors under the published names (see `random_weights`); 
 the published model carry: env, arch_mode, segment_length K, num_segments N, n_layer, n_head, d_model, d_head, d_inner,
 num_mem_tokens n, n_head_ca, mem_len, mrv_act, skip_dec_ffn, mem_at_end, state_dim, act_dim.
 
-Shapes: B batch, L steps of one segment, d = d_model, H heads of d_head, q tokens of the segment, m cached tokens, k = m + q.
+Shapes: B batch, L steps of one segment, d = d_model, H heads of d_head, q tokens of the segment, m cached tokens,
+k = m + q.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from torch.nn import functional
 
 Weights = dict[str, Tensor]
 
-# What each environment's encoders and head are in the published model. `image`: (channels, height, width); `padding` that
-# of all three convolutions; `flat`: size after them; `rows`: of the action table, beyond one for each action.
+# What each environment's encoders and head are in the published model. `image`: (channels, height, width); `padding`
+# that of all three convolutions; `flat`: size after them; `rows`: of the action table, beyond one for each action.
 VARIANTS: dict[str, dict] = {
     "tmaze": dict(rows=1, action_tanh=True, rtg_tanh=False),
     "doom": dict(image=(3, 64, 112), padding=0, flat=2560, image_tanh=True, rows=0, action_tanh=True, rtg_tanh=True),
@@ -56,7 +57,7 @@ class Segment(NamedTuple):
     cache: list[Tensor] | None
 
 
-# --- pieces ------------------------------------------------------------------------------------------------------------
+# --- pieces ---
 
 
 def linear(weights: Weights, name: str, x: Tensor) -> Tensor:
@@ -84,14 +85,14 @@ def distance_table(k: int, d: int, dtype: torch.dtype) -> Tensor:
 
 
 def relative_shift(scores: Tensor) -> Tensor:
-    """Pad a zero column at the left of (..., q, k), read the memory as (k+1, q), drop a row, read it as (q, k) again."""
+    """Pad a zero column at the left of (..., q, k), read that as (k+1, q), drop a row, read it as (q, k) again."""
     *batch, q, k = scores.shape
     padded = torch.cat([scores.new_zeros(*batch, q, 1), scores], dim=-1)
     return padded.reshape(*batch, k + 1, q)[..., 1:, :].reshape(*batch, q, k)
 
 
 def allowed(i: int, j: int, *, q: int, m: int, n: int) -> bool:
-    """Whether row i of the segment may attend to column j of [cache (m); segment (q)], with n memory tokens at both ends."""
+    """Whether row i of the segment may attend to column j of [cache (m); segment (q)]; n memory tokens at both ends."""
     own = j - m  # position of the column inside the segment; negative in the cache
     reads = i < n
     writes = n > 0 and i >= q - n
@@ -174,7 +175,7 @@ def retention_valve(weights: Weights, old: Tensor, written: Tensor, *, meta: dic
     return linear(weights, f"{name}.dense", torch.einsum("bhij,bjhc->bihc", probabilities, value).reshape(batch, n, d))
 
 
-# --- the model ---------------------------------------------------------------------------------------------------------
+# --- the model ---
 
 
 def find(weights: Weights, *names: str) -> str:
@@ -258,11 +259,9 @@ def segment(
     return Segment(logits, new_memory, new_cache)
 
 
-def trajectory(
-    weights: Weights, meta: dict, observations: Tensor, actions: Tensor, rtg: Tensor, *, steps: int | None = None
-) -> list[Segment]:
-    """All segments of a trajectory, each from the memory and cache of the one before. `steps`: of a segment (default K)."""
-    steps = meta["segment_length"] if steps is None else steps
+def trajectory(weights: Weights, meta: dict, observations: Tensor, actions: Tensor, rtg: Tensor) -> list[Segment]:
+    """All segments of a trajectory, each from the memory and cache of the one before."""
+    steps = meta["segment_length"]
     memory, cache = None, None
     if meta["num_mem_tokens"]:
         memory = weights["mem_tokens"].transpose(0, 1).expand(observations.shape[0], -1, -1)
@@ -275,7 +274,7 @@ def trajectory(
     return results
 
 
-# --- made-up models and data -------------------------------------------------------------------------------------------
+# --- made-up models and data ---
 
 
 def make_meta(**changes) -> dict:

@@ -124,7 +124,7 @@ def assert_close(ours: Tensor, theirs: Tensor, tolerance: float, what: str) -> N
     assert error <= tolerance, f"{what}: {error:.2e}"
 
 
-# --- recordings --------------------------------------------------------------------------------------------------------
+# --- recordings ---
 
 
 def test_both_recordings_are_there():
@@ -234,7 +234,7 @@ def test_the_tool_reads_a_dt_recording_whose_meta_tells_k_and_n(tmp_path):
     assert errors["logits_0"] <= 1e-5
 
 
-# --- against the slow implementation -----------------------------------------------------------------------------------
+# --- against the slow implementation ---
 
 
 @pytest.mark.parametrize("change", COMBINATIONS.values(), ids=COMBINATIONS.keys())

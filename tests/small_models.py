@@ -1,0 +1,111 @@
+"""Small models and trajectories that several test files use."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from RATE_model.config import ModelConfig, apply_mode
+from RATE_model.memory import MemoryState
+from RATE_model.model import RATE
+from RATE_model.spec import EnvironmentSpec
+
+K, N = 4, 3
+
+VECTOR = EnvironmentSpec(observation_shape=(4,), num_actions=4, action_embeddings=5, action_tanh=True)
+CONTINUOUS = EnvironmentSpec(observation_shape=(5,), num_actions=2, continuous=True)
+
+# Inputs of `RATE.forward` before `valid`: observations (B, T, ...), actions (B, T, ...), rtg (B, T).
+Inputs = tuple[Tensor, Tensor, Tensor]
+
+
+def small_config(mode: str = "RATE", **changes) -> ModelConfig:
+    """What `mode` makes of two layers, K = 4, N = 3, three memory tokens, a cache of eight and an MRV of two heads."""
+    sizes = dict(
+        n_layer=2, n_head=2, d_model=16, d_head=8, d_inner=24, context_length=K, num_mem_tokens=3, n_head_ca=2,
+        mem_len=0 if mode == "DT" else 8,
+    )  # fmt: skip
+    return apply_mode(ModelConfig(**(sizes | changes)), mode=mode, sections=N)
+
+
+def small_model(mode: str = "RATE", *, spec: EnvironmentSpec = VECTOR, seed: int = 0, **changes) -> RATE:
+    """A random model in eval mode. Fresh gates and a fresh valve let little through: these are opened."""
+    torch.manual_seed(seed)
+    model = RATE(small_config(mode, **changes), spec).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith(("gate1.bias", "gate2.bias")):
+            torch.nn.init.zeros_(parameter)
+        elif name.startswith("valve.") and name.endswith("weight"):
+            torch.nn.init.normal_(parameter, std=0.5)
+    return model
+
+
+def random_inputs(batch: int = 2, steps: int = K * N, *, spec: EnvironmentSpec = VECTOR, seed: int = 0) -> Inputs:
+    """Random trajectories."""
+    generator = torch.Generator().manual_seed(seed)
+    observations = torch.randn(batch, steps, *spec.observation_shape, generator=generator)
+    if spec.continuous:
+        actions = torch.rand(batch, steps, spec.num_actions, generator=generator) * 2 - 1
+    else:
+        actions = torch.randint(0, spec.num_actions, (batch, steps), generator=generator)
+    return observations, actions, torch.randn(batch, steps, generator=generator)
+
+
+def everywhere(inputs: Inputs) -> Tensor:
+    """A `valid` without padding."""
+    return torch.ones(inputs[2].shape, dtype=torch.bool)
+
+
+def logits_of(model: RATE, inputs: Inputs) -> Tensor:
+    """Logits of whole trajectories in one call."""
+    return model(*inputs, everywhere(inputs))[0]
+
+
+def cut(inputs: Inputs, segment: int) -> Inputs:
+    """One segment of K steps."""
+    return tuple(tensor[:, segment * K : (segment + 1) * K] for tensor in inputs)
+
+
+def by_segments(
+    model: RATE, inputs: Inputs, *, forget_tokens: bool = False, forget_cache: bool = False
+) -> list[Tensor]:
+    """Logits of every segment, one `forward_segment` after another; memory may be made the initial one between."""
+    initial = model.initial_memory(len(inputs[2]))
+    memory, logits = initial, []
+    for segment in range(inputs[2].shape[1] // K):
+        memory = MemoryState(
+            tokens=initial.tokens if forget_tokens else memory.tokens,
+            cache=initial.cache if forget_cache else memory.cache,
+            cache_lengths=initial.cache_lengths if forget_cache else memory.cache_lengths,
+        )
+        segment_logits, memory = model.forward_segment(*cut(inputs, segment), memory)
+        logits.append(segment_logits)
+    return logits
+
+
+def changed(
+    inputs: Inputs, *, observation: int | None = None, action: int | None = None, rtg: int | None = None
+) -> Inputs:
+    """A copy in which what stands at the given steps is another."""
+    observations, actions, returns = (tensor.clone() for tensor in inputs)
+    if observation is not None:
+        observations[:, observation] += 1.0
+    if action is not None:
+        other = actions[:, action]
+        actions[:, action] = -other if actions.is_floating_point() else (other + 1) % 4
+    if rtg is not None:
+        returns[:, rtg] += 1.0
+    return observations, actions, returns
+
+
+def flip_hint(inputs: Inputs) -> Inputs:
+    """The same trajectories with the first feature of the first observation negated, as T-Maze's hint would be."""
+    observations = inputs[0].clone()
+    observations[:, 0, 0] *= -1
+    return observations, *inputs[1:]
+
+
+def without_dropout(model: RATE) -> RATE:
+    """The model in training mode; its dropout must be 0 already."""
+    assert model.config == replace(model.config, dropout=0.0, dropatt=0.0)
+    return model.train()
