@@ -1,0 +1,203 @@
+"""Attention maps of an episode."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.patches import Rectangle
+
+from RATE_model.errors import UserError
+from RATE_model.layout import Layout
+from RATE_model.model import SegmentMaps
+from RATE_model.plots.style import GREY, save, style
+
+REGION_COLOURS = {"cache": "#009E73", "read": "#0072B2", "steps": "#A6A6A6", "write": "#D55E00"}
+
+# Weaker attention than this is drawn as this.
+_WEAKEST = 1e-3
+# What a token may not attend to.
+_HIDDEN = "#ECECEC"
+# More panels than this are too small to read: of more segments, the first, the last and some between are drawn.
+MAX_SEGMENTS = 6
+
+
+def plot_attention(
+    segments: Sequence[SegmentMaps],
+    path: Path,
+    *,
+    layer: int | Literal["each"] | None = None,
+    head: int | None = None,
+    row: int = 0,
+    title: str | None = None,
+) -> Path:
+    """Attention maps of an episode, one column of panels per segment; below, which regions the steps attend to.
+
+    Rows of a map are queries, columns keys. Cache, read tokens, steps and write tokens are named by coloured bars along
+    the edges and parted by lines. The colour scale is logarithmic, so that weak attention is seen; what a token may not
+    attend to is grey. Of more than `MAX_SEGMENTS` segments, the first, the last and some between are drawn.
+
+    Args:
+        segments: from `RATE.attention_maps`.
+        path: of the PNG.
+        layer: index of a layer, None for the mean over layers, "each" for a row of panels per layer.
+        head: index of a head, None for the mean over heads.
+        row: of the batch.
+        title: above the figure.
+
+    Raises:
+        UserError: no segments, an index that does not exist, or the file cannot be written.
+    """
+    return save(attention_figure(segments, layer=layer, head=head, row=row, title=title), path)
+
+
+def attention_figure(
+    segments: Sequence[SegmentMaps],
+    *,
+    layer: int | Literal["each"] | None = None,
+    head: int | None = None,
+    row: int = 0,
+    title: str | None = None,
+) -> Figure:
+    """The figure of `plot_attention`. Gids of panels: "layer L segment S", "share segment S"."""
+    if not segments:
+        raise UserError("there are no segments to draw attention maps of")
+    layers, _, heads, _, _ = segments[0].attention.shape
+    for name, value, count in (("layer", layer, layers), ("head", head, heads)):
+        if isinstance(value, int) and not 0 <= value < count:
+            raise UserError(f"there is no {name} {value}; the model has {count}: choose 0 to {count - 1}")
+    rows = list(range(layers)) if layer == "each" else [layer]
+    shown = _spread(len(segments), MAX_SEGMENTS)
+    first_steps = np.cumsum([0] + [segment.layout.steps for segment in segments])
+    below = layer != "each"
+    with style():
+        heights = [1.0] * len(rows) + [0.36] * below
+        figure = Figure(figsize=(1.3 + 3.5 * len(shown), 0.9 + 3.5 * sum(heights)), layout="constrained")
+        if title:
+            figure.suptitle(title)
+        panels = figure.subplots(len(heights), len(shown), squeeze=False, height_ratios=heights)
+        for column, index in enumerate(shown):
+            layout = segments[index].layout
+            for line, chosen in enumerate(rows):
+                axes = panels[line, column]
+                axes.set_gid(f"layer {chosen} segment {index}")
+                picture = _draw_map(axes, _weights(segments[index], chosen, head, row), layout)
+                _step_ticks(axes, layout, int(first_steps[index]), named=column == 0)
+                if line == 0:
+                    axes.set_title(f"segment {index + 1}", pad=20)
+                if column == 0 and layer == "each":
+                    axes.set_ylabel(f"layer {chosen + 1}\nquery at step")
+            if below:
+                panels[-1, column].set_gid(f"share segment {index}")
+                weights = _weights(segments[index], layer, head, row)
+                _draw_shares(panels[-1, column], weights, layout, int(first_steps[index]), named=column == 0)
+        bar = figure.colorbar(picture, ax=panels[: len(rows)], shrink=0.8, pad=0.02, extend="min")
+        bar.set_label("attention weight")
+        bar.outline.set_visible(False)
+        if below:
+            handles, labels = _all_handles(panels[-1])
+            figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    return figure
+
+
+def regions(layout: Layout) -> dict[str, tuple[int, int]]:
+    """`{region: (first column, last column + 1)}` of [cache; segment]; regions without tokens are left out.
+
+    Rows of a map are those of the segment: the same, less `layout.cached`.
+    """
+    ends = np.cumsum([0, layout.cached, layout.tokens, 3 * layout.steps, layout.tokens])
+    return {
+        name: (int(start), int(stop))
+        for name, start, stop in zip(REGION_COLOURS, ends, ends[1:], strict=False)
+        if stop > start
+    }
+
+
+def _spread(count: int, limit: int) -> list[int]:
+    """At most `limit` of `count` indices, first and last among them."""
+    return sorted(set(np.linspace(0, count - 1, min(count, limit)).round().astype(int).tolist()))
+
+
+def _weights(segment: SegmentMaps, layer: int | None, head: int | None, row: int) -> np.ndarray:
+    """One map `(q, m + q)`; NaN where a token may not attend."""
+    maps = segment.attention[:, row].float().cpu()
+    maps = maps.mean(0) if layer is None else maps[layer]
+    weights = (maps.mean(0) if head is None else maps[head]).numpy().copy()
+    allowed = np.zeros(weights.shape, dtype=bool)
+    for group in segment.layout.groups("cpu", last=False):
+        allowed[group.rows, slice(*group.columns)] = True if group.bias is None else (group.bias == 0).numpy()
+    return np.where(allowed, weights, np.nan)
+
+
+def _draw_map(axes: Axes, weights: np.ndarray, layout: Layout) -> AxesImage:
+    """A map with its regions; cell (i, j) is the unit square around (j, i)."""
+    colours = mpl.colormaps["magma_r"].with_extremes(bad=_HIDDEN)
+    picture = axes.imshow(
+        np.maximum(weights, _WEAKEST), norm=LogNorm(_WEAKEST, 1.0), cmap=colours, interpolation="nearest", aspect="auto"
+    )
+    axes.spines[:].set_visible(False)
+    for name, (start, stop) in regions(layout).items():
+        colour = REGION_COLOURS[name]
+        if start:
+            axes.axvline(start - 0.5, color=GREY, linewidth=0.7)
+        axes.add_patch(Rectangle((start - 0.5, 1.012), stop - start, 0.022, transform=axes.get_xaxis_transform(),
+                                 color=colour, linewidth=0, clip_on=False, gid=f"columns {name}"))  # fmt: skip
+        axes.annotate(name, ((start + stop - 1) / 2, 1.034), xycoords=axes.get_xaxis_transform(), xytext=(0, 2),
+                      textcoords="offset points", ha="center", color=colour if name != "steps" else GREY,
+                      fontsize=8, annotation_clip=False)  # fmt: skip
+        if name == "cache":
+            continue
+        first, last = start - layout.cached, stop - layout.cached
+        if first:
+            axes.axhline(first - 0.5, color=GREY, linewidth=0.7)
+        axes.add_patch(Rectangle((-0.034, first - 0.5), 0.022, last - first, transform=axes.get_yaxis_transform(),
+                                 color=colour, linewidth=0, clip_on=False, gid=f"rows {name}"))  # fmt: skip
+    return picture
+
+
+def _step_ticks(axes: Axes, layout: Layout, first_step: int, *, named: bool) -> None:
+    """Number steps at their observation tokens; steps of the episode count from 1."""
+    places = np.arange(layout.length)[layout.observations]
+    numbers = np.arange(first_step + 1, first_step + 1 + layout.steps)
+    every = max(1, 10 if layout.steps >= 20 else layout.steps // 4)
+    ticked = np.flatnonzero(numbers % every == 0)
+    axes.set_xticks(places[ticked] + layout.cached, numbers[ticked])
+    axes.set_yticks(places[ticked], numbers[ticked])
+    axes.tick_params(axis="y", pad=9)
+    axes.set_xlabel("key at step")
+    if named:
+        axes.set_ylabel("query at step")
+
+
+def _draw_shares(axes: Axes, weights: np.ndarray, layout: Layout, first_step: int, *, named: bool) -> None:
+    """How much of the attention of every step's observation token, which chooses the action, goes to each region."""
+    numbers = np.arange(first_step + 1, first_step + 1 + layout.steps)
+    rows = np.nan_to_num(weights[layout.observations])
+    shares = {name: rows[:, start:stop].sum(1) for name, (start, stop) in regions(layout).items() if name != "write"}
+    labels = {"read": "read tokens", "steps": "this segment's steps"}
+    axes.stackplot(
+        np.append(numbers - 0.5, numbers[-1] + 0.5),
+        [np.append(share, share[-1]) for share in shares.values()],
+        colors=[REGION_COLOURS[name] for name in shares],
+        labels=[labels.get(name, name) for name in shares],
+        step="post",
+        alpha=0.85,
+        linewidth=0,
+    )
+    axes.set(xlim=(numbers[0] - 0.5, numbers[-1] + 0.5), ylim=(0, 1), xlabel="step")
+    axes.set_yticks([0, 0.5, 1])
+    if named:
+        axes.set_ylabel("share of attention\nof the observation")
+
+
+def _all_handles(panels: np.ndarray) -> tuple[list, list[str]]:
+    """Legend entries of several panels, each label once."""
+    entries = {
+        label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    return list(entries.values()), list(entries)

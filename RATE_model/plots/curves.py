@@ -1,0 +1,157 @@
+"""Metrics against optimizer step."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from RATE_model.errors import UserError
+from RATE_model.plots.style import COLOURS, GREY, save, style
+
+_VALIDATION = {"marker": "o", "markersize": 5.5, "markerfacecolor": "white", "markeredgewidth": 1.4}
+
+
+def plot_curves(
+    metrics_files: Mapping[str, Path],
+    path: Path,
+    names: Sequence[str] = ("train_loss", "train_accuracy"),
+    *,
+    title: str | None = None,
+) -> Path:
+    """Metrics against optimizer step, one panel per name.
+
+    Of `train_x`, `validation_x` is drawn with it, as points. Stages of a curriculum (`segments_count`) are shaded, or
+    marked by lines when there are several runs.
+
+    Args:
+        metrics_files: `{label: path of a metrics.jsonl}`.
+        path: of the PNG.
+        names: metrics; those that no file has are left out. Names with "loss" get a logarithmic axis.
+        title: above the figure.
+
+    Raises:
+        UserError: a file is missing or damaged, no file has any of these metrics, or the PNG cannot be written.
+    """
+    runs = {label: read_metrics(file) for label, file in metrics_files.items()}
+    return save(curves_figure(runs, names, title=title), path)
+
+
+def read_metrics(path: Path) -> list[dict[str, float | None]]:
+    """The lines of a metrics.jsonl. A last line that was cut off by a crash is left out.
+
+    Raises:
+        UserError: the file is missing, or holds something else.
+    """
+    try:
+        lines = Path(path).read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"the metrics {path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            row["step"] = int(row["step"])
+        except (ValueError, KeyError, TypeError) as error:
+            if number == len(lines):
+                break
+            raise UserError(f"{path}, line {number} is not a line of metrics (an object with a step)") from error
+        rows.append(row)
+    return rows
+
+
+def curves_figure(
+    runs: Mapping[str, Sequence[Mapping[str, float | None]]], names: Sequence[str], *, title: str | None = None
+) -> Figure:
+    """The figure of `plot_curves`, of the lines that `read_metrics` gives."""
+    present = {key for rows in runs.values() for row in rows for key in row}
+    shown = [name for name in names if name in present]
+    if not shown:
+        known = ", ".join(sorted(present - {"step"})) or "none at all"
+        raise UserError(f"no run has any of the metrics {', '.join(names)}; there are: {known}")
+    with style():
+        figure = Figure(figsize=(8.2, 0.6 + 2.3 * len(shown)), layout="constrained")
+        panels = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
+        for axes, name in zip(panels, shown, strict=True):
+            axes.set_ylabel(_spelt_out(name))
+            axes.grid(axis="y")
+            axes.margins(x=0.01)
+            for number, (label, rows) in enumerate(runs.items()):
+                colour = COLOURS[number % len(COLOURS)]
+                _curve(axes, rows, name, label, colour)
+                _mark_stages(axes, rows, colour if len(runs) > 1 else None, named=axes is panels[0])
+            if "loss" in name:
+                axes.set_yscale("log")
+            elif name.endswith(("acc", "accuracy")):
+                axes.set_ylim(-0.03, 1.05)
+        panels[0].set_title(title, pad=20 if title else None)
+        panels[-1].set_xlabel("optimizer step")
+        _legend(figure, list(runs), {line.get_gid() for axes in panels for line in axes.lines})
+    return figure
+
+
+def _spelt_out(name: str) -> str:
+    """train_last_acc: last accuracy."""
+    return re.sub(r"acc$", "accuracy", name.removeprefix("train_")).replace("_", " ")
+
+
+def _legend(figure: Figure, labels: list[str], drawn: set[str | None]) -> None:
+    """Name the runs if there are several, and what else was drawn."""
+    colours = [COLOURS[number % len(COLOURS)] for number in range(len(labels))]
+    handles = [Line2D([], [], color=colour, label=label) for colour, label in zip(colours, labels, strict=True)]
+    common = GREY if len(labels) > 1 else colours[0]
+    if "validation" in drawn:
+        handles.append(Line2D([], [], color=common, linestyle="none", label="validation", **_VALIDATION))
+    if "stage" in drawn:
+        handles.append(Line2D([], [], color=common, linestyle=":", linewidth=1, label="next stage of the curriculum"))
+    if len(handles) > 1:
+        figure.legend(handles=handles, loc="outside lower center", ncols=4)
+
+
+def _curve(axes: Axes, rows: Sequence[Mapping[str, float | None]], name: str, label: str, colour: str) -> None:
+    """One metric of one run; what was not finite is a gap."""
+    steps, values = _series(rows, name)
+    axes.plot(steps, values, color=colour, label=label, linewidth=1.4)
+    if name.startswith("train_"):
+        steps, values = _series(rows, "validation_" + name.removeprefix("train_"))
+        if steps.size:
+            axes.plot(steps, values, color=colour, linestyle="none", gid="validation", **_VALIDATION)
+
+
+def _series(rows: Sequence[Mapping[str, float | None]], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of a metric; null is NaN."""
+    pairs = [(row["step"], np.nan if row[name] is None else float(row[name])) for row in rows if name in row]
+    steps, values = np.array(pairs, dtype=np.float64).reshape(-1, 2).T
+    return steps, values
+
+
+def _stages(rows: Sequence[Mapping[str, float | None]]) -> list[tuple[int, float, float]]:
+    """(segments, first step, last step) of every stage of a curriculum."""
+    steps, counts = _series(rows, "segments_count")
+    if not steps.size:
+        return []
+    edges = [0, *(np.flatnonzero(np.diff(counts)) + 1), len(steps)]
+    return [(int(counts[a]), 0.0 if a == 0 else steps[a - 1], steps[b - 1]) for a, b in pairwise(edges)]
+
+
+def _mark_stages(axes: Axes, rows: Sequence[Mapping[str, float | None]], colour: str | None, *, named: bool) -> None:
+    """Shade a single run's stages (no colour), or mark where the stages of one of several begin."""
+    stages = _stages(rows)
+    if len(stages) < 2:
+        return
+    for index, (segments, first, last) in enumerate(stages):
+        if colour is not None:
+            if index:
+                axes.axvline(first, color=colour, linestyle=":", linewidth=1, gid="stage")
+            continue
+        if index % 2:
+            axes.axvspan(first, last, color="#F1F1F1", zorder=0, linewidth=0)
+        if named:
+            axes.annotate(f"{segments} segment{'s' if segments > 1 else ''}", ((first + last) / 2, 1.0),
+                          xycoords=axes.get_xaxis_transform(), xytext=(0, 4), textcoords="offset points",
+                          ha="center", color=GREY, fontsize=9)  # fmt: skip

@@ -1,0 +1,219 @@
+"""Pictures of what a model does in the T-Maze: attention and memory of an episode, and success without its memory."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from RATE_model.actor import Actor, knock_out_memory
+from RATE_model.errors import UserError
+from RATE_model.evaluation import evaluating
+from RATE_model.model import RATE
+from RATE_model.plots import plot_attention, plot_curves, plot_memory, plot_success_by_length
+from TMaze_new.TMaze_new_src.env import TMazeVectorEnv
+from TMaze_new.TMaze_new_src.evaluate import success_by_length
+
+UP_AND_DOWN = (1, -1)
+_BY_LENGTH = "Success_rate_T_"
+
+# Success rates by episode length T in the RATE paper (Table 5; trained on episodes of at most 150 steps).
+PUBLISHED = {
+    "RATE, in its paper": {90: 1.00, 480: 0.90, 900: 0.90},
+    "DT, in the same": {90: 1.00, 480: 0.50, 900: 0.50},
+}
+
+
+def record_episode(
+    model: RATE,
+    length: int,
+    seed: int = 0,
+    *,
+    goals: Sequence[int] = UP_AND_DOWN,
+    target_return: float = 1.0,
+    hint_steps: int = 1,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Act greedily in one maze, once per goal: episodes that differ in the hint alone.
+
+    Args:
+        model: any mode.
+        length: episode length T, at least 3: a corridor of T - 2 cells.
+        seed: of the noise.
+        goals: +1 (up) or -1 (down) for each row of the batch B.
+        target_return: the return asked for.
+        hint_steps: observations that show the hint.
+
+    Returns:
+        What `RATE.attention_maps` takes, on the model's device: observations `(B, t, 4)` float32, actions `(B, t)`
+        int64 and returns-to-go `(B, t)` float32. t is the length of the shorter episode: nothing is padding.
+
+    Raises:
+        UserError: an episode too short for a corridor.
+    """
+    if length < 3:
+        raise UserError(f"a T-Maze episode of {length} steps; it takes at least 3")
+    rows = len(goals)
+    mazes = TMazeVectorEnv(rows, length - 2, hint_steps=hint_steps, max_steps=length)
+    observation, _ = mazes.reset(seed=[seed] * rows, options={"goal": np.asarray(goals)})
+    reward, rtg, done = np.zeros(rows), np.full(rows, target_return), np.zeros(rows, dtype=bool)
+    recorded: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    with evaluating(model):
+        actor = Actor(model, rows, target_return)
+        while not done.any():
+            rtg = rtg - reward
+            action = actor.act(observation, reward)
+            recorded.append((observation, action, rtg))
+            observation, reward, terminated, truncated, _ = mazes.step(action)
+            done = terminated | truncated
+    observations, actions, returns = (
+        torch.as_tensor(np.stack(columns, axis=1)).to(model.device) for columns in zip(*recorded, strict=True)
+    )
+    return observations, actions, returns.float()
+
+
+def draw_maps(
+    model: RATE,
+    directory: Path,
+    length: int = 90,
+    *,
+    memory_length: int | None = None,
+    seed: int = 0,
+    hint_steps: int = 1,
+) -> list[Path]:
+    """Attention maps of one episode, and how its memory tokens move beside those of the other hint.
+
+    Writes attention_map.png (mean over layers and heads), attention_layers.png (mean over heads) and, if the model has
+    memory tokens, memory_map.png.
+
+    Args:
+        model: any mode. One that slides a window (DT, DTXL) shows its window.
+        directory: where the PNGs go.
+        length: steps of the episode whose attention is drawn.
+        memory_length: steps of the episodes whose memory is drawn; None: ten segments, and at least `length`.
+        seed: of the noise.
+        hint_steps: observations that show the hint.
+
+    Returns:
+        The PNGs' paths.
+    """
+    context = model.config.context_length
+    if model.config.sliding:
+        length = min(length, context)
+    episode = record_episode(model, length, seed, hint_steps=hint_steps)
+    with evaluating(model):
+        _, segments, _ = model.attention_maps(*episode)
+    title = f"attention in a T-Maze episode of {episode[2].shape[1]} steps, hint up"
+    paths = [
+        plot_attention(segments, directory / "attention_map.png", title=f"{title} (mean over layers and heads)"),
+        plot_attention(segments, directory / "attention_layers.png", layer="each", title=f"{title} (mean over heads)"),
+    ]
+    if model.config.num_mem_tokens:
+        steps = max(length, 10 * context) if memory_length is None else memory_length
+        with evaluating(model):
+            _, _, memories = model.attention_maps(*record_episode(model, steps, seed, hint_steps=hint_steps))
+        paths.append(
+            plot_memory(
+                memories,
+                directory / "memory_map.png",
+                other=memories,
+                other_row=1,
+                labels=("hint up", "hint down"),
+                title=f"memory tokens in two T-Maze episodes of {steps} steps that differ in the hint",
+            )
+        )
+    return paths
+
+
+def knock_out(
+    model: RATE, lengths: Sequence[int], episodes: int = 100, *, hint_steps: int = 1
+) -> dict[str, dict[int, float]]:
+    """Success rates by length with the memory as it is, and with the initial memory at the beginning of every segment.
+
+    Memory is what passes between segments: memory tokens and cached hidden states. A model without either (DT) has
+    nothing to knock out: one line.
+    """
+    config = model.config
+    has_memory = bool(config.num_mem_tokens or config.mem_len)
+    lines = {"memory intact" if has_memory else "no memory": None}
+    if has_memory:
+        lines["memory knocked out"] = knock_out_memory
+    with evaluating(model):
+        return {
+            label: {
+                length: result["success_rate"]
+                for length, result in success_by_length(
+                    model, lengths, episodes=episodes, hint_steps=hint_steps, transform_memory=transform
+                ).items()
+            }
+            for label, transform in lines.items()
+        }
+
+
+def knock_out_curve(
+    model: RATE,
+    lengths: Sequence[int],
+    episodes: int,
+    path: Path,
+    *,
+    trained: int | None = None,
+    hint_steps: int = 1,
+) -> Path:
+    """Draw `knock_out`: beyond one segment, success without memory must fall to chance.
+
+    Args:
+        model: any mode.
+        lengths: episode lengths T.
+        episodes: per length, as many up as down.
+        path: of the PNG.
+        trained: longest episode length that was trained on; a line marks it.
+        hint_steps: observations that show the hint.
+    """
+    return plot_success_by_length(
+        knock_out(model, lengths, episodes, hint_steps=hint_steps), path, trained=trained,
+        title=f"success with and without memory ({episodes} episodes per length)",
+    )  # fmt: skip
+
+
+def success_of_run(directory: Path) -> dict[int, float]:
+    """Success rates by episode length from the last evaluation of a run; empty if it had none.
+
+    Raises:
+        UserError: the run has no eval/final.json (training is not over), or it is damaged.
+    """
+    path = directory / "eval" / "final.json"
+    try:
+        result = json.loads(path.read_text())
+        return {
+            int(name.removeprefix(_BY_LENGTH)): rate for name, rate in result.items() if name.startswith(_BY_LENGTH)
+        }
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{path} cannot be read; has the run's training come to its end?") from error
+
+
+def draw_run(
+    directory: Path, model: RATE, *, length: int = 90, trained: int | None = None, hint_steps: int = 1
+) -> list[Path]:
+    """All pictures of a run that is over, into its plots/: training curves, success by length, and `draw_maps`.
+
+    Args:
+        directory: of the run.
+        model: of the run.
+        length: steps of the episode whose attention is drawn.
+        trained: longest episode length that was trained on.
+        hint_steps: observations that show the hint.
+
+    Returns:
+        The PNGs' paths.
+
+    Raises:
+        UserError: the run's metrics or last evaluation cannot be read.
+    """
+    plots = directory / "plots"
+    names = ("train_loss", "train_accuracy", "train_last_loss", "train_last_acc")
+    paths = [plot_curves({directory.name: directory / "metrics.jsonl"}, plots / "curves.png", names)]
+    if success := success_of_run(directory):
+        lines = {directory.name: success}
+        paths.append(plot_success_by_length(lines, plots / "success_by_length.png", trained=trained))
+    return paths + draw_maps(model, plots, length, hint_steps=hint_steps)
