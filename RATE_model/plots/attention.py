@@ -6,11 +6,13 @@ from typing import Literal
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from RATE_model.errors import UserError
 from RATE_model.layout import Layout
@@ -19,6 +21,8 @@ from RATE_model.plots.style import GREY, save, style
 
 REGION_COLOURS = {"cache": "#009E73", "read": "#0072B2", "steps": "#A6A6A6", "write": "#D55E00"}
 
+# What a step can attend to.
+_SHARES = {"cache": "cache", "read": "read tokens", "steps": "steps of the segment"}
 # Weaker attention than this is drawn as this.
 _WEAKEST = 1e-3
 # What a token may not attend to.
@@ -74,7 +78,8 @@ def attention_figure(
     rows = list(range(layers)) if layer == "each" else [layer]
     shown = _spread(len(segments), MAX_SEGMENTS)
     first_steps = np.cumsum([0] + [segment.layout.steps for segment in segments])
-    below = layer != "each"
+    # A model that has nothing but the segment's steps to attend to divides nothing.
+    below = layer != "each" and any(len(regions(segments[index].layout)) > 1 for index in shown)
     with style():
         heights = [1.0] * len(rows) + [0.36] * below
         figure = Figure(figsize=(1.3 + 3.5 * len(shown), 0.9 + 3.5 * sum(heights)), layout="constrained")
@@ -100,8 +105,7 @@ def attention_figure(
         bar.set_label("attention weight")
         bar.outline.set_visible(False)
         if below:
-            handles, labels = _all_handles(panels[-1])
-            figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+            figure.legend(handles=_share_handles(panels[-1]), loc="outside lower center", ncols=3)
     return figure
 
 
@@ -178,26 +182,24 @@ def _draw_shares(axes: Axes, weights: np.ndarray, layout: Layout, first_step: in
     """How much of the attention of every step's observation token, which chooses the action, goes to each region."""
     numbers = np.arange(first_step + 1, first_step + 1 + layout.steps)
     rows = np.nan_to_num(weights[layout.observations])
-    shares = {name: rows[:, start:stop].sum(1) for name, (start, stop) in regions(layout).items() if name != "write"}
-    labels = {"read": "read tokens", "steps": "this segment's steps"}
+    shares = {name: rows[:, start:stop].sum(1) for name, (start, stop) in regions(layout).items() if name in _SHARES}
     axes.stackplot(
         np.append(numbers - 0.5, numbers[-1] + 0.5),
         [np.append(share, share[-1]) for share in shares.values()],
         colors=[REGION_COLOURS[name] for name in shares],
-        labels=[labels.get(name, name) for name in shares],
+        labels=[_SHARES[name] for name in shares],
         step="post",
         alpha=0.85,
         linewidth=0,
     )
     axes.set(xlim=(numbers[0] - 0.5, numbers[-1] + 0.5), ylim=(0, 1), xlabel="step")
     axes.set_yticks([0, 0.5, 1])
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     if named:
         axes.set_ylabel("share of attention\nof the observation")
 
 
-def _all_handles(panels: np.ndarray) -> tuple[list, list[str]]:
-    """Legend entries of several panels, each label once."""
-    entries = {
-        label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
-    return list(entries.values()), list(entries)
+def _share_handles(panels: np.ndarray) -> list[Artist]:
+    """Legend entries of all panels, each label once, in the order of the regions."""
+    handles = {handle.get_label(): handle for axes in panels for handle in axes.get_legend_handles_labels()[0]}
+    return [handles[label] for label in _SHARES.values() if label in handles]

@@ -65,7 +65,7 @@ def success_figure(
         ticks = _readable(sorted({length for line in results.values() for length in line}), np.log(high / low))
         axes.xaxis.set_major_locator(FixedLocator(ticks))
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.set_xticklabels([_count(tick) for tick in ticks])
+        axes.set_xticklabels([_count(tick) for tick in ticks], fontsize=8)
         for number, (label, line) in enumerate(results.items()):
             _success_line(axes, label, line, number, len(results))
         for number, (label, line) in enumerate((published or {}).items()):

@@ -1,0 +1,69 @@
+"""The notebook runs headless: from a fresh copy, where it trains its own run, and with a run that it is given."""
+
+import ast
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+from RATE_model.checkpoints import save_checkpoint
+from tests.small_models import VECTOR, K, N, small_model
+
+ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOK = Path("TMaze_new/TMaze_new_notebooks/plot_attention_maps.ipynb")
+
+
+@pytest.fixture
+def quiet_home(tmp_path, monkeypatch):
+    """Nothing of the kernel is written into the user's home."""
+    for name in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_DATA_DIR", "JUPYTER_CONFIG_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    monkeypatch.delenv("RATE_RUN", raising=False)
+
+
+def run_notebook(path, *, cwd):
+    """Execute a copy in memory; returns the text it printed, and how many pictures each code cell showed."""
+    notebook = nbformat.read(path, as_version=4)
+    NotebookClient(notebook, timeout=240, kernel_name="python3", resources={"metadata": {"path": str(cwd)}}).execute()
+    outputs = [cell.outputs for cell in notebook.cells if cell.cell_type == "code"]
+    text = "".join(out.text for cell in outputs for out in cell if out.output_type == "stream")
+    return text, [sum("image/png" in out.get("data", {}) for out in cell) for cell in outputs]
+
+
+def test_it_is_stored_without_outputs():
+    notebook = nbformat.read(ROOT / NOTEBOOK, as_version=4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert code and all(cell.outputs == [] and cell.execution_count is None for cell in code)
+
+
+def test_a_fresh_copy_trains_a_run_and_shows_that_its_memory_matters(tmp_path, quiet_home):
+    copy = tmp_path / "copy"
+    for package in ("RATE_model", "TMaze_new"):
+        ignored = shutil.ignore_patterns("__pycache__", "TMaze_new_data", "TMaze_new_checkpoints")
+        shutil.copytree(ROOT / package, copy / package, ignore=ignored)
+    text, pictures = run_notebook(copy / NOTEBOOK, cwd=(copy / NOTEBOOK).parent)
+    assert pictures == [0, 0, 0, 1, 0, 1, 1, 1, 1, 1]
+    assert "train_tmaze.py --config" in text, "the command is shown"
+    rates = ast.literal_eval(next(line for line in text.splitlines() if line.startswith("{'memory intact'")))
+    assert rates["memory intact"][30] == 1.0
+    knocked_out = rates["memory knocked out"]
+    assert knocked_out.pop(10) == 1.0, "one segment needs no memory"
+    assert list(knocked_out) == [20, 30, 90, 300]
+    assert all(0.25 < rate < 0.75 for rate in knocked_out.values())
+
+
+def test_it_shows_the_run_it_is_given_from_anywhere_in_the_repository(tmp_path, quiet_home, monkeypatch):
+    run = tmp_path / "a_run"
+    model = small_model("DT")
+    state = {"config": asdict(model.config), "spec": asdict(VECTOR)}
+    save_checkpoint(run / "checkpoints", 1, model_state=model.state_dict(), training_state=state)
+    (run / "config.yaml").write_text(f"model_mode: DT\ncontext_length: {K}\nmax_n_final: {N}\nhint_steps: 1\n")
+    monkeypatch.setenv("RATE_RUN", str(run))
+    text, pictures = run_notebook(ROOT / NOTEBOOK, cwd=ROOT / "tests" / "RATE_model")
+    # No metrics and no memory tokens: no curves and no memory map.
+    assert pictures == [0, 0, 0, 0, 0, 1, 1, 0, 1, 1]
+    assert "a_run: DT" in text and "no memory tokens" in text

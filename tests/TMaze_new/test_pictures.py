@@ -1,0 +1,119 @@
+"""Episodes that are recorded are those that are played, and pictures suit the model."""
+
+import json
+
+import pytest
+import torch
+
+from RATE_model.actor import Actor, knock_out_memory
+from RATE_model.errors import UserError
+from tests.small_models import K, small_model
+from TMaze_new.TMaze_new_src import pictures
+from TMaze_new.TMaze_new_src.env import TMazeVectorEnv
+from TMaze_new.TMaze_new_src.pictures import (
+    draw_maps,
+    draw_run,
+    knock_out,
+    knock_out_curve,
+    record_episode,
+    success_of_run,
+)
+
+
+class Expert(Actor):
+    """Acts as the optimal policy does; what the model would choose is ignored."""
+
+    def act(self, observations, rewards=None):
+        observations = torch.as_tensor(observations)
+        if not hasattr(self, "hints"):
+            self.hints = observations[:, 1]
+        turn = torch.where(self.hints == 1, 1, 3)
+        return torch.where(observations[:, 2] == 1, turn, 0).numpy()
+
+
+def test_a_recorded_episode_replays_in_the_maze(monkeypatch):
+    monkeypatch.setattr(pictures, "Actor", Expert)
+    observations, actions, rtg = record_episode(small_model(), 12, seed=5, target_return=2.0)
+    assert observations.dtype == rtg.dtype == torch.float32 and actions.dtype == torch.int64
+    assert observations.shape == (2, 11, 4) and actions.shape == rtg.shape == (2, 11)
+    mazes = TMazeVectorEnv(2, 10)
+    seen, _ = mazes.reset(seed=[5, 5], options={"goal": [1, -1]})
+    for step in range(11):
+        assert (seen == observations[:, step].numpy()).all()
+        seen, rewards, terminated, _, _ = mazes.step(actions[:, step].numpy())
+    assert terminated.all() and (rewards == 1).all()
+    assert (rtg == 2.0).all(), "no reward comes before the last step"
+    different = (observations[0] != observations[1]).nonzero().tolist()
+    assert different == [[0, 1]], "the episodes differ in the hint alone"
+
+
+def test_an_untrained_model_is_recorded_until_time_is_up():
+    model = small_model().train()
+    observations, _, _ = record_episode(model, 2 * K + 1, goals=(-1,), hint_steps=2)
+    assert observations.shape[0] == 1 and observations.shape[1] <= 2 * K + 1
+    assert observations[0, :2, 1].tolist() == [-1, -1]
+    assert model.training, "the model is left as it was"
+
+
+def test_recorded_logits_choose_the_recorded_actions():
+    model = small_model()
+    episode = record_episode(model, 3 * K)
+    logits, _, _ = model.attention_maps(*episode)
+    assert (logits.argmax(-1) == episode[1]).all()
+
+
+def test_an_episode_too_short_is_named():
+    with pytest.raises(UserError, match="at least 3"):
+        record_episode(small_model(), 2)
+
+
+@pytest.mark.parametrize(
+    ("mode", "names"),
+    [
+        ("RATE", ["attention_map.png", "attention_layers.png", "memory_map.png"]),
+        ("TrXL", ["attention_map.png", "attention_layers.png"]),
+        ("DT", ["attention_map.png", "attention_layers.png"]),
+    ],
+)
+def test_maps_suit_the_model(mode, names, tmp_path):
+    paths = draw_maps(small_model(mode), tmp_path, 2 * K, memory_length=2 * K)
+    assert [path.name for path in paths] == names
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+
+
+def test_a_sliding_window_is_drawn_no_longer_than_it_is(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(pictures, "plot_attention", lambda segments, path, **rest: drawn.append(segments) or path)
+    model = small_model("DT")
+    draw_maps(model, tmp_path, 1000)
+    for segments in drawn:
+        assert [segment.layout.steps for segment in segments] == [model.config.context_length]
+
+
+def test_what_is_drawn_is_what_the_evaluation_gives(monkeypatch, tmp_path):
+    def fake(model, lengths, *, transform_memory, **rest):
+        assert transform_memory in (None, knock_out_memory)
+        return {length: {"success_rate": 1.0 if transform_memory is None else 0.5} for length in lengths}
+
+    drawn = {}
+    monkeypatch.setattr(pictures, "success_by_length", fake)
+    monkeypatch.setattr(pictures, "plot_success_by_length", lambda lines, path, **rest: drawn.update(lines) or path)
+    path = knock_out_curve(small_model("TrXL"), [9, 90], 2, tmp_path / "curve.png", trained=90)
+    assert path == tmp_path / "curve.png"
+    assert drawn == {"memory intact": {9: 1.0, 90: 1.0}, "memory knocked out": {9: 0.5, 90: 0.5}}
+    assert knock_out(small_model("DT"), [9], 2) == {"no memory": {9: 1.0}}
+
+
+def test_a_run_gets_its_pictures(tmp_path):
+    (tmp_path / "eval").mkdir()
+    result = {"Success_rate": 1.0, "Success_rate_T_9": 1.0, "Success_rate_T_90": 0.5, "Success_rate_S_3": 0.5}
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "train_loss": 0.5, "train_last_acc": null}\n')
+    with pytest.raises(UserError, match="final.json"):
+        draw_run(tmp_path, small_model("TrXL"), length=K)
+    (tmp_path / "eval" / "final.json").write_text(json.dumps(result))
+    assert success_of_run(tmp_path) == {9: 1.0, 90: 0.5}
+    paths = draw_run(tmp_path, small_model("TrXL"), length=K)
+    assert [path.name for path in paths] == [
+        "curves.png", "success_by_length.png", "attention_map.png", "attention_layers.png",
+    ]  # fmt: skip
+    assert all(path.parent == tmp_path / "plots" and path.stat().st_size > 1000 for path in paths)
