@@ -154,10 +154,11 @@ class RelativeAttention(nn.Module):
         # Autocast would send the softmax through float32 copies of the whole score tensor; the kernel computes in
         # float32 inside anyway.
         with torch.autocast(queries.device.type, enabled=False):
-            rotated = self._rotate(queries[..., self.d_model :], sin.to(dtype), cos.to(dtype))
+            content, a, b = queries.split([self.d_model, self.d_model // 2, self.d_model // 2], dim=-1)
+            rotated = self._rotate(a, b, sin.to(dtype), cos.to(dtype))
             scores = (rotated.view(-1, self.d_model) @ positions.T).view(batch, rows * heads, columns)
-            content = queries.view(batch, rows * heads, -1)[..., : self.d_model]
-            scores = torch.baddbmm(scores, content, states.transpose(1, 2)).view(batch, rows, heads, columns)
+            scores = torch.baddbmm(scores, content.flatten(1, 2), states.transpose(1, 2))
+            scores = scores.view(batch, rows, heads, columns)
             if bias is not None:
                 scores = scores.add_(bias.to(dtype).unsqueeze(-2))
             if wrap is not None:
@@ -169,9 +170,8 @@ class RelativeAttention(nn.Module):
         return self.dropout(attended), probabilities
 
     @staticmethod
-    def _rotate(position_queries: Tensor, sin: Tensor, cos: Tensor) -> Tensor:
-        """Rotate (a, b), `(B, r, n_head, d_model)`, by the rows' own positions."""
-        a, b = position_queries.chunk(2, dim=-1)
+    def _rotate(a: Tensor, b: Tensor, sin: Tensor, cos: Tensor) -> Tensor:
+        """Rotate (a, b), each `(B, r, n_head, d_model/2)`, by the rows' own positions."""
         sin, cos = sin.unsqueeze(-2), cos.unsqueeze(-2)
         return torch.cat([a * sin + b * cos, b * sin - a * cos], dim=-1)
 

@@ -5,7 +5,7 @@ kept here are all that resuming needs.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -53,11 +53,10 @@ class FixedStages:
 
 @dataclass
 class AdaptiveStages:
-    """A stage ends when it is solved: `metric` was 1 for `streak` batches in a row.
+    """A stage ends when it is solved: `metric` was 1 for `streak` batches in a row; or, unsolved, after `max_epochs`.
 
     Behind the last stage the learning rate is annealed over `anneal_batches` batches: without it, what was learned about
-    lengths beyond the training data was seen to be lost again. After `max_epochs` epochs in all, solved or not,
-    training goes on with the annealing at the last stage; `solved` tells which.
+    lengths beyond the training data was seen to be lost again. `solved` tells whether all stages were.
     """
 
     stages: Sequence[int]
@@ -69,7 +68,7 @@ class AdaptiveStages:
     row: int = 0
     epochs_done: int = 0
     anneal_left: int | None = None
-    solved: bool = False
+    solved: bool = True
 
     @property
     def sections(self) -> int:
@@ -92,25 +91,26 @@ class AdaptiveStages:
             self.anneal_left -= 1
             return
         self.row = self.row + 1 if metrics[self.metric] == 1 else 0
-        if self.row < self.streak:
-            return
-        self.row = 0
+        if self.row >= self.streak:
+            self._next_stage()
+
+    def after_epoch(self) -> None:
+        """Count an epoch of the present stage; too many end it."""
+        self.epochs_done += 1
+        if self.epochs_done >= self.max_epochs and self.anneal_left is None:
+            self.solved = False
+            self._next_stage()
+
+    def _next_stage(self) -> None:
+        self.row = self.epochs_done = 0
         if self.index + 1 < len(self.stages):
             self.index += 1
         else:
-            self.solved = True
             self.anneal_left = self.anneal_batches
-
-    def after_epoch(self) -> None:
-        """Count an epoch; too many end the search for a solution."""
-        self.epochs_done += 1
-        if self.epochs_done >= self.max_epochs and self.anneal_left is None:
-            self.index, self.anneal_left = len(self.stages) - 1, self.anneal_batches
 
     def state_dict(self) -> dict[str, Any]:
         """What changes."""
-        names = ("index", "row", "epochs_done", "anneal_left", "solved")
-        return {name: value for name, value in asdict(self).items() if name in names}
+        return {name: getattr(self, name) for name in ("index", "row", "epochs_done", "anneal_left", "solved")}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict()`."""

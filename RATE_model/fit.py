@@ -85,7 +85,9 @@ class Fit:
         if isinstance(self.curriculum, AdaptiveStages):
             result["solved"] = self.curriculum.solved
         self._save()
-        result |= self._evaluate(final=True)
+        started = time.perf_counter()
+        if metrics := self._evaluate(final=True):
+            result |= metrics | {"eval_seconds": round(time.perf_counter() - started, 1)}
         self.tracker.log(result, self.trainer.step)
         self.run.write_evaluation(FINAL, result)
         return result
@@ -181,7 +183,6 @@ class Fit:
     def _save(self, *, best: bool = False) -> None:
         """A checkpoint of everything that the next batch depends on."""
         self.trainer.check_finite()
-        self.tracker.flush()
         model = self.trainer.model
         state = {
             "config": asdict(model.config),
@@ -192,6 +193,7 @@ class Fit:
             "pending": self._pending,
             "best": self._best,
             "seconds": self.seconds,
+            "metrics_position": self.tracker.position(),
         }
         save_checkpoint(
             self.run.checkpoints,
@@ -211,7 +213,7 @@ class Fit:
         for name, value in state["position"].items():
             setattr(self, name, value)
         self._pending, self._best, self.seconds = list(state["pending"]), state["best"], state["seconds"]
-        self.tracker.truncate_after(self.trainer.step)
+        self.tracker.truncate(state["metrics_position"])
 
 
 def load_model(path: Any, *, device: torch.device | str = "cpu") -> RATE:

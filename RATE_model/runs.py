@@ -33,12 +33,6 @@ from RATE_model.errors import UserError
 from RATE_model.options import load_yaml, to_yaml
 from RATE_model.tracking import redact
 
-MAY_GROW = frozenset({"epochs", "max_steps"})
-MAY_CHANGE = frozenset(
-    {"device", "num_workers", "resume", "overwrite", "start_seed", "end_seed", "log_every", "save_every", "keep_last"}
-)
-"""Flags that steer a run and do not define it: they, and all that start with wandb_, may differ when it is resumed."""
-
 _CONTENTS = ("config.yaml", "environment.json", "metrics.jsonl", "timing.jsonl", "wandb_id")
 _FOLDERS = ("checkpoints", "eval", "plots")
 
@@ -74,8 +68,8 @@ def open_run(
     seed: int,
     resume: str = "no",
     overwrite: bool = False,
-    may_change: Iterable[str] = MAY_CHANGE,
-    may_grow: Iterable[str] = MAY_GROW,
+    may_change: Iterable[str] = (),
+    may_grow: Iterable[str] = ("epochs",),
 ) -> Run:
     """Opens the run in ``directory``, new or continued; ``config`` is what options.to_flat_dict gives.
 

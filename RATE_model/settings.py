@@ -11,6 +11,12 @@ from RATE_model.options import Boolean
 # How these scripts have always been told to leave out the decoder's feed-forward network.
 ALIASES = {"skip_dec_attn": "skip_dec_ffn"}
 
+# Flags that steer a run and do not define it: they may differ when it is resumed.
+MAY_CHANGE = frozenset(
+    {"resume", "overwrite", "start_seed", "end_seed", "output_dir", "data_dir", "device", "num_workers", "save_minutes"}
+    | {"last_inference", "eval_lengths", "eval_episodes", "slide"}
+)
+
 Curriculum = Literal["false", "true", "adaptive"]
 
 
@@ -82,7 +88,7 @@ class ModelOptions:
 class TrainOptions:
     """How it is trained."""
 
-    # Passes over the training data (per curriculum stage; with --curr adaptive, at most, over all stages)
+    # Passes over the training data, per curriculum stage; with an adaptive curriculum, at most so many
     epochs: int = 50
     # Trajectories per batch
     batch_size: int = 64

@@ -56,8 +56,7 @@ _IGNORED_KEYS = {
 class Tracker:
     """Writes the metrics of one run.
 
-    Log all metrics of a step before saving the checkpoint of that step: a resumed run keeps the lines up to its
-    checkpoint's step (truncate_after) and writes the later ones again.
+    A checkpoint stores `position`; a resumed run drops the lines behind it (`truncate`) and writes them again.
     """
 
     def __init__(
@@ -113,22 +112,17 @@ class Tracker:
         if self._wandb is not None and step > self._sent_to_wandb:
             self._guard("logging", lambda: self._wandb.log(values, step=step))
 
-    def truncate_after(self, step: int) -> None:
-        """For a run resumed at ``step``: drops the lines of later steps and a last line that was cut short.
-
-        wandb is not told the dropped steps a second time.
-        """
-        self._file.close()
-        path = self._directory / "metrics.jsonl"
-        try:
-            atomic_write_text(path, "".join(line for line, at in _complete_lines(path) if at <= step))
-        except OSError as error:
-            raise UserError(f"{path} cannot be written: {error.strerror}") from error
-        self._file = _open_for_append(path)
-
-    def flush(self) -> None:
-        """Brings metrics.jsonl to the disk, so that a power loss cannot take lines older than the next checkpoint."""
+    def position(self) -> int:
+        """The size of metrics.jsonl in bytes, for `truncate`; what is there is brought to the disk first."""
         os.fsync(self._file.fileno())
+        return self._file.tell()
+
+    def truncate(self, position: int) -> None:
+        """For a resumed run: drops what was logged after its checkpoint, whose `position` this is.
+
+        wandb is not told the dropped steps a second time. A file that is shorter, as in a new directory, stays as it is.
+        """
+        self._file.truncate(min(position, self._file.tell()))
 
     def close(self, exit_code: int = 0) -> None:
         """Closes the files and finishes wandb, waiting at most FINISH_SECONDS for its uploads."""

@@ -2,9 +2,10 @@
 
     python3 TMaze_new/TMaze_new_src/dataset.py --max_n_final 3
 
-One file per number of segments S holds episodes of the optimal policy, half of them up and half down, in a corridor of
-length S * K - 2 (K is ``context_length``): S * K - 1 steps, so that with one step of padding it fills S segments
-of K steps. Every episode has a seed of its own, from S * 1,000,000 upward: no episode and no noise is shared with
+One file per number of segments S holds episodes of the optimal policy, half of them up and half down. With
+``--corridors full``, the published setting, every corridor has length S * K - 2 (K is ``context_length``): S * K - 1
+steps, which with one step of padding fill S segments of K steps. With ``--corridors any`` lengths are drawn evenly from
+those that need S segments, so that the junction may come at any step of a segment. Every episode has a seed of its own, from S * 1,000,000 upward: no episode and no noise is shared with
 another file or with an evaluation (seeds below 10,000).
 """
 
@@ -12,6 +13,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -35,6 +37,7 @@ DATA_DIRECTORY = Path(__file__).resolve().parents[1] / "TMaze_new_data"
 FIRST_SEED = 1_000_000  # of S = 1; S = 2 starts at twice this number, and so on
 TRAINING_FRACTION = 0.8
 SPLIT_SEED = 0
+CORRIDOR_SEED = 0
 SCRIPT = "python3 TMaze_new/TMaze_new_src/dataset.py"
 
 
@@ -52,6 +55,8 @@ class DataOptions:
     trajectories: int = 2000
     # Observations that show the hint, counted from the first.
     hint_steps: int = 1
+    # full: the junction comes at the end of the last segment (published); any: at any step of the last segment.
+    corridors: Literal["full", "any"] = "full"
     # Only successful episodes; false: the second half of them takes the wrong turn and gets reward 0.
     win_only: Boolean = True
     # Directory of the data files.
@@ -76,7 +81,9 @@ class DataOptions:
 def dataset_path(options: DataOptions, segments: int) -> Path:
     """The file of episodes of so many segments; its name holds all that its content depends on."""
     kind = "win" if options.win_only else "half"
-    name = f"tmaze_S{segments}_K{options.context_length}_hint{options.hint_steps}_n{options.trajectories}_{kind}.h5"
+    corridors = "" if options.corridors == "full" else f"_{options.corridors}"
+    size = f"S{segments}_K{options.context_length}{corridors}"
+    name = f"tmaze_{size}_hint{options.hint_steps}_n{options.trajectories}_{kind}.h5"
     return options.data_dir / name
 
 
@@ -91,14 +98,14 @@ def generate(options: DataOptions, segments: int, *, overwrite: bool = False) ->
         raise UserError(f"'{path}' exists; add --overwrite true to replace it.")
     seeds = balanced_seeds(segments * FIRST_SEED, options.trajectories)
     wins = options.trajectories if options.win_only else options.trajectories // 2
+    corridor_lengths = _corridor_lengths(options, segments)
     observations, actions, rewards, terminals = _play(
-        seeds, np.arange(len(seeds)) < wins, segments * options.context_length - 2, options.hint_steps
+        seeds, np.arange(len(seeds)) < wins, corridor_lengths, options.hint_steps
     )
-    steps = actions.shape[1]
     attributes = {
         "environment": ENV_ID,
         "generator": "expert, then the wrong turn in the second half" if not options.win_only else "expert",
-        "corridor_length": steps - 1,
+        "corridor_lengths": f"{corridor_lengths.min()} to {corridor_lengths.max()}",
         "segments": segments,
         "context_length": options.context_length,
         "hint_steps": options.hint_steps,
@@ -108,9 +115,22 @@ def generate(options: DataOptions, segments: int, *, overwrite: bool = False) ->
     with TrajectoryWriter(
         path, observation_shape=(OBSERVATION_SIZE,), observation_dtype="float32", attributes=attributes
     ) as writer:
-        infos = {"seed": np.repeat(seeds[:, None], steps, axis=1)}
-        writer.add_episodes(observations, actions, rewards, np.full(len(seeds), steps), terminals, infos)
+        infos = {"seed": np.repeat(seeds[:, None], actions.shape[1], axis=1)}
+        writer.add_episodes(observations, actions, rewards, corridor_lengths + 1, terminals, infos)
     return path
+
+
+def _corridor_lengths(options: DataOptions, segments: int) -> np.ndarray:
+    """(E,) int64: of episodes that, padded by a step, need exactly so many segments."""
+    longest = segments * options.context_length - 2
+    if options.corridors == "full":
+        return np.full(options.trajectories, longest)
+    shortest = max(1, longest - options.context_length + 1)
+    # Pairs of an up and a down episode share a length: neither side can be told from it.
+    pairs = np.random.default_rng([CORRIDOR_SEED, segments]).integers(
+        shortest, longest, size=(options.trajectories + 1) // 2, endpoint=True
+    )
+    return np.repeat(pairs, 2)[: options.trajectories]
 
 
 def balanced_seeds(first: int, count: int) -> np.ndarray:
@@ -124,19 +144,19 @@ def balanced_seeds(first: int, count: int) -> np.ndarray:
 
 
 def _play(
-    seeds: np.ndarray, win: np.ndarray, corridor_length: int, hint_steps: int
+    seeds: np.ndarray, win: np.ndarray, corridor_lengths: np.ndarray, hint_steps: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Episodes of the expert, all at once; where ``win`` (E,) is False it believes the opposite of the hint.
 
     Returns:
-        observations (E, T, 4) float32, actions (E, T) uint8, rewards (E, T) float32 with T = corridor_length + 1, and
-        terminals (E,) bool, whether each episode ended with step T.
+        observations (E, T, 4) float32, actions (E, T) uint8, rewards (E, T) float32 with T = the longest corridor + 1,
+        of which an episode uses the first corridor + 1 steps, and terminals (E,) bool, whether they ended with those.
     """
-    steps = corridor_length + 1
+    steps = int(corridor_lengths.max()) + 1
     observations = np.empty((len(seeds), steps, OBSERVATION_SIZE), dtype=np.float32)
     actions = np.empty((len(seeds), steps), dtype=np.uint8)
     rewards = np.empty((len(seeds), steps), dtype=np.float32)
-    mazes = TMazeVectorEnv(len(seeds), corridor_length, hint_steps=hint_steps)
+    mazes = TMazeVectorEnv(len(seeds), corridor_lengths, hint_steps=hint_steps)
     observation, _ = mazes.reset(seed=seeds)
     belief = np.where(win, observation[:, 1], -observation[:, 1])
     for step in range(steps):

@@ -26,7 +26,7 @@ from RATE_model.optimization import Schedule, decay_over
 from RATE_model.options import Boolean, exit_on_user_error, parse_options, to_flat_dict
 from RATE_model.precision import pick_device
 from RATE_model.runs import Interrupts, open_run, run_name, run_seeds
-from RATE_model.settings import ALIASES, Curriculum, ModelOptions, RunOptions, TrainOptions, at_least
+from RATE_model.settings import ALIASES, MAY_CHANGE, Curriculum, ModelOptions, RunOptions, TrainOptions, at_least
 from RATE_model.tracking import Tracker
 from RATE_model.trainer import Trainer, accuracy, optimizer_steps
 from RATE_model.windows import Batch, WindowDataset
@@ -184,7 +184,14 @@ def train(config: Config, seed: int) -> dict[str, float]:
     curriculum, schedule = plan(config, data)  # reads the data: bad data is found before anything is created
     flat = to_flat_dict(config)
     directory = run_directory(config, seed)
-    run = open_run(directory, config=flat, seed=seed, resume=config.run.resume, overwrite=config.run.overwrite)
+    run = open_run(
+        directory,
+        config=flat,
+        seed=seed,
+        resume=config.run.resume,
+        overwrite=config.run.overwrite,
+        may_change=MAY_CHANGE,
+    )
 
     torch.manual_seed(seed)
     model = RATE(config.model_config(), SPEC).to(device)

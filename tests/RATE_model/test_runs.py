@@ -22,7 +22,7 @@ CONFIG = {"model_mode": "RATE", "epochs": 10, "lengths": [9, 30], "curr": "false
 
 
 def begin(directory: Path, **options) -> Run:
-    return open_run(directory, **{"config": CONFIG, "seed": 1, **options})
+    return open_run(directory, **{"config": CONFIG, "seed": 1, "may_change": {"resume", "overwrite"}, **options})
 
 
 def save(run: Run, step: int) -> Path:
