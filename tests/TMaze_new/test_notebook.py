@@ -49,10 +49,10 @@ def test_a_fresh_copy_trains_a_run_and_shows_that_its_memory_matters(tmp_path, q
     assert pictures == [0, 0, 0, 1, 0, 1, 1, 1, 1, 1]
     assert "train_tmaze.py --config" in text, "the command is shown"
     rates = ast.literal_eval(next(line for line in text.splitlines() if line.startswith("{'memory intact'")))
-    assert rates["memory intact"][30] == 1.0
+    assert rates["memory intact"][50] == 1.0
     knocked_out = rates["memory knocked out"]
     assert knocked_out.pop(10) == 1.0, "one segment needs no memory"
-    assert list(knocked_out) == [20, 30, 90, 300]
+    assert list(knocked_out) == [20, 50, 150, 500]
     assert all(0.25 < rate < 0.75 for rate in knocked_out.values())
 
 
