@@ -1,7 +1,7 @@
 """Acting with a model, one environment step at a time, for a batch of environments.
 
-What a past token contributes to later ones is its attention input in every layer, `d_model` numbers (see `attention`), so
-those are all that is kept: a step costs its two or three new tokens, whatever the length of the segment or the episode.
+What a past token contributes to later ones is its attention input in every layer, `d_model` numbers (see `attention`).
+Those are all that is kept: a step costs its two or three new tokens, whatever the length of the segment or the episode.
 
 Columns of the buffers, for K steps, n memory tokens and a cache of at most M hidden states:
 
@@ -9,8 +9,8 @@ Columns of the buffers, for K steps, n memory tokens and a cache of at most M hi
     cache, aligned | read       | R0 O0 A0 ... R(K-1) O A     | write
     at the right
 
-Segments are closed as in training: when the K-th action is known it gets its token, the write tokens follow, and the MRV
-and the cache make the memory of the next segment. Rows may be at different points of their segments and episodes.
+Segments are closed as in training: when the K-th action is known it gets its token, the write tokens follow, and the
+MRV and the cache make the memory of the next segment. Rows may be at different points of their segments and episodes.
 """
 
 from collections.abc import Callable, Iterator
@@ -79,7 +79,7 @@ class Actor:
         self._device = model.device
         self._generator = torch.Generator(self._device).manual_seed(seed)
         self._rtg = torch.empty(batch_size, device=self._device)
-        # How many steps of the running segment (or window) are in the buffers, and how many since the cache was renewed.
+        # Steps of the running segment (or window) in the buffers, and steps since the cache was renewed.
         self._steps = np.zeros(batch_size, dtype=np.int64)
         self._since_cache = np.zeros(batch_size, dtype=np.int64)
         self._cached = np.zeros(batch_size, dtype=np.int64)

@@ -11,9 +11,9 @@ observation, action; the read and write tokens are the same memory, put at both 
     step                      all    all     itself and earlier   -
     write                     -      all     all                  all
 
-Rows of one kind form groups that see a contiguous range of columns; a group is computed at once and columns that none of
-its rows sees cost nothing. Only the outputs of the observation rows (they predict the action) and of the write rows (the
-next memory) are ever used, so the last layer computes no others.
+Rows of one kind form groups that see a contiguous range of columns; a group is computed at once and columns that none
+of its rows sees cost nothing. Only the outputs of the observation rows (they predict the action) and of the write rows
+(the next memory) are ever used, so the last layer computes no others.
 """
 
 from dataclasses import dataclass

@@ -1,8 +1,9 @@
 """RATE, the Recurrent Action Transformer with Memory, and its relatives (RMT, TrXL, DT, ...): one class.
 
-RATE paper: Cherepanov et al. 2023, "Recurrent Action Transformer with Memory". A trajectory is cut into segments of K
-steps. A Transformer-XL decoder reads each segment with the memory tokens put at both ends, and hands on to the next what
-it wrote in the second block, passed through a memory retention valve, and the hidden states of its layers.
+RATE paper: Cherepanov et al. 2023, "Recurrent Action Transformer with Memory" (arXiv 2306.09459). A trajectory is cut
+into segments of K steps. A Transformer-XL decoder reads each segment with the memory tokens put at both ends, and hands
+on to the next what it wrote in the second block, passed through a memory retention valve, and the hidden states of its
+layers.
 """
 
 from collections.abc import Sequence
@@ -103,8 +104,8 @@ class RATE(nn.Module):
 
         Args:
             observations, actions, rtg: as in `forward_segment`, of any number of steps T.
-            valid: `(B, T)` bool, False for padding. Give it on the CPU: it decides which rows run, and reading it from a
-                device would stop the queue. A row costs nothing in a segment where all its steps are padding.
+            valid: `(B, T)` bool, False for padding. Give it on the CPU: it decides which rows run, and reading it from
+                a device would stop the queue. A row costs nothing in a segment where all its steps are padding.
             memory: where the window before ended; None: the beginning of the trajectories.
 
         Returns:

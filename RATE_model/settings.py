@@ -154,7 +154,7 @@ class RunOptions:
     ckpt_folder: str = "ckpt"
     # Another folder for the runs, instead of the environment's
     output_dir: Path | None = None
-    # Continue an interrupted run: no, auto (continue if there is something, else start), or the path of a run or checkpoint
+    # Continue an interrupted run: no, auto (continue if there is something, else start), or a run's or checkpoint's path
     resume: str = "no"
     # Delete a run of the same name and start anew
     overwrite: Boolean = False

@@ -120,7 +120,7 @@ class Tracker:
     def truncate(self, position: int) -> None:
         """For a resumed run: drops what was logged after its checkpoint, whose `position` this is.
 
-        wandb is not told the dropped steps a second time. A file that is shorter, as in a new directory, stays as it is.
+        wandb is not told the dropped steps a second time. A shorter file, as in a new directory, stays as it is.
         """
         self._file.truncate(min(position, self._file.tell()))
 

@@ -45,7 +45,7 @@ class Trainer:
     """Holds a model, its optimizer and its schedule, and trains batch by batch.
 
     A trajectory is cut into windows of `bptt_segments + 1` segments; each makes one optimizer step with gradients
-    through the memory inside the window. So peak memory does not grow with the trajectory when `bptt_segments` is fixed.
+    through the memory inside the window. So with a fixed `bptt_segments` peak memory does not grow with the trajectory.
 
     Args:
         model: on its device.

@@ -5,8 +5,9 @@
 One file per number of segments S holds episodes of the optimal policy, half of them up and half down. With
 ``--corridors full``, the published setting, every corridor has length S * K - 2 (K is ``context_length``): S * K - 1
 steps, which with one step of padding fill S segments of K steps. With ``--corridors any`` lengths are drawn evenly from
-those that need S segments, so that the junction may come at any step of a segment. Every episode has a seed of its own, from S * 1,000,000 upward: no episode and no noise is shared with
-another file or with an evaluation (seeds below 10,000).
+those that need S segments, so that the junction may come at any step of a segment. Every episode has a seed of its own,
+from S * 1,000,000 upward: no episode and no noise is shared with another file or with an evaluation (seeds below
+10,000).
 """
 
 import sys

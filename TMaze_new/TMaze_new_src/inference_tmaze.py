@@ -24,6 +24,7 @@ from RATE_model.options import Boolean, exit_on_user_error, parse_options
 from RATE_model.precision import Precision, pick_device
 from RATE_model.settings import at_least
 from TMaze_new.TMaze_new_src.evaluate import LENGTHS, success_by_length
+from TMaze_new.TMaze_new_src.pictures import draw_maps, knock_out_curve
 from TMaze_new.TMaze_new_src.spec import SPEC
 
 SCRIPT = "python3 TMaze_new/TMaze_new_src/inference_tmaze.py"
@@ -91,10 +92,14 @@ def evaluate(options: Options) -> dict[int, dict[str, float]]:
         print(f"{length:9d} {result['success_rate']:8.2f} {result['mean_delay']:8.2f}")
     print(f"{time.perf_counter() - started:.1f} s")
     if options.pictures is not None:
-        from TMaze_new.TMaze_new_src.pictures import draw_maps, knock_out_curve
-
-        draw_maps(model, options.pictures)
-        knock_out_curve(model, options.lengths, options.episodes, options.pictures / "knock_out.png")
+        draw_maps(model, options.pictures, hint_steps=options.hint_steps)
+        knock_out_curve(
+            model,
+            options.lengths,
+            options.episodes,
+            options.pictures / "knock_out.png",
+            hint_steps=options.hint_steps,
+        )
         print(f"pictures: {options.pictures}")
     return results
 

@@ -3,8 +3,8 @@
     python3 TMaze_new/TMaze_new_src/quickstart.py
 
 Makes the data, trains both with the same settings and the same limit, evaluates them at lengths up to a hundred times
-those of the training data, and leaves in quickstart/: the two runs, summary.json, success_by_length.png, an attention map
-and a memory map of one episode of RATE. The models train side by side, one core each.
+those of the training data, and leaves in quickstart/: the two runs, summary.json, success_by_length.png, and attention
+and memory maps of one episode of RATE. The models train side by side, one core each.
 """
 
 import json
@@ -78,9 +78,7 @@ def train_all(options: Options) -> dict[str, Path]:
 def summarise(runs: dict[str, Path]) -> dict:
     """Success by length of every model, and how long training and evaluating RATE took."""
     results = {name: json.loads((run / "eval" / "final.json").read_text()) for name, run in runs.items()}
-    success = {
-        name: {str(length): result[f"Success_rate_T_{length}"] for length in LENGTHS} for name, result in results.items()
-    }
+    success = {name: {str(t): result[f"Success_rate_T_{t}"] for t in LENGTHS} for name, result in results.items()}
     timed = ("train_seconds", "eval_seconds", "optimizer_steps")
     return {
         "success_rate": success,

@@ -32,6 +32,7 @@ from RATE_model.trainer import Trainer, accuracy, optimizer_steps
 from RATE_model.windows import Batch, WindowDataset
 from TMaze_new.TMaze_new_src import evaluate as protocol
 from TMaze_new.TMaze_new_src.dataset import DataOptions, ensure_datasets, load_windows
+from TMaze_new.TMaze_new_src.pictures import draw_run
 from TMaze_new.TMaze_new_src.spec import SPEC
 
 HERE = Path(__file__).resolve().parent
@@ -44,8 +45,8 @@ class TaskOptions:
 
     # Segments N of a trajectory; replaced by --max_n_final, as it has always been
     sections: int = 3
-    # false: all lengths from the start; true: stages of 1, 2, ... segments, --epochs each; adaptive: the next stage when
-    # the decisions at the junction of 10 batches in a row are all right, and then annealing
+    # false: all lengths from the start; true: stages of 1, 2, ... segments, --epochs each; adaptive: the next stage
+    # when the decisions at the junction of 10 batches in a row are all right, and annealing at the end
     curr: Curriculum = "false"
     # Batches over which --curr adaptive anneals the learning rate to zero
     anneal_batches: int = 150
@@ -215,6 +216,8 @@ def train(config: Config, seed: int) -> dict[str, float]:
             evaluate=lambda model, final: evaluate(model, config, final),
             interrupts=interrupts,
         )()
+    trained = config.data.max_n_final * config.data.context_length
+    draw_run(directory, model, length=trained, trained=trained, hint_steps=config.data.hint_steps)
     print(f"{directory}: {', '.join(f'{name} {value:.4g}' for name, value in result.items())}")
     return result
 
