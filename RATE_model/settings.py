@@ -103,8 +103,9 @@ class TrainOptions:
     lr_schedule: Literal["linear", "cosine", "constant"] = "linear"
     # Learning rate at the end, as a fraction of the peak
     lr_end_factor: float = 0.1
-    # Decay rates of AdamW's averages
+    # Decay rate of AdamW's average of gradients
     beta_1: float = 0.9
+    # Decay rate of AdamW's average of squared gradients
     beta_2: float = 0.95
     # Weight decay, of matrices only
     weight_decay: float = 0.1
@@ -145,8 +146,9 @@ class TrainOptions:
 class RunOptions:
     """Where it runs and what is kept."""
 
-    # First and last seed; every seed is a run of its own
+    # First seed; every seed is a run of its own
     start_seed: int = 1
+    # Last seed
     end_seed: int = 10
     # Prefix of the run's name
     text: str = ""
@@ -154,7 +156,7 @@ class RunOptions:
     ckpt_folder: str = "ckpt"
     # Another folder for the runs, instead of the environment's
     output_dir: Path | None = None
-    # Continue an interrupted run: no, auto (continue if there is something, else start), or a run's or checkpoint's path
+    # no; auto: continue an interrupted run if there is one, else start; or the path of a run or checkpoint to continue
     resume: str = "no"
     # Delete a run of the same name and start anew
     overwrite: Boolean = False

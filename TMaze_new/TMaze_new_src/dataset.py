@@ -60,8 +60,8 @@ class DataOptions:
     corridors: Literal["full", "any"] = "full"
     # Only successful episodes; false: the second half of them takes the wrong turn and gets reward 0.
     win_only: Boolean = True
-    # Directory of the data files.
-    data_dir: Path = DATA_DIRECTORY
+    # Directory of the data files; none = TMaze_new/TMaze_new_data.
+    data_dir: Path | None = None
 
     def validate(self) -> None:
         """Raise a UserError for a value out of range."""
@@ -85,7 +85,7 @@ def dataset_path(options: DataOptions, segments: int) -> Path:
     corridors = "" if options.corridors == "full" else f"_{options.corridors}"
     size = f"S{segments}_K{options.context_length}{corridors}"
     name = f"tmaze_{size}_hint{options.hint_steps}_n{options.trajectories}_{kind}.h5"
-    return options.data_dir / name
+    return (options.data_dir or DATA_DIRECTORY) / name
 
 
 def generate(options: DataOptions, segments: int, *, overwrite: bool = False) -> Path:

@@ -25,10 +25,13 @@ from RATE_model.errors import UserError
 from RATE_model.fit import load_model
 from RATE_model.options import exit_on_user_error, parse_options
 from RATE_model.plots import plot_success_by_length
+from TMaze_new.TMaze_new_src.dataset import ensure_datasets
 from TMaze_new.TMaze_new_src.evaluate import LENGTHS
 from TMaze_new.TMaze_new_src.pictures import draw_maps
+from TMaze_new.TMaze_new_src.train_tmaze import read_config
 
 HERE = Path(__file__).resolve().parent
+FAST = HERE / "config_fast.yaml"
 # What tells the two models apart; everything else is config_fast.yaml.
 MODELS = {
     "RATE": ("--model_mode", "RATE"),
@@ -42,14 +45,14 @@ class Options:
     """Flags of this script."""
 
     # Where everything goes; what an earlier quickstart left there is replaced
-    output_dir: Path = HERE.parents[1] / "quickstart"
+    output_dir: Path = Path("quickstart")
     # Seed of both models
     seed: int = 1
 
 
 def start(name: str, options: Options) -> subprocess.Popen[bytes]:
     """Train and evaluate one model in a process with one thread; the first shows its progress, the others log."""
-    command = [sys.executable, str(HERE / "train_tmaze.py"), "--config", str(HERE / "config_fast.yaml")]
+    command = [sys.executable, str(HERE / "train_tmaze.py"), "--config", str(FAST)]
     command += ["--output_dir", str(options.output_dir), "--ckpt_folder", "runs", "--text", name, "--overwrite", "true"]
     command += ["--start_seed", str(options.seed), "--end_seed", str(options.seed)]
     command += ["--device", "cpu", "--wandb_mode", "disabled", *MODELS[name]]
@@ -107,6 +110,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             options.output_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"--output_dir {options.output_dir} cannot be written: {error.strerror}") from error
+        ensure_datasets(read_config(["--config", str(FAST)]).data)  # before two processes want to
         runs = train_all(options)
         summary = summarise(runs)
         show(summary)

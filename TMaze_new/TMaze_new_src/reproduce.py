@@ -29,11 +29,14 @@ from RATE_model.evaluation import mean_and_error
 from RATE_model.fit import load_model
 from RATE_model.options import exit_on_user_error, parse_options
 from RATE_model.plots import plot_success_by_length
+from TMaze_new.TMaze_new_src.dataset import ensure_datasets
 from TMaze_new.TMaze_new_src.evaluate import LENGTHS, success_by_length
+from TMaze_new.TMaze_new_src.train_tmaze import read_config
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-TRAIN = ["TMaze_new/TMaze_new_src/train_tmaze.py", "--config", "TMaze_new/TMaze_new_src/config_fast.yaml"]
+SCRIPT = "TMaze_new/TMaze_new_src/train_tmaze.py"
+SETTING = ("--config", "TMaze_new/TMaze_new_src/config_fast.yaml")
 
 # What each model adds to the common setting.
 MODELS = {
@@ -69,7 +72,7 @@ def folder(label: str) -> str:
 def command(label: str, seeds: Sequence[int]) -> list[str]:
     """The arguments that train and evaluate a model, as a person would type them."""
     span = ["--start_seed", str(min(seeds)), "--end_seed", str(max(seeds))]
-    return [*TRAIN, *MODELS[label], "--ckpt_folder", folder(label), *span]
+    return [SCRIPT, *SETTING, *MODELS[label], "--ckpt_folder", folder(label), *span]
 
 
 def run(label: str, seed: int, options: Options) -> Path:
@@ -166,6 +169,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Train what is missing, collect everything, write the results."""
     with exit_on_user_error():
         options = parse_options(Options, argv=argv, prog="reproduce.py", description="Make results/tmaze.*")
+        ensure_datasets(read_config(["--config", str(ROOT / SETTING[1])]).data)  # before several processes want to
         jobs = [(label, seed) for label in MODELS for seed in options.seeds]
         with ThreadPoolExecutor(options.jobs) as pool:
             paths = list(pool.map(lambda job: run(*job, options), jobs))

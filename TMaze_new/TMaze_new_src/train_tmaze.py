@@ -222,17 +222,22 @@ def train(config: Config, seed: int) -> dict[str, float]:
     return result
 
 
+def read_config(argv: Sequence[str] | None = None) -> Config:
+    """The configuration that the flags (None: of the command line) ask for. Raises UserError."""
+    return parse_options(
+        Config,
+        argv=argv,
+        config_file=HERE / "config.yaml",
+        prog="python3 TMaze_new/TMaze_new_src/train_tmaze.py",
+        description="Train RATE or a relative on T-Maze.",
+        aliases=ALIASES,
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Train every seed that the flags ask for; the exit code says whether all finished."""
     with exit_on_user_error():
-        config = parse_options(
-            Config,
-            argv=argv,
-            config_file=HERE / "config.yaml",
-            prog="python3 TMaze_new/TMaze_new_src/train_tmaze.py",
-            description="Train RATE or a relative on T-Maze.",
-            aliases=ALIASES,
-        )
+        config = read_config(argv)
         return run_seeds(config.run.seeds, lambda seed: train(config, seed))
 
 
