@@ -25,7 +25,8 @@ def make_optimizer(
 class Schedule:
     """The learning rate as a fraction of its peak: linear warm-up, a plateau, decay to an end value, then constant.
 
-    With `decay_start` None the plateau lasts until `start_decay` is called; it never rises again after that.
+    With `decay_start` None the plateau lasts until `start_decay` is called. It never rises again after that: a warm-up
+    that is not over by then ends where it is.
     """
 
     warmup_steps: int
@@ -36,13 +37,14 @@ class Schedule:
 
     def factor(self, step: int) -> float:
         """The fraction at optimizer step `step`, counted from 0."""
-        warmup = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+        warming = step if self.decay_start is None else min(step, self.decay_start)
+        reached = min(1.0, (warming + 1) / self.warmup_steps) if self.warmup_steps else 1.0
         if self.decay_start is None or step < self.decay_start:
-            return warmup
+            return reached
         progress = min(1.0, (step - self.decay_start) / max(1, self.decay_steps))
         if self.shape == "cosine":
             progress = 0.5 * (1 - math.cos(math.pi * progress))
-        return min(warmup, 1 + (self.end_factor - 1) * progress)
+        return min(reached, 1 + (self.end_factor - 1) * progress)
 
     def start_decay(self, step: int) -> None:
         """Begin the decay at this step, once."""
@@ -51,8 +53,8 @@ class Schedule:
 
 
 def decay_over(total_steps: int, *, warmup_steps: int, end_factor: float, shape: str) -> Schedule:
-    """Warm-up, then decay until the last of `total_steps`; `constant` keeps the plateau."""
+    """Warm-up, then decay to the end factor at the last of `total_steps`; `constant` keeps the plateau."""
     if shape == "constant":
         return Schedule(warmup_steps, None, 0, 1.0)
     warmup_steps = min(warmup_steps, total_steps)
-    return Schedule(warmup_steps, warmup_steps, total_steps - warmup_steps, end_factor, shape)
+    return Schedule(warmup_steps, warmup_steps, total_steps - 1 - warmup_steps, end_factor, shape)

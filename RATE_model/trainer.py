@@ -137,7 +137,8 @@ class Trainer:
                 memory,
             )
             loss = self.model.spec.loss(logits, batch.actions[rows, window], batch.valid[rows, window]) * share
-        loss.backward()
+        if loss.requires_grad:  # a part whose rows are all padding in this window has computed nothing
+            loss.backward()
         return loss.detach(), logits.detach(), memory.detach()
 
     def _optimize(self, loss: Tensor, indices: Tensor) -> Tensor:
