@@ -35,6 +35,15 @@ def knock_out_memory(memory: MemoryState, initial: MemoryState) -> MemoryState:
     return initial
 
 
+def bytes_per_row(model: RATE) -> int:
+    """About how much memory an `Actor` takes for one environment: its buffers, and scores while they are filled."""
+    config = model.config
+    columns = config.mem_len + config.segment_tokens
+    buffers = (config.n_layer + 1) * config.d_model
+    scores = 2 * min(_CHUNK, columns) * config.n_head if config.sliding else 0
+    return 4 * columns * (buffers + scores)
+
+
 class Actor:
     """Acts for `batch_size` environments at once.
 

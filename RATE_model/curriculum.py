@@ -1,7 +1,7 @@
 """When training moves on to longer trajectories, and when it is over.
 
-A stage is a number of segments. Both curricula count batches and epochs; a position (stage, epoch, batch) and the state
-kept here are all that resuming needs.
+A stage is a number of segments. A position (stage, epoch, batch) and the state kept
+here are all that resuming needs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -53,7 +53,7 @@ class FixedStages:
 
 @dataclass
 class AdaptiveStages:
-    """A stage ends when it is solved: `metric` was 1 for `streak` batches in a row; or, unsolved, after `max_epochs`.
+    """A stage ends when it is solved: `metric` was 1 for `streak` batches in a row; or, unsolved, after `max_batches`.
 
     Behind the last stage the learning rate is annealed over `anneal_batches` batches: without it, what was learned
     about lengths beyond the training data was seen to be lost again. `solved` tells whether all stages were.
@@ -63,10 +63,10 @@ class AdaptiveStages:
     metric: str
     streak: int
     anneal_batches: int
-    max_epochs: int
+    max_batches: int
     index: int = 0
     row: int = 0
-    epochs_done: int = 0
+    batches_done: int = 0
     anneal_left: int | None = None
     solved: bool = True
 
@@ -90,27 +90,23 @@ class AdaptiveStages:
         if self.anneal_left is not None:
             self.anneal_left -= 1
             return
+        self.batches_done += 1
         self.row = self.row + 1 if metrics[self.metric] == 1 else 0
-        if self.row >= self.streak:
-            self._next_stage()
-
-    def after_epoch(self) -> None:
-        """Count an epoch of the present stage; too many end it."""
-        self.epochs_done += 1
-        if self.epochs_done >= self.max_epochs and self.anneal_left is None:
-            self.solved = False
-            self._next_stage()
-
-    def _next_stage(self) -> None:
-        self.row = self.epochs_done = 0
+        if self.row < self.streak and self.batches_done < self.max_batches:
+            return
+        self.solved &= self.row >= self.streak
+        self.row = self.batches_done = 0
         if self.index + 1 < len(self.stages):
             self.index += 1
         else:
             self.anneal_left = self.anneal_batches
 
+    def after_epoch(self) -> None:
+        """Epochs decide nothing."""
+
     def state_dict(self) -> dict[str, Any]:
         """What changes."""
-        return {name: getattr(self, name) for name in ("index", "row", "epochs_done", "anneal_left", "solved")}
+        return {name: getattr(self, name) for name in ("index", "row", "batches_done", "anneal_left", "solved")}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict()`."""

@@ -67,9 +67,8 @@ class Layout:
         stride = 3 if last else 1
         first = first_step + 1 if last else first_step
         for start in range(first, end, _CHUNK * stride):
-            rows = torch.arange(start, min(start + _CHUNK * stride, end), stride)
-            stop = int(rows[-1]) + 1
-            columns = torch.arange(self.cached + stop)
+            stop = range(start, min(start + _CHUNK * stride, end), stride)[-1] + 1
+            rows, columns = torch.arange(start, stop, stride), torch.arange(self.cached + stop)
             hidden = columns[None, :] > self.cached + rows[:, None]
             bias = torch.zeros(hidden.shape).masked_fill(hidden, float("-inf")).to(device)
             groups.append(RowGroup(slice(start, stop, stride), (0, self.cached + stop), bias))

@@ -155,18 +155,36 @@ class RATE(nn.Module):
         if memory.tokens is not None:
             ends = memory.tokens.to(x.dtype)
             x = torch.cat([ends, x, ends], dim=1)
+        x, seen = self._decode(x, memory.cache, folded, layout, maps)
+        return self.head(x[:, : layout.steps]), self._hand_on(memory, x[:, layout.steps :], seen)
+
+    def compile_decoder(self) -> None:
+        """Compile what nearly all time goes into: the decoder's pass over one segment, a graph of tensors alone."""
+        self._decode = torch.compile(self._decode)
+
+    def _decode(
+        self,
+        x: Tensor,
+        cache: tuple[Tensor, ...],
+        folded: Sequence[Folded],
+        layout: Layout,
+        maps: list[Tensor] | None,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """All layers over the tokens of a segment, `(B, q, d_model)`.
+
+        Returns:
+            Final hidden states of the observation rows, then of the write rows, and every layer's input.
+        """
         x = self.dropout(x)
         seen = []
         for index, layer in enumerate(self.layers):
             seen.append(x)
             last = index == len(self.layers) - 1 and maps is None
-            cached = memory.cache[index] if memory.cache else None
+            cached = cache[index] if cache else None
             x = self._layer(layer, x, cached, folded[index], layout, last, maps)
         if maps is not None:
             x = torch.cat([x[:, layout.observations], x[:, layout.written]], dim=1)
-        x = self.dropout(x)
-        steps = layout.steps
-        return self.head(x[:, :steps]), self._hand_on(memory, x[:, steps:], seen)
+        return self.dropout(x), seen
 
     def _layout(self, steps: int, memory: MemoryState) -> Layout:
         if steps > self.config.context_length:

@@ -88,7 +88,7 @@ class ModelOptions:
 class TrainOptions:
     """How it is trained."""
 
-    # Passes over the training data, per curriculum stage; with an adaptive curriculum, at most so many
+    # Passes over the training data, per curriculum stage (an adaptive curriculum counts batches instead)
     epochs: int = 50
     # Trajectories per batch
     batch_size: int = 64

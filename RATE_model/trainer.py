@@ -74,7 +74,8 @@ class Trainer:
         self.step = 0
         self._metrics = metrics
         self._crash_directory = crash_directory
-        self._forward: Callable[..., tuple[Tensor, MemoryState]] = torch.compile(model) if options.compile else model
+        if options.compile:
+            model.compile_decoder()
         self._unchecked: tuple[Tensor, int, Tensor] | None = None
 
     def train_batch(self, batch: Batch) -> dict[str, Tensor]:
@@ -129,7 +130,7 @@ class Trainer:
     ) -> tuple[Tensor, Tensor, MemoryState]:
         """Add one part's gradient of one window; its share of the loss, logits, and the memory behind the window."""
         with autocast(self.model.device, self.options.precision):
-            logits, memory = self._forward(
+            logits, memory = self.model(
                 batch.observations[rows, window],
                 batch.actions[rows, window],
                 batch.rtg[rows, window],

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from RATE_model.actor import Actor, MemoryTransform
+from RATE_model.actor import Actor, MemoryTransform, bytes_per_row
 from RATE_model.evaluation import rollout
 from RATE_model.model import RATE
 from TMaze_new.TMaze_new_src.env import EVALUATION_SEEDS, TMazeVectorEnv, goals_of_seeds
@@ -18,6 +18,9 @@ from TMaze_new.TMaze_new_src.env import EVALUATION_SEEDS, TMazeVectorEnv, goals_
 LENGTHS = (9, 30, 90, 150, 300, 600, 900, 1200, 2400, 4800, 9600)
 SEGMENT_COUNTS = (1, 2, 3, 5, 9, 16, 30)
 SEGMENT_STEPS = 30
+
+# Lengths are evaluated side by side as far as this many bytes allow.
+MEMORY_BUDGET = 2**29
 
 
 def evaluation_seeds(episodes: int) -> np.ndarray:
@@ -56,10 +59,10 @@ def success_by_length(
     Returns:
         Per length `success_rate` and `mean_delay`: steps beyond the T - 1 that are needed; 0 is optimal.
     """
-    # A sliding window holds all its tokens while it is recomputed: then one length at a time.
-    groups = [[length] for length in lengths] if model.config.sliding else [list(lengths)]
     results: dict[int, dict[str, float]] = {}
-    for group in groups:
+    at_once = max(1, MEMORY_BUDGET // (episodes * bytes_per_row(model)))
+    for start in range(0, len(lengths), at_once):
+        group = list(lengths[start : start + at_once])
         steps = np.repeat(np.asarray(group), episodes)
         mazes = TMazeVectorEnv(len(steps), steps - 2, hint_steps=hint_steps, max_steps=steps)
         with torch.no_grad():

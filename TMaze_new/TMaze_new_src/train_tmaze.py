@@ -48,6 +48,8 @@ class TaskOptions:
     # false: all lengths from the start; true: stages of 1, 2, ... segments, --epochs each; adaptive: the next stage
     # when the decisions at the junction of 10 batches in a row are all right, and annealing at the end
     curr: Curriculum = "false"
+    # With --curr adaptive, a stage that is not solved ends after so many batches
+    stage_batches: int = 1000
     # Batches over which --curr adaptive anneals the learning rate to zero
     anneal_batches: int = 150
     # Return that the agent is asked for
@@ -65,7 +67,7 @@ class TaskOptions:
 
     def validate(self) -> None:
         """Raise a UserError for a value out of range."""
-        at_least(1, sections=self.sections, anneal_batches=self.anneal_batches, slide=self.slide)
+        at_least(1, **{name: getattr(self, name) for name in ("sections", "stage_batches", "anneal_batches", "slide")})
         at_least(2, eval_episodes=self.eval_episodes)
         for length in self.eval_lengths:
             at_least(3, eval_lengths=length)
@@ -128,7 +130,7 @@ def plan(config: Config, data: StageData) -> tuple[FixedStages | AdaptiveStages,
             metric="train_last_acc",
             streak=STREAK,
             anneal_batches=task.anneal_batches,
-            max_epochs=train.epochs,
+            max_batches=task.stage_batches,
         )
         steps = optimizer_steps(train, config.model_config().context_length, segments[-1] * config.data.context_length)
         return curriculum, Schedule(train.warmup_steps, None, task.anneal_batches * steps, 0.0)
