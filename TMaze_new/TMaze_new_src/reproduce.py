@@ -46,6 +46,9 @@ MODELS = {
     "TrXL": ("--model_mode", "TrXL", "--mem_len", "270"),
     "DT": ("--model_mode", "DT", "--slide", "30"),
 }
+# results/tmaze.md: what is written anew stands between these.
+BEGIN, END = "<!-- reproduce.py: begin -->", "<!-- reproduce.py: end -->"
+
 KNOCK_OUT = "RATE, memory knocked out"
 KNOCK_OUT_LENGTHS = tuple(length for length in LENGTHS if length <= 900)
 
@@ -146,7 +149,7 @@ def seed_table(document: dict[str, dict], seeds: Sequence[int]) -> str:
 
 
 def write(document: dict[str, dict], options: Options) -> None:
-    """results/tmaze.json, .png and the generated part of .md."""
+    """results/tmaze.json, .png and the part of .md between the two marks; what people wrote around it stays."""
     options.results_dir.mkdir(parents=True, exist_ok=True)
     atomic_write_text(options.results_dir / "tmaze.json", json.dumps(document, indent=1) + "\n")
     curves = {
@@ -157,12 +160,14 @@ def write(document: dict[str, dict], options: Options) -> None:
     commands = "\n".join("    python3 " + shlex.join(command(label, options.seeds)) for label in MODELS)
     commits = ", ".join(sorted({commit[:12] for entry in document.values() for commit in entry.get("commit", ())}))
     text = (
-        "<!-- Written by TMaze_new/TMaze_new_src/reproduce.py. -->\n"
         f"Success rate by episode length, mean and standard error over seeds {', '.join(map(str, options.seeds))}, "
         f"100 episodes per length and seed, made on {date.today()} at commit {commits}.\n\n{table(document)}\n\n"
         f"{seed_table(document, options.seeds)}\n\nCommands:\n\n{commands}\n"
     )
-    atomic_write_text(options.results_dir / "tmaze_tables.md", text)
+    page = options.results_dir / "tmaze.md"
+    old = page.read_text() if page.exists() else f"# T-Maze\n\n{BEGIN}\n{END}\n"
+    before, _, rest = old.partition(BEGIN)
+    atomic_write_text(page, f"{before}{BEGIN}\n\n{text}\n{END}{rest.partition(END)[2]}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
