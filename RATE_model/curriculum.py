@@ -21,12 +21,12 @@ class FixedStages:
     @property
     def sections(self) -> int:
         """Segments of the present stage."""
-        return self.stages[min(self.index, len(self.stages) - 1)]
+        return self.stages[self.index]
 
     @property
     def finished(self) -> bool:
         """Whether all stages are done."""
-        return self.index >= len(self.stages)
+        return self.index == len(self.stages) - 1 and self.epochs_done >= self.epochs
 
     @property
     def annealing(self) -> bool:
@@ -37,9 +37,9 @@ class FixedStages:
         """Batches decide nothing."""
 
     def after_epoch(self) -> None:
-        """Count an epoch; the last of a stage ends it."""
+        """Count an epoch; the last of a stage ends it. The last stage keeps its count: it may be given more epochs."""
         self.epochs_done += 1
-        if self.epochs_done >= self.epochs:
+        if self.epochs_done >= self.epochs and self.index + 1 < len(self.stages):
             self.index, self.epochs_done = self.index + 1, 0
 
     def state_dict(self) -> dict[str, Any]:

@@ -81,22 +81,22 @@ class Fit:
         while not self.curriculum.finished:
             self._stage()
         self._log()
-        result = self._validate() | {"train_seconds": round(self.seconds, 1), "optimizer_steps": self.trainer.step}
+        result = self._validate() | {"optimizer_steps": self.trainer.step}
         if isinstance(self.curriculum, AdaptiveStages):
             result["solved"] = self.curriculum.solved
         self._save()
         started = time.perf_counter()
-        if metrics := self._evaluate(final=True):
-            result |= metrics | {"eval_seconds": round(time.perf_counter() - started, 1)}
-        self.tracker.log(result, self.trainer.step)
+        result |= self._evaluate(final=True)
+        self.tracker.log(result, self.trainer.step)  # without times: a resumed run writes the same lines
+        seconds = {"train_seconds": self.seconds, "eval_seconds": time.perf_counter() - started}
+        result |= {name: round(value, 1) for name, value in seconds.items()}
         self.run.write_evaluation(FINAL, result)
         return result
 
     def _stage(self) -> None:
         """Train until the stage changes or everything is done."""
         sections = self.curriculum.sections
-        training, validation = self.data(sections)
-        self._validation = validation
+        training, _ = self.data(sections)
         options = self.options
         sampler = EpochSampler(len(training), options.batch_size, self.seed, key=sections)
         loader = make_loader(
@@ -112,12 +112,18 @@ class Fit:
             for epoch, number, batch in loader:
                 self._train(batch)
                 bar.update()
-                self.epoch, self.batch = epoch, number + 1
-                if self.batch == len(sampler):
-                    self._end_epoch()
-                if self.curriculum.finished or self.curriculum.sections != sections:
+                ended = number + 1 == len(sampler)
+                self.epoch, self.batch = (epoch + 1, 0) if ended else (epoch, number + 1)
+                if ended:
+                    self.epochs_done += 1
+                    self.curriculum.after_epoch()
+                # Before a checkpoint is taken: it must not place the next stage where this one ended.
+                if changed := self.curriculum.sections != sections:
                     self.epoch = self.batch = 0
                     self._best = float("inf")  # losses of different stages do not compare
+                if ended:
+                    self._end_epoch()
+                if changed or self.curriculum.finished:
                     return
                 self._pause_if_asked()
 
@@ -135,9 +141,6 @@ class Fit:
 
     def _end_epoch(self) -> None:
         """Behind the last batch of an epoch: at some epochs, validate, evaluate and save."""
-        self.epoch, self.batch = self.epoch + 1, 0
-        self.epochs_done += 1
-        self.curriculum.after_epoch()
         if self.epochs_done != 1 and self.epochs_done % self.options.ckpt_epoch:
             return
         if self.curriculum.finished:
@@ -146,8 +149,8 @@ class Fit:
         result = self._validate() | self._evaluate(final=False)
         self.tracker.log(result, self.trainer.step)
         self.run.write_evaluation(f"epoch_{self.epochs_done:04d}", result)
-        self._save(best=result["validation_loss"] < self._best)
-        self._best = min(self._best, result["validation_loss"])
+        best, self._best = self._best, min(self._best, result["validation_loss"])
+        self._save(best=self._best < best)
 
     def _pause_if_asked(self) -> None:
         """Between batches: save when it is time, and stop when a signal asked for it."""

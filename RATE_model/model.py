@@ -176,12 +176,13 @@ class RATE(nn.Module):
             Final hidden states of the observation rows, then of the write rows, and every layer's input.
         """
         x = self.dropout(x)
+        places = self._places(layout)
         seen = []
         for index, layer in enumerate(self.layers):
             seen.append(x)
             last = index == len(self.layers) - 1 and maps is None
             cached = cache[index] if cache else None
-            x = self._layer(layer, x, cached, folded[index], layout, last, maps)
+            x = self._layer(layer, x, cached, folded[index], places, last, maps)
         if maps is not None:
             x = torch.cat([x[:, layout.observations], x[:, layout.written]], dim=1)
         return self.dropout(x), seen
@@ -198,42 +199,45 @@ class RATE(nn.Module):
         x: Tensor,
         cached: Tensor | None,
         folded: Folded,
-        layout: Layout,
+        places: "_Places",
         last: bool,
         maps: list[Tensor] | None,
     ) -> Tensor:
         """All rows of a segment through one layer; in the last, observation rows then write rows."""
         inputs = layer.attention_inputs(x)
         states = inputs if cached is None else torch.cat([cached.to(inputs.dtype), inputs], dim=1)
-        # A full cache would begin at position 0; see Positions.
-        origin = self.config.mem_len - layout.cached
-        keys = Keys(states, self.positions.keys[origin : origin + states.shape[1]])
+        keys = Keys(states, places.keys)
         attended, rows, row_inputs, probabilities = [], [], [], []
-        for group in _groups(layout, x.device, last):
+        for group in _groups(places.layout, x.device, last):
             rows.append(x[:, group.rows])
             row_inputs.append(inputs[:, group.rows])
-            output, weights = self._attend(layer, row_inputs[-1], keys, folded, layout, group)
+            output, weights = layer.attention(
+                layer.attention.queries(row_inputs[-1], folded),
+                keys.columns(*group.columns),
+                folded,
+                sin=places.sin[group.rows],
+                cos=places.cos[group.rows],
+                bias=group.bias,
+                wrap=places.wrap if group.is_memory else None,
+            )
             attended.append(output)
             probabilities.append(weights)
         if maps is not None:
-            maps.append(_assemble_map(probabilities, layout, x.device))
+            maps.append(_assemble_map(probabilities, places.layout, x.device))
         if not last:
             return layer.finish(x, inputs, torch.cat(attended, dim=1))
         return layer.finish(torch.cat(rows, dim=1), torch.cat(row_inputs, dim=1), torch.cat(attended, dim=1))
 
-    def _attend(
-        self, layer: DecoderLayer, inputs: Tensor, keys: Keys, folded: Folded, layout: Layout, group: RowGroup
-    ) -> tuple[Tensor, Tensor]:
-        """One row group through a layer's attention."""
-        place = slice(self.config.mem_len + group.rows.start, self.config.mem_len + group.rows.stop, group.rows.step)
-        return layer.attention(
-            layer.attention.queries(inputs, folded),
-            keys.columns(*group.columns),
-            folded,
-            sin=self.positions.sin[place],
-            cos=self.positions.cos[place],
-            bias=group.bias,
-            wrap=self.wrap_distances(layout.cached) if group.is_memory else None,
+    def _places(self, layout: Layout) -> "_Places":
+        """Positions of a segment's rows and columns. A cache of full length would begin at position 0."""
+        table, start = self.positions, self.config.mem_len
+        stop = start + layout.length
+        return _Places(
+            layout=layout,
+            keys=table.keys[start - layout.cached : stop],
+            sin=table.sin[start:stop],
+            cos=table.cos[start:stop],
+            wrap=self.wrap_distances(layout.cached) if layout.tokens else None,
         )
 
     def wrap_distances(self, cached: int) -> Tensor:
@@ -282,6 +286,17 @@ class RATE(nn.Module):
             segments.append(SegmentMaps(layout, torch.stack(maps)))
             memories.append(memory)
         return torch.cat(logits, dim=1), segments, memories
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Where the tokens of a segment stand; the same for every layer."""
+
+    layout: Layout
+    keys: Tensor  # (m + q, d_model), of all columns
+    sin: Tensor  # (q, d_model / 2), of the segment's rows
+    cos: Tensor
+    wrap: Tensor | None  # (n, d_model), see `RATE.wrap_distances`
 
 
 @lru_cache(maxsize=64)

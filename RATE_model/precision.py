@@ -4,6 +4,8 @@ from typing import Literal
 
 import torch
 
+from RATE_model.errors import UserError
+
 Precision = Literal["32", "bf16"]
 
 
@@ -13,7 +15,15 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is the first GPU if there is one, else the CPU."""
+    """The device that `--device` names; `auto` is the first GPU if there is one, else the CPU.
+
+    Raises:
+        UserError: there is no such device here.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--device {name}: not usable here ({reason}); give auto, cpu, cuda or cuda:N") from None

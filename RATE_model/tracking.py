@@ -123,6 +123,7 @@ class Tracker:
         wandb is not told the dropped steps a second time. A shorter file, as in a new directory, stays as it is.
         """
         self._file.truncate(min(position, self._file.tell()))
+        self._file.seek(0, os.SEEK_END)  # truncating leaves the position, which `position` would report
 
     def close(self, exit_code: int = 0) -> None:
         """Closes the files and finishes wandb, waiting at most FINISH_SECONDS for its uploads."""
