@@ -1,0 +1,348 @@
+"""A run that is interrupted and resumed is, bit for bit, the run that never was.
+
+Interruptions come in three kinds: a signal that asks to stop (a checkpoint is written), a kill (what was done since the
+last checkpoint is lost and done again), and damage to the newest checkpoint (the one before is used).
+"""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+import torch
+
+from RATE_model import fit
+from RATE_model.checkpoints import find_checkpoint, load_checkpoint
+from RATE_model.runs import Interrupted
+from tests.tmaze_runs import BATCHES_PER_EPOCH, MODES, TINY, only_run, places, train
+from TMaze_new.TMaze_new_src import train_tmaze
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+# Saves behind every epoch; unlike TINY, which does so behind the first and second only.
+EVERY_EPOCH = ("--ckpt_epoch", "1", "--log_every", "1")
+CURRICULA = {
+    "false": (),
+    "true": ("--curr", "true"),
+    # No stage is solved: 3 batches of one segment (an epoch and a half), 5 of two, and the annealing.
+    "adaptive": "--curr adaptive --stage_batches 5 --anneal_batches 4".split(),
+}
+
+
+@pytest.fixture(autouse=True)
+def without_pictures(monkeypatch):
+    monkeypatch.setattr(train_tmaze, "draw_run", lambda *arguments, **options: None)
+
+
+class StopAfter:
+    """Stands in for `Interrupts`: a signal comes during the given batch."""
+
+    def __init__(self, batch: int) -> None:
+        self._left = batch
+
+    @property
+    def requested(self) -> str | None:
+        self._left -= 1
+        return None if self._left > 0 else "SIGTERM"
+
+    def stop(self) -> None:
+        raise Interrupted("SIGTERM")
+
+    def __enter__(self) -> "StopAfter":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+
+class Killed(BaseException):
+    """What nothing catches."""
+
+
+def stop_after(batch: int, folder: Path, *flags: str) -> None:
+    """Resume the run, if there is one, and stop it at its so-manieth batch from here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_tmaze, "Interrupts", lambda: StopAfter(batch))
+        assert train(folder, *flags, "--resume", "auto") == 128 + signal.SIGTERM
+
+
+def kill_behind_a_save(folder: Path, *flags: str) -> None:
+    """Resume the run, if there is one, and kill it when it has written a checkpoint."""
+
+    def save_and_die(*arguments, **options) -> None:
+        save(*arguments, **options)
+        raise Killed
+
+    save = fit.save_checkpoint
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(fit, "save_checkpoint", save_and_die)
+        train(folder, *flags, "--resume", "auto")
+
+
+def outcome(folder: Path) -> dict:
+    """All that a run leaves, but for the time that it took."""
+    run = only_run(folder)
+    weights, state = load_checkpoint(find_checkpoint(run / "checkpoints"))
+    assert state.pop("seconds") > 0
+    evaluations = {path.name: json.loads(path.read_text()) for path in sorted((run / "eval").iterdir())}
+    for evaluation in evaluations.values():
+        for name in ("train_seconds", "eval_seconds"):
+            evaluation.pop(name, None)
+    return {
+        "weights": weights,
+        "state": state,
+        "evaluations": evaluations,
+        "best": (run / "checkpoints" / "best").read_text() if (run / "checkpoints" / "best").exists() else None,
+        "metrics": (run / "metrics.jsonl").read_bytes(),
+    }
+
+
+def differences(one, other, name: str = "") -> Iterator[str]:
+    """Where two nested structures differ in any bit."""
+    if isinstance(one, torch.Tensor):
+        if one.dtype != other.dtype or not torch.equal(one, other):
+            yield name
+    elif isinstance(one, dict):
+        if one.keys() != other.keys():
+            yield f"{name}: {sorted(map(str, one.keys() ^ other.keys()))}"
+        for key in one.keys() & other.keys():
+            yield from differences(one[key], other[key], f"{name}/{key}")
+    elif isinstance(one, list | tuple):
+        if len(one) != len(other):
+            yield f"{name}: {len(one)} and {len(other)}"
+        for index, pair in enumerate(zip(one, other, strict=False)):
+            yield from differences(*pair, f"{name}/{index}")
+    elif one != other:
+        yield f"{name}: {one} and {other}"
+
+
+@lru_cache
+def uninterrupted(folder: Path, flags: tuple[str, ...]) -> dict:
+    """The outcome of a run in one go."""
+    folder = folder / str(abs(hash(flags)))
+    assert train(folder, *flags) == 0
+    return outcome(folder)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("uninterrupted")
+
+
+def assert_same(folder: Path, shared: Path, flags: tuple[str, ...]) -> None:
+    found, expected = outcome(folder), uninterrupted(shared, flags)
+    assert len(expected["state"]["trainer"]["optimizer"]["state"]) > 10 and expected["metrics"].count(b"\n") > 4
+    assert list(differences(found, expected)) == []
+
+
+# --- a signal asks to stop ---
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_stopping_anywhere_changes_nothing_in_any_mode(tmp_path, shared, mode):
+    """In the first batch, in the middle of an epoch, at the edge of one, shortly before the end."""
+    flags = tuple(MODES[mode])
+    for batch in (1, 2, BATCHES_PER_EPOCH - 3, 3, 4):
+        stop_after(batch, tmp_path, *flags)
+    steps = load_checkpoint(find_checkpoint(only_run(tmp_path) / "checkpoints"))[1]["trainer"]["step"]
+    assert steps == 11
+    assert train(tmp_path, *flags, "--resume", "auto") == 0
+    assert_same(tmp_path, shared, flags)
+
+
+@pytest.mark.parametrize("curriculum", ["true", "adaptive"])
+def test_stopping_anywhere_changes_nothing_in_any_stage(tmp_path, shared, curriculum):
+    flags = tuple(CURRICULA[curriculum])
+    positions = []
+    for batch in (1, 2, 2, 3, 1, 1, 1):
+        stop_after(batch, tmp_path, *flags)
+        state = load_checkpoint(find_checkpoint(only_run(tmp_path) / "checkpoints"))[1]
+        positions.append((state["curriculum"]["index"], state["curriculum"].get("anneal_left")))
+    assert {index for index, _ in positions} == {0, 1}
+    assert curriculum == "true" or {left for _, left in positions} > {None}  # also during the annealing
+    assert train(tmp_path, *flags, "--resume", "auto") == 0
+    assert_same(tmp_path, shared, flags)
+
+
+def test_stopping_changes_nothing_with_one_optimizer_step_per_segment_and_parts_and_bf16(tmp_path, shared):
+    flags = ("--bptt_segments", "0", "--accumulate", "2", "--precision", "bf16", "--arch_mode", "GTrXL")
+    for batch in (3, 4):
+        stop_after(batch, tmp_path, *flags)
+    assert train(tmp_path, *flags, "--resume", "auto") == 0
+    assert_same(tmp_path, shared, flags)
+
+
+def test_loader_workers_change_nothing(tmp_path, shared):
+    """Stopped with two workers, resumed without, and the other way round."""
+    workers = ("--num_workers", "2")
+    stop_after(2, tmp_path, *workers)
+    stop_after(3, tmp_path)
+    assert train(tmp_path, *workers, "--resume", "auto") == 0
+    assert_same(tmp_path, shared, ())
+
+
+# --- kills ---
+
+
+@pytest.mark.parametrize("curriculum", CURRICULA)
+def test_a_kill_behind_any_checkpoint_changes_nothing(tmp_path, shared, curriculum):
+    """Also behind one that was written where one stage ends and the next begins, and behind the last."""
+    flags = (*CURRICULA[curriculum], *EVERY_EPOCH)
+    last = uninterrupted(shared, flags)["state"]["trainer"]["step"]
+    saves = 0
+    while saves == 0 or int(find_checkpoint(only_run(tmp_path) / "checkpoints").name.removeprefix("step_")) < last:
+        kill_behind_a_save(tmp_path, *flags)
+        saves += 1
+    assert saves >= 3
+    assert train(tmp_path, *flags, "--resume", "auto") == 0
+    assert_same(tmp_path, shared, flags)
+
+
+def test_what_was_best_before_a_kill_is_still_best(tmp_path, monkeypatch):
+    """The loss rises from epoch to epoch: the first checkpoint stays the best."""
+    monkeypatch.setattr(fit.Trainer, "validate", lambda trainer, batches: {"validation_loss": float(trainer.step)})
+    for _ in range(2):
+        kill_behind_a_save(tmp_path, *EVERY_EPOCH)
+    assert train(tmp_path, *EVERY_EPOCH, "--resume", "auto") == 0
+    assert outcome(tmp_path)["best"] == f"step_{BATCHES_PER_EPOCH:08d}\n"
+
+
+SIGNAL_ITSELF = """
+import os, signal, sys
+from RATE_model.trainer import Trainer
+from TMaze_new.TMaze_new_src import train_tmaze
+
+number, left = getattr(signal, sys.argv[1]), int(sys.argv[2])
+train_batch = Trainer.train_batch
+
+def interrupted(self, batch):
+    global left
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), number)
+    return train_batch(self, batch)
+
+Trainer.train_batch = interrupted
+sys.exit(train_tmaze.main(sys.argv[3:]))
+"""
+
+
+def test_real_signals_to_a_real_process(tmp_path, shared):
+    """SIGKILL loses the batches behind the first epoch; the others save first, with workers that get SIGTERM too."""
+    flags = EVERY_EPOCH
+    assert train(tmp_path / "data", *flags, "--epochs", "1") == 0  # makes the data that all three use
+    names = {"SIGINT": (), "SIGTERM": ("--num_workers", "2"), "SIGKILL": ()}
+    processes = {}
+    for name, more in names.items():
+        where = places(tmp_path / "data")[:2] + places(tmp_path / name)[2:]
+        command = [sys.executable, "-c", SIGNAL_ITSELF, name, str(BATCHES_PER_EPOCH + 3), *TINY, *where, *flags, *more]
+        processes[name] = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
+    for name, process in processes.items():
+        _, errors = process.communicate(timeout=120)
+        folder, number = tmp_path / name, getattr(signal, name)
+        lines = (only_run(folder) / "metrics.jsonl").read_text().count("\n")
+        steps = load_checkpoint(find_checkpoint(only_run(folder) / "checkpoints"))[1]["trainer"]["step"]
+        if name == "SIGKILL":
+            assert process.returncode == -number and steps == BATCHES_PER_EPOCH < lines - 1
+        else:
+            assert process.returncode == 128 + number and steps == BATCHES_PER_EPOCH + 3
+            assert f"seed 1 stopped by {name}; continue with --resume auto" in errors
+        assert "Traceback" not in errors
+        where = ("--data_dir", places(tmp_path / "data")[1])
+        assert train(folder, *flags, *where, "--resume", "auto") == 0
+        assert_same(folder, shared, flags)
+
+
+# --- damage ---
+
+
+def test_behind_a_damaged_checkpoint_the_one_before_is_used(tmp_path, shared, capsys):
+    stop_after(2 * BATCHES_PER_EPOCH + 1, tmp_path)
+    checkpoints = only_run(tmp_path) / "checkpoints"
+    newest = find_checkpoint(checkpoints)
+    assert newest.name == "step_00000009"
+    damaged = newest / "model.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-10])
+    capsys.readouterr()
+    assert train(tmp_path, "--resume", "auto") == 0
+    assert (
+        f"warning: checkpoint {newest} is damaged (model.safetensors is not what was saved)" in capsys.readouterr().err
+    )
+    assert_same(tmp_path, shared, ())
+
+
+def test_a_run_of_damaged_checkpoints_is_not_started_anew_by_itself(tmp_path, capsys):
+    stop_after(1, tmp_path)
+    newest = find_checkpoint(only_run(tmp_path) / "checkpoints")
+    (newest / "training.pt").unlink()
+    with pytest.raises(SystemExit, match="2"):
+        train(tmp_path, "--resume", "auto")
+    assert "holds only damaged checkpoints; start it anew with --overwrite true" in capsys.readouterr().err
+    assert newest.exists()
+
+
+# --- finished runs, and others' ---
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path, shared):
+    assert train(tmp_path) == 0
+    run = only_run(tmp_path)
+    kept = [run / "metrics.jsonl", *run.rglob("model.safetensors"), *run.glob("eval/epoch*.json")]
+    before = [path.read_bytes() for path in kept]
+    for _ in range(2):
+        assert train(tmp_path, "--resume", "auto") == 0
+    assert len(kept) >= 4 and [path.read_bytes() for path in kept] == before
+    assert_same(tmp_path, shared, ())
+
+
+def test_a_finished_run_can_be_given_more_epochs(tmp_path):
+    assert train(tmp_path, "--lr_schedule", "constant") == 0
+    assert train(tmp_path, "--lr_schedule", "constant", "--epochs", "4", "--resume", "auto") == 0
+    longer = tmp_path / "longer"
+    assert train(longer, "--lr_schedule", "constant", "--epochs", "4") == 0
+    assert list(differences(outcome(tmp_path)["weights"], outcome(longer)["weights"])) == []
+
+
+def test_a_run_is_neither_overwritten_nor_resumed_unasked(tmp_path, capsys):
+    stop_after(1, tmp_path)
+    before = outcome(tmp_path)
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="2"):
+        train(tmp_path)
+    message = capsys.readouterr().err
+    assert message.startswith("error: ") and "--resume auto" in message and "--overwrite true" in message
+    assert message.count("\n") == 1 and list(differences(outcome(tmp_path), before)) == []
+    assert train(tmp_path, "--overwrite", "true", "--epochs", "1") == 0
+    assert outcome(tmp_path)["state"]["trainer"]["step"] == BATCHES_PER_EPOCH
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        (("--d_model", "24"), "d_model"),
+        (("--hint_steps", "2"), "hint_steps"),
+        (("--learning_rate", "0.1"), "learning_rate"),
+        (("--epochs", "2"), "epochs"),
+    ],
+)
+def test_a_run_is_not_resumed_with_another_configuration(tmp_path, capsys, change, key):
+    stop_after(1, tmp_path)
+    before = outcome(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        train(tmp_path, *change, "--resume", "auto")
+    message = capsys.readouterr().err
+    assert f"cannot be resumed with another configuration: {key} was " in message and change[1] in message
+    assert list(differences(outcome(tmp_path), before)) == []
+
+
+def test_a_run_is_resumed_from_another_place(tmp_path, shared):
+    """`--resume PATH` continues a copy elsewhere; the metrics begin there."""
+    stop_after(5, tmp_path)
+    run = only_run(tmp_path)
+    elsewhere = tmp_path / "elsewhere"
+    where = ("--data_dir", places(tmp_path)[1])
+    assert train(elsewhere, *where, "--resume", str(run)) == 0
+    assert list(differences(outcome(elsewhere)["weights"], uninterrupted(shared, ())["weights"])) == []
