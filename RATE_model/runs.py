@@ -39,7 +39,7 @@ _FOLDERS = ("checkpoints", "eval", "plots")
 
 @dataclass(frozen=True)
 class Run:
-    """An open run: its directory exists and its config.yaml and environment.json are written."""
+    """A run's place and beginning. Once open, its directory exists, with config.yaml and environment.json."""
 
     directory: Path
     seed: int
@@ -61,7 +61,7 @@ class Run:
         return path
 
 
-def open_run(
+def check_run(
     directory: Path,
     *,
     config: dict[str, Any],
@@ -71,24 +71,27 @@ def open_run(
     may_change: Iterable[str] = (),
     may_grow: Iterable[str] = ("epochs",),
 ) -> Run:
-    """Opens the run in ``directory``, new or continued; ``config`` is what options.to_flat_dict gives.
+    """The run in ``directory``, new or continued, for `open_run`; ``config`` is what options.to_flat_dict gives.
 
     ``resume``: "no" starts at the beginning; "auto" continues from the newest good checkpoint if there is one; a path
     (a run or a checkpoint, of this directory or another) continues from there. A run that is continued must have the
     configuration it was started with, but for the keys in ``may_change``, those that start with ``wandb_``, and those
     in ``may_grow``, whose value may be larger.
 
-    Raises UserError, with nothing created, changed or removed, if the directory holds a checkpoint and neither resume
-    nor overwrite is asked for, if there is nothing good to resume, if the configuration differs, or if the directory
-    cannot be written.
+    Nothing is created, changed or removed, so that data can be looked at before a run is opened. Raises UserError if
+    the directory holds a checkpoint and neither resume nor overwrite is asked for, if there is nothing good to resume,
+    if the configuration differs, or if the directory cannot be written.
     """
-    config_text = redact(to_yaml(config))
+    existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        reason = "not writable" if existing.is_dir() else "not a directory"
+        raise UserError(f"the run directory {directory} cannot be written: {existing} is {reason}")
     checkpoint = _choose_checkpoint(directory, resume=resume, overwrite=overwrite)
     if checkpoint is not None:
         origin = checkpoint.parent.parent
         differing = _differences(
             load_yaml(origin / "config.yaml") | {"seed": _seed_of(origin, default=seed)},
-            yaml.safe_load(config_text) | {"seed": seed},
+            yaml.safe_load(redact(to_yaml(config))) | {"seed": seed},
             may_change=frozenset(may_change),
             may_grow=frozenset(may_grow),
         )
@@ -97,16 +100,24 @@ def open_run(
                 f"{origin} cannot be resumed with another configuration: {'; '.join(differing)}. Give the same values, "
                 "or start a new run with another --text or --ckpt_folder"
             )
+    return Run(directory, seed, checkpoint)
+
+
+def open_run(run: Run, *, config: dict[str, Any]) -> None:
+    """Makes the directory of a checked run, clears away what an earlier one left, and records this start.
+
+    Raises UserError if the directory cannot be written.
+    """
+    directory = run.directory
     try:
-        if checkpoint is None or checkpoint.parent.parent != directory:
+        if run.checkpoint is None or run.checkpoint.parent.parent != directory:
             _clear(directory)
         for folder in _FOLDERS:
             (directory / folder).mkdir(parents=True, exist_ok=True)
-        atomic_write_text(directory / "config.yaml", config_text)
-        _record_start(directory, seed)
+        atomic_write_text(directory / "config.yaml", redact(to_yaml(config)))
+        _record_start(directory, run.seed)
     except OSError as error:
         raise UserError(f"the run directory {directory} cannot be written: {error.strerror or error}") from error
-    return Run(directory, seed, checkpoint)
 
 
 def run_name(*parts: object) -> str:

@@ -25,7 +25,7 @@ from RATE_model.model import RATE
 from RATE_model.optimization import Schedule, decay_over
 from RATE_model.options import Boolean, exit_on_user_error, parse_options, to_flat_dict
 from RATE_model.precision import pick_device
-from RATE_model.runs import Interrupts, open_run, run_name, run_seeds
+from RATE_model.runs import Interrupts, check_run, open_run, run_name, run_seeds
 from RATE_model.settings import ALIASES, MAY_CHANGE, Curriculum, ModelOptions, RunOptions, TrainOptions, at_least
 from RATE_model.tracking import Tracker
 from RATE_model.trainer import Trainer, accuracy, optimizer_steps
@@ -183,11 +183,9 @@ def evaluate(model: RATE, config: Config, final: bool) -> dict[str, float]:
 def train(config: Config, seed: int) -> dict[str, float]:
     """One run, from its data to its last evaluation; returns what its eval/final.json holds."""
     device = pick_device(config.run.device)
-    data = stage_data(config)
-    curriculum, schedule = plan(config, data)  # reads the data: bad data is found before anything is created
     flat = to_flat_dict(config)
     directory = run_directory(config, seed)
-    run = open_run(
+    run = check_run(
         directory,
         config=flat,
         seed=seed,
@@ -195,6 +193,9 @@ def train(config: Config, seed: int) -> dict[str, float]:
         overwrite=config.run.overwrite,
         may_change=MAY_CHANGE,
     )
+    data = stage_data(config)
+    curriculum, schedule = plan(config, data)  # reads the data: bad data is found before a run is opened
+    open_run(run, config=flat)
 
     torch.manual_seed(seed)
     model = RATE(config.model_config(), SPEC).to(device)

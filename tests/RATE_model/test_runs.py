@@ -15,14 +15,17 @@ import yaml
 from RATE_model import runs
 from RATE_model.checkpoints import save_checkpoint
 from RATE_model.errors import UserError
-from RATE_model.runs import Interrupted, Interrupts, Run, open_run, run_name, run_seeds
+from RATE_model.runs import Interrupted, Interrupts, Run, check_run, open_run, run_name, run_seeds
 
 ROOT = Path(__file__).parents[2]
 CONFIG = {"model_mode": "RATE", "epochs": 10, "lengths": [9, 30], "curr": "false", "wandb_mode": "auto", "resume": "no"}
 
 
 def begin(directory: Path, **options) -> Run:
-    return open_run(directory, **{"config": CONFIG, "seed": 1, "may_change": {"resume", "overwrite"}, **options})
+    options = {"config": CONFIG, "seed": 1, "may_change": {"resume", "overwrite"}, **options}
+    run = check_run(directory, **options)
+    open_run(run, config=options["config"])
+    return run
 
 
 def save(run: Run, step: int) -> Path:
@@ -251,3 +254,13 @@ def test_an_interrupt_stops_all_seeds(capsys: pytest.CaptureFixture[str], error:
 
     assert run_seeds([1, 2], train) == code
     assert ran == [1] and "continue with --resume auto" in capsys.readouterr().err
+
+
+def test_checking_a_run_creates_and_removes_nothing(tmp_path: Path) -> None:
+    directory = tmp_path / "new" / "run"
+    assert check_run(directory, config=CONFIG, seed=1).checkpoint is None
+    assert not (tmp_path / "new").exists()
+    save(begin(tmp_path / "old"), 5)
+    before = snapshot(tmp_path)
+    assert check_run(tmp_path / "old", config=CONFIG, seed=1, overwrite=True).checkpoint is None
+    assert snapshot(tmp_path) == before
