@@ -339,8 +339,8 @@ def _plain(value: Any) -> Any:
 
 def _number(text: str) -> float:
     number = float(text)
-    if math.isnan(number):
-        raise ValueError("not a number")
+    if not math.isfinite(number):
+        raise ValueError("not a number to compute with")
     return number
 
 

@@ -29,7 +29,7 @@ import yaml
 
 from RATE_model.atomic import atomic_write_text
 from RATE_model.checkpoints import find_checkpoint, has_checkpoints, resolve_checkpoint
-from RATE_model.errors import UserError
+from RATE_model.errors import RunError, UserError
 from RATE_model.options import load_yaml, to_yaml
 from RATE_model.tracking import redact
 
@@ -188,8 +188,8 @@ def run_seeds(seeds: Iterable[int], function: Callable[[int], object]) -> int:
     """Calls ``function(seed)`` for every seed and returns the exit code of the command.
 
     An exception in one seed is reported on stderr and the others go on; a last line sums up and the code is 1. A
-    UserError in the first seed is raised: it would meet every other seed as well. Interrupted and KeyboardInterrupt
-    stop everything with 128 + the signal's number and the hint how to continue.
+    UserError in the first seed is raised, unless it is a RunError: it would meet every other seed as well. Interrupted
+    and KeyboardInterrupt stop everything with 128 + the signal's number and the hint how to continue.
     """
     seeds = list(seeds)
     failed: dict[int, str] = {}
@@ -201,7 +201,7 @@ def run_seeds(seeds: Iterable[int], function: Callable[[int], object]) -> int:
             print(f"seed {seed} stopped by {name}; continue with --resume auto", file=sys.stderr)
             return 128 + signal.Signals[name]
         except UserError as error:
-            if position == 0:
+            if len(seeds) == 1 or (position == 0 and not isinstance(error, RunError)):
                 raise
             failed[seed] = f"seed {seed} failed: {error}"
         except Exception as error:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from RATE_model.errors import UserError
+from RATE_model.errors import RunError
 from RATE_model.memory import MemoryState
 from RATE_model.model import RATE
 from RATE_model.optimization import Schedule, make_optimizer
@@ -20,7 +20,7 @@ from RATE_model.windows import Batch
 BatchMetrics = Callable[[Tensor, Batch], dict[str, Tensor]]
 
 
-class TrainingDiverged(UserError):
+class TrainingDiverged(RunError):
     """The loss or the gradient is not finite."""
 
 

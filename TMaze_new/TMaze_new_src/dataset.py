@@ -65,7 +65,7 @@ class DataOptions:
 
     def validate(self) -> None:
         """Raise a UserError for a value out of range."""
-        for name, least in {"min_n_final": 1, "context_length": 3, "trajectories": 2, "hint_steps": 1}.items():
+        for name, least in {"min_n_final": 1, "context_length": 3, "trajectories": 3, "hint_steps": 1}.items():
             if getattr(self, name) < least:
                 raise UserError(f"--{name} is {getattr(self, name)}; it must be at least {least}.")
         if self.max_n_final < self.min_n_final:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from RATE_model.actor import Actor, MemoryTransform, bytes_per_row
+from RATE_model.errors import UserError
 from RATE_model.evaluation import rollout
 from RATE_model.model import RATE
 from TMaze_new.TMaze_new_src.env import EVALUATION_SEEDS, TMazeVectorEnv, goals_of_seeds
@@ -18,9 +19,17 @@ from TMaze_new.TMaze_new_src.env import EVALUATION_SEEDS, TMazeVectorEnv, goals_
 LENGTHS = (9, 30, 90, 150, 300, 600, 900, 1200, 2400, 4800, 9600)
 SEGMENT_COUNTS = (1, 2, 3, 5, 9, 16, 30)
 SEGMENT_STEPS = 30
+MAX_EPISODES = 9992  # as many up as down, with seeds below 10,000
 
 # Lengths are evaluated side by side as far as this many bytes allow.
 MEMORY_BUDGET = 2**29
+
+
+def check_episodes(**episodes: int) -> None:
+    """Raise `UserError` if a flag asks for fewer than two episodes or for more than there are evaluation seeds."""
+    for name, count in episodes.items():
+        if not 2 <= count <= MAX_EPISODES:
+            raise UserError(f"--{name} {count}: must be at least 2 and at most {MAX_EPISODES}")
 
 
 def evaluation_seeds(episodes: int) -> np.ndarray:

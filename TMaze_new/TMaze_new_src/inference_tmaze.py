@@ -23,7 +23,7 @@ from RATE_model.fit import load_model
 from RATE_model.options import Boolean, exit_on_user_error, parse_options
 from RATE_model.precision import Precision, pick_device
 from RATE_model.settings import at_least
-from TMaze_new.TMaze_new_src.evaluate import LENGTHS, success_by_length
+from TMaze_new.TMaze_new_src.evaluate import LENGTHS, check_episodes, success_by_length
 from TMaze_new.TMaze_new_src.pictures import draw_maps, knock_out_curve
 from TMaze_new.TMaze_new_src.spec import SPEC
 
@@ -65,7 +65,7 @@ class Options:
             raise UserError("--lengths is empty: give at least one episode length")
         for length in self.lengths:
             at_least(3, lengths=length)
-        at_least(2, episodes=self.episodes)
+        check_episodes(episodes=self.episodes)
         at_least(1, slide=self.slide, hint_steps=self.hint_steps)
 
 

@@ -68,7 +68,7 @@ class TaskOptions:
     def validate(self) -> None:
         """Raise a UserError for a value out of range."""
         at_least(1, **{name: getattr(self, name) for name in ("sections", "stage_batches", "anneal_batches", "slide")})
-        at_least(2, eval_episodes=self.eval_episodes)
+        protocol.check_episodes(eval_episodes=self.eval_episodes)
         for length in self.eval_lengths:
             at_least(3, eval_lengths=length)
 

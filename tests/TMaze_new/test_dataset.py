@@ -135,7 +135,7 @@ def test_command(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--trajectories", "0"], "--trajectories is 0; it must be at least 2"),
+        (["--trajectories", "0"], "--trajectories is 0; it must be at least 3"),
         (["--min_n_final", "-1"], "--min_n_final is -1"),
         (["--max_n_final", "0"], "--max_n_final is 0; it must be at least --min_n_final, which is 1"),
         (["--context_length", "2"], "--context_length is 2"),

@@ -1,0 +1,387 @@
+"""The command: what its flags mean, what it leaves behind, and what it says to mistakes."""
+
+import json
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import yaml
+
+from RATE_model.checkpoints import find_checkpoint
+from RATE_model.config import ModelConfig
+from RATE_model.options import from_flat_dict
+from RATE_model.trainer import Trainer, TrainingDiverged
+from tests.tmaze_runs import TINY, only_run, places, train
+from TMaze_new.TMaze_new_src import train_tmaze
+from TMaze_new.TMaze_new_src.train_tmaze import Config
+
+HERE = Path(train_tmaze.__file__).parent
+
+# As people have always typed them.
+COMMANDS = {
+    "RATE": "python3 TMaze_new/TMaze_new_src/train_tmaze.py --model_mode 'RATE' --arch_mode 'TrXL' --curr 'false' --ckpt_folder 'RATE_max_3' --max_n_final 3 --text 'RATE_max_3' --nmt 5 --mem_len 0 --n_head_ca 4 --mrv_act 'relu' --skip_dec_attn",  # noqa: E501
+    "DT": "python3 TMaze_new/TMaze_new_src/train_tmaze.py --model_mode 'DT' --arch_mode 'TrXL' --curr 'false' --ckpt_folder 'DT' --max_n_final 3 --text 'DT_max_3' --nmt 0 --mem_len 0 --n_head_ca 0 --mrv_act 'no_act'",  # noqa: E501
+    "RMT": "python3 TMaze_new/TMaze_new_src/train_tmaze.py --model_mode 'RATE' --arch_mode 'TrXL' --curr 'false' --ckpt_folder 'RMT_max_3' --max_n_final 3 --text 'RMT_max_3' --nmt 5 --mem_len 0 --n_head_ca 0 --mrv_act 'no_act'",  # noqa: E501
+    "TrXL": "python3 TMaze_new/TMaze_new_src/train_tmaze.py --model_mode 'RATE' --arch_mode 'TrXL' --curr 'false' --ckpt_folder 'TrXL_max_3' --max_n_final 3 --text 'TrXL_max_3' --nmt 0 --mem_len 270 --n_head_ca 0 --mrv_act 'no_act'",  # noqa: E501
+    "curriculum": "python3 TMaze_new/TMaze_new_src/train_tmaze.py --model_mode 'RATE' --arch_mode 'TrXL' --curr 'true' --ckpt_folder 'RATE_max_3' --max_n_final 3 --text 'my_comment' --nmt 5 --mem_len 0 --n_head_ca 4 --mrv_act 'relu' --skip_dec_attn",  # noqa: E501
+}
+PUBLISHED = ModelConfig(
+    n_layer=8, n_head=10, d_model=64, d_head=64, d_inner=64, context_length=30, num_mem_tokens=5, n_head_ca=4,
+    mrv_act="relu", arch="TrXL", skip_dec_ffn=True, dropout=0.05, dropatt=0.0, mem_len=0, sliding=False,
+)  # fmt: skip
+WITHOUT_VALVE = replace(PUBLISHED, n_head_ca=0, mrv_act="no_act", skip_dec_ffn=False)
+EXPECTED = {
+    "RATE": PUBLISHED,
+    "DT": replace(WITHOUT_VALVE, num_mem_tokens=0, context_length=90, sliding=True),
+    "RMT": WITHOUT_VALVE,
+    "TrXL": replace(WITHOUT_VALVE, num_mem_tokens=0, mem_len=270),
+    "curriculum": PUBLISHED,
+}
+
+
+@pytest.fixture(autouse=True)
+def without_pictures(monkeypatch):
+    monkeypatch.setattr(train_tmaze, "draw_run", lambda *arguments, **options: None)
+
+
+def printed_config(capsys, *flags: str) -> dict:
+    """What --print_config says."""
+    with pytest.raises(SystemExit, match="0"):
+        train_tmaze.main([*flags, "--print_config"])
+    output = capsys.readouterr()
+    assert output.err == ""
+    return yaml.safe_load(output.out)
+
+
+def contents(folder: Path) -> dict[Path, bytes | None]:
+    """Every file below a folder with its content, and every directory."""
+    return {path: path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}
+
+
+# --- flags ---
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_commands_of_old_mean_what_they_did(name, capsys):
+    flags = shlex.split(COMMANDS[name])[2:]
+    config = from_flat_dict(Config, printed_config(capsys, *flags))
+    assert config.model_config() == EXPECTED[name]
+    assert config.task.curr == ("true" if name == "curriculum" else "false")
+    assert config.run.seeds == range(1, 11) and config.run.ckpt_folder == flags[flags.index("--ckpt_folder") + 1]
+    directory = train_tmaze.run_directory(config, 3)
+    assert directory.parent.parent.relative_to(HERE.parents[1]) == Path("TMaze_new/TMaze_new_checkpoints")
+    text, mode = flags[flags.index("--text") + 1], flags[flags.index("--model_mode") + 1]
+    assert directory.name == f"{text}_arch_mode_TrXL_{mode}_min_1_max_3_RUN_3"
+    train = config.train
+    assert (train.batch_size, train.learning_rate, train.lr_end_factor, train.epochs) == (64, 3e-4, 0.1, 50)
+    assert (train.weight_decay, train.beta_1, train.beta_2, train.warmup_steps) == (0.1, 0.9, 0.95, 100)
+    assert (train.grad_norm_clip, train.ckpt_epoch, config.data.trajectories) == (1.0, 10, 2000)
+
+
+@pytest.mark.parametrize("spelling", ["--skip_dec_ffn", "--skip_dec_attn", "--skip-dec-ffn", "--skip_dec_attn=true"])
+def test_the_feed_forward_network_is_left_out_in_every_spelling(spelling, capsys):
+    assert printed_config(capsys)["skip_dec_ffn"] is False
+    assert printed_config(capsys, spelling)["skip_dec_ffn"] is True
+
+
+def test_all_published_flags_have_their_defaults(capsys):
+    published = dict(
+        model_mode="RATE", arch_mode="TrXL", start_seed=1, end_seed=10, ckpt_folder="ckpt", text="", nmt=5, mem_len=0,
+        n_head_ca=4, mrv_act="relu", skip_dec_ffn=False, min_n_final=1, max_n_final=3, curr="false", n_layer=8,
+        n_head=10, d_model=64, context_length=30, sections=3,
+    )  # fmt: skip
+    found = printed_config(capsys)
+    assert {name: found[name] for name in published} == published
+    config = from_flat_dict(Config, found)
+    assert config.model_config().d_head == config.model_config().d_inner == 64
+    changed = dict(
+        model_mode="TrXL", arch_mode="GTrXL", start_seed=2, end_seed=4, ckpt_folder="a", text="b", nmt=7, mem_len=9,
+        n_head_ca=2, mrv_act="elu", min_n_final=2, max_n_final=5, curr="true", n_layer=3, n_head=4, d_model=32,
+        context_length=20, sections=6,
+    )  # fmt: skip
+    found = printed_config(capsys, *(word for name, value in changed.items() for word in (f"--{name}", str(value))))
+    assert {name: found[name] for name in changed} == changed
+
+
+@pytest.mark.parametrize("mode", ["RMT", "RATEM", "RATE_wo_nmt", "DTXL"])
+def test_every_mode_is_a_name(mode, capsys):
+    config = from_flat_dict(Config, printed_config(capsys, "--model_mode", mode, "--mem_len", "8"))
+    model = config.model_config()
+    tokens, valve, cache, steps = {
+        "RMT": (5, 0, 0, 30), "RATEM": (5, 4, 0, 30), "RATE_wo_nmt": (0, 0, 8, 30), "DTXL": (0, 0, 8, 90),
+    }[mode]  # fmt: skip
+    assert (model.num_mem_tokens, model.n_head_ca, model.mem_len, model.context_length) == (tokens, valve, cache, steps)
+
+
+def test_printing_the_configuration_touches_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    printed_config(capsys, *TINY, *places(tmp_path), "--overwrite", "true")
+    assert contents(tmp_path) == {}
+
+
+def test_what_is_printed_is_a_configuration(tmp_path, capsys):
+    first = printed_config(capsys, *TINY, "--curr", "adaptive", "--eval_lengths", "9", "30")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(first))
+    assert printed_config(capsys, "--config", str(tmp_path / "config.yaml")) == first
+    assert first["eval_lengths"] == [9, 30]
+
+
+# --- a run ---
+
+
+@pytest.mark.parametrize("file", ["config.yaml", "config_fast.yaml"])
+def test_every_shipped_configuration_trains(file, tmp_path):
+    flags = ["--config", str(HERE / file), *places(tmp_path), "--trajectories", "6", "--max_n_final", "2"]
+    flags += ["--epochs", "1", "--stage_batches", "1", "--anneal_batches", "1", "--end_seed", "1", "--device", "cpu"]
+    flags += ["--wandb_mode", "disabled", "--last_inference", "false", "--online_inference", "false"]
+    assert train_tmaze.main(flags) == 0
+    result = json.loads((only_run(tmp_path) / "eval" / "final.json").read_text())
+    assert result["optimizer_steps"] >= 1 and 0 < result["validation_loss"] < 10
+    assert not any(name.startswith("Success_rate") for name in result)
+
+
+def test_a_run_leaves_what_is_promised(tmp_path):
+    flags = ("--context_length", "30", "--eval_lengths", "9", "30", "60", "90", "150", "270", "480", "900")
+    assert train(tmp_path, *flags, "--epochs", "2") == 0
+    run = only_run(tmp_path)
+    names = {path.name for path in run.iterdir()}
+    assert names >= {"config.yaml", "environment.json", "metrics.jsonl", "checkpoints", "eval"}
+    final = json.loads((run / "eval" / "final.json").read_text())
+    lengths = {f"Success_rate_T_{length}" for length in (9, 30, 60, 90, 150, 270, 480, 900)}
+    segments = {name for s in (1, 2, 3, 5, 9, 16, 30) for name in (f"Success_rate_S_{s}", f"Mean_D[time]_S_{s}")}
+    assert lengths | segments | {"Success_rate", "Mean_D[time]", "train_seconds", "eval_seconds"} <= final.keys()
+    assert final["Success_rate_S_3"] == final["Success_rate_T_90"]
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    keys = set().union(*lines)
+    expected = {"train_loss", "train_last_loss", "train_accuracy", "train_last_acc", "segments_count", "lr", "step"}
+    assert expected | {"validation_loss", "Success_rate"} | lengths | segments <= keys
+    assert [line["step"] for line in lines] == sorted(line["step"] for line in lines)
+    at_epochs = {path.name for path in (run / "eval").iterdir()}
+    assert at_epochs == {"epoch_0001.json", "final.json"}
+    environment = json.loads((run / "environment.json").read_text())["starts"][-1]
+    assert environment["seed"] == 1 and environment["versions"]["torch"]
+    assert yaml.safe_load((run / "config.yaml").read_text())["d_model"] == 16
+    assert find_checkpoint(run / "checkpoints").name == f"step_{final['optimizer_steps']:08d}"
+
+
+def test_without_lengths_those_of_the_papers_are_evaluated(tmp_path, monkeypatch):
+    asked = []
+
+    def success(model, lengths, **options):
+        asked.append(list(lengths))
+        return {length: {"success_rate": 0.5, "mean_delay": 0.0} for length in lengths}
+
+    monkeypatch.setattr(train_tmaze.protocol, "success_by_length", success)
+    flags = [*TINY[: TINY.index("--eval_lengths")], *TINY[TINY.index("--end_seed") :], *places(tmp_path)]
+    assert train_tmaze.main([*flags, "--epochs", "1"]) == 0
+    papers = {9, 30, 90, 150, 300, 600, 900, 1200, 2400, 4800, 9600} | {30 * s for s in (1, 2, 3, 5, 9, 16, 30)}
+    assert asked == [sorted(papers | {12})]
+
+
+def test_seeds_are_runs_of_their_own_and_a_failed_one_is_reported(tmp_path, monkeypatch, capsys):
+    trained = Trainer.train_batch
+
+    def train_batch(self, batch):
+        if "RUN_2" in str(self._crash_directory):
+            raise RuntimeError("the machine is on fire")
+        return trained(self, batch)
+
+    monkeypatch.setattr(Trainer, "train_batch", train_batch)
+    assert train(tmp_path, "--end_seed", "3", "--epochs", "1") == 1
+    errors = capsys.readouterr().err
+    assert "seed 2 failed: RuntimeError: the machine is on fire" in errors
+    assert "2 of 3 seeds finished; failed: 2" in errors
+    runs = sorted(path.parent.parent for path in tmp_path.glob("runs/*/*/eval/final.json"))
+    assert [run.name[-5:] for run in runs] == ["RUN_1", "RUN_3"]
+    weights = [(find_checkpoint(run / "checkpoints") / "model.safetensors").read_bytes() for run in runs]
+    assert weights[0] != weights[1]
+
+
+def test_a_first_seed_that_diverges_does_not_keep_the_others_from_running(tmp_path, monkeypatch, capsys):
+    trained = Trainer.train_batch
+
+    def train_batch(self, batch):
+        if "RUN_1" in str(self._crash_directory):
+            raise TrainingDiverged("loss or gradient is not finite at optimizer step 0")
+        return trained(self, batch)
+
+    monkeypatch.setattr(Trainer, "train_batch", train_batch)
+    assert train(tmp_path, "--end_seed", "2", "--epochs", "1") == 1
+    errors = capsys.readouterr().err
+    assert "seed 1 failed: loss or gradient is not finite" in errors and "Traceback" not in errors
+    assert [path.parents[1].name[-5:] for path in tmp_path.glob("runs/*/*/eval/final.json")] == ["RUN_2"]
+
+
+def test_a_run_that_diverges_keeps_its_last_checkpoint(tmp_path, capsys):
+    """A learning rate beyond all reason: the batch is recorded, and nothing spoiled is saved."""
+    with pytest.raises(SystemExit, match="2"):
+        train(tmp_path, "--learning_rate", "1e30", "--warmup_steps", "5", "--grad_norm_clip", "1e9")
+    errors = capsys.readouterr().err
+    assert "loss or gradient is not finite" in errors and "--learning_rate" in errors
+    run = only_run(tmp_path)
+    (crash,) = run.glob("crash_step_*.json")
+    assert json.loads(crash.read_text())["windows"] and not (run / "eval" / "final.json").exists()
+    checkpoint = find_checkpoint(run / "checkpoints")
+    assert checkpoint is None or int(checkpoint.name[5:]) <= json.loads(crash.read_text())["step"]
+
+
+# --- mistakes ---
+
+
+MISTAKES = {
+    "unknown flag": ("--modle_mode RATE", ("--modle_mode", "--model_mode")),
+    "mode": ("--model_mode LSTM", ("--model_mode", "LSTM", "RATE_wo_nmt")),
+    "arch": ("--arch_mode XL", ("--arch_mode", "XL", "GTrXL")),
+    "activation": ("--mrv_act gelu", ("--mrv_act", "gelu", "leaky_relu")),
+    "curriculum": ("--curr fast", ("--curr", "fast", "adaptive")),
+    "precision": ("--precision 16", ("--precision", "16", "bf16")),
+    "schedule": ("--lr_schedule step", ("--lr_schedule", "step", "cosine")),
+    "heads that do not divide": ("--n_head_ca 3", ("--n_head_ca 3", "--d_model 16", "2, 4, 8")),
+    "valve without tokens": ("--nmt 0", ("--nmt 0", "--n_head_ca 4", "--n_head_ca 0")),
+    "cache in DT": ("--model_mode DT --mem_len 20", ("--mem_len 20", "DT", "--mem_len 0")),
+    "odd width": ("--d_model 15 --n_head_ca 3", ("--d_model 15", "even")),
+    "no layers": ("--n_layer 0", ("--n_layer 0", "at least 1")),
+    "negative heads": ("--n_head -2", ("--n_head -2", "at least 1")),
+    "no width": ("--d_model 0", ("--d_model 0", "at least 1")),
+    "negative head width": ("--d_head -1", ("--d_head -1", "at least 1")),
+    "no inner width": ("--d_inner 0", ("--d_inner 0", "at least 1")),
+    "negative tokens": ("--nmt -1", ("--nmt -1", "0")),
+    "negative cache": ("--mem_len -1", ("--mem_len -1", "0")),
+    "negative valve": ("--n_head_ca -1", ("--n_head_ca -1", "0")),
+    "no context": ("--context_length 0", ("--context_length", "0", "at least")),
+    "no segments": ("--max_n_final 0", ("--max_n_final", "0", "at least")),
+    "fewer than the fewest": ("--min_n_final 4", ("--min_n_final", "4", "--max_n_final")),
+    "no sections": ("--sections 0", ("--sections 0", "at least 1")),
+    "no trajectories": ("--trajectories 0", ("--trajectories", "0", "at least")),
+    "no hint": ("--hint_steps 0", ("--hint_steps", "0", "at least")),
+    "no epochs": ("--epochs 0", ("--epochs 0", "at least 1")),
+    "no batch": ("--batch_size 0", ("--batch_size 0", "at least 1")),
+    "negative batch": ("--batch_size -64", ("--batch_size -64", "at least 1")),
+    "gradient windows": ("--bptt_segments -2", ("--bptt_segments -2", "at least -1")),
+    "no parts": ("--accumulate 0", ("--accumulate 0", "at least 1")),
+    "learning rate": ("--learning_rate 0", ("--learning_rate 0", "above 0")),
+    "no number": ("--learning_rate fast", ("--learning_rate", "fast", "number")),
+    "endless learning rate": ("--learning_rate inf", ("--learning_rate inf",)),
+    "dropout": ("--dropout 1", ("--dropout 1", "below 1")),
+    "end factor": ("--lr_end_factor 2", ("--lr_end_factor 2", "between 0 and 1")),
+    "seeds": ("--start_seed 5 --end_seed 4", ("--end_seed 4", "--start_seed 5")),
+    "no annealing": ("--curr adaptive --anneal_batches 0", ("--anneal_batches 0", "at least 1")),
+    "short episodes": ("--eval_lengths 9 2", ("--eval_lengths 2", "at least 3")),
+    "many episodes": ("--eval_episodes 100000", ("--eval_episodes 100000", "at most")),
+    "no slide": ("--slide 0", ("--slide 0", "at least 1")),
+    "device": ("--device tpu", ("--device tpu", "cpu")),
+    "no such configuration": ("--config nowhere.yaml", ("nowhere.yaml", "no such file")),
+    "no such run": ("--resume nowhere", ("nowhere", "does not exist")),
+    "resume and overwrite": ("--resume auto --overwrite true", ("--resume auto", "--overwrite true")),
+    "a word too many": ("RATE", ("RATE",)),
+}
+
+
+def fails(capsys, folder: Path, *flags: str) -> str:
+    """The one or two lines on stderr of a command that exits with 2 and creates nothing."""
+    before = contents(folder)
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="^2$"):
+        train(folder, *flags)
+    errors = capsys.readouterr().err
+    assert contents(folder) == before
+    assert errors.startswith("error: ") and errors.count("\n") <= 2 and "Traceback" not in errors
+    return errors
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_named_and_create_nothing(mistake, tmp_path, capsys):
+    flags, named = MISTAKES[mistake]
+    message = fails(capsys, tmp_path, *flags.split())
+    assert [word for word in named if word not in message] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("n_layers: 3", ("n_layers", "did you mean n_layer")),
+        ("n_layer: three", ("n_layer", "three", "an integer")),
+        ("n_layer: [1", ("line",)),
+        ("- 3", ("key: value",)),
+        ("model_mode: LSTM", ("model_mode", "LSTM", "RATE")),
+    ],
+)
+def test_mistakes_in_a_file_are_named(text, named, tmp_path, capsys):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text + "\n")
+    message = fails(capsys, tmp_path, "--config", str(path))
+    assert [word for word in (*named, str(path)) if word not in message] == []
+
+
+def rewrite(path: Path, name: str, values: np.ndarray) -> None:
+    with h5py.File(path, "r+") as file:
+        del file[name]
+        file[name] = values
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+STEPS = 40 * 11  # of the file of two segments
+DAMAGE = {
+    "truncated": (truncate, ()),
+    "zero bytes": (lambda path: path.write_bytes(b""), ()),
+    "not HDF5": (lambda path: path.write_bytes(b"tmaze" * 1000), ()),
+    "a folder": (lambda path: (path.unlink(), path.mkdir()), ()),
+    "no episode": (
+        lambda path: [
+            rewrite(path, name, np.zeros((0, *shape), dtype))
+            for name, shape, dtype in [
+                ("observations", (4,), "float32"),
+                ("actions", (), "uint8"),
+                ("rewards", (), "float32"),
+                ("terminals", (), bool),
+                ("timeouts", (), bool),
+            ]
+        ],
+        (),
+    ),  # fmt: skip
+    "shape": (lambda path: rewrite(path, "observations", np.zeros((STEPS, 5), "float32")), ("observations", "5")),
+    "dtype": (lambda path: rewrite(path, "observations", np.zeros((STEPS, 4), "uint8")), ("observations", "uint8")),
+    "rewards": (lambda path: rewrite(path, "rewards", np.full(STEPS, np.nan, "float32")), ("rewards",)),
+    "actions": (lambda path: rewrite(path, "actions", np.full(STEPS, 9, "uint8")), ("action", "9")),
+    "lengths": (lambda path: rewrite(path, "rewards", np.zeros(STEPS - 1, "float32")), ("rewards",)),
+    "no end": (lambda path: rewrite(path, "terminals", np.zeros(STEPS, bool)), ()),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_data_is_named_before_anything_is_made(damage, tmp_path, capsys):
+    spoil, named = DAMAGE[damage]
+    assert train(tmp_path / "first", "--epochs", "1", "--online_inference", "false", "--last_inference", "false") == 0
+    path = tmp_path / "first/data/tmaze_S2_K6_hint1_n40_win.h5"
+    spoil(path)
+    data = ("--data_dir", str(path.parent))
+    message = fails(capsys, tmp_path, *data)
+    assert [word for word in (*named, str(path)) if word not in message] == []
+
+
+def test_data_that_is_too_long_for_its_segments_is_named(tmp_path, capsys):
+    """A file put in the place of another: its episodes fill three segments."""
+    assert train(tmp_path, "--epochs", "1", "--max_n_final", "3") == 0
+    folder = tmp_path / "data"
+    (folder / "tmaze_S3_K6_hint1_n40_win.h5").rename(folder / "tmaze_S2_K6_hint1_n40_win.h5")
+    message = fails(capsys, tmp_path)
+    assert "tmaze_S2_K6_hint1_n40_win.h5" in message and "17" in message
+
+
+def test_too_little_data_to_validate_is_named(tmp_path, capsys):
+    assert "--trajectories is 2; it must be at least 3" in fails(capsys, tmp_path, "--trajectories", "2")
+    assert train(tmp_path, "--trajectories", "3", "--epochs", "1") == 0
+
+
+@pytest.mark.parametrize("flag", ["--output_dir", "--data_dir"])
+def test_a_place_that_cannot_be_written_is_named(flag, tmp_path, capsys):
+    """Below a file there is no directory, not even for root."""
+    (tmp_path / "file").write_text("")
+    message = fails(capsys, tmp_path, flag, str(tmp_path / "file" / "below"))
+    assert str(tmp_path / "file" / "below") in message
