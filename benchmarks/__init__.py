@@ -1,0 +1,1 @@
+"""Speed and memory of training and acting; see README.md."""

@@ -1,0 +1,169 @@
+"""The plain implementation that ours is compared with: tests/reference.py, trained and acted with in the obvious way.
+
+It computes what the published model computes, on the published layout (separate keys and values, a projected table of
+distances, a shifted score matrix, whole masked matrices), with autograd, in float32.
+"""
+
+from contextlib import AbstractContextManager
+from functools import lru_cache
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from RATE_model.config import ModelConfig
+from RATE_model.model import RATE
+from RATE_model.original import convert_weights
+from RATE_model.settings import TrainOptions
+from RATE_model.trainer import window_steps
+from RATE_model.windows import Batch
+from tests import reference
+from TMaze_new.TMaze_new_src.spec import SPEC
+
+
+def remembered_tables() -> AbstractContextManager:
+    """Within it the plain implementation remembers its masks and distance tables.
+
+    It fills them entry by entry in Python, in every layer; timing that would flatter us.
+    """
+    return mock.patch.multiple(
+        reference,
+        attention_mask=lru_cache(maxsize=None)(reference.attention_mask),
+        distance_table=lru_cache(maxsize=None)(reference.distance_table),
+    )
+
+
+def make_meta(config: ModelConfig, *, batch_size: int, sections: int) -> dict:
+    """The sizes as the plain implementation calls them."""
+    return reference.make_meta(
+        arch_mode=config.arch,
+        segment_length=config.context_length,
+        num_segments=sections,
+        batch=batch_size,
+        n_layer=config.n_layer,
+        n_head=config.n_head,
+        d_model=config.d_model,
+        d_head=config.d_head,
+        d_inner=config.d_inner,
+        num_mem_tokens=config.num_mem_tokens,
+        n_head_ca=config.n_head_ca,
+        mem_len=config.mem_len,
+        mrv_act=config.mrv_act,
+        skip_dec_ffn=config.skip_dec_ffn,
+    )
+
+
+def make_model(config: ModelConfig, weights: reference.Weights) -> RATE:
+    """Our model with the plain implementation's weights."""
+    model = RATE(config, SPEC)
+    convert_weights(weights, model)
+    return model
+
+
+def make_batch(meta: dict, *, seed: int = 0) -> Batch:
+    """Random trajectories without padding."""
+    observations, actions, rtg = reference.random_data(meta, seed)
+    valid = torch.ones(rtg.shape[:2], dtype=torch.bool)
+    return Batch(observations, actions[..., 0], rtg[..., 0], valid, valid.sum(1), torch.arange(len(rtg)))
+
+
+class PlainTraining:
+    """The published training loop, `bptt_segments` 0 or not, over the plain implementation; no dropout."""
+
+    def __init__(self, weights: reference.Weights, meta: dict, options: TrainOptions) -> None:
+        self.weights = {name: weight.clone().requires_grad_() for name, weight in weights.items()}
+        self.meta, self.options = meta, options
+        self.optimizer = torch.optim.AdamW(
+            self.weights.values(),
+            lr=options.learning_rate,
+            betas=(options.beta_1, options.beta_2),
+            weight_decay=options.weight_decay,
+        )
+
+    def train_batch(self, batch: Batch) -> float:
+        """The optimizer steps of one batch; the mean loss of its windows."""
+        steps = batch.rtg.shape[1]
+        window = window_steps(self.options, self.meta["segment_length"]) or steps
+        memory, cache, losses = first_memory(self.weights, self.meta, len(batch)), None, []
+        for start in range(0, steps, window):
+            if start and memory is not None:
+                memory = memory.detach()
+            loss, memory, cache = self._window(batch, start, min(start + window, steps), memory, cache)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.weights.values(), self.options.grad_norm_clip)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            losses.append(loss.item())
+        return sum(losses) / len(losses)
+
+    def _window(
+        self, batch: Batch, start: int, stop: int, memory: Tensor | None, cache: list[Tensor] | None
+    ) -> tuple[Tensor, Tensor | None, list[Tensor] | None]:
+        """Loss of the steps from `start` to `stop`, and the memory and cache behind them."""
+        length, logits = self.meta["segment_length"], []
+        for first in range(start, stop, length):
+            steps = slice(first, first + length)
+            inputs = batch.observations[:, steps], batch.actions[:, steps, None], batch.rtg[:, steps, None]
+            result = reference.segment(self.weights, self.meta, *inputs, memory, cache)
+            memory, cache = result.memory, result.cache
+            logits.append(result.logits)
+        loss = F.cross_entropy(torch.cat(logits, dim=1).flatten(0, 1), batch.actions[:, start:stop].flatten())
+        return loss, memory, cache
+
+
+class PlainActor:
+    """The published way to act: the running segment is computed anew at every step, and once more when it is closed.
+
+    Args:
+        full: fill the steps to come with zeros. No step sees them; but a published read token sees the ones right of it
+            at distances that depend on the segment's length (see RATE_model/attention.py), and ours are always those of
+            a full segment. True gives our logits; False is the published way, shorter at first and so faster.
+    """
+
+    def __init__(
+        self, weights: reference.Weights, meta: dict, batch_size: int, target_return: float, *, full: bool = False
+    ) -> None:
+        self.weights, self.meta, self.full = weights, meta, full
+        self.rtg = torch.full((batch_size, 1, 1), target_return)
+        self.memory, self.cache = first_memory(weights, meta, batch_size), None
+        self._observations: list[Tensor] = []
+        self._actions: list[Tensor] = []
+
+    @torch.no_grad()
+    def observe(self, observations: Tensor) -> Tensor:
+        """Action logits `(B, num_actions)` for the next observations `(B, ...)`; rewards are zero."""
+        if len(self._observations) == self.meta["segment_length"]:
+            result = self._segment(self._observations, self._actions)
+            self.memory, self.cache = result.memory, result.cache
+            self._observations, self._actions = [], []
+        self._observations.append(observations)
+        current = len(self._actions)
+        steps = self.meta["segment_length"] if self.full else current + 1
+        # The newest step has no action yet; what stands in its place is seen by no step.
+        no_action = torch.zeros(len(observations), dtype=torch.int64)
+        later = [torch.zeros_like(observations)] * (steps - current - 1)
+        result = self._segment([*self._observations, *later], [*self._actions, *[no_action] * (steps - current)])
+        return result.logits[:, current]
+
+    def take(self, actions: Tensor) -> None:
+        """Record the actions that are taken, `(B,)` int64."""
+        self._actions.append(actions)
+
+    def _segment(self, observations: list[Tensor], actions: list[Tensor]) -> reference.Segment:
+        return reference.segment(
+            self.weights,
+            self.meta,
+            torch.stack(observations, dim=1),
+            torch.stack(actions, dim=1)[..., None],
+            self.rtg.expand(-1, len(actions), -1),
+            self.memory,
+            self.cache,
+        )
+
+
+def first_memory(weights: reference.Weights, meta: dict, batch_size: int) -> Tensor | None:
+    """The memory tokens `(B, n, d)` that a trajectory begins with."""
+    if not meta["num_mem_tokens"]:
+        return None
+    return weights["mem_tokens"].transpose(0, 1).expand(batch_size, -1, -1)

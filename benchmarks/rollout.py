@@ -1,0 +1,306 @@
+"""Time and memory of acting, early and late in an episode, against the published way to act.
+
+    python benchmarks/rollout.py
+    python benchmarks/rollout.py --lengths 90 900 --rounds 3 --output FILE.json
+
+See benchmarks/README.md for what is measured and how to read it.
+"""
+
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+if not __package__:  # started as a script: make the repository importable
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import common
+from benchmarks.flops import acting_flops
+from benchmarks.plain import PlainActor, make_meta, make_model, remembered_tables
+from RATE_model.actor import Actor
+from RATE_model.config import ModelConfig
+from RATE_model.errors import UserError
+from RATE_model.options import Boolean, exit_on_user_error, load_yaml, parse_options, to_flat_dict
+from RATE_model.settings import ALIASES, ModelOptions, at_least
+from tests import reference
+from TMaze_new.TMaze_new_src.spec import SPEC
+
+FAST = common.ROOT / "TMaze_new" / "TMaze_new_src" / "config_fast.yaml"
+
+# Largest difference of logits, in units of their standard deviation, that counts as the same.
+ALLOWED_LOGITS = {"32": 1e-4, "bf16": 0.2}
+
+
+@dataclass(frozen=True)
+class MeasureOptions:
+    """What is measured."""
+
+    # Steps of a segment (K)
+    context_length: int = 30
+    # Episodes at once
+    batch_size: int = 100
+    # Episode lengths: memory is read at each, time around the first and behind the last
+    lengths: tuple[int, ...] = (90, 900, 9000)
+    # Precisions to measure; the plain way always runs in float32
+    precisions: tuple[Literal["32", "bf16"], ...] = ("32", "bf16")
+    # Timed rounds; in each, everything acts for one segment
+    rounds: int = 5
+    # Measure the small model of config_fast.yaml as well
+    fast: Boolean = True
+    # Edge of the matrices whose product is the machine's speed
+    matrix_size: int = common.MATRIX_SIZE
+    # Threads of torch; 0 = its own choice
+    threads: int = 0
+    # Write the figures to this JSON file
+    output: Path | None = None
+    # Put the table into benchmarks/README.md
+    update_readme: Boolean = False
+
+    def validate(self) -> None:
+        """Raise a UserError for a value out of range."""
+        at_least(1, context_length=self.context_length, batch_size=self.batch_size, rounds=self.rounds)
+        at_least(1, matrix_size=self.matrix_size)
+        at_least(0, threads=self.threads)
+        if not self.lengths or list(self.lengths) != sorted(set(self.lengths)) or self.lengths[0] < self.context_length:
+            raise UserError(
+                f"--lengths {' '.join(map(str, self.lengths))}: must rise, from --context_length {self.context_length}"
+            )
+        common.check_output(self.output)
+
+
+@dataclass(frozen=True)
+class Options:
+    """All flags of this script."""
+
+    # The published sizes
+    model: ModelOptions = field(default_factory=lambda: ModelOptions(skip_dec_ffn=True))
+    measure: MeasureOptions = field(default_factory=MeasureOptions)
+
+    def validate(self) -> None:
+        """Raise a UserError if these sizes make no model, or one that acts in another way."""
+        if self.model_config().sliding:
+            raise UserError(f"--model_mode {self.model.model_mode}: this benchmark is of models that act in segments")
+
+    def model_config(self) -> ModelConfig:
+        """The model's sizes."""
+        return self.model.model_config(context_length=self.measure.context_length, sections=1)
+
+
+def with_fast_model(options: Options) -> Options:
+    """The same measurement of the model of config_fast.yaml."""
+    known = {entry.name for entry in dataclasses.fields(ModelOptions)}
+    sizes = {key: value for key, value in load_yaml(FAST).items() if key in known}
+    return replace(options, model=ModelOptions(**sizes))
+
+
+def make_weights(config: ModelConfig) -> tuple[reference.Weights, dict]:
+    """Random weights for both implementations, and the sizes as the plain one calls them."""
+    meta = make_meta(config, batch_size=1, sections=1)
+    return reference.random_weights(meta, seed=1), meta
+
+
+def check_logits(options: Options, precision: str) -> float:
+    """Let both act in two episodes over two segment borders; the largest difference of their logits.
+
+    Returns:
+        The difference in units of the logits' standard deviation.
+
+    Raises:
+        RuntimeError: the logits differ.
+    """
+    config = options.model_config()
+    weights, meta = make_weights(config)
+    ours = Actor(make_model(config, weights).eval(), 2, 1.0, precision=precision)
+    plain = PlainActor(weights, meta, 2, 1.0, full=True)
+    logits, expected = [], []
+    with remembered_tables():
+        for observations in torch.randn(2 * config.context_length + 2, 2, *SPEC.observation_shape):
+            logits.append(ours.observe(observations))
+            expected.append(plain.observe(observations))
+            actions = expected[-1].argmax(-1)
+            ours.take(actions)
+            plain.take(actions)
+    wanted = torch.stack(expected)
+    difference = ((torch.stack(logits) - wanted).abs().max() / wanted.std()).item()
+    return common.check_agreement(f"logits ({precision})", difference, ALLOWED_LOGITS[precision])
+
+
+class Episodes:
+    """An actor in episodes of random observations and no rewards; the environment costs nothing."""
+
+    def __init__(self, actor: Actor, steps: int) -> None:
+        self.actor = actor
+        generator = np.random.default_rng(0)
+        # One segment of observations, seen again and again: longer episodes need no more memory.
+        shape = (steps, actor.batch_size, *SPEC.observation_shape)
+        self.observations = generator.standard_normal(shape, dtype=np.float32)
+        self.rewards = np.zeros(actor.batch_size, dtype=np.float32)
+        self.step = 0
+
+    def advance(self, steps: int) -> float:
+        """Act so many steps; seconds per step."""
+        start = time.perf_counter()
+        for _ in range(steps):
+            self.actor.act(self.observations[self.step % len(self.observations)], self.rewards)
+            self.step += 1
+        return (time.perf_counter() - start) / steps
+
+    def restart(self, steps: int) -> None:
+        """Begin new episodes and act so many steps of them."""
+        self.actor.reset()
+        self.step = 0
+        self.advance(steps)
+
+
+def measure_case(options: Options, precision: str) -> dict[str, Any]:
+    """Memory by episode length, then time per step, of one model; run in a fresh process."""
+    measure, config = options.measure, options.model_config()
+    common.set_threads(measure.threads)
+    weights, meta = make_weights(config)
+    model = make_model(config, weights).eval()
+
+    def episodes(batch_size: int) -> Episodes:
+        return Episodes(Actor(model, batch_size, 1.0, precision=precision), config.context_length)
+
+    episodes(1).advance(config.context_length + 1)  # what libraries allocate once, whatever they compute
+    late = episodes(measure.batch_size)
+    before, peaks = common.memory_mib(), []
+    for length in measure.lengths:
+        late.advance(length - late.step)
+        after = common.memory_mib()
+        peaks.append(None if before is None or after is None else after[1] - before[0])
+    early = episodes(measure.batch_size)
+    untimed = (measure.lengths[0] // config.context_length - 1) * config.context_length
+
+    def act_early() -> float:
+        early.restart(untimed)
+        return early.advance(config.context_length)
+
+    seconds = _time(
+        {
+            "early": act_early,
+            "late": lambda: late.advance(config.context_length),
+            "plain": lambda: _plain_step(weights, meta),
+            "matrix": common.matrix_product(precision, measure.matrix_size),
+        },
+        measure.rounds,
+    )
+    gflops = common.product_flops(measure.matrix_size) / min(seconds["matrix"]) / 1e9
+    flops = acting_flops(config, SPEC, batch_size=measure.batch_size)
+    early_summary = common.summary(seconds["early"])
+    return {
+        "precision": precision,
+        "early": early_summary,
+        "late": common.summary(seconds["late"]),
+        "late_by_early": common.ratio(seconds["late"], seconds["early"]),
+        "plain_episode": common.summary(seconds["plain"]),
+        "ratio": common.ratio(seconds["plain"], seconds["early"]) * measure.batch_size,
+        "flops": flops,
+        "matrix_product_gflops": gflops,
+        "share": flops / early_summary["median_s"] / (gflops * 1e9),
+        "peak_mib": dict(zip(map(str, measure.lengths), peaks, strict=True)),
+    }
+
+
+def _time(candidates: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    with remembered_tables():
+        return common.interleave(candidates, rounds=rounds)
+
+
+def _plain_step(weights: reference.Weights, meta: dict) -> float:
+    """Seconds per step of one episode acted in the plain way: over one segment, closing it included.
+
+    Every segment costs the same, so one stands for an episode of any length.
+    """
+    actor = PlainActor(weights, meta, 1, 1.0)
+    steps = meta["segment_length"]
+    observations = torch.randn(steps + 1, 1, *SPEC.observation_shape)
+    actor.observe(observations[0])
+    actor.take(torch.zeros(1, dtype=torch.int64))
+    start = time.perf_counter()
+    for current in observations[1:]:  # the last of them closes the segment and begins the next
+        actor.take(actor.observe(current).argmax(-1))
+    return (time.perf_counter() - start) / steps
+
+
+def format_tables(result: dict[str, Any]) -> str:
+    """The figures as Markdown."""
+    lengths = result["options"]["lengths"]
+    episodes = result["options"]["batch_size"]
+    header = ["model", "precision", f"ms a step at {lengths[0]}", f"at {lengths[-1]}", "late / early"]
+    header += ["plain, ms a step of one episode", f"times faster for {episodes}", "GFLOP a step", "share"]
+    rows, memory = [], []
+    for case in result["cases"]:
+        name = [case["model"], case["precision"]]
+        rows.append(
+            [
+                *name,
+                f"{case['early']['median_s'] * 1e3:.3g} (min {case['early']['min_s'] * 1e3:.3g})",
+                f"{case['late']['median_s'] * 1e3:.3g} (min {case['late']['min_s'] * 1e3:.3g})",
+                f"{case['late_by_early']:.2f}",
+                f"{case['plain_episode']['median_s'] * 1e3:.3g}",
+                f"{case['ratio']:.1f}",
+                f"{case['flops'] / 1e9:.3g}",
+                f"{case['share']:.0%}",
+            ]
+        )
+        memory.append([*name, *("?" if peak is None else f"{peak:.0f}" for peak in case["peak_mib"].values())])
+    speeds = {
+        precision: max(case["matrix_product_gflops"] for case in result["cases"] if case["precision"] == precision)
+        for precision in result["options"]["precisions"]
+    }
+    return "\n\n".join(
+        [
+            common.machine_line(result["machine"], speeds),
+            common.table(header, rows),
+            common.table(["peak MiB by episode length", "precision", *map(str, lengths)], memory),
+        ]
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Check, time, measure, print."""
+    with exit_on_user_error():
+        options = parse_options(
+            Options,
+            argv=argv,
+            prog="python benchmarks/rollout.py",
+            description="Time and memory of acting.",
+            aliases=ALIASES,
+        )
+        measure = options.measure
+        common.set_threads(measure.threads)
+        torch.manual_seed(0)
+        models = {"as flags say": options}
+        if measure.fast:
+            models["config_fast"] = with_fast_model(options)
+        cases = []
+        for name, of_model in models.items():
+            for precision in measure.precisions:
+                print(
+                    f"{name}, {precision}: checking that logits agree, acting {measure.lengths[-1]} steps, timing ..."
+                )
+                difference = check_logits(of_model, precision)
+                case = common.in_fresh_process(measure_case, of_model, precision)
+                if case is None:
+                    raise UserError(f"{name}, {precision}: the process was killed, maybe for want of memory")
+                cases.append({"model": name, "logit_difference": difference, **case})
+        result = {
+            "benchmark": "rollout",
+            "machine": common.machine_facts(),
+            "options": to_flat_dict(options),
+            "cases": cases,
+        }
+        common.publish(
+            "rollout", format_tables(result), result, output=measure.output, update_readme=measure.update_readme
+        )
+
+
+if __name__ == "__main__":
+    main()

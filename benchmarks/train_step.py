@@ -1,0 +1,270 @@
+"""Time and memory of training on one batch, against a plain training loop.
+
+    python benchmarks/train_step.py
+    python benchmarks/train_step.py --n_layer 2 --n_head 2 --d_head 32 --rounds 10 --output FILE.json
+
+See benchmarks/README.md for what is measured and how to read it.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+if not __package__:  # started as a script: make the repository importable
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import common
+from benchmarks.flops import training_flops
+from benchmarks.plain import PlainTraining, make_batch, make_meta, make_model, remembered_tables
+from RATE_model.config import ModelConfig
+from RATE_model.optimization import Schedule
+from RATE_model.options import Boolean, exit_on_user_error, parse_options, to_flat_dict
+from RATE_model.settings import ALIASES, ModelOptions, TrainOptions, at_least
+from RATE_model.trainer import Trainer
+from RATE_model.windows import Batch
+from tests import reference
+from TMaze_new.TMaze_new_src.spec import SPEC
+
+# The published way (gradients inside a segment, one optimizer step for each) and ours (through all segments, one step).
+WINDOWS = {0: "one segment", -1: "all segments"}
+
+# Largest difference of the mean loss of a batch that counts as the same, in nats.
+ALLOWED_LOSS = {"32": 1e-4, "bf16": 2e-2}
+
+
+@dataclass(frozen=True)
+class MeasureOptions:
+    """What is measured."""
+
+    # Steps of a segment (K), segments of a trajectory (N), trajectories of a batch
+    context_length: int = 30
+    sections: int = 3
+    batch_size: int = 64
+    # Precisions to measure; the plain loop always runs in float32
+    precisions: tuple[Literal["32", "bf16"], ...] = ("32", "bf16")
+    # Timed rounds; each runs everything once
+    rounds: int = 5
+    # Time the plain loop as well (most of the time goes there)
+    plain: Boolean = True
+    # Measure peak memory with trajectories of so many segments; none: leave it out
+    memory_sections: tuple[int, ...] = (3, 6, 12)
+    # Edge of the matrices whose product is the machine's speed
+    matrix_size: int = common.MATRIX_SIZE
+    # Threads of torch; 0 = its own choice
+    threads: int = 0
+    # Write the figures to this JSON file
+    output: Path | None = None
+    # Put the table into benchmarks/README.md
+    update_readme: Boolean = False
+
+    def validate(self) -> None:
+        """Raise a UserError for a value out of range."""
+        at_least(1, context_length=self.context_length, sections=self.sections, batch_size=self.batch_size)
+        at_least(1, rounds=self.rounds, matrix_size=self.matrix_size)
+        at_least(0, threads=self.threads)
+        for sections in self.memory_sections:
+            at_least(1, memory_sections=sections)
+        common.check_output(self.output)
+
+
+@dataclass(frozen=True)
+class Options:
+    """All flags of this script."""
+
+    # The published sizes. Dropout is on in ours and absent from the plain loop.
+    model: ModelOptions = field(default_factory=lambda: ModelOptions(skip_dec_ffn=True))
+    measure: MeasureOptions = field(default_factory=MeasureOptions)
+
+    def validate(self) -> None:
+        """Raise a UserError if these sizes make no model."""
+        self.model_config()
+
+    def model_config(self, **changes: Any) -> ModelConfig:
+        """The model's sizes, with changes."""
+        config = self.model.model_config(context_length=self.measure.context_length, sections=self.measure.sections)
+        return replace(config, **changes)
+
+
+def train_options(bptt_segments: int, precision: str = "32") -> TrainOptions:
+    """What ours and the plain loop are trained with: weight decay is the same work on all weights or on some."""
+    return TrainOptions(bptt_segments=bptt_segments, precision=precision, weight_decay=0.0)
+
+
+def make_trainer(config: ModelConfig, weights: reference.Weights, *, bptt_segments: int, precision: str) -> Trainer:
+    """Ours, at a constant learning rate."""
+    return Trainer(make_model(config, weights), train_options(bptt_segments, precision), Schedule(0, None, 0, 1.0))
+
+
+def check_losses(options: Options, batches: int = 2) -> dict[str, float]:
+    """Train both on the same small batches, without dropout: the largest difference of the losses, by what was trained.
+
+    Raises:
+        RuntimeError: the losses differ.
+    """
+    measure = options.measure
+    config = options.model_config(dropout=0.0, dropatt=0.0)
+    meta = make_meta(config, batch_size=min(4, measure.batch_size), sections=measure.sections)
+    weights = reference.random_weights(meta, seed=1)
+    differences = {}
+    for bptt_segments, window in WINDOWS.items():
+        plain = PlainTraining(weights, meta, train_options(bptt_segments))
+        data = [make_batch(meta, seed=seed) for seed in range(batches)]
+        expected = [plain.train_batch(batch) for batch in data]
+        for precision in measure.precisions:
+            ours = make_trainer(config, weights, bptt_segments=bptt_segments, precision=precision)
+            losses = [ours.train_batch(batch)["train_loss"].item() for batch in data]
+            name = f"{window}, {precision}"
+            difference = max(abs(a - b) for a, b in zip(losses, expected, strict=True))
+            differences[name] = common.check_agreement(f"losses ({name})", difference, ALLOWED_LOSS[precision])
+    return differences
+
+
+def timings(options: Options) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """Everything timed in turn in this process: a row for each, and the speed of matrix products in GFLOP/s."""
+    measure = options.measure
+    config = options.model_config()
+    meta = make_meta(config, batch_size=measure.batch_size, sections=measure.sections)
+    weights, batch = reference.random_weights(meta, seed=1), make_batch(meta)
+    rows: dict[str, dict[str, Any]] = {}
+    candidates: dict[str, Callable[[], float | None]] = {}
+    for bptt_segments, window in WINDOWS.items():
+        for precision in measure.precisions:
+            ours = make_trainer(config, weights, bptt_segments=bptt_segments, precision=precision)
+            name = f"ours, {window}, {precision}"
+            candidates[name] = _discard(ours.train_batch, batch)
+            rows[name] = {"implementation": "ours", "bptt_segments": bptt_segments, "precision": precision}
+            rows[name]["flops"] = training_flops(
+                config, SPEC, batch_size=measure.batch_size, sections=measure.sections, bptt_segments=bptt_segments
+            )
+        if measure.plain:
+            name = f"plain, {window}"
+            candidates[name] = _discard(PlainTraining(weights, meta, train_options(bptt_segments)).train_batch, batch)
+            rows[name] = {"implementation": "plain", "bptt_segments": bptt_segments, "precision": "32"}
+    for precision in measure.precisions:
+        candidates[precision] = common.matrix_product(precision, measure.matrix_size)
+    with remembered_tables():
+        seconds = common.interleave(candidates, rounds=measure.rounds)
+    gflops = {
+        precision: common.product_flops(measure.matrix_size) / min(seconds[precision]) / 1e9
+        for precision in measure.precisions
+    }
+    for name, row in rows.items():
+        row |= common.summary(seconds[name])
+        if row["implementation"] == "ours":
+            row["share"] = row["flops"] / row["median_s"] / (gflops[row["precision"]] * 1e9)
+            if measure.plain:
+                row["ratio"] = common.ratio(seconds[f"plain, {WINDOWS[row['bptt_segments']]}"], seconds[name])
+    return list(rows.values()), gflops
+
+
+def _discard(train_batch: Callable[[Any], object], batch: object) -> Callable[[], None]:
+    """A candidate for `interleave` that trains on the batch."""
+
+    def run() -> None:
+        train_batch(batch)
+
+    return run
+
+
+def peak_memory(options: Options, sections: int, bptt_segments: int, precision: str) -> float | None:
+    """MiB that training on one batch needs beyond libraries, model and batch; run in a fresh process. None: unknown."""
+    common.set_threads(options.measure.threads)
+    config = options.model_config()
+
+    def prepare(batch_size: int, sections: int) -> tuple[Trainer, Batch]:
+        meta = make_meta(config, batch_size=batch_size, sections=sections)
+        weights = reference.random_weights(meta, seed=1)
+        trainer = make_trainer(config, weights, bptt_segments=bptt_segments, precision=precision)
+        return trainer, make_batch(meta)
+
+    trainer, batch = prepare(1, 1)
+    trainer.train_batch(batch)  # what libraries allocate once, whatever they compute
+    trainer, batch = prepare(options.measure.batch_size, sections)
+    before = common.memory_mib()
+    trainer.train_batch(batch)
+    after = common.memory_mib()
+    return None if before is None or after is None else after[1] - before[0]
+
+
+def memory_rows(options: Options) -> list[dict[str, Any]]:
+    """Peak memory by number of segments."""
+    rows = []
+    for bptt_segments in WINDOWS:
+        for precision in options.measure.precisions:
+            for sections in options.measure.memory_sections:
+                peak = common.in_fresh_process(peak_memory, options, sections, bptt_segments, precision)
+                rows.append(
+                    {"bptt_segments": bptt_segments, "precision": precision, "sections": sections, "peak_mib": peak}
+                )
+    return rows
+
+
+def format_tables(result: dict[str, Any]) -> str:
+    """The figures as Markdown."""
+    header = ["one batch", "gradients through", "precision", "median s", "min s", "times faster", "GFLOP", "share"]
+    rows = [
+        [
+            row["implementation"],
+            WINDOWS[row["bptt_segments"]],
+            row["precision"],
+            f"{row['median_s']:.3g}",
+            f"{row['min_s']:.3g}",
+            f"{row['ratio']:.1f}" if "ratio" in row else "",
+            f"{row['flops'] / 1e9:.4g}" if "flops" in row else "",
+            f"{row['share']:.0%}" if "share" in row else "",
+        ]
+        for row in result["timings"]
+    ]
+    parts = [common.machine_line(result["machine"], result["matrix_product_gflops"]), common.table(header, rows)]
+    if result["memory"]:
+        lengths = sorted({row["sections"] for row in result["memory"]})
+        peaks: dict[tuple[int, str], dict[int, float | None]] = {}
+        for row in result["memory"]:
+            peaks.setdefault((row["bptt_segments"], row["precision"]), {})[row["sections"]] = row["peak_mib"]
+        rows = [
+            [WINDOWS[bptt], precision, *("?" if peak[n] is None else f"{peak[n]:.0f}" for n in lengths)]
+            for (bptt, precision), peak in peaks.items()
+        ]
+        header = ["peak MiB, gradients through", "precision", *(f"N = {n}" for n in lengths)]
+        parts.append(common.table(header, rows))
+    return "\n\n".join(parts)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Check, time, measure, print."""
+    with exit_on_user_error():
+        options = parse_options(
+            Options,
+            argv=argv,
+            prog="python benchmarks/train_step.py",
+            description="Time and memory of training on one batch.",
+            aliases=ALIASES,
+        )
+        measure = options.measure
+        common.set_threads(measure.threads)
+        torch.manual_seed(0)
+        print("checking that losses agree with the plain implementation ...")
+        agreement = check_losses(options)
+        print("timing ...")
+        rows, gflops = timings(options)
+        print("measuring memory ...")
+        result = {
+            "benchmark": "train_step",
+            "machine": common.machine_facts(),
+            "options": to_flat_dict(options),
+            "loss_differences": agreement,
+            "matrix_product_gflops": gflops,
+            "timings": rows,
+            "memory": memory_rows(options),
+        }
+        common.publish(
+            "train_step", format_tables(result), result, output=measure.output, update_readme=measure.update_readme
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""The benchmarks: operation counts against PyTorch's, agreement before timing, and both scripts on tiny sizes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import common, rollout, train_step
+from benchmarks.flops import acting_flops, training_flops
+from benchmarks.plain import make_batch, make_meta, make_model
+from RATE_model.actor import Actor
+from RATE_model.settings import ModelOptions
+from TMaze_new.TMaze_new_src.spec import SPEC
+
+ROOT = Path(__file__).resolve().parents[1]
+K, N, BATCH = 13, 3, 2  # 39 tokens: two row groups
+SIZES = dict(n_layer=2, n_head=2, d_model=16, d_head=8, d_inner=24, nmt=3, n_head_ca=2)
+TINY = [word for name, value in SIZES.items() for word in (f"--{name}", str(value))]
+TINY += ["--context_length", "4", "--batch_size", "3", "--rounds", "2", "--matrix_size", "64", "--precisions", "32"]
+
+MODELS = {
+    "no valve": dict(n_head_ca=0),
+    "no tokens, cache": dict(nmt=0, n_head_ca=0, mem_len=20),
+    "valve": dict(),
+    "feed-forward": dict(skip_dec_ffn=False),
+    "gated, cache": dict(arch_mode="GTrXL", skip_dec_ffn=False, mem_len=20),
+}
+
+
+def model_options(**changes) -> ModelOptions:
+    return ModelOptions(**(SIZES | dict(skip_dec_ffn=True, dropout=0.0) | changes))
+
+
+def train_options(**changes) -> train_step.Options:
+    measure = train_step.MeasureOptions(context_length=K, sections=N, batch_size=BATCH)
+    return train_step.Options(model=model_options(**changes), measure=measure)
+
+
+def assert_same_count(ours: float, counted: int, *, valve: bool) -> None:
+    """PyTorch's counter does not see the two products of the valve's fused attention on the CPU, far below 1 %."""
+    assert counted > 0
+    assert counted <= round(ours) <= 1.002 * counted if valve else round(ours) == counted
+
+
+@pytest.mark.parametrize("bptt_segments", [0, 1, -1])
+@pytest.mark.parametrize("changes", MODELS.values(), ids=MODELS)
+def test_training_flops_are_those_that_pytorch_counts(changes, bptt_segments):
+    config = train_options(**changes).model_config()
+    meta = make_meta(config, batch_size=BATCH, sections=N)
+    weights = train_step.reference.random_weights(meta, seed=0)
+    trainer = train_step.make_trainer(config, weights, bptt_segments=bptt_segments, precision="32")
+    with FlopCounterMode(display=False) as counter:
+        trainer.train_batch(make_batch(meta))
+    ours = training_flops(config, SPEC, batch_size=BATCH, sections=N, bptt_segments=bptt_segments)
+    assert_same_count(ours, counter.get_total_flops(), valve=config.n_head_ca > 0)
+
+
+@pytest.mark.parametrize("changes", MODELS.values(), ids=MODELS)
+def test_acting_flops_are_those_that_pytorch_counts(changes):
+    config = train_options(**changes).model_config()
+    weights = train_step.reference.random_weights(make_meta(config, batch_size=BATCH, sections=1), seed=0)
+    actor = Actor(make_model(config, weights).eval(), BATCH, 1.0)
+    observations = np.zeros((BATCH, 4), dtype=np.float32)
+    for _ in range(2 * K):
+        actor.act(observations)
+    with FlopCounterMode(display=False) as counter:
+        for _ in range(K):
+            actor.act(observations)
+    ours = acting_flops(config, SPEC, batch_size=BATCH) * K
+    assert_same_count(ours, counter.get_total_flops(), valve=config.n_head_ca > 0)
+
+
+@pytest.mark.parametrize("changes", [dict(), dict(mem_len=20)], ids=["tokens", "tokens and cache"])
+def test_losses_and_logits_agree_with_the_plain_implementation(changes):
+    differences = train_step.check_losses(train_options(**changes))
+    assert len(differences) == 4 and max(differences.values()) < 2e-2
+    measure = rollout.MeasureOptions(context_length=K)
+    assert rollout.check_logits(rollout.Options(model_options(**changes), measure), "32") < 1e-4
+
+
+@pytest.mark.parametrize("module", [train_step, rollout])
+def test_a_model_that_computes_something_else_is_not_timed(module, monkeypatch):
+    def spoiled(config, weights):
+        model = make_model(config, weights)
+        with torch.no_grad():
+            model.valve.output.weight *= 0.9  # shows from the second segment on
+        return model
+
+    monkeypatch.setattr(module, "make_model", spoiled)
+    with pytest.raises(RuntimeError, match="differ"):
+        if module is train_step:
+            train_step.check_losses(train_options())
+        else:
+            measure = rollout.MeasureOptions(context_length=K)
+            rollout.check_logits(rollout.Options(model_options(), measure), "32")
+
+
+def test_candidates_take_turns_and_the_first_round_does_not_count():
+    calls = []
+    candidates = {name: lambda name=name: calls.append(name) or 1.0 * len(calls) for name in "ab"}
+    seconds = common.interleave(candidates, rounds=2, report=lambda line: None)
+    assert "".join(calls) == "ababab"
+    assert seconds == {"a": [3.0, 5.0], "b": [4.0, 6.0]}
+    assert common.ratio([8.0, 30.0, 6.0], [2.0, 3.0, 2.0]) == 4.0
+
+
+@pytest.mark.skipif(common.memory_mib() is None, reason="memory is read from /proc")
+def test_a_fresh_process_does_not_inherit_the_peak_of_its_parent():
+    block = torch.ones(2**27)  # 512 MiB
+    now, peak = common.memory_mib()
+    assert peak >= now > 512
+    of_child = common.in_fresh_process(common.memory_mib)
+    assert of_child[1] < now - 256
+    del block
+
+
+def test_figures_go_between_the_marks_and_nowhere_else():
+    page = "before\n<!-- x -->\nold\n<!-- end x -->\nafter\n"
+    assert common.between_marks(page, "x", "new") == "before\n<!-- x -->\n\nnew\n\n<!-- end x -->\nafter\n"
+    with pytest.raises(common.UserError, match="<!-- y -->"):
+        common.between_marks(page, "y", "new")
+    readme = common.README.read_text()
+    for name in ("train_step", "rollout"):
+        common.between_marks(readme, name, "")
+
+
+@pytest.mark.parametrize(
+    ("main", "flags", "words"),
+    [
+        (rollout.main, ["--lengths", "900", "90"], "--lengths 900 90"),
+        (rollout.main, ["--lengths", "20"], "--context_length 30"),
+        (rollout.main, ["--model_mode", "DT", "--mem_len", "0"], "--model_mode DT"),
+        (train_step.main, ["--rounds", "0"], "--rounds 0"),
+        (train_step.main, ["--output", "no/such/folder/file.json"], "--output no/such/folder/file.json"),
+    ],
+)
+def test_bad_flags_are_named_before_anything_runs(main, flags, words, capsys):
+    with pytest.raises(SystemExit) as exit_code:
+        main(flags)
+    assert exit_code.value.code == 2
+    assert words in capsys.readouterr().err
+
+
+def test_the_small_model_is_that_of_the_fast_setting():
+    config = rollout.with_fast_model(rollout.Options()).model_config()
+    assert (config.n_layer, config.n_head, config.d_head, config.context_length) == (2, 2, 32, 30)
+    assert rollout.Options().model_config().n_layer == 8
+
+
+def run_script(name: str, output: Path, *flags: str) -> tuple[str, dict]:
+    """What a script prints, and the JSON that it writes, when it is started from another directory."""
+    command = [sys.executable, str(ROOT / "benchmarks" / name), *TINY, "--output", str(output), *flags]
+    done = subprocess.run(command, cwd=output.parent, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(output.read_text())
+    assert {"cpu", "cpus", "torch_threads", "torch", "date", "commit"} <= result["machine"].keys()
+    assert result["benchmark"] == name.removesuffix(".py") and result["options"]["n_layer"] == 2
+    return done.stdout, result
+
+
+def test_train_step_runs(tmp_path):
+    text, result = run_script("train_step.py", tmp_path / "out.json", "--sections", "2", "--memory_sections", "2")
+    assert "times faster" in text and "peak MiB" in text
+    assert result["matrix_product_gflops"].keys() == {"32"}
+    kinds = [(row["implementation"], row["bptt_segments"]) for row in result["timings"]]
+    assert kinds == [("ours", 0), ("plain", 0), ("ours", -1), ("plain", -1)]
+    for row in result["timings"]:
+        assert len(row["seconds"]) == 2 and 0 < row["min_s"] <= row["median_s"]
+        assert ("ratio" in row and 0 < row["share"] < 1) == (row["implementation"] == "ours")
+    assert [(row["bptt_segments"], row["sections"]) for row in result["memory"]] == [(0, 2), (-1, 2)]
+
+
+def test_rollout_runs(tmp_path):
+    text, result = run_script("rollout.py", tmp_path / "out.json", "--lengths", "8", "20", "--fast", "false")
+    assert "late / early" in text and "peak MiB" in text
+    (case,) = result["cases"]
+    assert case["precision"] == "32" and case["logit_difference"] < 1e-4
+    assert case["peak_mib"].keys() == {"8", "20"}
+    for key in ("early", "late", "plain_episode"):
+        assert len(case[key]["seconds"]) == 2 and case[key]["min_s"] > 0
+    assert case["ratio"] > 0 and case["late_by_early"] > 0 and 0 < case["share"] < 1
