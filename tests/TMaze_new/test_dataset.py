@@ -150,3 +150,35 @@ def test_bad_flags_are_named(tmp_path, capsys, flags, message):
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and error.count("\n") <= 2
     assert not (tmp_path / "data").exists()
+
+
+def test_junctions_come_at_any_step_of_the_last_segment(options):
+    """With `corridors="any"`: every length that needs exactly S segments, the same for up and down."""
+    drawn = DataOptions(**vars(options) | {"corridors": "any", "trajectories": 400})
+    for segments in (1, 2, 3):
+        path = generate(drawn, segments)
+        assert path != dataset_path(DataOptions(**vars(drawn) | {"corridors": "full"}), segments)
+        file = open_dataset(path)
+        steps = file.lengths + 1  # a step of padding closes the last segment
+        assert (-(-steps // 6) == segments).all()
+        shortest = 3 if segments == 1 else 6 * segments - 5  # a corridor has at least one cell
+        assert set(steps) == set(range(shortest, 6 * segments + 1))
+        observations, actions = file.load()
+        hints = observations[file.starts, 1]
+        assert sorted(file.lengths[hints == 1]) == sorted(file.lengths[hints == -1])
+        ends = file.starts + file.lengths - 1
+        assert (observations[ends, 2] == 1).all() and observations[:, 2].sum() == 400  # each ends at its junction
+        assert (file.rewards[ends] == 1).all() and file.num_episodes == 400
+        assert (actions[ends] != RIGHT).all()
+    training, validation = load_windows([dataset_path(drawn, segments) for segments in (1, 2, 3)], size=18)
+    assert len(training) == 960 and len(validation) == 240
+    lengths = open_dataset(dataset_path(drawn, 3)).lengths
+    np.testing.assert_array_equal(open_dataset(generate(drawn, 3, overwrite=True)).lengths, lengths)
+
+
+def test_full_corridors_fill_their_segments(options):
+    """The published data: one length per number of segments, in a file whose name says nothing of corridors."""
+    for segments in (1, 2):
+        path = generate(options, segments)
+        assert path.name == f"tmaze_S{segments}_K6_hint1_n40_win.h5"
+        assert (open_dataset(path).lengths == 6 * segments - 1).all()
