@@ -117,6 +117,8 @@ def test_a_fresh_process_does_not_inherit_the_peak_of_its_parent():
     of_child = common.in_fresh_process(common.memory_mib)
     assert of_child[1] < now - 256
     del block
+    after, still = common.memory_mib()
+    assert after < now - 256 and still >= peak
 
 
 def test_figures_go_between_the_marks_and_nowhere_else():
