@@ -211,6 +211,29 @@ def test_kept_rows_go_on_as_before(mode):
             torch.testing.assert_close(logits, whole[order, step], **CLOSE)
 
 
+@pytest.mark.parametrize("mode", ["RATE", "DTXL"])
+@torch.no_grad()
+def test_kept_rows_keep_their_places(mode):
+    """Rows that are in different segments, with caches of different lengths."""
+    model, steps = small_model(mode, mem_len=60), 3 * N * K
+    recording, late = record(4, steps), np.array([0, 2])
+
+    def run(*, cut: int) -> Tensor:
+        actor, rows, logits = Actor(model, 4, TARGET), np.arange(4), []
+        for step in range(steps):
+            if step == N * K + 2:
+                actor.reset(late)
+            if step == cut:
+                actor.keep(rows := np.array([3, 2, 0]))
+            logits.append(actor.observe(recording.observations[rows, step], recording.rewards[rows, step - 1]))
+            actor.take(recording.actions[rows, step])
+        return torch.stack([step if len(step) == 3 else step[[3, 2, 0]] for step in logits])
+
+    whole = run(cut=steps)
+    for cut in range(N * K + 3, 2 * N * K, 3):
+        torch.testing.assert_close(run(cut=cut), whole, **CLOSE)
+
+
 # --- sliding windows ---
 
 
