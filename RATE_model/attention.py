@@ -119,6 +119,8 @@ class RelativeAttention(nn.Module):
 
     def queries(self, inputs: Tensor, folded: Folded) -> Tensor:
         """`(B, r, d_model)` to `(B, r, n_head, 2 * d_model)`: content part, then position part, not yet rotated."""
+        # Rows cut out of a segment are not contiguous, and `linear` would then copy the weight once per trajectory.
+        inputs = inputs.contiguous()
         return F.linear(inputs, folded.query_weight, folded.query_bias).unflatten(-1, (self.n_head, -1))
 
     def forward(
