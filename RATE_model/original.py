@@ -26,7 +26,8 @@ from RATE_model.spec import EnvironmentSpec
 
 _IMAGE = {"observation_scale": 1 / 255}
 
-# The encoder variants of the published code, by the value of its `mode` argument (published_system 1.2).
+# The encoder variants of the published code, by the value of its `mode` argument. This is the one place of the package
+# that knows environments by name: published checkpoints do not say what they are.
 VARIANTS: dict[str, EnvironmentSpec] = {
     "tmaze": EnvironmentSpec(observation_shape=(4,), num_actions=4, action_embeddings=5, action_tanh=True),
     "aar": EnvironmentSpec(observation_shape=(3,), num_actions=3, action_embeddings=4, action_tanh=True),
@@ -53,7 +54,10 @@ VARIANTS: dict[str, EnvironmentSpec] = {
 _UNUSED = re.compile(
     r"pos_emb\.inv_freq|.*(dec_attn|pos_ff)\.layer_norm\..*|(embed_|crit|word_emb|out_|loss|cluster|timestep|mask).*"
 )
-_GATE = re.compile(r"layers\.(\d+)\.([^.]*gate[^.]*)\.(?:linear_)?([wub])_?([rzgh])?(?:\.weight)?$", re.IGNORECASE)
+# Gates have been written under several names, such as gate1.Wr.weight and gate_mha.linear_u_z.weight.
+_GATE = re.compile(
+    r"layers\.(\d+)\.([^.]*gat[^.]*)\.(?:linear_)?(?:([wu])_?([rzgh])(?:\.weight)?|b(?:ias|_?[gz])?)$", re.IGNORECASE
+)
 
 
 def infer_config(weights: Mapping[str, Tensor], *, n_head_ca: int, context_length: int, **known: object) -> ModelConfig:
@@ -158,8 +162,9 @@ def _by_order(source: dict[str, Tensor], prefix: str, module: nn.Module, name: s
 
 def _memory_weights(source: dict[str, Tensor]) -> dict[str, Tensor]:
     converted = {"content_bias": source.pop("r_w_bias"), "position_bias": source.pop("r_r_bias")}
-    if "mem_tokens" in source:
-        converted["memory_tokens"] = source.pop("mem_tokens").squeeze(1)
+    tokens = source.pop("mem_tokens", None)
+    if tokens is not None and len(tokens):
+        converted["memory_tokens"] = tokens.squeeze(1)
     for ours, theirs in (("query", "wq"), ("key", "wk"), ("value", "wv"), ("output", "dense")):
         for kind in ("weight", "bias"):
             if (key := f"mha_mem_to_mem.{theirs}.{kind}") in source:
@@ -196,7 +201,7 @@ def _gate_weights(source: dict[str, Tensor], index: int) -> dict[str, Tensor]:
     gates: dict[str, dict[str, Tensor]] = {}
     for key in list(source):
         if (match := _GATE.fullmatch(key)) and int(match[1]) == index:
-            kind = match[3].lower() + ("" if match[3].lower() == "b" else match[4].lower().replace("h", "g"))
+            kind = (match[3] + match[4]).lower().replace("h", "g") if match[3] else "b"
             gates.setdefault(match[2], {})[kind] = source.pop(key)
     converted = {}
     for number, parts in enumerate(gates.values(), start=1):
