@@ -80,11 +80,13 @@ class Fit:
         """
         while not self.curriculum.finished:
             self._stage()
-        self._log()
+        self._log(self.curriculum.sections)
         result = self._validate() | {"optimizer_steps": self.trainer.step}
         if isinstance(self.curriculum, AdaptiveStages):
             result["solved"] = self.curriculum.solved
         self._save()
+        if self.interrupts is not None:
+            self.interrupts.stop()
         started = time.perf_counter()
         result |= self._evaluate(final=True)
         self.tracker.log(result, self.trainer.step)  # without times: a resumed run writes the same lines
@@ -111,6 +113,8 @@ class Fit:
         with closing(loader), bar:
             for epoch, number, batch in loader:
                 self._train(batch)
+                if len(self._pending) >= self.options.log_every:
+                    self._log(sections)
                 bar.update()
                 ended = number + 1 == len(sampler)
                 self.epoch, self.batch = (epoch + 1, 0) if ended else (epoch, number + 1)
@@ -119,6 +123,7 @@ class Fit:
                     self.curriculum.after_epoch()
                 # Before a checkpoint is taken: it must not place the next stage where this one ended.
                 if changed := self.curriculum.sections != sections:
+                    self._log(sections)
                     self.epoch = self.batch = 0
                     self._best = float("inf")  # losses of different stages do not compare
                 if ended:
@@ -135,8 +140,6 @@ class Fit:
         if self.curriculum.annealing:
             self.trainer.schedule.start_decay(self.trainer.step)
         self._pending.append(metrics)
-        if len(self._pending) >= self.options.log_every:
-            self._log()
         self.seconds += time.perf_counter() - started
 
     def _end_epoch(self) -> None:
@@ -145,7 +148,7 @@ class Fit:
             return
         if self.curriculum.finished:
             return  # the end does all of it
-        self._log()
+        self._log(self.curriculum.sections)
         result = self._validate() | self._evaluate(final=False)
         self.tracker.log(result, self.trainer.step)
         self.run.write_evaluation(f"epoch_{self.epochs_done:04d}", result)
@@ -160,12 +163,12 @@ class Fit:
         if asked:
             self.interrupts.stop()
 
-    def _log(self) -> None:
-        """Averages of the batches since the last line; the only place where training reads from the device."""
+    def _log(self, sections: int) -> None:
+        """Averages of the batches since the last line, all of one stage; elsewhere nothing is read from the device."""
         if not self._pending:
             return
         means = {name: torch.stack([m[name].float().cpu() for m in self._pending]).mean() for name in self._pending[0]}
-        means |= {"segments_count": self.curriculum.sections, "epoch": self.epochs_done}
+        means |= {"segments_count": sections, "epoch": self.epochs_done}
         self.tracker.log({name: float(value) for name, value in means.items()}, self.trainer.step)
         self._pending.clear()
 

@@ -257,6 +257,8 @@ def _clear(directory: Path) -> None:
     """Removes what an earlier run has left, and nothing that is not a run's."""
     for name in _CONTENTS:
         (directory / name).unlink(missing_ok=True)
+    for path in directory.glob("crash_step_*.json"):
+        path.unlink()
     for name in (*_FOLDERS, "wandb"):
         if (directory / name).is_dir():
             shutil.rmtree(directory / name)

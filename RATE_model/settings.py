@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from RATE_model.config import Activation, Arch, Mode, ModelConfig, apply_mode
 from RATE_model.errors import UserError
@@ -13,7 +13,7 @@ ALIASES = {"skip_dec_attn": "skip_dec_ffn"}
 
 # Flags that steer a run and do not define it: they may differ when it is resumed.
 MAY_CHANGE = frozenset(
-    {"resume", "overwrite", "start_seed", "end_seed", "output_dir", "data_dir", "device", "num_workers", "save_minutes"}
+    {"start_seed", "end_seed", "output_dir", "data_dir", "device", "num_workers", "save_minutes"}
     | {"last_inference", "eval_lengths", "eval_episodes", "slide"}
 )
 
@@ -172,6 +172,10 @@ class RunOptions:
         at_least(0, start_seed=self.start_seed)
         if self.end_seed < self.start_seed:
             raise UserError(f"--end_seed {self.end_seed}: must not be below --start_seed {self.start_seed}")
+
+    def recorded(self, flags: dict[str, Any]) -> dict[str, Any]:
+        """What a run keeps of the flags: not how this command treats a run that is there already."""
+        return {name: value for name, value in flags.items() if name not in ("resume", "overwrite")}
 
     @property
     def seeds(self) -> range:

@@ -183,7 +183,7 @@ def evaluate(model: RATE, config: Config, final: bool) -> dict[str, float]:
 def train(config: Config, seed: int) -> dict[str, float]:
     """One run, from its data to its last evaluation; returns what its eval/final.json holds."""
     device = pick_device(config.run.device)
-    flat = to_flat_dict(config)
+    flat = config.run.recorded(to_flat_dict(config))
     directory = run_directory(config, seed)
     run = check_run(
         directory,
