@@ -221,7 +221,11 @@ def train(config: Config, seed: int) -> dict[str, float]:
         )()
     trained = config.data.max_n_final * config.data.context_length
     draw_run(directory, model, length=trained, trained=trained, hint_steps=config.data.hint_steps)
-    print(f"{directory}: {', '.join(f'{name} {value:.4g}' for name, value in result.items())}")
+    success = f"success {result['Success_rate']:.2f} at {trained} steps, " if "Success_rate" in result else ""
+    print(
+        f"{directory}: {success}validation loss {result['validation_loss']:.2g}, trained in "
+        f"{result['train_seconds']:.0f} s; all results in eval/final.json, pictures in plots/"
+    )
     return result
 
 
