@@ -84,7 +84,7 @@ class Fit:
         result = self._validate() | {"optimizer_steps": self.trainer.step}
         if isinstance(self.curriculum, AdaptiveStages):
             result["solved"] = self.curriculum.solved
-        self._save()
+        self._save(best=self._improved(result))
         if self.interrupts is not None:
             self.interrupts.stop()
         started = time.perf_counter()
@@ -152,8 +152,12 @@ class Fit:
         result = self._validate() | self._evaluate(final=False)
         self.tracker.log(result, self.trainer.step)
         self.run.write_evaluation(f"epoch_{self.epochs_done:04d}", result)
+        self._save(best=self._improved(result))
+
+    def _improved(self, result: dict[str, float]) -> bool:
+        """Whether this validation loss is the lowest of the stage so far."""
         best, self._best = self._best, min(self._best, result["validation_loss"])
-        self._save(best=self._best < best)
+        return self._best < best
 
     def _pause_if_asked(self) -> None:
         """Between batches: save when it is time, and stop when a signal asked for it."""
