@@ -86,12 +86,13 @@ def check_run(
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         reason = "not writable" if existing.is_dir() else "not a directory"
         raise UserError(f"the run directory {directory} cannot be written: {existing} is {reason}")
+    recorded = redact(to_yaml(config))  # a malformed wandb_config.yaml is found here
     checkpoint = _choose_checkpoint(directory, resume=resume, overwrite=overwrite)
     if checkpoint is not None:
         origin = checkpoint.parent.parent
         differing = _differences(
             load_yaml(origin / "config.yaml") | {"seed": _seed_of(origin, default=seed)},
-            yaml.safe_load(redact(to_yaml(config))) | {"seed": seed},
+            yaml.safe_load(recorded) | {"seed": seed},
             may_change=frozenset(may_change),
             may_grow=frozenset(may_grow),
         )
