@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from RATE_model.checkpoints import save_checkpoint
+from RATE_model.checkpoints import has_checkpoints, save_checkpoint
 from RATE_model.config import ACTIVATIONS, ARCHS, ModelConfig
 from RATE_model.errors import UserError
 from RATE_model.model import RATE
@@ -232,7 +232,7 @@ def load_published(path: Path) -> dict[str, Tensor]:
     for key in ("model_state_dict", "state_dict", "model"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
-    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+    if not isinstance(loaded, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in loaded.items()):
         raise UserError(f"{path}: holds no state dict (a mapping from names to tensors)")
     return {name.removeprefix("module."): tensor for name, tensor in loaded.items()}
 
@@ -255,6 +255,8 @@ def _parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Convert one checkpoint and say where it is."""
     args = _parser().parse_args()
+    if has_checkpoints(args.output):
+        raise UserError(f"--output {args.output} already holds a checkpoint: give another directory")
     weights = load_published(args.checkpoint)
     try:
         config = infer_config(
