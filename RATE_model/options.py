@@ -145,10 +145,10 @@ def load_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: there is no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: something like a date or a number, and none
         mark = getattr(error, "problem_mark", None)
         line = f"line {mark.line + 1}: " if mark else ""
-        raise UserError(f"{path}: {line}{getattr(error, 'problem', None) or 'not valid YAML'}") from None
+        raise UserError(f"{path}: {line}{getattr(error, 'problem', None) or f'not valid YAML ({error})'}") from None
     if content is None:
         return {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
