@@ -232,8 +232,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         for segments in options.data.segment_counts:
             path = generate(options.data, segments, overwrite=options.overwrite)
             with open_dataset(path) as file:
+                steps = " to ".join(map(str, sorted({int(file.lengths.min()), int(file.lengths.max())})))
                 print(
-                    f"{path}: {file.num_episodes} episodes of {file.lengths[0]} steps, "
+                    f"{path}: {file.num_episodes} episodes of {steps} steps, "
                     f"mean return {file.attributes['return_mean']:.2f}, {path.stat().st_size / 1e6:.1f} MB"
                 )
 
