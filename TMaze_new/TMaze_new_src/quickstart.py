@@ -25,10 +25,11 @@ from RATE_model.errors import UserError
 from RATE_model.fit import load_model
 from RATE_model.options import exit_on_user_error, parse_options
 from RATE_model.plots import plot_success_by_length
+from RATE_model.settings import at_least
 from TMaze_new.TMaze_new_src.dataset import ensure_datasets
 from TMaze_new.TMaze_new_src.evaluate import LENGTHS
 from TMaze_new.TMaze_new_src.pictures import draw_maps
-from TMaze_new.TMaze_new_src.train_tmaze import read_config
+from TMaze_new.TMaze_new_src.train_tmaze import read_config, run_directory
 
 HERE = Path(__file__).resolve().parent
 FAST = HERE / "config_fast.yaml"
@@ -49,13 +50,21 @@ class Options:
     # Seed of both models
     seed: int = 1
 
+    def validate(self) -> None:
+        """Raise a UserError for an impossible seed."""
+        at_least(0, seed=self.seed)
+
+
+def arguments(name: str, options: Options) -> list[str]:
+    """The flags that train and evaluate one model."""
+    flags = ["--config", str(FAST), "--output_dir", str(options.output_dir), "--ckpt_folder", "runs", "--text", name]
+    flags += ["--overwrite", "true", "--start_seed", str(options.seed), "--end_seed", str(options.seed)]
+    return [*flags, "--device", "cpu", "--wandb_mode", "disabled", *MODELS[name]]
+
 
 def start(name: str, options: Options) -> subprocess.Popen[bytes]:
     """Train and evaluate one model in a process with one thread; the first shows its progress, the others log."""
-    command = [sys.executable, str(HERE / "train_tmaze.py"), "--config", str(FAST)]
-    command += ["--output_dir", str(options.output_dir), "--ckpt_folder", "runs", "--text", name, "--overwrite", "true"]
-    command += ["--start_seed", str(options.seed), "--end_seed", str(options.seed)]
-    command += ["--device", "cpu", "--wandb_mode", "disabled", *MODELS[name]]
+    command = [sys.executable, str(HERE / "train_tmaze.py"), *arguments(name, options)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     if name == next(iter(MODELS)):
         return subprocess.Popen(command, env=environment)
@@ -75,7 +84,7 @@ def train_all(options: Options) -> dict[str, Path]:
         for process in processes.values():
             if process.poll() is None:
                 process.terminate()
-    return {name: next((options.output_dir / "runs").glob(f"{name}_*_RUN_{options.seed}")) for name in MODELS}
+    return {name: run_directory(read_config(arguments(name, options)), options.seed) for name in MODELS}
 
 
 def summarise(runs: dict[str, Path]) -> dict:

@@ -29,9 +29,10 @@ from RATE_model.evaluation import mean_and_error
 from RATE_model.fit import load_model
 from RATE_model.options import exit_on_user_error, parse_options
 from RATE_model.plots import plot_success_by_length
+from RATE_model.settings import at_least
 from TMaze_new.TMaze_new_src.dataset import ensure_datasets
 from TMaze_new.TMaze_new_src.evaluate import LENGTHS, success_by_length
-from TMaze_new.TMaze_new_src.train_tmaze import read_config
+from TMaze_new.TMaze_new_src.train_tmaze import read_config, run_directory
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -66,6 +67,13 @@ class Options:
     # Where tables and pictures go
     results_dir: Path = ROOT / "results"
 
+    def validate(self) -> None:
+        """Raise a UserError for a value out of range."""
+        if not self.seeds:
+            raise UserError("--seeds is empty: give at least one seed")
+        at_least(0, seeds=min(self.seeds))
+        at_least(1, jobs=self.jobs)
+
 
 def folder(label: str) -> str:
     """The folder of a model's runs."""
@@ -80,17 +88,18 @@ def command(label: str, seeds: Sequence[int]) -> list[str]:
 
 def run(label: str, seed: int, options: Options) -> Path:
     """One run, from start or from where it was interrupted; its directory."""
-    pattern = f"{folder(label)}/*_RUN_{seed}"
-    if finished := [path for path in options.runs_dir.glob(pattern) if (path / "eval" / "final.json").exists()]:
-        return finished[0]
-    arguments = [*command(label, [seed]), "--output_dir", str(options.runs_dir), "--resume", "auto"]
+    arguments = [*command(label, [seed]), "--output_dir", str(options.runs_dir.resolve()), "--resume", "auto"]
     arguments += ["--device", "cpu", "--wandb_mode", "disabled"]
+    # Not any run of this model and seed: an earlier setting may have left one of another name.
+    path = run_directory(read_config(["--config", str(ROOT / SETTING[1]), *arguments[1 + len(SETTING) :]]), seed)
+    if (path / "eval" / "final.json").exists():
+        return path
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise UserError(f"{label}, seed {seed}: exit code {done.returncode}: {done.stderr.strip()[-500:]}")
     print(f"{label}, seed {seed}: done", flush=True)
-    return next(options.runs_dir.glob(pattern))
+    return path
 
 
 def collect(directories: dict[str, list[Path]]) -> dict[str, dict]:
