@@ -10,6 +10,7 @@ absolute error of every output and exits 1 if one is above the tolerance.
 import argparse
 import json
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,9 @@ def compare(path: Path) -> dict[str, float]:
         errors[f"logits_{index}"] = _difference(logits, arrays[f"logits_{index}"])
         if f"memory_{index}" in arrays and memory.tokens is not None:
             errors[f"memory_{index}"] = _difference(memory.tokens, arrays[f"memory_{index}"])
+    outputs = {name for name, array in arrays.items() if name.startswith(("logits_", "memory_")) and array.size}
+    if unchecked := sorted(outputs - set(errors)):
+        raise UserError(f"{path}: has no trajectory or no model part for {', '.join(unchecked)}")
     return errors
 
 
@@ -84,7 +88,11 @@ def main() -> int:
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="recordings (.npz)")
     worst = 0.0
     for path in parser.parse_args().files:
-        for name, error in compare(path).items():
+        try:
+            errors = compare(path)
+        except (EOFError, KeyError, RuntimeError, TypeError, ValueError, zipfile.BadZipFile) as error:
+            raise UserError(f"{path}: not a whole recording ({error!r}); see the format in this script") from None
+        for name, error in errors.items():
             # A NaN must count as a failure: it compares false with everything.
             worst = max(worst, error if error == error else float("inf"))
             print(f"{path.name:32} {name:12} {error:.2e}{'' if error <= TOLERANCE else '  ABOVE ' + str(TOLERANCE)}")
