@@ -15,6 +15,8 @@ ALIASES = {"skip_dec_attn": "skip_dec_ffn"}
 MAY_CHANGE = frozenset(
     {"start_seed", "end_seed", "output_dir", "data_dir", "device", "num_workers", "save_minutes"}
     | {"last_inference", "eval_lengths", "eval_episodes", "slide"}
+    | {"text", "ckpt_folder"}  # where it is; another run may be continued under a new name
+    | {"resume", "overwrite"}  # runs recorded them once
 )
 
 Curriculum = Literal["false", "true", "adaptive"]
@@ -170,6 +172,8 @@ class RunOptions:
     def validate(self) -> None:
         """Raise `UserError` for impossible seeds."""
         at_least(0, start_seed=self.start_seed)
+        if self.end_seed >= 2**63:
+            raise UserError(f"--end_seed {self.end_seed}: must be below 2**63")
         if self.end_seed < self.start_seed:
             raise UserError(f"--end_seed {self.end_seed}: must not be below --start_seed {self.start_seed}")
 
