@@ -226,6 +226,7 @@ def train(config: Config, seed: int) -> dict[str, float]:
         f"{directory}: {success}validation loss {result['validation_loss']:.2g}, trained in "
         f"{result['train_seconds']:.0f} s; all results in eval/final.json, pictures in plots/"
     )
+    interrupts.stop()  # asked for during the last evaluation: no further seed begins
     return result
 
 
