@@ -69,7 +69,7 @@ def save_checkpoint(
         _tidy(directory)
         _write(final, step, payload)
         if tag is not None:
-            atomic_write_text(directory / tag, f"{final.name}\n")
+            tag_checkpoint(final, tag)
         _rotate(directory, step, keep)
     except OSError as error:
         shutil.rmtree(final.with_suffix(".tmp"), ignore_errors=True)
@@ -78,6 +78,11 @@ def save_checkpoint(
             "mend the directory, then continue with --resume auto"
         ) from error
     return final
+
+
+def tag_checkpoint(path: Path, tag: str) -> None:
+    """Lets a checkpoint, and no other of its directory, carry a tag."""
+    atomic_write_text(path.parent / tag, f"{path.name}\n")
 
 
 def find_checkpoint(directory: Path, *, tag: str | None = None) -> Path | None:
@@ -102,12 +107,20 @@ def resolve_checkpoint(path: Path, *, tag: str | None = None) -> Path:
 
     Raises UserError if there is none that verifies.
     """
+    try:
+        return _resolve(path, tag)
+    except OSError as error:  # a name that is too long, or a directory that may not be entered
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def _resolve(path: Path, tag: str | None) -> Path:
+    """`resolve_checkpoint`, but for errors of the file system."""
     if (path / MANIFEST).is_file():
         if damage := find_damage(path):
             raise UserError(f"checkpoint {path} is damaged ({damage}); choose another, or the run directory above it")
         return path
     if path.is_file() and (tagged := _tagged(path.parent, path.name)) is not None:
-        return resolve_checkpoint(tagged)
+        return _resolve(tagged, None)
     directory = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     found = find_checkpoint(directory, tag=tag) if path.is_dir() else None
     if found is None:
@@ -131,14 +144,6 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def has_checkpoints(directory: Path) -> bool:
     """Whether ``directory`` holds anything that was saved as a checkpoint, good or damaged."""
     return bool(_candidates(directory))
-
-
-def checkpoint_step(path: Path) -> int:
-    """The step of a checkpoint, from its manifest; raises UserError if there is none."""
-    try:
-        return int(json.loads((path / MANIFEST).read_text())["step"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"checkpoint {path} cannot be used: no readable {MANIFEST}") from error
 
 
 def find_damage(path: Path) -> str | None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from RATE_model.errors import UserError
+from RATE_model.limits import MAX_SIZE, MAX_STEPS, at_least, at_most
 
 Mode = Literal["RATE", "RMT", "TrXL", "DT", "DTXL", "RATEM", "RATE_wo_nmt"]
 Arch = Literal["TrXL", "TrXL-I", "GTrXL"]
@@ -52,9 +53,10 @@ class ModelConfig:
 
     def validate(self) -> None:
         """Raise `UserError`, in terms of the flags, for sizes that make no model."""
-        for name in ("n_layer", "n_head", "d_model", "d_head", "d_inner", "context_length"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name} {getattr(self, name)}: must be at least 1")
+        sizes = {name: getattr(self, name) for name in ("n_layer", "n_head", "d_model", "d_head", "d_inner")}
+        at_least(1, **sizes, context_length=self.context_length)
+        at_most(MAX_SIZE, **sizes)
+        at_most(MAX_STEPS, context_length=self.context_length)
         self.validate_memory_sizes()
         for name in ("dropout", "dropatt"):
             if not 0 <= getattr(self, name) < 1:
@@ -70,10 +72,12 @@ class ModelConfig:
         self._validate_memory()
 
     def validate_memory_sizes(self) -> None:
-        """Raise `UserError` for a negative number of memory tokens, MRV heads or cached states."""
+        """Raise `UserError` for an impossible number of memory tokens, MRV heads or cached states."""
         for name, flag in (("num_mem_tokens", "nmt"), ("mem_len", "mem_len"), ("n_head_ca", "n_head_ca")):
             if getattr(self, name) < 0:
                 raise UserError(f"--{flag} {getattr(self, name)}: must be 0 (off) or more")
+        at_most(MAX_SIZE, nmt=self.num_mem_tokens, n_head_ca=self.n_head_ca)
+        at_most(MAX_STEPS, mem_len=self.mem_len)
 
     def _validate_memory(self) -> None:
         if not self.n_head_ca:

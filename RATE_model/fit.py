@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from RATE_model.checkpoints import load_checkpoint, save_checkpoint
+from RATE_model.checkpoints import load_checkpoint, save_checkpoint, tag_checkpoint
 from RATE_model.config import ModelConfig
 from RATE_model.curriculum import AdaptiveStages, FixedStages
+from RATE_model.errors import UserError
 from RATE_model.evaluation import evaluating, progress_bar
 from RATE_model.model import RATE
 from RATE_model.runs import Interrupts, Run
@@ -29,7 +30,7 @@ StageData = Callable[[int], tuple[WindowDataset, WindowDataset]]
 # (model in eval mode, whether training is over) -> metrics of acting in the environment.
 Evaluate = Callable[[RATE, bool], dict[str, float]]
 
-FINAL = "final"
+FINAL, BEST = "final", "best"
 
 
 class Fit:
@@ -64,7 +65,8 @@ class Fit:
         self.options = trainer.options
         # Position: `batch` batches of epoch `epoch` of the present stage are done.
         self.epoch = self.batch = self.epochs_done = 0
-        self.seconds = 0.0
+        # Wall-clock time spent training by earlier starts of the run, and when this one began.
+        self.seconds, self._started = 0.0, time.perf_counter()
         self._best = float("inf")
         self._pending: list[dict[str, Tensor]] = []
         self._saved_at = time.monotonic()
@@ -78,19 +80,24 @@ class Fit:
             Interrupted: a signal asked to stop; the state is saved.
             TrainingDiverged: loss or gradient became NaN or infinite.
         """
+        was_finished = self.curriculum.finished  # then its last checkpoint is there
         while not self.curriculum.finished:
             self._stage()
         self._log(self.curriculum.sections)
-        result = self._validate() | {"optimizer_steps": self.trainer.step}
+        result = self._validate(self.curriculum.sections) | {"optimizer_steps": self.trainer.step}
         if isinstance(self.curriculum, AdaptiveStages):
             result["solved"] = self.curriculum.solved
-        self._save(best=self._improved(result))
+        if not was_finished:
+            self._save(best=self._improved(result))
         if self.interrupts is not None:
             self.interrupts.stop()
         started = time.perf_counter()
         result |= self._evaluate(final=True)
         self.tracker.log(result, self.trainer.step)  # without times: a resumed run writes the same lines
-        seconds = {"train_seconds": self.seconds, "eval_seconds": time.perf_counter() - started}
+        seconds = {
+            "train_seconds": self.seconds + started - self._started,
+            "eval_seconds": time.perf_counter() - started,
+        }
         result |= {name: round(value, 1) for name, value in seconds.items()}
         self.run.write_evaluation(FINAL, result)
         return result
@@ -125,34 +132,38 @@ class Fit:
                 if changed := self.curriculum.sections != sections:
                     self._log(sections)
                     self.epoch = self.batch = 0
-                    self._best = float("inf")  # losses of different stages do not compare
                 if ended:
-                    self._end_epoch()
+                    self._end_epoch(sections)
+                if changed:
+                    self._best = float("inf")  # losses of different stages do not compare
                 if changed or self.curriculum.finished:
                     return
                 self._pause_if_asked()
 
     def _train(self, batch: Any) -> None:
         """One batch."""
-        started = time.perf_counter()
+        position = {"sections": self.curriculum.sections, "epoch": self.epoch, "batch": self.batch, "seed": self.seed}
+        self.trainer.position = position
         metrics = self.trainer.train_batch(batch)
         self.curriculum.after_batch(metrics)
         if self.curriculum.annealing:
             self.trainer.schedule.start_decay(self.trainer.step)
         self._pending.append(metrics)
-        self.seconds += time.perf_counter() - started
 
-    def _end_epoch(self) -> None:
-        """Behind the last batch of an epoch: at some epochs, validate, evaluate and save."""
+    def _end_epoch(self, sections: int) -> None:
+        """Behind the last batch of an epoch of a stage: at some epochs, validate, evaluate and save."""
         if self.epochs_done != 1 and self.epochs_done % self.options.ckpt_epoch:
             return
         if self.curriculum.finished:
             return  # the end does all of it
-        self._log(self.curriculum.sections)
-        result = self._validate() | self._evaluate(final=False)
+        self._log(sections)
+        result = self._validate(sections) | self._evaluate(final=False)
         self.tracker.log(result, self.trainer.step)
         self.run.write_evaluation(f"epoch_{self.epochs_done:04d}", result)
-        self._save(best=self._improved(result))
+        improved = self._improved(result)
+        if self.curriculum.sections != sections:
+            self._best = float("inf")
+        self._save(best=improved)
 
     def _improved(self, result: dict[str, float]) -> bool:
         """Whether this validation loss is the lowest of the stage so far."""
@@ -168,17 +179,20 @@ class Fit:
             self.interrupts.stop()
 
     def _log(self, sections: int) -> None:
-        """Averages of the batches since the last line, all of one stage; elsewhere nothing is read from the device."""
+        """Averages of the batches since the last line, all of one stage.
+
+        Here training reads from the device, and nowhere else but for an adaptive curriculum, which looks at one number
+        a batch.
+        """
         if not self._pending:
             return
-        means = {name: torch.stack([m[name].float().cpu() for m in self._pending]).mean() for name in self._pending[0]}
-        means |= {"segments_count": sections, "epoch": self.epochs_done}
-        self.tracker.log({name: float(value) for name, value in means.items()}, self.trainer.step)
+        means = {name: float(torch.stack([m[name].float() for m in self._pending]).mean()) for name in self._pending[0]}
+        self.tracker.log(means | {"segments_count": sections, "epoch": self.epochs_done}, self.trainer.step)
         self._pending.clear()
 
-    def _validate(self) -> dict[str, float]:
-        """Loss and metrics on the validation windows of the present stage."""
-        _, validation = self.data(self.curriculum.sections)
+    def _validate(self, sections: int) -> dict[str, float]:
+        """Loss and metrics on the validation windows of a stage."""
+        _, validation = self.data(sections)
         sampler = EpochSampler(len(validation), self.options.batch_size, self.seed, shuffle=False)
         loader = make_loader(validation, sampler, end_epoch=1)
         with evaluating(self.trainer.model):
@@ -202,7 +216,8 @@ class Fit:
             "position": {"epoch": self.epoch, "batch": self.batch, "epochs_done": self.epochs_done},
             "pending": self._pending,
             "best": self._best,
-            "seconds": self.seconds,
+            "is_best": best,
+            "seconds": self.seconds + time.perf_counter() - self._started,
             "metrics_position": self.tracker.position(),
         }
         save_checkpoint(
@@ -210,7 +225,7 @@ class Fit:
             self.trainer.step,
             model_state=model.state_dict(),
             training_state=state,
-            tag="best" if best else None,
+            tag=BEST if best else None,
         )
         self._saved_at = time.monotonic()
 
@@ -224,16 +239,24 @@ class Fit:
             setattr(self, name, value)
         self._pending, self._best, self.seconds = list(state["pending"]), state["best"], state["seconds"]
         self.tracker.truncate(state["metrics_position"])
+        if state["is_best"]:  # the process may have died between the checkpoint and its tag
+            tag_checkpoint(self.run.checkpoint, BEST)
 
 
 def load_model(path: Any, *, device: torch.device | str = "cpu") -> RATE:
     """The model of a checkpoint (of `resolve_checkpoint`), in eval mode.
 
     Raises:
-        UserError: the checkpoint is damaged or absent.
+        UserError: the checkpoint is damaged or absent, or holds no model of this project.
     """
     weights, state = load_checkpoint(path)
-    spec = {name: tuple(value) if name == "observation_shape" else value for name, value in state["spec"].items()}
-    model = RATE(ModelConfig(**state["config"]), EnvironmentSpec(**spec)).to(device)
-    model.load_state_dict(weights)
-    return model.eval()
+    try:
+        spec = {name: tuple(value) if name == "observation_shape" else value for name, value in state["spec"].items()}
+        model = RATE(ModelConfig(**state["config"]), EnvironmentSpec(**spec))
+        model.load_state_dict(weights)
+    except KeyError as error:
+        raise UserError(f"checkpoint {path} holds no model of this project: it has no {error}") from None
+    except (AttributeError, RuntimeError, TypeError, UserError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]  # PyTorch lists every weight on a line of its own
+        raise UserError(f"checkpoint {path} holds no model of this project: {reason}") from None
+    return model.to(device).eval()

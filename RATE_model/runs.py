@@ -82,7 +82,10 @@ def check_run(
     the directory holds a checkpoint and neither resume nor overwrite is asked for, if there is nothing good to resume,
     if the configuration differs, or if the directory cannot be written.
     """
-    existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    try:
+        existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    except OSError as error:  # a name that is too long, or a directory that may not be entered
+        raise UserError(f"the run directory {directory} cannot be made: {error.strerror or error}") from None
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         reason = "not writable" if existing.is_dir() else "not a directory"
         raise UserError(f"the run directory {directory} cannot be written: {existing} is {reason}")
@@ -111,10 +114,13 @@ def open_run(run: Run, *, config: dict[str, Any]) -> None:
     """
     directory = run.directory
     try:
-        if run.checkpoint is None or run.checkpoint.parent.parent != directory:
+        origin = None if run.checkpoint is None else run.checkpoint.parent.parent
+        if origin != directory:
             _clear(directory)
         for folder in _FOLDERS:
             (directory / folder).mkdir(parents=True, exist_ok=True)
+        if origin not in (None, directory) and (origin / "metrics.jsonl").exists():
+            shutil.copyfile(origin / "metrics.jsonl", directory / "metrics.jsonl")  # its history is this run's too
         atomic_write_text(directory / "config.yaml", redact(to_yaml(config)))
         _record_start(directory, run.seed)
     except OSError as error:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from RATE_model.config import Activation, Arch, Mode, ModelConfig, apply_mode
 from RATE_model.errors import UserError
+from RATE_model.limits import at_least
 from RATE_model.options import Boolean
 
 # How these scripts have always been told to leave out the decoder's feed-forward network.
@@ -20,13 +21,6 @@ MAY_CHANGE = frozenset(
 )
 
 Curriculum = Literal["false", "true", "adaptive"]
-
-
-def at_least(minimum: float, **values: float | None) -> None:
-    """Raise `UserError` for the first flag whose value is below the minimum; None is no value."""
-    for name, value in values.items():
-        if value is not None and value < minimum:
-            raise UserError(f"--{name} {value}: must be at least {minimum}")
 
 
 @dataclass(frozen=True)
@@ -170,7 +164,10 @@ class RunOptions:
     wandb_project: str = "RATE"
 
     def validate(self) -> None:
-        """Raise `UserError` for impossible seeds."""
+        """Raise `UserError` for impossible seeds, or a folder outside the one for runs."""
+        folder = Path(self.ckpt_folder)
+        if folder.is_absolute() or ".." in folder.parts:
+            raise UserError(f"--ckpt_folder {self.ckpt_folder}: give a plain folder name; --output_dir says where it is")
         at_least(0, start_seed=self.start_seed)
         if self.end_seed >= 2**63:
             raise UserError(f"--end_seed {self.end_seed}: must be below 2**63")

@@ -76,13 +76,16 @@ class Trainer:
         self._crash_directory = crash_directory
         if options.compile:
             model.compile_decoder()
-        self._unchecked: tuple[Tensor, int, Tensor] | None = None
+        # Where training stands (stage, epoch, batch), for the record of a crash.
+        self.position: dict[str, int] = {}
+        self._unchecked: tuple[Tensor, int, dict[str, int], Tensor] | None = None
 
     def train_batch(self, batch: Batch) -> dict[str, Tensor]:
         """Train on one batch, given on the CPU; scalars on the device: `train_loss`, `grad_norm`, `lr` and the metrics.
 
         Raises:
-            TrainingDiverged: loss or gradient is not finite; the parameters are those before the step.
+            TrainingDiverged: loss or gradient is not finite. On a CPU the parameters are those before the step; on a
+                GPU it is noticed a step later, and before anything is saved.
         """
         self.model.train()
         device = self.model.device
@@ -160,7 +163,7 @@ class Trainer:
         and `check_finite` reads the last one before anything is saved.
         """
         self.check_finite()
-        self._unchecked = (finite, self.step, indices)
+        self._unchecked = (finite, self.step, self.position, indices)
         if finite.device.type == "cpu":
             self.check_finite()
 
@@ -168,14 +171,14 @@ class Trainer:
         """Raise `TrainingDiverged` if a step whose flag was not read yet was not finite."""
         if self._unchecked is None:
             return
-        finite, step, indices = self._unchecked
+        finite, step, position, indices = self._unchecked
         self._unchecked = None
         if bool(finite):
             return
         where = ""
         if self._crash_directory is not None:
             path = self._crash_directory / f"crash_step_{step}.json"
-            path.write_text(json.dumps({"step": step, "windows": indices.tolist()}) + "\n")
+            path.write_text(json.dumps({"step": step, **position, "windows": indices.tolist()}) + "\n")
             where = f"; the batch's windows are in {path}"
         raise TrainingDiverged(
             f"loss or gradient is not finite at optimizer step {step}{where}. The last checkpoint is intact; "
@@ -184,22 +187,22 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self, batches: Iterator[Batch]) -> dict[str, float]:
-        """Mean loss over the valid steps of all batches, and the mean of the metrics over batches, in eval mode."""
+        """Mean loss over the valid steps of all batches, and mean metrics over their trajectories, in eval mode."""
         self.model.eval()
-        losses, counts, metrics = [], [], []
+        losses, counts, metrics, sizes = [], [], [], []
         for batch in batches:
             valid, batch = batch.valid, batch.to(self.model.device, non_blocking=True)
             with autocast(self.model.device, self.options.precision):
                 logits, _ = self.model(batch.observations, batch.actions, batch.rtg, valid)
                 losses.append(self.model.spec.loss(logits, batch.actions, batch.valid))
             counts.append(int(valid.sum()))
+            sizes.append(len(batch))
             if self._metrics is not None:
                 metrics.append(self._metrics(logits, batch))
-        shares = torch.tensor(counts, dtype=torch.float64) / sum(counts)
-        result = {"validation_loss": float((torch.stack(losses).double().cpu() * shares).sum())}
+        result = {"validation_loss": _weighted_mean(losses, counts)}
         for name in metrics[0] if metrics else ():
-            mean = torch.stack([entry[name].float() for entry in metrics]).mean()
-            result[name.replace("train_", "validation_")] = float(mean)
+            mean = _weighted_mean([entry[name] for entry in metrics], sizes)
+            result[name.replace("train_", "validation_")] = mean
         return result
 
     def state_dict(self) -> dict[str, Any]:
@@ -220,3 +223,9 @@ class Trainer:
         torch.set_rng_state(state["rng"]["cpu"])
         if torch.cuda.is_available() and len(state["rng"]["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(state["rng"]["cuda"])
+
+
+def _weighted_mean(values: list[Tensor], weights: list[int]) -> float:
+    """Mean of scalars on a device, read from it once."""
+    shares = torch.tensor(weights, dtype=torch.float64) / sum(weights)
+    return float((torch.stack(values).double().cpu() * shares).sum())

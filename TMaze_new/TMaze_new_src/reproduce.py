@@ -32,7 +32,7 @@ from RATE_model.plots import plot_success_by_length
 from RATE_model.settings import at_least
 from TMaze_new.TMaze_new_src.dataset import ensure_datasets
 from TMaze_new.TMaze_new_src.evaluate import LENGTHS, success_by_length
-from TMaze_new.TMaze_new_src.train_tmaze import read_config, run_directory
+from TMaze_new.TMaze_new_src.train_tmaze import check, read_config
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -72,6 +72,8 @@ class Options:
         if not self.seeds:
             raise UserError("--seeds is empty: give at least one seed")
         at_least(0, seeds=min(self.seeds))
+        if list(self.seeds) != list(range(self.seeds[0], self.seeds[-1] + 1)):
+            raise UserError(f"--seeds {' '.join(map(str, self.seeds))}: give consecutive seeds, such as 1 2 3")
         at_least(1, jobs=self.jobs)
 
 
@@ -82,7 +84,7 @@ def folder(label: str) -> str:
 
 def command(label: str, seeds: Sequence[int]) -> list[str]:
     """The arguments that train and evaluate a model, as a person would type them."""
-    span = ["--start_seed", str(min(seeds)), "--end_seed", str(max(seeds))]
+    span = ["--start_seed", str(seeds[0]), "--end_seed", str(seeds[-1])]
     return [SCRIPT, *SETTING, *MODELS[label], "--ckpt_folder", folder(label), *span]
 
 
@@ -91,7 +93,8 @@ def run(label: str, seed: int, options: Options) -> Path:
     arguments = [*command(label, [seed]), "--output_dir", str(options.runs_dir.resolve()), "--resume", "auto"]
     arguments += ["--device", "cpu", "--wandb_mode", "disabled"]
     # Not any run of this model and seed: an earlier setting may have left one of another name.
-    path = run_directory(read_config(["--config", str(ROOT / SETTING[1]), *arguments[1 + len(SETTING) :]]), seed)
+    config = read_config(["--config", str(ROOT / SETTING[1]), *arguments[1 + len(SETTING) :]])
+    path = check(config, seed).directory  # refuses one that was made with other flags
     if (path / "eval" / "final.json").exists():
         return path
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

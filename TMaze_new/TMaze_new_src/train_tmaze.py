@@ -6,7 +6,7 @@ Data that is missing is generated first. Every seed is a run of its own in TMaze
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -20,12 +20,12 @@ if not __package__:  # started as a script: make the repository importable
 
 from RATE_model.config import ModelConfig
 from RATE_model.curriculum import AdaptiveStages, FixedStages
-from RATE_model.fit import Fit
+from RATE_model.fit import Fit, StageData
 from RATE_model.model import RATE
 from RATE_model.optimization import Schedule, decay_over
 from RATE_model.options import Boolean, exit_on_user_error, parse_options, to_flat_dict
 from RATE_model.precision import pick_device
-from RATE_model.runs import Interrupts, check_run, open_run, run_name, run_seeds
+from RATE_model.runs import Interrupts, Run, check_run, open_run, run_name, run_seeds
 from RATE_model.settings import ALIASES, MAY_CHANGE, Curriculum, ModelOptions, RunOptions, TrainOptions, at_least
 from RATE_model.tracking import Tracker
 from RATE_model.trainer import Trainer, accuracy, optimizer_steps
@@ -91,8 +91,6 @@ class Config:
         """Sizes of the model."""
         return self.model.model_config(context_length=self.data.context_length, sections=self.data.max_n_final)
 
-
-StageData = Callable[[int], tuple[WindowDataset, WindowDataset]]
 
 # Batches in a row whose decisions at the junction are all right before --curr adaptive moves on.
 STREAK = 10
@@ -180,25 +178,29 @@ def evaluate(model: RATE, config: Config, final: bool) -> dict[str, float]:
     return metrics | (protocol.published_keys(results) if final else {})
 
 
-def train(config: Config, seed: int) -> dict[str, float]:
-    """One run, from its data to its last evaluation; returns what its eval/final.json holds."""
-    device = pick_device(config.run.device)
-    flat = config.run.recorded(to_flat_dict(config))
-    directory = run_directory(config, seed)
-    run = check_run(
-        directory,
-        config=flat,
+def check(config: Config, seed: int) -> Run:
+    """The run of a seed, new or to be continued; nothing is created. Raises UserError if it cannot be."""
+    return check_run(
+        run_directory(config, seed),
+        config=config.run.recorded(to_flat_dict(config)),
         seed=seed,
         resume=config.run.resume,
         overwrite=config.run.overwrite,
         may_change=MAY_CHANGE,
     )
-    data = stage_data(config)
-    curriculum, schedule = plan(config, data)  # reads the data: bad data is found before a run is opened
-    open_run(run, config=flat)
 
-    torch.manual_seed(seed)
+
+def train(config: Config, run: Run) -> dict[str, float]:
+    """One checked run, from its data to its last evaluation; returns what its eval/final.json holds."""
+    device = pick_device(config.run.device)
+    data = stage_data(config)
+    curriculum, schedule = plan(config, data)  # reads the data
+    torch.manual_seed(run.seed)
     model = RATE(config.model_config(), SPEC).to(device)
+
+    # Whatever is wrong with flags, data or sizes was found by now.
+    flat, directory = config.run.recorded(to_flat_dict(config)), run.directory
+    open_run(run, config=flat)
     trainer = Trainer(model, config.train, schedule, metrics=junction_metrics, crash_directory=directory)
     tracker = Tracker(
         directory,
@@ -215,7 +217,7 @@ def train(config: Config, seed: int) -> dict[str, float]:
             data,
             run=run,
             tracker=tracker,
-            seed=seed,
+            seed=run.seed,
             evaluate=lambda model, final: evaluate(model, config, final),
             interrupts=interrupts,
         )()
@@ -246,7 +248,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train every seed that the flags ask for; the exit code says whether all finished."""
     with exit_on_user_error():
         config = read_config(argv)
-        return run_seeds(config.run.seeds, lambda seed: train(config, seed))
+        runs = {seed: check(config, seed) for seed in config.run.seeds}  # all, before the first is trained
+        return run_seeds(runs, lambda seed: train(config, runs[seed]))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,23 @@
+"""Bounds of flags, with one wording for all of them."""
+
+from RATE_model.errors import UserError
+
+# No size of a model, and no number of steps seen at once, is meant to be larger; memory would run out first.
+MAX_SIZE = 65_536
+MAX_STEPS = 1_000_000
+# Episodes may be longer than what is seen at once, but have to be counted.
+MAX_EPISODE_STEPS = 2**31
+
+
+def at_least(minimum: float, **values: float | None) -> None:
+    """Raise `UserError` for the first flag whose value is below the minimum; None is no value."""
+    for name, value in values.items():
+        if value is not None and value < minimum:
+            raise UserError(f"--{name} {value}: must be at least {minimum}")
+
+
+def at_most(maximum: float, **values: float | None) -> None:
+    """Raise `UserError` for the first flag whose value is above the maximum; None is no value."""
+    for name, value in values.items():
+        if value is not None and value > maximum:
+            raise UserError(f"--{name} {value}: must be at most {maximum}")
