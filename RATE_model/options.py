@@ -126,11 +126,6 @@ def to_flat_dict(config: Any) -> dict[str, Any]:
     return flat
 
 
-def from_flat_dict(cls: type[Config], values: dict[str, Any], *, source: str = "configuration") -> Config:
-    """The inverse of to_flat_dict; keys that are absent keep their defaults. ``source`` is named in a UserError."""
-    return _updated(cls(), _typed(cls, values, source=source, aliases={}))
-
-
 def to_yaml(config: Any) -> str:
     """The configuration as YAML text that ``--config`` accepts; ``config`` is a dataclass or a flat dictionary."""
     flat = config if isinstance(config, dict) else to_flat_dict(config)
@@ -149,10 +144,14 @@ def load_yaml(path: Path) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         line = f"line {mark.line + 1}: " if mark else ""
         raise UserError(f"{path}: {line}{getattr(error, 'problem', None) or f'not valid YAML ({error})'}") from None
+    except RecursionError:
+        raise UserError(f"{path}: nested too deeply; expected one 'key: value' per line") from None
     if content is None:
         return {}
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+    if not isinstance(content, dict):
         raise UserError(f"{path}: expected one 'key: value' per line, found {type(content).__name__} content")
+    if wrong := [key for key in content if not isinstance(key, str)]:
+        raise UserError(f"{path}: key {wrong[0]!r} is not text; keys are the names of flags")
     return content
 
 
@@ -324,7 +323,7 @@ def _allowed(kind: Any) -> str:
         return f"a list, each item {_allowed(arguments[0])}"
     if origin is Literal:
         return f"one of {', '.join(_text(choice) or repr('') for choice in arguments)}"
-    names = {bool: "true or false", int: "an integer", float: "a number", str: "text", Path: "a path"}
+    names = {bool: "true or false", int: "an integer", float: "a finite number", str: "text", Path: "a path"}
     return names.get(kind, "none")
 
 

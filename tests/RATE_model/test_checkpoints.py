@@ -1,5 +1,6 @@
 """Checkpoints: round trip, rotation, damage, and kill -9 in the middle of a save."""
 
+import json
 import os
 import random
 import shutil
@@ -15,7 +16,6 @@ from torch import nn
 
 from RATE_model import checkpoints
 from RATE_model.checkpoints import (
-    checkpoint_step,
     find_checkpoint,
     find_damage,
     load_checkpoint,
@@ -62,7 +62,8 @@ def test_model_and_training_state_come_back_bit_for_bit(tmp_path: Path) -> None:
     path = save_checkpoint(tmp_path, 12, model_state=model.state_dict(), training_state=training)
     weights, restored = load_checkpoint(path)
 
-    assert path == tmp_path / "step_00000012" and checkpoint_step(path) == 12
+    assert path == tmp_path / "step_00000012"
+    assert json.loads((path / "manifest.json").read_text())["step"] == 12
     assert weights.keys() == model.state_dict().keys()
     assert all(torch.equal(weights[key], value) for key, value in model.state_dict().items())
     assert restored["nested"]["tuple"] == (1, "a") and torch.equal(restored["rng"], training["rng"])
@@ -308,3 +309,8 @@ def test_kill_9_while_saving_never_loses_a_finished_checkpoint(tmp_path: Path) -
         assert training["step"] >= finished
         assert all((tensor == training["step"]).all() for tensor in weights.values())
         start = 3 * training["step"]
+
+
+def test_a_name_that_no_file_system_takes_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be read: File name too long"):
+        resolve_checkpoint(tmp_path / ("x" * 300))
