@@ -259,6 +259,8 @@ class TrajectoryFile:
         self._hint = hint
         self._handle: h5py.File | None = None
         self._process = -1
+        if self.path.is_dir():
+            raise self._error("is a directory, not a file")
         if not self.path.is_file():
             raise self._error("does not exist")
         if self.path.stat().st_size == 0:
@@ -278,6 +280,11 @@ class TrajectoryFile:
         self.starts = np.concatenate([[0], stops[:-1]])
         self.lengths = stops - self.starts
         self.num_episodes = len(stops)
+        stated = self.attributes.get("num_episodes", self.num_episodes)
+        if "format_version" in self.attributes and stated != self.num_episodes:
+            raise self._error(
+                f"is damaged: written with {stated} episodes, its terminals and timeouts tell {self.num_episodes}"
+            )
         self._check_actions(num_actions)
         self._check_observations()
 

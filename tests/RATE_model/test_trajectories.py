@@ -304,3 +304,18 @@ def test_pickling_and_closing_drop_the_handle(tmp_path):
     file.close()
     np.testing.assert_array_equal(copy.load()[0], expected)
     np.testing.assert_array_equal(file.load()[0], expected)
+
+
+def test_a_directory_is_told(tmp_path):
+    with pytest.raises(UserError, match="is a directory, not a file"):
+        TrajectoryFile(tmp_path)
+
+
+def test_a_file_whose_ends_of_episodes_were_lost_is_refused(tmp_path):
+    path = write(tmp_path / "data.h5")
+    edit(path, terminals=np.zeros(11, dtype=bool))
+    with pytest.raises(UserError, match="is damaged: written with 4 episodes, its terminals and timeouts tell 2"):
+        TrajectoryFile(path)
+    with h5py.File(path, "r+") as file:
+        del file.attrs["format_version"]  # a file of another maker, whose attributes mean whatever they mean
+    assert TrajectoryFile(path).num_episodes == 2
