@@ -54,6 +54,13 @@ VARIANTS: dict[str, EnvironmentSpec] = {
 _UNUSED = re.compile(
     r"pos_emb\.inv_freq|.*(dec_attn|pos_ff)\.layer_norm\..*|(embed_|crit|word_emb|out_|loss|cluster|timestep|mask).*"
 )
+# Weights whose sizes are those of the model.
+_DIMENSIONS = {
+    "r_w_bias": 2,
+    "layers.0.dec_attn.r_net.weight": 2,
+    "layers.0.pos_ff.CoreNet.0.weight": 2,
+    "mem_tokens": 3,
+}
 # Gates have been written under several names, such as gate1.Wr.weight and gate_mha.linear_u_z.weight.
 _GATE = re.compile(
     r"layers\.(\d+)\.([^.]*gat[^.]*)\.(?:linear_)?(?:([wu])_?([rzgh])(?:\.weight)?|b(?:ias|_?[gz])?)$", re.IGNORECASE
@@ -74,6 +81,10 @@ def infer_config(weights: Mapping[str, Tensor], *, n_head_ca: int, context_lengt
     """
     if missing := {"r_w_bias", "r_r_bias", "layers.0.dec_attn.r_net.weight"} - set(weights):
         raise UserError(f"not a state dict of the published RATE code: it has no {', '.join(sorted(missing))}")
+    for name, dimensions in _DIMENSIONS.items():
+        if name in weights and weights[name].ndim != dimensions:
+            shape = tuple(weights[name].shape)
+            raise UserError(f"{name}: weights of shape {shape}, expected {dimensions} dimensions")
     n_head, d_head = weights["r_w_bias"].shape
     d_model = weights["layers.0.dec_attn.r_net.weight"].shape[1]
     has_valve = "mha_mem_to_mem.wq.weight" in weights
@@ -103,7 +114,10 @@ def infer_spec(weights: Mapping[str, Tensor], variant: str) -> EnvironmentSpec:
     table = None if spec.continuous else _first_matrix(weights, "action_embeddings").shape[0]
     shape = spec.observation_shape if spec.is_image else (_first_matrix(weights, "state_encoder").shape[1],)
     actions = _first_matrix(weights, "head").shape[0]
-    return replace(spec, observation_shape=shape, num_actions=actions, action_embeddings=table)
+    try:
+        return replace(spec, observation_shape=shape, num_actions=actions, action_embeddings=table)
+    except ValueError as error:
+        raise UserError(f"sizes that do not go together: {error}") from None
 
 
 def _first_matrix(weights: Mapping[str, Tensor], module: str) -> Tensor:
@@ -189,6 +203,8 @@ def _layer_weights(source: dict[str, Tensor], index: int, model: RATE) -> dict[s
     }
     converted = {ours + new: source.pop(theirs + old) for old, new in names.items() if theirs + old in source}
     if (qkv := source.pop(theirs + "dec_attn.qkv_net.weight", None)) is not None:
+        if qkv.ndim != 2 or len(qkv) % 3:
+            raise UserError(f"{theirs}dec_attn.qkv_net: weights of shape {tuple(qkv.shape)}, expected 3 matrices")
         for name, part in zip(("query", "key", "value"), qkv.chunk(3), strict=True):
             converted[f"{ours}attention.{name}.weight"] = part
     if model.config.arch == "GTrXL":
@@ -208,6 +224,8 @@ def _gate_weights(source: dict[str, Tensor], index: int) -> dict[str, Tensor]:
         if missing := {"wr", "wz", "wg", "ur", "uz", "ug", "b"} - set(parts):
             raise UserError(f"gate {number} of layer {index} lacks {', '.join(sorted(missing))}")
         prefix = f"layers.{index}.gate{number}."
+        if len({parts[name].shape for name in ("wr", "wz", "wg", "ur", "uz", "ug")}) > 1 or parts["wr"].ndim != 2:
+            raise UserError(f"gate {number} of layer {index}: its matrices have different shapes, or are no matrices")
         converted[prefix + "from_output.weight"] = torch.cat([parts["wr"], parts["wz"], parts["wg"]])
         converted[prefix + "from_input.weight"] = torch.cat([parts["ur"], parts["uz"]])
         converted[prefix + "from_reset.weight"] = parts["ug"]

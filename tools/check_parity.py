@@ -16,6 +16,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+if not __package__:  # started as a script: make the repository importable
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from RATE_model.errors import UserError
 from RATE_model.model import RATE
 from RATE_model.options import exit_on_user_error
@@ -33,7 +36,7 @@ def load_recording(path: Path) -> tuple[RATE, dict[str, np.ndarray]]:
         # Of a DT, which has one segment of N*K steps, the meta data may say K.
         steps = arrays["logits_0"].shape[1]
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: not a recording ({error}); see the format in this script") from None
+        raise UserError(f"not a recording ({error}); see the format in this script") from None
     weights = {
         name.removeprefix("weights/"): torch.from_numpy(array)
         for name, array in arrays.items()
@@ -71,7 +74,7 @@ def compare(path: Path) -> dict[str, float]:
             errors[f"memory_{index}"] = _difference(memory.tokens, arrays[f"memory_{index}"])
     outputs = {name for name, array in arrays.items() if name.startswith(("logits_", "memory_")) and array.size}
     if unchecked := sorted(outputs - set(errors)):
-        raise UserError(f"{path}: has no trajectory or no model part for {', '.join(unchecked)}")
+        raise UserError(f"has no trajectory or no model part for {', '.join(unchecked)}")
     return errors
 
 
@@ -90,6 +93,8 @@ def main() -> int:
     for path in parser.parse_args().files:
         try:
             errors = compare(path)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
         except (EOFError, KeyError, RuntimeError, TypeError, ValueError, zipfile.BadZipFile) as error:
             raise UserError(f"{path}: not a whole recording ({error!r}); see the format in this script") from None
         for name, error in errors.items():

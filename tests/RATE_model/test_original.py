@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from RATE_model import original
-from RATE_model.checkpoints import find_checkpoint, load_checkpoint
+from RATE_model.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
 from RATE_model.config import ModelConfig
 from RATE_model.model import RATE
 from RATE_model.spec import EnvironmentSpec
@@ -189,3 +189,38 @@ def test_a_directory_is_no_checkpoint(tmp_path, monkeypatch, capsys):
     arguments = [part for name, value in RIGHT.items() for part in (f"--{name}", value)]
     assert convert(monkeypatch, tmp_path, "--output", tmp_path / "out", *arguments) == 2
     assert str(tmp_path) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["r_w_bias", "r_r_bias", "mem_tokens", "layers.0.dec_attn.r_net.weight", "layers.0.dec_attn.qkv_net.weight"]
+    + ["layers.0.pos_ff.CoreNet.0.weight", "layers.0.layer_norm1.weight", "mha_mem_to_mem.wq.weight", "head.0.weight"],
+)
+@pytest.mark.parametrize("shape", [(), (7,), (7, 7)], ids=str)
+def test_a_weight_of_another_shape_is_told(tmp_path, monkeypatch, capsys, name, shape):
+    weights = reference.random_weights(reference.make_meta(), 0)
+    matches = [key for key in weights if key == name or (name == "head.0.weight" and key.startswith("head"))]
+    weights[matches[0]] = torch.zeros(shape)
+    torch.save(weights, tmp_path / "model.pth")
+    arguments = [part for flag, value in RIGHT.items() for part in (f"--{flag}", value)]
+    assert convert(monkeypatch, tmp_path / "model.pth", "--output", tmp_path / "out", *arguments) == 2
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'model.pth'}: ")
+
+
+def test_gates_of_unequal_shapes_are_told(tmp_path, monkeypatch, capsys):
+    weights = reference.random_weights(reference.make_meta(arch_mode="GTrXL"), 0)
+    name = next(key for key in weights if key.startswith("layers.0.gate") and weights[key].ndim == 2)
+    weights[name] = torch.zeros(3)
+    torch.save(weights, tmp_path / "model.pth")
+    arguments = [part for flag, value in (RIGHT | {"arch_mode": "GTrXL"}).items() for part in (f"--{flag}", value)]
+    assert convert(monkeypatch, tmp_path / "model.pth", "--output", tmp_path / "out", *arguments) == 2
+    assert "of layer 0: its matrices" in capsys.readouterr().err
+
+
+def test_nothing_is_converted_into_a_runs_checkpoints(tmp_path, monkeypatch, capsys):
+    checkpoints = tmp_path / "run" / "checkpoints"
+    saved = save_checkpoint(checkpoints, 5, model_state={"w": torch.ones(2)}, training_state={})
+    arguments = [part for flag, value in RIGHT.items() for part in (f"--{flag}", value)]
+    assert convert(monkeypatch, published(tmp_path / "model.pth"), "--output", checkpoints, *arguments) == 2
+    assert "already holds a checkpoint" in capsys.readouterr().err
+    assert list(checkpoints.iterdir()) == [saved]

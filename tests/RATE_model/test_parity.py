@@ -156,8 +156,8 @@ def test_the_reference_reproduces_recordings(path):
 def test_the_tool_exits_with_0_when_all_agree():
     command = [sys.executable, str(ROOT / "tools" / "check_parity.py"), *map(str, RECORDINGS)]
     done = subprocess.run(
-        command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}
-    )
+        command, capture_output=True, text=True, env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    )  # without installation
     assert done.returncode == 0, done.stderr
     for name in ("tmaze_rate.npz", "vizdoom_rate.npz", "logits_0", "memory_2"):
         assert name in done.stdout
@@ -212,6 +212,41 @@ def test_the_tool_names_a_file_that_is_no_recording(tmp_path, monkeypatch, capsy
     assert run_tool(monkeypatch, tmp_path / "missing.npz") == 2
     errors = capsys.readouterr().err
     assert "other.npz" in errors and "missing.npz" in errors
+
+
+def without(arrays: dict, name: str) -> dict:
+    return {key: array for key, array in arrays.items() if key != name}
+
+
+DAMAGE = {
+    "no actions": lambda arrays: without(arrays, "actions"),
+    "no bias": lambda arrays: without(arrays, "weights/r_w_bias"),
+    "a flat bias": lambda arrays: arrays | {"weights/r_w_bias": np.zeros(7, dtype=np.float32)},
+    "no meta": lambda arrays: without(arrays, "meta"),
+    "meta that is no JSON": lambda arrays: arrays | {"meta": "{"},
+    "meta without cache": lambda arrays: arrays | {"meta": '{"n_head_ca": 2}'},
+    "observations of another size": lambda arrays: arrays | {"observations": np.zeros((2, 12, 9), dtype=np.float32)},
+    "logits of another size": lambda arrays: arrays | {"logits_1": np.zeros((2, 4, 9), dtype=np.float32)},
+    "text for actions": lambda arrays: arrays | {"actions": np.array(["up"])},
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_the_tool_names_a_damaged_recording(tmp_path, monkeypatch, capsys, damage):
+    path = write_recording(tmp_path / "damaged.npz", reference.make_meta())
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in file.files}
+    np.savez(path, **damage(arrays))
+    assert run_tool(monkeypatch, path) == 2
+    assert capsys.readouterr().err.startswith(f"error: {path}: ")
+
+
+@pytest.mark.parametrize("size", [0, 100, 20_000])
+def test_the_tool_names_a_truncated_recording(tmp_path, monkeypatch, capsys, size):
+    path = write_recording(tmp_path / "damaged.npz", reference.make_meta())
+    path.write_bytes(path.read_bytes()[:size])
+    assert run_tool(monkeypatch, path) == 2
+    assert capsys.readouterr().err.startswith(f"error: {path}: ")
 
 
 @pytest.mark.parametrize(
