@@ -82,9 +82,11 @@ def check_run(
     the directory holds a checkpoint and neither resume nor overwrite is asked for, if there is nothing good to resume,
     if the configuration differs, or if the directory cannot be written.
     """
+    if any(len(os.fsencode(part)) > 255 for part in directory.parts):  # seen nowhere else while a parent is missing
+        raise UserError(f"the run directory {directory} cannot be made: a name in it is longer than 255 bytes")
     try:
         existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
-    except OSError as error:  # a name that is too long, or a directory that may not be entered
+    except OSError as error:  # a path that is too long, or a directory that may not be entered
         raise UserError(f"the run directory {directory} cannot be made: {error.strerror or error}") from None
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         reason = "not writable" if existing.is_dir() else "not a directory"

@@ -167,7 +167,7 @@ class RunOptions:
         """Raise `UserError` for impossible seeds, or a folder outside the one for runs."""
         folder = Path(self.ckpt_folder)
         if folder.is_absolute() or ".." in folder.parts:
-            raise UserError(f"--ckpt_folder {self.ckpt_folder}: give a plain folder name; --output_dir says where it is")
+            raise UserError(f"--ckpt_folder {self.ckpt_folder}: give a plain folder name, or --output_dir")
         at_least(0, start_seed=self.start_seed)
         if self.end_seed >= 2**63:
             raise UserError(f"--end_seed {self.end_seed}: must be below 2**63")

@@ -22,6 +22,7 @@ if not __package__:  # started as a script: make the repository importable
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from RATE_model.errors import UserError
+from RATE_model.limits import MAX_EPISODE_STEPS, MAX_STEPS, at_least, at_most
 from RATE_model.options import Boolean, exit_on_user_error, parse_options
 from RATE_model.trajectories import TrajectoryFile, TrajectoryWriter
 from RATE_model.windows import WindowDataset, split_episodes, whole_episodes
@@ -36,6 +37,7 @@ from TMaze_new.TMaze_new_src.env import (
 
 DATA_DIRECTORY = Path(__file__).resolve().parents[1] / "TMaze_new_data"
 FIRST_SEED = 1_000_000  # of S = 1; S = 2 starts at twice this number, and so on
+MAX_TRAJECTORIES = 900_000  # so many seeds, as many up as down, lie within the million of one file
 TRAINING_FRACTION = 0.8
 SPLIT_SEED = 0
 CORRIDOR_SEED = 0
@@ -65,12 +67,14 @@ class DataOptions:
 
     def validate(self) -> None:
         """Raise a UserError for a value out of range."""
-        for name, least in {"min_n_final": 1, "context_length": 3, "trajectories": 3, "hint_steps": 1}.items():
-            if getattr(self, name) < least:
-                raise UserError(f"--{name} is {getattr(self, name)}; it must be at least {least}.")
+        at_least(1, min_n_final=self.min_n_final, hint_steps=self.hint_steps)
+        at_least(3, context_length=self.context_length, trajectories=self.trajectories)
+        at_most(MAX_STEPS, max_n_final=self.max_n_final, context_length=self.context_length)
+        at_most(MAX_TRAJECTORIES, trajectories=self.trajectories)
+        at_most(MAX_EPISODE_STEPS, hint_steps=self.hint_steps)
         if self.max_n_final < self.min_n_final:
             raise UserError(
-                f"--max_n_final is {self.max_n_final}; it must be at least --min_n_final, which is {self.min_n_final}."
+                f"--max_n_final {self.max_n_final}: must be at least --min_n_final, which is {self.min_n_final}"
             )
 
     @property
@@ -187,7 +191,7 @@ def open_dataset(path: Path) -> TrajectoryFile:
         observation_shape=(OBSERVATION_SIZE,),
         observation_dtype="float32",
         num_actions=NUM_ACTIONS,
-        hint=f"Make it anew with `{SCRIPT} --overwrite true`.",
+        hint="Delete it; the next training makes it anew." if path.exists() else "The next training makes it.",
     )
 
 

@@ -20,9 +20,9 @@ from RATE_model.atomic import atomic_write_text
 from RATE_model.checkpoints import resolve_checkpoint
 from RATE_model.errors import UserError
 from RATE_model.fit import load_model
+from RATE_model.limits import MAX_EPISODE_STEPS, at_least, at_most
 from RATE_model.options import Boolean, exit_on_user_error, parse_options
 from RATE_model.precision import Precision, pick_device
-from RATE_model.settings import at_least
 from TMaze_new.TMaze_new_src.evaluate import LENGTHS, check_episodes, success_by_length
 from TMaze_new.TMaze_new_src.pictures import draw_maps, knock_out_curve
 from TMaze_new.TMaze_new_src.spec import SPEC
@@ -65,8 +65,10 @@ class Options:
             raise UserError("--lengths is empty: give at least one episode length")
         for length in self.lengths:
             at_least(3, lengths=length)
+            at_most(MAX_EPISODE_STEPS, lengths=length)
         check_episodes(episodes=self.episodes)
         at_least(1, slide=self.slide, hint_steps=self.hint_steps)
+        at_most(MAX_EPISODE_STEPS, hint_steps=self.hint_steps)
 
 
 def evaluate(options: Options) -> dict[int, dict[str, float]]:

@@ -27,9 +27,9 @@ from RATE_model.checkpoints import resolve_checkpoint
 from RATE_model.errors import UserError
 from RATE_model.evaluation import mean_and_error
 from RATE_model.fit import load_model
+from RATE_model.limits import at_least
 from RATE_model.options import exit_on_user_error, parse_options
 from RATE_model.plots import plot_success_by_length
-from RATE_model.settings import at_least
 from TMaze_new.TMaze_new_src.dataset import ensure_datasets
 from TMaze_new.TMaze_new_src.evaluate import LENGTHS, success_by_length
 from TMaze_new.TMaze_new_src.train_tmaze import check, read_config

@@ -21,12 +21,13 @@ if not __package__:  # started as a script: make the repository importable
 from RATE_model.config import ModelConfig
 from RATE_model.curriculum import AdaptiveStages, FixedStages
 from RATE_model.fit import Fit, StageData
+from RATE_model.limits import MAX_EPISODE_STEPS, at_least, at_most
 from RATE_model.model import RATE
 from RATE_model.optimization import Schedule, decay_over
 from RATE_model.options import Boolean, exit_on_user_error, parse_options, to_flat_dict
 from RATE_model.precision import pick_device
 from RATE_model.runs import Interrupts, Run, check_run, open_run, run_name, run_seeds
-from RATE_model.settings import ALIASES, MAY_CHANGE, Curriculum, ModelOptions, RunOptions, TrainOptions, at_least
+from RATE_model.settings import ALIASES, MAY_CHANGE, Curriculum, ModelOptions, RunOptions, TrainOptions
 from RATE_model.tracking import Tracker
 from RATE_model.trainer import Trainer, accuracy, optimizer_steps
 from RATE_model.windows import Batch, WindowDataset
@@ -71,6 +72,7 @@ class TaskOptions:
         protocol.check_episodes(eval_episodes=self.eval_episodes)
         for length in self.eval_lengths:
             at_least(3, eval_lengths=length)
+            at_most(MAX_EPISODE_STEPS, eval_lengths=length)
 
 
 @dataclass(frozen=True)

@@ -264,3 +264,21 @@ def test_checking_a_run_creates_and_removes_nothing(tmp_path: Path) -> None:
     before = snapshot(tmp_path)
     assert check_run(tmp_path / "old", config=CONFIG, seed=1, overwrite=True).checkpoint is None
     assert snapshot(tmp_path) == before
+
+
+def test_a_name_that_no_file_system_takes_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="longer than 255 bytes"):
+        begin(tmp_path / "runs" / ("x" * 300) / "run")
+    with pytest.raises(UserError, match="File name too long"):
+        begin(tmp_path.joinpath(*["x" * 200] * 30))
+
+
+def test_malformed_wandb_settings_delete_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = tmp_path / "run"
+    save(begin(directory), 3)
+    before = snapshot(directory)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "wandb_config.yaml").write_text("wandb_api: [")
+    with pytest.raises(UserError, match="wandb_config.yaml"):
+        begin(directory, overwrite=True)
+    assert snapshot(directory) == before

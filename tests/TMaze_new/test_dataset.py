@@ -6,6 +6,8 @@ import pytest
 
 from RATE_model.errors import UserError
 from TMaze_new.TMaze_new_src.dataset import (
+    FIRST_SEED,
+    MAX_TRAJECTORIES,
     DataOptions,
     balanced_seeds,
     dataset_path,
@@ -58,6 +60,7 @@ def test_seeds_are_distinct_balanced_and_never_those_of_an_evaluation(options):
         assert goals_of_seeds(seeds[-1]).sum() == 0
     assert len(np.unique(np.concatenate(seeds))) == 1500
     assert np.min(seeds) >= 1_000_000 > 10_000 > max(EVALUATION_SEEDS)
+    assert balanced_seeds(FIRST_SEED, MAX_TRAJECTORIES).max() < 2 * FIRST_SEED  # where the next file's begin
     assert goals_of_seeds(balanced_seeds(1_000_000, 5)).tolist() == [1, -1, 1, -1, 1]
 
 
@@ -108,9 +111,12 @@ def test_split_is_the_same_in_every_stage(options):
 
 
 def test_loading_names_what_is_wrong(options):
-    with pytest.raises(UserError, match="does not exist. Make it anew with `python3 .*dataset.py"):
+    with pytest.raises(UserError, match="does not exist. The next training makes it"):
         load_windows([dataset_path(options, 1)], size=6)
     path = generate(options, 2)
+    (path.parent / "damaged.h5").write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UserError, match="damaged.h5' cannot be read.* Delete it; the next training makes it anew"):
+        load_windows([path.parent / "damaged.h5"], size=6)
     with pytest.raises(UserError, match="no episode of 1 to 6 steps"):
         load_windows([path], size=6)
 
@@ -135,11 +141,12 @@ def test_command(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--trajectories", "0"], "--trajectories is 0; it must be at least 3"),
-        (["--min_n_final", "-1"], "--min_n_final is -1"),
-        (["--max_n_final", "0"], "--max_n_final is 0; it must be at least --min_n_final, which is 1"),
-        (["--context_length", "2"], "--context_length is 2"),
-        (["--hint_steps", "0"], "--hint_steps is 0"),
+        (["--trajectories", "0"], "--trajectories 0: must be at least 3"),
+        (["--min_n_final", "-1"], "--min_n_final -1: must"),
+        (["--max_n_final", "0"], "--max_n_final 0: must be at least --min_n_final, which is 1"),
+        (["--trajectories", "10000000000"], "--trajectories 10000000000: must be at most 900000"),
+        (["--context_length", "2"], "--context_length 2: must be at least 3"),
+        (["--hint_steps", "0"], "--hint_steps 0: must be at least 1"),
         (["--win_only", "maybe"], "--win_only"),
         (["--episodes", "5"], "--episodes"),
     ],

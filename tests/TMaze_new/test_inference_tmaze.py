@@ -115,6 +115,8 @@ def test_a_checkpoint_of_another_environment_is_named(tmp_path, capsys):
     [
         ("--lengths 2", "--lengths 2: must be at least 3"),
         ("--lengths 9 -30", "--lengths -30: must be at least 3"),
+        ("--lengths 9 99999999999999999999", "--lengths 99999999999999999999: must be at most 2147483648"),
+        ("--hint_steps 99999999999999999999", "--hint_steps 99999999999999999999: must be at most 2147483648"),
         ("--lengths", "--lengths needs a value"),
         ("--episodes 1", "--episodes 1: must be at least 2"),
         ("--episodes 100000", "--episodes 100000: must be at least 2 and at most 9992"),

@@ -12,11 +12,9 @@ import yaml
 
 from RATE_model.checkpoints import find_checkpoint
 from RATE_model.config import ModelConfig
-from RATE_model.options import from_flat_dict
 from RATE_model.trainer import Trainer, TrainingDiverged
 from tests.tmaze_runs import TINY, only_run, places, train
 from TMaze_new.TMaze_new_src import train_tmaze
-from TMaze_new.TMaze_new_src.train_tmaze import Config
 
 HERE = Path(train_tmaze.__file__).parent
 
@@ -65,9 +63,9 @@ def contents(folder: Path) -> dict[Path, bytes | None]:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_the_commands_of_old_mean_what_they_did(name, capsys):
+def test_the_commands_of_old_mean_what_they_did(name):
     flags = shlex.split(COMMANDS[name])[2:]
-    config = from_flat_dict(Config, printed_config(capsys, *flags))
+    config = train_tmaze.read_config(flags)
     assert config.model_config() == EXPECTED[name]
     assert config.task.curr == ("true" if name == "curriculum" else "false")
     assert config.run.seeds == range(1, 11) and config.run.ckpt_folder == flags[flags.index("--ckpt_folder") + 1]
@@ -95,7 +93,7 @@ def test_all_published_flags_have_their_defaults(capsys):
     )  # fmt: skip
     found = printed_config(capsys)
     assert {name: found[name] for name in published} == published
-    config = from_flat_dict(Config, found)
+    config = train_tmaze.read_config([])
     assert config.model_config().d_head == config.model_config().d_inner == 64
     changed = dict(
         model_mode="TrXL", arch_mode="GTrXL", start_seed=2, end_seed=4, ckpt_folder="a", text="b", nmt=7, mem_len=9,
@@ -107,8 +105,8 @@ def test_all_published_flags_have_their_defaults(capsys):
 
 
 @pytest.mark.parametrize("mode", ["RMT", "RATEM", "RATE_wo_nmt", "DTXL"])
-def test_every_mode_is_a_name(mode, capsys):
-    config = from_flat_dict(Config, printed_config(capsys, "--model_mode", mode, "--mem_len", "8"))
+def test_every_mode_is_a_name(mode):
+    config = train_tmaze.read_config(["--model_mode", mode, "--mem_len", "8"])
     model = config.model_config()
     tokens, valve, cache, steps = {
         "RMT": (5, 0, 0, 30), "RATEM": (5, 4, 0, 30), "RATE_wo_nmt": (0, 0, 8, 30), "DTXL": (0, 0, 8, 90),
@@ -251,6 +249,18 @@ MISTAKES = {
     "negative tokens": ("--nmt -1", ("--nmt -1", "0")),
     "negative cache": ("--mem_len -1", ("--mem_len -1", "0")),
     "negative valve": ("--n_head_ca -1", ("--n_head_ca -1", "0")),
+    "a cache beyond memory": ("--mem_len 10000000000", ("--mem_len 10000000000", "at most 1000000")),
+    "tokens beyond memory": ("--nmt 1000000000", ("--nmt 1000000000", "at most 65536")),
+    "valve beyond memory": ("--n_head_ca 1000000000", ("--n_head_ca 1000000000", "at most 65536")),
+    "width beyond memory": ("--d_inner 100000000000", ("--d_inner 100000000000", "at most 65536")),
+    "context beyond memory": ("--context_length 100000000000", ("--context_length 1000", "at most 1000000")),
+    "segments beyond memory": ("--max_n_final 100000000000", ("--max_n_final 1000", "at most 1000000")),
+    "trajectories beyond memory": ("--trajectories 10000000000", ("--trajectories 1000", "at most 900000")),
+    "hint beyond counting": ("--hint_steps 100000000000000000000", ("--hint_steps 1000", "at most 2147483648")),
+    "length beyond counting": ("--eval_lengths 99999999999999999999", ("--eval_lengths 999", "at most 2147483648")),
+    "folder above": ("--ckpt_folder ../up", ("--ckpt_folder ../up", "plain folder name")),
+    "folder elsewhere": ("--ckpt_folder /up", ("--ckpt_folder /up", "plain folder name")),
+    "long folder": (f"--ckpt_folder {'x' * 300}", ("run directory", "longer than 255 bytes")),
     "no context": ("--context_length 0", ("--context_length", "0", "at least")),
     "no segments": ("--max_n_final 0", ("--max_n_final", "0", "at least")),
     "fewer than the fewest": ("--min_n_final 4", ("--min_n_final", "4", "--max_n_final")),
@@ -316,6 +326,18 @@ def test_mistakes_in_a_file_are_named(text, named, tmp_path, capsys):
     assert [word for word in (*named, str(path)) if word not in message] == []
 
 
+@pytest.mark.parametrize(("losses", "best"), [([3.0, 2.0], 8), ([2.0, 3.0], 4)])
+def test_the_best_checkpoint_is_that_of_the_lowest_loss_the_last_included(losses, best, tmp_path, monkeypatch):
+    """Two epochs of four batches: validated behind the first one and at the end."""
+    left = list(losses)
+    monkeypatch.setattr(Trainer, "validate", lambda self, batches: {"validation_loss": left.pop(0)})
+    flags = ("--epochs", "2", "--online_inference", "false", "--last_inference", "false")
+    assert train(tmp_path, *flags) == 0
+    checkpoints = only_run(tmp_path) / "checkpoints"
+    assert left == [] and find_checkpoint(checkpoints).name == "step_00000008"
+    assert find_checkpoint(checkpoints, tag="best").name == f"step_{best:08d}"
+
+
 def rewrite(path: Path, name: str, values: np.ndarray) -> None:
     with h5py.File(path, "r+") as file:
         del file[name]
@@ -375,7 +397,7 @@ def test_data_that_is_too_long_for_its_segments_is_named(tmp_path, capsys):
 
 
 def test_too_little_data_to_validate_is_named(tmp_path, capsys):
-    assert "--trajectories is 2; it must be at least 3" in fails(capsys, tmp_path, "--trajectories", "2")
+    assert "--trajectories 2: must be at least 3" in fails(capsys, tmp_path, "--trajectories", "2")
     assert train(tmp_path, "--trajectories", "3", "--epochs", "1") == 0
 
 
