@@ -1,0 +1,52 @@
+"""quickstart.py and reproduce.py tell their runs from those that other settings have left beside them."""
+
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from TMaze_new.TMaze_new_src import quickstart, reproduce
+from TMaze_new.TMaze_new_src.train_tmaze import read_config, run_directory
+
+
+@pytest.mark.parametrize("max_n_final", [3, 5])
+def test_the_quickstart_takes_the_runs_of_its_setting(tmp_path, monkeypatch, max_n_final):
+    fast = tmp_path / "fast.yaml"
+    fast.write_text(yaml.safe_dump(yaml.safe_load(quickstart.FAST.read_text()) | {"max_n_final": max_n_final}))
+    monkeypatch.setattr(quickstart, "FAST", fast)
+    monkeypatch.setattr(quickstart, "start", lambda name, options: SimpleNamespace(wait=lambda: 0, poll=lambda: 0))
+    options = quickstart.Options(output_dir=tmp_path / "quickstart")
+    for name in quickstart.MODELS:
+        for other in (2, 3, 4, 5):
+            config = read_config([*quickstart.arguments(name, options), "--max_n_final", str(other)])
+            run_directory(config, options.seed).mkdir(parents=True)
+    runs = quickstart.train_all(options)
+    assert [path.is_dir() for path in runs.values()] == [True, True]
+    assert all(f"_max_{max_n_final}_RUN_1" in path.name for path in runs.values())
+
+
+def test_a_finished_run_of_another_setting_is_not_taken_for_one_of_the_reproduction(tmp_path, monkeypatch):
+    commands = []
+
+    def train(command, **_):
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(reproduce.subprocess, "run", train)
+    options = reproduce.Options(runs_dir=tmp_path)
+
+    def finish(*flags: str) -> Path:
+        config = read_config(["--config", str(reproduce.ROOT / reproduce.SETTING[1]), "--output_dir", str(tmp_path),
+                              "--ckpt_folder", reproduce.folder("RATE"), *flags])  # fmt: skip
+        path = run_directory(config, 1)
+        (path / "eval").mkdir(parents=True)
+        (path / "eval" / "final.json").write_text("{}")
+        return path
+
+    other = finish("--max_n_final", "5")
+    path = reproduce.run("RATE", 1, options)
+    assert len(commands) == 1 and path != other
+    assert finish() == path
+    assert reproduce.run("RATE", 1, options) == path and len(commands) == 1  # it is finished
