@@ -20,6 +20,9 @@ MAY_CHANGE = frozenset(
     | {"resume", "overwrite"}  # runs recorded them once
 )
 
+# Every seed of a command is looked at before the first is trained.
+MAX_SEEDS = 10_000
+
 Curriculum = Literal["false", "true", "adaptive"]
 
 
@@ -173,6 +176,8 @@ class RunOptions:
             raise UserError(f"--end_seed {self.end_seed}: must be below 2**63")
         if self.end_seed < self.start_seed:
             raise UserError(f"--end_seed {self.end_seed}: must not be below --start_seed {self.start_seed}")
+        if len(self.seeds) > MAX_SEEDS:
+            raise UserError(f"--end_seed {self.end_seed}: at most {MAX_SEEDS} seeds in one command")
 
     def recorded(self, flags: dict[str, Any]) -> dict[str, Any]:
         """What a run keeps of the flags: not how this command treats a run that is there already."""

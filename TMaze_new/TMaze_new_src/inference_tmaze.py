@@ -21,10 +21,11 @@ from RATE_model.checkpoints import resolve_checkpoint
 from RATE_model.errors import UserError
 from RATE_model.fit import load_model
 from RATE_model.limits import MAX_EPISODE_STEPS, at_least, at_most
-from RATE_model.options import Boolean, exit_on_user_error, parse_options
+from RATE_model.options import Boolean, exit_on_user_error, load_yaml, parse_options
+from RATE_model.plots import plot_success_by_length
 from RATE_model.precision import Precision, pick_device
 from TMaze_new.TMaze_new_src.evaluate import LENGTHS, check_episodes, success_by_length
-from TMaze_new.TMaze_new_src.pictures import draw_maps, knock_out_curve
+from TMaze_new.TMaze_new_src.pictures import draw_maps
 from TMaze_new.TMaze_new_src.spec import SPEC
 
 SCRIPT = "python3 TMaze_new/TMaze_new_src/inference_tmaze.py"
@@ -42,8 +43,8 @@ class Options:
     episodes: int = 100
     # Return that the agent is asked for
     target_return: float = 1.0
-    # Observations that show the hint
-    hint_steps: int = 1
+    # Observations that show the hint; none = as the run was trained
+    hint_steps: int | None = None
     # Replace the memory by the initial one at every segment: success must fall to chance
     knock_out: Boolean = False
     # DT and DTXL: steps that leave a full window at once; 1 is the published protocol, more is faster
@@ -52,7 +53,7 @@ class Options:
     precision: Precision = "32"
     # auto (a GPU if there is one), cpu, cuda, ...
     device: str = "auto"
-    # Also draw an attention map and a memory map of an episode of 90 steps, and the knock-out curve, into this folder
+    # Also draw into this folder: attention and memory maps of an episode of 90 steps; success with and without memory
     pictures: Path | None = None
     # Also write the results to this JSON file
     output: Path | None = None
@@ -69,6 +70,16 @@ class Options:
         check_episodes(episodes=self.episodes)
         at_least(1, slide=self.slide, hint_steps=self.hint_steps)
         at_most(MAX_EPISODE_STEPS, hint_steps=self.hint_steps)
+        if self.output is not None and (self.output.is_dir() or not self.output.absolute().parent.is_dir()):
+            raise UserError(f"--output {self.output}: give a file in a folder that exists")
+        if self.pictures is not None and self.pictures.exists() and not self.pictures.is_dir():
+            raise UserError(f"--pictures {self.pictures}: is a file; give a folder")
+
+
+def trained_hint_steps(checkpoint: Path) -> int:
+    """Observations that showed the hint in training, from the run's config.yaml; 1 for a checkpoint without a run."""
+    config = checkpoint.parents[1] / "config.yaml"
+    return int(load_yaml(config).get("hint_steps", 1)) if config.exists() else 1
 
 
 def evaluate(options: Options) -> dict[int, dict[str, float]]:
@@ -77,31 +88,33 @@ def evaluate(options: Options) -> dict[int, dict[str, float]]:
     model = load_model(path, device=pick_device(options.device))
     if model.spec != SPEC:
         raise UserError(f"{path} was trained in another environment: its spec is {model.spec}")
+    hint_steps = trained_hint_steps(path) if options.hint_steps is None else options.hint_steps
+
+    def act(knock_out: bool) -> dict[int, dict[str, float]]:
+        return success_by_length(
+            model,
+            options.lengths,
+            episodes=options.episodes,
+            target_return=options.target_return,
+            hint_steps=hint_steps,
+            slide=options.slide,
+            transform_memory=knock_out_memory if knock_out else None,
+            precision=options.precision,
+        )
+
     print(f"{path}: {options.episodes} episodes per length{', memory knocked out' if options.knock_out else ''}")
     started = time.perf_counter()
-    results = success_by_length(
-        model,
-        options.lengths,
-        episodes=options.episodes,
-        target_return=options.target_return,
-        hint_steps=options.hint_steps,
-        slide=options.slide,
-        transform_memory=knock_out_memory if options.knock_out else None,
-        precision=options.precision,
-    )
+    results = act(options.knock_out)
     print(f"{'length':>9} {'success':>8} {'delay':>8}")
     for length, result in results.items():
         print(f"{length:9d} {result['success_rate']:8.2f} {result['mean_delay']:8.2f}")
     print(f"{time.perf_counter() - started:.1f} s")
     if options.pictures is not None:
-        draw_maps(model, options.pictures, hint_steps=options.hint_steps)
-        knock_out_curve(
-            model,
-            options.lengths,
-            options.episodes,
-            options.pictures / "knock_out.png",
-            hint_steps=options.hint_steps,
-        )
+        draw_maps(model, options.pictures, hint_steps=hint_steps)
+        both = {"memory intact": act(False) if options.knock_out else results}
+        both["memory knocked out"] = results if options.knock_out else act(True)
+        rates = {name: {length: r["success_rate"] for length, r in by.items()} for name, by in both.items()}
+        plot_success_by_length(rates, options.pictures / "knock_out.png", title="success with and without memory")
         print(f"pictures: {options.pictures}")
     return results
 
