@@ -13,7 +13,7 @@ Segments are closed as in training: when the K-th action is known it gets its to
 MRV and the cache make the memory of the next segment. Rows may be at different points of their segments and episodes.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -370,47 +370,33 @@ class Actor:
                 return x[:, :0]
             states = self._pick(self._inputs[number], rows)[:, low:high]
             keys = Keys(states, self.model.positions.keys[low:high])
-            x, inputs = x[:, count - wanted :], inputs[:, count - wanted :]
-            attended = torch.cat(
-                [
-                    self._attend(
-                        number,
-                        inputs[:, part],
-                        keys,
-                        index[..., some],
-                        None if bias is None else bias[..., some, :],
-                        wrap,
-                    )
-                    for part, some in self._chunks(wanted, count)
-                ],
-                dim=1,
+            x, inputs, query_places = x[:, -wanted:], inputs[:, -wanted:], index[..., -wanted:]
+            attended = self._attend(
+                number, inputs, keys, query_places, None if bias is None else bias[..., -wanted:, :], wrap
             )
             x = layer.finish(x, inputs, attended)
         return x
 
-    @staticmethod
-    def _chunks(wanted: int, count: int) -> Iterator[tuple[slice, slice]]:
-        """Ranges of the last `wanted` of `count` tokens: counted among the wanted, and among all."""
-        for start in range(0, wanted, _CHUNK):
-            stop = min(start + _CHUNK, wanted)
-            yield slice(start, stop), slice(count - wanted + start, count - wanted + stop)
-
     def _attend(
         self, number: int, inputs: Tensor, keys: Keys, places: Tensor, bias: Tensor | None, wrap: Tensor | None
     ) -> Tensor:
-        """A chunk of appended tokens through one layer's attention."""
+        """Appended tokens `(b, t, d_model)` at `places` `(t,)` or `(b, t)` through one layer's attention."""
         attention, folded = self.model.layers[number].attention, self._folded[number]
         positions = self.model.positions
-        attended, _ = attention(
-            attention.queries(inputs, folded),
-            keys,
-            folded,
-            sin=positions.sin[places],
-            cos=positions.cos[places],
-            bias=bias,
-            wrap=wrap,
-        )
-        return attended
+        attended = []
+        for start in range(0, inputs.shape[1], _CHUNK):
+            part = slice(start, start + _CHUNK)
+            output, _ = attention(
+                attention.queries(inputs[:, part], folded),
+                keys,
+                folded,
+                sin=positions.sin[places[..., part]],
+                cos=positions.cos[places[..., part]],
+                bias=None if bias is None else bias[..., part, :],
+                wrap=wrap,
+            )
+            attended.append(output)
+        return torch.cat(attended, dim=1)
 
     def _bias(self, places: np.ndarray, firsts: np.ndarray, low: int, high: int) -> Tensor | None:
         """0 where a token at `places` `(b or 1, t)` may attend to the columns from `low` to `high`, -inf elsewhere."""
