@@ -24,7 +24,7 @@ from RATE_model.memory import MemoryState
 from RATE_model.model import RATE
 from RATE_model.precision import autocast
 
-# Rows of one attention call; longer appends are cut, so that early rows do not meet columns they cannot see.
+# Steps' tokens of one attention call; longer appends are cut, so that early tokens do not meet columns they cannot see.
 _CHUNK = 64
 
 MemoryTransform = Callable[[MemoryState, MemoryState], MemoryState]
@@ -384,15 +384,18 @@ class Actor:
         attention, folded = self.model.layers[number].attention, self._folded[number]
         positions = self.model.positions
         attended = []
-        for start in range(0, inputs.shape[1], _CHUNK):
-            part = slice(start, start + _CHUNK)
+        size = _CHUNK if wrap is None else inputs.shape[1]  # a block of memory tokens is one piece
+        for start in range(0, inputs.shape[1], size):
+            part = slice(start, min(start + size, inputs.shape[1]))
+            # The tokens behind a chunk are the last columns, and none of its rows sees them.
+            columns = keys.positions.shape[0] - (inputs.shape[1] - part.stop)
             output, _ = attention(
                 attention.queries(inputs[:, part], folded),
-                keys,
+                keys.columns(0, columns),
                 folded,
                 sin=positions.sin[places[..., part]],
                 cos=positions.cos[places[..., part]],
-                bias=None if bias is None else bias[..., part, :],
+                bias=None if bias is None else bias[..., part, :columns],
                 wrap=wrap,
             )
             attended.append(output)

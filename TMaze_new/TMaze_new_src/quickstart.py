@@ -36,8 +36,8 @@ FAST = HERE / "config_fast.yaml"
 # What tells the two models apart; everything else is config_fast.yaml.
 MODELS = {
     "RATE": ("--model_mode", "RATE"),
-    # A window of 90 steps that slides by 30 at a time is recomputed 30 times less often than the published one.
-    "DT": ("--model_mode", "DT", "--slide", "30"),
+    # A window of 90 steps that slides by 60 at a time is recomputed 60 times less often than the published one.
+    "DT": ("--model_mode", "DT", "--slide", "60"),
 }
 
 

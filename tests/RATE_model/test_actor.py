@@ -377,3 +377,15 @@ def test_what_cannot_act_is_refused():
     for slide in (0, N * K + 1):
         with pytest.raises(ValueError, match=rf"slide {slide}: must be between 1 and the context of {N * K} steps"):
             Actor(small_model("DT"), 1, TARGET, slide=slide)
+
+
+def test_more_memory_tokens_than_tokens_of_one_attention_call():
+    model = small_model(num_mem_tokens=70, context_length=3)
+    observations, actions = torch.randn(2, 7, 4), torch.randint(0, 4, (2, 7))
+    with torch.no_grad():
+        expected, _ = model(observations, actions, torch.ones(2, 7), torch.ones(2, 7, dtype=torch.bool))
+    actor = Actor(model, 2, 1.0)
+    for step in range(7):
+        logits = actor.observe(observations[:, step])
+        actor.take(actions[:, step])
+        torch.testing.assert_close(logits, expected[:, step], atol=1e-5, rtol=0)
