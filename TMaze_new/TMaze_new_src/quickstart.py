@@ -80,6 +80,9 @@ def train_all(options: Options) -> dict[str, Path]:
             if process.wait():
                 raise UserError(f"training {name} failed with exit code {process.returncode}; see the messages above "
                                 f"or {options.output_dir / (name + '.log')}")  # fmt: skip
+    except KeyboardInterrupt:  # the models' processes got it as well
+        print("stopped; make quickstart begins anew", file=sys.stderr)
+        raise SystemExit(130) from None
     finally:
         for process in processes.values():
             if process.poll() is None:
