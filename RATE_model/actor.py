@@ -88,6 +88,7 @@ class Actor:
         self._device = model.device
         self._generator = torch.Generator(self._device).manual_seed(seed)
         self._rtg = torch.empty(batch_size, device=self._device)
+        self._target = torch.empty(batch_size, device=self._device)
         # Steps of the running segment (or window) in the buffers, and steps since the cache was renewed.
         self._steps = np.zeros(batch_size, dtype=np.int64)
         self._since_cache = np.zeros(batch_size, dtype=np.int64)
@@ -125,8 +126,6 @@ class Actor:
         index = torch.as_tensor(rows, device=self._device)
         if target_return is not None:
             target = torch.as_tensor(target_return, dtype=torch.float32, device=self._device)
-            if not hasattr(self, "_target"):
-                self._target = torch.empty(self.batch_size, device=self._device)
             self._target[index] = target.expand(self.batch_size)[index] if target.ndim == 0 else target
         self._rtg[index] = self._target[index]
         self._steps[rows] = self._since_cache[rows] = self._cached[rows] = 0
