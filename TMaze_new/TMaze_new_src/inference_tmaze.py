@@ -22,10 +22,9 @@ from RATE_model.errors import UserError
 from RATE_model.fit import load_model
 from RATE_model.limits import MAX_EPISODE_STEPS, at_least, at_most
 from RATE_model.options import Boolean, exit_on_user_error, load_yaml, parse_options
-from RATE_model.plots import plot_success_by_length
 from RATE_model.precision import Precision, pick_device
 from TMaze_new.TMaze_new_src.evaluate import LENGTHS, check_episodes, success_by_length
-from TMaze_new.TMaze_new_src.pictures import draw_maps
+from TMaze_new.TMaze_new_src.pictures import draw_maps, knock_out_curve
 from TMaze_new.TMaze_new_src.spec import SPEC
 
 SCRIPT = "python3 TMaze_new/TMaze_new_src/inference_tmaze.py"
@@ -90,31 +89,30 @@ def evaluate(options: Options) -> dict[int, dict[str, float]]:
         raise UserError(f"{path} was trained in another environment: its spec is {model.spec}")
     hint_steps = trained_hint_steps(path) if options.hint_steps is None else options.hint_steps
 
-    def act(knock_out: bool) -> dict[int, dict[str, float]]:
-        return success_by_length(
-            model,
-            options.lengths,
-            episodes=options.episodes,
-            target_return=options.target_return,
-            hint_steps=hint_steps,
-            slide=options.slide,
-            transform_memory=knock_out_memory if knock_out else None,
-            precision=options.precision,
-        )
-
+    acting = {
+        "hint_steps": hint_steps,
+        "target_return": options.target_return,
+        "slide": options.slide,
+        "precision": options.precision,
+    }
     print(f"{path}: {options.episodes} episodes per length{', memory knocked out' if options.knock_out else ''}")
     started = time.perf_counter()
-    results = act(options.knock_out)
+    results = success_by_length(
+        model,
+        options.lengths,
+        episodes=options.episodes,
+        transform_memory=knock_out_memory if options.knock_out else None,
+        **acting,
+    )
     print(f"{'length':>9} {'success':>8} {'delay':>8}")
     for length, result in results.items():
         print(f"{length:9d} {result['success_rate']:8.2f} {result['mean_delay']:8.2f}")
     print(f"{time.perf_counter() - started:.1f} s")
     if options.pictures is not None:
         draw_maps(model, options.pictures, hint_steps=hint_steps)
-        both = {"memory intact": act(False) if options.knock_out else results}
-        both["memory knocked out"] = results if options.knock_out else act(True)
-        rates = {name: {length: r["success_rate"] for length, r in by.items()} for name, by in both.items()}
-        plot_success_by_length(rates, options.pictures / "knock_out.png", title="success with and without memory")
+        known = None if options.knock_out else {length: result["success_rate"] for length, result in results.items()}
+        curve = options.pictures / "knock_out.png"
+        knock_out_curve(model, options.lengths, options.episodes, curve, intact=known, **acting)
         print(f"pictures: {options.pictures}")
     return results
 

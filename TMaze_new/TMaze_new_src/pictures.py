@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -131,12 +132,18 @@ def draw_maps(
 
 
 def knock_out(
-    model: RATE, lengths: Sequence[int], episodes: int = 100, *, hint_steps: int = 1
+    model: RATE,
+    lengths: Sequence[int],
+    episodes: int = 100,
+    *,
+    intact: dict[int, float] | None = None,
+    **acting: Any,
 ) -> dict[str, dict[int, float]]:
     """Success rates by length with the memory as it is, and with the initial memory at the beginning of every segment.
 
     Memory is what passes between segments: memory tokens and cached hidden states. A model without either (DT) has
-    nothing to knock out: one line.
+    nothing to knock out: one line. `intact` are the rates with the memory as it is where they are known already;
+    `acting` goes to `success_by_length` (`hint_steps`, `target_return`, `slide`, `precision`).
     """
     config = model.config
     has_memory = bool(config.num_mem_tokens or config.mem_len)
@@ -145,10 +152,12 @@ def knock_out(
         lines["memory knocked out"] = knock_out_memory
     with evaluating(model):
         return {
-            label: {
+            label: intact
+            if transform is None and intact is not None
+            else {
                 length: result["success_rate"]
                 for length, result in success_by_length(
-                    model, lengths, episodes=episodes, hint_steps=hint_steps, transform_memory=transform
+                    model, lengths, episodes=episodes, transform_memory=transform, **acting
                 ).items()
             }
             for label, transform in lines.items()
@@ -162,7 +171,7 @@ def knock_out_curve(
     path: Path,
     *,
     trained: int | None = None,
-    hint_steps: int = 1,
+    **options: Any,
 ) -> Path:
     """Draw `knock_out`: beyond one segment, success without memory must fall to chance.
 
@@ -172,10 +181,10 @@ def knock_out_curve(
         episodes: per length, as many up as down.
         path: of the PNG.
         trained: longest episode length that was trained on; a line marks it.
-        hint_steps: observations that show the hint.
+        options: of `knock_out`.
     """
     return plot_success_by_length(
-        knock_out(model, lengths, episodes, hint_steps=hint_steps), path, trained=trained,
+        knock_out(model, lengths, episodes, **options), path, trained=trained,
         title=f"success with and without memory ({episodes} episodes per length)",
     )  # fmt: skip
 
