@@ -7,6 +7,7 @@ a tanh behind an encoder, a padding row in the action table).
 import torch
 from torch import Tensor, nn
 
+from RATE_model.frames import Frames
 from RATE_model.spec import EnvironmentSpec
 
 # (output channels, kernel, stride) of the three convolutions of Mnih et al. 2015, "Human-level control through deep
@@ -54,14 +55,27 @@ class TokenEncoder(nn.Module):
         self.action = _with_tanh(action, spec.action_tanh)
         self.rtg = _with_tanh(nn.Linear(1, d_model), spec.return_tanh)
 
-    def encode_observations(self, observations: Tensor) -> Tensor:
-        """`(B, T, *observation_shape)`, any dtype, to `(B, T, d_model)`. Images may be uint8: they are scaled here."""
+    def encode_observations(self, observations: Tensor | Frames) -> Tensor:
+        """`(B, T, *observation_shape)`, any dtype, to `(B, T, d_model)`. Images may be uint8: they are scaled here.
+
+        `Frames` are those that `encode_frames` returned.
+        """
+        if isinstance(observations, Frames):
+            return observations.dense()
         batch, steps = observations.shape[:2]
+        return self._encode(observations.flatten(0, 1)).view(batch, steps, -1)
+
+    def encode_frames(self, frames: Frames) -> Frames:
+        """Every distinct image to `(d_model,)`; once for all segments that show it."""
+        return frames.map(self._encode)
+
+    def _encode(self, flat: Tensor) -> Tensor:
+        """`(M, *observation_shape)`, any dtype, to `(M, d_model)`."""
         # Scaling on the device: a uint8 image crosses the bus at a quarter of the size.
-        flat = observations.flatten(0, 1).to(self.parameter_dtype)
+        flat = flat.to(self.parameter_dtype)
         if self.spec.observation_scale != 1.0:
             flat = flat * self.spec.observation_scale
-        return self.observation(flat).view(batch, steps, -1)
+        return self.observation(flat)
 
     def encode_actions(self, actions: Tensor) -> Tensor:
         """`(B, T)` int64, or `(B, T, num_actions)` float when continuous, to `(B, T, d_model)`."""
@@ -76,7 +90,7 @@ class TokenEncoder(nn.Module):
         """The parameters' dtype."""
         return next(self.rtg.parameters()).dtype
 
-    def forward(self, observations: Tensor, actions: Tensor, rtg: Tensor) -> Tensor:
+    def forward(self, observations: Tensor | Frames, actions: Tensor, rtg: Tensor) -> Tensor:
         """Tokens of whole steps, `(B, 3 T, d_model)`, ordered (rtg_0, observation_0, action_0, rtg_1, ...)."""
         tokens = (self.encode_rtg(rtg), self.encode_observations(observations), self.encode_actions(actions))
         dtype = tokens[1].dtype  # under autocast a table look-up stays float32 while the linear maps do not

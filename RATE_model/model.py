@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from RATE_model.attention import Folded, Keys, Positions
 from RATE_model.config import ModelConfig
 from RATE_model.encoders import ActionHead, TokenEncoder
+from RATE_model.frames import Frames
 from RATE_model.layers import DecoderLayer
 from RATE_model.layout import Layout, RowGroup
 from RATE_model.memory import MemoryRetentionValve, MemoryState
@@ -95,7 +96,12 @@ class RATE(nn.Module):
         return self._segment(observations, actions, rtg, memory, self.fold())
 
     def forward(
-        self, observations: Tensor, actions: Tensor, rtg: Tensor, valid: Tensor, memory: MemoryState | None = None
+        self,
+        observations: Tensor | Frames,
+        actions: Tensor,
+        rtg: Tensor,
+        valid: Tensor,
+        memory: MemoryState | None = None,
     ) -> tuple[Tensor, MemoryState]:
         """A trajectory, or a window of consecutive segments of one.
 
@@ -103,7 +109,7 @@ class RATE(nn.Module):
         here. Cached hidden states never carry a gradient (Dai et al. 2019, section 3.2).
 
         Args:
-            observations, actions, rtg: as in `forward_segment`, of any number of steps T.
+            observations, actions, rtg: as in `forward_segment`, of any number of steps T; observations may be `Frames`.
             valid: `(B, T)` bool, False for padding. Give it on the CPU: it decides which rows run, and reading it from
                 a device would stop the queue. A row costs nothing in a segment where all its steps are padding.
             memory: where the window before ended; None: the beginning of the trajectories.
@@ -112,6 +118,8 @@ class RATE(nn.Module):
             Logits `(B, T, num_actions)`, zero where a whole segment of a row is padding, and the memory at the end.
         """
         memory = self.initial_memory(len(rtg)) if memory is None else memory.detach()
+        if isinstance(observations, Frames):
+            observations = self.encoder.encode_frames(observations)
         folded = self.fold()
         logits = []
         for start in range(0, rtg.shape[1], self.config.context_length):
@@ -122,7 +130,7 @@ class RATE(nn.Module):
         return torch.cat(logits, dim=1), memory
 
     def _active_rows(
-        self, inputs: tuple[Tensor, ...], valid: Tensor, memory: MemoryState, folded: Sequence[Folded]
+        self, inputs: tuple[Tensor | Frames, ...], valid: Tensor, memory: MemoryState, folded: Sequence[Folded]
     ) -> tuple[Tensor, MemoryState]:
         """Run one segment for the rows that are not wholly padding, rows with caches of one length together."""
         active = valid.any(dim=1).cpu()
@@ -142,7 +150,7 @@ class RATE(nn.Module):
 
     def _segment(
         self,
-        observations: Tensor,
+        observations: Tensor | Frames,
         actions: Tensor,
         rtg: Tensor,
         memory: MemoryState,

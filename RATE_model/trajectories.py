@@ -7,7 +7,8 @@ All steps of all episodes lie one after the other in flat arrays:
     rewards       (steps,)
     terminals     (steps,)       1 on the last step of an episode that ended in a terminal state
     timeouts      (steps,)       1 on the last step of an episode that was cut off; may be absent
-    infos/...     (steps, ...)   anything else; not read here
+    infos/...     (steps, ...)   anything else; not read here, but for
+    infos/first_seen  (steps,)   the first step with the same observation; may be absent
 
 Step t holds the observation, the action taken on it and the reward that followed. An episode ends where ``terminals``
 or ``timeouts`` says so; steps after the last such end (a file cut short by its maker) are the last episode.
@@ -19,6 +20,7 @@ included, checks them once and reads slices.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib
 import importlib.metadata
 import json
@@ -41,6 +43,7 @@ VECTOR_CHUNK = 4096  # steps per chunk
 CHECK_BLOCK_BYTES = 64 * 2**20  # data is checked in blocks of about this size
 ZSTD_FILTER = 32015  # number of the zstd filter in the HDF5 registry
 ZSTD_LEVEL = 3
+FIRST_SEEN = "infos/first_seen"
 
 
 class TrajectoryWriter:
@@ -60,6 +63,7 @@ class TrajectoryWriter:
         observation_shape, observation_dtype: of one observation.
         action_shape, action_dtype: of one action; the default is one small discrete action.
         compress: zstd (lossless, through hdf5plugin). None: images are compressed, vectors are not.
+        index_frames: also store `infos/first_seen`: where few observations differ, a reader then keeps each one once.
         attributes: how the data was made: environment, generator, parameters, seeds.
 
     Raises:
@@ -76,6 +80,7 @@ class TrajectoryWriter:
         action_shape: Sequence[int] = (),
         action_dtype: Any = "uint8",
         compress: bool | None = None,
+        index_frames: bool = False,
         attributes: Mapping[str, Any],
     ) -> None:
         self.path = Path(path)
@@ -87,6 +92,8 @@ class TrajectoryWriter:
         self._attributes = dict(attributes)
         self._pending: dict[str, list[np.ndarray]] = {}  # whole chunks are written, the rest waits here
         self._pending_steps = 0
+        self._num_steps = 0
+        self._first_seen: dict[bytes, int] | None = {} if index_frames else None  # digest of a frame -> step
         self._returns: list[np.ndarray] = []
         self._lengths: list[np.ndarray] = []
 
@@ -142,6 +149,9 @@ class TrajectoryWriter:
                 raise ValueError(f"{name} of one step have shape {flat[name].shape[1:]}, expected {shape}")
             if not np.isfinite(flat[name]).all():
                 raise ValueError(f"{name} are not finite")
+        if self._first_seen is not None:
+            flat[FIRST_SEEN] = self._first_steps(flat["observations"])
+        self._num_steps += int(lengths.sum())
         self._returns.append(np.add.reduceat(flat["rewards"].astype(np.float64), np.cumsum(lengths) - lengths))
         self._lengths.append(lengths)
         for name, values in flat.items():
@@ -163,6 +173,14 @@ class TrajectoryWriter:
         arrays = (np.asarray(values)[None] for values in (observations, actions, rewards))
         batch = {name: np.asarray(values)[None] for name, values in (infos or {}).items()}
         self.add_episodes(*arrays, np.array([np.shape(rewards)[0]]), np.array([terminal]), batch)
+
+    def _first_steps(self, observations: np.ndarray) -> np.ndarray:
+        """For each of the next steps' observations (n, ...) the first step that showed the same: (n,) int64."""
+        first = np.empty(len(observations), dtype=np.int64)
+        for row, observation in enumerate(np.ascontiguousarray(observations)):
+            digest = hashlib.blake2b(observation, digest_size=16).digest()
+            first[row] = self._first_seen.setdefault(digest, self._num_steps + row)
+        return first
 
     def _flush(self, steps: int) -> None:
         """Write the first ``steps`` pending steps: whole chunks, so that none is compressed twice."""
@@ -303,6 +321,23 @@ class TrajectoryFile:
     def load(self) -> tuple[np.ndarray, np.ndarray]:
         """All steps, as `read` returns them."""
         return self.read(0, self.num_steps)
+
+    def frames(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """The distinct observations (U, ...) and which of them each step shows, (num_steps,) int64.
+
+        None for a file without `infos/first_seen`. Raises UserError if that array is not what it should be.
+        """
+        with self._reading():
+            file = self._open()
+            if FIRST_SEEN not in file:
+                return None
+            first = file[FIRST_SEEN][:]
+            steps = np.arange(self.num_steps)
+            good = first.shape == steps.shape and first.dtype.kind in "iu" and np.all((first >= 0) & (first <= steps))
+            if not good or np.any(first[first] != first):
+                raise self._error(f"is damaged: '{FIRST_SEEN}' does not name earlier steps")
+            distinct, index = np.unique(first, return_inverse=True)
+            return file["observations"][distinct].astype(self.observation_dtype, copy=False), index
 
     @property
     def num_bytes(self) -> int:

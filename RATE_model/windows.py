@@ -20,6 +20,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from RATE_model.errors import UserError
+from RATE_model.frames import Frames
 from RATE_model.trajectories import TrajectoryFile
 
 IN_MEMORY_BYTES = 2**30  # data up to this size is loaded, larger data is read window by window
@@ -30,7 +31,7 @@ class Batch:
     """B windows padded to T steps.
 
     Attributes:
-        observations: (B, T, ...) uint8 images or float32 vectors.
+        observations: (B, T, ...) uint8 images or float32 vectors, or images as `Frames`.
         actions: (B, T) int64, or (B, T, A) float32; 0 in padding.
         rtg: (B, T) float32 scaled returns-to-go; 0 in padding.
         valid: (B, T) bool, True on real steps.
@@ -38,7 +39,7 @@ class Batch:
         indices: (B,) int64, the windows' numbers in the dataset; stays on the CPU.
     """
 
-    observations: torch.Tensor
+    observations: torch.Tensor | Frames
     actions: torch.Tensor
     rtg: torch.Tensor
     valid: torch.Tensor
@@ -138,7 +139,8 @@ class WindowDataset(Dataset):
     """Windows of trajectory files, assembled into whole batches.
 
     With observations in memory a batch is one gather over flat arrays; from disk it is one slice read per window, which
-    works in loader workers (see `TrajectoryFile`). Actions and returns-to-go are always in memory.
+    works in loader workers (see `TrajectoryFile`). Files that know which of their images are equal are kept as their
+    distinct images, and give batches of `Frames`. Actions and returns-to-go are always in memory.
 
     Padding (``pad="right"``) repeats the last observation; ``pad="left"`` puts zeros before the first. Padded actions
     and returns-to-go are 0.
@@ -149,7 +151,7 @@ class WindowDataset(Dataset):
         size: T, steps of a padded window.
         return_scale: returns-to-go are divided by it.
         pad: which side is padded.
-        in_memory: load all observations, or read them from disk; None loads up to 1 GiB.
+        in_memory: load all observations, or read them from disk; None loads up to 1 GiB, distinct images first.
 
     Raises:
         UserError: the files differ in shape or type, or a window is longer than ``size``.
@@ -178,7 +180,11 @@ class WindowDataset(Dataset):
         self._returns = np.concatenate([file.returns_to_go() for file in self.files]) / np.float32(return_scale)
         self._actions = np.concatenate([file.actions for file in self.files])
         self._observations: np.ndarray | None = None
-        if in_memory is None:
+        self._images: np.ndarray | None = None  # the distinct ones, and each step's number among them
+        self._numbers: np.ndarray | None = None
+        if in_memory is None and (frames := _all_frames(self.files)) is not None:
+            self._images, self._numbers = frames
+        elif in_memory is None:
             in_memory = sum(file.num_bytes for file in self.files) <= IN_MEMORY_BYTES
         if in_memory:
             self._observations = np.concatenate([file.load()[0] for file in self.files])
@@ -224,16 +230,27 @@ class WindowDataset(Dataset):
         step = np.clip(step, 0, length[:, None] - 1)
         position = (self._offsets[index] + start)[:, None] + step
         actions = self._actions[position]
-        if self._observations is None:
-            observations = self._read(index, start, length, step)
-        else:
-            observations = self._observations[position]
-        if self.pad == "left":
-            observations[~valid] = 0
         actions[~valid] = 0
         rtg = np.where(valid, self._returns[position], np.float32(0))
-        arrays = (observations, actions, rtg, valid, length, np.array(indices, dtype=np.int64))
-        return Batch(*(torch.from_numpy(array) for array in arrays))
+        arrays = (actions, rtg, valid, length, np.array(indices, dtype=np.int64))
+        if self._images is not None:
+            observations = self._frames(position, valid)
+        else:
+            dense = (
+                self._read(index, start, length, step) if self._observations is None else self._observations[position]
+            )
+            if self.pad == "left":
+                dense[~valid] = 0
+            observations = torch.from_numpy(dense)
+        return Batch(observations, *(torch.from_numpy(array) for array in arrays))
+
+    def _frames(self, position: np.ndarray, valid: np.ndarray) -> Frames:
+        """The distinct images of the steps at `position` (B, T)."""
+        numbers = self._numbers[position]
+        if self.pad == "left":
+            numbers[~valid] = len(self._images) - 1  # the image of zeros behind the files' own
+        shown, index = np.unique(numbers, return_inverse=True)
+        return Frames(torch.from_numpy(self._images[shown]), torch.from_numpy(index.reshape(numbers.shape)))
 
     def _read(self, index: np.ndarray, start: np.ndarray, length: np.ndarray, step: np.ndarray) -> np.ndarray:
         """Observations (B, T, ...) of windows from disk, one slice each, padded as ``step`` (B, T) says."""
@@ -243,6 +260,24 @@ class WindowDataset(Dataset):
             frames, _ = self.files[index[row]].read(int(start[row]), int(start[row] + length[row]))
             observations[row] = frames[step[row]]
         return observations
+
+
+def _all_frames(files: Sequence[TrajectoryFile]) -> tuple[np.ndarray, np.ndarray] | None:
+    """All files' distinct images (U + 1, ...), the last one all zeros, and every step's number among them.
+
+    None if a file does not know them, or if they are too many to be kept.
+    """
+    images, numbers, count = [], [], 0
+    for file in files:
+        frames = file.frames()
+        if frames is None:
+            return None
+        images.append(frames[0])
+        numbers.append(frames[1] + count)
+        count += len(frames[0])
+    if sum(part.nbytes for part in images) > IN_MEMORY_BYTES:
+        return None
+    return np.concatenate([*images, np.zeros_like(images[0][:1])]), np.concatenate(numbers)
 
 
 class EpochSampler:
