@@ -107,7 +107,9 @@ class Fit:
         sections = self.curriculum.sections
         training, _ = self.data(sections)
         options = self.options
-        sampler = EpochSampler(len(training), options.batch_size, self.seed, key=sections)
+        sampler = EpochSampler(
+            len(training), options.batch_size, self.seed, key=sections, max_batches=options.epoch_batches
+        )
         loader = make_loader(
             training,
             sampler,

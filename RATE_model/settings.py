@@ -89,6 +89,8 @@ class TrainOptions:
 
     # Passes over the training data, per curriculum stage (an adaptive curriculum counts batches instead)
     epochs: int = 50
+    # Batches of an epoch, drawn anew for each; none = as many as show every trajectory once
+    epoch_batches: int | None = None
     # Trajectories per batch
     batch_size: int = 64
     # Segments through which gradients flow back through memory: windows of bptt_segments + 1 segments, one optimizer
@@ -98,8 +100,12 @@ class TrainOptions:
     learning_rate: float = 3e-4
     # Optimizer steps of linear warm-up
     warmup_steps: int = 100
+    # Environment steps of linear warm-up, instead of --warmup_steps; 0 = those
+    warmup_tokens: int = 0
     # Decay behind the warm-up
     lr_schedule: Literal["linear", "cosine", "constant"] = "linear"
+    # Environment steps after which the decay is over; none = when training is
+    final_tokens: int | None = None
     # Learning rate at the end, as a fraction of the peak
     lr_end_factor: float = 0.1
     # Decay rate of AdamW's average of gradients
@@ -129,7 +135,14 @@ class TrainOptions:
         """Raise `UserError` for values that cannot be trained with."""
         counts = ("epochs", "batch_size", "accumulate", "ckpt_epoch", "log_every")
         at_least(1, **{name: getattr(self, name) for name in counts})
-        at_least(0, warmup_steps=self.warmup_steps, weight_decay=self.weight_decay, num_workers=self.num_workers)
+        at_least(1, final_tokens=self.final_tokens, epoch_batches=self.epoch_batches)
+        at_least(
+            0,
+            warmup_steps=self.warmup_steps,
+            warmup_tokens=self.warmup_tokens,
+            weight_decay=self.weight_decay,
+            num_workers=self.num_workers,
+        )
         at_least(-1, bptt_segments=self.bptt_segments)
         for name in ("learning_rate", "grad_norm_clip", "save_minutes"):
             if not getattr(self, name) > 0:

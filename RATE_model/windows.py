@@ -290,9 +290,19 @@ class EpochSampler:
         seed: of the run.
         key: tells apart samplers of one run, such as the stages of a curriculum.
         shuffle: False keeps the order of the dataset.
+        max_batches: an epoch ends after so many; the next one draws from all windows again.
     """
 
-    def __init__(self, num_items: int, batch_size: int, seed: int, *, key: int = 0, shuffle: bool = True) -> None:
+    def __init__(
+        self,
+        num_items: int,
+        batch_size: int,
+        seed: int,
+        *,
+        key: int = 0,
+        shuffle: bool = True,
+        max_batches: int | None = None,
+    ) -> None:
         if num_items < 1 or batch_size < 1:
             raise ValueError(f"num_items and batch_size must be positive, got {num_items} and {batch_size}")
         self.num_items = num_items
@@ -300,17 +310,20 @@ class EpochSampler:
         self.seed = seed
         self.key = key
         self.shuffle = shuffle
+        self.max_batches = max_batches
 
     def __len__(self) -> int:
         """Batches per epoch."""
-        return -(-self.num_items // self.batch_size)
+        batches = -(-self.num_items // self.batch_size)
+        return batches if self.max_batches is None else min(batches, self.max_batches)
 
     def batches(self, epoch: int) -> list[list[int]]:
         """The batches of an epoch, lists of window numbers."""
         order = np.arange(self.num_items)
         if self.shuffle:
             order = np.random.default_rng([self.seed, self.key, epoch]).permutation(order)
-        return [order[start : start + self.batch_size].tolist() for start in range(0, self.num_items, self.batch_size)]
+        starts = range(0, len(self) * self.batch_size, self.batch_size)
+        return [order[start : start + self.batch_size].tolist() for start in starts]
 
     def iterate_from(self, epoch: int, batch: int) -> Iterator[tuple[int, int, list[int]]]:
         """(epoch, batch, window numbers) from there on, endless. A batch past an epoch's last is in the next epoch."""

@@ -18,18 +18,17 @@ from torch.nn import functional as F
 if not __package__:  # started as a script: make the repository importable
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from RATE_model import experiment
 from RATE_model.config import ModelConfig
 from RATE_model.curriculum import AdaptiveStages, FixedStages
-from RATE_model.fit import Fit, StageData
+from RATE_model.fit import StageData
 from RATE_model.limits import MAX_EPISODE_STEPS, at_least, at_most
 from RATE_model.model import RATE
-from RATE_model.optimization import Schedule, decay_over
-from RATE_model.options import Boolean, exit_on_user_error, parse_options, to_flat_dict
-from RATE_model.precision import pick_device
-from RATE_model.runs import Interrupts, Run, check_run, open_run, run_name, run_seeds
-from RATE_model.settings import ALIASES, MAY_CHANGE, Curriculum, ModelOptions, RunOptions, TrainOptions
-from RATE_model.tracking import Tracker
-from RATE_model.trainer import Trainer, accuracy, optimizer_steps
+from RATE_model.optimization import Schedule
+from RATE_model.options import Boolean, exit_on_user_error, parse_options
+from RATE_model.runs import Run, run_name, run_seeds
+from RATE_model.settings import ALIASES, Curriculum, ModelOptions, RunOptions, TrainOptions
+from RATE_model.trainer import accuracy, optimizer_steps
 from RATE_model.windows import Batch, WindowDataset
 from TMaze_new.TMaze_new_src import evaluate as protocol
 from TMaze_new.TMaze_new_src.dataset import DataOptions, ensure_datasets, load_windows
@@ -135,15 +134,7 @@ def plan(config: Config, data: StageData) -> tuple[FixedStages | AdaptiveStages,
         steps = optimizer_steps(train, config.model_config().context_length, segments[-1] * config.data.context_length)
         return curriculum, Schedule(train.warmup_steps, None, task.anneal_batches * steps, 0.0)
     stages = segments if task.curr == "true" else segments[-1:]
-    total = 0
-    for sections in stages:
-        batches = -(-len(data(sections)[0]) // train.batch_size)
-        steps = sections * config.data.context_length
-        total += train.epochs * batches * optimizer_steps(train, config.model_config().context_length, steps)
-    schedule = decay_over(
-        total, warmup_steps=train.warmup_steps, end_factor=train.lr_end_factor, shape=train.lr_schedule
-    )
-    return FixedStages(stages, train.epochs), schedule
+    return experiment.plan_stages(train, config.model_config(), data, stages, config.data.context_length)
 
 
 def junction_metrics(logits: Tensor, batch: Batch) -> dict[str, Tensor]:
@@ -182,56 +173,35 @@ def evaluate(model: RATE, config: Config, final: bool) -> dict[str, float]:
 
 def check(config: Config, seed: int) -> Run:
     """The run of a seed, new or to be continued; nothing is created. Raises UserError if it cannot be."""
-    return check_run(
-        run_directory(config, seed),
-        config=config.run.recorded(to_flat_dict(config)),
-        seed=seed,
-        resume=config.run.resume,
-        overwrite=config.run.overwrite,
-        may_change=MAY_CHANGE,
-    )
+    return experiment.check(config, run_directory(config, seed), seed)
 
 
 def train(config: Config, run: Run) -> dict[str, float]:
     """One checked run, from its data to its last evaluation; returns what its eval/final.json holds."""
-    device = pick_device(config.run.device)
-    data = stage_data(config)
-    curriculum, schedule = plan(config, data)  # reads the data
-    torch.manual_seed(run.seed)
-    model = RATE(config.model_config(), SPEC).to(device)
-
-    # Whatever is wrong with flags, data or sizes was found by now.
-    flat, directory = config.run.recorded(to_flat_dict(config)), run.directory
-    open_run(run, config=flat)
-    trainer = Trainer(model, config.train, schedule, metrics=junction_metrics, crash_directory=directory)
-    tracker = Tracker(
-        directory,
-        wandb_mode=config.run.wandb_mode,
-        project=config.run.wandb_project,
-        name=directory.name,
-        group=directory.name.rsplit("_RUN_", 1)[0],
-        config=flat,
-    )
-    with tracker, Interrupts() as interrupts:
-        result = Fit(
-            trainer,
-            curriculum,
-            data,
-            run=run,
-            tracker=tracker,
-            seed=run.seed,
-            evaluate=lambda model, final: evaluate(model, config, final),
-            interrupts=interrupts,
-        )()
     trained = config.data.max_n_final * config.data.context_length
-    draw_run(directory, model, length=trained, trained=trained, hint_steps=config.data.hint_steps)
-    success = f"success {result['Success_rate']:.2f} at {trained} steps, " if "Success_rate" in result else ""
-    print(
-        f"{directory}: {success}validation loss {result['validation_loss']:.2g}, trained in "
-        f"{result['train_seconds']:.0f} s; all results in eval/final.json, pictures in plots/"
+
+    def finish(model: RATE, result: dict[str, float]) -> None:
+        draw_run(run.directory, model, length=trained, trained=trained, hint_steps=config.data.hint_steps)
+        success = f"success {result['Success_rate']:.2f} at {trained} steps, " if "Success_rate" in result else ""
+        print(
+            f"{run.directory}: {success}validation loss {result['validation_loss']:.2g}, trained in "
+            f"{result['train_seconds']:.0f} s; all results in eval/final.json, pictures in plots/"
+        )
+
+    data = stage_data(config)
+    curriculum, schedule = plan(config, data)
+    return experiment.train_run(
+        config,
+        run,
+        model=config.model_config(),
+        spec=SPEC,
+        data=data,
+        curriculum=curriculum,
+        schedule=schedule,
+        metrics=junction_metrics,
+        evaluate=lambda model, final: evaluate(model, config, final),
+        finish=finish,
     )
-    interrupts.stop()  # asked for during the last evaluation: no further seed begins
-    return result
 
 
 def read_config(argv: Sequence[str] | None = None) -> Config:

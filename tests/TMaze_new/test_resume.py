@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from RATE_model import fit
+from RATE_model import experiment, fit
 from RATE_model.checkpoints import find_checkpoint, load_checkpoint
 from RATE_model.runs import Interrupted
 from tests.tmaze_runs import BATCHES_PER_EPOCH, MODES, TINY, only_run, places, train
@@ -65,7 +65,7 @@ class Killed(BaseException):
 def stop_after(batch: int, folder: Path, *flags: str) -> None:
     """Resume the run, if there is one, and stop it at its so-manieth batch from here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_tmaze, "Interrupts", lambda: StopAfter(batch))
+        patch.setattr(experiment, "Interrupts", lambda: StopAfter(batch))
         assert train(folder, *flags, "--resume", "auto") == 128 + signal.SIGTERM
 
 

@@ -1,0 +1,124 @@
+"""What every train script does around its own parts: a run is checked, its schedule planned, and then it is trained.
+
+A script's configuration is a dataclass whose groups `train` and `run` are `TrainOptions` and `RunOptions`.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from RATE_model.config import ModelConfig
+from RATE_model.curriculum import AdaptiveStages, FixedStages
+from RATE_model.fit import Evaluate, Fit, StageData
+from RATE_model.model import RATE
+from RATE_model.optimization import Schedule, decay_over
+from RATE_model.options import to_flat_dict
+from RATE_model.precision import pick_device
+from RATE_model.runs import Interrupts, Run, check_run, open_run
+from RATE_model.settings import MAY_CHANGE, RunOptions, TrainOptions
+from RATE_model.spec import EnvironmentSpec
+from RATE_model.tracking import Tracker
+from RATE_model.trainer import BatchMetrics, Trainer, optimizer_steps
+from RATE_model.windows import EpochSampler
+
+
+class Config(Protocol):
+    """What these functions need of a script's configuration."""
+
+    train: TrainOptions
+    run: RunOptions
+
+
+def check(config: Config, directory: Path, seed: int) -> Run:
+    """The run of a seed, new or to be continued; nothing is created. Raises UserError if it cannot be."""
+    pick_device(config.run.device)
+    return check_run(
+        directory,
+        config=config.run.recorded(to_flat_dict(config)),
+        seed=seed,
+        resume=config.run.resume,
+        overwrite=config.run.overwrite,
+        may_change=MAY_CHANGE,
+    )
+
+
+def plan_stages(
+    options: TrainOptions, model: ModelConfig, data: StageData, stages: Sequence[int], segment_steps: int
+) -> tuple[FixedStages, Schedule]:
+    """Stages of `options.epochs` epochs each, and a learning rate that decays until the last of them is over.
+
+    Args:
+        options: `warmup_tokens` and `final_tokens` become optimizer steps by the mean number of environment steps that
+            an optimizer step sees.
+        model: its context decides how many optimizer steps a batch makes.
+        data: the windows of a stage; is read.
+        stages: numbers of segments.
+        segment_steps: environment steps of one of them.
+    """
+    steps = tokens = 0
+    for sections in stages:
+        training, _ = data(sections)
+        batches = len(EpochSampler(len(training), options.batch_size, seed=0, max_batches=options.epoch_batches))
+        steps += batches * optimizer_steps(options, model.context_length, sections * segment_steps)
+        tokens += min(batches * options.batch_size, len(training)) * float(training.windows[:, 2].mean())
+    tokens_per_step = tokens / steps
+    warmup = round(options.warmup_tokens / tokens_per_step) if options.warmup_tokens else options.warmup_steps
+    total = round(options.final_tokens / tokens_per_step) if options.final_tokens else steps * options.epochs
+    schedule = decay_over(total, warmup_steps=warmup, end_factor=options.lr_end_factor, shape=options.lr_schedule)
+    return FixedStages(stages, options.epochs), schedule
+
+
+def train_run(
+    config: Config,
+    run: Run,
+    *,
+    model: ModelConfig,
+    spec: EnvironmentSpec,
+    data: StageData,
+    curriculum: FixedStages | AdaptiveStages,
+    schedule: Schedule,
+    metrics: BatchMetrics | None,
+    evaluate: Evaluate,
+    finish: Callable[[RATE, dict[str, Any]], None],
+) -> dict[str, Any]:
+    """One checked run, from its first batch, or where it was interrupted, to its last evaluation.
+
+    Args:
+        config, run: flags, and the run that `check` returned.
+        model, spec: what is trained; its initial parameters follow from the run's seed.
+        data, curriculum, schedule, metrics, evaluate: see `Fit` and `Trainer`.
+        finish: called with the model, in eval mode, and the result: pictures, a last line on the screen.
+
+    Returns:
+        What eval/final.json holds.
+
+    Raises:
+        UserError: before the run is created, for what is wrong with the sizes of the model.
+        Interrupted, TrainingDiverged: see `Fit`.
+    """
+    device = pick_device(config.run.device)
+    torch.manual_seed(run.seed)
+    network = RATE(model, spec).to(device)
+
+    # Whatever is wrong with flags, data or sizes was found by now.
+    flat, directory = config.run.recorded(to_flat_dict(config)), run.directory
+    open_run(run, config=flat)
+    trainer = Trainer(network, config.train, schedule, metrics=metrics, crash_directory=directory)
+    tracker = Tracker(
+        directory,
+        wandb_mode=config.run.wandb_mode,
+        project=config.run.wandb_project,
+        name=directory.name,
+        group=directory.name.rsplit("_RUN_", 1)[0],
+        config=flat,
+    )
+    with tracker, Interrupts() as interrupts:
+        fit = Fit(
+            trainer, curriculum, data, run=run, tracker=tracker, seed=run.seed, evaluate=evaluate, interrupts=interrupts
+        )
+        result = fit()
+    finish(network.eval(), result)
+    interrupts.stop()  # asked for during the last evaluation: no further seed begins
+    return result

@@ -1,0 +1,73 @@
+"""Planning a run: how many optimizer steps there are, and how the learning rate follows them."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from RATE_model.experiment import plan_stages
+from RATE_model.settings import TrainOptions
+from RATE_model.windows import EpochSampler
+
+
+class Windows:
+    """As much of a dataset as planning looks at: `count` windows, half of `long` steps and half of a third of it."""
+
+    def __init__(self, count: int, long: int) -> None:
+        lengths = np.where(np.arange(count) % 2, long, long // 3)
+        self.windows = np.stack([np.zeros(count), np.zeros(count), lengths], axis=1).astype(np.int64)
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+
+def schedule(stages=(3,), count=100, **options):
+    """The schedule for segments of 10 steps."""
+    options = {"epochs": 4, "batch_size": 20, "warmup_steps": 3, **options}
+    model = SimpleNamespace(context_length=10)
+    return plan_stages(TrainOptions(**options), model, lambda s: (Windows(count, 10 * s), None), stages, 10)
+
+
+def test_the_decay_ends_with_the_last_optimizer_step():
+    curriculum, plan = schedule()
+    assert list(curriculum.stages) == [3] and curriculum.epochs == 4
+    assert plan.decay_start + plan.decay_steps == 4 * 5 - 1
+    assert plan.factor(19) == pytest.approx(0.1) and plan.factor(18) > 0.1
+
+
+def test_every_gradient_window_is_a_step():
+    _, plan = schedule(bptt_segments=0)
+    assert plan.decay_start + plan.decay_steps == 4 * 5 * 3 - 1
+
+
+def test_stages_add_up():
+    _, plan = schedule(stages=(1, 2), bptt_segments=0)
+    assert plan.decay_start + plan.decay_steps == 4 * 5 * (1 + 2) - 1
+
+
+def test_tokens_become_steps():
+    """A step sees 20 windows of 20 environment steps on average: 2,000 of them are 5 steps."""
+    _, plan = schedule(warmup_tokens=2000, final_tokens=6000)
+    assert plan.decay_start == 5
+    assert plan.decay_start + plan.decay_steps == 14
+    assert plan.factor(0) == pytest.approx(1 / 5) and plan.factor(100) == pytest.approx(0.1)
+
+
+def test_tokens_count_per_gradient_window():
+    _, plan = schedule(warmup_tokens=2000, final_tokens=6000, bptt_segments=0)
+    assert plan.decay_start == 15
+
+
+def test_a_short_epoch_has_fewer_steps():
+    _, plan = schedule(epoch_batches=2, warmup_tokens=400)
+    assert plan.decay_start == 1
+    assert plan.decay_start + plan.decay_steps == 4 * 2 - 1
+
+
+def test_a_short_epoch_draws_from_all_windows():
+    sampler = EpochSampler(100, 20, seed=1, max_batches=2)
+    drawn = [np.concatenate(sampler.batches(epoch)) for epoch in range(20)]
+    assert len(sampler) == 2 and all(len(np.unique(epoch)) == 40 for epoch in drawn)
+    assert len(np.unique(np.concatenate(drawn))) == 100
+    positions = [(epoch, batch) for (epoch, batch, _), _ in zip(sampler.iterate_from(0, 1), range(4), strict=False)]
+    assert positions == [(0, 1), (1, 0), (1, 1), (2, 0)]
