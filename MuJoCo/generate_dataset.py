@@ -1,0 +1,310 @@
+"""Our own data in the layout of D4RL's files, from policies that we train.
+
+    python3 MuJoCo/generate_dataset.py --env hopper --dataset medium
+
+A policy is trained by PPO (`MuJoCo.policies`), and the stochastic policy acts, in Gymnasium's v4 environments:
+
+    medium          the first policy whose training episodes reach the mean return of D4RL's medium data (about a third
+                    of an expert's score), else the best within --train_steps
+    medium-replay   every policy from the untrained to the medium one, each for as many steps
+    expert          the best policy of a longer training, all of --train_steps
+    medium-expert   what medium and expert are made of, half of the steps each
+
+Policies are kept in the folder `policies` beside the data: a second dataset of a robot trains only what is missing.
+
+A file holds whole episodes only, at least --steps steps in total: D4RL's observations, actions, rewards, terminals and
+timeouts, and the states of the simulator before each action (infos/qpos, infos/qvel). D4RL's next_observations are left
+out. The attributes tell of every policy the steps of its training and the returns of its episodes in this file.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from tqdm import tqdm
+
+if not __package__:  # started as a script: make the repository importable
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from MuJoCo.files import data_directory, generated_name
+from MuJoCo.policies import NUM_ENVIRONMENTS, ROUND_STEPS, SETTINGS, Policy, train_policies
+from MuJoCo.tasks import MAX_EPISODE_STEPS, ROBOTS, Robot, Task, make_environment
+from RATE_model.errors import UserError
+from RATE_model.limits import MAX_EPISODE_STEPS as MAX_COUNT
+from RATE_model.limits import at_least, at_most
+from RATE_model.options import Boolean, exit_on_user_error, parse_options
+from RATE_model.trajectories import TrajectoryFile, TrajectoryWriter
+
+if TYPE_CHECKING:
+    import gymnasium
+
+SCRIPT = "python3 MuJoCo/generate_dataset.py"
+ACTING = 16  # episodes at once
+
+# Sizes of D4RL's datasets; its medium-replay ones differ.
+STEPS = {"medium": 1_000_000, "expert": 1_000_000, "medium-expert": 2_000_000}
+REPLAY_STEPS = {"halfcheetah": 202_000, "hopper": 402_000, "walker2d": 302_000}
+TRAIN_STEPS = {"medium": 2_000_000, "medium-replay": 2_000_000, "expert": 5_000_000, "medium-expert": 5_000_000}
+
+
+@dataclass(frozen=True)
+class GenerateOptions:
+    """What to make."""
+
+    # The robot.
+    env: Literal["halfcheetah", "hopper", "walker2d"] = "hopper"
+    # The kind of data.
+    dataset: Literal["medium", "medium-replay", "expert", "medium-expert"] = "medium"
+    # Steps in the file, rounded up to whole episodes; none = as many as in D4RL's.
+    steps: int | None = None
+    # Most steps of training; none = 2 million for medium and medium-replay, 5 million with expert.
+    train_steps: int | None = None
+    # Mean return at which a policy is a medium one; none = that of D4RL's medium data.
+    medium_return: float | None = None
+    # Seed of the training and of the episodes.
+    seed: int = 0
+    # Steps of training between two policies that are kept.
+    round_steps: int = ROUND_STEPS
+    # Folder for file and policies; none = `mujoco: data_dir_prefix:` of wandb_config.yaml, else MuJoCo/MuJoCo_data.
+    data_path: Path | None = None
+    # Replace a file that exists.
+    overwrite: Boolean = False
+
+    def validate(self) -> None:
+        """Raise a UserError for a value out of range."""
+        at_least(1, steps=self.steps, train_steps=self.train_steps)
+        at_least(0, seed=self.seed)
+        at_least(16 * NUM_ENVIRONMENTS, round_steps=self.round_steps)
+        at_most(MAX_COUNT, steps=self.steps, train_steps=self.train_steps, seed=self.seed, round_steps=self.round_steps)
+
+    @property
+    def robot(self) -> Robot:
+        """The robot named."""
+        return ROBOTS[self.env]
+
+    @property
+    def path(self) -> Path:
+        """The file to make."""
+        return data_directory(self.data_path) / generated_name(Task(self.robot, self.dataset, 0.0))
+
+    @property
+    def file_steps(self) -> int:
+        """Steps in the file."""
+        return self.steps or STEPS.get(self.dataset) or REPLAY_STEPS[self.env]
+
+    @property
+    def goal(self) -> float:
+        """Return of a medium policy."""
+        return self.robot.medium_return if self.medium_return is None else self.medium_return
+
+    @property
+    def budget(self) -> int:
+        """Most steps of training."""
+        return self.train_steps or TRAIN_STEPS[self.dataset]
+
+
+def generate(options: GenerateOptions) -> Path:
+    """Train what is missing and make the file; returns its path.
+
+    Raises:
+        UserError: the file exists and is not to be replaced, a package is missing, or something cannot be written.
+    """
+    path, robot = options.path, options.robot
+    if path.exists() and not options.overwrite:
+        raise UserError(f"'{path}' exists; add --overwrite true to replace it.")
+    environments = [make_environment(robot) for _ in range(min(ACTING, math.ceil(options.file_steps / 1000)))]
+    policies = _trained(options)
+    chosen = mixture(policies, options.dataset, options.goal)
+    steps = math.ceil(options.file_steps / len(chosen))
+    notes: list[dict[str, Any]] = []  # filled below; the writer reads it when it ends
+    with TrajectoryWriter(
+        path,
+        observation_shape=(robot.observation_size,),
+        observation_dtype="float32",
+        action_shape=(robot.action_size,),
+        action_dtype="float32",
+        attributes=_attributes(options) | {"policies": notes},
+    ) as writer:
+        with tqdm(total=options.file_steps, desc="episodes", unit="step", disable=None, leave=False) as bar:
+            for policy in chosen:
+                returns = collect(environments, policy, steps, seed=options.seed, writer=writer, report=bar.update)
+                notes.append(_note(robot, policy, returns))
+    for environment in environments:
+        environment.close()
+    return path
+
+
+def mixture(policies: Sequence[Policy], dataset: str, goal: float) -> list[Policy]:
+    """The policies that act for a dataset, for as many steps each; see the module.
+
+    Args:
+        policies: of one training, from the untrained one onward.
+        goal: mean return in training at which a policy is a medium one.
+    """
+
+    def best(among: Sequence[Policy]) -> Policy:
+        return max(among, key=lambda policy: np.nan_to_num(policy.training_return, nan=-np.inf))
+
+    reached = [policy for policy in policies if policy.training_return >= goal]
+    medium = reached[0] if reached else best(policies)
+    return {
+        "medium": [medium],
+        "medium-replay": list(policies[: policies.index(medium) + 1]),
+        "expert": [best(policies)],
+        "medium-expert": [medium, best(policies)],
+    }[dataset]
+
+
+def collect(
+    environments: Sequence[gymnasium.Env],
+    policy: Policy,
+    steps: int,
+    *,
+    seed: int,
+    writer: TrajectoryWriter,
+    report: Callable[[int], Any] = lambda steps: None,
+) -> np.ndarray:
+    """Let a policy act for at least ``steps`` steps, and write its episodes; returns their returns (E,) float64.
+
+    All episodes are whole. None is begun once the steps of all begun ones suffice, and each of those is kept: neither
+    long nor short ones are preferred. The episodes are a function of (seed, steps of the policy's training, number of
+    environments).
+    """
+    generator = np.random.default_rng([seed, policy.steps])
+    idle, acting, returns, taken = list(environments), [], [], 0
+    while True:
+        while idle and taken < steps:
+            acting.append(_Episode(idle.pop(), int(generator.integers(2**31))))
+        if not acting:
+            return np.array(returns)
+        actions = policy.act(np.stack([episode.observation for episode in acting]), generator)
+        ended = [episode for episode, action in zip(acting, actions, strict=True) if episode.step(action)]
+        taken += len(acting)
+        report(len(acting))
+        for episode in ended:
+            returns.append(episode.write(writer))
+            acting.remove(episode)
+            idle.append(episode.environment)
+
+
+class _Episode:
+    """An episode under way."""
+
+    def __init__(self, environment: gymnasium.Env, seed: int) -> None:
+        self.environment = environment
+        self.observation, _ = environment.reset(seed=seed)
+        self._steps: list[tuple] = []
+
+    def step(self, action: np.ndarray) -> bool:
+        """Take an action; returns whether the episode ended."""
+        data = self.environment.unwrapped.data
+        before = (self.observation, action, data.qpos.copy(), data.qvel.copy())
+        self.observation, reward, self.terminated, truncated, _ = self.environment.step(action)
+        self._steps.append((*before, reward))
+        return self.terminated or truncated
+
+    def write(self, writer: TrajectoryWriter) -> float:
+        """Append the episode to a file; returns its return."""
+        observations, actions, qpos, qvel, rewards = (np.stack(column) for column in zip(*self._steps, strict=True))
+        infos = {"qpos": qpos, "qvel": qvel}
+        writer.add_episode(observations, actions, rewards, terminal=self.terminated, infos=infos)
+        return float(rewards.sum())
+
+
+def describe(path: Path, robot: Robot) -> str:
+    """A line on a file that we made."""
+    with TrajectoryFile(path) as file:
+        mean, std = file.attributes["return_mean"], file.attributes["return_std"]
+        return (
+            f"{path}: {file.num_steps} steps in {file.num_episodes} episodes, return {mean:.0f} +- {std:.0f} "
+            f"(normalised score {robot.normalised_score(mean):.1f}), {path.stat().st_size / 1e6:.0f} MB"
+        )
+
+
+def _trained(options: GenerateOptions) -> list[Policy]:
+    """The policies that the dataset is chosen from, trained as far as it needs."""
+    until_medium = options.dataset in ("medium", "medium-replay")
+
+    def enough(policies: list[Policy]) -> bool:
+        reached = until_medium and policies and policies[-1].training_return >= options.goal
+        return bool(reached) or (bool(policies) and policies[-1].steps >= options.budget)
+
+    with tqdm(total=options.budget, desc="training", unit="step", disable=None, leave=False) as bar:
+
+        def report(policy: Policy) -> None:
+            bar.n = policy.steps
+            bar.refresh()
+            if policy.steps:
+                bar.write(f"{options.env}, {policy.steps} steps of training: mean return {policy.training_return:.0f}")
+
+        policies = train_policies(
+            options.robot,
+            seed=options.seed,
+            folder=data_directory(options.data_path) / "policies",
+            enough=enough,
+            report=report,
+            round_steps=options.round_steps,
+        )
+    if options.dataset != "expert" and not any(policy.training_return >= options.goal for policy in policies):
+        print(
+            f"No policy reached a mean return of {options.goal:.0f} within {policies[-1].steps} steps of training; "
+            "the best of them is the medium one. More steps: --train_steps",
+            file=sys.stderr,
+        )
+    return policies
+
+
+def _note(robot: Robot, policy: Policy, returns: np.ndarray) -> dict[str, Any]:
+    """What the file says of a policy."""
+    return {
+        "training_steps": policy.steps,
+        "episodes": len(returns),
+        "return_mean": float(returns.mean()),
+        "return_std": float(returns.std()),
+        "normalised_score": float(robot.normalised_score(returns.mean())),
+    }
+
+
+def _attributes(options: GenerateOptions) -> dict[str, Any]:
+    """What the file says of itself."""
+    return {
+        "environment": options.robot.environment_id(),
+        "dataset": options.dataset,
+        "generator": "PPO, stochastic policies",
+        "seed": options.seed,
+        "medium_return": options.goal,
+        "most_training_steps": options.budget,
+        "settings": SETTINGS | {"environments": NUM_ENVIRONMENTS, "round_steps": options.round_steps},
+        "packages": {name: importlib.metadata.version(name) for name in ("gymnasium", "mujoco", "torch")},
+        "episode_steps": MAX_EPISODE_STEPS,
+    }
+
+
+@dataclass(frozen=True)
+class Options:
+    """Flags of this script."""
+
+    generate: GenerateOptions = field(default_factory=GenerateOptions)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Make the file that the flags ask for; see the module."""
+    with exit_on_user_error():
+        options = parse_options(Options, argv=argv, prog=SCRIPT, description="Make MuJoCo data by PPO.").generate
+        try:
+            path = generate(options)
+        except KeyboardInterrupt:
+            print("Interrupted: the policies trained so far are kept, the file was not made.", file=sys.stderr)
+            raise SystemExit(130) from None
+        print(describe(path, options.robot))
+
+
+if __name__ == "__main__":
+    main()

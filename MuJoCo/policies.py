@@ -1,0 +1,221 @@
+"""Gaussian policies of Proximal Policy Optimization (Schulman et al. 2017, arXiv 1707.06347) for our own data.
+
+Training goes on in rounds of `ROUND_STEPS` steps. Behind every round the policy is kept, with all that training needs
+to go on. A round begins with new episodes and with random numbers that are a function of (seed, number of the round):
+so a training that was stopped, or that shall go on for longer, gives the policies of one that was never interrupted.
+
+    {folder}/{robot}_seed{seed}/{steps:09d}.pt     behind so many steps; 0 is the policy before training
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import pickle
+import warnings
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from MuJoCo.tasks import Robot, make_environment
+from RATE_model.atomic import atomic_write_bytes
+from RATE_model.errors import UserError
+
+if TYPE_CHECKING:
+    from stable_baselines3 import PPO
+
+ROUND_STEPS = 65_536
+NUM_ENVIRONMENTS = 8
+# What a policy is made with besides stable-baselines3's defaults (learning rate 3e-4, 10 epochs, gamma 0.99, lambda
+# 0.95, clip 0.2). A smaller first standard deviation than 1 makes better data: it is the stochastic policy that acts.
+SETTINGS = {"n_steps": 512, "batch_size": 64, "hidden": [64, 64], "log_std_init": -1.0}
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A policy behind a round of training, ready to act; arrays only."""
+
+    steps: int  # of training
+    training_return: float  # mean of the last episodes of its round, up to 100; NaN before training
+    mean: np.ndarray  # (obs,) float64, of the observations
+    std: np.ndarray  # (obs,) float64
+    layers: tuple[tuple[np.ndarray, np.ndarray], ...]  # weights (in, out) and biases (out,)
+    action_std: np.ndarray  # (act,)
+
+    def act(self, observations: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        """Draw actions (B, act) float32, clipped to [-1, 1], for observations (B, obs)."""
+        hidden = np.clip((observations - self.mean) / self.std, -10.0, 10.0)
+        for weights, bias in self.layers[:-1]:
+            hidden = np.tanh(hidden @ weights + bias)
+        weights, bias = self.layers[-1]
+        actions = hidden @ weights + bias
+        actions += self.action_std * generator.standard_normal(actions.shape)
+        return np.clip(actions, -1.0, 1.0).astype(np.float32)
+
+
+def policy_folder(folder: Path, robot: Robot, seed: int) -> Path:
+    """The folder of one training."""
+    return folder / f"{robot.name}_seed{seed}"
+
+
+def train_policies(
+    robot: Robot,
+    *,
+    seed: int,
+    folder: Path,
+    enough: Callable[[list[Policy]], bool],
+    report: Callable[[Policy], None] = lambda policy: None,
+    round_steps: int = ROUND_STEPS,
+) -> list[Policy]:
+    """Policies of one training, from untrained onward, until `enough` is true of them.
+
+    Those kept in ``folder`` are taken from there; training begins behind them. It uses one thread: for nets this small
+    more are slower.
+
+    Args:
+        enough: is asked before training and behind every round.
+        report: is told every new policy.
+
+    Raises:
+        UserError: stable-baselines3 is missing, a kept policy cannot be read or was made with other settings, or the
+            disk is full.
+    """
+    place = policy_folder(folder, robot, seed)
+    settings = SETTINGS | {"robot": robot.name, "seed": seed, "round_steps": round_steps, "envs": NUM_ENVIRONMENTS}
+    policies: list[Policy] = []
+    state: dict[str, Any] | None = None
+    while (path := place / f"{len(policies) * round_steps:09d}.pt").exists() and not enough(policies):
+        state = _read(path, settings)
+        policies.append(_policy(state))
+    if enough(policies):
+        return policies
+    with _one_thread():
+        training = _Training(robot, seed, round_steps)
+        if state is not None:
+            training.load(state)
+        while not enough(policies):
+            state = training.state() if not policies else training.run_round()
+            policies.append(_policy(state))
+            _write(place / f"{policies[-1].steps:09d}.pt", state | {"settings": settings})
+            report(policies[-1])
+        training.close()
+    return policies
+
+
+class _Training:
+    """One PPO training, a round at a time."""
+
+    def __init__(self, robot: Robot, seed: int, round_steps: int) -> None:
+        try:
+            ppo = importlib.import_module("stable_baselines3").PPO
+        except ImportError as error:
+            raise UserError("training policies needs stable-baselines3: pip install -e '.[mujoco]'") from error
+        from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize
+
+        self.seed, self.round_steps, self.steps = seed, round_steps, 0
+        self.training_return = float("nan")
+        self.environments = VecNormalize(
+            VecMonitor(DummyVecEnv([partial(make_environment, robot) for _ in range(NUM_ENVIRONMENTS)]))
+        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*mini-batch")  # a short round's last is smaller
+            self.model: PPO = ppo(
+                "MlpPolicy",
+                self.environments,
+                n_steps=min(SETTINGS["n_steps"], round_steps // NUM_ENVIRONMENTS),
+                batch_size=SETTINGS["batch_size"],
+                policy_kwargs={"net_arch": SETTINGS["hidden"], "log_std_init": SETTINGS["log_std_init"]},
+                seed=seed,
+                device="cpu",
+            )
+
+    def run_round(self) -> dict[str, Any]:
+        """Train for one round; returns `state`."""
+        seed = int(np.random.SeedSequence([self.seed, self.steps // self.round_steps]).generate_state(1)[0]) // 2
+        self.model.set_random_seed(seed)
+        self.model._last_obs = None  # else the episodes of the round before would go on, which no file holds
+        self.model.ep_info_buffer = None
+        self.model.learn(self.round_steps, reset_num_timesteps=False)
+        self.steps += self.round_steps
+        returns = [episode["r"] for episode in self.model.ep_info_buffer]
+        self.training_return = float(np.mean(returns)) if returns else float("nan")
+        return self.state()
+
+    def state(self) -> dict[str, Any]:
+        """All that the next round depends on, tensors and plain values only."""
+        observations, returns = self.environments.obs_rms, self.environments.ret_rms
+        return {
+            "steps": self.steps,
+            "training_return": self.training_return,
+            "policy": self.model.policy.state_dict(),
+            "optimizer": self.model.policy.optimizer.state_dict(),
+            "observations": [torch.as_tensor(observations.mean), torch.as_tensor(observations.var)],
+            "returns": [float(returns.mean), float(returns.var)],
+            "counts": [float(observations.count), float(returns.count)],
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.steps, self.training_return = state["steps"], state["training_return"]
+        self.model.policy.load_state_dict(state["policy"])
+        self.model.policy.optimizer.load_state_dict(state["optimizer"])
+        observations, returns = self.environments.obs_rms, self.environments.ret_rms
+        observations.mean, observations.var = (value.numpy() for value in state["observations"])
+        returns.mean, returns.var = (np.float64(value) for value in state["returns"])
+        observations.count, returns.count = state["counts"]
+
+    def close(self) -> None:
+        """Close the environments."""
+        self.environments.close()
+
+
+def _policy(state: dict[str, Any]) -> Policy:
+    """The part of a training's state that acts."""
+    weights = {name: value.double().numpy() for name, value in state["policy"].items()}
+    hidden = [f"mlp_extractor.policy_net.{2 * number}" for number in range(len(SETTINGS["hidden"]))]
+    mean, variance = (value.double().numpy() for value in state["observations"])
+    return Policy(
+        steps=state["steps"],
+        training_return=state["training_return"],
+        mean=mean.copy(),
+        std=np.sqrt(variance + 1e-8),
+        layers=tuple((weights[f"{name}.weight"].T.copy(), weights[f"{name}.bias"]) for name in (*hidden, "action_net")),
+        action_std=np.exp(weights["log_std"]),
+    )
+
+
+def _read(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    remedy = f"delete the folder '{path.parent}' to train anew."
+    try:
+        state = torch.load(path, weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise UserError(f"the policy '{path}' cannot be read ({str(error).splitlines()[0]}); {remedy}") from error
+    if not isinstance(state, dict) or state.get("settings") != settings:
+        raise UserError(f"the policy '{path}' was made with other settings; {remedy}")
+    return state
+
+
+def _write(path: Path, state: dict[str, Any]) -> None:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write_bytes(path, buffer.getvalue())
+    except OSError as error:
+        raise UserError(f"cannot write '{path}': {error.strerror or error}") from error
+
+
+@contextmanager
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

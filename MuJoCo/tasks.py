@@ -1,0 +1,130 @@
+"""The tasks of D4RL's locomotion suite (Fu et al. 2020, arXiv 2004.07219): which data, which robot, how it is scored.
+
+`TASKS[env_id]` is what the published ``--env_id`` means:
+
+    env_id  robot        dataset             env_id  robot        dataset
+    0       halfcheetah  medium              6       hopper       medium
+    1       halfcheetah  medium-replay       7       hopper       medium-replay
+    2       halfcheetah  expert              8       hopper       expert
+    3       walker2d     medium              9       halfcheetah  medium-expert
+    4       walker2d     medium-replay       10      walker2d     medium-expert
+    5       walker2d     expert              11      hopper       medium-expert
+"""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from RATE_model.errors import UserError
+
+if TYPE_CHECKING:
+    import gymnasium
+
+MAX_EPISODE_STEPS = 1000
+RETURN_SCALE = 1000.0
+"""The model sees returns-to-go in thousands: `EnvironmentSpec.return_scale` is 1 / RETURN_SCALE."""
+DATASETS = ("medium", "medium-replay", "expert", "medium-expert")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Robot:
+    """A robot and the returns that its scores are measured by."""
+
+    name: str  # as in D4RL's file names
+    gymnasium_name: str  # without its version
+    observation_size: int
+    action_size: int  # actions lie in [-1, 1]
+    # Returns of a random and of an expert policy, the 0 and the 100 of D4RL's normalised score
+    random_return: float
+    expert_return: float
+    # Mean return of D4RL's medium dataset: where the policy of our own one stops to learn
+    medium_return: float
+
+    def normalised_score(self, returns: float | np.ndarray) -> float | np.ndarray:
+        """D4RL's score of undiscounted returns: 0 is a random policy's, 100 an expert's."""
+        return 100 * (returns - self.random_return) / (self.expert_return - self.random_return)
+
+    def environment_id(self, version: Literal["v4", "v5"] = "v4") -> str:
+        """Gymnasium's name. D4RL's dynamics are those of v4; v5 changed contacts and rewards in details."""
+        return f"{self.gymnasium_name}-{version}"
+
+
+HALFCHEETAH = Robot(
+    name="halfcheetah",
+    gymnasium_name="HalfCheetah",
+    observation_size=17,
+    action_size=6,
+    random_return=-280.178953,
+    expert_return=12135.0,
+    medium_return=4770.0,
+)
+HOPPER = Robot(
+    name="hopper",
+    gymnasium_name="Hopper",
+    observation_size=11,
+    action_size=3,
+    random_return=-20.272305,
+    expert_return=3234.3,
+    medium_return=1422.0,
+)
+WALKER2D = Robot(
+    name="walker2d",
+    gymnasium_name="Walker2d",
+    observation_size=17,
+    action_size=6,
+    random_return=1.629008,
+    expert_return=4592.3,
+    medium_return=2852.0,
+)
+ROBOTS = {robot.name: robot for robot in (HALFCHEETAH, HOPPER, WALKER2D)}
+
+
+@dataclass(frozen=True)
+class Task:
+    """A robot, the data to learn from, and the return to ask for in evaluation."""
+
+    robot: Robot
+    dataset: str  # one of DATASETS
+    target_return: float  # in units of reward
+
+    @property
+    def name(self) -> str:
+        """Such as hopper-medium-replay."""
+        return f"{self.robot.name}-{self.dataset}"
+
+
+TASKS = (
+    *(Task(HALFCHEETAH, dataset, 6000.0) for dataset in DATASETS[:3]),
+    *(Task(WALKER2D, dataset, 5000.0) for dataset in DATASETS[:3]),
+    *(Task(HOPPER, dataset, 3600.0) for dataset in DATASETS[:3]),
+    Task(HALFCHEETAH, "medium-expert", 12000.0),
+    Task(WALKER2D, "medium-expert", 5000.0),
+    Task(HOPPER, "medium-expert", 3600.0),
+)
+
+
+def task_of(env_id: int) -> Task:
+    """The task of the flag ``--env_id``. Raises UserError for a number that is none."""
+    if not 0 <= env_id < len(TASKS):
+        listed = ", ".join(f"{number} {task.name}" for number, task in enumerate(TASKS))
+        raise UserError(f"--env_id {env_id}: must be one of {listed}")
+    return TASKS[env_id]
+
+
+def make_environment(robot: Robot, version: Literal["v4", "v5"] = "v4") -> gymnasium.Env:
+    """The robot's Gymnasium environment, of at most 1000 steps. Raises UserError where MuJoCo is not installed."""
+    try:
+        importlib.import_module("mujoco")
+    except ImportError as error:
+        raise UserError(f"{robot.environment_id(version)} needs MuJoCo: pip install -e '.[mujoco]'") from error
+    import gymnasium
+
+    with warnings.catch_warnings():
+        # v4 is what D4RL's scores refer to; that there is a newer one is known.
+        warnings.filterwarnings("ignore", message=".*out of date")
+        return gymnasium.make(robot.environment_id(version), disable_env_checker=True)
