@@ -1,0 +1,360 @@
+"""Minigrid-Memory (Chevalier-Boisvert et al. 2023, arXiv 2306.13831), the way the RATE paper uses it.
+
+A green key or ball lies in the room at the west end of a corridor; at the east end the corridor forks, and one arm of
+the fork shows a key, the other a ball. The agent begins anywhere in the corridor, facing east. Stepping into the arm
+that shows the object of the room is a success; the other arm ends the episode too.
+
+    # . . . . . . . # . #     # wall   O object of the room (the cue)   > agent
+    # # # # # . . . # A #     A, B  the objects at the ends of the fork's two arms
+    # O . . # # # # # a #     a, b  the cells that end the episode
+    # . . . . . . > . . #     <- row of the corridor: the middle row of a grid of ``size`` x ``size`` cells
+    # . . . # # # # # b #
+    # # # # # . . . # B #
+                    ^ corridor end: fixed at ``size - 3``, or drawn from 4 to ``size - 3`` (random)
+
+Actions: 0 turn left, 1 turn right, 2 go forward. The agent sees the 3x3 cells before it, itself in the middle of the
+last row, as a picture of 28-pixel tiles, (3, 84, 84) uint8: channels first, the way it faces is up. That view holds no
+more than the cue or one end of the fork, so the object has to be remembered over the whole corridor.
+
+An episode is truncated after ``max_steps`` steps. A success after t steps is worth ``1 - 0.9 t / 845``, the scale of
+the published environment, which enlarged the maze of size 13 and left its time limit of 5 * 13**2 steps; where our
+limit is longer, the reward never falls below the 0.1 that is left at step 845. Everything else is worth 0.
+
+The layout is a function of the seed: Minigrid's own generator, the layouts of the published evaluation included.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from RATE_model.errors import UserError
+
+ENV_ID = "MinigridMemory-v0"
+LEFT, RIGHT, FORWARD = range(3)
+NUM_ACTIONS = 3
+VIEW = 3  # cells that the agent sees, in each direction
+TILE = 28  # pixels of a cell
+OBSERVATION_SHAPE = (3, VIEW * TILE, VIEW * TILE)
+MIN_SIZE, MAX_SIZE = 7, 2001
+DEFAULT_SIZE = 31
+PUBLISHED_CAP = 96
+REWARD_STEPS = 845
+LEAST_REWARD = 0.1
+EVALUATION_SEEDS: tuple[int, ...] = tuple(range(100))
+
+_UNLIMITED = 2**31  # time limit of the maze inside: only ours ends episodes
+
+
+def expert_cap(size: int) -> int:
+    """A time limit in steps that leaves the expert room in a maze of this size, whatever the layout and the start.
+
+    The longest way of an optimal agent that has to look: start at the last cell E = size - 3 of a full corridor, turn
+    round (2), walk west until the cue shows at column 3 (E - 3), turn round (2), walk to the fork (E - 2), turn to one
+    arm (1), find that it was the other (2), enter (1): 2 E + 3 = 2 size - 3 steps. An agent that keeps what it glimpses
+    of the fork while turning at the start needs two fewer. The limit adds what the published one, 96, leaves at
+    size 41: 17 steps for detours, so that ``expert_cap(41) == PUBLISHED_CAP``.
+    """
+    return 2 * size + 14
+
+
+def check_size(size: int, *, flag: str = "size") -> None:
+    """Raise a `UserError` that names the flag for a size that makes no maze: even, below 7 or above 2001."""
+    if not MIN_SIZE <= size <= MAX_SIZE or size % 2 == 0:
+        raise UserError(f"--{flag} {size}: the size of a maze must be odd and {MIN_SIZE} to {MAX_SIZE}")
+
+
+def frames_of_views(views: np.ndarray) -> np.ndarray:
+    """Observations of encoded views: (..., 3, 3, 3) uint8 to (..., 3, 84, 84) uint8. Each picture is drawn once."""
+    views = np.ascontiguousarray(views, dtype=np.uint8)
+    leading = views.shape[:-3]
+    flat = views.reshape(-1, VIEW**2 * 3)
+    distinct, inverse = np.unique(flat, axis=0, return_inverse=True)
+    frames = np.array([_frame(view.tobytes()) for view in distinct], dtype=np.uint8).reshape(-1, *OBSERVATION_SHAPE)
+    return frames[inverse.reshape(-1)].reshape(*leading, *OBSERVATION_SHAPE)
+
+
+@functools.lru_cache(maxsize=1024)  # a few dozen views exist; drawing one costs as much as a step
+def _frame(view: bytes) -> np.ndarray:
+    """The observation of one encoded view, (3, 84, 84) uint8, read-only. Cells not seen are encoded as such."""
+    grid, visible = _minigrid().core.grid.Grid.decode(np.frombuffer(view, dtype=np.uint8).reshape(VIEW, VIEW, 3))
+    image = grid.render(TILE, agent_pos=(VIEW // 2, VIEW - 1), agent_dir=3, highlight_mask=visible)
+    frame = np.ascontiguousarray(image.transpose(2, 0, 1))
+    frame.setflags(write=False)
+    return frame
+
+
+def _minigrid() -> ModuleType:
+    """The package with the maze, imported when the first one is built."""
+    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # it draws without a window; no greeting is wanted
+    try:
+        import minigrid.core.grid
+        import minigrid.envs.memory
+    except ImportError as error:
+        raise UserError(
+            f"Minigrid-Memory needs the package minigrid ({error}): pip install -e '.[minigrid]'"
+        ) from error
+    return minigrid
+
+
+class MinigridMemoryEnv(gymnasium.Env):
+    """One maze; rules and observations: see the module.
+
+    A finished episode stays frozen until the next reset: same observation, reward 0, the same flags. ``info`` holds
+    ``success`` (bool) from the last step on and is empty before.
+
+    Attributes:
+        view: (3, 3, 3) uint8, what the picture shows, as Minigrid encodes it: ``[across, ahead]`` from left to right
+            and from far to near, the agent at ``[1, 2]``; type (0 not seen), colour, state of each cell.
+        cue: "key" or "ball", the object of the room.
+        arm: "north" or "south", where the same object lies at the fork.
+        success: whether the episode ended in that arm.
+
+    Args:
+        size: rows and columns of the grid; odd, 7 to 2001.
+        random_length: draw where the corridor ends, or let it use all columns.
+        max_steps: steps until truncation.
+        render_mode: None, or "rgb_array" for `render`.
+
+    Raises:
+        UserError: a value is out of range, or the package minigrid is missing.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 8}
+
+    def __init__(
+        self,
+        size: int = DEFAULT_SIZE,
+        *,
+        random_length: bool = True,
+        max_steps: int = PUBLISHED_CAP,
+        render_mode: str | None = None,
+    ) -> None:
+        check_size(size)
+        if max_steps < 1:
+            raise UserError(f"Minigrid-Memory: max_steps is {max_steps}; it must be at least 1.")
+        if render_mode not in (None, *self.metadata["render_modes"]):
+            raise UserError(f"Minigrid-Memory: render_mode is {render_mode!r}; it must be 'rgb_array' or None.")
+        self.size = int(size)
+        self.random_length = bool(random_length)
+        self.max_steps = int(max_steps)
+        self.render_mode = render_mode
+        self.observation_space = gymnasium.spaces.Box(0, 255, OBSERVATION_SHAPE, np.uint8)
+        self.action_space = gymnasium.spaces.Discrete(NUM_ACTIONS)
+        # The view size is an argument: Minigrid's wrappers would declare this shape and return another.
+        self._maze = _minigrid().envs.memory.MemoryEnv(
+            size=self.size, random_length=self.random_length, max_steps=_UNLIMITED, agent_view_size=VIEW
+        )
+        self.view = np.zeros((VIEW, VIEW, 3), dtype=np.uint8)
+        self.cue, self.arm, self.success = "", "", False
+        self._frame = np.zeros(OBSERVATION_SHAPE, dtype=np.uint8)
+        self._steps, self._reward = 0, 0.0
+        self._terminated, self._truncated = False, True  # nothing moves before the first reset
+
+    @property
+    def horizons(self) -> tuple[int, ...]:
+        """The correlation horizons of the task (Cherepanov et al. 2024, arXiv 2412.06531), shortest first: steps from
+        the last sight of the cue to the turn into an arm just looked at, inclusive and without detours.
+
+        A corridor that ends at column E has E + 2. An agent whose context is shorter than the first has to remember.
+        """
+        return tuple(range(6, self.size)) if self.random_length else (self.size - 1,)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, bool]]:
+        """Start the episode of ``seed``, or a random one. Returns the observation (3, 84, 84) uint8 and info."""
+        super().reset(seed=seed)
+        self._start(int(self.np_random.integers(2**31)) if seed is None else int(seed))
+        return self._frame.copy(), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, bool]]:
+        """Take one action. Returns observation (3, 84, 84) uint8, reward, terminated, truncated, info.
+
+        Raises:
+            ValueError: the action is not 0, 1 or 2.
+        """
+        if not 0 <= action < NUM_ACTIONS:
+            raise ValueError(f"action must lie between 0 and {NUM_ACTIONS - 1}, got {action}")
+        self._advance(int(action))
+        info = {"success": self.success} if self._terminated or self._truncated else {}
+        return self._frame.copy(), self._reward, self._terminated, self._truncated, info
+
+    def render(self) -> np.ndarray | None:
+        """The maze around the corridor, (H, W, 3) uint8, what the agent sees of it lit; None without a render mode."""
+        if self.render_mode is None:
+            return None
+        from MinigridMemory.MinigridMemory_src.render import render_maze
+
+        return render_maze(self._maze)
+
+    def _start(self, seed: int) -> None:
+        """Begin the episode of a seed."""
+        first, _ = self._maze.reset(seed=seed)
+        self._see(first["image"])
+        self.cue = self._maze.grid.get(1, self.size // 2 - 1).type
+        self.arm = "north" if self._maze.success_pos[1] < self.size // 2 else "south"
+        self._steps, self._reward = 0, 0.0
+        self._terminated = self._truncated = self.success = False
+
+    def _advance(self, action: int) -> None:
+        """One step of the rules; nothing happens once the episode is over."""
+        self._reward = 0.0
+        if self._terminated or self._truncated:
+            return
+        seen, _, self._terminated, _, _ = self._maze.step(action)
+        self._see(seen["image"])
+        self._steps += 1
+        self._truncated = not self._terminated and self._steps >= self.max_steps
+        if self._terminated:
+            self.success = tuple(self._maze.agent_pos) == self._maze.success_pos
+            if self.success:
+                self._reward = max(LEAST_REWARD, 1 - 0.9 * self._steps / REWARD_STEPS)
+
+    def _see(self, view: np.ndarray) -> None:
+        self.view = view
+        self._frame = _frame(view.tobytes())
+
+
+class MinigridMemoryVectorEnv(VectorEnv):
+    """Many mazes side by side, also of different sizes, each of them a `MinigridMemoryEnv`.
+
+    Finished mazes stay frozen until they are reset (``AutoresetMode.DISABLED``) and cost nothing: same observation,
+    reward 0, terminated or truncated still True. ``info`` holds ``success`` (B,) bool.
+
+    Attributes:
+        sizes, max_steps: (B,) int64.
+        cues, arms: (B,) text, "key" or "ball" and "north" or "south", as in `MinigridMemoryEnv`.
+        success: (B,) bool.
+
+    Args:
+        num_envs: B, the number of mazes.
+        sizes: of the grids, one number or (B,); each odd and 7 to 2001.
+        random_length: draw where the corridors end, one bool or (B,).
+        max_steps: steps until truncation, one number or (B,).
+        render_mode: only None.
+
+    Raises:
+        UserError: a value is out of range, or the package minigrid is missing.
+    """
+
+    metadata = {"render_modes": [], "autoreset_mode": AutoresetMode.DISABLED}
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        sizes: int | Sequence[int] | np.ndarray = DEFAULT_SIZE,
+        *,
+        random_length: bool | Sequence[bool] | np.ndarray = True,
+        max_steps: int | Sequence[int] | np.ndarray = PUBLISHED_CAP,
+        render_mode: None = None,
+    ) -> None:
+        self.num_envs = num_envs
+        self.render_mode = render_mode
+        self.sizes = np.broadcast_to(np.asarray(sizes, dtype=np.int64), (num_envs,)).copy()
+        self.max_steps = np.broadcast_to(np.asarray(max_steps, dtype=np.int64), (num_envs,)).copy()
+        drawn = np.broadcast_to(np.asarray(random_length, dtype=bool), (num_envs,))
+        self._mazes = [
+            MinigridMemoryEnv(int(size), random_length=bool(random), max_steps=int(steps))
+            for size, random, steps in zip(self.sizes, drawn, self.max_steps, strict=True)
+        ]
+        self.single_observation_space = gymnasium.spaces.Box(0, 255, OBSERVATION_SHAPE, np.uint8)
+        self.single_action_space = gymnasium.spaces.Discrete(NUM_ACTIONS)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self._observations = np.zeros((num_envs, *OBSERVATION_SHAPE), dtype=np.uint8)
+        self._running = np.zeros(num_envs, dtype=bool)  # nothing moves before the first reset
+        self._terminated, self._truncated = np.zeros(num_envs, dtype=bool), np.ones(num_envs, dtype=bool)
+        self.success = np.zeros(num_envs, dtype=bool)
+
+    @property
+    def cues(self) -> np.ndarray:
+        """(B,) text, "key" or "ball": the object of each maze's room."""
+        return np.array([maze.cue for maze in self._mazes])
+
+    @property
+    def arms(self) -> np.ndarray:
+        """(B,) text, "north" or "south": where each maze shows the same object at the fork."""
+        return np.array([maze.arm for maze in self._mazes])
+
+    def reset(
+        self, *, seed: int | Sequence[int] | np.ndarray | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Start new episodes.
+
+        Args:
+            seed: one per maze, or an int s for s, s + 1, ..., or None to draw them from `np_random`.
+            options: ``reset_mask`` (B,) bool: the mazes to reset, the others keep their state.
+
+        Returns:
+            observations (B, 3, 84, 84) uint8 and info.
+
+        Raises:
+            ValueError: there are not B seeds, or the mask has another shape or type.
+        """
+        if seed is None:
+            seeds = self.np_random.integers(2**31, size=self.num_envs)
+        else:
+            seeds = seed + np.arange(self.num_envs) if isinstance(seed, (int, np.integer)) else seed
+            super().reset(seed=int(seeds[0]))
+        if len(seeds) != self.num_envs:
+            raise ValueError(f"got {len(seeds)} seeds for {self.num_envs} mazes")
+        mask = np.asarray((options or {}).get("reset_mask", np.ones(self.num_envs, dtype=bool)))
+        if mask.shape != (self.num_envs,) or mask.dtype != bool:
+            raise ValueError(f"reset_mask must be bool of shape ({self.num_envs},), got {mask.dtype} {mask.shape}")
+        for row in np.flatnonzero(mask):
+            self._mazes[row]._start(int(seeds[row]))
+            self._observations[row] = self._mazes[row]._frame
+        self._terminated &= ~mask
+        self._truncated &= ~mask
+        self.success &= ~mask
+        return self._observations.copy(), {"success": self.success.copy()}
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+        """One action per maze, (B,) integers. Actions of finished mazes are ignored.
+
+        Returns:
+            observations (B, 3, 84, 84) uint8, rewards (B,) float64, terminated (B,) bool, truncated (B,) bool, info.
+
+        Raises:
+            ValueError: the actions are not B integers between 0 and 2.
+        """
+        actions = np.asarray(actions)
+        if actions.shape != (self.num_envs,) or not np.issubdtype(actions.dtype, np.integer):
+            raise ValueError(
+                f"actions must be integers of shape ({self.num_envs},), got {actions.dtype} {actions.shape}"
+            )
+        if actions.min() < 0 or actions.max() >= NUM_ACTIONS:
+            raise ValueError(
+                f"actions must lie between 0 and {NUM_ACTIONS - 1}, got {actions.min()} to {actions.max()}"
+            )
+        rewards = np.zeros(self.num_envs)
+        for row in np.flatnonzero(~(self._terminated | self._truncated)):
+            maze = self._mazes[row]
+            maze._advance(int(actions[row]))
+            self._observations[row], rewards[row] = maze._frame, maze._reward
+            self._terminated[row], self._truncated[row] = maze._terminated, maze._truncated
+            self.success[row] = maze.success
+        flags = self._terminated.copy(), self._truncated.copy()
+        return self._observations.copy(), rewards, *flags, {"success": self.success.copy()}
+
+
+def register() -> None:
+    """Make ``gymnasium.make("MinigridMemory-v0")`` and ``make_vec`` work. Done on import; again does nothing."""
+    if ENV_ID not in gymnasium.registry:
+        gymnasium.register(
+            ENV_ID,
+            entry_point=f"{__name__}:MinigridMemoryEnv",
+            vector_entry_point=f"{__name__}:MinigridMemoryVectorEnv",
+        )
+
+
+register()

@@ -1,0 +1,72 @@
+"""Pictures of a whole maze, for people.
+
+The rows around the corridor are shown, seven of them: nothing happens elsewhere. A maze of more than ``MAX_COLUMNS``
+columns is shortened: its room, a stretch around the agent and the fork stay, and a grey bar stands for the rest. All
+pictures of a size have the same shape, with sides that are multiples of 16 pixels, as video encoders like them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+ROWS = 7  # the corridor, three rows above it and three below
+MAX_COLUMNS = 61
+ENDS = 6  # columns kept at either end of a shortened maze
+GAP, BEYOND = -1, -2  # a column that stands for some left out; one behind the fork's wall
+LARGE, SMALL = 32, 16  # pixels of a cell in mazes of up to LARGE_COLUMNS columns, and in others
+LARGE_COLUMNS = 31
+OMITTED, OUTSIDE = (130, 132, 138), (40, 44, 52)
+
+
+def visible_columns(size: int, used: int, x: int) -> np.ndarray:
+    """Which columns of the grid to draw, left to right: (min(size, MAX_COLUMNS),) int64.
+
+    Args:
+        size: columns of the grid.
+        used: columns up to the wall behind the fork, that wall included.
+        x: column of the agent, always among them.
+    """
+    shown = min(size, MAX_COLUMNS)
+    if used <= shown:
+        return np.where(np.arange(shown) < used, np.arange(shown), BEYOND)
+    middle = shown - 2 * ENDS - 2
+    first = int(np.clip(x - middle // 2, ENDS, used - ENDS - middle))
+    parts = [np.arange(ENDS), [GAP], np.arange(first, first + middle), [GAP], np.arange(used - ENDS, used)]
+    return np.concatenate(parts)
+
+
+def render_maze(maze: Any) -> np.ndarray:
+    """A picture of Minigrid's `MemoryEnv` after a reset: (H, W, 3) uint8, the cells that the agent sees lit."""
+    from minigrid.core.grid import Grid
+
+    x, y = (int(value) for value in maze.agent_pos)
+    top = maze.height // 2 - ROWS // 2
+    columns = visible_columns(maze.width, int(maze.success_pos[0]) + 2, x)
+    grid = Grid(len(columns), ROWS)
+    for place, column in enumerate(columns):
+        for row in range(ROWS if column >= 0 else 0):
+            grid.set(place, row, maze.grid.get(int(column), top + row))
+    lit = _seen(maze)
+    highlight = np.zeros((len(columns), ROWS), dtype=bool)
+    for place, column in enumerate(columns):
+        highlight[place] = [(int(column), top + row) in lit for row in range(ROWS)]
+    tile = LARGE if maze.width <= LARGE_COLUMNS else SMALL
+    place = int(np.flatnonzero(columns == x)[0])
+    image = grid.render(tile, agent_pos=(place, y - top), agent_dir=maze.agent_dir, highlight_mask=highlight)
+    for value, colour in ((GAP, OMITTED), (BEYOND, OUTSIDE)):
+        image[:, np.repeat(columns == value, tile)] = colour
+    return image
+
+
+def _seen(maze: Any) -> set[tuple[int, int]]:
+    """The (x, y) of all cells that the agent sees."""
+    _, visible = maze.gen_obs_grid()
+    side = len(visible)
+    ahead, right = np.asarray(maze.dir_vec), np.asarray(maze.right_vec)
+    cells = [
+        np.asarray(maze.agent_pos) + ahead * (side - 1 - far) + right * (across - side // 2)
+        for across, far in zip(*np.nonzero(visible), strict=True)
+    ]
+    return {(int(x), int(y)) for x, y in cells}
