@@ -244,6 +244,7 @@ class TrajectoryFile:
         path: the file.
         num_steps, num_episodes: int.
         starts, lengths: (E,) int64, first step and number of steps of every episode.
+        finished: whether the last episode has an end; False: it is an unfinished tail.
         rewards: (num_steps,) float32.
         actions: (num_steps,) int64, or (num_steps, A) float32.
         observation_shape, observation_dtype: of one observation as it is read, uint8 or float32.
@@ -290,9 +291,8 @@ class TrajectoryFile:
             self._check_kinds(file, observation_shape, observation_dtype, num_actions, action_size)
             self.rewards = self._finite("rewards", file["rewards"][:])
             self.actions = self._finite("actions", file["actions"][:])
-            ends = file["terminals"][:] != 0
-            if "timeouts" in file:
-                ends |= file["timeouts"][:] != 0
+            ends = self._ends(file)
+        self.finished = bool(ends[-1])
         ends[-1] = True  # an unfinished tail is an episode
         stops = np.flatnonzero(ends) + 1
         self.starts = np.concatenate([[0], stops[:-1]])
@@ -305,6 +305,11 @@ class TrajectoryFile:
             )
         self._check_actions(num_actions)
         self._check_observations()
+
+    def _ends(self, file: h5py.File) -> np.ndarray:
+        """Whether an episode ends with each step: (num_steps,) bool. To be overridden where a file does not tell."""
+        ends = file["terminals"][:] != 0
+        return ends | (file["timeouts"][:] != 0) if "timeouts" in file else ends
 
     def returns_to_go(self) -> np.ndarray:
         """Undiscounted sum of the rewards from each step to the end of its episode: (num_steps,) float32."""
