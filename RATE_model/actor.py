@@ -35,6 +35,17 @@ def knock_out_memory(memory: MemoryState, initial: MemoryState) -> MemoryState:
     return initial
 
 
+def memory_conditions(model: RATE) -> dict[str, MemoryTransform | None]:
+    """What to compare in a control experiment: a label and the `transform_memory` of each condition.
+
+    Memory is what passes between segments: memory tokens and cached hidden states. A model without either (DT) has
+    nothing to knock out, and one condition.
+    """
+    if not (model.config.num_mem_tokens or model.config.mem_len):
+        return {"no memory": None}
+    return {"memory intact": None, "memory knocked out": knock_out_memory}
+
+
 def bytes_per_row(model: RATE) -> int:
     """About how much memory an `Actor` takes for one environment: its buffers, and scores while they are filled."""
     config = model.config

@@ -1,6 +1,6 @@
 """Rolling a model out in vectorised environments."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -9,10 +9,14 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import nn
 from tqdm import tqdm
 
-from RATE_model.actor import Actor
+from RATE_model.actor import Actor, bytes_per_row
+from RATE_model.model import RATE
 
 # When no more than this share of an actor's rows is still running, it goes on with those alone.
 _COMPACT = 0.95
+
+# Cases are evaluated side by side as far as this many bytes allow: more than fits the caches makes a step slower.
+_MEMORY_BUDGET = 2**26
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,12 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def progress_bar(**arguments: object) -> tqdm:
     """A progress bar on a terminal; nothing in a log file or a batch job."""
     return tqdm(disable=None, leave=False, **arguments)
+
+
+def side_by_side(model: RATE, cases: Sequence[int], episodes: int) -> Iterator[list[int]]:
+    """Groups of cases (lengths, sizes, ...) of so many episodes each that are worth acting in at once, in order."""
+    at_once = max(1, _MEMORY_BUDGET // (episodes * bytes_per_row(model)))
+    return (list(cases[start : start + at_once]) for start in range(0, len(cases), at_once))
 
 
 def rollout(

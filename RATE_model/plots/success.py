@@ -15,6 +15,8 @@ from RATE_model.plots.style import COLOURS, GREY, MARKERS, save, style
 # {label: {episode length: value, or one value per seed}}
 Results = Mapping[str, Mapping[int, float | Sequence[float]]]
 
+EPISODE_LENGTH = "episode length (steps)"
+
 
 def plot_success_by_length(
     results: Results,
@@ -24,6 +26,7 @@ def plot_success_by_length(
     chance: float | None = 0.5,
     title: str | None = None,
     published: Results | None = None,
+    xlabel: str = EPISODE_LENGTH,
 ) -> Path:
     """Success against episode length: the mean over seeds, its standard error as a band, every seed as a point.
 
@@ -35,11 +38,13 @@ def plot_success_by_length(
         chance: success without memory; a dotted line. None: no line.
         title: above the figure.
         published: numbers of others to draw beside, as `results`, hollow and dashed.
+        xlabel: what the lengths are, where they are not steps of an episode.
 
     Raises:
         UserError: there is nothing to draw, or the file cannot be written.
     """
-    return save(success_figure(results, trained=trained, chance=chance, title=title, published=published), path)
+    figure = success_figure(results, trained=trained, chance=chance, title=title, published=published, xlabel=xlabel)
+    return save(figure, path)
 
 
 def success_figure(
@@ -49,6 +54,7 @@ def success_figure(
     chance: float | None = 0.5,
     title: str | None = None,
     published: Results | None = None,
+    xlabel: str = EPISODE_LENGTH,
 ) -> Figure:
     """The figure of `plot_success_by_length`. The line of a label has that label and the means as y data."""
     lengths = sorted({length for lines in (results, published or {}) for line in lines.values() for length in line})
@@ -57,7 +63,7 @@ def success_figure(
     with style():
         figure = Figure(figsize=(8.6, 4.8), layout="constrained")
         axes = figure.add_subplot()
-        axes.set(xscale="log", ylim=(-0.03, 1.06), xlabel="episode length (steps)", ylabel="success rate", title=title)
+        axes.set(xscale="log", ylim=(-0.03, 1.06), xlabel=xlabel, ylabel="success rate", title=title)
         axes.grid(axis="y")
         axes.yaxis.set_major_locator(FixedLocator(np.linspace(0, 1, 5)))
         low, high = lengths[0] / 1.18, lengths[-1] * 1.18

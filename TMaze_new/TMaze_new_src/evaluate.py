@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from RATE_model.actor import Actor, MemoryTransform, bytes_per_row
+from RATE_model.actor import Actor, MemoryTransform
 from RATE_model.errors import UserError
-from RATE_model.evaluation import rollout
+from RATE_model.evaluation import rollout, side_by_side
 from RATE_model.model import RATE
 from TMaze_new.TMaze_new_src.env import EVALUATION_SEEDS, TMazeVectorEnv, goals_of_seeds
 
@@ -20,9 +20,6 @@ LENGTHS = (9, 30, 90, 150, 300, 600, 900, 1200, 2400, 4800, 9600)
 SEGMENT_COUNTS = (1, 2, 3, 5, 9, 16, 30)
 SEGMENT_STEPS = 30
 MAX_EPISODES = 9992  # as many up as down, with seeds below 10,000
-
-# Lengths are evaluated side by side as far as this many bytes allow: more than fits the caches makes a step slower.
-MEMORY_BUDGET = 2**26
 
 
 def check_episodes(**episodes: int) -> None:
@@ -69,9 +66,7 @@ def success_by_length(
         Per length `success_rate` and `mean_delay`: steps beyond the T - 1 that are needed; 0 is optimal.
     """
     results: dict[int, dict[str, float]] = {}
-    at_once = max(1, MEMORY_BUDGET // (episodes * bytes_per_row(model)))
-    for start in range(0, len(lengths), at_once):
-        group = list(lengths[start : start + at_once])
+    for group in side_by_side(model, lengths, episodes):
         steps = np.repeat(np.asarray(group), episodes)
         mazes = TMazeVectorEnv(len(steps), steps - 2, hint_steps=hint_steps, max_steps=steps)
         with torch.no_grad():

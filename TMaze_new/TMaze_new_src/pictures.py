@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from RATE_model.actor import Actor, knock_out_memory
+from RATE_model.actor import Actor, memory_conditions
 from RATE_model.errors import UserError
 from RATE_model.evaluation import evaluating
 from RATE_model.model import RATE
@@ -141,15 +141,9 @@ def knock_out(
 ) -> dict[str, dict[int, float]]:
     """Success rates by length with the memory as it is, and with the initial memory at the beginning of every segment.
 
-    Memory is what passes between segments: memory tokens and cached hidden states. A model without either (DT) has
-    nothing to knock out: one line. `intact` are the rates with the memory as it is where they are known already;
-    `acting` goes to `success_by_length` (`hint_steps`, `target_return`, `slide`, `precision`).
+    See `memory_conditions`. `intact` are the rates with the memory as it is where they are known already; `acting` goes
+    to `success_by_length` (`hint_steps`, `target_return`, `slide`, `precision`).
     """
-    config = model.config
-    has_memory = bool(config.num_mem_tokens or config.mem_len)
-    lines = {"memory intact" if has_memory else "no memory": None}
-    if has_memory:
-        lines["memory knocked out"] = knock_out_memory
     with evaluating(model):
         return {
             label: intact
@@ -160,7 +154,7 @@ def knock_out(
                     model, lengths, episodes=episodes, transform_memory=transform, **acting
                 ).items()
             }
-            for label, transform in lines.items()
+            for label, transform in memory_conditions(model).items()
         }
 
 

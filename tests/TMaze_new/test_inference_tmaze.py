@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from RATE_model.actor import knock_out_memory
 from RATE_model.checkpoints import save_checkpoint
 from tests.small_models import CONTINUOUS, small_model
 from tests.tmaze_runs import only_run, train
@@ -75,7 +76,7 @@ def test_flags_reach_the_evaluation(run, monkeypatch, capsys):
     assert defaults["lengths"] == [9, 30, 90, 150, 300, 600, 900, 1200, 2400, 4800, 9600]
     assert defaults["episodes"] == 100 and defaults["transform_memory"] is None and defaults["slide"] == 1
     assert given == dict(
-        lengths=[5, 1000000], episodes=20, transform_memory=inference_tmaze.knock_out_memory, slide=3, hint_steps=2,
+        lengths=[5, 1000000], episodes=20, transform_memory=knock_out_memory, slide=3, hint_steps=2,
         target_return=0.5, precision="bf16",
     )  # fmt: skip
     assert "memory knocked out" in capsys.readouterr().out

@@ -1,0 +1,74 @@
+"""What every inference script has in common: the flags that name a checkpoint and where results go."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from RATE_model.actor import MemoryTransform, knock_out_memory
+from RATE_model.atomic import atomic_write_text
+from RATE_model.checkpoints import resolve_checkpoint
+from RATE_model.errors import UserError
+from RATE_model.fit import load_model
+from RATE_model.limits import at_least
+from RATE_model.model import RATE
+from RATE_model.options import Boolean
+from RATE_model.precision import Precision, pick_device
+from RATE_model.spec import EnvironmentSpec
+
+
+@dataclass(frozen=True)
+class InferenceOptions:
+    """Which checkpoint, how it acts, and where results go."""
+
+    # A run directory (its newest checkpoint), a directory step_*, or a tag such as RUN/checkpoints/best
+    checkpoint: Path | None = None
+    # Replace the memory by the initial one at every segment: what needs memory must fall to chance
+    knock_out: Boolean = False
+    # DT and DTXL: steps that leave a full window at once; 1 is the published protocol, more is faster
+    slide: int = 1
+    # float32, or bfloat16 products
+    precision: Precision = "32"
+    # auto (a GPU if there is one), cpu, cuda, ...
+    device: str = "auto"
+    # Also draw pictures, into this folder
+    pictures: Path | None = None
+    # Also write the results to this JSON file
+    output: Path | None = None
+
+    def validate(self) -> None:
+        """Raise a UserError for what can be seen to be wrong before anything is loaded."""
+        if self.checkpoint is None:
+            raise UserError("--checkpoint is missing: give a run directory or a checkpoint")
+        at_least(1, slide=self.slide)
+        if self.output is not None and (self.output.is_dir() or not self.output.absolute().parent.is_dir()):
+            raise UserError(f"--output {self.output}: give a file in a folder that exists")
+        if self.pictures is not None and self.pictures.exists() and not self.pictures.is_dir():
+            raise UserError(f"--pictures {self.pictures}: is a file; give a folder")
+
+    @property
+    def transform_memory(self) -> MemoryTransform | None:
+        """For `Actor`."""
+        return knock_out_memory if self.knock_out else None
+
+    def load(self, spec: EnvironmentSpec) -> tuple[Path, RATE]:
+        """The checkpoint's path, and its model in eval mode on the device.
+
+        Raises:
+            UserError: there is no such checkpoint or device, it is damaged, or the model has another spec.
+        """
+        path = resolve_checkpoint(self.checkpoint)
+        model = load_model(path, device=pick_device(self.device))
+        if model.spec != spec:
+            raise UserError(f"{path} was trained in another environment: its spec is {model.spec}")
+        return path, model
+
+    def write(self, **results: Any) -> None:
+        """The results to `output`, if it was given. Raises UserError if they cannot be written."""
+        if self.output is None:
+            return
+        try:
+            document = {"checkpoint": str(self.checkpoint), **results}
+            atomic_write_text(self.output, json.dumps(document, indent=2) + "\n")
+        except OSError as error:
+            raise UserError(f"--output {self.output} cannot be written: {error.strerror}") from error

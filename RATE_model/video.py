@@ -1,0 +1,49 @@
+"""Episodes as MP4 files."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import imageio.v3 as imageio
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from RATE_model.errors import UserError
+
+BLOCK = 16  # the codec takes sizes that are multiples of this
+LINE = 18  # pixels of a line of text
+
+
+def with_caption(frame: np.ndarray, *lines: str) -> np.ndarray:
+    """A frame (H, W, 3) uint8 with lines of text, white on black, below it: (H + 18 lines, W, 3) uint8."""
+    height, width, _ = frame.shape
+    image = Image.new("RGB", (width, height + LINE * len(lines)))
+    image.paste(Image.fromarray(frame))
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(LINE - 5)
+    for number, line in enumerate(lines):
+        draw.text((4, height + LINE * number), line, font=font, fill="white")
+    return np.asarray(image)
+
+
+def write_video(frames: Sequence[np.ndarray], path: Path, *, fps: int = 8) -> Path:
+    """Write frames (H, W, 3) uint8, all of one size, as an H.264 MP4; returns its path.
+
+    Sizes that the codec does not take are padded with black at the right and at the bottom. The file appears when it
+    is complete.
+
+    Raises:
+        UserError: the file cannot be written.
+        ValueError: there is no frame.
+    """
+    video = np.stack(frames)
+    _, height, width, _ = video.shape
+    video = np.pad(video, ((0, 0), (0, -height % BLOCK), (0, -width % BLOCK), (0, 0)))
+    partial = path.with_name(f".{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        imageio.imwrite(partial, video, extension=".mp4", plugin="FFMPEG", fps=fps, codec="libx264", quality=8)
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(f"video {path} cannot be written: {error.strerror or error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
