@@ -1,0 +1,209 @@
+"""MuJoCo trajectories for training: opening a file, normalising its observations, cutting windows.
+
+Windows of L steps end at every step of every episode: step t of its episode is the last of min(t + 1, L) real steps.
+So a uniform draw of windows is a draw of an episode in proportion to its length and of a uniform step in it; and every
+step, the first of an episode among them, lies in L windows, but for those near an episode's end.
+
+Where an episode begins, a window is shorter than L. ``--pad right``, the default, puts the padding behind its steps:
+
+    t = 0      0 . . . . .        The first step is the first of a segment, as when acting, and no step attends to
+    t = 1      0 1 . . . .        padding: in a causal model what comes later has no influence, and segments of nothing
+    t = 5      0 1 2 3 4 5        but padding are skipped.
+    t = 6      1 2 3 4 5 6
+
+``--pad left``, as published, puts zeros before them. Steps then attend to the padding in their segment, which no acting
+model ever sees; the published code trained on full windows only.
+
+An unfinished tail, steps behind the last terminal or timeout of a file, is left out, as the published conversion does:
+its returns-to-go would be too small. Without `timeouts` in a file, episodes end after 1000 steps: D4RL's rule.
+
+Returns-to-go run to the end of an episode, in units of reward; the model's spec scales them (`tasks.RETURN_SCALE`).
+Observations are normalised by the mean and standard deviation of the file (`Normalisation`), and so must be those that
+a trained model acts on.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import h5py
+import numpy as np
+
+from MuJoCo.files import find_data, how_to_get
+from MuJoCo.formats import as_trajectory_file
+from MuJoCo.tasks import MAX_EPISODE_STEPS, Robot, Task
+from RATE_model.atomic import atomic_write_text
+from RATE_model.errors import UserError
+from RATE_model.trajectories import TrajectoryFile
+from RATE_model.windows import WindowDataset, split_episodes
+
+TRAINING_FRACTION = 0.95
+SPLIT_SEED = 0
+STD_MARGIN = 1e-6
+ACTION_MARGIN = 1e-3
+NORMALISATION_FILE = "normalisation.json"
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Which trajectories to train on."""
+
+    # The data: a folder to look in, a file, or a Minari dataset's folder; none = `mujoco: data_dir_prefix:` of
+    # wandb_config.yaml, else MuJoCo/MuJoCo_data.
+    data_path: Path | None = None
+    # Where windows that are cut off by an episode's beginning are padded; left is the published side, and the steps of
+    # such windows attend to padding.
+    pad: Literal["right", "left"] = "right"
+
+
+@dataclass(frozen=True, eq=False)
+class Normalisation:
+    """Observations minus the data's mean, over the data's standard deviation (plus 1e-6)."""
+
+    mean: np.ndarray  # (observation_size,) float32
+    std: np.ndarray  # (observation_size,) float32, the margin included
+
+    @classmethod
+    def of(cls, observations: np.ndarray) -> Normalisation:
+        """That of observations (n, observation_size)."""
+        values = observations.astype(np.float64)
+        return cls(values.mean(axis=0).astype(np.float32), (values.std(axis=0) + STD_MARGIN).astype(np.float32))
+
+    def apply(self, observations: np.ndarray) -> np.ndarray:
+        """Normalised observations (..., observation_size) float32."""
+        return (np.asarray(observations, dtype=np.float32) - self.mean) / self.std
+
+    def write(self, directory: Path) -> None:
+        """Keep it in a run's directory."""
+        content = {"mean": self.mean.tolist(), "std": self.std.tolist()}
+        atomic_write_text(directory / NORMALISATION_FILE, json.dumps(content) + "\n")
+
+    @classmethod
+    def read(cls, directory: Path, robot: Robot) -> Normalisation:
+        """That of a run. Raises UserError if it is missing, damaged or of another robot."""
+        path = directory / NORMALISATION_FILE
+        try:
+            content = json.loads(path.read_text())
+            mean, std = (np.array(content[name], dtype=np.float32) for name in ("mean", "std"))
+        except FileNotFoundError:
+            raise UserError(f"{path}: there is no such file; without it a model of MuJoCo cannot act") from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: damaged ({error})") from None
+        size = (robot.observation_size,)
+        if mean.shape != size or std.shape != size or not np.isfinite(mean + std).all() or std.min() <= 0:
+            raise UserError(f"{path}: expected {size[0]} means and as many positive standard deviations")
+        return cls(mean, std)
+
+
+class MuJoCoFile(TrajectoryFile):
+    """A trajectory file of a robot, whose observations are read normalised.
+
+    Attributes beside those of `TrajectoryFile`:
+        normalisation: of the observations of all whole episodes.
+        whole: (E,) bool, False for an unfinished tail.
+        returns: (whole episodes,) float32, in units of reward.
+
+    Raises:
+        UserError: as `TrajectoryFile`; also if actions leave [-1, 1] or no episode is whole.
+    """
+
+    def __init__(self, path: Path, robot: Robot, *, hint: str = "") -> None:
+        self.normalisation: Normalisation | None = None
+        super().__init__(
+            path,
+            observation_shape=(robot.observation_size,),
+            observation_dtype="float32",
+            action_size=robot.action_size,
+            hint=hint,
+        )
+        beyond = np.abs(self.actions).max(axis=1) > 1 + ACTION_MARGIN
+        if beyond.any():
+            step = int(np.argmax(beyond))
+            raise self._error(f"has the action {self.actions[step].tolist()} at step {step}; allowed is -1 to 1")
+        self.whole = np.ones(self.num_episodes, dtype=bool)
+        self.whole[-1] = self.finished
+        if not self.whole.any():
+            raise self._error("holds no whole episode: its steps end neither in a terminal state nor by a timeout")
+        self.returns = self.returns_to_go()[self.starts[self.whole]]
+        observations, _ = self.load()
+        self.normalisation = Normalisation.of(observations[: self.lengths[self.whole].sum()])
+
+    def _ends(self, file: h5py.File) -> np.ndarray:
+        """As `TrajectoryFile`; without `timeouts` an episode also ends with its 1000th step."""
+        ends = super()._ends(file)
+        if "timeouts" in file:
+            return ends
+        starts = np.flatnonzero(np.concatenate([[True], ends[:-1]]))
+        step = _numbers(np.diff(starts, append=len(ends)))
+        return ends | (step % MAX_EPISODE_STEPS == MAX_EPISODE_STEPS - 1)
+
+    def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Steps start to stop - 1: normalised observations (n, obs) and actions (n, act), both float32."""
+        observations, actions = super().read(start, stop)
+        if self.normalisation is not None:
+            observations = self.normalisation.apply(observations)
+        return observations, actions
+
+
+@dataclass(frozen=True)
+class Data:
+    """A task's data, ready for training."""
+
+    file: MuJoCoFile
+    training: WindowDataset
+    validation: WindowDataset
+
+    @property
+    def normalisation(self) -> Normalisation:
+        """Of the observations."""
+        return self.file.normalisation
+
+
+def open_data(task: Task, data_path: Path | None = None) -> MuJoCoFile:
+    """The task's data, found, converted if need be, opened and checked. Raises UserError; see `find_data`."""
+    path = as_trajectory_file(find_data(task, data_path))
+    return MuJoCoFile(path, task.robot, hint=f"It is read as {task.name}. {how_to_get(task)}")
+
+
+def load_data(
+    task: Task, options: DataOptions, *, size: int, fraction: float = TRAINING_FRACTION, split_seed: int = SPLIT_SEED
+) -> Data:
+    """Windows of ``size`` steps (segments x steps of a segment) for training and validation.
+
+    Episodes are divided between the two. Training windows end at every step; validation windows do not overlap, so that
+    every step of an episode is in one of them.
+
+    Raises:
+        UserError: the data is missing or bad, or has too few episodes.
+    """
+    file = open_data(task, options.data_path)
+    everywhere, tiles = windows_at_every_step(0, file, size), tiling_windows(0, file, size)
+    training, _ = split_episodes(everywhere, [file], fraction=fraction, seed=split_seed)
+    _, validation = split_episodes(tiles, [file], fraction=fraction, seed=split_seed)
+    dataset = WindowDataset([file], training, size=size, pad=options.pad)
+    return Data(file, dataset, dataset.with_windows(validation))
+
+
+def windows_at_every_step(file_index: int, file: MuJoCoFile, size: int) -> np.ndarray:
+    """The windows of at most ``size`` steps that end at each step of whole episodes: (W, 3) [file, start, length]."""
+    starts, lengths = file.starts[file.whole], file.lengths[file.whole]
+    step = _numbers(lengths)  # within its episode
+    begin = np.repeat(starts, lengths) + np.maximum(0, step - size + 1)
+    return np.stack([np.full(len(step), file_index), begin, np.minimum(step + 1, size)], axis=1)
+
+
+def tiling_windows(file_index: int, file: MuJoCoFile, size: int) -> np.ndarray:
+    """Windows that divide each whole episode; its last may be shorter: (W, 3) [file, start, length]."""
+    starts, lengths = file.starts[file.whole], file.lengths[file.whole]
+    counts = -(-lengths // size)
+    offset = _numbers(counts) * size
+    length = np.minimum(size, np.repeat(lengths, counts) - offset)
+    return np.stack([np.full(len(offset), file_index), np.repeat(starts, counts) + offset, length], axis=1)
+
+
+def _numbers(counts: np.ndarray) -> np.ndarray:
+    """0, 1, ..., counts[0] - 1, 0, 1, ..., counts[1] - 1, ...: int64."""
+    return np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)

@@ -1,0 +1,194 @@
+"""Download D4RL's MuJoCo datasets (Fu et al. 2020, arXiv 2004.07219), version 2.
+
+    python download_d4rl_datasets.py                                       all 12
+    python download_d4rl_datasets.py --datasets hopper-medium walker2d-expert
+    python download_d4rl_datasets.py --data_path FOLDER --url ADDRESS      to another folder, from a mirror
+
+A file arrives as ``<name>.part`` and gets its name once it is whole and good: the size that the server named, HDF5 with
+D4RL's keys and equal lengths, the robot's sizes, finite numbers. A broken download goes on from the .part file when the
+script is run again. A file that is there and good is left alone.
+"""
+
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass
+from http.client import HTTPException, HTTPResponse
+from pathlib import Path
+
+from tqdm import tqdm
+
+from MuJoCo.dataset import MuJoCoFile
+from MuJoCo.files import d4rl_name, data_directory
+from MuJoCo.tasks import TASKS, Task
+from RATE_model.errors import UserError
+from RATE_model.limits import at_least
+from RATE_model.options import close_matches, exit_on_user_error, parse_options
+
+URL = "http://rail.eecs.berkeley.edu/datasets/offline_rl/gym_mujoco_v2"
+SCRIPT = "python download_d4rl_datasets.py"
+BLOCK_BYTES = 2**20
+
+_NAMES = {task.name: task for task in TASKS}
+_PARTIAL_CONTENT, _RANGE_NOT_SATISFIABLE = 206, 416
+
+
+class _Unreachable(UserError):
+    """No connection to the server: trying its other files would only take time."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to download, and to where."""
+
+    # Names such as hopper-medium or walker2d-medium-expert; none = all 12.
+    datasets: tuple[str, ...] = ()
+    # Folder for the files; none = `mujoco: data_dir_prefix:` of wandb_config.yaml, else MuJoCo/MuJoCo_data.
+    data_path: Path | None = None
+    # Folder on a server that holds the files.
+    url: str = URL
+    # Tries per file; each goes on where the last one broke off.
+    tries: int = 3
+    # Seconds without an answer after which a try is given up.
+    timeout: float = 30.0
+
+    def validate(self) -> None:
+        """Raise a UserError for a value out of range."""
+        for name in self.datasets:
+            if name not in _NAMES:
+                raise UserError(
+                    f"--datasets {name}: unknown{close_matches(name, list(_NAMES))}; known are {', '.join(_NAMES)}"
+                )
+        at_least(1, tries=self.tries)
+        at_least(0.1, timeout=self.timeout)
+        if not self.url.startswith(("http://", "https://")):
+            raise UserError(f"--url {self.url}: must begin with http:// or https://")
+
+    @property
+    def tasks(self) -> list[Task]:
+        """The tasks whose data is wanted, each once."""
+        return [_NAMES[name] for name in dict.fromkeys(self.datasets)] or list(TASKS)
+
+
+def download(task: Task, options: Options) -> str:
+    """Bring one file into the folder; returns what was done, for a person.
+
+    Raises:
+        UserError: the server cannot be reached or gives something else, or the disk does not take it. What arrived of a
+            broken download stays as a .part file.
+    """
+    path = data_directory(options.data_path) / d4rl_name(task)
+    if path.exists():
+        _verify(path, task, f"Delete or rename it and run `{SCRIPT} --datasets {task.name}`.")
+        return f"{path}: there and good"
+    url = f"{options.url.rstrip('/')}/{path.name}"
+    part = path.with_name(f"{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _fetch(url, part, options)
+        try:
+            _verify(part, task, "It was deleted; if it happens again, the server's file is not D4RL's.")
+        except UserError:
+            part.unlink()  # whole, but not what it should be: to go on from it would not help
+            raise
+        part.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write '{part}': {error.strerror or error}") from error
+    return f"{path}: downloaded and good, {path.stat().st_size / 1e6:.0f} MB"
+
+
+def _verify(path: Path, task: Task, hint: str) -> None:
+    """Open and check a file. Raises UserError with the hint."""
+    with MuJoCoFile(path, task.robot, hint=hint):
+        pass
+
+
+def _fetch(url: str, part: Path, options: Options) -> None:
+    """Load the rest of a file that ``part`` is the beginning of, until it is whole."""
+    problem, failure = "", UserError
+    for attempt in range(options.tries):
+        if attempt:
+            time.sleep(min(2.0**attempt / 2, 10.0))
+        failure = UserError
+        try:
+            problem = _continue(url, part, options.timeout)
+            if not problem:
+                return
+        except urllib.error.HTTPError as error:
+            problem = f"the server says {error.code} {error.reason}"
+            if 400 <= error.code < 500:
+                break
+        except urllib.error.URLError as error:
+            problem, failure = f"no connection ({error.reason})", _Unreachable
+        except (HTTPException, TimeoutError, ConnectionError) as error:
+            problem = f"the connection broke ({error or type(error).__name__})"
+    kept = part.stat().st_size if part.exists() else 0
+    resumable = f" {kept} bytes are kept in '{part}'; running this again goes on there." if kept else ""
+    raise failure(f"cannot download {url}: {problem}.{resumable}")
+
+
+def _continue(url: str, part: Path, timeout: float) -> str:
+    """One try; returns what is wrong with what arrived, or nothing if the file is whole."""
+    have = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    try:
+        response: HTTPResponse = urllib.request.urlopen(request, timeout=timeout)
+    except urllib.error.HTTPError as error:
+        if error.code != _RANGE_NOT_SATISFIABLE:
+            raise
+        total = error.headers.get("Content-Range", "").rpartition("/")[2]
+        if total == str(have):
+            return ""
+        part.unlink()
+        return f"the {have} bytes here are no beginning of the server's file of {total or 'unknown size'}"
+    with response:
+        resumed = response.status == _PARTIAL_CONTENT  # else the server sends all of it
+        start = have if resumed else 0
+        if resumed and not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
+            return "the server sends another part of the file than it was asked for"
+        length = response.headers.get("Content-Length")
+        if length is None:
+            return "the server does not say how long the file is"
+        total = start + int(length)
+        with (
+            open(part, "ab" if resumed else "wb") as file,
+            tqdm(total=total, initial=start, desc=part.stem, unit="B", unit_scale=True, disable=None) as bar,
+        ):
+            while block := response.read(BLOCK_BYTES):
+                file.write(block)
+                bar.update(len(block))
+    have = part.stat().st_size
+    return "" if have == total else f"the connection ended behind {have} of {total} bytes"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Download what the flags ask for; exit 2 if something is missing in the end."""
+    with exit_on_user_error():
+        options = parse_options(Options, argv=argv, prog=SCRIPT, description="Download D4RL's MuJoCo datasets.")
+        failed, unreachable = [], False
+        for task in options.tasks:
+            if unreachable and not (data_directory(options.data_path) / d4rl_name(task)).exists():
+                failed.append(task)
+                continue
+            try:
+                print(download(task, options), flush=True)
+            except UserError as error:
+                failed.append(task)
+                unreachable |= isinstance(error, _Unreachable)
+                print(f"error: {error}", file=sys.stderr, flush=True)
+            except KeyboardInterrupt:
+                print("Interrupted; running this again goes on where it stopped.", file=sys.stderr)
+                raise SystemExit(130) from None
+        if failed:
+            names = ", ".join(d4rl_name(task) for task in failed)
+            raise UserError(
+                f"{len(failed)} of {len(options.tasks)} files are missing or bad: {names}. Tried: {options.url}. "
+                f"Put them into '{data_directory(options.data_path)}' by hand, name another server with --url, or make "
+                "your own data with `python3 MuJoCo/generate_dataset.py --env ENV --dataset DATASET`."
+            )
+
+
+if __name__ == "__main__":
+    main()
