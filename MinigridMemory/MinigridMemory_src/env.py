@@ -57,11 +57,11 @@ _UNLIMITED = 2**31  # time limit of the maze inside: only ours ends episodes
 def expert_cap(size: int) -> int:
     """A time limit in steps that leaves the expert room in a maze of this size, whatever the layout and the start.
 
-    The longest way of an optimal agent that has to look: start at the last cell E = size - 3 of a full corridor, turn
-    round (2), walk west until the cue shows at column 3 (E - 3), turn round (2), walk to the fork (E - 2), turn to one
-    arm (1), find that it was the other (2), enter (1): 2 E + 3 = 2 size - 3 steps. An agent that keeps what it glimpses
-    of the fork while turning at the start needs two fewer. The limit adds what the published one, 96, leaves at
-    size 41: 17 steps for detours, so that ``expert_cap(41) == PUBLISHED_CAP``.
+    The longest way of an agent that has to look: begin at the last cell E = size - 3 of a full corridor, turn round
+    (2), walk west until the cue shows at column 3 (E - 3), turn round (2), walk to the fork (E - 2), turn to one arm
+    (1), find that it was the other (2), enter (1): 2 E + 3 = 2 size - 3 steps; one fewer for our expert, who keeps what
+    it glimpses of the fork while turning there. The limit adds what the published one, 96, leaves at size 41: 17 steps
+    for detours, so that ``expert_cap(41) == PUBLISHED_CAP``.
     """
     return 2 * size + 14
 

@@ -1,0 +1,195 @@
+"""An expert for Minigrid-Memory that sees what the agent sees, the 3x3 cells before it, and remembers.
+
+It goes west until the object of the room shows, turns round, goes east to the fork, looks into an arm and takes the one
+that matches. It is told neither where it is nor where the right arm is. It knows the shape of these mazes, and where it
+stands relative to its start: it keeps count of its own turns and steps, whichever of them were random.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from MinigridMemory.MinigridMemory_src.env import (
+    FORWARD,
+    LEFT,
+    NUM_ACTIONS,
+    RIGHT,
+    VIEW,
+    MinigridMemoryEnv,
+    expert_cap,
+)
+from RATE_model.errors import UserError
+
+if TYPE_CHECKING:
+    from RATE_model.evaluation import Episodes
+
+EXPERT_STREAM = 1  # of the generators of an episode: the layout is drawn from the seed itself
+
+EMPTY, WALL, KEY, BALL = 1, 2, 5, 6  # types of cells in an encoded view
+_OTHER = {KEY: BALL, BALL: KEY}
+EAST, SOUTH, WEST, NORTH = range(4)
+_STEPS = ((1, 0), (0, 1), (-1, 0), (0, -1))  # x grows to the east, y to the south
+
+
+@dataclass(frozen=True)
+class Flaws:
+    """What keeps an expert from being perfect."""
+
+    # Probability of a uniformly random action at a step; the expert finds its way back.
+    noise: float = 0.0
+    # Probability that an episode ends in the wrong arm, on purpose.
+    wrong_arm: float = 0.0
+    # Probability that the object of the room is not looked at, and guessed.
+    guess: float = 0.0
+
+
+class Expert:
+    """Acts in one maze after another.
+
+    Args:
+        generator: of its own random choices; episodes of a flawless expert do not depend on it.
+        flaws: see `Flaws`.
+    """
+
+    def __init__(self, generator: np.random.Generator, flaws: Flaws | None = None) -> None:
+        self._generator = generator
+        self._flaws = flaws or Flaws()
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything: a new episode begins, facing east somewhere in the corridor."""
+        wrong, guess, coin = self._generator.random(3)
+        self._wrong = wrong < self._flaws.wrong_arm
+        self._cue = (KEY if coin < 0.5 else BALL) if guess < self._flaws.guess else None
+        self._x, self._y, self._heading = 0, 0, EAST  # from the start; the row of the corridor is 0
+        self._fork: int | None = None  # x of the two arms
+        self._north: int | None = None  # object of the northern arm
+
+    def act(self, view: np.ndarray) -> int:
+        """The action for an encoded view, (3, 3, 3) uint8 as in `MinigridMemoryEnv.view`."""
+        cells = view[:, :, 0].tolist()
+        self._look(cells)
+        if self._flaws.noise and self._generator.random() < self._flaws.noise:
+            action = int(self._generator.integers(NUM_ACTIONS))
+        else:
+            action = self._plan()
+        if action != FORWARD:
+            self._heading = (self._heading + (1 if action == RIGHT else -1)) % 4
+        elif cells[VIEW // 2][VIEW - 2] == EMPTY:
+            self._x, self._y = self._ahead(1, 0)
+        return action
+
+    def _look(self, cells: list[list[int]]) -> None:
+        """Remember the objects in view and the end of the corridor. Objects: one row off the room's, two the fork's."""
+        for across, column in enumerate(cells):
+            for far, kind in enumerate(column):
+                if kind not in _OTHER:
+                    continue
+                x, y = self._ahead(VIEW - 1 - far, across - VIEW // 2)
+                if y == -1:
+                    self._cue = self._cue or kind
+                else:
+                    self._fork, self._north = x, kind if y < 0 else _OTHER[kind]
+        if self._heading == EAST and self._y == 0:
+            near, farther = cells[VIEW // 2][VIEW - 2], cells[VIEW // 2][VIEW - 3]
+            if near == WALL or farther == WALL:
+                self._fork = self._x + (near != WALL)
+
+    def _plan(self) -> int:
+        """The best action for what is known."""
+        if self._y != 0:  # strayed in the room: back to the corridor's row
+            return self._towards(NORTH if self._y > 0 else SOUTH)
+        if self._cue is None:
+            return self._towards(WEST)
+        if self._x != self._fork:
+            return self._towards(EAST)
+        if self._north is None:
+            return self._towards(NORTH)
+        return self._towards(NORTH if (self._north == self._cue) != self._wrong else SOUTH)
+
+    def _towards(self, heading: int) -> int:
+        """Forward when facing there, else the turn to it."""
+        return (FORWARD, RIGHT, LEFT, LEFT)[(heading - self._heading) % 4]
+
+    def _ahead(self, steps: int, right: int) -> tuple[int, int]:
+        """The cell so many steps ahead and to the right."""
+        (ax, ay), (rx, ry) = _STEPS[self._heading], _STEPS[(self._heading + 1) % 4]
+        return self._x + ax * steps + rx * right, self._y + ay * steps + ry * right
+
+
+@dataclass(frozen=True)
+class Played:
+    """One episode of T steps, small enough to send between processes: `frames_of_views` makes the observations."""
+
+    seed: int
+    cue: str
+    arm: str
+    views: np.ndarray  # (T, 3, 3, 3) uint8
+    actions: np.ndarray  # (T,) uint8
+    reward: float  # of the last step; all others are 0
+    terminated: bool
+    success: bool
+
+    @property
+    def steps(self) -> int:
+        """T."""
+        return len(self.actions)
+
+
+def play(
+    size: int, seeds: Iterable[int], *, random_length: bool = True, max_steps: int, flaws: Flaws | None = None
+) -> list[Played]:
+    """One episode per seed, each a function of its seed and these arguments."""
+    env = MinigridMemoryEnv(size, random_length=random_length, max_steps=max_steps)
+    return [_play_one(env, int(seed), flaws) for seed in seeds]
+
+
+def _play_one(env: MinigridMemoryEnv, seed: int, flaws: Flaws | None) -> Played:
+    expert = Expert(np.random.default_rng([seed, EXPERT_STREAM]), flaws)
+    env.reset(seed=seed)
+    views, actions, over = [], [], False
+    while not over:
+        views.append(env.view)
+        actions.append(expert.act(env.view))
+        _, reward, terminated, truncated, _ = env.step(actions[-1])
+        over = terminated or truncated
+    return Played(
+        seed, env.cue, env.arm, np.stack(views), np.array(actions, dtype=np.uint8), reward, terminated, env.success
+    )
+
+
+def expert_episodes(
+    size: int,
+    seeds: Iterable[int],
+    *,
+    random_length: bool = True,
+    max_steps: int | None = None,
+    flaws: Flaws | None = None,
+) -> Episodes:
+    """What the expert scores in the mazes of these seeds, to be printed beside what a model scores.
+
+    Args:
+        size: of the mazes.
+        seeds: one per episode.
+        random_length: draw where the corridors end.
+        max_steps: time limit; None: `expert_cap`, which a flawless expert always meets.
+        flaws: of the expert; None: none.
+
+    Returns:
+        returns, lengths and last rewards, (E,) each. A last reward above 0 is a success.
+
+    Raises:
+        UserError: the size or the limit is out of range, or there is no seed.
+    """
+    from RATE_model.evaluation import Episodes  # torch comes with it; processes that only play do without
+
+    limit = expert_cap(size) if max_steps is None else max_steps
+    played = play(size, seeds, random_length=random_length, max_steps=limit, flaws=flaws)
+    if not played:
+        raise UserError("the expert was given no seed: at least one episode is needed")
+    rewards = np.array([episode.reward for episode in played], dtype=np.float64)
+    return Episodes(rewards, np.array([episode.steps for episode in played], dtype=np.int64), rewards.copy())
