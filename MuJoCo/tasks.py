@@ -119,12 +119,18 @@ def task_of(env_id: int) -> Task:
 def make_environment(robot: Robot, version: Literal["v4", "v5"] = "v4") -> gymnasium.Env:
     """The robot's Gymnasium environment, of at most 1000 steps. Raises UserError where MuJoCo is not installed."""
     try:
-        importlib.import_module("mujoco")
+        mujoco = importlib.import_module("mujoco")
     except ImportError as error:
         raise UserError(f"{robot.environment_id(version)} needs MuJoCo: pip install -e '.[mujoco]'") from error
     import gymnasium
 
-    with warnings.catch_warnings():
-        # v4 is what D4RL's scores refer to; that there is a newer one is known.
-        warnings.filterwarnings("ignore", message=".*out of date")
-        return gymnasium.make(robot.environment_id(version), disable_env_checker=True)
+    handler = mujoco.get_mju_user_warning()
+    # MuJoCo finds HalfCheetah's model old-fashioned, and would say so on the screen and in a file MUJOCO_LOG.TXT.
+    mujoco.set_mju_user_warning(lambda message: None)
+    try:
+        with warnings.catch_warnings():
+            # v4 is what D4RL's scores refer to; that there is a newer one is known.
+            warnings.filterwarnings("ignore", message=".*out of date")
+            return gymnasium.make(robot.environment_id(version), disable_env_checker=True)
+    finally:
+        mujoco.set_mju_user_warning(handler)

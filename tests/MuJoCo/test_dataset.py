@@ -1,0 +1,261 @@
+"""MuJoCo data: tasks, finding, episodes, windows, normalisation, and what is wrong with a file."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from MuJoCo import files
+from MuJoCo.dataset import (
+    DataOptions,
+    MuJoCoFile,
+    Normalisation,
+    load_data,
+    open_data,
+    tiling_windows,
+    windows_at_every_step,
+)
+from MuJoCo.tasks import HALFCHEETAH, HOPPER, RETURN_SCALE, ROBOTS, TASKS, WALKER2D, task_of
+from RATE_model.errors import UserError
+from RATE_model.trajectories import TrajectoryWriter
+from RATE_model.windows import WindowDataset
+from tests.mujoco_files import LENGTHS, episodes, write_d4rl
+
+ROOT = Path(__file__).resolve().parents[2]
+HOPPER_MEDIUM = TASKS[6]
+
+
+@pytest.fixture
+def file(tmp_path):
+    return MuJoCoFile(write_d4rl(tmp_path / "hopper_medium-v2.hdf5", HOPPER), HOPPER)
+
+
+def test_the_table_of_tasks():
+    names = [task.name for task in TASKS]
+    robots = ["halfcheetah"] * 3 + ["walker2d"] * 3 + ["hopper"] * 3
+    kinds = ["medium", "medium-replay", "expert"] * 3 + ["medium-expert"] * 3
+    assert names == [f"{r}-{k}" for r, k in zip([*robots, "halfcheetah", "walker2d", "hopper"], kinds, strict=True)]
+    assert [task.target_return for task in TASKS] == [6000] * 3 + [5000] * 3 + [3600] * 3 + [12000, 5000, 3600]
+    assert [(r.observation_size, r.action_size) for r in (HALFCHEETAH, HOPPER, WALKER2D)] == [(17, 6), (11, 3), (17, 6)]
+    assert task_of(11) is TASKS[11]
+    for number in (-1, 12):
+        with pytest.raises(
+            UserError, match=rf"--env_id {number}: must be one of 0 halfcheetah-medium, .* 11 hopper-med"
+        ):
+            task_of(number)
+
+
+def test_normalised_scores_are_those_of_d4rl():
+    assert [robot.normalised_score(robot.random_return) for robot in ROBOTS.values()] == [0, 0, 0]
+    assert [robot.normalised_score(robot.expert_return) for robot in ROBOTS.values()] == [100, 100, 100]
+    np.testing.assert_allclose(HOPPER.normalised_score(np.array([1422.0])), 44.32, atol=0.01)
+    assert RETURN_SCALE == 1000
+
+
+def test_importing_needs_no_simulator():
+    code = "import MuJoCo.dataset, MuJoCo.generate_dataset, download_d4rl_datasets, sys; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "MuJoCo.dataset" in done.stdout.split()
+    assert not {"mujoco", "stable_baselines3", "wandb"} & set(done.stdout.split())
+
+
+def test_data_is_found_by_all_its_names(tmp_path):
+    for name in reversed(files.candidates(HOPPER_MEDIUM)):
+        path = tmp_path / name
+        path.mkdir(parents=True) if name.startswith("mujoco/") else path.touch()
+        assert files.find_data(HOPPER_MEDIUM, tmp_path) == path
+    assert files.find_data(HOPPER_MEDIUM, tmp_path / "hopper-medium-v2.pkl").suffix == ".pkl"
+
+
+def test_missing_data_is_told_with_the_commands_that_make_it(tmp_path):
+    with pytest.raises(UserError) as error:
+        files.find_data(HOPPER_MEDIUM, tmp_path)
+    for part in ("hopper_medium-v2.hdf5", "hopper_medium-own.hdf5", "hopper-medium-v2.pkl", "mujoco/hopper/medium-v0"):
+        assert part in str(error.value)
+    assert "download_d4rl_datasets.py --datasets hopper-medium" in str(error.value)
+    assert "generate_dataset.py --env hopper --dataset medium" in str(error.value)
+    with pytest.raises(UserError, match="--data_path .*nowhere: there is no such file or folder"):
+        files.find_data(HOPPER_MEDIUM, tmp_path / "nowhere")
+
+
+def test_the_folder_of_wandb_config_counts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("wandb_config.yaml").write_text(f"mujoco:\n  data_dir_prefix: {tmp_path / 'elsewhere'}\n")
+    path = write_d4rl(tmp_path / "elsewhere" / "hopper_medium-v2.hdf5", HOPPER)
+    assert files.find_data(HOPPER_MEDIUM) == path
+    assert files.data_directory(tmp_path) == tmp_path
+    Path("wandb_config.yaml").write_text("")
+    assert files.data_directory() == files.DATA_DIRECTORY
+
+
+def test_episodes_and_returns(file):
+    expected = [episode["rewards"].sum() for episode in episodes(HOPPER)]
+    assert tuple(file.lengths) == LENGTHS and file.whole.all()
+    np.testing.assert_allclose(file.returns, expected, rtol=1e-5)
+
+
+def test_an_unfinished_tail_is_left_out(tmp_path, file):
+    with_tail = MuJoCoFile(write_d4rl(tmp_path / "tail.hdf5", HOPPER, tail=6), HOPPER)
+    assert tuple(with_tail.lengths) == (*LENGTHS, 6)
+    assert with_tail.whole.tolist() == [True] * len(LENGTHS) + [False]
+    np.testing.assert_array_equal(with_tail.returns, file.returns)
+    np.testing.assert_array_equal(with_tail.normalisation.mean, file.normalisation.mean)
+    for make in (windows_at_every_step, tiling_windows):
+        np.testing.assert_array_equal(make(0, with_tail, 5), make(0, file, 5))
+    with pytest.raises(UserError, match="no whole episode"):
+        MuJoCoFile(write_d4rl(tmp_path / "a.hdf5", HOPPER, [3], terminals=np.zeros(3), timeouts=np.zeros(3)), HOPPER)
+
+
+@pytest.mark.parametrize(("length", "tail"), [(2000, 0), (2000, 400), (999, 0), (2500, 0)])
+def test_without_timeouts_episodes_end_after_1000_steps(tmp_path, length, tail):
+    """Two terminals with steps between them, and steps without an end behind them."""
+    path = write_d4rl(tmp_path / "a.hdf5", HOPPER, [length, 40], tail=tail, limits=False)
+    expected = [1000] * (length // 1000) + ([length % 1000] if length % 1000 else []) + [40] + ([tail] if tail else [])
+    file = MuJoCoFile(path, HOPPER)
+    assert file.lengths.tolist() == expected
+    assert file.whole.tolist() == [True] * (len(expected) - 1) + [not tail]
+    whole = MuJoCoFile(write_d4rl(tmp_path / "b.hdf5", HOPPER, [1000], limits=False, terminals=np.zeros(1000)), HOPPER)
+    assert whole.whole.tolist() == [True] and whole.lengths.tolist() == [1000]
+
+
+def test_observations_are_normalised(file):
+    raw = np.concatenate([episode["observations"] for episode in episodes(HOPPER)])
+    np.testing.assert_allclose(file.load()[0], (raw - raw.mean(0)) / (raw.std(0) + 1e-6), atol=1e-5)
+    np.testing.assert_allclose(file.read(3, 6)[0], file.normalisation.apply(raw[3:6]))
+    assert file.read(3, 6)[0].dtype == np.float32
+
+
+def test_a_constant_observation_is_no_infinity(tmp_path):
+    constant = np.ones((sum(LENGTHS), 11), dtype=np.float32)
+    file = MuJoCoFile(write_d4rl(tmp_path / "a.hdf5", HOPPER, observations=constant), HOPPER)
+    assert (file.load()[0] == 0).all()
+
+
+def test_normalisation_is_kept_with_a_run(file, tmp_path):
+    file.normalisation.write(tmp_path)
+    again = Normalisation.read(tmp_path, HOPPER)
+    np.testing.assert_array_equal(again.mean, file.normalisation.mean)
+    np.testing.assert_array_equal(again.std, file.normalisation.std)
+    with pytest.raises(UserError, match="expected 17 means"):
+        Normalisation.read(tmp_path, WALKER2D)
+    for content in ("", "[1]", '{"mean": [0], "std": "x"}', '{"mean": [NaN], "std": [1]}'):
+        (tmp_path / "normalisation.json").write_text(content)
+        with pytest.raises(UserError, match="normalisation.json"):
+            Normalisation.read(tmp_path, HOPPER)
+    with pytest.raises(UserError, match="no such file"):
+        Normalisation.read(tmp_path / "nowhere", HOPPER)
+
+
+@pytest.mark.parametrize("size", [1, 4, 12, 40])
+def test_windows_equal_an_obvious_loop(file, size):
+    every, tiles = [], []
+    for start, length in zip(file.starts, file.lengths, strict=True):
+        for step in range(length):
+            first = max(0, step - size + 1)
+            every.append([2, start + first, step - first + 1])
+        for first in range(0, length, size):
+            tiles.append([2, start + first, min(size, length - first)])
+    assert windows_at_every_step(2, file, size).tolist() == every
+    assert tiling_windows(2, file, size).tolist() == tiles
+
+
+@pytest.mark.parametrize("pad", ["right", "left"])
+def test_batches_equal_an_obvious_loop(file, pad):
+    """Padding, returns-to-go to the end of the episode, and normalised observations of every window."""
+    size, windows = 8, windows_at_every_step(0, file, 8)
+    batch = WindowDataset([file], windows, size=size, pad=pad).__getitems__(range(len(windows)))
+    row = 0
+    for episode in episodes(HOPPER):
+        observations = file.normalisation.apply(episode["observations"])
+        for step in range(len(observations)):
+            real = slice(max(0, step - size + 1), step + 1)
+            count = real.stop - real.start
+            place = slice(0, count) if pad == "right" else slice(size - count, size)
+            rtg = [episode["rewards"][now:].sum() for now in range(real.start, real.stop)]
+            assert batch.valid[row].nonzero().squeeze(1).tolist() == list(range(size))[place]
+            np.testing.assert_array_equal(batch.observations[row, place], observations[real])
+            np.testing.assert_array_equal(batch.actions[row, place], episode["actions"][real])
+            np.testing.assert_allclose(batch.rtg[row, place], rtg, atol=1e-4)
+            row += 1
+    assert row == len(windows)
+    assert (batch.actions[~batch.valid] == 0).all() and (batch.rtg[~batch.valid] == 0).all()
+    if pad == "left":
+        assert (batch.observations[~batch.valid] == 0).all()
+
+
+def test_training_and_validation_share_no_episode(tmp_path):
+    path = write_d4rl(tmp_path / "hopper_medium-v2.hdf5", HOPPER, [20, 35, 50, 10] * 10, tail=5)
+    data = load_data(HOPPER_MEDIUM, DataOptions(data_path=tmp_path), size=15, fraction=0.75)
+    assert data.file.path == path and data.training.pad == "right"
+    ends = np.cumsum(data.file.lengths)
+
+    def episode_of(dataset):
+        return np.searchsorted(ends, dataset.windows[:, 1], side="right")
+
+    training, validation = set(episode_of(data.training)), set(episode_of(data.validation))
+    assert not training & validation and training | validation == set(range(40))
+    assert len(training) == 31  # of 41: the tail was for training
+    assert data.validation.windows[:, 2].sum() == data.file.lengths[list(validation)].sum()
+    assert len(data.training) == data.file.lengths[list(training)].sum()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rewards": None}, r"has no rewards \(it has: actions, observations, terminals, timeouts\)"),
+        ({"actions": None, "terminals": None}, "has no actions, terminals"),
+        ({"rewards": np.full(sum(LENGTHS), np.nan)}, r"NaN or infinite value in 'rewards' \(first at step 0 of 64\)"),
+        ({"observations": np.zeros((64, 17), "f4")}, r"shape \(17,\); expected \(11,\).*read as hopper-medium"),
+        ({"actions": np.zeros((64, 6), "f4")}, "expected 3 floats"),
+        ({"actions": np.full((64, 3), 1.5, "f4")}, r"action \[1.5, 1.5, 1.5\] at step 0; allowed is -1 to 1"),
+        ({"rewards": np.zeros(63)}, "different lengths"),
+    ],
+)
+def test_bad_files_are_refused(tmp_path, changes, message):
+    write_d4rl(tmp_path / "hopper_medium-v2.hdf5", HOPPER, **changes)
+    with pytest.raises(UserError, match=message) as error:
+        open_data(HOPPER_MEDIUM, tmp_path)
+    assert "hopper_medium-v2.hdf5" in str(error.value)
+    assert "download_d4rl_datasets.py" in str(error.value)
+
+
+def test_a_file_cut_short_is_refused(tmp_path):
+    path = write_d4rl(tmp_path / "hopper_medium-v2.hdf5", HOPPER)
+    content = path.read_bytes()
+    for kept in (0, 100, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:kept])
+        with pytest.raises(UserError, match="hopper_medium-v2.hdf5"):
+            open_data(HOPPER_MEDIUM, tmp_path)
+
+
+def test_one_episode_is_too_little_to_split(tmp_path):
+    write_d4rl(tmp_path / "hopper_medium-v2.hdf5", HOPPER, [30])
+    with pytest.raises(UserError, match="too little data"):
+        load_data(HOPPER_MEDIUM, DataOptions(data_path=tmp_path), size=10)
+
+
+def test_our_own_files_are_read(tmp_path):
+    """The writer's layout, as generate_dataset.py uses it."""
+    made = episodes(HALFCHEETAH)
+    with TrajectoryWriter(
+        tmp_path / "halfcheetah_medium-own.hdf5",
+        observation_shape=(17,),
+        observation_dtype="float32",
+        action_shape=(6,),
+        action_dtype="float32",
+        attributes={},
+    ) as writer:
+        for episode in made:
+            writer.add_episode(episode["observations"], episode["actions"], episode["rewards"], terminal=False)
+    file = open_data(TASKS[0], tmp_path)
+    assert tuple(file.lengths) == LENGTHS and file.whole.all()
