@@ -195,7 +195,8 @@ def _read(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     try:
         state = torch.load(path, weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise UserError(f"the policy '{path}' cannot be read ({str(error).splitlines()[0]}); {remedy}") from error
+        reason = (str(error) or "it ends too early").splitlines()[0]
+        raise UserError(f"the policy '{path}' cannot be read ({reason}); {remedy}") from error
     if not isinstance(state, dict) or state.get("settings") != settings:
         raise UserError(f"the policy '{path}' was made with other settings; {remedy}")
     return state
