@@ -229,16 +229,15 @@ class WindowDataset(Dataset):
         valid = (step >= 0) & (step < length[:, None])
         step = np.clip(step, 0, length[:, None] - 1)
         position = (self._offsets[index] + start)[:, None] + step
-        actions = self._actions[position]
+        actions = self._actions.take(position, axis=0)  # two to three times as fast as indexing
         actions[~valid] = 0
         rtg = np.where(valid, self._returns[position], np.float32(0))
         arrays = (actions, rtg, valid, length, np.array(indices, dtype=np.int64))
         if self._images is not None:
             observations = self._frames(position, valid)
         else:
-            dense = (
-                self._read(index, start, length, step) if self._observations is None else self._observations[position]
-            )
+            on_disk = self._observations is None
+            dense = self._read(index, start, length, step) if on_disk else self._observations.take(position, axis=0)
             if self.pad == "left":
                 dense[~valid] = 0
             observations = torch.from_numpy(dense)
