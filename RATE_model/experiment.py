@@ -17,11 +17,11 @@ from RATE_model.optimization import Schedule, decay_over
 from RATE_model.options import to_flat_dict
 from RATE_model.precision import pick_device
 from RATE_model.runs import Interrupts, Run, check_run, open_run
-from RATE_model.settings import MAY_CHANGE, RunOptions, TrainOptions
+from RATE_model.settings import MAY_CHANGE, CurriculumOptions, RunOptions, TrainOptions
 from RATE_model.spec import EnvironmentSpec
 from RATE_model.tracking import Tracker
 from RATE_model.trainer import BatchMetrics, Trainer, optimizer_steps
-from RATE_model.windows import EpochSampler
+from RATE_model.windows import EpochSampler, WindowDataset
 
 
 class Config(Protocol):
@@ -44,30 +44,47 @@ def check(config: Config, directory: Path, seed: int) -> Run:
     )
 
 
-def plan_stages(
-    options: TrainOptions, model: ModelConfig, data: StageData, stages: Sequence[int], segment_steps: int
-) -> tuple[FixedStages, Schedule]:
-    """Stages of `options.epochs` epochs each, and a learning rate that decays until the last of them is over.
+def plan(
+    train: TrainOptions,
+    options: CurriculumOptions,
+    model: ModelConfig,
+    data: StageData,
+    segments: Sequence[int],
+    segment_steps: int,
+    *,
+    metric: str = "",
+) -> tuple[FixedStages | AdaptiveStages, Schedule]:
+    """The curriculum, and the learning rate's schedule that goes with it.
 
     Args:
-        options: `warmup_tokens` and `final_tokens` become optimizer steps by the mean number of environment steps that
-            an optimizer step sees.
+        train: `warmup_tokens` and `final_tokens` become optimizer steps by the mean number of environment steps that an
+            optimizer step sees.
+        options: which curriculum; without one there is one stage, the last.
         model: its context decides how many optimizer steps a batch makes.
-        data: the windows of a stage; is read.
-        stages: numbers of segments.
-        segment_steps: environment steps of one of them.
+        data: the windows of a stage; those of all stages are read.
+        segments: numbers of segments of the stages, ascending.
+        segment_steps: environment steps of a segment.
+        metric: of a batch, 1 where all its deciding steps are right; for an adaptive curriculum.
     """
-    steps = tokens = 0
-    for sections in stages:
-        training, _ = data(sections)
-        batches = len(EpochSampler(len(training), options.batch_size, seed=0, max_batches=options.epoch_batches))
-        steps += batches * optimizer_steps(options, model.context_length, sections * segment_steps)
-        tokens += min(batches * options.batch_size, len(training)) * float(training.windows[:, 2].mean())
+    stages = list(segments) if options.curr != "false" else list(segments)[-1:]
+    per_stage = [_stage_size(train, model, data(sections)[0], sections * segment_steps) for sections in stages]
+    steps, tokens = (sum(column) for column in zip(*per_stage, strict=True))
     tokens_per_step = tokens / steps
-    warmup = round(options.warmup_tokens / tokens_per_step) if options.warmup_tokens else options.warmup_steps
-    total = round(options.final_tokens / tokens_per_step) if options.final_tokens else steps * options.epochs
-    schedule = decay_over(total, warmup_steps=warmup, end_factor=options.lr_end_factor, shape=options.lr_schedule)
-    return FixedStages(stages, options.epochs), schedule
+    warmup = round(train.warmup_tokens / tokens_per_step) if train.warmup_tokens else train.warmup_steps
+    if options.curr == "adaptive":
+        last = optimizer_steps(train, model.context_length, stages[-1] * segment_steps)
+        schedule = Schedule(warmup, None, options.anneal_batches * last, 0.0)
+        return AdaptiveStages(stages, metric, options.streak, options.anneal_batches, options.stage_batches), schedule
+    total = round(train.final_tokens / tokens_per_step) if train.final_tokens else steps * train.epochs
+    schedule = decay_over(total, warmup_steps=warmup, end_factor=train.lr_end_factor, shape=train.lr_schedule)
+    return FixedStages(stages, train.epochs), schedule
+
+
+def _stage_size(train: TrainOptions, model: ModelConfig, data: WindowDataset, steps: int) -> tuple[int, float]:
+    """Optimizer steps and environment steps of an epoch of windows that are padded to so many steps."""
+    batches = len(EpochSampler(len(data), train.batch_size, seed=0, max_batches=train.epoch_batches))
+    shown = min(batches * train.batch_size, len(data))
+    return batches * optimizer_steps(train, model.context_length, steps), shown * float(data.windows[:, 2].mean())
 
 
 def train_run(

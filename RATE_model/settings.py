@@ -23,8 +23,6 @@ MAY_CHANGE = frozenset(
 # Every seed of a command is looked at before the first is trained.
 MAX_SEEDS = 10_000
 
-Curriculum = Literal["false", "true", "adaptive"]
-
 
 @dataclass(frozen=True)
 class ModelOptions:
@@ -152,6 +150,25 @@ class TrainOptions:
         for name in ("beta_1", "beta_2"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"--{name} {getattr(self, name)}: must be at least 0 and below 1")
+
+
+@dataclass(frozen=True)
+class CurriculumOptions:
+    """Whether training begins with short trajectories."""
+
+    # false: all lengths from the start; true: stages of 1, 2, ... segments, --epochs each; adaptive: the next stage
+    # when the deciding steps of --streak batches in a row are all right, and annealing at the end
+    curr: Literal["false", "true", "adaptive"] = "false"
+    # With --curr adaptive, batches in a row that solve a stage
+    streak: int = 10
+    # With --curr adaptive, a stage that is not solved ends after so many batches
+    stage_batches: int = 1000
+    # Batches over which --curr adaptive anneals the learning rate to zero
+    anneal_batches: int = 150
+
+    def validate(self) -> None:
+        """Raise `UserError` for a value out of range."""
+        at_least(1, streak=self.streak, stage_batches=self.stage_batches, anneal_batches=self.anneal_batches)
 
 
 @dataclass(frozen=True)

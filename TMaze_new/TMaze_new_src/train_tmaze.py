@@ -20,15 +20,13 @@ if not __package__:  # started as a script: make the repository importable
 
 from RATE_model import experiment
 from RATE_model.config import ModelConfig
-from RATE_model.curriculum import AdaptiveStages, FixedStages
 from RATE_model.fit import StageData
 from RATE_model.limits import MAX_EPISODE_STEPS, at_least, at_most
 from RATE_model.model import RATE
-from RATE_model.optimization import Schedule
 from RATE_model.options import Boolean, exit_on_user_error, parse_options
 from RATE_model.runs import Run, run_name, run_seeds
-from RATE_model.settings import ALIASES, Curriculum, ModelOptions, RunOptions, TrainOptions
-from RATE_model.trainer import accuracy, optimizer_steps
+from RATE_model.settings import ALIASES, CurriculumOptions, ModelOptions, RunOptions, TrainOptions
+from RATE_model.trainer import accuracy
 from RATE_model.windows import Batch, WindowDataset
 from TMaze_new.TMaze_new_src import evaluate as protocol
 from TMaze_new.TMaze_new_src.dataset import DataOptions, ensure_datasets, load_windows
@@ -41,17 +39,10 @@ CHECKPOINTS = HERE.parent / "TMaze_new_checkpoints"
 
 @dataclass(frozen=True)
 class TaskOptions:
-    """Curriculum and evaluation."""
+    """Evaluation."""
 
     # Segments N of a trajectory; replaced by --max_n_final, as it has always been
     sections: int = 3
-    # false: all lengths from the start; true: stages of 1, 2, ... segments, --epochs each; adaptive: the next stage
-    # when the decisions at the junction of 10 batches in a row are all right, and annealing at the end
-    curr: Curriculum = "false"
-    # With --curr adaptive, a stage that is not solved ends after so many batches
-    stage_batches: int = 1000
-    # Batches over which --curr adaptive anneals the learning rate to zero
-    anneal_batches: int = 150
     # Return that the agent is asked for
     desired_reward: float = 1.0
     # Evaluate in the mazes at checkpoints
@@ -67,7 +58,7 @@ class TaskOptions:
 
     def validate(self) -> None:
         """Raise a UserError for a value out of range."""
-        at_least(1, **{name: getattr(self, name) for name in ("sections", "stage_batches", "anneal_batches", "slide")})
+        at_least(1, sections=self.sections, slide=self.slide)
         protocol.check_episodes(eval_episodes=self.eval_episodes)
         for length in self.eval_lengths:
             at_least(3, eval_lengths=length)
@@ -80,6 +71,7 @@ class Config:
 
     model: ModelOptions = field(default_factory=ModelOptions)
     data: DataOptions = field(default_factory=DataOptions)
+    curriculum: CurriculumOptions = field(default_factory=CurriculumOptions)
     task: TaskOptions = field(default_factory=TaskOptions)
     train: TrainOptions = field(default_factory=TrainOptions)
     run: RunOptions = field(default_factory=RunOptions)
@@ -91,10 +83,6 @@ class Config:
     def model_config(self) -> ModelConfig:
         """Sizes of the model."""
         return self.model.model_config(context_length=self.data.context_length, sections=self.data.max_n_final)
-
-
-# Batches in a row whose decisions at the junction are all right before --curr adaptive moves on.
-STREAK = 10
 
 
 def run_directory(config: Config, seed: int) -> Path:
@@ -117,24 +105,6 @@ def stage_data(config: Config) -> StageData:
         return load_windows(files, size=sections * config.data.context_length)
 
     return data
-
-
-def plan(config: Config, data: StageData) -> tuple[FixedStages | AdaptiveStages, Schedule]:
-    """The curriculum, and the learning rate's schedule that goes with it."""
-    train, task = config.train, config.task
-    segments = list(config.data.segment_counts)
-    if task.curr == "adaptive":
-        curriculum = AdaptiveStages(
-            segments,
-            metric="train_last_acc",
-            streak=STREAK,
-            anneal_batches=task.anneal_batches,
-            max_batches=task.stage_batches,
-        )
-        steps = optimizer_steps(train, config.model_config().context_length, segments[-1] * config.data.context_length)
-        return curriculum, Schedule(train.warmup_steps, None, task.anneal_batches * steps, 0.0)
-    stages = segments if task.curr == "true" else segments[-1:]
-    return experiment.plan_stages(train, config.model_config(), data, stages, config.data.context_length)
 
 
 def junction_metrics(logits: Tensor, batch: Batch) -> dict[str, Tensor]:
@@ -189,7 +159,15 @@ def train(config: Config, run: Run) -> dict[str, float]:
         )
 
     data = stage_data(config)
-    curriculum, schedule = plan(config, data)
+    curriculum, schedule = experiment.plan(
+        config.train,
+        config.curriculum,
+        config.model_config(),
+        data,
+        config.data.segment_counts,
+        config.data.context_length,
+        metric="train_last_acc",
+    )
     return experiment.train_run(
         config,
         run,

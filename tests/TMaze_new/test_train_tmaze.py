@@ -67,7 +67,7 @@ def test_the_commands_of_old_mean_what_they_did(name):
     flags = shlex.split(COMMANDS[name])[2:]
     config = train_tmaze.read_config(flags)
     assert config.model_config() == EXPECTED[name]
-    assert config.task.curr == ("true" if name == "curriculum" else "false")
+    assert config.curriculum.curr == ("true" if name == "curriculum" else "false")
     assert config.run.seeds == range(1, 11) and config.run.ckpt_folder == flags[flags.index("--ckpt_folder") + 1]
     directory = train_tmaze.run_directory(config, 3)
     assert directory.parent.parent.relative_to(HERE.parents[1]) == Path("TMaze_new/TMaze_new_checkpoints")
