@@ -164,12 +164,12 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def machine_line(machine: Mapping[str, Any], gflops: Mapping[str, float]) -> str:
-    """One line that goes above every table."""
+    """One line that goes above every table; ``gflops`` are the speeds of matrix products, where they were measured."""
     speeds = ", ".join(f"{'fp32' if name == '32' else name} {value:.0f} GFLOP/s" for name, value in gflops.items())
     commit, _, dirty = (machine["commit"] or "unknown").partition("-")
     return (
         f"{machine['cpu']}, {machine['torch_threads']} threads, torch {machine['torch']}, {machine['date']}, "
-        f"commit {commit[:12]}{' with changes' if dirty else ''}. Matrix products: {speeds}."
+        f"commit {commit[:12]}{' with changes' if dirty else ''}." + (f" Matrix products: {speeds}." if speeds else "")
     )
 
 
