@@ -34,7 +34,7 @@ if not __package__:  # started as a script: make the repository importable
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from MuJoCo.files import data_directory, generated_name
-from MuJoCo.policies import NUM_ENVIRONMENTS, ROUND_STEPS, SETTINGS, Policy, train_policies
+from MuJoCo.policies import NUM_ENVIRONMENTS, ROUND_STEPS, Policy, settings_of, train_policies
 from MuJoCo.tasks import MAX_EPISODE_STEPS, ROBOTS, Robot, Task, make_environment
 from RATE_model.errors import UserError
 from RATE_model.limits import MAX_EPISODE_STEPS as MAX_COUNT
@@ -281,7 +281,7 @@ def _attributes(options: GenerateOptions) -> dict[str, Any]:
         "seed": options.seed,
         "medium_return": options.goal,
         "most_training_steps": options.budget,
-        "settings": SETTINGS | {"environments": NUM_ENVIRONMENTS, "round_steps": options.round_steps},
+        "settings": settings_of(options.robot) | {"round_steps": options.round_steps},
         "packages": {name: importlib.metadata.version(name) for name in ("gymnasium", "mujoco", "torch")},
         "episode_steps": MAX_EPISODE_STEPS,
     }
