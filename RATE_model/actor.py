@@ -35,6 +35,24 @@ def knock_out_memory(memory: MemoryState, initial: MemoryState) -> MemoryState:
     return initial
 
 
+def exchange_twins(seed: int = 0) -> MemoryTransform:
+    """A `transform_memory` for control experiments on twins: episodes that differ in what is to be remembered alone.
+
+    Rows 2 i and 2 i + 1 are twins, all rows are at the same step. Before every segment a pair's memories are exchanged
+    with probability 1/2. What else memory holds (where the agent is, what it is about to do) survives, so an agent
+    that decides by what it remembers is right half of the time.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def transform(memory: MemoryState, initial: MemoryState) -> MemoryState:
+        rows = torch.arange(len(memory.cache_lengths)).view(-1, 2)
+        exchanged = torch.rand(len(rows), generator=generator) < 0.5
+        rows[exchanged] = rows[exchanged].flip(1)
+        return memory.permute(rows.flatten())
+
+    return transform
+
+
 def memory_conditions(model: RATE) -> dict[str, MemoryTransform | None]:
     """What to compare in a control experiment: a label and the `transform_memory` of each condition.
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
@@ -51,7 +52,14 @@ def side_by_side(model: RATE, cases: Sequence[int], episodes: int) -> Iterator[l
 
 
 def rollout(
-    actor: Actor, environments: VectorEnv, *, seeds: np.ndarray, max_steps: int, description: str = "acting"
+    actor: Actor,
+    environments: VectorEnv,
+    *,
+    seeds: np.ndarray,
+    max_steps: int,
+    options: dict[str, Any] | None = None,
+    compact: bool = True,
+    description: str = "acting",
 ) -> Episodes:
     """One episode in every environment, all at once.
 
@@ -60,6 +68,8 @@ def rollout(
         environments: that do not reset themselves (`AutoresetMode.DISABLED`) and ignore actions once finished.
         seeds: `(B,)` one per episode.
         max_steps: no episode goes on after so many steps.
+        options: of the environments' reset.
+        compact: go on without the rows of finished episodes; False where a `transform_memory` compares rows.
         description: of the progress bar.
 
     Raises:
@@ -67,7 +77,7 @@ def rollout(
     """
     if environments.metadata.get("autoreset_mode") != AutoresetMode.DISABLED:
         raise ValueError("rollout needs environments with AutoresetMode.DISABLED")
-    observations, _ = environments.reset(seed=seeds)
+    observations, _ = environments.reset(seed=seeds, options=options)
     count = environments.num_envs
     returns, lengths, last = np.zeros(count), np.zeros(count, dtype=np.int64), np.zeros(count)
     rewards, running = np.zeros(count), np.ones(count, dtype=bool)
@@ -87,7 +97,7 @@ def rollout(
             if not running.any():
                 break
             kept = running[rows]
-            if kept.mean() <= _COMPACT:
+            if compact and kept.mean() <= _COMPACT:
                 actor.keep(np.flatnonzero(kept))
                 rows = rows[kept]
     return Episodes(returns, lengths, last)

@@ -30,6 +30,14 @@ def accuracy(logits: Tensor, batch: Batch) -> dict[str, Tensor]:
     return {"train_accuracy": right.sum() / batch.valid.sum()}
 
 
+def last_steps_right(logits: Tensor, batch: Batch, count: int) -> Tensor:
+    """Share of trajectories whose most probable actions at the last `count` steps are all the recorded ones."""
+    right = logits.argmax(-1) == batch.actions
+    ends = batch.lengths.to(logits.device, non_blocking=True)[:, None]
+    steps = torch.arange(right.shape[1], device=logits.device)
+    return (right | (steps < ends - count) | (steps >= ends)).all(1).float().mean()
+
+
 def window_steps(options: TrainOptions, context_length: int) -> int | None:
     """Environment steps of a gradient window, of `bptt_segments + 1` segments; None: a whole trajectory."""
     return None if options.bptt_segments < 0 else context_length * (options.bptt_segments + 1)

@@ -197,6 +197,10 @@ class WindowDataset(Dataset):
         other._set_windows(windows, self.size if size is None else size, self.pad)
         return other
 
+    def up_to(self, size: int) -> WindowDataset:
+        """The windows of at most ``size`` steps, padded to it; shares this one's memory. ValueError: there is none."""
+        return self.with_windows(self.windows[self.windows[:, 2] <= size], size=size)
+
     def _set_windows(self, windows: np.ndarray, size: int, pad: str) -> None:
         """Check and keep the windows."""
         windows = np.asarray(windows, dtype=np.int64)

@@ -41,6 +41,7 @@ from RATE_model.errors import UserError
 ENV_ID = "MinigridMemory-v0"
 LEFT, RIGHT, FORWARD = range(3)
 NUM_ACTIONS = 3
+CUES = ("key", "ball")
 VIEW = 3  # cells that the agent sees, in each direction
 TILE = 28  # pixels of a cell
 OBSERVATION_SHAPE = (3, VIEW * TILE, VIEW * TILE)
@@ -97,6 +98,7 @@ def _minigrid() -> ModuleType:
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # it draws without a window; no greeting is wanted
     try:
         import minigrid.core.grid
+        import minigrid.core.world_object
         import minigrid.envs.memory
     except ImportError as error:
         raise UserError(
@@ -171,9 +173,17 @@ class MinigridMemoryEnv(gymnasium.Env):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, bool]]:
-        """Start the episode of ``seed``, or a random one. Returns the observation (3, 84, 84) uint8 and info."""
+        """Start the episode of ``seed``, or a random one.
+
+        Args:
+            seed: of the layout.
+            options: ``cue``, "key" or "ball": the object of the room, whatever the seed says.
+
+        Returns:
+            The observation (3, 84, 84) uint8 and info.
+        """
         super().reset(seed=seed)
-        self._start(int(self.np_random.integers(2**31)) if seed is None else int(seed))
+        self._start(int(self.np_random.integers(2**31)) if seed is None else int(seed), (options or {}).get("cue"))
         return self._frame.copy(), {}
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, bool]]:
@@ -196,14 +206,26 @@ class MinigridMemoryEnv(gymnasium.Env):
 
         return render_maze(self._maze)
 
-    def _start(self, seed: int) -> None:
-        """Begin the episode of a seed."""
+    def _start(self, seed: int, cue: str | None = None) -> None:
+        """Begin the episode of a seed, with its own cue or another."""
         first, _ = self._maze.reset(seed=seed)
-        self._see(first["image"])
         self.cue = self._maze.grid.get(1, self.size // 2 - 1).type
+        if cue not in (None, self.cue):
+            first = self._exchange_cue(cue)
+        self._see(first["image"])
         self.arm = "north" if self._maze.success_pos[1] < self.size // 2 else "south"
         self._steps, self._reward = 0, 0.0
         self._terminated = self._truncated = self.success = False
+
+    def _exchange_cue(self, cue: str) -> dict[str, Any]:
+        """Put the other object into the room, and the reward into the other arm; the first view then."""
+        if cue not in CUES:
+            raise ValueError(f"cue must be one of {', '.join(CUES)}, got {cue!r}")
+        maze = self._maze
+        maze.grid.set(1, self.size // 2 - 1, getattr(_minigrid().core.world_object, cue.capitalize())("green"))
+        maze.success_pos, maze.failure_pos = maze.failure_pos, maze.success_pos
+        self.cue = cue
+        return maze.gen_obs()
 
     def _advance(self, action: int) -> None:
         """One step of the rules; nothing happens once the episode is over."""
@@ -292,7 +314,8 @@ class MinigridMemoryVectorEnv(VectorEnv):
 
         Args:
             seed: one per maze, or an int s for s, s + 1, ..., or None to draw them from `np_random`.
-            options: ``reset_mask`` (B,) bool: the mazes to reset, the others keep their state.
+            options: ``reset_mask`` (B,) bool: the mazes to reset, the others keep their state. ``cue`` (B,) text, "key"
+                or "ball": the objects of the rooms, whatever the seeds say.
 
         Returns:
             observations (B, 3, 84, 84) uint8 and info.
@@ -310,8 +333,9 @@ class MinigridMemoryVectorEnv(VectorEnv):
         mask = np.asarray((options or {}).get("reset_mask", np.ones(self.num_envs, dtype=bool)))
         if mask.shape != (self.num_envs,) or mask.dtype != bool:
             raise ValueError(f"reset_mask must be bool of shape ({self.num_envs},), got {mask.dtype} {mask.shape}")
+        cues = np.broadcast_to((options or {}).get("cue"), (self.num_envs,))
         for row in np.flatnonzero(mask):
-            self._mazes[row]._start(int(seeds[row]))
+            self._mazes[row]._start(int(seeds[row]), cues[row])
             self._observations[row] = self._mazes[row]._frame
         self._terminated &= ~mask
         self._truncated &= ~mask

@@ -1,0 +1,143 @@
+"""Evaluate a checkpoint on Minigrid-Memory in mazes of any size.
+
+    python3 MinigridMemory/MinigridMemory_src/inference_minigridmemory.py --checkpoint RUN_DIR --sizes 41 91 501
+
+Prints success under a cap on steps that the expert always meets, and under the published cap beside the expert's.
+"""
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # started as a script: make the repository importable
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from MinigridMemory.MinigridMemory_src import evaluate as protocol
+from MinigridMemory.MinigridMemory_src.env import PUBLISHED_CAP, check_size
+from MinigridMemory.MinigridMemory_src.pictures import knock_out, record_videos, success_curve
+from MinigridMemory.MinigridMemory_src.spec import SPEC
+from RATE_model.errors import UserError
+from RATE_model.evaluation import Episodes
+from RATE_model.inference import InferenceOptions
+from RATE_model.limits import at_least
+from RATE_model.model import RATE
+from RATE_model.options import Boolean, exit_on_user_error, parse_options
+
+SCRIPT = "python3 MinigridMemory/MinigridMemory_src/inference_minigridmemory.py"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Flags of this script."""
+
+    common: InferenceOptions = field(default_factory=InferenceOptions)
+    # Sizes of the mazes; odd, at least 7
+    sizes: tuple[int, ...] = protocol.SIZES + protocol.LARGE_SIZES
+    # Episodes per size
+    episodes: int = 100
+    # Corridors of random length; false: the longest that fit
+    random_length: Boolean = True
+    # Return that the agent is asked for
+    desired_return: float = protocol.TARGET_RETURN
+    # Take the most probable action; false: draw from the predicted distribution (published)
+    use_argmax: Boolean = True
+    # Seed of those draws
+    seed: int = 0
+    # Also record so many episodes of every size as MP4 files, into --pictures or the working directory
+    video: int = 0
+
+    def validate(self) -> None:
+        """Raise a UserError for a value out of range."""
+        if not self.sizes:
+            raise UserError("--sizes is empty: give at least one size")
+        for size in self.sizes:
+            check_size(size, flag="sizes")
+        protocol.check_episodes(episodes=self.episodes)
+        at_least(0, video=self.video, seed=self.seed)
+
+    @property
+    def acting(self) -> dict[str, Any]:
+        """What `play` takes."""
+        return {
+            "episodes": self.episodes,
+            "random_length": self.random_length,
+            "target_return": self.desired_return,
+            "greedy": self.use_argmax,
+            "seed": self.seed,
+            "slide": self.common.slide,
+            "precision": self.common.precision,
+        }
+
+
+def show(played: dict[int, Episodes], options: Options) -> dict[int, dict[str, float]]:
+    """Print one line per size; returns the same figures."""
+    print(f"{'':>6}{'expert cap':>22}{f'cap of {PUBLISHED_CAP} steps':>28}{'expert':>10}")
+    print(f"{'size':>6}{'success':>12}{'steps':>10}{'success':>18}{'return':>10}{'success':>10}")
+    results = {}
+    for size, episodes in played.items():
+        wide, capped = (protocol.SizeResult.of(episodes, cap) for cap in (protocol.widest_cap(size), PUBLISHED_CAP))
+        expert = protocol.SizeResult.of(
+            protocol.expert_play(size, options.episodes, options.random_length), PUBLISHED_CAP
+        )
+        results[size] = {
+            "success_rate": wide.success_rate,
+            "mean_steps": float(wide.lengths.mean()),
+            "success_rate_capped": capped.success_rate,
+            "return_capped": float(capped.returns.mean()),
+            "expert_success_rate_capped": expert.success_rate,
+        }
+        success, steps, success_capped, mean_return, of_expert = results[size].values()
+        print(f"{size:6d}{success:12.2f}{steps:10.1f}{success_capped:18.2f}{mean_return:10.2f}{of_expert:10.2f}")
+    return results
+
+
+def draw(model: RATE, played: dict[int, Episodes], options: Options) -> None:
+    """Curves and videos, where asked for."""
+    folder = options.common.pictures or Path()
+    if options.common.pictures is not None:
+        intact = None if options.common.knock_out else played
+        rates = knock_out(model, options.sizes, intact=intact, **options.acting)
+        path = folder / "success_by_size.png"
+        success_curve(rates, path, episodes=options.episodes, random_length=options.random_length)
+        print(f"pictures: {path}")
+    for size in options.sizes if options.video else ():
+        paths = record_videos(
+            model,
+            size,
+            protocol.evaluation_seeds(options.video).tolist(),
+            folder,
+            target_return=options.desired_return,
+            greedy=options.use_argmax,
+            random_length=options.random_length,
+            transform_memory=options.common.transform_memory,
+            precision=options.common.precision,
+        )
+        print("videos: " + " ".join(map(str, paths)))
+
+
+def evaluate(options: Options) -> dict[int, dict[str, float]]:
+    """Success by size; prints a table."""
+    path, model = options.common.load(SPEC)
+    print(f"{path}: {options.episodes} episodes per size{', memory knocked out' if options.common.knock_out else ''}")
+    started = time.perf_counter()
+    played = protocol.play(model, options.sizes, transform_memory=options.common.transform_memory, **options.acting)
+    results = show(played, options)
+    print(f"{time.perf_counter() - started:.1f} s")
+    draw(model, played, options)
+    return results
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Evaluate what the flags ask for."""
+    with exit_on_user_error():
+        options = parse_options(
+            Options, argv=argv, prog=SCRIPT, description="Evaluate a checkpoint on Minigrid-Memory."
+        )
+        options.common.write(episodes=options.episodes, results=evaluate(options))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""Pictures of what a model does in Minigrid-Memory: success by size, with and without its memory, and videos."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from MinigridMemory.MinigridMemory_src.env import PUBLISHED_CAP, MinigridMemoryEnv
+from MinigridMemory.MinigridMemory_src.evaluate import SizeResult, expert_play, play, widest_cap
+from RATE_model.actor import Actor, MemoryTransform, memory_conditions
+from RATE_model.evaluation import Episodes, evaluating
+from RATE_model.model import RATE
+from RATE_model.plots import plot_curves, plot_success_by_length
+from RATE_model.video import with_caption, write_video
+
+SIZE = "size of the maze"
+_BY_SIZE, _EXPERT_CAP = "FINAL_Success_rate_l_", "_expert_cap"
+
+
+def draw_run(directory: Path, result: Mapping[str, float]) -> list[Path]:
+    """The pictures of a run that is over, into its plots/: training curves, and success by size if it was evaluated.
+
+    Args:
+        directory: of the run.
+        result: of its last evaluation.
+
+    Returns:
+        The PNGs' paths.
+    """
+    plots = directory / "plots"
+    curves = {directory.name: directory / "metrics.jsonl"}
+    paths = [plot_curves(curves, plots / "curves.png", ("train_loss", "train_accuracy"))]
+    lines: dict[str, dict[int, float]] = {"expert's cap": {}, f"published cap ({PUBLISHED_CAP} steps)": {}}
+    for name, rate in result.items():
+        if name.startswith(_BY_SIZE):
+            number = name.removeprefix(_BY_SIZE)
+            wide = number.endswith(_EXPERT_CAP)
+            lines[list(lines)[not wide]][int(number.removesuffix(_EXPERT_CAP))] = rate
+    if any(lines.values()):
+        paths.append(plot_success_by_length(lines, plots / "success_by_size.png", xlabel=SIZE, title=directory.name))
+    return paths
+
+
+def knock_out(
+    model: RATE, sizes: Sequence[int], *, intact: Mapping[int, Episodes] | None = None, **acting: Any
+) -> dict[str, dict[int, float]]:
+    """Success rates by size under the expert's cap, with the memory as it is and without (see `memory_conditions`).
+
+    `intact` are the episodes with the memory as it is where they were played already; `acting` goes to `play`.
+    """
+    rates = {}
+    with evaluating(model):
+        for label, transform in memory_conditions(model).items():
+            known = transform is None and intact is not None
+            played = intact if known else play(model, sizes, transform_memory=transform, **acting)
+            rates[label] = {size: SizeResult.of(played[size], widest_cap(size)).success_rate for size in sizes}
+    return rates
+
+
+def success_curve(
+    rates: Mapping[str, Mapping[int, float]], path: Path, *, episodes: int, random_length: bool = True
+) -> Path:
+    """Draw success rates against size, and the expert's under the published cap, the ceiling of every method there."""
+    sizes = sorted({size for line in rates.values() for size in line})
+    expert = {
+        size: SizeResult.of(expert_play(size, episodes, random_length), PUBLISHED_CAP).success_rate for size in sizes
+    }
+    return plot_success_by_length(
+        rates,
+        path,
+        xlabel=SIZE,
+        title=f"success by size ({episodes} episodes each, the expert's cap on steps)",
+        published={f"expert, capped at {PUBLISHED_CAP} steps": expert},
+    )
+
+
+def record_videos(
+    model: RATE,
+    size: int,
+    seeds: Sequence[int],
+    directory: Path,
+    *,
+    target_return: float,
+    greedy: bool = True,
+    random_length: bool = True,
+    transform_memory: MemoryTransform | None = None,
+    precision: str = "32",
+) -> list[Path]:
+    """One MP4 per seed: the maze, what the agent sees of it, the object it has to remember, its segment.
+
+    Args:
+        model: in eval mode.
+        size: of the maze.
+        seeds: one episode each.
+        directory: where size_{size}_seed_{seed}.mp4 go.
+        target_return, greedy, random_length, transform_memory, precision: as in `play`.
+    """
+    options = {"greedy": greedy, "transform_memory": transform_memory, "precision": precision}
+    paths = []
+    for seed in seeds:
+        cap = widest_cap(size)
+        maze = MinigridMemoryEnv(size, random_length=random_length, max_steps=cap, render_mode="rgb_array")
+        actor = Actor(model, 1, target_return, seed=seed, **options)
+        observation, _ = maze.reset(seed=seed)
+        reward, over, steps = 0.0, False, 0
+        frames = [_frame(maze, observation, steps, model)]
+        while not over:
+            action = actor.act(observation[None], np.array([reward]))[0]
+            observation, reward, terminated, truncated, _ = maze.step(int(action))
+            over, steps = terminated or truncated, steps + 1
+            frames.append(_frame(maze, observation, steps, model, outcome=maze.success if over else None))
+        frames += frames[-1:] * maze.metadata["render_fps"]  # a second to read the outcome
+        path = directory / f"size_{size}_seed_{seed}.mp4"
+        paths.append(write_video(frames, path, fps=maze.metadata["render_fps"]))
+    return paths
+
+
+def _frame(
+    maze: MinigridMemoryEnv, observation: np.ndarray, steps: int, model: RATE, outcome: bool | None = None
+) -> np.ndarray:
+    """One picture of a video, (H, W, 3) uint8: the maze above the agent's view, and what there is to say."""
+    above, view = maze.render(), observation.transpose(1, 2, 0)
+    width = max(above.shape[1], 320)
+    above, view = (np.pad(part, ((0, 8), (0, width - part.shape[1]), (0, 0))) for part in (above, view))
+    said = "" if outcome is None else ": success" if outcome else ": failure"
+    segment = steps // model.config.context_length + 1
+    return with_caption(
+        np.concatenate([above, view]), f"remember the {maze.cue}", f"step {steps}, segment {segment}{said}"
+    )

@@ -1,0 +1,213 @@
+"""Train RATE or a relative on Minigrid-Memory.
+
+    python3 MinigridMemory/MinigridMemory_src/train_minigridmemory.py --nmt 15 --mem_len 180 --skip_dec_ffn
+
+Data that is missing is collected first. Every seed is a run of its own in MinigridMemory/MinigridMemory_checkpoints/.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+if not __package__:  # started as a script: make the repository importable
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from MinigridMemory.MinigridMemory_src import evaluate as protocol
+from MinigridMemory.MinigridMemory_src.dataset import DataOptions, ensure_dataset, load_windows
+from MinigridMemory.MinigridMemory_src.env import check_size
+from MinigridMemory.MinigridMemory_src.pictures import draw_run
+from MinigridMemory.MinigridMemory_src.spec import SPEC
+from RATE_model import experiment
+from RATE_model.config import ModelConfig
+from RATE_model.fit import StageData
+from RATE_model.limits import MAX_STEPS, at_least, at_most
+from RATE_model.model import RATE
+from RATE_model.options import Boolean, exit_on_user_error, parse_options
+from RATE_model.runs import Run, run_name, run_seeds
+from RATE_model.settings import ALIASES, CurriculumOptions, ModelOptions, RunOptions, TrainOptions
+from RATE_model.trainer import accuracy, last_steps_right
+from RATE_model.windows import Batch, WindowDataset
+
+HERE = Path(__file__).resolve().parent
+CHECKPOINTS = HERE.parent / "MinigridMemory_checkpoints"
+# What the expert does behind its look into the northern arm: step into it, or turn round and step into the other.
+FORK_STEPS = 3
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """Segments and evaluation."""
+
+    # Steps of a segment (K)
+    context_length: int = 10
+    # Segments of a trajectory (N); longer episodes are left out
+    sections: int = 3
+    # Return that the agent is asked for
+    desired_return: float = protocol.TARGET_RETURN
+    # Take the most probable action; false: draw from the predicted distribution (published)
+    use_argmax: Boolean = False
+    # Evaluate in the mazes at checkpoints
+    online_inference: Boolean = True
+    # Evaluate at many sizes at the end
+    last_inference: Boolean = True
+    # Sizes evaluated at checkpoints; odd
+    eval_sizes: tuple[int, ...] = protocol.TRAINING_SIZES
+    # Sizes evaluated at the end; odd
+    final_sizes: tuple[int, ...] = protocol.SIZES
+    # Episodes per size
+    eval_episodes: int = 100
+    # DT and DTXL: steps that leave a full window at once when acting; 1 is the published protocol, more is faster
+    slide: int = 1
+
+    def validate(self) -> None:
+        """Raise a UserError for a value out of range."""
+        at_least(1, context_length=self.context_length, sections=self.sections, slide=self.slide)
+        at_most(MAX_STEPS, context_length=self.context_length, sections=self.sections)
+        protocol.check_episodes(eval_episodes=self.eval_episodes)
+        for size in self.eval_sizes:
+            check_size(size, flag="eval_sizes")
+        for size in self.final_sizes:
+            check_size(size, flag="final_sizes")
+
+
+@dataclass(frozen=True)
+class Config:
+    """All flags of this script."""
+
+    model: ModelOptions = field(default_factory=ModelOptions)
+    data: DataOptions = field(default_factory=DataOptions)
+    curriculum: CurriculumOptions = field(default_factory=CurriculumOptions)
+    task: TaskOptions = field(default_factory=TaskOptions)
+    train: TrainOptions = field(default_factory=TrainOptions)
+    run: RunOptions = field(default_factory=RunOptions)
+
+    def validate(self) -> None:
+        """Raise a UserError if these sizes make no model."""
+        self.model_config()
+
+    def model_config(self) -> ModelConfig:
+        """Sizes of the model."""
+        return self.model.model_config(context_length=self.task.context_length, sections=self.task.sections)
+
+
+def run_directory(config: Config, seed: int) -> Path:
+    """Where the run of a seed is kept; the same flags always give the same place."""
+    run, model = config.run, config.model
+    name = run_name(run.text, "arch_mode", model.arch_mode, model.model_mode, "RUN", seed)
+    return (run.output_dir or CHECKPOINTS) / run.ckpt_folder / name
+
+
+def stage_data(config: Config) -> tuple[StageData, list[int]]:
+    """Windows of a stage of s segments, the episodes that fit into them, padded; and the stages that fill a batch."""
+    context, most = config.task.context_length, config.task.sections
+    sides = load_windows(ensure_dataset(config.data), size=most * context)
+    lengths, held_out = (side.windows[:, 2] for side in sides)
+    enough = np.sort(lengths)[min(config.train.batch_size, len(lengths)) - 1]
+    shortest = max(enough, held_out.min())
+    stages = range(max(1, -(-int(shortest) // context)), most + 1)
+
+    @lru_cache
+    def data(sections: int) -> tuple[WindowDataset, WindowDataset]:
+        training, validation = (side.up_to(sections * context) for side in sides)
+        return training, validation
+
+    return data, list(stages)
+
+
+def batch_metrics(logits: Tensor, batch: Batch) -> dict[str, Tensor]:
+    """Accuracy over all steps, and share of episodes whose steps at the fork are all right: those take the memory."""
+    return accuracy(logits, batch) | {"train_last_acc": last_steps_right(logits, batch, FORK_STEPS)}
+
+
+def evaluate(model: RATE, config: Config, seed: int, final: bool) -> dict[str, float]:
+    """Success in the mazes: at few sizes during training, at many at the end; names are the published ones."""
+    task = config.task
+    if not (task.last_inference if final else task.online_inference):
+        return {}
+    sizes = sorted({*task.eval_sizes, *task.final_sizes}) if final else task.eval_sizes
+    played = protocol.play(
+        model,
+        sizes,
+        episodes=task.eval_episodes,
+        target_return=task.desired_return,
+        greedy=task.use_argmax,
+        seed=seed,
+        slide=task.slide,
+        precision=config.train.precision,
+    )
+    results = protocol.metrics({size: played[size] for size in task.eval_sizes}, target_return=task.desired_return)
+    if final:
+        wanted = {size: played[size] for size in task.final_sizes}
+        results |= protocol.metrics(wanted, target_return=task.desired_return, prefix="FINAL_")
+    return results
+
+
+def check(config: Config, seed: int) -> Run:
+    """The run of a seed, new or to be continued; nothing is created. Raises UserError if it cannot be."""
+    return experiment.check(config, run_directory(config, seed), seed)
+
+
+def train(config: Config, run: Run) -> dict[str, float]:
+    """One checked run, from its data to its last evaluation; returns what its eval/final.json holds."""
+    task = config.task
+
+    def finish(model: RATE, result: dict[str, float]) -> None:
+        draw_run(run.directory, result)
+        sizes = task.eval_sizes if task.last_inference else ()
+        success = "".join(f"success {result[f'Success_rate_l_{s}_expert_cap']:.2f} at size {s}, " for s in sizes)
+        print(
+            f"{run.directory}: {success}validation loss {result['validation_loss']:.2g}, trained in "
+            f"{result['train_seconds']:.0f} s; all results in eval/final.json, pictures in plots/"
+        )
+
+    data, stages = stage_data(config)
+    curriculum, schedule = experiment.plan(
+        config.train,
+        config.curriculum,
+        config.model_config(),
+        data,
+        stages,
+        task.context_length,
+        metric="train_last_acc",
+    )
+    return experiment.train_run(
+        config,
+        run,
+        model=config.model_config(),
+        spec=SPEC,
+        data=data,
+        curriculum=curriculum,
+        schedule=schedule,
+        metrics=batch_metrics,
+        evaluate=lambda model, final: evaluate(model, config, run.seed, final),
+        finish=finish,
+    )
+
+
+def read_config(argv: Sequence[str] | None = None) -> Config:
+    """The configuration that the flags (None: of the command line) ask for. Raises UserError."""
+    return parse_options(
+        Config,
+        argv=argv,
+        config_file=HERE / "config.yaml",
+        prog="python3 MinigridMemory/MinigridMemory_src/train_minigridmemory.py",
+        description="Train RATE or a relative on Minigrid-Memory.",
+        aliases=ALIASES,
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train every seed that the flags ask for; the exit code says whether all finished."""
+    with exit_on_user_error():
+        config = read_config(argv)
+        runs = {seed: check(config, seed) for seed in config.run.seeds}  # all, before the first is trained
+        return run_seeds(runs, lambda seed: train(config, runs[seed]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
