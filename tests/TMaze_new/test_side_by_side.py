@@ -34,19 +34,19 @@ def test_a_finished_run_of_another_setting_is_not_taken_for_one_of_the_reproduct
         commands.append(command)
         return subprocess.CompletedProcess(command, 0)
 
-    monkeypatch.setattr(reproduce.subprocess, "run", train)
-    options = reproduce.Options(runs_dir=tmp_path)
+    monkeypatch.setattr(subprocess, "run", train)
+    study, options = reproduce.STUDY, reproduce.StudyOptions(runs_dir=tmp_path)
 
     def finish(*flags: str) -> Path:
-        config = read_config(["--config", str(reproduce.ROOT / reproduce.SETTING[1]), "--output_dir", str(tmp_path),
-                              "--ckpt_folder", reproduce.folder("RATE"), *flags])  # fmt: skip
+        config = read_config(["--config", str(reproduce.ROOT / reproduce.FAST), "--output_dir", str(tmp_path),
+                              "--ckpt_folder", study.folder("RATE"), *flags])  # fmt: skip
         path = run_directory(config, 1)
         (path / "eval").mkdir(parents=True)
         (path / "eval" / "final.json").write_text("{}")
         return path
 
     other = finish("--max_n_final", "5")
-    path = reproduce.run("RATE", 1, options)
+    path = study.run("RATE", 1, options)
     assert len(commands) == 1 and path != other
     assert finish() == path
-    assert reproduce.run("RATE", 1, options) == path and len(commands) == 1  # it is finished
+    assert study.run("RATE", 1, options) == path and len(commands) == 1  # it is finished
