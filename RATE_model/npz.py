@@ -1,0 +1,257 @@
+"""Folders of ``.npz`` files, one episode each, converted once into a trajectory file.
+
+This is how the published collectors left their data. A file holds, under names that may differ (`NpzKeys`):
+
+    observations  (T, ...)  images: uint8, or floating point in [0, 1] that was made of it by a division by 255
+    actions       (T,)      integers
+    rewards       (T,)
+    dones         (T,)      nonzero on the last step, if the episode ended there
+
+Files are taken in the order of the numbers in their names. One that is damaged or holds something else is refused, with
+the reason; the rest is converted, and the conversion is kept until the folder changes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from RATE_model.errors import UserError
+from RATE_model.trajectories import TrajectoryWriter
+
+PATTERN = "train_data_*.npz"
+REASONS_SHOWN = 3
+DIGEST = "source_digest"  # attribute of a converted file
+_VERSION = 1  # of the conversion; another one converts anew
+_GREY = 0.1  # largest distance of a pixel from a whole grey level, of 255; half precision needs 0.06
+
+
+@dataclass(frozen=True)
+class NpzKeys:
+    """Names of the arrays in a file."""
+
+    observations: str = "obs"
+    actions: str = "action"
+    rewards: str = "reward"
+    dones: str | None = "done"  # None: there is no such array, episodes were cut off
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """What a file has to hold."""
+
+    keys: NpzKeys
+    observation_shape: tuple[int, ...]
+    num_actions: int
+    infos: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Episode:
+    observations: np.ndarray  # (T, ...) uint8
+    actions: np.ndarray  # (T,)
+    rewards: np.ndarray  # (T,)
+    terminal: bool
+    infos: dict[str, np.ndarray]  # (T, ...)
+
+
+class _Refused(Exception):
+    """Why a file cannot be used."""
+
+
+def find_npz(folder: str | Path, pattern: str = PATTERN) -> list[Path]:
+    """The files of a folder whose names match, by the numbers in their names.
+
+    Directories are passed over: the published Minigrid collector made one, ``train_data_7.npz``, for every file that it
+    then saved beside it as ``train_data_7.npztrain_data_7.npz``.
+    """
+
+    def natural(path: Path) -> list[tuple[int, str]]:
+        parts = re.split(r"(\d+)", path.name)
+        return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
+
+    return sorted((path for path in Path(folder).glob(pattern) if path.is_file()), key=natural)
+
+
+def import_npz(
+    folder: str | Path,
+    target: str | Path,
+    *,
+    observation_shape: Sequence[int],
+    num_actions: int,
+    pattern: str = PATTERN,
+    keys: NpzKeys | None = None,
+    infos: Sequence[str] = (),
+    index_frames: bool = False,
+    attributes: Mapping[str, Any],
+) -> Path:
+    """Convert a folder, or return the conversion made before if nothing in the folder has changed.
+
+    The converted file has, besides ``attributes``: ``source`` (the folder's name), ``source_files``, ``refused_files``
+    and ``source_digest``, of the names, sizes and times of the files and of how they are read. One episode is in memory
+    at a time. What was refused is printed.
+
+    Args:
+        folder: with the files.
+        target: the trajectory file to make. One that is there and is not a conversion is left alone.
+        observation_shape: of one image, in the order in which the files hold it.
+        num_actions: actions lie between 0 and num_actions - 1.
+        pattern: names of the files.
+        keys: names of the arrays; None: those of `NpzKeys`.
+        infos: further arrays to keep under ``infos/``: (T, ...), or a single number, which then stands at every step.
+        index_frames: see `TrajectoryWriter`.
+        attributes: what the maker of the data is known to be.
+
+    Raises:
+        UserError: there is no such file, all files are refused, or the target cannot be written.
+    """
+    from RATE_model.evaluation import progress_bar  # late, as torch comes with it
+
+    folder, target = Path(folder), Path(target)
+    layout = _Layout(keys or NpzKeys(), tuple(observation_shape), num_actions, tuple(infos))
+    files = find_npz(folder, pattern)
+    if not files:
+        raise UserError(f"'{folder}' holds no file {pattern}" + ("" if folder.is_dir() else ": it is no folder"))
+    digest = _digest(files, layout, index_frames)
+    if target.exists():
+        made = _digest_of(target)
+        if made == digest:
+            return target
+        if made is None:
+            raise UserError(f"'{target}' exists and is no conversion of '{folder}'; move it away, or name another file")
+    described = {**attributes, "source": folder.resolve().name, "source_files": len(files), DIGEST: digest}
+    refused: dict[Path, str] = {}
+    shapes: dict[str, tuple[int, ...]] = {}  # of one step's infos, as the first file has them
+    with TrajectoryWriter(
+        target,
+        observation_shape=layout.observation_shape,
+        observation_dtype="uint8",
+        action_dtype=np.min_scalar_type(num_actions - 1),
+        index_frames=index_frames,
+        attributes=described,
+    ) as writer:
+        for path in progress_bar(iterable=files, desc=f"converting {folder.name}", unit="file"):
+            try:
+                episode = _read(path, layout, shapes)
+            except _Refused as reason:
+                refused[path] = str(reason)
+                continue
+            arrays = (episode.observations, episode.actions, episode.rewards)
+            writer.add_episode(*arrays, terminal=episode.terminal, infos=episode.infos)
+        if len(refused) == len(files):
+            raise UserError(f"'{folder}': none of {len(files)} files {pattern} can be used: {_reasons(refused)}.")
+    done = f"'{folder}': {len(files) - len(refused)} episodes converted into '{target}'"
+    print(f"{done}; {len(refused)} of {len(files)} files refused: {_reasons(refused)}" if refused else done, flush=True)
+    return target
+
+
+def _reasons(refused: Mapping[Path, str]) -> str:
+    """The first few refusals, in words."""
+    shown = [f"{path.name} {reason}" for path, reason in list(refused.items())[:REASONS_SHOWN]]
+    return "; ".join(shown) + ("; ..." if len(refused) > REASONS_SHOWN else "")
+
+
+def _digest(files: Sequence[Path], layout: _Layout, index_frames: bool) -> str:
+    """Of the names, sizes and times of change of the files, and of how they are read."""
+    stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(repr((_VERSION, asdict(layout), index_frames, stats)).encode()).hexdigest()
+
+
+def _digest_of(target: Path) -> str | None:
+    """That of the folder which a file was converted from; None if it was not."""
+    with contextlib.suppress(OSError), h5py.File(target, "r") as file:
+        return file.attrs.get(DIGEST)
+    return None
+
+
+def _read(path: Path, layout: _Layout, shapes: dict[str, tuple[int, ...]]) -> _Episode:
+    """The episode in a file. Raises `_Refused`."""
+    keys = layout.keys
+    names = [keys.observations, keys.actions, keys.rewards, *filter(None, [keys.dones]), *layout.infos]
+    arrays = _arrays(path, names)
+    observations, actions, rewards = (arrays[name] for name in names[:3])
+    if rewards.ndim != 1 or len(rewards) == 0:
+        raise _Refused(f"has '{keys.rewards}' of shape {rewards.shape}; expected one number per step")
+    steps = len(rewards)
+    if observations.shape != (steps, *layout.observation_shape):
+        expected = (steps, *layout.observation_shape)
+        raise _Refused(f"has '{keys.observations}' of shape {observations.shape}; expected {expected}")
+    if actions.shape != (steps,) or actions.dtype.kind not in "iu":
+        raise _Refused(f"has '{keys.actions}' {actions.dtype} {actions.shape}; expected {steps} integers")
+    if actions.min() < 0 or actions.max() >= layout.num_actions:
+        bounds = f"{actions.min()} to {actions.max()}; allowed is 0 to {layout.num_actions - 1}"
+        raise _Refused(f"has actions from {bounds}")
+    with np.errstate(over="ignore"):
+        rewards = rewards.astype(np.float32)
+    if not np.isfinite(rewards).all():
+        raise _Refused(f"has a NaN or infinite value in '{keys.rewards}'")
+    terminal = keys.dones is not None and _ends(arrays[keys.dones], steps, keys.dones)
+    infos = {name: _info(arrays[name], steps, name) for name in layout.infos}
+    for name, values in infos.items():
+        if shapes.setdefault(name, values.shape[1:]) != values.shape[1:]:
+            raise _Refused(f"has '{name}' of shape {values.shape[1:]} a step; the files before have {shapes[name]}")
+    return _Episode(_images(observations, keys.observations), actions, rewards, terminal, infos)
+
+
+def _arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """The arrays of these names, all of numbers. Nothing is unpickled."""
+    try:
+        if not zipfile.is_zipfile(path):
+            raise ValueError("no zip archive")
+        with np.load(path, allow_pickle=False) as file:
+            missing = [name for name in names if name not in file]
+            if missing:
+                found = ", ".join(sorted(file)) or "nothing"
+                raise _Refused(f"has no {', '.join(repr(name) for name in missing)} (it has: {found})")
+            arrays = {name: file[name] for name in names}
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, MemoryError) as error:
+        raise _Refused(f"is damaged or no .npz file ({error})") from error
+    for name, values in arrays.items():
+        if values.dtype.kind not in "biuf":
+            raise _Refused(f"has '{name}' of type {values.dtype}; expected numbers")
+    return arrays
+
+
+def _images(values: np.ndarray, name: str) -> np.ndarray:
+    """Images as uint8, without loss."""
+    if values.dtype == np.uint8:
+        return values
+    low, high = values.min(), values.max()
+    largest = 1 if values.dtype.kind == "f" else 255
+    if not (low >= 0 and high <= largest):  # not so either when there is a NaN
+        allowed = "floating-point images are 0 to 1" if largest == 1 else "allowed is 0 to 255"
+        raise _Refused(f"has '{name}' from {low} to {high}; {allowed}")
+    levels = values.astype(np.promote_types(values.dtype, np.float32)) * (255 if largest == 1 else 1)
+    whole = np.rint(levels)
+    if np.abs(levels - whole).max() > _GREY:
+        raise _Refused(f"has '{name}' with values between two of the 256 grey levels: no image divided by 255")
+    return whole.astype(np.uint8)
+
+
+def _ends(dones: np.ndarray, steps: int, name: str) -> bool:
+    """Whether the episode ended with its last step."""
+    if dones.shape != (steps,):
+        raise _Refused(f"has '{name}' of shape {dones.shape}; expected {(steps,)}")
+    if np.any(dones[:-1]):
+        raise _Refused(f"has '{name}' at step {int(np.argmax(dones != 0))} of {steps}: a file is one episode")
+    return bool(dones[-1])
+
+
+def _info(values: np.ndarray, steps: int, name: str) -> np.ndarray:
+    """A further array as (T, ...), int64 or float32."""
+    values = values.astype(np.float32 if values.dtype.kind == "f" else np.int64)
+    if values.size == 1 and values.ndim < 2 and values.shape != (steps,):
+        return np.full(steps, values.item(), dtype=values.dtype)
+    if values.ndim == 0 or len(values) != steps:
+        raise _Refused(f"has '{name}' of shape {values.shape}; expected {steps} steps, or one number")
+    return values
