@@ -1,0 +1,242 @@
+"""Minigrid-Memory trajectories: which to make or to read, and loading them as windows.
+
+The data is collected by the expert (`MinigridMemory/get_data/collect_traj.py`, or the first training that needs it), or
+given: a file made here, or a folder of the published collector's ``train_data_*.npz``, which is converted once.
+
+A preset says what is collected: size, corridors and the lengths kept. Every flag that is given beside it replaces that
+one thing. The clean presets keep all episodes; the published ones the lengths that were trained on. Files are named by
+what they hold, so that two ways of asking for the same data share one file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from MinigridMemory.MinigridMemory_src.env import (
+    ENV_ID,
+    NUM_ACTIONS,
+    OBSERVATION_SHAPE,
+    PUBLISHED_CAP,
+    check_size,
+    expert_cap,
+)
+from MinigridMemory.MinigridMemory_src.expert import Flaws
+from MinigridMemory.MinigridMemory_src.generate import Selection, generate
+from RATE_model.errors import UserError
+from RATE_model.limits import MAX_STEPS, at_least, at_most
+from RATE_model.npz import find_npz, import_npz
+from RATE_model.trajectories import TrajectoryFile
+
+if TYPE_CHECKING:
+    from RATE_model.windows import WindowDataset
+
+DATA_DIRECTORY = Path(__file__).resolve().parents[1] / "MinigridMemory_data"
+MAX_TRAJECTORIES = 200_000
+TRAINING_FRACTION = 0.9
+SPLIT_SEED = 0
+
+Preset = Literal["clean_31", "clean_41", "published_31", "published_41"]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a preset collects, always in corridors of random length."""
+
+    size: int
+    min_steps: int = 1
+    max_steps: int | None = None  # None: up to the time limit
+
+
+# published_41 was collected with a flag for fixed corridors, which its collector did not heed.
+PRESETS: dict[str, Kept] = {
+    "clean_31": Kept(31),
+    "clean_41": Kept(41),
+    "published_31": Kept(31, 38, 45),
+    "published_41": Kept(41, 60, 96),
+}
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Which trajectories to collect or to train on."""
+
+    # What the expert collects, in corridors of random length. clean_31 and clean_41: mazes of that size, episodes of
+    # any length; published_31: 38 to 45 steps; published_41: 60 to 96 steps. Each of the next five flags that is given
+    # replaces this one thing
+    preset: Preset = "clean_31"
+    # Size of the mazes, odd and at least 7; none = the preset's
+    size: int | None = None
+    # Where the corridor ends: drawn anew in every maze, or as far east as possible; none = the preset's
+    corridor: Literal["random", "fixed"] | None = None
+    # Shortest episodes kept, in steps; none = the preset's
+    min_steps: int | None = None
+    # Longest episodes kept, in steps; none = the preset's
+    max_steps: int | None = None
+    # Time limit in steps; none = 96 (published), or 2 size + 14 where that is more: the expert never needs so many
+    cap: int | None = None
+    # Probability of a random action at each step of the expert
+    noise: float = 0.0
+    # Probability that the expert takes the wrong arm on purpose; above 0, failed episodes are kept as well
+    wrong_arm: float = 0.0
+    # Probability that the expert guesses instead of looking at the cue; above 0, failed episodes are kept as well
+    guess: float = 0.0
+    # Episodes kept, as many with a key as with a ball to remember, as many to the north as to the south
+    trajectories: int = 10_000
+    # Data to read instead: an .h5 file made here, or a folder of train_data_*.npz; the flags above then do nothing
+    data_path: Path | None = None
+    # Directory of files that are made; none = MinigridMemory/MinigridMemory_data
+    data_dir: Path | None = None
+
+    def validate(self) -> None:
+        """Raise a UserError for a value out of range."""
+        if self.size is not None:
+            check_size(self.size)
+        at_least(1, min_steps=self.min_steps, max_steps=self.max_steps, cap=self.cap)
+        at_most(MAX_STEPS, cap=self.cap)
+        at_least(0, noise=self.noise, wrong_arm=self.wrong_arm, guess=self.guess)
+        at_most(1, noise=self.noise, wrong_arm=self.wrong_arm, guess=self.guess)
+        at_least(10, trajectories=self.trajectories)
+        at_most(MAX_TRAJECTORIES, trajectories=self.trajectories)
+        chosen = self.selection()
+        if chosen.min_steps > chosen.max_steps:
+            of_preset = " (the preset's)" if self.max_steps is None and PRESETS[self.preset].max_steps else ""
+            limit = "--cap" if chosen.max_steps == chosen.cap else "--max_steps"
+            raise UserError(
+                f"--min_steps {chosen.min_steps}: must be at most {limit}, which is {chosen.max_steps}{of_preset}"
+            )
+
+    def selection(self) -> Selection:
+        """The preset with all that replaces it."""
+        preset = PRESETS[self.preset]
+        size = preset.size if self.size is None else self.size
+        cap = default_cap(size) if self.cap is None else self.cap
+        longest = preset.max_steps if self.max_steps is None else self.max_steps
+        return Selection(
+            size=size,
+            random_length=self.corridor != "fixed",
+            min_steps=preset.min_steps if self.min_steps is None else self.min_steps,
+            max_steps=cap if longest is None else min(longest, cap),
+            cap=cap,
+            flaws=Flaws(noise=self.noise, wrong_arm=self.wrong_arm, guess=self.guess),
+            trajectories=self.trajectories,
+        )
+
+
+def default_cap(size: int) -> int:
+    """The published time limit, or that of the expert in mazes too large for it."""
+    return max(PUBLISHED_CAP, expert_cap(size))
+
+
+def dataset_path(options: DataOptions) -> Path:
+    """The file of what these options collect; its name holds all that its content depends on."""
+    chosen = options.selection()
+    parts = [f"minigrid_memory_size{chosen.size}", "random" if chosen.random_length else "fixed"]
+    if (chosen.min_steps, chosen.max_steps) != (1, chosen.cap):
+        parts.append(f"steps{chosen.min_steps}-{chosen.max_steps}")
+    if chosen.cap != default_cap(chosen.size):
+        parts.append(f"cap{chosen.cap}")
+    parts += [f"{name}{value:g}" for name, value in vars(chosen.flaws).items() if value]
+    return (options.data_dir or DATA_DIRECTORY) / f"{'_'.join(parts)}_n{chosen.trajectories}.h5"
+
+
+def ensure_dataset(options: DataOptions) -> list[Path]:
+    """The files to train on, collecting or converting what is missing.
+
+    Raises:
+        UserError: the data that was named is missing or unusable, nothing could be collected, or nothing be written.
+    """
+    if options.data_path is not None:
+        return [given_dataset(options)]
+    path = dataset_path(options)
+    if not path.exists():
+        print(f"Collecting {options.trajectories} Minigrid-Memory episodes: {path}", flush=True)
+        generate(options.selection(), path)
+    return [path]
+
+
+def given_dataset(options: DataOptions, target: Path | None = None) -> Path:
+    """The file that `data_path` names, or the conversion of the folder that it names, into `target`."""
+    source = options.data_path
+    if source.is_dir():
+        return _convert(source, target or converted_path(options))
+    if not source.is_file():
+        raise UserError(f"--data_path '{source}': there is no such file or folder")
+    if source.suffix == ".npz":
+        raise UserError(f"--data_path '{source}': one episode is no dataset; give the folder of the train_data_*.npz")
+    return source
+
+
+def converted_path(options: DataOptions) -> Path:
+    """Where the conversion of the folder `data_path` is kept: a name for each folder."""
+    folder = options.data_path.resolve()
+    digest = hashlib.sha256(str(folder).encode()).hexdigest()[:8]
+    return (options.data_dir or DATA_DIRECTORY) / f"minigrid_memory_imported_{folder.name}_{digest}.h5"
+
+
+def _convert(folder: Path, target: Path) -> Path:
+    if not find_npz(folder):
+        own = sorted(folder.glob("*.h5"))
+        advice = f" To train on '{own[0].name}' in it, name that file." if own else ""
+        raise UserError(f"--data_path '{folder}': this folder holds no train_data_*.npz.{advice}")
+    return import_npz(
+        folder,
+        target,
+        observation_shape=OBSERVATION_SHAPE,
+        num_actions=NUM_ACTIONS,
+        index_frames=True,
+        attributes={"environment": ENV_ID, "generator": "imported"},
+    )
+
+
+def open_dataset(path: Path) -> TrajectoryFile:
+    """A Minigrid-Memory trajectory file, checked. Raises UserError; see `TrajectoryFile`."""
+    return TrajectoryFile(
+        path,
+        observation_shape=OBSERVATION_SHAPE,
+        observation_dtype="uint8",
+        num_actions=NUM_ACTIONS,
+        hint="Delete it, or name another --data_path; a training without --data_path collects what it needs.",
+    )
+
+
+def load_windows(
+    paths: Sequence[Path], *, size: int, fraction: float = TRAINING_FRACTION, split_seed: int = SPLIT_SEED
+) -> tuple[WindowDataset, WindowDataset]:
+    """All episodes of these files of up to ``size`` steps, padded to it: a training and a validation dataset.
+
+    Longer episodes are left out, and their number is printed. An episode is on the same side in every run: the split
+    depends on ``split_seed`` only.
+
+    Raises:
+        UserError: a file is missing or bad, no episode is short enough, or there are too few to split.
+    """
+    # Late, as torch comes with it: --help and the processes that collect do without.
+    from RATE_model.windows import WindowDataset, split_episodes, whole_episodes
+
+    files = [open_dataset(path) for path in paths]
+    lengths = np.concatenate([file.lengths for file in files])
+    long = int((lengths > size).sum())
+    if long == len(lengths):
+        names = ", ".join(f"'{path}'" for path in paths)
+        raise UserError(
+            f"{names}: nothing to train on: all {long} episodes are longer than {size} steps (--sections times "
+            f"--context_length) and were dropped; they have {lengths.min()} to {lengths.max()} steps. Raise --sections "
+            "or --context_length, or choose data of shorter episodes."
+        )
+    if long:
+        print(
+            f"{long} of {len(lengths)} episodes are longer than {size} steps (up to {lengths.max()}) and left out; "
+            "a higher --sections or --context_length takes them in."
+        )
+    windows = [
+        whole_episodes(index, file, max_steps=size) for index, file in enumerate(files) if file.lengths.min() <= size
+    ]
+    training, validation = split_episodes(np.concatenate(windows), files, fraction=fraction, seed=split_seed)
+    dataset = WindowDataset(files, training, size=size)
+    return dataset, dataset.with_windows(validation)

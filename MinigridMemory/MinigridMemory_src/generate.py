@@ -1,0 +1,259 @@
+"""Collecting Minigrid-Memory trajectories with the expert, on all cores.
+
+Seeds count up from ``FIRST_SEED``, far above those of any evaluation. Episodes are played in processes of their own and
+judged here in the order of their seeds: those of a wished length (and success) are kept until each of the four kinds,
+key or ball to remember, at the northern or the southern arm, has its quarter. So the file does not depend on the number
+of processes. What comes from them is small: encoded views, of which there are a few dozen, not pictures.
+"""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import os
+import signal
+from collections import Counter, deque
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from MinigridMemory.MinigridMemory_src.env import ENV_ID, OBSERVATION_SHAPE, MinigridMemoryEnv, frames_of_views
+from MinigridMemory.MinigridMemory_src.expert import Flaws, Played, play
+from RATE_model.errors import UserError
+from RATE_model.trajectories import TrajectoryWriter
+
+FIRST_SEED = 1_000_000
+BLOCK = 50  # episodes that a process plays at once
+AHEAD = 4  # blocks per process that may wait to be judged
+BATCH_STEPS = 2000  # steps drawn and written at once, about 40 MB
+# So many episodes in a row without one to keep: the wish cannot be met, or only in hours. The rarest kind of the
+# published selections is one in 45.
+PATIENCE = 5000
+KINDS = tuple(itertools.product(("key", "ball"), ("north", "south")))
+
+FAILED, SHORT, LONG, SURPLUS = "failed", "too short", "too long", "of a kind that there were enough of"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which episodes to collect."""
+
+    size: int  # of the mazes
+    random_length: bool  # whether the corridor's end is drawn
+    min_steps: int  # of episodes kept
+    max_steps: int  # of episodes kept
+    cap: int  # time limit, in steps
+    flaws: Flaws  # of the expert
+    trajectories: int  # how many to keep
+
+    @property
+    def keep_failures(self) -> bool:
+        """Failed episodes are kept if the expert was told to fail; those that noise spoilt are not."""
+        return self.flaws.wrong_arm > 0 or self.flaws.guess > 0
+
+    def refusal(self, episode: Played) -> str | None:
+        """Why an episode is not kept; None if it may be."""
+        if not episode.success and not self.keep_failures:
+            return FAILED
+        if episode.steps < self.min_steps:
+            return SHORT
+        return LONG if episode.steps > self.max_steps else None
+
+
+@dataclass
+class Tally:
+    """What became of the episodes played."""
+
+    room: dict[tuple[str, str], int]  # of each kind, how many are still wanted
+    dropped: Counter[str] = field(default_factory=Counter)
+    played: int = 0
+    kept: int = 0
+    successes: int = 0
+    in_vain: int = 0  # episodes dropped since the last one that was kept
+    lengths: tuple[int, int] = (0, 0)  # shortest and longest episode played, in steps
+
+    @classmethod
+    def of(cls, trajectories: int) -> Tally:
+        """Room for so many, divided evenly."""
+        share, rest = divmod(trajectories, len(KINDS))
+        return cls({kind: share + (number < rest) for number, kind in enumerate(KINDS)})
+
+    def judge(self, episode: Played, selection: Selection) -> bool:
+        """Count an episode; whether it is kept. Raises UserError when none has been kept for long."""
+        kind = (episode.cue, episode.arm)
+        reason = selection.refusal(episode) or (None if self.room[kind] else SURPLUS)
+        shortest, longest = self.lengths if self.played else (episode.steps, episode.steps)
+        self.lengths = min(shortest, episode.steps), max(longest, episode.steps)
+        self.played += 1
+        self.successes += episode.success
+        if reason is None:
+            self.room[kind] -= 1
+            self.kept += 1
+            self.in_vain = 0
+            return True
+        self.dropped[reason] += 1
+        self.in_vain += 1
+        if self.in_vain >= PATIENCE:
+            raise UserError(self._hopeless(selection))
+        return False
+
+    def summary(self) -> str:
+        """How many were dropped, by reason."""
+        return ", ".join(f"{count} {reason}" for reason, count in self.dropped.most_common()) or "none"
+
+    def _hopeless(self, selection: Selection) -> str:
+        wanted = f"{selection.min_steps} to {selection.max_steps}"
+        return (
+            f"collected {self.kept} of {selection.trajectories} episodes and gave up, as the last {PATIENCE} had none "
+            f"to keep; {self.played} played, dropped: {self.summary()}.\nKept are {wanted} steps; those played had "
+            f"{self.lengths[0]} to {self.lengths[1]}. See --min_steps, --max_steps, --cap and --noise."
+        )
+
+
+def generate(selection: Selection, path: Path, *, overwrite: bool = False, workers: int | None = None) -> Path:
+    """Collect a file of trajectories. Its content is the same for any number of workers.
+
+    Args:
+        selection: what to collect.
+        path: the file; it appears when it is complete.
+        overwrite: replace a file that exists.
+        workers: processes that play; None: one per core this process may use, fewer for few episodes.
+
+    Raises:
+        UserError: the file exists and is not to be replaced, cannot be written, or nothing suitable was played.
+    """
+    from RATE_model.evaluation import progress_bar  # late, as torch comes with it: the processes that play do without
+
+    if path.exists() and not overwrite:
+        raise UserError(f"'{path}' exists; add --overwrite true to replace it.")
+    MinigridMemoryEnv(selection.size)  # a missing package shows here, not in a process
+    _check_writable(path)
+    workers = workers or max(1, min(available_cores(), selection.trajectories // (5 * BLOCK)))
+    tally, episodes = _collect(selection, workers)
+    with TrajectoryWriter(
+        path,
+        observation_shape=OBSERVATION_SHAPE,
+        observation_dtype="uint8",
+        index_frames=True,
+        attributes=_attributes(selection, tally),
+    ) as writer:
+        with progress_bar(total=len(episodes), desc="writing", unit="episode") as bar:
+            for batch in _batches(episodes):
+                _write(writer, batch)
+                bar.update(len(batch))
+    return path
+
+
+def _check_writable(path: Path) -> None:
+    """Raise a `UserError` where no file can be made, before minutes are spent on it. Nothing is created."""
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        problem = "must not be written to" if folder.is_dir() else "is no directory"
+        raise UserError(f"cannot write '{path}': '{folder}' {problem}.")
+    if path.is_dir():
+        raise UserError(f"cannot write '{path}': it is a directory.")
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _attributes(selection: Selection, tally: Tally) -> dict[str, object]:
+    """What the file says of how it was made."""
+    options = {name: value for name, value in asdict(selection).items() if name != "flaws"}
+    return {
+        "environment": ENV_ID,
+        "generator": "scripted expert that sees the 3x3 view",
+        **options,
+        **asdict(selection.flaws),
+        "keep_failures": selection.keep_failures,
+        "first_seed": FIRST_SEED,
+        "last_seed": FIRST_SEED + tally.played - 1,
+        "played": tally.played,
+        "acceptance": tally.kept / tally.played,
+        "dropped": dict(tally.dropped),
+        "expert_success": tally.successes / tally.played,
+    }
+
+
+def _collect(selection: Selection, workers: int) -> tuple[Tally, list[Played]]:
+    """Play and judge until there are enough; 10,000 episodes of 40 steps take some 15 MB."""
+    from RATE_model.evaluation import progress_bar
+
+    tally, kept = Tally.of(selection.trajectories), []
+    episodes = _played(selection, workers)
+    with closing(episodes), progress_bar(total=selection.trajectories, desc="collecting", unit="episode") as bar:
+        while len(kept) < selection.trajectories:
+            episode = next(episodes)
+            if tally.judge(episode, selection):
+                kept.append(episode)
+                bar.update()
+    return tally, kept
+
+
+def _batches(episodes: list[Played]) -> Iterator[list[Played]]:
+    """Consecutive episodes, as many as have BATCH_STEPS steps together when padded, or one that has more."""
+    batch: list[Played] = []
+    for episode in episodes:
+        if batch and (len(batch) + 1) * max(episode.steps, *(other.steps for other in batch)) > BATCH_STEPS:
+            yield batch
+            batch = []
+        batch.append(episode)
+    if batch:
+        yield batch
+
+
+def _write(writer: TrajectoryWriter, episodes: list[Played]) -> None:
+    """Append a batch of episodes, padded by their last step."""
+    lengths = np.array([episode.steps for episode in episodes])
+    longest = lengths.max()
+
+    def padded(values: np.ndarray) -> np.ndarray:
+        return np.pad(values, [(0, longest - len(values))] + [(0, 0)] * (values.ndim - 1), mode="edge")
+
+    rewards = np.zeros((len(episodes), longest), dtype=np.float32)
+    rewards[np.arange(len(episodes)), lengths - 1] = [episode.reward for episode in episodes]
+    seeds = np.array([episode.seed for episode in episodes])
+    writer.add_episodes(
+        frames_of_views(np.stack([padded(episode.views) for episode in episodes])),
+        np.stack([padded(episode.actions) for episode in episodes]),
+        rewards,
+        lengths,
+        np.array([episode.terminated for episode in episodes]),
+        {"seed": np.repeat(seeds[:, None], longest, axis=1)},
+    )
+
+
+def _played(selection: Selection, workers: int) -> Iterator[Played]:
+    """Episodes of the seeds from FIRST_SEED on, in this order, without end. Close it to stop the processes."""
+    arguments = {
+        "random_length": selection.random_length,
+        "max_steps": selection.cap,
+        "flaws": selection.flaws,
+    }
+    blocks = (range(first, first + BLOCK) for first in itertools.count(FIRST_SEED, BLOCK))
+    if workers == 1:
+        for block in blocks:
+            yield from play(selection.size, block, **arguments)
+    # Spawned, not forked: the threads of torch and of the progress bar do not survive a fork. Ctrl-C is for this
+    # process, which then stops the others.
+    ignore = (signal.SIGINT, signal.SIG_IGN)
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), signal.signal, ignore)
+    try:
+        waiting: deque = deque()
+        while True:
+            while len(waiting) < AHEAD * workers:
+                waiting.append(pool.submit(play, selection.size, next(blocks), **arguments))
+            yield from waiting.popleft().result()
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a process that collects episodes was killed, or could not start; with --workers 1 none is needed"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -1,0 +1,84 @@
+"""Collect Minigrid-Memory trajectories with the scripted expert.
+
+    python3 MinigridMemory/get_data/collect_traj.py
+    python3 MinigridMemory/get_data/collect_traj.py --preset published_31 --workers 4
+    python3 MinigridMemory/get_data/collect_traj.py --preset clean_41 --corridor fixed --noise 0.05 --output fixed.h5
+
+The file goes to MinigridMemory/MinigridMemory_data, where training finds it by the same flags; with --output it goes
+elsewhere, and training takes it as --data_path. A folder of the published collector's train_data_*.npz is converted
+with --data_path FOLDER.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+if not __package__:  # started as a script: make the repository importable
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from MinigridMemory.MinigridMemory_src.dataset import DataOptions, dataset_path, given_dataset, open_dataset
+from MinigridMemory.MinigridMemory_src.generate import generate
+from RATE_model.errors import UserError
+from RATE_model.limits import at_least, at_most
+from RATE_model.options import Boolean, exit_on_user_error, parse_options
+
+MAX_WORKERS = 1024
+
+
+@dataclass(frozen=True)
+class Options:
+    """Flags of this script."""
+
+    data: DataOptions = field(default_factory=DataOptions)
+    # The file to write; none = one in --data_dir, named by what it holds
+    output: Path | None = None
+    # Replace a file that exists
+    overwrite: Boolean = False
+    # Processes that play; none = one per core. The data does not depend on it
+    workers: int | None = None
+
+    def validate(self) -> None:
+        """Raise a UserError for a value out of range."""
+        at_least(1, workers=self.workers)
+        at_most(MAX_WORKERS, workers=self.workers)
+        if self.output is not None and self.output.suffix not in (".h5", ".hdf5"):
+            raise UserError(f"--output '{self.output}': the name must end in .h5")
+        if self.data.data_path is not None and not self.data.data_path.is_dir():
+            raise UserError(f"--data_path '{self.data.data_path}': must be a folder of train_data_*.npz to convert")
+
+
+def describe(path: Path) -> str:
+    """One line on what a file holds and how it came about."""
+    with open_dataset(path) as file:
+        made, lengths = file.attributes, file.lengths
+    line = (
+        f"{path}: {made['num_episodes']} episodes of {lengths.min()} to {lengths.max()} steps, {made['num_steps']} "
+        f"in all, mean return {made['return_mean']:.3f}, {path.stat().st_size / 1e6:.1f} MB"
+    )
+    if "played" not in made:
+        return line
+    dropped = ", ".join(f"{count} {reason}" for reason, count in made["dropped"].items())
+    kept = f"{made['acceptance']:.1%} of {made['played']} episodes played were kept"
+    return f"{line}; {kept}" + (f" (dropped: {dropped})" if dropped else "")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Collect or convert what the flags (None: of the command line) ask for; see the module."""
+    with exit_on_user_error():
+        options = parse_options(
+            Options,
+            argv=argv,
+            prog="python3 MinigridMemory/get_data/collect_traj.py",
+            description="Collect Minigrid-Memory trajectories with the scripted expert.",
+        )
+        if options.data.data_path is not None:
+            path = given_dataset(options.data, options.output)
+        else:
+            path = options.output or dataset_path(options.data)
+            generate(options.data.selection(), path, overwrite=options.overwrite, workers=options.workers)
+        print(describe(path))
+
+
+if __name__ == "__main__":
+    main()

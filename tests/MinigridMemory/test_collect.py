@@ -1,0 +1,88 @@
+"""The command that collects Minigrid-Memory trajectories."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("minigrid")
+
+from MinigridMemory.get_data.collect_traj import main
+from MinigridMemory.MinigridMemory_src.dataset import open_dataset
+
+SCRIPT = Path(__file__).resolve().parents[2] / "MinigridMemory" / "get_data" / "collect_traj.py"
+SMALL = ["--size", "9", "--trajectories", "12", "--workers", "1"]
+
+
+def test_it_runs_from_anywhere_with_processes(tmp_path):
+    flags = ["--size", "9", "--trajectories", "60", "--workers", "2", "--output", "here.h5"]
+    done = subprocess.run([sys.executable, SCRIPT, *flags], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "here.h5: 60 episodes of 6 to 13 steps" in done.stdout and "episodes played were kept" in done.stdout
+    assert done.stdout.count("\n") == 1 and done.stderr == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["here.h5"]
+    assert open_dataset(tmp_path / "here.h5").num_episodes == 60
+
+
+def test_it_names_its_file_and_does_not_replace_it(tmp_path, capsys):
+    flags = [*SMALL, "--data_dir", str(tmp_path / "data")]
+    main(flags)
+    line = capsys.readouterr().out
+    path = tmp_path / "data" / "minigrid_memory_size9_random_n12.h5"
+    assert line.startswith(f"{path}: 12 episodes of ") and "mean return 0.9" in line and " MB; " in line
+    with pytest.raises(SystemExit, match="2"):
+        main(flags)
+    assert "exists; add --overwrite true" in capsys.readouterr().err
+    before = path.stat().st_mtime_ns
+    main([*flags, "--overwrite"])
+    assert path.stat().st_mtime_ns > before
+
+
+def test_it_converts_a_folder(tmp_path, capsys):
+    folder = tmp_path / "published"
+    folder.mkdir()
+    arrays = {"obs": np.zeros((4, 3, 84, 84), dtype=np.uint8), "action": np.array([0, 1, 2, 2])}
+    for number in range(3):
+        reward, done = np.array([0, 0, 0, 0.9]), np.array([0, 0, 0, 1])
+        np.savez(folder / f"train_data_{number}.npz", **arrays, reward=reward, done=done)
+    main(["--data_path", str(folder), "--output", str(tmp_path / "converted.h5")])
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert "3 episodes of 4 to 4 steps, 12 in all, mean return 0.900" in line and "played" not in line
+
+
+def test_help_explains_presets(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for text in (
+        "published_31",
+        "38 to 45 steps",
+        "replaces this one thing",
+        "--workers",
+        "--overwrite",
+        "train_data_*",
+    ):
+        assert text in shown
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--size", "40"], "--size 40: the size of a maze must be odd and 7 to 2001"),
+        (["--preset", "clean_51"], "--preset clean_51: the value must be one of clean_31, clean_41, published_31"),
+        (["--workers", "0"], "--workers 0: must be at least 1"),
+        (["--output", "x.npz"], "--output 'x.npz': the name must end in .h5"),
+        (["--data_path", "nowhere"], "--data_path 'nowhere': must be a folder"),
+        (["--corridor", "long"], "--corridor long: the value must be one of random, fixed"),
+        (["--min_steps", "99"], "--min_steps 99"),
+    ],
+)
+def test_bad_flags_are_named(tmp_path, capsys, monkeypatch, flags, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        main([*flags, "--data_dir", "data"])
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and error.count("\n") <= 2
+    assert not list(tmp_path.iterdir())
