@@ -166,7 +166,13 @@ def _continue(url: str, part: Path, timeout: float) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Download what the flags ask for; exit 2 if something is missing in the end."""
     with exit_on_user_error():
-        options = parse_options(Options, argv=argv, prog=SCRIPT, description="Download D4RL's MuJoCo datasets.")
+        options = parse_options(
+            Options,
+            argv=argv,
+            prog=SCRIPT,
+            description="Download D4RL's MuJoCo datasets.",
+            aliases={"data_dir": "data_path"},
+        )
         failed, unreachable = [], False
         for task in options.tasks:
             if unreachable and not (data_directory(options.data_path) / d4rl_name(task)).exists():

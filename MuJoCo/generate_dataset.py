@@ -297,7 +297,13 @@ class Options:
 def main(argv: Sequence[str] | None = None) -> None:
     """Make the file that the flags ask for; see the module."""
     with exit_on_user_error():
-        options = parse_options(Options, argv=argv, prog=SCRIPT, description="Make MuJoCo data by PPO.").generate
+        options = parse_options(
+            Options,
+            argv=argv,
+            prog=SCRIPT,
+            description="Make MuJoCo data by PPO.",
+            aliases={"data_dir": "data_path"},
+        ).generate
         try:
             path = generate(options)
         except KeyboardInterrupt:

@@ -1,5 +1,6 @@
 """MuJoCo data: tasks, finding, episodes, windows, normalisation, and what is wrong with a file."""
 
+import json
 import os
 import subprocess
 import sys
@@ -148,7 +149,8 @@ def test_normalisation_is_kept_with_a_run(file, tmp_path):
     np.testing.assert_array_equal(again.std, file.normalisation.std)
     with pytest.raises(UserError, match="expected 17 means"):
         Normalisation.read(tmp_path, WALKER2D)
-    for content in ("", "[1]", '{"mean": [0], "std": "x"}', '{"mean": [NaN], "std": [1]}'):
+    zeros = json.dumps({"mean": [0] * 11, "std": [0] * 11})
+    for content in ("", "[1]", '{"mean": [0], "std": "x"}', zeros, zeros.replace("0", "NaN")):
         (tmp_path / "normalisation.json").write_text(content)
         with pytest.raises(UserError, match="normalisation.json"):
             Normalisation.read(tmp_path, HOPPER)

@@ -78,7 +78,7 @@ def no_waiting(monkeypatch):
 def run(folder, url, *datasets, tries=1):
     """The exit status."""
     chosen = ["--datasets", *datasets] if datasets else []
-    flags = [*chosen, "--data_path", str(folder), "--url", url, "--tries", str(tries), "--timeout", "5"]
+    flags = [*chosen, "--data_dir", str(folder), "--url", url, "--tries", str(tries), "--timeout", "5"]
     try:
         script.main(flags)
     except SystemExit as stop:
