@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from MuJoCo import files
 from MuJoCo.dataset import (
@@ -21,9 +22,11 @@ from MuJoCo.dataset import (
 )
 from MuJoCo.tasks import HALFCHEETAH, HOPPER, RETURN_SCALE, ROBOTS, TASKS, WALKER2D, task_of
 from RATE_model.errors import UserError
+from RATE_model.spec import EnvironmentSpec
 from RATE_model.trajectories import TrajectoryWriter
 from RATE_model.windows import WindowDataset
 from tests.mujoco_files import LENGTHS, episodes, write_d4rl
+from tests.small_models import small_model
 
 ROOT = Path(__file__).resolve().parents[2]
 HOPPER_MEDIUM = TASKS[6]
@@ -261,3 +264,23 @@ def test_our_own_files_are_read(tmp_path):
             writer.add_episode(episode["observations"], episode["actions"], episode["rewards"], terminal=False)
     file = open_data(TASKS[0], tmp_path)
     assert tuple(file.lengths) == LENGTHS and file.whole.all()
+
+
+@pytest.mark.parametrize("mode", ["RATE", "DT"])
+def test_what_a_model_makes_of_padding(file, mode):
+    """Right: the actions of an episode's first steps are those of the unpadded window. Left: they are not."""
+    model = small_model(mode, spec=EnvironmentSpec(observation_shape=(11,), num_actions=3, continuous=True))
+    size = model.config.context_length * (1 if model.config.sliding else 3)
+    windows = windows_at_every_step(0, file, size)
+    rows = np.flatnonzero(windows[:, 2] == size // 2 + 1)
+    predictions = {}
+    for pad in ("right", "left"):
+        batch = WindowDataset([file], windows, size=size, pad=pad).__getitems__(rows)
+        with torch.no_grad():
+            outputs, _ = model(batch.observations, batch.actions, batch.rtg, batch.valid)
+            real = (batch.observations, batch.actions, batch.rtg, batch.valid)
+            shape = (len(rows), size // 2 + 1)
+            whole = [tensor[batch.valid].view(*shape, *tensor.shape[2:]) for tensor in real]
+            alone, _ = model(*whole)
+        predictions[pad] = (outputs[batch.valid].view(*shape, 3) - alone).abs().max().item()
+    assert predictions["right"] < 1e-5 and predictions["left"] > 1e-3
