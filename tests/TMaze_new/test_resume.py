@@ -4,20 +4,18 @@ Interruptions come in three kinds: a signal that asks to stop (a checkpoint is w
 last checkpoint is lost and done again), and damage to the newest checkpoint (the one before is used).
 """
 
-import json
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
 import pytest
-import torch
 
-from RATE_model import experiment, fit
-from RATE_model.checkpoints import find_checkpoint, load_checkpoint
-from RATE_model.runs import Interrupted
+from RATE_model import fit
+from RATE_model.checkpoints import find_checkpoint
+from tests import interruptions
+from tests.interruptions import STOPPED, differences, killed_behind_a_save, newest_state, stopped_after
 from tests.tmaze_runs import BATCHES_PER_EPOCH, MODES, TINY, only_run, places, train
 from TMaze_new.TMaze_new_src import train_tmaze
 
@@ -37,86 +35,21 @@ def without_pictures(monkeypatch):
     monkeypatch.setattr(train_tmaze, "draw_run", lambda *arguments, **options: None)
 
 
-class StopAfter:
-    """Stands in for `Interrupts`: a signal comes during the given batch."""
-
-    def __init__(self, batch: int) -> None:
-        self._left = batch
-
-    @property
-    def requested(self) -> str | None:
-        self._left -= 1
-        return None if self._left > 0 else "SIGTERM"
-
-    def stop(self) -> None:
-        raise Interrupted("SIGTERM")
-
-    def __enter__(self) -> "StopAfter":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        pass
-
-
-class Killed(BaseException):
-    """What nothing catches."""
-
-
 def stop_after(batch: int, folder: Path, *flags: str) -> None:
     """Resume the run, if there is one, and stop it at its so-manieth batch from here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment, "Interrupts", lambda: StopAfter(batch))
-        assert train(folder, *flags, "--resume", "auto") == 128 + signal.SIGTERM
+    with stopped_after(batch):
+        assert train(folder, *flags, "--resume", "auto") == STOPPED
 
 
 def kill_behind_a_save(folder: Path, *flags: str) -> None:
     """Resume the run, if there is one, and kill it when it has written a checkpoint."""
-
-    def save_and_die(*arguments, **options) -> None:
-        save(*arguments, **options)
-        raise Killed
-
-    save = fit.save_checkpoint
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(fit, "save_checkpoint", save_and_die)
+    with killed_behind_a_save():
         train(folder, *flags, "--resume", "auto")
 
 
 def outcome(folder: Path) -> dict:
-    """All that a run leaves, but for the time that it took."""
-    run = only_run(folder)
-    weights, state = load_checkpoint(find_checkpoint(run / "checkpoints"))
-    assert state.pop("seconds") > 0
-    evaluations = {path.name: json.loads(path.read_text()) for path in sorted((run / "eval").iterdir())}
-    for evaluation in evaluations.values():
-        for name in ("train_seconds", "eval_seconds"):
-            evaluation.pop(name, None)
-    return {
-        "weights": weights,
-        "state": state,
-        "evaluations": evaluations,
-        "best": (run / "checkpoints" / "best").read_text() if (run / "checkpoints" / "best").exists() else None,
-        "metrics": (run / "metrics.jsonl").read_bytes(),
-    }
-
-
-def differences(one, other, name: str = "") -> Iterator[str]:
-    """Where two nested structures differ in any bit."""
-    if isinstance(one, torch.Tensor):
-        if one.dtype != other.dtype or not torch.equal(one, other):
-            yield name
-    elif isinstance(one, dict):
-        if one.keys() != other.keys():
-            yield f"{name}: {sorted(map(str, one.keys() ^ other.keys()))}"
-        for key in one.keys() & other.keys():
-            yield from differences(one[key], other[key], f"{name}/{key}")
-    elif isinstance(one, list | tuple):
-        if len(one) != len(other):
-            yield f"{name}: {len(one)} and {len(other)}"
-        for index, pair in enumerate(zip(one, other, strict=False)):
-            yield from differences(*pair, f"{name}/{index}")
-    elif one != other:
-        yield f"{name}: {one} and {other}"
+    """All that the run in a folder leaves, but for the time that it took."""
+    return interruptions.outcome(only_run(folder))
 
 
 @lru_cache
@@ -133,9 +66,7 @@ def shared(tmp_path_factory) -> Path:
 
 
 def assert_same(folder: Path, shared: Path, flags: tuple[str, ...]) -> None:
-    found, expected = outcome(folder), uninterrupted(shared, flags)
-    assert len(expected["state"]["trainer"]["optimizer"]["state"]) > 10 and expected["metrics"].count(b"\n") > 4
-    assert list(differences(found, expected)) == []
+    interruptions.assert_same(outcome(folder), uninterrupted(shared, flags))
 
 
 # --- a signal asks to stop ---
@@ -147,7 +78,7 @@ def test_stopping_anywhere_changes_nothing_in_any_mode(tmp_path, shared, mode):
     flags = tuple(MODES[mode])
     for batch in (1, 2, BATCHES_PER_EPOCH - 3, 3, 4):
         stop_after(batch, tmp_path, *flags)
-    steps = load_checkpoint(find_checkpoint(only_run(tmp_path) / "checkpoints"))[1]["trainer"]["step"]
+    steps = newest_state(only_run(tmp_path))["trainer"]["step"]
     assert steps == 11
     assert train(tmp_path, *flags, "--resume", "auto") == 0
     assert_same(tmp_path, shared, flags)
@@ -159,7 +90,7 @@ def test_stopping_anywhere_changes_nothing_in_any_stage(tmp_path, shared, curric
     positions = []
     for batch in (1, 2, 2, 3, 1, 1, 1):
         stop_after(batch, tmp_path, *flags)
-        state = load_checkpoint(find_checkpoint(only_run(tmp_path) / "checkpoints"))[1]
+        state = newest_state(only_run(tmp_path))
         positions.append((state["curriculum"]["index"], state["curriculum"].get("anneal_left")))
     assert {index for index, _ in positions} == {0, 1}
     assert curriculum == "true" or {left for _, left in positions} > {None}  # also during the annealing
@@ -244,7 +175,7 @@ def test_real_signals_to_a_real_process(tmp_path, shared):
         _, errors = process.communicate(timeout=120)
         folder, number = tmp_path / name, getattr(signal, name)
         lines = (only_run(folder) / "metrics.jsonl").read_text().count("\n")
-        steps = load_checkpoint(find_checkpoint(only_run(folder) / "checkpoints"))[1]["trainer"]["step"]
+        steps = newest_state(only_run(folder))["trainer"]["step"]
         if name == "SIGKILL":
             assert process.returncode == -number and steps == BATCHES_PER_EPOCH < lines - 1
         else:

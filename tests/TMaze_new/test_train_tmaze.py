@@ -13,6 +13,8 @@ import yaml
 from RATE_model.checkpoints import find_checkpoint
 from RATE_model.config import ModelConfig
 from RATE_model.trainer import Trainer, TrainingDiverged
+from tests import commands
+from tests.commands import contents, error_of
 from tests.tmaze_runs import TINY, only_run, places, train
 from TMaze_new.TMaze_new_src import train_tmaze
 
@@ -46,17 +48,7 @@ def without_pictures(monkeypatch):
 
 
 def printed_config(capsys, *flags: str) -> dict:
-    """What --print_config says."""
-    with pytest.raises(SystemExit, match="0"):
-        train_tmaze.main([*flags, "--print_config"])
-    output = capsys.readouterr()
-    assert output.err == ""
-    return yaml.safe_load(output.out)
-
-
-def contents(folder: Path) -> dict[Path, bytes | None]:
-    """Every file below a folder with its content, and every directory."""
-    return {path: path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}
+    return commands.printed_config(capsys, train_tmaze.main, flags)
 
 
 # --- flags ---
@@ -291,15 +283,7 @@ MISTAKES = {
 
 
 def fails(capsys, folder: Path, *flags: str) -> str:
-    """The one or two lines on stderr of a command that exits with 2 and creates nothing."""
-    before = contents(folder)
-    capsys.readouterr()
-    with pytest.raises(SystemExit, match="^2$"):
-        train(folder, *flags)
-    errors = capsys.readouterr().err
-    assert contents(folder) == before
-    assert errors.startswith("error: ") and errors.count("\n") <= 2 and "Traceback" not in errors
-    return errors
+    return error_of(capsys, folder, train_tmaze.main, [*TINY, *places(folder), *flags])
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)

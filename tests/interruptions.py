@@ -1,0 +1,110 @@
+"""Interrupting training runs, and comparing what they leave: for the resume tests of every environment."""
+
+import json
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from RATE_model import experiment, fit
+from RATE_model.checkpoints import find_checkpoint, load_checkpoint
+from RATE_model.runs import Interrupted
+
+STOPPED = 128 + signal.SIGTERM  # exit code of a run inside `stopped_after`
+
+
+class StopAfter:
+    """Stands in for `Interrupts`: a signal comes during the given batch."""
+
+    def __init__(self, batch: int) -> None:
+        self._left = batch
+
+    @property
+    def requested(self) -> str | None:
+        self._left -= 1
+        return None if self._left > 0 else "SIGTERM"
+
+    def stop(self) -> None:
+        raise Interrupted("SIGTERM")
+
+    def __enter__(self) -> "StopAfter":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+
+class Killed(BaseException):
+    """What nothing catches."""
+
+
+@contextmanager
+def stopped_after(batch: int) -> Iterator[None]:
+    """A run that is started or resumed inside stops at its so-manieth batch from there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment, "Interrupts", lambda: StopAfter(batch))
+        yield
+
+
+@contextmanager
+def killed_behind_a_save() -> Iterator[None]:
+    """A run that is started or resumed inside dies when it has written a checkpoint."""
+
+    def save_and_die(*arguments, **options) -> None:
+        save(*arguments, **options)
+        raise Killed
+
+    save = fit.save_checkpoint
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(fit, "save_checkpoint", save_and_die)
+        yield
+
+
+def newest_state(run: Path) -> dict:
+    """Training state of the newest checkpoint of a run's directory."""
+    return load_checkpoint(find_checkpoint(run / "checkpoints"))[1]
+
+
+def outcome(run: Path) -> dict:
+    """All that a run's directory holds, but for the time that it took."""
+    weights, state = load_checkpoint(find_checkpoint(run / "checkpoints"))
+    assert state.pop("seconds") > 0
+    evaluations = {path.name: json.loads(path.read_text()) for path in sorted((run / "eval").iterdir())}
+    for evaluation in evaluations.values():
+        for name in ("train_seconds", "eval_seconds"):
+            evaluation.pop(name, None)
+    return {
+        "weights": weights,
+        "state": state,
+        "evaluations": evaluations,
+        "best": (run / "checkpoints" / "best").read_text() if (run / "checkpoints" / "best").exists() else None,
+        "metrics": (run / "metrics.jsonl").read_bytes(),
+    }
+
+
+def differences(one, other, name: str = "") -> Iterator[str]:
+    """Where two nested structures differ in any bit."""
+    if isinstance(one, torch.Tensor):
+        if one.dtype != other.dtype or not torch.equal(one, other):
+            yield name
+    elif isinstance(one, dict):
+        if one.keys() != other.keys():
+            yield f"{name}: {sorted(map(str, one.keys() ^ other.keys()))}"
+        for key in one.keys() & other.keys():
+            yield from differences(one[key], other[key], f"{name}/{key}")
+    elif isinstance(one, list | tuple):
+        if len(one) != len(other):
+            yield f"{name}: {len(one)} and {len(other)}"
+        for index, pair in enumerate(zip(one, other, strict=False)):
+            yield from differences(*pair, f"{name}/{index}")
+    elif one != other:
+        yield f"{name}: {one} and {other}"
+
+
+def assert_same(found: dict, expected: dict) -> None:
+    """Two outcomes of runs that did something agree in every bit."""
+    assert len(expected["state"]["trainer"]["optimizer"]["state"]) > 10 and expected["metrics"].count(b"\n") > 4
+    assert list(differences(found, expected)) == []
