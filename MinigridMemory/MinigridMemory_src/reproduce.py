@@ -1,0 +1,150 @@
+"""Make results/minigrid_memory.*: every model, every seed, one setting.
+
+    python3 MinigridMemory/MinigridMemory_src/reproduce.py --seeds 1 2 3 4 5
+
+Runs that are finished are kept, interrupted ones are continued, so the command can be given again at any time.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if not __package__:  # started as a script: make the repository importable
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from MinigridMemory.MinigridMemory_src.dataset import ensure_dataset
+from MinigridMemory.MinigridMemory_src.env import PUBLISHED_CAP
+from MinigridMemory.MinigridMemory_src.evaluate import (
+    LARGE_SIZES,
+    SIZES,
+    SizeResult,
+    expert_play,
+    play,
+    widest_cap,
+)
+from MinigridMemory.MinigridMemory_src.pictures import SIZE
+from MinigridMemory.MinigridMemory_src.train_minigridmemory import check, read_config
+from RATE_model.actor import MemoryTransform, exchange_twins, knock_out_memory
+from RATE_model.checkpoints import resolve_checkpoint
+from RATE_model.fit import load_model
+from RATE_model.options import exit_on_user_error, parse_options
+from RATE_model.plots import plot_success_by_length
+from RATE_model.reproduce import ROOT, Study, StudyOptions, cell, commits, final_results, made, table, write_results
+
+FAST = "MinigridMemory/MinigridMemory_src/config_fast.yaml"
+TRAINED = 41  # size of the mazes that the setting trains on
+STUDY = Study(
+    script="MinigridMemory/MinigridMemory_src/train_minigridmemory.py",
+    settings=("--config", FAST, "--final_sizes", *map(str, SIZES + LARGE_SIZES)),
+    models={
+        "RATE": ("--model_mode", "RATE"),
+        "RATE, bptt_segments 0": ("--model_mode", "RATE", "--bptt_segments", "0"),
+        "RMT": ("--model_mode", "RMT"),
+        "TrXL": ("--model_mode", "TrXL", "--mem_len", "240"),
+        "DT": ("--model_mode", "DT", "--slide", "20"),
+    },
+    read_config=read_config,
+    check=check,
+)
+EXPERT = f"expert, capped at {PUBLISHED_CAP} steps"
+# What is done to the memory of the first model's runs: label -> (transform, twins).
+CONTROLS: dict[str, tuple[MemoryTransform, bool]] = {
+    "RATE, memories of twins exchanged": (exchange_twins(), True),
+    "RATE, memory knocked out": (knock_out_memory, False),
+}
+CONTROL_SIZES = (11, 41, 91)
+
+
+def collect(directories: dict[str, list[Path]]) -> dict[str, dict]:
+    """Per model and size the success of every seed under both caps, and seconds and steps of training."""
+    document = {}
+    for label, runs in directories.items():
+        results = final_results(runs)
+        names = {"success_rate": "FINAL_Success_rate_l_{}_expert_cap", "success_rate_capped": "FINAL_Success_rate_l_{}"}
+        document[label] = {
+            key: {str(size): [result[name.format(size)] for result in results] for size in SIZES + LARGE_SIZES}
+            for key, name in names.items()
+        } | {
+            "train_seconds": [result["train_seconds"] for result in results],
+            "optimizer_steps": [result["optimizer_steps"] for result in results],
+            "commit": commits(runs),
+        }
+    return document
+
+
+def control(runs: list[Path], transform: MemoryTransform, twins: bool) -> dict[str, list[float]]:
+    """Success of every seed by size with something done to the memory."""
+    played = [
+        play(load_model(resolve_checkpoint(run)), CONTROL_SIZES, transform_memory=transform, twins=twins)
+        for run in runs
+    ]
+    return {
+        str(size): [SizeResult.of(episodes[size], widest_cap(size)).success_rate for episodes in played]
+        for size in CONTROL_SIZES
+    }
+
+
+def success_table(document: dict[str, dict], key: str) -> str:
+    """Success by size, mean and standard error over seeds, as Markdown."""
+    sizes = SIZES + LARGE_SIZES
+    rows = [
+        [label, *(cell(entry[key].get(str(size))) for size in sizes)]
+        for label, entry in document.items()
+        if key in entry
+    ]
+    return table(["model", *sizes], rows)
+
+
+def seed_table(document: dict[str, dict], seeds: Sequence[int]) -> str:
+    """Every seed: training, and success at some sizes, as Markdown."""
+    rows = []
+    for label, entry in document.items():
+        for index, seed in enumerate(seeds if "optimizer_steps" in entry else ()):
+            rates = [f"{entry['success_rate'][size][index]:.2f}" for size in ("41", "91", "501")]
+            rows.append([label, seed, entry["optimizer_steps"][index], f"{entry['train_seconds'][index]:.0f}", *rates])
+    return table(["model", "seed", "optimizer steps", "training, s", "success at 41", "at 91", "at 501"], rows)
+
+
+def write(document: dict[str, dict], options: StudyOptions) -> None:
+    """results/minigrid_memory.json, .png and the generated part of .md."""
+    lines = {label: entry for label, entry in document.items() if "success_rate" in entry}
+    curves = {
+        label: {int(size): values for size, values in entry["success_rate"].items()} for label, entry in lines.items()
+    }
+    picture = options.results_dir / "minigrid_memory.png"
+    plot_success_by_length(curves, picture, trained=TRAINED, xlabel=SIZE)
+    seeds = ", ".join(map(str, options.seeds))
+    text = (
+        f"Success rate by size of the maze, mean and standard error over seeds {seeds}, 100 episodes per size and "
+        f"seed, made {made(document)}. The cap on steps is the expert's, 2 size + 14 and at least {PUBLISHED_CAP}; "
+        f"the expert scores 1.00 at every size.\n\n{success_table(document, 'success_rate')}\n\n"
+        f"The same episodes under the published cap of {PUBLISHED_CAP} steps, beside the expert's:\n\n"
+        f"{success_table(document, 'success_rate_capped')}\n\nEvery seed:\n\n{seed_table(document, options.seeds)}\n\n"
+        f"Commands:\n\n{STUDY.commands(options.seeds)}\n"
+    )
+    write_results("minigrid_memory", "Minigrid-Memory", document, text, options)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train what is missing, collect everything, write the results."""
+    with exit_on_user_error():
+        options = parse_options(
+            StudyOptions, argv=argv, prog="reproduce.py", description="Make results/minigrid_memory.*"
+        )
+        ensure_dataset(read_config(["--config", str(ROOT / FAST)]).data)  # before several processes want to
+        directories = STUDY.run_all(options)
+        document = collect(directories)
+        for label, (transform, twins) in CONTROLS.items():
+            document[label] = {"success_rate": control(directories["RATE"], transform, twins)}
+        document[EXPERT] = {
+            "success_rate_capped": {
+                str(size): [SizeResult.of(expert_play(size, 100), PUBLISHED_CAP).success_rate]
+                for size in SIZES + LARGE_SIZES
+            }
+        }
+        write(document, options)
+        print(success_table(document, "success_rate"))
+
+
+if __name__ == "__main__":
+    main()
