@@ -62,7 +62,7 @@ class GenerateOptions:
     env: Literal["halfcheetah", "hopper", "walker2d"] = "hopper"
     # The kind of data.
     dataset: Literal["medium", "medium-replay", "expert", "medium-expert"] = "medium"
-    # Steps in the file, rounded up to whole episodes; none = as many as in D4RL's.
+    # Steps in the file, at least: its episodes are whole; none = as many as in D4RL's.
     steps: int | None = None
     # Most steps of training; none = 2 million for medium and medium-replay, 5 million with expert.
     train_steps: int | None = None
@@ -173,9 +173,9 @@ def collect(
 ) -> np.ndarray:
     """Let a policy act for at least ``steps`` steps, and write its episodes; returns their returns (E,) float64.
 
-    All episodes are whole. None is begun once the steps of all begun ones suffice, and each of those is kept: neither
-    long nor short ones are preferred. The episodes are a function of (seed, steps of the policy's training, number of
-    environments).
+    All episodes are whole. None is begun once so many steps are taken, and those under way are finished and kept:
+    neither long nor short ones are preferred. The episodes are a function of (seed, steps of the policy's training,
+    number of environments).
     """
     generator = np.random.default_rng([seed, policy.steps])
     idle, acting, returns, taken = list(environments), [], [], 0
