@@ -43,8 +43,11 @@ class InferenceOptions:
         at_least(1, slide=self.slide)
         if self.output is not None and (self.output.is_dir() or not self.output.absolute().parent.is_dir()):
             raise UserError(f"--output {self.output}: give a file in a folder that exists")
-        if self.pictures is not None and self.pictures.exists() and not self.pictures.is_dir():
-            raise UserError(f"--pictures {self.pictures}: is a file; give a folder")
+        if self.pictures is not None:
+            folder = self.pictures.absolute()
+            there = next(path for path in (folder, *folder.parents) if path.exists())
+            if not there.is_dir():
+                raise UserError(f"--pictures {self.pictures}: {there} is a file; give a folder")
 
     @property
     def transform_memory(self) -> MemoryTransform | None:

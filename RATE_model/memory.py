@@ -49,9 +49,9 @@ class MemoryState:
 
     def permute(self, rows: Tensor) -> "MemoryState":
         """All rows, in the order `rows` `(B,)` int64 (on the CPU)."""
-        order = rows.to((self.tokens if self.tokens is not None else self.cache[0]).device)
-        tokens = None if self.tokens is None else self.tokens[order]
-        return MemoryState(tokens, tuple(layer[order] for layer in self.cache), self.cache_lengths[rows])
+        tokens = None if self.tokens is None else self.tokens[rows.to(self.tokens.device)]
+        cache = tuple(layer[rows.to(layer.device)] for layer in self.cache)
+        return MemoryState(tokens, cache, self.cache_lengths[rows])
 
     def update(self, rows: Tensor, new: "MemoryState") -> "MemoryState":
         """This memory with the given rows replaced by those of `new`."""

@@ -84,6 +84,7 @@ def record_videos(
     target_return: float,
     greedy: bool = True,
     random_length: bool = True,
+    slide: int = 1,
     transform_memory: MemoryTransform | None = None,
     precision: str = "32",
 ) -> list[Path]:
@@ -94,9 +95,10 @@ def record_videos(
         size: of the maze.
         seeds: one episode each.
         directory: where size_{size}_seed_{seed}.mp4 go.
-        target_return, greedy, random_length, transform_memory, precision: as in `play`.
+        target_return, greedy, random_length, slide, transform_memory, precision: as in `play`.
     """
     options = {"greedy": greedy, "transform_memory": transform_memory, "precision": precision}
+    options["slide"] = min(slide, model.config.context_length)
     paths = []
     for seed in seeds:
         cap = widest_cap(size)
