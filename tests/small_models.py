@@ -1,10 +1,12 @@
 """Small models and trajectories that several test files use."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from RATE_model.checkpoints import save_checkpoint
 from RATE_model.config import ModelConfig, apply_mode
 from RATE_model.memory import MemoryState
 from RATE_model.model import RATE
@@ -38,6 +40,12 @@ def small_model(mode: str = "RATE", *, spec: EnvironmentSpec = VECTOR, seed: int
         elif name.startswith("valve.") and name.endswith("weight"):
             torch.nn.init.normal_(parameter, std=0.5)
     return model
+
+
+def save_small_model(model: RATE, directory: Path) -> Path:
+    """The model as the only checkpoint of a run's directory; the checkpoint's path."""
+    state = {"config": asdict(model.config), "spec": asdict(model.spec)}
+    return save_checkpoint(directory / "checkpoints", 1, model_state=model.state_dict(), training_state=state)
 
 
 def random_inputs(batch: int = 2, steps: int = K * N, *, spec: EnvironmentSpec = VECTOR, seed: int = 0) -> Inputs:

@@ -6,8 +6,7 @@ import shutil
 import pytest
 
 from RATE_model.actor import knock_out_memory
-from RATE_model.checkpoints import save_checkpoint
-from tests.small_models import CONTINUOUS, small_model
+from tests.small_models import CONTINUOUS, save_small_model, small_model
 from tests.tmaze_runs import only_run, train
 from TMaze_new.TMaze_new_src import inference_tmaze, train_tmaze
 
@@ -102,11 +101,7 @@ def test_a_damaged_checkpoint_is_passed_over_or_named(run, tmp_path, capsys):
 
 
 def test_a_checkpoint_of_another_environment_is_named(tmp_path, capsys):
-    from dataclasses import asdict
-
-    model = small_model(spec=CONTINUOUS)
-    state = {"config": asdict(model.config), "spec": asdict(model.spec)}
-    save_checkpoint(tmp_path / "checkpoints", 1, model_state=model.state_dict(), training_state=state)
+    save_small_model(small_model(spec=CONTINUOUS), tmp_path)
     message = fails(capsys, "--checkpoint", tmp_path, "--lengths", 9)
     assert "another environment" in message and str(tmp_path) in message
 

@@ -1,0 +1,230 @@
+"""The evaluation protocol: caps, names, many sizes at once, the expert beside, twins."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("minigrid")
+
+import torch
+
+from MinigridMemory.MinigridMemory_src import evaluate as protocol
+from MinigridMemory.MinigridMemory_src.env import CUES, MinigridMemoryVectorEnv, expert_cap
+from MinigridMemory.MinigridMemory_src.evaluate import SizeResult, evaluation_seeds, expert_play, metrics, play
+from MinigridMemory.MinigridMemory_src.expert import EXPERT_STREAM, Expert
+from MinigridMemory.MinigridMemory_src.spec import SPEC
+from RATE_model.actor import Actor, exchange_twins, knock_out_memory
+from RATE_model.errors import UserError
+from RATE_model.evaluation import Episodes, rollout
+from RATE_model.memory import MemoryState
+from tests.small_models import K, small_model
+
+
+class Experts:
+    """Stands in for `Actor`: one expert per row, shown the mazes themselves. A transform acts on the cues."""
+
+    def __init__(self, model, batch_size, target_return, *, transform_memory=None, **options) -> None:
+        self.experts = [Expert(np.random.default_rng([row, EXPERT_STREAM])) for row in range(batch_size)]
+        self.transform, self.steps = transform_memory, 0
+
+    def act(self, observations: np.ndarray, rewards: np.ndarray) -> np.ndarray:
+        if self.transform is not None and self.steps and self.steps % K == 0:
+            self.exchange()
+        self.steps += 1
+        views = (self.mazes[row].view for row in self.rows)
+        return np.array([expert.act(view) for expert, view in zip(self.experts, views, strict=True)])
+
+    def exchange(self) -> None:
+        """The object remembered is all that is exchanged: tokens (B, 1, 1) hold it."""
+        cues = torch.tensor([float(expert._cue or 0) for expert in self.experts]).view(-1, 1, 1)
+        memory = MemoryState(cues, (), torch.zeros(len(cues), dtype=torch.int64))
+        for expert, cue in zip(
+            self.experts, self.transform(memory, memory).tokens.flatten().int().tolist(), strict=True
+        ):
+            expert._cue = cue or None
+
+    def keep(self, rows: np.ndarray) -> None:
+        self.experts, self.rows = [self.experts[row] for row in rows], self.rows[rows]
+
+
+@pytest.fixture
+def experts(monkeypatch):
+    """Experts act instead of the model."""
+
+    def roll(actor, mazes, **options):
+        actor.mazes, actor.rows = mazes._mazes, np.arange(mazes.num_envs)
+        return rollout(actor, mazes, **options)
+
+    monkeypatch.setattr(protocol, "Actor", Experts)
+    monkeypatch.setattr(protocol, "rollout", roll)
+
+
+def same(one: Episodes, other: Episodes) -> bool:
+    pairs = zip(vars(one).values(), vars(other).values(), strict=True)
+    return all(np.array_equal(*pair) for pair in pairs)
+
+
+def seeing_model(mode: str):
+    """A random model whose most probable actions depend on what it sees."""
+    model = small_model(mode, spec=SPEC, seed=3)
+    with torch.no_grad():
+        model.encoder.observation.project.weight.mul_(100)
+        model.encoder.observation.project.bias.zero_()
+    return model
+
+
+# --- caps ---
+
+
+def test_the_published_cap_is_read_off_longer_episodes():
+    episodes = Episodes(np.array([0.9, 0.8, 0.0, 0.0]), np.array([96, 97, 120, 30]), np.array([0.9, 0.8, 0.0, 0.0]))
+    capped = SizeResult.of(episodes, 96)
+    assert capped.success.tolist() == [True, False, False, False] and capped.success_rate == 0.25
+    assert capped.returns.tolist() == [0.9, 0, 0, 0] and capped.lengths.tolist() == [96, 96, 96, 30]
+    assert SizeResult.of(episodes, 196).success.tolist() == [True, True, False, False]
+
+
+def test_it_is_what_really_playing_under_it_gives(experts):
+    """The expert in mazes of 91, of which it is too slow for some."""
+    wide = play(small_model(spec=SPEC), [91], episodes=12)[91]
+    assert wide.lengths.max() > 96 and (wide.last_rewards > 0).all()
+    mazes = MinigridMemoryVectorEnv(12, 91, max_steps=96)
+    actor = Experts(None, 12, 0.96)
+    actor.mazes, actor.rows = mazes._mazes, np.arange(12)
+    really = rollout(actor, mazes, seeds=evaluation_seeds(12), max_steps=96)
+    read_off = SizeResult.of(wide, 96)
+    assert read_off.lengths.tolist() == really.lengths.tolist() and read_off.returns.tolist() == really.returns.tolist()
+    assert read_off.success.tolist() == (really.last_rewards > 0).tolist() == mazes.success.tolist()
+    assert 0 < read_off.success_rate < 1
+
+
+def test_it_is_what_really_playing_under_it_gives_a_model():
+    """Which walks about at random, so that many episodes end at the cap."""
+    model = small_model(spec=SPEC)
+    played = play(model, [61], episodes=6, greedy=False, seed=3)[61]
+    assert protocol.widest_cap(61) == 136 and (played.lengths > 96).any()
+    read_off = SizeResult.of(played, 96)
+    with torch.no_grad():
+        actor = Actor(model, 6, 0.96, greedy=False, seed=3)
+    really = rollout(actor, MinigridMemoryVectorEnv(6, 61, max_steps=96), seeds=evaluation_seeds(6), max_steps=96)
+    assert read_off.lengths.tolist() == really.lengths.tolist() and read_off.returns.tolist() == really.returns.tolist()
+
+
+def test_what_the_expert_does_under_the_published_cap():
+    rates = {size: SizeResult.of(expert_play(size, 100), 96).success_rate for size in (11, 21, 31, 41, 91)}
+    assert rates.pop(91) < 0.8 and set(rates.values()) == {1.0}
+    assert SizeResult.of(expert_play(91, 100), expert_cap(91)).success_rate == 1
+
+
+# --- names, seeds ---
+
+
+def test_names_of_the_published_system():
+    def episodes(*lengths: int) -> Episodes:
+        rewards = np.array([0.5, 0.9, 0.0])
+        return Episodes(rewards, np.array(lengths), rewards)
+
+    found = metrics({11: episodes(10, 20, 96), 91: episodes(100, 90, 196)}, target_return=0.96, prefix="FINAL_")
+    expert = SizeResult.of(expert_play(91, 3), 96).success_rate
+    expected = {
+        "LifeTimeMean_r_0.96_l_11": 42, "ReturnsMax_r_0.96_l_11": 0.9, "ReturnsMean_r_0.96_l_11": 1.4 / 3,
+        "Success_rate_l_11": 2 / 3, "Success_rate_l_11_expert_cap": 2 / 3, "Expert_success_rate_l_11": 1,
+        "LifeTimeMean_r_0.96_l_91": 94, "ReturnsMax_r_0.96_l_91": 0.9, "ReturnsMean_r_0.96_l_91": 0.3,
+        "Success_rate_l_91": 1 / 3, "Success_rate_l_91_expert_cap": 2 / 3, "Expert_success_rate_l_91": expert,
+    }  # fmt: skip
+    assert found == pytest.approx({f"FINAL_{name}": value for name, value in expected.items()})
+
+
+def test_seeds_are_the_published_ones_and_never_those_of_data():
+    assert evaluation_seeds(100).tolist() == list(range(100))
+    assert evaluation_seeds(protocol.MAX_EPISODES).max() < 10_000
+    for count in (0, protocol.MAX_EPISODES + 1):
+        with pytest.raises(UserError, match=f"--episodes {count}: must be at least 1 and at most 10000"):
+            protocol.check_episodes(episodes=count)
+
+
+# --- playing ---
+
+
+def test_experts_need_what_the_expert_needs_in_every_group(experts, monkeypatch):
+    """Three sizes in two groups; each episode is that of its own size and seed."""
+    monkeypatch.setattr(protocol, "side_by_side", lambda model, sizes, episodes: [list(sizes[:2]), list(sizes[2:])])
+    for random_length in (True, False):
+        played = play(small_model(spec=SPEC), [9, 61, 21], episodes=5, random_length=random_length)
+        assert list(played) == [9, 61, 21]
+        for size, episodes in played.items():
+            assert same(episodes, expert_play(size, 5, random_length)), size
+
+
+@pytest.mark.parametrize("mode", ["RATE", "DT"])
+def test_a_size_has_the_same_result_alone_and_among_others(mode):
+    model = seeing_model(mode)
+    together = play(model, [11, 7, 9], episodes=4)
+    assert len(set(np.concatenate([episodes.lengths for episodes in together.values()]))) > 2
+    for size, episodes in together.items():
+        assert same(play(model, [size], episodes=4)[size], episodes)
+
+
+def test_mazes_that_are_left_cost_nothing(monkeypatch):
+    rows = []
+
+    class Counting(Actor):
+        def act(self, observations, rewards=None):
+            rows.append(len(observations))
+            return super().act(observations, rewards)
+
+    monkeypatch.setattr(protocol, "Actor", Counting)
+    played = play(small_model(spec=SPEC, seed=3), [7, 9], episodes=4, greedy=False)
+    lengths = np.concatenate([episodes.lengths for episodes in played.values()])
+    assert sum(rows) == lengths.sum() < 8 * lengths.max() and len(rows) == lengths.max()
+
+
+def test_drawn_actions_follow_the_seed():
+    model = small_model(spec=SPEC)
+    first, again, other = (play(model, [9], episodes=4, greedy=False, seed=seed)[9] for seed in (1, 1, 2))
+    assert same(first, again) and not same(first, other)
+
+
+# --- twins ---
+
+
+def test_twins_are_the_same_maze_but_for_the_cue(monkeypatch):
+    begun = []
+
+    class Recorded(MinigridMemoryVectorEnv):
+        def reset(self, **arguments):
+            result = super().reset(**arguments)
+            mazes = [maze._maze for maze in self._mazes]
+            begun.extend((maze.grid.encode(), (*maze.agent_pos, maze.agent_dir)) for maze in mazes)
+            begun.append((self.cues.tolist(), self.arms))
+            return result
+
+    monkeypatch.setattr(protocol, "MinigridMemoryVectorEnv", Recorded)
+    played = play(small_model(spec=SPEC), [7, 9], episodes=3, twins=True)
+    assert [len(episodes.lengths) for episodes in played.values()] == [6, 6]
+    *begun, (cues, arms) = begun
+    assert cues == list(CUES) * 6 and (arms[::2] != arms[1::2]).all()
+    for (grid, start), (other_grid, other_start) in zip(begun[::2], begun[1::2], strict=True):
+        assert np.argwhere((grid != other_grid).any(-1)).tolist() == [[1, len(grid) // 2 - 1]]
+        assert start == other_start
+    assert any((begun[0][0] != grid).any() for grid, _ in begun[2:6:2]), "pairs differ from one another"
+
+
+def test_exchanged_memories_make_an_agent_that_remembers_guess(experts):
+    """Intact, it is always right."""
+    model = small_model(spec=SPEC)
+    intact = play(model, [21], episodes=60, twins=True)[21]
+    assert len(intact.returns) == 120 and (intact.last_rewards > 0).all()
+    exchanged = play(model, [21], episodes=60, twins=True, transform_memory=exchange_twins(1))[21]
+    assert 0.4 < (exchanged.last_rewards > 0).mean() < 0.6
+
+
+def test_a_model_has_its_memory_exchanged_and_knocked_out():
+    model = small_model(spec=SPEC, seed=3)
+    options = dict(episodes=4, twins=True, greedy=False)
+    intact, exchanged, forgotten = (
+        play(model, [11], transform_memory=transform, **options)[11]
+        for transform in (None, exchange_twins(), knock_out_memory)
+    )
+    assert not same(intact, exchanged) and not same(intact, forgotten) and not same(exchanged, forgotten)
+    unchanged = play(model, [11], transform_memory=lambda memory, initial: memory, **options)[11]
+    assert same(intact, unchanged)

@@ -1,0 +1,134 @@
+"""Evaluating a checkpoint from the command line."""
+
+import json
+
+import pytest
+
+pytest.importorskip("minigrid")
+
+from MinigridMemory.MinigridMemory_src import inference_minigridmemory, train_minigridmemory
+from MinigridMemory.MinigridMemory_src.evaluate import expert_play
+from RATE_model.actor import knock_out_memory
+from tests import commands
+from tests.minigrid_runs import only_run, train
+from tests.small_models import VECTOR, save_small_model, small_model
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run."""
+    folder = tmp_path_factory.mktemp("inference")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_minigridmemory, "draw_run", lambda *arguments, **options: None)
+        assert train(folder, "--epochs", "1", "--final_sizes", "7", "9") == 0
+    return only_run(folder)
+
+
+def infer(*flags: object) -> None:
+    inference_minigridmemory.main([*map(str, flags), "--device", "cpu"])
+
+
+def test_a_run_is_evaluated_as_it_evaluated_itself_with_the_expert_beside(run, tmp_path, capsys):
+    output = tmp_path / "out.json"
+    drawn = ("--use_argmax", "false", "--seed", 1)
+    infer("--checkpoint", run, "--sizes", 7, 9, "--episodes", 3, *drawn, "--output", output)
+    printed = capsys.readouterr().out
+    document = json.loads(output.read_text())
+    assert document["checkpoint"] == str(run) and document["episodes"] == 3 and [*document["results"]] == ["7", "9"]
+    final = json.loads((run / "eval" / "final.json").read_text())
+    rows = [line.split() for line in printed.splitlines()]
+    rows = {words[0]: words[1:] for words in rows if len(words) == 6 and words[0].isdigit()}
+    for size, found in document["results"].items():
+        assert found == {
+            "success_rate": final[f"Success_rate_l_{size}_expert_cap"],
+            "mean_steps": final[f"LifeTimeMean_r_0.96_l_{size}"],  # both caps are 96 here
+            "success_rate_capped": final[f"Success_rate_l_{size}"],
+            "return_capped": final[f"ReturnsMean_r_0.96_l_{size}"],
+            "expert_success_rate_capped": 1.0,
+        }
+        assert [float(word) for word in rows[size]] == pytest.approx([*found.values()], abs=0.05)
+    assert "3 episodes per size" in printed and "knocked out" not in printed
+
+
+def test_the_expert_beside_is_capped_too(run, monkeypatch, capsys):
+    """The results are the expert's own here, in corridors of fixed length: none of 61 fits 96 steps."""
+
+    def play(model, sizes, *, episodes, random_length, **options):
+        return {size: expert_play(size, episodes, random_length) for size in sizes}
+
+    monkeypatch.setattr(inference_minigridmemory.protocol, "play", play)
+    options = inference_minigridmemory.parse_options(
+        inference_minigridmemory.Options,
+        argv=["--checkpoint", str(run), *"--sizes 61 --episodes 4 --random_length false --device cpu".split()],
+    )
+    found = inference_minigridmemory.evaluate(options)[61]
+    assert found["success_rate"] == 1 > found["success_rate_capped"] == found["expert_success_rate_capped"]
+
+
+def test_flags_reach_the_evaluation(run, tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def play(model, sizes, **options):
+        asked.append(options | {"sizes": [*sizes]})
+        return {size: expert_play(7, 1) for size in sizes}
+
+    monkeypatch.setattr(inference_minigridmemory.protocol, "play", play)
+    monkeypatch.setattr(inference_minigridmemory.protocol, "expert_play", lambda *arguments: expert_play(7, 1))
+    infer("--checkpoint", run)
+    infer(
+        *("--checkpoint", run, "--sizes", 7, 501, "--episodes", 20, "--knock_out", "--slide", 3, "--seed", 4),
+        *("--random_length", "false", "--desired_return", 0.5, "--use_argmax", "false", "--precision", "bf16"),
+    )
+    defaults, given = asked
+    assert defaults == dict(
+        sizes=[11, 21, 31, 41, 51, 61, 71, 81, 91, 151, 301, 501], episodes=100, random_length=True, greedy=True,
+        target_return=0.96, transform_memory=None, slide=1, seed=0, precision="32",
+    )  # fmt: skip
+    assert given == dict(
+        sizes=[7, 501], episodes=20, random_length=False, greedy=False, target_return=0.5,
+        transform_memory=knock_out_memory, slide=3, seed=4, precision="bf16",
+    )  # fmt: skip
+    assert "memory knocked out" in capsys.readouterr().out
+
+
+def test_curves_and_videos_are_made(run, tmp_path, capsys):
+    folder = tmp_path / "deeper" / "pictures"
+    infer("--checkpoint", run, "--sizes", 7, "--episodes", 2, "--pictures", folder, "--video", 1)
+    names = {"success_by_size.png", "size_7_seed_0.mp4"}
+    assert {path.name for path in folder.iterdir()} == names
+    printed = capsys.readouterr().out
+    assert all(str(folder / name) in printed for name in names)
+
+
+MISTAKES = {
+    "even size": ("--sizes 9 30", "--sizes 30: the size of a maze must be odd"),
+    "small size": ("--sizes 5", "--sizes 5: "),
+    "large size": ("--sizes 2003", "7 to 2001"),
+    "no size": ("--sizes", "--sizes needs a value"),
+    "no episode": ("--episodes 0", "--episodes 0: must be at least 1"),
+    "episodes that are data": ("--episodes 10001", "--episodes 10001: must be at least 1 and at most 10000"),
+    "no slide": ("--slide 0", "--slide 0: must be at least 1"),
+    "videos": ("--video -1", "--video -1: must be at least 0"),
+    "videos of data": ("--video 10001", "--video 10001: must be at most 10000"),
+    "seed": ("--seed -1", "--seed -1: must be at least 0"),
+    "seed beyond counting": ("--seed 99999999999999999999", "--seed 99999999999999999999: must be at most"),
+    "return": ("--desired_return nan", "--desired_return nan"),
+    "output": ("--output nowhere/out.json", "--output nowhere/out.json: give a file in a folder that exists"),
+    "unknown flag": ("--lengths 9", "--lengths"),
+    "checkpoint": ("--checkpoint nowhere", "nowhere does not exist"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_named_and_create_nothing(mistake, run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    flags, named = MISTAKES[mistake]
+    flags = ["--checkpoint", str(run), "--device", "cpu", *flags.split()]
+    assert named in commands.error_of(capsys, tmp_path, inference_minigridmemory.main, flags)
+
+
+def test_a_checkpoint_of_another_environment_is_named(tmp_path, capsys):
+    save_small_model(small_model(spec=VECTOR), tmp_path)
+    flags = ["--checkpoint", str(tmp_path), "--sizes", "9", "--device", "cpu"]
+    message = commands.error_of(capsys, tmp_path, inference_minigridmemory.main, flags)
+    assert "another environment" in message and str(tmp_path) in message

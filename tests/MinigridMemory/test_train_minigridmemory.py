@@ -1,0 +1,286 @@
+"""The command: what its flags mean, what it trains on, what it leaves behind, interruptions, and mistakes."""
+
+import json
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("minigrid")
+
+import torch
+
+from MinigridMemory.MinigridMemory_src import train_minigridmemory
+from MinigridMemory.MinigridMemory_src.dataset import ensure_dataset
+from MinigridMemory.MinigridMemory_src.spec import SPEC
+from RATE_model.config import ModelConfig
+from RATE_model.frames import Frames
+from RATE_model.model import RATE
+from RATE_model.original import VARIANTS
+from RATE_model.settings import MAY_CHANGE
+from tests import commands
+from tests.interruptions import (
+    STOPPED,
+    assert_same,
+    differences,
+    killed_behind_a_save,
+    newest_state,
+    outcome,
+    stopped_after,
+)
+from tests.minigrid_runs import BATCHES_PER_EPOCH, NO_EVALUATION, TINY, only_run, places, train
+
+HERE = Path(train_minigridmemory.__file__).parent
+K = 5  # steps of a segment in the tiny setting
+
+# As people have always typed them.
+SCRIPT = "python3 MinigridMemory/MinigridMemory_src/train_minigridmemory.py"
+COMMANDS = {
+    "RATE": f"{SCRIPT} --model_mode 'RATE' --arch_mode 'TrXL' --ckpt_folder 'RATE' --text 'RATE' --nmt 15 --mem_len 180 --n_head_ca 1 --mrv_act 'relu' --skip_dec_attn",  # noqa: E501
+    "DT": f"{SCRIPT} --model_mode 'DT' --arch_mode 'TrXL' --ckpt_folder 'DT' --text 'DT' --nmt 0 --mem_len 0 --n_head_ca 0 --mrv_act 'no_act'",  # noqa: E501
+    "RMT": f"{SCRIPT} --model_mode 'RATE' --arch_mode 'TrXL' --ckpt_folder 'RMT' --text 'RMT' --nmt 15 --mem_len 0 --n_head_ca 0 --mrv_act 'no_act'",  # noqa: E501
+    "TrXL": f"{SCRIPT} --model_mode 'RATE' --arch_mode 'TrXL' --ckpt_folder 'RMT' --text 'TrXL' --nmt 0 --mem_len 90 --n_head_ca 0 --mrv_act 'no_act'",  # noqa: E501
+}
+PUBLISHED = ModelConfig(
+    n_layer=8, n_head=10, d_model=64, d_head=64, d_inner=64, context_length=10, num_mem_tokens=15, n_head_ca=1,
+    mrv_act="relu", arch="TrXL", skip_dec_ffn=True, dropout=0.2, dropatt=0.05, mem_len=180, sliding=False,
+)  # fmt: skip
+WITHOUT_VALVE = replace(PUBLISHED, n_head_ca=0, mrv_act="no_act", skip_dec_ffn=False, mem_len=0)
+EXPECTED = {
+    "RATE": PUBLISHED,
+    "DT": replace(WITHOUT_VALVE, num_mem_tokens=0, context_length=30, sliding=True),
+    "RMT": WITHOUT_VALVE,
+    "TrXL": replace(WITHOUT_VALVE, num_mem_tokens=0, mem_len=90),
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> tuple[str, str]:
+    """Flags for a folder that holds the tiny data already."""
+    flags = "--data_dir", str(tmp_path_factory.mktemp("data"))
+    ensure_dataset(train_minigridmemory.read_config([*TINY, *flags]).data)
+    return flags
+
+
+# --- flags ---
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_commands_of_old_mean_what_they_did(name):
+    flags = shlex.split(COMMANDS[name])[2:]
+    config = train_minigridmemory.read_config(flags)
+    assert config.model_config() == EXPECTED[name]
+    assert config.curriculum.curr == "false" and config.run.seeds == range(1, 4)
+    folder, text = (flags[flags.index(flag) + 1] for flag in ("--ckpt_folder", "--text"))
+    directory = train_minigridmemory.run_directory(config, 3)
+    assert directory.parent.parent == HERE.parent / "MinigridMemory_checkpoints"
+    assert directory.parent.name == folder
+    assert directory.name == f"{text}_arch_mode_TrXL_{'DT' if name == 'DT' else 'RATE'}_RUN_3"
+
+
+def test_all_published_flags_and_settings_have_their_defaults(capsys):
+    published = dict(
+        model_mode="RATE", arch_mode="TrXL", start_seed=1, end_seed=3, ckpt_folder="ckpt", text="", nmt=5, mem_len=2,
+        n_head_ca=2, mrv_act="relu", skip_dec_ffn=False, learning_rate=3e-4, lr_end_factor=0.1, beta_1=0.9, beta_2=0.95,
+        weight_decay=0.1, batch_size=64, warmup_tokens=10_000, lr_schedule="cosine", grad_norm_clip=1.0, epochs=250,
+        ckpt_epoch=25, online_inference=True, last_inference=True, context_length=10, sections=3, n_layer=8, n_head=10,
+        d_model=64, dropout=0.2, dropatt=0.05, use_argmax=False, desired_return=0.96, eval_sizes=[31, 91],
+        final_sizes=[11, 21, 31, 41, 51, 61, 71, 81, 91], eval_episodes=100, trajectories=10_000,
+    )  # fmt: skip
+    found = commands.printed_config(capsys, train_minigridmemory.main, [])
+    assert {name: found[name] for name in published} == published
+    assert {"eval_sizes", "final_sizes", "eval_episodes"} <= MAY_CHANGE & found.keys(), "so that a run can be looked at"
+
+
+def test_the_model_is_the_published_one_but_cannot_choose_the_fourth_action():
+    assert replace(VARIANTS["minigrid_memory"], num_actions=3, action_embeddings=4) == SPEC
+    model = RATE(PUBLISHED, SPEC)
+    assert model.head.project.weight.shape == (3, 64) and model.encoder.action.weight.shape == (4, 64)
+
+
+# --- data ---
+
+
+def test_a_stage_holds_exactly_the_episodes_that_fit_and_the_first_fills_a_batch(data):
+    def stages(*flags: str):
+        return train_minigridmemory.stage_data(train_minigridmemory.read_config([*TINY, *data, *flags]))
+
+    windows, numbers = stages()
+    everything = windows(3)
+    lengths = np.concatenate([side.windows[:, 2] for side in everything])
+    assert numbers == [2, 3] and len(lengths) == 40 and lengths.max() <= 3 * K
+    for sections in numbers:
+        for side, whole in zip(windows(sections), everything, strict=True):
+            assert side.size == sections * K
+            fits = whole.windows[:, 2] <= side.size
+            assert side.windows.tolist() == whole.windows[fits].tolist()
+    of_training = everything[0].windows[:, 2]
+    short = int((of_training <= 2 * K).sum())
+    assert 12 <= short < len(of_training) - 1
+    assert stages("--batch_size", str(short))[1] == [2, 3] and stages("--batch_size", str(short + 1))[1] == [3]
+    assert stages("--batch_size", "1000")[1] == [3], "a batch that nothing fills"
+    assert stages("--batch_size", "1", "--context_length", "3", "--sections", "6")[1][0] * 3 >= lengths.min()
+
+
+def test_segments_that_are_padding_are_not_run(data):
+    windows, _ = train_minigridmemory.stage_data(train_minigridmemory.read_config([*TINY, *data, "--sections", "9"]))
+    batch = windows(9)[0].__getitems__(range(20))
+    assert isinstance(batch.observations, Frames) and batch.valid.shape == (20, 9 * K)
+    config = train_minigridmemory.read_config([*TINY]).model_config()
+    model, rows = RATE(config, SPEC), []
+    model.encoder.register_forward_pre_hook(lambda module, inputs: rows.append(inputs[2].shape))
+    logits, _ = model(batch.observations, batch.actions, batch.rtg, batch.valid)
+    assert logits.shape == (20, 9 * K, 3)
+    assert sum(shape[0] for shape in rows) == int((-(-batch.lengths // K)).sum()) < 20 * 3
+
+
+def test_the_steps_at_the_fork_are_what_a_curriculum_waits_for(data):
+    windows, _ = train_minigridmemory.stage_data(train_minigridmemory.read_config([*TINY, *data]))
+    batch = windows(3)[0].__getitems__(range(4))
+    logits = torch.nn.functional.one_hot(batch.actions, 3).float()
+    rows = torch.arange(4)
+    wrong = (batch.actions + 1) % 3
+    logits[0, batch.lengths[0] - 4], logits[1, batch.lengths[1] - 3] = (
+        torch.nn.functional.one_hot(wrong[row, batch.lengths[row] - back], 3).float() for row, back in ((0, 4), (1, 3))
+    )
+    found = train_minigridmemory.batch_metrics(logits, batch)
+    assert found["train_last_acc"] == 3 / 4 and found["train_accuracy"] == 1 - 2 / batch.lengths[rows].sum()
+
+
+# --- a run ---
+
+
+@pytest.mark.parametrize("file", ["config.yaml", "config_fast.yaml"])
+def test_every_shipped_configuration_trains(file, tmp_path):
+    flags = ["--config", str(HERE / file), *places(tmp_path), "--size", "11", "--trajectories", "12", *NO_EVALUATION]
+    flags += "--epochs 1 --stage_batches 1 --anneal_batches 1 --end_seed 1 --device cpu --wandb_mode disabled".split()
+    assert train_minigridmemory.main(flags) == 0
+    result = json.loads((only_run(tmp_path) / "eval" / "final.json").read_text())
+    assert result["optimizer_steps"] >= 1 and 0 < result["validation_loss"] < 10
+    assert not any("Success_rate" in name for name in result)
+
+
+def test_a_run_leaves_what_is_promised(data, tmp_path, capsys):
+    assert train(tmp_path, *data) == 0
+    run = only_run(tmp_path)
+    assert {path.name for path in (run / "plots").iterdir()} == {"curves.png", "success_by_size.png"}
+    assert {path.name for path in (run / "eval").iterdir()} == {"epoch_0001.json", "final.json"}
+    early, final = (json.loads((run / "eval" / f"{name}.json").read_text()) for name in ("epoch_0001", "final"))
+
+    def names(prefix: str, size: int) -> set[str]:
+        published = {f"{name}_r_0.96_l_{size}" for name in ("LifeTimeMean", "ReturnsMax", "ReturnsMean")}
+        success = f"Success_rate_l_{size}"
+        return {prefix + name for name in {*published, success, f"{success}_expert_cap", f"Expert_s{success[1:]}"}}
+
+    losses = {"validation_loss", "validation_accuracy", "validation_last_acc"}
+    assert early.keys() == losses | names("", 7) | names("", 9)
+    seconds = {"optimizer_steps", "train_seconds", "eval_seconds"}
+    assert final.keys() == early.keys() | seconds | names("FINAL_", 7) | names("FINAL_", 11)
+    assert final["FINAL_Success_rate_l_7"] == final["Success_rate_l_7"]
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert {"train_loss", "train_accuracy", "train_last_acc", "segments_count", "lr"} <= set().union(*lines)
+    assert f"success {final['Success_rate_l_9_expert_cap']:.2f} at size 9" in capsys.readouterr().out
+
+
+def test_sizes_and_actions_are_what_the_flags_ask_for(monkeypatch):
+    asked = []
+
+    def play(model, sizes, **options):
+        asked.append((list(sizes), options))
+        return dict.fromkeys(sizes)
+
+    monkeypatch.setattr(train_minigridmemory.protocol, "play", play)
+    monkeypatch.setattr(train_minigridmemory.protocol, "metrics", lambda played, *, prefix="", **rest: {prefix: played})
+    config = train_minigridmemory.read_config(
+        "--eval_sizes 9 31 --final_sizes 11 31 --eval_episodes 7 --desired_return 0.5 --precision bf16".split()
+    )
+    assert train_minigridmemory.evaluate(None, config, 5, False) == {"": {9: None, 31: None}}
+    final = train_minigridmemory.evaluate(None, config, 5, True)
+    assert {prefix: list(played) for prefix, played in final.items()} == {"": [9, 31], "FINAL_": [11, 31]}
+    options = dict(episodes=7, target_return=0.5, greedy=False, seed=5, slide=1, precision="bf16")
+    assert asked == [([9, 31], options), ([9, 11, 31], options)], "a size that is in both is played once"
+
+
+# --- interruptions ---
+
+
+# Flags, and behind how many batches from each start the run is stopped: in the middle of epochs and at their edges.
+RUNS = {
+    "epochs": ((), (1, 2, 1)),
+    "short epochs": (("--epochs", "3", "--epoch_batches", "2"), (1, 1, 1, 2)),
+    # No stage is solved: 3 batches of two segments (an epoch and a half), 3 of three, and the annealing.
+    "adaptive": ("--curr adaptive --stage_batches 3 --anneal_batches 3".split(), (1, 2, 1, 3)),
+}
+
+
+@pytest.mark.parametrize("kind", RUNS)
+def test_stopping_and_killing_anywhere_changes_nothing(kind, data, tmp_path):
+    flags, stops = RUNS[kind]
+    flags = (*flags, *data, *NO_EVALUATION, "--log_every", "1")
+    stopped, whole, states = tmp_path / "stopped", tmp_path / "whole", []
+    for batch in stops:
+        with stopped_after(batch):
+            assert train(stopped, *flags, "--resume", "auto") == STOPPED
+        states.append(newest_state(only_run(stopped)))
+    with killed_behind_a_save():
+        train(stopped, *flags, "--resume", "auto")
+    assert train(stopped, *flags, "--resume", "auto") == 0
+    assert train(whole, *flags) == 0
+    expected = outcome(only_run(whole))
+    assert_same(outcome(only_run(stopped)), expected)
+    assert (
+        expected["state"]["trainer"]["step"]
+        == {"epochs": 2 * BATCHES_PER_EPOCH, "short epochs": 6, "adaptive": 9}[kind]
+    )
+    if kind == "adaptive":
+        stages = [(state["curriculum"]["index"], state["curriculum"]["anneal_left"]) for state in states]
+        assert stages == [(0, None), (1, None), (1, None), (1, 1)]
+
+
+def test_evaluating_leaves_training_alone(data, tmp_path):
+    """Actions are drawn while acting, from generators of their own."""
+    assert train(tmp_path / "with", *data, "--last_inference", "false", "--eval_sizes", "7") == 0
+    assert train(tmp_path / "without", *data, *NO_EVALUATION) == 0
+    both = (outcome(only_run(tmp_path / name))["weights"] for name in ("with", "without"))
+    assert list(differences(*both)) == []
+
+
+# --- mistakes ---
+
+
+MISTAKES = {
+    "even size": ("--size 30", ("--size 30", "odd")),
+    "small size": ("--size 5", ("--size 5", "7 to 2001")),
+    "even sizes at checkpoints": ("--eval_sizes 31 90", ("--eval_sizes 90", "odd")),
+    "small sizes at the end": ("--final_sizes 5", ("--final_sizes 5", "7 to 2001")),
+    "preset": ("--preset clean_51", ("--preset", "clean_51", "published_41")),
+    "no episodes": ("--eval_episodes 0", ("--eval_episodes 0", "at least 1")),
+    "episodes that are data": ("--eval_episodes 10001", ("--eval_episodes 10001", "at most 10000")),
+    "no context": ("--context_length 0", ("--context_length 0", "at least 1")),
+    "no segments": ("--sections 0", ("--sections 0", "at least 1")),
+    "no slide": ("--slide 0", ("--slide 0", "at least 1")),
+    "no short epoch": ("--epoch_batches 0", ("--epoch_batches 0", "at least 1")),
+    "episodes too long": (
+        "--context_length 2",
+        ("40 episodes", "longer than 6 steps", "--sections", "--context_length"),
+    ),
+    "no such data": ("--data_path nowhere", ("--data_path", "nowhere", "no such file")),
+    "no data in a folder": (f"--data_path {HERE}", ("--data_path", str(HERE), "train_data_*.npz")),
+    "other data": (f"--data_path {HERE / 'config.yaml'}", ("config.yaml",)),
+    "valve without tokens": ("--nmt 0", ("--nmt 0", "--n_head_ca 0")),
+    "cache in DT": ("--model_mode DT", ("--mem_len 19", "DT", "--mem_len 0")),
+    "folder above": ("--ckpt_folder ../up", ("--ckpt_folder ../up", "plain folder name")),
+    "device": ("--device tpu", ("--device tpu", "cpu")),
+    "no such run": ("--resume nowhere", ("nowhere", "does not exist")),
+    "unknown flag": ("--eval_lengths 9", ("--eval_lengths",)),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_named_and_create_nothing(mistake, data, tmp_path, capsys):
+    flags, named = MISTAKES[mistake]
+    flags = [*TINY, *places(tmp_path), *data, *flags.split()]
+    message = commands.error_of(capsys, tmp_path, train_minigridmemory.main, flags)
+    assert [word for word in named if word not in message] == []
