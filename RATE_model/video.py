@@ -45,5 +45,6 @@ def write_video(frames: Sequence[np.ndarray], path: Path, *, fps: int = 8) -> Pa
     except OSError as error:
         raise UserError(f"video {path} cannot be written: {error.strerror or error}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        if partial.exists():  # `unlink` would raise where the folder is none
+            partial.unlink()
     return path
