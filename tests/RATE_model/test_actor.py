@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from RATE_model.actor import Actor, knock_out_memory
+from RATE_model.actor import Actor, exchange_twins, knock_out_memory, memory_conditions
 from RATE_model.config import ARCHS, MODES
+from RATE_model.memory import MemoryState
 from RATE_model.model import RATE
 from RATE_model.spec import EnvironmentSpec
 from tests.small_models import CONTINUOUS, VECTOR, Inputs, K, N, by_segments, logits_of, small_model
@@ -358,6 +359,49 @@ def test_knocking_memory_out_changes_later_segments_only(mode):
     if mode != "DTXL":
         expected = by_segments(model, recording.inputs, forget_tokens=True, forget_cache=True)
         torch.testing.assert_close(forgotten, torch.cat(expected, dim=1), **CLOSE)
+
+
+@pytest.mark.parametrize("mode", ["RATE", "TrXL", "DTXL"])
+@torch.no_grad()
+def test_exchanged_twins_go_on_with_the_memory_of_the_other(mode):
+    """From the second segment on a row's logits are those of whichever twin's memory it got, and of no other row's."""
+    model = small_model(mode)
+    size, pairs = model.config.context_length, 8
+    recording = record(2 * pairs, size + (1 if mode == "DTXL" else K))
+    # Twins differ in the first segment alone; DTXL, whose windows overlap, in one that is dropped as a whole.
+    for tensor in (recording.observations, recording.actions, recording.rewards):
+        tensor[1::2, size:] = tensor[::2, size:]
+    recording.rewards[:, :size] = 0
+    options = dict(slide=size) if mode == "DTXL" else {}
+    intact = play(Actor(model, 2 * pairs, TARGET, **options), recording)[:, size:]
+    exchanged = play(Actor(model, 2 * pairs, TARGET, transform_memory=exchange_twins(1), **options), recording)[
+        :, size:
+    ]
+    own = (exchanged - intact).abs().amax(dim=(1, 2)) < 1e-4
+    others = (exchanged - intact.view(pairs, 2, *intact.shape[1:]).flip(1).flatten(0, 1)).abs().amax(dim=(1, 2)) < 1e-4
+    assert (own ^ others).all() and (own[::2] == own[1::2]).all() and 0 < own.sum() < 2 * pairs
+
+
+def test_twins_are_exchanged_half_of_the_time_and_as_the_seed_says():
+    rows = torch.arange(2000)
+    memory = MemoryState(rows.float().view(-1, 1, 1), (), torch.zeros(2000, dtype=torch.int64))
+
+    def exchanged(seed: int) -> Tensor:
+        transform = exchange_twins(seed)
+        return torch.stack([transform(memory, memory).tokens.flatten().long() for _ in range(2)])
+
+    first, second = exchanged(3)
+    assert set((first // 2 - rows // 2).tolist()) == {0} and set((first - rows).tolist()) == {-1, 0, 1}
+    assert 0.45 < (first != rows).float().mean() < 0.55 and not torch.equal(first, second)
+    assert torch.equal(exchanged(3)[1], second) and not torch.equal(exchanged(4)[1], second)
+
+
+def test_what_there_is_to_knock_out():
+    knocked_out = {"memory intact": None, "memory knocked out": knock_out_memory}
+    for mode in ("RATE", "RMT", "TrXL", "DTXL"):
+        assert memory_conditions(small_model(mode)) == knocked_out
+    for model in (small_model("DT"), small_model("TrXL", mem_len=0)):
+        assert memory_conditions(model) == {"no memory": None}
 
 
 @pytest.mark.parametrize("mode", ["RATE", "DTXL"])

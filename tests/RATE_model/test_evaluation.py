@@ -5,8 +5,8 @@ import pytest
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import nn
 
-from RATE_model.actor import Actor
-from RATE_model.evaluation import evaluating, mean_and_error, rollout
+from RATE_model.actor import Actor, bytes_per_row
+from RATE_model.evaluation import evaluating, mean_and_error, rollout, side_by_side
 from tests.small_models import K, small_model
 
 
@@ -19,7 +19,7 @@ class Countdown(VectorEnv):
         self.num_envs, self.lengths, self.truncate = len(lengths), np.array(lengths), truncate
 
     def reset(self, *, seed: np.ndarray, options: dict | None = None) -> tuple[np.ndarray, dict]:
-        self.time, self.state = 0, np.asarray(seed, dtype=np.float64)
+        self.time, self.state, self.options = 0, np.asarray(seed, dtype=np.float64), options
         self.history: list[np.ndarray] = []
         return self.observe(), {}
 
@@ -75,6 +75,40 @@ def test_few_finished_rows_of_many_are_carried_along():
     actor = CountingActor(small_model(), 40, 1.0)
     episodes = rollout(actor, Countdown([2] + [6] * 39), seeds=np.arange(40), max_steps=10)
     assert actor.rows == [40] * 6 and episodes.lengths.tolist() == [2] + [6] * 39 and (episodes.returns < 100).all()
+
+
+def test_rows_can_be_kept_together_to_the_end():
+    """The same episodes; a `transform_memory` sees all rows."""
+    lengths, rows = [2, 5 * K, K, 3], []
+
+    def seen(memory, initial):
+        rows.append(len(memory.cache_lengths))
+        return memory
+
+    model = small_model()
+    actor = CountingActor(model, 4, 1.0, transform_memory=seen)
+    together = rollout(actor, Countdown(lengths), seeds=np.arange(4), max_steps=100, compact=False)
+    assert actor.rows == [4] * 5 * K and rows == [4] * 4
+    compacted = rollout(Actor(model, 4, 1.0), Countdown(lengths), seeds=np.arange(4), max_steps=100)
+    assert together.lengths.tolist() == compacted.lengths.tolist() == lengths
+    np.testing.assert_allclose(together.returns, compacted.returns)
+    np.testing.assert_allclose(together.last_rewards, compacted.last_rewards)
+
+
+@pytest.mark.parametrize("options", [None, {"cue": ["key", "ball"]}])
+def test_the_environments_are_reset_with_the_options(options):
+    mazes = Countdown([2, 2])
+    rollout(Actor(small_model(), 2, 1.0), mazes, seeds=np.arange(2), max_steps=5, options=options)
+    assert mazes.options is options
+
+
+def test_cases_are_grouped_in_order_as_memory_allows():
+    model, cases = small_model(), [9, 3, 7, 5, 1]
+    rows = 2**26 // bytes_per_row(model)
+    assert [*side_by_side(model, cases, 1)] == [cases]
+    assert [*side_by_side(model, cases, rows // 2)] == [[9, 3], [7, 5], [1]]
+    assert [*side_by_side(model, cases, 10 * rows)] == [[case] for case in cases]
+    assert [*side_by_side(model, [], 1)] == []
 
 
 @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP, None])

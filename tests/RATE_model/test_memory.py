@@ -227,3 +227,25 @@ def test_every_parameter_of_the_continuous_model_moves():
     assert logits.abs().max() <= 1
     model.spec.loss(logits, inputs[1], everywhere(inputs)).backward()
     assert all(p.grad.abs().max() > 1e-7 for name, p in model.named_parameters() if name != "valve.key.bias")
+
+
+# --- rows in another order ---
+
+
+@pytest.mark.parametrize(
+    ("mode", "change"), [("RATE", {}), ("RMT", {}), ("TrXL", {}), ("TrXL", {"mem_len": 0})], ids=str
+)
+@torch.no_grad()
+def test_permuted_memory_is_that_of_permuted_trajectories(mode, change):
+    """Tokens and caches move together, also those of rows that have lived through different numbers of segments."""
+    model = small_model(mode, **({"mem_len": 100} | change if mode != "RMT" else change))
+    inputs, order = random_inputs(batch=4, steps=3 * K), torch.tensor([2, 0, 3, 1])
+    valid = torch.arange(2 * K) >= torch.tensor([0, K, 0, K])[:, None]
+    _, memory = model(*(tensor[:, : 2 * K] for tensor in inputs), valid)
+    moved = memory.permute(order)
+    assert moved.cache_lengths.tolist() == memory.cache_lengths[order].tolist()
+    assert model.config.mem_len == 0 or len(set(moved.cache_lengths.tolist())) == 2
+    last = tuple(tensor[:, 2 * K :] for tensor in inputs)
+    expected, _ = model(*last, torch.ones(4, K, dtype=torch.bool), memory)
+    found, _ = model(*(tensor[order] for tensor in last), torch.ones(4, K, dtype=torch.bool), moved)
+    torch.testing.assert_close(found, expected[order], rtol=1e-4, atol=1e-5)

@@ -57,6 +57,11 @@ def test_success_band_is_the_standard_error_and_every_seed_is_a_point():
     assert sorted(np.concatenate([p.get_offsets()[:, 1] for p in points])) == sorted([0.5, 1.0, 0.6, 0.7, 0.7, 0.7])
 
 
+def test_success_may_depend_on_something_else_than_the_length_of_episodes():
+    assert success_figure({"RATE": {9: 1.0}}).axes[0].get_xlabel() == "episode length (steps)"
+    assert success_figure({"RATE": {9: 1.0}}, xlabel="size").axes[0].get_xlabel() == "size"
+
+
 def test_success_of_one_seed_has_no_band():
     assert not success_figure({"RATE": {9: [0.5], 90: 0.7}}).axes[0].collections
 

@@ -9,7 +9,7 @@ from RATE_model.errors import UserError
 from RATE_model.model import RATE
 from RATE_model.optimization import Schedule
 from RATE_model.settings import TrainOptions
-from RATE_model.trainer import Trainer, TrainingDiverged, accuracy, optimizer_steps
+from RATE_model.trainer import Trainer, TrainingDiverged, accuracy, last_steps_right, optimizer_steps
 from RATE_model.windows import Batch
 from tests.small_models import CONTINUOUS, VECTOR, K, N, random_inputs, small_model
 
@@ -296,3 +296,24 @@ def test_optimizer_steps_of_a_batch():
     cases = {(-1, 90): 1, (0, 90): 3, (0, 91): 4, (1, 90): 2, (2, 90): 1, (0, 30): 1}
     for (bptt_segments, steps), expected in cases.items():
         assert optimizer_steps(TrainOptions(bptt_segments=bptt_segments), 30, steps) == expected
+
+
+def test_the_last_steps_of_a_trajectory_are_its_own():
+    """Wrong before them or in the padding behind is not wrong; a trajectory shorter than them is right as a whole."""
+    lengths = [12, 5, 2, 8, 1]
+    batch = make_batch(lengths)
+    right = torch.nn.functional.one_hot(batch.actions, 4).float()
+    wrong = torch.nn.functional.one_hot((batch.actions + 1) % 4, 4).float()
+
+    def share(*places: tuple[int, int], count: int = 3) -> float:
+        logits = right.clone()
+        logits[~batch.valid] = wrong[~batch.valid]
+        for row, step in places:
+            logits[row, step] = wrong[row, step]
+        return float(last_steps_right(logits, batch, count))
+
+    assert share() == share((0, 8), (1, 1), (3, 0)) == 1
+    for place in ((0, 9), (0, 11), (1, 2), (1, 4), (2, 0), (2, 1), (4, 0)):
+        assert share(place) == pytest.approx(0.8), place
+    assert share((0, 11), (0, 10), (2, 0)) == pytest.approx(0.6)
+    assert share((0, 10), count=1) == 1 and share((0, 11), count=1) == pytest.approx(0.8)

@@ -238,3 +238,16 @@ def test_pinned_batches(file, workers):
     _, _, batch = next(loader)
     loader.close()
     assert isinstance(batch, Batch) and batch.observations.is_pinned() and batch.lengths.device.type == "cpu"
+
+
+def test_the_windows_up_to_a_size_are_a_dataset_of_their_own(file):
+    dataset = WindowDataset([file], whole_episodes(0, file), size=10)
+    short = dataset.up_to(4)
+    assert short.windows[:, 2].tolist() == [4, 2, 1] and short.size == 4 and len(short) == 3
+    assert short.up_to(10).windows.tolist() == short.windows.tolist(), "what was left out stays out"
+    whole, part = dataset.__getitems__([0, 2, 5]), short.__getitems__([0, 1, 2])
+    for name in ("observations", "actions", "rtg", "valid"):
+        assert torch.equal(getattr(part, name), getattr(whole, name)[:, :4]), name
+    assert dataset.up_to(10).windows.tolist() == dataset.windows.tolist() and dataset.size == 10
+    with pytest.raises(ValueError, match="non-empty"):
+        dataset.up_to(0)

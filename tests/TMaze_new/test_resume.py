@@ -25,6 +25,7 @@ EVERY_EPOCH = ("--ckpt_epoch", "1", "--log_every", "1")
 CURRICULA = {
     "false": (),
     "true": ("--curr", "true"),
+    "short epochs": ("--epoch_batches", "3"),
     # No stage is solved: 3 batches of one segment (an epoch and a half), 5 of two, and the annealing.
     "adaptive": "--curr adaptive --stage_batches 5 --anneal_batches 4".split(),
 }
