@@ -38,10 +38,10 @@ STUDY = Study(
     settings=("--config", FAST, "--final_sizes", *map(str, SIZES + LARGE_SIZES)),
     models={
         "RATE": ("--model_mode", "RATE"),
-        "RATE, bptt_segments 0": ("--model_mode", "RATE", "--bptt_segments", "0"),
         "RMT": ("--model_mode", "RMT"),
-        "TrXL": ("--model_mode", "TrXL", "--mem_len", "240"),
-        "DT": ("--model_mode", "DT", "--slide", "20"),
+        "TrXL": ("--model_mode", "TrXL", "--mem_len", "234"),
+        "DT": ("--model_mode", "DT", "--slide", "18"),
+        "RATE, bptt_segments 0": ("--model_mode", "RATE", "--bptt_segments", "0"),
     },
     read_config=read_config,
     check=check,
