@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from RATE_model.config import Activation, Arch, Mode, ModelConfig, apply_mode
 from RATE_model.errors import UserError
-from RATE_model.limits import at_least
+from RATE_model.limits import at_least, at_most
 from RATE_model.options import Boolean
 
 # How these scripts have always been told to leave out the decoder's feed-forward network.
@@ -179,6 +179,8 @@ class RunOptions:
     start_seed: int = 1
     # Last seed
     end_seed: int = 10
+    # One run, of this seed, instead of those from --start_seed to --end_seed
+    seed: int | None = None
     # Prefix of the run's name
     text: str = ""
     # Folder for the runs, inside the environment's checkpoint folder
@@ -201,9 +203,8 @@ class RunOptions:
         folder = Path(self.ckpt_folder)
         if folder.is_absolute() or ".." in folder.parts:
             raise UserError(f"--ckpt_folder {self.ckpt_folder}: give a plain folder name, or --output_dir")
-        at_least(0, start_seed=self.start_seed)
-        if self.end_seed >= 2**63:
-            raise UserError(f"--end_seed {self.end_seed}: must be below 2**63")
+        at_least(0, seed=self.seed, start_seed=self.start_seed)
+        at_most(2**63 - 1, seed=self.seed, end_seed=self.end_seed)
         if self.end_seed < self.start_seed:
             raise UserError(f"--end_seed {self.end_seed}: must not be below --start_seed {self.start_seed}")
         if len(self.seeds) > MAX_SEEDS:
@@ -215,5 +216,7 @@ class RunOptions:
 
     @property
     def seeds(self) -> range:
-        """Seeds from first to last, both included."""
+        """The one seed, or those from first to last, both included."""
+        if self.seed is not None:
+            return range(self.seed, self.seed + 1)
         return range(self.start_seed, self.end_seed + 1)

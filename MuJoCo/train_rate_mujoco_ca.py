@@ -1,0 +1,193 @@
+"""Train RATE or a relative on HalfCheetah, Hopper or Walker2d.
+
+    python3 MuJoCo/train_rate_mujoco_ca.py --env_id 0 --skip_dec_ffn --seed 123
+
+Data has to be there (see MuJoCo/README.md). Every seed is a run of its own in MuJoCo/MuJoCo_checkpoints/.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+if not __package__:  # started as a script: make the repository importable
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from MuJoCo import evaluate as protocol
+from MuJoCo.dataset import DataOptions, Normalisation, load_data
+from MuJoCo.spec import spec_of
+from MuJoCo.tasks import Task, make_environment, task_of
+from RATE_model import experiment
+from RATE_model.config import ModelConfig
+from RATE_model.limits import MAX_STEPS, at_least, at_most
+from RATE_model.model import RATE
+from RATE_model.options import Boolean, exit_on_user_error, parse_options
+from RATE_model.plots import plot_curves
+from RATE_model.runs import Run, run_name, run_seeds
+from RATE_model.settings import ALIASES, CurriculumOptions, ModelOptions, RunOptions, TrainOptions
+
+HERE = Path(__file__).resolve().parent
+CHECKPOINTS = HERE / "MuJoCo_checkpoints"
+# How the published script spells what other environments' scripts have too, and the other way round.
+SPELLINGS = ALIASES | {
+    "num_mem_tokens": "nmt",
+    "sections": "number_of_segments",
+    "context_length": "segment_length",
+    "desired_return": "target_return",
+}
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """Which robot and data, segments, and evaluation."""
+
+    # Robot and data: 0 halfcheetah-medium ... 11 hopper-medium-expert, see README.md
+    env_id: int = 0
+    # Segments of a trajectory (N)
+    number_of_segments: int = 3
+    # Steps of a segment (K)
+    segment_length: int = 20
+    # Show the model the return that is still to come; false: behaviour cloning
+    condition_on_returns: Boolean = True
+    # Return that the agent is asked for, in units of reward; none = the task's
+    target_return: float | None = None
+    # Version of the Gymnasium environments; D4RL's scores refer to the dynamics of v4
+    env_version: protocol.Version = "v4"
+    # Act in the environment at checkpoints
+    online_inference: Boolean = True
+    # Act in the environment at the end
+    last_inference: Boolean = True
+    # Episodes of an evaluation
+    eval_episodes: int = 10
+
+    def validate(self) -> None:
+        """Raise a UserError for a value out of range."""
+        task_of(self.env_id)
+        at_least(1, number_of_segments=self.number_of_segments, segment_length=self.segment_length)
+        at_most(MAX_STEPS, number_of_segments=self.number_of_segments, segment_length=self.segment_length)
+        protocol.check_episodes(eval_episodes=self.eval_episodes)
+
+    @property
+    def task(self) -> Task:
+        """What `env_id` means."""
+        return task_of(self.env_id)
+
+    @property
+    def target(self) -> float:
+        """The return to ask for."""
+        return self.task.target_return if self.target_return is None else self.target_return
+
+
+@dataclass(frozen=True)
+class Config:
+    """All flags of this script."""
+
+    model: ModelOptions = field(default_factory=ModelOptions)
+    data: DataOptions = field(default_factory=DataOptions)
+    task: TaskOptions = field(default_factory=TaskOptions)
+    train: TrainOptions = field(default_factory=TrainOptions)
+    run: RunOptions = field(default_factory=RunOptions)
+
+    def validate(self) -> None:
+        """Raise a UserError if these sizes make no model."""
+        self.model_config()
+
+    def model_config(self) -> ModelConfig:
+        """Sizes of the model."""
+        return self.model.model_config(context_length=self.task.segment_length, sections=self.task.number_of_segments)
+
+
+def run_directory(config: Config, seed: int) -> Path:
+    """Where the run of a seed is kept; the same flags always give the same place."""
+    run, model, task = config.run, config.model, config.task
+    cloning = "" if task.condition_on_returns else "BC"
+    name = run_name(run.text, task.task.name, "arch_mode", model.arch_mode, model.model_mode, cloning, "RUN", seed)
+    return (run.output_dir or CHECKPOINTS) / run.ckpt_folder / name
+
+
+def evaluate(model: RATE, normalisation: Normalisation, config: Config, final: bool) -> dict[str, float]:
+    """Returns and scores in the environment; names are the published ones."""
+    task = config.task
+    if not (task.last_inference if final else task.online_inference):
+        return {}
+    played = protocol.play(
+        model,
+        task.task.robot,
+        normalisation,
+        target_return=task.target,
+        episodes=task.eval_episodes,
+        version=task.env_version,
+        precision=config.train.precision,
+    )
+    return protocol.metrics(played, task.task.robot)
+
+
+def check(config: Config, seed: int) -> Run:
+    """The run of a seed, new or to be continued; nothing is created. Raises UserError if it cannot be."""
+    if config.task.online_inference or config.task.last_inference:  # MuJoCo may not be installed
+        make_environment(config.task.task.robot, config.task.env_version).close()
+    return experiment.check(config, run_directory(config, seed), seed)
+
+
+def train(config: Config, run: Run) -> dict[str, float]:
+    """One checked run, from its data to its last evaluation; returns what its eval/final.json holds."""
+    task = config.task
+    segments, steps = task.number_of_segments, task.segment_length
+    data = load_data(task.task, config.data, size=segments * steps)
+    windows = lru_cache(lambda sections: (data.training, data.validation))
+
+    def evaluate_here(model: RATE, final: bool) -> dict[str, float]:
+        data.normalisation.write(run.directory)  # with it a checkpoint can act without the data
+        return evaluate(model, data.normalisation, config, final)
+
+    def finish(model: RATE, result: dict[str, float]) -> None:
+        curves = {run.directory.name: run.directory / "metrics.jsonl"}
+        plot_curves(curves, run.plots / "curves.png", ("train_loss", "grad_norm", "episode_MEAN"))
+        scores = ""
+        if task.last_inference:
+            scores = "return {episode_MEAN:.0f} ± {episode_STD:.0f}, normalised score {normalised_score_MEAN:.1f}, "
+        print(
+            f"{run.directory}: {scores.format(**result)}validation loss {result['validation_loss']:.3g}, trained in "
+            f"{result['train_seconds']:.0f} s; all results in eval/final.json, pictures in plots/"
+        )
+
+    curriculum, schedule = experiment.plan(
+        config.train, CurriculumOptions(), config.model_config(), windows, [segments], steps
+    )
+    return experiment.train_run(
+        config,
+        run,
+        model=config.model_config(),
+        spec=spec_of(task.task.robot, condition_on_returns=task.condition_on_returns),
+        data=windows,
+        curriculum=curriculum,
+        schedule=schedule,
+        metrics=None,
+        evaluate=evaluate_here,
+        finish=finish,
+    )
+
+
+def read_config(argv: Sequence[str] | None = None) -> Config:
+    """The configuration that the flags (None: of the command line) ask for. Raises UserError."""
+    return parse_options(
+        Config,
+        argv=argv,
+        config_file=HERE / "config.yaml",
+        prog="python3 MuJoCo/train_rate_mujoco_ca.py",
+        description="Train RATE or a relative on HalfCheetah, Hopper or Walker2d.",
+        aliases=SPELLINGS,
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train every seed that the flags ask for; the exit code says whether all finished."""
+    with exit_on_user_error():
+        config = read_config(argv)
+        runs = {seed: check(config, seed) for seed in config.run.seeds}  # all, before the first is trained
+        return run_seeds(runs, lambda seed: train(config, runs[seed]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
