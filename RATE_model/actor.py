@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from RATE_model.attention import Keys
+from RATE_model.frames import Frames
 from RATE_model.memory import MemoryState
 from RATE_model.model import RATE
 from RATE_model.precision import autocast
@@ -114,6 +115,8 @@ class Actor:
         self.model, self.batch_size, self.greedy, self.slide = model, batch_size, greedy, slide
         self.transform_memory = transform_memory
         self._precision = precision
+        # Looked for until a step shows none: where all images differ, looking costs for nothing.
+        self._images_repeat = model.spec.is_image and batch_size > 1
         self._device = model.device
         self._generator = torch.Generator(self._device).manual_seed(seed)
         self._rtg = torch.empty(batch_size, device=self._device)
@@ -210,17 +213,25 @@ class Actor:
             rewards = torch.as_tensor(rewards, dtype=torch.float32, device=self._device)
             self._rtg -= torch.where(torch.as_tensor(self._fresh, device=self._device), 0.0, rewards)
         self._fresh[:] = False
-        observations = torch.as_tensor(observations, device=self._device)
         with autocast(self._device, self._precision):
             self._make_room()
             rtg = self.model.encoder.encode_rtg(self._rtg[:, None])
-            observed = self.model.encoder.encode_observations(observations[:, None])
+            observed = self._encode(observations)
             x = torch.cat([self._action_tokens, rtg.to(self._dtype), observed.to(self._dtype)], dim=1)
             hidden = self._append_steps(x)
             logits = self.model.head(hidden[:, -1]).float()
         self._steps += 1
         self._since_cache += 1
         return logits
+
+    def _encode(self, observations: np.ndarray | Tensor) -> Tensor:
+        """Observation tokens `(B, 1, d_model)`; images that several rows show are encoded once."""
+        encoder = self.model.encoder
+        if self._images_repeat and isinstance(observations, np.ndarray):
+            frames = Frames.of(observations)
+            self._images_repeat = len(frames.images) < len(observations)
+            return encoder.encode_observations(encoder.encode_frames(frames.to(self._device)))
+        return encoder.encode_observations(torch.as_tensor(observations, device=self._device)[:, None])
 
     @torch.inference_mode()
     def take(self, actions: np.ndarray | Tensor) -> None:

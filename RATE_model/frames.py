@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,6 +29,14 @@ class Frames:
 
     images: Tensor
     index: Tensor
+
+    @classmethod
+    def of(cls, observations: np.ndarray) -> Frames:
+        """One step of B environments, `(B, *shape)` uint8, as frames with an index `(B, 1)`."""
+        numbers: dict[bytes, int] = {}
+        index = [numbers.setdefault(image.tobytes(), len(numbers)) for image in observations]
+        first = np.unique(index, return_index=True)[1]
+        return cls(torch.from_numpy(observations[first]), torch.tensor(index)[:, None])
 
     def __getitem__(self, rows_and_steps: Any) -> Frames:
         """The same images, other rows or steps."""

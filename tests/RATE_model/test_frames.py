@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from RATE_model.actor import Actor
 from RATE_model.config import ModelConfig
 from RATE_model.errors import UserError
 from RATE_model.frames import Frames
@@ -15,6 +16,9 @@ from RATE_model.windows import WindowDataset, whole_episodes
 
 SHAPE = (3, 36, 36)
 LENGTHS = (4, 9, 1, 7)
+SPEC = EnvironmentSpec(observation_shape=SHAPE, num_actions=3, observation_scale=1 / 255)
+SIZES = {"n_layer": 2, "n_head": 2, "d_model": 16, "d_head": 8, "d_inner": 16}
+CONFIG = ModelConfig(**SIZES, context_length=3, num_mem_tokens=2, mem_len=0, n_head_ca=1)
 
 
 def make_file(path, *, seed=0, index_frames=True, pictures=5):
@@ -109,7 +113,7 @@ def test_outputs_and_gradients_are_those_of_dense_images(files):
     for batch in batches:
         model.zero_grad()
         logits, _ = model(batch.observations, batch.actions, batch.rtg.double(), batch.valid)
-        spec.loss(logits, batch.actions, batch.valid).backward()
+        SPEC.loss(logits, batch.actions, batch.valid).backward()
         results.append((logits.detach(), [p.grad.clone() for p in model.parameters() if p.grad is not None]))
         if batch is batches[0]:
             assert encoded == [len(batch.observations.images)]
@@ -124,3 +128,29 @@ def test_selection_moves_and_maps():
     assert frames.index_select(0, torch.tensor([1])).index.tolist() == [[2, 2, 0]]
     assert frames.map(lambda images: images.sum(1)).dense().tolist() == [[1, 5, 9], [9, 9, 1]]
     assert frames.to("cpu").dense().shape == (2, 3, 2)
+
+
+def test_equal_images_of_a_step_are_found():
+    images = np.random.default_rng(0).integers(0, 255, (3, *SHAPE)).astype(np.uint8)
+    frames = Frames.of(images[[1, 0, 1, 2, 0]])
+    assert frames.index.tolist() == [[0], [1], [0], [2], [1]]
+    np.testing.assert_array_equal(frames.images, images[[1, 0, 2]])
+
+
+@pytest.mark.parametrize("shown", [(1, 0, 1, 1), (0, 1, 2, 3)])
+def test_an_actor_encodes_an_image_once_and_acts_as_if_each_row_had_its_own(shown):
+    """Where all images differ it stops to look for equal ones."""
+    torch.manual_seed(0)
+    model = RATE(CONFIG, SPEC).eval()
+    images = np.random.default_rng(0).integers(0, 255, (4, *SHAPE)).astype(np.uint8)[list(shown)]
+    actor, plain = Actor(model, 4, 1.0), Actor(model, 4, 1.0)
+    encoded = []
+    model.encoder.observation.register_forward_hook(lambda module, inputs, output: encoded.append(len(output)))
+    for _ in range(5):
+        logits = actor.observe(images)
+        assert encoded.pop() == len(set(shown))
+        torch.testing.assert_close(logits, plain.observe(torch.from_numpy(images)), rtol=1e-5, atol=1e-6)
+        assert encoded.pop() == 4
+        for each in (actor, plain):
+            each.take(np.zeros(4, dtype=np.int64))
+    assert actor._images_repeat == (len(set(shown)) < 4)
