@@ -10,7 +10,7 @@ from MinigridMemory.MinigridMemory_src.env import MinigridMemoryEnv
 from MinigridMemory.MinigridMemory_src.evaluate import evaluation_seeds, expert_play, play
 from MinigridMemory.MinigridMemory_src.pictures import draw_run, knock_out, record_videos, success_curve
 from MinigridMemory.MinigridMemory_src.spec import SPEC
-from RATE_model.actor import knock_out_memory
+from RATE_model.actor import Actor, knock_out_memory
 from tests.small_models import K, small_model
 
 
@@ -78,3 +78,21 @@ def test_a_video_shows_the_episode_that_is_played(mode, tmp_path, monkeypatch):
     assert of_first[0] == (f"remember the {maze.cue}", "step 0, segment 1")
     assert of_first[K] == (f"remember the {maze.cue}", f"step {K}, segment {K // segment + 1}")
     assert of_first[-1][1].startswith(f"step {lengths[0]}, ") and of_first[-1][1].endswith(": failure")
+
+
+def test_who_acts_in_a_video_is_told_what_acts_in_play(tmp_path, monkeypatch):
+    made = []
+
+    class Recorded(Actor):
+        def __init__(self, model, *arguments, **options) -> None:
+            made.append((*arguments, options))
+            super().__init__(model, *arguments, **options)
+
+    monkeypatch.setattr(pictures, "Actor", Recorded)
+    monkeypatch.setattr(pictures, "write_video", lambda frames, path, *, fps: path)
+    options = dict(greedy=False, transform_memory=knock_out_memory, precision="bf16")
+    for slide in (2, 100):
+        model = small_model("DT", spec=SPEC)
+        record_videos(model, 7, [5], tmp_path, target_return=0.5, slide=slide, **options)
+        expected = options | {"seed": 5, "slide": min(slide, model.config.context_length)}
+        assert made.pop() == (1, 0.5, expected)
