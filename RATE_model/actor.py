@@ -11,6 +11,9 @@ Columns of the buffers, for K steps, n memory tokens and a cache of at most M hi
 
 Segments are closed as in training: when the K-th action is known it gets its token, the write tokens follow, and the
 MRV and the cache make the memory of the next segment. Rows may be at different points of their segments and episodes.
+
+A window slides instead: the oldest steps leave it, and what is left is computed again. Memory is handed on all the
+same, whenever K steps have passed, from the steps in the window.
 """
 
 from collections.abc import Callable
@@ -85,8 +88,10 @@ class Actor:
         target_return: the return to ask for, in units of reward; one number, or `(B,)`.
         greedy: take the most probable action; False: draw from the predicted distribution (discrete actions).
         seed: of those draws.
-        slide: DT and DTXL only: how many of the oldest steps leave a full window at once. 1 is the published protocol
-            and recomputes the window at every step; up to `context_length`, more is faster, with a shorter context.
+        window: see the last K steps at every step, across the borders of segments, as DT and DTXL always do.
+        slide: how many of the oldest steps leave a full window at once. 1 is the published protocol and recomputes the
+            window at every step; up to `context_length`, more is faster, with a shorter context.
+        renew_target: ask for the target return again whenever K steps have passed, as if nothing had been earned.
         transform_memory: applied to the memory before every segment but an episode's first, as
             `transform(memory, initial_memory)`; for ablations, e.g. `knock_out_memory`.
         precision: "32" or "bf16".
@@ -103,7 +108,9 @@ class Actor:
         *,
         greedy: bool = True,
         seed: int = 0,
+        window: bool = False,
         slide: int = 1,
+        renew_target: bool = False,
         transform_memory: MemoryTransform | None = None,
         precision: str = "32",
     ) -> None:
@@ -113,6 +120,7 @@ class Actor:
         if not 1 <= slide <= config.context_length:
             raise ValueError(f"slide {slide}: must be between 1 and the context of {config.context_length} steps")
         self.model, self.batch_size, self.greedy, self.slide = model, batch_size, greedy, slide
+        self.window, self.renew_target = window or config.sliding, renew_target
         self.transform_memory = transform_memory
         self._precision = precision
         # Looked for until a step shows none: where all images differ, looking costs for nothing.
@@ -121,9 +129,9 @@ class Actor:
         self._generator = torch.Generator(self._device).manual_seed(seed)
         self._rtg = torch.empty(batch_size, device=self._device)
         self._target = torch.empty(batch_size, device=self._device)
-        # Steps of the running segment (or window) in the buffers, and steps since the cache was renewed.
+        # Steps of the running segment (or window) in the buffers, and steps since memory was handed on.
         self._steps = np.zeros(batch_size, dtype=np.int64)
-        self._since_cache = np.zeros(batch_size, dtype=np.int64)
+        self._since_memory = np.zeros(batch_size, dtype=np.int64)
         self._cached = np.zeros(batch_size, dtype=np.int64)
         self._fresh = np.ones(batch_size, dtype=bool)
         columns = config.mem_len + config.segment_tokens
@@ -141,8 +149,8 @@ class Actor:
             self._hidden = buffers() if reordered else self._inputs
             self._memory_tokens = model.initial_memory(batch_size).tokens
             self._action_tokens = torch.zeros(batch_size, 1, config.d_model, dtype=dtype, device=self._device)
-            window = 3 * config.context_length if config.sliding else 0
-            self._window = torch.zeros(batch_size, window, config.d_model, dtype=dtype, device=self._device)
+            tokens = 3 * config.context_length if self.window else 0
+            self._window = torch.zeros(batch_size, tokens, config.d_model, dtype=dtype, device=self._device)
         self.reset(target_return=target_return)
 
     def reset(
@@ -160,7 +168,7 @@ class Actor:
             target = torch.as_tensor(target_return, dtype=torch.float32, device=self._device)
             self._target[index] = target.expand(self.batch_size)[index] if target.ndim == 0 else target
         self._rtg[index] = self._target[index]
-        self._steps[rows] = self._since_cache[rows] = self._cached[rows] = 0
+        self._steps[rows] = self._since_memory[rows] = self._cached[rows] = 0
         self._fresh[rows] = True
         if self._memory_tokens is not None:
             with torch.inference_mode():
@@ -178,7 +186,7 @@ class Actor:
             for name in ("_rtg", "_target", "_memory_tokens", "_action_tokens", "_window"):
                 if (value := getattr(self, name)) is not None:
                     setattr(self, name, value[index])
-        for name in ("_steps", "_since_cache", "_cached", "_fresh"):
+        for name in ("_steps", "_since_memory", "_cached", "_fresh"):
             setattr(self, name, getattr(self, name)[rows])
         self.batch_size = len(rows)
 
@@ -221,7 +229,7 @@ class Actor:
             hidden = self._append_steps(x)
             logits = self.model.head(hidden[:, -1]).float()
         self._steps += 1
-        self._since_cache += 1
+        self._since_memory += 1
         return logits
 
     def _encode(self, observations: np.ndarray | Tensor) -> Tensor:
@@ -247,26 +255,28 @@ class Actor:
     # Segment and window borders -----------------------------------------------------------------------------------
 
     def _make_room(self) -> None:
-        """Close, slide and open segments so that every row has room for one more step."""
-        full = self._steps == self.model.config.context_length
-        for rows in self._rows_by(full, self._cached, self._since_cache):
-            if self.model.config.sliding:
-                self._slide(rows)
-            else:
-                self._close(rows)
-        if self.model.config.num_mem_tokens:
-            for rows in self._rows_by(self._steps == 0, self._cached):
-                start = self.model.config.mem_len
+        """Hand memory on, and close segments or slide windows, so that every row has room for one more step."""
+        config = self.model.config
+        full = self._steps == config.context_length
+        passed = full & (self._since_memory >= config.context_length)
+        for rows in self._rows_by(passed, self._cached):
+            self._hand_on(rows)
+        self._steps[full] = config.context_length - self.slide if self.window else 0
+        if config.num_mem_tokens:
+            for rows in self._rows_by(passed | (self._steps == 0), self._cached):
+                start = config.mem_len
                 self._append(rows, self._pick(self._memory_tokens, rows), start, first=start, outputs=0, block=True)
+        if self.window:
+            for rows in self._rows_by(full, self._cached):
+                self._refill(rows)
 
-    def _close(self, rows: np.ndarray) -> None:
-        """End the running segment of rows with caches of one length; their next one is not opened yet."""
+    def _hand_on(self, rows: np.ndarray) -> None:
+        """From the K steps in the buffers of rows with caches of one length to the memory behind them."""
         config = self.model.config
         base, cached = config.mem_len, int(self._cached[rows[0]])
         end = base + config.segment_tokens - config.num_mem_tokens
         self._append(rows, self._pick(self._action_tokens, rows), end - 1, first=base - cached, outputs=0)
-        memory = self._memory(rows)
-        tokens = memory.tokens
+        tokens = None if self._memory_tokens is None else self._pick(self._memory_tokens, rows)
         if tokens is not None:
             written = self._append(
                 rows, tokens.to(self._dtype), end, first=base, outputs=config.num_mem_tokens, block=True
@@ -278,35 +288,22 @@ class Actor:
         if self.transform_memory is not None:
             memory = self.transform_memory(memory, self.model.initial_memory(len(rows)))
         self._install(rows, memory)
-        self._steps[rows] = self._since_cache[rows] = 0
+        self._since_memory[rows] = 0
+        if self.renew_target:
+            index = torch.as_tensor(rows, device=self._device)
+            self._rtg[index] = self._target[index]
 
-    def _slide(self, rows: np.ndarray) -> None:
-        """Drop the oldest steps of full windows and recompute what is left, which the dropped steps had shaped."""
+    def _refill(self, rows: np.ndarray) -> None:
+        """Drop the oldest steps of full windows and recompute what is left, which they and the memory had shaped."""
         config = self.model.config
-        base, cached = config.mem_len, int(self._cached[rows[0]])
         self._store(self._window, rows, slice(-1, None), self._pick(self._action_tokens, rows))
-        if config.mem_len and self._since_cache[rows[0]] >= config.context_length:
-            last = base + config.segment_tokens - 1
-            self._append(rows, self._pick(self._action_tokens, rows), last, first=base - cached, outputs=0)
-            cache = self._rolled_cache(rows, config.segment_tokens)
-            memory = MemoryState(None, cache, torch.full((len(rows),), cache[0].shape[1]))
-            if self.transform_memory is not None:
-                memory = self.transform_memory(memory, self.model.initial_memory(len(rows)))
-            self._install(rows, memory)
-            self._since_cache[rows] = 0
         kept = 3 * (config.context_length - self.slide)
         if kept:
             window = self._pick(self._window, rows)[:, 3 * self.slide :].clone()
             self._store(self._window, rows, slice(0, kept), window)
             # The last action stays pending: it is appended with the next step.
-            first = base - int(self._cached[rows[0]])
-            self._append(rows, window[:, :-1], base, first=first, outputs=0)
-        self._steps[rows] = config.context_length - self.slide
-
-    def _memory(self, rows: np.ndarray) -> MemoryState:
-        """The memory that the running segment of these rows began with, without its cache."""
-        tokens = None if self._memory_tokens is None else self._pick(self._memory_tokens, rows)
-        return MemoryState(tokens, (), torch.as_tensor(self._cached[rows]))
+            base, cached = config.mem_len, int(self._cached[rows[0]])
+            self._append(rows, window[:, :-1], base + config.num_mem_tokens, first=base - cached, outputs=0)
 
     def _rolled_cache(self, rows: np.ndarray, tokens: int) -> tuple[Tensor, ...]:
         """The caches behind the running segment of `tokens` tokens; empty without a cache."""
@@ -348,7 +345,7 @@ class Actor:
                 continue
             offset = 3 * self._steps[rows] - (0 if begins else 1)
             tokens = self._pick(x, rows)[:, int(begins) :]
-            if config.sliding:
+            if self.window:
                 self._remember(rows, tokens, offset)
             output = self._append(
                 rows, tokens, first_step + offset, first=config.mem_len - self._cached[rows], outputs=1
