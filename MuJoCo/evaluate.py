@@ -10,7 +10,7 @@ A Decision Transformer slides its own window of N K steps, and is played once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import gymnasium
@@ -112,6 +112,9 @@ def play(
     target_return: float,
     episodes: int = 10,
     version: Version = "v4",
+    window: bool = False,
+    renew_target: bool = False,
+    slide: int = 1,
     transform_memory: MemoryTransform | None = None,
     precision: str = "32",
 ) -> Episodes:
@@ -123,14 +126,25 @@ def play(
         normalisation: of the data that the model was trained on.
         target_return: the return to ask for, in units of reward.
         episodes: with the seeds of `evaluation_seeds`.
-        transform_memory, precision: see `Actor`.
+        window: prompt K, else prompt 1.
+        renew_target: ask for it again whenever memory is handed on.
+        slide, transform_memory, precision: see `Actor`.
 
     Raises:
         UserError: MuJoCo is not installed.
     """
     environments = RobotVectorEnv(robot, normalisation, episodes, version=version)
     with torch.no_grad():
-        actor = Actor(model, episodes, target_return, transform_memory=transform_memory, precision=precision)
+        actor = Actor(
+            model,
+            episodes,
+            target_return,
+            window=window,
+            slide=min(slide, model.config.context_length),
+            renew_target=renew_target,
+            transform_memory=transform_memory,
+            precision=precision,
+        )
     try:
         return rollout(
             actor,
@@ -143,18 +157,34 @@ def play(
         environments.close()
 
 
-def metrics(played: Episodes, robot: Robot, *, prefix: str = "") -> dict[str, float]:
+def play_prompts(
+    model: RATE, robot: Robot, normalisation: Normalisation, *, long_prompt: bool = True, **acting: Any
+) -> dict[str, Episodes]:
+    """`play` with prompt 1 and, if wanted, with prompt K.
+
+    Returns:
+        The episodes by how the names of their results begin: "" and "{K}_". The second is left out for a model that
+        slides its own window.
+    """
+    played = {"": play(model, robot, normalisation, **acting)}
+    if long_prompt and not model.config.sliding:
+        played[f"{model.config.context_length}_"] = play(model, robot, normalisation, window=True, **acting)
+    return played
+
+
+def metrics(played: Mapping[str, Episodes], robot: Robot) -> dict[str, float]:
     """Results by name: mean, standard deviation and standard error of returns, lengths and normalised scores.
 
     `episode_MEAN` and `episode_STD` are the published names, with the prefix "{K}_" those of prompt K.
     """
     result = {}
-    for name, values in (
-        ("episode", played.returns),
-        ("length", played.lengths),
-        ("normalised_score", robot.normalised_score(played.returns)),
-    ):
-        mean, error = mean_and_error(values)
-        figures = {"MEAN": mean, "STD": float(np.std(values)), "SEM": error}
-        result |= {f"{prefix}{name}_{kind}": value for kind, value in figures.items()}
+    for prefix, episodes in played.items():
+        for name, values in (
+            ("episode", episodes.returns),
+            ("length", episodes.lengths),
+            ("normalised_score", robot.normalised_score(episodes.returns)),
+        ):
+            mean, error = mean_and_error(values)
+            figures = {"MEAN": mean, "STD": float(np.std(values))} | ({"SEM": error} if len(values) > 1 else {})
+            result |= {f"{prefix}{name}_{kind}": value for kind, value in figures.items()}
     return result

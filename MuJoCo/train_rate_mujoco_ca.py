@@ -52,6 +52,12 @@ class TaskOptions:
     condition_on_returns: Boolean = True
     # Return that the agent is asked for, in units of reward; none = the task's
     target_return: float | None = None
+    # Ask for it again at every segment, as if nothing had been earned: a published trick
+    reset_target: Boolean = False
+    # Also act on the last K steps at every step (prompt K), not only on those of the segment so far (prompt 1)
+    long_prompt: Boolean = True
+    # DT and DTXL: steps that leave a full window at once when acting; 1 is the published protocol, more is faster
+    slide: int = 1
     # Version of the Gymnasium environments; D4RL's scores refer to the dynamics of v4
     env_version: protocol.Version = "v4"
     # Act in the environment at checkpoints
@@ -64,7 +70,7 @@ class TaskOptions:
     def validate(self) -> None:
         """Raise a UserError for a value out of range."""
         task_of(self.env_id)
-        at_least(1, number_of_segments=self.number_of_segments, segment_length=self.segment_length)
+        at_least(1, number_of_segments=self.number_of_segments, segment_length=self.segment_length, slide=self.slide)
         at_most(MAX_STEPS, number_of_segments=self.number_of_segments, segment_length=self.segment_length)
         protocol.check_episodes(eval_episodes=self.eval_episodes)
 
@@ -111,16 +117,21 @@ def evaluate(model: RATE, normalisation: Normalisation, config: Config, final: b
     task = config.task
     if not (task.last_inference if final else task.online_inference):
         return {}
-    played = protocol.play(
+    robot = task.task.robot
+    played = protocol.play_prompts(
         model,
-        task.task.robot,
+        robot,
         normalisation,
+        long_prompt=task.long_prompt,
         target_return=task.target,
+        renew_target=task.reset_target,
+        slide=task.slide,
         episodes=task.eval_episodes,
         version=task.env_version,
         precision=config.train.precision,
     )
-    return protocol.metrics(played, task.task.robot)
+    asked = {"target_return": task.target} | ({"reset_target": True} if task.reset_target else {})
+    return protocol.metrics(played, robot) | asked
 
 
 def check(config: Config, seed: int) -> Run:
