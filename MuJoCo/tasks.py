@@ -16,7 +16,7 @@ from __future__ import annotations
 import importlib
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -116,8 +116,11 @@ def task_of(env_id: int) -> Task:
     return TASKS[env_id]
 
 
-def make_environment(robot: Robot, version: Literal["v4", "v5"] = "v4") -> gymnasium.Env:
-    """The robot's Gymnasium environment, of at most 1000 steps. Raises UserError where MuJoCo is not installed."""
+def make_environment(robot: Robot, version: Literal["v4", "v5"] = "v4", **rendering: Any) -> gymnasium.Env:
+    """The robot's Gymnasium environment, of at most 1000 steps. Raises UserError where MuJoCo is not installed.
+
+    ``rendering`` is of `gymnasium.make`: render_mode, width, height.
+    """
     try:
         mujoco = importlib.import_module("mujoco")
     except ImportError as error:
@@ -131,6 +134,6 @@ def make_environment(robot: Robot, version: Literal["v4", "v5"] = "v4") -> gymna
         with warnings.catch_warnings():
             # v4 is what D4RL's scores refer to; that there is a newer one is known.
             warnings.filterwarnings("ignore", message=".*out of date")
-            return gymnasium.make(robot.environment_id(version), disable_env_checker=True)
+            return gymnasium.make(robot.environment_id(version), disable_env_checker=True, **rendering)
     finally:
         mujoco.set_mju_user_warning(handler)

@@ -1,0 +1,190 @@
+"""Evaluate a checkpoint on HalfCheetah, Hopper or Walker2d.
+
+    python3 MuJoCo/inference_mujoco.py --checkpoint RUN_DIR --target_returns 1800 3600
+
+Prints return, length and D4RL's normalised score for every return asked for, with prompt 1 and with prompt K.
+"""
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # started as a script: make the repository importable
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from MuJoCo import evaluate as protocol
+from MuJoCo.dataset import Normalisation
+from MuJoCo.spec import spec_of
+from MuJoCo.tasks import Task, task_of
+from RATE_model.actor import memory_conditions
+from RATE_model.checkpoints import resolve_checkpoint
+from RATE_model.errors import UserError
+from RATE_model.evaluation import Episodes
+from RATE_model.inference import InferenceOptions
+from RATE_model.limits import at_least, at_most
+from RATE_model.model import RATE
+from RATE_model.options import Boolean, exit_on_user_error, load_yaml, parse_options
+
+
+@dataclass(frozen=True)
+class Options:
+    """Flags of this script."""
+
+    common: InferenceOptions = field(default_factory=InferenceOptions)
+    # Task, if it is not the one that the run was trained on: other data of the same robot
+    env_id: int | None = None
+    # Returns that the agent is asked for, in units of reward; none = the task's
+    target_returns: tuple[float, ...] = ()
+    # Version of the Gymnasium environments
+    env_version: protocol.Version = "v4"
+    # Episodes for every return asked for
+    episodes: int = 10
+    # Also act on the last K steps at every step (prompt K)
+    long_prompt: Boolean = True
+    # Ask for the target return again at every segment, as if nothing had been earned
+    reset_target: Boolean = False
+    # Also record so many episodes for every return asked for as MP4 files, into --pictures or the working directory
+    video: int = 0
+
+    def validate(self) -> None:
+        """Raise a UserError for a value out of range."""
+        if self.env_id is not None:
+            task_of(self.env_id)
+        protocol.check_episodes(episodes=self.episodes)
+        at_least(0, video=self.video)
+        at_most(protocol.MAX_EPISODES, video=self.video)
+
+    @property
+    def acting(self) -> dict[str, Any]:
+        """What `play` and `Actor` take."""
+        return {
+            "slide": self.common.slide,
+            "renew_target": self.reset_target,
+            "precision": self.common.precision,
+        }
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A checkpoint with what its run's directory says of it."""
+
+    path: Path
+    model: RATE
+    task: Task
+    normalisation: Normalisation
+
+    @classmethod
+    def load(cls, options: Options) -> "Trained":
+        """Raises UserError: there is no such checkpoint, it is damaged, or it is of another robot."""
+        run = resolve_checkpoint(options.common.checkpoint).parent.parent
+        recorded = load_yaml(run / "config.yaml")
+        if not isinstance(recorded.get("env_id"), int):
+            raise UserError(f"{run / 'config.yaml'} names no env_id: this is no run of train_rate_mujoco_ca.py")
+        trained = task_of(recorded["env_id"])
+        task = trained if options.env_id is None else task_of(options.env_id)
+        if task.robot != trained.robot:
+            raise UserError(f"--env_id {options.env_id} is {task.name}, but {run} was trained on {trained.name}")
+        conditioned = bool(recorded.get("condition_on_returns", True))
+        path, model = options.common.load(spec_of(task.robot, condition_on_returns=conditioned))
+        return cls(path, model, task, Normalisation.read(run, task.robot))
+
+    def play(self, target: float, options: Options, **changes: Any) -> dict[str, Episodes]:
+        """Episodes with both prompts."""
+        settings = {
+            "episodes": options.episodes,
+            "version": options.env_version,
+            "long_prompt": options.long_prompt,
+            "transform_memory": options.common.transform_memory,
+        }
+        arguments = settings | options.acting | changes
+        return protocol.play_prompts(self.model, self.task.robot, self.normalisation, target_return=target, **arguments)
+
+
+def show(target: float, played: dict[str, Episodes], trained: Trained) -> dict[str, float]:
+    """Print a line per prompt; returns the same figures."""
+    results = protocol.metrics(played, trained.task.robot)
+    for prefix in played:
+        mean, std, length, score = (
+            results[f"{prefix}{name}"]
+            for name in ("episode_MEAN", "episode_STD", "length_MEAN", "normalised_score_MEAN")
+        )
+        prompt = prefix.rstrip("_") or ("window" if trained.model.config.sliding else "1")
+        print(f"{target:10g}{prompt:>8}{mean:12.1f}{std:10.1f}{length:10.1f}{score:12.1f}")
+    return results
+
+
+def draw(
+    trained: Trained, targets: Sequence[float], played: dict[float, dict[str, Episodes]], options: Options
+) -> None:
+    """Pictures and videos, where asked for."""
+    if options.common.pictures is None and not options.video:
+        return
+    from MuJoCo.pictures import plot_returns, record_videos
+
+    folder = options.common.pictures or Path()
+    if options.common.pictures is not None:
+        lines = {}
+        for label, transform in memory_conditions(trained.model).items():
+            known = transform == options.common.transform_memory
+            for target, now in played.items():
+                found = now if known else trained.play(target, options, transform_memory=transform)
+                for prefix, episodes in found.items():
+                    line = f"{label}, prompt {prefix.rstrip('_') or 1}"
+                    lines.setdefault(line, {})[target] = episodes
+        path = plot_returns(lines, folder / "returns.png", title=f"{trained.task.name}, {options.episodes} episodes")
+        print(f"pictures: {path}")
+    for target in played if options.video else ():
+        paths = record_videos(
+            trained.model,
+            trained.task.robot,
+            trained.normalisation,
+            options.video,
+            folder,
+            target_return=target,
+            version=options.env_version,
+            transform_memory=options.common.transform_memory,
+            **options.acting,
+        )
+        print("videos: " + " ".join(map(str, paths)))
+
+
+def evaluate(options: Options) -> dict[str, Any]:
+    """Results by return asked for; prints a table."""
+    trained = Trained.load(options)
+    notes = ", memory knocked out" * options.common.knock_out + ", target renewed" * options.reset_target
+    print(
+        f"{trained.path}: {trained.task.robot.environment_id(options.env_version)}, {options.episodes} episodes{notes}"
+    )
+    print(f"{'asked for':>10}{'prompt':>8}{'return':>12}{'std':>10}{'steps':>10}{'score':>12}")
+    started = time.perf_counter()
+    targets = options.target_returns or (trained.task.target_return,)
+    played = {target: trained.play(target, options) for target in targets}
+    results = {f"{target:g}": show(target, episodes, trained) for target, episodes in played.items()}
+    print(f"{time.perf_counter() - started:.1f} s")
+    draw(trained, played, options)
+    return results
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Evaluate what the flags ask for."""
+    with exit_on_user_error():
+        options = parse_options(
+            Options,
+            argv=argv,
+            prog="python3 MuJoCo/inference_mujoco.py",
+            description="Evaluate a checkpoint on HalfCheetah, Hopper or Walker2d.",
+            aliases={"target_return": "target_returns", "desired_return": "target_returns"},
+        )
+        options.common.write(
+            episodes=options.episodes,
+            env_version=options.env_version,
+            reset_target=options.reset_target,
+            results=evaluate(options),
+        )
+
+
+if __name__ == "__main__":
+    main()
