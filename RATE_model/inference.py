@@ -1,7 +1,7 @@
 """What every inference script has in common: the flags that name a checkpoint and where results go."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,21 @@ from RATE_model.model import RATE
 from RATE_model.options import Boolean
 from RATE_model.precision import Precision, pick_device
 from RATE_model.spec import EnvironmentSpec
+
+
+def without_padding_action(model: RATE, spec: EnvironmentSpec) -> RATE:
+    """The model, without outputs for the padding rows of its action table if it has them and `spec` does not.
+
+    Some published models predict their padding action as well, and can take it when acting.
+    """
+    rows = spec.action_embeddings
+    if rows is None or model.spec != replace(spec, num_actions=rows, action_embeddings=rows):
+        return model
+    smaller = RATE(model.config, spec).to(model.device).eval()
+    weights = model.state_dict()
+    weights["head.project.weight"] = weights["head.project.weight"][: spec.num_actions]
+    smaller.load_state_dict(weights)
+    return smaller
 
 
 @dataclass(frozen=True)
@@ -61,7 +76,7 @@ class InferenceOptions:
             UserError: there is no such checkpoint or device, it is damaged, or the model has another spec.
         """
         path = resolve_checkpoint(self.checkpoint)
-        model = load_model(path, device=pick_device(self.device))
+        model = without_padding_action(load_model(path, device=pick_device(self.device)), spec)
         if model.spec != spec:
             raise UserError(f"{path} was trained in another environment: its spec is {model.spec}")
         return path, model

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -63,3 +64,16 @@ def test_results_are_written_where_asked_for(tmp_path):
     (tmp_path / "gone").write_text("")  # what became of the folder while the model acted
     with pytest.raises(UserError, match=r"--output .*out.json cannot be written: "):
         InferenceOptions(checkpoint=tmp_path, output=tmp_path / "gone" / "out.json").write(results={})
+
+
+def test_the_published_output_for_padding_is_dropped(tmp_path):
+    spec = replace(VECTOR, num_actions=3, action_embeddings=4)
+    model = small_model(spec=replace(spec, num_actions=4))
+    save_small_model(model, tmp_path)
+    _, loaded = InferenceOptions(checkpoint=tmp_path, device="cpu").load(spec)
+    assert loaded.spec == spec and not loaded.training
+    steps = torch.randn(2, 3, 4), torch.tensor([[0, 3, 1], [2, 0, 0]]), torch.rand(2, 3)
+    logits, _ = loaded.forward_segment(*steps, loaded.initial_memory(2))
+    full, _ = model.eval().forward_segment(*steps, model.initial_memory(2))
+    torch.testing.assert_close(logits, full[..., :3])
+    assert full.shape[-1] == 4
