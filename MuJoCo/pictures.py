@@ -27,7 +27,7 @@ _PACKAGES = (
     "apt-get install libegl1 libegl-mesa0 libgl1-mesa-dri libopengl0 (Debian; for MUJOCO_GL=egl), "
     "or libosmesa6 (for MUJOCO_GL=osmesa)"
 )
-_SIDE = 320  # pixels of a frame
+_RENDERING = {"render_mode": "rgb_array", "width": 320, "height": 320, "camera_name": "track"}  # follows the robot
 _FRAMES = 30  # at most so many a second
 
 
@@ -73,7 +73,7 @@ def record_videos(
         UserError: nothing can be drawn on this machine, or the files cannot be written.
     """
     choose_renderer()
-    environment = make_environment(robot, version, render_mode="rgb_array", width=_SIDE, height=_SIDE)
+    environment = make_environment(robot, version, **_RENDERING)
     rate = environment.metadata["render_fps"]
     every = -(-rate // _FRAMES)
     paths = []

@@ -119,7 +119,7 @@ def task_of(env_id: int) -> Task:
 def make_environment(robot: Robot, version: Literal["v4", "v5"] = "v4", **rendering: Any) -> gymnasium.Env:
     """The robot's Gymnasium environment, of at most 1000 steps. Raises UserError where MuJoCo is not installed.
 
-    ``rendering`` is of `gymnasium.make`: render_mode, width, height.
+    ``rendering`` is of `gymnasium.make`: render_mode, width, height, camera_name.
     """
     try:
         mujoco = importlib.import_module("mujoco")

@@ -148,10 +148,6 @@ def train(config: Config, run: Run) -> dict[str, float]:
     data = load_data(task.task, config.data, size=segments * steps)
     windows = lru_cache(lambda sections: (data.training, data.validation))
 
-    def evaluate_here(model: RATE, final: bool) -> dict[str, float]:
-        data.normalisation.write(run.directory)  # with it a checkpoint can act without the data
-        return evaluate(model, data.normalisation, config, final)
-
     def finish(model: RATE, result: dict[str, float]) -> None:
         curves = {run.directory.name: run.directory / "metrics.jsonl"}
         plot_curves(curves, run.plots / "curves.png", ("train_loss", "grad_norm", "episode_MEAN"))
@@ -175,8 +171,9 @@ def train(config: Config, run: Run) -> dict[str, float]:
         curriculum=curriculum,
         schedule=schedule,
         metrics=None,
-        evaluate=evaluate_here,
+        evaluate=lambda model, final: evaluate(model, data.normalisation, config, final),
         finish=finish,
+        prepare=data.normalisation.write,  # with it a checkpoint can act without the data
     )
 
 

@@ -99,6 +99,7 @@ def train_run(
     metrics: BatchMetrics | None,
     evaluate: Evaluate,
     finish: Callable[[RATE, dict[str, Any]], None],
+    prepare: Callable[[Path], None] = lambda directory: None,
 ) -> dict[str, Any]:
     """One checked run, from its first batch, or where it was interrupted, to its last evaluation.
 
@@ -107,6 +108,7 @@ def train_run(
         model, spec: what is trained; its initial parameters follow from the run's seed.
         data, curriculum, schedule, metrics, evaluate: see `Fit` and `Trainer`.
         finish: called with the model, in eval mode, and the result: pictures, a last line on the screen.
+        prepare: called with the run's directory when it is open: what else a checkpoint needs to be used.
 
     Returns:
         What eval/final.json holds.
@@ -122,6 +124,7 @@ def train_run(
     # Whatever is wrong with flags, data or sizes was found by now.
     flat, directory = config.run.recorded(to_flat_dict(config)), run.directory
     open_run(run, config=flat)
+    prepare(directory)
     trainer = Trainer(network, config.train, schedule, metrics=metrics, crash_directory=directory)
     tracker = Tracker(
         directory,
