@@ -34,6 +34,20 @@ class ImageEncoder(nn.Module):
             raise ValueError(f"images of {spec.observation_shape[1:]} pixels are too small for the convolutions")
         self.convolutions = nn.Sequential(*layers)
         self.project = nn.Linear(channels * height * width, d_model)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """He et al. 2015 (arXiv 1502.01852), equation 10: every layer keeps the size of what passes through it.
+
+        PyTorch's default shrinks it layer by layer: an image's token would begin fifty times smaller than that of an
+        action or a return, and what tells two images apart smaller still.
+        """
+        for layer in self.convolutions:
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                nn.init.zeros_(layer.bias)
+        nn.init.kaiming_normal_(self.project.weight, nonlinearity="linear")
+        nn.init.zeros_(self.project.bias)
 
     def forward(self, images: Tensor) -> Tensor:
         """Encode `(M, C, H, W)` float images to `(M, d_model)`."""

@@ -6,15 +6,36 @@ from pathlib import Path
 
 import pytest
 
+import download_d4rl_datasets
+from MinigridMemory.get_data import collect_traj
+from MinigridMemory.MinigridMemory_src import inference_minigridmemory, train_minigridmemory
+from MuJoCo import generate_dataset, inference_mujoco, train_rate_mujoco_ca
 from RATE_model.options import parse_options
 from RATE_model.original import _parser as original_parser
+from RATE_model.reproduce import StudyOptions
 from TMaze_new.TMaze_new_src import dataset, inference_tmaze, train_tmaze
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / name for name in ("README.md", "TMaze_new/README.md", "results/tmaze.md", "benchmarks/README.md")]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "benchmarks" / "README.md",
+    *(path for path in sorted(ROOT.glob("*/README.md")) if path.parent.name != "benchmarks"),
+    *sorted((ROOT / "results").glob("*.md")),
+]
 OPTIONS = {
     "inference_tmaze.py": inference_tmaze.Options,
     "dataset.py": dataset.Options,
+    "reproduce.py": StudyOptions,
+    "collect_traj.py": collect_traj.Options,
+    "inference_minigridmemory.py": inference_minigridmemory.Options,
+    "download_d4rl_datasets.py": download_d4rl_datasets.Options,
+    "generate_dataset.py": generate_dataset.Options,
+    "inference_mujoco.py": inference_mujoco.Options,
+}
+TRAIN_SCRIPTS = {
+    "train_tmaze.py": train_tmaze,
+    "train_minigridmemory.py": train_minigridmemory,
+    "train_rate_mujoco_ca.py": train_rate_mujoco_ca,
 }
 
 
@@ -38,12 +59,12 @@ def test_a_command_is_understood(command):
         return
     path = ROOT / script
     assert path.is_file()
-    if path.name == "train_tmaze.py":
-        train_tmaze.read_config([a if not a.endswith(".yaml") else str(ROOT / a) for a in arguments])
+    if path.name in TRAIN_SCRIPTS:
+        TRAIN_SCRIPTS[path.name].read_config([a if not a.endswith(".yaml") else str(ROOT / a) for a in arguments])
     elif path.name in OPTIONS:
         parse_options(OPTIONS[path.name], argv=arguments)
     else:
-        assert path.name in ("check_parity.py", "reproduce.py", "quickstart.py")
+        assert path.name in ("check_parity.py", "quickstart.py")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

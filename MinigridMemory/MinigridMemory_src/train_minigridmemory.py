@@ -103,11 +103,11 @@ def run_directory(config: Config, seed: int) -> Path:
 
 
 def stage_data(config: Config) -> tuple[StageData, list[int]]:
-    """Windows of a stage of s segments, the episodes that fit into them, padded; and the stages that fill a batch."""
+    """Windows of a stage of s segments, the episodes that fit into them, padded; and which stages fill ten batches."""
     context, most = config.task.context_length, config.task.sections
     sides = load_windows(ensure_dataset(config.data), size=most * context)
     lengths, held_out = (side.windows[:, 2] for side in sides)
-    enough = np.sort(lengths)[min(config.train.batch_size, len(lengths)) - 1]
+    enough = np.sort(lengths)[min(10 * config.train.batch_size, len(lengths)) - 1]
     shortest = max(enough, held_out.min())
     stages = range(max(1, -(-int(shortest) // context)), most + 1)
 

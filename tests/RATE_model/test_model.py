@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from RATE_model.config import ARCHS, MODES
-from RATE_model.encoders import ImageEncoder
+from RATE_model.encoders import ImageEncoder, TokenEncoder
 from RATE_model.errors import UserError
 from RATE_model.model import RATE
 from RATE_model.spec import EnvironmentSpec
@@ -415,3 +415,13 @@ def test_the_mode_table():
     fields = ("num_mem_tokens", "n_head_ca", "mem_len", "context_length", "sliding")
     assert {mode: tuple(getattr(c, field) for field in fields) for mode, c in configs.items()} == expected
     assert all(configs[mode].n_layer == 2 and configs[mode].d_inner == 24 for mode in MODES)
+
+
+def test_an_image_token_begins_no_smaller_than_the_image():
+    """PyTorch's default layers would shrink it fifty times against the tokens of actions and returns."""
+    torch.manual_seed(0)
+    spec = EnvironmentSpec(observation_shape=(3, 84, 84), num_actions=3, observation_scale=1 / 255)
+    encoder = TokenEncoder(spec, 64)
+    images = torch.randint(0, 256, (8, 1, 3, 84, 84), dtype=torch.uint8)
+    tokens = encoder.encode_observations(images)
+    assert tokens.square().mean().sqrt() > 0.5 * (images / 255).square().mean().sqrt()
