@@ -116,9 +116,7 @@ def show(target: float, played: dict[str, Episodes], trained: Trained) -> dict[s
     return results
 
 
-def draw(
-    trained: Trained, targets: Sequence[float], played: dict[float, dict[str, Episodes]], options: Options
-) -> None:
+def draw(trained: Trained, played: dict[float, dict[str, Episodes]], options: Options) -> None:
     """Pictures and videos, where asked for."""
     if options.common.pictures is None and not options.video:
         return
@@ -126,11 +124,11 @@ def draw(
 
     folder = options.common.pictures or Path()
     if options.common.pictures is not None:
-        lines = {}
+        lines: dict[str, dict[float, Episodes]] = {}
         for label, transform in memory_conditions(trained.model).items():
-            known = transform == options.common.transform_memory
-            for target, now in played.items():
-                found = now if known else trained.play(target, options, transform_memory=transform)
+            for target, found in played.items():
+                if transform != options.common.transform_memory:
+                    found = trained.play(target, options, transform_memory=transform)
                 for prefix, episodes in found.items():
                     line = f"{label}, prompt {prefix.rstrip('_') or 1}"
                     lines.setdefault(line, {})[target] = episodes
@@ -155,9 +153,8 @@ def evaluate(options: Options) -> dict[str, Any]:
     """Results by return asked for; prints a table."""
     trained = Trained.load(options)
     notes = ", memory knocked out" * options.common.knock_out + ", target renewed" * options.reset_target
-    print(
-        f"{trained.path}: {trained.task.robot.environment_id(options.env_version)}, {options.episodes} episodes{notes}"
-    )
+    where = trained.task.robot.environment_id(options.env_version)
+    print(f"{trained.path}: {where}, {options.episodes} episodes{notes}")
     print(f"{'asked for':>10}{'prompt':>8}{'return':>12}{'std':>10}{'steps':>10}{'score':>12}")
     started = time.perf_counter()
     targets = options.target_returns or (trained.task.target_return,)

@@ -1,0 +1,186 @@
+"""Evaluating a checkpoint from the command line, with pictures and videos."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("mujoco")
+
+from MuJoCo import inference_mujoco, pictures
+from MuJoCo.files import generated_name
+from MuJoCo.tasks import HALFCHEETAH, HOPPER, task_of
+from RATE_model.actor import knock_out_memory
+from RATE_model.errors import UserError
+from RATE_model.evaluation import Episodes
+from tests import commands
+from tests.mujoco_runs import only_run, random_play, train
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A finished run of hopper-medium; its data is gone."""
+    folder = tmp_path_factory.mktemp("inference")
+    data = random_play(folder / "data" / generated_name(task_of(6)), HOPPER)
+    assert train(folder, "--env_id", "6", "--epochs", "1", "--reset_target", "true") == 0
+    data.unlink()
+    return only_run(folder)
+
+
+@pytest.fixture(scope="module")
+def cheetah(tmp_path_factory) -> Path:
+    """A run of halfcheetah-medium, whose observations and actions are of walker2d's sizes."""
+    folder = tmp_path_factory.mktemp("cheetah")
+    random_play(folder / "data" / generated_name(task_of(0)), HALFCHEETAH)
+    assert train(folder, *"--env_id 0 --epochs 1 --online_inference false --last_inference false".split()) == 0
+    return only_run(folder)
+
+
+def infer(*flags: object) -> None:
+    inference_mujoco.main([*map(str, flags), "--device", "cpu"])
+
+
+def test_a_run_is_evaluated_as_it_evaluated_itself_without_its_data(run, tmp_path, capsys):
+    output = tmp_path / "out.json"
+    infer("--checkpoint", run, "--episodes", 3, "--reset_target", "--output", output)
+    printed = capsys.readouterr().out
+    document = json.loads(output.read_text())
+    final = json.loads((run / "eval" / "final.json").read_text())
+    assert final["reset_target"] is True and document["reset_target"] is True and document["episodes"] == 3
+    assert document["results"] == {"3600": {name: final[name] for name in document["results"]["3600"]}}
+    lines = [line.split() for line in printed.splitlines() if line.split()[0] == "3600"]
+    assert [line[1] for line in lines] == ["1", "5"]
+    assert float(lines[0][2]) == pytest.approx(final["episode_MEAN"], abs=0.06)
+    assert float(lines[1][5]) == pytest.approx(final["5_normalised_score_MEAN"], abs=0.06)
+    assert "target renewed" in printed and "Hopper-v4" in printed
+
+
+def test_flags_reach_the_evaluation(run, tmp_path, monkeypatch):
+    asked = []
+
+    def play(model, robot, normalisation, **options):
+        asked.append(options)
+        return {"": Episodes(np.ones(2), np.ones(2), np.ones(2))}
+
+    monkeypatch.setattr(inference_mujoco.protocol, "play_prompts", play)
+    infer("--checkpoint", run)
+    infer(
+        *("--checkpoint", run, "--target_returns", 100, 200.5, "--env_version", "v5", "--episodes", 7, "--slide", 3),
+        *("--long_prompt", "false", "--reset_target", "--knock_out", "--precision", "bf16", "--env_id", 8),
+    )
+    usual = dict(target_return=3600.0, episodes=10, version="v4", long_prompt=True, renew_target=False, slide=1)
+    assert asked[0] == usual | {"transform_memory": None, "precision": "32"}
+    changed = dict(episodes=7, version="v5", long_prompt=False, renew_target=True, slide=3, precision="bf16")
+    changed["transform_memory"] = knock_out_memory
+    assert asked[1:] == [{"target_return": 100.0} | changed, {"target_return": 200.5} | changed]
+
+
+def test_pictures_compare_memory_with_none(run, tmp_path, monkeypatch, capsys):
+    drawn = []
+
+    def plot(played, path, *, title):
+        drawn.append((played, title))
+        return plot_returns(played, path, title=title)
+
+    plot_returns = pictures.plot_returns
+    monkeypatch.setattr(pictures, "plot_returns", plot)
+    infer("--checkpoint", run, "--episodes", 2, "--target_returns", 3600, 1000, "--pictures", tmp_path / "new")
+    assert (tmp_path / "new" / "returns.png").read_bytes()[:4] == b"\x89PNG"
+    ((lines, title),) = drawn
+    assert [*lines] == [f"memory {kind}, prompt {k}" for kind in ("intact", "knocked out") for k in (1, 5)]
+    assert all([*line] == [3600.0, 1000.0] for line in lines.values()) and "hopper-medium" in title
+    intact, without = (lines[f"memory {kind}, prompt 1"][3600.0].returns for kind in ("intact", "knocked out"))
+    assert intact.shape == (2,) and not np.array_equal(intact, without)
+
+
+def test_videos_show_whole_episodes(run, tmp_path, monkeypatch):
+    shown = []
+
+    def write(frames, path, *, fps):
+        shown.append((len(frames), frames[0].shape, path.name, fps))
+        return path
+
+    class Screen:
+        """Draws nothing, quickly."""
+
+        def __init__(self, *arguments, **rendering) -> None:
+            self.environment = make(*arguments)
+            assert rendering["render_mode"] == "rgb_array" and rendering["camera_name"] == "track"
+
+        def __getattr__(self, name):
+            return getattr(self.environment, name)
+
+        def render(self) -> np.ndarray:
+            return np.zeros((32, 32, 3), np.uint8)
+
+    make = pictures.make_environment
+    monkeypatch.setattr(pictures, "make_environment", Screen)
+    monkeypatch.setattr(pictures, "write_video", write)
+    monkeypatch.setattr(pictures, "choose_renderer", lambda: None)
+    infer("--checkpoint", run, "--episodes", 2, "--long_prompt", "false", "--video", 2, "--pictures", tmp_path,
+          "--output", tmp_path / "out.json")  # fmt: skip
+    steps = json.loads((tmp_path / "out.json").read_text())["results"]["3600"]["length_MEAN"]
+    frames = sum(count for count, *_ in shown)
+    assert [name for *_, name, _ in shown] == ["hopper_return_3600_0.mp4", "hopper_return_3600_1.mp4"]
+    assert shown[0][3] == 25 and 2 * steps / 5 <= frames <= 2 * (steps / 5 + 2)
+
+
+def test_a_machine_that_cannot_draw_is_told_what_to_install(monkeypatch):
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    monkeypatch.setattr(pictures, "find_library", lambda name: None)
+    with pytest.raises(UserError, match=r"apt-get install libegl1 .*libosmesa6"):
+        pictures.choose_renderer()
+    monkeypatch.setattr(pictures, "find_library", lambda name: "there" if name == "OSMesa" else None)
+    pictures.choose_renderer()
+    assert pictures.os.environ["MUJOCO_GL"] == "osmesa"
+    monkeypatch.setattr(pictures, "find_library", lambda name: None)
+    pictures.choose_renderer()  # it was told
+
+    class Broken:
+        def render(self) -> None:
+            raise AttributeError("'NoneType' object has no attribute 'glGetError'")
+
+    with pytest.raises(UserError, match="MUJOCO_GL=osmesa.*apt-get install"):
+        pictures._frame(Broken(), 0, 0.0)
+
+
+# --- mistakes ---
+
+
+def test_a_checkpoint_of_another_robot_is_refused_even_of_one_of_its_size(run, cheetah, tmp_path, capsys):
+    said = commands.error_of(capsys, tmp_path, inference_mujoco.main, ["--checkpoint", str(run), "--env_id", "0"])
+    assert "--env_id 0 is halfcheetah-medium" in said and "was trained on hopper-medium" in said
+    said = commands.error_of(capsys, tmp_path, inference_mujoco.main, ["--checkpoint", str(cheetah), "--env_id", "3"])
+    assert "--env_id 3 is walker2d-medium" in said and "was trained on halfcheetah-medium" in said
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("--env_id 12", "--env_id 12: must be one of"),
+        ("--episodes 0", "--episodes 0: must be at least 1"),
+        ("--video -1", "--video -1: must be at least 0"),
+        ("--env_version v3", "v4, v5"),
+        ("--target_returns much", "--target_returns much"),
+    ],
+)
+def test_a_mistake_is_named(flags, expected, run, tmp_path, capsys):
+    said = commands.error_of(capsys, tmp_path, inference_mujoco.main, ["--checkpoint", str(run), *flags.split()])
+    assert expected in said
+
+
+def test_what_a_run_must_hold(run, tmp_path, capsys):
+    import shutil
+
+    for name, change in (
+        ("normalisation.json", lambda path: path.unlink()),
+        ("normalisation.json", lambda path: path.write_text('{"mean": [0], "std": [1]}')),
+        ("config.yaml", lambda path: path.write_text("epochs: 3\n")),
+        ("config.yaml", lambda path: path.unlink()),
+    ):
+        copy = tmp_path / "copy"
+        shutil.copytree(run, copy)
+        change(copy / name)
+        assert name in commands.error_of(capsys, tmp_path, inference_mujoco.main, ["--checkpoint", str(copy)])
+        shutil.rmtree(copy)
