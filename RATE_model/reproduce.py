@@ -126,13 +126,15 @@ def commits(runs: Sequence[Path]) -> list[str]:
 def made(document: Mapping[str, Mapping[str, Any]]) -> str:
     """When and at which commits the entries of a document were made: "on 2026-01-01 at commit 0123456789ab"."""
     known = sorted({commit[:12] for entry in document.values() for commit in entry.get("commit", ())})
-    return f"on {date.today()} at commit {', '.join(known)}"
+    return f"on {date.today()}" + (f" at commit {', '.join(known)}" if known else "")
 
 
 def cell(values: Sequence[float] | None, digits: int = 2) -> str:
-    """Mean and standard error over seeds; empty for no values."""
+    """Mean and standard error over seeds; a single value has no error; empty for no values."""
     if not values:
         return ""
+    if len(values) == 1:
+        return f"{values[0]:.{digits}f}"
     mean, error = mean_and_error(np.array(values))
     return f"{mean:.{digits}f} ± {error:.{digits}f}"
 
