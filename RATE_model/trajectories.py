@@ -327,14 +327,13 @@ class TrajectoryFile:
         """All steps, as `read` returns them."""
         return self.read(0, self.num_steps)
 
-    def frames(self) -> tuple[np.ndarray, np.ndarray] | None:
+    def frames(self, max_bytes: float = math.inf) -> tuple[np.ndarray, np.ndarray] | None:
         """The distinct observations (U, ...) and which of them each step shows, (num_steps,) int64.
 
-        None for a file without `infos/first_seen`. Raises UserError if that array is not what it should be.
+        None without `infos/first_seen`, or if they take more than `max_bytes`. UserError: that array is damaged.
         """
         with self._reading():
-            file = self._open()
-            if FIRST_SEEN not in file:
+            if FIRST_SEEN not in (file := self._open()):
                 return None
             first = file[FIRST_SEEN][:]
             steps = np.arange(self.num_steps)
@@ -342,6 +341,8 @@ class TrajectoryFile:
             if not good or np.any(first[first] != first):
                 raise self._error(f"is damaged: '{FIRST_SEEN}' does not name earlier steps")
             distinct, index = np.unique(first, return_inverse=True)
+            if self.num_bytes // self.num_steps * len(distinct) > max_bytes:
+                return None
             return file["observations"][distinct].astype(self.observation_dtype, copy=False), index
 
     @property

@@ -270,16 +270,15 @@ def _all_frames(files: Sequence[TrajectoryFile]) -> tuple[np.ndarray, np.ndarray
 
     None if a file does not know them, or if they are too many to be kept.
     """
-    images, numbers, count = [], [], 0
+    images, numbers, count, room = [], [], 0, IN_MEMORY_BYTES
     for file in files:
-        frames = file.frames()
+        frames = file.frames(room)
         if frames is None:
             return None
+        room -= frames[0].nbytes
         images.append(frames[0])
         numbers.append(frames[1] + count)
         count += len(frames[0])
-    if sum(part.nbytes for part in images) > IN_MEMORY_BYTES:
-        return None
     return np.concatenate([*images, np.zeros_like(images[0][:1])]), np.concatenate(numbers)
 
 

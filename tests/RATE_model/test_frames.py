@@ -55,6 +55,17 @@ def test_a_file_without_the_index_is_read_in_full(tmp_path):
     assert torch.is_tensor(WindowDataset([file], whole_episodes(0, file), size=9)[0].observations)
 
 
+def test_distinct_images_that_are_too_many_are_not_loaded(files, monkeypatch):
+    """Together: each file's own would fit."""
+    images, _ = files[0].frames()
+    assert files[0].frames(images.nbytes) is not None and files[0].frames(images.nbytes - 1) is None
+    windows = np.concatenate([whole_episodes(index, file) for index, file in enumerate(files)])
+    both = images.nbytes + files[1].frames()[0].nbytes
+    for limit, kind in ((both, Frames), (both - 1, torch.Tensor)):
+        monkeypatch.setattr("RATE_model.windows.IN_MEMORY_BYTES", limit)
+        assert isinstance(WindowDataset(files, windows, size=9)[0].observations, kind)
+
+
 @pytest.mark.parametrize("damage", ["ahead", "negative", "chain", "short"])
 def test_a_damaged_index_is_named(files, damage):
     files[0].close()
