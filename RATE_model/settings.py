@@ -102,7 +102,7 @@ class TrainOptions:
     warmup_tokens: int = 0
     # Decay behind the warm-up
     lr_schedule: Literal["linear", "cosine", "constant"] = "linear"
-    # Environment steps after which the decay is over; none = when training is
+    # Environment steps after which the decay is over; none = when training is. --curr adaptive has a decay of its own
     final_tokens: int | None = None
     # Learning rate at the end, as a fraction of the peak
     lr_end_factor: float = 0.1
@@ -156,7 +156,7 @@ class TrainOptions:
 class CurriculumOptions:
     """Whether training begins with short trajectories."""
 
-    # false: all lengths from the start; true: stages of 1, 2, ... segments, --epochs each; adaptive: the next stage
+    # false: all lengths from the start; true: stages of ever more segments, --epochs each; adaptive: the next stage
     # when the deciding steps of --streak batches in a row are all right, and annealing at the end
     curr: Literal["false", "true", "adaptive"] = "false"
     # With --curr adaptive, batches in a row that solve a stage

@@ -31,7 +31,10 @@ def accuracy(logits: Tensor, batch: Batch) -> dict[str, Tensor]:
 
 
 def last_steps_right(logits: Tensor, batch: Batch, count: int) -> Tensor:
-    """Share of trajectories whose most probable actions at the last `count` steps are all the recorded ones."""
+    """Share of trajectories whose most probable actions at the last `count` steps are all the recorded ones.
+
+    Of trajectories that are padded at the right; one of fewer steps counts with all it has.
+    """
     right = logits.argmax(-1) == batch.actions
     ends = batch.lengths.to(logits.device, non_blocking=True)[:, None]
     steps = torch.arange(right.shape[1], device=logits.device)
