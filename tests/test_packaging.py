@@ -18,7 +18,9 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = ("vizdoom", "minigrid", "memory-maze", "atari", "mujoco", "all", "dev")
 
 # Installed only where an extra asks for them.
-ENVIRONMENT_PACKAGES = ("vizdoom", "minigrid", "ale_py", "mujoco", "dm_control", "labmaze", "memory_maze", "gym")
+ENVIRONMENT_PACKAGES = (
+    "vizdoom", "minigrid", "ale_py", "mujoco", "stable_baselines3", "dm_control", "labmaze", "memory_maze", "gym",
+)  # fmt: skip
 # Slow to import, and needed only by a run that logs or plots.
 LATE_PACKAGES = ("wandb", "matplotlib")
 # Which GPU libraries are right depends on the machine; torch pins them itself.
@@ -152,7 +154,7 @@ def test_importing_the_package_is_light():
     assert not loaded & {*ENVIRONMENT_PACKAGES, *LATE_PACKAGES}
 
 
-@pytest.mark.parametrize("package", ["RATE_model", "TMaze_new"])
+@pytest.mark.parametrize("package", ["RATE_model", "TMaze_new", "MinigridMemory", "MuJoCo"])
 def test_no_module_needs_another_environments_packages(package):
     paths = sorted((ROOT / package).rglob("*.py"))
     names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in paths if path.stem != "__main__"]
