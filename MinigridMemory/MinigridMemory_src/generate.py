@@ -12,6 +12,7 @@ import itertools
 import multiprocessing
 import os
 import signal
+import threading
 from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -230,6 +231,17 @@ def _write(writer: TrajectoryWriter, episodes: list[Played]) -> None:
     )
 
 
+def _follow_parent() -> None:
+    """In a process that plays: end when the collecting process ends, even killed, and leave Ctrl-C to it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def wait() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def _played(selection: Selection, workers: int) -> Iterator[Played]:
     """Episodes of the seeds from FIRST_SEED on, in this order, without end. Close it to stop the processes."""
     arguments = {
@@ -241,10 +253,8 @@ def _played(selection: Selection, workers: int) -> Iterator[Played]:
     if workers == 1:
         for block in blocks:
             yield from play(selection.size, block, **arguments)
-    # Spawned, not forked: the threads of torch and of the progress bar do not survive a fork. Ctrl-C is for this
-    # process, which then stops the others.
-    ignore = (signal.SIGINT, signal.SIG_IGN)
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), signal.signal, ignore)
+    # Spawned, not forked: the threads of torch and of the progress bar do not survive a fork.
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _follow_parent)
     try:
         waiting: deque = deque()
         while True:

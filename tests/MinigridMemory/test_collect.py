@@ -26,6 +26,24 @@ def test_it_runs_from_anywhere_with_processes(tmp_path):
     assert open_dataset(tmp_path / "here.h5").num_episodes == 60
 
 
+def test_processes_end_when_the_one_that_collects_is_killed():
+    """They hold the other end of its output, which is open for as long as one of them lives."""
+    code = (
+        "import time\n"
+        "from MinigridMemory.MinigridMemory_src.dataset import DataOptions\n"
+        "from MinigridMemory.MinigridMemory_src.generate import _played\n"
+        "episodes = _played(DataOptions(size=9).selection(), 2)\n"
+        "print(next(episodes).seed, flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=SCRIPT.parents[2], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
+        assert process.stdout.readline() == b"1000000\n"
+        process.kill()
+        process.communicate(timeout=30)
+
+
 def test_it_names_its_file_and_does_not_replace_it(tmp_path, capsys):
     flags = [*SMALL, "--data_dir", str(tmp_path / "data")]
     main(flags)
