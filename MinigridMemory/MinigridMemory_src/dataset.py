@@ -105,10 +105,12 @@ class DataOptions:
         at_most(MAX_TRAJECTORIES, trajectories=self.trajectories)
         chosen = self.selection()
         if chosen.min_steps > chosen.max_steps:
-            of_preset = " (the preset's)" if self.max_steps is None and PRESETS[self.preset].max_steps else ""
             limit = "--cap" if chosen.max_steps == chosen.cap else "--max_steps"
+            preset = f" (of --preset {self.preset})"
+            of_least = preset if self.min_steps is None else ""
+            of_limit = preset if self.max_steps is None and limit == "--max_steps" else ""
             raise UserError(
-                f"--min_steps {chosen.min_steps}: must be at most {limit}, which is {chosen.max_steps}{of_preset}"
+                f"--min_steps {chosen.min_steps}{of_least}: must be at most {limit}, which is {chosen.max_steps}{of_limit}"
             )
 
     def selection(self) -> Selection:
