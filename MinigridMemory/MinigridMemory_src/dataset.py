@@ -110,7 +110,8 @@ class DataOptions:
             of_least = preset if self.min_steps is None else ""
             of_limit = preset if self.max_steps is None and limit == "--max_steps" else ""
             raise UserError(
-                f"--min_steps {chosen.min_steps}{of_least}: must be at most {limit}, which is {chosen.max_steps}{of_limit}"
+                f"--min_steps {chosen.min_steps}{of_least}: must be at most {limit}, "
+                f"which is {chosen.max_steps}{of_limit}"
             )
 
     def selection(self) -> Selection:

@@ -152,7 +152,7 @@ def test_names_hold_what_the_content_depends_on(small):
         ({"min_steps": 97}, "--min_steps 97: must be at most --cap, which is 96"),
         ({"min_steps": 50, "preset": "published_31"}, r"--max_steps, which is 45 \(of --preset published_31\)"),
         ({"max_steps": 10, "preset": "published_31"}, r"38 \(of --preset published_31\): .* --max_steps, which is 10$"),
-        ({"cap": 20, "preset": "published_31"}, r"38 \(of --preset published_31\): must be at most --cap, which is 20$"),
+        ({"cap": 20, "preset": "published_31"}, r"38 \(of --preset published_31\): .* --cap, which is 20$"),
         ({"cap": 0}, "--cap 0"),
         ({"noise": 1.5}, "--noise 1.5: must be at most 1"),
         ({"guess": -0.1}, "--guess -0.1: must be at least 0"),
