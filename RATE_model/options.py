@@ -27,6 +27,7 @@ import dataclasses
 import difflib
 import math
 import re
+import signal
 import sys
 import types
 import typing
@@ -104,12 +105,15 @@ def parse_options(
 
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """Around a script's main: a UserError becomes ``error: MESSAGE`` on stderr and exit status 2."""
+    """Around a script's main: a UserError becomes ``error: MESSAGE`` on stderr and exit status 2, Ctrl-C status 130."""
     try:
         yield
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT) from None
 
 
 def to_flat_dict(config: Any) -> dict[str, Any]:

@@ -238,6 +238,13 @@ def test_a_user_error_becomes_one_line_and_status_2(capsys: pytest.CaptureFixtur
     assert capsys.readouterr() == ("", "error: --x 3: no\n")
 
 
+def test_ctrl_c_ends_a_script_without_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught, exit_on_user_error():
+        raise KeyboardInterrupt
+    assert caught.value.code == 130 and caught.value.__suppress_context__
+    assert capsys.readouterr() == ("", "interrupted\n")
+
+
 def test_options_do_not_import_torch() -> None:
     code = "import sys, RATE_model.options; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0
