@@ -82,11 +82,11 @@ class InferenceOptions:
         return path, model
 
     def write(self, **results: Any) -> None:
-        """The results to `output`, if it was given. Raises UserError if they cannot be written."""
+        """The results, and whose they are, to `output`, if it was given. Raises UserError if they cannot be written."""
         if self.output is None:
             return
         try:
-            document = {"checkpoint": str(self.checkpoint), **results}
+            document = {"checkpoint": str(self.checkpoint), "knock_out": self.knock_out, **results}
             atomic_write_text(self.output, json.dumps(document, indent=2) + "\n")
         except OSError as error:
             raise UserError(f"--output {self.output} cannot be written: {error.strerror}") from error

@@ -57,9 +57,9 @@ def test_results_are_written_where_asked_for(tmp_path):
     InferenceOptions(checkpoint=tmp_path).write(results={})
     assert [*tmp_path.iterdir()] == []
     output = tmp_path / "out.json"
-    options = InferenceOptions(checkpoint=tmp_path, output=output)
+    options = InferenceOptions(checkpoint=tmp_path, output=output, knock_out=True)
     options.write(episodes=3, results={9: {"success_rate": 0.5}})
-    written = {"checkpoint": str(tmp_path), "episodes": 3, "results": {"9": {"success_rate": 0.5}}}
+    written = {"checkpoint": str(tmp_path), "knock_out": True, "episodes": 3, "results": {"9": {"success_rate": 0.5}}}
     assert json.loads(output.read_text()) == written and [*tmp_path.iterdir()] == [output]
     (tmp_path / "gone").write_text("")  # what became of the folder while the model acted
     with pytest.raises(UserError, match=r"--output .*out.json cannot be written: "):
