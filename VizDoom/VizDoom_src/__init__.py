@@ -1,0 +1,1 @@
+"""The ViZDoom-Two-Colors scenario and environment, its expert and its data."""

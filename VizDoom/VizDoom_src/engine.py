@@ -1,0 +1,206 @@
+"""The game engine: a process of its own, started, driven and ended here.
+
+It is kept from leaving traces: it reads and writes no settings, and makes the folder that it insists on in the cache
+instead of the working directory. Where the system can tell a process of its parent's death (Linux, by `setpriv`), it
+ends even when ours is killed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shlex
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from RATE_model.errors import UserError
+from VizDoom.VizDoom_src.scenario import (
+    CLEAR_MAPS,
+    GREEN,
+    RED,
+    TICS_PER_STEP,
+    Scenario,
+    cache_directory,
+    ensure_scenario,
+    write_to_cache,
+)
+
+SCREEN = (180, 320)  # height, width of the pictures that the engine draws
+REWARD_PER_TIC = 0.01
+# Buttons of each action: turn left, turn right, move forward.
+BUTTONS = ([1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 0, 1], [0, 1, 1])
+
+_OUTSIDE = 2000.0  # nothing of the game is as far from the origin
+_VARIABLES = ("HEALTH", "POSITION_X", "POSITION_Y", "ANGLE", "VELOCITY_X", "VELOCITY_Y", "USER2")
+
+
+class EngineDied(Exception):
+    """The engine's process ended by itself, or could not be started."""
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What is known of a running game beyond its picture; lengths in map units, angles in degrees."""
+
+    position: np.ndarray  # (2,) float64
+    angle: float  # 0 east, 90 north
+    velocity: np.ndarray  # (2,) float64, per tic
+    health: float
+    right: np.ndarray  # (R, 2) float64, items of the pillar's colour
+    wrong: np.ndarray  # (W, 2) float64
+    pillar: bool  # whether it stands
+
+
+def vizdoom() -> ModuleType:
+    """The package with the engine, imported when the first one is started. Raises UserError when it is missing."""
+    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+    try:
+        import vizdoom as package
+    except ImportError as error:
+        raise UserError(
+            f"ViZDoom-Two-Colors needs the package vizdoom ({error}): pip install -e '.[vizdoom]'"
+        ) from error
+    return package
+
+
+class Engine:
+    """One running game.
+
+    Attributes:
+        health: of the player; it is what it was once the episode has ended.
+        is_red: the colour of the pillar.
+
+    Args:
+        scenario: what is played.
+        privileged: let `surroundings` tell what lies where, which makes a step slower.
+
+    Raises:
+        UserError: the package is missing, or the scenario cannot be built.
+        EngineDied: it does not start.
+    """
+
+    def __init__(self, scenario: Scenario, *, privileged: bool = False) -> None:
+        package = vizdoom()
+        self._scenario = scenario
+        self._privileged = privileged
+        variables = package.GameVariable
+        self._variables = [getattr(variables, name) for name in _VARIABLES]
+        self._health, self._colour = variables.HEALTH, variables.USER2
+        self._died = (
+            package.ViZDoomErrorException,
+            package.ViZDoomUnexpectedExitException,
+            package.ViZDoomIsNotRunningException,
+            package.MessageQueueException,
+            package.SharedMemoryException,
+        )
+        self._game = _configured(package, scenario, self._variables, privileged)
+        self.health, self.is_red = 0.0, False
+        self._end = weakref.finalize(self, self._game.close)  # also when the interpreter ends
+        try:
+            self._game.init()
+        except self._died as error:
+            raise EngineDied(str(error)) from error
+
+    def begin(self, seed: int, red: bool | None = None) -> np.ndarray:
+        """Start the episode of a seed and return its first picture, (3, 180, 320) uint8.
+
+        Args:
+            seed: of the engine's random numbers, 0 to 2**32 - 1. The published colours come about only when it is set
+                after the engine's start and before every episode.
+            red: the pillar's colour, which the caller chooses in the variant ``clear``.
+
+        Raises:
+            EngineDied: see there.
+        """
+        try:
+            self._game.set_seed(seed)
+            if self._scenario.variant == "clear":
+                self._game.set_doom_map(CLEAR_MAPS[bool(red)])
+            self._game.new_episode()
+            self.is_red = bool(red) if red is not None else bool(self._game.get_game_variable(self._colour))
+            self.health = self._game.get_game_variable(self._health)
+            return self._game.get_state().screen_buffer
+        except self._died as error:
+            raise EngineDied(str(error)) from error
+
+    def act(self, action: int) -> tuple[np.ndarray | None, float]:
+        """One step of 2 tics: the picture, None when the episode is over, and the game's reward. Raises EngineDied."""
+        try:
+            reward = self._game.make_action(BUTTONS[action], TICS_PER_STEP)
+            self.health = self._game.get_game_variable(self._health)
+            over = self._game.is_episode_finished()
+            return None if over else self._game.get_state().screen_buffer, reward
+        except self._died as error:
+            raise EngineDied(str(error)) from error
+
+    def surroundings(self) -> Surroundings:
+        """What lies where, now; of a ``privileged`` engine whose episode is not over."""
+        state = self._game.get_state()
+        health, x, y, angle, dx, dy, _ = state.game_variables
+        places: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
+        pillar = False
+        for thing in state.objects:
+            if (right := _is_right(thing.name, self.is_red)) is not None:
+                places[right].append((thing.position_x, thing.position_y))
+            elif "Column" in thing.name or "Pillar" in thing.name:
+                pillar |= abs(thing.position_x) < _OUTSIDE
+        right, wrong = (np.array(places[kind], dtype=np.float64).reshape(-1, 2) for kind in (True, False))
+        return Surroundings(np.array([x, y]), float(angle), np.array([dx, dy]), float(health), right, wrong, pillar)
+
+    def close(self) -> None:
+        """End the process. Again does nothing."""
+        self._end()
+
+
+def _is_right(name: str, is_red: bool) -> bool | None:
+    """Whether a thing is an item of the pillar's colour; None when it is no item."""
+    if name in (GREEN, RED):
+        return (name == RED) == is_red
+    if name.startswith(("TwoColorsRight", "TwoColorsWrong")):
+        return name.startswith("TwoColorsRight")
+    return None
+
+
+def _configured(package: ModuleType, scenario: Scenario, variables: list[Any], privileged: bool) -> Any:
+    """A game with all of its settings, not yet running."""
+    game = package.DoomGame()
+    if (launcher := _launcher(package)) is not None:
+        game.set_vizdoom_path(str(launcher))
+    game.set_doom_config_path(os.devnull)
+    game.set_doom_scenario_path(str(ensure_scenario(scenario)))
+    game.set_doom_map(CLEAR_MAPS[0])
+    game.set_screen_resolution(package.ScreenResolution.RES_320X180)
+    game.set_screen_format(package.ScreenFormat.CRCGCB)
+    for part in ("hud", "crosshair", "weapon", "decals", "particles"):
+        getattr(game, f"set_render_{part}")(False)
+    game.set_render_screen_flashes(True)  # the published pictures turn red with damage and yellow with a pickup
+    game.set_available_buttons([getattr(package.Button, name) for name in ("TURN_LEFT", "TURN_RIGHT", "MOVE_FORWARD")])
+    game.set_available_game_variables(variables)
+    game.set_objects_info_enabled(privileged)
+    game.set_episode_timeout(0)  # none: the environment counts
+    game.set_living_reward(REWARD_PER_TIC)
+    game.set_mode(package.Mode.PLAYER)
+    game.set_window_visible(False)
+    game.set_sound_enabled(False)
+    return game
+
+
+def _launcher(package: ModuleType) -> Path | None:
+    """A script that starts the engine in the cache folder, where it makes its folder `_vizdoom`; None on Windows."""
+    if os.name == "nt":
+        return None
+    engine = shlex.quote(str(Path(package.__file__).parent / "vizdoom"))
+    text = (
+        '#!/bin/sh\ncd "$(dirname "$0")" || exit 1\n'
+        f"if command -v setpriv >/dev/null && setpriv --pdeathsig KILL true 2>/dev/null; then\n"
+        f'    exec setpriv --pdeathsig KILL {engine} "$@"\nfi\nexec {engine} "$@"\n'
+    )
+    path = cache_directory() / f"engine_{hashlib.sha256(text.encode()).hexdigest()[:12]}.sh"
+    if not path.exists():
+        write_to_cache(path, text.encode(), executable=True)
+    return path

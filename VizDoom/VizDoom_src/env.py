@@ -1,0 +1,218 @@
+"""ViZDoom-Two-Colors for Gymnasium (Cherepanov et al. 2023, arXiv 2306.09459): one game; many: `vector.py`.
+
+The scenario is described in `scenario.py`. Actions: 0 turn left, 1 turn right, 2 forward, 3 left and forward, 4 right
+and forward; each lasts 2 tics. The agent sees (3, 64, 112) uint8, channels red, green, blue first, and neither its health
+nor the pillar's colour. Rewards: 0.01 for every tic alive, and 1 for a step that ends with more health than the one before
+did. An episode ends with the player's death, and the observation then is black; it is truncated after ``max_steps`` steps.
+
+An episode is a function of its seed and of the actions: the same pictures, whatever was played before and in whichever
+process.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from RATE_model.errors import UserError
+from VizDoom.VizDoom_src.engine import SCREEN, Engine, EngineDied, Surroundings
+from VizDoom.VizDoom_src.resize import Bilinear
+from VizDoom.VizDoom_src.scenario import TICS_PER_STEP, Scenario
+
+ENV_ID = "VizDoomTwoColors-v0"
+LEFT, RIGHT, FORWARD, LEFT_FORWARD, RIGHT_FORWARD = range(5)
+NUM_ACTIONS = 5
+OBSERVATION_SHAPE = (3, 64, 112)
+PUBLISHED_CAP = 4200  # steps of an evaluated episode
+HEAL_REWARD = 1.0
+SEED_LIMIT = 2**32  # of the engine
+
+_COLOUR_STREAM = 1  # of the generators of a seed
+_RESIZE = Bilinear(SCREEN, OBSERVATION_SHAPE[1:])
+
+
+class VizDoomTwoColorsEnv(gymnasium.Env):
+    """One game; rules and observations: see the module.
+
+    The engine is started by the first reset and ended by `close`, at the latest when the object goes. If it dies in the
+    middle, another one is started and the episode is played again to where it was, which is unnoticeable, once.
+
+    A finished episode stays frozen until the next reset: same observation, reward 0, the same flags. ``info`` holds, at
+    every step, ``is_red`` (bool), the colour of the pillar, and ``health`` (float).
+
+    Args:
+        scenario: what is played; None: the published scenario.
+        max_steps: steps until truncation.
+        privileged: let `surroundings` tell what lies where, for scripted players; steps then take longer.
+        render_mode: None, or "rgb_array" for `render`.
+
+    Raises:
+        UserError: a value is out of range, or (by the first reset) the package vizdoom is missing.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 35 / TICS_PER_STEP}
+
+    def __init__(
+        self,
+        scenario: Scenario | None = None,
+        *,
+        max_steps: int = PUBLISHED_CAP,
+        privileged: bool = False,
+        render_mode: str | None = None,
+    ) -> None:
+        self.scenario = scenario or Scenario()
+        self.scenario.validate()
+        if max_steps < 1:
+            raise UserError(f"ViZDoom-Two-Colors: max_steps is {max_steps}; it must be at least 1.")
+        if render_mode not in (None, *self.metadata["render_modes"]):
+            raise UserError(f"ViZDoom-Two-Colors: render_mode is {render_mode!r}; it must be 'rgb_array' or None.")
+        self.max_steps = int(max_steps)
+        self.render_mode = render_mode
+        self.observation_space = gymnasium.spaces.Box(0, 255, OBSERVATION_SHAPE, np.uint8)
+        self.action_space = gymnasium.spaces.Discrete(NUM_ACTIONS)
+        self._privileged = privileged
+        self._engine: Engine | None = None
+        self._seed, self._red = 0, None
+        self._actions = bytearray()  # of this episode, to repeat it
+        self._repeated = False
+        self._observation = np.zeros(OBSERVATION_SHAPE, dtype=np.uint8)
+        self._screen: np.ndarray | None = None
+        self._health, self._is_red = 0.0, False
+        self._terminated, self._truncated = False, True  # nothing moves before the first reset
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Start the episode of ``seed``, or a random one.
+
+        Args:
+            seed: of the layout and the colour, 0 to 2**32 - 1. It also seeds `np_random`, as Gymnasium asks for.
+            options: ``is_red``, a bool: the colour of the pillar, whatever the seed says; in the variant ``clear`` only.
+
+        Returns:
+            The observation (3, 64, 112) uint8 and info.
+
+        Raises:
+            ValueError: the seed is out of range, or the scenario's colour cannot be chosen.
+            UserError: the package vizdoom is missing, or the engine does not start or died twice.
+        """
+        super().reset(seed=seed)
+        drawn = int(self.np_random.integers(SEED_LIMIT)) if seed is None else int(seed)
+        self._start(drawn, (options or {}).get("is_red"))
+        return self._observation.copy(), self._info()
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Take one action. Returns observation (3, 64, 112) uint8, reward, terminated, truncated, info.
+
+        Raises:
+            ValueError: the action is not 0 to 4.
+            UserError: the engine died twice in this episode.
+        """
+        if not 0 <= action < NUM_ACTIONS:
+            raise ValueError(f"action must lie between 0 and {NUM_ACTIONS - 1}, got {action}")
+        reward = self._advance(int(action))
+        return self._observation.copy(), reward, self._terminated, self._truncated, self._info()
+
+    def render(self) -> np.ndarray | None:
+        """What the engine drew, (180, 320, 3) uint8, black after death; None without a render mode."""
+        if self.render_mode is None:
+            return None
+        if self._screen is None:
+            return np.zeros((*SCREEN, 3), dtype=np.uint8)
+        return np.ascontiguousarray(self._screen.transpose(1, 2, 0))
+
+    def surroundings(self) -> Surroundings:
+        """What lies where, in an episode that is not over; see `Surroundings`. With ``privileged`` only."""
+        return self._engine.surroundings()
+
+    def close(self) -> None:
+        """End the engine. A reset starts another one."""
+        self._stop()
+        self._truncated = not self._terminated
+
+    def _start(self, seed: int, red: bool | None = None) -> None:
+        """Begin the episode of a seed, with its own colour or another."""
+        if not 0 <= seed < SEED_LIMIT:
+            raise ValueError(f"a seed must lie between 0 and 2**32 - 1, got {seed}")
+        if self.scenario.variant == "clear":
+            red = bool(np.random.default_rng([seed, _COLOUR_STREAM]).integers(2)) if red is None else bool(red)
+        elif red is not None:
+            raise ValueError("the colour of the published scenario is its seed's; is_red needs the variant 'clear'")
+        self._seed, self._red, self._repeated = seed, red, False
+        self._actions.clear()
+        self._terminated = self._truncated = False
+        try:
+            self._engine = self._engine or Engine(self.scenario, privileged=self._privileged)
+            screen = self._engine.begin(seed, red)
+        except EngineDied as error:
+            screen, _ = self._repeat(error)
+        self._see(screen)
+        self._health, self._is_red = self._engine.health, self._engine.is_red
+
+    def _advance(self, action: int) -> float:
+        """One step of the rules, and its reward; nothing happens once the episode is over."""
+        if self._terminated or self._truncated:
+            return 0.0
+        self._actions.append(action)
+        try:
+            screen, reward = self._engine.act(action)
+        except EngineDied as error:
+            screen, reward = self._repeat(error)
+        if self._engine.health > self._health:
+            reward += HEAL_REWARD
+        self._health = self._engine.health
+        self._see(screen)
+        self._terminated = screen is None
+        self._truncated = not self._terminated and len(self._actions) >= self.max_steps
+        return reward
+
+    def _repeat(self, error: EngineDied) -> tuple[np.ndarray | None, float]:
+        """Start another engine and play the episode's actions again; the last picture and reward."""
+        self._stop()
+        if self._repeated:
+            raise self._died(error)
+        self._repeated = True
+        try:
+            self._engine = Engine(self.scenario, privileged=self._privileged)
+            screen, reward = self._engine.begin(self._seed, self._red), 0.0
+            for action in self._actions:
+                screen, reward = self._engine.act(action)
+        except EngineDied as again:
+            self._stop()
+            raise self._died(again) from error
+        return screen, reward
+
+    def _stop(self) -> None:
+        """End an engine that is not to be used again."""
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.close()
+
+    def _died(self, error: EngineDied) -> UserError:
+        self._truncated = True
+        return UserError(
+            f"the ViZDoom engine died twice in the episode of seed {self._seed}, at step {len(self._actions)} ({error}). "
+            "Was it killed, or is there too little memory? Each engine takes some 20 MB, and as much in /dev/shm."
+        )
+
+    def _see(self, screen: np.ndarray | None) -> None:
+        self._screen = screen if self.render_mode is not None else None
+        self._observation = np.zeros(OBSERVATION_SHAPE, np.uint8) if screen is None else _RESIZE(screen)
+
+    def _info(self) -> dict[str, Any]:
+        return {"is_red": self._is_red, "health": self._health}
+
+
+def register() -> None:
+    """Make ``gymnasium.make("VizDoomTwoColors-v0")`` and ``make_vec`` work. Done on import; again does nothing."""
+    if ENV_ID not in gymnasium.registry:
+        gymnasium.register(
+            ENV_ID,
+            entry_point=f"{__name__}:VizDoomTwoColorsEnv",
+            vector_entry_point="VizDoom.VizDoom_src.vector:VizDoomTwoColorsVectorEnv",
+        )
+
+
+register()

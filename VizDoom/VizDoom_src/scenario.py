@@ -1,0 +1,307 @@
+"""The Two-Colors scenario (Cherepanov et al. 2023, arXiv 2306.09459, after Beeching et al. 2019), written from scratch.
+
+A square room with a damaging floor, 8 health every 32 tics from the first tic on. A red or green pillar stands before
+the player for its first ``pillar_steps`` steps. Items of both colours lie around; when the pillar goes, new ones begin
+to appear, green and red in turn. Touching one of the pillar's colour heals, touching the other hurts.
+
+    y  512 +-----------------+
+           |   o    x   o    |      P pillar       ^ player, facing it, 320 units away
+           |      P      x   |      o, x green and red items, at random places
+           | x    ^   o      |
+      -768 +-----------------+      1 step = 2 tics = 2/35 s
+         -768       x       512
+
+Two variants:
+
+- ``published``: the stock graphics, and scripts that draw from the engine's random numbers in the order of the original,
+  so that a seed gives the same episode as there, frame by frame. The armour that an item is absorbs a part of the
+  damage: a wrong item costs 17 (green) or 13 (red) health, where 25 is meant.
+- ``clear``: sprites of our own, large and bright, and exactly 25 health more or less. Seeds mean other layouts.
+
+WADs are built when they are first needed and kept in a cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from RATE_model.atomic import write_durably
+from RATE_model.errors import UserError
+from VizDoom.VizDoom_src import wad
+from VizDoom.VizDoom_src.wad import CLOSED, ENTER, OPEN, Acs
+
+BUILDER_VERSION = 1  # of this module and wad.py; another one does not find the files of this one in the cache
+TICS_PER_STEP = 2
+ROOM = (-768.0, -768.0, 512.0, 512.0)  # west, south, east, north; 32 units are about a metre
+START = (-128.0, -448.0)
+PILLAR = (-128.0, -128.0)
+HEALTH_PER_ITEM = 25
+GREEN, RED = "GreenArmor", "BlueArmor"  # the stock item called blue is red in the free graphics
+CLEAR_MAPS = ("MAP01", "MAP02")  # of the variant `clear`: green and red
+MAX_VALUE = 1_000_000
+
+_DAMAGING_FLOOR = 83
+_SHAPING, _IS_RED = 1, 2  # global variables, which the game reports as USER1 and USER2
+_PICKED_RIGHT, _PICKED_WRONG = 21, 22  # scripts
+_ITEM_TAGS = {GREEN: 31, RED: 32}
+_HANDLERS = {GREEN: 0, RED: 1}  # variables that hold the script of a colour
+_COUNTER = 2
+_PILLAR_TAG = 77
+_DAMAGE_KIND = 18
+
+Variant = Literal["published", "clear"]
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What is built; the default is the published scenario."""
+
+    # published: the original's graphics, seeds and damage; clear: larger, brighter sprites and exactly 25 damage.
+    variant: Variant = "published"
+    # Steps during which the pillar is seen, of 2 tics each.
+    pillar_steps: int = 45
+    # Items of each colour at the start.
+    items: int = 10
+    # Tics between two new items.
+    spawn_tics: int = 30
+    # Without it nothing tells the colour.
+    pillar: bool = True
+
+    def validate(self) -> None:
+        """Raise a UserError for a value out of range."""
+        if self.variant not in ("published", "clear"):
+            raise UserError(f"scenario: variant is {self.variant!r}; it must be 'published' or 'clear'")
+        for name, least in (("pillar_steps", 1), ("items", 1), ("spawn_tics", 1)):
+            value, most = getattr(self, name), 100 if name == "items" else MAX_VALUE
+            if not least <= value <= most:
+                raise UserError(f"scenario: {name} is {value}; it must be {least} to {most}")
+
+
+def build(scenario: Scenario) -> bytes:
+    """The WAD of a scenario. Raises UserError for a value out of range."""
+    scenario.validate()
+    return _published(scenario) if scenario.variant == "published" else _clear(scenario)
+
+
+def cache_directory() -> Path:
+    """Where built scenarios are kept: ``rate-memory/vizdoom`` in $XDG_CACHE_HOME or ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "rate-memory" / "vizdoom"
+
+
+def ensure_scenario(scenario: Scenario) -> Path:
+    """The WAD file of a scenario, built if the cache has none.
+
+    Raises:
+        UserError: a value is out of range, or the cache cannot be written.
+    """
+    scenario.validate()
+    digest = hashlib.sha256(repr((BUILDER_VERSION, sorted(asdict(scenario).items()))).encode()).hexdigest()[:12]
+    path = cache_directory() / f"two_colors_{scenario.variant}_{digest}.wad"
+    if not path.exists():
+        write_to_cache(path, build(scenario))
+    return path
+
+
+def write_to_cache(path: Path, content: bytes, *, executable: bool = False) -> None:
+    """Make a file of the cache in one step; processes that make the same one at once do not disturb each other.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_durably(temporary, content)
+        temporary.chmod(0o755 if executable else 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(
+            f"cannot write '{path}' ({error}): set XDG_CACHE_HOME to a folder for files like this one"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _map(things: list[dict[str, float | int | bool]]) -> bytes:
+    """The room with the player's start and these things in it."""
+    west, south, east, north = ROOM
+    everywhere = {f"skill{level}": True for level in range(1, 6)} | {"single": True, "coop": True, "dm": True}
+    start = {"x": START[0], "y": START[1], "type": 1, "angle": 90}
+    blocks: list[tuple[str, wad.Fields]] = [("thing", thing | everywhere) for thing in (start, *things)]
+    # Clockwise: a line's front is at its right, which here is inside.
+    blocks += [("vertex", {"x": x, "y": y}) for x, y in ((west, south), (west, north), (east, north), (east, south))]
+    blocks += [("linedef", {"v1": i, "v2": (i + 1) % 4, "sidefront": i, "blocking": True}) for i in range(4)]
+    blocks += [("sidedef", {"sector": 0, "texturemiddle": "STONE2"})] * 4
+    surfaces = {"texturefloor": "NUKAGE1", "textureceiling": "CEIL4_1", "heightceiling": 128}
+    return wad.udmf([*blocks, ("sector", surfaces | {"special": _DAMAGING_FLOOR})])
+
+
+def _published(scenario: Scenario) -> bytes:
+    """The variant with the original's order of random draws: the colour, then x and y of each try to place an item."""
+    acs = Acs().script(1, OPEN)
+    acs.push(0, 1).do("random").do("set_global", _IS_RED).push(0).do("set_global", _SHAPING)
+    acs.do("global", _IS_RED).jump("goto_if", "red")
+    _begin_colour(acs, GREEN, "TallGreenColumn" if scenario.pillar else None)
+    acs.jump("goto", "fill").label("red")
+    _begin_colour(acs, RED, "TallRedColumn" if scenario.pillar else None)
+    acs.label("fill").push(0).do("set_variable", _COUNTER).label("more")
+    _spawn(acs, GREEN, "first green")
+    _spawn(acs, RED, "first red")
+    acs.do("increment_variable", _COUNTER).do("variable", _COUNTER).push(scenario.items).do("less")
+    acs.jump("goto_if", "more")
+    acs.push(scenario.pillar_steps * TICS_PER_STEP).do("delay").push(_PILLAR_TAG).special("remove_thing", 1)
+    acs.label("for ever")
+    for item in (GREEN, RED):
+        _spawn(acs, item, f"next {item}")
+        acs.push(scenario.spawn_tics).do("delay")
+    acs.jump("goto", "for ever")
+    acs.script(2, ENTER).do("clear_inventory").do("terminate")
+    # Negative damage heals. The armour is taken away at once: only the health counts.
+    for script, damage, operation in (
+        (_PICKED_RIGHT, -HEALTH_PER_ITEM, "add_global"),
+        (_PICKED_WRONG, HEALTH_PER_ITEM, "subtract_global"),
+    ):
+        acs.script(script, CLOSED).push(0, damage, _DAMAGE_KIND).special("damage_thing", 3)
+        acs.push_fixed(1).do(operation, _SHAPING).do("clear_inventory").do("terminate")
+    return wad.wad([("MAP01", b""), ("TEXTMAP", _map([])), ("BEHAVIOR", acs.assemble()), ("ENDMAP", b"")])
+
+
+def _begin_colour(acs: Acs, right: str, column: str | None) -> None:
+    """Which script a pickup of either item runs, and the pillar."""
+    for item, variable in _HANDLERS.items():
+        acs.push(_PICKED_RIGHT if item == right else _PICKED_WRONG).do("set_variable", variable)
+    if column is not None:
+        acs.push_text(column).push_fixed(*PILLAR, 0).push(_PILLAR_TAG, 0).do("spawn").do("drop")
+
+
+def _spawn(acs: Acs, item: str, label: str) -> None:
+    """An item anywhere in the room, tried until the place is free; its pickup runs the script of its colour."""
+    low, high = int(ROOM[0]) << 16, int(ROOM[2] - 1) << 16
+    acs.label(label).push_text(item)
+    acs.push(low, high).do("random").push(low, high).do("random").push_fixed(20).push(_ITEM_TAGS[item], 0).do("spawn")
+    acs.jump("goto_unless", label)
+    acs.push(_ITEM_TAGS[item], wad.SPECIALS["execute_script"]).do("variable", _HANDLERS[item]).push(0, 0, 0, 0)
+    acs.do("set_thing_special")
+
+
+# The variant `clear`. Every item and pillar is an actor of its own, written in the language DECORATE. Two rules of it
+# are easily broken: a keyword such as stop must begin a line, and something placed on the map stays in its first state
+# for a random time, which therefore must be the shortest there is, one tic.
+_ITEM = """actor {name} : CustomInventory
+{{
+  radius 20
+  height 16
+  +INVENTORY.QUIET
+  +INVENTORY.ALWAYSPICKUP
+  Inventory.PickupMessage ""
+  states
+  {{
+  Spawn:
+    {sprite} A -1 BRIGHT
+    stop
+  Pickup:
+    TNT1 A 0 {effect}
+    stop
+  }}
+}}"""
+_COLUMN = """actor TwoColors{colour}Pillar {number}
+{{
+  radius 16
+  height 52
+  +SOLID
+  states
+  {{
+  Spawn:
+    {sprite} A 1 BRIGHT
+    {sprite} A {tics} BRIGHT
+    TNT1 A 1
+    stop
+  }}
+}}"""
+_SPAWNER = """actor TwoColors{colour}Spawner {number}
+{{
+  +NOBLOCKMAP
+  +NOGRAVITY
+  states
+  {{
+  Spawn:
+    TNT1 A 0 NoDelay
+{first}
+    TNT1 A {pillar_tics}
+  Feed:
+{green}
+    TNT1 A {spawn_tics}
+{red}
+    TNT1 A {spawn_tics}
+    loop
+  }}
+}}"""
+_PLACE = (
+    '    TNT1 A 0 A_SpawnItemEx("{item}", random({low},{high}), random({low},{high}), 20, 0, 0, 0, 0, '
+    "SXF_ABSOLUTEANGLE|SXF_NOCHECKPOSITION)"
+)
+_EDITOR_NUMBERS = {"Green": (15001, 15011), "Red": (15002, 15012)}  # pillar and spawner
+_WALL_GAP = 20  # an item's radius
+
+
+def _clear(scenario: Scenario) -> bytes:
+    """The variant with two maps, one of each colour, which the environment chooses between."""
+    actors = []
+    for colour, code in (("Green", "G"), ("Red", "R")):
+        for kind, effect in (("Right", "HealThing"), ("Wrong", "DamageThing")):
+            effect = f"{effect}({HEALTH_PER_ITEM})"
+            actors.append(_ITEM.format(name=f"TwoColors{kind}{colour}", sprite=f"TCI{code}", effect=effect))
+        pillar, spawner = _EDITOR_NUMBERS[colour]
+        tics = scenario.pillar_steps * TICS_PER_STEP
+        actors.append(_COLUMN.format(colour=colour, number=pillar, sprite=f"TCP{code}", tics=tics - 1))
+        green, red = (
+            (_place("RightGreen"), _place("WrongRed")) if code == "G" else (_place("WrongGreen"), _place("RightRed"))
+        )
+        first = "\n".join([green, red] * scenario.items)
+        texts = {"first": first, "green": green, "red": red, "pillar_tics": tics, "spawn_tics": scenario.spawn_tics}
+        actors.append(_SPAWNER.format(colour=colour, number=spawner, **texts))
+    lumps = [("DECORATE", "\n\n".join(actors).encode("ascii"))]
+    for name, (pillar, spawner) in zip(CLEAR_MAPS, _EDITOR_NUMBERS.values(), strict=True):
+        numbers = (spawner, pillar) if scenario.pillar else (spawner,)
+        things = [{"x": PILLAR[0], "y": PILLAR[1], "type": number} for number in numbers]
+        lumps += [(name, b""), ("TEXTMAP", _map(things)), ("ENDMAP", b"")]
+    lumps.append(("S_START", b""))
+    for code, colour in (("G", (40, 220, 60)), ("R", (235, 30, 30))):
+        lumps += [
+            (f"TCI{code}A0", wad.sprite(_ball(28, colour))),
+            (f"TCP{code}A0", wad.sprite(_column(36, 80, colour))),
+        ]
+    return wad.wad([*lumps, ("S_END", b"")])
+
+
+def _place(item: str) -> str:
+    """The state that makes an item; places are relative to the spawner, which stands in the middle of the room."""
+    reach = int(ROOM[2] - PILLAR[0]) - _WALL_GAP
+    return _PLACE.format(item=f"TwoColors{item}", low=-reach, high=reach)
+
+
+def _ball(size: int, colour: tuple[int, int, int]) -> np.ndarray:
+    """A shaded ball: (size, size, 4) uint8."""
+    axis = (np.arange(size) + 0.5) / size * 2 - 1
+    squared = axis[:, None] ** 2 + axis**2
+    return _painted(colour, 1 - 0.55 * squared, squared <= 1)
+
+
+def _column(width: int, height: int, colour: tuple[int, int, int]) -> np.ndarray:
+    """A shaded, banded column: (height, width, 4) uint8."""
+    across = np.abs((np.arange(width) + 0.5) / width * 2 - 1)
+    bands = 0.25 * (np.arange(height) // 6 % 2)
+    return _painted(colour, 1 - 0.5 * across - bands[:, None], np.ones((height, width), dtype=bool))
+
+
+def _painted(colour: tuple[int, int, int], light: np.ndarray, shown: np.ndarray) -> np.ndarray:
+    """A colour under (H, W) light of at most 1, transparent where it is not shown: (H, W, 4) uint8."""
+    pixels = np.where(shown, light, 0)[..., None].clip(0, 1) * np.array(colour)
+    return np.concatenate([pixels, 255 * shown[..., None]], axis=-1).astype(np.uint8)

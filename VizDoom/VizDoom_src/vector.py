@@ -1,0 +1,158 @@
+"""Many ViZDoom-Two-Colors games side by side."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from VizDoom.VizDoom_src.env import NUM_ACTIONS, OBSERVATION_SHAPE, PUBLISHED_CAP, VizDoomTwoColorsEnv
+from VizDoom.VizDoom_src.scenario import Scenario
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class VizDoomTwoColorsVectorEnv(VectorEnv):
+    """B games, each of them a `VizDoomTwoColorsEnv`.
+
+    The engines are processes of their own; threads here wait for them and scale their pictures, both of which leave
+    Python to the others. Finished games keep their last observation, get reward 0, ignore actions and cost nothing, until
+    they are reset. ``info`` holds ``is_red`` (B,) bool and ``health`` (B,) float64.
+
+    Args:
+        num_envs: B.
+        scenario: what all of them play; None: the published scenario.
+        max_steps: steps until truncation.
+        threads: how many games take their step at once; None: one more than there are cores.
+        privileged: see `VizDoomTwoColorsEnv`.
+        render_mode: None, or "rgb_array" for `render`.
+
+    Raises:
+        UserError: a value is out of range, or (by the first reset) the package vizdoom is missing.
+    """
+
+    metadata = {
+        "render_modes": ["rgb_array"],
+        "render_fps": VizDoomTwoColorsEnv.metadata["render_fps"],
+        "autoreset_mode": AutoresetMode.DISABLED,
+    }
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        scenario: Scenario | None = None,
+        *,
+        max_steps: int = PUBLISHED_CAP,
+        threads: int | None = None,
+        privileged: bool = False,
+        render_mode: str | None = None,
+    ) -> None:
+        self.num_envs = num_envs
+        self.render_mode = render_mode
+        self.games = [
+            VizDoomTwoColorsEnv(scenario, max_steps=max_steps, privileged=privileged, render_mode=render_mode)
+            for _ in range(num_envs)
+        ]
+        self.single_observation_space = gymnasium.spaces.Box(0, 255, OBSERVATION_SHAPE, np.uint8)
+        self.single_action_space = gymnasium.spaces.Discrete(NUM_ACTIONS)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self._threads = ThreadPoolExecutor(min(num_envs, threads or available_cores() + 1), "vizdoom")
+        self._observations = np.zeros((num_envs, *OBSERVATION_SHAPE), dtype=np.uint8)
+        self._terminated, self._truncated = np.zeros(num_envs, dtype=bool), np.ones(num_envs, dtype=bool)
+
+    def reset(
+        self, *, seed: int | Sequence[int] | np.ndarray | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Start new episodes.
+
+        Args:
+            seed: one per game, or an int s for s, s + 1, ..., or None to draw them from `np_random`.
+            options: ``reset_mask`` (B,) bool: the games to reset, the others keep their state. ``is_red`` (B,) bool: the
+                colours, whatever the seeds say; in the variant ``clear`` only.
+
+        Returns:
+            observations (B, 3, 64, 112) uint8 and info.
+
+        Raises:
+            ValueError: there are not B seeds, one is out of range, the mask has another shape or type, or the scenario's
+                colour cannot be chosen.
+            UserError: as for `VizDoomTwoColorsEnv.reset`.
+        """
+        if seed is None:
+            seeds = self.np_random.integers(2**32, size=self.num_envs)
+        else:
+            seeds = seed + np.arange(self.num_envs) if isinstance(seed, (int, np.integer)) else seed
+            super().reset(seed=int(seeds[0]))
+        if len(seeds) != self.num_envs:
+            raise ValueError(f"got {len(seeds)} seeds for {self.num_envs} games")
+        mask = np.asarray((options or {}).get("reset_mask", np.ones(self.num_envs, dtype=bool)))
+        if mask.shape != (self.num_envs,) or mask.dtype != bool:
+            raise ValueError(f"reset_mask must be bool of shape ({self.num_envs},), got {mask.dtype} {mask.shape}")
+        colours = np.broadcast_to((options or {}).get("is_red"), (self.num_envs,))
+
+        def start(row: int) -> None:
+            self.games[row]._start(int(seeds[row]), colours[row])
+            self._note(row)
+
+        list(self._threads.map(start, np.flatnonzero(mask)))
+        return self._observations.copy(), self._info()
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+        """One action per game, (B,) integers. Actions of finished games are ignored.
+
+        Returns:
+            observations (B, 3, 64, 112) uint8, rewards (B,) float64, terminated (B,) bool, truncated (B,) bool, info.
+
+        Raises:
+            ValueError: the actions are not B integers between 0 and 4.
+            UserError: an engine died twice in one episode.
+        """
+        actions = np.asarray(actions)
+        if actions.shape != (self.num_envs,) or not np.issubdtype(actions.dtype, np.integer):
+            raise ValueError(
+                f"actions must be integers of shape ({self.num_envs},), got {actions.dtype} {actions.shape}"
+            )
+        if actions.min() < 0 or actions.max() >= NUM_ACTIONS:
+            raise ValueError(
+                f"actions must lie between 0 and {NUM_ACTIONS - 1}, got {actions.min()} to {actions.max()}"
+            )
+        rewards = np.zeros(self.num_envs)
+
+        def advance(row: int) -> None:
+            rewards[row] = self.games[row]._advance(int(actions[row]))
+            self._note(row)
+
+        list(self._threads.map(advance, np.flatnonzero(~(self._terminated | self._truncated))))
+        return self._observations.copy(), rewards, self._terminated.copy(), self._truncated.copy(), self._info()
+
+    def render(self) -> tuple[np.ndarray, ...] | None:
+        """What each engine drew, (180, 320, 3) uint8, black after death; None without a render mode."""
+        return None if self.render_mode is None else tuple(game.render() for game in self.games)
+
+    def close_extras(self, **_: Any) -> None:
+        """End all engines."""
+        self._threads.shutdown(cancel_futures=True)
+        for game in self.games:
+            game.close()
+
+    def _note(self, row: int) -> None:
+        """Take over how a game stands."""
+        game = self.games[row]
+        self._observations[row] = game._observation
+        self._terminated[row], self._truncated[row] = game._terminated, game._truncated
+
+    def _info(self) -> dict[str, np.ndarray]:
+        return {
+            "is_red": np.array([game._is_red for game in self.games], dtype=bool),
+            "health": np.array([game._health for game in self.games], dtype=np.float64),
+        }
