@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -117,7 +118,7 @@ def task_of(env_id: int) -> Task:
 
 
 def make_environment(robot: Robot, version: Literal["v4", "v5"] = "v4", **rendering: Any) -> gymnasium.Env:
-    """The robot's Gymnasium environment, of at most 1000 steps. Raises UserError where MuJoCo is not installed.
+    """The robot's Gymnasium environment, of at most 1000 steps. Raises UserError where MuJoCo cannot be loaded.
 
     ``rendering`` is of `gymnasium.make`: render_mode, width, height, camera_name.
     """
@@ -125,6 +126,9 @@ def make_environment(robot: Robot, version: Literal["v4", "v5"] = "v4", **render
         mujoco = importlib.import_module("mujoco")
     except ImportError as error:
         raise UserError(f"{robot.environment_id(version)} needs MuJoCo: pip install -e '.[mujoco]'") from error
+    except Exception as error:  # it loads what MUJOCO_GL names, and fails in many ways where that is not installed
+        backend = os.environ.get("MUJOCO_GL")
+        raise UserError(f"MuJoCo cannot be loaded with MUJOCO_GL={backend} ({error}): unset MUJOCO_GL") from error
     import gymnasium
 
     handler = mujoco.get_mju_user_warning()

@@ -166,3 +166,13 @@ def test_without_mujoco_the_command_that_installs_it_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "mujoco", None)
     with pytest.raises(UserError, match="mujoco"), torch.no_grad():
         play(hopper_model(), HOPPER, IDENTITY, target_return=1.0)
+
+
+def test_a_library_to_draw_with_that_is_missing_is_named(monkeypatch):
+    def fail(name):
+        raise AttributeError("'NoneType' object has no attribute 'glGetError'")
+
+    monkeypatch.setenv("MUJOCO_GL", "osmesa")
+    monkeypatch.setattr("MuJoCo.tasks.importlib.import_module", fail)
+    with pytest.raises(UserError, match="MUJOCO_GL=osmesa .*unset MUJOCO_GL"):
+        make_environment(HOPPER)
