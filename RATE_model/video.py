@@ -1,9 +1,11 @@
 """Episodes as MP4 files."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
 
-import imageio.v3 as imageio
+import imageio.v2 as imageio
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -24,8 +26,8 @@ def with_caption(frame: np.ndarray, *lines: str) -> np.ndarray:
     return np.asarray(image)
 
 
-def write_video(frames: Sequence[np.ndarray], path: Path, *, fps: int = 8) -> Path:
-    """Write frames (H, W, 3) uint8, all of one size, as an H.264 MP4; returns its path.
+def write_video(frames: Iterable[np.ndarray], path: Path, *, fps: int = 8) -> Path:
+    """Write frames (H, W, 3) uint8, all of one size, as an H.264 MP4; returns its path. One frame is needed at a time.
 
     Sizes that the codec does not take are padded with black at the right and at the bottom. The file appears when it
     is complete.
@@ -34,13 +36,18 @@ def write_video(frames: Sequence[np.ndarray], path: Path, *, fps: int = 8) -> Pa
         UserError: the file cannot be written.
         ValueError: there is no frame.
     """
-    video = np.stack(frames)
-    _, height, width, _ = video.shape
-    video = np.pad(video, ((0, 0), (0, -height % BLOCK), (0, -width % BLOCK), (0, 0)))
+    frames = iter(frames)
+    first = next(frames, None)
+    if first is None:
+        raise ValueError(f"no frame to write to {path}")
     partial = path.with_name(f".{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        imageio.imwrite(partial, video, extension=".mp4", plugin="FFMPEG", fps=fps, codec="libx264", quality=8)
+        # `closing`, as the writer itself leaves its process running when an error passes.
+        with closing(imageio.get_writer(partial, format="FFMPEG", fps=fps, codec="libx264", quality=8)) as writer:
+            for frame in itertools.chain([first], frames):
+                height, width, _ = frame.shape
+                writer.append_data(np.pad(frame, ((0, -height % BLOCK), (0, -width % BLOCK), (0, 0))))
         partial.replace(path)
     except OSError as error:
         raise UserError(f"video {path} cannot be written: {error.strerror or error}") from error

@@ -1,6 +1,6 @@
 """Pictures of what a model does in Minigrid-Memory: success by size, with and without its memory, and videos."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,23 +99,28 @@ def record_videos(
     """
     options = {"greedy": greedy, "transform_memory": transform_memory, "precision": precision}
     options["slide"] = min(slide, model.config.context_length)
+    maze = MinigridMemoryEnv(size, random_length=random_length, max_steps=widest_cap(size), render_mode="rgb_array")
     paths = []
     for seed in seeds:
-        cap = widest_cap(size)
-        maze = MinigridMemoryEnv(size, random_length=random_length, max_steps=cap, render_mode="rgb_array")
-        actor = Actor(model, 1, target_return, seed=seed, **options)
-        observation, _ = maze.reset(seed=seed)
-        reward, over, steps = 0.0, False, 0
-        frames = [_frame(maze, observation, steps, model)]
-        while not over:
-            action = actor.act(observation[None], np.array([reward]))[0]
-            observation, reward, terminated, truncated, _ = maze.step(int(action))
-            over, steps = terminated or truncated, steps + 1
-            frames.append(_frame(maze, observation, steps, model, outcome=maze.success if over else None))
-        frames += frames[-1:] * maze.metadata["render_fps"]  # a second to read the outcome
+        frames = _frames(maze, Actor(model, 1, target_return, seed=seed, **options), seed)
         path = directory / f"size_{size}_seed_{seed}.mp4"
         paths.append(write_video(frames, path, fps=maze.metadata["render_fps"]))
     return paths
+
+
+def _frames(maze: MinigridMemoryEnv, actor: Actor, seed: int) -> Iterator[np.ndarray]:
+    """The pictures of one episode as it is played, and a second of its last one to read the outcome."""
+    observation, _ = maze.reset(seed=seed)
+    reward, over, steps = 0.0, False, 0
+    yield _frame(maze, observation, steps, actor.model)
+    while not over:
+        action = actor.act(observation[None], np.array([reward]))[0]
+        observation, reward, terminated, truncated, _ = maze.step(int(action))
+        over, steps = terminated or truncated, steps + 1
+        last = _frame(maze, observation, steps, actor.model, outcome=maze.success if over else None)
+        yield last
+    for _ in range(maze.metadata["render_fps"]):
+        yield last
 
 
 def _frame(

@@ -58,7 +58,7 @@ def test_what_is_drawn_is_what_the_evaluation_gives(tmp_path, monkeypatch):
 def test_a_video_shows_the_episode_that_is_played(mode, tmp_path, monkeypatch):
     """Frame by frame: the maze as the played actions leave it, and what is said below it."""
     written, said = {}, []
-    monkeypatch.setattr(pictures, "write_video", lambda frames, path, *, fps: written.update({path: frames}) or path)
+    monkeypatch.setattr(pictures, "write_video", lambda frames, path, *, fps: written.update({path: [*frames]}) or path)
     monkeypatch.setattr(pictures, "with_caption", lambda frame, *lines: said.append(lines) or frame)
     model = small_model(mode, spec=SPEC, seed=3)
     paths = record_videos(model, 9, evaluation_seeds(2).tolist(), tmp_path, target_return=0.96, slide=100)

@@ -47,6 +47,20 @@ def test_a_video_that_cannot_be_written_is_named_and_leaves_nothing(tmp_path):
         write_video([], tmp_path / "empty.mp4")
 
 
+def test_frames_are_written_as_they_come_and_nothing_stays_when_they_stop(tmp_path):
+    path, made = tmp_path / "episode.mp4", frames(4, 32, 32)
+    assert len(imageio.imread(write_video(iter(made), path), plugin="FFMPEG")) == 4
+    before = path.read_bytes()
+
+    def broken():
+        yield from made[:2]
+        raise RuntimeError("the environment fell over")
+
+    with pytest.raises(RuntimeError, match="fell over"):
+        write_video(broken(), path)
+    assert [*tmp_path.iterdir()] == [path] and path.read_bytes() == before
+
+
 def test_a_caption_changes_what_is_below_the_picture_only():
     frame = np.random.default_rng(0).integers(0, 256, (40, 200, 3), dtype=np.uint8)
     one, other = with_caption(frame, "step 1", "success"), with_caption(frame, "step 2", "success")
