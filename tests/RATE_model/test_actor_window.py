@@ -47,6 +47,14 @@ def test_a_window_slides_while_memory_is_handed_on(mode, spec):
     torch.testing.assert_close(acted(actor, inputs), in_windows(model, inputs), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("arch", ["TrXL-I", "GTrXL"])
+@torch.no_grad()
+def test_blocks_that_cache_other_states_than_they_attend_to(arch):
+    model, inputs = small_model(arch=arch), random_inputs(2, STEPS)
+    found = acted(Actor(model, 2, inputs[2][:, 0], window=True), inputs)
+    torch.testing.assert_close(found, in_windows(model, inputs), rtol=1e-4, atol=1e-5)
+
+
 @torch.no_grad()
 def test_a_window_is_not_a_segment_and_needs_its_memory():
     """What the test above could not tell apart were these the same."""
