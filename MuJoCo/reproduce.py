@@ -8,7 +8,7 @@ can be given again at any time.
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,14 @@ import numpy as np
 if not __package__:  # started as a script: make the repository importable
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from MuJoCo.dataset import open_data
+from MuJoCo.dataset import Normalisation, open_data
+from MuJoCo.evaluate import RobotVectorEnv, evaluation_seeds
 from MuJoCo.files import DATA_DIRECTORY, generated_name
 from MuJoCo.generate_dataset import GenerateOptions, generate
-from MuJoCo.tasks import Task, task_of
+from MuJoCo.policies import Policy, train_policies
+from MuJoCo.tasks import MAX_EPISODE_STEPS, Task, task_of
 from MuJoCo.train_rate_mujoco_ca import check, read_config
+from RATE_model.evaluation import rollout
 from RATE_model.options import exit_on_user_error, parse_options
 from RATE_model.reproduce import ROOT, Study, StudyOptions, cell, commits, final_results, made, table, write_results
 
@@ -34,7 +37,8 @@ MODELS = {
     "DT": ("--model_mode", "DT", "--slide", "10"),
     "BC (RATE without returns)": ("--model_mode", "RATE", "--condition_on_returns", "false"),
 }
-DATA_POLICY = "policy of the data"
+DATA_POLICY = "policy of the data, in the data"
+QUIET = "policy of the data, without its noise"
 
 
 @dataclass(frozen=True)
@@ -70,14 +74,46 @@ def study(env_id: int) -> Study:
     )
 
 
-def of_data(task: Task) -> dict[str, Any]:
-    """Returns and scores of the policy that acted in the data."""
-    returns = open_data(task, data_file(task)).returns
+class Quiet:
+    """The policy that acted in the data, without its noise: an actor for `rollout`."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = replace(policy, action_std=np.zeros_like(policy.action_std))
+        self.generator = np.random.default_rng()  # of the noise that is none
+
+    def act(self, observations: np.ndarray, rewards: np.ndarray) -> np.ndarray:
+        """Actions (B, act) float32."""
+        return self.policy.act(observations, self.generator)
+
+    def keep(self, rows: np.ndarray) -> None:
+        """Nothing is remembered of rows."""
+
+
+def of_data(task: Task) -> dict[str, dict[str, Any]]:
+    """Returns and scores of the policy that acted in the data: in the data, and in the evaluation without its noise."""
+    robot, path = task.robot, data_file(task)
+    with open_data(task, path) as file:
+        returns, attributes = file.returns, file.attributes
+    (note,) = attributes["policies"]
+    policies = train_policies(  # they are kept beside the data
+        robot,
+        seed=int(attributes["seed"]),
+        folder=path.parent / "policies",
+        enough=lambda trained: bool(trained) and trained[-1].steps >= note["training_steps"],
+    )
+    size = robot.observation_size
+    identity = Normalisation(np.zeros(size, np.float32), np.ones(size, np.float32))
+    environments = RobotVectorEnv(robot, identity, EPISODES)
+    quiet = rollout(Quiet(policies[-1]), environments, seeds=evaluation_seeds(EPISODES), max_steps=MAX_EPISODE_STEPS)
+    environments.close()
     return {
-        "return": [float(returns.mean())],
-        "normalised_score": [float(task.robot.normalised_score(returns).mean())],
-        "episodes": len(returns),
-        "return_std": float(np.std(returns)),
+        name: {
+            "return": [float(values.mean())],
+            "normalised_score": [float(robot.normalised_score(values).mean())],
+            "episodes": len(values),
+            "return_std": float(np.std(values)),
+        }
+        for name, values in ((DATA_POLICY, returns), (QUIET, quiet.returns))
     }
 
 
@@ -154,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         document: dict[str, dict[str, Any]] = {}
         for env_id in ENV_IDS:
             task = task_of(env_id)
-            document[f"{task.name}, {DATA_POLICY}"] = of_data(task)
+            document |= {f"{task.name}, {label}": entry for label, entry in of_data(task).items()}
             for label, runs in study(env_id).run_all(options).items():
                 document[f"{task.name}, {label}"] = of_runs(runs)
         write(document, options)
