@@ -1,9 +1,10 @@
 """ViZDoom-Two-Colors for Gymnasium (Cherepanov et al. 2023, arXiv 2306.09459): one game; many: `vector.py`.
 
 The scenario is described in `scenario.py`. Actions: 0 turn left, 1 turn right, 2 forward, 3 left and forward, 4 right
-and forward; each lasts 2 tics. The agent sees (3, 64, 112) uint8, channels red, green, blue first, and neither its health
-nor the pillar's colour. Rewards: 0.01 for every tic alive, and 1 for a step that ends with more health than the one before
-did. An episode ends with the player's death, and the observation then is black; it is truncated after ``max_steps`` steps.
+and forward; each lasts 2 tics. The agent sees (3, 64, 112) uint8, channels red, green, blue first, and neither its
+health nor the pillar's colour. Rewards: 0.01 for every tic alive, and 1 for a step that ends with more health than the
+one before did. An episode ends with the player's death, and the observation then is black; it is truncated after
+``max_steps`` steps.
 
 An episode is a function of its seed and of the actions: the same pictures, whatever was played before and in whichever
 process.
@@ -89,7 +90,7 @@ class VizDoomTwoColorsEnv(gymnasium.Env):
 
         Args:
             seed: of the layout and the colour, 0 to 2**32 - 1. It also seeds `np_random`, as Gymnasium asks for.
-            options: ``is_red``, a bool: the colour of the pillar, whatever the seed says; in the variant ``clear`` only.
+            options: ``is_red``, a bool: the colour of the pillar, whatever the seed says; only in the variant `clear`.
 
         Returns:
             The observation (3, 64, 112) uint8 and info.
@@ -193,8 +194,8 @@ class VizDoomTwoColorsEnv(gymnasium.Env):
     def _died(self, error: EngineDied) -> UserError:
         self._truncated = True
         return UserError(
-            f"the ViZDoom engine died twice in the episode of seed {self._seed}, at step {len(self._actions)} ({error}). "
-            "Was it killed, or is there too little memory? Each engine takes some 20 MB, and as much in /dev/shm."
+            f"the ViZDoom engine died twice in the episode of seed {self._seed}, at step {len(self._actions)} "
+            f"({error}). Was it killed, or is there too little memory? Every engine takes some 20 MB."
         )
 
     def _see(self, screen: np.ndarray | None) -> None:

@@ -13,8 +13,8 @@ class Bilinear:
 
     The published code asks for area averaging, but passes the constant where the output belongs, so that it is ignored.
 
-    A row is interpolated with weights of 11 bits; 4 bits of the sums are dropped, then 16 of each row's share in a pixel
-    and, rounded, the 2 that are left.
+    A row is interpolated with weights of 11 bits; 4 bits of the sums are dropped, then 16 of each row's share in a
+    pixel and, rounded, the 2 that are left.
 
     Args:
         source: (height, width) of the pictures given.

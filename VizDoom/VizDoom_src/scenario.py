@@ -13,9 +13,9 @@ to appear, green and red in turn. Touching one of the pillar's colour heals, tou
 
 Two variants:
 
-- ``published``: the stock graphics, and scripts that draw from the engine's random numbers in the order of the original,
-  so that a seed gives the same episode as there, frame by frame. The armour that an item is absorbs a part of the
-  damage: a wrong item costs 17 (green) or 13 (red) health, where 25 is meant.
+- ``published``: the stock graphics, and scripts that draw from the engine's random numbers in the order of the
+  original, so that a seed gives the same episode as there, frame by frame. The armour that an item is absorbs a part of
+  the damage: a wrong item costs 17 (green) or 13 (red) health, where 25 is meant.
 - ``clear``: sprites of our own, large and bright, and exactly 25 health more or less. Seeds mean other layouts.
 
 WADs are built when they are first needed and kept in a cache.

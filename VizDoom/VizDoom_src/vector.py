@@ -25,8 +25,8 @@ class VizDoomTwoColorsVectorEnv(VectorEnv):
     """B games, each of them a `VizDoomTwoColorsEnv`.
 
     The engines are processes of their own; threads here wait for them and scale their pictures, both of which leave
-    Python to the others. Finished games keep their last observation, get reward 0, ignore actions and cost nothing, until
-    they are reset. ``info`` holds ``is_red`` (B,) bool and ``health`` (B,) float64.
+    Python to the others. Finished games keep their last observation, get reward 0, ignore actions and cost nothing,
+    until they are reset. ``info`` holds ``is_red`` (B,) bool and ``health`` (B,) float64.
 
     Args:
         num_envs: B.
@@ -77,15 +77,15 @@ class VizDoomTwoColorsVectorEnv(VectorEnv):
 
         Args:
             seed: one per game, or an int s for s, s + 1, ..., or None to draw them from `np_random`.
-            options: ``reset_mask`` (B,) bool: the games to reset, the others keep their state. ``is_red`` (B,) bool: the
-                colours, whatever the seeds say; in the variant ``clear`` only.
+            options: ``reset_mask`` (B,) bool: the games to reset, the others keep their state. ``is_red`` (B,) bool:
+                the colours, whatever the seeds say; only in the variant ``clear``.
 
         Returns:
             observations (B, 3, 64, 112) uint8 and info.
 
         Raises:
-            ValueError: there are not B seeds, one is out of range, the mask has another shape or type, or the scenario's
-                colour cannot be chosen.
+            ValueError: there are not B seeds, one is out of range, the mask has another shape or type, or the
+                scenario's colour cannot be chosen.
             UserError: as for `VizDoomTwoColorsEnv.reset`.
         """
         if seed is None:
