@@ -141,6 +141,19 @@ def test_selection_moves_and_maps():
     assert frames.to("cpu").dense().shape == (2, 3, 2)
 
 
+def test_gradients_of_repeated_images_are_added_up_in_float32(monkeypatch):
+    selected = []
+    select = torch.Tensor.index_select
+    monkeypatch.setattr(
+        torch.Tensor, "index_select", lambda tensor, *rest: selected.append(tensor.dtype) or select(tensor, *rest)
+    )
+    images = torch.randn(2, 3).to(torch.bfloat16).requires_grad_()
+    dense = Frames(images, torch.zeros(64, 64, dtype=torch.int64)).dense()
+    assert selected == [torch.float32] and dense.dtype == torch.bfloat16 and (dense == images[0]).all()
+    dense.sum().backward()
+    assert images.grad.tolist() == [[4096.0] * 3, [0.0] * 3]
+
+
 def test_equal_images_of_a_step_are_found():
     images = np.random.default_rng(0).integers(0, 255, (3, *SHAPE)).astype(np.uint8)
     frames = Frames.of(images[[1, 0, 1, 2, 0]])
