@@ -61,7 +61,7 @@ class Frames:
     def dense(self) -> Tensor:
         """One image per step, `(B, T, *shape)`."""
         # index_select and not plain indexing: its gradient is a scatter of rows, which is many times faster. A GPU adds
-        # up in the type it is given, and the sum over the hundreds of steps that show an image is too long for bfloat16.
+        # up in the type it is given, and the sum over hundreds of steps that show an image is too long for bfloat16.
         images = self.images.float() if self.images.dtype == torch.bfloat16 else self.images
         rows = images.index_select(0, self.index.flatten()).to(self.images.dtype)
         return rows.view(*self.index.shape, *self.images.shape[1:])
