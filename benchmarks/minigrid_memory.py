@@ -152,7 +152,7 @@ def format_table(result: dict[str, Any]) -> str:
         [
             common.machine_line(result["machine"], {}),
             f"A batch of {options['batch_size']} episodes has {result['steps_of_batch']} steps, which show "
-            f"{result['images']} different images. Acted in are {options['episodes']} mazes of size 41 at once.",
+            f"{result['images']} different images. {options['episodes']} mazes of size 41 are played at once.",
             common.table(["", "median", "times faster"], rows),
         ]
     )
