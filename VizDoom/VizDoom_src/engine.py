@@ -197,6 +197,7 @@ def _launcher(package: ModuleType) -> Path | None:
     engine = shlex.quote(str(Path(package.__file__).parent / "vizdoom"))
     text = (
         '#!/bin/sh\ncd "$(dirname "$0")" || exit 1\n'
+        "trap '' INT\n"  # Ctrl-C is for us, who then end the engine
         f"if command -v setpriv >/dev/null && setpriv --pdeathsig KILL true 2>/dev/null; then\n"
         f'    exec setpriv --pdeathsig KILL {engine} "$@"\nfi\nexec {engine} "$@"\n'
     )

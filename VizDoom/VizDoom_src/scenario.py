@@ -34,6 +34,8 @@ import numpy as np
 
 from RATE_model.atomic import write_durably
 from RATE_model.errors import UserError
+from RATE_model.limits import at_least, at_most
+from RATE_model.options import Boolean
 from VizDoom.VizDoom_src import wad
 from VizDoom.VizDoom_src.wad import CLOSED, ENTER, OPEN, Acs
 
@@ -45,7 +47,8 @@ PILLAR = (-128.0, -128.0)
 HEALTH_PER_ITEM = 25
 GREEN, RED = "GreenArmor", "BlueArmor"  # the stock item called blue is red in the free graphics
 CLEAR_MAPS = ("MAP01", "MAP02")  # of the variant `clear`: green and red
-MAX_VALUE = 1_000_000
+MAX_TIME = 1_000_000
+MAX_ITEMS = 100  # of each colour: they have to find room
 
 _DAMAGING_FLOOR = 83
 _SHAPING, _IS_RED = 1, 2  # global variables, which the game reports as USER1 and USER2
@@ -63,25 +66,24 @@ Variant = Literal["published", "clear"]
 class Scenario:
     """What is built; the default is the published scenario."""
 
-    # published: the original's graphics, seeds and damage; clear: larger, brighter sprites and exactly 25 damage.
+    # published: the original's graphics, seeds and damage; clear: larger, brighter sprites and exactly 25 damage
     variant: Variant = "published"
-    # Steps during which the pillar is seen, of 2 tics each.
+    # Steps during which the pillar is seen
     pillar_steps: int = 45
-    # Items of each colour at the start.
+    # Items of each colour at the start
     items: int = 10
-    # Tics between two new items.
+    # Tics between two new items; a step has 2 tics
     spawn_tics: int = 30
-    # Without it nothing tells the colour.
-    pillar: bool = True
+    # Whether there is a pillar; without it nothing tells the colour
+    pillar: Boolean = True
 
     def validate(self) -> None:
         """Raise a UserError for a value out of range."""
         if self.variant not in ("published", "clear"):
-            raise UserError(f"scenario: variant is {self.variant!r}; it must be 'published' or 'clear'")
-        for name, least in (("pillar_steps", 1), ("items", 1), ("spawn_tics", 1)):
-            value, most = getattr(self, name), 100 if name == "items" else MAX_VALUE
-            if not least <= value <= most:
-                raise UserError(f"scenario: {name} is {value}; it must be {least} to {most}")
+            raise UserError(f"--variant {self.variant}: must be published or clear")
+        at_least(1, pillar_steps=self.pillar_steps, items=self.items, spawn_tics=self.spawn_tics)
+        at_most(MAX_TIME, pillar_steps=self.pillar_steps, spawn_tics=self.spawn_tics)
+        at_most(MAX_ITEMS, items=self.items)
 
 
 def build(scenario: Scenario) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -12,13 +11,9 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from RATE_model.processes import available_cores
 from VizDoom.VizDoom_src.env import NUM_ACTIONS, OBSERVATION_SHAPE, PUBLISHED_CAP, VizDoomTwoColorsEnv
 from VizDoom.VizDoom_src.scenario import Scenario
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class VizDoomTwoColorsVectorEnv(VectorEnv):

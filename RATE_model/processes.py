@@ -1,0 +1,74 @@
+"""Work in processes of their own: how many, started and ended cleanly."""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import TypeVar
+
+from RATE_model.errors import UserError
+
+Task, Result = TypeVar("Task"), TypeVar("Result")
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check_writable(path: Path) -> None:
+    """Raise a `UserError` where no file can be made, before minutes are spent on it. Nothing is created."""
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        problem = "must not be written to" if folder.is_dir() else "is no directory"
+        raise UserError(f"cannot write '{path}': '{folder}' {problem}.")
+    if path.is_dir():
+        raise UserError(f"cannot write '{path}': it is a directory.")
+
+
+def in_processes(work: Callable[[Task], Result], tasks: Sequence[Task], workers: int) -> Iterator[Result]:
+    """Results of all tasks, in the order in which they are done; with one worker, in this process.
+
+    Processes are spawned, not forked: the threads of torch and of a progress bar do not survive a fork. Ctrl-C is for
+    this process. Left early, the iterator drops the tasks that have not begun and waits for those that have.
+
+    Args:
+        work: a function of a module, or a `functools.partial` of one.
+        tasks: its arguments.
+        workers: processes; no more are started than there are tasks.
+
+    Raises:
+        UserError: a process was killed or could not start.
+        Exception: what ``work`` raises.
+    """
+    workers = min(workers, len(tasks))
+    if workers <= 1:
+        yield from map(work, tasks)
+        return
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin_worker)
+    try:
+        for done in as_completed([pool.submit(work, task) for task in tasks]):
+            yield done.result()
+    except BrokenProcessPool as error:
+        raise UserError("a worker process was killed, or could not start; with --workers 1 none is needed") from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _begin_worker() -> None:
+    """Leave Ctrl-C to the parent, and end when it ends, even when it is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def follow() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()

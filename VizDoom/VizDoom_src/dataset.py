@@ -1,0 +1,239 @@
+"""ViZDoom-Two-Colors trajectories: making or converting them, and loading them as windows.
+
+    python3 VizDoom/VizDoom_src/dataset.py --episodes 5000
+    python3 VizDoom/VizDoom_src/dataset.py --episodes 5000 --steps 150 --workers 8
+    python3 VizDoom/VizDoom_src/dataset.py --data_path iterative_data
+
+A file is made by the scripted expert, or converted from a folder of the published ``train_data_*.npz``. It goes to
+VizDoom/VizDoom_data, where training finds it by the same flags; with --output it goes elsewhere, and training takes it
+as --data_path. When a run is interrupted, the same command goes on where it was.
+"""
+
+import hashlib
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if not __package__:  # started as a script: make the repository importable
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from RATE_model.errors import UserError
+from RATE_model.limits import at_least, at_most
+from RATE_model.npz import find_npz, import_npz
+from RATE_model.options import Boolean, exit_on_user_error, parse_options
+from RATE_model.trajectories import TrajectoryFile
+from VizDoom.VizDoom_src.env import ENV_ID, NUM_ACTIONS, OBSERVATION_SHAPE, PUBLISHED_CAP
+from VizDoom.VizDoom_src.expert import View
+from VizDoom.VizDoom_src.generate import Recipe, generate
+from VizDoom.VizDoom_src.scenario import Scenario
+
+if TYPE_CHECKING:
+    from RATE_model.windows import WindowDataset
+
+DATA_DIRECTORY = Path(__file__).resolve().parents[1] / "VizDoom_data"
+MAX_EPISODES = 200_000
+MAX_WORKERS = 1024
+TRAINING_FRACTION = 0.9
+SPLIT_SEED = 0
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Which trajectories to make or to train on."""
+
+    # Episodes, as many red as green
+    episodes: int = 5000
+    # Steps of every episode: 90 or 150 in the published data. Those in which the player dies before are left out
+    steps: int = 90
+    # What the expert knows of: the items before its eyes, or all of them
+    view: View = "limited"
+    # Probability of a random action at each step of the expert
+    noise: float = 0.0
+    scenario: Scenario = field(default_factory=Scenario)
+    # Data to read instead: an .h5 file made here, or a folder of train_data_*.npz; the flags above then do nothing
+    data_path: Path | None = None
+    # Directory of files that are made; none = VizDoom/VizDoom_data
+    data_dir: Path | None = None
+
+    def validate(self) -> None:
+        """Raise a UserError for a value out of range."""
+        self.scenario.validate()
+        at_least(10, episodes=self.episodes)
+        at_most(MAX_EPISODES, episodes=self.episodes)
+        at_least(1, steps=self.steps)
+        at_most(PUBLISHED_CAP, steps=self.steps)
+        at_least(0, noise=self.noise)
+        at_most(1, noise=self.noise)
+
+    def recipe(self) -> Recipe:
+        """What is played."""
+        return Recipe(self.scenario, self.steps, self.view, self.noise)
+
+
+def dataset_path(options: DataOptions) -> Path:
+    """The file of what these options make; its name holds all that its content depends on."""
+    parts = [f"vizdoom_two_colors_{options.view}_steps{options.steps}"]
+    standard = asdict(Scenario())
+    parts += [f"{name}_{value}" for name, value in asdict(options.scenario).items() if value != standard[name]]
+    if options.noise:
+        parts.append(f"noise{options.noise:g}")
+    return (options.data_dir or DATA_DIRECTORY) / f"{'_'.join(parts)}_n{options.episodes}.h5"
+
+
+def ensure_dataset(options: DataOptions) -> list[Path]:
+    """The files to train on, making or converting what is missing.
+
+    Raises:
+        UserError: the data that was named is missing or unusable, or nothing could be made or written.
+    """
+    if options.data_path is not None:
+        return [given_dataset(options)]
+    path = dataset_path(options)
+    if not path.exists():
+        print(f"Making {options.episodes} ViZDoom-Two-Colors episodes: {path}", flush=True)
+        generate(options.recipe(), options.episodes, path)
+    return [path]
+
+
+def given_dataset(options: DataOptions, target: Path | None = None) -> Path:
+    """The file that `data_path` names, or the conversion of the folder that it names, into ``target``."""
+    source = options.data_path
+    if source.is_dir():
+        return _convert(source, target or converted_path(options))
+    if not source.is_file():
+        raise UserError(f"--data_path '{source}': there is no such file or folder")
+    if source.suffix == ".npz":
+        raise UserError(f"--data_path '{source}': one episode is no dataset; give the folder of the train_data_*.npz")
+    return source
+
+
+def converted_path(options: DataOptions) -> Path:
+    """Where the conversion of the folder `data_path` is kept: a name for each folder."""
+    folder = options.data_path.resolve()
+    digest = hashlib.sha256(str(folder).encode()).hexdigest()[:8]
+    return (options.data_dir or DATA_DIRECTORY) / f"vizdoom_imported_{folder.name}_{digest}.h5"
+
+
+def _convert(folder: Path, target: Path) -> Path:
+    if not find_npz(folder):
+        own = sorted(folder.glob("*.h5"))
+        advice = f" To train on '{own[0].name}' in it, name that file." if own else ""
+        raise UserError(f"--data_path '{folder}': this folder holds no train_data_*.npz.{advice}")
+    return import_npz(
+        folder,
+        target,
+        observation_shape=OBSERVATION_SHAPE,
+        num_actions=NUM_ACTIONS,
+        infos=("is_red",),
+        attributes={"environment": ENV_ID, "generator": "imported"},
+    )
+
+
+def open_dataset(path: Path) -> TrajectoryFile:
+    """A ViZDoom-Two-Colors trajectory file, checked. Raises UserError; see `TrajectoryFile`."""
+    return TrajectoryFile(
+        path,
+        observation_shape=OBSERVATION_SHAPE,
+        observation_dtype="uint8",
+        num_actions=NUM_ACTIONS,
+        hint="Delete it, or name another --data_path; a training without --data_path makes what it needs.",
+    )
+
+
+def load_windows(
+    paths: Sequence[Path], *, size: int, fraction: float = TRAINING_FRACTION, split_seed: int = SPLIT_SEED
+) -> tuple["WindowDataset", "WindowDataset"]:
+    """All episodes of these files of exactly ``size`` steps: a training and a validation dataset.
+
+    As in the published loader, episodes of other lengths are left out: nothing is padded, and a part of a longer
+    episode would promise rewards from beyond its end. Their number is printed. An episode is on the same side in every
+    run: the split depends on ``split_seed`` only.
+
+    Raises:
+        UserError: a file is missing or bad, no episode has this length, or there are too few to split.
+    """
+    # Late, as torch comes with it: --help and the processes that play do without.
+    from RATE_model.windows import WindowDataset, split_episodes, whole_episodes
+
+    files = [open_dataset(path) for path in paths]
+    lengths = np.concatenate([file.lengths for file in files])
+    others = int((lengths != size).sum())
+    if others == len(lengths):
+        names = ", ".join(f"'{path}'" for path in paths)
+        raise UserError(
+            f"{names}: nothing to train on: none of {others} episodes has {size} steps (--sections times "
+            f"--context_length); they have {lengths.min()} to {lengths.max()}. Change one of these flags, or choose "
+            f"data of that length: --steps {size}."
+        )
+    if others:
+        print(
+            f"{others} of {len(lengths)} episodes are left out: they have {lengths.min()} to {lengths.max()} steps, "
+            f"not {size} (--sections times --context_length)."
+        )
+    windows = [
+        whole_episodes(index, file, size, min_steps=size) for index, file in enumerate(files) if size in file.lengths
+    ]
+    training, validation = split_episodes(np.concatenate(windows), files, fraction=fraction, seed=split_seed)
+    dataset = WindowDataset(files, training, size=size)
+    return dataset, dataset.with_windows(validation)
+
+
+@dataclass(frozen=True)
+class Options:
+    """Flags of this script."""
+
+    data: DataOptions = field(default_factory=DataOptions)
+    # The file to write; none = one in --data_dir, named by what it holds
+    output: Path | None = None
+    # Replace a file that exists
+    overwrite: Boolean = False
+    # Processes that play; none = one per core. The data does not depend on it
+    workers: int | None = None
+
+    def validate(self) -> None:
+        """Raise a UserError for a value out of range."""
+        at_least(1, workers=self.workers)
+        at_most(MAX_WORKERS, workers=self.workers)
+        if self.output is not None and self.output.suffix not in (".h5", ".hdf5"):
+            raise UserError(f"--output '{self.output}': the name must end in .h5")
+        if self.data.data_path is not None and not self.data.data_path.is_dir():
+            raise UserError(f"--data_path '{self.data.data_path}': must be a folder of train_data_*.npz to convert")
+
+
+def describe(path: Path) -> str:
+    """One line on what a file holds and how it came about."""
+    with open_dataset(path) as file:
+        made, lengths, starts = file.attributes, file.lengths, file.starts
+        returns = file.returns_to_go()[starts]
+    line = (
+        f"{path}: {len(lengths)} episodes of {lengths.min()} to {lengths.max()} steps, mean return "
+        f"{returns.mean():.2f}, {path.stat().st_size / 1e6:.1f} MB"
+    )
+    dropped = made.get("played", len(lengths)) - len(lengths)
+    return line + (f"; {dropped} more were too short and dropped" if dropped else "")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Make or convert what the flags (None: of the command line) ask for; see the module."""
+    with exit_on_user_error():
+        options = parse_options(
+            Options,
+            argv=argv,
+            prog="python3 VizDoom/VizDoom_src/dataset.py",
+            description="Make ViZDoom-Two-Colors trajectories with the scripted expert.",
+        )
+        if options.data.data_path is not None:
+            path = given_dataset(options.data, options.output)
+        else:
+            path = options.output or dataset_path(options.data)
+            recipe, episodes = options.data.recipe(), options.data.episodes
+            generate(recipe, episodes, path, overwrite=options.overwrite, workers=options.workers)
+        print(describe(path))
+
+
+if __name__ == "__main__":
+    main()
