@@ -204,7 +204,7 @@ def open_dataset(path: Path) -> TrajectoryFile:
         observation_shape=OBSERVATION_SHAPE,
         observation_dtype="uint8",
         num_actions=NUM_ACTIONS,
-        hint="Delete it, or name another --data_path; a training without --data_path collects what it needs.",
+        hint="Name another --data_path; if it was collected here, delete it: the next training collects it anew.",
     )
 
 
