@@ -292,5 +292,5 @@ def test_data_that_was_named_is_read_or_refused(small, tmp_path):
     with pytest.raises(UserError, match="none of 1 files .* can be used: train_data_0.npz is damaged"):
         ensure_dataset(small(data_path=unusable))
     path.write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(UserError, match="collects what it needs"):
+    with pytest.raises(UserError, match="the next training collects it anew"):
         load_windows([path], size=20)
