@@ -1,34 +1,18 @@
-"""The game engine: a process of its own, started, driven and ended here.
-
-It is kept from leaving traces: it reads and writes no settings, and makes the folder that it insists on in the cache
-instead of the working directory. Where the system can tell a process of its parent's death (Linux, by `setpriv`), it
-ends even when ours is killed.
-"""
+"""The game engine: a process of its own, started, driven and ended here. It reads and writes no settings."""
 
 from __future__ import annotations
 
-import hashlib
 import os
-import shlex
 import weakref
 from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from RATE_model.errors import UserError
-from VizDoom.VizDoom_src.scenario import (
-    CLEAR_MAPS,
-    GREEN,
-    RED,
-    TICS_PER_STEP,
-    Scenario,
-    cache_directory,
-    ensure_scenario,
-    write_to_cache,
-)
+from VizDoom.VizDoom_src.launcher import launcher
+from VizDoom.VizDoom_src.scenario import CLEAR_MAPS, GREEN, RED, TICS_PER_STEP, Scenario, ensure_scenario
 
 SCREEN = (180, 320)  # height, width of the pictures that the engine draws
 REWARD_PER_TIC = 0.01
@@ -169,8 +153,8 @@ def _is_right(name: str, is_red: bool) -> bool | None:
 def _configured(package: ModuleType, scenario: Scenario, variables: list[Any], privileged: bool) -> Any:
     """A game with all of its settings, not yet running."""
     game = package.DoomGame()
-    if (launcher := _launcher(package)) is not None:
-        game.set_vizdoom_path(str(launcher))
+    if (script := launcher(package)) is not None:
+        game.set_vizdoom_path(str(script))
     game.set_doom_config_path(os.devnull)
     game.set_doom_scenario_path(str(ensure_scenario(scenario)))
     game.set_doom_map(CLEAR_MAPS[0])
@@ -188,20 +172,3 @@ def _configured(package: ModuleType, scenario: Scenario, variables: list[Any], p
     game.set_window_visible(False)
     game.set_sound_enabled(False)
     return game
-
-
-def _launcher(package: ModuleType) -> Path | None:
-    """A script that starts the engine in the cache folder, where it makes its folder `_vizdoom`; None on Windows."""
-    if os.name == "nt":
-        return None
-    engine = shlex.quote(str(Path(package.__file__).parent / "vizdoom"))
-    text = (
-        '#!/bin/sh\ncd "$(dirname "$0")" || exit 1\n'
-        "trap '' INT\n"  # Ctrl-C is for us, who then end the engine
-        f"if command -v setpriv >/dev/null && setpriv --pdeathsig KILL true 2>/dev/null; then\n"
-        f'    exec setpriv --pdeathsig KILL {engine} "$@"\nfi\nexec {engine} "$@"\n'
-    )
-    path = cache_directory() / f"engine_{hashlib.sha256(text.encode()).hexdigest()[:12]}.sh"
-    if not path.exists():
-        write_to_cache(path, text.encode(), executable=True)
-    return path

@@ -127,8 +127,8 @@ def make_part(recipe: Recipe, folder: Path, task: tuple[int, int]) -> int:
             episode, attempt = next(full, (None, 0))
             if episode is None:
                 raise UserError(
-                    f"in {PART_SEEDS} seeds {number} of {size} episodes reached {recipe.steps} steps, in the others the "
-                    "player died before; lower --steps or --noise."
+                    f"in {PART_SEEDS} seeds {number} of {size} episodes reached {recipe.steps} steps: in the others "
+                    "the player died before. Lower --steps or --noise."
                 )
             _add(writer, episode, attempt)
     return size

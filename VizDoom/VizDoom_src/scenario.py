@@ -23,6 +23,7 @@ WADs are built when they are first needed and kept in a cache.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import uuid
@@ -128,7 +129,8 @@ def write_to_cache(path: Path, content: bytes, *, executable: bool = False) -> N
             f"cannot write '{path}' ({error}): set XDG_CACHE_HOME to a folder for files like this one"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def _map(things: list[dict[str, float | int | bool]]) -> bytes:

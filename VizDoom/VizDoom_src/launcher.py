@@ -1,0 +1,82 @@
+"""A script that starts the engine so that it leaves no traces and does not outlive us.
+
+- The engine makes a folder `_vizdoom` where it is started: the script goes to the cache first.
+- Ctrl-C is for us, who then end the engine.
+- Where the system can tell a process of its parent's death (Linux, by `setpriv`), the engine ends even if we are
+  killed.
+
+An engine that ends while it starts takes the process that starts it along (ViZDoom 1.3.2), without a word. So the first
+time, a process of its own tries whether the script works here; only then it gets its place in the cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shlex
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+from types import ModuleType
+
+from RATE_model.errors import UserError
+from VizDoom.VizDoom_src.scenario import cache_directory, write_to_cache
+
+_SCRIPT = """#!/bin/sh
+cd "$(dirname "$0")" || exit 1
+trap '' INT
+if command -v setpriv >/dev/null && setpriv --pdeathsig KILL true 2>/dev/null; then
+    exec setpriv --pdeathsig KILL {engine} "$@"
+fi
+exec {engine} "$@"
+"""
+_TRIAL = """
+import os, sys
+import vizdoom
+game = vizdoom.DoomGame()
+game.set_vizdoom_path(sys.argv[1])
+game.set_doom_config_path(os.devnull)
+game.set_window_visible(False)
+game.set_sound_enabled(False)
+game.init()
+game.close()
+"""
+_TRIAL_SECONDS = 120
+
+
+def launcher(package: ModuleType) -> Path | None:
+    """The script for an installed package vizdoom; None on Windows, where the engine is started as it is.
+
+    Raises:
+        UserError: the engine does not start, or the cache cannot be written.
+    """
+    if os.name == "nt":
+        return None
+    text = _SCRIPT.format(engine=shlex.quote(str(Path(package.__file__).parent / "vizdoom")))
+    path = cache_directory() / f"engine_{hashlib.sha256(text.encode()).hexdigest()[:12]}.sh"
+    if not path.exists():
+        candidate = path.with_name(f"try_{uuid.uuid4().hex}.sh")
+        write_to_cache(candidate, text.encode(), executable=True)
+        try:
+            _check(candidate)
+            os.replace(candidate, path)
+        finally:
+            candidate.unlink(missing_ok=True)
+    return path
+
+
+def _check(script: Path) -> None:
+    """Raise a `UserError` if no engine can be started by this script."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _TRIAL, script], capture_output=True, text=True, timeout=_TRIAL_SECONDS
+        )
+        status, said = f"status {done.returncode}", done.stderr.strip().splitlines()
+    except subprocess.TimeoutExpired:
+        status, said = f"nothing after {_TRIAL_SECONDS} s", ["?"]
+    if status != "status 0":
+        raise UserError(
+            f"the ViZDoom engine does not start ({status}: {said[-1] if said else 'no message'}). May programs be run "
+            f"in '{script.parent}' (else set XDG_CACHE_HOME)? Is there room in /dev/shm?"
+        )
