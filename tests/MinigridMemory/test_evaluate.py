@@ -67,8 +67,7 @@ def seeing_model(mode: str):
     """A random model whose most probable actions depend on what it sees."""
     model = small_model(mode, spec=SPEC, seed=3)
     with torch.no_grad():
-        model.encoder.observation.project.weight.mul_(100)
-        model.encoder.observation.project.bias.zero_()
+        model.encoder.observation.project.weight.mul_(5)
     return model
 
 
@@ -219,7 +218,7 @@ def test_exchanged_memories_make_an_agent_that_remembers_guess(experts):
 
 
 def test_a_model_has_its_memory_exchanged_and_knocked_out():
-    model = small_model(spec=SPEC, seed=3)
+    model = small_model(spec=SPEC, seed=1)
     options = dict(episodes=4, twins=True, greedy=False)
     intact, exchanged, forgotten = (
         play(model, [11], transform_memory=transform, **options)[11]
