@@ -212,7 +212,7 @@ RUNS = {
     "epochs": ((), (1, 2, 1)),
     "short epochs": (("--epochs", "3", "--epoch_batches", "2"), (1, 1, 1, 2)),
     # No stage is solved: 3 batches of two segments (an epoch and a half), 3 of three, and the annealing.
-    "adaptive": ("--curr adaptive --stage_batches 3 --anneal_batches 3".split(), (1, 2, 1, 3)),
+    "adaptive": ("--curr adaptive --stage_batches 3 --anneal_batches 3 --batch_size 2".split(), (1, 2, 1, 3)),
 }
 
 
