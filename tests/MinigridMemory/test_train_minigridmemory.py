@@ -211,7 +211,7 @@ def test_sizes_and_actions_are_what_the_flags_ask_for(monkeypatch):
 RUNS = {
     "epochs": ((), (1, 2, 1)),
     "short epochs": (("--epochs", "3", "--epoch_batches", "2"), (1, 1, 1, 2)),
-    # No stage is solved: 3 batches of two segments (an epoch and a half), 3 of three, and the annealing.
+    # No stage is solved: 3 batches of two segments, 3 of three, and the annealing.
     "adaptive": ("--curr adaptive --stage_batches 3 --anneal_batches 3 --batch_size 2".split(), (1, 2, 1, 3)),
 }
 
