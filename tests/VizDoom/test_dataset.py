@@ -1,0 +1,284 @@
+"""ViZDoom data: the command, files and their seeds, going on after an interruption, published files, loading."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+pytest.importorskip("vizdoom")
+
+from RATE_model.errors import UserError
+from VizDoom.VizDoom_src import generate as generating
+from VizDoom.VizDoom_src.dataset import DataOptions, dataset_path, ensure_dataset, load_windows, main, open_dataset
+from VizDoom.VizDoom_src.expert import Expert
+from VizDoom.VizDoom_src.generate import Recipe, generate
+from VizDoom.VizDoom_src.scenario import Scenario
+from VizDoom.VizDoom_src.seeds import GREEN_SEEDS, RED_SEEDS
+
+SCRIPT = Path(__file__).resolve().parents[2] / "VizDoom" / "VizDoom_src" / "dataset.py"
+QUICK = Recipe(Scenario(), 12, "limited", 0.2)
+
+
+def content(path):
+    """All arrays and attributes of a file."""
+    with h5py.File(path) as file:
+        arrays = {}
+        file.visititems(lambda name, item: arrays.update({name: item[:]}) if isinstance(item, h5py.Dataset) else None)
+        return arrays, dict(file.attrs)
+
+
+def assert_same_content(path, other):
+    (arrays, attributes), (others, other_attributes) = content(path), content(other)
+    assert arrays.keys() == others.keys() and attributes == other_attributes
+    for name, values in arrays.items():
+        np.testing.assert_array_equal(values, others[name], err_msg=name)
+
+
+def test_a_file_holds_what_the_expert_saw_and_did(game, tmp_path):
+    path = generate(QUICK, 23, tmp_path / "new" / "data.h5", workers=1)
+    assert [entry.name for entry in path.parent.iterdir()] == ["data.h5"]
+    arrays, _ = content(path)
+    assert set(arrays) == {
+        *("observations", "actions", "rewards", "terminals", "timeouts"),
+        *("infos/is_red", "infos/seed", "infos/health"),
+    }
+    assert arrays["observations"].shape == (23 * 12, 3, 64, 112) and arrays["observations"].dtype == np.uint8
+    assert arrays["infos/is_red"][::12].tolist() == [1, 0] * 11 + [1]
+    seeds = arrays["infos/seed"][::12]
+    assert len(set(seeds)) == 23 and seeds.min() >= 1_000_000 > max(RED_SEEDS + GREEN_SEEDS)
+    env = game(max_steps=12, privileged=True)
+    for start, seed in zip(range(0, 23 * 12, 12), seeds, strict=True):
+        observation, info = env.reset(seed=int(seed))
+        expert = Expert(np.random.default_rng([seed, generating.EXPERT_STREAM]), noise=0.2)
+        for step in range(start, start + 12):
+            np.testing.assert_array_equal(arrays["observations"][step], observation)
+            assert arrays["infos/health"][step] == info["health"] and arrays["infos/is_red"][step] == info["is_red"]
+            assert arrays["actions"][step] == expert.act(env.surroundings()) and arrays["infos/seed"][step] == seed
+            observation, reward, terminated, truncated, info = env.step(int(arrays["actions"][step]))
+            assert arrays["rewards"][step] == np.float32(reward)
+            assert (arrays["terminals"][step], arrays["timeouts"][step]) == (terminated, truncated)
+    made = open_dataset(path).attributes
+    assert made["environment"] == "VizDoomTwoColors-v0" and made["played"] == made["num_episodes"] == 23
+    assert made["steps"] == 12 and made["noise"] == 0.2 and made["variant"] == "published" and made["vizdoom"]
+    assert made["first_seed"] == 1_000_000 and made["last_seed"] == seeds[-1]
+
+
+def test_the_content_does_not_depend_on_the_processes(tmp_path):
+    paths = [generate(QUICK, 30, tmp_path / f"{workers}.h5", workers=workers) for workers in (1, 2)]
+    assert_same_content(*paths)
+    assert not list(tmp_path.glob("*.parts"))
+
+
+def test_an_interrupted_run_goes_on(tmp_path, monkeypatch, capsys):
+    whole = generate(QUICK, 45, tmp_path / "whole.h5", workers=1)
+    original, made = generating.make_part, []
+
+    def interrupted(recipe, folder, task):
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        made.append(task)
+        return original(recipe, folder, task)
+
+    path = tmp_path / "data.h5"
+    monkeypatch.setattr(generating, "make_part", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        generate(QUICK, 45, path, workers=1)
+    parts = tmp_path / "data.h5.parts"
+    assert "the same command goes on" in capsys.readouterr().out and not path.exists()
+    assert sorted(part.name for part in parts.iterdir()) == ["part_00000.h5", "part_00001.h5"]
+    first = (parts / "part_00000.h5").stat().st_mtime_ns
+    (parts / "part_00001.h5").write_bytes(b"damaged")
+    assert generating._is_done(parts, 0, 20, QUICK)
+    for other in (Recipe(Scenario(items=9), 12, "limited", 0.2), Recipe(Scenario(), 12, "full", 0.2)):
+        assert not generating._is_done(parts, 0, 20, other)
+    assert not generating._is_done(parts, 0, 19, QUICK) and not generating._is_done(parts, 1, 20, QUICK)
+    made.clear()
+    monkeypatch.setattr(generating, "make_part", lambda *arguments: made.append(arguments[-1]) or original(*arguments))
+    assert (parts / "part_00000.h5").stat().st_mtime_ns == first
+    generate(QUICK, 45, path, workers=1)
+    assert "going on with 1 of 3 parts" in capsys.readouterr().out
+    assert made == [(1, 20), (2, 5)] and not parts.exists()
+    assert_same_content(path, whole)
+
+
+def test_a_killed_run_leaves_no_process_and_goes_on(tmp_path, capsys):
+    """The command with two processes, killed in the middle and started again; compared with one that was not."""
+    psutil = pytest.importorskip("psutil")
+    flags = ["--episodes", "60", "--steps", "12", "--noise", "0.2", "--workers", "2", "--output", "data.h5"]
+    run = subprocess.Popen([sys.executable, SCRIPT, *flags], cwd=tmp_path)
+    parts = tmp_path / "data.h5.parts"
+    deadline = time.monotonic() + 100
+    while not list(parts.glob("part_*.h5")):
+        assert time.monotonic() < deadline and run.poll() is None
+        time.sleep(0.02)
+    started = psutil.Process(run.pid).children(recursive=True)
+    run.kill()
+    run.wait()
+    while alive := [p for p in started if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]:
+        assert time.monotonic() < deadline, f"left running: {alive}"
+        time.sleep(0.05)
+    assert not (tmp_path / "data.h5").exists()
+    main([*flags, "--output", str(tmp_path / "data.h5"), "--workers", "1"])
+    said = capsys.readouterr().out
+    assert "going on with" in said and "data.h5: 60 episodes of 12 to 12 steps, mean return" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["data.h5"]
+    assert_same_content(tmp_path / "data.h5", generate(QUICK, 60, tmp_path / "whole.h5", workers=1))
+
+
+def test_ctrl_c_ends_the_command_at_once(tmp_path):
+    flags = ["--episodes", "1000", "--steps", "20", "--workers", "2", "--output", "data.h5"]
+    run = subprocess.Popen(
+        [sys.executable, SCRIPT, *flags], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 100
+    while not list((tmp_path / "data.h5.parts").glob(".part_*.tmp")):
+        assert time.monotonic() < deadline and run.poll() is None
+        time.sleep(0.02)
+    run.send_signal(signal.SIGINT)
+    said, complained = run.communicate(timeout=60)
+    assert run.returncode == 130 and complained == "interrupted\n" and "the same command goes on" in said
+
+
+def test_episodes_that_end_early_are_dropped_and_counted(tmp_path, capsys):
+    """A player that acts at random lives for some 190 steps."""
+    path = tmp_path / "data.h5"
+    main(["--episodes", "10", "--steps", "190", "--noise", "1", "--workers", "1", "--output", str(path)])
+    file = open_dataset(path)
+    dropped = file.attributes["played"] - 10
+    assert (file.lengths == 190).all() and dropped > 0
+    assert capsys.readouterr().out.endswith(f"; {dropped} more were too short and dropped\n")
+
+
+def test_a_wish_that_cannot_be_met_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(generating, "PART_SEEDS", 6)
+    with pytest.raises(UserError, match="in 6 seeds 0 of 4 episodes reached 700 steps.*Lower --steps or --noise"):
+        generate(Recipe(Scenario(), 700, "limited", 1.0), 4, tmp_path / "data.h5", workers=1)
+    assert not list(tmp_path.rglob("*.h5"))
+
+
+def published_folder(folder, lengths, **changes):
+    """Files like the published collector's, of these lengths; returns their observations."""
+    folder.mkdir()
+    rng, all_observations = np.random.default_rng(0), []
+    for number, steps in enumerate(lengths):
+        arrays = {
+            "obs": rng.integers(0, 256, (steps, 3, 64, 112), dtype=np.uint8),
+            "action": rng.integers(0, 5, steps),
+            "reward": rng.random(steps),
+            "done": np.zeros(steps, dtype=np.int64),
+            "is_red": np.full(steps, float(number % 2)),
+        }
+        all_observations.append(arrays["obs"])
+        np.savez(folder / f"train_data_{number}.npz", **{k: v for k, v in (arrays | changes).items() if v is not None})
+    return all_observations
+
+
+def test_published_files_are_converted_and_loaded(tmp_path, capsys):
+    folder = tmp_path / "iterative_data"
+    observations = published_folder(folder, [6, 6, 4, 6, 6, 9, 6, 6, 6, 6, 6, 6])
+    options = DataOptions(data_path=folder, data_dir=tmp_path / "data")
+    (path,) = ensure_dataset(options)
+    assert path.name.startswith("vizdoom_imported_iterative_data_")
+    arrays, _ = content(path)
+    np.testing.assert_array_equal(arrays["observations"], np.concatenate(observations))
+    assert arrays["infos/is_red"][:12].tolist() == [0.0] * 6 + [1.0] * 6 and not arrays["terminals"].any()
+    stamp = path.stat().st_mtime_ns
+    assert ensure_dataset(options) == [path] and path.stat().st_mtime_ns == stamp
+    capsys.readouterr()
+    training, validation = load_windows([path], size=6)
+    assert "2 of 12 episodes are left out: they have 4 to 9 steps, not 6" in capsys.readouterr().out
+    assert len(training) + len(validation) == 10
+    batch = training.__getitems__([0])
+    assert batch.observations.shape == (1, 6, 3, 64, 112) and batch.valid.all()
+    np.testing.assert_allclose(batch.rtg[0, 0], arrays["rewards"][:6].sum(), rtol=1e-6)
+    with pytest.raises(UserError, match=r"none of 12 episodes has 90 steps \(--sections times --context_length\)"):
+        load_windows([path], size=90)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"obs": np.zeros((6, 3, 84, 84), np.uint8)}, "'obs' of shape .6, 3, 84, 84.; expected .6, 3, 64, 112."),
+        ({"is_red": None}, "has no 'is_red'"),
+        ({"action": np.full(6, 5)}, "allowed is 0 to 4"),
+    ],
+)
+def test_published_files_that_cannot_be_used_are_counted(tmp_path, changes, message):
+    folder = tmp_path / "folder"
+    published_folder(folder, [6, 6], **changes)
+    with pytest.raises(UserError, match=f"none of 2 files train_data_.*can be used: train_data_0.npz.*{message}"):
+        ensure_dataset(DataOptions(data_path=folder, data_dir=tmp_path / "data"))
+    assert not (tmp_path / "data").exists() or not list((tmp_path / "data").iterdir())
+
+
+def test_data_that_was_named_is_read_or_refused(tmp_path):
+    path = generate(QUICK, 10, tmp_path / "data.h5", workers=1)
+    assert ensure_dataset(DataOptions(data_path=path)) == [path]
+    (tmp_path / "train_data_0.npz").write_bytes(b"x")
+    (tmp_path / "empty").mkdir()
+    for bad, message in (
+        (tmp_path / "none", "no such file or folder"),
+        (tmp_path / "empty", "holds no train_data"),
+        (tmp_path / "train_data_0.npz", "give the folder"),
+    ):
+        with pytest.raises(UserError, match=f"--data_path .*{message}"):
+            ensure_dataset(DataOptions(data_path=bad))
+    with pytest.raises(UserError, match="none of 10 episodes has 90 steps.*have 12 to 12.*--steps 90"):
+        load_windows([path], size=90)
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(UserError, match="makes what it needs"):
+        load_windows([path], size=12)
+
+
+def test_files_are_named_by_what_they_hold(tmp_path):
+    names = {
+        dataset_path(DataOptions(**changes)).name
+        for changes in (
+            *({}, {"steps": 150}, {"view": "full"}, {"noise": 0.1}, {"episodes": 10}),
+            *({"scenario": Scenario("clear")}, {"scenario": Scenario(items=9)}, {"scenario": Scenario(pillar=False)}),
+        )
+    }
+    assert len(names) == 8 and "vizdoom_two_colors_limited_steps90_n5000.h5" in names
+    assert dataset_path(DataOptions()).parent.name == "VizDoom_data"
+
+
+def test_the_command_names_its_file_and_does_not_replace_it(tmp_path, capsys):
+    flags = ["--episodes", "10", "--steps", "5", "--workers", "1", "--data_dir", str(tmp_path), "--variant", "clear"]
+    main(flags)
+    line = capsys.readouterr().out
+    path = tmp_path / "vizdoom_two_colors_limited_steps5_variant_clear_n10.h5"
+    assert line.startswith(f"{path}: 10 episodes of 5 to 5 steps, mean return") and "dropped" not in line
+    with pytest.raises(SystemExit, match="2"):
+        main(flags)
+    assert "exists; add --overwrite true" in capsys.readouterr().err
+    before = path.stat().st_mtime_ns
+    main([*flags, "--overwrite"])
+    assert path.stat().st_mtime_ns > before
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--episodes", "9"], "--episodes 9: must be at least 10"),
+        (["--steps", "4201"], "--steps 4201: must be at most 4200"),
+        (["--noise", "1.5"], "--noise 1.5: must be at most 1"),
+        (["--view", "wide"], "--view wide: the value must be one of limited, full"),
+        (["--variant", "blue"], "--variant blue: the value must be one of published, clear"),
+        (["--items", "0"], "--items 0: must be at least 1"),
+        (["--workers", "0"], "--workers 0: must be at least 1"),
+        (["--output", "x.npz"], "--output 'x.npz': the name must end in .h5"),
+        (["--data_path", "nowhere"], "--data_path 'nowhere': must be a folder"),
+    ],
+)
+def test_bad_flags_are_named(tmp_path, capsys, monkeypatch, flags, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        main([*flags, "--data_dir", "data"])
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and error.count("\n") <= 2
+    assert not list(tmp_path.iterdir())
