@@ -47,7 +47,7 @@ $(VENV)/bin/python:
 
 # A stamp is newer than the files it was made from exactly when there is nothing to install.
 $(VENV)/core.stamp: EXTRAS :=
-$(VENV)/dev.stamp: EXTRAS := [dev,minigrid,mujoco]
+$(VENV)/dev.stamp: EXTRAS := [dev,minigrid,mujoco,vizdoom]
 $(VENV)/all.stamp: EXTRAS := [all,dev]
 $(VENV)/%.stamp: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(INSTALL) -e '.$(EXTRAS)'

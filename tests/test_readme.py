@@ -14,6 +14,7 @@ from RATE_model.options import parse_options
 from RATE_model.original import _parser as original_parser
 from RATE_model.reproduce import StudyOptions
 from TMaze_new.TMaze_new_src import dataset, inference_tmaze, train_tmaze
+from VizDoom.VizDoom_src import dataset as vizdoom_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
@@ -24,7 +25,8 @@ PAGES = [
 ]
 OPTIONS = {
     "inference_tmaze.py": inference_tmaze.Options,
-    "dataset.py": dataset.Options,
+    "TMaze_new/TMaze_new_src/dataset.py": dataset.Options,
+    "VizDoom/VizDoom_src/dataset.py": vizdoom_dataset.Options,
     "reproduce.py": StudyOptions,
     "collect_traj.py": collect_traj.Options,
     "inference_minigridmemory.py": inference_minigridmemory.Options,
@@ -61,8 +63,8 @@ def test_a_command_is_understood(command):
     assert path.is_file()
     if path.name in TRAIN_SCRIPTS:
         TRAIN_SCRIPTS[path.name].read_config([a if not a.endswith(".yaml") else str(ROOT / a) for a in arguments])
-    elif path.name in OPTIONS:
-        parse_options(OPTIONS[path.name], argv=arguments)
+    elif options := OPTIONS.get(script) or OPTIONS.get(path.name):
+        parse_options(options, argv=arguments)
     else:
         assert path.name in ("check_parity.py", "quickstart.py")
 
