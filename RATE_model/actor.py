@@ -42,9 +42,10 @@ def knock_out_memory(memory: MemoryState, initial: MemoryState) -> MemoryState:
 def exchange_twins(seed: int = 0) -> MemoryTransform:
     """A `transform_memory` for control experiments on twins: episodes that differ in what is to be remembered alone.
 
-    Rows 2 i and 2 i + 1 are twins, all rows are at the same step. Before every segment a pair's memories are exchanged
-    with probability 1/2. What else memory holds (where the agent is, what it is about to do) survives, so an agent
-    that decides by what it remembers is right half of the time.
+    Rows 2 i and 2 i + 1 are twins, and no row has been dropped (`rollout` with `compact=False`). Before every segment a
+    pair's memories are exchanged with probability 1/2, also with a twin whose episode is over. What else memory holds
+    (where the agent is, what it is about to do) survives, so an agent that decides by what it remembers is right half
+    of the time.
     """
     generator = torch.Generator().manual_seed(seed)
 

@@ -215,6 +215,7 @@ class Fit:
             "spec": asdict(model.spec),
             "trainer": self.trainer.state_dict(),
             "curriculum": self.curriculum.state_dict(),
+            "data": self._fingerprint(),
             "position": {"epoch": self.epoch, "batch": self.batch, "epochs_done": self.epochs_done},
             "pending": self._pending,
             "best": self._best,
@@ -231,12 +232,22 @@ class Fit:
         )
         self._saved_at = time.monotonic()
 
+    def _fingerprint(self) -> str:
+        """Of the present stage's training data: paths may change when a run is resumed, what they hold may not."""
+        training, _ = self.data(self.curriculum.sections)
+        return training.fingerprint
+
     def _resume(self) -> None:
         """Take up the run's checkpoint."""
         weights, state = load_checkpoint(self.run.checkpoint)
         self.trainer.model.load_state_dict(weights)
         self.trainer.load_state_dict(state["trainer"])
         self.curriculum.load_state_dict(state["curriculum"])
+        if state["data"] != self._fingerprint():
+            raise UserError(
+                f"{self.run.directory} was trained on other data than is there now; give it its own, or begin a new "
+                "run with --overwrite true or another --text"
+            )
         for name, value in state["position"].items():
             setattr(self, name, value)
         self._pending, self._best, self.seconds = list(state["pending"]), state["best"], state["seconds"]

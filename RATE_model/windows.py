@@ -11,9 +11,11 @@ training can be resumed at any batch.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -193,7 +195,7 @@ class WindowDataset(Dataset):
     def with_windows(self, windows: np.ndarray, *, size: int | None = None) -> WindowDataset:
         """A dataset of other windows, and maybe another padded size, that shares this one's files and memory."""
         other = object.__new__(WindowDataset)
-        other.__dict__ |= self.__dict__
+        other.__dict__ |= {name: value for name, value in self.__dict__.items() if name != "fingerprint"}
         other._set_windows(windows, self.size if size is None else size, self.pad)
         return other
 
@@ -218,6 +220,14 @@ class WindowDataset(Dataset):
             path = self.files[index[length.argmax()]].path
             raise UserError(f"'{path}' has a window of {length.max()} steps; at most {size} fit.")
         self.windows, self.size, self.pad = windows, size, pad
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A digest of what is learned from, but for the observations: the same for the same data at another place."""
+        digest = hashlib.blake2b(digest_size=16)
+        for array in (self.windows, self._actions, self._returns):
+            digest.update(np.ascontiguousarray(array))
+        return digest.hexdigest()
 
     def __len__(self) -> int:
         return len(self.windows)

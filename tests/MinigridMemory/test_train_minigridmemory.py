@@ -2,9 +2,11 @@
 
 import json
 import shlex
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
@@ -238,6 +240,21 @@ def test_stopping_and_killing_anywhere_changes_nothing(kind, data, tmp_path):
     if kind == "adaptive":
         stages = [(state["curriculum"]["index"], state["curriculum"]["anneal_left"]) for state in states]
         assert stages == [(0, None), (1, None), (1, None), (1, 1)]
+
+
+def test_a_run_goes_on_with_its_data_from_another_place_and_with_no_other(data, tmp_path, capsys):
+    """What the file holds counts, not its name."""
+    (original,), copy = Path(data[1]).glob("*.h5"), tmp_path / "copy.h5"
+    shutil.copy(original, copy)
+    with stopped_after(2):
+        assert train(tmp_path, *data, *NO_EVALUATION) == STOPPED
+    with stopped_after(1):
+        assert train(tmp_path, "--data_path", str(copy), *NO_EVALUATION, "--resume", "auto") == STOPPED
+    with h5py.File(copy, "r+") as file:
+        file["actions"][0] = (file["actions"][0] + 1) % 3
+    with pytest.raises(SystemExit, match="^2$"):
+        train(tmp_path, "--data_path", str(copy), *NO_EVALUATION, "--resume", "auto")
+    assert f"{only_run(tmp_path)} was trained on other data" in capsys.readouterr().err
 
 
 def test_evaluating_leaves_training_alone(data, tmp_path):

@@ -251,3 +251,13 @@ def test_the_windows_up_to_a_size_are_a_dataset_of_their_own(file):
     assert dataset.up_to(10).windows.tolist() == dataset.windows.tolist() and dataset.size == 10
     with pytest.raises(ValueError, match="non-empty"):
         dataset.up_to(0)
+
+
+def test_a_fingerprint_tells_data_apart(tmp_path):
+    file = make_file(tmp_path / "a.h5")
+    dataset = WindowDataset([file], whole_episodes(0, file), size=10)
+    same = make_file(tmp_path / "b.h5")
+    assert WindowDataset([same], whole_episodes(0, same), size=10).fingerprint == dataset.fingerprint
+    other = make_file(tmp_path / "c.h5", seed=1)
+    assert WindowDataset([other], whole_episodes(0, other), size=10).fingerprint != dataset.fingerprint
+    assert dataset.up_to(7).fingerprint != dataset.fingerprint
