@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import multiprocessing
 import multiprocessing.connection
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -52,10 +55,38 @@ def in_processes(work: Callable[[Task], Result], tasks: Sequence[Task], workers:
     if workers <= 1:
         yield from map(work, tasks)
         return
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin_worker)
-    try:
+    with _pool(workers) as pool:
         for done in as_completed([pool.submit(work, task) for task in tasks]):
             yield done.result()
+
+
+def in_order(
+    work: Callable[[Task], Result], tasks: Iterable[Task], workers: int, *, ahead: int = 4
+) -> Iterator[Result]:
+    """As `in_processes`, but results come in the order of the tasks, and there may be tasks without end.
+
+    Args:
+        work, workers: as there.
+        tasks: taken from as results are; with processes, at most ``ahead`` tasks per process more than that.
+        ahead: tasks per process that are begun or done before their results are asked for.
+    """
+    if workers <= 1:
+        yield from map(work, tasks)
+        return
+    tasks = iter(tasks)
+    with _pool(workers) as pool:
+        waiting = deque(pool.submit(work, task) for task in itertools.islice(tasks, ahead * workers))
+        while waiting:
+            yield waiting.popleft().result()
+            waiting.extend(pool.submit(work, task) for task in itertools.islice(tasks, 1))
+
+
+@contextlib.contextmanager
+def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes that wait for work, ended at the end."""
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin_worker)
+    try:
+        yield pool
     except BrokenProcessPool as error:
         raise UserError("a worker process was killed, or could not start; with --workers 1 none is needed") from error
     finally:

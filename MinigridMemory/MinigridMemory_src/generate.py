@@ -8,15 +8,10 @@ of processes. What comes from them is small: encoded views, of which there are a
 
 from __future__ import annotations
 
+import functools
 import itertools
-import multiprocessing
-import os
-import signal
-import threading
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,11 +21,11 @@ import numpy as np
 from MinigridMemory.MinigridMemory_src.env import ENV_ID, OBSERVATION_SHAPE, MinigridMemoryEnv, frames_of_views
 from MinigridMemory.MinigridMemory_src.expert import Flaws, Played, play
 from RATE_model.errors import UserError
+from RATE_model.processes import available_cores, check_writable, in_order
 from RATE_model.trajectories import TrajectoryWriter
 
 FIRST_SEED = 1_000_000
 BLOCK = 50  # episodes that a process plays at once
-AHEAD = 4  # blocks per process that may wait to be judged
 BATCH_STEPS = 2000  # steps drawn and written at once, about 40 MB
 # So many episodes in a row without one to keep: the wish cannot be met, or only in hours. The rarest kind of the
 # published selections is one in 45.
@@ -133,7 +128,7 @@ def generate(selection: Selection, path: Path, *, overwrite: bool = False, worke
     if path.exists() and not overwrite:
         raise UserError(f"'{path}' exists; add --overwrite true to replace it.")
     MinigridMemoryEnv(selection.size)  # a missing package shows here, not in a process
-    _check_writable(path)
+    check_writable(path)
     workers = workers or max(1, min(available_cores(), selection.trajectories // (5 * BLOCK)))
     tally, episodes = _collect(selection, workers)
     with TrajectoryWriter(
@@ -148,21 +143,6 @@ def generate(selection: Selection, path: Path, *, overwrite: bool = False, worke
                 _write(writer, batch)
                 bar.update(len(batch))
     return path
-
-
-def _check_writable(path: Path) -> None:
-    """Raise a `UserError` where no file can be made, before minutes are spent on it. Nothing is created."""
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        problem = "must not be written to" if folder.is_dir() else "is no directory"
-        raise UserError(f"cannot write '{path}': '{folder}' {problem}.")
-    if path.is_dir():
-        raise UserError(f"cannot write '{path}': it is a directory.")
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _attributes(selection: Selection, tally: Tally) -> dict[str, object]:
@@ -231,39 +211,16 @@ def _write(writer: TrajectoryWriter, episodes: list[Played]) -> None:
     )
 
 
-def _follow_parent() -> None:
-    """In a process that plays: end when the collecting process ends, even killed, and leave Ctrl-C to it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def wait() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
 def _played(selection: Selection, workers: int) -> Iterator[Played]:
     """Episodes of the seeds from FIRST_SEED on, in this order, without end. Close it to stop the processes."""
-    arguments = {
-        "random_length": selection.random_length,
-        "max_steps": selection.cap,
-        "flaws": selection.flaws,
-    }
+    work = functools.partial(
+        play,
+        selection.size,
+        random_length=selection.random_length,
+        max_steps=selection.cap,
+        flaws=selection.flaws,
+    )
     blocks = (range(first, first + BLOCK) for first in itertools.count(FIRST_SEED, BLOCK))
-    if workers == 1:
-        for block in blocks:
-            yield from play(selection.size, block, **arguments)
-    # Spawned, not forked: the threads of torch and of the progress bar do not survive a fork.
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _follow_parent)
-    try:
-        waiting: deque = deque()
-        while True:
-            while len(waiting) < AHEAD * workers:
-                waiting.append(pool.submit(play, selection.size, next(blocks), **arguments))
-            yield from waiting.popleft().result()
-    except BrokenProcessPool as error:
-        raise UserError(
-            "a process that collects episodes was killed, or could not start; with --workers 1 none is needed"
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
+    with closing(in_order(work, blocks, workers)) as results:
+        for episodes in results:
+            yield from episodes

@@ -1,5 +1,8 @@
 """Work in other processes: results, errors, and processes that do not outlive what they work for."""
 
+import contextlib
+import itertools
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -10,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from RATE_model.errors import UserError
-from RATE_model.processes import available_cores, check_writable, in_processes
+from RATE_model.processes import available_cores, check_writable, in_order, in_processes
 
 
 def _double(number):
@@ -35,11 +38,34 @@ def test_all_results_come_from_as_many_processes_as_asked_for():
     assert available_cores() >= 1
 
 
+def _slow_if_even(number):
+    time.sleep(0.2 * (number % 2 == 0))
+    return number
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_results_in_order_of_tasks_without_end(workers):
+    """No more tasks are begun than were asked for, and those begun end with the iterator."""
+    taken = []
+    tasks = (taken.append(number) or number for number in itertools.count())
+    with contextlib.closing(in_order(_slow_if_even, tasks, workers, ahead=2)) as results:
+        assert taken == []
+        assert list(itertools.islice(results, 6)) == [0, 1, 2, 3, 4, 5]
+    assert taken == list(range(6 if workers == 1 else 5 + 2 * workers))
+    assert multiprocessing.active_children() == []
+    assert list(in_order(_slow_if_even, range(3), workers)) == [0, 1, 2]
+    assert list(in_order(_slow_if_even, [], workers)) == []
+
+
 def test_what_goes_wrong_reaches_the_caller():
     with pytest.raises(UserError, match="is bad"):
         list(in_processes(_fail, [1, 2, 3], 2))
     with pytest.raises(UserError, match="was killed, or could not start; with --workers 1"):
         list(in_processes(_die, [1, 2], 2))
+    with pytest.raises(UserError, match="is bad"):
+        list(in_order(_fail, [1, 2, 3], 2))
+    with pytest.raises(UserError, match="was killed, or could not start; with --workers 1"):
+        list(in_order(_die, [1, 2], 2))
 
 
 def test_processes_end_with_the_one_that_started_them(tmp_path):
