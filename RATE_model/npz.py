@@ -83,6 +83,37 @@ def find_npz(folder: str | Path, pattern: str = PATTERN) -> list[Path]:
     return sorted((path for path in Path(folder).glob(pattern) if path.is_file()), key=natural)
 
 
+def given_data(source: Path, target: Path, **conversion: Any) -> Path:
+    """The file of trajectories that ``--data_path`` names, or the conversion of the folder that it names.
+
+    Args:
+        source: the file, or the folder of ``train_data_*.npz``.
+        target: what a folder is converted into; see `conversion_path`.
+        conversion: the further arguments of `import_npz`.
+
+    Raises:
+        UserError: there is no such file or folder, it holds no data, or see `import_npz`.
+    """
+    if source.is_dir():
+        if not find_npz(source):
+            own = sorted(source.glob("*.h5"))
+            advice = f" To train on '{own[0].name}' in it, name that file." if own else ""
+            raise UserError(f"--data_path '{source}': this folder holds no {PATTERN}.{advice}")
+        return import_npz(source, target, **conversion)
+    if not source.is_file():
+        raise UserError(f"--data_path '{source}': there is no such file or folder")
+    if source.suffix == ".npz":
+        raise UserError(f"--data_path '{source}': one episode is no dataset; give the folder of the {PATTERN}")
+    return source
+
+
+def conversion_path(source: Path, directory: Path, prefix: str) -> Path:
+    """Where in a directory the conversion of a folder is kept: a name for each folder, wherever it lies."""
+    folder = source.resolve()
+    digest = hashlib.sha256(str(folder).encode()).hexdigest()[:8]
+    return directory / f"{prefix}_imported_{folder.name}_{digest}.h5"
+
+
 def import_npz(
     folder: str | Path,
     target: str | Path,
@@ -97,9 +128,9 @@ def import_npz(
 ) -> Path:
     """Convert a folder, or return the conversion made before if nothing in the folder has changed.
 
-    The converted file has, besides ``attributes``: ``source`` (the folder's name), ``source_files``, ``refused_files``
-    and ``source_digest``, of the names, sizes and times of the files and of how they are read. One episode is in memory
-    at a time. What was refused is printed.
+    The converted file has, besides ``attributes``: ``source`` (the folder's name), ``source_files`` (their number) and
+    ``source_digest``, of the names, sizes and times of the files and of how they are read. One episode is in memory at
+    a time. What was refused is printed.
 
     Args:
         folder: with the files.
@@ -115,23 +146,15 @@ def import_npz(
     Raises:
         UserError: there is no such file, all files are refused, or the target cannot be written.
     """
-    from RATE_model.evaluation import progress_bar  # late, as torch comes with it
-
     folder, target = Path(folder), Path(target)
     layout = _Layout(keys or NpzKeys(), tuple(observation_shape), num_actions, tuple(infos))
     files = find_npz(folder, pattern)
     if not files:
         raise UserError(f"'{folder}' holds no file {pattern}" + ("" if folder.is_dir() else ": it is no folder"))
     digest = _digest(files, layout, index_frames)
-    if target.exists():
-        made = _digest_of(target)
-        if made == digest:
-            return target
-        if made is None:
-            raise UserError(f"'{target}' exists and is no conversion of '{folder}'; move it away, or name another file")
+    if target.exists() and _digest_of(target, folder) == digest:
+        return target
     described = {**attributes, "source": folder.resolve().name, "source_files": len(files), DIGEST: digest}
-    refused: dict[Path, str] = {}
-    shapes: dict[str, tuple[int, ...]] = {}  # of one step's infos, as the first file has them
     with TrajectoryWriter(
         target,
         observation_shape=layout.observation_shape,
@@ -140,19 +163,29 @@ def import_npz(
         index_frames=index_frames,
         attributes=described,
     ) as writer:
-        for path in progress_bar(iterable=files, desc=f"converting {folder.name}", unit="file"):
-            try:
-                episode = _read(path, layout, shapes)
-            except _Refused as reason:
-                refused[path] = str(reason)
-                continue
-            arrays = (episode.observations, episode.actions, episode.rewards)
-            writer.add_episode(*arrays, terminal=episode.terminal, infos=episode.infos)
+        refused = _add_episodes(writer, files, layout)
         if len(refused) == len(files):
             raise UserError(f"'{folder}': none of {len(files)} files {pattern} can be used: {_reasons(refused)}.")
     done = f"'{folder}': {len(files) - len(refused)} episodes converted into '{target}'"
     print(f"{done}; {len(refused)} of {len(files)} files refused: {_reasons(refused)}" if refused else done, flush=True)
     return target
+
+
+def _add_episodes(writer: TrajectoryWriter, files: Sequence[Path], layout: _Layout) -> dict[Path, str]:
+    """Write the episodes of all files that can be used; returns why the others cannot."""
+    from RATE_model.evaluation import progress_bar  # late, as torch comes with it
+
+    refused: dict[Path, str] = {}
+    shapes: dict[str, tuple[int, ...]] = {}  # of one step's infos, as the first file has them
+    for path in progress_bar(iterable=files, desc=f"converting {files[0].parent.name}", unit="file"):
+        try:
+            episode = _read(path, layout, shapes)
+        except _Refused as reason:
+            refused[path] = str(reason)
+            continue
+        arrays = (episode.observations, episode.actions, episode.rewards)
+        writer.add_episode(*arrays, terminal=episode.terminal, infos=episode.infos)
+    return refused
 
 
 def _reasons(refused: Mapping[Path, str]) -> str:
@@ -167,11 +200,12 @@ def _digest(files: Sequence[Path], layout: _Layout, index_frames: bool) -> str:
     return hashlib.sha256(repr((_VERSION, asdict(layout), index_frames, stats)).encode()).hexdigest()
 
 
-def _digest_of(target: Path) -> str | None:
-    """That of the folder which a file was converted from; None if it was not."""
+def _digest_of(target: Path, folder: Path) -> str:
+    """That of the folder which a file was converted from. Raises UserError if it was not."""
     with contextlib.suppress(OSError), h5py.File(target, "r") as file:
-        return file.attrs.get(DIGEST)
-    return None
+        if DIGEST in file.attrs:
+            return file.attrs[DIGEST]
+    raise UserError(f"'{target}' exists and is no conversion of '{folder}'; move it away, or name another file")
 
 
 def _read(path: Path, layout: _Layout, shapes: dict[str, tuple[int, ...]]) -> _Episode:

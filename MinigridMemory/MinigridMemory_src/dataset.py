@@ -10,7 +10,6 @@ what they hold, so that two ways of asking for the same data share one file.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +29,7 @@ from MinigridMemory.MinigridMemory_src.expert import Flaws
 from MinigridMemory.MinigridMemory_src.generate import Selection, generate
 from RATE_model.errors import UserError
 from RATE_model.limits import MAX_STEPS, at_least, at_most
-from RATE_model.npz import find_npz, import_npz
+from RATE_model.npz import conversion_path, given_data
 from RATE_model.trajectories import TrajectoryFile
 
 if TYPE_CHECKING:
@@ -166,30 +165,9 @@ def ensure_dataset(options: DataOptions) -> list[Path]:
 def given_dataset(options: DataOptions, target: Path | None = None) -> Path:
     """The file that `data_path` names, or the conversion of the folder that it names, into `target`."""
     source = options.data_path
-    if source.is_dir():
-        return _convert(source, target or converted_path(options))
-    if not source.is_file():
-        raise UserError(f"--data_path '{source}': there is no such file or folder")
-    if source.suffix == ".npz":
-        raise UserError(f"--data_path '{source}': one episode is no dataset; give the folder of the train_data_*.npz")
-    return source
-
-
-def converted_path(options: DataOptions) -> Path:
-    """Where the conversion of the folder `data_path` is kept: a name for each folder."""
-    folder = options.data_path.resolve()
-    digest = hashlib.sha256(str(folder).encode()).hexdigest()[:8]
-    return (options.data_dir or DATA_DIRECTORY) / f"minigrid_memory_imported_{folder.name}_{digest}.h5"
-
-
-def _convert(folder: Path, target: Path) -> Path:
-    if not find_npz(folder):
-        own = sorted(folder.glob("*.h5"))
-        advice = f" To train on '{own[0].name}' in it, name that file." if own else ""
-        raise UserError(f"--data_path '{folder}': this folder holds no train_data_*.npz.{advice}")
-    return import_npz(
-        folder,
-        target,
+    return given_data(
+        source,
+        target or conversion_path(source, options.data_dir or DATA_DIRECTORY, "minigrid_memory"),
         observation_shape=OBSERVATION_SHAPE,
         num_actions=NUM_ACTIONS,
         index_frames=True,

@@ -9,7 +9,6 @@ VizDoom/VizDoom_data, where training finds it by the same flags; with --output i
 as --data_path. When a run is interrupted, the same command goes on where it was.
 """
 
-import hashlib
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,7 +22,7 @@ if not __package__:  # started as a script: make the repository importable
 
 from RATE_model.errors import UserError
 from RATE_model.limits import at_least, at_most
-from RATE_model.npz import find_npz, import_npz
+from RATE_model.npz import conversion_path, given_data
 from RATE_model.options import Boolean, exit_on_user_error, parse_options
 from RATE_model.trajectories import TrajectoryFile
 from VizDoom.VizDoom_src.env import ENV_ID, NUM_ACTIONS, OBSERVATION_SHAPE, PUBLISHED_CAP
@@ -102,30 +101,9 @@ def ensure_dataset(options: DataOptions) -> list[Path]:
 def given_dataset(options: DataOptions, target: Path | None = None) -> Path:
     """The file that `data_path` names, or the conversion of the folder that it names, into ``target``."""
     source = options.data_path
-    if source.is_dir():
-        return _convert(source, target or converted_path(options))
-    if not source.is_file():
-        raise UserError(f"--data_path '{source}': there is no such file or folder")
-    if source.suffix == ".npz":
-        raise UserError(f"--data_path '{source}': one episode is no dataset; give the folder of the train_data_*.npz")
-    return source
-
-
-def converted_path(options: DataOptions) -> Path:
-    """Where the conversion of the folder `data_path` is kept: a name for each folder."""
-    folder = options.data_path.resolve()
-    digest = hashlib.sha256(str(folder).encode()).hexdigest()[:8]
-    return (options.data_dir or DATA_DIRECTORY) / f"vizdoom_imported_{folder.name}_{digest}.h5"
-
-
-def _convert(folder: Path, target: Path) -> Path:
-    if not find_npz(folder):
-        own = sorted(folder.glob("*.h5"))
-        advice = f" To train on '{own[0].name}' in it, name that file." if own else ""
-        raise UserError(f"--data_path '{folder}': this folder holds no train_data_*.npz.{advice}")
-    return import_npz(
-        folder,
-        target,
+    return given_data(
+        source,
+        target or conversion_path(source, options.data_dir or DATA_DIRECTORY, "vizdoom"),
         observation_shape=OBSERVATION_SHAPE,
         num_actions=NUM_ACTIONS,
         infos=("is_red",),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from RATE_model.errors import UserError
-from RATE_model.npz import NpzKeys, find_npz, import_npz
+from RATE_model.npz import NpzKeys, conversion_path, find_npz, given_data, import_npz
 from RATE_model.trajectories import TrajectoryFile
 
 SHAPE = (3, 4, 5)
@@ -239,3 +239,29 @@ def test_a_folder_without_such_files_is_named(tmp_path):
     with pytest.raises(UserError, match=r"holds no file ep-\*.npz"):
         convert(save(tmp_path / "data", {0: episode(0)}), pattern="ep-*.npz")
     assert not Path(tmp_path / "converted.h5").exists()
+
+
+def test_data_is_a_file_or_a_folder_that_is_converted(tmp_path):
+    folder = save(tmp_path / "data", {0: episode(0)})
+    settings = {"observation_shape": SHAPE, "num_actions": 4, "attributes": {}}
+    target = conversion_path(folder, tmp_path / "made", "maze")
+    assert target.name.startswith("maze_imported_data_") and target.parent == tmp_path / "made"
+    assert given_data(folder, target, **settings) == target and TrajectoryFile(target).num_episodes == 1
+    assert given_data(target, tmp_path / "unused.h5", **settings) == target
+    for bad, message in (
+        (tmp_path / "none", "there is no such file or folder"),
+        (tmp_path, "holds no train_data_.*npz.$"),
+        (target.parent, f"To train on '{target.name}' in it, name that file"),
+        (folder / "train_data_0.npz", "give the folder"),
+    ):
+        with pytest.raises(UserError, match=message) as error:
+            given_data(bad, tmp_path / "unused.h5", **settings)
+        assert f"--data_path '{bad}'" in str(error.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "made"]
+
+
+def test_folders_of_one_name_are_converted_into_different_files(tmp_path, monkeypatch):
+    one, two = (conversion_path(tmp_path / parent / "data", tmp_path, "maze") for parent in "ab")
+    assert one != two
+    monkeypatch.chdir(tmp_path)
+    assert conversion_path(Path("a/data"), tmp_path, "maze") == one
