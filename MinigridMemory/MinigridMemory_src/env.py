@@ -37,6 +37,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from RATE_model.errors import UserError
+from RATE_model.vector import discrete_actions, episode_seeds, reset_mask
 
 ENV_ID = "MinigridMemory-v0"
 LEFT, RIGHT, FORWARD = range(3)
@@ -323,16 +324,7 @@ class MinigridMemoryVectorEnv(VectorEnv):
         Raises:
             ValueError: there are not B seeds, or the mask has another shape or type.
         """
-        if seed is None:
-            seeds = self.np_random.integers(2**31, size=self.num_envs)
-        else:
-            seeds = seed + np.arange(self.num_envs) if isinstance(seed, (int, np.integer)) else seed
-            super().reset(seed=int(seeds[0]))
-        if len(seeds) != self.num_envs:
-            raise ValueError(f"got {len(seeds)} seeds for {self.num_envs} mazes")
-        mask = np.asarray((options or {}).get("reset_mask", np.ones(self.num_envs, dtype=bool)))
-        if mask.shape != (self.num_envs,) or mask.dtype != bool:
-            raise ValueError(f"reset_mask must be bool of shape ({self.num_envs},), got {mask.dtype} {mask.shape}")
+        seeds, mask = episode_seeds(self, seed), reset_mask(self, options)
         cues = np.broadcast_to((options or {}).get("cue"), (self.num_envs,))
         for row in np.flatnonzero(mask):
             self._mazes[row]._start(int(seeds[row]), cues[row])
@@ -351,15 +343,7 @@ class MinigridMemoryVectorEnv(VectorEnv):
         Raises:
             ValueError: the actions are not B integers between 0 and 2.
         """
-        actions = np.asarray(actions)
-        if actions.shape != (self.num_envs,) or not np.issubdtype(actions.dtype, np.integer):
-            raise ValueError(
-                f"actions must be integers of shape ({self.num_envs},), got {actions.dtype} {actions.shape}"
-            )
-        if actions.min() < 0 or actions.max() >= NUM_ACTIONS:
-            raise ValueError(
-                f"actions must lie between 0 and {NUM_ACTIONS - 1}, got {actions.min()} to {actions.max()}"
-            )
+        actions = discrete_actions(self, actions)
         rewards = np.zeros(self.num_envs)
         for row in np.flatnonzero(~(self._terminated | self._truncated)):
             maze = self._mazes[row]

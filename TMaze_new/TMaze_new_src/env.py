@@ -32,6 +32,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from RATE_model.errors import UserError
+from RATE_model.vector import discrete_actions, episode_seeds, reset_mask
 from TMaze_new.TMaze_new_src.render import render_rgb, render_text
 
 ENV_ID = "TMaze-v0"
@@ -169,16 +170,7 @@ class TMazeVectorEnv(VectorEnv):
             ValueError: there are not N seeds, or an option has another shape or value than allowed.
         """
         options = options or {}
-        if seed is None:
-            seeds = self.np_random.integers(2**31, size=self.num_envs)
-        else:
-            seeds = seed + np.arange(self.num_envs) if isinstance(seed, (int, np.integer)) else seed
-            super().reset(seed=int(seeds[0]))
-        if len(seeds) != self.num_envs:
-            raise ValueError(f"got {len(seeds)} seeds for {self.num_envs} mazes")
-        mask = np.asarray(options.get("reset_mask", np.ones(self.num_envs, dtype=bool)))
-        if mask.shape != (self.num_envs,) or mask.dtype != bool:
-            raise ValueError(f"reset_mask must be bool of shape ({self.num_envs},), got {mask.dtype} {mask.shape}")
+        seeds, mask = episode_seeds(self, seed), reset_mask(self, options)
         rows = np.flatnonzero(mask)
         chosen = [seeds[row] for row in rows]
         goals = np.broadcast_to(options["goal"], mask.shape)[rows] if "goal" in options else goals_of_seeds(chosen)
@@ -201,15 +193,7 @@ class TMazeVectorEnv(VectorEnv):
         Raises:
             ValueError: the actions are not N integers between 0 and 3.
         """
-        actions = np.asarray(actions)
-        if actions.shape != (self.num_envs,) or not np.issubdtype(actions.dtype, np.integer):
-            raise ValueError(
-                f"actions must be integers of shape ({self.num_envs},), got {actions.dtype} {actions.shape}"
-            )
-        if actions.min() < 0 or actions.max() >= NUM_ACTIONS:
-            raise ValueError(
-                f"actions must lie between 0 and {NUM_ACTIONS - 1}, got {actions.min()} to {actions.max()}"
-            )
+        actions = discrete_actions(self, actions)
 
         running = ~(self._terminated | self._truncated)
         self._y += np.where(running & (self._x == self.corridor_length), _MOVE_Y[actions], 0)

@@ -12,6 +12,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from RATE_model.processes import available_cores
+from RATE_model.vector import discrete_actions, episode_seeds, reset_mask
 from VizDoom.VizDoom_src.env import NUM_ACTIONS, OBSERVATION_SHAPE, PUBLISHED_CAP, VizDoomTwoColorsEnv
 from VizDoom.VizDoom_src.scenario import Scenario
 
@@ -83,16 +84,7 @@ class VizDoomTwoColorsVectorEnv(VectorEnv):
                 scenario's colour cannot be chosen.
             UserError: as for `VizDoomTwoColorsEnv.reset`.
         """
-        if seed is None:
-            seeds = self.np_random.integers(2**32, size=self.num_envs)
-        else:
-            seeds = seed + np.arange(self.num_envs) if isinstance(seed, (int, np.integer)) else seed
-            super().reset(seed=int(seeds[0]))
-        if len(seeds) != self.num_envs:
-            raise ValueError(f"got {len(seeds)} seeds for {self.num_envs} games")
-        mask = np.asarray((options or {}).get("reset_mask", np.ones(self.num_envs, dtype=bool)))
-        if mask.shape != (self.num_envs,) or mask.dtype != bool:
-            raise ValueError(f"reset_mask must be bool of shape ({self.num_envs},), got {mask.dtype} {mask.shape}")
+        seeds, mask = episode_seeds(self, seed, below=2**32), reset_mask(self, options)
         colours = np.broadcast_to((options or {}).get("is_red"), (self.num_envs,))
 
         def start(row: int) -> None:
@@ -112,15 +104,7 @@ class VizDoomTwoColorsVectorEnv(VectorEnv):
             ValueError: the actions are not B integers between 0 and 4.
             UserError: an engine died twice in one episode.
         """
-        actions = np.asarray(actions)
-        if actions.shape != (self.num_envs,) or not np.issubdtype(actions.dtype, np.integer):
-            raise ValueError(
-                f"actions must be integers of shape ({self.num_envs},), got {actions.dtype} {actions.shape}"
-            )
-        if actions.min() < 0 or actions.max() >= NUM_ACTIONS:
-            raise ValueError(
-                f"actions must lie between 0 and {NUM_ACTIONS - 1}, got {actions.min()} to {actions.max()}"
-            )
+        actions = discrete_actions(self, actions)
         rewards = np.zeros(self.num_envs)
 
         def advance(row: int) -> None:

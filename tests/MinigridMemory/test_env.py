@@ -146,7 +146,7 @@ def test_many_mazes_are_single_mazes():
 
 def test_resetting_some_mazes_leaves_the_others():
     mazes = MinigridMemoryVectorEnv(3, 13, max_steps=4)
-    with pytest.raises(ValueError, match="2 seeds for 3 mazes"):
+    with pytest.raises(ValueError, match="2 seeds for 3 environments"):
         mazes.reset(seed=[1, 2])
     mazes.reset(seed=5)
     for _ in range(4):

@@ -241,7 +241,7 @@ def test_bad_actions_are_refused(actions):
 def test_bad_resets_are_refused(options):
     with pytest.raises(ValueError, match="must be"):
         TMazeVectorEnv(2, 5).reset(seed=0, options=options)
-    with pytest.raises(ValueError, match="3 seeds for 2 mazes"):
+    with pytest.raises(ValueError, match="3 seeds for 2 environments"):
         TMazeVectorEnv(2, 5).reset(seed=[1, 2, 3])
 
 

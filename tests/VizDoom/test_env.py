@@ -326,7 +326,7 @@ def test_many_games_are_single_games(game, games, monkeypatch):
 
 def test_resetting_some_games_leaves_the_others(games):
     envs = games(3, max_steps=4)
-    with pytest.raises(ValueError, match="2 seeds for 3 games"):
+    with pytest.raises(ValueError, match="2 seeds for 3 environments"):
         envs.reset(seed=[1, 2])
     envs.reset(seed=5)
     for _ in range(4):
