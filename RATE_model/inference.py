@@ -10,7 +10,7 @@ from RATE_model.atomic import atomic_write_text
 from RATE_model.checkpoints import resolve_checkpoint
 from RATE_model.errors import UserError
 from RATE_model.fit import load_model
-from RATE_model.limits import at_least
+from RATE_model.limits import at_least, writable
 from RATE_model.model import RATE
 from RATE_model.options import Boolean
 from RATE_model.precision import Precision, pick_device
@@ -58,11 +58,7 @@ class InferenceOptions:
         at_least(1, slide=self.slide)
         if self.output is not None and (self.output.is_dir() or not self.output.absolute().parent.is_dir()):
             raise UserError(f"--output {self.output}: give a file in a folder that exists")
-        if self.pictures is not None:
-            folder = self.pictures.absolute()
-            there = next(path for path in (folder, *folder.parents) if path.exists())
-            if not there.is_dir():
-                raise UserError(f"--pictures {self.pictures}: {there} is a file; give a folder")
+        writable(pictures=self.pictures)
 
     @property
     def transform_memory(self) -> MemoryTransform | None:

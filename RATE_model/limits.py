@@ -1,4 +1,7 @@
-"""Bounds of flags, with one wording for all of them."""
+"""Limits of flags, with one wording for all of them."""
+
+import os
+from pathlib import Path
 
 from RATE_model.errors import UserError
 
@@ -21,3 +24,15 @@ def at_most(maximum: float, **values: float | None) -> None:
     for name, value in values.items():
         if value is not None and value > maximum:
             raise UserError(f"--{name} {value}: must be at most {maximum}")
+
+
+def writable(**folders: Path | None) -> None:
+    """Raise `UserError` for the first flag whose folder cannot be written to, or not be made; nothing is created."""
+    for name, folder in folders.items():
+        if folder is None:
+            continue
+        there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+        if not there.is_dir():
+            raise UserError(f"--{name} {folder}: {there} is a file; give a folder")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise UserError(f"--{name} {folder}: {there} must not be written to; give another folder")

@@ -21,7 +21,7 @@ import numpy as np
 from RATE_model.atomic import atomic_write_text
 from RATE_model.errors import UserError
 from RATE_model.evaluation import mean_and_error
-from RATE_model.limits import at_least
+from RATE_model.limits import at_least, writable
 from RATE_model.runs import Run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,6 +50,7 @@ class StudyOptions:
         if list(self.seeds) != list(range(self.seeds[0], self.seeds[-1] + 1)):
             raise UserError(f"--seeds {' '.join(map(str, self.seeds))}: give consecutive seeds, such as 1 2 3")
         at_least(1, jobs=self.jobs)
+        writable(runs_dir=self.runs_dir, results_dir=self.results_dir)
 
 
 @dataclass(frozen=True)

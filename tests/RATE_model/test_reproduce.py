@@ -1,6 +1,26 @@
 """Tables of results."""
 
-from RATE_model.reproduce import cell, made
+import os
+import re
+
+import pytest
+
+from RATE_model.errors import UserError
+from RATE_model.reproduce import StudyOptions, cell, made
+
+
+def test_folders_that_cannot_be_written_are_named_before_the_work(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    for flag in ("results_dir", "runs_dir"):
+        StudyOptions(**{flag: tmp_path / "new" / "folder"}).validate()
+        for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+            with pytest.raises(UserError, match=re.escape(f"--{flag} {folder}: {tmp_path / 'file'} is a file")):
+                StudyOptions(**{flag: folder}).validate()
+    with monkeypatch.context() as patch:  # root may write anywhere
+        patch.setattr(os, "access", lambda path, mode: path != tmp_path)
+        with pytest.raises(UserError, match=f"--results_dir .*: {tmp_path} must not be written to"):
+            StudyOptions(results_dir=tmp_path / "new" / "folder").validate()
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_cell_is_a_mean_with_an_error_if_there_is_one():
