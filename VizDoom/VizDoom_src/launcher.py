@@ -24,7 +24,7 @@ from RATE_model.errors import UserError
 from VizDoom.VizDoom_src.scenario import cache_directory, write_to_cache
 
 _SCRIPT = """#!/bin/sh
-cd "$(dirname "$0")" || exit 1
+cd "${{0%/*}}" || exit 1
 trap '' INT
 if command -v setpriv >/dev/null && setpriv --pdeathsig KILL true 2>/dev/null; then
     exec setpriv --pdeathsig KILL {engine} "$@"

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -230,30 +231,30 @@ def test_nothing_is_left_behind(tmp_path):
         "import sys, os\n"
         "from VizDoom.VizDoom_src.env import VizDoomTwoColorsEnv\n"
         "env = VizDoomTwoColorsEnv(); env.reset(seed=0); env.step(0); print(os.listdir('.'), flush=True)\n"
-        "how = sys.argv[1]\n"
+        "how = sys.argv[1]; sys.stdin.readline()\n"
         "if how == 'close': env.close()\n"
         "if how == 'raise': raise RuntimeError('broken')\n"
-        "if how == 'wait': import time; time.sleep(60)\n"
     )
-    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
-    for how in ("close", "end", "raise", "wait"):
-        done = subprocess.Popen(
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    for how, path in (("close", None), ("end", "/nowhere"), ("raise", "/nowhere"), ("wait", None)):
+        program = subprocess.Popen(
             [sys.executable, "-c", code, how],
             cwd=tmp_path,
-            env=environment,
+            env=environment | ({"PATH": path} if path else {}),  # without one there is no `setpriv`
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
-        assert done.stdout.readline() == b"[]\n"
-        children = psutil.Process(done.pid).children() if how == "wait" else []
+        assert program.stdout.readline() == b"[]\n"
+        children = psutil.Process(program.pid).children()
+        assert [child.name() for child in children] == ["vizdoom"]
         if how == "wait":
-            assert [child.name() for child in children] == ["vizdoom"]
-            done.kill()
-        done.communicate(timeout=60)
-        assert done.returncode == {"raise": 1, "wait": -9}.get(how, 0)
+            program.kill()
+        program.communicate(input=b"\n", timeout=60)
+        assert program.returncode == {"raise": 1, "wait": -9}.get(how, 0)
         deadline = time.monotonic() + 10
         while any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children):
-            assert time.monotonic() < deadline, "the engine outlived its program"
+            assert time.monotonic() < deadline, f"the engine outlived its program: {how}"
             time.sleep(0.05)
         assert not list(tmp_path.iterdir()), how
     assert not engines()
