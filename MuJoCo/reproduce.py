@@ -138,20 +138,15 @@ def returns_table(document: Mapping[str, Mapping[str, Any]], task: Task) -> str:
         rows.append(
             [
                 label.partition(", ")[2],
-                _cell(entry["return"], 0),
+                cell(entry["return"], 0),
                 f"{np.mean(entry['return']) / data_return:.2f}",
-                _cell(entry["normalised_score"], 1),
-                _cell(prompt_k.get("return"), 0),
-                _cell(prompt_k.get("normalised_score"), 1),
+                cell(entry["normalised_score"], 1),
+                cell(prompt_k.get("return"), 0),
+                cell(prompt_k.get("normalised_score"), 1),
             ]
         )
     header = ["", "return", "times the data's", "normalised score", "return, prompt K", "normalised score, prompt K"]
     return table(header, rows)
-
-
-def _cell(values: Sequence[float] | None, digits: int) -> str:
-    """As `cell`; a single value has no standard error."""
-    return f"{values[0]:.{digits}f}" if values and len(values) == 1 else cell(values, digits)
 
 
 def seed_table(document: Mapping[str, Mapping[str, Any]], seeds: Sequence[int]) -> str:
