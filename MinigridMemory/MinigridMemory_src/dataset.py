@@ -197,7 +197,7 @@ def load_windows(
     Raises:
         UserError: a file is missing or bad, no episode is short enough, or there are too few to split.
     """
-    # Late, as torch comes with it: --help and the processes that collect do without.
+    # Late, as torch comes with it: collect_traj.py and its processes do without.
     from RATE_model.windows import WindowDataset, split_episodes, whole_episodes
 
     files = [open_dataset(path) for path in paths]

@@ -1,7 +1,7 @@
 """An expert for Minigrid-Memory that sees what the agent sees, the 3x3 cells before it, and remembers.
 
 It goes west until the object of the room shows, turns round, goes east to the fork, looks into an arm and takes the one
-that matches. It is told neither where it is nor where the right arm is. It knows the shape of these mazes, and where it
+that matches. It is told neither where it is nor which arm is correct. It knows the shape of these mazes, and where it
 stands relative to its start: it keeps count of its own turns and steps, whichever of them were random.
 """
 
@@ -185,7 +185,7 @@ def expert_episodes(
     Raises:
         UserError: the size or the limit is out of range, or there is no seed.
     """
-    from RATE_model.evaluation import Episodes  # torch comes with it; processes that only play do without
+    from RATE_model.evaluation import Episodes  # late, as torch comes with it; see `generate`
 
     limit = expert_cap(size) if max_steps is None else max_steps
     played = play(size, seeds, random_length=random_length, max_steps=limit, flaws=flaws)

@@ -4,6 +4,9 @@ Seeds count up from ``FIRST_SEED``, far above those of any evaluation. Episodes 
 judged here in the order of their seeds: those of a wished length (and success) are kept until each of the four kinds,
 key or ball to remember, at the northern or the southern arm, has its quarter. So the file does not depend on the number
 of processes. What comes from them is small: encoded views, of which there are a few dozen, not pictures.
+
+A process that plays first imports the script that started it: `collect_traj.py` does without torch, so its processes do
+as well; those of a training that collects its data load torch too, some seconds each.
 """
 
 from __future__ import annotations
@@ -123,7 +126,7 @@ def generate(selection: Selection, path: Path, *, overwrite: bool = False, worke
     Raises:
         UserError: the file exists and is not to be replaced, cannot be written, or nothing suitable was played.
     """
-    from RATE_model.evaluation import progress_bar  # late, as torch comes with it: the processes that play do without
+    from RATE_model.evaluation import progress_bar  # late, as torch comes with it; see the module
 
     if path.exists() and not overwrite:
         raise UserError(f"'{path}' exists; add --overwrite true to replace it.")
