@@ -19,6 +19,7 @@ import psutil
 import vizdoom
 
 from RATE_model.errors import UserError
+from RATE_model.evaluation import rollout
 from VizDoom.VizDoom_src.engine import SCREEN
 from VizDoom.VizDoom_src.env import FORWARD, LEFT, OBSERVATION_SHAPE, RIGHT_FORWARD, register
 from VizDoom.VizDoom_src.resize import Bilinear
@@ -355,3 +356,27 @@ def test_errors_of_one_game_reach_the_caller_and_closing_ends_all(games):
     while engines() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not engines()
+
+
+class SpinningActor:
+    """Stands in for a model's actor: turns left in the first game, right in the second, and so on."""
+
+    def __init__(self, count):
+        self.rows = np.arange(count)
+
+    def act(self, observations, rewards):
+        assert observations.shape == (len(self.rows), *OBSERVATION_SHAPE) and len(rewards) == len(self.rows)
+        return self.rows % 2
+
+    def keep(self, rows):
+        self.rows = self.rows[rows]
+
+
+def test_episodes_are_rolled_out_side_by_side(game, games):
+    seeds = np.array([2, 6, 0])
+    episodes = rollout(SpinningActor(3), games(3), seeds=seeds, max_steps=300)
+    env = game()
+    for row, seed in enumerate(seeds):
+        steps = play(env, int(seed), [row % 2] * 200)
+        assert episodes.returns[row] == pytest.approx(sum(step[1] for step in steps))
+        assert episodes.lengths[row] == sum(not step[2] for step in steps) == 192
