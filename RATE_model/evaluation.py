@@ -46,9 +46,13 @@ def progress_bar(**arguments: object) -> tqdm:
 
 
 def side_by_side(model: RATE, cases: Sequence[int], episodes: int) -> Iterator[list[int]]:
-    """Groups of cases (lengths, sizes, ...) of so many episodes each that are worth acting in at once, in order."""
+    """Groups of cases (lengths, sizes, ...) of so many episodes each that are worth acting in at once, in order.
+
+    A case that is named twice is one case.
+    """
+    cases = list(dict.fromkeys(cases))
     at_once = max(1, _MEMORY_BUDGET // (episodes * bytes_per_row(model)))
-    return (list(cases[start : start + at_once]) for start in range(0, len(cases), at_once))
+    return (cases[start : start + at_once] for start in range(0, len(cases), at_once))
 
 
 def rollout(

@@ -105,7 +105,7 @@ def draw(model: RATE, played: dict[int, Episodes], options: Options) -> None:
         path = folder / "success_by_size.png"
         success_curve(rates, path, episodes=options.episodes, random_length=options.random_length)
         print(f"pictures: {path}")
-    for size in options.sizes if options.video else ():
+    for size in played if options.video else ():
         paths = record_videos(
             model,
             size,

@@ -109,6 +109,7 @@ def test_cases_are_grouped_in_order_as_memory_allows():
     assert [*side_by_side(model, cases, rows // 2)] == [[9, 3], [7, 5], [1]]
     assert [*side_by_side(model, cases, 10 * rows)] == [[case] for case in cases]
     assert [*side_by_side(model, [], 1)] == []
+    assert [*side_by_side(model, (9, 3, 9, 9, 7, 3), rows // 2)] == [[9, 3], [7]], "named twice is one case"
 
 
 @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP, None])
