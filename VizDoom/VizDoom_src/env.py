@@ -12,6 +12,7 @@ process.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import gymnasium
@@ -31,7 +32,6 @@ HEAL_REWARD = 1.0
 SEED_LIMIT = 2**32  # of the engine
 
 _COLOUR_STREAM = 1  # of the generators of a seed
-_RESIZE = Bilinear(SCREEN, OBSERVATION_SHAPE[1:])
 
 
 class VizDoomTwoColorsEnv(gymnasium.Env):
@@ -200,10 +200,16 @@ class VizDoomTwoColorsEnv(gymnasium.Env):
 
     def _see(self, screen: np.ndarray | None) -> None:
         self._screen = screen if self.render_mode is not None else None
-        self._observation = np.zeros(OBSERVATION_SHAPE, np.uint8) if screen is None else _RESIZE(screen)
+        self._observation = np.zeros(OBSERVATION_SHAPE, np.uint8) if screen is None else _resize()(screen)
 
     def _info(self) -> dict[str, Any]:
         return {"is_red": self._is_red, "health": self._health}
+
+
+@functools.cache
+def _resize() -> Bilinear:
+    """From the engine's pictures to observations; its tables are made once."""
+    return Bilinear(SCREEN, OBSERVATION_SHAPE[1:])
 
 
 def register() -> None:
