@@ -90,6 +90,9 @@ def play(
 ) -> dict[int, Episodes]:
     """Act in `episodes` mazes of each size, to the end or to `widest_cap`.
 
+    A size has the same result alone and among others, also where actions are drawn; those of one size are drawn from
+    one generator, so there they depend on the number of episodes.
+
     Args:
         model: in eval mode.
         sizes: odd, at least 7.
@@ -105,7 +108,9 @@ def play(
     if twins:
         own_seeds, cues = np.repeat(own_seeds, 2), np.tile(CUES, episodes)
         episodes *= 2
-    for group in side_by_side(model, sizes, episodes):
+    # Rows that act side by side draw from one generator: sizes that draw are played one by one.
+    groups = side_by_side(model, sizes, episodes) if greedy else ([size] for size in dict.fromkeys(sizes))
+    for group in groups:
         rows = np.repeat(np.asarray(group), episodes)
         caps = np.repeat([widest_cap(size) for size in group], episodes)
         mazes = MinigridMemoryVectorEnv(len(rows), rows, random_length=random_length, max_steps=caps)
