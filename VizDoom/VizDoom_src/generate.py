@@ -197,13 +197,20 @@ def _is_done(folder: Path, part: int, size: int, recipe: Recipe) -> bool:
     return False
 
 
+@contextlib.contextmanager
+def _opened(part: Path) -> Iterator[h5py.File]:
+    """The file of a part, checked, with what its compression needs."""
+    with TrajectoryFile(part), h5py.File(part) as file:
+        yield file
+
+
 def _join(parts: list[Path], recipe: Recipe, path: Path) -> None:
     """Write the episodes of all parts, in order, into one file."""
     from RATE_model.evaluation import progress_bar
 
-    attempts = 0
+    attempts, last_seed = 0, FIRST_DATA_SEED
     for part in parts:
-        with h5py.File(part) as file:
+        with _opened(part) as file:
             attempts += int(file[f"infos/{_ATTEMPT}"][:: recipe.steps].sum())
             last_seed = int(file["infos/seed"][-1])
     described = _described(recipe)
@@ -218,7 +225,7 @@ def _join(parts: list[Path], recipe: Recipe, path: Path) -> None:
     }
     with _writer(path, attributes) as writer, progress_bar(total=len(parts), desc="joining", unit="part") as bar:
         for part in parts:
-            with h5py.File(part) as file:
+            with _opened(part) as file:
                 for start in range(0, len(file["rewards"]), recipe.steps):
                     chosen = slice(start, start + recipe.steps)
                     writer.add_episode(

@@ -69,9 +69,13 @@ def test_a_file_holds_what_the_expert_saw_and_did(game, tmp_path):
 
 
 def test_the_content_does_not_depend_on_the_processes(tmp_path):
-    paths = [generate(QUICK, 30, tmp_path / f"{workers}.h5", workers=workers) for workers in (1, 2)]
-    assert_same_content(*paths)
-    assert not list(tmp_path.glob("*.parts"))
+    """Two by the command, one here."""
+    flags = ["--episodes", "30", "--steps", "12", "--noise", "0.2", "--workers", "2", "--output", "two.h5"]
+    done = subprocess.run([sys.executable, SCRIPT, *flags], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert done.stdout.startswith("two.h5: 30 episodes of 12 to 12 steps") and done.stdout.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["two.h5"]
+    assert_same_content(tmp_path / "two.h5", generate(QUICK, 30, tmp_path / "one.h5", workers=1))
 
 
 def test_an_interrupted_run_goes_on(tmp_path, monkeypatch, capsys):
@@ -106,7 +110,7 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch, capsys):
     assert_same_content(path, whole)
 
 
-def test_a_killed_run_leaves_no_process_and_goes_on(tmp_path, capsys):
+def test_a_killed_run_leaves_no_process_and_goes_on(tmp_path):
     """The command with two processes, killed in the middle and started again; compared with one that was not."""
     psutil = pytest.importorskip("psutil")
     flags = ["--episodes", "60", "--steps", "12", "--noise", "0.2", "--workers", "2", "--output", "data.h5"]
@@ -123,9 +127,9 @@ def test_a_killed_run_leaves_no_process_and_goes_on(tmp_path, capsys):
         assert time.monotonic() < deadline, f"left running: {alive}"
         time.sleep(0.05)
     assert not (tmp_path / "data.h5").exists()
-    main([*flags, "--output", str(tmp_path / "data.h5"), "--workers", "1"])
-    said = capsys.readouterr().out
-    assert "going on with" in said and "data.h5: 60 episodes of 12 to 12 steps, mean return" in said
+    done = subprocess.run([sys.executable, SCRIPT, *flags], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert "going on with" in done.stdout and "data.h5: 60 episodes of 12 to 12 steps, mean" in done.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["data.h5"]
     assert_same_content(tmp_path / "data.h5", generate(QUICK, 60, tmp_path / "whole.h5", workers=1))
 
