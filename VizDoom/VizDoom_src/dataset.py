@@ -52,6 +52,7 @@ class DataOptions:
     view: View = "limited"
     # Probability of a random action at each step of the expert
     noise: float = 0.0
+    # The scenario that is played
     scenario: Scenario = field(default_factory=Scenario)
     # Data to read instead: an .h5 file made here, or a folder of train_data_*.npz; the flags above then do nothing
     data_path: Path | None = None

@@ -160,6 +160,23 @@ def test_pillar_items_and_floor(game, variant):
         assert [items[45 + 15 * number] for number in range(9)] == list(range(21, 30))
 
 
+@pytest.mark.parametrize("variant", ["published", "clear"])
+def test_parameters_do_what_they_say(game, variant):
+    env = game(Scenario(variant, pillar_steps=3, items=100, spawn_tics=4), privileged=True)
+    env.reset(seed=2)
+    pillar, items = [], []
+    for step in range(12):
+        around = env.surroundings()
+        pillar.append(around.pillar)
+        items.append((len(around.right), len(around.wrong)))
+        env.step(step % 2)
+    assert pillar == [True] * 3 + [False] * 9
+    assert items[:3] == [(100, 100)] * 3 and [sum(pair) for pair in items[3::2]] == [201, 202, 203, 204, 205]
+    bare = game(Scenario(variant, pillar=False), privileged=True)
+    bare.reset(seed=2)
+    assert not bare.surroundings().pillar and len(bare.surroundings().right) == 10
+
+
 def health_by_step(env, seed, options, *, to_right_items):
     """A player that goes for items of one kind: health before and after each step, and the reward."""
     expert, over = Expert(np.random.default_rng(0), view="full"), False
