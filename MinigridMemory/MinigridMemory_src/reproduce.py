@@ -41,8 +41,6 @@ STUDY = Study(
         "RMT": ("--model_mode", "RMT"),
         "TrXL": ("--model_mode", "TrXL", "--mem_len", "240"),
         "DT": ("--model_mode", "DT", "--slide", "20"),
-        # No stage is solved: as many batches in all as the others take.
-        "RATE, bptt_segments 0": ("--model_mode", "RATE", "--bptt_segments", "0", "--stage_batches", "150"),
     },
     read_config=read_config,
     check=check,
