@@ -29,8 +29,7 @@ from RATE_model.options import exit_on_user_error, parse_options
 from RATE_model.reproduce import ROOT, Study, StudyOptions, cell, commits, final_results, made, table, write_results
 
 FAST = "MuJoCo/config_fast.yaml"
-# hopper-medium, which is learned in a third of the time, and halfcheetah-medium: what is added to the setting
-ENV_IDS = {6: ("--epochs", "6"), 0: ()}
+ENV_IDS = (6, 0)  # hopper-medium, halfcheetah-medium
 STEPS = 300_000  # of data
 EPISODES = 30  # of an evaluation
 SHORT = ("--epochs", "6", "--ckpt_epoch", "2")  # a third of the setting's batches
@@ -69,7 +68,7 @@ def study(env_id: int) -> Study:
         script="MuJoCo/train_rate_mujoco_ca.py",
         settings=(
             *("--config", FAST, "--env_id", str(env_id), "--data_path", str(data)),
-            *("--eval_episodes", str(EPISODES), "--online_inference", "false", *ENV_IDS[env_id]),
+            *("--eval_episodes", str(EPISODES), "--online_inference", "false"),
         ),
         models=MODELS | (LONG if task.robot is HALFCHEETAH else {}),
         read_config=read_config,
