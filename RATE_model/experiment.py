@@ -16,7 +16,7 @@ from RATE_model.model import RATE
 from RATE_model.optimization import Schedule, decay_over
 from RATE_model.options import to_flat_dict
 from RATE_model.precision import pick_device
-from RATE_model.runs import Interrupts, Run, check_run, open_run
+from RATE_model.runs import Interrupts, Run, check_run, open_run, run_seeds
 from RATE_model.settings import MAY_CHANGE, CurriculumOptions, RunOptions, TrainOptions
 from RATE_model.spec import EnvironmentSpec
 from RATE_model.tracking import Tracker
@@ -42,6 +42,20 @@ def check(config: Config, directory: Path, seed: int) -> Run:
         overwrite=config.run.overwrite,
         may_change=MAY_CHANGE,
     )
+
+
+def train_seeds(config: Config, check: Callable[[Any, int], Run], train: Callable[[Any, Run], object]) -> int:
+    """Train every seed of a configuration; all are checked before the first is trained.
+
+    Args:
+        config: of a script.
+        check, train: the script's own; `check` makes the run that `train` trains.
+
+    Returns:
+        The script's exit code: whether all finished (see `run_seeds`).
+    """
+    runs = {seed: check(config, seed) for seed in config.run.seeds}
+    return run_seeds(runs, lambda seed: train(config, runs[seed]))
 
 
 def plan(

@@ -28,7 +28,7 @@ from RATE_model.fit import StageData
 from RATE_model.limits import MAX_STEPS, at_least, at_most
 from RATE_model.model import RATE
 from RATE_model.options import Boolean, exit_on_user_error, parse_options
-from RATE_model.runs import Run, run_name, run_seeds
+from RATE_model.runs import Run, run_name
 from RATE_model.settings import ALIASES, CurriculumOptions, ModelOptions, RunOptions, TrainOptions
 from RATE_model.trainer import accuracy, last_steps_right
 from RATE_model.windows import Batch, WindowDataset
@@ -204,9 +204,7 @@ def read_config(argv: Sequence[str] | None = None) -> Config:
 def main(argv: Sequence[str] | None = None) -> int:
     """Train every seed that the flags ask for; the exit code says whether all finished."""
     with exit_on_user_error():
-        config = read_config(argv)
-        runs = {seed: check(config, seed) for seed in config.run.seeds}  # all, before the first is trained
-        return run_seeds(runs, lambda seed: train(config, runs[seed]))
+        return experiment.train_seeds(read_config(argv), check, train)
 
 
 if __name__ == "__main__":
