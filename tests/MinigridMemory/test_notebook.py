@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-import nbformat
 import pytest
-from nbclient import NotebookClient
+
+from tests.notebooks import assert_without_outputs, quiet_home, run_notebook
 
 pytest.importorskip("minigrid")
 
@@ -12,22 +12,12 @@ NOTEBOOK = Path(__file__).resolve().parents[2] / "MinigridMemory" / "MinigridMem
 
 
 def test_it_is_stored_without_outputs():
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
-    nbformat.validate(notebook)
-    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    assert code and all(cell.outputs == [] and cell.execution_count is None for cell in code)
+    assert_without_outputs(NOTEBOOK)
 
 
 def test_it_runs(tmp_path, monkeypatch):
-    for name in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_DATA_DIR", "JUPYTER_CONFIG_DIR"):
-        monkeypatch.setenv(name, str(tmp_path / name))  # nothing of the kernel in the user's home
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
-    client = NotebookClient(
-        notebook, timeout=240, kernel_name="python3", resources={"metadata": {"path": str(NOTEBOOK.parent)}}
-    )
-    client.execute()
-    outputs = [out for cell in notebook.cells if cell.cell_type == "code" for out in cell.outputs]
-    text = "".join(out.text for out in outputs if out.output_type == "stream")
-    assert sum("image/png" in out.get("data", {}) for out in outputs) == 4
+    quiet_home(tmp_path, monkeypatch)
+    text, pictures = run_notebook(NOTEBOOK, cwd=NOTEBOOK.parent)
+    assert sum(pictures) == 4
     assert "success: True" in text and "200 episodes of " in text and "different pictures in" in text
     assert "2 size + 14 steps {11: 1.0, 21: 1.0" in text and "151: 1.0}" in text

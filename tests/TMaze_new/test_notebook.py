@@ -5,11 +5,10 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
-import nbformat
 import pytest
-from nbclient import NotebookClient
 
 from RATE_model.checkpoints import save_checkpoint
+from tests.notebooks import assert_without_outputs, quiet_home, run_notebook
 from tests.small_models import VECTOR, K, N, small_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -17,30 +16,17 @@ NOTEBOOK = Path("TMaze_new/TMaze_new_notebooks/plot_attention_maps.ipynb")
 
 
 @pytest.fixture
-def quiet_home(tmp_path, monkeypatch):
-    """Nothing of the kernel is written into the user's home."""
-    for name in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_DATA_DIR", "JUPYTER_CONFIG_DIR"):
-        monkeypatch.setenv(name, str(tmp_path / name))
+def no_run(tmp_path, monkeypatch):
+    """No run is named, and nothing of the kernel is written into the user's home."""
+    quiet_home(tmp_path, monkeypatch)
     monkeypatch.delenv("RATE_RUN", raising=False)
 
 
-def run_notebook(path, *, cwd):
-    """Execute a copy in memory; returns the text it printed, and how many pictures each code cell showed."""
-    notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=240, kernel_name="python3", resources={"metadata": {"path": str(cwd)}}).execute()
-    outputs = [cell.outputs for cell in notebook.cells if cell.cell_type == "code"]
-    text = "".join(out.text for cell in outputs for out in cell if out.output_type == "stream")
-    return text, [sum("image/png" in out.get("data", {}) for out in cell) for cell in outputs]
-
-
 def test_it_is_stored_without_outputs():
-    notebook = nbformat.read(ROOT / NOTEBOOK, as_version=4)
-    nbformat.validate(notebook)
-    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    assert code and all(cell.outputs == [] and cell.execution_count is None for cell in code)
+    assert_without_outputs(ROOT / NOTEBOOK)
 
 
-def test_a_fresh_copy_trains_a_run_and_shows_that_its_memory_matters(tmp_path, quiet_home):
+def test_a_fresh_copy_trains_a_run_and_shows_that_its_memory_matters(tmp_path, no_run):
     copy = tmp_path / "copy"
     for package in ("RATE_model", "TMaze_new"):
         ignored = shutil.ignore_patterns("__pycache__", "TMaze_new_data", "TMaze_new_checkpoints")
@@ -56,7 +42,7 @@ def test_a_fresh_copy_trains_a_run_and_shows_that_its_memory_matters(tmp_path, q
     assert all(0.25 < rate < 0.75 for rate in knocked_out.values())
 
 
-def test_it_shows_the_run_it_is_given_from_anywhere_in_the_repository(tmp_path, quiet_home, monkeypatch):
+def test_it_shows_the_run_it_is_given_from_anywhere_in_the_repository(tmp_path, no_run, monkeypatch):
     run = tmp_path / "a_run"
     model = small_model("DT")
     state = {"config": asdict(model.config), "spec": asdict(VECTOR)}

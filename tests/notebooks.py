@@ -1,0 +1,32 @@
+"""Notebooks run headless, in a copy in memory."""
+
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+_HOMES = ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_DATA_DIR", "JUPYTER_CONFIG_DIR")
+
+
+def quiet_home(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of a kernel is written into the user's home."""
+    for name in _HOMES:
+        monkeypatch.setenv(name, str(folder / name))
+
+
+def assert_without_outputs(path: Path) -> None:
+    """The notebook is valid, has code, and is stored without what the code gave."""
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert code and all(cell.outputs == [] and cell.execution_count is None for cell in code)
+
+
+def run_notebook(path: Path, *, cwd: Path) -> tuple[str, list[int]]:
+    """Execute it in a folder; the text it printed, and how many pictures each code cell showed."""
+    notebook = nbformat.read(path, as_version=4)
+    NotebookClient(notebook, timeout=240, kernel_name="python3", resources={"metadata": {"path": str(cwd)}}).execute()
+    outputs = [cell.outputs for cell in notebook.cells if cell.cell_type == "code"]
+    text = "".join(out.text for cell in outputs for out in cell if out.output_type == "stream")
+    return text, [sum("image/png" in out.get("data", {}) for out in cell) for cell in outputs]
