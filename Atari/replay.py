@@ -1,0 +1,419 @@
+"""The DQN-replay format: dopamine's replay buffers on disk (Castro et al. 2018, arXiv 1812.06110), read and written.
+
+    {data}/{Game}/1/replay_logs/
+        $store$_observation_ckpt.N.gz   (n, 84, 84) uint8, single frames
+        $store$_action_ckpt.N.gz        (n,) int32
+        $store$_reward_ckpt.N.gz        (n,) float32
+        $store$_terminal_ckpt.N.gz      (n,) uint8, 1 on the last transition of an episode
+        add_count_ckpt.N.gz             () int64, transitions ever added to the buffer
+        invalid_range_ckpt.N.gz         (5,) int64, transitions around its cursor that are no samples
+
+Every file is one gzip member around what `numpy.save` writes. The public buffers hold a million transitions each,
+N = 0 to 49, in the order of play. Before every episode stand three transitions of zeros (a stack of four frames needs
+them); they are no play and are left out here. The first transitions of a buffer may be the rest of an episode that the
+buffer before began, the last ones the beginning of one that the next buffer ends: the first are used, the last are not,
+as nobody knows what they still earned.
+
+What a training asks for is selected as the published code does it (`Selection`), checked, and converted once to the
+project's own layout (`convert`). Only what is selected is decompressed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import os
+import shutil
+import zlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import h5py
+import numpy as np
+
+from RATE_model.atomic import sync_directory
+from RATE_model.errors import UserError
+from RATE_model.limits import at_least, at_most
+from RATE_model.trajectories import TrajectoryFile, TrajectoryWriter
+
+STACK = 4  # frames that an agent sees at once
+PADDING = STACK - 1  # transitions of zeros before every episode
+FRAME_SHAPE = (84, 84)
+CAPACITY = 1_000_000  # transitions of a public buffer
+PUBLISHED_BUFFERS = 50
+SOURCE_DIGEST = "source_digest"  # attribute of a converted file
+CLIPPED = "rewards_look_clipped"  # attribute of a converted file
+# Names of the stores, and the kinds of numbers that each may hold: dopamine has changed types within a kind.
+_STORES = {"observation": "u", "action": "iu", "reward": "f", "terminal": "biu"}
+_VERSION = 1  # of the conversion; another one converts anew
+_FRAME_BYTES = FRAME_SHAPE[0] * FRAME_SHAPE[1]
+_BLOCK = 2000  # frames that are in memory at a time
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which transitions of a DQN-replay copy are trained on."""
+
+    # DQN-replay data: buffers that are drawn from, 0 to this number less one
+    buffers: int = PUBLISHED_BUFFERS
+    # DQN-replay data: draw until there are so many transitions
+    transitions: int = 500_000
+    # DQN-replay data: whole episodes of a draw, in a row, behind those drawn from that buffer before
+    trajectories_per_buffer: int = 10
+    # DQN-replay data: only the first so many transitions of each buffer are looked at
+    buffer_transitions: int = 100_000
+    # DQN-replay data: seed of the draws
+    data_seed: int = 123
+
+    def validate(self) -> None:
+        """Raise a UserError for a value out of range."""
+        counts = ("buffers", "transitions", "trajectories_per_buffer", "buffer_transitions")
+        at_least(1, **{name: getattr(self, name) for name in counts})
+        at_least(0, data_seed=self.data_seed)
+        at_most(CAPACITY, buffer_transitions=self.buffer_transitions)
+        at_most(CAPACITY * PUBLISHED_BUFFERS, transitions=self.transitions)
+
+
+@dataclass(frozen=True, eq=False)
+class Buffer:
+    """One buffer's small stores, checked.
+
+    Attributes:
+        folder, number: where its files are.
+        starts, lengths: (E,) int64, first transition and number of transitions of every finished episode, the padding
+            before it included: frames tell what is padding, and are not read yet.
+        actions: (n,) int64; rewards: (n,) float32.
+    """
+
+    folder: Path
+    number: int
+    starts: np.ndarray
+    lengths: np.ndarray
+    actions: np.ndarray
+    rewards: np.ndarray
+
+    def episodes(self, count: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, int]]:
+        """The first `count` episodes without their padding; nothing behind them is decompressed.
+
+        Yields:
+            frames (T, 84, 84) uint8, actions (T,), rewards (T,), and how many transitions of padding were left out.
+
+        Raises:
+            UserError: the observations' file is damaged.
+        """
+        path = store_path(self.folder, "observation", self.number)
+        with _opened(path) as (stream, _, _):
+            for start, length in zip(self.starts[:count], self.lengths[:count], strict=True):
+                frames = _read_frames(stream, int(length), path)
+                actions, rewards = (column[start : start + length] for column in (self.actions, self.rewards))
+                padding = _leading_zeros(frames, actions, rewards)
+                yield frames[padding:], actions[padding:], rewards[padding:], padding
+
+
+def store_path(folder: Path, name: str, number: int) -> Path:
+    """The file of a store of a buffer."""
+    return folder / f"$store$_{name}_ckpt.{number}.gz"
+
+
+def find_replay_logs(place: Path, game: str) -> Path | None:
+    """The folder of a game's buffers: `place` itself, or below it as {Game}/1/replay_logs; None: there are none."""
+    for folder in (place, place / "replay_logs", place / "1" / "replay_logs", place / game / "1" / "replay_logs"):
+        if folder.is_dir() and buffer_numbers(folder):
+            return folder
+    return None
+
+
+def buffer_numbers(folder: Path) -> list[int]:
+    """The numbers of the buffers of which any store is there, ascending."""
+    names = (path.name.removesuffix(".gz").rpartition("_ckpt.")[2] for path in folder.glob("$store$_*_ckpt.*.gz"))
+    return sorted({int(name) for name in names if name.isdigit()})
+
+
+def read_buffer(folder: Path, number: int, *, num_actions: int, limit: int = CAPACITY) -> Buffer:
+    """A buffer without its frames.
+
+    Args:
+        folder: of the files.
+        number: N.
+        num_actions: actions lie between 0 and num_actions - 1.
+        limit: episodes that end behind the first so many transitions are left out.
+
+    Raises:
+        UserError: a store is missing, truncated or damaged, or holds something else; stores differ in length.
+    """
+    paths = {name: store_path(folder, name, number) for name in _STORES}
+    if missing := [path.name for path in paths.values() if not path.is_file()]:
+        raise UserError(
+            f"buffer {number} in '{folder}' is incomplete: there is no {', '.join(missing)}; copy what is missing, or "
+            "move the other files of this buffer away"
+        )
+    lengths = {name: _check_header(path, name) for name, path in paths.items()}
+    if len(set(lengths.values())) > 1:
+        listed = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        raise UserError(f"buffer {number} in '{folder}' has stores of different lengths ({listed}): copy it again")
+    actions, rewards, terminals = (_read_numbers(paths[name]) for name in ("action", "reward", "terminal"))
+    if (bad := (actions < 0) | (actions >= num_actions)).any():
+        where = int(np.argmax(bad))
+        raise UserError(
+            f"'{paths['action']}' has action {actions[where]} at transition {where}; allowed is 0 to "
+            f"{num_actions - 1}: is this the game that --game names?"
+        )
+    if not (finite := np.isfinite(rewards)).all():
+        raise UserError(f"'{paths['reward']}' has a NaN or infinite reward at transition {int(np.argmin(finite))}")
+    stops = np.flatnonzero(terminals[:limit]) + 1
+    starts = np.concatenate([[0], stops[:-1]])[: len(stops)]
+    return Buffer(folder, number, starts, stops - starts, actions.astype(np.int64), rewards.astype(np.float32))
+
+
+def _leading_zeros(frames: np.ndarray, actions: np.ndarray, rewards: np.ndarray) -> int:
+    """Transitions of padding that an episode begins with: at most three, in which everything is zero."""
+    count = 0
+    while count < min(PADDING, len(frames)) and not (actions[count] or rewards[count] or frames[count].any()):
+        count += 1
+    return count
+
+
+def select(folder: Path, selection: Selection, *, num_actions: int) -> list[tuple[Buffer, int]]:
+    """Which episodes are trained on: buffers by number, and how many of each one's first episodes.
+
+    A buffer is drawn uniformly, and the next `trajectories_per_buffer` of its episodes are taken, until there are
+    enough transitions or no buffer has an episode left.
+
+    Raises:
+        UserError: see `read_buffer`; or there is no buffer below `selection.buffers`, or no whole episode in them.
+    """
+    numbers = buffer_numbers(folder)
+    open_ = [number for number in numbers if number < selection.buffers]
+    if not open_:
+        raise UserError(f"--buffers {selection.buffers}: '{folder}' has buffers {numbers[0]} to {numbers[-1]} only")
+    generator = np.random.default_rng(selection.data_seed)
+    drawn: dict[int, Buffer] = {}
+    taken: dict[int, int] = {}
+    total = 0
+    while open_ and total < selection.transitions:
+        number = open_[generator.integers(len(open_))]
+        if number not in drawn:
+            drawn[number] = read_buffer(folder, number, num_actions=num_actions, limit=selection.buffer_transitions)
+        buffer, begin = drawn[number], taken.get(number, 0)
+        end = min(begin + selection.trajectories_per_buffer, len(buffer.lengths))
+        # As the last draw: no more episodes than it takes to have enough.
+        enough = begin + 1 + int(np.searchsorted(np.cumsum(buffer.lengths[begin:end]), selection.transitions - total))
+        end = min(end, enough)
+        total += int(buffer.lengths[begin:end].sum())
+        taken[number] = end
+        if end == len(buffer.lengths):
+            open_.remove(number)
+    if total == 0:
+        raise UserError(
+            f"'{folder}': no episode ends within the first {selection.buffer_transitions} transitions of a buffer; "
+            "raise --buffer_transitions"
+        )
+    return [(drawn[number], taken[number]) for number in sorted(taken) if taken[number]]
+
+
+def conversion_path(folder: Path, selection: Selection, game: str, directory: Path) -> Path:
+    """Where in a directory the conversion of a selection is kept: a name for each folder and selection."""
+    digest = hashlib.sha256(repr((str(folder.resolve()), asdict(selection))).encode()).hexdigest()[:8]
+    return directory / f"{game.lower()}_dqn_replay_{digest}.h5"
+
+
+def convert(folder: Path, target: Path, selection: Selection, *, game: str, num_actions: int) -> Path:
+    """Convert a selection to a trajectory file of single frames (1, 84, 84), or return the one that is there.
+
+    It is made again if a file in `folder` has changed since. What was read is printed: how many transitions, how many
+    of padding were left out, and whether rewards look clipped.
+
+    Args:
+        folder: with the buffers of a game.
+        target: the file to make; see `conversion_path`.
+        game: its name, for the attributes.
+        num_actions: of the game.
+
+    Raises:
+        UserError: see `select`; or the target cannot be written. Nothing is left behind then.
+    """
+    digest = _digest(folder, selection)
+    if target.exists() and _digest_of(target) == digest:
+        return target
+    chosen = select(folder, selection, num_actions=num_actions)
+    counts = {buffer.number: count for buffer, count in chosen}
+    clipped = rewards_look_clipped(buffer.rewards[: int(buffer.lengths[:count].sum())] for buffer, count in chosen)
+    attributes = {"environment": game, "generator": "dqn-replay", "selection": asdict(selection), "source": str(folder)}
+    attributes |= {SOURCE_DIGEST: digest, CLIPPED: clipped, "episodes_of_buffers": counts}
+    padding = steps = 0
+    with TrajectoryWriter(
+        target,
+        observation_shape=(1, *FRAME_SHAPE),
+        observation_dtype="uint8",
+        action_dtype=np.min_scalar_type(num_actions - 1),
+        attributes=attributes,
+    ) as writer:
+        for buffer, count in chosen:
+            for frames, actions, rewards, skipped in buffer.episodes(count):
+                padding += skipped
+                steps += len(actions)
+                if len(actions):
+                    writer.add_episode(frames[:, None], actions, rewards, terminal=True)
+    note = ": they look clipped, and returns count them so" if clipped else ", not clipped"
+    print(
+        f"'{folder}': {steps} transitions of {sum(counts.values())} episodes from {len(counts)} buffers converted into "
+        f"'{target}'; {padding} transitions of padding left out; rewards lie {'within' if clipped else 'outside'} "
+        f"[-1, 1]{note}",
+        flush=True,
+    )
+    return target
+
+
+def rewards_look_clipped(columns: Iterator[np.ndarray]) -> bool:
+    """Whether no reward is beyond [-1, 1]. In a game whose rewards are all of size 1, such as Pong, nothing is lost."""
+    return all(np.abs(column).max(initial=0.0) <= 1 for column in columns)
+
+
+def export_replay(
+    source: str | Path, directory: str | Path, *, game: str, capacity: int = CAPACITY, clip_rewards: bool = False
+) -> Path:
+    """Write a trajectory file of single frames as DQN-replay files.
+
+    Every episode's end is a terminal, also that of one that was cut off: the format knows no other end. An episode
+    that does not fit into a buffer any more goes into the next one.
+
+    Args:
+        source: a trajectory file with observations (1, 84, 84) uint8 and discrete actions.
+        directory: gets {game}/1/replay_logs, which must not be there yet.
+        game: name of the folder, such as Breakout.
+        capacity: transitions of a buffer, padding included, at most.
+        clip_rewards: to [-1, 1], as dopamine does before it stores them.
+
+    Returns:
+        The folder of the files.
+
+    Raises:
+        UserError: the source is bad, an episode is longer than a buffer, or nothing can be written. Nothing is left
+            behind then.
+    """
+    target = Path(directory) / game / "1" / "replay_logs"
+    if target.exists():
+        raise UserError(f"'{target}' is there already: move it away, or name another folder")
+    temporary = target.with_name(f".replay_logs.{os.getpid()}.tmp")
+    with TrajectoryFile(source, observation_shape=(1, *FRAME_SHAPE), observation_dtype="uint8") as file:
+        if file.lengths.max() + PADDING > capacity:
+            raise UserError(f"'{source}' has an episode of {file.lengths.max()} steps; a buffer holds {capacity}")
+        try:
+            temporary.mkdir(parents=True)
+            for number, episodes in enumerate(_into_buffers(file.lengths, capacity)):
+                _write_buffer(file, episodes, temporary, number, clip_rewards)
+            sync_directory(temporary)
+            os.replace(temporary, target)
+            sync_directory(target.parent)
+        except OSError as error:
+            raise UserError(f"'{target}' cannot be written: {error.strerror or error}") from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return target
+
+
+def _into_buffers(lengths: np.ndarray, capacity: int) -> list[np.ndarray]:
+    """Numbers of the episodes of each buffer, in order."""
+    buffers: list[list[int]] = [[]]
+    used = 0
+    for episode, length in enumerate(lengths + PADDING):
+        if used + length > capacity:
+            buffers.append([])
+            used = 0
+        buffers[-1].append(episode)
+        used += length
+    return [np.array(episodes) for episodes in buffers]
+
+
+def _write_buffer(file: TrajectoryFile, episodes: np.ndarray, folder: Path, number: int, clip_rewards: bool) -> None:
+    """The six files of one buffer."""
+    lengths = file.lengths[episodes]
+    total = int((lengths + PADDING).sum())
+    first = int(file.starts[episodes[0]])
+    # Where the file's steps stand in the buffer: each episode behind the padding of all episodes up to it.
+    place = np.arange(lengths.sum()) + PADDING * (1 + np.repeat(np.arange(len(episodes)), lengths))
+    actions, rewards, terminals = np.zeros(total, np.int32), np.zeros(total, np.float32), np.zeros(total, np.uint8)
+    steps = slice(first, first + int(lengths.sum()))
+    actions[place], rewards[place] = file.actions[steps], file.rewards[steps]
+    if clip_rewards:
+        np.clip(rewards, -1, 1, out=rewards)
+    terminals[np.cumsum(lengths + PADDING) - 1] = 1
+    cursor = total  # as if the buffer went on: the transitions around its end are no samples
+    invalid = (np.arange(cursor - 1, cursor + STACK)) % total
+    small = {"$store$_action": actions, "$store$_reward": rewards, "$store$_terminal": terminals}
+    for name, values in (small | {"add_count": np.array(total), "invalid_range": invalid}).items():
+        with gzip.open(folder / f"{name}_ckpt.{number}.gz", "wb", compresslevel=6) as stream:
+            np.save(stream, values, allow_pickle=False)
+    with gzip.open(store_path(folder, "observation", number), "wb", compresslevel=6) as stream:
+        header = {"descr": "|u1", "fortran_order": False, "shape": (total, *FRAME_SHAPE)}
+        np.lib.format.write_array_header_1_0(stream, header)
+        for episode in episodes:
+            stream.write(bytes(PADDING * _FRAME_BYTES))
+            stop = int(file.starts[episode] + file.lengths[episode])
+            for start in range(int(file.starts[episode]), stop, _BLOCK):
+                stream.write(file.read(start, min(start + _BLOCK, stop))[0])
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[BinaryIO, tuple[int, ...], np.dtype]]:
+    """A store's stream behind its header, with shape and type. What damages raise becomes a `UserError`."""
+    try:
+        with gzip.open(path, "rb") as stream:
+            version = np.lib.format.read_magic(stream)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, fortran, dtype = read(stream)
+            if fortran and len(shape) > 1:
+                raise ValueError("it is stored column by column")
+            yield stream, shape, dtype
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise UserError(f"'{path}' is truncated or damaged ({error}): copy it again") from error
+
+
+def _check_header(path: Path, name: str) -> int:
+    """The number of transitions in a store, by its header; the rest of the file is not decompressed.
+
+    The last four bytes of a gzip file are the size of what it holds, modulo 2^32: a file that was cut off shows there.
+    """
+    with _opened(path) as (stream, shape, dtype):
+        expected = (len(shape) and shape[0], *FRAME_SHAPE) if name == "observation" else shape[:1]
+        if shape != expected or not shape or dtype.kind not in _STORES[name]:
+            wanted = "frames (n, 84, 84) uint8" if name == "observation" else "one number per transition"
+            raise UserError(f"'{path}' holds {dtype} {shape}; expected {wanted}")
+        size = stream.tell() + int(np.prod(shape)) * dtype.itemsize
+    with open(path, "rb") as file:
+        file.seek(-4, os.SEEK_END)
+        stated = int.from_bytes(file.read(4), "little")
+    if stated != size % 2**32:
+        raise UserError(f"'{path}' is truncated: its end does not say that it holds {size} bytes; copy it again")
+    return shape[0]
+
+
+def _read_numbers(path: Path) -> np.ndarray:
+    """A whole store of numbers, with the checksum of the file verified."""
+    with _opened(path) as (stream, shape, dtype):
+        content = stream.read()  # to the end, where the checksum is
+        return np.frombuffer(content, dtype, count=shape[0])
+
+
+def _read_frames(stream: BinaryIO, count: int, path: Path) -> np.ndarray:
+    """The next frames of a stream, (count, 84, 84) uint8."""
+    content = stream.read(count * _FRAME_BYTES)
+    if len(content) < count * _FRAME_BYTES:
+        raise UserError(f"'{path}' is truncated: copy it again")
+    return np.frombuffer(content, np.uint8).reshape(count, *FRAME_SHAPE)
+
+
+def _digest(folder: Path, selection: Selection) -> str:
+    """Of the selection and of names, sizes and times of change of all stores."""
+    stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.glob("$store$_*"))]
+    return hashlib.sha256(repr((_VERSION, asdict(selection), stats)).encode()).hexdigest()
+
+
+def _digest_of(target: Path) -> Any:
+    """That of a converted file; None if it is none."""
+    with contextlib.suppress(OSError), h5py.File(target, "r") as file:
+        return file.attrs.get(SOURCE_DIGEST)
+    return None
