@@ -1,0 +1,1 @@
+"""Atari: Breakout, Qbert, Seaquest, Pong and any other game of ale-py, from DQN-replay data or from our own."""

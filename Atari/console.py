@@ -1,0 +1,141 @@
+"""The emulator of one game: decisions of four frames, what the agent sees of them, and states to go back to.
+
+This is the preprocessing of the published system and of the DQN-replay data (Mnih et al. 2015; Machado et al. 2018,
+arXiv 1709.06009): a decision holds its action for four frames; of the last two, the brighter grey of every pixel is
+taken, as the console draws some objects on every second frame only; the picture is averaged down to 84x84.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from Atari.games import Game, ale_py, rom_path
+
+if TYPE_CHECKING:
+    from ale_py import ALEState
+
+FRAME_SKIP = 4  # frames of a decision
+FRAMES_PER_SECOND = 60
+SIZE = 84  # rows and columns of what the agent sees
+
+
+class Console:
+    """One game, switched on.
+
+    The emulator itself draws nothing at random: what happens is a function of the actions since `switch_on`.
+
+    Args:
+        game: which.
+
+    Raises:
+        UserError: ale-py is missing.
+    """
+
+    def __init__(self, game: Game) -> None:
+        package = ale_py()
+        self.game = game
+        self._emulator = package.ALEInterface()
+        self._emulator.setInt("random_seed", 0)
+        self._emulator.setFloat("repeat_action_probability", 0.0)
+        self._emulator.loadROM(rom_path(game.rom))
+        self._emulator.reset_game()
+        self._begin = self._emulator.cloneState()
+        self._actions = self._emulator.getMinimalActionSet()
+        names = [action.name for action in self._actions]
+        self.fire = names.index("FIRE") if "FIRE" in names else None
+        self.noop = names.index("NOOP")
+        self._screens = np.zeros((2, *self._emulator.getScreenDims()), dtype=np.uint8)
+        self._act, self._look = self._emulator.act, self._emulator.getScreenGrayscale
+        self._game_over = self._emulator.game_over
+
+    @property
+    def lives(self) -> int:
+        """Lives left; 0 all along in games without lives."""
+        return self._emulator.lives()
+
+    @property
+    def over(self) -> bool:
+        """Whether the game is over."""
+        return self._game_over()
+
+    def switch_on(self, idle_frames: int = 0) -> None:
+        """Begin a game, and let so many frames pass without a button pressed."""
+        self._emulator.restoreState(self._begin)
+        idle = self._actions[self.noop]
+        for _ in range(idle_frames):
+            self._act(idle)
+        if self.over:  # no known game ends that early
+            self._emulator.restoreState(self._begin)
+        self._screens[0] = 0
+        self._look(self._screens[1])
+
+    def press(self, action: int, *, before: int | None = None, stuck: np.ndarray | None = None) -> float:
+        """One decision: hold an action for four frames, or until the game is over.
+
+        Args:
+            action: 0 to ``game.actions`` - 1.
+            before: the action of the decision before, which sticks in ``stuck`` frames.
+            stuck: (4,) bool, the frames in which the action before goes on (sticky actions); None: none.
+
+        Returns:
+            The points of these frames.
+        """
+        held = [self._actions[action]] * FRAME_SKIP
+        if stuck is not None and before is not None and stuck[0]:
+            # An action that got through stays: a later stuck frame repeats it.
+            through = int(np.argmin(stuck)) if not stuck.all() else FRAME_SKIP
+            held[:through] = [self._actions[before]] * through
+        act, look, screens = self._act, self._look, self._screens
+        points = act(held[0]) + act(held[1])
+        if self._game_over():
+            look(screens[1])
+            return points
+        points += act(held[2])
+        look(screens[0])
+        points += act(held[3])
+        look(screens[1])
+        return points
+
+    def simulate(self, action: int) -> float:
+        """As `press`, for what nobody looks at: `observation` is not what it shows afterwards."""
+        held, act = self._actions[action], self._act
+        return act(held) + act(held) + act(held) + act(held)
+
+    def observation(self) -> np.ndarray:
+        """What the agent sees after a decision: (84, 84) uint8, grey."""
+        rows, columns = _area_weights(*self._screens.shape[1:])
+        picture = np.maximum(self._screens[0], self._screens[1]).astype(np.float32)
+        return np.rint(rows @ picture @ columns).astype(np.uint8)
+
+    def picture(self) -> np.ndarray:
+        """The last frame in colour: (210, 160, 3) uint8; a few games have 250 rows."""
+        return self._emulator.getScreenRGB()
+
+    def memory(self) -> np.ndarray:
+        """The console's memory: (128,) uint8."""
+        return self._emulator.getRAM()
+
+    def save(self) -> ALEState:
+        """The state of the game, for `restore`."""
+        return self._emulator.cloneState()
+
+    def restore(self, state: Any) -> None:
+        """Go back to a state of this console. What the agent sees is not part of it."""
+        self._emulator.restoreState(state)
+
+
+@functools.cache
+def _area_weights(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Matrices (84, height) and (width, 84): the mean over the area that each new pixel covers."""
+    return _overlaps(height, SIZE), np.ascontiguousarray(_overlaps(width, SIZE).T)
+
+
+def _overlaps(old: int, new: int) -> np.ndarray:
+    """(new, old) float32: which share of each new cell every old one has."""
+    edges = np.arange(new + 1) * (old / new)
+    cells = np.arange(old)
+    overlap = np.minimum(edges[1:, None], cells + 1) - np.maximum(edges[:-1, None], cells)
+    return (overlap.clip(min=0) * (new / old)).astype(np.float32)

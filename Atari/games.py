@@ -1,0 +1,98 @@
+"""The games: how many actions they have, which return to ask for, and what their scores are measured by.
+
+Four games are described here; every other game that ale-py brings works as well, by its ROM's name in CamelCase
+(`space_invaders` is ``SpaceInvaders``), with the return to ask for given by hand and without a normalised score.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+from RATE_model.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Game:
+    """A game as the model meets it. What is None is known of the four games only."""
+
+    name: str  # in CamelCase
+    actions: int  # of the minimal action set: those that do something in this game
+    target_return: float | None = None  # to ask for in evaluation; unclipped points
+    # Mean scores of a random player and of a human one: the 0 and the 100 of the normalised score
+    random_score: float | None = None
+    human_score: float | None = None
+
+    @property
+    def rom(self) -> str:
+        """ale-py's name of the game."""
+        return _roms()[self.name.lower()]
+
+    def normalised_score(self, returns: float | np.ndarray) -> float | np.ndarray | None:
+        """Score of undiscounted, unclipped returns, in percent of a human player's; None where no one measured it."""
+        if self.random_score is None or self.human_score is None:
+            return None
+        return 100 * (returns - self.random_score) / (self.human_score - self.random_score)
+
+
+# Targets: the published ones. Random and human scores: the constants of the 57 games in use since Wang et al. 2016
+# (arXiv 1511.06581); the Decision Transformer's gamer-normalised scores (arXiv 2106.01345) round the same ones.
+GAMES: dict[str, Game] = {
+    game.name: game
+    for game in (
+        Game(name="Breakout", actions=4, target_return=180, random_score=1.7, human_score=30.5),
+        Game(name="Qbert", actions=6, target_return=14000, random_score=163.9, human_score=13455.0),
+        Game(name="Seaquest", actions=18, target_return=1150, random_score=68.4, human_score=42054.7),
+        Game(name="Pong", actions=6, target_return=20, random_score=-20.7, human_score=14.6),
+    )
+}
+
+
+def game(name: str) -> Game:
+    """The game of this name; upper and lower case do not matter.
+
+    Raises:
+        UserError: there is no such game, or it is none of the four and ale-py, which knows it, is missing.
+    """
+    known = next((one for one in GAMES.values() if one.name.lower() == name.lower()), None)
+    if known is not None:
+        return known
+    rom = _roms().get(name.lower())
+    if rom is None:
+        raise UserError(
+            f"--game {name}: there is no such game. {', '.join(GAMES)} are described here, and any ALE game works with "
+            "--game, spelled as ale-py's ROM in CamelCase (space_invaders is SpaceInvaders)."
+        )
+    emulator = ale_py().ALEInterface()
+    emulator.loadROM(rom_path(rom))
+    return Game(name=_camel_case(rom), actions=len(emulator.getMinimalActionSet()))
+
+
+def ale_py() -> ModuleType:
+    """The package ale-py, told to be quiet. Raises UserError where it is missing."""
+    try:
+        package = importlib.import_module("ale_py")
+    except ImportError as error:
+        raise UserError("Atari games need the package ale-py: pip install -e '.[atari]'") from error
+    package.ALEInterface.setLoggerMode(package.LoggerMode.Error)
+    return package
+
+
+def rom_path(rom: str) -> Path:
+    """The file of a game, given by ale-py's name of it."""
+    ale_py()
+    return importlib.import_module("ale_py.roms").get_rom_path(rom)
+
+
+def _camel_case(rom: str) -> str:
+    return "".join(word.capitalize() for word in rom.split("_"))
+
+
+def _roms() -> dict[str, str]:
+    """Names in lower case without gaps, and ale-py's."""
+    ale_py()
+    return {_camel_case(rom).lower(): rom for rom in importlib.import_module("ale_py.roms").get_all_rom_ids()}
