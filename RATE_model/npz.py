@@ -7,6 +7,14 @@ This is how the published collectors left their data. A file holds, under names 
     rewards       (T,)
     dones         (T,)      nonzero on the last step, if the episode ended there
 
+Dreamer-style collectors leave rows instead of steps (`NpzKeys.rows`): an image, the action that *led* to it and the
+reward that came with it. The action taken on an image, and what followed, stand in the next row:
+
+    row           0         1         2     ...   T                step        0       1      ...   T - 1
+    images        o0        o1        o2          oT               observation o0      o1           o(T-1)
+    actions       nothing   a0        a1          a(T-1)     ->    action      a0      a1           a(T-1)
+    rewards       0         r0        r1          r(T-1)           reward      r0      r1           r(T-1)
+
 Files are taken in the order of the numbers in their names. One that is damaged or holds something else is refused, with
 the reason; the rest is converted, and the conversion is kept until the folder changes.
 """
@@ -21,7 +29,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import h5py
 import numpy as np
@@ -32,18 +40,28 @@ from RATE_model.trajectories import TrajectoryWriter
 PATTERN = "train_data_*.npz"
 REASONS_SHOWN = 3
 DIGEST = "source_digest"  # attribute of a converted file
-_VERSION = 1  # of the conversion; another one converts anew
+_VERSION = 2  # of the conversion; another one converts anew
 _GREY = 0.1  # largest distance of a pixel from a whole grey level, of 255; half precision needs 0.06
+
+
+# What a row of a file holds: see `NpzKeys.rows`.
+Rows = Literal["steps", "arrivals", "auto"]
 
 
 @dataclass(frozen=True)
 class NpzKeys:
-    """Names of the arrays in a file."""
+    """Names of the arrays in a file, and how they are arranged."""
 
-    observations: str = "obs"
+    observations: str | tuple[str, ...] = "obs"  # of several names the first that a file has
     actions: str = "action"
     rewards: str = "reward"
     dones: str | None = "done"  # None: there is no such array, episodes were cut off
+    # steps: an observation, the action taken on it, its reward; one more observation than actions is left out.
+    # arrivals: the action that led to the observation, and its reward; T + 1 rows are T steps.
+    # auto: arrivals if the first row's action is no action (all zeros); any other file is refused, as nothing tells.
+    rows: Rows = "steps"
+    one_hot: bool = False  # actions are (T, num_actions), one 1 in each row
+    channels_last: bool = False  # images are (T, H, W, C)
 
 
 @dataclass(frozen=True)
@@ -69,6 +87,9 @@ class _Refused(Exception):
     """Why a file cannot be used."""
 
 
+_UNCLEAR = "does not tell whether an action was taken on the image of its row or led to it"
+
+
 def find_npz(folder: str | Path, pattern: str = PATTERN) -> list[Path]:
     """The files of a folder whose names match, by the numbers in their names.
 
@@ -83,27 +104,31 @@ def find_npz(folder: str | Path, pattern: str = PATTERN) -> list[Path]:
     return sorted((path for path in Path(folder).glob(pattern) if path.is_file()), key=natural)
 
 
-def given_data(source: Path, target: Path, **conversion: Any) -> Path:
-    """The file of trajectories that ``--data_path`` names, or the conversion of the folder that it names.
+def given_data(
+    source: Path, target: Path, *, pattern: str = PATTERN, named: str = "--data_path", **conversion: Any
+) -> Path:
+    """The file of trajectories that a flag or setting names, or the conversion of the folder that it names.
 
     Args:
-        source: the file, or the folder of ``train_data_*.npz``.
+        source: the file, or the folder of .npz files.
         target: what a folder is converted into; see `conversion_path`.
+        pattern: names of the files in a folder.
+        named: the flag or setting.
         conversion: the further arguments of `import_npz`.
 
     Raises:
         UserError: there is no such file or folder, it holds no data, or see `import_npz`.
     """
     if source.is_dir():
-        if not find_npz(source):
+        if not find_npz(source, pattern):
             own = sorted(source.glob("*.h5"))
             advice = f" To train on '{own[0].name}' in it, name that file." if own else ""
-            raise UserError(f"--data_path '{source}': this folder holds no {PATTERN}.{advice}")
-        return import_npz(source, target, **conversion)
+            raise UserError(f"{named} '{source}': this folder holds no {pattern}.{advice}")
+        return import_npz(source, target, pattern=pattern, **conversion)
     if not source.is_file():
-        raise UserError(f"--data_path '{source}': there is no such file or folder")
+        raise UserError(f"{named} '{source}': there is no such file or folder")
     if source.suffix == ".npz":
-        raise UserError(f"--data_path '{source}': one episode is no dataset; give the folder of the {PATTERN}")
+        raise UserError(f"{named} '{source}': one episode is no dataset; give the folder of the {pattern}")
     return source
 
 
@@ -135,7 +160,7 @@ def import_npz(
     Args:
         folder: with the files.
         target: the trajectory file to make. One that is there and is not a conversion is left alone.
-        observation_shape: of one image, in the order in which the files hold it.
+        observation_shape: of one image as it is to be kept; see `NpzKeys.channels_last`.
         num_actions: actions lie between 0 and num_actions - 1.
         pattern: names of the files.
         keys: names of the arrays; None: those of `NpzKeys`.
@@ -211,17 +236,22 @@ def _digest_of(target: Path, folder: Path) -> str:
 def _read(path: Path, layout: _Layout, shapes: dict[str, tuple[int, ...]]) -> _Episode:
     """The episode in a file. Raises `_Refused`."""
     keys = layout.keys
-    names = [keys.observations, keys.actions, keys.rewards, *filter(None, [keys.dones]), *layout.infos]
-    arrays = _arrays(path, names)
-    observations, actions, rewards = (arrays[name] for name in names[:3])
+    observed = (keys.observations,) if isinstance(keys.observations, str) else keys.observations
+    others = [keys.actions, keys.rewards, *filter(None, [keys.dones]), *layout.infos]
+    arrays = _arrays(path, [observed, *((name,) for name in others)])
+    (name,) = (name for name in observed if name in arrays)
+    observations, actions, rewards = (arrays[key] for key in (name, keys.actions, keys.rewards))
     if rewards.ndim != 1 or len(rewards) == 0:
         raise _Refused(f"has '{keys.rewards}' of shape {rewards.shape}; expected one number per step")
-    steps = len(rewards)
-    if observations.shape != (steps, *layout.observation_shape):
-        expected = (steps, *layout.observation_shape)
-        raise _Refused(f"has '{keys.observations}' of shape {observations.shape}; expected {expected}")
-    if actions.shape != (steps,) or actions.dtype.kind not in "iu":
-        raise _Refused(f"has '{keys.actions}' {actions.dtype} {actions.shape}; expected {steps} integers")
+    rows = len(rewards)
+    if keys.channels_last and observations.ndim == 4:
+        observations = np.moveaxis(observations, -1, 1)
+    if observations.shape[1:] != layout.observation_shape or len(observations) - rows not in (0, 1):
+        expected, found = (rows, *layout.observation_shape), observations.shape
+        if keys.channels_last and len(expected) == len(found) == 4:
+            expected, found = (tuple(np.array(shape)[[0, 2, 3, 1]].tolist()) for shape in (expected, found))
+        raise _Refused(f"has '{name}' of shape {found}; expected {expected}")
+    steps, actions, rewards = _steps(len(observations), actions, rewards, layout)
     if actions.min() < 0 or actions.max() >= layout.num_actions:
         bounds = f"{actions.min()} to {actions.max()}; allowed is 0 to {layout.num_actions - 1}"
         raise _Refused(f"has actions from {bounds}")
@@ -229,25 +259,62 @@ def _read(path: Path, layout: _Layout, shapes: dict[str, tuple[int, ...]]) -> _E
         rewards = rewards.astype(np.float32)
     if not np.isfinite(rewards).all():
         raise _Refused(f"has a NaN or infinite value in '{keys.rewards}'")
-    terminal = keys.dones is not None and _ends(arrays[keys.dones], steps, keys.dones)
-    infos = {name: _info(arrays[name], steps, name) for name in layout.infos}
-    for name, values in infos.items():
-        if shapes.setdefault(name, values.shape[1:]) != values.shape[1:]:
-            raise _Refused(f"has '{name}' of shape {values.shape[1:]} a step; the files before have {shapes[name]}")
-    return _Episode(_images(observations, keys.observations), actions, rewards, terminal, infos)
+    terminal = keys.dones is not None and _ends(arrays[keys.dones], rows, keys.dones)
+    infos = {name: _info(arrays[name], rows, name)[:steps] for name in layout.infos}
+    for info, values in infos.items():
+        if shapes.setdefault(info, values.shape[1:]) != values.shape[1:]:
+            raise _Refused(f"has '{info}' of shape {values.shape[1:]} a step; the files before have {shapes[info]}")
+    return _Episode(_images(observations[:steps], name), actions, rewards, terminal, infos)
 
 
-def _arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """The arrays of these names, all of numbers. Nothing is unpickled."""
+def _steps(
+    images: int, actions: np.ndarray, rewards: np.ndarray, layout: _Layout
+) -> tuple[int, np.ndarray, np.ndarray]:
+    """Number of steps, actions (T,) and rewards (T,) from the rows of a file with so many images."""
+    keys = layout.keys
+    first = bool(np.any(actions[:1]))
+    if keys.one_hot:
+        actions = _from_one_hot(actions, len(rewards), layout)
+    elif actions.shape != rewards.shape or actions.dtype.kind not in "iu":
+        raise _Refused(f"has '{keys.actions}' {actions.dtype} {actions.shape}; expected {len(rewards)} integers")
+    kind = keys.rows
+    if kind == "auto" and (images > len(rewards) or not first):
+        kind = "steps" if images > len(rewards) else "arrivals"
+    if kind == "auto":
+        raise _Refused(_UNCLEAR)
+    if kind == "steps":
+        return len(rewards), actions, rewards
+    if images != len(rewards) or len(rewards) < 2:
+        raise _Refused(f"has {images} images and {len(rewards)} rewards; rows of arrivals have as many, at least 2")
+    return len(rewards) - 1, actions[1:], rewards[1:]
+
+
+def _from_one_hot(actions: np.ndarray, rows: int, layout: _Layout) -> np.ndarray:
+    """Action numbers (T,) int64 of one-hot rows; the first row of arrivals may be all zeros, and is 0."""
+    keys, shape = layout.keys, (rows, layout.num_actions)
+    if actions.shape != shape:
+        raise _Refused(f"has '{keys.actions}' of shape {actions.shape}; expected {shape}, one-hot")
+    hot = actions == 1
+    good = (hot.sum(1) == 1) & ((actions == 0).sum(1) == layout.num_actions - 1)
+    if keys.rows != "steps" and not actions[0].any():
+        good[0] = True
+    if not good.all():
+        raise _Refused(f"has '{keys.actions}' at row {int(np.argmin(good))} of {rows} that is not one-hot")
+    return hot.argmax(1)
+
+
+def _arrays(path: Path, wanted: Sequence[Sequence[str]]) -> dict[str, np.ndarray]:
+    """The arrays wanted, each by the first of its names that is there, all of numbers. Nothing is unpickled."""
     try:
         if not zipfile.is_zipfile(path):
             raise ValueError("no zip archive")
         with np.load(path, allow_pickle=False) as file:
-            missing = [name for name in names if name not in file]
+            missing = [names for names in wanted if not any(name in file for name in names)]
             if missing:
                 found = ", ".join(sorted(file)) or "nothing"
-                raise _Refused(f"has no {', '.join(repr(name) for name in missing)} (it has: {found})")
-            arrays = {name: file[name] for name in names}
+                listed = ", ".join(" or ".join(map(repr, names)) for names in missing)
+                raise _Refused(f"has no {listed} (it has: {found})")
+            arrays = {name: file[name] for names in wanted for name in [next(n for n in names if n in file)]}
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, MemoryError) as error:
         raise _Refused(f"is damaged or no .npz file ({error})") from error
     for name, values in arrays.items():

@@ -265,3 +265,89 @@ def test_folders_of_one_name_are_converted_into_different_files(tmp_path, monkey
     assert one != two
     monkeypatch.chdir(tmp_path)
     assert conversion_path(Path("a/data"), tmp_path, "maze") == one
+
+
+# --- rows of arrivals, one-hot actions, channels last ---
+
+
+def dreamer(seed, steps=5, *, actions=4, name="image"):
+    """An episode of so many steps as Dreamer's collectors leave it, and what it holds: (arrays, observations, actions,
+    rewards)."""
+    rng = np.random.default_rng(seed)
+    images = rng.integers(256, size=(steps + 1, *SHAPE), dtype=np.uint8)
+    taken, rewards = rng.integers(actions, size=steps), rng.normal(size=steps).astype(np.float32)
+    arrays = {
+        name: np.moveaxis(images, 1, -1),
+        "action": np.concatenate([np.zeros((1, actions)), np.eye(actions)[taken]]).astype(np.float32),
+        "reward": np.concatenate([[0], rewards]).astype(np.float32),
+    }
+    return arrays, images[:-1], taken, rewards
+
+
+def dreamer_keys(rows):
+    return NpzKeys(observations=("image", "obs"), dones=None, rows=rows, one_hot=True, channels_last=True)
+
+
+@pytest.mark.parametrize("rows", ["arrivals", "auto"])
+def test_an_action_that_led_to_an_image_is_that_of_the_step_before(tmp_path, rows):
+    episodes = [dreamer(1), dreamer(2, steps=3, name="obs")]
+    folder = save(tmp_path / "data", {number: arrays for number, (arrays, *_) in enumerate(episodes)}, "{}.npz")
+    found = everything(convert(folder, keys=dreamer_keys(rows), pattern="*.npz"))
+    for position, name in enumerate(("observations", "actions", "rewards"), start=1):
+        np.testing.assert_array_equal(found[name], np.concatenate([episode[position] for episode in episodes]))
+    assert found["timeouts"].tolist() == [0, 0, 0, 0, 1, 0, 0, 1] and not found["terminals"].any()
+
+
+@pytest.mark.parametrize("extra", [0, 1])
+@pytest.mark.parametrize("rows", ["steps", "auto"])
+def test_an_action_that_was_taken_on_an_image_stays_with_it(tmp_path, rows, extra):
+    """One observation more than actions says so by itself."""
+    arrays, observations, taken, rewards = dreamer(1)
+    arrays = {"action": arrays["action"][1:], "reward": arrays["reward"][1:], "image": arrays["image"][: 5 + extra]}
+    folder = save(tmp_path / "data", {0: arrays})
+    if rows == "auto" and not extra:
+        with pytest.raises(UserError, match="does not tell whether an action was taken on the image of its row"):
+            convert(folder, keys=dreamer_keys(rows))
+        return
+    found = everything(convert(folder, keys=dreamer_keys(rows)))
+    np.testing.assert_array_equal(found["observations"], observations)
+    assert found["actions"].tolist() == taken.tolist() and found["rewards"].tolist() == rewards.tolist()
+
+
+def test_arrivals_may_begin_with_any_action(tmp_path):
+    arrays, _, taken, _ = dreamer(1)
+    arrays["action"][0] = np.eye(4)[2]
+    found = everything(convert(save(tmp_path / "data", {0: arrays}), keys=dreamer_keys("arrivals")))
+    assert found["actions"].tolist() == taken.tolist()
+
+
+def test_reading_the_same_files_otherwise_converts_them_anew(tmp_path):
+    folder = save(tmp_path / "data", {0: dreamer(1)[0] | {"action": np.eye(4, dtype=np.float32)[[0, 1, 2, 3, 1, 2]]}})
+    lengths = [
+        len(everything(convert(folder, keys=dreamer_keys(rows)))["actions"]) for rows in ("steps", "arrivals", "steps")
+    ]
+    assert lengths == [6, 5, 6]
+
+
+REFUSED_ROWS = {
+    "has no 'image' or 'obs' (it has: action, picture, reward)": lambda a: {"picture": a.pop("image")},
+    "has 'image' of shape (6, 3, 4, 5); expected (6, 4, 5, 3)": lambda a: {"image": np.moveaxis(a["image"], -1, 1)},
+    "has 'image' of shape (8, 4, 5, 3); expected (6, 4, 5, 3)": lambda a: {"image": np.zeros((8, 4, 5, 3), np.uint8)},
+    "has 'action' of shape (6,); expected (6, 4), one-hot": lambda a: {"action": a["action"].argmax(1)},
+    "has 'action' at row 3 of 6 that is not one-hot": lambda a: {"action": a["action"] * (np.arange(6) != 3)[:, None]},
+    "has 7 images and 6 rewards": lambda a: {"image": np.zeros((7, 4, 5, 3), np.uint8)},
+}
+
+
+@pytest.mark.parametrize("reason", REFUSED_ROWS)
+def test_rows_that_cannot_be_read_are_refused_with_the_reason(tmp_path, capsys, reason):
+    arrays, *_ = dreamer(1)
+    arrays |= REFUSED_ROWS[reason](arrays)
+    folder = save(tmp_path / "data", {0: dreamer(2)[0], 1: arrays})
+    convert(folder, keys=dreamer_keys("arrivals"))
+    assert f"1 of 2 files refused: train_data_1.npz {reason}" in capsys.readouterr().out
+
+
+def test_what_names_the_data_is_named_in_errors(tmp_path):
+    with pytest.raises(UserError, match=r"^data: of settings.yaml '.*': this folder holds no \*.npz"):
+        given_data(tmp_path, tmp_path / "x.h5", pattern="*.npz", named="data: of settings.yaml")
