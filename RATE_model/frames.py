@@ -1,8 +1,11 @@
-"""Images of which many are equal: each distinct one is kept, moved and encoded once.
+"""Images that several steps share: each one is kept and moved once.
 
-Some environments show few different pictures: 640,000 steps of a grid world may hold sixty. A batch then carries the
-pictures it shows, and for every step the number of its picture. What the model computes is the same; what it costs
-follows the number of pictures, not of steps.
+Some environments show few different pictures (`Frames`): 640,000 steps of a grid world may hold sixty. A batch then
+carries the pictures it shows, and for every step the number of its picture. What the model computes is the same; what
+it costs follows the number of pictures, not of steps.
+
+In others an observation is the last few pictures (`FrameStack`), of which all but one were part of the observation
+before. A batch then carries a sequence of single pictures, and observations are views of it.
 """
 
 from __future__ import annotations
@@ -65,3 +68,40 @@ class Frames:
         images = self.images.float() if self.images.dtype == torch.bfloat16 else self.images
         rows = images.index_select(0, self.index.flatten()).to(self.images.dtype)
         return rows.view(*self.index.shape, *self.images.shape[1:])
+
+
+@dataclass(frozen=True, eq=False)
+class FrameStack:
+    """Observations of B windows of T steps, each the last S pictures, as the sequence of single pictures.
+
+        frames   f-3 f-2 f-1 f0 f1 f2 ...       pictures before an episode's first one are zeros
+        step 0  [f-3 f-2 f-1 f0]
+        step 1      [f-2 f-1 f0 f1]             oldest first
+
+    Stands where a dense `(B, T, S * C, H, W)` tensor stands: indexing with two slices acts on rows and steps.
+
+    Attributes:
+        frames: `(B, T + S - 1, C, H, W)` uint8.
+        size: S, pictures of an observation.
+    """
+
+    frames: Tensor
+    size: int
+
+    def __getitem__(self, rows_and_steps: tuple[slice, slice]) -> FrameStack:
+        """Other rows or steps, both given as slices; nothing is copied."""
+        rows, steps = rows_and_steps
+        first, last, _ = steps.indices(self.frames.shape[1] - self.size + 1)
+        return replace(self, frames=self.frames[rows, first : last + self.size - 1])
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> FrameStack:
+        """The same on another device."""
+        return replace(self, frames=self.frames.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> FrameStack:
+        """The same in page-locked memory."""
+        return replace(self, frames=self.frames.pin_memory())
+
+    def dense(self) -> Tensor:
+        """Every step's observation, `(B, T, S * C, H, W)`; with one channel a view, which takes no memory."""
+        return self.frames.unfold(1, self.size, 1).movedim(-1, 2).flatten(2, 3)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from RATE_model.attention import Folded, Keys, Positions
 from RATE_model.config import ModelConfig
 from RATE_model.encoders import ActionHead, TokenEncoder
-from RATE_model.frames import Frames
+from RATE_model.frames import Frames, FrameStack
 from RATE_model.layers import DecoderLayer
 from RATE_model.layout import Layout, RowGroup
 from RATE_model.memory import MemoryRetentionValve, MemoryState
@@ -97,7 +97,7 @@ class RATE(nn.Module):
 
     def forward(
         self,
-        observations: Tensor | Frames,
+        observations: Tensor | Frames | FrameStack,
         actions: Tensor,
         rtg: Tensor,
         valid: Tensor,
@@ -109,7 +109,8 @@ class RATE(nn.Module):
         here. Cached hidden states never carry a gradient (Dai et al. 2019, section 3.2).
 
         Args:
-            observations, actions, rtg: as in `forward_segment`, of any number of steps T; observations may be `Frames`.
+            observations, actions, rtg: as in `forward_segment`, of any number of steps T; observations may be `Frames`
+                or a `FrameStack`.
             valid: `(B, T)` bool, False for padding. Give it on the CPU: it decides which rows run, and reading it from
                 a device would stop the queue. A row costs nothing in a segment where all its steps are padding.
             memory: where the window before ended; None: the beginning of the trajectories.
@@ -120,6 +121,8 @@ class RATE(nn.Module):
         memory = self.initial_memory(len(rtg)) if memory is None else memory.detach()
         if isinstance(observations, Frames):
             observations = self.encoder.encode_frames(observations)
+        elif isinstance(observations, FrameStack):
+            observations = observations.dense()
         folded = self.fold()
         logits = []
         for start in range(0, rtg.shape[1], self.config.context_length):

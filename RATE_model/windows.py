@@ -22,7 +22,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from RATE_model.errors import UserError
-from RATE_model.frames import Frames
+from RATE_model.frames import Frames, FrameStack
 from RATE_model.trajectories import TrajectoryFile
 
 IN_MEMORY_BYTES = 2**30  # data up to this size is loaded, larger data is read window by window
@@ -33,7 +33,7 @@ class Batch:
     """B windows padded to T steps.
 
     Attributes:
-        observations: (B, T, ...) uint8 images or float32 vectors, or images as `Frames`.
+        observations: (B, T, ...) uint8 images or float32 vectors, or images as `Frames` or `FrameStack`.
         actions: (B, T) int64, or (B, T, A) float32; 0 in padding.
         rtg: (B, T) float32 scaled returns-to-go; 0 in padding.
         valid: (B, T) bool, True on real steps.
@@ -41,7 +41,7 @@ class Batch:
         indices: (B,) int64, the windows' numbers in the dataset; stays on the CPU.
     """
 
-    observations: torch.Tensor | Frames
+    observations: torch.Tensor | Frames | FrameStack
     actions: torch.Tensor
     rtg: torch.Tensor
     valid: torch.Tensor
@@ -147,6 +147,9 @@ class WindowDataset(Dataset):
     Padding (``pad="right"``) repeats the last observation; ``pad="left"`` puts zeros before the first. Padded actions
     and returns-to-go are 0.
 
+    With ``stack`` an observation is the last so many pictures of its episode, zeros where it had not begun. Pictures
+    are kept and given once, as a `FrameStack`, also where they lie before a window.
+
     Args:
         files: the trajectory files, all of one observation and action kind.
         windows: (W, 3) integer rows [file, start step, length].
@@ -154,10 +157,11 @@ class WindowDataset(Dataset):
         return_scale: returns-to-go are divided by it.
         pad: which side is padded.
         in_memory: load all observations, or read them from disk; None loads up to 1 GiB, distinct images first.
+        stack: pictures (C, H, W) of one observation.
 
     Raises:
         UserError: the files differ in shape or type, or a window is longer than ``size``.
-        ValueError: the windows are empty, misshapen or outside their file.
+        ValueError: the windows are empty, misshapen or outside their file; pictures are stacked and padded at the left.
     """
 
     def __init__(
@@ -169,8 +173,11 @@ class WindowDataset(Dataset):
         return_scale: float = 1.0,
         pad: str = "right",
         in_memory: bool | None = None,
+        stack: int = 1,
     ) -> None:
-        self.files = list(files)
+        if stack > 1 and pad == "left":
+            raise ValueError("pictures are stacked in windows that are padded at the right")
+        self.files, self._stack = list(files), stack
         for file in self.files[1:]:
             kinds = [
                 (f.observation_shape, f.observation_dtype, f.action_shape, f.discrete) for f in (self.files[0], file)
@@ -184,12 +191,13 @@ class WindowDataset(Dataset):
         self._observations: np.ndarray | None = None
         self._images: np.ndarray | None = None  # the distinct ones, and each step's number among them
         self._numbers: np.ndarray | None = None
-        if in_memory is None and (frames := _all_frames(self.files)) is not None:
+        if in_memory is None and stack == 1 and (frames := _all_frames(self.files)) is not None:
             self._images, self._numbers = frames
         elif in_memory is None:
             in_memory = sum(file.num_bytes for file in self.files) <= IN_MEMORY_BYTES
         if in_memory:
-            self._observations = np.concatenate([file.load()[0] for file in self.files])
+            loaded = [file.load()[0] for file in self.files]
+            self._observations = loaded[0] if len(loaded) == 1 else np.concatenate(loaded)  # not one file twice
         self._set_windows(windows, size, pad)
 
     def with_windows(self, windows: np.ndarray, *, size: int | None = None) -> WindowDataset:
@@ -249,6 +257,8 @@ class WindowDataset(Dataset):
         arrays = (actions, rtg, valid, length, np.array(indices, dtype=np.int64))
         if self._images is not None:
             observations = self._frames(position, valid)
+        elif self._stack > 1:
+            observations = self._stacked(index, start, length)
         else:
             on_disk = self._observations is None
             dense = self._read(index, start, length, step) if on_disk else self._observations.take(position, axis=0)
@@ -264,6 +274,24 @@ class WindowDataset(Dataset):
             numbers[~valid] = len(self._images) - 1  # the image of zeros behind the files' own
         shown, index = np.unique(numbers, return_inverse=True)
         return Frames(torch.from_numpy(self._images[shown]), torch.from_numpy(index.reshape(numbers.shape)))
+
+    def _stacked(self, index: np.ndarray, start: np.ndarray, length: np.ndarray) -> FrameStack:
+        """The pictures of windows, and those before each that its first observations show too."""
+        before = self._stack - 1
+        begun = np.empty_like(start)  # first step of each window's episode
+        for number, file in enumerate(self.files):
+            rows = index == number
+            begun[rows] = file.starts[np.searchsorted(file.starts, start[rows], side="right") - 1]
+        known = np.minimum(start - begun, before)
+        picture = np.minimum(np.arange(-before, self.size), length[:, None] - 1)  # within the window
+        missing = picture < -known[:, None]
+        picture = np.maximum(picture, -known[:, None])
+        if self._observations is not None:
+            frames = self._observations.take((self._offsets[index] + start)[:, None] + picture, axis=0)
+        else:
+            frames = self._read(index, start - known, length + known, picture + known[:, None])
+        frames[missing] = 0
+        return FrameStack(torch.from_numpy(frames), self._stack)
 
     def _read(self, index: np.ndarray, start: np.ndarray, length: np.ndarray, step: np.ndarray) -> np.ndarray:
         """Observations (B, T, ...) of windows from disk, one slice each, padded as ``step`` (B, T) says."""
