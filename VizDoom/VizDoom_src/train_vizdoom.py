@@ -1,0 +1,174 @@
+"""Train RATE or a relative on ViZDoom-Two-Colors.
+
+    python3 VizDoom/VizDoom_src/train_vizdoom.py --nmt 5 --mem_len 300 --skip_dec_ffn
+
+Data that is missing is made first. Every seed is a run of its own in VizDoom/VizDoom_checkpoints/.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+if not __package__:  # started as a script: make the repository importable
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from RATE_model import experiment
+from RATE_model.config import ModelConfig
+from RATE_model.limits import MAX_STEPS, at_least, at_most
+from RATE_model.model import RATE
+from RATE_model.options import Boolean, exit_on_user_error, parse_options
+from RATE_model.plots import plot_curves
+from RATE_model.runs import Run, run_name
+from RATE_model.settings import ALIASES, CurriculumOptions, ModelOptions, RunOptions, TrainOptions
+from RATE_model.trainer import accuracy
+from VizDoom.VizDoom_src import evaluate as protocol
+from VizDoom.VizDoom_src.dataset import DataOptions, ensure_dataset, load_windows
+from VizDoom.VizDoom_src.engine import vizdoom
+from VizDoom.VizDoom_src.env import PUBLISHED_CAP
+from VizDoom.VizDoom_src.spec import SPEC
+
+HERE = Path(__file__).resolve().parent
+CHECKPOINTS = HERE.parent / "VizDoom_checkpoints"
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """Segments and evaluation."""
+
+    # Steps of a segment (K)
+    context_length: int = 30
+    # Segments of a trajectory (N); data has episodes of N K steps
+    sections: int = 3
+    # Return that the agent is asked for
+    desired_return: float = protocol.TARGET_RETURN
+    # Take the most probable action; false: draw from the predicted distribution (published)
+    use_argmax: Boolean = False
+    # Steps after which an evaluated episode is over, if the player is still alive
+    episode_timeout: int = PUBLISHED_CAP
+    # Play the game at checkpoints
+    online_inference: Boolean = True
+    # Play the game at the end
+    last_inference: Boolean = True
+    # Episodes of an evaluation, half of them red: 50 (published) or up to 200
+    eval_episodes: int = protocol.EPISODES
+    # DT and DTXL: steps that leave a full window at once when acting; 1 is the published protocol, more is faster
+    slide: int = 1
+
+    def validate(self) -> None:
+        """Raise a UserError for a value out of range."""
+        at_least(1, context_length=self.context_length, sections=self.sections, slide=self.slide)
+        at_least(1, episode_timeout=self.episode_timeout)
+        at_most(MAX_STEPS, context_length=self.context_length, sections=self.sections)
+        protocol.check_episodes(eval_episodes=self.eval_episodes)
+
+
+@dataclass(frozen=True)
+class Config:
+    """All flags of this script."""
+
+    model: ModelOptions = field(default_factory=ModelOptions)
+    data: DataOptions = field(default_factory=DataOptions)
+    task: TaskOptions = field(default_factory=TaskOptions)
+    train: TrainOptions = field(default_factory=TrainOptions)
+    run: RunOptions = field(default_factory=RunOptions)
+
+    def validate(self) -> None:
+        """Raise a UserError if these sizes make no model."""
+        self.model_config()
+
+    def model_config(self) -> ModelConfig:
+        """Sizes of the model."""
+        return self.model.model_config(context_length=self.task.context_length, sections=self.task.sections)
+
+
+def run_directory(config: Config, seed: int) -> Path:
+    """Where the run of a seed is kept; the same flags always give the same place."""
+    run, model = config.run, config.model
+    name = run_name(run.text, "arch_mode", model.arch_mode, model.model_mode, "RUN", seed)
+    return (run.output_dir or CHECKPOINTS) / run.ckpt_folder / name
+
+
+def evaluate(model: RATE, config: Config, seed: int, final: bool) -> dict[str, float]:
+    """Returns and lifetimes in the game by colour; names are the published ones."""
+    task = config.task
+    if not (task.last_inference if final else task.online_inference):
+        return {}
+    played = protocol.play(
+        model,
+        episodes=task.eval_episodes,
+        target_return=task.desired_return,
+        greedy=task.use_argmax,
+        seed=seed,
+        slide=task.slide,
+        scenario=config.data.scenario,
+        max_steps=task.episode_timeout,
+        precision=config.train.precision,
+    )
+    return protocol.metrics(played, target_return=task.desired_return)
+
+
+def check(config: Config, seed: int) -> Run:
+    """The run of a seed, new or to be continued; nothing is created. Raises UserError if it cannot be."""
+    if config.task.online_inference or config.task.last_inference:
+        vizdoom()  # a missing package shows before hours of training, not behind them
+    return experiment.check(config, run_directory(config, seed), seed)
+
+
+def train(config: Config, run: Run) -> dict[str, float]:
+    """One checked run, from its data to its last evaluation; returns what its eval/final.json holds."""
+    task = config.task
+    windows = load_windows(ensure_dataset(config.data), size=task.sections * task.context_length)
+    data = lru_cache(lambda sections: windows)
+
+    def finish(model: RATE, result: dict[str, float]) -> None:
+        returns = f"ReturnsMean_{task.desired_return:g}"
+        curves = {run.directory.name: run.directory / "metrics.jsonl"}
+        plot_curves(curves, run.plots / "curves.png", ("train_loss", "train_accuracy", returns))
+        said = ""
+        if task.last_inference:
+            red, green = (result[f"ReturnsMean_{colour}_{task.desired_return:g}"] for colour in protocol.COLOURS)
+            said = f"return {red:.1f} red, {green:.1f} green, {result[returns]:.1f} in the mean, "
+        print(
+            f"{run.directory}: {said}validation loss {result['validation_loss']:.3g}, trained in "
+            f"{result['train_seconds']:.0f} s; all results in eval/final.json, pictures in plots/"
+        )
+
+    curriculum, schedule = experiment.plan(
+        config.train, CurriculumOptions(), config.model_config(), data, [task.sections], task.context_length
+    )
+    return experiment.train_run(
+        config,
+        run,
+        model=config.model_config(),
+        spec=SPEC,
+        data=data,
+        curriculum=curriculum,
+        schedule=schedule,
+        metrics=accuracy,
+        evaluate=lambda model, final: evaluate(model, config, run.seed, final),
+        finish=finish,
+    )
+
+
+def read_config(argv: Sequence[str] | None = None) -> Config:
+    """The configuration that the flags (None: of the command line) ask for. Raises UserError."""
+    return parse_options(
+        Config,
+        argv=argv,
+        config_file=HERE / "config.yaml",
+        prog="python3 VizDoom/VizDoom_src/train_vizdoom.py",
+        description="Train RATE or a relative on ViZDoom-Two-Colors.",
+        aliases=ALIASES,
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train every seed that the flags ask for; the exit code says whether all finished."""
+    with exit_on_user_error():
+        return experiment.train_seeds(read_config(argv), check, train)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
