@@ -1,0 +1,281 @@
+"""One episode of Memory Maze in MuJoCo: the package's task, stepped and drawn in less time.
+
+The task, its maze, its textures and its random numbers are those of ``memory_maze.tasks``. What is left out changes no
+picture and no reward (a test compares with the package, bit for bit):
+
+- the model is compiled once per episode, not twice, and without the 70 textures that no wall shows;
+- the scene of the camera is kept, not allocated again for every image, and the images are drawn into a buffer of their
+  own size;
+- touching a target is a contact with its sphere; far from all targets there is none, and the 50 physics steps between
+  two actions run as one call; near one the contacts of every physics step are compared as an array;
+- what nobody asked to observe is not computed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import types
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+from xml.etree import ElementTree
+
+import numpy as np
+
+from MemoryMaze.MemoryMaze_src.graphics import maze_tasks
+
+IMAGE = 64  # pixels, height and width of an observation
+VIEW_IMAGE = 256  # of a picture for people
+SIZES = (9, 11, 13, 15)
+STEPS_PER_SECOND = 4
+
+_BORDER = 2  # pixels, shows the colour of the target
+_BORDER_BRIGHTNESS = 255 * 0.7
+_WALKER = "walker/head_body"
+_AGENT_CAMERA, _TOP_CAMERA = "walker/egocentric", "top_camera"
+_MAX_GEOMS = 2000
+_ARROW = np.array([1.0, 1.0, 1.0, 1.0], dtype=np.float32)
+# Metres between the centres of the agent and a target below which they may touch within one step: the target's radius
+# 0.6, the agent's 0.2 and its way, at most 0.5; the rest is room for doubt.
+_NEAR = 3.0
+
+
+class Maze:
+    """The maze and the episode of one seed.
+
+    Attributes:
+        layout: (size, size) bool, True = free; row y, column x, cell = floor(position); read-only.
+        reward: of the last step.
+
+    Args:
+        size: cells of a side, without the outer walls: 9, 11, 13 or 15.
+        seed: 0 to 2**32 - 1.
+        views: leave room for pictures for people.
+
+    Raises:
+        UserError: as for `maze_tasks`.
+    """
+
+    def __init__(self, size: int, seed: int, *, views: bool = False) -> None:
+        tasks = maze_tasks()
+        self._task, self._random, self._controls = _package_task(tasks, size, seed)
+        entities = self._task.root_entity.iter_entities
+        self._task.initialize_episode_mjcf(self._random)
+        for entity in entities():
+            entity.initialize_episode_mjcf(self._random)
+        self._physics = _compile(self._task.root_entity.mjcf_model, VIEW_IMAGE if views else IMAGE)
+        self._task.after_compile(self._physics, self._random)
+        for entity in entities():
+            entity.after_compile(self._physics, self._random)
+        with _quiet(), self._physics.reset_context():
+            self._task.initialize_episode(self._physics, self._random)
+            for entity in entities():
+                entity.initialize_episode(self._physics, self._random)
+        self._targets = self._task._targets
+        model = self._physics.model
+        self._spheres = np.array([model.name2id(target.geom.full_identifier, "geom") for target in self._targets])
+        self._walker = model.name2id(_WALKER, "body")
+        self._substeps = self._task.physics_steps_per_control_step
+        self._agent_view = _Camera(self._physics, _AGENT_CAMERA, IMAGE)
+        self.layout = _layout(self._task._maze_arena)
+        self.reward = 0.0
+
+    @property
+    def target(self) -> int:
+        """Which of the targets is asked for."""
+        return self._task._current_target_ix
+
+    @property
+    def target_color(self) -> np.ndarray:
+        """(3,) uint8, red, green, blue, of the border."""
+        return (self._task._target_colors[self.target] * _BORDER_BRIGHTNESS).astype(np.uint8)
+
+    @property
+    def position(self) -> np.ndarray:
+        """(2,) float64, x and y of the agent in cells."""
+        return self._in_cells(self._physics.data.xpos[self._walker])
+
+    @property
+    def direction(self) -> np.ndarray:
+        """(2,) float64, x and y of the unit vector in which the agent faces."""
+        return self._physics.data.xmat[self._walker].reshape(3, 3)[:2, 1].copy()
+
+    @property
+    def targets(self) -> np.ndarray:
+        """(n, 2) float64, x and y of all targets in cells."""
+        return self._in_cells(self._physics.data.geom_xpos[self._spheres])
+
+    def step(self, action: int) -> None:
+        """Take one of the package's six actions and note the reward."""
+        physics = self._physics
+        self._task.before_step(physics, self._controls[action], self._random)
+        with physics.check_invalid_state():
+            self._advance(physics.model.ptr, physics.data.ptr)
+        self._task.after_step(physics, self._random)
+        self.reward = float(self._task.get_reward(physics))
+
+    def image(self) -> np.ndarray:
+        """What the agent sees, within a border of the target's colour: (64, 64, 3) uint8."""
+        image = self._agent_view.image()
+        _paint_border(image, _BORDER, self.target_color)
+        return image
+
+    def view(self, kind: str) -> np.ndarray:
+        """A picture for people, (256, 256, 3) uint8: "agent", its view, or "top", the maze from above."""
+        scale = VIEW_IMAGE // IMAGE
+        if kind == "top":
+            # The agent is small from above: an arrow lies on it.
+            camera = _Camera(self._physics, _TOP_CAMERA, VIEW_IMAGE)
+            start = self._physics.data.xpos[self._walker] + (0.0, 0.0, 1.0)
+            way = np.append(self.direction, 0.0)
+            picture = camera.image(arrow=(start - 0.9 * way, start + 0.9 * way))
+        else:
+            picture = _Camera(self._physics, _AGENT_CAMERA, VIEW_IMAGE).image()
+        _paint_border(picture, scale * _BORDER, self.target_color)
+        return picture
+
+    def close(self) -> None:
+        """Free the model and its graphics memory. Nothing else may be called then."""
+        self._physics.free()
+
+    def _advance(self, model: Any, data: Any) -> None:
+        """The physics steps of one action; which targets were touched."""
+        import mujoco
+
+        away = data.geom_xpos[self._spheres, :2] - data.xpos[self._walker, :2]
+        if np.square(away).sum(axis=1).min() > _NEAR**2:
+            # What is in sync before, positions and velocities, is so behind: the order of dm_control's own steps.
+            mujoco.mj_step2(model, data)
+            mujoco.mj_step(model, data, self._substeps - 1)
+            mujoco.mj_step1(model, data)
+            return
+        touched = np.zeros(len(self._targets), dtype=bool)
+        for _ in range(self._substeps):
+            mujoco.mj_step2(model, data)
+            mujoco.mj_step1(model, data)
+            if data.ncon:
+                touched |= (data.contact.geom[:, :, None] == self._spheres).any(axis=(0, 1))
+        for row in np.flatnonzero(touched):
+            self._targets[row]._activated = True  # the task gives the reward and lets go of the target
+
+    def _in_cells(self, metres: np.ndarray) -> np.ndarray:
+        """Positions (..., 3) in the world as (..., 2) in cells from the corner of the maze inside its outer walls."""
+        arena = self._task._maze_arena
+        return metres[..., :2] / arena.xy_scale + np.array([arena.maze.width - 2.0, arena.maze.height - 2.0]) / 2
+
+
+class _Camera:
+    """Draws square images with one of the model's cameras, and keeps what it needs to."""
+
+    def __init__(self, physics: Any, name: str, pixels: int) -> None:
+        import mujoco
+
+        self._mujoco, self._physics = mujoco, physics
+        self._scene = mujoco.MjvScene(physics.model.ptr, maxgeom=_MAX_GEOMS)
+        self._option, self._perturbation = mujoco.MjvOption(), mujoco.MjvPerturb()
+        self._camera = mujoco.MjvCamera()
+        self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
+        self._camera.fixedcamid = physics.model.name2id(name, "camera")
+        self._area = mujoco.MjrRect(0, 0, pixels, pixels)
+        self._pixels = np.empty((pixels, pixels, 3), dtype=np.uint8)
+
+    def image(self, arrow: tuple[np.ndarray, np.ndarray] | None = None) -> np.ndarray:
+        """(pixels, pixels, 3) uint8, with an arrow from one point of the world, (3,) in metres, to another."""
+        mujoco, model = self._mujoco, self._physics.model.ptr
+        everything = mujoco.mjtCatBit.mjCAT_ALL.value
+        mujoco.mjv_updateScene(
+            model, self._physics.data.ptr, self._option, self._perturbation, self._camera, everything, self._scene
+        )
+        if arrow is not None:
+            self._add_arrow(*arrow)
+        contexts = self._physics.contexts
+        with contexts.gl.make_current() as thread:  # OSMesa draws in a thread of its own
+            thread.call(self._draw, contexts.mujoco.ptr)
+        return self._pixels[::-1].copy()  # the first row is the lowest
+
+    def _draw(self, context: Any) -> None:
+        mujoco = self._mujoco
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, context)
+        mujoco.mjr_render(self._area, self._scene, context)
+        mujoco.mjr_readPixels(self._pixels, None, self._area, context)
+
+    def _add_arrow(self, start: np.ndarray, end: np.ndarray) -> None:
+        mujoco, scene = self._mujoco, self._scene
+        shape = mujoco.mjtGeom.mjGEOM_ARROW
+        geom = scene.geoms[scene.ngeom]
+        mujoco.mjv_initGeom(geom, shape, np.zeros(3), np.zeros(3), np.zeros(9), _ARROW)
+        mujoco.mjv_connector(geom, shape, 0.35, start, end)
+        scene.ngeom += 1
+
+
+def _package_task(tasks: types.ModuleType, size: int, seed: int) -> tuple[Any, np.random.RandomState, list[np.ndarray]]:
+    """The package's task of a seed, its generator and its actions.
+
+    The package also wraps the task in an environment, which compiles a model of a maze that is never played. A stand-in
+    keeps what it is given instead.
+    """
+    with mock.patch.object(tasks, "composer", types.SimpleNamespace(Environment=types.SimpleNamespace)):
+        wrapped = getattr(tasks, f"memory_maze_{size}x{size}")(seed=seed)
+    actions = wrapped.action_set
+    while hasattr(wrapped, "env"):
+        wrapped = wrapped.env
+    return wrapped.task, wrapped.random_state, actions
+
+
+def _compile(model: Any, pixels: int) -> Any:
+    """The physics of a model, whose images have at most so many pixels a side.
+
+    The package attaches eight textures to each kind of wall, and a maze shows one of them: every file is kept once, and
+    those that no material shows are dropped.
+    """
+    from dm_control import mjcf
+
+    root = ElementTree.fromstring(model.to_xml_string())
+    textures = root.find("asset")
+    materials = list(textures.iter("material"))
+    shown = {material.get("texture") for material in materials}
+    kept: dict[str, str] = {}  # file -> texture
+    for texture in list(textures.iter("texture")):
+        name, file = texture.get("name"), texture.get("file")
+        if texture.get("type") == "skybox":
+            continue
+        if name not in shown or file in kept:
+            textures.remove(texture)
+            for material in materials:
+                if material.get("texture") == name:
+                    material.set("texture", kept[file])
+        elif file is not None:
+            kept[file] = name
+    visual = root.find("visual")
+    buffer = visual.find("global")
+    buffer = ElementTree.SubElement(visual, "global") if buffer is None else buffer
+    buffer.set("offwidth", str(pixels))
+    buffer.set("offheight", str(pixels))
+    files = {name: content for name, content in model.get_assets().items() if name in kept}
+    return mjcf.Physics.from_xml_string(ElementTree.tostring(root, encoding="unicode"), files)
+
+
+def _layout(arena: Any) -> np.ndarray:
+    """(size, size) bool, True = free, read-only: the package's text of the maze without its outer walls, y upwards."""
+    text = np.flip(arena.maze.entity_layer[1:-1, 1:-1], axis=0)
+    layout = np.isin(text, [" ", "P", "G"])
+    layout.setflags(write=False)
+    return layout
+
+
+def _paint_border(image: np.ndarray, width: int, color: np.ndarray) -> None:
+    for edge in (image[:width], image[-width:], image[:, :width], image[:, -width:]):
+        edge[:] = color
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without dm_control's warning that the agent cannot be given a velocity: at the start of an episode it has none."""
+    from absl import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
