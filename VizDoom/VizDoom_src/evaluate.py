@@ -6,6 +6,7 @@ every green one, and has a good mean. So results come by colour, with the smalle
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,12 +54,16 @@ class Played:
         return min(float(self.returns(colour).mean()) for colour in COLOURS)
 
 
-def check_episodes(**episodes: int) -> None:
-    """Raise `UserError` if a flag does not ask for as many red as green episodes of those that there are seeds for."""
+def check_episodes(least: int = 4, **episodes: int) -> None:
+    """Raise `UserError` if a flag does not ask for as many red as green episodes of those that there are seeds for.
+
+    Fewer than four have no standard errors.
+    """
     for name, count in episodes.items():
-        if not 2 <= count <= MAX_EPISODES or count % 2:
+        if not least <= count <= MAX_EPISODES or count % 2:
             raise UserError(
-                f"--{name} {count}: must be even, as both colours have as many, at least 2 and at most {MAX_EPISODES}"
+                f"--{name} {count}: must be even, as both colours have as many, at least {least} and at most "
+                f"{MAX_EPISODES}"
             )
 
 
@@ -70,6 +75,16 @@ def evaluation_seeds(episodes: int = EPISODES) -> tuple[np.ndarray, np.ndarray]:
     each = episodes // 2
     chosen = [seeds[:: len(seeds) // each][:each] for seeds in (RED_SEEDS, GREEN_SEEDS)]
     return np.concatenate(chosen).astype(np.int64), np.repeat([True, False], each)
+
+
+def has_free_colour(scenario: Scenario) -> bool:
+    """Whether an episode's colour can be chosen; in the published scenario its seed decides."""
+    return scenario.variant == "clear"
+
+
+def colour_options(scenario: Scenario, is_red: bool | np.ndarray) -> dict[str, Any] | None:
+    """What `reset` has to be told so that episodes of `evaluation_seeds` have their colours."""
+    return {"is_red": is_red} if has_free_colour(scenario) else None
 
 
 def play(
@@ -84,6 +99,7 @@ def play(
     max_steps: int = PUBLISHED_CAP,
     transform_memory: MemoryTransform | None = None,
     precision: str = "32",
+    twins: bool = False,
 ) -> Played:
     """Act until the player dies, or for `max_steps` steps.
 
@@ -94,14 +110,21 @@ def play(
         greedy, seed, slide, transform_memory, precision: see `Actor`.
         scenario: what is played; None: the published scenario.
         max_steps: of an episode.
+        twins: play every seed twice, with a red and with a green pillar, in neighbouring rows (see `exchange_twins`):
+            2 `episodes` episodes; of a scenario whose colour can be chosen.
 
     Raises:
         UserError: the package vizdoom is missing, or an engine died twice in one episode.
+        ValueError: twins in a scenario whose colour is its seed's.
     """
     scenario = scenario or Scenario()
     seeds, is_red = evaluation_seeds(episodes)
+    if twins:
+        if not has_free_colour(scenario):
+            raise ValueError("the colour of the published scenario is its seed's; twins need the variant 'clear'")
+        seeds, is_red = np.repeat(seeds, 2), np.tile([True, False], episodes)
     parts = []
-    for rows in _groups(episodes):
+    for rows in _groups(len(seeds)):
         with torch.no_grad():
             actor = Actor(
                 model,
@@ -116,10 +139,16 @@ def play(
         part = slice(rows.start, rows.stop)
         games = VizDoomTwoColorsVectorEnv(len(rows), scenario, max_steps=max_steps)
         try:
-            # In the published scenario the seed decides on the colour; in the clear one it has to be said.
-            options = {"is_red": is_red[part]} if scenario.variant == "clear" else None
             parts.append(
-                rollout(actor, games, seeds=seeds[part], max_steps=max_steps, options=options, description="ViZDoom")
+                rollout(
+                    actor,
+                    games,
+                    seeds=seeds[part],
+                    max_steps=max_steps,
+                    options=colour_options(scenario, is_red[part]),
+                    compact=not twins,
+                    description="ViZDoom",
+                )
             )
         finally:
             games.close()

@@ -19,7 +19,6 @@ from RATE_model.config import ModelConfig
 from RATE_model.limits import MAX_STEPS, at_least, at_most
 from RATE_model.model import RATE
 from RATE_model.options import Boolean, exit_on_user_error, parse_options
-from RATE_model.plots import plot_curves
 from RATE_model.runs import Run, run_name
 from RATE_model.settings import ALIASES, CurriculumOptions, ModelOptions, RunOptions, TrainOptions
 from RATE_model.trainer import accuracy
@@ -27,6 +26,7 @@ from VizDoom.VizDoom_src import evaluate as protocol
 from VizDoom.VizDoom_src.dataset import DataOptions, ensure_dataset, load_windows
 from VizDoom.VizDoom_src.engine import vizdoom
 from VizDoom.VizDoom_src.env import PUBLISHED_CAP
+from VizDoom.VizDoom_src.pictures import draw_run
 from VizDoom.VizDoom_src.spec import SPEC
 
 HERE = Path(__file__).resolve().parent
@@ -123,13 +123,12 @@ def train(config: Config, run: Run) -> dict[str, float]:
     data = lru_cache(lambda sections: windows)
 
     def finish(model: RATE, result: dict[str, float]) -> None:
-        returns = f"ReturnsMean_{task.desired_return:g}"
-        curves = {run.directory.name: run.directory / "metrics.jsonl"}
-        plot_curves(curves, run.plots / "curves.png", ("train_loss", "train_accuracy", returns))
+        draw_run(run.directory, result, target_return=task.desired_return)
         said = ""
         if task.last_inference:
-            red, green = (result[f"ReturnsMean_{colour}_{task.desired_return:g}"] for colour in protocol.COLOURS)
-            said = f"return {red:.1f} red, {green:.1f} green, {result[returns]:.1f} in the mean, "
+            names = (f"ReturnsMean{part}_{task.desired_return:g}" for part in ("_red", "_green", ""))
+            red, green, both = (result[name] for name in names)
+            said = f"return {red:.1f} red, {green:.1f} green, {both:.1f} in the mean, "
         print(
             f"{run.directory}: {said}validation loss {result['validation_loss']:.3g}, trained in "
             f"{result['train_seconds']:.0f} s; all results in eval/final.json, pictures in plots/"

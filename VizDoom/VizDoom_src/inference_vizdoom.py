@@ -1,0 +1,154 @@
+"""Evaluate a checkpoint on ViZDoom-Two-Colors.
+
+    python3 VizDoom/VizDoom_src/inference_vizdoom.py --checkpoint RUN_DIR --episodes 100 --video
+
+Prints returns by colour, beside those of players without a model, and records episodes as MP4 files.
+"""
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # started as a script: make the repository importable
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from RATE_model.inference import InferenceOptions
+from RATE_model.limits import at_least, at_most
+from RATE_model.model import RATE
+from RATE_model.options import Boolean, exit_on_user_error, parse_options
+from VizDoom.VizDoom_src import evaluate as protocol
+from VizDoom.VizDoom_src.baselines import play_baselines
+from VizDoom.VizDoom_src.engine import vizdoom
+from VizDoom.VizDoom_src.env import PUBLISHED_CAP
+from VizDoom.VizDoom_src.pictures import bars_of, knock_out, record_videos, returns_by_colour
+from VizDoom.VizDoom_src.scenario import Scenario
+from VizDoom.VizDoom_src.spec import SPEC
+
+SCRIPT = "python3 VizDoom/VizDoom_src/inference_vizdoom.py"
+MODEL = "model"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Flags of this script."""
+
+    common: InferenceOptions = field(default_factory=InferenceOptions)
+    # Episodes, half of them red: 50 (published) or up to 200
+    episodes: int = protocol.EPISODES
+    # Return that the agent is asked for
+    desired_return: float = protocol.TARGET_RETURN
+    # Take the most probable action; false: draw from the predicted distribution (published)
+    use_argmax: Boolean = True
+    # Seed of those draws
+    seed: int = 0
+    # Steps after which an episode is over, if the player is still alive
+    episode_timeout: int = PUBLISHED_CAP
+    # The scenario that is played
+    scenario: Scenario = field(default_factory=Scenario)
+    # Also say what players without a model do in the same episodes; takes minutes, once
+    baselines: Boolean = True
+    # Also record episodes as MP4 files, into --pictures or the working directory
+    video: Boolean = False
+    # How many of them, half of them red
+    video_episodes: int = 4
+
+    def validate(self) -> None:
+        """Raise a UserError for a value out of range."""
+        protocol.check_episodes(episodes=self.episodes)
+        protocol.check_episodes(least=2, video_episodes=self.video_episodes)
+        self.scenario.validate()
+        at_least(0, seed=self.seed)
+        at_most(2**63 - 1 - protocol.MAX_EPISODES, seed=self.seed)
+        at_least(1, episode_timeout=self.episode_timeout)
+
+    @property
+    def acting(self) -> dict[str, Any]:
+        """What `play` and `record_videos` take."""
+        return {
+            "target_return": self.desired_return,
+            "greedy": self.use_argmax,
+            "slide": self.common.slide,
+            "scenario": self.scenario,
+            "max_steps": self.episode_timeout,
+            "precision": self.common.precision,
+        }
+
+
+def show(played: Mapping[str, protocol.Played]) -> None:
+    """Print one line per player: returns with their standard errors over episodes, and lifetimes in game tics."""
+    width = max(map(len, played)) + 2
+    print(
+        f"{'':{width}}{'red':>14}{'green':>14}{'mean':>14}{'weaker':>9}{'difference':>12}{'tics: red':>12}{'green':>7}"
+    )
+    for label, episodes in played.items():
+        found = protocol.metrics(episodes, target_return=0)
+        returns = (
+            f"{found[f'ReturnsMean{part}_0']:.1f} ± {found[f'ReturnsSEM{part}_0']:.1f}"
+            for part in ("_red", "_green", "")
+        )
+        red, green = (found[f"LifeTimeMean_{colour}_0"] for colour in protocol.COLOURS)
+        print(
+            f"{label:{width}}"
+            + "".join(f"{text:>14}" for text in returns)
+            + f"{found['ReturnsMin_0']:9.1f}{found['ReturnsDifference_0']:12.1f}{red:12.0f}{green:7.0f}"
+        )
+
+
+def evaluate(options: Options) -> dict[str, dict[str, float]]:
+    """Results by player, under the names of `metrics`; prints a table, and draws what is asked for."""
+    vizdoom()
+    path, model = options.common.load(SPEC)
+    print(
+        f"{path}: {options.episodes} episodes, half of them red, asked for a return of {options.desired_return:g}"
+        f"{', memory knocked out' if options.common.knock_out else ''}",
+        flush=True,
+    )
+    started = time.perf_counter()
+    acting = {"episodes": options.episodes, "seed": options.seed, **options.acting}
+    played = {MODEL: protocol.play(model, transform_memory=options.common.transform_memory, **acting)}
+    seconds = time.perf_counter() - started
+    bars = {}
+    if options.common.pictures is not None:
+        intact = None if options.common.knock_out else played[MODEL]
+        conditions = knock_out(model, intact=intact, **acting)
+        bars = {label: bars_of(episodes) for label, episodes in conditions.items()}
+        played |= {f"{MODEL}, {label}": found for label, found in conditions.items() if found is not played[MODEL]}
+    if options.baselines:
+        others = play_baselines(options.episodes, scenario=options.scenario, max_steps=options.episode_timeout)
+        bars |= {label: bars_of(episodes) for label, episodes in others.items()}
+        played |= others
+    show(played)
+    print(f"{seconds:.1f} s")
+    draw(model, bars, options)
+    return {label: protocol.metrics(found, target_return=options.desired_return) for label, found in played.items()}
+
+
+def draw(model: RATE, bars: Mapping[str, Mapping[str, tuple[float, float]]], options: Options) -> None:
+    """Returns by colour and videos, where asked for."""
+    folder = options.common.pictures or Path()
+    if options.common.pictures is not None:
+        title = f"{options.episodes} episodes, asked for {options.desired_return:g}"
+        print(f"pictures: {returns_by_colour(bars, folder / 'returns_by_colour.png', title=title)}")
+    if options.video:
+        seeds, is_red = protocol.evaluation_seeds(options.video_episodes)
+        transform = options.common.transform_memory
+        paths = record_videos(
+            model, seeds.tolist(), is_red.tolist(), folder, transform_memory=transform, **options.acting
+        )
+        print("videos: " + " ".join(map(str, paths)))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Evaluate what the flags ask for."""
+    with exit_on_user_error():
+        options = parse_options(
+            Options, argv=argv, prog=SCRIPT, description="Evaluate a checkpoint on ViZDoom-Two-Colors."
+        )
+        options.common.write(episodes=options.episodes, results=evaluate(options))
+
+
+if __name__ == "__main__":
+    main()
