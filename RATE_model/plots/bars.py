@@ -1,5 +1,6 @@
 """Results of several groups, each by category, as bars."""
 
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,7 +20,6 @@ def plot_bars(
     *,
     ylabel: str,
     colours: Mapping[str, str] | None = None,
-    lines: Mapping[str, float] | None = None,
     title: str | None = None,
 ) -> Path:
     """One bar for each category of each group, with its standard error.
@@ -29,13 +29,12 @@ def plot_bars(
         path: of the PNG.
         ylabel: what the values are.
         colours: of the categories, where they matter.
-        lines: values to compare with, drawn across.
         title: above the figure.
 
     Raises:
         UserError: there is nothing to draw, or the file cannot be written.
     """
-    return save(bars_figure(groups, ylabel=ylabel, colours=colours, lines=lines, title=title), path)
+    return save(bars_figure(groups, ylabel=ylabel, colours=colours, title=title), path)
 
 
 def bars_figure(
@@ -43,7 +42,6 @@ def bars_figure(
     *,
     ylabel: str,
     colours: Mapping[str, str] | None = None,
-    lines: Mapping[str, float] | None = None,
     title: str | None = None,
 ) -> Figure:
     """The figure of `plot_bars`. The bars of a category are a container with its label."""
@@ -67,11 +65,7 @@ def bars_figure(
                 ecolor=GREY,
                 label=category,
             )
-        for label, value in (lines or {}).items():
-            axes.axhline(value, color=GREY, linestyle=":", linewidth=1.2, zorder=1)
-            axes.annotate(f" {label}", (1.0, value), xycoords=axes.get_yaxis_transform(), va="center", color=GREY,
-                          fontsize=9, annotation_clip=False)  # fmt: skip
-        axes.set_xticks(range(len(groups)), [label.replace(", ", ",\n") for label in groups])
+        axes.set_xticks(range(len(groups)), [textwrap.fill(label, 14) for label in groups])
         axes.set(ylabel=ylabel, title=title)
         if len(categories) > 1:
             figure.legend(loc="outside lower center", ncols=4)

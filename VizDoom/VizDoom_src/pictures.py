@@ -107,7 +107,7 @@ def record_videos(
             actor = Actor(model, 1, target_return, seed=seed, **options)
             frames = _frames(game, actor, seed, colour_options(scenario, is_red))
             path = directory / f"{COLOURS[not is_red]}_seed_{seed}.mp4"
-            paths.append(write_video(frames, path, fps=round(game.metadata["render_fps"])))
+            paths.append(write_video(frames, path, fps=round(game.metadata["render_fps"]), quality=5))
     finally:
         game.close()
     return paths
