@@ -93,6 +93,8 @@ class Actor:
         slide: how many of the oldest steps leave a full window at once. 1 is the published protocol and recomputes the
             window at every step; up to `context_length`, more is faster, with a shorter context.
         renew_target: ask for the target return again whenever K steps have passed, as if nothing had been earned.
+        rtg_floor: the return-to-go falls to this and no further, however much is earned: data has none below its
+            smallest. A target return that lies below stays. None: it falls freely.
         transform_memory: applied to the memory before every segment but an episode's first, as
             `transform(memory, initial_memory)`; for ablations, e.g. `knock_out_memory`.
         precision: "32" or "bf16".
@@ -112,6 +114,7 @@ class Actor:
         window: bool = False,
         slide: int = 1,
         renew_target: bool = False,
+        rtg_floor: float | None = None,
         transform_memory: MemoryTransform | None = None,
         precision: str = "32",
     ) -> None:
@@ -122,7 +125,7 @@ class Actor:
             raise ValueError(f"slide {slide}: must be between 1 and the context of {config.context_length} steps")
         self.model, self.batch_size, self.greedy, self.slide = model, batch_size, greedy, slide
         self.window, self.renew_target = window or config.sliding, renew_target
-        self.transform_memory = transform_memory
+        self.rtg_floor, self.transform_memory = rtg_floor, transform_memory
         self._precision = precision
         # Looked for until a step shows none: where all images differ, looking costs for nothing.
         self._images_repeat = model.spec.is_image and batch_size > 1
@@ -221,6 +224,8 @@ class Actor:
         if rewards is not None:
             rewards = torch.as_tensor(rewards, dtype=torch.float32, device=self._device)
             self._rtg -= torch.where(torch.as_tensor(self._fresh, device=self._device), 0.0, rewards)
+            if self.rtg_floor is not None:
+                self._rtg.clamp_(min=self._target.clamp(max=self.rtg_floor))
         self._fresh[:] = False
         with autocast(self._device, self._precision):
             self._make_room()

@@ -13,7 +13,7 @@ from RATE_model.config import ARCHS, MODES
 from RATE_model.memory import MemoryState
 from RATE_model.model import RATE
 from RATE_model.spec import EnvironmentSpec
-from tests.small_models import CONTINUOUS, VECTOR, Inputs, K, N, by_segments, logits_of, small_model
+from tests.small_models import CONTINUOUS, VECTOR, Inputs, K, N, by_segments, logits_of, random_inputs, small_model
 
 IMAGE = EnvironmentSpec(observation_shape=(2, 36, 36), num_actions=3, observation_scale=1 / 255, return_scale=0.1)
 TARGET = 3.0
@@ -140,6 +140,23 @@ def test_returns_to_go_fall_with_the_rewards_and_are_scaled():
     actor.reset(target_return=TARGET)
     actor.observe(observations[:, 0])
     torch.testing.assert_close(actor._rtg, torch.full((2,), TARGET))
+
+
+@torch.no_grad()
+def test_returns_to_go_stop_at_the_floor_or_at_a_target_below_it():
+    model = small_model()
+    observations, actions, _ = random_inputs(3, 6)
+    rewards, targets = torch.tensor([1.0, 0.5, 1.0, 0.0, 1.0]), torch.tensor([2.2, 9.0, -1.0])
+    actor, seen = Actor(model, 3, targets, rtg_floor=0.5), []
+    for step in range(6):
+        seen.append(actor.observe(observations[:, step], rewards[step - 1].expand(3) if step else None))
+        actor.take(actions[:, step])
+    free = targets[:, None] - torch.cat([torch.zeros(1), rewards.cumsum(0)])
+    rtg = torch.stack([free[0].clamp(min=0.5), free[1], torch.full((6,), -1.0)])
+    assert (rtg[0] != free[0]).any()
+    torch.testing.assert_close(torch.stack(seen, dim=1), logits_of(model, (observations, actions, rtg)), **CLOSE)
+    actor.reset(np.array([True, False, False]), target_return=7.0)
+    assert actor._rtg.tolist() == [7.0, 5.5, -1.0]
 
 
 @pytest.mark.parametrize("mode", ["RATE", "TrXL", "DT"])
