@@ -42,3 +42,17 @@ def games():
     yield make
     for envs in made:
         envs.close()
+
+
+@pytest.fixture
+def engines():
+    """A function that lists the processes of running engines that this process or its children started."""
+    psutil = pytest.importorskip("psutil")
+
+    def running():
+        started = psutil.Process().children(recursive=True)
+        return [
+            process for process in started if process.name() == "vizdoom" and process.status() != psutil.STATUS_ZOMBIE
+        ]
+
+    return running
