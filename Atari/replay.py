@@ -86,6 +86,7 @@ class Buffer:
         starts, lengths: (E,) int64, first transition and number of transitions of every finished episode, the padding
             before it included: frames tell what is padding, and are not read yet.
         actions: (n,) int64; rewards: (n,) float32.
+        whole: whether these are all finished episodes of the buffer.
     """
 
     folder: Path
@@ -94,6 +95,7 @@ class Buffer:
     lengths: np.ndarray
     actions: np.ndarray
     rewards: np.ndarray
+    whole: bool
 
     def episodes(self, count: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, int]]:
         """The first `count` episodes without their padding; nothing behind them is decompressed.
@@ -111,6 +113,9 @@ class Buffer:
                 actions, rewards = (column[start : start + length] for column in (self.actions, self.rewards))
                 padding = _leading_zeros(frames, actions, rewards)
                 yield frames[padding:], actions[padding:], rewards[padding:], padding
+            if self.whole and count == len(self.lengths):
+                while stream.read(_BLOCK * _FRAME_BYTES):  # to the end, where the checksum is
+                    pass
 
 
 def store_path(folder: Path, name: str, number: int) -> Path:
@@ -165,7 +170,8 @@ def read_buffer(folder: Path, number: int, *, num_actions: int, limit: int = CAP
         raise UserError(f"'{paths['reward']}' has a NaN or infinite reward at transition {int(np.argmin(finite))}")
     stops = np.flatnonzero(terminals[:limit]) + 1
     starts = np.concatenate([[0], stops[:-1]])[: len(stops)]
-    return Buffer(folder, number, starts, stops - starts, actions.astype(np.int64), rewards.astype(np.float32))
+    columns = (actions.astype(np.int64), rewards.astype(np.float32))
+    return Buffer(folder, number, starts, stops - starts, *columns, whole=limit >= len(terminals))
 
 
 def _leading_zeros(frames: np.ndarray, actions: np.ndarray, rewards: np.ndarray) -> int:
@@ -241,7 +247,7 @@ def convert(folder: Path, target: Path, selection: Selection, *, game: str, num_
     chosen = select(folder, selection, num_actions=num_actions)
     counts = {buffer.number: count for buffer, count in chosen}
     clipped = rewards_look_clipped(buffer.rewards[: int(buffer.lengths[:count].sum())] for buffer, count in chosen)
-    attributes = {"environment": game, "generator": "dqn-replay", "selection": asdict(selection), "source": str(folder)}
+    attributes = {"game": game, "generator": "DQN-replay", "selection": asdict(selection), "source": folder.parent.name}
     attributes |= {SOURCE_DIGEST: digest, CLIPPED: clipped, "episodes_of_buffers": counts}
     padding = steps = 0
     with TrajectoryWriter(

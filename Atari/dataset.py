@@ -1,0 +1,161 @@
+"""Atari trajectories for training: where they come from, and loading them as windows.
+
+What is trained on, the first of these that is there:
+
+    --data_path     a trajectory file (.h5), or a folder with DQN-replay files (see `Atari.replay`)
+    atari: data:    the same, in wandb_config.yaml
+    our own         made by Atari/generate_dataset.py; a training makes it when it is missing
+
+DQN-replay files are converted once, to a file that later runs open at once.
+
+Windows of L = sections x context_length steps begin at every step of every episode from which so many are left, and
+never cross an episode's end. Shorter episodes are windows of their own, padded behind their last step. Returns-to-go
+are undiscounted and run to the end of the episode. Frames are stored, kept and moved once: the four that an observation
+shows are put side by side as a view where they are encoded (`RATE_model.frames.FrameStack`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from Atari.env import FRAME_STACK
+from Atari.games import Game
+from Atari.games import game as game_of
+from Atari.generate_dataset import DATA_DIRECTORY, SCRIPT, dataset_path, make_default_dataset
+from Atari.replay import FRAME_SHAPE, Selection, conversion_path, convert, find_replay_logs
+from RATE_model.errors import UserError
+from RATE_model.limits import at_least
+from RATE_model.tracking import read_wandb_config
+from RATE_model.trajectories import TrajectoryFile
+from RATE_model.windows import WindowDataset, split_episodes, strided_windows
+
+TRAINING_FRACTION = 0.95
+SPLIT_SEED = 0
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Which trajectories to train on."""
+
+    # Breakout, Qbert, Seaquest, Pong, or any other game of the Arcade Learning Environment
+    game: str = "Breakout"
+    # The data: an .h5 file, or a folder with DQN-replay files ({Game}/1/replay_logs in it); none = `atari: data:` of
+    # wandb_config.yaml, else our own, which is made if it is missing
+    data_path: Path | None = None
+    # Directory of files that are made; none = Atari/Atari_data
+    data_dir: Path | None = None
+    # Frames are loaded if they take no more GiB than this, else read from disk window by window
+    memory_gib: float = 1.0
+
+    def validate(self) -> None:
+        """Raise a UserError for an unknown game, or a value out of range."""
+        game_of(self.game)
+        at_least(0, memory_gib=self.memory_gib)
+
+    @property
+    def directory(self) -> Path:
+        """Where files are made."""
+        return self.data_dir or DATA_DIRECTORY
+
+
+@dataclass(frozen=True)
+class Data:
+    """A game's data, ready for training."""
+
+    file: TrajectoryFile
+    training: WindowDataset
+    validation: WindowDataset
+
+
+def ensure_dataset(options: DataOptions, selection: Selection | None = None) -> Path:
+    """The file to train on, made or converted if need be.
+
+    Raises:
+        UserError: the data that was named is missing or bad, or nothing can be made or written.
+    """
+    played = game_of(options.game)
+    place, named = options.data_path, f"--data_path {options.data_path}"
+    if place is None and (configured := read_wandb_config().get("atari", {}).get("data")):
+        place, named = Path(configured).expanduser(), f"'atari: data: {configured}' of wandb_config.yaml"
+    if place is None:
+        path = dataset_path(played, options.directory)
+        return path if path.exists() else make_default_dataset(played, options.directory)
+    if place.is_file():
+        return place
+    if not place.exists():
+        raise UserError(f"{named}: there is no such file or folder. {how_to_get(played)}")
+    logs = find_replay_logs(place, played.name)
+    if logs is None:
+        own = sorted(place.glob("*.h5"))
+        advice = f"To train on '{own[0].name}' in it, name that file." if own else how_to_get(played)
+        raise UserError(
+            f"{named}: no DQN-replay files there ({played.name}/1/replay_logs/$store$_observation_ckpt.0.gz ...). "
+            f"{advice}"
+        )
+    selection = selection or Selection()
+    target = conversion_path(logs, selection, played.name, options.directory)
+    return convert(logs, target, selection, game=played.name, num_actions=played.actions)
+
+
+def how_to_get(game: Game) -> str:
+    """The command that makes data."""
+    return f"Make your own with `{SCRIPT} --game {game.name}`."
+
+
+def open_dataset(path: Path, game: Game) -> TrajectoryFile:
+    """A file of single frames of a game, checked. Raises UserError; see `TrajectoryFile`."""
+    return TrajectoryFile(
+        path,
+        observation_shape=(1, *FRAME_SHAPE),
+        observation_dtype="uint8",
+        num_actions=game.actions,
+        hint=f"It is read as {game.name}. {how_to_get(game)}",
+    )
+
+
+def load_data(
+    options: DataOptions,
+    selection: Selection | None = None,
+    *,
+    size: int,
+    fraction: float = TRAINING_FRACTION,
+    split_seed: int = SPLIT_SEED,
+) -> Data:
+    """Windows of ``size`` steps (sections x context_length) for training and validation.
+
+    Episodes are divided between the two. Training windows begin at every step; validation windows do not overlap.
+
+    Raises:
+        UserError: the data is missing or bad, is of another game, or has too few episodes.
+    """
+    played = game_of(options.game)
+    path = ensure_dataset(options, selection)
+    file = open_dataset(path, played)
+    made_of = file.attributes.get("game", played.name)  # files of other makers do not say
+    if made_of != played.name:
+        raise UserError(f"'{path}' holds {made_of}, not {played.name}: give another --data_path or another --game")
+    everywhere, tiles = (windows_of(file, size, stride) for stride in (1, size))
+    training, _ = split_episodes(everywhere, [file], fraction=fraction, seed=split_seed)
+    _, validation = split_episodes(tiles, [file], fraction=fraction, seed=split_seed)
+    in_memory = file.num_bytes <= options.memory_gib * 2**30
+    dataset = WindowDataset([file], training, size=size, in_memory=in_memory, stack=FRAME_STACK)
+    return Data(file, dataset, dataset.with_windows(validation))
+
+
+def windows_of(file: TrajectoryFile, size: int, stride: int) -> np.ndarray:
+    """Windows of ``size`` steps every ``stride`` steps of an episode, and shorter episodes whole: (W, 3) int64.
+
+    An unfinished tail is left out: its returns-to-go would be too small.
+    """
+    finished = np.ones(file.num_episodes, dtype=bool)
+    finished[-1] = file.finished
+    short = finished & (file.lengths < size)
+    whole = np.stack([np.zeros(short.sum(), np.int64), file.starts[short], file.lengths[short]], axis=1)
+    if not (finished & ~short).any():
+        return whole
+    full = strided_windows(0, file, size, stride)
+    episode = np.searchsorted(file.starts, full[:, 1], side="right") - 1
+    return np.concatenate([full[finished[episode]], whole])

@@ -1,0 +1,25 @@
+"""How the model sees a game: four pictures, its actions, and the published encoder variant."""
+
+from Atari.env import FRAME_STACK
+from Atari.games import Game
+from Atari.replay import FRAME_SHAPE
+from RATE_model.spec import EnvironmentSpec
+
+
+def spec_of(game: Game, *, return_scale: float = 1.0) -> EnvironmentSpec:
+    """A game's spec.
+
+    Args:
+        game: which.
+        return_scale: what returns-to-go are multiplied by before a linear map and a tanh encode them; the published
+            system has 1, where 20 and 180 look alike. 0: the return token is always the same, behaviour cloning.
+    """
+    return EnvironmentSpec(
+        observation_shape=(FRAME_STACK, *FRAME_SHAPE),
+        num_actions=game.actions,
+        observation_scale=1 / 255,
+        return_scale=return_scale,
+        observation_tanh=True,
+        action_tanh=True,
+        return_tanh=True,
+    )

@@ -1,0 +1,216 @@
+"""Train RATE or a relative on an Atari game.
+
+    python3 Atari/train_rate_atari.py --game Breakout --num_mem_tokens 15 --mem_len 360 --n_head_ca 1 --skip_dec_ffn
+
+Data is made where there is none (see Atari/README.md). Every seed is a run of its own in Atari/Atari_checkpoints/.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+
+if not __package__:  # started as a script: make the repository importable
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from Atari import evaluate as protocol
+from Atari.dataset import DataOptions, load_data
+from Atari.env import PUBLISHED_CAP
+from Atari.games import Game, ale_py
+from Atari.games import game as game_of
+from Atari.replay import Selection
+from Atari.spec import spec_of
+from RATE_model import experiment
+from RATE_model.config import ModelConfig
+from RATE_model.errors import UserError
+from RATE_model.limits import MAX_STEPS, at_least, at_most
+from RATE_model.model import RATE
+from RATE_model.options import Boolean, exit_on_user_error, parse_options
+from RATE_model.plots import plot_curves
+from RATE_model.runs import Run, run_name
+from RATE_model.settings import ALIASES, CurriculumOptions, ModelOptions, RunOptions, TrainOptions
+from RATE_model.trainer import accuracy
+
+HERE = Path(__file__).resolve().parent
+CHECKPOINTS = HERE / "Atari_checkpoints"
+# How the published script spells what other environments' scripts have too.
+SPELLINGS = ALIASES | {"num_mem_tokens": "nmt", "save_path": "output_dir", "desired_return": "target_return"}
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """Segments, returns, and evaluation."""
+
+    # Segments of a trajectory (N)
+    sections: int = 3
+    # Steps of a segment (K)
+    context_length: int = 30
+    # Show the model the return that is still to come; false: behaviour cloning
+    condition_on_returns: Boolean = True
+    # The model sees returns divided by this; 1 is published, and a tanh behind it that can hardly tell 20 points from
+    # 200; none = half of the return asked for
+    return_scale: float | None = 1.0
+    # Passes over the data after which the learning rate's decay is over (published: 2 of 3 epochs); none = when
+    # training is, or after --final_tokens
+    decay_epochs: float | None = 2.0
+    # Return that the agent is asked for, in unclipped points; none = the game's
+    target_return: float | None = None
+    # Take the most probable action when acting; false: draw it
+    use_argmax: Boolean = False
+    # Probability, at every frame, that the action before goes on
+    sticky: float = 0.0
+    # Decisions of an episode at most
+    max_steps: int = PUBLISHED_CAP
+    # DT and DTXL: steps that leave a full window at once when acting; 1 is the published protocol, more is faster
+    slide: int = 1
+    # Play at checkpoints
+    online_inference: Boolean = True
+    # Play at the end
+    last_inference: Boolean = True
+    # Episodes of an evaluation
+    eval_episodes: int = 10
+
+    def validate(self) -> None:
+        """Raise a UserError for a value out of range."""
+        sizes = {"sections": self.sections, "context_length": self.context_length, "max_steps": self.max_steps}
+        at_least(1, **sizes, slide=self.slide)
+        at_most(MAX_STEPS, **sizes)
+        for name in ("return_scale", "decay_epochs"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise UserError(f"--{name} {value}: must be above 0, or none")
+        if not 0 <= self.sticky < 1:
+            raise UserError(f"--sticky {self.sticky}: must be at least 0 and below 1")
+        protocol.check_episodes(eval_episodes=self.eval_episodes)
+
+
+@dataclass(frozen=True)
+class Config:
+    """All flags of this script."""
+
+    model: ModelOptions = field(default_factory=ModelOptions)
+    data: DataOptions = field(default_factory=DataOptions)
+    replay: Selection = field(default_factory=Selection)
+    task: TaskOptions = field(default_factory=TaskOptions)
+    train: TrainOptions = field(default_factory=TrainOptions)
+    run: RunOptions = field(default_factory=RunOptions)
+
+    def validate(self) -> None:
+        """Raise a UserError if these sizes make no model, or nobody knows which return to ask for."""
+        self.model_config()
+        if self.task.online_inference or self.task.last_inference or self.task.return_scale is None:
+            assert self.target is not None
+
+    def model_config(self) -> ModelConfig:
+        """Sizes of the model."""
+        return self.model.model_config(context_length=self.task.context_length, sections=self.task.sections)
+
+    @property
+    def game(self) -> Game:
+        """The game."""
+        return game_of(self.data.game)
+
+    @property
+    def target(self) -> float:
+        """The return to ask for. Raises UserError for a game that has none, without --target_return."""
+        return protocol.target_of(self.game, self.task.target_return)
+
+    @property
+    def spec_scale(self) -> float:
+        """What the model multiplies returns by; 0 for behaviour cloning."""
+        if not self.task.condition_on_returns:
+            return 0.0
+        return 1 / (abs(self.target) / 2 if self.task.return_scale is None else self.task.return_scale)
+
+
+def run_directory(config: Config, seed: int) -> Path:
+    """Where the run of a seed is kept; the same flags always give the same place."""
+    run, model = config.run, config.model
+    cloning = "" if config.task.condition_on_returns else "BC"
+    name = run_name(run.text, config.game.name, "arch_mode", model.arch_mode, model.model_mode, cloning, "RUN", seed)
+    return (run.output_dir or CHECKPOINTS) / run.ckpt_folder / name
+
+
+def evaluate(model: RATE, config: Config, final: bool) -> dict[str, float]:
+    """Returns and scores in the game; names are the published ones."""
+    task = config.task
+    if not (task.last_inference if final else task.online_inference):
+        return {}
+    played = protocol.play(
+        model,
+        config.game,
+        target_return=config.target,
+        episodes=task.eval_episodes,
+        greedy=task.use_argmax,
+        sticky=task.sticky,
+        max_steps=task.max_steps,
+        slide=task.slide,
+        precision=config.train.precision,
+    )
+    return protocol.metrics(played, config.game) | {"target_return": config.target}
+
+
+def check(config: Config, seed: int) -> Run:
+    """The run of a seed, new or to be continued; nothing is created. Raises UserError if it cannot be."""
+    if config.task.online_inference or config.task.last_inference:
+        ale_py()  # it may not be installed
+    return experiment.check(config, run_directory(config, seed), seed)
+
+
+def train(config: Config, run: Run) -> dict[str, float]:
+    """One checked run, from its data to its last evaluation; returns what its eval/final.json holds."""
+    task = config.task
+    data = load_data(config.data, config.replay, size=task.sections * task.context_length)
+    windows = lru_cache(lambda sections: (data.training, data.validation))
+
+    def finish(model: RATE, result: dict[str, float]) -> None:
+        curves = {run.directory.name: run.directory / "metrics.jsonl"}
+        plot_curves(curves, run.plots / "curves.png", ("train_loss", "train_accuracy", "eval_return"))
+        played = "return {eval_return:.1f} ± {eval_std:.1f}, ".format(**result) if task.last_inference else ""
+        print(
+            f"{run.directory}: {played}validation accuracy {result['validation_accuracy']:.3f}, trained in "
+            f"{result['train_seconds']:.0f} s; all results in eval/final.json, pictures in plots/"
+        )
+
+    options = config.train
+    if task.decay_epochs is not None and options.final_tokens is None:
+        shown = float(data.training.windows[:, 2].sum()) * task.decay_epochs
+        options = replace(options, final_tokens=round(shown))
+    curriculum, schedule = experiment.plan(
+        options, CurriculumOptions(), config.model_config(), windows, [task.sections], task.context_length
+    )
+    return experiment.train_run(
+        config,
+        run,
+        model=config.model_config(),
+        spec=spec_of(config.game, return_scale=config.spec_scale),
+        data=windows,
+        curriculum=curriculum,
+        schedule=schedule,
+        metrics=accuracy,
+        evaluate=lambda model, final: evaluate(model, config, final),
+        finish=finish,
+    )
+
+
+def read_config(argv: Sequence[str] | None = None) -> Config:
+    """The configuration that the flags (None: of the command line) ask for. Raises UserError."""
+    return parse_options(
+        Config,
+        argv=argv,
+        config_file=HERE / "config.yaml",
+        prog="python3 Atari/train_rate_atari.py",
+        description="Train RATE or a relative on an Atari game.",
+        aliases=SPELLINGS,
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train every seed that the flags ask for; the exit code says whether all finished."""
+    with exit_on_user_error():
+        return experiment.train_seeds(read_config(argv), check, train)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,176 @@
+"""Which data is trained on, windows of it, and what an observation is."""
+
+import gzip
+import shutil
+import time
+
+import numpy as np
+import pytest
+
+pytest.importorskip("ale_py")
+
+import torch
+
+from Atari import dataset
+from Atari.dataset import DataOptions, ensure_dataset, load_data, open_dataset, windows_of
+from Atari.games import GAMES
+from Atari.replay import Selection, export_replay
+from RATE_model.errors import UserError
+from RATE_model.trajectories import TrajectoryFile, TrajectoryWriter
+
+LENGTHS = (25, 9, 40, 12, 33)
+BREAKOUT = GAMES["Breakout"]
+SIZE = 12
+
+
+def make_file(path, lengths=LENGTHS, *, game="Breakout", tail=0, actions=4):
+    """Frames of noise, never black."""
+    rng = np.random.default_rng(0)
+    with TrajectoryWriter(
+        path, observation_shape=(1, 84, 84), observation_dtype="uint8", attributes={"game": game} if game else {}
+    ) as writer:
+        for length in lengths:
+            frames = rng.integers(1, 255, (length, 1, 84, 84)).astype(np.uint8)
+            writer.add_episode(frames, rng.integers(actions, size=length), rng.choice([0, 1], length), terminal=True)
+    return path
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return make_file(tmp_path_factory.mktemp("atari") / "a.h5")
+
+
+def test_windows_begin_at_every_step_and_cross_no_end(path):
+    file = open_dataset(path, BREAKOUT)
+    windows = windows_of(file, SIZE, 1)
+    found = {(start, length) for _, start, length in windows.tolist()}
+    expected = set()
+    for start, length in zip(file.starts.tolist(), file.lengths.tolist(), strict=True):
+        if length < SIZE:
+            expected.add((start, length))
+        expected |= {(start + step, SIZE) for step in range(length - SIZE + 1)}
+    assert found == expected and len(windows) == len(expected)
+    tiles = windows_of(file, SIZE, SIZE)
+    assert len(tiles) == sum(max(1, length // SIZE) for length in LENGTHS)
+
+
+def test_an_unfinished_tail_and_files_of_short_episodes_alone(path, tmp_path, monkeypatch):
+    file = open_dataset(path, BREAKOUT)
+    file.finished = False
+    assert windows_of(file, SIZE, 1)[:, 1].max() < file.starts[-1]
+    assert len(windows_of(file, 100, 1)) == 4, "all are shorter, and the last has no end"
+
+
+def test_data_is_split_by_episode_and_batches_hold_single_frames(path):
+    data = load_data(DataOptions(data_path=path), size=SIZE, fraction=0.6)
+    sides = [
+        set(np.searchsorted(data.file.starts, side.windows[:, 1], side="right") - 1)
+        for side in (data.training, data.validation)
+    ]
+    assert not sides[0] & sides[1] and sides[0] | sides[1] == set(range(5))
+    batch = data.training.__getitems__([0, 7, 20])
+    assert (
+        batch.observations.frames.shape == (3, SIZE + 3, 1, 84, 84) and batch.observations.frames.dtype == torch.uint8
+    )
+    frames, returns = data.file.load()[0], data.file.returns_to_go()
+    stacks = batch.observations.dense()
+    assert stacks.shape == (3, SIZE, 4, 84, 84)
+    for row, number in enumerate(batch.indices.tolist()):
+        start = int(data.training.windows[number, 1])
+        begin = max(first for first in data.file.starts if first <= start)
+        for step in (0, 1, SIZE - 1):
+            shown = [
+                frames[s, 0] if s >= begin else np.zeros((84, 84), np.uint8)
+                for s in range(start + step - 3, start + step + 1)
+            ]
+            np.testing.assert_array_equal(stacks[row, step], shown)
+        np.testing.assert_array_equal(batch.rtg[row], returns[start : start + SIZE])
+
+
+@pytest.mark.parametrize("gib", [0, 1])
+def test_frames_are_loaded_as_far_as_memory_is_given(path, gib):
+    data = load_data(DataOptions(data_path=path, memory_gib=gib), size=SIZE, fraction=0.6)
+    assert (data.training._observations is None) == (gib == 0)
+    other = load_data(DataOptions(data_path=path, memory_gib=1 - gib), size=SIZE, fraction=0.6)
+    one, two = (d.training.__getitems__([3, 9]).observations.dense() for d in (data, other))
+    assert torch.equal(one, two) and data.training.fingerprint == other.training.fingerprint
+
+
+def test_replay_files_are_converted_once_and_give_the_same_windows(path, tmp_path, capsys):
+    export_replay(path, tmp_path / "replay", game="Breakout")
+    options = DataOptions(data_path=tmp_path / "replay", data_dir=tmp_path / "made")
+    data = load_data(options, size=SIZE, fraction=0.6)
+    assert "15 transitions of padding left out" in capsys.readouterr().out
+    direct = load_data(DataOptions(data_path=path), size=SIZE, fraction=0.6)
+    assert data.training.fingerprint == direct.training.fingerprint
+    batches = [d.training.__getitems__([0, 11]).observations.frames for d in (data, direct)]
+    assert torch.equal(*batches)
+    began = time.perf_counter()
+    load_data(options, size=SIZE, fraction=0.6)
+    assert "converted" not in capsys.readouterr().out and time.perf_counter() - began < 2
+    small = ensure_dataset(options, Selection(transitions=30, trajectories_per_buffer=1))
+    assert TrajectoryFile(small).num_episodes < 5 and small.parent == tmp_path / "made"
+
+
+def test_where_data_is_looked_for(path, tmp_path, monkeypatch):
+    configured, made = {}, []
+    monkeypatch.setattr(dataset, "read_wandb_config", lambda: configured)
+    monkeypatch.setattr(dataset, "make_default_dataset", lambda game, folder: made.append((game.name, folder)))
+    ensure_dataset(DataOptions(data_dir=tmp_path))
+    assert made == [("Breakout", tmp_path)]
+    own = dataset.dataset_path(BREAKOUT, tmp_path)
+    shutil.copy(path, own)
+    assert ensure_dataset(DataOptions(data_dir=tmp_path)) == own and len(made) == 1
+    configured["atari"] = {"data": str(path)}
+    assert ensure_dataset(DataOptions(data_dir=tmp_path)) == path
+    assert ensure_dataset(DataOptions(data_dir=tmp_path, data_path=own)) == own
+    configured["atari"] = {"data": str(tmp_path / "none")}
+    with pytest.raises(UserError, match="'atari: data: .*none' of wandb_config.yaml: there is no such"):
+        ensure_dataset(DataOptions(data_dir=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("place", "expected"),
+    [
+        ("missing", "--data_path .*missing: there is no such file or folder. Make your own with .*--game Breakout"),
+        ("empty", "no DQN-replay files there .Breakout/1/replay_logs.*generate_dataset.py --game Breakout"),
+        ("own", "To train on 'b.h5' in it, name that file"),
+    ],
+)
+def test_a_place_without_data_is_named(place, expected, path, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "own").mkdir()
+    shutil.copy(path, tmp_path / "own" / "b.h5")
+    with pytest.raises(UserError, match=expected):
+        ensure_dataset(DataOptions(data_path=tmp_path / place, data_dir=tmp_path / "made"))
+    assert not (tmp_path / "made").exists()
+
+
+def test_data_of_another_game_is_refused(path, tmp_path):
+    with pytest.raises(UserError, match="holds Breakout, not Pong"):
+        load_data(DataOptions(game="Pong", data_path=path), size=SIZE)
+    unnamed = make_file(tmp_path / "b.h5", game=None, actions=6)
+    with pytest.raises(UserError, match=r"action [45] at step \d+ .*0 to 3.*read as Breakout"):
+        load_data(DataOptions(data_path=unnamed), size=SIZE)
+    with pytest.raises(UserError, match="too little data"):
+        load_data(DataOptions(data_path=make_file(tmp_path / "c.h5", [20])), size=SIZE)
+
+
+def test_a_truncated_replay_file_leaves_nothing_behind(path, tmp_path):
+    logs = export_replay(path, tmp_path / "replay", game="Breakout")
+    frames = logs / "$store$_observation_ckpt.0.gz"
+    with gzip.open(frames) as stream:
+        content = gzip.compress(stream.read()[: -84 * 84])
+    frames.write_bytes(content)
+    with pytest.raises(UserError, match="observation_ckpt.0.gz' is truncated"):
+        ensure_dataset(DataOptions(data_path=tmp_path / "replay", data_dir=tmp_path / "made"))
+    assert not list(tmp_path.glob("made/*"))
+
+
+def test_options_are_checked():
+    for options, expected in (
+        (DataOptions(game="Chess"), "Breakout, Qbert, Seaquest, Pong .*any ALE game"),
+        (DataOptions(memory_gib=-1), "--memory_gib -1"),
+    ):
+        with pytest.raises(UserError, match=expected):
+            options.validate()
