@@ -10,6 +10,9 @@ All steps of all episodes lie one after the other in flat arrays:
     infos/...     (steps, ...)   anything else; not read here, but for
     infos/first_seen  (steps,)   the first step with the same observation; may be absent
 
+Images are handed out with their channels first. A file may hold them with the channels last, and says so in an
+attribute of ``observations``, ``channels_last``: pictures with few hues compress better so.
+
 Step t holds the observation, the action taken on it and the reward that followed. An episode ends where ``terminals``
 or ``timeouts`` says so; steps after the last such end (a file cut short by its maker) are the last episode.
 
@@ -21,9 +24,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib
-import importlib.metadata
-import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,15 +35,16 @@ import h5py
 import numpy as np
 
 from RATE_model.atomic import sync_directory
+from RATE_model.attributes import decoded, encoded, version
+from RATE_model.compression import ZSTD_LEVEL, hdf5plugin, uses_zstd, zstd
 from RATE_model.errors import UserError
 
 FORMAT_VERSION = 1
 IMAGE_CHUNK = 30  # frames per chunk: a window of one segment touches at most two
 VECTOR_CHUNK = 4096  # steps per chunk
 CHECK_BLOCK_BYTES = 64 * 2**20  # data is checked in blocks of about this size
-ZSTD_FILTER = 32015  # number of the zstd filter in the HDF5 registry
-ZSTD_LEVEL = 3
 FIRST_SEEN = "infos/first_seen"
+CHANNELS_LAST = "channels_last"
 
 
 class TrajectoryWriter:
@@ -63,7 +64,9 @@ class TrajectoryWriter:
         observation_shape, observation_dtype: of one observation.
         action_shape, action_dtype: of one action; the default is one small discrete action.
         compress: zstd (lossless, through hdf5plugin). None: images are compressed, vectors are not.
+        level: of the compression, 1 to 22; a higher one takes longer to write, not to read.
         index_frames: also store `infos/first_seen`: where few observations differ, a reader then keeps each one once.
+        channels_last: store images (C, H, W) as (H, W, C).
         attributes: how the data was made: environment, generator, parameters, seeds.
 
     Raises:
@@ -80,13 +83,16 @@ class TrajectoryWriter:
         action_shape: Sequence[int] = (),
         action_dtype: Any = "uint8",
         compress: bool | None = None,
+        level: int = ZSTD_LEVEL,
         index_frames: bool = False,
+        channels_last: bool = False,
         attributes: Mapping[str, Any],
     ) -> None:
         self.path = Path(path)
         image = np.dtype(observation_dtype) == np.uint8 and len(observation_shape) > 1
         self._compress = image if compress is None else compress
         self._chunk = IMAGE_CHUNK if image else VECTOR_CHUNK
+        self._channels_last, self._level = channels_last, level
         self._shapes = {"observations": tuple(observation_shape), "actions": tuple(action_shape), "rewards": ()}
         self._dtypes = {"observations": observation_dtype, "actions": action_dtype, "rewards": "float32"}
         self._attributes = dict(attributes)
@@ -151,6 +157,8 @@ class TrajectoryWriter:
                 raise ValueError(f"{name} are not finite")
         if self._first_seen is not None:
             flat[FIRST_SEEN] = self._first_steps(flat["observations"])
+        if self._channels_last:
+            flat["observations"] = np.moveaxis(flat["observations"], 1, -1)
         self._num_steps += int(lengths.sum())
         self._returns.append(np.add.reduceat(flat["rewards"].astype(np.float64), np.cumsum(lengths) - lengths))
         self._lengths.append(lengths)
@@ -197,11 +205,14 @@ class TrajectoryWriter:
         """An empty, growing dataset for values like these (steps, ...)."""
         shape, options = values.shape[1:], {}
         if self._compress:
-            options = dict(_hdf5plugin(f"'{self.path}' is compressed with zstd; writing it").Zstd(clevel=ZSTD_LEVEL))
+            options = zstd(f"'{self.path}' is compressed with zstd; writing it", self._level)
         chunk = self._chunk if name == "observations" else VECTOR_CHUNK
-        return self._file.create_dataset(
+        dataset = self._file.create_dataset(
             name, (0, *shape), values.dtype, maxshape=(None, *shape), chunks=(chunk, *shape), **options
         )
+        if self._channels_last and name == "observations":
+            dataset.attrs[CHANNELS_LAST] = True
+        return dataset
 
     def _finish(self) -> None:
         """Write the rest and the attributes, then move the file to its place."""
@@ -213,11 +224,11 @@ class TrajectoryWriter:
         statistics: dict[str, Any] = {"num_steps": int(lengths.sum()), "num_episodes": len(lengths)}
         statistics |= {f"return_{name}": float(getattr(returns, name)()) for name in ("mean", "std", "min", "max")}
         statistics |= {f"length_{name}": float(getattr(lengths, name)()) for name in ("mean", "min", "max")}
-        versions = {name: _version(name) for name in ("rate-memory", "numpy", "h5py")}
+        versions = {name: version(name) for name in ("rate-memory", "numpy", "h5py")}
         made = {"format_version": FORMAT_VERSION, **statistics, "versions": versions}
         with self._writing():
             for name, value in (self._attributes | made).items():
-                self._file.attrs[name] = json.dumps(value) if isinstance(value, (dict, list, tuple)) else value
+                self._file.attrs[name] = encoded(value)
             self._file.close()
             with open(self._temporary, "rb") as file:
                 os.fsync(file.fileno())
@@ -287,7 +298,7 @@ class TrajectoryFile:
         with self._reading():
             file = self._open()
             self._check_layout(file)
-            self.attributes = {name: _decoded(value) for name, value in file.attrs.items()}
+            self.attributes = {name: decoded(value) for name, value in file.attrs.items()}
             self._check_kinds(file, observation_shape, observation_dtype, num_actions, action_size)
             self.rewards = self._finite("rewards", file["rewards"][:])
             self.actions = self._finite("actions", file["actions"][:])
@@ -319,7 +330,7 @@ class TrajectoryFile:
     def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Steps start to stop - 1: observations (n, ...) uint8 or float32, actions (n,) int64 or (n, A) float32."""
         with self._reading():
-            observations = self._open()["observations"][start:stop]
+            observations = self._channels_first(self._open()["observations"][start:stop])
         with np.errstate(over="ignore"):  # beyond float32 becomes inf, which the check on opening reports
             return observations.astype(self.observation_dtype, copy=False), self.actions[start:stop]
 
@@ -343,7 +354,12 @@ class TrajectoryFile:
             distinct, index = np.unique(first, return_inverse=True)
             if self.num_bytes // self.num_steps * len(distinct) > max_bytes:
                 return None
-            return file["observations"][distinct].astype(self.observation_dtype, copy=False), index
+            frames = self._channels_first(file["observations"][distinct])
+            return frames.astype(self.observation_dtype, copy=False), index
+
+    def _channels_first(self, observations: np.ndarray) -> np.ndarray:
+        """Observations (n, ...) of the file as they are handed out."""
+        return np.ascontiguousarray(np.moveaxis(observations, -1, 1)) if self._channels_last else observations
 
     @property
     def num_bytes(self) -> int:
@@ -369,8 +385,8 @@ class TrajectoryFile:
         """This process's handle. HDF5 handles must not cross a fork: parent and child would share one file position."""
         if self._handle is None or self._process != os.getpid():
             self._handle = h5py.File(self.path, "r")
-            if any(_uses_zstd(item) for item in self._handle.values()):
-                _hdf5plugin(f"'{self.path}' is compressed with zstd; reading it")  # in a spawned worker too
+            if any(uses_zstd(item) for item in self._handle.values()):
+                hdf5plugin(f"'{self.path}' is compressed with zstd; reading it")  # in a spawned worker too
             self._process = os.getpid()
         return self._handle
 
@@ -413,6 +429,9 @@ class TrajectoryFile:
             raise self._error(f"'observations' have type {observations.dtype}; expected {wanted or 'uint8 or float'}")
         self.observation_dtype = np.dtype(np.uint8 if kinds == "uint8" else np.float32)
         self.observation_shape = observations.shape[1:]
+        self._channels_last = bool(observations.attrs.get(CHANNELS_LAST, False))
+        if self._channels_last:
+            self.observation_shape = (*observations.shape[-1:], *observations.shape[1:-1])
         if observation_shape is not None and self.observation_shape != tuple(observation_shape):
             raise self._error(
                 f"'observations' have shape {self.observation_shape}; expected {tuple(observation_shape)}"
@@ -467,33 +486,3 @@ class TrajectoryFile:
 
     def _error(self, problem: str) -> UserError:
         return UserError(f"trajectory file '{self.path}' {problem}." + (f" {self._hint}" if self._hint else ""))
-
-
-def _hdf5plugin(purpose: str) -> Any:
-    """The package with the zstd filter; imported late, as only images need it."""
-    try:
-        return importlib.import_module("hdf5plugin")
-    except ImportError as error:
-        raise UserError(f"{purpose} needs the package hdf5plugin: pip install hdf5plugin") from error
-
-
-def _uses_zstd(item: h5py.Dataset | h5py.Group) -> bool:
-    if not isinstance(item, h5py.Dataset):
-        return False
-    filters = item.id.get_create_plist()
-    return any(filters.get_filter(number)[0] == ZSTD_FILTER for number in range(filters.get_nfilters()))
-
-
-def _decoded(value: Any) -> Any:
-    """An attribute as it was given to the writer."""
-    if isinstance(value, str) and value[:1] in ("{", "["):
-        with contextlib.suppress(json.JSONDecodeError):
-            return json.loads(value)
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def _version(distribution: str) -> str:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:  # run from a checkout that is not installed
-        return "not installed"

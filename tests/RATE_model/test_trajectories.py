@@ -61,6 +61,22 @@ def test_what_is_written_is_read_back(tmp_path, shape, dtype):
         assert raw["infos/seed"].shape == (11,)
 
 
+@pytest.mark.parametrize("index_frames", [False, True])
+def test_images_stored_with_channels_last_are_read_with_channels_first(tmp_path, index_frames):
+    paths = [tmp_path / "first.h5", tmp_path / "last.h5"]
+    for path, last in zip(paths, (False, True), strict=True):
+        write(path, (3, 8, 9), "uint8", channels_last=last, level=9, index_frames=index_frames)
+    first, last = (TrajectoryFile(path, observation_shape=(3, 8, 9)) for path in paths)
+    with h5py.File(paths[1]) as raw:
+        assert raw["observations"].shape == (11, 8, 9, 3)
+    for found, expected in ((last.read(2, 7), first.read(2, 7)), (last.load(), first.load())):
+        assert found[0].flags["C_CONTIGUOUS"]
+        np.testing.assert_array_equal(found[0], expected[0])
+    if index_frames:
+        np.testing.assert_array_equal(last.frames()[0], first.frames()[0])
+    assert last.num_bytes == first.num_bytes
+
+
 def test_attributes_describe_the_data(tmp_path):
     attributes = TrajectoryFile(write(tmp_path / "data.h5")).attributes
     returns = [np.nansum(row) for row in episodes()[2]]

@@ -1,0 +1,31 @@
+"""What a trajectory file says about itself: attributes of an HDF5 file, and versions of what made it."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+from typing import Any
+
+import numpy as np
+
+
+def encoded(value: Any) -> Any:
+    """A value as an attribute can hold it: lists and dicts as JSON."""
+    return json.dumps(value) if isinstance(value, (dict, list, tuple)) else value
+
+
+def decoded(value: Any) -> Any:
+    """What `encoded` was given; tuples come back as lists."""
+    if isinstance(value, str) and value[:1] in ("{", "["):
+        with contextlib.suppress(json.JSONDecodeError):
+            return json.loads(value)
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def version(distribution: str) -> str:
+    """The version of an installed package."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:  # run from a checkout that is not installed
+        return "not installed"

@@ -1,0 +1,34 @@
+"""The lossless compression of trajectory files: zstd, through the package hdf5plugin, which is imported late."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import h5py
+
+from RATE_model.errors import UserError
+
+ZSTD_FILTER = 32015  # number of the zstd filter in the HDF5 registry
+ZSTD_LEVEL = 3
+
+
+def zstd(purpose: str, level: int) -> dict[str, Any]:
+    """Arguments of h5py for a dataset that is compressed at a level of 1 to 22. Raises as `hdf5plugin`."""
+    return dict(hdf5plugin(purpose).Zstd(clevel=level))
+
+
+def hdf5plugin(purpose: str) -> Any:
+    """The package with the zstd filter. Raises a `UserError` where it is missing, which ``purpose`` begins."""
+    try:
+        return importlib.import_module("hdf5plugin")
+    except ImportError as error:
+        raise UserError(f"{purpose} needs the package hdf5plugin: pip install hdf5plugin") from error
+
+
+def uses_zstd(item: h5py.Dataset | h5py.Group) -> bool:
+    """Whether an item of a file cannot be read without that package."""
+    if not isinstance(item, h5py.Dataset):
+        return False
+    filters = item.id.get_create_plist()
+    return any(filters.get_filter(number)[0] == ZSTD_FILTER for number in range(filters.get_nfilters()))

@@ -1,0 +1,144 @@
+"""Making trajectory files in parts: on all cores, and going on after an interruption.
+
+The episodes are divided into parts of a fixed number. Each is a trajectory file in ``<name>.parts`` beside the file
+wanted, made by whichever process is free; when all are there, they are joined in order and removed. A run that was
+interrupted goes on with the parts it finds. While they are joined, the data is on disk twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+
+from RATE_model.errors import UserError
+from RATE_model.processes import available_cores, check_writable, in_processes
+from RATE_model.trajectories import TrajectoryFile, TrajectoryWriter
+
+_RECIPE = "recipe"  # attribute of a part: what it was made from
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is made, the same for every part; it goes to other processes.
+
+    Attributes:
+        play: writes episodes ``first`` to ``first + count - 1``, called as ``play(writer, first, count)``: a function
+            of a module, or a `functools.partial` of one. An episode must not depend on those before it in its part.
+        layout: arguments of `TrajectoryWriter`: observation_shape, observation_dtype, ...
+        recipe: all that the content depends on, as JSON can hold it; parts of another recipe are not gone on with.
+        episodes_per_part: how many episodes are lost at most by an interruption, in each process.
+    """
+
+    play: Callable[[TrajectoryWriter, int, int], None]
+    layout: Mapping[str, Any]
+    recipe: Mapping[str, Any]
+    episodes_per_part: int
+
+
+def make_in_parts(
+    job: Job,
+    episodes: int,
+    path: Path,
+    *,
+    attributes: Mapping[str, Any],
+    overwrite: bool = False,
+    workers: int | None = None,
+) -> Path:
+    """Make a file of trajectories. Its content is the same for any number of workers.
+
+    Args:
+        job: what is made.
+        episodes: how many.
+        path: the file; it appears when it is complete.
+        attributes: of the file.
+        overwrite: replace a file that exists.
+        workers: processes; None: one per core this process may use.
+
+    Raises:
+        UserError: the file exists and is not to be replaced, cannot be written, a process was killed, or ``play`` says
+            so.
+    """
+    from RATE_model.evaluation import progress_bar  # late, as torch comes with it: the processes that play do without
+
+    if path.exists() and not overwrite:
+        raise UserError(f"'{path}' exists; add --overwrite true to replace it.")
+    check_writable(path)
+    folder = path.with_name(f"{path.name}.parts")
+    firsts = range(0, episodes, job.episodes_per_part)
+    tasks = [(first, min(job.episodes_per_part, episodes - first)) for first in firsts]
+    missing = [task for task in tasks if not _is_done(job, folder, *task)]
+    done = len(tasks) - len(missing)
+    if done:
+        print(f"going on with {done} of {len(tasks)} parts found in '{folder}'", flush=True)
+    made = in_processes(functools.partial(_make, job, folder), missing, workers or available_cores())
+    with contextlib.closing(made), progress_bar(total=episodes, desc="playing", unit="episode") as bar:
+        bar.update(episodes - sum(count for _, count in missing))
+        try:
+            for count in made:
+                bar.update(count)
+        except KeyboardInterrupt:
+            print(f"What is done is kept in '{folder}'; the same command goes on from there.", flush=True)
+            raise
+    parts = [_part_path(folder, first // job.episodes_per_part) for first in firsts]
+    with progress_bar(total=len(parts), desc="joining", unit="part") as bar:
+        _join(parts, path, job.layout, {**attributes, **job.recipe}, bar.update)
+    shutil.rmtree(folder)
+    return path
+
+
+def _make(job: Job, folder: Path, task: tuple[int, int]) -> int:
+    """Make one part, given as (its first episode, its episodes); returns the latter."""
+    first, count = task
+    path = _part_path(folder, first // job.episodes_per_part)
+    with TrajectoryWriter(path, **job.layout, attributes={_RECIPE: dict(job.recipe)}) as writer:
+        job.play(writer, first, count)
+    return count
+
+
+def _part_path(folder: Path, part: int) -> Path:
+    return folder / f"part_{part:05d}.h5"
+
+
+def _is_done(job: Job, folder: Path, first: int, count: int) -> bool:
+    """Whether a part is there, whole and of this recipe."""
+    with contextlib.suppress(UserError), TrajectoryFile(_part_path(folder, first // job.episodes_per_part)) as file:
+        return file.attributes.get(_RECIPE) == dict(job.recipe) and file.num_episodes == count
+    return False
+
+
+def _episodes(part: Path) -> Iterator[dict[str, Any]]:
+    """The episodes of a part, as arguments of `TrajectoryWriter.add_episode`."""
+    with TrajectoryFile(part) as checked, h5py.File(part) as file:
+        for start, length in zip(checked.starts.tolist(), checked.lengths.tolist(), strict=True):
+            chosen = slice(start, start + length)
+            observations, actions = checked.read(start, start + length)
+            infos = {name: values[chosen] for name, values in file.get("infos", {}).items()}
+            yield {
+                "observations": observations,
+                "actions": actions,
+                "rewards": checked.rewards[chosen],
+                "terminal": bool(file["terminals"][chosen][-1]),
+                "infos": infos,
+            }
+
+
+def _join(
+    parts: Sequence[Path],
+    path: Path,
+    layout: Mapping[str, Any],
+    attributes: Mapping[str, Any],
+    done: Callable[[], object],
+) -> None:
+    """Write the episodes of all parts, in order, into one file."""
+    with TrajectoryWriter(path, **layout, attributes=attributes) as writer:
+        for part in parts:
+            for episode in _episodes(part):
+                writer.add_episode(**episode)
+            done()

@@ -1,0 +1,110 @@
+"""Trajectory files made in parts: the same for any number of processes, and after every interruption."""
+
+import functools
+import multiprocessing
+import time
+
+import h5py
+import numpy as np
+import pytest
+
+from RATE_model.errors import UserError
+from RATE_model.parts import Job, make_in_parts
+from RATE_model.trajectories import TrajectoryFile
+
+SHAPE = (3, 4, 4)
+RECIPE = {"game": "counting", "speed": 2, "mix": ["a", "b"]}
+
+
+def play(log, wait, writer, first, count):
+    """Episodes of 5 to 7 steps that are functions of their numbers; every second one ends in a terminal state."""
+    with open(log, "a") as file:
+        file.write(f"{first} ")
+    time.sleep(wait if first else 0)
+    for number in range(first, first + count):
+        rng, steps = np.random.default_rng(number), 5 + number % 3
+        observations = rng.integers(0, 256, (steps, *SHAPE), dtype=np.uint8)
+        infos = {"number": np.full(steps, number), "place": rng.normal(size=(steps, 2))}
+        writer.add_episode(
+            observations, rng.integers(0, 4, steps), rng.normal(size=steps), terminal=number % 2, infos=infos
+        )
+
+
+def make(folder, name="data.h5", episodes=10, *, wait=0.0, recipe=RECIPE, workers=1, **options):
+    layout = {"observation_shape": SHAPE, "observation_dtype": "uint8", "channels_last": True}
+    job = Job(functools.partial(play, folder / "log", wait), layout, recipe, 4)
+    return make_in_parts(job, episodes, folder / name, attributes={"maker": "test"}, workers=workers, **options)
+
+
+def content(path):
+    """All arrays and attributes of a file."""
+    with TrajectoryFile(path), h5py.File(path) as file:
+        arrays = {}
+        file.visititems(lambda name, item: arrays.update({name: item[:]}) if isinstance(item, h5py.Dataset) else None)
+        return arrays, dict(file.attrs)
+
+
+def assert_same_content(one, other):
+    (arrays, attributes), (others, other_attributes) = content(one), content(other)
+    assert arrays.keys() == others.keys() and attributes == other_attributes
+    for name, values in arrays.items():
+        np.testing.assert_array_equal(values, others[name], err_msg=name)
+
+
+def test_the_content_does_not_depend_on_the_processes(tmp_path):
+    path = make(tmp_path)
+    file = TrajectoryFile(path)
+    assert file.lengths.tolist() == [5 + number % 3 for number in range(10)]
+    assert file.attributes["maker"] == "test" and file.attributes["mix"] == ["a", "b"]
+    expected = np.random.default_rng(0).integers(0, 256, (5, *SHAPE), dtype=np.uint8)
+    np.testing.assert_array_equal(file.read(0, 5)[0], expected)
+    with h5py.File(path) as raw:
+        ends = file.starts + file.lengths - 1
+        assert np.flatnonzero(raw["timeouts"]).tolist() == ends[::2].tolist()
+        assert np.flatnonzero(raw["terminals"]).tolist() == ends[1::2].tolist()
+        assert sorted(raw["infos"]) == ["number", "place"] and raw["infos/number"][-1] == 9
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["data.h5", "log"]
+    assert_same_content(make(tmp_path, "two.h5", workers=2), path)
+
+
+def test_what_is_done_is_gone_on_with(tmp_path, capsys):
+    whole = make(tmp_path, "whole.h5")
+    parts = tmp_path / "data.h5.parts"
+    process = multiprocessing.get_context("fork").Process(target=make, args=(tmp_path,), kwargs={"wait": 100})
+    process.start()
+    while not (parts / "part_00000.h5").exists():
+        assert process.is_alive()
+        time.sleep(0.01)
+    process.kill()
+    process.join()
+    assert not (tmp_path / "data.h5").exists()
+    (tmp_path / "log").write_text("")
+    assert_same_content(make(tmp_path), whole)
+    assert (tmp_path / "log").read_text() == "4 8 " and "going on with 1 of 3 parts" in capsys.readouterr().out
+    assert not parts.exists()
+
+
+@pytest.mark.parametrize("change", [{"recipe": {**RECIPE, "speed": 3}}, {"damage": True}, {"episodes": 3}])
+def test_parts_of_something_else_are_made_again(tmp_path, monkeypatch, change):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("RATE_model.parts._join", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        make(tmp_path)
+    if change.pop("damage", False):
+        for part in (tmp_path / "data.h5.parts").iterdir():
+            part.write_bytes(part.read_bytes()[:1000])
+    (tmp_path / "log").write_text("")
+    make(tmp_path, **change)
+    assert (tmp_path / "log").read_text() == ("0 " if "episodes" in change else "0 4 8 ")
+
+
+def test_a_file_is_replaced_only_when_asked(tmp_path):
+    path = make(tmp_path)
+    before = path.read_bytes()
+    with pytest.raises(UserError, match=r"data.h5' exists; add --overwrite true"):
+        make(tmp_path, episodes=4)
+    assert path.read_bytes() == before
+    make(tmp_path, episodes=4, overwrite=True)
+    assert TrajectoryFile(path).num_episodes == 4
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="is no directory"):
+        make(tmp_path, "file/data.h5")
