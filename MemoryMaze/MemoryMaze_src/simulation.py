@@ -270,7 +270,7 @@ def _paint_border(image: np.ndarray, width: int, color: np.ndarray) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without dm_control's warning that the agent cannot be given a velocity: at the start of an episode it has none."""
+    """Without dm_control's warning that the agent cannot be given a velocity: it begins at rest."""
     from absl import logging
 
     before = logging.get_verbosity()

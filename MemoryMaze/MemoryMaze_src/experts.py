@@ -1,0 +1,195 @@
+"""Scripted players of Memory Maze.
+
+`Planner` ("planner") is told the map, the balls and its own place from the start. What it does cannot be known from
+what was seen: it walks straight to balls that it never saw.
+
+`Explorer` ("explorer") acts only on what it has seen since the episode began: cells and balls in its field of view,
+along free lines of sight. It goes to the ball asked for if it has seen it, over ground that it has seen, and else to
+the nearest place that it has not. So an agent that remembers its pictures could act alike.
+
+Both know where in the square they are, and what they did; both act at random in a share of their steps, and then go on
+from where that took them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from MemoryMaze.MemoryMaze_src.env import NUM_ACTIONS
+from MemoryMaze.MemoryMaze_src.navigation import Field, Pilot, field
+
+EXPERTS = ("explorer", "planner")
+
+# The camera sees 40 degrees to each side, and the border covers two of 32 columns.
+HALF_VIEW = float(np.arctan(np.tan(np.radians(40)) * 30 / 32))
+RAYS = 61  # as many as there are columns
+BALL_SIGHT = 8.0  # cells; a ball is four columns wide there
+BALL_RADIUS = 0.3
+
+_RAY_STEP = 0.04
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What is seen from one place.
+
+    Attributes:
+        free, walls: (size, size) bool, cells that are seen to be free, or to be walls.
+        balls: (n,) bool, which balls are seen.
+    """
+
+    free: np.ndarray
+    walls: np.ndarray
+    balls: np.ndarray
+
+
+def look(layout: np.ndarray, position: np.ndarray, direction: np.ndarray, balls: np.ndarray) -> Sight:
+    """What an agent sees: what lines from its place, one per column of its picture, meet before the first wall.
+
+    Args:
+        layout: (size, size) bool, True = free.
+        position, direction: (2,) of the agent, in cells.
+        balls: (n, 2) in cells.
+    """
+    middle = np.arctan2(direction[1], direction[0])
+    # Columns of a picture are equally wide on a plane before the camera, not in angle.
+    columns = np.linspace(-1, 1, RAYS) * np.tan(HALF_VIEW)
+    seen_free, seen_walls = _cast(layout, position, middle + np.arctan(columns))
+    seen_free[tuple(_cell(position, len(layout)))] = True
+    away = balls - position
+    distance = np.hypot(away[:, 0], away[:, 1])
+    bearing = np.arctan2(away[:, 1], away[:, 0])
+    off = np.abs((bearing - middle + np.pi) % (2 * np.pi) - np.pi)
+    in_view = (off < HALF_VIEW) & (distance < BALL_SIGHT)
+    visible = np.array(
+        [
+            bool(inside) and _clear_line(layout, position, angle, length - BALL_RADIUS)
+            for inside, angle, length in zip(in_view, bearing, distance, strict=True)
+        ]
+    )
+    return Sight(seen_free, seen_walls, visible)
+
+
+def _cell(position: np.ndarray, size: int) -> np.ndarray:
+    """(..., 2) row and column of positions (..., 2)."""
+    return np.clip(np.floor(position).astype(int), 0, size - 1)[..., ::-1]
+
+
+def _cast(layout: np.ndarray, position: np.ndarray, angles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Cells that lines in some directions pass, and the walls that they end at: two (size, size) bool."""
+    size = len(layout)
+    along = np.arange(_RAY_STEP, 1.5 * size, _RAY_STEP)
+    points = position + along[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=-1)[:, None]
+    columns, rows = np.floor(points).astype(int).transpose(2, 0, 1)  # (rays, points)
+    inside = (rows >= 0) & (rows < size) & (columns >= 0) & (columns < size)
+    rows, columns = np.clip(rows, 0, size - 1), np.clip(columns, 0, size - 1)
+    passable = inside & layout[rows, columns]
+    before = np.cumsum(~passable, axis=1)
+    free, walls = np.zeros((size, size), dtype=bool), np.zeros((size, size), dtype=bool)
+    passed, met = before == 0, inside & ~passable & (before == 1)
+    free[rows[passed], columns[passed]] = True
+    walls[rows[met], columns[met]] = True
+    return free, walls
+
+
+def _clear_line(layout: np.ndarray, position: np.ndarray, angle: float, length: float) -> bool:
+    """Whether a line of some length meets no wall."""
+    along = np.arange(0.0, length, _RAY_STEP)[:, None]
+    cells = _cell(position + along * np.array([np.cos(angle), np.sin(angle)]), len(layout))
+    return bool(layout[cells[:, 0], cells[:, 1]].all())
+
+
+class Planner:
+    """Goes the shortest way to the ball asked for.
+
+    Attributes:
+        random: whether the last action was a random one.
+
+    Args:
+        generator: of the random actions.
+        noise: the share of actions that are random, 0 to 1.
+    """
+
+    def __init__(self, generator: np.random.Generator, *, noise: float = 0.0) -> None:
+        self._generator, self._noise = generator, noise
+        self._pilot = Pilot()
+        self.random = False
+        self._fields: dict[Any, Field] = {}
+
+    def act(self, info: dict[str, Any]) -> int:
+        """The action in one maze, given `MemoryMazeEnv`'s privileged info of every step in turn."""
+        ways = self._ways(info)
+        action = self._pilot.choose(ways, info["agent_pos"], info["agent_dir"])
+        self.random = bool(self._generator.random() < self._noise)
+        if self.random:
+            action = int(self._generator.integers(NUM_ACTIONS))
+        self._pilot.note(action)
+        return action
+
+    def _ways(self, info: dict[str, Any]) -> Field:
+        target = info["target_index"]
+        return self._remembered(target, lambda: field(info["maze_layout"], info["targets_pos"][[target]]))
+
+    def _remembered(self, key: Any, make: Callable[[], Field]) -> Field:
+        """A field that was made before, or is made now."""
+        if key not in self._fields:
+            self._fields[key] = make()
+        return self._fields[key]
+
+
+class Explorer(Planner):
+    """Goes to the ball asked for if it has seen it, and else to where it has not looked.
+
+    Attributes:
+        free, walls: (size, size) bool, the cells seen so far.
+        balls: (n,) bool, the balls seen so far.
+    """
+
+    free: np.ndarray
+    walls: np.ndarray
+    balls: np.ndarray
+
+    def __init__(self, generator: np.random.Generator, *, noise: float = 0.0) -> None:
+        super().__init__(generator, noise=noise)
+        self._began = False
+
+    def _ways(self, info: dict[str, Any]) -> Field:
+        self._see(look(info["maze_layout"], info["agent_pos"], info["agent_dir"], info["targets_pos"]))
+        target, place = info["target_index"], info["agent_pos"]
+        if self.balls[target]:
+            goal = info["targets_pos"][[target]]
+            ways = self._remembered((target, True), lambda: field(self.free, goal))
+            if ways.reachable(place):
+                return ways
+            return self._remembered((target, False), lambda: field(~self.walls, goal))
+        return self._remembered("unseen", lambda: self._ways_to_unseen(place))
+
+    def _see(self, sight: Sight) -> None:
+        """Add to what is known. Ways over ground that has changed are forgotten."""
+        if not self._began:
+            self.free, self.walls, self.balls = sight.free, sight.walls, sight.balls
+            self._began = True
+            return
+        if (sight.free & ~self.free).any() or (sight.walls & ~self.walls).any():
+            self._fields.clear()
+        self.free, self.walls = self.free | sight.free, self.walls | sight.walls
+        self.balls = self.balls | sight.balls
+
+    def _ways_to_unseen(self, place: np.ndarray) -> Field:
+        """The ways to unseen cells next to seen ground; where all is seen, to nowhere in particular."""
+        unseen = ~self.free & ~self.walls
+        padded = np.pad(self.free, 1)
+        beside = padded[:-2, 1:-1] | padded[2:, 1:-1] | padded[1:-1, :-2] | padded[1:-1, 2:]
+        rows, columns = np.nonzero(unseen & beside)
+        if len(rows) == 0:
+            rows, columns = np.nonzero(self.free)
+        return field(~self.walls, np.stack([columns, rows], axis=1) + 0.5)
+
+
+def expert(kind: str, generator: np.random.Generator, noise: float) -> Planner:
+    """A player of one of the kinds `EXPERTS`."""
+    return {"explorer": Explorer, "planner": Planner}[kind](generator, noise=noise)

@@ -1,0 +1,180 @@
+"""Making Memory Maze trajectories with the scripted experts, on all cores.
+
+Step t of an episode holds the picture observations[t], the action actions[t] taken on it, and the reward rewards[t] of
+that action; the picture behind the last action is not kept. Every episode has a seed of its own, 1,000,000 and up: none
+of those that are evaluated. Nothing ends an episode but its length.
+
+Beside them lie, per step and at the time of the picture: ``infos/target`` which ball is asked for, ``infos/agent_pos``
+and ``infos/agent_dir`` x and y in cells, ``infos/random`` whether the action was a random one; and, the same at every
+step of an episode, ``infos/seed`` and ``infos/player``, the number of the player in the recipe's mix.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.metadata
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from MemoryMaze.MemoryMaze_src.env import EPISODE_STEPS, OBSERVATION_SHAPE, MemoryMazeEnv, check_size, env_id
+from MemoryMaze.MemoryMaze_src.experts import EXPERTS, expert
+from MemoryMaze.MemoryMaze_src.graphics import maze_tasks
+from RATE_model.errors import UserError
+from RATE_model.parts import Job, make_in_parts
+from RATE_model.trajectories import TrajectoryWriter
+
+FIRST_DATA_SEED = 1_000_000
+PART = 5  # episodes
+# Players that act on what they saw, so that a learner that sees and remembers as much can act alike. The random actions
+# show how to go on from where no expert would go, and spread the returns.
+DEFAULT_MIX = ("explorer:0:0.4", "explorer:0.1:0.4", "explorer:0.3:0.2")
+EXPERTS_VERSION = 1  # raise it when the same seed gives other actions: parts of another version are not gone on with
+
+_EXPERT_STREAM = 1  # of the generators of a seed
+
+
+@dataclass(frozen=True)
+class Player:
+    """One of those who play a dataset.
+
+    Attributes:
+        kind: one of `EXPERTS`.
+        noise: probability of a random action at each step.
+        share: of the episodes, relative to the shares of the others.
+    """
+
+    kind: str
+    noise: float
+    share: float
+
+    @classmethod
+    def of(cls, text: str) -> Player:
+        """The player that ``EXPERT:NOISE:SHARE`` describes. Raises a `UserError` that names ``--mix``."""
+        kind, *numbers = text.split(":")
+        with contextlib.suppress(ValueError):
+            noise, share = (float(number) for number in numbers)
+            if kind in EXPERTS and 0 <= noise <= 1 and 0 < share < float("inf"):
+                return cls(kind, noise, share)
+        raise UserError(
+            f"--mix {text}: must be EXPERT:NOISE:SHARE, as explorer:0.1:1, with EXPERT {' or '.join(EXPERTS)}, NOISE "
+            "between 0 and 1 and SHARE above 0"
+        )
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the content of a dataset depends on, the number of episodes aside.
+
+    Raises:
+        UserError: there is no such size, the steps are below 1, or a player is not described as it must be.
+    """
+
+    size: int = 9  # cells of a side
+    steps: int = EPISODE_STEPS[9]  # of every episode
+    mix: tuple[str, ...] = DEFAULT_MIX  # who plays, as EXPERT:NOISE:SHARE
+
+    def __post_init__(self) -> None:
+        check_size(self.size)
+        if self.steps < 1:
+            raise UserError(f"--steps {self.steps}: must be at least 1")
+        if not self.mix:
+            raise UserError("--mix: name at least one player, as explorer:0.1:1")
+        _ = self.players
+
+    @property
+    def players(self) -> tuple[Player, ...]:
+        """The players of the mix."""
+        return tuple(Player.of(text) for text in self.mix)
+
+    def assignment(self, episodes: int) -> np.ndarray:
+        """Which player plays each episode, (episodes,) int64.
+
+        Always the one whose share is farthest from met, the first of equals: at every number of episodes each has
+        played its share but for less than one.
+        """
+        shares = np.array([player.share for player in self.players])
+        shares /= shares.sum()
+        played, chosen = np.zeros(len(shares)), np.zeros(episodes, dtype=np.int64)
+        for number in range(episodes):
+            chosen[number] = np.argmax(shares * (number + 1) - played)
+            played[chosen[number]] += 1
+        return chosen
+
+
+def generate(recipe: Recipe, episodes: int, path: Path, *, overwrite: bool = False, workers: int | None = None) -> Path:
+    """Make a file of trajectories. Its content is the same for any number of workers.
+
+    Args:
+        recipe: what is played.
+        episodes: how many.
+        path: the file; it appears when it is complete.
+        overwrite: replace a file that exists.
+        workers: processes that play; None: one per core this process may use.
+
+    Raises:
+        UserError: the file exists and is not to be replaced, cannot be written, a package is missing, nothing can draw,
+            or a process was killed.
+    """
+    maze_tasks()  # what is missing shows here, not in a process
+    versions = {name: importlib.metadata.version(name) for name in ("memory-maze", "dm_control", "mujoco", "labmaze")}
+    job = Job(
+        functools.partial(play_part, recipe),
+        layout={
+            "observation_shape": OBSERVATION_SHAPE,
+            "observation_dtype": "uint8",
+            "channels_last": True,
+            "level": 7,
+        },
+        recipe={**asdict(recipe), "mix": list(recipe.mix), "experts": EXPERTS_VERSION, "simulation": versions},
+        episodes_per_part=PART,
+    )
+    attributes = {
+        "environment": env_id(recipe.size),
+        "generator": "scripted experts",
+        "first_seed": FIRST_DATA_SEED,
+        "last_seed": FIRST_DATA_SEED + episodes - 1,
+    }
+    return make_in_parts(job, episodes, path, attributes=attributes, overwrite=overwrite, workers=workers)
+
+
+def play_part(recipe: Recipe, writer: TrajectoryWriter, first: int, count: int) -> None:
+    """Play and write episodes first to first + count - 1."""
+    assigned = recipe.assignment(first + count)
+    maze = MemoryMazeEnv(recipe.size, max_steps=recipe.steps, privileged=True)
+    with contextlib.closing(maze):
+        for number in range(first, first + count):
+            columns = play(maze, recipe.players[assigned[number]], FIRST_DATA_SEED + number)
+            infos = columns.pop("infos") | {
+                "seed": np.full(recipe.steps, FIRST_DATA_SEED + number, dtype=np.int64),
+                "player": np.full(recipe.steps, assigned[number], dtype=np.uint8),
+            }
+            writer.add_episode(**columns, terminal=False, infos=infos)
+
+
+def play(maze: MemoryMazeEnv, player: Player, seed: int) -> dict[str, Any]:
+    """An episode of T steps of a player, in the maze of a seed.
+
+    Returns:
+        observations (T, 3, 64, 64) uint8, actions (T,) uint8, rewards (T,) float32, and infos: see the module.
+    """
+    mind = expert(player.kind, np.random.default_rng([seed, _EXPERT_STREAM]), player.noise)
+    observation, info = maze.reset(seed=seed)
+    steps, truncated = [], False
+    while not truncated:
+        action, seen, known = mind.act(info), observation, info
+        observation, reward, _, truncated, info = maze.step(action)
+        steps.append((seen, action, reward, known["target_index"], known["agent_pos"], known["agent_dir"], mind.random))
+    names = ("target", "agent_pos", "agent_dir", "random")
+    dtypes = (np.uint8, np.uint8, np.float32, np.uint8, np.float32, np.float32, np.uint8)
+    columns = [np.array(values, dtype=dtype) for values, dtype in zip(zip(*steps, strict=True), dtypes, strict=True)]
+    observations, actions, rewards, *infos = columns
+    return {
+        "observations": observations,
+        "actions": actions,
+        "rewards": rewards,
+        "infos": dict(zip(names, infos, strict=True)),
+    }
