@@ -10,8 +10,9 @@ from matplotlib.figure import Figure
 
 from RATE_model.errors import UserError
 from RATE_model.layout import Layout
-from RATE_model.plots import plot_attention, plot_curves, plot_memory, plot_success_by_length
+from RATE_model.plots import plot_attention, plot_bars, plot_curves, plot_memory, plot_success_by_length
 from RATE_model.plots.attention import MAX_SEGMENTS, attention_figure, regions
+from RATE_model.plots.bars import bars_figure
 from RATE_model.plots.curves import curves_figure, read_metrics
 from RATE_model.plots.memory import memory_figure, memory_tokens, principal_plane, similarity_to_first
 from RATE_model.plots.style import save
@@ -323,3 +324,29 @@ def test_models_and_episodes_without_memory_are_named(tmp_path):
     one_token = [replace(memory, tokens=memory.tokens[:, :1]) for memory in memories]
     path = plot_memory(one_token, tmp_path / "memory.png", other=one_token, other_row=1, title="memory")
     assert path.read_bytes().startswith(PNG)
+
+
+# Bars -----------------------------------------------------------------------------------------------------------------
+
+
+def test_bars_stand_side_by_side_with_their_errors():
+    groups = {"RATE": {"red": (3.0, 0.5), "green": (4.0, float("nan"))}, "DT": {"green": (1.0, 0.25)}}
+    axes = bars_figure(groups, ylabel="return", colours={"red": "#ff0000"}, title="both").axes[0]
+    bars = {
+        container.get_label(): container for container in axes.containers if container.get_label() in ("red", "green")
+    }
+    assert [bar.get_height() for bar in bars["red"]] == [3] and [bar.get_height() for bar in bars["green"]] == [4, 1]
+    edges = [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in (*bars["red"], *bars["green"])]
+    assert -0.5 < edges[0][0] < edges[0][1] <= edges[1][0] < edges[1][1] < 0.5 < edges[2][0] < edges[2][1] < 1.5
+    assert bars["red"][0].get_facecolor() == (1, 0, 0, 1) != bars["green"][0].get_facecolor()
+    segments = bars["green"].errorbar.lines[2][0].get_segments()
+    assert [tuple(segment[:, 1]) for segment in segments] == [(4, 4), (0.75, 1.25)], "no error is known of the first"
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["RATE", "DT"] and axes.get_ylabel() == "return"
+
+
+def test_bars_of_one_kind_need_no_legend_and_none_are_an_error(tmp_path):
+    assert not bars_figure({"RATE": {"all": (1.0, 0.1)}}, ylabel="return").legends
+    with pytest.raises(UserError, match="no values to draw"):
+        plot_bars({}, tmp_path / "bars.png", ylabel="return")
+    assert not list(tmp_path.iterdir())
+    assert plot_bars({"RATE": {"all": (1.0, 0.1)}}, tmp_path / "bars.png", ylabel="return").read_bytes().startswith(PNG)
