@@ -1,0 +1,140 @@
+"""Evaluating a checkpoint from the command line."""
+
+import json
+import shlex
+import sys
+
+import numpy as np
+import pytest
+
+pytest.importorskip("vizdoom")
+
+from RATE_model.actor import knock_out_memory
+from RATE_model.evaluation import Episodes
+from RATE_model.options import parse_options
+from tests import commands
+from tests.small_models import VECTOR, save_small_model, small_model
+from tests.vizdoom_runs import only_run, train
+from VizDoom.VizDoom_src import inference_vizdoom, train_vizdoom
+from VizDoom.VizDoom_src.baselines import PLAYERS
+from VizDoom.VizDoom_src.evaluate import Played
+from VizDoom.VizDoom_src.scenario import Scenario
+
+PLAYED = Played(Episodes(np.array([1.0, 3.0, 5.0, 5.5]), np.full(4, 9), np.zeros(4)), np.repeat([True, False], 2))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run."""
+    folder = tmp_path_factory.mktemp("inference")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_vizdoom, "draw_run", lambda *arguments, **options: None)
+        assert train(folder, "--epochs", "1", "--online_inference", "false") == 0
+    return only_run(folder)
+
+
+def infer(*flags: object) -> None:
+    inference_vizdoom.main([*map(str, flags), "--device", "cpu"])
+
+
+def test_a_run_is_evaluated_as_it_evaluated_itself_with_baselines_beside(run, tmp_path, capsys):
+    output = tmp_path / "out.json"
+    drawn = ("--use_argmax", "false", "--seed", 1, "--episode_timeout", 8)
+    infer("--checkpoint", run, "--episodes", 4, *drawn, "--output", output)
+    printed = capsys.readouterr().out
+    document = json.loads(output.read_text())
+    assert document["checkpoint"] == str(run) and document["episodes"] == 4
+    assert list(document["results"]) == ["model", *PLAYERS]
+    final = json.loads((run / "eval" / "final.json").read_text())
+    found = document["results"]["model"]
+    assert found == {name: final[name] for name in found} and len(found) == 11
+    for label, result in document["results"].items():
+        (line,) = (line for line in printed.splitlines() if line.startswith(f"{label}  "))
+        words = line.removeprefix(label).replace("±", "").split()
+        names = ["ReturnsMean_red", "ReturnsSEM_red", "ReturnsMean_green", "ReturnsSEM_green", "ReturnsMean"]
+        names += ["ReturnsSEM", "ReturnsMin", "ReturnsDifference", "LifeTimeMean_red", "LifeTimeMean_green"]
+        assert [float(word) for word in words] == pytest.approx([result[f"{name}_56.5"] for name in names], abs=0.51)
+    assert "4 episodes, half of them red, asked for a return of 56.5" in printed and "knocked out" not in printed
+
+
+def test_the_command_of_the_readme_is_understood():
+    """--video stands alone."""
+    flags = shlex.split("--checkpoint RUN_DIR --episodes 100 --video")
+    options = parse_options(inference_vizdoom.Options, argv=flags)
+    assert options.video and options.video_episodes == 4 and options.episodes == 100 and options.baselines
+
+
+def test_flags_reach_the_evaluation(run, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(inference_vizdoom.protocol, "play", lambda model, **options: asked.append(options) or PLAYED)
+    monkeypatch.setattr(
+        inference_vizdoom, "play_baselines", lambda *arguments, **options: asked.append((arguments, options)) or {}
+    )
+    infer("--checkpoint", run)
+    infer(
+        *("--checkpoint", run, "--episodes", 20, "--knock_out", "--slide", 3, "--seed", 4, "--desired_return", 9.5),
+        *("--use_argmax", "false", "--precision", "bf16", "--variant", "clear", "--pillar_steps", 7),
+        *("--episode_timeout", 50, "--baselines", "false"),
+    )
+    defaults, beside, given = asked
+    assert defaults == dict(
+        episodes=50, target_return=56.5, greedy=True, seed=0, slide=1, scenario=Scenario(), max_steps=4200,
+        transform_memory=None, precision="32",
+    )  # fmt: skip
+    assert beside == ((50,), {"scenario": Scenario(), "max_steps": 4200})
+    assert given == dict(
+        episodes=20, target_return=9.5, greedy=False, seed=4, slide=3, scenario=Scenario("clear", pillar_steps=7),
+        max_steps=50, transform_memory=knock_out_memory, precision="bf16",
+    )  # fmt: skip
+    assert "memory knocked out" in capsys.readouterr().out
+
+
+def test_pictures_and_videos_are_made(run, tmp_path, capsys, engines):
+    folder = tmp_path / "deeper" / "pictures"
+    flags = ("--checkpoint", run, "--episodes", 4, "--episode_timeout", 5, "--baselines", "false", "--variant", "clear")
+    infer(*flags, "--pictures", folder, "--video", "--video_episodes", 2)
+    names = {"returns_by_colour.png", "red_seed_2.mp4", "green_seed_0.mp4"}
+    assert {path.name for path in folder.iterdir()} == names and not engines()
+    printed = capsys.readouterr().out
+    assert all(printed.count(str(folder / name)) == 1 for name in names)
+    shown = [line.partition("  ")[0] for line in printed.splitlines() if line.startswith("model")]
+    assert shown == ["model", "model, memory knocked out", "model, memories of twins exchanged"]
+
+
+MISTAKES = {
+    "odd": ("--episodes 9", "--episodes 9: must be even"),
+    "too many": ("--episodes 202", "--episodes 202: must be even, as both colours have as many, at least 4 and at"),
+    "no episode": ("--episodes 0", "--episodes 0: must be even"),
+    "one video": ("--video --video_episodes 1", "--video_episodes 1: must be even"),
+    "videos by another name": ("--video 3", "--video 3: the value must be true or false"),
+    "no slide": ("--slide 0", "--slide 0: must be at least 1"),
+    "no end": ("--episode_timeout 0", "--episode_timeout 0: must be at least 1"),
+    "no items": ("--items 0", "--items 0: must be at least 1"),
+    "seed": ("--seed -1", "--seed -1: must be at least 0"),
+    "seed beyond counting": ("--seed 99999999999999999999", "--seed 99999999999999999999: must be at most"),
+    "return": ("--desired_return nan", "--desired_return nan"),
+    "output": ("--output nowhere/out.json", "--output nowhere/out.json: give a file in a folder that exists"),
+    "unknown flag": ("--lengths 9", "--lengths"),
+    "checkpoint": ("--checkpoint nowhere", "nowhere does not exist"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_named_and_create_nothing(mistake, run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    flags, named = MISTAKES[mistake]
+    flags = ["--checkpoint", str(run), "--device", "cpu", *flags.split()]
+    assert named in commands.error_of(capsys, tmp_path, inference_vizdoom.main, flags)
+
+
+def test_a_checkpoint_of_another_environment_is_named(tmp_path, capsys):
+    save_small_model(small_model(spec=VECTOR), tmp_path)
+    flags = ["--checkpoint", str(tmp_path), "--episodes", "4", "--device", "cpu"]
+    message = commands.error_of(capsys, tmp_path, inference_vizdoom.main, flags)
+    assert "another environment" in message and str(tmp_path) in message
+
+
+def test_without_vizdoom_the_extra_is_named(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "vizdoom", None)
+    flags = ["--checkpoint", str(run), "--device", "cpu"]
+    assert "'.[vizdoom]'" in commands.error_of(capsys, tmp_path, inference_vizdoom.main, flags)

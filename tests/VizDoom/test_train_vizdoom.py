@@ -1,0 +1,274 @@
+"""The command: what its flags mean, what it trains on, what it leaves behind, interruptions, and mistakes."""
+
+import json
+import shlex
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import pytest
+
+pytest.importorskip("vizdoom")
+
+import torch
+
+from RATE_model.config import ModelConfig
+from RATE_model.model import RATE
+from RATE_model.original import VARIANTS
+from RATE_model.settings import MAY_CHANGE
+from tests import commands
+from tests.interruptions import (
+    STOPPED,
+    assert_same,
+    differences,
+    killed_behind_a_save,
+    newest_state,
+    outcome,
+    stopped_after,
+)
+from tests.vizdoom_runs import BATCHES_PER_EPOCH, NO_EVALUATION, TINY, only_run, places, train
+from VizDoom.VizDoom_src import train_vizdoom
+from VizDoom.VizDoom_src.dataset import ensure_dataset
+from VizDoom.VizDoom_src.scenario import Scenario
+from VizDoom.VizDoom_src.spec import SPEC
+
+HERE = Path(train_vizdoom.__file__).parent
+
+# As people have always typed them.
+SCRIPT = "python3 VizDoom/VizDoom_src/train_vizdoom.py"
+COMMANDS = {
+    "RATE": f"{SCRIPT} --model_mode 'RATE' --arch_mode 'TrXL' --ckpt_folder 'RATE' --text 'RATE' --nmt 5 --mem_len 300 --n_head_ca 2 --mrv_act 'relu' --skip_dec_attn",  # noqa: E501
+    "RATE, other spelling": f"{SCRIPT} --model_mode 'RATE' --arch_mode 'TrXL' --ckpt_folder 'RATE_ckpt' --text 'my_comment' --nmt 5 --mem_len 300 --n_head_ca 2 --mrv_act 'relu' --skip_dec_ffn",  # noqa: E501
+    "DT": f"{SCRIPT} --model_mode 'DT' --arch_mode 'TrXL' --ckpt_folder 'DT' --text 'DT' --nmt 0 --mem_len 0 --n_head_ca 0 --mrv_act 'no_act'",  # noqa: E501
+    "RMT": f"{SCRIPT} --model_mode 'RATE' --arch_mode 'TrXL' --ckpt_folder 'RMT' --text 'RMT' --nmt 5 --mem_len 0 --n_head_ca 0 --mrv_act 'no_act'",  # noqa: E501
+    "TrXL": f"{SCRIPT} --model_mode 'RATE' --arch_mode 'TrXL' --ckpt_folder 'TrXL' --text 'TrXL' --nmt 0 --mem_len 270 --n_head_ca 0 --mrv_act 'no_act'",  # noqa: E501
+}
+PUBLISHED = ModelConfig(
+    n_layer=6, n_head=8, d_model=128, d_head=128, d_inner=128, context_length=30, num_mem_tokens=5, n_head_ca=2,
+    mrv_act="relu", arch="TrXL", skip_dec_ffn=True, dropout=0.2, dropatt=0.05, mem_len=300, sliding=False,
+)  # fmt: skip
+WITHOUT_VALVE = replace(PUBLISHED, n_head_ca=0, mrv_act="no_act", skip_dec_ffn=False, mem_len=0)
+EXPECTED = {
+    "RATE": PUBLISHED,
+    "RATE, other spelling": PUBLISHED,
+    "DT": replace(WITHOUT_VALVE, num_mem_tokens=0, context_length=90, sliding=True),
+    "RMT": WITHOUT_VALVE,
+    "TrXL": replace(WITHOUT_VALVE, num_mem_tokens=0, mem_len=270),
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> tuple[str, str]:
+    """Flags for a folder that holds the tiny data already."""
+    flags = "--data_dir", str(tmp_path_factory.mktemp("data"))
+    ensure_dataset(train_vizdoom.read_config([*TINY, *flags]).data)
+    return flags
+
+
+# --- flags ---
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_commands_of_old_mean_what_they_did(name):
+    flags = shlex.split(COMMANDS[name])[2:]
+    config = train_vizdoom.read_config(flags)
+    assert config.model_config() == EXPECTED[name]
+    assert RATE(config.model_config(), SPEC).spec == VARIANTS["doom"], "published weights fit"
+    assert config.run.seeds == range(1, 7) and config.data.scenario == Scenario()
+    folder, text = (flags[flags.index(flag) + 1] for flag in ("--ckpt_folder", "--text"))
+    directory = train_vizdoom.run_directory(config, 3)
+    assert directory.parent.parent == HERE.parent / "VizDoom_checkpoints" and directory.parent.name == folder
+    assert directory.name == f"{text}_arch_mode_TrXL_{'DT' if name == 'DT' else 'RATE'}_RUN_3"
+
+
+def test_all_published_flags_and_settings_have_their_defaults(capsys):
+    published = dict(
+        model_mode="RATE", arch_mode="TrXL", start_seed=1, end_seed=6, ckpt_folder="ckpt", text="", nmt=5, mem_len=2,
+        n_head_ca=2, mrv_act="relu", skip_dec_ffn=False, learning_rate=3e-4, lr_end_factor=0.1, beta_1=0.9, beta_2=0.95,
+        weight_decay=0.1, batch_size=64, warmup_tokens=10_000, lr_schedule="cosine", grad_norm_clip=1.0, epochs=100,
+        ckpt_epoch=8, online_inference=True, context_length=30, sections=3, n_layer=6, n_head=8, d_model=128,
+        dropout=0.2, dropatt=0.05, use_argmax=False, desired_return=56.5, episode_timeout=4200, eval_episodes=50,
+        episodes=5000, steps=90, variant="published", pillar_steps=45,
+    )  # fmt: skip
+    found = commands.printed_config(capsys, train_vizdoom.main, [])
+    assert {name: found[name] for name in published} == published
+    assert {"eval_episodes", "slide"} <= MAY_CHANGE & found.keys(), "so that a run can be looked at"
+
+
+# --- a run ---
+
+
+@pytest.mark.parametrize("file", ["config.yaml", "config_fast.yaml"])
+def test_every_shipped_configuration_trains(file, tmp_path):
+    """One batch of two episodes, of the length that it asks for."""
+    config = train_vizdoom.read_config(["--config", str(HERE / file)])
+    assert config.data.steps == config.task.sections * config.task.context_length, "data of its own length"
+    flags = ["--config", str(HERE / file), *places(tmp_path), "--episodes", "10", "--batch_size", "2", *NO_EVALUATION]
+    flags += "--epochs 1 --epoch_batches 1 --num_workers 0 --end_seed 1 --device cpu --wandb_mode disabled".split()
+    assert train_vizdoom.main(flags) == 0
+    result = json.loads((only_run(tmp_path) / "eval" / "final.json").read_text())
+    assert result["optimizer_steps"] == 1 and 0 < result["validation_loss"] < 10
+    assert not any("Returns" in name for name in result)
+
+
+def test_a_run_leaves_what_is_promised(data, tmp_path, capsys, engines):
+    assert train(tmp_path, *data) == 0
+    run = only_run(tmp_path)
+    assert {path.name for path in (run / "plots").iterdir()} == {"curves.png", "returns_by_colour.png"}
+    assert {path.name for path in (run / "eval").iterdir()} == {"epoch_0001.json", "final.json"}
+    early, final = (json.loads((run / "eval" / f"{name}.json").read_text()) for name in ("epoch_0001", "final"))
+    kinds = ("LifeTimeMean", "ReturnsMean", "ReturnsSEM")
+    names = {f"{kind}{colour}_56.5" for kind in kinds for colour in ("", "_red", "_green")}
+    names |= {"ReturnsMin_56.5", "ReturnsDifference_56.5", "validation_loss", "validation_accuracy"}
+    assert early.keys() == names
+    assert final.keys() == names | {"optimizer_steps", "train_seconds", "eval_seconds"}
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert {"train_loss", "train_accuracy", "lr", "ReturnsMin_56.5"} <= set().union(*lines)
+    returns = [final[f"ReturnsMean{colour}_56.5"] for colour in ("_red", "_green", "")]
+    red, green, both = (f"{value:.1f}" for value in returns)
+    assert f"return {red} red, {green} green, {both} in the mean" in capsys.readouterr().out
+    assert not engines() and not list(Path.cwd().glob("_vizdoom/*"))
+
+
+def test_the_game_that_is_played_is_what_the_flags_ask_for(monkeypatch):
+    asked = []
+    monkeypatch.setattr(train_vizdoom.protocol, "play", lambda model, **options: asked.append(options))
+    monkeypatch.setattr(train_vizdoom.protocol, "metrics", lambda played, **rest: rest)
+    config = train_vizdoom.read_config(
+        "--eval_episodes 8 --desired_return 20 --precision bf16 --variant clear --pillar_steps 9 --episode_timeout 70 "
+        "--slide 3 --last_inference false".split()
+    )
+    assert train_vizdoom.evaluate(None, config, 5, False) == {"target_return": 20}
+    assert train_vizdoom.evaluate(None, config, 5, True) == {}
+    assert asked == [
+        dict(
+            episodes=8, target_return=20, greedy=False, seed=5, slide=3, scenario=Scenario("clear", pillar_steps=9),
+            max_steps=70, precision="bf16",
+        )
+    ]  # fmt: skip
+
+
+def test_images_stay_bytes_until_the_model_takes_them(data):
+    config = train_vizdoom.read_config([*TINY, *data])
+    training, validation = train_vizdoom.load_windows(ensure_dataset(config.data), size=6)
+    assert (len(training), len(validation)) == (18, 2)
+    assert training.__getitems__([0, 1]).observations.dtype == torch.uint8
+
+
+def test_every_image_of_a_batch_is_encoded_once(data):
+    config = train_vizdoom.read_config([*TINY, *data])
+    batch = train_vizdoom.load_windows(ensure_dataset(config.data), size=6)[0].__getitems__([0, 1, 2])
+    model, encoded = RATE(config.model_config(), SPEC), []
+    model.encoder.observation.register_forward_pre_hook(lambda module, inputs: encoded.append(len(inputs[0])))
+    model(batch.observations, batch.actions, batch.rtg, batch.valid)
+    assert sum(encoded) == 3 * 6
+
+
+# --- interruptions ---
+
+
+# Flags, and behind how many batches from each start the run is stopped: in the middle of epochs and at their edges.
+RUNS = {"here": ((), (1, 2, 1)), "loader processes": (("--num_workers", "1"), (2,))}
+
+
+@pytest.mark.parametrize("kind", RUNS)
+def test_stopping_and_killing_anywhere_changes_nothing(kind, data, tmp_path):
+    flags, stops = RUNS[kind]
+    flags = (*flags, *data, *NO_EVALUATION, "--log_every", "1")
+    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
+    for batch in stops:
+        with stopped_after(batch):
+            assert train(stopped, *flags, "--resume", "auto") == STOPPED
+        assert newest_state(only_run(stopped))["trainer"]["step"] > 0
+    with killed_behind_a_save():
+        train(stopped, *flags, "--resume", "auto")
+    assert train(stopped, *flags, "--resume", "auto") == 0
+    assert train(whole, *flags) == 0
+    expected = outcome(only_run(whole))
+    assert_same(outcome(only_run(stopped)), expected)
+    assert expected["state"]["trainer"]["step"] == 2 * BATCHES_PER_EPOCH
+
+
+def test_a_run_goes_on_with_its_data_from_another_place_and_with_no_other(data, tmp_path, capsys):
+    """What the file holds counts, not its name."""
+    (original,), copy = Path(data[1]).glob("*.h5"), tmp_path / "copy.h5"
+    shutil.copy(original, copy)
+    with stopped_after(2):
+        assert train(tmp_path, *data, *NO_EVALUATION) == STOPPED
+    with stopped_after(1):
+        assert train(tmp_path, "--data_path", str(copy), *NO_EVALUATION, "--resume", "auto") == STOPPED
+    with h5py.File(copy, "r+") as file:
+        file["actions"][0] = (file["actions"][0] + 1) % 5
+    with pytest.raises(SystemExit, match="^2$"):
+        train(tmp_path, "--data_path", str(copy), *NO_EVALUATION, "--resume", "auto")
+    assert f"{only_run(tmp_path)} was trained on other data" in capsys.readouterr().err
+
+
+def test_evaluating_leaves_training_alone(data, tmp_path):
+    """Actions are drawn while acting, from generators of their own."""
+    assert train(tmp_path / "with", *data, "--last_inference", "false") == 0
+    assert train(tmp_path / "without", *data, *NO_EVALUATION) == 0
+    both = (outcome(only_run(tmp_path / name))["weights"] for name in ("with", "without"))
+    assert list(differences(*both)) == []
+
+
+# --- mistakes ---
+
+
+MISTAKES = {
+    "episodes of one colour": ("--eval_episodes 7", ("--eval_episodes 7", "even", "at most 200")),
+    "no episodes": ("--eval_episodes 0", ("--eval_episodes 0", "at least 4")),
+    "no end": ("--episode_timeout 0", ("--episode_timeout 0", "at least 1")),
+    "no context": ("--context_length 0", ("--context_length 0", "at least 1")),
+    "no segments": ("--sections 0", ("--sections 0", "at least 1")),
+    "no slide": ("--slide 0", ("--slide 0", "at least 1")),
+    "variant": ("--variant own", ("--variant own", "published, clear")),
+    "no pillar steps": ("--pillar_steps 0", ("--pillar_steps 0", "at least 1")),
+    "too much noise": ("--noise 2", ("--noise 2", "at most 1")),
+    "data of another length": (
+        "--context_length 4",
+        ("none of 20 episodes has 8 steps", "--sections", "--context_length", "they have 6", "--steps 8"),
+    ),
+    "no such data": ("--data_path nowhere", ("--data_path", "nowhere", "no such file")),
+    "no data in a folder": (f"--data_path {HERE}", ("--data_path", str(HERE), "train_data_*.npz")),
+    "other data": (f"--data_path {HERE / 'config.yaml'}", ("config.yaml",)),
+    "valve without tokens": ("--nmt 0", ("--nmt 0", "--n_head_ca 0")),
+    "cache in DT": ("--model_mode DT", ("--mem_len 19", "DT", "--mem_len 0")),
+    "folder above": ("--ckpt_folder ../up", ("--ckpt_folder ../up", "plain folder name")),
+    "device": ("--device tpu", ("--device tpu", "cpu")),
+    "no such run": ("--resume nowhere", ("nowhere", "does not exist")),
+    "unknown flag": ("--eval_sizes 9", ("--eval_sizes",)),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_named_and_create_nothing(mistake, data, tmp_path, capsys):
+    flags, named = MISTAKES[mistake]
+    flags = [*TINY, *places(tmp_path), *data, *flags.split()]
+    message = commands.error_of(capsys, tmp_path, train_vizdoom.main, flags)
+    assert [word for word in named if word not in message] == []
+
+
+def test_images_of_another_size_are_named(data, tmp_path, capsys):
+    (path,) = Path(data[1]).glob("*.h5")
+    with h5py.File(path) as file, h5py.File(tmp_path / "small.h5", "w") as smaller:
+        for name in ("actions", "rewards", "terminals", "timeouts"):
+            smaller[name] = file[name][:]
+        smaller["observations"] = file["observations"][:, :, ::2]
+    flags = [*TINY, *places(tmp_path), "--data_path", str(tmp_path / "small.h5")]
+    message = commands.error_of(capsys, tmp_path, train_vizdoom.main, flags)
+    assert "small.h5" in message and "(3, 32, 112)" in message and "(3, 64, 112)" in message
+
+
+@pytest.mark.parametrize("flags", [(), NO_EVALUATION])
+def test_without_vizdoom_the_extra_is_named_before_anything_is_made(flags, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "vizdoom", None)
+    message = commands.error_of(capsys, tmp_path, train_vizdoom.main, [*TINY, *places(tmp_path), *flags])
+    assert "pip install -e '.[vizdoom]'" in message
+
+
+def test_without_vizdoom_data_that_is_there_can_be_trained_on(data, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "vizdoom", None)
+    assert train(tmp_path, *data, *NO_EVALUATION, "--epochs", "1") == 0
