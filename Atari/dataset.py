@@ -32,7 +32,7 @@ from RATE_model.tracking import read_wandb_config
 from RATE_model.trajectories import TrajectoryFile
 from RATE_model.windows import WindowDataset, split_episodes, strided_windows
 
-TRAINING_FRACTION = 0.95
+TRAINING_FRACTION = 0.9
 SPLIT_SEED = 0
 
 

@@ -136,6 +136,8 @@ class Fit:
                     self.epoch = self.batch = 0
                 if ended:
                     self._end_epoch(sections)
+                elif not changed and self.options.ckpt_batches and self.batch % self.options.ckpt_batches == 0:
+                    self._check_point(sections, f"epoch_{self.epochs_done + 1:04d}_batch_{self.batch:06d}")
                 if changed:
                     self._best = float("inf")  # losses of different stages do not compare
                 if changed or self.curriculum.finished:
@@ -158,10 +160,14 @@ class Fit:
             return
         if self.curriculum.finished:
             return  # the end does all of it
+        self._check_point(sections, f"epoch_{self.epochs_done:04d}")
+
+    def _check_point(self, sections: int, name: str) -> None:
+        """Validate, evaluate and save."""
         self._log(sections)
         result = self._validate(sections) | self._evaluate(final=False)
         self.tracker.log(result, self.trainer.step)
-        self.run.write_evaluation(f"epoch_{self.epochs_done:04d}", result)
+        self.run.write_evaluation(name, result)
         improved = self._improved(result)
         if self.curriculum.sections != sections:
             self._best = float("inf")

@@ -15,7 +15,7 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device that `--device` names; `auto` is the first GPU if there is one, else the CPU.
+    """The device that `--device` names; `auto` is the first GPU if there is one, else the CPU, and 1 is cuda:1.
 
     Raises:
         UserError: there is no such device here.
@@ -23,7 +23,7 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        probe = torch.empty(1, device=name)
+        probe = torch.empty(1, device=f"cuda:{name}" if name.isdecimal() else name)
         probe.item()  # the device "meta" has no numbers to read
         return probe.device
     except (RuntimeError, AssertionError) as error:

@@ -124,6 +124,8 @@ class TrainOptions:
     num_workers: int = 0
     # Evaluate and save a checkpoint at epoch 1 and every so many epochs
     ckpt_epoch: int = 10
+    # Also evaluate and save a checkpoint after every so many batches of an epoch; none = at the ends of epochs only
+    ckpt_batches: int | None = None
     # Save a checkpoint at least every so many minutes
     save_minutes: float = 10.0
     # Log averages of so many batches
@@ -133,7 +135,7 @@ class TrainOptions:
         """Raise `UserError` for values that cannot be trained with."""
         counts = ("epochs", "batch_size", "accumulate", "ckpt_epoch", "log_every")
         at_least(1, **{name: getattr(self, name) for name in counts})
-        at_least(1, final_tokens=self.final_tokens, epoch_batches=self.epoch_batches)
+        at_least(1, final_tokens=self.final_tokens, epoch_batches=self.epoch_batches, ckpt_batches=self.ckpt_batches)
         at_least(
             0,
             warmup_steps=self.warmup_steps,
@@ -191,7 +193,7 @@ class RunOptions:
     resume: str = "no"
     # Delete a run of the same name and start anew
     overwrite: Boolean = False
-    # auto (a GPU if there is one), cpu, cuda, cuda:1, ...
+    # auto (a GPU if there is one), cpu, cuda, cuda:1 (or 1), ...
     device: str = "auto"
     # auto: online if wandb_config.yaml or WANDB_API_KEY holds a key, else off
     wandb_mode: Literal["auto", "online", "offline", "disabled"] = "auto"

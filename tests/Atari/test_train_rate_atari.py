@@ -1,0 +1,231 @@
+"""The command: what its flags mean, what it trains on, what it leaves behind, interruptions, and mistakes."""
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("ale_py")
+
+import torch
+
+from Atari import train_rate_atari
+from Atari.games import GAMES
+from Atari.spec import spec_of
+from RATE_model.checkpoints import resolve_checkpoint
+from RATE_model.config import ModelConfig
+from RATE_model.fit import load_model
+from RATE_model.original import VARIANTS
+from RATE_model.trainer import Trainer
+from tests import commands
+from tests.atari_runs import NO_EVALUATION, TINY, only_run, places, random_play, train
+from tests.interruptions import STOPPED, assert_same, newest_state, outcome, stopped_after
+
+HERE = Path(train_rate_atari.__file__).parent
+
+# As people have always typed them.
+COMMANDS = {
+    "Breakout": "python3 Atari/train_rate_atari.py --game Breakout --num_mem_tokens 15 --mem_len 360 --n_head_ca 1 --mrv_act 'relu' --skip_dec_ffn --seed 123",  # noqa: E501
+    "Qbert": "python3 Atari/train_rate_atari.py --game Qbert --num_mem_tokens 15 --mem_len 360 --n_head_ca 1 --mrv_act 'relu' --skip_dec_ffn --seed 123",  # noqa: E501
+    "Seaquest": "python3 Atari/train_rate_atari.py --game Seaquest --num_mem_tokens 15 --mem_len 360 --n_head_ca 1 --mrv_act 'relu' --skip_dec_ffn --seed 123",  # noqa: E501
+    "Pong": "python3 Atari/train_rate_atari.py --game Pong --num_mem_tokens 15 --mem_len 360 --n_head_ca 1 --mrv_act 'leaky_relu' --skip_dec_ffn --seed 123",  # noqa: E501
+}
+TARGETS = {"Breakout": 180, "Qbert": 14000, "Seaquest": 1150, "Pong": 20}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return random_play(tmp_path_factory.mktemp("atari") / "data.h5")
+
+
+@pytest.fixture
+def here(data, tmp_path) -> Path:
+    """A folder for runs that sees the data."""
+    (tmp_path / "data.h5").symlink_to(data)
+    return tmp_path
+
+
+# --- flags ---
+
+
+@pytest.mark.parametrize("game", COMMANDS)
+def test_the_commands_of_old_mean_what_they_did(game):
+    config = train_rate_atari.read_config(shlex.split(COMMANDS[game])[2:])
+    assert config.model_config() == ModelConfig(
+        n_layer=6, n_head=8, d_model=128, d_head=128, d_inner=128, context_length=30, num_mem_tokens=15, n_head_ca=1,
+        mrv_act="leaky_relu" if game == "Pong" else "relu", arch="TrXL", skip_dec_ffn=True, dropout=0.2, dropatt=0.05,
+        mem_len=360, sliding=False,
+    )  # fmt: skip
+    assert config.run.seeds == range(123, 124) and config.game.name == game and config.target == TARGETS[game]
+    directory = train_rate_atari.run_directory(config, 123)
+    assert directory.parent == HERE / "Atari_checkpoints" / "ckpt"
+    assert directory.name == f"{game}_arch_mode_TrXL_RATE_RUN_123"
+
+
+def test_all_published_settings_are_the_defaults(capsys):
+    published = dict(
+        model_mode="RATE", nmt=15, mem_len=360, n_head_ca=1, mrv_act="relu", skip_dec_ffn=False, n_layer=6, n_head=8,
+        d_model=128, d_head=128, d_inner=128, dropout=0.2, dropatt=0.05, learning_rate=6e-4, weight_decay=0.1,
+        beta_1=0.9, beta_2=0.95, warmup_tokens=10240, lr_schedule="cosine", lr_end_factor=0.1, decay_epochs=2.0,
+        grad_norm_clip=1.0, batch_size=128, epochs=3, epoch_batches=None, ckpt_batches=500, sections=3,
+        context_length=30, game="Breakout", buffers=50, transitions=500_000, trajectories_per_buffer=10,
+        return_scale=1.0, eval_episodes=10, use_argmax=False, sticky=0.0, max_steps=7000, target_return=None, seed=None,
+    )  # fmt: skip
+    found = commands.printed_config(capsys, train_rate_atari.main, [])
+    assert {name: found[name] for name in published} == published
+
+
+def test_flags_have_the_spellings_of_this_script_and_of_the_others():
+    ours = "--num_mem_tokens 7 --save_path here --target_return 5"
+    others = "--nmt 7 --output_dir here --desired_return 5"
+    one, two = (train_rate_atari.read_config(flags.split()) for flags in (ours, others))
+    assert one == two and one.model.nmt == 7 and one.run.output_dir == Path("here") and one.target == 5
+
+
+def test_the_model_is_the_published_one():
+    variant, spec = VARIANTS["atari"], spec_of(GAMES["Seaquest"])
+    assert (spec.observation_shape, spec.num_actions, spec.observation_scale) == ((4, 84, 84), 18, 1 / 255)
+    names = ("conv_padding", "observation_tanh", "action_tanh", "return_tanh", "continuous")
+    assert [getattr(spec, name) for name in names] == [getattr(variant, name) for name in names]
+    assert spec.return_tanh and spec.return_scale == 1
+
+
+def test_what_the_model_sees_of_returns():
+    def scale(flags: str) -> float:
+        return train_rate_atari.read_config(flags.split()).spec_scale
+
+    assert scale("") == 1 and scale("--return_scale 10") == 0.1 and scale("--return_scale none") == 1 / 90
+    assert scale("--return_scale none --game Pong --target_return -10") == 1 / 5
+    assert scale("--condition_on_returns false --return_scale none") == 0
+
+
+def test_the_fast_setting_is_a_setting():
+    config = train_rate_atari.read_config(["--config", str(HERE / "config_fast.yaml"), "--model_mode", "DT"])
+    assert config.model_config().sliding and config.task.return_scale is None
+
+
+def test_any_other_game_works_with_a_return_to_ask_for():
+    config = train_rate_atari.read_config("--game space_invaders --target_return 500".replace("_i", "I").split())
+    assert config.game.name == "SpaceInvaders" and config.target == 500 and config.game.actions == 6
+    train_rate_atari.read_config(["--game", "SpaceInvaders", *NO_EVALUATION])
+
+
+# --- runs ---
+
+
+def test_a_run_leaves_behind_all_that_acting_and_looking_need(here, capsys):
+    assert train(here, "--ckpt_batches", "2") == 0
+    run = only_run(here)
+    assert run.name == "Breakout_arch_mode_TrXL_RATE_RUN_1"
+    figures = {"eval_return", "eval_std", "eval_sem", "eval_length", "target_return", "normalised_score"}
+    names = sorted(path.stem for path in (run / "eval").iterdir())
+    assert names == ["epoch_0001", "epoch_0001_batch_000002", "epoch_0002_batch_000002", "final"]
+    for name in names:
+        result = json.loads((run / "eval" / f"{name}.json").read_text())
+        assert figures <= result.keys()
+        assert result["eval_length"] == 12 and result["target_return"] == 180
+        score = GAMES["Breakout"].normalised_score(result["eval_return"])
+        assert result["normalised_score"] == pytest.approx(score) and 0 <= result["validation_accuracy"] <= 1
+    assert result["optimizer_steps"] == 6
+    assert (run / "plots" / "curves.png").stat().st_size > 1000
+    assert "return " in (printed := capsys.readouterr().out) and "validation accuracy" in printed
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert {"train_loss", "train_accuracy", "lr", "grad_norm", "epoch"} <= lines[0].keys()
+    assert sum("eval_return" in line for line in lines) == 4
+    model = load_model(resolve_checkpoint(run))
+    assert model.spec == spec_of(GAMES["Breakout"]) and model.config.mem_len == 19
+
+
+def test_the_decay_is_over_after_the_published_share_of_training(here):
+    """2 epochs of 3: from there the learning rate stays at its floor; published, it rose again."""
+    assert train(here, "--epochs", "3", "--decay_epochs", "2", "--epoch_batches", "none", "--batch_size", "16",
+                 "--log_every", "1", *NO_EVALUATION) == 0  # fmt: skip
+    run = only_run(here)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rates = [line["lr"] for line in lines if "lr" in line]
+    over = round(len(rates) * 2 / 3)
+    assert rates[over - 2] > 3.1e-4 and rates[over + 1 :] == pytest.approx([3e-4] * (len(rates) - over - 1))
+
+
+def test_weight_decay_and_seed_are_applied(here, tmp_path, monkeypatch):
+    groups, optimize = [], Trainer._optimize
+
+    def look(trainer, *arguments):
+        groups.append([group["weight_decay"] for group in trainer.optimizer.param_groups])
+        return optimize(trainer, *arguments)
+
+    monkeypatch.setattr(Trainer, "_optimize", look)
+    weights = {}
+    for folder, seed in (("one", 7), ("two", 7), ("three", 8)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "data.h5").symlink_to(here / "data.h5")
+        assert train(tmp_path / folder, "--seed", str(seed), *NO_EVALUATION) == 0
+        weights[folder] = load_model(resolve_checkpoint(only_run(tmp_path / folder))).state_dict()
+    assert groups and all(group == [0.1, 0.0] for group in groups)
+    same = [
+        all(torch.equal(weights["one"][k], weights[other][k]) for k in weights["one"]) for other in ("two", "three")
+    ]
+    assert same == [True, False]
+
+
+@pytest.mark.parametrize("mode", ["DT", "RATE"])
+def test_an_interrupted_run_ends_as_if_it_never_was(here, tmp_path, mode):
+    flags = ("--dropout", "0.1", "--ckpt_batches", "2", "--last_inference", "false", "--model_mode", mode)
+    flags += ("--mem_len", "0") if mode == "DT" else ()
+    assert train(here, *flags) == 0
+    expected, folder = only_run(here), tmp_path / "stopped"
+    folder.mkdir()
+    (folder / "data.h5").symlink_to(here / "data.h5")
+    for stop, extra in ((2, ()), (3, ("--resume", "auto"))):
+        with stopped_after(stop):
+            assert train(folder, *flags, *extra) == STOPPED
+    assert newest_state(only_run(folder))["position"]["batch"] == 2
+    assert train(folder, *flags, "--resume", "auto") == 0
+    assert_same(outcome(only_run(folder)), outcome(expected))
+
+
+def test_cloned_behaviour_does_not_depend_on_returns(here):
+    assert train(here, "--condition_on_returns", "false", *NO_EVALUATION) == 0
+    assert "_BC_" in only_run(here).name
+    model = load_model(resolve_checkpoint(only_run(here)))
+    inputs = torch.randint(0, 255, (1, 10, 4, 84, 84)), torch.randint(0, 4, (1, 10))
+    valid = torch.ones(1, 10, dtype=torch.bool)
+    with torch.no_grad():
+        low, high = (model(*inputs, torch.full((1, 10), rtg), valid)[0] for rtg in (0.0, 100.0))
+    assert torch.equal(low, high)
+
+
+# --- mistakes ---
+
+MISTAKES = {
+    "a game that is none": ("--game Chess", "--game Chess", "Breakout, Qbert, Seaquest, Pong", "any ALE game works"),
+    "no return to ask for": ("--game SpaceInvaders", "--target_return: SpaceInvaders has no published one"),
+    "no segment": ("--sections 0", "--sections 0: must be at least 1"),
+    "no step": ("--context_length 0", "--context_length 0: must be at least 1"),
+    "no buffer": ("--buffers 0", "--buffers 0: must be at least 1"),
+    "no scale": ("--return_scale 0", "--return_scale 0.0: must be above 0, or none"),
+    "no decay": ("--decay_epochs -1", "--decay_epochs -1.0: must be above 0, or none"),
+    "always sticky": ("--sticky 1", "--sticky 1.0: must be at least 0 and below 1"),
+    "no episode": ("--eval_episodes 0", "--eval_episodes 0: must be at least 1"),
+    "no batches": ("--ckpt_batches 0", "--ckpt_batches 0: must be at least 1"),
+    "DT with a cache": ("--model_mode DT", "--mem_len 19 with --model_mode DT"),
+    "another game's data": ("--game Pong", "holds Breakout, not Pong"),
+    "no data": ("--data_path nowhere", "--data_path nowhere: there is no such file or folder"),
+    "windows that are too long": ("--sections 2000", "too little data"),
+    "a flag that is none": ("--tie_weight true", "unknown flag --tie_weight"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_named_and_nothing_is_created(mistake, here, capsys):
+    flags, *expected = MISTAKES[mistake]
+    said = commands.error_of(capsys, here, train_rate_atari.main, [*TINY, *places(here), *shlex.split(flags)])
+    assert all(part in said for part in expected)
+
+
+def test_without_ale_py_the_command_that_installs_it_is_named_before_training(here, capsys, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "ale_py", None)
+    said = commands.error_of(capsys, here, train_rate_atari.main, [*TINY, *places(here)])
+    assert "pip install -e '.[atari]'" in said
+    assert train(here, *NO_EVALUATION) == 0, "it is needed for acting alone"
