@@ -1,0 +1,188 @@
+"""Train RATE or a relative on Memory Maze.
+
+    python3 -W ignore MemoryMaze/MemoryMaze_src/train_mem_maze.py --nmt 5 --mem_len 300 --skip_dec_ffn
+
+Data that is missing is made first, which takes a while. Every seed is a run of its own in
+MemoryMaze/MemoryMaze_checkpoints/.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+if not __package__:  # started as a script: make the repository importable
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from MemoryMaze.MemoryMaze_src import evaluate as protocol
+from MemoryMaze.MemoryMaze_src.dataset import DataOptions, ensure_dataset, load_windows
+from MemoryMaze.MemoryMaze_src.pictures import draw_run
+from MemoryMaze.MemoryMaze_src.spec import SPEC
+from RATE_model import experiment
+from RATE_model.config import ModelConfig
+from RATE_model.fit import StageData
+from RATE_model.limits import MAX_STEPS, at_least, at_most
+from RATE_model.model import RATE
+from RATE_model.options import Boolean, exit_on_user_error, parse_options
+from RATE_model.runs import Run, run_name
+from RATE_model.settings import ALIASES, CurriculumOptions, ModelOptions, RunOptions, TrainOptions
+from RATE_model.trainer import accuracy
+from RATE_model.windows import WindowDataset
+
+HERE = Path(__file__).resolve().parent
+CHECKPOINTS = HERE.parent / "MemoryMaze_checkpoints"
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """Segments and evaluation."""
+
+    # Steps of a segment (K)
+    context_length: int = 30
+    # Segments of a trajectory (N)
+    sections: int = 3
+    # Return that the agent is asked for
+    desired_return: float = protocol.TARGET_RETURN
+    # How far the return-to-go falls when more is earned than was asked for; the smallest in data is 0. none = freely
+    # (published)
+    rtg_floor: float | None = protocol.RTG_FLOOR
+    # Take the most probable action; false: draw from the predicted distribution (published)
+    use_argmax: Boolean = False
+    # Evaluate in mazes at checkpoints
+    online_inference: Boolean = True
+    # Evaluate in mazes at the end
+    last_inference: Boolean = True
+    # Episodes of an evaluation, of seeds spread over 0 to 99; 5 are the published 0, 20, ..., 80
+    eval_episodes: int = protocol.PUBLISHED_EPISODES
+    # Steps of an evaluation's episodes; none = the environment's limit: 1000 in 9x9, 2000, 3000 and 4000 in larger ones
+    episode_timeout: int | None = 1000
+    # DT and DTXL: steps that leave a full window at once when acting; 1 is the published protocol, more is faster
+    slide: int = 1
+
+    def validate(self) -> None:
+        """Raise a UserError for a value out of range."""
+        at_least(1, context_length=self.context_length, sections=self.sections, slide=self.slide)
+        at_most(MAX_STEPS, context_length=self.context_length, sections=self.sections)
+        at_least(1, episode_timeout=self.episode_timeout)
+        at_most(MAX_STEPS, episode_timeout=self.episode_timeout)
+        protocol.check_episodes(eval_episodes=self.eval_episodes)
+
+
+@dataclass(frozen=True)
+class Config:
+    """All flags of this script."""
+
+    model: ModelOptions = field(default_factory=ModelOptions)
+    data: DataOptions = field(default_factory=DataOptions)
+    task: TaskOptions = field(default_factory=TaskOptions)
+    train: TrainOptions = field(default_factory=TrainOptions)
+    run: RunOptions = field(default_factory=RunOptions)
+
+    def validate(self) -> None:
+        """Raise a UserError if these sizes make no model."""
+        self.model_config()
+
+    def model_config(self) -> ModelConfig:
+        """Sizes of the model."""
+        return self.model.model_config(context_length=self.task.context_length, sections=self.task.sections)
+
+
+def run_directory(config: Config, seed: int) -> Path:
+    """Where the run of a seed is kept; the same flags always give the same place."""
+    run, model = config.run, config.model
+    name = run_name(run.text, "arch_mode", model.arch_mode, model.model_mode, "RUN", seed)
+    return (run.output_dir or CHECKPOINTS) / run.ckpt_folder / name
+
+
+def stage_data(config: Config) -> StageData:
+    """Windows of a trajectory's length; there is one stage, that of all segments."""
+    sides = load_windows(
+        ensure_dataset(config.data),
+        size=config.task.sections * config.task.context_length,
+        windows=config.data.windows,
+    )
+
+    @lru_cache
+    def data(sections: int) -> tuple[WindowDataset, WindowDataset]:
+        return sides
+
+    return data
+
+
+def evaluate(model: RATE, config: Config, seed: int, final: bool) -> dict[str, float]:
+    """Returns in the mazes; names are the published ones."""
+    task = config.task
+    if not (task.last_inference if final else task.online_inference):
+        return {}
+    played = protocol.play(
+        model,
+        size=config.data.size,
+        episodes=task.eval_episodes,
+        steps=task.episode_timeout,
+        target_return=task.desired_return,
+        rtg_floor=task.rtg_floor,
+        greedy=task.use_argmax,
+        seed=seed,
+        slide=task.slide,
+        precision=config.train.precision,
+    )
+    return protocol.metrics(played, target_return=task.desired_return)
+
+
+def check(config: Config, seed: int) -> Run:
+    """The run of a seed, new or to be continued; nothing is created. Raises UserError if it cannot be."""
+    return experiment.check(config, run_directory(config, seed), seed)
+
+
+def train(config: Config, run: Run) -> dict[str, float]:
+    """One checked run, from its data to its last evaluation; returns what its eval/final.json holds."""
+    task = config.task
+
+    def finish(model: RATE, result: dict[str, float]) -> None:
+        draw_run(run.directory)
+        mean = result.get(f"ReturnsMean_{task.desired_return:g}")
+        returns = "" if mean is None else f"mean return {mean:.2f} of {task.eval_episodes} episodes, "
+        print(
+            f"{run.directory}: {returns}validation loss {result['validation_loss']:.3g}, trained in "
+            f"{result['train_seconds']:.0f} s; all results in eval/final.json, pictures in plots/"
+        )
+
+    data = stage_data(config)
+    curriculum, schedule = experiment.plan(
+        config.train, CurriculumOptions(), config.model_config(), data, [task.sections], task.context_length
+    )
+    return experiment.train_run(
+        config,
+        run,
+        model=config.model_config(),
+        spec=SPEC,
+        data=data,
+        curriculum=curriculum,
+        schedule=schedule,
+        metrics=accuracy,
+        evaluate=lambda model, final: evaluate(model, config, run.seed, final),
+        finish=finish,
+    )
+
+
+def read_config(argv: Sequence[str] | None = None) -> Config:
+    """The configuration that the flags (None: of the command line) ask for. Raises UserError."""
+    return parse_options(
+        Config,
+        argv=argv,
+        config_file=HERE / "config.yaml",
+        prog="python3 MemoryMaze/MemoryMaze_src/train_mem_maze.py",
+        description="Train RATE or a relative on Memory Maze.",
+        aliases=ALIASES,
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train every seed that the flags ask for; the exit code says whether all finished."""
+    with exit_on_user_error():
+        return experiment.train_seeds(read_config(argv), check, train)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

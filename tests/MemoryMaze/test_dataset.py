@@ -1,0 +1,243 @@
+"""Memory Maze data: what the options ask for, where it is looked for, Dreamer's episodes, windows."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from MemoryMaze.MemoryMaze_src import dataset
+from MemoryMaze.MemoryMaze_src.dataset import (
+    DATA_DIRECTORY,
+    DataOptions,
+    Options,
+    dataset_path,
+    ensure_dataset,
+    given_source,
+    load_windows,
+    open_dataset,
+)
+from MemoryMaze.MemoryMaze_src.env import NUM_ACTIONS, OBSERVATION_SHAPE
+from RATE_model.errors import UserError
+from RATE_model.options import parse_options
+from RATE_model.trajectories import TrajectoryWriter
+from tests import commands
+from tests.memory_maze_runs import EPISODES, STEPS, episode, write_data
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """A working directory with an empty wandb_config.yaml: the repository's own may name data."""
+    monkeypatch.chdir(tmp_path)
+    Path("wandb_config.yaml").touch()
+
+
+# --- which file ---
+
+
+def test_all_that_the_content_depends_on_is_in_the_name():
+    options = DataOptions()
+    assert dataset_path(options).parent == DATA_DIRECTORY and dataset_path(options).suffix == ".h5"
+    changes = [{"size": 11}, {"episodes": 50}, {"steps": 500}, {"mix": ("planner:0.2:1",)}, {"mix": ("planner:0:2",)}]
+    names = {dataset_path(options).name} | {dataset_path(replace(options, **change)).name for change in changes}
+    assert len(names) == 6
+    for name in (dataset_path(replace(options, mix=("planner:0.2:1", "explorer:0:3"))).name, *names):
+        assert not set(name) & set(":/ ")
+    same = replace(options, windows="published", alignment="last")
+    assert dataset_path(same) == dataset_path(options)
+
+
+def test_missing_data_is_made_once(tmp_path, monkeypatch, capsys):
+    made = []
+
+    def generate(recipe, episodes, path, **options):
+        made.append((recipe, episodes, path, options))
+        write_data(path)
+
+    monkeypatch.setattr(dataset, "generate", generate)
+    options = DataOptions(size=11, steps=12, episodes=10, mix=("explorer:0.2:1",), data_dir=tmp_path / "data")
+    assert ensure_dataset(options) == ensure_dataset(options) == [dataset_path(options)]
+    (((recipe, episodes, path, rest)),) = made
+    assert (recipe.size, recipe.steps, recipe.mix, episodes, path, rest) == (
+        *(11, 12, ("explorer:0.2:1",)), 10, dataset_path(options), {},
+    )  # fmt: skip
+    assert capsys.readouterr().out == f"Making 10 Memory Maze episodes: {path}\n"
+
+
+def test_data_is_that_of_the_flag_else_of_wandb_config_else_our_own(tmp_path):
+    assert given_source(DataOptions()) is None
+    Path("wandb_config.yaml").write_text(f"memory_maze:\n  data: {tmp_path}/given.h5\n")
+    write_data(tmp_path / "given.h5", 2)
+    write_data(tmp_path / "other.h5", 2)
+    assert ensure_dataset(DataOptions()) == [tmp_path / "given.h5"]
+    assert ensure_dataset(DataOptions(data_path=tmp_path / "other.h5")) == [tmp_path / "other.h5"]
+    (tmp_path / "given.h5").unlink()
+    with pytest.raises(UserError, match=r"^memory_maze: data: of wandb_config.yaml '.*given.h5': there is no such"):
+        ensure_dataset(DataOptions())
+    with pytest.raises(UserError, match=r"^--data_path 'nowhere': there is no such"):
+        ensure_dataset(DataOptions(data_path=Path("nowhere")))
+
+
+# --- Dreamer's episodes ---
+
+
+def dreamer(folder: Path, name: str = "image", *, first: bool = False, steps: int = STEPS) -> Path:
+    """A folder with two episodes of T + 1 rows: picture, one-hot action that led to it, reward; the first row's action
+    is none, or with ``first`` an action like any other."""
+    folder.mkdir()
+    for seed in range(2):
+        observations, actions, rewards = episode(seed, steps)
+        last = np.full((1, *OBSERVATION_SHAPE), 7, dtype=np.uint8)
+        nothing = np.eye(1, NUM_ACTIONS) * first
+        arrays = {
+            name: np.concatenate([observations, last]).transpose(0, 2, 3, 1),
+            "action": np.concatenate([nothing, np.eye(NUM_ACTIONS)[actions]]).astype(np.float32),
+            "reward": np.concatenate([[0], rewards]).astype(np.float32),
+        }
+        np.savez_compressed(folder / f"2024010{seed}T000000-{seed}-{steps + 1}.npz", **arrays)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["image", "obs"])
+def test_our_action_is_the_one_that_stands_beside_dreamers_next_picture(tmp_path, name):
+    (path,) = ensure_dataset(DataOptions(data_path=dreamer(tmp_path / "dreams", name), data_dir=tmp_path / "data"))
+    file = open_dataset(path)
+    assert file.lengths.tolist() == [STEPS, STEPS] and path.parent == tmp_path / "data"
+    for seed, start in enumerate(file.starts):
+        observations, actions, rewards = episode(seed)
+        found, taken = file.read(start, start + STEPS)
+        np.testing.assert_array_equal(found, observations)
+        assert taken.tolist() == actions.tolist()
+        assert file.rewards[start : start + STEPS].tolist() == rewards.tolist()
+
+
+def test_where_nothing_tells_the_alignment_it_has_to_be_said(tmp_path):
+    options = DataOptions(data_path=dreamer(tmp_path / "dreams", first=True), data_dir=tmp_path / "data")
+    with pytest.raises(UserError, match="--alignment last or causal"):
+        ensure_dataset(options)
+    _, actions, _ = episode(0)
+    for alignment, expected in (("last", actions.tolist()), ("causal", [0, *actions])):
+        (path,) = ensure_dataset(replace(options, alignment=alignment))
+        file = open_dataset(path)
+        assert file.actions[: file.lengths[0]].tolist() == expected
+
+
+# --- windows ---
+
+
+def rewarded(path: Path, lengths: list[int], rewards: dict[int, list[int]]) -> Path:
+    """Episodes of these lengths with rewards of 1 at the steps {episode: steps}."""
+    with TrajectoryWriter(
+        path, observation_shape=OBSERVATION_SHAPE, observation_dtype="uint8", attributes={}
+    ) as writer:
+        for number, length in enumerate(lengths):
+            values = np.zeros(length, np.float32)
+            values[rewards.get(number, [])] = 1
+            blank = np.zeros((length, *OBSERVATION_SHAPE), np.uint8)
+            writer.add_episode(blank, np.zeros(length, int), values, terminal=False)
+    return path
+
+
+def rows(*sides) -> list[list[int]]:
+    return sorted(row for side in sides for row in side.windows.tolist())
+
+
+def test_all_windows_begin_at_every_step(tmp_path):
+    path = write_data(tmp_path / "a.h5")
+    training, validation = load_windows([path], size=5)
+    held_out = {start // STEPS for _, start, _ in validation.windows}
+    assert len(held_out) == 1, "a tenth of the episodes"
+    everywhere = [[0, e * STEPS + s, 5] for e in range(EPISODES) if e not in held_out for s in range(STEPS - 4)]
+    assert rows(training) == everywhere
+    (number,) = held_out
+    assert rows(validation) == [[0, number * STEPS, 5], [0, number * STEPS + 5, 5]], "side by side"
+
+
+def test_returns_to_go_are_those_of_the_whole_episode(tmp_path):
+    training, _ = load_windows([write_data(tmp_path / "a.h5")], size=5)
+    batch = training.__getitems__(range(0, len(training), 7))
+    for (_, start, _), rtg in zip(training.windows[::7], batch.rtg.tolist(), strict=True):
+        rewards = episode(start // STEPS)[2][start % STEPS :]
+        assert rtg == [rewards[step:].sum() for step in range(5)]
+    assert max(rtg[-1] for rtg in batch.rtg.tolist()) > 1, "some lies behind the windows"
+
+
+def test_published_windows_are_those_that_the_published_loop_keeps(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    lengths = [700, 410, 100, 620, 89, 500, 700, 700, 333, 700]
+    rewards = {number: sorted(rng.choice(length, length // 50, replace=False)) for number, length in enumerate(lengths)}
+    path = rewarded(tmp_path / "a.h5", lengths, rewards)
+    expected, start = [], 0
+    for number, length in enumerate(lengths):
+        for i in range(0, 500 - 90, 90):
+            inside = sum(i <= step < i + 90 for step in rewards[number])
+            if i + 90 <= length and inside >= 2:
+                expected.append([0, start + i, 90])
+        start += length
+    training, validation = load_windows([path], size=90, windows="published", fraction=0.9)
+    all_training, all_validation = load_windows([path], size=90)
+    starts = np.cumsum([0, *lengths])
+    held_out = set(np.searchsorted(starts, all_validation.windows[:, 1], side="right") - 1)
+    kept = [row for row in expected if np.searchsorted(starts, row[1], side="right") - 1 not in held_out]
+    assert rows(training) == kept and len(kept) > 5
+    assert rows(validation) == rows(all_validation), "what is validated on does not depend on what is trained on"
+
+
+def test_windows_that_there_are_none_of_are_an_error(tmp_path):
+    path = rewarded(tmp_path / "a.h5", [100] * 10, {0: [3]})
+    with pytest.raises(UserError, match="--windows published leaves nothing to train on: no window of 90 steps"):
+        load_windows([path], size=90, windows="published")
+    with pytest.raises(UserError, match="no window of 101 steps"):
+        load_windows([path], size=101)
+
+
+# --- the command ---
+
+
+def test_the_command_makes_what_the_flags_ask_for(tmp_path, monkeypatch, capsys):
+    made = []
+
+    def generate(recipe, episodes, path, *, overwrite, workers):
+        made.append((recipe.size, recipe.steps, episodes, overwrite, workers))
+        write_data(path, episodes)
+
+    monkeypatch.setattr(dataset, "generate", generate)
+    output = tmp_path / "new.h5"
+    dataset.main(["--episodes", "10", "--size", "13", "--steps", "40", "--output", str(output), "--workers", "3"])
+    dataset.main(["--episodes", "11", "--data_dir", str(tmp_path / "data"), "--overwrite"])
+    assert made == [(13, 40, 10, False, 3), (9, 1000, 11, True, None)]
+    printed = capsys.readouterr().out.splitlines()
+    mean = np.mean([episode(seed)[2].sum() for seed in range(10)])
+    assert printed[0].startswith(f"{output}: 10 episodes of 12 to 12 steps, mean return {mean:.2f} (")
+    assert printed[1].startswith(str(dataset_path(DataOptions(episodes=11, data_dir=tmp_path / "data"))))
+
+
+def test_the_command_converts_a_folder(tmp_path, capsys):
+    dataset.main(["--data_path", str(dreamer(tmp_path / "dreams")), "--output", str(tmp_path / "new.h5")])
+    assert f"{tmp_path / 'new.h5'}: 2 episodes of 12 to 12 steps" in capsys.readouterr().out
+
+
+MISTAKES = {
+    "size": ("--size 10", ("--size 10", "9, 11, 13, 15")),
+    "few episodes": ("--episodes 9", ("--episodes 9", "at least 10")),
+    "no steps": ("--steps 0", ("--steps 0", "at least 1")),
+    "player": ("--mix runner:0:1", ("--mix runner:0:1", "explorer or planner")),
+    "no workers": ("--workers 0", ("--workers 0", "at least 1")),
+    "name": ("--output data.npz", ("--output 'data.npz'", ".h5")),
+    "no folder": ("--data_path nowhere", ("--data_path 'nowhere'", "folder")),
+    "alignment": ("--alignment next", ("--alignment next", "auto, last, causal")),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_named_and_create_nothing(mistake, tmp_path, capsys):
+    flags, named = MISTAKES[mistake]
+    flags = [*flags.split(), "--data_dir", str(tmp_path / "data")]
+    message = commands.error_of(capsys, tmp_path, dataset.main, flags)
+    assert [word for word in named if word not in message] == []
+
+
+def test_options_have_the_defaults_that_the_readme_names():
+    options = parse_options(Options, argv=[])
+    assert (options.data.size, options.data.episodes, options.data.steps) == (9, 200, 1000)
+    assert options.data.windows == "all" and options.data.alignment == "auto"

@@ -1,0 +1,224 @@
+"""The command: what its flags mean, what it trains on, what it leaves behind, interruptions, and mistakes."""
+
+import json
+import shlex
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from MemoryMaze.MemoryMaze_src import train_mem_maze
+from MemoryMaze.MemoryMaze_src.spec import SPEC
+from RATE_model.config import ModelConfig
+from RATE_model.evaluation import Episodes
+from RATE_model.model import RATE
+from RATE_model.original import VARIANTS
+from RATE_model.settings import MAY_CHANGE
+from tests import commands
+from tests.interruptions import STOPPED, assert_same, killed_behind_a_save, outcome, stopped_after
+from tests.memory_maze_runs import BATCHES_PER_EPOCH, NO_EVALUATION, TINY, only_run, train, write_data
+
+HERE = Path(train_mem_maze.__file__).parent
+
+# As people have always typed them.
+SCRIPT = "python3 -W ignore MemoryMaze/MemoryMaze_src/train_mem_maze.py"
+COMMANDS = {
+    "RATE": f"{SCRIPT} --model_mode 'RATE' --arch_mode 'TrXL' --ckpt_folder 'RATE' --text 'RATE' --nmt 5 --mem_len 300 --n_head_ca 2 --mrv_act 'relu' --skip_dec_attn",  # noqa: E501
+    "DT": f"{SCRIPT} --model_mode 'DT' --arch_mode 'TrXL' --ckpt_folder 'DT' --text 'DT' --nmt 0 --mem_len 0 --n_head_ca 0 --mrv_act 'no_act'",  # noqa: E501
+    "RMT": f"{SCRIPT} --model_mode 'RATE' --arch_mode 'TrXL' --ckpt_folder 'RMT' --text 'RMT' --nmt 5 --mem_len 0 --n_head_ca 0 --mrv_act 'no_act'",  # noqa: E501
+    "TrXL": f"{SCRIPT} --model_mode 'RATE' --arch_mode 'TrXL' --ckpt_folder 'TrXL' --text 'TrXL' --nmt 0 --mem_len 360 --n_head_ca 0 --mrv_act 'no_act'",  # noqa: E501
+}
+PUBLISHED = ModelConfig(
+    n_layer=6, n_head=8, d_model=64, d_head=64, d_inner=64, context_length=30, num_mem_tokens=5, n_head_ca=2,
+    mrv_act="relu", arch="TrXL", skip_dec_ffn=True, dropout=0.5, dropatt=0.2, mem_len=300, sliding=False,
+)  # fmt: skip
+WITHOUT_VALVE = replace(PUBLISHED, n_head_ca=0, mrv_act="no_act", skip_dec_ffn=False, mem_len=0)
+EXPECTED = {
+    "RATE": PUBLISHED,
+    "DT": replace(WITHOUT_VALVE, num_mem_tokens=0, context_length=90, sliding=True),
+    "RMT": WITHOUT_VALVE,
+    "TrXL": replace(WITHOUT_VALVE, num_mem_tokens=0, mem_len=360),
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """A file of tiny data."""
+    return write_data(tmp_path_factory.mktemp("data") / "tiny.h5")
+
+
+@pytest.fixture
+def played(monkeypatch) -> list[dict]:
+    """Nothing is played; what would have been is noted. The results are made up."""
+    asked = []
+
+    def play(model, **options):
+        assert not model.training
+        asked.append(options)
+        returns = np.arange(1.0, options["episodes"] + 1)
+        return Episodes(returns, np.full(len(returns), options["steps"] or 1000), returns)
+
+    monkeypatch.setattr(train_mem_maze.protocol, "play", play)
+    return asked
+
+
+# --- flags ---
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_commands_of_old_mean_what_they_did(name):
+    flags = shlex.split(COMMANDS[name])[4:]
+    config = train_mem_maze.read_config(flags)
+    assert config.model_config() == EXPECTED[name] and config.run.seeds == range(1, 4)
+    directory = train_mem_maze.run_directory(config, 3)
+    assert directory.parent == HERE.parent / "MemoryMaze_checkpoints" / name
+    assert directory.name == f"{name}_arch_mode_TrXL_{'DT' if name == 'DT' else 'RATE'}_RUN_3"
+
+
+def test_all_published_flags_and_settings_have_their_defaults(capsys):
+    published = dict(
+        model_mode="RATE", arch_mode="TrXL", start_seed=1, end_seed=3, ckpt_folder="ckpt", text="", nmt=5, mem_len=2,
+        n_head_ca=2, mrv_act="relu", skip_dec_ffn=False, learning_rate=3e-4, lr_end_factor=0.1, beta_1=0.9, beta_2=0.95,
+        weight_decay=0.1, batch_size=64, warmup_tokens=1000, lr_schedule="cosine", grad_norm_clip=1.0, epochs=80,
+        online_inference=True, context_length=30, sections=3, n_layer=6, n_head=8, d_model=64, dropout=0.5, dropatt=0.2,
+        use_argmax=False, desired_return=18.1, eval_episodes=5, episode_timeout=1000,
+    )  # fmt: skip
+    found = commands.printed_config(capsys, train_mem_maze.main, [])
+    assert {name: found[name] for name in published} == published
+    # The published evaluations come every 8 million environment steps.
+    steps = found["ckpt_epoch"] * found["epoch_batches"] * found["batch_size"] * 90
+    assert steps == pytest.approx(8e6, rel=0.001)
+    assert "eval_episodes" in MAY_CHANGE, "so that a run can be looked at"
+
+
+def test_the_model_is_the_published_one():
+    assert VARIANTS["memory_maze"] == SPEC
+    encoder = RATE(PUBLISHED, SPEC).encoder
+    assert encoder.observation[0].project.weight.shape == (64, 7744)
+
+
+# --- a run ---
+
+
+@pytest.mark.parametrize("file", ["config.yaml", "config_fast.yaml"])
+def test_every_shipped_configuration_trains(file, tmp_path):
+    settings = train_mem_maze.read_config(["--config", str(HERE / file)]).task
+    window = settings.context_length * settings.sections
+    path = write_data(tmp_path / "data.h5", episodes=10, steps=window + 1)
+    flags = ["--config", str(HERE / file), "--data_path", str(path), "--output_dir", str(tmp_path / "runs")]
+    flags += "--epochs 1 --epoch_batches 1 --batch_size 2 --end_seed 1 --device cpu --wandb_mode disabled".split()
+    assert train_mem_maze.main([*flags, *NO_EVALUATION]) == 0
+    result = json.loads((only_run(tmp_path) / "eval" / "final.json").read_text())
+    assert result["optimizer_steps"] >= 1 and 0 < result["validation_loss"] < 10
+    assert not any("Returns" in name for name in result)
+
+
+def test_a_run_leaves_what_is_promised(data, tmp_path, played, capsys):
+    assert train(tmp_path, data) == 0
+    run = only_run(tmp_path)
+    assert {path.name for path in (run / "plots").iterdir()} == {"curves.png"}
+    assert {path.name for path in (run / "eval").iterdir()} == {"epoch_0001.json", "final.json"}
+    early, final = (json.loads((run / "eval" / f"{name}.json").read_text()) for name in ("epoch_0001", "final"))
+    names = {"LifeTimeMean_18.1", "ReturnsMax_18.1", "ReturnsMean_18.1", "ReturnsSEM_18.1"}
+    assert early.keys() == {"validation_loss", "validation_accuracy"} | names
+    assert final.keys() == early.keys() | {"optimizer_steps", "train_seconds", "eval_seconds"}
+    assert [final[f"{name}_18.1"] for name in ("LifeTimeMean", "ReturnsMax", "ReturnsMean")] == [7, 2, 1.5]
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert {"train_loss", "train_accuracy", "segments_count", "lr"} <= set().union(*lines)
+    assert "mean return 1.50 of 2 episodes, validation loss" in capsys.readouterr().out
+    assert len(played) == 2
+
+
+def test_episodes_are_what_the_flags_ask_for(played):
+    config = train_mem_maze.read_config(
+        "--eval_episodes 7 --desired_return 9 --size 11 --precision bf16 --use_argmax --rtg_floor none "
+        "--episode_timeout none --slide 4".split()
+    )
+    train_mem_maze.evaluate(RATE(config.model_config(), SPEC).eval(), config, 5, True)
+    assert played == [
+        dict(
+            size=11, episodes=7, steps=None, target_return=9, rtg_floor=None, greedy=True, seed=5, slide=4,
+            precision="bf16",
+        )
+    ]  # fmt: skip
+    config = train_mem_maze.read_config([])
+    train_mem_maze.evaluate(RATE(config.model_config(), SPEC).eval(), config, 1, False)
+    assert played[1] == dict(
+        size=9, episodes=5, steps=1000, target_return=18.1, rtg_floor=0.0, greedy=False, seed=1, slide=1, precision="32"
+    )
+
+
+def test_published_windows_are_trained_on_when_asked_for(tmp_path):
+    path = write_data(tmp_path / "data.h5", steps=24)
+    sides = {
+        windows: train_mem_maze.stage_data(
+            train_mem_maze.read_config([*TINY, "--data_path", str(path), "--windows", windows])
+        )(2)
+        for windows in ("all", "published")
+    }
+    assert len(sides["all"][0]) == 9 * 19 > len(sides["published"][0]) > 0
+    assert (sides["published"][0].windows[:, 1] % 6 == 0).all()
+
+
+# --- interruptions ---
+
+
+def test_stopping_and_killing_anywhere_changes_nothing(data, tmp_path):
+    """An epoch draws from all windows anew, and so does one that is gone on with."""
+    flags = (*NO_EVALUATION, "--epochs", "3")
+    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
+    for batch in (1, 2):
+        with stopped_after(batch):
+            assert train(stopped, data, *flags, "--resume", "auto") == STOPPED
+    with killed_behind_a_save():
+        train(stopped, data, *flags, "--resume", "auto")
+    assert train(stopped, data, *flags, "--resume", "auto") == 0
+    assert train(whole, data, *flags) == 0
+    expected = outcome(only_run(whole))
+    assert_same(outcome(only_run(stopped)), expected)
+    assert expected["state"]["trainer"]["step"] == 3 * BATCHES_PER_EPOCH
+
+
+def test_a_run_goes_on_with_no_other_data(data, tmp_path, capsys):
+    with stopped_after(1):
+        assert train(tmp_path, data, *NO_EVALUATION) == STOPPED
+    copy = shutil.copy(data, tmp_path / "copy.h5")
+    with h5py.File(copy, "r+") as file:
+        file["actions"][0] = (file["actions"][0] + 1) % 6
+    with pytest.raises(SystemExit, match="^2$"):
+        train(tmp_path, copy, *NO_EVALUATION, "--resume", "auto")
+    assert f"{only_run(tmp_path)} was trained on other data" in capsys.readouterr().err
+
+
+# --- mistakes ---
+
+
+MISTAKES = {
+    "size": ("--size 10", ("--size 10", "9, 11, 13, 15")),
+    "windows": ("--windows some", ("--windows some", "all, published")),
+    "no episodes": ("--eval_episodes 0", ("--eval_episodes 0", "at least 1")),
+    "episodes that are data": ("--eval_episodes 10001", ("--eval_episodes 10001", "at most 10000")),
+    "no steps": ("--episode_timeout 0", ("--episode_timeout 0", "at least 1")),
+    "no context": ("--context_length 0", ("--context_length 0", "at least 1")),
+    "no segments": ("--sections 0", ("--sections 0", "at least 1")),
+    "floor": ("--rtg_floor low", ("--rtg_floor low", "a finite number or none")),
+    "long windows": ("--sections 9", ("no window of 27 steps", "tiny.h5")),
+    "no such data": ("--data_path nowhere", ("--data_path", "nowhere", "no such file")),
+    "no data in a folder": (f"--data_path {HERE}", ("--data_path", str(HERE), "*.npz")),
+    "other data": (f"--data_path {HERE / 'config.yaml'}", ("config.yaml",)),
+    "valve without tokens": ("--nmt 0", ("--nmt 0", "--n_head_ca 0")),
+    "folder above": ("--ckpt_folder ../up", ("--ckpt_folder ../up", "plain folder name")),
+    "no such run": ("--resume nowhere", ("nowhere", "does not exist")),
+    "curriculum": ("--curr true", ("--curr",)),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_named_and_create_nothing(mistake, data, tmp_path, capsys):
+    flags, named = MISTAKES[mistake]
+    flags = [*TINY, "--data_path", str(data), "--output_dir", str(tmp_path / "runs"), *flags.split()]
+    message = commands.error_of(capsys, tmp_path, train_mem_maze.main, flags)
+    assert [word for word in named if word not in message] == []
