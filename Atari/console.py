@@ -106,9 +106,9 @@ class Console:
 
     def observation(self) -> np.ndarray:
         """What the agent sees after a decision: (84, 84) uint8, grey."""
-        rows, columns = _area_weights(*self._screens.shape[1:])
+        rows, columns = (_taps(length, SIZE) for length in self._screens.shape[1:])
         picture = np.maximum(self._screens[0], self._screens[1]).astype(np.float32)
-        return np.rint(rows @ picture @ columns).astype(np.uint8)
+        return np.rint(_mean(_mean(picture, *rows).T, *columns)).astype(np.uint8).T
 
     def picture(self) -> np.ndarray:
         """The last frame in colour: (210, 160, 3) uint8; a few games have 250 rows."""
@@ -128,14 +128,18 @@ class Console:
 
 
 @functools.cache
-def _area_weights(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Matrices (84, height) and (width, 84): the mean over the area that each new pixel covers."""
-    return _overlaps(height, SIZE), np.ascontiguousarray(_overlaps(width, SIZE).T)
-
-
-def _overlaps(old: int, new: int) -> np.ndarray:
-    """(new, old) float32: which share of each new cell every old one has."""
+def _taps(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which of ``old`` rows each of ``new`` ones covers, (n, new) int64, and with which weight, (n, new, 1) float32."""
     edges = np.arange(new + 1) * (old / new)
-    cells = np.arange(old)
-    overlap = np.minimum(edges[1:, None], cells + 1) - np.maximum(edges[:-1, None], cells)
-    return (overlap.clip(min=0) * (new / old)).astype(np.float32)
+    covered = edges[:-1].astype(np.int64) + np.arange(int(np.ceil(old / new)) + 1)[:, None]
+    overlap = np.minimum(edges[1:], covered + 1) - np.maximum(edges[:-1], covered)
+    return np.minimum(covered, old - 1), (overlap.clip(min=0) * (new / old)).astype(np.float32)[:, :, None]
+
+
+def _mean(picture: np.ndarray, rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Weighted sums of rows. Products of such small matrices would make NumPy's threads wait for each other."""
+    picture = np.ascontiguousarray(picture)
+    mean = picture[rows[0]] * weights[0]
+    for row, weight in zip(rows[1:], weights[1:], strict=True):
+        mean += picture[row] * weight
+    return mean

@@ -1,0 +1,183 @@
+"""Our own Atari data, from scripted players with various amounts of noise.
+
+    python3 Atari/generate_dataset.py --game Breakout
+    python3 Atari/generate_dataset.py --game Pong --transitions 500000 --mix 0 0.1 0.3 1 --workers 4
+    python3 Atari/generate_dataset.py --game Breakout --replay /data/atari/
+
+The file goes to Atari/Atari_data, where training finds it; with --output it goes elsewhere, and training takes it as
+--data_path. With --replay the same episodes are written as DQN-replay files as well. An interrupted command goes on
+where it was when it is given again.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+if not __package__:  # started as a script: make the repository importable
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from Atari.env import PUBLISHED_CAP
+from Atari.experts import plans
+from Atari.games import Game
+from Atari.games import game as game_of
+from Atari.generate import FRAME_SHAPE, Recipe, generate
+from RATE_model.errors import UserError
+from RATE_model.limits import MAX_EPISODE_STEPS, at_least, at_most, writable
+from RATE_model.options import Boolean, exit_on_user_error, parse_options
+from RATE_model.trajectories import TrajectoryFile
+
+SCRIPT = "python3 Atari/generate_dataset.py"
+DATA_DIRECTORY = Path(__file__).resolve().parent / "Atari_data"
+MAX_WORKERS = 1024
+
+TRANSITIONS, PLANNED_TRANSITIONS = 100_000, 20_000
+PLANNED_CAP = 2000  # decisions: a planner at its best hardly ever loses its last life
+MIXES = {"Breakout": (0.0, 0.1, 0.2, 0.3, 0.4, 0.6, 1.0)}
+DEFAULT_MIX = (0.0, 0.1, 0.3, 1.0)
+
+
+@dataclass(frozen=True)
+class GenerateOptions:
+    """What our own data is made of."""
+
+    # Steps of the data: whole episodes, but for the last one; none = 100,000, or 20,000 where the player plans, as it
+    # takes long
+    transitions: int | None = None
+    # Noise of the player: its share of random actions, 1 being the random player. The levels take turns, an episode
+    # each, so that returns spread as in what a learning agent went through; none = the game's own mix
+    mix: tuple[float, ...] | None = None
+    # Probability, at every frame, that the action before goes on instead; what the player plans supposes 0
+    data_sticky: float = 0.0
+    # Longest episodes, in decisions of four frames; none = 7000, as in evaluation, or 2000 where the player plans
+    episode_steps: int | None = None
+
+    def validate(self) -> None:
+        """Raise a UserError for a value out of range."""
+        at_least(1, transitions=self.transitions, episode_steps=self.episode_steps)
+        at_most(MAX_EPISODE_STEPS, transitions=self.transitions, episode_steps=self.episode_steps)
+        if self.mix is not None and (not self.mix or not all(0 <= noise <= 1 for noise in self.mix)):
+            raise UserError(f"--mix {' '.join(f'{noise:g}' for noise in self.mix)}: must be numbers from 0 to 1")
+        if not 0 <= self.data_sticky < 1:
+            raise UserError(f"--data_sticky {self.data_sticky}: must be at least 0 and less than 1")
+
+    def steps(self, game: Game) -> int:
+        """Steps of the data."""
+        return self.transitions or (PLANNED_TRANSITIONS if plans(game) else TRANSITIONS)
+
+    def recipe(self, game: Game) -> Recipe:
+        """What is played."""
+        return Recipe(
+            game=game.name,
+            mix=self.mix or MIXES.get(game.name, DEFAULT_MIX),
+            sticky=self.data_sticky,
+            max_steps=self.episode_steps or (PLANNED_CAP if plans(game) else PUBLISHED_CAP),
+        )
+
+
+def dataset_path(game: Game, directory: Path | None = None, options: GenerateOptions | None = None) -> Path:
+    """The file of what these options make; its name holds all that its content depends on.
+
+    Args:
+        game: which.
+        directory: of the file; None: Atari/Atari_data.
+        options: None: the defaults.
+    """
+    options = options or GenerateOptions()
+    chosen, default = options.recipe(game), GenerateOptions().recipe(game)
+    parts = [game.name]
+    if chosen.mix != default.mix:
+        parts.append("mix" + "-".join(f"{noise:g}" for noise in chosen.mix))
+    if chosen.sticky:
+        parts.append(f"sticky{chosen.sticky:g}")
+    if chosen.max_steps != default.max_steps:
+        parts.append(f"cap{chosen.max_steps}")
+    return (directory or DATA_DIRECTORY) / f"{'_'.join(parts)}_n{options.steps(game)}.h5"
+
+
+def make_default_dataset(game: Game, directory: Path | None = None) -> Path:
+    """Make what the script makes without flags, for a training that misses it.
+
+    Raises:
+        UserError: it cannot be written, or the package ale-py is missing.
+    """
+    options, path = GenerateOptions(), dataset_path(game, directory)
+    print(f"Making {options.steps(game)} steps of {game.name}: {path}", flush=True)
+    return generate(options.recipe(game), options.steps(game), path)
+
+
+@dataclass(frozen=True)
+class Options:
+    """Flags of this script."""
+
+    # Breakout, Pong, Qbert, Seaquest, or any other ALE game, in CamelCase
+    game: str = "Breakout"
+    generate: GenerateOptions = field(default_factory=GenerateOptions)
+    # The file to write; none = one in --data_dir, named by what it holds
+    output: Path | None = None
+    # Directory of the file; none = Atari/Atari_data
+    data_dir: Path | None = None
+    # Also write the data as DQN-replay files, to {game}/1/replay_logs in this folder; a file that is there already is
+    # not made again for it
+    replay: Path | None = None
+    # Replace a file that exists
+    overwrite: Boolean = False
+    # Processes that play; none = one per core. The data does not depend on it
+    workers: int | None = None
+
+    def validate(self) -> None:
+        """Raise a UserError for an unknown game or a value out of range."""
+        game_of(self.game)
+        at_least(1, workers=self.workers)
+        at_most(MAX_WORKERS, workers=self.workers)
+        writable(data_dir=self.data_dir, replay=self.replay)
+        if self.output is not None and self.output.suffix not in (".h5", ".hdf5"):
+            raise UserError(f"--output '{self.output}': the name must end in .h5")
+
+    @property
+    def path(self) -> Path:
+        """The file to make."""
+        return self.output or dataset_path(game_of(self.game), self.data_dir, self.generate)
+
+
+def describe(path: Path) -> str:
+    """What a file holds, and how its returns depend on the noise."""
+    with TrajectoryFile(path, observation_shape=FRAME_SHAPE, observation_dtype="uint8") as file:
+        made, lengths = file.attributes, file.lengths
+    lines = [
+        f"{path}: {made['num_steps']} steps in {made['num_episodes']} episodes of {lengths.min()} to {lengths.max()}, "
+        f"return {made['return_mean']:.1f} +- {made['return_std']:.1f}, {path.stat().st_size / 1e6:.1f} MB"
+    ]
+    for level in made.get("levels", []):
+        lines.append(
+            f"  noise {level['noise']:g}: {level['episodes']} episodes, {level['steps']} steps, "
+            f"return {level['return_mean']:.1f} ({level['return_min']:g} to {level['return_max']:g})"
+        )
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Make what the flags (None: of the command line) ask for; see the module."""
+    with exit_on_user_error():
+        options = parse_options(
+            Options,
+            argv=argv,
+            prog=SCRIPT,
+            description="Make Atari data with scripted players.",
+            aliases={"data_path": "data_dir"},
+        )
+        game, path = game_of(options.game), options.path
+        if options.replay is None or options.overwrite or not path.exists():
+            recipe, steps = options.generate.recipe(game), options.generate.steps(game)
+            generate(recipe, steps, path, overwrite=options.overwrite, workers=options.workers)
+        print(describe(path))
+        if options.replay is not None:
+            from Atari.replay import export_replay
+
+            print(export_replay(path, options.replay, game=game.name))
+
+
+if __name__ == "__main__":
+    main()
