@@ -3,7 +3,7 @@
 The task, its maze, its textures and its random numbers are those of ``memory_maze.tasks``. What is left out changes no
 picture and no reward (a test compares with the package, bit for bit):
 
-- the model is compiled once per episode, not twice, and without the 70 textures that no wall shows;
+- the model is compiled once per episode, not twice, and its textures are loaded once per process (`rendering.py`);
 - the scene of the camera is kept, not allocated again for every image, and the images are drawn into a buffer of their
   own size;
 - touching a target is a contact with its sphere; far from all targets there is none, and the 50 physics steps between
@@ -23,6 +23,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from MemoryMaze.MemoryMaze_src.graphics import maze_tasks
+from MemoryMaze.MemoryMaze_src.rendering import Camera, Context, Textures
 
 IMAGE = 64  # pixels, height and width of an observation
 VIEW_IMAGE = 256  # of a picture for people
@@ -33,8 +34,6 @@ _BORDER = 2  # pixels, shows the colour of the target
 _BORDER_BRIGHTNESS = 255 * 0.7
 _WALKER = "walker/head_body"
 _AGENT_CAMERA, _TOP_CAMERA = "walker/egocentric", "top_camera"
-_MAX_GEOMS = 2000
-_ARROW = np.array([1.0, 1.0, 1.0, 1.0], dtype=np.float32)
 # Metres between the centres of the agent and a target below which they may touch within one step: the target's radius
 # 0.6, the agent's 0.2 and its way, at most 0.5; the rest is room for doubt.
 _NEAR = 3.0
@@ -63,7 +62,7 @@ class Maze:
         self._task.initialize_episode_mjcf(self._random)
         for entity in entities():
             entity.initialize_episode_mjcf(self._random)
-        self._physics = _compile(self._task.root_entity.mjcf_model, VIEW_IMAGE if views else IMAGE)
+        self._physics, self._context = _compile(self._task.root_entity.mjcf_model, VIEW_IMAGE if views else IMAGE)
         self._task.after_compile(self._physics, self._random)
         for entity in entities():
             entity.after_compile(self._physics, self._random)
@@ -76,7 +75,7 @@ class Maze:
         self._spheres = np.array([model.name2id(target.geom.full_identifier, "geom") for target in self._targets])
         self._walker = model.name2id(_WALKER, "body")
         self._substeps = self._task.physics_steps_per_control_step
-        self._agent_view = _Camera(self._physics, _AGENT_CAMERA, IMAGE)
+        self._agent_view = Camera(self._physics, self._context, _AGENT_CAMERA, IMAGE)
         self.layout = _layout(self._task._maze_arena)
         self.reward = 0.0
 
@@ -125,17 +124,18 @@ class Maze:
         scale = VIEW_IMAGE // IMAGE
         if kind == "top":
             # The agent is small from above: an arrow lies on it.
-            camera = _Camera(self._physics, _TOP_CAMERA, VIEW_IMAGE)
+            camera = Camera(self._physics, self._context, _TOP_CAMERA, VIEW_IMAGE)
             start = self._physics.data.xpos[self._walker] + (0.0, 0.0, 1.0)
             way = np.append(self.direction, 0.0)
             picture = camera.image(arrow=(start - 0.9 * way, start + 0.9 * way))
         else:
-            picture = _Camera(self._physics, _AGENT_CAMERA, VIEW_IMAGE).image()
+            picture = Camera(self._physics, self._context, _AGENT_CAMERA, VIEW_IMAGE).image()
         _paint_border(picture, scale * _BORDER, self.target_color)
         return picture
 
     def close(self) -> None:
         """Free the model and its graphics memory. Nothing else may be called then."""
+        self._context.free()
         self._physics.free()
 
     def _advance(self, model: Any, data: Any) -> None:
@@ -164,50 +164,6 @@ class Maze:
         return metres[..., :2] / arena.xy_scale + np.array([arena.maze.width - 2.0, arena.maze.height - 2.0]) / 2
 
 
-class _Camera:
-    """Draws square images with one of the model's cameras, and keeps what it needs to."""
-
-    def __init__(self, physics: Any, name: str, pixels: int) -> None:
-        import mujoco
-
-        self._mujoco, self._physics = mujoco, physics
-        self._scene = mujoco.MjvScene(physics.model.ptr, maxgeom=_MAX_GEOMS)
-        self._option, self._perturbation = mujoco.MjvOption(), mujoco.MjvPerturb()
-        self._camera = mujoco.MjvCamera()
-        self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
-        self._camera.fixedcamid = physics.model.name2id(name, "camera")
-        self._area = mujoco.MjrRect(0, 0, pixels, pixels)
-        self._pixels = np.empty((pixels, pixels, 3), dtype=np.uint8)
-
-    def image(self, arrow: tuple[np.ndarray, np.ndarray] | None = None) -> np.ndarray:
-        """(pixels, pixels, 3) uint8, with an arrow from one point of the world, (3,) in metres, to another."""
-        mujoco, model = self._mujoco, self._physics.model.ptr
-        everything = mujoco.mjtCatBit.mjCAT_ALL.value
-        mujoco.mjv_updateScene(
-            model, self._physics.data.ptr, self._option, self._perturbation, self._camera, everything, self._scene
-        )
-        if arrow is not None:
-            self._add_arrow(*arrow)
-        contexts = self._physics.contexts
-        with contexts.gl.make_current() as thread:  # OSMesa draws in a thread of its own
-            thread.call(self._draw, contexts.mujoco.ptr)
-        return self._pixels[::-1].copy()  # the first row is the lowest
-
-    def _draw(self, context: Any) -> None:
-        mujoco = self._mujoco
-        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, context)
-        mujoco.mjr_render(self._area, self._scene, context)
-        mujoco.mjr_readPixels(self._pixels, None, self._area, context)
-
-    def _add_arrow(self, start: np.ndarray, end: np.ndarray) -> None:
-        mujoco, scene = self._mujoco, self._scene
-        shape = mujoco.mjtGeom.mjGEOM_ARROW
-        geom = scene.geoms[scene.ngeom]
-        mujoco.mjv_initGeom(geom, shape, np.zeros(3), np.zeros(3), np.zeros(9), _ARROW)
-        mujoco.mjv_connector(geom, shape, 0.35, start, end)
-        scene.ngeom += 1
-
-
 def _package_task(tasks: types.ModuleType, size: int, seed: int) -> tuple[Any, np.random.RandomState, list[np.ndarray]]:
     """The package's task of a seed, its generator and its actions.
 
@@ -222,37 +178,23 @@ def _package_task(tasks: types.ModuleType, size: int, seed: int) -> tuple[Any, n
     return wrapped.task, wrapped.random_state, actions
 
 
-def _compile(model: Any, pixels: int) -> Any:
-    """The physics of a model, whose images have at most so many pixels a side.
-
-    The package attaches eight textures to each kind of wall, and a maze shows one of them: every file is kept once, and
-    those that no material shows are dropped.
-    """
+def _compile(model: Any, pixels: int) -> tuple[Any, Context]:
+    """The physics of a model, and what draws it with at most so many pixels a side."""
     from dm_control import mjcf
 
     root = ElementTree.fromstring(model.to_xml_string())
-    textures = root.find("asset")
-    materials = list(textures.iter("material"))
-    shown = {material.get("texture") for material in materials}
-    kept: dict[str, str] = {}  # file -> texture
-    for texture in list(textures.iter("texture")):
-        name, file = texture.get("name"), texture.get("file")
-        if texture.get("type") == "skybox":
-            continue
-        if name not in shown or file in kept:
-            textures.remove(texture)
-            for material in materials:
-                if material.get("texture") == name:
-                    material.set("texture", kept[file])
-        elif file is not None:
-            kept[file] = name
+    textures = Textures(root, model.get_assets())
     visual = root.find("visual")
-    buffer = visual.find("global")
-    buffer = ElementTree.SubElement(visual, "global") if buffer is None else buffer
-    buffer.set("offwidth", str(pixels))
-    buffer.set("offheight", str(pixels))
-    files = {name: content for name, content in model.get_assets().items() if name in kept}
-    return mjcf.Physics.from_xml_string(ElementTree.tostring(root, encoding="unicode"), files)
+    _child(visual, "global").attrib.update(offwidth=str(pixels), offheight=str(pixels))
+    _child(visual, "quality").set("shadowsize", "0")  # 64 MB for lights that cast shadows, of which there are none
+    physics = mjcf.Physics.from_xml_string(ElementTree.tostring(root, encoding="unicode"))
+    return physics, Context(physics.model.ptr, textures)
+
+
+def _child(element: ElementTree.Element, name: str) -> ElementTree.Element:
+    """The child of this name, made where there is none."""
+    found = element.find(name)
+    return ElementTree.SubElement(element, name) if found is None else found
 
 
 def _layout(arena: Any) -> np.ndarray:
