@@ -1,0 +1,177 @@
+"""Evaluate a checkpoint on an Atari game.
+
+    python3 Atari/inference_atari.py --checkpoint RUN_DIR --target_returns 90 180
+
+Prints points, length and, where a human player was measured, the gamer-normalised score for every return asked for.
+"""
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # started as a script: make the repository importable
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from Atari import evaluate as protocol
+from Atari.env import PUBLISHED_CAP
+from Atari.games import Game, ale_py
+from Atari.games import game as game_of
+from Atari.spec import spec_of
+from RATE_model.actor import memory_conditions
+from RATE_model.checkpoints import resolve_checkpoint
+from RATE_model.errors import UserError
+from RATE_model.evaluation import Episodes
+from RATE_model.fit import load_model
+from RATE_model.inference import InferenceOptions
+from RATE_model.limits import MAX_STEPS, at_least, at_most
+from RATE_model.model import RATE
+from RATE_model.options import Boolean, exit_on_user_error, load_yaml, parse_options
+
+
+@dataclass(frozen=True)
+class Options:
+    """Flags of this script."""
+
+    common: InferenceOptions = field(default_factory=InferenceOptions)
+    # Returns that the agent is asked for, in unclipped points; none = the one of the game
+    target_returns: tuple[float, ...] = ()
+    # Episodes for every return asked for
+    episodes: int = 10
+    # Take the most probable action; false: draw it, as published
+    use_argmax: Boolean = False
+    # Seed of drawn actions
+    action_seed: int = 0
+    # Probability, at every frame, that the action before goes on
+    sticky: float = 0.0
+    # Decisions of an episode at most
+    max_steps: int = PUBLISHED_CAP
+    # Also record so many episodes for every return asked for as MP4 files, into --pictures or the working directory
+    video: int = 0
+
+    def validate(self) -> None:
+        """Raise a UserError for a value out of range."""
+        protocol.check_episodes(episodes=self.episodes)
+        at_least(0, video=self.video, action_seed=self.action_seed)
+        at_least(1, max_steps=self.max_steps)
+        at_most(MAX_STEPS, max_steps=self.max_steps)
+        at_most(protocol.MAX_EPISODES, video=self.video)
+        if not 0 <= self.sticky < 1:
+            raise UserError(f"--sticky {self.sticky}: must be at least 0 and below 1")
+
+    @property
+    def acting(self) -> dict[str, Any]:
+        """What `play` and `record_videos` take."""
+        return {
+            "greedy": self.use_argmax,
+            "seed": self.action_seed,
+            "sticky": self.sticky,
+            "max_steps": self.max_steps,
+            "slide": self.common.slide,
+            "precision": self.common.precision,
+        }
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A checkpoint with the game that it plays."""
+
+    path: Path
+    model: RATE
+    game: Game
+
+    @classmethod
+    def load(cls, options: InferenceOptions) -> "Trained":
+        """Raises UserError: there is no such checkpoint, it is damaged, or it plays no Atari game."""
+        checkpoint = resolve_checkpoint(options.checkpoint)
+        run = checkpoint.parent.parent
+        recorded = load_yaml(run / "config.yaml")
+        if not isinstance(recorded.get("game"), str):
+            raise UserError(f"{run / 'config.yaml'} names no game: this is no run of train_rate_atari.py")
+        game = game_of(recorded["game"])
+        scale = load_model(checkpoint).spec.return_scale  # follows from the run's flags, and was saved with the model
+        path, model = options.load(spec_of(game, return_scale=scale))
+        return cls(path, model, game)
+
+    def play(self, target: float, options: Options, **changes: Any) -> Episodes:
+        """Episodes that are asked for a return."""
+        arguments = {"episodes": options.episodes, "transform_memory": options.common.transform_memory}
+        return protocol.play(self.model, self.game, target_return=target, **arguments | options.acting | changes)
+
+
+def show(target: float, played: Episodes, game: Game) -> dict[str, float]:
+    """Print a line; returns the same figures."""
+    result = protocol.metrics(played, game)
+    score = f"{result['normalised_score']:12.1f}" if "normalised_score" in result else ""
+    print(f"{target:10g}{result['eval_return']:12.1f}{result['eval_std']:10.1f}{result['eval_length']:10.1f}{score}")
+    return result
+
+
+def draw(trained: Trained, played: dict[float, Episodes], options: Options) -> None:
+    """Pictures and videos, where asked for."""
+    if options.common.pictures is None and not options.video:
+        return
+    from Atari.pictures import plot_returns, record_videos
+
+    folder = options.common.pictures or Path()
+    if options.common.pictures is not None:
+        lines: dict[str, dict[float, Episodes]] = {}
+        for label, transform in memory_conditions(trained.model).items():
+            same = transform == options.common.transform_memory
+            lines[label] = {
+                target: found if same else trained.play(target, options, transform_memory=transform)
+                for target, found in played.items()
+            }
+        title = f"{trained.game.name}, {options.episodes} episodes"
+        print(f"pictures: {plot_returns(lines, folder / 'returns.png', title=title)}")
+    for target in played if options.video else ():
+        paths = record_videos(
+            trained.model,
+            trained.game,
+            options.video,
+            folder,
+            target_return=target,
+            transform_memory=options.common.transform_memory,
+            **options.acting,
+        )
+        print("videos: " + " ".join(map(str, paths)))
+
+
+def evaluate(options: Options) -> dict[str, Any]:
+    """Results by return asked for; prints a table."""
+    ale_py()  # it may not be installed
+    trained = Trained.load(options.common)
+    notes = ", memory knocked out" * options.common.knock_out + ", most probable actions" * options.use_argmax
+    print(f"{trained.path}: {trained.game.name}, {options.episodes} episodes{notes}")
+    print(f"{'asked for':>10}{'points':>12}{'std':>10}{'steps':>10}{'score':>12}")
+    started = time.perf_counter()
+    targets = options.target_returns or (protocol.target_of(trained.game, None, "--target_returns"),)
+    played = {target: trained.play(target, options) for target in targets}
+    results = {f"{target:g}": show(target, episodes, trained.game) for target, episodes in played.items()}
+    print(f"{time.perf_counter() - started:.1f} s")
+    draw(trained, played, options)
+    return results
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Evaluate what the flags ask for."""
+    with exit_on_user_error():
+        options = parse_options(
+            Options,
+            argv=argv,
+            prog="python3 Atari/inference_atari.py",
+            description="Evaluate a checkpoint on an Atari game.",
+            aliases={"target_return": "target_returns", "desired_return": "target_returns"},
+        )
+        options.common.write(
+            episodes=options.episodes,
+            use_argmax=options.use_argmax,
+            sticky=options.sticky,
+            results=evaluate(options),
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""Pictures of what a model does: returns by what was asked for, and videos."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from Atari.env import PUBLISHED_CAP, AtariEnv
+from Atari.evaluate import evaluation_seeds
+from Atari.games import Game
+from RATE_model.actor import Actor
+from RATE_model.evaluation import Episodes
+from RATE_model.model import RATE
+from RATE_model.plots.style import COLOURS, GREY, save, style
+from RATE_model.video import with_caption, write_video
+
+_ENLARGE = 2  # a console's pixel, in pixels of a video
+
+
+def plot_returns(played: Mapping[str, Mapping[float, Episodes]], path: Path, *, title: str) -> Path:
+    """Returns against the return asked for, mean and standard deviation, a line for each label; the PNG's path."""
+    with style():
+        figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+        axes = figure.subplots()
+        targets = sorted({target for line in played.values() for target in line})
+        axes.plot(targets, targets, color=GREY, linewidth=1, linestyle=":", label="as asked for")
+        for number, (label, line) in enumerate(played.items()):
+            asked = sorted(line)
+            mean, spread = (np.array([kind(line[target].returns) for target in asked]) for kind in (np.mean, np.std))
+            colour = COLOURS[number % len(COLOURS)]
+            axes.errorbar(asked, mean, spread, color=colour, marker="o", markersize=4, capsize=3, label=label)
+        axes.set(xlabel="return asked for", ylabel="return (mean, standard deviation)", title=title)
+        axes.grid(axis="y")
+        axes.legend()
+    return save(figure, path)
+
+
+def record_videos(
+    model: RATE,
+    game: Game,
+    count: int,
+    directory: Path,
+    *,
+    target_return: float,
+    sticky: float = 0.0,
+    max_steps: int = PUBLISHED_CAP,
+    seed: int = 0,
+    slide: int = 1,
+    **acting: Any,
+) -> list[Path]:
+    """One MP4 per episode, with the step, the points so far and the action.
+
+    Args:
+        model: in eval mode.
+        game: which.
+        count: episodes, with the first seeds of the evaluation.
+        directory: where {game}_return_{target}_{number}.mp4 go.
+        target_return: the return to ask for.
+        sticky, max_steps: of the environment.
+        seed: of the actions drawn in the first episode; the others have the next ones.
+        slide, acting: of `Actor`.
+
+    Raises:
+        UserError: the files cannot be written.
+    """
+    environment = AtariEnv(game.name, sticky=sticky, max_steps=max_steps, render_mode="rgb_array")
+    slide = min(slide, model.config.context_length)
+    paths = []
+    for number, episode in enumerate(evaluation_seeds(count)):
+        actor = Actor(model, 1, target_return, seed=seed + number, slide=slide, **acting)
+        path = directory / f"{game.name}_return_{target_return:g}_{number}.mp4"
+        frames = _frames(environment, actor, int(episode))
+        paths.append(write_video(frames, path, fps=round(environment.metadata["render_fps"])))
+    environment.close()
+    return paths
+
+
+def _frames(environment: AtariEnv, actor: Actor, seed: int) -> Iterator[np.ndarray]:
+    """The pictures of one episode as it is played, (H, W, 3) uint8."""
+    observation, _ = environment.reset(seed=seed)
+    reward, points, step, over = 0.0, 0.0, 0, False
+    while not over:
+        action = int(actor.act(observation[None], np.array([reward]))[0])
+        screen = environment.render().repeat(_ENLARGE, axis=0).repeat(_ENLARGE, axis=1)
+        segment = step // actor.model.config.context_length + 1
+        yield with_caption(screen, f"step {step}, segment {segment}, action {action}", f"{points:g} points")
+        observation, reward, terminated, truncated, _ = environment.step(action)
+        over, points, step = terminated or truncated, points + reward, step + 1

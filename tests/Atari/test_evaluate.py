@@ -1,0 +1,115 @@
+"""The evaluation protocol: which episodes, what is asked for, how scores are counted."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("ale_py")
+
+import torch
+
+from Atari import evaluate as protocol
+from Atari.evaluate import RandomPlayer, evaluation_seeds, metrics, play, play_with, target_of
+from Atari.games import GAMES, Game
+from Atari.generate import FIRST_DATA_SEED
+from Atari.spec import spec_of
+from Atari.vector import AtariVectorEnv
+from RATE_model.config import ModelConfig
+from RATE_model.errors import UserError
+from RATE_model.evaluation import Episodes
+from RATE_model.model import RATE
+
+BREAKOUT, PONG = GAMES["Breakout"], GAMES["Pong"]
+
+
+def model_of(game: Game, *, sliding: bool = False) -> RATE:
+    torch.manual_seed(0)
+    sizes = dict(n_layer=1, n_head=2, d_model=16, d_head=8, d_inner=16, context_length=4, mrv_act="relu")
+    memory = dict(num_mem_tokens=0, n_head_ca=0) if sliding else dict(num_mem_tokens=2, n_head_ca=1)
+    config = ModelConfig(**sizes, **memory, mem_len=0, sliding=sliding)
+    return RATE(config, spec_of(game)).eval()
+
+
+def test_seeds_are_never_those_of_data():
+    seeds = evaluation_seeds(3)
+    assert seeds.tolist() == [2**31, 2**31 + 1, 2**31 + 2]
+    assert FIRST_DATA_SEED + 10**8 < seeds[0], "room for more episodes than anybody makes"
+
+
+def test_published_figures_by_their_names():
+    played = Episodes(np.array([1.0, 4.0]), np.array([10, 20]), np.zeros(2))
+    result = metrics(played, BREAKOUT)
+    assert result["eval_return"] == 2.5 and result["eval_std"] == 1.5 and result["eval_length"] == 15
+    assert result["eval_sem"] == pytest.approx(1.5)
+    assert result["normalised_score"] == pytest.approx(100 * (2.5 - 1.7) / (30.5 - 1.7))
+    one = metrics(Episodes(np.array([3.0]), np.array([7]), np.zeros(1)), Game(name="SpaceInvaders", actions=6))
+    assert one == {"eval_return": 3, "eval_std": 0, "eval_length": 7}
+
+
+@pytest.mark.parametrize("sliding", [False, True])
+def test_episodes_are_functions_of_their_seeds(sliding):
+    model = model_of(PONG, sliding=sliding)
+    one, two = (play(model, PONG, target_return=20, episodes=2, max_steps=20, greedy=True) for _ in range(2))
+    np.testing.assert_array_equal(one.returns, two.returns)
+    assert one.lengths.tolist() == [20, 20]
+
+
+def test_actions_are_drawn_unless_the_most_probable_are_wanted(monkeypatch):
+    seen = []
+    step = AtariVectorEnv.step
+    monkeypatch.setattr(
+        AtariVectorEnv, "step", lambda self, actions: seen.append(actions.copy()) or step(self, actions)
+    )
+    model = model_of(BREAKOUT)
+    torch.nn.init.zeros_(model.head.project.weight)  # all actions are as probable
+    taken = {}
+    for name, options in (("greedy", {"greedy": True}), ("drawn", {}), ("again", {}), ("other", {"seed": 1})):
+        seen.clear()
+        play(model, BREAKOUT, target_return=1, episodes=2, max_steps=25, **options)
+        taken[name] = np.stack(seen)
+    assert not taken["greedy"].any() and set(taken["drawn"].flat) == {0, 1, 2, 3}
+    np.testing.assert_array_equal(taken["drawn"], taken["again"])
+    assert not np.array_equal(taken["drawn"], taken["other"])
+
+
+def test_every_point_is_taken_off_the_return_asked_for(monkeypatch):
+    """Unclipped, as the environment counts them."""
+    asked = []
+    model = model_of(BREAKOUT)
+    encode = model.encoder.encode_rtg
+    monkeypatch.setattr(model.encoder, "encode_rtg", lambda rtg: asked.append(rtg.clone()) or encode(rtg))
+    rewards = iter([7.0, 0.0, 4.0] + [0.0] * 20)
+    step = AtariVectorEnv.step
+
+    def earn(self, actions):
+        observations, _, *flags = step(self, actions)
+        return observations, np.array([next(rewards)]), *flags
+
+    monkeypatch.setattr(AtariVectorEnv, "step", earn)
+    played = play(model, BREAKOUT, target_return=100, episodes=1, max_steps=6)
+    assert [rtg.item() for rtg in asked] == [100, 93, 93, 89, 89, 89] and played.returns.tolist() == [11]
+
+
+def test_the_environment_is_the_published_one(monkeypatch):
+    made = []
+    init = AtariVectorEnv.__init__
+    monkeypatch.setattr(
+        AtariVectorEnv, "__init__", lambda self, *a, **k: made.append((a, k)) or init(self, *a, **k | {"max_steps": 3})
+    )
+    play_with(RandomPlayer(PONG), PONG, episodes=2)
+    play_with(RandomPlayer(PONG), PONG, episodes=2, sticky=0.25, max_steps=2)
+    assert made[0] == ((2, "Pong"), {"sticky": 0.0, "noops": 30, "max_steps": 7000})
+    assert made[1] == ((2, "Pong"), {"sticky": 0.25, "noops": 30, "max_steps": 2})
+
+
+def test_buttons_at_random_earn_what_they_are_known_to():
+    played = play_with(RandomPlayer(BREAKOUT), BREAKOUT, episodes=10)
+    assert played.returns.mean() < 4 and played.lengths.max() < 600
+
+
+def test_a_game_without_a_published_return_needs_one():
+    game = Game(name="SpaceInvaders", actions=6)
+    assert target_of(BREAKOUT, None) == 180 and target_of(BREAKOUT, -2) == -2 and target_of(game, 5) == 5
+    with pytest.raises(UserError, match="--target_return: SpaceInvaders has no published one"):
+        target_of(game, None)
+    with pytest.raises(UserError, match="--episodes 0"):
+        protocol.check_episodes(episodes=0)

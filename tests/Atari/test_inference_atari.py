@@ -1,0 +1,131 @@
+"""Evaluating a checkpoint from the command line, with pictures and videos."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("ale_py")
+
+from Atari import inference_atari, pictures
+from RATE_model.actor import knock_out_memory
+from RATE_model.evaluation import Episodes
+from tests import commands
+from tests.atari_runs import only_run, random_play, train
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A finished run of Breakout that saw returns as a share of the one asked for; its data is gone."""
+    folder = tmp_path_factory.mktemp("inference")
+    data = random_play(folder / "data.h5")
+    assert train(folder, "--epochs", "1", "--return_scale", "none", "--use_argmax", "true") == 0
+    data.unlink()
+    return only_run(folder)
+
+
+def infer(*flags: object) -> None:
+    inference_atari.main([*map(str, flags), "--device", "cpu"])
+
+
+def test_a_run_is_evaluated_as_it_evaluated_itself_without_its_data(run, tmp_path, capsys):
+    output = tmp_path / "out.json"
+    infer("--checkpoint", run, "--episodes", 2, "--max_steps", 12, "--use_argmax", "--output", output)
+    printed = capsys.readouterr().out
+    document = json.loads(output.read_text())
+    final = json.loads((run / "eval" / "final.json").read_text())
+    assert document["episodes"] == 2 and document["use_argmax"] is True
+    assert document["results"] == {"180": {name: final[name] for name in document["results"]["180"]}}
+    (line,) = (line.split() for line in printed.splitlines() if line.split()[0] == "180")
+    assert float(line[1]) == pytest.approx(final["eval_return"], abs=0.06) and float(line[3]) == 12
+    assert "Breakout, 2 episodes, most probable actions" in printed
+
+
+def test_flags_reach_the_evaluation(run, monkeypatch):
+    asked = []
+
+    def play(model, game, **options):
+        asked.append(options)
+        return Episodes(np.ones(2), np.ones(2), np.ones(2))
+
+    monkeypatch.setattr(inference_atari.protocol, "play", play)
+    infer("--checkpoint", run)
+    infer(
+        *("--checkpoint", run, "--target_returns", 100, 20.5, "--episodes", 7, "--slide", 3, "--sticky", 0.25),
+        *("--max_steps", 50, "--action_seed", 4, "--use_argmax", "--knock_out", "--precision", "bf16"),
+    )
+    usual = dict(target_return=180.0, episodes=10, greedy=False, seed=0, sticky=0.0, max_steps=7000, slide=1)
+    assert asked[0] == usual | {"transform_memory": None, "precision": "32"}
+    changed = dict(episodes=7, greedy=True, seed=4, sticky=0.25, max_steps=50, slide=3, precision="bf16")
+    changed["transform_memory"] = knock_out_memory
+    assert asked[1:] == [{"target_return": 100.0} | changed, {"target_return": 20.5} | changed]
+
+
+def test_pictures_compare_memory_with_none(run, tmp_path, monkeypatch):
+    drawn = []
+    plot_returns = pictures.plot_returns
+
+    def plot(played, path, *, title):
+        drawn.append((played, title))
+        return plot_returns(played, path, title=title)
+
+    monkeypatch.setattr(pictures, "plot_returns", plot)
+    infer(
+        "--checkpoint",
+        run,
+        "--episodes",
+        2,
+        "--max_steps",
+        8,
+        "--target_returns",
+        180,
+        1,
+        "--pictures",
+        tmp_path / "new",
+    )
+    assert (tmp_path / "new" / "returns.png").read_bytes()[:4] == b"\x89PNG"
+    ((lines, title),) = drawn
+    assert [*lines] == ["memory intact", "memory knocked out"] and "Breakout" in title
+    assert all([*line] == [180.0, 1.0] and line[1.0].returns.shape == (2,) for line in lines.values())
+
+
+def test_videos_show_whole_episodes(run, tmp_path, monkeypatch):
+    shown = []
+
+    def write(frames, path, *, fps):
+        frames = list(frames)
+        shown.append((len(frames), frames[0].shape, path.name, fps))
+        return path
+
+    monkeypatch.setattr(pictures, "write_video", write)
+    infer("--checkpoint", run, "--episodes", 2, "--max_steps", 9, "--video", 2, "--pictures", tmp_path)
+    assert [entry[2] for entry in shown] == ["Breakout_return_180_0.mp4", "Breakout_return_180_1.mp4"]
+    assert all(entry[0] == 9 and entry[1][1:] == (320, 3) and entry[1][0] > 420 and entry[3] == 15 for entry in shown)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("--episodes 0", "--episodes 0: must be at least 1"),
+        ("--video -1", "--video -1: must be at least 0"),
+        ("--sticky 2", "--sticky 2.0: must be at least 0 and below 1"),
+        ("--max_steps 0", "--max_steps 0: must be at least 1"),
+        ("--target_returns much", "--target_returns much"),
+    ],
+)
+def test_a_mistake_is_named(flags, expected, run, tmp_path, capsys):
+    flags = ["--checkpoint", str(run), *flags.split()]
+    assert expected in commands.error_of(capsys, tmp_path, inference_atari.main, flags)
+
+
+def test_what_a_run_must_hold(run, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    (copy / "config.yaml").write_text("epochs: 3\n")
+    said = commands.error_of(capsys, tmp_path, inference_atari.main, ["--checkpoint", str(copy)])
+    assert "config.yaml names no game" in said
+    (copy / "config.yaml").write_text("game: Pong\n")
+    said = commands.error_of(capsys, tmp_path, inference_atari.main, ["--checkpoint", str(copy)])
+    assert "was trained in another environment" in said
