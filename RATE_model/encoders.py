@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from RATE_model.frames import Frames
 from RATE_model.spec import EnvironmentSpec
 
-# (output channels, kernel, stride) of the three convolutions of Mnih et al. 2015, "Human-level control through deep
-# reinforcement learning".
-_CONVOLUTIONS = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
+# (kernel, stride) of the three convolutions of Mnih et al. 2015, "Human-level control through deep reinforcement
+# learning"; theirs have 32, 64 and 64 channels.
+_CONVOLUTIONS = ((8, 4), (4, 2), (3, 1))
 
 
 def _with_tanh(module: nn.Module, tanh: bool) -> nn.Module:
@@ -28,7 +28,7 @@ class ImageEncoder(nn.Module):
         self.scale = spec.observation_scale
         channels, height, width = spec.observation_shape
         layers: list[nn.Module] = []
-        for out_channels, kernel, stride in _CONVOLUTIONS:
+        for out_channels, (kernel, stride) in zip(spec.conv_channels, _CONVOLUTIONS, strict=True):
             layers += [nn.Conv2d(channels, out_channels, kernel, stride, spec.conv_padding), nn.ReLU()]
             channels = out_channels
             height, width = ((size + 2 * spec.conv_padding - kernel) // stride + 1 for size in (height, width))

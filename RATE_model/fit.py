@@ -270,7 +270,7 @@ def load_model(path: Any, *, device: torch.device | str = "cpu") -> RATE:
     """
     weights, state = load_checkpoint(path)
     try:
-        spec = {name: tuple(value) if name == "observation_shape" else value for name, value in state["spec"].items()}
+        spec = {name: tuple(value) if isinstance(value, list) else value for name, value in state["spec"].items()}
         model = RATE(ModelConfig(**state["config"]), EnvironmentSpec(**spec))
         model.load_state_dict(weights)
     except KeyError as error:

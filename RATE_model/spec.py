@@ -29,6 +29,8 @@ class EnvironmentSpec:
     return_scale: float = 1.0
     # Padding of all three convolutions (images only)
     conv_padding: int = 0
+    # Channels of the three convolutions (images only); fewer cost less, and see less
+    conv_channels: tuple[int, ...] = (32, 64, 64)
     # A tanh behind the observation, action and return encoders
     observation_tanh: bool = False
     action_tanh: bool = False
@@ -39,6 +41,8 @@ class EnvironmentSpec:
             raise ValueError(
                 f"observation_shape {self.observation_shape}: give (features,) or (channels, height, width)"
             )
+        if len(self.conv_channels) != 3 or min(self.conv_channels) < 1:
+            raise ValueError(f"conv_channels {self.conv_channels}: give three positive numbers")
         if self.num_actions < 1:
             raise ValueError(f"num_actions {self.num_actions}: must be at least 1")
         if self.action_embeddings is not None and self.action_embeddings < self.num_actions:

@@ -306,6 +306,27 @@ def test_images_may_be_bytes():
         assert torch.equal(logits_of(model, (images, actions, rtg)), logits_of(model, (images.float(), actions, rtg)))
 
 
+def test_bytes_are_the_same_images_in_bfloat16():
+    """They are not made floats first: that would move four times as much memory."""
+    spec = EnvironmentSpec(observation_shape=(3, 64, 64), num_actions=3, observation_scale=1 / 255, conv_padding=2)
+    encoder = TokenEncoder(spec, 8)
+    images = torch.arange(256, dtype=torch.uint8).repeat(48).view(1, 1, 3, 64, 64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        tokens, expected = (encoder.encode_observations(kind) for kind in (images, images.float()))
+    assert tokens.dtype == torch.bfloat16 and torch.equal(tokens, expected)
+
+
+def test_convolutions_may_have_fewer_channels():
+    spec = EnvironmentSpec(observation_shape=(4, 84, 84), num_actions=3, conv_channels=(16, 32, 24))
+    encoder = TokenEncoder(spec, 8)
+    weights = [parameter.shape for parameter in encoder.observation.parameters() if parameter.ndim == 4]
+    assert weights == [(16, 4, 8, 8), (32, 16, 4, 4), (24, 32, 3, 3)]
+    assert encoder.encode_observations(torch.zeros(1, 2, 4, 84, 84)).shape == (1, 2, 8)
+    for wrong in ((32, 64), (32, 0, 64)):
+        with pytest.raises(ValueError, match="conv_channels"):
+            EnvironmentSpec(observation_shape=(4, 84, 84), num_actions=3, conv_channels=wrong)
+
+
 def test_images_that_are_too_small_are_refused():
     with pytest.raises(ValueError, match="too small"):
         ImageEncoder(EnvironmentSpec(observation_shape=(3, 20, 20), num_actions=2), 16)
