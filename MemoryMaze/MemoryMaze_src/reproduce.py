@@ -1,0 +1,186 @@
+"""Make results/memory_maze.*: RATE with and without its memory, DT, players without a model, one setting.
+
+    python3 MemoryMaze/MemoryMaze_src/reproduce.py --seeds 1 2
+
+Runs that are finished are kept, interrupted ones are continued, so the command can be given again at any time; what was
+played already is read from the runs' eval/.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+if not __package__:  # started as a script: make the repository importable
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from MemoryMaze.MemoryMaze_src.dataset import describe, ensure_dataset
+from MemoryMaze.MemoryMaze_src.evaluate import PLAYERS, TARGET_RETURN, check_episodes, play, player_returns
+from MemoryMaze.MemoryMaze_src.pictures import returns_picture
+from MemoryMaze.MemoryMaze_src.train_mem_maze import check, read_config
+from RATE_model.actor import MemoryTransform, knock_out_memory
+from RATE_model.atomic import atomic_write_text
+from RATE_model.checkpoints import resolve_checkpoint
+from RATE_model.evaluation import mean_and_error
+from RATE_model.fit import load_model
+from RATE_model.options import exit_on_user_error, parse_options
+from RATE_model.reproduce import ROOT, Study, StudyOptions, commits, final_results, made, table, write_results
+
+FAST = "MemoryMaze/MemoryMaze_src/config_fast.yaml"
+STUDY = Study(
+    script="MemoryMaze/MemoryMaze_src/train_mem_maze.py",
+    settings=("--config", FAST, "--online_inference", "false", "--last_inference", "false"),
+    models={
+        "RATE": ("--model_mode", "RATE"),
+        "DT": ("--model_mode", "DT", "--nmt", "0", "--mem_len", "0", "--n_head_ca", "0"),
+    },
+    read_config=read_config,
+    check=check,
+)
+SLIDE = 30  # of DT, which a step at a time would take minutes
+# Published figures (arXiv 2306.09459 and its code; arXiv 2210.13383 for the human), of other data than ours.
+PUBLISHED = {
+    "RATE": "7.64",
+    "DT": "6.83",
+    "BC-LSTM": "4.75 (8.8 in the authors' notebooks)",
+    "random": "0.0",
+    "human": "26.4",
+}
+
+
+@dataclass(frozen=True)
+class Options(StudyOptions):
+    """Which runs, how they are played, and where they and the results go."""
+
+    # Seeds of every model; consecutive
+    seeds: tuple[int, ...] = (1, 2)
+    # Mazes that every run is played in: of seeds spread over 0 to 99
+    episodes: int = 10
+
+    def validate(self) -> None:
+        """Raise a UserError for a value out of range."""
+        super().validate()
+        check_episodes(episodes=self.episodes)
+
+
+def returns_of(run: Path, name: str, transform: MemoryTransform | None, episodes: int) -> np.ndarray:
+    """Returns (E,) of a run's model in the evaluation's mazes; played once, then read from its eval/."""
+    kept = run / "eval" / f"{name}_{episodes}_episodes.json"
+
+    def made_now() -> list[float]:
+        config = read_config(["--config", str(run / "config.yaml")])
+        model = load_model(resolve_checkpoint(run))
+        played = play(
+            model,
+            size=config.data.size,
+            episodes=episodes,
+            steps=config.task.episode_timeout,
+            target_return=config.task.desired_return,
+            rtg_floor=config.task.rtg_floor,
+            greedy=config.task.use_argmax,
+            slide=SLIDE if model.config.sliding else 1,
+            precision=config.train.precision,
+            transform_memory=transform,
+        )
+        return played.returns.tolist()
+
+    return np.array(_kept(kept, made_now))
+
+
+def _kept(path: Path, make: Callable[[], list[float]]) -> list[float]:
+    """What a file holds, or what is made and written to it now."""
+    if not path.exists():
+        atomic_write_text(path, json.dumps(make()) + "\n")
+    return json.loads(path.read_text())
+
+
+def collect(directories: dict[str, list[Path]], options: Options) -> dict[str, dict]:
+    """By who plays: the returns of every seed's episodes and, of models, what their training took."""
+    document: dict[str, dict] = {}
+    for label, runs in directories.items():
+        results = final_results(runs)
+        document[label] = {
+            "returns": [returns_of(run, "intact", None, options.episodes).tolist() for run in runs],
+            **{key: [result[key] for result in results] for key in ("train_seconds", "optimizer_steps")},
+            **{key: [result[key] for result in results] for key in ("validation_loss", "validation_accuracy")},
+            "commit": commits(runs),
+        }
+    forgotten = [returns_of(run, "knocked_out", knock_out_memory, options.episodes) for run in directories["RATE"]]
+    document["RATE, memory knocked out"] = {"returns": [values.tolist() for values in forgotten]}
+    for player in PLAYERS:
+        document[player] = {"returns": [player_returns(player, episodes=options.episodes).tolist()]}
+    return document
+
+
+def returns_table(document: dict[str, dict]) -> str:
+    """Mean and standard error over all episodes, smallest and largest return, as Markdown."""
+    rows = []
+    for label, entry in document.items():
+        values = np.concatenate(entry["returns"])
+        mean, error = mean_and_error(values)
+        spread = f"{values.min():g} to {values.max():g}"
+        rows.append([label, f"{mean:.2f} ± {error:.2f}", spread, len(values), PUBLISHED.get(label, "")])
+    rows += [[label, "", "", "", value] for label, value in PUBLISHED.items() if label not in document]
+    return table(["", "balls found", "range", "episodes", "published"], rows)
+
+
+def seed_table(document: dict[str, dict], seeds: Sequence[int]) -> str:
+    """Every run, as Markdown."""
+    rows = []
+    for label in STUDY.models:
+        entry = document[label]
+        for index, seed in enumerate(seeds):
+            found = np.mean(entry["returns"][index])
+            forgotten = document.get(f"{label}, memory knocked out", {}).get("returns")
+            rows.append(
+                [
+                    *(label, seed, entry["optimizer_steps"][index], f"{entry['train_seconds'][index]:.0f}"),
+                    *(f"{entry['validation_loss'][index]:.3f}", f"{entry['validation_accuracy'][index]:.3f}"),
+                    f"{found:.2f}",
+                    "" if forgotten is None else f"{np.mean(forgotten[index]):.2f}",
+                ]
+            )
+    header = ["model", "seed", "optimizer steps", "training, s", "validation loss", "accuracy"]
+    return table([*header, "balls found", "memory knocked out"], rows)
+
+
+def difference(document: dict[str, dict]) -> str:
+    """What memory is worth: the mean over pairs of episodes in one maze, with its standard error."""
+    intact, forgotten = (np.concatenate(document[label]["returns"]) for label in ("RATE", "RATE, memory knocked out"))
+    mean, error = mean_and_error(intact - forgotten)
+    return f"{mean:.2f} ± {error:.2f}"
+
+
+def write(document: dict[str, dict], data: Sequence[Path], options: Options) -> None:
+    """results/memory_maze.json, .png and the generated part of .md."""
+    returns = {label: np.concatenate(entry["returns"]) for label, entry in document.items()}
+    title = f"Memory Maze 9x9, {options.episodes} mazes, 1000 steps"
+    returns_picture(returns, options.results_dir / "memory_maze.png", title=title)
+    seeds = ", ".join(map(str, options.seeds))
+    held = "; ".join(describe(path).partition(": ")[2] for path in data)
+    text = (
+        f"Balls found in 1000 steps, mean and standard error over the episodes of seeds {seeds} in {options.episodes} "
+        f"mazes that no data was made in, made {made(document)}. Asked for was a return of {TARGET_RETURN:g}; actions "
+        f"are drawn; DT moves its window {SLIDE} steps at once. Data: {held}.\n\n{returns_table(document)}\n\n"
+        f"What RATE finds more than with its memory knocked out, in the same mazes: {difference(document)}.\n\n"
+        f"Every run:\n\n{seed_table(document, options.seeds)}\n\nCommands:\n\n{STUDY.commands(options.seeds)}\n"
+    )
+    write_results("memory_maze", "Memory Maze", document, text, options)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train what is missing, play, write the results."""
+    with exit_on_user_error():
+        options = parse_options(Options, argv=argv, prog="reproduce.py", description="Make results/memory_maze.*")
+        # Before several processes want to.
+        data = ensure_dataset(read_config(["--config", str(ROOT / FAST)]).data)
+        document = collect(STUDY.run_all(options), options)
+        write(document, data, options)
+        print(returns_table(document))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""Memory Maze: a training batch of the published setting and reading it from disk, and acting beside the mazes alone.
+
+    python benchmarks/memory_maze_training.py
+    python benchmarks/memory_maze_training.py --data_path FILE.h5 --rounds 3 --output FILE.json
+
+See benchmarks/README.md for what is measured and how to read it.
+"""
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+if not __package__:  # started as a script: make the repository importable
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import common
+from MemoryMaze.MemoryMaze_src.dataset import open_dataset
+from MemoryMaze.MemoryMaze_src.evaluate import TARGET_RETURN, evaluation_seeds
+from MemoryMaze.MemoryMaze_src.generate import Recipe, generate
+from MemoryMaze.MemoryMaze_src.spec import SPEC
+from MemoryMaze.MemoryMaze_src.train_mem_maze import read_config
+from MemoryMaze.MemoryMaze_src.vector import MemoryMazeVectorEnv
+from RATE_model.actor import Actor
+from RATE_model.limits import at_least
+from RATE_model.model import RATE
+from RATE_model.optimization import Schedule
+from RATE_model.options import Boolean, exit_on_user_error, parse_options, to_flat_dict
+from RATE_model.trainer import Trainer
+from RATE_model.trajectories import TrajectoryFile
+from RATE_model.windows import WindowDataset, strided_windows
+
+PUBLISHED = ("--nmt", "5", "--mem_len", "300", "--skip_dec_ffn")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is measured."""
+
+    # A trajectory file to read from; none = a small one is made
+    data_path: Path | None = None
+    # Windows of a training batch
+    batch_size: int = 64
+    # Mazes acted in at once
+    episodes: int = 10
+    # Steps in each of them in a round
+    steps: int = 120
+    # Timed rounds; in each, everything runs once
+    rounds: int = 3
+    # Threads of torch; 0 = its own choice
+    threads: int = 0
+    # Write the figures to this JSON file
+    output: Path | None = None
+    # Put the figures into benchmarks/README.md
+    update_readme: Boolean = False
+
+    def validate(self) -> None:
+        """Raise a UserError for a value out of range."""
+        at_least(1, batch_size=self.batch_size, episodes=self.episodes, steps=self.steps, rounds=self.rounds)
+        at_least(0, threads=self.threads)
+        common.check_output(self.output)
+
+
+def open_data(options: Options, folder: Path) -> TrajectoryFile:
+    """The file given, or one of a few short episodes."""
+    if options.data_path is not None:
+        return open_dataset(options.data_path)
+    return open_dataset(generate(Recipe(steps=200, mix=("explorer:0.1:1",)), 10, folder / "data.h5"))
+
+
+def acting(model: RATE | None, mazes: MemoryMazeVectorEnv, options: Options) -> Callable[[], float]:
+    """A candidate: seconds of the steps in all mazes, acted in by the model, or with random actions."""
+
+    def run() -> float:
+        seeds = evaluation_seeds(options.episodes)
+        actor = None if model is None else Actor(model, options.episodes, TARGET_RETURN, greedy=False, rtg_floor=0.0)
+        generator, rewards = np.random.default_rng(0), np.zeros(options.episodes)
+        observations, _ = mazes.reset(seed=seeds)
+        start = time.perf_counter()
+        for _ in range(options.steps):
+            if actor is None:
+                actions = generator.integers(SPEC.num_actions, size=options.episodes)
+            else:
+                actions = actor.act(observations, rewards)
+            observations, rewards, *_ = mazes.step(actions)
+        return time.perf_counter() - start
+
+    return run
+
+
+def measure(options: Options, file: TrajectoryFile) -> dict[str, Any]:
+    """All timings in seconds, and the two ratios that matter."""
+    config = read_config(PUBLISHED)
+    model_config, sections = config.model_config(), config.task.sections
+    size = sections * config.task.context_length
+    dataset = WindowDataset([file], strided_windows(0, file, size, 1), size=size, in_memory=False)
+    generator = np.random.default_rng(0)
+
+    def draw() -> np.ndarray:
+        return generator.integers(len(dataset), size=options.batch_size)
+
+    def read() -> None:
+        dataset.__getitems__(draw())
+
+    torch.manual_seed(0)
+    trainer = Trainer(RATE(model_config, SPEC), config.train, Schedule(1, None, 0, 1.0))
+    batch = dataset.__getitems__(draw())
+
+    def train() -> None:
+        trainer.train_batch(batch)
+        trainer.model.eval()
+
+    trainer.model.eval()
+    with closing(MemoryMazeVectorEnv(options.episodes, max_steps=options.steps)) as mazes:
+        seconds = common.interleave(
+            {
+                "batch": train,
+                "reading its windows": read,
+                "mazes alone": acting(None, mazes, options),
+                "mazes with the model": acting(trainer.model, mazes, options),
+            },
+            rounds=options.rounds,
+        )
+    return {
+        "cases": {name: common.summary(values) for name, values in seconds.items()},
+        "reading_share": common.ratio(seconds["reading its windows"], seconds["batch"]),
+        "acting_ratio": common.ratio(seconds["mazes with the model"], seconds["mazes alone"]),
+    }
+
+
+def format_table(result: dict[str, Any]) -> str:
+    """The figures as Markdown."""
+    options = result["options"]
+    rows = [[name, f"{case['median_s']:.3g}", f"{case['min_s']:.3g}"] for name, case in result["cases"].items()]
+    return "\n\n".join(
+        [
+            common.machine_line(result["machine"], {}),
+            f"{options['batch_size']} windows of 90 steps a batch; "
+            f"{options['episodes']} mazes, {options['steps']} steps in each. Reading takes "
+            f"{result['reading_share']:.1%} of a batch's time; with the model, steps take "
+            f"{result['acting_ratio']:.2f} times as long as without.",
+            common.table(["", "median s", "min s"], rows),
+        ]
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Time, print."""
+    with exit_on_user_error():
+        options = parse_options(
+            Options, argv=argv, prog="python benchmarks/memory_maze_training.py", description="Speed on Memory Maze."
+        )
+        common.set_threads(options.threads)
+        with tempfile.TemporaryDirectory() as folder:
+            figures = measure(options, open_data(options, Path(folder)))
+        result = {
+            "benchmark": "memory_maze_training",
+            "machine": common.machine_facts(),
+            "options": to_flat_dict(options),
+            **figures,
+        }
+        common.publish(
+            "memory_maze_training",
+            format_table(result),
+            result,
+            output=options.output,
+            update_readme=options.update_readme,
+        )
+
+
+if __name__ == "__main__":
+    main()
