@@ -66,14 +66,14 @@ class InferenceOptions:
         return knock_out_memory if self.knock_out else None
 
     def load(self, spec: EnvironmentSpec) -> tuple[Path, RATE]:
-        """The checkpoint's path, and its model in eval mode on the device.
+        """The checkpoint's path, and its model in eval mode on the device. Its convolutions may have any channels.
 
         Raises:
             UserError: there is no such checkpoint or device, it is damaged, or the model has another spec.
         """
         path = resolve_checkpoint(self.checkpoint)
         model = without_padding_action(load_model(path, device=pick_device(self.device)), spec)
-        if model.spec != spec:
+        if replace(model.spec, conv_channels=spec.conv_channels) != spec:
             raise UserError(f"{path} was trained in another environment: its spec is {model.spec}")
         return path, model
 

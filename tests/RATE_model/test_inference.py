@@ -10,6 +10,7 @@ import torch
 from RATE_model.actor import knock_out_memory
 from RATE_model.errors import UserError
 from RATE_model.inference import InferenceOptions
+from RATE_model.spec import EnvironmentSpec
 from tests.small_models import CONTINUOUS, VECTOR, save_small_model, small_model
 
 
@@ -51,6 +52,16 @@ def test_a_checkpoint_is_loaded_in_eval_mode_if_it_is_of_this_environment(tmp_pa
         options.load(CONTINUOUS)
     with pytest.raises(UserError, match="does not exist"):
         InferenceOptions(checkpoint=tmp_path / "nowhere").load(VECTOR)
+
+
+def test_convolutions_may_have_any_channels(tmp_path):
+    image = EnvironmentSpec(observation_shape=(1, 36, 36), num_actions=3)
+    made = replace(image, conv_channels=(2, 4, 4))
+    save_small_model(small_model(spec=made), tmp_path)
+    options = InferenceOptions(checkpoint=tmp_path, device="cpu")
+    assert options.load(image)[1].spec == made
+    with pytest.raises(UserError, match="was trained in another environment"):
+        options.load(replace(image, num_actions=4))
 
 
 def test_results_are_written_where_asked_for(tmp_path):
