@@ -1,5 +1,7 @@
 """How the model sees Memory Maze: images, six actions, and the published encoder variant."""
 
+from dataclasses import replace
+
 from MemoryMaze.MemoryMaze_src.env import NUM_ACTIONS, OBSERVATION_SHAPE
 from RATE_model.spec import EnvironmentSpec
 
@@ -12,3 +14,8 @@ SPEC = EnvironmentSpec(
     action_tanh=True,
     return_tanh=True,
 )
+
+
+def spec_of(conv_channels: tuple[int, ...]) -> EnvironmentSpec:
+    """`SPEC` with other numbers of channels in the three convolutions than the published 32, 64, 64."""
+    return replace(SPEC, conv_channels=conv_channels)

@@ -14,6 +14,7 @@ from MemoryMaze.MemoryMaze_src import train_mem_maze
 from MemoryMaze.MemoryMaze_src.spec import SPEC
 from RATE_model.config import ModelConfig
 from RATE_model.evaluation import Episodes
+from RATE_model.inference import InferenceOptions
 from RATE_model.model import RATE
 from RATE_model.original import VARIANTS
 from RATE_model.settings import MAY_CHANGE
@@ -151,6 +152,13 @@ def test_episodes_are_what_the_flags_ask_for(played):
     )
 
 
+def test_convolutions_have_the_channels_asked_for_and_can_be_loaded(data, tmp_path):
+    assert train(tmp_path, data, *NO_EVALUATION, "--epochs", "1", "--conv_channels", "4", "8", "6") == 0
+    _, model = InferenceOptions(checkpoint=only_run(tmp_path), device="cpu").load(SPEC)
+    convolutions = (layer for layer in model.encoder.observation[0].convolutions if hasattr(layer, "out_channels"))
+    assert [layer.out_channels for layer in convolutions] == [4, 8, 6]
+
+
 def test_published_windows_are_trained_on_when_asked_for(tmp_path):
     path = write_data(tmp_path / "data.h5", steps=24)
     sides = {
@@ -204,6 +212,8 @@ MISTAKES = {
     "no steps": ("--episode_timeout 0", ("--episode_timeout 0", "at least 1")),
     "no context": ("--context_length 0", ("--context_length 0", "at least 1")),
     "no segments": ("--sections 0", ("--sections 0", "at least 1")),
+    "channels": ("--conv_channels 8 8", ("--conv_channels 8 8", "three numbers")),
+    "no channels": ("--conv_channels 8 0 8", ("--conv_channels 0", "at least 1")),
     "floor": ("--rtg_floor low", ("--rtg_floor low", "a finite number or none")),
     "long windows": ("--sections 9", ("no window of 27 steps", "tiny.h5")),
     "no such data": ("--data_path nowhere", ("--data_path", "nowhere", "no such file")),
