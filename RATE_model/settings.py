@@ -116,6 +116,9 @@ class TrainOptions:
     grad_norm_clip: float = 1.0
     # Process a batch in so many parts to save memory; the gradient is the same
     accumulate: int = 1
+    # Share of past actions that are shown as random ones in training, against a model that learns to go on with what it
+    # did before instead of looking at what there is; 0 = none, as published
+    action_noise: float = 0.0
     # float32, or bfloat16 products
     precision: Literal["32", "bf16"] = "32"
     # Compile the model (pays off in long runs)
@@ -149,6 +152,8 @@ class TrainOptions:
                 raise UserError(f"--{name} {getattr(self, name)}: must be above 0")
         if not 0 <= self.lr_end_factor <= 1:
             raise UserError(f"--lr_end_factor {self.lr_end_factor}: must be between 0 and 1")
+        if not 0 <= self.action_noise <= 1:
+            raise UserError(f"--action_noise {self.action_noise}: must be between 0 and 1")
         for name in ("beta_1", "beta_2"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"--{name} {getattr(self, name)}: must be at least 0 and below 1")

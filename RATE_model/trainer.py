@@ -103,6 +103,7 @@ class Trainer:
         valid = batch.valid  # stays on the CPU: it decides which rows run
         indices = batch.indices
         batch = batch.to(device, non_blocking=True)
+        shown = self._shown(batch.actions)
         parts = self._parts(len(valid))
         memories: list[MemoryState | None] = [None] * len(parts)
         losses, weights, logits, norm = [], [], [], None
@@ -114,8 +115,9 @@ class Trainer:
             loss = torch.zeros((), device=device)
             window_logits = []
             for number, rows in enumerate(parts):
+                share = float(valid[rows, window].sum()) / count
                 part_loss, part_logits, memories[number] = self._backward(
-                    batch, valid, rows, window, memories[number], share=float(valid[rows, window].sum()) / count
+                    batch, shown, valid, rows, window, memories[number], share
                 )
                 loss += part_loss
                 window_logits.append(part_logits)
@@ -139,14 +141,30 @@ class Trainer:
         size = window_steps(self.options, self.model.config.context_length) or steps
         return (slice(start, min(start + size, steps)) for start in range(0, steps, size))
 
+    def _shown(self, actions: Tensor) -> Tensor:
+        """The past actions that the model sees: the recorded ones, some of them replaced by random ones."""
+        if not self.options.action_noise:
+            return actions
+        replaced = torch.rand(actions.shape[:2], device=actions.device) < self.options.action_noise
+        if self.model.spec.continuous:
+            return torch.where(replaced[..., None], 2 * torch.rand_like(actions) - 1, actions)
+        return torch.where(replaced, torch.randint_like(actions, self.model.spec.num_actions), actions)
+
     def _backward(
-        self, batch: Batch, valid: Tensor, rows: slice, window: slice, memory: MemoryState | None, share: float
+        self,
+        batch: Batch,
+        shown: Tensor,
+        valid: Tensor,
+        rows: slice,
+        window: slice,
+        memory: MemoryState | None,
+        share: float,
     ) -> tuple[Tensor, Tensor, MemoryState]:
         """Add one part's gradient of one window; its share of the loss, logits, and the memory behind the window."""
         with autocast(self.model.device, self.options.precision):
             logits, memory = self.model(
                 batch.observations[rows, window],
-                batch.actions[rows, window],
+                shown[rows, window],
                 batch.rtg[rows, window],
                 valid[rows, window],
                 memory,

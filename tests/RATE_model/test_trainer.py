@@ -317,3 +317,27 @@ def test_the_last_steps_of_a_trajectory_are_its_own():
         assert share(place) == pytest.approx(0.8), place
     assert share((0, 11), (0, 10), (2, 0)) == pytest.approx(0.6)
     assert share((0, 10), count=1) == 1 and share((0, 11), count=1) == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize("spec", [VECTOR, CONTINUOUS], ids=["discrete", "continuous"])
+@pytest.mark.parametrize("noise", [0.0, 0.5, 1.0])
+def test_a_share_of_past_actions_is_shown_as_random_ones_and_the_recorded_are_learned(spec, noise, monkeypatch):
+    torch.manual_seed(0)
+    model = small_model(spec=spec)
+    trainer = make_trainer(model, action_noise=noise)
+    batch = make_batch([N * K] * 64, spec=spec)
+    shown, targets = [], []
+    encode, loss = model.encoder.encode_actions, type(spec).loss
+    monkeypatch.setattr(model.encoder, "encode_actions", lambda actions: shown.append(actions) or encode(actions))
+    monkeypatch.setattr(
+        type(spec), "loss", lambda self, p, actions, v: targets.append(actions) or loss(self, p, actions, v)
+    )
+    trainer.train_batch(batch)
+    assert torch.equal(torch.cat(targets), batch.actions)
+    other = torch.cat(shown, dim=1) != batch.actions
+    share = (other.any(-1) if spec.continuous else other).float().mean().item()
+    expected = noise if spec.continuous else noise * (1 - 1 / spec.num_actions)
+    assert share == pytest.approx(expected, abs=0.07) and (share > 0) == (noise > 0)
+    shown.clear()
+    trainer.validate(iter([batch]))
+    assert torch.equal(torch.cat(shown, dim=1), batch.actions), "as when acting"
