@@ -91,8 +91,8 @@ class Trained:
         if not isinstance(recorded.get("game"), str):
             raise UserError(f"{run / 'config.yaml'} names no game: this is no run of train_rate_atari.py")
         game = game_of(recorded["game"])
-        scale = load_model(checkpoint).spec.return_scale  # follows from the run's flags, and was saved with the model
-        path, model = options.load(spec_of(game, return_scale=scale))
+        made = load_model(checkpoint).spec  # what the run's flags decided of it was saved with the model
+        path, model = options.load(spec_of(game, return_scale=made.return_scale, conv_channels=made.conv_channels))
         return cls(path, model, game)
 
     def play(self, target: float, options: Options, **changes: Any) -> Episodes:
