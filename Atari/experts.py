@@ -13,56 +13,20 @@ function of its generator and of the game. Trying things out supposes that actio
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from typing import ClassVar
+import operator
 
 import numpy as np
 
 from Atari.console import Console
 from Atari.env import AtariEnv
 from Atari.games import Game
+from Atari.planner import Planner
+from Atari.player import Player
 
 EXPERT_VERSION = 1  # raise it when the same seed gives other actions: data of another version is not gone on with
 
 
-class Expert(ABC):
-    """A player of one game at a time.
-
-    Attributes:
-        description: a few words on how it plays.
-
-    Args:
-        generator: of all that it draws.
-        noise: probability of a random action at each step.
-    """
-
-    description: ClassVar[str]
-
-    def __init__(self, generator: np.random.Generator, noise: float = 0.0) -> None:
-        self._generator = generator
-        self._noise = noise
-
-    @abstractmethod
-    def reset(self, env: AtariEnv) -> None:
-        """Begin an episode in an environment that was just reset."""
-
-    def act(self, env: AtariEnv) -> int:
-        """The next action, chosen while the environment waits for it; its game stands as before."""
-        random = self._generator.random() < self._noise
-        action = int(self._generator.integers(env.game.actions)) if random else self._choose(env.console)
-        self._took(action, random)
-        return action
-
-    @abstractmethod
-    def _choose(self, console: Console) -> int:
-        """What to do without noise."""
-
-    @abstractmethod
-    def _took(self, action: int, random: bool) -> None:
-        """Note what is done; ``random``: instead of what `_choose` would."""
-
-
-class BreakoutPlayer(Expert):
+class BreakoutPlayer(Player):
     """Moves the paddle to where the ball will come down.
 
     The memory holds the ball's column and row and the paddle's column, in units of about a pixel. A button held for one
@@ -112,8 +76,99 @@ class BreakoutPlayer(Expert):
         """How far a press carries the paddle in so many decisions, the one with the press included."""
         return self.CARRIED * min(max(steps, 0.0), 1.0) + self.GLIDE * min(max(steps - 1, 0.0), 1.0)
 
-    def _took(self, action: int, random: bool) -> None:
+    def _took(self, action: int) -> None:
         self._moving = {self.RIGHT: 1, self.LEFT: -1}.get(action, 0)
+
+
+class PongPlayer(Player):
+    """Meets the ball in the way that wins the point.
+
+    The memory holds the ball's column and row and the row of our paddle, at the right, in units of about a pixel. A
+    button held for one decision carries the paddle 5 units in it and 17 more in the next three, so it is judged by
+    where it would come to rest, which is every 22nd row. A ball that always meets a resting paddle comes back for ever.
+    Therefore, whenever it turns towards us, the rest of the rally is played in the emulator: waiting for the ball, and
+    with a last stroke up or down shortly before it comes. What wins is repeated as long as no random action comes in
+    between.
+    """
+
+    description = "prediction of the ball from the console's memory, the last stroke found by trying"
+    BALL_COLUMN, BALL_ROW, PADDLE = 49, 54, 51
+    STAY, UP, DOWN = 0, 2, 3
+    UPWARD, DOWNWARD = (2, 4), (3, 5)  # without and with fire, which does nothing here
+    GLIDE = (17, 4, 1)  # units still to come from each of the last three decisions
+    TOLERANCE = 11
+    STROKES = ((0, STAY), (1, UP), (1, DOWN), (2, UP), (2, DOWN), (3, UP), (3, DOWN))  # decisions before the ball
+    MIDDLE, HOME = 7, 125
+    WALLS = (44, 207)
+    PADDLE_COLUMN = 189
+    FORESIGHT = 120  # decisions
+
+    def reset(self, env: AtariEnv) -> None:
+        """Forget where ball and paddle were."""
+        self._ball, self._coming = (0, 0), False
+        self._moved, self._stroke = (0, 0, 0), self.STROKES[0]
+        self._plan: list[int] = []
+
+    def _choose(self, console: Console) -> int:
+        memory = console.memory()
+        before, self._ball = self._ball, self._position(memory)
+        came, self._coming = self._coming, 0 < before[0] < self._ball[0]
+        if self._coming and not came and not self._plan:
+            self._stroke, self._plan = self._best_stroke(console, before)
+        return self._plan[0] if self._plan else self._towards(memory, before, self._moved, self._stroke)
+
+    def _took(self, action: int) -> None:
+        self._moved = self._after(action, self._moved)
+        self._plan = self._plan[1:] if self._plan and action == self._plan[0] else []
+
+    def _best_stroke(self, console: Console, before: tuple[int, int]) -> tuple[tuple[int, int], list[int]]:
+        """How to meet the ball, and, if that wins, the actions up to the point."""
+        state, best, best_value = console.save(), self.STROKES[0], (-np.inf, 0)
+        for number in self._generator.permutation(len(self.STROKES)).tolist():
+            stroke = self.STROKES[number]
+            points, played = self._rally(console, before, stroke)
+            console.restore(state)
+            if points > 0:
+                return stroke, played
+            if (points, len(played)) > best_value:
+                best, best_value = stroke, (points, len(played))
+        return best, []
+
+    def _rally(self, console: Console, before: tuple[int, int], stroke: tuple[int, int]) -> tuple[float, list[int]]:
+        """Play on to the next point: who wins it, 1 or -1, and the actions; 0 if it takes too long."""
+        moved, played = self._moved, []
+        for _ in range(self.FORESIGHT):
+            memory = console.memory()
+            action = self._towards(memory, before, moved, stroke)
+            before, moved = self._position(memory), self._after(action, moved)
+            played.append(action)
+            points = console.simulate(action)
+            if points:
+                return points, played
+        return 0.0, played
+
+    def _towards(
+        self, memory: np.ndarray, before: tuple[int, int], moved: tuple[int, ...], stroke: tuple[int, int]
+    ) -> int:
+        """The button that brings the paddle to where the ball will be, or the stroke when its time has come."""
+        (column, row), target = self._position(memory), float(self.HOME)
+        if row and 0 < before[0] < column:
+            steps, (lead, button) = max(0.0, (self.PADDLE_COLUMN - column) / (column - before[0])), stroke
+            if steps <= lead:
+                return button if steps > lead - 1 else self.STAY
+            target = reflected(row + (row - before[1]) * steps, *self.WALLS) - self.MIDDLE
+        missing = target - int(memory[self.PADDLE]) - sum(map(operator.mul, self.GLIDE, moved))
+        if abs(missing) <= self.TOLERANCE:
+            return self.STAY
+        return self.DOWN if missing > 0 else self.UP
+
+    def _after(self, action: int, moved: tuple[int, ...]) -> tuple[int, ...]:
+        """Which way the paddle was sent in the last three decisions, the latest first: 1 down, -1 up."""
+        return ((action in self.DOWNWARD) - (action in self.UPWARD), *moved[:-1])
+
+    def _position(self, memory: np.ndarray) -> tuple[int, int]:
+        """The ball's column and row; column 0: there is none."""
+        return int(memory[self.BALL_COLUMN]), int(memory[self.BALL_ROW])
 
 
 def reflected(position: float, low: float, high: float) -> float:
@@ -122,19 +177,25 @@ def reflected(position: float, low: float, high: float) -> float:
     return low + min(beyond, 2 * (high - low) - beyond)
 
 
-PLAYERS: dict[str, type[Expert]] = {"Breakout": BreakoutPlayer}
-
-
-def expert(game: Game, generator: np.random.Generator, *, noise: float = 0.0) -> Expert:
-    """The scripted player of a game."""
-    return PLAYERS[game.name](generator, noise)
-
-
-def expert_name(game: Game) -> str:
-    """A few words on how it plays."""
-    return PLAYERS[game.name].description
+_PLAYERS: dict[str, type[Player]] = {"Breakout": BreakoutPlayer, "Pong": PongPlayer}
 
 
 def plans(game: Game) -> bool:
-    """Whether the player tries out whole plans, which takes long."""
-    return game.name not in PLAYERS
+    """Whether the player of this game tries out whole plans, which takes long."""
+    return game.name not in _PLAYERS
+
+
+def player_class(game: Game) -> type[Player]:
+    """Who plays this game."""
+    return _PLAYERS.get(game.name, Planner)
+
+
+def expert(game: Game, generator: np.random.Generator, *, noise: float = 0.0) -> Player:
+    """The scripted player of a game.
+
+    Args:
+        game: which.
+        generator: of all that it draws.
+        noise: probability of a random action at each step; 1: the random player.
+    """
+    return player_class(game)(generator, noise)

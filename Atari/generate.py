@@ -26,7 +26,7 @@ import numpy as np
 
 from Atari.console import SIZE
 from Atari.env import ENV_ID, AtariEnv
-from Atari.experts import EXPERT_VERSION, expert, expert_name
+from Atari.experts import EXPERT_VERSION, expert, player_class
 from Atari.games import ale_py
 from Atari.games import game as game_of
 from RATE_model.errors import UserError
@@ -205,7 +205,7 @@ def _join(parts: list[Path], recipe: Recipe, transitions: int, path: Path) -> No
     described: list[dict[str, Any]] = []  # filled below; the writer reads it when it ends
     attributes = {
         "environment": ENV_ID,
-        "generator": f"scripted player: {expert_name(game_of(recipe.game))}",
+        "generator": f"scripted player: {player_class(game_of(recipe.game)).description}",
         **_described(recipe),
         "first_seed": FIRST_DATA_SEED,
         "rewards": "unclipped",

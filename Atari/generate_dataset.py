@@ -35,7 +35,7 @@ MAX_WORKERS = 1024
 
 TRANSITIONS, PLANNED_TRANSITIONS = 100_000, 20_000
 PLANNED_CAP = 2000  # decisions: a planner at its best hardly ever loses its last life
-MIXES = {"Breakout": (0.0, 0.1, 0.2, 0.3, 0.4, 0.6, 1.0)}
+MIXES = {"Breakout": (0.0, 0.1, 0.2, 0.3, 0.4, 0.6, 1.0), "Pong": (0.0, 0.05, 0.1, 0.2, 0.3, 1.0)}
 DEFAULT_MIX = (0.0, 0.1, 0.3, 1.0)
 
 

@@ -1,0 +1,82 @@
+"""A player for any game: it tries out random plans in the emulator and follows the best (random shooting).
+
+A plan holds the buttons for the next ``HORIZON`` decisions, each button for a few decisions in a row, as single presses
+lead nowhere. It is worth the points that it earns, less ``LIFE`` for every life lost, later ones counting less. After
+``FOLLOWED`` decisions, or when something else was done, new plans are drawn; what is left of the old one is one of
+them, so that a good plan is not forgotten.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from Atari.console import Console
+from Atari.env import AtariEnv
+from Atari.player import Player
+
+
+class Planner(Player):
+    """Random shooting; see the module.
+
+    Points count by their logarithm: a rare bonus of thousands is worth a detour, and not a life.
+    """
+
+    description = "random shooting with the emulator's states"
+    PLANS = 16
+    HORIZON = 30  # decisions
+    HELD = (3, 9)  # decisions in a row for which a button is held, least and most
+    FOLLOWED = 3
+    DISCOUNT = 0.97  # per decision
+    LIFE = 5.0  # as many points' worth
+
+    def reset(self, env: AtariEnv) -> None:
+        """Forget the plan."""
+        self._actions = env.game.actions
+        self._plan = np.zeros(0, dtype=np.int64)
+        self._done = 0  # of the plan
+
+    def _choose(self, console: Console) -> int:
+        if self._done % self.FOLLOWED == 0:
+            self._plan = self._best(console)
+        return int(self._plan[0])
+
+    def _took(self, action: int) -> None:
+        if len(self._plan) and action == self._plan[0]:
+            self._plan, self._done = self._plan[1:], self._done + 1
+        else:
+            self._plan, self._done = self._plan[:0], 0
+
+    def _best(self, console: Console) -> np.ndarray:
+        """The best of new plans and of what is left of the old one, (HORIZON,) int64."""
+        plans = self._drawn(self.PLANS)
+        if len(self._plan):
+            plans[0, : len(self._plan)] = self._plan
+        state = console.save()
+        values = []
+        for plan in plans.tolist():
+            values.append(self._value(console, plan))
+            console.restore(state)
+        return plans[int(np.argmax(values))]
+
+    def _drawn(self, count: int) -> np.ndarray:
+        """Random plans, (count, HORIZON) int64."""
+        least, most = self.HELD
+        most_parts = -(-self.HORIZON // least)
+        lengths = self._generator.integers(least, most + 1, (count, most_parts))
+        starts = np.cumsum(lengths, axis=1)
+        part = (np.arange(self.HORIZON)[:, None] >= starts[:, None]).sum(axis=2)
+        return np.take_along_axis(self._generator.integers(self._actions, size=(count, most_parts)), part, axis=1)
+
+    def _value(self, console: Console, plan: list[int]) -> float:
+        """What a plan is worth; leaves the console somewhere else."""
+        value, weight, lives = 0.0, 1.0, console.lives
+        for action in plan:
+            points = console.simulate(action)
+            if points:
+                value += weight * float(np.sign(points) * (1 + np.log1p(abs(points)) / 4))
+            left = console.lives
+            if console.over:
+                return value - weight * self.LIFE
+            value -= weight * self.LIFE * max(0, lives - left)
+            lives, weight = left, weight * self.DISCOUNT
+        return value
