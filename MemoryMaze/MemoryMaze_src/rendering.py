@@ -74,6 +74,8 @@ class Textures:
 class Context:
     """What MuJoCo needs to draw one model, with textures that were loaded before.
 
+    ``free()`` gives back the graphics memory, as the end of the object does; again does nothing.
+
     Args:
         model: MuJoCo's model, with stand-ins for its textures.
         textures: what they stand for.
@@ -84,22 +86,17 @@ class Context:
         with _opengl().make_current() as thread:  # OSMesa draws in a thread of its own
             self._context = thread.call(_make_context, model)
         count = self._shared.ntexture
-        self._own = self._context.texture[:count].copy()
+        own = self._context.texture[:count].copy()
         self._context.texture[:count] = self._shared.texture[:count]
+        # Also where nobody calls it: a context that just goes would take the shared textures with it.
+        self.free = weakref.finalize(self, _free, self._context, own)
+        self.free.atexit = False  # too late there: see `_opengl`
         _alive.add(self)
 
     def draw(self, area: Any, scene: Any, pixels: np.ndarray) -> None:
         """Draw a scene and write its pixels, (height, width, 3) uint8, lowest row first."""
         with _opengl().make_current() as thread:
             thread.call(_draw, area, scene, self._context, pixels)
-
-    def free(self) -> None:
-        """Give back the graphics memory; again does nothing."""
-        context, self._context = self._context, None
-        if context is not None:
-            context.texture[: len(self._own)] = self._own
-            with _opengl().make_current() as thread:
-                thread.call(context.free)
 
 
 class Camera:
@@ -153,6 +150,12 @@ def _opengl() -> Any:
     context = _render.Renderer(max_width=1, max_height=1)  # the size of a window; pictures have buffers of their own
     atexit.register(_free_all)  # behind dm_control's own, so that it runs before it
     return context
+
+
+def _free(context: Any, own_textures: np.ndarray) -> None:
+    context.texture[: len(own_textures)] = own_textures
+    with _opengl().make_current() as thread:
+        thread.call(context.free)
 
 
 def _free_all() -> None:

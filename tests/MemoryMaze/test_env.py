@@ -1,0 +1,257 @@
+"""One maze and many: the package's own pictures and rewards, seeds, ends, views, and what goes wrong."""
+
+import contextlib
+import gc
+import importlib.util
+import sys
+import time
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.vector import AutoresetMode
+
+from MemoryMaze.MemoryMaze_src import graphics
+from MemoryMaze.MemoryMaze_src.env import EPISODE_STEPS, FORWARD, MemoryMazeEnv, env_id, register
+from MemoryMaze.MemoryMaze_src.experts import Planner
+from MemoryMaze.MemoryMaze_src.vector import MemoryMazeVectorEnv
+from RATE_model.errors import UserError
+
+TURNS = (1, 4, 2, 1, 5, 3, 0, 1)
+drawn = pytest.mark.usefixtures("tasks")
+
+
+@pytest.fixture
+def maze():
+    """Makes mazes, with the arguments of `MemoryMazeEnv`, and closes them behind the test."""
+    with contextlib.ExitStack() as stack:
+        yield lambda *given, **options: stack.enter_context(contextlib.closing(MemoryMazeEnv(*given, **options)))
+
+
+@pytest.fixture
+def mazes():
+    """The same for `MemoryMazeVectorEnv`."""
+    with contextlib.ExitStack() as stack:
+        yield lambda *given, **options: stack.enter_context(contextlib.closing(MemoryMazeVectorEnv(*given, **options)))
+
+
+def play(env, seed, actions=TURNS):
+    """First picture and all that follow, with rewards and ends."""
+    steps = [(env.reset(seed=seed)[0].tobytes(), 0.0, False)]
+    for action in actions:
+        observation, reward, terminated, truncated, _ = env.step(action)
+        assert not terminated
+        steps.append((observation.tobytes(), reward, truncated))
+    return steps
+
+
+# The planner touches its second ball of seed 0 within 70 steps, and walls on the way.
+@pytest.mark.parametrize(("size", "steps", "balls"), [(9, 70, 2), (11, 3, 0)])
+def test_pictures_rewards_and_state_are_the_package_s_own(tasks, maze, size, steps, balls):
+    stock = getattr(tasks, f"memory_maze_{size}x{size}")(seed=0, global_observables=True)
+    ours, planner, total = maze(size, privileged=True), Planner(np.random.default_rng(0)), 0.0
+    observation, info = ours.reset(seed=0)
+    expected = stock.reset().observation
+    for _ in range(steps):
+        np.testing.assert_array_equal(observation, expected["image"].transpose(2, 0, 1))
+        for name in ("maze_layout", "agent_pos", "agent_dir", "targets_pos"):
+            np.testing.assert_array_equal(info[name], expected[name])
+        np.testing.assert_array_equal(info["targets_pos"][info["target_index"]], expected["target_pos"])
+        action = planner.act(info)
+        observation, reward, _, _, info = ours.step(action)
+        step = stock.step(action)
+        assert reward == step.reward
+        total, expected = total + reward, step.observation
+    assert total == balls
+
+
+@drawn
+def test_a_seed_gives_the_same_episode_whatever_was_before(maze):
+    one, other = maze(), maze()
+    first = play(one, 3)
+    assert play(other, 4) != first
+    assert play(one, 4) == play(other, 4)
+    assert play(other, 3) == first
+    one.reset(seed=7)
+    drawn_seeds = [one.reset()[0] for _ in range(2)]
+    other.reset(seed=7)
+    np.testing.assert_array_equal([other.reset()[0] for _ in range(2)], drawn_seeds)
+    assert (drawn_seeds[0] != drawn_seeds[1]).any()
+
+
+@drawn
+def test_a_maze_that_is_forgotten_leaves_the_others_their_textures(maze):
+    one = maze()
+    expected = play(one, 3)
+    forgotten = MemoryMazeEnv()
+    forgotten.reset(seed=5)
+    del forgotten
+    gc.collect()
+    assert play(one, 3) == expected and play(maze(), 3) == expected
+
+
+@drawn
+def test_an_episode_ends_with_its_steps_and_stays_as_it_is(maze):
+    env = maze(max_steps=3)
+    assert [truncated for *_, truncated in play(env, 0, TURNS[:3])] == [False, False, False, True]
+    last = env.step(FORWARD)
+    assert last[1:] == (0.0, False, True, {})
+    np.testing.assert_array_equal(env.step(FORWARD)[0], last[0])
+    assert env.observation_space.contains(last[0]) and last[0].flags["C_CONTIGUOUS"]
+    observation, info = env.reset(seed=0)
+    assert info == {} and (observation != last[0]).any()
+    for action in (-1, 6):
+        with pytest.raises(ValueError, match="between 0 and 5"):
+            env.step(action)
+    with pytest.raises(ValueError, match="2\\*\\*32"):
+        env.reset(seed=2**32)
+
+
+@drawn
+def test_views_for_people(maze):
+    assert maze().render() is None
+    env, plain = maze(render_mode="rgb_array"), maze()
+    assert env.render().shape == (256, 256, 3)
+    np.testing.assert_array_equal(env.reset(seed=1)[0], plain.reset(seed=1)[0])  # a larger buffer, the same picture
+    agent, top = env.render(), env.render("top")
+    assert agent.shape == top.shape == (256, 256, 3) and (agent != top).mean() > 0.5
+    # The agent's view is what it sees, four times as large; the border tells the target from all sides.
+    observation = env.step(FORWARD)[0].transpose(1, 2, 0)
+    small = env.render().reshape(64, 4, 64, 4, 3).mean(axis=(1, 3))
+    assert np.abs(small - observation).mean() < 6
+    for picture in (agent, top):
+        np.testing.assert_array_equal(picture[:8, 100], np.broadcast_to(observation[0, 0], (8, 3)))
+    with pytest.raises(ValueError, match="agent, top"):
+        env.render("side")
+
+
+def test_registered_names_and_limits():
+    register()
+    for size, steps in EPISODE_STEPS.items():
+        env = gymnasium.make(env_id(size), disable_env_checker=True)
+        assert env.unwrapped.size == size and env.unwrapped.max_steps == steps
+    many = gymnasium.make_vec("MemoryMaze-11x11-v0", num_envs=2, vectorization_mode="vector_entry_point")
+    assert many.unwrapped.max_steps == 2000 and many.observation_space.shape == (2, 3, 64, 64)
+
+
+@pytest.mark.parametrize("kind", [MemoryMazeEnv, lambda *given, **options: MemoryMazeVectorEnv(2, *given, **options)])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"size": 10}, "--size 10: Memory Maze has the sizes 9, 11, 13, 15"),
+        ({"max_steps": 0}, "max_steps is 0; it must be at least 1"),
+        ({"render_mode": "human"}, "'human'; it must be 'rgb_array'"),
+    ],
+)
+def test_bad_arguments_are_named(kind, arguments, message):
+    with pytest.raises(UserError, match=message):
+        kind(**arguments)
+
+
+@drawn
+def test_many_mazes_are_single_ones_side_by_side(maze, mazes):
+    here, there = (mazes(3, max_steps=6, workers=workers, privileged=True) for workers in (1, 2))
+    assert here.metadata["autoreset_mode"] == AutoresetMode.DISABLED
+    single, seeds = maze(max_steps=6, privileged=True), [5, 2, 9]
+    starts = [many.reset(seed=seeds) for many in (here, there)]
+    expected, expected_info = single.reset(seed=2)
+    for number, action in enumerate((*TURNS, 1)):
+        for observations, *_, info in starts:
+            np.testing.assert_array_equal(observations[1], expected)
+            assert {name: values[1].tolist() for name, values in info.items()} == {
+                name: np.asarray(values).tolist() for name, values in expected_info.items()
+            }
+        starts = [many.step(np.array([3, action, 2])) for many in (here, there)]
+        expected, reward, _, truncated, expected_info = single.step(action)
+        for many in starts:
+            assert many[1][1] == reward and not many[2].any() and many[3].tolist() == [truncated] * 3
+        np.testing.assert_array_equal(starts[0][0], starts[1][0])
+        assert truncated == (number >= 5)
+    before, _, _, _, _ = starts[1]
+    mask = {"reset_mask": np.array([False, False, True])}
+    for many in (here, there):
+        observations, _ = many.reset(seed=[0, 0, 2], options=mask)
+        np.testing.assert_array_equal(observations[:2], before[:2])
+        np.testing.assert_array_equal(observations[2], single.reset(seed=2)[0])
+        *_, truncated, _ = many.step(np.array([1, 1, 1]))
+        assert truncated.tolist() == [True, True, False]
+    with pytest.raises(ValueError, match="2 seeds for 3"):
+        here.reset(seed=[1, 2])
+    with pytest.raises(ValueError, match="2\\*\\*32"):
+        here.reset(seed=[1, 2, -1])
+
+
+@drawn
+def test_a_process_that_dies_is_named_and_none_is_left(mazes):
+    psutil = pytest.importorskip("psutil")
+    many = mazes(2, workers=2)
+    many.reset(seed=0)
+    started = [group._process.pid for group in many._groups]
+    psutil.Process(started[1]).kill()
+    with pytest.raises(UserError, match="a worker process was killed"):
+        many.step(np.array([1, 1]))
+    deadline = time.monotonic() + 20
+    while any(psutil.pid_exists(pid) for pid in started):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert many.reset(seed=0)[0].any()  # new ones
+
+
+@pytest.fixture
+def fresh(monkeypatch):
+    """`maze_tasks` as in a process that has not looked yet, without a choice of the user's."""
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    return graphics.maze_tasks.__wrapped__
+
+
+@pytest.mark.parametrize("missing", ["memory_maze", "mujoco", "dm_control"])
+def test_a_missing_package_is_named(fresh, monkeypatch, missing):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == missing else object())
+    with pytest.raises(UserError, match=r"needs the package memory.maze|needs the package " + missing) as caught:
+        fresh()
+    assert "pip install -e '.[memory-maze]'" in str(caught.value)
+
+
+@drawn
+@pytest.mark.parametrize(
+    ("chosen", "egl", "osmesa", "expected"),
+    [
+        (None, True, False, "egl"),
+        (None, False, True, "osmesa"),
+        (None, False, False, "apt-get install libegl1 libegl-mesa0 libgl1-mesa-dri libopengl0 .* libosmesa6"),
+        ("osmesa", True, False, "osmesa"),
+        ("disable", True, True, "MUJOCO_GL=disable switches drawing off"),
+        ("egl", False, False, "MUJOCO_GL=egl does not work here .*apt-get install"),
+    ],
+)
+def test_the_graphics_library_is_chosen(fresh, monkeypatch, chosen, egl, osmesa, expected):
+    monkeypatch.setattr(graphics, "_egl_works", lambda: egl)
+    monkeypatch.setattr(
+        graphics.ctypes.util, "find_library", lambda name: "lib" if name == "OSMesa" and osmesa else None
+    )
+    if chosen:
+        monkeypatch.setenv("MUJOCO_GL", chosen)
+    if expected in ("egl", "osmesa"):
+        fresh()
+        assert graphics.os.environ["MUJOCO_GL"] == expected
+        return
+
+    def broken(name):
+        raise AttributeError("'NoneType' object has no attribute 'glGetError'")
+
+    monkeypatch.setattr(graphics.importlib, "import_module", broken)
+    with pytest.raises(UserError, match=expected):
+        fresh()
+
+
+@drawn
+def test_mujoco_4_is_refused(fresh, monkeypatch):
+    monkeypatch.setattr(graphics.importlib.metadata, "version", lambda name: "4.0.1")
+    with pytest.raises(UserError, match="needs mujoco 3.17.0, and 4.0.1 is installed"):
+        fresh()
+
+
+@drawn
+def test_the_old_gym_is_not_imported(maze):
+    maze().reset(seed=0)
+    assert "gym" not in sys.modules

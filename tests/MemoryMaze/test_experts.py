@@ -1,0 +1,199 @@
+"""The players: what they can see, that they act on nothing else, and that they find the balls."""
+
+import contextlib
+
+import numpy as np
+import pytest
+
+pytest.importorskip("scipy")
+
+from MemoryMaze.MemoryMaze_src.env import MemoryMazeEnv
+from MemoryMaze.MemoryMaze_src.experts import EXPERTS, Explorer, Planner, expert, look
+from MemoryMaze.MemoryMaze_src.navigation import REACH, Pilot, field
+
+EAST, NORTH, WEST = np.array([1.0, 0.0]), np.array([0.0, 1.0]), np.array([-1.0, 0.0])
+# Rows from the top down, as people read them: y grows upwards.
+MAZE = """
+    . . . . . . # # #
+    . # # # # . # # #
+    . # # # # . . . .
+    . # . . . . # # .
+    . . . . . . # # .
+    # # . . . # # # .
+    # # . # # # . . .
+    # # . # # # . . .
+    . . . . . . . . .
+"""
+
+
+def layout(text=MAZE):
+    rows = [line.split() for line in text.split("\n") if line.strip()]
+    return np.array(rows)[::-1] == "."
+
+
+def drawing(cells):
+    return "\n".join(" ".join("x" if cell else "-" for cell in row) for row in cells[::-1])
+
+
+def situation(maze, place, direction, balls, target=0):
+    return {
+        "maze_layout": maze,
+        "agent_pos": np.array(place, dtype=float),
+        "agent_dir": np.array(direction, dtype=float),
+        "targets_pos": np.array(balls, dtype=float),
+        "target_index": target,
+    }
+
+
+def walk(player, maze, place, balls, steps, hidden=None):
+    """Let a player act for some steps, with motions alike those of the game; yields its situation, action and touches.
+
+    ``hidden`` is given every situation and returns the one that the player is shown instead.
+    """
+    place, angle, forward, left, target = np.array(place, dtype=float), 0.3, 0.0, 0.0, 0
+    for _ in range(steps):
+        info = situation(maze, place, (np.cos(angle), np.sin(angle)), balls, target)
+        action = player.act(info if hidden is None else hidden(info))
+        before, turned = forward, left
+        forward, left = float(action in (1, 4, 5)), float(action in (2, 4)) - float(action in (3, 5))
+        angle += 0.255 * left + 0.065 * turned
+        for axis in (0, 1):
+            ahead = place.copy()
+            ahead[axis] += (0.12 * forward + 0.13 * before) * (np.cos, np.sin)[axis](angle)
+            x, y = np.floor(ahead).astype(int)
+            if 0 <= x < len(maze) and 0 <= y < len(maze) and maze[y, x]:
+                place = ahead
+        touched = np.hypot(*(np.array(balls[target]) - place)) < 0.39
+        yield info, action, touched
+        if touched:
+            target = (target + 1) % len(balls)
+
+
+def test_what_is_seen_is_what_lines_of_sight_meet():
+    """From the west end of the corridor in the third row, looking east along it, and round its last corner."""
+    seen = look(layout(), np.array([5.5, 6.5]), EAST, np.array([[8.5, 6.5], [5.5, 3.5], [1.0, 8.0]]))
+    nothing = ["- - - - - - - - -"]
+    assert drawing(seen.free).split("\n") == 2 * nothing + ["- - - - - x x x x", "- - - - - - - - x"] + 5 * nothing
+    assert (
+        drawing(seen.walls).split("\n")
+        == nothing + ["- - - - - - x x x"] + nothing + ["- - - - - - x x -"] + 5 * nothing
+    )
+    assert seen.balls.tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("place", "direction", "ball", "seen"),
+    [
+        ((2.5, 5.5), EAST, (4.5, 5.5), True),
+        ((2.5, 5.5), WEST, (4.5, 5.5), False),  # behind
+        ((2.5, 5.5), NORTH, (4.5, 5.5), False),  # beside
+        ((2.5, 5.5), EAST, (4.5, 4.0), True),  # 37 degrees off
+        ((2.5, 5.5), EAST, (4.3, 4.0), False),  # 40 degrees off, under the border
+        ((0.5, 0.5), EAST, (8.5, 0.5), False),  # farther than a ball can be told
+        ((0.5, 0.5), EAST, (8.3, 0.5), True),
+        ((5.5, 4.5), NORTH, (7.5, 6.5), False),  # behind a wall
+    ],
+)
+def test_a_ball_is_seen_in_view_near_and_not_behind_walls(place, direction, ball, seen):
+    sight = look(layout(), np.array(place), direction, np.array([ball]))
+    assert sight.balls.tolist() == [seen]
+
+
+def test_sight_does_not_depend_on_what_is_not_seen():
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        maze = rng.random((9, 9)) < 0.6
+        place, angle, balls = rng.random(2) * 9, rng.random() * 7, rng.random((3, 2)) * 9
+        direction = np.array([np.cos(angle), np.sin(angle)])
+        maze[int(place[1]), int(place[0])] = True
+        seen = look(maze, place, direction, balls)
+        assert (seen.free <= maze).all() and (seen.walls <= ~maze).all() and seen.free.any()
+        other = np.where(seen.free | seen.walls, maze, rng.random((9, 9)) < 0.5)
+        again = look(other, place, direction, balls)
+        np.testing.assert_array_equal(again.free, seen.free)
+        np.testing.assert_array_equal(again.walls, seen.walls)
+
+
+def test_the_explorer_acts_on_nothing_that_it_has_not_seen():
+    """Where cells or balls it never saw are others, it does the same; a player that knows them does not."""
+    rng, balls = np.random.default_rng(1), [(8.5, 0.5), (0.5, 8.5), (2.5, 3.5)]
+
+    def elsewhere(player):
+        def change(info):
+            seen = look(info["maze_layout"], info["agent_pos"], info["agent_dir"], info["targets_pos"])
+            free, walls, found = seen.free, seen.walls, seen.balls
+            if hasattr(player, "free"):
+                free, walls, found = free | player.free, walls | player.walls, found | player.balls
+            maze = np.where(free | walls, info["maze_layout"], rng.random((9, 9)) < 0.5)
+            # A ball that was moved must not come into view: outside the maze no line of sight leads to it.
+            moved = np.where(found[:, None], info["targets_pos"], -5.0)
+            return {**info, "maze_layout": maze, "targets_pos": moved}
+
+        return change
+
+    def actions(player, hidden):
+        return [action for _, action, _ in walk(player, layout(), (4.5, 4.5), balls, 150, hidden)]
+
+    def explorer():
+        return Explorer(np.random.default_rng(0), noise=0.1)
+
+    shown = explorer()
+    assert actions(shown, elsewhere(shown)) == actions(explorer(), None)
+    assert shown.balls.all() and (shown.free | shown.walls).mean() > 0.8
+    blind = Planner(np.random.default_rng(0), noise=0.1)
+    assert actions(blind, elsewhere(blind)) != actions(Planner(np.random.default_rng(0), noise=0.1), None)
+
+
+def test_the_explorer_looks_for_a_ball_once_and_then_goes_straight_to_it():
+    """The first round takes it all over the maze; the planner needs no such round."""
+    balls = [(8.5, 0.5), (0.5, 8.5), (2.5, 3.5)]
+    times = {}
+    for kind in EXPERTS:
+        player = expert(kind, np.random.default_rng(0), 0.0)
+        touches = [touched for _, _, touched in walk(player, layout(), (4.5, 4.5), balls, 420)]
+        times[kind] = np.diff(np.flatnonzero(touches), prepend=0)
+    rounds = {kind: steps[: len(steps) // 3 * 3].reshape(-1, 3).sum(axis=1) for kind, steps in times.items()}
+    assert len(rounds["explorer"]) >= 2
+    assert rounds["explorer"][0] > 1.2 * rounds["planner"][0]
+    assert rounds["explorer"][1] < 1.15 * rounds["planner"][1]
+
+
+def test_ways_lead_round_walls_and_end_at_the_goal():
+    maze = layout("""
+        . . . . .
+        . # # # .
+        . # . # .
+        . # # # .
+        . . . . .
+    """)
+    ways = field(maze, np.array([[2.5, 0.5]]))
+    points = {
+        place: ways.distance[int(place[1] * 8), int(place[0] * 8)] for place in ((2.5, 0.5), (0.5, 2.5), (4.5, 0.5))
+    }
+    assert points[2.5, 0.5] == 0 and points[4.5, 0.5] == pytest.approx(2 - REACH, abs=0.1)
+    assert 2.8 - REACH < points[0.5, 2.5] < 4.2 - REACH
+    assert not ways.reachable(np.array([2.5, 2.5])) and ways.reachable(np.array([0.5, 4.5]))
+    # Along the western side, where no corner is near, the way leads south.
+    assert ways.heading[20, 4] == pytest.approx(-np.pi / 2, abs=0.3)
+    assert Pilot().choose(ways, np.array([0.5, 3.5]), np.array([0.0, -1.0])) == 1
+    assert Pilot().choose(ways, np.array([0.5, 3.5]), np.array([1.0, -1.0]) / 2**0.5) in (3, 5)
+
+
+def test_noise_is_the_share_of_random_actions():
+    player, still = Planner(np.random.default_rng(0), noise=0.3), situation(layout(), (4.5, 4.5), EAST, [(2.5, 3.5)])
+    drawn = [(player.act(still), player.random) for _ in range(400)]
+    assert 0.22 < np.mean([random for _, random in drawn]) < 0.38
+    assert {action for action, random in drawn if random} == set(range(6))
+    assert 0 not in {action for action, random in drawn if not random}
+
+
+@pytest.mark.usefixtures("tasks")
+@pytest.mark.parametrize(("kind", "steps"), [("planner", 40), ("explorer", 120)])
+def test_players_find_a_ball_in_the_game(kind, steps):
+    with contextlib.closing(MemoryMazeEnv(privileged=True)) as maze:
+        _, info = maze.reset(seed=0)
+        player, total = expert(kind, np.random.default_rng(0), 0.0), 0.0
+        for _ in range(steps):
+            _, reward, _, _, info = maze.step(player.act(info))
+            total += reward
+    assert total >= 1
