@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from RATE_model.frames import Frames
+from RATE_model.errors import UserError
+from RATE_model.frames import Frames, FrameStack
 from RATE_model.spec import EnvironmentSpec
 
 # (kernel, stride) of the three convolutions of Mnih et al. 2015, "Human-level control through deep reinforcement
@@ -50,6 +51,33 @@ class ImageEncoder(nn.Module):
                 nn.init.zeros_(layer.bias)
         nn.init.kaiming_normal_(self.project.weight, nonlinearity="linear")
         nn.init.zeros_(self.project.bias)
+
+    @torch.no_grad()
+    def calibrate(self, images: Tensor, *, pictures: int = 1) -> None:
+        """Begin from what is seen: give every output of every layer mean 0 and variance 1 over these images.
+
+        Mishkin and Matas 2016 (arXiv 1511.06422), Krähenbühl et al. 2016 (arXiv 1511.06856). A small thing that moves
+        is a few pixels among thousands that never change. So where an observation is several pictures, half of the
+        first filters begin with weights that sum to 0 over time: nothing but what moves passes them, and it is
+        amplified as much as the rest.
+
+        Args:
+            images: `(M, C, H, W)`, as for `forward`.
+            pictures: of which the channels of an image consist, oldest first.
+        """
+        first = self.convolutions[0].weight
+        if pictures > 1:
+            moving = first[: len(first) // 2].unflatten(1, (pictures, -1))
+            moving -= moving.mean(dim=1, keepdim=True)
+        hidden = images.to(first.dtype) * self.scale
+        for layer in [*self.convolutions, nn.Flatten(), self.project]:
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                outputs = layer(hidden)
+                deviation, mean = torch.std_mean(outputs, dim=[d for d in range(outputs.ndim) if d != 1])
+                scale = 1 / deviation.where(deviation > 1e-6, 1.0)
+                layer.weight.mul_(scale.view(-1, *[1] * (layer.weight.ndim - 1)))
+                layer.bias.copy_((layer.bias - mean) * scale)
+            hidden = layer(hidden)
 
     def forward(self, images: Tensor) -> Tensor:
         """Encode `(M, C, H, W)` images of any dtype, as the environment gives them, to `(M, d_model)`."""
@@ -100,6 +128,19 @@ class TokenEncoder(nn.Module):
         if not self.spec.is_image:
             flat = flat.to(self.parameter_dtype) * self.spec.observation_scale
         return self.observation(flat)
+
+    def calibrate(self, observations: Tensor | Frames | FrameStack) -> None:
+        """Fit the image encoder's first weights to observations `(B, T, *observation_shape)`; see `ImageEncoder`.
+
+        Raises:
+            UserError: observations are no images.
+        """
+        if not self.spec.is_image:
+            raise UserError("--calibrate: observations are no images here; leave it out")
+        pictures = observations.size if isinstance(observations, FrameStack) else 1
+        dense = observations if isinstance(observations, Tensor) else observations.dense()
+        encoder = self.observation[0] if self.spec.observation_tanh else self.observation
+        encoder.calibrate(dense.flatten(0, 1), pictures=pictures)
 
     def encode_actions(self, actions: Tensor) -> Tensor:
         """`(B, T)` int64, or `(B, T, num_actions)` float when continuous, to `(B, T, d_model)`."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from RATE_model.config import ModelConfig
@@ -22,6 +23,8 @@ from RATE_model.spec import EnvironmentSpec
 from RATE_model.tracking import Tracker
 from RATE_model.trainer import BatchMetrics, Trainer, optimizer_steps
 from RATE_model.windows import EpochSampler, WindowDataset
+
+_CALIBRATION_IMAGES = 128
 
 
 class Config(Protocol):
@@ -101,6 +104,12 @@ def _stage_size(train: TrainOptions, model: ModelConfig, data: WindowDataset, st
     return batches * optimizer_steps(train, model.context_length, steps), shown * float(data.windows[:, 2].mean())
 
 
+def _some_observations(data: WindowDataset, device: torch.device) -> Any:
+    """One observation of each of some windows that lie evenly in the data."""
+    numbers = np.linspace(0, len(data) - 1, min(len(data), _CALIBRATION_IMAGES)).astype(int)
+    return data.__getitems__(numbers.tolist()).to(device).observations[:, -1:]
+
+
 def train_run(
     config: Config,
     run: Run,
@@ -134,6 +143,8 @@ def train_run(
     device = pick_device(config.run.device)
     torch.manual_seed(run.seed)
     network = RATE(model, spec).to(device)
+    if config.train.calibrate:
+        network.encoder.calibrate(_some_observations(data(curriculum.sections)[0], device))
 
     # Whatever is wrong with flags, data or sizes was found by now.
     flat, directory = config.run.recorded(to_flat_dict(config)), run.directory

@@ -119,6 +119,9 @@ class TrainOptions:
     # Share of past actions that are shown as random ones in training, against a model that learns to go on with what it
     # did before instead of looking at what there is; 0 = none, as published
     action_noise: float = 0.0
+    # Begin with image encoders whose layers are scaled by what they make of the data, and see what moves where an
+    # observation is several pictures
+    calibrate: Boolean = False
     # float32, or bfloat16 products
     precision: Literal["32", "bf16"] = "32"
     # Compile the model (pays off in long runs)

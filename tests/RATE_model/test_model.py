@@ -10,6 +10,7 @@ from torch import Tensor
 from RATE_model.config import ARCHS, MODES
 from RATE_model.encoders import ImageEncoder, TokenEncoder
 from RATE_model.errors import UserError
+from RATE_model.frames import FrameStack
 from RATE_model.model import RATE
 from RATE_model.spec import EnvironmentSpec
 from tests.reference import attention_mask
@@ -330,6 +331,39 @@ def test_convolutions_may_have_fewer_channels():
 def test_images_that_are_too_small_are_refused():
     with pytest.raises(ValueError, match="too small"):
         ImageEncoder(EnvironmentSpec(observation_shape=(3, 20, 20), num_actions=2), 16)
+
+
+@pytest.mark.parametrize("tanh", [False, True])
+def test_a_calibrated_encoder_begins_with_tokens_of_size_one_and_sees_what_moves(tanh):
+    """A still picture of strong contrasts, and one weak pixel that moves."""
+    torch.manual_seed(0)
+    spec = EnvironmentSpec(
+        observation_shape=(4, 84, 84), num_actions=3, observation_scale=1 / 255, observation_tanh=tanh
+    )  # fmt: skip
+    frames = torch.randint(0, 256, (1, 1, 1, 84, 84), dtype=torch.uint8).repeat(96, 7, 1, 1, 1)
+    for row in range(96):
+        for step in range(7):
+            frames[row, step, 0, (row * 7) % 70 + step, (row * 13) % 80] = 255
+    stack = FrameStack(frames, 4)
+    encoder = TokenEncoder(spec, 32)
+    image_encoder = encoder.observation[0] if tanh else encoder.observation
+
+    def spread() -> float:
+        """How much tokens differ between observations, against their size."""
+        tokens = image_encoder(stack.dense().flatten(0, 1))
+        return (tokens.std(dim=0).mean() / tokens.square().mean().sqrt()).item()
+
+    with torch.no_grad():
+        before = spread()
+        encoder.calibrate(stack)
+        tokens = image_encoder(stack.dense().flatten(0, 1))
+        assert spread() > 0.9 > 5 * before
+    torch.testing.assert_close(tokens.std(dim=0), torch.ones(32), atol=1e-3, rtol=0)
+    torch.testing.assert_close(tokens.mean(dim=0), torch.zeros(32), atol=1e-3, rtol=0)
+    still = image_encoder.convolutions[0].weight.sum(dim=1).abs().amax(dim=(1, 2))
+    assert still[:16].max() < 1e-4 < 1e-2 < still[16:].min()
+    with pytest.raises(UserError, match="--calibrate"):
+        TokenEncoder(VECTOR, 32).calibrate(torch.zeros(1, 1, 4))
 
 
 # --- loss ---
