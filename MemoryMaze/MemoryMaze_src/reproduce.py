@@ -18,7 +18,7 @@ if not __package__:  # started as a script: make the repository importable
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from MemoryMaze.MemoryMaze_src.dataset import describe, ensure_dataset
-from MemoryMaze.MemoryMaze_src.evaluate import PLAYERS, TARGET_RETURN, check_episodes, play, player_returns
+from MemoryMaze.MemoryMaze_src.evaluate import PLAYERS, check_episodes, play, player_returns
 from MemoryMaze.MemoryMaze_src.pictures import returns_picture
 from MemoryMaze.MemoryMaze_src.train_mem_maze import check, read_config
 from RATE_model.actor import MemoryTransform, knock_out_memory
@@ -160,10 +160,11 @@ def write(document: dict[str, dict], data: Sequence[Path], options: Options) -> 
     title = f"Memory Maze 9x9, {options.episodes} mazes, 1000 steps"
     returns_picture(returns, options.results_dir / "memory_maze.png", title=title)
     seeds = ", ".join(map(str, options.seeds))
+    asked = read_config(["--config", str(ROOT / FAST)]).task.desired_return
     held = "; ".join(describe(path).partition(": ")[2] for path in data)
     text = (
         f"Balls found in 1000 steps, mean and standard error over the episodes of seeds {seeds} in {options.episodes} "
-        f"mazes that no data was made in, made {made(document)}. Asked for was a return of {TARGET_RETURN:g}; actions "
+        f"mazes that no data was made in, made {made(document)}. Asked for was a return of {asked:g}; actions "
         f"are drawn; DT moves its window {SLIDE} steps at once. Data: {held}.\n\n{returns_table(document)}\n\n"
         f"What RATE finds more than with its memory knocked out, in the same mazes: {difference(document)}.\n\n"
         f"Every run:\n\n{seed_table(document, options.seeds)}\n\nCommands:\n\n{STUDY.commands(options.seeds)}\n"
