@@ -79,7 +79,7 @@ def _choose_backend() -> None:
         return
     if _egl_works():
         os.environ[VARIABLE] = "egl"
-    elif ctypes.util.find_library("OSMesa"):
+    elif _osmesa_works():
         os.environ[VARIABLE] = "osmesa"
     else:
         raise _cannot_draw("neither EGL nor OSMesa works here")
@@ -107,6 +107,15 @@ def _egl_works() -> bool:
             display = display_of(_EGL_EXTENSION_DEVICE, device, None)
             if display and egl.eglInitialize(pointer(display), None, None):
                 return True  # left open: another user of EGL in this process may be given the same display
+    return False
+
+
+def _osmesa_works() -> bool:
+    """Whether OSMesa can be loaded."""
+    for name in (ctypes.util.find_library("OSMesa"), "libOSMesa.so.8", "libOSMesa.so.6"):
+        with contextlib.suppress(OSError):
+            if name and ctypes.CDLL(name):
+                return True
     return False
 
 

@@ -226,9 +226,7 @@ def test_a_missing_package_is_named(fresh, monkeypatch, missing):
 )
 def test_the_graphics_library_is_chosen(fresh, monkeypatch, chosen, egl, osmesa, expected):
     monkeypatch.setattr(graphics, "_egl_works", lambda: egl)
-    monkeypatch.setattr(
-        graphics.ctypes.util, "find_library", lambda name: "lib" if name == "OSMesa" and osmesa else None
-    )
+    monkeypatch.setattr(graphics, "_osmesa_works", lambda: osmesa)
     if chosen:
         monkeypatch.setenv("MUJOCO_GL", chosen)
     if expected in ("egl", "osmesa"):
