@@ -7,7 +7,7 @@ Data that is missing is made first. Every seed is a run of its own in VizDoom/Vi
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,7 +16,7 @@ if not __package__:  # started as a script: make the repository importable
 
 from RATE_model import experiment
 from RATE_model.config import ModelConfig
-from RATE_model.limits import MAX_STEPS, at_least, at_most
+from RATE_model.limits import MAX_SIZE, MAX_STEPS, at_least, at_most
 from RATE_model.model import RATE
 from RATE_model.options import Boolean, exit_on_user_error, parse_options
 from RATE_model.runs import Run, run_name
@@ -37,6 +37,8 @@ CHECKPOINTS = HERE.parent / "VizDoom_checkpoints"
 class TaskOptions:
     """Segments and evaluation."""
 
+    # Channels of the three convolutions
+    conv_channels: tuple[int, int, int] = (32, 64, 64)
     # Steps of a segment (K)
     context_length: int = 30
     # Segments of a trajectory (N); data has episodes of N K steps
@@ -61,6 +63,8 @@ class TaskOptions:
         at_least(1, context_length=self.context_length, sections=self.sections, slide=self.slide)
         at_least(1, episode_timeout=self.episode_timeout)
         at_most(MAX_STEPS, context_length=self.context_length, sections=self.sections)
+        at_least(1, conv_channels=min(self.conv_channels))
+        at_most(MAX_SIZE, conv_channels=max(self.conv_channels))
         protocol.check_episodes(eval_episodes=self.eval_episodes)
 
 
@@ -141,7 +145,7 @@ def train(config: Config, run: Run) -> dict[str, float]:
         config,
         run,
         model=config.model_config(),
-        spec=SPEC,
+        spec=replace(SPEC, conv_channels=config.task.conv_channels),
         data=data,
         curriculum=curriculum,
         schedule=schedule,
