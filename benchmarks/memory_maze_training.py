@@ -129,6 +129,7 @@ def measure(options: Options, file: TrajectoryFile) -> dict[str, Any]:
             rounds=options.rounds,
         )
     return {
+        "window_steps": size,
         "cases": {name: common.summary(values) for name, values in seconds.items()},
         "reading_share": common.ratio(seconds["reading its windows"], seconds["batch"]),
         "acting_ratio": common.ratio(seconds["mazes with the model"], seconds["mazes alone"]),
@@ -142,7 +143,7 @@ def format_table(result: dict[str, Any]) -> str:
     return "\n\n".join(
         [
             common.machine_line(result["machine"], {}),
-            f"{options['batch_size']} windows of 90 steps a batch; "
+            f"{options['batch_size']} windows of {result['window_steps']} steps a batch; "
             f"{options['episodes']} mazes, {options['steps']} steps in each. Reading takes "
             f"{result['reading_share']:.1%} of a batch's time; with the model, steps take "
             f"{result['acting_ratio']:.2f} times as long as without.",

@@ -139,14 +139,14 @@ def test_a_memory_that_is_knocked_out_acts_otherwise(giving):
 # --- real mazes ---
 
 
+@pytest.mark.usefixtures("tasks")
 def test_a_model_plays_real_mazes():
-    pytest.importorskip("dm_control")
     played = play(small_model(spec=SPEC, **SIZES), episodes=2, steps=5, workers=1)
     assert played.lengths.tolist() == [5, 5] and (played.returns >= 0).all()
 
 
+@pytest.mark.usefixtures("tasks")
 def test_players_without_a_model_play_the_same_mazes_without_drawing_them():
-    pytest.importorskip("dm_control")
     assert set(PLAYERS) == {"random", "explorer", "planner"}
     returns = player_returns("planner", episodes=2, steps=120, workers=1)
     drawn = []
