@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import h5py
 
 from RATE_model.errors import UserError
-from RATE_model.processes import available_cores, check_writable, in_processes
+from RATE_model.processes import available_cores, check_writable, in_order, in_processes, only_one
 from RATE_model.trajectories import TrajectoryFile, TrajectoryWriter
 
 _RECIPE = "recipe"  # attribute of a part: what it was made from
@@ -87,10 +88,101 @@ def make_in_parts(
             print(f"What is done is kept in '{folder}'; the same command goes on from there.", flush=True)
             raise
     parts = [_part_path(folder, first // job.episodes_per_part) for first in firsts]
-    with progress_bar(total=len(parts), desc="joining", unit="part") as bar:
-        _join(parts, path, job.layout, {**attributes, **job.recipe}, bar.update)
+    with progress_bar(total=episodes, desc="joining", unit="episode") as bar:
+
+        def joined() -> Iterator[dict[str, Any]]:
+            for part in parts:
+                for episode in _episodes(part):
+                    yield episode
+                    bar.update()
+
+        _join(joined(), path, job, {**attributes, **job.recipe})
     shutil.rmtree(folder)
     return path
+
+
+def make_until(
+    job: Job,
+    steps: int,
+    path: Path,
+    *,
+    attributes: Mapping[str, Any],
+    joined: Callable[[Mapping[str, Any]], object] = lambda episode: None,
+    overwrite: bool = False,
+    workers: int | None = None,
+) -> Path:
+    """As `make_in_parts`, for episodes of unknown length: so many that there are enough steps, the last one cut.
+
+    A second process that is asked for the same file waits for the first, and takes what that made.
+
+    Args:
+        job, attributes, overwrite, workers: as there.
+        steps: in the file.
+        path: the file; it appears when it is complete.
+        joined: called with each episode as it is joined, the arguments of `TrajectoryWriter.add_episode`; a list among
+            the attributes that it fills is in the file as it is then.
+
+    Raises:
+        UserError: as there.
+    """
+    from RATE_model.evaluation import progress_bar
+
+    if path.exists() and not overwrite:
+        raise UserError(f"'{path}' exists; add --overwrite true to replace it.")
+    check_writable(path)
+    folder = path.with_name(f"{path.name}.parts")
+    with only_one(path, f"another process is making '{path}'; waiting for it") as waited:
+        if waited and path.exists():
+            return path
+        found = len(list(folder.glob("*.h5")))
+        if found:
+            print(f"going on with {found} parts found in '{folder}'", flush=True)
+        parts, left, firsts = [], steps, itertools.count(0, job.episodes_per_part)
+        made = in_order(functools.partial(_make_or_find, job, folder), firsts, workers or available_cores(), ahead=1)
+        with contextlib.closing(made), progress_bar(total=steps, desc="playing", unit="step") as bar:
+            try:
+                while left > 0:
+                    part, length = next(made)
+                    parts.append(part)
+                    left -= length
+                    bar.update(length)
+            except KeyboardInterrupt:
+                print(f"What is done is kept in '{folder}'; the same command goes on from there.", flush=True)
+                raise
+        with progress_bar(total=steps, desc="joining", unit="step") as bar:
+
+            def note(episode: Mapping[str, Any]) -> None:
+                joined(episode)
+                bar.update(len(episode["rewards"]))
+
+            episodes = _cut(itertools.chain.from_iterable(map(_episodes, parts)), steps, note)
+            _join(episodes, path, job, {**attributes, **job.recipe})
+        shutil.rmtree(folder)
+    return path
+
+
+def _make_or_find(job: Job, folder: Path, first: int) -> tuple[Path, int]:
+    """The part that begins with an episode, made unless it is there, and its steps."""
+    if not _is_done(job, folder, first, job.episodes_per_part):
+        _make(job, folder, (first, job.episodes_per_part))
+    path = _part_path(folder, first // job.episodes_per_part)
+    with TrajectoryFile(path) as file:
+        return path, file.num_steps
+
+
+def _cut(
+    episodes: Iterator[dict[str, Any]], steps: int, note: Callable[[Mapping[str, Any]], object]
+) -> Iterator[dict[str, Any]]:
+    """Episodes up to so many steps; the one that goes beyond ends there, without a terminal state."""
+    while steps > 0:
+        episode = next(episodes)
+        if len(episode["rewards"]) > steps:
+            infos = {name: values[:steps] for name, values in episode["infos"].items()}
+            kept = {name: episode[name][:steps] for name in ("observations", "actions", "rewards")}
+            episode = {**kept, "terminal": False, "infos": infos}
+        steps -= len(episode["rewards"])
+        note(episode)
+        yield episode
 
 
 def _make(job: Job, folder: Path, task: tuple[int, int]) -> int:
@@ -129,16 +221,8 @@ def _episodes(part: Path) -> Iterator[dict[str, Any]]:
             }
 
 
-def _join(
-    parts: Sequence[Path],
-    path: Path,
-    layout: Mapping[str, Any],
-    attributes: Mapping[str, Any],
-    done: Callable[[], object],
-) -> None:
-    """Write the episodes of all parts, in order, into one file."""
-    with TrajectoryWriter(path, **layout, attributes=attributes) as writer:
-        for part in parts:
-            for episode in _episodes(part):
-                writer.add_episode(**episode)
-            done()
+def _join(episodes: Iterator[Mapping[str, Any]], path: Path, job: Job, attributes: Mapping[str, Any]) -> None:
+    """Write episodes into one file."""
+    with TrajectoryWriter(path, **job.layout, attributes=attributes) as writer:
+        for episode in episodes:
+            writer.add_episode(**episode)

@@ -60,6 +60,7 @@ def only_one(path: Path, waiting: str) -> Iterator[bool]:
             yield waited
         finally:
             lock.unlink(missing_ok=True)
+            _unlock(held)
 
 
 def _lock(lock: Path, waiting: str) -> tuple[BinaryIO | None, bool]:
@@ -88,6 +89,13 @@ def _lock(lock: Path, waiting: str) -> tuple[BinaryIO | None, bool]:
         raise
     held.close()
     return None, waited
+
+
+def _unlock(held: BinaryIO) -> None:
+    """Release a lock for all that hold the file: closing it does not, where a process was forked meanwhile."""
+    import fcntl
+
+    fcntl.flock(held, fcntl.LOCK_UN)
 
 
 def in_processes(work: Callable[[Task], Result], tasks: Sequence[Task], workers: int) -> Iterator[Result]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from RATE_model.errors import UserError
-from RATE_model.parts import Job, make_in_parts
+from RATE_model.parts import Job, make_in_parts, make_until
 from RATE_model.trajectories import TrajectoryFile
 
 SHAPE = (3, 4, 4)
@@ -108,3 +108,53 @@ def test_a_file_is_replaced_only_when_asked(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="is no directory"):
         make(tmp_path, "file/data.h5")
+
+
+def make_steps(folder, name="data.h5", steps=20, *, wait=0.0, workers=1, levels=None, **options):
+    layout = {"observation_shape": SHAPE, "observation_dtype": "uint8"}
+    job = Job(functools.partial(play, folder / "log", wait), layout, RECIPE, 1)
+    return make_until(
+        job, steps, folder / name, attributes={"seen": [] if levels is None else levels}, workers=workers, **options
+    )
+
+
+def test_episodes_are_made_until_there_are_enough_steps(tmp_path):
+    lengths = []
+    path = make_steps(tmp_path, levels=lengths, joined=lambda episode: lengths.append(len(episode["rewards"])))
+    file = TrajectoryFile(path)  # of episodes of 5, 6, 7, 5, ... steps
+    assert file.lengths.tolist() == [5, 6, 7, 2] == lengths
+    with h5py.File(path) as raw:
+        assert np.flatnonzero(raw["terminals"]).tolist() == [10], "the last episode is cut and does not end"
+        assert np.flatnonzero(raw["timeouts"]).tolist() == [4, 17, 19]
+    exact = TrajectoryFile(make_steps(tmp_path, "exact.h5", 18))
+    assert exact.lengths.tolist() == [5, 6, 7]
+    assert_same_content(make_steps(tmp_path, "two.h5", workers=2), make_steps(tmp_path, "one.h5"))
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["data.h5", "exact.h5", "log", "one.h5", "two.h5"]
+
+
+def test_episodes_up_to_enough_steps_are_gone_on_with(tmp_path, capsys):
+    whole = make_steps(tmp_path, "whole.h5")
+    with pytest.raises(KeyboardInterrupt), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("RATE_model.parts._join", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        make_steps(tmp_path)
+    parts = sorted((tmp_path / "data.h5.parts").iterdir())
+    assert len(parts) == 4
+    parts[1].unlink()
+    parts[2].write_bytes(parts[2].read_bytes()[:1000])
+    (tmp_path / "log").write_text("")
+    assert_same_content(make_steps(tmp_path), whole)
+    assert (tmp_path / "log").read_text() == "1 2 " and "going on with 3 parts" in capsys.readouterr().out
+
+
+def test_two_processes_make_one_file(tmp_path):
+    fork = multiprocessing.get_context("fork")
+    processes = [fork.Process(target=make_steps, args=(tmp_path,), kwargs={"wait": 0.1}) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    assert (tmp_path / "log").read_text() == "0 1 2 3 "
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["data.h5", "log"]
+    with pytest.raises(UserError, match=r"data.h5' exists; add --overwrite true"):
+        make_steps(tmp_path)
