@@ -1,0 +1,83 @@
+"""The tables of results, from runs that are there already."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("ale_py")
+
+from Atari import reproduce
+from Atari.games import GAMES
+
+SEEDS = (1, 2)
+
+
+def fake_run(folder: Path, result: dict[str, float]) -> Path:
+    (folder / "eval").mkdir(parents=True)
+    (folder / "eval" / "final.json").write_text(json.dumps(result))
+    (folder / "environment.json").write_text(json.dumps({"starts": [{"git": {"commit": "c" * 40}}]}))
+    return folder
+
+
+def test_the_tables_hold_the_runs_beside_those_who_need_no_training(tmp_path, monkeypatch, capsys):
+    def run_all(study, options) -> dict[str, list[Path]]:
+        command = study.command("RATE", SEEDS)
+        assert command[command.index("--data_path") + 1].startswith("Atari/Atari_data/"), "no path of this machine"
+        result = {"target_return": 180.0, "train_seconds": 9.0, "optimizer_steps": 600, "validation_accuracy": 0.7}
+        return {
+            label: [
+                fake_run(
+                    tmp_path / study.folder(label) / str(seed),
+                    result | {"eval_return": 30.0 * (number + 1) + seed, "eval_std": 1.0, "eval_length": 7.0},
+                )
+                for seed in SEEDS
+            ]
+            for number, label in enumerate(study.models)
+        }
+
+    monkeypatch.setattr(reproduce.Study, "run_all", run_all)
+    entry = {"return": [20.0], "episodes": 7, "return_std": 3.0}
+    labels = (reproduce.RANDOM, reproduce.EXPERT, reproduce.DATA)
+    monkeypatch.setattr(reproduce, "of_players", lambda game: {label: entry for label in labels})
+    reproduce.main(["--seeds", "1", "2", "--results_dir", str(tmp_path / "results")])
+    page = (tmp_path / "results" / "atari.md").read_text()
+    assert "| data | 20.0 | 1.00 | 64 |" in page and "| random player | 20.0 | 1.00 | 64 |" in page
+    assert "| RATE | 31.5 ± 0.5 | 1.57 | 103 ± 2 |" in page and "| DT | 61.5 ± 0.5 | 3.08 | 208 ± 2 |" in page
+    assert "at commit cccccccccccc" in page and "Breakout, asked for 180 points" in page
+    assert "| Pong, DT | 2 | 600 | 9 | 0.700 | 62.0 | 1.0 | 7 |" in page
+    assert page.count("    python3 Atari/train_rate_atari.py") == 4
+    assert page.count("    python3 Atari/generate_dataset.py --game") == 2
+    document = json.loads((tmp_path / "results" / "atari.json").read_text())
+    assert document["Breakout, RATE"]["return"] == [31.0, 32.0]
+    assert "| DT |" in capsys.readouterr().out
+
+
+def test_runs_of_two_games_do_not_share_a_folder():
+    folders = [reproduce.study(GAMES[name]).folder(label) for name in reproduce.RECIPES for label in reproduce.MODELS]
+    assert len(set(folders)) == len(folders) == 4
+
+
+def test_the_settings_of_all_runs_are_settings():
+    for name in reproduce.RECIPES:
+        study = reproduce.study(GAMES[name])
+        for label in study.models:
+            flags = [
+                str(reproduce.ROOT / word) if word.endswith(".yaml") else word for word in study.command(label, SEEDS)
+            ]
+            assert reproduce.read_config(flags[1:]).run.seeds == range(1, 3)
+
+
+def test_the_scripted_player_plays_the_first_episodes_of_the_evaluation(monkeypatch):
+    seeds, envs = [], reproduce.AtariEnv
+
+    class Short(envs):
+        def reset(self, *, seed):
+            seeds.append(seed)
+            return super().reset(seed=seed)
+
+    monkeypatch.setattr(reproduce, "AtariEnv", lambda *a, **k: Short(*a, **k, max_steps=150))
+    monkeypatch.setattr(reproduce, "EXPERT_EPISODES", 2)
+    returns = reproduce.expert_returns(GAMES["Breakout"])
+    assert seeds == reproduce.evaluation_seeds(2).tolist() and np.all(returns > 0)
