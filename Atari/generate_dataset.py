@@ -47,8 +47,8 @@ class GenerateOptions:
     # takes long
     transitions: int | None = None
     # Noise of the player: its share of random actions, 1 being the random player. The levels take turns, an episode
-    # each, so that returns spread as in what a learning agent went through; none = the game's own mix
-    mix: tuple[float, ...] | None = None
+    # each, so that returns spread as in what a learning agent went through; nothing = the game's own mix
+    mix: tuple[float, ...] = ()
     # Probability, at every frame, that the action before goes on instead; what the player plans supposes 0
     data_sticky: float = 0.0
     # Longest episodes, in decisions of four frames; none = 7000, as in evaluation, or 2000 where the player plans
@@ -58,7 +58,7 @@ class GenerateOptions:
         """Raise a UserError for a value out of range."""
         at_least(1, transitions=self.transitions, episode_steps=self.episode_steps)
         at_most(MAX_EPISODE_STEPS, transitions=self.transitions, episode_steps=self.episode_steps)
-        if self.mix is not None and (not self.mix or not all(0 <= noise <= 1 for noise in self.mix)):
+        if not all(0 <= noise <= 1 for noise in self.mix):
             raise UserError(f"--mix {' '.join(f'{noise:g}' for noise in self.mix)}: must be numbers from 0 to 1")
         if not 0 <= self.data_sticky < 1:
             raise UserError(f"--data_sticky {self.data_sticky}: must be at least 0 and less than 1")
@@ -152,7 +152,7 @@ def describe(path: Path) -> str:
     ]
     for level in made.get("levels", []):
         lines.append(
-            f"  noise {level['noise']:g}: {level['episodes']} episodes, {level['steps']} steps, "
+            f"  noise {level['noise']:g}: {level['episodes']} episodes, "
             f"return {level['return_mean']:.1f} ({level['return_min']:g} to {level['return_max']:g})"
         )
     return "\n".join(lines)
