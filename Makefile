@@ -20,7 +20,7 @@ help: ## list the targets
 
 install: $(VENV)/core.stamp ## create .venv and install the package (T-Maze needs no more)
 
-install-all: $(VENV)/all.stamp ## the same, with every environment and the tools for development
+install-all: $(VENV)/dev.stamp ## the same, with every environment and the tools for development
 
 quickstart: $(VENV)/core.stamp ## train RATE and a Decision Transformer on T-Maze, evaluate and plot them, in minutes
 	$(BIN)/python TMaze_new/TMaze_new_src/quickstart.py
@@ -47,8 +47,7 @@ $(VENV)/bin/python:
 
 # A stamp is newer than the files it was made from exactly when there is nothing to install.
 $(VENV)/core.stamp: EXTRAS :=
-$(VENV)/dev.stamp: EXTRAS := [dev,minigrid,mujoco,vizdoom]
-$(VENV)/all.stamp: EXTRAS := [all,dev]
+$(VENV)/dev.stamp: EXTRAS := [all,dev]
 $(VENV)/%.stamp: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(INSTALL) -e '.$(EXTRAS)'
 	@touch $@

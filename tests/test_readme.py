@@ -7,6 +7,12 @@ from pathlib import Path
 import pytest
 
 import download_d4rl_datasets
+from Atari import generate_dataset as atari_dataset
+from Atari import inference_atari, train_rate_atari
+from Atari import reproduce as atari_study
+from MemoryMaze.MemoryMaze_src import dataset as memory_maze_dataset
+from MemoryMaze.MemoryMaze_src import inference_mem_maze, train_mem_maze
+from MemoryMaze.MemoryMaze_src import reproduce as memory_maze_study
 from MinigridMemory.get_data import collect_traj
 from MinigridMemory.MinigridMemory_src import inference_minigridmemory, train_minigridmemory
 from MuJoCo import generate_dataset, inference_mujoco, train_rate_mujoco_ca
@@ -15,6 +21,7 @@ from RATE_model.original import _parser as original_parser
 from RATE_model.reproduce import StudyOptions
 from TMaze_new.TMaze_new_src import dataset, inference_tmaze, train_tmaze
 from VizDoom.VizDoom_src import dataset as vizdoom_dataset
+from VizDoom.VizDoom_src import inference_vizdoom, train_vizdoom
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
@@ -27,17 +34,27 @@ OPTIONS = {
     "inference_tmaze.py": inference_tmaze.Options,
     "TMaze_new/TMaze_new_src/dataset.py": dataset.Options,
     "VizDoom/VizDoom_src/dataset.py": vizdoom_dataset.Options,
+    "MemoryMaze/MemoryMaze_src/dataset.py": memory_maze_dataset.Options,
+    "MemoryMaze/MemoryMaze_src/reproduce.py": memory_maze_study.Options,
+    "Atari/generate_dataset.py": atari_dataset.Options,
+    "Atari/reproduce.py": atari_study.Options,
     "reproduce.py": StudyOptions,
     "collect_traj.py": collect_traj.Options,
     "inference_minigridmemory.py": inference_minigridmemory.Options,
     "download_d4rl_datasets.py": download_d4rl_datasets.Options,
-    "generate_dataset.py": generate_dataset.Options,
+    "MuJoCo/generate_dataset.py": generate_dataset.Options,
     "inference_mujoco.py": inference_mujoco.Options,
+    "inference_vizdoom.py": inference_vizdoom.Options,
+    "inference_mem_maze.py": inference_mem_maze.Options,
+    "inference_atari.py": inference_atari.Options,
 }
 TRAIN_SCRIPTS = {
     "train_tmaze.py": train_tmaze,
     "train_minigridmemory.py": train_minigridmemory,
     "train_rate_mujoco_ca.py": train_rate_mujoco_ca,
+    "train_vizdoom.py": train_vizdoom,
+    "train_mem_maze.py": train_mem_maze,
+    "train_rate_atari.py": train_rate_atari,
 }
 
 
@@ -54,7 +71,10 @@ def test_the_pages_show_commands():
 
 @pytest.mark.parametrize("command", commands())
 def test_a_command_is_understood(command):
-    script, *arguments = shlex.split(command)[1:]
+    words = shlex.split(command)[1:]
+    if words[:2] == ["-W", "ignore"]:
+        del words[:2]
+    script, *arguments = words
     if script == "-m":
         assert arguments.pop(0) == "RATE_model.original"
         original_parser().parse_args(arguments)
