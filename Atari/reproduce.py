@@ -63,7 +63,7 @@ def data_file(game: Game) -> Path:
 def data_command(game: Game) -> str:
     """The command that makes a game's data."""
     options = RECIPES[game.name]
-    mix = "" if options.mix is None else f" --mix {' '.join(f'{noise:g}' for noise in options.mix)}"
+    mix = "" if not options.mix else f" --mix {' '.join(f'{noise:g}' for noise in options.mix)}"
     return f"    {SCRIPT} --game {game.name} --transitions {options.transitions}{mix}"
 
 
