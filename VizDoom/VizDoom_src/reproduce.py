@@ -13,7 +13,7 @@ from typing import Any
 if not __package__:  # started as a script: make the repository importable
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from RATE_model.actor import knock_out_memory
+from RATE_model.actor import MemoryTransform, exchange_twins, knock_out_memory
 from RATE_model.checkpoints import resolve_checkpoint
 from RATE_model.evaluation import mean_and_error
 from RATE_model.fit import load_model
@@ -21,14 +21,14 @@ from RATE_model.options import exit_on_user_error, parse_options
 from RATE_model.reproduce import ROOT, Study, StudyOptions, cell, commits, final_results, made, table, write_results
 from VizDoom.VizDoom_src.baselines import play_baselines
 from VizDoom.VizDoom_src.dataset import ensure_dataset, open_dataset
-from VizDoom.VizDoom_src.evaluate import COLOURS, metrics, play
+from VizDoom.VizDoom_src.evaluate import COLOURS, has_free_colour, metrics, play
 from VizDoom.VizDoom_src.pictures import returns_by_colour
 from VizDoom.VizDoom_src.train_vizdoom import Config, check, read_config
 
 FAST = "VizDoom/VizDoom_src/config_fast.yaml"
 STUDY = Study(
     script="VizDoom/VizDoom_src/train_vizdoom.py",
-    settings=("--config", FAST, "--online_inference", "false"),
+    settings=("--config", FAST),
     models={
         "RATE": ("--model_mode", "RATE"),
         "RMT": ("--model_mode", "RMT"),
@@ -38,7 +38,11 @@ STUDY = Study(
     read_config=read_config,
     check=check,
 )
-KNOCKED_OUT = "RATE, memory knocked out"
+# What is done to the memory of the first model's runs: label -> (transform, twins).
+CONTROLS: dict[str, tuple[MemoryTransform, bool]] = {
+    "RATE, memory knocked out": (knock_out_memory, False),
+    "RATE, memories of twins exchanged": (exchange_twins(), True),
+}
 # What `metrics` calls a column of the tables.
 COLUMNS = {
     "red": "ReturnsMean_red",
@@ -62,7 +66,7 @@ def of_results(results: Sequence[Mapping[str, float]], target_return: float) -> 
 
 
 def collect(directories: Mapping[str, Sequence[Path]], config: Config) -> dict[str, dict[str, Any]]:
-    """Per model the returns of every seed, and seconds and steps of training; the first model's without its memory."""
+    """Per model the returns of every seed, and seconds and steps of training; the first model's with other memories."""
     document: dict[str, dict[str, Any]] = {}
     for label, runs in directories.items():
         results = final_results(runs)
@@ -72,12 +76,14 @@ def collect(directories: Mapping[str, Sequence[Path]], config: Config) -> dict[s
             "commit": commits(runs),
         }
         if label == "RATE":
-            document[KNOCKED_OUT] = without_memory(runs, config)
+            for name, (transform, twins) in CONTROLS.items():
+                if not twins or has_free_colour(config.data.scenario):
+                    document[name] = control(runs, config, transform, twins)
     return document
 
 
-def without_memory(runs: Sequence[Path], config: Config) -> dict[str, list[float]]:
-    """What the runs do when every segment starts from the initial memory, in the episodes of their evaluation."""
+def control(runs: Sequence[Path], config: Config, transform: MemoryTransform, twins: bool) -> dict[str, list[float]]:
+    """What the runs do with something done to their memory, in the episodes of their evaluation."""
     task, results = config.task, []
     for run in runs:
         played = play(
@@ -87,7 +93,8 @@ def without_memory(runs: Sequence[Path], config: Config) -> dict[str, list[float
             greedy=task.use_argmax,
             scenario=config.data.scenario,
             max_steps=task.episode_timeout,
-            transform_memory=knock_out_memory,
+            transform_memory=transform,
+            twins=twins,
             precision=config.train.precision,
         )
         results.append(metrics(played, target_return=task.desired_return))
@@ -156,10 +163,11 @@ def write(
     text = (
         f"Return, mean and standard error over seeds {seeds}, {task.eval_episodes} episodes a seed, half of them red, "
         f"of at most {task.episode_timeout} steps, asked for {task.desired_return:g}, made {made(document)}. *Weaker* "
-        "is the smaller of a seed's means of both colours. The episodes of the data have "
-        f"{config.data.steps} steps and a mean return of {data_return:.2f}.\n\n{returns_table(everything)}\n\n"
-        f"Every seed:\n\n{seed_table(document, options.seeds)}\n\n"
-        "For context, what was published for 5000 episodes of another policy, and a cap of 2100 steps:\n\n"
+        f"is the smaller of a seed's means of both colours. It is the variant `{config.data.scenario.variant}`; the "
+        f"episodes of its data have {config.data.steps} steps and a mean return of {data_return:.2f}.\n\n"
+        f"{returns_table(everything)}\n\nEvery seed:\n\n{seed_table(document, options.seeds)}\n\n"
+        "For context, what was published for the original graphics, 5000 episodes of another policy, and a cap of 2100 "
+        "steps:\n\n"
         f"{published_table()}\n\nCommands:\n\n{STUDY.commands(options.seeds)}\n"
     )
     document = everything | {"data": {"mean": [data_return]}}
