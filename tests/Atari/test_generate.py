@@ -1,0 +1,168 @@
+"""Our own data: what the files hold, that they do not depend on the processes, and what becomes of interruptions."""
+
+import functools
+
+import h5py
+import numpy as np
+import pytest
+
+pytest.importorskip("ale_py")
+
+from Atari import generate as generation
+from Atari import generate_dataset
+from Atari.env import AtariEnv
+from Atari.games import GAMES, Game
+from Atari.generate import FIRST_DATA_SEED, Recipe, generate
+from Atari.generate_dataset import GenerateOptions, dataset_path, main, make_default_dataset
+from RATE_model.trajectories import TrajectoryFile
+
+BREAKOUT, PONG, QBERT = (GAMES[name] for name in ("Breakout", "Pong", "Qbert"))
+RECIPE = Recipe("Breakout", (0.2, 1.0), max_steps=150)
+TINY = "--game Breakout --transitions 40 --mix 1 0.5 --episode_steps 30 --workers 1".split()
+
+
+def content(path):
+    """All arrays and attributes of a file."""
+    arrays = {}
+    with TrajectoryFile(path), h5py.File(path) as file:
+        file.visititems(lambda name, item: arrays.update({name: item[:]}) if isinstance(item, h5py.Dataset) else None)
+        return arrays | dict(file.attrs)
+
+
+def assert_same(one, other):
+    one, other = content(one), content(other)
+    assert one.keys() == other.keys()
+    for name, values in one.items():
+        np.testing.assert_array_equal(values, other[name], err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """400 steps: two whole episodes and the beginning of a third one."""
+    return generate(RECIPE, 400, tmp_path_factory.mktemp("data") / "breakout.h5", workers=1)
+
+
+def test_a_file_holds_what_happened(made):
+    """Its actions, taken again in the environment, give its pictures, rewards and lives."""
+    data = content(made)
+    file = TrajectoryFile(made, observation_shape=(1, 84, 84), observation_dtype="uint8", num_actions=4)
+    assert file.num_steps == 400 and file.num_episodes > 2
+    env = AtariEnv("Breakout", max_steps=150)
+    for number, (start, length) in enumerate(zip(file.starts, file.lengths, strict=True)):
+        observation, info = env.reset(seed=FIRST_DATA_SEED + number)
+        for step in range(start, start + length):
+            np.testing.assert_array_equal(data["observations"][step, 0], observation[-1])
+            assert data["infos/lives"][step] == info["lives"]
+            observation, reward, terminated, truncated, info = env.step(int(file.actions[step]))
+            assert reward == file.rewards[step]
+        cut = start + length == 400
+        assert data["terminals"][step] == (terminated and not cut) and (terminated or truncated or cut)
+    assert (data["terminals"] | data["timeouts"]).sum() == file.num_episodes
+    assert file.rewards.sum() > 0
+
+
+def test_noise_levels_take_turns_and_are_noted(made):
+    data, file = content(made), TrajectoryFile(made)
+    noise = data["infos/noise"][file.starts]
+    np.testing.assert_array_equal(noise, np.resize(np.float32([0.2, 1.0]), file.num_episodes))
+    np.testing.assert_array_equal(np.repeat(noise, file.lengths), data["infos/noise"])
+    seeds = FIRST_DATA_SEED + np.arange(file.num_episodes)
+    np.testing.assert_array_equal(np.repeat(seeds, file.lengths), data["infos/seed"])
+    attributes = file.attributes
+    assert (attributes["game"], attributes["mix"], attributes["max_steps"]) == ("Breakout", [0.2, 1.0], 150)
+    assert attributes["rewards"] == "unclipped" and "prediction of the ball" in attributes["generator"]
+    returns = file.returns_to_go()[file.starts]
+    for number, level in enumerate(attributes["levels"]):
+        assert level["noise"] == [0.2, 1.0][number]
+        assert level["episodes"] == len(returns[number::2])
+        np.testing.assert_allclose(level["return_mean"], returns[number::2].mean())
+        assert level["return_max"] == returns[number::2].max()
+
+
+def test_the_content_does_not_depend_on_the_processes(made, tmp_path):
+    assert_same(generate(RECIPE, 400, tmp_path / "two.h5", workers=2), made)
+
+
+def test_an_interrupted_run_goes_on(made, tmp_path, monkeypatch):
+    played = []
+
+    def play(stop, env, seed, noise):
+        if len(played) == stop:
+            raise KeyboardInterrupt
+        played.append(seed)
+        return original(env, seed, noise)
+
+    original = generation.play
+    monkeypatch.setattr(generation, "play", functools.partial(play, 1))
+    path = tmp_path / "data.h5"
+    with pytest.raises(KeyboardInterrupt):
+        generate(RECIPE, 400, path, workers=1)
+    assert not path.exists() and played == [FIRST_DATA_SEED]
+    played.clear()
+    monkeypatch.setattr(generation, "play", functools.partial(play, None))
+    assert_same(generate(RECIPE, 400, path, workers=1), made)
+    assert FIRST_DATA_SEED not in played
+    assert [entry.name for entry in tmp_path.iterdir()] == ["data.h5"]
+
+
+def test_players_and_games_of_another_kind_do_not_mix(made, tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("RATE_model.parts._join", stop)
+        generate(Recipe("Breakout", (1.0, 1.0), max_steps=150), 400, tmp_path / "data.h5", workers=1)
+    assert_same(generate(RECIPE, 400, tmp_path / "data.h5", workers=1), made)
+
+
+def test_the_script(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(generate_dataset, "DATA_DIRECTORY", tmp_path)
+    main(TINY)
+    path = tmp_path / "Breakout_mix1-0.5_cap30_n40.h5"
+    shown = capsys.readouterr().out
+    assert f"{path}: 40 steps in 2 episodes of 10 to 30" in shown and "noise 0.5: 1 episodes" in shown
+    with pytest.raises(SystemExit, match="2"):
+        main(TINY)
+    assert "exists; add --overwrite true" in capsys.readouterr().err
+    before = content(path)
+    main([*TINY, "--replay", str(tmp_path / "replay")])
+    logs = tmp_path / "replay" / "Breakout" / "1" / "replay_logs"
+    assert (logs / "$store$_observation_ckpt.0.gz").exists() and str(logs) in capsys.readouterr().out
+    main([*TINY, "--overwrite", "--output", str(tmp_path / "other.h5")])
+    for name, values in content(tmp_path / "other.h5").items():
+        np.testing.assert_array_equal(values, before[name], err_msg=name)
+
+
+def test_names_tell_what_files_hold(tmp_path, monkeypatch):
+    assert dataset_path(BREAKOUT) == generate_dataset.DATA_DIRECTORY / "Breakout_n100000.h5"
+    assert dataset_path(QBERT, tmp_path) == tmp_path / "Qbert_n20000.h5"
+    assert GenerateOptions().recipe(QBERT).max_steps == 2000 and GenerateOptions().recipe(PONG).max_steps == 7000
+    options = GenerateOptions(transitions=7, mix=(0.5, 1.0), data_sticky=0.25, episode_steps=9)
+    assert dataset_path(PONG, tmp_path, options).name == "Pong_mix0.5-1_sticky0.25_cap9_n7.h5"
+    assert options.recipe(PONG) == Recipe("Pong", (0.5, 1.0), 0.25, 9)
+    assert dataset_path(Game(name="Freeway", actions=3)).name == "Freeway_n20000.h5"
+    monkeypatch.setattr(generate_dataset, "TRANSITIONS", 20)
+    monkeypatch.setattr(generate_dataset, "MIXES", {"Breakout": (1.0,)})
+    path = make_default_dataset(BREAKOUT, tmp_path)
+    assert path == dataset_path(BREAKOUT, tmp_path) and TrajectoryFile(path).num_steps == 20
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--game Brakeout", "any ALE game works with --game"),
+        ("--mix 0.5 1.5", "--mix 0.5 1.5: must be numbers from 0 to 1"),
+        ("--transitions 0", "--transitions 0: must be at least 1"),
+        ("--episode_steps 0", "--episode_steps 0: must be at least 1"),
+        ("--data_sticky 1", "--data_sticky 1"),
+        ("--workers 0", "--workers 0: must be at least 1"),
+        ("--output data.npz", "the name must end in .h5"),
+    ],
+)
+def test_bad_flags(flags, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(generate_dataset, "DATA_DIRECTORY", tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        main(flags.split())
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
