@@ -36,6 +36,8 @@ class Options:
     """Flags of this script."""
 
     common: InferenceOptions = field(default_factory=InferenceOptions)
+    # Game, where the run does not name it: of a converted checkpoint; none = the run's
+    game: str | None = None
     # Returns that the agent is asked for, in unclipped points; none = the one of the game
     target_returns: tuple[float, ...] = ()
     # Episodes for every return asked for
@@ -52,7 +54,9 @@ class Options:
     video: int = 0
 
     def validate(self) -> None:
-        """Raise a UserError for a value out of range."""
+        """Raise a UserError for an unknown game or a value out of range."""
+        if self.game is not None:
+            game_of(self.game)
         protocol.check_episodes(episodes=self.episodes)
         at_least(0, video=self.video, action_seed=self.action_seed)
         at_least(1, max_steps=self.max_steps)
@@ -83,16 +87,21 @@ class Trained:
     game: Game
 
     @classmethod
-    def load(cls, options: InferenceOptions) -> "Trained":
-        """Raises UserError: there is no such checkpoint, it is damaged, or it plays no Atari game."""
-        checkpoint = resolve_checkpoint(options.checkpoint)
-        run = checkpoint.parent.parent
-        recorded = load_yaml(run / "config.yaml")
-        if not isinstance(recorded.get("game"), str):
-            raise UserError(f"{run / 'config.yaml'} names no game: this is no run of train_rate_atari.py")
-        game = game_of(recorded["game"])
+    def load(cls, options: Options) -> "Trained":
+        """Raises UserError: there is no such checkpoint, it is damaged, or it plays no Atari game, or another."""
+        checkpoint = resolve_checkpoint(options.common.checkpoint)
+        config = checkpoint.parent.parent / "config.yaml"
+        recorded = load_yaml(config).get("game") if config.exists() else None
+        name = recorded if options.game is None else options.game
+        if not isinstance(name, str):
+            raise UserError(f"{config} names no game: this is no run of train_rate_atari.py; or give --game")
+        game = game_of(name)
+        if isinstance(recorded, str) and game != game_of(recorded):
+            raise UserError(f"--game {name}: {checkpoint.parent.parent} was trained on {recorded}")
         made = load_model(checkpoint).spec  # what the run's flags decided of it was saved with the model
-        path, model = options.load(spec_of(game, return_scale=made.return_scale, conv_channels=made.conv_channels))
+        path, model = options.common.load(
+            spec_of(game, return_scale=made.return_scale, conv_channels=made.conv_channels)
+        )
         return cls(path, model, game)
 
     def play(self, target: float, options: Options, **changes: Any) -> Episodes:
@@ -142,7 +151,7 @@ def draw(trained: Trained, played: dict[float, Episodes], options: Options) -> N
 def evaluate(options: Options) -> dict[str, Any]:
     """Results by return asked for; prints a table."""
     ale_py()  # it may not be installed
-    trained = Trained.load(options.common)
+    trained = Trained.load(options)
     notes = ", memory knocked out" * options.common.knock_out + ", most probable actions" * options.use_argmax
     print(f"{trained.path}: {trained.game.name}, {options.episodes} episodes{notes}")
     print(f"{'asked for':>10}{'points':>12}{'std':>10}{'steps':>10}{'score':>12}")

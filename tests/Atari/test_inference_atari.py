@@ -123,9 +123,21 @@ def test_a_mistake_is_named(flags, expected, run, tmp_path, capsys):
 def test_what_a_run_must_hold(run, tmp_path, capsys):
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
-    (copy / "config.yaml").write_text("epochs: 3\n")
-    said = commands.error_of(capsys, tmp_path, inference_atari.main, ["--checkpoint", str(copy)])
-    assert "config.yaml names no game" in said
-    (copy / "config.yaml").write_text("game: Pong\n")
-    said = commands.error_of(capsys, tmp_path, inference_atari.main, ["--checkpoint", str(copy)])
-    assert "was trained in another environment" in said
+    for content, flags, expected in (
+        ("epochs: 3\n", [], "config.yaml names no game"),
+        ("epochs: 3\n", ["--game", "Chess"], "--game Chess: there is no such game"),
+        ("game: Pong\n", [], "was trained in another environment"),
+        ("game: Breakout\n", ["--game", "Pong"], "was trained on Breakout"),
+    ):
+        (copy / "config.yaml").write_text(content)
+        flags = ["--checkpoint", str(copy), *flags]
+        assert expected in commands.error_of(capsys, tmp_path, inference_atari.main, flags)
+
+
+def test_a_checkpoint_without_a_run_plays_the_game_that_is_named(run, tmp_path, capsys):
+    """As a converted one is."""
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    (copy / "config.yaml").unlink()
+    infer("--checkpoint", copy, "--game", "Breakout", "--episodes", 1, "--max_steps", 2)
+    assert "Breakout, 1 episodes" in capsys.readouterr().out
