@@ -39,11 +39,13 @@ class Sight:
 
     Attributes:
         free, walls: (size, size) bool, cells that are seen to be free, or to be walls.
+        searched: (size, size) bool, cells in whose middle a ball would be seen.
         balls: (n,) bool, which balls are seen.
     """
 
     free: np.ndarray
     walls: np.ndarray
+    searched: np.ndarray
     balls: np.ndarray
 
 
@@ -60,18 +62,10 @@ def look(layout: np.ndarray, position: np.ndarray, direction: np.ndarray, balls:
     columns = np.linspace(-1, 1, RAYS) * np.tan(HALF_VIEW)
     seen_free, seen_walls = _cast(layout, position, middle + np.arctan(columns))
     seen_free[tuple(_cell(position, len(layout)))] = True
-    away = balls - position
-    distance = np.hypot(away[:, 0], away[:, 1])
-    bearing = np.arctan2(away[:, 1], away[:, 0])
-    off = np.abs((bearing - middle + np.pi) % (2 * np.pi) - np.pi)
-    in_view = (off < HALF_VIEW) & (distance < BALL_SIGHT)
-    visible = np.array(
-        [
-            bool(inside) and _clear_line(layout, position, angle, length - BALL_RADIUS)
-            for inside, angle, length in zip(in_view, bearing, distance, strict=True)
-        ]
-    )
-    return Sight(seen_free, seen_walls, visible)
+    rows, columns = np.nonzero(seen_free)
+    searched = np.zeros_like(seen_free)
+    searched[rows, columns] = _in_sight(layout, position, middle, np.stack([columns, rows], axis=1) + 0.5)
+    return Sight(seen_free, seen_walls, searched, _in_sight(layout, position, middle, balls))
 
 
 def _cell(position: np.ndarray, size: int) -> np.ndarray:
@@ -96,11 +90,19 @@ def _cast(layout: np.ndarray, position: np.ndarray, angles: np.ndarray) -> tuple
     return free, walls
 
 
-def _clear_line(layout: np.ndarray, position: np.ndarray, angle: float, length: float) -> bool:
-    """Whether a line of some length meets no wall."""
-    along = np.arange(0.0, length, _RAY_STEP)[:, None]
-    cells = _cell(position + along * np.array([np.cos(angle), np.sin(angle)]), len(layout))
-    return bool(layout[cells[:, 0], cells[:, 1]].all())
+def _in_sight(layout: np.ndarray, position: np.ndarray, angle: float, balls: np.ndarray) -> np.ndarray:
+    """Which of some balls (n, 2) are near, in view and not behind a wall; (n,) bool."""
+    away = balls - position
+    distance = np.hypot(away[:, 0], away[:, 1])
+    off = np.abs((np.arctan2(away[:, 1], away[:, 0]) - angle + np.pi) % (2 * np.pi) - np.pi)
+    seen = (off < HALF_VIEW) & (distance < BALL_SIGHT)
+    if seen.any():
+        away, distance = away[seen, None], distance[seen, None]
+        along = np.minimum(np.arange(0.0, BALL_SIGHT, _RAY_STEP), distance - BALL_RADIUS)
+        share = np.maximum(along, 0.0) / np.maximum(distance, _RAY_STEP)
+        cells = _cell(position + share[..., None] * away, len(layout))
+        seen[seen] = layout[cells[..., 0], cells[..., 1]].all(axis=1)
+    return seen
 
 
 class Planner:
@@ -145,17 +147,20 @@ class Explorer(Planner):
     """Goes to the ball asked for if it has seen it, and else to where it has not looked.
 
     Attributes:
-        free, walls: (size, size) bool, the cells seen so far.
+        free, walls, searched: (size, size) bool, the cells seen so far, and those where a ball would have been seen.
         balls: (n,) bool, the balls seen so far.
     """
 
     free: np.ndarray
     walls: np.ndarray
+    searched: np.ndarray
     balls: np.ndarray
 
     def __init__(self, generator: np.random.Generator, *, noise: float = 0.0) -> None:
         super().__init__(generator, noise=noise)
         self._began = False
+        self._search: Field | None = None
+        self._place_to_search = (0, 0)  # row and column
 
     def _ways(self, info: dict[str, Any]) -> Field:
         self._see(look(info["maze_layout"], info["agent_pos"], info["agent_dir"], info["targets_pos"]))
@@ -166,28 +171,35 @@ class Explorer(Planner):
             if ways.reachable(place):
                 return ways
             return self._remembered((target, False), lambda: field(~self.walls, goal))
-        return self._remembered("unseen", lambda: self._ways_to_unseen(place))
+        return self._ways_to_search(place)
 
     def _see(self, sight: Sight) -> None:
         """Add to what is known. Ways over ground that has changed are forgotten."""
         if not self._began:
-            self.free, self.walls, self.balls = sight.free, sight.walls, sight.balls
+            self.free, self.walls, self.searched, self.balls = sight.free, sight.walls, sight.searched, sight.balls
             self._began = True
             return
-        if (sight.free & ~self.free).any() or (sight.walls & ~self.walls).any():
+        new_walls = (sight.walls & ~self.walls).any()
+        if new_walls:
+            self._search = None
+        if new_walls or (sight.free & ~self.free).any():
             self._fields.clear()
         self.free, self.walls = self.free | sight.free, self.walls | sight.walls
-        self.balls = self.balls | sight.balls
+        self.searched, self.balls = self.searched | sight.searched, self.balls | sight.balls
 
-    def _ways_to_unseen(self, place: np.ndarray) -> Field:
-        """The ways to unseen cells next to seen ground; where all is seen, to nowhere in particular."""
-        unseen = ~self.free & ~self.walls
+    def _ways_to_search(self, place: np.ndarray) -> Field:
+        """The ways to where a ball may be: ground that was not searched, and unseen cells beside seen ground.
+
+        A place is gone to until it has been searched, or a wall shows.
+        """
         padded = np.pad(self.free, 1)
         beside = padded[:-2, 1:-1] | padded[2:, 1:-1] | padded[1:-1, :-2] | padded[1:-1, 2:]
-        rows, columns = np.nonzero(unseen & beside)
-        if len(rows) == 0:
-            rows, columns = np.nonzero(self.free)
-        return field(~self.walls, np.stack([columns, rows], axis=1) + 0.5)
+        places = (self.free & ~self.searched) | (~self.free & ~self.walls & beside)
+        if self._search is None or not places[self._place_to_search]:
+            cells = np.argwhere(places if places.any() else self.free)
+            self._search = field(~self.walls, cells[:, ::-1] + 0.5)
+            self._place_to_search = tuple(cells[self._search.nearest(place)].tolist())
+        return self._search
 
 
 def expert(kind: str, generator: np.random.Generator, noise: float) -> Planner:

@@ -38,11 +38,18 @@ class Field:
         free: (N, N) bool, ground that can be stood on.
         distance: (N, N) float64, of the shortest way; 0 within reach of a goal.
         heading: (N, N) float64, radians, the direction of that way.
+        goal: (N, N) int64, the number of the goal that it leads to; where none does, any.
     """
 
     free: np.ndarray
     distance: np.ndarray
     heading: np.ndarray
+    goal: np.ndarray
+
+    def nearest(self, position: np.ndarray) -> int:
+        """The number of the goal that is nearest to a position (2,)."""
+        x, y = fine_point(position, len(self.free))
+        return int(self.goal[y, x])
 
     def reachable(self, position: np.ndarray) -> bool:
         """Whether a way leads to a goal from a position (2,)."""
@@ -75,11 +82,13 @@ def field(layout: np.ndarray, goals: np.ndarray) -> Field:
     lengths = np.where(safe[ends].all(axis=0), 1.0, _NEAR_WALL) * edges.lengths[possible]
     graph = csr_array((lengths, (ends[0], ends[1])), shape=(free.size, free.size))
     points = [fine_point(goal, len(free)) for goal in goals]
-    sources = np.unique([y * len(free) + x for x, y in points])
-    distance = dijkstra(graph, directed=False, indices=sources, min_only=True).reshape(free.shape)
+    sources, numbers = np.unique([y * len(free) + x for x, y in points], return_index=True)
+    distance, _, origin = dijkstra(graph, directed=False, indices=sources, min_only=True, return_predecessors=True)
+    goal = numbers[np.minimum(np.searchsorted(sources, origin), len(sources) - 1)].reshape(free.shape)
+    distance = distance.reshape(free.shape)
     slope_y, slope_x = np.gradient(np.where(np.isfinite(distance), distance, np.nan))
     heading = np.arctan2(-np.nan_to_num(slope_y), -np.nan_to_num(slope_x))
-    return Field(free, np.maximum(np.where(np.isfinite(distance), distance, _FAR) - REACH, 0.0), heading)
+    return Field(free, np.maximum(np.where(np.isfinite(distance), distance, _FAR) - REACH, 0.0), heading, goal)
 
 
 class Pilot:
