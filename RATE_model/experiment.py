@@ -123,13 +123,14 @@ def train_run(
     evaluate: Evaluate,
     finish: Callable[[RATE, dict[str, Any]], None],
     prepare: Callable[[Path], None] = lambda directory: None,
+    mirror: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """One checked run, from its first batch, or where it was interrupted, to its last evaluation.
 
     Args:
         config, run: flags, and the run that `check` returned.
         model, spec: what is trained; its initial parameters follow from the run's seed.
-        data, curriculum, schedule, metrics, evaluate: see `Fit` and `Trainer`.
+        data, curriculum, schedule, metrics, evaluate, mirror: see `Fit` and `Trainer`.
         finish: called with the model, in eval mode, and the result: pictures, a last line on the screen.
         prepare: called with the run's directory when it is open: what else a checkpoint needs to be used.
 
@@ -150,7 +151,7 @@ def train_run(
     flat, directory = config.run.recorded(to_flat_dict(config)), run.directory
     open_run(run, config=flat)
     prepare(directory)
-    trainer = Trainer(network, config.train, schedule, metrics=metrics, crash_directory=directory)
+    trainer = Trainer(network, config.train, schedule, metrics=metrics, mirror=mirror, crash_directory=directory)
     tracker = Tracker(
         directory,
         wandb_mode=config.run.wandb_mode,

@@ -1,7 +1,8 @@
 """One optimizer step after another: a batch of trajectories in, parameters changed, metrics out."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,8 @@ class Trainer:
         options: see `TrainOptions`.
         schedule: of the learning rate, per optimizer step.
         metrics: computed from every batch beside loss, gradient norm and learning rate.
+        mirror: what each action becomes when an image is mirrored, left for right. Every trajectory, of dense images,
+            is then shown as it is or in the mirror, with equal probability; None: as it is.
         crash_directory: where a batch that makes the loss not finite is recorded.
     """
 
@@ -73,9 +76,11 @@ class Trainer:
         schedule: Schedule,
         *,
         metrics: BatchMetrics | None = None,
+        mirror: Sequence[int] | None = None,
         crash_directory: Path | None = None,
     ) -> None:
         self.model, self.options, self.schedule = model, options, schedule
+        self._mirror = None if mirror is None else torch.tensor(mirror, device=model.device)
         self.optimizer = make_optimizer(
             model,
             learning_rate=options.learning_rate,
@@ -102,7 +107,7 @@ class Trainer:
         device = self.model.device
         valid = batch.valid  # stays on the CPU: it decides which rows run
         indices = batch.indices
-        batch = batch.to(device, non_blocking=True)
+        batch = self._mirrored(batch.to(device, non_blocking=True))
         shown = self._shown(batch.actions)
         parts = self._parts(len(valid))
         memories: list[MemoryState | None] = [None] * len(parts)
@@ -140,6 +145,18 @@ class Trainer:
     def _windows(self, steps: int) -> Iterator[slice]:
         size = window_steps(self.options, self.model.config.context_length) or steps
         return (slice(start, min(start + size, steps)) for start in range(0, steps, size))
+
+    def _mirrored(self, batch: Batch) -> Batch:
+        """The batch with some of its trajectories in the mirror."""
+        if self._mirror is None:
+            return batch
+        chosen = torch.rand(len(batch), device=self.model.device) < 0.5
+        images = batch.observations
+        return replace(
+            batch,
+            observations=torch.where(chosen.view(-1, *[1] * (images.ndim - 1)), images.flip(-1), images),
+            actions=torch.where(chosen[:, None], self._mirror[batch.actions], batch.actions),
+        )
 
     def _shown(self, actions: Tensor) -> Tensor:
         """The past actions that the model sees: the recorded ones, some of them replaced by random ones."""

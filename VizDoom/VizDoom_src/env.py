@@ -26,6 +26,8 @@ from VizDoom.VizDoom_src.scenario import TICS_PER_STEP, Scenario
 ENV_ID = "VizDoomTwoColors-v0"
 LEFT, RIGHT, FORWARD, LEFT_FORWARD, RIGHT_FORWARD = range(5)
 NUM_ACTIONS = 5
+# Each action in the mirror: the room is the same on both sides of the line from the start to the pillar.
+MIRRORED = (RIGHT, LEFT, FORWARD, RIGHT_FORWARD, LEFT_FORWARD)
 OBSERVATION_SHAPE = (3, 64, 112)
 PUBLISHED_CAP = 4200  # steps of an evaluated episode
 HEAL_REWARD = 1.0

@@ -25,7 +25,7 @@ from RATE_model.trainer import accuracy
 from VizDoom.VizDoom_src import evaluate as protocol
 from VizDoom.VizDoom_src.dataset import DataOptions, ensure_dataset, load_windows
 from VizDoom.VizDoom_src.engine import vizdoom
-from VizDoom.VizDoom_src.env import PUBLISHED_CAP
+from VizDoom.VizDoom_src.env import MIRRORED, PUBLISHED_CAP
 from VizDoom.VizDoom_src.pictures import draw_run
 from VizDoom.VizDoom_src.spec import SPEC
 
@@ -43,6 +43,8 @@ class TaskOptions:
     context_length: int = 30
     # Segments of a trajectory (N); data has episodes of N K steps
     sections: int = 3
+    # Show every episode as it is or in the mirror, left for right, with equal probability: twice the data
+    mirror: Boolean = False
     # Return that the agent is asked for
     desired_return: float = protocol.TARGET_RETURN
     # Take the most probable action; false: draw from the predicted distribution (published)
@@ -152,6 +154,7 @@ def train(config: Config, run: Run) -> dict[str, float]:
         metrics=accuracy,
         evaluate=lambda model, final: evaluate(model, config, run.seed, final),
         finish=finish,
+        mirror=MIRRORED if task.mirror else None,
     )
 
 

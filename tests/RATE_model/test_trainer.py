@@ -9,6 +9,7 @@ from RATE_model.errors import UserError
 from RATE_model.model import RATE
 from RATE_model.optimization import Schedule
 from RATE_model.settings import TrainOptions
+from RATE_model.spec import EnvironmentSpec
 from RATE_model.trainer import Trainer, TrainingDiverged, accuracy, last_steps_right, optimizer_steps
 from RATE_model.windows import Batch
 from tests.small_models import CONTINUOUS, VECTOR, K, N, random_inputs, small_model
@@ -24,9 +25,9 @@ def make_batch(lengths: list[int], *, spec=VECTOR, seed: int = 0, steps: int = N
     return Batch(observations, actions, rtg, valid, torch.tensor(lengths), torch.arange(len(lengths)) + 100)
 
 
-def make_trainer(model: RATE, *, directory=None, metrics=None, **options) -> Trainer:
+def make_trainer(model: RATE, *, directory=None, metrics=None, mirror=None, **options) -> Trainer:
     options = TrainOptions(**dict(learning_rate=1e-2, grad_norm_clip=1e6) | options)
-    return Trainer(model, options, Schedule(0, None, 0, 1.0), metrics=metrics, crash_directory=directory)
+    return Trainer(model, options, Schedule(0, None, 0, 1.0), metrics=metrics, mirror=mirror, crash_directory=directory)
 
 
 def parameters(model: RATE) -> Parameters:
@@ -341,3 +342,23 @@ def test_a_share_of_past_actions_is_shown_as_random_ones_and_the_recorded_are_le
     shown.clear()
     trainer.validate(iter([batch]))
     assert torch.equal(torch.cat(shown, dim=1), batch.actions), "as when acting"
+
+
+def test_trajectories_are_shown_as_they_are_or_in_the_mirror():
+    spec, mirror, seen = EnvironmentSpec(observation_shape=(2, 36, 36), num_actions=3), [1, 0, 2], []
+    batch = make_batch([N * K] * 16, spec=spec)
+    trainer = make_trainer(
+        small_model(spec=spec),
+        mirror=mirror,
+        metrics=lambda logits, batch: seen.append(batch) or accuracy(logits, batch),
+    )
+    trainer.train_batch(batch)
+    flipped, mapped = batch.observations.flip(-1), torch.tensor(mirror)[batch.actions]
+    (shown,) = seen
+    kinds = set()
+    for row in range(16):
+        as_it_is = torch.equal(shown.observations[row], batch.observations[row])
+        kinds.add(as_it_is)
+        assert as_it_is or torch.equal(shown.observations[row], flipped[row])
+        assert torch.equal(shown.actions[row], (batch.actions if as_it_is else mapped)[row])
+    assert kinds == {True, False}
