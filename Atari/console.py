@@ -49,7 +49,6 @@ class Console:
         self.noop = names.index("NOOP")
         self._screens = np.zeros((2, *self._emulator.getScreenDims()), dtype=np.uint8)
         self._act, self._look = self._emulator.act, self._emulator.getScreenGrayscale
-        self._game_over = self._emulator.game_over
 
     @property
     def lives(self) -> int:
@@ -59,7 +58,7 @@ class Console:
     @property
     def over(self) -> bool:
         """Whether the game is over."""
-        return self._game_over()
+        return self._emulator.game_over()
 
     def switch_on(self, idle_frames: int = 0) -> None:
         """Begin a game, and let so many frames pass without a button pressed."""
@@ -73,7 +72,7 @@ class Console:
         self._look(self._screens[1])
 
     def press(self, action: int, *, before: int | None = None, stuck: np.ndarray | None = None) -> float:
-        """One decision: hold an action for four frames, or until the game is over.
+        """One decision: hold an action for four frames. A game that is over stands still.
 
         Args:
             action: 0 to ``game.actions`` - 1.
@@ -89,11 +88,7 @@ class Console:
             through = int(np.argmin(stuck)) if not stuck.all() else FRAME_SKIP
             held[:through] = [self._actions[before]] * through
         act, look, screens = self._act, self._look, self._screens
-        points = act(held[0]) + act(held[1])
-        if self._game_over():
-            look(screens[1])
-            return points
-        points += act(held[2])
+        points = act(held[0]) + act(held[1]) + act(held[2])
         look(screens[0])
         points += act(held[3])
         look(screens[1])
