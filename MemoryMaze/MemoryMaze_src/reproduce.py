@@ -35,11 +35,7 @@ STUDY = Study(
     settings=("--config", FAST, "--online_inference", "false", "--last_inference", "false"),
     models={
         "RATE": ("--model_mode", "RATE"),
-        # It sees as many steps as RATE is trained on, whatever they are divided into.
-        "DT": (
-            *("--model_mode", "DT", "--nmt", "0", "--mem_len", "0", "--n_head_ca", "0"),
-            *("--context_length", "30", "--sections", "6"),
-        ),
+        "DT": ("--model_mode", "DT", "--nmt", "0", "--mem_len", "0", "--n_head_ca", "0"),
     },
     read_config=read_config,
     check=check,
