@@ -28,12 +28,14 @@ same here; see `_wrap_correction`.
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from RATE_model.config import ModelConfig
+from RATE_model.dropout import Dropout, dropout
 
 
 class Positions(nn.Module):
@@ -64,9 +66,19 @@ class Positions(nn.Module):
 class Folded:
     """One layer's projections with keys, values and scale folded in; made once per forward pass."""
 
-    query_weight: Tensor  # (n_head * 2 * d_model, d_model)
-    query_bias: Tensor  # (n_head * 2 * d_model,)
+    content_weight: Tensor  # (n_head * d_model, d_model)
+    content_bias: Tensor  # (n_head * d_model,)
+    position_weight: Tensor  # as those of content
+    position_bias: Tensor
     output_weight: Tensor  # (d_model, n_head * d_model)
+
+
+@dataclass(frozen=True)
+class Queries:
+    """What some rows ask for, each `(B, r, n_head, d_model)`, not yet rotated; apart, as products copy what is not."""
+
+    content: Tensor
+    position: Tensor
 
 
 @dataclass(frozen=True)
@@ -79,6 +91,38 @@ class Keys:
     def columns(self, start: int, stop: int) -> "Keys":
         """The columns from `start` to `stop`."""
         return Keys(self.states[:, start:stop], self.positions[start:stop])
+
+
+class _Scores(torch.autograd.Function):
+    """Scores `(B, r, n_head, k)` from content, rotated positions and the bias of the last columns, in one buffer.
+
+    PyTorch's own steps would copy the scores twice on the way, and give the gradient of the states transposed, which
+    is slow to add to others.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, content: Tensor, states: Tensor, rotated: Tensor, positions: Tensor, bias: Tensor | None
+    ) -> Tensor:
+        batch, rows, heads, width = content.shape
+        columns = len(positions)
+        scores = (rotated.view(-1, width) @ positions.T).view(batch, rows * heads, columns)
+        scores.baddbmm_(content.flatten(1, 2), states.transpose(1, 2))
+        scores = scores.view(batch, rows, heads, columns)
+        if bias is not None:
+            scores[..., columns - bias.shape[-1] :].add_(bias.unsqueeze(-2))
+        ctx.save_for_backward(content, states, positions)
+        return scores
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        content, states, positions = ctx.saved_tensors
+        grad = grad.contiguous()
+        by_row = grad.flatten(1, 2)
+        of_content = torch.bmm(by_row, states).view_as(content) if ctx.needs_input_grad[0] else None
+        of_states = torch.bmm(by_row.transpose(1, 2), content.flatten(1, 2)) if ctx.needs_input_grad[1] else None
+        of_rotated = (grad.flatten(0, 2) @ positions).view_as(content) if ctx.needs_input_grad[2] else None
+        return of_content, of_states, of_rotated, None, None
 
 
 class RelativeAttention(nn.Module):
@@ -96,7 +140,7 @@ class RelativeAttention(nn.Module):
         self.value = nn.Linear(config.d_model, inner, bias=False)
         self.position = nn.Linear(config.d_model, inner, bias=False)
         self.output = nn.Linear(inner, config.d_model, bias=False)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.dropatt = config.dropatt
 
     def fold(self, content_bias: Tensor, position_bias: Tensor) -> Folded:
@@ -111,21 +155,23 @@ class RelativeAttention(nn.Module):
             linear.weight.view(heads, width, d) for linear in (self.query, self.key, self.value, self.position)
         )
         scale = 1 / math.sqrt(width)
-        targets = torch.cat([key, position], dim=-1) * scale  # (heads, width, 2 d)
-        weight = targets.transpose(1, 2) @ query  # (heads, 2 d, d)
-        bias = torch.cat([content_bias[:, None] @ targets[..., :d], position_bias[:, None] @ targets[..., d:]], dim=-1)
+        folded = []
+        for target, bias in ((key * scale, content_bias), (position * scale, position_bias)):
+            folded += [(target.transpose(1, 2) @ query).flatten(0, 1), (bias[:, None] @ target).flatten()]
         output = self.output.weight.view(d, heads, width).transpose(0, 1) @ value  # (heads, d, d)
-        return Folded(weight.flatten(0, 1), bias.flatten(), output.transpose(0, 1).flatten(1))
+        return Folded(*folded, output.transpose(0, 1).flatten(1))
 
-    def queries(self, inputs: Tensor, folded: Folded) -> Tensor:
-        """`(B, r, d_model)` to `(B, r, n_head, 2 * d_model)`: content part, then position part, not yet rotated."""
+    def queries(self, inputs: Tensor, folded: Folded) -> Queries:
+        """The queries of rows `(B, r, d_model)`."""
         # Rows cut out of a segment are not contiguous, and `linear` would then copy the weight once per trajectory.
         inputs = inputs.contiguous()
-        return F.linear(inputs, folded.query_weight, folded.query_bias).unflatten(-1, (self.n_head, -1))
+        content = F.linear(inputs, folded.content_weight, folded.content_bias)
+        position = F.linear(inputs, folded.position_weight, folded.position_bias)
+        return Queries(*(part.unflatten(-1, (self.n_head, -1)) for part in (content, position)))
 
     def forward(
         self,
-        queries: Tensor,
+        queries: Queries,
         keys: Keys,
         folded: Folded,
         *,
@@ -137,11 +183,12 @@ class RelativeAttention(nn.Module):
         """Attend from some rows to some columns.
 
         Args:
-            queries: `(B, r, n_head, 2 d_model)` from `queries`.
+            queries: of r rows, from `queries`.
             keys: the k columns that these rows may see.
             folded: this layer's folded projections.
             sin, cos: `(r, d_model/2)` or `(B, r, d_model/2)`, positions of the rows (`Positions`).
-            bias: `(r, k)` or `(B, r, k)` float, 0 where a row may attend and -inf where it may not; None: everywhere.
+            bias: `(r, c)` or `(B, r, c)` float for the last c columns, 0 where a row may attend and -inf where it may
+                not; it may attend to all columns before them. None: everywhere.
             wrap: `(w, d_model)` sinusoids of the wrap-around distances if the rows are a block of w memory tokens whose
                 own columns are the last w of `keys`; see the module's docstring.
 
@@ -149,24 +196,23 @@ class RelativeAttention(nn.Module):
             `(B, r, d_model)` after the output projection and dropout, and the attention probabilities
             `(B, r, n_head, k)`.
         """
-        batch, rows, heads, _ = queries.shape
-        dtype = queries.dtype
+        content = queries.content
+        batch, rows, heads, _ = content.shape
+        dtype = content.dtype
         states, positions = keys.states.to(dtype), keys.positions.to(dtype)
+        if dtype == torch.bfloat16:
+            states = states.contiguous()  # else each product with them, and each of its gradients, makes a copy
         columns = positions.shape[0]
         # Autocast would send the softmax through float32 copies of the whole score tensor; the kernel computes in
         # float32 inside anyway.
-        with torch.autocast(queries.device.type, enabled=False):
-            content, a, b = queries.split([self.d_model, self.d_model // 2, self.d_model // 2], dim=-1)
+        with torch.autocast(content.device.type, enabled=False):
+            a, b = queries.position.chunk(2, dim=-1)
             rotated = self._rotate(a, b, sin.to(dtype), cos.to(dtype))
-            scores = (rotated.view(-1, self.d_model) @ positions.T).view(batch, rows * heads, columns)
-            scores = torch.baddbmm(scores, content.flatten(1, 2), states.transpose(1, 2))
-            scores = scores.view(batch, rows, heads, columns)
-            if bias is not None:
-                scores = scores.add_(bias.to(dtype).unsqueeze(-2))
+            scores = _Scores.apply(content, states, rotated, positions, None if bias is None else bias.to(dtype))
             if wrap is not None:
-                scores = scores + self._wrap_correction(queries, rotated, positions, wrap.to(dtype))
+                scores = scores + self._wrap_correction(queries.position, rotated, positions, wrap.to(dtype))
             probabilities = scores.softmax(dim=-1)
-            dropped = F.dropout(probabilities, self.dropatt, self.training)
+            dropped = dropout(probabilities, self.dropatt, self.training)
             context = torch.bmm(dropped.view(batch, rows * heads, columns), states)
         attended = F.linear(context.view(batch, rows, heads * self.d_model), folded.output_weight)
         return self.dropout(attended), probabilities
@@ -175,15 +221,16 @@ class RelativeAttention(nn.Module):
     def _rotate(a: Tensor, b: Tensor, sin: Tensor, cos: Tensor) -> Tensor:
         """Rotate (a, b), each `(B, r, n_head, d_model/2)`, by the rows' own positions."""
         sin, cos = sin.unsqueeze(-2), cos.unsqueeze(-2)
-        return torch.cat([a * sin + b * cos, b * sin - a * cos], dim=-1)
+        return torch.cat([torch.addcmul(a * sin, b, cos), torch.addcmul(b * sin, a, cos, value=-1)], dim=-1)
 
-    def _wrap_correction(self, queries: Tensor, rotated: Tensor, positions: Tensor, wrap: Tensor) -> Tensor:
+    @staticmethod
+    def _wrap_correction(position: Tensor, rotated: Tensor, positions: Tensor, wrap: Tensor) -> Tensor:
         """What to add to scores `(B, w, n_head, k)` so that keys to the right within the block get wrapped values.
 
         Only w * w entries of the last w columns change; the blocks are a handful of tokens.
         """
         size = wrap.shape[0]
-        far = torch.einsum("brhd,cd->brhc", queries[..., self.d_model :], wrap)
+        far = torch.einsum("brhd,cd->brhc", position, wrap)
         # The published shift: put a zero column in front, read the buffer one row later.
         far = F.pad(far.transpose(1, 2), (1, 0))
         far = far.reshape(*far.shape[:2], size + 1, size)[:, :, 1:].transpose(1, 2)

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from RATE_model.attention import RelativeAttention
 from RATE_model.config import ModelConfig
+from RATE_model.dropout import Dropout
 
 
 class FeedForward(nn.Module):
@@ -20,7 +21,7 @@ class FeedForward(nn.Module):
         super().__init__()
         self.expand = nn.Linear(config.d_model, config.d_inner)
         self.contract = nn.Linear(config.d_inner, config.d_model)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply to every token alone."""

@@ -31,7 +31,7 @@ class RowGroup:
 
     rows: slice
     columns: tuple[int, int]
-    bias: Tensor | None = None  # (rows, columns), 0 or -inf; None: every column
+    bias: Tensor | None = None  # (rows, c), 0 or -inf, of the last c columns; the rows may see all others
     is_memory: bool = False  # memory tokens, whose own columns are the last of `columns`
 
 
@@ -68,8 +68,7 @@ class Layout:
         first = first_step + 1 if last else first_step
         for start in range(first, end, _CHUNK * stride):
             stop = range(start, min(start + _CHUNK * stride, end), stride)[-1] + 1
-            rows, columns = torch.arange(start, stop, stride), torch.arange(self.cached + stop)
-            hidden = columns[None, :] > self.cached + rows[:, None]
+            hidden = torch.arange(start, stop) > torch.arange(start, stop, stride)[:, None]
             bias = torch.zeros(hidden.shape).masked_fill(hidden, float("-inf")).to(device)
             groups.append(RowGroup(slice(start, stop, stride), (0, self.cached + stop), bias))
         if self.tokens:

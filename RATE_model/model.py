@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from RATE_model.attention import Folded, Keys, Positions
 from RATE_model.config import ModelConfig
+from RATE_model.dropout import Dropout
 from RATE_model.encoders import ActionHead, TokenEncoder
 from RATE_model.frames import Frames, FrameStack
 from RATE_model.layers import DecoderLayer
@@ -57,7 +58,7 @@ class RATE(nn.Module):
         # Distinct random vectors: equal tokens would stay equal but for their positions.
         self.memory_tokens = nn.Parameter(torch.randn(tokens, config.d_model)) if tokens else None
         self.positions = Positions(config.d_model, config.mem_len + config.segment_tokens)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     @property
     def device(self) -> torch.device:

@@ -134,7 +134,10 @@ def _weights(segment: SegmentMaps, layer: int | None, head: int | None, row: int
     weights = (maps.mean(0) if head is None else maps[head]).numpy().copy()
     allowed = np.zeros(weights.shape, dtype=bool)
     for group in segment.layout.groups("cpu", last=False):
-        allowed[group.rows, slice(*group.columns)] = True if group.bias is None else (group.bias == 0).numpy()
+        allowed[group.rows, slice(*group.columns)] = True
+        if group.bias is not None:
+            last = slice(group.columns[1] - group.bias.shape[1], group.columns[1])
+            allowed[group.rows, last] = (group.bias == 0).numpy()
     return np.where(allowed, weights, np.nan)
 
 
