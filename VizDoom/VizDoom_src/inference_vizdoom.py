@@ -8,7 +8,7 @@ Prints returns by colour, beside those of players without a model, and records e
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +18,50 @@ if not __package__:  # started as a script: make the repository importable
 from RATE_model.inference import InferenceOptions
 from RATE_model.limits import at_least, at_most
 from RATE_model.model import RATE
-from RATE_model.options import Boolean, exit_on_user_error, parse_options
+from RATE_model.options import Boolean, exit_on_user_error, load_yaml, parse_options
 from VizDoom.VizDoom_src import evaluate as protocol
 from VizDoom.VizDoom_src.baselines import play_baselines
 from VizDoom.VizDoom_src.engine import vizdoom
 from VizDoom.VizDoom_src.env import PUBLISHED_CAP
 from VizDoom.VizDoom_src.pictures import bars_of, knock_out, record_videos, returns_by_colour
-from VizDoom.VizDoom_src.scenario import Scenario
+from VizDoom.VizDoom_src.scenario import Scenario, Variant
 from VizDoom.VizDoom_src.spec import SPEC
 
 SCRIPT = "python3 VizDoom/VizDoom_src/inference_vizdoom.py"
 MODEL = "model"
+
+
+@dataclass(frozen=True)
+class ScenarioOptions:
+    """The scenario that is played; what is none is as the run was trained with, or published where nothing tells."""
+
+    # published: the original's graphics, seeds and damage; clear: larger, brighter sprites and exactly 25 damage
+    variant: Variant | None = None
+    # Steps during which the pillar is seen
+    pillar_steps: int | None = None
+    # Items of each colour at the start
+    items: int | None = None
+    # Tics between two new items; a step has 2 tics
+    spawn_tics: int | None = None
+    # Whether there is a pillar; without it nothing tells the colour
+    pillar: Boolean | None = None
+
+    def validate(self) -> None:
+        """Raise a UserError for a value out of range."""
+        self.over(Scenario()).validate()
+
+    def over(self, trained: Scenario) -> Scenario:
+        """A scenario with what is given here."""
+        return replace(trained, **{name: value for name, value in asdict(self).items() if value is not None})
+
+
+def scenario_of(checkpoint: Path) -> Scenario:
+    """The scenario that a run was trained in, by its config.yaml; the published one where there is none."""
+    for folder in (checkpoint, *checkpoint.absolute().parents[:2]):  # RUN/checkpoints/step_*
+        if (folder / "config.yaml").is_file():
+            flags = load_yaml(folder / "config.yaml")
+            return Scenario(**{name: flags[name] for name in asdict(Scenario()) if name in flags})
+    return Scenario()
 
 
 @dataclass(frozen=True)
@@ -46,8 +79,8 @@ class Options:
     seed: int = 0
     # Steps after which an episode is over, if the player is still alive
     episode_timeout: int = PUBLISHED_CAP
-    # The scenario that is played
-    scenario: Scenario = field(default_factory=Scenario)
+    # The scenario that is played; what is none is as the run was trained with, or published where nothing tells
+    scenario: ScenarioOptions = field(default_factory=ScenarioOptions)
     # Also say what players without a model do in the same episodes; takes minutes, once
     baselines: Boolean = True
     # Also record episodes as MP4 files, into --pictures or the working directory
@@ -59,19 +92,17 @@ class Options:
         """Raise a UserError for a value out of range."""
         protocol.check_episodes(episodes=self.episodes)
         protocol.check_episodes(least=2, video_episodes=self.video_episodes)
-        self.scenario.validate()
         at_least(0, seed=self.seed)
         at_most(2**63 - 1 - protocol.MAX_EPISODES, seed=self.seed)
         at_least(1, episode_timeout=self.episode_timeout)
 
-    @property
-    def acting(self) -> dict[str, Any]:
+    def acting(self, checkpoint: Path) -> dict[str, Any]:
         """What `play` and `record_videos` take."""
         return {
             "target_return": self.desired_return,
             "greedy": self.use_argmax,
             "slide": self.common.slide,
-            "scenario": self.scenario,
+            "scenario": self.scenario.over(scenario_of(checkpoint)),
             "max_steps": self.episode_timeout,
             "precision": self.common.precision,
         }
@@ -101,13 +132,14 @@ def evaluate(options: Options) -> dict[str, dict[str, float]]:
     """Results by player, under the names of `metrics`; prints a table, and draws what is asked for."""
     vizdoom()
     path, model = options.common.load(SPEC)
+    shared = options.acting(path)
     print(
-        f"{path}: {options.episodes} episodes, half of them red, asked for a return of {options.desired_return:g}"
-        f"{', memory knocked out' if options.common.knock_out else ''}",
+        f"{path}: {options.episodes} episodes of the {shared['scenario'].variant} variant, half of them red, asked for "
+        f"a return of {options.desired_return:g}{', memory knocked out' if options.common.knock_out else ''}",
         flush=True,
     )
     started = time.perf_counter()
-    acting = {"episodes": options.episodes, "seed": options.seed, **options.acting}
+    acting = {"episodes": options.episodes, "seed": options.seed, **shared}
     played = {MODEL: protocol.play(model, transform_memory=options.common.transform_memory, **acting)}
     seconds = time.perf_counter() - started
     bars = {}
@@ -117,16 +149,18 @@ def evaluate(options: Options) -> dict[str, dict[str, float]]:
         bars = {label: bars_of(episodes) for label, episodes in conditions.items()}
         played |= {f"{MODEL}, {label}": found for label, found in conditions.items() if found is not played[MODEL]}
     if options.baselines:
-        others = play_baselines(options.episodes, scenario=options.scenario, max_steps=options.episode_timeout)
+        others = play_baselines(options.episodes, scenario=shared["scenario"], max_steps=options.episode_timeout)
         bars |= {label: bars_of(episodes) for label, episodes in others.items()}
         played |= others
     show(played)
     print(f"{seconds:.1f} s")
-    draw(model, bars, options)
+    draw(model, bars, shared, options)
     return {label: protocol.metrics(found, target_return=options.desired_return) for label, found in played.items()}
 
 
-def draw(model: RATE, bars: Mapping[str, Mapping[str, tuple[float, float]]], options: Options) -> None:
+def draw(
+    model: RATE, bars: Mapping[str, Mapping[str, tuple[float, float]]], acting: Mapping[str, Any], options: Options
+) -> None:
     """Returns by colour and videos, where asked for."""
     folder = options.common.pictures or Path()
     if options.common.pictures is not None:
@@ -135,9 +169,7 @@ def draw(model: RATE, bars: Mapping[str, Mapping[str, tuple[float, float]]], opt
     if options.video:
         seeds, is_red = protocol.evaluation_seeds(options.video_episodes)
         transform = options.common.transform_memory
-        paths = record_videos(
-            model, seeds.tolist(), is_red.tolist(), folder, transform_memory=transform, **options.acting
-        )
+        paths = record_videos(model, seeds.tolist(), is_red.tolist(), folder, transform_memory=transform, **acting)
         print("videos: " + " ".join(map(str, paths)))
 
 

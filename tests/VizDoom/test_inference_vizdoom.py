@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 import sys
 
 import numpy as np
@@ -54,7 +55,10 @@ def test_a_run_is_evaluated_as_it_evaluated_itself_with_baselines_beside(run, tm
         names = ["ReturnsMean_red", "ReturnsSEM_red", "ReturnsMean_green", "ReturnsSEM_green", "ReturnsMean"]
         names += ["ReturnsSEM", "ReturnsMin", "ReturnsDifference", "LifeTimeMean_red", "LifeTimeMean_green"]
         assert [float(word) for word in words] == pytest.approx([result[f"{name}_56.5"] for name in names], abs=0.51)
-    assert "4 episodes, half of them red, asked for a return of 56.5" in printed and "knocked out" not in printed
+    assert (
+        "4 episodes of the published variant, half of them red, asked for a return of 56.5" in printed
+        and "knocked out" not in printed
+    )
 
 
 def test_the_command_of_the_readme_is_understood():
@@ -87,6 +91,36 @@ def test_flags_reach_the_evaluation(run, monkeypatch, capsys):
         max_steps=50, transform_memory=knock_out_memory, precision="bf16",
     )  # fmt: skip
     assert "memory knocked out" in capsys.readouterr().out
+
+
+def test_the_scenario_is_the_one_of_the_training_unless_flags_say_otherwise(run, tmp_path, monkeypatch):
+    """Also of a checkpoint inside the run, and with half of it given."""
+    asked = []
+    monkeypatch.setattr(inference_vizdoom.protocol, "play", lambda model, **options: asked.append(options) or PLAYED)
+    other = tmp_path / "run"
+    shutil.copytree(run, other)
+    config = (other / "config.yaml").read_text()
+    assert "variant: published" in config and "items: 10\n" in config
+    changed = config.replace("variant: published", "variant: clear").replace("items: 10\n", "items: 7\n")
+    (other / "config.yaml").write_text(changed)
+    (checkpoint,) = (other / "checkpoints").glob("step_*")
+    for flags in (
+        (other,),
+        (checkpoint,),
+        (other, "--pillar_steps", 3, "--pillar", "false"),
+        (other, "--variant", "published"),
+    ):
+        infer("--checkpoint", *flags, "--baselines", "false")
+    (other / "config.yaml").unlink()
+    infer("--checkpoint", other, "--baselines", "false")
+    trained = Scenario("clear", items=7)
+    assert [options["scenario"] for options in asked] == [
+        trained,
+        trained,
+        Scenario("clear", pillar_steps=3, items=7, pillar=False),
+        Scenario(items=7),
+        Scenario(),
+    ]
 
 
 def test_pictures_and_videos_are_made(run, tmp_path, capsys, engines):
