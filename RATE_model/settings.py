@@ -15,7 +15,7 @@ ALIASES = {"skip_dec_attn": "skip_dec_ffn"}
 # Flags that steer a run and do not define it: they may differ when it is resumed.
 MAY_CHANGE = frozenset(
     {"start_seed", "end_seed", "output_dir", "data_dir", "data_path", "device", "num_workers", "save_minutes"}
-    | {"last_inference", "eval_lengths", "eval_sizes", "final_sizes", "eval_episodes", "slide"}
+    | {"last_inference", "eval_lengths", "eval_sizes", "final_sizes", "eval_episodes", "use_argmax", "slide"}
     | {"text", "ckpt_folder"}  # where it is; another run may be continued under a new name
     | {"resume", "overwrite"}  # runs recorded them once
 )
