@@ -161,13 +161,8 @@ def describe(path: Path) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Make what the flags (None: of the command line) ask for; see the module."""
     with exit_on_user_error():
-        options = parse_options(
-            Options,
-            argv=argv,
-            prog=SCRIPT,
-            description="Make Atari data with scripted players.",
-            aliases={"data_path": "data_dir"},
-        )
+        description = "Make Atari data with scripted players."
+        options = parse_options(Options, argv=argv, prog=SCRIPT, description=description)
         game, path = game_of(options.game), options.path
         if options.replay is None or options.overwrite or not path.exists():
             recipe, steps = options.generate.recipe(game), options.generate.steps(game)
