@@ -41,6 +41,13 @@ STUDY = Study(
     check=check,
 )
 SLIDE = 30  # of DT, which a step at a time would take minutes
+FORGETFUL = "RATE, memory knocked out"
+# What else RATE's runs do: label, name of the file, what is done to memory, whether the most probable action is taken.
+CONTROLS: tuple[tuple[str, str, MemoryTransform | None, bool], ...] = (
+    (FORGETFUL, "knocked_out", knock_out_memory, True),
+    ("RATE, actions drawn", "intact", None, False),
+    (f"{FORGETFUL}, actions drawn", "knocked_out", knock_out_memory, False),
+)
 # Published figures (arXiv 2306.09459 and its code; arXiv 2210.13383 for the human), of other data than ours.
 PUBLISHED = {
     "RATE": "7.64",
@@ -66,9 +73,9 @@ class Options(StudyOptions):
         check_episodes(episodes=self.episodes)
 
 
-def returns_of(run: Path, name: str, transform: MemoryTransform | None, episodes: int) -> np.ndarray:
+def returns_of(run: Path, name: str, transform: MemoryTransform | None, greedy: bool, episodes: int) -> np.ndarray:
     """Returns (E,) of a run's model in the evaluation's mazes; played once, then read from its eval/."""
-    kept = run / "eval" / f"{name}_{episodes}_episodes.json"
+    kept = run / "eval" / f"{name}_{'argmax' if greedy else 'drawn'}_{episodes}_episodes.json"
 
     def made_now() -> list[float]:
         config = read_config(["--config", str(run / "config.yaml")])
@@ -80,7 +87,7 @@ def returns_of(run: Path, name: str, transform: MemoryTransform | None, episodes
             steps=config.task.episode_timeout,
             target_return=config.task.desired_return,
             rtg_floor=config.task.rtg_floor,
-            greedy=config.task.use_argmax,
+            greedy=greedy,
             slide=SLIDE if model.config.sliding else 1,
             precision=config.train.precision,
             transform_memory=transform,
@@ -103,13 +110,15 @@ def collect(directories: dict[str, list[Path]], options: Options) -> dict[str, d
     for label, runs in directories.items():
         results = final_results(runs)
         document[label] = {
-            "returns": [returns_of(run, "intact", None, options.episodes).tolist() for run in runs],
+            "returns": [returns_of(run, "intact", None, True, options.episodes).tolist() for run in runs],
             **{key: [result[key] for result in results] for key in ("train_seconds", "optimizer_steps")},
             **{key: [result[key] for result in results] for key in ("validation_loss", "validation_accuracy")},
             "commit": commits(runs),
         }
-    forgotten = [returns_of(run, "knocked_out", knock_out_memory, options.episodes) for run in directories["RATE"]]
-    document["RATE, memory knocked out"] = {"returns": [values.tolist() for values in forgotten]}
+    runs = directories["RATE"]
+    for label, name, transform, greedy in CONTROLS:
+        returns = [returns_of(run, name, transform, greedy, options.episodes).tolist() for run in runs]
+        document[label] = {"returns": returns}
     for player in PLAYERS:
         document[player] = {"returns": [player_returns(player, episodes=options.episodes).tolist()]}
     return document
@@ -149,7 +158,7 @@ def seed_table(document: dict[str, dict], seeds: Sequence[int]) -> str:
 
 def difference(document: dict[str, dict]) -> str:
     """What memory is worth: the mean over pairs of episodes in one maze, with its standard error."""
-    intact, forgotten = (np.concatenate(document[label]["returns"]) for label in ("RATE", "RATE, memory knocked out"))
+    intact, forgotten = (np.concatenate(document[label]["returns"]) for label in ("RATE", FORGETFUL))
     mean, error = mean_and_error(intact - forgotten)
     return f"{mean:.2f} ± {error:.2f}"
 
@@ -164,8 +173,9 @@ def write(document: dict[str, dict], data: Sequence[Path], options: Options) -> 
     held = "; ".join(describe(path).partition(": ")[2] for path in data)
     text = (
         f"Balls found in 1000 steps, mean and standard error over the episodes of seeds {seeds} in {options.episodes} "
-        f"mazes that no data was made in, made {made(document)}. Asked for was a return of {asked:g}; actions "
-        f"are drawn; DT moves its window {SLIDE} steps at once. Data: {held}.\n\n{returns_table(document)}\n\n"
+        f"mazes that no data was made in, made {made(document)}. Asked for was a return of {asked:g}; the "
+        f"most probable actions are taken unless said otherwise; DT moves its window {SLIDE} steps at once. "
+        f"Data: {held}.\n\n{returns_table(document)}\n\n"
         f"What RATE finds more than with its memory knocked out, in the same mazes: {difference(document)}.\n\n"
         f"Every run:\n\n{seed_table(document, options.seeds)}\n\nCommands:\n\n{STUDY.commands(options.seeds)}\n"
     )
