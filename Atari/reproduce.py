@@ -37,7 +37,7 @@ RECIPES = {
 }
 SHORTER = {"Pong": ("--epoch_batches", "800")}  # it has less data
 EPISODES = 20  # of an evaluation
-EXPERT_EPISODES = 5
+EXPERT_EPISODES = 3
 MODELS = {"RATE": ("--model_mode", "RATE"), "DT": ("--model_mode", "DT", "--slide", "5")}
 RANDOM, EXPERT, DATA = "random player", "expert, without noise", "data"
 
