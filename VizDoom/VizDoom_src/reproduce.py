@@ -1,6 +1,6 @@
 """Make results/vizdoom.*: every model, every seed, one setting.
 
-    python3 VizDoom/VizDoom_src/reproduce.py --seeds 1 2 3
+    python3 VizDoom/VizDoom_src/reproduce.py --seeds 1
 
 Runs that are finished are kept, interrupted ones are continued, so the command can be given again at any time.
 """
@@ -31,8 +31,6 @@ STUDY = Study(
     settings=("--config", FAST),
     models={
         "RATE": ("--model_mode", "RATE"),
-        "RMT": ("--model_mode", "RMT"),
-        "TrXL": ("--model_mode", "TrXL", "--mem_len", "270"),
         "DT": ("--model_mode", "DT", "--slide", "30"),
     },
     read_config=read_config,
