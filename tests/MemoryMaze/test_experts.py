@@ -198,7 +198,7 @@ def test_noise_is_the_share_of_random_actions():
 
 
 @pytest.mark.usefixtures("tasks")
-@pytest.mark.parametrize(("kind", "steps"), [("planner", 40), ("explorer", 120)])
+@pytest.mark.parametrize(("kind", "steps"), [("planner", 40), ("explorer", 160)])
 def test_players_find_a_ball_in_the_game(kind, steps):
     with contextlib.closing(MemoryMazeEnv(privileged=True)) as maze:
         _, info = maze.reset(seed=0)
