@@ -46,7 +46,6 @@ FORGETFUL = "RATE, memory knocked out"
 CONTROLS: tuple[tuple[str, str, MemoryTransform | None, bool], ...] = (
     (FORGETFUL, "knocked_out", knock_out_memory, True),
     ("RATE, actions drawn", "intact", None, False),
-    (f"{FORGETFUL}, actions drawn", "knocked_out", knock_out_memory, False),
 )
 # Published figures (arXiv 2306.09459 and its code; arXiv 2210.13383 for the human), of other data than ours.
 PUBLISHED = {

@@ -178,7 +178,9 @@ def test_the_page_has_every_run_and_plays_none_twice(played, tmp_path, monkeypat
     flags = ["--seeds", "1", "2", "--jobs", "1", "--episodes", "4", "--results_dir", str(tmp_path / "results")]
     reproduce.main(flags)
     models = [options for options in played if "player" not in options]
-    assert len(models) == 6 and sum(options["transform_memory"] is not None for options in models) == 2
+    conditions = [(options["transform_memory"] is not None, options["greedy"]) for options in models]
+    of_a_seed = [(False, True), (False, True), (True, True), (False, False)]
+    assert sorted(conditions) == sorted(2 * of_a_seed), "DT with its most probable actions alone"
     page = (tmp_path / "results" / "memory_maze.md").read_text()
     assert "| RATE | 4.50 ± 0.42 | 3 to 6 | 8 | 7.64 |" in page
     assert "| RATE, memory knocked out | 2.50 ± 0.42 | 1 to 4 | 8 |  |" in page
@@ -187,4 +189,4 @@ def test_the_page_has_every_run_and_plays_none_twice(played, tmp_path, monkeypat
     assert str(tmp_path) not in page, "no machine's path"
     assert (tmp_path / "results" / "memory_maze.png").exists()
     reproduce.main(flags)
-    assert len([options for options in played if "player" not in options]) == 6
+    assert len([options for options in played if "player" not in options]) == 8
