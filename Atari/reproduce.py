@@ -151,8 +151,8 @@ def write(document: dict[str, dict[str, Any]], options: Options) -> None:
     """results/atari.json and the generated part of .md."""
     seeds = ", ".join(map(str, options.seeds))
     parts = [
-        f"Mean (and standard error, over seeds {seeds} if there are several) of the mean of {EPISODES} episodes of at "
-        f"most 7000 decisions ({EXPERT_EPISODES} of the expert), made {made(document)}."
+        f"Means of {EPISODES} episodes of at most 7000 decisions ({EXPERT_EPISODES} of the expert); of seeds {seeds}, "
+        f"with the standard error where there are several. Made {made(document)}."
     ]
     for name in RECIPES:
         data, asked = document[f"{name}, {DATA}"], document[f"{name}, RATE"]["target_return"]
