@@ -73,6 +73,8 @@ class Options:
     episodes: int = protocol.EPISODES
     # Return that the agent is asked for
     desired_return: float = protocol.TARGET_RETURN
+    # Ask for the return again whenever K steps have passed, as if nothing had been earned
+    reset_target: Boolean = False
     # Take the most probable action; false: draw from the predicted distribution (published)
     use_argmax: Boolean = True
     # Seed of those draws
@@ -100,6 +102,7 @@ class Options:
         """What `play` and `record_videos` take."""
         return {
             "target_return": self.desired_return,
+            "renew_target": self.reset_target,
             "greedy": self.use_argmax,
             "slide": self.common.slide,
             "scenario": self.scenario.over(scenario_of(checkpoint)),

@@ -47,6 +47,8 @@ class TaskOptions:
     mirror: Boolean = False
     # Return that the agent is asked for
     desired_return: float = protocol.TARGET_RETURN
+    # Ask for the return again whenever K steps have passed, as if nothing had been earned
+    reset_target: Boolean = False
     # Take the most probable action; false: draw from the predicted distribution (published)
     use_argmax: Boolean = False
     # Steps after which an evaluated episode is over, if the player is still alive
@@ -105,6 +107,7 @@ def evaluate(model: RATE, config: Config, seed: int, final: bool) -> dict[str, f
         model,
         episodes=task.eval_episodes,
         target_return=task.desired_return,
+        renew_target=task.reset_target,
         greedy=task.use_argmax,
         seed=seed,
         slide=task.slide,
