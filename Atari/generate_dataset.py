@@ -26,12 +26,12 @@ from Atari.games import game as game_of
 from Atari.generate import FRAME_SHAPE, Recipe, generate
 from RATE_model.errors import UserError
 from RATE_model.limits import MAX_EPISODE_STEPS, at_least, at_most, writable
-from RATE_model.options import Boolean, exit_on_user_error, parse_options
+from RATE_model.options import exit_on_user_error, parse_options
+from RATE_model.parts import FileOptions
 from RATE_model.trajectories import TrajectoryFile
 
 SCRIPT = "python3 Atari/generate_dataset.py"
 DATA_DIRECTORY = Path(__file__).resolve().parent / "Atari_data"
-MAX_WORKERS = 1024
 
 TRANSITIONS, PLANNED_TRANSITIONS = 100_000, 20_000
 PLANNED_CAP = 2000  # decisions: a planner at its best hardly ever loses its last life
@@ -115,31 +115,22 @@ class Options:
     # Breakout, Pong, Qbert, Seaquest, or any other ALE game, in CamelCase
     game: str = "Breakout"
     generate: GenerateOptions = field(default_factory=GenerateOptions)
-    # The file to write; none = one in --data_dir, named by what it holds
-    output: Path | None = None
+    file: FileOptions = field(default_factory=FileOptions)
     # Directory of the file; none = Atari/Atari_data
     data_dir: Path | None = None
     # Also write the data as DQN-replay files, to {game}/1/replay_logs in this folder; a file that is there already is
     # not made again for it
     replay: Path | None = None
-    # Replace a file that exists
-    overwrite: Boolean = False
-    # Processes that play; none = one per core. The data does not depend on it
-    workers: int | None = None
 
     def validate(self) -> None:
         """Raise a UserError for an unknown game or a value out of range."""
         game_of(self.game)
-        at_least(1, workers=self.workers)
-        at_most(MAX_WORKERS, workers=self.workers)
         writable(data_dir=self.data_dir, replay=self.replay)
-        if self.output is not None and self.output.suffix not in (".h5", ".hdf5"):
-            raise UserError(f"--output '{self.output}': the name must end in .h5")
 
     @property
     def path(self) -> Path:
         """The file to make."""
-        return self.output or dataset_path(game_of(self.game), self.data_dir, self.generate)
+        return self.file.output or dataset_path(game_of(self.game), self.data_dir, self.generate)
 
 
 def describe(path: Path) -> str:
@@ -164,9 +155,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         description = "Make Atari data with scripted players."
         options = parse_options(Options, argv=argv, prog=SCRIPT, description=description)
         game, path = game_of(options.game), options.path
-        if options.replay is None or options.overwrite or not path.exists():
+        if options.replay is None or options.file.overwrite or not path.exists():
             recipe, steps = options.generate.recipe(game), options.generate.steps(game)
-            generate(recipe, steps, path, overwrite=options.overwrite, workers=options.workers)
+            generate(recipe, steps, path, overwrite=options.file.overwrite, workers=options.file.workers)
         print(describe(path))
         if options.replay is not None:
             from Atari.replay import export_replay

@@ -19,10 +19,33 @@ from typing import Any
 import h5py
 
 from RATE_model.errors import UserError
+from RATE_model.limits import at_least, at_most
+from RATE_model.options import Boolean
 from RATE_model.processes import available_cores, check_writable, in_order, in_processes, only_one
 from RATE_model.trajectories import TrajectoryFile, TrajectoryWriter
 
+MAX_WORKERS = 1024
+
 _RECIPE = "recipe"  # attribute of a part: what it was made from
+
+
+@dataclass(frozen=True)
+class FileOptions:
+    """Which file is made, and by how many processes."""
+
+    # The file to write; none = one in --data_dir, named by what it holds
+    output: Path | None = None
+    # Replace a file that exists
+    overwrite: Boolean = False
+    # Processes that play; none = one per core. The data does not depend on it
+    workers: int | None = None
+
+    def validate(self) -> None:
+        """Raise a UserError for a value out of range."""
+        at_least(1, workers=self.workers)
+        at_most(MAX_WORKERS, workers=self.workers)
+        if self.output is not None and self.output.suffix not in (".h5", ".hdf5"):
+            raise UserError(f"--output '{self.output}': the name must end in .h5")
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,8 @@ if not __package__:  # started as a script: make the repository importable
 from MinigridMemory.MinigridMemory_src.dataset import DataOptions, dataset_path, given_dataset, open_dataset
 from MinigridMemory.MinigridMemory_src.generate import generate
 from RATE_model.errors import UserError
-from RATE_model.limits import at_least, at_most
-from RATE_model.options import Boolean, exit_on_user_error, parse_options
-
-MAX_WORKERS = 1024
+from RATE_model.options import exit_on_user_error, parse_options
+from RATE_model.parts import FileOptions
 
 
 @dataclass(frozen=True)
@@ -31,19 +29,10 @@ class Options:
     """Flags of this script."""
 
     data: DataOptions = field(default_factory=DataOptions)
-    # The file to write; none = one in --data_dir, named by what it holds
-    output: Path | None = None
-    # Replace a file that exists
-    overwrite: Boolean = False
-    # Processes that play; none = one per core. The data does not depend on it
-    workers: int | None = None
+    file: FileOptions = field(default_factory=FileOptions)
 
     def validate(self) -> None:
         """Raise a UserError for a value out of range."""
-        at_least(1, workers=self.workers)
-        at_most(MAX_WORKERS, workers=self.workers)
-        if self.output is not None and self.output.suffix not in (".h5", ".hdf5"):
-            raise UserError(f"--output '{self.output}': the name must end in .h5")
         if self.data.data_path is not None and not self.data.data_path.is_dir():
             raise UserError(f"--data_path '{self.data.data_path}': must be a folder of train_data_*.npz to convert")
 
@@ -73,10 +62,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             description="Collect Minigrid-Memory trajectories with the scripted expert.",
         )
         if options.data.data_path is not None:
-            path = given_dataset(options.data, options.output)
+            path = given_dataset(options.data, options.file.output)
         else:
-            path = options.output or dataset_path(options.data)
-            generate(options.data.selection(), path, overwrite=options.overwrite, workers=options.workers)
+            path = options.file.output or dataset_path(options.data)
+            generate(options.data.selection(), path, overwrite=options.file.overwrite, workers=options.file.workers)
         print(describe(path))
 
 

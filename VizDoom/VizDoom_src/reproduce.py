@@ -35,8 +35,8 @@ STUDY = Study(
     read_config=read_config,
     check=check,
 )
-# What the data can promise, asked for anew at every segment. Chosen among 4.4, 6 and 8 for a model of an earlier setting, on
-# 60 episodes of other seeds.
+# What the data can promise, asked for anew at every segment. Chosen among 4.4, 6 and 8 for a model of an earlier
+# setting, on 60 episodes of other seeds.
 WITHIN_DATA = {"target_return": 4.4, "renew_target": True}
 # Further evaluations of the first model's runs: label -> what differs for `play`.
 FURTHER: dict[str, dict[str, Any]] = {
