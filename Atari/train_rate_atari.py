@@ -24,12 +24,12 @@ from Atari.spec import spec_of
 from RATE_model import experiment
 from RATE_model.config import ModelConfig
 from RATE_model.errors import UserError
-from RATE_model.limits import MAX_SIZE, MAX_STEPS, at_least, at_most
+from RATE_model.limits import MAX_STEPS, at_least, at_most
 from RATE_model.model import RATE
 from RATE_model.options import Boolean, exit_on_user_error, parse_options
 from RATE_model.plots import plot_curves
 from RATE_model.runs import Run, run_name
-from RATE_model.settings import ALIASES, CurriculumOptions, ModelOptions, RunOptions, TrainOptions
+from RATE_model.settings import ALIASES, CurriculumOptions, ImageOptions, ModelOptions, RunOptions, TrainOptions
 from RATE_model.spec import EnvironmentSpec
 from RATE_model.trainer import accuracy
 
@@ -52,8 +52,6 @@ class TaskOptions:
     # The model sees returns divided by this; 1 is published, and a tanh behind it that can hardly tell 20 points from
     # 200; none = half of the return asked for
     return_scale: float | None = 1.0
-    # Channels of the three convolutions; published: 32 64 64
-    conv_channels: tuple[int, int, int] = (32, 64, 64)
     # Passes over the data after which the learning rate's decay is over (published: 2 of 3 epochs); none = when
     # training is, or after --final_tokens
     decay_epochs: float | None = 2.0
@@ -83,8 +81,6 @@ class TaskOptions:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise UserError(f"--{name} {value}: must be above 0, or none")
-        at_least(1, conv_channels=min(self.conv_channels))
-        at_most(MAX_SIZE, conv_channels=max(self.conv_channels))
         if not 0 <= self.sticky < 1:
             raise UserError(f"--sticky {self.sticky}: must be at least 0 and below 1")
         protocol.check_episodes(eval_episodes=self.eval_episodes)
@@ -95,6 +91,7 @@ class Config:
     """All flags of this script."""
 
     model: ModelOptions = field(default_factory=ModelOptions)
+    image: ImageOptions = field(default_factory=ImageOptions)
     data: DataOptions = field(default_factory=DataOptions)
     replay: Selection = field(default_factory=Selection)
     task: TaskOptions = field(default_factory=TaskOptions)
@@ -127,7 +124,7 @@ class Config:
         """How the model sees the game; for behaviour cloning all returns look alike."""
         scale = abs(self.target) / 2 if self.task.return_scale is None else self.task.return_scale
         scale = 1 / scale if self.task.condition_on_returns else 0.0
-        return spec_of(self.game, return_scale=scale, conv_channels=self.task.conv_channels)
+        return spec_of(self.game, return_scale=scale, conv_channels=self.image.conv_channels)
 
 
 def run_directory(config: Config, seed: int) -> Path:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from RATE_model.config import Activation, Arch, Mode, ModelConfig, apply_mode
 from RATE_model.errors import UserError
-from RATE_model.limits import at_least, at_most
+from RATE_model.limits import MAX_SIZE, at_least, at_most
 from RATE_model.options import Boolean
 
 # How these scripts have always been told to leave out the decoder's feed-forward network.
@@ -79,6 +79,21 @@ class ModelOptions:
         config = apply_mode(config, mode=self.model_mode, sections=sections)
         config.validate()
         return config
+
+
+@dataclass(frozen=True)
+class ImageOptions:
+    """How images are encoded."""
+
+    # Channels of the three convolutions; fewer than the published cost less
+    conv_channels: tuple[int, ...] = (32, 64, 64)
+
+    def validate(self) -> None:
+        """Raise a UserError for other than three numbers, or one out of range."""
+        if len(self.conv_channels) != 3:
+            raise UserError(f"--conv_channels {' '.join(map(str, self.conv_channels))}: give three numbers")
+        at_least(1, conv_channels=min(self.conv_channels))
+        at_most(MAX_SIZE, conv_channels=max(self.conv_channels))
 
 
 @dataclass(frozen=True)

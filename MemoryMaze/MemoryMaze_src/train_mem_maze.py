@@ -18,16 +18,15 @@ if not __package__:  # started as a script: make the repository importable
 from MemoryMaze.MemoryMaze_src import evaluate as protocol
 from MemoryMaze.MemoryMaze_src.dataset import DataOptions, ensure_dataset, load_windows
 from MemoryMaze.MemoryMaze_src.pictures import draw_run
-from MemoryMaze.MemoryMaze_src.spec import SPEC, spec_of
+from MemoryMaze.MemoryMaze_src.spec import spec_of
 from RATE_model import experiment
 from RATE_model.config import ModelConfig
-from RATE_model.errors import UserError
 from RATE_model.fit import StageData
-from RATE_model.limits import MAX_SIZE, MAX_STEPS, at_least, at_most
+from RATE_model.limits import MAX_STEPS, at_least, at_most
 from RATE_model.model import RATE
 from RATE_model.options import Boolean, exit_on_user_error, parse_options
 from RATE_model.runs import Run, run_name
-from RATE_model.settings import ALIASES, CurriculumOptions, ModelOptions, RunOptions, TrainOptions
+from RATE_model.settings import ALIASES, CurriculumOptions, ImageOptions, ModelOptions, RunOptions, TrainOptions
 from RATE_model.trainer import accuracy
 from RATE_model.windows import WindowDataset
 
@@ -43,8 +42,6 @@ class TaskOptions:
     context_length: int = 30
     # Segments of a trajectory (N)
     sections: int = 3
-    # Channels of the three convolutions; fewer than the published cost less
-    conv_channels: tuple[int, ...] = SPEC.conv_channels
     # Return that the agent is asked for
     desired_return: float = protocol.TARGET_RETURN
     # How far the return-to-go falls when more is earned than was asked for; the smallest in data is 0. none = freely
@@ -70,10 +67,6 @@ class TaskOptions:
         at_least(1, episode_timeout=self.episode_timeout)
         at_most(MAX_STEPS, episode_timeout=self.episode_timeout)
         protocol.check_episodes(eval_episodes=self.eval_episodes)
-        if len(self.conv_channels) != 3:
-            raise UserError(f"--conv_channels {' '.join(map(str, self.conv_channels))}: give three numbers")
-        at_least(1, conv_channels=min(self.conv_channels))
-        at_most(MAX_SIZE, conv_channels=max(self.conv_channels))
 
 
 @dataclass(frozen=True)
@@ -81,6 +74,7 @@ class Config:
     """All flags of this script."""
 
     model: ModelOptions = field(default_factory=ModelOptions)
+    image: ImageOptions = field(default_factory=ImageOptions)
     data: DataOptions = field(default_factory=DataOptions)
     task: TaskOptions = field(default_factory=TaskOptions)
     train: TrainOptions = field(default_factory=TrainOptions)
@@ -163,7 +157,7 @@ def train(config: Config, run: Run) -> dict[str, float]:
         config,
         run,
         model=config.model_config(),
-        spec=spec_of(task.conv_channels),
+        spec=spec_of(config.image.conv_channels),
         data=data,
         curriculum=curriculum,
         schedule=schedule,

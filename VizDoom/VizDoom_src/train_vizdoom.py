@@ -16,11 +16,11 @@ if not __package__:  # started as a script: make the repository importable
 
 from RATE_model import experiment
 from RATE_model.config import ModelConfig
-from RATE_model.limits import MAX_SIZE, MAX_STEPS, at_least, at_most
+from RATE_model.limits import MAX_STEPS, at_least, at_most
 from RATE_model.model import RATE
 from RATE_model.options import Boolean, exit_on_user_error, parse_options
 from RATE_model.runs import Run, run_name
-from RATE_model.settings import ALIASES, CurriculumOptions, ModelOptions, RunOptions, TrainOptions
+from RATE_model.settings import ALIASES, CurriculumOptions, ImageOptions, ModelOptions, RunOptions, TrainOptions
 from RATE_model.trainer import accuracy
 from VizDoom.VizDoom_src import evaluate as protocol
 from VizDoom.VizDoom_src.dataset import DataOptions, ensure_dataset, load_windows
@@ -37,8 +37,6 @@ CHECKPOINTS = HERE.parent / "VizDoom_checkpoints"
 class TaskOptions:
     """Segments and evaluation."""
 
-    # Channels of the three convolutions
-    conv_channels: tuple[int, int, int] = (32, 64, 64)
     # Steps of a segment (K)
     context_length: int = 30
     # Segments of a trajectory (N); data has episodes of N K steps
@@ -67,8 +65,6 @@ class TaskOptions:
         at_least(1, context_length=self.context_length, sections=self.sections, slide=self.slide)
         at_least(1, episode_timeout=self.episode_timeout)
         at_most(MAX_STEPS, context_length=self.context_length, sections=self.sections)
-        at_least(1, conv_channels=min(self.conv_channels))
-        at_most(MAX_SIZE, conv_channels=max(self.conv_channels))
         protocol.check_episodes(eval_episodes=self.eval_episodes)
 
 
@@ -77,6 +73,7 @@ class Config:
     """All flags of this script."""
 
     model: ModelOptions = field(default_factory=ModelOptions)
+    image: ImageOptions = field(default_factory=ImageOptions)
     data: DataOptions = field(default_factory=DataOptions)
     task: TaskOptions = field(default_factory=TaskOptions)
     train: TrainOptions = field(default_factory=TrainOptions)
@@ -150,7 +147,7 @@ def train(config: Config, run: Run) -> dict[str, float]:
         config,
         run,
         model=config.model_config(),
-        spec=replace(SPEC, conv_channels=config.task.conv_channels),
+        spec=replace(SPEC, conv_channels=config.image.conv_channels),
         data=data,
         curriculum=curriculum,
         schedule=schedule,

@@ -78,17 +78,17 @@ def test_flags_reach_the_evaluation(run, monkeypatch, capsys):
     infer(
         *("--checkpoint", run, "--episodes", 20, "--knock_out", "--slide", 3, "--seed", 4, "--desired_return", 9.5),
         *("--use_argmax", "false", "--precision", "bf16", "--variant", "clear", "--pillar_steps", 7),
-        *("--episode_timeout", 50, "--baselines", "false"),
+        *("--episode_timeout", 50, "--baselines", "false", "--reset_target"),
     )
     defaults, beside, given = asked
     assert defaults == dict(
-        episodes=50, target_return=56.5, greedy=True, seed=0, slide=1, scenario=Scenario(), max_steps=4200,
-        transform_memory=None, precision="32",
+        episodes=50, target_return=56.5, renew_target=False, greedy=True, seed=0, slide=1, scenario=Scenario(),
+        max_steps=4200, transform_memory=None, precision="32",
     )  # fmt: skip
     assert beside == ((50,), {"scenario": Scenario(), "max_steps": 4200})
     assert given == dict(
-        episodes=20, target_return=9.5, greedy=False, seed=4, slide=3, scenario=Scenario("clear", pillar_steps=7),
-        max_steps=50, transform_memory=knock_out_memory, precision="bf16",
+        episodes=20, target_return=9.5, renew_target=True, greedy=False, seed=4, slide=3,
+        scenario=Scenario("clear", pillar_steps=7), max_steps=50, transform_memory=knock_out_memory, precision="bf16",
     )  # fmt: skip
     assert "memory knocked out" in capsys.readouterr().out
 

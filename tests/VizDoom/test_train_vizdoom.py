@@ -138,13 +138,14 @@ def test_the_game_that_is_played_is_what_the_flags_ask_for(monkeypatch):
     monkeypatch.setattr(train_vizdoom.protocol, "metrics", lambda played, **rest: rest)
     config = train_vizdoom.read_config(
         "--eval_episodes 8 --desired_return 20 --precision bf16 --variant clear --pillar_steps 9 --episode_timeout 70 "
-        "--slide 3 --last_inference false".split()
+        "--slide 3 --last_inference false --reset_target".split()
     )
     assert train_vizdoom.evaluate(None, config, 5, False) == {"target_return": 20}
     assert train_vizdoom.evaluate(None, config, 5, True) == {}
     assert asked == [
         dict(
-            episodes=8, target_return=20, greedy=False, seed=5, slide=3, scenario=Scenario("clear", pillar_steps=9),
+            episodes=8, target_return=20, renew_target=True, greedy=False, seed=5, slide=3,
+            scenario=Scenario("clear", pillar_steps=9),
             max_steps=70, precision="bf16",
         )
     ]  # fmt: skip
