@@ -122,7 +122,8 @@ def draw(trained: Trained, played: dict[float, Episodes], options: Options) -> N
     """Pictures and videos, where asked for."""
     if options.common.pictures is None and not options.video:
         return
-    from Atari.pictures import plot_returns, record_videos
+    from Atari.pictures import record_videos
+    from RATE_model.plots import plot_returns
 
     folder = options.common.pictures or Path()
     if options.common.pictures is not None:

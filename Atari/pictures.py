@@ -1,42 +1,21 @@
-"""Pictures of what a model does: returns by what was asked for, and videos."""
+"""Videos of what a model does."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from Atari.env import PUBLISHED_CAP, AtariEnv
 from Atari.evaluate import evaluation_seeds
 from Atari.games import Game
 from RATE_model.actor import Actor
-from RATE_model.evaluation import Episodes
 from RATE_model.model import RATE
-from RATE_model.plots.style import COLOURS, GREY, save, style
 from RATE_model.video import with_caption, write_video
 
 _ENLARGE = 2  # a console's pixel, in pixels of a video
-
-
-def plot_returns(played: Mapping[str, Mapping[float, Episodes]], path: Path, *, title: str) -> Path:
-    """Returns against the return asked for, mean and standard deviation, a line for each label; the PNG's path."""
-    with style():
-        figure = Figure(figsize=(6.4, 4.4), layout="constrained")
-        axes = figure.subplots()
-        targets = sorted({target for line in played.values() for target in line})
-        axes.plot(targets, targets, color=GREY, linewidth=1, linestyle=":", label="as asked for")
-        for number, (label, line) in enumerate(played.items()):
-            asked = sorted(line)
-            mean, spread = (np.array([kind(line[target].returns) for target in asked]) for kind in (np.mean, np.std))
-            colour = COLOURS[number % len(COLOURS)]
-            axes.errorbar(asked, mean, spread, color=colour, marker="o", markersize=4, capsize=3, label=label)
-        axes.set(xlabel="return asked for", ylabel="return (mean, standard deviation)", title=title)
-        axes.grid(axis="y")
-        axes.legend()
-    return save(figure, path)
 
 
 def record_videos(

@@ -120,7 +120,8 @@ def draw(trained: Trained, played: dict[float, dict[str, Episodes]], options: Op
     """Pictures and videos, where asked for."""
     if options.common.pictures is None and not options.video:
         return
-    from MuJoCo.pictures import plot_returns, record_videos
+    from MuJoCo.pictures import record_videos
+    from RATE_model.plots import plot_returns
 
     folder = options.common.pictures or Path()
     if options.common.pictures is not None:

@@ -1,4 +1,4 @@
-"""Figures: success by length, bars, training curves, attention maps, and how memory tokens move along an episode.
+"""Figures: success by length, bars, returns, training curves, attention maps, and how memory tokens move in an episode.
 
 Every `plot_*` function writes one PNG, whole or not at all, and returns its path; the `*_figure` function of the same
 name builds the figure alone. Nothing touches pyplot's global state, so all of it works without a display.
@@ -8,6 +8,7 @@ from RATE_model.plots.attention import plot_attention
 from RATE_model.plots.bars import plot_bars
 from RATE_model.plots.curves import plot_curves
 from RATE_model.plots.memory import plot_memory
+from RATE_model.plots.returns import plot_returns
 from RATE_model.plots.success import plot_success_by_length
 
-__all__ = ["plot_attention", "plot_bars", "plot_curves", "plot_memory", "plot_success_by_length"]
+__all__ = ["plot_attention", "plot_bars", "plot_curves", "plot_memory", "plot_returns", "plot_success_by_length"]

@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("ale_py")
 
 from Atari import inference_atari, pictures
+from RATE_model import plots
 from RATE_model.actor import knock_out_memory
 from RATE_model.evaluation import Episodes
 from tests import commands
@@ -65,13 +66,13 @@ def test_flags_reach_the_evaluation(run, monkeypatch):
 
 def test_pictures_compare_memory_with_none(run, tmp_path, monkeypatch):
     drawn = []
-    plot_returns = pictures.plot_returns
+    plot_returns = plots.plot_returns
 
     def plot(played, path, *, title):
         drawn.append((played, title))
         return plot_returns(played, path, title=title)
 
-    monkeypatch.setattr(pictures, "plot_returns", plot)
+    monkeypatch.setattr(plots, "plot_returns", plot)
     infer(
         "--checkpoint",
         run,

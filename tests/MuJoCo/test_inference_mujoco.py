@@ -11,6 +11,7 @@ pytest.importorskip("mujoco")
 from MuJoCo import inference_mujoco, pictures
 from MuJoCo.files import generated_name
 from MuJoCo.tasks import HALFCHEETAH, HOPPER, task_of
+from RATE_model import plots
 from RATE_model.actor import knock_out_memory
 from RATE_model.errors import UserError
 from RATE_model.evaluation import Episodes
@@ -83,8 +84,8 @@ def test_pictures_compare_memory_with_none(run, tmp_path, monkeypatch, capsys):
         drawn.append((played, title))
         return plot_returns(played, path, title=title)
 
-    plot_returns = pictures.plot_returns
-    monkeypatch.setattr(pictures, "plot_returns", plot)
+    plot_returns = plots.plot_returns
+    monkeypatch.setattr(plots, "plot_returns", plot)
     infer("--checkpoint", run, "--episodes", 2, "--target_returns", 3600, 1000, "--pictures", tmp_path / "new")
     assert (tmp_path / "new" / "returns.png").read_bytes()[:4] == b"\x89PNG"
     ((lines, title),) = drawn
