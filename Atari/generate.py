@@ -79,19 +79,17 @@ def generate(
         episodes_per_part=1,
     )
     returns: dict[float, list[float]] = {}
-    levels: list[dict[str, float]] = []  # how the episodes of each noise level went; filled while they are joined
+    attributes: dict[str, Any] = {
+        "environment": ENV_ID,
+        "generator": f"scripted player: {player_class(game_of(recipe.game)).description}",
+        "rewards": "unclipped",
+    }
 
     def note(episode: Mapping[str, Any]) -> None:
         noise = recipe.mix[(int(episode["infos"]["seed"][0]) - FIRST_DATA_SEED) % len(recipe.mix)]
         returns.setdefault(noise, []).append(float(episode["rewards"].sum()))
-        levels[:] = [{"noise": level, **_statistics(values)} for level, values in returns.items()]
+        attributes["levels"] = [{"noise": level, **_statistics(values)} for level, values in returns.items()]
 
-    attributes = {
-        "environment": ENV_ID,
-        "generator": f"scripted player: {player_class(game_of(recipe.game)).description}",
-        "rewards": "unclipped",
-        "levels": levels,
-    }
     return make_until(job, transitions, path, attributes=attributes, joined=note, overwrite=overwrite, workers=workers)
 
 

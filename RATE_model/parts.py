@@ -72,16 +72,21 @@ def make_in_parts(
     path: Path,
     *,
     attributes: Mapping[str, Any],
+    joined: Callable[[dict[str, Any]], object] = lambda episode: None,
     overwrite: bool = False,
     workers: int | None = None,
 ) -> Path:
     """Make a file of trajectories. Its content is the same for any number of workers.
 
+    A second process that is asked for the same file waits for the first, and takes what that made.
+
     Args:
         job: what is made.
         episodes: how many.
         path: the file; it appears when it is complete.
-        attributes: of the file.
+        attributes: of the file; read when all episodes are joined.
+        joined: called with each episode before it is joined, the arguments of `TrajectoryWriter.add_episode`: to change
+            what is kept of it, or to note in ``attributes`` what there is to say of all.
         overwrite: replace a file that exists.
         workers: processes; None: one per core this process may use.
 
@@ -91,36 +96,28 @@ def make_in_parts(
     """
     from RATE_model.evaluation import progress_bar  # late, as torch comes with it: the processes that play do without
 
-    if path.exists() and not overwrite:
-        raise UserError(f"'{path}' exists; add --overwrite true to replace it.")
-    check_writable(path)
-    folder = path.with_name(f"{path.name}.parts")
-    firsts = range(0, episodes, job.episodes_per_part)
-    tasks = [(first, min(job.episodes_per_part, episodes - first)) for first in firsts]
-    missing = [task for task in tasks if not _is_done(job, folder, *task)]
-    done = len(tasks) - len(missing)
-    if done:
-        print(f"going on with {done} of {len(tasks)} parts found in '{folder}'", flush=True)
-    made = in_processes(functools.partial(_make, job, folder), missing, workers or available_cores())
-    with contextlib.closing(made), progress_bar(total=episodes, desc="playing", unit="episode") as bar:
-        bar.update(episodes - sum(count for _, count in missing))
-        try:
+    with _folder_of_parts(path, overwrite) as folder:
+        if folder is None:
+            return path
+        firsts = range(0, episodes, job.episodes_per_part)
+        tasks = [(first, min(job.episodes_per_part, episodes - first)) for first in firsts]
+        missing = [task for task in tasks if not _is_done(job, folder, *task)]
+        done = len(tasks) - len(missing)
+        if done:
+            print(f"going on with {done} of {len(tasks)} parts found in '{folder}'", flush=True)
+        made = in_processes(functools.partial(make_part, job, folder), missing, workers or available_cores())
+        with contextlib.closing(made), progress_bar(total=episodes, desc="playing", unit="episode") as bar:
+            bar.update(episodes - sum(count for _, count in missing))
             for count in made:
                 bar.update(count)
-        except KeyboardInterrupt:
-            print(f"What is done is kept in '{folder}'; the same command goes on from there.", flush=True)
-            raise
-    parts = [_part_path(folder, first // job.episodes_per_part) for first in firsts]
-    with progress_bar(total=episodes, desc="joining", unit="episode") as bar:
+        parts = [_part_path(folder, first // job.episodes_per_part) for first in firsts]
+        with progress_bar(total=episodes, desc="joining", unit="episode") as bar:
 
-        def joined() -> Iterator[dict[str, Any]]:
-            for part in parts:
-                for episode in _episodes(part):
-                    yield episode
-                    bar.update()
+            def note(episode: dict[str, Any]) -> None:
+                joined(episode)
+                bar.update()
 
-        _join(joined(), path, job, {**attributes, **job.recipe})
-    shutil.rmtree(folder)
+            _join(itertools.chain.from_iterable(map(_episodes, parts)), path, job, attributes, note)
     return path
 
 
@@ -130,32 +127,24 @@ def make_until(
     path: Path,
     *,
     attributes: Mapping[str, Any],
-    joined: Callable[[Mapping[str, Any]], object] = lambda episode: None,
+    joined: Callable[[dict[str, Any]], object] = lambda episode: None,
     overwrite: bool = False,
     workers: int | None = None,
 ) -> Path:
     """As `make_in_parts`, for episodes of unknown length: so many that there are enough steps, the last one cut.
 
-    A second process that is asked for the same file waits for the first, and takes what that made.
-
     Args:
-        job, attributes, overwrite, workers: as there.
+        job, attributes, joined, overwrite, workers: as there.
         steps: in the file.
         path: the file; it appears when it is complete.
-        joined: called with each episode as it is joined, the arguments of `TrajectoryWriter.add_episode`; a list among
-            the attributes that it fills is in the file as it is then.
 
     Raises:
         UserError: as there.
     """
     from RATE_model.evaluation import progress_bar
 
-    if path.exists() and not overwrite:
-        raise UserError(f"'{path}' exists; add --overwrite true to replace it.")
-    check_writable(path)
-    folder = path.with_name(f"{path.name}.parts")
-    with only_one(path, f"another process is making '{path}'; waiting for it") as waited:
-        if waited and path.exists():
+    with _folder_of_parts(path, overwrite) as folder:
+        if folder is None:
             return path
         found = len(list(folder.glob("*.h5")))
         if found:
@@ -163,39 +152,53 @@ def make_until(
         parts, left, firsts = [], steps, itertools.count(0, job.episodes_per_part)
         made = in_order(functools.partial(_make_or_find, job, folder), firsts, workers or available_cores(), ahead=1)
         with contextlib.closing(made), progress_bar(total=steps, desc="playing", unit="step") as bar:
-            try:
-                while left > 0:
-                    part, length = next(made)
-                    parts.append(part)
-                    left -= length
-                    bar.update(length)
-            except KeyboardInterrupt:
-                print(f"What is done is kept in '{folder}'; the same command goes on from there.", flush=True)
-                raise
+            while left > 0:
+                part, length = next(made)
+                parts.append(part)
+                left -= length
+                bar.update(length)
         with progress_bar(total=steps, desc="joining", unit="step") as bar:
 
-            def note(episode: Mapping[str, Any]) -> None:
+            def note(episode: dict[str, Any]) -> None:
                 joined(episode)
                 bar.update(len(episode["rewards"]))
 
-            episodes = _cut(itertools.chain.from_iterable(map(_episodes, parts)), steps, note)
-            _join(episodes, path, job, {**attributes, **job.recipe})
-        shutil.rmtree(folder)
+            _join(_cut(itertools.chain.from_iterable(map(_episodes, parts)), steps), path, job, attributes, note)
     return path
+
+
+@contextlib.contextmanager
+def _folder_of_parts(path: Path, overwrite: bool) -> Iterator[Path | None]:
+    """Where the parts of a file lie while this process alone makes it; None if another one has just made it.
+
+    It is removed at the end, and stays after an interruption or an error.
+    """
+    if path.exists() and not overwrite:
+        raise UserError(f"'{path}' exists; add --overwrite true to replace it.")
+    check_writable(path)
+    folder = path.with_name(f"{path.name}.parts")
+    with only_one(path, f"another process is making '{path}'; waiting for it") as waited:
+        if waited and path.exists():
+            yield None
+            return
+        try:
+            yield folder
+        except KeyboardInterrupt:
+            print(f"What is done is kept in '{folder}'; the same command goes on from there.", flush=True)
+            raise
+        shutil.rmtree(folder)
 
 
 def _make_or_find(job: Job, folder: Path, first: int) -> tuple[Path, int]:
     """The part that begins with an episode, made unless it is there, and its steps."""
     if not _is_done(job, folder, first, job.episodes_per_part):
-        _make(job, folder, (first, job.episodes_per_part))
+        make_part(job, folder, (first, job.episodes_per_part))
     path = _part_path(folder, first // job.episodes_per_part)
     with TrajectoryFile(path) as file:
         return path, file.num_steps
 
 
-def _cut(
-    episodes: Iterator[dict[str, Any]], steps: int, note: Callable[[Mapping[str, Any]], object]
-) -> Iterator[dict[str, Any]]:
+def _cut(episodes: Iterator[dict[str, Any]], steps: int) -> Iterator[dict[str, Any]]:
     """Episodes up to so many steps; the one that goes beyond ends there, without a terminal state."""
     while steps > 0:
         episode = next(episodes)
@@ -204,12 +207,11 @@ def _cut(
             kept = {name: episode[name][:steps] for name in ("observations", "actions", "rewards")}
             episode = {**kept, "terminal": False, "infos": infos}
         steps -= len(episode["rewards"])
-        note(episode)
         yield episode
 
 
-def _make(job: Job, folder: Path, task: tuple[int, int]) -> int:
-    """Make one part, given as (its first episode, its episodes); returns the latter."""
+def make_part(job: Job, folder: Path, task: tuple[int, int]) -> int:
+    """Make the file of one part, given as (its first episode, its episodes); returns the latter."""
     first, count = task
     path = _part_path(folder, first // job.episodes_per_part)
     with TrajectoryWriter(path, **job.layout, attributes={_RECIPE: dict(job.recipe)}) as writer:
@@ -244,8 +246,16 @@ def _episodes(part: Path) -> Iterator[dict[str, Any]]:
             }
 
 
-def _join(episodes: Iterator[Mapping[str, Any]], path: Path, job: Job, attributes: Mapping[str, Any]) -> None:
-    """Write episodes into one file."""
-    with TrajectoryWriter(path, **job.layout, attributes=attributes) as writer:
+def _join(
+    episodes: Iterator[dict[str, Any]],
+    path: Path,
+    job: Job,
+    attributes: Mapping[str, Any],
+    note: Callable[[dict[str, Any]], object],
+) -> None:
+    """Write episodes into one file, each behind a call of ``note``."""
+    with TrajectoryWriter(path, **job.layout, attributes=job.recipe) as writer:
         for episode in episodes:
+            note(episode)
             writer.add_episode(**episode)
+        writer.describe(attributes)

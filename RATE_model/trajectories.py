@@ -168,6 +168,10 @@ class TrajectoryWriter:
         if self._pending_steps >= self._chunk:
             self._flush(self._pending_steps // self._chunk * self._chunk)
 
+    def describe(self, attributes: Mapping[str, Any]) -> None:
+        """Add to the attributes, at any time before the file is complete."""
+        self._attributes |= attributes
+
     def add_episode(
         self,
         observations: np.ndarray,

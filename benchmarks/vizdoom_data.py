@@ -24,11 +24,12 @@ from benchmarks import common
 from RATE_model.limits import at_least
 from RATE_model.npz import find_npz
 from RATE_model.options import Boolean, exit_on_user_error, parse_options, to_flat_dict
+from RATE_model.parts import make_part
 from RATE_model.processes import available_cores
 from RATE_model.trajectories import TrajectoryFile
 from VizDoom.VizDoom_src.dataset import open_dataset
 from VizDoom.VizDoom_src.env import NUM_ACTIONS, VizDoomTwoColorsEnv
-from VizDoom.VizDoom_src.generate import PART, Recipe, generate, make_part
+from VizDoom.VizDoom_src.generate import PART, Recipe, generate, job_of
 from VizDoom.VizDoom_src.scenario import Scenario
 from VizDoom.VizDoom_src.vector import VizDoomTwoColorsVectorEnv
 
@@ -140,7 +141,7 @@ def measure(options: Options) -> dict[str, Any]:
 
         def make() -> None:
             with one_core():
-                make_part(recipe, folder, (0, PART))
+                make_part(job_of(recipe), folder, (0, PART))
 
         def read_windows() -> None:
             for episode in rng.permutation(len(paths)):

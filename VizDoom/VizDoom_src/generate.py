@@ -1,9 +1,7 @@
 """Making ViZDoom-Two-Colors trajectories with the scripted expert, on all cores.
 
 The episodes are divided into parts of ``PART`` episodes with seeds of their own, so that a part is the same whichever
-process makes it. Each is a file in ``<name>.parts`` beside the file wanted; when all are there, they are joined in
-order and removed. A run that was interrupted goes on with the parts it finds. While they are joined, the data is on
-disk twice.
+process makes it, and an interrupted run goes on with the parts it finds (`RATE_model.parts`).
 
 The colours alternate: an episode takes the next seed of the colour that it needs. Only episodes of the full length are
 kept, as only they can be trained on; where the player dies before, the next seed of the colour is played, and the drops
@@ -14,18 +12,16 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 from RATE_model.errors import UserError
-from RATE_model.processes import available_cores, check_writable, in_processes
-from RATE_model.trajectories import TrajectoryFile, TrajectoryWriter
+from RATE_model.parts import Job, make_in_parts
+from RATE_model.trajectories import TrajectoryWriter
 from VizDoom.VizDoom_src.engine import vizdoom
 from VizDoom.VizDoom_src.env import ENV_ID, OBSERVATION_SHAPE, VizDoomTwoColorsEnv
 from VizDoom.VizDoom_src.expert import Expert, View
@@ -38,7 +34,6 @@ EXPERT_STREAM = 2  # of the generators of a seed
 
 EXPERT_VERSION = 1  # raise it when the same seed gives other actions: parts of another version are not gone on with
 
-_RECIPE = "recipe"  # attribute of a part: what it was made from
 _ATTEMPT = "attempt"  # info of a part: how many episodes were played for this one
 
 
@@ -79,59 +74,56 @@ def generate(recipe: Recipe, episodes: int, path: Path, *, overwrite: bool = Fal
         UserError: the file exists and is not to be replaced, cannot be written, the package vizdoom is missing, an
             engine died twice in an episode, or too few episodes reach the full length.
     """
-    from RATE_model.evaluation import progress_bar  # late, as torch comes with it: the processes that play do without
-
-    if path.exists() and not overwrite:
-        raise UserError(f"'{path}' exists; add --overwrite true to replace it.")
     vizdoom()  # a missing package shows here, not in a process
     ensure_scenario(recipe.scenario)
-    check_writable(path)
-    folder = path.with_name(f"{path.name}.parts")
-    sizes = [min(PART, episodes - first) for first in range(0, episodes, PART)]
-    missing = [(part, size) for part, size in enumerate(sizes) if not _is_done(folder, part, size, recipe)]
-    done = len(sizes) - len(missing)
-    if done:
-        print(f"going on with {done} of {len(sizes)} parts found in '{folder}'", flush=True)
-    made = in_processes(functools.partial(make_part, recipe, folder), missing, workers or available_cores())
-    with contextlib.closing(made), progress_bar(total=episodes, desc="playing", unit="episode") as bar:
-        bar.update(episodes - sum(size for _, size in missing))
-        try:
-            for size in made:
-                bar.update(size)
-        except KeyboardInterrupt:
-            print(f"What is done is kept in '{folder}'; the same command goes on from there.", flush=True)
-            raise
-    _join([_part_path(folder, part) for part in range(len(sizes))], recipe, path)
-    shutil.rmtree(folder)
-    return path
+    attributes = {
+        "environment": ENV_ID,
+        "generator": f"scripted expert with a {recipe.view} view",
+        "first_seed": FIRST_DATA_SEED,
+        "played": 0,
+    }
+
+    def note(episode: dict[str, Any]) -> None:
+        attributes["played"] += int(episode["infos"].pop(_ATTEMPT)[0])
+        attributes["last_seed"] = int(episode["infos"]["seed"][0])
+
+    return make_in_parts(
+        job_of(recipe), episodes, path, attributes=attributes, joined=note, overwrite=overwrite, workers=workers
+    )
 
 
-def make_part(recipe: Recipe, folder: Path, task: tuple[int, int]) -> int:
-    """Make the file of one part, given as (its number, its episodes); returns the latter.
+def job_of(recipe: Recipe) -> Job:
+    """How the parts of a recipe are made."""
+    described = asdict(recipe)
+    versions = {"builder": BUILDER_VERSION, "expert": EXPERT_VERSION, "vizdoom": vizdoom().__version__}
+    return Job(
+        functools.partial(play_part, recipe),
+        layout={"observation_shape": OBSERVATION_SHAPE, "observation_dtype": "uint8"},
+        recipe={**described.pop("scenario"), **described, **versions},
+        episodes_per_part=PART,
+    )
+
+
+def play_part(recipe: Recipe, writer: TrajectoryWriter, first: int, count: int) -> None:
+    """Play and write episodes first to first + count - 1, those of one part.
 
     Raises:
-        UserError: too few episodes reach the full length, an engine died twice, or the file cannot be written.
+        UserError: too few episodes reach the full length, or an engine died twice.
     """
-    part, size = task
-    seeds = iter(range(FIRST_DATA_SEED + part * PART_SEEDS, FIRST_DATA_SEED + (part + 1) * PART_SEEDS))
-    game = VizDoomTwoColorsEnv(recipe.scenario, max_steps=recipe.steps, privileged=True)
-    attributes = {_RECIPE: _described(recipe)}
-    with (
-        contextlib.closing(game),
-        _writer(_part_path(folder, part), attributes) as writer,
-    ):
-        for number in range(size):
-            red = (part * PART + number) % 2 == 0
+    start = FIRST_DATA_SEED + first // PART * PART_SEEDS
+    seeds = iter(range(start, start + PART_SEEDS))
+    with contextlib.closing(VizDoomTwoColorsEnv(recipe.scenario, max_steps=recipe.steps, privileged=True)) as game:
+        for number in range(count):
+            red = (first + number) % 2 == 0
             tried = enumerate(_played(game, recipe, seeds, red), start=1)
             full = ((episode, attempt) for attempt, episode in tried if len(episode.actions) == recipe.steps)
             episode, attempt = next(full, (None, 0))
             if episode is None:
                 raise UserError(
-                    f"in {PART_SEEDS} seeds {number} of {size} episodes reached {recipe.steps} steps: in the others "
+                    f"in {PART_SEEDS} seeds {number} of {count} episodes reached {recipe.steps} steps: in the others "
                     "the player died before. Lower --steps or --noise."
                 )
             _add(writer, episode, attempt)
-    return size
 
 
 def _played(game: VizDoomTwoColorsEnv, recipe: Recipe, seeds: Iterator[int], red: bool) -> Iterator[Episode]:
@@ -175,62 +167,3 @@ def _add(writer: TrajectoryWriter, episode: Episode, attempt: int) -> None:
         _ATTEMPT: np.full(steps, attempt, dtype=np.int32),
     }
     writer.add_episode(episode.observations, episode.actions, episode.rewards, terminal=episode.terminated, infos=infos)
-
-
-def _writer(path: Path, attributes: dict[str, Any]) -> TrajectoryWriter:
-    return TrajectoryWriter(path, observation_shape=OBSERVATION_SHAPE, observation_dtype="uint8", attributes=attributes)
-
-
-def _described(recipe: Recipe) -> dict[str, Any]:
-    """A recipe and whatever else decides what comes of it."""
-    return {**asdict(recipe), "builder": BUILDER_VERSION, "expert": EXPERT_VERSION, "vizdoom": vizdoom().__version__}
-
-
-def _part_path(folder: Path, part: int) -> Path:
-    return folder / f"part_{part:05d}.h5"
-
-
-def _is_done(folder: Path, part: int, size: int, recipe: Recipe) -> bool:
-    """Whether a part is there, whole and of this recipe."""
-    with contextlib.suppress(UserError), TrajectoryFile(_part_path(folder, part)) as file:
-        return file.attributes.get(_RECIPE) == _described(recipe) and file.num_episodes == size
-    return False
-
-
-@contextlib.contextmanager
-def _opened(part: Path) -> Iterator[h5py.File]:
-    """The file of a part, checked, with what its compression needs."""
-    with TrajectoryFile(part), h5py.File(part) as file:
-        yield file
-
-
-def _join(parts: list[Path], recipe: Recipe, path: Path) -> None:
-    """Write the episodes of all parts, in order, into one file."""
-    from RATE_model.evaluation import progress_bar
-
-    attempts, last_seed = 0, FIRST_DATA_SEED
-    for part in parts:
-        with _opened(part) as file:
-            attempts += int(file[f"infos/{_ATTEMPT}"][:: recipe.steps].sum())
-            last_seed = int(file["infos/seed"][-1])
-    described = _described(recipe)
-    attributes = {
-        "environment": ENV_ID,
-        "generator": f"scripted expert with a {recipe.view} view",
-        **described.pop("scenario"),
-        **described,
-        "first_seed": FIRST_DATA_SEED,
-        "last_seed": last_seed,
-        "played": attempts,
-    }
-    with _writer(path, attributes) as writer, progress_bar(total=len(parts), desc="joining", unit="part") as bar:
-        for part in parts:
-            with _opened(part) as file:
-                for start in range(0, len(file["rewards"]), recipe.steps):
-                    chosen = slice(start, start + recipe.steps)
-                    writer.add_episode(
-                        *(file[name][chosen] for name in ("observations", "actions", "rewards")),
-                        terminal=bool(file["terminals"][chosen][-1]),
-                        infos={name: file[f"infos/{name}"][chosen] for name in ("is_red", "seed", "health")},
-                    )
-            bar.update()

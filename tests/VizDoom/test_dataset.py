@@ -13,10 +13,11 @@ import pytest
 pytest.importorskip("vizdoom")
 
 from RATE_model.errors import UserError
+from RATE_model.parts import _is_done as is_done
 from VizDoom.VizDoom_src import generate as generating
 from VizDoom.VizDoom_src.dataset import DataOptions, dataset_path, ensure_dataset, load_windows, main, open_dataset
 from VizDoom.VizDoom_src.expert import Expert
-from VizDoom.VizDoom_src.generate import Recipe, generate
+from VizDoom.VizDoom_src.generate import Recipe, generate, job_of
 from VizDoom.VizDoom_src.scenario import Scenario
 from VizDoom.VizDoom_src.seeds import GREEN_SEEDS, RED_SEEDS
 
@@ -80,16 +81,16 @@ def test_the_content_does_not_depend_on_the_processes(tmp_path):
 
 def test_an_interrupted_run_goes_on(tmp_path, monkeypatch, capsys):
     whole = generate(QUICK, 45, tmp_path / "whole.h5", workers=1)
-    original, made = generating.make_part, []
+    original, made = generating.play_part, []
 
-    def interrupted(recipe, folder, task):
+    def interrupted(recipe, writer, first, count):
         if len(made) == 2:
             raise KeyboardInterrupt
-        made.append(task)
-        return original(recipe, folder, task)
+        made.append((first, count))
+        original(recipe, writer, first, count)
 
     path = tmp_path / "data.h5"
-    monkeypatch.setattr(generating, "make_part", interrupted)
+    monkeypatch.setattr(generating, "play_part", interrupted)
     with pytest.raises(KeyboardInterrupt):
         generate(QUICK, 45, path, workers=1)
     parts = tmp_path / "data.h5.parts"
@@ -97,16 +98,16 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch, capsys):
     assert sorted(part.name for part in parts.iterdir()) == ["part_00000.h5", "part_00001.h5"]
     first = (parts / "part_00000.h5").stat().st_mtime_ns
     (parts / "part_00001.h5").write_bytes(b"damaged")
-    assert generating._is_done(parts, 0, 20, QUICK)
+    assert is_done(job_of(QUICK), parts, 0, 20)
     for other in (Recipe(Scenario(items=9), 12, "limited", 0.2), Recipe(Scenario(), 12, "full", 0.2)):
-        assert not generating._is_done(parts, 0, 20, other)
-    assert not generating._is_done(parts, 0, 19, QUICK) and not generating._is_done(parts, 1, 20, QUICK)
+        assert not is_done(job_of(other), parts, 0, 20)
+    assert not is_done(job_of(QUICK), parts, 0, 19) and not is_done(job_of(QUICK), parts, 20, 20)
     made.clear()
-    monkeypatch.setattr(generating, "make_part", lambda *arguments: made.append(arguments[-1]) or original(*arguments))
+    monkeypatch.setattr(generating, "play_part", lambda *args: made.append(args[-2:]) or original(*args))
     assert (parts / "part_00000.h5").stat().st_mtime_ns == first
     generate(QUICK, 45, path, workers=1)
     assert "going on with 1 of 3 parts" in capsys.readouterr().out
-    assert made == [(1, 20), (2, 5)] and not parts.exists()
+    assert made == [(20, 20), (40, 5)] and not parts.exists()
     assert_same_content(path, whole)
 
 
