@@ -23,6 +23,8 @@ from RATE_model.errors import UserError
 
 NOOP, FORWARD, LEFT, RIGHT, FORWARD_LEFT, FORWARD_RIGHT = range(6)
 NUM_ACTIONS = 6
+# Each action in the mirror: what is seen of a maze, left for right, is what is seen of another.
+MIRRORED = (NOOP, FORWARD, RIGHT, LEFT, FORWARD_RIGHT, FORWARD_LEFT)
 OBSERVATION_SHAPE = (3, IMAGE, IMAGE)
 DEFAULT_SIZE = 9
 EPISODE_STEPS = {9: 1000, 11: 2000, 13: 3000, 15: 4000}

@@ -29,6 +29,7 @@ HALF_VIEW = float(np.arctan(np.tan(np.radians(40)) * 30 / 32))
 RAYS = 61  # as many as there are columns
 BALL_SIGHT = 8.0  # cells; a ball is four columns wide there
 BALL_RADIUS = 0.3
+STOOD_IN = 0.4  # cells; who was so near to the middle of a cell has touched the ball that is there
 
 _RAY_STEP = 0.04
 
@@ -39,7 +40,7 @@ class Sight:
 
     Attributes:
         free, walls: (size, size) bool, cells that are seen to be free, or to be walls.
-        searched: (size, size) bool, cells in whose middle a ball would be seen.
+        searched: (size, size) bool, cells in whose middle a ball would be seen, or touched.
         balls: (n,) bool, which balls are seen.
     """
 
@@ -64,7 +65,9 @@ def look(layout: np.ndarray, position: np.ndarray, direction: np.ndarray, balls:
     seen_free[tuple(_cell(position, len(layout)))] = True
     rows, columns = np.nonzero(seen_free)
     searched = np.zeros_like(seen_free)
-    searched[rows, columns] = _in_sight(layout, position, middle, np.stack([columns, rows], axis=1) + 0.5)
+    middles = np.stack([columns, rows], axis=1) + 0.5
+    stood_in = np.hypot(*(middles - position).T) < STOOD_IN
+    searched[rows, columns] = _in_sight(layout, position, middle, middles) | stood_in
     return Sight(seen_free, seen_walls, searched, _in_sight(layout, position, middle, balls))
 
 
@@ -160,7 +163,7 @@ class Explorer(Planner):
         super().__init__(generator, noise=noise)
         self._began = False
         self._search: Field | None = None
-        self._place_to_search = (0, 0)  # row and column
+        self._places = np.zeros((0, 2), dtype=int)  # rows and columns of the goals of that field
 
     def _ways(self, info: dict[str, Any]) -> Field:
         self._see(look(info["maze_layout"], info["agent_pos"], info["agent_dir"], info["targets_pos"]))
@@ -190,15 +193,16 @@ class Explorer(Planner):
     def _ways_to_search(self, place: np.ndarray) -> Field:
         """The ways to where a ball may be: ground that was not searched, and unseen cells beside seen ground.
 
-        A place is gone to until it has been searched, or a wall shows.
+        They stay as they are until the place that they lead to from here has been searched, or a wall shows.
         """
         padded = np.pad(self.free, 1)
         beside = padded[:-2, 1:-1] | padded[2:, 1:-1] | padded[1:-1, :-2] | padded[1:-1, 2:]
         places = (self.free & ~self.searched) | (~self.free & ~self.walls & beside)
-        if self._search is None or not places[self._place_to_search]:
-            cells = np.argwhere(places if places.any() else self.free)
-            self._search = field(~self.walls, cells[:, ::-1] + 0.5)
-            self._place_to_search = tuple(cells[self._search.nearest(place)].tolist())
+        if not places.any():  # the ball was overlooked
+            self.searched, places = np.zeros_like(self.searched), self.free
+        if self._search is None or not places[tuple(self._places[self._search.nearest(place)])]:
+            self._places = np.argwhere(places)
+            self._search = field(~self.walls, self._places[:, ::-1] + 0.5)
         return self._search
 
 

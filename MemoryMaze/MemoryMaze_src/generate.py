@@ -32,7 +32,7 @@ PART = 5  # episodes
 # Players that act on what they saw, so that a learner that sees and remembers as much can act alike. The random actions
 # show how to go on from where no expert would go, and spread the returns.
 DEFAULT_MIX = ("explorer:0:0.4", "explorer:0.1:0.4", "explorer:0.3:0.2")
-EXPERTS_VERSION = 2  # raise it when the same seed gives other actions: parts of another version are not gone on with
+EXPERTS_VERSION = 3  # raise it when the same seed gives other actions: parts of another version are not gone on with
 
 _EXPERT_STREAM = 1  # of the generators of a seed
 

@@ -21,6 +21,7 @@ _NEAR_WALL = 4.0  # what a way near a wall counts
 _FAR = 99.0  # distance from where no way leads
 _DEPTH = 4  # actions looked ahead
 _TURN_COST = 0.3  # cells that a radian away from the way ahead is worth
+_REVERSAL_COST = 0.1  # cells that turning back at once is worth: else it may go on for ever, to the left and the right
 
 # Measured: in one step the agent advances by these parts of its last three forward commands, and turns by these of its
 # last two; at most 0.25 cells and 0.32 rad.
@@ -70,6 +71,7 @@ def field(layout: np.ndarray, goals: np.ndarray) -> Field:
         layout: (size, size) bool, True = free.
         goals: (G, 2) x and y, at least one.
     """
+    from scipy.ndimage import distance_transform_edt
     from scipy.sparse import csr_array
     from scipy.sparse.csgraph import dijkstra
 
@@ -86,8 +88,10 @@ def field(layout: np.ndarray, goals: np.ndarray) -> Field:
     distance, _, origin = dijkstra(graph, directed=False, indices=sources, min_only=True, return_predecessors=True)
     goal = numbers[np.minimum(np.searchsorted(sources, origin), len(sources) - 1)].reshape(free.shape)
     distance = distance.reshape(free.shape)
-    slope_y, slope_x = np.gradient(np.where(np.isfinite(distance), distance, np.nan))
-    heading = np.arctan2(-np.nan_to_num(slope_y), -np.nan_to_num(slope_x))
+    # Walls are as far as the ground beside them, so that close to one the way along it is still seen.
+    beside = distance_transform_edt(~np.isfinite(distance), return_distances=False, return_indices=True)
+    slope_y, slope_x = np.gradient(distance[tuple(beside)])
+    heading = np.arctan2(-slope_y, -slope_x)
     return Field(free, np.maximum(np.where(np.isfinite(distance), distance, _FAR) - REACH, 0.0), heading, goal)
 
 
@@ -118,6 +122,7 @@ class Pilot:
             ahead, turn = _FORWARD[plans[:, step]], _LEFT[plans[:, step]]
             way = _ADVANCE[0] * ahead + _ADVANCE[1] * before + _ADVANCE[2] * earlier
             turned = _TURN[0] * turn + _TURN[1] * left
+            cost += _REVERSAL_COST * (turn * left < 0)
             new_x, new_y = x + way * np.cos(angle + turned / 2), y + way * np.sin(angle + turned / 2)
             inside = (new_x > 0) & (new_y > 0) & (new_x * FINE < size) & (new_y * FINE < size) & ~arrived
             x_free = inside & ways.free[points(y), points(new_x)]

@@ -17,6 +17,7 @@ if not __package__:  # started as a script: make the repository importable
 
 from MemoryMaze.MemoryMaze_src import evaluate as protocol
 from MemoryMaze.MemoryMaze_src.dataset import DataOptions, ensure_dataset, load_windows
+from MemoryMaze.MemoryMaze_src.env import MIRRORED
 from MemoryMaze.MemoryMaze_src.pictures import draw_run
 from MemoryMaze.MemoryMaze_src.spec import spec_of
 from RATE_model import experiment
@@ -42,6 +43,8 @@ class TaskOptions:
     context_length: int = 30
     # Segments of a trajectory (N)
     sections: int = 3
+    # Show every window as it is or in the mirror, left for right, with equal probability: twice the data
+    mirror: Boolean = False
     # Return that the agent is asked for
     desired_return: float = protocol.TARGET_RETURN
     # How far the return-to-go falls when more is earned than was asked for; the smallest in data is 0. none = freely
@@ -164,6 +167,7 @@ def train(config: Config, run: Run) -> dict[str, float]:
         metrics=accuracy,
         evaluate=lambda model, final: evaluate(model, config, run.seed, final),
         finish=finish,
+        mirror=MIRRORED if task.mirror else None,
     )
 
 

@@ -12,7 +12,7 @@ import pytest
 from gymnasium.vector import AutoresetMode
 
 from MemoryMaze.MemoryMaze_src import graphics
-from MemoryMaze.MemoryMaze_src.env import EPISODE_STEPS, FORWARD, MemoryMazeEnv, env_id, register
+from MemoryMaze.MemoryMaze_src.env import EPISODE_STEPS, FORWARD, MIRRORED, NUM_ACTIONS, MemoryMazeEnv, env_id, register
 from MemoryMaze.MemoryMaze_src.experts import Planner
 from MemoryMaze.MemoryMaze_src.vector import MemoryMazeVectorEnv
 from RATE_model.errors import UserError
@@ -253,3 +253,17 @@ def test_mujoco_4_is_refused(fresh, monkeypatch):
 def test_the_old_gym_is_not_imported(maze):
     maze().reset(seed=0)
     assert "gym" not in sys.modules
+
+
+def test_actions_in_the_mirror_turn_the_other_way_and_go_on_alike(tasks, maze):
+    env, directions, ways = maze(privileged=True), [], []
+    for action in range(NUM_ACTIONS):
+        _, before = env.reset(seed=0)
+        *_, after = env.step(action)
+        (x, y), (new_x, new_y) = before["agent_dir"], after["agent_dir"]
+        directions.append(np.arctan2(x * new_y - y * new_x, x * new_x + y * new_y))
+        ways.append(np.linalg.norm(after["agent_pos"] - before["agent_pos"]))
+    mirrored = list(MIRRORED)
+    np.testing.assert_allclose(np.array(directions)[mirrored], -np.array(directions), atol=1e-3)
+    np.testing.assert_allclose(np.array(ways)[mirrored], ways, atol=1e-2)
+    assert np.ptp(directions) > 0.4 and np.ptp(ways) > 0.05

@@ -8,6 +8,7 @@ import pytest
 pytest.importorskip("scipy")
 
 from MemoryMaze.MemoryMaze_src.env import MemoryMazeEnv
+from MemoryMaze.MemoryMaze_src.evaluate import Undrawn
 from MemoryMaze.MemoryMaze_src.experts import EXPERTS, Explorer, Planner, expert, look
 from MemoryMaze.MemoryMaze_src.navigation import REACH, Pilot, field
 
@@ -207,3 +208,16 @@ def test_players_find_a_ball_in_the_game(kind, steps):
             _, reward, _, _, info = maze.step(player.act(info))
             total += reward
     assert total >= 1
+
+
+@pytest.mark.usefixtures("tasks")
+@pytest.mark.parametrize("seed", [1_000_163, 1_000_128])
+def test_the_explorer_does_not_get_stuck(seed):
+    """At a wall that it faces; and where it has searched the nearer of two places, meant to go to the other."""
+    with contextlib.closing(Undrawn(privileged=True)) as maze:
+        _, info = maze.reset(seed=seed)
+        player, total = expert("explorer", np.random.default_rng([seed, 1]), 0.0), 0.0
+        for _ in range(500):
+            _, reward, _, _, info = maze.step(player.act(info))
+            total += reward
+    assert total >= 5
