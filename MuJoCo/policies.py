@@ -14,7 +14,6 @@ import io
 import pickle
 import warnings
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,6 +25,7 @@ import torch
 from MuJoCo.tasks import Robot, make_environment
 from RATE_model.atomic import atomic_write_bytes
 from RATE_model.errors import UserError
+from RATE_model.evaluation import torch_threads
 
 if TYPE_CHECKING:
     from stable_baselines3 import PPO
@@ -101,7 +101,7 @@ def train_policies(
         policies.append(_policy(state))
     if enough(policies):
         return policies
-    with _one_thread():
+    with torch_threads(1):
         training = _Training(robot, seed, round_steps)
         if state is not None:
             training.load(state)
@@ -216,13 +216,3 @@ def _write(path: Path, state: dict[str, Any]) -> None:
         atomic_write_bytes(path, buffer.getvalue())
     except OSError as error:
         raise UserError(f"cannot write '{path}': {error.strerror or error}") from error
-
-
-@contextmanager
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -1,11 +1,14 @@
 """Rolling a model out in vectorised environments."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
+import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import nn
 from tqdm import tqdm
@@ -27,6 +30,22 @@ class Episodes:
     returns: np.ndarray  # (B,) float64, sum of rewards
     lengths: np.ndarray  # (B,) int64, steps
     last_rewards: np.ndarray  # (B,) float64, reward of the last step
+
+    @classmethod
+    def joined(cls, parts: Sequence[Episodes]) -> Episodes:
+        """All episodes of some parts, in order."""
+        return cls(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)))
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Torch uses so many threads for one operation inside, and as many as before behind."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

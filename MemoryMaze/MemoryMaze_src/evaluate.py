@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from MemoryMaze.MemoryMaze_src.generate import play as play_expert
 from MemoryMaze.MemoryMaze_src.vector import MemoryMazeVectorEnv
 from RATE_model.actor import Actor, MemoryTransform
 from RATE_model.errors import UserError
-from RATE_model.evaluation import Episodes, mean_and_error, rollout
+from RATE_model.evaluation import Episodes, mean_and_error, rollout, torch_threads
 from RATE_model.model import RATE
 from RATE_model.processes import available_cores, in_order
 
@@ -66,6 +67,8 @@ def play(
 ) -> Episodes:
     """Act in so many mazes, all at once.
 
+    Half of them are drawn while the model acts in the others.
+
     Args:
         model: in eval mode.
         size: of the mazes, in cells.
@@ -74,30 +77,44 @@ def play(
         target_return: the return asked for.
         rtg_floor: see the module.
         greedy, seed, slide, transform_memory, precision: see `Actor`.
-        workers: processes that draw the mazes; None: one per core.
+        workers: processes that draw the mazes, at least one for each half; None: one per core.
 
     Raises:
         UserError: the package is missing or cannot draw.
     """
-    mazes = MemoryMazeVectorEnv(episodes, size, max_steps=steps, workers=workers)
-    with torch.no_grad():
-        actor = Actor(
-            model,
-            episodes,
-            target_return,
-            rtg_floor=rtg_floor,
-            greedy=greedy,
-            seed=seed,
-            slide=min(slide, model.config.context_length),
-            transform_memory=transform_memory,
-            precision=precision,
-        )
-    try:
-        return rollout(
-            actor, mazes, seeds=evaluation_seeds(episodes), max_steps=mazes.max_steps, description="Memory Maze"
-        )
-    finally:
-        mazes.close()
+    cores = available_cores()
+    halves = np.array_split(evaluation_seeds(episodes), min(2, episodes))
+    processes = max(1, (cores if workers is None else workers) // len(halves))
+    mazes = [MemoryMazeVectorEnv(len(seeds), size, max_steps=steps, workers=processes) for seeds in halves]
+
+    def play_half(number: int) -> Episodes:
+        with torch.no_grad():
+            actor = Actor(
+                model,
+                len(halves[number]),
+                target_return,
+                rtg_floor=rtg_floor,
+                greedy=greedy,
+                seed=len(halves) * seed + number,
+                slide=min(slide, model.config.context_length),
+                transform_memory=transform_memory,
+                precision=precision,
+            )
+            return rollout(
+                actor,
+                mazes[number],
+                seeds=halves[number],
+                max_steps=mazes[number].max_steps,
+                description="Memory Maze",
+            )
+
+    # Threads of torch that wait for work would keep cores from the processes that draw.
+    with torch_threads(max(1, cores // 4)), ThreadPoolExecutor(len(halves)) as pool:
+        try:
+            return Episodes.joined(list(pool.map(play_half, range(len(halves)))))
+        finally:
+            for half in mazes:  # which also ends the play of one half when the other failed
+                half.close()
 
 
 def player_returns(
@@ -114,7 +131,7 @@ def player_returns(
     return np.array(list(in_order(work, seeds, min(workers or available_cores(), episodes))))
 
 
-class _Undrawn(MemoryMazeEnv):
+class Undrawn(MemoryMazeEnv):
     """A maze whose observations stay black: players without a model look at `info`, and drawing takes most time."""
 
     def _observe(self) -> None:
@@ -123,7 +140,7 @@ class _Undrawn(MemoryMazeEnv):
 
 def _return_of(player: str, size: int, steps: int | None, seed: int) -> float:
     """Return of a player in the maze of a seed; a function of its own, for processes."""
-    with contextlib.closing(_Undrawn(size, max_steps=steps, privileged=True)) as maze:
+    with contextlib.closing(Undrawn(size, max_steps=steps, privileged=True)) as maze:
         return float(play_expert(maze, Player.of(player), seed)["rewards"].sum())
 
 

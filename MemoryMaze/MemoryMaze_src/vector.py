@@ -39,8 +39,8 @@ class MemoryMazeVectorEnv(VectorEnv):
     Args:
         num_envs: B.
         size, max_steps, privileged, render_mode: see `MemoryMazeEnv`.
-        workers: processes; no more are started than there are mazes, and with one the mazes are in this process. None:
-            one per core this process may use.
+        workers: processes; no more are started than there are mazes. 0: the mazes are in this process. None: one per
+            core this process may use.
 
     Raises:
         UserError: a value is out of range, or (by the first reset) a package is missing or nothing can draw.
@@ -65,9 +65,9 @@ class MemoryMazeVectorEnv(VectorEnv):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._arguments = {"size": size, "max_steps": max_steps, "privileged": privileged, "render_mode": render_mode}
-        self._workers = min(num_envs, workers or available_cores())
+        self._workers = min(num_envs, available_cores() if workers is None else workers)
         self._groups: list[_Group | _RemoteGroup] = []
-        self._rows = np.array_split(np.arange(num_envs), self._workers)  # of each group
+        self._rows = np.array_split(np.arange(num_envs), max(1, self._workers))  # of each group
         self._observations = np.zeros((num_envs, *OBSERVATION_SHAPE), dtype=np.uint8)
         self._truncated = np.ones(num_envs, dtype=bool)
         self._infos: list[dict[str, Any]] = [{} for _ in range(num_envs)]
@@ -129,7 +129,7 @@ class MemoryMazeVectorEnv(VectorEnv):
             group.close()
 
     def _start(self) -> None:
-        if self._workers == 1:
+        if not self._workers:
             self._groups = [_Group(self._arguments, self.num_envs, self._observations)]
             return
         self._groups = [_RemoteGroup(self._arguments, len(rows)) for rows in self._rows]

@@ -1,5 +1,7 @@
 """The evaluation protocol: seeds, names, what the agent is asked for, memory, other players."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -25,12 +27,13 @@ def actors(monkeypatch):
 
     class Recorded(Actor):
         def __init__(self, model, batch_size, target_return, **options):
-            made.append(({"batch_size": batch_size, "target_return": target_return} | options, []))
+            self.shown = []
+            made.append(({"batch_size": batch_size, "target_return": target_return} | options, self.shown))
             super().__init__(model, batch_size, target_return, **options)
 
         def observe(self, *arguments):
             logits = super().observe(*arguments)
-            made[-1][1].append(self._rtg.numpy().copy())
+            self.shown.append(self._rtg.numpy().copy())
             return logits
 
     monkeypatch.setattr(protocol, "Actor", Recorded)
@@ -48,6 +51,7 @@ def giving(monkeypatch):
         def __init__(self, num_envs, size, *, max_steps, workers):
             made.append((num_envs, size, max_steps, workers))
             self.num_envs, self.max_steps, self.steps = num_envs, max_steps or EPISODE_STEPS[size], 0
+            self.closed = False
 
         def reset(self, *, seed, options):
             self.seeds = seed
@@ -62,6 +66,7 @@ def giving(monkeypatch):
             return np.random.default_rng(self.steps).integers(256, size=(self.num_envs, 3, 64, 64), dtype=np.uint8)
 
         def close(self):
+            self.closed = True
             made.append("closed")
 
     monkeypatch.setattr(protocol, "MemoryMazeVectorEnv", Giving)
@@ -98,15 +103,15 @@ def test_names_of_the_published_system():
 
 def test_the_published_protocol_is_the_default(giving, actors):
     model = small_model(spec=SPEC, **SIZES)
-    played = play(model, episodes=2, steps=9)
-    assert giving == [(2, 9, 9, None), "closed"]
-    ((options, shown),) = actors
-    assert options == dict(
-        batch_size=2, target_return=18.1, rtg_floor=0.0, greedy=False, seed=0, slide=1, transform_memory=None,
-        precision="32",
-    )  # fmt: skip
-    assert played.returns.tolist() == [9, 9] and played.lengths.tolist() == [9, 9]
-    np.testing.assert_allclose(np.array(shown)[:, 0], 18.1 - np.arange(9), rtol=1e-5)
+    played = play(model, episodes=3, steps=9, workers=2)
+    assert giving == [(2, 9, 9, 1), (1, 9, 9, 1), "closed", "closed"], "two halves, drawn in turns"
+    assert sorted((options.pop("batch_size"), options.pop("seed")) for options, _ in actors) == [(1, 1), (2, 0)]
+    for options, shown in actors:
+        assert options == dict(
+            target_return=18.1, rtg_floor=0.0, greedy=False, slide=1, transform_memory=None, precision="32"
+        )
+        np.testing.assert_allclose(np.array(shown)[:, 0], 18.1 - np.arange(9), rtol=1e-5)
+    assert played.returns.tolist() == [9, 9, 9] and played.lengths.tolist() == [9, 9, 9]
 
 
 @pytest.mark.parametrize("floor", [0.0, 1.5, None])
@@ -143,6 +148,21 @@ def test_a_memory_that_is_knocked_out_acts_otherwise(giving):
 def test_a_model_plays_real_mazes():
     played = play(small_model(spec=SPEC, **SIZES), episodes=2, steps=5, workers=1)
     assert played.lengths.tolist() == [5, 5] and (played.returns >= 0).all()
+
+
+def test_when_one_half_fails_the_other_is_not_played_to_its_end(giving, monkeypatch):
+    def failing(actor, mazes, *, seeds, max_steps, description):
+        if 0 in seeds:
+            raise UserError("no picture")
+        while not mazes.closed:
+            time.sleep(0.01)
+        raise RuntimeError("closed")
+
+    monkeypatch.setattr(protocol, "rollout", failing)
+    threads = torch.get_num_threads()
+    with pytest.raises(UserError, match="no picture"):
+        play(small_model(spec=SPEC, **SIZES), episodes=2)
+    assert torch.get_num_threads() == threads
 
 
 @pytest.mark.usefixtures("tasks")
