@@ -4,17 +4,43 @@ A stage is a number of segments. A position (stage, epoch, batch) and the state 
 here are all that resuming needs.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from RATE_model.errors import UserError
+
+
+def parse_stages(texts: Sequence[str], last: int, *, flag: str) -> list[tuple[int, int]]:
+    """Segments and epochs of stages that are written SEGMENTS:EPOCHS, as 1:40.
+
+    Raises:
+        UserError: a text is not of that form, or segments do not grow from stage to stage and to the `last`; it names
+            the flag.
+    """
+    stages = []
+    for text in texts:
+        match = re.fullmatch(r"(\d+):(\d+)", text, re.ASCII)
+        stage = (int(match[1]), int(match[2])) if match else (0, 0)
+        if not min(stage):
+            raise UserError(f"--{flag} {text}: must be SEGMENTS:EPOCHS, as 1:40, both at least 1")
+        stages.append(stage)
+    segments = [*(segments for segments, _ in stages), last]
+    if any(one >= other for one, other in zip(segments, segments[1:], strict=False)):
+        raise UserError(
+            f"--{flag} {' '.join(texts)}: every stage must have more segments than the one before, and fewer than the "
+            f"last, which has all {last}"
+        )
+    return stages
+
 
 @dataclass
 class FixedStages:
-    """Every stage lasts `epochs` epochs; a single stage is training without a curriculum."""
+    """Every stage lasts its number of `epochs`; a single stage is training without a curriculum."""
 
     stages: Sequence[int]
-    epochs: int
+    epochs: Sequence[int]
     index: int = 0
     epochs_done: int = 0
 
@@ -26,7 +52,7 @@ class FixedStages:
     @property
     def finished(self) -> bool:
         """Whether all stages are done."""
-        return self.index == len(self.stages) - 1 and self.epochs_done >= self.epochs
+        return self.index == len(self.stages) - 1 and self.epochs_done >= self.epochs[-1]
 
     @property
     def annealing(self) -> bool:
@@ -39,7 +65,7 @@ class FixedStages:
     def after_epoch(self) -> None:
         """Count an epoch; the last of a stage ends it. The last stage keeps its count: it may be given more epochs."""
         self.epochs_done += 1
-        if self.epochs_done >= self.epochs and self.index + 1 < len(self.stages):
+        if self.epochs_done >= self.epochs[self.index] and self.index + 1 < len(self.stages):
             self.index, self.epochs_done = self.index + 1, 0
 
     def state_dict(self) -> dict[str, Any]:

@@ -70,6 +70,7 @@ def plan(
     segment_steps: int,
     *,
     metric: str = "",
+    before: Sequence[tuple[int, int]] = (),
 ) -> tuple[FixedStages | AdaptiveStages, Schedule]:
     """The curriculum, and the learning rate's schedule that goes with it.
 
@@ -82,19 +83,23 @@ def plan(
         segments: numbers of segments of the stages, ascending.
         segment_steps: environment steps of a segment.
         metric: of a batch, 1 where all its deciding steps are right; for an adaptive curriculum.
+        before: segments and epochs of stages before these, unless the curriculum is adaptive.
     """
     stages = list(segments) if options.curr != "false" else list(segments)[-1:]
-    per_stage = [_stage_size(train, model, data(sections)[0], sections * segment_steps) for sections in stages]
-    steps, tokens = (sum(column) for column in zip(*per_stage, strict=True))
+    epochs = [train.epochs] * len(stages)
+    if before:
+        stages, epochs = [n for n, _ in before] + stages, [n for _, n in before] + epochs
+    per_epoch = [_stage_size(train, model, data(sections)[0], sections * segment_steps) for sections in stages]
+    steps, tokens = np.array(epochs) @ np.array(per_epoch)
     tokens_per_step = tokens / steps
     warmup = round(train.warmup_tokens / tokens_per_step) if train.warmup_tokens else train.warmup_steps
     if options.curr == "adaptive":
         last = optimizer_steps(train, model.context_length, stages[-1] * segment_steps)
         schedule = Schedule(warmup, None, options.anneal_batches * last, 0.0)
         return AdaptiveStages(stages, metric, options.streak, options.anneal_batches, options.stage_batches), schedule
-    total = round(train.final_tokens / tokens_per_step) if train.final_tokens else steps * train.epochs
+    total = round(train.final_tokens / tokens_per_step) if train.final_tokens else round(steps)
     schedule = decay_over(total, warmup_steps=warmup, end_factor=train.lr_end_factor, shape=train.lr_schedule)
-    return FixedStages(stages, train.epochs), schedule
+    return FixedStages(stages, epochs), schedule
 
 
 def _stage_size(train: TrainOptions, model: ModelConfig, data: WindowDataset, steps: int) -> tuple[int, float]:

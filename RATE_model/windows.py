@@ -211,6 +211,12 @@ class WindowDataset(Dataset):
         """The windows of at most ``size`` steps, padded to it; shares this one's memory. ValueError: there is none."""
         return self.with_windows(self.windows[self.windows[:, 2] <= size], size=size)
 
+    def beginnings(self, steps: int) -> WindowDataset:
+        """The first steps of every window, at most so many; shares this one's memory."""
+        windows = self.windows.copy()
+        windows[:, 2] = np.minimum(windows[:, 2], steps)
+        return self.with_windows(windows, size=steps)
+
     def _set_windows(self, windows: np.ndarray, size: int, pad: str) -> None:
         """Check and keep the windows."""
         windows = np.asarray(windows, dtype=np.int64)

@@ -16,12 +16,14 @@ if not __package__:  # started as a script: make the repository importable
 
 from RATE_model import experiment
 from RATE_model.config import ModelConfig
+from RATE_model.curriculum import parse_stages
 from RATE_model.limits import MAX_STEPS, at_least, at_most
 from RATE_model.model import RATE
 from RATE_model.options import Boolean, exit_on_user_error, parse_options
 from RATE_model.runs import Run, run_name
 from RATE_model.settings import ALIASES, CurriculumOptions, ImageOptions, ModelOptions, RunOptions, TrainOptions
 from RATE_model.trainer import accuracy
+from RATE_model.windows import WindowDataset
 from VizDoom.VizDoom_src import evaluate as protocol
 from VizDoom.VizDoom_src.dataset import DataOptions, ensure_dataset, load_windows
 from VizDoom.VizDoom_src.engine import vizdoom
@@ -41,6 +43,9 @@ class TaskOptions:
     context_length: int = 30
     # Segments of a trajectory (N); data has episodes of N K steps
     sections: int = 3
+    # Stages of training before the one on whole episodes, on their first segments, as SEGMENTS:EPOCHS of each. That the
+    # pillar tells which items are good is learned from the first steps many times sooner
+    stages: tuple[str, ...] = ()
     # Show every episode as it is or in the mirror, left for right, with equal probability: twice the data
     mirror: Boolean = False
     # Return that the agent is asked for
@@ -66,6 +71,7 @@ class TaskOptions:
         at_least(1, episode_timeout=self.episode_timeout)
         at_most(MAX_STEPS, context_length=self.context_length, sections=self.sections)
         protocol.check_episodes(eval_episodes=self.eval_episodes)
+        parse_stages(self.stages, self.sections, flag="stages")
 
 
 @dataclass(frozen=True)
@@ -125,8 +131,12 @@ def check(config: Config, seed: int) -> Run:
 def train(config: Config, run: Run) -> dict[str, float]:
     """One checked run, from its data to its last evaluation; returns what its eval/final.json holds."""
     task = config.task
-    windows = load_windows(ensure_dataset(config.data), size=task.sections * task.context_length)
-    data = lru_cache(lambda sections: windows)
+    sides = load_windows(ensure_dataset(config.data), size=task.sections * task.context_length)
+
+    @lru_cache
+    def data(sections: int) -> tuple[WindowDataset, WindowDataset]:
+        training, validation = (side.beginnings(sections * task.context_length) for side in sides)
+        return training, validation
 
     def finish(model: RATE, result: dict[str, float]) -> None:
         draw_run(run.directory, result, target_return=task.desired_return)
@@ -141,7 +151,13 @@ def train(config: Config, run: Run) -> dict[str, float]:
         )
 
     curriculum, schedule = experiment.plan(
-        config.train, CurriculumOptions(), config.model_config(), data, [task.sections], task.context_length
+        config.train,
+        CurriculumOptions(),
+        config.model_config(),
+        data,
+        [task.sections],
+        task.context_length,
+        before=parse_stages(task.stages, task.sections, flag="stages"),
     )
     return experiment.train_run(
         config,

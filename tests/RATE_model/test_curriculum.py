@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from RATE_model.curriculum import AdaptiveStages, FixedStages
+from RATE_model.curriculum import AdaptiveStages, FixedStages, parse_stages
+from RATE_model.errors import UserError
 
 
 def adaptive(stages=(1, 2), **changes) -> AdaptiveStages:
@@ -18,14 +19,14 @@ def batches(curriculum, *values: float) -> None:
 
 
 def test_fixed_stages_last_so_many_epochs_each():
-    curriculum = FixedStages([1, 2, 4], epochs=2)
+    curriculum = FixedStages([1, 2, 4], epochs=[3, 1, 2])
     seen = []
     while not curriculum.finished:
         seen.append(curriculum.sections)
         batches(curriculum, 1.0, 1.0, 1.0)
         assert not curriculum.annealing
         curriculum.after_epoch()
-    assert seen == [1, 1, 2, 2, 4, 4]
+    assert seen == [1, 1, 1, 2, 4, 4]
     assert curriculum.sections == 4  # of the last validation
 
 
@@ -95,7 +96,7 @@ VALUES = [0, 1, 1, 1, 0, 1, 1, 0, 0, 1, 1, 1, 1, 0, 0, 0, 1, 0, 0, 0, 0]
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: FixedStages([1, 2, 3], epochs=2),
+        lambda: FixedStages([1, 2, 3], epochs=[2, 1, 2]),
         lambda: adaptive(stages=[1, 2, 3], max_batches=5),
         lambda: adaptive(stages=[1, 2]),
     ],
@@ -111,3 +112,15 @@ def test_a_curriculum_continues_from_its_state_after_any_batch(make):
         second.load_state_dict(state)
         assert play(second, VALUES[cut:]) == whole[cut:]
         assert second.state_dict() != make().state_dict()
+
+
+def test_stages_are_read_from_text():
+    assert (
+        parse_stages(["1:40", "5:12"], 9, flag="stages") == [(1, 40), (5, 12)] and parse_stages([], 1, flag="x") == []
+    )
+
+
+@pytest.mark.parametrize("texts", [["1"], ["1:"], ["0:4"], ["2:0"], ["-1:3"], ["1:2:3"], ["4:1", "4:1"], ["9:1"]])
+def test_stages_that_are_none_are_named(texts):
+    with pytest.raises(UserError, match=f"--stages .*{texts[0]}"):
+        parse_stages(texts, 9, flag="stages")

@@ -253,6 +253,17 @@ def test_the_windows_up_to_a_size_are_a_dataset_of_their_own(file):
         dataset.up_to(0)
 
 
+def test_the_beginnings_of_windows_are_a_dataset_of_their_own(file):
+    dataset = WindowDataset([file], whole_episodes(0, file), size=10)
+    begun = dataset.beginnings(3)
+    assert begun.windows[:, 2].tolist() == np.minimum(dataset.windows[:, 2], 3).tolist() and begun.size == 3
+    numbers = list(range(len(dataset)))
+    whole, part = dataset.__getitems__(numbers), begun.__getitems__(numbers)
+    assert torch.equal(part.valid, whole.valid[:, :3])
+    for name in ("observations", "actions", "rtg"):  # returns of the whole episode
+        assert torch.equal(getattr(part, name)[part.valid], getattr(whole, name)[:, :3][part.valid]), name
+
+
 def test_a_fingerprint_tells_data_apart(tmp_path):
     file = make_file(tmp_path / "a.h5")
     dataset = WindowDataset([file], whole_episodes(0, file), size=10)
