@@ -132,6 +132,24 @@ def test_a_run_leaves_what_is_promised(data, tmp_path, capsys, engines):
     assert not engines() and not list(Path.cwd().glob("_vizdoom/*"))
 
 
+def test_training_begins_with_the_first_segments(data, tmp_path):
+    assert (
+        train(
+            tmp_path,
+            *data,
+            *NO_EVALUATION,
+            *"--stages 1:3 --epochs 2 --warmup_tokens 0 --warmup_steps 1 --log_every 1".split(),
+        )
+        == 0
+    )
+    lines = [json.loads(line) for line in (only_run(tmp_path) / "metrics.jsonl").read_text().splitlines()]
+    segments = [line["segments_count"] for line in lines if "train_loss" in line]
+    assert segments == [1] * 3 * BATCHES_PER_EPOCH + [2] * 2 * BATCHES_PER_EPOCH
+    rates = [line["lr"] for line in lines if "train_loss" in line]
+    assert rates == sorted(rates, reverse=True), "one decay over all stages"
+    assert rates[-1] == pytest.approx(3e-4, rel=0.01)
+
+
 def test_the_game_that_is_played_is_what_the_flags_ask_for(monkeypatch):
     asked = []
     monkeypatch.setattr(train_vizdoom.protocol, "play", lambda model, **options: asked.append(options))
@@ -170,13 +188,17 @@ def test_every_image_of_a_batch_is_encoded_once(data):
 # --- interruptions ---
 
 
-# Flags, and behind how many batches from each start the run is stopped: in the middle of epochs and at their edges.
-RUNS = {"here": ((), (1, 2, 1)), "loader processes": (("--num_workers", "1"), (2,))}
+# Flags; behind how many batches from each start the run is stopped, in the middle of epochs and at their edges; epochs.
+RUNS = {
+    "here": ((), (1, 2, 1), 2),
+    "loader processes": (("--num_workers", "1"), (2,), 2),
+    "two stages": (("--stages", "1:2", "--epochs", "1"), (2, 3, 2), 3),
+}
 
 
 @pytest.mark.parametrize("kind", RUNS)
 def test_stopping_and_killing_anywhere_changes_nothing(kind, data, tmp_path):
-    flags, stops = RUNS[kind]
+    flags, stops, epochs = RUNS[kind]
     flags = (*flags, *data, *NO_EVALUATION, "--log_every", "1")
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
     for batch in stops:
@@ -189,7 +211,7 @@ def test_stopping_and_killing_anywhere_changes_nothing(kind, data, tmp_path):
     assert train(whole, *flags) == 0
     expected = outcome(only_run(whole))
     assert_same(outcome(only_run(stopped)), expected)
-    assert expected["state"]["trainer"]["step"] == 2 * BATCHES_PER_EPOCH
+    assert expected["state"]["trainer"]["step"] == epochs * BATCHES_PER_EPOCH
 
 
 def test_a_run_goes_on_with_its_data_from_another_place_and_with_no_other(data, tmp_path, capsys):
@@ -224,6 +246,8 @@ MISTAKES = {
     "no end": ("--episode_timeout 0", ("--episode_timeout 0", "at least 1")),
     "no context": ("--context_length 0", ("--context_length 0", "at least 1")),
     "no segments": ("--sections 0", ("--sections 0", "at least 1")),
+    "no stage": ("--stages 1", ("--stages 1", "SEGMENTS:EPOCHS")),
+    "a stage of all segments": ("--stages 2:4", ("--stages 2:4", "fewer than the last")),
     "no slide": ("--slide 0", ("--slide 0", "at least 1")),
     "variant": ("--variant own", ("--variant own", "published, clear")),
     "no pillar steps": ("--pillar_steps 0", ("--pillar_steps 0", "at least 1")),
