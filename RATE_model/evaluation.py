@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
@@ -15,6 +16,7 @@ from tqdm import tqdm
 
 from RATE_model.actor import Actor, bytes_per_row
 from RATE_model.model import RATE
+from RATE_model.processes import available_cores
 
 # When no more than this share of an actor's rows is still running, it goes on with those alone.
 _COMPACT = 0.95
@@ -124,6 +126,43 @@ def rollout(
                 actor.keep(np.flatnonzero(kept))
                 rows = rows[kept]
     return Episodes(returns, lengths, last)
+
+
+def rollout_in_turns(
+    actors: Sequence[Actor],
+    environments: Sequence[VectorEnv],
+    *,
+    seeds: Sequence[np.ndarray],
+    max_steps: int,
+    description: str = "acting",
+) -> Episodes:
+    """`rollout` in several groups of environments at once: while one is acted in, the others' processes work.
+
+    Args:
+        actors, environments, seeds: of each group, as for `rollout`. The environments step in processes of their own
+            and are closed behind it.
+        max_steps, description: see `rollout`.
+
+    Returns:
+        The episodes of all groups, in order.
+    """
+
+    def play(group: int) -> Episodes:
+        given = {"seeds": seeds[group], "max_steps": max_steps, "description": description}
+        return rollout(actors[group], environments[group], **given)
+
+    groups = len(environments)
+    # Threads of torch that wait for work would keep cores from those processes.
+    with torch_threads(max(1, available_cores() // (2 * groups))), ThreadPoolExecutor(groups) as pool:
+        played = [pool.submit(play, group) for group in range(groups)]
+        try:
+            done, _ = wait(played, return_when=FIRST_EXCEPTION)
+            for future in done:
+                future.result()
+        finally:
+            for environment in environments:  # which also ends the other rollouts when one failed
+                environment.close()
+    return Episodes.joined([future.result() for future in played])
 
 
 def mean_and_error(values: np.ndarray) -> tuple[float, float]:

@@ -6,14 +6,17 @@
 See benchmarks/README.md for what is measured and how to read it.
 """
 
+from __future__ import annotations
+
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+from unittest import mock
 
 import numpy as np
 import torch
@@ -22,13 +25,13 @@ if not __package__:  # started as a script: make the repository importable
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import common
+from MemoryMaze.MemoryMaze_src import evaluate
 from MemoryMaze.MemoryMaze_src.dataset import open_dataset
-from MemoryMaze.MemoryMaze_src.evaluate import TARGET_RETURN, evaluation_seeds
+from MemoryMaze.MemoryMaze_src.evaluate import evaluation_seeds
 from MemoryMaze.MemoryMaze_src.generate import Recipe, generate
 from MemoryMaze.MemoryMaze_src.spec import SPEC
 from MemoryMaze.MemoryMaze_src.train_mem_maze import read_config
 from MemoryMaze.MemoryMaze_src.vector import MemoryMazeVectorEnv
-from RATE_model.actor import Actor
 from RATE_model.limits import at_least
 from RATE_model.model import RATE
 from RATE_model.optimization import Schedule
@@ -75,24 +78,44 @@ def open_data(options: Options, folder: Path) -> TrajectoryFile:
     return open_dataset(generate(Recipe(steps=200, mix=("explorer:0.1:1",)), 10, folder / "data.h5"))
 
 
-def acting(model: RATE | None, mazes: MemoryMazeVectorEnv, options: Options) -> Callable[[], float]:
-    """A candidate: seconds of the steps in all mazes, acted in by the model, or with random actions."""
+class Timed(MemoryMazeVectorEnv):
+    """Mazes that note when their first step begins and their last one ends: starting them and resets do not count."""
 
-    def run() -> float:
-        seeds = evaluation_seeds(options.episodes)
-        actor = None if model is None else Actor(model, options.episodes, TARGET_RETURN, greedy=False, rtg_floor=0.0)
-        generator, rewards = np.random.default_rng(0), np.zeros(options.episodes)
-        observations, _ = mazes.reset(seed=seeds)
-        start = time.perf_counter()
+    made: ClassVar[list[Timed]] = []
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.begun = self.ended = 0.0
+        self.made.append(self)
+
+    def step(self, actions: np.ndarray) -> tuple[Any, ...]:
+        self.begun = self.begun or time.perf_counter()
+        result = super().step(actions)
+        self.ended = time.perf_counter()
+        return result
+
+    @classmethod
+    def seconds(cls) -> float:
+        """From the first step to the last of all that were made since this was asked before."""
+        made, cls.made[:] = cls.made.copy(), []
+        return max(mazes.ended for mazes in made) - min(mazes.begun for mazes in made)
+
+
+def play_at_random(options: Options) -> float:
+    """Seconds of all steps with random actions."""
+    generator = np.random.default_rng(0)
+    with closing(Timed(options.episodes, max_steps=options.steps)) as mazes:
+        mazes.reset(seed=evaluation_seeds(options.episodes))
         for _ in range(options.steps):
-            if actor is None:
-                actions = generator.integers(SPEC.num_actions, size=options.episodes)
-            else:
-                actions = actor.act(observations, rewards)
-            observations, rewards, *_ = mazes.step(actions)
-        return time.perf_counter() - start
+            mazes.step(generator.integers(SPEC.num_actions, size=options.episodes))
+    return Timed.seconds()
 
-    return run
+
+def play_with(model: RATE, options: Options) -> float:
+    """Seconds of all steps of an evaluation."""
+    with mock.patch.object(evaluate, "MemoryMazeVectorEnv", Timed):
+        evaluate.play(model, episodes=options.episodes, steps=options.steps)
+    return Timed.seconds()
 
 
 def measure(options: Options, file: TrajectoryFile) -> dict[str, Any]:
@@ -118,16 +141,15 @@ def measure(options: Options, file: TrajectoryFile) -> dict[str, Any]:
         trainer.model.eval()
 
     trainer.model.eval()
-    with closing(MemoryMazeVectorEnv(options.episodes, max_steps=options.steps)) as mazes:
-        seconds = common.interleave(
-            {
-                "batch": train,
-                "reading its windows": read,
-                "mazes alone": acting(None, mazes, options),
-                "mazes with the model": acting(trainer.model, mazes, options),
-            },
-            rounds=options.rounds,
-        )
+    seconds = common.interleave(
+        {
+            "batch": train,
+            "reading its windows": read,
+            "mazes alone": lambda: play_at_random(options),
+            "mazes with the model": lambda: play_with(trainer.model, options),
+        },
+        rounds=options.rounds,
+    )
     return {
         "window_steps": size,
         "cases": {name: common.summary(values) for name, values in seconds.items()},

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -21,7 +20,7 @@ from MemoryMaze.MemoryMaze_src.generate import play as play_expert
 from MemoryMaze.MemoryMaze_src.vector import MemoryMazeVectorEnv
 from RATE_model.actor import Actor, MemoryTransform
 from RATE_model.errors import UserError
-from RATE_model.evaluation import Episodes, mean_and_error, rollout, torch_threads
+from RATE_model.evaluation import Episodes, mean_and_error, rollout_in_turns
 from RATE_model.model import RATE
 from RATE_model.processes import available_cores, in_order
 
@@ -82,16 +81,14 @@ def play(
     Raises:
         UserError: the package is missing or cannot draw.
     """
-    cores = available_cores()
     halves = np.array_split(evaluation_seeds(episodes), min(2, episodes))
-    processes = max(1, (cores if workers is None else workers) // len(halves))
+    processes = max(1, (workers or available_cores()) // len(halves))
     mazes = [MemoryMazeVectorEnv(len(seeds), size, max_steps=steps, workers=processes) for seeds in halves]
-
-    def play_half(number: int) -> Episodes:
-        with torch.no_grad():
-            actor = Actor(
+    with torch.no_grad():
+        actors = [
+            Actor(
                 model,
-                len(halves[number]),
+                len(seeds),
                 target_return,
                 rtg_floor=rtg_floor,
                 greedy=greedy,
@@ -100,21 +97,9 @@ def play(
                 transform_memory=transform_memory,
                 precision=precision,
             )
-            return rollout(
-                actor,
-                mazes[number],
-                seeds=halves[number],
-                max_steps=mazes[number].max_steps,
-                description="Memory Maze",
-            )
-
-    # Threads of torch that wait for work would keep cores from the processes that draw.
-    with torch_threads(max(1, cores // 4)), ThreadPoolExecutor(len(halves)) as pool:
-        try:
-            return Episodes.joined(list(pool.map(play_half, range(len(halves)))))
-        finally:
-            for half in mazes:  # which also ends the play of one half when the other failed
-                half.close()
+            for number, seeds in enumerate(halves)
+        ]
+    return rollout_in_turns(actors, mazes, seeds=halves, max_steps=mazes[0].max_steps, description="Memory Maze")
 
 
 def player_returns(

@@ -1,7 +1,5 @@
 """The evaluation protocol: seeds, names, what the agent is asked for, memory, other players."""
 
-import time
-
 import numpy as np
 import pytest
 import torch
@@ -148,21 +146,6 @@ def test_a_memory_that_is_knocked_out_acts_otherwise(giving):
 def test_a_model_plays_real_mazes():
     played = play(small_model(spec=SPEC, **SIZES), episodes=2, steps=5, workers=1)
     assert played.lengths.tolist() == [5, 5] and (played.returns >= 0).all()
-
-
-def test_when_one_half_fails_the_other_is_not_played_to_its_end(giving, monkeypatch):
-    def failing(actor, mazes, *, seeds, max_steps, description):
-        if 0 in seeds:
-            raise UserError("no picture")
-        while not mazes.closed:
-            time.sleep(0.01)
-        raise RuntimeError("closed")
-
-    monkeypatch.setattr(protocol, "rollout", failing)
-    threads = torch.get_num_threads()
-    with pytest.raises(UserError, match="no picture"):
-        play(small_model(spec=SPEC, **SIZES), episodes=2)
-    assert torch.get_num_threads() == threads
 
 
 @pytest.mark.usefixtures("tasks")

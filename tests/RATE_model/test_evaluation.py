@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import nn
 
 from RATE_model.actor import Actor, bytes_per_row
-from RATE_model.evaluation import evaluating, mean_and_error, rollout, side_by_side
+from RATE_model.evaluation import evaluating, mean_and_error, rollout, rollout_in_turns, side_by_side
 from tests.small_models import K, small_model
 
 
@@ -93,6 +94,34 @@ def test_rows_can_be_kept_together_to_the_end():
     assert together.lengths.tolist() == compacted.lengths.tolist() == lengths
     np.testing.assert_allclose(together.returns, compacted.returns)
     np.testing.assert_allclose(together.last_rewards, compacted.last_rewards)
+
+
+def test_groups_in_turns_play_what_each_would_play_alone():
+    model, lengths, threads = small_model(), ([3, 2 * K], [K + 1, 1, 5]), torch.get_num_threads()
+    seeds = [np.arange(2), np.arange(2, 5)]
+    groups = [Countdown(length) for length in lengths]
+    actors = [Actor(model, len(length), 1.0) for length in lengths]
+    together = rollout_in_turns(actors, groups, seeds=seeds, max_steps=100)
+    alone = rollout(Actor(model, 5, 1.0), Countdown([*lengths[0], *lengths[1]]), seeds=np.arange(5), max_steps=100)
+    assert together.lengths.tolist() == alone.lengths.tolist() == [3, 2 * K, K + 1, 1, 5]
+    np.testing.assert_allclose(together.returns, alone.returns)
+    assert all(group.closed for group in groups) and torch.get_num_threads() == threads
+
+
+def test_a_group_that_fails_ends_the_others():
+    class Broken(Countdown):
+        def step(self, actions):
+            raise OSError("a broken maze")
+
+    class Endless(Countdown):
+        def step(self, actions):
+            assert not self.closed
+            return super().step(actions)
+
+    groups = [Endless([10**9]), Broken([9])]
+    actors = [Actor(small_model(), 1, 1.0) for _ in groups]
+    with pytest.raises(OSError, match="broken maze"):
+        rollout_in_turns(actors, groups, seeds=[np.zeros(1)] * 2, max_steps=10**9)
 
 
 @pytest.mark.parametrize("options", [None, {"cue": ["key", "ball"]}])
