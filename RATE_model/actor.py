@@ -26,7 +26,7 @@ from RATE_model.attention import Keys
 from RATE_model.frames import Frames
 from RATE_model.memory import MemoryState
 from RATE_model.model import RATE
-from RATE_model.precision import autocast
+from RATE_model.precision import autocast, uses_bfloat16
 
 # Steps' tokens of one attention call; longer appends are cut, so that early tokens do not meet columns they cannot see.
 _CHUNK = 64
@@ -97,7 +97,7 @@ class Actor:
             smallest. A target return that lies below stays. None: it falls freely.
         transform_memory: applied to the memory before every segment but an episode's first, as
             `transform(memory, initial_memory)`; for ablations, e.g. `knock_out_memory`.
-        precision: "32" or "bf16".
+        precision: "32", "bf16" or "auto"; see `uses_bfloat16`.
 
     Raises:
         ValueError: a model in training mode, or `slide` outside 1..context_length.
@@ -139,7 +139,7 @@ class Actor:
         self._cached = np.zeros(batch_size, dtype=np.int64)
         self._fresh = np.ones(batch_size, dtype=bool)
         columns = config.mem_len + config.segment_tokens
-        dtype = torch.bfloat16 if precision == "bf16" else self.model.content_bias.dtype
+        dtype = torch.bfloat16 if uses_bfloat16(self._device, precision) else self.model.content_bias.dtype
 
         def buffers() -> list[Tensor]:
             shape = (batch_size, columns, config.d_model)

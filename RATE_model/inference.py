@@ -13,7 +13,8 @@ from RATE_model.fit import load_model
 from RATE_model.limits import at_least, writable
 from RATE_model.model import RATE
 from RATE_model.options import Boolean
-from RATE_model.precision import Precision, pick_device
+from RATE_model.precision import pick_device
+from RATE_model.settings import Precision
 from RATE_model.spec import EnvironmentSpec
 
 
@@ -42,7 +43,7 @@ class InferenceOptions:
     knock_out: Boolean = False
     # DT and DTXL: steps that leave a full window at once; 1 is the published protocol, more is faster
     slide: int = 1
-    # float32, or bfloat16 products
+    # float32, bfloat16 products, or auto: those where the device has units for them
     precision: Precision = "32"
     # auto (a GPU if there is one), cpu, cuda, ...
     device: str = "auto"

@@ -9,6 +9,9 @@ from RATE_model.errors import UserError
 from RATE_model.limits import MAX_SIZE, at_least, at_most
 from RATE_model.options import Boolean
 
+# See `precision.uses_bfloat16`.
+Precision = Literal["auto", "32", "bf16"]
+
 # How these scripts have always been told to leave out the decoder's feed-forward network.
 ALIASES = {"skip_dec_attn": "skip_dec_ffn"}
 
@@ -137,8 +140,8 @@ class TrainOptions:
     # Begin with image encoders whose layers are scaled by what they make of the data, and see what moves where an
     # observation is several pictures
     calibrate: Boolean = False
-    # float32, or bfloat16 products
-    precision: Literal["32", "bf16"] = "32"
+    # float32, bfloat16 products, or auto: those where the device has units for them
+    precision: Precision = "32"
     # Compile the model (pays off in long runs)
     compile: Boolean = False
     # Processes that load data; 0 = none, right for small data
