@@ -83,12 +83,10 @@ def plan(
         segments: numbers of segments of the stages, ascending.
         segment_steps: environment steps of a segment.
         metric: of a batch, 1 where all its deciding steps are right; for an adaptive curriculum.
-        before: segments and epochs of stages before these, unless the curriculum is adaptive.
+        before: segments and epochs of stages before these; an adaptive curriculum ends them by its own measure.
     """
-    stages = list(segments) if options.curr != "false" else list(segments)[-1:]
-    epochs = [train.epochs] * len(stages)
-    if before:
-        stages, epochs = [n for n, _ in before] + stages, [n for _, n in before] + epochs
+    chosen = [(sections, train.epochs) for sections in (segments if options.curr != "false" else segments[-1:])]
+    stages, epochs = zip(*before, *chosen, strict=True)
     per_epoch = [_stage_size(train, model, data(sections)[0], sections * segment_steps) for sections in stages]
     steps, tokens = np.array(epochs) @ np.array(per_epoch)
     tokens_per_step = tokens / steps
