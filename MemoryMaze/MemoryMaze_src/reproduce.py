@@ -1,6 +1,6 @@
-"""Make results/memory_maze.*: RATE with and without its memory, DT, players without a model, one setting.
+"""Make results/memory_maze.*: RATE with and without its memory, players without a model, one setting.
 
-    python3 MemoryMaze/MemoryMaze_src/reproduce.py --seeds 1 2
+    python3 MemoryMaze/MemoryMaze_src/reproduce.py --seeds 1
 
 Runs that are finished are kept, interrupted ones are continued, so the command can be given again at any time; what was
 played already is read from the runs' eval/.
@@ -35,12 +35,10 @@ STUDY = Study(
     settings=("--config", FAST, "--online_inference", "false", "--last_inference", "false"),
     models={
         "RATE": ("--model_mode", "RATE"),
-        "DT": ("--model_mode", "DT", "--nmt", "0", "--mem_len", "0", "--n_head_ca", "0"),
     },
     read_config=read_config,
     check=check,
 )
-SLIDE = 30  # of DT, which a step at a time would take minutes
 FORGETFUL = "RATE, memory knocked out"
 # What else RATE's runs do: label, name of the file, what is done to memory, whether the most probable action is taken.
 CONTROLS: tuple[tuple[str, str, MemoryTransform | None, bool], ...] = (
@@ -62,7 +60,7 @@ class Options(StudyOptions):
     """Which runs, how they are played, and where they and the results go."""
 
     # Seeds of every model; consecutive
-    seeds: tuple[int, ...] = (1, 2)
+    seeds: tuple[int, ...] = (1,)
     # Mazes that every run is played in: of seeds spread over 0 to 99
     episodes: int = 10
 
@@ -87,7 +85,6 @@ def returns_of(run: Path, name: str, transform: MemoryTransform | None, greedy: 
             target_return=config.task.desired_return,
             rtg_floor=config.task.rtg_floor,
             greedy=greedy,
-            slide=SLIDE if model.config.sliding else 1,
             precision=config.train.precision,
             transform_memory=transform,
         )
@@ -173,7 +170,7 @@ def write(document: dict[str, dict], data: Sequence[Path], options: Options) -> 
     text = (
         f"Balls found in 1000 steps, mean and standard error over the episodes of seeds {seeds} in {options.episodes} "
         f"mazes that no data was made in, made {made(document)}. Asked for was a return of {asked:g}; the "
-        f"most probable actions are taken unless said otherwise; DT moves its window {SLIDE} steps at once. "
+        f"most probable actions are taken unless said otherwise. "
         f"Data: {held}.\n\n{returns_table(document)}\n\n"
         f"What RATE finds more than with its memory knocked out, in the same mazes: {difference(document)}.\n\n"
         f"Every run:\n\n{seed_table(document, options.seeds)}\n\nCommands:\n\n{STUDY.commands(options.seeds)}\n"
