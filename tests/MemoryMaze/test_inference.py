@@ -8,7 +8,7 @@ import pytest
 
 from MemoryMaze.MemoryMaze_src import inference_mem_maze, pictures, reproduce, train_mem_maze
 from MemoryMaze.MemoryMaze_src.spec import SPEC
-from RATE_model.actor import knock_out_memory
+from RATE_model.actor import knock_out_cache, knock_out_memory, knock_out_tokens
 from RATE_model.evaluation import Episodes
 from tests import commands
 from tests.memory_maze_runs import TINY, only_run, train, write_data
@@ -178,15 +178,21 @@ def test_the_page_has_every_run_and_plays_none_twice(played, tmp_path, monkeypat
     flags = ["--seeds", "1", "2", "--jobs", "1", "--episodes", "4", "--results_dir", str(tmp_path / "results")]
     reproduce.main(flags)
     models = [options for options in played if "player" not in options]
-    conditions = [(options["transform_memory"] is not None, options["greedy"]) for options in models]
-    of_a_seed = [(False, True), (False, True), (True, True), (False, False)]
-    assert sorted(conditions) == sorted(2 * of_a_seed), "DT with its most probable actions alone"
+    conditions = [(options["transform_memory"], options["greedy"]) for options in models]
+    of_a_seed = [(None, True), (knock_out_memory, True), (knock_out_tokens, True), (knock_out_cache, True)]
+    of_a_seed.append((None, False))
+    assert len(conditions) == 2 * 5 and all(conditions.count(condition) == 2 for condition in of_a_seed)
     page = (tmp_path / "results" / "memory_maze.md").read_text()
     assert "| RATE | 4.50 ± 0.42 | 3 to 6 | 8 | 7.64 |" in page
     assert "| RATE, memory knocked out | 2.50 ± 0.42 | 1 to 4 | 8 |  |" in page
-    assert "in the same mazes: 2.00 ± 0.00." in page and "| human |  |  |  | 26.4 |" in page
-    assert "--ckpt_folder reproduce_dt --start_seed 1 --end_seed 2" in page
+    for part in ("memory", "memory tokens", "cache"):
+        assert f"| RATE, {part} knocked out | 2.00 ± 0.00 |" in page
+    assert "| human |  |  |  | 26.4 |" in page and "the episodes of seeds 1, 2 in 4 mazes" in page
+    assert "    python3 MemoryMaze/MemoryMaze_src/reproduce.py --seeds 1 2 --episodes 4\n" in page
+    assert "--ckpt_folder reproduce_rate --start_seed 1 --end_seed 2" in page
     assert str(tmp_path) not in page, "no machine's path"
     assert (tmp_path / "results" / "memory_maze.png").exists()
     reproduce.main(flags)
-    assert len([options for options in played if "player" not in options]) == 8
+    assert len([options for options in played if "player" not in options]) == 10, "nothing is played again"
+    reproduce.main(["--seeds", "1", *flags[3:]])
+    assert "the episodes of seed 1 in 4 mazes" in (tmp_path / "results" / "memory_maze.md").read_text()
