@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from MemoryMaze.MemoryMaze_src import dataset, train_mem_maze
+from MemoryMaze.MemoryMaze_src.env import MIRRORED
 from MemoryMaze.MemoryMaze_src.spec import SPEC
+from RATE_model import experiment
 from RATE_model.config import ModelConfig
 from RATE_model.evaluation import Episodes
 from RATE_model.inference import InferenceOptions
@@ -157,6 +159,20 @@ def test_convolutions_have_the_channels_asked_for_and_can_be_loaded(data, tmp_pa
     _, model = InferenceOptions(checkpoint=only_run(tmp_path), device="cpu").load(SPEC)
     convolutions = (layer for layer in model.encoder.observation[0].convolutions if hasattr(layer, "out_channels"))
     assert [layer.out_channels for layer in convolutions] == [4, 8, 6]
+
+
+@pytest.mark.parametrize(("flags", "expected"), [((), None), (("--mirror",), MIRRORED)])
+def test_mirrored_actions_reach_the_trainer_when_asked_for(flags, expected, data, tmp_path, monkeypatch):
+    given = []
+
+    class Recorded(experiment.Trainer):
+        def __init__(self, *arguments, **options):
+            given.append(options["mirror"])
+            super().__init__(*arguments, **options)
+
+    monkeypatch.setattr(experiment, "Trainer", Recorded)
+    assert train(tmp_path, data, *NO_EVALUATION, "--epochs", "1", *flags) == 0
+    assert given == [expected]
 
 
 def test_published_windows_are_trained_on_when_asked_for(tmp_path):
