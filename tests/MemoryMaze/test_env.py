@@ -15,7 +15,17 @@ import pytest
 from gymnasium.vector import AutoresetMode
 
 from MemoryMaze.MemoryMaze_src import graphics
-from MemoryMaze.MemoryMaze_src.env import EPISODE_STEPS, FORWARD, MIRRORED, NUM_ACTIONS, MemoryMazeEnv, env_id, register
+from MemoryMaze.MemoryMaze_src.env import (
+    EPISODE_STEPS,
+    FORWARD,
+    LEFT,
+    MIRRORED,
+    NUM_ACTIONS,
+    NUM_TARGETS,
+    MemoryMazeEnv,
+    env_id,
+    register,
+)
 from MemoryMaze.MemoryMaze_src.experts import Planner
 from MemoryMaze.MemoryMaze_src.vector import MemoryMazeVectorEnv
 from RATE_model.errors import UserError
@@ -66,6 +76,15 @@ def test_pictures_rewards_and_state_are_the_package_s_own(tasks, maze, size, ste
         assert reward == step.reward
         total, expected = total + reward, step.observation
     assert total == balls
+
+
+@drawn
+@pytest.mark.parametrize("size", [13, 15])
+def test_larger_mazes_are_drawn_and_walked_in(maze, size):
+    env = maze(size, privileged=True)
+    observation, info = env.reset(seed=0)
+    assert info["maze_layout"].shape == (size, size) and info["targets_pos"].shape == (NUM_TARGETS[size], 2)
+    assert env.observation_space.contains(observation) and (env.step(LEFT)[0] != observation).mean() > 0.1
 
 
 @drawn
