@@ -17,6 +17,7 @@ same, whenever K steps have passed, from the steps in the window.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -37,6 +38,16 @@ MemoryTransform = Callable[[MemoryState, MemoryState], MemoryState]
 def knock_out_memory(memory: MemoryState, initial: MemoryState) -> MemoryState:
     """A `transform_memory` for control experiments: every segment starts from the initial memory."""
     return initial
+
+
+def knock_out_tokens(memory: MemoryState, initial: MemoryState) -> MemoryState:
+    """Of the memory only the cache is handed on: every segment starts from the initial memory tokens."""
+    return replace(memory, tokens=initial.tokens)
+
+
+def knock_out_cache(memory: MemoryState, initial: MemoryState) -> MemoryState:
+    """Of the memory only the tokens are handed on: every segment starts without cached hidden states."""
+    return replace(initial, tokens=memory.tokens)
 
 
 def exchange_twins(seed: int = 0) -> MemoryTransform:

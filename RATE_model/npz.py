@@ -271,14 +271,13 @@ def _steps(
     images: int, actions: np.ndarray, rewards: np.ndarray, layout: _Layout
 ) -> tuple[int, np.ndarray, np.ndarray]:
     """Number of steps, actions (T,) and rewards (T,) from the rows of a file with so many images."""
-    keys = layout.keys
-    first = bool(np.any(actions[:1]))
+    keys, given = layout.keys, actions
     if keys.one_hot:
         actions = _from_one_hot(actions, len(rewards), layout)
     elif actions.shape != rewards.shape or actions.dtype.kind not in "iu":
         raise _Refused(f"has '{keys.actions}' {actions.dtype} {actions.shape}; expected {len(rewards)} integers")
     kind = keys.rows
-    if kind == "auto" and (images > len(rewards) or not first):
+    if kind == "auto" and (images > len(rewards) or not given[0].any()):
         kind = "steps" if images > len(rewards) else "arrivals"
     if kind == "auto":
         raise _Refused(_UNCLEAR)

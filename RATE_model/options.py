@@ -228,7 +228,7 @@ def _group(argv: Sequence[str]) -> list[tuple[str, list[str]]]:
 def _read_tokens(flag: str, tokens: list[str], kind: Any) -> Any:
     """The value of one flag from the words that follow it."""
     kind, origin, _ = _unwrap(kind)
-    if not tokens and kind is bool:
+    if not tokens and _is_switch(kind):
         return True
     if not tokens:
         raise UserError(f"{flag} needs a value: {_allowed(kind)}")
@@ -239,6 +239,12 @@ def _read_tokens(flag: str, tokens: list[str], kind: Any) -> Any:
         return read_value(kind, tokens if origin in (tuple, list) else tokens[0])
     except ValueError as error:
         raise UserError(f"{flag} {shown}: the value must be {error}") from None
+
+
+def _is_switch(kind: Any) -> bool:
+    """Whether a flag of this type may stand alone and then means true: a Boolean, or one that may also be none."""
+    kind, origin, arguments = _unwrap(kind)
+    return kind is bool or (origin in (typing.Union, types.UnionType) and any(map(_is_switch, arguments)))
 
 
 def _typed(cls: type, values: dict[str, Any], *, source: str, aliases: dict[str, str]) -> dict[str, Any]:

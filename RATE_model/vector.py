@@ -20,7 +20,7 @@ def episode_seeds(
         below: those drawn are 0 to below - 1.
 
     Raises:
-        ValueError: there are not B seeds.
+        ValueError: there are not B seeds, or the first is negative.
     """
     count = environments.num_envs
     if seed is None:
@@ -28,6 +28,8 @@ def episode_seeds(
     seeds = seed + np.arange(count) if isinstance(seed, (int, np.integer)) else seed
     if len(seeds) != count:
         raise ValueError(f"got {len(seeds)} seeds for {count} environments")
+    if seeds[0] < 0:
+        raise ValueError(f"a seed must not be negative, got {seeds[0]}")
     VectorEnv.reset(environments, seed=int(seeds[0]))  # not their own, which is what asks for the seeds
     return seeds
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from MemoryMaze.MemoryMaze_src import train_mem_maze
 from MemoryMaze.MemoryMaze_src.env import NUM_ACTIONS, OBSERVATION_SHAPE
+from MemoryMaze.MemoryMaze_src.generate import EXPERTS_VERSION
 from RATE_model.trajectories import TrajectoryWriter
 
 EPISODES, STEPS = 10, 12
@@ -33,7 +34,10 @@ def episode(seed: int, steps: int = STEPS) -> tuple[np.ndarray, np.ndarray, np.n
 def write_data(path: Path, episodes: int = EPISODES, steps: int = STEPS) -> Path:
     """A trajectory file of `episode(0)`, `episode(1)`, ..."""
     with TrajectoryWriter(
-        path, observation_shape=OBSERVATION_SHAPE, observation_dtype="uint8", attributes={}
+        path,
+        observation_shape=OBSERVATION_SHAPE,
+        observation_dtype="uint8",
+        attributes={"experts": EXPERTS_VERSION},
     ) as writer:
         for seed in range(episodes):
             writer.add_episode(*episode(seed, steps), terminal=False)

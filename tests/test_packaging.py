@@ -154,7 +154,9 @@ def test_importing_the_package_is_light():
     assert not loaded & {*ENVIRONMENT_PACKAGES, *LATE_PACKAGES}
 
 
-@pytest.mark.parametrize("package", ["RATE_model", "TMaze_new", "MinigridMemory", "MuJoCo", "VizDoom"])
+@pytest.mark.parametrize(
+    "package", ["RATE_model", "TMaze_new", "MinigridMemory", "MuJoCo", "VizDoom", "MemoryMaze", "Atari"]
+)
 def test_no_module_needs_another_environments_packages(package):
     paths = sorted((ROOT / package).rglob("*.py"))
     names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in paths if path.stem != "__main__"]

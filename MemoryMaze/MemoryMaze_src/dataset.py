@@ -12,8 +12,8 @@ In our files actions[t] was taken on observations[t], and rewards[t] followed it
 that *led* to an image in its row, below a first row without one, so our actions[t] is their action[t + 1], and our
 rewards[t] their reward[t + 1]. See --alignment for episodes of other makers.
 
-A window is a piece of an episode: --sections times --context_length steps. Returns-to-go are those of the whole
-episode.
+A training takes windows, pieces of an episode of --sections times --context_length steps; a file holds whole episodes,
+whichever windows are taken. Returns-to-go are those of the whole episode.
 
     --windows all         every piece of every episode; each epoch draws from all of them
     --windows published   pieces side by side, that begin below step 500 - length (0, 90, ..., 360), with two rewards or
@@ -34,7 +34,7 @@ if not __package__:  # started as a script: make the repository importable
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from MemoryMaze.MemoryMaze_src.env import NUM_ACTIONS, OBSERVATION_SHAPE, check_size
-from MemoryMaze.MemoryMaze_src.generate import DEFAULT_MIX, Recipe, generate
+from MemoryMaze.MemoryMaze_src.generate import DEFAULT_MIX, EXPERTS_VERSION, Recipe, generate
 from RATE_model.errors import UserError
 from RATE_model.limits import MAX_STEPS, at_least, at_most
 from RATE_model.npz import NpzKeys, conversion_path, given_data
@@ -64,7 +64,7 @@ _ROWS = {"auto": "auto", "last": "arrivals", "causal": "steps"}
 class DataOptions:
     """Which trajectories to make or to train on."""
 
-    # Edge of the maze: 9, 11, 13 or 15 cells
+    # Edge of the maze, in a training also of those it is evaluated in: 9, 11, 13 or 15 cells
     size: int = 9
     # Episodes; the published data had 5000
     episodes: int = 200
@@ -72,10 +72,11 @@ class DataOptions:
     steps: int = 1000
     # Who plays, as EXPERT:NOISE:SHARE; NOISE is the probability of a random action, SHARE of the episodes
     mix: tuple[str, ...] = DEFAULT_MIX
-    # Which pieces of the episodes are trained on: all, or those that the published code kept
+    # Which pieces of the episodes a training takes: all, or those that the published code kept; files hold all
     windows: Windows = "all"
-    # Data to read instead: an .h5 file made here, or a folder of DreamerV3-style *.npz; the first four flags then do
-    # nothing. none = `memory_maze: data:` of wandb_config.yaml, if it is set
+    # Data to read instead: an .h5 file made here (training), or a folder of DreamerV3-style *.npz; --episodes, --steps
+    # and --mix then do nothing, and --size chooses only the mazes of evaluations. none = in a training what
+    # `memory_maze: data:` of wandb_config.yaml names, if it is set
     data_path: Path | None = None
     # Such a folder's actions: last = the one that led to the image beside it (Dreamer); causal = the one taken on it;
     # auto = last if the first is none (all zeros), causal if there is an image more than actions, else an error
@@ -118,15 +119,44 @@ def ensure_dataset(options: DataOptions) -> list[Path]:
     """The files to train on, making or converting what is missing.
 
     Raises:
-        UserError: the data that was named is missing or unusable, or nothing could be made or written.
+        UserError: the data that was named is missing or unusable, what was made before is of other experts, or nothing
+            could be made or written.
     """
     if (given := given_source(options)) is not None:
-        return [given_dataset(options, *given)]
+        path = given_dataset(options, *given)
+        print(f"Data: {path} ({given[1]})", flush=True)
+        return [path]
     path = dataset_path(options)
-    if not path.exists():
+    if path.exists():
+        check_experts(path)
+        print(f"Data: {path}", flush=True)
+    else:
         print(f"Making {options.episodes} Memory Maze episodes: {path}", flush=True)
         generate(options.recipe(), options.episodes, path)
     return [path]
+
+
+def check_windows(options: DataOptions, size: int) -> None:
+    """Raise a UserError if there can be no window of so many steps, as far as that is seen without the data."""
+    length = f"{size} steps (--sections times --context_length)"
+    if options.windows == "published" and size >= PUBLISHED_STEPS:
+        raise UserError(
+            f"--windows published: its windows end before step {PUBLISHED_STEPS}, and {length} are asked for. Take "
+            "fewer, or --windows all."
+        )
+    if options.steps < size and given_source(options) is None:
+        raise UserError(f"--steps {options.steps}: an episode must have at least the {length} of a window")
+
+
+def check_experts(path: Path) -> None:
+    """Raise a UserError if a file was made by other experts than those that would make it now."""
+    with open_dataset(path) as file:
+        version = file.attributes.get("experts", "unknown")
+    if version != EXPERTS_VERSION:
+        raise UserError(
+            f"'{path}' was made by experts of version {version}, and they are at version {EXPERTS_VERSION}. Delete it, "
+            "and it is made anew; or train on it as it is: name it with --data_path."
+        )
 
 
 def given_dataset(options: DataOptions, source: Path, named: str, target: Path | None = None) -> Path:

@@ -30,7 +30,7 @@ DEFAULT_SIZE = 9
 EPISODE_STEPS = {9: 1000, 11: 2000, 13: 3000, 15: 4000}
 NUM_TARGETS = {9: 3, 11: 4, 13: 5, 15: 6}
 SEED_LIMIT = 2**32
-VIEWS = ("agent", "top")
+VIEWS = ("agent", "top")  # of pictures for people
 
 
 def env_id(size: int) -> str:
@@ -44,13 +44,21 @@ def check_size(size: int, *, flag: str = "size") -> None:
         raise UserError(f"--{flag} {size}: Memory Maze has the sizes {', '.join(map(str, SIZES))}.")
 
 
-def check_arguments(size: int, max_steps: int | None, render_mode: str | None) -> int:
+def check_seed(seed: int) -> None:
+    """Raise a ValueError for a seed out of range."""
+    if not 0 <= seed < SEED_LIMIT:
+        raise ValueError(f"a seed must lie between 0 and 2**32 - 1, got {seed}")
+
+
+def check_arguments(size: int, max_steps: int | None, render_mode: str | None, view: str) -> int:
     """What both environments are made with, checked: the steps until truncation."""
     check_size(size)
     if max_steps is not None and max_steps < 1:
         raise UserError(f"Memory Maze: max_steps is {max_steps}; it must be at least 1.")
     if render_mode not in (None, "rgb_array"):
         raise UserError(f"Memory Maze: render_mode is {render_mode!r}; it must be 'rgb_array' or None.")
+    if view not in VIEWS:
+        raise UserError(f"Memory Maze: view is {view!r}; it must be {' or '.join(map(repr, VIEWS))}.")
     return EPISODE_STEPS[size] if max_steps is None else int(max_steps)
 
 
@@ -70,6 +78,8 @@ class MemoryMazeEnv(gymnasium.Env):
         max_steps: steps until truncation; None: the package's, 1000, 2000, 3000, 4000.
         privileged: tell ``info``.
         render_mode: None, or "rgb_array" for `render`.
+        view: what `render` shows unless told: "agent", what the agent sees, or "top", the maze from above. (What
+            `gymnasium.make` returns cannot be told.)
 
     Raises:
         UserError: a value is out of range, or (by the first reset) a package is missing or nothing can draw.
@@ -84,10 +94,12 @@ class MemoryMazeEnv(gymnasium.Env):
         max_steps: int | None = None,
         privileged: bool = False,
         render_mode: str | None = None,
+        view: str = "agent",
     ) -> None:
-        self.max_steps = check_arguments(size, max_steps, render_mode)
+        self.max_steps = check_arguments(size, max_steps, render_mode, view)
         self.size = int(size)
         self.render_mode = render_mode
+        self._view = view
         self.observation_space = gymnasium.spaces.Box(0, 255, OBSERVATION_SHAPE, np.uint8)
         self.action_space = gymnasium.spaces.Discrete(NUM_ACTIONS)
         self._privileged = privileged
@@ -112,6 +124,8 @@ class MemoryMazeEnv(gymnasium.Env):
             ValueError: the seed is out of range.
             UserError: a package is missing, or nothing can draw.
         """
+        if seed is not None:
+            check_seed(seed)
         super().reset(seed=seed)
         self._start(int(self.np_random.integers(SEED_LIMIT)) if seed is None else int(seed))
         return self._observation.copy(), self._info()
@@ -127,15 +141,20 @@ class MemoryMazeEnv(gymnasium.Env):
         reward = self._advance(int(action))
         return self._observation.copy(), reward, False, self._truncated, self._info()
 
-    def render(self, view: str = "agent") -> np.ndarray | None:
+    def render(self, view: str | None = None) -> np.ndarray | None:
         """A picture for people within a border of the target's colour, (256, 256, 3) uint8.
 
         Args:
-            view: "agent", what the agent sees, or "top", the maze from above with an arrow on the agent.
+            view: "agent", what the agent sees, or "top", the maze from above with an arrow on the agent; None: that of
+                the constructor.
 
         Returns:
             The picture, black before the first reset; None without a render mode.
+
+        Raises:
+            ValueError: there is no such view.
         """
+        view = self._view if view is None else view
         if view not in VIEWS:
             raise ValueError(f"view must be one of {', '.join(VIEWS)}, got {view!r}")
         if self.render_mode is None:
@@ -150,9 +169,7 @@ class MemoryMazeEnv(gymnasium.Env):
             maze.close()
 
     def _start(self, seed: int) -> None:
-        """Begin the episode of a seed."""
-        if not 0 <= seed < SEED_LIMIT:
-            raise ValueError(f"a seed must lie between 0 and 2**32 - 1, got {seed}")
+        """Begin the episode of a seed, which is in range."""
         self.close()
         # The package's generator of mazes is seeded once, where it is made: only a new task gives the seed's episode.
         self._maze = Maze(self.size, seed, views=self.render_mode is not None)

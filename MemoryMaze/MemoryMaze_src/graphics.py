@@ -52,7 +52,8 @@ def maze_tasks() -> ModuleType:
         package.__spec__ = spec
         sys.modules[_PACKAGE] = package
     try:
-        importlib.import_module("dm_control._render")
+        if importlib.import_module("dm_control._render").BACKEND == "glfw":
+            _check_display()
         return importlib.import_module(f"{_PACKAGE}.tasks")
     except ModuleNotFoundError as error:
         raise UserError(f"Memory Maze needs the package {error.name}: {INSTALL_HINT}") from error
@@ -83,6 +84,12 @@ def _choose_backend() -> None:
         os.environ[VARIABLE] = "osmesa"
     else:
         raise _cannot_draw("neither EGL nor OSMesa works here")
+
+
+def _check_display() -> None:
+    """GLFW can be imported where it cannot draw: it draws in windows, of which there are none without a display."""
+    if not importlib.import_module("glfw").init():
+        raise RuntimeError("it means GLFW, which needs a display")
 
 
 def _egl_works() -> bool:

@@ -4,15 +4,16 @@
     python3 MemoryMaze/MemoryMaze_src/inference_mem_maze.py --checkpoint RUN_DIR --episodes 100 --knock_out true
     python3 MemoryMaze/MemoryMaze_src/inference_mem_maze.py --checkpoint RUN_DIR --video 2 --pictures pictures
 
-Prints the balls found per episode; with --players true, also by players without a model in the same mazes.
+Prints the balls found per episode; with --players true, also by players without a model in the same mazes. Mazes, the
+return asked for and how actions are chosen are the run's, unless flags say otherwise.
 """
 
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -28,46 +29,63 @@ from RATE_model.evaluation import mean_and_error
 from RATE_model.inference import InferenceOptions
 from RATE_model.limits import MAX_STEPS, at_least, at_most
 from RATE_model.model import RATE
-from RATE_model.options import Boolean, exit_on_user_error, parse_options
+from RATE_model.options import Boolean, exit_on_user_error, load_yaml, parse_options
 
 SCRIPT = "python3 MemoryMaze/MemoryMaze_src/inference_mem_maze.py"
+# What is asked of a checkpoint that no run of ours made.
+PUBLISHED = {
+    "size": DEFAULT_SIZE,
+    "desired_return": protocol.TARGET_RETURN,
+    "rtg_floor": protocol.RTG_FLOOR,
+    "use_argmax": False,
+}
 
 
 @dataclass(frozen=True)
 class Options:
-    """Flags of this script."""
+    """Flags of this script; those of `PUBLISHED` are completed by what the run recorded."""
 
     common: InferenceOptions = field(default_factory=InferenceOptions)
-    # Edge of the mazes: 9, 11, 13 or 15 cells
-    size: int = DEFAULT_SIZE
+    # Edge of the mazes: 9, 11, 13 or 15 cells; none = the run's (9 for a converted checkpoint)
+    size: int | None = None
     # Episodes, of seeds spread over 0 to 99: 5 are the published 0, 20, ..., 80, and 100 are all
     episodes: int = protocol.PUBLISHED_EPISODES
     # Steps of an episode; none = the environment's limit: 1000 in 9x9, 2000, 3000 and 4000 in larger ones
     episode_timeout: int | None = None
-    # Return that the agent is asked for
-    desired_return: float = protocol.TARGET_RETURN
-    # How far the return-to-go falls when more is earned than was asked for; none = freely (published)
-    rtg_floor: float | None = protocol.RTG_FLOOR
-    # Take the most probable action; false: draw from the predicted distribution (published)
-    use_argmax: Boolean = False
+    # Return that the agent is asked for; none = the run's (18.1 for a converted checkpoint)
+    desired_return: float | None = None
+    # How far the return-to-go falls when more is earned than was asked for; none = freely (published); run = as in the
+    # run (0 for a converted checkpoint)
+    rtg_floor: float | Literal["run"] | None = "run"
+    # Take the most probable action; false: draw from the predicted distribution (published); none = as in the run
+    # (false for a converted checkpoint)
+    use_argmax: Boolean | None = None
     # Seed of those draws
     seed: int = 0
     # Also let players without a model play in the same mazes: a random one, and the experts that data is made with
     players: Boolean = False
-    # Also record so many of the episodes as MP4 files, into --pictures or the working directory
+    # Also play in so many of the mazes once more, one by one, and record it as MP4 files, into --pictures or the
+    # working directory; where actions are drawn they are others than before
     video: int = 0
-    # Processes that draw the mazes; none = one per core
+    # Processes that draw the mazes, two at least where there are two mazes, and of other players; none = one per core
     workers: int | None = None
 
     def validate(self) -> None:
         """Raise a UserError for a value out of range."""
-        check_size(self.size)
+        check_size(DEFAULT_SIZE if self.size is None else self.size)
         protocol.check_episodes(episodes=self.episodes)
         at_least(1, episode_timeout=self.episode_timeout, workers=self.workers)
         at_most(MAX_STEPS, episode_timeout=self.episode_timeout)
         at_least(0, video=self.video, seed=self.seed)
         at_most(self.episodes, video=self.video)
         at_most(2**63 - 1, seed=self.seed)
+
+    def completed(self, checkpoint: Path) -> "Options":
+        """With what was not given as the checkpoint's run recorded it, or as published where there is no run."""
+        config = checkpoint.absolute().parents[1] / "config.yaml"  # RUN/checkpoints/step_*
+        recorded = load_yaml(config) if config.exists() else {}
+        open_flags = {name for name in PUBLISHED if getattr(self, name) == getattr(Options, name)}
+        return replace(self, **{name: recorded.get(name, PUBLISHED[name]) for name in open_flags})
 
     @property
     def acting(self) -> dict[str, Any]:
@@ -78,6 +96,7 @@ class Options:
             "target_return": self.desired_return,
             "rtg_floor": self.rtg_floor,
             "greedy": self.use_argmax,
+            "seed": self.seed,
             "slide": self.common.slide,
             "precision": self.common.precision,
         }
@@ -93,7 +112,6 @@ def play(model: RATE, options: Options) -> dict[str, np.ndarray]:
         played = protocol.play(
             model,
             episodes=options.episodes,
-            seed=options.seed,
             transform_memory=transform,
             workers=options.workers,
             **options.acting,
@@ -139,7 +157,12 @@ def draw(model: RATE, returns: dict[str, np.ndarray], options: Options) -> None:
 def evaluate(options: Options) -> dict[str, dict[str, float | list[float]]]:
     """Returns by player; prints a table."""
     path, model = options.common.load(SPEC)
-    print(f"{path}: {options.episodes} episodes in mazes of {options.size}x{options.size} cells")
+    options = options.completed(path)
+    actions = "the most probable actions" if options.use_argmax else "drawn actions"
+    print(
+        f"{path}: {options.episodes} episodes in mazes of {options.size}x{options.size} cells, asked for "
+        f"{options.desired_return:g}, {actions}"
+    )
     started = time.perf_counter()
     returns = play(model, options)
     results = show(returns)

@@ -40,6 +40,7 @@ def record_videos(
     target_return: float,
     rtg_floor: float | None = RTG_FLOOR,
     greedy: bool = False,
+    seed: int = 0,
     slide: int = 1,
     transform_memory: MemoryTransform | None = None,
     precision: str = "32",
@@ -48,18 +49,19 @@ def record_videos(
 
     Args:
         model: in eval mode.
-        seeds: one episode each.
-        directory: where seed_{seed}.mp4 go.
-        size, steps, target_return, rtg_floor, greedy, slide, transform_memory, precision: as in `play`.
+        seeds: of the mazes, one episode each.
+        directory: where seed_{number}.mp4 go.
+        size, steps, target_return, rtg_floor, greedy, seed, slide, transform_memory, precision: as in `play`. An
+            episode is played by itself, so actions are not drawn as there, where the draws of all mazes are mixed.
     """
-    options = {"greedy": greedy, "rtg_floor": rtg_floor, "transform_memory": transform_memory, "precision": precision}
-    options["slide"] = min(slide, model.config.context_length)
+    options = {"greedy": greedy, "seed": seed, "rtg_floor": rtg_floor, "precision": precision}
+    options |= {"slide": min(slide, model.config.context_length), "transform_memory": transform_memory}
     maze = MemoryMazeEnv(size, max_steps=steps, render_mode="rgb_array")
     paths = []
     try:
-        for seed in seeds:
-            frames = _frames(maze, Actor(model, 1, target_return, seed=seed, **options), seed)
-            paths.append(write_video(frames, directory / f"seed_{seed}.mp4", fps=FRAMES_PER_SECOND, quality=6))
+        for number in seeds:
+            frames = _frames(maze, Actor(model, 1, target_return, **options), number)
+            paths.append(write_video(frames, directory / f"seed_{number}.mp4", fps=FRAMES_PER_SECOND, quality=6))
     finally:
         maze.close()
     return paths

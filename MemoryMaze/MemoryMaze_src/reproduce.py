@@ -1,4 +1,4 @@
-"""Make results/memory_maze.*: RATE with and without its memory, players without a model, one setting.
+"""Make results/memory_maze.*: RATE with its memory, without it and without either part of it, and other players.
 
     python3 MemoryMaze/MemoryMaze_src/reproduce.py --seeds 1
 
@@ -21,7 +21,7 @@ from MemoryMaze.MemoryMaze_src.dataset import describe, ensure_dataset
 from MemoryMaze.MemoryMaze_src.evaluate import PLAYERS, check_episodes, play, player_returns
 from MemoryMaze.MemoryMaze_src.pictures import returns_picture
 from MemoryMaze.MemoryMaze_src.train_mem_maze import check, read_config
-from RATE_model.actor import MemoryTransform, knock_out_memory
+from RATE_model.actor import MemoryTransform, knock_out_cache, knock_out_memory, knock_out_tokens
 from RATE_model.atomic import atomic_write_text
 from RATE_model.checkpoints import resolve_checkpoint
 from RATE_model.evaluation import mean_and_error
@@ -39,10 +39,13 @@ STUDY = Study(
     read_config=read_config,
     check=check,
 )
+SCRIPT = "MemoryMaze/MemoryMaze_src/reproduce.py"
 FORGETFUL = "RATE, memory knocked out"
 # What else RATE's runs do: label, name of the file, what is done to memory, whether the most probable action is taken.
 CONTROLS: tuple[tuple[str, str, MemoryTransform | None, bool], ...] = (
     (FORGETFUL, "knocked_out", knock_out_memory, True),
+    ("RATE, memory tokens knocked out", "tokens_knocked_out", knock_out_tokens, True),
+    ("RATE, cache knocked out", "cache_knocked_out", knock_out_cache, True),
     ("RATE, actions drawn", "intact", None, False),
 )
 # Published figures (arXiv 2306.09459 and its code; arXiv 2210.13383 for the human), of other data than ours.
@@ -134,29 +137,28 @@ def returns_table(document: dict[str, dict]) -> str:
 
 def seed_table(document: dict[str, dict], seeds: Sequence[int]) -> str:
     """Every run, as Markdown."""
-    rows = []
-    for label in STUDY.models:
-        entry = document[label]
-        for index, seed in enumerate(seeds):
-            found = np.mean(entry["returns"][index])
-            forgotten = document.get(f"{label}, memory knocked out", {}).get("returns")
-            rows.append(
-                [
-                    *(label, seed, entry["optimizer_steps"][index], f"{entry['train_seconds'][index]:.0f}"),
-                    *(f"{entry['validation_loss'][index]:.3f}", f"{entry['validation_accuracy'][index]:.3f}"),
-                    f"{found:.2f}",
-                    "" if forgotten is None else f"{np.mean(forgotten[index]):.2f}",
-                ]
-            )
-    header = ["model", "seed", "optimizer steps", "training, s", "validation loss", "accuracy"]
+    rows, entry = [], document["RATE"]
+    for index, seed in enumerate(seeds):
+        found, forgotten = (np.mean(document[label]["returns"][index]) for label in ("RATE", FORGETFUL))
+        rows.append(
+            [
+                *(seed, entry["optimizer_steps"][index], f"{entry['train_seconds'][index]:.0f}"),
+                *(f"{entry['validation_loss'][index]:.3f}", f"{entry['validation_accuracy'][index]:.3f}"),
+                *(f"{found:.2f}", f"{forgotten:.2f}"),
+            ]
+        )
+    header = ["seed", "optimizer steps", "training, s", "validation loss", "accuracy"]
     return table([*header, "balls found", "memory knocked out"], rows)
 
 
-def difference(document: dict[str, dict]) -> str:
-    """What memory is worth: the mean over pairs of episodes in one maze, with its standard error."""
-    intact, forgotten = (np.concatenate(document[label]["returns"]) for label in ("RATE", FORGETFUL))
-    mean, error = mean_and_error(intact - forgotten)
-    return f"{mean:.2f} ± {error:.2f}"
+def differences(document: dict[str, dict]) -> str:
+    """What memory and its parts are worth, as Markdown: means over pairs of episodes in one maze, standard errors."""
+    intact, rows = np.concatenate(document["RATE"]["returns"]), []
+    for label, _, transform, _ in CONTROLS:
+        if transform is not None:
+            mean, error = mean_and_error(intact - np.concatenate(document[label]["returns"]))
+            rows.append([label, f"{mean:.2f} ± {error:.2f}"])
+    return table(["RATE finds more than", "balls, in the same mazes"], rows)
 
 
 def write(document: dict[str, dict], data: Sequence[Path], options: Options) -> None:
@@ -164,16 +166,18 @@ def write(document: dict[str, dict], data: Sequence[Path], options: Options) -> 
     returns = {label: np.concatenate(entry["returns"]) for label, entry in document.items()}
     title = f"Memory Maze 9x9, {options.episodes} mazes, 1000 steps"
     returns_picture(returns, options.results_dir / "memory_maze.png", title=title)
-    seeds = ", ".join(map(str, options.seeds))
+    numbers = " ".join(map(str, options.seeds))
+    seeds = f"seed{'s' * (len(options.seeds) > 1)} {numbers.replace(' ', ', ')}"
     asked = read_config(["--config", str(ROOT / FAST)]).task.desired_return
     held = "; ".join(describe(path).partition(": ")[2] for path in data)
     text = (
-        f"Balls found in 1000 steps, mean and standard error over the episodes of seeds {seeds} in {options.episodes} "
+        f"Balls found in 1000 steps, mean and standard error over the episodes of {seeds} in {options.episodes} "
         f"mazes that no data was made in, made {made(document)}. Asked for was a return of {asked:g}; the "
         f"most probable actions are taken unless said otherwise. "
         f"Data: {held}.\n\n{returns_table(document)}\n\n"
-        f"What RATE finds more than with its memory knocked out, in the same mazes: {difference(document)}.\n\n"
-        f"Every run:\n\n{seed_table(document, options.seeds)}\n\nCommands:\n\n{STUDY.commands(options.seeds)}\n"
+        f"{differences(document)}\n\nEvery run of RATE:\n\n{seed_table(document, options.seeds)}\n\n"
+        f"All of it, and the training by itself:\n\n"
+        f"    python3 {SCRIPT} --seeds {numbers} --episodes {options.episodes}\n{STUDY.commands(options.seeds)}\n"
     )
     write_results("memory_maze", "Memory Maze", document, text, options)
 

@@ -16,7 +16,7 @@ if not __package__:  # started as a script: make the repository importable
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from MemoryMaze.MemoryMaze_src import evaluate as protocol
-from MemoryMaze.MemoryMaze_src.dataset import DataOptions, ensure_dataset, load_windows
+from MemoryMaze.MemoryMaze_src.dataset import DataOptions, check_windows, ensure_dataset, load_windows
 from MemoryMaze.MemoryMaze_src.env import MIRRORED
 from MemoryMaze.MemoryMaze_src.pictures import draw_run
 from MemoryMaze.MemoryMaze_src.spec import spec_of
@@ -84,8 +84,9 @@ class Config:
     run: RunOptions = field(default_factory=RunOptions)
 
     def validate(self) -> None:
-        """Raise a UserError if these sizes make no model."""
+        """Raise a UserError if these sizes make no model, or the episodes that would be made have no such window."""
         self.model_config()
+        check_windows(self.data, self.task.sections * self.task.context_length)
 
     def model_config(self) -> ModelConfig:
         """Sizes of the model."""

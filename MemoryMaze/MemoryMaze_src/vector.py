@@ -22,6 +22,7 @@ from MemoryMaze.MemoryMaze_src.env import (
     SEED_LIMIT,
     MemoryMazeEnv,
     check_arguments,
+    check_seed,
 )
 from RATE_model.errors import UserError
 from RATE_model.processes import available_cores, begin_worker
@@ -38,7 +39,7 @@ class MemoryMazeVectorEnv(VectorEnv):
 
     Args:
         num_envs: B.
-        size, max_steps, privileged, render_mode: see `MemoryMazeEnv`.
+        size, max_steps, privileged, render_mode, view: see `MemoryMazeEnv`.
         workers: processes; no more are started than there are mazes. 0: the mazes are in this process. None: one per
             core this process may use.
 
@@ -57,14 +58,21 @@ class MemoryMazeVectorEnv(VectorEnv):
         workers: int | None = None,
         privileged: bool = False,
         render_mode: str | None = None,
+        view: str = "agent",
     ) -> None:
-        self.max_steps = check_arguments(size, max_steps, render_mode)
+        self.max_steps = check_arguments(size, max_steps, render_mode, view)
         self.num_envs, self.size, self.render_mode = num_envs, size, render_mode
         self.single_observation_space = gymnasium.spaces.Box(0, 255, OBSERVATION_SHAPE, np.uint8)
         self.single_action_space = gymnasium.spaces.Discrete(NUM_ACTIONS)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self._arguments = {"size": size, "max_steps": max_steps, "privileged": privileged, "render_mode": render_mode}
+        self._arguments = {
+            "size": size,
+            "max_steps": max_steps,
+            "privileged": privileged,
+            "render_mode": render_mode,
+            "view": view,
+        }
         self._workers = min(num_envs, available_cores() if workers is None else workers)
         self._groups: list[_Group | _RemoteGroup] = []
         self._rows = np.array_split(np.arange(num_envs), max(1, self._workers))  # of each group
@@ -89,8 +97,8 @@ class MemoryMazeVectorEnv(VectorEnv):
             UserError: a package is missing, nothing can draw, or a process was killed.
         """
         seeds, mask = episode_seeds(self, seed, below=SEED_LIMIT), reset_mask(self, options)
-        if not all(0 <= seeds[row] < SEED_LIMIT for row in np.flatnonzero(mask)):
-            raise ValueError("a seed must lie between 0 and 2**32 - 1")
+        for row in np.flatnonzero(mask):
+            check_seed(int(seeds[row]))
         if not self._groups:
             self._start()
         self._ask("reset", {int(row): int(seeds[row]) for row in np.flatnonzero(mask)})
@@ -111,7 +119,7 @@ class MemoryMazeVectorEnv(VectorEnv):
         rewards = self._ask("step", {int(row): int(actions[row]) for row in np.flatnonzero(~self._truncated)})
         return self._observations.copy(), rewards, np.zeros_like(self._truncated), self._truncated.copy(), self._info()
 
-    def render(self, view: str = "agent") -> tuple[np.ndarray, ...] | None:
+    def render(self, view: str | None = None) -> tuple[np.ndarray, ...] | None:
         """What `MemoryMazeEnv.render` returns of each maze; None without a render mode."""
         if self.render_mode is None:
             return None

@@ -61,16 +61,33 @@ def test_missing_data_is_made_once(tmp_path, monkeypatch, capsys):
     assert (recipe.size, recipe.steps, recipe.mix, episodes, path, rest) == (
         *(11, 12, ("explorer:0.2:1",)), 10, dataset_path(options), {},
     )  # fmt: skip
-    assert capsys.readouterr().out == f"Making 10 Memory Maze episodes: {path}\n"
+    assert capsys.readouterr().out == f"Making 10 Memory Maze episodes: {path}\nData: {path}\n"
 
 
-def test_data_is_that_of_the_flag_else_of_wandb_config_else_our_own(tmp_path):
+def test_data_of_other_experts_is_not_taken_for_ours(tmp_path, monkeypatch):
+    options = DataOptions(data_dir=tmp_path)
+    path = write_data(dataset_path(options))
+    monkeypatch.setattr(dataset, "EXPERTS_VERSION", dataset.EXPERTS_VERSION + 1)
+    message = rf"^'{path}' was made by experts of version \d+, and they are at version \d+\. Delete it.*--data_path"
+    with pytest.raises(UserError, match=message):
+        ensure_dataset(options)
+    assert ensure_dataset(replace(options, data_path=path)) == [path], "where it is named it is taken"
+    rewarded(path, [3], {})
+    with pytest.raises(UserError, match="experts of version unknown"):
+        ensure_dataset(options)
+
+
+def test_data_is_that_of_the_flag_else_of_wandb_config_else_our_own(tmp_path, capsys):
     assert given_source(DataOptions()) is None
     Path("wandb_config.yaml").write_text(f"memory_maze:\n  data: {tmp_path}/given.h5\n")
     write_data(tmp_path / "given.h5", 2)
     write_data(tmp_path / "other.h5", 2)
     assert ensure_dataset(DataOptions()) == [tmp_path / "given.h5"]
     assert ensure_dataset(DataOptions(data_path=tmp_path / "other.h5")) == [tmp_path / "other.h5"]
+    assert capsys.readouterr().out.splitlines() == [
+        f"Data: {tmp_path / 'given.h5'} (memory_maze: data: of wandb_config.yaml)",
+        f"Data: {tmp_path / 'other.h5'} (--data_path)",
+    ]
     (tmp_path / "given.h5").unlink()
     with pytest.raises(UserError, match=r"^memory_maze: data: of wandb_config.yaml '.*given.h5': there is no such"):
         ensure_dataset(DataOptions())

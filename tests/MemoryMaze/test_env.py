@@ -3,8 +3,11 @@
 import contextlib
 import gc
 import importlib.util
+import os
+import subprocess
 import sys
 import time
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -12,7 +15,17 @@ import pytest
 from gymnasium.vector import AutoresetMode
 
 from MemoryMaze.MemoryMaze_src import graphics
-from MemoryMaze.MemoryMaze_src.env import EPISODE_STEPS, FORWARD, MIRRORED, NUM_ACTIONS, MemoryMazeEnv, env_id, register
+from MemoryMaze.MemoryMaze_src.env import (
+    EPISODE_STEPS,
+    FORWARD,
+    LEFT,
+    MIRRORED,
+    NUM_ACTIONS,
+    NUM_TARGETS,
+    MemoryMazeEnv,
+    env_id,
+    register,
+)
 from MemoryMaze.MemoryMaze_src.experts import Planner
 from MemoryMaze.MemoryMaze_src.vector import MemoryMazeVectorEnv
 from RATE_model.errors import UserError
@@ -66,6 +79,15 @@ def test_pictures_rewards_and_state_are_the_package_s_own(tasks, maze, size, ste
 
 
 @drawn
+@pytest.mark.parametrize("size", [13, 15])
+def test_larger_mazes_are_drawn_and_walked_in(maze, size):
+    env = maze(size, privileged=True)
+    observation, info = env.reset(seed=0)
+    assert info["maze_layout"].shape == (size, size) and info["targets_pos"].shape == (NUM_TARGETS[size], 2)
+    assert env.observation_space.contains(observation) and (env.step(LEFT)[0] != observation).mean() > 0.1
+
+
+@drawn
 def test_a_seed_gives_the_same_episode_whatever_was_before(maze):
     one, other = maze(), maze()
     first = play(one, 3)
@@ -103,8 +125,9 @@ def test_an_episode_ends_with_its_steps_and_stays_as_it_is(maze):
     for action in (-1, 6):
         with pytest.raises(ValueError, match="between 0 and 5"):
             env.step(action)
-    with pytest.raises(ValueError, match="2\\*\\*32"):
-        env.reset(seed=2**32)
+    for seed in (2**32, -1):
+        with pytest.raises(ValueError, match=f"between 0 and 2\\*\\*32 - 1, got {seed}"):
+            env.reset(seed=seed)
 
 
 @drawn
@@ -125,6 +148,18 @@ def test_views_for_people(maze):
         env.render("side")
 
 
+@drawn
+def test_what_is_rendered_can_be_said_where_the_environment_is_made(maze, mazes):
+    """`gymnasium.make` wraps it, and wrappers take no argument of `render`."""
+    with contextlib.closing(gymnasium.make("MemoryMaze-9x9-v0", render_mode="rgb_array", view="top")) as env:
+        env.reset(seed=1)
+        plain, many = maze(render_mode="rgb_array"), mazes(1, workers=0, render_mode="rgb_array", view="top")
+        plain.reset(seed=1), many.reset(seed=1)
+        np.testing.assert_array_equal(env.render(), plain.render("top"))
+        np.testing.assert_array_equal(many.render()[0], plain.render("top"))
+        np.testing.assert_array_equal(many.render("agent")[0], plain.render())
+
+
 def test_registered_names_and_limits():
     register()
     for size, steps in EPISODE_STEPS.items():
@@ -141,6 +176,7 @@ def test_registered_names_and_limits():
         ({"size": 10}, "--size 10: Memory Maze has the sizes 9, 11, 13, 15"),
         ({"max_steps": 0}, "max_steps is 0; it must be at least 1"),
         ({"render_mode": "human"}, "'human'; it must be 'rgb_array'"),
+        ({"view": "side"}, "view is 'side'; it must be 'agent' or 'top'"),
     ],
 )
 def test_bad_arguments_are_named(kind, arguments, message):
@@ -179,6 +215,8 @@ def test_many_mazes_are_single_ones_side_by_side(maze, mazes):
         here.reset(seed=[1, 2])
     with pytest.raises(ValueError, match="2\\*\\*32"):
         here.reset(seed=[1, 2, -1])
+    with pytest.raises(ValueError, match="must not be negative, got -1"):
+        here.reset(seed=-1)
 
 
 @drawn
@@ -240,6 +278,18 @@ def test_the_graphics_library_is_chosen(fresh, monkeypatch, chosen, egl, osmesa,
     monkeypatch.setattr(graphics.importlib, "import_module", broken)
     with pytest.raises(UserError, match=expected):
         fresh()
+
+
+@drawn
+@pytest.mark.parametrize("chosen", ["glfw", "on"])
+def test_a_library_that_wants_a_display_is_named_without_one(chosen):
+    """In a process of its own: dm_control decides on import."""
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("DISPLAY")}
+    code, root = "from MemoryMaze.MemoryMaze_src.graphics import maze_tasks; maze_tasks()", Path(__file__).parents[2]
+    environment |= {"MUJOCO_GL": chosen, "PYTHONPATH": str(root)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=root, capture_output=True, text=True)
+    assert f"UserError: Memory Maze cannot draw: MUJOCO_GL={chosen} does not work here" in done.stderr
+    assert "needs a display" in done.stderr and "apt-get install libegl1" in done.stderr
 
 
 @drawn

@@ -63,6 +63,7 @@ def test_an_action_stands_beside_the_picture_it_was_taken_on(recording):
             assert file.rewards[12 + step] == reward
     assert file.attributes["environment"] == "MemoryMaze-9x9-v0" and file.attributes["mix"] == list(QUICK.mix)
     assert file.attributes["simulation"]["mujoco"].startswith("3.")
+    assert file.attributes["experts"] == generating.EXPERTS_VERSION, "what a training asks for"
     # The explorer is random in about three of ten steps, the planner never.
     with h5py.File(recording) as raw:
         noisy = raw["infos/random"][:].reshape(4, 12).sum(axis=1)

@@ -1,14 +1,16 @@
 """Evaluating a checkpoint from the command line, pictures, videos, and the page of results."""
 
 import json
+import shutil
 
 import imageio.v2 as imageio
 import numpy as np
 import pytest
+import yaml
 
 from MemoryMaze.MemoryMaze_src import inference_mem_maze, pictures, reproduce, train_mem_maze
 from MemoryMaze.MemoryMaze_src.spec import SPEC
-from RATE_model.actor import knock_out_memory
+from RATE_model.actor import Actor, knock_out_cache, knock_out_memory, knock_out_tokens
 from RATE_model.evaluation import Episodes
 from tests import commands
 from tests.memory_maze_runs import TINY, only_run, train, write_data
@@ -68,6 +70,25 @@ def test_flags_reach_the_evaluation(run, played):
     )  # fmt: skip
 
 
+def test_what_no_flag_says_is_as_the_run_recorded_it(run, played, tmp_path, monkeypatch, capsys):
+    copy = shutil.copytree(run, tmp_path / "copy")
+    flags = yaml.safe_load((copy / "config.yaml").read_text())
+    flags |= {"size": 11, "desired_return": 30.0, "rtg_floor": None, "use_argmax": True}
+    (copy / "config.yaml").write_text(yaml.safe_dump(flags))
+    infer("--checkpoint", copy)
+    assert "in mazes of 11x11 cells, asked for 30, the most probable actions" in capsys.readouterr().out
+    flags = "--size 13 --desired_return 9 --rtg_floor 1 --use_argmax false".split()
+    infer("--checkpoint", copy, *flags)
+    monkeypatch.chdir(copy / "checkpoints")
+    infer("--checkpoint", next(path.name for path in (copy / "checkpoints").glob("step_*")))
+    (copy / "config.yaml").unlink()  # as of a converted checkpoint
+    infer("--checkpoint", copy)
+    names = ("size", "target_return", "rtg_floor", "greedy")
+    recorded = (11, 30, None, True)
+    expected = [recorded, (13, 9, 1, False), recorded, (9, 18.1, 0, False)]
+    assert [tuple(options[name] for name in names) for options in played] == expected
+
+
 def test_results_are_printed_and_kept(run, played, tmp_path, capsys):
     infer("--checkpoint", run, "--episodes", 3, "--players", "--output", tmp_path / "out.json")
     document = json.loads((tmp_path / "out.json").read_text())
@@ -111,10 +132,18 @@ def test_a_video_is_made(run, played, tmp_path, monkeypatch):
         def close(self):
             pass
 
-    said = []
+    class Recorded(Actor):
+        def __init__(self, *arguments, **options):
+            acted.append(options)
+            super().__init__(*arguments, **options)
+
+    said, acted = [], []
     monkeypatch.setattr(pictures, "MemoryMazeEnv", Maze)
+    monkeypatch.setattr(pictures, "Actor", Recorded)
     monkeypatch.setattr(pictures, "with_caption", lambda views, *lines: said.append(lines) or views)
-    infer("--checkpoint", run, "--episodes", 5, "--episode_timeout", 7, "--video", 2, "--pictures", tmp_path)
+    flags = "--episodes 5 --episode_timeout 7 --video 2 --seed 3 --knock_out".split()
+    infer("--checkpoint", run, *flags, "--pictures", tmp_path)
+    assert [(options["seed"], options["transform_memory"]) for options in acted] == 2 * [(3, knock_out_memory)]
     frames = imageio.mimread(tmp_path / "seed_20.mp4")
     assert (tmp_path / "seed_0.mp4").exists() and len(frames) == 7 + 1 + pictures.FRAMES_PER_SECOND
     assert frames[0].shape == (64, 128, 3)
@@ -178,15 +207,21 @@ def test_the_page_has_every_run_and_plays_none_twice(played, tmp_path, monkeypat
     flags = ["--seeds", "1", "2", "--jobs", "1", "--episodes", "4", "--results_dir", str(tmp_path / "results")]
     reproduce.main(flags)
     models = [options for options in played if "player" not in options]
-    conditions = [(options["transform_memory"] is not None, options["greedy"]) for options in models]
-    of_a_seed = [(False, True), (False, True), (True, True), (False, False)]
-    assert sorted(conditions) == sorted(2 * of_a_seed), "DT with its most probable actions alone"
+    conditions = [(options["transform_memory"], options["greedy"]) for options in models]
+    of_a_seed = [(None, True), (knock_out_memory, True), (knock_out_tokens, True), (knock_out_cache, True)]
+    of_a_seed.append((None, False))
+    assert len(conditions) == 2 * 5 and all(conditions.count(condition) == 2 for condition in of_a_seed)
     page = (tmp_path / "results" / "memory_maze.md").read_text()
     assert "| RATE | 4.50 ± 0.42 | 3 to 6 | 8 | 7.64 |" in page
     assert "| RATE, memory knocked out | 2.50 ± 0.42 | 1 to 4 | 8 |  |" in page
-    assert "in the same mazes: 2.00 ± 0.00." in page and "| human |  |  |  | 26.4 |" in page
-    assert "--ckpt_folder reproduce_dt --start_seed 1 --end_seed 2" in page
+    for part in ("memory", "memory tokens", "cache"):
+        assert f"| RATE, {part} knocked out | 2.00 ± 0.00 |" in page
+    assert "| human |  |  |  | 26.4 |" in page and "the episodes of seeds 1, 2 in 4 mazes" in page
+    assert "    python3 MemoryMaze/MemoryMaze_src/reproduce.py --seeds 1 2 --episodes 4\n" in page
+    assert "--ckpt_folder reproduce_rate --start_seed 1 --end_seed 2" in page
     assert str(tmp_path) not in page, "no machine's path"
     assert (tmp_path / "results" / "memory_maze.png").exists()
     reproduce.main(flags)
-    assert len([options for options in played if "player" not in options]) == 8
+    assert len([options for options in played if "player" not in options]) == 10, "nothing is played again"
+    reproduce.main(["--seeds", "1", *flags[3:]])
+    assert "the episodes of seed 1 in 4 mazes" in (tmp_path / "results" / "memory_maze.md").read_text()

@@ -10,8 +10,10 @@ import h5py
 import numpy as np
 import pytest
 
-from MemoryMaze.MemoryMaze_src import train_mem_maze
+from MemoryMaze.MemoryMaze_src import dataset, train_mem_maze
+from MemoryMaze.MemoryMaze_src.env import MIRRORED
 from MemoryMaze.MemoryMaze_src.spec import SPEC
+from RATE_model import experiment
 from RATE_model.config import ModelConfig
 from RATE_model.evaluation import Episodes
 from RATE_model.inference import InferenceOptions
@@ -159,6 +161,20 @@ def test_convolutions_have_the_channels_asked_for_and_can_be_loaded(data, tmp_pa
     assert [layer.out_channels for layer in convolutions] == [4, 8, 6]
 
 
+@pytest.mark.parametrize(("flags", "expected"), [((), None), (("--mirror",), MIRRORED)])
+def test_mirrored_actions_reach_the_trainer_when_asked_for(flags, expected, data, tmp_path, monkeypatch):
+    given = []
+
+    class Recorded(experiment.Trainer):
+        def __init__(self, *arguments, **options):
+            given.append(options["mirror"])
+            super().__init__(*arguments, **options)
+
+    monkeypatch.setattr(experiment, "Trainer", Recorded)
+    assert train(tmp_path, data, *NO_EVALUATION, "--epochs", "1", *flags) == 0
+    assert given == [expected]
+
+
 def test_published_windows_are_trained_on_when_asked_for(tmp_path):
     path = write_data(tmp_path / "data.h5", steps=24)
     sides = {
@@ -202,6 +218,31 @@ def test_a_run_goes_on_with_no_other_data(data, tmp_path, capsys):
 
 
 # --- mistakes ---
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ("--steps 5", ("--steps 5", "6 steps (--sections times --context_length)")),
+        ("--windows published --sections 250", ("--windows published", "750 steps", "--windows all")),
+    ],
+)
+def test_windows_that_cannot_be_are_found_before_data_is_made(flags, named, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("wandb_config.yaml").touch()
+    made = []
+    monkeypatch.setattr(dataset, "generate", lambda recipe, episodes, path: made.append(write_data(path, steps=5)))
+    flags = [*TINY, "--data_dir", str(tmp_path), "--output_dir", str(tmp_path / "runs"), *flags.split()]
+    message = commands.error_of(capsys, tmp_path, train_mem_maze.main, flags)
+    assert [word for word in named if word not in message] == [] and not made
+
+
+def test_episodes_of_data_that_is_named_may_have_any_length(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("wandb_config.yaml").write_text(f"memory_maze:\n  data: {data}\n")
+    train_mem_maze.read_config([*TINY, "--steps", "5"])
+    Path("wandb_config.yaml").write_text("")
+    train_mem_maze.read_config([*TINY, "--steps", "5", "--data_path", str(data)])
 
 
 MISTAKES = {

@@ -8,7 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from RATE_model.actor import Actor, exchange_twins, knock_out_memory, memory_conditions
+from RATE_model.actor import (
+    Actor,
+    exchange_twins,
+    knock_out_cache,
+    knock_out_memory,
+    knock_out_tokens,
+    memory_conditions,
+)
 from RATE_model.config import ARCHS, MODES
 from RATE_model.memory import MemoryState
 from RATE_model.model import RATE
@@ -376,6 +383,17 @@ def test_knocking_memory_out_changes_later_segments_only(mode):
     if mode != "DTXL":
         expected = by_segments(model, recording.inputs, forget_tokens=True, forget_cache=True)
         torch.testing.assert_close(forgotten, torch.cat(expected, dim=1), **CLOSE)
+
+
+@pytest.mark.parametrize(("transform", "tokens"), [(knock_out_tokens, True), (knock_out_cache, False)])
+@torch.no_grad()
+def test_one_part_of_memory_is_knocked_out_alone(transform, tokens):
+    model, recording = small_model("RATE"), record(2, 4 * K)
+    forgotten = play(Actor(model, 2, TARGET, transform_memory=transform), recording)
+    expected = by_segments(model, recording.inputs, forget_tokens=tokens, forget_cache=not tokens)
+    torch.testing.assert_close(forgotten, torch.cat(expected, dim=1), **CLOSE)
+    intact = torch.cat(by_segments(model, recording.inputs), dim=1)
+    assert ((forgotten - intact)[:, K:].abs().amax(dim=(0, 2)) > 1e-5).all()
 
 
 @pytest.mark.parametrize("mode", ["RATE", "TrXL", "DTXL"])

@@ -133,6 +133,7 @@ BAD = {
     "has 'obs' with values between two of the 256 grey levels": changed("obs", np.full((6, *SHAPE), 0.123, np.float32)),
     "has 'obs' of type <U1; expected numbers": changed("obs", np.full((6, *SHAPE), "a")),
     "has 'action' int64 (6, 4); expected 6 integers": changed("action", np.eye(6, 4, dtype=int)),
+    "has 'action' int64 (); expected 6 integers": changed("action", np.array(3)),
     "has 'action' float64 (6,)": changed("action", np.zeros(6)),
     "has actions from 0 to 4; allowed is 0 to 3": changed("action", np.array([0, 1, 2, 3, 4, 0])),
     "has actions from -10 to 0": changed("action", np.array([0, 0, 0, 0, 0, -10])),

@@ -43,6 +43,7 @@ class TrainOptions:
     lengths: tuple[int, ...] = (9, 30)
     steps: list[int] = field(default_factory=list)
     limit: int | None = None
+    switch: Boolean | None = None
     data: Path | None = None
 
 
@@ -100,6 +101,8 @@ def test_no_flags_give_the_defaults() -> None:
         ("--lengths 9 30 90 --steps 1", dict(lengths=[9, 30, 90], steps=[1])),
         ("--limit 3 --data some/where", dict(limit=3, data="some/where")),
         ("--limit none", dict(limit=None)),
+        ("--switch --limit 3", dict(switch=True, limit=3)),
+        ("--switch false", dict(switch=False)),
         ("--learning_rate 1e-3", dict(learning_rate=1e-3)),
         ("--mem_len -1", dict(mem_len=-1)),
         ("--skip_dec_ffn true --skip_dec_ffn false", dict(skip_dec_ffn=False)),

@@ -27,6 +27,9 @@ def test_every_environment_gets_a_seed():
     for bad in ([1, 2], [1, 2, 3, 4], []):
         with pytest.raises(ValueError, match=f"{len(bad)} seeds for 3 environments"):
             episode_seeds(environments, bad)
+    for negative in (-1, [-1, 0, 2]):
+        with pytest.raises(ValueError, match="must not be negative, got -1"):
+            episode_seeds(environments, negative)
 
 
 def test_drawn_seeds_follow_from_those_given_before():
