@@ -150,12 +150,10 @@ def windows_of(file: TrajectoryFile, size: int, stride: int) -> np.ndarray:
 
     An unfinished tail is left out: its returns-to-go would be too small.
     """
-    finished = np.ones(file.num_episodes, dtype=bool)
-    finished[-1] = file.finished
-    short = finished & (file.lengths < size)
+    short = file.whole & (file.lengths < size)
     whole = np.stack([np.zeros(short.sum(), np.int64), file.starts[short], file.lengths[short]], axis=1)
-    if not (finished & ~short).any():
+    if not (file.whole & ~short).any():
         return whole
     full = strided_windows(0, file, size, stride)
     episode = np.searchsorted(file.starts, full[:, 1], side="right") - 1
-    return np.concatenate([full[finished[episode]], whole])
+    return np.concatenate([full[file.whole[episode]], whole])

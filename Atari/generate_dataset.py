@@ -43,8 +43,8 @@ DEFAULT_MIX = (0.0, 0.1, 0.3, 1.0)
 class GenerateOptions:
     """What our own data is made of."""
 
-    # Steps of the data: whole episodes, but for the last one; none = 100,000, or 20,000 where the player plans, as it
-    # takes long
+    # Steps of the data: whole episodes and the beginning of another one, which is not trained on; none = 100,000, or
+    # 20,000 where the player plans, as it takes long
     transitions: int | None = None
     # Noise of the player: its share of random actions, 1 being the random player. The levels take turns, an episode
     # each, so that returns spread as in what a learning agent went through; nothing = the game's own mix
@@ -137,9 +137,12 @@ def describe(path: Path) -> str:
     """What a file holds, and how its returns depend on the noise."""
     with TrajectoryFile(path, observation_shape=FRAME_SHAPE, observation_dtype="uint8") as file:
         made, lengths = file.attributes, file.lengths
+    finished = "none of them whole"
+    if "return_mean" in made:
+        finished = f"return of whole ones {made['return_mean']:.1f} +- {made['return_std']:.1f}"
     lines = [
         f"{path}: {made['num_steps']} steps in {made['num_episodes']} episodes of {lengths.min()} to {lengths.max()}, "
-        f"return {made['return_mean']:.1f} +- {made['return_std']:.1f}, {path.stat().st_size / 1e6:.1f} MB"
+        f"{finished}, {path.stat().st_size / 1e6:.1f} MB"
     ]
     for level in made.get("levels", []):
         lines.append(

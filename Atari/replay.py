@@ -283,8 +283,8 @@ def export_replay(
 ) -> Path:
     """Write a trajectory file of single frames as DQN-replay files.
 
-    Every episode's end is a terminal, also that of one that was cut off: the format knows no other end. An episode
-    that does not fit into a buffer any more goes into the next one.
+    Every episode's end is a terminal, also that of one that reached the limit of steps: the format knows no other end.
+    An unfinished one has none. An episode that does not fit into a buffer any more goes into the next one.
 
     Args:
         source: a trajectory file with observations (1, 84, 84) uint8 and discrete actions.
@@ -346,7 +346,7 @@ def _write_buffer(file: TrajectoryFile, episodes: np.ndarray, folder: Path, numb
     actions[place], rewards[place] = file.actions[steps], file.rewards[steps]
     if clip_rewards:
         np.clip(rewards, -1, 1, out=rewards)
-    terminals[np.cumsum(lengths + PADDING) - 1] = 1
+    terminals[np.cumsum(lengths + PADDING) - 1] = file.whole[episodes]
     cursor = total  # as if the buffer went on: the transitions around its end are no samples
     invalid = (np.arange(cursor - 1, cursor + STACK)) % total
     small = {"$store$_action": actions, "$store$_reward": rewards, "$store$_terminal": terminals}

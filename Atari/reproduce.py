@@ -102,9 +102,9 @@ def expert_returns(game: Game) -> np.ndarray:
 
 
 def of_players(game: Game) -> dict[str, dict[str, Any]]:
-    """Returns of whoever needs no training: the episodes of the data, the scripted player, buttons at random."""
+    """Returns of whoever needs no training: whole episodes of the data, the scripted player, buttons at random."""
     with open_dataset(data_file(game), game) as file:
-        data = file.returns_to_go()[file.starts]
+        data = file.returns_to_go()[file.starts[file.whole]]
     drawn = play_with(RandomPlayer(game), game, episodes=EPISODES).returns
     return {
         label: {"return": [float(returns.mean())], "return_std": float(np.std(returns)), "episodes": len(returns)}

@@ -56,7 +56,7 @@ def test_windows_begin_at_every_step_and_cross_no_end(path):
 
 def test_an_unfinished_tail_and_files_of_short_episodes_alone(path, tmp_path, monkeypatch):
     file = open_dataset(path, BREAKOUT)
-    file.finished = False
+    file.whole[-1] = False
     assert windows_of(file, SIZE, 1)[:, 1].max() < file.starts[-1]
     assert len(windows_of(file, 100, 1)) == 4, "all are shorter, and the last has no end"
 

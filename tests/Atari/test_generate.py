@@ -10,6 +10,7 @@ pytest.importorskip("ale_py")
 
 from Atari import generate as generation
 from Atari import generate_dataset
+from Atari.dataset import windows_of
 from Atari.env import AtariEnv
 from Atari.games import GAMES, Game
 from Atari.generate import FIRST_DATA_SEED, Recipe, generate
@@ -55,10 +56,11 @@ def test_a_file_holds_what_happened(made):
             assert data["infos/lives"][step] == info["lives"]
             observation, reward, terminated, truncated, info = env.step(int(file.actions[step]))
             assert reward == file.rewards[step]
-        cut = start + length == 400
-        assert data["terminals"][step] == (terminated and not cut) and (terminated or truncated or cut)
-    assert (data["terminals"] | data["timeouts"]).sum() == file.num_episodes
-    assert file.rewards.sum() > 0
+        whole = start + length < 400
+        assert (terminated or truncated) == whole
+        assert (data["terminals"][step], data["timeouts"][step]) == (terminated, truncated)
+    assert file.whole.tolist() == [True] * (file.num_episodes - 1) + [False] and file.rewards.sum() > 0
+    assert windows_of(file, 8, 1)[:, 1:].sum(axis=1).max() == file.starts[-1], "the cut episode is not trained on"
 
 
 def test_noise_levels_take_turns_and_are_noted(made):
@@ -71,7 +73,8 @@ def test_noise_levels_take_turns_and_are_noted(made):
     attributes = file.attributes
     assert (attributes["game"], attributes["mix"], attributes["max_steps"]) == ("Breakout", [0.2, 1.0], 150)
     assert attributes["rewards"] == "unclipped" and "prediction of the ball" in attributes["generator"]
-    returns = file.returns_to_go()[file.starts]
+    returns = file.returns_to_go()[file.starts[file.whole]]
+    assert attributes["return_mean"] == pytest.approx(returns.mean()) and attributes["return_min"] == returns.min()
     for number, level in enumerate(attributes["levels"]):
         assert level["noise"] == [0.2, 1.0][number]
         assert level["episodes"] == len(returns[number::2])
@@ -120,7 +123,7 @@ def test_the_script(tmp_path, monkeypatch, capsys):
     main(TINY)
     path = tmp_path / "Breakout_mix1-0.5_cap30_n40.h5"
     shown = capsys.readouterr().out
-    assert f"{path}: 40 steps in 2 episodes of 10 to 30" in shown and "noise 0.5: 1 episodes" in shown
+    assert f"{path}: 40 steps in 2 episodes of 10 to 30" in shown and "noise 1: 1 episodes" in shown
     with pytest.raises(SystemExit, match="2"):
         main(TINY)
     assert "exists; add --overwrite true" in capsys.readouterr().err

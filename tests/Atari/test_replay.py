@@ -19,16 +19,17 @@ LENGTHS = (5, 9, 1, 12, 7)
 ACTIONS = 4
 
 
-def make_file(path: Path, lengths=LENGTHS, *, rewards=None, seed=0) -> TrajectoryFile:
+def make_file(path: Path, lengths=LENGTHS, *, rewards=None, seed=0, tail=0) -> TrajectoryFile:
     """Single frames of noise; an episode's first frames may well have action and reward 0."""
     rng = np.random.default_rng(seed)
     with TrajectoryWriter(
         path, observation_shape=(1, 84, 84), observation_dtype="uint8", attributes={"game": "Breakout"}
     ) as writer:
-        for length in lengths:
+        for length in (*lengths, tail) if tail else lengths:
             frames = rng.integers(0, 255, (length, 1, 84, 84)).astype(np.uint8)
             earned = rng.choice([0, 1, 4, 7] if rewards is None else rewards, length)
-            writer.add_episode(frames, rng.integers(ACTIONS, size=length), earned, terminal=length != 9)
+            actions, cut = rng.integers(ACTIONS, size=length), length == tail
+            writer.add_episode(frames, actions, earned, terminal=length != 9, unfinished=cut)
     return TrajectoryFile(path)
 
 
@@ -97,6 +98,15 @@ def test_an_independent_reader_finds_every_transition_behind_three_of_zeros(tmp_
         np.testing.assert_array_equal(rewards[steps], file.rewards[start : start + length])
         assert terminals[steps].tolist() == [0] * (length - 1) + [1], "also of an episode that was cut off"
         position += 3 + length
+
+
+def test_an_unfinished_episode_has_no_terminal_and_is_left_out_again(tmp_path):
+    file = make_file(tmp_path / "a.h5", tail=4)
+    folder = export_replay(file.path, tmp_path / "out", game="Breakout")
+    terminals = stored(folder, "$store$_terminal")
+    assert terminals.sum() == len(LENGTHS) and not terminals[-7:].any()
+    path = convert(folder, tmp_path / "b.h5", Selection(), game="Breakout", num_actions=ACTIONS)
+    assert TrajectoryFile(path).lengths.tolist() == list(LENGTHS)
 
 
 def test_rewards_are_clipped_if_asked(tmp_path):

@@ -10,6 +10,8 @@ pytest.importorskip("ale_py")
 
 from Atari import reproduce
 from Atari.games import GAMES
+from RATE_model.evaluation import Episodes
+from RATE_model.trajectories import TrajectoryWriter
 
 SEEDS = (1, 2)
 
@@ -67,6 +69,20 @@ def test_the_settings_of_all_runs_are_settings():
                 str(reproduce.ROOT / word) if word.endswith(".yaml") else word for word in study.command(label, SEEDS)
             ]
             assert reproduce.read_config(flags[1:]).run.seeds == range(1, 3)
+
+
+def test_the_mean_of_the_data_is_of_whole_episodes(tmp_path, monkeypatch):
+    with TrajectoryWriter(
+        tmp_path / "a.h5", observation_shape=(1, 84, 84), observation_dtype="uint8", attributes={}
+    ) as writer:
+        for unfinished, reward in ((False, 4), (False, 6), (True, 100)):
+            frames = np.zeros((1, 1, 84, 84), np.uint8)
+            writer.add_episode(frames, np.zeros(1, int), np.array([reward]), terminal=True, unfinished=unfinished)
+    monkeypatch.setattr(reproduce, "data_file", lambda game: tmp_path / "a.h5")
+    monkeypatch.setattr(reproduce, "play_with", lambda *_, **__: Episodes(*[np.ones(2)] * 3))
+    monkeypatch.setattr(reproduce, "expert_returns", lambda game: np.ones(1))
+    found = reproduce.of_players(GAMES["Breakout"])[reproduce.DATA]
+    assert found == {"return": [5.0], "return_std": 1.0, "episodes": 2}
 
 
 def test_the_scripted_player_plays_the_first_episodes_of_the_evaluation(monkeypatch):
