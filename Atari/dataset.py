@@ -16,6 +16,7 @@ shows are put side by side as a view where they are encoded (`RATE_model.frames.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +26,8 @@ from Atari.env import FRAME_STACK
 from Atari.games import Game
 from Atari.games import game as game_of
 from Atari.generate_dataset import DATA_DIRECTORY, SCRIPT, dataset_path, make_default_dataset
-from Atari.replay import FRAME_SHAPE, Selection, conversion_path, convert, find_replay_logs
+from Atari.replay import CLIPPED, FRAME_SHAPE, Selection, conversion_path, convert, find_replay_logs
+from RATE_model.atomic import atomic_write_text
 from RATE_model.errors import UserError
 from RATE_model.limits import at_least
 from RATE_model.tracking import read_wandb_config
@@ -34,6 +36,7 @@ from RATE_model.windows import WindowDataset, split_episodes, strided_windows
 
 TRAINING_FRACTION = 0.9
 SPLIT_SEED = 0
+REWARDS_FILE = "rewards.json"  # of a run: whether its data's rewards are clipped
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,28 @@ class Data:
     file: TrajectoryFile
     training: WindowDataset
     validation: WindowDataset
+
+    @property
+    def clipped(self) -> bool:
+        """Whether rewards look clipped to [-1, 1], as dopamine's are."""
+        return bool(self.file.attributes.get(CLIPPED, False))
+
+    def write(self, directory: Path) -> None:
+        """Keep in a run's directory what acting has to know of the data."""
+        atomic_write_text(directory / REWARDS_FILE, json.dumps({"clipped": self.clipped}) + "\n")
+
+
+def trained_on_clipped_rewards(run: Path) -> bool:
+    """Whether a run's data had clipped rewards; not where nothing tells, as of a converted checkpoint.
+
+    Raises:
+        UserError: what the run says of it is damaged.
+    """
+    path = run / REWARDS_FILE
+    try:
+        return bool(json.loads(path.read_text())["clipped"]) if path.exists() else False
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: damaged ({error})") from None
 
 
 def ensure_dataset(options: DataOptions, selection: Selection | None = None) -> Path:
@@ -116,6 +141,22 @@ def open_dataset(path: Path, game: Game) -> TrajectoryFile:
     )
 
 
+def rewards_note(file: TrajectoryFile, game: Game) -> str | None:
+    """What there is to say of the rewards of a conversion; None: it is a file of another kind."""
+    if (clipped := file.attributes.get(CLIPPED)) is None:
+        return None
+    if clipped and game.unit_points:
+        return (
+            f"rewards of '{file.path}' lie within [-1, 1], as {game.name}'s always do: clipping takes nothing off them"
+        )
+    if clipped:
+        return (
+            f"rewards of '{file.path}' look clipped to [-1, 1]: returns count clipped points, --target_return should "
+            "too, and so does what evaluation takes off it"
+        )
+    return f"rewards of '{file.path}' are not clipped"
+
+
 def load_data(
     options: DataOptions,
     selection: Selection | None = None,
@@ -137,6 +178,8 @@ def load_data(
     made_of = file.attributes.get("game", played.name)  # files of other makers do not say
     if made_of != played.name:
         raise UserError(f"'{path}' holds {made_of}, not {played.name}: give another --data_path or another --game")
+    if (note := rewards_note(file, played)) is not None:
+        print(note, flush=True)
     everywhere, tiles = (windows_of(file, size, stride) for stride in (1, size))
     training, _ = split_episodes(everywhere, [file], fraction=fraction, seed=split_seed)
     _, validation = split_episodes(tiles, [file], fraction=fraction, seed=split_seed)

@@ -16,6 +16,7 @@ if not __package__:  # started as a script: make the repository importable
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from Atari import evaluate as protocol
+from Atari.dataset import trained_on_clipped_rewards
 from Atari.env import PUBLISHED_CAP
 from Atari.games import Game, ale_py
 from Atari.games import game as game_of
@@ -38,7 +39,7 @@ class Options:
     common: InferenceOptions = field(default_factory=InferenceOptions)
     # Game, where the run does not name it: of a converted checkpoint; none = the run's
     game: str | None = None
-    # Returns that the agent is asked for, in unclipped points; none = the one of the game
+    # Returns that the agent is asked for, in points as its data counts them; none = the one of the game
     target_returns: tuple[float, ...] = ()
     # Episodes for every return asked for
     episodes: int = 10
@@ -85,6 +86,7 @@ class Trained:
     path: Path
     model: RATE
     game: Game
+    clip_rewards: bool  # as its data's
 
     @classmethod
     def load(cls, options: Options) -> "Trained":
@@ -102,11 +104,12 @@ class Trained:
         path, model = options.common.load(
             spec_of(game, return_scale=made.return_scale, conv_channels=made.conv_channels)
         )
-        return cls(path, model, game)
+        return cls(path, model, game, trained_on_clipped_rewards(checkpoint.parent.parent))
 
     def play(self, target: float, options: Options, **changes: Any) -> Episodes:
         """Episodes that are asked for a return."""
         arguments = {"episodes": options.episodes, "transform_memory": options.common.transform_memory}
+        arguments["clip_rewards"] = self.clip_rewards
         return protocol.play(self.model, self.game, target_return=target, **arguments | options.acting | changes)
 
 
@@ -143,6 +146,7 @@ def draw(trained: Trained, played: dict[float, Episodes], options: Options) -> N
             options.video,
             folder,
             target_return=target,
+            clip_rewards=trained.clip_rewards,
             transform_memory=options.common.transform_memory,
             **options.acting,
         )

@@ -229,8 +229,8 @@ def conversion_path(folder: Path, selection: Selection, game: str, directory: Pa
 def convert(folder: Path, target: Path, selection: Selection, *, game: str, num_actions: int) -> Path:
     """Convert a selection to a trajectory file of single frames (1, 84, 84), or return the one that is there.
 
-    It is made again if a file in `folder` has changed since. What was read is printed: how many transitions, how many
-    of padding were left out, and whether rewards look clipped.
+    It is made again if a file in `folder` has changed since. What was read is printed: how many transitions, and how
+    many of padding were left out.
 
     Args:
         folder: with the buffers of a game.
@@ -263,18 +263,16 @@ def convert(folder: Path, target: Path, selection: Selection, *, game: str, num_
                 steps += len(actions)
                 if len(actions):
                     writer.add_episode(frames[:, None], actions, rewards, terminal=True)
-    note = ": they look clipped, and returns count them so" if clipped else ", not clipped"
     print(
         f"'{folder}': {steps} transitions of {sum(counts.values())} episodes from {len(counts)} buffers converted into "
-        f"'{target}'; {padding} transitions of padding left out; rewards lie {'within' if clipped else 'outside'} "
-        f"[-1, 1]{note}",
+        f"'{target}'; {padding} transitions of padding left out",
         flush=True,
     )
     return target
 
 
 def rewards_look_clipped(columns: Iterator[np.ndarray]) -> bool:
-    """Whether no reward is beyond [-1, 1]. In a game whose rewards are all of size 1, such as Pong, nothing is lost."""
+    """Whether no reward is beyond [-1, 1]."""
     return all(np.abs(column).max(initial=0.0) <= 1 for column in columns)
 
 

@@ -55,7 +55,7 @@ class TaskOptions:
     # Passes over the data after which the learning rate's decay is over (published: 2 of 3 epochs); none = when
     # training is, or after --final_tokens
     decay_epochs: float | None = 2.0
-    # Return that the agent is asked for, in unclipped points; none = the game's
+    # Return that the agent is asked for, in points as the data counts them; none = the game's
     target_return: float | None = None
     # Take the most probable action when acting; false: draw it
     use_argmax: Boolean = False
@@ -135,8 +135,8 @@ def run_directory(config: Config, seed: int) -> Path:
     return (run.output_dir or CHECKPOINTS) / run.ckpt_folder / name
 
 
-def evaluate(model: RATE, config: Config, final: bool) -> dict[str, float]:
-    """Returns and scores in the game; names are the published ones."""
+def evaluate(model: RATE, config: Config, final: bool, clip_rewards: bool = False) -> dict[str, float]:
+    """Returns and scores in the game; names are the published ones. `clip_rewards`: see `protocol.play`."""
     task = config.task
     if not (task.last_inference if final else task.online_inference):
         return {}
@@ -148,6 +148,7 @@ def evaluate(model: RATE, config: Config, final: bool) -> dict[str, float]:
         greedy=task.use_argmax,
         sticky=task.sticky,
         max_steps=task.max_steps,
+        clip_rewards=clip_rewards,
         slide=task.slide,
         precision=config.train.precision,
     )
@@ -192,8 +193,9 @@ def train(config: Config, run: Run) -> dict[str, float]:
         curriculum=curriculum,
         schedule=schedule,
         metrics=accuracy,
-        evaluate=lambda model, final: evaluate(model, config, final),
+        evaluate=lambda model, final: evaluate(model, config, final, data.clipped),
         finish=finish,
+        prepare=data.write,  # with it a checkpoint can act without the data
     )
 
 

@@ -23,7 +23,7 @@ BREAKOUT = GAMES["Breakout"]
 SIZE = 12
 
 
-def make_file(path, lengths=LENGTHS, *, game="Breakout", tail=0, actions=4):
+def make_file(path, lengths=LENGTHS, *, game="Breakout", rewards=(0, 1), actions=4):
     """Frames of noise, never black."""
     rng = np.random.default_rng(0)
     with TrajectoryWriter(
@@ -31,7 +31,7 @@ def make_file(path, lengths=LENGTHS, *, game="Breakout", tail=0, actions=4):
     ) as writer:
         for length in lengths:
             frames = rng.integers(1, 255, (length, 1, 84, 84)).astype(np.uint8)
-            writer.add_episode(frames, rng.integers(actions, size=length), rng.choice([0, 1], length), terminal=True)
+            writer.add_episode(frames, rng.integers(actions, size=length), rng.choice(rewards, length), terminal=True)
     return path
 
 
@@ -110,6 +110,25 @@ def test_replay_files_are_converted_once_and_give_the_same_windows(path, tmp_pat
     assert "converted" not in capsys.readouterr().out and time.perf_counter() - began < 2
     small = ensure_dataset(options, Selection(transitions=30, trajectories_per_buffer=1))
     assert TrajectoryFile(small).num_episodes < 5 and small.parent == tmp_path / "made"
+
+
+@pytest.mark.parametrize(
+    ("game", "rewards", "clipped", "expected"),
+    [
+        ("Breakout", (0, 1), True, "look clipped to [-1, 1]: returns count clipped points, --target_return should too"),
+        ("Breakout", (0, 4), False, "are not clipped"),
+        ("Pong", (-1, 0, 1), True, "lie within [-1, 1], as Pong's always do: clipping takes nothing off"),
+    ],
+)
+def test_every_start_says_whether_rewards_are_clipped(game, rewards, clipped, expected, tmp_path, capsys):
+    made = make_file(tmp_path / "a.h5", game=game, rewards=rewards)
+    export_replay(made, tmp_path / "replay", game=game)
+    options = DataOptions(game=game, data_path=tmp_path / "replay", data_dir=tmp_path)
+    for _ in range(2):
+        assert load_data(options, size=SIZE, fraction=0.6).clipped == clipped
+        assert expected in capsys.readouterr().out
+    assert not load_data(DataOptions(game=game, data_path=made), size=SIZE, fraction=0.6).clipped
+    assert "rewards" not in capsys.readouterr().out, "of our own data nothing is to be said"
 
 
 def test_where_data_is_looked_for(path, tmp_path, monkeypatch):

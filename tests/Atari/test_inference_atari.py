@@ -9,6 +9,7 @@ import pytest
 
 pytest.importorskip("ale_py")
 
+from Atari import evaluate as protocol
 from Atari import inference_atari, pictures
 from RATE_model import plots
 from RATE_model.actor import knock_out_memory
@@ -58,10 +59,26 @@ def test_flags_reach_the_evaluation(run, monkeypatch):
         *("--max_steps", 50, "--action_seed", 4, "--use_argmax", "--knock_out", "--precision", "bf16"),
     )
     usual = dict(target_return=180.0, episodes=10, greedy=False, seed=0, sticky=0.0, max_steps=7000, slide=1)
+    usual["clip_rewards"] = False
     assert asked[0] == usual | {"transform_memory": None, "precision": "32"}
     changed = dict(episodes=7, greedy=True, seed=4, sticky=0.25, max_steps=50, slide=3, precision="bf16")
-    changed["transform_memory"] = knock_out_memory
+    changed |= {"transform_memory": knock_out_memory, "clip_rewards": False}
     assert asked[1:] == [{"target_return": 100.0} | changed, {"target_return": 20.5} | changed]
+
+
+def test_after_clipped_rewards_the_player_sees_clipped_ones(run, tmp_path, monkeypatch, capsys):
+    copy, seen = tmp_path / "copy", []
+    shutil.copytree(run, copy)
+    assert json.loads((copy / "rewards.json").read_text()) == {"clipped": False}
+    (copy / "rewards.json").write_text('{"clipped": true}')
+    monkeypatch.setattr(pictures, "write_video", lambda frames, path, *, fps: list(frames) and path)
+    monkeypatch.setattr(protocol.ClippedRewards, "__init__", lambda self, player: seen.append(player))
+    monkeypatch.setattr(protocol.ClippedRewards, "act", lambda self, observations, _: np.zeros(len(observations), int))
+    infer("--checkpoint", copy, "--episodes", 1, "--max_steps", 2, "--video", 1, "--pictures", tmp_path / "new")
+    assert len(seen) == 3, "with and without memory, and in the video"
+    (copy / "rewards.json").write_text("{}")
+    flags = ["--checkpoint", str(copy)]
+    assert "rewards.json: damaged" in commands.error_of(capsys, tmp_path, inference_atari.main, flags)
 
 
 def test_pictures_compare_memory_with_none(run, tmp_path, monkeypatch):

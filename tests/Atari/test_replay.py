@@ -152,7 +152,6 @@ def test_what_was_written_is_read_back(tmp_path, capsys):
     assert not back.attributes[replay.CLIPPED] and back.attributes["game"] == "Breakout"
     printed = capsys.readouterr().out
     assert "34 transitions of 5 episodes from 2 buffers" in printed and "15 transitions of padding" in printed
-    assert "not clipped" in printed
 
 
 @pytest.mark.parametrize("padded", [True, False])
@@ -165,7 +164,7 @@ def test_padding_is_what_is_all_zero_and_an_unfinished_episode_is_left_out(tmp_p
     np.testing.assert_array_equal(file.actions, np.concatenate([actions for _, actions, _ in episodes]))
     assert file.attributes[replay.CLIPPED]
     printed = capsys.readouterr().out
-    assert "look clipped" in printed and f"{6 if padded else 0} transitions of padding" in printed
+    assert f"{6 if padded else 0} transitions of padding" in printed
 
 
 def test_a_black_picture_that_earns_something_is_play(tmp_path):

@@ -10,8 +10,10 @@ pytest.importorskip("ale_py")
 
 import torch
 
+from Atari import evaluate as protocol
 from Atari import train_rate_atari
 from Atari.games import GAMES
+from Atari.replay import export_replay
 from Atari.spec import spec_of
 from RATE_model.checkpoints import resolve_checkpoint
 from RATE_model.config import ModelConfig
@@ -147,6 +149,17 @@ def test_the_decay_is_over_after_the_published_share_of_training(here):
     rates = [line["lr"] for line in lines if "lr" in line]
     over = round(len(rates) * 2 / 3)
     assert rates[over - 2] > 3.1e-4 and rates[over + 1 :] == pytest.approx([3e-4] * (len(rates) - over - 1))
+
+
+def test_a_run_on_clipped_rewards_clips_them_in_its_evaluations_and_says_so(here, data, monkeypatch):
+    export_replay(data, here / "replay", game="Breakout")
+    clipped, play = [], protocol.play
+    monkeypatch.setattr(
+        protocol, "play", lambda *a, **options: clipped.append(options["clip_rewards"]) or play(*a, **options)
+    )
+    flags = ("--epochs", "1", "--online_inference", "false", "--data_dir", str(here))
+    assert train(here, *flags, "--data_path", str(here / "replay")) == 0
+    assert clipped == [True] and json.loads((only_run(here) / "rewards.json").read_text()) == {"clipped": True}
 
 
 def test_weight_decay_and_seed_are_applied(here, tmp_path, monkeypatch):
