@@ -227,8 +227,9 @@ def _group(argv: Sequence[str]) -> list[tuple[str, list[str]]]:
 
 def _read_tokens(flag: str, tokens: list[str], kind: Any) -> Any:
     """The value of one flag from the words that follow it."""
-    kind, origin, _ = _unwrap(kind)
-    if not tokens and kind is bool:
+    kind, origin, arguments = _unwrap(kind)
+    members = arguments if origin in (typing.Union, types.UnionType) else (kind,)
+    if not tokens and any(_unwrap(member)[0] is bool for member in members):
         return True
     if not tokens:
         raise UserError(f"{flag} needs a value: {_allowed(kind)}")

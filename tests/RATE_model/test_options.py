@@ -44,6 +44,7 @@ class TrainOptions:
     steps: list[int] = field(default_factory=list)
     limit: int | None = None
     data: Path | None = None
+    fast: Boolean | None = None
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,8 @@ def test_no_flags_give_the_defaults() -> None:
         ("--lengths 9 30 90 --steps 1", dict(lengths=[9, 30, 90], steps=[1])),
         ("--limit 3 --data some/where", dict(limit=3, data="some/where")),
         ("--limit none", dict(limit=None)),
+        ("--fast", dict(fast=True)),
+        ("--fast false", dict(fast=False)),
         ("--learning_rate 1e-3", dict(learning_rate=1e-3)),
         ("--mem_len -1", dict(mem_len=-1)),
         ("--skip_dec_ffn true --skip_dec_ffn false", dict(skip_dec_ffn=False)),
