@@ -26,7 +26,7 @@ from MemoryMaze.MemoryMaze_src.spec import SPEC
 from RATE_model.actor import memory_conditions
 from RATE_model.evaluation import mean_and_error
 from RATE_model.inference import InferenceOptions
-from RATE_model.limits import MAX_STEPS, at_least, at_most
+from RATE_model.limits import MAX_SEED, MAX_STEPS, at_least, at_most
 from RATE_model.model import RATE
 from RATE_model.options import Boolean, exit_on_user_error, parse_options
 
@@ -67,7 +67,7 @@ class Options:
         at_most(MAX_STEPS, episode_timeout=self.episode_timeout)
         at_least(0, video=self.video, seed=self.seed)
         at_most(self.episodes, video=self.video)
-        at_most(2**63 - 1, seed=self.seed)
+        at_most(MAX_SEED, seed=self.seed)
 
     @property
     def acting(self) -> dict[str, Any]:
@@ -78,7 +78,7 @@ class Options:
             "target_return": self.desired_return,
             "rtg_floor": self.rtg_floor,
             "greedy": self.use_argmax,
-            "slide": self.common.slide,
+            "slide": self.common.window_slide,
             "precision": self.common.precision,
         }
 
