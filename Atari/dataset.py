@@ -25,8 +25,8 @@ import numpy as np
 from Atari.env import FRAME_STACK
 from Atari.games import Game
 from Atari.games import game as game_of
-from Atari.generate_dataset import DATA_DIRECTORY, SCRIPT, dataset_path, make_default_dataset
-from Atari.replay import CLIPPED, FRAME_SHAPE, Selection, conversion_path, convert, find_replay_logs
+from Atari.generate_dataset import DATA_DIRECTORY, SCRIPT, GenerateOptions, dataset_path, ensure_own_data
+from Atari.replay import CLIPPED, FRAME_SHAPE, Selection, conversion_path, convert, find_replay_logs, game_of_logs
 from RATE_model.atomic import atomic_write_text
 from RATE_model.errors import UserError
 from RATE_model.limits import at_least
@@ -51,7 +51,7 @@ class DataOptions:
     # Directory of files that are made; none = Atari/Atari_data
     data_dir: Path | None = None
     # Frames are loaded if they take no more GiB than this, else read from disk window by window
-    memory_gib: float = 1.0
+    memory_gib: float = 4.0
 
     def validate(self) -> None:
         """Raise a UserError for an unknown game, or a value out of range."""
@@ -101,33 +101,38 @@ def ensure_dataset(options: DataOptions, selection: Selection | None = None) -> 
     Raises:
         UserError: the data that was named is missing or bad, or nothing can be made or written.
     """
-    played = game_of(options.game)
+    played, selection = game_of(options.game), selection or Selection()
     place, named = options.data_path, f"--data_path {options.data_path}"
     if place is None and (configured := read_wandb_config().get("atari", {}).get("data")):
         place, named = Path(configured).expanduser(), f"'atari: data: {configured}' of wandb_config.yaml"
     if place is None:
-        path = dataset_path(played, options.directory)
-        return path if path.exists() else make_default_dataset(played, options.directory)
+        return ensure_own_data(played, options.directory, selection.transitions)
+    if place.is_file() and place.suffix == ".gz":
+        raise UserError(f"{named}: one of the files of a buffer; name their folder, '{place.absolute().parent}'")
     if place.is_file():
         return place
+    own_path = dataset_path(played, options.directory, GenerateOptions(transitions=selection.transitions))
+    how = f"{how_to_get(played, selection.transitions)} Then name the file with --data_path '{own_path}'."
     if not place.exists():
-        raise UserError(f"{named}: there is no such file or folder. {how_to_get(played)}")
+        raise UserError(f"{named}: there is no such file or folder. {how}")
     logs = find_replay_logs(place, played.name)
     if logs is None:
         own = sorted(place.glob("*.h5"))
-        advice = f"To train on '{own[0].name}' in it, name that file." if own else how_to_get(played)
+        advice = f"To train on '{own[0].name}' in it, name that file." if own else how
         raise UserError(
             f"{named}: no DQN-replay files there ({played.name}/1/replay_logs/$store$_observation_ckpt.0.gz ...). "
             f"{advice}"
         )
-    selection = selection or Selection()
+    if (found := game_of_logs(logs)) not in (None, played.name):
+        raise UserError(f"{named}: '{logs}' is of {found}: give --game {found}, or the folder of {played.name}")
     target = conversion_path(logs, selection, played.name, options.directory)
     return convert(logs, target, selection, game=played.name, num_actions=played.actions)
 
 
-def how_to_get(game: Game) -> str:
+def how_to_get(game: Game, transitions: int | None = None) -> str:
     """The command that makes data."""
-    return f"Make your own with `{SCRIPT} --game {game.name}`."
+    steps = "" if transitions is None else f" --transitions {transitions}"
+    return f"Make your own with `{SCRIPT} --game {game.name}{steps}`."
 
 
 def open_dataset(path: Path, game: Game) -> TrajectoryFile:

@@ -62,11 +62,15 @@ def game(name: str) -> Game:
     known = next((one for one in GAMES.values() if one.name.lower() == name.lower()), None)
     if known is not None:
         return known
-    rom = _roms().get(name.lower())
+    described = f"{', '.join(GAMES)} are described here"
+    try:
+        rom = _roms().get(name.lower())
+    except UserError as error:
+        raise UserError(f"--game {name}: {described}; for any other game: {error}") from error
     if rom is None:
         raise UserError(
-            f"--game {name}: there is no such game. {', '.join(GAMES)} are described here, and any ALE game works with "
-            "--game, spelled as ale-py's ROM in CamelCase (space_invaders is SpaceInvaders)."
+            f"--game {name}: there is no such game. {described}, and any ALE game works with --game, spelled as "
+            "ale-py's ROM in CamelCase (space_invaders is SpaceInvaders)."
         )
     emulator = ale_py().ALEInterface()
     emulator.loadROM(rom_path(rom))

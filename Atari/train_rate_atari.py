@@ -5,6 +5,7 @@
 Data is made where there is none (see Atari/README.md). Every seed is a run of its own in Atari/Atari_checkpoints/.
 """
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -121,10 +122,17 @@ class Config:
 
     @property
     def spec(self) -> EnvironmentSpec:
-        """How the model sees the game; for behaviour cloning all returns look alike."""
-        scale = abs(self.target) / 2 if self.task.return_scale is None else self.task.return_scale
-        scale = 1 / scale if self.task.condition_on_returns else 0.0
-        return spec_of(self.game, return_scale=scale, conv_channels=self.image.conv_channels)
+        """How the model sees the game; for behaviour cloning all returns look alike.
+
+        Raises:
+            UserError: returns are to be parts of a return asked for that is not known, or 0.
+        """
+        scale = self.task.return_scale if self.task.condition_on_returns else math.inf
+        if scale is None:
+            scale = abs(self.target) / 2
+        if scale == 0:
+            raise UserError("--return_scale none: half of --target_return 0 is no scale; give a number above 0")
+        return spec_of(self.game, return_scale=1 / scale, conv_channels=self.image.conv_channels)
 
 
 def run_directory(config: Config, seed: int) -> Path:

@@ -11,7 +11,7 @@ pytest.importorskip("ale_py")
 
 import torch
 
-from Atari import dataset
+from Atari import dataset, generate_dataset
 from Atari.dataset import DataOptions, ensure_dataset, load_data, open_dataset, windows_of
 from Atari.games import GAMES
 from Atari.replay import Selection, export_replay
@@ -134,18 +134,20 @@ def test_every_start_says_whether_rewards_are_clipped(game, rewards, clipped, ex
 def test_where_data_is_looked_for(path, tmp_path, monkeypatch):
     configured, made = {}, []
     monkeypatch.setattr(dataset, "read_wandb_config", lambda: configured)
-    monkeypatch.setattr(dataset, "make_default_dataset", lambda game, folder: made.append((game.name, folder)))
-    ensure_dataset(DataOptions(data_dir=tmp_path))
-    assert made == [("Breakout", tmp_path)]
-    own = dataset.dataset_path(BREAKOUT, tmp_path)
+    monkeypatch.setattr(generate_dataset, "generate", lambda recipe, steps, path: made.append(steps) or path)
+    for steps, expected in ((None, 100_000), (150_000, 150_000)):
+        own = ensure_dataset(DataOptions(data_dir=tmp_path), Selection(transitions=steps))
+        assert own == tmp_path / f"Breakout_n{expected}.h5" and made.pop() == expected
     shutil.copy(path, own)
-    assert ensure_dataset(DataOptions(data_dir=tmp_path)) == own and len(made) == 1
+    assert ensure_dataset(DataOptions(data_dir=tmp_path), Selection(transitions=150_000)) == own and not made
     configured["atari"] = {"data": str(path)}
     assert ensure_dataset(DataOptions(data_dir=tmp_path)) == path
     assert ensure_dataset(DataOptions(data_dir=tmp_path, data_path=own)) == own
     configured["atari"] = {"data": str(tmp_path / "none")}
-    with pytest.raises(UserError, match="'atari: data: .*none' of wandb_config.yaml: there is no such"):
-        ensure_dataset(DataOptions(data_dir=tmp_path))
+    with pytest.raises(UserError, match="'atari: data: .*none' of wandb_config.yaml: there is no such") as caught:
+        ensure_dataset(DataOptions(data_dir=tmp_path), Selection(transitions=70))
+    assert "--game Breakout --transitions 70`" in str(caught.value)
+    assert f"name the file with --data_path '{tmp_path / 'Breakout_n70.h5'}'" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -154,12 +156,18 @@ def test_where_data_is_looked_for(path, tmp_path, monkeypatch):
         ("missing", "--data_path .*missing: there is no such file or folder. Make your own with .*--game Breakout"),
         ("empty", "no DQN-replay files there .Breakout/1/replay_logs.*generate_dataset.py --game Breakout"),
         ("own", "To train on 'b.h5' in it, name that file"),
+        ("logs/$store$_action_ckpt.0.gz", "one of the files of a buffer; name their folder, '.*logs'"),
+        ("Pong/1/replay_logs", "replay_logs' is of Pong: give --game Pong, or the folder of Breakout"),
+        ("Pong", "replay_logs' is of Pong: give --game Pong, or the folder of Breakout"),
     ],
 )
 def test_a_place_without_data_is_named(place, expected, path, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "own").mkdir()
     shutil.copy(path, tmp_path / "own" / "b.h5")
+    for folder in (tmp_path / "Pong" / "1" / "replay_logs", tmp_path / "logs"):
+        folder.mkdir(parents=True)
+        (folder / "$store$_action_ckpt.0.gz").touch()
     with pytest.raises(UserError, match=expected):
         ensure_dataset(DataOptions(data_path=tmp_path / place, data_dir=tmp_path / "made"))
     assert not (tmp_path / "made").exists()

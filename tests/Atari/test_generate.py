@@ -14,7 +14,7 @@ from Atari.dataset import windows_of
 from Atari.env import AtariEnv
 from Atari.games import GAMES, Game
 from Atari.generate import FIRST_DATA_SEED, Recipe, generate
-from Atari.generate_dataset import GenerateOptions, dataset_path, main, make_default_dataset
+from Atari.generate_dataset import GenerateOptions, dataset_path, ensure_own_data, main
 from RATE_model.trajectories import TrajectoryFile
 
 BREAKOUT, PONG, QBERT = (GAMES[name] for name in ("Breakout", "Pong", "Qbert"))
@@ -131,6 +131,11 @@ def test_the_script(tmp_path, monkeypatch, capsys):
     main([*TINY, "--replay", str(tmp_path / "replay")])
     logs = tmp_path / "replay" / "Breakout" / "1" / "replay_logs"
     assert (logs / "$store$_observation_ckpt.0.gz").exists() and str(logs) in capsys.readouterr().out
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="2"):
+        patch.setattr(generate_dataset, "generate", lambda *_, **__: pytest.fail("it plays first"))
+        main([*TINY, "--replay", str(tmp_path / "replay"), "--output", str(tmp_path / "new.h5")])
+    assert "is there already: add --overwrite true" in capsys.readouterr().err
+    main([*TINY, "--replay", str(tmp_path / "replay"), "--overwrite"])
     main([*TINY, "--overwrite", "--output", str(tmp_path / "other.h5")])
     for name, values in content(tmp_path / "other.h5").items():
         np.testing.assert_array_equal(values, before[name], err_msg=name)
@@ -139,6 +144,7 @@ def test_the_script(tmp_path, monkeypatch, capsys):
 def test_names_tell_what_files_hold(tmp_path, monkeypatch):
     assert dataset_path(BREAKOUT) == generate_dataset.DATA_DIRECTORY / "Breakout_n100000.h5"
     assert dataset_path(QBERT, tmp_path) == tmp_path / "Qbert_n20000.h5"
+    assert min(GenerateOptions().recipe(BREAKOUT).mix) > 0, "a player who hardly errs cannot be learned from"
     assert GenerateOptions().recipe(QBERT).max_steps == 2000 and GenerateOptions().recipe(PONG).max_steps == 7000
     options = GenerateOptions(transitions=7, mix=(0.5, 1.0), data_sticky=0.25, episode_steps=9)
     assert dataset_path(PONG, tmp_path, options).name == "Pong_mix0.5-1_sticky0.25_cap9_n7.h5"
@@ -146,8 +152,9 @@ def test_names_tell_what_files_hold(tmp_path, monkeypatch):
     assert dataset_path(Game(name="Freeway", actions=3)).name == "Freeway_n20000.h5"
     monkeypatch.setattr(generate_dataset, "TRANSITIONS", 20)
     monkeypatch.setattr(generate_dataset, "MIXES", {"Breakout": (1.0,)})
-    path = make_default_dataset(BREAKOUT, tmp_path)
+    path = ensure_own_data(BREAKOUT, tmp_path)
     assert path == dataset_path(BREAKOUT, tmp_path) and TrajectoryFile(path).num_steps == 20
+    assert ensure_own_data(BREAKOUT, tmp_path) == path
 
 
 @pytest.mark.parametrize(
