@@ -16,6 +16,7 @@ shows are put side by side as a view where they are encoded (`RATE_model.frames.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,8 +25,9 @@ import numpy as np
 from Atari.env import FRAME_STACK
 from Atari.games import Game
 from Atari.games import game as game_of
-from Atari.generate_dataset import DATA_DIRECTORY, SCRIPT, dataset_path, make_default_dataset
-from Atari.replay import FRAME_SHAPE, Selection, conversion_path, convert, find_replay_logs
+from Atari.generate_dataset import DATA_DIRECTORY, SCRIPT, GenerateOptions, dataset_path, ensure_own_data
+from Atari.replay import CLIPPED, FRAME_SHAPE, Selection, conversion_path, convert, find_replay_logs, game_of_logs
+from RATE_model.atomic import atomic_write_text
 from RATE_model.errors import UserError
 from RATE_model.limits import at_least
 from RATE_model.tracking import read_wandb_config
@@ -34,6 +36,7 @@ from RATE_model.windows import WindowDataset, split_episodes, strided_windows
 
 TRAINING_FRACTION = 0.9
 SPLIT_SEED = 0
+REWARDS_FILE = "rewards.json"  # of a run: whether its data's rewards are clipped
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class DataOptions:
     # Directory of files that are made; none = Atari/Atari_data
     data_dir: Path | None = None
     # Frames are loaded if they take no more GiB than this, else read from disk window by window
-    memory_gib: float = 1.0
+    memory_gib: float = 4.0
 
     def validate(self) -> None:
         """Raise a UserError for an unknown game, or a value out of range."""
@@ -69,6 +72,28 @@ class Data:
     training: WindowDataset
     validation: WindowDataset
 
+    @property
+    def clipped(self) -> bool:
+        """Whether rewards look clipped to [-1, 1], as dopamine's are."""
+        return bool(self.file.attributes.get(CLIPPED, False))
+
+    def write(self, directory: Path) -> None:
+        """Keep in a run's directory what acting has to know of the data."""
+        atomic_write_text(directory / REWARDS_FILE, json.dumps({"clipped": self.clipped}) + "\n")
+
+
+def trained_on_clipped_rewards(run: Path) -> bool:
+    """Whether a run's data had clipped rewards; not where nothing tells, as of a converted checkpoint.
+
+    Raises:
+        UserError: what the run says of it is damaged.
+    """
+    path = run / REWARDS_FILE
+    try:
+        return bool(json.loads(path.read_text())["clipped"]) if path.exists() else False
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: damaged ({error})") from None
+
 
 def ensure_dataset(options: DataOptions, selection: Selection | None = None) -> Path:
     """The file to train on, made or converted if need be.
@@ -76,33 +101,38 @@ def ensure_dataset(options: DataOptions, selection: Selection | None = None) -> 
     Raises:
         UserError: the data that was named is missing or bad, or nothing can be made or written.
     """
-    played = game_of(options.game)
+    played, selection = game_of(options.game), selection or Selection()
     place, named = options.data_path, f"--data_path {options.data_path}"
     if place is None and (configured := read_wandb_config().get("atari", {}).get("data")):
         place, named = Path(configured).expanduser(), f"'atari: data: {configured}' of wandb_config.yaml"
     if place is None:
-        path = dataset_path(played, options.directory)
-        return path if path.exists() else make_default_dataset(played, options.directory)
+        return ensure_own_data(played, options.directory, selection.transitions)
+    if place.is_file() and place.suffix == ".gz":
+        raise UserError(f"{named}: one of the files of a buffer; name their folder, '{place.absolute().parent}'")
     if place.is_file():
         return place
+    own_path = dataset_path(played, options.directory, GenerateOptions(transitions=selection.transitions))
+    how = f"{how_to_get(played, selection.transitions)} Then name the file with --data_path '{own_path}'."
     if not place.exists():
-        raise UserError(f"{named}: there is no such file or folder. {how_to_get(played)}")
+        raise UserError(f"{named}: there is no such file or folder. {how}")
     logs = find_replay_logs(place, played.name)
     if logs is None:
         own = sorted(place.glob("*.h5"))
-        advice = f"To train on '{own[0].name}' in it, name that file." if own else how_to_get(played)
+        advice = f"To train on '{own[0].name}' in it, name that file." if own else how
         raise UserError(
             f"{named}: no DQN-replay files there ({played.name}/1/replay_logs/$store$_observation_ckpt.0.gz ...). "
             f"{advice}"
         )
-    selection = selection or Selection()
+    if (found := game_of_logs(logs)) not in (None, played.name):
+        raise UserError(f"{named}: '{logs}' is of {found}: give --game {found}, or the folder of {played.name}")
     target = conversion_path(logs, selection, played.name, options.directory)
     return convert(logs, target, selection, game=played.name, num_actions=played.actions)
 
 
-def how_to_get(game: Game) -> str:
+def how_to_get(game: Game, transitions: int | None = None) -> str:
     """The command that makes data."""
-    return f"Make your own with `{SCRIPT} --game {game.name}`."
+    steps = "" if transitions is None else f" --transitions {transitions}"
+    return f"Make your own with `{SCRIPT} --game {game.name}{steps}`."
 
 
 def open_dataset(path: Path, game: Game) -> TrajectoryFile:
@@ -114,6 +144,22 @@ def open_dataset(path: Path, game: Game) -> TrajectoryFile:
         num_actions=game.actions,
         hint=f"It is read as {game.name}. {how_to_get(game)}",
     )
+
+
+def rewards_note(file: TrajectoryFile, game: Game) -> str | None:
+    """What there is to say of the rewards of a conversion; None: it is a file of another kind."""
+    if (clipped := file.attributes.get(CLIPPED)) is None:
+        return None
+    if clipped and game.unit_points:
+        return (
+            f"rewards of '{file.path}' lie within [-1, 1], as {game.name}'s always do: clipping takes nothing off them"
+        )
+    if clipped:
+        return (
+            f"rewards of '{file.path}' look clipped to [-1, 1]: returns count clipped points, --target_return should "
+            "too, and so does what evaluation takes off it"
+        )
+    return f"rewards of '{file.path}' are not clipped"
 
 
 def load_data(
@@ -137,6 +183,8 @@ def load_data(
     made_of = file.attributes.get("game", played.name)  # files of other makers do not say
     if made_of != played.name:
         raise UserError(f"'{path}' holds {made_of}, not {played.name}: give another --data_path or another --game")
+    if (note := rewards_note(file, played)) is not None:
+        print(note, flush=True)
     everywhere, tiles = (windows_of(file, size, stride) for stride in (1, size))
     training, _ = split_episodes(everywhere, [file], fraction=fraction, seed=split_seed)
     _, validation = split_episodes(tiles, [file], fraction=fraction, seed=split_seed)
@@ -150,12 +198,10 @@ def windows_of(file: TrajectoryFile, size: int, stride: int) -> np.ndarray:
 
     An unfinished tail is left out: its returns-to-go would be too small.
     """
-    finished = np.ones(file.num_episodes, dtype=bool)
-    finished[-1] = file.finished
-    short = finished & (file.lengths < size)
+    short = file.whole & (file.lengths < size)
     whole = np.stack([np.zeros(short.sum(), np.int64), file.starts[short], file.lengths[short]], axis=1)
-    if not (finished & ~short).any():
+    if not (file.whole & ~short).any():
         return whole
     full = strided_windows(0, file, size, stride)
     episode = np.searchsorted(file.starts, full[:, 1], side="right") - 1
-    return np.concatenate([full[finished[episode]], whole])
+    return np.concatenate([full[file.whole[episode]], whole])

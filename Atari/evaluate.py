@@ -1,7 +1,8 @@
 """The evaluation protocol of Atari: games side by side, unclipped points, sampled or greedy actions.
 
 Published: 10 episodes, each of at most 28,000 frames (7000 decisions), begun with up to 30 frames without a button,
-without sticky actions; the return asked for is the game's, and every point is taken off it.
+without sticky actions; the return asked for is the game's, and every point is taken off it. After training on data
+with clipped rewards what is taken off is clipped as well; the points that are reported never are.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ def play(
     seed: int = 0,
     sticky: float = 0.0,
     max_steps: int = PUBLISHED_CAP,
+    clip_rewards: bool = False,
     slide: int = 1,
     transform_memory: MemoryTransform | None = None,
     precision: str = "32",
@@ -69,6 +71,7 @@ def play(
         seed: of those draws.
         sticky: probability, at every frame, that the action before goes on.
         max_steps: decisions after which an episode is cut off.
+        clip_rewards: the model was trained on clipped rewards; see `ClippedRewards`.
         slide, transform_memory, precision: see `Actor`.
 
     Raises:
@@ -85,7 +88,8 @@ def play(
             transform_memory=transform_memory,
             precision=precision,
         )
-    return play_with(actor, game, episodes=episodes, sticky=sticky, max_steps=max_steps)
+    player = ClippedRewards(actor) if clip_rewards else actor
+    return play_with(player, game, episodes=episodes, sticky=sticky, max_steps=max_steps)
 
 
 class Player(Protocol):
@@ -96,6 +100,21 @@ class Player(Protocol):
 
     def keep(self, rows: np.ndarray) -> None:
         """Go on with these rows only."""
+
+
+class ClippedRewards:
+    """A player who sees rewards within [-1, 1], as in the data that its model was trained on."""
+
+    def __init__(self, player: Player) -> None:
+        self._player = player
+
+    def act(self, observations: np.ndarray, rewards: np.ndarray) -> np.ndarray:
+        """See `Player`."""
+        return self._player.act(observations, np.clip(rewards, -1, 1))
+
+    def keep(self, rows: np.ndarray) -> None:
+        """See `Player`."""
+        self._player.keep(rows)
 
 
 def play_with(

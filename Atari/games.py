@@ -26,6 +26,7 @@ class Game:
     # Mean scores of a random player and of a human one: the 0 and the 100 of the normalised score
     random_score: float | None = None
     human_score: float | None = None
+    unit_points: bool = False  # all rewards are -1, 0 or 1: clipping takes nothing off them
 
     @property
     def rom(self) -> str:
@@ -47,7 +48,7 @@ GAMES: dict[str, Game] = {
         Game(name="Breakout", actions=4, target_return=180, random_score=1.7, human_score=30.5),
         Game(name="Qbert", actions=6, target_return=14000, random_score=163.9, human_score=13455.0),
         Game(name="Seaquest", actions=18, target_return=1150, random_score=68.4, human_score=42054.7),
-        Game(name="Pong", actions=6, target_return=20, random_score=-20.7, human_score=14.6),
+        Game(name="Pong", actions=6, target_return=20, random_score=-20.7, human_score=14.6, unit_points=True),
     )
 }
 
@@ -61,11 +62,15 @@ def game(name: str) -> Game:
     known = next((one for one in GAMES.values() if one.name.lower() == name.lower()), None)
     if known is not None:
         return known
-    rom = _roms().get(name.lower())
+    described = f"{', '.join(GAMES)} are described here"
+    try:
+        rom = _roms().get(name.lower())
+    except UserError as error:
+        raise UserError(f"--game {name}: {described}; for any other game: {error}") from error
     if rom is None:
         raise UserError(
-            f"--game {name}: there is no such game. {', '.join(GAMES)} are described here, and any ALE game works with "
-            "--game, spelled as ale-py's ROM in CamelCase (space_invaders is SpaceInvaders)."
+            f"--game {name}: there is no such game. {described}, and any ALE game works with --game, spelled as "
+            "ale-py's ROM in CamelCase (space_invaders is SpaceInvaders)."
         )
     emulator = ale_py().ALEInterface()
     emulator.loadROM(rom_path(rom))

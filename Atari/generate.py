@@ -86,6 +86,8 @@ def generate(
     }
 
     def note(episode: Mapping[str, Any]) -> None:
+        if episode["unfinished"]:
+            return  # nobody knows what it would have earned
         noise = recipe.mix[(int(episode["infos"]["seed"][0]) - FIRST_DATA_SEED) % len(recipe.mix)]
         returns.setdefault(noise, []).append(float(episode["rewards"].sum()))
         attributes["levels"] = [{"noise": level, **_statistics(values)} for level, values in returns.items()]

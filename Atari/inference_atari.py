@@ -8,7 +8,7 @@ Prints points, length and, where a human player was measured, the gamer-normalis
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ if not __package__:  # started as a script: make the repository importable
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from Atari import evaluate as protocol
+from Atari.dataset import trained_on_clipped_rewards
 from Atari.env import PUBLISHED_CAP
 from Atari.games import Game, ale_py
 from Atari.games import game as game_of
@@ -26,9 +27,9 @@ from RATE_model.errors import UserError
 from RATE_model.evaluation import Episodes
 from RATE_model.fit import load_model
 from RATE_model.inference import InferenceOptions
-from RATE_model.limits import MAX_STEPS, at_least, at_most
+from RATE_model.limits import MAX_SEED, MAX_STEPS, at_least, at_most
 from RATE_model.model import RATE
-from RATE_model.options import Boolean, exit_on_user_error, load_yaml, parse_options
+from RATE_model.options import Boolean, exit_on_user_error, parse_options
 
 
 @dataclass(frozen=True)
@@ -38,18 +39,18 @@ class Options:
     common: InferenceOptions = field(default_factory=InferenceOptions)
     # Game, where the run does not name it: of a converted checkpoint; none = the run's
     game: str | None = None
-    # Returns that the agent is asked for, in unclipped points; none = the one of the game
+    # Returns that the agent is asked for, in points as its data counts them; none = the run's, or the game's
     target_returns: tuple[float, ...] = ()
     # Episodes for every return asked for
     episodes: int = 10
-    # Take the most probable action; false: draw it, as published
-    use_argmax: Boolean = False
+    # Take the most probable action, or draw it; none = as the run evaluated itself, drawn (published) if nothing tells
+    use_argmax: Boolean | None = None
     # Seed of drawn actions
     action_seed: int = 0
-    # Probability, at every frame, that the action before goes on
-    sticky: float = 0.0
-    # Decisions of an episode at most
-    max_steps: int = PUBLISHED_CAP
+    # Probability, at every frame, that the action before goes on; none = the run's, or 0
+    sticky: float | None = None
+    # Decisions of an episode at most; none = the run's, or 7000
+    max_steps: int | None = None
     # Also record so many episodes for every return asked for as MP4 files, into --pictures or the working directory
     video: int = 0
 
@@ -61,9 +62,23 @@ class Options:
         at_least(0, video=self.video, action_seed=self.action_seed)
         at_least(1, max_steps=self.max_steps)
         at_most(MAX_STEPS, max_steps=self.max_steps)
+        at_most(MAX_SEED, action_seed=self.action_seed)
         at_most(protocol.MAX_EPISODES, video=self.video)
-        if not 0 <= self.sticky < 1:
+        if self.sticky is not None and not 0 <= self.sticky < 1:
             raise UserError(f"--sticky {self.sticky}: must be at least 0 and below 1")
+
+    def as_trained(self) -> "Options":
+        """These options with what is none as the run evaluated itself, or as published where there is no run.
+
+        Raises:
+            UserError: see `InferenceOptions.recorded`.
+        """
+        recorded = self.common.recorded()
+        published = {"use_argmax": False, "sticky": 0.0, "max_steps": PUBLISHED_CAP}
+        missing = {name: recorded.get(name, value) for name, value in published.items() if getattr(self, name) is None}
+        if not self.target_returns and (target := recorded.get("target_return")) is not None:
+            missing["target_returns"] = (float(target),)
+        return replace(self, **missing)
 
     @property
     def acting(self) -> dict[str, Any]:
@@ -73,7 +88,7 @@ class Options:
             "seed": self.action_seed,
             "sticky": self.sticky,
             "max_steps": self.max_steps,
-            "slide": self.common.slide,
+            "slide": self.common.window_slide,
             "precision": self.common.precision,
         }
 
@@ -85,13 +100,14 @@ class Trained:
     path: Path
     model: RATE
     game: Game
+    clip_rewards: bool  # as its data's
 
     @classmethod
     def load(cls, options: Options) -> "Trained":
         """Raises UserError: there is no such checkpoint, it is damaged, or it plays no Atari game, or another."""
         checkpoint = resolve_checkpoint(options.common.checkpoint)
         config = checkpoint.parent.parent / "config.yaml"
-        recorded = load_yaml(config).get("game") if config.exists() else None
+        recorded = options.common.recorded().get("game")
         name = recorded if options.game is None else options.game
         if not isinstance(name, str):
             raise UserError(f"{config} names no game: this is no run of train_rate_atari.py; or give --game")
@@ -102,11 +118,12 @@ class Trained:
         path, model = options.common.load(
             spec_of(game, return_scale=made.return_scale, conv_channels=made.conv_channels)
         )
-        return cls(path, model, game)
+        return cls(path, model, game, trained_on_clipped_rewards(checkpoint.parent.parent))
 
     def play(self, target: float, options: Options, **changes: Any) -> Episodes:
         """Episodes that are asked for a return."""
         arguments = {"episodes": options.episodes, "transform_memory": options.common.transform_memory}
+        arguments["clip_rewards"] = self.clip_rewards
         return protocol.play(self.model, self.game, target_return=target, **arguments | options.acting | changes)
 
 
@@ -143,6 +160,7 @@ def draw(trained: Trained, played: dict[float, Episodes], options: Options) -> N
             options.video,
             folder,
             target_return=target,
+            clip_rewards=trained.clip_rewards,
             transform_memory=options.common.transform_memory,
             **options.acting,
         )
@@ -174,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             prog="python3 Atari/inference_atari.py",
             description="Evaluate a checkpoint on an Atari game.",
             aliases={"target_return": "target_returns", "desired_return": "target_returns"},
-        )
+        ).as_trained()
         options.common.write(
             episodes=options.episodes,
             use_argmax=options.use_argmax,

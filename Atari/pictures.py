@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from Atari.env import PUBLISHED_CAP, AtariEnv
-from Atari.evaluate import evaluation_seeds
+from Atari.evaluate import ClippedRewards, Player, evaluation_seeds
 from Atari.games import Game
 from RATE_model.actor import Actor
 from RATE_model.model import RATE
@@ -28,6 +28,7 @@ def record_videos(
     sticky: float = 0.0,
     max_steps: int = PUBLISHED_CAP,
     seed: int = 0,
+    clip_rewards: bool = False,
     slide: int = 1,
     **acting: Any,
 ) -> list[Path]:
@@ -41,31 +42,33 @@ def record_videos(
         target_return: the return to ask for.
         sticky, max_steps: of the environment.
         seed: of the actions drawn in the first episode; the others have the next ones.
+        clip_rewards: the model was trained on clipped rewards; see `ClippedRewards`.
         slide, acting: of `Actor`.
 
     Raises:
         UserError: the files cannot be written.
     """
     environment = AtariEnv(game.name, sticky=sticky, max_steps=max_steps, render_mode="rgb_array")
-    slide = min(slide, model.config.context_length)
+    steps = model.config.context_length
     paths = []
     for number, episode in enumerate(evaluation_seeds(count)):
-        actor = Actor(model, 1, target_return, seed=seed + number, slide=slide, **acting)
+        actor = Actor(model, 1, target_return, seed=seed + number, slide=min(slide, steps), **acting)
+        player = ClippedRewards(actor) if clip_rewards else actor
         path = directory / f"{game.name}_return_{target_return:g}_{number}.mp4"
-        frames = _frames(environment, actor, int(episode))
+        frames = _frames(environment, player, int(episode), steps)
         paths.append(write_video(frames, path, fps=round(environment.metadata["render_fps"])))
     environment.close()
     return paths
 
 
-def _frames(environment: AtariEnv, actor: Actor, seed: int) -> Iterator[np.ndarray]:
+def _frames(environment: AtariEnv, player: Player, seed: int, segment_steps: int) -> Iterator[np.ndarray]:
     """The pictures of one episode as it is played, (H, W, 3) uint8."""
     observation, _ = environment.reset(seed=seed)
     reward, points, step, over = 0.0, 0.0, 0, False
     while not over:
-        action = int(actor.act(observation[None], np.array([reward]))[0])
+        action = int(player.act(observation[None], np.array([reward]))[0])
         screen = environment.render().repeat(_ENLARGE, axis=0).repeat(_ENLARGE, axis=1)
-        segment = step // actor.model.config.context_length + 1
+        segment = step // segment_steps + 1
         yield with_caption(screen, f"step {step}, segment {segment}, action {action}", f"{points:g} points")
         observation, reward, terminated, truncated, _ = environment.step(action)
         over, points, step = terminated or truncated, points + reward, step + 1

@@ -34,9 +34,11 @@ from typing import Any, BinaryIO
 import h5py
 import numpy as np
 
+from Atari.games import game as game_of
 from RATE_model.atomic import sync_directory
 from RATE_model.errors import UserError
 from RATE_model.limits import at_least, at_most
+from RATE_model.processes import only_one
 from RATE_model.trajectories import TrajectoryFile, TrajectoryWriter
 
 STACK = 4  # frames that an agent sees at once
@@ -44,10 +46,12 @@ PADDING = STACK - 1  # transitions of zeros before every episode
 FRAME_SHAPE = (84, 84)
 CAPACITY = 1_000_000  # transitions of a public buffer
 PUBLISHED_BUFFERS = 50
+PUBLISHED_TRANSITIONS = 500_000
 SOURCE_DIGEST = "source_digest"  # attribute of a converted file
 CLIPPED = "rewards_look_clipped"  # attribute of a converted file
 # Names of the stores, and the kinds of numbers that each may hold: dopamine has changed types within a kind.
 _STORES = {"observation": "u", "action": "iu", "reward": "f", "terminal": "biu"}
+_KINDS = {"action": "an integer", "reward": "a floating-point number", "terminal": "an integer or a boolean"}
 _VERSION = 1  # of the conversion; another one converts anew
 _FRAME_BYTES = FRAME_SHAPE[0] * FRAME_SHAPE[1]
 _BLOCK = 2000  # frames that are in memory at a time
@@ -59,8 +63,9 @@ class Selection:
 
     # DQN-replay data: buffers that are drawn from, 0 to this number less one
     buffers: int = PUBLISHED_BUFFERS
-    # DQN-replay data: draw until there are so many transitions
-    transitions: int = 500_000
+    # DQN-replay data: draw until there are so many transitions; none = 500,000. Our own data: make so many where it is
+    # missing; none = 100,000, or 20,000 where the player plans, as it takes long
+    transitions: int | None = None
     # DQN-replay data: whole episodes of a draw, in a row, behind those drawn from that buffer before
     trajectories_per_buffer: int = 10
     # DQN-replay data: only the first so many transitions of each buffer are looked at
@@ -131,6 +136,14 @@ def find_replay_logs(place: Path, game: str) -> Path | None:
     return None
 
 
+def game_of_logs(logs: Path) -> str | None:
+    """The game whose buffers a folder holds, by the names of the folder and of the two above; None: they name none."""
+    for name in reversed(logs.resolve().parts[-3:]):  # {Game}/1/replay_logs
+        with contextlib.suppress(UserError):
+            return game_of(name).name
+    return None
+
+
 def buffer_numbers(folder: Path) -> list[int]:
     """The numbers of the buffers of which any store is there, ascending."""
     names = (path.name.removesuffix(".gz").rpartition("_ckpt.")[2] for path in folder.glob("$store$_*_ckpt.*.gz"))
@@ -195,18 +208,19 @@ def select(folder: Path, selection: Selection, *, num_actions: int) -> list[tupl
     open_ = [number for number in numbers if number < selection.buffers]
     if not open_:
         raise UserError(f"--buffers {selection.buffers}: '{folder}' has buffers {numbers[0]} to {numbers[-1]} only")
+    wanted = PUBLISHED_TRANSITIONS if selection.transitions is None else selection.transitions
     generator = np.random.default_rng(selection.data_seed)
     drawn: dict[int, Buffer] = {}
     taken: dict[int, int] = {}
     total = 0
-    while open_ and total < selection.transitions:
+    while open_ and total < wanted:
         number = open_[generator.integers(len(open_))]
         if number not in drawn:
             drawn[number] = read_buffer(folder, number, num_actions=num_actions, limit=selection.buffer_transitions)
         buffer, begin = drawn[number], taken.get(number, 0)
         end = min(begin + selection.trajectories_per_buffer, len(buffer.lengths))
         # As the last draw: no more episodes than it takes to have enough.
-        enough = begin + 1 + int(np.searchsorted(np.cumsum(buffer.lengths[begin:end]), selection.transitions - total))
+        enough = begin + 1 + int(np.searchsorted(np.cumsum(buffer.lengths[begin:end]), wanted - total))
         end = min(end, enough)
         total += int(buffer.lengths[begin:end].sum())
         taken[number] = end
@@ -229,8 +243,8 @@ def conversion_path(folder: Path, selection: Selection, game: str, directory: Pa
 def convert(folder: Path, target: Path, selection: Selection, *, game: str, num_actions: int) -> Path:
     """Convert a selection to a trajectory file of single frames (1, 84, 84), or return the one that is there.
 
-    It is made again if a file in `folder` has changed since. What was read is printed: how many transitions, how many
-    of padding were left out, and whether rewards look clipped.
+    It is made again if a file in `folder` has changed since. What was read is printed: how many transitions, and how
+    many of padding were left out.
 
     Args:
         folder: with the buffers of a game.
@@ -242,8 +256,15 @@ def convert(folder: Path, target: Path, selection: Selection, *, game: str, num_
         UserError: see `select`; or the target cannot be written. Nothing is left behind then.
     """
     digest = _digest(folder, selection)
-    if target.exists() and _digest_of(target) == digest:
-        return target
+    if _digest_of(target) != digest:
+        with only_one(target, f"another process is converting '{folder}'; waiting for it"):
+            if _digest_of(target) != digest:
+                _convert(folder, target, selection, digest, game=game, num_actions=num_actions)
+    return target
+
+
+def _convert(folder: Path, target: Path, selection: Selection, digest: str, *, game: str, num_actions: int) -> None:
+    """See `convert`."""
     chosen = select(folder, selection, num_actions=num_actions)
     counts = {buffer.number: count for buffer, count in chosen}
     clipped = rewards_look_clipped(buffer.rewards[: int(buffer.lengths[:count].sum())] for buffer, count in chosen)
@@ -263,58 +284,66 @@ def convert(folder: Path, target: Path, selection: Selection, *, game: str, num_
                 steps += len(actions)
                 if len(actions):
                     writer.add_episode(frames[:, None], actions, rewards, terminal=True)
-    note = ": they look clipped, and returns count them so" if clipped else ", not clipped"
     print(
         f"'{folder}': {steps} transitions of {sum(counts.values())} episodes from {len(counts)} buffers converted into "
-        f"'{target}'; {padding} transitions of padding left out; rewards lie {'within' if clipped else 'outside'} "
-        f"[-1, 1]{note}",
+        f"'{target}'; {padding} transitions of padding left out",
         flush=True,
     )
-    return target
 
 
 def rewards_look_clipped(columns: Iterator[np.ndarray]) -> bool:
-    """Whether no reward is beyond [-1, 1]. In a game whose rewards are all of size 1, such as Pong, nothing is lost."""
+    """Whether no reward is beyond [-1, 1]."""
     return all(np.abs(column).max(initial=0.0) <= 1 for column in columns)
 
 
+def export_folder(directory: str | Path, game: str, *, overwrite: bool) -> Path:
+    """Where `export_replay` writes. Raises UserError if that is there and is not to be replaced."""
+    target = Path(directory) / game / "1" / "replay_logs"
+    if target.exists() and not overwrite:
+        raise UserError(f"'{target}' is there already: add --overwrite true to replace it, or name another folder")
+    return target
+
+
 def export_replay(
-    source: str | Path, directory: str | Path, *, game: str, capacity: int = CAPACITY, clip_rewards: bool = False
+    source: str | Path, directory: str | Path, *, game: str, capacity: int = CAPACITY, overwrite: bool = False
 ) -> Path:
     """Write a trajectory file of single frames as DQN-replay files.
 
-    Every episode's end is a terminal, also that of one that was cut off: the format knows no other end. An episode
-    that does not fit into a buffer any more goes into the next one.
+    Every episode's end is a terminal, also that of one that reached the limit of steps: the format knows no other end.
+    An unfinished one has none. An episode that does not fit into a buffer any more goes into the next one.
 
     Args:
         source: a trajectory file with observations (1, 84, 84) uint8 and discrete actions.
-        directory: gets {game}/1/replay_logs, which must not be there yet.
+        directory: gets {game}/1/replay_logs.
         game: name of the folder, such as Breakout.
         capacity: transitions of a buffer, padding included, at most.
-        clip_rewards: to [-1, 1], as dopamine does before it stores them.
+        overwrite: replace that folder if it is there.
 
     Returns:
         The folder of the files.
 
     Raises:
-        UserError: the source is bad, an episode is longer than a buffer, or nothing can be written. Nothing is left
-            behind then.
+        UserError: the source is bad, the folder is there and is not to be replaced, an episode is longer than a buffer,
+            or nothing can be written. Nothing is left behind then.
     """
-    target = Path(directory) / game / "1" / "replay_logs"
-    if target.exists():
-        raise UserError(f"'{target}' is there already: move it away, or name another folder")
-    temporary = target.with_name(f".replay_logs.{os.getpid()}.tmp")
+    target = export_folder(directory, game, overwrite=overwrite)
+    temporary, old = (target.with_name(f".replay_logs.{os.getpid()}.{kind}") for kind in ("tmp", "old"))
     with TrajectoryFile(source, observation_shape=(1, *FRAME_SHAPE), observation_dtype="uint8") as file:
         if file.lengths.max() + PADDING > capacity:
             raise UserError(f"'{source}' has an episode of {file.lengths.max()} steps; a buffer holds {capacity}")
         try:
             temporary.mkdir(parents=True)
             for number, episodes in enumerate(_into_buffers(file.lengths, capacity)):
-                _write_buffer(file, episodes, temporary, number, clip_rewards)
+                _write_buffer(file, episodes, temporary, number)
             sync_directory(temporary)
+            if target.exists():
+                os.replace(target, old)  # a folder cannot take the place of one that is not empty
             os.replace(temporary, target)
             sync_directory(target.parent)
+            shutil.rmtree(old, ignore_errors=True)
         except OSError as error:
+            if old.exists() and not target.exists():
+                os.replace(old, target)
             raise UserError(f"'{target}' cannot be written: {error.strerror or error}") from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -334,7 +363,7 @@ def _into_buffers(lengths: np.ndarray, capacity: int) -> list[np.ndarray]:
     return [np.array(episodes) for episodes in buffers]
 
 
-def _write_buffer(file: TrajectoryFile, episodes: np.ndarray, folder: Path, number: int, clip_rewards: bool) -> None:
+def _write_buffer(file: TrajectoryFile, episodes: np.ndarray, folder: Path, number: int) -> None:
     """The six files of one buffer."""
     lengths = file.lengths[episodes]
     total = int((lengths + PADDING).sum())
@@ -344,9 +373,7 @@ def _write_buffer(file: TrajectoryFile, episodes: np.ndarray, folder: Path, numb
     actions, rewards, terminals = np.zeros(total, np.int32), np.zeros(total, np.float32), np.zeros(total, np.uint8)
     steps = slice(first, first + int(lengths.sum()))
     actions[place], rewards[place] = file.actions[steps], file.rewards[steps]
-    if clip_rewards:
-        np.clip(rewards, -1, 1, out=rewards)
-    terminals[np.cumsum(lengths + PADDING) - 1] = 1
+    terminals[np.cumsum(lengths + PADDING) - 1] = file.whole[episodes]
     cursor = total  # as if the buffer went on: the transitions around its end are no samples
     invalid = (np.arange(cursor - 1, cursor + STACK)) % total
     small = {"$store$_action": actions, "$store$_reward": rewards, "$store$_terminal": terminals}
@@ -374,8 +401,10 @@ def _opened(path: Path) -> Iterator[tuple[BinaryIO, tuple[int, ...], np.dtype]]:
             if fortran and len(shape) > 1:
                 raise ValueError("it is stored column by column")
             yield stream, shape, dtype
-    except (OSError, EOFError, ValueError, zlib.error) as error:
+    except (gzip.BadGzipFile, EOFError, ValueError, zlib.error) as error:
         raise UserError(f"'{path}' is truncated or damaged ({error}): copy it again") from error
+    except OSError as error:
+        raise UserError(f"'{path}' cannot be read: {error.strerror or error}") from error
 
 
 def _check_header(path: Path, name: str) -> int:
@@ -384,10 +413,11 @@ def _check_header(path: Path, name: str) -> int:
     The last four bytes of a gzip file are the size of what it holds, modulo 2^32: a file that was cut off shows there.
     """
     with _opened(path) as (stream, shape, dtype):
-        expected = (len(shape) and shape[0], *FRAME_SHAPE) if name == "observation" else shape[:1]
-        if shape != expected or not shape or dtype.kind not in _STORES[name]:
-            wanted = "frames (n, 84, 84) uint8" if name == "observation" else "one number per transition"
-            raise UserError(f"'{path}' holds {dtype} {shape}; expected {wanted}")
+        frames = name == "observation"
+        expected = (len(shape) and shape[0], *FRAME_SHAPE) if frames else shape[:1]
+        if shape != expected or not shape or dtype.kind not in _STORES[name] or (frames and dtype != np.uint8):
+            wanted = "frames (n, 84, 84) of type uint8" if frames else f"{_KINDS[name]} per transition, (n,)"
+            raise UserError(f"'{path}' holds numbers of type {dtype} and shape {shape}; expected {wanted}")
         size = stream.tell() + int(np.prod(shape)) * dtype.itemsize
     with open(path, "rb") as file:
         file.seek(-4, os.SEEK_END)

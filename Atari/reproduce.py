@@ -22,19 +22,15 @@ from Atari.env import AtariEnv
 from Atari.evaluate import RandomPlayer, evaluation_seeds, play_with
 from Atari.experts import expert
 from Atari.games import GAMES, Game
-from Atari.generate import generate
-from Atari.generate_dataset import SCRIPT, GenerateOptions, dataset_path
+from Atari.generate_dataset import SCRIPT, ensure_own_data
 from Atari.train_rate_atari import check, read_config
+from RATE_model.errors import UserError
 from RATE_model.options import exit_on_user_error, parse_options
-from RATE_model.reproduce import ROOT, Study, StudyOptions, cell, commits, final_results, made, table, write_results
+from RATE_model.reproduce import Study, StudyOptions, cell, commits, final_results, made, table, write_results
+from RATE_model.tracking import read_wandb_config
 
 FAST = "Atari/config_fast.yaml"
-# Breakout's player is noisy throughout. In the data of one that hardly errs, a paddle stands still where it should be
-# and nowhere else, and a model that stands still by mistake goes on with it.
-RECIPES = {
-    "Breakout": GenerateOptions(transitions=150_000, mix=(0.2, 0.3, 0.4, 0.5, 0.6)),
-    "Pong": GenerateOptions(transitions=30_000),
-}
+TRANSITIONS = {"Breakout": 150_000, "Pong": 30_000}  # of our own data
 SHORTER = {"Pong": ("--epoch_batches", "800")}  # it has less data
 EPISODES = 20  # of an evaluation
 EXPERT_EPISODES = 3
@@ -50,22 +46,9 @@ class Options(StudyOptions):
     seeds: tuple[int, ...] = (1,)
 
 
-def data_path(game: Game) -> Path:
-    """The file of our own data of a game."""
-    return dataset_path(game, None, RECIPES[game.name])
-
-
-def data_file(game: Game) -> Path:
-    """Our own data of a game, made if it is not there."""
-    path, options = data_path(game), RECIPES[game.name]
-    return path if path.exists() else generate(options.recipe(game), options.steps(game), path)
-
-
 def data_command(game: Game) -> str:
-    """The command that makes a game's data."""
-    options = RECIPES[game.name]
-    mix = "" if not options.mix else f" --mix {' '.join(f'{noise:g}' for noise in options.mix)}"
-    return f"    {SCRIPT} --game {game.name} --transitions {options.transitions}{mix}"
+    """The command that makes a game's data; a training makes it itself where it is missing."""
+    return f"    {SCRIPT} --game {game.name} --transitions {TRANSITIONS[game.name]}"
 
 
 def study(game: Game) -> Study:
@@ -73,7 +56,7 @@ def study(game: Game) -> Study:
     return Study(
         script="Atari/train_rate_atari.py",
         settings=(
-            *("--config", FAST, "--game", game.name, "--data_path", str(data_path(game).relative_to(ROOT))),
+            *("--config", FAST, "--game", game.name, "--transitions", str(TRANSITIONS[game.name])),
             *("--eval_episodes", str(EPISODES), "--online_inference", "false"),
             *SHORTER.get(game.name, ()),
         ),
@@ -102,9 +85,9 @@ def expert_returns(game: Game) -> np.ndarray:
 
 
 def of_players(game: Game) -> dict[str, dict[str, Any]]:
-    """Returns of whoever needs no training: the episodes of the data, the scripted player, buttons at random."""
-    with open_dataset(data_file(game), game) as file:
-        data = file.returns_to_go()[file.starts]
+    """Returns of whoever needs no training: whole episodes of the data, the scripted player, buttons at random."""
+    with open_dataset(ensure_own_data(game, transitions=TRANSITIONS[game.name]), game) as file:
+        data = file.returns_to_go()[file.starts[file.whole]]
     drawn = play_with(RandomPlayer(game), game, episodes=EPISODES).returns
     return {
         label: {"return": [float(returns.mean())], "return_std": float(np.std(returns)), "episodes": len(returns)}
@@ -154,7 +137,7 @@ def write(document: dict[str, dict[str, Any]], options: Options) -> None:
         f"Means of {EPISODES} episodes of at most 7000 decisions ({EXPERT_EPISODES} of the expert); of seeds {seeds}, "
         f"with the standard error where there are several. Made {made(document)}."
     ]
-    for name in RECIPES:
+    for name in TRANSITIONS:
         data, asked = document[f"{name}, {DATA}"], document[f"{name}, RATE"]["target_return"]
         parts += [
             f"{name}, asked for {asked:g} points; the data are {data['episodes']} episodes with returns of "
@@ -162,7 +145,7 @@ def write(document: dict[str, dict[str, Any]], options: Options) -> None:
             returns_table(document, GAMES[name]),
         ]
     commands = "\n".join(
-        f"{data_command(GAMES[name])}\n{study(GAMES[name]).commands(options.seeds)}" for name in RECIPES
+        f"{data_command(GAMES[name])}\n{study(GAMES[name]).commands(options.seeds)}" for name in TRANSITIONS
     )
     parts += ["Every seed:", seed_table(document, options.seeds), f"Commands:\n\n{commands}\n"]
     write_results("atari", "Atari", document, "\n\n".join(parts), options)
@@ -172,14 +155,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Make the data, train what is missing, collect everything, write the results."""
     with exit_on_user_error():
         options = parse_options(Options, argv=argv, prog="reproduce.py", description="Make results/atari.*")
+        if configured := read_wandb_config().get("atari", {}).get("data"):
+            raise UserError(
+                f"'atari: data: {configured}' of wandb_config.yaml: these results are of our own data; leave it empty "
+                "while they are made"
+            )
         document: dict[str, dict[str, Any]] = {}
-        for name in RECIPES:
+        for name in TRANSITIONS:
             game = GAMES[name]
             document |= {f"{name}, {label}": entry for label, entry in of_players(game).items()}
             for label, runs in study(game).run_all(options).items():
                 document[f"{name}, {label}"] = of_runs(runs)
         write(document, options)
-        for name in RECIPES:
+        for name in TRANSITIONS:
             print(f"{name}\n{returns_table(document, GAMES[name])}")
 
 

@@ -5,6 +5,7 @@
 Data is made where there is none (see Atari/README.md). Every seed is a run of its own in Atari/Atari_checkpoints/.
 """
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -55,7 +56,7 @@ class TaskOptions:
     # Passes over the data after which the learning rate's decay is over (published: 2 of 3 epochs); none = when
     # training is, or after --final_tokens
     decay_epochs: float | None = 2.0
-    # Return that the agent is asked for, in unclipped points; none = the game's
+    # Return that the agent is asked for, in points as the data counts them; none = the game's
     target_return: float | None = None
     # Take the most probable action when acting; false: draw it
     use_argmax: Boolean = False
@@ -121,10 +122,17 @@ class Config:
 
     @property
     def spec(self) -> EnvironmentSpec:
-        """How the model sees the game; for behaviour cloning all returns look alike."""
-        scale = abs(self.target) / 2 if self.task.return_scale is None else self.task.return_scale
-        scale = 1 / scale if self.task.condition_on_returns else 0.0
-        return spec_of(self.game, return_scale=scale, conv_channels=self.image.conv_channels)
+        """How the model sees the game; for behaviour cloning all returns look alike.
+
+        Raises:
+            UserError: returns are to be parts of a return asked for that is not known, or 0.
+        """
+        scale = self.task.return_scale if self.task.condition_on_returns else math.inf
+        if scale is None:
+            scale = abs(self.target) / 2
+        if scale == 0:
+            raise UserError("--return_scale none: half of --target_return 0 is no scale; give a number above 0")
+        return spec_of(self.game, return_scale=1 / scale, conv_channels=self.image.conv_channels)
 
 
 def run_directory(config: Config, seed: int) -> Path:
@@ -135,8 +143,8 @@ def run_directory(config: Config, seed: int) -> Path:
     return (run.output_dir or CHECKPOINTS) / run.ckpt_folder / name
 
 
-def evaluate(model: RATE, config: Config, final: bool) -> dict[str, float]:
-    """Returns and scores in the game; names are the published ones."""
+def evaluate(model: RATE, config: Config, final: bool, clip_rewards: bool = False) -> dict[str, float]:
+    """Returns and scores in the game; names are the published ones. `clip_rewards`: see `protocol.play`."""
     task = config.task
     if not (task.last_inference if final else task.online_inference):
         return {}
@@ -148,6 +156,7 @@ def evaluate(model: RATE, config: Config, final: bool) -> dict[str, float]:
         greedy=task.use_argmax,
         sticky=task.sticky,
         max_steps=task.max_steps,
+        clip_rewards=clip_rewards,
         slide=task.slide,
         precision=config.train.precision,
     )
@@ -192,8 +201,9 @@ def train(config: Config, run: Run) -> dict[str, float]:
         curriculum=curriculum,
         schedule=schedule,
         metrics=accuracy,
-        evaluate=lambda model, final: evaluate(model, config, final),
+        evaluate=lambda model, final: evaluate(model, config, final, data.clipped),
         finish=finish,
+        prepare=data.write,  # with it a checkpoint can act without the data
     )
 
 

@@ -103,7 +103,6 @@ class MuJoCoFile(TrajectoryFile):
 
     Attributes beside those of `TrajectoryFile`:
         normalisation: of the observations of all whole episodes.
-        whole: (E,) bool, False for an unfinished tail.
         returns: (whole episodes,) float32, in units of reward.
 
     Raises:
@@ -123,8 +122,6 @@ class MuJoCoFile(TrajectoryFile):
         if beyond.any():
             step = int(np.argmax(beyond))
             raise self._error(f"has the action {self.actions[step].tolist()} at step {step}; allowed is -1 to 1")
-        self.whole = np.ones(self.num_episodes, dtype=bool)
-        self.whole[-1] = self.finished
         if not self.whole.any():
             raise self._error("holds no whole episode: its steps end neither in a terminal state nor by a timeout")
         self.returns = self.returns_to_go()[self.starts[self.whole]]

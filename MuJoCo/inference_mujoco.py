@@ -61,7 +61,7 @@ class Options:
     def acting(self) -> dict[str, Any]:
         """What `play` and `Actor` take."""
         return {
-            "slide": self.common.slide,
+            "slide": self.common.window_slide,
             "renew_target": self.reset_target,
             "precision": self.common.precision,
         }

@@ -12,7 +12,7 @@ from RATE_model.errors import UserError
 from RATE_model.fit import load_model
 from RATE_model.limits import at_least, writable
 from RATE_model.model import RATE
-from RATE_model.options import Boolean
+from RATE_model.options import Boolean, load_yaml
 from RATE_model.precision import pick_device
 from RATE_model.settings import Precision
 from RATE_model.spec import EnvironmentSpec
@@ -41,8 +41,9 @@ class InferenceOptions:
     checkpoint: Path | None = None
     # Replace the memory by the initial one at every segment: what needs memory must fall to chance
     knock_out: Boolean = False
-    # DT and DTXL: steps that leave a full window at once; 1 is the published protocol, more is faster
-    slide: int = 1
+    # DT and DTXL: steps that leave a full window at once; 1 is the published protocol, more is faster; none = as the
+    # run evaluated itself, or 1 where nothing tells
+    slide: int | None = None
     # float32, bfloat16 products, or auto: those where the device has units for them
     precision: Precision = "32"
     # auto (a GPU if there is one), cpu, cuda, ...
@@ -60,6 +61,20 @@ class InferenceOptions:
         if self.output is not None and (self.output.is_dir() or not self.output.absolute().parent.is_dir()):
             raise UserError(f"--output {self.output}: give a file in a folder that exists")
         writable(pictures=self.pictures)
+
+    def recorded(self) -> dict[str, Any]:
+        """The flags of the run that the checkpoint is of; none where it is of no run, as a converted one.
+
+        Raises:
+            UserError: there is no such checkpoint, or its run's config.yaml is damaged.
+        """
+        path = resolve_checkpoint(self.checkpoint).absolute().parent.parent / "config.yaml"
+        return load_yaml(path) if path.exists() else {}
+
+    @property
+    def window_slide(self) -> int:
+        """For `Actor`. Raises UserError as `recorded`."""
+        return self.recorded().get("slide", 1) if self.slide is None else self.slide
 
     @property
     def transform_memory(self) -> MemoryTransform | None:

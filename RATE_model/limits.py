@@ -10,6 +10,8 @@ MAX_SIZE = 65_536
 MAX_STEPS = 1_000_000
 # Episodes may be longer than what is seen at once, but have to be counted.
 MAX_EPISODE_STEPS = 2**31
+# Generators of torch and of NumPy take any of these.
+MAX_SEED = 2**63 - 1
 
 
 def at_least(minimum: float, **values: float | None) -> None:

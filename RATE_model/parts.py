@@ -131,7 +131,7 @@ def make_until(
     overwrite: bool = False,
     workers: int | None = None,
 ) -> Path:
-    """As `make_in_parts`, for episodes of unknown length: so many that there are enough steps, the last one cut.
+    """As `make_in_parts`, for episodes of unknown length: so many that there are enough steps, the last one unfinished.
 
     Args:
         job, attributes, joined, overwrite, workers: as there.
@@ -199,13 +199,13 @@ def _make_or_find(job: Job, folder: Path, first: int) -> tuple[Path, int]:
 
 
 def _cut(episodes: Iterator[dict[str, Any]], steps: int) -> Iterator[dict[str, Any]]:
-    """Episodes up to so many steps; the one that goes beyond ends there, without a terminal state."""
+    """Episodes up to so many steps; the one that goes beyond is cut off there and has no end."""
     while steps > 0:
         episode = next(episodes)
         if len(episode["rewards"]) > steps:
             infos = {name: values[:steps] for name, values in episode["infos"].items()}
             kept = {name: episode[name][:steps] for name in ("observations", "actions", "rewards")}
-            episode = {**kept, "terminal": False, "infos": infos}
+            episode = {**kept, "terminal": False, "infos": infos, "unfinished": True}
         steps -= len(episode["rewards"])
         yield episode
 
@@ -243,6 +243,7 @@ def _episodes(part: Path) -> Iterator[dict[str, Any]]:
                 "rewards": checked.rewards[chosen],
                 "terminal": bool(file["terminals"][chosen][-1]),
                 "infos": infos,
+                "unfinished": False,
             }
 
 

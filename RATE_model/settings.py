@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from RATE_model.config import Activation, Arch, Mode, ModelConfig, apply_mode
 from RATE_model.errors import UserError
-from RATE_model.limits import MAX_SIZE, at_least, at_most
+from RATE_model.limits import MAX_SEED, MAX_SIZE, at_least, at_most
 from RATE_model.options import Boolean
 
 # See `precision.uses_bfloat16`.
@@ -18,6 +18,7 @@ ALIASES = {"skip_dec_attn": "skip_dec_ffn"}
 # Flags that steer a run and do not define it: they may differ when it is resumed.
 MAY_CHANGE = frozenset(
     {"start_seed", "end_seed", "output_dir", "data_dir", "data_path", "device", "num_workers", "save_minutes"}
+    | {"memory_gib"}  # how data is read
     | {"last_inference", "eval_lengths", "eval_sizes", "final_sizes", "eval_episodes", "use_argmax", "slide"}
     | {"text", "ckpt_folder"}  # where it is; another run may be continued under a new name
     | {"resume", "overwrite"}  # runs recorded them once
@@ -232,7 +233,7 @@ class RunOptions:
         if folder.is_absolute() or ".." in folder.parts:
             raise UserError(f"--ckpt_folder {self.ckpt_folder}: give a plain folder name, or --output_dir")
         at_least(0, seed=self.seed, start_seed=self.start_seed)
-        at_most(2**63 - 1, seed=self.seed, end_seed=self.end_seed)
+        at_most(MAX_SEED, seed=self.seed, end_seed=self.end_seed)
         if self.end_seed < self.start_seed:
             raise UserError(f"--end_seed {self.end_seed}: must not be below --start_seed {self.start_seed}")
         if len(self.seeds) > MAX_SEEDS:

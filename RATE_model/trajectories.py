@@ -56,8 +56,8 @@ class TrajectoryWriter:
     Everything goes to a temporary file beside ``path``. A clean exit adds the attributes, flushes to disk and renames
     it into place; an exception removes it and leaves what was at ``path`` untouched.
 
-    Attributes added to the caller's: ``format_version, num_steps, num_episodes, return_{mean,std,min,max},
-    length_{mean,min,max}, versions``. Lists and dicts are stored as JSON.
+    Attributes added to the caller's: ``format_version, num_steps, num_episodes, versions`` and, of whole episodes if
+    there are any, ``return_{mean,std,min,max}, length_{mean,min,max}``. Lists and dicts are stored as JSON.
 
     Args:
         path: the file to make; parent directories are made too.
@@ -97,8 +97,8 @@ class TrajectoryWriter:
         self._dtypes = {"observations": observation_dtype, "actions": action_dtype, "rewards": "float32"}
         self._attributes = dict(attributes)
         self._pending: dict[str, list[np.ndarray]] = {}  # whole chunks are written, the rest waits here
-        self._pending_steps = 0
-        self._num_steps = 0
+        self._pending_steps = self._num_steps = 0
+        self._unfinished = False
         self._first_seen: dict[bytes, int] | None = {} if index_frames else None  # digest of a frame -> step
         self._returns: list[np.ndarray] = []
         self._lengths: list[np.ndarray] = []
@@ -127,6 +127,8 @@ class TrajectoryWriter:
         lengths: np.ndarray,
         terminals: np.ndarray | None = None,
         infos: Mapping[str, np.ndarray] | None = None,
+        *,
+        unfinished: bool = False,
     ) -> None:
         """Append E episodes given as a padded batch.
 
@@ -138,12 +140,17 @@ class TrajectoryWriter:
             terminals: (E,) bool, whether an episode ended in a terminal state rather than by a time limit; None: all
                 did.
             infos: further arrays (E, T, ...), stored under ``infos/``; the same names in every call.
+            unfinished: the last of them gets no end: it was cut off in the middle, and nothing can follow it.
         """
         lengths = np.asarray(lengths, dtype=np.int64)
         steps = np.asarray(rewards).shape[1]
         if len(lengths) == 0 or lengths.min() < 1 or lengths.max() > steps:
             raise ValueError(f"lengths must be 1 to {steps} and not empty")
+        if self._unfinished:
+            raise ValueError("nothing can follow an unfinished episode")
+        self._unfinished = unfinished
         last = np.arange(steps) == lengths[:, None] - 1
+        last[-1] &= not unfinished
         terminal = np.ones(len(lengths), dtype=bool) if terminals is None else np.asarray(terminals, dtype=bool)
         columns = {"observations": observations, "actions": actions, "rewards": rewards}
         columns |= {"terminals": last & terminal[:, None], "timeouts": last & ~terminal[:, None]}
@@ -160,8 +167,9 @@ class TrajectoryWriter:
         if self._channels_last:
             flat["observations"] = np.moveaxis(flat["observations"], 1, -1)
         self._num_steps += int(lengths.sum())
-        self._returns.append(np.add.reduceat(flat["rewards"].astype(np.float64), np.cumsum(lengths) - lengths))
-        self._lengths.append(lengths)
+        returns = np.add.reduceat(flat["rewards"].astype(np.float64), np.cumsum(lengths) - lengths)
+        self._returns.append(returns[: len(lengths) - unfinished])
+        self._lengths.append(lengths[: len(lengths) - unfinished])
         for name, values in flat.items():
             self._pending.setdefault(name, []).append(values.astype(self._dtypes.get(name, values.dtype), copy=False))
         self._pending_steps += int(lengths.sum())
@@ -180,11 +188,12 @@ class TrajectoryWriter:
         *,
         terminal: bool,
         infos: Mapping[str, np.ndarray] | None = None,
+        unfinished: bool = False,
     ) -> None:
         """Append one episode: observations (T, ...), actions (T) or (T, A), rewards (T), infos (T, ...)."""
         arrays = (np.asarray(values)[None] for values in (observations, actions, rewards))
         batch = {name: np.asarray(values)[None] for name, values in (infos or {}).items()}
-        self.add_episodes(*arrays, np.array([np.shape(rewards)[0]]), np.array([terminal]), batch)
+        self.add_episodes(*arrays, np.array([len(rewards)]), np.array([terminal]), batch, unfinished=unfinished)
 
     def _first_steps(self, observations: np.ndarray) -> np.ndarray:
         """For each of the next steps' observations (n, ...) the first step that showed the same: (n,) int64."""
@@ -220,16 +229,17 @@ class TrajectoryWriter:
 
     def _finish(self) -> None:
         """Write the rest and the attributes, then move the file to its place."""
-        if not self._lengths:
+        if not self._num_steps:
             raise UserError(f"no episode to write to '{self.path}'; nothing was created.")
         if self._pending_steps:
             self._flush(self._pending_steps)
         returns, lengths = np.concatenate(self._returns), np.concatenate(self._lengths)
-        statistics: dict[str, Any] = {"num_steps": int(lengths.sum()), "num_episodes": len(lengths)}
-        statistics |= {f"return_{name}": float(getattr(returns, name)()) for name in ("mean", "std", "min", "max")}
-        statistics |= {f"length_{name}": float(getattr(lengths, name)()) for name in ("mean", "min", "max")}
+        made: dict[str, Any] = {"num_steps": self._num_steps, "num_episodes": len(lengths) + self._unfinished}
+        if len(lengths):
+            made |= {f"return_{name}": float(getattr(returns, name)()) for name in ("mean", "std", "min", "max")}
+            made |= {f"length_{name}": float(getattr(lengths, name)()) for name in ("mean", "min", "max")}
         versions = {name: version(name) for name in ("rate-memory", "numpy", "h5py")}
-        made = {"format_version": FORMAT_VERSION, **statistics, "versions": versions}
+        made |= {"format_version": FORMAT_VERSION, "versions": versions}
         with self._writing():
             for name, value in (self._attributes | made).items():
                 self._file.attrs[name] = encoded(value)
@@ -259,7 +269,7 @@ class TrajectoryFile:
         path: the file.
         num_steps, num_episodes: int.
         starts, lengths: (E,) int64, first step and number of steps of every episode.
-        finished: whether the last episode has an end; False: it is an unfinished tail.
+        whole: (E,) bool, whether an episode has an end; False for an unfinished tail.
         rewards: (num_steps,) float32.
         actions: (num_steps,) int64, or (num_steps, A) float32.
         observation_shape, observation_dtype: of one observation as it is read, uint8 or float32.
@@ -307,9 +317,8 @@ class TrajectoryFile:
             self.rewards = self._finite("rewards", file["rewards"][:])
             self.actions = self._finite("actions", file["actions"][:])
             ends = self._ends(file)
-        self.finished = bool(ends[-1])
-        ends[-1] = True  # an unfinished tail is an episode
-        stops = np.flatnonzero(ends) + 1
+        stops = np.flatnonzero(np.concatenate([ends[:-1], [True]])) + 1  # an unfinished tail is an episode
+        self.whole = ends[stops - 1]
         self.starts = np.concatenate([[0], stops[:-1]])
         self.lengths = stops - self.starts
         self.num_episodes = len(stops)
@@ -396,12 +405,10 @@ class TrajectoryFile:
 
     def _check_layout(self, file: h5py.File) -> None:
         """Keys, equal lengths, at least one step, and a filter for every compression used."""
-        missing = [name for name in ("observations", "actions", "rewards", "terminals") if name not in file]
-        if missing:
+        needed = ("observations", "actions", "rewards", "terminals")
+        if missing := [name for name in needed if name not in file]:
             raise self._error(f"has no {', '.join(missing)} (it has: {', '.join(sorted(file)) or 'nothing'})")
-        columns = {
-            name: file[name] for name in ("observations", "actions", "rewards", "terminals", "timeouts") if name in file
-        }
+        columns = {name: file[name] for name in (*needed, "timeouts") if name in file}
         for name, column in columns.items():
             if not isinstance(column, h5py.Dataset) or column.ndim == 0:
                 raise self._error(f"'{name}' is not an array of steps")

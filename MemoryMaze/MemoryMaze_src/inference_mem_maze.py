@@ -27,9 +27,9 @@ from MemoryMaze.MemoryMaze_src.spec import SPEC
 from RATE_model.actor import memory_conditions
 from RATE_model.evaluation import mean_and_error
 from RATE_model.inference import InferenceOptions
-from RATE_model.limits import MAX_STEPS, at_least, at_most
+from RATE_model.limits import MAX_SEED, MAX_STEPS, at_least, at_most
 from RATE_model.model import RATE
-from RATE_model.options import Boolean, exit_on_user_error, load_yaml, parse_options
+from RATE_model.options import Boolean, exit_on_user_error, parse_options
 
 SCRIPT = "python3 MemoryMaze/MemoryMaze_src/inference_mem_maze.py"
 # What is asked of a checkpoint that no run of ours made.
@@ -78,12 +78,11 @@ class Options:
         at_most(MAX_STEPS, episode_timeout=self.episode_timeout)
         at_least(0, video=self.video, seed=self.seed)
         at_most(self.episodes, video=self.video)
-        at_most(2**63 - 1, seed=self.seed)
+        at_most(MAX_SEED, seed=self.seed)
 
-    def completed(self, checkpoint: Path) -> "Options":
+    def completed(self) -> "Options":
         """With what was not given as the checkpoint's run recorded it, or as published where there is no run."""
-        config = checkpoint.absolute().parents[1] / "config.yaml"  # RUN/checkpoints/step_*
-        recorded = load_yaml(config) if config.exists() else {}
+        recorded = self.common.recorded()
         open_flags = {name for name in PUBLISHED if getattr(self, name) == getattr(Options, name)}
         return replace(self, **{name: recorded.get(name, PUBLISHED[name]) for name in open_flags})
 
@@ -97,7 +96,7 @@ class Options:
             "rtg_floor": self.rtg_floor,
             "greedy": self.use_argmax,
             "seed": self.seed,
-            "slide": self.common.slide,
+            "slide": self.common.window_slide,
             "precision": self.common.precision,
         }
 
@@ -157,7 +156,7 @@ def draw(model: RATE, returns: dict[str, np.ndarray], options: Options) -> None:
 def evaluate(options: Options) -> dict[str, dict[str, float | list[float]]]:
     """Returns by player; prints a table."""
     path, model = options.common.load(SPEC)
-    options = options.completed(path)
+    options = options.completed()
     actions = "the most probable actions" if options.use_argmax else "drawn actions"
     print(
         f"{path}: {options.episodes} episodes in mazes of {options.size}x{options.size} cells, asked for "

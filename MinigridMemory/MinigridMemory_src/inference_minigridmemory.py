@@ -22,7 +22,7 @@ from MinigridMemory.MinigridMemory_src.spec import SPEC
 from RATE_model.errors import UserError
 from RATE_model.evaluation import Episodes
 from RATE_model.inference import InferenceOptions
-from RATE_model.limits import at_least, at_most
+from RATE_model.limits import MAX_SEED, at_least, at_most
 from RATE_model.model import RATE
 from RATE_model.options import Boolean, exit_on_user_error, parse_options
 
@@ -58,7 +58,7 @@ class Options:
         protocol.check_episodes(episodes=self.episodes)
         at_least(0, video=self.video, seed=self.seed)
         at_most(protocol.MAX_EPISODES, video=self.video)
-        at_most(2**63 - 1, seed=self.seed)
+        at_most(MAX_SEED, seed=self.seed)
 
     @property
     def acting(self) -> dict[str, Any]:
@@ -69,7 +69,7 @@ class Options:
             "target_return": self.desired_return,
             "greedy": self.use_argmax,
             "seed": self.seed,
-            "slide": self.common.slide,
+            "slide": self.common.window_slide,
             "precision": self.common.precision,
         }
 
@@ -114,7 +114,7 @@ def draw(model: RATE, played: dict[int, Episodes], options: Options) -> None:
             target_return=options.desired_return,
             greedy=options.use_argmax,
             random_length=options.random_length,
-            slide=options.common.slide,
+            slide=options.common.window_slide,
             transform_memory=options.common.transform_memory,
             precision=options.common.precision,
         )

@@ -65,7 +65,7 @@ def evaluate(options: Options) -> dict[int, dict[str, float]]:
     acting = {
         "hint_steps": hint_steps,
         "target_return": options.target_return,
-        "slide": options.common.slide,
+        "slide": options.common.window_slide,
         "precision": options.common.precision,
     }
     print(f"{path}: {options.episodes} episodes per length{', memory knocked out' if options.common.knock_out else ''}")

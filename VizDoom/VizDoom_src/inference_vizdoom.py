@@ -16,7 +16,7 @@ if not __package__:  # started as a script: make the repository importable
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from RATE_model.inference import InferenceOptions
-from RATE_model.limits import at_least, at_most
+from RATE_model.limits import MAX_SEED, at_least, at_most
 from RATE_model.model import RATE
 from RATE_model.options import Boolean, exit_on_user_error, load_yaml, parse_options
 from VizDoom.VizDoom_src import evaluate as protocol
@@ -95,7 +95,7 @@ class Options:
         protocol.check_episodes(episodes=self.episodes)
         protocol.check_episodes(least=2, video_episodes=self.video_episodes)
         at_least(0, seed=self.seed)
-        at_most(2**63 - 1 - protocol.MAX_EPISODES, seed=self.seed)
+        at_most(MAX_SEED - protocol.MAX_EPISODES, seed=self.seed)
         at_least(1, episode_timeout=self.episode_timeout)
 
     def acting(self, checkpoint: Path) -> dict[str, Any]:
@@ -104,7 +104,7 @@ class Options:
             "target_return": self.desired_return,
             "renew_target": self.reset_target,
             "greedy": self.use_argmax,
-            "slide": self.common.slide,
+            "slide": self.common.window_slide,
             "scenario": self.scenario.over(scenario_of(checkpoint)),
             "max_steps": self.episode_timeout,
             "precision": self.common.precision,

@@ -11,7 +11,7 @@ pytest.importorskip("ale_py")
 
 import torch
 
-from Atari import dataset
+from Atari import dataset, generate_dataset
 from Atari.dataset import DataOptions, ensure_dataset, load_data, open_dataset, windows_of
 from Atari.games import GAMES
 from Atari.replay import Selection, export_replay
@@ -23,7 +23,7 @@ BREAKOUT = GAMES["Breakout"]
 SIZE = 12
 
 
-def make_file(path, lengths=LENGTHS, *, game="Breakout", tail=0, actions=4):
+def make_file(path, lengths=LENGTHS, *, game="Breakout", rewards=(0, 1), actions=4):
     """Frames of noise, never black."""
     rng = np.random.default_rng(0)
     with TrajectoryWriter(
@@ -31,7 +31,7 @@ def make_file(path, lengths=LENGTHS, *, game="Breakout", tail=0, actions=4):
     ) as writer:
         for length in lengths:
             frames = rng.integers(1, 255, (length, 1, 84, 84)).astype(np.uint8)
-            writer.add_episode(frames, rng.integers(actions, size=length), rng.choice([0, 1], length), terminal=True)
+            writer.add_episode(frames, rng.integers(actions, size=length), rng.choice(rewards, length), terminal=True)
     return path
 
 
@@ -56,7 +56,7 @@ def test_windows_begin_at_every_step_and_cross_no_end(path):
 
 def test_an_unfinished_tail_and_files_of_short_episodes_alone(path, tmp_path, monkeypatch):
     file = open_dataset(path, BREAKOUT)
-    file.finished = False
+    file.whole[-1] = False
     assert windows_of(file, SIZE, 1)[:, 1].max() < file.starts[-1]
     assert len(windows_of(file, 100, 1)) == 4, "all are shorter, and the last has no end"
 
@@ -112,21 +112,42 @@ def test_replay_files_are_converted_once_and_give_the_same_windows(path, tmp_pat
     assert TrajectoryFile(small).num_episodes < 5 and small.parent == tmp_path / "made"
 
 
+@pytest.mark.parametrize(
+    ("game", "rewards", "clipped", "expected"),
+    [
+        ("Breakout", (0, 1), True, "look clipped to [-1, 1]: returns count clipped points, --target_return should too"),
+        ("Breakout", (0, 4), False, "are not clipped"),
+        ("Pong", (-1, 0, 1), True, "lie within [-1, 1], as Pong's always do: clipping takes nothing off"),
+    ],
+)
+def test_every_start_says_whether_rewards_are_clipped(game, rewards, clipped, expected, tmp_path, capsys):
+    made = make_file(tmp_path / "a.h5", game=game, rewards=rewards)
+    export_replay(made, tmp_path / "replay", game=game)
+    options = DataOptions(game=game, data_path=tmp_path / "replay", data_dir=tmp_path)
+    for _ in range(2):
+        assert load_data(options, size=SIZE, fraction=0.6).clipped == clipped
+        assert expected in capsys.readouterr().out
+    assert not load_data(DataOptions(game=game, data_path=made), size=SIZE, fraction=0.6).clipped
+    assert "rewards" not in capsys.readouterr().out, "of our own data nothing is to be said"
+
+
 def test_where_data_is_looked_for(path, tmp_path, monkeypatch):
     configured, made = {}, []
     monkeypatch.setattr(dataset, "read_wandb_config", lambda: configured)
-    monkeypatch.setattr(dataset, "make_default_dataset", lambda game, folder: made.append((game.name, folder)))
-    ensure_dataset(DataOptions(data_dir=tmp_path))
-    assert made == [("Breakout", tmp_path)]
-    own = dataset.dataset_path(BREAKOUT, tmp_path)
+    monkeypatch.setattr(generate_dataset, "generate", lambda recipe, steps, path: made.append(steps) or path)
+    for steps, expected in ((None, 100_000), (150_000, 150_000)):
+        own = ensure_dataset(DataOptions(data_dir=tmp_path), Selection(transitions=steps))
+        assert own == tmp_path / f"Breakout_n{expected}.h5" and made.pop() == expected
     shutil.copy(path, own)
-    assert ensure_dataset(DataOptions(data_dir=tmp_path)) == own and len(made) == 1
+    assert ensure_dataset(DataOptions(data_dir=tmp_path), Selection(transitions=150_000)) == own and not made
     configured["atari"] = {"data": str(path)}
     assert ensure_dataset(DataOptions(data_dir=tmp_path)) == path
     assert ensure_dataset(DataOptions(data_dir=tmp_path, data_path=own)) == own
     configured["atari"] = {"data": str(tmp_path / "none")}
-    with pytest.raises(UserError, match="'atari: data: .*none' of wandb_config.yaml: there is no such"):
-        ensure_dataset(DataOptions(data_dir=tmp_path))
+    with pytest.raises(UserError, match="'atari: data: .*none' of wandb_config.yaml: there is no such") as caught:
+        ensure_dataset(DataOptions(data_dir=tmp_path), Selection(transitions=70))
+    assert "--game Breakout --transitions 70`" in str(caught.value)
+    assert f"name the file with --data_path '{tmp_path / 'Breakout_n70.h5'}'" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -135,12 +156,18 @@ def test_where_data_is_looked_for(path, tmp_path, monkeypatch):
         ("missing", "--data_path .*missing: there is no such file or folder. Make your own with .*--game Breakout"),
         ("empty", "no DQN-replay files there .Breakout/1/replay_logs.*generate_dataset.py --game Breakout"),
         ("own", "To train on 'b.h5' in it, name that file"),
+        ("logs/$store$_action_ckpt.0.gz", "one of the files of a buffer; name their folder, '.*logs'"),
+        ("Pong/1/replay_logs", "replay_logs' is of Pong: give --game Pong, or the folder of Breakout"),
+        ("Pong", "replay_logs' is of Pong: give --game Pong, or the folder of Breakout"),
     ],
 )
 def test_a_place_without_data_is_named(place, expected, path, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "own").mkdir()
     shutil.copy(path, tmp_path / "own" / "b.h5")
+    for folder in (tmp_path / "Pong" / "1" / "replay_logs", tmp_path / "logs"):
+        folder.mkdir(parents=True)
+        (folder / "$store$_action_ckpt.0.gz").touch()
     with pytest.raises(UserError, match=expected):
         ensure_dataset(DataOptions(data_path=tmp_path / place, data_dir=tmp_path / "made"))
     assert not (tmp_path / "made").exists()

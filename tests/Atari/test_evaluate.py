@@ -71,13 +71,14 @@ def test_actions_are_drawn_unless_the_most_probable_are_wanted(monkeypatch):
     assert not np.array_equal(taken["drawn"], taken["other"])
 
 
-def test_every_point_is_taken_off_the_return_asked_for(monkeypatch):
-    """Unclipped, as the environment counts them."""
+@pytest.mark.parametrize(("clip", "expected"), [(False, [100, 93, 93, 89, 90, 90]), (True, [100, 99, 99, 98, 99, 99])])
+def test_every_point_is_taken_off_the_return_asked_for(clip, expected, monkeypatch):
+    """As the environment counts them, or clipped as in the data; those that are reported are unclipped."""
     asked = []
     model = model_of(BREAKOUT)
     encode = model.encoder.encode_rtg
     monkeypatch.setattr(model.encoder, "encode_rtg", lambda rtg: asked.append(rtg.clone()) or encode(rtg))
-    rewards = iter([7.0, 0.0, 4.0] + [0.0] * 20)
+    rewards = iter([7.0, 0.0, 4.0, -1.0] + [0.0] * 20)
     step = AtariVectorEnv.step
 
     def earn(self, actions):
@@ -85,8 +86,8 @@ def test_every_point_is_taken_off_the_return_asked_for(monkeypatch):
         return observations, np.array([next(rewards)]), *flags
 
     monkeypatch.setattr(AtariVectorEnv, "step", earn)
-    played = play(model, BREAKOUT, target_return=100, episodes=1, max_steps=6)
-    assert [rtg.item() for rtg in asked] == [100, 93, 93, 89, 89, 89] and played.returns.tolist() == [11]
+    played = play(model, BREAKOUT, target_return=100, episodes=1, max_steps=6, clip_rewards=clip)
+    assert [rtg.item() for rtg in asked] == expected and played.returns.tolist() == [10]
 
 
 def test_the_environment_is_the_published_one(monkeypatch):

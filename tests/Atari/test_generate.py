@@ -10,10 +10,11 @@ pytest.importorskip("ale_py")
 
 from Atari import generate as generation
 from Atari import generate_dataset
+from Atari.dataset import windows_of
 from Atari.env import AtariEnv
 from Atari.games import GAMES, Game
 from Atari.generate import FIRST_DATA_SEED, Recipe, generate
-from Atari.generate_dataset import GenerateOptions, dataset_path, main, make_default_dataset
+from Atari.generate_dataset import GenerateOptions, dataset_path, ensure_own_data, main
 from RATE_model.trajectories import TrajectoryFile
 
 BREAKOUT, PONG, QBERT = (GAMES[name] for name in ("Breakout", "Pong", "Qbert"))
@@ -55,10 +56,11 @@ def test_a_file_holds_what_happened(made):
             assert data["infos/lives"][step] == info["lives"]
             observation, reward, terminated, truncated, info = env.step(int(file.actions[step]))
             assert reward == file.rewards[step]
-        cut = start + length == 400
-        assert data["terminals"][step] == (terminated and not cut) and (terminated or truncated or cut)
-    assert (data["terminals"] | data["timeouts"]).sum() == file.num_episodes
-    assert file.rewards.sum() > 0
+        whole = start + length < 400
+        assert (terminated or truncated) == whole
+        assert (data["terminals"][step], data["timeouts"][step]) == (terminated, truncated)
+    assert file.whole.tolist() == [True] * (file.num_episodes - 1) + [False] and file.rewards.sum() > 0
+    assert windows_of(file, 8, 1)[:, 1:].sum(axis=1).max() == file.starts[-1], "the cut episode is not trained on"
 
 
 def test_noise_levels_take_turns_and_are_noted(made):
@@ -71,7 +73,8 @@ def test_noise_levels_take_turns_and_are_noted(made):
     attributes = file.attributes
     assert (attributes["game"], attributes["mix"], attributes["max_steps"]) == ("Breakout", [0.2, 1.0], 150)
     assert attributes["rewards"] == "unclipped" and "prediction of the ball" in attributes["generator"]
-    returns = file.returns_to_go()[file.starts]
+    returns = file.returns_to_go()[file.starts[file.whole]]
+    assert attributes["return_mean"] == pytest.approx(returns.mean()) and attributes["return_min"] == returns.min()
     for number, level in enumerate(attributes["levels"]):
         assert level["noise"] == [0.2, 1.0][number]
         assert level["episodes"] == len(returns[number::2])
@@ -120,7 +123,7 @@ def test_the_script(tmp_path, monkeypatch, capsys):
     main(TINY)
     path = tmp_path / "Breakout_mix1-0.5_cap30_n40.h5"
     shown = capsys.readouterr().out
-    assert f"{path}: 40 steps in 2 episodes of 10 to 30" in shown and "noise 0.5: 1 episodes" in shown
+    assert f"{path}: 40 steps in 2 episodes of 10 to 30" in shown and "noise 1: 1 episodes" in shown
     with pytest.raises(SystemExit, match="2"):
         main(TINY)
     assert "exists; add --overwrite true" in capsys.readouterr().err
@@ -128,6 +131,11 @@ def test_the_script(tmp_path, monkeypatch, capsys):
     main([*TINY, "--replay", str(tmp_path / "replay")])
     logs = tmp_path / "replay" / "Breakout" / "1" / "replay_logs"
     assert (logs / "$store$_observation_ckpt.0.gz").exists() and str(logs) in capsys.readouterr().out
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="2"):
+        patch.setattr(generate_dataset, "generate", lambda *_, **__: pytest.fail("it plays first"))
+        main([*TINY, "--replay", str(tmp_path / "replay"), "--output", str(tmp_path / "new.h5")])
+    assert "is there already: add --overwrite true" in capsys.readouterr().err
+    main([*TINY, "--replay", str(tmp_path / "replay"), "--overwrite"])
     main([*TINY, "--overwrite", "--output", str(tmp_path / "other.h5")])
     for name, values in content(tmp_path / "other.h5").items():
         np.testing.assert_array_equal(values, before[name], err_msg=name)
@@ -136,6 +144,7 @@ def test_the_script(tmp_path, monkeypatch, capsys):
 def test_names_tell_what_files_hold(tmp_path, monkeypatch):
     assert dataset_path(BREAKOUT) == generate_dataset.DATA_DIRECTORY / "Breakout_n100000.h5"
     assert dataset_path(QBERT, tmp_path) == tmp_path / "Qbert_n20000.h5"
+    assert min(GenerateOptions().recipe(BREAKOUT).mix) > 0, "a player who hardly errs cannot be learned from"
     assert GenerateOptions().recipe(QBERT).max_steps == 2000 and GenerateOptions().recipe(PONG).max_steps == 7000
     options = GenerateOptions(transitions=7, mix=(0.5, 1.0), data_sticky=0.25, episode_steps=9)
     assert dataset_path(PONG, tmp_path, options).name == "Pong_mix0.5-1_sticky0.25_cap9_n7.h5"
@@ -143,8 +152,9 @@ def test_names_tell_what_files_hold(tmp_path, monkeypatch):
     assert dataset_path(Game(name="Freeway", actions=3)).name == "Freeway_n20000.h5"
     monkeypatch.setattr(generate_dataset, "TRANSITIONS", 20)
     monkeypatch.setattr(generate_dataset, "MIXES", {"Breakout": (1.0,)})
-    path = make_default_dataset(BREAKOUT, tmp_path)
+    path = ensure_own_data(BREAKOUT, tmp_path)
     assert path == dataset_path(BREAKOUT, tmp_path) and TrajectoryFile(path).num_steps == 20
+    assert ensure_own_data(BREAKOUT, tmp_path) == path
 
 
 @pytest.mark.parametrize(

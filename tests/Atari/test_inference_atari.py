@@ -9,6 +9,7 @@ import pytest
 
 pytest.importorskip("ale_py")
 
+from Atari import evaluate as protocol
 from Atari import inference_atari, pictures
 from RATE_model import plots
 from RATE_model.actor import knock_out_memory
@@ -44,7 +45,7 @@ def test_a_run_is_evaluated_as_it_evaluated_itself_without_its_data(run, tmp_pat
     assert "Breakout, 2 episodes, most probable actions" in printed
 
 
-def test_flags_reach_the_evaluation(run, monkeypatch):
+def test_flags_reach_the_evaluation_and_what_is_not_given_is_as_in_the_run(run, tmp_path, monkeypatch):
     asked = []
 
     def play(model, game, **options):
@@ -53,15 +54,42 @@ def test_flags_reach_the_evaluation(run, monkeypatch):
 
     monkeypatch.setattr(inference_atari.protocol, "play", play)
     infer("--checkpoint", run)
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    text = (copy / "config.yaml").read_text()
+    (copy / "config.yaml").write_text(
+        text.replace("target_return: null", "target_return: 90").replace("slide: 1", "slide: 3")
+    )
+    infer("--checkpoint", copy)
+    (copy / "config.yaml").unlink()
+    infer("--checkpoint", copy, "--game", "Breakout")
     infer(
         *("--checkpoint", run, "--target_returns", 100, 20.5, "--episodes", 7, "--slide", 3, "--sticky", 0.25),
         *("--max_steps", 50, "--action_seed", 4, "--use_argmax", "--knock_out", "--precision", "bf16"),
     )
     usual = dict(target_return=180.0, episodes=10, greedy=False, seed=0, sticky=0.0, max_steps=7000, slide=1)
-    assert asked[0] == usual | {"transform_memory": None, "precision": "32"}
+    usual["clip_rewards"] = False
+    usual |= {"transform_memory": None, "precision": "32"}
+    trained = usual | {"greedy": True, "max_steps": 12}
+    assert asked[:3] == [trained, trained | {"target_return": 90.0, "slide": 3}, usual]
     changed = dict(episodes=7, greedy=True, seed=4, sticky=0.25, max_steps=50, slide=3, precision="bf16")
-    changed["transform_memory"] = knock_out_memory
-    assert asked[1:] == [{"target_return": 100.0} | changed, {"target_return": 20.5} | changed]
+    changed |= {"transform_memory": knock_out_memory, "clip_rewards": False}
+    assert asked[3:] == [{"target_return": 100.0} | changed, {"target_return": 20.5} | changed]
+
+
+def test_after_clipped_rewards_the_player_sees_clipped_ones(run, tmp_path, monkeypatch, capsys):
+    copy, seen = tmp_path / "copy", []
+    shutil.copytree(run, copy)
+    assert json.loads((copy / "rewards.json").read_text()) == {"clipped": False}
+    (copy / "rewards.json").write_text('{"clipped": true}')
+    monkeypatch.setattr(pictures, "write_video", lambda frames, path, *, fps: list(frames) and path)
+    monkeypatch.setattr(protocol.ClippedRewards, "__init__", lambda self, player: seen.append(player))
+    monkeypatch.setattr(protocol.ClippedRewards, "act", lambda self, observations, _: np.zeros(len(observations), int))
+    infer("--checkpoint", copy, "--episodes", 1, "--max_steps", 2, "--video", 1, "--pictures", tmp_path / "new")
+    assert len(seen) == 3, "with and without memory, and in the video"
+    (copy / "rewards.json").write_text("{}")
+    flags = ["--checkpoint", str(copy)]
+    assert "rewards.json: damaged" in commands.error_of(capsys, tmp_path, inference_atari.main, flags)
 
 
 def test_pictures_compare_memory_with_none(run, tmp_path, monkeypatch):
@@ -113,6 +141,7 @@ def test_videos_show_whole_episodes(run, tmp_path, monkeypatch):
         ("--video -1", "--video -1: must be at least 0"),
         ("--sticky 2", "--sticky 2.0: must be at least 0 and below 1"),
         ("--max_steps 0", "--max_steps 0: must be at least 1"),
+        (f"--action_seed {2**63}", f"--action_seed {2**63}: must be at most {2**63 - 1}"),
         ("--target_returns much", "--target_returns much"),
     ],
 )

@@ -1,6 +1,8 @@
 """DQN-replay files: what we write an independent reader reads, what others write we read, and damages are named."""
 
+import contextlib
 import gzip
+import multiprocessing
 import shutil
 from pathlib import Path
 
@@ -19,16 +21,17 @@ LENGTHS = (5, 9, 1, 12, 7)
 ACTIONS = 4
 
 
-def make_file(path: Path, lengths=LENGTHS, *, rewards=None, seed=0) -> TrajectoryFile:
+def make_file(path: Path, lengths=LENGTHS, *, seed=0, tail=0) -> TrajectoryFile:
     """Single frames of noise; an episode's first frames may well have action and reward 0."""
     rng = np.random.default_rng(seed)
     with TrajectoryWriter(
         path, observation_shape=(1, 84, 84), observation_dtype="uint8", attributes={"game": "Breakout"}
     ) as writer:
-        for length in lengths:
+        for length in (*lengths, tail) if tail else lengths:
             frames = rng.integers(0, 255, (length, 1, 84, 84)).astype(np.uint8)
-            earned = rng.choice([0, 1, 4, 7] if rewards is None else rewards, length)
-            writer.add_episode(frames, rng.integers(ACTIONS, size=length), earned, terminal=length != 9)
+            earned = rng.choice([0, 1, 4, 7], length)
+            actions, cut = rng.integers(ACTIONS, size=length), length == tail
+            writer.add_episode(frames, actions, earned, terminal=length != 9, unfinished=cut)
     return TrajectoryFile(path)
 
 
@@ -99,10 +102,13 @@ def test_an_independent_reader_finds_every_transition_behind_three_of_zeros(tmp_
         position += 3 + length
 
 
-def test_rewards_are_clipped_if_asked(tmp_path):
-    file = make_file(tmp_path / "a.h5", rewards=[-7, 0, 0.5, 4])
-    folder = export_replay(file.path, tmp_path / "out", game="Breakout", clip_rewards=True)
-    assert set(stored(folder, "$store$_reward").tolist()) == {-1, 0, 0.5, 1}
+def test_an_unfinished_episode_has_no_terminal_and_is_left_out_again(tmp_path):
+    file = make_file(tmp_path / "a.h5", tail=4)
+    folder = export_replay(file.path, tmp_path / "out", game="Breakout")
+    terminals = stored(folder, "$store$_terminal")
+    assert terminals.sum() == len(LENGTHS) and not terminals[-7:].any()
+    path = convert(folder, tmp_path / "b.h5", Selection(), game="Breakout", num_actions=ACTIONS)
+    assert TrajectoryFile(path).lengths.tolist() == list(LENGTHS)
 
 
 def test_episodes_that_do_not_fit_go_into_the_next_buffer(tmp_path):
@@ -121,6 +127,9 @@ def test_nothing_that_is_there_is_replaced_and_nothing_half_written_stays(tmp_pa
     with pytest.raises(UserError, match="is there already"):
         export_replay(file.path, tmp_path / "out", game="Breakout")
     assert contents(tmp_path) == before
+    one = make_file(tmp_path / "b.h5", (6,))
+    assert export_replay(one.path, tmp_path / "out", game="Breakout", overwrite=True) == folder
+    assert len(stored(folder, "$store$_action")) == 9 and [*folder.parent.iterdir()] == [folder]
     shutil.rmtree(folder)
     monkeypatch.setattr(replay, "sync_directory", lambda path: (_ for _ in ()).throw(OSError(28, "disk full")))
     with pytest.raises(UserError, match="cannot be written"):
@@ -142,7 +151,6 @@ def test_what_was_written_is_read_back(tmp_path, capsys):
     assert not back.attributes[replay.CLIPPED] and back.attributes["game"] == "Breakout"
     printed = capsys.readouterr().out
     assert "34 transitions of 5 episodes from 2 buffers" in printed and "15 transitions of padding" in printed
-    assert "not clipped" in printed
 
 
 @pytest.mark.parametrize("padded", [True, False])
@@ -155,7 +163,7 @@ def test_padding_is_what_is_all_zero_and_an_unfinished_episode_is_left_out(tmp_p
     np.testing.assert_array_equal(file.actions, np.concatenate([actions for _, actions, _ in episodes]))
     assert file.attributes[replay.CLIPPED]
     printed = capsys.readouterr().out
-    assert "look clipped" in printed and f"{6 if padded else 0} transitions of padding" in printed
+    assert f"{6 if padded else 0} transitions of padding" in printed
 
 
 def test_a_black_picture_that_earns_something_is_play(tmp_path):
@@ -228,6 +236,25 @@ def test_a_conversion_is_made_once_and_again_when_a_file_changes(tmp_path, monke
     assert replay.conversion_path(tmp_path / "logs", other, "Pong", tmp_path) != target
 
 
+def test_two_processes_convert_once(tmp_path):
+    write_buffer(tmp_path / "logs", 0, [4] * 40, seed=0)
+    fork = multiprocessing.get_context("fork")
+    kinds = {"game": "Pong", "num_actions": ACTIONS}
+    log = tmp_path / "log"
+
+    def work():
+        with log.open("a") as stream, contextlib.redirect_stdout(stream):
+            convert(tmp_path / "logs", tmp_path / "b.h5", Selection(), **kinds)
+
+    processes = [fork.Process(target=work) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    assert log.read_text().count("converted into") == 1
+
+
 def test_a_folder_is_found_from_above_and_from_within(tmp_path):
     logs = tmp_path / "data" / "Pong" / "1" / "replay_logs"
     write_buffer(logs, 0, [3], seed=0)
@@ -263,7 +290,9 @@ DAMAGES = {
     "a NaN": (replaced("reward", np.array([0.0] * 12 + [np.nan], np.float32)), "infinite reward at transition 12"),
     "frames of floats": (replaced("observation", np.zeros((13, 84, 84), np.float32)), "expected frames (n, 84, 84)"),
     "stacked frames": (replaced("observation", np.zeros((13, 84, 84, 4), np.uint8)), "expected frames (n, 84, 84)"),
-    "rewards in rows": (replaced("reward", np.zeros((13, 1), np.float32)), "one number per transition"),
+    "frames of wide integers": (replaced("observation", np.zeros((13, 84, 84), np.uint16)), "type uint16"),
+    "rewards in rows": (replaced("reward", np.zeros((13, 1), np.float32)), "a floating-point number per transition"),
+    "rewards of integers": (replaced("reward", np.zeros(13, np.int64)), "int64 and shape (13,); expected a floating"),
     "objects": (replaced("reward", np.array([None] * 13)), "reward_ckpt.0.gz"),
 }  # fmt: skip
 
@@ -277,6 +306,17 @@ def test_a_damage_is_named_and_nothing_half_converted_stays(damage, tmp_path):
     with pytest.raises(UserError) as caught:
         convert(tmp_path, tmp_path / "b.h5", Selection(), game="Pong", num_actions=ACTIONS)
     assert expected in str(caught.value) and contents(tmp_path) == before
+
+
+def test_a_file_that_must_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    write_buffer(tmp_path, 0, [4, 3], seed=0)
+
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(replay.gzip, "open", refuse)
+    with pytest.raises(UserError, match="cannot be read: Permission denied"):
+        read_buffer(tmp_path, 0, num_actions=ACTIONS)
 
 
 def test_the_small_stores_say_where_episodes_are(tmp_path):

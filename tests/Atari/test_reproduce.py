@@ -10,6 +10,10 @@ pytest.importorskip("ale_py")
 
 from Atari import reproduce
 from Atari.games import GAMES
+from RATE_model.evaluation import Episodes
+from RATE_model.reproduce import ROOT
+from RATE_model.trajectories import TrajectoryWriter
+from tests import commands
 
 SEEDS = (1, 2)
 
@@ -24,7 +28,8 @@ def fake_run(folder: Path, result: dict[str, float]) -> Path:
 def test_the_tables_hold_the_runs_beside_those_who_need_no_training(tmp_path, monkeypatch, capsys):
     def run_all(study, options) -> dict[str, list[Path]]:
         command = study.command("RATE", SEEDS)
-        assert command[command.index("--data_path") + 1].startswith("Atari/Atari_data/"), "no path of this machine"
+        config = reproduce.read_config([str(ROOT / w) if w.endswith(".yaml") else w for w in command[1:]])
+        data.add((config.data.game, config.replay.transitions))
         result = {"target_return": 180.0, "train_seconds": 9.0, "optimizer_steps": 600, "validation_accuracy": 0.7}
         return {
             label: [
@@ -37,36 +42,58 @@ def test_the_tables_hold_the_runs_beside_those_who_need_no_training(tmp_path, mo
             for number, label in enumerate(study.models)
         }
 
+    data = set()
+    monkeypatch.setattr(reproduce, "read_wandb_config", lambda: configured)
+    configured = {"atari": {"data": "/data/atari"}}
+    flags = ["--seeds", "1", "2", "--results_dir", str(tmp_path / "results")]
+    said = commands.error_of(capsys, tmp_path, reproduce.main, flags)
+    assert "'atari: data: /data/atari' of wandb_config.yaml: these results are of our own data" in said
+    configured.clear()
     monkeypatch.setattr(reproduce.Study, "run_all", run_all)
     entry = {"return": [20.0], "episodes": 7, "return_std": 3.0}
     labels = (reproduce.RANDOM, reproduce.EXPERT, reproduce.DATA)
     monkeypatch.setattr(reproduce, "of_players", lambda game: {label: entry for label in labels})
-    reproduce.main(["--seeds", "1", "2", "--results_dir", str(tmp_path / "results")])
+    reproduce.main(flags)
+    assert data == {("Breakout", 150_000), ("Pong", 30_000)}, "the trainings find or make the data of the table"
     page = (tmp_path / "results" / "atari.md").read_text()
     assert "| data | 20.0 | 1.00 | 64 |" in page and "| random player | 20.0 | 1.00 | 64 |" in page
     assert "| RATE | 31.5 ± 0.5 | 1.57 | 103 ± 2 |" in page and "| DT | 61.5 ± 0.5 | 3.08 | 208 ± 2 |" in page
     assert "at commit cccccccccccc" in page and "Breakout, asked for 180 points" in page
     assert "| Pong, DT | 2 | 600 | 9 | 0.700 | 62.0 | 1.0 | 7 |" in page
     assert page.count("    python3 Atari/train_rate_atari.py") == 4
-    assert page.count("    python3 Atari/generate_dataset.py --game") == 2
+    assert page.count("    python3 Atari/generate_dataset.py --game") == 2 and "--game Pong --transitions 30000" in page
     document = json.loads((tmp_path / "results" / "atari.json").read_text())
     assert document["Breakout, RATE"]["return"] == [31.0, 32.0]
     assert "| DT |" in capsys.readouterr().out
 
 
 def test_runs_of_two_games_do_not_share_a_folder():
-    folders = [reproduce.study(GAMES[name]).folder(label) for name in reproduce.RECIPES for label in reproduce.MODELS]
+    folders = [
+        reproduce.study(GAMES[name]).folder(label) for name in reproduce.TRANSITIONS for label in reproduce.MODELS
+    ]
     assert len(set(folders)) == len(folders) == 4
 
 
 def test_the_settings_of_all_runs_are_settings():
-    for name in reproduce.RECIPES:
+    for name in reproduce.TRANSITIONS:
         study = reproduce.study(GAMES[name])
         for label in study.models:
-            flags = [
-                str(reproduce.ROOT / word) if word.endswith(".yaml") else word for word in study.command(label, SEEDS)
-            ]
+            flags = [str(ROOT / word) if word.endswith(".yaml") else word for word in study.command(label, SEEDS)]
             assert reproduce.read_config(flags[1:]).run.seeds == range(1, 3)
+
+
+def test_the_mean_of_the_data_is_of_whole_episodes(tmp_path, monkeypatch):
+    with TrajectoryWriter(
+        tmp_path / "a.h5", observation_shape=(1, 84, 84), observation_dtype="uint8", attributes={}
+    ) as writer:
+        for unfinished, reward in ((False, 4), (False, 6), (True, 100)):
+            frames = np.zeros((1, 1, 84, 84), np.uint8)
+            writer.add_episode(frames, np.zeros(1, int), np.array([reward]), terminal=True, unfinished=unfinished)
+    monkeypatch.setattr(reproduce, "ensure_own_data", lambda game, transitions: tmp_path / "a.h5")
+    monkeypatch.setattr(reproduce, "play_with", lambda *_, **__: Episodes(*[np.ones(2)] * 3))
+    monkeypatch.setattr(reproduce, "expert_returns", lambda game: np.ones(1))
+    found = reproduce.of_players(GAMES["Breakout"])[reproduce.DATA]
+    assert found == {"return": [5.0], "return_std": 1.0, "episodes": 2}
 
 
 def test_the_scripted_player_plays_the_first_episodes_of_the_evaluation(monkeypatch):

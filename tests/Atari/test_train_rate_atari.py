@@ -10,8 +10,10 @@ pytest.importorskip("ale_py")
 
 import torch
 
+from Atari import evaluate as protocol
 from Atari import train_rate_atari
 from Atari.games import GAMES
+from Atari.replay import export_replay
 from Atari.spec import spec_of
 from RATE_model.checkpoints import resolve_checkpoint
 from RATE_model.config import ModelConfig
@@ -69,7 +71,7 @@ def test_all_published_settings_are_the_defaults(capsys):
         d_model=128, d_head=128, d_inner=128, dropout=0.2, dropatt=0.05, learning_rate=6e-4, weight_decay=0.1,
         beta_1=0.9, beta_2=0.95, warmup_tokens=10240, lr_schedule="cosine", lr_end_factor=0.1, decay_epochs=2.0,
         grad_norm_clip=1.0, batch_size=128, epochs=3, epoch_batches=None, ckpt_batches=500, sections=3,
-        context_length=30, game="Breakout", buffers=50, transitions=500_000, trajectories_per_buffer=10,
+        context_length=30, game="Breakout", memory_gib=4.0, buffers=50, transitions=None, trajectories_per_buffer=10,
         return_scale=1.0, conv_channels=[32, 64, 64],
         eval_episodes=10, use_argmax=False, sticky=0.0, max_steps=7000, target_return=None, seed=None,
     )  # fmt: skip
@@ -104,12 +106,15 @@ def test_what_the_model_sees_of_returns():
 def test_the_fast_setting_is_a_setting():
     config = train_rate_atari.read_config(["--config", str(HERE / "config_fast.yaml"), "--model_mode", "DT"])
     assert config.model_config().sliding and config.task.return_scale is None
+    assert config.replay.transitions == 150_000, "so much of its own data is made"
 
 
 def test_any_other_game_works_with_a_return_to_ask_for():
     config = train_rate_atari.read_config("--game space_invaders --target_return 500".replace("_i", "I").split())
     assert config.game.name == "SpaceInvaders" and config.target == 500 and config.game.actions == 6
     train_rate_atari.read_config(["--game", "SpaceInvaders", *NO_EVALUATION])
+    cloning = "--condition_on_returns false --return_scale none".split()
+    assert train_rate_atari.read_config(["--game", "SpaceInvaders", *NO_EVALUATION, *cloning]).spec.return_scale == 0
 
 
 # --- runs ---
@@ -147,6 +152,17 @@ def test_the_decay_is_over_after_the_published_share_of_training(here):
     rates = [line["lr"] for line in lines if "lr" in line]
     over = round(len(rates) * 2 / 3)
     assert rates[over - 2] > 3.1e-4 and rates[over + 1 :] == pytest.approx([3e-4] * (len(rates) - over - 1))
+
+
+def test_a_run_on_clipped_rewards_clips_them_in_its_evaluations_and_says_so(here, data, monkeypatch):
+    export_replay(data, here / "replay", game="Breakout")
+    clipped, play = [], protocol.play
+    monkeypatch.setattr(
+        protocol, "play", lambda *a, **options: clipped.append(options["clip_rewards"]) or play(*a, **options)
+    )
+    flags = ("--epochs", "1", "--online_inference", "false", "--data_dir", str(here))
+    assert train(here, *flags, "--data_path", str(here / "replay")) == 0
+    assert clipped == [True] and json.loads((only_run(here) / "rewards.json").read_text()) == {"clipped": True}
 
 
 def test_weight_decay_and_seed_are_applied(here, tmp_path, monkeypatch):
@@ -205,6 +221,7 @@ MISTAKES = {
     "no segment": ("--sections 0", "--sections 0: must be at least 1"),
     "no step": ("--context_length 0", "--context_length 0: must be at least 1"),
     "no buffer": ("--buffers 0", "--buffers 0: must be at least 1"),
+    "half of nothing": ("--return_scale none --target_return 0", "--return_scale none: half of --target_return 0"),
     "no scale": ("--return_scale 0", "--return_scale 0.0: must be above 0, or none"),
     "no channels": ("--conv_channels 8 0 8", "--conv_channels 0: must be at least 1"),
     "no decay": ("--decay_epochs -1", "--decay_epochs -1.0: must be above 0, or none"),
@@ -230,3 +247,5 @@ def test_without_ale_py_the_command_that_installs_it_is_named_before_training(he
     said = commands.error_of(capsys, here, train_rate_atari.main, [*TINY, *places(here)])
     assert "pip install -e '.[atari]'" in said
     assert train(here, *NO_EVALUATION) == 0, "it is needed for acting alone"
+    said = commands.error_of(capsys, here, train_rate_atari.main, [*TINY, *places(here), "--game", "Brakeout"])
+    assert "--game Brakeout: Breakout, Qbert, Seaquest, Pong are described here" in said and "pip install" in said

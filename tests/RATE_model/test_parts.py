@@ -125,9 +125,10 @@ def test_episodes_are_made_until_there_are_enough_steps(tmp_path):
     assert file.lengths.tolist() == [5, 6, 7, 2] == lengths
     with h5py.File(path) as raw:
         assert np.flatnonzero(raw["terminals"]).tolist() == [10], "the last episode is cut and does not end"
-        assert np.flatnonzero(raw["timeouts"]).tolist() == [4, 17, 19]
+        assert np.flatnonzero(raw["timeouts"]).tolist() == [4, 17]
+    assert file.whole.tolist() == [True, True, True, False] and file.attributes["length_max"] == 7
     exact = TrajectoryFile(make_steps(tmp_path, "exact.h5", 18))
-    assert exact.lengths.tolist() == [5, 6, 7]
+    assert exact.lengths.tolist() == [5, 6, 7] and exact.whole.all()
     assert_same_content(make_steps(tmp_path, "two.h5", workers=2), make_steps(tmp_path, "one.h5"))
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["data.h5", "exact.h5", "log", "one.h5", "two.h5"]
 

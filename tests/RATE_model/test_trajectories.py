@@ -91,6 +91,27 @@ def test_attributes_describe_the_data(tmp_path):
     assert attributes["versions"]["numpy"] == np.__version__
 
 
+def test_an_unfinished_episode_has_no_end_and_no_place_in_the_statistics(tmp_path):
+    kinds = {"observation_shape": (4,), "observation_dtype": "float32", "attributes": {}}
+    observations, actions, rewards = (np.nan_to_num(values) for values in episodes())
+    with TrajectoryWriter(tmp_path / "data.h5", **kinds) as writer:
+        writer.add_episodes(observations, actions, rewards, LENGTHS, unfinished=True)
+        with pytest.raises(ValueError, match="nothing can follow an unfinished episode"):
+            writer.add_episodes(observations, actions, rewards, LENGTHS)
+    file = TrajectoryFile(tmp_path / "data.h5")
+    assert file.whole.tolist() == [True, True, True, False] and file.lengths.tolist() == list(LENGTHS)
+    whole = [np.sum(row[:length]) for row, length in zip(rewards[:-1], LENGTHS, strict=False)]
+    assert file.attributes["num_episodes"] == 4 and file.attributes["num_steps"] == sum(LENGTHS)
+    assert file.attributes["return_mean"] == pytest.approx(np.mean(whole))
+    assert file.attributes["length_mean"] == np.mean(LENGTHS[:-1])
+    with h5py.File(tmp_path / "data.h5") as raw:
+        assert (raw["terminals"][:] | raw["timeouts"][:]).sum() == 3
+    with TrajectoryWriter(tmp_path / "tail.h5", **kinds) as writer:
+        writer.add_episode(observations[0], actions[0], rewards[0], terminal=False, unfinished=True)
+    tail = TrajectoryFile(tmp_path / "tail.h5")
+    assert tail.whole.tolist() == [False] and "return_mean" not in tail.attributes
+
+
 def test_the_same_data_gives_the_same_file(tmp_path):
     assert write(tmp_path / "a.h5").read_bytes() == write(tmp_path / "b.h5").read_bytes()
 
