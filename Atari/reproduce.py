@@ -34,7 +34,9 @@ TRANSITIONS = {"Breakout": 150_000, "Pong": 30_000}  # of our own data
 SHORTER = {"Pong": ("--epoch_batches", "800")}  # it has less data
 EPISODES = 20  # of an evaluation
 EXPERT_EPISODES = 3
-MODELS = {"RATE": ("--model_mode", "RATE"), "DT": ("--model_mode", "DT", "--slide", "5")}
+# DT has no memory to be trained over many segments: its windows are shorter, and there are more of them.
+SHORT_WINDOWS = ("--sections", "3", "--context_length", "5", "--batch_size", "32")
+MODELS = {"RATE": ("--model_mode", "RATE"), "DT": ("--model_mode", "DT", "--slide", "5", *SHORT_WINDOWS)}
 RANDOM, EXPERT, DATA = "random player", "expert, without noise", "data"
 
 
