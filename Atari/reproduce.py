@@ -31,7 +31,7 @@ from RATE_model.tracking import read_wandb_config
 
 FAST = "Atari/config_fast.yaml"
 TRANSITIONS = {"Breakout": 150_000, "Pong": 30_000}  # of our own data
-SHORTER = {"Pong": ("--epoch_batches", "800")}  # it has less data
+BATCHES = {"Breakout": {"RATE": 1600, "DT": 3000}, "Pong": {"RATE": 800, "DT": 800}}
 EPISODES = 20  # of an evaluation
 EXPERT_EPISODES = 3
 # DT has no memory to be trained over many segments: its windows are shorter, and there are more of them.
@@ -60,9 +60,10 @@ def study(game: Game) -> Study:
         settings=(
             *("--config", FAST, "--game", game.name, "--transitions", str(TRANSITIONS[game.name])),
             *("--eval_episodes", str(EPISODES), "--online_inference", "false"),
-            *SHORTER.get(game.name, ()),
         ),
-        models=MODELS,
+        models={
+            label: (*flags, "--epoch_batches", str(BATCHES[game.name][label])) for label, flags in MODELS.items()
+        },
         read_config=read_config,
         check=check,
         prefix=f"reproduce_{game.name.lower()}",
