@@ -61,9 +61,7 @@ def study(game: Game) -> Study:
             *("--config", FAST, "--game", game.name, "--transitions", str(TRANSITIONS[game.name])),
             *("--eval_episodes", str(EPISODES), "--online_inference", "false"),
         ),
-        models={
-            label: (*flags, "--epoch_batches", str(BATCHES[game.name][label])) for label, flags in MODELS.items()
-        },
+        models={label: (*flags, "--epoch_batches", str(BATCHES[game.name][label])) for label, flags in MODELS.items()},
         read_config=read_config,
         check=check,
         prefix=f"reproduce_{game.name.lower()}",
