@@ -221,9 +221,56 @@ def test_an_engine_that_does_not_start_is_an_error(game, tmp_path, monkeypatch, 
     monkeypatch.setattr("VizDoom.VizDoom_src.launcher._SCRIPT", script)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     env = game()
-    with pytest.raises(UserError, match=f"engine does not start .*{said}.*set XDG_CACHE_HOME"):
-        env.reset(seed=1)
-    assert not list(tmp_path.rglob("*.sh"))
+    for _ in range(2):
+        with pytest.raises(UserError, match=f"engine does not start .*{said}.*set XDG_CACHE_HOME"):
+            env.reset(seed=1)
+
+
+@pytest.mark.parametrize(
+    ("when", "said"),
+    [
+        ("before", "the ViZDoom engine does not start (status"),
+        ("between", "the ViZDoom engine died twice in the episode of seed 6, at step 0 (the ViZDoom engine does not"),
+        ("amid", "the ViZDoom engine died twice in the episode of seed 5, at step 1 (the ViZDoom engine does not"),
+    ],
+)
+def test_an_engine_that_started_before_and_starts_no_more_is_an_error(tmp_path, when, said):
+    """That it did, in this process or another one, says nothing about the next start."""
+    code = (
+        "import pathlib, sys, psutil\n"
+        "from RATE_model.errors import UserError\n"
+        "from VizDoom.VizDoom_src.env import VizDoomTwoColorsEnv\n"
+        "env, (cache, when) = VizDoomTwoColorsEnv(), sys.argv[1:]\n"
+        "if when != 'first':\n"
+        "    (script,) = pathlib.Path(cache).rglob('engine_*.sh')\n"
+        "try:\n"
+        "    if when == 'before':\n"
+        "        script.write_text('#!/bin/sh\\nexit 3\\n')\n"
+        "    env.reset(seed=5)\n"
+        "    if when in ('between', 'amid'):\n"
+        "        script.write_text('#!/bin/sh\\nexit 3\\n')\n"
+        "        (engine,) = psutil.Process().children()\n"
+        "        engine.kill()\n"
+        "        psutil.wait_procs([engine], timeout=5)\n"
+        "    if when == 'between':\n"
+        "        env.reset(seed=6)\n"
+        "    env.step(0)\n"
+        "except UserError as error:\n"
+        "    print(error, env.step(0)[1:4])\n"
+    )
+    places = {"PYTHONPATH": str(Path(__file__).resolve().parents[2]), "XDG_CACHE_HOME": str(tmp_path)}
+    for moment in ("first", when):
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path), moment], capture_output=True, text=True, env=os.environ | places
+        )
+        assert done.returncode == 0 and done.stderr == "", (moment, done)
+    assert done.stdout.startswith(said) and done.stdout.endswith("(0.0, False, True)\n")
+
+
+def test_a_launcher_that_is_gone_when_it_is_needed_is_an_error(game, tmp_path, monkeypatch):
+    monkeypatch.setattr("VizDoom.VizDoom_src.engine.launcher", lambda package, **how: tmp_path / "gone.sh")
+    with pytest.raises(UserError, match="engine died twice in the episode of seed 1, at step 0"):
+        game().reset(seed=1)
 
 
 def test_nothing_is_left_behind(tmp_path):
