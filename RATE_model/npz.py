@@ -149,6 +149,7 @@ def import_npz(
     keys: NpzKeys | None = None,
     infos: Sequence[str] = (),
     index_frames: bool = False,
+    overwrite: bool = False,
     attributes: Mapping[str, Any],
 ) -> Path:
     """Convert a folder, or return the conversion made before if nothing in the folder has changed.
@@ -166,6 +167,7 @@ def import_npz(
         keys: names of the arrays; None: those of `NpzKeys`.
         infos: further arrays to keep under ``infos/``: (T, ...), or a single number, which then stands at every step.
         index_frames: see `TrajectoryWriter`.
+        overwrite: convert in any case, and replace whatever is there.
         attributes: what the maker of the data is known to be.
 
     Raises:
@@ -177,7 +179,7 @@ def import_npz(
     if not files:
         raise UserError(f"'{folder}' holds no file {pattern}" + ("" if folder.is_dir() else ": it is no folder"))
     digest = _digest(files, layout, index_frames)
-    if target.exists() and _digest_of(target, folder) == digest:
+    if not overwrite and target.exists() and _digest_of(target, folder) == digest:
         return target
     described = {**attributes, "source": folder.resolve().name, "source_files": len(files), DIGEST: digest}
     with TrajectoryWriter(
