@@ -26,6 +26,7 @@ import hashlib
 import re
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -38,7 +39,7 @@ from RATE_model.errors import UserError
 from RATE_model.trajectories import TrajectoryWriter
 
 PATTERN = "train_data_*.npz"
-REASONS_SHOWN = 3
+REASONS_SHOWN = 10
 DIGEST = "source_digest"  # attribute of a converted file
 _VERSION = 2  # of the conversion; another one converts anew
 _GREY = 0.1  # largest distance of a pixel from a whole grey level, of 255; half precision needs 0.06
@@ -216,9 +217,13 @@ def _add_episodes(writer: TrajectoryWriter, files: Sequence[Path], layout: _Layo
 
 
 def _reasons(refused: Mapping[Path, str]) -> str:
-    """The first few refusals, in words."""
-    shown = [f"{path.name} {reason}" for path, reason in list(refused.items())[:REASONS_SHOWN]]
-    return "; ".join(shown) + ("; ..." if len(refused) > REASONS_SHOWN else "")
+    """Why files were refused, in words: every reason, the most frequent first, with an example and how many more."""
+    counts = Counter(refused.values())
+    examples = {reason: path.name for path, reason in reversed(refused.items())}  # the first file of each
+    shown = counts.most_common(REASONS_SHOWN)
+    said = [f"{examples[reason]} {reason}" + (f" (and {count - 1} more)" * (count > 1)) for reason, count in shown]
+    rest = len(refused) - sum(count for _, count in shown)
+    return "; ".join(said) + (f"; {rest} more for other reasons" if rest else "")
 
 
 def _digest(files: Sequence[Path], layout: _Layout, index_frames: bool) -> str:
