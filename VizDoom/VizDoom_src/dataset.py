@@ -44,7 +44,7 @@ SPLIT_SEED = 0
 class DataOptions:
     """Which trajectories to make or to train on."""
 
-    # Episodes, as many red as green
+    # Episodes, as many red as green; of an odd number one more is red
     episodes: int = 5000
     # Steps of every episode: 90 or 150 in the published data. Those in which the player dies before are left out
     steps: int = 90

@@ -405,6 +405,30 @@ def test_errors_of_one_game_reach_the_caller_and_closing_ends_all(games):
     assert not engines()
 
 
+def test_games_that_are_closed_or_none_are_named(games):
+    with pytest.raises(UserError, match="num_envs is 0; it must be at least 1"):
+        games(0)
+    envs = games(1)
+    envs.close()
+    for use in (envs.reset, lambda: envs.step(np.zeros(1, dtype=int))):
+        with pytest.raises(gymnasium.error.ClosedEnvironmentError, match="games are closed; make new ones"):
+            use()
+
+
+def test_gymnasium_plays_games_in_processes_of_their_own():
+    """Each of its processes has an engine, which ends with it."""
+    envs = gymnasium.make_vec("VizDoomTwoColors-v0", num_envs=2, vectorization_mode="async", max_steps=2)
+    observations, infos = envs.reset(seed=[2, 0])
+    assert observations.shape == (2, *OBSERVATION_SHAPE) and infos["is_red"].tolist() == [True, False]
+    for last in (False, True):
+        _, rewards, _, truncated, _ = envs.step(np.array([LEFT, FORWARD]))
+        assert rewards.tolist() == [0.02, 0.02] and truncated.tolist() == [last, last]
+    running = engines()
+    assert len(running) == 2
+    envs.close()
+    assert not psutil.wait_procs(running, timeout=10)[1]
+
+
 class SpinningActor:
     """Stands in for a model's actor: turns left in the first game, right in the second, and so on."""
 

@@ -14,12 +14,14 @@ pytest.importorskip("vizdoom")
 
 import torch
 
+from RATE_model import experiment
 from RATE_model.config import ModelConfig
 from RATE_model.curriculum import parse_stages
 from RATE_model.errors import UserError
 from RATE_model.model import RATE
 from RATE_model.original import VARIANTS
 from RATE_model.settings import MAY_CHANGE
+from RATE_model.trainer import Trainer
 from tests import commands
 from tests.interruptions import (
     STOPPED,
@@ -33,6 +35,8 @@ from tests.interruptions import (
 from tests.vizdoom_runs import BATCHES_PER_EPOCH, NO_EVALUATION, TINY, only_run, places, train
 from VizDoom.VizDoom_src import train_vizdoom
 from VizDoom.VizDoom_src.dataset import ensure_dataset
+from VizDoom.VizDoom_src.engine import BUTTONS
+from VizDoom.VizDoom_src.env import MIRRORED
 from VizDoom.VizDoom_src.scenario import Scenario
 from VizDoom.VizDoom_src.spec import SPEC
 
@@ -238,6 +242,24 @@ def test_evaluating_leaves_training_alone(data, tmp_path):
     assert train(tmp_path / "without", *data, *NO_EVALUATION) == 0
     both = (outcome(only_run(tmp_path / name))["weights"] for name in ("with", "without"))
     assert list(differences(*both)) == []
+
+
+def test_the_mirror_changes_left_for_right(data, tmp_path, monkeypatch):
+    """What the engine does at each action, and what the trainer is told; without the flag it is told nothing."""
+    for action, mirrored in enumerate(MIRRORED):
+        left, right, forward = BUTTONS[action]
+        assert BUTTONS[mirrored] == [right, left, forward]
+    told = []
+
+    class Recorded(Trainer):
+        def __init__(self, *arguments, mirror, **options) -> None:
+            told.append(mirror)
+            super().__init__(*arguments, mirror=mirror, **options)
+
+    monkeypatch.setattr(experiment, "Trainer", Recorded)
+    assert train(tmp_path / "mirror", *data, *NO_EVALUATION, "--epochs", "1", "--mirror") == 0
+    assert train(tmp_path / "plain", *data, *NO_EVALUATION, "--epochs", "1") == 0
+    assert told == [MIRRORED, None]
 
 
 # --- mistakes ---
