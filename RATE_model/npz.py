@@ -26,6 +26,7 @@ import hashlib
 import re
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -38,7 +39,7 @@ from RATE_model.errors import UserError
 from RATE_model.trajectories import TrajectoryWriter
 
 PATTERN = "train_data_*.npz"
-REASONS_SHOWN = 3
+REASONS_SHOWN = 10
 DIGEST = "source_digest"  # attribute of a converted file
 _VERSION = 2  # of the conversion; another one converts anew
 _GREY = 0.1  # largest distance of a pixel from a whole grey level, of 255; half precision needs 0.06
@@ -149,6 +150,7 @@ def import_npz(
     keys: NpzKeys | None = None,
     infos: Sequence[str] = (),
     index_frames: bool = False,
+    overwrite: bool = False,
     attributes: Mapping[str, Any],
 ) -> Path:
     """Convert a folder, or return the conversion made before if nothing in the folder has changed.
@@ -166,6 +168,7 @@ def import_npz(
         keys: names of the arrays; None: those of `NpzKeys`.
         infos: further arrays to keep under ``infos/``: (T, ...), or a single number, which then stands at every step.
         index_frames: see `TrajectoryWriter`.
+        overwrite: convert in any case, and replace whatever is there.
         attributes: what the maker of the data is known to be.
 
     Raises:
@@ -177,7 +180,7 @@ def import_npz(
     if not files:
         raise UserError(f"'{folder}' holds no file {pattern}" + ("" if folder.is_dir() else ": it is no folder"))
     digest = _digest(files, layout, index_frames)
-    if target.exists() and _digest_of(target, folder) == digest:
+    if not overwrite and target.exists() and _digest_of(target, folder) == digest:
         return target
     described = {**attributes, "source": folder.resolve().name, "source_files": len(files), DIGEST: digest}
     with TrajectoryWriter(
@@ -214,9 +217,13 @@ def _add_episodes(writer: TrajectoryWriter, files: Sequence[Path], layout: _Layo
 
 
 def _reasons(refused: Mapping[Path, str]) -> str:
-    """The first few refusals, in words."""
-    shown = [f"{path.name} {reason}" for path, reason in list(refused.items())[:REASONS_SHOWN]]
-    return "; ".join(shown) + ("; ..." if len(refused) > REASONS_SHOWN else "")
+    """Why files were refused, in words: every reason, the most frequent first, with an example and how many more."""
+    counts = Counter(refused.values())
+    examples = {reason: path.name for path, reason in reversed(refused.items())}  # the first file of each
+    shown = counts.most_common(REASONS_SHOWN)
+    said = [f"{examples[reason]} {reason}" + (f" (and {count - 1} more)" * (count > 1)) for reason, count in shown]
+    rest = len(refused) - sum(count for _, count in shown)
+    return "; ".join(said) + (f"; {rest} more for other reasons" if rest else "")
 
 
 def _digest(files: Sequence[Path], layout: _Layout, index_frames: bool) -> str:

@@ -37,6 +37,8 @@ class StudyOptions:
     seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
     # Runs at a time, one core each
     jobs: int = 2
+    # Where models are trained and evaluated: auto, cpu, cuda, ...; none = as the table was made
+    device: str | None = None
     # Where the runs go; none = the environment's checkpoint folder
     runs_dir: Path | None = None
     # Where tables and pictures go
@@ -71,6 +73,7 @@ class Study:
     check: Callable[[Any, int], Run]
     # How the folder of a table's runs begins; tells apart tables that train models of one name
     prefix: str = "reproduce"
+    device: str = "cpu"  # there, a run gives the same to the last bit
     environment: Mapping[str, str] = field(default_factory=lambda: {"OMP_NUM_THREADS": "1"})
 
     def folder(self, label: str) -> str:
@@ -84,7 +87,8 @@ class Study:
 
     def run(self, label: str, seed: int, options: StudyOptions) -> Path:
         """One run, from start or from where it was interrupted; its directory. Raises UserError if it fails."""
-        arguments = [*self.command(label, [seed]), "--resume", "auto", "--device", "cpu", "--wandb_mode", "disabled"]
+        arguments = [*self.command(label, [seed]), "--resume", "auto", "--wandb_mode", "disabled"]
+        arguments += ["--device", options.device or self.device]
         if options.runs_dir is not None:
             arguments += ["--output_dir", str(options.runs_dir.resolve())]
         # Not any run of this model and seed: an earlier setting may have left one of another name.

@@ -130,8 +130,8 @@ class Trainer:
             losses.append(loss)
             weights.append(count)
             logits.append(torch.cat(window_logits))
-        shares = torch.tensor(weights, device=device) / sum(weights)
-        result = {"train_loss": (torch.stack(losses) * shares).sum(), "grad_norm": norm}
+        mean = sum(loss * (count / sum(weights)) for loss, count in zip(losses, weights, strict=True))
+        result = {"train_loss": mean, "grad_norm": norm}
         result["lr"] = torch.tensor(self.optimizer.param_groups[0]["lr"])
         if self._metrics is not None:
             with torch.no_grad():

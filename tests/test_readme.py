@@ -22,6 +22,7 @@ from RATE_model.reproduce import StudyOptions
 from TMaze_new.TMaze_new_src import dataset, inference_tmaze, train_tmaze
 from VizDoom.VizDoom_src import dataset as vizdoom_dataset
 from VizDoom.VizDoom_src import inference_vizdoom, train_vizdoom
+from VizDoom.VizDoom_src import reproduce as vizdoom_study
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
@@ -35,6 +36,7 @@ OPTIONS = {
     "TMaze_new/TMaze_new_src/dataset.py": dataset.Options,
     "VizDoom/VizDoom_src/dataset.py": vizdoom_dataset.Options,
     "MemoryMaze/MemoryMaze_src/dataset.py": memory_maze_dataset.Options,
+    "VizDoom/VizDoom_src/reproduce.py": vizdoom_study.Options,
     "MemoryMaze/MemoryMaze_src/reproduce.py": memory_maze_study.Options,
     "Atari/generate_dataset.py": atari_dataset.Options,
     "Atari/reproduce.py": atari_study.Options,

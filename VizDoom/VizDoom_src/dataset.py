@@ -28,8 +28,8 @@ from RATE_model.parts import FileOptions
 from RATE_model.trajectories import TrajectoryFile
 from VizDoom.VizDoom_src.env import ENV_ID, NUM_ACTIONS, OBSERVATION_SHAPE, PUBLISHED_CAP
 from VizDoom.VizDoom_src.expert import View
-from VizDoom.VizDoom_src.generate import Recipe, generate
-from VizDoom.VizDoom_src.scenario import Scenario
+from VizDoom.VizDoom_src.generate import EXPERT_VERSION, Recipe, generate
+from VizDoom.VizDoom_src.scenario import BUILDER_VERSION, Scenario
 
 if TYPE_CHECKING:
     from RATE_model.windows import WindowDataset
@@ -44,7 +44,7 @@ SPLIT_SEED = 0
 class DataOptions:
     """Which trajectories to make or to train on."""
 
-    # Episodes, as many red as green
+    # Episodes, as many red as green; of an odd number one more is red
     episodes: int = 5000
     # Steps of every episode: 90 or 150 in the published data. Those in which the player dies before are left out
     steps: int = 90
@@ -54,7 +54,8 @@ class DataOptions:
     noise: float = 0.0
     # The scenario that is played
     scenario: Scenario = field(default_factory=Scenario)
-    # Data to read instead: an .h5 file made here, or a folder of train_data_*.npz; the flags above then do nothing
+    # Data to read instead: an .h5 file made here, or a folder of train_data_*.npz. --episodes, --steps, --view and
+    # --noise then do nothing; the scenario's flags say what is played in evaluations, and must be those of the file
     data_path: Path | None = None
     # Directory of files that are made; none = VizDoom/VizDoom_data
     data_dir: Path | None = None
@@ -75,7 +76,7 @@ class DataOptions:
 
 
 def dataset_path(options: DataOptions) -> Path:
-    """The file of what these options make; its name holds all that its content depends on."""
+    """The file of what these options make; its name holds all of them that its content depends on."""
     parts = [f"vizdoom_two_colors_{options.view}_steps{options.steps}"]
     standard = asdict(Scenario())
     parts += [f"{name}_{value}" for name, value in asdict(options.scenario).items() if value != standard[name]]
@@ -88,19 +89,54 @@ def ensure_dataset(options: DataOptions) -> list[Path]:
     """The files to train on, making or converting what is missing.
 
     Raises:
-        UserError: the data that was named is missing or unusable, or nothing could be made or written.
+        UserError: the data that was named is missing, unusable or of another scenario, a file of an earlier version is
+            in the way, or nothing could be made or written.
     """
     if options.data_path is not None:
-        return [given_dataset(options)]
+        path = given_dataset(options)
+        _check_scenario(path, options.scenario)
+        return [path]
     path = dataset_path(options)
-    if not path.exists():
+    if path.exists():
+        _check_versions(path)
+    else:
         print(f"Making {options.episodes} ViZDoom-Two-Colors episodes: {path}", flush=True)
         generate(options.recipe(), options.episodes, path)
     return [path]
 
 
-def given_dataset(options: DataOptions, target: Path | None = None) -> Path:
-    """The file that `data_path` names, or the conversion of the folder that it names, into ``target``."""
+def _check_scenario(path: Path, scenario: Scenario) -> None:
+    """Raise a `UserError` if a file tells that another scenario was played."""
+    with open_dataset(path) as file:
+        made = file.attributes
+    wanted = asdict(scenario)
+    if other := [name for name, value in wanted.items() if made.get(name, value) != value]:
+        of_file, of_flags = (
+            " ".join(f"--{name} {str(values[name]).lower()}" for name in other) for values in (made, wanted)
+        )
+        raise UserError(
+            f"--data_path '{path}': it was made with {of_file}, and the flags are {of_flags}: evaluations would play "
+            f"another game than the data shows. Add {of_file}"
+        )
+
+
+def _check_versions(path: Path) -> None:
+    """Raise a `UserError` if a file was made by another version of the scripted expert or of the scenario's builder."""
+    with open_dataset(path) as file:
+        made = file.attributes
+    for name, version in (("expert", EXPERT_VERSION), ("builder", BUILDER_VERSION)):
+        if made.get(name, version) != version:
+            raise UserError(
+                f"'{path}' was made by version {made[name]} of the {name}, and this one is {version}. Delete it and it "
+                "is made anew, or name it with --data_path to train on it all the same"
+            )
+
+
+def given_dataset(options: DataOptions, target: Path | None = None, *, overwrite: bool = False) -> Path:
+    """The file that `data_path` names, or the conversion of the folder that it names, into ``target``.
+
+    With ``overwrite`` a folder is converted again, and whatever ``target`` is is replaced.
+    """
     source = options.data_path
     return given_data(
         source,
@@ -108,6 +144,7 @@ def given_dataset(options: DataOptions, target: Path | None = None) -> Path:
         observation_shape=OBSERVATION_SHAPE,
         num_actions=NUM_ACTIONS,
         infos=("is_red",),
+        overwrite=overwrite,
         attributes={"environment": ENV_ID, "generator": "imported"},
     )
 
@@ -197,7 +234,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             description="Make ViZDoom-Two-Colors trajectories with the scripted expert.",
         )
         if options.data.data_path is not None:
-            path = given_dataset(options.data, options.file.output)
+            path = given_dataset(options.data, options.file.output, overwrite=options.file.overwrite)
         else:
             path = options.file.output or dataset_path(options.data)
             recipe, episodes = options.data.recipe(), options.data.episodes

@@ -62,13 +62,14 @@ class Engine:
     Args:
         scenario: what is played.
         privileged: let `surroundings` tell what lies where, which makes a step slower.
+        replacement: it takes the place of one that died.
 
     Raises:
-        UserError: the package is missing, or the scenario cannot be built.
-        EngineDied: it does not start.
+        UserError: the package is missing, the scenario cannot be built, or no engine starts.
+        EngineDied: this one does not start.
     """
 
-    def __init__(self, scenario: Scenario, *, privileged: bool = False) -> None:
+    def __init__(self, scenario: Scenario, *, privileged: bool = False, replacement: bool = False) -> None:
         package = vizdoom()
         self._scenario = scenario
         self._privileged = privileged
@@ -81,8 +82,11 @@ class Engine:
             package.ViZDoomIsNotRunningException,
             package.MessageQueueException,
             package.SharedMemoryException,
+            package.FileDoesNotExistException,
         )
         self._game = _configured(package, scenario, self._variables, privileged)
+        if (script := launcher(package, again=replacement)) is not None:
+            self._game.set_vizdoom_path(str(script))
         self.health, self.is_red = 0.0, False
         self._end = weakref.finalize(self, self._game.close)  # also when the interpreter ends
         try:
@@ -153,8 +157,6 @@ def _is_right(name: str, is_red: bool) -> bool | None:
 def _configured(package: ModuleType, scenario: Scenario, variables: list[Any], privileged: bool) -> Any:
     """A game with all of its settings, not yet running."""
     game = package.DoomGame()
-    if (script := launcher(package)) is not None:
-        game.set_vizdoom_path(str(script))
     game.set_doom_config_path(os.devnull)
     game.set_doom_scenario_path(str(ensure_scenario(scenario)))
     game.set_doom_map(CLEAR_MAPS[0])

@@ -145,12 +145,13 @@ class VizDoomTwoColorsEnv(gymnasium.Env):
             raise ValueError("the colour of the published scenario is its seed's; is_red needs the variant 'clear'")
         self._seed, self._red, self._repeated = seed, red, False
         self._actions.clear()
-        self._terminated = self._truncated = False
+        self._terminated, self._truncated = False, True  # until it has begun
         try:
             self._engine = self._engine or Engine(self.scenario, privileged=self._privileged)
             screen = self._engine.begin(seed, red)
         except EngineDied as error:
             screen, _ = self._repeat(error)
+        self._truncated = False
         self._see(screen)
         self._health, self._is_red = self._engine.health, self._engine.is_red
 
@@ -178,11 +179,11 @@ class VizDoomTwoColorsEnv(gymnasium.Env):
             raise self._died(error)
         self._repeated = True
         try:
-            self._engine = Engine(self.scenario, privileged=self._privileged)
+            self._engine = Engine(self.scenario, privileged=self._privileged, replacement=True)
             screen, reward = self._engine.begin(self._seed, self._red), 0.0
             for action in self._actions:
                 screen, reward = self._engine.act(action)
-        except EngineDied as again:
+        except (EngineDied, UserError) as again:  # a UserError: none starts any more
             self._stop()
             raise self._died(again) from error
         return screen, reward
@@ -193,7 +194,7 @@ class VizDoomTwoColorsEnv(gymnasium.Env):
         if engine is not None:
             engine.close()
 
-    def _died(self, error: EngineDied) -> UserError:
+    def _died(self, error: Exception) -> UserError:
         self._truncated = True
         return UserError(
             f"the ViZDoom engine died twice in the episode of seed {self._seed}, at step {len(self._actions)} "

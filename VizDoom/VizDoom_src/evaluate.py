@@ -48,11 +48,6 @@ class Played:
         """(E,) game tics, as published: of the last step's number, counted from 0."""
         return (self.episodes.lengths - 1) * TICS_PER_STEP
 
-    @property
-    def weaker(self) -> float:
-        """The smaller of both colours' mean returns."""
-        return min(float(self.returns(colour).mean()) for colour in COLOURS)
-
 
 def check_episodes(least: int = 4, **episodes: int) -> None:
     """Raise `UserError` if a flag does not ask for as many red as green episodes of those that there are seeds for.
@@ -154,16 +149,11 @@ def play(
             )
         finally:
             games.close()
-    return Played(_joined(parts), is_red)
+    return Played(Episodes.joined(parts), is_red)
 
 
 def _groups(episodes: int) -> Iterator[range]:
     return (range(start, min(start + _AT_ONCE, episodes)) for start in range(0, episodes, _AT_ONCE))
-
-
-def _joined(parts: list[Episodes]) -> Episodes:
-    names = ("returns", "lengths", "last_rewards")
-    return Episodes(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
 def metrics(played: Played, *, target_return: float) -> dict[str, float]:

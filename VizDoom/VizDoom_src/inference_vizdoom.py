@@ -85,7 +85,8 @@ class Options:
     scenario: ScenarioOptions = field(default_factory=ScenarioOptions)
     # Also say what players without a model do in the same episodes; takes minutes, once
     baselines: Boolean = True
-    # Also record episodes as MP4 files, into --pictures or the working directory
+    # Also record episodes as MP4 files, into --pictures or the working directory. With --use_argmax false their actions
+    # are other draws than those of the evaluation
     video: Boolean = False
     # How many of them, half of them red
     video_episodes: int = 4
@@ -131,8 +132,8 @@ def show(played: Mapping[str, protocol.Played]) -> None:
         )
 
 
-def evaluate(options: Options) -> dict[str, dict[str, float]]:
-    """Results by player, under the names of `metrics`; prints a table, and draws what is asked for."""
+def evaluate(options: Options) -> None:
+    """Print a table of results by player, write them, under the names of `metrics`, and draw what is asked for."""
     vizdoom()
     path, model = options.common.load(SPEC)
     shared = options.acting(path)
@@ -147,8 +148,8 @@ def evaluate(options: Options) -> dict[str, dict[str, float]]:
     seconds = time.perf_counter() - started
     bars = {}
     if options.common.pictures is not None:
-        intact = None if options.common.knock_out else played[MODEL]
-        conditions = knock_out(model, intact=intact, **acting)
+        given = {"known": played[MODEL], "known_with": options.common.transform_memory}
+        conditions = knock_out(model, **given, **acting)
         bars = {label: bars_of(episodes) for label, episodes in conditions.items()}
         played |= {f"{MODEL}, {label}": found for label, found in conditions.items() if found is not played[MODEL]}
     if options.baselines:
@@ -157,8 +158,10 @@ def evaluate(options: Options) -> dict[str, dict[str, float]]:
         played |= others
     show(played)
     print(f"{seconds:.1f} s")
+    asked = options.desired_return
+    results = {label: protocol.metrics(found, target_return=asked) for label, found in played.items()}
+    options.common.write(episodes=options.episodes, results=results)  # before anything that can fail is drawn
     draw(model, bars, shared, options)
-    return {label: protocol.metrics(found, target_return=options.desired_return) for label, found in played.items()}
 
 
 def draw(
@@ -182,7 +185,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         options = parse_options(
             Options, argv=argv, prog=SCRIPT, description="Evaluate a checkpoint on ViZDoom-Two-Colors."
         )
-        options.common.write(episodes=options.episodes, results=evaluate(options))
+        evaluate(options)
 
 
 if __name__ == "__main__":

@@ -5,18 +5,20 @@
 - Where the system can tell a process of its parent's death (Linux, by `setpriv`), the engine ends even if we are
   killed.
 
-An engine that ends while it starts takes the process that starts it along (ViZDoom 1.3.2), without a word. So the first
-time, a process of its own tries whether the script works here; only then it gets its place in the cache.
+An engine that ends while it starts takes the process that starts it along (ViZDoom 1.3.2), without a word. So a process
+of its own, a third of a second, tries whether one starts at all: before the first engine of every process, and before
+one that replaces another.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import shlex
 import subprocess
 import sys
-import uuid
+import threading
 from pathlib import Path
 from types import ModuleType
 
@@ -43,10 +45,15 @@ game.init()
 game.close()
 """
 _TRIAL_SECONDS = 120
+_ONE_AT_A_TIME = threading.Lock()
 
 
-def launcher(package: ModuleType) -> Path | None:
+def launcher(package: ModuleType, *, again: bool = False) -> Path | None:
     """The script for an installed package vizdoom; None on Windows, where the engine is started as it is.
+
+    Args:
+        package: the package.
+        again: try it even if an engine of this process has started before: that one has died.
 
     Raises:
         UserError: the engine does not start, or the cache cannot be written.
@@ -56,13 +63,9 @@ def launcher(package: ModuleType) -> Path | None:
     text = _SCRIPT.format(engine=shlex.quote(str(Path(package.__file__).parent / "vizdoom")))
     path = cache_directory() / f"engine_{hashlib.sha256(text.encode()).hexdigest()[:12]}.sh"
     if not path.exists():
-        candidate = path.with_name(f"try_{uuid.uuid4().hex}.sh")
-        write_to_cache(candidate, text.encode(), executable=True)
-        try:
-            _check(candidate)
-            os.replace(candidate, path)
-        finally:
-            candidate.unlink(missing_ok=True)
+        write_to_cache(path, text.encode(), executable=True)
+    with _ONE_AT_A_TIME:  # games side by side start together, and one trial serves all
+        (_check if again else _check_once)(path)
     return path
 
 
@@ -80,3 +83,6 @@ def _check(script: Path) -> None:
             f"the ViZDoom engine does not start ({status}: {said[-1] if said else 'no message'}). May programs be run "
             f"in '{script.parent}' (else set XDG_CACHE_HOME)? Is there room in /dev/shm?"
         )
+
+
+_check_once = functools.cache(_check)

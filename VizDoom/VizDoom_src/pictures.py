@@ -55,19 +55,21 @@ def returns_by_colour(
     return plot_bars(groups, path, ylabel="return", colours=BAR_COLOURS, title=title)
 
 
-def knock_out(model: RATE, *, intact: Played | None = None, **acting: Any) -> dict[str, Played]:
+def knock_out(
+    model: RATE, *, known: Played | None = None, known_with: MemoryTransform | None = None, **acting: Any
+) -> dict[str, Played]:
     """Episodes with the memory as it is and without (see `memory_conditions`).
 
     Where the colour can be chosen, also with the memories of twins exchanged (see `exchange_twins`): what is not about
-    the colour is then left to the agent. `intact` are the episodes with the memory as it is where they were played
-    already; `acting` goes to `play`.
+    the colour is then left to the agent. `known` are episodes that were played already, with the `transform_memory`
+    `known_with`; `acting` goes to `play`.
     """
     conditions: dict[str, MemoryTransform | None] = memory_conditions(model)
     played = {}
     with evaluating(model):
         for label, transform in conditions.items():
-            known = transform is None and intact is not None
-            played[label] = intact if known else play(model, transform_memory=transform, **acting)
+            there = known is not None and transform is known_with
+            played[label] = known if there else play(model, transform_memory=transform, **acting)
         if len(conditions) > 1 and has_free_colour(acting.get("scenario") or Scenario()):
             exchanged = play(model, transform_memory=exchange_twins(), twins=True, **acting)
             played["memories of twins exchanged"] = exchanged
@@ -89,7 +91,10 @@ def record_videos(
     transform_memory: MemoryTransform | None = None,
     precision: str = "32",
 ) -> list[Path]:
-    """One MP4 per seed: what the player sees; below it the colour to remember, health, the return so far, the segment.
+    """One MP4 per seed: what the player sees; below it the colour to remember, health, rewards, the segment.
+
+    They are the episodes of `play` where the most probable actions are taken. Actions that are drawn are others than
+    there, where the draws of all episodes come from one stream; here each has its seed's.
 
     Args:
         model: in eval mode.
@@ -122,7 +127,7 @@ def _frames(game: VizDoomTwoColorsEnv, actor: Actor, seed: int, options: dict[st
     context = actor.model.config.context_length
     while True:
         segment = steps // context + 1
-        shown = _frame(game.render(), info, f"return {total:.2f}, step {steps}, segment {segment}{said}")
+        shown = _frame(game.render(), info, reward, f"return {total:.2f}, step {steps}, segment {segment}{said}")
         yield shown
         if over:
             break
@@ -134,10 +139,10 @@ def _frames(game: VizDoomTwoColorsEnv, actor: Actor, seed: int, options: dict[st
         yield shown
 
 
-def _frame(picture: np.ndarray, info: Mapping[str, Any], line: str) -> np.ndarray:
+def _frame(picture: np.ndarray, info: Mapping[str, Any], reward: float, line: str) -> np.ndarray:
     """One picture of a video, (H, W, 3) uint8: what the player sees, a bar of its health, and what there is to say.
 
-    The bar, and the square left of it, have the colour to remember.
+    The reward is that of the step that led here. The bar, and the square left of it, have the colour to remember.
     """
     width, colour = picture.shape[1], _DRAWN[bool(info["is_red"])]
     health = max(0.0, info["health"])
@@ -147,4 +152,5 @@ def _frame(picture: np.ndarray, info: Mapping[str, Any], line: str) -> np.ndarra
     band[8:-8, left : width - 4] = 60
     band[8:-8, left : left + round((width - 4 - left) * min(1.0, health / FULL_HEALTH))] = colour
     remembered = COLOURS[not info["is_red"]]
-    return with_caption(np.concatenate([picture, band]), f"remember {remembered}; health {health:.0f}", line)
+    what = f"remember {remembered}; health {health:.0f}, reward {reward:.2f}"
+    return with_caption(np.concatenate([picture, band]), what, line)

@@ -1,23 +1,30 @@
-"""Make results/vizdoom.*: RATE under one setting, every seed, beside players without a model.
+"""Make results/vizdoom*: every model of a setting, every seed, beside players without a model.
 
     python3 VizDoom/VizDoom_src/reproduce.py --seeds 1
+    python3 VizDoom/VizDoom_src/reproduce.py --setting published --seeds 1 2 3
 
-Runs that are finished are kept, interrupted ones are continued, so the command can be given again at any time.
+The first is RATE under config_fast.yaml, on a CPU, for results/vizdoom.*; the second RATE and DT under config.yaml, for
+a GPU and results/vizdoom_published.*. Runs that are finished are kept, interrupted ones are continued, so the command
+can be given again at any time.
 """
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 if not __package__:  # started as a script: make the repository importable
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import torch
 
 from RATE_model.actor import exchange_twins, knock_out_memory
 from RATE_model.checkpoints import resolve_checkpoint
 from RATE_model.evaluation import mean_and_error
 from RATE_model.fit import load_model
 from RATE_model.options import exit_on_user_error, parse_options
+from RATE_model.precision import pick_device
 from RATE_model.reproduce import ROOT, Study, StudyOptions, cell, commits, final_results, made, table, write_results
 from VizDoom.VizDoom_src.baselines import play_baselines
 from VizDoom.VizDoom_src.dataset import ensure_dataset, open_dataset
@@ -25,24 +32,32 @@ from VizDoom.VizDoom_src.evaluate import COLOURS, has_free_colour, metrics, play
 from VizDoom.VizDoom_src.pictures import returns_by_colour
 from VizDoom.VizDoom_src.train_vizdoom import Config, check, read_config
 
-FAST = "VizDoom/VizDoom_src/config_fast.yaml"
-STUDY = Study(
-    script="VizDoom/VizDoom_src/train_vizdoom.py",
-    settings=("--config", FAST),
-    models={
-        "RATE": ("--model_mode", "RATE"),
-    },
-    read_config=read_config,
-    check=check,
-)
-# What the data can promise, asked for anew at every segment. Chosen among 4.4, 6 and 8 for a model of an earlier
-# setting, on 60 episodes of other seeds.
-WITHIN_DATA = {"target_return": 4.4, "renew_target": True}
-# Further evaluations of the first model's runs: label -> what differs for `play`.
-FURTHER: dict[str, dict[str, Any]] = {
-    "RATE, asked for 4.4 at every segment": WITHIN_DATA,
-    "the same, memory knocked out": WITHIN_DATA | {"transform_memory": knock_out_memory},
-    "the same, memories of twins exchanged": WITHIN_DATA | {"transform_memory": exchange_twins(), "twins": True},
+Setting = Literal["fast", "published"]
+SCRIPT = "VizDoom/VizDoom_src/train_vizdoom.py"
+STUDIES: dict[Setting, Study] = {
+    "fast": Study(
+        script=SCRIPT,
+        settings=("--config", "VizDoom/VizDoom_src/config_fast.yaml"),
+        models={
+            "RATE": ("--model_mode", "RATE"),
+        },
+        read_config=read_config,
+        check=check,
+    ),
+    "published": Study(
+        script=SCRIPT,
+        settings=("--config", "VizDoom/VizDoom_src/config.yaml"),
+        models={
+            "RATE": tuple(
+                "--model_mode RATE --nmt 5 --mem_len 300 --n_head_ca 2 --mrv_act relu --skip_dec_ffn".split()
+            ),
+            "DT": tuple("--model_mode DT --nmt 0 --mem_len 0 --n_head_ca 0 --mrv_act no_act".split()),
+        },
+        read_config=read_config,
+        check=check,
+        prefix="published",
+        device="auto",
+    ),
 }
 # What `metrics` calls a column of the tables.
 COLUMNS = {
@@ -52,6 +67,8 @@ COLUMNS = {
     "weaker": "ReturnsMin",
     "difference": "ReturnsDifference",
 }
+# And their standard errors over episodes.
+ERRORS = {"red": "ReturnsSEM_red", "green": "ReturnsSEM_green", "mean": "ReturnsSEM"}
 # Cherepanov et al. 2023 (arXiv 2306.09459), table 5, mean over 6 runs; and what a later comparison found for RATE.
 PUBLISHED = {
     "RATE": {"red": 38.2, "green": 44.7, "mean": 41.5},
@@ -61,14 +78,51 @@ PUBLISHED = {
 }
 
 
+@dataclass(frozen=True)
+class Options(StudyOptions):
+    """Which setting, which runs, and where they and the results go."""
+
+    # fast: RATE with config_fast.yaml, on a CPU; published: RATE and DT with config.yaml, on a GPU if there is one
+    setting: Setting = "fast"
+
+    @property
+    def page(self) -> str:
+        """The name of the files of results."""
+        return "vizdoom" if self.setting == "fast" else f"vizdoom_{self.setting}"
+
+
+def settings_of(study: Study) -> Config:
+    """The configuration that all models of a table share."""
+    return read_config([str(ROOT / word) if word.endswith(".yaml") else word for word in study.settings])
+
+
 def of_results(results: Sequence[Mapping[str, float]], target_return: float) -> dict[str, list[float]]:
-    """The columns of evaluations, each under the names of `metrics`."""
-    return {column: [result[f"{name}_{target_return:g}"] for result in results] for column, name in COLUMNS.items()}
+    """The columns of evaluations, each under the names of `metrics`, and their errors, as COLUMN_error."""
+    names = COLUMNS | {f"{column}_error": name for column, name in ERRORS.items()}
+    return {column: [result[f"{name}_{target_return:g}"] for result in results] for column, name in names.items()}
 
 
-def collect(directories: Mapping[str, Sequence[Path]], config: Config) -> dict[str, dict[str, Any]]:
+def further(label: str, data_return: float) -> dict[str, dict[str, Any]]:
+    """Further evaluations of a model: what they are called, and what differs for `play`.
+
+    What the data can promise is its mean return, asked for anew at every segment.
+    """
+    asked = round(data_return, 1)
+    within_data = {"target_return": asked, "renew_target": True}
+    return {
+        f"{label}, memory knocked out": {"transform_memory": knock_out_memory},
+        f"{label}, asked for {asked:g} at every segment": within_data,
+        "the same, memory knocked out": within_data | {"transform_memory": knock_out_memory},
+        "the same, memories of twins exchanged": within_data | {"twins": True},
+    }
+
+
+def collect(
+    directories: Mapping[str, Sequence[Path]], config: Config, data_return: float, device: torch.device
+) -> dict[str, dict[str, Any]]:
     """Per model the returns of every seed, and seconds and steps of training; the first model's with other memories."""
     document: dict[str, dict[str, Any]] = {}
+    first = next(iter(directories))
     for label, runs in directories.items():
         results = final_results(runs)
         document[label] = of_results(results, config.task.desired_return) | {
@@ -76,15 +130,20 @@ def collect(directories: Mapping[str, Sequence[Path]], config: Config) -> dict[s
             "optimizer_steps": [result["optimizer_steps"] for result in results],
             "commit": commits(runs),
         }
-        if label == "RATE":
-            for name, options in FURTHER.items():
+        if label == first:
+            for name, options in further(label, data_return).items():
                 if "twins" not in options or has_free_colour(config.data.scenario):
-                    document[name] = play_again(runs, config, options)
+                    document[name] = play_again(runs, config, options, device)
     return document
 
 
-def play_again(runs: Sequence[Path], config: Config, options: Mapping[str, Any]) -> dict[str, list[float]]:
-    """What the runs do in the episodes of their evaluation when these options of `play` differ."""
+def play_again(
+    runs: Sequence[Path], config: Config, options: Mapping[str, Any], device: torch.device
+) -> dict[str, list[float]]:
+    """What the runs do in the episodes of their evaluation when these options of `play` differ.
+
+    Twins have their memories exchanged, in every run by the same draws.
+    """
     task, results = config.task, []
     usual = {
         "episodes": task.eval_episodes,
@@ -95,7 +154,8 @@ def play_again(runs: Sequence[Path], config: Config, options: Mapping[str, Any])
         "precision": config.train.precision,
     }
     for run in runs:
-        played = play(load_model(resolve_checkpoint(run)), **usual | options)
+        exchange = {"transform_memory": exchange_twins()} if "twins" in options else {}
+        played = play(load_model(resolve_checkpoint(run), device=device), **usual | options | exchange)
         results.append(metrics(played, target_return=task.desired_return))
     return of_results(results, task.desired_return)
 
@@ -119,9 +179,21 @@ def mean_return_of_data(paths: Sequence[Path]) -> float:
     return sum(returns) / len(returns)
 
 
+def mean_cell(entry: Mapping[str, Any], column: str) -> str:
+    """Mean and standard error: over seeds, or of a single seed, or player without a model, over its episodes."""
+    values = entry.get(column)
+    return seed_cell(entry, column, 0) if values and len(values) == 1 else cell(values, 1)
+
+
+def seed_cell(entry: Mapping[str, Any], column: str, index: int) -> str:
+    """What one seed had, with the standard error over episodes where there is one."""
+    errors = entry.get(f"{column}_error")
+    return f"{entry[column][index]:.1f}" + (f" ± {errors[index]:.1f}" if errors else "")
+
+
 def returns_table(document: Mapping[str, Mapping[str, Any]]) -> str:
-    """Returns by player, mean and standard error over seeds, as Markdown."""
-    rows = [[label, *(cell(entry.get(column), 1) for column in COLUMNS)] for label, entry in document.items()]
+    """Returns by player, as Markdown."""
+    rows = [[label, *(mean_cell(entry, column) for column in COLUMNS)] for label, entry in document.items()]
     return table(["", *COLUMNS], rows)
 
 
@@ -142,7 +214,7 @@ def seed_table(document: Mapping[str, Mapping[str, Any]], seeds: Sequence[int]) 
         for index, seed in enumerate(seeds if len(entry["mean"]) == len(seeds) else ()):
             trained = (entry[name][index] if name in entry else "" for name in ("optimizer_steps", "train_seconds"))
             steps, seconds = trained
-            returns = [f"{entry[column][index]:.1f}" for column in COLUMNS]
+            returns = [seed_cell(entry, column, index) for column in COLUMNS]
             rows.append([label, seed, steps, f"{seconds:.0f}" if seconds else "", *returns])
     return table(["", "seed", "optimizer steps", "training, s", *COLUMNS], rows)
 
@@ -152,40 +224,45 @@ def write(
     baselines: dict[str, dict[str, Any]],
     data_return: float,
     config: Config,
-    options: StudyOptions,
+    options: Options,
 ) -> None:
-    """results/vizdoom.json, .png and the generated part of .md."""
+    """The JSON file, the picture and the generated part of the page."""
     task, everything = config.task, document | baselines
-    bars = {label: {colour: _bar(entry[colour]) for colour in COLOURS} for label, entry in everything.items()}
-    returns_by_colour(bars, options.results_dir / "vizdoom.png")
+    bars = {label: {colour: _bar(entry, colour) for colour in COLOURS} for label, entry in everything.items()}
+    returns_by_colour(bars, options.results_dir / f"{options.page}.png")
     seeds = ", ".join(map(str, options.seeds))
+    spread = "over the episodes of the seed" if len(options.seeds) == 1 else "over seeds"
     text = (
-        f"Return, mean and standard error over seeds {seeds}, {task.eval_episodes} episodes a seed, half of them red, "
-        f"of at most {task.episode_timeout} steps, asked for {task.desired_return:g}, made {made(document)}. *Weaker* "
-        f"is the smaller of a seed's means of both colours. It is the variant `{config.data.scenario.variant}`; the "
-        f"episodes of its data have {config.data.steps} steps and a mean return of {data_return:.2f}.\n\n"
-        f"{returns_table(everything)}\n\nEvery seed:\n\n{seed_table(document, options.seeds)}\n\n"
+        f"Return of seeds {seeds}, {task.eval_episodes} episodes a seed, half of them red, of at most "
+        f"{task.episode_timeout} steps, asked for {task.desired_return:g}, made {made(document)}. Behind ± is the "
+        f"standard error {spread}, and over episodes for players without a model. *Weaker* is the smaller of a seed's "
+        f"means of both colours. It is the variant `{config.data.scenario.variant}`; the episodes of its data have "
+        f"{config.data.steps} steps and a mean return of {data_return:.2f}.\n\n"
+        f"{returns_table(everything)}\n\nEvery seed, with standard errors over its episodes:\n\n"
+        f"{seed_table(document, options.seeds)}\n\n"
         "For context, what was published for the original graphics, 5000 episodes of another policy, and a cap of 2100 "
         "steps:\n\n"
-        f"{published_table()}\n\nCommands:\n\n{STUDY.commands(options.seeds)}\n"
+        f"{published_table()}\n\nCommands:\n\n{STUDIES[options.setting].commands(options.seeds)}\n"
     )
     document = everything | {"data": {"mean": [data_return]}}
-    write_results("vizdoom", "ViZDoom-Two-Colors", document, text, options)
+    write_results(options.page, "ViZDoom-Two-Colors", document, text, options)
 
 
-def _bar(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard error; players that are played once have no error."""
-    return mean_and_error(values) if len(values) > 1 else (values[0], 0.0)
+def _bar(entry: Mapping[str, Any], colour: str) -> tuple[float, float]:
+    """Mean and standard error, as in `mean_cell`."""
+    values = entry[colour]
+    return mean_and_error(values) if len(values) > 1 else (values[0], entry[f"{colour}_error"][0])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train what is missing, collect everything, write the results."""
     with exit_on_user_error():
-        options = parse_options(StudyOptions, argv=argv, prog="reproduce.py", description="Make results/vizdoom.*")
-        config = read_config(["--config", str(ROOT / FAST)])
-        data = ensure_dataset(config.data)  # before several processes want to
-        document = collect(STUDY.run_all(options), config)
-        write(document, baseline_entries(config), mean_return_of_data(data), config, options)
+        options = parse_options(Options, argv=argv, prog="reproduce.py", description="Make results/vizdoom*")
+        study = STUDIES[options.setting]
+        config, device = settings_of(study), pick_device(options.device or study.device)
+        data_return = mean_return_of_data(ensure_dataset(config.data))  # made before several processes want to
+        document = collect(study.run_all(options), config, data_return, device)
+        write(document, baseline_entries(config), data_return, config, options)
         print(returns_table(document))
 
 

@@ -17,6 +17,7 @@ if not __package__:  # started as a script: make the repository importable
 from RATE_model import experiment
 from RATE_model.config import ModelConfig
 from RATE_model.curriculum import parse_stages
+from RATE_model.errors import UserError
 from RATE_model.limits import MAX_STEPS, at_least, at_most
 from RATE_model.model import RATE
 from RATE_model.options import Boolean, exit_on_user_error, parse_options
@@ -86,8 +87,15 @@ class Config:
     run: RunOptions = field(default_factory=RunOptions)
 
     def validate(self) -> None:
-        """Raise a UserError if these sizes make no model."""
+        """Raise a UserError if these sizes make no model, or data would be made that cannot be trained on."""
         self.model_config()
+        task = self.task
+        steps = task.sections * task.context_length
+        if self.data.data_path is None and self.data.steps != steps:
+            raise UserError(
+                f"--steps {self.data.steps}: episodes are trained on as a whole; there must be as many steps as "
+                f"--sections {task.sections} times --context_length {task.context_length}: --steps {steps}"
+            )
 
     def model_config(self) -> ModelConfig:
         """Sizes of the model."""

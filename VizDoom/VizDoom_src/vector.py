@@ -8,9 +8,11 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+from gymnasium.error import ClosedEnvironmentError
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from RATE_model.errors import UserError
 from RATE_model.processes import available_cores
 from RATE_model.vector import discrete_actions, episode_seeds, reset_mask
 from VizDoom.VizDoom_src.env import NUM_ACTIONS, OBSERVATION_SHAPE, PUBLISHED_CAP, VizDoomTwoColorsEnv
@@ -34,6 +36,7 @@ class VizDoomTwoColorsVectorEnv(VectorEnv):
 
     Raises:
         UserError: a value is out of range, or (by the first reset) the package vizdoom is missing.
+        ClosedEnvironmentError: by `reset` and `step` after `close`.
     """
 
     metadata = {
@@ -52,6 +55,8 @@ class VizDoomTwoColorsVectorEnv(VectorEnv):
         privileged: bool = False,
         render_mode: str | None = None,
     ) -> None:
+        if num_envs < 1:
+            raise UserError(f"ViZDoom-Two-Colors: num_envs is {num_envs}; it must be at least 1.")
         self.num_envs = num_envs
         self.render_mode = render_mode
         self.games = [
@@ -84,6 +89,7 @@ class VizDoomTwoColorsVectorEnv(VectorEnv):
                 scenario's colour cannot be chosen.
             UserError: as for `VizDoomTwoColorsEnv.reset`.
         """
+        self._check_open()
         seeds, mask = episode_seeds(self, seed, below=2**32), reset_mask(self, options)
         colours = np.broadcast_to((options or {}).get("is_red"), (self.num_envs,))
 
@@ -104,6 +110,7 @@ class VizDoomTwoColorsVectorEnv(VectorEnv):
             ValueError: the actions are not B integers between 0 and 4.
             UserError: an engine died twice in one episode.
         """
+        self._check_open()
         actions = discrete_actions(self, actions)
         rewards = np.zeros(self.num_envs)
 
@@ -123,6 +130,10 @@ class VizDoomTwoColorsVectorEnv(VectorEnv):
         self._threads.shutdown(cancel_futures=True)
         for game in self.games:
             game.close()
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise ClosedEnvironmentError("ViZDoom-Two-Colors: these games are closed; make new ones.")
 
     def _note(self, row: int) -> None:
         """Take over how a game stands."""

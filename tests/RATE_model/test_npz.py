@@ -7,6 +7,7 @@ import h5py
 import numpy as np
 import pytest
 
+from RATE_model import npz
 from RATE_model.errors import UserError
 from RATE_model.npz import NpzKeys, conversion_path, find_npz, given_data, import_npz
 from RATE_model.trajectories import TrajectoryFile
@@ -173,9 +174,22 @@ def test_damaged_files_are_refused(tmp_path, capsys):
     (folder / "array.npy").rename(folder / "train_data_5.npz")
     assert TrajectoryFile(convert(folder)).num_episodes == 1
     printed = capsys.readouterr().out
-    assert (
-        "5 of 6 files refused" in printed and printed.count("train_data_") == 3 and printed.rstrip().endswith("; ...")
-    )
+    assert "5 of 6 files refused" in printed and printed.count("train_data_") == 2, "an example of each reason"
+    assert "train_data_1.npz is damaged or no .npz file (no zip archive) (and 3 more)" in printed
+
+
+def test_every_reason_is_told_with_an_example_the_most_frequent_first(tmp_path, capsys, monkeypatch):
+    bad = {number: episode(number) | {"action": np.full(6, 9)} for number in range(4)}
+    missing = {number: {"obs": np.zeros(3)} for number in range(4, 10)}
+    folder = save(tmp_path / "data", bad | missing | {10: changed("done", np.zeros(5)), 11: episode(11)})
+    convert(folder)
+    printed = capsys.readouterr().out
+    frequent, rest = printed.index("train_data_4.npz has no 'action'"), printed.index("train_data_0.npz has actions")
+    assert frequent < rest < printed.index("train_data_10.npz has 'done' of shape (5,); expected (6,)\n")
+    assert "(and 5 more)" in printed[frequent:rest] and "(and 3 more)" in printed[rest:]
+    monkeypatch.setattr(npz, "REASONS_SHOWN", 1)
+    convert(folder, target=tmp_path / "again.h5")
+    assert capsys.readouterr().out.rstrip().endswith("(and 5 more); 5 more for other reasons")
 
 
 def test_further_arrays_must_fit(tmp_path, capsys):

@@ -2,11 +2,13 @@
 
 import os
 import re
+from types import SimpleNamespace
 
 import pytest
 
+from RATE_model import reproduce
 from RATE_model.errors import UserError
-from RATE_model.reproduce import StudyOptions, cell, made
+from RATE_model.reproduce import Study, StudyOptions, cell, made
 
 
 def test_folders_that_cannot_be_written_are_named_before_the_work(tmp_path, monkeypatch):
@@ -21,6 +23,22 @@ def test_folders_that_cannot_be_written_are_named_before_the_work(tmp_path, monk
         with pytest.raises(UserError, match=f"--results_dir .*: {tmp_path} must not be written to"):
             StudyOptions(results_dir=tmp_path / "new" / "folder").validate()
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_runs_are_trained_where_the_table_was_made_unless_flags_say_otherwise(tmp_path, monkeypatch):
+    asked = []
+
+    def end(*arguments, **options):
+        raise InterruptedError
+
+    monkeypatch.setattr(reproduce.subprocess, "run", end)
+    run = SimpleNamespace(directory=tmp_path)
+    for made_on, flag in (("cpu", None), ("auto", None), ("cpu", "cuda:1")):
+        study = Study("train.py", (), {"A": ()}, lambda flags: asked.append(flags), lambda *_: run, device=made_on)
+        with pytest.raises(InterruptedError):
+            study.run("A", 1, StudyOptions(device=flag))
+    assert [flags[flags.index("--device") + 1] for flags in asked] == ["cpu", "auto", "cuda:1"]
+    assert Study("train.py", (), {}, None, None).device == "cpu"
 
 
 def test_a_cell_is_a_mean_with_an_error_if_there_is_one():

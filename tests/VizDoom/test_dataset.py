@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import h5py
@@ -14,6 +15,7 @@ pytest.importorskip("vizdoom")
 
 from RATE_model.errors import UserError
 from RATE_model.parts import _is_done as is_done
+from VizDoom.VizDoom_src import dataset
 from VizDoom.VizDoom_src import generate as generating
 from VizDoom.VizDoom_src.dataset import DataOptions, dataset_path, ensure_dataset, load_windows, main, open_dataset
 from VizDoom.VizDoom_src.expert import Expert
@@ -240,6 +242,39 @@ def test_data_that_was_named_is_read_or_refused(tmp_path):
         load_windows([path], size=12)
 
 
+def test_data_of_another_scenario_than_the_flags_is_refused(tmp_path):
+    """Evaluations would play another game than the data shows."""
+    clear = Scenario("clear", pillar_steps=7, pillar=False)
+    path = generate(Recipe(clear, 5, "limited", 0.0), 10, tmp_path / "data.h5", workers=1)
+    message = (
+        r"data.h5': it was made with --variant clear --pillar_steps 7 --pillar false, and the flags are "
+        r"--variant published --pillar_steps 45 --pillar true"
+    )
+    with pytest.raises(UserError, match=message):
+        ensure_dataset(DataOptions(data_path=path))
+    assert ensure_dataset(DataOptions(data_path=path, scenario=clear)) == [path]
+    with h5py.File(path, "a") as file:  # another maker's file does not tell
+        for name in asdict(clear):
+            del file.attrs[name]
+    assert ensure_dataset(DataOptions(data_path=path)) == [path]
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "key"), [(dataset, "EXPERT_VERSION", "expert"), (dataset, "BUILDER_VERSION", "builder")]
+)
+def test_data_of_an_earlier_version_is_not_taken_for_that_of_this_one(tmp_path, monkeypatch, module, name, key):
+    options = DataOptions(episodes=10, steps=5, data_dir=tmp_path)
+    (path,) = ensure_dataset(options)
+    assert ensure_dataset(options) == [path]
+    old = getattr(module, name)
+    monkeypatch.setattr(module, name, old + 1)
+    with pytest.raises(
+        UserError, match=f"{path.name}' was made by version {old} of the {key}.* is {old + 1}.*Delete it"
+    ):
+        ensure_dataset(options)
+    assert ensure_dataset(DataOptions(data_path=path)) == [path], "it was named"
+
+
 def test_files_are_named_by_what_they_hold(tmp_path):
     names = {
         dataset_path(DataOptions(**changes)).name
@@ -264,6 +299,21 @@ def test_the_command_names_its_file_and_does_not_replace_it(tmp_path, capsys):
     before = path.stat().st_mtime_ns
     main([*flags, "--overwrite"])
     assert path.stat().st_mtime_ns > before
+
+
+def test_a_folder_is_converted_again_when_asked_to(tmp_path, capsys):
+    published_folder(tmp_path / "folder", [6, 6])
+    flags = ["--data_path", str(tmp_path / "folder"), "--output", str(tmp_path / "data.h5")]
+    (tmp_path / "data.h5").write_bytes(b"another file")
+    with pytest.raises(SystemExit, match="2"):
+        main(flags)
+    assert "data.h5' exists and is no conversion" in capsys.readouterr().err
+    main([*flags, "--overwrite"])
+    converted = (tmp_path / "data.h5").stat().st_mtime_ns
+    main(flags)
+    assert (tmp_path / "data.h5").stat().st_mtime_ns == converted, "nothing has changed"
+    main([*flags, "--overwrite"])
+    assert (tmp_path / "data.h5").stat().st_mtime_ns > converted
 
 
 @pytest.mark.parametrize(

@@ -221,9 +221,56 @@ def test_an_engine_that_does_not_start_is_an_error(game, tmp_path, monkeypatch, 
     monkeypatch.setattr("VizDoom.VizDoom_src.launcher._SCRIPT", script)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     env = game()
-    with pytest.raises(UserError, match=f"engine does not start .*{said}.*set XDG_CACHE_HOME"):
-        env.reset(seed=1)
-    assert not list(tmp_path.rglob("*.sh"))
+    for _ in range(2):
+        with pytest.raises(UserError, match=f"engine does not start .*{said}.*set XDG_CACHE_HOME"):
+            env.reset(seed=1)
+
+
+@pytest.mark.parametrize(
+    ("when", "said"),
+    [
+        ("before", "the ViZDoom engine does not start (status"),
+        ("between", "the ViZDoom engine died twice in the episode of seed 6, at step 0 (the ViZDoom engine does not"),
+        ("amid", "the ViZDoom engine died twice in the episode of seed 5, at step 1 (the ViZDoom engine does not"),
+    ],
+)
+def test_an_engine_that_started_before_and_starts_no_more_is_an_error(tmp_path, when, said):
+    """That it did, in this process or another one, says nothing about the next start."""
+    code = (
+        "import pathlib, sys, psutil\n"
+        "from RATE_model.errors import UserError\n"
+        "from VizDoom.VizDoom_src.env import VizDoomTwoColorsEnv\n"
+        "env, (cache, when) = VizDoomTwoColorsEnv(), sys.argv[1:]\n"
+        "if when != 'first':\n"
+        "    (script,) = pathlib.Path(cache).rglob('engine_*.sh')\n"
+        "try:\n"
+        "    if when == 'before':\n"
+        "        script.write_text('#!/bin/sh\\nexit 3\\n')\n"
+        "    env.reset(seed=5)\n"
+        "    if when in ('between', 'amid'):\n"
+        "        script.write_text('#!/bin/sh\\nexit 3\\n')\n"
+        "        (engine,) = psutil.Process().children()\n"
+        "        engine.kill()\n"
+        "        psutil.wait_procs([engine], timeout=5)\n"
+        "    if when == 'between':\n"
+        "        env.reset(seed=6)\n"
+        "    env.step(0)\n"
+        "except UserError as error:\n"
+        "    print(error, env.step(0)[1:4])\n"
+    )
+    places = {"PYTHONPATH": str(Path(__file__).resolve().parents[2]), "XDG_CACHE_HOME": str(tmp_path)}
+    for moment in ("first", when):
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path), moment], capture_output=True, text=True, env=os.environ | places
+        )
+        assert done.returncode == 0 and done.stderr == "", (moment, done)
+    assert done.stdout.startswith(said) and done.stdout.endswith("(0.0, False, True)\n")
+
+
+def test_a_launcher_that_is_gone_when_it_is_needed_is_an_error(game, tmp_path, monkeypatch):
+    monkeypatch.setattr("VizDoom.VizDoom_src.engine.launcher", lambda package, **how: tmp_path / "gone.sh")
+    with pytest.raises(UserError, match="engine died twice in the episode of seed 1, at step 0"):
+        game().reset(seed=1)
 
 
 def test_nothing_is_left_behind(tmp_path):
@@ -356,6 +403,30 @@ def test_errors_of_one_game_reach_the_caller_and_closing_ends_all(games):
     while engines() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not engines()
+
+
+def test_games_that_are_closed_or_none_are_named(games):
+    with pytest.raises(UserError, match="num_envs is 0; it must be at least 1"):
+        games(0)
+    envs = games(1)
+    envs.close()
+    for use in (envs.reset, lambda: envs.step(np.zeros(1, dtype=int))):
+        with pytest.raises(gymnasium.error.ClosedEnvironmentError, match="games are closed; make new ones"):
+            use()
+
+
+def test_gymnasium_plays_games_in_processes_of_their_own():
+    """Each of its processes has an engine, which ends with it."""
+    envs = gymnasium.make_vec("VizDoomTwoColors-v0", num_envs=2, vectorization_mode="async", max_steps=2)
+    observations, infos = envs.reset(seed=[2, 0])
+    assert observations.shape == (2, *OBSERVATION_SHAPE) and infos["is_red"].tolist() == [True, False]
+    for last in (False, True):
+        _, rewards, _, truncated, _ = envs.step(np.array([LEFT, FORWARD]))
+        assert rewards.tolist() == [0.02, 0.02] and truncated.tolist() == [last, last]
+    running = engines()
+    assert len(running) == 2
+    envs.close()
+    assert not psutil.wait_procs(running, timeout=10)[1]
 
 
 class SpinningActor:

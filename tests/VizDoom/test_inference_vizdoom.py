@@ -11,12 +11,13 @@ import pytest
 pytest.importorskip("vizdoom")
 
 from RATE_model.actor import knock_out_memory
+from RATE_model.errors import UserError
 from RATE_model.evaluation import Episodes
 from RATE_model.options import parse_options
 from tests import commands
 from tests.small_models import VECTOR, save_small_model, small_model
 from tests.vizdoom_runs import only_run, train
-from VizDoom.VizDoom_src import inference_vizdoom, train_vizdoom
+from VizDoom.VizDoom_src import inference_vizdoom, pictures, train_vizdoom
 from VizDoom.VizDoom_src.baselines import PLAYERS
 from VizDoom.VizDoom_src.evaluate import Played
 from VizDoom.VizDoom_src.scenario import Scenario
@@ -133,6 +134,33 @@ def test_pictures_and_videos_are_made(run, tmp_path, capsys, engines):
     assert all(printed.count(str(folder / name)) == 1 for name in names)
     shown = [line.partition("  ")[0] for line in printed.splitlines() if line.startswith("model")]
     assert shown == ["model", "model, memory knocked out", "model, memories of twins exchanged"]
+
+
+def test_results_are_written_before_videos_that_may_fail(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(inference_vizdoom.protocol, "play", lambda model, **options: PLAYED)
+
+    def fail(*arguments, **options):
+        raise UserError("no video")
+
+    monkeypatch.setattr(inference_vizdoom, "record_videos", fail)
+    with pytest.raises(SystemExit, match="2"):
+        infer("--checkpoint", run, "--baselines", "false", "--video", "--output", tmp_path / "out.json")
+    assert list(json.loads((tmp_path / "out.json").read_text())["results"]) == ["model"]
+
+
+def test_nothing_is_played_twice_for_pictures(run, tmp_path, monkeypatch):
+    asked = []
+
+    def play(model, *, transform_memory, **options):
+        asked.append(transform_memory)
+        return Played(PLAYED.episodes, PLAYED.is_red)
+
+    monkeypatch.setattr(inference_vizdoom.protocol, "play", play)
+    monkeypatch.setattr(pictures, "play", play)
+    flags = ("--checkpoint", run, "--baselines", "false", "--pictures", tmp_path)
+    infer(*flags)
+    infer(*flags, "--knock_out")
+    assert asked == [None, knock_out_memory, knock_out_memory, None]
 
 
 MISTAKES = {

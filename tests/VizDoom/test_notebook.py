@@ -1,5 +1,6 @@
 """The notebook that makes data runs headless, and is stored without outputs."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,8 @@ import pytest
 from tests.notebooks import assert_without_outputs, quiet_home, run_notebook
 
 pytest.importorskip("vizdoom")
+
+from VizDoom.VizDoom_src import dataset
 
 NOTEBOOK = Path(__file__).resolve().parents[2] / "VizDoom" / "VizDoom_notebooks" / "generate_iter_data.ipynb"
 
@@ -22,3 +25,16 @@ def test_it_runs(tmp_path, monkeypatch):
     assert "full view: mean return of 10 episodes" in text and "20 episodes of 90 to 90 steps" in text
     assert "steps that healed in this episode: [" in text
     assert {path.name for path in NOTEBOOK.parent.iterdir()} <= {NOTEBOOK.name, ".ipynb_checkpoints"}
+
+
+def test_without_a_folder_it_makes_the_file_that_trainings_look_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(dataset, "DATA_DIRECTORY", tmp_path)
+    cells = ["".join(cell["source"]) for cell in json.loads(NOTEBOOK.read_text())["cells"]]
+    code = "\n".join(cell for cell in cells if cell.startswith(("import", "from", "EPISODES = 20")))
+    assert "DATA_DIR = Path(TEMPORARY.name)" in code
+    code = code.replace("Path(TEMPORARY.name)", "None").replace("EPISODES = 20", "EPISODES = 10")
+    monkeypatch.chdir(NOTEBOOK.parent)
+    found = {}
+    exec(code, found)
+    assert found["path"] == dataset.dataset_path(dataset.DataOptions(episodes=10)) and found["path"].parent == tmp_path
+    assert found["path"].exists() and found["observations"].shape == (90, 3, 64, 112)

@@ -62,10 +62,13 @@ def test_memory_is_knocked_out_and_exchanged_where_it_can_be(monkeypatch):
     assert asked == [(None, False, acting), (knock_out_memory, False, acting)]
     del asked[:]
     known = Played(PLAYED.episodes, PLAYED.is_red)
-    assert knock_out(model, intact=known, **acting)["memory intact"] is known and len(asked) == 1
+    assert knock_out(model, known=known, **acting)["memory intact"] is known and len(asked) == 1
+    del asked[:]
+    found = knock_out(model, known=known, known_with=knock_out_memory, **acting)
+    assert found["memory knocked out"] is known and asked == [(None, False, acting)]
     del asked[:]
     acting["scenario"] = Scenario("clear")
-    found = knock_out(model, intact=known, **acting)
+    found = knock_out(model, known=known, **acting)
     assert list(found) == ["memory intact", "memory knocked out", "memories of twins exchanged"]
     assert asked[0] == (knock_out_memory, False, acting) and asked[1][1:] == (True, acting)
     assert list(knock_out(small_model("DT", spec=SPEC), **acting)) == ["no memory"]
@@ -95,11 +98,14 @@ def test_a_video_shows_the_episode_that_is_played(mode, variant, tmp_path, monke
     returns = play(model, episodes=2, **options).episodes.returns
     assert len(written[paths[0]]) == 8 + pictures._OUTCOME_FRAMES
     of_first, of_second = said[:8], said[8:]
-    assert of_first[0] == ("remember red; health 92", "return 0.00, step 0, segment 1")
+    assert of_first[0] == ("remember red; health 92, reward 0.00", "return 0.00, step 0, segment 1")
     segment = model.config.context_length
     assert of_first[K][1].endswith(f"step {K}, segment {K // segment + 1}")
     assert of_first[-1][1] == f"return {returns[0]:.2f}, step 7, segment {7 // segment + 1}: still alive"
-    assert of_second[0][0] == "remember green; health 92" and f"return {returns[1]:.2f}," in of_second[-1][1]
+    assert (
+        of_second[0][0] == "remember green; health 92, reward 0.00" and f"return {returns[1]:.2f}," in of_second[-1][1]
+    )
+    assert of_first[1][0].endswith(", reward 0.02")
     assert (written[paths[0]][-1] == written[paths[0]][7]).all()
 
 
@@ -115,7 +121,7 @@ def test_death_is_shown(tmp_path, monkeypatch):
 
     monkeypatch.setattr(pictures, "Actor", Turning)
     record_videos(small_model("DT", spec=SPEC), [0], [False], tmp_path, target_return=1.0)
-    assert said[-1] == ("remember green; health 0", "return 3.84, step 192, segment 17: dead")
+    assert said[-1] == ("remember green; health 0, reward 0.02", "return 3.84, step 192, segment 17: dead")
     assert not frames[-1][:180].any() and frames[-1][190, 10].any()
 
 

@@ -8,6 +8,8 @@ import pytest
 
 pytest.importorskip("vizdoom")
 
+import torch
+
 from RATE_model.actor import knock_out_memory
 from RATE_model.evaluation import Episodes
 from VizDoom.VizDoom_src import reproduce
@@ -19,7 +21,8 @@ RESULT = {"train_seconds": 60.0, "optimizer_steps": 500}
 def returns(red: float, green: float) -> dict[str, float]:
     """A result under the names of `metrics`."""
     values = (red, green, (red + green) / 2, min(red, green), abs(red - green))
-    return {f"{name}_56.5": value for name, value in zip(reproduce.COLUMNS.values(), values, strict=True)}
+    errors = {f"{name}_56.5": 0.1 * number for number, name in enumerate(reproduce.ERRORS.values(), start=1)}
+    return errors | {f"{name}_56.5": value for name, value in zip(reproduce.COLUMNS.values(), values, strict=True)}
 
 
 def fake_run(folder: Path, result: dict[str, float]) -> Path:
@@ -29,7 +32,16 @@ def fake_run(folder: Path, result: dict[str, float]) -> Path:
     return folder
 
 
-def test_the_table_holds_the_runs_the_controls_and_who_has_no_model(tmp_path, monkeypatch, capsys):
+def played(red: float, green: float) -> Played:
+    """Two episodes of each colour, half a point around its mean."""
+    found = np.array([red - 0.5, red + 0.5, green - 0.5, green + 0.5])
+    return Played(Episodes(found, np.full(4, 9), np.zeros(4)), np.repeat([True, False], 2))
+
+
+@pytest.fixture
+def asked(tmp_path, monkeypatch) -> list[dict]:
+    """Runs that are there already, and what is asked of those that play again."""
+
     def run_all(study, options) -> dict[str, list[Path]]:
         return {
             label: [
@@ -39,43 +51,78 @@ def test_the_table_holds_the_runs_the_controls_and_who_has_no_model(tmp_path, mo
             for number, label in enumerate(study.models, start=1)
         }
 
-    def played(red: float, green: float) -> Played:
-        return Played(Episodes(np.repeat([red, green], 2), np.full(4, 9), np.zeros(4)), np.repeat([True, False], 2))
-
     asked = []
     monkeypatch.setattr(reproduce.Study, "run_all", run_all)
     monkeypatch.setattr(reproduce, "ensure_dataset", lambda data: [])
     monkeypatch.setattr(reproduce, "mean_return_of_data", lambda paths: 4.25)
-    monkeypatch.setattr(reproduce, "load_model", lambda path: None)
+    monkeypatch.setattr(reproduce, "load_model", lambda path, device: (path, device))
     monkeypatch.setattr(reproduce, "resolve_checkpoint", lambda path: path)
-    monkeypatch.setattr(reproduce, "play", lambda model, **options: asked.append(options) or played(3.0, 2.0))
+    monkeypatch.setattr(
+        reproduce, "play", lambda model, **options: asked.append({"model": model, **options}) or played(3.0, 2.0)
+    )
     monkeypatch.setattr(reproduce, "play_baselines", lambda *arguments, **options: {"random": played(4.0, 6.0)})
+    return asked
+
+
+def test_the_table_holds_the_runs_the_controls_and_who_has_no_model(asked, tmp_path, capsys):
     reproduce.main(["--seeds", "1", "2", "--results_dir", str(tmp_path / "results")])
     page = (tmp_path / "results" / "vizdoom.md").read_text()
     assert "| RATE | 11.5 ± 0.5 | 8.0 ± 0.0 | 9.8 ± 0.2 | 8.0 ± 0.0 | 3.5 ± 0.5 |" in page  # 11 and 12 red
-    assert "| the same, memory knocked out | 3.0 ± 0.0 | 2.0 ± 0.0 | 2.5 ± 0.0 | 2.0 ± 0.0 | 1.0 ± 0.0 |" in page
-    assert "| random | 4.0 | 6.0 | 5.0 | 4.0 | 2.0 |" in page
+    assert "| RATE, memory knocked out | 3.0 ± 0.0 | 2.0 ± 0.0 | 2.5 ± 0.0 | 2.0 ± 0.0 | 1.0 ± 0.0 |" in page
+    assert "| RATE, asked for 4.2 at every segment | 3.0" in page and "| the same, memory knocked out | 3.0" in page
+    assert "| random | 4.0 ± 0.5 | 6.0 ± 0.5 | 5.0 ± 0.6 | 4.0 | 2.0 |" in page
     assert "| RATE | 38.2 | 44.7 | 41.5 | 38.2 | 6.5 |" in page and "| 59.2 |" in page
-    assert "| RATE | 2 | 500 | 60 | 12.0 | 8.0 | 10.0 | 8.0 | 4.0 |" in page
-    assert "at commit cccccccccccc" in page and "mean return of 4.25" in page
+    assert "| RATE | 2 | 500 | 60 | 12.0 ± 0.1 | 8.0 ± 0.2 | 10.0 ± 0.3 | 8.0 | 4.0 |" in page
+    assert "standard error over seeds," in page and "at commit cccccccccccc" in page and "mean return of 4.25" in page
     assert page.count("    python3 VizDoom/VizDoom_src/train_vizdoom.py") == 1
-    config = reproduce.read_config(["--config", str(reproduce.ROOT / reproduce.FAST)])
-    twins = ["twins" in options for options in asked]
-    clear = config.data.scenario.variant == "clear"
-    assert twins == [False, False, False, False, *([True, True] if clear else [])]
-    assert asked[0]["target_return"] == 4.4 and asked[0]["renew_target"] and "transform_memory" not in asked[0]
-    assert asked[2]["transform_memory"] is knock_out_memory and asked[2]["scenario"] == config.data.scenario
-    assert asked[0]["episodes"] == config.task.eval_episodes and asked[0]["precision"] == config.train.precision
     document = json.loads((tmp_path / "results" / "vizdoom.json").read_text())
-    assert document["RATE"]["weaker"] == [8.0, 8.0] and (tmp_path / "results" / "vizdoom.png").exists()
-    assert "| random | 4.0 |" in page and "| RATE | 11.5" in capsys.readouterr().out
+    assert document["RATE"]["weaker"] == [8.0, 8.0] and document["RATE"]["green_error"] == [0.2, 0.2]
+    assert document["random"]["red_error"] == [0.5] and (tmp_path / "results" / "vizdoom.png").exists()
+    assert "| random | 4.0 ±" in page and "| RATE | 11.5" in capsys.readouterr().out
 
 
-def test_every_command_of_the_study_makes_a_model():
-    for label in reproduce.STUDY.models:
-        words = [
-            str(reproduce.ROOT / word) if word.endswith(".yaml") else word
-            for word in reproduce.STUDY.command(label, (1,))
-        ]
-        config = reproduce.read_config(words[1:]).model_config()
-        assert (config.num_mem_tokens > 0, config.mem_len > 0, config.sliding) == (True, False, False)
+def test_the_controls_are_asked_for_what_the_row_before_is(asked, tmp_path):
+    reproduce.main(["--seeds", "1", "2", "--results_dir", str(tmp_path / "results")])
+    config = reproduce.settings_of(reproduce.STUDIES["fast"])
+    assert config.data.scenario.variant == "clear" and len(asked) == 8  # of each row both seeds
+    knocked_out, asked_anew, knocked_out_anew, twins = asked[::2]
+    assert knocked_out["target_return"] == config.task.desired_return and "renew_target" not in knocked_out
+    assert knocked_out["transform_memory"] is knocked_out_anew["transform_memory"] is knock_out_memory
+    assert "transform_memory" not in asked_anew and twins["twins"] and "twins" not in knocked_out_anew
+    assert all(options["target_return"] == 4.2 and options["renew_target"] for options in asked[2:])
+    for options in asked:
+        assert options["scenario"] == config.data.scenario and options["episodes"] == config.task.eval_episodes
+        assert options["precision"] == config.train.precision and options["model"][1] == torch.device("cpu")
+    draws = [options["transform_memory"] for options in asked[6:]]
+    assert draws[0] is not draws[1], "what a run has does not depend on the runs before it"
+
+
+def test_one_seed_has_its_errors_over_episodes(asked, tmp_path):
+    reproduce.main(["--seeds", "1", "--results_dir", str(tmp_path / "results")])
+    page = (tmp_path / "results" / "vizdoom.md").read_text()
+    assert "| RATE | 11.0 ± 0.1 | 8.0 ± 0.2 | 9.5 ± 0.3 | 8.0 | 3.0 |" in page
+    assert "| RATE, memory knocked out | 3.0 ± 0.5 | 2.0 ± 0.5 | 2.5 ± 0.4 | 2.0 | 1.0 |" in page
+    assert "standard error over the episodes of the seed," in page
+
+
+def test_the_published_setting_has_a_page_of_its_own(asked, tmp_path):
+    """The first model's memory is knocked out; the colour of its episodes cannot be chosen."""
+    flags = ["--setting", "published", "--seeds", "1", "2", "--device", "cpu"]
+    reproduce.main([*flags, "--results_dir", str(tmp_path / "results")])
+    page = (tmp_path / "results" / "vizdoom_published.md").read_text()
+    assert "| RATE | 11.5 ± 0.5 |" in page and "| DT | 21.5 ± 0.5 |" in page and "twins" not in page
+    assert page.count("    python3 VizDoom/VizDoom_src/train_vizdoom.py") == 2 and "--ckpt_folder published_dt" in page
+    assert len(asked) == 6 and all("published_rate" in str(options["model"][0]) for options in asked)
+
+
+def test_every_command_of_the_studies_makes_a_model():
+    made = {}
+    for setting, study in reproduce.STUDIES.items():
+        for label in study.models:
+            words = [str(reproduce.ROOT / w) if w.endswith(".yaml") else w for w in study.command(label, (1,))]
+            config = reproduce.read_config(words[1:])
+            model = config.model_config()
+            made[setting, label] = (model.n_layer, model.num_mem_tokens > 0, model.mem_len, model.sliding)
+            assert config.run.ckpt_folder in ("reproduce_rate", "published_rate", "published_dt")
+    assert made["fast", "RATE"][1:] == (True, 0, False)
+    assert made["published", "RATE"] == (6, True, 300, False) and made["published", "DT"] == (6, False, 0, True)

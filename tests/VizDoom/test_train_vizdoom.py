@@ -14,10 +14,14 @@ pytest.importorskip("vizdoom")
 
 import torch
 
+from RATE_model import experiment
 from RATE_model.config import ModelConfig
+from RATE_model.curriculum import parse_stages
+from RATE_model.errors import UserError
 from RATE_model.model import RATE
 from RATE_model.original import VARIANTS
 from RATE_model.settings import MAY_CHANGE
+from RATE_model.trainer import Trainer
 from tests import commands
 from tests.interruptions import (
     STOPPED,
@@ -31,6 +35,8 @@ from tests.interruptions import (
 from tests.vizdoom_runs import BATCHES_PER_EPOCH, NO_EVALUATION, TINY, only_run, places, train
 from VizDoom.VizDoom_src import train_vizdoom
 from VizDoom.VizDoom_src.dataset import ensure_dataset
+from VizDoom.VizDoom_src.engine import BUTTONS
+from VizDoom.VizDoom_src.env import MIRRORED
 from VizDoom.VizDoom_src.scenario import Scenario
 from VizDoom.VizDoom_src.spec import SPEC
 
@@ -102,14 +108,15 @@ def test_all_published_flags_and_settings_have_their_defaults(capsys):
 
 @pytest.mark.parametrize("file", ["config.yaml", "config_fast.yaml"])
 def test_every_shipped_configuration_trains(file, tmp_path):
-    """One batch of two episodes, of the length that it asks for."""
+    """Batches of two episodes, of the length that it asks for: one, and one in every epoch of the stages before."""
     config = train_vizdoom.read_config(["--config", str(HERE / file)])
     assert config.data.steps == config.task.sections * config.task.context_length, "data of its own length"
     flags = ["--config", str(HERE / file), *places(tmp_path), "--episodes", "10", "--batch_size", "2", *NO_EVALUATION]
     flags += "--epochs 1 --epoch_batches 1 --num_workers 0 --end_seed 1 --device cpu --wandb_mode disabled".split()
     assert train_vizdoom.main(flags) == 0
     result = json.loads((only_run(tmp_path) / "eval" / "final.json").read_text())
-    assert result["optimizer_steps"] == 1 and 0 < result["validation_loss"] < 10
+    before = parse_stages(config.task.stages, config.task.sections, flag="stages")
+    assert result["optimizer_steps"] == 1 + sum(epochs for _, epochs in before) and 0 < result["validation_loss"] < 10
     assert not any("Returns" in name for name in result)
 
 
@@ -237,6 +244,24 @@ def test_evaluating_leaves_training_alone(data, tmp_path):
     assert list(differences(*both)) == []
 
 
+def test_the_mirror_changes_left_for_right(data, tmp_path, monkeypatch):
+    """What the engine does at each action, and what the trainer is told; without the flag it is told nothing."""
+    for action, mirrored in enumerate(MIRRORED):
+        left, right, forward = BUTTONS[action]
+        assert BUTTONS[mirrored] == [right, left, forward]
+    told = []
+
+    class Recorded(Trainer):
+        def __init__(self, *arguments, mirror, **options) -> None:
+            told.append(mirror)
+            super().__init__(*arguments, mirror=mirror, **options)
+
+    monkeypatch.setattr(experiment, "Trainer", Recorded)
+    assert train(tmp_path / "mirror", *data, *NO_EVALUATION, "--epochs", "1", "--mirror") == 0
+    assert train(tmp_path / "plain", *data, *NO_EVALUATION, "--epochs", "1") == 0
+    assert told == [MIRRORED, None]
+
+
 # --- mistakes ---
 
 
@@ -254,7 +279,7 @@ MISTAKES = {
     "too much noise": ("--noise 2", ("--noise 2", "at most 1")),
     "data of another length": (
         "--context_length 4",
-        ("none of 20 episodes has 8 steps", "--sections", "--context_length", "they have 6", "--steps 8"),
+        ("--steps 6", "--sections 2 times --context_length 4", "--steps 8"),
     ),
     "no such data": ("--data_path nowhere", ("--data_path", "nowhere", "no such file")),
     "no data in a folder": (f"--data_path {HERE}", ("--data_path", str(HERE), "train_data_*.npz")),
@@ -274,6 +299,23 @@ def test_mistakes_are_named_and_create_nothing(mistake, data, tmp_path, capsys):
     flags = [*TINY, *places(tmp_path), *data, *flags.split()]
     message = commands.error_of(capsys, tmp_path, train_vizdoom.main, flags)
     assert [word for word in named if word not in message] == []
+
+
+def test_data_that_could_not_be_trained_on_is_not_made(tmp_path, capsys):
+    """Named data may hold episodes of several lengths, of which one is trained on."""
+    flags = [*TINY, *places(tmp_path), "--sections", "3"]
+    message = commands.error_of(capsys, tmp_path, train_vizdoom.main, flags)
+    assert "--steps 6" in message and "--sections 3 times --context_length 3" in message and "--steps 9" in message
+    assert train_vizdoom.read_config([*flags, "--data_path", "folder"]).data.steps == 6
+    with pytest.raises(UserError, match="--steps 90: .*--sections 4 times --context_length 30"):
+        train_vizdoom.read_config(["--sections", "4"])
+
+
+def test_data_of_another_game_than_the_flags_is_named(data, tmp_path, capsys):
+    (path,) = Path(data[1]).glob("*.h5")
+    flags = [*TINY, *places(tmp_path), "--data_path", str(path), "--variant", "clear"]
+    message = commands.error_of(capsys, tmp_path, train_vizdoom.main, flags)
+    assert str(path) in message and "made with --variant published, and the flags are --variant clear" in message
 
 
 def test_images_of_another_size_are_named(data, tmp_path, capsys):
