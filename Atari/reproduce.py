@@ -31,12 +31,16 @@ from RATE_model.tracking import read_wandb_config
 
 FAST = "Atari/config_fast.yaml"
 TRANSITIONS = {"Breakout": 150_000, "Pong": 30_000}  # of our own data
-BATCHES = {"Breakout": {"RATE": 1600, "DT": 3000}, "Pong": {"RATE": 800, "DT": 800}}
+# Without a cache, windows are shorter, and there are more of them.
+WITHOUT_CACHE = ("--mem_len", "0", "--sections", "3", "--batch_size", "32")
+DT = ("--model_mode", "DT", "--slide", "5", *WITHOUT_CACHE)
+SHORTER = ("--epoch_batches", "800")  # for Pong, of which there is less data
+MODELS = {
+    "Breakout": {"RATE": ("--model_mode", "RATE"), "DT": DT},
+    "Pong": {"RATE": ("--model_mode", "RATE", *WITHOUT_CACHE, *SHORTER), "DT": (*DT, *SHORTER)},
+}
 EPISODES = 20  # of an evaluation
 EXPERT_EPISODES = 3
-# DT has no memory to be trained over many segments: its windows are shorter, and there are more of them.
-SHORT_WINDOWS = ("--sections", "3", "--context_length", "5", "--batch_size", "32")
-MODELS = {"RATE": ("--model_mode", "RATE"), "DT": ("--model_mode", "DT", "--slide", "5", *SHORT_WINDOWS)}
 RANDOM, EXPERT, DATA = "random player", "expert, without noise", "data"
 
 
@@ -61,7 +65,7 @@ def study(game: Game) -> Study:
             *("--config", FAST, "--game", game.name, "--transitions", str(TRANSITIONS[game.name])),
             *("--eval_episodes", str(EPISODES), "--online_inference", "false"),
         ),
-        models={label: (*flags, "--epoch_batches", str(BATCHES[game.name][label])) for label, flags in MODELS.items()},
+        models=MODELS[game.name],
         read_config=read_config,
         check=check,
         prefix=f"reproduce_{game.name.lower()}",
