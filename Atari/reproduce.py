@@ -34,9 +34,9 @@ TRANSITIONS = {"Breakout": 150_000, "Pong": 30_000}  # of our own data
 # Without a cache, windows are shorter, and there are more of them.
 WITHOUT_CACHE = ("--mem_len", "0", "--sections", "3", "--batch_size", "32")
 DT = ("--model_mode", "DT", "--slide", "5", *WITHOUT_CACHE)
-SHORTER = ("--epoch_batches", "800")  # for Pong, of which there is less data
+LONGER, SHORTER = ("--epoch_batches", "3000"), ("--epoch_batches", "800")  # there is less data of Pong
 MODELS = {
-    "Breakout": {"RATE": ("--model_mode", "RATE"), "DT": DT},
+    "Breakout": {"RATE": ("--model_mode", "RATE"), "DT": (*DT, *LONGER)},
     "Pong": {"RATE": ("--model_mode", "RATE", *WITHOUT_CACHE, *SHORTER), "DT": (*DT, *SHORTER)},
 }
 EPISODES = 20  # of an evaluation
