@@ -31,16 +31,10 @@ from RATE_model.tracking import read_wandb_config
 
 FAST = "Atari/config_fast.yaml"
 TRANSITIONS = {"Breakout": 150_000, "Pong": 30_000}  # of our own data
-# Without a cache, windows are shorter, and there are more of them.
-WITHOUT_CACHE = ("--mem_len", "0", "--sections", "3", "--batch_size", "32")
-DT = ("--model_mode", "DT", "--slide", "5", *WITHOUT_CACHE)
-LONGER, SHORTER = ("--epoch_batches", "3000"), ("--epoch_batches", "800")  # there is less data of Pong
-MODELS = {
-    "Breakout": {"RATE": ("--model_mode", "RATE"), "DT": (*DT, *LONGER)},
-    "Pong": {"RATE": ("--model_mode", "RATE", *WITHOUT_CACHE, *SHORTER), "DT": (*DT, *SHORTER)},
-}
+SHORTER = {"Pong": ("--epoch_batches", "800")}  # it has less data
 EPISODES = 20  # of an evaluation
 EXPERT_EPISODES = 3
+MODELS = {"RATE": ("--model_mode", "RATE"), "DT": ("--model_mode", "DT", "--slide", "5")}
 RANDOM, EXPERT, DATA = "random player", "expert, without noise", "data"
 
 
@@ -64,8 +58,9 @@ def study(game: Game) -> Study:
         settings=(
             *("--config", FAST, "--game", game.name, "--transitions", str(TRANSITIONS[game.name])),
             *("--eval_episodes", str(EPISODES), "--online_inference", "false"),
+            *SHORTER.get(game.name, ()),
         ),
-        models=MODELS[game.name],
+        models=MODELS,
         read_config=read_config,
         check=check,
         prefix=f"reproduce_{game.name.lower()}",

@@ -69,7 +69,7 @@ def test_the_tables_hold_the_runs_beside_those_who_need_no_training(tmp_path, mo
 
 def test_runs_of_two_games_do_not_share_a_folder():
     folders = [
-        reproduce.study(GAMES[name]).folder(label) for name, models in reproduce.MODELS.items() for label in models
+        reproduce.study(GAMES[name]).folder(label) for name in reproduce.TRANSITIONS for label in reproduce.MODELS
     ]
     assert len(set(folders)) == len(folders) == 4
 
