@@ -50,15 +50,12 @@ class DataOptions:
     steps: int = 90
     # What the expert knows of: the items before its eyes, or all of them
     view: View = "limited"
-    # Share of the expert's actions that are random
+    # Probability of a random action at each step of the expert
     noise: float = 0.0
-    # Steps for which a random action is held: then the player is where no expert would be, and shows how to go on there
-    noise_steps: int = 1
     # The scenario that is played
     scenario: Scenario = field(default_factory=Scenario)
-    # Data to read instead: an .h5 file made here, or a folder of train_data_*.npz. --episodes, --steps, --view, --noise
-    # and --noise_steps then do nothing; the scenario's flags say what is played in evaluations, and must be those of
-    # the file
+    # Data to read instead: an .h5 file made here, or a folder of train_data_*.npz. --episodes, --steps, --view and
+    # --noise then do nothing; the scenario's flags say what is played in evaluations, and must be those of the file
     data_path: Path | None = None
     # Directory of files that are made; none = VizDoom/VizDoom_data
     data_dir: Path | None = None
@@ -72,12 +69,10 @@ class DataOptions:
         at_most(PUBLISHED_CAP, steps=self.steps)
         at_least(0, noise=self.noise)
         at_most(1, noise=self.noise)
-        at_least(1, noise_steps=self.noise_steps)
-        at_most(PUBLISHED_CAP, noise_steps=self.noise_steps)
 
     def recipe(self) -> Recipe:
         """What is played."""
-        return Recipe(self.scenario, self.steps, self.view, self.noise, self.noise_steps)
+        return Recipe(self.scenario, self.steps, self.view, self.noise)
 
 
 def dataset_path(options: DataOptions) -> Path:
@@ -86,8 +81,7 @@ def dataset_path(options: DataOptions) -> Path:
     standard = asdict(Scenario())
     parts += [f"{name}_{value}" for name, value in asdict(options.scenario).items() if value != standard[name]]
     if options.noise:
-        held = f"x{options.noise_steps}" if options.noise_steps > 1 else ""
-        parts.append(f"noise{options.noise:g}{held}")
+        parts.append(f"noise{options.noise:g}")
     return (options.data_dir or DATA_DIRECTORY) / f"{'_'.join(parts)}_n{options.episodes}.h5"
 
 

@@ -58,19 +58,13 @@ class Expert:
     Args:
         generator: of its random actions; a flawless expert draws nothing.
         view: what it knows of; see the module.
-        noise: share of its steps with a uniformly random action.
-        noise_steps: for how many steps such an action is held. Single ones hardly move the player; held ones leave it
-            where no expert would be, so that what it does next cannot be told from what it did before.
+        noise: probability of a uniformly random action at each step.
     """
 
-    def __init__(
-        self, generator: np.random.Generator, *, view: View = "limited", noise: float = 0.0, noise_steps: int = 1
-    ) -> None:
+    def __init__(self, generator: np.random.Generator, *, view: View = "limited", noise: float = 0.0) -> None:
         self._generator = generator
         self._view = view
-        self._noise_steps = noise_steps
-        # Of a step that is not held, so that the share is as said.
-        self._noise_begins = noise / (noise_steps * (1 - noise) + noise)
+        self._noise = noise
         self.reset()
 
     def reset(self) -> None:
@@ -82,18 +76,14 @@ class Expert:
         self._tic = 0  # counted while there is something to go to
         self._trail: deque[np.ndarray] = deque(maxlen=_STUCK_TICS // TICS_PER_STEP)
         self._escape = 0  # steps left of walking elsewhere
-        self._random, self._held = 0, 0  # a random action, and for how many steps more it is held
 
     def act(self, around: Surroundings) -> int:
         """The action for what lies around."""
         right, avoided = self._known(around)
         preferred = self._preferred(around, right, avoided) if len(right) else _SEARCH
         action = self._safe(around, avoided, preferred)
-        if self._held:
-            action, self._held = self._random, self._held - 1
-        elif self._noise_begins and self._generator.random() < self._noise_begins:
-            action = self._random = int(self._generator.integers(NUM_ACTIONS))
-            self._held = self._noise_steps - 1
+        if self._noise and self._generator.random() < self._noise:
+            action = int(self._generator.integers(NUM_ACTIONS))
         turn = _TURN[action]
         self._turned = (self._turned if turn == self._turn else 0) + TICS_PER_STEP if turn else 0
         self._turn = turn

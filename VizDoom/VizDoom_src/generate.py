@@ -45,7 +45,6 @@ class Recipe:
     steps: int  # of every episode
     view: View  # of the expert
     noise: float  # share of its actions that are random
-    noise_steps: int = 1  # for which each of them is held
 
 
 @dataclass(frozen=True)
@@ -139,12 +138,7 @@ def play(
     game: VizDoomTwoColorsEnv, observation: np.ndarray, info: dict[str, Any], recipe: Recipe, seed: int
 ) -> Episode:
     """The expert's episode in a game that was reset to a seed and gave this observation and info."""
-    expert = Expert(
-        np.random.default_rng([seed, EXPERT_STREAM]),
-        view=recipe.view,
-        noise=recipe.noise,
-        noise_steps=recipe.noise_steps,
-    )
+    expert = Expert(np.random.default_rng([seed, EXPERT_STREAM]), view=recipe.view, noise=recipe.noise)
     is_red, terminated, truncated = info["is_red"], False, False
     steps = []
     while not (terminated or truncated):

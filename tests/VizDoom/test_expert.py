@@ -91,16 +91,6 @@ def test_noise_is_its_own_and_a_flawless_expert_draws_nothing():
     assert drawn.min() > 60
 
 
-def test_random_actions_are_held_and_as_many_as_asked_for():
-    """Without items in view the expert turns left; what is not that is random, and 4 of 5 random actions are not."""
-    expert = Expert(np.random.default_rng(4), noise=0.4, noise_steps=6)
-    actions = np.array([expert.act(around()) for _ in range(20_000)])
-    assert abs((actions != LEFT).mean() * 5 / 4 - 0.4) < 0.03
-    edges = np.flatnonzero(np.diff(actions, prepend=LEFT, append=LEFT))
-    runs = [stop - start for start, stop in zip(edges, edges[1:], strict=False) if actions[start] != LEFT]
-    assert len(runs) > 500 and not np.mod(runs[:-1], 6).any()
-
-
 def test_it_gives_up_a_target_that_it_does_not_get_to():
     """It walks and stays where it is: after 45 steps it goes elsewhere for 25, then to another item."""
     expert = Expert(np.random.default_rng(0), view="full")
