@@ -230,10 +230,10 @@ def write(
     task, everything = config.task, document | baselines
     bars = {label: {colour: _bar(entry, colour) for colour in COLOURS} for label, entry in everything.items()}
     returns_by_colour(bars, options.results_dir / f"{options.page}.png")
-    seeds = ", ".join(map(str, options.seeds))
+    seeds = f"seed{'s' * (len(options.seeds) > 1)} " + ", ".join(map(str, options.seeds))
     spread = "over the episodes of the seed" if len(options.seeds) == 1 else "over seeds"
     text = (
-        f"Return of seeds {seeds}, {task.eval_episodes} episodes a seed, half of them red, of at most "
+        f"Return of {seeds}, {task.eval_episodes} episodes a seed, half of them red, of at most "
         f"{task.episode_timeout} steps, asked for {task.desired_return:g}, made {made(document)}. Behind ± is the "
         f"standard error {spread}, and over episodes for players without a model. *Weaker* is the smaller of a seed's "
         f"means of both colours. It is the variant `{config.data.scenario.variant}`; the episodes of its data have "
