@@ -106,19 +106,20 @@ class Trained:
     def load(cls, options: Options) -> "Trained":
         """Raises UserError: there is no such checkpoint, it is damaged, or it plays no Atari game, or another."""
         checkpoint = resolve_checkpoint(options.common.checkpoint)
-        config = checkpoint.parent.parent / "config.yaml"
+        run = checkpoint.absolute().parent.parent
         recorded = options.common.recorded().get("game")
         name = recorded if options.game is None else options.game
         if not isinstance(name, str):
+            config = run / "config.yaml"
             raise UserError(f"{config} names no game: this is no run of train_rate_atari.py; or give --game")
         game = game_of(name)
         if isinstance(recorded, str) and game != game_of(recorded):
-            raise UserError(f"--game {name}: {checkpoint.parent.parent} was trained on {recorded}")
+            raise UserError(f"--game {name}: {run} was trained on {recorded}")
         made = load_model(checkpoint).spec  # what the run's flags decided of it was saved with the model
         path, model = options.common.load(
             spec_of(game, return_scale=made.return_scale, conv_channels=made.conv_channels)
         )
-        return cls(path, model, game, trained_on_clipped_rewards(checkpoint.parent.parent))
+        return cls(path, model, game, trained_on_clipped_rewards(run))
 
     def play(self, target: float, options: Options, **changes: Any) -> Episodes:
         """Episodes that are asked for a return."""

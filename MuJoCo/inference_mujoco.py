@@ -79,7 +79,7 @@ class Trained:
     @classmethod
     def load(cls, options: Options) -> "Trained":
         """Raises UserError: there is no such checkpoint, it is damaged, or it is of another robot."""
-        run = resolve_checkpoint(options.common.checkpoint).parent.parent
+        run = resolve_checkpoint(options.common.checkpoint).absolute().parent.parent
         recorded = load_yaml(run / "config.yaml")
         if not isinstance(recorded.get("env_id"), int):
             raise UserError(f"{run / 'config.yaml'} names no env_id: this is no run of train_rate_mujoco_ca.py")

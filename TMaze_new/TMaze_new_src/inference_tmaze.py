@@ -17,7 +17,7 @@ if not __package__:  # started as a script: make the repository importable
 from RATE_model.errors import UserError
 from RATE_model.inference import InferenceOptions
 from RATE_model.limits import MAX_EPISODE_STEPS, at_least, at_most
-from RATE_model.options import exit_on_user_error, load_yaml, parse_options
+from RATE_model.options import exit_on_user_error, parse_options
 from TMaze_new.TMaze_new_src.evaluate import LENGTHS, check_episodes, success_by_length
 from TMaze_new.TMaze_new_src.pictures import draw_maps, knock_out_curve
 from TMaze_new.TMaze_new_src.spec import SPEC
@@ -51,16 +51,11 @@ class Options:
         at_most(MAX_EPISODE_STEPS, hint_steps=self.hint_steps)
 
 
-def trained_hint_steps(checkpoint: Path) -> int:
-    """Observations that showed the hint in training, from the run's config.yaml; 1 for a checkpoint without a run."""
-    config = checkpoint.parents[1] / "config.yaml"
-    return int(load_yaml(config).get("hint_steps", 1)) if config.exists() else 1
-
-
 def evaluate(options: Options) -> dict[int, dict[str, float]]:
     """Success and delay by length; prints one line per length."""
     path, model = options.common.load(SPEC)
-    hint_steps = trained_hint_steps(path) if options.hint_steps is None else options.hint_steps
+    trained = options.common.recorded().get("hint_steps", 1)  # observations that show the hint
+    hint_steps = trained if options.hint_steps is None else options.hint_steps
 
     acting = {
         "hint_steps": hint_steps,

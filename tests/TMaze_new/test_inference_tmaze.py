@@ -58,6 +58,12 @@ def test_a_checkpoint_is_found_in_every_spelling(run, place, capsys):
     assert expected in capsys.readouterr().out
 
 
+def test_a_checkpoint_is_found_from_beside_it(run, monkeypatch, capsys):
+    monkeypatch.chdir(run / "checkpoints")
+    infer("--checkpoint", "step_00000008", "--lengths", 9, "--episodes", 2)
+    assert "step_00000008" in capsys.readouterr().out
+
+
 def test_flags_reach_the_evaluation(run, monkeypatch, capsys):
     asked = []
 
