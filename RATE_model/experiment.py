@@ -86,7 +86,7 @@ def plan(
         before: segments and epochs of stages before these; an adaptive curriculum ends them by its own measure.
     """
     chosen = [(sections, train.epochs) for sections in (segments if options.curr != "false" else segments[-1:])]
-    stages, epochs = zip(*before, *chosen, strict=True)
+    stages, epochs = map(list, zip(*before, *chosen, strict=True))
     per_epoch = [_stage_size(train, model, data(sections)[0], sections * segment_steps) for sections in stages]
     steps, tokens = np.array(epochs) @ np.array(per_epoch)
     tokens_per_step = tokens / steps
