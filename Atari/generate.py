@@ -25,7 +25,7 @@ from Atari.experts import EXPERT_VERSION, expert, player_class
 from Atari.games import ale_py
 from Atari.games import game as game_of
 from RATE_model.parts import Job, make_until
-from RATE_model.trajectories import TrajectoryWriter
+from RATE_model.trajectory_writer import TrajectoryWriter
 
 FRAME_SHAPE = (1, SIZE, SIZE)
 FIRST_DATA_SEED = 1_000_000  # far above those of any evaluation

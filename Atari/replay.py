@@ -39,7 +39,8 @@ from RATE_model.atomic import sync_directory
 from RATE_model.errors import UserError
 from RATE_model.limits import at_least, at_most
 from RATE_model.processes import only_one
-from RATE_model.trajectories import TrajectoryFile, TrajectoryWriter
+from RATE_model.trajectories import TrajectoryFile
+from RATE_model.trajectory_writer import TrajectoryWriter
 
 STACK = 4  # frames that an agent sees at once
 PADDING = STACK - 1  # transitions of zeros before every episode

@@ -20,7 +20,7 @@ import h5py
 import numpy as np
 
 from RATE_model.errors import UserError
-from RATE_model.trajectories import TrajectoryWriter
+from RATE_model.trajectory_writer import TrajectoryWriter
 
 # An episode: observations (T, obs), actions (T, act), rewards (T,), and whether it ended in a terminal state.
 Episode = tuple[np.ndarray, np.ndarray, np.ndarray, bool]

@@ -40,7 +40,8 @@ from RATE_model.errors import UserError
 from RATE_model.limits import MAX_EPISODE_STEPS as MAX_COUNT
 from RATE_model.limits import at_least, at_most
 from RATE_model.options import Boolean, exit_on_user_error, parse_options
-from RATE_model.trajectories import TrajectoryFile, TrajectoryWriter
+from RATE_model.trajectories import TrajectoryFile
+from RATE_model.trajectory_writer import TrajectoryWriter
 
 if TYPE_CHECKING:
     import gymnasium

@@ -36,7 +36,7 @@ import h5py
 import numpy as np
 
 from RATE_model.errors import UserError
-from RATE_model.trajectories import TrajectoryWriter
+from RATE_model.trajectory_writer import TrajectoryWriter
 
 PATTERN = "train_data_*.npz"
 REASONS_SHOWN = 10

@@ -22,7 +22,8 @@ from RATE_model.errors import UserError
 from RATE_model.limits import at_least, at_most
 from RATE_model.options import Boolean
 from RATE_model.processes import available_cores, check_writable, in_order, in_processes, only_one
-from RATE_model.trajectories import TrajectoryFile, TrajectoryWriter
+from RATE_model.trajectories import TrajectoryFile
+from RATE_model.trajectory_writer import TrajectoryWriter
 
 MAX_WORKERS = 1024
 

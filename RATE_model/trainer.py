@@ -26,17 +26,17 @@ class TrainingDiverged(RunError):
 
 
 def accuracy(logits: Tensor, batch: Batch) -> dict[str, Tensor]:
-    """Share of valid steps whose most probable action is the recorded one (discrete actions)."""
-    right = (logits.argmax(-1) == batch.actions) & batch.valid
+    """Share of valid steps whose most probable action is the one to be learned (discrete actions)."""
+    right = (logits.argmax(-1) == batch.targets) & batch.valid
     return {"train_accuracy": right.sum() / batch.valid.sum()}
 
 
 def last_steps_right(logits: Tensor, batch: Batch, count: int) -> Tensor:
-    """Share of trajectories whose most probable actions at the last `count` steps are all the recorded ones.
+    """Share of trajectories whose most probable actions at the last `count` steps are all those to be learned.
 
     Of trajectories that are padded at the right; one of fewer steps counts with all it has.
     """
-    right = logits.argmax(-1) == batch.actions
+    right = logits.argmax(-1) == batch.targets
     ends = batch.lengths.to(logits.device, non_blocking=True)[:, None]
     steps = torch.arange(right.shape[1], device=logits.device)
     return (right | (steps < ends - count) | (steps >= ends)).all(1).float().mean()
@@ -152,10 +152,15 @@ class Trainer:
             return batch
         chosen = torch.rand(len(batch), device=self.model.device) < 0.5
         images = batch.observations
+
+        def mirrored(actions: Tensor | None) -> Tensor | None:
+            return None if actions is None else torch.where(chosen[:, None], self._mirror[actions], actions)
+
         return replace(
             batch,
             observations=torch.where(chosen.view(-1, *[1] * (images.ndim - 1)), images.flip(-1), images),
-            actions=torch.where(chosen[:, None], self._mirror[batch.actions], batch.actions),
+            actions=mirrored(batch.actions),
+            labels=mirrored(batch.labels),
         )
 
     def _shown(self, actions: Tensor) -> Tensor:
@@ -186,7 +191,7 @@ class Trainer:
                 valid[rows, window],
                 memory,
             )
-            loss = self.model.spec.loss(logits, batch.actions[rows, window], batch.valid[rows, window]) * share
+            loss = self.model.spec.loss(logits, batch.targets[rows, window], batch.valid[rows, window]) * share
         if loss.requires_grad:  # a part whose rows are all padding in this window has computed nothing
             loss.backward()
         return loss.detach(), logits.detach(), memory.detach()
@@ -240,7 +245,7 @@ class Trainer:
             valid, batch = batch.valid, batch.to(self.model.device, non_blocking=True)
             with autocast(self.model.device, self.options.precision):
                 logits, _ = self.model(batch.observations, batch.actions, batch.rtg, valid)
-                losses.append(self.model.spec.loss(logits, batch.actions, batch.valid))
+                losses.append(self.model.spec.loss(logits, batch.targets, batch.valid))
             counts.append(int(valid.sum()))
             sizes.append(len(batch))
             if self._metrics is not None:

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from RATE_model.errors import UserError
 from RATE_model.frames import Frames, FrameStack
-from RATE_model.trajectories import TrajectoryFile
+from RATE_model.trajectories import Learn, TrajectoryFile
 
 IN_MEMORY_BYTES = 2**30  # data up to this size is loaded, larger data is read window by window
 
@@ -39,6 +39,7 @@ class Batch:
         valid: (B, T) bool, True on real steps.
         lengths: (B,) int64, real steps per window; stays on the CPU, so that asking for it never waits for a GPU.
         indices: (B,) int64, the windows' numbers in the dataset; stays on the CPU.
+        labels: shaped and typed as the actions, what is to be predicted in their place; None: the actions.
     """
 
     observations: torch.Tensor | Frames | FrameStack
@@ -47,18 +48,30 @@ class Batch:
     valid: torch.Tensor
     lengths: torch.Tensor
     indices: torch.Tensor
+    labels: torch.Tensor | None = None
+
+    @property
+    def targets(self) -> torch.Tensor:
+        """What the model is to predict, shaped as the actions."""
+        return self.actions if self.labels is None else self.labels
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The batch on another device; ``lengths`` and ``indices`` stay on the CPU."""
-        names = ("observations", "actions", "rtg", "valid")
-        return replace(self, **{name: getattr(self, name).to(device, non_blocking=non_blocking) for name in names})
+        kept = ("lengths", "indices")
+        moved = {name: value for name, value in self._arrays().items() if name not in kept}
+        return replace(self, **{name: value.to(device, non_blocking=non_blocking) for name, value in moved.items()})
 
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory, for asynchronous copies to a GPU. Torch's loader calls this by name."""
-        return Batch(**{field.name: getattr(self, field.name).pin_memory() for field in fields(self)})
+        return Batch(**{name: value.pin_memory() for name, value in self._arrays().items()})
+
+    def _arrays(self) -> dict[str, torch.Tensor | Frames | FrameStack]:
+        """All that it holds, by name."""
+        held = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in held.items() if value is not None}
 
 
 def whole_episodes(
@@ -158,9 +171,11 @@ class WindowDataset(Dataset):
         pad: which side is padded.
         in_memory: load all observations, or read them from disk; None loads up to 1 GiB, distinct images first.
         stack: pictures (C, H, W) of one observation.
+        learn: what batches have as targets: the ``recorded`` actions, or what an ``expert`` would have done.
 
     Raises:
-        UserError: the files differ in shape or type, or a window is longer than ``size``.
+        UserError: the files differ in shape or type, a window is longer than ``size``, or a file does not tell what an
+            expert would have done.
         ValueError: the windows are empty, misshapen or outside their file; pictures are stacked and padded at the left.
     """
 
@@ -174,6 +189,7 @@ class WindowDataset(Dataset):
         pad: str = "right",
         in_memory: bool | None = None,
         stack: int = 1,
+        learn: Learn = "recorded",
     ) -> None:
         if stack > 1 and pad == "left":
             raise ValueError("pictures are stacked in windows that are padded at the right")
@@ -188,6 +204,9 @@ class WindowDataset(Dataset):
         self._offsets = np.cumsum(sizes) - sizes  # of each file in the flat arrays
         self._returns = np.concatenate([file.returns_to_go() for file in self.files]) / np.float32(return_scale)
         self._actions = np.concatenate([file.actions for file in self.files])
+        self._labels: np.ndarray | None = None
+        if learn == "expert":
+            self._labels = np.concatenate([file.expert_actions() for file in self.files])
         self._observations: np.ndarray | None = None
         self._images: np.ndarray | None = None  # the distinct ones, and each step's number among them
         self._numbers: np.ndarray | None = None
@@ -239,7 +258,7 @@ class WindowDataset(Dataset):
     def fingerprint(self) -> str:
         """A digest of what is learned from, but for the observations: the same for the same data at another place."""
         digest = hashlib.blake2b(digest_size=16)
-        for array in (self.windows, self._actions, self._returns):
+        for array in (self.windows, self._actions, self._returns, *(() if self._labels is None else (self._labels,))):
             digest.update(np.ascontiguousarray(array))
         return digest.hexdigest()
 
@@ -260,7 +279,11 @@ class WindowDataset(Dataset):
         actions = self._actions.take(position, axis=0)  # two to three times as fast as indexing
         actions[~valid] = 0
         rtg = np.where(valid, self._returns[position], np.float32(0))
-        arrays = (actions, rtg, valid, length, np.array(indices, dtype=np.int64))
+        arrays = [actions, rtg, valid, length, np.array(indices, dtype=np.int64)]
+        if self._labels is not None:
+            labels = self._labels.take(position, axis=0)
+            labels[~valid] = 0
+            arrays.append(labels)
         if self._images is not None:
             observations = self._frames(position, valid)
         elif self._stack > 1:

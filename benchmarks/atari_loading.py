@@ -27,7 +27,7 @@ from Atari.replay import Selection, export_replay
 from benchmarks import common
 from RATE_model.limits import at_least
 from RATE_model.options import Boolean, exit_on_user_error, parse_options, to_flat_dict
-from RATE_model.trajectories import TrajectoryWriter
+from RATE_model.trajectory_writer import TrajectoryWriter
 
 GAME = GAMES["Breakout"]
 EPISODE = 1000  # steps

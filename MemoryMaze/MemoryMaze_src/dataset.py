@@ -41,7 +41,7 @@ from RATE_model.npz import NpzKeys, conversion_path, given_data
 from RATE_model.options import exit_on_user_error, parse_options
 from RATE_model.parts import FileOptions
 from RATE_model.tracking import read_wandb_config
-from RATE_model.trajectories import TrajectoryFile
+from RATE_model.trajectories import Learn, TrajectoryFile
 
 if TYPE_CHECKING:
     from RATE_model.windows import WindowDataset
@@ -72,10 +72,15 @@ class DataOptions:
     steps: int = 1000
     # Who plays, as EXPERT:NOISE:SHARE; NOISE is the probability of a random action, SHARE of the episodes
     mix: tuple[str, ...] = DEFAULT_MIX
+    # Share of the time in which the players walk to a ball drawn at random instead of the one that is asked for
+    astray: float = 0.0
+    # What is learned at every step: the action that was taken, or the one that the player would have taken there if it
+    # did not err
+    learn: Learn = "recorded"
     # Which pieces of the episodes a training takes: all, or those that the published code kept; files hold all
     windows: Windows = "all"
-    # Data to read instead: an .h5 file made here (training), or a folder of DreamerV3-style *.npz; --episodes, --steps
-    # and --mix then do nothing, and --size chooses only the mazes of evaluations. none = in a training what
+    # Data to read instead: an .h5 file made here (training), or a folder of DreamerV3-style *.npz; --episodes, --steps,
+    # --mix and --astray then do nothing, and --size chooses only the mazes of evaluations. none = in a training what
     # `memory_maze: data:` of wandb_config.yaml names, if it is set
     data_path: Path | None = None
     # Such a folder's actions: last = the one that led to the image beside it (Dreamer); causal = the one taken on it;
@@ -91,11 +96,13 @@ class DataOptions:
         at_most(MAX_EPISODES, episodes=self.episodes)
         at_least(1, steps=self.steps)
         at_most(MAX_STEPS, steps=self.steps)
+        at_least(0, astray=self.astray)
+        at_most(1, astray=self.astray)
         self.recipe()
 
     def recipe(self) -> Recipe:
         """What is played."""
-        return Recipe(self.size, self.steps, self.mix)
+        return Recipe(self.size, self.steps, self.mix, self.astray)
 
 
 def dataset_path(options: DataOptions) -> Path:
@@ -104,6 +111,8 @@ def dataset_path(options: DataOptions) -> Path:
     parts = [f"memory_maze_{options.size}x{options.size}", mix]
     if options.steps != DataOptions.steps:
         parts.append(f"steps{options.steps}")
+    if options.astray:
+        parts.append(f"astray{options.astray:g}")
     return (options.data_dir or DATA_DIRECTORY) / f"{'_'.join(parts)}_n{options.episodes}.h5"
 
 
@@ -199,6 +208,7 @@ def load_windows(
     *,
     size: int,
     windows: Windows = "all",
+    learn: Learn = "recorded",
     fraction: float = TRAINING_FRACTION,
     split_seed: int = SPLIT_SEED,
 ) -> tuple[WindowDataset, WindowDataset]:
@@ -208,7 +218,8 @@ def load_windows(
     same side in every run: the split depends on ``split_seed`` only.
 
     Raises:
-        UserError: a file is missing or bad, no episode is so long, no window is left, or there are too few episodes.
+        UserError: a file is missing or bad, no episode is so long, no window is left, there are too few episodes,
+            or a file does not tell what is to be learned.
     """
     # Late, as torch comes with it: --help and the processes that play do without.
     from RATE_model.windows import WindowDataset, split_episodes, strided_windows
@@ -230,7 +241,7 @@ def load_windows(
             )
     training, _ = split_episodes(taken, files, fraction=fraction, seed=split_seed)
     _, validation = split_episodes(beside, files, fraction=fraction, seed=split_seed)
-    dataset = WindowDataset(files, training, size=size)
+    dataset = WindowDataset(files, training, size=size, learn=learn)
     return dataset, dataset.with_windows(validation)
 
 

@@ -7,8 +7,9 @@ what was seen: it walks straight to balls that it never saw.
 along free lines of sight. It goes to the ball asked for if it has seen it, over ground that it has seen, and else to
 the nearest place that it has not. So an agent that remembers its pictures could act alike.
 
-Both know where in the square they are, and what they did; both act at random in a share of their steps, and then go on
-from where that took them.
+Both know where in the square they are, and what they did. Both can be made to err, act at random in a share of their
+steps or walk to a ball that was not asked for, and go on from where that took them; they tell of every step what they
+would have done.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ HALF_VIEW = float(np.arctan(np.tan(np.radians(40)) * 30 / 32))
 RAYS = 61  # as many as there are columns
 BALL_SIGHT = 8.0  # cells; a ball is four columns wide there
 BALL_RADIUS = 0.3
+SPELL = 20  # steps, the mean of those in a row in which a player is astray or is not
 STOOD_IN = 0.4  # cells; who was so near to the middle of a cell has touched the ball that is there
 
 _RAY_STEP = 0.04
@@ -113,27 +115,49 @@ class Planner:
 
     Attributes:
         random: whether the last action was a random one.
+        best: what it would have done in place of the last action without random actions and without being astray.
 
     Args:
-        generator: of the random actions.
+        generator: of what follows; without any of it nothing is drawn.
         noise: the share of actions that are random, 0 to 1.
+        astray: the share of spells, of `SPELL` steps in the mean, in which it walks to a ball drawn at random.
     """
 
-    def __init__(self, generator: np.random.Generator, *, noise: float = 0.0) -> None:
-        self._generator, self._noise = generator, noise
+    def __init__(self, generator: np.random.Generator, *, noise: float = 0.0, astray: float = 0.0) -> None:
+        self._generator, self._noise, self._astray = generator, noise, astray
         self._pilot = Pilot()
-        self.random = False
+        self.random, self.best = False, 0
+        self._lure: int | None = None  # the ball that it walks to when it is astray
+        self._spell = 0  # steps that are left of this spell
         self._fields: dict[Any, Field] = {}
+        self._ways_to_lures: dict[int, Field] = {}
 
     def act(self, info: dict[str, Any]) -> int:
         """The action in one maze, given `MemoryMazeEnv`'s privileged info of every step in turn."""
-        ways = self._ways(info)
-        action = self._pilot.choose(ways, info["agent_pos"], info["agent_dir"])
+        action = self.best = self._choose(self._ways(info), info)
+        if self._astray and (lured := self._lured(info)) is not None:
+            action = self._choose(lured, info)
         self.random = bool(self._generator.random() < self._noise)
         if self.random:
             action = int(self._generator.integers(NUM_ACTIONS))
         self._pilot.note(action)
         return action
+
+    def _choose(self, ways: Field, info: dict[str, Any]) -> int:
+        return self._pilot.choose(ways, info["agent_pos"], info["agent_dir"])
+
+    def _lured(self, info: dict[str, Any]) -> Field | None:
+        """The ways to the ball that it is led to at this step; None: it is not astray."""
+        if self._spell == 0:
+            self._spell = int(self._generator.geometric(1 / SPELL))
+            astray = self._generator.random() < self._astray
+            self._lure = int(self._generator.integers(len(info["targets_pos"]))) if astray else None
+        self._spell -= 1
+        if self._lure is None:
+            return None
+        if self._lure not in self._ways_to_lures:
+            self._ways_to_lures[self._lure] = field(info["maze_layout"], info["targets_pos"][[self._lure]])
+        return self._ways_to_lures[self._lure]
 
     def _ways(self, info: dict[str, Any]) -> Field:
         target = info["target_index"]
@@ -159,8 +183,8 @@ class Explorer(Planner):
     searched: np.ndarray
     balls: np.ndarray
 
-    def __init__(self, generator: np.random.Generator, *, noise: float = 0.0) -> None:
-        super().__init__(generator, noise=noise)
+    def __init__(self, generator: np.random.Generator, *, noise: float = 0.0, astray: float = 0.0) -> None:
+        super().__init__(generator, noise=noise, astray=astray)
         self._began = False
         self._search: Field | None = None
         self._places = np.zeros((0, 2), dtype=int)  # rows and columns of the goals of that field
@@ -206,6 +230,6 @@ class Explorer(Planner):
         return self._search
 
 
-def expert(kind: str, generator: np.random.Generator, noise: float) -> Planner:
+def expert(kind: str, generator: np.random.Generator, noise: float, astray: float = 0.0) -> Planner:
     """A player of one of the kinds `EXPERTS`."""
-    return {"explorer": Explorer, "planner": Planner}[kind](generator, noise=noise)
+    return {"explorer": Explorer, "planner": Planner}[kind](generator, noise=noise, astray=astray)

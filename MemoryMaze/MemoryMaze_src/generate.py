@@ -5,8 +5,9 @@ that action; the picture behind the last action is not kept. Every episode has a
 of those that are evaluated. Nothing ends an episode but its length.
 
 Beside them lie, per step and at the time of the picture: ``infos/target`` which ball is asked for, ``infos/agent_pos``
-and ``infos/agent_dir`` x and y in cells, ``infos/random`` whether the action was a random one; and, the same at every
-step of an episode, ``infos/seed`` and ``infos/player``, the number of the player in the recipe's mix.
+and ``infos/agent_dir`` x and y in cells, ``infos/random`` whether the action was a random one, ``infos/expert_action``
+what the player would have done if it did not err; and, the same at every step of an episode, ``infos/seed`` and
+``infos/player``, the number of the player in the recipe's mix.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from MemoryMaze.MemoryMaze_src.experts import EXPERTS, expert
 from MemoryMaze.MemoryMaze_src.graphics import maze_tasks
 from RATE_model.errors import UserError
 from RATE_model.parts import Job, make_in_parts
-from RATE_model.trajectories import TrajectoryWriter
+from RATE_model.trajectory_writer import TrajectoryWriter
 
 FIRST_DATA_SEED = 1_000_000
 PART = 5  # episodes
@@ -76,6 +77,7 @@ class Recipe:
     size: int = 9  # cells of a side
     steps: int = EPISODE_STEPS[9]  # of every episode
     mix: tuple[str, ...] = DEFAULT_MIX  # who plays, as EXPERT:NOISE:SHARE
+    astray: float = 0.0  # share of the time in which players walk to a ball drawn at random
 
     def __post_init__(self) -> None:
         check_size(self.size)
@@ -147,7 +149,7 @@ def play_part(recipe: Recipe, writer: TrajectoryWriter, first: int, count: int) 
     maze = MemoryMazeEnv(recipe.size, max_steps=recipe.steps, privileged=True)
     with contextlib.closing(maze):
         for number in range(first, first + count):
-            columns = play(maze, recipe.players[assigned[number]], FIRST_DATA_SEED + number)
+            columns = play(maze, recipe.players[assigned[number]], FIRST_DATA_SEED + number, recipe.astray)
             infos = columns.pop("infos") | {
                 "seed": np.full(recipe.steps, FIRST_DATA_SEED + number, dtype=np.int64),
                 "player": np.full(recipe.steps, assigned[number], dtype=np.uint8),
@@ -155,21 +157,22 @@ def play_part(recipe: Recipe, writer: TrajectoryWriter, first: int, count: int) 
             writer.add_episode(**columns, terminal=False, infos=infos)
 
 
-def play(maze: MemoryMazeEnv, player: Player, seed: int) -> dict[str, Any]:
+def play(maze: MemoryMazeEnv, player: Player, seed: int, astray: float = 0.0) -> dict[str, Any]:
     """An episode of T steps of a player, in the maze of a seed.
 
     Returns:
         observations (T, 3, 64, 64) uint8, actions (T,) uint8, rewards (T,) float32, and infos: see the module.
     """
-    mind = expert(player.kind, np.random.default_rng([seed, _EXPERT_STREAM]), player.noise)
+    mind = expert(player.kind, np.random.default_rng([seed, _EXPERT_STREAM]), player.noise, astray)
     observation, info = maze.reset(seed=seed)
     steps, truncated = [], False
     while not truncated:
         action, seen, known = mind.act(info), observation, info
         observation, reward, _, truncated, info = maze.step(action)
-        steps.append((seen, action, reward, known["target_index"], known["agent_pos"], known["agent_dir"], mind.random))
-    names = ("target", "agent_pos", "agent_dir", "random")
-    dtypes = (np.uint8, np.uint8, np.float32, np.uint8, np.float32, np.float32, np.uint8)
+        noted = (known["target_index"], known["agent_pos"], known["agent_dir"], mind.random, mind.best)
+        steps.append((seen, action, reward, *noted))
+    names = ("target", "agent_pos", "agent_dir", "random", "expert_action")
+    dtypes = (np.uint8, np.uint8, np.float32, np.uint8, np.float32, np.float32, np.uint8, np.uint8)
     columns = [np.array(values, dtype=dtype) for values, dtype in zip(zip(*steps, strict=True), dtypes, strict=True)]
     observations, actions, rewards, *infos = columns
     return {

@@ -106,6 +106,7 @@ def stage_data(config: Config) -> StageData:
         ensure_dataset(config.data),
         size=config.task.sections * config.task.context_length,
         windows=config.data.windows,
+        learn=config.data.learn,
     )
 
     @lru_cache

@@ -25,7 +25,7 @@ from MinigridMemory.MinigridMemory_src.env import ENV_ID, OBSERVATION_SHAPE, Min
 from MinigridMemory.MinigridMemory_src.expert import Flaws, Played, play
 from RATE_model.errors import UserError
 from RATE_model.processes import available_cores, check_writable, in_order
-from RATE_model.trajectories import TrajectoryWriter
+from RATE_model.trajectory_writer import TrajectoryWriter
 
 FIRST_SEED = 1_000_000
 BLOCK = 50  # episodes that a process plays at once

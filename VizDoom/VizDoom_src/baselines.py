@@ -119,7 +119,7 @@ def _play_part(
 def _play(game: VizDoomTwoColorsEnv, player: Player, seed: int, is_red: bool) -> tuple[float, int, float]:
     """One episode of a game that was reset: return, steps, last reward."""
     generator = np.random.default_rng([seed, EXPERT_STREAM])
-    expert = Expert(generator, view=player.view) if player.view else None
+    expert = Expert(player.view) if player.view else None
     total, steps, reward, over = 0.0, 0, 0.0, False
     while not over:
         if expert is None:

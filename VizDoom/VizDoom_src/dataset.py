@@ -25,7 +25,7 @@ from RATE_model.limits import at_least, at_most
 from RATE_model.npz import conversion_path, given_data
 from RATE_model.options import exit_on_user_error, parse_options
 from RATE_model.parts import FileOptions
-from RATE_model.trajectories import TrajectoryFile
+from RATE_model.trajectories import Learn, TrajectoryFile
 from VizDoom.VizDoom_src.env import ENV_ID, NUM_ACTIONS, OBSERVATION_SHAPE, PUBLISHED_CAP
 from VizDoom.VizDoom_src.expert import View
 from VizDoom.VizDoom_src.generate import EXPERT_VERSION, Recipe, generate
@@ -52,10 +52,15 @@ class DataOptions:
     view: View = "limited"
     # Probability of a random action at each step of the expert
     noise: float = 0.0
+    # Share of the time in which the player goes for the wrong items as if they were the right ones
+    astray: float = 0.0
+    # What is learned at every step: the action that was taken, or the one that the expert would have taken there
+    learn: Learn = "recorded"
     # The scenario that is played
     scenario: Scenario = field(default_factory=Scenario)
-    # Data to read instead: an .h5 file made here, or a folder of train_data_*.npz. --episodes, --steps, --view and
-    # --noise then do nothing; the scenario's flags say what is played in evaluations, and must be those of the file
+    # Data to read instead: an .h5 file made here, or a folder of train_data_*.npz. --episodes, --steps, --view,
+    # --noise and --astray then do nothing; the scenario's flags say what is played in evaluations, and must be those of
+    # the file
     data_path: Path | None = None
     # Directory of files that are made; none = VizDoom/VizDoom_data
     data_dir: Path | None = None
@@ -67,12 +72,12 @@ class DataOptions:
         at_most(MAX_EPISODES, episodes=self.episodes)
         at_least(1, steps=self.steps)
         at_most(PUBLISHED_CAP, steps=self.steps)
-        at_least(0, noise=self.noise)
-        at_most(1, noise=self.noise)
+        at_least(0, noise=self.noise, astray=self.astray)
+        at_most(1, noise=self.noise, astray=self.astray)
 
     def recipe(self) -> Recipe:
         """What is played."""
-        return Recipe(self.scenario, self.steps, self.view, self.noise)
+        return Recipe(self.scenario, self.steps, self.view, self.noise, self.astray)
 
 
 def dataset_path(options: DataOptions) -> Path:
@@ -82,6 +87,8 @@ def dataset_path(options: DataOptions) -> Path:
     parts += [f"{name}_{value}" for name, value in asdict(options.scenario).items() if value != standard[name]]
     if options.noise:
         parts.append(f"noise{options.noise:g}")
+    if options.astray:
+        parts.append(f"astray{options.astray:g}")
     return (options.data_dir or DATA_DIRECTORY) / f"{'_'.join(parts)}_n{options.episodes}.h5"
 
 
@@ -161,7 +168,12 @@ def open_dataset(path: Path) -> TrajectoryFile:
 
 
 def load_windows(
-    paths: Sequence[Path], *, size: int, fraction: float = TRAINING_FRACTION, split_seed: int = SPLIT_SEED
+    paths: Sequence[Path],
+    *,
+    size: int,
+    learn: Learn = "recorded",
+    fraction: float = TRAINING_FRACTION,
+    split_seed: int = SPLIT_SEED,
 ) -> tuple["WindowDataset", "WindowDataset"]:
     """All episodes of these files of exactly ``size`` steps: a training and a validation dataset.
 
@@ -170,7 +182,8 @@ def load_windows(
     run: the split depends on ``split_seed`` only.
 
     Raises:
-        UserError: a file is missing or bad, no episode has this length, or there are too few to split.
+        UserError: a file is missing or bad, no episode has this length, there are too few to split, or a file does not
+            tell what is to be learned.
     """
     # Late, as torch comes with it: --help and the processes that play do without.
     from RATE_model.windows import WindowDataset, split_episodes, whole_episodes
@@ -194,7 +207,7 @@ def load_windows(
         whole_episodes(index, file, size, min_steps=size) for index, file in enumerate(files) if size in file.lengths
     ]
     training, validation = split_episodes(np.concatenate(windows), files, fraction=fraction, seed=split_seed)
-    dataset = WindowDataset(files, training, size=size)
+    dataset = WindowDataset(files, training, size=size, learn=learn)
     return dataset, dataset.with_windows(validation)
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -45,6 +46,7 @@ _BARRED, _KEEP, _BANNED = 25.0, 6.0, 60.0  # tics: of a barred way more, of the 
 _BAN = 300  # tics
 _PATIENCE = 240  # tics that one target may take
 _STUCK, _STUCK_TICS, _ESCAPE_TICS = 24.0, 90, 50  # no further than this in so long: walk elsewhere for so long
+SPELL = 20  # steps
 _SEARCH = (LEFT, LEFT_FORWARD, RIGHT, RIGHT_FORWARD, FORWARD)
 
 _TURN = np.array([1.0, -1.0, 0.0, 1.0, -1.0])  # of each action
@@ -56,15 +58,11 @@ class Expert:
     """Plays one episode after another; `reset` between them.
 
     Args:
-        generator: of its random actions; a flawless expert draws nothing.
         view: what it knows of; see the module.
-        noise: probability of a uniformly random action at each step.
     """
 
-    def __init__(self, generator: np.random.Generator, *, view: View = "limited", noise: float = 0.0) -> None:
-        self._generator = generator
+    def __init__(self, view: View = "limited") -> None:
         self._view = view
-        self._noise = noise
         self.reset()
 
     def reset(self) -> None:
@@ -78,16 +76,22 @@ class Expert:
         self._escape = 0  # steps left of walking elsewhere
 
     def act(self, around: Surroundings) -> int:
-        """The action for what lies around."""
+        """The action for what lies around, which is then taken."""
+        action = self.choose(around)
+        self.took(action)
+        return action
+
+    def choose(self, around: Surroundings) -> int:
+        """The action for what lies around; tell `took` which one was taken."""
         right, avoided = self._known(around)
         preferred = self._preferred(around, right, avoided) if len(right) else _SEARCH
-        action = self._safe(around, avoided, preferred)
-        if self._noise and self._generator.random() < self._noise:
-            action = int(self._generator.integers(NUM_ACTIONS))
+        return self._safe(around, avoided, preferred)
+
+    def took(self, action: int) -> None:
+        """Take note of the action that was taken, whoever chose it."""
         turn = _TURN[action]
         self._turned = (self._turned if turn == self._turn else 0) + TICS_PER_STEP if turn else 0
         self._turn = turn
-        return action
 
     def _known(self, around: Surroundings) -> tuple[np.ndarray, np.ndarray]:
         """Places of the items to go for, (R, 2), and of all that is to be avoided, (A, 2)."""
@@ -195,6 +199,39 @@ class Expert:
         coasting = KEPT ** np.arange(_HORIZON - TICS_PER_STEP)
         moves = np.concatenate([np.stack(moves, axis=1), velocity[:, None] * coasting[:, None]], axis=1)
         return around.position + np.cumsum(moves, axis=1)
+
+
+class Flawed:
+    """Plays one episode with an expert's skill, but errs; tells of every step what the expert would have done.
+
+    Args:
+        generator: of the errors; without any nothing is drawn.
+        view: what it knows of; see the module.
+        noise: probability of a uniformly random action at each step.
+        astray: share of the time in which it takes the wrong items for the right ones, in spells of `SPELL` steps in
+            the mean.
+    """
+
+    def __init__(
+        self, generator: np.random.Generator, *, view: View = "limited", noise: float = 0.0, astray: float = 0.0
+    ) -> None:
+        self._generator, self._noise, self._astray = generator, noise, astray
+        self._expert, self._misled = Expert(view), Expert(view)
+        self._is_astray = bool(astray) and generator.random() < astray
+
+    def act(self, around: Surroundings) -> tuple[int, int]:
+        """The action that is taken, and the one that the expert would have taken."""
+        best = action = self._expert.choose(around)
+        if self._astray:
+            if self._generator.random() < 1 / SPELL:
+                self._is_astray = self._generator.random() < self._astray
+            wrong = self._misled.choose(replace(around, right=around.wrong, wrong=around.right))
+            action = wrong if self._is_astray else best
+        if self._noise and self._generator.random() < self._noise:
+            action = int(self._generator.integers(NUM_ACTIONS))
+        self._expert.took(action)
+        self._misled.took(action)
+        return action, best
 
 
 def _steering(heading: float, distance: float) -> tuple[int, ...]:

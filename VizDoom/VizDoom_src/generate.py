@@ -21,10 +21,10 @@ import numpy as np
 
 from RATE_model.errors import UserError
 from RATE_model.parts import Job, make_in_parts
-from RATE_model.trajectories import TrajectoryWriter
+from RATE_model.trajectory_writer import TrajectoryWriter
 from VizDoom.VizDoom_src.engine import vizdoom
 from VizDoom.VizDoom_src.env import ENV_ID, OBSERVATION_SHAPE, VizDoomTwoColorsEnv
-from VizDoom.VizDoom_src.expert import Expert, View
+from VizDoom.VizDoom_src.expert import Flawed, View
 from VizDoom.VizDoom_src.scenario import BUILDER_VERSION, Scenario, ensure_scenario
 from VizDoom.VizDoom_src.seeds import FIRST_DATA_SEED
 
@@ -45,6 +45,7 @@ class Recipe:
     steps: int  # of every episode
     view: View  # of the expert
     noise: float  # share of its actions that are random
+    astray: float = 0.0  # share of the time in which it takes the wrong items for the right ones
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Episode:
     is_red: bool
     observations: np.ndarray  # (T, 3, 64, 112) uint8
     actions: np.ndarray  # (T,) uint8
+    best: np.ndarray  # (T,) uint8, what the expert would have done
     rewards: np.ndarray  # (T,) float32
     health: np.ndarray  # (T,) uint8, at the time of each observation
     terminated: bool
@@ -121,7 +123,7 @@ def play_part(recipe: Recipe, writer: TrajectoryWriter, first: int, count: int) 
             if episode is None:
                 raise UserError(
                     f"in {PART_SEEDS} seeds {number} of {count} episodes reached {recipe.steps} steps: in the others "
-                    "the player died before. Lower --steps or --noise."
+                    "the player died before. Lower --steps, --noise or --astray."
                 )
             _add(writer, episode, attempt)
 
@@ -138,19 +140,21 @@ def play(
     game: VizDoomTwoColorsEnv, observation: np.ndarray, info: dict[str, Any], recipe: Recipe, seed: int
 ) -> Episode:
     """The expert's episode in a game that was reset to a seed and gave this observation and info."""
-    expert = Expert(np.random.default_rng([seed, EXPERT_STREAM]), view=recipe.view, noise=recipe.noise)
+    generator = np.random.default_rng([seed, EXPERT_STREAM])
+    player = Flawed(generator, view=recipe.view, noise=recipe.noise, astray=recipe.astray)
     is_red, terminated, truncated = info["is_red"], False, False
     steps = []
     while not (terminated or truncated):
-        action, health, seen = expert.act(game.surroundings()), info["health"], observation
+        (action, best), health, seen = player.act(game.surroundings()), info["health"], observation
         observation, reward, terminated, truncated, info = game.step(action)
-        steps.append((seen, action, reward, health))
-    observations, actions, rewards, healths = zip(*steps, strict=True)
+        steps.append((seen, action, best, reward, health))
+    observations, actions, best, rewards, healths = zip(*steps, strict=True)
     return Episode(
         seed,
         is_red,
         np.stack(observations),
         np.array(actions, dtype=np.uint8),
+        np.array(best, dtype=np.uint8),
         np.array(rewards, dtype=np.float32),
         np.array(healths, dtype=np.uint8),
         terminated,
@@ -164,6 +168,7 @@ def _add(writer: TrajectoryWriter, episode: Episode, attempt: int) -> None:
         "is_red": np.full(steps, episode.is_red, dtype=np.uint8),
         "seed": np.full(steps, episode.seed, dtype=np.int64),
         "health": episode.health,
+        "expert_action": episode.best,
         _ATTEMPT: np.full(steps, attempt, dtype=np.int32),
     }
     writer.add_episode(episode.observations, episode.actions, episode.rewards, terminal=episode.terminated, infos=infos)

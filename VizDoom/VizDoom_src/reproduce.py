@@ -28,7 +28,7 @@ from RATE_model.precision import pick_device
 from RATE_model.reproduce import ROOT, Study, StudyOptions, cell, commits, final_results, made, table, write_results
 from VizDoom.VizDoom_src.baselines import play_baselines
 from VizDoom.VizDoom_src.dataset import ensure_dataset, open_dataset
-from VizDoom.VizDoom_src.evaluate import COLOURS, has_free_colour, metrics, play
+from VizDoom.VizDoom_src.evaluate import COLOURS, TARGET_RETURN, has_free_colour, metrics, play
 from VizDoom.VizDoom_src.pictures import returns_by_colour
 from VizDoom.VizDoom_src.train_vizdoom import Config, check, read_config
 
@@ -102,19 +102,24 @@ def of_results(results: Sequence[Mapping[str, float]], target_return: float) -> 
     return {column: [result[f"{name}_{target_return:g}"] for result in results] for column, name in names.items()}
 
 
-def further(label: str, data_return: float) -> dict[str, dict[str, Any]]:
+def further(label: str, config: Config, data_return: float) -> dict[str, dict[str, Any]]:
     """Further evaluations of a model: what they are called, and what differs for `play`.
 
-    What the data can promise is its mean return, asked for anew at every segment.
+    One is asked for what the published evaluation asks for, or, where the runs were, for what their data can promise.
     """
-    asked = round(data_return, 1)
-    within_data = {"target_return": asked, "renew_target": True}
+    asked = TARGET_RETURN if config.task.reset_target else round(data_return, 1)
+    otherwise = {"target_return": asked, "renew_target": not config.task.reset_target}
     return {
         f"{label}, memory knocked out": {"transform_memory": knock_out_memory},
-        f"{label}, asked for {asked:g} at every segment": within_data,
-        "the same, memory knocked out": within_data | {"transform_memory": knock_out_memory},
-        "the same, memories of twins exchanged": within_data | {"twins": True},
+        f"{label}, memories of twins exchanged": {"twins": True},
+        f"{label}, asked for {described(asked, otherwise['renew_target'])}": otherwise,
+        "the same, memory knocked out": otherwise | {"transform_memory": knock_out_memory},
     }
+
+
+def described(asked: float, renewed: bool) -> str:
+    """The return that is asked for, in words."""
+    return f"{asked:g} at every segment" if renewed else f"{asked:g}"
 
 
 def collect(
@@ -131,7 +136,7 @@ def collect(
             "commit": commits(runs),
         }
         if label == first:
-            for name, options in further(label, data_return).items():
+            for name, options in further(label, config, data_return).items():
                 if "twins" not in options or has_free_colour(config.data.scenario):
                     document[name] = play_again(runs, config, options, device)
     return document
@@ -148,6 +153,7 @@ def play_again(
     usual = {
         "episodes": task.eval_episodes,
         "target_return": task.desired_return,
+        "renew_target": task.reset_target,
         "greedy": task.use_argmax,
         "scenario": config.data.scenario,
         "max_steps": task.episode_timeout,
@@ -234,7 +240,8 @@ def write(
     spread = "over the episodes of the seed" if len(options.seeds) == 1 else "over seeds"
     text = (
         f"Return of {seeds}, {task.eval_episodes} episodes a seed, half of them red, of at most "
-        f"{task.episode_timeout} steps, asked for {task.desired_return:g}, made {made(document)}. Behind ± is the "
+        f"{task.episode_timeout} steps, asked for {described(task.desired_return, task.reset_target)}, made "
+        f"{made(document)}. Behind ± is the "
         f"standard error {spread}, and over episodes for players without a model. *Weaker* is the smaller of a seed's "
         f"means of both colours. It is the variant `{config.data.scenario.variant}`; the episodes of its data have "
         f"{config.data.steps} steps and a mean return of {data_return:.2f}.\n\n"

@@ -139,7 +139,8 @@ def check(config: Config, seed: int) -> Run:
 def train(config: Config, run: Run) -> dict[str, float]:
     """One checked run, from its data to its last evaluation; returns what its eval/final.json holds."""
     task = config.task
-    sides = load_windows(ensure_dataset(config.data), size=task.sections * task.context_length)
+    size = task.sections * task.context_length
+    sides = load_windows(ensure_dataset(config.data), size=size, learn=config.data.learn)
 
     @lru_cache
     def data(sections: int) -> tuple[WindowDataset, WindowDataset]:

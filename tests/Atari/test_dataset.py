@@ -16,7 +16,8 @@ from Atari.dataset import DataOptions, ensure_dataset, load_data, open_dataset, 
 from Atari.games import GAMES
 from Atari.replay import Selection, export_replay
 from RATE_model.errors import UserError
-from RATE_model.trajectories import TrajectoryFile, TrajectoryWriter
+from RATE_model.trajectories import TrajectoryFile
+from RATE_model.trajectory_writer import TrajectoryWriter
 
 LENGTHS = (25, 9, 40, 12, 33)
 BREAKOUT = GAMES["Breakout"]

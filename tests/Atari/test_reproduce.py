@@ -12,7 +12,7 @@ from Atari import reproduce
 from Atari.games import GAMES
 from RATE_model.evaluation import Episodes
 from RATE_model.reproduce import ROOT
-from RATE_model.trajectories import TrajectoryWriter
+from RATE_model.trajectory_writer import TrajectoryWriter
 from tests import commands
 
 SEEDS = (1, 2)

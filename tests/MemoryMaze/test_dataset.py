@@ -20,7 +20,7 @@ from MemoryMaze.MemoryMaze_src.dataset import (
 from MemoryMaze.MemoryMaze_src.env import NUM_ACTIONS, OBSERVATION_SHAPE
 from RATE_model.errors import UserError
 from RATE_model.options import parse_options
-from RATE_model.trajectories import TrajectoryWriter
+from RATE_model.trajectory_writer import TrajectoryWriter
 from tests import commands
 from tests.memory_maze_runs import EPISODES, STEPS, episode, write_data
 

@@ -9,7 +9,7 @@ pytest.importorskip("scipy")
 
 from MemoryMaze.MemoryMaze_src.env import MemoryMazeEnv
 from MemoryMaze.MemoryMaze_src.evaluate import Undrawn
-from MemoryMaze.MemoryMaze_src.experts import EXPERTS, Explorer, Planner, expert, look
+from MemoryMaze.MemoryMaze_src.experts import EXPERTS, SPELL, Explorer, Planner, expert, look
 from MemoryMaze.MemoryMaze_src.navigation import REACH, Pilot, field
 
 EAST, NORTH, WEST = np.array([1.0, 0.0]), np.array([0.0, 1.0]), np.array([-1.0, 0.0])
@@ -188,6 +188,35 @@ def test_ways_lead_round_walls_and_end_at_the_goal():
     assert ways.heading[20, 4] == pytest.approx(-np.pi / 2, abs=0.3)
     assert Pilot().choose(ways, np.array([0.5, 3.5]), np.array([0.0, -1.0])) == 1
     assert Pilot().choose(ways, np.array([0.5, 3.5]), np.array([1.0, -1.0]) / 2**0.5) in (3, 5)
+
+
+def test_who_is_astray_walks_to_balls_drawn_at_random_while_the_expert_would_not():
+    """The ball asked for lies to the west of a player that stands in a long corridor, the other one to the east."""
+    corridor = np.zeros((9, 9), dtype=bool)
+    corridor[4] = True
+    still = situation(corridor, (4.5, 4.5), (0.0, 1.0), [(0.5, 4.5), (8.5, 4.5)])
+    west = Planner(np.random.default_rng(0)).act(still)
+    east = Planner(np.random.default_rng(0)).act(still | {"target_index": 1})
+    assert west != east
+    began, changes, steps = [], 0, 0
+    for number in range(300):
+        player = Planner(np.random.default_rng(number), astray=0.6)
+        assert (first := player.act(still)) in (west, east) and player.best == west and not player.random
+        began.append(first == east)
+        lures = [(player.act(still), player._lure)[1] for _ in range(30)]
+        changes += sum(one != other for one, other in zip(lures, lures[1:], strict=False))
+        steps += len(lures) - 1
+    assert np.mean(began) == pytest.approx(0.3, abs=0.08), "in half of its spells the ball drawn is the one asked for"
+    # Of two spells in a row, with shares 0.4 unled, 0.3 and 0.3, 0.66 differ.
+    assert changes / steps == pytest.approx(0.66 / SPELL, rel=0.25)
+
+
+def test_without_flaws_nothing_is_drawn_but_whether_to_err():
+    still = situation(layout(), (4.5, 4.5), EAST, [(2.5, 3.5), (8.5, 0.5)])
+    plain, noisy = (Planner(np.random.default_rng(5), noise=noise) for noise in (0.0, 0.5))
+    for _ in range(20):
+        assert plain.act(still) == plain.best
+        assert noisy.act(still) == noisy.best or noisy.random
 
 
 def test_noise_is_the_share_of_random_actions():

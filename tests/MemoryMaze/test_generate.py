@@ -8,7 +8,7 @@ import pytest
 
 from MemoryMaze.MemoryMaze_src import generate as generating
 from MemoryMaze.MemoryMaze_src.env import MemoryMazeEnv
-from MemoryMaze.MemoryMaze_src.generate import DEFAULT_MIX, FIRST_DATA_SEED, Recipe, generate
+from MemoryMaze.MemoryMaze_src.generate import DEFAULT_MIX, FIRST_DATA_SEED, Player, Recipe, generate, play
 from RATE_model.errors import UserError
 from RATE_model.trajectories import TrajectoryFile
 
@@ -67,8 +67,18 @@ def test_an_action_stands_beside_the_picture_it_was_taken_on(recording):
     # The explorer is random in about three of ten steps, the planner never.
     with h5py.File(recording) as raw:
         noisy = raw["infos/random"][:].reshape(4, 12).sum(axis=1)
+        erred = (raw["infos/expert_action"][:] != raw["actions"][:]).reshape(4, 12).sum(axis=1)
+        assert (erred <= noisy).all() and erred.sum() > 0
         assert raw["infos/player"][::12].tolist() == [0, 1, 0, 1]
     assert noisy[0] > 0 and noisy[2] > 0 and noisy[1] == noisy[3] == 0
+
+
+def test_players_can_be_led_astray(tasks):
+    player = Player("planner", 0.0, 1.0)
+    with contextlib.closing(MemoryMazeEnv(privileged=True, max_steps=60)) as game:
+        straight, astray = (play(game, player, FIRST_DATA_SEED, share) for share in (0.0, 1.0))
+    np.testing.assert_array_equal(straight["actions"], straight["infos"]["expert_action"])
+    assert (astray["actions"] != astray["infos"]["expert_action"]).mean() > 0.1
 
 
 def test_the_content_does_not_depend_on_the_processes(recording, small_parts, tmp_path):

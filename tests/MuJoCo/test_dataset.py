@@ -23,7 +23,7 @@ from MuJoCo.dataset import (
 from MuJoCo.tasks import HALFCHEETAH, HOPPER, RETURN_SCALE, ROBOTS, TASKS, WALKER2D, task_of
 from RATE_model.errors import UserError
 from RATE_model.spec import EnvironmentSpec
-from RATE_model.trajectories import TrajectoryWriter
+from RATE_model.trajectory_writer import TrajectoryWriter
 from RATE_model.windows import WindowDataset
 from tests.mujoco_files import LENGTHS, episodes, write_d4rl
 from tests.small_models import small_model

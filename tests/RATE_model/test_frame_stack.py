@@ -8,7 +8,8 @@ from RATE_model.config import ModelConfig
 from RATE_model.frames import FrameStack
 from RATE_model.model import RATE
 from RATE_model.spec import EnvironmentSpec
-from RATE_model.trajectories import TrajectoryFile, TrajectoryWriter
+from RATE_model.trajectories import TrajectoryFile
+from RATE_model.trajectory_writer import TrajectoryWriter
 from RATE_model.windows import EpochSampler, WindowDataset, make_loader, strided_windows
 
 LENGTHS = (2, 9, 1, 7)

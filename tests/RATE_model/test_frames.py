@@ -11,7 +11,8 @@ from RATE_model.errors import UserError
 from RATE_model.frames import Frames
 from RATE_model.model import RATE
 from RATE_model.spec import EnvironmentSpec
-from RATE_model.trajectories import TrajectoryFile, TrajectoryWriter
+from RATE_model.trajectories import TrajectoryFile
+from RATE_model.trajectory_writer import TrajectoryWriter
 from RATE_model.windows import WindowDataset, whole_episodes
 
 SHAPE = (3, 36, 36)

@@ -1,6 +1,7 @@
 """One batch into one or more optimizer steps: parts, windows, validation, losses that are not finite."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -344,21 +345,54 @@ def test_a_share_of_past_actions_is_shown_as_random_ones_and_the_recorded_are_le
     assert torch.equal(torch.cat(shown, dim=1), batch.actions), "as when acting"
 
 
+def test_labels_are_learned_and_actions_are_shown():
+    batch = make_batch([N * K] * 4)
+    labels = (batch.actions + 1) % VECTOR.num_actions
+    shown, targets = [], []
+    trainer = make_trainer(small_model(), metrics=accuracy)
+    trainer.model.register_forward_pre_hook(lambda model, args: shown.append(args[1]))
+    loss = EnvironmentSpec.loss
+
+    class Recorded(EnvironmentSpec):
+        def loss(self, predictions, actions, valid):
+            targets.append(actions)
+            return loss(self, predictions, actions, valid)
+
+    trainer.model.spec = Recorded(**vars(VECTOR))
+    labelled = replace(batch, labels=labels)
+    trainer.train_batch(labelled)
+    trainer.validate(iter([labelled]))
+    for seen in (shown, targets):
+        assert len(seen) == 2
+    assert all(torch.equal(actions, batch.actions) for actions in shown)
+    assert all(torch.equal(actions, labels) for actions in targets)
+
+
+def test_metrics_are_of_what_is_learned():
+    batch = make_batch([3, 5])
+    labels = (batch.actions + 1) % VECTOR.num_actions
+    logits = torch.nn.functional.one_hot(labels, VECTOR.num_actions).float()
+    for learned, right in ((batch, 0.0), (replace(batch, labels=labels), 1.0)):
+        assert accuracy(logits, learned)["train_accuracy"] == last_steps_right(logits, learned, 1) == right
+
+
 def test_trajectories_are_shown_as_they_are_or_in_the_mirror():
     spec, mirror, seen = EnvironmentSpec(observation_shape=(2, 36, 36), num_actions=3), [1, 0, 2], []
     batch = make_batch([N * K] * 16, spec=spec)
+    batch = replace(batch, labels=(batch.actions + 1) % 3)
     trainer = make_trainer(
         small_model(spec=spec),
         mirror=mirror,
         metrics=lambda logits, batch: seen.append(batch) or accuracy(logits, batch),
     )
     trainer.train_batch(batch)
-    flipped, mapped = batch.observations.flip(-1), torch.tensor(mirror)[batch.actions]
+    flipped, mapped = batch.observations.flip(-1), torch.tensor(mirror)
     (shown,) = seen
     kinds = set()
     for row in range(16):
         as_it_is = torch.equal(shown.observations[row], batch.observations[row])
         kinds.add(as_it_is)
         assert as_it_is or torch.equal(shown.observations[row], flipped[row])
-        assert torch.equal(shown.actions[row], (batch.actions if as_it_is else mapped)[row])
+        for now, before in ((shown.actions, batch.actions), (shown.labels, batch.labels)):
+            assert torch.equal(now[row], before[row] if as_it_is else mapped[before[row]])
     assert kinds == {True, False}

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from RATE_model.errors import UserError
-from RATE_model.trajectories import TrajectoryFile, TrajectoryWriter
+from RATE_model.trajectories import TrajectoryFile
+from RATE_model.trajectory_writer import TrajectoryWriter
 
 LENGTHS = np.array([3, 1, 5, 2])
 TERMINALS = np.array([True, False, True, False])
@@ -264,8 +265,8 @@ def damaged(path, kind):
         ("NaN reward", "NaN or infinite value in 'rewards' .first at step 4 of 11"),
         ("inf observation", "NaN or infinite value in 'observations' .first at step 4 of 11"),
         ("beyond float32", "NaN or infinite value in 'observations' .first at step 0"),
-        ("action", "has action 4 at step 4 of 11; allowed is 0 to 3"),
-        ("negative action", "has action -4 at step 4 of 11; allowed is 0 to 3"),
+        ("action", "has action 4 in 'actions' at step 4 of 11; allowed is 0 to 3"),
+        ("negative action", "has action -4 in 'actions' at step 4 of 11; allowed is 0 to 3"),
         ("float actions", "expected one integer"),
         ("group", "'rewards' is not an array"),
     ],
@@ -277,6 +278,35 @@ def test_damage_is_named(tmp_path, kind, message):
         TrajectoryFile(
             path, observation_shape=(4,), observation_dtype="float32", num_actions=4, hint="Run `make data`."
         )
+    assert str(path) in str(error.value) and str(error.value).endswith("Run `make data`.")
+
+
+EXPERT = "infos/expert_action"
+
+
+def test_what_an_expert_would_have_done_is_read(tmp_path):
+    path = write(tmp_path / "data.h5")
+    edit(path, **{EXPERT: np.arange(11, dtype="uint8") % 4})
+    actions = TrajectoryFile(path, num_actions=4).expert_actions()
+    assert actions.dtype == np.int64 and actions.tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (None, f"has no '{EXPERT}': it does not tell what an expert would have done"),
+        (np.full(11, 4), f"has action 4 in '{EXPERT}' at step 0 of 11; allowed is 0 to 3"),
+        (np.zeros(10, int), f"is damaged: '{EXPERT}' has another shape or type than 'actions'"),
+        (np.zeros(11), f"is damaged: '{EXPERT}' has another shape or type than 'actions'"),
+        (np.full(11, np.nan), f"NaN or infinite value in '{EXPERT}'"),
+    ],
+)
+def test_what_an_expert_would_have_done_is_missing_or_damaged(tmp_path, values, message):
+    path = write(tmp_path / "data.h5")
+    edit(path, **{EXPERT: values})
+    file = TrajectoryFile(path, num_actions=4, hint="Run `make data`.")
+    with pytest.raises(UserError, match=message) as error:
+        file.expert_actions()
     assert str(path) in str(error.value) and str(error.value).endswith("Run `make data`.")
 
 

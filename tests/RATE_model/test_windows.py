@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from RATE_model.errors import UserError
-from RATE_model.trajectories import TrajectoryFile, TrajectoryWriter
+from RATE_model.trajectories import TrajectoryFile
+from RATE_model.trajectory_writer import TrajectoryWriter
 from RATE_model.windows import (
     Batch,
     EpochSampler,
@@ -30,8 +31,9 @@ def make_file(path, lengths=LENGTHS, shape=(3,), dtype="float32", action_shape=(
     actions = rng.integers(1, 4, (*size, *action_shape)).astype("float32" if action_shape else "uint8")
     kinds = {"observation_shape": shape, "observation_dtype": dtype, "attributes": {}}
     kinds |= {"action_shape": action_shape, "action_dtype": actions.dtype}
+    infos = {"expert_action": 4 - actions}
     with TrajectoryWriter(path, **kinds) as writer:
-        writer.add_episodes(observations, actions, rng.normal(size=size), lengths)
+        writer.add_episodes(observations, actions, rng.normal(size=size), lengths, infos=infos)
     return TrajectoryFile(path)
 
 
@@ -126,6 +128,23 @@ def test_batches_equal_an_obvious_loop(tmp_path, in_memory, pad, shape, dtype, a
     np.testing.assert_allclose(batch.rtg, rtg, rtol=1e-6)
     np.testing.assert_array_equal(batch.valid, valid)
     assert batch.lengths.tolist() == windows[indices, 2].tolist() and batch.indices.tolist() == indices
+
+
+@pytest.mark.parametrize("pad", ["right", "left"])
+@pytest.mark.parametrize("action_shape", [(), (2,)])
+def test_what_an_expert_would_have_done_can_be_the_target(tmp_path, pad, action_shape):
+    file = make_file(tmp_path / "a.h5", action_shape=action_shape)
+    taken, learned = (
+        WindowDataset([file], whole_episodes(0, file), size=12, pad=pad, learn=learn).__getitems__([3, 0, 5])
+        for learn in ("recorded", "expert")
+    )
+    assert taken.labels is None and taken.targets is taken.actions
+    assert learned.targets is learned.labels and learned.labels.dtype == taken.actions.dtype
+    assert torch.equal(learned.actions, taken.actions), "what the model sees are the actions that were taken"
+    assert torch.equal(learned.labels[learned.valid], 4 - taken.actions[taken.valid])
+    assert not learned.labels[~learned.valid].any()
+    moved = learned.to("cpu")
+    assert torch.equal(moved.labels, learned.labels) and moved.to("meta").labels.is_meta
 
 
 def test_changing_a_batch_leaves_the_data_alone(file):
@@ -272,3 +291,5 @@ def test_a_fingerprint_tells_data_apart(tmp_path):
     other = make_file(tmp_path / "c.h5", seed=1)
     assert WindowDataset([other], whole_episodes(0, other), size=10).fingerprint != dataset.fingerprint
     assert dataset.up_to(7).fingerprint != dataset.fingerprint
+    learned = WindowDataset([file], whole_episodes(0, file), size=10, learn="expert")
+    assert learned.fingerprint != dataset.fingerprint

@@ -59,7 +59,7 @@ def test_each_plays_the_evaluations_episodes_by_what_it_is_told(game, monkeypatc
     returns = []
     for seed in seeds:
         env.reset(seed=int(seed))
-        expert, total, over = Expert(np.random.default_rng(0), view="full"), 0.0, False
+        expert, total, over = Expert("full"), 0.0, False
         while not over:
             _, reward, terminated, truncated, _ = env.step(expert.act(env.surroundings()))
             total, over = total + reward, terminated or truncated
@@ -83,7 +83,7 @@ def test_the_colour_is_said_where_it_can_be(game):
     env, returns = game(Scenario("clear"), max_steps=40, privileged=True), []
     for seed, is_red in zip(*evaluation_seeds(4), strict=True):
         env.reset(seed=int(seed), options={"is_red": is_red})
-        expert = Expert(np.random.default_rng(0), view="full")
+        expert = Expert("full")
         returns.append(sum(env.step(expert.act(env.surroundings()))[1] for _ in range(40)))
     assert played.episodes.returns == pytest.approx(returns)
 

@@ -4,7 +4,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import h5py
@@ -18,13 +18,14 @@ from RATE_model.parts import _is_done as is_done
 from VizDoom.VizDoom_src import dataset
 from VizDoom.VizDoom_src import generate as generating
 from VizDoom.VizDoom_src.dataset import DataOptions, dataset_path, ensure_dataset, load_windows, main, open_dataset
-from VizDoom.VizDoom_src.expert import Expert
+from VizDoom.VizDoom_src.expert import Flawed
 from VizDoom.VizDoom_src.generate import Recipe, generate, job_of
 from VizDoom.VizDoom_src.scenario import Scenario
 from VizDoom.VizDoom_src.seeds import GREEN_SEEDS, RED_SEEDS
 
 SCRIPT = Path(__file__).resolve().parents[2] / "VizDoom" / "VizDoom_src" / "dataset.py"
-QUICK = Recipe(Scenario(), 12, "limited", 0.2)
+FLAWS = ["--noise", "0.2", "--astray", "0.4"]
+QUICK = Recipe(Scenario(), 12, "limited", 0.2, 0.4)
 
 
 def content(path):
@@ -48,7 +49,7 @@ def test_a_file_holds_what_the_expert_saw_and_did(game, tmp_path):
     arrays, _ = content(path)
     assert set(arrays) == {
         *("observations", "actions", "rewards", "terminals", "timeouts"),
-        *("infos/is_red", "infos/seed", "infos/health"),
+        *("infos/is_red", "infos/seed", "infos/health", "infos/expert_action"),
     }
     assert arrays["observations"].shape == (23 * 12, 3, 64, 112) and arrays["observations"].dtype == np.uint8
     assert arrays["infos/is_red"][::12].tolist() == [1, 0] * 11 + [1]
@@ -57,23 +58,29 @@ def test_a_file_holds_what_the_expert_saw_and_did(game, tmp_path):
     env = game(max_steps=12, privileged=True)
     for start, seed in zip(range(0, 23 * 12, 12), seeds, strict=True):
         observation, info = env.reset(seed=int(seed))
-        expert = Expert(np.random.default_rng([seed, generating.EXPERT_STREAM]), noise=0.2)
+        player = Flawed(np.random.default_rng([seed, generating.EXPERT_STREAM]), noise=0.2, astray=0.4)
         for step in range(start, start + 12):
             np.testing.assert_array_equal(arrays["observations"][step], observation)
             assert arrays["infos/health"][step] == info["health"] and arrays["infos/is_red"][step] == info["is_red"]
-            assert arrays["actions"][step] == expert.act(env.surroundings()) and arrays["infos/seed"][step] == seed
+            assert (arrays["actions"][step], arrays["infos/expert_action"][step]) == player.act(env.surroundings())
+            assert arrays["infos/seed"][step] == seed
             observation, reward, terminated, truncated, info = env.step(int(arrays["actions"][step]))
             assert arrays["rewards"][step] == np.float32(reward)
             assert (arrays["terminals"][step], arrays["timeouts"][step]) == (terminated, truncated)
     made = open_dataset(path).attributes
     assert made["environment"] == "VizDoomTwoColors-v0" and made["played"] == made["num_episodes"] == 23
-    assert made["steps"] == 12 and made["noise"] == 0.2 and made["variant"] == "published" and made["vizdoom"]
+    assert (
+        made["steps"] == 12
+        and (made["noise"], made["astray"]) == (0.2, 0.4)
+        and made["variant"] == "published"
+        and made["vizdoom"]
+    )
     assert made["first_seed"] == 1_000_000 and made["last_seed"] == seeds[-1]
 
 
 def test_the_content_does_not_depend_on_the_processes(tmp_path):
     """Two by the command, one here."""
-    flags = ["--episodes", "30", "--steps", "12", "--noise", "0.2", "--workers", "2", "--output", "two.h5"]
+    flags = ["--episodes", "30", "--steps", "12", *FLAWS, "--workers", "2", "--output", "two.h5"]
     done = subprocess.run([sys.executable, SCRIPT, *flags], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == "", done.stderr
     assert done.stdout.startswith("two.h5: 30 episodes of 12 to 12 steps") and done.stdout.count("\n") == 1
@@ -101,7 +108,7 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch, capsys):
     first = (parts / "part_00000.h5").stat().st_mtime_ns
     (parts / "part_00001.h5").write_bytes(b"damaged")
     assert is_done(job_of(QUICK), parts, 0, 20)
-    for other in (Recipe(Scenario(items=9), 12, "limited", 0.2), Recipe(Scenario(), 12, "full", 0.2)):
+    for other in (replace(QUICK, scenario=Scenario(items=9)), replace(QUICK, astray=0.5)):
         assert not is_done(job_of(other), parts, 0, 20)
     assert not is_done(job_of(QUICK), parts, 0, 19) and not is_done(job_of(QUICK), parts, 20, 20)
     made.clear()
@@ -116,7 +123,7 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch, capsys):
 def test_a_killed_run_leaves_no_process_and_goes_on(tmp_path):
     """The command with two processes, killed in the middle and started again; compared with one that was not."""
     psutil = pytest.importorskip("psutil")
-    flags = ["--episodes", "60", "--steps", "12", "--noise", "0.2", "--workers", "2", "--output", "data.h5"]
+    flags = ["--episodes", "60", "--steps", "12", *FLAWS, "--workers", "2", "--output", "data.h5"]
     run = subprocess.Popen([sys.executable, SCRIPT, *flags], cwd=tmp_path)
     parts = tmp_path / "data.h5.parts"
     deadline = time.monotonic() + 100
@@ -163,7 +170,9 @@ def test_episodes_that_end_early_are_dropped_and_counted(tmp_path, capsys):
 
 def test_a_wish_that_cannot_be_met_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(generating, "PART_SEEDS", 6)
-    with pytest.raises(UserError, match="in 6 seeds 0 of 4 episodes reached 700 steps.*Lower --steps or --noise"):
+    with pytest.raises(
+        UserError, match="in 6 seeds 0 of 4 episodes reached 700 steps.*Lower --steps, --noise or --astray"
+    ):
         generate(Recipe(Scenario(), 700, "limited", 1.0), 4, tmp_path / "data.h5", workers=1)
     assert not list(tmp_path.rglob("*.h5"))
 
@@ -279,11 +288,11 @@ def test_files_are_named_by_what_they_hold(tmp_path):
     names = {
         dataset_path(DataOptions(**changes)).name
         for changes in (
-            *({}, {"steps": 150}, {"view": "full"}, {"noise": 0.1}, {"episodes": 10}),
+            *({}, {"steps": 150}, {"view": "full"}, {"noise": 0.1}, {"astray": 0.1}, {"episodes": 10}),
             *({"scenario": Scenario("clear")}, {"scenario": Scenario(items=9)}, {"scenario": Scenario(pillar=False)}),
         )
     }
-    assert len(names) == 8 and "vizdoom_two_colors_limited_steps90_n5000.h5" in names
+    assert len(names) == 9 and "vizdoom_two_colors_limited_steps90_n5000.h5" in names
     assert dataset_path(DataOptions()).parent.name == "VizDoom_data"
 
 
@@ -322,6 +331,7 @@ def test_a_folder_is_converted_again_when_asked_to(tmp_path, capsys):
         (["--episodes", "9"], "--episodes 9: must be at least 10"),
         (["--steps", "4201"], "--steps 4201: must be at most 4200"),
         (["--noise", "1.5"], "--noise 1.5: must be at most 1"),
+        (["--astray", "-0.1"], "--astray -0.1: must be at least 0"),
         (["--view", "wide"], "--view wide: the value must be one of limited, full"),
         (["--variant", "blue"], "--variant blue: the value must be one of published, clear"),
         (["--items", "0"], "--items 0: must be at least 1"),

@@ -9,7 +9,7 @@ pytest.importorskip("vizdoom")
 
 from VizDoom.VizDoom_src.engine import Surroundings
 from VizDoom.VizDoom_src.env import FORWARD, LEFT, LEFT_FORWARD, RIGHT, RIGHT_FORWARD
-from VizDoom.VizDoom_src.expert import Expert
+from VizDoom.VizDoom_src.expert import SPELL, Expert, Flawed
 from VizDoom.VizDoom_src.generate import Recipe, play
 from VizDoom.VizDoom_src.scenario import PILLAR, Scenario
 
@@ -21,11 +21,11 @@ def around(right=(), wrong=(), *, position=(-128.0, -448.0), angle=90.0, health=
 
 
 def action(surroundings, **options):
-    return Expert(np.random.default_rng(0), **options).act(surroundings)
+    return Expert(**options).act(surroundings)
 
 
-def returns(game, view, *, noise=0.0, seeds=range(1_000_000, 1_000_010), steps=90):
-    env, recipe = game(privileged=True, max_steps=steps), Recipe(Scenario(), steps, view, noise)
+def returns(game, view, *, noise=0.0, astray=0.0, seeds=range(1_000_000, 1_000_010), steps=90):
+    env, recipe = game(privileged=True, max_steps=steps), Recipe(Scenario(), steps, view, noise, astray)
     episodes = [play(env, *env.reset(seed=seed), recipe, seed) for seed in seeds]
     return np.array([episode.rewards.sum() for episode in episodes])
 
@@ -79,21 +79,51 @@ def test_it_avoids_wrong_items_the_pillar_and_wasting():
     assert action(near, view="full") != FORWARD
 
 
-def test_noise_is_its_own_and_a_flawless_expert_draws_nothing():
+def test_a_player_without_flaws_is_the_expert_and_draws_nothing():
     generator = np.random.default_rng(3)
     state = generator.bit_generator.state
-    expert = Expert(generator, view="full")
-    for _ in range(5):
-        expert.act(around(right=[(0.0, 0.0)]))
+    player, expert = Flawed(generator, view="full"), Expert("full")
+    for _ in range(50):
+        seen = around(right=[(0.0, 0.0)], wrong=[(-100.0, -300.0)])
+        assert player.act(seen) == (best := expert.act(seen), best)
     assert generator.bit_generator.state == state
-    noisy = Expert(np.random.default_rng(3), view="full", noise=1.0)
-    drawn = np.bincount([noisy.act(around(right=[(0.0, 0.0)])) for _ in range(500)], minlength=5)
-    assert drawn.min() > 60
+
+
+def flawed_actions(episodes, seen, **flaws):
+    """What was done, and what the expert would have done: two (episodes, 40). After more steps it would feel stuck."""
+    players = [Flawed(np.random.default_rng(number), view="full", **flaws) for number in range(episodes)]
+    return np.array([[player.act(seen) for _ in range(40)] for player in players]).transpose(2, 0, 1)
+
+
+def test_noise_is_uniform_and_leaves_what_the_expert_would_do():
+    taken, best = flawed_actions(15, around(right=[(-328.0, -448.0)]), noise=1.0)
+    assert np.bincount(taken.ravel(), minlength=5).min() > 80 and set(best.ravel()) == {LEFT}
+
+
+def test_who_is_astray_goes_for_wrong_items_in_spells_while_the_expert_would_not():
+    """A right item lies to the left, a wrong one to the right."""
+    seen = around(right=[(-328.0, -448.0)], wrong=[(72.0, -448.0)])
+    taken, best = flawed_actions(200, seen, astray=0.3)
+    assert set(best.ravel()) == {LEFT} and set(taken.ravel()) == {LEFT, RIGHT}
+    assert (taken == RIGHT).mean() == pytest.approx(0.3, abs=0.06)
+    assert (taken[:, 0] == RIGHT).mean() == pytest.approx(0.3, abs=0.1), "from the first step on"
+    changes = (taken[:, 1:] != taken[:, :-1]).mean()
+    assert changes == pytest.approx(2 * 0.3 * 0.7 / SPELL, rel=0.2)
+
+
+def test_the_expert_knows_what_was_done_in_its_place():
+    """How fast it turns depends on how long it has turned: it must not believe that it did what it would have done."""
+    told, flawless = Expert("full"), Expert("full")
+    for _ in range(5):
+        told.choose(around(right=[(0.0, -300.0)]))
+        told.took(LEFT)
+        flawless.took(LEFT)
+    assert (told._turn, told._turned) == (flawless._turn, flawless._turned) == (1.0, 10)
 
 
 def test_it_gives_up_a_target_that_it_does_not_get_to():
     """It walks and stays where it is: after 45 steps it goes elsewhere for 25, then to another item."""
-    expert = Expert(np.random.default_rng(0), view="full")
+    expert = Expert("full")
     there = around(right=[(-128.0, -300.0), (-428.0, -300.0)])
     actions = [expert.act(there) for _ in range(75)]
     assert set(actions[:44]) == {FORWARD} and set(actions[70:]) == {LEFT}

@@ -21,8 +21,9 @@ RESULT = {"train_seconds": 60.0, "optimizer_steps": 500}
 def returns(red: float, green: float) -> dict[str, float]:
     """A result under the names of `metrics`."""
     values = (red, green, (red + green) / 2, min(red, green), abs(red - green))
-    errors = {f"{name}_56.5": 0.1 * number for number, name in enumerate(reproduce.ERRORS.values(), start=1)}
-    return errors | {f"{name}_56.5": value for name, value in zip(reproduce.COLUMNS.values(), values, strict=True)}
+    errors = {name: 0.1 * number for number, name in enumerate(reproduce.ERRORS.values(), start=1)}
+    found = errors | dict(zip(reproduce.COLUMNS.values(), values, strict=True))
+    return {f"{name}_{asked}": value for asked in ("56.5", "3.3") for name, value in found.items()}
 
 
 def fake_run(folder: Path, result: dict[str, float]) -> Path:
@@ -69,7 +70,8 @@ def test_the_table_holds_the_runs_the_controls_and_who_has_no_model(asked, tmp_p
     page = (tmp_path / "results" / "vizdoom.md").read_text()
     assert "| RATE | 11.5 ± 0.5 | 8.0 ± 0.0 | 9.8 ± 0.2 | 8.0 ± 0.0 | 3.5 ± 0.5 |" in page  # 11 and 12 red
     assert "| RATE, memory knocked out | 3.0 ± 0.0 | 2.0 ± 0.0 | 2.5 ± 0.0 | 2.0 ± 0.0 | 1.0 ± 0.0 |" in page
-    assert "| RATE, asked for 4.2 at every segment | 3.0" in page and "| the same, memory knocked out | 3.0" in page
+    assert "| RATE, memories of twins exchanged | 3.0" in page and "asked for 3.3 at every segment, made" in page
+    assert "| RATE, asked for 56.5 | 3.0" in page and "| the same, memory knocked out | 3.0" in page
     assert "| random | 4.0 ± 0.5 | 6.0 ± 0.5 | 5.0 ± 0.6 | 4.0 | 2.0 |" in page
     assert "| RATE | 38.2 | 44.7 | 41.5 | 38.2 | 6.5 |" in page and "| 59.2 |" in page
     assert "| RATE | 2 | 500 | 60 | 12.0 ± 0.1 | 8.0 ± 0.2 | 10.0 ± 0.3 | 8.0 | 4.0 |" in page
@@ -85,15 +87,16 @@ def test_the_controls_are_asked_for_what_the_row_before_is(asked, tmp_path):
     reproduce.main(["--seeds", "1", "2", "--results_dir", str(tmp_path / "results")])
     config = reproduce.settings_of(reproduce.STUDIES["fast"])
     assert config.data.scenario.variant == "clear" and len(asked) == 8  # of each row both seeds
-    knocked_out, asked_anew, knocked_out_anew, twins = asked[::2]
-    assert knocked_out["target_return"] == config.task.desired_return and "renew_target" not in knocked_out
-    assert knocked_out["transform_memory"] is knocked_out_anew["transform_memory"] is knock_out_memory
-    assert "transform_memory" not in asked_anew and twins["twins"] and "twins" not in knocked_out_anew
-    assert all(options["target_return"] == 4.2 and options["renew_target"] for options in asked[2:])
+    knocked_out, twins, as_published, knocked_out_as_published = asked[::2]
+    for options in (knocked_out, twins):
+        assert options["target_return"] == config.task.desired_return == 3.3 and options["renew_target"]
+    assert knocked_out["transform_memory"] is knocked_out_as_published["transform_memory"] is knock_out_memory
+    assert "transform_memory" not in as_published and twins["twins"] and "twins" not in knocked_out_as_published
+    assert all(options["target_return"] == 56.5 and not options["renew_target"] for options in asked[4:])
     for options in asked:
         assert options["scenario"] == config.data.scenario and options["episodes"] == config.task.eval_episodes
         assert options["precision"] == config.train.precision and options["model"][1] == torch.device("cpu")
-    draws = [options["transform_memory"] for options in asked[6:]]
+    draws = [options["transform_memory"] for options in asked[2:4]]
     assert draws[0] is not draws[1], "what a run has does not depend on the runs before it"
 
 
@@ -111,6 +114,9 @@ def test_the_published_setting_has_a_page_of_its_own(asked, tmp_path):
     reproduce.main([*flags, "--results_dir", str(tmp_path / "results")])
     page = (tmp_path / "results" / "vizdoom_published.md").read_text()
     assert "| RATE | 11.5 ± 0.5 |" in page and "| DT | 21.5 ± 0.5 |" in page and "twins" not in page
+    assert (
+        "of at most 4200 steps, asked for 56.5, made" in page and "| RATE, asked for 4.2 at every segment | 3.0" in page
+    )
     assert page.count("    python3 VizDoom/VizDoom_src/train_vizdoom.py") == 2 and "--ckpt_folder published_dt" in page
     assert len(asked) == 6 and all("published_rate" in str(options["model"][0]) for options in asked)
 

@@ -179,7 +179,7 @@ def test_parameters_do_what_they_say(game, variant):
 
 def health_by_step(env, seed, options, *, to_right_items):
     """A player that goes for items of one kind: health before and after each step, and the reward."""
-    expert, over = Expert(np.random.default_rng(0), view="full"), False
+    expert, over = Expert("full"), False
     _, info = env.reset(seed=seed, options=options)
     while not over:
         around = env.surroundings()
