@@ -168,8 +168,13 @@ def check_experts(path: Path) -> None:
         )
 
 
-def given_dataset(options: DataOptions, source: Path, named: str, target: Path | None = None) -> Path:
-    """The file ``source``, or the conversion of the folder ``source``, into ``target``; ``named`` by this flag."""
+def given_dataset(
+    options: DataOptions, source: Path, named: str, target: Path | None = None, *, overwrite: bool = False
+) -> Path:
+    """The file ``source``, or the conversion of the folder ``source``, into ``target``; ``named`` by this flag.
+
+    With ``overwrite`` a folder is converted again, and whatever ``target`` is is replaced.
+    """
     try:
         return given_data(
             source,
@@ -185,6 +190,7 @@ def given_dataset(options: DataOptions, source: Path, named: str, target: Path |
             ),
             observation_shape=OBSERVATION_SHAPE,
             num_actions=NUM_ACTIONS,
+            overwrite=overwrite,
             attributes={"environment": "MemoryMaze", "generator": "imported", "alignment": options.alignment},
         )
     except UserError as error:
@@ -287,7 +293,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             description="Make Memory Maze trajectories with the experts, or convert DreamerV3-style episodes.",
         )
         if options.data.data_path is not None:
-            path = given_dataset(options.data, options.data.data_path, "--data_path", options.file.output)
+            source, file = options.data.data_path, options.file
+            path = given_dataset(options.data, source, "--data_path", file.output, overwrite=file.overwrite)
         else:
             path = options.file.output or dataset_path(options.data)
             recipe, episodes = options.data.recipe(), options.data.episodes

@@ -162,8 +162,11 @@ def ensure_dataset(options: DataOptions) -> list[Path]:
     return [path]
 
 
-def given_dataset(options: DataOptions, target: Path | None = None) -> Path:
-    """The file that `data_path` names, or the conversion of the folder that it names, into `target`."""
+def given_dataset(options: DataOptions, target: Path | None = None, *, overwrite: bool = False) -> Path:
+    """The file that `data_path` names, or the conversion of the folder that it names, into `target`.
+
+    With `overwrite` a folder is converted again, and whatever `target` is is replaced.
+    """
     source = options.data_path
     return given_data(
         source,
@@ -171,6 +174,7 @@ def given_dataset(options: DataOptions, target: Path | None = None) -> Path:
         observation_shape=OBSERVATION_SHAPE,
         num_actions=NUM_ACTIONS,
         index_frames=True,
+        overwrite=overwrite,
         attributes={"environment": ENV_ID, "generator": "imported"},
     )
 

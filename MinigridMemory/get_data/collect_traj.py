@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             description="Collect Minigrid-Memory trajectories with the scripted expert.",
         )
         if options.data.data_path is not None:
-            path = given_dataset(options.data, options.file.output)
+            path = given_dataset(options.data, options.file.output, overwrite=options.file.overwrite)
         else:
             path = options.file.output or dataset_path(options.data)
             generate(options.data.selection(), path, overwrite=options.file.overwrite, workers=options.file.workers)

@@ -230,8 +230,12 @@ def test_the_command_makes_what_the_flags_ask_for(tmp_path, monkeypatch, capsys)
 
 
 def test_the_command_converts_a_folder(tmp_path, capsys):
-    dataset.main(["--data_path", str(dreamer(tmp_path / "dreams")), "--output", str(tmp_path / "new.h5")])
+    flags = ["--data_path", str(dreamer(tmp_path / "dreams")), "--output", str(tmp_path / "new.h5")]
+    dataset.main(flags)
     assert f"{tmp_path / 'new.h5'}: 2 episodes of 12 to 12 steps" in capsys.readouterr().out
+    before = (tmp_path / "new.h5").stat().st_mtime_ns
+    dataset.main([*flags, "--overwrite"])
+    assert (tmp_path / "new.h5").stat().st_mtime_ns > before
 
 
 MISTAKES = {

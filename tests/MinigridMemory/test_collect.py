@@ -65,9 +65,13 @@ def test_it_converts_a_folder(tmp_path, capsys):
     for number in range(3):
         reward, done = np.array([0, 0, 0, 0.9]), np.array([0, 0, 0, 1])
         np.savez(folder / f"train_data_{number}.npz", **arrays, reward=reward, done=done)
-    main(["--data_path", str(folder), "--output", str(tmp_path / "converted.h5")])
+    flags = ["--data_path", str(folder), "--output", str(tmp_path / "converted.h5")]
+    main(flags)
     line = capsys.readouterr().out.splitlines()[-1]
     assert "3 episodes of 4 to 4 steps, 12 in all, mean return 0.900" in line and "played" not in line
+    before = (tmp_path / "converted.h5").stat().st_mtime_ns
+    main([*flags, "--overwrite"])
+    assert (tmp_path / "converted.h5").stat().st_mtime_ns > before
 
 
 def test_help_explains_presets(capsys):
