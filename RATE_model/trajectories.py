@@ -139,7 +139,7 @@ class TrajectoryFile:
             if EXPERT_ACTION not in (file := self._open()):
                 raise self._error(
                     f"has no '{EXPERT_ACTION}': it does not tell what an expert would have done, and only the actions "
-                    "that were taken can be learned from it"
+                    "that were taken can be learned from it (--learn recorded)"
                 )
             actions = self._finite(EXPERT_ACTION, file[EXPERT_ACTION][:])
         if actions.shape != self.actions.shape or (actions.dtype.kind in "iu") != self.discrete:

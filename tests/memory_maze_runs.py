@@ -40,7 +40,9 @@ def write_data(path: Path, episodes: int = EPISODES, steps: int = STEPS) -> Path
         attributes={"experts": EXPERTS_VERSION},
     ) as writer:
         for seed in range(episodes):
-            writer.add_episode(*episode(seed, steps), terminal=False)
+            observations, actions, rewards = episode(seed, steps)
+            infos = {"expert_action": actions[::-1]}
+            writer.add_episode(observations, actions, rewards, terminal=False, infos=infos)
     return path
 
 

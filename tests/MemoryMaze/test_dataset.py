@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from MemoryMaze.MemoryMaze_src import dataset
 from MemoryMaze.MemoryMaze_src.dataset import (
@@ -229,6 +230,18 @@ def test_the_command_makes_what_the_flags_ask_for(tmp_path, monkeypatch, capsys)
     assert printed[1].startswith(str(dataset_path(DataOptions(episodes=11, data_dir=tmp_path / "data"))))
 
 
+def test_what_the_players_would_have_done_can_be_learned(tmp_path):
+    path = write_data(tmp_path / "data.h5")
+    taken, learned = (
+        load_windows([path], size=5, learn=learn)[0].__getitems__([3]) for learn in ("recorded", "expert")
+    )
+    assert taken.labels is None and torch.equal(learned.actions, taken.actions)
+    assert not torch.equal(learned.labels, taken.actions)
+    (converted,) = ensure_dataset(DataOptions(data_path=dreamer(tmp_path / "dreams"), data_dir=tmp_path / "data"))
+    with pytest.raises(UserError, match=r"no 'infos/expert_action'.*--learn recorded"):
+        load_windows([converted], size=5, learn="expert")
+
+
 def test_the_command_converts_a_folder(tmp_path, capsys):
     flags = ["--data_path", str(dreamer(tmp_path / "dreams")), "--output", str(tmp_path / "new.h5")]
     dataset.main(flags)
@@ -239,6 +252,7 @@ def test_the_command_converts_a_folder(tmp_path, capsys):
 
 
 MISTAKES = {
+    "astray too much": ("--astray 1.1", ("--astray 1.1", "at most 1")),
     "size": ("--size 10", ("--size 10", "9, 11, 13, 15")),
     "few episodes": ("--episodes 9", ("--episodes 9", "at least 10")),
     "no steps": ("--steps 0", ("--steps 0", "at least 1")),
