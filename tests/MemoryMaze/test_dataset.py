@@ -239,7 +239,7 @@ def test_what_the_players_would_have_done_can_be_learned(tmp_path):
     assert not torch.equal(learned.labels, taken.actions)
     (converted,) = ensure_dataset(DataOptions(data_path=dreamer(tmp_path / "dreams"), data_dir=tmp_path / "data"))
     with pytest.raises(UserError, match=r"no 'infos/expert_action'.*--learn recorded"):
-        load_windows([converted], size=5, learn="expert")
+        load_windows([converted], size=5, learn="expert", fraction=0.5)
 
 
 def test_the_command_converts_a_folder(tmp_path, capsys):
