@@ -36,6 +36,7 @@ import h5py
 import numpy as np
 
 from RATE_model.errors import UserError
+from RATE_model.trajectories import Learn
 from RATE_model.trajectory_writer import TrajectoryWriter
 
 PATTERN = "train_data_*.npz"
@@ -131,6 +132,18 @@ def given_data(
     if source.suffix == ".npz":
         raise UserError(f"{named} '{source}': one episode is no dataset; give the folder of the {pattern}")
     return source
+
+
+def check_tells(source: Path | None, learn: Learn, *, named: str = "--data_path") -> None:
+    """Raise `UserError` if what is to be learned cannot be in the folder that a flag or setting names.
+
+    Before it is converted, which takes long. None names nothing.
+    """
+    if learn == "expert" and source is not None and source.is_dir():
+        raise UserError(
+            f"--learn expert: the files in {named} '{source}' tell what was done, not what an expert would have done. "
+            "Give --learn recorded"
+        )
 
 
 def conversion_path(source: Path, directory: Path, prefix: str) -> Path:

@@ -9,7 +9,7 @@ All steps of all episodes lie one after the other in flat arrays:
     timeouts      (steps,)       1 on the last step of an episode that was cut off; may be absent
     infos/...     (steps, ...)   anything else; not read here, but for
     infos/first_seen     (steps,)   the first step with the same observation; may be absent
-    infos/expert_action  (steps,)   what an expert would have done, shaped as the actions; may be absent
+    infos/expert_action             what an expert would have done, shaped as the actions; may be absent
 
 Images are handed out with their channels first. A file may hold them with the channels last, and says so in an
 attribute of ``observations``, ``channels_last``: pictures with few hues compress better so.
@@ -137,13 +137,19 @@ class TrajectoryFile:
         """
         with self._reading():
             if EXPERT_ACTION not in (file := self._open()):
-                raise self._error(
-                    f"has no '{EXPERT_ACTION}': it does not tell what an expert would have done, and only the actions "
-                    "that were taken can be learned from it (--learn recorded)"
+                raise UserError(
+                    f"trajectory file '{self.path}' has no '{EXPERT_ACTION}': it does not tell what an expert would "
+                    "have done. Learn the actions that were taken, --learn recorded; if the file was made here before "
+                    "they were kept, delete it, and it is made anew."
                 )
-            actions = self._finite(EXPERT_ACTION, file[EXPERT_ACTION][:])
-        if actions.shape != self.actions.shape or (actions.dtype.kind in "iu") != self.discrete:
-            raise self._error(f"is damaged: '{EXPERT_ACTION}' has another shape or type than 'actions'")
+            column, kinds = file[EXPERT_ACTION], "iu" if self.discrete else "f"
+            if (
+                not isinstance(column, h5py.Dataset)
+                or column.shape != self.actions.shape
+                or column.dtype.kind not in kinds
+            ):
+                raise self._error(f"is damaged: '{EXPERT_ACTION}' has another shape or type than 'actions'")
+            actions = self._finite(EXPERT_ACTION, column[:])
         return self._in_range(EXPERT_ACTION, actions)
 
     def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:

@@ -39,7 +39,7 @@ class Batch:
         valid: (B, T) bool, True on real steps.
         lengths: (B,) int64, real steps per window; stays on the CPU, so that asking for it never waits for a GPU.
         indices: (B,) int64, the windows' numbers in the dataset; stays on the CPU.
-        labels: shaped and typed as the actions, what is to be predicted in their place; None: the actions.
+        labels: as the actions, but what is to be predicted in their place; None: the actions.
     """
 
     observations: torch.Tensor | Frames | FrameStack
@@ -155,10 +155,10 @@ class WindowDataset(Dataset):
 
     With observations in memory a batch is one gather over flat arrays; from disk it is one slice read per window, which
     works in loader workers (see `TrajectoryFile`). Files that know which of their images are equal are kept as their
-    distinct images, and give batches of `Frames`. Actions and returns-to-go are always in memory.
+    distinct images, and give batches of `Frames`. Actions, labels and returns-to-go are always in memory.
 
-    Padding (``pad="right"``) repeats the last observation; ``pad="left"`` puts zeros before the first. Padded actions
-    and returns-to-go are 0.
+    Padding (``pad="right"``) repeats the last observation; ``pad="left"`` puts zeros before the first. Padded actions,
+    labels and returns-to-go are 0.
 
     With ``stack`` an observation is the last so many pictures of its episode, zeros where it had not begun. Pictures
     are kept and given once, as a `FrameStack`, also where they lie before a window.
@@ -175,7 +175,7 @@ class WindowDataset(Dataset):
 
     Raises:
         UserError: the files differ in shape or type, a window is longer than ``size``, or a file does not tell what an
-            expert would have done.
+            expert would have done, or is damaged there.
         ValueError: the windows are empty, misshapen or outside their file; pictures are stacked and padded at the left.
     """
 

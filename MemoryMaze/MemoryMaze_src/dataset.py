@@ -37,7 +37,7 @@ from MemoryMaze.MemoryMaze_src.env import NUM_ACTIONS, OBSERVATION_SHAPE, check_
 from MemoryMaze.MemoryMaze_src.generate import DEFAULT_MIX, EXPERTS_VERSION, Recipe, generate
 from RATE_model.errors import UserError
 from RATE_model.limits import MAX_STEPS, at_least, at_most
-from RATE_model.npz import NpzKeys, conversion_path, given_data
+from RATE_model.npz import NpzKeys, check_tells, conversion_path, given_data
 from RATE_model.options import exit_on_user_error, parse_options
 from RATE_model.parts import FileOptions
 from RATE_model.tracking import read_wandb_config
@@ -72,10 +72,10 @@ class DataOptions:
     steps: int = 1000
     # Who plays, as EXPERT:NOISE:SHARE; NOISE is the probability of a random action, SHARE of the episodes
     mix: tuple[str, ...] = DEFAULT_MIX
-    # Share of the time in which the players walk to a ball drawn at random instead of the one that is asked for
+    # Share of the time in which the players are led to a ball drawn at random, maybe the one that is asked for
     astray: float = 0.0
-    # What is learned at every step: the action that was taken, or the one that the player would have taken there if it
-    # did not err
+    # What a training learns at every step: the action that was taken, or the one that the player would have taken there
+    # if it did not err; files hold both
     learn: Learn = "recorded"
     # Which pieces of the episodes a training takes: all, or those that the published code kept; files hold all
     windows: Windows = "all"
@@ -96,8 +96,6 @@ class DataOptions:
         at_most(MAX_EPISODES, episodes=self.episodes)
         at_least(1, steps=self.steps)
         at_most(MAX_STEPS, steps=self.steps)
-        at_least(0, astray=self.astray)
-        at_most(1, astray=self.astray)
         self.recipe()
 
     def recipe(self) -> Recipe:
@@ -146,14 +144,19 @@ def ensure_dataset(options: DataOptions) -> list[Path]:
 
 
 def check_windows(options: DataOptions, size: int) -> None:
-    """Raise a UserError if there can be no window of so many steps, as far as that is seen without the data."""
+    """Raise a UserError if there can be no window of so many steps, as far as that is seen without the data.
+
+    Or none that tells what is to be learned.
+    """
+    source, named = given_source(options) or (None, "")
+    check_tells(source, options.learn, named=named)
     length = f"{size} steps (--sections times --context_length)"
     if options.windows == "published" and size >= PUBLISHED_STEPS:
         raise UserError(
             f"--windows published: its windows end before step {PUBLISHED_STEPS}, and {length} are asked for. Take "
             "fewer, or --windows all."
         )
-    if options.steps < size and given_source(options) is None:
+    if options.steps < size and source is None:
         raise UserError(f"--steps {options.steps}: an episode must have at least the {length} of a window")
 
 

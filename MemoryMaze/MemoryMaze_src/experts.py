@@ -7,9 +7,9 @@ what was seen: it walks straight to balls that it never saw.
 along free lines of sight. It goes to the ball asked for if it has seen it, over ground that it has seen, and else to
 the nearest place that it has not. So an agent that remembers its pictures could act alike.
 
-Both know where in the square they are, and what they did. Both can be made to err, act at random in a share of their
-steps or walk to a ball that was not asked for, and go on from where that took them; they tell of every step what they
-would have done.
+Both know where in the square they are, and what they did. Both can be made to err: to act at random in a share of their
+steps, or to be led astray, over the true map, to a ball drawn at random. They go on from where that took them, and tell
+of every step what they would have done.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ HALF_VIEW = float(np.arctan(np.tan(np.radians(40)) * 30 / 32))
 RAYS = 61  # as many as there are columns
 BALL_SIGHT = 8.0  # cells; a ball is four columns wide there
 BALL_RADIUS = 0.3
-SPELL = 20  # steps, the mean of those in a row in which a player is astray or is not
+SPELL = 20  # steps in the mean until it is drawn anew whether, and to which ball, a player is led astray
 STOOD_IN = 0.4  # cells; who was so near to the middle of a cell has touched the ball that is there
 
 _RAY_STEP = 0.04
@@ -118,9 +118,10 @@ class Planner:
         best: what it would have done in place of the last action without random actions and without being astray.
 
     Args:
-        generator: of what follows; without any of it nothing is drawn.
+        generator: of its errors.
         noise: the share of actions that are random, 0 to 1.
-        astray: the share of spells, of `SPELL` steps in the mean, in which it walks to a ball drawn at random.
+        astray: the share of spells, of `SPELL` steps in the mean, in which it is led to a ball drawn at random, maybe
+            the one asked for.
     """
 
     def __init__(self, generator: np.random.Generator, *, noise: float = 0.0, astray: float = 0.0) -> None:
@@ -231,5 +232,5 @@ class Explorer(Planner):
 
 
 def expert(kind: str, generator: np.random.Generator, noise: float, astray: float = 0.0) -> Planner:
-    """A player of one of the kinds `EXPERTS`."""
+    """A player of one of the kinds `EXPERTS`; the rest is as for `Planner`."""
     return {"explorer": Explorer, "planner": Planner}[kind](generator, noise=noise, astray=astray)

@@ -25,6 +25,7 @@ from MemoryMaze.MemoryMaze_src.env import EPISODE_STEPS, OBSERVATION_SHAPE, Memo
 from MemoryMaze.MemoryMaze_src.experts import EXPERTS, expert
 from MemoryMaze.MemoryMaze_src.graphics import maze_tasks
 from RATE_model.errors import UserError
+from RATE_model.limits import at_least, at_most
 from RATE_model.parts import Job, make_in_parts
 from RATE_model.trajectory_writer import TrajectoryWriter
 
@@ -33,7 +34,9 @@ PART = 5  # episodes
 # Players that act on what they saw, so that a learner that sees and remembers as much can act alike. The random actions
 # show how to go on from where no expert would go, and spread the returns.
 DEFAULT_MIX = ("explorer:0:0.4", "explorer:0.1:0.4", "explorer:0.3:0.2")
-EXPERTS_VERSION = 3  # raise it when the same seed gives other actions: parts of another version are not gone on with
+EXPERTS_VERSION = (
+    3  # raise it when a seed gives other actions, taken or labelled: parts of another version are not gone on with
+)
 
 _EXPERT_STREAM = 1  # of the generators of a seed
 
@@ -71,18 +74,19 @@ class Recipe:
     """What the content of a dataset depends on, the number of episodes aside.
 
     Raises:
-        UserError: there is no such size, the steps are below 1, or a player is not described as it must be.
+        UserError: there is no such size, a number is out of range, or a player is not described as it must be.
     """
 
     size: int = 9  # cells of a side
     steps: int = EPISODE_STEPS[9]  # of every episode
     mix: tuple[str, ...] = DEFAULT_MIX  # who plays, as EXPERT:NOISE:SHARE
-    astray: float = 0.0  # share of the time in which players walk to a ball drawn at random
+    astray: float = 0.0  # share of the time in which players are led to a ball drawn at random
 
     def __post_init__(self) -> None:
         check_size(self.size)
-        if self.steps < 1:
-            raise UserError(f"--steps {self.steps}: must be at least 1")
+        at_least(1, steps=self.steps)
+        at_least(0, astray=self.astray)
+        at_most(1, astray=self.astray)
         if not self.mix:
             raise UserError("--mix: name at least one player, as explorer:0.1:1")
         _ = self.players
@@ -158,7 +162,7 @@ def play_part(recipe: Recipe, writer: TrajectoryWriter, first: int, count: int) 
 
 
 def play(maze: MemoryMazeEnv, player: Player, seed: int, astray: float = 0.0) -> dict[str, Any]:
-    """An episode of T steps of a player, in the maze of a seed.
+    """An episode of T steps of a player, in the maze of a seed, led astray in a share of the time.
 
     Returns:
         observations (T, 3, 64, 64) uint8, actions (T,) uint8, rewards (T,) float32, and infos: see the module.

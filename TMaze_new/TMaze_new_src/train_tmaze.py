@@ -111,7 +111,7 @@ def junction_metrics(logits: Tensor, batch: Batch) -> dict[str, Tensor]:
     """Accuracy over all steps, and accuracy and loss of the last one: the decision at the junction."""
     last = (batch.lengths - 1).to(logits.device)
     rows = torch.arange(len(last), device=logits.device)
-    decisions, targets = logits[rows, last].float(), batch.actions[rows, last]
+    decisions, targets = logits[rows, last].float(), batch.targets[rows, last]
     return accuracy(logits, batch) | {
         "train_last_acc": (decisions.argmax(-1) == targets).float().mean(),
         "train_last_loss": F.cross_entropy(decisions, targets),

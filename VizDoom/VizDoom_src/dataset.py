@@ -22,7 +22,7 @@ if not __package__:  # started as a script: make the repository importable
 
 from RATE_model.errors import UserError
 from RATE_model.limits import at_least, at_most
-from RATE_model.npz import conversion_path, given_data
+from RATE_model.npz import check_tells, conversion_path, given_data
 from RATE_model.options import exit_on_user_error, parse_options
 from RATE_model.parts import FileOptions
 from RATE_model.trajectories import Learn, TrajectoryFile
@@ -54,7 +54,8 @@ class DataOptions:
     noise: float = 0.0
     # Share of the time in which the player goes for the wrong items as if they were the right ones
     astray: float = 0.0
-    # What is learned at every step: the action that was taken, or the one that the expert would have taken there
+    # What a training learns at every step: the action that was taken, or the one that the expert would have taken;
+    # files hold both
     learn: Learn = "recorded"
     # The scenario that is played
     scenario: Scenario = field(default_factory=Scenario)
@@ -74,6 +75,7 @@ class DataOptions:
         at_most(PUBLISHED_CAP, steps=self.steps)
         at_least(0, noise=self.noise, astray=self.astray)
         at_most(1, noise=self.noise, astray=self.astray)
+        check_tells(self.data_path, self.learn)
 
     def recipe(self) -> Recipe:
         """What is played."""

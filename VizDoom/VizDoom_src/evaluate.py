@@ -82,6 +82,11 @@ def colour_options(scenario: Scenario, is_red: bool | np.ndarray) -> dict[str, A
     return {"is_red": is_red} if has_free_colour(scenario) else None
 
 
+def described(target_return: float, renewed: bool) -> str:
+    """The return that is asked for, in words."""
+    return f"{target_return:g} at every segment" if renewed else f"{target_return:g}"
+
+
 def play(
     model: RATE,
     *,

@@ -7,6 +7,8 @@ pictures; with ``full`` it knows all. At every step it
 2. turns its heading aside where wrong items or the pillar bar the way;
 3. takes the first action, from the most to the least useful, that leads into nothing wrong by the game's kinematics.
 
+`Flawed` plays with its skill but errs, and tells of every step what it would have done.
+
 Lengths are in map units, angles in degrees (counter-clockwise) unless they say otherwise, times in tics.
 """
 
@@ -31,6 +33,7 @@ THRUST, KEPT = 0.78125, 0.90625  # speed gained by a tic of walking, share of it
 SLOW_TURN, FAST_TURN, SLOW_TICS = 1.7578, 3.5156, 5  # degrees a tic, at first and after so many tics
 TOP_SPEED = THRUST / (1 - KEPT)
 FULL_HEALTH = 100.0
+SPELL = 20  # steps in the mean until it is drawn anew whether a player is astray
 HALF_VIEW = 46.0
 
 # Chosen by trial on seeds 0 to 19.
@@ -46,7 +49,6 @@ _BARRED, _KEEP, _BANNED = 25.0, 6.0, 60.0  # tics: of a barred way more, of the 
 _BAN = 300  # tics
 _PATIENCE = 240  # tics that one target may take
 _STUCK, _STUCK_TICS, _ESCAPE_TICS = 24.0, 90, 50  # no further than this in so long: walk elsewhere for so long
-SPELL = 20  # steps
 _SEARCH = (LEFT, LEFT_FORWARD, RIGHT, RIGHT_FORWARD, FORWARD)
 
 _TURN = np.array([1.0, -1.0, 0.0, 1.0, -1.0])  # of each action
@@ -82,7 +84,7 @@ class Expert:
         return action
 
     def choose(self, around: Surroundings) -> int:
-        """The action for what lies around; tell `took` which one was taken."""
+        """The action for what lies around; once a step, and `took` must follow."""
         right, avoided = self._known(around)
         preferred = self._preferred(around, right, avoided) if len(right) else _SEARCH
         return self._safe(around, avoided, preferred)
@@ -120,7 +122,7 @@ class Expert:
         offsets = right - around.position
         distances = np.hypot(*offsets.T)
         bearings = _wrapped(np.degrees(np.arctan2(offsets[:, 1], offsets[:, 0])) - around.angle)
-        chosen = self._choose(around, right, avoided, distances, bearings)
+        chosen = self._pick_item(around, right, avoided, distances, bearings)
         heading, distance = bearings[chosen], distances[chosen]
         if len(avoided):
             heading = _clear_heading(around, avoided, heading, min(distance, _LOOK_AHEAD))
@@ -132,7 +134,7 @@ class Expert:
         full = len(self._trail) == self._trail.maxlen
         return self._escape == 0 and full and np.abs(self._trail[0] - position).max() < _STUCK
 
-    def _choose(
+    def _pick_item(
         self,
         around: Surroundings,
         right: np.ndarray,
@@ -208,8 +210,7 @@ class Flawed:
         generator: of the errors; without any nothing is drawn.
         view: what it knows of; see the module.
         noise: probability of a uniformly random action at each step.
-        astray: share of the time in which it takes the wrong items for the right ones, in spells of `SPELL` steps in
-            the mean.
+        astray: probability of taking the wrong items for the right ones, drawn anew every `SPELL` steps in the mean.
     """
 
     def __init__(

@@ -32,7 +32,9 @@ PART = 20  # episodes; of 90 or 150 steps they fill whole chunks of a trajectory
 PART_SEEDS = 1000  # seeds that a part may use; it needs two per episode, and more for those dropped
 EXPERT_STREAM = 2  # of the generators of a seed
 
-EXPERT_VERSION = 1  # raise it when the same seed gives other actions: parts of another version are not gone on with
+EXPERT_VERSION = (
+    1  # raise it when a seed gives other actions, taken or labelled: parts of another version are not gone on with
+)
 
 _ATTEMPT = "attempt"  # info of a part: how many episodes were played for this one
 
@@ -139,7 +141,7 @@ def _played(game: VizDoomTwoColorsEnv, recipe: Recipe, seeds: Iterator[int], red
 def play(
     game: VizDoomTwoColorsEnv, observation: np.ndarray, info: dict[str, Any], recipe: Recipe, seed: int
 ) -> Episode:
-    """The expert's episode in a game that was reset to a seed and gave this observation and info."""
+    """A flawed expert's episode in a game that was reset to a seed and gave this observation and info."""
     generator = np.random.default_rng([seed, EXPERT_STREAM])
     player = Flawed(generator, view=recipe.view, noise=recipe.noise, astray=recipe.astray)
     is_red, terminated, truncated = info["is_red"], False, False

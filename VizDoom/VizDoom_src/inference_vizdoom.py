@@ -18,7 +18,7 @@ if not __package__:  # started as a script: make the repository importable
 from RATE_model.inference import InferenceOptions
 from RATE_model.limits import MAX_SEED, at_least, at_most
 from RATE_model.model import RATE
-from RATE_model.options import Boolean, exit_on_user_error, load_yaml, parse_options
+from RATE_model.options import Boolean, exit_on_user_error, parse_options
 from VizDoom.VizDoom_src import evaluate as protocol
 from VizDoom.VizDoom_src.baselines import play_baselines
 from VizDoom.VizDoom_src.engine import vizdoom
@@ -29,6 +29,8 @@ from VizDoom.VizDoom_src.spec import SPEC
 
 SCRIPT = "python3 VizDoom/VizDoom_src/inference_vizdoom.py"
 MODEL = "model"
+# What is asked for where no run tells.
+PUBLISHED = {"desired_return": protocol.TARGET_RETURN, "reset_target": False}
 
 
 @dataclass(frozen=True)
@@ -55,26 +57,18 @@ class ScenarioOptions:
         return replace(trained, **{name: value for name, value in asdict(self).items() if value is not None})
 
 
-def scenario_of(checkpoint: Path) -> Scenario:
-    """The scenario that a run was trained in, by its config.yaml; the published one where there is none."""
-    for folder in (checkpoint, *checkpoint.absolute().parents[:2]):  # RUN/checkpoints/step_*
-        if (folder / "config.yaml").is_file():
-            flags = load_yaml(folder / "config.yaml")
-            return Scenario(**{name: flags[name] for name in asdict(Scenario()) if name in flags})
-    return Scenario()
-
-
 @dataclass(frozen=True)
 class Options:
-    """Flags of this script."""
+    """Flags of this script; those of `PUBLISHED`, and the scenario, are completed by what the run recorded."""
 
     common: InferenceOptions = field(default_factory=InferenceOptions)
     # Episodes, half of them red: 50 (published) or up to 200
     episodes: int = protocol.EPISODES
-    # Return that the agent is asked for
-    desired_return: float = protocol.TARGET_RETURN
-    # Ask for the return again whenever K steps have passed, as if nothing had been earned
-    reset_target: Boolean = False
+    # Return that the agent is asked for; none = the run's (56.5 for a converted checkpoint)
+    desired_return: float | None = None
+    # Ask for the return again whenever K steps have passed, as if nothing had been earned; none = as in the run (false
+    # for a converted checkpoint)
+    reset_target: Boolean | None = None
     # Take the most probable action; false: draw from the predicted distribution (published)
     use_argmax: Boolean = True
     # Seed of those draws
@@ -99,14 +93,30 @@ class Options:
         at_most(MAX_SEED - protocol.MAX_EPISODES, seed=self.seed)
         at_least(1, episode_timeout=self.episode_timeout)
 
-    def acting(self, checkpoint: Path) -> dict[str, Any]:
-        """What `play` and `record_videos` take."""
+    def completed(self) -> "Options":
+        """With what was not given as the checkpoint's run recorded it, or as published where there is no run.
+
+        Raises:
+            UserError: there is no such checkpoint, or its run's config.yaml is damaged.
+        """
+        recorded = self.common.recorded()
+        open_flags = {name for name in PUBLISHED if getattr(self, name) is None}
+        trained = Scenario(**{name: recorded[name] for name in asdict(Scenario()) if name in recorded})
+        return replace(
+            self,
+            scenario=ScenarioOptions(**asdict(self.scenario.over(trained))),
+            **{name: recorded.get(name, PUBLISHED[name]) for name in open_flags},
+        )
+
+    @property
+    def acting(self) -> dict[str, Any]:
+        """What `play` and `record_videos` take, of completed options."""
         return {
             "target_return": self.desired_return,
             "renew_target": self.reset_target,
             "greedy": self.use_argmax,
             "slide": self.common.window_slide,
-            "scenario": self.scenario.over(scenario_of(checkpoint)),
+            "scenario": self.scenario.over(Scenario()),
             "max_steps": self.episode_timeout,
             "precision": self.common.precision,
         }
@@ -136,10 +146,12 @@ def evaluate(options: Options) -> None:
     """Print a table of results by player, write them, under the names of `metrics`, and draw what is asked for."""
     vizdoom()
     path, model = options.common.load(SPEC)
-    shared = options.acting(path)
+    options = options.completed()
+    shared = options.acting
     print(
         f"{path}: {options.episodes} episodes of the {shared['scenario'].variant} variant, half of them red, asked for "
-        f"a return of {options.desired_return:g}{', memory knocked out' if options.common.knock_out else ''}",
+        f"a return of {protocol.described(options.desired_return, options.reset_target)}"
+        f"{', memory knocked out' if options.common.knock_out else ''}",
         flush=True,
     )
     started = time.perf_counter()
@@ -170,7 +182,8 @@ def draw(
     """Returns by colour and videos, where asked for."""
     folder = options.common.pictures or Path()
     if options.common.pictures is not None:
-        title = f"{options.episodes} episodes, asked for {options.desired_return:g}"
+        asked = protocol.described(options.desired_return, options.reset_target)
+        title = f"{options.episodes} episodes, asked for {asked}"
         print(f"pictures: {returns_by_colour(bars, folder / 'returns_by_colour.png', title=title)}")
     if options.video:
         seeds, is_red = protocol.evaluation_seeds(options.video_episodes)

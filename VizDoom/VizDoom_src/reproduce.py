@@ -28,7 +28,7 @@ from RATE_model.precision import pick_device
 from RATE_model.reproduce import ROOT, Study, StudyOptions, cell, commits, final_results, made, table, write_results
 from VizDoom.VizDoom_src.baselines import play_baselines
 from VizDoom.VizDoom_src.dataset import ensure_dataset, open_dataset
-from VizDoom.VizDoom_src.evaluate import COLOURS, TARGET_RETURN, has_free_colour, metrics, play
+from VizDoom.VizDoom_src.evaluate import COLOURS, TARGET_RETURN, described, has_free_colour, metrics, play
 from VizDoom.VizDoom_src.pictures import returns_by_colour
 from VizDoom.VizDoom_src.train_vizdoom import Config, check, read_config
 
@@ -105,21 +105,18 @@ def of_results(results: Sequence[Mapping[str, float]], target_return: float) -> 
 def further(label: str, config: Config, data_return: float) -> dict[str, dict[str, Any]]:
     """Further evaluations of a model: what they are called, and what differs for `play`.
 
-    One is asked for what the published evaluation asks for, or, where the runs were, for what their data can promise.
+    Runs that were asked for the published return are also asked for what their data can promise, anew at every segment;
+    all others for the published return.
     """
-    asked = TARGET_RETURN if config.task.reset_target else round(data_return, 1)
-    otherwise = {"target_return": asked, "renew_target": not config.task.reset_target}
+    as_published = config.task.desired_return == TARGET_RETURN and not config.task.reset_target
+    asked = round(data_return, 1) if as_published else TARGET_RETURN
+    otherwise = {"target_return": asked, "renew_target": as_published}
     return {
         f"{label}, memory knocked out": {"transform_memory": knock_out_memory},
         f"{label}, memories of twins exchanged": {"twins": True},
-        f"{label}, asked for {described(asked, otherwise['renew_target'])}": otherwise,
+        f"{label}, asked for {described(asked, as_published)}": otherwise,
         "the same, memory knocked out": otherwise | {"transform_memory": knock_out_memory},
     }
-
-
-def described(asked: float, renewed: bool) -> str:
-    """The return that is asked for, in words."""
-    return f"{asked:g} at every segment" if renewed else f"{asked:g}"
 
 
 def collect(

@@ -12,6 +12,7 @@ from MemoryMaze.MemoryMaze_src.dataset import (
     DATA_DIRECTORY,
     DataOptions,
     Options,
+    check_windows,
     dataset_path,
     ensure_dataset,
     given_source,
@@ -40,11 +41,12 @@ def test_all_that_the_content_depends_on_is_in_the_name():
     options = DataOptions()
     assert dataset_path(options).parent == DATA_DIRECTORY and dataset_path(options).suffix == ".h5"
     changes = [{"size": 11}, {"episodes": 50}, {"steps": 500}, {"mix": ("planner:0.2:1",)}, {"mix": ("planner:0:2",)}]
+    changes.append({"astray": 0.3})
     names = {dataset_path(options).name} | {dataset_path(replace(options, **change)).name for change in changes}
-    assert len(names) == 6
+    assert len(names) == 7
     for name in (dataset_path(replace(options, mix=("planner:0.2:1", "explorer:0:3"))).name, *names):
         assert not set(name) & set(":/ ")
-    same = replace(options, windows="published", alignment="last")
+    same = replace(options, windows="published", alignment="last", learn="expert")
     assert dataset_path(same) == dataset_path(options)
 
 
@@ -56,11 +58,13 @@ def test_missing_data_is_made_once(tmp_path, monkeypatch, capsys):
         write_data(path)
 
     monkeypatch.setattr(dataset, "generate", generate)
-    options = DataOptions(size=11, steps=12, episodes=10, mix=("explorer:0.2:1",), data_dir=tmp_path / "data")
+    options = DataOptions(
+        size=11, steps=12, episodes=10, mix=("explorer:0.2:1",), astray=0.4, data_dir=tmp_path / "data"
+    )
     assert ensure_dataset(options) == ensure_dataset(options) == [dataset_path(options)]
     (((recipe, episodes, path, rest)),) = made
-    assert (recipe.size, recipe.steps, recipe.mix, episodes, path, rest) == (
-        *(11, 12, ("explorer:0.2:1",)), 10, dataset_path(options), {},
+    assert (recipe.size, recipe.steps, recipe.mix, recipe.astray, episodes, path, rest) == (
+        *(11, 12, ("explorer:0.2:1",), 0.4), 10, dataset_path(options), {},
     )  # fmt: skip
     assert capsys.readouterr().out == f"Making 10 Memory Maze episodes: {path}\nData: {path}\n"
 
@@ -240,6 +244,13 @@ def test_what_the_players_would_have_done_can_be_learned(tmp_path):
     (converted,) = ensure_dataset(DataOptions(data_path=dreamer(tmp_path / "dreams"), data_dir=tmp_path / "data"))
     with pytest.raises(UserError, match=r"no 'infos/expert_action'.*--learn recorded"):
         load_windows([converted], size=5, learn="expert", fraction=0.5)
+    folder = DataOptions(data_path=tmp_path / "dreams", learn="expert")
+    with pytest.raises(
+        UserError, match=r"^--learn expert: the files in --data_path '.*dreams' tell .*--learn recorded"
+    ):
+        check_windows(folder, 5)
+    for fine in (replace(folder, learn="recorded"), replace(folder, data_path=converted)):
+        check_windows(fine, 5)
 
 
 def test_the_command_converts_a_folder(tmp_path, capsys):

@@ -211,7 +211,7 @@ def test_who_is_astray_walks_to_balls_drawn_at_random_while_the_expert_would_not
     assert changes / steps == pytest.approx(0.66 / SPELL, rel=0.25)
 
 
-def test_without_flaws_nothing_is_drawn_but_whether_to_err():
+def test_but_for_its_random_actions_a_player_does_what_is_best():
     still = situation(layout(), (4.5, 4.5), EAST, [(2.5, 3.5), (8.5, 0.5)])
     plain, noisy = (Planner(np.random.default_rng(5), noise=noise) for noise in (0.0, 0.5))
     for _ in range(20):

@@ -12,7 +12,7 @@ from MemoryMaze.MemoryMaze_src.generate import DEFAULT_MIX, FIRST_DATA_SEED, Pla
 from RATE_model.errors import UserError
 from RATE_model.trajectories import TrajectoryFile
 
-QUICK = Recipe(9, 12, ("explorer:0.3:1", "planner:0:1"))
+QUICK = Recipe(9, 12, ("explorer:0.3:1", "planner:0:1"), astray=0.5)
 
 
 @pytest.fixture
@@ -67,8 +67,7 @@ def test_an_action_stands_beside_the_picture_it_was_taken_on(recording):
     # The explorer is random in about three of ten steps, the planner never.
     with h5py.File(recording) as raw:
         noisy = raw["infos/random"][:].reshape(4, 12).sum(axis=1)
-        erred = (raw["infos/expert_action"][:] != raw["actions"][:]).reshape(4, 12).sum(axis=1)
-        assert (erred <= noisy).all() and erred.sum() > 0
+        assert (raw["infos/expert_action"][:] != raw["actions"][:]).any(), "they erred"
         assert raw["infos/player"][::12].tolist() == [0, 1, 0, 1]
     assert noisy[0] > 0 and noisy[2] > 0 and noisy[1] == noisy[3] == 0
 

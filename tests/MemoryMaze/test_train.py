@@ -119,6 +119,14 @@ def test_every_shipped_configuration_trains(file, tmp_path):
     assert not any("Returns" in name for name in result)
 
 
+def test_what_is_learned_is_asked_of_the_data(data, tmp_path):
+    losses = []
+    for learn in ("recorded", "expert"):
+        assert train(tmp_path / learn, data, "--learn", learn, "--epochs", "1", *NO_EVALUATION) == 0
+        losses.append(json.loads((only_run(tmp_path / learn) / "eval" / "final.json").read_text())["validation_loss"])
+    assert losses[0] != losses[1]
+
+
 def test_a_run_leaves_what_is_promised(data, tmp_path, played, capsys):
     assert train(tmp_path, data) == 0
     run = only_run(tmp_path)

@@ -349,7 +349,7 @@ def test_labels_are_learned_and_actions_are_shown():
     batch = make_batch([N * K] * 4)
     labels = (batch.actions + 1) % VECTOR.num_actions
     shown, targets = [], []
-    trainer = make_trainer(small_model(), metrics=accuracy)
+    trainer = make_trainer(small_model(), bptt_segments=0, accumulate=2)
     trainer.model.register_forward_pre_hook(lambda model, args: shown.append(args[1]))
     loss = EnvironmentSpec.loss
 
@@ -361,11 +361,12 @@ def test_labels_are_learned_and_actions_are_shown():
     trainer.model.spec = Recorded(**vars(VECTOR))
     labelled = replace(batch, labels=labels)
     trainer.train_batch(labelled)
+    for seen, expected in ((shown, batch.actions), (targets, labels)):
+        rows = [torch.cat(seen[part::2], dim=1) for part in range(2)]  # of each window both parts in turn
+        assert len(seen) == 2 * N and torch.equal(torch.cat(rows), expected)
+        seen.clear()
     trainer.validate(iter([labelled]))
-    for seen in (shown, targets):
-        assert len(seen) == 2
-    assert all(torch.equal(actions, batch.actions) for actions in shown)
-    assert all(torch.equal(actions, labels) for actions in targets)
+    assert torch.equal(torch.cat(shown), batch.actions) and torch.equal(torch.cat(targets), labels)
 
 
 def test_metrics_are_of_what_is_learned():

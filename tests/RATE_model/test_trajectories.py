@@ -298,16 +298,26 @@ def test_what_an_expert_would_have_done_is_read(tmp_path):
         (np.full(11, 4), f"has action 4 in '{EXPERT}' at step 0 of 11; allowed is 0 to 3"),
         (np.zeros(10, int), f"is damaged: '{EXPERT}' has another shape or type than 'actions'"),
         (np.zeros(11), f"is damaged: '{EXPERT}' has another shape or type than 'actions'"),
-        (np.full(11, np.nan), f"NaN or infinite value in '{EXPERT}'"),
+        (np.int64(3), f"is damaged: '{EXPERT}' has another shape or type than 'actions'"),
+        (np.array([b"a"] * 11), f"is damaged: '{EXPERT}' has another shape or type than 'actions'"),
+        ("a group", f"is damaged: '{EXPERT}' has another shape or type than 'actions'"),
     ],
 )
 def test_what_an_expert_would_have_done_is_missing_or_damaged(tmp_path, values, message):
     path = write(tmp_path / "data.h5")
-    edit(path, **{EXPERT: values})
+    edit(path, **({f"{EXPERT}/x": np.zeros(11)} if isinstance(values, str) else {EXPERT: values}))
     file = TrajectoryFile(path, num_actions=4, hint="Run `make data`.")
     with pytest.raises(UserError, match=message) as error:
         file.expert_actions()
-    assert str(path) in str(error.value) and str(error.value).endswith("Run `make data`.")
+    assert str(path) in str(error.value)
+    assert ("--learn recorded" if values is None else "Run `make data`.") in str(error.value)
+
+
+def test_what_an_expert_would_have_done_is_not_finite(tmp_path):
+    path = write(tmp_path / "data.h5")
+    edit(path, actions=np.zeros((11, 2), "float32"), **{EXPERT: np.full((11, 2), np.nan)})
+    with pytest.raises(UserError, match=f"NaN or infinite value in '{EXPERT}'"):
+        TrajectoryFile(path, action_size=2).expert_actions()
 
 
 def test_wrong_kinds_are_named(tmp_path):

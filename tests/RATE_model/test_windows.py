@@ -202,7 +202,10 @@ def test_iterating_from_the_middle(batch):
 def collected(loader, count):
     items = list(itertools.islice(loader, count))
     loader.close()
-    return [(epoch, number, batch.indices.tolist(), batch.observations, batch.rtg) for epoch, number, batch in items]
+    return [
+        (epoch, number, batch.indices.tolist(), batch.observations, batch.rtg, batch.targets)
+        for epoch, number, batch in items
+    ]
 
 
 def assert_same(a, b):
@@ -215,7 +218,7 @@ def assert_same(a, b):
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_workers_change_nothing_and_resuming_is_exact(tmp_path, in_memory):
     file = make_file(tmp_path / "a.h5", np.full(40, 6), (2, 8, 8), "uint8")
-    dataset = WindowDataset([file], whole_episodes(0, file), size=7, in_memory=in_memory)
+    dataset = WindowDataset([file], whole_episodes(0, file), size=7, in_memory=in_memory, learn="expert")
     sampler = EpochSampler(len(dataset), 6, seed=1)  # 7 batches an epoch
     straight = collected(make_loader(dataset, sampler), 18)
     assert [item[:2] for item in straight] == [(i // 7, i % 7) for i in range(18)]
@@ -252,11 +255,12 @@ def test_closing_the_loader_ends_its_workers(file):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="pinned memory needs a CUDA device")
 @pytest.mark.parametrize("workers", [0, 2])
 def test_pinned_batches(file, workers):
-    dataset = WindowDataset([file], whole_episodes(0, file), size=10)
+    dataset = WindowDataset([file], whole_episodes(0, file), size=10, learn="expert")
     loader = make_loader(dataset, EpochSampler(len(dataset), 2, 0), num_workers=workers, pin_memory=True)
     _, _, batch = next(loader)
     loader.close()
-    assert isinstance(batch, Batch) and batch.observations.is_pinned() and batch.lengths.device.type == "cpu"
+    assert isinstance(batch, Batch) and batch.observations.is_pinned() and batch.labels.is_pinned()
+    assert batch.lengths.device.type == "cpu"
 
 
 def test_the_windows_up_to_a_size_are_a_dataset_of_their_own(file):

@@ -214,6 +214,13 @@ def test_published_files_are_converted_and_loaded(tmp_path, capsys):
     np.testing.assert_allclose(batch.rtg[0, 0], arrays["rewards"][:6].sum(), rtol=1e-6)
     with pytest.raises(UserError, match=r"none of 12 episodes has 90 steps \(--sections times --context_length\)"):
         load_windows([path], size=90)
+    with pytest.raises(UserError, match=r"no 'infos/expert_action'.*--learn recorded"):
+        load_windows([path], size=6, learn="expert")
+    with pytest.raises(
+        UserError, match=r"^--learn expert: the files in --data_path .*iterative_data' tell what was done"
+    ):
+        replace(options, learn="expert").validate()
+    replace(options, learn="expert", data_path=path).validate()
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ def test_it_is_as_strong_as_the_published_data_policy(game):
     limited, full = returns(game, "limited"), returns(game, "full")
     assert 3.8 < limited.mean() < full.mean() and full.mean() > 4.3
     assert returns(game, "limited", noise=0.5).mean() < limited.mean()
+    assert returns(game, "limited", astray=0.5).mean() < limited.mean()
 
 
 def test_it_lives_long_with_the_full_view(game):

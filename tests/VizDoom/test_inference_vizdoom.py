@@ -124,6 +124,27 @@ def test_the_scenario_is_the_one_of_the_training_unless_flags_say_otherwise(run,
     ]
 
 
+def test_what_is_asked_for_is_what_the_training_asked_for_unless_flags_say_otherwise(
+    run, tmp_path, monkeypatch, capsys
+):
+    asked = []
+    monkeypatch.setattr(inference_vizdoom.protocol, "play", lambda model, **options: asked.append(options) or PLAYED)
+    other = tmp_path / "run"
+    shutil.copytree(run, other)
+    config = (other / "config.yaml").read_text()
+    assert "desired_return: 56.5" in config and "reset_target: false" in config
+    changed = config.replace("desired_return: 56.5", "desired_return: 3.2")
+    (other / "config.yaml").write_text(changed.replace("reset_target: false", "reset_target: true"))
+    output = tmp_path / "out.json"
+    for flags in ((), ("--desired_return", 9), ("--desired_return", 56.5, "--reset_target", "false")):
+        infer("--checkpoint", other, *flags, "--baselines", "false", "--output", output)
+    found = [(options["target_return"], options["renew_target"]) for options in asked]
+    assert found == [(3.2, True), (9, True), (56.5, False)]
+    printed = capsys.readouterr().out
+    assert "asked for a return of 3.2 at every segment" in printed and "asked for a return of 56.5\n" in printed
+    assert "ReturnsMean_56.5" in json.loads(output.read_text())["results"]["model"]
+
+
 def test_pictures_and_videos_are_made(run, tmp_path, capsys, engines):
     folder = tmp_path / "deeper" / "pictures"
     flags = ("--checkpoint", run, "--episodes", 4, "--episode_timeout", 5, "--baselines", "false", "--variant", "clear")

@@ -183,6 +183,16 @@ def test_images_stay_bytes_until_the_model_takes_them(data):
     assert training.__getitems__([0, 1]).observations.dtype == torch.uint8
 
 
+def test_what_is_learned_is_asked_of_the_data(tmp_path):
+    """The players of this data are always astray: what the expert would have done is another thing to learn."""
+    losses = []
+    for learn in ("recorded", "expert"):
+        flags = ["--data_dir", str(tmp_path), "--astray", "1", "--learn", learn, *NO_EVALUATION, "--epochs", "1"]
+        assert train(tmp_path / learn, *flags) == 0
+        losses.append(json.loads((only_run(tmp_path / learn) / "eval" / "final.json").read_text())["validation_loss"])
+    assert losses[0] != losses[1]
+
+
 def test_every_image_of_a_batch_is_encoded_once(data):
     config = train_vizdoom.read_config([*TINY, *data])
     batch = train_vizdoom.load_windows(ensure_dataset(config.data), size=6)[0].__getitems__([0, 1, 2])
