@@ -26,7 +26,7 @@ quickstart: $(VENV)/core.stamp ## train RATE and a Decision Transformer on T-Maz
 	$(BIN)/python TMaze_new/TMaze_new_src/quickstart.py
 
 test: $(VENV)/dev.stamp ## run the tests
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --dist loadfile
 
 slow-test: $(VENV)/dev.stamp ## run the tests that take minutes
 	$(BIN)/python -m pytest -q -m slow

@@ -178,7 +178,7 @@ def test_data_of_another_game_is_refused(path, tmp_path):
     with pytest.raises(UserError, match="holds Breakout, not Pong"):
         load_data(DataOptions(game="Pong", data_path=path), size=SIZE)
     unnamed = make_file(tmp_path / "b.h5", game=None, actions=6)
-    with pytest.raises(UserError, match=r"action [45] at step \d+ .*0 to 3.*read as Breakout"):
+    with pytest.raises(UserError, match=r"action [45] in 'actions' at step \d+ .*0 to 3.*read as Breakout"):
         load_data(DataOptions(data_path=unnamed), size=SIZE)
     with pytest.raises(UserError, match="too little data"):
         load_data(DataOptions(data_path=make_file(tmp_path / "c.h5", [20])), size=SIZE)

@@ -199,16 +199,16 @@ def test_who_is_astray_walks_to_balls_drawn_at_random_while_the_expert_would_not
     east = Planner(np.random.default_rng(0)).act(still | {"target_index": 1})
     assert west != east
     began, changes, steps = [], 0, 0
-    for number in range(300):
+    for number in range(120):
         player = Planner(np.random.default_rng(number), astray=0.6)
         assert (first := player.act(still)) in (west, east) and player.best == west and not player.random
         began.append(first == east)
-        lures = [(player.act(still), player._lure)[1] for _ in range(30)]
+        lures = [(player.act(still), player._lure)[1] for _ in range(20)]
         changes += sum(one != other for one, other in zip(lures, lures[1:], strict=False))
         steps += len(lures) - 1
-    assert np.mean(began) == pytest.approx(0.3, abs=0.08), "in half of its spells the ball drawn is the one asked for"
+    assert np.mean(began) == pytest.approx(0.3, abs=0.1), "in half of its spells the ball drawn is the one asked for"
     # Of two spells in a row, with shares 0.4 unled, 0.3 and 0.3, 0.66 differ.
-    assert changes / steps == pytest.approx(0.66 / SPELL, rel=0.25)
+    assert changes / steps == pytest.approx(0.66 / SPELL, rel=0.3)
 
 
 def test_but_for_its_random_actions_a_player_does_what_is_best():
