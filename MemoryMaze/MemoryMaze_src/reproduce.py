@@ -1,6 +1,6 @@
 """Make results/memory_maze.*: RATE with its memory, without it and without either part of it, and other players.
 
-    python3 MemoryMaze/MemoryMaze_src/reproduce.py --seeds 1
+    python3 MemoryMaze/MemoryMaze_src/reproduce.py --seeds 1 2
 
 Runs that are finished are kept, interrupted ones are continued, so the command can be given again at any time; what was
 played already is read from the runs' eval/.

@@ -1,6 +1,6 @@
 """Make results/vizdoom*: every model of a setting, every seed, beside players without a model.
 
-    python3 VizDoom/VizDoom_src/reproduce.py --seeds 1
+    python3 VizDoom/VizDoom_src/reproduce.py --seeds 1 2 3
     python3 VizDoom/VizDoom_src/reproduce.py --setting published --seeds 1 2 3
 
 The first is RATE under config_fast.yaml, on a CPU, for results/vizdoom.*; the second RATE and DT under config.yaml, for
