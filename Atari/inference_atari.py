@@ -26,7 +26,7 @@ from RATE_model.checkpoints import resolve_checkpoint
 from RATE_model.errors import UserError
 from RATE_model.evaluation import Episodes
 from RATE_model.fit import load_model
-from RATE_model.inference import InferenceOptions
+from RATE_model.inference import InferenceOptions, left_open
 from RATE_model.limits import MAX_SEED, MAX_STEPS, at_least, at_most
 from RATE_model.model import RATE
 from RATE_model.options import Boolean, exit_on_user_error, parse_options
@@ -75,7 +75,7 @@ class Options:
         """
         recorded = self.common.recorded()
         published = {"use_argmax": False, "sticky": 0.0, "max_steps": PUBLISHED_CAP}
-        missing = {name: recorded.get(name, value) for name, value in published.items() if getattr(self, name) is None}
+        missing = left_open(self, recorded, published)
         if not self.target_returns and (target := recorded.get("target_return")) is not None:
             missing["target_returns"] = (float(target),)
         return replace(self, **missing)

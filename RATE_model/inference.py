@@ -1,6 +1,7 @@
 """What every inference script has in common: the flags that name a checkpoint and where results go."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,12 @@ from RATE_model.options import Boolean, load_yaml
 from RATE_model.precision import pick_device
 from RATE_model.settings import Precision
 from RATE_model.spec import EnvironmentSpec
+
+
+def left_open(options: Any, recorded: Mapping[str, Any], published: Mapping[str, Any]) -> dict[str, Any]:
+    """Those flags of `published` that have the default of their class: as the run recorded them, or as published."""
+    open_flags = (name for name in published if getattr(options, name) == getattr(type(options), name))
+    return {name: recorded.get(name, published[name]) for name in open_flags}
 
 
 def without_padding_action(model: RATE, spec: EnvironmentSpec) -> RATE:

@@ -130,8 +130,7 @@ class Planner:
         self.random, self.best = False, 0
         self._lure: int | None = None  # the ball that it walks to when it is astray
         self._spell = 0  # steps that are left of this spell
-        self._fields: dict[Any, Field] = {}
-        self._ways_to_lures: dict[int, Field] = {}
+        self._ways_to_balls: dict[int, Field] = {}
 
     def act(self, info: dict[str, Any]) -> int:
         """The action in one maze, given `MemoryMazeEnv`'s privileged info of every step in turn."""
@@ -154,21 +153,16 @@ class Planner:
             astray = self._generator.random() < self._astray
             self._lure = int(self._generator.integers(len(info["targets_pos"]))) if astray else None
         self._spell -= 1
-        if self._lure is None:
-            return None
-        if self._lure not in self._ways_to_lures:
-            self._ways_to_lures[self._lure] = field(info["maze_layout"], info["targets_pos"][[self._lure]])
-        return self._ways_to_lures[self._lure]
+        return None if self._lure is None else self._ways_to(self._lure, info)
 
     def _ways(self, info: dict[str, Any]) -> Field:
-        target = info["target_index"]
-        return self._remembered(target, lambda: field(info["maze_layout"], info["targets_pos"][[target]]))
+        return self._ways_to(info["target_index"], info)
 
-    def _remembered(self, key: Any, make: Callable[[], Field]) -> Field:
-        """A field that was made before, or is made now."""
-        if key not in self._fields:
-            self._fields[key] = make()
-        return self._fields[key]
+    def _ways_to(self, ball: int, info: dict[str, Any]) -> Field:
+        """The ways to a ball over the true map, which stays as it is."""
+        if ball not in self._ways_to_balls:
+            self._ways_to_balls[ball] = field(info["maze_layout"], info["targets_pos"][[ball]])
+        return self._ways_to_balls[ball]
 
 
 class Explorer(Planner):
@@ -187,6 +181,7 @@ class Explorer(Planner):
     def __init__(self, generator: np.random.Generator, *, noise: float = 0.0, astray: float = 0.0) -> None:
         super().__init__(generator, noise=noise, astray=astray)
         self._began = False
+        self._fields: dict[Any, Field] = {}
         self._search: Field | None = None
         self._places = np.zeros((0, 2), dtype=int)  # rows and columns of the goals of that field
 
@@ -214,6 +209,12 @@ class Explorer(Planner):
             self._fields.clear()
         self.free, self.walls = self.free | sight.free, self.walls | sight.walls
         self.searched, self.balls = self.searched | sight.searched, self.balls | sight.balls
+
+    def _remembered(self, key: Any, make: Callable[[], Field]) -> Field:
+        """A field over the ground that is known, made before or now."""
+        if key not in self._fields:
+            self._fields[key] = make()
+        return self._fields[key]
 
     def _ways_to_search(self, place: np.ndarray) -> Field:
         """The ways to where a ball may be: ground that was not searched, and unseen cells beside seen ground.

@@ -26,7 +26,7 @@ from MemoryMaze.MemoryMaze_src.pictures import record_videos, returns_picture
 from MemoryMaze.MemoryMaze_src.spec import SPEC
 from RATE_model.actor import memory_conditions
 from RATE_model.evaluation import mean_and_error
-from RATE_model.inference import InferenceOptions
+from RATE_model.inference import InferenceOptions, left_open
 from RATE_model.limits import MAX_SEED, MAX_STEPS, at_least, at_most
 from RATE_model.model import RATE
 from RATE_model.options import Boolean, exit_on_user_error, parse_options
@@ -82,9 +82,7 @@ class Options:
 
     def completed(self) -> "Options":
         """With what was not given as the checkpoint's run recorded it, or as published where there is no run."""
-        recorded = self.common.recorded()
-        open_flags = {name for name in PUBLISHED if getattr(self, name) == getattr(Options, name)}
-        return replace(self, **{name: recorded.get(name, PUBLISHED[name]) for name in open_flags})
+        return replace(self, **left_open(self, self.common.recorded(), PUBLISHED))
 
     @property
     def acting(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 if not __package__:  # started as a script: make the repository importable
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from RATE_model.inference import InferenceOptions
+from RATE_model.inference import InferenceOptions, left_open
 from RATE_model.limits import MAX_SEED, at_least, at_most
 from RATE_model.model import RATE
 from RATE_model.options import Boolean, exit_on_user_error, parse_options
@@ -100,13 +100,9 @@ class Options:
             UserError: there is no such checkpoint, or its run's config.yaml is damaged.
         """
         recorded = self.common.recorded()
-        open_flags = {name for name in PUBLISHED if getattr(self, name) is None}
         trained = Scenario(**{name: recorded[name] for name in asdict(Scenario()) if name in recorded})
-        return replace(
-            self,
-            scenario=ScenarioOptions(**asdict(self.scenario.over(trained))),
-            **{name: recorded.get(name, PUBLISHED[name]) for name in open_flags},
-        )
+        scenario = ScenarioOptions(**asdict(self.scenario.over(trained)))
+        return replace(self, scenario=scenario, **left_open(self, recorded, PUBLISHED))
 
     @property
     def acting(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import json
 import shlex
 import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -94,16 +95,28 @@ def test_flags_reach_the_evaluation(run, monkeypatch, capsys):
     assert "memory knocked out" in capsys.readouterr().out
 
 
-def test_the_scenario_is_the_one_of_the_training_unless_flags_say_otherwise(run, tmp_path, monkeypatch):
-    """Also of a checkpoint inside the run, and with half of it given."""
+@pytest.fixture
+def asked(monkeypatch) -> list[dict]:
+    """What is asked of every evaluation, none of which is played."""
     asked = []
     monkeypatch.setattr(inference_vizdoom.protocol, "play", lambda model, **options: asked.append(options) or PLAYED)
-    other = tmp_path / "run"
-    shutil.copytree(run, other)
-    config = (other / "config.yaml").read_text()
-    assert "variant: published" in config and "items: 10\n" in config
-    changed = config.replace("variant: published", "variant: clear").replace("items: 10\n", "items: 7\n")
-    (other / "config.yaml").write_text(changed)
+    return asked
+
+
+def trained_otherwise(run: Path, copy: Path, **changes: tuple[str, str]) -> Path:
+    """A copy of a run in whose record flags have other values: before, now."""
+    shutil.copytree(run, copy)
+    config = (copy / "config.yaml").read_text()
+    for name, (before, now) in changes.items():
+        assert f"{name}: {before}\n" in config
+        config = config.replace(f"{name}: {before}\n", f"{name}: {now}\n")
+    (copy / "config.yaml").write_text(config)
+    return copy
+
+
+def test_the_scenario_is_the_one_of_the_training_unless_flags_say_otherwise(run, tmp_path, asked):
+    """Also of a checkpoint inside the run, and with half of it given."""
+    other = trained_otherwise(run, tmp_path / "run", variant=("published", "clear"), items=("10", "7"))
     (checkpoint,) = (other / "checkpoints").glob("step_*")
     for flags in (
         (other,),
@@ -124,17 +137,9 @@ def test_the_scenario_is_the_one_of_the_training_unless_flags_say_otherwise(run,
     ]
 
 
-def test_what_is_asked_for_is_what_the_training_asked_for_unless_flags_say_otherwise(
-    run, tmp_path, monkeypatch, capsys
-):
-    asked = []
-    monkeypatch.setattr(inference_vizdoom.protocol, "play", lambda model, **options: asked.append(options) or PLAYED)
-    other = tmp_path / "run"
-    shutil.copytree(run, other)
-    config = (other / "config.yaml").read_text()
-    assert "desired_return: 56.5" in config and "reset_target: false" in config
-    changed = config.replace("desired_return: 56.5", "desired_return: 3.2")
-    (other / "config.yaml").write_text(changed.replace("reset_target: false", "reset_target: true"))
+def test_what_is_asked_for_is_what_the_training_asked_for_unless_flags_say_otherwise(run, tmp_path, asked, capsys):
+    changes = {"desired_return": ("56.5", "3.2"), "reset_target": ("false", "true")}
+    other = trained_otherwise(run, tmp_path / "run", **changes)
     output = tmp_path / "out.json"
     for flags in ((), ("--desired_return", 9), ("--desired_return", 56.5, "--reset_target", "false")):
         infer("--checkpoint", other, *flags, "--baselines", "false", "--output", output)
