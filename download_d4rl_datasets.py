@@ -23,9 +23,9 @@ from tqdm import tqdm
 from MuJoCo.dataset import MuJoCoFile
 from MuJoCo.files import d4rl_name, data_directory
 from MuJoCo.tasks import TASKS, Task
+from RATE_model.cli.limits import at_least
+from RATE_model.cli.options import close_matches, exit_on_user_error, parse_options
 from RATE_model.errors import UserError
-from RATE_model.limits import at_least
-from RATE_model.options import close_matches, exit_on_user_error, parse_options
 
 URL = "http://rail.eecs.berkeley.edu/datasets/offline_rl/gym_mujoco_v2"
 SCRIPT = "python download_d4rl_datasets.py"

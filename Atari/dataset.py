@@ -11,7 +11,7 @@ DQN-replay files are converted once, to a file that later runs open at once.
 Windows of L = sections x context_length steps begin at every step of every episode from which so many are left, and
 never cross an episode's end. Shorter episodes are windows of their own, padded behind their last step. Returns-to-go
 are undiscounted and run to the end of the episode. Frames are stored, kept and moved once: the four that an observation
-shows are put side by side as a view where they are encoded (`RATE_model.frames.FrameStack`).
+shows are put side by side as a view where they are encoded (`RATE_model.data.frames.FrameStack`).
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from Atari.games import Game
 from Atari.games import game as game_of
 from Atari.generate_dataset import DATA_DIRECTORY, SCRIPT, GenerateOptions, dataset_path, ensure_own_data
 from Atari.replay import CLIPPED, FRAME_SHAPE, Selection, conversion_path, convert, find_replay_logs, game_of_logs
-from RATE_model.atomic import atomic_write_text
+from RATE_model.cli.limits import at_least
+from RATE_model.data.trajectories import TrajectoryFile
+from RATE_model.data.windows import WindowDataset, split_episodes, strided_windows
 from RATE_model.errors import UserError
-from RATE_model.limits import at_least
-from RATE_model.tracking import read_wandb_config
-from RATE_model.trajectories import TrajectoryFile
-from RATE_model.windows import WindowDataset, split_episodes, strided_windows
+from RATE_model.system.atomic import atomic_write_text
+from RATE_model.training.tracking import read_wandb_config
 
 TRAINING_FRACTION = 0.9
 SPLIT_SEED = 0

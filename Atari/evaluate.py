@@ -15,10 +15,10 @@ import torch
 from Atari.env import PUBLISHED_CAP, PUBLISHED_NOOPS
 from Atari.games import Game
 from Atari.vector import AtariVectorEnv
-from RATE_model.actor import Actor, MemoryTransform
+from RATE_model.acting.actor import Actor, MemoryTransform
+from RATE_model.acting.rollout import Episodes, mean_and_error, rollout
 from RATE_model.errors import UserError
-from RATE_model.evaluation import Episodes, mean_and_error, rollout
-from RATE_model.model import RATE
+from RATE_model.memories.rate.model import RATE
 
 # Data is collected with seeds below this one.
 FIRST_SEED = 2**31

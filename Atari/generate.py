@@ -1,7 +1,7 @@
 """Making trajectories of an Atari game with its scripted player, on all cores.
 
 Episode n has seeds of its own and the n-th of the noise levels, which take turns; so it is the same whichever process
-plays it. An interruption costs the episodes that are being played (`RATE_model.parts`).
+plays it. An interruption costs the episodes that are being played (`RATE_model.data.parts`).
 
 The environment is the one of the evaluation, FIRE pressed for the agent included; its single frames are stored, once
 each: the four that an agent sees are those of a step and of the three before it, black before the first. Points are
@@ -24,8 +24,8 @@ from Atari.env import ENV_ID, PUBLISHED_CAP, AtariEnv
 from Atari.experts import EXPERT_VERSION, expert, player_class
 from Atari.games import ale_py
 from Atari.games import game as game_of
-from RATE_model.parts import Job, make_until
-from RATE_model.trajectory_writer import TrajectoryWriter
+from RATE_model.data.parts import Job, make_until
+from RATE_model.data.writer import TrajectoryWriter
 
 FRAME_SHAPE = (1, SIZE, SIZE)
 FIRST_DATA_SEED = 1_000_000  # far above those of any evaluation

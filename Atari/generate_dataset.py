@@ -25,11 +25,11 @@ from Atari.games import Game
 from Atari.games import game as game_of
 from Atari.generate import FRAME_SHAPE, Recipe, generate
 from Atari.replay import export_folder, export_replay
+from RATE_model.cli.limits import MAX_EPISODE_STEPS, at_least, at_most, writable
+from RATE_model.cli.options import exit_on_user_error, parse_options
+from RATE_model.data.parts import FileOptions
+from RATE_model.data.trajectories import TrajectoryFile
 from RATE_model.errors import UserError
-from RATE_model.limits import MAX_EPISODE_STEPS, at_least, at_most, writable
-from RATE_model.options import exit_on_user_error, parse_options
-from RATE_model.parts import FileOptions
-from RATE_model.trajectories import TrajectoryFile
 
 SCRIPT = "python3 Atari/generate_dataset.py"
 DATA_DIRECTORY = Path(__file__).resolve().parent / "Atari_data"

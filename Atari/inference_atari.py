@@ -21,15 +21,15 @@ from Atari.env import PUBLISHED_CAP
 from Atari.games import Game, ale_py
 from Atari.games import game as game_of
 from Atari.spec import spec_of
-from RATE_model.actor import memory_conditions
-from RATE_model.checkpoints import resolve_checkpoint
+from RATE_model.acting.actor import memory_conditions
+from RATE_model.acting.rollout import Episodes
+from RATE_model.cli.inference import InferenceOptions, left_open
+from RATE_model.cli.limits import MAX_SEED, MAX_STEPS, at_least, at_most
+from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
 from RATE_model.errors import UserError
-from RATE_model.evaluation import Episodes
-from RATE_model.fit import load_model
-from RATE_model.inference import InferenceOptions, left_open
-from RATE_model.limits import MAX_SEED, MAX_STEPS, at_least, at_most
-from RATE_model.model import RATE
-from RATE_model.options import Boolean, exit_on_user_error, parse_options
+from RATE_model.memories.rate.model import RATE
+from RATE_model.training.checkpoints import resolve_checkpoint
+from RATE_model.training.loop import load_model
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ import numpy as np
 from Atari.env import PUBLISHED_CAP, AtariEnv
 from Atari.evaluate import ClippedRewards, Player, evaluation_seeds
 from Atari.games import Game
-from RATE_model.actor import Actor
-from RATE_model.model import RATE
-from RATE_model.video import with_caption, write_video
+from RATE_model.acting.actor import Actor
+from RATE_model.acting.video import with_caption, write_video
+from RATE_model.memories.rate.model import RATE
 
 _ENLARGE = 2  # a console's pixel, in pixels of a video
 

@@ -35,12 +35,12 @@ import h5py
 import numpy as np
 
 from Atari.games import game as game_of
-from RATE_model.atomic import sync_directory
+from RATE_model.cli.limits import at_least, at_most
+from RATE_model.data.trajectories import TrajectoryFile
+from RATE_model.data.writer import TrajectoryWriter
 from RATE_model.errors import UserError
-from RATE_model.limits import at_least, at_most
-from RATE_model.processes import only_one
-from RATE_model.trajectories import TrajectoryFile
-from RATE_model.trajectory_writer import TrajectoryWriter
+from RATE_model.system.atomic import sync_directory
+from RATE_model.system.processes import only_one
 
 STACK = 4  # frames that an agent sees at once
 PADDING = STACK - 1  # transitions of zeros before every episode

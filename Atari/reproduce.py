@@ -24,10 +24,10 @@ from Atari.experts import expert
 from Atari.games import GAMES, Game
 from Atari.generate_dataset import SCRIPT, ensure_own_data
 from Atari.train_rate_atari import check, read_config
+from RATE_model.cli.options import exit_on_user_error, parse_options
+from RATE_model.cli.reproduce import Study, StudyOptions, cell, commits, final_results, made, table, write_results
 from RATE_model.errors import UserError
-from RATE_model.options import exit_on_user_error, parse_options
-from RATE_model.reproduce import Study, StudyOptions, cell, commits, final_results, made, table, write_results
-from RATE_model.tracking import read_wandb_config
+from RATE_model.training.tracking import read_wandb_config
 
 FAST = "Atari/config_fast.yaml"
 TRANSITIONS = {"Breakout": 150_000, "Pong": 30_000}  # of our own data

@@ -11,7 +11,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from Atari.env import FRAME_STACK, PUBLISHED_CAP, PUBLISHED_NOOPS, SEED_LIMIT, AtariEnv
-from RATE_model.vector import discrete_actions, episode_seeds, reset_mask
+from RATE_model.acting.vector import discrete_actions, episode_seeds, reset_mask
 
 
 class AtariVectorEnv(VectorEnv):

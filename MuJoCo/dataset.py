@@ -35,10 +35,10 @@ import numpy as np
 from MuJoCo.files import find_data, how_to_get
 from MuJoCo.formats import as_trajectory_file
 from MuJoCo.tasks import MAX_EPISODE_STEPS, Robot, Task
-from RATE_model.atomic import atomic_write_text
+from RATE_model.data.trajectories import TrajectoryFile
+from RATE_model.data.windows import WindowDataset, split_episodes
 from RATE_model.errors import UserError
-from RATE_model.trajectories import TrajectoryFile
-from RATE_model.windows import WindowDataset, split_episodes
+from RATE_model.system.atomic import atomic_write_text
 
 TRAINING_FRACTION = 0.95
 SPLIT_SEED = 0

@@ -21,10 +21,10 @@ from gymnasium.vector.utils import batch_space
 
 from MuJoCo.dataset import Normalisation
 from MuJoCo.tasks import MAX_EPISODE_STEPS, Robot, make_environment
-from RATE_model.actor import Actor, MemoryTransform
+from RATE_model.acting.actor import Actor, MemoryTransform
+from RATE_model.acting.rollout import Episodes, mean_and_error, rollout
 from RATE_model.errors import UserError
-from RATE_model.evaluation import Episodes, mean_and_error, rollout
-from RATE_model.model import RATE
+from RATE_model.memories.rate.model import RATE
 
 Version = Literal["v4", "v5"]
 VERSIONS: tuple[str, ...] = get_args(Version)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from MuJoCo.tasks import Task
 from RATE_model.errors import UserError
-from RATE_model.tracking import read_wandb_config
+from RATE_model.training.tracking import read_wandb_config
 
 DATA_DIRECTORY = Path(__file__).resolve().parent / "MuJoCo_data"
 

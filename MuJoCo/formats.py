@@ -1,4 +1,4 @@
-"""Other formats of the same data, converted once to our own layout (see `RATE_model.trajectories`).
+"""Other formats of the same data, converted once to our own layout (see `RATE_model.data.trajectories`).
 
     pickle   a list of episodes, dicts of the arrays observations, actions, rewards, terminals: D4RL as the published
              code kept it
@@ -19,8 +19,8 @@ from typing import Any
 import h5py
 import numpy as np
 
+from RATE_model.data.writer import TrajectoryWriter
 from RATE_model.errors import UserError
-from RATE_model.trajectory_writer import TrajectoryWriter
 
 # An episode: observations (T, obs), actions (T, act), rewards (T,), and whether it ended in a terminal state.
 Episode = tuple[np.ndarray, np.ndarray, np.ndarray, bool]

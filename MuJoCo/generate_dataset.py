@@ -36,12 +36,12 @@ if not __package__:  # started as a script: make the repository importable
 from MuJoCo.files import data_directory, generated_name
 from MuJoCo.policies import NUM_ENVIRONMENTS, ROUND_STEPS, Policy, settings_of, train_policies
 from MuJoCo.tasks import MAX_EPISODE_STEPS, ROBOTS, Robot, Task, make_environment
+from RATE_model.cli.limits import MAX_EPISODE_STEPS as MAX_COUNT
+from RATE_model.cli.limits import at_least, at_most
+from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
+from RATE_model.data.trajectories import TrajectoryFile
+from RATE_model.data.writer import TrajectoryWriter
 from RATE_model.errors import UserError
-from RATE_model.limits import MAX_EPISODE_STEPS as MAX_COUNT
-from RATE_model.limits import at_least, at_most
-from RATE_model.options import Boolean, exit_on_user_error, parse_options
-from RATE_model.trajectories import TrajectoryFile
-from RATE_model.trajectory_writer import TrajectoryWriter
 
 if TYPE_CHECKING:
     import gymnasium

@@ -19,14 +19,14 @@ from MuJoCo import evaluate as protocol
 from MuJoCo.dataset import Normalisation
 from MuJoCo.spec import spec_of
 from MuJoCo.tasks import Task, task_of
-from RATE_model.actor import memory_conditions
-from RATE_model.checkpoints import resolve_checkpoint
+from RATE_model.acting.actor import memory_conditions
+from RATE_model.acting.rollout import Episodes
+from RATE_model.cli.inference import InferenceOptions
+from RATE_model.cli.limits import at_least, at_most
+from RATE_model.cli.options import Boolean, exit_on_user_error, load_yaml, parse_options
 from RATE_model.errors import UserError
-from RATE_model.evaluation import Episodes
-from RATE_model.inference import InferenceOptions
-from RATE_model.limits import at_least, at_most
-from RATE_model.model import RATE
-from RATE_model.options import Boolean, exit_on_user_error, load_yaml, parse_options
+from RATE_model.memories.rate.model import RATE
+from RATE_model.training.checkpoints import resolve_checkpoint
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ import numpy as np
 from MuJoCo.dataset import Normalisation
 from MuJoCo.evaluate import Version, evaluation_seeds
 from MuJoCo.tasks import Robot, make_environment
-from RATE_model.actor import Actor
+from RATE_model.acting.actor import Actor
+from RATE_model.acting.video import with_caption, write_video
 from RATE_model.errors import UserError
-from RATE_model.model import RATE
-from RATE_model.video import with_caption, write_video
+from RATE_model.memories.rate.model import RATE
 
 # What MuJoCo can draw with, where there is no screen, and what it needs.
 _LIBRARIES = {"egl": "EGL", "osmesa": "OSMesa"}

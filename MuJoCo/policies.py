@@ -23,9 +23,9 @@ import numpy as np
 import torch
 
 from MuJoCo.tasks import Robot, make_environment
-from RATE_model.atomic import atomic_write_bytes
+from RATE_model.acting.rollout import torch_threads
 from RATE_model.errors import UserError
-from RATE_model.evaluation import torch_threads
+from RATE_model.system.atomic import atomic_write_bytes
 
 if TYPE_CHECKING:
     from stable_baselines3 import PPO

@@ -24,9 +24,9 @@ from MuJoCo.generate_dataset import GenerateOptions, generate
 from MuJoCo.policies import Policy, train_policies
 from MuJoCo.tasks import HALFCHEETAH, MAX_EPISODE_STEPS, Task, task_of
 from MuJoCo.train_rate_mujoco_ca import check, read_config
-from RATE_model.evaluation import rollout
-from RATE_model.options import exit_on_user_error, parse_options
-from RATE_model.reproduce import ROOT, Study, StudyOptions, cell, commits, final_results, made, table, write_results
+from RATE_model.acting.rollout import rollout
+from RATE_model.cli.options import exit_on_user_error, parse_options
+from RATE_model.cli.reproduce import ROOT, Study, StudyOptions, cell, commits, final_results, made, table, write_results
 
 FAST = "MuJoCo/config_fast.yaml"
 ENV_IDS = (6, 0)  # hopper-medium, halfcheetah-medium

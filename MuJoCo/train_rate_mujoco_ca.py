@@ -18,14 +18,14 @@ from MuJoCo import evaluate as protocol
 from MuJoCo.dataset import DataOptions, Normalisation, load_data
 from MuJoCo.spec import spec_of
 from MuJoCo.tasks import Task, make_environment, task_of
-from RATE_model import experiment
-from RATE_model.config import ModelConfig
-from RATE_model.limits import MAX_STEPS, at_least, at_most
-from RATE_model.model import RATE
-from RATE_model.options import Boolean, exit_on_user_error, parse_options
+from RATE_model.cli import experiment
+from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
+from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
+from RATE_model.cli.settings import ALIASES, CurriculumOptions, ModelOptions, RunOptions, TrainOptions
+from RATE_model.memories.rate.config import ModelConfig
+from RATE_model.memories.rate.model import RATE
 from RATE_model.plots import plot_curves
-from RATE_model.runs import Run, run_name
-from RATE_model.settings import ALIASES, CurriculumOptions, ModelOptions, RunOptions, TrainOptions
+from RATE_model.training.runs import Run, run_name
 
 HERE = Path(__file__).resolve().parent
 CHECKPOINTS = HERE / "MuJoCo_checkpoints"

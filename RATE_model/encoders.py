@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from RATE_model.data.frames import Frames, FrameStack
 from RATE_model.errors import UserError
-from RATE_model.frames import Frames, FrameStack
 from RATE_model.spec import EnvironmentSpec
 
 # (kernel, stride) of the three convolutions of Mnih et al. 2015, "Human-level control through deep reinforcement

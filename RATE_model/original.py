@@ -17,12 +17,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from RATE_model.checkpoints import has_checkpoints, save_checkpoint
-from RATE_model.config import ACTIVATIONS, ARCHS, ModelConfig
+from RATE_model.cli.options import exit_on_user_error
 from RATE_model.errors import UserError
-from RATE_model.model import RATE
-from RATE_model.options import exit_on_user_error
+from RATE_model.memories.rate.config import ACTIVATIONS, ARCHS, ModelConfig
+from RATE_model.memories.rate.model import RATE
 from RATE_model.spec import EnvironmentSpec
+from RATE_model.training.checkpoints import has_checkpoints, save_checkpoint
 
 _IMAGE = {"observation_scale": 1 / 255}
 

@@ -25,8 +25,8 @@ from Atari.games import GAMES, Game
 from Atari.generate import generate
 from Atari.generate_dataset import GenerateOptions
 from benchmarks import common
-from RATE_model.limits import at_least
-from RATE_model.options import Boolean, exit_on_user_error, parse_options, to_flat_dict
+from RATE_model.cli.limits import at_least
+from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options, to_flat_dict
 
 
 @dataclass(frozen=True)

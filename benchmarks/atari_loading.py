@@ -25,9 +25,9 @@ from Atari.dataset import DataOptions, ensure_dataset, load_data, open_dataset, 
 from Atari.games import GAMES
 from Atari.replay import Selection, export_replay
 from benchmarks import common
-from RATE_model.limits import at_least
-from RATE_model.options import Boolean, exit_on_user_error, parse_options, to_flat_dict
-from RATE_model.trajectory_writer import TrajectoryWriter
+from RATE_model.cli.limits import at_least
+from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options, to_flat_dict
+from RATE_model.data.writer import TrajectoryWriter
 
 GAME = GAMES["Breakout"]
 EPISODE = 1000  # steps

@@ -22,15 +22,15 @@ from Atari.replay import FRAME_SHAPE
 from Atari.train_rate_atari import read_config
 from benchmarks import common
 from benchmarks.train_step import WINDOWS
+from RATE_model.cli.limits import at_least
+from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options, to_flat_dict
+from RATE_model.data.frames import FrameStack
+from RATE_model.data.windows import Batch
 from RATE_model.encoders import TokenEncoder
-from RATE_model.frames import FrameStack
-from RATE_model.limits import at_least
-from RATE_model.model import RATE
-from RATE_model.optimization import Schedule
-from RATE_model.options import Boolean, exit_on_user_error, parse_options, to_flat_dict
-from RATE_model.precision import autocast
-from RATE_model.trainer import Trainer
-from RATE_model.windows import Batch
+from RATE_model.memories.rate.model import RATE
+from RATE_model.system.precision import autocast
+from RATE_model.training.optimization import Schedule
+from RATE_model.training.trainer import Trainer
 
 PUBLISHED = ("--game", "Breakout", "--skip_dec_ffn")
 ENCODING = "frames alone, forward and backward"

@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from RATE_model.atomic import atomic_write_text
 from RATE_model.errors import UserError
+from RATE_model.system.atomic import atomic_write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "benchmarks" / "README.md"

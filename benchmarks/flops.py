@@ -1,9 +1,9 @@
 """How many floating-point operations the matrix products of training and acting are, from the sizes alone.
 
 A product of (a, b) and (b, c) matrices is 2 a b c operations. Only products are counted, and those that our own
-algorithm makes: shared keys (see RATE_model/attention.py) cost other products than the published layout, and masked
-scores that are never computed do not count. Element-wise work (softmax, norms, masks, the optimizer) is left out, which
-is one reason why the share of the machine's speed that these counts give stays below 1.
+algorithm makes: shared keys (see RATE_model/memories/rate/attention.py) cost other products than the published layout,
+and masked scores that are never computed do not count. Element-wise work (softmax, norms, masks, the optimizer) is left
+out, which is one reason why the share of the machine's speed that these counts give stays below 1.
 
 Going back, a product costs once more for each of its two operands that wants a gradient: data, sinusoids and memory
 that was cut off want none. The names: B rows of a batch, d = d_model, H heads, w = d_head, n memory tokens.
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import torch
 
-from RATE_model.config import ModelConfig
-from RATE_model.layout import Layout
+from RATE_model.memories.rate.config import ModelConfig
+from RATE_model.memories.rate.layout import Layout
 from RATE_model.spec import EnvironmentSpec
 
 
@@ -57,8 +57,8 @@ def training_flops(
 def acting_flops(config: ModelConfig, spec: EnvironmentSpec, *, batch_size: int) -> float:
     """Operations of one environment step of `batch_size` episodes, averaged over a segment behind a full cache.
 
-    Counts what `RATE_model.actor` does: two tokens at a segment's first step (return-to-go, observation), three at
-    every other (the last action before them), the read tokens when a segment opens, the last action, the write tokens
+    Counts what `RATE_model.acting.actor` does: two tokens at a segment's first step (return-to-go, observation), three
+    at every other (the last action before them), the read tokens when a segment opens, the last action, the write tokens
     and the MRV when it closes. The projections are folded once per actor and not counted. Vector observations only.
     """
     tokens, steps = config.num_mem_tokens, config.context_length

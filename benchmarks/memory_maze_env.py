@@ -24,8 +24,8 @@ from MemoryMaze.MemoryMaze_src.env import MemoryMazeEnv, check_size
 from MemoryMaze.MemoryMaze_src.experts import EXPERTS, expert
 from MemoryMaze.MemoryMaze_src.graphics import maze_tasks
 from MemoryMaze.MemoryMaze_src.vector import MemoryMazeVectorEnv
-from RATE_model.limits import at_least
-from RATE_model.options import Boolean, exit_on_user_error, parse_options, to_flat_dict
+from RATE_model.cli.limits import at_least
+from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options, to_flat_dict
 
 SEED = 0
 

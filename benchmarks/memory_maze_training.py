@@ -32,13 +32,13 @@ from MemoryMaze.MemoryMaze_src.generate import Recipe, generate
 from MemoryMaze.MemoryMaze_src.spec import SPEC
 from MemoryMaze.MemoryMaze_src.train_mem_maze import read_config
 from MemoryMaze.MemoryMaze_src.vector import MemoryMazeVectorEnv
-from RATE_model.limits import at_least
-from RATE_model.model import RATE
-from RATE_model.optimization import Schedule
-from RATE_model.options import Boolean, exit_on_user_error, parse_options, to_flat_dict
-from RATE_model.trainer import Trainer
-from RATE_model.trajectories import TrajectoryFile
-from RATE_model.windows import WindowDataset, strided_windows
+from RATE_model.cli.limits import at_least
+from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options, to_flat_dict
+from RATE_model.data.trajectories import TrajectoryFile
+from RATE_model.data.windows import WindowDataset, strided_windows
+from RATE_model.memories.rate.model import RATE
+from RATE_model.training.optimization import Schedule
+from RATE_model.training.trainer import Trainer
 
 PUBLISHED = ("--nmt", "5", "--mem_len", "300", "--skip_dec_ffn")
 

@@ -25,13 +25,13 @@ from MinigridMemory.MinigridMemory_src.env import TILE, MinigridMemoryEnv
 from MinigridMemory.MinigridMemory_src.evaluate import play
 from MinigridMemory.MinigridMemory_src.spec import SPEC
 from MinigridMemory.MinigridMemory_src.train_minigridmemory import read_config
-from RATE_model.evaluation import evaluating
-from RATE_model.limits import at_least
-from RATE_model.model import RATE
-from RATE_model.optimization import Schedule
-from RATE_model.options import Boolean, exit_on_user_error, parse_options, to_flat_dict
-from RATE_model.trainer import Trainer
-from RATE_model.windows import Batch
+from RATE_model.acting.rollout import evaluating
+from RATE_model.cli.limits import at_least
+from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options, to_flat_dict
+from RATE_model.data.windows import Batch
+from RATE_model.memories.rate.model import RATE
+from RATE_model.training.optimization import Schedule
+from RATE_model.training.trainer import Trainer
 
 # The published RATE, with segments enough for every episode of size 31.
 PUBLISHED = "--nmt 15 --mem_len 180 --n_head_ca 1 --skip_dec_ffn --sections 6 --dropout 0 --dropatt 0".split()

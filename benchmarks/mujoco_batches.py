@@ -24,10 +24,10 @@ from benchmarks import common
 from MuJoCo.dataset import Data, DataOptions, load_data
 from MuJoCo.files import d4rl_name
 from MuJoCo.tasks import HALFCHEETAH, MAX_EPISODE_STEPS, TASKS
-from RATE_model.limits import MAX_STEPS, at_least, at_most
-from RATE_model.options import Boolean, exit_on_user_error, parse_options, to_flat_dict
-from RATE_model.trajectory_writer import TrajectoryWriter
-from RATE_model.windows import WindowDataset
+from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
+from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options, to_flat_dict
+from RATE_model.data.windows import WindowDataset
+from RATE_model.data.writer import TrajectoryWriter
 
 TASK = TASKS[0]  # halfcheetah-medium: 17 observations, 6 actions
 

@@ -26,13 +26,13 @@ from MuJoCo.evaluate import play
 from MuJoCo.spec import spec_of
 from MuJoCo.tasks import HALFCHEETAH
 from MuJoCo.train_rate_mujoco_ca import read_config
-from RATE_model.evaluation import evaluating
-from RATE_model.limits import at_least
-from RATE_model.model import RATE
-from RATE_model.optimization import Schedule
-from RATE_model.options import Boolean, exit_on_user_error, parse_options, to_flat_dict
-from RATE_model.trainer import Trainer
-from RATE_model.windows import Batch
+from RATE_model.acting.rollout import evaluating
+from RATE_model.cli.limits import at_least
+from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options, to_flat_dict
+from RATE_model.data.windows import Batch
+from RATE_model.memories.rate.model import RATE
+from RATE_model.training.optimization import Schedule
+from RATE_model.training.trainer import Trainer
 
 PUBLISHED = ("--env_id", "0", "--skip_dec_ffn")
 SPEC = spec_of(HALFCHEETAH)  # its episodes all have 1000 steps, whatever an untrained model does

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from RATE_model.config import ModelConfig
-from RATE_model.model import RATE
+from RATE_model.cli.settings import TrainOptions
+from RATE_model.data.windows import Batch
+from RATE_model.memories.rate.config import ModelConfig
+from RATE_model.memories.rate.model import RATE
 from RATE_model.original import convert_weights
-from RATE_model.settings import TrainOptions
-from RATE_model.trainer import window_steps
-from RATE_model.windows import Batch
+from RATE_model.training.trainer import window_steps
 from tests import reference
 from TMaze_new.TMaze_new_src.spec import SPEC
 
@@ -117,8 +117,8 @@ class PlainActor:
 
     Args:
         full: fill the steps to come with zeros. No step sees them; but a published read token sees the ones right of it
-            at distances that depend on the segment's length (see RATE_model/attention.py), and ours are always those of
-            a full segment. True gives our logits; False is the published way, shorter at first and so faster.
+            at distances that depend on the segment's length (see RATE_model/memories/rate/attention.py), and ours are
+            always those of a full segment. True gives our logits; False is the published way, shorter at first and so faster.
     """
 
     def __init__(

@@ -23,11 +23,11 @@ if not __package__:  # started as a script: make the repository importable
 from benchmarks import common
 from benchmarks.flops import acting_flops
 from benchmarks.plain import PlainActor, make_meta, make_model, remembered_tables
-from RATE_model.actor import Actor
-from RATE_model.config import ModelConfig
+from RATE_model.acting.actor import Actor
+from RATE_model.cli.options import Boolean, exit_on_user_error, load_yaml, parse_options, to_flat_dict
+from RATE_model.cli.settings import ALIASES, ModelOptions, at_least
 from RATE_model.errors import UserError
-from RATE_model.options import Boolean, exit_on_user_error, load_yaml, parse_options, to_flat_dict
-from RATE_model.settings import ALIASES, ModelOptions, at_least
+from RATE_model.memories.rate.config import ModelConfig
 from tests import reference
 from TMaze_new.TMaze_new_src.spec import SPEC
 

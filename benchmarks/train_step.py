@@ -20,12 +20,12 @@ if not __package__:  # started as a script: make the repository importable
 from benchmarks import common
 from benchmarks.flops import training_flops
 from benchmarks.plain import PlainTraining, make_batch, make_meta, make_model, remembered_tables
-from RATE_model.config import ModelConfig
-from RATE_model.optimization import Schedule
-from RATE_model.options import Boolean, exit_on_user_error, parse_options, to_flat_dict
-from RATE_model.settings import ALIASES, ModelOptions, TrainOptions, at_least
-from RATE_model.trainer import Trainer
-from RATE_model.windows import Batch
+from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options, to_flat_dict
+from RATE_model.cli.settings import ALIASES, ModelOptions, TrainOptions, at_least
+from RATE_model.data.windows import Batch
+from RATE_model.memories.rate.config import ModelConfig
+from RATE_model.training.optimization import Schedule
+from RATE_model.training.trainer import Trainer
 from tests import reference
 from TMaze_new.TMaze_new_src.spec import SPEC
 

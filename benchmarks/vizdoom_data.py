@@ -21,12 +21,12 @@ if not __package__:  # started as a script: make the repository importable
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import common
-from RATE_model.limits import at_least
-from RATE_model.npz import find_npz
-from RATE_model.options import Boolean, exit_on_user_error, parse_options, to_flat_dict
-from RATE_model.parts import make_part
-from RATE_model.processes import available_cores
-from RATE_model.trajectories import TrajectoryFile
+from RATE_model.cli.limits import at_least
+from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options, to_flat_dict
+from RATE_model.data.npz import find_npz
+from RATE_model.data.parts import make_part
+from RATE_model.data.trajectories import TrajectoryFile
+from RATE_model.system.processes import available_cores
 from VizDoom.VizDoom_src.dataset import open_dataset
 from VizDoom.VizDoom_src.env import NUM_ACTIONS, VizDoomTwoColorsEnv
 from VizDoom.VizDoom_src.generate import PART, Recipe, generate, job_of

@@ -22,14 +22,14 @@ if not __package__:  # started as a script: make the repository importable
 
 from benchmarks import common
 from benchmarks.flops import training_flops
-from RATE_model.actor import Actor
-from RATE_model.limits import at_least, at_most
-from RATE_model.model import RATE
-from RATE_model.optimization import Schedule
-from RATE_model.options import Boolean, exit_on_user_error, parse_options, to_flat_dict
-from RATE_model.precision import autocast
-from RATE_model.trainer import Trainer
-from RATE_model.windows import Batch
+from RATE_model.acting.actor import Actor
+from RATE_model.cli.limits import at_least, at_most
+from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options, to_flat_dict
+from RATE_model.data.windows import Batch
+from RATE_model.memories.rate.model import RATE
+from RATE_model.system.precision import autocast
+from RATE_model.training.optimization import Schedule
+from RATE_model.training.trainer import Trainer
 from VizDoom.VizDoom_src.env import VizDoomTwoColorsEnv
 from VizDoom.VizDoom_src.evaluate import TARGET_RETURN, check_episodes, evaluation_seeds
 from VizDoom.VizDoom_src.spec import SPEC

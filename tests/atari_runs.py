@@ -6,7 +6,7 @@ import numpy as np
 
 from Atari import train_rate_atari
 from Atari.env import AtariEnv
-from RATE_model.trajectory_writer import TrajectoryWriter
+from RATE_model.data.writer import TrajectoryWriter
 
 MODEL = "--n_layer 1 --d_model 16 --n_head 2 --d_head 8 --d_inner 16 --num_mem_tokens 2 --mem_len 19".split()
 SEGMENTS = "--context_length 5 --sections 2".split()

@@ -7,7 +7,7 @@ import numpy as np
 from MemoryMaze.MemoryMaze_src import train_mem_maze
 from MemoryMaze.MemoryMaze_src.env import NUM_ACTIONS, OBSERVATION_SHAPE
 from MemoryMaze.MemoryMaze_src.generate import EXPERTS_VERSION
-from RATE_model.trajectory_writer import TrajectoryWriter
+from RATE_model.data.writer import TrajectoryWriter
 
 EPISODES, STEPS = 10, 12
 MODEL = "--n_layer 1 --d_model 8 --n_head 2 --d_head 4 --nmt 2 --n_head_ca 2 --mem_len 13 --dropout 0.1".split()

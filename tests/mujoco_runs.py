@@ -6,7 +6,7 @@ import numpy as np
 
 from MuJoCo import train_rate_mujoco_ca
 from MuJoCo.tasks import Robot, make_environment
-from RATE_model.trajectory_writer import TrajectoryWriter
+from RATE_model.data.writer import TrajectoryWriter
 
 MODEL = "--n_layer 1 --d_model 16 --n_head 2 --d_head 8 --num_mem_tokens 2 --n_head_ca 2 --mem_len 19".split()
 SEGMENTS = "--segment_length 5 --number_of_segments 2".split()

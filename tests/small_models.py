@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from RATE_model.checkpoints import save_checkpoint
-from RATE_model.config import ModelConfig, apply_mode
-from RATE_model.memory import MemoryState
-from RATE_model.model import RATE
+from RATE_model.memories.rate.config import ModelConfig, apply_mode
+from RATE_model.memories.rate.model import RATE
+from RATE_model.memories.rate.valve import MemoryState
 from RATE_model.spec import EnvironmentSpec
+from RATE_model.training.checkpoints import save_checkpoint
 
 K, N = 4, 3
 

@@ -13,8 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import common, rollout, train_step
 from benchmarks.flops import acting_flops, training_flops
 from benchmarks.plain import make_batch, make_meta, make_model
-from RATE_model.actor import Actor
-from RATE_model.settings import ModelOptions
+from RATE_model.acting.actor import Actor
+from RATE_model.cli.settings import ModelOptions
 from TMaze_new.TMaze_new_src.spec import SPEC
 
 ROOT = Path(__file__).resolve().parents[1]

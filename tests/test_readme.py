@@ -16,9 +16,9 @@ from MemoryMaze.MemoryMaze_src import reproduce as memory_maze_study
 from MinigridMemory.get_data import collect_traj
 from MinigridMemory.MinigridMemory_src import inference_minigridmemory, train_minigridmemory
 from MuJoCo import generate_dataset, inference_mujoco, train_rate_mujoco_ca
-from RATE_model.options import parse_options
+from RATE_model.cli.options import parse_options
+from RATE_model.cli.reproduce import StudyOptions
 from RATE_model.original import _parser as original_parser
-from RATE_model.reproduce import StudyOptions
 from TMaze_new.TMaze_new_src import dataset, inference_tmaze, train_tmaze
 from VizDoom.VizDoom_src import dataset as vizdoom_dataset
 from VizDoom.VizDoom_src import inference_vizdoom, train_vizdoom

@@ -19,9 +19,9 @@ import torch
 if not __package__:  # started as a script: make the repository importable
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from RATE_model.cli.options import exit_on_user_error
 from RATE_model.errors import UserError
-from RATE_model.model import RATE
-from RATE_model.options import exit_on_user_error
+from RATE_model.memories.rate.model import RATE
 from RATE_model.original import convert_weights, infer_config, infer_spec
 
 TOLERANCE = 1e-5

@@ -35,16 +35,16 @@ if not __package__:  # started as a script: make the repository importable
 
 from MemoryMaze.MemoryMaze_src.env import NUM_ACTIONS, OBSERVATION_SHAPE, check_size
 from MemoryMaze.MemoryMaze_src.generate import DEFAULT_MIX, EXPERTS_VERSION, Recipe, generate
+from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
+from RATE_model.cli.options import exit_on_user_error, parse_options
+from RATE_model.data.npz import NpzKeys, check_tells, conversion_path, given_data
+from RATE_model.data.parts import FileOptions
+from RATE_model.data.trajectories import Learn, TrajectoryFile
 from RATE_model.errors import UserError
-from RATE_model.limits import MAX_STEPS, at_least, at_most
-from RATE_model.npz import NpzKeys, check_tells, conversion_path, given_data
-from RATE_model.options import exit_on_user_error, parse_options
-from RATE_model.parts import FileOptions
-from RATE_model.tracking import read_wandb_config
-from RATE_model.trajectories import Learn, TrajectoryFile
+from RATE_model.training.tracking import read_wandb_config
 
 if TYPE_CHECKING:
-    from RATE_model.windows import WindowDataset
+    from RATE_model.data.windows import WindowDataset
 
 DATA_DIRECTORY = Path(__file__).resolve().parents[1] / "MemoryMaze_data"
 MAX_EPISODES = 100_000
@@ -231,7 +231,7 @@ def load_windows(
             or a file does not tell what is to be learned.
     """
     # Late, as torch comes with it: --help and the processes that play do without.
-    from RATE_model.windows import WindowDataset, split_episodes, strided_windows
+    from RATE_model.data.windows import WindowDataset, split_episodes, strided_windows
 
     files = [open_dataset(path) for path in paths]
     stride = size if windows == "published" else 1

@@ -18,11 +18,11 @@ from MemoryMaze.MemoryMaze_src.env import DEFAULT_SIZE, MemoryMazeEnv
 from MemoryMaze.MemoryMaze_src.generate import Player
 from MemoryMaze.MemoryMaze_src.generate import play as play_expert
 from MemoryMaze.MemoryMaze_src.vector import MemoryMazeVectorEnv
-from RATE_model.actor import Actor, MemoryTransform
+from RATE_model.acting.actor import Actor, MemoryTransform
+from RATE_model.acting.rollout import Episodes, mean_and_error, rollout_in_turns
 from RATE_model.errors import UserError
-from RATE_model.evaluation import Episodes, mean_and_error, rollout_in_turns
-from RATE_model.model import RATE
-from RATE_model.processes import available_cores, in_order
+from RATE_model.memories.rate.model import RATE
+from RATE_model.system.processes import available_cores, in_order
 
 TARGET_RETURN = 18.1
 RTG_FLOOR = 0.0

@@ -24,10 +24,10 @@ import numpy as np
 from MemoryMaze.MemoryMaze_src.env import EPISODE_STEPS, OBSERVATION_SHAPE, MemoryMazeEnv, check_size, env_id
 from MemoryMaze.MemoryMaze_src.experts import EXPERTS, expert
 from MemoryMaze.MemoryMaze_src.graphics import maze_tasks
+from RATE_model.cli.limits import at_least, at_most
+from RATE_model.data.parts import Job, make_in_parts
+from RATE_model.data.writer import TrajectoryWriter
 from RATE_model.errors import UserError
-from RATE_model.limits import at_least, at_most
-from RATE_model.parts import Job, make_in_parts
-from RATE_model.trajectory_writer import TrajectoryWriter
 
 FIRST_DATA_SEED = 1_000_000
 PART = 5  # episodes

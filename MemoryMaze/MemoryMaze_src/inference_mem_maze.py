@@ -24,12 +24,12 @@ from MemoryMaze.MemoryMaze_src import evaluate as protocol
 from MemoryMaze.MemoryMaze_src.env import DEFAULT_SIZE, check_size
 from MemoryMaze.MemoryMaze_src.pictures import record_videos, returns_picture
 from MemoryMaze.MemoryMaze_src.spec import SPEC
-from RATE_model.actor import memory_conditions
-from RATE_model.evaluation import mean_and_error
-from RATE_model.inference import InferenceOptions, left_open
-from RATE_model.limits import MAX_SEED, MAX_STEPS, at_least, at_most
-from RATE_model.model import RATE
-from RATE_model.options import Boolean, exit_on_user_error, parse_options
+from RATE_model.acting.actor import memory_conditions
+from RATE_model.acting.rollout import mean_and_error
+from RATE_model.cli.inference import InferenceOptions, left_open
+from RATE_model.cli.limits import MAX_SEED, MAX_STEPS, at_least, at_most
+from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
+from RATE_model.memories.rate.model import RATE
 
 SCRIPT = "python3 MemoryMaze/MemoryMaze_src/inference_mem_maze.py"
 # What is asked of a checkpoint that no run of ours made.

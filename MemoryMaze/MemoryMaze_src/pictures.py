@@ -9,11 +9,11 @@ import numpy as np
 
 from MemoryMaze.MemoryMaze_src.env import DEFAULT_SIZE, MemoryMazeEnv
 from MemoryMaze.MemoryMaze_src.evaluate import RTG_FLOOR
-from RATE_model.actor import Actor, MemoryTransform
-from RATE_model.evaluation import mean_and_error
-from RATE_model.model import RATE
+from RATE_model.acting.actor import Actor, MemoryTransform
+from RATE_model.acting.rollout import mean_and_error
+from RATE_model.acting.video import with_caption, write_video
+from RATE_model.memories.rate.model import RATE
 from RATE_model.plots import plot_bars, plot_curves
-from RATE_model.video import with_caption, write_video
 
 FRAMES_PER_SECOND = 16  # four times as fast as the agent lives
 

@@ -21,13 +21,13 @@ from MemoryMaze.MemoryMaze_src.dataset import describe, ensure_dataset
 from MemoryMaze.MemoryMaze_src.evaluate import PLAYERS, check_episodes, play, player_returns
 from MemoryMaze.MemoryMaze_src.pictures import returns_picture
 from MemoryMaze.MemoryMaze_src.train_mem_maze import check, read_config
-from RATE_model.actor import MemoryTransform, knock_out_cache, knock_out_memory, knock_out_tokens
-from RATE_model.atomic import atomic_write_text
-from RATE_model.checkpoints import resolve_checkpoint
-from RATE_model.evaluation import mean_and_error
-from RATE_model.fit import load_model
-from RATE_model.options import exit_on_user_error, parse_options
-from RATE_model.reproduce import ROOT, Study, StudyOptions, commits, final_results, made, table, write_results
+from RATE_model.acting.actor import MemoryTransform, knock_out_cache, knock_out_memory, knock_out_tokens
+from RATE_model.acting.rollout import mean_and_error
+from RATE_model.cli.options import exit_on_user_error, parse_options
+from RATE_model.cli.reproduce import ROOT, Study, StudyOptions, commits, final_results, made, table, write_results
+from RATE_model.system.atomic import atomic_write_text
+from RATE_model.training.checkpoints import resolve_checkpoint
+from RATE_model.training.loop import load_model
 
 FAST = "MemoryMaze/MemoryMaze_src/config_fast.yaml"
 STUDY = Study(

@@ -20,16 +20,16 @@ from MemoryMaze.MemoryMaze_src.dataset import DataOptions, check_windows, ensure
 from MemoryMaze.MemoryMaze_src.env import MIRRORED
 from MemoryMaze.MemoryMaze_src.pictures import draw_run
 from MemoryMaze.MemoryMaze_src.spec import spec_of
-from RATE_model import experiment
-from RATE_model.config import ModelConfig
-from RATE_model.fit import StageData
-from RATE_model.limits import MAX_STEPS, at_least, at_most
-from RATE_model.model import RATE
-from RATE_model.options import Boolean, exit_on_user_error, parse_options
-from RATE_model.runs import Run, run_name
-from RATE_model.settings import ALIASES, CurriculumOptions, ImageOptions, ModelOptions, RunOptions, TrainOptions
-from RATE_model.trainer import accuracy
-from RATE_model.windows import WindowDataset
+from RATE_model.cli import experiment
+from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
+from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
+from RATE_model.cli.settings import ALIASES, CurriculumOptions, ImageOptions, ModelOptions, RunOptions, TrainOptions
+from RATE_model.data.windows import WindowDataset
+from RATE_model.memories.rate.config import ModelConfig
+from RATE_model.memories.rate.model import RATE
+from RATE_model.training.loop import StageData
+from RATE_model.training.runs import Run, run_name
+from RATE_model.training.trainer import accuracy
 
 HERE = Path(__file__).resolve().parent
 CHECKPOINTS = HERE.parent / "MemoryMaze_checkpoints"

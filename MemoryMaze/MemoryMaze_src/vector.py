@@ -24,9 +24,9 @@ from MemoryMaze.MemoryMaze_src.env import (
     check_arguments,
     check_seed,
 )
+from RATE_model.acting.vector import discrete_actions, episode_seeds, reset_mask
 from RATE_model.errors import UserError
-from RATE_model.processes import available_cores, begin_worker
-from RATE_model.vector import discrete_actions, episode_seeds, reset_mask
+from RATE_model.system.processes import available_cores, begin_worker
 
 
 class MemoryMazeVectorEnv(VectorEnv):

@@ -27,13 +27,13 @@ from MinigridMemory.MinigridMemory_src.env import (
 )
 from MinigridMemory.MinigridMemory_src.expert import Flaws
 from MinigridMemory.MinigridMemory_src.generate import Selection, generate
+from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
+from RATE_model.data.npz import conversion_path, given_data
+from RATE_model.data.trajectories import TrajectoryFile
 from RATE_model.errors import UserError
-from RATE_model.limits import MAX_STEPS, at_least, at_most
-from RATE_model.npz import conversion_path, given_data
-from RATE_model.trajectories import TrajectoryFile
 
 if TYPE_CHECKING:
-    from RATE_model.windows import WindowDataset
+    from RATE_model.data.windows import WindowDataset
 
 DATA_DIRECTORY = Path(__file__).resolve().parents[1] / "MinigridMemory_data"
 MAX_TRAJECTORIES = 200_000
@@ -202,7 +202,7 @@ def load_windows(
         UserError: a file is missing or bad, no episode is short enough, or there are too few to split.
     """
     # Late, as torch comes with it: collect_traj.py and its processes do without.
-    from RATE_model.windows import WindowDataset, split_episodes, whole_episodes
+    from RATE_model.data.windows import WindowDataset, split_episodes, whole_episodes
 
     files = [open_dataset(path) for path in paths]
     lengths = np.concatenate([file.lengths for file in files])

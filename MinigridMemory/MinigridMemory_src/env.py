@@ -36,8 +36,8 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from RATE_model.acting.vector import discrete_actions, episode_seeds, reset_mask
 from RATE_model.errors import UserError
-from RATE_model.vector import discrete_actions, episode_seeds, reset_mask
 
 ENV_ID = "MinigridMemory-v0"
 LEFT, RIGHT, FORWARD = range(3)

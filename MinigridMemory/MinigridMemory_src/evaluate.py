@@ -20,10 +20,10 @@ from MinigridMemory.MinigridMemory_src.env import (
     expert_cap,
 )
 from MinigridMemory.MinigridMemory_src.expert import expert_episodes
-from RATE_model.actor import Actor, MemoryTransform
+from RATE_model.acting.actor import Actor, MemoryTransform
+from RATE_model.acting.rollout import Episodes, rollout, side_by_side
 from RATE_model.errors import UserError
-from RATE_model.evaluation import Episodes, rollout, side_by_side
-from RATE_model.model import RATE
+from RATE_model.memories.rate.model import RATE
 
 # Sizes during training and at its end (published), and beyond.
 TRAINING_SIZES = (31, 91)

@@ -25,7 +25,7 @@ from MinigridMemory.MinigridMemory_src.env import (
 from RATE_model.errors import UserError
 
 if TYPE_CHECKING:
-    from RATE_model.evaluation import Episodes
+    from RATE_model.acting.rollout import Episodes
 
 EXPERT_STREAM = 1  # of the generators of an episode: the layout is drawn from the seed itself
 
@@ -185,7 +185,7 @@ def expert_episodes(
     Raises:
         UserError: the size or the limit is out of range, or there is no seed.
     """
-    from RATE_model.evaluation import Episodes  # late, as torch comes with it; see `generate`
+    from RATE_model.acting.rollout import Episodes  # late, as torch comes with it; see `generate`
 
     limit = expert_cap(size) if max_steps is None else max_steps
     played = play(size, seeds, random_length=random_length, max_steps=limit, flaws=flaws)

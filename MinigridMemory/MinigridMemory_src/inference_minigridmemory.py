@@ -19,12 +19,12 @@ from MinigridMemory.MinigridMemory_src import evaluate as protocol
 from MinigridMemory.MinigridMemory_src.env import PUBLISHED_CAP, check_size
 from MinigridMemory.MinigridMemory_src.pictures import knock_out, record_videos, success_curve
 from MinigridMemory.MinigridMemory_src.spec import SPEC
+from RATE_model.acting.rollout import Episodes
+from RATE_model.cli.inference import InferenceOptions
+from RATE_model.cli.limits import MAX_SEED, at_least, at_most
+from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
 from RATE_model.errors import UserError
-from RATE_model.evaluation import Episodes
-from RATE_model.inference import InferenceOptions
-from RATE_model.limits import MAX_SEED, at_least, at_most
-from RATE_model.model import RATE
-from RATE_model.options import Boolean, exit_on_user_error, parse_options
+from RATE_model.memories.rate.model import RATE
 
 SCRIPT = "python3 MinigridMemory/MinigridMemory_src/inference_minigridmemory.py"
 

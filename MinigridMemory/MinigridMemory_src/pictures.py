@@ -8,11 +8,11 @@ import numpy as np
 
 from MinigridMemory.MinigridMemory_src.env import PUBLISHED_CAP, MinigridMemoryEnv
 from MinigridMemory.MinigridMemory_src.evaluate import SizeResult, expert_play, play, widest_cap
-from RATE_model.actor import Actor, MemoryTransform, memory_conditions
-from RATE_model.evaluation import Episodes, evaluating
-from RATE_model.model import RATE
+from RATE_model.acting.actor import Actor, MemoryTransform, memory_conditions
+from RATE_model.acting.rollout import Episodes, evaluating
+from RATE_model.acting.video import with_caption, write_video
+from RATE_model.memories.rate.model import RATE
 from RATE_model.plots import plot_curves, plot_success_by_length
-from RATE_model.video import with_caption, write_video
 
 SIZE = "size of the maze"
 _BY_SIZE, _EXPERT_CAP = "FINAL_Success_rate_l_", "_expert_cap"

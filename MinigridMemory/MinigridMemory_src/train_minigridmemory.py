@@ -22,16 +22,16 @@ from MinigridMemory.MinigridMemory_src.dataset import DataOptions, ensure_datase
 from MinigridMemory.MinigridMemory_src.env import check_size
 from MinigridMemory.MinigridMemory_src.pictures import draw_run
 from MinigridMemory.MinigridMemory_src.spec import SPEC
-from RATE_model import experiment
-from RATE_model.config import ModelConfig
-from RATE_model.fit import StageData
-from RATE_model.limits import MAX_STEPS, at_least, at_most
-from RATE_model.model import RATE
-from RATE_model.options import Boolean, exit_on_user_error, parse_options
-from RATE_model.runs import Run, run_name
-from RATE_model.settings import ALIASES, CurriculumOptions, ModelOptions, RunOptions, TrainOptions
-from RATE_model.trainer import accuracy, last_steps_right
-from RATE_model.windows import Batch, WindowDataset
+from RATE_model.cli import experiment
+from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
+from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
+from RATE_model.cli.settings import ALIASES, CurriculumOptions, ModelOptions, RunOptions, TrainOptions
+from RATE_model.data.windows import Batch, WindowDataset
+from RATE_model.memories.rate.config import ModelConfig
+from RATE_model.memories.rate.model import RATE
+from RATE_model.training.loop import StageData
+from RATE_model.training.runs import Run, run_name
+from RATE_model.training.trainer import accuracy, last_steps_right
 
 HERE = Path(__file__).resolve().parent
 CHECKPOINTS = HERE.parent / "MinigridMemory_checkpoints"

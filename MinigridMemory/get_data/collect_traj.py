@@ -19,9 +19,9 @@ if not __package__:  # started as a script: make the repository importable
 
 from MinigridMemory.MinigridMemory_src.dataset import DataOptions, dataset_path, given_dataset, open_dataset
 from MinigridMemory.MinigridMemory_src.generate import generate
+from RATE_model.cli.options import exit_on_user_error, parse_options
+from RATE_model.data.parts import FileOptions
 from RATE_model.errors import UserError
-from RATE_model.options import exit_on_user_error, parse_options
-from RATE_model.parts import FileOptions
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from RATE_model.errors import UserError
-from RATE_model.layout import Layout
-from RATE_model.model import SegmentMaps
+from RATE_model.memories.rate.layout import Layout
+from RATE_model.memories.rate.model import SegmentMaps
 from RATE_model.plots.style import GREY, save, style
 
 REGION_COLOURS = {"cache": "#009E73", "read": "#0072B2", "steps": "#A6A6A6", "write": "#D55E00"}

@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from RATE_model.errors import UserError
-from RATE_model.memory import MemoryState
+from RATE_model.memories.rate.valve import MemoryState
 from RATE_model.plots.style import COLOURS, GREY, MARKERS, save, style
 
 # More cells than this are too small for numbers in them.

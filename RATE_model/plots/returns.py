@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from RATE_model.evaluation import Episodes
+from RATE_model.acting.rollout import Episodes
 from RATE_model.plots.style import COLOURS, GREY, save, style
 
 

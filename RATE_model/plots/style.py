@@ -8,8 +8,8 @@ from pathlib import Path
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from RATE_model.atomic import atomic_write_bytes
 from RATE_model.errors import UserError
+from RATE_model.system.atomic import atomic_write_bytes
 
 # Okabe and Ito (2008): told apart with every kind of colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4D4D4D")

@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
+from RATE_model.acting.rollout import mean_and_error
 from RATE_model.errors import UserError
-from RATE_model.evaluation import mean_and_error
 from RATE_model.plots.style import COLOURS, GREY, MARKERS, save, style
 
 # {label: {episode length: value, or one value per seed}}

@@ -21,12 +21,12 @@ import numpy as np
 if not __package__:  # started as a script: make the repository importable
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from RATE_model.cli.limits import MAX_EPISODE_STEPS, MAX_STEPS, at_least, at_most
+from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
+from RATE_model.data.trajectories import TrajectoryFile
+from RATE_model.data.windows import WindowDataset, split_episodes, whole_episodes
+from RATE_model.data.writer import TrajectoryWriter
 from RATE_model.errors import UserError
-from RATE_model.limits import MAX_EPISODE_STEPS, MAX_STEPS, at_least, at_most
-from RATE_model.options import Boolean, exit_on_user_error, parse_options
-from RATE_model.trajectories import TrajectoryFile
-from RATE_model.trajectory_writer import TrajectoryWriter
-from RATE_model.windows import WindowDataset, split_episodes, whole_episodes
 from TMaze_new.TMaze_new_src.env import (
     ENV_ID,
     NUM_ACTIONS,

@@ -31,8 +31,8 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from RATE_model.acting.vector import discrete_actions, episode_seeds, reset_mask
 from RATE_model.errors import UserError
-from RATE_model.vector import discrete_actions, episode_seeds, reset_mask
 from TMaze_new.TMaze_new_src.render import render_rgb, render_text
 
 ENV_ID = "TMaze-v0"

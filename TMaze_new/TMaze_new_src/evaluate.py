@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from RATE_model.actor import Actor, MemoryTransform
+from RATE_model.acting.actor import Actor, MemoryTransform
+from RATE_model.acting.rollout import rollout, side_by_side
 from RATE_model.errors import UserError
-from RATE_model.evaluation import rollout, side_by_side
-from RATE_model.model import RATE
+from RATE_model.memories.rate.model import RATE
 from TMaze_new.TMaze_new_src.env import EVALUATION_SEEDS, TMazeVectorEnv, goals_of_seeds
 
 # Episode lengths T of the RATE paper, and the numbers of 30-step segments S of the published script.

@@ -14,10 +14,10 @@ from pathlib import Path
 if not __package__:  # started as a script: make the repository importable
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from RATE_model.cli.inference import InferenceOptions
+from RATE_model.cli.limits import MAX_EPISODE_STEPS, at_least, at_most
+from RATE_model.cli.options import exit_on_user_error, parse_options
 from RATE_model.errors import UserError
-from RATE_model.inference import InferenceOptions
-from RATE_model.limits import MAX_EPISODE_STEPS, at_least, at_most
-from RATE_model.options import exit_on_user_error, parse_options
 from TMaze_new.TMaze_new_src.evaluate import LENGTHS, check_episodes, success_by_length
 from TMaze_new.TMaze_new_src.pictures import draw_maps, knock_out_curve
 from TMaze_new.TMaze_new_src.spec import SPEC

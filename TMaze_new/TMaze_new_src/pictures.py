@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from RATE_model.actor import Actor, memory_conditions
+from RATE_model.acting.actor import Actor, memory_conditions
+from RATE_model.acting.rollout import evaluating
 from RATE_model.errors import UserError
-from RATE_model.evaluation import evaluating
-from RATE_model.model import RATE
+from RATE_model.memories.rate.model import RATE
 from RATE_model.plots import plot_attention, plot_curves, plot_memory, plot_success_by_length
 from TMaze_new.TMaze_new_src.env import TMazeVectorEnv
 from TMaze_new.TMaze_new_src.evaluate import success_by_length

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from RATE_model.evaluation import Episodes, progress_bar
-from RATE_model.processes import available_cores, in_order
+from RATE_model.acting.rollout import Episodes, progress_bar
+from RATE_model.system.processes import available_cores, in_order
 from VizDoom.VizDoom_src.engine import Surroundings, vizdoom
 from VizDoom.VizDoom_src.env import NUM_ACTIONS, PUBLISHED_CAP, VizDoomTwoColorsEnv
 from VizDoom.VizDoom_src.evaluate import EPISODES, Played, colour_options, evaluation_seeds

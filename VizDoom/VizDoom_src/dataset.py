@@ -20,19 +20,19 @@ import numpy as np
 if not __package__:  # started as a script: make the repository importable
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from RATE_model.cli.limits import at_least, at_most
+from RATE_model.cli.options import exit_on_user_error, parse_options
+from RATE_model.data.npz import check_tells, conversion_path, given_data
+from RATE_model.data.parts import FileOptions
+from RATE_model.data.trajectories import Learn, TrajectoryFile
 from RATE_model.errors import UserError
-from RATE_model.limits import at_least, at_most
-from RATE_model.npz import check_tells, conversion_path, given_data
-from RATE_model.options import exit_on_user_error, parse_options
-from RATE_model.parts import FileOptions
-from RATE_model.trajectories import Learn, TrajectoryFile
 from VizDoom.VizDoom_src.env import ENV_ID, NUM_ACTIONS, OBSERVATION_SHAPE, PUBLISHED_CAP
 from VizDoom.VizDoom_src.expert import View
 from VizDoom.VizDoom_src.generate import EXPERT_VERSION, Recipe, generate
 from VizDoom.VizDoom_src.scenario import BUILDER_VERSION, Scenario
 
 if TYPE_CHECKING:
-    from RATE_model.windows import WindowDataset
+    from RATE_model.data.windows import WindowDataset
 
 DATA_DIRECTORY = Path(__file__).resolve().parents[1] / "VizDoom_data"
 MAX_EPISODES = 200_000
@@ -188,7 +188,7 @@ def load_windows(
             tell what is to be learned.
     """
     # Late, as torch comes with it: --help and the processes that play do without.
-    from RATE_model.windows import WindowDataset, split_episodes, whole_episodes
+    from RATE_model.data.windows import WindowDataset, split_episodes, whole_episodes
 
     files = [open_dataset(path) for path in paths]
     lengths = np.concatenate([file.lengths for file in files])

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from RATE_model.actor import Actor, MemoryTransform
+from RATE_model.acting.actor import Actor, MemoryTransform
+from RATE_model.acting.rollout import Episodes, mean_and_error, rollout
 from RATE_model.errors import UserError
-from RATE_model.evaluation import Episodes, mean_and_error, rollout
-from RATE_model.model import RATE
+from RATE_model.memories.rate.model import RATE
 from VizDoom.VizDoom_src.env import PUBLISHED_CAP
 from VizDoom.VizDoom_src.scenario import TICS_PER_STEP, Scenario
 from VizDoom.VizDoom_src.seeds import EVERY, GREEN_SEEDS, RED_SEEDS

@@ -1,7 +1,7 @@
 """Making ViZDoom-Two-Colors trajectories with the scripted expert, on all cores.
 
 The episodes are divided into parts of ``PART`` episodes with seeds of their own, so that a part is the same whichever
-process makes it, and an interrupted run goes on with the parts it finds (`RATE_model.parts`).
+process makes it, and an interrupted run goes on with the parts it finds (`RATE_model.data.parts`).
 
 The colours alternate: an episode takes the next seed of the colour that it needs. Only episodes of the full length are
 kept, as only they can be trained on; where the player dies before, the next seed of the colour is played, and the drops
@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from RATE_model.data.parts import Job, make_in_parts
+from RATE_model.data.writer import TrajectoryWriter
 from RATE_model.errors import UserError
-from RATE_model.parts import Job, make_in_parts
-from RATE_model.trajectory_writer import TrajectoryWriter
 from VizDoom.VizDoom_src.engine import vizdoom
 from VizDoom.VizDoom_src.env import ENV_ID, OBSERVATION_SHAPE, VizDoomTwoColorsEnv
 from VizDoom.VizDoom_src.expert import Flawed, View

@@ -15,10 +15,10 @@ from typing import Any
 if not __package__:  # started as a script: make the repository importable
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from RATE_model.inference import InferenceOptions, left_open
-from RATE_model.limits import MAX_SEED, at_least, at_most
-from RATE_model.model import RATE
-from RATE_model.options import Boolean, exit_on_user_error, parse_options
+from RATE_model.cli.inference import InferenceOptions, left_open
+from RATE_model.cli.limits import MAX_SEED, at_least, at_most
+from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
+from RATE_model.memories.rate.model import RATE
 from VizDoom.VizDoom_src import evaluate as protocol
 from VizDoom.VizDoom_src.baselines import play_baselines
 from VizDoom.VizDoom_src.engine import vizdoom

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from RATE_model.actor import Actor, MemoryTransform, exchange_twins, memory_conditions
-from RATE_model.evaluation import evaluating, mean_and_error
-from RATE_model.model import RATE
+from RATE_model.acting.actor import Actor, MemoryTransform, exchange_twins, memory_conditions
+from RATE_model.acting.rollout import evaluating, mean_and_error
+from RATE_model.acting.video import with_caption, write_video
+from RATE_model.memories.rate.model import RATE
 from RATE_model.plots import plot_bars, plot_curves
-from RATE_model.video import with_caption, write_video
 from VizDoom.VizDoom_src.env import PUBLISHED_CAP, VizDoomTwoColorsEnv
 from VizDoom.VizDoom_src.evaluate import COLOURS, Played, colour_options, has_free_colour, play
 from VizDoom.VizDoom_src.expert import FULL_HEALTH

@@ -33,10 +33,10 @@ from typing import Literal
 
 import numpy as np
 
-from RATE_model.atomic import write_durably
+from RATE_model.cli.limits import at_least, at_most
+from RATE_model.cli.options import Boolean
 from RATE_model.errors import UserError
-from RATE_model.limits import at_least, at_most
-from RATE_model.options import Boolean
+from RATE_model.system.atomic import write_durably
 from VizDoom.VizDoom_src import wad
 from VizDoom.VizDoom_src.wad import CLOSED, ENTER, OPEN, Acs
 

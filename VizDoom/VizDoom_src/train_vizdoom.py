@@ -14,17 +14,17 @@ from pathlib import Path
 if not __package__:  # started as a script: make the repository importable
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from RATE_model import experiment
-from RATE_model.config import ModelConfig
-from RATE_model.curriculum import parse_stages
+from RATE_model.cli import experiment
+from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
+from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
+from RATE_model.cli.settings import ALIASES, CurriculumOptions, ImageOptions, ModelOptions, RunOptions, TrainOptions
+from RATE_model.data.windows import WindowDataset
 from RATE_model.errors import UserError
-from RATE_model.limits import MAX_STEPS, at_least, at_most
-from RATE_model.model import RATE
-from RATE_model.options import Boolean, exit_on_user_error, parse_options
-from RATE_model.runs import Run, run_name
-from RATE_model.settings import ALIASES, CurriculumOptions, ImageOptions, ModelOptions, RunOptions, TrainOptions
-from RATE_model.trainer import accuracy
-from RATE_model.windows import WindowDataset
+from RATE_model.memories.rate.config import ModelConfig
+from RATE_model.memories.rate.model import RATE
+from RATE_model.training.curriculum import parse_stages
+from RATE_model.training.runs import Run, run_name
+from RATE_model.training.trainer import accuracy
 from VizDoom.VizDoom_src import evaluate as protocol
 from VizDoom.VizDoom_src.dataset import DataOptions, ensure_dataset, load_windows
 from VizDoom.VizDoom_src.engine import vizdoom

@@ -12,9 +12,9 @@ from gymnasium.error import ClosedEnvironmentError
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from RATE_model.acting.vector import discrete_actions, episode_seeds, reset_mask
 from RATE_model.errors import UserError
-from RATE_model.processes import available_cores
-from RATE_model.vector import discrete_actions, episode_seeds, reset_mask
+from RATE_model.system.processes import available_cores
 from VizDoom.VizDoom_src.env import NUM_ACTIONS, OBSERVATION_SHAPE, PUBLISHED_CAP, VizDoomTwoColorsEnv
 from VizDoom.VizDoom_src.scenario import Scenario
 

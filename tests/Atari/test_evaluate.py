@@ -13,10 +13,10 @@ from Atari.games import GAMES, Game
 from Atari.generate import FIRST_DATA_SEED
 from Atari.spec import spec_of
 from Atari.vector import AtariVectorEnv
-from RATE_model.config import ModelConfig
+from RATE_model.acting.rollout import Episodes
 from RATE_model.errors import UserError
-from RATE_model.evaluation import Episodes
-from RATE_model.model import RATE
+from RATE_model.memories.rate.config import ModelConfig
+from RATE_model.memories.rate.model import RATE
 
 BREAKOUT, PONG = GAMES["Breakout"], GAMES["Pong"]
 

@@ -15,7 +15,7 @@ from Atari.env import AtariEnv
 from Atari.games import GAMES, Game
 from Atari.generate import FIRST_DATA_SEED, Recipe, generate
 from Atari.generate_dataset import GenerateOptions, dataset_path, ensure_own_data, main
-from RATE_model.trajectories import TrajectoryFile
+from RATE_model.data.trajectories import TrajectoryFile
 
 BREAKOUT, PONG, QBERT = (GAMES[name] for name in ("Breakout", "Pong", "Qbert"))
 RECIPE = Recipe("Breakout", (0.2, 1.0), max_steps=150)
@@ -113,7 +113,7 @@ def test_players_and_games_of_another_kind_do_not_mix(made, tmp_path, monkeypatc
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("RATE_model.parts._join", stop)
+        patch.setattr("RATE_model.data.parts._join", stop)
         generate(Recipe("Breakout", (1.0, 1.0), max_steps=150), 400, tmp_path / "data.h5", workers=1)
     assert_same(generate(RECIPE, 400, tmp_path / "data.h5", workers=1), made)
 

@@ -12,8 +12,8 @@ pytest.importorskip("ale_py")
 from Atari import evaluate as protocol
 from Atari import inference_atari, pictures
 from RATE_model import plots
-from RATE_model.actor import knock_out_memory
-from RATE_model.evaluation import Episodes
+from RATE_model.acting.actor import knock_out_memory
+from RATE_model.acting.rollout import Episodes
 from tests import commands
 from tests.atari_runs import only_run, random_play, train
 

@@ -13,9 +13,9 @@ pytest.importorskip("ale_py")
 
 from Atari import replay
 from Atari.replay import Selection, convert, export_replay, find_replay_logs, read_buffer, select
+from RATE_model.data.trajectories import TrajectoryFile
+from RATE_model.data.writer import TrajectoryWriter
 from RATE_model.errors import UserError
-from RATE_model.trajectories import TrajectoryFile
-from RATE_model.trajectory_writer import TrajectoryWriter
 from tests.commands import contents
 
 LENGTHS = (5, 9, 1, 12, 7)

@@ -20,9 +20,9 @@ from MemoryMaze.MemoryMaze_src.dataset import (
     open_dataset,
 )
 from MemoryMaze.MemoryMaze_src.env import NUM_ACTIONS, OBSERVATION_SHAPE
+from RATE_model.cli.options import parse_options
+from RATE_model.data.writer import TrajectoryWriter
 from RATE_model.errors import UserError
-from RATE_model.options import parse_options
-from RATE_model.trajectory_writer import TrajectoryWriter
 from tests import commands
 from tests.memory_maze_runs import EPISODES, STEPS, episode, write_data
 

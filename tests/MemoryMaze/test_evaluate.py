@@ -10,9 +10,9 @@ from MemoryMaze.MemoryMaze_src.evaluate import PLAYERS, evaluation_seeds, metric
 from MemoryMaze.MemoryMaze_src.generate import FIRST_DATA_SEED, Player
 from MemoryMaze.MemoryMaze_src.generate import play as play_expert
 from MemoryMaze.MemoryMaze_src.spec import SPEC
-from RATE_model.actor import Actor, knock_out_memory
+from RATE_model.acting.actor import Actor, knock_out_memory
+from RATE_model.acting.rollout import Episodes
 from RATE_model.errors import UserError
-from RATE_model.evaluation import Episodes
 from tests.small_models import K, small_model
 
 SIZES = dict(d_model=8, n_head=2, d_head=4)

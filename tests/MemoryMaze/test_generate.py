@@ -9,8 +9,8 @@ import pytest
 from MemoryMaze.MemoryMaze_src import generate as generating
 from MemoryMaze.MemoryMaze_src.env import MemoryMazeEnv
 from MemoryMaze.MemoryMaze_src.generate import DEFAULT_MIX, FIRST_DATA_SEED, Player, Recipe, generate, play
+from RATE_model.data.trajectories import TrajectoryFile
 from RATE_model.errors import UserError
-from RATE_model.trajectories import TrajectoryFile
 
 QUICK = Recipe(9, 12, ("explorer:0.3:1", "planner:0:1"), astray=0.5)
 

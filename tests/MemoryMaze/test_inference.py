@@ -10,8 +10,8 @@ import yaml
 
 from MemoryMaze.MemoryMaze_src import inference_mem_maze, pictures, reproduce, train_mem_maze
 from MemoryMaze.MemoryMaze_src.spec import SPEC
-from RATE_model.actor import Actor, knock_out_cache, knock_out_memory, knock_out_tokens
-from RATE_model.evaluation import Episodes
+from RATE_model.acting.actor import Actor, knock_out_cache, knock_out_memory, knock_out_tokens
+from RATE_model.acting.rollout import Episodes
 from tests import commands
 from tests.memory_maze_runs import TINY, only_run, train, write_data
 from tests.small_models import VECTOR, save_small_model, small_model

@@ -13,13 +13,13 @@ import pytest
 from MemoryMaze.MemoryMaze_src import dataset, train_mem_maze
 from MemoryMaze.MemoryMaze_src.env import MIRRORED
 from MemoryMaze.MemoryMaze_src.spec import SPEC
-from RATE_model import experiment
-from RATE_model.config import ModelConfig
-from RATE_model.evaluation import Episodes
-from RATE_model.inference import InferenceOptions
-from RATE_model.model import RATE
+from RATE_model.acting.rollout import Episodes
+from RATE_model.cli import experiment
+from RATE_model.cli.inference import InferenceOptions
+from RATE_model.cli.settings import MAY_CHANGE
+from RATE_model.memories.rate.config import ModelConfig
+from RATE_model.memories.rate.model import RATE
 from RATE_model.original import VARIANTS
-from RATE_model.settings import MAY_CHANGE
 from tests import commands
 from tests.interruptions import STOPPED, assert_same, killed_behind_a_save, outcome, stopped_after
 from tests.memory_maze_runs import BATCHES_PER_EPOCH, NO_EVALUATION, TINY, only_run, train, write_data

@@ -12,10 +12,10 @@ from MinigridMemory.MinigridMemory_src.env import CUES, MinigridMemoryVectorEnv,
 from MinigridMemory.MinigridMemory_src.evaluate import SizeResult, evaluation_seeds, expert_play, metrics, play
 from MinigridMemory.MinigridMemory_src.expert import EXPERT_STREAM, Expert
 from MinigridMemory.MinigridMemory_src.spec import SPEC
-from RATE_model.actor import Actor, exchange_twins, knock_out_memory
+from RATE_model.acting.actor import Actor, exchange_twins, knock_out_memory
+from RATE_model.acting.rollout import Episodes, rollout
 from RATE_model.errors import UserError
-from RATE_model.evaluation import Episodes, rollout
-from RATE_model.memory import MemoryState
+from RATE_model.memories.rate.valve import MemoryState
 from tests.small_models import K, small_model
 
 

@@ -8,7 +8,7 @@ pytest.importorskip("minigrid")
 
 from MinigridMemory.MinigridMemory_src import inference_minigridmemory, train_minigridmemory
 from MinigridMemory.MinigridMemory_src.evaluate import expert_play
-from RATE_model.actor import knock_out_memory
+from RATE_model.acting.actor import knock_out_memory
 from tests import commands
 from tests.minigrid_runs import only_run, train
 from tests.small_models import VECTOR, save_small_model, small_model

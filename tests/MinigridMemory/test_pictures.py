@@ -10,7 +10,7 @@ from MinigridMemory.MinigridMemory_src.env import MinigridMemoryEnv
 from MinigridMemory.MinigridMemory_src.evaluate import evaluation_seeds, expert_play, play
 from MinigridMemory.MinigridMemory_src.pictures import draw_run, knock_out, record_videos, success_curve
 from MinigridMemory.MinigridMemory_src.spec import SPEC
-from RATE_model.actor import Actor, knock_out_memory
+from RATE_model.acting.actor import Actor, knock_out_memory
 from tests.small_models import K, small_model
 
 

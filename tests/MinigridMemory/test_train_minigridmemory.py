@@ -17,11 +17,11 @@ import torch
 from MinigridMemory.MinigridMemory_src import train_minigridmemory
 from MinigridMemory.MinigridMemory_src.dataset import ensure_dataset
 from MinigridMemory.MinigridMemory_src.spec import SPEC
-from RATE_model.config import ModelConfig
-from RATE_model.frames import Frames
-from RATE_model.model import RATE
+from RATE_model.cli.settings import MAY_CHANGE
+from RATE_model.data.frames import Frames
+from RATE_model.memories.rate.config import ModelConfig
+from RATE_model.memories.rate.model import RATE
 from RATE_model.original import VARIANTS
-from RATE_model.settings import MAY_CHANGE
 from tests import commands
 from tests.interruptions import (
     STOPPED,

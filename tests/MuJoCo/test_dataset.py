@@ -21,10 +21,10 @@ from MuJoCo.dataset import (
     windows_at_every_step,
 )
 from MuJoCo.tasks import HALFCHEETAH, HOPPER, RETURN_SCALE, ROBOTS, TASKS, WALKER2D, task_of
+from RATE_model.data.windows import WindowDataset
+from RATE_model.data.writer import TrajectoryWriter
 from RATE_model.errors import UserError
 from RATE_model.spec import EnvironmentSpec
-from RATE_model.trajectory_writer import TrajectoryWriter
-from RATE_model.windows import WindowDataset
 from tests.mujoco_files import LENGTHS, episodes, write_d4rl
 from tests.small_models import small_model
 

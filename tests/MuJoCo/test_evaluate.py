@@ -13,8 +13,8 @@ from MuJoCo.dataset import Normalisation
 from MuJoCo.evaluate import RobotVectorEnv, evaluation_seeds, metrics, play, play_prompts
 from MuJoCo.spec import spec_of
 from MuJoCo.tasks import HALFCHEETAH, HOPPER, ROBOTS, make_environment
+from RATE_model.acting.rollout import Episodes
 from RATE_model.errors import UserError
-from RATE_model.evaluation import Episodes
 from tests.small_models import K, small_model
 
 IDENTITY = Normalisation(np.zeros(11, np.float32), np.ones(11, np.float32))

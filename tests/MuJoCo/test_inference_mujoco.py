@@ -12,9 +12,9 @@ from MuJoCo import inference_mujoco, pictures
 from MuJoCo.files import generated_name
 from MuJoCo.tasks import HALFCHEETAH, HOPPER, task_of
 from RATE_model import plots
-from RATE_model.actor import knock_out_memory
+from RATE_model.acting.actor import knock_out_memory
+from RATE_model.acting.rollout import Episodes
 from RATE_model.errors import UserError
-from RATE_model.evaluation import Episodes
 from tests import commands
 from tests.mujoco_runs import only_run, random_play, train
 

@@ -16,11 +16,11 @@ from MuJoCo.dataset import Normalisation, open_data
 from MuJoCo.files import generated_name
 from MuJoCo.spec import spec_of
 from MuJoCo.tasks import HALFCHEETAH, HOPPER, TASKS, task_of
-from RATE_model.checkpoints import resolve_checkpoint
-from RATE_model.config import ModelConfig
-from RATE_model.fit import load_model
+from RATE_model.memories.rate.config import ModelConfig
 from RATE_model.original import VARIANTS
-from RATE_model.trainer import Trainer
+from RATE_model.training.checkpoints import resolve_checkpoint
+from RATE_model.training.loop import load_model
+from RATE_model.training.trainer import Trainer
 from tests import commands
 from tests.interruptions import STOPPED, assert_same, outcome, stopped_after
 from tests.mujoco_runs import NO_EVALUATION, TINY, only_run, places, random_play, train

@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("mujoco")
 
 from benchmarks import mujoco_training
-from RATE_model.evaluation import Episodes
+from RATE_model.acting.rollout import Episodes
 
 
 def test_it_runs(tmp_path, capsys, monkeypatch):

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from RATE_model import original
-from RATE_model.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
-from RATE_model.config import ModelConfig
-from RATE_model.model import RATE
+from RATE_model.memories.rate.config import ModelConfig
+from RATE_model.memories.rate.model import RATE
 from RATE_model.spec import EnvironmentSpec
+from RATE_model.training.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
 from tests import reference
 
 ROOT = Path(__file__).parents[2]

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from RATE_model.config import ModelConfig
 from RATE_model.errors import UserError
-from RATE_model.model import RATE
+from RATE_model.memories.rate.config import ModelConfig
+from RATE_model.memories.rate.model import RATE
 from RATE_model.original import VARIANTS, convert_weights, infer_config, infer_spec
 from tests import reference
 from tools import check_parity

@@ -9,7 +9,7 @@ import torch
 from matplotlib.figure import Figure
 
 from RATE_model.errors import UserError
-from RATE_model.layout import Layout
+from RATE_model.memories.rate.layout import Layout
 from RATE_model.plots import plot_attention, plot_bars, plot_curves, plot_memory, plot_success_by_length
 from RATE_model.plots.attention import MAX_SEGMENTS, attention_figure, regions
 from RATE_model.plots.bars import bars_figure

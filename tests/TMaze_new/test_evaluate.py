@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from RATE_model.actor import knock_out_memory
+from RATE_model.acting.actor import knock_out_memory
 from RATE_model.errors import UserError
 from tests.small_models import small_model
 from TMaze_new.TMaze_new_src import evaluate as protocol

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from RATE_model.checkpoints import save_checkpoint
+from RATE_model.training.checkpoints import save_checkpoint
 from tests.notebooks import assert_without_outputs, quiet_home, run_notebook
 from tests.small_models import VECTOR, K, N, small_model
 

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from RATE_model.actor import Actor, knock_out_memory
+from RATE_model.acting.actor import Actor, knock_out_memory
 from RATE_model.errors import UserError
 from tests.small_models import K, small_model
 from TMaze_new.TMaze_new_src import pictures

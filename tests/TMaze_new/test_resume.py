@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from RATE_model import fit
-from RATE_model.checkpoints import find_checkpoint
+from RATE_model.training import loop as fit
+from RATE_model.training.checkpoints import find_checkpoint
 from tests import interruptions
 from tests.interruptions import STOPPED, differences, killed_behind_a_save, newest_state, stopped_after
 from tests.tmaze_runs import BATCHES_PER_EPOCH, MODES, TINY, only_run, places, train
@@ -144,7 +144,7 @@ def test_what_was_best_before_a_kill_is_still_best(tmp_path, monkeypatch):
 
 SIGNAL_ITSELF = """
 import os, signal, sys
-from RATE_model.trainer import Trainer
+from RATE_model.training.trainer import Trainer
 from TMaze_new.TMaze_new_src import train_tmaze
 
 number, left = getattr(signal, sys.argv[1]), int(sys.argv[2])

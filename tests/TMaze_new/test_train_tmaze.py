@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import yaml
 
-from RATE_model.checkpoints import find_checkpoint
-from RATE_model.config import ModelConfig
-from RATE_model.trainer import Trainer, TrainingDiverged
+from RATE_model.memories.rate.config import ModelConfig
+from RATE_model.training.checkpoints import find_checkpoint
+from RATE_model.training.trainer import Trainer, TrainingDiverged
 from tests import commands
 from tests.commands import contents, error_of
 from tests.tmaze_runs import TINY, only_run, places, train

@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("vizdoom")
 
 from benchmarks import vizdoom_data
-from RATE_model.npz import find_npz
+from RATE_model.data.npz import find_npz
 from VizDoom.VizDoom_src.dataset import open_dataset
 from VizDoom.VizDoom_src.generate import Recipe, generate
 from VizDoom.VizDoom_src.scenario import Scenario

@@ -13,8 +13,8 @@ import pytest
 
 pytest.importorskip("vizdoom")
 
+from RATE_model.data.parts import _is_done as is_done
 from RATE_model.errors import UserError
-from RATE_model.parts import _is_done as is_done
 from VizDoom.VizDoom_src import dataset
 from VizDoom.VizDoom_src import generate as generating
 from VizDoom.VizDoom_src.dataset import DataOptions, dataset_path, ensure_dataset, load_windows, main, open_dataset

@@ -18,8 +18,8 @@ pytest.importorskip("psutil")
 import psutil
 import vizdoom
 
+from RATE_model.acting.rollout import rollout
 from RATE_model.errors import UserError
-from RATE_model.evaluation import rollout
 from VizDoom.VizDoom_src.engine import SCREEN
 from VizDoom.VizDoom_src.env import FORWARD, LEFT, OBSERVATION_SHAPE, RIGHT_FORWARD, register
 from VizDoom.VizDoom_src.resize import Bilinear

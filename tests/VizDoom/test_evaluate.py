@@ -10,9 +10,9 @@ pytest.importorskip("vizdoom")
 
 import torch
 
-from RATE_model.actor import Actor, exchange_twins
+from RATE_model.acting.actor import Actor, exchange_twins
+from RATE_model.acting.rollout import Episodes
 from RATE_model.errors import UserError
-from RATE_model.evaluation import Episodes
 from tests.small_models import K, small_model
 from VizDoom.VizDoom_src import evaluate as protocol
 from VizDoom.VizDoom_src.engine import Engine, EngineDied

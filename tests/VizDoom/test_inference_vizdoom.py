@@ -11,10 +11,10 @@ import pytest
 
 pytest.importorskip("vizdoom")
 
-from RATE_model.actor import knock_out_memory
+from RATE_model.acting.actor import knock_out_memory
+from RATE_model.acting.rollout import Episodes
+from RATE_model.cli.options import parse_options
 from RATE_model.errors import UserError
-from RATE_model.evaluation import Episodes
-from RATE_model.options import parse_options
 from tests import commands
 from tests.small_models import VECTOR, save_small_model, small_model
 from tests.vizdoom_runs import only_run, train

@@ -5,8 +5,8 @@ import pytest
 
 pytest.importorskip("vizdoom")
 
-from RATE_model.actor import Actor, knock_out_memory
-from RATE_model.evaluation import Episodes
+from RATE_model.acting.actor import Actor, knock_out_memory
+from RATE_model.acting.rollout import Episodes
 from tests.small_models import K, small_model
 from VizDoom.VizDoom_src import pictures
 from VizDoom.VizDoom_src.evaluate import Played, evaluation_seeds, play

@@ -10,8 +10,8 @@ pytest.importorskip("vizdoom")
 
 import torch
 
-from RATE_model.actor import knock_out_memory
-from RATE_model.evaluation import Episodes
+from RATE_model.acting.actor import knock_out_memory
+from RATE_model.acting.rollout import Episodes
 from VizDoom.VizDoom_src import reproduce
 from VizDoom.VizDoom_src.evaluate import Played
 

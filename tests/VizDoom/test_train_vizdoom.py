@@ -14,14 +14,14 @@ pytest.importorskip("vizdoom")
 
 import torch
 
-from RATE_model import experiment
-from RATE_model.config import ModelConfig
-from RATE_model.curriculum import parse_stages
+from RATE_model.cli import experiment
+from RATE_model.cli.settings import MAY_CHANGE
 from RATE_model.errors import UserError
-from RATE_model.model import RATE
+from RATE_model.memories.rate.config import ModelConfig
+from RATE_model.memories.rate.model import RATE
 from RATE_model.original import VARIANTS
-from RATE_model.settings import MAY_CHANGE
-from RATE_model.trainer import Trainer
+from RATE_model.training.curriculum import parse_stages
+from RATE_model.training.trainer import Trainer
 from tests import commands
 from tests.interruptions import (
     STOPPED,

@@ -1,0 +1,1 @@
+"""Acting with a model in environments: the actor, rollouts, vector environments, video."""

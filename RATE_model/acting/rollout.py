@@ -1,0 +1,172 @@
+"""Rolling a model out in vectorised environments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode, VectorEnv
+from torch import nn
+from tqdm import tqdm
+
+from RATE_model.acting.actor import Actor, bytes_per_row
+from RATE_model.memories.rate.model import RATE
+from RATE_model.system.processes import available_cores
+
+# When no more than this share of an actor's rows is still running, it goes on with those alone.
+_COMPACT = 0.95
+
+# Cases are evaluated side by side as far as this many bytes allow: more than fits the caches makes a step slower.
+_MEMORY_BUDGET = 2**26
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """What happened in B episodes."""
+
+    returns: np.ndarray  # (B,) float64, sum of rewards
+    lengths: np.ndarray  # (B,) int64, steps
+    last_rewards: np.ndarray  # (B,) float64, reward of the last step
+
+    @classmethod
+    def joined(cls, parts: Sequence[Episodes]) -> Episodes:
+        """All episodes of some parts, in order."""
+        return cls(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)))
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Torch uses so many threads for one operation inside, and as many as before behind."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode inside, and in its former mode behind, even after an error."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def progress_bar(**arguments: object) -> tqdm:
+    """A progress bar on a terminal; nothing in a log file or a batch job."""
+    return tqdm(disable=None, leave=False, **arguments)
+
+
+def side_by_side(model: RATE, cases: Sequence[int], episodes: int) -> Iterator[list[int]]:
+    """Groups of cases (lengths, sizes, ...) of so many episodes each that are worth acting in at once, in order.
+
+    A case that is named twice is one case.
+    """
+    cases = list(dict.fromkeys(cases))
+    at_once = max(1, _MEMORY_BUDGET // (episodes * bytes_per_row(model)))
+    return (cases[start : start + at_once] for start in range(0, len(cases), at_once))
+
+
+def rollout(
+    actor: Actor,
+    environments: VectorEnv,
+    *,
+    seeds: np.ndarray,
+    max_steps: int,
+    options: dict[str, Any] | None = None,
+    compact: bool = True,
+    description: str = "acting",
+) -> Episodes:
+    """One episode in every environment, all at once.
+
+    Args:
+        actor: freshly made or reset, for as many rows as there are environments.
+        environments: that do not reset themselves (`AutoresetMode.DISABLED`) and ignore actions once finished.
+        seeds: `(B,)` one per episode.
+        max_steps: no episode goes on after so many steps.
+        options: of the environments' reset.
+        compact: go on without the rows of finished episodes; False where a `transform_memory` compares rows.
+        description: of the progress bar.
+
+    Raises:
+        ValueError: environments that reset themselves: their rows would begin a second episode with the first's memory.
+    """
+    if environments.metadata.get("autoreset_mode") != AutoresetMode.DISABLED:
+        raise ValueError("rollout needs environments with AutoresetMode.DISABLED")
+    observations, _ = environments.reset(seed=seeds, options=options)
+    count = environments.num_envs
+    returns, lengths, last = np.zeros(count), np.zeros(count, dtype=np.int64), np.zeros(count)
+    rewards, running = np.zeros(count), np.ones(count, dtype=bool)
+    rows = np.arange(count)  # the environments that the actor still has a row for
+    actions: np.ndarray | None = None
+    with progress_bar(total=max_steps, desc=description, unit="step") as bar:
+        for _ in range(max_steps):
+            chosen = actor.act(observations[rows], rewards[rows])
+            actions = np.zeros((count, *chosen.shape[1:]), chosen.dtype) if actions is None else actions
+            actions[rows] = chosen
+            observations, rewards, terminated, truncated, _ = environments.step(actions)
+            returns += np.where(running, rewards, 0.0)
+            last = np.where(running, rewards, last)
+            lengths += running
+            running &= ~(terminated | truncated)
+            bar.update()
+            if not running.any():
+                break
+            kept = running[rows]
+            if compact and kept.mean() <= _COMPACT:
+                actor.keep(np.flatnonzero(kept))
+                rows = rows[kept]
+    return Episodes(returns, lengths, last)
+
+
+def rollout_in_turns(
+    actors: Sequence[Actor],
+    environments: Sequence[VectorEnv],
+    *,
+    seeds: Sequence[np.ndarray],
+    max_steps: int,
+    description: str = "acting",
+) -> Episodes:
+    """`rollout` in several groups of environments at once: while one is acted in, the others' processes work.
+
+    Args:
+        actors, environments, seeds: of each group, as for `rollout`. The environments step in processes of their own
+            and are closed behind it.
+        max_steps, description: see `rollout`.
+
+    Returns:
+        The episodes of all groups, in order.
+    """
+
+    def play(group: int) -> Episodes:
+        given = {"seeds": seeds[group], "max_steps": max_steps, "description": description}
+        return rollout(actors[group], environments[group], **given)
+
+    groups = len(environments)
+    # Threads of torch that wait for work would keep cores from those processes.
+    with torch_threads(max(1, available_cores() // (2 * groups))), ThreadPoolExecutor(groups) as pool:
+        played = [pool.submit(play, group) for group in range(groups)]
+        try:
+            done, _ = wait(played, return_when=FIRST_EXCEPTION)
+            for future in done:
+                future.result()
+        finally:
+            for environment in environments:  # which also ends the other rollouts when one failed
+                environment.close()
+    return Episodes.joined([future.result() for future in played])
+
+
+def mean_and_error(values: np.ndarray) -> tuple[float, float]:
+    """Mean and standard error of the mean; the error of a single value is NaN."""
+    values = np.asarray(values, dtype=np.float64)
+    error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
+    return float(values.mean()), float(error)

@@ -1,0 +1,1 @@
+"""Command lines: options, limits, and the flow that scripts share."""

@@ -1,0 +1,173 @@
+"""What every train script does around its own parts: a run is checked, its schedule planned, and then it is trained.
+
+A script's configuration is a dataclass whose groups `train` and `run` are `TrainOptions` and `RunOptions`.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from RATE_model.cli.options import to_flat_dict
+from RATE_model.cli.settings import MAY_CHANGE, CurriculumOptions, RunOptions, TrainOptions
+from RATE_model.data.windows import EpochSampler, WindowDataset
+from RATE_model.memories.rate.config import ModelConfig
+from RATE_model.memories.rate.model import RATE
+from RATE_model.spec import EnvironmentSpec
+from RATE_model.system.precision import pick_device
+from RATE_model.training.curriculum import AdaptiveStages, FixedStages
+from RATE_model.training.loop import Evaluate, Fit, StageData
+from RATE_model.training.optimization import Schedule, decay_over
+from RATE_model.training.runs import Interrupts, Run, check_run, open_run, run_seeds
+from RATE_model.training.tracking import Tracker
+from RATE_model.training.trainer import BatchMetrics, Trainer, optimizer_steps
+
+_CALIBRATION_IMAGES = 128
+
+
+class Config(Protocol):
+    """What these functions need of a script's configuration."""
+
+    train: TrainOptions
+    run: RunOptions
+
+
+def check(config: Config, directory: Path, seed: int) -> Run:
+    """The run of a seed, new or to be continued; nothing is created. Raises UserError if it cannot be."""
+    pick_device(config.run.device)
+    return check_run(
+        directory,
+        config=config.run.recorded(to_flat_dict(config)),
+        seed=seed,
+        resume=config.run.resume,
+        overwrite=config.run.overwrite,
+        may_change=MAY_CHANGE,
+    )
+
+
+def train_seeds(config: Config, check: Callable[[Any, int], Run], train: Callable[[Any, Run], object]) -> int:
+    """Train every seed of a configuration; all are checked before the first is trained.
+
+    Args:
+        config: of a script.
+        check, train: the script's own; `check` makes the run that `train` trains.
+
+    Returns:
+        The script's exit code: whether all finished (see `run_seeds`).
+    """
+    runs = {seed: check(config, seed) for seed in config.run.seeds}
+    return run_seeds(runs, lambda seed: train(config, runs[seed]))
+
+
+def plan(
+    train: TrainOptions,
+    options: CurriculumOptions,
+    model: ModelConfig,
+    data: StageData,
+    segments: Sequence[int],
+    segment_steps: int,
+    *,
+    metric: str = "",
+    before: Sequence[tuple[int, int]] = (),
+) -> tuple[FixedStages | AdaptiveStages, Schedule]:
+    """The curriculum, and the learning rate's schedule that goes with it.
+
+    Args:
+        train: `warmup_tokens` and `final_tokens` become optimizer steps by the mean number of environment steps that an
+            optimizer step sees.
+        options: which curriculum; without one there is one stage, the last.
+        model: its context decides how many optimizer steps a batch makes.
+        data: the windows of a stage; those of all stages are read.
+        segments: numbers of segments of the stages, ascending.
+        segment_steps: environment steps of a segment.
+        metric: of a batch, 1 where all its deciding steps are right; for an adaptive curriculum.
+        before: segments and epochs of stages before these; an adaptive curriculum ends them by its own measure.
+    """
+    chosen = [(sections, train.epochs) for sections in (segments if options.curr != "false" else segments[-1:])]
+    stages, epochs = map(list, zip(*before, *chosen, strict=True))
+    per_epoch = [_stage_size(train, model, data(sections)[0], sections * segment_steps) for sections in stages]
+    steps, tokens = np.array(epochs) @ np.array(per_epoch)
+    tokens_per_step = tokens / steps
+    warmup = round(train.warmup_tokens / tokens_per_step) if train.warmup_tokens else train.warmup_steps
+    if options.curr == "adaptive":
+        last = optimizer_steps(train, model.context_length, stages[-1] * segment_steps)
+        schedule = Schedule(warmup, None, options.anneal_batches * last, 0.0)
+        return AdaptiveStages(stages, metric, options.streak, options.anneal_batches, options.stage_batches), schedule
+    total = round(train.final_tokens / tokens_per_step) if train.final_tokens else round(steps)
+    schedule = decay_over(total, warmup_steps=warmup, end_factor=train.lr_end_factor, shape=train.lr_schedule)
+    return FixedStages(stages, epochs), schedule
+
+
+def _stage_size(train: TrainOptions, model: ModelConfig, data: WindowDataset, steps: int) -> tuple[int, float]:
+    """Optimizer steps and environment steps of an epoch of windows that are padded to so many steps."""
+    batches = len(EpochSampler(len(data), train.batch_size, seed=0, max_batches=train.epoch_batches))
+    shown = min(batches * train.batch_size, len(data))
+    return batches * optimizer_steps(train, model.context_length, steps), shown * float(data.windows[:, 2].mean())
+
+
+def _some_observations(data: WindowDataset, device: torch.device) -> Any:
+    """One observation of each of some windows that lie evenly in the data."""
+    numbers = np.linspace(0, len(data) - 1, min(len(data), _CALIBRATION_IMAGES)).astype(int)
+    return data.__getitems__(numbers.tolist()).to(device).observations[:, -1:]
+
+
+def train_run(
+    config: Config,
+    run: Run,
+    *,
+    model: ModelConfig,
+    spec: EnvironmentSpec,
+    data: StageData,
+    curriculum: FixedStages | AdaptiveStages,
+    schedule: Schedule,
+    metrics: BatchMetrics | None,
+    evaluate: Evaluate,
+    finish: Callable[[RATE, dict[str, Any]], None],
+    prepare: Callable[[Path], None] = lambda directory: None,
+    mirror: Sequence[int] | None = None,
+) -> dict[str, Any]:
+    """One checked run, from its first batch, or where it was interrupted, to its last evaluation.
+
+    Args:
+        config, run: flags, and the run that `check` returned.
+        model, spec: what is trained; its initial parameters follow from the run's seed.
+        data, curriculum, schedule, metrics, evaluate, mirror: see `Fit` and `Trainer`.
+        finish: called with the model, in eval mode, and the result: pictures, a last line on the screen.
+        prepare: called with the run's directory when it is open: what else a checkpoint needs to be used.
+
+    Returns:
+        What eval/final.json holds.
+
+    Raises:
+        UserError: before the run is created, for what is wrong with the sizes of the model.
+        Interrupted, TrainingDiverged: see `Fit`.
+    """
+    device = pick_device(config.run.device)
+    torch.manual_seed(run.seed)
+    network = RATE(model, spec).to(device)
+    if config.train.calibrate:
+        network.encoder.calibrate(_some_observations(data(curriculum.sections)[0], device))
+
+    # Whatever is wrong with flags, data or sizes was found by now.
+    flat, directory = config.run.recorded(to_flat_dict(config)), run.directory
+    open_run(run, config=flat)
+    prepare(directory)
+    trainer = Trainer(network, config.train, schedule, metrics=metrics, mirror=mirror, crash_directory=directory)
+    tracker = Tracker(
+        directory,
+        wandb_mode=config.run.wandb_mode,
+        project=config.run.wandb_project,
+        name=directory.name,
+        group=directory.name.rsplit("_RUN_", 1)[0],
+        config=flat,
+    )
+    with tracker, Interrupts() as interrupts:
+        fit = Fit(
+            trainer, curriculum, data, run=run, tracker=tracker, seed=run.seed, evaluate=evaluate, interrupts=interrupts
+        )
+        result = fit()
+    finish(network.eval(), result)
+    interrupts.stop()  # asked for during the last evaluation: no further seed begins
+    return result

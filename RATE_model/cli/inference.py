@@ -1,0 +1,111 @@
+"""What every inference script has in common: the flags that name a checkpoint and where results go."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from RATE_model.acting.actor import MemoryTransform, knock_out_memory
+from RATE_model.cli.limits import at_least, writable
+from RATE_model.cli.options import Boolean, load_yaml
+from RATE_model.cli.settings import Precision
+from RATE_model.errors import UserError
+from RATE_model.memories.rate.model import RATE
+from RATE_model.spec import EnvironmentSpec
+from RATE_model.system.atomic import atomic_write_text
+from RATE_model.system.precision import pick_device
+from RATE_model.training.checkpoints import resolve_checkpoint
+from RATE_model.training.loop import load_model
+
+
+def left_open(options: Any, recorded: Mapping[str, Any], published: Mapping[str, Any]) -> dict[str, Any]:
+    """Those flags of `published` that have the default of their class: as the run recorded them, or as published."""
+    open_flags = (name for name in published if getattr(options, name) == getattr(type(options), name))
+    return {name: recorded.get(name, published[name]) for name in open_flags}
+
+
+def without_padding_action(model: RATE, spec: EnvironmentSpec) -> RATE:
+    """The model, without outputs for the padding rows of its action table if it has them and `spec` does not.
+
+    Some published models predict their padding action as well, and can take it when acting.
+    """
+    rows = spec.action_embeddings
+    if rows is None or model.spec != replace(spec, num_actions=rows, action_embeddings=rows):
+        return model
+    smaller = RATE(model.config, spec).to(model.device).eval()
+    weights = model.state_dict()
+    weights["head.project.weight"] = weights["head.project.weight"][: spec.num_actions]
+    smaller.load_state_dict(weights)
+    return smaller
+
+
+@dataclass(frozen=True)
+class InferenceOptions:
+    """Which checkpoint, how it acts, and where results go."""
+
+    # A run directory (its newest checkpoint), a directory step_*, or a tag such as RUN/checkpoints/best
+    checkpoint: Path | None = None
+    # Replace the memory by the initial one at every segment: what needs memory must fall to chance
+    knock_out: Boolean = False
+    # DT and DTXL: steps that leave a full window at once; 1 is the published protocol, more is faster; none = as the
+    # run evaluated itself, or 1 where nothing tells
+    slide: int | None = None
+    # float32, bfloat16 products, or auto: those where the device has units for them
+    precision: Precision = "32"
+    # auto (a GPU if there is one), cpu, cuda, ...
+    device: str = "auto"
+    # Also draw pictures, into this folder
+    pictures: Path | None = None
+    # Also write the results to this JSON file
+    output: Path | None = None
+
+    def validate(self) -> None:
+        """Raise a UserError for what can be seen to be wrong before anything is loaded."""
+        if self.checkpoint is None:
+            raise UserError("--checkpoint is missing: give a run directory or a checkpoint")
+        at_least(1, slide=self.slide)
+        if self.output is not None and (self.output.is_dir() or not self.output.absolute().parent.is_dir()):
+            raise UserError(f"--output {self.output}: give a file in a folder that exists")
+        writable(pictures=self.pictures)
+
+    def recorded(self) -> dict[str, Any]:
+        """The flags of the run that the checkpoint is of; none where it is of no run, as a converted one.
+
+        Raises:
+            UserError: there is no such checkpoint, or its run's config.yaml is damaged.
+        """
+        path = resolve_checkpoint(self.checkpoint).absolute().parent.parent / "config.yaml"
+        return load_yaml(path) if path.exists() else {}
+
+    @property
+    def window_slide(self) -> int:
+        """For `Actor`. Raises UserError as `recorded`."""
+        return self.recorded().get("slide", 1) if self.slide is None else self.slide
+
+    @property
+    def transform_memory(self) -> MemoryTransform | None:
+        """For `Actor`."""
+        return knock_out_memory if self.knock_out else None
+
+    def load(self, spec: EnvironmentSpec) -> tuple[Path, RATE]:
+        """The checkpoint's path, and its model in eval mode on the device. Its convolutions may have any channels.
+
+        Raises:
+            UserError: there is no such checkpoint or device, it is damaged, or the model has another spec.
+        """
+        path = resolve_checkpoint(self.checkpoint)
+        model = without_padding_action(load_model(path, device=pick_device(self.device)), spec)
+        if replace(model.spec, conv_channels=spec.conv_channels) != spec:
+            raise UserError(f"{path} was trained in another environment: its spec is {model.spec}")
+        return path, model
+
+    def write(self, **results: Any) -> None:
+        """The results, and whose they are, to `output`, if it was given. Raises UserError if they cannot be written."""
+        if self.output is None:
+            return
+        try:
+            document = {"checkpoint": str(self.checkpoint), "knock_out": self.knock_out, **results}
+            atomic_write_text(self.output, json.dumps(document, indent=2) + "\n")
+        except OSError as error:
+            raise UserError(f"--output {self.output} cannot be written: {error.strerror}") from error

@@ -1,0 +1,160 @@
+"""Tables of results: every model with every seed under one setting, trained, collected and written to a page.
+
+Runs that are finished are kept, interrupted ones are continued, so the command that makes a table can be given again at
+any time.
+"""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from RATE_model.acting.rollout import mean_and_error
+from RATE_model.cli.limits import at_least, writable
+from RATE_model.errors import UserError
+from RATE_model.system.atomic import atomic_write_text
+from RATE_model.training.runs import Run
+
+ROOT = Path(__file__).resolve().parents[2]
+# A page of results: what is written anew stands between these.
+BEGIN, END = "<!-- reproduce.py: begin -->", "<!-- reproduce.py: end -->"
+
+
+@dataclass(frozen=True)
+class StudyOptions:
+    """Which runs, and where they and the results go."""
+
+    # Seeds of every model; consecutive
+    seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
+    # Runs at a time, one core each
+    jobs: int = 2
+    # Where models are trained and evaluated: auto, cpu, cuda, ...; none = as the table was made
+    device: str | None = None
+    # Where the runs go; none = the environment's checkpoint folder
+    runs_dir: Path | None = None
+    # Where tables and pictures go
+    results_dir: Path = ROOT / "results"
+
+    def validate(self) -> None:
+        """Raise a UserError for a value out of range."""
+        if not self.seeds:
+            raise UserError("--seeds is empty: give at least one seed")
+        at_least(0, seeds=min(self.seeds))
+        if list(self.seeds) != list(range(self.seeds[0], self.seeds[-1] + 1)):
+            raise UserError(f"--seeds {' '.join(map(str, self.seeds))}: give consecutive seeds, such as 1 2 3")
+        at_least(1, jobs=self.jobs)
+        writable(runs_dir=self.runs_dir, results_dir=self.results_dir)
+
+
+@dataclass(frozen=True)
+class Study:
+    """The runs of one table.
+
+    Attributes:
+        script: the train script, relative to the repository.
+        settings: flags of all models; paths relative to the repository.
+        models: what each model adds to them.
+        read_config, check: of the train script.
+    """
+
+    script: str
+    settings: tuple[str, ...]
+    models: Mapping[str, tuple[str, ...]]
+    read_config: Callable[[Sequence[str]], Any]
+    check: Callable[[Any, int], Run]
+    # How the folder of a table's runs begins; tells apart tables that train models of one name
+    prefix: str = "reproduce"
+    device: str = "cpu"  # there, a run gives the same to the last bit
+    environment: Mapping[str, str] = field(default_factory=lambda: {"OMP_NUM_THREADS": "1"})
+
+    def folder(self, label: str) -> str:
+        """The folder of a model's runs."""
+        return f"{self.prefix}_" + "".join(c if c.isalnum() else "_" for c in label.lower())
+
+    def command(self, label: str, seeds: Sequence[int]) -> list[str]:
+        """The arguments that train and evaluate a model, as a person would type them."""
+        span = ["--start_seed", str(seeds[0]), "--end_seed", str(seeds[-1])]
+        return [self.script, *self.settings, *self.models[label], "--ckpt_folder", self.folder(label), *span]
+
+    def run(self, label: str, seed: int, options: StudyOptions) -> Path:
+        """One run, from start or from where it was interrupted; its directory. Raises UserError if it fails."""
+        arguments = [*self.command(label, [seed]), "--resume", "auto", "--wandb_mode", "disabled"]
+        arguments += ["--device", options.device or self.device]
+        if options.runs_dir is not None:
+            arguments += ["--output_dir", str(options.runs_dir.resolve())]
+        # Not any run of this model and seed: an earlier setting may have left one of another name.
+        here = [str(ROOT / word) if word.endswith((".yaml", ".h5")) else word for word in arguments[1:]]
+        path = self.check(self.read_config(here), seed).directory  # refuses one that was made with other flags
+        if (path / "eval" / "final.json").exists():
+            return path
+        done = subprocess.run(
+            [sys.executable, *arguments], cwd=ROOT, env=os.environ | self.environment, capture_output=True, text=True
+        )
+        if done.returncode:
+            raise UserError(f"{label}, seed {seed}: exit code {done.returncode}: {done.stderr.strip()[-500:]}")
+        print(f"{label}, seed {seed}: done", flush=True)
+        return path
+
+    def run_all(self, options: StudyOptions) -> dict[str, list[Path]]:
+        """Every model's runs, one per seed, several at a time."""
+        jobs = [(label, seed) for label in self.models for seed in options.seeds]
+        with ThreadPoolExecutor(options.jobs) as pool:
+            paths = list(pool.map(lambda job: self.run(*job, options), jobs))
+        count = len(options.seeds)
+        return {label: paths[i * count : (i + 1) * count] for i, label in enumerate(self.models)}
+
+    def commands(self, seeds: Sequence[int]) -> str:
+        """The commands of all models, indented as Markdown wants code."""
+        return "\n".join("    python3 " + shlex.join(self.command(label, seeds)) for label in self.models)
+
+
+def final_results(runs: Sequence[Path]) -> list[dict[str, Any]]:
+    """What the last evaluation of each run found."""
+    return [json.loads((path / "eval" / "final.json").read_text()) for path in runs]
+
+
+def commits(runs: Sequence[Path]) -> list[str]:
+    """The commits that these runs were started at."""
+    starts = [start for path in runs for start in json.loads((path / "environment.json").read_text())["starts"]]
+    return sorted({start["git"]["commit"] for start in starts if start["git"]})
+
+
+def made(document: Mapping[str, Mapping[str, Any]]) -> str:
+    """When and at which commits the entries of a document were made: "on 2026-01-01 at commit 0123456789ab"."""
+    known = sorted({commit[:12] for entry in document.values() for commit in entry.get("commit", ())})
+    return f"on {date.today()}" + (f" at commit {', '.join(known)}" if known else "")
+
+
+def cell(values: Sequence[float] | None, digits: int = 2) -> str:
+    """Mean and standard error over seeds; a single value has no error; empty for no values."""
+    if not values:
+        return ""
+    if len(values) == 1:
+        return f"{values[0]:.{digits}f}"
+    mean, error = mean_and_error(np.array(values))
+    return f"{mean:.{digits}f} ± {error:.{digits}f}"
+
+
+def table(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
+    """A Markdown table."""
+    lines = [list(map(str, header)), ["---"] * len(header), *(list(map(str, row)) for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def write_results(name: str, title: str, document: Mapping[str, Any], text: str, options: StudyOptions) -> None:
+    """NAME.json, and the part of NAME.md between the two marks; what people wrote around it stays."""
+    options.results_dir.mkdir(parents=True, exist_ok=True)
+    atomic_write_text(options.results_dir / f"{name}.json", json.dumps(document, indent=1) + "\n")
+    page = options.results_dir / f"{name}.md"
+    old = page.read_text() if page.exists() else f"# {title}\n\n{BEGIN}\n{END}\n"
+    before, _, rest = old.partition(BEGIN)
+    atomic_write_text(page, f"{before}{BEGIN}\n\n{text}\n{END}{rest.partition(END)[2]}")

@@ -1,0 +1,251 @@
+"""Flags that every environment's train script has in common. An environment adds groups of its own."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from RATE_model.cli.limits import MAX_SEED, MAX_SIZE, at_least, at_most
+from RATE_model.cli.options import Boolean
+from RATE_model.errors import UserError
+from RATE_model.memories.rate.config import Activation, Arch, Mode, ModelConfig, apply_mode
+
+# See `precision.uses_bfloat16`.
+Precision = Literal["auto", "32", "bf16"]
+
+# How these scripts have always been told to leave out the decoder's feed-forward network.
+ALIASES = {"skip_dec_attn": "skip_dec_ffn"}
+
+# Flags that steer a run and do not define it: they may differ when it is resumed.
+MAY_CHANGE = frozenset(
+    {"start_seed", "end_seed", "output_dir", "data_dir", "data_path", "device", "num_workers", "save_minutes"}
+    | {"memory_gib"}  # how data is read
+    | {"last_inference", "eval_lengths", "eval_sizes", "final_sizes", "eval_episodes", "use_argmax", "slide"}
+    | {"text", "ckpt_folder"}  # where it is; another run may be continued under a new name
+    | {"resume", "overwrite"}  # runs recorded them once
+)
+
+# Every seed of a command is looked at before the first is trained.
+MAX_SEEDS = 10_000
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model, and how large."""
+
+    # RATE, or what is left of it: RMT (memory tokens), TrXL (cached hidden states), DT (Decision Transformer: one
+    # segment), DTXL (DT with a cache when acting), RATEM (RATE without cache), RATE_wo_nmt (TrXL)
+    model_mode: Mode = "RATE"
+    # Decoder block: post-norm, identity-map reordering, gated
+    arch_mode: Arch = "TrXL"
+    # Memory tokens at either end of a segment
+    nmt: int = 5
+    # Cached hidden states of earlier segments, in tokens; 0 = none
+    mem_len: int = 0
+    # Heads of the memory retention valve; 0 = no valve
+    n_head_ca: int = 4
+    # Activation of written memory before the valve
+    mrv_act: Activation = "relu"
+    # Leave out the decoder's feed-forward network (also spelt --skip_dec_attn)
+    skip_dec_ffn: Boolean = False
+    # Decoder layers
+    n_layer: int = 8
+    # Attention heads
+    n_head: int = 10
+    # Width of the model
+    d_model: int = 64
+    # Width of one attention head; none = d_model
+    d_head: int | None = None
+    # Width inside the feed-forward network; none = d_model
+    d_inner: int | None = None
+    # Dropout of embeddings, attention output, feed-forward network, final output
+    dropout: float = 0.05
+    # Dropout of attention probabilities
+    dropatt: float = 0.0
+
+    def model_config(self, *, context_length: int, sections: int) -> ModelConfig:
+        """The model for segments of `context_length` steps and trajectories of `sections` segments; validated."""
+        config = ModelConfig(
+            n_layer=self.n_layer,
+            n_head=self.n_head,
+            d_model=self.d_model,
+            d_head=self.d_model if self.d_head is None else self.d_head,
+            d_inner=self.d_model if self.d_inner is None else self.d_inner,
+            context_length=context_length,
+            num_mem_tokens=self.nmt,
+            mem_len=self.mem_len,
+            n_head_ca=self.n_head_ca,
+            mrv_act=self.mrv_act,
+            arch=self.arch_mode,
+            skip_dec_ffn=self.skip_dec_ffn,
+            dropout=self.dropout,
+            dropatt=self.dropatt,
+        )
+        config = apply_mode(config, mode=self.model_mode, sections=sections)
+        config.validate()
+        return config
+
+
+@dataclass(frozen=True)
+class ImageOptions:
+    """How images are encoded."""
+
+    # Channels of the three convolutions; fewer than the published cost less
+    conv_channels: tuple[int, ...] = (32, 64, 64)
+
+    def validate(self) -> None:
+        """Raise a UserError for other than three numbers, or one out of range."""
+        if len(self.conv_channels) != 3:
+            raise UserError(f"--conv_channels {' '.join(map(str, self.conv_channels))}: give three numbers")
+        at_least(1, conv_channels=min(self.conv_channels))
+        at_most(MAX_SIZE, conv_channels=max(self.conv_channels))
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How it is trained."""
+
+    # Passes over the training data, per curriculum stage (an adaptive curriculum counts batches instead)
+    epochs: int = 50
+    # Batches of an epoch, drawn anew for each; none = as many as show every trajectory once
+    epoch_batches: int | None = None
+    # Trajectories per batch
+    batch_size: int = 64
+    # Segments through which gradients flow back through memory: windows of bptt_segments + 1 segments, one optimizer
+    # step each. -1 = all of a trajectory; 0 = none, one step per segment (the published training)
+    bptt_segments: int = -1
+    # Peak learning rate (AdamW)
+    learning_rate: float = 3e-4
+    # Optimizer steps of linear warm-up
+    warmup_steps: int = 100
+    # Environment steps of linear warm-up, instead of --warmup_steps; 0 = those
+    warmup_tokens: int = 0
+    # Decay behind the warm-up
+    lr_schedule: Literal["linear", "cosine", "constant"] = "linear"
+    # Environment steps after which the decay is over; none = when training is. --curr adaptive has a decay of its own
+    final_tokens: int | None = None
+    # Learning rate at the end, as a fraction of the peak
+    lr_end_factor: float = 0.1
+    # Decay rate of AdamW's average of gradients
+    beta_1: float = 0.9
+    # Decay rate of AdamW's average of squared gradients
+    beta_2: float = 0.95
+    # Weight decay, of matrices only
+    weight_decay: float = 0.1
+    # Largest norm of the gradient
+    grad_norm_clip: float = 1.0
+    # Process a batch in so many parts to save memory; the gradient is the same
+    accumulate: int = 1
+    # Share of past actions that are shown as random ones in training, against a model that learns to go on with what it
+    # did before instead of looking at what there is; 0 = none, as published
+    action_noise: float = 0.0
+    # Begin with image encoders whose layers are scaled by what they make of the data, and see what moves where an
+    # observation is several pictures
+    calibrate: Boolean = False
+    # float32, bfloat16 products, or auto: those where the device has units for them
+    precision: Precision = "32"
+    # Compile the model (pays off in long runs)
+    compile: Boolean = False
+    # Processes that load data; 0 = none, right for small data
+    num_workers: int = 0
+    # Evaluate and save a checkpoint at epoch 1 and every so many epochs
+    ckpt_epoch: int = 10
+    # Also evaluate and save a checkpoint after every so many batches of an epoch; none = at the ends of epochs only
+    ckpt_batches: int | None = None
+    # Save a checkpoint at least every so many minutes
+    save_minutes: float = 10.0
+    # Log averages of so many batches
+    log_every: int = 10
+
+    def validate(self) -> None:
+        """Raise `UserError` for values that cannot be trained with."""
+        counts = ("epochs", "batch_size", "accumulate", "ckpt_epoch", "log_every")
+        at_least(1, **{name: getattr(self, name) for name in counts})
+        at_least(1, final_tokens=self.final_tokens, epoch_batches=self.epoch_batches, ckpt_batches=self.ckpt_batches)
+        at_least(
+            0,
+            warmup_steps=self.warmup_steps,
+            warmup_tokens=self.warmup_tokens,
+            weight_decay=self.weight_decay,
+            num_workers=self.num_workers,
+        )
+        at_least(-1, bptt_segments=self.bptt_segments)
+        for name in ("learning_rate", "grad_norm_clip", "save_minutes"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"--{name} {getattr(self, name)}: must be above 0")
+        if not 0 <= self.lr_end_factor <= 1:
+            raise UserError(f"--lr_end_factor {self.lr_end_factor}: must be between 0 and 1")
+        if not 0 <= self.action_noise <= 1:
+            raise UserError(f"--action_noise {self.action_noise}: must be between 0 and 1")
+        for name in ("beta_1", "beta_2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"--{name} {getattr(self, name)}: must be at least 0 and below 1")
+
+
+@dataclass(frozen=True)
+class CurriculumOptions:
+    """Whether training begins with short trajectories."""
+
+    # false: all lengths from the start; true: stages of ever more segments, --epochs each; adaptive: the next stage
+    # when the deciding steps of --streak batches in a row are all right, and annealing at the end
+    curr: Literal["false", "true", "adaptive"] = "false"
+    # With --curr adaptive, batches in a row that solve a stage
+    streak: int = 10
+    # With --curr adaptive, a stage that is not solved ends after so many batches
+    stage_batches: int = 1000
+    # Batches over which --curr adaptive anneals the learning rate to zero
+    anneal_batches: int = 150
+
+    def validate(self) -> None:
+        """Raise `UserError` for a value out of range."""
+        at_least(1, streak=self.streak, stage_batches=self.stage_batches, anneal_batches=self.anneal_batches)
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Where it runs and what is kept."""
+
+    # First seed; every seed is a run of its own
+    start_seed: int = 1
+    # Last seed
+    end_seed: int = 10
+    # One run, of this seed, instead of those from --start_seed to --end_seed
+    seed: int | None = None
+    # Prefix of the run's name
+    text: str = ""
+    # Folder for the runs, inside the environment's checkpoint folder
+    ckpt_folder: str = "ckpt"
+    # Another folder for the runs, instead of the environment's
+    output_dir: Path | None = None
+    # no; auto: continue an interrupted run if there is one, else start; or the path of a run or checkpoint to continue
+    resume: str = "no"
+    # Delete a run of the same name and start anew
+    overwrite: Boolean = False
+    # auto (a GPU if there is one), cpu, cuda, cuda:1 (or 1), ...
+    device: str = "auto"
+    # auto: online if wandb_config.yaml or WANDB_API_KEY holds a key, else off
+    wandb_mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    # Project in wandb
+    wandb_project: str = "RATE"
+
+    def validate(self) -> None:
+        """Raise `UserError` for impossible seeds, or a folder outside the one for runs."""
+        folder = Path(self.ckpt_folder)
+        if folder.is_absolute() or ".." in folder.parts:
+            raise UserError(f"--ckpt_folder {self.ckpt_folder}: give a plain folder name, or --output_dir")
+        at_least(0, seed=self.seed, start_seed=self.start_seed)
+        at_most(MAX_SEED, seed=self.seed, end_seed=self.end_seed)
+        if self.end_seed < self.start_seed:
+            raise UserError(f"--end_seed {self.end_seed}: must not be below --start_seed {self.start_seed}")
+        if len(self.seeds) > MAX_SEEDS:
+            raise UserError(f"--end_seed {self.end_seed}: at most {MAX_SEEDS} seeds in one command")
+
+    def recorded(self, flags: dict[str, Any]) -> dict[str, Any]:
+        """What a run keeps of the flags: not how this command treats a run that is there already."""
+        return {name: value for name, value in flags.items() if name not in ("resume", "overwrite")}
+
+    @property
+    def seeds(self) -> range:
+        """The one seed, or those from first to last, both included."""
+        if self.seed is not None:
+            return range(self.seed, self.seed + 1)
+        return range(self.start_seed, self.end_seed + 1)

@@ -1,0 +1,1 @@
+"""Trajectory files, the windows that training draws from them, and foreign formats."""

@@ -1,0 +1,377 @@
+"""Folders of ``.npz`` files, one episode each, converted once into a trajectory file.
+
+This is how the published collectors left their data. A file holds, under names that may differ (`NpzKeys`):
+
+    observations  (T, ...)  images: uint8, or floating point in [0, 1] that was made of it by a division by 255
+    actions       (T,)      integers
+    rewards       (T,)
+    dones         (T,)      nonzero on the last step, if the episode ended there
+
+Dreamer-style collectors leave rows instead of steps (`NpzKeys.rows`): an image, the action that *led* to it and the
+reward that came with it. The action taken on an image, and what followed, stand in the next row:
+
+    row           0         1         2     ...   T                step        0       1      ...   T - 1
+    images        o0        o1        o2          oT               observation o0      o1           o(T-1)
+    actions       nothing   a0        a1          a(T-1)     ->    action      a0      a1           a(T-1)
+    rewards       0         r0        r1          r(T-1)           reward      r0      r1           r(T-1)
+
+Files are taken in the order of the numbers in their names. One that is damaged or holds something else is refused, with
+the reason; the rest is converted, and the conversion is kept until the folder changes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import h5py
+import numpy as np
+
+from RATE_model.data.trajectories import Learn
+from RATE_model.data.writer import TrajectoryWriter
+from RATE_model.errors import UserError
+
+PATTERN = "train_data_*.npz"
+REASONS_SHOWN = 10
+DIGEST = "source_digest"  # attribute of a converted file
+_VERSION = 2  # of the conversion; another one converts anew
+_GREY = 0.1  # largest distance of a pixel from a whole grey level, of 255; half precision needs 0.06
+
+
+# What a row of a file holds: see `NpzKeys.rows`.
+Rows = Literal["steps", "arrivals", "auto"]
+
+
+@dataclass(frozen=True)
+class NpzKeys:
+    """Names of the arrays in a file, and how they are arranged."""
+
+    observations: str | tuple[str, ...] = "obs"  # of several names the first that a file has
+    actions: str = "action"
+    rewards: str = "reward"
+    dones: str | None = "done"  # None: there is no such array, episodes were cut off
+    # steps: an observation, the action taken on it, its reward; one more observation than actions is left out.
+    # arrivals: the action that led to the observation, and its reward; T + 1 rows are T steps.
+    # auto: arrivals if the first row's action is no action (all zeros); any other file is refused, as nothing tells.
+    rows: Rows = "steps"
+    one_hot: bool = False  # actions are (T, num_actions), one 1 in each row
+    channels_last: bool = False  # images are (T, H, W, C)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """What a file has to hold."""
+
+    keys: NpzKeys
+    observation_shape: tuple[int, ...]
+    num_actions: int
+    infos: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Episode:
+    observations: np.ndarray  # (T, ...) uint8
+    actions: np.ndarray  # (T,)
+    rewards: np.ndarray  # (T,)
+    terminal: bool
+    infos: dict[str, np.ndarray]  # (T, ...)
+
+
+class _Refused(Exception):
+    """Why a file cannot be used."""
+
+
+_UNCLEAR = "does not tell whether an action was taken on the image of its row or led to it"
+
+
+def find_npz(folder: str | Path, pattern: str = PATTERN) -> list[Path]:
+    """The files of a folder whose names match, by the numbers in their names.
+
+    Directories are passed over: the published Minigrid collector made one, ``train_data_7.npz``, for every file that it
+    then saved beside it as ``train_data_7.npztrain_data_7.npz``.
+    """
+
+    def natural(path: Path) -> list[tuple[int, str]]:
+        parts = re.split(r"(\d+)", path.name)
+        return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
+
+    return sorted((path for path in Path(folder).glob(pattern) if path.is_file()), key=natural)
+
+
+def given_data(
+    source: Path, target: Path, *, pattern: str = PATTERN, named: str = "--data_path", **conversion: Any
+) -> Path:
+    """The file of trajectories that a flag or setting names, or the conversion of the folder that it names.
+
+    Args:
+        source: the file, or the folder of .npz files.
+        target: what a folder is converted into; see `conversion_path`.
+        pattern: names of the files in a folder.
+        named: the flag or setting.
+        conversion: the further arguments of `import_npz`.
+
+    Raises:
+        UserError: there is no such file or folder, it holds no data, or see `import_npz`.
+    """
+    if source.is_dir():
+        if not find_npz(source, pattern):
+            own = sorted(source.glob("*.h5"))
+            advice = f" To train on '{own[0].name}' in it, name that file." if own else ""
+            raise UserError(f"{named} '{source}': this folder holds no {pattern}.{advice}")
+        return import_npz(source, target, pattern=pattern, **conversion)
+    if not source.is_file():
+        raise UserError(f"{named} '{source}': there is no such file or folder")
+    if source.suffix == ".npz":
+        raise UserError(f"{named} '{source}': one episode is no dataset; give the folder of the {pattern}")
+    return source
+
+
+def check_tells(source: Path | None, learn: Learn, *, named: str = "--data_path") -> None:
+    """Raise `UserError` if what is to be learned cannot be in the folder that a flag or setting names.
+
+    Before it is converted, which takes long. None names nothing.
+    """
+    if learn == "expert" and source is not None and source.is_dir():
+        raise UserError(
+            f"--learn expert: the files in {named} '{source}' tell what was done, not what an expert would have done. "
+            "Give --learn recorded"
+        )
+
+
+def conversion_path(source: Path, directory: Path, prefix: str) -> Path:
+    """Where in a directory the conversion of a folder is kept: a name for each folder, wherever it lies."""
+    folder = source.resolve()
+    digest = hashlib.sha256(str(folder).encode()).hexdigest()[:8]
+    return directory / f"{prefix}_imported_{folder.name}_{digest}.h5"
+
+
+def import_npz(
+    folder: str | Path,
+    target: str | Path,
+    *,
+    observation_shape: Sequence[int],
+    num_actions: int,
+    pattern: str = PATTERN,
+    keys: NpzKeys | None = None,
+    infos: Sequence[str] = (),
+    index_frames: bool = False,
+    overwrite: bool = False,
+    attributes: Mapping[str, Any],
+) -> Path:
+    """Convert a folder, or return the conversion made before if nothing in the folder has changed.
+
+    The converted file has, besides ``attributes``: ``source`` (the folder's name), ``source_files`` (their number) and
+    ``source_digest``, of the names, sizes and times of the files and of how they are read. One episode is in memory at
+    a time. What was refused is printed.
+
+    Args:
+        folder: with the files.
+        target: the trajectory file to make. One that is there and is not a conversion is left alone.
+        observation_shape: of one image as it is to be kept; see `NpzKeys.channels_last`.
+        num_actions: actions lie between 0 and num_actions - 1.
+        pattern: names of the files.
+        keys: names of the arrays; None: those of `NpzKeys`.
+        infos: further arrays to keep under ``infos/``: (T, ...), or a single number, which then stands at every step.
+        index_frames: see `TrajectoryWriter`.
+        overwrite: convert in any case, and replace whatever is there.
+        attributes: what the maker of the data is known to be.
+
+    Raises:
+        UserError: there is no such file, all files are refused, or the target cannot be written.
+    """
+    folder, target = Path(folder), Path(target)
+    layout = _Layout(keys or NpzKeys(), tuple(observation_shape), num_actions, tuple(infos))
+    files = find_npz(folder, pattern)
+    if not files:
+        raise UserError(f"'{folder}' holds no file {pattern}" + ("" if folder.is_dir() else ": it is no folder"))
+    digest = _digest(files, layout, index_frames)
+    if not overwrite and target.exists() and _digest_of(target, folder) == digest:
+        return target
+    described = {**attributes, "source": folder.resolve().name, "source_files": len(files), DIGEST: digest}
+    with TrajectoryWriter(
+        target,
+        observation_shape=layout.observation_shape,
+        observation_dtype="uint8",
+        action_dtype=np.min_scalar_type(num_actions - 1),
+        index_frames=index_frames,
+        attributes=described,
+    ) as writer:
+        refused = _add_episodes(writer, files, layout)
+        if len(refused) == len(files):
+            raise UserError(f"'{folder}': none of {len(files)} files {pattern} can be used: {_reasons(refused)}.")
+    done = f"'{folder}': {len(files) - len(refused)} episodes converted into '{target}'"
+    print(f"{done}; {len(refused)} of {len(files)} files refused: {_reasons(refused)}" if refused else done, flush=True)
+    return target
+
+
+def _add_episodes(writer: TrajectoryWriter, files: Sequence[Path], layout: _Layout) -> dict[Path, str]:
+    """Write the episodes of all files that can be used; returns why the others cannot."""
+    from RATE_model.acting.rollout import progress_bar  # late, as torch comes with it
+
+    refused: dict[Path, str] = {}
+    shapes: dict[str, tuple[int, ...]] = {}  # of one step's infos, as the first file has them
+    for path in progress_bar(iterable=files, desc=f"converting {files[0].parent.name}", unit="file"):
+        try:
+            episode = _read(path, layout, shapes)
+        except _Refused as reason:
+            refused[path] = str(reason)
+            continue
+        arrays = (episode.observations, episode.actions, episode.rewards)
+        writer.add_episode(*arrays, terminal=episode.terminal, infos=episode.infos)
+    return refused
+
+
+def _reasons(refused: Mapping[Path, str]) -> str:
+    """Why files were refused, in words: every reason, the most frequent first, with an example and how many more."""
+    counts = Counter(refused.values())
+    examples = {reason: path.name for path, reason in reversed(refused.items())}  # the first file of each
+    shown = counts.most_common(REASONS_SHOWN)
+    said = [f"{examples[reason]} {reason}" + (f" (and {count - 1} more)" * (count > 1)) for reason, count in shown]
+    rest = len(refused) - sum(count for _, count in shown)
+    return "; ".join(said) + (f"; {rest} more for other reasons" if rest else "")
+
+
+def _digest(files: Sequence[Path], layout: _Layout, index_frames: bool) -> str:
+    """Of the names, sizes and times of change of the files, and of how they are read."""
+    stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(repr((_VERSION, asdict(layout), index_frames, stats)).encode()).hexdigest()
+
+
+def _digest_of(target: Path, folder: Path) -> str:
+    """That of the folder which a file was converted from. Raises UserError if it was not."""
+    with contextlib.suppress(OSError), h5py.File(target, "r") as file:
+        if DIGEST in file.attrs:
+            return file.attrs[DIGEST]
+    raise UserError(f"'{target}' exists and is no conversion of '{folder}'; move it away, or name another file")
+
+
+def _read(path: Path, layout: _Layout, shapes: dict[str, tuple[int, ...]]) -> _Episode:
+    """The episode in a file. Raises `_Refused`."""
+    keys = layout.keys
+    observed = (keys.observations,) if isinstance(keys.observations, str) else keys.observations
+    others = [keys.actions, keys.rewards, *filter(None, [keys.dones]), *layout.infos]
+    arrays = _arrays(path, [observed, *((name,) for name in others)])
+    (name,) = (name for name in observed if name in arrays)
+    observations, actions, rewards = (arrays[key] for key in (name, keys.actions, keys.rewards))
+    if rewards.ndim != 1 or len(rewards) == 0:
+        raise _Refused(f"has '{keys.rewards}' of shape {rewards.shape}; expected one number per step")
+    rows = len(rewards)
+    if keys.channels_last and observations.ndim == 4:
+        observations = np.moveaxis(observations, -1, 1)
+    if observations.shape[1:] != layout.observation_shape or len(observations) - rows not in (0, 1):
+        expected, found = (rows, *layout.observation_shape), observations.shape
+        if keys.channels_last and len(expected) == len(found) == 4:
+            expected, found = (tuple(np.array(shape)[[0, 2, 3, 1]].tolist()) for shape in (expected, found))
+        raise _Refused(f"has '{name}' of shape {found}; expected {expected}")
+    steps, actions, rewards = _steps(len(observations), actions, rewards, layout)
+    if actions.min() < 0 or actions.max() >= layout.num_actions:
+        bounds = f"{actions.min()} to {actions.max()}; allowed is 0 to {layout.num_actions - 1}"
+        raise _Refused(f"has actions from {bounds}")
+    with np.errstate(over="ignore"):
+        rewards = rewards.astype(np.float32)
+    if not np.isfinite(rewards).all():
+        raise _Refused(f"has a NaN or infinite value in '{keys.rewards}'")
+    terminal = keys.dones is not None and _ends(arrays[keys.dones], rows, keys.dones)
+    infos = {name: _info(arrays[name], rows, name)[:steps] for name in layout.infos}
+    for info, values in infos.items():
+        if shapes.setdefault(info, values.shape[1:]) != values.shape[1:]:
+            raise _Refused(f"has '{info}' of shape {values.shape[1:]} a step; the files before have {shapes[info]}")
+    return _Episode(_images(observations[:steps], name), actions, rewards, terminal, infos)
+
+
+def _steps(
+    images: int, actions: np.ndarray, rewards: np.ndarray, layout: _Layout
+) -> tuple[int, np.ndarray, np.ndarray]:
+    """Number of steps, actions (T,) and rewards (T,) from the rows of a file with so many images."""
+    keys, given = layout.keys, actions
+    if keys.one_hot:
+        actions = _from_one_hot(actions, len(rewards), layout)
+    elif actions.shape != rewards.shape or actions.dtype.kind not in "iu":
+        raise _Refused(f"has '{keys.actions}' {actions.dtype} {actions.shape}; expected {len(rewards)} integers")
+    kind = keys.rows
+    if kind == "auto" and (images > len(rewards) or not given[0].any()):
+        kind = "steps" if images > len(rewards) else "arrivals"
+    if kind == "auto":
+        raise _Refused(_UNCLEAR)
+    if kind == "steps":
+        return len(rewards), actions, rewards
+    if images != len(rewards) or len(rewards) < 2:
+        raise _Refused(f"has {images} images and {len(rewards)} rewards; rows of arrivals have as many, at least 2")
+    return len(rewards) - 1, actions[1:], rewards[1:]
+
+
+def _from_one_hot(actions: np.ndarray, rows: int, layout: _Layout) -> np.ndarray:
+    """Action numbers (T,) int64 of one-hot rows; the first row of arrivals may be all zeros, and is 0."""
+    keys, shape = layout.keys, (rows, layout.num_actions)
+    if actions.shape != shape:
+        raise _Refused(f"has '{keys.actions}' of shape {actions.shape}; expected {shape}, one-hot")
+    hot = actions == 1
+    good = (hot.sum(1) == 1) & ((actions == 0).sum(1) == layout.num_actions - 1)
+    if keys.rows != "steps" and not actions[0].any():
+        good[0] = True
+    if not good.all():
+        raise _Refused(f"has '{keys.actions}' at row {int(np.argmin(good))} of {rows} that is not one-hot")
+    return hot.argmax(1)
+
+
+def _arrays(path: Path, wanted: Sequence[Sequence[str]]) -> dict[str, np.ndarray]:
+    """The arrays wanted, each by the first of its names that is there, all of numbers. Nothing is unpickled."""
+    try:
+        if not zipfile.is_zipfile(path):
+            raise ValueError("no zip archive")
+        with np.load(path, allow_pickle=False) as file:
+            missing = [names for names in wanted if not any(name in file for name in names)]
+            if missing:
+                found = ", ".join(sorted(file)) or "nothing"
+                listed = ", ".join(" or ".join(map(repr, names)) for names in missing)
+                raise _Refused(f"has no {listed} (it has: {found})")
+            arrays = {name: file[name] for names in wanted for name in [next(n for n in names if n in file)]}
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, MemoryError) as error:
+        raise _Refused(f"is damaged or no .npz file ({error})") from error
+    for name, values in arrays.items():
+        if values.dtype.kind not in "biuf":
+            raise _Refused(f"has '{name}' of type {values.dtype}; expected numbers")
+    return arrays
+
+
+def _images(values: np.ndarray, name: str) -> np.ndarray:
+    """Images as uint8, without loss."""
+    if values.dtype == np.uint8:
+        return values
+    low, high = values.min(), values.max()
+    largest = 1 if values.dtype.kind == "f" else 255
+    if not (low >= 0 and high <= largest):  # not so either when there is a NaN
+        allowed = "floating-point images are 0 to 1" if largest == 1 else "allowed is 0 to 255"
+        raise _Refused(f"has '{name}' from {low} to {high}; {allowed}")
+    levels = values.astype(np.promote_types(values.dtype, np.float32)) * (255 if largest == 1 else 1)
+    whole = np.rint(levels)
+    if np.abs(levels - whole).max() > _GREY:
+        raise _Refused(f"has '{name}' with values between two of the 256 grey levels: no image divided by 255")
+    return whole.astype(np.uint8)
+
+
+def _ends(dones: np.ndarray, steps: int, name: str) -> bool:
+    """Whether the episode ended with its last step."""
+    if dones.shape != (steps,):
+        raise _Refused(f"has '{name}' of shape {dones.shape}; expected {(steps,)}")
+    if np.any(dones[:-1]):
+        raise _Refused(f"has '{name}' at step {int(np.argmax(dones != 0))} of {steps}: a file is one episode")
+    return bool(dones[-1])
+
+
+def _info(values: np.ndarray, steps: int, name: str) -> np.ndarray:
+    """A further array as (T, ...), int64 or float32."""
+    values = values.astype(np.float32 if values.dtype.kind == "f" else np.int64)
+    if values.size == 1 and values.ndim < 2 and values.shape != (steps,):
+        return np.full(steps, values.item(), dtype=values.dtype)
+    if values.ndim == 0 or len(values) != steps:
+        raise _Refused(f"has '{name}' of shape {values.shape}; expected {steps} steps, or one number")
+    return values

@@ -1,0 +1,265 @@
+"""Making trajectory files in parts: on all cores, and going on after an interruption.
+
+The episodes are divided into parts of a fixed number. Each is a trajectory file in ``<name>.parts`` beside the file
+wanted, made by whichever process is free; when all are there, they are joined in order and removed. A run that was
+interrupted goes on with the parts it finds. While they are joined, the data is on disk twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+
+from RATE_model.cli.limits import at_least, at_most
+from RATE_model.cli.options import Boolean
+from RATE_model.data.trajectories import TrajectoryFile
+from RATE_model.data.writer import TrajectoryWriter
+from RATE_model.errors import UserError
+from RATE_model.system.processes import available_cores, check_writable, in_order, in_processes, only_one
+
+MAX_WORKERS = 1024
+
+_RECIPE = "recipe"  # attribute of a part: what it was made from
+
+
+@dataclass(frozen=True)
+class FileOptions:
+    """Which file is made, and by how many processes."""
+
+    # The file to write; none = one in --data_dir, named by what it holds
+    output: Path | None = None
+    # Replace a file that exists
+    overwrite: Boolean = False
+    # Processes that play; none = one per core. The data does not depend on it
+    workers: int | None = None
+
+    def validate(self) -> None:
+        """Raise a UserError for a value out of range."""
+        at_least(1, workers=self.workers)
+        at_most(MAX_WORKERS, workers=self.workers)
+        if self.output is not None and self.output.suffix not in (".h5", ".hdf5"):
+            raise UserError(f"--output '{self.output}': the name must end in .h5")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is made, the same for every part; it goes to other processes.
+
+    Attributes:
+        play: writes episodes ``first`` to ``first + count - 1``, called as ``play(writer, first, count)``: a function
+            of a module, or a `functools.partial` of one. An episode must not depend on those before it in its part.
+        layout: arguments of `TrajectoryWriter`: observation_shape, observation_dtype, ...
+        recipe: all that the content depends on, as JSON can hold it; parts of another recipe are not gone on with.
+        episodes_per_part: how many episodes are lost at most by an interruption, in each process.
+    """
+
+    play: Callable[[TrajectoryWriter, int, int], None]
+    layout: Mapping[str, Any]
+    recipe: Mapping[str, Any]
+    episodes_per_part: int
+
+
+def make_in_parts(
+    job: Job,
+    episodes: int,
+    path: Path,
+    *,
+    attributes: Mapping[str, Any],
+    joined: Callable[[dict[str, Any]], object] = lambda episode: None,
+    overwrite: bool = False,
+    workers: int | None = None,
+) -> Path:
+    """Make a file of trajectories. Its content is the same for any number of workers.
+
+    A second process that is asked for the same file waits for the first, and takes what that made.
+
+    Args:
+        job: what is made.
+        episodes: how many.
+        path: the file; it appears when it is complete.
+        attributes: of the file; read when all episodes are joined.
+        joined: called with each episode before it is joined, the arguments of `TrajectoryWriter.add_episode`: to change
+            what is kept of it, or to note in ``attributes`` what there is to say of all.
+        overwrite: replace a file that exists.
+        workers: processes; None: one per core this process may use.
+
+    Raises:
+        UserError: the file exists and is not to be replaced, cannot be written, a process was killed, or ``play`` says
+            so.
+    """
+    from RATE_model.acting.rollout import (
+        progress_bar,  # late, as torch comes with it: the processes that play do without
+    )
+
+    with _folder_of_parts(path, overwrite) as folder:
+        if folder is None:
+            return path
+        firsts = range(0, episodes, job.episodes_per_part)
+        tasks = [(first, min(job.episodes_per_part, episodes - first)) for first in firsts]
+        missing = [task for task in tasks if not _is_done(job, folder, *task)]
+        done = len(tasks) - len(missing)
+        if done:
+            print(f"going on with {done} of {len(tasks)} parts found in '{folder}'", flush=True)
+        made = in_processes(functools.partial(make_part, job, folder), missing, workers or available_cores())
+        with contextlib.closing(made), progress_bar(total=episodes, desc="playing", unit="episode") as bar:
+            bar.update(episodes - sum(count for _, count in missing))
+            for count in made:
+                bar.update(count)
+        parts = [_part_path(folder, first // job.episodes_per_part) for first in firsts]
+        with progress_bar(total=episodes, desc="joining", unit="episode") as bar:
+
+            def note(episode: dict[str, Any]) -> None:
+                joined(episode)
+                bar.update()
+
+            _join(itertools.chain.from_iterable(map(_episodes, parts)), path, job, attributes, note)
+    return path
+
+
+def make_until(
+    job: Job,
+    steps: int,
+    path: Path,
+    *,
+    attributes: Mapping[str, Any],
+    joined: Callable[[dict[str, Any]], object] = lambda episode: None,
+    overwrite: bool = False,
+    workers: int | None = None,
+) -> Path:
+    """As `make_in_parts`, for episodes of unknown length: so many that there are enough steps, the last one unfinished.
+
+    Args:
+        job, attributes, joined, overwrite, workers: as there.
+        steps: in the file.
+        path: the file; it appears when it is complete.
+
+    Raises:
+        UserError: as there.
+    """
+    from RATE_model.acting.rollout import progress_bar
+
+    with _folder_of_parts(path, overwrite) as folder:
+        if folder is None:
+            return path
+        found = len(list(folder.glob("*.h5")))
+        if found:
+            print(f"going on with {found} parts found in '{folder}'", flush=True)
+        parts, left, firsts = [], steps, itertools.count(0, job.episodes_per_part)
+        made = in_order(functools.partial(_make_or_find, job, folder), firsts, workers or available_cores(), ahead=1)
+        with contextlib.closing(made), progress_bar(total=steps, desc="playing", unit="step") as bar:
+            while left > 0:
+                part, length = next(made)
+                parts.append(part)
+                left -= length
+                bar.update(length)
+        with progress_bar(total=steps, desc="joining", unit="step") as bar:
+
+            def note(episode: dict[str, Any]) -> None:
+                joined(episode)
+                bar.update(len(episode["rewards"]))
+
+            _join(_cut(itertools.chain.from_iterable(map(_episodes, parts)), steps), path, job, attributes, note)
+    return path
+
+
+@contextlib.contextmanager
+def _folder_of_parts(path: Path, overwrite: bool) -> Iterator[Path | None]:
+    """Where the parts of a file lie while this process alone makes it; None if another one has just made it.
+
+    It is removed at the end, and stays after an interruption or an error.
+    """
+    if path.exists() and not overwrite:
+        raise UserError(f"'{path}' exists; add --overwrite true to replace it.")
+    check_writable(path)
+    folder = path.with_name(f"{path.name}.parts")
+    with only_one(path, f"another process is making '{path}'; waiting for it") as waited:
+        if waited and path.exists():
+            yield None
+            return
+        try:
+            yield folder
+        except KeyboardInterrupt:
+            print(f"What is done is kept in '{folder}'; the same command goes on from there.", flush=True)
+            raise
+        shutil.rmtree(folder)
+
+
+def _make_or_find(job: Job, folder: Path, first: int) -> tuple[Path, int]:
+    """The part that begins with an episode, made unless it is there, and its steps."""
+    if not _is_done(job, folder, first, job.episodes_per_part):
+        make_part(job, folder, (first, job.episodes_per_part))
+    path = _part_path(folder, first // job.episodes_per_part)
+    with TrajectoryFile(path) as file:
+        return path, file.num_steps
+
+
+def _cut(episodes: Iterator[dict[str, Any]], steps: int) -> Iterator[dict[str, Any]]:
+    """Episodes up to so many steps; the one that goes beyond is cut off there and has no end."""
+    while steps > 0:
+        episode = next(episodes)
+        if len(episode["rewards"]) > steps:
+            infos = {name: values[:steps] for name, values in episode["infos"].items()}
+            kept = {name: episode[name][:steps] for name in ("observations", "actions", "rewards")}
+            episode = {**kept, "terminal": False, "infos": infos, "unfinished": True}
+        steps -= len(episode["rewards"])
+        yield episode
+
+
+def make_part(job: Job, folder: Path, task: tuple[int, int]) -> int:
+    """Make the file of one part, given as (its first episode, its episodes); returns the latter."""
+    first, count = task
+    path = _part_path(folder, first // job.episodes_per_part)
+    with TrajectoryWriter(path, **job.layout, attributes={_RECIPE: dict(job.recipe)}) as writer:
+        job.play(writer, first, count)
+    return count
+
+
+def _part_path(folder: Path, part: int) -> Path:
+    return folder / f"part_{part:05d}.h5"
+
+
+def _is_done(job: Job, folder: Path, first: int, count: int) -> bool:
+    """Whether a part is there, whole and of this recipe."""
+    with contextlib.suppress(UserError), TrajectoryFile(_part_path(folder, first // job.episodes_per_part)) as file:
+        return file.attributes.get(_RECIPE) == dict(job.recipe) and file.num_episodes == count
+    return False
+
+
+def _episodes(part: Path) -> Iterator[dict[str, Any]]:
+    """The episodes of a part, as arguments of `TrajectoryWriter.add_episode`."""
+    with TrajectoryFile(part) as checked, h5py.File(part) as file:
+        for start, length in zip(checked.starts.tolist(), checked.lengths.tolist(), strict=True):
+            chosen = slice(start, start + length)
+            observations, actions = checked.read(start, start + length)
+            infos = {name: values[chosen] for name, values in file.get("infos", {}).items()}
+            yield {
+                "observations": observations,
+                "actions": actions,
+                "rewards": checked.rewards[chosen],
+                "terminal": bool(file["terminals"][chosen][-1]),
+                "infos": infos,
+                "unfinished": False,
+            }
+
+
+def _join(
+    episodes: Iterator[dict[str, Any]],
+    path: Path,
+    job: Job,
+    attributes: Mapping[str, Any],
+    note: Callable[[dict[str, Any]], object],
+) -> None:
+    """Write episodes into one file, each behind a call of ``note``."""
+    with TrajectoryWriter(path, **job.layout, attributes=job.recipe) as writer:
+        for episode in episodes:
+            note(episode)
+            writer.add_episode(**episode)
+        writer.describe(attributes)

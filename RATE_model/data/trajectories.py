@@ -1,0 +1,312 @@
+"""Trajectories on disk: one HDF5 layout for every environment, that of D4RL (Fu et al. 2020, arXiv 2004.07219).
+
+All steps of all episodes lie one after the other in flat arrays:
+
+    observations  (steps, ...)   uint8 images or floating-point vectors
+    actions       (steps,) integers, or (steps, A) floating point
+    rewards       (steps,)
+    terminals     (steps,)       1 on the last step of an episode that ended in a terminal state
+    timeouts      (steps,)       1 on the last step of an episode that was cut off; may be absent
+    infos/...     (steps, ...)   anything else; not read here, but for
+    infos/first_seen     (steps,)   the first step with the same observation; may be absent
+    infos/expert_action             what an expert would have done, shaped as the actions; may be absent
+
+Images are handed out with their channels first. A file may hold them with the channels last, and says so in an
+attribute of ``observations``, ``channels_last``: pictures with few hues compress better so.
+
+Step t holds the observation, the action taken on it and the reward that followed. An episode ends where ``terminals``
+or ``timeouts`` says so; steps after the last such end (a file cut short by its maker) are the last episode.
+
+`TrajectoryWriter` (trajectory_writer.py) makes such files atomically and describes them in attributes; `TrajectoryFile`
+opens them, D4RL's own included, checks them once and reads slices.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import h5py
+import numpy as np
+
+from RATE_model.data.attributes import decoded
+from RATE_model.data.compression import hdf5plugin, uses_zstd
+from RATE_model.errors import UserError
+
+Learn = Literal["recorded", "expert"]  # the actions that were taken, or what an expert would have done
+
+FORMAT_VERSION = 1
+CHECK_BLOCK_BYTES = 64 * 2**20  # data is checked in blocks of about this size
+FIRST_SEEN = "infos/first_seen"
+EXPERT_ACTION = "infos/expert_action"
+CHANNELS_LAST = "channels_last"
+
+
+class TrajectoryFile:
+    """A trajectory file, opened and checked; see the module for the layout and for where episodes end.
+
+    All checks are made here, once, block by block; reading later is a plain slice. Image content is not decoded for the
+    check. The handle is opened by each process on its own first read and is left out when pickled, so that the object
+    can go to loader workers, forked or spawned.
+
+    Attributes:
+        path: the file.
+        num_steps, num_episodes: int.
+        starts, lengths: (E,) int64, first step and number of steps of every episode.
+        whole: (E,) bool, whether an episode has an end; False for an unfinished tail.
+        rewards: (num_steps,) float32.
+        actions: (num_steps,) int64, or (num_steps, A) float32.
+        observation_shape, observation_dtype: of one observation as it is read, uint8 or float32.
+        discrete: whether actions are integers.
+        action_shape: ``()`` or ``(A,)``.
+        attributes: what the maker noted; empty for files of other makers.
+
+    Args:
+        observation_shape, observation_dtype: what they must be; any floating-point type serves for a floating-point
+            type.
+        num_actions: actions are discrete and lie between 0 and num_actions - 1.
+        action_size: actions are vectors of this size.
+        hint: what to do when the file is missing or bad, a sentence such as the command that makes it.
+
+    Raises:
+        UserError: the file is missing, empty, not HDF5 or truncated; a key is missing; lengths disagree; a shape or
+            type is not the expected; a value is not finite; an action is out of range; there is no episode.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        observation_shape: Sequence[int] | None = None,
+        observation_dtype: Any = None,
+        num_actions: int | None = None,
+        action_size: int | None = None,
+        hint: str = "",
+    ) -> None:
+        self.path = Path(path)
+        self._hint = hint
+        self._handle: h5py.File | None = None
+        self._process = -1
+        if self.path.is_dir():
+            raise self._error("is a directory, not a file")
+        if not self.path.is_file():
+            raise self._error("does not exist")
+        if self.path.stat().st_size == 0:
+            raise self._error("is an empty file")
+        with self._reading():
+            file = self._open()
+            self._check_layout(file)
+            self.attributes = {name: decoded(value) for name, value in file.attrs.items()}
+            self._check_kinds(file, observation_shape, observation_dtype, num_actions, action_size)
+            self.rewards = self._finite("rewards", file["rewards"][:])
+            self.actions = self._finite("actions", file["actions"][:])
+            ends = self._ends(file)
+        stops = np.flatnonzero(np.concatenate([ends[:-1], [True]])) + 1  # an unfinished tail is an episode
+        self.whole = ends[stops - 1]
+        self.starts = np.concatenate([[0], stops[:-1]])
+        self.lengths = stops - self.starts
+        self.num_episodes = len(stops)
+        stated = self.attributes.get("num_episodes", self.num_episodes)
+        if "format_version" in self.attributes and stated != self.num_episodes:
+            raise self._error(
+                f"is damaged: written with {stated} episodes, its terminals and timeouts tell {self.num_episodes}"
+            )
+        self._num_actions = num_actions
+        self.actions = self._in_range("actions", self.actions)
+        self._check_observations()
+
+    def _ends(self, file: h5py.File) -> np.ndarray:
+        """Whether an episode ends with each step: (num_steps,) bool. To be overridden where a file does not tell."""
+        ends = file["terminals"][:] != 0
+        return ends | (file["timeouts"][:] != 0) if "timeouts" in file else ends
+
+    def returns_to_go(self) -> np.ndarray:
+        """Undiscounted sum of the rewards from each step to the end of its episode: (num_steps,) float32."""
+        before = np.concatenate([[0.0], np.cumsum(self.rewards, dtype=np.float64)])
+        return (np.repeat(before[self.starts + self.lengths], self.lengths) - before[:-1]).astype(np.float32)
+
+    def expert_actions(self) -> np.ndarray:
+        """What an expert would have done at each step, shaped and typed as the actions.
+
+        Raises:
+            UserError: the file does not tell, or its array is damaged.
+        """
+        with self._reading():
+            if EXPERT_ACTION not in (file := self._open()):
+                raise UserError(
+                    f"trajectory file '{self.path}' has no '{EXPERT_ACTION}': it does not tell what an expert would "
+                    "have done. Learn the actions that were taken, --learn recorded; if the file was made here before "
+                    "they were kept, delete it, and it is made anew."
+                )
+            column, kinds = file[EXPERT_ACTION], "iu" if self.discrete else "f"
+            if (
+                not isinstance(column, h5py.Dataset)
+                or column.shape != self.actions.shape
+                or column.dtype.kind not in kinds
+            ):
+                raise self._error(f"is damaged: '{EXPERT_ACTION}' has another shape or type than 'actions'")
+            actions = self._finite(EXPERT_ACTION, column[:])
+        return self._in_range(EXPERT_ACTION, actions)
+
+    def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Steps start to stop - 1: observations (n, ...) uint8 or float32, actions (n,) int64 or (n, A) float32."""
+        with self._reading():
+            observations = self._channels_first(self._open()["observations"][start:stop])
+        with np.errstate(over="ignore"):  # beyond float32 becomes inf, which the check on opening reports
+            return observations.astype(self.observation_dtype, copy=False), self.actions[start:stop]
+
+    def load(self) -> tuple[np.ndarray, np.ndarray]:
+        """All steps, as `read` returns them."""
+        return self.read(0, self.num_steps)
+
+    def frames(self, max_bytes: float = math.inf) -> tuple[np.ndarray, np.ndarray] | None:
+        """The distinct observations (U, ...) and which of them each step shows, (num_steps,) int64.
+
+        None without `infos/first_seen`, or if they take more than `max_bytes`. UserError: that array is damaged.
+        """
+        with self._reading():
+            if FIRST_SEEN not in (file := self._open()):
+                return None
+            first = file[FIRST_SEEN][:]
+            steps = np.arange(self.num_steps)
+            good = first.shape == steps.shape and first.dtype.kind in "iu" and np.all((first >= 0) & (first <= steps))
+            if not good or np.any(first[first] != first):
+                raise self._error(f"is damaged: '{FIRST_SEEN}' does not name earlier steps")
+            distinct, index = np.unique(first, return_inverse=True)
+            if self.num_bytes // self.num_steps * len(distinct) > max_bytes:
+                return None
+            frames = self._channels_first(file["observations"][distinct])
+            return frames.astype(self.observation_dtype, copy=False), index
+
+    def _channels_first(self, observations: np.ndarray) -> np.ndarray:
+        """Observations (n, ...) of the file as they are handed out."""
+        return np.ascontiguousarray(np.moveaxis(observations, -1, 1)) if self._channels_last else observations
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that the observations take when loaded, in bytes."""
+        return self.num_steps * math.prod(self.observation_shape) * self.observation_dtype.itemsize
+
+    def close(self) -> None:
+        """Close this process's handle; the next read opens it again."""
+        if self._handle is not None and self._process == os.getpid():
+            self._handle.close()
+        self._handle = None
+
+    def __enter__(self) -> TrajectoryFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_handle": None, "_process": -1}
+
+    def _open(self) -> h5py.File:
+        """This process's handle. HDF5 handles must not cross a fork: parent and child would share one file position."""
+        if self._handle is None or self._process != os.getpid():
+            self._handle = h5py.File(self.path, "r")
+            if any(uses_zstd(item) for item in self._handle.values()):
+                hdf5plugin(f"'{self.path}' is compressed with zstd; reading it")  # in a spawned worker too
+            self._process = os.getpid()
+        return self._handle
+
+    def _check_layout(self, file: h5py.File) -> None:
+        """Keys, equal lengths, at least one step, and a filter for every compression used."""
+        needed = ("observations", "actions", "rewards", "terminals")
+        if missing := [name for name in needed if name not in file]:
+            raise self._error(f"has no {', '.join(missing)} (it has: {', '.join(sorted(file)) or 'nothing'})")
+        columns = {name: file[name] for name in (*needed, "timeouts") if name in file}
+        for name, column in columns.items():
+            if not isinstance(column, h5py.Dataset) or column.ndim == 0:
+                raise self._error(f"'{name}' is not an array of steps")
+            if name not in ("observations", "actions") and column.ndim != 1:
+                raise self._error(f"'{name}' has shape {column.shape}; expected one number per step")
+            if column.dtype.kind not in "biuf":
+                raise self._error(f"'{name}' has type {column.dtype}; expected numbers")
+        lengths = {name: len(column) for name, column in columns.items()}
+        if len(set(lengths.values())) > 1:
+            listed = ", ".join(f"{name} {length}" for name, length in lengths.items())
+            raise self._error(f"has arrays of different lengths ({listed})")
+        self.num_steps = lengths["rewards"]
+        if self.num_steps == 0:
+            raise self._error("holds no episode: its arrays have no steps")
+
+    def _check_kinds(
+        self,
+        file: h5py.File,
+        observation_shape: Sequence[int] | None,
+        observation_dtype: Any,
+        num_actions: int | None,
+        action_size: int | None,
+    ) -> None:
+        """Shapes and types of observations and actions."""
+        observations, actions = file["observations"], file["actions"]
+        kinds = "uint8" if observations.dtype == np.uint8 else "float" if observations.dtype.kind == "f" else None
+        wanted = observation_dtype and ("uint8" if np.dtype(observation_dtype) == np.uint8 else "float")
+        if kinds is None or (wanted and kinds != wanted):
+            raise self._error(f"'observations' have type {observations.dtype}; expected {wanted or 'uint8 or float'}")
+        self.observation_dtype = np.dtype(np.uint8 if kinds == "uint8" else np.float32)
+        self.observation_shape = observations.shape[1:]
+        self._channels_last = bool(observations.attrs.get(CHANNELS_LAST, False))
+        if self._channels_last:
+            self.observation_shape = (*observations.shape[-1:], *observations.shape[1:-1])
+        if observation_shape is not None and self.observation_shape != tuple(observation_shape):
+            raise self._error(
+                f"'observations' have shape {self.observation_shape}; expected {tuple(observation_shape)}"
+            )
+        self.action_shape = actions.shape[1:]
+        self.discrete = actions.dtype.kind in "iu" and self.action_shape == ()
+        if num_actions is not None and not self.discrete:
+            raise self._error(f"'actions' are {actions.dtype} {self.action_shape} a step; expected one integer")
+        if action_size is not None and (self.action_shape != (action_size,) or actions.dtype.kind != "f"):
+            raise self._error(
+                f"'actions' are {actions.dtype} {self.action_shape} a step; expected {action_size} floats"
+            )
+
+    def _in_range(self, name: str, actions: np.ndarray) -> np.ndarray:
+        """Actions of each step, discrete ones as int64; raises if one of them is not allowed."""
+        if not self.discrete:
+            return actions
+        actions, most = actions.astype(np.int64), self._num_actions
+        bad = actions < 0 if most is None else (actions < 0) | (actions >= most)
+        if bad.any():
+            allowed = "0 or more" if most is None else f"0 to {most - 1}"
+            step = int(np.argmax(bad))
+            raise self._error(
+                f"has action {actions[step]} in '{name}' at step {step} of {self.num_steps}; allowed is {allowed}"
+            )
+        return actions
+
+    def _check_observations(self) -> None:
+        """Finite floating-point observations, block by block."""
+        if self.observation_dtype == np.float32:
+            block = max(1, CHECK_BLOCK_BYTES // max(4, 4 * math.prod(self.observation_shape)))
+            for start in range(0, self.num_steps, block):
+                self._finite("observations", self.read(start, start + block)[0], start)
+
+    def _finite(self, name: str, values: np.ndarray, start: int = 0) -> np.ndarray:
+        """The values (n, ...), floats as float32; raises if one is NaN or infinite. ``start`` is their first step."""
+        if values.dtype.kind == "f" or name == "rewards":
+            with np.errstate(over="ignore"):
+                values = values.astype(np.float32, copy=False)
+            finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
+            if not finite.all():
+                step = start + int(np.argmin(finite))
+                raise self._error(f"has a NaN or infinite value in '{name}' (first at step {step} of {self.num_steps})")
+        return values
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Turn what h5py raises on damaged files into a `UserError` that names the file."""
+        try:
+            yield
+        except (OSError, RuntimeError, KeyError) as error:
+            raise self._error(f"cannot be read; it is truncated, damaged or not an HDF5 file ({error})") from error
+
+    def _error(self, problem: str) -> UserError:
+        return UserError(f"trajectory file '{self.path}' {problem}." + (f" {self._hint}" if self._hint else ""))

@@ -1,0 +1,240 @@
+"""Self-attention with relative positions (Dai et al. 2019, "Transformer-XL"), laid out for shared keys.
+
+The score of a query in column position i for a key in column position j, per head (Transformer-XL, section 3.3), is
+
+    [ (W_q x_i + u) . (W_k x_j)  +  (W_q x_i + v) . W_r t(i - j) ] / sqrt(d_head)
+
+with sinusoids t(p) = [sin(p w), cos(p w)]. Two rewritings make it cheap, both exact:
+
+*   Sinusoids turn a difference into an inner product. With (a, b) = W_r^T (W_q x_i + v),
+
+        a . sin((i-j) w) + b . cos((i-j) w) = [a sin iw + b cos iw,  b sin iw - a cos iw] . [cos jw, sin jw]
+
+    so a query is rotated once by its own position and meets a fixed table: no table of distances is projected, and
+    nothing is shifted.
+*   W_k and W_v may be applied on the query's and the output's side of the sum over j. Then the keys and the values of
+    all heads are the hidden states themselves, `(B, k, d_model)`: scores of all heads are one matrix product per
+    trajectory, and what acting must remember of a past token is its d_model numbers instead of 2 * n_head * d_head.
+    It costs more than separate keys where d_head is far below d_model; in every published setting they are equal.
+
+Memory tokens see one another in both directions. For a key to the right of its query the published model computes no
+distance: its shift of a padded matrix wraps around, and (local indices a < b within the memory block) yields
+
+    b == a + 1:  0            b >= a + 2:  the query a + 1 with the distance  k - 1 - (b - a - 2)
+
+where k is the number of columns of a full segment and its cache. It is reproduced, so that published weights mean the
+same here; see `_wrap_correction`.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from RATE_model.memories.rate.config import ModelConfig
+from RATE_model.memories.rate.dropout import Dropout, dropout
+
+
+class Positions(nn.Module):
+    """Sines and cosines of column positions; no parameters.
+
+    A column's position counts from the first column that a cache of full length would have, so that a token keeps its
+    position however long the cache is.
+    """
+
+    def __init__(self, d_model: int, columns: int) -> None:
+        super().__init__()
+        frequencies = 10000.0 ** (-torch.arange(0, d_model, 2, dtype=torch.float64) / d_model)
+        self.register_buffer("frequencies", frequencies, persistent=False)
+        angles = torch.arange(columns, dtype=torch.float64)[:, None] * frequencies
+        # Angles reach thousands of radians: they are formed in float64, or float32 would lose their last digits.
+        self.register_buffer("sin", angles.sin().float(), persistent=False)
+        self.register_buffer("cos", angles.cos().float(), persistent=False)
+        # (columns, d_model): what a rotated query is multiplied with.
+        self.register_buffer("keys", torch.cat([self.cos, self.sin], dim=-1), persistent=False)
+
+    def distances(self, distances: Tensor) -> Tensor:
+        """t(p) for integer distances `(r,)`: `(r, d_model)` float32."""
+        angles = distances.to(self.frequencies.dtype)[:, None] * self.frequencies
+        return torch.cat([angles.sin(), angles.cos()], dim=-1).float()
+
+
+@dataclass(frozen=True)
+class Folded:
+    """One layer's projections with keys, values and scale folded in; made once per forward pass."""
+
+    content_weight: Tensor  # (n_head * d_model, d_model)
+    content_bias: Tensor  # (n_head * d_model,)
+    position_weight: Tensor  # as those of content
+    position_bias: Tensor
+    output_weight: Tensor  # (d_model, n_head * d_model)
+
+
+@dataclass(frozen=True)
+class Queries:
+    """What some rows ask for, each `(B, r, n_head, d_model)`, not yet rotated; apart, as products copy what is not."""
+
+    content: Tensor
+    position: Tensor
+
+
+@dataclass(frozen=True)
+class Keys:
+    """What a segment's queries may attend to."""
+
+    states: Tensor  # (B, k, d_model): attention inputs of cache and segment
+    positions: Tensor  # (k, d_model): rows of `Positions.keys` for these columns
+
+    def columns(self, start: int, stop: int) -> "Keys":
+        """The columns from `start` to `stop`."""
+        return Keys(self.states[:, start:stop], self.positions[start:stop])
+
+
+class _Scores(torch.autograd.Function):
+    """Scores `(B, r, n_head, k)` from content, rotated positions and the bias of the last columns, in one buffer.
+
+    PyTorch's own steps would copy the scores twice on the way, and give the gradient of the states transposed, which
+    is slow to add to others.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, content: Tensor, states: Tensor, rotated: Tensor, positions: Tensor, bias: Tensor | None
+    ) -> Tensor:
+        batch, rows, heads, width = content.shape
+        columns = len(positions)
+        scores = (rotated.view(-1, width) @ positions.T).view(batch, rows * heads, columns)
+        scores.baddbmm_(content.flatten(1, 2), states.transpose(1, 2))
+        scores = scores.view(batch, rows, heads, columns)
+        if bias is not None:
+            scores[..., columns - bias.shape[-1] :].add_(bias.unsqueeze(-2))
+        ctx.save_for_backward(content, states, positions)
+        return scores
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        content, states, positions = ctx.saved_tensors
+        grad = grad.contiguous()
+        by_row = grad.flatten(1, 2)
+        of_content = torch.bmm(by_row, states).view_as(content) if ctx.needs_input_grad[0] else None
+        of_states = torch.bmm(by_row.transpose(1, 2), content.flatten(1, 2)) if ctx.needs_input_grad[1] else None
+        of_rotated = (grad.flatten(0, 2) @ positions).view_as(content) if ctx.needs_input_grad[2] else None
+        return of_content, of_states, of_rotated, None, None
+
+
+class RelativeAttention(nn.Module):
+    """Multi-head attention with relative positions, without the residual around it.
+
+    The biases u and v are shared by all layers, so the model owns them and passes them to `fold`.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.n_head, self.d_head, self.d_model = config.n_head, config.d_head, config.d_model
+        inner = config.n_head * config.d_head
+        self.query = nn.Linear(config.d_model, inner, bias=False)
+        self.key = nn.Linear(config.d_model, inner, bias=False)
+        self.value = nn.Linear(config.d_model, inner, bias=False)
+        self.position = nn.Linear(config.d_model, inner, bias=False)
+        self.output = nn.Linear(inner, config.d_model, bias=False)
+        self.dropout = Dropout(config.dropout)
+        self.dropatt = config.dropatt
+
+    def fold(self, content_bias: Tensor, position_bias: Tensor) -> Folded:
+        """Fold W_k, W_r and the scale into the queries, W_v into the output.
+
+        Args:
+            content_bias: u, `(n_head, d_head)`.
+            position_bias: v, `(n_head, d_head)`.
+        """
+        heads, width, d = self.n_head, self.d_head, self.d_model
+        query, key, value, position = (
+            linear.weight.view(heads, width, d) for linear in (self.query, self.key, self.value, self.position)
+        )
+        scale = 1 / math.sqrt(width)
+        folded = []
+        for target, bias in ((key * scale, content_bias), (position * scale, position_bias)):
+            folded += [(target.transpose(1, 2) @ query).flatten(0, 1), (bias[:, None] @ target).flatten()]
+        output = self.output.weight.view(d, heads, width).transpose(0, 1) @ value  # (heads, d, d)
+        return Folded(*folded, output.transpose(0, 1).flatten(1))
+
+    def queries(self, inputs: Tensor, folded: Folded) -> Queries:
+        """The queries of rows `(B, r, d_model)`."""
+        # Rows cut out of a segment are not contiguous, and `linear` would then copy the weight once per trajectory.
+        inputs = inputs.contiguous()
+        content = F.linear(inputs, folded.content_weight, folded.content_bias)
+        position = F.linear(inputs, folded.position_weight, folded.position_bias)
+        return Queries(*(part.unflatten(-1, (self.n_head, -1)) for part in (content, position)))
+
+    def forward(
+        self,
+        queries: Queries,
+        keys: Keys,
+        folded: Folded,
+        *,
+        sin: Tensor,
+        cos: Tensor,
+        bias: Tensor | None = None,
+        wrap: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Attend from some rows to some columns.
+
+        Args:
+            queries: of r rows, from `queries`.
+            keys: the k columns that these rows may see.
+            folded: this layer's folded projections.
+            sin, cos: `(r, d_model/2)` or `(B, r, d_model/2)`, positions of the rows (`Positions`).
+            bias: `(r, c)` or `(B, r, c)` float for the last c columns, 0 where a row may attend and -inf where it may
+                not; it may attend to all columns before them. None: everywhere.
+            wrap: `(w, d_model)` sinusoids of the wrap-around distances if the rows are a block of w memory tokens whose
+                own columns are the last w of `keys`; see the module's docstring.
+
+        Returns:
+            `(B, r, d_model)` after the output projection and dropout, and the attention probabilities
+            `(B, r, n_head, k)`.
+        """
+        content = queries.content
+        batch, rows, heads, _ = content.shape
+        dtype = content.dtype
+        states, positions = keys.states.to(dtype), keys.positions.to(dtype)
+        if dtype == torch.bfloat16:
+            states = states.contiguous()  # else each product with them, and each of its gradients, makes a copy
+        columns = positions.shape[0]
+        # Autocast would send the softmax through float32 copies of the whole score tensor; the kernel computes in
+        # float32 inside anyway.
+        with torch.autocast(content.device.type, enabled=False):
+            a, b = queries.position.chunk(2, dim=-1)
+            rotated = self._rotate(a, b, sin.to(dtype), cos.to(dtype))
+            scores = _Scores.apply(content, states, rotated, positions, None if bias is None else bias.to(dtype))
+            if wrap is not None:
+                scores = scores + self._wrap_correction(queries.position, rotated, positions, wrap.to(dtype))
+            probabilities = scores.softmax(dim=-1)
+            dropped = dropout(probabilities, self.dropatt, self.training)
+            context = torch.bmm(dropped.view(batch, rows * heads, columns), states)
+        attended = F.linear(context.view(batch, rows, heads * self.d_model), folded.output_weight)
+        return self.dropout(attended), probabilities
+
+    @staticmethod
+    def _rotate(a: Tensor, b: Tensor, sin: Tensor, cos: Tensor) -> Tensor:
+        """Rotate (a, b), each `(B, r, n_head, d_model/2)`, by the rows' own positions."""
+        sin, cos = sin.unsqueeze(-2), cos.unsqueeze(-2)
+        return torch.cat([torch.addcmul(a * sin, b, cos), torch.addcmul(b * sin, a, cos, value=-1)], dim=-1)
+
+    @staticmethod
+    def _wrap_correction(position: Tensor, rotated: Tensor, positions: Tensor, wrap: Tensor) -> Tensor:
+        """What to add to scores `(B, w, n_head, k)` so that keys to the right within the block get wrapped values.
+
+        Only w * w entries of the last w columns change; the blocks are a handful of tokens.
+        """
+        size = wrap.shape[0]
+        far = torch.einsum("brhd,cd->brhc", position, wrap)
+        # The published shift: put a zero column in front, read the buffer one row later.
+        far = F.pad(far.transpose(1, 2), (1, 0))
+        far = far.reshape(*far.shape[:2], size + 1, size)[:, :, 1:].transpose(1, 2)
+        near = torch.einsum("brhd,cd->brhc", rotated, positions[-size:])
+        above = torch.ones(size, size, dtype=torch.bool, device=far.device).triu(1)[:, None]
+        delta = torch.where(above, far - near, far.new_zeros(()))
+        return F.pad(delta, (positions.shape[0] - size, 0))

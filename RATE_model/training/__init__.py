@@ -1,0 +1,1 @@
+"""The training loop, curricula, schedules, checkpoints, run directories, tracking."""

@@ -1,0 +1,281 @@
+"""The training loop of every environment: stages, epochs, logging, validation, evaluation, checkpoints, interruptions.
+
+A run that is interrupted at any point and resumed goes through the same states as one that never was: all that later
+batches depend on is in a checkpoint, and checkpoints are taken between batches.
+"""
+
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from RATE_model.acting.rollout import evaluating, progress_bar
+from RATE_model.data.windows import EpochSampler, WindowDataset, make_loader
+from RATE_model.errors import UserError
+from RATE_model.memories.rate.config import ModelConfig
+from RATE_model.memories.rate.model import RATE
+from RATE_model.spec import EnvironmentSpec
+from RATE_model.training.checkpoints import load_checkpoint, save_checkpoint, tag_checkpoint
+from RATE_model.training.curriculum import AdaptiveStages, FixedStages
+from RATE_model.training.runs import Interrupts, Run
+from RATE_model.training.tracking import Tracker
+from RATE_model.training.trainer import Trainer
+
+# Segments of a stage -> training and validation windows.
+StageData = Callable[[int], tuple[WindowDataset, WindowDataset]]
+# (model in eval mode, whether training is over) -> metrics of acting in the environment.
+Evaluate = Callable[[RATE, bool], dict[str, float]]
+
+FINAL, BEST = "final", "best"
+
+
+class Fit:
+    """Trains one run from wherever it stands to its end.
+
+    Args:
+        trainer: model, optimizer, schedule.
+        curriculum: which stages there are and when each ends.
+        data: the windows of a stage.
+        run: an open run; if it has a checkpoint, training continues there.
+        tracker: where metrics go.
+        seed: of the order of batches.
+        evaluate: called at checkpoints and at the end; must leave torch's global random state alone.
+        interrupts: asked between batches whether to stop.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        curriculum: FixedStages | AdaptiveStages,
+        data: StageData,
+        *,
+        run: Run,
+        tracker: Tracker,
+        seed: int,
+        evaluate: Evaluate | None = None,
+        interrupts: Interrupts | None = None,
+    ) -> None:
+        self.trainer, self.curriculum, self.data = trainer, curriculum, data
+        self.run, self.tracker, self.seed = run, tracker, seed
+        self.evaluate, self.interrupts = evaluate, interrupts
+        self.options = trainer.options
+        # Position: `batch` batches of epoch `epoch` of the present stage are done.
+        self.epoch = self.batch = self.epochs_done = 0
+        # Wall-clock time spent training by earlier starts of the run, and when this one began.
+        self.seconds, self._started = 0.0, time.perf_counter()
+        self._best = float("inf")
+        self._pending: list[dict[str, Tensor]] = []
+        self._saved_at = time.monotonic()
+        if run.checkpoint is not None:
+            self._resume()
+
+    def __call__(self) -> dict[str, Any]:
+        """Train to the end; the result of the last validation and evaluation, also in eval/final.json.
+
+        Raises:
+            Interrupted: a signal asked to stop; the state is saved.
+            TrainingDiverged: loss or gradient became NaN or infinite.
+        """
+        was_finished = self.curriculum.finished  # then its last checkpoint is there
+        while not self.curriculum.finished:
+            self._stage()
+        self._log(self.curriculum.sections)
+        result = self._validate(self.curriculum.sections) | {"optimizer_steps": self.trainer.step}
+        if isinstance(self.curriculum, AdaptiveStages):
+            result["solved"] = self.curriculum.solved
+        if not was_finished:
+            self._save(best=self._improved(result))
+        if self.interrupts is not None:
+            self.interrupts.stop()
+        started = time.perf_counter()
+        result |= self._evaluate(final=True)
+        self.tracker.log(result, self.trainer.step)  # without times: a resumed run writes the same lines
+        seconds = {
+            "train_seconds": self.seconds + started - self._started,
+            "eval_seconds": time.perf_counter() - started,
+        }
+        result |= {name: round(value, 1) for name, value in seconds.items()}
+        self.run.write_evaluation(FINAL, result)
+        return result
+
+    def _stage(self) -> None:
+        """Train until the stage changes or everything is done."""
+        sections = self.curriculum.sections
+        training, _ = self.data(sections)
+        options = self.options
+        sampler = EpochSampler(
+            len(training), options.batch_size, self.seed, key=sections, max_batches=options.epoch_batches
+        )
+        loader = make_loader(
+            training,
+            sampler,
+            epoch=self.epoch,
+            batch=self.batch,
+            num_workers=options.num_workers,
+            pin_memory=self.trainer.model.device.type == "cuda",
+        )
+        bar = progress_bar(desc=f"{sections} segments", unit="batch", initial=self.epoch * len(sampler) + self.batch)
+        with closing(loader), bar:
+            for epoch, number, batch in loader:
+                self._train(batch)
+                if len(self._pending) >= self.options.log_every:
+                    self._log(sections)
+                bar.update()
+                ended = number + 1 == len(sampler)
+                self.epoch, self.batch = (epoch + 1, 0) if ended else (epoch, number + 1)
+                if ended:
+                    self.epochs_done += 1
+                    self.curriculum.after_epoch()
+                # Before a checkpoint is taken: it must not place the next stage where this one ended.
+                if changed := self.curriculum.sections != sections:
+                    self._log(sections)
+                    self.epoch = self.batch = 0
+                if ended:
+                    self._end_epoch(sections)
+                elif not changed and self.options.ckpt_batches and self.batch % self.options.ckpt_batches == 0:
+                    self._check_point(sections, f"epoch_{self.epochs_done + 1:04d}_batch_{self.batch:06d}")
+                if changed:
+                    self._best = float("inf")  # losses of different stages do not compare
+                if changed or self.curriculum.finished:
+                    return
+                self._pause_if_asked()
+
+    def _train(self, batch: Any) -> None:
+        """One batch."""
+        position = {"sections": self.curriculum.sections, "epoch": self.epoch, "batch": self.batch, "seed": self.seed}
+        self.trainer.position = position
+        metrics = self.trainer.train_batch(batch)
+        self.curriculum.after_batch(metrics)
+        if self.curriculum.annealing:
+            self.trainer.schedule.start_decay(self.trainer.step)
+        self._pending.append(metrics)
+
+    def _end_epoch(self, sections: int) -> None:
+        """Behind the last batch of an epoch of a stage: at some epochs, validate, evaluate and save."""
+        if self.epochs_done != 1 and self.epochs_done % self.options.ckpt_epoch:
+            return
+        if self.curriculum.finished:
+            return  # the end does all of it
+        self._check_point(sections, f"epoch_{self.epochs_done:04d}")
+
+    def _check_point(self, sections: int, name: str) -> None:
+        """Validate, evaluate and save."""
+        self._log(sections)
+        result = self._validate(sections) | self._evaluate(final=False)
+        self.tracker.log(result, self.trainer.step)
+        self.run.write_evaluation(name, result)
+        improved = self._improved(result)
+        if self.curriculum.sections != sections:
+            self._best = float("inf")
+        self._save(best=improved)
+
+    def _improved(self, result: dict[str, float]) -> bool:
+        """Whether this validation loss is the lowest of the stage so far."""
+        best, self._best = self._best, min(self._best, result["validation_loss"])
+        return self._best < best
+
+    def _pause_if_asked(self) -> None:
+        """Between batches: save when it is time, and stop when a signal asked for it."""
+        asked = self.interrupts is not None and self.interrupts.requested is not None
+        if asked or time.monotonic() - self._saved_at > 60 * self.options.save_minutes:
+            self._save()
+        if asked:
+            self.interrupts.stop()
+
+    def _log(self, sections: int) -> None:
+        """Averages of the batches since the last line, all of one stage.
+
+        Here training reads from the device, and nowhere else but for an adaptive curriculum, which looks at one number
+        a batch.
+        """
+        if not self._pending:
+            return
+        means = {name: float(torch.stack([m[name].float() for m in self._pending]).mean()) for name in self._pending[0]}
+        self.tracker.log(means | {"segments_count": sections, "epoch": self.epochs_done}, self.trainer.step)
+        self._pending.clear()
+
+    def _validate(self, sections: int) -> dict[str, float]:
+        """Loss and metrics on the validation windows of a stage."""
+        _, validation = self.data(sections)
+        sampler = EpochSampler(len(validation), self.options.batch_size, self.seed, shuffle=False)
+        loader = make_loader(validation, sampler, end_epoch=1)
+        with evaluating(self.trainer.model):
+            return self.trainer.validate(batch for _, _, batch in loader)
+
+    def _evaluate(self, *, final: bool) -> dict[str, float]:
+        if self.evaluate is None:
+            return {}
+        with evaluating(self.trainer.model):
+            return self.evaluate(self.trainer.model, final)
+
+    def _save(self, *, best: bool = False) -> None:
+        """A checkpoint of everything that the next batch depends on."""
+        self.trainer.check_finite()
+        model = self.trainer.model
+        state = {
+            "config": asdict(model.config),
+            "spec": asdict(model.spec),
+            "trainer": self.trainer.state_dict(),
+            "curriculum": self.curriculum.state_dict(),
+            "data": self._fingerprint(),
+            "position": {"epoch": self.epoch, "batch": self.batch, "epochs_done": self.epochs_done},
+            "pending": self._pending,
+            "best": self._best,
+            "is_best": best,
+            "seconds": self.seconds + time.perf_counter() - self._started,
+            "metrics_position": self.tracker.position(),
+        }
+        save_checkpoint(
+            self.run.checkpoints,
+            self.trainer.step,
+            model_state=model.state_dict(),
+            training_state=state,
+            tag=BEST if best else None,
+        )
+        self._saved_at = time.monotonic()
+
+    def _fingerprint(self) -> str:
+        """Of the present stage's training data: paths may change when a run is resumed, what they hold may not."""
+        training, _ = self.data(self.curriculum.sections)
+        return training.fingerprint
+
+    def _resume(self) -> None:
+        """Take up the run's checkpoint."""
+        weights, state = load_checkpoint(self.run.checkpoint)
+        self.trainer.model.load_state_dict(weights)
+        self.trainer.load_state_dict(state["trainer"])
+        self.curriculum.load_state_dict(state["curriculum"])
+        if state["data"] != self._fingerprint():
+            raise UserError(
+                f"{self.run.directory} was trained on other data than is there now; give it its own, or begin a new "
+                "run with --overwrite true or another --text"
+            )
+        for name, value in state["position"].items():
+            setattr(self, name, value)
+        self._pending, self._best, self.seconds = list(state["pending"]), state["best"], state["seconds"]
+        self.tracker.truncate(state["metrics_position"])
+        if state["is_best"]:  # the process may have died between the checkpoint and its tag
+            tag_checkpoint(self.run.checkpoint, BEST)
+
+
+def load_model(path: Any, *, device: torch.device | str = "cpu") -> RATE:
+    """The model of a checkpoint (of `resolve_checkpoint`), in eval mode.
+
+    Raises:
+        UserError: the checkpoint is damaged or absent, or holds no model of this project.
+    """
+    weights, state = load_checkpoint(path)
+    try:
+        spec = {name: tuple(value) if isinstance(value, list) else value for name, value in state["spec"].items()}
+        model = RATE(ModelConfig(**state["config"]), EnvironmentSpec(**spec))
+        model.load_state_dict(weights)
+    except KeyError as error:
+        raise UserError(f"checkpoint {path} holds no model of this project: it has no {error}") from None
+    except (AttributeError, RuntimeError, TypeError, UserError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]  # PyTorch lists every weight on a line of its own
+        raise UserError(f"checkpoint {path} holds no model of this project: {reason}") from None
+    return model.to(device).eval()

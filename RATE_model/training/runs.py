@@ -1,0 +1,331 @@
+"""A run's directory, its interruption, and several seeds in one command.
+
+<run>/config.yaml        every flag's value, readable by --config
+      environment.json   one entry per start: commit, versions, command line, threads
+      metrics.jsonl      see tracking.py
+      checkpoints/       see checkpoints.py
+      eval/*.json  plots/*.png
+"""
+
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import yaml
+
+from RATE_model.cli.options import load_yaml, to_yaml
+from RATE_model.errors import RunError, UserError
+from RATE_model.system.atomic import atomic_write_text
+from RATE_model.training.checkpoints import find_checkpoint, has_checkpoints, resolve_checkpoint
+from RATE_model.training.tracking import redact
+
+_CONTENTS = ("config.yaml", "environment.json", "metrics.jsonl", "timing.jsonl", "wandb_id")
+_FOLDERS = ("checkpoints", "eval", "plots")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's place and beginning. Once open, its directory exists, with config.yaml and environment.json."""
+
+    directory: Path
+    seed: int
+    checkpoint: Path | None
+    """The checkpoint to continue from; None for a run that starts at the beginning."""
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.directory / "checkpoints"
+
+    @property
+    def plots(self) -> Path:
+        return self.directory / "plots"
+
+    def write_evaluation(self, name: str, result: dict[str, Any]) -> Path:
+        """Writes eval/<name>.json atomically and returns its path."""
+        path = self.directory / "eval" / f"{name}.json"
+        atomic_write_text(path, json.dumps(result, indent=2) + "\n")
+        return path
+
+
+def check_run(
+    directory: Path,
+    *,
+    config: dict[str, Any],
+    seed: int,
+    resume: str = "no",
+    overwrite: bool = False,
+    may_change: Iterable[str] = (),
+    may_grow: Iterable[str] = ("epochs",),
+) -> Run:
+    """The run in ``directory``, new or continued, for `open_run`; ``config`` is what options.to_flat_dict gives.
+
+    ``resume``: "no" starts at the beginning; "auto" continues from the newest good checkpoint if there is one; a path
+    (a run or a checkpoint, of this directory or another) continues from there. A run that is continued must have the
+    configuration it was started with, but for the keys in ``may_change``, those that start with ``wandb_``, and those
+    in ``may_grow``, whose value may be larger.
+
+    Nothing is created, changed or removed, so that data can be looked at before a run is opened. Raises UserError if
+    the directory holds a checkpoint and neither resume nor overwrite is asked for, if there is nothing good to resume,
+    if the configuration differs, or if the directory cannot be written.
+    """
+    if any(len(os.fsencode(part)) > 255 for part in directory.parts):  # seen nowhere else while a parent is missing
+        raise UserError(f"the run directory {directory} cannot be made: a name in it is longer than 255 bytes")
+    try:
+        existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    except OSError as error:  # a path that is too long, or a directory that may not be entered
+        raise UserError(f"the run directory {directory} cannot be made: {error.strerror or error}") from None
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        reason = "not writable" if existing.is_dir() else "not a directory"
+        raise UserError(f"the run directory {directory} cannot be written: {existing} is {reason}")
+    recorded = redact(to_yaml(config))  # a malformed wandb_config.yaml is found here
+    checkpoint = _choose_checkpoint(directory, resume=resume, overwrite=overwrite)
+    if checkpoint is not None:
+        origin = checkpoint.parent.parent
+        differing = _differences(
+            load_yaml(origin / "config.yaml") | {"seed": _seed_of(origin, default=seed)},
+            yaml.safe_load(recorded) | {"seed": seed},
+            may_change=frozenset(may_change),
+            may_grow=frozenset(may_grow),
+        )
+        if differing:
+            raise UserError(
+                f"{origin} cannot be resumed with another configuration: {'; '.join(differing)}. Give the same values, "
+                "or start a new run with another --text or --ckpt_folder"
+            )
+    return Run(directory, seed, checkpoint)
+
+
+def open_run(run: Run, *, config: dict[str, Any]) -> None:
+    """Makes the directory of a checked run, clears away what an earlier one left, and records this start.
+
+    Raises UserError if the directory cannot be written.
+    """
+    directory = run.directory
+    try:
+        origin = None if run.checkpoint is None else run.checkpoint.parent.parent
+        if origin != directory:
+            _clear(directory)
+        for folder in _FOLDERS:
+            (directory / folder).mkdir(parents=True, exist_ok=True)
+        if origin not in (None, directory) and (origin / "metrics.jsonl").exists():
+            shutil.copyfile(origin / "metrics.jsonl", directory / "metrics.jsonl")  # its history is this run's too
+        atomic_write_text(directory / "config.yaml", redact(to_yaml(config)))
+        _record_start(directory, run.seed)
+    except OSError as error:
+        raise UserError(f"the run directory {directory} cannot be written: {error.strerror or error}") from error
+
+
+def run_name(*parts: object) -> str:
+    """The parts that are not empty, joined by underscores, as a directory name: the same for the same parts."""
+    text = "_".join(str(part) for part in parts if str(part))
+    name = re.sub(r"[^\w.+=-]+", "-", text).lstrip(".-")
+    while len(name.encode()) > 200:  # File systems allow 255 bytes.
+        name = name[:-1]
+    if not name:
+        raise UserError(f"a run cannot be called '{text}': use letters and digits")
+    return name
+
+
+class Interrupted(Exception):
+    """Raised by a training loop that has saved its state and stops because a signal asked for it."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+
+class Interrupts:
+    """Context manager that turns SIGINT, SIGTERM and SIGUSR1 into a request to stop at the next step edge.
+
+    ``requested`` is None or the name of the first signal. A loop that has saved its state calls ``stop()``, which
+    raises Interrupted. A second SIGINT raises KeyboardInterrupt at once. The previous handlers return on exit. Outside
+    the main thread, where Python allows no handlers, nothing is ever requested.
+    """
+
+    SIGNALS = tuple(name for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+
+    def __init__(self) -> None:
+        self.requested: str | None = None
+        self._previous: dict[str, Any] = {}
+        self._process = os.getpid()
+
+    def __enter__(self) -> "Interrupts":
+        if threading.current_thread() is threading.main_thread():
+            for name in self.SIGNALS:
+                self._previous[name] = signal.signal(getattr(signal, name), self._handle)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for name, handler in self._previous.items():
+            signal.signal(getattr(signal, name), signal.SIG_DFL if handler is None else handler)
+
+    def stop(self) -> None:
+        """Raises Interrupted if a stop has been requested."""
+        if self.requested is not None:
+            raise Interrupted(self.requested)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:  # A forked loader worker: it must die of SIGTERM and leave the rest to us.
+            if number == signal.SIGTERM:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+            return
+        if self.requested is not None:
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            return
+        self.requested = signal.Signals(number).name
+        hint = "; press Ctrl-C again to stop at once" if number == signal.SIGINT else ""
+        os.write(2, f"\n{self.requested}: stopping after this step{hint}\n".encode())  # print() may not be re-entered.
+
+
+def run_seeds(seeds: Iterable[int], function: Callable[[int], object]) -> int:
+    """Calls ``function(seed)`` for every seed and returns the exit code of the command.
+
+    An exception in one seed is reported on stderr and the others go on; a last line sums up and the code is 1. A
+    UserError in the first seed is raised, unless it is a RunError: it would meet every other seed as well. Interrupted
+    and KeyboardInterrupt stop everything with 128 + the signal's number and the hint how to continue.
+    """
+    seeds = list(seeds)
+    failed: dict[int, str] = {}
+    for position, seed in enumerate(seeds):
+        try:
+            function(seed)
+        except (Interrupted, KeyboardInterrupt) as interruption:
+            name = interruption.name if isinstance(interruption, Interrupted) else "SIGINT"
+            print(f"seed {seed} stopped by {name}; continue with --resume auto", file=sys.stderr)
+            return 128 + signal.Signals[name]
+        except UserError as error:
+            if len(seeds) == 1 or (position == 0 and not isinstance(error, RunError)):
+                raise
+            failed[seed] = f"seed {seed} failed: {error}"
+        except Exception as error:
+            traceback.print_exc()
+            failed[seed] = f"seed {seed} failed: {type(error).__name__}: {error}"
+        if seed in failed:
+            print(failed[seed], file=sys.stderr)
+    if failed:
+        names = ", ".join(map(str, failed))
+        print(f"{len(seeds) - len(failed)} of {len(seeds)} seeds finished; failed: {names}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _choose_checkpoint(directory: Path, *, resume: str, overwrite: bool) -> Path | None:
+    """The checkpoint to continue from, or None to begin; raises UserError where that would destroy a run."""
+    occupied = has_checkpoints(directory / "checkpoints")
+    if overwrite and resume != "no":
+        raise UserError(f"--overwrite true and --resume {resume} exclude each other: give one of them")
+    if resume == "auto":
+        checkpoint = find_checkpoint(directory / "checkpoints")
+        if checkpoint is None and occupied:
+            raise UserError(f"{directory} holds only damaged checkpoints; start it anew with --overwrite true")
+        return checkpoint
+    checkpoint = None if resume == "no" else resolve_checkpoint(Path(resume))
+    if checkpoint is not None and checkpoint.parent.parent.resolve() == directory.resolve():
+        return directory / "checkpoints" / checkpoint.name
+    if occupied and not overwrite:
+        raise UserError(
+            f"{directory} already holds a checkpoint: continue that run with --resume auto, or replace it with "
+            "--overwrite true"
+        )
+    return checkpoint
+
+
+def _differences(
+    old: dict[str, Any], new: dict[str, Any], *, may_change: frozenset[str], may_grow: frozenset[str]
+) -> list[str]:
+    """One phrase for each key that differs and may not."""
+    differing = []
+    for key in sorted(old.keys() | new.keys()):
+        before, now = old.get(key), new.get(key)
+        if before == now or key in may_change or key.startswith("wandb_"):
+            continue
+        if key in may_grow and isinstance(before, int) and isinstance(now, int):
+            if now < before:
+                differing.append(f"{key} was {before} and may only grow, now {now}")
+        else:
+            differing.append(f"{key} was {before}, now {now}")
+    return differing
+
+
+def _clear(directory: Path) -> None:
+    """Removes what an earlier run has left, and nothing that is not a run's."""
+    for name in _CONTENTS:
+        (directory / name).unlink(missing_ok=True)
+    for path in directory.glob("crash_step_*.json"):
+        path.unlink()
+    for name in (*_FOLDERS, "wandb"):
+        if (directory / name).is_dir():
+            shutil.rmtree(directory / name)
+
+
+def _seed_of(directory: Path, *, default: int) -> int:
+    starts = _starts(directory)
+    return starts[-1].get("seed", default) if starts else default
+
+
+def _starts(directory: Path) -> list[dict[str, Any]]:
+    try:
+        return json.loads((directory / "environment.json").read_text())["starts"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def _record_start(directory: Path, seed: int) -> None:
+    """Adds this start to environment.json. Neither the host's name nor a wandb key is recorded."""
+    import torch  # Here, so that whoever only names runs need not wait for it.
+
+    start = {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seed": seed,
+        "command": [redact(argument) for argument in sys.argv],
+        "git": _git_state(),
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "versions": _versions(),
+        "cpus": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+    atomic_write_text(
+        directory / "environment.json", json.dumps({"starts": [*_starts(directory), start]}, indent=2) + "\n"
+    )
+
+
+def _versions() -> dict[str, str]:
+    names = ("torch", "numpy", "gymnasium", "h5py", "safetensors", "tyro", "wandb")
+    versions = {}
+    for name in names:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _git_state() -> dict[str, Any] | None:
+    """Commit and whether tracked files differ from it; None outside a git checkout."""
+    root = Path(__file__).resolve().parents[2]
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno"))}
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,344 @@
+"""Metrics: always a local file, and wandb where there is an account.
+
+    <run>/metrics.jsonl   one JSON object per line, {"step": 40, "loss": 0.25, ...}; the same for the same run,
+                          interrupted or not, and therefore without times
+    <run>/timing.jsonl    {"step": 40, "seconds": 12.5} for every line ever written to metrics.jsonl; never shortened
+    <run>/wandb/          what wandb writes; <run>/wandb_id holds the id under which a resumed run continues
+
+wandb is imported only when it is used, and whatever it does, training goes on: its failures become one warning. Before
+going online the key and the network are tried out in a process of their own, with a time limit, since wandb.init by
+itself retries for 100 s.
+"""
+
+import json
+import math
+import os
+import re
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from RATE_model.cli.options import close_matches, load_yaml
+from RATE_model.errors import UserError
+from RATE_model.system.atomic import atomic_write_text
+
+WandbMode = Literal["auto", "online", "offline", "disabled"]
+
+KEY_LENGTH = 40
+"""wandb refuses shorter keys without asking the server."""
+PROBE_SECONDS = 5.0
+ONLINE_SECONDS = 8.0
+"""Going online has this long, the probe included; then the run goes on offline."""
+FINISH_SECONDS = 60.0
+
+_CONFIG_KEYS: dict[str, tuple[str, ...]] = {
+    "wandb_api": (),
+    "entity": (),
+    "project": (),
+    "mode": (),
+    "atari": ("data",),
+    "mujoco": ("data_dir_prefix",),
+    "memory_maze": ("data",),
+}
+_IGNORED_KEYS = {
+    "comet_ml_api",
+    "workspace_name",
+    "minigrid_memory",
+}  # Of the published code's files; without use here.
+
+
+class Tracker:
+    """Writes the metrics of one run.
+
+    A checkpoint stores `position`; a resumed run drops the lines behind it (`truncate`) and writes them again.
+    """
+
+    def __init__(
+        self,
+        run_directory: Path,
+        *,
+        wandb_mode: WandbMode = "auto",
+        project: str,
+        name: str,
+        group: str | None = None,
+        config: dict[str, Any] | None = None,
+        wandb_config_file: Path | None = None,
+    ) -> None:
+        """``run_directory`` exists; ``config`` is the flat configuration that wandb shows.
+
+        ``wandb_mode``: "online" and "offline" as they say; "disabled": no wandb; "auto": what wandb_config.yaml or
+        WANDB_MODE says, else online with a key and no wandb without one. Raises UserError for a malformed
+        wandb_config.yaml and for a directory that cannot be written.
+        """
+        self._directory = run_directory
+        self._clock = time.monotonic()
+        self._file = _open_for_append(run_directory / "metrics.jsonl")
+        self._timing = _open_for_append(run_directory / "timing.jsonl")
+        self._sent_to_wandb = _last_step(run_directory / "timing.jsonl")
+        settings = read_wandb_config(wandb_config_file)
+        mode = choose_mode(wandb_mode, settings)
+        self._wandb = None
+        if mode != "disabled":
+            self._wandb = _start_wandb(
+                run_directory,
+                mode,
+                key=_api_key(settings),
+                project=settings.get("project") or project,
+                entity=settings.get("entity"),
+                name=name,
+                group=group,
+                config=config or {},
+            )
+
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        """Appends one line. Numbers may be Python's, numpy's or one-element tensors; NaN and infinities become null.
+
+        Raises UserError if the file cannot be written.
+        """
+        if "step" in metrics:
+            raise ValueError("'step' is the name of the step itself, not of a metric")
+        values = {name: _number(value) for name, value in metrics.items()}
+        try:
+            _append(self._file, {"step": step, **{name: _finite(value) for name, value in values.items()}})
+            _append(self._timing, {"step": step, "seconds": round(time.monotonic() - self._clock, 3)})
+        except OSError as error:
+            raise UserError(f"{self._directory / 'metrics.jsonl'} cannot be written: {error.strerror}") from error
+        if self._wandb is not None and step > self._sent_to_wandb:
+            self._guard("logging", lambda: self._wandb.log(values, step=step))
+
+    def position(self) -> int:
+        """The size of metrics.jsonl in bytes, for `truncate`; what is there is brought to the disk first."""
+        os.fsync(self._file.fileno())
+        return self._file.tell()
+
+    def truncate(self, position: int) -> None:
+        """For a resumed run: drops what was logged after its checkpoint, whose `position` this is.
+
+        wandb is not told the dropped steps a second time. A shorter file, as in a new directory, stays as it is.
+        """
+        self._file.truncate(min(position, self._file.tell()))
+        self._file.seek(0, os.SEEK_END)  # truncating leaves the position, which `position` would report
+
+    def close(self, exit_code: int = 0) -> None:
+        """Closes the files and finishes wandb, waiting at most FINISH_SECONDS for its uploads."""
+        self._file.close()
+        self._timing.close()
+        if self._wandb is not None:
+            self._guard("finishing", lambda: self._wandb.finish(exit_code=exit_code))
+        self._wandb = None
+
+    def __enter__(self) -> "Tracker":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        self.close(exit_code=0 if kind is None else 1)
+
+    def _guard(self, doing: str, action: Callable[[], object]) -> None:
+        """Runs an action of wandb; if it fails, wandb is off and one warning says so."""
+        try:
+            action()
+        except Exception as error:
+            _warn(f"wandb failed while {doing} ({_first_line(error)}); the run goes on without it")
+            self._wandb = None
+
+
+def read_wandb_config(path: Path | None = None) -> dict[str, Any]:
+    """wandb_config.yaml: ``path``, or the one in the current directory, else the repository's; {} if there is none.
+
+    Empty values are left out; raises UserError for a malformed file or an unknown key.
+    """
+    places = [path] if path else [Path("wandb_config.yaml"), Path(__file__).resolve().parents[2] / "wandb_config.yaml"]
+    path = next((place for place in places if place.exists()), None)
+    if path is None:
+        return {}
+    settings: dict[str, Any] = {}
+    for key, value in load_yaml(path).items():
+        if key not in _CONFIG_KEYS and key not in _IGNORED_KEYS:
+            raise UserError(f"{path}: unknown key '{key}'{close_matches(key, list(_CONFIG_KEYS))}")
+        inner = _CONFIG_KEYS.get(key)
+        if value is None or inner is None:
+            continue
+        if inner and not (isinstance(value, dict) and set(value) <= set(inner)):
+            raise UserError(f"{path}: {key}: expected '{inner[0]}: FOLDER' below it")
+        if not inner and isinstance(value, dict | list):
+            raise UserError(f"{path}: {key}: expected one value, found {type(value).__name__} content")
+        settings[key] = {name: str(item) for name, item in value.items() if item is not None} if inner else str(value)
+    if settings.get("mode", "auto") not in ("auto", "online", "offline", "disabled"):
+        raise UserError(f"{path}: mode: {settings['mode']}: must be one of auto, online, offline, disabled")
+    return settings
+
+
+def choose_mode(wandb_mode: WandbMode, settings: dict[str, Any]) -> Literal["online", "offline", "disabled"]:
+    """What is to be tried; a warning is printed where that is less than what was asked for."""
+    named = os.environ.get("WANDB_MODE", "")
+    if wandb_mode == "auto":
+        wandb_mode = settings.get("mode") or (named if named in ("online", "offline", "disabled") else "auto")
+    key = _api_key(settings)
+    if wandb_mode == "auto" and not key:
+        return "disabled"
+    if wandb_mode not in ("auto", "online"):
+        return wandb_mode
+    if len(key) >= KEY_LENGTH:
+        return "online"
+    if key:
+        reason = f"the wandb key has {len(key)} characters, a valid one {KEY_LENGTH} or more"
+    else:
+        reason = "there is no wandb key in WANDB_API_KEY or wandb_config.yaml"
+    _warn(f"{reason}; wandb goes on offline")
+    return "offline"
+
+
+def redact(text: str) -> str:
+    """``text`` with every occurrence of the wandb key that is in use replaced by ***."""
+    for key in {os.environ.get("WANDB_API_KEY", ""), read_wandb_config().get("wandb_api", "")}:
+        if len(key) >= 8:
+            text = text.replace(key, "***")
+    return text
+
+
+def probe_online(key: str, *, seconds: float = PROBE_SECONDS) -> str | None:
+    """Why wandb cannot be used online with this key right now, or None if it can; answers within ``seconds``.
+
+    The key is tried out in a process of its own, which is killed with all it started when the time is up.
+    """
+    code = f"import wandb; wandb.Api(timeout={max(1, int(seconds) - 1)})"
+    with tempfile.TemporaryFile() as output:  # Not a pipe: a service that wandb leaves behind would hold it open.
+        process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            env={**os.environ, "WANDB_API_KEY": key},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+        try:
+            process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            return f"the server did not answer within {seconds:g} s"
+        finally:
+            _kill_group(process)
+        output.seek(0)
+        errors = output.read().decode(errors="replace")
+    if process.returncode == 0:
+        return None
+    if re.search(r"\b401\b|\b403\b|invalid credentials", errors):
+        return "the server refused the key"
+    return "the server cannot be reached" if "AuthenticationError" in errors else _last_line(errors)
+
+
+def _start_wandb(run_directory: Path, mode: str, *, key: str, **arguments: Any) -> Any:
+    """A started wandb run, online or offline, or None; failures are warnings."""
+    # wandb would send its own error reports even offline, and wait for them at the end where there is no network.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    os.environ.setdefault("WANDB_SILENT", "true")
+    deadline = time.monotonic() + ONLINE_SECONDS
+    try:
+        import wandb
+    except ImportError:
+        _warn("wandb is not installed, the run goes on without it; install it with: pip install wandb")
+        return None
+    if mode == "online" and (reason := probe_online(key)):
+        _warn(f"{reason}; wandb goes on offline, upload later with: wandb sync {run_directory / 'wandb'}/offline-run-*")
+        mode = "offline"
+    identity = run_directory / "wandb_id"
+    if key and mode == "online":
+        os.environ["WANDB_API_KEY"] = key
+    for attempt in dict.fromkeys((mode, "offline")):
+        if not identity.exists():
+            atomic_write_text(identity, f"{secrets.token_hex(4)}\n")
+        try:
+            run = wandb.init(
+                dir=str(run_directory),
+                mode=attempt,
+                id=identity.read_text().strip(),
+                resume="allow",
+                settings=wandb.Settings(
+                    console="off",
+                    silent=True,
+                    save_code=False,
+                    disable_git=True,  # wandb would upload the diff of wandb_config.yaml, with the key in it.
+                    x_disable_meta=any(redact(argument) != argument for argument in sys.argv),
+                    init_timeout=max(1.0, deadline - time.monotonic()),
+                    finish_timeout=FINISH_SECONDS,
+                ),
+                **arguments,
+            )
+        except Exception as error:
+            identity.unlink()  # wandb's service holds the id of a failed start as in use.
+            instead = "wandb goes on offline" if attempt == "online" else "the run goes on without it"
+            _warn(f"wandb failed to start ({_first_line(error)}); {instead}")
+            continue
+        if attempt == "online":
+            print(f"wandb: {run.url}")
+        return run
+    return None
+
+
+def _api_key(settings: dict[str, Any]) -> str:
+    return os.environ.get("WANDB_API_KEY") or settings.get("wandb_api", "")
+
+
+def _kill_group(process: subprocess.Popen[bytes]) -> None:
+    """Kills the process and its children: wandb starts a service that would outlive it."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        pass
+    process.wait()
+
+
+def _open_for_append(path: Path) -> Any:
+    try:
+        cut_short = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
+        file = open(path, "a", encoding="utf-8")
+        file.write("\n" if cut_short else "")
+        return file
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def _append(file: Any, record: dict[str, Any]) -> None:
+    file.write(json.dumps(record, allow_nan=False) + "\n")
+    file.flush()
+
+
+def _complete_lines(path: Path) -> list[tuple[str, int]]:
+    """(line, step) of every whole line of a metrics or timing file."""
+    found = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+        try:
+            if line.endswith("\n"):
+                found.append((line, int(json.loads(line)["step"])))
+        except (ValueError, KeyError, TypeError):
+            continue
+    return found
+
+
+def _last_step(path: Path) -> int:
+    return max((step for _, step in _complete_lines(path)), default=-1)
+
+
+def _number(value: Any) -> float | int:
+    return value.item() if hasattr(value, "item") else value
+
+
+def _finite(value: float | int) -> float | int | None:
+    return value if math.isfinite(value) else None
+
+
+def _warn(message: str) -> None:
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or ["wandb could not be started"])[-1][:200]

@@ -1,0 +1,282 @@
+"""One optimizer step after another: a batch of trajectories in, parameters changed, metrics out."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from RATE_model.cli.settings import TrainOptions
+from RATE_model.data.windows import Batch
+from RATE_model.errors import RunError
+from RATE_model.memories.rate.model import RATE
+from RATE_model.memories.rate.valve import MemoryState
+from RATE_model.system.precision import autocast
+from RATE_model.training.optimization import Schedule, make_optimizer
+
+# (logits (B, T, A), batch) -> scalars of the batch, on the device.
+BatchMetrics = Callable[[Tensor, Batch], dict[str, Tensor]]
+
+
+class TrainingDiverged(RunError):
+    """The loss or the gradient is not finite."""
+
+
+def accuracy(logits: Tensor, batch: Batch) -> dict[str, Tensor]:
+    """Share of valid steps whose most probable action is the one to be learned (discrete actions)."""
+    right = (logits.argmax(-1) == batch.targets) & batch.valid
+    return {"train_accuracy": right.sum() / batch.valid.sum()}
+
+
+def last_steps_right(logits: Tensor, batch: Batch, count: int) -> Tensor:
+    """Share of trajectories whose most probable actions at the last `count` steps are all those to be learned.
+
+    Of trajectories that are padded at the right; one of fewer steps counts with all it has.
+    """
+    right = logits.argmax(-1) == batch.targets
+    ends = batch.lengths.to(logits.device, non_blocking=True)[:, None]
+    steps = torch.arange(right.shape[1], device=logits.device)
+    return (right | (steps < ends - count) | (steps >= ends)).all(1).float().mean()
+
+
+def window_steps(options: TrainOptions, context_length: int) -> int | None:
+    """Environment steps of a gradient window, of `bptt_segments + 1` segments; None: a whole trajectory."""
+    return None if options.bptt_segments < 0 else context_length * (options.bptt_segments + 1)
+
+
+def optimizer_steps(options: TrainOptions, context_length: int, steps: int) -> int:
+    """Optimizer steps that a batch of trajectories of `steps` environment steps makes."""
+    window = window_steps(options, context_length)
+    return 1 if window is None else -(-steps // window)
+
+
+class Trainer:
+    """Holds a model, its optimizer and its schedule, and trains batch by batch.
+
+    A trajectory is cut into windows of `bptt_segments + 1` segments; each makes one optimizer step with gradients
+    through the memory inside the window. So with a fixed `bptt_segments` peak memory does not grow with the trajectory.
+
+    Args:
+        model: on its device.
+        options: see `TrainOptions`.
+        schedule: of the learning rate, per optimizer step.
+        metrics: computed from every batch beside loss, gradient norm and learning rate.
+        mirror: what each action becomes when an image is mirrored, left for right. Every trajectory, of dense images,
+            is then shown as it is or in the mirror, with equal probability; None: as it is.
+        crash_directory: where a batch that makes the loss not finite is recorded.
+    """
+
+    def __init__(
+        self,
+        model: RATE,
+        options: TrainOptions,
+        schedule: Schedule,
+        *,
+        metrics: BatchMetrics | None = None,
+        mirror: Sequence[int] | None = None,
+        crash_directory: Path | None = None,
+    ) -> None:
+        self.model, self.options, self.schedule = model, options, schedule
+        self._mirror = None if mirror is None else torch.tensor(mirror, device=model.device)
+        self.optimizer = make_optimizer(
+            model,
+            learning_rate=options.learning_rate,
+            betas=(options.beta_1, options.beta_2),
+            weight_decay=options.weight_decay,
+        )
+        self.step = 0
+        self._metrics = metrics
+        self._crash_directory = crash_directory
+        if options.compile:
+            model.compile_decoder()
+        # Where training stands (stage, epoch, batch), for the record of a crash.
+        self.position: dict[str, int] = {}
+        self._unchecked: tuple[Tensor, int, dict[str, int], Tensor] | None = None
+
+    def train_batch(self, batch: Batch) -> dict[str, Tensor]:
+        """Train on one batch, given on the CPU; scalars on the device: `train_loss`, `grad_norm`, `lr` and the metrics.
+
+        Raises:
+            TrainingDiverged: loss or gradient is not finite. On a CPU the parameters are those before the step; on a
+                GPU it is noticed a step later, and before anything is saved.
+        """
+        self.model.train()
+        device = self.model.device
+        valid = batch.valid  # stays on the CPU: it decides which rows run
+        indices = batch.indices
+        batch = self._mirrored(batch.to(device, non_blocking=True))
+        shown = self._shown(batch.actions)
+        parts = self._parts(len(valid))
+        memories: list[MemoryState | None] = [None] * len(parts)
+        losses, weights, logits, norm = [], [], [], None
+        for window in self._windows(valid.shape[1]):
+            count = int(valid[:, window].sum())
+            if not count:
+                logits.append(torch.zeros(*valid[:, window].shape, self.model.spec.num_actions, device=device))
+                continue
+            loss = torch.zeros((), device=device)
+            window_logits = []
+            for number, rows in enumerate(parts):
+                share = float(valid[rows, window].sum()) / count
+                part_loss, part_logits, memories[number] = self._backward(
+                    batch, shown, valid, rows, window, memories[number], share
+                )
+                loss += part_loss
+                window_logits.append(part_logits)
+            norm = self._optimize(loss, indices)
+            losses.append(loss)
+            weights.append(count)
+            logits.append(torch.cat(window_logits))
+        mean = sum(loss * (count / sum(weights)) for loss, count in zip(losses, weights, strict=True))
+        result = {"train_loss": mean, "grad_norm": norm}
+        result["lr"] = torch.tensor(self.optimizer.param_groups[0]["lr"])
+        if self._metrics is not None:
+            with torch.no_grad():
+                result |= self._metrics(torch.cat(logits, dim=1), batch)
+        return result
+
+    def _parts(self, rows: int) -> list[slice]:
+        size = -(-rows // min(self.options.accumulate, rows))
+        return [slice(start, start + size) for start in range(0, rows, size)]
+
+    def _windows(self, steps: int) -> Iterator[slice]:
+        size = window_steps(self.options, self.model.config.context_length) or steps
+        return (slice(start, min(start + size, steps)) for start in range(0, steps, size))
+
+    def _mirrored(self, batch: Batch) -> Batch:
+        """The batch with some of its trajectories in the mirror."""
+        if self._mirror is None:
+            return batch
+        chosen = torch.rand(len(batch), device=self.model.device) < 0.5
+        images = batch.observations
+
+        def mirrored(actions: Tensor | None) -> Tensor | None:
+            return None if actions is None else torch.where(chosen[:, None], self._mirror[actions], actions)
+
+        return replace(
+            batch,
+            observations=torch.where(chosen.view(-1, *[1] * (images.ndim - 1)), images.flip(-1), images),
+            actions=mirrored(batch.actions),
+            labels=mirrored(batch.labels),
+        )
+
+    def _shown(self, actions: Tensor) -> Tensor:
+        """The past actions that the model sees: the recorded ones, some of them replaced by random ones."""
+        if not self.options.action_noise:
+            return actions
+        replaced = torch.rand(actions.shape[:2], device=actions.device) < self.options.action_noise
+        if self.model.spec.continuous:
+            return torch.where(replaced[..., None], 2 * torch.rand_like(actions) - 1, actions)
+        return torch.where(replaced, torch.randint_like(actions, self.model.spec.num_actions), actions)
+
+    def _backward(
+        self,
+        batch: Batch,
+        shown: Tensor,
+        valid: Tensor,
+        rows: slice,
+        window: slice,
+        memory: MemoryState | None,
+        share: float,
+    ) -> tuple[Tensor, Tensor, MemoryState]:
+        """Add one part's gradient of one window; its share of the loss, logits, and the memory behind the window."""
+        with autocast(self.model.device, self.options.precision):
+            logits, memory = self.model(
+                batch.observations[rows, window],
+                shown[rows, window],
+                batch.rtg[rows, window],
+                valid[rows, window],
+                memory,
+            )
+            loss = self.model.spec.loss(logits, batch.targets[rows, window], batch.valid[rows, window]) * share
+        if loss.requires_grad:  # a part whose rows are all padding in this window has computed nothing
+            loss.backward()
+        return loss.detach(), logits.detach(), memory.detach()
+
+    def _optimize(self, loss: Tensor, indices: Tensor) -> Tensor:
+        """One optimizer step from the gradients that are there; the norm of the gradient before clipping."""
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.options.grad_norm_clip)
+        self._guard(torch.isfinite(loss) & torch.isfinite(norm), indices)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.options.learning_rate * self.schedule.factor(self.step)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        return norm
+
+    def _guard(self, finite: Tensor, indices: Tensor) -> None:
+        """Stop before a step that would spoil the parameters.
+
+        Reading a flag from a GPU at once would make every step wait for it; there, the flag of the step before is read,
+        and `check_finite` reads the last one before anything is saved.
+        """
+        self.check_finite()
+        self._unchecked = (finite, self.step, self.position, indices)
+        if finite.device.type == "cpu":
+            self.check_finite()
+
+    def check_finite(self) -> None:
+        """Raise `TrainingDiverged` if a step whose flag was not read yet was not finite."""
+        if self._unchecked is None:
+            return
+        finite, step, position, indices = self._unchecked
+        self._unchecked = None
+        if bool(finite):
+            return
+        where = ""
+        if self._crash_directory is not None:
+            path = self._crash_directory / f"crash_step_{step}.json"
+            path.write_text(json.dumps({"step": step, **position, "windows": indices.tolist()}) + "\n")
+            where = f"; the batch's windows are in {path}"
+        raise TrainingDiverged(
+            f"loss or gradient is not finite at optimizer step {step}{where}. The last checkpoint is intact; "
+            "try a lower --learning_rate, more --warmup_steps or --precision 32"
+        )
+
+    @torch.no_grad()
+    def validate(self, batches: Iterator[Batch]) -> dict[str, float]:
+        """Mean loss over the valid steps of all batches, and mean metrics over their trajectories, in eval mode."""
+        self.model.eval()
+        losses, counts, metrics, sizes = [], [], [], []
+        for batch in batches:
+            valid, batch = batch.valid, batch.to(self.model.device, non_blocking=True)
+            with autocast(self.model.device, self.options.precision):
+                logits, _ = self.model(batch.observations, batch.actions, batch.rtg, valid)
+                losses.append(self.model.spec.loss(logits, batch.targets, batch.valid))
+            counts.append(int(valid.sum()))
+            sizes.append(len(batch))
+            if self._metrics is not None:
+                metrics.append(self._metrics(logits, batch))
+        result = {"validation_loss": _weighted_mean(losses, counts)}
+        for name in metrics[0] if metrics else ():
+            mean = _weighted_mean([entry[name] for entry in metrics], sizes)
+            result[name.replace("train_", "validation_")] = mean
+        return result
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the model's parameters that the next steps depend on."""
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        return {
+            "step": self.step,
+            "decay_start": self.schedule.decay_start,
+            "optimizer": self.optimizer.state_dict(),
+            "rng": {"cpu": torch.get_rng_state(), "cuda": cuda},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict()`; load the model's parameters before."""
+        self.step = state["step"]
+        self.schedule.decay_start = state["decay_start"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["rng"]["cpu"])
+        if torch.cuda.is_available() and len(state["rng"]["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(state["rng"]["cuda"])
+
+
+def _weighted_mean(values: list[Tensor], weights: list[int]) -> float:
+    """Mean of scalars on a device, read from it once."""
+    shares = torch.tensor(weights, dtype=torch.float64) / sum(weights)
+    return float((torch.stack(values).double().cpu() * shares).sum())

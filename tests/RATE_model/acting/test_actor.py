@@ -1,0 +1,470 @@
+"""Acting step by step is the forward pass: every mode, segment borders, resets, windows, buffers."""
+
+import itertools
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from RATE_model.acting.actor import (
+    Actor,
+    exchange_twins,
+    knock_out_cache,
+    knock_out_memory,
+    knock_out_tokens,
+    memory_conditions,
+)
+from RATE_model.memories.rate.config import ARCHS, MODES
+from RATE_model.memories.rate.model import RATE
+from RATE_model.memories.rate.valve import MemoryState
+from RATE_model.spec import EnvironmentSpec
+from tests.small_models import CONTINUOUS, VECTOR, Inputs, K, N, by_segments, logits_of, random_inputs, small_model
+
+IMAGE = EnvironmentSpec(observation_shape=(2, 36, 36), num_actions=3, observation_scale=1 / 255, return_scale=0.1)
+TARGET = 3.0
+# Float32 sums in another order, through up to six segments.
+CLOSE = dict(rtol=1e-3, atol=1e-4)
+BLOCKS = [(arch, skip_dec_ffn) for arch in ARCHS for skip_dec_ffn in (False, True)]
+
+
+@dataclass(frozen=True)
+class Recording:
+    """B trajectories of T steps, as an agent that asked for `TARGET` would have seen them."""
+
+    observations: Tensor
+    actions: Tensor
+    rewards: Tensor
+
+    @property
+    def inputs(self) -> Inputs:
+        """What the forward pass is given."""
+        earned = torch.cat([torch.zeros_like(self.rewards[:, :1]), self.rewards.cumsum(1)[:, :-1]], dim=1)
+        return self.observations, self.actions, TARGET - earned
+
+    def row(self, row: int) -> "Recording":
+        return Recording(*(tensor[row : row + 1] for tensor in (self.observations, self.actions, self.rewards)))
+
+
+def record(batch: int, steps: int, *, spec: EnvironmentSpec = VECTOR, seed: int = 0) -> Recording:
+    generator = torch.Generator().manual_seed(seed)
+    shape = (batch, steps, *spec.observation_shape)
+    if spec.is_image:
+        observations = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    else:
+        observations = torch.randn(shape, generator=generator)
+    if spec.continuous:
+        actions = torch.rand(batch, steps, spec.num_actions, generator=generator) * 2 - 1
+    else:
+        actions = torch.randint(0, spec.num_actions, (batch, steps), generator=generator)
+    return Recording(observations, actions, torch.randn(batch, steps, generator=generator))
+
+
+def play(actor: Actor, recording: Recording) -> Tensor:
+    """(B, T, A) logits of an actor that sees the recording and takes its actions."""
+    logits = []
+    for step in range(recording.rewards.shape[1]):
+        rewards = recording.rewards[:, step - 1] if step else None
+        logits.append(actor.observe(recording.observations[:, step], rewards))
+        actor.take(recording.actions[:, step])
+    return torch.stack(logits, dim=1)
+
+
+def play_from(actor: Actor, recording: Recording, starts: np.ndarray) -> list[list[Tensor]]:
+    """Row b sees its recording from the beginning at every time in `starts[b]`, at most T steps of it.
+
+    Returns the logits (episode length, A) of every row's every episode.
+    """
+    rows, steps = torch.arange(len(starts)), recording.rewards.shape[1]
+    seen: list[list[list[Tensor]]] = [[] for _ in rows]
+    for now in range(int(starts.max()) + steps):
+        new = np.flatnonzero((starts == now).any(axis=1))
+        if new.size:
+            actor.reset(new)
+        for row in new:
+            seen[row].append([])
+        step = np.array([min(len(episodes[-1]), steps - 1) if episodes else 0 for episodes in seen])
+        logits = actor.observe(recording.observations[rows, step], recording.rewards[rows, np.maximum(step - 1, 0)])
+        actor.take(recording.actions[rows, step])
+        for row, episodes in enumerate(seen):
+            if episodes:
+                episodes[-1].append(logits[row])
+    return [[torch.stack(episode[:steps]) for episode in episodes] for episodes in seen]
+
+
+# --- the same as the forward pass ---
+
+
+@pytest.mark.parametrize("mode", MODES)
+@torch.no_grad()
+def test_logits_are_those_of_forward_at_every_step_across_segments(mode):
+    for arch, skip_dec_ffn in BLOCKS:
+        for mem_len in {0 if mode == "DT" else 8, 0 if mode == "DT" else 30}:  # a full cache, one that fills up
+            model = small_model(mode, arch=arch, skip_dec_ffn=skip_dec_ffn, mem_len=mem_len)
+            recording = record(3, 11 if model.config.sliding else 5 * K + 3)
+            expected = logits_of(model, recording.inputs)
+            torch.testing.assert_close(play(Actor(model, 3, TARGET), recording), expected, **CLOSE)
+
+
+@pytest.mark.parametrize("spec", [CONTINUOUS, IMAGE], ids=["continuous", "image"])
+@pytest.mark.parametrize("mode", ["RATE", "DT"])
+@torch.no_grad()
+def test_logits_are_those_of_forward_for_images_and_continuous_actions(mode, spec):
+    model = small_model(mode, spec=spec)
+    recording = record(2, 11, spec=spec)
+    expected = logits_of(model, recording.inputs)
+    assert expected.std() > 1e-3
+    torch.testing.assert_close(play(Actor(model, 2, TARGET), recording), expected, **CLOSE)
+
+
+@torch.no_grad()
+def test_a_long_segment_is_appended_in_chunks():
+    """More tokens at once than one attention call takes: a window of 42 steps that slides by one."""
+    model = small_model("DT", context_length=14)  # a window of 3 * 14 steps
+    recording = replace(record(2, 44), rewards=torch.zeros(2, 44))
+    logits = play(Actor(model, 2, TARGET), recording)
+    window = tuple(tensor[:, 2:] for tensor in recording.inputs)
+    torch.testing.assert_close(logits[:, -1], logits_of(model, window)[:, -1], **CLOSE)
+
+
+@torch.no_grad()
+def test_returns_to_go_fall_with_the_rewards_and_are_scaled():
+    """The model with a scale of 0.1 sees a tenth of what the same weights without a scale see."""
+    recording = record(2, 7)
+    scaled = small_model(spec=replace(VECTOR, return_scale=0.1))
+    plain = small_model()
+    observations, actions, rtg = recording.inputs
+    expected = logits_of(plain, (observations, actions, rtg * 0.1))
+    torch.testing.assert_close(play(Actor(scaled, 2, TARGET), recording), expected, **CLOSE)
+    actor = Actor(plain, 2, np.array([3.0, 5.0]))
+    apart = play(actor, recording)
+    rtg = rtg + torch.tensor([0.0, 2.0])[:, None]
+    torch.testing.assert_close(apart, logits_of(plain, (observations, actions, rtg)), **CLOSE)
+    # The first reward of an episode is nobody's: it belongs to the episode before.
+    actor.reset()
+    torch.testing.assert_close(actor.observe(observations[:, 0], torch.full((2,), 9.0)), apart[:, 0], **CLOSE)
+    actor.reset(target_return=TARGET)
+    actor.observe(observations[:, 0])
+    torch.testing.assert_close(actor._rtg, torch.full((2,), TARGET))
+
+
+@torch.no_grad()
+def test_returns_to_go_stop_at_the_floor_or_at_a_target_below_it():
+    model = small_model()
+    observations, actions, _ = random_inputs(3, 6)
+    rewards, targets = torch.tensor([1.0, 0.5, 1.0, 0.0, 1.0]), torch.tensor([2.2, 9.0, -1.0])
+    actor, seen = Actor(model, 3, targets, rtg_floor=0.5), []
+    for step in range(6):
+        seen.append(actor.observe(observations[:, step], rewards[step - 1].expand(3) if step else None))
+        actor.take(actions[:, step])
+    free = targets[:, None] - torch.cat([torch.zeros(1), rewards.cumsum(0)])
+    rtg = torch.stack([free[0].clamp(min=0.5), free[1], torch.full((6,), -1.0)])
+    assert (rtg[0] != free[0]).any()
+    torch.testing.assert_close(torch.stack(seen, dim=1), logits_of(model, (observations, actions, rtg)), **CLOSE)
+    actor.reset(np.array([True, False, False]), target_return=7.0)
+    assert actor._rtg.tolist() == [7.0, 5.5, -1.0]
+
+
+@pytest.mark.parametrize("mode", ["RATE", "TrXL", "DT"])
+@pytest.mark.parametrize("step", [1, K - 1, K])
+@torch.no_grad()
+def test_an_action_is_shown_in_its_own_slot(mode, step):
+    """a_t is not seen at t and is seen at t + 1, also when t is a segment's last step."""
+    recording = record(1, 2 * K)
+    other = recording.actions.clone()
+    other[:, step] = (other[:, step] + 1) % 4
+    model = small_model(mode)
+    logits, changed = (
+        play(Actor(model, 1, TARGET), replace(recording, actions=actions)) for actions in (recording.actions, other)
+    )
+    torch.testing.assert_close(logits[:, : step + 1], changed[:, : step + 1], rtol=0, atol=0)
+    assert (logits[:, step + 1] - changed[:, step + 1]).abs().max() > 1e-5
+
+
+# --- rows of their own ---
+
+
+@pytest.mark.parametrize("mode", MODES)
+@torch.no_grad()
+def test_rows_that_begin_at_different_times_are_as_if_alone(mode):
+    """Also when an episode is over on the very step that closes a segment, or one before or behind it."""
+    for arch in ("TrXL", "GTrXL"):
+        model = small_model(mode, arch=arch)
+        steps = 2 * K + 3
+        lengths = np.array([K, K - 1, K + 1, 2 * K, 3])  # of each row's first episode
+        starts = np.stack([np.array([0, 1, 2, 0, 5]), np.array([0, 1, 2, 0, 5]) + lengths], axis=1)
+        recording = record(5, steps)
+        expected = logits_of(model, recording.inputs)
+        seen = play_from(Actor(model, 5, TARGET), recording, starts)
+        for row in range(5):
+            first, second = seen[row]
+            assert len(first) == lengths[row] and len(second) == steps
+            torch.testing.assert_close(first, expected[row, : lengths[row]], **CLOSE)
+            torch.testing.assert_close(second, expected[row], **CLOSE)
+
+
+def test_reset_takes_a_mask_and_a_target_for_some_rows():
+    model = small_model()
+    actor = Actor(model, 3, TARGET)
+    recording = record(3, 6)
+    first = play(actor, recording)
+    actor.reset(np.array([True, False, True]), target_return=torch.tensor([3.0, 4.0]))
+    torch.testing.assert_close(actor._rtg[[0, 2]], torch.tensor([3.0, 4.0]))
+    again = actor.observe(recording.observations[:, 0])
+    torch.testing.assert_close(again[0], first[0, 0], **CLOSE)
+    assert (again[1] - first[1, 0]).abs().max() > 1e-3 and (again[2] - first[2, 0]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("mode", MODES)
+@torch.no_grad()
+def test_kept_rows_go_on_as_before(mode):
+    """At every step of a segment; in the order asked for."""
+    recording = record(4, 4 * K)
+    model = small_model(mode, arch="TrXL-I")
+    whole = play(Actor(model, 4, TARGET), recording)
+    order = np.array([3, 1])
+    for cut in range(1, 2 * K + 1):
+        actor = Actor(model, 4, TARGET)
+        before = Recording(recording.observations[:, :cut], recording.actions[:, :cut], recording.rewards[:, :cut])
+        play(actor, before)
+        actor.keep(order)
+        assert actor.batch_size == 2
+        for step in range(cut, 4 * K):
+            logits = actor.observe(recording.observations[order, step], recording.rewards[order, step - 1])
+            actor.take(recording.actions[order, step])
+            torch.testing.assert_close(logits, whole[order, step], **CLOSE)
+
+
+@pytest.mark.parametrize("mode", ["RATE", "DTXL"])
+@torch.no_grad()
+def test_kept_rows_keep_their_places(mode):
+    """Rows that are in different segments, with caches of different lengths."""
+    model, steps = small_model(mode, mem_len=60), 3 * N * K
+    recording, late = record(4, steps), np.array([0, 2])
+
+    def run(*, cut: int) -> Tensor:
+        actor, rows, logits = Actor(model, 4, TARGET), np.arange(4), []
+        for step in range(steps):
+            if step == N * K + 2:
+                actor.reset(late)
+            if step == cut:
+                actor.keep(rows := np.array([3, 2, 0]))
+            logits.append(actor.observe(recording.observations[rows, step], recording.rewards[rows, step - 1]))
+            actor.take(recording.actions[rows, step])
+        return torch.stack([step if len(step) == 3 else step[[3, 2, 0]] for step in logits])
+
+    whole = run(cut=steps)
+    for cut in range(N * K + 3, 2 * N * K, 3):
+        torch.testing.assert_close(run(cut=cut), whole, **CLOSE)
+
+
+# --- sliding windows ---
+
+
+def slid(model: RATE, recording: Recording, slide: int) -> Tensor:
+    """Logits (B, T, A) of windows recomputed from nothing at every step; DTXL renews its cache every N*K steps."""
+    size, memory = model.config.context_length, model.initial_memory(len(recording.rewards))
+    start = since = 0
+    logits = []
+    for step in range(recording.rewards.shape[1]):
+        window = tuple(tensor[:, start:step] for tensor in recording.inputs)
+        if step - start == size:
+            if model.config.mem_len and since >= size:
+                memory, since = model.forward_segment(*window, memory)[1], 0
+            start += slide
+        window = tuple(tensor[:, start : step + 1] for tensor in recording.inputs)
+        logits.append(model.forward_segment(*window, memory)[0][:, -1])
+        since += 1
+    return torch.stack(logits, dim=1)
+
+
+@pytest.mark.parametrize("slide", [1, K, N * K])
+@pytest.mark.parametrize(("mode", "mem_len"), [("DT", 0), ("DTXL", 8), ("DTXL", 50)])
+@torch.no_grad()
+def test_windows_slide(mode, mem_len, slide):
+    for arch in ("TrXL", "TrXL-I"):
+        model = small_model(mode, arch=arch, mem_len=mem_len)
+        recording = record(2, 3 * N * K + 2)
+        expected = slid(model, recording, slide)
+        torch.testing.assert_close(play(Actor(model, 2, TARGET, slide=slide), recording), expected, **CLOSE)
+        if slide == 1 and not mem_len:  # the window matters at all
+            whole = Actor(model, 2, TARGET, slide=N * K)
+            assert (play(whole, recording)[:, N * K :] - expected[:, N * K :]).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_rows_slide_at_different_times():
+    model = small_model("DTXL")
+    recording = record(3, 2 * N * K + 3)
+    expected = slid(model, recording, 1)
+    starts = np.array([[0], [3], [N * K]])
+    seen = play_from(Actor(model, 3, TARGET), recording, starts)
+    for row in range(3):
+        torch.testing.assert_close(seen[row][0], expected[row], **CLOSE)
+
+
+# --- what it costs ---
+
+
+@pytest.mark.parametrize(("mode", "steps"), [("RATE", 2 * K + 1), ("DT", N * K + 5)])
+def test_an_image_is_encoded_exactly_once(mode, steps):
+    model = small_model(mode, spec=IMAGE)
+    encoded = []
+    model.encoder.observation.register_forward_hook(lambda module, inputs, output: encoded.append(len(inputs[0])))
+    play(Actor(model, 2, TARGET), record(2, steps, spec=IMAGE))
+    assert encoded == [2] * steps
+
+
+def storage(actor: Actor) -> int:
+    """Bytes of all tensors that an actor holds, each storage once."""
+    values = itertools.chain.from_iterable(v if isinstance(v, list) else [v] for v in vars(actor).values())
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    assert len(tensors) > 5
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+
+
+@pytest.mark.parametrize("mode", ["RATE", "DT", "DTXL"])
+def test_buffers_do_not_grow_with_the_episode(mode):
+    model = small_model(mode)
+    actor = Actor(model, 2, TARGET, slide=K)
+    sizes = []
+    for _ in range(300 if mode == "RATE" else 60):
+        actor.act(torch.zeros(2, 4), torch.zeros(2))
+        sizes.append(storage(actor))
+    assert len(set(sizes[1:])) == 1
+
+
+# --- options ---
+
+
+def test_greedy_and_sampled_actions():
+    model, recording = small_model(), record(200, 1)
+    observations = recording.observations[:, 0]
+    logits = Actor(model, 200, TARGET).observe(observations)
+
+    def first_actions(**options) -> np.ndarray:
+        return Actor(model, 200, TARGET, **options).act(observations)
+
+    greedy = first_actions()
+    assert greedy.dtype == np.int64 and (greedy == logits.argmax(-1).numpy()).all()
+    drawn = first_actions(greedy=False, seed=1)
+    assert (drawn == first_actions(greedy=False, seed=1)).all()
+    assert (drawn != first_actions(greedy=False, seed=2)).any()
+    expected = logits.softmax(-1).sum(0).numpy()  # of each action, +- about 6
+    assert (drawn != greedy).any() and np.abs(np.bincount(drawn, minlength=4) - expected).max() < 30
+
+
+def test_drawing_leaves_torchs_global_random_state_alone():
+    actor = Actor(small_model(), 2, TARGET, greedy=False)
+    before = torch.get_rng_state()
+    actor.act(torch.zeros(2, 4))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_continuous_actions_are_those_predicted():
+    model = small_model(spec=CONTINUOUS)
+    observations = torch.randn(2, 5)
+    actions = Actor(model, 2, TARGET).act(observations)
+    assert actions.dtype == np.float32 and actions.shape == (2, 2) and np.abs(actions).max() <= 1
+    np.testing.assert_array_equal(actions, Actor(model, 2, TARGET).observe(observations).numpy())
+
+
+@pytest.mark.parametrize("mode", ["RATE", "TrXL", "DTXL"])
+@torch.no_grad()
+def test_knocking_memory_out_changes_later_segments_only(mode):
+    model, recording = small_model(mode), record(2, 4 * K * (N if mode == "DTXL" else 1))
+    size = model.config.context_length
+    kept = play(Actor(model, 2, TARGET, slide=size), recording)
+    forgotten = play(Actor(model, 2, TARGET, slide=size, transform_memory=knock_out_memory), recording)
+    torch.testing.assert_close(kept[:, :size], forgotten[:, :size], rtol=0, atol=0)
+    later = (kept - forgotten)[:, size:].abs().amax(dim=(0, 2))
+    assert (later > 1e-5).all()
+    if mode != "DTXL":
+        expected = by_segments(model, recording.inputs, forget_tokens=True, forget_cache=True)
+        torch.testing.assert_close(forgotten, torch.cat(expected, dim=1), **CLOSE)
+
+
+@pytest.mark.parametrize(("transform", "tokens"), [(knock_out_tokens, True), (knock_out_cache, False)])
+@torch.no_grad()
+def test_one_part_of_memory_is_knocked_out_alone(transform, tokens):
+    model, recording = small_model("RATE"), record(2, 4 * K)
+    forgotten = play(Actor(model, 2, TARGET, transform_memory=transform), recording)
+    expected = by_segments(model, recording.inputs, forget_tokens=tokens, forget_cache=not tokens)
+    torch.testing.assert_close(forgotten, torch.cat(expected, dim=1), **CLOSE)
+    intact = torch.cat(by_segments(model, recording.inputs), dim=1)
+    assert ((forgotten - intact)[:, K:].abs().amax(dim=(0, 2)) > 1e-5).all()
+
+
+@pytest.mark.parametrize("mode", ["RATE", "TrXL", "DTXL"])
+@torch.no_grad()
+def test_exchanged_twins_go_on_with_the_memory_of_the_other(mode):
+    """From the second segment on a row's logits are those of whichever twin's memory it got, and of no other row's."""
+    model = small_model(mode)
+    size, pairs = model.config.context_length, 8
+    recording = record(2 * pairs, size + (1 if mode == "DTXL" else K))
+    # Twins differ in the first segment alone; DTXL, whose windows overlap, in one that is dropped as a whole.
+    for tensor in (recording.observations, recording.actions, recording.rewards):
+        tensor[1::2, size:] = tensor[::2, size:]
+    recording.rewards[:, :size] = 0
+    options = dict(slide=size) if mode == "DTXL" else {}
+    intact = play(Actor(model, 2 * pairs, TARGET, **options), recording)[:, size:]
+    exchanged = play(Actor(model, 2 * pairs, TARGET, transform_memory=exchange_twins(1), **options), recording)[
+        :, size:
+    ]
+    own = (exchanged - intact).abs().amax(dim=(1, 2)) < 1e-4
+    others = (exchanged - intact.view(pairs, 2, *intact.shape[1:]).flip(1).flatten(0, 1)).abs().amax(dim=(1, 2)) < 1e-4
+    assert (own ^ others).all() and (own[::2] == own[1::2]).all() and 0 < own.sum() < 2 * pairs
+
+
+def test_twins_are_exchanged_half_of_the_time_and_as_the_seed_says():
+    rows = torch.arange(2000)
+    memory = MemoryState(rows.float().view(-1, 1, 1), (), torch.zeros(2000, dtype=torch.int64))
+
+    def exchanged(seed: int) -> Tensor:
+        transform = exchange_twins(seed)
+        return torch.stack([transform(memory, memory).tokens.flatten().long() for _ in range(2)])
+
+    first, second = exchanged(3)
+    assert set((first // 2 - rows // 2).tolist()) == {0} and set((first - rows).tolist()) == {-1, 0, 1}
+    assert 0.45 < (first != rows).float().mean() < 0.55 and not torch.equal(first, second)
+    assert torch.equal(exchanged(3)[1], second) and not torch.equal(exchanged(4)[1], second)
+
+
+def test_what_there_is_to_knock_out():
+    knocked_out = {"memory intact": None, "memory knocked out": knock_out_memory}
+    for mode in ("RATE", "RMT", "TrXL", "DTXL"):
+        assert memory_conditions(small_model(mode)) == knocked_out
+    for model in (small_model("DT"), small_model("TrXL", mem_len=0)):
+        assert memory_conditions(model) == {"no memory": None}
+
+
+@pytest.mark.parametrize("mode", ["RATE", "DTXL"])
+def test_bf16_is_close_to_float32(mode):
+    model, recording = small_model(mode), record(4, 3 * K)
+    exact = play(Actor(model, 4, TARGET), recording)
+    actor = Actor(model, 4, TARGET, precision="bf16")
+    rough = play(actor, recording)
+    assert rough.dtype == torch.float32 and actor._inputs[0].dtype == torch.bfloat16
+    error = (rough - exact).abs()
+    assert 0 < error.max() and error.mean() < 0.03 * exact.std()
+
+
+def test_what_cannot_act_is_refused():
+    with pytest.raises(ValueError, match="training mode.*model.eval"):
+        Actor(small_model().train(), 1, TARGET)
+    for slide in (0, N * K + 1):
+        with pytest.raises(ValueError, match=rf"slide {slide}: must be between 1 and the context of {N * K} steps"):
+            Actor(small_model("DT"), 1, TARGET, slide=slide)
+
+
+def test_more_memory_tokens_than_tokens_of_one_attention_call():
+    model = small_model(num_mem_tokens=70, context_length=3)
+    observations, actions = torch.randn(2, 7, 4), torch.randint(0, 4, (2, 7))
+    with torch.no_grad():
+        expected, _ = model(observations, actions, torch.ones(2, 7), torch.ones(2, 7, dtype=torch.bool))
+    actor = Actor(model, 2, 1.0)
+    for step in range(7):
+        logits = actor.observe(observations[:, step])
+        actor.take(actions[:, step])
+        torch.testing.assert_close(logits, expected[:, step], atol=1e-5, rtol=0)

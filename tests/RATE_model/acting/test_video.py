@@ -1,0 +1,72 @@
+"""Videos that can be read again, and captions."""
+
+import imageio.v3 as imageio
+import numpy as np
+import pytest
+
+from RATE_model.acting.video import BLOCK, LINE, with_caption, write_video
+from RATE_model.errors import UserError
+
+
+def frames(count: int, height: int, width: int) -> list[np.ndarray]:
+    """Each of one grey, brighter from frame to frame, the left half darker."""
+    made = [np.full((height, width, 3), 60 + 15 * number, np.uint8) for number in range(count)]
+    for frame in made:
+        frame[:, : width // 2] //= 2
+    return made
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 80), (50, 70), (1, 17)])
+def test_a_video_holds_its_frames_padded_to_what_the_codec_takes(height, width, tmp_path):
+    path = tmp_path / "deeper" / "episode.mp4"
+    made = frames(9, height, width)
+    assert write_video(made, path, fps=5) == path and [*path.parent.iterdir()] == [path]
+    video = imageio.imread(path, plugin="FFMPEG")
+    assert video.shape == (9, -(-height // BLOCK) * BLOCK, -(-width // BLOCK) * BLOCK, 3)
+    assert imageio.immeta(path, plugin="FFMPEG")["fps"] == 5
+    if height > 8:
+        shown = video[:, : height - 8, : width - 8].astype(int)  # the codec blurs edges
+        assert np.abs(shown - np.stack(made)[:, : height - 8, : width - 8]).mean() < 4
+
+
+def test_a_video_replaces_an_older_one(tmp_path):
+    path = tmp_path / "episode.mp4"
+    write_video(frames(3, 32, 32), path)
+    write_video(frames(7, 32, 32), path)
+    assert len(imageio.imread(path, plugin="FFMPEG")) == 7
+
+
+def test_a_video_that_cannot_be_written_is_named_and_leaves_nothing(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder.mp4").mkdir()
+    for path in (tmp_path / "file" / "episode.mp4", tmp_path / "folder.mp4"):
+        with pytest.raises(UserError, match=f"video {path} cannot be written: "):
+            write_video(frames(2, 32, 32), path)
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "folder.mp4"}
+    with pytest.raises(ValueError):
+        write_video([], tmp_path / "empty.mp4")
+
+
+def test_frames_are_written_as_they_come_and_nothing_stays_when_they_stop(tmp_path):
+    path, made = tmp_path / "episode.mp4", frames(4, 32, 32)
+    assert len(imageio.imread(write_video(iter(made), path), plugin="FFMPEG")) == 4
+    before = path.read_bytes()
+
+    def broken():
+        yield from made[:2]
+        raise RuntimeError("the environment fell over")
+
+    with pytest.raises(RuntimeError, match="fell over"):
+        write_video(broken(), path)
+    assert [*tmp_path.iterdir()] == [path] and path.read_bytes() == before
+
+
+def test_a_caption_changes_what_is_below_the_picture_only():
+    frame = np.random.default_rng(0).integers(0, 256, (40, 200, 3), dtype=np.uint8)
+    one, other = with_caption(frame, "step 1", "success"), with_caption(frame, "step 2", "success")
+    for captioned in (one, other):
+        assert captioned.shape == (40 + 2 * LINE, 200, 3) and captioned.dtype == np.uint8
+        np.testing.assert_array_equal(captioned[:40], frame)
+    changed = (one != other).any(axis=(1, 2))
+    assert changed[40 : 40 + LINE].any() and not changed[40 + LINE :].any()
+    assert (one[40 + LINE :] > 128).any() and not with_caption(frame, "")[40:].any()

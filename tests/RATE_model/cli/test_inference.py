@@ -1,0 +1,90 @@
+"""Flags of inference scripts: what they refuse, load and write."""
+
+import json
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+
+from RATE_model.acting.actor import knock_out_memory
+from RATE_model.cli.inference import InferenceOptions
+from RATE_model.errors import UserError
+from RATE_model.spec import EnvironmentSpec
+from tests.small_models import CONTINUOUS, VECTOR, save_small_model, small_model
+
+
+def test_what_can_be_seen_to_be_wrong_is_refused_before_anything_is_loaded(tmp_path):
+    (tmp_path / "file").write_text("")
+    mistakes = {
+        "--checkpoint is missing": dict(checkpoint=None),
+        "--slide 0: must be at least 1": dict(slide=0),
+        f"--output {tmp_path}: give a file": dict(output=tmp_path),
+        f"--output {tmp_path / 'no' / 'out'}: give a file in a folder that exists": dict(
+            output=tmp_path / "no" / "out"
+        ),
+        f"--output {tmp_path / 'file' / 'out'}: give a file": dict(output=tmp_path / "file" / "out"),
+        f"--pictures {tmp_path / 'file'}: ": dict(pictures=tmp_path / "file"),
+        f"--pictures {tmp_path / 'file' / 'below'}: {tmp_path / 'file'} is a file": dict(
+            pictures=tmp_path / "file" / "below"
+        ),
+    }
+    for message, changes in mistakes.items():
+        with pytest.raises(UserError, match=re.escape(message)):
+            InferenceOptions(**{"checkpoint": tmp_path} | changes).validate()
+    InferenceOptions(checkpoint=tmp_path, output=tmp_path / "out.json", pictures=tmp_path / "a" / "b").validate()
+    assert not (tmp_path / "a").exists()
+
+
+def test_the_memory_is_knocked_out_when_asked_for(tmp_path):
+    assert InferenceOptions(checkpoint=tmp_path).transform_memory is None
+    assert InferenceOptions(checkpoint=tmp_path, knock_out=True).transform_memory is knock_out_memory
+
+
+def test_a_checkpoint_is_loaded_in_eval_mode_if_it_is_of_this_environment(tmp_path):
+    model = small_model(spec=VECTOR)
+    saved = save_small_model(model, tmp_path)
+    options = InferenceOptions(checkpoint=tmp_path, device="cpu")
+    path, loaded = options.load(VECTOR)
+    assert path == saved and not loaded.training and loaded.config == model.config
+    assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in model.state_dict().items())
+    with pytest.raises(UserError, match=re.escape(f"{saved} was trained in another environment")):
+        options.load(CONTINUOUS)
+    with pytest.raises(UserError, match="does not exist"):
+        InferenceOptions(checkpoint=tmp_path / "nowhere").load(VECTOR)
+
+
+def test_convolutions_may_have_any_channels(tmp_path):
+    image = EnvironmentSpec(observation_shape=(1, 36, 36), num_actions=3)
+    made = replace(image, conv_channels=(2, 4, 4))
+    save_small_model(small_model(spec=made), tmp_path)
+    options = InferenceOptions(checkpoint=tmp_path, device="cpu")
+    assert options.load(image)[1].spec == made
+    with pytest.raises(UserError, match="was trained in another environment"):
+        options.load(replace(image, num_actions=4))
+
+
+def test_results_are_written_where_asked_for(tmp_path):
+    InferenceOptions(checkpoint=tmp_path).write(results={})
+    assert [*tmp_path.iterdir()] == []
+    output = tmp_path / "out.json"
+    options = InferenceOptions(checkpoint=tmp_path, output=output, knock_out=True)
+    options.write(episodes=3, results={9: {"success_rate": 0.5}})
+    written = {"checkpoint": str(tmp_path), "knock_out": True, "episodes": 3, "results": {"9": {"success_rate": 0.5}}}
+    assert json.loads(output.read_text()) == written and [*tmp_path.iterdir()] == [output]
+    (tmp_path / "gone").write_text("")  # what became of the folder while the model acted
+    with pytest.raises(UserError, match=r"--output .*out.json cannot be written: "):
+        InferenceOptions(checkpoint=tmp_path, output=tmp_path / "gone" / "out.json").write(results={})
+
+
+def test_the_published_output_for_padding_is_dropped(tmp_path):
+    spec = replace(VECTOR, num_actions=3, action_embeddings=4)
+    model = small_model(spec=replace(spec, num_actions=4))
+    save_small_model(model, tmp_path)
+    _, loaded = InferenceOptions(checkpoint=tmp_path, device="cpu").load(spec)
+    assert loaded.spec == spec and not loaded.training
+    steps = torch.randn(2, 3, 4), torch.tensor([[0, 3, 1], [2, 0, 0]]), torch.rand(2, 3)
+    logits, _ = loaded.forward_segment(*steps, loaded.initial_memory(2))
+    full, _ = model.eval().forward_segment(*steps, model.initial_memory(2))
+    torch.testing.assert_close(logits, full[..., :3])
+    assert full.shape[-1] == 4

@@ -1,0 +1,368 @@
+"""Folders of one-episode .npz files: their conversion, its reuse, and what is refused."""
+
+import os
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from RATE_model.data import npz
+from RATE_model.data.npz import NpzKeys, conversion_path, find_npz, given_data, import_npz
+from RATE_model.data.trajectories import TrajectoryFile
+from RATE_model.errors import UserError
+
+SHAPE = (3, 4, 5)
+
+
+def episode(seed, steps=6, *, shape=SHAPE, actions=4):
+    """The arrays of one file, images as uint8."""
+    rng = np.random.default_rng(seed)
+    return {
+        "obs": rng.integers(256, size=(steps, *shape), dtype=np.uint8),
+        "action": rng.integers(actions, size=steps),
+        "reward": rng.normal(size=steps),
+        "done": np.arange(steps) == steps - 1,
+    }
+
+
+def save(folder, episodes, name="train_data_{}.npz"):
+    """One file per entry of {number: arrays}; returns the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, arrays in episodes.items():
+        np.savez(folder / name.format(number), **arrays)
+    return folder
+
+
+def convert(folder, **changes):
+    settings = {"observation_shape": SHAPE, "num_actions": 4, "attributes": {"environment": "Test-v0"}} | changes
+    return import_npz(folder, settings.pop("target", folder.parent / "converted.h5"), **settings)
+
+
+def everything(path):
+    with h5py.File(path) as file:
+        names = [*file, *(f"infos/{name}" for name in file.get("infos", ()))]
+        return {name: file[name][:] for name in names if isinstance(file[name], h5py.Dataset)}
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32", "float64", "int64"])
+def test_episodes_come_through_exactly_and_in_order(tmp_path, dtype):
+    """Numbers are sorted as numbers; every grey level survives the way through [0, 1]."""
+    episodes = {number: episode(number, steps=number % 5 + 1) for number in (10, 9, 1, 100, 2)}
+    episodes[2]["obs"] = np.arange(3 * 60).astype(np.uint8).reshape(3, *SHAPE) + np.uint8(76)
+    stored = {}
+    for number, arrays in episodes.items():
+        obs = arrays["obs"]
+        stored[number] = arrays | {"obs": obs.astype(dtype) / dtype_scale(dtype) if dtype[0] == "f" else obs}
+        stored[number]["obs"] = stored[number]["obs"].astype(dtype)
+    file = TrajectoryFile(convert(save(tmp_path / "data", stored)), observation_shape=SHAPE, num_actions=4)
+    observations, actions = file.load()
+    for start, length, number in zip(file.starts, file.lengths, (1, 2, 9, 10, 100), strict=True):
+        rows = slice(start, start + length)
+        np.testing.assert_array_equal(observations[rows], episodes[number]["obs"])
+        np.testing.assert_array_equal(actions[rows], episodes[number]["action"])
+        np.testing.assert_array_equal(file.rewards[rows], episodes[number]["reward"].astype(np.float32))
+    assert file.observation_dtype == np.uint8
+    made = file.attributes
+    assert (made["environment"], made["source"], made["source_files"]) == ("Test-v0", "data", 5)
+
+
+def dtype_scale(dtype):
+    return np.dtype(dtype).type(255)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_every_grey_level_survives(tmp_path, dtype):
+    levels = np.arange(256, dtype=np.uint8).reshape(256, 1, 1)
+    arrays = {"obs": levels.astype(dtype) / dtype(255), "action": np.zeros(256, int), "reward": np.zeros(256)}
+    path = convert(save(tmp_path / "data", {0: arrays}), observation_shape=(1, 1), keys=NpzKeys(dones=None))
+    np.testing.assert_array_equal(everything(path)["observations"], levels)
+
+
+def test_ends_and_further_arrays(tmp_path):
+    """A file without a done was cut off; numbers per episode and per step are kept as infos."""
+    first = episode(0) | {"is_red": np.bool_(True), "position": np.ones((6, 2), np.float64)}
+    second = episode(1, 4) | {"done": np.zeros(4, int), "is_red": np.array([0]), "position": np.zeros((4, 2))}
+    folder = save(tmp_path / "data", {0: first, 1: second})
+    path = convert(folder, infos=("is_red", "position"), index_frames=True)
+    arrays = everything(path)
+    assert arrays["terminals"].tolist() == [0] * 5 + [1] + [0] * 4
+    assert arrays["timeouts"].tolist() == [0] * 9 + [1]
+    assert arrays["infos/is_red"].tolist() == [1] * 6 + [0] * 4
+    assert arrays["infos/position"].shape == (10, 2) and arrays["infos/position"].dtype == np.float32
+    assert arrays["infos/first_seen"].tolist() == list(range(10))
+    assert "infos/first_seen" not in everything(convert(folder, target=tmp_path / "plain.h5"))
+
+
+def test_other_names_of_files_and_arrays(tmp_path):
+    arrays = episode(0)
+    renamed = {"image": arrays["obs"], "act": arrays["action"], "rew": arrays["reward"]}
+    folder = save(tmp_path / "data", {3: renamed}, name="ep-{}.npz")
+    keys = NpzKeys(observations="image", actions="act", rewards="rew", dones=None)
+    file = TrajectoryFile(convert(folder, pattern="ep-*.npz", keys=keys))
+    assert file.num_episodes == 1 and everything(file.path)["timeouts"].tolist() == [0] * 5 + [1]
+
+
+def test_directories_named_like_files_are_passed_over(tmp_path):
+    """The published collector made one beside every file, whose name it doubled."""
+    folder = save(tmp_path / "data", {i: episode(i) for i in (2, 10)}, name="train_data_{0}.npztrain_data_{0}.npz")
+    save(folder, {3: episode(3)})
+    for number in (2, 10):
+        (folder / f"train_data_{number}.npz").mkdir()
+    assert [path.name for path in find_npz(folder)] == [
+        "train_data_2.npztrain_data_2.npz",
+        "train_data_3.npz",
+        "train_data_10.npztrain_data_10.npz",
+    ]
+    assert TrajectoryFile(convert(folder)).num_episodes == 3
+
+
+def changed(name, value):
+    return episode(7) | {name: value}
+
+
+BAD = {
+    "has no 'reward' (it has: action, done, obs)": {k: v for k, v in episode(7).items() if k != "reward"},
+    "has 'obs' of shape (6, 4, 5, 3); expected (6, 3, 4, 5)": changed("obs", np.zeros((6, 4, 5, 3), np.uint8)),
+    "has 'obs' of shape (5, 3, 4, 5)": changed("obs", np.zeros((5, *SHAPE), np.uint8)),
+    "has 'obs' from 0.0 to 255.0; floating-point images are 0 to 1": changed(
+        "obs", np.linspace(0, 255, 360, dtype=np.float32).reshape(6, *SHAPE)
+    ),
+    "has 'obs' from -0.5 to": changed("obs", np.linspace(-0.5, 0.5, 360).reshape(6, *SHAPE)),
+    "has 'obs' from nan to nan": changed("obs", np.full((6, *SHAPE), np.nan, np.float32)),
+    "has 'obs' from -1 to 0; allowed is 0 to 255": changed("obs", -np.eye(6, 60, dtype=int).reshape(6, *SHAPE)),
+    "has 'obs' with values between two of the 256 grey levels": changed("obs", np.full((6, *SHAPE), 0.123, np.float32)),
+    "has 'obs' of type <U1; expected numbers": changed("obs", np.full((6, *SHAPE), "a")),
+    "has 'action' int64 (6, 4); expected 6 integers": changed("action", np.eye(6, 4, dtype=int)),
+    "has 'action' int64 (); expected 6 integers": changed("action", np.array(3)),
+    "has 'action' float64 (6,)": changed("action", np.zeros(6)),
+    "has actions from 0 to 4; allowed is 0 to 3": changed("action", np.array([0, 1, 2, 3, 4, 0])),
+    "has actions from -10 to 0": changed("action", np.array([0, 0, 0, 0, 0, -10])),
+    "has 'reward' of shape (6, 1)": changed("reward", np.zeros((6, 1))),
+    "has 'reward' of shape (0,)": changed("reward", np.zeros(0)),
+    "has a NaN or infinite value in 'reward'": changed("reward", np.array([0, 0, 1e300, 0, 0, np.nan])),
+    "has 'done' of shape (5,); expected (6,)": changed("done", np.zeros(5)),
+    "has 'done' at step 2 of 6: a file is one episode": changed("done", np.array([0, 0, 1, 0, 0, 1])),
+    "is damaged or no .npz file": changed("obs", np.full((6, *SHAPE), None)),  # pickled: never read
+}
+
+
+@pytest.mark.parametrize("reason", BAD)
+def test_unusable_files_are_refused_with_the_reason(tmp_path, capsys, reason):
+    """The others are converted; a folder of nothing else is an error."""
+    folder = save(tmp_path / "data", {0: episode(0), 5: BAD[reason], 6: episode(6)})
+    path = convert(folder)
+    assert TrajectoryFile(path).num_episodes == 2
+    printed = capsys.readouterr().out
+    assert f"2 episodes converted into '{path}'; 1 of 3 files refused: train_data_5.npz {reason}" in printed
+    for number in (0, 6):
+        (folder / f"train_data_{number}.npz").unlink()
+    with pytest.raises(UserError, match="none of 1 files train_data_") as error:
+        convert(folder, target=tmp_path / "none.h5")
+    assert reason in str(error.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["converted.h5", "data"]
+
+
+def test_damaged_files_are_refused(tmp_path, capsys):
+    folder = save(tmp_path / "data", {number: episode(number) for number in range(6)})
+    whole = (folder / "train_data_0.npz").read_bytes()
+    (folder / "train_data_1.npz").write_bytes(whole[: len(whole) // 2])
+    (folder / "train_data_2.npz").write_bytes(b"")
+    (folder / "train_data_3.npz").write_bytes(whole[:400] + b"\xff" * 40 + whole[440:])
+    (folder / "train_data_4.npz").write_bytes(b"text")
+    np.save(folder / "array.npy", np.zeros(3))
+    (folder / "array.npy").rename(folder / "train_data_5.npz")
+    assert TrajectoryFile(convert(folder)).num_episodes == 1
+    printed = capsys.readouterr().out
+    assert "5 of 6 files refused" in printed and printed.count("train_data_") == 2, "an example of each reason"
+    assert "train_data_1.npz is damaged or no .npz file (no zip archive) (and 3 more)" in printed
+
+
+def test_every_reason_is_told_with_an_example_the_most_frequent_first(tmp_path, capsys, monkeypatch):
+    bad = {number: episode(number) | {"action": np.full(6, 9)} for number in range(4)}
+    missing = {number: {"obs": np.zeros(3)} for number in range(4, 10)}
+    folder = save(tmp_path / "data", bad | missing | {10: changed("done", np.zeros(5)), 11: episode(11)})
+    convert(folder)
+    printed = capsys.readouterr().out
+    frequent, rest = printed.index("train_data_4.npz has no 'action'"), printed.index("train_data_0.npz has actions")
+    assert frequent < rest < printed.index("train_data_10.npz has 'done' of shape (5,); expected (6,)\n")
+    assert "(and 5 more)" in printed[frequent:rest] and "(and 3 more)" in printed[rest:]
+    monkeypatch.setattr(npz, "REASONS_SHOWN", 1)
+    convert(folder, target=tmp_path / "again.h5")
+    assert capsys.readouterr().out.rstrip().endswith("(and 5 more); 5 more for other reasons")
+
+
+def test_further_arrays_must_fit(tmp_path, capsys):
+    episodes = {
+        0: episode(0) | {"extra": np.zeros((6, 2))},
+        1: episode(1) | {"extra": np.zeros((6, 3))},
+        2: episode(2) | {"extra": np.zeros(4)},
+        3: episode(3),
+    }
+    assert TrajectoryFile(convert(save(tmp_path / "data", episodes), infos=("extra",))).num_episodes == 1
+    printed = capsys.readouterr().out
+    for part in ("'extra' of shape (3,) a step; the files before have (2,)", "expected 6 steps", "has no 'extra'"):
+        assert part in printed
+
+
+def test_a_conversion_is_reused_until_the_folder_changes(tmp_path, capsys):
+    folder = save(tmp_path / "data", {0: episode(0), 1: episode(1)})
+    path = convert(folder)
+    capsys.readouterr()
+    before = path.stat().st_mtime_ns
+    assert convert(folder) == path and path.stat().st_mtime_ns == before and capsys.readouterr().out == ""
+
+    def renewed(**changes):
+        nonlocal before
+        convert(folder, **changes)
+        old, before = before, path.stat().st_mtime_ns
+        return before != old
+
+    save(folder, {2: episode(2)})
+    assert renewed() and TrajectoryFile(path).num_episodes == 3
+    os.utime(folder / "train_data_0.npz", ns=(1, 1))
+    assert renewed() and not renewed()
+    (folder / "train_data_2.npz").unlink()
+    assert renewed() and TrajectoryFile(path).num_episodes == 2
+    assert renewed(num_actions=5) and renewed(index_frames=True)  # read in another way
+    # A conversion that fails leaves the old one.
+    for number in range(2):
+        (folder / f"train_data_{number}.npz").write_bytes(b"")
+    with pytest.raises(UserError, match="none of 2 files"):
+        convert(folder)
+    assert TrajectoryFile(path).num_episodes == 2
+
+
+def test_what_is_no_conversion_is_not_replaced(tmp_path):
+    folder = save(tmp_path / "data", {0: episode(0)})
+    for name, content in (("text.h5", b"mine"), ("other.h5", None)):
+        target = tmp_path / name
+        if content is None:
+            with h5py.File(target, "w") as file:
+                file["mine"] = 1
+        else:
+            target.write_bytes(content)
+        before = target.read_bytes()
+        with pytest.raises(UserError, match="is no conversion"):
+            convert(folder, target=target)
+        assert target.read_bytes() == before
+
+
+def test_a_folder_without_such_files_is_named(tmp_path):
+    with pytest.raises(UserError, match="holds no file train_data_.*: it is no folder"):
+        convert(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"holds no file ep-\*.npz"):
+        convert(save(tmp_path / "data", {0: episode(0)}), pattern="ep-*.npz")
+    assert not Path(tmp_path / "converted.h5").exists()
+
+
+def test_data_is_a_file_or_a_folder_that_is_converted(tmp_path):
+    folder = save(tmp_path / "data", {0: episode(0)})
+    settings = {"observation_shape": SHAPE, "num_actions": 4, "attributes": {}}
+    target = conversion_path(folder, tmp_path / "made", "maze")
+    assert target.name.startswith("maze_imported_data_") and target.parent == tmp_path / "made"
+    assert given_data(folder, target, **settings) == target and TrajectoryFile(target).num_episodes == 1
+    assert given_data(target, tmp_path / "unused.h5", **settings) == target
+    for bad, message in (
+        (tmp_path / "none", "there is no such file or folder"),
+        (tmp_path, "holds no train_data_.*npz.$"),
+        (target.parent, f"To train on '{target.name}' in it, name that file"),
+        (folder / "train_data_0.npz", "give the folder"),
+    ):
+        with pytest.raises(UserError, match=message) as error:
+            given_data(bad, tmp_path / "unused.h5", **settings)
+        assert f"--data_path '{bad}'" in str(error.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "made"]
+
+
+def test_folders_of_one_name_are_converted_into_different_files(tmp_path, monkeypatch):
+    one, two = (conversion_path(tmp_path / parent / "data", tmp_path, "maze") for parent in "ab")
+    assert one != two
+    monkeypatch.chdir(tmp_path)
+    assert conversion_path(Path("a/data"), tmp_path, "maze") == one
+
+
+# --- rows of arrivals, one-hot actions, channels last ---
+
+
+def dreamer(seed, steps=5, *, actions=4, name="image"):
+    """An episode of so many steps as Dreamer's collectors leave it, and what it holds: (arrays, observations, actions,
+    rewards)."""
+    rng = np.random.default_rng(seed)
+    images = rng.integers(256, size=(steps + 1, *SHAPE), dtype=np.uint8)
+    taken, rewards = rng.integers(actions, size=steps), rng.normal(size=steps).astype(np.float32)
+    arrays = {
+        name: np.moveaxis(images, 1, -1),
+        "action": np.concatenate([np.zeros((1, actions)), np.eye(actions)[taken]]).astype(np.float32),
+        "reward": np.concatenate([[0], rewards]).astype(np.float32),
+    }
+    return arrays, images[:-1], taken, rewards
+
+
+def dreamer_keys(rows):
+    return NpzKeys(observations=("image", "obs"), dones=None, rows=rows, one_hot=True, channels_last=True)
+
+
+@pytest.mark.parametrize("rows", ["arrivals", "auto"])
+def test_an_action_that_led_to_an_image_is_that_of_the_step_before(tmp_path, rows):
+    episodes = [dreamer(1), dreamer(2, steps=3, name="obs")]
+    folder = save(tmp_path / "data", {number: arrays for number, (arrays, *_) in enumerate(episodes)}, "{}.npz")
+    found = everything(convert(folder, keys=dreamer_keys(rows), pattern="*.npz"))
+    for position, name in enumerate(("observations", "actions", "rewards"), start=1):
+        np.testing.assert_array_equal(found[name], np.concatenate([episode[position] for episode in episodes]))
+    assert found["timeouts"].tolist() == [0, 0, 0, 0, 1, 0, 0, 1] and not found["terminals"].any()
+
+
+@pytest.mark.parametrize("extra", [0, 1])
+@pytest.mark.parametrize("rows", ["steps", "auto"])
+def test_an_action_that_was_taken_on_an_image_stays_with_it(tmp_path, rows, extra):
+    """One observation more than actions says so by itself."""
+    arrays, observations, taken, rewards = dreamer(1)
+    arrays = {"action": arrays["action"][1:], "reward": arrays["reward"][1:], "image": arrays["image"][: 5 + extra]}
+    folder = save(tmp_path / "data", {0: arrays})
+    if rows == "auto" and not extra:
+        with pytest.raises(UserError, match="does not tell whether an action was taken on the image of its row"):
+            convert(folder, keys=dreamer_keys(rows))
+        return
+    found = everything(convert(folder, keys=dreamer_keys(rows)))
+    np.testing.assert_array_equal(found["observations"], observations)
+    assert found["actions"].tolist() == taken.tolist() and found["rewards"].tolist() == rewards.tolist()
+
+
+def test_arrivals_may_begin_with_any_action(tmp_path):
+    arrays, _, taken, _ = dreamer(1)
+    arrays["action"][0] = np.eye(4)[2]
+    found = everything(convert(save(tmp_path / "data", {0: arrays}), keys=dreamer_keys("arrivals")))
+    assert found["actions"].tolist() == taken.tolist()
+
+
+def test_reading_the_same_files_otherwise_converts_them_anew(tmp_path):
+    folder = save(tmp_path / "data", {0: dreamer(1)[0] | {"action": np.eye(4, dtype=np.float32)[[0, 1, 2, 3, 1, 2]]}})
+    lengths = [
+        len(everything(convert(folder, keys=dreamer_keys(rows)))["actions"]) for rows in ("steps", "arrivals", "steps")
+    ]
+    assert lengths == [6, 5, 6]
+
+
+REFUSED_ROWS = {
+    "has no 'image' or 'obs' (it has: action, picture, reward)": lambda a: {"picture": a.pop("image")},
+    "has 'image' of shape (6, 3, 4, 5); expected (6, 4, 5, 3)": lambda a: {"image": np.moveaxis(a["image"], -1, 1)},
+    "has 'image' of shape (8, 4, 5, 3); expected (6, 4, 5, 3)": lambda a: {"image": np.zeros((8, 4, 5, 3), np.uint8)},
+    "has 'action' of shape (6,); expected (6, 4), one-hot": lambda a: {"action": a["action"].argmax(1)},
+    "has 'action' at row 3 of 6 that is not one-hot": lambda a: {"action": a["action"] * (np.arange(6) != 3)[:, None]},
+    "has 7 images and 6 rewards": lambda a: {"image": np.zeros((7, 4, 5, 3), np.uint8)},
+}
+
+
+@pytest.mark.parametrize("reason", REFUSED_ROWS)
+def test_rows_that_cannot_be_read_are_refused_with_the_reason(tmp_path, capsys, reason):
+    arrays, *_ = dreamer(1)
+    arrays |= REFUSED_ROWS[reason](arrays)
+    folder = save(tmp_path / "data", {0: dreamer(2)[0], 1: arrays})
+    convert(folder, keys=dreamer_keys("arrivals"))
+    assert f"1 of 2 files refused: train_data_1.npz {reason}" in capsys.readouterr().out
+
+
+def test_what_names_the_data_is_named_in_errors(tmp_path):
+    with pytest.raises(UserError, match=r"^data: of settings.yaml '.*': this folder holds no \*.npz"):
+        given_data(tmp_path, tmp_path / "x.h5", pattern="*.npz", named="data: of settings.yaml")

@@ -1,0 +1,251 @@
+"""What passes between segments, what must not, and where gradients go."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from RATE_model.memories.rate.config import ARCHS, MODES
+from RATE_model.memories.rate.model import RATE
+from tests.small_models import (
+    CONTINUOUS,
+    VECTOR,
+    K,
+    N,
+    by_segments,
+    changed,
+    everywhere,
+    flip_hint,
+    logits_of,
+    random_inputs,
+    small_config,
+    small_model,
+)
+
+WITH_TOKENS = ["RATE", "RATEM", "RMT"]
+LAST = slice((N - 1) * K, N * K)
+
+
+def difference(a: Tensor, b: Tensor) -> float:
+    return (a - b).abs().amax().item() if a.numel() else 0.0
+
+
+# --- causality ---
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("mode", MODES)
+def test_a_step_changes_nothing_before_it(mode, arch):
+    model, inputs = small_model(mode, arch=arch), random_inputs()
+    with torch.no_grad():
+        before = logits_of(model, inputs)
+        for t in (0, 2, 3, 4, 6, 11):
+            for kind, first in (("observation", t), ("rtg", t), ("action", t + 1)):
+                after = logits_of(model, changed(inputs, **{kind: t}))
+                assert difference(after[:, :first], before[:, :first]) < 1e-6, (kind, t)
+                # What a step is shown matters from then on: at once, or for its action one step later.
+                if first < N * K and (first % K or kind != "action"):
+                    assert difference(after[:, first], before[:, first]) > 1e-5, (kind, t)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_jacobian_is_lower_triangular(mode):
+    """Which logits have a gradient with respect to which observations: all earlier ones that a gradient can reach."""
+    model, inputs = small_model(mode), random_inputs(batch=1)
+    observations = inputs[0].requires_grad_()
+    logits = logits_of(model, inputs)
+    steps = N * K
+    seen = torch.stack(
+        [torch.autograd.grad(logits[0, t].cos().sum(), observations, retain_graph=True)[0][0] for t in range(steps)]
+    )
+    reached = (seen != 0).any(-1)  # (T logits, T observations)
+    causal = torch.ones(steps, steps, dtype=torch.bool).tril()
+    segment = torch.arange(steps) // K
+    same_segment = segment[:, None] == segment[None, :]
+    # The cache carries values, no gradient; memory tokens carry both; DT has a single segment.
+    expected = causal if mode in (*WITH_TOKENS, "DT", "DTXL") else causal & same_segment
+    assert (reached == expected).all()
+
+
+# --- what memory carries ---
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("mode", [*WITH_TOKENS, "TrXL", "RATE_wo_nmt"])
+def test_the_first_observation_reaches_the_third_segment(mode, arch):
+    """T-Maze in small: the hint of the first step, the decision at the end."""
+    cache = dict(mem_len=3 * K * N) if mode in ("TrXL", "RATE_wo_nmt") else {}
+    model, inputs = small_model(mode, arch=arch, **cache), random_inputs()
+    with torch.no_grad():
+        shown, flipped = logits_of(model, inputs)[:, LAST], logits_of(model, flip_hint(inputs))[:, LAST]
+    assert (shown - flipped).abs().amax(dim=(1, 2)).min() > 1e-5
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("mode", WITH_TOKENS)
+def test_the_memory_tokens_are_what_carries_it(mode, arch):
+    """With the tokens put back to the initial ones at every segment, the third segment does not know the first."""
+    model, inputs = small_model(mode, arch=arch, mem_len=0), random_inputs()
+    with torch.no_grad():
+        for forget, carries in ((False, True), (True, False)):
+            shown = by_segments(model, inputs, forget_tokens=forget)
+            flipped = by_segments(model, flip_hint(inputs), forget_tokens=forget)
+            assert difference(shown[0], flipped[0]) > 1e-3
+            assert (difference(shown[-1], flipped[-1]) > 1e-5) == carries
+            if forget:
+                assert torch.equal(shown[-1], flipped[-1])
+
+
+def test_the_cache_is_what_carries_it_without_tokens():
+    model, inputs = small_model("TrXL", mem_len=3 * K * N), random_inputs()
+    with torch.no_grad():
+        shown = by_segments(model, inputs, forget_cache=True)
+        flipped = by_segments(model, flip_hint(inputs), forget_cache=True)
+    assert torch.equal(shown[-1], flipped[-1])
+
+
+def test_a_cache_reaches_as_far_as_it_is_long():
+    """Two layers with a cache of one token see one segment back: the hint of the first segment is out of reach."""
+    model, inputs = small_model("TrXL", mem_len=1), random_inputs()
+    with torch.no_grad():
+        shown, flipped = logits_of(model, inputs), logits_of(model, flip_hint(inputs))
+        last_of_first = logits_of(model, changed(inputs, action=K - 1))
+    assert torch.equal(shown[:, LAST], flipped[:, LAST])
+    assert difference(shown[:, K : 2 * K], last_of_first[:, K : 2 * K]) > 1e-5
+
+
+@pytest.mark.parametrize("mode", ["RATE", "TrXL", "DTXL"])
+def test_the_cache_never_outgrows_mem_len(mode):
+    model, inputs = small_model(mode, mem_len=8), random_inputs()
+    memory = model.initial_memory(2)
+    lengths = []
+    for start in range(0, N * K, 2):
+        _, memory = model.forward_segment(*(tensor[:, start : start + 2] for tensor in inputs), memory)
+        lengths.append(memory.cache[0].shape[1])
+        assert memory.cache_lengths.tolist() == [lengths[-1]] * 2
+        assert len(memory.cache) == model.config.n_layer
+    assert lengths == ([8] * 6 if mode == "RATE" else [6] + [8] * 5)
+
+
+@pytest.mark.parametrize("mode", ["RMT", "RATEM", "DT"])
+def test_modes_without_a_cache_keep_none(mode):
+    model, inputs = small_model(mode), random_inputs()
+    _, memory = model(*inputs, everywhere(inputs))
+    assert memory.cache == ()
+    assert (memory.tokens is None) == (mode == "DT")
+
+
+def test_memory_that_is_passed_in_is_left_as_it_was():
+    model, inputs = small_model(), random_inputs()
+    with torch.no_grad():
+        _, memory = model(*inputs, everywhere(inputs))
+        copies = [memory.tokens.clone(), *(layer.clone() for layer in memory.cache)]
+        model(*inputs, everywhere(inputs), memory)
+        model.forward_segment(*(tensor[:, :K] for tensor in inputs), memory)
+    for kept, copy in zip([memory.tokens, *memory.cache], copies, strict=True):
+        assert torch.equal(kept, copy)
+
+
+def test_memory_tokens_are_distinct_at_the_start():
+    tokens = RATE(small_config(num_mem_tokens=5), VECTOR).memory_tokens
+    assert (torch.cdist(tokens, tokens) + 9 * torch.eye(5)).min() > 0.5
+    memory = small_model().initial_memory(4)
+    assert memory.tokens.shape == (4, 3, 16)
+    assert memory.cache_lengths.tolist() == [0, 0, 0, 0]
+
+
+# --- gradients through memory ---
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("mode", WITH_TOKENS)
+def test_gradients_flow_between_the_segments_of_one_call(mode, arch):
+    model, inputs = small_model(mode, arch=arch), random_inputs()
+    observations = inputs[0].requires_grad_()
+    logits_of(model, inputs)[:, LAST].square().sum().backward()
+    assert (observations.grad[:, :K].abs().amax(dim=2) > 0).all()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_no_gradient_flows_between_two_calls(mode):
+    """--bptt_segments 0: one call per segment, memory handed over."""
+    model, inputs = small_model(mode), random_inputs()
+    observations = inputs[0].requires_grad_()
+    memory = None
+    for start in range(0, N * K, K):
+        window = tuple(tensor[:, start : start + K] for tensor in inputs)
+        logits, memory = model(*window, everywhere(window), memory)
+    logits.square().sum().backward()
+    assert torch.count_nonzero(observations.grad[:, : LAST.start]) == 0
+    assert (observations.grad[:, LAST].abs().amax(dim=2) > 0).all()
+
+
+def test_a_window_of_two_segments_gives_gradients_to_two():
+    """--bptt_segments 1."""
+    model, inputs = small_model(), random_inputs(steps=4 * K)
+    observations = inputs[0].requires_grad_()
+    _, memory = model(*(tensor[:, : 2 * K] for tensor in inputs), everywhere(inputs)[:, : 2 * K])
+    window = tuple(tensor[:, 2 * K :] for tensor in inputs)
+    logits, _ = model(*window, everywhere(window), memory)
+    logits[:, K:].square().sum().backward()
+    assert torch.count_nonzero(observations.grad[:, : 2 * K]) == 0
+    assert (observations.grad[:, 2 * K : 3 * K].abs().amax(dim=2) > 0).all()
+
+
+def test_the_cache_carries_no_gradient():
+    model, inputs = small_model("TrXL", mem_len=100), random_inputs()
+    observations = inputs[0].requires_grad_()
+    logits, memory = model(*inputs, everywhere(inputs))
+    assert not any(layer.requires_grad for layer in memory.cache)
+    logits[:, LAST].square().sum().backward()
+    assert torch.count_nonzero(observations.grad[:, : LAST.start]) == 0
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("skip_dec_ffn", [False, True], ids=["ffn", "no_ffn"])
+@pytest.mark.parametrize("mode", MODES)
+def test_every_parameter_moves_in_one_step(mode, arch, skip_dec_ffn):
+    """No parameter is unused in any mode; the published MRV never learnt anything."""
+    model = small_model(mode, arch=arch, skip_dec_ffn=skip_dec_ffn).train()
+    inputs = random_inputs(batch=8)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
+    model.spec.loss(logits_of(model, inputs), inputs[1], everywhere(inputs)).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        # What shifts all scores of a query alike has no effect: its gradient is rounding.
+        if name != "valve.key.bias":
+            assert parameter.grad.abs().max() > 1e-7, name
+    optimizer.step()
+    for name, parameter in model.named_parameters():
+        if name != "valve.key.bias":
+            assert difference(parameter.detach(), before[name]) > 1e-4, name
+
+
+def test_every_parameter_of_the_continuous_model_moves():
+    model, inputs = small_model(spec=CONTINUOUS), random_inputs(spec=CONTINUOUS)
+    logits = logits_of(model, inputs)
+    assert logits.abs().max() <= 1
+    model.spec.loss(logits, inputs[1], everywhere(inputs)).backward()
+    assert all(p.grad.abs().max() > 1e-7 for name, p in model.named_parameters() if name != "valve.key.bias")
+
+
+# --- rows in another order ---
+
+
+@pytest.mark.parametrize(
+    ("mode", "change"), [("RATE", {}), ("RMT", {}), ("TrXL", {}), ("TrXL", {"mem_len": 0})], ids=str
+)
+@torch.no_grad()
+def test_permuted_memory_is_that_of_permuted_trajectories(mode, change):
+    """Tokens and caches move together, also those of rows that have lived through different numbers of segments."""
+    model = small_model(mode, **({"mem_len": 100} | change if mode != "RMT" else change))
+    inputs, order = random_inputs(batch=4, steps=3 * K), torch.tensor([2, 0, 3, 1])
+    valid = torch.arange(2 * K) >= torch.tensor([0, K, 0, K])[:, None]
+    _, memory = model(*(tensor[:, : 2 * K] for tensor in inputs), valid)
+    moved = memory.permute(order)
+    assert moved.cache_lengths.tolist() == memory.cache_lengths[order].tolist()
+    assert model.config.mem_len == 0 or len(set(moved.cache_lengths.tolist())) == 2
+    last = tuple(tensor[:, 2 * K :] for tensor in inputs)
+    expected, _ = model(*last, torch.ones(4, K, dtype=torch.bool), memory)
+    found, _ = model(*(tensor[order] for tensor in last), torch.ones(4, K, dtype=torch.bool), moved)
+    torch.testing.assert_close(found, expected[order], rtol=1e-4, atol=1e-5)

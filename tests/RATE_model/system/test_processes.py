@@ -1,0 +1,140 @@
+"""Work in other processes: results, errors, and processes that do not outlive what they work for."""
+
+import contextlib
+import itertools
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from RATE_model.errors import UserError
+from RATE_model.system.processes import available_cores, check_writable, in_order, in_processes, only_one
+
+
+def _double(number):
+    return 2 * number, os.getpid()
+
+
+def _fail(number):
+    raise UserError(f"task {number} is bad")
+
+
+def _die(number):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_all_results_come_from_as_many_processes_as_asked_for():
+    done = list(in_processes(_double, [1, 2, 3], 1))
+    assert done == [(2, os.getpid()), (4, os.getpid()), (6, os.getpid())]
+    assert sorted(number for number, _ in in_processes(_double, range(6), 2)) == [0, 2, 4, 6, 8, 10]
+    ((number, process),) = in_processes(_double, [4], 8)
+    assert (number, process) == (8, os.getpid()), "one task needs no process"
+    assert list(in_processes(_double, [], 4)) == []
+    assert available_cores() >= 1
+
+
+def _slow_if_even(number):
+    time.sleep(0.2 * (number % 2 == 0))
+    return number
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_results_in_order_of_tasks_without_end(workers):
+    """No more tasks are begun than were asked for, and those begun end with the iterator."""
+    taken = []
+    tasks = (taken.append(number) or number for number in itertools.count())
+    with contextlib.closing(in_order(_slow_if_even, tasks, workers, ahead=2)) as results:
+        assert taken == []
+        assert list(itertools.islice(results, 6)) == [0, 1, 2, 3, 4, 5]
+    assert taken == list(range(6 if workers == 1 else 5 + 2 * workers))
+    assert multiprocessing.active_children() == []
+    assert list(in_order(_slow_if_even, range(3), workers)) == [0, 1, 2]
+    assert list(in_order(_slow_if_even, [], workers)) == []
+
+
+def test_what_goes_wrong_reaches_the_caller():
+    with pytest.raises(UserError, match="is bad"):
+        list(in_processes(_fail, [1, 2, 3], 2))
+    with pytest.raises(UserError, match="was killed, or could not start; with --workers 1"):
+        list(in_processes(_die, [1, 2], 2))
+    with pytest.raises(UserError, match="is bad"):
+        list(in_order(_fail, [1, 2, 3], 2))
+    with pytest.raises(UserError, match="was killed, or could not start; with --workers 1"):
+        list(in_order(_die, [1, 2], 2))
+
+
+def test_processes_end_with_the_one_that_started_them(tmp_path):
+    (tmp_path / "slow.py").write_text(
+        "import os, pathlib, time\n"
+        "from RATE_model.system.processes import in_processes\n"
+        "def work(number):\n"
+        "    pathlib.Path(f'{os.getpid()}.pid').touch()\n"
+        "    time.sleep(100)\n"
+        "if __name__ == '__main__':\n"
+        "    list(in_processes(work, [1, 2], 2))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[3])}
+    program = subprocess.Popen([sys.executable, "slow.py"], cwd=tmp_path, env=environment)
+    wait_until(lambda: len(list(tmp_path.glob("*.pid"))) == 2, "the work did not begin")
+    workers = [int(path.stem) for path in tmp_path.glob("*.pid")]
+    program.kill()
+    program.wait()
+    wait_until(lambda: not any(is_running(process) for process in workers), "a worker outlived its program")
+
+
+def wait_until(condition, problem):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, problem
+        time.sleep(0.05)
+
+
+def is_running(process):
+    """Whether a process exists and is no zombie; where there is no /proc, whether it exists."""
+    status = Path(f"/proc/{process}/stat")
+    if Path("/proc/self/stat").exists():
+        return status.exists() and status.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_place_that_cannot_be_written_is_named_before_the_work(tmp_path):
+    check_writable(tmp_path / "new" / "folder" / "file.h5")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is no directory"):
+        check_writable(tmp_path / "file" / "data.h5")
+    with pytest.raises(UserError, match="it is a directory"):
+        check_writable(tmp_path)
+
+
+def _note_whether_it_waited(path, said):
+    with open(said, "w") as file, contextlib.redirect_stdout(file), only_one(path, "waiting for it") as waited:
+        path.write_text(str(waited))
+
+
+def test_only_one_process_at_a_time_is_inside(tmp_path):
+    path, said = tmp_path / "folder" / "waited", tmp_path / "said"
+    process = multiprocessing.get_context("fork").Process(target=_note_whether_it_waited, args=(path, said))
+    with only_one(path, "") as waited:
+        process.start()
+        while not said.exists() or said.read_text() != "waiting for it\n":
+            assert process.is_alive()
+            time.sleep(0.01)
+        assert not waited and not path.exists()
+    process.join()
+    assert path.read_text() == "True"
+    path.with_name(".waited.lock").touch()
+    _note_whether_it_waited(path, said)
+    assert path.read_text() == "False", "what a killed process leaves behind locks nothing"
+    assert list(path.parent.iterdir()) == [path]
+    with pytest.raises(UserError, match="cannot write"), only_one(said / "waited", ""):
+        pass

@@ -1,0 +1,49 @@
+"""Models of checkpoints."""
+
+from dataclasses import asdict
+
+import pytest
+import torch
+
+from RATE_model.errors import UserError
+from RATE_model.training.checkpoints import save_checkpoint
+from RATE_model.training.loop import load_model
+from tests.small_models import small_model
+
+
+def described():
+    """A model, and what a checkpoint says of it."""
+    model = small_model()
+    return model, {"config": asdict(model.config), "spec": asdict(model.spec)}
+
+
+def test_the_model_of_a_checkpoint_is_the_one_saved(tmp_path):
+    model, state = described()
+    loaded = load_model(save_checkpoint(tmp_path, 1, model_state=model.state_dict(), training_state=state))
+    assert (loaded.config, loaded.spec, loaded.training) == (model.config, model.spec, False)
+    assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in model.state_dict().items())
+
+
+WRONG = {
+    "no spec": (lambda state: state.pop("spec"), "it has no 'spec'"),
+    "no configuration": (lambda state: state.pop("config"), "it has no 'config'"),
+    "a spec that is none": (lambda state: state.update(spec=3), "int"),
+    "an unknown field": (lambda state: state["config"].update(depth=3), "depth"),
+    "a field of another type": (lambda state: state["config"].update(n_layer="two"), "str"),
+    "sizes that make no model": (lambda state: state["config"].update(n_layer=0), "--n_layer 0"),
+    "actions that are none": (lambda state: state["spec"].update(num_actions=0), "num_actions 0"),
+    "other sizes": (lambda state: state["config"].update(d_inner=3), "size mismatch"),
+    "other layers": (lambda state: state["config"].update(n_layer=9), "Missing key"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "named"), WRONG.values(), ids=WRONG)
+def test_a_checkpoint_without_a_model_is_told(tmp_path, spoil, named):
+    model, state = described()
+    spoil(state)
+    path = save_checkpoint(tmp_path, 1, model_state=model.state_dict(), training_state=state)
+    with pytest.raises(UserError) as caught:
+        load_model(path)
+    message = str(caught.value)
+    assert message.startswith(f"checkpoint {path} holds no model of this project: ") and named in message
+    assert len(message.splitlines()) == 1

@@ -1,0 +1,284 @@
+"""Run directories: what is written, what is refused, how a run is resumed, interrupted and repeated over seeds."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from RATE_model.errors import UserError
+from RATE_model.training import runs
+from RATE_model.training.checkpoints import save_checkpoint
+from RATE_model.training.runs import Interrupted, Interrupts, Run, check_run, open_run, run_name, run_seeds
+
+ROOT = Path(__file__).parents[3]
+CONFIG = {"model_mode": "RATE", "epochs": 10, "lengths": [9, 30], "curr": "false", "wandb_mode": "auto", "resume": "no"}
+
+
+def begin(directory: Path, **options) -> Run:
+    options = {"config": CONFIG, "seed": 1, "may_change": {"resume", "overwrite"}, **options}
+    run = check_run(directory, **options)
+    open_run(run, config=options["config"])
+    return run
+
+
+def save(run: Run, step: int) -> Path:
+    return save_checkpoint(run.checkpoints, step, model_state={"w": torch.ones(2)}, training_state={"step": step})
+
+
+def snapshot(directory: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+def test_a_new_run_records_configuration_and_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", "--nmt", "5"])
+    run = begin(tmp_path / "a" / "run")
+    assert run.checkpoint is None
+    assert yaml.safe_load((run.directory / "config.yaml").read_text()) == CONFIG
+    (start,) = json.loads((run.directory / "environment.json").read_text())["starts"]
+    assert start["command"] == ["train.py", "--nmt", "5"] and start["seed"] == 1
+    assert start["versions"]["torch"].startswith(torch.__version__.split("+")[0])
+    assert start["torch_threads"] == torch.get_num_threads() and start["cpus"] == os.cpu_count()
+    assert set(start) == {
+        *("started", "seed", "command", "git", "python", "platform", "versions", "cpus", "torch_threads", "gpu")
+    }
+    assert run.write_evaluation("last", {"x": 1}).read_text() == '{\n  "x": 1\n}\n'
+    assert run.plots.is_dir()
+
+
+def test_git_state_names_the_commit() -> None:
+    head = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True)
+    if head.returncode:
+        pytest.skip("not a git checkout")
+    assert runs._git_state()["commit"] == head.stdout.strip()
+
+
+@pytest.mark.parametrize("key_from", ["environment", "file"])
+def test_no_wandb_key_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key_from: str) -> None:
+    key = "0123456789abcdef" * 3
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    if key_from == "environment":
+        monkeypatch.setenv("WANDB_API_KEY", key)
+    else:
+        (tmp_path / "wandb_config.yaml").write_text(f"wandb_api: {key}\n")
+    monkeypatch.setattr(sys, "argv", ["train.py", f"--text=x{key}"])
+    run = begin(tmp_path / "run", config={**CONFIG, "text": f"x{key}"})
+    files = snapshot(run.directory)
+    assert len(files) == 2 and not any(key.encode() in content for content in files.values())
+    assert "--text=x***" in (run.directory / "environment.json").read_text()
+
+
+def test_a_run_with_a_checkpoint_is_not_touched_unless_asked(tmp_path: Path) -> None:
+    save(begin(tmp_path), 5)
+    before = snapshot(tmp_path)
+    with pytest.raises(UserError, match="--resume auto.*\n?.*--overwrite true"):
+        begin(tmp_path)
+    with pytest.raises(UserError, match="exclude each other"):
+        begin(tmp_path, resume="auto", overwrite=True)
+    assert snapshot(tmp_path) == before
+
+
+def test_overwrite_removes_the_run_and_nothing_else(tmp_path: Path) -> None:
+    run = begin(tmp_path)
+    save(run, 5)
+    run.write_evaluation("last", {})
+    for name in ("metrics.jsonl", "timing.jsonl", "wandb_id", "mine.txt"):
+        (tmp_path / name).write_text("old\n")
+    assert begin(tmp_path, overwrite=True).checkpoint is None
+    assert sorted(path.name for path in snapshot(tmp_path)) == ["config.yaml", "environment.json", "mine.txt"]
+
+
+def test_a_run_that_died_before_its_first_checkpoint_starts_again(tmp_path: Path) -> None:
+    begin(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    assert begin(tmp_path, config={**CONFIG, "model_mode": "DT"}).checkpoint is None
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_resume_auto_starts_or_continues(tmp_path: Path) -> None:
+    run = begin(tmp_path, resume="auto")
+    assert run.checkpoint is None
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    save(run, 5), save(run, 6)
+    assert begin(tmp_path, resume="auto").checkpoint == tmp_path / "checkpoints" / "step_00000006"
+    assert (tmp_path / "metrics.jsonl").exists()
+    assert len(json.loads((tmp_path / "environment.json").read_text())["starts"]) == 2
+    (tmp_path / "checkpoints" / "step_00000006" / "training.pt").write_bytes(b"")
+    assert begin(tmp_path, resume="auto").checkpoint == tmp_path / "checkpoints" / "step_00000005"
+    (tmp_path / "checkpoints" / "step_00000005" / "training.pt").write_bytes(b"")
+    with pytest.raises(UserError, match="only damaged checkpoints"):
+        begin(tmp_path, resume="auto")
+
+
+def test_resume_from_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = begin(tmp_path / "first")
+    five, _ = save(first, 5), save(first, 6)
+    monkeypatch.chdir(tmp_path)
+    assert begin(tmp_path / "first", resume="first/checkpoints/step_00000005").checkpoint == five
+    other = begin(tmp_path / "other", resume=str(tmp_path / "first"))
+    assert other.directory.name == "other" and other.checkpoint.name == "step_00000006"
+    with pytest.raises(UserError, match="absent does not exist"):
+        begin(tmp_path / "new", resume="absent")
+    assert not (tmp_path / "new").exists()
+    save(other, 7)
+    with pytest.raises(UserError, match="already holds"):
+        begin(tmp_path / "other", resume="first")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epochs": 20}, None),
+        ({"wandb_mode": "offline", "resume": "auto"}, None),
+        ({"epochs": 5}, "epochs was 10 and may only grow, now 5"),
+        ({"model_mode": "DT"}, "model_mode was RATE, now DT"),
+        ({"lengths": [9]}, r"lengths was \[9, 30\], now \[9\]"),
+        ({"new_flag": 1}, "new_flag was None, now 1"),
+    ],
+)
+def test_what_may_change_when_a_run_is_resumed(tmp_path: Path, change: dict, message: str | None) -> None:
+    save(begin(tmp_path), 5)
+    config = CONFIG | change
+    if message is None:
+        begin(tmp_path, resume="auto", config=config)
+        assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == config
+    else:
+        before = snapshot(tmp_path)
+        with pytest.raises(UserError, match=message):
+            begin(tmp_path, resume="auto", config=config)
+        assert snapshot(tmp_path) == before
+
+
+def test_another_seed_is_another_run(tmp_path: Path) -> None:
+    save(begin(tmp_path), 5)
+    with pytest.raises(UserError, match="seed was 1, now 2"):
+        begin(tmp_path, resume="auto", seed=2)
+
+
+def test_a_directory_that_cannot_be_written_is_a_user_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file/run cannot be written"):
+        begin(tmp_path / "file" / "run")
+
+
+def test_run_names() -> None:
+    assert run_name("", "arch_mode_TrXL", "RATE", "RUN", 1) == "arch_mode_TrXL_RATE_RUN_1"
+    assert run_name("my comment/../x", 1) == "my-comment-..-x_1"
+    assert run_name("../up") == "up" and run_name("a=1.5+b") == "a=1.5+b"
+    assert len(run_name("ü" * 300).encode()) <= 200
+    with pytest.raises(UserError):
+        run_name("/", "")
+
+
+def test_a_signal_is_a_request_and_handlers_return() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        with Interrupts() as interrupts:
+            interrupts.stop()
+            os.kill(os.getpid(), number)
+            assert interrupts.requested == signal.Signals(number).name
+            with pytest.raises(Interrupted, match=interrupts.requested):
+                interrupts.stop()
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)] == before
+
+
+def test_the_second_ctrl_c_stops_at_once_and_a_second_sigterm_does_not() -> None:
+    with Interrupts() as interrupts:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interrupts.requested == "SIGTERM"
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_forked_worker_still_dies_of_sigterm_and_ignores_ctrl_c() -> None:
+    with Interrupts() as interrupts:
+        worker = os.fork()
+        if worker == 0:
+            time.sleep(30)
+            os._exit(0)
+        os.kill(worker, signal.SIGINT)
+        time.sleep(0.1)
+        assert os.waitpid(worker, os.WNOHANG) == (0, 0)
+        os.kill(worker, signal.SIGTERM)
+        assert os.WTERMSIG(os.waitpid(worker, 0)[1]) == signal.SIGTERM
+        assert interrupts.requested is None
+
+
+def test_every_seed_runs_and_a_failed_one_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    ran = []
+
+    def train(seed: int) -> None:
+        ran.append(seed)
+        if seed == 2:
+            raise RuntimeError("loss is nan")
+        if seed == 3:
+            raise UserError("--text x: taken")
+
+    assert run_seeds(range(1, 5), train) == 1
+    errors = capsys.readouterr().err
+    assert ran == [1, 2, 3, 4]
+    assert "Traceback" in errors and "seed 2 failed: RuntimeError: loss is nan" in errors
+    assert "seed 3 failed: --text x: taken" in errors and "2 of 4 seeds finished; failed: 2, 3" in errors
+
+
+def test_seeds_that_succeed_say_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_seeds([1, 2], lambda seed: None) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_user_error_in_the_first_seed_is_the_commands() -> None:
+    def train(seed: int) -> None:
+        raise UserError("no data")
+
+    with pytest.raises(UserError, match="no data"):
+        run_seeds([1, 2], train)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(Interrupted("SIGTERM"), 143), (Interrupted("SIGINT"), 130), (KeyboardInterrupt(), 130)]
+)
+def test_an_interrupt_stops_all_seeds(capsys: pytest.CaptureFixture[str], error: BaseException, code: int) -> None:
+    ran = []
+
+    def train(seed: int) -> None:
+        ran.append(seed)
+        raise error
+
+    assert run_seeds([1, 2], train) == code
+    assert ran == [1] and "continue with --resume auto" in capsys.readouterr().err
+
+
+def test_checking_a_run_creates_and_removes_nothing(tmp_path: Path) -> None:
+    directory = tmp_path / "new" / "run"
+    assert check_run(directory, config=CONFIG, seed=1).checkpoint is None
+    assert not (tmp_path / "new").exists()
+    save(begin(tmp_path / "old"), 5)
+    before = snapshot(tmp_path)
+    assert check_run(tmp_path / "old", config=CONFIG, seed=1, overwrite=True).checkpoint is None
+    assert snapshot(tmp_path) == before
+
+
+def test_a_name_that_no_file_system_takes_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="longer than 255 bytes"):
+        begin(tmp_path / "runs" / ("x" * 300) / "run")
+    with pytest.raises(UserError, match="File name too long"):
+        begin(tmp_path.joinpath(*["x" * 200] * 30))
+
+
+def test_malformed_wandb_settings_delete_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = tmp_path / "run"
+    save(begin(directory), 3)
+    before = snapshot(directory)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "wandb_config.yaml").write_text("wandb_api: [")
+    with pytest.raises(UserError, match="wandb_config.yaml"):
+        begin(directory, overwrite=True)
+    assert snapshot(directory) == before
