@@ -58,8 +58,9 @@ def acting_flops(config: ModelConfig, spec: EnvironmentSpec, *, batch_size: int)
     """Operations of one environment step of `batch_size` episodes, averaged over a segment behind a full cache.
 
     Counts what `RATE_model.acting.actor` does: two tokens at a segment's first step (return-to-go, observation), three
-    at every other (the last action before them), the read tokens when a segment opens, the last action, the write tokens
-    and the MRV when it closes. The projections are folded once per actor and not counted. Vector observations only.
+    at every other (the last action before them), the read tokens when a segment opens, the last action, the write
+    tokens and the MRV when it closes. The projections are folded once per actor and not counted. Vector observations
+    only.
     """
     tokens, steps = config.num_mem_tokens, config.context_length
     base = config.mem_len  # also the number of columns of a full cache

@@ -118,7 +118,8 @@ class PlainActor:
     Args:
         full: fill the steps to come with zeros. No step sees them; but a published read token sees the ones right of it
             at distances that depend on the segment's length (see RATE_model/memories/rate/attention.py), and ours are
-            always those of a full segment. True gives our logits; False is the published way, shorter at first and so faster.
+            always those of a full segment. True gives our logits; False is the published way, shorter at first and so
+            faster.
     """
 
     def __init__(
