@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
-
 from RATE_model.cli.limits import at_least, at_most
 from RATE_model.cli.options import Boolean
 from RATE_model.data.trajectories import TrajectoryFile
@@ -235,17 +233,17 @@ def _is_done(job: Job, folder: Path, first: int, count: int) -> bool:
 
 def _episodes(part: Path) -> Iterator[dict[str, Any]]:
     """The episodes of a part, as arguments of `TrajectoryWriter.add_episode`."""
-    with TrajectoryFile(part) as checked, h5py.File(part) as file:
-        for start, length in zip(checked.starts.tolist(), checked.lengths.tolist(), strict=True):
-            chosen = slice(start, start + length)
-            observations, actions = checked.read(start, start + length)
-            infos = {name: values[chosen] for name, values in file.get("infos", {}).items()}
+    with TrajectoryFile(part) as file:
+        names, terminals = file.info_names(), file.column("terminals")
+        for start, length in zip(file.starts.tolist(), file.lengths.tolist(), strict=True):
+            stop = start + length
+            observations, actions = file.read(start, stop)
             yield {
                 "observations": observations,
                 "actions": actions,
-                "rewards": checked.rewards[chosen],
-                "terminal": bool(file["terminals"][chosen][-1]),
-                "infos": infos,
+                "rewards": file.rewards[start:stop],
+                "terminal": bool(terminals[stop - 1]),
+                "infos": {name: file.column(f"infos/{name}", start, stop) for name in names},
                 "unfinished": False,
             }
 

@@ -14,10 +14,12 @@ All steps of all episodes lie one after the other in flat arrays:
 Images are handed out with their channels first. A file may hold them with the channels last, and says so in an
 attribute of ``observations``, ``channels_last``: pictures with few hues compress better so.
 
+Files made here hold checksums of all of this (`RATE_model.data.checksums`), compared when bytes are read.
+
 Step t holds the observation, the action taken on it and the reward that followed. An episode ends where ``terminals``
 or ``timeouts`` says so; steps after the last such end (a file cut short by its maker) are the last episode.
 
-`TrajectoryWriter` (trajectory_writer.py) makes such files atomically and describes them in attributes; `TrajectoryFile`
+`TrajectoryWriter` (writer.py) makes such files atomically and describes them in attributes; `TrajectoryFile`
 opens them, D4RL's own included, checks them once and reads slices.
 """
 
@@ -34,6 +36,7 @@ import h5py
 import numpy as np
 
 from RATE_model.data.attributes import decoded
+from RATE_model.data.checksums import Checksums
 from RATE_model.data.compression import hdf5plugin, uses_zstd
 from RATE_model.errors import UserError
 
@@ -45,13 +48,15 @@ FIRST_SEEN = "infos/first_seen"
 EXPERT_ACTION = "infos/expert_action"
 CHANNELS_LAST = "channels_last"
 
+_SAID: set[Path] = set()  # files without checksums of which this process has said so
+
 
 class TrajectoryFile:
     """A trajectory file, opened and checked; see the module for the layout and for where episodes end.
 
-    All checks are made here, once, block by block; reading later is a plain slice. Image content is not decoded for the
-    check. The handle is opened by each process on its own first read and is left out when pickled, so that the object
-    can go to loader workers, forked or spawned.
+    All checks are made here, once, block by block; reading later compares checksums and is a plain slice. Image content
+    is not decoded for the check. The handle is opened by each process on its own first read and is left out when
+    pickled, so that the object can go to loader workers, forked or spawned.
 
     Attributes:
         path: the file.
@@ -74,7 +79,8 @@ class TrajectoryFile:
 
     Raises:
         UserError: the file is missing, empty, not HDF5 or truncated; a key is missing; lengths disagree; a shape or
-            type is not the expected; a value is not finite; an action is out of range; there is no episode.
+            type is not the expected; a value is not finite; an action is out of range; there is no episode. Here and
+            in whatever reads later: bytes differ from their checksum.
     """
 
     def __init__(
@@ -102,6 +108,10 @@ class TrajectoryFile:
             self._check_layout(file)
             self.attributes = {name: decoded(value) for name, value in file.attrs.items()}
             self._check_kinds(file, observation_shape, observation_dtype, num_actions, action_size)
+            self._checksums = self._read_checksums(file)
+            for name in ("terminals", "timeouts", "rewards", "actions"):
+                if name in file:
+                    self._verify(file[name])
             self.rewards = self._finite("rewards", file["rewards"][:])
             self.actions = self._finite("actions", file["actions"][:])
             ends = self._ends(file)
@@ -149,15 +159,27 @@ class TrajectoryFile:
                 or column.dtype.kind not in kinds
             ):
                 raise self._error(f"is damaged: '{EXPERT_ACTION}' has another shape or type than 'actions'")
+            self._verify(column)
             actions = self._finite(EXPERT_ACTION, column[:])
         return self._in_range(EXPERT_ACTION, actions)
 
     def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Steps start to stop - 1: observations (n, ...) uint8 or float32, actions (n,) int64 or (n, A) float32."""
-        with self._reading():
-            observations = self._channels_first(self._open()["observations"][start:stop])
+        observations = self._channels_first(self.column("observations", start, stop))
         with np.errstate(over="ignore"):  # beyond float32 becomes inf, which the check on opening reports
             return observations.astype(self.observation_dtype, copy=False), self.actions[start:stop]
+
+    def column(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Steps start to stop - 1 of any array of the file, as they are stored: (n, ...)."""
+        with self._reading(f" at steps {start} to {self.num_steps - 1 if stop is None else stop - 1} of '{name}'"):
+            column = self._open()[name]
+            self._verify(column, slice(start, stop))
+            return column[start:stop]
+
+    def info_names(self) -> list[str]:
+        """Names of the arrays under ``infos/``."""
+        with self._reading():
+            return list(self._open().get("infos", {}))
 
     def load(self) -> tuple[np.ndarray, np.ndarray]:
         """All steps, as `read` returns them."""
@@ -171,6 +193,7 @@ class TrajectoryFile:
         with self._reading():
             if FIRST_SEEN not in (file := self._open()):
                 return None
+            self._verify(file[FIRST_SEEN])
             first = file[FIRST_SEEN][:]
             steps = np.arange(self.num_steps)
             good = first.shape == steps.shape and first.dtype.kind in "iu" and np.all((first >= 0) & (first <= steps))
@@ -179,6 +202,7 @@ class TrajectoryFile:
             distinct, index = np.unique(first, return_inverse=True)
             if self.num_bytes // self.num_steps * len(distinct) > max_bytes:
                 return None
+            self._verify(file["observations"], distinct)
             frames = self._channels_first(file["observations"][distinct])
             return frames.astype(self.observation_dtype, copy=False), index
 
@@ -214,6 +238,33 @@ class TrajectoryFile:
                 hdf5plugin(f"'{self.path}' is compressed with zstd; reading it")  # in a spawned worker too
             self._process = os.getpid()
         return self._handle
+
+    def _read_checksums(self, file: h5py.File) -> Checksums | None:
+        """Those that the file holds. Without any damage can go unnoticed, which is said once."""
+        try:
+            checksums = Checksums.read(file)
+        except ValueError as error:
+            raise self._error(f"is damaged: {error}") from None
+        if checksums is None and self.path not in _SAID:
+            _SAID.add(self.path)
+            print(f"'{self.path}' holds no checksums: damage to it may go unnoticed.", flush=True)
+        return checksums
+
+    def _verify(self, column: h5py.Dataset, steps: slice | np.ndarray = slice(None)) -> None:
+        """Raise unless the chunks of an array that hold these steps are as they were written."""
+        damaged = self._checksums and self._checksums.damaged(column, steps)
+        if damaged:
+            name = column.name.lstrip("/")
+            episodes = "" if name in ("terminals", "timeouts") else self._episodes_of(damaged)
+            raise self._error(
+                f"is damaged: '{name}' differs from its checksum within steps {damaged[0]} to {damaged[-1]}{episodes}"
+            )
+
+    def _episodes_of(self, steps: range) -> str:
+        """In words, the episodes that steps belong to."""
+        ends = np.flatnonzero(self._ends(self._open()))
+        first, last = np.searchsorted(ends, [steps[0], steps[-1]]).tolist()
+        return f" (episode {first})" if first == last else f" (episodes {first} to {last})"
 
     def _check_layout(self, file: h5py.File) -> None:
         """Keys, equal lengths, at least one step, and a filter for every compression used."""
@@ -301,12 +352,14 @@ class TrajectoryFile:
         return values
 
     @contextlib.contextmanager
-    def _reading(self) -> Iterator[None]:
+    def _reading(self, place: str = "") -> Iterator[None]:
         """Turn what h5py raises on damaged files into a `UserError` that names the file."""
         try:
             yield
-        except (OSError, RuntimeError, KeyError) as error:
-            raise self._error(f"cannot be read; it is truncated, damaged or not an HDF5 file ({error})") from error
+        except (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError) as error:
+            reason = " ".join(str(error).split())
+            problem = f"cannot be read{place}; it is truncated, damaged or not an HDF5 file ({reason})"
+            raise self._error(problem) from error
 
     def _error(self, problem: str) -> UserError:
         return UserError(f"trajectory file '{self.path}' {problem}." + (f" {self._hint}" if self._hint else ""))

@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 
 from RATE_model.data.attributes import encoded, version
+from RATE_model.data.checksums import ChunkSums, make_groups
 from RATE_model.data.compression import ZSTD_LEVEL, zstd
 from RATE_model.data.trajectories import CHANNELS_LAST, FIRST_SEEN, FORMAT_VERSION
 from RATE_model.errors import UserError
@@ -76,6 +77,7 @@ class TrajectoryWriter:
         self._pending_steps = self._num_steps = 0
         self._unfinished = False
         self._first_seen: dict[bytes, int] | None = {} if index_frames else None  # digest of a frame -> step
+        self._checksums = ChunkSums()
         self._returns: list[np.ndarray] = []
         self._lengths: list[np.ndarray] = []
 
@@ -83,7 +85,7 @@ class TrajectoryWriter:
         self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
         with self._writing():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = h5py.File(self._temporary, "w")
+            self._file = h5py.File(self._temporary, "w", libver=("v110", "v110"))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
@@ -187,6 +189,7 @@ class TrajectoryWriter:
                 dataset = self._file[name] if name in self._file else self._create(name, values)
                 dataset.resize(dataset.shape[0] + steps, axis=0)
                 dataset[-steps:] = values[:steps]
+                self._checksums.update(dataset)
                 self._pending[name] = [values[steps:]]
         self._pending_steps -= steps
 
@@ -196,6 +199,7 @@ class TrajectoryWriter:
         if self._compress:
             options = zstd(f"'{self.path}' is compressed with zstd; writing it", self._level)
         chunk = self._chunk if name == "observations" else VECTOR_CHUNK
+        make_groups(self._file, name)
         dataset = self._file.create_dataset(
             name, (0, *shape), values.dtype, maxshape=(None, *shape), chunks=(chunk, *shape), **options
         )
@@ -219,6 +223,9 @@ class TrajectoryWriter:
         with self._writing():
             for name, value in (self._attributes | made).items():
                 self._file.attrs[name] = encoded(value)
+            for name in self._pending:
+                self._checksums.update(self._file[name], last=True)
+            self._checksums.write(self._file)
             self._file.close()
             with open(self._temporary, "rb") as file:
                 os.fsync(file.fileno())

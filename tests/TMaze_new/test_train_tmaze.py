@@ -324,7 +324,7 @@ def test_the_best_checkpoint_is_that_of_the_lowest_loss_the_last_included(losses
 
 def rewrite(path: Path, name: str, values: np.ndarray) -> None:
     with h5py.File(path, "r+") as file:
-        del file[name]
+        del file[name], file["checksums"]
         file[name] = values
 
 

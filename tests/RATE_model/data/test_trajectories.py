@@ -34,8 +34,9 @@ def write(path, observation_shape=(4,), dtype="float32", **options):
 
 
 def edit(path, **changes):
-    """Replace arrays of a file; None deletes."""
+    """Replace arrays of a file, as somebody does who means it; None deletes."""
     with h5py.File(path, "r+") as file:
+        file.pop("checksums", None)
         for name, values in changes.items():
             if name in file:
                 del file[name]
@@ -341,7 +342,7 @@ def test_damaged_image_content_is_named_when_read(tmp_path):
     (tmp_path / "data.h5").write_bytes(content)
     file = TrajectoryFile(tmp_path / "data.h5")
     np.testing.assert_array_equal(file.read(0, 30)[0], frames[0, :30])
-    with pytest.raises(UserError, match="data.h5' cannot be read; it is truncated, damaged"):
+    with pytest.raises(UserError, match="'observations' differs from its checksum within steps 30 to 59 .episode 0."):
         file.read(30, 60)
 
 
