@@ -1,6 +1,6 @@
 """Evaluate a checkpoint on an Atari game.
 
-    python3 Atari/inference_atari.py --checkpoint RUN_DIR --target_returns 90 180
+    python3 Atari/inference_atari.py --checkpoint RUN_DIR --target_return 90 180
 
 Prints points, length and, where a human player was measured, the gamer-normalised score for every return asked for.
 """
@@ -40,13 +40,13 @@ class Options:
     # Game, where the run does not name it: of a converted checkpoint; none = the run's
     game: str | None = None
     # Returns that the agent is asked for, in points as its data counts them; none = the run's, or the game's
-    target_returns: tuple[float, ...] = ()
+    target_return: tuple[float, ...] = ()
     # Episodes for every return asked for
     episodes: int = 10
     # Take the most probable action, or draw it; none = as the run evaluated itself, drawn (published) if nothing tells
     use_argmax: Boolean | None = None
     # Seed of drawn actions
-    action_seed: int = 0
+    seed: int = 0
     # Probability, at every frame, that the action before goes on; none = the run's, or 0
     sticky: float | None = None
     # Decisions of an episode at most; none = the run's, or 7000
@@ -59,10 +59,10 @@ class Options:
         if self.game is not None:
             game_of(self.game)
         protocol.check_episodes(episodes=self.episodes)
-        at_least(0, video=self.video, action_seed=self.action_seed)
+        at_least(0, video=self.video, seed=self.seed)
         at_least(1, max_steps=self.max_steps)
         at_most(MAX_STEPS, max_steps=self.max_steps)
-        at_most(MAX_SEED, action_seed=self.action_seed)
+        at_most(MAX_SEED, seed=self.seed)
         at_most(protocol.MAX_EPISODES, video=self.video)
         if self.sticky is not None and not 0 <= self.sticky < 1:
             raise UserError(f"--sticky {self.sticky}: must be at least 0 and below 1")
@@ -76,8 +76,8 @@ class Options:
         recorded = self.common.recorded()
         published = {"use_argmax": False, "sticky": 0.0, "max_steps": PUBLISHED_CAP}
         missing = left_open(self, recorded, published)
-        if not self.target_returns and (target := recorded.get("target_return")) is not None:
-            missing["target_returns"] = (float(target),)
+        if not self.target_return and (target := recorded.get("target_return")) is not None:
+            missing["target_return"] = (float(target),)
         return replace(self, **missing)
 
     @property
@@ -85,7 +85,7 @@ class Options:
         """What `play` and `record_videos` take."""
         return {
             "greedy": self.use_argmax,
-            "seed": self.action_seed,
+            "seed": self.seed,
             "sticky": self.sticky,
             "max_steps": self.max_steps,
             "slide": self.common.window_slide,
@@ -176,7 +176,7 @@ def evaluate(options: Options) -> dict[str, Any]:
     print(f"{trained.path}: {trained.game.name}, {options.episodes} episodes{notes}")
     print(f"{'asked for':>10}{'points':>12}{'std':>10}{'steps':>10}{'score':>12}")
     started = time.perf_counter()
-    targets = options.target_returns or (protocol.target_of(trained.game, None, "--target_returns"),)
+    targets = options.target_return or (protocol.target_of(trained.game, None, "--target_return"),)
     played = {target: trained.play(target, options) for target in targets}
     results = {f"{target:g}": show(target, episodes, trained.game) for target, episodes in played.items()}
     print(f"{time.perf_counter() - started:.1f} s")
@@ -192,7 +192,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             argv=argv,
             prog="python3 Atari/inference_atari.py",
             description="Evaluate a checkpoint on an Atari game.",
-            aliases={"target_return": "target_returns", "desired_return": "target_returns"},
         ).as_trained()
         options.common.write(
             episodes=options.episodes,

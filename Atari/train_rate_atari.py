@@ -25,7 +25,7 @@ from Atari.spec import spec_of
 from RATE_model.cli import experiment
 from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
 from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
-from RATE_model.cli.settings import ALIASES, CurriculumOptions, ImageOptions, ModelOptions, RunOptions, TrainOptions
+from RATE_model.cli.settings import CurriculumOptions, ImageOptions, ModelOptions, RunOptions, TrainOptions
 from RATE_model.errors import UserError
 from RATE_model.memories.rate.config import ModelConfig
 from RATE_model.memories.rate.model import RATE
@@ -37,7 +37,7 @@ from RATE_model.training.trainer import accuracy
 HERE = Path(__file__).resolve().parent
 CHECKPOINTS = HERE / "Atari_checkpoints"
 # How the published script spells what other environments' scripts have too.
-SPELLINGS = ALIASES | {"num_mem_tokens": "nmt", "save_path": "output_dir", "desired_return": "target_return"}
+SPELLINGS = {"num_mem_tokens": "nmt", "save_path": "output_dir"}
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class TaskOptions:
     """Segments, returns, and evaluation."""
 
     # Segments of a trajectory (N)
-    sections: int = 3
+    segments: int = 3
     # Steps of a segment (K)
     context_length: int = 30
     # Show the model the return that is still to come; false: behaviour cloning
@@ -75,7 +75,7 @@ class TaskOptions:
 
     def validate(self) -> None:
         """Raise a UserError for a value out of range."""
-        sizes = {"sections": self.sections, "context_length": self.context_length, "max_steps": self.max_steps}
+        sizes = {"segments": self.segments, "context_length": self.context_length, "max_steps": self.max_steps}
         at_least(1, **sizes, slide=self.slide)
         at_most(MAX_STEPS, **sizes)
         for name in ("return_scale", "decay_epochs"):
@@ -108,7 +108,7 @@ class Config:
 
     def model_config(self) -> ModelConfig:
         """Sizes of the model."""
-        return self.model.model_config(context_length=self.task.context_length, sections=self.task.sections)
+        return self.model.model_config(context_length=self.task.context_length, segments=self.task.segments)
 
     @property
     def game(self) -> Game:
@@ -173,8 +173,8 @@ def check(config: Config, seed: int) -> Run:
 def train(config: Config, run: Run) -> dict[str, float]:
     """One checked run, from its data to its last evaluation; returns what its eval/final.json holds."""
     task = config.task
-    data = load_data(config.data, config.replay, size=task.sections * task.context_length)
-    windows = lru_cache(lambda sections: (data.training, data.validation))
+    data = load_data(config.data, config.replay, size=task.segments * task.context_length)
+    windows = lru_cache(lambda segments: (data.training, data.validation))
 
     def finish(model: RATE, result: dict[str, float]) -> None:
         curves = {run.directory.name: run.directory / "metrics.jsonl"}
@@ -190,7 +190,7 @@ def train(config: Config, run: Run) -> dict[str, float]:
         shown = float(data.training.windows[:, 2].sum()) * task.decay_epochs
         options = replace(options, final_tokens=round(shown))
     curriculum, schedule = experiment.plan(
-        options, CurriculumOptions(), config.model_config(), windows, [task.sections], task.context_length
+        options, CurriculumOptions(), config.model_config(), windows, [task.segments], task.context_length
     )
     return experiment.train_run(
         config,

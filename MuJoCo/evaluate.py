@@ -113,7 +113,7 @@ def play(
     episodes: int = 10,
     version: Version = "v4",
     window: bool = False,
-    renew_target: bool = False,
+    reset_target: bool = False,
     slide: int = 1,
     transform_memory: MemoryTransform | None = None,
     precision: str = "32",
@@ -127,7 +127,7 @@ def play(
         target_return: the return to ask for, in units of reward.
         episodes: with the seeds of `evaluation_seeds`.
         window: prompt K, else prompt 1.
-        renew_target: ask for it again whenever memory is handed on.
+        reset_target: ask for it again whenever memory is handed on.
         slide, transform_memory, precision: see `Actor`.
 
     Raises:
@@ -141,7 +141,7 @@ def play(
             target_return,
             window=window,
             slide=min(slide, model.config.context_length),
-            renew_target=renew_target,
+            reset_target=reset_target,
             transform_memory=transform_memory,
             precision=precision,
         )

@@ -1,6 +1,6 @@
 """Evaluate a checkpoint on HalfCheetah, Hopper or Walker2d.
 
-    python3 MuJoCo/inference_mujoco.py --checkpoint RUN_DIR --target_returns 1800 3600
+    python3 MuJoCo/inference_mujoco.py --checkpoint RUN_DIR --target_return 1800 3600
 
 Prints return, length and D4RL's normalised score for every return asked for, with prompt 1 and with prompt K.
 """
@@ -37,7 +37,7 @@ class Options:
     # Task, if it is not the one that the run was trained on: other data of the same robot
     env_id: int | None = None
     # Returns that the agent is asked for, in units of reward; none = the task's
-    target_returns: tuple[float, ...] = ()
+    target_return: tuple[float, ...] = ()
     # Version of the Gymnasium environments
     env_version: protocol.Version = "v4"
     # Episodes for every return asked for
@@ -62,7 +62,7 @@ class Options:
         """What `play` and `Actor` take."""
         return {
             "slide": self.common.window_slide,
-            "renew_target": self.reset_target,
+            "reset_target": self.reset_target,
             "precision": self.common.precision,
         }
 
@@ -158,7 +158,7 @@ def evaluate(options: Options) -> dict[str, Any]:
     print(f"{trained.path}: {where}, {options.episodes} episodes{notes}")
     print(f"{'asked for':>10}{'prompt':>8}{'return':>12}{'std':>10}{'steps':>10}{'score':>12}")
     started = time.perf_counter()
-    targets = options.target_returns or (trained.task.target_return,)
+    targets = options.target_return or (trained.task.target_return,)
     played = {target: trained.play(target, options) for target in targets}
     results = {f"{target:g}": show(target, episodes, trained) for target, episodes in played.items()}
     print(f"{time.perf_counter() - started:.1f} s")
@@ -174,7 +174,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             argv=argv,
             prog="python3 MuJoCo/inference_mujoco.py",
             description="Evaluate a checkpoint on HalfCheetah, Hopper or Walker2d.",
-            aliases={"target_return": "target_returns", "desired_return": "target_returns"},
         )
         options.common.write(
             episodes=options.episodes,

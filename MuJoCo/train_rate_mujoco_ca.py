@@ -21,7 +21,7 @@ from MuJoCo.tasks import Task, make_environment, task_of
 from RATE_model.cli import experiment
 from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
 from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
-from RATE_model.cli.settings import ALIASES, CurriculumOptions, ModelOptions, RunOptions, TrainOptions
+from RATE_model.cli.settings import CurriculumOptions, ModelOptions, RunOptions, TrainOptions
 from RATE_model.memories.rate.config import ModelConfig
 from RATE_model.memories.rate.model import RATE
 from RATE_model.plots import plot_curves
@@ -29,13 +29,8 @@ from RATE_model.training.runs import Run, run_name
 
 HERE = Path(__file__).resolve().parent
 CHECKPOINTS = HERE / "MuJoCo_checkpoints"
-# How the published script spells what other environments' scripts have too, and the other way round.
-SPELLINGS = ALIASES | {
-    "num_mem_tokens": "nmt",
-    "sections": "number_of_segments",
-    "context_length": "segment_length",
-    "desired_return": "target_return",
-}
+# How the published script spells what other environments' scripts have too.
+SPELLINGS = {"num_mem_tokens": "nmt"}
 
 
 @dataclass(frozen=True)
@@ -45,9 +40,9 @@ class TaskOptions:
     # Robot and data: 0 halfcheetah-medium ... 11 hopper-medium-expert, see README.md
     env_id: int = 0
     # Segments of a trajectory (N)
-    number_of_segments: int = 3
+    segments: int = 3
     # Steps of a segment (K)
-    segment_length: int = 20
+    context_length: int = 20
     # Show the model the return that is still to come; false: behaviour cloning
     condition_on_returns: Boolean = True
     # Return that the agent is asked for, in units of reward; none = the task's
@@ -70,8 +65,8 @@ class TaskOptions:
     def validate(self) -> None:
         """Raise a UserError for a value out of range."""
         task_of(self.env_id)
-        at_least(1, number_of_segments=self.number_of_segments, segment_length=self.segment_length, slide=self.slide)
-        at_most(MAX_STEPS, number_of_segments=self.number_of_segments, segment_length=self.segment_length)
+        at_least(1, segments=self.segments, context_length=self.context_length, slide=self.slide)
+        at_most(MAX_STEPS, segments=self.segments, context_length=self.context_length)
         protocol.check_episodes(eval_episodes=self.eval_episodes)
 
     @property
@@ -101,7 +96,7 @@ class Config:
 
     def model_config(self) -> ModelConfig:
         """Sizes of the model."""
-        return self.model.model_config(context_length=self.task.segment_length, sections=self.task.number_of_segments)
+        return self.model.model_config(context_length=self.task.context_length, segments=self.task.segments)
 
 
 def run_directory(config: Config, seed: int) -> Path:
@@ -124,7 +119,7 @@ def evaluate(model: RATE, normalisation: Normalisation, config: Config, final: b
         normalisation,
         long_prompt=task.long_prompt,
         target_return=task.target,
-        renew_target=task.reset_target,
+        reset_target=task.reset_target,
         slide=task.slide,
         episodes=task.eval_episodes,
         version=task.env_version,
@@ -144,9 +139,9 @@ def check(config: Config, seed: int) -> Run:
 def train(config: Config, run: Run) -> dict[str, float]:
     """One checked run, from its data to its last evaluation; returns what its eval/final.json holds."""
     task = config.task
-    segments, steps = task.number_of_segments, task.segment_length
+    segments, steps = task.segments, task.context_length
     data = load_data(task.task, config.data, size=segments * steps)
-    windows = lru_cache(lambda sections: (data.training, data.validation))
+    windows = lru_cache(lambda segments: (data.training, data.validation))
 
     def finish(model: RATE, result: dict[str, float]) -> None:
         curves = {run.directory.name: run.directory / "metrics.jsonl"}

@@ -81,7 +81,7 @@ def make_batch(size: int, steps: int, actions: int) -> Batch:
 def measure(options: Options) -> dict[str, Any]:
     """Timings in seconds, and how many observations a batch encoded."""
     config = read_config(PUBLISHED)
-    spec, model_config, segments = config.spec, config.model_config(), config.task.sections
+    spec, model_config, segments = config.spec, config.model_config(), config.task.segments
     steps = segments * config.task.context_length
     batch = make_batch(options.batch_size, steps, spec.num_actions)
     parts = max(1, -(-options.batch_size // options.part))

@@ -33,17 +33,17 @@ class Product:
 
 
 def training_flops(
-    config: ModelConfig, spec: EnvironmentSpec, *, batch_size: int, sections: int, bptt_segments: int
+    config: ModelConfig, spec: EnvironmentSpec, *, batch_size: int, segments: int, bptt_segments: int
 ) -> int:
-    """Operations of one batch of full trajectories of `sections` segments, forward and backward, all windows.
+    """Operations of one batch of full trajectories of `segments` segments, forward and backward, all windows.
 
     Vector observations only.
     """
-    window = sections if bptt_segments < 0 else bptt_segments + 1
+    window = segments if bptt_segments < 0 else bptt_segments + 1
     total = 0
-    for start in range(0, sections, window):
+    for start in range(0, segments, window):
         total += sum(product.both for product in _fold(config))
-        stop = min(start + window, sections)
+        stop = min(start + window, segments)
         for index in range(start, stop):
             # The memory that a later window begins with is cut off; what the last segment of a window writes is not
             # part of the loss.

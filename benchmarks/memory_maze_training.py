@@ -121,8 +121,8 @@ def play_with(model: RATE, options: Options) -> float:
 def measure(options: Options, file: TrajectoryFile) -> dict[str, Any]:
     """All timings in seconds, and the two ratios that matter."""
     config = read_config(PUBLISHED)
-    model_config, sections = config.model_config(), config.task.sections
-    size = sections * config.task.context_length
+    model_config, segments = config.model_config(), config.task.segments
+    size = segments * config.task.context_length
     dataset = WindowDataset([file], strided_windows(0, file, size, 1), size=size, in_memory=False)
     generator = np.random.default_rng(0)
 

@@ -34,7 +34,7 @@ from RATE_model.training.optimization import Schedule
 from RATE_model.training.trainer import Trainer
 
 # The published RATE, with segments enough for every episode of size 31.
-PUBLISHED = "--nmt 15 --mem_len 180 --n_head_ca 1 --skip_dec_ffn --sections 6 --dropout 0 --dropatt 0".split()
+PUBLISHED = "--nmt 15 --mem_len 180 --n_head_ca 1 --skip_dec_ffn --segments 6 --dropout 0 --dropatt 0".split()
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def train_batch(batch: Batch) -> tuple[Trainer, Callable[[], None]]:
 def measure(options: Options) -> dict[str, Any]:
     """All timings in seconds, and what a batch holds."""
     config = read_config(PUBLISHED)
-    size = config.task.sections * config.task.context_length
+    size = config.task.segments * config.task.context_length
     with tempfile.TemporaryDirectory() as folder:
         data = DataOptions(trajectories=options.trajectories, data_dir=Path(folder))
         training, _ = load_windows(ensure_dataset(data), size=size)

@@ -84,8 +84,8 @@ def make_batch(size: int, steps: int) -> Batch:
 def measure(options: Options) -> dict[str, Any]:
     """All timings in seconds, operations of the batches, and the speed of matrix products."""
     config = read_config(PUBLISHED)
-    model_config, sections = config.model_config(), config.task.number_of_segments
-    batch = make_batch(options.batch_size, sections * config.task.segment_length)
+    model_config, segments = config.model_config(), config.task.segments
+    batch = make_batch(options.batch_size, segments * config.task.context_length)
     candidates: dict[str, Callable[[], float | None]] = {}
     flops = {}
     for bptt_segments, window in WINDOWS.items():
@@ -97,7 +97,7 @@ def measure(options: Options) -> dict[str, Any]:
         name = f"batch, gradients through {window}"
         candidates[name] = _training(trainer, batch)
         flops[name] = training_flops(
-            model_config, SPEC, batch_size=options.batch_size, sections=sections, bptt_segments=bptt_segments
+            model_config, SPEC, batch_size=options.batch_size, segments=segments, bptt_segments=bptt_segments
         )
     for window, name in PROMPTS.items():
         candidates[f"episodes, {name}"] = _acting(trainer.model, options.episodes, window)

@@ -34,12 +34,12 @@ def remembered_tables() -> AbstractContextManager:
     )
 
 
-def make_meta(config: ModelConfig, *, batch_size: int, sections: int) -> dict:
+def make_meta(config: ModelConfig, *, batch_size: int, segments: int) -> dict:
     """The sizes as the plain implementation calls them."""
     return reference.make_meta(
         arch_mode=config.arch,
         segment_length=config.context_length,
-        num_segments=sections,
+        num_segments=segments,
         batch=batch_size,
         n_layer=config.n_layer,
         n_head=config.n_head,

@@ -25,7 +25,7 @@ from benchmarks.flops import acting_flops
 from benchmarks.plain import PlainActor, make_meta, make_model, remembered_tables
 from RATE_model.acting.actor import Actor
 from RATE_model.cli.options import Boolean, exit_on_user_error, load_yaml, parse_options, to_flat_dict
-from RATE_model.cli.settings import ALIASES, ModelOptions, at_least
+from RATE_model.cli.settings import ModelOptions, at_least
 from RATE_model.errors import UserError
 from RATE_model.memories.rate.config import ModelConfig
 from tests import reference
@@ -89,7 +89,7 @@ class Options:
 
     def model_config(self) -> ModelConfig:
         """The model's sizes."""
-        return self.model.model_config(context_length=self.measure.context_length, sections=1)
+        return self.model.model_config(context_length=self.measure.context_length, segments=1)
 
 
 def with_fast_model(options: Options) -> Options:
@@ -101,7 +101,7 @@ def with_fast_model(options: Options) -> Options:
 
 def make_weights(config: ModelConfig) -> tuple[reference.Weights, dict]:
     """Random weights for both implementations, and the sizes as the plain one calls them."""
-    meta = make_meta(config, batch_size=1, sections=1)
+    meta = make_meta(config, batch_size=1, segments=1)
     return reference.random_weights(meta, seed=1), meta
 
 
@@ -272,7 +272,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             argv=argv,
             prog="python benchmarks/rollout.py",
             description="Time and memory of acting.",
-            aliases=ALIASES,
         )
         measure = options.measure
         common.set_threads(measure.threads)

@@ -21,7 +21,7 @@ from benchmarks import common
 from benchmarks.flops import training_flops
 from benchmarks.plain import PlainTraining, make_batch, make_meta, make_model, remembered_tables
 from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options, to_flat_dict
-from RATE_model.cli.settings import ALIASES, ModelOptions, TrainOptions, at_least
+from RATE_model.cli.settings import ModelOptions, TrainOptions, at_least
 from RATE_model.data.windows import Batch
 from RATE_model.memories.rate.config import ModelConfig
 from RATE_model.training.optimization import Schedule
@@ -42,7 +42,7 @@ class MeasureOptions:
 
     # Steps of a segment (K), segments of a trajectory (N), trajectories of a batch
     context_length: int = 30
-    sections: int = 3
+    segments: int = 3
     batch_size: int = 64
     # Precisions to measure; the plain loop always runs in float32
     precisions: tuple[Literal["32", "bf16"], ...] = ("32", "bf16")
@@ -51,7 +51,7 @@ class MeasureOptions:
     # Time the plain loop as well (most of the time goes there)
     plain: Boolean = True
     # Measure peak memory with trajectories of so many segments; none: leave it out
-    memory_sections: tuple[int, ...] = (3, 6, 12)
+    memory_segments: tuple[int, ...] = (3, 6, 12)
     # Edge of the matrices whose product is the machine's speed
     matrix_size: int = common.MATRIX_SIZE
     # Threads of torch; 0 = its own choice
@@ -63,11 +63,11 @@ class MeasureOptions:
 
     def validate(self) -> None:
         """Raise a UserError for a value out of range."""
-        at_least(1, context_length=self.context_length, sections=self.sections, batch_size=self.batch_size)
+        at_least(1, context_length=self.context_length, segments=self.segments, batch_size=self.batch_size)
         at_least(1, rounds=self.rounds, matrix_size=self.matrix_size)
         at_least(0, threads=self.threads)
-        for sections in self.memory_sections:
-            at_least(1, memory_sections=sections)
+        for segments in self.memory_segments:
+            at_least(1, memory_segments=segments)
         common.check_output(self.output)
 
 
@@ -85,7 +85,7 @@ class Options:
 
     def model_config(self, **changes: Any) -> ModelConfig:
         """The model's sizes, with changes."""
-        config = self.model.model_config(context_length=self.measure.context_length, sections=self.measure.sections)
+        config = self.model.model_config(context_length=self.measure.context_length, segments=self.measure.segments)
         return replace(config, **changes)
 
 
@@ -107,7 +107,7 @@ def check_losses(options: Options, batches: int = 2) -> dict[str, float]:
     """
     measure = options.measure
     config = options.model_config(dropout=0.0, dropatt=0.0)
-    meta = make_meta(config, batch_size=min(4, measure.batch_size), sections=measure.sections)
+    meta = make_meta(config, batch_size=min(4, measure.batch_size), segments=measure.segments)
     weights = reference.random_weights(meta, seed=1)
     differences = {}
     for bptt_segments, window in WINDOWS.items():
@@ -127,7 +127,7 @@ def timings(options: Options) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """Everything timed in turn in this process: a row for each, and the speed of matrix products in GFLOP/s."""
     measure = options.measure
     config = options.model_config()
-    meta = make_meta(config, batch_size=measure.batch_size, sections=measure.sections)
+    meta = make_meta(config, batch_size=measure.batch_size, segments=measure.segments)
     weights, batch = reference.random_weights(meta, seed=1), make_batch(meta)
     rows: dict[str, dict[str, Any]] = {}
     candidates: dict[str, Callable[[], float | None]] = {}
@@ -138,7 +138,7 @@ def timings(options: Options) -> tuple[list[dict[str, Any]], dict[str, float]]:
             candidates[name] = _discard(ours.train_batch, batch)
             rows[name] = {"implementation": "ours", "bptt_segments": bptt_segments, "precision": precision}
             rows[name]["flops"] = training_flops(
-                config, SPEC, batch_size=measure.batch_size, sections=measure.sections, bptt_segments=bptt_segments
+                config, SPEC, batch_size=measure.batch_size, segments=measure.segments, bptt_segments=bptt_segments
             )
         if measure.plain:
             name = f"plain, {window}"
@@ -170,20 +170,20 @@ def _discard(train_batch: Callable[[Any], object], batch: object) -> Callable[[]
     return run
 
 
-def peak_memory(options: Options, sections: int, bptt_segments: int, precision: str) -> float | None:
+def peak_memory(options: Options, segments: int, bptt_segments: int, precision: str) -> float | None:
     """MiB that training on one batch needs beyond libraries, model and batch; run in a fresh process. None: unknown."""
     common.set_threads(options.measure.threads)
     config = options.model_config()
 
-    def prepare(batch_size: int, sections: int) -> tuple[Trainer, Batch]:
-        meta = make_meta(config, batch_size=batch_size, sections=sections)
+    def prepare(batch_size: int, segments: int) -> tuple[Trainer, Batch]:
+        meta = make_meta(config, batch_size=batch_size, segments=segments)
         weights = reference.random_weights(meta, seed=1)
         trainer = make_trainer(config, weights, bptt_segments=bptt_segments, precision=precision)
         return trainer, make_batch(meta)
 
     trainer, batch = prepare(1, 1)
     trainer.train_batch(batch)  # what libraries allocate once, whatever they compute
-    trainer, batch = prepare(options.measure.batch_size, sections)
+    trainer, batch = prepare(options.measure.batch_size, segments)
     before = common.memory_mib()
     trainer.train_batch(batch)
     after = common.memory_mib()
@@ -195,10 +195,10 @@ def memory_rows(options: Options) -> list[dict[str, Any]]:
     rows = []
     for bptt_segments in WINDOWS:
         for precision in options.measure.precisions:
-            for sections in options.measure.memory_sections:
-                peak = common.in_fresh_process(peak_memory, options, sections, bptt_segments, precision)
+            for segments in options.measure.memory_segments:
+                peak = common.in_fresh_process(peak_memory, options, segments, bptt_segments, precision)
                 rows.append(
-                    {"bptt_segments": bptt_segments, "precision": precision, "sections": sections, "peak_mib": peak}
+                    {"bptt_segments": bptt_segments, "precision": precision, "segments": segments, "peak_mib": peak}
                 )
     return rows
 
@@ -221,10 +221,10 @@ def format_tables(result: dict[str, Any]) -> str:
     ]
     parts = [common.machine_line(result["machine"], result["matrix_product_gflops"]), common.table(header, rows)]
     if result["memory"]:
-        lengths = sorted({row["sections"] for row in result["memory"]})
+        lengths = sorted({row["segments"] for row in result["memory"]})
         peaks: dict[tuple[int, str], dict[int, float | None]] = {}
         for row in result["memory"]:
-            peaks.setdefault((row["bptt_segments"], row["precision"]), {})[row["sections"]] = row["peak_mib"]
+            peaks.setdefault((row["bptt_segments"], row["precision"]), {})[row["segments"]] = row["peak_mib"]
         rows = [
             [WINDOWS[bptt], precision, *("?" if peak[n] is None else f"{peak[n]:.0f}" for n in lengths)]
             for (bptt, precision), peak in peaks.items()
@@ -242,7 +242,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             argv=argv,
             prog="python benchmarks/train_step.py",
             description="Time and memory of training on one batch.",
-            aliases=ALIASES,
         )
         measure = options.measure
         common.set_threads(measure.threads)

@@ -109,7 +109,7 @@ def convolution_flops(model: RATE, images: int) -> int:
 def training_candidates(options: Options) -> tuple[dict[str, Callable[[], None]], dict[str, int]]:
     """A batch, and its parts alone; operations of each."""
     config = read_config(PUBLISHED)
-    sections, context = config.task.sections, config.task.context_length
+    segments, context = config.task.segments, config.task.context_length
     train = replace(config.train, precision=PRECISION)
 
     def trainer(spec: Any) -> Trainer:
@@ -117,11 +117,11 @@ def training_candidates(options: Options) -> tuple[dict[str, Callable[[], None]]
         return Trainer(RATE(config.model_config(), spec), train, Schedule(1, None, 0, 1.0))
 
     whole, transformer = trainer(SPEC), trainer(WITHOUT_IMAGES)
-    batch, without = (make_batch(options.batch_size, sections * context, images=images) for images in (True, False))
+    batch, without = (make_batch(options.batch_size, segments * context, images=images) for images in (True, False))
     encoder = whole.model.encoder
 
     def encode() -> None:
-        for start in range(0, sections * context, context):
+        for start in range(0, segments * context, context):
             with autocast(whole.model.device, PRECISION):
                 tokens = encoder.encode_observations(batch.observations[:, start : start + context])
             tokens.float().sum().backward()
@@ -132,9 +132,9 @@ def training_candidates(options: Options) -> tuple[dict[str, Callable[[], None]]
         "its convolutions": encode,
     }
     of_transformer = training_flops(
-        config.model_config(), WITHOUT_IMAGES, batch_size=options.batch_size, sections=sections, bptt_segments=-1
+        config.model_config(), WITHOUT_IMAGES, batch_size=options.batch_size, segments=segments, bptt_segments=-1
     )
-    of_images = convolution_flops(whole.model, options.batch_size * sections * context)
+    of_images = convolution_flops(whole.model, options.batch_size * segments * context)
     flops = {"its transformer": of_transformer, "its convolutions": of_images}
     return candidates, {"batch": of_transformer + of_images} | flops
 

@@ -9,7 +9,7 @@ from Atari.env import AtariEnv
 from RATE_model.data.writer import TrajectoryWriter
 
 MODEL = "--n_layer 1 --d_model 16 --n_head 2 --d_head 8 --d_inner 16 --num_mem_tokens 2 --mem_len 19".split()
-SEGMENTS = "--context_length 5 --sections 2".split()
+SEGMENTS = "--context_length 5 --segments 2".split()
 TRAINING = "--epochs 2 --epoch_batches 3 --batch_size 2 --warmup_tokens 40 --learning_rate 0.003".split()
 HERE = "--eval_episodes 2 --max_steps 12 --device cpu --wandb_mode disabled --log_every 2".split()
 TINY = (*MODEL, *SEGMENTS, *TRAINING, *HERE)

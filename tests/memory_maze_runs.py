@@ -11,7 +11,7 @@ from RATE_model.data.writer import TrajectoryWriter
 
 EPISODES, STEPS = 10, 12
 MODEL = "--n_layer 1 --d_model 8 --n_head 2 --d_head 4 --nmt 2 --n_head_ca 2 --mem_len 13 --dropout 0.1".split()
-DATA = "--context_length 3 --sections 2".split()
+DATA = "--context_length 3 --segments 2".split()
 TRAINING = "--epochs 2 --epoch_batches 2 --batch_size 4 --warmup_tokens 0 --warmup_steps 1 --ckpt_epoch 1".split()
 EVALUATION = "--eval_episodes 2 --episode_timeout 7".split()
 HERE = "--end_seed 1 --device cpu --wandb_mode disabled --log_every 1".split()

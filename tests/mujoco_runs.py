@@ -9,7 +9,7 @@ from MuJoCo.tasks import Robot, make_environment
 from RATE_model.data.writer import TrajectoryWriter
 
 MODEL = "--n_layer 1 --d_model 16 --n_head 2 --d_head 8 --num_mem_tokens 2 --n_head_ca 2 --mem_len 19".split()
-SEGMENTS = "--segment_length 5 --number_of_segments 2".split()
+SEGMENTS = "--context_length 5 --segments 2".split()
 TRAINING = "--epochs 2 --epoch_batches 3 --batch_size 16 --warmup_steps 2 --learning_rate 0.003".split()
 HERE = "--eval_episodes 3 --end_seed 1 --device cpu --wandb_mode disabled --log_every 2".split()
 TINY = (*MODEL, *SEGMENTS, *TRAINING, *HERE)

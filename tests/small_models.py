@@ -27,7 +27,7 @@ def small_config(mode: str = "RATE", **changes) -> ModelConfig:
         n_layer=2, n_head=2, d_model=16, d_head=8, d_inner=24, context_length=K, num_mem_tokens=3, n_head_ca=2,
         mem_len=0 if mode == "DT" else 8,
     )  # fmt: skip
-    return apply_mode(ModelConfig(**(sizes | changes)), mode=mode, sections=N)
+    return apply_mode(ModelConfig(**(sizes | changes)), mode=mode, segments=N)
 
 
 def small_model(mode: str = "RATE", *, spec: EnvironmentSpec = VECTOR, seed: int = 0, **changes) -> RATE:

@@ -37,7 +37,7 @@ def model_options(**changes) -> ModelOptions:
 
 
 def train_options(**changes) -> train_step.Options:
-    measure = train_step.MeasureOptions(context_length=K, sections=N, batch_size=BATCH)
+    measure = train_step.MeasureOptions(context_length=K, segments=N, batch_size=BATCH)
     return train_step.Options(model=model_options(**changes), measure=measure)
 
 
@@ -60,19 +60,19 @@ def assert_same_count(ours: float, counted: int, *, valve: bool) -> None:
 @pytest.mark.parametrize("changes", MODELS.values(), ids=MODELS)
 def test_training_flops_are_those_that_pytorch_counts(changes, bptt_segments):
     config = train_options(**changes).model_config()
-    meta = make_meta(config, batch_size=BATCH, sections=N)
+    meta = make_meta(config, batch_size=BATCH, segments=N)
     weights = train_step.reference.random_weights(meta, seed=0)
     trainer = train_step.make_trainer(config, weights, bptt_segments=bptt_segments, precision="32")
     with flop_counter() as counter:
         trainer.train_batch(make_batch(meta))
-    ours = training_flops(config, SPEC, batch_size=BATCH, sections=N, bptt_segments=bptt_segments)
+    ours = training_flops(config, SPEC, batch_size=BATCH, segments=N, bptt_segments=bptt_segments)
     assert_same_count(ours, counter.get_total_flops(), valve=config.n_head_ca > 0)
 
 
 @pytest.mark.parametrize("changes", MODELS.values(), ids=MODELS)
 def test_acting_flops_are_those_that_pytorch_counts(changes):
     config = train_options(**changes).model_config()
-    weights = train_step.reference.random_weights(make_meta(config, batch_size=BATCH, sections=1), seed=0)
+    weights = train_step.reference.random_weights(make_meta(config, batch_size=BATCH, segments=1), seed=0)
     actor = Actor(make_model(config, weights).eval(), BATCH, 1.0)
     observations = np.zeros((BATCH, 4), dtype=np.float32)
     for _ in range(2 * K):
@@ -183,7 +183,7 @@ def run_script(name: str, output: Path, *flags: str) -> tuple[str, dict]:
 
 
 def test_train_step_runs(tmp_path):
-    text, result = run_script("train_step.py", tmp_path / "out.json", "--sections", "2", "--memory_sections", "2")
+    text, result = run_script("train_step.py", tmp_path / "out.json", "--segments", "2", "--memory_segments", "2")
     assert "times faster" in text and "peak MiB" in text
     assert result["matrix_product_gflops"].keys() == {"32"}
     kinds = [(row["implementation"], row["bptt_segments"]) for row in result["timings"]]
@@ -191,7 +191,7 @@ def test_train_step_runs(tmp_path):
     for row in result["timings"]:
         assert len(row["seconds"]) == 2 and 0 < row["min_s"] <= row["median_s"]
         assert ("ratio" in row and 0 < row["share"] < 1) == (row["implementation"] == "ours")
-    assert [(row["bptt_segments"], row["sections"]) for row in result["memory"]] == [(0, 2), (-1, 2)]
+    assert [(row["bptt_segments"], row["segments"]) for row in result["memory"]] == [(0, 2), (-1, 2)]
 
 
 def test_rollout_runs(tmp_path):

@@ -6,7 +6,7 @@ from VizDoom.VizDoom_src import train_vizdoom
 
 MODEL = "--n_layer 1 --d_model 16 --n_head 2 --d_head 8 --nmt 2 --n_head_ca 2 --mem_len 19".split()
 # Two segments of three steps: 18 episodes train, in batches of seven.
-DATA = "--episodes 20 --steps 6 --context_length 3 --sections 2".split()
+DATA = "--episodes 20 --steps 6 --context_length 3 --segments 2".split()
 TRAINING = "--epochs 2 --batch_size 7 --warmup_tokens 100 --learning_rate 0.003 --ckpt_epoch 1".split()
 EVALUATION = "--eval_episodes 4 --episode_timeout 8".split()
 HERE = "--end_seed 1 --num_workers 0 --device cpu --wandb_mode disabled --log_every 2".split()

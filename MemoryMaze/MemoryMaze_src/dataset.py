@@ -12,7 +12,7 @@ In our files actions[t] was taken on observations[t], and rewards[t] followed it
 that *led* to an image in its row, below a first row without one, so our actions[t] is their action[t + 1], and our
 rewards[t] their reward[t + 1]. See --alignment for episodes of other makers.
 
-A training takes windows, pieces of an episode of --sections times --context_length steps; a file holds whole episodes,
+A training takes windows, pieces of an episode of --segments times --context_length steps; a file holds whole episodes,
 whichever windows are taken. Returns-to-go are those of the whole episode.
 
     --windows all         every piece of every episode; each epoch draws from all of them
@@ -37,6 +37,7 @@ from MemoryMaze.MemoryMaze_src.env import NUM_ACTIONS, OBSERVATION_SHAPE, check_
 from MemoryMaze.MemoryMaze_src.generate import DEFAULT_MIX, EXPERTS_VERSION, Recipe, generate
 from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
 from RATE_model.cli.options import exit_on_user_error, parse_options
+from RATE_model.cli.spellings import existing_file
 from RATE_model.data.npz import NpzKeys, check_tells, conversion_path, given_data
 from RATE_model.data.parts import FileOptions
 from RATE_model.data.trajectories import Learn, TrajectoryFile
@@ -72,16 +73,17 @@ class DataOptions:
     steps: int = 1000
     # Who plays, as EXPERT:NOISE:SHARE; NOISE is the probability of a random action, SHARE of the episodes
     mix: tuple[str, ...] = DEFAULT_MIX
-    # Share of the time in which the players are led to a ball drawn at random, maybe the one that is asked for
-    astray: float = 0.0
+    # Share of the time in which the players are led to a ball drawn at random, maybe the one that is asked for: expert
+    # data with perturbations (DART)
+    perturbation: float = 0.0
     # What a training learns at every step: the action that was taken, or the one that the player would have taken there
     # if it did not err; files hold both
     learn: Learn = "recorded"
     # Which pieces of the episodes a training takes: all, or those that the published code kept; files hold all
     windows: Windows = "all"
     # Data to read instead: an .h5 file made here (training), or a folder of DreamerV3-style *.npz; --episodes, --steps,
-    # --mix and --astray then do nothing, and --size chooses only the mazes of evaluations. none = in a training what
-    # `memory_maze: data:` of wandb_config.yaml names, if it is set
+    # --mix and --perturbation then do nothing, and --size chooses only the mazes of evaluations. none = in a training
+    # what `memory_maze: data:` of wandb_config.yaml names, if it is set
     data_path: Path | None = None
     # Such a folder's actions: last = the one that led to the image beside it (Dreamer); causal = the one taken on it;
     # auto = last if the first is none (all zeros), causal if there is an image more than actions, else an error
@@ -100,7 +102,7 @@ class DataOptions:
 
     def recipe(self) -> Recipe:
         """What is played."""
-        return Recipe(self.size, self.steps, self.mix, self.astray)
+        return Recipe(self.size, self.steps, self.mix, self.perturbation)
 
 
 def dataset_path(options: DataOptions) -> Path:
@@ -109,9 +111,9 @@ def dataset_path(options: DataOptions) -> Path:
     parts = [f"memory_maze_{options.size}x{options.size}", mix]
     if options.steps != DataOptions.steps:
         parts.append(f"steps{options.steps}")
-    if options.astray:
-        parts.append(f"astray{options.astray:g}")
-    return (options.data_dir or DATA_DIRECTORY) / f"{'_'.join(parts)}_n{options.episodes}.h5"
+    if options.perturbation:
+        parts.append(f"perturbation{options.perturbation:g}")
+    return existing_file((options.data_dir or DATA_DIRECTORY) / f"{'_'.join(parts)}_n{options.episodes}.h5")
 
 
 def given_source(options: DataOptions) -> tuple[Path, str] | None:
@@ -150,7 +152,7 @@ def check_windows(options: DataOptions, size: int) -> None:
     """
     source, named = given_source(options) or (None, "")
     check_tells(source, options.learn, named=named)
-    length = f"{size} steps (--sections times --context_length)"
+    length = f"{size} steps (--segments times --context_length)"
     if options.windows == "published" and size >= PUBLISHED_STEPS:
         raise UserError(
             f"--windows published: its windows end before step {PUBLISHED_STEPS}, and {length} are asked for. Take "
@@ -244,7 +246,7 @@ def load_windows(
         taken = np.concatenate([rows[published(file, rows)] for file, rows in zip(files, of_file, strict=True)])
         if not len(taken):
             raise UserError(
-                f"--windows published leaves nothing to train on: no window of {size} steps (--sections times "
+                f"--windows published leaves nothing to train on: no window of {size} steps (--segments times "
                 f"--context_length) that begins below step {PUBLISHED_STEPS - size} has {PUBLISHED_REWARD} rewards. "
                 "Take --windows all, or data of better players."
             )

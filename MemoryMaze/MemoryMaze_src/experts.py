@@ -8,8 +8,8 @@ along free lines of sight. It goes to the ball asked for if it has seen it, over
 the nearest place that it has not. So an agent that remembers its pictures could act alike.
 
 Both know where in the square they are, and what they did. Both can be made to err: to act at random in a share of their
-steps, or to be led astray, over the true map, to a ball drawn at random. They go on from where that took them, and tell
-of every step what they would have done.
+steps, or to be led over the true map to a ball drawn at random (perturbation). They continue from where that took them,
+and tell at every step what they would have done.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ HALF_VIEW = float(np.arctan(np.tan(np.radians(40)) * 30 / 32))
 RAYS = 61  # as many as there are columns
 BALL_SIGHT = 8.0  # cells; a ball is four columns wide there
 BALL_RADIUS = 0.3
-SPELL = 20  # steps in the mean until it is drawn anew whether, and to which ball, a player is led astray
+SPELL = 20  # mean steps of a spell in which a player is led to a ball drawn at random, or is not
 STOOD_IN = 0.4  # cells; who was so near to the middle of a cell has touched the ball that is there
 
 _RAY_STEP = 0.04
@@ -115,27 +115,27 @@ class Planner:
 
     Attributes:
         random: whether the last action was a random one.
-        best: what it would have done in place of the last action without random actions and without being astray.
+        best: what it would have done in place of the last action without random actions and perturbation.
 
     Args:
         generator: of its errors.
         noise: the share of actions that are random, 0 to 1.
-        astray: the share of spells, of `SPELL` steps in the mean, in which it is led to a ball drawn at random, maybe
-            the one asked for.
+        perturbation: the share of spells, of `SPELL` steps on average, in which it is led to a ball drawn at random,
+            maybe the one asked for.
     """
 
-    def __init__(self, generator: np.random.Generator, *, noise: float = 0.0, astray: float = 0.0) -> None:
-        self._generator, self._noise, self._astray = generator, noise, astray
+    def __init__(self, generator: np.random.Generator, *, noise: float = 0.0, perturbation: float = 0.0) -> None:
+        self._generator, self._noise, self._perturbation = generator, noise, perturbation
         self._pilot = Pilot()
         self.random, self.best = False, 0
-        self._lure: int | None = None  # the ball that it walks to when it is astray
+        self._lure: int | None = None  # the ball that it is led to
         self._spell = 0  # steps that are left of this spell
         self._ways_to_balls: dict[int, Field] = {}
 
     def act(self, info: dict[str, Any]) -> int:
         """The action in one maze, given `MemoryMazeEnv`'s privileged info of every step in turn."""
         action = self.best = self._choose(self._ways(info), info)
-        if self._astray and (lured := self._lured(info)) is not None:
+        if self._perturbation and (lured := self._lured(info)) is not None:
             action = self._choose(lured, info)
         self.random = bool(self._generator.random() < self._noise)
         if self.random:
@@ -147,11 +147,11 @@ class Planner:
         return self._pilot.choose(ways, info["agent_pos"], info["agent_dir"])
 
     def _lured(self, info: dict[str, Any]) -> Field | None:
-        """The ways to the ball that it is led to at this step; None: it is not astray."""
+        """The ways to the ball that it is led to at this step; None: it is not led."""
         if self._spell == 0:
             self._spell = int(self._generator.geometric(1 / SPELL))
-            astray = self._generator.random() < self._astray
-            self._lure = int(self._generator.integers(len(info["targets_pos"]))) if astray else None
+            led = self._generator.random() < self._perturbation
+            self._lure = int(self._generator.integers(len(info["targets_pos"]))) if led else None
         self._spell -= 1
         return None if self._lure is None else self._ways_to(self._lure, info)
 
@@ -178,8 +178,8 @@ class Explorer(Planner):
     searched: np.ndarray
     balls: np.ndarray
 
-    def __init__(self, generator: np.random.Generator, *, noise: float = 0.0, astray: float = 0.0) -> None:
-        super().__init__(generator, noise=noise, astray=astray)
+    def __init__(self, generator: np.random.Generator, *, noise: float = 0.0, perturbation: float = 0.0) -> None:
+        super().__init__(generator, noise=noise, perturbation=perturbation)
         self._began = False
         self._fields: dict[Any, Field] = {}
         self._search: Field | None = None
@@ -232,6 +232,6 @@ class Explorer(Planner):
         return self._search
 
 
-def expert(kind: str, generator: np.random.Generator, noise: float, astray: float = 0.0) -> Planner:
+def expert(kind: str, generator: np.random.Generator, noise: float, perturbation: float = 0.0) -> Planner:
     """A player of one of the kinds `EXPERTS`; the rest is as for `Planner`."""
-    return {"explorer": Explorer, "planner": Planner}[kind](generator, noise=noise, astray=astray)
+    return {"explorer": Explorer, "planner": Planner}[kind](generator, noise=noise, perturbation=perturbation)

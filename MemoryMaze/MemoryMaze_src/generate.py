@@ -80,13 +80,13 @@ class Recipe:
     size: int = 9  # cells of a side
     steps: int = EPISODE_STEPS[9]  # of every episode
     mix: tuple[str, ...] = DEFAULT_MIX  # who plays, as EXPERT:NOISE:SHARE
-    astray: float = 0.0  # share of the time in which players are led to a ball drawn at random
+    perturbation: float = 0.0  # share of the time in which players are led to a ball drawn at random
 
     def __post_init__(self) -> None:
         check_size(self.size)
         at_least(1, steps=self.steps)
-        at_least(0, astray=self.astray)
-        at_most(1, astray=self.astray)
+        at_least(0, perturbation=self.perturbation)
+        at_most(1, perturbation=self.perturbation)
         if not self.mix:
             raise UserError("--mix: name at least one player, as explorer:0.1:1")
         _ = self.players
@@ -153,7 +153,7 @@ def play_part(recipe: Recipe, writer: TrajectoryWriter, first: int, count: int) 
     maze = MemoryMazeEnv(recipe.size, max_steps=recipe.steps, privileged=True)
     with contextlib.closing(maze):
         for number in range(first, first + count):
-            columns = play(maze, recipe.players[assigned[number]], FIRST_DATA_SEED + number, recipe.astray)
+            columns = play(maze, recipe.players[assigned[number]], FIRST_DATA_SEED + number, recipe.perturbation)
             infos = columns.pop("infos") | {
                 "seed": np.full(recipe.steps, FIRST_DATA_SEED + number, dtype=np.int64),
                 "player": np.full(recipe.steps, assigned[number], dtype=np.uint8),
@@ -161,13 +161,13 @@ def play_part(recipe: Recipe, writer: TrajectoryWriter, first: int, count: int) 
             writer.add_episode(**columns, terminal=False, infos=infos)
 
 
-def play(maze: MemoryMazeEnv, player: Player, seed: int, astray: float = 0.0) -> dict[str, Any]:
-    """An episode of T steps of a player, in the maze of a seed, led astray in a share of the time.
+def play(maze: MemoryMazeEnv, player: Player, seed: int, perturbation: float = 0.0) -> dict[str, Any]:
+    """An episode of T steps of a player, in the maze of a seed, perturbed in a share of the time.
 
     Returns:
         observations (T, 3, 64, 64) uint8, actions (T,) uint8, rewards (T,) float32, and infos: see the module.
     """
-    mind = expert(player.kind, np.random.default_rng([seed, _EXPERT_STREAM]), player.noise, astray)
+    mind = expert(player.kind, np.random.default_rng([seed, _EXPERT_STREAM]), player.noise, perturbation)
     observation, info = maze.reset(seed=seed)
     steps, truncated = [], False
     while not truncated:

@@ -35,7 +35,7 @@ SCRIPT = "python3 MemoryMaze/MemoryMaze_src/inference_mem_maze.py"
 # What is asked of a checkpoint that no run of ours made.
 PUBLISHED = {
     "size": DEFAULT_SIZE,
-    "desired_return": protocol.TARGET_RETURN,
+    "target_return": protocol.TARGET_RETURN,
     "rtg_floor": protocol.RTG_FLOOR,
     "use_argmax": False,
 }
@@ -53,7 +53,7 @@ class Options:
     # Steps of an episode; none = the environment's limit: 1000 in 9x9, 2000, 3000 and 4000 in larger ones
     episode_timeout: int | None = None
     # Return that the agent is asked for; none = the run's (18.1 for a converted checkpoint)
-    desired_return: float | None = None
+    target_return: float | None = None
     # How far the return-to-go falls when more is earned than was asked for; none = freely (published); run = as in the
     # run (0 for a converted checkpoint)
     rtg_floor: float | Literal["run"] | None = "run"
@@ -90,7 +90,7 @@ class Options:
         return {
             "size": self.size,
             "steps": self.episode_timeout,
-            "target_return": self.desired_return,
+            "target_return": self.target_return,
             "rtg_floor": self.rtg_floor,
             "greedy": self.use_argmax,
             "seed": self.seed,
@@ -158,7 +158,7 @@ def evaluate(options: Options) -> dict[str, dict[str, float | list[float]]]:
     actions = "the most probable actions" if options.use_argmax else "drawn actions"
     print(
         f"{path}: {options.episodes} episodes in mazes of {options.size}x{options.size} cells, asked for "
-        f"{options.desired_return:g}, {actions}"
+        f"{options.target_return:g}, {actions}"
     )
     started = time.perf_counter()
     returns = play(model, options)

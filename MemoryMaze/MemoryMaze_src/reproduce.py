@@ -85,7 +85,7 @@ def returns_of(run: Path, name: str, transform: MemoryTransform | None, greedy: 
             size=config.data.size,
             episodes=episodes,
             steps=config.task.episode_timeout,
-            target_return=config.task.desired_return,
+            target_return=config.task.target_return,
             rtg_floor=config.task.rtg_floor,
             greedy=greedy,
             precision=config.train.precision,
@@ -168,7 +168,7 @@ def write(document: dict[str, dict], data: Sequence[Path], options: Options) -> 
     returns_picture(returns, options.results_dir / "memory_maze.png", title=title)
     numbers = " ".join(map(str, options.seeds))
     seeds = f"seed{'s' * (len(options.seeds) > 1)} {numbers.replace(' ', ', ')}"
-    asked = read_config(["--config", str(ROOT / FAST)]).task.desired_return
+    asked = read_config(["--config", str(ROOT / FAST)]).task.target_return
     held = "; ".join(describe(path).partition(": ")[2] for path in data)
     text = (
         f"Balls found in 1000 steps, mean and standard error over the episodes of {seeds} in {options.episodes} "

@@ -23,7 +23,7 @@ from MemoryMaze.MemoryMaze_src.spec import spec_of
 from RATE_model.cli import experiment
 from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
 from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
-from RATE_model.cli.settings import ALIASES, CurriculumOptions, ImageOptions, ModelOptions, RunOptions, TrainOptions
+from RATE_model.cli.settings import CurriculumOptions, ImageOptions, ModelOptions, RunOptions, TrainOptions
 from RATE_model.data.windows import WindowDataset
 from RATE_model.memories.rate.config import ModelConfig
 from RATE_model.memories.rate.model import RATE
@@ -42,11 +42,11 @@ class TaskOptions:
     # Steps of a segment (K)
     context_length: int = 30
     # Segments of a trajectory (N)
-    sections: int = 3
+    segments: int = 3
     # Show every window as it is or in the mirror, left for right, with equal probability: twice the data
     mirror: Boolean = False
     # Return that the agent is asked for
-    desired_return: float = protocol.TARGET_RETURN
+    target_return: float = protocol.TARGET_RETURN
     # How far the return-to-go falls when more is earned than was asked for; the smallest in data is 0. none = freely
     # (published)
     rtg_floor: float | None = protocol.RTG_FLOOR
@@ -65,8 +65,8 @@ class TaskOptions:
 
     def validate(self) -> None:
         """Raise a UserError for a value out of range."""
-        at_least(1, context_length=self.context_length, sections=self.sections, slide=self.slide)
-        at_most(MAX_STEPS, context_length=self.context_length, sections=self.sections)
+        at_least(1, context_length=self.context_length, segments=self.segments, slide=self.slide)
+        at_most(MAX_STEPS, context_length=self.context_length, segments=self.segments)
         at_least(1, episode_timeout=self.episode_timeout)
         at_most(MAX_STEPS, episode_timeout=self.episode_timeout)
         protocol.check_episodes(eval_episodes=self.eval_episodes)
@@ -86,11 +86,11 @@ class Config:
     def validate(self) -> None:
         """Raise a UserError if these sizes make no model, or the episodes that would be made have no such window."""
         self.model_config()
-        check_windows(self.data, self.task.sections * self.task.context_length)
+        check_windows(self.data, self.task.segments * self.task.context_length)
 
     def model_config(self) -> ModelConfig:
         """Sizes of the model."""
-        return self.model.model_config(context_length=self.task.context_length, sections=self.task.sections)
+        return self.model.model_config(context_length=self.task.context_length, segments=self.task.segments)
 
 
 def run_directory(config: Config, seed: int) -> Path:
@@ -104,13 +104,13 @@ def stage_data(config: Config) -> StageData:
     """Windows of a trajectory's length; there is one stage, that of all segments."""
     sides = load_windows(
         ensure_dataset(config.data),
-        size=config.task.sections * config.task.context_length,
+        size=config.task.segments * config.task.context_length,
         windows=config.data.windows,
         learn=config.data.learn,
     )
 
     @lru_cache
-    def data(sections: int) -> tuple[WindowDataset, WindowDataset]:
+    def data(segments: int) -> tuple[WindowDataset, WindowDataset]:
         return sides
 
     return data
@@ -126,14 +126,14 @@ def evaluate(model: RATE, config: Config, seed: int, final: bool) -> dict[str, f
         size=config.data.size,
         episodes=task.eval_episodes,
         steps=task.episode_timeout,
-        target_return=task.desired_return,
+        target_return=task.target_return,
         rtg_floor=task.rtg_floor,
         greedy=task.use_argmax,
         seed=seed,
         slide=task.slide,
         precision=config.train.precision,
     )
-    return protocol.metrics(played, target_return=task.desired_return)
+    return protocol.metrics(played, target_return=task.target_return)
 
 
 def check(config: Config, seed: int) -> Run:
@@ -147,7 +147,7 @@ def train(config: Config, run: Run) -> dict[str, float]:
 
     def finish(model: RATE, result: dict[str, float]) -> None:
         draw_run(run.directory)
-        mean = result.get(f"ReturnsMean_{task.desired_return:g}")
+        mean = result.get(f"ReturnsMean_{task.target_return:g}")
         returns = "" if mean is None else f"mean return {mean:.2f} of {task.eval_episodes} episodes, "
         print(
             f"{run.directory}: {returns}validation loss {result['validation_loss']:.3g}, trained in "
@@ -156,7 +156,7 @@ def train(config: Config, run: Run) -> dict[str, float]:
 
     data = stage_data(config)
     curriculum, schedule = experiment.plan(
-        config.train, CurriculumOptions(), config.model_config(), data, [task.sections], task.context_length
+        config.train, CurriculumOptions(), config.model_config(), data, [task.segments], task.context_length
     )
     return experiment.train_run(
         config,
@@ -181,7 +181,6 @@ def read_config(argv: Sequence[str] | None = None) -> Config:
         config_file=HERE / "config.yaml",
         prog="python3 MemoryMaze/MemoryMaze_src/train_mem_maze.py",
         description="Train RATE or a relative on Memory Maze.",
-        aliases=ALIASES,
     )
 
 

@@ -210,14 +210,14 @@ def load_windows(
     if long == len(lengths):
         names = ", ".join(f"'{path}'" for path in paths)
         raise UserError(
-            f"{names}: nothing to train on: all {long} episodes are longer than {size} steps (--sections times "
-            f"--context_length) and were dropped; they have {lengths.min()} to {lengths.max()} steps. Raise --sections "
+            f"{names}: nothing to train on: all {long} episodes are longer than {size} steps (--segments times "
+            f"--context_length) and were dropped; they have {lengths.min()} to {lengths.max()} steps. Raise --segments "
             "or --context_length, or choose data of shorter episodes."
         )
     if long:
         print(
             f"{long} of {len(lengths)} episodes are longer than {size} steps (up to {lengths.max()}) and left out; "
-            "a higher --sections or --context_length takes them in."
+            "a higher --segments or --context_length takes them in."
         )
     windows = [
         whole_episodes(index, file, max_steps=size) for index, file in enumerate(files) if file.lengths.min() <= size

@@ -41,7 +41,7 @@ class Options:
     # Corridors of random length; false: the longest that fit
     random_length: Boolean = True
     # Return that the agent is asked for
-    desired_return: float = protocol.TARGET_RETURN
+    target_return: float = protocol.TARGET_RETURN
     # Take the most probable action; false: draw from the predicted distribution (published)
     use_argmax: Boolean = True
     # Seed of those draws
@@ -66,7 +66,7 @@ class Options:
         return {
             "episodes": self.episodes,
             "random_length": self.random_length,
-            "target_return": self.desired_return,
+            "target_return": self.target_return,
             "greedy": self.use_argmax,
             "seed": self.seed,
             "slide": self.common.window_slide,
@@ -111,7 +111,7 @@ def draw(model: RATE, played: dict[int, Episodes], options: Options) -> None:
             size,
             protocol.evaluation_seeds(options.video).tolist(),
             folder,
-            target_return=options.desired_return,
+            target_return=options.target_return,
             greedy=options.use_argmax,
             random_length=options.random_length,
             slide=options.common.window_slide,

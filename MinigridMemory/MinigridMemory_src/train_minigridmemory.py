@@ -25,7 +25,7 @@ from MinigridMemory.MinigridMemory_src.spec import SPEC
 from RATE_model.cli import experiment
 from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
 from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
-from RATE_model.cli.settings import ALIASES, CurriculumOptions, ModelOptions, RunOptions, TrainOptions
+from RATE_model.cli.settings import CurriculumOptions, ModelOptions, RunOptions, TrainOptions
 from RATE_model.data.windows import Batch, WindowDataset
 from RATE_model.memories.rate.config import ModelConfig
 from RATE_model.memories.rate.model import RATE
@@ -46,9 +46,9 @@ class TaskOptions:
     # Steps of a segment (K)
     context_length: int = 10
     # Segments of a trajectory (N); longer episodes are left out
-    sections: int = 3
+    segments: int = 3
     # Return that the agent is asked for
-    desired_return: float = protocol.TARGET_RETURN
+    target_return: float = protocol.TARGET_RETURN
     # Take the most probable action; false: draw from the predicted distribution (published)
     use_argmax: Boolean = False
     # Evaluate in the mazes at checkpoints
@@ -66,8 +66,8 @@ class TaskOptions:
 
     def validate(self) -> None:
         """Raise a UserError for a value out of range."""
-        at_least(1, context_length=self.context_length, sections=self.sections, slide=self.slide)
-        at_most(MAX_STEPS, context_length=self.context_length, sections=self.sections)
+        at_least(1, context_length=self.context_length, segments=self.segments, slide=self.slide)
+        at_most(MAX_STEPS, context_length=self.context_length, segments=self.segments)
         protocol.check_episodes(eval_episodes=self.eval_episodes)
         for size in self.eval_sizes:
             check_size(size, flag="eval_sizes")
@@ -92,7 +92,7 @@ class Config:
 
     def model_config(self) -> ModelConfig:
         """Sizes of the model."""
-        return self.model.model_config(context_length=self.task.context_length, sections=self.task.sections)
+        return self.model.model_config(context_length=self.task.context_length, segments=self.task.segments)
 
 
 def run_directory(config: Config, seed: int) -> Path:
@@ -104,7 +104,7 @@ def run_directory(config: Config, seed: int) -> Path:
 
 def stage_data(config: Config) -> tuple[StageData, list[int]]:
     """Windows of a stage of s segments, the episodes that fit into them, padded; and which stages fill ten batches."""
-    context, most = config.task.context_length, config.task.sections
+    context, most = config.task.context_length, config.task.segments
     sides = load_windows(ensure_dataset(config.data), size=most * context)
     lengths, held_out = (side.windows[:, 2] for side in sides)
     enough = np.sort(lengths)[min(10 * config.train.batch_size, len(lengths)) - 1]
@@ -112,8 +112,8 @@ def stage_data(config: Config) -> tuple[StageData, list[int]]:
     stages = range(max(1, -(-int(shortest) // context)), most + 1)
 
     @lru_cache
-    def data(sections: int) -> tuple[WindowDataset, WindowDataset]:
-        training, validation = (side.up_to(sections * context) for side in sides)
+    def data(segments: int) -> tuple[WindowDataset, WindowDataset]:
+        training, validation = (side.up_to(segments * context) for side in sides)
         return training, validation
 
     return data, list(stages)
@@ -134,16 +134,16 @@ def evaluate(model: RATE, config: Config, seed: int, final: bool) -> dict[str, f
         model,
         sizes,
         episodes=task.eval_episodes,
-        target_return=task.desired_return,
+        target_return=task.target_return,
         greedy=task.use_argmax,
         seed=seed,
         slide=task.slide,
         precision=config.train.precision,
     )
-    results = protocol.metrics({size: played[size] for size in task.eval_sizes}, target_return=task.desired_return)
+    results = protocol.metrics({size: played[size] for size in task.eval_sizes}, target_return=task.target_return)
     if final:
         wanted = {size: played[size] for size in task.final_sizes}
-        results |= protocol.metrics(wanted, target_return=task.desired_return, prefix="FINAL_")
+        results |= protocol.metrics(wanted, target_return=task.target_return, prefix="FINAL_")
     return results
 
 
@@ -197,7 +197,6 @@ def read_config(argv: Sequence[str] | None = None) -> Config:
         config_file=HERE / "config.yaml",
         prog="python3 MinigridMemory/MinigridMemory_src/train_minigridmemory.py",
         description="Train RATE or a relative on Minigrid-Memory.",
-        aliases=ALIASES,
     )
 
 

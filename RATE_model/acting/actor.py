@@ -103,7 +103,7 @@ class Actor:
         window: see the last K steps at every step, across the borders of segments, as DT and DTXL always do.
         slide: how many of the oldest steps leave a full window at once. 1 is the published protocol and recomputes the
             window at every step; up to `context_length`, more is faster, with a shorter context.
-        renew_target: ask for the target return again whenever K steps have passed, as if nothing had been earned.
+        reset_target: ask for the target return again whenever K steps have passed, as if nothing had been earned.
         rtg_floor: the return-to-go falls to this and no further, however much is earned: data has none below its
             smallest. A target return that lies below stays. None: it falls freely.
         transform_memory: applied to the memory before every segment but an episode's first, as
@@ -124,7 +124,7 @@ class Actor:
         seed: int = 0,
         window: bool = False,
         slide: int = 1,
-        renew_target: bool = False,
+        reset_target: bool = False,
         rtg_floor: float | None = None,
         transform_memory: MemoryTransform | None = None,
         precision: str = "32",
@@ -135,7 +135,7 @@ class Actor:
         if not 1 <= slide <= config.context_length:
             raise ValueError(f"slide {slide}: must be between 1 and the context of {config.context_length} steps")
         self.model, self.batch_size, self.greedy, self.slide = model, batch_size, greedy, slide
-        self.window, self.renew_target = window or config.sliding, renew_target
+        self.window, self.reset_target = window or config.sliding, reset_target
         self.rtg_floor, self.transform_memory = rtg_floor, transform_memory
         self._precision = precision
         # Looked for until a step shows none: where all images differ, looking costs for nothing.
@@ -306,7 +306,7 @@ class Actor:
             memory = self.transform_memory(memory, self.model.initial_memory(len(rows)))
         self._install(rows, memory)
         self._since_memory[rows] = 0
-        if self.renew_target:
+        if self.reset_target:
             index = torch.as_tensor(rows, device=self._device)
             self._rtg[index] = self._target[index]
 

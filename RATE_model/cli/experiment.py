@@ -85,9 +85,9 @@ def plan(
         metric: of a batch, 1 where all its deciding steps are right; for an adaptive curriculum.
         before: segments and epochs of stages before these; an adaptive curriculum ends them by its own measure.
     """
-    chosen = [(sections, train.epochs) for sections in (segments if options.curr != "false" else segments[-1:])]
+    chosen = [(count, train.epochs) for count in (segments if options.curr != "false" else segments[-1:])]
     stages, epochs = map(list, zip(*before, *chosen, strict=True))
-    per_epoch = [_stage_size(train, model, data(sections)[0], sections * segment_steps) for sections in stages]
+    per_epoch = [_stage_size(train, model, data(count)[0], count * segment_steps) for count in stages]
     steps, tokens = np.array(epochs) @ np.array(per_epoch)
     tokens_per_step = tokens / steps
     warmup = round(train.warmup_tokens / tokens_per_step) if train.warmup_tokens else train.warmup_steps
@@ -148,7 +148,7 @@ def train_run(
     torch.manual_seed(run.seed)
     network = RATE(model, spec).to(device)
     if config.train.calibrate:
-        network.encoder.calibrate(_some_observations(data(curriculum.sections)[0], device))
+        network.encoder.calibrate(_some_observations(data(curriculum.segments)[0], device))
 
     # Whatever is wrong with flags, data or sizes was found by now.
     flat, directory = config.run.recorded(to_flat_dict(config)), run.directory

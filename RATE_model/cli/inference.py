@@ -10,6 +10,7 @@ from RATE_model.acting.actor import MemoryTransform, knock_out_memory
 from RATE_model.cli.limits import at_least, writable
 from RATE_model.cli.options import Boolean, load_yaml
 from RATE_model.cli.settings import Precision
+from RATE_model.cli.spellings import respelt
 from RATE_model.errors import UserError
 from RATE_model.memories.rate.model import RATE
 from RATE_model.spec import EnvironmentSpec
@@ -76,7 +77,7 @@ class InferenceOptions:
             UserError: there is no such checkpoint, or its run's config.yaml is damaged.
         """
         path = resolve_checkpoint(self.checkpoint).absolute().parent.parent / "config.yaml"
-        return load_yaml(path) if path.exists() else {}
+        return respelt(load_yaml(path)) if path.exists() else {}
 
     @property
     def window_slide(self) -> int:

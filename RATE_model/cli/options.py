@@ -39,6 +39,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 import yaml
 
+from RATE_model.cli.spellings import ALIASES
 from RATE_model.errors import UserError
 
 Config = TypeVar("Config")
@@ -80,21 +81,23 @@ def parse_options(
     """The configuration asked for: defaults of ``cls`` < ``config_file`` < ``--config FILE`` < flags.
 
     ``argv`` is sys.argv[1:] unless given; ``config_file`` is the environment's own config.yaml; ``aliases`` maps
-    another spelling of a flag to its name. Flags may have hyphens for underscores; the last of a repeated flag counts.
+    another spelling of a flag to its name, besides those that all scripts share (``spellings.ALIASES``). Flags may have
+    hyphens for underscores; the last of a repeated flag counts.
 
     Every group's ``validate(self) -> None``, where there is one, is called on the merged values, the outermost last.
     ``--help`` and ``--print_config`` print and raise SystemExit(0). Raises UserError for whatever is wrong; scripts
     call this inside exit_on_user_error.
     """
     kinds = _option_kinds(cls) | _option_kinds(_Invocation)
-    flags = _read_flags(sys.argv[1:] if argv is None else argv, kinds, aliases or {})
+    aliases = {alias: name for alias, name in (ALIASES | (aliases or {})).items() if name in kinds}
+    flags = _read_flags(sys.argv[1:] if argv is None else argv, kinds, aliases)
     invocation = _updated(_Invocation(), flags)
     values: dict[str, Any] = {}
     for path in (config_file, invocation.config):
         if path is not None:
-            values |= _typed(cls, load_yaml(path), source=str(path), aliases=aliases or {})
+            values |= _typed(cls, load_yaml(path), source=str(path), aliases=aliases)
     if "help" in flags:
-        _print_help(_updated(cls(), values), prog=prog, description=description, aliases=aliases or {})
+        _print_help(_updated(cls(), values), prog=prog, description=description, aliases=aliases)
     config = _updated(cls(), values | flags)
     _validate(config)
     if invocation.print_config:

@@ -12,9 +12,6 @@ from RATE_model.memories.rate.config import Activation, Arch, Mode, ModelConfig,
 # See `precision.uses_bfloat16`.
 Precision = Literal["auto", "32", "bf16"]
 
-# How these scripts have always been told to leave out the decoder's feed-forward network.
-ALIASES = {"skip_dec_attn": "skip_dec_ffn"}
-
 # Flags that steer a run and do not define it: they may differ when it is resumed.
 MAY_CHANGE = frozenset(
     {"start_seed", "end_seed", "output_dir", "data_dir", "data_path", "device", "num_workers", "save_minutes"}
@@ -62,8 +59,8 @@ class ModelOptions:
     # Dropout of attention probabilities
     dropatt: float = 0.0
 
-    def model_config(self, *, context_length: int, sections: int) -> ModelConfig:
-        """The model for segments of `context_length` steps and trajectories of `sections` segments; validated."""
+    def model_config(self, *, context_length: int, segments: int) -> ModelConfig:
+        """The model for segments of `context_length` steps and trajectories of `segments` segments; validated."""
         config = ModelConfig(
             n_layer=self.n_layer,
             n_head=self.n_head,
@@ -80,7 +77,7 @@ class ModelOptions:
             dropout=self.dropout,
             dropatt=self.dropatt,
         )
-        config = apply_mode(config, mode=self.model_mode, sections=sections)
+        config = apply_mode(config, mode=self.model_mode, segments=segments)
         config.validate()
         return config
 

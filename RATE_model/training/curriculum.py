@@ -45,7 +45,7 @@ class FixedStages:
     epochs_done: int = 0
 
     @property
-    def sections(self) -> int:
+    def segments(self) -> int:
         """Segments of the present stage."""
         return self.stages[self.index]
 
@@ -97,7 +97,7 @@ class AdaptiveStages:
     solved: bool = True
 
     @property
-    def sections(self) -> int:
+    def segments(self) -> int:
         """Segments of the present stage."""
         return self.stages[self.index]
 

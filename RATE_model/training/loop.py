@@ -83,8 +83,8 @@ class Fit:
         was_finished = self.curriculum.finished  # then its last checkpoint is there
         while not self.curriculum.finished:
             self._stage()
-        self._log(self.curriculum.sections)
-        result = self._validate(self.curriculum.sections) | {"optimizer_steps": self.trainer.step}
+        self._log(self.curriculum.segments)
+        result = self._validate(self.curriculum.segments) | {"optimizer_steps": self.trainer.step}
         if isinstance(self.curriculum, AdaptiveStages):
             result["solved"] = self.curriculum.solved
         if not was_finished:
@@ -104,11 +104,11 @@ class Fit:
 
     def _stage(self) -> None:
         """Train until the stage changes or everything is done."""
-        sections = self.curriculum.sections
-        training, _ = self.data(sections)
+        segments = self.curriculum.segments
+        training, _ = self.data(segments)
         options = self.options
         sampler = EpochSampler(
-            len(training), options.batch_size, self.seed, key=sections, max_batches=options.epoch_batches
+            len(training), options.batch_size, self.seed, key=segments, max_batches=options.epoch_batches
         )
         loader = make_loader(
             training,
@@ -118,12 +118,12 @@ class Fit:
             num_workers=options.num_workers,
             pin_memory=self.trainer.model.device.type == "cuda",
         )
-        bar = progress_bar(desc=f"{sections} segments", unit="batch", initial=self.epoch * len(sampler) + self.batch)
+        bar = progress_bar(desc=f"{segments} segments", unit="batch", initial=self.epoch * len(sampler) + self.batch)
         with closing(loader), bar:
             for epoch, number, batch in loader:
                 self._train(batch)
                 if len(self._pending) >= self.options.log_every:
-                    self._log(sections)
+                    self._log(segments)
                 bar.update()
                 ended = number + 1 == len(sampler)
                 self.epoch, self.batch = (epoch + 1, 0) if ended else (epoch, number + 1)
@@ -131,13 +131,13 @@ class Fit:
                     self.epochs_done += 1
                     self.curriculum.after_epoch()
                 # Before a checkpoint is taken: it must not place the next stage where this one ended.
-                if changed := self.curriculum.sections != sections:
-                    self._log(sections)
+                if changed := self.curriculum.segments != segments:
+                    self._log(segments)
                     self.epoch = self.batch = 0
                 if ended:
-                    self._end_epoch(sections)
+                    self._end_epoch(segments)
                 elif not changed and self.options.ckpt_batches and self.batch % self.options.ckpt_batches == 0:
-                    self._check_point(sections, f"epoch_{self.epochs_done + 1:04d}_batch_{self.batch:06d}")
+                    self._check_point(segments, f"epoch_{self.epochs_done + 1:04d}_batch_{self.batch:06d}")
                 if changed:
                     self._best = float("inf")  # losses of different stages do not compare
                 if changed or self.curriculum.finished:
@@ -146,7 +146,7 @@ class Fit:
 
     def _train(self, batch: Any) -> None:
         """One batch."""
-        position = {"sections": self.curriculum.sections, "epoch": self.epoch, "batch": self.batch, "seed": self.seed}
+        position = {"segments": self.curriculum.segments, "epoch": self.epoch, "batch": self.batch, "seed": self.seed}
         self.trainer.position = position
         metrics = self.trainer.train_batch(batch)
         self.curriculum.after_batch(metrics)
@@ -154,22 +154,22 @@ class Fit:
             self.trainer.schedule.start_decay(self.trainer.step)
         self._pending.append(metrics)
 
-    def _end_epoch(self, sections: int) -> None:
+    def _end_epoch(self, segments: int) -> None:
         """Behind the last batch of an epoch of a stage: at some epochs, validate, evaluate and save."""
         if self.epochs_done != 1 and self.epochs_done % self.options.ckpt_epoch:
             return
         if self.curriculum.finished:
             return  # the end does all of it
-        self._check_point(sections, f"epoch_{self.epochs_done:04d}")
+        self._check_point(segments, f"epoch_{self.epochs_done:04d}")
 
-    def _check_point(self, sections: int, name: str) -> None:
+    def _check_point(self, segments: int, name: str) -> None:
         """Validate, evaluate and save."""
-        self._log(sections)
-        result = self._validate(sections) | self._evaluate(final=False)
+        self._log(segments)
+        result = self._validate(segments) | self._evaluate(final=False)
         self.tracker.log(result, self.trainer.step)
         self.run.write_evaluation(name, result)
         improved = self._improved(result)
-        if self.curriculum.sections != sections:
+        if self.curriculum.segments != segments:
             self._best = float("inf")
         self._save(best=improved)
 
@@ -186,7 +186,7 @@ class Fit:
         if asked:
             self.interrupts.stop()
 
-    def _log(self, sections: int) -> None:
+    def _log(self, segments: int) -> None:
         """Averages of the batches since the last line, all of one stage.
 
         Here training reads from the device, and nowhere else but for an adaptive curriculum, which looks at one number
@@ -195,12 +195,12 @@ class Fit:
         if not self._pending:
             return
         means = {name: float(torch.stack([m[name].float() for m in self._pending]).mean()) for name in self._pending[0]}
-        self.tracker.log(means | {"segments_count": sections, "epoch": self.epochs_done}, self.trainer.step)
+        self.tracker.log(means | {"segments_count": segments, "epoch": self.epochs_done}, self.trainer.step)
         self._pending.clear()
 
-    def _validate(self, sections: int) -> dict[str, float]:
+    def _validate(self, segments: int) -> dict[str, float]:
         """Loss and metrics on the validation windows of a stage."""
-        _, validation = self.data(sections)
+        _, validation = self.data(segments)
         sampler = EpochSampler(len(validation), self.options.batch_size, self.seed, shuffle=False)
         loader = make_loader(validation, sampler, end_epoch=1)
         with evaluating(self.trainer.model):
@@ -240,7 +240,7 @@ class Fit:
 
     def _fingerprint(self) -> str:
         """Of the present stage's training data: paths may change when a run is resumed, what they hold may not."""
-        training, _ = self.data(self.curriculum.sections)
+        training, _ = self.data(self.curriculum.segments)
         return training.fingerprint
 
     def _resume(self) -> None:

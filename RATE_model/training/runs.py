@@ -28,6 +28,7 @@ from typing import Any
 import yaml
 
 from RATE_model.cli.options import load_yaml, to_yaml
+from RATE_model.cli.spellings import respelt
 from RATE_model.errors import RunError, UserError
 from RATE_model.system.atomic import atomic_write_text
 from RATE_model.training.checkpoints import find_checkpoint, has_checkpoints, resolve_checkpoint
@@ -96,7 +97,7 @@ def check_run(
     if checkpoint is not None:
         origin = checkpoint.parent.parent
         differing = _differences(
-            load_yaml(origin / "config.yaml") | {"seed": _seed_of(origin, default=seed)},
+            respelt(load_yaml(origin / "config.yaml")) | {"seed": _seed_of(origin, default=seed)},
             yaml.safe_load(recorded) | {"seed": seed},
             may_change=frozenset(may_change),
             may_grow=frozenset(may_grow),

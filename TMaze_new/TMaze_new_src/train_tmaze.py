@@ -21,7 +21,7 @@ if not __package__:  # started as a script: make the repository importable
 from RATE_model.cli import experiment
 from RATE_model.cli.limits import MAX_EPISODE_STEPS, at_least, at_most
 from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
-from RATE_model.cli.settings import ALIASES, CurriculumOptions, ModelOptions, RunOptions, TrainOptions
+from RATE_model.cli.settings import CurriculumOptions, ModelOptions, RunOptions, TrainOptions
 from RATE_model.data.windows import Batch, WindowDataset
 from RATE_model.memories.rate.config import ModelConfig
 from RATE_model.memories.rate.model import RATE
@@ -42,9 +42,9 @@ class TaskOptions:
     """Evaluation."""
 
     # Segments N of a trajectory; replaced by --max_n_final, as it has always been
-    sections: int = 3
+    segments: int = 3
     # Return that the agent is asked for
-    desired_reward: float = 1.0
+    target_return: float = 1.0
     # Evaluate in the mazes at checkpoints
     online_inference: Boolean = True
     # Evaluate at many lengths at the end
@@ -58,7 +58,7 @@ class TaskOptions:
 
     def validate(self) -> None:
         """Raise a UserError for a value out of range."""
-        at_least(1, sections=self.sections, slide=self.slide)
+        at_least(1, segments=self.segments, slide=self.slide)
         protocol.check_episodes(eval_episodes=self.eval_episodes)
         for length in self.eval_lengths:
             at_least(3, eval_lengths=length)
@@ -82,7 +82,7 @@ class Config:
 
     def model_config(self) -> ModelConfig:
         """Sizes of the model."""
-        return self.model.model_config(context_length=self.data.context_length, sections=self.data.max_n_final)
+        return self.model.model_config(context_length=self.data.context_length, segments=self.data.max_n_final)
 
 
 def run_directory(config: Config, seed: int) -> Path:
@@ -100,9 +100,9 @@ def stage_data(config: Config) -> StageData:
     paths = ensure_datasets(config.data)
 
     @lru_cache
-    def data(sections: int) -> tuple[WindowDataset, WindowDataset]:
-        files = paths[: sections - config.data.min_n_final + 1]
-        return load_windows(files, size=sections * config.data.context_length)
+    def data(segments: int) -> tuple[WindowDataset, WindowDataset]:
+        files = paths[: segments - config.data.min_n_final + 1]
+        return load_windows(files, size=segments * config.data.context_length)
 
     return data
 
@@ -132,7 +132,7 @@ def evaluate(model: RATE, config: Config, final: bool) -> dict[str, float]:
         model,
         sorted(lengths),
         episodes=task.eval_episodes,
-        target_return=task.desired_reward,
+        target_return=task.target_return,
         hint_steps=config.data.hint_steps,
         slide=task.slide,
         precision=config.train.precision,
@@ -190,7 +190,6 @@ def read_config(argv: Sequence[str] | None = None) -> Config:
         config_file=HERE / "config.yaml",
         prog="python3 TMaze_new/TMaze_new_src/train_tmaze.py",
         description="Train RATE or a relative on T-Maze.",
-        aliases=ALIASES,
     )
 
 

@@ -22,6 +22,7 @@ if not __package__:  # started as a script: make the repository importable
 
 from RATE_model.cli.limits import at_least, at_most
 from RATE_model.cli.options import exit_on_user_error, parse_options
+from RATE_model.cli.spellings import existing_file
 from RATE_model.data.npz import check_tells, conversion_path, given_data
 from RATE_model.data.parts import FileOptions
 from RATE_model.data.trajectories import Learn, TrajectoryFile
@@ -52,16 +53,16 @@ class DataOptions:
     view: View = "limited"
     # Probability of a random action at each step of the expert
     noise: float = 0.0
-    # Share of the time in which the player goes for the wrong items as if they were the right ones
-    astray: float = 0.0
+    # Share of the time in which the player goes for the wrong items: expert data with perturbations (DART)
+    perturbation: float = 0.0
     # What a training learns at every step: the action that was taken, or the one that the expert would have taken;
     # files hold both
     learn: Learn = "recorded"
     # The scenario that is played
     scenario: Scenario = field(default_factory=Scenario)
     # Data to read instead: an .h5 file made here, or a folder of train_data_*.npz. --episodes, --steps, --view,
-    # --noise and --astray then do nothing; the scenario's flags say what is played in evaluations, and must be those of
-    # the file
+    # --noise and --perturbation then do nothing; the scenario's flags say what is played in evaluations, and must be
+    # those of the file
     data_path: Path | None = None
     # Directory of files that are made; none = VizDoom/VizDoom_data
     data_dir: Path | None = None
@@ -73,13 +74,13 @@ class DataOptions:
         at_most(MAX_EPISODES, episodes=self.episodes)
         at_least(1, steps=self.steps)
         at_most(PUBLISHED_CAP, steps=self.steps)
-        at_least(0, noise=self.noise, astray=self.astray)
-        at_most(1, noise=self.noise, astray=self.astray)
+        at_least(0, noise=self.noise, perturbation=self.perturbation)
+        at_most(1, noise=self.noise, perturbation=self.perturbation)
         check_tells(self.data_path, self.learn)
 
     def recipe(self) -> Recipe:
         """What is played."""
-        return Recipe(self.scenario, self.steps, self.view, self.noise, self.astray)
+        return Recipe(self.scenario, self.steps, self.view, self.noise, self.perturbation)
 
 
 def dataset_path(options: DataOptions) -> Path:
@@ -89,9 +90,9 @@ def dataset_path(options: DataOptions) -> Path:
     parts += [f"{name}_{value}" for name, value in asdict(options.scenario).items() if value != standard[name]]
     if options.noise:
         parts.append(f"noise{options.noise:g}")
-    if options.astray:
-        parts.append(f"astray{options.astray:g}")
-    return (options.data_dir or DATA_DIRECTORY) / f"{'_'.join(parts)}_n{options.episodes}.h5"
+    if options.perturbation:
+        parts.append(f"perturbation{options.perturbation:g}")
+    return existing_file((options.data_dir or DATA_DIRECTORY) / f"{'_'.join(parts)}_n{options.episodes}.h5")
 
 
 def ensure_dataset(options: DataOptions) -> list[Path]:
@@ -196,14 +197,14 @@ def load_windows(
     if others == len(lengths):
         names = ", ".join(f"'{path}'" for path in paths)
         raise UserError(
-            f"{names}: nothing to train on: none of {others} episodes has {size} steps (--sections times "
+            f"{names}: nothing to train on: none of {others} episodes has {size} steps (--segments times "
             f"--context_length); they have {lengths.min()} to {lengths.max()}. Change one of these flags, or choose "
             f"data of that length: --steps {size}."
         )
     if others:
         print(
             f"{others} of {len(lengths)} episodes are left out: they have {lengths.min()} to {lengths.max()} steps, "
-            f"not {size} (--sections times --context_length)."
+            f"not {size} (--segments times --context_length)."
         )
     windows = [
         whole_episodes(index, file, size, min_steps=size) for index, file in enumerate(files) if size in file.lengths

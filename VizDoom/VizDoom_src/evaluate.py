@@ -92,7 +92,7 @@ def play(
     *,
     episodes: int = EPISODES,
     target_return: float = TARGET_RETURN,
-    renew_target: bool = False,
+    reset_target: bool = False,
     greedy: bool = True,
     seed: int = 0,
     slide: int = 1,
@@ -108,7 +108,7 @@ def play(
         model: in eval mode.
         episodes: even; their seeds are those of `evaluation_seeds`.
         target_return: the return asked for.
-        renew_target, greedy, seed, slide, transform_memory, precision: see `Actor`.
+        reset_target, greedy, seed, slide, transform_memory, precision: see `Actor`.
         scenario: what is played; None: the published scenario.
         max_steps: of an episode.
         twins: play every seed twice, with a red and with a green pillar, in neighbouring rows (see `exchange_twins`):
@@ -131,7 +131,7 @@ def play(
                 model,
                 len(rows),
                 target_return,
-                renew_target=renew_target,
+                reset_target=reset_target,
                 greedy=greedy,
                 seed=seed + rows.start,
                 slide=min(slide, model.config.context_length),

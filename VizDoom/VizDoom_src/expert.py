@@ -33,7 +33,7 @@ THRUST, KEPT = 0.78125, 0.90625  # speed gained by a tic of walking, share of it
 SLOW_TURN, FAST_TURN, SLOW_TICS = 1.7578, 3.5156, 5  # degrees a tic, at first and after so many tics
 TOP_SPEED = THRUST / (1 - KEPT)
 FULL_HEALTH = 100.0
-SPELL = 20  # steps in the mean until it is drawn anew whether a player is astray
+SPELL = 20  # mean steps of a spell in which a player is perturbed, or is not
 HALF_VIEW = 46.0
 
 # Chosen by trial on seeds 0 to 19.
@@ -210,24 +210,24 @@ class Flawed:
         generator: of the errors; without any nothing is drawn.
         view: what it knows of; see the module.
         noise: probability of a uniformly random action at each step.
-        astray: probability of taking the wrong items for the right ones, drawn anew every `SPELL` steps in the mean.
+        perturbation: probability of taking the wrong items for the right ones, redrawn every `SPELL` steps on average.
     """
 
     def __init__(
-        self, generator: np.random.Generator, *, view: View = "limited", noise: float = 0.0, astray: float = 0.0
+        self, generator: np.random.Generator, *, view: View = "limited", noise: float = 0.0, perturbation: float = 0.0
     ) -> None:
-        self._generator, self._noise, self._astray = generator, noise, astray
+        self._generator, self._noise, self._perturbation = generator, noise, perturbation
         self._expert, self._misled = Expert(view), Expert(view)
-        self._is_astray = bool(astray) and generator.random() < astray
+        self._is_misled = bool(perturbation) and generator.random() < perturbation
 
     def act(self, around: Surroundings) -> tuple[int, int]:
         """The action that is taken, and the one that the expert would have taken."""
         best = action = self._expert.choose(around)
-        if self._astray:
+        if self._perturbation:
             if self._generator.random() < 1 / SPELL:
-                self._is_astray = self._generator.random() < self._astray
+                self._is_misled = self._generator.random() < self._perturbation
             wrong = self._misled.choose(replace(around, right=around.wrong, wrong=around.right))
-            action = wrong if self._is_astray else best
+            action = wrong if self._is_misled else best
         if self._noise and self._generator.random() < self._noise:
             action = int(self._generator.integers(NUM_ACTIONS))
         self._expert.took(action)

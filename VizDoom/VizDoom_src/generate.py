@@ -47,7 +47,7 @@ class Recipe:
     steps: int  # of every episode
     view: View  # of the expert
     noise: float  # share of its actions that are random
-    astray: float = 0.0  # share of the time in which it takes the wrong items for the right ones
+    perturbation: float = 0.0  # share of the time in which it takes the wrong items for the right ones
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def play_part(recipe: Recipe, writer: TrajectoryWriter, first: int, count: int) 
             if episode is None:
                 raise UserError(
                     f"in {PART_SEEDS} seeds {number} of {count} episodes reached {recipe.steps} steps: in the others "
-                    "the player died before. Lower --steps, --noise or --astray."
+                    "the player died before. Lower --steps, --noise or --perturbation."
                 )
             _add(writer, episode, attempt)
 
@@ -143,7 +143,7 @@ def play(
 ) -> Episode:
     """A flawed expert's episode in a game that was reset to a seed and gave this observation and info."""
     generator = np.random.default_rng([seed, EXPERT_STREAM])
-    player = Flawed(generator, view=recipe.view, noise=recipe.noise, astray=recipe.astray)
+    player = Flawed(generator, view=recipe.view, noise=recipe.noise, perturbation=recipe.perturbation)
     is_red, terminated, truncated = info["is_red"], False, False
     steps = []
     while not (terminated or truncated):

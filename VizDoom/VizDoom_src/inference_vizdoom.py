@@ -30,7 +30,7 @@ from VizDoom.VizDoom_src.spec import SPEC
 SCRIPT = "python3 VizDoom/VizDoom_src/inference_vizdoom.py"
 MODEL = "model"
 # What is asked for where no run tells.
-PUBLISHED = {"desired_return": protocol.TARGET_RETURN, "reset_target": False}
+PUBLISHED = {"target_return": protocol.TARGET_RETURN, "reset_target": False}
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Options:
     # Episodes, half of them red: 50 (published) or up to 200
     episodes: int = protocol.EPISODES
     # Return that the agent is asked for; none = the run's (56.5 for a converted checkpoint)
-    desired_return: float | None = None
+    target_return: float | None = None
     # Ask for the return again whenever K steps have passed, as if nothing had been earned; none = as in the run (false
     # for a converted checkpoint)
     reset_target: Boolean | None = None
@@ -108,8 +108,8 @@ class Options:
     def acting(self) -> dict[str, Any]:
         """What `play` and `record_videos` take, of completed options."""
         return {
-            "target_return": self.desired_return,
-            "renew_target": self.reset_target,
+            "target_return": self.target_return,
+            "reset_target": self.reset_target,
             "greedy": self.use_argmax,
             "slide": self.common.window_slide,
             "scenario": self.scenario.over(Scenario()),
@@ -146,7 +146,7 @@ def evaluate(options: Options) -> None:
     shared = options.acting
     print(
         f"{path}: {options.episodes} episodes of the {shared['scenario'].variant} variant, half of them red, asked for "
-        f"a return of {protocol.described(options.desired_return, options.reset_target)}"
+        f"a return of {protocol.described(options.target_return, options.reset_target)}"
         f"{', memory knocked out' if options.common.knock_out else ''}",
         flush=True,
     )
@@ -166,7 +166,7 @@ def evaluate(options: Options) -> None:
         played |= others
     show(played)
     print(f"{seconds:.1f} s")
-    asked = options.desired_return
+    asked = options.target_return
     results = {label: protocol.metrics(found, target_return=asked) for label, found in played.items()}
     options.common.write(episodes=options.episodes, results=results)  # before anything that can fail is drawn
     draw(model, bars, shared, options)
@@ -178,7 +178,7 @@ def draw(
     """Returns by colour and videos, where asked for."""
     folder = options.common.pictures or Path()
     if options.common.pictures is not None:
-        asked = protocol.described(options.desired_return, options.reset_target)
+        asked = protocol.described(options.target_return, options.reset_target)
         title = f"{options.episodes} episodes, asked for {asked}"
         print(f"pictures: {returns_by_colour(bars, folder / 'returns_by_colour.png', title=title)}")
     if options.video:

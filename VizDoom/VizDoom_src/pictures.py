@@ -85,7 +85,7 @@ def record_videos(
     target_return: float,
     scenario: Scenario | None = None,
     max_steps: int = PUBLISHED_CAP,
-    renew_target: bool = False,
+    reset_target: bool = False,
     greedy: bool = True,
     slide: int = 1,
     transform_memory: MemoryTransform | None = None,
@@ -101,11 +101,11 @@ def record_videos(
         seeds: one episode each.
         colours: whether the pillar of each is red.
         directory: where {colour}_seed_{seed}.mp4 go.
-        target_return, renew_target, scenario, max_steps, greedy, slide, transform_memory, precision: as in `play`.
+        target_return, reset_target, scenario, max_steps, greedy, slide, transform_memory, precision: as in `play`.
     """
     scenario = scenario or Scenario()
     options = {"greedy": greedy, "transform_memory": transform_memory, "precision": precision}
-    options["renew_target"] = renew_target
+    options["reset_target"] = reset_target
     options["slide"] = min(slide, model.config.context_length)
     game = VizDoomTwoColorsEnv(scenario, max_steps=max_steps, render_mode="rgb_array")
     paths = []

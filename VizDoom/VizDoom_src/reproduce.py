@@ -108,9 +108,9 @@ def further(label: str, config: Config, data_return: float) -> dict[str, dict[st
     Runs that were asked for the published return are also asked for what their data can promise, anew at every segment;
     all others for the published return.
     """
-    as_published = config.task.desired_return == TARGET_RETURN and not config.task.reset_target
+    as_published = config.task.target_return == TARGET_RETURN and not config.task.reset_target
     asked = round(data_return, 1) if as_published else TARGET_RETURN
-    otherwise = {"target_return": asked, "renew_target": as_published}
+    otherwise = {"target_return": asked, "reset_target": as_published}
     return {
         f"{label}, memory knocked out": {"transform_memory": knock_out_memory},
         f"{label}, memories of twins exchanged": {"twins": True},
@@ -127,7 +127,7 @@ def collect(
     first = next(iter(directories))
     for label, runs in directories.items():
         results = final_results(runs)
-        document[label] = of_results(results, config.task.desired_return) | {
+        document[label] = of_results(results, config.task.target_return) | {
             "train_seconds": [result["train_seconds"] for result in results],
             "optimizer_steps": [result["optimizer_steps"] for result in results],
             "commit": commits(runs),
@@ -149,8 +149,8 @@ def play_again(
     task, results = config.task, []
     usual = {
         "episodes": task.eval_episodes,
-        "target_return": task.desired_return,
-        "renew_target": task.reset_target,
+        "target_return": task.target_return,
+        "reset_target": task.reset_target,
         "greedy": task.use_argmax,
         "scenario": config.data.scenario,
         "max_steps": task.episode_timeout,
@@ -159,8 +159,8 @@ def play_again(
     for run in runs:
         exchange = {"transform_memory": exchange_twins()} if "twins" in options else {}
         played = play(load_model(resolve_checkpoint(run), device=device), **usual | options | exchange)
-        results.append(metrics(played, target_return=task.desired_return))
-    return of_results(results, task.desired_return)
+        results.append(metrics(played, target_return=task.target_return))
+    return of_results(results, task.target_return)
 
 
 def baseline_entries(config: Config) -> dict[str, dict[str, list[float]]]:
@@ -168,7 +168,7 @@ def baseline_entries(config: Config) -> dict[str, dict[str, list[float]]]:
     task = config.task
     played = play_baselines(task.eval_episodes, scenario=config.data.scenario, max_steps=task.episode_timeout)
     return {
-        label: of_results([metrics(episodes, target_return=task.desired_return)], task.desired_return)
+        label: of_results([metrics(episodes, target_return=task.target_return)], task.target_return)
         for label, episodes in played.items()
     }
 
@@ -237,7 +237,7 @@ def write(
     spread = "over the episodes of the seed" if len(options.seeds) == 1 else "over seeds"
     text = (
         f"Return of {seeds}, {task.eval_episodes} episodes a seed, half of them red, of at most "
-        f"{task.episode_timeout} steps, asked for {described(task.desired_return, task.reset_target)}, made "
+        f"{task.episode_timeout} steps, asked for {described(task.target_return, task.reset_target)}, made "
         f"{made(document)}. Behind ± is the "
         f"standard error {spread}, and over episodes for players without a model. *Weaker* is the smaller of a seed's "
         f"means of both colours. It is the variant `{config.data.scenario.variant}`; the episodes of its data have "

@@ -17,7 +17,7 @@ if not __package__:  # started as a script: make the repository importable
 from RATE_model.cli import experiment
 from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
 from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
-from RATE_model.cli.settings import ALIASES, CurriculumOptions, ImageOptions, ModelOptions, RunOptions, TrainOptions
+from RATE_model.cli.settings import CurriculumOptions, ImageOptions, ModelOptions, RunOptions, TrainOptions
 from RATE_model.data.windows import WindowDataset
 from RATE_model.errors import UserError
 from RATE_model.memories.rate.config import ModelConfig
@@ -43,14 +43,14 @@ class TaskOptions:
     # Steps of a segment (K)
     context_length: int = 30
     # Segments of a trajectory (N); data has episodes of N K steps
-    sections: int = 3
+    segments: int = 3
     # Stages of training before the one on whole episodes, on their first segments, as SEGMENTS:EPOCHS of each. That the
     # pillar tells which items are good is learned from the first steps many times sooner
     stages: tuple[str, ...] = ()
     # Show every episode as it is or in the mirror, left for right, with equal probability: twice the data
     mirror: Boolean = False
     # Return that the agent is asked for
-    desired_return: float = protocol.TARGET_RETURN
+    target_return: float = protocol.TARGET_RETURN
     # Ask for the return again whenever K steps have passed, as if nothing had been earned
     reset_target: Boolean = False
     # Take the most probable action; false: draw from the predicted distribution (published)
@@ -68,11 +68,11 @@ class TaskOptions:
 
     def validate(self) -> None:
         """Raise a UserError for a value out of range."""
-        at_least(1, context_length=self.context_length, sections=self.sections, slide=self.slide)
+        at_least(1, context_length=self.context_length, segments=self.segments, slide=self.slide)
         at_least(1, episode_timeout=self.episode_timeout)
-        at_most(MAX_STEPS, context_length=self.context_length, sections=self.sections)
+        at_most(MAX_STEPS, context_length=self.context_length, segments=self.segments)
         protocol.check_episodes(eval_episodes=self.eval_episodes)
-        parse_stages(self.stages, self.sections, flag="stages")
+        parse_stages(self.stages, self.segments, flag="stages")
 
 
 @dataclass(frozen=True)
@@ -90,16 +90,16 @@ class Config:
         """Raise a UserError if these sizes make no model, or data would be made that cannot be trained on."""
         self.model_config()
         task = self.task
-        steps = task.sections * task.context_length
+        steps = task.segments * task.context_length
         if self.data.data_path is None and self.data.steps != steps:
             raise UserError(
                 f"--steps {self.data.steps}: episodes are trained on as a whole; there must be as many steps as "
-                f"--sections {task.sections} times --context_length {task.context_length}: --steps {steps}"
+                f"--segments {task.segments} times --context_length {task.context_length}: --steps {steps}"
             )
 
     def model_config(self) -> ModelConfig:
         """Sizes of the model."""
-        return self.model.model_config(context_length=self.task.context_length, sections=self.task.sections)
+        return self.model.model_config(context_length=self.task.context_length, segments=self.task.segments)
 
 
 def run_directory(config: Config, seed: int) -> Path:
@@ -117,8 +117,8 @@ def evaluate(model: RATE, config: Config, seed: int, final: bool) -> dict[str, f
     played = protocol.play(
         model,
         episodes=task.eval_episodes,
-        target_return=task.desired_return,
-        renew_target=task.reset_target,
+        target_return=task.target_return,
+        reset_target=task.reset_target,
         greedy=task.use_argmax,
         seed=seed,
         slide=task.slide,
@@ -126,7 +126,7 @@ def evaluate(model: RATE, config: Config, seed: int, final: bool) -> dict[str, f
         max_steps=task.episode_timeout,
         precision=config.train.precision,
     )
-    return protocol.metrics(played, target_return=task.desired_return)
+    return protocol.metrics(played, target_return=task.target_return)
 
 
 def check(config: Config, seed: int) -> Run:
@@ -139,19 +139,19 @@ def check(config: Config, seed: int) -> Run:
 def train(config: Config, run: Run) -> dict[str, float]:
     """One checked run, from its data to its last evaluation; returns what its eval/final.json holds."""
     task = config.task
-    size = task.sections * task.context_length
+    size = task.segments * task.context_length
     sides = load_windows(ensure_dataset(config.data), size=size, learn=config.data.learn)
 
     @lru_cache
-    def data(sections: int) -> tuple[WindowDataset, WindowDataset]:
-        training, validation = (side.beginnings(sections * task.context_length) for side in sides)
+    def data(segments: int) -> tuple[WindowDataset, WindowDataset]:
+        training, validation = (side.beginnings(segments * task.context_length) for side in sides)
         return training, validation
 
     def finish(model: RATE, result: dict[str, float]) -> None:
-        draw_run(run.directory, result, target_return=task.desired_return)
+        draw_run(run.directory, result, target_return=task.target_return)
         said = ""
         if task.last_inference:
-            names = (f"ReturnsMean{part}_{task.desired_return:g}" for part in ("_red", "_green", ""))
+            names = (f"ReturnsMean{part}_{task.target_return:g}" for part in ("_red", "_green", ""))
             red, green, both = (result[name] for name in names)
             said = f"return {red:.1f} red, {green:.1f} green, {both:.1f} in the mean, "
         print(
@@ -164,9 +164,9 @@ def train(config: Config, run: Run) -> dict[str, float]:
         CurriculumOptions(),
         config.model_config(),
         data,
-        [task.sections],
+        [task.segments],
         task.context_length,
-        before=parse_stages(task.stages, task.sections, flag="stages"),
+        before=parse_stages(task.stages, task.segments, flag="stages"),
     )
     return experiment.train_run(
         config,
@@ -191,7 +191,6 @@ def read_config(argv: Sequence[str] | None = None) -> Config:
         config_file=HERE / "config.yaml",
         prog="python3 VizDoom/VizDoom_src/train_vizdoom.py",
         description="Train RATE or a relative on ViZDoom-Two-Colors.",
-        aliases=ALIASES,
     )
 
 

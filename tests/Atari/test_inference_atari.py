@@ -64,8 +64,8 @@ def test_flags_reach_the_evaluation_and_what_is_not_given_is_as_in_the_run(run, 
     (copy / "config.yaml").unlink()
     infer("--checkpoint", copy, "--game", "Breakout")
     infer(
-        *("--checkpoint", run, "--target_returns", 100, 20.5, "--episodes", 7, "--slide", 3, "--sticky", 0.25),
-        *("--max_steps", 50, "--action_seed", 4, "--use_argmax", "--knock_out", "--precision", "bf16"),
+        *("--checkpoint", run, "--target_return", 100, 20.5, "--episodes", 7, "--slide", 3, "--sticky", 0.25),
+        *("--max_steps", 50, "--seed", 4, "--use_argmax", "--knock_out", "--precision", "bf16"),
     )
     usual = dict(target_return=180.0, episodes=10, greedy=False, seed=0, sticky=0.0, max_steps=7000, slide=1)
     usual["clip_rewards"] = False
@@ -108,7 +108,7 @@ def test_pictures_compare_memory_with_none(run, tmp_path, monkeypatch):
         2,
         "--max_steps",
         8,
-        "--target_returns",
+        "--target_return",
         180,
         1,
         "--pictures",
@@ -141,8 +141,8 @@ def test_videos_show_whole_episodes(run, tmp_path, monkeypatch):
         ("--video -1", "--video -1: must be at least 0"),
         ("--sticky 2", "--sticky 2.0: must be at least 0 and below 1"),
         ("--max_steps 0", "--max_steps 0: must be at least 1"),
-        (f"--action_seed {2**63}", f"--action_seed {2**63}: must be at most {2**63 - 1}"),
-        ("--target_returns much", "--target_returns much"),
+        (f"--seed {2**63}", f"--seed {2**63}: must be at most {2**63 - 1}"),
+        ("--target_return much", "--target_return much"),
     ],
 )
 def test_a_mistake_is_named(flags, expected, run, tmp_path, capsys):

@@ -70,7 +70,7 @@ def test_all_published_settings_are_the_defaults(capsys):
         model_mode="RATE", nmt=15, mem_len=360, n_head_ca=1, mrv_act="relu", skip_dec_ffn=False, n_layer=6, n_head=8,
         d_model=128, d_head=128, d_inner=128, dropout=0.2, dropatt=0.05, learning_rate=6e-4, weight_decay=0.1,
         beta_1=0.9, beta_2=0.95, warmup_tokens=10240, lr_schedule="cosine", lr_end_factor=0.1, decay_epochs=2.0,
-        grad_norm_clip=1.0, batch_size=128, epochs=3, epoch_batches=None, ckpt_batches=500, sections=3,
+        grad_norm_clip=1.0, batch_size=128, epochs=3, epoch_batches=None, ckpt_batches=500, segments=3,
         context_length=30, game="Breakout", memory_gib=4.0, buffers=50, transitions=None, trajectories_per_buffer=10,
         return_scale=1.0, conv_channels=[32, 64, 64],
         eval_episodes=10, use_argmax=False, sticky=0.0, max_steps=7000, target_return=None, seed=None,
@@ -81,7 +81,7 @@ def test_all_published_settings_are_the_defaults(capsys):
 
 def test_flags_have_the_spellings_of_this_script_and_of_the_others():
     ours = "--num_mem_tokens 7 --save_path here --target_return 5"
-    others = "--nmt 7 --output_dir here --desired_return 5"
+    others = "--nmt 7 --output_dir here --target_return 5"
     one, two = (train_rate_atari.read_config(flags.split()) for flags in (ours, others))
     assert one == two and one.model.nmt == 7 and one.run.output_dir == Path("here") and one.target == 5
 
@@ -218,7 +218,7 @@ def test_cloned_behaviour_does_not_depend_on_returns(here):
 MISTAKES = {
     "a game that is none": ("--game Chess", "--game Chess", "Breakout, Qbert, Seaquest, Pong", "any ALE game works"),
     "no return to ask for": ("--game SpaceInvaders", "--target_return: SpaceInvaders has no published one"),
-    "no segment": ("--sections 0", "--sections 0: must be at least 1"),
+    "no segment": ("--segments 0", "--segments 0: must be at least 1"),
     "no step": ("--context_length 0", "--context_length 0: must be at least 1"),
     "no buffer": ("--buffers 0", "--buffers 0: must be at least 1"),
     "half of nothing": ("--return_scale none --target_return 0", "--return_scale none: half of --target_return 0"),

@@ -41,7 +41,7 @@ def test_all_that_the_content_depends_on_is_in_the_name():
     options = DataOptions()
     assert dataset_path(options).parent == DATA_DIRECTORY and dataset_path(options).suffix == ".h5"
     changes = [{"size": 11}, {"episodes": 50}, {"steps": 500}, {"mix": ("planner:0.2:1",)}, {"mix": ("planner:0:2",)}]
-    changes.append({"astray": 0.3})
+    changes.append({"perturbation": 0.3})
     names = {dataset_path(options).name} | {dataset_path(replace(options, **change)).name for change in changes}
     assert len(names) == 7
     for name in (dataset_path(replace(options, mix=("planner:0.2:1", "explorer:0:3"))).name, *names):
@@ -59,11 +59,11 @@ def test_missing_data_is_made_once(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(dataset, "generate", generate)
     options = DataOptions(
-        size=11, steps=12, episodes=10, mix=("explorer:0.2:1",), astray=0.4, data_dir=tmp_path / "data"
+        size=11, steps=12, episodes=10, mix=("explorer:0.2:1",), perturbation=0.4, data_dir=tmp_path / "data"
     )
     assert ensure_dataset(options) == ensure_dataset(options) == [dataset_path(options)]
     (((recipe, episodes, path, rest)),) = made
-    assert (recipe.size, recipe.steps, recipe.mix, recipe.astray, episodes, path, rest) == (
+    assert (recipe.size, recipe.steps, recipe.mix, recipe.perturbation, episodes, path, rest) == (
         *(11, 12, ("explorer:0.2:1",), 0.4), 10, dataset_path(options), {},
     )  # fmt: skip
     assert capsys.readouterr().out == f"Making 10 Memory Maze episodes: {path}\nData: {path}\n"
@@ -263,7 +263,7 @@ def test_the_command_converts_a_folder(tmp_path, capsys):
 
 
 MISTAKES = {
-    "astray too much": ("--astray 1.1", ("--astray 1.1", "at most 1")),
+    "perturbation too much": ("--perturbation 1.1", ("--perturbation 1.1", "at most 1")),
     "size": ("--size 10", ("--size 10", "9, 11, 13, 15")),
     "few episodes": ("--episodes 9", ("--episodes 9", "at least 10")),
     "no steps": ("--steps 0", ("--steps 0", "at least 1")),

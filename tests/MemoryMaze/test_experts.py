@@ -190,7 +190,7 @@ def test_ways_lead_round_walls_and_end_at_the_goal():
     assert Pilot().choose(ways, np.array([0.5, 3.5]), np.array([1.0, -1.0]) / 2**0.5) in (3, 5)
 
 
-def test_who_is_astray_walks_to_balls_drawn_at_random_while_the_expert_would_not():
+def test_perturbed_player_walks_to_balls_drawn_at_random():
     """The ball asked for lies to the west of a player that stands in a long corridor, the other one to the east."""
     corridor = np.zeros((9, 9), dtype=bool)
     corridor[4] = True
@@ -200,7 +200,7 @@ def test_who_is_astray_walks_to_balls_drawn_at_random_while_the_expert_would_not
     assert west != east
     began, changes, steps = [], 0, 0
     for number in range(120):
-        player = Planner(np.random.default_rng(number), astray=0.6)
+        player = Planner(np.random.default_rng(number), perturbation=0.6)
         assert (first := player.act(still)) in (west, east) and player.best == west and not player.random
         began.append(first == east)
         lures = [(player.act(still), player._lure)[1] for _ in range(20)]

@@ -12,7 +12,7 @@ from MemoryMaze.MemoryMaze_src.generate import DEFAULT_MIX, FIRST_DATA_SEED, Pla
 from RATE_model.data.trajectories import TrajectoryFile
 from RATE_model.errors import UserError
 
-QUICK = Recipe(9, 12, ("explorer:0.3:1", "planner:0:1"), astray=0.5)
+QUICK = Recipe(9, 12, ("explorer:0.3:1", "planner:0:1"), perturbation=0.5)
 
 
 @pytest.fixture
@@ -72,12 +72,12 @@ def test_an_action_stands_beside_the_picture_it_was_taken_on(recording):
     assert noisy[0] > 0 and noisy[2] > 0 and noisy[1] == noisy[3] == 0
 
 
-def test_players_can_be_led_astray(tasks):
+def test_players_can_be_perturbed(tasks):
     player = Player("planner", 0.0, 1.0)
     with contextlib.closing(MemoryMazeEnv(privileged=True, max_steps=60)) as game:
-        straight, astray = (play(game, player, FIRST_DATA_SEED, share) for share in (0.0, 1.0))
+        straight, perturbation = (play(game, player, FIRST_DATA_SEED, share) for share in (0.0, 1.0))
     np.testing.assert_array_equal(straight["actions"], straight["infos"]["expert_action"])
-    assert (astray["actions"] != astray["infos"]["expert_action"]).mean() > 0.1
+    assert (perturbation["actions"] != perturbation["infos"]["expert_action"]).mean() > 0.1
 
 
 def test_the_content_does_not_depend_on_the_processes(recording, small_parts, tmp_path):

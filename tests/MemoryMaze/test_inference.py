@@ -57,7 +57,7 @@ def test_flags_reach_the_evaluation(run, played):
     infer("--checkpoint", run)
     infer(
         *("--checkpoint", run, "--size", 11, "--episodes", 20, "--knock_out", "--slide", 3, "--seed", 4),
-        *("--episode_timeout", 50, "--desired_return", 0.5, "--use_argmax", "--precision", "bf16"),
+        *("--episode_timeout", 50, "--target_return", 0.5, "--use_argmax", "--precision", "bf16"),
         *("--rtg_floor", "none", "--workers", 2),
     )
     assert played[0] == dict(
@@ -73,11 +73,11 @@ def test_flags_reach_the_evaluation(run, played):
 def test_what_no_flag_says_is_as_the_run_recorded_it(run, played, tmp_path, monkeypatch, capsys):
     copy = shutil.copytree(run, tmp_path / "copy")
     flags = yaml.safe_load((copy / "config.yaml").read_text())
-    flags |= {"size": 11, "desired_return": 30.0, "rtg_floor": None, "use_argmax": True}
+    flags |= {"size": 11, "target_return": 30.0, "rtg_floor": None, "use_argmax": True}
     (copy / "config.yaml").write_text(yaml.safe_dump(flags))
     infer("--checkpoint", copy)
     assert "in mazes of 11x11 cells, asked for 30, the most probable actions" in capsys.readouterr().out
-    flags = "--size 13 --desired_return 9 --rtg_floor 1 --use_argmax false".split()
+    flags = "--size 13 --target_return 9 --rtg_floor 1 --use_argmax false".split()
     infer("--checkpoint", copy, *flags)
     monkeypatch.chdir(copy / "checkpoints")
     infer("--checkpoint", next(path.name for path in (copy / "checkpoints").glob("step_*")))

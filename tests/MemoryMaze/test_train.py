@@ -86,8 +86,8 @@ def test_all_published_flags_and_settings_have_their_defaults(capsys):
         model_mode="RATE", arch_mode="TrXL", start_seed=1, end_seed=3, ckpt_folder="ckpt", text="", nmt=5, mem_len=2,
         n_head_ca=2, mrv_act="relu", skip_dec_ffn=False, learning_rate=3e-4, lr_end_factor=0.1, beta_1=0.9, beta_2=0.95,
         weight_decay=0.1, batch_size=64, warmup_tokens=1000, lr_schedule="cosine", grad_norm_clip=1.0, epochs=80,
-        online_inference=True, context_length=30, sections=3, n_layer=6, n_head=8, d_model=64, dropout=0.5, dropatt=0.2,
-        use_argmax=False, desired_return=18.1, eval_episodes=5, episode_timeout=1000,
+        online_inference=True, context_length=30, segments=3, n_layer=6, n_head=8, d_model=64, dropout=0.5, dropatt=0.2,
+        use_argmax=False, target_return=18.1, eval_episodes=5, episode_timeout=1000,
     )  # fmt: skip
     found = commands.printed_config(capsys, train_mem_maze.main, [])
     assert {name: found[name] for name in published} == published
@@ -109,7 +109,7 @@ def test_the_model_is_the_published_one():
 @pytest.mark.parametrize("file", ["config.yaml", "config_fast.yaml"])
 def test_every_shipped_configuration_trains(file, tmp_path):
     settings = train_mem_maze.read_config(["--config", str(HERE / file)]).task
-    window = settings.context_length * settings.sections
+    window = settings.context_length * settings.segments
     path = write_data(tmp_path / "data.h5", episodes=10, steps=window + 1)
     flags = ["--config", str(HERE / file), "--data_path", str(path), "--output_dir", str(tmp_path / "runs")]
     flags += "--epochs 1 --epoch_batches 1 --batch_size 2 --end_seed 1 --device cpu --wandb_mode disabled".split()
@@ -145,7 +145,7 @@ def test_a_run_leaves_what_is_promised(data, tmp_path, played, capsys):
 
 def test_episodes_are_what_the_flags_ask_for(played):
     config = train_mem_maze.read_config(
-        "--eval_episodes 7 --desired_return 9 --size 11 --precision bf16 --use_argmax --rtg_floor none "
+        "--eval_episodes 7 --target_return 9 --size 11 --precision bf16 --use_argmax --rtg_floor none "
         "--episode_timeout none --slide 4".split()
     )
     train_mem_maze.evaluate(RATE(config.model_config(), SPEC).eval(), config, 5, True)
@@ -232,8 +232,8 @@ def test_a_run_goes_on_with_no_other_data(data, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
-        ("--steps 5", ("--steps 5", "6 steps (--sections times --context_length)")),
-        ("--windows published --sections 250", ("--windows published", "750 steps", "--windows all")),
+        ("--steps 5", ("--steps 5", "6 steps (--segments times --context_length)")),
+        ("--windows published --segments 250", ("--windows published", "750 steps", "--windows all")),
     ],
 )
 def test_windows_that_cannot_be_are_found_before_data_is_made(flags, named, tmp_path, monkeypatch, capsys):
@@ -261,11 +261,11 @@ MISTAKES = {
     "episodes that are data": ("--eval_episodes 10001", ("--eval_episodes 10001", "at most 10000")),
     "no steps": ("--episode_timeout 0", ("--episode_timeout 0", "at least 1")),
     "no context": ("--context_length 0", ("--context_length 0", "at least 1")),
-    "no segments": ("--sections 0", ("--sections 0", "at least 1")),
+    "no segments": ("--segments 0", ("--segments 0", "at least 1")),
     "channels": ("--conv_channels 8 8", ("--conv_channels 8 8", "three numbers")),
     "no channels": ("--conv_channels 8 0 8", ("--conv_channels 0", "at least 1")),
     "floor": ("--rtg_floor low", ("--rtg_floor low", "a finite number or none")),
-    "long windows": ("--sections 9", ("no window of 27 steps", "tiny.h5")),
+    "long windows": ("--segments 9", ("no window of 27 steps", "tiny.h5")),
     "no such data": ("--data_path nowhere", ("--data_path", "nowhere", "no such file")),
     "no data in a folder": (f"--data_path {HERE}", ("--data_path", str(HERE), "*.npz")),
     "other data": (f"--data_path {HERE / 'config.yaml'}", ("config.yaml",)),

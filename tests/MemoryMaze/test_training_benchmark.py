@@ -13,7 +13,7 @@ TINY = "--batch_size 1 --episodes 2 --steps 2 --rounds 1".split()
 
 @pytest.mark.usefixtures("tasks")
 def test_it_runs(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(memory_maze_training, "PUBLISHED", "--n_layer 1 --n_head 1 --d_model 8 --sections 2".split())
+    monkeypatch.setattr(memory_maze_training, "PUBLISHED", "--n_layer 1 --n_head 1 --d_model 8 --segments 2".split())
     data = write_data(tmp_path / "data.h5", 2, 70)
     flags = ["--data_path", str(data), "--output", str(tmp_path / "figures.json")]
     memory_maze_training.main([*TINY, *flags])

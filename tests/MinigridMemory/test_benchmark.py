@@ -12,7 +12,7 @@ TINY = "--trajectories 100 --batch_size 2 --steps 20 --episodes 1 --rounds 1".sp
 
 
 def test_it_runs(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(minigrid_memory, "PUBLISHED", "--n_layer 1 --n_head 1 --d_model 8 --sections 6".split())
+    monkeypatch.setattr(minigrid_memory, "PUBLISHED", "--n_layer 1 --n_head 1 --d_model 8 --segments 6".split())
     minigrid_memory.main([*TINY, "--output", str(tmp_path / "figures.json")])
     result = json.loads((tmp_path / "figures.json").read_text())
     assert set(result["cases"]) == {

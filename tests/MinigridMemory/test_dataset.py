@@ -222,10 +222,10 @@ def test_long_episodes_are_left_out_and_counted(small, capsys):
     training, validation = load_windows(paths, size=10)
     assert len(training) + len(validation) == 41 - long
     printed = capsys.readouterr().out
-    assert f"{long} of 41 episodes are longer than 10 steps" in printed and "--sections or --context_length" in printed
+    assert f"{long} of 41 episodes are longer than 10 steps" in printed and "--segments or --context_length" in printed
     with pytest.raises(UserError) as error:
         load_windows(paths, size=5)
-    for part in ("nothing to train on", "all 41 episodes are longer than 5", "7 to 13", "--sections"):
+    for part in ("nothing to train on", "all 41 episodes are longer than 5", "7 to 13", "--segments"):
         assert part in str(error.value)
     # A second file may be all too long.
     other = ensure_dataset(small(size=21, min_steps=20))

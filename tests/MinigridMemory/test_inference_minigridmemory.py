@@ -77,7 +77,7 @@ def test_flags_reach_the_evaluation(run, tmp_path, monkeypatch, capsys):
     infer("--checkpoint", run)
     infer(
         *("--checkpoint", run, "--sizes", 7, 501, "--episodes", 20, "--knock_out", "--slide", 3, "--seed", 4),
-        *("--random_length", "false", "--desired_return", 0.5, "--use_argmax", "false", "--precision", "bf16"),
+        *("--random_length", "false", "--target_return", 0.5, "--use_argmax", "false", "--precision", "bf16"),
     )
     defaults, given = asked
     assert defaults == dict(
@@ -112,7 +112,7 @@ MISTAKES = {
     "videos of data": ("--video 10001", "--video 10001: must be at most 10000"),
     "seed": ("--seed -1", "--seed -1: must be at least 0"),
     "seed beyond counting": ("--seed 99999999999999999999", "--seed 99999999999999999999: must be at most"),
-    "return": ("--desired_return nan", "--desired_return nan"),
+    "return": ("--target_return nan", "--target_return nan"),
     "output": ("--output nowhere/out.json", "--output nowhere/out.json: give a file in a folder that exists"),
     "unknown flag": ("--lengths 9", "--lengths"),
     "checkpoint": ("--checkpoint nowhere", "nowhere does not exist"),

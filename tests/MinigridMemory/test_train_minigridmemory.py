@@ -87,8 +87,8 @@ def test_all_published_flags_and_settings_have_their_defaults(capsys):
         model_mode="RATE", arch_mode="TrXL", start_seed=1, end_seed=3, ckpt_folder="ckpt", text="", nmt=5, mem_len=2,
         n_head_ca=2, mrv_act="relu", skip_dec_ffn=False, learning_rate=3e-4, lr_end_factor=0.1, beta_1=0.9, beta_2=0.95,
         weight_decay=0.1, batch_size=64, warmup_tokens=10_000, lr_schedule="cosine", grad_norm_clip=1.0, epochs=250,
-        ckpt_epoch=25, online_inference=True, last_inference=True, context_length=10, sections=3, n_layer=8, n_head=10,
-        d_model=64, dropout=0.2, dropatt=0.05, use_argmax=False, desired_return=0.96, eval_sizes=[31, 91],
+        ckpt_epoch=25, online_inference=True, last_inference=True, context_length=10, segments=3, n_layer=8, n_head=10,
+        d_model=64, dropout=0.2, dropatt=0.05, use_argmax=False, target_return=0.96, eval_sizes=[31, 91],
         final_sizes=[11, 21, 31, 41, 51, 61, 71, 81, 91], eval_episodes=100, trajectories=10_000,
     )  # fmt: skip
     found = commands.printed_config(capsys, train_minigridmemory.main, [])
@@ -113,9 +113,9 @@ def test_a_stage_holds_exactly_the_episodes_that_fit_and_the_first_fills_ten_bat
     everything = windows(3)
     lengths = np.concatenate([side.windows[:, 2] for side in everything])
     assert numbers == [2, 3] and len(lengths) == 40 and lengths.max() <= 3 * K
-    for sections in numbers:
-        for side, whole in zip(windows(sections), everything, strict=True):
-            assert side.size == sections * K
+    for segments in numbers:
+        for side, whole in zip(windows(segments), everything, strict=True):
+            assert side.size == segments * K
             fits = whole.windows[:, 2] <= side.size
             assert side.windows.tolist() == whole.windows[fits].tolist()
     of_training = everything[0].windows[:, 2]
@@ -124,11 +124,11 @@ def test_a_stage_holds_exactly_the_episodes_that_fit_and_the_first_fills_ten_bat
     most = short // 10
     assert stages("--batch_size", str(most))[1] == [2, 3] and stages("--batch_size", str(most + 1))[1] == [3]
     assert stages("--batch_size", "1000")[1] == [3], "batches that nothing fills"
-    assert stages("--batch_size", "1", "--context_length", "3", "--sections", "6")[1][0] * 3 >= lengths.min()
+    assert stages("--batch_size", "1", "--context_length", "3", "--segments", "6")[1][0] * 3 >= lengths.min()
 
 
 def test_segments_that_are_padding_are_not_run(data):
-    windows, _ = train_minigridmemory.stage_data(train_minigridmemory.read_config([*TINY, *data, "--sections", "9"]))
+    windows, _ = train_minigridmemory.stage_data(train_minigridmemory.read_config([*TINY, *data, "--segments", "9"]))
     batch = windows(9)[0].__getitems__(range(20))
     assert isinstance(batch.observations, Frames) and batch.valid.shape == (20, 9 * K)
     config = train_minigridmemory.read_config([*TINY]).model_config()
@@ -197,7 +197,7 @@ def test_sizes_and_actions_are_what_the_flags_ask_for(monkeypatch):
     monkeypatch.setattr(train_minigridmemory.protocol, "play", play)
     monkeypatch.setattr(train_minigridmemory.protocol, "metrics", lambda played, *, prefix="", **rest: {prefix: played})
     config = train_minigridmemory.read_config(
-        "--eval_sizes 9 31 --final_sizes 11 31 --eval_episodes 7 --desired_return 0.5 --precision bf16".split()
+        "--eval_sizes 9 31 --final_sizes 11 31 --eval_episodes 7 --target_return 0.5 --precision bf16".split()
     )
     assert train_minigridmemory.evaluate(None, config, 5, False) == {"": {9: None, 31: None}}
     final = train_minigridmemory.evaluate(None, config, 5, True)
@@ -278,12 +278,12 @@ MISTAKES = {
     "no episodes": ("--eval_episodes 0", ("--eval_episodes 0", "at least 1")),
     "episodes that are data": ("--eval_episodes 10001", ("--eval_episodes 10001", "at most 10000")),
     "no context": ("--context_length 0", ("--context_length 0", "at least 1")),
-    "no segments": ("--sections 0", ("--sections 0", "at least 1")),
+    "no segments": ("--segments 0", ("--segments 0", "at least 1")),
     "no slide": ("--slide 0", ("--slide 0", "at least 1")),
     "no short epoch": ("--epoch_batches 0", ("--epoch_batches 0", "at least 1")),
     "episodes too long": (
         "--context_length 2",
-        ("40 episodes", "longer than 6 steps", "--sections", "--context_length"),
+        ("40 episodes", "longer than 6 steps", "--segments", "--context_length"),
     ),
     "no such data": ("--data_path nowhere", ("--data_path", "nowhere", "no such file")),
     "no data in a folder": (f"--data_path {HERE}", ("--data_path", str(HERE), "train_data_*.npz")),

@@ -115,7 +115,7 @@ def reference(model, normalisation: Normalisation, seed: int, target: float, *, 
 def test_episodes_are_those_of_a_slow_obvious_loop(window, renew):
     """Float32 differs in the last bit, and falling is chaotic: episodes of 20 to 30 steps are still the same."""
     model = hopper_model()
-    played = play(model, HOPPER, SKEWED, target_return=3600.0, episodes=3, window=window, renew_target=renew)
+    played = play(model, HOPPER, SKEWED, target_return=3600.0, episodes=3, window=window, reset_target=renew)
     for row, seed in enumerate(evaluation_seeds(3)):
         total, length = reference(model, SKEWED, int(seed), 3600.0, window=window, renew=renew)
         assert played.lengths[row] == length > 2 * K
@@ -133,7 +133,7 @@ def test_what_the_comparison_above_could_miss_changes_episodes():
     usual = returns()
     assert (np.abs(usual - returns(IDENTITY)) > 1e-2).all(), "normalisation"
     assert (np.abs(usual - returns(window=True)) > 1e-2).all(), "the prompt"
-    assert (np.abs(usual - returns(renew_target=True)) > 1e-3).all(), "renewed targets"
+    assert (np.abs(usual - returns(reset_target=True)) > 1e-3).all(), "renewed targets"
     assert (np.abs(usual - returns(target_return=1000.0)) > 1e-2).all(), "the target"
     np.testing.assert_array_equal(usual, returns())
 

@@ -67,12 +67,12 @@ def test_flags_reach_the_evaluation(run, tmp_path, monkeypatch):
     monkeypatch.setattr(inference_mujoco.protocol, "play_prompts", play)
     infer("--checkpoint", run)
     infer(
-        *("--checkpoint", run, "--target_returns", 100, 200.5, "--env_version", "v5", "--episodes", 7, "--slide", 3),
+        *("--checkpoint", run, "--target_return", 100, 200.5, "--env_version", "v5", "--episodes", 7, "--slide", 3),
         *("--long_prompt", "false", "--reset_target", "--knock_out", "--precision", "bf16", "--env_id", 8),
     )
-    usual = dict(target_return=3600.0, episodes=10, version="v4", long_prompt=True, renew_target=False, slide=1)
+    usual = dict(target_return=3600.0, episodes=10, version="v4", long_prompt=True, reset_target=False, slide=1)
     assert asked[0] == usual | {"transform_memory": None, "precision": "32"}
-    changed = dict(episodes=7, version="v5", long_prompt=False, renew_target=True, slide=3, precision="bf16")
+    changed = dict(episodes=7, version="v5", long_prompt=False, reset_target=True, slide=3, precision="bf16")
     changed["transform_memory"] = knock_out_memory
     assert asked[1:] == [{"target_return": 100.0} | changed, {"target_return": 200.5} | changed]
 
@@ -86,7 +86,7 @@ def test_pictures_compare_memory_with_none(run, tmp_path, monkeypatch, capsys):
 
     plot_returns = plots.plot_returns
     monkeypatch.setattr(plots, "plot_returns", plot)
-    infer("--checkpoint", run, "--episodes", 2, "--target_returns", 3600, 1000, "--pictures", tmp_path / "new")
+    infer("--checkpoint", run, "--episodes", 2, "--target_return", 3600, 1000, "--pictures", tmp_path / "new")
     assert (tmp_path / "new" / "returns.png").read_bytes()[:4] == b"\x89PNG"
     ((lines, title),) = drawn
     assert [*lines] == [f"memory {kind}, prompt {k}" for kind in ("intact", "knocked out") for k in (1, 5)]
@@ -163,7 +163,7 @@ def test_a_checkpoint_of_another_robot_is_refused_even_of_one_of_its_size(run, c
         ("--episodes 0", "--episodes 0: must be at least 1"),
         ("--video -1", "--video -1: must be at least 0"),
         ("--env_version v3", "v4, v5"),
-        ("--target_returns much", "--target_returns much"),
+        ("--target_return much", "--target_return much"),
     ],
 )
 def test_a_mistake_is_named(flags, expected, run, tmp_path, capsys):

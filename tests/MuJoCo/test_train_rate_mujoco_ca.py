@@ -69,7 +69,7 @@ def test_all_published_settings_are_the_defaults(capsys):
         model_mode="RATE", nmt=5, mem_len=210, n_head_ca=1, mrv_act="relu", skip_dec_ffn=False, n_layer=3, n_head=1,
         d_model=128, dropout=0.2, dropatt=0.05, learning_rate=6e-5, weight_decay=0.1, beta_1=0.9, beta_2=0.999,
         warmup_steps=100, lr_schedule="constant", grad_norm_clip=1.0, batch_size=4096, epochs=3, epoch_batches=1000,
-        number_of_segments=3, segment_length=20, eval_episodes=10, target_return=None, reset_target=False, seed=None,
+        segments=3, context_length=20, eval_episodes=10, target_return=None, reset_target=False, seed=None,
     )  # fmt: skip
     found = commands.printed_config(capsys, train_rate_mujoco_ca.main, [])
     assert {name: found[name] for name in published} == published
@@ -77,9 +77,9 @@ def test_all_published_settings_are_the_defaults(capsys):
 
 def test_flags_have_the_spellings_of_this_script_and_of_the_others():
     ours = "--num_mem_tokens 7 --number_of_segments 4 --segment_length 6 --target_return 5"
-    others = "--nmt 7 --sections 4 --context_length 6 --desired_return 5"
+    others = "--nmt 7 --segments 4 --context_length 6 --desired_return 5"
     one, two = (train_rate_mujoco_ca.read_config(flags.split()) for flags in (ours, others))
-    assert one == two and one.model.nmt == 7 and one.task.number_of_segments == 4 and one.task.target == 5
+    assert one == two and one.model.nmt == 7 and one.task.segments == 4 and one.task.target == 5
 
 
 def test_seeds():
@@ -190,14 +190,14 @@ def test_one_seed_is_the_run_that_a_range_of_seeds_makes(here):
 MISTAKES = {
     "a task that is none": ("--env_id 12", "--env_id 12: must be one of 0 halfcheetah-medium", "11 hopper-medium-exp"),
     "a negative task": ("--env_id -1", "--env_id -1: must be one of"),
-    "no segment": ("--number_of_segments 0", "--number_of_segments 0: must be at least 1"),
-    "no step": ("--segment_length 0", "--segment_length 0: must be at least 1"),
+    "no segment": ("--segments 0", "--segments 0: must be at least 1"),
+    "no step": ("--context_length 0", "--context_length 0: must be at least 1"),
     "a negative seed": ("--seed -1", "--seed -1: must be at least 0"),
     "a seed too large": (f"--seed {2**63}", f"--seed {2**63}: must be at most"),
     "no episode": ("--eval_episodes 0", "--eval_episodes 0: must be at least 1"),
     "a version that is none": ("--env_version v3", "v4, v5"),
     "DT with a cache": ("--model_mode DT --mem_len 210", "--mem_len 210 with --model_mode DT"),
-    "a flag that is none": ("--segments 3", "unknown flag --segments"),
+    "a flag that is none": ("--chunks 3", "unknown flag --chunks"),
     "no data": ("--env_id 3", "walker2d-medium", "generate_dataset.py --env walker2d --dataset medium"),
 }
 

@@ -81,7 +81,7 @@ def test_all_published_flags_have_their_defaults(capsys):
     published = dict(
         model_mode="RATE", arch_mode="TrXL", start_seed=1, end_seed=10, ckpt_folder="ckpt", text="", nmt=5, mem_len=0,
         n_head_ca=4, mrv_act="relu", skip_dec_ffn=False, min_n_final=1, max_n_final=3, curr="false", n_layer=8,
-        n_head=10, d_model=64, context_length=30, sections=3,
+        n_head=10, d_model=64, context_length=30, segments=3,
     )  # fmt: skip
     found = printed_config(capsys)
     assert {name: found[name] for name in published} == published
@@ -90,7 +90,7 @@ def test_all_published_flags_have_their_defaults(capsys):
     changed = dict(
         model_mode="TrXL", arch_mode="GTrXL", start_seed=2, end_seed=4, ckpt_folder="a", text="b", nmt=7, mem_len=9,
         n_head_ca=2, mrv_act="elu", min_n_final=2, max_n_final=5, curr="true", n_layer=3, n_head=4, d_model=32,
-        context_length=20, sections=6,
+        context_length=20, segments=6,
     )  # fmt: skip
     found = printed_config(capsys, *(word for name, value in changed.items() for word in (f"--{name}", str(value))))
     assert {name: found[name] for name in changed} == changed
@@ -256,7 +256,7 @@ MISTAKES = {
     "no context": ("--context_length 0", ("--context_length", "0", "at least")),
     "no segments": ("--max_n_final 0", ("--max_n_final", "0", "at least")),
     "fewer than the fewest": ("--min_n_final 4", ("--min_n_final", "4", "--max_n_final")),
-    "no sections": ("--sections 0", ("--sections 0", "at least 1")),
+    "no segments given": ("--segments 0", ("--segments 0", "at least 1")),
     "no trajectories": ("--trajectories 0", ("--trajectories", "0", "at least")),
     "no hint": ("--hint_steps 0", ("--hint_steps", "0", "at least")),
     "no epochs": ("--epochs 0", ("--epochs 0", "at least 1")),

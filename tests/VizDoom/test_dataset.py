@@ -24,7 +24,7 @@ from VizDoom.VizDoom_src.scenario import Scenario
 from VizDoom.VizDoom_src.seeds import GREEN_SEEDS, RED_SEEDS
 
 SCRIPT = Path(__file__).resolve().parents[2] / "VizDoom" / "VizDoom_src" / "dataset.py"
-FLAWS = ["--noise", "0.2", "--astray", "0.4"]
+FLAWS = ["--noise", "0.2", "--perturbation", "0.4"]
 QUICK = Recipe(Scenario(), 12, "limited", 0.2, 0.4)
 
 
@@ -58,7 +58,7 @@ def test_a_file_holds_what_the_expert_saw_and_did(game, tmp_path):
     env = game(max_steps=12, privileged=True)
     for start, seed in zip(range(0, 23 * 12, 12), seeds, strict=True):
         observation, info = env.reset(seed=int(seed))
-        player = Flawed(np.random.default_rng([seed, generating.EXPERT_STREAM]), noise=0.2, astray=0.4)
+        player = Flawed(np.random.default_rng([seed, generating.EXPERT_STREAM]), noise=0.2, perturbation=0.4)
         for step in range(start, start + 12):
             np.testing.assert_array_equal(arrays["observations"][step], observation)
             assert arrays["infos/health"][step] == info["health"] and arrays["infos/is_red"][step] == info["is_red"]
@@ -71,7 +71,7 @@ def test_a_file_holds_what_the_expert_saw_and_did(game, tmp_path):
     assert made["environment"] == "VizDoomTwoColors-v0" and made["played"] == made["num_episodes"] == 23
     assert (
         made["steps"] == 12
-        and (made["noise"], made["astray"]) == (0.2, 0.4)
+        and (made["noise"], made["perturbation"]) == (0.2, 0.4)
         and made["variant"] == "published"
         and made["vizdoom"]
     )
@@ -108,7 +108,7 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch, capsys):
     first = (parts / "part_00000.h5").stat().st_mtime_ns
     (parts / "part_00001.h5").write_bytes(b"damaged")
     assert is_done(job_of(QUICK), parts, 0, 20)
-    for other in (replace(QUICK, scenario=Scenario(items=9)), replace(QUICK, astray=0.5)):
+    for other in (replace(QUICK, scenario=Scenario(items=9)), replace(QUICK, perturbation=0.5)):
         assert not is_done(job_of(other), parts, 0, 20)
     assert not is_done(job_of(QUICK), parts, 0, 19) and not is_done(job_of(QUICK), parts, 20, 20)
     made.clear()
@@ -171,7 +171,7 @@ def test_episodes_that_end_early_are_dropped_and_counted(tmp_path, capsys):
 def test_a_wish_that_cannot_be_met_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(generating, "PART_SEEDS", 6)
     with pytest.raises(
-        UserError, match="in 6 seeds 0 of 4 episodes reached 700 steps.*Lower --steps, --noise or --astray"
+        UserError, match="in 6 seeds 0 of 4 episodes reached 700 steps.*Lower --steps, --noise or --perturbation"
     ):
         generate(Recipe(Scenario(), 700, "limited", 1.0), 4, tmp_path / "data.h5", workers=1)
     assert not list(tmp_path.rglob("*.h5"))
@@ -212,7 +212,7 @@ def test_published_files_are_converted_and_loaded(tmp_path, capsys):
     batch = training.__getitems__([0])
     assert batch.observations.shape == (1, 6, 3, 64, 112) and batch.valid.all()
     np.testing.assert_allclose(batch.rtg[0, 0], arrays["rewards"][:6].sum(), rtol=1e-6)
-    with pytest.raises(UserError, match=r"none of 12 episodes has 90 steps \(--sections times --context_length\)"):
+    with pytest.raises(UserError, match=r"none of 12 episodes has 90 steps \(--segments times --context_length\)"):
         load_windows([path], size=90)
     with pytest.raises(UserError, match=r"no 'infos/expert_action'.*--learn recorded"):
         load_windows([path], size=6, learn="expert")
@@ -295,7 +295,7 @@ def test_files_are_named_by_what_they_hold(tmp_path):
     names = {
         dataset_path(DataOptions(**changes)).name
         for changes in (
-            *({}, {"steps": 150}, {"view": "full"}, {"noise": 0.1}, {"astray": 0.1}, {"episodes": 10}),
+            *({}, {"steps": 150}, {"view": "full"}, {"noise": 0.1}, {"perturbation": 0.1}, {"episodes": 10}),
             *({"scenario": Scenario("clear")}, {"scenario": Scenario(items=9)}, {"scenario": Scenario(pillar=False)}),
         )
     }
@@ -338,7 +338,7 @@ def test_a_folder_is_converted_again_when_asked_to(tmp_path, capsys):
         (["--episodes", "9"], "--episodes 9: must be at least 10"),
         (["--steps", "4201"], "--steps 4201: must be at most 4200"),
         (["--noise", "1.5"], "--noise 1.5: must be at most 1"),
-        (["--astray", "-0.1"], "--astray -0.1: must be at least 0"),
+        (["--perturbation", "-0.1"], "--perturbation -0.1: must be at least 0"),
         (["--view", "wide"], "--view wide: the value must be one of limited, full"),
         (["--variant", "blue"], "--variant blue: the value must be one of published, clear"),
         (["--items", "0"], "--items 0: must be at least 1"),

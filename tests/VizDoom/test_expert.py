@@ -24,8 +24,8 @@ def action(surroundings, **options):
     return Expert(**options).act(surroundings)
 
 
-def returns(game, view, *, noise=0.0, astray=0.0, seeds=range(1_000_000, 1_000_010), steps=90):
-    env, recipe = game(privileged=True, max_steps=steps), Recipe(Scenario(), steps, view, noise, astray)
+def returns(game, view, *, noise=0.0, perturbation=0.0, seeds=range(1_000_000, 1_000_010), steps=90):
+    env, recipe = game(privileged=True, max_steps=steps), Recipe(Scenario(), steps, view, noise, perturbation)
     episodes = [play(env, *env.reset(seed=seed), recipe, seed) for seed in seeds]
     return np.array([episode.rewards.sum() for episode in episodes])
 
@@ -35,7 +35,7 @@ def test_it_is_as_strong_as_the_published_data_policy(game):
     limited, full = returns(game, "limited"), returns(game, "full")
     assert 3.8 < limited.mean() < full.mean() and full.mean() > 4.3
     assert returns(game, "limited", noise=0.5).mean() < limited.mean()
-    assert returns(game, "limited", astray=0.5).mean() < limited.mean()
+    assert returns(game, "limited", perturbation=0.5).mean() < limited.mean()
 
 
 def test_it_lives_long_with_the_full_view(game):
@@ -101,10 +101,10 @@ def test_noise_is_uniform_and_leaves_what_the_expert_would_do():
     assert np.bincount(taken.ravel(), minlength=5).min() > 80 and set(best.ravel()) == {LEFT}
 
 
-def test_who_is_astray_goes_for_wrong_items_in_spells_while_the_expert_would_not():
+def test_perturbed_player_goes_for_wrong_items_in_spells():
     """A right item lies to the left, a wrong one to the right."""
     seen = around(right=[(-328.0, -448.0)], wrong=[(72.0, -448.0)])
-    taken, best = flawed_actions(200, seen, astray=0.3)
+    taken, best = flawed_actions(200, seen, perturbation=0.3)
     assert set(best.ravel()) == {LEFT} and set(taken.ravel()) == {LEFT, RIGHT}
     assert (taken == RIGHT).mean() == pytest.approx(0.3, abs=0.06)
     assert (taken[:, 0] == RIGHT).mean() == pytest.approx(0.3, abs=0.1), "from the first step on"

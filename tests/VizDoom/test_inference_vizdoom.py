@@ -78,18 +78,18 @@ def test_flags_reach_the_evaluation(run, monkeypatch, capsys):
     )
     infer("--checkpoint", run)
     infer(
-        *("--checkpoint", run, "--episodes", 20, "--knock_out", "--slide", 3, "--seed", 4, "--desired_return", 9.5),
+        *("--checkpoint", run, "--episodes", 20, "--knock_out", "--slide", 3, "--seed", 4, "--target_return", 9.5),
         *("--use_argmax", "false", "--precision", "bf16", "--variant", "clear", "--pillar_steps", 7),
         *("--episode_timeout", 50, "--baselines", "false", "--reset_target"),
     )
     defaults, beside, given = asked
     assert defaults == dict(
-        episodes=50, target_return=56.5, renew_target=False, greedy=True, seed=0, slide=1, scenario=Scenario(),
+        episodes=50, target_return=56.5, reset_target=False, greedy=True, seed=0, slide=1, scenario=Scenario(),
         max_steps=4200, transform_memory=None, precision="32",
     )  # fmt: skip
     assert beside == ((50,), {"scenario": Scenario(), "max_steps": 4200})
     assert given == dict(
-        episodes=20, target_return=9.5, renew_target=True, greedy=False, seed=4, slide=3,
+        episodes=20, target_return=9.5, reset_target=True, greedy=False, seed=4, slide=3,
         scenario=Scenario("clear", pillar_steps=7), max_steps=50, transform_memory=knock_out_memory, precision="bf16",
     )  # fmt: skip
     assert "memory knocked out" in capsys.readouterr().out
@@ -138,12 +138,12 @@ def test_the_scenario_is_the_one_of_the_training_unless_flags_say_otherwise(run,
 
 
 def test_what_is_asked_for_is_what_the_training_asked_for_unless_flags_say_otherwise(run, tmp_path, asked, capsys):
-    changes = {"desired_return": ("56.5", "3.2"), "reset_target": ("false", "true")}
+    changes = {"target_return": ("56.5", "3.2"), "reset_target": ("false", "true")}
     other = trained_otherwise(run, tmp_path / "run", **changes)
     output = tmp_path / "out.json"
-    for flags in ((), ("--desired_return", 9), ("--desired_return", 56.5, "--reset_target", "false")):
+    for flags in ((), ("--target_return", 9), ("--target_return", 56.5, "--reset_target", "false")):
         infer("--checkpoint", other, *flags, "--baselines", "false", "--output", output)
-    found = [(options["target_return"], options["renew_target"]) for options in asked]
+    found = [(options["target_return"], options["reset_target"]) for options in asked]
     assert found == [(3.2, True), (9, True), (56.5, False)]
     printed = capsys.readouterr().out
     assert "asked for a return of 3.2 at every segment" in printed and "asked for a return of 56.5\n" in printed
@@ -200,7 +200,7 @@ MISTAKES = {
     "no items": ("--items 0", "--items 0: must be at least 1"),
     "seed": ("--seed -1", "--seed -1: must be at least 0"),
     "seed beyond counting": ("--seed 99999999999999999999", "--seed 99999999999999999999: must be at most"),
-    "return": ("--desired_return nan", "--desired_return nan"),
+    "return": ("--target_return nan", "--target_return nan"),
     "output": ("--output nowhere/out.json", "--output nowhere/out.json: give a file in a folder that exists"),
     "unknown flag": ("--lengths 9", "--lengths"),
     "checkpoint": ("--checkpoint nowhere", "nowhere does not exist"),

@@ -135,7 +135,7 @@ def test_who_acts_in_a_video_is_told_what_acts_in_play(tmp_path, monkeypatch):
 
     monkeypatch.setattr(pictures, "Actor", Recorded)
     monkeypatch.setattr(pictures, "write_video", lambda frames, path, **rest: path)
-    options = dict(renew_target=True, greedy=False, transform_memory=knock_out_memory, precision="bf16")
+    options = dict(reset_target=True, greedy=False, transform_memory=knock_out_memory, precision="bf16")
     for slide in (2, 100):
         model = small_model("DT", spec=SPEC)
         record_videos(model, [5], [False], tmp_path, target_return=0.5, slide=slide, **options)

@@ -89,10 +89,10 @@ def test_the_controls_are_asked_for_what_the_row_before_is(asked, tmp_path):
     assert config.data.scenario.variant == "clear" and len(asked) == 8  # of each row both seeds
     knocked_out, twins, as_published, knocked_out_as_published = asked[::2]
     for options in (knocked_out, twins):
-        assert options["target_return"] == config.task.desired_return == 3.2 and options["renew_target"]
+        assert options["target_return"] == config.task.target_return == 3.2 and options["reset_target"]
     assert knocked_out["transform_memory"] is knocked_out_as_published["transform_memory"] is knock_out_memory
     assert "transform_memory" not in as_published and twins["twins"] and "twins" not in knocked_out_as_published
-    assert all(options["target_return"] == 56.5 and not options["renew_target"] for options in asked[4:])
+    assert all(options["target_return"] == 56.5 and not options["reset_target"] for options in asked[4:])
     for options in asked:
         assert options["scenario"] == config.data.scenario and options["episodes"] == config.task.eval_episodes
         assert options["precision"] == config.train.precision and options["model"][1] == torch.device("cpu")

@@ -94,8 +94,8 @@ def test_all_published_flags_and_settings_have_their_defaults(capsys):
         model_mode="RATE", arch_mode="TrXL", start_seed=1, end_seed=6, ckpt_folder="ckpt", text="", nmt=5, mem_len=2,
         n_head_ca=2, mrv_act="relu", skip_dec_ffn=False, learning_rate=3e-4, lr_end_factor=0.1, beta_1=0.9, beta_2=0.95,
         weight_decay=0.1, batch_size=64, warmup_tokens=10_000, lr_schedule="cosine", grad_norm_clip=1.0, epochs=100,
-        ckpt_epoch=8, online_inference=True, context_length=30, sections=3, n_layer=6, n_head=8, d_model=128,
-        dropout=0.2, dropatt=0.05, use_argmax=False, desired_return=56.5, episode_timeout=4200, eval_episodes=50,
+        ckpt_epoch=8, online_inference=True, context_length=30, segments=3, n_layer=6, n_head=8, d_model=128,
+        dropout=0.2, dropatt=0.05, use_argmax=False, target_return=56.5, episode_timeout=4200, eval_episodes=50,
         episodes=5000, steps=90, variant="published", pillar_steps=45,
     )  # fmt: skip
     found = commands.printed_config(capsys, train_vizdoom.main, [])
@@ -110,12 +110,12 @@ def test_all_published_flags_and_settings_have_their_defaults(capsys):
 def test_every_shipped_configuration_trains(file, tmp_path):
     """Batches of two episodes, of the length that it asks for: one, and one in every epoch of the stages before."""
     config = train_vizdoom.read_config(["--config", str(HERE / file)])
-    assert config.data.steps == config.task.sections * config.task.context_length, "data of its own length"
+    assert config.data.steps == config.task.segments * config.task.context_length, "data of its own length"
     flags = ["--config", str(HERE / file), *places(tmp_path), "--episodes", "10", "--batch_size", "2", *NO_EVALUATION]
     flags += "--epochs 1 --epoch_batches 1 --num_workers 0 --end_seed 1 --device cpu --wandb_mode disabled".split()
     assert train_vizdoom.main(flags) == 0
     result = json.loads((only_run(tmp_path) / "eval" / "final.json").read_text())
-    before = parse_stages(config.task.stages, config.task.sections, flag="stages")
+    before = parse_stages(config.task.stages, config.task.segments, flag="stages")
     assert result["optimizer_steps"] == 1 + sum(epochs for _, epochs in before) and 0 < result["validation_loss"] < 10
     assert not any("Returns" in name for name in result)
 
@@ -162,14 +162,14 @@ def test_the_game_that_is_played_is_what_the_flags_ask_for(monkeypatch):
     monkeypatch.setattr(train_vizdoom.protocol, "play", lambda model, **options: asked.append(options))
     monkeypatch.setattr(train_vizdoom.protocol, "metrics", lambda played, **rest: rest)
     config = train_vizdoom.read_config(
-        "--eval_episodes 8 --desired_return 20 --precision bf16 --variant clear --pillar_steps 9 --episode_timeout 70 "
+        "--eval_episodes 8 --target_return 20 --precision bf16 --variant clear --pillar_steps 9 --episode_timeout 70 "
         "--slide 3 --last_inference false --reset_target".split()
     )
     assert train_vizdoom.evaluate(None, config, 5, False) == {"target_return": 20}
     assert train_vizdoom.evaluate(None, config, 5, True) == {}
     assert asked == [
         dict(
-            episodes=8, target_return=20, renew_target=True, greedy=False, seed=5, slide=3,
+            episodes=8, target_return=20, reset_target=True, greedy=False, seed=5, slide=3,
             scenario=Scenario("clear", pillar_steps=9),
             max_steps=70, precision="bf16",
         )
@@ -184,10 +184,10 @@ def test_images_stay_bytes_until_the_model_takes_them(data):
 
 
 def test_what_is_learned_is_asked_of_the_data(tmp_path):
-    """The players of this data are always astray: what the expert would have done is another thing to learn."""
+    """The players of this data are always perturbation: what the expert would have done is another thing to learn."""
     losses = []
     for learn in ("recorded", "expert"):
-        flags = ["--data_dir", str(tmp_path), "--astray", "1", "--learn", learn, *NO_EVALUATION, "--epochs", "1"]
+        flags = ["--data_dir", str(tmp_path), "--perturbation", "1", "--learn", learn, *NO_EVALUATION, "--epochs", "1"]
         assert train(tmp_path / learn, *flags) == 0
         losses.append(json.loads((only_run(tmp_path / learn) / "eval" / "final.json").read_text())["validation_loss"])
     assert losses[0] != losses[1]
@@ -281,7 +281,7 @@ MISTAKES = {
     "no episodes": ("--eval_episodes 0", ("--eval_episodes 0", "at least 4")),
     "no end": ("--episode_timeout 0", ("--episode_timeout 0", "at least 1")),
     "no context": ("--context_length 0", ("--context_length 0", "at least 1")),
-    "no segments": ("--sections 0", ("--sections 0", "at least 1")),
+    "no segments": ("--segments 0", ("--segments 0", "at least 1")),
     "no stage": ("--stages 1", ("--stages 1", "SEGMENTS:EPOCHS")),
     "a stage of all segments": ("--stages 2:4", ("--stages 2:4", "fewer than the last")),
     "no slide": ("--slide 0", ("--slide 0", "at least 1")),
@@ -290,7 +290,7 @@ MISTAKES = {
     "too much noise": ("--noise 2", ("--noise 2", "at most 1")),
     "data of another length": (
         "--context_length 4",
-        ("--steps 6", "--sections 2 times --context_length 4", "--steps 8"),
+        ("--steps 6", "--segments 2 times --context_length 4", "--steps 8"),
     ),
     "no such data": ("--data_path nowhere", ("--data_path", "nowhere", "no such file")),
     "no data in a folder": (f"--data_path {HERE}", ("--data_path", str(HERE), "train_data_*.npz")),
@@ -314,12 +314,12 @@ def test_mistakes_are_named_and_create_nothing(mistake, data, tmp_path, capsys):
 
 def test_data_that_could_not_be_trained_on_is_not_made(tmp_path, capsys):
     """Named data may hold episodes of several lengths, of which one is trained on."""
-    flags = [*TINY, *places(tmp_path), "--sections", "3"]
+    flags = [*TINY, *places(tmp_path), "--segments", "3"]
     message = commands.error_of(capsys, tmp_path, train_vizdoom.main, flags)
-    assert "--steps 6" in message and "--sections 3 times --context_length 3" in message and "--steps 9" in message
+    assert "--steps 6" in message and "--segments 3 times --context_length 3" in message and "--steps 9" in message
     assert train_vizdoom.read_config([*flags, "--data_path", "folder"]).data.steps == 6
-    with pytest.raises(UserError, match="--steps 90: .*--sections 4 times --context_length 30"):
-        train_vizdoom.read_config(["--sections", "4"])
+    with pytest.raises(UserError, match="--steps 90: .*--segments 4 times --context_length 30"):
+        train_vizdoom.read_config(["--segments", "4"])
 
 
 def test_data_of_another_game_than_the_flags_is_named(data, tmp_path, capsys):

@@ -13,7 +13,7 @@ TINY = "--batch_size 1 --episodes 4 --steps 2 --rounds 1 --matrix_size 64".split
 
 
 def test_it_runs(tmp_path, capsys, monkeypatch):
-    small = "--n_layer 1 --n_head 1 --d_model 8 --n_head_ca 1 --context_length 2 --sections 2 --steps 4".split()
+    small = "--n_layer 1 --n_head 1 --d_model 8 --n_head_ca 1 --context_length 2 --segments 2 --steps 4".split()
     monkeypatch.setattr(vizdoom_training, "PUBLISHED", small)
     vizdoom_training.main([*TINY, "--output", str(tmp_path / "figures.json")])
     result = json.loads((tmp_path / "figures.json").read_text())

@@ -109,21 +109,21 @@ _MODE_TABLE: dict[str, tuple[bool, bool, bool, bool]] = {
 }  # fmt: skip
 
 
-def apply_mode(config: ModelConfig, *, mode: str, sections: int) -> ModelConfig:
+def apply_mode(config: ModelConfig, *, mode: str, segments: int) -> ModelConfig:
     """The model that `mode` makes of a RATE configuration.
 
     Args:
         config: sizes as the flags say; `context_length` is K, the steps of one segment.
         mode: a key of the table above.
-        sections: N, the segments of a training trajectory; DT and DTXL see all N*K steps as one segment.
+        segments: N, the segments of a training trajectory; DT and DTXL see all N*K steps as one segment.
 
     Raises:
         UserError: an unknown mode, a negative size (even one that the mode has no use for), or `mem_len` asked of DT.
     """
     if mode not in _MODE_TABLE:
         raise UserError(f"--model_mode {mode!r}: choose one of {', '.join(MODES)}")
-    if sections < 1:
-        raise UserError(f"--sections {sections}: must be at least 1")
+    if segments < 1:
+        raise UserError(f"--segments {segments}: must be at least 1")
     config.validate_memory_sizes()
     tokens, valve, cache, sliding = _MODE_TABLE[mode]
     if mode == "DT" and config.mem_len:
@@ -136,6 +136,6 @@ def apply_mode(config: ModelConfig, *, mode: str, sections: int) -> ModelConfig:
         num_mem_tokens=config.num_mem_tokens if tokens else 0,
         n_head_ca=config.n_head_ca if valve else 0,
         mem_len=config.mem_len if cache else 0,
-        context_length=config.context_length * (sections if sliding else 1),
+        context_length=config.context_length * (segments if sliding else 1),
         sliding=sliding,
     )

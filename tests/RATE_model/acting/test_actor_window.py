@@ -109,7 +109,7 @@ def test_the_target_is_renewed_whenever_memory_is_handed_on(window):
 
     earned = torch.cat([torch.zeros(2, 1), rewards[:, :-1].cumsum(1)], dim=1)
     before = earned[:, [K * (step // K) for step in range(STEPS)]]  # earned by the beginning of its segment
-    for options, rtg in (({}, targets[:, None] - earned), ({"renew_target": True}, targets[:, None] - earned + before)):
+    for options, rtg in (({}, targets[:, None] - earned), ({"reset_target": True}, targets[:, None] - earned + before)):
         told = acted(Actor(model, 2, rtg[:, 0], window=window), (observations, actions, rtg))
         torch.testing.assert_close(logits(**options), told, rtol=1e-4, atol=1e-5)
-    assert (logits() - logits(renew_target=True))[:, K:].abs().max() > 1e-3
+    assert (logits() - logits(reset_target=True))[:, K:].abs().max() > 1e-3

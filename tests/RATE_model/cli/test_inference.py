@@ -88,3 +88,9 @@ def test_the_published_output_for_padding_is_dropped(tmp_path):
     full, _ = model.eval().forward_segment(*steps, model.initial_memory(2))
     torch.testing.assert_close(logits, full[..., :3])
     assert full.shape[-1] == 4
+
+
+def test_flags_of_a_run_are_read_under_their_names_of_today(tmp_path):
+    save_small_model(small_model(spec=VECTOR), tmp_path)
+    (tmp_path / "config.yaml").write_text("desired_return: 56.5\nsections: 3\n")
+    assert InferenceOptions(checkpoint=tmp_path).recorded() == {"target_return": 56.5, "segments": 3}

@@ -17,6 +17,7 @@ from RATE_model.cli.options import (
     parse_options,
     to_flat_dict,
 )
+from RATE_model.cli.spellings import existing_file
 from RATE_model.errors import UserError
 
 
@@ -251,3 +252,32 @@ def test_ctrl_c_ends_a_script_without_a_traceback(capsys: pytest.CaptureFixture[
 def test_options_do_not_import_torch() -> None:
     code = "import sys, RATE_model.cli.options; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3]).returncode == 0
+
+
+def test_earlier_spellings_of_flags_and_keys(tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Renamed:
+        segments: int = 3
+        target_return: float = 1.0
+
+    def read(*argv: str) -> Renamed:
+        return parse_options(Renamed, argv=argv)
+
+    path = tmp_path / "config.yaml"
+    path.write_text("sections: 6\ndesired_reward: 2.5\n")
+    expected = Renamed(segments=6, target_return=2.5)
+    assert read("--config", str(path)) == read("--number_of_segments", "6", "--desired_return", "2.5") == expected
+    with pytest.raises(UserError, match="unknown flag --astray"):  # of other scripts
+        read("--astray", "1")
+    path.write_text("sections: 6\nsegments: 6\n")
+    with pytest.raises(UserError, match="are one option"):
+        read("--config", str(path))
+
+
+def test_a_file_with_an_earlier_spelling_in_its_name_is_found(tmp_path: Path) -> None:
+    path, older = tmp_path / "data_perturbation0.3_n9.h5", tmp_path / "data_astray0.3_n9.h5"
+    assert existing_file(path) == path
+    older.touch()
+    assert existing_file(path) == older
+    path.touch()
+    assert existing_file(path) == path

@@ -22,24 +22,24 @@ def test_fixed_stages_last_so_many_epochs_each():
     curriculum = FixedStages([1, 2, 4], epochs=[3, 1, 2])
     seen = []
     while not curriculum.finished:
-        seen.append(curriculum.sections)
+        seen.append(curriculum.segments)
         batches(curriculum, 1.0, 1.0, 1.0)
         assert not curriculum.annealing
         curriculum.after_epoch()
     assert seen == [1, 1, 1, 2, 4, 4]
-    assert curriculum.sections == 4  # of the last validation
+    assert curriculum.segments == 4  # of the last validation
 
 
 def test_a_stage_is_solved_by_batches_that_are_all_right_in_a_row():
     curriculum = adaptive()
     batches(curriculum, 1, 1, 0.99, 1, 1)
-    assert curriculum.sections == 1
+    assert curriculum.segments == 1
     batches(curriculum, 1)
-    assert curriculum.sections == 2 and not curriculum.annealing
+    assert curriculum.segments == 2 and not curriculum.annealing
     batches(curriculum, 1, 1)
     assert not curriculum.annealing  # the row begins anew in every stage
     batches(curriculum, 1)
-    assert curriculum.annealing and not curriculum.finished and curriculum.sections == 2
+    assert curriculum.annealing and not curriculum.finished and curriculum.segments == 2
 
 
 def test_annealing_lasts_so_many_batches_whatever_happens_in_them():
@@ -49,16 +49,16 @@ def test_annealing_lasts_so_many_batches_whatever_happens_in_them():
         assert not curriculum.finished
         batches(curriculum, 0.0)
         curriculum.after_epoch()
-        assert curriculum.anneal_left == left and curriculum.sections == 3
+        assert curriculum.anneal_left == left and curriculum.segments == 3
     assert curriculum.finished and curriculum.solved
 
 
 def test_too_many_batches_end_a_stage_unsolved():
     curriculum = adaptive(max_batches=5)
     batches(curriculum, 0, 1, 1, 0)
-    assert curriculum.sections == 1 and curriculum.solved
+    assert curriculum.segments == 1 and curriculum.solved
     batches(curriculum, 1)
-    assert curriculum.sections == 2 and not curriculum.solved
+    assert curriculum.segments == 2 and not curriculum.solved
     batches(curriculum, 0, 0, 0, 0)
     assert not curriculum.annealing
     batches(curriculum, 0)
@@ -70,7 +70,7 @@ def test_too_many_batches_end_a_stage_unsolved():
 def test_a_stage_that_is_solved_by_its_last_batch_is_solved_and_leaves_the_next_all_of_its_own():
     curriculum = adaptive(max_batches=4)
     batches(curriculum, 0, 1, 1, 1)
-    assert curriculum.sections == 2 and curriculum.solved
+    assert curriculum.segments == 2 and curriculum.solved
     batches(curriculum, 0, 1, 1)
     assert not curriculum.annealing
     batches(curriculum, 1)
@@ -84,7 +84,7 @@ def play(curriculum, values: list[float]) -> list[tuple]:
         batches(curriculum, value)
         if number % 3 == 0:
             curriculum.after_epoch()
-        course.append((curriculum.sections, curriculum.annealing, curriculum.finished))
+        course.append((curriculum.segments, curriculum.annealing, curriculum.finished))
         if curriculum.finished:
             break
     return course
@@ -103,7 +103,7 @@ VALUES = [0, 1, 1, 1, 0, 1, 1, 0, 0, 1, 1, 1, 1, 0, 0, 0, 1, 0, 0, 0, 0]
 )
 def test_a_curriculum_continues_from_its_state_after_any_batch(make):
     whole = play(make(), VALUES)
-    assert len({sections for sections, _, _ in whole}) > 1 and whole[-1][2]
+    assert len({segments for segments, _, _ in whole}) > 1 and whole[-1][2]
     for cut in range(3, len(whole), 3):  # at the edges of epochs, so that `play` counts them alike
         first = make()
         play(first, VALUES[:cut])

@@ -156,6 +156,15 @@ def test_what_may_change_when_a_run_is_resumed(tmp_path: Path, change: dict, mes
         assert snapshot(tmp_path) == before
 
 
+def test_a_run_with_earlier_spellings_is_resumed(tmp_path: Path) -> None:
+    save(begin(tmp_path, config={"sections": 3, "desired_return": 56.5, "astray": 0.5}), 5)
+    config = {"segments": 3, "target_return": 56.5, "perturbation": 0.5}
+    assert begin(tmp_path, resume="auto", config=config).checkpoint is not None
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == config
+    with pytest.raises(UserError, match="segments was 3, now 4"):
+        begin(tmp_path, resume="auto", config=config | {"segments": 4})
+
+
 def test_another_seed_is_another_run(tmp_path: Path) -> None:
     save(begin(tmp_path), 5)
     with pytest.raises(UserError, match="seed was 1, now 2"):

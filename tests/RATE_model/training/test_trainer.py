@@ -251,7 +251,7 @@ def test_divergence_is_reported_without_a_directory_as_well():
 def test_a_flag_that_was_not_read_yet_is_read_before_saving():
     """As on a GPU, where a step's flag is read one step later."""
     trainer = make_trainer(small_model())
-    trainer._unchecked = (torch.tensor(False), 7, {"sections": 2}, torch.tensor([1]))
+    trainer._unchecked = (torch.tensor(False), 7, {"segments": 2}, torch.tensor([1]))
     with pytest.raises(TrainingDiverged, match="step 7"):
         trainer.check_finite()
     trainer.check_finite()
