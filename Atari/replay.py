@@ -31,11 +31,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import h5py
 import numpy as np
 
 from Atari.games import game as game_of
 from RATE_model.cli.limits import at_least, at_most
+from RATE_model.data.hdf5 import attributes_of
 from RATE_model.data.trajectories import TrajectoryFile
 from RATE_model.data.writer import TrajectoryWriter
 from RATE_model.errors import UserError
@@ -451,6 +451,4 @@ def _digest(folder: Path, selection: Selection) -> str:
 
 def _digest_of(target: Path) -> Any:
     """That of a converted file; None if it is none."""
-    with contextlib.suppress(OSError), h5py.File(target, "r") as file:
-        return file.attrs.get(SOURCE_DIGEST)
-    return None
+    return attributes_of(target).get(SOURCE_DIGEST)

@@ -5,11 +5,13 @@
     Minari   data/main_data.hdf5, one group per episode with observations (T + 1, ...), actions, rewards, terminations,
              truncations (Farama Foundation's Minari)
 
-The converted file lies beside its source as ``<name>.converted.hdf5``. It is made again when the source changes.
+The converted file lies beside its source as ``<name>.converted.hdf5``, or in MuJoCo/MuJoCo_data where that folder is
+read-only. It is made again when the source changes.
 """
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
 from collections.abc import Iterator
@@ -19,8 +21,12 @@ from typing import Any
 import h5py
 import numpy as np
 
+from MuJoCo.files import DATA_DIRECTORY
+from RATE_model.data.hdf5 import attributes_of, open_hdf5, refuse_if_unreadable
+from RATE_model.data.npz import conversion_path
 from RATE_model.data.writer import TrajectoryWriter
 from RATE_model.errors import UserError
+from RATE_model.system.processes import check_writable
 
 # An episode: observations (T, obs), actions (T, act), rewards (T,), and whether it ended in a terminal state.
 Episode = tuple[np.ndarray, np.ndarray, np.ndarray, bool]
@@ -79,22 +85,26 @@ def read_minari(source: Path) -> Iterator[Episode]:
         UserError: the file is damaged, or an episode lacks something.
     """
     try:
-        with h5py.File(source) as file:
+        with open_hdf5(source) as file:
             for name in sorted(filter(_episode_number, file), key=_episode_number):
                 place = f"'{name}' of '{source}'"
                 arrays = _arrays(place, file[name], _MINARI_KEYS, more_observations=1)
                 yield arrays[0][:-1], arrays[1], arrays[2], bool(arrays[3][-1])
     except (OSError, RuntimeError, KeyError) as error:
+        refuse_if_unreadable(source, error)
         raise UserError(f"'{source}' cannot be read; it is truncated or damaged ({error})") from error
 
 
 def _converted(source: Path, kind: str) -> Path:
     """The converted copy of a source, made unless there is one of this very source."""
-    target = source.with_name(f"{source.name}.converted.hdf5")
     state = source.stat()
     identity = {"source_bytes": state.st_size, "source_changed_ns": state.st_mtime_ns}
-    if _attributes(target, identity) == identity:
-        return target
+    places = [source.with_name(f"{source.name}.converted.hdf5"), conversion_path(source, DATA_DIRECTORY, "mujoco")]
+    for target in places:
+        if identity.items() <= attributes_of(target).items():
+            return target
+    target = places[0] if os.access(source.parent, os.W_OK) else places[1]
+    check_writable(target)
     print(f"Converting '{source}' to '{target}', once.")
     episodes = read_pickle(source) if kind == "pickle" else read_minari(source)
     first = next(episodes, None)
@@ -138,19 +148,10 @@ def _arrays(place: str, episode: Any, keys: tuple[str, ...], *, more_observation
     return [arrays[0], arrays[1], arrays[2].reshape(lengths[0], -1)[:, 0], *(array for array in arrays[3:])]
 
 
-def _attributes(path: Path, names: Any) -> dict[str, Any]:
-    """Those attributes of a file; nothing of one that is missing or damaged."""
-    try:
-        with h5py.File(path) as file:
-            return {name: file.attrs[name].item() for name in names if name in file.attrs}
-    except (OSError, RuntimeError):
-        return {}
-
-
 def _is_minari(path: Path) -> bool:
     """Whether it is an HDF5 file with groups of episodes instead of arrays of steps."""
     try:
-        with h5py.File(path) as file:
+        with open_hdf5(path) as file:
             return "observations" not in file and any(map(_episode_number, file))
     except (OSError, RuntimeError):
         return False  # opening it as data tells what is wrong

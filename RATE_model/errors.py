@@ -1,4 +1,7 @@
-"""Exceptions for mistakes that a user can mend."""
+"""Exceptions for mistakes that a user can mend, and words for what the system refuses."""
+
+import errno
+import os
 
 
 class UserError(Exception):
@@ -11,3 +14,32 @@ class UserError(Exception):
 
 class RunError(UserError):
     """A `UserError` of one run that says nothing about other seeds of the same command."""
+
+
+_ELSEWHERE = "name another folder"
+_WAYS_OUT = {
+    errno.ENOSPC: f"free some space there, or {_ELSEWHERE}",
+    errno.EDQUOT: f"free some space there, or {_ELSEWHERE}",
+    errno.EFBIG: "raise the limit on the size of a file (ulimit -f)",
+    errno.EROFS: _ELSEWHERE,
+    errno.EACCES: f"change its permissions, or {_ELSEWHERE}",
+    errno.EPERM: f"change its permissions, or {_ELSEWHERE}",
+    errno.EMFILE: "raise the limit on open files (ulimit -n 1024)",
+    errno.ENFILE: "close other programs: the machine has no more open files",
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.ENOMEM: "free some memory",
+    errno.EIO: "the disk fails; copy what you can and use another one",
+    errno.ESTALE: "the file server was restarted; start again",
+}
+
+
+def is_of_the_machine(error: BaseException) -> bool:
+    """Whether an error says something about the machine, such as a full disk, and nothing about what is in a file."""
+    return isinstance(error, OSError) and error.errno in _WAYS_OUT
+
+
+def reason_of(error: BaseException) -> str:
+    """Why the system refused and what helps, in one line, for the end of a message without its full stop."""
+    if not is_of_the_machine(error):
+        return " ".join(str(getattr(error, "strerror", None) or error).split())
+    return f"{os.strerror(error.errno)}; {_WAYS_OUT[error.errno]}"

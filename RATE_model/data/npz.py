@@ -21,7 +21,6 @@ the reason; the rest is converted, and the conversion is kept until the folder c
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import re
 import zipfile
@@ -32,9 +31,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import h5py
 import numpy as np
 
+from RATE_model.data.hdf5 import attributes_of
 from RATE_model.data.trajectories import Learn
 from RATE_model.data.writer import TrajectoryWriter
 from RATE_model.errors import UserError
@@ -247,9 +246,8 @@ def _digest(files: Sequence[Path], layout: _Layout, index_frames: bool) -> str:
 
 def _digest_of(target: Path, folder: Path) -> str:
     """That of the folder which a file was converted from. Raises UserError if it was not."""
-    with contextlib.suppress(OSError), h5py.File(target, "r") as file:
-        if DIGEST in file.attrs:
-            return file.attrs[DIGEST]
+    if digest := attributes_of(target).get(DIGEST):
+        return digest
     raise UserError(f"'{target}' exists and is no conversion of '{folder}'; move it away, or name another file")
 
 

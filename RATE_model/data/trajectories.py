@@ -38,7 +38,8 @@ import numpy as np
 from RATE_model.data.attributes import decoded
 from RATE_model.data.checksums import Checksums
 from RATE_model.data.compression import hdf5plugin, uses_zstd
-from RATE_model.errors import UserError
+from RATE_model.data.hdf5 import open_hdf5, refuse_if_unreadable
+from RATE_model.errors import UserError, reason_of
 
 Learn = Literal["recorded", "expert"]  # the actions that were taken, or what an expert would have done
 
@@ -97,13 +98,13 @@ class TrajectoryFile:
         self._hint = hint
         self._handle: h5py.File | None = None
         self._process = -1
-        if self.path.is_dir():
-            raise self._error("is a directory, not a file")
-        if not self.path.is_file():
-            raise self._error("does not exist")
-        if self.path.stat().st_size == 0:
-            raise self._error("is an empty file")
         with self._reading():
+            if self.path.is_dir():
+                raise self._error("is a directory, not a file")
+            if not self.path.is_file():
+                raise self._error("does not exist")
+            if self.path.stat().st_size == 0:
+                raise self._error("is an empty file")
             file = self._open()
             self._check_layout(file)
             self.attributes = {name: decoded(value) for name, value in file.attrs.items()}
@@ -233,7 +234,7 @@ class TrajectoryFile:
     def _open(self) -> h5py.File:
         """This process's handle. HDF5 handles must not cross a fork: parent and child would share one file position."""
         if self._handle is None or self._process != os.getpid():
-            self._handle = h5py.File(self.path, "r")
+            self._handle = open_hdf5(self.path)
             if any(uses_zstd(item) for item in self._handle.values()):
                 hdf5plugin(f"'{self.path}' is compressed with zstd; reading it")  # in a spawned worker too
             self._process = os.getpid()
@@ -357,8 +358,8 @@ class TrajectoryFile:
         try:
             yield
         except (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError) as error:
-            reason = " ".join(str(error).split())
-            problem = f"cannot be read{place}; it is truncated, damaged or not an HDF5 file ({reason})"
+            refuse_if_unreadable(self.path, error)
+            problem = f"cannot be read{place}; it is truncated, damaged or not an HDF5 file ({reason_of(error)})"
             raise self._error(problem) from error
 
     def _error(self, problem: str) -> UserError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,11 +18,41 @@ from RATE_model.data.attributes import encoded, version
 from RATE_model.data.checksums import ChunkSums, make_groups
 from RATE_model.data.compression import ZSTD_LEVEL, zstd
 from RATE_model.data.trajectories import CHANNELS_LAST, FIRST_SEEN, FORMAT_VERSION
-from RATE_model.errors import UserError
+from RATE_model.errors import UserError, reason_of
 from RATE_model.system.atomic import sync_directory
 
 IMAGE_CHUNK = 30  # frames per chunk: a window of one segment touches at most two
 VECTOR_CHUNK = 4096  # steps per chunk
+
+
+class _Sink(io.FileIO):
+    """A new file that HDF5 writes to, and that takes no more after its first error, which it keeps.
+
+    HDF5 cannot close a file that fails to be written: it complains thousands of times, keeps it open, and crashes at
+    the end of the process. So it is told that all is well, and the writer asks here.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "w+")
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Write all of the data, or keep why not."""
+        rest = memoryview(data).cast("B")
+        try:
+            while self.error is None and rest:
+                rest = rest[super().write(rest) :]
+        except OSError as error:
+            self.error = error
+        return len(data)
+
+    def truncate(self, size: int | None = None) -> int:
+        """As `write`."""
+        try:
+            return super().truncate(size) if self.error is None else size or 0
+        except OSError as error:
+            self.error = error
+            return size or 0
 
 
 class TrajectoryWriter:
@@ -78,6 +109,8 @@ class TrajectoryWriter:
         self._unfinished = False
         self._first_seen: dict[bytes, int] | None = {} if index_frames else None  # digest of a frame -> step
         self._checksums = ChunkSums()
+        self._file: h5py.File | None = None
+        self._sink: _Sink | None = None
         self._returns: list[np.ndarray] = []
         self._lengths: list[np.ndarray] = []
 
@@ -85,7 +118,9 @@ class TrajectoryWriter:
         self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
         with self._writing():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = h5py.File(self._temporary, "w", libver=("v110", "v110"))
+            self._sink = _Sink(self._temporary)
+            # From version 1.10 on HDF5 checks its own descriptions. Nobody else has this file: it needs no lock.
+            self._file = h5py.File(self._sink, "w", libver=("v110", "v110"))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
@@ -93,8 +128,14 @@ class TrajectoryWriter:
             if kind is None:
                 self._finish()
         finally:
-            with contextlib.suppress(Exception):  # a full disk can make closing fail as well
-                self._file.close()
+            self._discard()
+
+    def _discard(self) -> None:
+        """Close and remove the temporary file, whatever state it is in."""
+        with contextlib.suppress(Exception):  # what was not written cannot be read back
+            self._file.close()
+        if self._sink is not None:
+            self._sink.close()
             self._temporary.unlink(missing_ok=True)
 
     def add_episodes(
@@ -227,8 +268,9 @@ class TrajectoryWriter:
                 self._checksums.update(self._file[name], last=True)
             self._checksums.write(self._file)
             self._file.close()
-            with open(self._temporary, "rb") as file:
-                os.fsync(file.fileno())
+            self._check_sink()
+            os.fsync(self._sink.fileno())
+            self._sink.close()
             os.replace(self._temporary, self.path)
             sync_directory(self.path.parent)
 
@@ -237,5 +279,12 @@ class TrajectoryWriter:
         """Turn a failure of the disk into a `UserError` that names the file."""
         try:
             yield
+            self._check_sink()
         except (OSError, RuntimeError) as error:
-            raise UserError(f"cannot write '{self.path}': {error}.") from error
+            failed = (self._sink and self._sink.error) or error
+            self._discard()
+            raise UserError(f"cannot write '{self.path}': {reason_of(failed)}.") from failed
+
+    def _check_sink(self) -> None:
+        if self._sink.error is not None:
+            raise self._sink.error

@@ -30,8 +30,10 @@ def check_writable(path: Path) -> None:
     """Raise a `UserError` where no file can be made, before minutes are spent on it. Nothing is created."""
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
-        problem = "must not be written to" if folder.is_dir() else "is no directory"
-        raise UserError(f"cannot write '{path}': '{folder}' {problem}.")
+        problem = "is not writable" if folder.is_dir() else "is not a directory"
+        raise UserError(
+            f"cannot write '{path}': '{folder}' {problem}; name another folder (--data_dir, --data_path or --output)."
+        )
     if path.is_dir():
         raise UserError(f"cannot write '{path}': it is a directory.")
 

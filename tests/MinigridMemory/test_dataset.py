@@ -187,7 +187,7 @@ def test_existing_files_stay_and_unwritable_places_are_named_at_once(small, tmp_
         generate(small().selection(), path)
     generate(small().selection(), path, overwrite=True)
     monkeypatch.setattr(collecting, "_collect", None)  # not even begun
-    with pytest.raises(UserError, match="is no directory"):
+    with pytest.raises(UserError, match="is not a directory"):
         generate(small().selection(), path / "inner" / "x.h5")
     with pytest.raises(UserError, match="is a directory"):
         generate(small().selection(), tmp_path, overwrite=True)

@@ -2,12 +2,15 @@
 
 import os
 import pickle
+import shutil
 import warnings
+from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 
+from MuJoCo import formats
 from MuJoCo.dataset import open_data
 from MuJoCo.tasks import HOPPER, TASKS
 from RATE_model.errors import UserError
@@ -73,6 +76,21 @@ def test_pickles(tmp_path, protocol, capsys):
     changed = episodes(HOPPER, [8, 3], seed=5)
     write_pickle(tmp_path, changed, protocol)
     assert_same(open_data(TASK, tmp_path), changed)
+
+
+def test_a_read_only_folder_is_converted_elsewhere(tmp_path, monkeypatch):
+    """Root may write anywhere, so what a folder answers is made up."""
+    (given := tmp_path / "given").mkdir()
+    source, own, made = write_pickle(given, episodes(HOPPER)), tmp_path / "own", episodes(HOPPER)
+    monkeypatch.setattr(formats, "DATA_DIRECTORY", own)
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != given)
+    assert_same(open_data(TASK, source), made)
+    assert list(given.iterdir()) == [source] and len(list(own.glob("*.h5"))) == 1
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert_same(open_data(TASK, source), made)  # what is complete is used
+    shutil.rmtree(own)
+    with pytest.raises(UserError, match="is not writable; name another folder"):
+        open_data(TASK, source)
 
 
 def test_pickles_of_numpy_1(tmp_path):

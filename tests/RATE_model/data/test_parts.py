@@ -106,7 +106,7 @@ def test_a_file_is_replaced_only_when_asked(tmp_path):
     make(tmp_path, episodes=4, overwrite=True)
     assert TrajectoryFile(path).num_episodes == 4
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="is no directory"):
+    with pytest.raises(UserError, match="is not a directory"):
         make(tmp_path, "file/data.h5")
 
 

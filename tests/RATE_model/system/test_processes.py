@@ -110,7 +110,7 @@ def test_a_place_that_cannot_be_written_is_named_before_the_work(tmp_path):
     check_writable(tmp_path / "new" / "folder" / "file.h5")
     assert not list(tmp_path.iterdir())
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="is no directory"):
+    with pytest.raises(UserError, match="is not a directory"):
         check_writable(tmp_path / "file" / "data.h5")
     with pytest.raises(UserError, match="it is a directory"):
         check_writable(tmp_path)
