@@ -18,6 +18,11 @@ from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 
+if __name__ == "__main__":  # started as a script
+    from RATE_model.system.interrupts import quit_on_signals
+
+    quit_on_signals()  # while the imports below take their seconds
+
 from tqdm import tqdm
 
 from MuJoCo.dataset import MuJoCoFile
@@ -185,8 +190,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 unreachable |= isinstance(error, _Unreachable)
                 print(f"error: {error}", file=sys.stderr, flush=True)
             except KeyboardInterrupt:
-                print("Interrupted; running this again goes on where it stopped.", file=sys.stderr)
-                raise SystemExit(130) from None
+                print("The same command goes on where this one stopped.", file=sys.stderr)
+                raise
         if failed:
             names = ", ".join(d4rl_name(task) for task in failed)
             raise UserError(

@@ -27,11 +27,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+if __name__ == "__main__":  # started as a script
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # makes the repository importable
+    from RATE_model.system.interrupts import quit_on_signals
+
+    quit_on_signals()  # while the imports below take their seconds
+
 import numpy as np
 from tqdm import tqdm
-
-if not __package__:  # started as a script: make the repository importable
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from MuJoCo.files import data_directory, generated_name
 from MuJoCo.policies import NUM_ENVIRONMENTS, ROUND_STEPS, Policy, settings_of, train_policies
@@ -308,8 +311,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         try:
             path = generate(options)
         except KeyboardInterrupt:
-            print("Interrupted: the policies trained so far are kept, the file was not made.", file=sys.stderr)
-            raise SystemExit(130) from None
+            print("The policies trained so far are kept, the file was not made.", file=sys.stderr)
+            raise
         print(describe(path, options.robot))
 
 

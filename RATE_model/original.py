@@ -14,6 +14,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
+if __name__ == "__main__":  # started as a script
+    from RATE_model.system.interrupts import quit_on_signals
+
+    quit_on_signals()  # while the imports below take their seconds
+
 import torch
 from torch import Tensor, nn
 

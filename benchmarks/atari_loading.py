@@ -16,10 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+if __name__ == "__main__":  # started as a script
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # makes the repository importable
+    from RATE_model.system.interrupts import quit_on_signals
 
-if not __package__:  # started as a script: make the repository importable
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    quit_on_signals()  # while the imports below take their seconds
+
+import numpy as np
 
 from Atari.dataset import DataOptions, ensure_dataset, load_data, open_dataset, windows_of
 from Atari.games import GAMES

@@ -18,11 +18,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 from unittest import mock
 
+if __name__ == "__main__":  # started as a script
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # makes the repository importable
+    from RATE_model.system.interrupts import quit_on_signals
+
+    quit_on_signals()  # while the imports below take their seconds
+
 import numpy as np
 import torch
-
-if not __package__:  # started as a script: make the repository importable
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import common
 from MemoryMaze.MemoryMaze_src import evaluate

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from RATE_model.cli import experiment
+from RATE_model.system.interrupts import Interrupted
 from RATE_model.training import loop as fit
 from RATE_model.training.checkpoints import find_checkpoint, load_checkpoint
-from RATE_model.training.runs import Interrupted
 
 STOPPED = 128 + signal.SIGTERM  # exit code of a run inside `stopped_after`
 

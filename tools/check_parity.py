@@ -13,11 +13,14 @@ import sys
 import zipfile
 from pathlib import Path
 
+if __name__ == "__main__":  # started as a script
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # makes the repository importable
+    from RATE_model.system.interrupts import quit_on_signals
+
+    quit_on_signals()  # while the imports below take their seconds
+
 import numpy as np
 import torch
-
-if not __package__:  # started as a script: make the repository importable
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from RATE_model.cli.options import exit_on_user_error
 from RATE_model.errors import UserError

@@ -15,10 +15,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
+if __name__ == "__main__":  # started as a script
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # makes the repository importable
+    from RATE_model.system.interrupts import quit_on_signals
 
-if not __package__:  # started as a script: make the repository importable
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    quit_on_signals()  # while the imports below take their seconds
+
+import numpy as np
 
 from MemoryMaze.MemoryMaze_src import evaluate as protocol
 from MemoryMaze.MemoryMaze_src.env import DEFAULT_SIZE, check_size

@@ -12,10 +12,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
+if __name__ == "__main__":  # started as a script
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # makes the repository importable
+    from RATE_model.system.interrupts import quit_on_signals
 
-if not __package__:  # started as a script: make the repository importable
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    quit_on_signals()  # while the imports below take their seconds
+
+import numpy as np
 
 from MemoryMaze.MemoryMaze_src.dataset import describe, ensure_dataset
 from MemoryMaze.MemoryMaze_src.evaluate import PLAYERS, check_episodes, play, player_returns

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from RATE_model.acting.actor import Actor, bytes_per_row
 from RATE_model.memories.rate.model import RATE
+from RATE_model.system.interrupts import stop_if_asked
 from RATE_model.system.processes import available_cores
 
 # When no more than this share of an actor's rows is still running, it goes on with those alone.
@@ -98,6 +99,7 @@ def rollout(
         description: of the progress bar.
 
     Raises:
+        Interrupted: a signal asked to stop; see `system.interrupts`.
         ValueError: environments that reset themselves: their rows would begin a second episode with the first's memory.
     """
     if environments.metadata.get("autoreset_mode") != AutoresetMode.DISABLED:
@@ -110,6 +112,7 @@ def rollout(
     actions: np.ndarray | None = None
     with progress_bar(total=max_steps, desc=description, unit="step") as bar:
         for _ in range(max_steps):
+            stop_if_asked()
             chosen = actor.act(observations[rows], rewards[rows])
             actions = np.zeros((count, *chosen.shape[1:]), chosen.dtype) if actions is None else actions
             actions[rows] = chosen

@@ -16,11 +16,12 @@ from RATE_model.data.windows import EpochSampler, WindowDataset
 from RATE_model.memories.rate.config import ModelConfig
 from RATE_model.memories.rate.model import RATE
 from RATE_model.spec import EnvironmentSpec
+from RATE_model.system.interrupts import Interrupts
 from RATE_model.system.precision import pick_device
 from RATE_model.training.curriculum import AdaptiveStages, FixedStages
 from RATE_model.training.loop import Evaluate, Fit, StageData
 from RATE_model.training.optimization import Schedule, decay_over
-from RATE_model.training.runs import Interrupts, Run, check_run, open_run, run_seeds
+from RATE_model.training.runs import Run, check_run, open_run, run_seeds
 from RATE_model.training.tracking import Tracker
 from RATE_model.training.trainer import BatchMetrics, Trainer, optimizer_steps
 

@@ -27,7 +27,6 @@ import dataclasses
 import difflib
 import math
 import re
-import signal
 import sys
 import types
 import typing
@@ -39,8 +38,10 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 import yaml
 
+from RATE_model.cli.console import lasting_output, machine_error, one_line
 from RATE_model.cli.spellings import ALIASES
 from RATE_model.errors import UserError
+from RATE_model.system.interrupts import exit_code, raising_interrupts, signal_name
 
 Config = TypeVar("Config")
 
@@ -108,15 +109,27 @@ def parse_options(
 
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """Around a script's main: a UserError becomes ``error: MESSAGE`` on stderr and exit status 2, Ctrl-C status 130."""
-    try:
-        yield
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        raise SystemExit(128 + signal.SIGINT) from None
+    """Around a script's main: what a user or the machine did becomes one line on stderr and an exit status.
+
+    A UserError, a full disk, too little memory: ``error: MESSAGE`` and 2. A signal: 128 + its number. Printing never
+    fails inside (see `lasting_output`).
+    """
+    with lasting_output(), raising_interrupts():
+        try:
+            yield
+        except KeyboardInterrupt as interruption:
+            print(f"stopped by {signal_name(interruption)}", file=sys.stderr)
+            raise SystemExit(exit_code(interruption)) from None
+        except UserError as error:
+            message = str(error)
+        except (OSError, MemoryError, RuntimeError) as error:
+            message = machine_error(error)
+            if message is None:
+                raise
+        else:
+            return
+        print(f"error: {one_line(message)}", file=sys.stderr)
+        raise SystemExit(2)
 
 
 def to_flat_dict(config: Any) -> dict[str, Any]:
@@ -142,6 +155,8 @@ def to_yaml(config: Any) -> str:
 def load_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file; an empty file is an empty one. Raises UserError if it is missing or malformed."""
     try:
+        if path.stat().st_size > _LARGEST_YAML:
+            raise UserError(f"{path}: larger than {_LARGEST_YAML // 1024} KiB; is this a file of flags?")
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file") from None
@@ -371,8 +386,20 @@ _READERS: dict[type, Callable[[str], Any]] = {
 }
 
 
+# Files of flags have a hundred lines. A few aliases of aliases would write out to more than any memory holds.
+_LARGEST_YAML, _MOST_YAML_VALUES = 2**20, 100_000
+
+
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """A YAML loader that refuses a key given twice, of which YAML would silently keep the last."""
+    """Refuses exploding aliases, and a key given twice, of which YAML would silently keep the last."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        if node is not None and _count_values(node, {}) > _MOST_YAML_VALUES:
+            raise yaml.constructor.ConstructorError(
+                None, None, "aliases (*name) that stand for too many values", node.start_mark
+            )
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -382,3 +409,13 @@ class _UniqueKeyLoader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, f"key '{key}' is given twice", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep=deep)
+
+
+def _count_values(node: yaml.Node, known: dict[int, int]) -> int:
+    """Values that a node writes out to, aliases included; one that holds itself has more than any limit."""
+    if id(node) not in known:
+        known[id(node)] = _MOST_YAML_VALUES + 1  # while it is being counted
+        children = [child for item in node.value for child in (item if isinstance(item, tuple) else (item,))]
+        scalar = isinstance(node, yaml.ScalarNode)
+        known[id(node)] = 1 if scalar else 1 + sum(_count_values(child, known) for child in children)
+    return known[id(node)]

@@ -14,11 +14,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from types import FrameType
 from typing import BinaryIO, TypeVar
 
 from RATE_model.errors import UserError
+from RATE_model.system.interrupts import SIGNALS
 
 Task, Result = TypeVar("Task"), TypeVar("Result")
+
+# Between being told to stop and being ended, for a process.
+_SECONDS_TO_TIDY_UP = 3.0
 
 
 def available_cores() -> int:
@@ -103,8 +108,8 @@ def _unlock(held: BinaryIO) -> None:
 def in_processes(work: Callable[[Task], Result], tasks: Sequence[Task], workers: int) -> Iterator[Result]:
     """Results of all tasks, in the order in which they are done; with one worker, in this process.
 
-    Processes are spawned, not forked: the threads of torch and of a progress bar do not survive a fork. Ctrl-C is for
-    this process. Left early, the iterator drops the tasks that have not begun and waits for those that have.
+    Processes are spawned, not forked: the threads of torch and of a progress bar do not survive a fork. Signals are for
+    this process. Left early, the iterator drops the tasks that are not done.
 
     Args:
         work: a function of a module, or a `functools.partial` of one.
@@ -147,23 +152,45 @@ def in_order(
 
 @contextlib.contextmanager
 def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that wait for work, ended at the end."""
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), begin_worker)
+    """Processes that wait for work, ended at the end; amid their tasks when whoever uses them leaves early."""
+    context = multiprocessing.get_context("spawn")
+    theirs, ours = context.Pipe(duplex=False)
+    pool = ProcessPoolExecutor(workers, context, begin_worker, (theirs,))
     try:
         yield pool
     except BrokenProcessPool as error:
         raise UserError("a worker process was killed, or could not start; with --workers 1 none is needed") from error
+    except (KeyboardInterrupt, GeneratorExit):
+        ours.send_bytes(b"stop")
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
+        theirs.close()
+        ours.close()
 
 
-def begin_worker() -> None:
-    """In a process of `multiprocessing`: leave Ctrl-C to the parent, and end when it ends, even when it is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def begin_worker(stop: multiprocessing.connection.Connection | None = None) -> None:
+    """In a process of `multiprocessing`: leave signals to the parent, and end when it ends, even when it is killed.
+
+    Args:
+        stop: something to read there, by any number of processes, means that they are to stop: what runs gets the
+            chance to remove its temporary files.
+    """
+    for name in SIGNALS:  # often sent to all processes of a job, of which the parent alone knows what to save
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if stop is not None:
+        signal.signal(signal.SIGALRM, _leave)
     parent = multiprocessing.parent_process()
 
     def follow() -> None:
-        multiprocessing.connection.wait([parent.sentinel])
+        ready = multiprocessing.connection.wait([parent.sentinel, *([] if stop is None else [stop])])
+        if parent.sentinel not in ready:
+            os.kill(os.getpid(), signal.SIGALRM)
+            multiprocessing.connection.wait([parent.sentinel], _SECONDS_TO_TIDY_UP)
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)  # which `multiprocessing` takes without a traceback

@@ -5,8 +5,8 @@ batches depend on is in a checkpoint, and checkpoints are taken between batches.
 """
 
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -19,9 +19,10 @@ from RATE_model.errors import UserError
 from RATE_model.memories.rate.config import ModelConfig
 from RATE_model.memories.rate.model import RATE
 from RATE_model.spec import EnvironmentSpec
+from RATE_model.system.interrupts import Interrupted, Interrupts, stop_if_asked
 from RATE_model.training.checkpoints import load_checkpoint, save_checkpoint, tag_checkpoint
 from RATE_model.training.curriculum import AdaptiveStages, FixedStages
-from RATE_model.training.runs import Interrupts, Run
+from RATE_model.training.runs import Run
 from RATE_model.training.tracking import Tracker
 from RATE_model.training.trainer import Trainer
 
@@ -68,6 +69,8 @@ class Fit:
         # Wall-clock time spent training by earlier starts of the run, and when this one began.
         self.seconds, self._started = 0.0, time.perf_counter()
         self._best = float("inf")
+        # The check point (of `_check_point`) that a signal interrupted; it comes first when the run goes on.
+        self._due: dict[str, Any] | None = None
         self._pending: list[dict[str, Tensor]] = []
         self._saved_at = time.monotonic()
         if run.checkpoint is not None:
@@ -80,11 +83,14 @@ class Fit:
             Interrupted: a signal asked to stop; the state is saved.
             TrainingDiverged: loss or gradient became NaN or infinite.
         """
-        was_finished = self.curriculum.finished  # then its last checkpoint is there
+        was_finished = self.curriculum.finished and self._due is None  # then its last checkpoint is there
+        if self._due is not None and not self.curriculum.finished:
+            self._check_point(**self._due)
         while not self.curriculum.finished:
             self._stage()
         self._log(self.curriculum.segments)
-        result = self._validate(self.curriculum.segments) | {"optimizer_steps": self.trainer.step}
+        with self._saved_if_interrupted(self.curriculum.segments, FINAL):
+            result = self._validate(self.curriculum.segments) | {"optimizer_steps": self.trainer.step}
         if isinstance(self.curriculum, AdaptiveStages):
             result["solved"] = self.curriculum.solved
         if not was_finished:
@@ -155,7 +161,7 @@ class Fit:
         self._pending.append(metrics)
 
     def _end_epoch(self, segments: int) -> None:
-        """Behind the last batch of an epoch of a stage: at some epochs, validate, evaluate and save."""
+        """After the last batch of an epoch of a stage: at some epochs, validate, evaluate and save."""
         if self.epochs_done != 1 and self.epochs_done % self.options.ckpt_epoch:
             return
         if self.curriculum.finished:
@@ -165,13 +171,25 @@ class Fit:
     def _check_point(self, segments: int, name: str) -> None:
         """Validate, evaluate and save."""
         self._log(segments)
-        result = self._validate(segments) | self._evaluate(final=False)
+        with self._saved_if_interrupted(segments, name):
+            result = self._validate(segments) | self._evaluate(final=False)
         self.tracker.log(result, self.trainer.step)
         self.run.write_evaluation(name, result)
         improved = self._improved(result)
         if self.curriculum.segments != segments:
             self._best = float("inf")
         self._save(best=improved)
+
+    @contextmanager
+    def _saved_if_interrupted(self, segments: int, name: str) -> Iterator[None]:
+        """What is left inside because of a signal is done first when the run goes on: it is short of one checkpoint."""
+        try:
+            yield
+        except Interrupted:
+            self._due = {"segments": segments, "name": name}
+            self._save()
+            raise
+        self._due = None
 
     def _improved(self, result: dict[str, float]) -> bool:
         """Whether this validation loss is the lowest of the stage so far."""
@@ -204,7 +222,7 @@ class Fit:
         sampler = EpochSampler(len(validation), self.options.batch_size, self.seed, shuffle=False)
         loader = make_loader(validation, sampler, end_epoch=1)
         with evaluating(self.trainer.model):
-            return self.trainer.validate(batch for _, _, batch in loader)
+            return self.trainer.validate(_until_asked(batch for _, _, batch in loader))
 
     def _evaluate(self, *, final: bool) -> dict[str, float]:
         if self.evaluate is None:
@@ -223,6 +241,7 @@ class Fit:
             "curriculum": self.curriculum.state_dict(),
             "data": self._fingerprint(),
             "position": {"epoch": self.epoch, "batch": self.batch, "epochs_done": self.epochs_done},
+            "due": self._due,
             "pending": self._pending,
             "best": self._best,
             "is_best": best,
@@ -256,10 +275,18 @@ class Fit:
             )
         for name, value in state["position"].items():
             setattr(self, name, value)
+        self._due = state.get("due")
         self._pending, self._best, self.seconds = list(state["pending"]), state["best"], state["seconds"]
         self.tracker.truncate(state["metrics_position"])
         if state["is_best"]:  # the process may have died between the checkpoint and its tag
             tag_checkpoint(self.run.checkpoint, BEST)
+
+
+def _until_asked(batches: Iterator[Any]) -> Iterator[Any]:
+    """The same batches; raises Interrupted before the next one if a signal asked to stop."""
+    for batch in batches:
+        stop_if_asked()
+        yield batch
 
 
 def load_model(path: Any, *, device: torch.device | str = "cpu") -> RATE:

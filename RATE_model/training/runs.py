@@ -13,24 +13,23 @@ import os
 import platform
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import yaml
 
+from RATE_model.cli.console import machine_error, one_line
 from RATE_model.cli.options import load_yaml, to_yaml
 from RATE_model.cli.spellings import respelt
 from RATE_model.errors import RunError, UserError
 from RATE_model.system.atomic import atomic_write_text
+from RATE_model.system.interrupts import exit_code, signal_name
 from RATE_model.training.checkpoints import find_checkpoint, has_checkpoints, resolve_checkpoint
 from RATE_model.training.tracking import redact
 
@@ -141,84 +140,34 @@ def run_name(*parts: object) -> str:
     return name
 
 
-class Interrupted(Exception):
-    """Raised by a training loop that has saved its state and stops because a signal asked for it."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
-        self.name = name
-
-
-class Interrupts:
-    """Context manager that turns SIGINT, SIGTERM and SIGUSR1 into a request to stop at the next step edge.
-
-    ``requested`` is None or the name of the first signal. A loop that has saved its state calls ``stop()``, which
-    raises Interrupted. A second SIGINT raises KeyboardInterrupt at once. The previous handlers return on exit. Outside
-    the main thread, where Python allows no handlers, nothing is ever requested.
-    """
-
-    SIGNALS = tuple(name for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
-
-    def __init__(self) -> None:
-        self.requested: str | None = None
-        self._previous: dict[str, Any] = {}
-        self._process = os.getpid()
-
-    def __enter__(self) -> "Interrupts":
-        if threading.current_thread() is threading.main_thread():
-            for name in self.SIGNALS:
-                self._previous[name] = signal.signal(getattr(signal, name), self._handle)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for name, handler in self._previous.items():
-            signal.signal(getattr(signal, name), signal.SIG_DFL if handler is None else handler)
-
-    def stop(self) -> None:
-        """Raises Interrupted if a stop has been requested."""
-        if self.requested is not None:
-            raise Interrupted(self.requested)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:  # A forked loader worker: it must die of SIGTERM and leave the rest to us.
-            if number == signal.SIGTERM:
-                signal.signal(number, signal.SIG_DFL)
-                os.kill(os.getpid(), number)
-            return
-        if self.requested is not None:
-            if number == signal.SIGINT:
-                raise KeyboardInterrupt
-            return
-        self.requested = signal.Signals(number).name
-        hint = "; press Ctrl-C again to stop at once" if number == signal.SIGINT else ""
-        os.write(2, f"\n{self.requested}: stopping after this step{hint}\n".encode())  # print() may not be re-entered.
-
-
 def run_seeds(seeds: Iterable[int], function: Callable[[int], object]) -> int:
     """Calls ``function(seed)`` for every seed and returns the exit code of the command.
 
     An exception in one seed is reported on stderr and the others go on; a last line sums up and the code is 1. A
-    UserError in the first seed is raised, unless it is a RunError: it would meet every other seed as well. Interrupted
-    and KeyboardInterrupt stop everything with 128 + the signal's number and the hint how to continue.
+    UserError in the first seed is raised, unless it is a RunError: it would meet every other seed as well. A signal
+    stops everything with 128 + its number and the hint how to continue.
     """
     seeds = list(seeds)
     failed: dict[int, str] = {}
     for position, seed in enumerate(seeds):
         try:
             function(seed)
-        except (Interrupted, KeyboardInterrupt) as interruption:
-            name = interruption.name if isinstance(interruption, Interrupted) else "SIGINT"
+        except KeyboardInterrupt as interruption:
+            name = signal_name(interruption)
             print(f"seed {seed} stopped by {name}; continue with --resume auto", file=sys.stderr)
-            return 128 + signal.Signals[name]
+            return exit_code(interruption)
         except UserError as error:
             if len(seeds) == 1 or (position == 0 and not isinstance(error, RunError)):
                 raise
             failed[seed] = f"seed {seed} failed: {error}"
         except Exception as error:
-            traceback.print_exc()
-            failed[seed] = f"seed {seed} failed: {type(error).__name__}: {error}"
+            reason = machine_error(error)
+            if reason is None:
+                traceback.print_exc()
+                reason = f"{type(error).__name__}: {error}"
+            failed[seed] = f"seed {seed} failed: {reason}"
         if seed in failed:
-            print(failed[seed], file=sys.stderr)
+            print(one_line(failed[seed]), file=sys.stderr)
     if failed:
         names = ", ".join(map(str, failed))
         print(f"{len(seeds) - len(failed)} of {len(seeds)} seeds finished; failed: {names}", file=sys.stderr)

@@ -16,8 +16,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-if not __package__:  # started as a script: make the repository importable
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+if __name__ == "__main__":  # started as a script
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # makes the repository importable
+    from RATE_model.system.interrupts import quit_on_signals
+
+    quit_on_signals()  # while the imports below take their seconds
 
 from RATE_model.cli.limits import at_least
 from RATE_model.cli.options import exit_on_user_error, parse_options
@@ -81,8 +84,8 @@ def train_all(options: Options) -> dict[str, Path]:
                 raise UserError(f"training {name} failed with exit code {process.returncode}; see the messages above "
                                 f"or {options.output_dir / (name + '.log')}")  # fmt: skip
     except KeyboardInterrupt:  # the models' processes got it as well
-        print("stopped; make quickstart begins anew", file=sys.stderr)
-        raise SystemExit(130) from None
+        print("stopped; make quickstart starts again from the beginning", file=sys.stderr)
+        raise
     finally:
         for process in processes.values():
             if process.poll() is None:

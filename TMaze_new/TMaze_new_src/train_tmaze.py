@@ -11,12 +11,15 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
+if __name__ == "__main__":  # started as a script
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # makes the repository importable
+    from RATE_model.system.interrupts import quit_on_signals
+
+    quit_on_signals()  # while the imports below take their seconds
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-
-if not __package__:  # started as a script: make the repository importable
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from RATE_model.cli import experiment
 from RATE_model.cli.limits import MAX_EPISODE_STEPS, at_least, at_most

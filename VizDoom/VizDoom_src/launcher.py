@@ -1,7 +1,7 @@
 """A script that starts the engine so that it leaves no traces and does not outlive us.
 
 - The engine makes a folder `_vizdoom` where it is started: the script goes to the cache first.
-- Ctrl-C is for us, who then end the engine.
+- Signals that ask a job to stop are for us, who then end the engine.
 - Where the system can tell a process of its parent's death (Linux, by `setpriv`), the engine ends even if we are
   killed.
 
@@ -27,7 +27,7 @@ from VizDoom.VizDoom_src.scenario import cache_directory, write_to_cache
 
 _SCRIPT = """#!/bin/sh
 cd "${{0%/*}}" || exit 1
-trap '' INT
+trap '' INT HUP USR1 USR2
 if command -v setpriv >/dev/null && setpriv --pdeathsig KILL true 2>/dev/null; then
     exec setpriv --pdeathsig KILL {engine} "$@"
 fi

@@ -4,9 +4,15 @@ Interruptions come in three kinds: a signal that asks to stop (a checkpoint is w
 last checkpoint is lost and done again), and damage to the newest checkpoint (the one before is used).
 """
 
+import itertools
+import os
+import pkgutil
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -278,3 +284,45 @@ def test_a_run_is_resumed_from_another_place(tmp_path, shared):
     where = ("--data_dir", places(tmp_path)[1])
     assert train(elsewhere, *where, "--resume", str(run)) == 0
     assert list(differences(outcome(elsewhere)["weights"], uninterrupted(shared, ())["weights"])) == []
+
+
+# --- a signal during validation, evaluation, pictures ---
+
+
+@contextmanager
+def signal_in(target: str, call: int, number: int) -> Iterator[None]:
+    """The signal comes during the so-manieth call of a function from here."""
+    owner, name = target.rsplit(".", 1)
+    owner = pkgutil.resolve_name(owner)
+    function, calls = getattr(owner, name), itertools.count(1)
+
+    def interrupted(*arguments, **options):
+        if next(calls) == call:
+            os.kill(os.getpid(), number)
+        return function(*arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, name, interrupted)
+        yield
+
+
+ACT, VALIDATE = "RATE_model.acting.actor.Actor.act", "RATE_model.training.trainer.Trainer.validate"
+
+
+@pytest.mark.parametrize(
+    ("target", "call", "evaluations"),
+    [(ACT, 2, 0), (ACT, 2 + 9, 1), (VALIDATE, 1, 0), (VALIDATE, 2, 1), (VALIDATE, 3, 2), (ACT, 9 + 9 + 3, 2)],
+)
+def test_a_signal_stops_validation_and_evaluation_at_once(tmp_path, shared, capsys, target, call, evaluations):
+    """Also the last ones. What was interrupted is done when the run goes on."""
+    with signal_in(target, call, signal.SIGUSR2):
+        assert train(tmp_path, "--resume", "auto") == 128 + signal.SIGUSR2
+    assert "seed 1 stopped by SIGUSR2; continue with --resume auto" in capsys.readouterr().err
+    assert len(list((only_run(tmp_path) / "eval").iterdir())) == evaluations
+    assert train(tmp_path, "--resume", "auto") == 0
+    assert_same(tmp_path, shared, ())
+
+
+def test_a_signal_stops_pictures(tmp_path, monkeypatch):
+    monkeypatch.setattr(train_tmaze, "draw_run", lambda *_, **__: (os.kill(os.getpid(), signal.SIGHUP), time.sleep(9)))
+    assert train(tmp_path) == 128 + signal.SIGHUP

@@ -246,7 +246,7 @@ def test_ctrl_c_ends_a_script_without_a_traceback(capsys: pytest.CaptureFixture[
     with pytest.raises(SystemExit) as caught, exit_on_user_error():
         raise KeyboardInterrupt
     assert caught.value.code == 130 and caught.value.__suppress_context__
-    assert capsys.readouterr() == ("", "interrupted\n")
+    assert capsys.readouterr() == ("", "stopped by SIGINT\n")
 
 
 def test_options_do_not_import_torch() -> None:

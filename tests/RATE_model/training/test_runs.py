@@ -13,9 +13,10 @@ import torch
 import yaml
 
 from RATE_model.errors import UserError
+from RATE_model.system.interrupts import Interrupted, Interrupts
 from RATE_model.training import runs
 from RATE_model.training.checkpoints import save_checkpoint
-from RATE_model.training.runs import Interrupted, Interrupts, Run, check_run, open_run, run_name, run_seeds
+from RATE_model.training.runs import Run, check_run, open_run, run_name, run_seeds
 
 ROOT = Path(__file__).parents[3]
 CONFIG = {"model_mode": "RATE", "epochs": 10, "lengths": [9, 30], "curr": "false", "wandb_mode": "auto", "resume": "no"}

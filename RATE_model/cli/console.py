@@ -1,0 +1,118 @@
+"""Output that does not stop work: consoles that cannot show a character, are closed, or are full; messages of one line.
+
+Nothing here imports torch.
+"""
+
+import codecs
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from RATE_model.errors import reason_of
+
+_IN_ASCII = {"±": "+/-", "×": "x", "→": "->", "…": "...", "–": "-", "—": "-"}
+
+
+def one_line(text: object) -> str:
+    """The text with control characters, line ends among them, written as escapes: it cannot hide or forge a line."""
+    return re.sub(
+        r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]",
+        lambda match: match[0].encode("unicode_escape").decode(),
+        str(text),
+    )
+
+
+def machine_error(error: BaseException) -> str | None:
+    """What a machine could not do, in one line with a way out; None for an error that is not of this kind."""
+    if isinstance(error, OSError):
+        place = f"{error.filename}: " if error.filename is not None else ""
+        return f"{place}{reason_of(error)}" if error.strerror else None
+    said = str(error)
+    if isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError)
+        and re.search(r"out of memory|can't allocate memory|not enough memory|can't start new thread", said)
+    ):
+        detail = f" ({one_line(said.splitlines()[0])[:120]})" if said else ""
+        return f"out of memory{detail}: give the process more, or use a smaller --batch_size or more --accumulate"
+    return None
+
+
+@contextmanager
+def lasting_output() -> Iterator[None]:
+    """Inside, print never fails: neither where stdout is closed or full, nor where it cannot show a character.
+
+    What it cannot show is written in ASCII. A closed pipe (``| head -1``) swallows the rest in silence; any other
+    trouble is said once on stderr.
+    """
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (stream and _Lasting(stream) for stream in before)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+class _Lasting:
+    """A text stream whose `write` and `flush` do not raise; everything else is the stream's own."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream, self._gone = stream, False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Writes the text, and brings it out: what a process that dies later has said is there."""
+        self._try(lambda: self._stream.write(_shown(text, getattr(self._stream, "encoding", None))))
+        self.flush()
+        return len(text)
+
+    def writelines(self, lines: Any) -> None:
+        for line in lines:
+            self.write(line)
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def _try(self, action: Any) -> None:
+        if self._gone:
+            return
+        try:
+            action()
+        except (OSError, ValueError) as error:  # ValueError: the stream was closed in this process
+            self._gone = True
+            _send_to_nowhere(self._stream)
+            if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
+                print(f"warning: output cannot be written ({error.strerror}); the work goes on", file=sys.stderr)
+
+
+def _shown(text: str, encoding: str | None) -> str:
+    """The text with what the encoding lacks in ASCII."""
+    try:
+        text.encode(encoding or "utf-8")
+    except (UnicodeEncodeError, LookupError):
+        return text.encode(encoding or "utf-8", "rate_ascii").decode(encoding or "utf-8")
+    return text
+
+
+def _in_ascii(error: UnicodeError) -> tuple[str, int]:
+    lacking = error.object[error.start : error.end]
+    return "".join(
+        _IN_ASCII.get(char, char.encode("ascii", "backslashreplace").decode()) for char in lacking
+    ), error.end
+
+
+codecs.register_error("rate_ascii", _in_ascii)
+
+
+def _send_to_nowhere(stream: Any) -> None:
+    """Python tries to bring out what a stream still holds when the process ends, and would fail once more."""
+    try:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+    except (OSError, ValueError):  # no stream of the system's, as in tests and notebooks
+        pass

@@ -1,0 +1,140 @@
+"""Signals that ask a process to stop, obeyed within seconds wherever it is, with the exit code that shells expect.
+
+A process goes through three phases. While modules are imported there is nothing to tidy up: it ends at once
+(`quit_on_signals`). Inside a script's main a signal becomes an exception, so that files are closed and temporary ones
+removed (`raising_interrupts`). While a model is trained the signal is noted, and whoever works through many small steps
+asks between two of them whether to stop (`Interrupts`, `stop_if_asked`), so that the state can be saved first.
+
+Nothing here imports more than Python itself: scripts call it before anything else.
+"""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+SIGNALS = tuple(
+    name for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
+)  # schedulers announce the end of a job with the last two
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asked to stop. Like Ctrl-C's exception, it is caught by no ``except Exception``."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+
+def exit_code(interruption: KeyboardInterrupt) -> int:
+    """128 + the signal's number, as shells have it."""
+    return 128 + signal.Signals[signal_name(interruption)]
+
+
+def signal_name(interruption: KeyboardInterrupt) -> str:
+    """SIGTERM, ...; SIGINT for Python's own exception of Ctrl-C."""
+    return interruption.name if isinstance(interruption, Interrupted) else "SIGINT"
+
+
+def quit_on_signals() -> None:
+    """From now on end the process at once, with one line instead of a traceback from the middle of an import."""
+
+    def quit_now(name: str) -> None:
+        os.write(2, f"stopped by {name}\n".encode())
+        os._exit(128 + signal.Signals[name])
+
+    _install(quit_now)
+
+
+@contextmanager
+def raising_interrupts() -> Iterator[None]:
+    """Inside, a signal raises Interrupted in the main thread, wherever that is. Outside of it nothing changes."""
+
+    def interrupt(name: str) -> None:
+        raise Interrupted(name)
+
+    previous = _install(interrupt)
+    try:
+        yield
+    finally:
+        _restore(previous)
+
+
+class Interrupts:
+    """Context manager that turns signals into a request to stop at the next opportunity.
+
+    ``requested`` is None or the name of the first signal. A loop that has saved its state calls ``stop()``, which
+    raises Interrupted; work that has no state of its own calls `stop_if_asked`. A second SIGINT raises Interrupted at
+    once. The previous handlers return on exit. Outside the main thread, where Python allows no handlers, nothing is
+    ever requested.
+    """
+
+    def __init__(self) -> None:
+        self.requested: str | None = None
+        self._previous: dict[str, Any] = {}
+        self._outer: Interrupts | None = None
+
+    def __enter__(self) -> "Interrupts":
+        global _innermost
+        self._previous = _install(self._note)
+        self._outer, _innermost = _innermost, self
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        global _innermost
+        _innermost = self._outer
+        _restore(self._previous)
+
+    def stop(self) -> None:
+        """Raises Interrupted if a stop has been requested."""
+        if self.requested is not None:
+            raise Interrupted(self.requested)
+
+    def _note(self, name: str) -> None:
+        if self.requested is not None:
+            if name == "SIGINT":
+                raise Interrupted(name)
+            return
+        self.requested = name
+        hint = "; press Ctrl-C again to stop at once" if name == "SIGINT" else ""
+        os.write(2, f"\n{name}: stopping after this step{hint}\n".encode())  # print() may not be re-entered.
+
+
+# Signals go to a process as a whole, and so does the question whether one came: any thread may ask it.
+_innermost: Interrupts | None = None
+
+
+def stop_if_asked() -> None:
+    """Raises Interrupted, in any thread, if a signal came inside the innermost `Interrupts`; costs next to nothing."""
+    if _innermost is not None:
+        _innermost.stop()
+
+
+def _install(action: Callable[[str], None]) -> dict[str, Any]:
+    """Sends all signals to ``action``, and returns the handlers before. Only the main thread can; others get {}."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    process = os.getpid()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if os.getpid() == process:
+            action(signal.Signals(number).name)
+        elif number == signal.SIGTERM:  # A forked child must die of it, and leaves everything else to its parent.
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    previous = {}
+    for name in SIGNALS:
+        number = getattr(signal, name)
+        if name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN:
+            continue  # nohup: the process is to outlive its terminal
+        previous[name] = signal.signal(number, handle)
+    return previous
+
+
+def _restore(handlers: dict[str, Any]) -> None:
+    for name, handler in handlers.items():
+        signal.signal(getattr(signal, name), signal.SIG_DFL if handler is None else handler)

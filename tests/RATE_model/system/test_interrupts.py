@@ -1,0 +1,106 @@
+"""Signals are obeyed within seconds in every phase of a script, with the exit code that shells expect."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from RATE_model.cli.options import exit_on_user_error
+from RATE_model.system.interrupts import SIGNALS, Interrupted, Interrupts, stop_if_asked
+from RATE_model.system.processes import in_order, in_processes
+
+ROOT = Path(__file__).resolve().parents[3]
+SCRIPTS = [
+    *("TMaze_new/TMaze_new_src/train_tmaze.py", "VizDoom/VizDoom_src/inference_vizdoom.py", "Atari/reproduce.py"),
+    *("MinigridMemory/get_data/collect_traj.py", "tools/check_parity.py", "benchmarks/rollout.py"),
+    *("download_d4rl_datasets.py", "-m RATE_model.original"),
+]
+
+
+@pytest.mark.parametrize("name", SIGNALS)
+def test_every_signal_ends_a_script(name, capsys):
+    before = signal.getsignal(getattr(signal, name))
+    with pytest.raises(SystemExit) as stop, exit_on_user_error():
+        os.kill(os.getpid(), getattr(signal, name))
+        time.sleep(5)
+    assert stop.value.code == 128 + getattr(signal, name)
+    assert capsys.readouterr().err == f"stopped by {name}\n"
+    assert signal.getsignal(getattr(signal, name)) == before
+
+
+def test_hang_ups_that_nohup_ignores_stay_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with exit_on_user_error(), Interrupts() as interrupts:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert interrupts.requested is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_any_thread_can_ask_and_only_inside():
+    found = []
+
+    def ask():
+        try:
+            stop_if_asked()
+        except Interrupted as interruption:
+            found.append(interruption.name)
+
+    with Interrupts():
+        ask()
+        assert found == []
+        os.kill(os.getpid(), signal.SIGUSR2)
+        thread = threading.Thread(target=ask)
+        thread.start()
+        thread.join()
+    ask()
+    assert found == ["SIGUSR2"]
+
+
+def sleep_beside_a_file(path):
+    try:
+        Path(path).touch()
+        time.sleep(60)
+    finally:
+        Path(path).unlink()
+
+
+@pytest.mark.parametrize("run", [in_processes, in_order])
+def test_workers_stop_amid_a_task_and_tidy_up(tmp_path, run):
+    tasks = [str(tmp_path / name) for name in "ab"]
+
+    def send_when_working():
+        while len(list(tmp_path.iterdir())) < 2:
+            time.sleep(0.05)
+        started.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    started = []
+    threading.Thread(target=send_when_working).start()
+    with pytest.raises(SystemExit) as stop, exit_on_user_error():
+        list(run(sleep_beside_a_file, tasks, 2))
+    assert stop.value.code == 143 and time.monotonic() - started[0] < 5
+    assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_during_imports_shows_no_traceback(tmp_path):
+    """Ctrl-C comes when torch, or whatever a script imports first, is being imported."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, signal, sys\n"
+        "class Late:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name in ('torch', 'numpy', 'tqdm', 'yaml'): os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Late())\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    for script in SCRIPTS:
+        done = subprocess.run(
+            [sys.executable, *script.split(), "--help"], cwd=ROOT, env=environment, capture_output=True, text=True
+        )
+        assert (done.returncode, done.stderr) == (130, "stopped by SIGINT\n"), script
