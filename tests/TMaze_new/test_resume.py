@@ -291,7 +291,7 @@ def test_a_run_is_resumed_from_another_place(tmp_path, shared):
 
 @contextmanager
 def signal_in(target: str, call: int, number: int) -> Iterator[None]:
-    """The signal comes during the so-manieth call of a function from here."""
+    """The signal comes during the Nth call of a function from here."""
     owner, name = target.rsplit(".", 1)
     owner = pkgutil.resolve_name(owner)
     function, calls = getattr(owner, name), itertools.count(1)
@@ -311,7 +311,7 @@ ACT, VALIDATE = "RATE_model.acting.actor.Actor.act", "RATE_model.training.traine
 
 @pytest.mark.parametrize(
     ("target", "call", "evaluations"),
-    [(ACT, 2, 0), (ACT, 2 + 9, 1), (VALIDATE, 1, 0), (VALIDATE, 2, 1), (VALIDATE, 3, 2), (ACT, 9 + 9 + 3, 2)],
+    [(ACT, 2, 0), (ACT, 12 + 2, 1), (VALIDATE, 1, 0), (VALIDATE, 2, 1), (VALIDATE, 3, 2), (ACT, 12 + 12 + 2, 2)],
 )
 def test_a_signal_stops_validation_and_evaluation_at_once(tmp_path, shared, capsys, target, call, evaluations):
     """Also the last ones. What was interrupted is done when the run goes on."""
