@@ -202,6 +202,4 @@ def windows_of(file: TrajectoryFile, size: int, stride: int) -> np.ndarray:
     whole = np.stack([np.zeros(short.sum(), np.int64), file.starts[short], file.lengths[short]], axis=1)
     if not (file.whole & ~short).any():
         return whole
-    full = strided_windows(0, file, size, stride)
-    episode = np.searchsorted(file.starts, full[:, 1], side="right") - 1
-    return np.concatenate([full[file.whole[episode]], whole])
+    return np.concatenate([strided_windows(0, file, size, stride), whole])

@@ -14,8 +14,9 @@ Where an episode begins, a window is shorter than L. ``--pad right``, the defaul
 ``--pad left``, as published, puts zeros before them. Steps then attend to the padding in their segment, which no acting
 model ever sees; the published code trained on full windows only.
 
-An unfinished tail, steps behind the last terminal or timeout of a file, is left out, as the published conversion does:
-its returns-to-go would be too small. Without `timeouts` in a file, episodes end after 1000 steps: D4RL's rule.
+An unfinished tail, steps after the last terminal or timeout of a file, is left out, as the published conversion does:
+its returns-to-go would be too small. Where nothing in a file tells of episodes that were cut off, they end after 1000
+steps, D4RL's rule; where something does, a longer episode is refused (`RATE_model.data.ends`).
 
 Returns-to-go run to the end of an episode, in units of reward; the model's spec scales them (`tasks.RETURN_SCALE`).
 Observations are normalised by the mean and standard deviation of the file (`Normalisation`), and so must be those that
@@ -29,10 +30,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import h5py
 import numpy as np
 
-from MuJoCo.files import find_data, how_to_get
+from MuJoCo.files import DATA_DIRECTORY, find_data, how_to_get
 from MuJoCo.formats import as_trajectory_file
 from MuJoCo.tasks import MAX_EPISODE_STEPS, Robot, Task
 from RATE_model.data.trajectories import TrajectoryFile
@@ -57,6 +57,9 @@ class DataOptions:
     # Where windows that are cut off by an episode's beginning are padded; left is the published side, and the steps of
     # such windows attend to padding.
     pad: Literal["right", "left"] = "right"
+    # Directory of conversions of pickles and Minari datasets; none = beside what is converted, or MuJoCo/MuJoCo_data
+    # where that folder is read-only
+    data_dir: Path | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,6 +119,7 @@ class MuJoCoFile(TrajectoryFile):
             observation_shape=(robot.observation_size,),
             observation_dtype="float32",
             action_size=robot.action_size,
+            max_episode_steps=MAX_EPISODE_STEPS,
             hint=hint,
         )
         beyond = np.abs(self.actions).max(axis=1) > 1 + ACTION_MARGIN
@@ -127,15 +131,6 @@ class MuJoCoFile(TrajectoryFile):
         self.returns = self.returns_to_go()[self.starts[self.whole]]
         observations, _ = self.load()
         self.normalisation = Normalisation.of(observations[: self.lengths[self.whole].sum()])
-
-    def _ends(self, file: h5py.File) -> np.ndarray:
-        """As `TrajectoryFile`; without `timeouts` an episode also ends with its 1000th step."""
-        ends = super()._ends(file)
-        if "timeouts" in file:
-            return ends
-        starts = np.flatnonzero(np.concatenate([[True], ends[:-1]]))
-        step = _numbers(np.diff(starts, append=len(ends)))
-        return ends | (step % MAX_EPISODE_STEPS == MAX_EPISODE_STEPS - 1)
 
     def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Steps start to stop - 1: normalised observations (n, obs) and actions (n, act), both float32."""
@@ -159,9 +154,12 @@ class Data:
         return self.file.normalisation
 
 
-def open_data(task: Task, data_path: Path | None = None) -> MuJoCoFile:
-    """The task's data, found, converted if need be, opened and checked. Raises UserError; see `find_data`."""
-    path = as_trajectory_file(find_data(task, data_path))
+def open_data(task: Task, data_path: Path | None = None, data_dir: Path | None = None) -> MuJoCoFile:
+    """The task's data, found, converted if need be, opened and checked. Raises UserError; see `find_data`.
+
+    A conversion goes to ``data_dir``; None: see `DataOptions`.
+    """
+    path = as_trajectory_file(find_data(task, data_path), data_dir or DATA_DIRECTORY, beside=data_dir is None)
     return MuJoCoFile(path, task.robot, hint=f"It is read as {task.name}. {how_to_get(task)}")
 
 
@@ -176,7 +174,7 @@ def load_data(
     Raises:
         UserError: the data is missing or bad, or has too few episodes.
     """
-    file = open_data(task, options.data_path)
+    file = open_data(task, options.data_path, options.data_dir)
     everywhere, tiles = windows_at_every_step(0, file, size), tiling_windows(0, file, size)
     training, _ = split_episodes(everywhere, [file], fraction=fraction, seed=split_seed)
     _, validation = split_episodes(tiles, [file], fraction=fraction, seed=split_seed)

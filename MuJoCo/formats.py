@@ -5,14 +5,13 @@
     Minari   data/main_data.hdf5, one group per episode with observations (T + 1, ...), actions, rewards, terminations,
              truncations (Farama Foundation's Minari)
 
-The converted file lies beside its source as ``<name>.converted.hdf5``, or in MuJoCo/MuJoCo_data where that folder is
-read-only. It is made again when the source changes.
+The converted file lies beside its source as ``<name>.converted.hdf5``, or in another folder where that one is read-only
+(`as_trajectory_file`). It is made again when the source changes.
 """
 
 from __future__ import annotations
 
 import os
-import pickle
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,9 +20,19 @@ from typing import Any
 import h5py
 import numpy as np
 
-from MuJoCo.files import DATA_DIRECTORY
+from MuJoCo.tasks import MAX_EPISODE_STEPS
+from RATE_model.data.ends import (
+    SUCCESSORS,
+    UnclearEnds,
+    kind_of,
+    one_column,
+    successors_follow,
+    tell_ends,
+    within_episode,
+)
 from RATE_model.data.hdf5 import attributes_of, open_hdf5, refuse_if_unreadable
 from RATE_model.data.npz import conversion_path
+from RATE_model.data.pickles import ArrayUnpickler
 from RATE_model.data.writer import TrajectoryWriter
 from RATE_model.errors import UserError
 from RATE_model.system.processes import check_writable
@@ -31,29 +40,31 @@ from RATE_model.system.processes import check_writable
 # An episode: observations (T, obs), actions (T, act), rewards (T,), and whether it ended in a terminal state.
 Episode = tuple[np.ndarray, np.ndarray, np.ndarray, bool]
 
-_PICKLED_KEYS = ("observations", "actions", "rewards", "terminals")
-_MINARI_KEYS = ("observations", "actions", "rewards", "terminations", "truncations")
+_KEYS = ("observations", "actions", "rewards")
+_MINARI_MARKS = ("terminations", "truncations")
 _MINARI_FILE = Path("data") / "main_data.hdf5"
+_VERSION = 2  # of the conversion; another one converts again
 
 
-def as_trajectory_file(source: Path) -> Path:
+def as_trajectory_file(source: Path, directory: Path, *, beside: bool = True) -> Path:
     """The data in the layout of D4RL's HDF5: ``source`` itself, or a converted copy of it, made if need be.
 
     Args:
         source: an HDF5 file, a pickle (by its ending .pkl or .pickle), or the folder of a Minari dataset.
+        directory: gets the copy where the source's own folder is read-only.
+        beside: the copy goes beside its source if it can; without, always to the directory.
 
     Raises:
         UserError: the source is damaged or holds something else, or the copy cannot be written.
     """
     if source.is_dir():
         if not (source / _MINARI_FILE).is_file():
-            raise UserError(f"'{source}' is no Minari dataset: it has no file {_MINARI_FILE}.")
+            raise UserError(f"'{source}' is not a Minari dataset: it has no file {_MINARI_FILE}.")
         source /= _MINARI_FILE
-    if source.suffix.lower() in (".pkl", ".pickle"):
-        return _converted(source, "pickle")
-    if _is_minari(source):
-        return _converted(source, "Minari")
-    return source
+    pickled = source.suffix.lower() in (".pkl", ".pickle")
+    if not pickled and not _is_minari(source):
+        return source
+    return _converted(source, directory, beside, "pickle" if pickled else "Minari")
 
 
 def read_pickle(source: Path) -> Iterator[Episode]:
@@ -64,22 +75,21 @@ def read_pickle(source: Path) -> Iterator[Episode]:
     """
     try:
         with open(source, "rb") as file:
-            episodes = _ArrayUnpickler(file).load()
+            episodes = ArrayUnpickler(file).load()
     except UserError:
         raise
     except Exception as error:  # a damaged pickle can raise anything
-        raise UserError(f"'{source}' is damaged or no pickle of trajectories ({error})") from error
+        raise UserError(f"'{source}' is damaged or not a pickle of trajectories ({error})") from error
     if not isinstance(episodes, list) or not all(isinstance(episode, dict) for episode in episodes):
-        raise UserError(f"'{source}' does not hold a list of episodes, dicts of {', '.join(_PICKLED_KEYS)}")
+        raise UserError(f"'{source}' does not hold a list of episodes, dicts of {', '.join(_KEYS)}, terminals")
     for number, episode in enumerate(episodes):
-        arrays = _arrays(f"episode {number} of '{source}'", episode, _PICKLED_KEYS)
-        yield (*arrays[:3], bool(arrays[3][-1]))
+        yield from _episodes(f"episode {number} of '{source}'", episode)
 
 
 def read_minari(source: Path) -> Iterator[Episode]:
     """The episodes of a Minari dataset's main_data.hdf5, in the order of their numbers.
 
-    The observation behind the last action is left out, as it is in D4RL's files.
+    The observation after the last action is left out, as it is in D4RL's files.
 
     Raises:
         UserError: the file is damaged, or an episode lacks something.
@@ -87,23 +97,60 @@ def read_minari(source: Path) -> Iterator[Episode]:
     try:
         with open_hdf5(source) as file:
             for name in sorted(filter(_episode_number, file), key=_episode_number):
-                place = f"'{name}' of '{source}'"
-                arrays = _arrays(place, file[name], _MINARI_KEYS, more_observations=1)
-                yield arrays[0][:-1], arrays[1], arrays[2], bool(arrays[3][-1])
+                yield from _episodes(f"'{name}' of '{source}'", file[name], marks=_MINARI_MARKS, more_observations=1)
     except (OSError, RuntimeError, KeyError) as error:
         refuse_if_unreadable(source, error)
         raise UserError(f"'{source}' cannot be read; it is truncated or damaged ({error})") from error
 
 
-def _converted(source: Path, kind: str) -> Path:
+def _episodes(
+    place: str, episode: Any, *, marks: tuple[str, ...] = (), more_observations: int = 0
+) -> Iterator[Episode]:
+    """What its maker kept as one episode: several where successors show that it is not.
+
+    Args:
+        place: what it is called in errors.
+        episode: arrays by name.
+        marks: those that it must have of what marks ends; empty: any will do.
+        more_observations: than actions.
+    """
+    names = [name for name in episode if isinstance(name, str) and kind_of(name)]
+    missing = [key for key in (*_KEYS, *marks) if key not in episode]
+    missing += [] if marks or tell_ends(names) else ["terminals"]
+    if missing:
+        raise UserError(f"{place} has no {', '.join(missing)} (it has: {', '.join(map(str, episode)) or 'nothing'})")
+    after = [] if more_observations else [name for name in SUCCESSORS if name in episode][:1]
+    observations, actions, rewards, *rest = _arrays(place, episode, [*_KEYS, *names, *after], more_observations)
+    steps = len(rewards)
+    try:
+        if after and rest[-1].shape != observations.shape:
+            raise UnclearEnds(f"has '{after[0]}' of shape {rest[-1].shape}; expected {observations.shape}")
+        ends = within_episode(
+            dict(zip(names, rest, strict=False)),
+            steps,
+            follows=successors_follow(observations, rest[-1]) if after else None,
+            max_steps=MAX_EPISODE_STEPS,
+        )
+    except UnclearEnds as unclear:
+        raise UserError(f"{place} {unclear}") from None
+    for note in ends.notes:
+        print(f"note: {place} {note}", flush=True)
+    stops = np.flatnonzero(ends.last) + 1
+    for start, stop in zip([0, *stops[:-1]], stops, strict=True):
+        rows = slice(start, stop)
+        yield observations[rows], actions[rows], rewards[rows], bool(ends.terminal[stop - 1])
+
+
+def _converted(source: Path, directory: Path, beside: bool, kind: str) -> Path:
     """The converted copy of a source, made unless there is one of this very source."""
     state = source.stat()
-    identity = {"source_bytes": state.st_size, "source_changed_ns": state.st_mtime_ns}
-    places = [source.with_name(f"{source.name}.converted.hdf5"), conversion_path(source, DATA_DIRECTORY, "mujoco")]
+    identity = {"source_bytes": state.st_size, "source_changed_ns": state.st_mtime_ns, "conversion": _VERSION}
+    places = [source.with_name(f"{source.name}.converted.hdf5")] if beside else []
+    places.append(conversion_path(source, directory, "mujoco"))
     for target in places:
         if identity.items() <= attributes_of(target).items():
             return target
-    target = places[0] if os.access(source.parent, os.W_OK) else places[1]
+    target = places[0] if beside and os.access(source.parent, os.W_OK) else places[-1]
     check_writable(target)
     print(f"Converting '{source}' to '{target}', once.")
     episodes = read_pickle(source) if kind == "pickle" else read_minari(source)
@@ -131,10 +178,8 @@ def _converted(source: Path, kind: str) -> Path:
     return target
 
 
-def _arrays(place: str, episode: Any, keys: tuple[str, ...], *, more_observations: int = 0) -> list[np.ndarray]:
-    """The arrays of an episode, of one length T; observations may have more steps."""
-    if missing := [key for key in keys if key not in episode]:
-        raise UserError(f"{place} has no {', '.join(missing)} (it has: {', '.join(map(str, episode)) or 'nothing'})")
+def _arrays(place: str, episode: Any, keys: list[str], more_observations: int) -> list[np.ndarray]:
+    """The arrays of an episode, of one length T, columns (T, 1) as (T,); observations may have more steps, left out."""
     if nested := [key for key in keys if isinstance(episode[key], h5py.Group)]:
         raise UserError(f"{place}: '{nested[0]}' is a group of arrays; expected one array")
     arrays = [np.asarray(episode[key]) for key in keys]
@@ -144,8 +189,12 @@ def _arrays(place: str, episode: Any, keys: tuple[str, ...], *, more_observation
     lengths[0] -= more_observations
     if len(set(lengths)) > 1 or lengths[0] < 1:
         listed = ", ".join(f"{key} {len(array) if array.ndim else 0}" for key, array in zip(keys, arrays, strict=True))
-        raise UserError(f"{place} has arrays of lengths that do not fit ({listed})")
-    return [arrays[0], arrays[1], arrays[2].reshape(lengths[0], -1)[:, 0], *(array for array in arrays[3:])]
+        wanted = "; expected one observation more than actions" if more_observations else ""
+        raise UserError(f"{place} has arrays of lengths that do not fit ({listed}){wanted}")
+    rewards = one_column(arrays[2])
+    if rewards.ndim != 1:
+        raise UserError(f"{place} has 'rewards' of shape {rewards.shape}; expected one number per step")
+    return [arrays[0][: lengths[0]], arrays[1], rewards, *arrays[3:]]
 
 
 def _is_minari(path: Path) -> bool:
@@ -161,23 +210,3 @@ def _episode_number(name: str) -> int | None:
     """1 for "episode_0", 2 for "episode_1", ...; None for another name."""
     match = re.fullmatch(r"episode_(\d+)", name)
     return int(match[1]) + 1 if match else None
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickles NumPy arrays in plain containers. Everything else could run code on loading, and is refused."""
-
-    _ALLOWED = {
-        "numpy": ("ndarray", "dtype", "float32", "float64", "bool_"),
-        "numpy.core.multiarray": ("_reconstruct", "scalar"),
-        "numpy._core.multiarray": ("_reconstruct", "scalar"),
-        "numpy.core.numeric": ("_frombuffer",),
-        "numpy._core.numeric": ("_frombuffer",),
-        "collections": ("OrderedDict", "defaultdict"),
-        "builtins": ("list", "bytearray"),
-        "_codecs": ("encode",),
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        if name in self._ALLOWED.get(module, ()):
-            return super().find_class(module.replace("numpy.core", "numpy._core"), name)
-        raise UserError(f"a pickle that holds {module}.{name} is not read: only NumPy arrays and plain containers are")

@@ -17,15 +17,18 @@ attribute of ``observations``, ``channels_last``: pictures with few hues compres
 Files made here hold checksums of all of this (`RATE_model.data.checksums`), compared when bytes are read.
 
 Step t holds the observation, the action taken on it and the reward that followed. An episode ends where ``terminals``
-or ``timeouts`` says so; steps after the last such end (a file cut short by its maker) are the last episode.
+or ``timeouts`` says so; steps after the last such end (a file cut short by its maker) are the last episode. In a file
+of another maker, one without the attribute ``format_version``, other arrays may say it too (`RATE_model.data.ends`),
+and columns may be (steps, 1).
 
-`TrajectoryWriter` (writer.py) makes such files atomically and describes them in attributes; `TrajectoryFile`
-opens them, D4RL's own included, checks them once and reads slices.
+`TrajectoryWriter` (writer.py) makes such files atomically and describes them in attributes; `TrajectoryFile` opens
+them, D4RL's own included, checks them once and reads slices.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -38,6 +41,7 @@ import numpy as np
 from RATE_model.data.attributes import decoded
 from RATE_model.data.checksums import Checksums
 from RATE_model.data.compression import hdf5plugin, uses_zstd
+from RATE_model.data.ends import UnclearEnds, ends_of_file, layout_of, one_column, tell_ends
 from RATE_model.data.hdf5 import open_hdf5, refuse_if_unreadable
 from RATE_model.errors import UserError, reason_of
 
@@ -48,8 +52,6 @@ CHECK_BLOCK_BYTES = 64 * 2**20  # data is checked in blocks of about this size
 FIRST_SEEN = "infos/first_seen"
 EXPERT_ACTION = "infos/expert_action"
 CHANNELS_LAST = "channels_last"
-
-_SAID: set[Path] = set()  # files without checksums of which this process has said so
 
 
 class TrajectoryFile:
@@ -76,12 +78,13 @@ class TrajectoryFile:
             type.
         num_actions: actions are discrete and lie between 0 and num_actions - 1.
         action_size: actions are vectors of this size.
+        max_episode_steps: no episode of another maker's file can be longer.
         hint: what to do when the file is missing or bad, a sentence such as the command that makes it.
 
     Raises:
         UserError: the file is missing, empty, not HDF5 or truncated; a key is missing; lengths disagree; a shape or
-            type is not the expected; a value is not finite; an action is out of range; there is no episode. Here and
-            in whatever reads later: bytes differ from their checksum.
+            type is not the expected; a value is not finite; an action is out of range; there is no episode, or it is
+            unclear where episodes end. Here and in whatever reads later: bytes differ from their checksum.
     """
 
     def __init__(
@@ -92,10 +95,11 @@ class TrajectoryFile:
         observation_dtype: Any = None,
         num_actions: int | None = None,
         action_size: int | None = None,
+        max_episode_steps: int | None = None,
         hint: str = "",
     ) -> None:
         self.path = Path(path)
-        self._hint = hint
+        self._hint, self._max_episode_steps = hint, max_episode_steps
         self._handle: h5py.File | None = None
         self._process = -1
         with self._reading():
@@ -106,15 +110,16 @@ class TrajectoryFile:
             if self.path.stat().st_size == 0:
                 raise self._error("is an empty file")
             file = self._open()
-            self._check_layout(file)
             self.attributes = {name: decoded(value) for name, value in file.attrs.items()}
+            self._own = "format_version" in self.attributes
+            self._check_layout(file)
             self._check_kinds(file, observation_shape, observation_dtype, num_actions, action_size)
             self._checksums = self._read_checksums(file)
             for name in ("terminals", "timeouts", "rewards", "actions"):
                 if name in file:
                     self._verify(file[name])
-            self.rewards = self._finite("rewards", file["rewards"][:])
-            self.actions = self._finite("actions", file["actions"][:])
+            self.rewards = self._finite("rewards", one_column(file["rewards"][:]))
+            self.actions = self._finite("actions", file["actions"][:].reshape(-1, *self.action_shape))
             ends = self._ends(file)
         stops = np.flatnonzero(np.concatenate([ends[:-1], [True]])) + 1  # an unfinished tail is an episode
         self.whole = ends[stops - 1]
@@ -122,7 +127,7 @@ class TrajectoryFile:
         self.lengths = stops - self.starts
         self.num_episodes = len(stops)
         stated = self.attributes.get("num_episodes", self.num_episodes)
-        if "format_version" in self.attributes and stated != self.num_episodes:
+        if self._own and stated != self.num_episodes:
             raise self._error(
                 f"is damaged: written with {stated} episodes, its terminals and timeouts tell {self.num_episodes}"
             )
@@ -131,9 +136,17 @@ class TrajectoryFile:
         self._check_observations()
 
     def _ends(self, file: h5py.File) -> np.ndarray:
-        """Whether an episode ends with each step: (num_steps,) bool. To be overridden where a file does not tell."""
-        ends = file["terminals"][:] != 0
-        return ends | (file["timeouts"][:] != 0) if "timeouts" in file else ends
+        """Whether an episode ends with each step: (num_steps,) bool. What is doubtful is printed."""
+        if self._own:
+            ends = file["terminals"][:] != 0
+            return ends | (file["timeouts"][:] != 0) if "timeouts" in file else ends
+        try:
+            found = ends_of_file(file, self.num_steps, max_steps=self._max_episode_steps)
+        except UnclearEnds as unclear:
+            raise self._error(str(unclear)) from None
+        for note in found.notes:
+            _say(f"note: '{self.path}' {note}")
+        return found.last
 
     def returns_to_go(self) -> np.ndarray:
         """Undiscounted sum of the rewards from each step to the end of its episode: (num_steps,) float32."""
@@ -246,9 +259,8 @@ class TrajectoryFile:
             checksums = Checksums.read(file)
         except ValueError as error:
             raise self._error(f"is damaged: {error}") from None
-        if checksums is None and self.path not in _SAID:
-            _SAID.add(self.path)
-            print(f"'{self.path}' holds no checksums: damage to it may go unnoticed.", flush=True)
+        if checksums is None:
+            _say(f"'{self.path}' holds no checksums: damage to it may go unnoticed.")
         return checksums
 
     def _verify(self, column: h5py.Dataset, steps: slice | np.ndarray = slice(None)) -> None:
@@ -269,14 +281,17 @@ class TrajectoryFile:
 
     def _check_layout(self, file: h5py.File) -> None:
         """Keys, equal lengths, at least one step, and a filter for every compression used."""
-        needed = ("observations", "actions", "rewards", "terminals")
+        needed = ("observations", "actions", "rewards", *(("terminals",) if self._own else ()))
         if missing := [name for name in needed if name not in file]:
-            raise self._error(f"has no {', '.join(missing)} (it has: {', '.join(sorted(file)) or 'nothing'})")
-        columns = {name: file[name] for name in (*needed, "timeouts") if name in file}
+            missing += [] if self._own or tell_ends(file) else ["terminals"]
+            held = ", ".join(sorted(file)) or "nothing"
+            raise self._error(f"has no {', '.join(missing)} (it has: {held}){layout_of(file)}")
+        columns = {name: file[name] for name in (*needed, "terminals", "timeouts") if name in file}
         for name, column in columns.items():
             if not isinstance(column, h5py.Dataset) or column.ndim == 0:
                 raise self._error(f"'{name}' is not an array of steps")
-            if name not in ("observations", "actions") and column.ndim != 1:
+            flat = column.shape[1:] == () or (column.shape[1:] == (1,) and not self._own)
+            if name not in ("observations", "actions") and not flat:
                 raise self._error(f"'{name}' has shape {column.shape}; expected one number per step")
             if column.dtype.kind not in "biuf":
                 raise self._error(f"'{name}' has type {column.dtype}; expected numbers")
@@ -312,6 +327,8 @@ class TrajectoryFile:
                 f"'observations' have shape {self.observation_shape}; expected {tuple(observation_shape)}"
             )
         self.action_shape = actions.shape[1:]
+        if not self._own and actions.dtype.kind in "iu" and self.action_shape == (1,):
+            self.action_shape = ()
         self.discrete = actions.dtype.kind in "iu" and self.action_shape == ()
         if num_actions is not None and not self.discrete:
             raise self._error(f"'actions' are {actions.dtype} {self.action_shape} a step; expected one integer")
@@ -364,3 +381,9 @@ class TrajectoryFile:
 
     def _error(self, problem: str) -> UserError:
         return UserError(f"trajectory file '{self.path}' {problem}." + (f" {self._hint}" if self._hint else ""))
+
+
+@functools.cache
+def _say(text: str) -> None:
+    """Print it once in this process, however often a file is opened."""
+    print(text, flush=True)

@@ -79,16 +79,19 @@ def whole_episodes(
 ) -> np.ndarray:
     """One window per episode of ``min_steps`` to ``max_steps`` steps: (W, 3) int64 rows [file, start, length].
 
+    An episode without an end is left out: its returns-to-go would be too small.
+
     Raises:
         UserError: no episode has such a length.
     """
     short = file.lengths < min_steps
     long = file.lengths > (np.inf if max_steps is None else max_steps)
-    keep = ~(short | long)
+    keep = ~(short | long) & file.whole
     if not keep.any():
         raise UserError(
             f"'{file.path}' has no episode of {min_steps} to {max_steps} steps: of {file.num_episodes} episodes "
             f"{short.sum()} are shorter and {long.sum()} longer (lengths {file.lengths.min()} to {file.lengths.max()})."
+            f"{_tail(file)}"
         )
     return _windows(file_index, file.starts[keep], file.lengths[keep])
 
@@ -96,18 +99,25 @@ def whole_episodes(
 def strided_windows(file_index: int, file: TrajectoryFile, length: int, stride: int) -> np.ndarray:
     """Windows of exactly ``length`` steps starting every ``stride`` steps of each episode: (W, 3) int64.
 
+    An episode without an end is left out: its returns-to-go would be too small.
+
     Raises:
         UserError: every episode is shorter than a window.
     """
-    counts = np.maximum(0, (file.lengths - length) // stride + 1)
+    counts = np.maximum(0, (file.lengths - length) // stride + 1) * file.whole
     total = int(counts.sum())
     if total == 0:
         raise UserError(
             f"'{file.path}' has no window of {length} steps: all {file.num_episodes} episodes are shorter "
-            f"(longest: {file.lengths.max()} steps)."
+            f"(longest: {file.lengths.max()} steps).{_tail(file)}"
         )
     number = np.arange(total) - np.repeat(np.cumsum(counts) - counts, counts)  # within its episode
     return _windows(file_index, np.repeat(file.starts, counts) + number * stride, np.full(total, length))
+
+
+def _tail(file: TrajectoryFile) -> str:
+    """What to say of an episode without an end."""
+    return "" if file.whole.all() else f" The last one, of {file.lengths[-1]} steps, has no end and is left out."
 
 
 def _windows(file_index: int, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:

@@ -132,6 +132,48 @@ def test_without_timeouts_episodes_end_after_1000_steps(tmp_path, length, tail):
     assert whole.whole.tolist() == [True] and whole.lengths.tolist() == [1000]
 
 
+def levelled(lengths, dropped=0):
+    """Steps whose first feature and reward are the number of their episode; the last ``dropped`` of each left out."""
+    made = episodes(HOPPER, lengths)
+    for number, episode in enumerate(made):
+        episode["observations"][:, 0] = episode["rewards"][:] = number
+        episode["next_observations"] = np.concatenate([episode["observations"][1:], np.full((1, 11), 9, np.float32)])
+    return {name: np.concatenate([e[name][: len(e["rewards"]) - dropped] for e in made]) for name in made[0]}
+
+
+def assert_unmixed(file, lengths):
+    assert file.lengths.tolist() == lengths and file.whole.all()
+    numbers = np.arange(len(lengths))
+    np.testing.assert_array_equal(file.rewards, np.repeat(numbers, lengths))
+    np.testing.assert_allclose(file.returns, numbers * lengths)
+
+
+def test_what_qlearning_dataset_returns_is_split_where_successors_break_off(tmp_path, capsys):
+    arrays = levelled([1000, 1000, 1000], dropped=1)
+    arrays["terminals"][:] = False
+    path = write_d4rl(tmp_path / "a.hdf5", HOPPER, [2997], limits=False, **arrays)
+    assert_unmixed(MuJoCoFile(path, HOPPER), [999, 999, 999])
+    assert (
+        "a.hdf5' marks no end at 2 steps whose successor does not follow (first: step 998)" in capsys.readouterr().out
+    )
+
+
+def test_timeouts_that_are_never_set_tell_nothing(tmp_path, capsys):
+    arrays = levelled([1000, 300, 1000, 1000, 450])
+    arrays["terminals"] = np.isin(np.arange(3750), [1299, 3749])
+    arrays |= {"timeouts": np.zeros(3750), "next_observations": None}
+    path = write_d4rl(tmp_path / "a.hdf5", HOPPER, [3750], **arrays)
+    assert_unmixed(MuJoCoFile(path, HOPPER), [1000, 300, 1000, 1000, 450])
+    assert "does not mark where episodes were cut off; 3 end after 1000 steps" in capsys.readouterr().out
+
+
+def test_an_impossible_length_is_refused_with_the_place(tmp_path):
+    timeouts = np.isin(np.arange(1390), [39, 1389])
+    path = write_d4rl(tmp_path / "a.hdf5", HOPPER, [1390], terminals=np.zeros(1390), timeouts=timeouts)
+    with pytest.raises(UserError, match="a.hdf5' has 1350 steps in episode 1, 40 to 1389; an episode has at most 1000"):
+        MuJoCoFile(path, HOPPER)
+
+
 def test_observations_are_normalised(file):
     raw = np.concatenate([episode["observations"] for episode in episodes(HOPPER)])
     np.testing.assert_allclose(file.load()[0], (raw - raw.mean(0)) / (raw.std(0) + 1e-6), atol=1e-5)

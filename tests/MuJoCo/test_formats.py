@@ -2,15 +2,13 @@
 
 import os
 import pickle
-import shutil
 import warnings
-from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 
-from MuJoCo import formats
+from MuJoCo import dataset
 from MuJoCo.dataset import open_data
 from MuJoCo.tasks import HOPPER, TASKS
 from RATE_model.errors import UserError
@@ -78,21 +76,6 @@ def test_pickles(tmp_path, protocol, capsys):
     assert_same(open_data(TASK, tmp_path), changed)
 
 
-def test_a_read_only_folder_is_converted_elsewhere(tmp_path, monkeypatch):
-    """Root may write anywhere, so what a folder answers is made up."""
-    (given := tmp_path / "given").mkdir()
-    source, own, made = write_pickle(given, episodes(HOPPER)), tmp_path / "own", episodes(HOPPER)
-    monkeypatch.setattr(formats, "DATA_DIRECTORY", own)
-    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != given)
-    assert_same(open_data(TASK, source), made)
-    assert list(given.iterdir()) == [source] and len(list(own.glob("*.h5"))) == 1
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
-    assert_same(open_data(TASK, source), made)  # what is complete is used
-    shutil.rmtree(own)
-    with pytest.raises(UserError, match="is not writable; name another folder"):
-        open_data(TASK, source)
-
-
 def test_pickles_of_numpy_1(tmp_path):
     """Its arrays name a module that has moved since."""
     content = pickle.dumps(episodes(HOPPER), protocol=2).replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
@@ -129,7 +112,7 @@ def test_bad_pickles_are_refused_and_nothing_is_left(tmp_path, content, message)
 def test_a_damaged_pickle_is_refused(tmp_path, share):
     path = write_pickle(tmp_path, episodes(HOPPER))
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    with pytest.raises(UserError, match="hopper-medium-v2.pkl' is damaged or no pickle"):
+    with pytest.raises(UserError, match="hopper-medium-v2.pkl' is damaged or not a pickle"):
         open_data(TASK, tmp_path)
 
 
@@ -168,5 +151,92 @@ def test_a_minari_dataset_of_observations_in_groups_is_refused(tmp_path):
 
 def test_a_folder_without_data_is_refused(tmp_path):
     (tmp_path / "mujoco" / "hopper" / "medium-v0").mkdir(parents=True)
-    with pytest.raises(UserError, match="no Minari dataset: it has no file"):
+    with pytest.raises(UserError, match="not a Minari dataset: it has no file"):
         open_data(TASK, tmp_path)
+
+
+# --- where episodes end, and where the conversion goes ---
+
+
+def test_a_pickle_may_mark_ends_otherwise(tmp_path):
+    made = episodes(HOPPER)
+    other = [{"dones" if name == "terminals" else name: v for name, v in episode.items()} for episode in made]
+    for episode in other:
+        episode["rewards"] = episode["rewards"][:, None]
+        episode["dones"] = episode["dones"].astype(np.float32)[:, None]
+        episode["next_observations"] = np.roll(episode["observations"], -1, axis=0)
+    write_pickle(tmp_path, other)
+    assert_same(open_data(TASK, tmp_path), made)
+
+
+def test_an_episode_of_a_pickle_whose_successors_break_off_is_two(tmp_path, capsys):
+    long = episodes(HOPPER, [30])[0]
+    after = np.roll(long["observations"], -1, axis=0)
+    after[12] = 7
+    write_pickle(tmp_path, [long | {"next_observations": after}, *episodes(HOPPER, seed=2)])
+    assert open_data(TASK, tmp_path).lengths.tolist()[:3] == [13, 17, 7]
+    assert "episode 0 of '" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"terminals": np.arange(30) == 4}, "has an end at step 4 of 30: expected one episode"),
+        ({"rewards": np.zeros((30, 2))}, r"has 'rewards' of shape \(30, 2\); expected one number per step"),
+        ({"next_observations": np.zeros((30, 5))}, r"has 'next_observations' of shape \(30, 5\)"),
+        ({"next_observations": np.zeros((30, 11))}, "is not in the order of time"),
+    ],
+)
+def test_an_episode_of_a_pickle_that_cannot_be_is_refused(tmp_path, change, message):
+    made = episodes(HOPPER)
+    path = write_pickle(tmp_path, [*made[:3], made[3] | change])
+    with pytest.raises(UserError, match=f"episode 3 of .*{message}"):
+        open_data(TASK, tmp_path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"truncations": np.arange(30) == 2}, "an end at step 2 of 30"),
+        ({"rewards": np.zeros((30, 2))}, r"has 'rewards' of shape \(30, 2\)"),
+    ],
+)
+def test_an_episode_of_minari_that_cannot_be_is_refused(tmp_path, changes, message):
+    write_minari(tmp_path, episodes(HOPPER), **changes)
+    with pytest.raises(UserError, match=f"'episode_3' of .*{message}"):
+        open_data(TASK, tmp_path)
+
+
+def test_columns_of_minari(tmp_path):
+    made = episodes(HOPPER)
+    last = np.arange(30) == 29
+    columns = {"rewards": made[3]["rewards"], "terminations": last & False, "truncations": last}
+    write_minari(tmp_path, made, **{name: values[:, None] for name, values in columns.items()})
+    assert_same(open_data(TASK, tmp_path), made)
+
+
+def test_an_episode_longer_than_the_task_allows_is_refused(tmp_path):
+    write_pickle(tmp_path, [*episodes(HOPPER), episodes(HOPPER, [1001])[0]])
+    with pytest.raises(UserError, match="episode 6 of .* has 1001 steps; an episode has at most 1000"):
+        open_data(TASK, tmp_path)
+
+
+def test_a_conversion_beside_a_read_only_source_goes_elsewhere(tmp_path, monkeypatch, capsys):
+    source, made = tmp_path / "source", tmp_path / "made"
+    source.mkdir()
+    write_pickle(source, episodes(HOPPER))
+    monkeypatch.setattr(dataset, "DATA_DIRECTORY", made)
+    access, read_only = os.access, {source}
+    monkeypatch.setattr(os, "access", lambda path, mode: path not in read_only and access(path, mode))
+    file = open_data(TASK, source)
+    assert file.path.parent == made and f"to '{file.path}', once" in capsys.readouterr().out
+    assert open_data(TASK, source).path == file.path and "Converting" not in capsys.readouterr().out
+    named = open_data(TASK, source, tmp_path / "named")
+    assert named.path.parent == tmp_path / "named" and [path.suffix for path in source.iterdir()] == [".pkl"]
+    read_only |= {made}
+    file.path.unlink()
+    with pytest.raises(UserError, match="made' is not writable; name another folder .--data_dir"):
+        open_data(TASK, source)
+    read_only.clear()
+    assert open_data(TASK, source).path.parent == source

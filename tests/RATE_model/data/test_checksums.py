@@ -6,7 +6,7 @@ import h5py
 import numpy as np
 import pytest
 
-from RATE_model.data import parts, trajectories
+from RATE_model.data import parts
 from RATE_model.data.trajectories import TrajectoryFile
 from RATE_model.data.windows import WindowDataset, whole_episodes
 from RATE_model.data.writer import TrajectoryWriter
@@ -122,8 +122,7 @@ def test_damage_to_small_arrays_names_episodes(tmp_path):
         TrajectoryFile(path)
 
 
-def test_files_without_checksums_are_read_and_it_is_said_once(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(trajectories, "_SAID", set())
+def test_files_without_checksums_are_read_and_it_is_said_once(tmp_path, capsys):
     path = make(tmp_path / "data.h5")
     clean = content(path)
     assert "checksums" not in capsys.readouterr().out

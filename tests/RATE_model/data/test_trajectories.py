@@ -156,7 +156,10 @@ def test_a_d4rl_file_opens(tmp_path, timeouts):
     rng = np.random.default_rng(0)
     arrays = {"observations": rng.normal(size=(20, 11)), "actions": rng.normal(size=(20, 3)).astype("float32")}
     arrays |= {"rewards": rng.normal(size=20), "terminals": np.arange(20) == 6}
-    arrays |= {"next_observations": rng.normal(size=(20, 11)), "infos/qpos": rng.normal(size=(20, 6))}
+    after = np.concatenate([arrays["observations"][1:], rng.normal(size=(1, 11))])
+    after[[6, 15]] = rng.normal(size=(2, 11))  # what the environment showed before it was reset
+    arrays |= {"next_observations": after if timeouts else arrays["observations"][[*range(1, 20), 0]]}
+    arrays |= {"infos/qpos": rng.normal(size=(20, 6))}
     if timeouts:
         arrays["timeouts"] = np.arange(20) == 15
     with h5py.File(tmp_path / "hopper.hdf5", "w") as raw:

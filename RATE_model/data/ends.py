@@ -1,0 +1,408 @@
+"""Where episodes end, in data of other makers: every array that says so in the formats of this field, read together.
+
+    at an episode's last step    terminals, terminations, is_terminal, ...   it ended in a terminal state
+                                 timeouts, truncations, ...                  it was cut off
+                                 done, dones                                 either, or only the former
+                                 is_last, episode_terminals, ...             either
+                                 discount 0                                  it ended in a terminal state
+    at its first step            is_first, reset, episode_starts, ...
+    at each of its steps         episode_id, traj_id, ...: one number per episode; frame_index, ...: counted from 0
+    for each episode             episode_ends, episode_lengths, ...: where it ends, how long it is
+    successors                   next_observations[t] is observations[t + 1], unless an episode ends with step t
+
+Data may have several of them, and they must agree. What cannot be (marks that contradict each other, an episode longer
+than the task allows, successors that follow nothing) raises `UnclearEnds` with the place; what is repaired is said in
+`Ends.notes`. Our own files mark every end in two arrays and are not examined.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import h5py
+import numpy as np
+
+Kind = Literal["terminal", "timeout", "done", "last", "first", "number", "counter", "stops", "starts", "lengths"]
+
+BLOCK_BYTES = 64 * 2**20  # successors are compared in blocks of about this size
+SUCCESSORS = ("next_observations", "next_observation", "next_obs", "observations_next", "new_observations")
+
+_KINDS: dict[Kind, tuple[str, ...]] = {
+    "terminal": ("terminals terminal terminations termination terminated terminateds is_terminal is_terminated "
+                 "discount discounts").split(),
+    "timeout": ("timeouts timeout truncations truncation truncated truncateds is_truncated timelimit.truncated "
+                "time_limit_truncated").split(),
+    "done": ["done", "dones", "is_done", "dones_float"],
+    "last": ["is_last", "episode_terminals", "episode_end", "is_end", "end_of_episode", "episode_done"],
+    "first": ["is_first", "reset", "resets", "episode_start", "is_start", "start_of_episode"],
+    "number": ("episode_id episode_ids episode_index episode_indices episode_idx episode_num episode_number traj_id "
+               "traj_ids traj_index traj_idx traj_num trajectory_id trajectory_ids trajectory_index").split(),
+    "counter": ["frame_index", "episode_step", "episode_steps", "step_in_episode", "timestep", "timesteps"],
+    "stops": ["episode_ends", "ends", "traj_ends", "trajectory_ends", "episode_end_indices"],
+    "starts": ["episode_starts", "starts", "traj_starts", "trajectory_starts", "episode_start_indices"],
+    "lengths": ["episode_lengths", "episode_lens", "traj_lengths", "traj_lens", "trajectory_lengths"],
+}  # fmt: skip
+_KIND_OF = {name: kind for kind, names in _KINDS.items() for name in names}
+_SUSPICIOUS = re.compile(
+    r"(^|_)(dones?|ends?|ended|finished|term\w*|trunc\w*|time_?outs?|time_?limits?|firsts?|lasts?|finals?|resets?"
+    r"|episodes?|traj\w*|boundar\w*|starts?|stops?|eo[est])(_|$)"
+)
+
+
+class UnclearEnds(Exception):
+    """What does not fit, as the rest of a sentence that begins with the name of the data."""
+
+
+@dataclass(frozen=True, eq=False)
+class Ends:
+    """Where episodes end among N steps.
+
+    Attributes:
+        last: (N,) bool, whether an episode ends with each step. Steps after the last end belong to one without an end.
+        terminal: (N,) bool, whether it ended there in a terminal state.
+        first: (N,) bool, whether an episode is known to begin with each step.
+        begins: whether an episode begins with step 0; None: nothing tells.
+        open: whether what marks every last step does not mark step N - 1.
+        notes: what was repaired or is doubtful, sentences without a beginning.
+    """
+
+    last: np.ndarray
+    terminal: np.ndarray
+    first: np.ndarray
+    begins: bool | None = None
+    open: bool = False
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class _Mark:
+    """One array: the steps that it calls last, (N,) bool."""
+
+    name: str
+    kind: Kind
+    last: np.ndarray
+    begins: bool | None = None  # as `Ends.begins`
+    knows_tail: bool = True  # whether it could tell that step N - 1 is a last one
+
+    @property
+    def every(self) -> bool:
+        """Whether it marks every end, not some."""
+        return self.kind not in ("terminal", "timeout", "done")
+
+
+def kind_of(name: str) -> Kind | None:
+    """What an array of this name (``infos/...`` included) says of ends; None: nothing that is known."""
+    return _KIND_OF.get(name.rpartition("/")[2].lower())
+
+
+def tell_ends(names: Iterable[str]) -> bool:
+    """Whether arrays of these names can mark every end: cuts alone (``timeouts``) leave out terminal states."""
+    return not {kind_of(name) for name in names} <= {None, "timeout"}
+
+
+def suspicious(names: Iterable[str]) -> list[str]:
+    """Of these names those that are not known, but may well be of arrays that mark ends."""
+    return [name for name in names if kind_of(name) is None and _SUSPICIOUS.search(name.rpartition("/")[2].lower())]
+
+
+def ignored(names: Iterable[str]) -> str:
+    """What to say of such arrays, a sentence without a beginning."""
+    listed = ", ".join(f"'{name}'" for name in names)
+    return f"has {listed}, which may mark ends of episodes, but not in a way that is known; not read"
+
+
+def one_column(values: np.ndarray) -> np.ndarray:
+    """A column (N, 1) as (N,), as code for PyTorch keeps it; anything else as it is."""
+    return values[:, 0] if values.ndim == 2 and values.shape[1] == 1 else values
+
+
+def find_ends(
+    marks: Mapping[str, np.ndarray],
+    steps: int,
+    *,
+    follows: np.ndarray | None = None,
+    max_steps: int | None = None,
+    one_step: bool = True,
+) -> Ends:
+    """Where episodes end, from all arrays that tell.
+
+    Args:
+        marks: the arrays by name; those of unknown names are not looked at.
+        steps: N, at least 1.
+        follows: (N - 1,) bool, whether the successor of step t is the observation of step t + 1; None: nothing tells.
+        max_steps: no episode can be longer. Where nothing tells of episodes that were cut off, they end after so many.
+        one_step: an episode may have one step; without, two ends in a row are refused, else three.
+
+    Raises:
+        UnclearEnds: an array is no mark of ends, or what they say together cannot be.
+    """
+    read = [_mark(name, np.asarray(values), steps) for name, values in marks.items() if kind_of(name)]
+    read = [mark for mark in read if mark is not None]
+    every, some = ([mark for mark in read if mark.every is wanted] for wanted in (True, False))
+    _check_agreement(every, some, steps)
+    last = np.logical_or.reduce([mark.last for mark in every or some] or [np.zeros(steps, bool)])
+    last[-1] |= any(mark.last[-1] for mark in some)
+    notes: list[str] = []
+    broken = np.zeros(steps, dtype=bool)
+    if follows is not None:
+        broken[:-1] = ~follows & ~last[:-1]
+        notes += _check_breaks(broken, last, every)
+    last |= broken
+    if max_steps is not None:
+        notes += _limit(last, max_steps, every, some, broken)
+    _check_rows(last, 3 if one_step else 2, read)
+    terminal = np.logical_or.reduce([m.last for m in some if m.kind != "timeout"] or [np.zeros(steps, bool)])
+    begins = [mark.begins for mark in every if mark.begins is not None]
+    first = np.concatenate([[bool(begins and begins[0])], last[:-1]])
+    still_open = not last[-1] and any(mark.knows_tail for mark in every)
+    return Ends(last, terminal & last, first, begins[0] if begins else None, still_open, tuple(notes))
+
+
+def within_episode(
+    marks: Mapping[str, np.ndarray],
+    steps: int,
+    *,
+    follows: np.ndarray | None = None,
+    max_steps: int | None = None,
+) -> Ends:
+    """As `find_ends`, of steps that their maker kept as one episode: it ends with the last of them, if not before.
+
+    Raises:
+        UnclearEnds: as `find_ends`; or an end is marked before the last step, or there are too many steps.
+    """
+    marked = find_ends(marks, steps)
+    if marked.last[:-1].any():
+        step = int(np.argmax(marked.last))
+        raise UnclearEnds(f"has an end at step {step} of {steps}: expected one episode")
+    if max_steps is not None and steps > max_steps:
+        raise UnclearEnds(f"has {steps} steps; an episode has at most {max_steps}")
+    broken = find_ends(marks, steps, follows=follows)
+    last = broken.last.copy()
+    last[-1] = True
+    return replace(broken, last=last)
+
+
+def successors_follow(observations: np.ndarray, successors: np.ndarray) -> np.ndarray:
+    """Whether the successor of each step but the last is the next step's observation: (N - 1,) bool of (N, ...)."""
+    after, here = observations[1:], successors[:-1]
+    # Close, not equal: both may be roundings of one number, where a maker has changed types in between.
+    same = np.isclose(here, after, rtol=1e-5, atol=1e-6) if after.dtype.kind == "f" else here == after
+    return same.reshape(len(same), math.prod(same.shape[1:])).all(axis=1)
+
+
+def ends_of_file(file: h5py.File, steps: int, *, max_steps: int | None = None) -> Ends:
+    """Where episodes end in flat arrays of an HDF5 file of another maker.
+
+    Args:
+        file: with ``observations`` (N, ...), and whatever marks ends, at any depth but under ``metadata``.
+        steps: N.
+        max_steps: see `find_ends`.
+
+    Raises:
+        UnclearEnds: see `find_ends`; or nothing in the file marks ends.
+    """
+    arrays = _arrays(file)
+    marks = {name: array[:] for name, array in arrays.items() if kind_of(name)}
+    others = suspicious(name for name, array in arrays.items() if array.shape[:1] == (steps,))
+    if not tell_ends(marks):
+        found = f" ({ignored(others)})" if others else ""
+        raise UnclearEnds(f"has no terminals, nor another array that is known to mark where episodes end{found}")
+    ends = find_ends(marks, steps, follows=_follows(file), max_steps=max_steps)
+    notes = [*ends.notes, *([ignored(others)] if others else [])]
+    if not ends.last[-1] and (known := np.flatnonzero(ends.last)).size:
+        notes.append(f"has {steps - 1 - known[-1]} steps after its last end, of an episode without one; left out")
+    return Ends(ends.last, ends.terminal, ends.first, ends.begins, ends.open, tuple(notes))
+
+
+def layout_of(file: h5py.File) -> str:
+    """What is to be said of a file that lacks flat arrays: another layout that it looks like; or nothing."""
+    names = sorted(file)
+    numbered = [name for name in names if re.fullmatch(r"(observations|actions|rewards)_\d+", name)]
+    groups = [name for name in names if isinstance(file[name], h5py.Group)]
+    groups += [f"{name}/{inner}" for name in groups for inner in sorted(file[name])]
+    groups = [name for name in groups if isinstance(file[name], h5py.Group) and {"actions", "action"} & set(file[name])]
+    if numbered:
+        kept = f"an array for each episode ('{numbered[0]}', ...)"
+    elif groups:
+        kept = f"a group for each episode ('{groups[0]}', ...)"
+    else:
+        return ""
+    return f"; it has {kept}, a layout that is not read: join them to flat arrays, one after the other, as D4RL does"
+
+
+def _arrays(file: h5py.File) -> dict[str, h5py.Dataset]:
+    """All arrays of numbers that could say something of each step or episode, by name."""
+    found: dict[str, h5py.Dataset] = {}
+
+    def visit(name: str, item: h5py.Group | h5py.Dataset) -> None:
+        numbers = isinstance(item, h5py.Dataset) and item.ndim in (1, 2) and item.dtype.kind in "biuf"
+        if numbers and not name.startswith("metadata/") and name not in SUCCESSORS:
+            found[name] = item
+
+    file.visititems(visit)
+    return found
+
+
+def _follows(file: h5py.File) -> np.ndarray | None:
+    """Whether the successor of each step but the last is the next step's observation; None: successors are not kept."""
+    names = [name for name in SUCCESSORS if isinstance(file.get(name), h5py.Dataset)]
+    if not names:
+        return None
+    observations, successors = file["observations"], file[names[0]]
+    if successors.shape != observations.shape:
+        raise UnclearEnds(f"has '{names[0]}' of shape {successors.shape}; expected that of 'observations'")
+    steps = len(observations)
+    follows = np.ones(steps - 1, dtype=bool)
+    block = max(1, BLOCK_BYTES // max(8, 8 * math.prod(observations.shape[1:])))
+    for start in range(0, steps - 1, block):
+        rows = slice(start, min(start + block, steps - 1) + 1)
+        follows[rows.start : rows.stop - 1] = successors_follow(observations[rows], successors[rows])
+    return follows
+
+
+def _mark(name: str, values: np.ndarray, steps: int) -> _Mark | None:
+    """The mark in an array of a known name; None: it says nothing."""
+    kind, values = kind_of(name), one_column(np.asarray(values))
+    if values.dtype.kind not in "biuf":
+        raise UnclearEnds(f"has '{name}' of type {values.dtype}; expected numbers")
+    if kind in ("stops", "starts", "lengths"):
+        return _listed(name, kind, values, steps)
+    if values.shape != (steps,):
+        raise UnclearEnds(f"has '{name}' of shape {values.shape}; expected {(steps,)}")
+    if kind in ("number", "counter"):
+        return _numbered(name, kind, values)
+    if name.rpartition("/")[2].lower().startswith("discount"):
+        bad, flags = ~((values >= 0) & (values <= 1)), values == 0
+    else:
+        bad, flags = (values != 0) & (values != 1), values != 0
+    if bad.any():
+        step = int(np.argmax(bad))
+        raise UnclearEnds(f"has {values[step]} in '{name}' at step {step} of {steps}; expected 0 or 1")
+    return _first(name, flags) if kind == "first" else _Mark(name, kind, flags)
+
+
+def _first(name: str, flags: np.ndarray) -> _Mark:
+    """Of flags at first steps."""
+    return _Mark(name, "first", np.append(flags[1:], False), begins=bool(flags[0]), knows_tail=False)
+
+
+def _numbered(name: str, kind: Kind, values: np.ndarray) -> _Mark | None:
+    """Of a number per episode, or of a count of the steps of each."""
+    change = values[1:] != values[:-1] + (kind == "counter")
+    if kind == "counter" and not (change & (values[1:] == values.min())).any():
+        return None  # counts the steps of all episodes, or is nothing of the kind
+    runs = values[np.concatenate([[True], change])]
+    if kind == "number" and len(np.unique(runs)) < len(runs):
+        seen, first = np.unique(runs, return_index=True)
+        again = np.setdiff1d(np.arange(len(runs)), first)[0]
+        step = int(np.flatnonzero(change)[again - 1]) + 1
+        raise UnclearEnds(
+            f"has '{name}' come back to {runs[again]} at step {step}: steps are not in the order of time, episode by "
+            "episode"
+        )
+    begins = bool(values[0] == values.min()) if kind == "counter" else None
+    return _Mark(name, kind, np.append(change, False), begins=begins, knows_tail=False)
+
+
+def _listed(name: str, kind: Kind, values: np.ndarray, steps: int) -> _Mark:
+    """Of a list of where each episode ends or begins, or of how long it is; or of flags under such a name."""
+    if values.shape == (steps,) and steps > 1 and np.isin(values, (0, 1)).all() and kind != "lengths":
+        return _first(name, values != 0) if kind == "starts" else _Mark(name, "last", values != 0)
+    last = np.zeros(steps, dtype=bool)
+    stops = np.cumsum(values) if kind == "lengths" else values
+    good = values.ndim == 1 and len(values) > 0 and values.dtype.kind in "iu" and (np.diff(stops.astype(int)) > 0).all()
+    if good and kind == "starts":
+        good = values[0] == 0 and values[-1] < steps
+        stops = np.append(values[1:], steps)
+    elif good and kind == "stops":
+        stops = values + 1 if values[-1] == steps - 1 else values  # the last step itself, or the one after it
+    if not good or stops[0] < 1 or stops[-1] != steps:
+        raise UnclearEnds(f"has '{name}', which does not divide {steps} steps into episodes")
+    last[stops.astype(int) - 1] = True
+    return _Mark(name, kind, last, begins=True)
+
+
+def _check_agreement(every: list[_Mark], some: list[_Mark], steps: int) -> None:
+    """Raise `UnclearEnds` where two arrays contradict each other."""
+
+    def refuse(wrong: np.ndarray, says: _Mark, denies: _Mark) -> None:
+        if wrong.any():
+            step = int(np.argmax(wrong))
+            raise UnclearEnds(
+                f"contradicts itself: by '{says.name}' an episode ends with step {step} of {steps}, by '{denies.name}' "
+                "it goes on"
+            )
+
+    for one in every:
+        for other in every:
+            refuse((one.last & ~other.last)[: None if one.knows_tail and other.knows_tail else -1], one, other)
+    for one in some:
+        for other in every:
+            refuse((one.last & ~other.last)[: None if other.knows_tail else -1], one, other)
+    terminal, cut, done = ([mark for mark in some if mark.kind == kind] for kind in ("terminal", "timeout", "done"))
+    for both in done:
+        for one in terminal:
+            refuse(one.last & ~both.last, one, both)
+        if terminal and any(mark.last.any() for mark in cut):
+            known = np.logical_or.reduce([mark.last for mark in terminal + cut])
+            refuse(both.last & ~known, both, terminal[0])
+
+
+def _check_breaks(broken: np.ndarray, last: np.ndarray, every: list[_Mark]) -> list[str]:
+    """What to say of steps (N,) whose successor is not what follows though nothing marks an end; or `UnclearEnds`."""
+    count, steps = int(broken.sum()), len(broken)
+    if not count:
+        return []
+    step = int(np.argmax(broken))
+    place = f"the successor of step {step} is not the observation of step {step + 1}"
+    if 2 * count > steps:
+        raise UnclearEnds(f"is not in the order of time: {place}, and so at {count} of {steps} steps")
+    if every:
+        raise UnclearEnds(f"contradicts itself: {place}, and by '{every[0].name}' the episode goes on there")
+    beside = np.concatenate([last[1:], [False]]) | np.concatenate([[False], last[:-1]])
+    if 2 * (broken & beside).sum() > count:
+        raise UnclearEnds(f"contradicts itself: {place}, and an end is marked one step beside it")
+    return [f"marks no end at {count} steps whose successor does not follow (first: step {step}); episodes end there"]
+
+
+def _limit(last: np.ndarray, most: int, every: list[_Mark], some: list[_Mark], broken: np.ndarray) -> list[str]:
+    """Hold episodes to so many steps: end them there, in ``last``, where nothing tells of cuts; else `UnclearEnds`.
+
+    Returns what to say of it.
+    """
+    stops = np.append(np.flatnonzero(last[:-1]) + 1, len(last))
+    starts = np.append(0, stops[:-1])
+    if broken.any() and stops[-1] - starts[-1] >= most - 1:
+        last[-1] = True  # each piece that was cut off lacks its last step, the last of them too
+    if every or broken.any() or any(mark.kind == "timeout" and mark.last.any() for mark in some):
+        if (long := stops - starts > most).any():
+            episode = int(np.argmax(long))
+            raise UnclearEnds(
+                f"has {stops[episode] - starts[episode]} steps in episode {episode}, {starts[episode]} to "
+                f"{stops[episode] - 1}; an episode has at most {most}, so that an end is not marked"
+            )
+        return []
+    step = np.arange(len(last)) - np.repeat(starts, stops - starts)
+    added = (step % most == most - 1) & ~last
+    last |= added
+    if not added.any():
+        return []
+    return [
+        f"does not mark where episodes were cut off; {added.sum()} end after {most} steps, the task's limit (first: "
+        f"step {np.argmax(added)})"
+    ]
+
+
+def _check_rows(last: np.ndarray, least: int, marks: list[_Mark]) -> None:
+    """Raise `UnclearEnds` if so many ends stand in a row: marks of something else, or padding."""
+    row = np.lib.stride_tricks.sliding_window_view(last, least).all(axis=1) if len(last) >= least else np.zeros(1, bool)
+    if row.any():
+        step = int(np.argmax(row))
+        names = ", ".join(f"'{mark.name}'" for mark in marks if mark.last[step])
+        raise UnclearEnds(
+            f"has an end at each of the steps {step} to {step + least - 1} ({names}): padding, or marks of another kind"
+        )

@@ -1,0 +1,33 @@
+"""Pickles of arrays, read without running code of the file's choice."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+from RATE_model.errors import UserError
+
+
+class ArrayUnpickler(pickle.Unpickler):
+    """Unpickles NumPy arrays in plain containers. Everything else could run code on loading, and is refused.
+
+    Raises:
+        UserError: from `load`, of a pickle that holds something else.
+    """
+
+    _ALLOWED = {
+        "numpy": ("ndarray", "dtype", "float32", "float64", "bool_"),
+        "numpy.core.multiarray": ("_reconstruct", "scalar"),
+        "numpy._core.multiarray": ("_reconstruct", "scalar"),
+        "numpy.core.numeric": ("_frombuffer",),
+        "numpy._core.numeric": ("_frombuffer",),
+        "collections": ("OrderedDict", "defaultdict"),
+        "builtins": ("list", "set", "bytearray"),
+        "__builtin__": ("list", "set", "bytearray"),
+        "_codecs": ("encode",),
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        if name in self._ALLOWED.get(module, ()):
+            return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+        raise UserError(f"a pickle that holds {module}.{name} is not read: only NumPy arrays and plain containers are")
