@@ -3,13 +3,18 @@
 import errno
 import os
 
+from RATE_model.system.secrets import redact
+
 
 class UserError(Exception):
     """A mistake in a flag, a file or the environment.
 
     The message says, in one or two lines, what was wrong (flag, file, key, value), what is allowed and what to do.
-    Scripts print it as ``error: MESSAGE`` and exit with status 2; it never ends in a traceback.
+    Scripts print it as ``error: MESSAGE`` and exit with status 2; it never ends in a traceback. It shows no wandb key.
     """
+
+    def __str__(self) -> str:
+        return redact(super().__str__())
 
 
 class RunError(UserError):

@@ -38,10 +38,12 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 import yaml
 
+from RATE_model.cli import core_yaml
 from RATE_model.cli.console import lasting_output, machine_error, one_line
 from RATE_model.cli.spellings import ALIASES
 from RATE_model.errors import UserError
 from RATE_model.system.interrupts import exit_code, raising_interrupts, signal_name
+from RATE_model.system.secrets import redact
 
 Config = TypeVar("Config")
 
@@ -96,13 +98,13 @@ def parse_options(
     values: dict[str, Any] = {}
     for path in (config_file, invocation.config):
         if path is not None:
-            values |= _typed(cls, load_yaml(path), source=str(path), aliases=aliases)
+            values |= _typed(cls, load_yaml(path, texts=True), source=str(path), aliases=aliases)
     if "help" in flags:
         _print_help(_updated(cls(), values), prog=prog, description=description, aliases=aliases)
     config = _updated(cls(), values | flags)
     _validate(config)
     if invocation.print_config:
-        print(to_yaml(config), end="")
+        print(redact(to_yaml(config)), end="")
         raise SystemExit(0)
     return config
 
@@ -147,17 +149,21 @@ def to_flat_dict(config: Any) -> dict[str, Any]:
 
 
 def to_yaml(config: Any) -> str:
-    """The configuration as YAML text that ``--config`` accepts; ``config`` is a dataclass or a flat dictionary."""
+    """The configuration as YAML text that ``--config`` accepts, a flag a line; a dataclass or a flat dictionary."""
     flat = config if isinstance(config, dict) else to_flat_dict(config)
-    return yaml.safe_dump(flat, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
+    return core_yaml.dump(flat)
 
 
-def load_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; an empty file is an empty one. Raises UserError if it is missing or malformed."""
+def load_yaml(path: Path, *, texts: bool = False) -> dict[str, Any]:
+    """The mapping in a YAML file, by YAML 1.2; an empty file is an empty one.
+
+    ``texts``: numbers and booleans stay the text that is written, for `read_value`: a name may be ``010`` or ``1e3``.
+    Raises UserError if the file is missing or malformed.
+    """
     try:
         if path.stat().st_size > _LARGEST_YAML:
             raise UserError(f"{path}: larger than {_LARGEST_YAML // 1024} KiB; is this a file of flags?")
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_TextLoader if texts else _UniqueKeyLoader)
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -356,7 +362,9 @@ def _allowed(kind: Any) -> str:
 
 
 def _text(value: Any) -> str:
-    """A value as one would write it on a command line."""
+    """A value as one would write it."""
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_text, value))}]"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -390,7 +398,7 @@ _READERS: dict[type, Callable[[str], Any]] = {
 _LARGEST_YAML, _MOST_YAML_VALUES = 2**20, 100_000
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
+class _UniqueKeyLoader(core_yaml.CoreLoader):
     """Refuses exploding aliases, and a key given twice, of which YAML would silently keep the last."""
 
     def get_single_node(self) -> yaml.Node | None:
@@ -409,6 +417,12 @@ class _UniqueKeyLoader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, f"key '{key}' is given twice", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep=deep)
+
+
+class _TextLoader(_UniqueKeyLoader):
+    """Gives every plain scalar but null as the text that is written."""
+
+    yaml_implicit_resolvers = core_yaml.NULL_ONLY
 
 
 def _count_values(node: yaml.Node, known: dict[int, int]) -> int:

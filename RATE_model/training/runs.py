@@ -25,13 +25,14 @@ from typing import Any
 import yaml
 
 from RATE_model.cli.console import machine_error, one_line
+from RATE_model.cli.core_yaml import CoreLoader
 from RATE_model.cli.options import load_yaml, to_yaml
 from RATE_model.cli.spellings import respelt
 from RATE_model.errors import RunError, UserError
 from RATE_model.system.atomic import atomic_write_text
 from RATE_model.system.interrupts import exit_code, signal_name
 from RATE_model.training.checkpoints import find_checkpoint, has_checkpoints, resolve_checkpoint
-from RATE_model.training.tracking import redact
+from RATE_model.training.tracking import check_wandb, redact
 
 _CONTENTS = ("config.yaml", "environment.json", "metrics.jsonl", "timing.jsonl", "wandb_id")
 _FOLDERS = ("checkpoints", "eval", "plots")
@@ -91,13 +92,14 @@ def check_run(
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         reason = "not writable" if existing.is_dir() else "not a directory"
         raise UserError(f"the run directory {directory} cannot be written: {existing} is {reason}")
-    recorded = redact(to_yaml(config))  # a malformed wandb_config.yaml is found here
+    check_wandb(config.get("wandb_mode", "auto"))
+    recorded = redact(to_yaml(config))
     checkpoint = _choose_checkpoint(directory, resume=resume, overwrite=overwrite)
     if checkpoint is not None:
         origin = checkpoint.parent.parent
         differing = _differences(
             respelt(load_yaml(origin / "config.yaml")) | {"seed": _seed_of(origin, default=seed)},
-            yaml.safe_load(recorded) | {"seed": seed},
+            yaml.load(recorded, Loader=CoreLoader) | {"seed": seed},
             may_change=frozenset(may_change),
             may_grow=frozenset(may_grow),
         )

@@ -24,8 +24,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from RATE_model.cli.options import close_matches, load_yaml
+from RATE_model.cli.options import BOOLEANS, close_matches, load_yaml
 from RATE_model.errors import UserError
+from RATE_model.system import secrets as keys
 from RATE_model.system.atomic import atomic_write_text
 
 WandbMode = Literal["auto", "online", "offline", "disabled"]
@@ -34,7 +35,7 @@ KEY_LENGTH = 40
 """wandb refuses shorter keys without asking the server."""
 PROBE_SECONDS = 5.0
 ONLINE_SECONDS = 8.0
-"""Going online has this long, the probe included; then the run goes on offline."""
+"""Going online has this long, the probe included; then the run stays offline."""
 FINISH_SECONDS = 60.0
 
 _CONFIG_KEYS: dict[str, tuple[str, ...]] = {
@@ -46,6 +47,18 @@ _CONFIG_KEYS: dict[str, tuple[str, ...]] = {
     "mujoco": ("data_dir_prefix",),
     "memory_maze": ("data",),
 }
+# What WANDB_MODE may be, and what it means here; "shared" is online for several processes.
+_MODES = {
+    "online": "online",
+    "run": "online",
+    "shared": "online",
+    "offline": "offline",
+    "dryrun": "offline",
+    "disabled": "disabled",
+}
+_PRIVACY = ("online", "offline", "disabled")
+_DISABLED = {name: "disabled" if on else "" for name, on in BOOLEANS.items()} | {"t": "disabled", "y": "disabled"}
+_DISABLED |= {"f": "", "n": "", "none": "", "disabled": "disabled"}
 _IGNORED_KEYS = {
     "comet_ml_api",
     "workspace_name",
@@ -68,20 +81,19 @@ class Tracker:
         name: str,
         group: str | None = None,
         config: dict[str, Any] | None = None,
-        wandb_config_file: Path | None = None,
     ) -> None:
         """``run_directory`` exists; ``config`` is the flat configuration that wandb shows.
 
-        ``wandb_mode``: "online" and "offline" as they say; "disabled": no wandb; "auto": what wandb_config.yaml or
-        WANDB_MODE says, else online with a key and no wandb without one. Raises UserError for a malformed
-        wandb_config.yaml and for a directory that cannot be written.
+        ``wandb_mode``: see `choose_mode`. Raises UserError for a malformed wandb_config.yaml, unless wandb is off, and
+        for a directory that cannot be written.
         """
         self._directory = run_directory
         self._clock = time.monotonic()
         self._file = _open_for_append(run_directory / "metrics.jsonl")
         self._timing = _open_for_append(run_directory / "timing.jsonl")
         self._sent_to_wandb = _last_step(run_directory / "timing.jsonl")
-        settings = read_wandb_config(wandb_config_file)
+        check_wandb(wandb_mode)
+        settings, _ = _read_wandb_config()
         mode = choose_mode(wandb_mode, settings)
         self._wandb = None
         if mode != "disabled":
@@ -93,7 +105,7 @@ class Tracker:
                 entity=settings.get("entity"),
                 name=name,
                 group=group,
-                config=config or {},
+                config={name: redact(it) if isinstance(it, str) else it for name, it in (config or {}).items()},
             )
 
     def log(self, metrics: dict[str, float], step: int) -> None:
@@ -151,55 +163,106 @@ class Tracker:
 def read_wandb_config(path: Path | None = None) -> dict[str, Any]:
     """wandb_config.yaml: ``path``, or the one in the current directory, else the repository's; {} if there is none.
 
-    Empty values are left out; raises UserError for a malformed file or an unknown key.
+    Empty values are left out. Raises UserError for what it says wrongly of data; for the rest, see `check_wandb`.
     """
-    places = [path] if path else [Path("wandb_config.yaml"), Path(__file__).resolve().parents[2] / "wandb_config.yaml"]
-    path = next((place for place in places if place.exists()), None)
-    if path is None:
-        return {}
-    settings: dict[str, Any] = {}
-    for key, value in load_yaml(path).items():
-        if key not in _CONFIG_KEYS and key not in _IGNORED_KEYS:
-            raise UserError(f"{path}: unknown key '{key}'{close_matches(key, list(_CONFIG_KEYS))}")
-        inner = _CONFIG_KEYS.get(key)
-        if value is None or inner is None:
-            continue
-        if inner and not (isinstance(value, dict) and set(value) <= set(inner)):
-            raise UserError(f"{path}: {key}: expected '{inner[0]}: FOLDER' below it")
-        if not inner and isinstance(value, dict | list):
-            raise UserError(f"{path}: {key}: expected one value, found {type(value).__name__} content")
-        settings[key] = {name: str(item) for name, item in value.items() if item is not None} if inner else str(value)
-    if settings.get("mode", "auto") not in ("auto", "online", "offline", "disabled"):
-        raise UserError(f"{path}: mode: {settings['mode']}: must be one of auto, online, offline, disabled")
+    settings, problems = _read_wandb_config(path)
+    for section, problem in problems:
+        if _CONFIG_KEYS.get(section):
+            raise UserError(problem)
     return settings
 
 
+def check_wandb(wandb_mode: WandbMode) -> None:
+    """Raise a UserError if wandb is to be used and wandb_config.yaml is malformed.
+
+    With wandb off it may be the file of another project. If nobody turned wandb off, a warning says what is ignored.
+    """
+    settings, problems = _read_wandb_config()
+    mode, wish, _ = _choose(wandb_mode, settings)
+    if problems and mode != "disabled":
+        raise UserError(problems[0][1])
+    if problems and wish == "auto":
+        _warn(f"{problems[0][1]}; wandb is off")
+
+
 def choose_mode(wandb_mode: WandbMode, settings: dict[str, Any]) -> Literal["online", "offline", "disabled"]:
-    """What is to be tried; a warning is printed where that is less than what was asked for."""
-    named = os.environ.get("WANDB_MODE", "")
-    if wandb_mode == "auto":
-        wandb_mode = settings.get("mode") or (named if named in ("online", "offline", "disabled") else "auto")
+    """What is to be tried; a warning is printed where that is less than what was asked for, or a value is unknown.
+
+    What ``wandb_mode`` says, or ``mode:`` of wandb_config.yaml where it is "auto"; WANDB_MODE and WANDB_DISABLED can
+    make it more private, never less. Where all are silent: online with a key, and no wandb without one.
+    """
+    mode, _, words = _choose(wandb_mode, settings)
+    for word in words:
+        _warn(word)
+    return mode
+
+
+def _choose(wandb_mode: WandbMode, settings: dict[str, Any]) -> tuple[Any, str, list[str]]:
+    """The mode, what was wished for ("auto": nothing), and what is to be said about it."""
+    disabled = os.environ.get("WANDB_DISABLED", "")
+    said = [
+        ("", "" if wandb_mode == "auto" else wandb_mode),
+        ("wandb_config.yaml: mode:", settings.get("mode", "") if wandb_mode == "auto" else ""),
+        ("WANDB_MODE", os.environ.get("WANDB_MODE", "")),
+        ("WANDB_DISABLED", _DISABLED.get(disabled.strip().lower(), disabled)),
+    ]
+    words, wishes = [], []
+    for name, value in said:
+        if (value := value.strip().lower()) in ("", "auto"):
+            continue
+        if value not in _MODES:
+            words.append(f"{name} {value}: must be one of {', '.join(_MODES)}; wandb stays offline")
+        wishes.append(_MODES.get(value, "offline"))
+    wish = max(wishes, key=_PRIVACY.index, default="auto")
     key = _api_key(settings)
-    if wandb_mode == "auto" and not key:
-        return "disabled"
-    if wandb_mode not in ("auto", "online"):
-        return wandb_mode
+    if wish == "disabled" or (wish == "auto" and not key):
+        return "disabled", wish, []
+    if wish == "offline":
+        if wandb_mode == "online" and not words:
+            words.append("WANDB_MODE or WANDB_DISABLED keeps wandb offline, although --wandb_mode online asks for it")
+        return "offline", wish, words
     if len(key) >= KEY_LENGTH:
-        return "online"
+        return "online", wish, words
     if key:
         reason = f"the wandb key has {len(key)} characters, a valid one {KEY_LENGTH} or more"
     else:
         reason = "there is no wandb key in WANDB_API_KEY or wandb_config.yaml"
-    _warn(f"{reason}; wandb goes on offline")
-    return "offline"
+    return "offline", wish, [f"{reason}; wandb stays offline"]
+
+
+def _read_wandb_config(path: Path | None = None) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    """The settings that are usable, and what is wrong with others: the key it concerns, and a message."""
+    places = [path] if path else [Path("wandb_config.yaml"), Path(__file__).resolve().parents[2] / "wandb_config.yaml"]
+    path = next((place for place in places if place.exists()), None)
+    if path is None:
+        return {}, []
+    try:
+        content = load_yaml(path, texts=True)
+    except UserError as error:  # it concerns the data that it may name
+        text = path.read_text(errors="replace") if path.is_file() else ""
+        return {}, [(next((key for key, inner in _CONFIG_KEYS.items() if inner and key in text), ""), str(error))]
+    settings: dict[str, Any] = {}
+    problems = []
+    for key, value in content.items():
+        inner = _CONFIG_KEYS.get(key)
+        if inner is None and key not in _IGNORED_KEYS:
+            problems.append((key, f"{path}: unknown key '{key}'{close_matches(key, list(_CONFIG_KEYS))}"))
+        if value is None or inner is None:
+            continue
+        if inner and not (isinstance(value, dict) and set(value) <= set(inner)):
+            problems.append((key, f"{path}: {key}: expected '{inner[0]}: FOLDER' below it"))
+        elif not inner and isinstance(value, dict | list):
+            problems.append((key, f"{path}: {key}: expected one value, found {type(value).__name__} content"))
+        else:
+            settings[key] = {name: str(it) for name, it in value.items() if it is not None} if inner else str(value)
+    keys.remember_key(settings.get("wandb_api", ""))
+    return settings, problems
 
 
 def redact(text: str) -> str:
-    """``text`` with every occurrence of the wandb key that is in use replaced by ***."""
-    for key in {os.environ.get("WANDB_API_KEY", ""), read_wandb_config().get("wandb_api", "")}:
-        if len(key) >= 8:
-            text = text.replace(key, "***")
-    return text
+    """``text`` with every wandb key replaced by ***: those in use, and what looks like one."""
+    _read_wandb_config()  # it remembers the key
+    return keys.redact(text)
 
 
 def probe_online(key: str, *, seconds: float = PROBE_SECONDS) -> str | None:
@@ -236,7 +299,9 @@ def _start_wandb(run_directory: Path, mode: str, *, key: str, **arguments: Any) 
     """A started wandb run, online or offline, or None; failures are warnings."""
     # wandb would send its own error reports even offline, and wait for them at the end where there is no network.
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-    os.environ.setdefault("WANDB_SILENT", "true")
+    # wandb refuses to start with values that it does not know, even of variables that its arguments overrule.
+    os.environ["WANDB_SILENT"] = "true"
+    os.environ["WANDB_MODE"] = mode
     deadline = time.monotonic() + ONLINE_SECONDS
     try:
         import wandb
@@ -244,7 +309,7 @@ def _start_wandb(run_directory: Path, mode: str, *, key: str, **arguments: Any) 
         _warn("wandb is not installed, the run goes on without it; install it with: pip install wandb")
         return None
     if mode == "online" and (reason := probe_online(key)):
-        _warn(f"{reason}; wandb goes on offline, upload later with: wandb sync {run_directory / 'wandb'}/offline-run-*")
+        _warn(f"{reason}; wandb stays offline, upload later with: wandb sync {run_directory / 'wandb'}/offline-run-*")
         mode = "offline"
     identity = run_directory / "wandb_id"
     if key and mode == "online":
@@ -271,7 +336,7 @@ def _start_wandb(run_directory: Path, mode: str, *, key: str, **arguments: Any) 
             )
         except Exception as error:
             identity.unlink()  # wandb's service holds the id of a failed start as in use.
-            instead = "wandb goes on offline" if attempt == "online" else "the run goes on without it"
+            instead = "wandb stays offline" if attempt == "online" else "the run goes on without it"
             _warn(f"wandb failed to start ({_first_line(error)}); {instead}")
             continue
         if attempt == "online":
@@ -333,7 +398,7 @@ def _finite(value: float | int) -> float | int | None:
 
 
 def _warn(message: str) -> None:
-    print(f"warning: {message}", file=sys.stderr)
+    print(f"warning: {redact(message)}", file=sys.stderr)
 
 
 def _first_line(error: Exception) -> str:

@@ -16,6 +16,7 @@ from RATE_model.cli.options import (
     load_yaml,
     parse_options,
     to_flat_dict,
+    to_yaml,
 )
 from RATE_model.cli.spellings import existing_file
 from RATE_model.errors import UserError
@@ -166,14 +167,15 @@ def test_a_bad_flag_is_named_with_what_is_allowed(line: str, parts: list[str]) -
         ("seed:", ["seed:", "an integer"]),
         ("seed: [1]", ["seed: [1]", "an integer"]),
         ("lengths: 3", ["lengths: 3", "a list"]),
-        ("learning_rate: .nan", ["learning_rate: nan", "a finite number"]),
+        ("learning_rate: .nan", ["learning_rate: .nan", "a finite number"]),
         ("mrv_act: gelu", ["mrv_act: gelu", "leaky_relu"]),
         ("seed: 1\nseed: 2", ["line 2", "'seed'", "twice"]),
         ("skip_dec_ffn: true\nskip_dec_attn: true", ["skip_dec_attn", "one option"]),
         ("- seed", ["key: value", "list"]),
         ("seed", ["key: value", "str"]),
         ("seed: [", ["line 1"]),
-        ("1: 2", ["key 1 is not text"]),
+        ("1: 2", ["unknown key '1'"]),
+        ("[1]: 2", ["line 1"]),
         ("lengths: " + "[" * 5000 + "]" * 5000, ["nested too deeply"]),
         ("\x00", ["not"]),
         ("config: other.yaml", ["unknown key 'config'"]),
@@ -281,3 +283,40 @@ def test_a_file_with_an_earlier_spelling_in_its_name_is_found(tmp_path: Path) ->
     assert existing_file(path) == older
     path.touch()
     assert existing_file(path) == path
+
+
+def test_yaml_says_what_it_shows(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    for text in ("no", "off", "010", "1:30", "1e3", "1.10", "2024-01-01", "True", "0x10"):
+        path.write_text(f"text: {text}\ndata: {text}\n")
+        found = parse(f"--config {path}")
+        assert (found.text, str(found.train.data)) == (text, text)
+    path.write_text("seed: 010\nlearning_rate: 3e-4\nskip_dec_ffn: no\ncurr: false\nlengths: [09, 30]\nlimit: ~\n")
+    found = to_flat_dict(parse(f"--config {path}"))
+    expected = {"seed": 10, "learning_rate": 3e-4, "skip_dec_ffn": False, "curr": "false", "lengths": [9, 30]}
+    assert {name: found[name] for name in [*expected, "limit"]} == expected | {"limit": None}
+    for line in ("seed: 1:30", "seed: off", "learning_rate: 1:30", "seed: 0x10"):
+        path.write_text(line)
+        assert f"{line}: the value must be" in message(f"--config {path}")
+
+
+def test_configurations_are_written_a_flag_a_line(tmp_path: Path) -> None:
+    values = {"text": "no", "n": "010", "at": "1e3", "x": 1e-5, "lengths": [9, 30], "none": None, "long": ["a"] * 99}
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(values))
+    assert [line.split(":")[0] for line in path.read_text().splitlines()] == [*values]
+    assert load_yaml(path) == values == yaml.safe_load(path.read_text())
+    flat = {name: value for name, value in values.items() if name != "lengths"}
+    assert len(to_yaml(flat).splitlines()) == len(flat)
+
+
+def test_no_key_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    key = "0123456789abcdef" * 2 + "01234567"
+    path = tmp_path / "config.yaml"
+    for content in (f"{key}: 1", f"model_mode: {key}", f"seed: {key}"):
+        path.write_text(content)
+        assert key not in message(f"--config {path}")
+    assert key not in message(f"--seed {key}") and key not in message(key) and key not in message(f"--{key}")
+    with pytest.raises(SystemExit):
+        parse(f"--text {key} --print_config")
+    assert key not in capsys.readouterr().out

@@ -290,5 +290,5 @@ def test_malformed_wandb_settings_delete_nothing(tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path)
     (tmp_path / "wandb_config.yaml").write_text("wandb_api: [")
     with pytest.raises(UserError, match="wandb_config.yaml"):
-        begin(directory, overwrite=True)
+        begin(directory, overwrite=True, config=CONFIG | {"wandb_mode": "offline"})
     assert snapshot(directory) == before

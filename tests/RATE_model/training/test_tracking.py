@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 import time
@@ -61,7 +62,7 @@ def wandb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeWandb:
     monkeypatch.setattr(tracking, "probe_online", lambda key: None)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "wandb_config.yaml").write_text("")
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_ERROR_REPORTING", "WANDB_SILENT"):
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_DISABLED", "WANDB_ERROR_REPORTING", "WANDB_SILENT"):
         monkeypatch.setenv(name, "")  # Set, not deleted: so that what a Tracker puts there is undone as well.
     return fake
 
@@ -165,6 +166,41 @@ def test_modes_and_keys(tmp_path, monkeypatch, capsys, wandb, mode, key, expecte
     assert warning in errors and len(errors.splitlines()) == (1 if warning else 0)
 
 
+WISHES = {
+    "WANDB_MODE=run": ["online"],
+    "WANDB_MODE=shared": ["online"],
+    "WANDB_MODE=dryrun": ["offline"],
+    "WANDB_MODE=Offline": ["offline"],
+    "WANDB_MODE=disabled": [],
+    "WANDB_MODE=somewhere": ["offline"],
+    **{f"WANDB_DISABLED={value}": [] for value in ("true", "1", "YES", "on", "y")},
+    **{f"WANDB_DISABLED={value}": ["online"] for value in ("", "false", "0", "No", "off")},
+    "WANDB_DISABLED=perhaps": ["offline"],
+    "WANDB_SILENT=perhaps": ["online"],
+}
+
+
+@pytest.mark.parametrize("mode", ["auto", "online"])
+@pytest.mark.parametrize("variable", WISHES)
+def test_variables_of_wandb(tmp_path, monkeypatch, capsys, wandb, variable, mode) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv(*variable.split("="))
+    track(tmp_path / "run", wandb_mode=mode).close()
+    assert modes(wandb) == WISHES[variable]
+    unknown = "somewhere" in variable or variable == "WANDB_DISABLED=perhaps"
+    overruled = mode == "online" and WISHES[variable] == ["offline"]
+    assert len(capsys.readouterr().err.splitlines()) == (unknown or overruled)
+
+
+@pytest.mark.parametrize("variable", ["WANDB_MODE", "WANDB_DISABLED"])
+def test_a_key_in_the_wrong_variable_is_not_printed(tmp_path, monkeypatch, capsys, wandb, variable) -> None:
+    key = "0123456789abcdef" * 2 + "01234567"
+    monkeypatch.setenv(variable, key)
+    track(tmp_path / "run").close()
+    shown = capsys.readouterr()
+    assert "***: must be one of online" in shown.err and key not in shown.err + shown.out
+
+
 @pytest.mark.parametrize(
     ("file_mode", "variable", "expected"),
     [("offline", "", ["offline"]), ("disabled", "offline", []), ("", "offline", ["offline"]), ("", "disabled", [])],
@@ -256,22 +292,35 @@ def test_a_hanging_server_costs_less_than_ten_seconds(tmp_path, monkeypatch, cap
     assert "did not answer" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("content", "named"),
-    [
-        ("wandb_apy: x", "wandb_api"),
-        ("wandb_api: [x]", "wandb_api"),
-        ("mode: sometimes", "sometimes"),
-        ("atari: /data", "data: FOLDER"),
-        ("atari:\n  dat: /data", "data: FOLDER"),
-        ("- x", "key: value"),
-        ("wandb_api: 'x", "line"),
-    ],
-)
-def test_a_malformed_settings_file_is_a_user_error(tmp_path, wandb, content, named) -> None:
+MALFORMED = {
+    "wandb_apy: x": "wandb_api",
+    "wandb_api: [x]": "wandb_api",
+    "project: {name: other}": "project: expected one value",
+    "- x": "key: value",
+    "wandb_api: 'x": "line",
+    "api: !include key.yaml": "constructor",
+}
+
+
+@pytest.mark.parametrize("content", MALFORMED)
+def test_a_malformed_settings_file(tmp_path, capsys, wandb, content) -> None:
     (tmp_path / "wandb_config.yaml").write_text(content)
-    with pytest.raises(UserError, match=f"wandb_config.yaml.*{named}"):
-        track(tmp_path / "run", wandb_mode="disabled")
+    for mode in ("offline", "online"):
+        with pytest.raises(UserError, match=f"wandb_config.yaml.*{MALFORMED[content]}"):
+            track(tmp_path / "run", wandb_mode=mode)
+    assert not capsys.readouterr().err
+    track(tmp_path / "run", wandb_mode="disabled").close()  # it may be another project's
+    assert not capsys.readouterr().err and not wandb.inits
+    track(tmp_path / "run", wandb_mode="auto").close()
+    assert re.search(f"wandb_config.yaml.*{MALFORMED[content]}.*; wandb is off\n", capsys.readouterr().err)
+    assert read_wandb_config() == {} and not wandb.inits
+
+
+@pytest.mark.parametrize("content", ["atari: /data", "atari:\n  dat: /data", "atari:\n  data: ["])
+def test_malformed_settings_of_data_are_a_user_error(tmp_path, wandb, content) -> None:
+    (tmp_path / "wandb_config.yaml").write_text(content)
+    with pytest.raises(UserError, match="wandb_config.yaml"):
+        read_wandb_config()
 
 
 def test_settings_files_old_and_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
