@@ -1,0 +1,88 @@
+"""Losses, gradients, logits and actions are those that were recorded, whatever the code looks like by now.
+
+On the kind of machine that recorded them, bit for bit. On another the order of sums differs, and with it the last bits,
+which training amplifies: there within a tolerance.
+"""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.golden import record, runs
+from tests.golden.cases import ARCHS, MODES, SPECS, TRANSFORMS, Case, cases, run
+
+SAME_MACHINE = record.recorded_runs()["machine"] == record.machine()
+TOLERANCE = {"32": 1e-6, "bf16": 5e-2}  # relative and absolute
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+def quick(number: int) -> bool:
+    """Whether the default suite runs a case: every second one, all modes, architectures and environments among them."""
+    return (number // 4 + number) % 2 == 0
+
+
+def parameters() -> list[Any]:
+    return [
+        pytest.param(case, id=case.name, marks=() if quick(number) else pytest.mark.slow)
+        for number, case in enumerate(cases())
+    ]
+
+
+def compare(name: str, computed: np.ndarray, kept: np.ndarray, precision: str) -> None:
+    if SAME_MACHINE:
+        np.testing.assert_array_equal(computed, kept, name)
+    else:
+        tolerance = TOLERANCE[precision]
+        np.testing.assert_allclose(computed, kept, rtol=tolerance, atol=tolerance, err_msg=name)
+
+
+@pytest.mark.parametrize("case", parameters())
+def test_training_and_acting_as_recorded(case: Case):
+    kept = record.recorded(case.name)
+    computed = run(case, follow=None if SAME_MACHINE else kept["actions"])
+    assert computed.keys() == kept.keys()
+    for name, array in computed.items():
+        compare(name, array, kept[name], case.precision)
+
+
+@pytest.mark.parametrize("name", runs.RUNS)
+def test_whole_run_as_recorded(name: str):
+    if name.startswith("Minigrid"):
+        pytest.importorskip("minigrid")
+    computed, kept = runs.run(name), record.recorded_runs()["runs"][name]
+    if SAME_MACHINE:
+        assert computed == kept
+    else:
+        assert [line.keys() for line in computed["metrics"]] == [line.keys() for line in kept["metrics"]]
+        losses = [[line["train_loss"] for line in run["metrics"] if "train_loss" in line] for run in (computed, kept)]
+        compare("train_loss", *map(np.array, losses), "32")
+
+
+def test_cases_cover_all_options():
+    everything = list(cases())
+    names = [case.name for case in everything]
+    assert len(set(names)) == len(names)
+    assert {(case.environment, case.mode) for case in everything} == {(e, m) for e in SPECS for m in MODES}
+    tmaze = {(c.mode, c.arch, c.bptt, c.precision) for c in everything if c.environment == "T-Maze"}
+    assert len(tmaze) == len(MODES) * len(ARCHS) * 2 * 2
+    quickly = [case for number, case in enumerate(everything) if quick(number)]
+    assert {(case.mode, case.arch) for case in quickly} == {(m, a) for m in MODES for a in ARCHS}
+    for field, values in {
+        "environment": SPECS, "bptt": (0, -1), "precision": ("32", "bf16"), "accumulate": (1, 2),
+        "action_noise": (0.0, 0.2), "mirror": (False, True), "skip_dec_ffn": (False, True), "window": (False, True),
+        "slide": (1, 3), "renew_target": (False, True), "rtg_floor": (None, 0.5), "greedy": (False, True),
+        "mrv_act": ("relu", "leaky_relu", "elu", "tanh", "no_act"), "transform": (None, *TRANSFORMS, "twins"),
+    }.items():  # fmt: skip
+        assert {getattr(case, field) for case in everything} == set(values), field
+
+
+def test_recordings_are_not_replaced_unasked(capsys):
+    before = record.ARRAYS.read_bytes()
+    assert record.main([]) == 2
+    assert "--overwrite" in capsys.readouterr().err and record.ARRAYS.read_bytes() == before
