@@ -20,7 +20,8 @@ An episode is truncated after ``max_steps`` steps. A success after t steps is wo
 the published environment, which enlarged the maze of size 13 and left its time limit of 5 * 13**2 steps; where our
 limit is longer, the reward never falls below the 0.1 that is left at step 845. Everything else is worth 0.
 
-The layout is a function of the seed: Minigrid's own generator, the layouts of the published evaluation included.
+The layout is a function of the seed: by today's Minigrid's generator (``layouts="own"``), or by that of the published
+system (``layouts="published"``), which has other mazes for the same seeds.
 """
 
 from __future__ import annotations
@@ -29,13 +30,14 @@ import functools
 import os
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
 import gymnasium
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from MinigridMemory.MinigridMemory_src.layouts import Layouts, PublishedDraws
 from RATE_model.acting.vector import discrete_actions, episode_seeds, reset_mask
 from RATE_model.errors import UserError
 
@@ -125,6 +127,7 @@ class MinigridMemoryEnv(gymnasium.Env):
         size: rows and columns of the grid; odd, 7 to 2001.
         random_length: draw where the corridor ends, or let it use all columns.
         max_steps: steps until truncation.
+        layouts: "own" or "published"; see `layouts.py`.
         render_mode: None, or "rgb_array" for `render`.
 
     Raises:
@@ -139,16 +142,20 @@ class MinigridMemoryEnv(gymnasium.Env):
         *,
         random_length: bool = True,
         max_steps: int = PUBLISHED_CAP,
+        layouts: Layouts = "own",
         render_mode: str | None = None,
     ) -> None:
         check_size(size)
         if max_steps < 1:
             raise UserError(f"Minigrid-Memory: max_steps is {max_steps}; it must be at least 1.")
+        if layouts not in get_args(Layouts):
+            raise UserError(f"Minigrid-Memory: layouts is {layouts!r}; it must be 'own' or 'published'.")
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise UserError(f"Minigrid-Memory: render_mode is {render_mode!r}; it must be 'rgb_array' or None.")
         self.size = int(size)
         self.random_length = bool(random_length)
         self.max_steps = int(max_steps)
+        self.layouts = layouts
         self.render_mode = render_mode
         self.observation_space = gymnasium.spaces.Box(0, 255, OBSERVATION_SHAPE, np.uint8)
         self.action_space = gymnasium.spaces.Discrete(NUM_ACTIONS)
@@ -209,7 +216,11 @@ class MinigridMemoryEnv(gymnasium.Env):
 
     def _start(self, seed: int, cue: str | None = None) -> None:
         """Begin the episode of a seed, with its own cue or another."""
-        first, _ = self._maze.reset(seed=seed)
+        if self.layouts == "published":
+            self._maze.np_random = PublishedDraws(seed)
+            first, _ = self._maze.reset()
+        else:
+            first, _ = self._maze.reset(seed=seed)
         self.cue = self._maze.grid.get(1, self.size // 2 - 1).type
         if cue not in (None, self.cue):
             first = self._exchange_cue(cue)
@@ -263,6 +274,7 @@ class MinigridMemoryVectorEnv(VectorEnv):
         sizes: of the grids, one number or (B,); each odd and 7 to 2001.
         random_length: draw where the corridors end, one bool or (B,).
         max_steps: steps until truncation, one number or (B,).
+        layouts: "own" or "published"; see `layouts.py`.
         render_mode: only None.
 
     Raises:
@@ -278,6 +290,7 @@ class MinigridMemoryVectorEnv(VectorEnv):
         *,
         random_length: bool | Sequence[bool] | np.ndarray = True,
         max_steps: int | Sequence[int] | np.ndarray = PUBLISHED_CAP,
+        layouts: Layouts = "own",
         render_mode: None = None,
     ) -> None:
         self.num_envs = num_envs
@@ -286,7 +299,7 @@ class MinigridMemoryVectorEnv(VectorEnv):
         self.max_steps = np.broadcast_to(np.asarray(max_steps, dtype=np.int64), (num_envs,)).copy()
         drawn = np.broadcast_to(np.asarray(random_length, dtype=bool), (num_envs,))
         self._mazes = [
-            MinigridMemoryEnv(int(size), random_length=bool(random), max_steps=int(steps))
+            MinigridMemoryEnv(int(size), random_length=bool(random), max_steps=int(steps), layouts=layouts)
             for size, random, steps in zip(self.sizes, drawn, self.max_steps, strict=True)
         ]
         self.single_observation_space = gymnasium.spaces.Box(0, 255, OBSERVATION_SHAPE, np.uint8)

@@ -1,7 +1,8 @@
 """The evaluation protocol of Minigrid-Memory.
 
 Every size is played once, up to a cap on steps that the expert always meets. The published protocol, whose cap of 96
-steps no agent can meet in large mazes, is read off the same episodes: one that took longer counts as failed there.
+steps no agent can meet in large mazes, is read off the same episodes: one that took longer counts as failed there. So
+is any other cap that is asked for.
 Rewards are the same in both, as they depend on the number of steps alone.
 """
 
@@ -20,6 +21,7 @@ from MinigridMemory.MinigridMemory_src.env import (
     expert_cap,
 )
 from MinigridMemory.MinigridMemory_src.expert import expert_episodes
+from MinigridMemory.MinigridMemory_src.layouts import Layouts
 from RATE_model.acting.actor import Actor, MemoryTransform
 from RATE_model.acting.rollout import Episodes, rollout, side_by_side
 from RATE_model.errors import UserError
@@ -30,6 +32,8 @@ TRAINING_SIZES = (31, 91)
 SIZES = (11, 21, 31, 41, 51, 61, 71, 81, 91)
 LARGE_SIZES = (151, 301, 501)
 TARGET_RETURN = 0.96
+# What runs did that were made before they could record these flags.
+BEFORE = {"layouts": "own", "episode_timeout": PUBLISHED_CAP}
 MAX_EPISODES = 10_000  # seeds below this number are not used for data
 
 
@@ -87,8 +91,10 @@ def play(
     transform_memory: MemoryTransform | None = None,
     precision: str = "32",
     twins: bool = False,
+    layouts: Layouts = "own",
+    cap: int = PUBLISHED_CAP,
 ) -> dict[int, Episodes]:
-    """Act in `episodes` mazes of each size, to the end or to `widest_cap`.
+    """Act in `episodes` mazes of each size, to the end, or to `widest_cap` or `cap`, whichever is wider.
 
     A size has the same result alone and among others, also where actions are drawn; those of one size are drawn from
     one generator, so there they depend on the number of episodes.
@@ -102,6 +108,8 @@ def play(
         greedy, seed, slide, transform_memory, precision: see `Actor`.
         twins: play every maze twice, with a key and with a ball in the room, in neighbouring rows (see
             `exchange_twins`): 2 `episodes` episodes per size.
+        layouts: of the mazes; see `layouts.py`.
+        cap: that results will be read off for, in steps.
     """
     results: dict[int, Episodes] = {}
     own_seeds, cues = evaluation_seeds(episodes), None
@@ -112,8 +120,8 @@ def play(
     groups = side_by_side(model, sizes, episodes) if greedy else ([size] for size in dict.fromkeys(sizes))
     for group in groups:
         rows = np.repeat(np.asarray(group), episodes)
-        caps = np.repeat([widest_cap(size) for size in group], episodes)
-        mazes = MinigridMemoryVectorEnv(len(rows), rows, random_length=random_length, max_steps=caps)
+        caps = np.repeat([max(cap, widest_cap(size)) for size in group], episodes)
+        mazes = MinigridMemoryVectorEnv(len(rows), rows, random_length=random_length, max_steps=caps, layouts=layouts)
         with torch.no_grad():
             actor = Actor(
                 model,
@@ -141,20 +149,30 @@ def play(
 
 
 @lru_cache
-def expert_play(size: int, episodes: int, random_length: bool = True) -> Episodes:
+def expert_play(size: int, episodes: int, random_length: bool = True, layouts: Layouts = "own") -> Episodes:
     """The expert in the same mazes."""
-    return expert_episodes(size, evaluation_seeds(episodes), random_length=random_length, max_steps=widest_cap(size))
+    seeds, cap = evaluation_seeds(episodes), widest_cap(size)
+    return expert_episodes(size, seeds, random_length=random_length, max_steps=cap, layouts=layouts)
 
 
-def metrics(played: dict[int, Episodes], *, target_return: float, prefix: str = "") -> dict[str, float]:
+def metrics(
+    played: dict[int, Episodes],
+    *,
+    target_return: float,
+    prefix: str = "",
+    cap: int = PUBLISHED_CAP,
+    layouts: Layouts = "own",
+) -> dict[str, float]:
     """Results by name.
 
-    The published names hold what the published cap of 96 steps gives, `Success_rate_l_{L}` included; names that end in
-    `_expert_cap` what the wider cap gives; `Expert_success_rate_l_{L}` what the expert does under the published one.
+    The published names hold what `cap` gives, the published one of 96 steps unless another is asked for,
+    `Success_rate_l_{L}` included; names that end in `_expert_cap` what the expert's cap gives;
+    `Expert_success_rate_l_{L}` what the expert does under `cap`, in the mazes of the same layouts.
     """
     result = {}
     for size, episodes in played.items():
-        published, wide = (SizeResult.of(episodes, cap) for cap in (PUBLISHED_CAP, widest_cap(size)))
+        published, wide = (SizeResult.of(episodes, steps) for steps in (cap, widest_cap(size)))
+        expert = SizeResult.of(expert_play(size, len(episodes.returns), layouts=layouts), cap)
         name = f"r_{target_return:g}_l_{size}"
         result |= {
             f"{prefix}LifeTimeMean_{name}": float(published.lengths.mean()),
@@ -162,8 +180,6 @@ def metrics(played: dict[int, Episodes], *, target_return: float, prefix: str = 
             f"{prefix}ReturnsMean_{name}": float(published.returns.mean()),
             f"{prefix}Success_rate_l_{size}": published.success_rate,
             f"{prefix}Success_rate_l_{size}_expert_cap": wide.success_rate,
-            f"{prefix}Expert_success_rate_l_{size}": SizeResult.of(
-                expert_play(size, len(episodes.returns)), PUBLISHED_CAP
-            ).success_rate,
+            f"{prefix}Expert_success_rate_l_{size}": expert.success_rate,
         }
     return result

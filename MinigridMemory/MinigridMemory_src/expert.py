@@ -22,6 +22,7 @@ from MinigridMemory.MinigridMemory_src.env import (
     MinigridMemoryEnv,
     expert_cap,
 )
+from MinigridMemory.MinigridMemory_src.layouts import Layouts
 from RATE_model.errors import UserError
 
 if TYPE_CHECKING:
@@ -141,10 +142,16 @@ class Played:
 
 
 def play(
-    size: int, seeds: Iterable[int], *, random_length: bool = True, max_steps: int, flaws: Flaws | None = None
+    size: int,
+    seeds: Iterable[int],
+    *,
+    random_length: bool = True,
+    max_steps: int,
+    flaws: Flaws | None = None,
+    layouts: Layouts = "own",
 ) -> list[Played]:
     """One episode per seed, each a function of its seed and these arguments."""
-    env = MinigridMemoryEnv(size, random_length=random_length, max_steps=max_steps)
+    env = MinigridMemoryEnv(size, random_length=random_length, max_steps=max_steps, layouts=layouts)
     return [_play_one(env, int(seed), flaws) for seed in seeds]
 
 
@@ -169,6 +176,7 @@ def expert_episodes(
     random_length: bool = True,
     max_steps: int | None = None,
     flaws: Flaws | None = None,
+    layouts: Layouts = "own",
 ) -> Episodes:
     """What the expert scores in the mazes of these seeds, to be printed beside what a model scores.
 
@@ -178,6 +186,7 @@ def expert_episodes(
         random_length: draw where the corridors end.
         max_steps: time limit; None: `expert_cap`, which a flawless expert always meets.
         flaws: of the expert; None: none.
+        layouts: "own" or "published"; see `layouts.py`.
 
     Returns:
         returns, lengths and last rewards, (E,) each. A last reward above 0 is a success.
@@ -188,7 +197,7 @@ def expert_episodes(
     from RATE_model.acting.rollout import Episodes  # late, as torch comes with it; see `generate`
 
     limit = expert_cap(size) if max_steps is None else max_steps
-    played = play(size, seeds, random_length=random_length, max_steps=limit, flaws=flaws)
+    played = play(size, seeds, random_length=random_length, max_steps=limit, flaws=flaws, layouts=layouts)
     if not played:
         raise UserError("the expert was given no seed: at least one episode is needed")
     rewards = np.array([episode.reward for episode in played], dtype=np.float64)

@@ -8,7 +8,7 @@ Prints success under a cap on steps that the expert always meets, and under the 
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +20,24 @@ if __name__ == "__main__":  # started as a script
 
 from MinigridMemory.MinigridMemory_src import evaluate as protocol
 from MinigridMemory.MinigridMemory_src.env import PUBLISHED_CAP, check_size
+from MinigridMemory.MinigridMemory_src.layouts import Layouts
 from MinigridMemory.MinigridMemory_src.pictures import knock_out, record_videos, success_curve
 from MinigridMemory.MinigridMemory_src.spec import SPEC
 from RATE_model.acting.rollout import Episodes
-from RATE_model.cli.inference import InferenceOptions
-from RATE_model.cli.limits import MAX_SEED, at_least, at_most
+from RATE_model.cli.inference import InferenceOptions, left_open
+from RATE_model.cli.limits import MAX_SEED, MAX_STEPS, at_least, at_most
 from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
 from RATE_model.errors import UserError
 from RATE_model.memories.rate.model import RATE
 
 SCRIPT = "python3 MinigridMemory/MinigridMemory_src/inference_minigridmemory.py"
+# What is played, and asked for, where no run tells.
+PUBLISHED = {"target_return": protocol.TARGET_RETURN, "layouts": "published", "episode_timeout": PUBLISHED_CAP}
 
 
 @dataclass(frozen=True)
 class Options:
-    """Flags of this script."""
+    """Flags of this script; those of `PUBLISHED` are completed by what the run recorded."""
 
     common: InferenceOptions = field(default_factory=InferenceOptions)
     # Sizes of the mazes; odd, at least 7
@@ -43,8 +46,14 @@ class Options:
     episodes: int = 100
     # Corridors of random length; false: the longest that fit
     random_length: Boolean = True
-    # Return that the agent is asked for
-    target_return: float = protocol.TARGET_RETURN
+    # Return that the agent is asked for; none = the run's (0.96 for a converted checkpoint)
+    target_return: float | None = None
+    # Mazes: own, those of the installed Minigrid for the seeds 0, 1, ...; published, those of the published evaluation
+    # for these seeds; none = the run's (published for a converted checkpoint)
+    layouts: Layouts | None = None
+    # Steps after which the published metrics count an episode as failed: 96 in the paper's code; in the authors' newer
+    # code 500 for RATE and LSDT, 100 for other models; none = the run's (96 for a converted checkpoint)
+    episode_timeout: int | None = None
     # Take the most probable action; false: draw from the predicted distribution (published)
     use_argmax: Boolean = True
     # Seed of those draws
@@ -62,10 +71,20 @@ class Options:
         at_least(0, video=self.video, seed=self.seed)
         at_most(protocol.MAX_EPISODES, video=self.video)
         at_most(MAX_SEED, seed=self.seed)
+        at_least(1, episode_timeout=self.episode_timeout)
+        at_most(MAX_STEPS, episode_timeout=self.episode_timeout)
+
+    def completed(self) -> "Options":
+        """With what was not given as the checkpoint's run recorded it, or as published where there is no run.
+
+        Raises:
+            UserError: there is no such checkpoint, or its run's config.yaml is damaged.
+        """
+        return replace(self, **left_open(self, self.common.recorded(protocol.BEFORE), PUBLISHED))
 
     @property
     def acting(self) -> dict[str, Any]:
-        """What `play` takes."""
+        """What `play` takes, of completed options."""
         return {
             "episodes": self.episodes,
             "random_length": self.random_length,
@@ -74,19 +93,21 @@ class Options:
             "seed": self.seed,
             "slide": self.common.window_slide,
             "precision": self.common.precision,
+            "layouts": self.layouts,
+            "cap": self.episode_timeout,
         }
 
 
 def show(played: dict[int, Episodes], options: Options) -> dict[int, dict[str, float]]:
     """Print one line per size; returns the same figures."""
-    print(f"{'':>6}{'expert cap':>22}{f'cap of {PUBLISHED_CAP} steps':>28}{'expert':>10}")
+    cap = options.episode_timeout
+    print(f"{'':>6}{'expert cap':>22}{f'cap of {cap} steps':>28}{'expert':>10}")
     print(f"{'size':>6}{'success':>12}{'steps':>10}{'success':>18}{'return':>10}{'success':>10}")
     results = {}
     for size, episodes in played.items():
-        wide, capped = (protocol.SizeResult.of(episodes, cap) for cap in (protocol.widest_cap(size), PUBLISHED_CAP))
-        expert = protocol.SizeResult.of(
-            protocol.expert_play(size, options.episodes, options.random_length), PUBLISHED_CAP
-        )
+        wide, capped = (protocol.SizeResult.of(episodes, steps) for steps in (protocol.widest_cap(size), cap))
+        of_expert = protocol.expert_play(size, options.episodes, options.random_length, options.layouts)
+        expert = protocol.SizeResult.of(of_expert, cap)
         results[size] = {
             "success_rate": wide.success_rate,
             "mean_steps": float(wide.lengths.mean()),
@@ -94,8 +115,8 @@ def show(played: dict[int, Episodes], options: Options) -> dict[int, dict[str, f
             "return_capped": float(capped.returns.mean()),
             "expert_success_rate_capped": expert.success_rate,
         }
-        success, steps, success_capped, mean_return, of_expert = results[size].values()
-        print(f"{size:6d}{success:12.2f}{steps:10.1f}{success_capped:18.2f}{mean_return:10.2f}{of_expert:10.2f}")
+        success, steps, success_capped, mean_return, expert_rate = results[size].values()
+        print(f"{size:6d}{success:12.2f}{steps:10.1f}{success_capped:18.2f}{mean_return:10.2f}{expert_rate:10.2f}")
     return results
 
 
@@ -106,7 +127,14 @@ def draw(model: RATE, played: dict[int, Episodes], options: Options) -> None:
         intact = None if options.common.knock_out else played
         rates = knock_out(model, options.sizes, intact=intact, **options.acting)
         path = folder / "success_by_size.png"
-        success_curve(rates, path, episodes=options.episodes, random_length=options.random_length)
+        success_curve(
+            rates,
+            path,
+            episodes=options.episodes,
+            random_length=options.random_length,
+            layouts=options.layouts,
+            cap=options.episode_timeout,
+        )
         print(f"pictures: {path}")
     for size in played if options.video else ():
         paths = record_videos(
@@ -120,14 +148,19 @@ def draw(model: RATE, played: dict[int, Episodes], options: Options) -> None:
             slide=options.common.window_slide,
             transform_memory=options.common.transform_memory,
             precision=options.common.precision,
+            layouts=options.layouts,
+            cap=options.episode_timeout,
         )
         print("videos: " + " ".join(map(str, paths)))
 
 
 def evaluate(options: Options) -> dict[int, dict[str, float]]:
-    """Success by size; prints a table."""
+    """Success by size, of completed options; prints a table."""
     path, model = options.common.load(SPEC)
-    print(f"{path}: {options.episodes} episodes per size{', memory knocked out' if options.common.knock_out else ''}")
+    print(
+        f"{path}: {options.episodes} episodes per size in {options.layouts} layouts"
+        f"{', memory knocked out' if options.common.knock_out else ''}"
+    )
     started = time.perf_counter()
     played = protocol.play(model, options.sizes, transform_memory=options.common.transform_memory, **options.acting)
     results = show(played, options)
@@ -142,7 +175,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         options = parse_options(
             Options, argv=argv, prog=SCRIPT, description="Evaluate a checkpoint on Minigrid-Memory."
         )
-        options.common.write(episodes=options.episodes, results=evaluate(options))
+        options = options.completed()
+        results = evaluate(options)
+        asked = {name: getattr(options, name) for name in PUBLISHED}
+        options.common.write(episodes=options.episodes, **asked, results=results)
 
 
 if __name__ == "__main__":

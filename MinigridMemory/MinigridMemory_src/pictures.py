@@ -8,6 +8,7 @@ import numpy as np
 
 from MinigridMemory.MinigridMemory_src.env import PUBLISHED_CAP, MinigridMemoryEnv
 from MinigridMemory.MinigridMemory_src.evaluate import SizeResult, expert_play, play, widest_cap
+from MinigridMemory.MinigridMemory_src.layouts import Layouts
 from RATE_model.acting.actor import Actor, MemoryTransform, memory_conditions
 from RATE_model.acting.rollout import Episodes, evaluating
 from RATE_model.acting.video import with_caption, write_video
@@ -18,12 +19,13 @@ SIZE = "size of the maze"
 _BY_SIZE, _EXPERT_CAP = "FINAL_Success_rate_l_", "_expert_cap"
 
 
-def draw_run(directory: Path, result: Mapping[str, float]) -> list[Path]:
+def draw_run(directory: Path, result: Mapping[str, float], *, cap: int = PUBLISHED_CAP) -> list[Path]:
     """The pictures of a run that is over, into its plots/: training curves, and success by size if it was evaluated.
 
     Args:
         directory: of the run.
         result: of its last evaluation.
+        cap: of its published names, in steps.
 
     Returns:
         The PNGs' paths.
@@ -31,7 +33,10 @@ def draw_run(directory: Path, result: Mapping[str, float]) -> list[Path]:
     plots = directory / "plots"
     curves = {directory.name: directory / "metrics.jsonl"}
     paths = [plot_curves(curves, plots / "curves.png", ("train_loss", "train_accuracy"))]
-    lines: dict[str, dict[int, float]] = {"expert's cap": {}, f"published cap ({PUBLISHED_CAP} steps)": {}}
+    lines: dict[str, dict[int, float]] = {
+        "expert's cap": {},
+        f"{'published ' * (cap == PUBLISHED_CAP)}cap ({cap} steps)": {},
+    }
     for name, rate in result.items():
         if name.startswith(_BY_SIZE):
             number = name.removeprefix(_BY_SIZE)
@@ -59,19 +64,25 @@ def knock_out(
 
 
 def success_curve(
-    rates: Mapping[str, Mapping[int, float]], path: Path, *, episodes: int, random_length: bool = True
+    rates: Mapping[str, Mapping[int, float]],
+    path: Path,
+    *,
+    episodes: int,
+    random_length: bool = True,
+    layouts: Layouts = "own",
+    cap: int = PUBLISHED_CAP,
 ) -> Path:
-    """Draw success rates against size, and the expert's under the published cap, the ceiling of every method there."""
+    """Draw success rates against size, and the expert's under `cap`, the ceiling of every method there."""
     sizes = sorted({size for line in rates.values() for size in line})
     expert = {
-        size: SizeResult.of(expert_play(size, episodes, random_length), PUBLISHED_CAP).success_rate for size in sizes
+        size: SizeResult.of(expert_play(size, episodes, random_length, layouts), cap).success_rate for size in sizes
     }
     return plot_success_by_length(
         rates,
         path,
         xlabel=SIZE,
         title=f"success by size ({episodes} episodes each, the expert's cap on steps)",
-        published={f"expert, capped at {PUBLISHED_CAP} steps": expert},
+        published={f"expert, capped at {cap} steps": expert},
     )
 
 
@@ -87,6 +98,8 @@ def record_videos(
     slide: int = 1,
     transform_memory: MemoryTransform | None = None,
     precision: str = "32",
+    layouts: Layouts = "own",
+    cap: int = PUBLISHED_CAP,
 ) -> list[Path]:
     """One MP4 per seed: the maze, what the agent sees of it, the object it has to remember, its segment.
 
@@ -95,11 +108,14 @@ def record_videos(
         size: of the maze.
         seeds: one episode each.
         directory: where size_{size}_seed_{seed}.mp4 go.
-        target_return, greedy, random_length, slide, transform_memory, precision: as in `play`.
+        target_return, greedy, random_length, slide, transform_memory, precision, layouts, cap: as in `play`.
     """
     options = {"greedy": greedy, "transform_memory": transform_memory, "precision": precision}
     options["slide"] = min(slide, model.config.context_length)
-    maze = MinigridMemoryEnv(size, random_length=random_length, max_steps=widest_cap(size), render_mode="rgb_array")
+    steps = max(cap, widest_cap(size))
+    maze = MinigridMemoryEnv(
+        size, random_length=random_length, max_steps=steps, layouts=layouts, render_mode="rgb_array"
+    )
     paths = []
     for seed in seeds:
         frames = _frames(maze, Actor(model, 1, target_return, seed=seed, **options), seed)

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from MinigridMemory.MinigridMemory_src import evaluate as protocol
 from MinigridMemory.MinigridMemory_src.dataset import DataOptions, ensure_dataset, load_windows
-from MinigridMemory.MinigridMemory_src.env import check_size
+from MinigridMemory.MinigridMemory_src.env import PUBLISHED_CAP, check_size
+from MinigridMemory.MinigridMemory_src.layouts import Layouts
 from MinigridMemory.MinigridMemory_src.pictures import draw_run
 from MinigridMemory.MinigridMemory_src.spec import SPEC
 from RATE_model.cli import experiment
@@ -64,6 +65,12 @@ class TaskOptions:
     final_sizes: tuple[int, ...] = protocol.SIZES
     # Episodes per size
     eval_episodes: int = 100
+    # Mazes of an evaluation: own, those of the installed Minigrid for the seeds 0, 1, ...; published, those of the
+    # published evaluation for these seeds. Data is always collected in own ones
+    layouts: Layouts = "own"
+    # Steps after which the published metrics count an episode as failed: 96 in the paper's code; in the authors' newer
+    # code 500 for RATE and LSDT, 100 for other models
+    episode_timeout: int = PUBLISHED_CAP
     # DT and DTXL: steps that leave a full window at once when acting; 1 is the published protocol, more is faster
     slide: int = 1
 
@@ -71,6 +78,8 @@ class TaskOptions:
         """Raise a UserError for a value out of range."""
         at_least(1, context_length=self.context_length, segments=self.segments, slide=self.slide)
         at_most(MAX_STEPS, context_length=self.context_length, segments=self.segments)
+        at_least(1, episode_timeout=self.episode_timeout)
+        at_most(MAX_STEPS, episode_timeout=self.episode_timeout)
         protocol.check_episodes(eval_episodes=self.eval_episodes)
         for size in self.eval_sizes:
             check_size(size, flag="eval_sizes")
@@ -142,17 +151,19 @@ def evaluate(model: RATE, config: Config, seed: int, final: bool) -> dict[str, f
         seed=seed,
         slide=task.slide,
         precision=config.train.precision,
+        layouts=task.layouts,
+        cap=task.episode_timeout,
     )
-    results = protocol.metrics({size: played[size] for size in task.eval_sizes}, target_return=task.target_return)
+    shared = {"target_return": task.target_return, "cap": task.episode_timeout, "layouts": task.layouts}
+    results = protocol.metrics({size: played[size] for size in task.eval_sizes}, **shared)
     if final:
-        wanted = {size: played[size] for size in task.final_sizes}
-        results |= protocol.metrics(wanted, target_return=task.target_return, prefix="FINAL_")
+        results |= protocol.metrics({size: played[size] for size in task.final_sizes}, prefix="FINAL_", **shared)
     return results
 
 
 def check(config: Config, seed: int) -> Run:
     """The run of a seed, new or to be continued; nothing is created. Raises UserError if it cannot be."""
-    return experiment.check(config, run_directory(config, seed), seed)
+    return experiment.check(config, run_directory(config, seed), seed, before=protocol.BEFORE)
 
 
 def train(config: Config, run: Run) -> dict[str, float]:
@@ -160,7 +171,7 @@ def train(config: Config, run: Run) -> dict[str, float]:
     task = config.task
 
     def finish(model: RATE, result: dict[str, float]) -> None:
-        draw_run(run.directory, result)
+        draw_run(run.directory, result, cap=task.episode_timeout)
         sizes = task.eval_sizes if task.last_inference else ()
         success = "".join(f"success {result[f'Success_rate_l_{s}_expert_cap']:.2f} at size {s}, " for s in sizes)
         print(

@@ -3,7 +3,7 @@
 A script's configuration is a dataclass whose groups `train` and `run` are `TrainOptions` and `RunOptions`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,8 +35,11 @@ class Config(Protocol):
     run: RunOptions
 
 
-def check(config: Config, directory: Path, seed: int) -> Run:
-    """The run of a seed, new or to be continued; nothing is created. Raises UserError if it cannot be."""
+def check(config: Config, directory: Path, seed: int, *, before: Mapping[str, Any] | None = None) -> Run:
+    """The run of a seed, new or to be continued; nothing is created. Raises UserError if it cannot be.
+
+    `before` is what a run did that was made before it could record these flags.
+    """
     pick_device(config.run.device)
     return check_run(
         directory,
@@ -45,6 +48,7 @@ def check(config: Config, directory: Path, seed: int) -> Run:
         resume=config.run.resume,
         overwrite=config.run.overwrite,
         may_change=MAY_CHANGE,
+        before=before or {},
     )
 
 

@@ -70,14 +70,17 @@ class InferenceOptions:
             raise UserError(f"--output {self.output}: give a file in a folder that exists")
         writable(pictures=self.pictures)
 
-    def recorded(self) -> dict[str, Any]:
+    def recorded(self, before: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """The flags of the run that the checkpoint is of; none where it is of no run, as a converted one.
+
+        Args:
+            before: what a run did that was made before it could record these flags.
 
         Raises:
             UserError: there is no such checkpoint, or its run's config.yaml is damaged.
         """
         path = resolve_checkpoint(self.checkpoint).absolute().parent.parent / "config.yaml"
-        return respelt(load_yaml(path)) if path.exists() else {}
+        return {**(before or {}), **respelt(load_yaml(path))} if path.exists() else {}
 
     @property
     def window_slide(self) -> int:

@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -71,13 +71,15 @@ def check_run(
     overwrite: bool = False,
     may_change: Iterable[str] = (),
     may_grow: Iterable[str] = ("epochs",),
+    before: Mapping[str, Any] | None = None,
 ) -> Run:
     """The run in ``directory``, new or continued, for `open_run`; ``config`` is what options.to_flat_dict gives.
 
     ``resume``: "no" starts at the beginning; "auto" continues from the newest good checkpoint if there is one; a path
     (a run or a checkpoint, of this directory or another) continues from there. A run that is continued must have the
     configuration it was started with, but for the keys in ``may_change``, those that start with ``wandb_``, and those
-    in ``may_grow``, whose value may be larger.
+    in ``may_grow``, whose value may be larger. ``before`` is what a run did that was made before it could record these
+    keys.
 
     Nothing is created, changed or removed, so that data can be looked at before a run is opened. Raises UserError if
     the directory holds a checkpoint and neither resume nor overwrite is asked for, if there is nothing good to resume,
@@ -97,8 +99,9 @@ def check_run(
     checkpoint = _choose_checkpoint(directory, resume=resume, overwrite=overwrite)
     if checkpoint is not None:
         origin = checkpoint.parent.parent
+        started_with = {**(before or {}), **respelt(load_yaml(origin / "config.yaml"))}
         differing = _differences(
-            respelt(load_yaml(origin / "config.yaml")) | {"seed": _seed_of(origin, default=seed)},
+            started_with | {"seed": _seed_of(origin, default=seed)},
             yaml.load(recorded, Loader=CoreLoader) | {"seed": seed},
             may_change=frozenset(may_change),
             may_grow=frozenset(may_grow),

@@ -1,7 +1,9 @@
 """Minigrid-Memory: rules and pictures against Minigrid itself, many mazes against one, limits and pictures."""
 
+import hashlib
 import subprocess
 import sys
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -26,6 +28,8 @@ from MinigridMemory.MinigridMemory_src.env import (
 )
 from MinigridMemory.MinigridMemory_src.render import BEYOND, GAP, visible_columns
 from RATE_model.errors import UserError
+
+RECORDED = Path(__file__).parents[1] / "data" / "minigrid_layouts.npz"  # see tools/record_minigrid_layouts.py
 
 
 def busy_actions(rng, count):
@@ -195,6 +199,42 @@ def test_an_episode_is_its_seed():
     layouts = MinigridMemoryVectorEnv(100, 13)
     layouts.reset(seed=np.array(EVALUATION_SEEDS))
     assert EVALUATION_SEEDS == tuple(range(100)) and 30 < (layouts.cues == "key").sum() < 70
+
+
+def test_published_layouts_are_those_of_gym_minigrid():
+    """Six kinds of mazes of 100 seeds: where everything lies, every cell, and the first observation."""
+    with np.load(RECORDED) as recorded:
+        cases = [recorded[name] for name in ("sizes", "random_length", "layouts", "grids", "views")]
+    for size, random_length, layouts, grids, views in zip(*cases, strict=True):
+        size = int(size)
+        env = MinigridMemoryEnv(size, random_length=bool(random_length), layouts="published")
+        found, cells, seen = [], hashlib.sha256(), hashlib.sha256()
+        for seed in EVALUATION_SEEDS:
+            seen.update(env.reset(seed=seed)[0].tobytes())
+            maze = env._maze
+            cells.update(maze.grid.encode().tobytes())
+            end, north = maze.success_pos[0] - 1, (env.arm == "north") == (env.cue == "ball")
+            found.append((end, maze.agent_pos[0], env.cue == "ball", north))
+        np.testing.assert_array_equal(found, layouts)
+        assert (cells.hexdigest(), seen.hexdigest()) == (str(grids), str(views)), (size, random_length)
+
+
+def test_published_layouts_are_other_mazes_in_the_same_rules():
+    env, own = MinigridMemoryEnv(31, layouts="published"), MinigridMemoryEnv(31)
+    first = env.reset(seed=3)[0]
+    layout = env._maze.grid.encode()
+    own.reset(seed=3)
+    assert (own._maze.grid.encode() != layout).any()
+    mazes = MinigridMemoryVectorEnv(2, 31, layouts="published")
+    np.testing.assert_array_equal(mazes.reset(seed=[3, 4])[0][0], first)
+    np.testing.assert_array_equal(mazes._mazes[0]._maze.grid.encode(), layout)
+    other = {"key": "ball", "ball": "key"}[env.cue]
+    env.reset(seed=3, options={"cue": other})
+    assert env.cue == other and np.argwhere((env._maze.grid.encode() != layout).any(-1)).tolist() == [[1, 14]]
+    (_, reward, terminated, _, info), _ = walk_to_an_arm(env, env._maze, right_one=True)
+    assert terminated and reward > 0 and info == {"success": True}
+    with pytest.raises(UserError, match="layouts is 'old'; it must be 'own' or 'published'"):
+        MinigridMemoryEnv(31, layouts="old")
 
 
 def test_observations_belong_to_the_caller():

@@ -114,6 +114,26 @@ def test_what_the_expert_does_under_the_published_cap():
     assert SizeResult.of(expert_play(91, 100), expert_cap(91)).success_rate == 1
 
 
+def test_another_cap_and_other_layouts_are_played_and_read_off(experts, monkeypatch):
+    """A cap that is wider than the expert's is played to; no episode is cut off for a shorter one."""
+    model, limits = small_model(spec=SPEC), []
+
+    def mazes(rows, sizes, *, max_steps, **options):
+        limits.append(int(max_steps.max()))
+        return MinigridMemoryVectorEnv(rows, sizes, max_steps=max_steps, **options)
+
+    monkeypatch.setattr(protocol, "MinigridMemoryVectorEnv", mazes)
+    for cap in (10, 500):
+        played = play(model, [91], episodes=12, layouts="published", cap=cap)
+        assert same(played[91], expert_play(91, 12, layouts="published"))
+        assert not same(played[91], expert_play(91, 12))
+        found = metrics(played, target_return=0.96, cap=cap, layouts="published")
+        rate = SizeResult.of(played[91], cap).success_rate
+        assert found["Success_rate_l_91"] == found["Expert_success_rate_l_91"] == rate == (cap == 500)
+        assert found["Success_rate_l_91_expert_cap"] == 1
+    assert limits == [196, 500]
+
+
 # --- names, seeds ---
 
 

@@ -1,6 +1,7 @@
 """Evaluating a checkpoint from the command line."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -8,7 +9,9 @@ pytest.importorskip("minigrid")
 
 from MinigridMemory.MinigridMemory_src import inference_minigridmemory, train_minigridmemory
 from MinigridMemory.MinigridMemory_src.evaluate import expert_play
+from MinigridMemory.MinigridMemory_src.spec import SPEC
 from RATE_model.acting.actor import knock_out_memory
+from RATE_model.cli.inference import InferenceOptions
 from tests import commands
 from tests.minigrid_runs import only_run, train
 from tests.small_models import VECTOR, save_small_model, small_model
@@ -34,6 +37,7 @@ def test_a_run_is_evaluated_as_it_evaluated_itself_with_the_expert_beside(run, t
     infer("--checkpoint", run, "--sizes", 7, 9, "--episodes", 3, *drawn, "--output", output)
     printed = capsys.readouterr().out
     document = json.loads(output.read_text())
+    assert (document["layouts"], document["episode_timeout"]) == ("published", 96)
     assert document["checkpoint"] == str(run) and document["episodes"] == 3 and [*document["results"]] == ["7", "9"]
     final = json.loads((run / "eval" / "final.json").read_text())
     rows = [line.split() for line in printed.splitlines()]
@@ -53,15 +57,15 @@ def test_a_run_is_evaluated_as_it_evaluated_itself_with_the_expert_beside(run, t
 def test_the_expert_beside_is_capped_too(run, monkeypatch, capsys):
     """The results are the expert's own here, in corridors of fixed length: none of 61 fits 96 steps."""
 
-    def play(model, sizes, *, episodes, random_length, **options):
-        return {size: expert_play(size, episodes, random_length) for size in sizes}
+    def play(model, sizes, *, episodes, random_length, layouts, **options):
+        return {size: expert_play(size, episodes, random_length, layouts) for size in sizes}
 
     monkeypatch.setattr(inference_minigridmemory.protocol, "play", play)
     options = inference_minigridmemory.parse_options(
         inference_minigridmemory.Options,
         argv=["--checkpoint", str(run), *"--sizes 61 --episodes 4 --random_length false --device cpu".split()],
     )
-    found = inference_minigridmemory.evaluate(options)[61]
+    found = inference_minigridmemory.evaluate(options.completed())[61]
     assert found["success_rate"] == 1 > found["success_rate_capped"] == found["expert_success_rate_capped"]
 
 
@@ -78,17 +82,37 @@ def test_flags_reach_the_evaluation(run, tmp_path, monkeypatch, capsys):
     infer(
         *("--checkpoint", run, "--sizes", 7, 501, "--episodes", 20, "--knock_out", "--slide", 3, "--seed", 4),
         *("--random_length", "false", "--target_return", 0.5, "--use_argmax", "false", "--precision", "bf16"),
+        *("--layouts", "own", "--episode_timeout", 500),
     )
     defaults, given = asked
     assert defaults == dict(
         sizes=[11, 21, 31, 41, 51, 61, 71, 81, 91, 151, 301, 501], episodes=100, random_length=True, greedy=True,
-        target_return=0.96, transform_memory=None, slide=1, seed=0, precision="32",
+        target_return=0.96, transform_memory=None, slide=1, seed=0, precision="32", layouts="published", cap=96,
     )  # fmt: skip
     assert given == dict(
         sizes=[7, 501], episodes=20, random_length=False, greedy=False, target_return=0.5,
-        transform_memory=knock_out_memory, slide=3, seed=4, precision="bf16",
+        transform_memory=knock_out_memory, slide=3, seed=4, precision="bf16", layouts="own", cap=500,
     )  # fmt: skip
-    assert "memory knocked out" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "in own layouts, memory knocked out" in printed and "cap of 500 steps" in printed
+
+
+def test_what_is_not_given_is_as_in_the_run(tmp_path):
+    """A run that was made before these flags played own mazes; a checkpoint of no run is evaluated as published."""
+    save_small_model(small_model(spec=SPEC), tmp_path)
+    options = inference_minigridmemory.Options(InferenceOptions(checkpoint=tmp_path))
+    config = tmp_path / "config.yaml"
+    recorded = {
+        "layouts: published\nepisode_timeout: 500\ntarget_return: 0.5\n": (0.5, "published", 500),
+        "target_return: 0.5\n": (0.5, "own", 96),
+        None: (0.96, "published", 96),
+    }
+    for text, expected in recorded.items():
+        config.unlink(missing_ok=True) if text is None else config.write_text(text)
+        done = options.completed()
+        assert (done.target_return, done.layouts, done.episode_timeout) == expected, text
+    given = replace(options, layouts="own", episode_timeout=7, target_return=0.1)
+    assert given.completed() == given
 
 
 def test_curves_and_videos_are_made(run, tmp_path, capsys):
@@ -107,6 +131,8 @@ MISTAKES = {
     "no size": ("--sizes", "--sizes needs a value"),
     "no episode": ("--episodes 0", "--episodes 0: must be at least 1"),
     "episodes that are data": ("--episodes 10001", "--episodes 10001: must be at least 1 and at most 10000"),
+    "no time": ("--episode_timeout 0", "--episode_timeout 0: must be at least 1"),
+    "layouts": ("--layouts old", "--layouts old"),
     "no slide": ("--slide 0", "--slide 0: must be at least 1"),
     "videos": ("--video -1", "--video -1: must be at least 0"),
     "videos of data": ("--video 10001", "--video 10001: must be at most 10000"),

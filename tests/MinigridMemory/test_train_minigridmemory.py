@@ -90,6 +90,7 @@ def test_all_published_flags_and_settings_have_their_defaults(capsys):
         ckpt_epoch=25, online_inference=True, last_inference=True, context_length=10, segments=3, n_layer=8, n_head=10,
         d_model=64, dropout=0.2, dropatt=0.05, use_argmax=False, target_return=0.96, eval_sizes=[31, 91],
         final_sizes=[11, 21, 31, 41, 51, 61, 71, 81, 91], eval_episodes=100, trajectories=10_000,
+        layouts="published", episode_timeout=96,
     )  # fmt: skip
     found = commands.printed_config(capsys, train_minigridmemory.main, [])
     assert {name: found[name] for name in published} == published
@@ -195,14 +196,23 @@ def test_sizes_and_actions_are_what_the_flags_ask_for(monkeypatch):
         return dict.fromkeys(sizes)
 
     monkeypatch.setattr(train_minigridmemory.protocol, "play", play)
-    monkeypatch.setattr(train_minigridmemory.protocol, "metrics", lambda played, *, prefix="", **rest: {prefix: played})
+    shared = dict(target_return=0.5, cap=500, layouts="own")
+
+    def metrics(played, *, prefix="", **given):
+        assert given == shared
+        return {prefix: played}
+
+    monkeypatch.setattr(train_minigridmemory.protocol, "metrics", metrics)
     config = train_minigridmemory.read_config(
-        "--eval_sizes 9 31 --final_sizes 11 31 --eval_episodes 7 --target_return 0.5 --precision bf16".split()
+        "--eval_sizes 9 31 --final_sizes 11 31 --eval_episodes 7 --target_return 0.5 --precision bf16 "
+        "--layouts own --episode_timeout 500".split()
     )
     assert train_minigridmemory.evaluate(None, config, 5, False) == {"": {9: None, 31: None}}
     final = train_minigridmemory.evaluate(None, config, 5, True)
     assert {prefix: list(played) for prefix, played in final.items()} == {"": [9, 31], "FINAL_": [11, 31]}
-    options = dict(episodes=7, target_return=0.5, greedy=False, seed=5, slide=1, precision="bf16")
+    options = dict(
+        episodes=7, target_return=0.5, greedy=False, seed=5, slide=1, precision="bf16", layouts="own", cap=500
+    )  # fmt: skip
     assert asked == [([9, 31], options), ([9, 11, 31], options)], "a size that is in both is played once"
 
 
@@ -275,6 +285,8 @@ MISTAKES = {
     "even sizes at checkpoints": ("--eval_sizes 31 90", ("--eval_sizes 90", "odd")),
     "small sizes at the end": ("--final_sizes 5", ("--final_sizes 5", "7 to 2001")),
     "preset": ("--preset clean_51", ("--preset", "clean_51", "published_41")),
+    "no time": ("--episode_timeout 0", ("--episode_timeout 0", "at least 1")),
+    "layouts": ("--layouts old", ("--layouts old", "own, published")),
     "no episodes": ("--eval_episodes 0", ("--eval_episodes 0", "at least 1")),
     "episodes that are data": ("--eval_episodes 10001", ("--eval_episodes 10001", "at most 10000")),
     "no context": ("--context_length 0", ("--context_length 0", "at least 1")),

@@ -166,6 +166,17 @@ def test_a_run_with_earlier_spellings_is_resumed(tmp_path: Path) -> None:
         begin(tmp_path, resume="auto", config=config | {"segments": 4})
 
 
+def test_a_run_from_before_a_flag_did_what_is_said_of_it(tmp_path: Path) -> None:
+    save(begin(tmp_path, config={"layouts": "own"}), 5)
+    (tmp_path / "config.yaml").write_text("epochs: 1\n")
+    both = {"config": {"epochs": 1, "layouts": "own"}, "resume": "auto"}
+    with pytest.raises(UserError, match="layouts was None, now own"):
+        begin(tmp_path, **both)
+    with pytest.raises(UserError, match="layouts was published, now own"):
+        begin(tmp_path, **both, before={"layouts": "published"})
+    assert begin(tmp_path, **both, before={"layouts": "own"}).checkpoint is not None
+
+
 def test_another_seed_is_another_run(tmp_path: Path) -> None:
     save(begin(tmp_path), 5)
     with pytest.raises(UserError, match="seed was 1, now 2"):
