@@ -1,6 +1,5 @@
 """What both benchmarks need: interleaved timing, the speed of matrix products, peak memory, the machine, tables."""
 
-import json
 import multiprocessing
 import os
 import platform
@@ -17,8 +16,9 @@ from typing import Any
 
 import torch
 
+from RATE_model.cli.limits import writable_file
 from RATE_model.errors import UserError
-from RATE_model.system.atomic import atomic_write_text
+from RATE_model.system.atomic import atomic_write_json, atomic_write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "benchmarks" / "README.md"
@@ -177,7 +177,7 @@ def publish(name: str, text: str, result: Mapping[str, Any], *, output: Path | N
     """Print the text, write the JSON, and put the text between the marks of this benchmark in README.md."""
     print(f"\n{text}")
     if output is not None:
-        atomic_write_text(output, json.dumps(result, indent=2) + "\n")
+        atomic_write_json(output, result)
     if update_readme:
         atomic_write_text(README, between_marks(README.read_text(encoding="utf-8"), name, text))
 
@@ -196,5 +196,4 @@ def between_marks(page: str, name: str, text: str) -> str:
 
 def check_output(output: Path | None) -> None:
     """Raise `UserError` before minutes are spent on figures that cannot be written."""
-    if output is not None and (output.is_dir() or not os.access(output.resolve().parent, os.W_OK)):
-        raise UserError(f"--output {output}: must be a file in an existing directory that can be written to")
+    writable_file(output=output)

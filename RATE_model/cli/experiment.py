@@ -3,6 +3,7 @@
 A script's configuration is a dataclass whose groups `train` and `run` are `TrainOptions` and `RunOptions`.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from RATE_model.cli.options import to_flat_dict
+from RATE_model.cli.options import load_yaml, to_flat_dict
 from RATE_model.cli.settings import MAY_CHANGE, CurriculumOptions, RunOptions, TrainOptions
 from RATE_model.data.windows import EpochSampler, WindowDataset
 from RATE_model.memories.rate.config import ModelConfig
@@ -19,11 +20,11 @@ from RATE_model.spec import EnvironmentSpec
 from RATE_model.system.interrupts import Interrupts
 from RATE_model.system.precision import pick_device
 from RATE_model.training.curriculum import AdaptiveStages, FixedStages
-from RATE_model.training.loop import Evaluate, Fit, StageData
+from RATE_model.training.loop import Evaluate, Fit, StageData, load_to_resume
 from RATE_model.training.optimization import Schedule, decay_over
 from RATE_model.training.runs import Run, check_run, open_run, run_seeds
 from RATE_model.training.tracking import Tracker
-from RATE_model.training.trainer import BatchMetrics, Trainer, optimizer_steps
+from RATE_model.training.trainer import BatchMetrics, Trainer, TrainingDiverged, optimizer_steps
 
 _CALIBRATION_IMAGES = 128
 
@@ -147,7 +148,7 @@ def train_run(
 
     Raises:
         UserError: before the run is created, for what is wrong with the sizes of the model.
-        Interrupted, TrainingDiverged: see `Fit`.
+        Interrupted, TrainingDiverged: see `Fit`; also where the last validation loss is not finite.
     """
     device = pick_device(config.run.device)
     torch.manual_seed(run.seed)
@@ -155,7 +156,10 @@ def train_run(
     if config.train.calibrate:
         network.encoder.calibrate(_some_observations(data(curriculum.segments)[0], device))
 
-    # Whatever is wrong with flags, data or sizes was found by now.
+    if run.checkpoint is not None:
+        load_to_resume(run.checkpoint, network)
+
+    # Whatever is wrong with flags, data, sizes or the checkpoint was found by now.
     flat, directory = config.run.recorded(to_flat_dict(config)), run.directory
     open_run(run, config=flat)
     prepare(directory)
@@ -170,9 +174,19 @@ def train_run(
     )
     with tracker, Interrupts() as interrupts:
         fit = Fit(
-            trainer, curriculum, data, run=run, tracker=tracker, seed=run.seed, evaluate=evaluate, interrupts=interrupts
+            trainer,
+            curriculum,
+            data,
+            run=run,
+            tracker=tracker,
+            seed=run.seed,
+            evaluate=evaluate,
+            interrupts=interrupts,
+            flags=load_yaml(directory / "config.yaml"),
         )
         result = fit()
     finish(network.eval(), result)
     interrupts.stop()  # asked for during the last evaluation: no further seed begins
+    if not math.isfinite(result["validation_loss"]):
+        raise TrainingDiverged(f"{directory}: the last validation loss is not finite, though the weights are")
     return result

@@ -1,20 +1,19 @@
 """What every inference script has in common: the flags that name a checkpoint and where results go."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from RATE_model.acting.actor import MemoryTransform, knock_out_memory
-from RATE_model.cli.limits import at_least, writable
+from RATE_model.cli.limits import at_least, writable, writable_file
 from RATE_model.cli.options import Boolean, load_yaml
 from RATE_model.cli.settings import Precision
 from RATE_model.cli.spellings import respelt
-from RATE_model.errors import UserError
+from RATE_model.errors import UserError, reason_of
 from RATE_model.memories.rate.model import RATE
 from RATE_model.spec import EnvironmentSpec
-from RATE_model.system.atomic import atomic_write_text
+from RATE_model.system.atomic import atomic_write_json
 from RATE_model.system.precision import pick_device
 from RATE_model.training.checkpoints import resolve_checkpoint
 from RATE_model.training.loop import load_model
@@ -66,8 +65,7 @@ class InferenceOptions:
         if self.checkpoint is None:
             raise UserError("--checkpoint is missing: give a run directory or a checkpoint")
         at_least(1, slide=self.slide)
-        if self.output is not None and (self.output.is_dir() or not self.output.absolute().parent.is_dir()):
-            raise UserError(f"--output {self.output}: give a file in a folder that exists")
+        writable_file(output=self.output)
         writable(pictures=self.pictures)
 
     def recorded(self, before: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -110,6 +108,6 @@ class InferenceOptions:
             return
         try:
             document = {"checkpoint": str(self.checkpoint), "knock_out": self.knock_out, **results}
-            atomic_write_text(self.output, json.dumps(document, indent=2) + "\n")
+            atomic_write_json(self.output, document)
         except OSError as error:
-            raise UserError(f"--output {self.output} cannot be written: {error.strerror}") from error
+            raise UserError(f"--output {self.output} cannot be written: {reason_of(error)}") from error

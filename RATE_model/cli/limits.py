@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from RATE_model.errors import UserError
+from RATE_model.system.atomic import is_no_file
 
 # No size of a model, and no number of steps seen at once, is meant to be larger; memory would run out first.
 MAX_SIZE = 65_536
@@ -26,6 +27,20 @@ def at_most(maximum: float, **values: float | None) -> None:
     for name, value in values.items():
         if value is not None and value > maximum:
             raise UserError(f"--{name} {value}: must be at most {maximum}")
+
+
+def writable_file(**files: Path | None) -> None:
+    """Raise `UserError` for the first flag that names no file, or one that cannot be written; nothing is created."""
+    for name, file in files.items():
+        if file is None:
+            continue
+        folder = Path(os.path.abspath(file)).parent
+        if os.path.isdir(file) or not os.path.isdir(folder):
+            raise UserError(f"--{name} {file}: give a file in a folder that exists")
+        if len(os.fsencode(file.name)) > 250:  # a temporary name is longer
+            raise UserError(f"--{name} {file}: the name is too long; give a shorter one")
+        if not os.access(file if is_no_file(file) else folder, os.W_OK):
+            raise UserError(f"--{name} {file}: is not writable; give another file")
 
 
 def writable(**folders: Path | None) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 from RATE_model.acting.rollout import mean_and_error
 from RATE_model.cli.limits import at_least, writable
 from RATE_model.errors import UserError
-from RATE_model.system.atomic import atomic_write_text
+from RATE_model.system.atomic import atomic_write_json, atomic_write_text
 from RATE_model.training.runs import Run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -153,7 +153,7 @@ def table(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
 def write_results(name: str, title: str, document: Mapping[str, Any], text: str, options: StudyOptions) -> None:
     """NAME.json, and the part of NAME.md between the two marks; what people wrote around it stays."""
     options.results_dir.mkdir(parents=True, exist_ok=True)
-    atomic_write_text(options.results_dir / f"{name}.json", json.dumps(document, indent=1) + "\n")
+    atomic_write_json(options.results_dir / f"{name}.json", document, indent=1)
     page = options.results_dir / f"{name}.md"
     old = page.read_text() if page.exists() else f"# {title}\n\n{BEGIN}\n{END}\n"
     before, _, rest = old.partition(BEGIN)

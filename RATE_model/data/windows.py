@@ -25,6 +25,7 @@ from RATE_model.data.frames import Frames, FrameStack
 from RATE_model.data.trajectories import Learn, TrajectoryFile
 from RATE_model.errors import UserError
 
+_FINGERPRINT_STEPS = 64
 IN_MEMORY_BYTES = 2**30  # data up to this size is loaded, larger data is read window by window
 
 
@@ -266,11 +267,20 @@ class WindowDataset(Dataset):
 
     @cached_property
     def fingerprint(self) -> str:
-        """A digest of what is learned from, but for the observations: the same for the same data at another place."""
+        """A digest of what is learned from: the same for the same data at another place.
+
+        Two parts, joined by a colon: of everything but the observations, and of some steps' observations. A file's own
+        checksums would not do for the second: they tell apart what was only stored in another way.
+        """
         digest = hashlib.blake2b(digest_size=16)
         for array in (self.windows, self._actions, self._returns, *(() if self._labels is None else (self._labels,))):
             digest.update(np.ascontiguousarray(array))
-        return digest.hexdigest()
+        some = hashlib.blake2b(digest_size=16)
+        for number in np.unique(np.linspace(0, len(self) - 1, _FINGERPRINT_STEPS).astype(int)):
+            index, start, length = self.windows[number].tolist()
+            step = start + number % length
+            some.update(np.ascontiguousarray(self.files[index].read(step, step + 1)[0]))
+        return f"{digest.hexdigest()}:{some.hexdigest()}"
 
     def __len__(self) -> int:
         return len(self.windows)

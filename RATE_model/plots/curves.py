@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -11,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from RATE_model.errors import UserError
+from RATE_model.errors import UserError, reason_of
 from RATE_model.plots.style import COLOURS, GREY, save, style
 
 _VALIDATION = {"marker": "o", "markersize": 5.5, "markerfacecolor": "white", "markeredgewidth": 1.4}
@@ -43,25 +44,30 @@ def plot_curves(
 
 
 def read_metrics(path: Path) -> list[dict[str, float | None]]:
-    """The lines of a metrics.jsonl. A last line that was cut off by a crash is left out.
+    """The lines of a metrics.jsonl. Damaged ones are left out, which is said but of a last line cut off by a crash.
 
     Raises:
-        UserError: the file is missing, or holds something else.
+        UserError: the file is missing, or has lines and none of metrics.
     """
     try:
-        lines = Path(path).read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the metrics {path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    rows = []
+        lines = Path(path).read_text(errors="replace").splitlines()
+    except OSError as error:
+        raise UserError(f"the metrics {path} cannot be read: {reason_of(error)}") from error
+    rows, damaged = [], []
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
             row["step"] = int(row["step"])
-        except (ValueError, KeyError, TypeError) as error:
-            if number == len(lines):
-                break
-            raise UserError(f"{path}, line {number} is not a line of metrics (an object with a step)") from error
+        except (ValueError, KeyError, TypeError):
+            damaged += [number] if number < len(lines) else []
+            continue
         rows.append(row)
+    if damaged and not rows:
+        raise UserError(f"{path} holds no line of metrics (an object with a step)")
+    if damaged:
+        print(
+            f"warning: {path}: {len(damaged)} damaged lines, the first is line {damaged[0]}; left out", file=sys.stderr
+        )
     return rows
 
 

@@ -1,14 +1,22 @@
 """Files that are there whole or not at all, whatever kills the process or the machine while they are written."""
 
+import json
+import math
 import os
+import sys
 from pathlib import Path
+from typing import Any
 
 
 def atomic_write_bytes(path: Path, data: bytes) -> None:
     """Writes ``data`` to ``path`` so that a reader sees the old content or the new, never a part; raises OSError.
 
     The data goes to ``<name>.tmp`` in the same directory, reaches the disk, and takes the name's place in one step.
+    What is no file, such as /dev/stdout or a pipe, is not replaced: the data is written to it.
     """
+    if is_no_file(path):
+        _append(path, data)
+        return
     temporary = path.with_name(f"{path.name}.tmp")
     try:
         write_durably(temporary, data)
@@ -22,6 +30,47 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
 def atomic_write_text(path: Path, text: str) -> None:
     """As atomic_write_bytes, for text in UTF-8."""
     atomic_write_bytes(path, text.encode())
+
+
+def atomic_write_json(path: Path, document: Any, *, indent: int | None = 2) -> None:
+    """As atomic_write_text, for plain data. JSON has no NaN and no infinity: null stands for them, and it is said."""
+    missing: list[str] = []
+    text = json.dumps(_finite(document, "", missing), indent=indent, allow_nan=False)
+    atomic_write_text(path, text + "\n")
+    if missing:
+        names = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+        print(f"warning: {path}: {names}: not a finite number, written as null", file=sys.stderr)
+
+
+def is_no_file(path: Path) -> bool:
+    """Whether ``path`` is there and is written to rather than replaced: a device, a pipe, or a name of an open file."""
+    return os.path.exists(path) and (
+        not (os.path.isfile(path) or os.path.isdir(path))
+        or Path(os.path.abspath(path)).parts[1:2] in (("dev",), ("proc",))
+    )
+
+
+def _append(path: Path, data: bytes) -> None:
+    """Writes to what is there; an open file named by /dev/stdout keeps what was printed before."""
+    sys.stdout.flush()
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
+    try:
+        while data:
+            data = data[os.write(descriptor, data) :]
+    finally:
+        os.close(descriptor)
+
+
+def _finite(value: Any, name: str, missing: list[str]) -> Any:
+    """The value with None for what is not finite, whose names are added to ``missing``."""
+    if isinstance(value, dict):
+        return {key: _finite(item, f"{name}.{key}" if name else str(key), missing) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item, f"{name}[{index}]", missing) for index, item in enumerate(value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        missing.append(name or "the value")
+        return None
+    return value
 
 
 def write_durably(path: Path, data: bytes) -> None:

@@ -137,8 +137,21 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         path = path.with_suffix(".old")
     if damage := find_damage(path):
         raise UserError(f"checkpoint {path} cannot be used: {damage}")
-    training = torch.load(io.BytesIO((path / TRAINING).read_bytes()), map_location="cpu", weights_only=True)
-    return safetensors.torch.load((path / MODEL).read_bytes()), training
+    content: list[Any] = []
+    for name, read in ((MODEL, safetensors.torch.load), (TRAINING, _deserialised)):
+        try:
+            content.append(read((path / name).read_bytes()))
+        except OSError:
+            raise
+        except Exception as error:  # of many kinds: this file was written by something else
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise UserError(
+                f"checkpoint {path} cannot be used: {name} is not a file of this project ({reason})"
+            ) from None
+    weights, training = content
+    if not isinstance(training, dict):
+        raise UserError(f"checkpoint {path} cannot be used: {TRAINING} holds no state of training")
+    return weights, training
 
 
 def has_checkpoints(directory: Path) -> bool:
@@ -170,11 +183,15 @@ def _serialised(training_state: dict[str, Any]) -> bytes:
     buffer = io.BytesIO()
     torch.save(training_state, buffer)
     try:
-        torch.load(io.BytesIO(buffer.getvalue()), weights_only=True)
+        _deserialised(buffer.getvalue())
     except Exception as error:
         reason = next((line for line in str(error).splitlines() if "GLOBAL" in line), str(error))
         raise TypeError(f"training_state must be plain data, it could not be read back: {reason}") from error
     return buffer.getvalue()
+
+
+def _deserialised(data: bytes) -> Any:
+    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
 
 
 def _write(final: Path, step: int, payload: dict[str, bytes]) -> None:

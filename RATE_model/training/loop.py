@@ -4,10 +4,13 @@ A run that is interrupted at any point and resumed goes through the same states 
 batches depend on is in a checkpoint, and checkpoints are taken between batches.
 """
 
+import math
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,11 +23,12 @@ from RATE_model.memories.rate.config import ModelConfig
 from RATE_model.memories.rate.model import RATE
 from RATE_model.spec import EnvironmentSpec
 from RATE_model.system.interrupts import Interrupted, Interrupts, stop_if_asked
-from RATE_model.training.checkpoints import load_checkpoint, save_checkpoint, tag_checkpoint
+from RATE_model.training.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint, tag_checkpoint
 from RATE_model.training.curriculum import AdaptiveStages, FixedStages
+from RATE_model.training.optimization import not_finite
 from RATE_model.training.runs import Run
 from RATE_model.training.tracking import Tracker
-from RATE_model.training.trainer import Trainer
+from RATE_model.training.trainer import Trainer, TrainingDiverged
 
 # Segments of a stage -> training and validation windows.
 StageData = Callable[[int], tuple[WindowDataset, WindowDataset]]
@@ -46,6 +50,7 @@ class Fit:
         seed: of the order of batches.
         evaluate: called at checkpoints and at the end; must leave torch's global random state alone.
         interrupts: asked between batches whether to stop.
+        flags: of the run, as in its config.yaml; checkpoints hold them too.
     """
 
     def __init__(
@@ -59,11 +64,12 @@ class Fit:
         seed: int,
         evaluate: Evaluate | None = None,
         interrupts: Interrupts | None = None,
+        flags: dict[str, Any] | None = None,
     ) -> None:
         self.trainer, self.curriculum, self.data = trainer, curriculum, data
         self.run, self.tracker, self.seed = run, tracker, seed
         self.evaluate, self.interrupts = evaluate, interrupts
-        self.options = trainer.options
+        self.options, self.flags = trainer.options, flags or {}
         # Position: `batch` batches of epoch `epoch` of the present stage are done.
         self.epoch = self.batch = self.epochs_done = 0
         # Wall-clock time spent training by earlier starts of the run, and when this one began.
@@ -77,6 +83,13 @@ class Fit:
             self._resume()
 
     def __call__(self) -> dict[str, Any]:
+        """`_train_to_the_end`; training that diverged says how to go on."""
+        try:
+            return self._train_to_the_end()
+        except TrainingDiverged as error:
+            raise TrainingDiverged(f"{error}. {self._way_out()}") from error
+
+    def _train_to_the_end(self) -> dict[str, Any]:
         """Train to the end; the result of the last validation and evaluation, also in eval/final.json.
 
         Raises:
@@ -89,6 +102,7 @@ class Fit:
         while not self.curriculum.finished:
             self._stage()
         self._log(self.curriculum.segments)
+        self._check_finite()
         with self._saved_if_interrupted(self.curriculum.segments, FINAL):
             result = self._validate(self.curriculum.segments) | {"optimizer_steps": self.trainer.step}
         if isinstance(self.curriculum, AdaptiveStages):
@@ -171,8 +185,11 @@ class Fit:
     def _check_point(self, segments: int, name: str) -> None:
         """Validate, evaluate and save."""
         self._log(segments)
+        self._check_finite()
         with self._saved_if_interrupted(segments, name):
             result = self._validate(segments) | self._evaluate(final=False)
+        if not math.isfinite(result["validation_loss"]):
+            print(f"warning: the validation loss is not finite at step {self.trainer.step}", file=sys.stderr)
         self.tracker.log(result, self.trainer.step)
         self.run.write_evaluation(name, result)
         improved = self._improved(result)
@@ -232,11 +249,13 @@ class Fit:
 
     def _save(self, *, best: bool = False) -> None:
         """A checkpoint of everything that the next batch depends on."""
-        self.trainer.check_finite()
+        self._check_finite()
         model = self.trainer.model
         state = {
             "config": asdict(model.config),
             "spec": asdict(model.spec),
+            "flags": self.flags,
+            "seed": self.seed,
             "trainer": self.trainer.state_dict(),
             "curriculum": self.curriculum.state_dict(),
             "data": self._fingerprint(),
@@ -247,6 +266,7 @@ class Fit:
             "is_best": best,
             "seconds": self.seconds + time.perf_counter() - self._started,
             "metrics_position": self.tracker.position(),
+            "metrics_digest": self.tracker.digest(),
         }
         save_checkpoint(
             self.run.checkpoints,
@@ -262,24 +282,89 @@ class Fit:
         training, _ = self.data(self.curriculum.segments)
         return training.fingerprint
 
+    def _check_finite(self) -> None:
+        """Raise `TrainingDiverged` rather than save, or measure, a model that is lost."""
+        self.trainer.check_finite()
+        if what := not_finite(self.trainer.model, self.trainer.optimizer):
+            raise TrainingDiverged(f"the {what} are not finite after optimizer step {self.trainer.step}")
+
+    def _way_out(self) -> str:
+        """What to do when training has diverged."""
+        advice = "a lower --learning_rate, more --warmup_steps or --precision 32"
+        good = find_checkpoint(self.run.checkpoints)
+        if good is None:
+            return f"No checkpoint was saved yet; start again with {advice}"
+        return (
+            f"The last checkpoint, {good}, is intact: go on from it under another name with --resume "
+            f"{self.run.directory}, another --text, and {advice}"
+        )
+
     def _resume(self) -> None:
         """Take up the run's checkpoint."""
-        weights, state = load_checkpoint(self.run.checkpoint)
-        self.trainer.model.load_state_dict(weights)
-        self.trainer.load_state_dict(state["trainer"])
-        self.curriculum.load_state_dict(state["curriculum"])
-        if state["data"] != self._fingerprint():
+        path = self.run.checkpoint
+        weights, state = load_to_resume(path, self.trainer.model)
+        planned = self.trainer.schedule.decay_start
+        try:
+            self.trainer.model.load_state_dict(weights)
+            self.trainer.load_state_dict(state["trainer"])
+            self.curriculum.load_state_dict(state["curriculum"])
+            position = {name: state["position"][name] for name in ("epoch", "batch", "epochs_done")}
+            self._due, self._pending = state.get("due"), list(state["pending"])
+            self._best, self.seconds = float(state["best"]), float(state["seconds"])
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise _unusable(path, error) from None
+        if planned is not None:  # it follows from the flags, which may have another warm-up under another name
+            self.trainer.schedule.decay_start = planned
+        known, now = str(state["data"]), self._fingerprint()
+        if known not in (now, now.partition(":")[0]):  # older ones say nothing of the observations
             raise UserError(
                 f"{self.run.directory} was trained on other data than is there now; give it its own, or begin a new "
                 "run with --overwrite true or another --text"
             )
-        for name, value in state["position"].items():
+        for name, value in position.items():
             setattr(self, name, value)
-        self._due = state.get("due")
-        self._pending, self._best, self.seconds = list(state["pending"]), state["best"], state["seconds"]
-        self.tracker.truncate(state["metrics_position"])
-        if state["is_best"]:  # the process may have died between the checkpoint and its tag
-            tag_checkpoint(self.run.checkpoint, BEST)
+        self.tracker.truncate(state["metrics_position"], step=self.trainer.step, digest=state.get("metrics_digest"))
+        if (
+            state["is_best"] and path.parent == self.run.checkpoints
+        ):  # the process may have died between the checkpoint and its tag
+            tag_checkpoint(path, BEST)
+
+
+# What a checkpoint must hold for training to continue.
+_RESUMED = ["trainer", "curriculum", "data", "position", "pending", "best", "is_best", "seconds", "metrics_position"]
+
+
+def load_to_resume(path: Path, model: RATE) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """As `load_checkpoint`, for training that is to go on with this model.
+
+    Raises:
+        UserError: the checkpoint is damaged, of another model, not finite, or one that training cannot continue from.
+    """
+    weights, state = load_checkpoint(path)
+    if missing := [name for name in _RESUMED if name not in state]:
+        raise UserError(
+            f"checkpoint {path} has no '{missing[0]}', as one that was converted: it can be evaluated, not resumed"
+        )
+    expected = {name: value.shape for name, value in model.state_dict().items()}
+    differing = [
+        name for name in (*expected, *weights) if getattr(weights.get(name), "shape", None) != expected.get(name)
+    ]
+    if differing:
+        raise UserError(f"checkpoint {path} cannot be resumed: its weight {differing[0]} is not of this model")
+    _check_weights(path, weights)
+    return weights, state
+
+
+def _check_weights(path: Path, weights: dict[str, Tensor]) -> None:
+    if lost := [name for name, value in weights.items() if not value.isfinite().all()]:
+        raise UserError(f"checkpoint {path} cannot be used: {lost[0]} is infinite or NaN; use an earlier one")
+
+
+def _unusable(path: Path, error: Exception) -> UserError:
+    if isinstance(error, KeyError):
+        return UserError(f"checkpoint {path} is not a checkpoint of this project: it has no {error}")
+    reason = " ".join(str(error).split())[:300]  # PyTorch lists every weight on a line of its own
+    return UserError(f"checkpoint {path} is not a checkpoint of this project: {reason}")
 
 
 def _until_asked(batches: Iterator[Any]) -> Iterator[Any]:
@@ -300,9 +385,7 @@ def load_model(path: Any, *, device: torch.device | str = "cpu") -> RATE:
         spec = {name: tuple(value) if isinstance(value, list) else value for name, value in state["spec"].items()}
         model = RATE(ModelConfig(**state["config"]), EnvironmentSpec(**spec))
         model.load_state_dict(weights)
-    except KeyError as error:
-        raise UserError(f"checkpoint {path} holds no model of this project: it has no {error}") from None
-    except (AttributeError, RuntimeError, TypeError, UserError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]  # PyTorch lists every weight on a line of its own
-        raise UserError(f"checkpoint {path} holds no model of this project: {reason}") from None
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, UserError, ValueError) as error:
+        raise _unusable(path, error) from None
+    _check_weights(path, weights)
     return model.to(device).eval()

@@ -21,6 +21,16 @@ def make_optimizer(
     return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)
 
 
+def not_finite(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> str | None:
+    """What of a model, and of its optimizer's state, is infinite or NaN, in words; None where everything is finite."""
+    state = [] if optimizer is None else [value for held in optimizer.state.values() for value in held.values()]
+    for what, values in (("weights", model.state_dict().values()), ("state of the optimizer", state)):
+        finite = [value.isfinite().all() for value in values if torch.is_tensor(value)]
+        if not all(torch.stack([flag.to(finite[0].device) for flag in finite]).tolist() if finite else []):
+            return what
+    return None
+
+
 @dataclass
 class Schedule:
     """The learning rate as a fraction of its peak: linear warm-up, a plateau, decay to an end value, then constant.

@@ -29,7 +29,7 @@ from RATE_model.cli.core_yaml import CoreLoader
 from RATE_model.cli.options import load_yaml, to_yaml
 from RATE_model.cli.spellings import respelt
 from RATE_model.errors import RunError, UserError
-from RATE_model.system.atomic import atomic_write_text
+from RATE_model.system.atomic import atomic_write_json, atomic_write_text
 from RATE_model.system.interrupts import exit_code, signal_name
 from RATE_model.training.checkpoints import find_checkpoint, has_checkpoints, resolve_checkpoint
 from RATE_model.training.tracking import check_wandb, redact
@@ -56,9 +56,9 @@ class Run:
         return self.directory / "plots"
 
     def write_evaluation(self, name: str, result: dict[str, Any]) -> Path:
-        """Writes eval/<name>.json atomically and returns its path."""
+        """Writes eval/<name>.json atomically, null for what is not finite, and returns its path."""
         path = self.directory / "eval" / f"{name}.json"
-        atomic_write_text(path, json.dumps(result, indent=2) + "\n")
+        atomic_write_json(path, result)
         return path
 
 

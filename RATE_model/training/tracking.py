@@ -10,6 +10,7 @@ going online the key and the network are tried out in a process of their own, wi
 itself retries for 100 s.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -90,6 +91,8 @@ class Tracker:
         self._directory = run_directory
         self._clock = time.monotonic()
         self._file = _open_for_append(run_directory / "metrics.jsonl")
+        self._file.flush()
+        self._digest = hashlib.sha256((run_directory / "metrics.jsonl").read_bytes())
         self._timing = _open_for_append(run_directory / "timing.jsonl")
         self._sent_to_wandb = _last_step(run_directory / "timing.jsonl")
         check_wandb(wandb_mode)
@@ -117,7 +120,8 @@ class Tracker:
             raise ValueError("'step' is the name of the step itself, not of a metric")
         values = {name: _number(value) for name, value in metrics.items()}
         try:
-            _append(self._file, {"step": step, **{name: _finite(value) for name, value in values.items()}})
+            line = _append(self._file, {"step": step, **{name: _finite(value) for name, value in values.items()}})
+            self._digest.update(line.encode())
             _append(self._timing, {"step": step, "seconds": round(time.monotonic() - self._clock, 3)})
         except OSError as error:
             raise UserError(f"{self._directory / 'metrics.jsonl'} cannot be written: {error.strerror}") from error
@@ -129,13 +133,32 @@ class Tracker:
         os.fsync(self._file.fileno())
         return self._file.tell()
 
-    def truncate(self, position: int) -> None:
-        """For a resumed run: drops what was logged after its checkpoint, whose `position` this is.
+    def digest(self) -> str:
+        """Of all that metrics.jsonl holds up to `position`, for `truncate`."""
+        return self._digest.hexdigest()
 
-        wandb is not told the dropped steps a second time. A shorter file, as in a new directory, stays as it is.
+    def truncate(self, position: int, *, step: int | None = None, digest: str | None = None) -> None:
+        """For a resumed run: drops what was logged after its checkpoint, whose `position`, step and `digest` these are.
+
+        wandb is not told the dropped steps a second time. What was deleted, cut off or changed since the checkpoint is
+        lost; it is said, and whole lines up to the checkpoint's step are kept.
         """
-        self._file.truncate(min(position, self._file.tell()))
+        path = self._directory / "metrics.jsonl"
+        content = path.read_bytes()
+        kept = content[:position]
+        if len(kept) < position or (digest is not None and hashlib.sha256(kept).hexdigest() != digest):
+            lines = [line for line, at in _complete_lines(path) if step is None or at <= step]
+            kept = "".join(lines).encode()
+            _warn(
+                f"{path} was changed or shortened since its checkpoint was saved; the {len(lines)} whole lines that "
+                "it has up to there are kept, the others are lost"
+            )
+            self._file.truncate(0)
+            self._file.write(kept.decode())
+            self._file.flush()
+        self._file.truncate(len(kept))
         self._file.seek(0, os.SEEK_END)  # truncating leaves the position, which `position` would report
+        self._digest = hashlib.sha256(kept)
 
     def close(self, exit_code: int = 0) -> None:
         """Closes the files and finishes wandb, waiting at most FINISH_SECONDS for its uploads."""
@@ -368,9 +391,11 @@ def _open_for_append(path: Path) -> Any:
         raise UserError(f"{path} cannot be written: {error.strerror}") from error
 
 
-def _append(file: Any, record: dict[str, Any]) -> None:
-    file.write(json.dumps(record, allow_nan=False) + "\n")
+def _append(file: Any, record: dict[str, Any]) -> str:
+    line = json.dumps(record, allow_nan=False) + "\n"
+    file.write(line)
     file.flush()
+    return line
 
 
 def _complete_lines(path: Path) -> list[tuple[str, int]]:

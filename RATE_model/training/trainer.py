@@ -231,10 +231,7 @@ class Trainer:
             path = self._crash_directory / f"crash_step_{step}.json"
             path.write_text(json.dumps({"step": step, **position, "windows": indices.tolist()}) + "\n")
             where = f"; the batch's windows are in {path}"
-        raise TrainingDiverged(
-            f"loss or gradient is not finite at optimizer step {step}{where}. The last checkpoint is intact; "
-            "try a lower --learning_rate, more --warmup_steps or --precision 32"
-        )
+        raise TrainingDiverged(f"loss or gradient is not finite at optimizer step {step}{where}")
 
     @torch.no_grad()
     def validate(self, batches: Iterator[Batch]) -> dict[str, float]:

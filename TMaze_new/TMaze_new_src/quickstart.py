@@ -26,7 +26,7 @@ from RATE_model.cli.limits import at_least
 from RATE_model.cli.options import exit_on_user_error, parse_options
 from RATE_model.errors import UserError
 from RATE_model.plots import plot_success_by_length
-from RATE_model.system.atomic import atomic_write_text
+from RATE_model.system.atomic import atomic_write_json
 from RATE_model.training.checkpoints import resolve_checkpoint
 from RATE_model.training.loop import load_model
 from TMaze_new.TMaze_new_src.dataset import ensure_datasets
@@ -129,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         runs = train_all(options)
         summary = summarise(runs)
         show(summary)
-        atomic_write_text(options.output_dir / "summary.json", json.dumps(summary, indent=2) + "\n")
+        atomic_write_json(options.output_dir / "summary.json", summary)
         rates = {
             name: {int(length): rate for length, rate in by_length.items()}
             for name, by_length in summary["success_rate"].items()

@@ -145,12 +145,15 @@ def test_what_was_not_finite_is_a_gap(tmp_path):
     assert plot_curves({"run": nothing}, tmp_path / "curves.png").read_bytes().startswith(PNG)
 
 
-def test_a_last_line_cut_off_by_a_crash_is_left_out_but_damage_is_named(tmp_path):
+def test_damaged_metrics_are_left_out_and_named(tmp_path, capsys):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "train_loss": 1.0}\n{"step": 2, "tra')
-    assert [row["step"] for row in read_metrics(path)] == [1]
+    assert [row["step"] for row in read_metrics(path)] == [1] and not capsys.readouterr().err
     path.write_text('{"step": 1, "train_loss": 1.0}\nnoise\n{"step": 2}\n')
-    with pytest.raises(UserError, match="line 2"):
+    assert [row["step"] for row in read_metrics(path)] == [1, 2]
+    assert capsys.readouterr().err == f"warning: {path}: 1 damaged lines, the first is line 2; left out\n"
+    path.write_text("noise\nnoise\n")
+    with pytest.raises(UserError, match="no line of metrics"):
         read_metrics(path)
 
 

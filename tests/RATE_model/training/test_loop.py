@@ -45,5 +45,5 @@ def test_a_checkpoint_without_a_model_is_told(tmp_path, spoil, named):
     with pytest.raises(UserError) as caught:
         load_model(path)
     message = str(caught.value)
-    assert message.startswith(f"checkpoint {path} holds no model of this project: ") and named in message
+    assert message.startswith(f"checkpoint {path} is not a checkpoint of this project: ") and named in message
     assert len(message.splitlines()) == 1

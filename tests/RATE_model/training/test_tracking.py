@@ -1,5 +1,6 @@
 """Metrics files, and wandb in every state an account and a network can be in, with a stand-in for wandb."""
 
+import hashlib
 import json
 import math
 import re
@@ -98,7 +99,9 @@ def test_step_is_no_metric(tmp_path: Path, wandb: FakeWandb) -> None:
 
 
 @pytest.mark.parametrize("half_line", ["", '{"step": 6, "lo', "garbage"])
-def test_a_resumed_file_equals_an_uninterrupted_one(tmp_path: Path, wandb: FakeWandb, half_line: str) -> None:
+def test_a_resumed_file_equals_an_uninterrupted_one(
+    tmp_path: Path, wandb: FakeWandb, half_line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     def log(tracker: Tracker, first: int, last: int) -> None:
         for step in range(first, last + 1):
             tracker.log({"loss": 1 / (step + 1)}, step=step)
@@ -108,15 +111,47 @@ def test_a_resumed_file_equals_an_uninterrupted_one(tmp_path: Path, wandb: FakeW
         log(tracker, 0, 9)
     with track(tmp_path / "resumed") as tracker:
         log(tracker, 0, 3)
-        position = tracker.position()
+        position, digest = tracker.position(), tracker.digest()
         log(tracker, 4, 5)
     with open(tmp_path / "resumed" / "metrics.jsonl", "a") as file:
         file.write(half_line)
     with track(tmp_path / "resumed") as tracker:
-        tracker.truncate(position)
+        tracker.truncate(position, step=3, digest=digest)
         log(tracker, 4, 9)
+    assert "lost" not in capsys.readouterr().err
     whole, resumed = ((tmp_path / name / "metrics.jsonl").read_bytes() for name in ("whole", "resumed"))
     assert whole == resumed and whole.count(b"\n") == 20
+
+
+@pytest.mark.parametrize(
+    ("damage", "kept"),
+    [
+        (lambda path: path.unlink(), []),
+        (lambda path: path.write_text(""), []),
+        (lambda path: path.write_bytes(path.read_bytes()[:60]), [0, 1]),
+        (lambda path: path.write_text(path.read_text().replace("1.0", "2.0")), [0, 1, 2, 3]),
+        (lambda path: path.write_bytes(b"\xff\xfe\n" + path.read_bytes()), [0, 1, 2, 3]),
+    ],
+    ids=["deleted", "emptied", "cut off", "changed", "a line added"],
+)
+def test_changed_metrics_are_noticed_and_whole_lines_kept(tmp_path, wandb, capsys, damage, kept) -> None:
+    with track(tmp_path) as tracker:
+        for step in range(6):
+            tracker.log({"loss": 1.0}, step=step)
+            if step == 3:
+                position, digest = tracker.position(), tracker.digest()
+    damage(tmp_path / "metrics.jsonl")
+    with track(tmp_path) as tracker:
+        tracker.truncate(position, step=3, digest=digest)
+        tracker.log({"loss": 1.0}, step=4)
+        assert tracker.position() == (tmp_path / "metrics.jsonl").stat().st_size
+        assert tracker.digest() == hashlib.sha256((tmp_path / "metrics.jsonl").read_bytes()).hexdigest()
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [*kept, 4]
+    assert (
+        f"metrics.jsonl was changed or shortened since its checkpoint was saved; the {len(kept)} whole"
+        in capsys.readouterr().err
+    )
 
 
 def test_wandb_continues_under_its_id_and_is_told_every_step_once(tmp_path: Path, wandb: FakeWandb) -> None:

@@ -234,7 +234,7 @@ def test_a_loss_or_gradient_that_is_not_finite_stops_training_before_it_spoils_a
     before, step, state = parameters(model), trainer.step, str(trainer.optimizer.state_dict())
     batch = make_batch([12] * 4, seed=1)
     spoil(batch, trainer)
-    with pytest.raises(TrainingDiverged, match="step 1;.*crash_step_1.json.*last checkpoint.*--learning_rate"):
+    with pytest.raises(TrainingDiverged, match="step 1;.*crash_step_1.json$"):
         trainer.train_batch(batch)
     assert not moved(model, before) and trainer.step == step and str(trainer.optimizer.state_dict()) == state
     assert json.loads((tmp_path / "crash_step_1.json").read_text()) == {"step": 1, "windows": [100, 101, 102, 103]}
@@ -244,7 +244,7 @@ def test_divergence_is_reported_without_a_directory_as_well():
     trainer = make_trainer(small_model())
     batch = make_batch([12] * 2)
     batch.rtg[0, 0] = float("inf")
-    with pytest.raises(UserError, match="not finite at optimizer step 0. The last"):
+    with pytest.raises(UserError, match="not finite at optimizer step 0$"):
         trainer.train_batch(batch)
 
 
