@@ -76,7 +76,7 @@ def test_cases_cover_all_options():
     for field, values in {
         "environment": SPECS, "bptt": (0, -1), "precision": ("32", "bf16"), "accumulate": (1, 2),
         "action_noise": (0.0, 0.2), "mirror": (False, True), "skip_dec_ffn": (False, True), "window": (False, True),
-        "slide": (1, 3), "renew_target": (False, True), "rtg_floor": (None, 0.5), "greedy": (False, True),
+        "slide": (1, 3), "reset_target": (False, True), "rtg_floor": (None, 0.5), "greedy": (False, True),
         "mrv_act": ("relu", "leaky_relu", "elu", "tanh", "no_act"), "transform": (None, *TRANSFORMS, "twins"),
     }.items():  # fmt: skip
         assert {getattr(case, field) for case in everything} == set(values), field

@@ -68,7 +68,7 @@ class Case:
     mrv_act: str
     window: bool
     slide: int
-    renew_target: bool
+    reset_target: bool
     rtg_floor: float | None
     greedy: bool
     transform: str | None
@@ -116,7 +116,7 @@ def _case(environment: str, mode: str, arch: str, bptt: int, precision: str) -> 
         mrv_act=str(rng.choice(["relu", "leaky_relu", "elu", "tanh", "no_act"])),
         window=windows,
         slide=int(rng.choice([1, 3])) if slides or windows else 1,
-        renew_target=bool(rng.random() < 0.3),
+        reset_target=bool(rng.random() < 0.3),
         rtg_floor=0.5 if rng.random() < 0.3 else None,
         greedy=bool(rng.random() < 0.75),
         transform=[None, None, *TRANSFORMS, "twins"][rng.integers(6)],
@@ -133,7 +133,7 @@ def build(case: Case) -> RATE:
         mem_len=0 if case.mode == "DT" else 17, mrv_act=case.mrv_act, arch=case.arch, skip_dec_ffn=case.skip_dec_ffn,
         dropout=0.1, dropatt=0.1,
     )  # fmt: skip
-    return RATE(apply_mode(sizes, mode=case.mode, sections=N), case.spec)
+    return RATE(apply_mode(sizes, mode=case.mode, segments=N), case.spec)
 
 
 def make_trainer(model: RATE, case: Case) -> Trainer:
@@ -168,7 +168,7 @@ def make_actor(model: RATE, case: Case, rows: int, target_return: np.ndarray) ->
         seed=7,
         window=case.window,
         slide=case.slide,
-        renew_target=case.renew_target,
+        reset_target=case.reset_target,
         rtg_floor=case.rtg_floor,
         transform_memory=exchange_twins(3) if case.transform == "twins" else TRANSFORMS.get(case.transform or ""),
         precision=case.precision,
