@@ -92,7 +92,10 @@ class Normalisation:
             content = json.loads(path.read_text())
             mean, std = (np.array(content[name], dtype=np.float32) for name in ("mean", "std"))
         except FileNotFoundError:
-            raise UserError(f"{path}: there is no such file; without it a model of MuJoCo cannot act") from None
+            raise UserError(
+                f"{path}: there is no such file; without it a model of MuJoCo cannot act. A published checkpoint gets "
+                "it when it is converted, with --normalisation"
+            ) from None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}: damaged ({error})") from None
         size = (robot.observation_size,)

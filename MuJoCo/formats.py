@@ -32,7 +32,7 @@ from RATE_model.data.ends import (
 )
 from RATE_model.data.hdf5 import attributes_of, open_hdf5, refuse_if_unreadable
 from RATE_model.data.npz import conversion_path
-from RATE_model.data.pickles import ArrayUnpickler
+from RATE_model.data.pickles import load_pickle
 from RATE_model.data.writer import TrajectoryWriter
 from RATE_model.errors import UserError
 from RATE_model.system.processes import check_writable
@@ -73,13 +73,7 @@ def read_pickle(source: Path) -> Iterator[Episode]:
     Raises:
         UserError: the file is damaged or does not hold episodes.
     """
-    try:
-        with open(source, "rb") as file:
-            episodes = ArrayUnpickler(file).load()
-    except UserError:
-        raise
-    except Exception as error:  # a damaged pickle can raise anything
-        raise UserError(f"'{source}' is damaged or not a pickle of trajectories ({error})") from error
+    episodes = load_pickle(source)
     if not isinstance(episodes, list) or not all(isinstance(episode, dict) for episode in episodes):
         raise UserError(f"'{source}' does not hold a list of episodes, dicts of {', '.join(_KEYS)}, terminals")
     for number, episode in enumerate(episodes):

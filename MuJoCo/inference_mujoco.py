@@ -7,7 +7,7 @@ Prints return, length and D4RL's normalised score for every return asked for, wi
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,12 @@ if __name__ == "__main__":  # started as a script
 from MuJoCo import evaluate as protocol
 from MuJoCo.dataset import Normalisation
 from MuJoCo.spec import spec_of
-from MuJoCo.tasks import Task, task_of
+from MuJoCo.tasks import TASKS, Task, task_of
 from RATE_model.acting.actor import memory_conditions
 from RATE_model.acting.rollout import Episodes
 from RATE_model.cli.inference import InferenceOptions
 from RATE_model.cli.limits import at_least, at_most
-from RATE_model.cli.options import Boolean, exit_on_user_error, load_yaml, parse_options
+from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
 from RATE_model.errors import UserError
 from RATE_model.memories.rate.model import RATE
 from RATE_model.training.checkpoints import resolve_checkpoint
@@ -37,7 +37,8 @@ class Options:
     """Flags of this script."""
 
     common: InferenceOptions = field(default_factory=InferenceOptions)
-    # Task, if it is not the one that the run was trained on: other data of the same robot
+    # Task, if it is not the one that the run was trained on: other data of the same robot; of a converted checkpoint
+    # that does not name it
     env_id: int | None = None
     # Returns that the agent is asked for, in units of reward; none = the task's
     target_return: tuple[float, ...] = ()
@@ -70,6 +71,14 @@ class Options:
         }
 
 
+def trained_task(recorded: Mapping[str, Any]) -> Task | None:
+    """The task that a run was trained on; that of a converted checkpoint is named in words, if at all."""
+    if isinstance(recorded.get("env_id"), int):
+        return task_of(recorded["env_id"])
+    named = str(recorded.get("task", "")).lower().replace("_", "-").removesuffix("-v2")
+    return next((task for task in TASKS if task.name == named), None)
+
+
 @dataclass(frozen=True)
 class Trained:
     """A checkpoint with what its run's directory says of it."""
@@ -83,15 +92,17 @@ class Trained:
     def load(cls, options: Options) -> "Trained":
         """Raises UserError: there is no such checkpoint, it is damaged, or it is of another robot."""
         run = resolve_checkpoint(options.common.checkpoint).absolute().parent.parent
-        recorded = load_yaml(run / "config.yaml")
-        if not isinstance(recorded.get("env_id"), int):
-            raise UserError(f"{run / 'config.yaml'} names no env_id: this is no run of train_rate_mujoco_ca.py")
-        trained = task_of(recorded["env_id"])
+        recorded = options.common.recorded()
+        trained = trained_task(recorded)
+        if trained is None and options.env_id is None:
+            raise UserError(
+                f"{run / 'config.yaml'} names no env_id: this is no run of train_rate_mujoco_ca.py; of a converted "
+                "checkpoint give --env_id"
+            )
         task = trained if options.env_id is None else task_of(options.env_id)
-        if task.robot != trained.robot:
+        if trained is not None and task.robot != trained.robot:
             raise UserError(f"--env_id {options.env_id} is {task.name}, but {run} was trained on {trained.name}")
-        conditioned = bool(recorded.get("condition_on_returns", True))
-        path, model = options.common.load(spec_of(task.robot, condition_on_returns=conditioned))
+        path, model = options.common.load(spec_of(task.robot))
         return cls(path, model, task, Normalisation.read(run, task.robot))
 
     def play(self, target: float, options: Options, **changes: Any) -> dict[str, Episodes]:

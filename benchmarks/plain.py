@@ -16,7 +16,7 @@ from RATE_model.cli.settings import TrainOptions
 from RATE_model.data.windows import Batch
 from RATE_model.memories.rate.config import ModelConfig
 from RATE_model.memories.rate.model import RATE
-from RATE_model.original import convert_weights
+from RATE_model.original.weights import convert_weights
 from RATE_model.training.trainer import window_steps
 from tests import reference
 from TMaze_new.TMaze_new_src.spec import SPEC

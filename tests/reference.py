@@ -38,7 +38,14 @@ VARIANTS: dict[str, dict] = {
     ),
     "atari": dict(image=(4, 84, 84), padding=0, flat=3136, image_tanh=True, rows=0, action_tanh=True, rtg_tanh=True),
     "mujoco": dict(continuous=True, action_tanh=False, rtg_tanh=False),
-}
+    # What branch `main` of the authors' repository has otherwise.
+    "minigrid_memory, main": dict(
+        image=(3, 84, 84), padding=0, flat=3136, image_tanh=False, rows=1, action_tanh=False, rtg_tanh=False,
+        nested_actions=True,
+    ),
+    "mujoco_tanh": dict(continuous=True, action_tanh=True, rtg_tanh=False),
+    "popgym": dict(rows=1, action_tanh=False, rtg_tanh=False, nested_actions=True),
+}  # fmt: skip
 
 ACTIVATIONS = {
     "relu": lambda x: torch.clamp(x, min=0),
@@ -285,7 +292,10 @@ def make_meta(**changes) -> dict:
         mem_at_end=True,
     )  # fmt: skip
     meta.update(changes)
-    sizes = {"tmaze": (4, 4), "doom": (3, 5), "minigrid_memory": (3, 4), "memory_maze": (3, 6), "atari": (4, 4)}
+    sizes = {
+        "tmaze": (4, 4), "doom": (3, 5), "minigrid_memory": (3, 4), "minigrid_memory, main": (3, 4),
+        "memory_maze": (3, 6), "atari": (4, 4), "popgym": (4, 4),
+    }  # fmt: skip
     state_dim, act_dim = sizes.get(meta["env"], (11, 3))
     meta.setdefault("state_dim", state_dim)
     meta.setdefault("act_dim", act_dim)
@@ -329,11 +339,11 @@ def _random_encoders(make: _Maker, meta: dict) -> None:
         make.linear("state_encoder.7", variant["flat"], d)
     else:
         make.linear("state_encoder", meta["state_dim"], d)
+    name = "action_embeddings.0" if variant.get("nested_actions", variant["action_tanh"]) else "action_embeddings"
     if variant.get("continuous"):
-        make.linear("action_embeddings", act_dim, d)
+        make.linear(name, act_dim, d)
         make.linear("head.0", d, act_dim)
     else:
-        name = "action_embeddings.0" if variant["action_tanh"] else "action_embeddings"
         make.weights[f"{name}.weight"] = make.draw(act_dim + variant["rows"], d)
         make.linear("head", d, act_dim, bias=False)
 

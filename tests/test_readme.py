@@ -18,7 +18,7 @@ from MinigridMemory.MinigridMemory_src import inference_minigridmemory, train_mi
 from MuJoCo import generate_dataset, inference_mujoco, train_rate_mujoco_ca
 from RATE_model.cli.options import parse_options
 from RATE_model.cli.reproduce import StudyOptions
-from RATE_model.original import _parser as original_parser
+from RATE_model.original.__main__ import parser as original_parser
 from TMaze_new.TMaze_new_src import dataset, inference_tmaze, train_tmaze
 from VizDoom.VizDoom_src import dataset as vizdoom_dataset
 from VizDoom.VizDoom_src import inference_vizdoom, train_vizdoom

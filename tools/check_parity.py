@@ -25,7 +25,9 @@ import torch
 from RATE_model.cli.options import exit_on_user_error
 from RATE_model.errors import UserError
 from RATE_model.memories.rate.model import RATE
-from RATE_model.original import convert_weights, infer_config, infer_spec
+from RATE_model.original.settings import infer_config
+from RATE_model.original.variants import infer_spec
+from RATE_model.original.weights import convert_weights
 
 TOLERANCE = 1e-5
 

@@ -25,15 +25,24 @@ def left_open(options: Any, recorded: Mapping[str, Any], published: Mapping[str,
     return {name: recorded.get(name, published[name]) for name in open_flags}
 
 
+def same_interface(model: EnvironmentSpec, environment: EnvironmentSpec) -> bool:
+    """Whether a model acts in an environment: observations and actions are alike.
+
+    How they are encoded (a tanh, channels, rows of the action table, the scale of returns) is the model's own.
+    """
+    names = ("observation_shape", "num_actions", "continuous", "observation_scale")
+    return all(getattr(model, name) == getattr(environment, name) for name in names)
+
+
 def without_padding_action(model: RATE, spec: EnvironmentSpec) -> RATE:
-    """The model, without outputs for the padding rows of its action table if it has them and `spec` does not.
+    """The model, without an output for each row of the spec's action table if it has those and `spec` has fewer.
 
     Some published models predict their padding action as well, and can take it when acting.
     """
     rows = spec.action_embeddings
-    if rows is None or model.spec != replace(spec, num_actions=rows, action_embeddings=rows):
+    if rows is None or not same_interface(model.spec, replace(spec, num_actions=rows)):
         return model
-    smaller = RATE(model.config, spec).to(model.device).eval()
+    smaller = RATE(model.config, replace(model.spec, num_actions=spec.num_actions)).to(model.device).eval()
     weights = model.state_dict()
     weights["head.project.weight"] = weights["head.project.weight"][: spec.num_actions]
     smaller.load_state_dict(weights)
@@ -91,14 +100,16 @@ class InferenceOptions:
         return knock_out_memory if self.knock_out else None
 
     def load(self, spec: EnvironmentSpec) -> tuple[Path, RATE]:
-        """The checkpoint's path, and its model in eval mode on the device. Its convolutions may have any channels.
+        """The checkpoint's path, and its model in eval mode on the device; its encoders may differ from the spec's.
 
         Raises:
-            UserError: there is no such checkpoint or device, it is damaged, or the model has another spec.
+            UserError: there is no such checkpoint or device, it is damaged, or observations or actions are others.
         """
         path = resolve_checkpoint(self.checkpoint)
+        if unplayable := self.recorded().get("unplayable"):
+            raise UserError(f"{path} is of {unplayable}, which no environment of this project plays")
         model = without_padding_action(load_model(path, device=pick_device(self.device)), spec)
-        if replace(model.spec, conv_channels=spec.conv_channels) != spec:
+        if not same_interface(model.spec, spec):
             raise UserError(f"{path} was trained in another environment: its spec is {model.spec}")
         return path, model
 

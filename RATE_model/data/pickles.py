@@ -3,9 +3,27 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 from typing import Any
 
-from RATE_model.errors import UserError
+from RATE_model.errors import UserError, reason_of
+
+
+def load_pickle(path: Path) -> Any:
+    """What a pickle of NumPy arrays in plain containers holds.
+
+    Raises:
+        UserError: the file is missing or damaged, or holds anything else, which could run code.
+    """
+    try:
+        with open(path, "rb") as file:
+            return ArrayUnpickler(file).load()
+    except UserError as error:
+        raise UserError(f"'{path}': {error}") from None
+    except OSError as error:
+        raise UserError(f"'{path}' cannot be read: {reason_of(error)}") from None
+    except Exception as error:  # a damaged pickle can raise anything
+        raise UserError(f"'{path}' is damaged or not a pickle of trajectories ({error})") from error
 
 
 class ArrayUnpickler(pickle.Unpickler):

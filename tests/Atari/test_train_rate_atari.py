@@ -16,7 +16,7 @@ from Atari.games import GAMES
 from Atari.replay import export_replay
 from Atari.spec import spec_of
 from RATE_model.memories.rate.config import ModelConfig
-from RATE_model.original import VARIANTS
+from RATE_model.original.variants import VARIANTS
 from RATE_model.training.checkpoints import resolve_checkpoint
 from RATE_model.training.loop import load_model
 from RATE_model.training.trainer import Trainer
@@ -87,7 +87,7 @@ def test_flags_have_the_spellings_of_this_script_and_of_the_others():
 
 
 def test_the_model_is_the_published_one():
-    variant, spec = VARIANTS["atari"], spec_of(GAMES["Seaquest"])
+    variant, spec = VARIANTS["atari"].spec, spec_of(GAMES["Seaquest"])
     assert (spec.observation_shape, spec.num_actions, spec.observation_scale) == ((4, 84, 84), 18, 1 / 255)
     names = ("conv_padding", "observation_tanh", "action_tanh", "return_tanh", "continuous")
     assert [getattr(spec, name) for name in names] == [getattr(variant, name) for name in names]

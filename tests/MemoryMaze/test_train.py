@@ -19,7 +19,7 @@ from RATE_model.cli.inference import InferenceOptions
 from RATE_model.cli.settings import MAY_CHANGE
 from RATE_model.memories.rate.config import ModelConfig
 from RATE_model.memories.rate.model import RATE
-from RATE_model.original import VARIANTS
+from RATE_model.original.variants import VARIANTS
 from tests import commands
 from tests.interruptions import STOPPED, assert_same, killed_behind_a_save, outcome, stopped_after
 from tests.memory_maze_runs import BATCHES_PER_EPOCH, NO_EVALUATION, TINY, only_run, train, write_data
@@ -98,7 +98,7 @@ def test_all_published_flags_and_settings_have_their_defaults(capsys):
 
 
 def test_the_model_is_the_published_one():
-    assert VARIANTS["memory_maze"] == SPEC
+    assert VARIANTS["memory_maze"].spec == SPEC
     encoder = RATE(PUBLISHED, SPEC).encoder
     assert encoder.observation[0].project.weight.shape == (64, 7744)
 

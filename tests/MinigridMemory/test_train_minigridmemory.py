@@ -21,7 +21,7 @@ from RATE_model.cli.settings import MAY_CHANGE
 from RATE_model.data.frames import Frames
 from RATE_model.memories.rate.config import ModelConfig
 from RATE_model.memories.rate.model import RATE
-from RATE_model.original import VARIANTS
+from RATE_model.original.variants import VARIANTS
 from tests import commands
 from tests.interruptions import (
     STOPPED,
@@ -98,7 +98,7 @@ def test_all_published_flags_and_settings_have_their_defaults(capsys):
 
 
 def test_the_model_is_the_published_one_but_cannot_choose_the_fourth_action():
-    assert replace(VARIANTS["minigrid_memory"], num_actions=3, action_embeddings=4) == SPEC
+    assert replace(VARIANTS["minigrid_memory"].spec, num_actions=3, action_embeddings=4) == SPEC
     model = RATE(PUBLISHED, SPEC)
     assert model.head.project.weight.shape == (3, 64) and model.encoder.action.weight.shape == (4, 64)
 

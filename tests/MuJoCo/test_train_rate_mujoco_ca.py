@@ -17,7 +17,7 @@ from MuJoCo.files import generated_name
 from MuJoCo.spec import spec_of
 from MuJoCo.tasks import HALFCHEETAH, HOPPER, TASKS, task_of
 from RATE_model.memories.rate.config import ModelConfig
-from RATE_model.original import VARIANTS
+from RATE_model.original.variants import VARIANTS
 from RATE_model.training.checkpoints import resolve_checkpoint
 from RATE_model.training.loop import load_model
 from RATE_model.training.trainer import Trainer
@@ -91,7 +91,7 @@ def test_seeds():
 
 
 def test_the_model_is_the_published_one_that_sees_returns_in_thousands():
-    variant = VARIANTS["mujoco"]
+    variant = VARIANTS["mujoco"].spec
     spec = spec_of(HOPPER)
     assert (spec.observation_shape, spec.num_actions, spec.continuous) == ((11,), 3, variant.continuous)
     assert (spec.observation_tanh, spec.action_tanh, spec.return_tanh) == (False, False, False)

@@ -1,39 +1,46 @@
 """python -m RATE_model.original: published checkpoints become checkpoints of this project."""
 
+import json
 import os
 import subprocess
 import sys
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
-from RATE_model import original
+from RATE_model.cli.inference import InferenceOptions
+from RATE_model.errors import UserError
 from RATE_model.memories.rate.config import ModelConfig
 from RATE_model.memories.rate.model import RATE
+from RATE_model.original.__main__ import main
 from RATE_model.spec import EnvironmentSpec
-from RATE_model.training.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
+from RATE_model.training.checkpoints import load_checkpoint, resolve_checkpoint, save_checkpoint
 from tests import reference
+from tests.small_models import VECTOR
 
 ROOT = Path(__file__).parents[2]
 
 
-def published(path: Path, *, wrap: str | None = None, prefix: str = "", **meta) -> Path:
+def published(path: Path, *, wrap: str | None = None, prefix: str = "", old: bool = True, **meta) -> Path:
     """A made-up checkpoint as the published code saves them, unused parameters included."""
     weights = reference.random_weights(reference.make_meta(**meta), 0)
     weights["embed_timestep.weight"] = torch.zeros(1000, 16)
     weights["embed_ln.weight"] = torch.ones(16)
-    weights["crit.out_layers.0.weight"] = torch.zeros(100, 16)
+    if old:  # of branch rate-old, which alone has a vocabulary
+        weights["crit.out_layers.0.weight"] = torch.zeros(100, 16)
     state = {prefix + name: tensor for name, tensor in weights.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
     torch.save({wrap: state, "epoch": 3} if wrap else state, path)
     return path
 
 
-def convert(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+def convert(*arguments: object) -> int:
     """The exit status of the command."""
-    monkeypatch.setattr(sys, "argv", ["original", *map(str, arguments)])
     try:
-        original.main()
+        main(list(map(str, arguments)))
     except SystemExit as stop:
         return stop.code
     return 0
@@ -41,7 +48,7 @@ def convert(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
 
 def rebuilt(directory: Path) -> RATE:
     """The model of a converted checkpoint, from what the checkpoint says of itself."""
-    state, training = load_checkpoint(find_checkpoint(directory))
+    state, training = load_checkpoint(resolve_checkpoint(directory))
     model = RATE(ModelConfig(**training["config"]), EnvironmentSpec(**training["spec"]))
     model.load_state_dict(state)
     return model.eval()
@@ -51,11 +58,14 @@ CASES = {
     "tmaze": (dict(), ["--variant", "tmaze", "--n_head_ca", 2]),
     "tmaze, cache": (
         dict(mem_len=20, mrv_act="elu"),
-        ["--variant", "tmaze", "--n_head_ca", 2, "--mem_len", 20, "--mrv_act", "elu"],
+        ["--variant", "tmaze", "--n_head_ca", 2, "--mrv_act", "elu"],
     ),
     "doom": (dict(env="doom", n_head_ca=0, batch=1), ["--variant", "doom"]),
     "gtrxl": (dict(arch_mode="GTrXL", n_head_ca=4), ["--variant", "tmaze", "--n_head_ca", 4, "--arch_mode", "GTrXL"]),
     "mujoco": (dict(env="mujoco", skip_dec_ffn=True), ["--variant", "mujoco", "--n_head_ca", 2]),
+    "mujoco, main": (dict(env="mujoco_tanh", skip_dec_ffn=True), ["--n_head_ca", 2]),
+    "minigrid, main": (dict(env="minigrid_memory, main", batch=1), ["--n_head_ca", 2]),
+    "popgym": (dict(env="popgym"), ["--variant", "popgym", "--n_head_ca", 2]),
     "dt": (
         dict(num_mem_tokens=0, n_head_ca=0, segment_length=12, num_segments=1),
         ["--variant", "tmaze", "--sliding"],
@@ -63,13 +73,16 @@ CASES = {
 }  # fmt: skip
 
 
+EARLIER = ("tmaze", "doom", "mujoco")  # environments of the cases that branch rate-old has
+
+
 @pytest.mark.parametrize(("meta", "flags"), CASES.values(), ids=CASES.keys())
-def test_a_converted_checkpoint_computes_the_same(tmp_path, monkeypatch, meta, flags):
+def test_a_converted_checkpoint_computes_the_same(tmp_path, meta, flags):
     meta = reference.make_meta(**meta)
-    checkpoint = published(tmp_path / "model.pth", **meta)
+    checkpoint = published(tmp_path / "model.pth", old=meta["env"] in EARLIER, **meta)
     output = tmp_path / "converted"
     arguments = [checkpoint, "--output", output, "--context_length", meta["segment_length"], *flags]
-    assert convert(monkeypatch, *arguments) == 0
+    assert convert(*arguments, "--mem_len", meta["mem_len"]) == 0
     model = rebuilt(output)
     assert model.config.sliding == ("--sliding" in flags)
     observations, actions, rtg = reference.random_data(meta, 1)
@@ -77,19 +90,130 @@ def test_a_converted_checkpoint_computes_the_same(tmp_path, monkeypatch, meta, f
     expected = reference.trajectory(reference.random_weights(meta, 0), meta, scaled, actions, rtg)
     actions = actions if model.spec.continuous else actions.squeeze(-1)
     with torch.no_grad():
-        logits, memory = model(observations, actions, rtg.squeeze(-1), torch.ones(rtg.shape[:2], dtype=torch.bool))
+        units = rtg.squeeze(-1) / model.spec.return_scale  # ours are in units of reward
+        logits, memory = model(observations, actions, units, torch.ones(rtg.shape[:2], dtype=torch.bool))
     assert (logits - torch.cat([segment.logits for segment in expected], dim=1)).abs().max() < 1e-5
     if memory.tokens is not None:
         assert (memory.tokens - expected[-1].memory).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("wrap", ["model_state_dict", "state_dict", None])
-def test_wrapped_and_parallel_checkpoints_are_read(tmp_path, monkeypatch, wrap):
-    checkpoint = published(tmp_path / "model.pth", wrap=wrap, prefix="module.")
-    arguments = ["--output", tmp_path / "out", "--context_length", 4, "--variant", "tmaze", "--n_head_ca", 2]
-    assert convert(monkeypatch, checkpoint, *arguments) == 0
+PREFIXES = ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "agent.net.model."]
+
+
+@pytest.mark.parametrize("prefix", PREFIXES, ids=lambda prefix: prefix or "none")
+@pytest.mark.parametrize("wrap", ["model_state_dict", "net", None])
+def test_wrapped_checkpoints_are_read(tmp_path, wrap, prefix):
+    assert convert(published(tmp_path / "model.pth", wrap=wrap, prefix=prefix), "--output", tmp_path / "out") == 0
     weights = reference.random_weights(reference.make_meta(), 0)
     assert torch.equal(rebuilt(tmp_path / "out").memory_tokens, weights["mem_tokens"].squeeze(1))
+
+
+def test_checkpoints_of_other_kinds_are_read(tmp_path):
+    weights = reference.random_weights(reference.make_meta(), 0)
+    torch.save(OrderedDict(weights), tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    torch.save({name: torch.nn.Parameter(tensor) for name, tensor in weights.items()}, tmp_path / "parameters.pth")
+    torch.save({name: tensor.double() for name, tensor in weights.items()}, tmp_path / "double.pth")
+    torch.save(weights | {"epoch": 3}, tmp_path / "beside.pth")
+    contiguous = {name: tensor.contiguous() for name, tensor in weights.items()}
+    safetensors.torch.save_file(contiguous, tmp_path / "model.safetensors")
+    for path in sorted(tmp_path.iterdir()):
+        assert convert(path, "--output", tmp_path / "out" / path.name) == 0
+        model = rebuilt(tmp_path / "out" / path.name)
+        assert torch.equal(model.memory_tokens, weights["mem_tokens"].squeeze(1)), path
+
+
+def test_of_several_models_none_is_chosen(tmp_path, capsys):
+    weights = reference.random_weights(reference.make_meta(), 0)
+    torch.save({"online": weights, "average": weights}, tmp_path / "model.pth")
+    assert convert(tmp_path / "model.pth", "--output", tmp_path / "out") == 2
+    assert "several models, online, average" in capsys.readouterr().err
+
+
+def test_the_environment_is_recognised_and_said(tmp_path, capsys):
+    for env in ("tmaze", "doom", "minigrid_memory", "memory_maze", "atari", "mujoco"):
+        assert convert(published(tmp_path / f"{env}.pth", env=env), "--output", tmp_path / env) == 0
+        assert f"({env}, by its names and shapes" in capsys.readouterr().err
+
+
+NOBODYS = {  # what is no environment of ours, and what has to be said of it
+    "POPGym": (dict(env="popgym", state_dim=7, act_dim=3), "vectors of 7, an action table of 4 rows, a head of 3"),
+    "other images": (dict(env="doom", act_dim=9), "2560 numbers after the convolutions"),
+    "another robot": (dict(env="mujoco", state_dim=27, act_dim=8), "vectors of 27, 8 continuous actions"),
+}
+
+
+@pytest.mark.parametrize(("meta", "found"), NOBODYS.values(), ids=NOBODYS.keys())
+def test_an_unknown_environment_is_refused(tmp_path, capsys, meta, found):
+    assert convert(published(tmp_path / "model.pth", **meta), "--output", tmp_path / "out") == 2
+    message = capsys.readouterr().err
+    assert found in message and "Known: tmaze (4, 4 actions)" in message and not (tmp_path / "out").exists()
+
+
+def test_a_model_without_tokens_has_to_be_named(tmp_path, capsys):
+    checkpoint = published(tmp_path / "model.pth", num_mem_tokens=0, n_head_ca=0)
+    assert convert(checkpoint, "--output", tmp_path / "out") == 2
+    assert "--model_mode DT or --model_mode TrXL" in capsys.readouterr().err
+    assert convert(checkpoint, "--output", tmp_path / "dt", "--model_mode", "DT") == 0
+    assert rebuilt(tmp_path / "dt").config.context_length == 90 and rebuilt(tmp_path / "dt").config.sliding
+    assert convert(checkpoint, "--output", tmp_path / "trxl", "--model_mode", "TrXL") == 0
+    assert rebuilt(tmp_path / "trxl").config.mem_len == 270 and not rebuilt(tmp_path / "trxl").config.sliding
+
+
+def write_main_config(folder: Path, **changes) -> None:
+    """The config.json of branch main, as far as it is read."""
+    model = dict(env_name="tmaze", n_head_ca=4, mem_len=7, mrv_act="tanh")
+    content = {"model": model | changes.pop("model", {}), "training": {"context_length": 12, "sections": 2}}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(content | {"model_mode": "RATE", "arch_mode": "TrXL-I"} | changes))
+
+
+def test_the_config_of_branch_main_is_read(tmp_path, capsys):
+    write_main_config(tmp_path / "run")
+    checkpoint = published(tmp_path / "run" / "checkpoints" / "step_9.pth", old=False, arch_mode="TrXL-I")
+    assert convert(checkpoint, "--output", tmp_path / "out", "--mem_len", 5) == 0
+    config = rebuilt(tmp_path / "out").config
+    found = (config.context_length, config.n_head_ca, config.mem_len, config.mrv_act, config.arch)
+    assert found == (12, 4, 5, "tanh", "TrXL-I")
+    message = capsys.readouterr().err
+    assert f"context_length 12, n_head_ca 4, mrv_act tanh ({tmp_path / 'run' / 'config.json'})" in message
+    assert "mem_len 5 (given)" in message
+
+
+def test_an_environment_that_config_json_names_is_believed(tmp_path, capsys):
+    write_main_config(tmp_path, model={"env_name": "popgym-RepeatFirstEasy"})
+    checkpoint = published(tmp_path / "model.pth", old=False, env="popgym")
+    assert convert(checkpoint, "--output", tmp_path / "out") == 0
+    assert "no environment of this project plays" in capsys.readouterr().err
+    with pytest.raises(UserError, match="POPGym"):
+        InferenceOptions(checkpoint=tmp_path / "out", device="cpu").load(VECTOR)
+    write_main_config(tmp_path, model={"env_name": "Acrobot-v1"})
+    assert convert(checkpoint, "--output", tmp_path / "other") == 2
+    assert "not known here, 'Acrobot-v1'" in capsys.readouterr().err
+    (tmp_path / "config.json").write_text("{}")
+    assert convert(checkpoint, "--output", tmp_path / "other") == 2
+    assert "not the config.json of a published run" in capsys.readouterr().err
+
+
+FOLDERS = {
+    "RATE_max_3_arch_mode_TrXL_DT_min_1_max_3_RUN_1_2024_01_31_12_00_00": (
+        dict(num_mem_tokens=0, n_head_ca=0), dict(sliding=True, context_length=90),
+    ),
+    "Pong_123_44_7_2_3_2_leaky_relu_False": (
+        dict(env="atari", act_dim=6), dict(mem_len=44, context_length=7, n_head_ca=2, mrv_act="leaky_relu"),
+    ),
+    "hopper_medium_ns_2_sl_9_nt_3_nhca_4_mrvact_tanh_skipffndec_False": (
+        dict(env="mujoco"), dict(context_length=9, n_head_ca=4, mrv_act="tanh", mem_len=210),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "case"), FOLDERS.items(), ids=FOLDERS.keys())
+def test_folders_of_rate_old_tell_settings(tmp_path, name, case):
+    meta, expected = case
+    checkpoint = published(tmp_path / name / "1" / "9_KTD.pth", **meta)
+    assert convert(checkpoint, "--output", tmp_path / "out") == 0
+    config = rebuilt(tmp_path / "out").config
+    assert {field: getattr(config, field) for field in expected} == expected
 
 
 def test_the_command_runs(tmp_path):
@@ -106,15 +230,18 @@ def test_the_command_runs(tmp_path):
 RIGHT = dict(variant="tmaze", context_length=4, n_head_ca=2)
 # What differs from the right flags, of which checkpoint, and what the message has to name.
 WRONG = {
-    "another variant, other layers": (dict(variant="doom"), {}, ["state_encoder"]),
+    "another variant, other layers": (dict(variant="doom"), {}, ["--variant doom", "image channels: none"]),
     "another variant, other sizes": (
-        dict(variant="memory_maze"), dict(env="doom"), ["encoder.observation", "2560", "7744"],
+        dict(variant="memory_maze"), dict(env="doom"), ["--variant memory_maze", "2560", "7744"],
+    ),
+    "POPGym as T-Maze": (
+        {}, dict(env="popgym", state_dim=6), ["--variant tmaze", "inputs of the observation encoder: 6, expected 4"],
     ),
     "an unknown variant": (dict(variant="pong"), {}, ["--variant", "pong", "atari"]),
     "no heads where there is an MRV": (dict(n_head_ca=0), {}, ["--n_head_ca 0", "hold an MRV"]),
     "heads where there is no MRV": (dict(n_head_ca=2), dict(n_head_ca=0), ["--n_head_ca 2", "no MRV"]),
     "heads that do not divide": (dict(n_head_ca=3), {}, ["--n_head_ca 3", "--d_model 16", "4"]),
-    "gates without GTrXL": ({}, dict(arch_mode="GTrXL"), ["layers.0.gate1"]),
+    "gates without GTrXL": (dict(arch_mode="TrXL"), dict(arch_mode="GTrXL"), ["layers.0.gate1"]),
     "GTrXL without gates": (dict(arch_mode="GTrXL"), {}, ["gate1", "arch"]),
     "no steps": (dict(context_length=0), {}, ["--context_length 0"]),
     "a negative cache": (dict(mem_len=-1), {}, ["--mem_len -1"]),
@@ -122,10 +249,10 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("flags", "meta", "named"), WRONG.values(), ids=WRONG.keys())
-def test_a_wrong_flag_is_named(tmp_path, monkeypatch, capsys, flags, meta, named):
+def test_a_wrong_flag_is_named(tmp_path, capsys, flags, meta, named):
     checkpoint = published(tmp_path / "model.pth", **meta)
     arguments = [part for name, value in (RIGHT | flags).items() for part in (f"--{name}", value)]
-    assert convert(monkeypatch, checkpoint, "--output", tmp_path / "out", *arguments) == 2
+    assert convert(checkpoint, "--output", tmp_path / "out", *arguments) == 2
     message = capsys.readouterr().err.strip().splitlines()[-1]
     assert "error: " in message and all(word in message for word in named), message
     assert not (tmp_path / "out").exists()
@@ -174,20 +301,20 @@ def _pickled_module(path: Path) -> None:
     [_missing, _text, _truncated, _empty, _list, _numbers, _another_model, _half_a_model, _pickled_module],
     ids=lambda make: make.__name__,
 )
-def test_what_is_no_published_checkpoint_is_told(tmp_path, monkeypatch, capsys, make):
+def test_what_is_no_published_checkpoint_is_told(tmp_path, capsys, make):
     path = tmp_path / "model.pth"
     make(path)
     arguments = [part for name, value in RIGHT.items() for part in (f"--{name}", value)]
-    assert convert(monkeypatch, path, "--output", tmp_path / "out", *arguments) == 2
+    assert convert(path, "--output", tmp_path / "out", *arguments) == 2
     message = capsys.readouterr().err.strip()
     assert message.startswith(f"error: {path}") and len(message.splitlines()) == 1, message
     assert len(message) < 400, message
     assert not (tmp_path / "out").exists()
 
 
-def test_a_directory_is_no_checkpoint(tmp_path, monkeypatch, capsys):
+def test_a_directory_is_no_checkpoint(tmp_path, capsys):
     arguments = [part for name, value in RIGHT.items() for part in (f"--{name}", value)]
-    assert convert(monkeypatch, tmp_path, "--output", tmp_path / "out", *arguments) == 2
+    assert convert(tmp_path, "--output", tmp_path / "out", *arguments) == 2
     assert str(tmp_path) in capsys.readouterr().err
 
 
@@ -197,30 +324,30 @@ def test_a_directory_is_no_checkpoint(tmp_path, monkeypatch, capsys):
     + ["layers.0.pos_ff.CoreNet.0.weight", "layers.0.layer_norm1.weight", "mha_mem_to_mem.wq.weight", "head.0.weight"],
 )
 @pytest.mark.parametrize("shape", [(), (7,), (7, 7)], ids=str)
-def test_a_weight_of_another_shape_is_told(tmp_path, monkeypatch, capsys, name, shape):
+def test_a_weight_of_another_shape_is_told(tmp_path, capsys, name, shape):
     weights = reference.random_weights(reference.make_meta(), 0)
     matches = [key for key in weights if key == name or (name == "head.0.weight" and key.startswith("head"))]
     weights[matches[0]] = torch.zeros(shape)
     torch.save(weights, tmp_path / "model.pth")
     arguments = [part for flag, value in RIGHT.items() for part in (f"--{flag}", value)]
-    assert convert(monkeypatch, tmp_path / "model.pth", "--output", tmp_path / "out", *arguments) == 2
+    assert convert(tmp_path / "model.pth", "--output", tmp_path / "out", *arguments) == 2
     assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'model.pth'}: ")
 
 
-def test_gates_of_unequal_shapes_are_told(tmp_path, monkeypatch, capsys):
+def test_gates_of_unequal_shapes_are_told(tmp_path, capsys):
     weights = reference.random_weights(reference.make_meta(arch_mode="GTrXL"), 0)
     name = next(key for key in weights if key.startswith("layers.0.gate") and weights[key].ndim == 2)
     weights[name] = torch.zeros(3)
     torch.save(weights, tmp_path / "model.pth")
     arguments = [part for flag, value in (RIGHT | {"arch_mode": "GTrXL"}).items() for part in (f"--{flag}", value)]
-    assert convert(monkeypatch, tmp_path / "model.pth", "--output", tmp_path / "out", *arguments) == 2
+    assert convert(tmp_path / "model.pth", "--output", tmp_path / "out", *arguments) == 2
     assert "of layer 0: its matrices" in capsys.readouterr().err
 
 
-def test_nothing_is_converted_into_a_runs_checkpoints(tmp_path, monkeypatch, capsys):
+def test_nothing_is_converted_into_a_runs_checkpoints(tmp_path, capsys):
     checkpoints = tmp_path / "run" / "checkpoints"
     saved = save_checkpoint(checkpoints, 5, model_state={"w": torch.ones(2)}, training_state={})
     arguments = [part for flag, value in RIGHT.items() for part in (f"--{flag}", value)]
-    assert convert(monkeypatch, published(tmp_path / "model.pth"), "--output", checkpoints, *arguments) == 2
-    assert "already holds a checkpoint" in capsys.readouterr().err
+    assert convert(published(tmp_path / "model.pth"), "--output", checkpoints, *arguments) == 2
+    assert f"--output {checkpoints} exists already" in capsys.readouterr().err
     assert list(checkpoints.iterdir()) == [saved]

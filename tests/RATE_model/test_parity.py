@@ -14,7 +14,9 @@ from torch import Tensor
 from RATE_model.errors import UserError
 from RATE_model.memories.rate.config import ModelConfig
 from RATE_model.memories.rate.model import RATE
-from RATE_model.original import VARIANTS, convert_weights, infer_config, infer_spec
+from RATE_model.original.settings import infer_config
+from RATE_model.original.variants import VARIANTS, infer_spec
+from RATE_model.original.weights import convert_weights
 from tests import reference
 from tools import check_parity
 
@@ -359,7 +361,7 @@ PUBLISHED_COUNTS = {
 def test_sizes_are_the_published_ones_less_what_is_unused(case):
     env, (layers, heads, width), change, total, unused = case
     sizes = dict(n_layer=layers, n_head=heads, d_model=width, d_head=width, d_inner=width, context_length=30)
-    model = RATE(ModelConfig(**sizes, **change), VARIANTS[env])
+    model = RATE(ModelConfig(**sizes, **change), VARIANTS[env].spec)
     assert sum(parameter.numel() for parameter in model.parameters()) == total - unused
 
 

@@ -19,7 +19,7 @@ from RATE_model.cli.settings import MAY_CHANGE
 from RATE_model.errors import UserError
 from RATE_model.memories.rate.config import ModelConfig
 from RATE_model.memories.rate.model import RATE
-from RATE_model.original import VARIANTS
+from RATE_model.original.variants import VARIANTS
 from RATE_model.training.curriculum import parse_stages
 from RATE_model.training.trainer import Trainer
 from tests import commands
@@ -81,7 +81,7 @@ def test_the_commands_of_old_mean_what_they_did(name):
     flags = shlex.split(COMMANDS[name])[2:]
     config = train_vizdoom.read_config(flags)
     assert config.model_config() == EXPECTED[name]
-    assert RATE(config.model_config(), SPEC).spec == VARIANTS["doom"], "published weights fit"
+    assert RATE(config.model_config(), SPEC).spec == VARIANTS["doom"].spec, "published weights fit"
     assert config.run.seeds == range(1, 7) and config.data.scenario == Scenario()
     folder, text = (flags[flags.index(flag) + 1] for flag in ("--ckpt_folder", "--text"))
     directory = train_vizdoom.run_directory(config, 3)

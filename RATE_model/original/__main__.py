@@ -1,0 +1,180 @@
+"""Turn a checkpoint of the published RATE code into one of this project.
+
+    python -m RATE_model.original CHECKPOINT --output CONVERTED
+
+CONVERTED is a run's directory: give it to an inference script as --checkpoint. The environment is recognised by names
+and shapes; what weights do not tell is read from config.json beside the checkpoint (branch `main`) or its folder's name
+(branch `rate-old`), and else is as published. All of it is printed, and flags say otherwise.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":  # started as a script
+    from RATE_model.system.interrupts import quit_on_signals
+
+    quit_on_signals()  # while the imports below take their seconds
+
+from torch import Tensor
+
+from RATE_model.cli.options import exit_on_user_error, to_yaml
+from RATE_model.errors import UserError
+from RATE_model.memories.rate.config import ACTIVATIONS, ARCHS, MODES, ModelConfig
+from RATE_model.memories.rate.model import RATE
+from RATE_model.original.normalisation import read_normalisation
+from RATE_model.original.settings import FLAGS, Settings, beside, published, published_config
+from RATE_model.original.variants import VARIANTS, branch_of, check_variant, infer_spec, recognise
+from RATE_model.original.weights import convert_weights, load_published
+from RATE_model.spec import EnvironmentSpec
+from RATE_model.system.atomic import atomic_write_text
+from RATE_model.training.checkpoints import save_checkpoint
+
+_FLAGS = ("model_mode", "context_length", "n_head_ca", "mrv_act", "mem_len", "arch")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of this command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m RATE_model.original",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("checkpoint", type=Path, help="checkpoint of the published code (*.pth, *.ckpt)")
+    parser.add_argument("--output", type=Path, required=True, help="a new directory, for the converted run")
+    parser.add_argument("--variant", choices=list(VARIANTS), help="the environment, where weights fit several")
+    parser.add_argument("--model_mode", choices=MODES, help="the published --model_mode; tells DT and TrXL apart")
+    parser.add_argument("--context_length", type=int, help="steps of one segment (of a DT: of its whole window, N K)")
+    parser.add_argument("--n_head_ca", type=int, help="heads of the MRV; 0: none")
+    parser.add_argument("--mrv_act", choices=ACTIVATIONS, help="activation before the MRV")
+    parser.add_argument("--mem_len", type=int, help="cached hidden states, in tokens")
+    parser.add_argument("--arch_mode", dest="arch", choices=ARCHS, help="decoder block")
+    parser.add_argument("--sliding", action="store_true", help="the same as --model_mode DT, or DTXL with a cache")
+    parser.add_argument(
+        "--normalisation",
+        type=Path,
+        help="of observations: a JSON file with mean and std, or the data of its training (*.hdf5, *.pkl)",
+    )
+    return parser
+
+
+def settings_of(args: argparse.Namespace) -> Settings:
+    """What the flags say, and what lies beside the checkpoint."""
+    given = {name: getattr(args, name) for name in (*_FLAGS, "variant")}
+    if args.sliding and given["model_mode"] is None:
+        given["model_mode"] = "DTXL" if args.mem_len else "DT"
+    return beside(args.checkpoint, Settings().then(given, FLAGS))
+
+
+def choose_variant(weights: Mapping[str, Tensor], settings: Settings) -> tuple[str, str]:
+    """The variant, and how it was found.
+
+    Raises:
+        UserError: none fits, or not the one that a flag or config.json names.
+    """
+    name = settings.values.get("variant")
+    if name is None:
+        fitting = recognise(weights)
+        also = f"; {', '.join(fitting[1:])} would fit as well: see --variant" if fitting[1:] else ""
+        return fitting[0], f"by its names and shapes{also}"
+    if name not in VARIANTS:
+        raise UserError(f"{settings.sources['variant']}: an environment that is not known here, {name!r}")
+    check_variant(weights, name)
+    return name, settings.sources["variant"]
+
+
+def write_run(
+    directory: Path,
+    model: RATE,
+    *,
+    settings: Mapping[str, Any],
+    normalisation: Mapping[str, Sequence[float]] | None = None,
+) -> Path:
+    """A model as the only checkpoint of a run's directory, in the form of a training's; the checkpoint's path.
+
+    Args:
+        directory: of the run; missing or empty.
+        model: what is saved.
+        settings: what inference reads of a run, for its config.yaml.
+        normalisation: mean and std of observations, one each per feature.
+    """
+    state = {"config": asdict(model.config), "spec": asdict(model.spec)}
+    path = save_checkpoint(directory / "checkpoints", 0, model_state=model.state_dict(), training_state=state)
+    if normalisation is not None:
+        atomic_write_text(directory / "normalisation.json", json.dumps(dict(normalisation)) + "\n")
+    atomic_write_text(directory / "config.yaml", to_yaml(dict(settings)))
+    return path
+
+
+def recorded(config: ModelConfig, settings: Settings, variant: str) -> dict[str, Any]:
+    """What an inference script is to know of the run, by the names of flags."""
+    known = {
+        "published_variant": variant,
+        "model_mode": settings.values.get("model_mode"),
+        "game": settings.values.get("game"),
+        "task": settings.values.get("task") or settings.values.get("env_name"),
+        "unplayable": None if VARIANTS[variant].playable else VARIANTS[variant].title,
+        "arch_mode": config.arch,
+        "nmt": config.num_mem_tokens,
+        "skip_dec_ffn": config.skip_dec_ffn,
+    } | {
+        name: getattr(config, name)
+        for name in ("mem_len", "n_head_ca", "mrv_act", "n_layer", "n_head", "d_model", "d_head", "d_inner")
+    }
+    return {name: value for name, value in known.items() if value is not None}
+
+
+def describe(name: str, how: str, model: RATE, settings: Settings) -> str:
+    """What was recognised, in lines for the screen."""
+    variant, spec = VARIANTS[name], model.spec
+    shape = "x".join(map(str, spec.observation_shape))
+    found = f"{variant.title} ({name}, {how}): observations {shape}, {spec.num_actions} actions"
+    used = {key: source for key, source in settings.sources.items() if key in _FLAGS}
+    lines = [found, f"settings: {Settings(settings.values, used)}"]
+    if not variant.playable:
+        lines.append(f"no environment of this project plays {variant.title}; the model is converted all the same")
+    return "\n".join(lines)
+
+
+@exit_on_user_error()
+def main(argv: Sequence[str] | None = None) -> None:
+    """Convert one checkpoint and say what it is and where it went."""
+    args = parser().parse_args(argv)
+    if args.output.exists() and (not args.output.is_dir() or any(args.output.iterdir())):
+        raise UserError(f"--output {args.output} exists already: give a new directory")
+    weights = load_published(args.checkpoint)
+    settings = settings_of(args)
+    try:
+        name, how = choose_variant(weights, settings)
+        mode = settings.values.get("model_mode")
+        settings = settings.then(published(weights, name, branch_of(weights), mode), "as published")
+        model = RATE(published_config(weights, settings), acting_spec(weights, name))
+        left_out = convert_weights(weights, model)
+    except UserError as error:
+        raise UserError(f"{args.checkpoint}: {error}") from None
+    normalisation = None
+    if args.normalisation is not None:
+        if model.spec.is_image:
+            raise UserError("--normalisation: observations are images here, which are not normalised; leave it out")
+        normalisation = read_normalisation(args.normalisation, model.spec.observation_shape[0])
+    path = write_run(
+        args.output,
+        model,
+        settings=recorded(model.config, settings, name),
+        normalisation=normalisation,
+    )
+    print(describe(name, how, model, settings), file=sys.stderr)
+    print(f"wrote {path}; left out {len(left_out)} tensors that the published model never uses", file=sys.stderr)
+
+
+def acting_spec(weights: Mapping[str, Tensor], variant: str) -> EnvironmentSpec:
+    """`infer_spec`, for returns in units of reward."""
+    return replace(infer_spec(weights, variant), return_scale=VARIANTS[variant].return_scale)
+
+
+if __name__ == "__main__":
+    main()
