@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
-import h5py
 import numpy as np
 
+from RATE_model.data.hdf5 import open_hdf5
 from RATE_model.data.pickles import load_pickle
 from RATE_model.errors import UserError
 
@@ -50,7 +50,7 @@ def _observations(path: Path) -> np.ndarray:
     """Observations (n, features) of all whole episodes of a data file."""
     if path.suffix.lower() in (".pkl", ".pickle"):
         return np.concatenate([np.asarray(episode["observations"]) for episode in load_pickle(path)])
-    with h5py.File(path) as file:
+    with open_hdf5(path) as file:
         observations = file["observations"][()]
         ends = np.zeros(len(observations), dtype=bool)
         for name in ("terminals", "timeouts"):

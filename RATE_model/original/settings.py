@@ -49,11 +49,11 @@ _MODE_NAMES = "|".join(sorted(MODES, key=len, reverse=True))
 _FOLDERS = (
     re.compile(rf"(?:.*_)?arch_mode_(?P<arch>TrXL-I|GTrXL|TrXL)_(?P<model_mode>{_MODE_NAMES})(?:_.*)?"),
     re.compile(
-        r"(?P<game>[A-Za-z]+)_\d+_(?P<mem_len>\d+)_(?P<context_length>\d+)_(?P<sections>\d+)_\d+_(?P<n_head_ca>\d+)_"
+        r"(?P<game>[A-Za-z]+)_\d+_(?P<mem_len>\d+)_(?P<context_length>\d+)_(?P<segments>\d+)_\d+_(?P<n_head_ca>\d+)_"
         r"(?P<mrv_act>relu|leaky_relu|elu|tanh|no_act)_(?:True|False)"
     ),
     re.compile(
-        r"(?P<task>[a-z0-9_]+)_ns_(?P<sections>\d+)_sl_(?P<context_length>\d+)_nt_\d+_nhca_(?P<n_head_ca>\d+)_"
+        r"(?P<task>[a-z0-9_]+)_ns_(?P<segments>\d+)_sl_(?P<context_length>\d+)_nt_\d+_nhca_(?P<n_head_ca>\d+)_"
         r"mrvact_(?P<mrv_act>relu|leaky_relu|elu|tanh|no_act)_skipffndec_(?:True|False)"
     ),
 )
@@ -110,7 +110,7 @@ def _read_config(path: Path) -> dict[str, Any]:
             "model_mode": content.get("model_mode"),
             "arch": content.get("arch_mode"),
             "context_length": training.get("context_length"),
-            "sections": training.get("sections") if content.get("max_n_final") is None else content["max_n_final"],
+            "segments": training.get("sections") if content.get("max_n_final") is None else content["max_n_final"],
         } | {name: model.get(name) for name in ("n_head_ca", "mem_len", "mrv_act")}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not the config.json of a published run ({error!r})") from None
@@ -121,7 +121,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 def published(weights: Mapping[str, Tensor], variant: str, branch: Branch, mode: str | None) -> dict[str, Any]:
     """The published setting of an environment, as far as it concerns a model with these weights."""
-    context_length, sections, heads, rate_cache, trxl_cache = _PUBLISHED.get((branch, variant), (None,) * 5)
+    context_length, segments, heads, rate_cache, trxl_cache = _PUBLISHED.get((branch, variant), (None,) * 5)
     tokens, valve = "mem_tokens" in weights, "mha_mem_to_mem.wq.weight" in weights
     if tokens:
         # Without MRV: the published RMT has a feed-forward network and no cache; `main`'s RATE on Minigrid neither.
@@ -131,7 +131,7 @@ def published(weights: Mapping[str, Tensor], variant: str, branch: Branch, mode:
         cache = 0 if mode == "DT" else trxl_cache
     return {
         "context_length": context_length,
-        "sections": sections,
+        "segments": segments,
         "n_head_ca": heads if valve else 0,
         "mem_len": cache,
         "mrv_act": "relu",
@@ -209,5 +209,5 @@ def published_config(weights: Mapping[str, Tensor], settings: Settings) -> Model
     if mode not in ("DT", "DTXL"):
         return config
     # What a flag says is the whole window; anything else says the segment, of which the window is made.
-    sections = 1 if sources["context_length"] == FLAGS else values.get("sections", 1)
-    return apply_mode(config, mode=mode, sections=sections)
+    segments = 1 if sources["context_length"] == FLAGS else values.get("segments", 1)
+    return apply_mode(config, mode=mode, segments=segments)
