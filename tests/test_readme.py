@@ -30,6 +30,7 @@ PAGES = [
     ROOT / "benchmarks" / "README.md",
     *(path for path in sorted(ROOT.glob("*/README.md")) if path.parent.name != "benchmarks"),
     *sorted((ROOT / "results").glob("*.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
 ]
 OPTIONS = {
     "inference_tmaze.py": inference_tmaze.Options,
