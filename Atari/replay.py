@@ -9,10 +9,21 @@
         invalid_range_ckpt.N.gz         (5,) int64, transitions around its cursor that are no samples
 
 Every file is one gzip member around what `numpy.save` writes. The public buffers hold a million transitions each,
-N = 0 to 49, in the order of play. Before every episode stand three transitions of zeros (a stack of four frames needs
-them); they are no play and are left out here. The first transitions of a buffer may be the rest of an episode that the
-buffer before began, the last ones the beginning of one that the next buffer ends: the first are used, the last are not,
-as nobody knows what they still earned.
+N = 0 to 49. Before every episode stand three transitions of zeros (a stack of four frames needs them); they are no play
+and are left out here. The first transitions of a buffer may be the rest of an episode that the buffer before began, the
+last ones the beginning of one that the next buffer ends: the first are used, the last are not, as nobody knows what
+they still earned.
+
+A buffer is a ring. Its cursor, add_count modulo its capacity, is the slot that is written next:
+
+    add_count <  capacity      o0 o1 o2 o3 -- --       slots from the cursor on were never written, and hold anything
+                                           ^
+    add_count >= capacity      o6 o7 o2 o3 o4 o5       the oldest transition is at the cursor: play is o2, ..., o7
+                                     ^
+
+The public buffers were saved one transition before they were full: the cursor is at their last slot, which is left out.
+An episode that was cut off has no terminal. Newer versions of dopamine list its end in episode_end_indices_ckpt.N.gz;
+without that, the padding of the next episode shows it.
 
 What a training asks for is selected as the published code does it (`Selection`), checked, and converted once to the
 project's own layout (`convert`). Only what is selected is decompressed.
@@ -23,7 +34,9 @@ from __future__ import annotations
 import contextlib
 import gzip
 import hashlib
+import io
 import os
+import pickle
 import shutil
 import zlib
 from collections.abc import Iterator
@@ -36,6 +49,7 @@ import numpy as np
 from Atari.games import game as game_of
 from RATE_model.cli.limits import at_least, at_most
 from RATE_model.data.hdf5 import attributes_of
+from RATE_model.data.pickles import ArrayUnpickler
 from RATE_model.data.trajectories import TrajectoryFile
 from RATE_model.data.writer import TrajectoryWriter
 from RATE_model.errors import UserError
@@ -53,7 +67,7 @@ CLIPPED = "rewards_look_clipped"  # attribute of a converted file
 # Names of the stores, and the kinds of numbers that each may hold: dopamine has changed types within a kind.
 _STORES = {"observation": "u", "action": "iu", "reward": "f", "terminal": "biu"}
 _KINDS = {"action": "an integer", "reward": "a floating-point number", "terminal": "an integer or a boolean"}
-_VERSION = 1  # of the conversion; another one converts anew
+_VERSION = 2  # of the conversion; another one converts again
 _FRAME_BYTES = FRAME_SHAPE[0] * FRAME_SHAPE[1]
 _BLOCK = 2000  # frames that are in memory at a time
 
@@ -89,39 +103,61 @@ class Buffer:
 
     Attributes:
         folder, number: where its files are.
+        slots: where the transitions lie, (first, behind the last) of each stretch, in the order of play.
         starts, lengths: (E,) int64, first transition and number of transitions of every finished episode, the padding
             before it included: frames tell what is padding, and are not read yet.
+        terminal: (E,) bool, whether it ended in a terminal state.
         actions: (n,) int64; rewards: (n,) float32.
         whole: whether these are all finished episodes of the buffer.
     """
 
     folder: Path
     number: int
+    slots: tuple[tuple[int, int], ...]
     starts: np.ndarray
     lengths: np.ndarray
+    terminal: np.ndarray
     actions: np.ndarray
     rewards: np.ndarray
     whole: bool
 
-    def episodes(self, count: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, int]]:
-        """The first `count` episodes without their padding; nothing behind them is decompressed.
-
-        Yields:
-            frames (T, 84, 84) uint8, actions (T,), rewards (T,), and how many transitions of padding were left out.
+    def episodes(self, count: int) -> Iterator[Episode]:
+        """The first `count` episodes without their padding; nothing after them is decompressed.
 
         Raises:
             UserError: the observations' file is damaged.
         """
         path = store_path(self.folder, "observation", self.number)
-        with _opened(path) as (stream, _, _):
-            for start, length in zip(self.starts[:count], self.lengths[:count], strict=True):
-                frames = _read_frames(stream, int(length), path)
+        chosen = (column[:count] for column in (self.starts, self.lengths, self.terminal))
+        with contextlib.closing(_FrameReader(path, self.slots)) as reader:
+            for start, length, terminal in zip(*chosen, strict=True):
+                frames = reader.read(int(length))
                 actions, rewards = (column[start : start + length] for column in (self.actions, self.rewards))
-                padding = _leading_zeros(frames, actions, rewards)
-                yield frames[padding:], actions[padding:], rewards[padding:], padding
+                pieces = _without_padding(frames, actions, rewards)
+                for number, (rows, padding) in enumerate(pieces, 1):
+                    ended = number == len(pieces)
+                    yield Episode(frames[rows], actions[rows], rewards[rows], bool(terminal) and ended, ended, padding)
             if self.whole and count == len(self.lengths):
-                while stream.read(_BLOCK * _FRAME_BYTES):  # to the end, where the checksum is
-                    pass
+                reader.finish()
+
+
+@dataclass(frozen=True, eq=False)
+class Episode:
+    """An episode of a buffer.
+
+    Attributes:
+        frames: (T, 84, 84) uint8; actions: (T,); rewards: (T,).
+        terminal: whether it ended in a terminal state.
+        marked: whether its end was marked; else only the padding of the next one showed it.
+        padding: transitions of zeros before it, left out.
+    """
+
+    frames: np.ndarray
+    actions: np.ndarray
+    rewards: np.ndarray
+    terminal: bool
+    marked: bool
+    padding: int
 
 
 def store_path(folder: Path, name: str, number: int) -> Path:
@@ -158,10 +194,11 @@ def read_buffer(folder: Path, number: int, *, num_actions: int, limit: int = CAP
         folder: of the files.
         number: N.
         num_actions: actions lie between 0 and num_actions - 1.
-        limit: episodes that end behind the first so many transitions are left out.
+        limit: episodes that end after the first so many transitions are left out.
 
     Raises:
-        UserError: a store is missing, truncated or damaged, or holds something else; stores differ in length.
+        UserError: a store is missing, truncated or damaged, or holds something else; stores differ in length, or the
+            order of play is unclear.
     """
     paths = {name: store_path(folder, name, number) for name in _STORES}
     if missing := [path.name for path in paths.values() if not path.is_file()]:
@@ -173,27 +210,95 @@ def read_buffer(folder: Path, number: int, *, num_actions: int, limit: int = CAP
     if len(set(lengths.values())) > 1:
         listed = ", ".join(f"{name} {length}" for name, length in lengths.items())
         raise UserError(f"buffer {number} in '{folder}' has stores of different lengths ({listed}): copy it again")
-    actions, rewards, terminals = (_read_numbers(paths[name]) for name in ("action", "reward", "terminal"))
+    slots = _in_order(folder, number, lengths["action"])
+    rows = np.concatenate([np.arange(*stretch) for stretch in slots])  # slots in the order of play
+    actions, rewards, terminals = (_read_numbers(paths[name])[rows] for name in ("action", "reward", "terminal"))
     if (bad := (actions < 0) | (actions >= num_actions)).any():
         where = int(np.argmax(bad))
         raise UserError(
-            f"'{paths['action']}' has action {actions[where]} at transition {where}; allowed is 0 to "
+            f"'{paths['action']}' has action {actions[where]} at transition {rows[where]}; allowed is 0 to "
             f"{num_actions - 1}: is this the game that --game names?"
         )
     if not (finite := np.isfinite(rewards)).all():
-        raise UserError(f"'{paths['reward']}' has a NaN or infinite reward at transition {int(np.argmin(finite))}")
-    stops = np.flatnonzero(terminals[:limit]) + 1
+        where = rows[int(np.argmin(finite))]
+        raise UserError(f"'{paths['reward']}' has a NaN or infinite reward at transition {where}")
+    if (bad := (terminals != 0) & (terminals != 1)).any():
+        where = int(np.argmax(bad))
+        raise UserError(f"'{paths['terminal']}' has {terminals[where]} at transition {rows[where]}; expected 0 or 1")
+    ends = (terminals != 0) | np.isin(rows, _listed_ends(folder, number))
+    stops = np.flatnonzero(ends[:limit]) + 1
     starts = np.concatenate([[0], stops[:-1]])[: len(stops)]
-    columns = (actions.astype(np.int64), rewards.astype(np.float32))
-    return Buffer(folder, number, starts, stops - starts, *columns, whole=limit >= len(terminals))
+    columns = (terminals[stops - 1] != 0, actions.astype(np.int64), rewards.astype(np.float32))
+    return Buffer(folder, number, slots, starts, stops - starts, *columns, whole=limit >= len(terminals))
 
 
-def _leading_zeros(frames: np.ndarray, actions: np.ndarray, rewards: np.ndarray) -> int:
-    """Transitions of padding that an episode begins with: at most three, in which everything is zero."""
-    count = 0
-    while count < min(PADDING, len(frames)) and not (actions[count] or rewards[count] or frames[count].any()):
-        count += 1
-    return count
+def _in_order(folder: Path, number: int, capacity: int) -> tuple[tuple[int, int], ...]:
+    """Stretches (first slot, slot behind the last) of what was written, the oldest first.
+
+    Raises:
+        UserError: `add_count` and `invalid_range` contradict each other or the stores, or there is too little of them.
+    """
+    count, invalid = (_read_small(folder / f"{name}_ckpt.{number}.gz") for name in ("add_count", "invalid_range"))
+    here = f"buffer {number} in '{folder}'"
+    if count is not None:
+        total = int(count.ravel()[0])
+    elif invalid is not None and invalid.size > STACK:
+        # It holds STACK slots from the cursor on, and before it as many as there are steps to a sample's next state.
+        cursor = int(invalid.ravel()[-STACK]) % capacity
+        if 0 < cursor < capacity - STACK:
+            raise UserError(f"{here} has no add_count, which tells the order of its transitions: copy it too")
+        total = capacity + cursor
+    else:
+        print(f"note: {here} has no add_count: it is taken to be full, with its first slot the oldest", flush=True)
+        total = capacity
+    cursor = total % capacity
+    if total and invalid is not None and (invalid.max() >= capacity or cursor not in invalid):
+        raise UserError(
+            f"{here}: add_count {total} and invalid_range {invalid.astype(int).tolist()} do not fit stores of "
+            f"{capacity} transitions: they were cut, or the files are of different buffers; copy them again"
+        )
+    if total < capacity:
+        return ((0, total),)
+    if cursor and capacity - cursor <= STACK:  # what is older than slot 0 is too short for one stack of frames
+        return ((0, cursor),)
+    return ((cursor, capacity), (0, cursor)) if cursor else ((0, capacity),)
+
+
+def _listed_ends(folder: Path, number: int) -> np.ndarray:
+    """Slots at which episodes ended by newer versions of dopamine, which list them; else none."""
+    listed = _read_small(folder / f"episode_end_indices_ckpt.{number}.gz")
+    return np.empty(0, int) if listed is None else listed
+
+
+def _read_small(path: Path) -> np.ndarray | None:
+    """A number or a few, as `numpy.save` or pickle has written them; None: there is no such file."""
+    if not path.is_file():
+        return None
+    with _named_damage(path), gzip.open(path, "rb") as stream:
+        content = io.BytesIO(stream.read())
+        is_array = content.getvalue()[:6] == b"\x93NUMPY"
+        values = np.load(content, allow_pickle=False) if is_array else ArrayUnpickler(content).load()
+        values = np.asarray(sorted(values) if isinstance(values, set) else values)
+    if values.dtype.kind not in "iuf" and values.size:
+        raise UserError(f"'{path}' holds {values.dtype}; expected whole numbers")
+    return values
+
+
+def _without_padding(frames: np.ndarray, actions: np.ndarray, rewards: np.ndarray) -> list[tuple[slice, int]]:
+    """Rows of each episode among those up to a mark, and how many of padding are left out before it.
+
+    Padding are transitions in which everything is zero: at most three at the beginning, where the buffer may begin too,
+    and exactly three where an episode was cut off and the next one begins.
+    """
+    zero = ~(frames.any(axis=(1, 2)) | (actions != 0) | (rewards != 0))
+    black = ~frames.any(axis=(1, 2))
+    leading = int(np.argmin(zero[:PADDING])) if not zero[:PADDING].all() else min(PADDING, len(zero))
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], black, [False]])))
+    cuts = [int(a) for a, b in zip(edges[::2], edges[1::2], strict=True) if b - a == PADDING and zero[a:b].all()]
+    cuts = [cut for cut in cuts if leading < cut < len(frames) - PADDING]
+    starts, stops = [leading, *(cut + PADDING for cut in cuts)], [*cuts, len(frames)]
+    skipped = [leading, *(PADDING for _ in cuts)]
+    return [(slice(*rows), left) for *rows, left in zip(starts, stops, skipped, strict=True)]
 
 
 def select(folder: Path, selection: Selection, *, num_actions: int) -> list[tuple[Buffer, int]]:
@@ -271,7 +376,7 @@ def _convert(folder: Path, target: Path, selection: Selection, digest: str, *, g
     clipped = rewards_look_clipped(buffer.rewards[: int(buffer.lengths[:count].sum())] for buffer, count in chosen)
     attributes = {"game": game, "generator": "DQN-replay", "selection": asdict(selection), "source": folder.parent.name}
     attributes |= {SOURCE_DIGEST: digest, CLIPPED: clipped, "episodes_of_buffers": counts}
-    padding = steps = 0
+    padding = steps = episodes = unmarked = 0
     with TrajectoryWriter(
         target,
         observation_shape=(1, *FRAME_SHAPE),
@@ -280,14 +385,18 @@ def _convert(folder: Path, target: Path, selection: Selection, digest: str, *, g
         attributes=attributes,
     ) as writer:
         for buffer, count in chosen:
-            for frames, actions, rewards, skipped in buffer.episodes(count):
-                padding += skipped
-                steps += len(actions)
-                if len(actions):
-                    writer.add_episode(frames[:, None], actions, rewards, terminal=True)
+            for episode in buffer.episodes(count):
+                padding += episode.padding
+                steps += len(episode.actions)
+                if len(episode.actions):
+                    episodes += 1
+                    unmarked += not episode.marked
+                    arrays = (episode.frames[:, None], episode.actions, episode.rewards)
+                    writer.add_episode(*arrays, terminal=episode.terminal)
+    found = f"; of {unmarked} of them only the padding of the next one shows the end" if unmarked else ""
     print(
-        f"'{folder}': {steps} transitions of {sum(counts.values())} episodes from {len(counts)} buffers converted into "
-        f"'{target}'; {padding} transitions of padding left out",
+        f"'{folder}': {steps} transitions of {episodes} episodes from {len(counts)} buffers converted into "
+        f"'{target}'; {padding} transitions of padding left out{found}",
         flush=True,
     )
 
@@ -392,20 +501,74 @@ def _write_buffer(file: TrajectoryFile, episodes: np.ndarray, folder: Path, numb
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[tuple[BinaryIO, tuple[int, ...], np.dtype]]:
-    """A store's stream behind its header, with shape and type. What damages raise becomes a `UserError`."""
+def _named_damage(path: Path) -> Iterator[None]:
+    """Turn what damage to a file raises into a `UserError` that names it."""
     try:
-        with gzip.open(path, "rb") as stream:
-            version = np.lib.format.read_magic(stream)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, fortran, dtype = read(stream)
-            if fortran and len(shape) > 1:
-                raise ValueError("it is stored column by column")
-            yield stream, shape, dtype
-    except (gzip.BadGzipFile, EOFError, ValueError, zlib.error) as error:
+        yield
+    except (gzip.BadGzipFile, EOFError, ValueError, zlib.error, pickle.UnpicklingError) as error:
         raise UserError(f"'{path}' is truncated or damaged ({error}): copy it again") from error
     except OSError as error:
         raise UserError(f"'{path}' cannot be read: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[BinaryIO, tuple[int, ...], np.dtype]]:
+    """A store's stream after its header, with shape and type. What damage raises becomes a `UserError`."""
+    with _named_damage(path), gzip.open(path, "rb") as stream:
+        yield stream, *_read_header(stream)
+
+
+def _read_header(stream: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and type of the array that a stream holds."""
+    version = np.lib.format.read_magic(stream)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read(stream)
+    if fortran and len(shape) > 1:
+        raise ValueError("it is stored column by column")
+    return shape, dtype
+
+
+class _FrameReader:
+    """Reads frames in the order of play, stretch after stretch. Nothing behind what is asked for is decompressed."""
+
+    def __init__(self, path: Path, slots: tuple[tuple[int, int], ...]) -> None:
+        self._path, self._slots = path, list(slots)
+        self._stream: BinaryIO | None = None
+        self._left = 0  # frames of the stretch
+
+    def read(self, count: int) -> np.ndarray:
+        """The next frames, (count, 84, 84) uint8. Raises UserError where the file is damaged."""
+        parts = []
+        with _named_damage(self._path):
+            while count:
+                if not self._left:
+                    self._begin_stretch()
+                taken = min(count, self._left)
+                parts.append(_read_frames(self._stream, taken, self._path))
+                self._left, count = self._left - taken, count - taken
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _begin_stretch(self) -> None:
+        if self._stream is not None:
+            self.finish()
+            self._stream.close()
+        start, stop = self._slots.pop(0)
+        self._left = stop - start
+        self._stream = gzip.open(self._path, "rb")
+        _read_header(self._stream)
+        for first in range(0, start, _BLOCK):
+            _read_frames(self._stream, min(_BLOCK, start - first), self._path)
+
+    def finish(self) -> None:
+        """Read to the end of the file, where its checksum is."""
+        with _named_damage(self._path):
+            while self._stream is not None and self._stream.read(_BLOCK * _FRAME_BYTES):
+                pass
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._stream is not None:
+            self._stream.close()
 
 
 def _check_header(path: Path, name: str) -> int:
@@ -415,7 +578,7 @@ def _check_header(path: Path, name: str) -> int:
     """
     with _opened(path) as (stream, shape, dtype):
         frames = name == "observation"
-        expected = (len(shape) and shape[0], *FRAME_SHAPE) if frames else shape[:1]
+        expected = (len(shape) and shape[0], *FRAME_SHAPE) if frames else shape[:1] + (1,) * (shape[1:] == (1,))
         if shape != expected or not shape or dtype.kind not in _STORES[name] or (frames and dtype != np.uint8):
             wanted = "frames (n, 84, 84) of type uint8" if frames else f"{_KINDS[name]} per transition, (n,)"
             raise UserError(f"'{path}' holds numbers of type {dtype} and shape {shape}; expected {wanted}")
@@ -445,7 +608,7 @@ def _read_frames(stream: BinaryIO, count: int, path: Path) -> np.ndarray:
 
 def _digest(folder: Path, selection: Selection) -> str:
     """Of the selection and of names, sizes and times of change of all stores."""
-    stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.glob("$store$_*"))]
+    stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.glob("*_ckpt.*.gz"))]
     return hashlib.sha256(repr((_VERSION, asdict(selection), stats)).encode()).hexdigest()
 
 

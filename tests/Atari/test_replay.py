@@ -3,9 +3,11 @@
 import contextlib
 import gzip
 import multiprocessing
+import pickle
 import shutil
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
@@ -167,6 +169,111 @@ def test_padding_is_what_is_all_zero_and_an_unfinished_episode_is_left_out(tmp_p
     assert f"{6 if padded else 0} transitions of padding" in printed
 
 
+# --- the ring ---
+
+
+def ring(folder: Path, lengths, *, capacity: int, drop: int = 0, number: int = 0, cut=(), horizon: int = 1) -> int:
+    """A buffer that dopamine has filled with episodes of these lengths, but for the last ``drop`` transitions.
+
+    Every frame, every reward and, modulo 4, every action of episode e is e = 1, 2, ...; slots that were never written
+    hold garbage. Episodes in ``cut`` have no terminal. Returns how many transitions were added.
+    """
+    who = np.concatenate([[0] * 3 + [e] * n for e, n in enumerate(lengths, 1)])
+    last = np.append(np.diff(who) < 0, True) & ~np.isin(who, cut)
+    who, last = who[: len(who) - drop], last[: len(who) - drop]
+    slots = np.full((2, capacity), 99)
+    for step, values in enumerate(zip(who, last, strict=True)):
+        slots[:, step % capacity] = values
+    numbers, terminals = slots
+    frames = np.repeat(numbers.astype(np.uint8), 84 * 84).reshape(-1, 84, 84)
+    values = {"observation": frames, "action": (numbers % 4).astype(np.int32), "reward": numbers.astype(np.float32)}
+    for name, column in (values | {"terminal": terminals.astype(np.uint8)}).items():
+        store(folder, f"$store$_{name}", column, number)
+    store(folder, "add_count", np.array(len(who)), number)
+    around = (len(who) - horizon + np.arange(4 + horizon)) % capacity
+    store(folder, "invalid_range", around, number)
+    return len(who)
+
+
+def converted(folder: Path, **selection) -> TrajectoryFile:
+    path = folder.parent / "b.h5"
+    convert(folder, path, Selection(**selection), game="Breakout", num_actions=ACTIONS)
+    return TrajectoryFile(path)
+
+
+def assert_played(file: TrajectoryFile, expected: list[tuple[int, int]]) -> None:
+    """The episodes are these (number, steps), none mixed with another, and returns-to-go are their own."""
+    numbers = np.concatenate([[number] * steps for number, steps in expected])
+    assert file.lengths.tolist() == [steps for _, steps in expected] and file.whole.all()
+    np.testing.assert_array_equal(file.load()[0][:, 0, 40, 40], numbers)
+    np.testing.assert_array_equal(file.rewards, numbers)
+    np.testing.assert_array_equal(file.actions, numbers % 4)
+    assert file.returns_to_go()[file.starts].tolist() == [number * steps for number, steps in expected]
+
+
+@pytest.mark.parametrize("horizon", [1, 3])
+def test_a_buffer_that_has_wrapped_around_is_read_in_the_order_of_play(tmp_path, horizon):
+    """Saved in the middle of episode 7; the newest transitions have overwritten the first steps of episode 3."""
+    assert ring(tmp_path / "logs", [9, 8, 12, 7, 11, 6, 10], capacity=50, drop=4, horizon=horizon) == 80
+    assert_played(converted(tmp_path / "logs"), [(3, 8), (4, 7), (5, 11), (6, 6)])
+
+
+def test_of_a_wrapped_buffer_only_what_is_wanted_is_taken(tmp_path):
+    """The oldest transitions, which lie in the middle of the files."""
+    ring(tmp_path / "logs", [9, 8, 12, 7, 11, 6, 10], capacity=50, drop=4)
+    assert_played(converted(tmp_path / "logs", buffer_transitions=20), [(3, 8), (4, 7)])
+
+
+def test_slots_that_were_never_written_are_not_play(tmp_path):
+    ring(tmp_path / "logs", [9, 8, 12], capacity=60, drop=2)
+    assert_played(converted(tmp_path / "logs"), [(1, 9), (2, 8)])
+
+
+def test_public_buffers_were_saved_one_transition_before_they_were_full(tmp_path):
+    """The last slot is of the round before, where episode 2 ended: its terminal is not one of episode 4."""
+    added = ring(tmp_path / "logs", [9, 8, 12, 17], capacity=23, drop=13)
+    assert added == 45 and stored(tmp_path / "logs", "$store$_terminal")[-1] == 1
+    assert_played(converted(tmp_path / "logs"), [(3, 12)])
+
+
+def test_a_padded_beginning_is_an_end_where_nothing_else_marks_it(tmp_path, capsys):
+    ring(tmp_path / "logs", [9, 8, 12], capacity=38, cut=(2,))
+    file = converted(tmp_path / "logs")
+    assert_played(file, [(1, 9), (2, 8), (3, 12)])
+    with h5py.File(file.path) as raw:
+        assert np.flatnonzero(raw["terminals"]).tolist() == [8, 28] and np.flatnonzero(raw["timeouts"]).tolist() == [16]
+    assert "of 1 of them only the padding of the next one shows the end" in capsys.readouterr().out
+
+
+def test_ends_that_newer_versions_list(tmp_path, capsys):
+    """A pickled set of slots; episode 3 is the last one and was cut off, so that no padding follows."""
+    ring(tmp_path / "logs", [9, 8, 12], capacity=38, cut=(2, 3))
+    with gzip.open(tmp_path / "logs" / "episode_end_indices_ckpt.0.gz", "wb") as stream:
+        pickle.dump({np.int64(11), np.int64(22), 37}, stream)
+    file = converted(tmp_path / "logs")
+    assert_played(file, [(1, 9), (2, 8), (3, 12)])
+    with h5py.File(file.path) as raw:
+        assert np.flatnonzero(raw["timeouts"]).tolist() == [16, 28]
+    assert "only the padding" not in capsys.readouterr().out
+
+
+def test_without_its_count_a_buffer_is_in_order_only_where_that_is_known(tmp_path, capsys):
+    ring(tmp_path / "logs", [9, 8, 12], capacity=38)
+    (tmp_path / "logs" / "add_count_ckpt.0.gz").unlink()
+    assert_played(converted(tmp_path / "logs"), [(1, 9), (2, 8), (3, 12)])
+    assert "note" not in capsys.readouterr().out, "invalid_range says that the first slot is next"
+    (tmp_path / "logs" / "invalid_range_ckpt.0.gz").unlink()
+    assert_played(converted(tmp_path / "logs"), [(1, 9), (2, 8), (3, 12)])
+    assert "has no add_count: it is taken to be full, with its first slot the oldest" in capsys.readouterr().out
+
+
+def test_columns_of_one_number_a_transition(tmp_path):
+    ring(tmp_path / "logs", [9, 8, 12], capacity=38)
+    for column in ("action", "reward", "terminal"):
+        store(tmp_path / "logs", f"$store$_{column}", stored(tmp_path / "logs", f"$store$_{column}")[:, None])
+    assert_played(converted(tmp_path / "logs"), [(1, 9), (2, 8), (3, 12)])
+
+
 def test_a_black_picture_that_earns_something_is_play(tmp_path):
     zeros = {"observation": np.zeros((4, 84, 84), np.uint8), "action": np.zeros(4, np.int32)}
     zeros |= {"reward": np.array([0, 0, 1, 0], np.float32), "terminal": np.array([0, 0, 0, 1], np.uint8)}
@@ -279,6 +386,11 @@ def replaced(column: str, values: np.ndarray):
     return lambda folder: store(folder, f"$store$_{column}", values)
 
 
+def no_count(folder: Path) -> None:
+    (folder / "add_count_ckpt.0.gz").unlink()
+    store(folder, "invalid_range", np.arange(4, 9))
+
+
 DAMAGES = {
     "no rewards": (lambda f: name(f, "reward").unlink(), "there is no $store$_reward_ckpt.0.gz"),
     "no frames": (lambda f: name(f, "observation").unlink(), "no $store$_observation_ckpt.0.gz"),
@@ -292,7 +404,12 @@ DAMAGES = {
     "frames of floats": (replaced("observation", np.zeros((13, 84, 84), np.float32)), "expected frames (n, 84, 84)"),
     "stacked frames": (replaced("observation", np.zeros((13, 84, 84, 4), np.uint8)), "expected frames (n, 84, 84)"),
     "frames of wide integers": (replaced("observation", np.zeros((13, 84, 84), np.uint16)), "type uint16"),
-    "rewards in rows": (replaced("reward", np.zeros((13, 1), np.float32)), "a floating-point number per transition"),
+    "rewards in rows": (replaced("reward", np.zeros((13, 2), np.float32)), "a floating-point number per transition"),
+    "other terminals": (replaced("terminal", np.full(13, 7, np.uint8)), "has 7 at transition 0; expected 0 or 1"),
+    "another count": (lambda f: store(f, "add_count", np.array(9)), "add_count 9 and invalid_range [0, 1, 2, 3, 4] do"),
+    "another capacity": (lambda f: store(f, "invalid_range", np.arange(12, 17)), "do not fit stores of 13 transitions"),
+    "no count": (no_count, "has no add_count, which tells the order"),
+    "a damaged count": (lambda f: (f / "add_count_ckpt.0.gz").write_bytes(b"1"), "add_count_ckpt.0.gz' is truncated"),
     "rewards of integers": (replaced("reward", np.zeros(13, np.int64)), "int64 and shape (13,); expected a floating"),
     "objects": (replaced("reward", np.array([None] * 13)), "reward_ckpt.0.gz"),
 }  # fmt: skip
