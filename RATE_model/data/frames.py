@@ -57,6 +57,12 @@ class Frames:
         """The same in page-locked memory."""
         return Frames(self.images.pin_memory(), self.index.pin_memory())
 
+    def share_memory_(self) -> Frames:
+        """Move both to shared memory, as `Tensor.share_memory_`."""
+        self.images.share_memory_()
+        self.index.share_memory_()
+        return self
+
     def map(self, function: Callable[[Tensor], Tensor]) -> Frames:
         """`function`, `(U, *shape)` to `(U, ...)`, applied to every distinct image."""
         return replace(self, images=function(self.images))
@@ -101,6 +107,11 @@ class FrameStack:
     def pin_memory(self) -> FrameStack:
         """The same in page-locked memory."""
         return replace(self, frames=self.frames.pin_memory())
+
+    def share_memory_(self) -> FrameStack:
+        """Move the pictures to shared memory, as `Tensor.share_memory_`."""
+        self.frames.share_memory_()
+        return self
 
     def dense(self) -> Tensor:
         """Every step's observation, `(B, T, S * C, H, W)`; with one channel a view, which takes no memory."""

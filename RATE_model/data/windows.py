@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from RATE_model.data.frames import Frames, FrameStack
 from RATE_model.data.trajectories import Learn, TrajectoryFile
+from RATE_model.data.workers import InWorker, NoRoom, begin_worker, served
 from RATE_model.errors import UserError
 
 _FINGERPRINT_STEPS = 64
@@ -68,6 +69,12 @@ class Batch:
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory, for asynchronous copies to a GPU. Torch's loader calls this by name."""
         return Batch(**{name: value.pin_memory() for name, value in self._arrays().items()})
+
+    def share_memory_(self) -> Batch:
+        """Move all of it to memory that other processes can read. Raises as torch does where there is too little."""
+        for value in self._arrays().values():
+            value.share_memory_()
+        return self
 
     def _arrays(self) -> dict[str, torch.Tensor | Frames | FrameStack]:
         """All that it holds, by name."""
@@ -437,7 +444,8 @@ def make_loader(
     """Yield (epoch, batch number, batch) starting exactly at the given position.
 
     The batches are the same for any number of workers, and torch's global random state is not touched. Close the
-    iterator (``.close()``, or drop it) to stop the workers.
+    iterator (``.close()``, or drop it) to stop the workers. Where shared memory, file handles or processes are too few,
+    it is said, and this process goes on without; the death of one is for `workers.worker_failures`.
 
     Args:
         epoch, batch: the first batch to yield.
@@ -450,24 +458,30 @@ def make_loader(
     def positions() -> Iterator[tuple[int, int, list[int]]]:
         return itertools.takewhile(lambda p: end_epoch is None or p[0] < end_epoch, sampler.iterate_from(epoch, batch))
 
-    if num_workers == 0:
-        for current, number, indices in positions():
-            item = dataset.__getitems__(indices)
-            yield current, number, item.pin_memory() if pin_memory else item
-        return
-    loader = DataLoader(
-        dataset,
-        batch_sampler=_BatchIndices(positions),
-        num_workers=num_workers,
-        collate_fn=_whole_batch,
-        pin_memory=pin_memory,
-        prefetch_factor=prefetch,
-        generator=torch.Generator(),  # else the loader would draw its base seed from the global one
-    )
-    # The loader asks its sampler for batches ahead of time; the second, slower pass over the positions labels what
-    # arrives.
-    for (current, number, _), item in zip(positions(), loader, strict=False):
-        yield current, number, item
+    done = 0
+    if num_workers > 0:
+        loader = DataLoader(
+            InWorker(dataset),
+            batch_sampler=_BatchIndices(positions),
+            num_workers=num_workers,
+            collate_fn=_whole_batch,
+            pin_memory=pin_memory,
+            prefetch_factor=prefetch,
+            worker_init_fn=begin_worker,
+            generator=torch.Generator(),  # else the loader would draw its base seed from the global one
+        )
+        # The loader asks its sampler for batches ahead of time; the second, slower pass over the positions labels what
+        # arrives.
+        try:
+            for (current, number, _), item in zip(positions(), served(loader), strict=False):
+                done += 1
+                yield current, number, item
+            return
+        except NoRoom as error:
+            print(f"--num_workers {num_workers}: {error}; batches are assembled in the training process.", flush=True)
+    for current, number, indices in itertools.islice(positions(), done, None):
+        item = dataset.__getitems__(indices)
+        yield current, number, item.pin_memory() if pin_memory else item
 
 
 class _BatchIndices:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from RATE_model.acting.rollout import evaluating, progress_bar
 from RATE_model.data.windows import EpochSampler, WindowDataset, make_loader
+from RATE_model.data.workers import worker_failures
 from RATE_model.errors import UserError
 from RATE_model.memories.rate.config import ModelConfig
 from RATE_model.memories.rate.model import RATE
@@ -139,7 +140,7 @@ class Fit:
             pin_memory=self.trainer.model.device.type == "cuda",
         )
         bar = progress_bar(desc=f"{segments} segments", unit="batch", initial=self.epoch * len(sampler) + self.batch)
-        with closing(loader), bar:
+        with worker_failures(), closing(loader), bar:
             for epoch, number, batch in loader:
                 self._train(batch)
                 if len(self._pending) >= self.options.log_every:

@@ -1,0 +1,122 @@
+"""Processes that assemble batches: what goes wrong in them, or on the way from them, is told in the training process.
+
+Torch's loader hands batches over in shared memory, from a thread whose errors nobody sees: the training process would
+wait for ever. Here a batch is moved to shared memory before that thread gets it, an error comes back in its place, and
+a process that cannot send one ends, which the loader notices.
+"""
+
+from __future__ import annotations
+
+import multiprocessing.queues
+import os
+import re
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch.utils.data import DataLoader, Dataset
+
+from RATE_model.errors import UserError, reason_of
+
+_SECONDS_TO_LEARN = 1.0
+_HANDLES_OF_A_WORKER = 4  # file handles that the training process opens for each
+_HANDLES_OF_A_BATCH = 8  # one for each array
+
+
+# What torch says when a process has ended or cannot be reached.
+_FAILURES = ("DataLoader worker", "Too many open files", "received 0 items of ancdata")
+
+
+class NoRoom(UserError):
+    """The machine has too little shared memory, too few file handles or no more processes."""
+
+
+class InWorker(Dataset):
+    """A dataset of whole batches, as a loader process serves it: errors are values."""
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitems__(self, indices: Sequence[int]) -> Any:
+        """The batch in shared memory, or the `UserError` that says why not."""
+        try:
+            batch = self._dataset.__getitems__(indices)
+        except UserError as error:
+            return UserError(str(error))  # without its causes, which may not go through a pipe
+        try:
+            return batch.share_memory_()
+        except (OSError, RuntimeError) as error:
+            return NoRoom(_first_sentence(error))
+
+
+def begin_worker(_: int) -> None:
+    """In a new loader process: a batch that cannot be sent ends it, with the number of the error as its exit code."""
+
+    def cannot_send(error: BaseException, _: Any) -> None:
+        os._exit(getattr(error, "errno", None) or 1)
+
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(cannot_send)
+
+
+def served(loader: DataLoader) -> Iterator[Any]:
+    """The batches of a loader whose dataset is `InWorker`.
+
+    Raises:
+        NoRoom: its processes cannot be started, would soon run out of file handles, or find no shared memory.
+        UserError: what the dataset says; or a process has ended.
+    """
+    _check_file_handles(loader)
+    try:
+        batches = iter(loader)
+    except OSError as error:
+        raise NoRoom(f"a process cannot be started: {reason_of(error)}") from error
+    try:
+        while (item := next(batches, None)) is not None:
+            if isinstance(item, UserError):
+                raise item
+            yield item
+    except (ConnectionError, EOFError, FileNotFoundError) as error:  # a batch of a process that is gone
+        time.sleep(_SECONDS_TO_LEARN)  # torch interrupts this when it learns how that ended, and not later
+        raise _ended("it does not answer") from error
+    finally:
+        del batches  # ends the processes now; an error would keep them for as long as it is known
+
+
+def _check_file_handles(loader: DataLoader) -> None:
+    """Raise `NoRoom` where the batches on their way would take more file handles than this process may have."""
+    import resource  # late, as there is none on Windows
+
+    batches = loader.prefetch_factor * (loader.num_workers + 1)
+    needed = len(os.listdir("/dev/fd")) + _HANDLES_OF_A_WORKER * loader.num_workers + _HANDLES_OF_A_BATCH * batches
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit != resource.RLIM_INFINITY and needed > limit:
+        raise NoRoom(f"{needed} open files are needed and {limit} allowed (ulimit -n)")
+
+
+@contextmanager
+def worker_failures() -> Iterator[None]:
+    """Turn the end of a loader process, which torch may report at any moment, into a `UserError`."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = _first_sentence(error)
+        if not any(known in text for known in _FAILURES):
+            raise
+        code = re.search(r"exit code (\d+)", text)
+        raise _ended(reason_of(OSError(int(code[1]), os.strerror(int(code[1])))) if code else text) from error
+
+
+def _ended(reason: str) -> UserError:
+    return UserError(
+        f"--num_workers: a process that assembles batches ended ({reason}). If memory is short give fewer, or 0, which "
+        "needs none; then continue with --resume auto"
+    )
+
+
+def _first_sentence(error: BaseException) -> str:
+    """Of what torch says, which may go on with a traceback."""
+    return str(error).split(". ")[0].splitlines()[0][:200]
