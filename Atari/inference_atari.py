@@ -30,9 +30,9 @@ from RATE_model.cli.inference import InferenceOptions, left_open
 from RATE_model.cli.limits import MAX_SEED, MAX_STEPS, at_least, at_most
 from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
 from RATE_model.errors import UserError
+from RATE_model.loading import load_model
 from RATE_model.memories.rate.model import RATE
 from RATE_model.training.checkpoints import resolve_checkpoint
-from RATE_model.training.loop import load_model
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,6 @@ if __name__ == "__main__":  # started as a script
     quit_on_signals()  # while the imports below take their seconds
 
 import numpy as np
-from tqdm import tqdm
 
 from MuJoCo.files import data_directory, generated_name
 from MuJoCo.policies import NUM_ENVIRONMENTS, ROUND_STEPS, Policy, settings_of, train_policies
@@ -45,6 +44,7 @@ from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
 from RATE_model.data.trajectories import TrajectoryFile
 from RATE_model.data.writer import TrajectoryWriter
 from RATE_model.errors import UserError
+from RATE_model.system.progress import progress_bar
 
 if TYPE_CHECKING:
     import gymnasium
@@ -136,7 +136,7 @@ def generate(options: GenerateOptions) -> Path:
         action_dtype="float32",
         attributes=_attributes(options) | {"policies": notes},
     ) as writer:
-        with tqdm(total=options.file_steps, desc="episodes", unit="step", disable=None, leave=False) as bar:
+        with progress_bar(total=options.file_steps, desc="episodes", unit="step") as bar:
             for policy in chosen:
                 returns = collect(environments, policy, steps, seed=options.seed, writer=writer, report=bar.update)
                 notes.append(_note(robot, policy, returns))
@@ -240,7 +240,7 @@ def _trained(options: GenerateOptions) -> list[Policy]:
         reached = until_medium and policies and policies[-1].training_return >= options.goal
         return bool(reached) or (bool(policies) and policies[-1].steps >= options.budget)
 
-    with tqdm(total=options.budget, desc="training", unit="step", disable=None, leave=False) as bar:
+    with progress_bar(total=options.budget, desc="training", unit="step") as bar:
 
         def report(policy: Policy) -> None:
             bar.n = policy.steps

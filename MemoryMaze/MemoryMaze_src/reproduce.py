@@ -28,9 +28,9 @@ from RATE_model.acting.actor import MemoryTransform, knock_out_cache, knock_out_
 from RATE_model.acting.rollout import mean_and_error
 from RATE_model.cli.options import exit_on_user_error, parse_options
 from RATE_model.cli.reproduce import ROOT, Study, StudyOptions, commits, final_results, made, table, write_results
+from RATE_model.loading import load_model
 from RATE_model.system.atomic import atomic_write_text
 from RATE_model.training.checkpoints import resolve_checkpoint
-from RATE_model.training.loop import load_model
 
 FAST = "MemoryMaze/MemoryMaze_src/config_fast.yaml"
 STUDY = Study(

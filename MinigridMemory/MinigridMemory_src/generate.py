@@ -26,6 +26,7 @@ from MinigridMemory.MinigridMemory_src.expert import Flaws, Played, play
 from RATE_model.data.writer import TrajectoryWriter
 from RATE_model.errors import UserError
 from RATE_model.system.processes import available_cores, check_writable, in_order
+from RATE_model.system.progress import progress_bar
 
 FIRST_SEED = 1_000_000
 BLOCK = 50  # episodes that a process plays at once
@@ -126,8 +127,6 @@ def generate(selection: Selection, path: Path, *, overwrite: bool = False, worke
     Raises:
         UserError: the file exists and is not to be replaced, cannot be written, or nothing suitable was played.
     """
-    from RATE_model.acting.rollout import progress_bar  # late, as torch comes with it; see the module
-
     if path.exists() and not overwrite:
         raise UserError(f"'{path}' exists; add --overwrite true to replace it.")
     MinigridMemoryEnv(selection.size)  # a missing package shows here, not in a process
@@ -168,8 +167,6 @@ def _attributes(selection: Selection, tally: Tally) -> dict[str, object]:
 
 def _collect(selection: Selection, workers: int) -> tuple[Tally, list[Played]]:
     """Play and judge until there are enough; 10,000 episodes of 40 steps take some 15 MB."""
-    from RATE_model.acting.rollout import progress_bar
-
     tally, kept = Tally.of(selection.trajectories), []
     episodes = _played(selection, workers)
     with closing(episodes), progress_bar(total=selection.trajectories, desc="collecting", unit="episode") as bar:

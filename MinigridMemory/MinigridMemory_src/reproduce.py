@@ -30,9 +30,9 @@ from MinigridMemory.MinigridMemory_src.train_minigridmemory import check, read_c
 from RATE_model.acting.actor import MemoryTransform, exchange_twins, knock_out_memory
 from RATE_model.cli.options import exit_on_user_error, parse_options
 from RATE_model.cli.reproduce import ROOT, Study, StudyOptions, cell, commits, final_results, made, table, write_results
+from RATE_model.loading import load_model
 from RATE_model.plots import plot_success_by_length
 from RATE_model.training.checkpoints import resolve_checkpoint
-from RATE_model.training.loop import load_model
 
 FAST = "MinigridMemory/MinigridMemory_src/config_fast.yaml"
 TRAINED = 41  # size of the mazes that the setting trains on

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import nn
-from tqdm import tqdm
 
 from RATE_model.acting.actor import Actor, bytes_per_row
 from RATE_model.memories.rate.model import RATE
 from RATE_model.system.interrupts import stop_if_asked
 from RATE_model.system.processes import available_cores
+from RATE_model.system.progress import progress_bar
 
 # When no more than this share of an actor's rows is still running, it goes on with those alone.
 _COMPACT = 0.95
@@ -60,11 +60,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.train(training)
-
-
-def progress_bar(**arguments: object) -> tqdm:
-    """A progress bar on a terminal; nothing in a log file or a batch job."""
-    return tqdm(disable=None, leave=False, **arguments)
 
 
 def side_by_side(model: RATE, cases: Sequence[int], episodes: int) -> Iterator[list[int]]:

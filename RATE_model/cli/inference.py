@@ -11,12 +11,12 @@ from RATE_model.cli.options import Boolean, load_yaml
 from RATE_model.cli.settings import Precision
 from RATE_model.cli.spellings import respelt
 from RATE_model.errors import UserError, reason_of
+from RATE_model.loading import load_model
 from RATE_model.memories.rate.model import RATE
 from RATE_model.spec import EnvironmentSpec
 from RATE_model.system.atomic import atomic_write_json
 from RATE_model.system.precision import pick_device
 from RATE_model.training.checkpoints import resolve_checkpoint
-from RATE_model.training.loop import load_model
 
 
 def left_open(options: Any, recorded: Mapping[str, Any], published: Mapping[str, Any]) -> dict[str, Any]:

@@ -37,6 +37,7 @@ from RATE_model.data.hdf5 import attributes_of
 from RATE_model.data.trajectories import Learn
 from RATE_model.data.writer import TrajectoryWriter
 from RATE_model.errors import UserError
+from RATE_model.system.progress import progress_bar
 
 PATTERN = "train_data_*.npz"
 REASONS_SHOWN = 10
@@ -213,8 +214,6 @@ def import_npz(
 
 def _add_episodes(writer: TrajectoryWriter, files: Sequence[Path], layout: _Layout) -> dict[Path, str]:
     """Write the episodes of all files that can be used; returns why the others cannot."""
-    from RATE_model.acting.rollout import progress_bar  # late, as torch comes with it
-
     refused: dict[Path, str] = {}
     shapes: dict[str, tuple[int, ...]] = {}  # of one step's infos, as the first file has them
     for path in progress_bar(iterable=files, desc=f"converting {files[0].parent.name}", unit="file"):

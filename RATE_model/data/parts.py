@@ -22,6 +22,7 @@ from RATE_model.data.trajectories import TrajectoryFile
 from RATE_model.data.writer import TrajectoryWriter
 from RATE_model.errors import UserError
 from RATE_model.system.processes import available_cores, check_writable, in_order, in_processes, only_one
+from RATE_model.system.progress import progress_bar
 
 MAX_WORKERS = 1024
 
@@ -93,10 +94,6 @@ def make_in_parts(
         UserError: the file exists and is not to be replaced, cannot be written, a process was killed, or ``play`` says
             so.
     """
-    from RATE_model.acting.rollout import (
-        progress_bar,  # late, as torch comes with it: the processes that play do without
-    )
-
     with _folder_of_parts(path, overwrite) as folder:
         if folder is None:
             return path
@@ -142,8 +139,6 @@ def make_until(
     Raises:
         UserError: as there.
     """
-    from RATE_model.acting.rollout import progress_bar
-
     with _folder_of_parts(path, overwrite) as folder:
         if folder is None:
             return path

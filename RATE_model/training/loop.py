@@ -16,14 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from RATE_model.acting.rollout import evaluating, progress_bar
+from RATE_model.acting.rollout import evaluating
 from RATE_model.data.windows import EpochSampler, WindowDataset, make_loader
 from RATE_model.data.workers import worker_failures
 from RATE_model.errors import UserError
-from RATE_model.memories.rate.config import ModelConfig
+from RATE_model.loading import check_weights, unusable
 from RATE_model.memories.rate.model import RATE
-from RATE_model.spec import EnvironmentSpec
 from RATE_model.system.interrupts import Interrupted, Interrupts, stop_if_asked
+from RATE_model.system.progress import progress_bar
 from RATE_model.training.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint, tag_checkpoint
 from RATE_model.training.curriculum import AdaptiveStages, FixedStages
 from RATE_model.training.optimization import not_finite
@@ -313,7 +313,7 @@ class Fit:
             self._due, self._pending = state.get("due"), list(state["pending"])
             self._best, self.seconds = float(state["best"]), float(state["seconds"])
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise _unusable(path, error) from None
+            raise unusable(path, error) from None
         if planned is not None:  # it follows from the flags, which may have another warm-up under another name
             self.trainer.schedule.decay_start = planned
         known, now = str(state["data"]), self._fingerprint()
@@ -352,20 +352,8 @@ def load_to_resume(path: Path, model: RATE) -> tuple[dict[str, Tensor], dict[str
     ]
     if differing:
         raise UserError(f"checkpoint {path} cannot be resumed: its weight {differing[0]} is not of this model")
-    _check_weights(path, weights)
+    check_weights(path, weights)
     return weights, state
-
-
-def _check_weights(path: Path, weights: dict[str, Tensor]) -> None:
-    if lost := [name for name, value in weights.items() if not value.isfinite().all()]:
-        raise UserError(f"checkpoint {path} cannot be used: {lost[0]} is infinite or NaN; use an earlier one")
-
-
-def _unusable(path: Path, error: Exception) -> UserError:
-    if isinstance(error, KeyError):
-        return UserError(f"checkpoint {path} is not a checkpoint of this project: it has no {error}")
-    reason = " ".join(str(error).split())[:300]  # PyTorch lists every weight on a line of its own
-    return UserError(f"checkpoint {path} is not a checkpoint of this project: {reason}")
 
 
 def _until_asked(batches: Iterator[Any]) -> Iterator[Any]:
@@ -373,20 +361,3 @@ def _until_asked(batches: Iterator[Any]) -> Iterator[Any]:
     for batch in batches:
         stop_if_asked()
         yield batch
-
-
-def load_model(path: Any, *, device: torch.device | str = "cpu") -> RATE:
-    """The model of a checkpoint (of `resolve_checkpoint`), in eval mode.
-
-    Raises:
-        UserError: the checkpoint is damaged or absent, or holds no model of this project.
-    """
-    weights, state = load_checkpoint(path)
-    try:
-        spec = {name: tuple(value) if isinstance(value, list) else value for name, value in state["spec"].items()}
-        model = RATE(ModelConfig(**state["config"]), EnvironmentSpec(**spec))
-        model.load_state_dict(weights)
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, UserError, ValueError) as error:
-        raise _unusable(path, error) from None
-    _check_weights(path, weights)
-    return model.to(device).eval()

@@ -25,10 +25,10 @@ if __name__ == "__main__":  # started as a script
 from RATE_model.cli.limits import at_least
 from RATE_model.cli.options import exit_on_user_error, parse_options
 from RATE_model.errors import UserError
+from RATE_model.loading import load_model
 from RATE_model.plots import plot_success_by_length
 from RATE_model.system.atomic import atomic_write_json
 from RATE_model.training.checkpoints import resolve_checkpoint
-from RATE_model.training.loop import load_model
 from TMaze_new.TMaze_new_src.dataset import ensure_datasets
 from TMaze_new.TMaze_new_src.evaluate import LENGTHS
 from TMaze_new.TMaze_new_src.pictures import draw_maps

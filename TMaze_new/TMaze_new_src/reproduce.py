@@ -18,9 +18,9 @@ if __name__ == "__main__":  # started as a script
 from RATE_model.acting.actor import knock_out_memory
 from RATE_model.cli.options import exit_on_user_error, parse_options
 from RATE_model.cli.reproduce import ROOT, Study, StudyOptions, cell, commits, final_results, made, table, write_results
+from RATE_model.loading import load_model
 from RATE_model.plots import plot_success_by_length
 from RATE_model.training.checkpoints import resolve_checkpoint
-from RATE_model.training.loop import load_model
 from TMaze_new.TMaze_new_src.dataset import ensure_datasets
 from TMaze_new.TMaze_new_src.evaluate import LENGTHS, success_by_length
 from TMaze_new.TMaze_new_src.train_tmaze import check, read_config

@@ -18,8 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from RATE_model.acting.rollout import Episodes, progress_bar
+from RATE_model.acting.rollout import Episodes
 from RATE_model.system.processes import available_cores, in_order
+from RATE_model.system.progress import progress_bar
 from VizDoom.VizDoom_src.engine import Surroundings, vizdoom
 from VizDoom.VizDoom_src.env import NUM_ACTIONS, PUBLISHED_CAP, VizDoomTwoColorsEnv
 from VizDoom.VizDoom_src.evaluate import EPISODES, Played, colour_options, evaluation_seeds

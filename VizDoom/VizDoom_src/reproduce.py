@@ -26,9 +26,9 @@ from RATE_model.acting.actor import exchange_twins, knock_out_memory
 from RATE_model.acting.rollout import mean_and_error
 from RATE_model.cli.options import exit_on_user_error, parse_options
 from RATE_model.cli.reproduce import ROOT, Study, StudyOptions, cell, commits, final_results, made, table, write_results
+from RATE_model.loading import load_model
 from RATE_model.system.precision import pick_device
 from RATE_model.training.checkpoints import resolve_checkpoint
-from RATE_model.training.loop import load_model
 from VizDoom.VizDoom_src.baselines import play_baselines
 from VizDoom.VizDoom_src.dataset import ensure_dataset, open_dataset
 from VizDoom.VizDoom_src.evaluate import COLOURS, TARGET_RETURN, described, has_free_colour, metrics, play

@@ -15,10 +15,10 @@ from Atari import train_rate_atari
 from Atari.games import GAMES
 from Atari.replay import export_replay
 from Atari.spec import spec_of
+from RATE_model.loading import load_model
 from RATE_model.memories.rate.config import ModelConfig
 from RATE_model.original.variants import VARIANTS
 from RATE_model.training.checkpoints import resolve_checkpoint
-from RATE_model.training.loop import load_model
 from RATE_model.training.trainer import Trainer
 from tests import commands
 from tests.atari_runs import NO_EVALUATION, TINY, only_run, places, random_play, train

@@ -16,10 +16,10 @@ from MuJoCo.dataset import Normalisation, open_data
 from MuJoCo.files import generated_name
 from MuJoCo.spec import spec_of
 from MuJoCo.tasks import HALFCHEETAH, HOPPER, TASKS, task_of
+from RATE_model.loading import load_model
 from RATE_model.memories.rate.config import ModelConfig
 from RATE_model.original.variants import VARIANTS
 from RATE_model.training.checkpoints import resolve_checkpoint
-from RATE_model.training.loop import load_model
 from RATE_model.training.trainer import Trainer
 from tests import commands
 from tests.interruptions import STOPPED, assert_same, outcome, stopped_after

@@ -6,8 +6,8 @@ import sys
 import pytest
 
 from RATE_model.acting.actor import knock_out_memory
+from RATE_model.loading import load_model
 from RATE_model.training.checkpoints import resolve_checkpoint
-from RATE_model.training.loop import load_model
 from tests.tmaze_runs import only_run, places
 from TMaze_new.TMaze_new_src import train_tmaze
 from TMaze_new.TMaze_new_src.evaluate import LENGTHS, success_by_length

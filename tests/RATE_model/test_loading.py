@@ -1,13 +1,16 @@
 """Models of checkpoints."""
 
+import subprocess
+import sys
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import torch
 
 from RATE_model.errors import UserError
+from RATE_model.loading import load_model
 from RATE_model.training.checkpoints import save_checkpoint
-from RATE_model.training.loop import load_model
 from tests.small_models import small_model
 
 
@@ -47,3 +50,16 @@ def test_a_checkpoint_without_a_model_is_told(tmp_path, spoil, named):
     message = str(caught.value)
     assert message.startswith(f"checkpoint {path} is not a checkpoint of this project: ") and named in message
     assert len(message.splitlines()) == 1
+
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def test_inference_does_not_import_the_training_loop():
+    scripts = [path.relative_to(REPOSITORY) for path in sorted(REPOSITORY.glob("*/**/inference_*.py"))]
+    modules = [".".join(path.with_suffix("").parts) for path in scripts if path.parts[0] not in ("tests", ".venv")]
+    assert len(modules) >= 6
+    code = f"import sys, {', '.join(modules)}; print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    imported = {name for name in run.stdout.split() if name.startswith("RATE_model.training.")}
+    assert not imported & {"RATE_model.training.loop", "RATE_model.training.trainer"}, imported
