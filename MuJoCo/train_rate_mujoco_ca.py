@@ -134,6 +134,7 @@ def evaluate(model: RATE, normalisation: Normalisation, config: Config, final: b
 
 def check(config: Config, seed: int) -> Run:
     """The run of a seed, new or to be continued; nothing is created. Raises UserError if it cannot be."""
+    experiment.check_calibration(config.train, spec_of(config.task.task.robot))
     if config.task.online_inference or config.task.last_inference:  # MuJoCo may not be installed
         make_environment(config.task.task.robot, config.task.env_version).close()
     return experiment.check(config, run_directory(config, seed), seed)

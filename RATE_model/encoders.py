@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from RATE_model.data.frames import Frames, FrameStack
-from RATE_model.errors import UserError
 from RATE_model.spec import EnvironmentSpec
 
 # (kernel, stride) of the three convolutions of Mnih et al. 2015, "Human-level control through deep reinforcement
@@ -133,10 +132,10 @@ class TokenEncoder(nn.Module):
         """Fit the image encoder's first weights to observations `(B, T, *observation_shape)`; see `ImageEncoder`.
 
         Raises:
-            UserError: observations are no images.
+            ValueError: observations are not images.
         """
         if not self.spec.is_image:
-            raise UserError("--calibrate: observations are no images here; leave it out")
+            raise ValueError("observations are not images")
         pictures = observations.size if isinstance(observations, FrameStack) else 1
         dense = observations if isinstance(observations, Tensor) else observations.dense()
         encoder = self.observation[0] if self.spec.observation_tanh else self.observation

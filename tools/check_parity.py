@@ -7,7 +7,6 @@ segment by segment: `meta`, `observations`, `actions`, `rtg`, `weights/NAME`, `l
 absolute error of every output and exits 1 if one is above the tolerance.
 """
 
-import argparse
 import json
 import sys
 import zipfile
@@ -22,7 +21,7 @@ if __name__ == "__main__":  # started as a script
 import numpy as np
 import torch
 
-from RATE_model.cli.options import exit_on_user_error
+from RATE_model.cli.options import ArgumentParser, exit_on_user_error
 from RATE_model.errors import UserError
 from RATE_model.memories.rate.model import RATE
 from RATE_model.original.settings import infer_config
@@ -92,7 +91,7 @@ def _difference(ours: torch.Tensor, recorded: np.ndarray) -> float:
 @exit_on_user_error()
 def main() -> int:
     """Print a line per output; 1 if any error is above the tolerance."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="recordings (.npz)")
     worst = 0.0
     for path in parser.parse_args().files:

@@ -14,6 +14,7 @@ import torch
 from RATE_model.cli.options import load_yaml, to_flat_dict
 from RATE_model.cli.settings import MAY_CHANGE, CurriculumOptions, RunOptions, TrainOptions
 from RATE_model.data.windows import EpochSampler, WindowDataset
+from RATE_model.errors import UserError
 from RATE_model.memories.rate.config import ModelConfig
 from RATE_model.memories.rate.model import RATE
 from RATE_model.spec import EnvironmentSpec
@@ -34,6 +35,12 @@ class Config(Protocol):
 
     train: TrainOptions
     run: RunOptions
+
+
+def check_calibration(train: TrainOptions, spec: EnvironmentSpec) -> None:
+    """Raise `UserError` if image encoders are to be calibrated where there are none; before any data is made."""
+    if train.calibrate and not spec.is_image:
+        raise UserError("--calibrate true: observations are not images here; leave it out")
 
 
 def check(config: Config, directory: Path, seed: int, *, before: Mapping[str, Any] | None = None) -> Run:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from RATE_model.errors import UserError
 from RATE_model.system.atomic import is_no_file
+from RATE_model.system.processes import available_cores
 
 # No size of a model, and no number of steps seen at once, is meant to be larger; memory would run out first.
 MAX_SIZE = 65_536
@@ -27,6 +28,11 @@ def at_most(maximum: float, **values: float | None) -> None:
     for name, value in values.items():
         if value is not None and value > maximum:
             raise UserError(f"--{name} {value}: must be at most {maximum}")
+
+
+def at_most_processes(**values: int | None) -> None:
+    """Raise `UserError` for the first flag that asks for more processes than would ever be faster, or fit in memory."""
+    at_most(max(64, 8 * available_cores()), **values)
 
 
 def writable_file(**files: Path | None) -> None:

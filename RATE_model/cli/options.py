@@ -23,6 +23,7 @@ Supported types: Boolean, int, float, str, Path, Literal, ``X | None``, and ``tu
 Every field has a default. Nothing here imports torch, so that ``--help`` is immediate.
 """
 
+import argparse
 import dataclasses
 import difflib
 import math
@@ -33,7 +34,7 @@ import typing
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 import tyro
 import yaml
@@ -70,6 +71,13 @@ class _Invocation:
     config: Path | None = None
     # Print the effective configuration as YAML and exit, touching nothing.
     print_config: Boolean = False
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """Python's own, for tools whose arguments are files; an error is a `UserError` instead of a page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see --help")
 
 
 def parse_options(
@@ -199,7 +207,7 @@ def read_value(kind: Any, value: Any) -> Any:
         for choice in arguments:
             if _text(value) == _text(choice):
                 return choice
-    elif kind is not float and isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+    elif kind not in (float, str) and isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
         return value
     elif kind is types.NoneType and isinstance(value, str) and value.lower() in ("none", "null"):
         return None
@@ -357,7 +365,8 @@ def _allowed(kind: Any) -> str:
         return f"a list, each item {_allowed(arguments[0])}"
     if origin is Literal:
         return f"one of {', '.join(_text(choice) or repr('') for choice in arguments)}"
-    names = {bool: "true or false", int: "an integer", float: "a finite number", str: "text", Path: "a path"}
+    names = {bool: "true or false", int: "an integer", float: "a finite number", str: "text in UTF-8"}
+    names[Path] = f"a path of names in UTF-8 of at most {_LONGEST_NAME} bytes"
     return names.get(kind, "none")
 
 
@@ -380,20 +389,29 @@ def _number(text: str) -> float:
 
 
 def _path(text: str) -> Path:
-    if not text:
-        raise ValueError("an empty path")
-    return Path(text).expanduser()
+    path = Path(_utf8(text)).expanduser()
+    if not text or "\0" in text or any(len(part.encode()) > _LONGEST_NAME for part in path.parts):
+        raise ValueError("not a path")
+    return path
+
+
+def _utf8(text: str) -> str:
+    """The text; a ValueError if it is not UTF-8, and could not be written to config.yaml and read again."""
+    text.encode()
+    return text
 
 
 _READERS: dict[type, Callable[[str], Any]] = {
     bool: lambda text: BOOLEANS[text.lower()],
     int: int,
     float: _number,
-    str: str,
+    str: _utf8,
     Path: _path,
 }
 
 
+# File systems allow no longer ones.
+_LONGEST_NAME = 255
 # Files of flags have a hundred lines. A few aliases of aliases would write out to more than any memory holds.
 _LARGEST_YAML, _MOST_YAML_VALUES = 2**20, 100_000
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from RATE_model.acting.rollout import mean_and_error
-from RATE_model.cli.limits import at_least, writable
+from RATE_model.cli.limits import at_least, at_most_processes, writable
 from RATE_model.errors import UserError
 from RATE_model.system.atomic import atomic_write_json, atomic_write_text
 from RATE_model.training.runs import Run
@@ -52,6 +52,7 @@ class StudyOptions:
         if list(self.seeds) != list(range(self.seeds[0], self.seeds[-1] + 1)):
             raise UserError(f"--seeds {' '.join(map(str, self.seeds))}: give consecutive seeds, such as 1 2 3")
         at_least(1, jobs=self.jobs)
+        at_most_processes(jobs=self.jobs)
         writable(runs_dir=self.runs_dir, results_dir=self.results_dir)
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from RATE_model.cli.limits import MAX_SEED, MAX_SIZE, at_least, at_most
+from RATE_model.cli.limits import MAX_SEED, MAX_SIZE, at_least, at_most, at_most_processes
 from RATE_model.cli.options import Boolean
 from RATE_model.errors import UserError
 from RATE_model.memories.rate.config import Activation, Arch, Mode, ModelConfig, apply_mode
@@ -165,6 +165,7 @@ class TrainOptions:
             weight_decay=self.weight_decay,
             num_workers=self.num_workers,
         )
+        at_most_processes(num_workers=self.num_workers)
         at_least(-1, bptt_segments=self.bptt_segments)
         for name in ("learning_rate", "grad_norm_clip", "save_minutes"):
             if not getattr(self, name) > 0:

@@ -16,15 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from RATE_model.cli.limits import at_least, at_most
+from RATE_model.cli.limits import at_least, at_most_processes
 from RATE_model.cli.options import Boolean
 from RATE_model.data.trajectories import TrajectoryFile
 from RATE_model.data.writer import TrajectoryWriter
 from RATE_model.errors import UserError
 from RATE_model.system.processes import available_cores, check_writable, in_order, in_processes, only_one
 from RATE_model.system.progress import progress_bar
-
-MAX_WORKERS = 1024
 
 _RECIPE = "recipe"  # attribute of a part: what it was made from
 
@@ -43,7 +41,7 @@ class FileOptions:
     def validate(self) -> None:
         """Raise a UserError for a value out of range."""
         at_least(1, workers=self.workers)
-        at_most(MAX_WORKERS, workers=self.workers)
+        at_most_processes(workers=self.workers)
         if self.output is not None and self.output.suffix not in (".h5", ".hdf5"):
             raise UserError(f"--output '{self.output}': the name must end in .h5")
 

@@ -22,7 +22,7 @@ if __name__ == "__main__":  # started as a script
 
 from torch import Tensor
 
-from RATE_model.cli.options import exit_on_user_error, to_yaml
+from RATE_model.cli.options import ArgumentParser, exit_on_user_error, to_yaml
 from RATE_model.errors import UserError
 from RATE_model.memories.rate.config import ACTIVATIONS, ARCHS, MODES, ModelConfig
 from RATE_model.memories.rate.model import RATE
@@ -37,9 +37,9 @@ from RATE_model.training.checkpoints import save_checkpoint
 _FLAGS = ("model_mode", "context_length", "n_head_ca", "mrv_act", "mem_len", "arch")
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> ArgumentParser:
     """The flags of this command."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m RATE_model.original",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -146,6 +146,7 @@ def evaluate(model: RATE, config: Config, final: bool) -> dict[str, float]:
 
 def check(config: Config, seed: int) -> Run:
     """The run of a seed, new or to be continued; nothing is created. Raises UserError if it cannot be."""
+    experiment.check_calibration(config.train, SPEC)
     return experiment.check(config, run_directory(config, seed), seed)
 
 

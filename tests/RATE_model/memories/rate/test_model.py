@@ -362,7 +362,7 @@ def test_a_calibrated_encoder_begins_with_tokens_of_size_one_and_sees_what_moves
     torch.testing.assert_close(tokens.mean(dim=0), torch.zeros(32), atol=1e-3, rtol=0)
     still = image_encoder.convolutions[0].weight.sum(dim=1).abs().amax(dim=(1, 2))
     assert still[:16].max() < 1e-4 < 1e-2 < still[16:].min()
-    with pytest.raises(UserError, match="--calibrate"):
+    with pytest.raises(ValueError, match="not images"):
         TokenEncoder(VECTOR, 32).calibrate(torch.zeros(1, 1, 4))
 
 

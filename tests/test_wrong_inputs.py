@@ -1,0 +1,182 @@
+"""Wrong input to every script: one line that names it, exit status 2, no traceback, and nothing created."""
+
+import importlib
+import os
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+SCRIPTS = {
+    "tmaze": "TMaze_new.TMaze_new_src.train_tmaze",
+    "tmaze data": "TMaze_new.TMaze_new_src.dataset",
+    "tmaze inference": "TMaze_new.TMaze_new_src.inference_tmaze",
+    "tmaze reproduce": "TMaze_new.TMaze_new_src.reproduce",
+    "quickstart": "TMaze_new.TMaze_new_src.quickstart",
+    "vizdoom": "VizDoom.VizDoom_src.train_vizdoom",
+    "vizdoom data": "VizDoom.VizDoom_src.dataset",
+    "vizdoom inference": "VizDoom.VizDoom_src.inference_vizdoom",
+    "vizdoom reproduce": "VizDoom.VizDoom_src.reproduce",
+    "minigrid": "MinigridMemory.MinigridMemory_src.train_minigridmemory",
+    "minigrid data": "MinigridMemory.get_data.collect_traj",
+    "minigrid inference": "MinigridMemory.MinigridMemory_src.inference_minigridmemory",
+    "minigrid reproduce": "MinigridMemory.MinigridMemory_src.reproduce",
+    "maze": "MemoryMaze.MemoryMaze_src.train_mem_maze",
+    "maze data": "MemoryMaze.MemoryMaze_src.dataset",
+    "maze inference": "MemoryMaze.MemoryMaze_src.inference_mem_maze",
+    "maze reproduce": "MemoryMaze.MemoryMaze_src.reproduce",
+    "atari": "Atari.train_rate_atari",
+    "atari data": "Atari.generate_dataset",
+    "atari inference": "Atari.inference_atari",
+    "atari reproduce": "Atari.reproduce",
+    "mujoco": "MuJoCo.train_rate_mujoco_ca",
+    "mujoco data": "MuJoCo.generate_dataset",
+    "mujoco inference": "MuJoCo.inference_mujoco",
+    "mujoco reproduce": "MuJoCo.reproduce",
+    "download": "download_d4rl_datasets",
+    "original": "RATE_model.original.__main__",
+    "parity": "tools.check_parity",
+    "train_step benchmark": "benchmarks.train_step",
+    "rollout benchmark": "benchmarks.rollout",
+}
+LONG = "x" * 300
+# In the folder where they are given: files and folders made by `here`.
+INPUTS = [
+    # values out of range, of another type, or not finite
+    ("tmaze", "--learning_rate nan", "--learning_rate nan"),
+    ("tmaze", "--learning_rate -1e-3", "--learning_rate -0.001"),
+    ("tmaze", "--num_workers 100000", "--num_workers 100000"),
+    ("vizdoom", "--batch_size 0", "--batch_size 0"),
+    ("vizdoom", "--epochs 1.5", "--epochs 1.5"),
+    ("vizdoom data", "--workers 99999", "--workers 99999"),
+    ("minigrid", "--dropout 2", "dropout"),
+    ("minigrid", "--beta_2 1", "--beta_2 1"),
+    ("maze", "--start_seed 5 --end_seed 4", "--end_seed 4"),
+    ("maze", "--seed -1", "--seed -1"),
+    ("atari", "--n_head 0", "n_head"),
+    ("atari", "--conv_channels 8 8", "--conv_channels 8 8"),
+    ("mujoco", "--d_model 99999999", "d_model"),
+    ("mujoco", "--precision 16", "--precision 16"),
+    ("tmaze reproduce", "--jobs 1000000", "--jobs 1000000"),
+    ("minigrid reproduce", "--seeds 1 3", "--seeds 1 3"),
+    ("maze inference", "--checkpoint folder --episodes 0", "--episodes 0"),
+    ("maze reproduce", "--episodes 1.5", "--episodes 1.5"),
+    ("mujoco reproduce", "--seeds", "--seeds"),
+    ("vizdoom data", "--episodes -3", "--episodes -3"),
+    # flags that do not exist, lack a value, or have too many
+    ("tmaze", "--lerning_rate 1", "--lerning_rate"),
+    ("vizdoom inference", "--checkpoint", "--checkpoint needs a value"),
+    ("atari data", "--game", "--game needs a value"),
+    ("mujoco inference", "checkpoint", "unexpected argument"),
+    ("download", "--task hopper", "--task"),
+    ("quickstart", "--output_dir a b", "takes one value"),
+    ("original", "--variant tmaze", "required"),
+    ("original", "weights.pt --variant chess --output out --context_length 3", "chess"),
+    ("original", "weights.pt --variant tmaze --output out --context_length three", "three"),
+    ("original", "weights.pt --variant tmaze --output out --context_length 3 --unknown 1", "--unknown"),
+    ("parity", "", "FILE"),
+    ("parity", "--tolerance 1 a.npz", "--tolerance"),
+    ("train_step benchmark", "--steps zero", "--steps"),
+    ("rollout benchmark", "--no_such_flag 1", "--no_such_flag"),
+    # what cannot go together, seen before any data is made
+    ("tmaze", "--calibrate true", "--calibrate true"),
+    ("mujoco", "--calibrate true", "--calibrate true"),
+    ("tmaze", "--resume auto --overwrite true", "exclude each other"),
+    ("vizdoom", "--steps 17", "--steps 17"),
+    ("minigrid", "--device cuda:99", "--device cuda:99"),
+    ("maze", "--device tpu", "--device tpu"),
+    # files and folders
+    ("tmaze", "--config nowhere.yaml", "nowhere.yaml"),
+    ("tmaze", "--config folder", "folder"),
+    ("vizdoom", "--config laughs.yaml", "laughs.yaml"),
+    ("minigrid", "--config itself.yaml", "itself.yaml"),
+    ("maze", "--config twice.yaml", "twice.yaml"),
+    ("atari", "--config large.yaml", "large.yaml"),
+    ("mujoco", "--config binary.yaml", "binary.yaml"),
+    ("mujoco", "--config lines.yaml", "lines.yaml"),
+    ("atari", "--config unknown.yaml", "unknown.yaml"),
+    ("tmaze", "--resume nowhere", "nowhere"),
+    ("tmaze", "--resume folder", "folder"),
+    ("tmaze inference", "--checkpoint nowhere", "nowhere"),
+    ("tmaze inference", "--checkpoint folder --output folder", "--output folder"),
+    ("vizdoom inference", "--checkpoint folder --output missing/out.json", "--output missing/out.json"),
+    ("minigrid inference", f"--checkpoint folder --output {LONG}", "--output"),
+    ("atari inference", f"--checkpoint {LONG}", LONG),
+    ("mujoco inference", "--checkpoint file", "file"),
+    ("tmaze data", f"--data_dir {LONG}", "255 bytes"),
+    ("tmaze", f"--output_dir {LONG}", LONG),
+    ("tmaze", f"--data_dir folder/{LONG}/data", "255 bytes"),
+    ("vizdoom", f"--data_path {LONG}", LONG),
+    ("minigrid data", f"--output {LONG}", LONG),
+    ("maze data", "--output file/data.h5", "file"),
+    ("maze", "--data_path nowhere.h5", "nowhere.h5"),
+    ("atari data", f"--output {LONG}", LONG),
+    ("mujoco data", f"--data_path {LONG}", LONG),
+    ("vizdoom reproduce", f"--results_dir {LONG}", LONG),
+    ("atari reproduce", "--results_dir file", "file"),
+    ("quickstart", f"--output_dir {LONG}", LONG),
+    ("download", f"--data_path {LONG}", LONG),
+    ("original", f"{LONG} --variant tmaze --output out --context_length 3", LONG),
+    ("original", "file --variant tmaze --output out --context_length 3", "file"),
+    ("parity", LONG, LONG),
+    ("parity", "file", "file"),
+    ("rollout benchmark", "--output missing/out.json", "missing"),
+    # names that are not UTF-8, and control characters that would forge a second line
+    ("tmaze inference", b"--checkpoint \xff\xfe", "\\udcff"),
+    ("tmaze", b"--resume \xff\xfe", "\\udcff"),
+    ("vizdoom", b"--data_path \xff.h5", "\\udcff"),
+    ("tmaze", b"--text \xff", "\\udcff"),
+    ("tmaze", "--text 'a\nerror: all is well' --model_mode 'RATE\nx'", "RATE\\nx"),
+    ("minigrid inference", "--checkpoint 'a\rb'", "a\\rb"),
+    ("maze", "--config 'no\x1b[31m.yaml'", "no\\x1b[31m.yaml"),
+    ("atari data", "--game 'Po\u2028ng'", "Po\\u2028ng"),
+    ("mujoco", "--ckpt_folder ../elsewhere", "--ckpt_folder ../elsewhere"),
+]
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory) -> Path:
+    """A folder with what the inputs name."""
+    folder = tmp_path_factory.mktemp("here")
+    (folder / "folder").mkdir()
+    (folder / "file").write_text("text\n")
+    laughs = ["a0: &a0 [lol, lol, lol, lol, lol, lol, lol, lol, lol]"]
+    laughs += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)]
+    (folder / "laughs.yaml").write_text("\n".join(laughs))
+    (folder / "itself.yaml").write_text("text: &t [*t]\n")
+    (folder / "twice.yaml").write_text("seed: 1\nseed: 2\n")
+    (folder / "large.yaml").write_text("# comment\n" * 200_000)
+    (folder / "binary.yaml").write_bytes(bytes(range(256)))
+    (folder / "lines.yaml").write_text('model_mode: "RATE\\nerror: x"\n')
+    (folder / "unknown.yaml").write_text("seeed: 1\n")
+    return folder
+
+
+def everything(*folders: Path) -> set[Path]:
+    return {path for folder in folders for path in folder.rglob("*") if "__pycache__" not in path.parts}
+
+
+@pytest.mark.parametrize(("script", "words", "named"), INPUTS, ids=[f"{s} {w!r:.60}" for s, w, _ in INPUTS])
+def test_wrong_input_is_refused_in_one_line(here, monkeypatch, capsys, script, words, named):
+    module = importlib.import_module(SCRIPTS[script])
+    arguments = shlex.split(words if isinstance(words, str) else os.fsdecode(words))
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(sys, "argv", [script, *arguments])
+    kept = [
+        ROOT / name for name in ("results", "TMaze_new", "VizDoom", "MinigridMemory", "MemoryMaze", "Atari", "MuJoCo")
+    ]
+    before = everything(here, *kept)
+    with pytest.raises(SystemExit) as stop:
+        module.main()
+    said = capsys.readouterr()
+    assert stop.value.code == 2 and said.out == ""
+    assert said.err.startswith("error: ") and said.err.count("\n") == 1 and "Traceback" not in said.err
+    assert said.err.rstrip("\n").isprintable() and named in said.err and len(said.err) < 1500
+    assert everything(here, *kept) == before
+
+
+def test_every_script_is_tried():
+    assert {script for script, *_ in INPUTS} == set(SCRIPTS) and len(INPUTS) >= 60
