@@ -19,13 +19,12 @@ its returns-to-go would be too small. Where nothing in a file tells of episodes 
 steps, D4RL's rule; where something does, a longer episode is refused (`RATE_model.data.ends`).
 
 Returns-to-go run to the end of an episode, in units of reward; the model's spec scales them (`tasks.RETURN_SCALE`).
-Observations are normalised by the mean and standard deviation of the file (`Normalisation`), and so must be those that
-a trained model acts on.
+Observations are read as they are. The model normalises them by the mean and standard deviation of the file, which its
+spec holds (`Normalisation`, `EnvironmentSpec`), in training and in acting.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -37,14 +36,11 @@ from MuJoCo.formats import as_trajectory_file
 from MuJoCo.tasks import MAX_EPISODE_STEPS, Robot, Task
 from RATE_model.data.trajectories import TrajectoryFile
 from RATE_model.data.windows import WindowDataset, split_episodes
-from RATE_model.errors import UserError
-from RATE_model.system.atomic import atomic_write_text
 
 TRAINING_FRACTION = 0.95
 SPLIT_SEED = 0
 STD_MARGIN = 1e-6
 ACTION_MARGIN = 1e-3
-NORMALISATION_FILE = "normalisation.json"
 
 
 @dataclass(frozen=True)
@@ -79,33 +75,9 @@ class Normalisation:
         """Normalised observations (..., observation_size) float32."""
         return (np.asarray(observations, dtype=np.float32) - self.mean) / self.std
 
-    def write(self, directory: Path) -> None:
-        """Keep it in a run's directory."""
-        content = {"mean": self.mean.tolist(), "std": self.std.tolist()}
-        atomic_write_text(directory / NORMALISATION_FILE, json.dumps(content) + "\n")
-
-    @classmethod
-    def read(cls, directory: Path, robot: Robot) -> Normalisation:
-        """That of a run. Raises UserError if it is missing, damaged or of another robot."""
-        path = directory / NORMALISATION_FILE
-        try:
-            content = json.loads(path.read_text())
-            mean, std = (np.array(content[name], dtype=np.float32) for name in ("mean", "std"))
-        except FileNotFoundError:
-            raise UserError(
-                f"{path}: there is no such file; without it a model of MuJoCo cannot act. A published checkpoint gets "
-                "it when it is converted, with --normalisation"
-            ) from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: damaged ({error})") from None
-        size = (robot.observation_size,)
-        if mean.shape != size or std.shape != size or not np.isfinite(mean + std).all() or std.min() <= 0:
-            raise UserError(f"{path}: expected {size[0]} means and as many positive standard deviations")
-        return cls(mean, std)
-
 
 class MuJoCoFile(TrajectoryFile):
-    """A trajectory file of a robot, whose observations are read normalised.
+    """A trajectory file of a robot.
 
     Attributes beside those of `TrajectoryFile`:
         normalisation: of the observations of all whole episodes.
@@ -116,7 +88,6 @@ class MuJoCoFile(TrajectoryFile):
     """
 
     def __init__(self, path: Path, robot: Robot, *, hint: str = "") -> None:
-        self.normalisation: Normalisation | None = None
         super().__init__(
             path,
             observation_shape=(robot.observation_size,),
@@ -134,13 +105,6 @@ class MuJoCoFile(TrajectoryFile):
         self.returns = self.returns_to_go()[self.starts[self.whole]]
         observations, _ = self.load()
         self.normalisation = Normalisation.of(observations[: self.lengths[self.whole].sum()])
-
-    def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """Steps start to stop - 1: normalised observations (n, obs) and actions (n, act), both float32."""
-        observations, actions = super().read(start, stop)
-        if self.normalisation is not None:
-            observations = self.normalisation.apply(observations)
-        return observations, actions
 
 
 @dataclass(frozen=True)
@@ -181,7 +145,9 @@ def load_data(
     everywhere, tiles = windows_at_every_step(0, file, size), tiling_windows(0, file, size)
     training, _ = split_episodes(everywhere, [file], fraction=fraction, seed=split_seed)
     _, validation = split_episodes(tiles, [file], fraction=fraction, seed=split_seed)
-    dataset = WindowDataset([file], training, size=size, pad=options.pad)
+    # Padding at the left is seen: it is 0 once it is normalised, as published.
+    blank = file.normalisation.mean
+    dataset = WindowDataset([file], training, size=size, pad=options.pad, blank=blank)
     return Data(file, dataset, dataset.with_windows(validation))
 
 

@@ -19,7 +19,6 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from MuJoCo.dataset import Normalisation
 from MuJoCo.tasks import MAX_EPISODE_STEPS, Robot, make_environment
 from RATE_model.acting.actor import Actor, MemoryTransform
 from RATE_model.acting.rollout import Episodes, mean_and_error, rollout
@@ -34,14 +33,13 @@ MAX_EPISODES = 10_000
 
 
 class RobotVectorEnv(VectorEnv):
-    """Robots side by side that show normalised observations.
+    """Robots side by side.
 
     Finished episodes stay as they are until they are reset (``AutoresetMode.DISABLED``) and cost nothing: same
     observation, reward 0, terminated or truncated still True.
 
     Args:
         robot: which robot.
-        normalisation: of the data that the model was trained on.
         num_envs: B, the number of episodes.
         version: of the Gymnasium environments.
 
@@ -51,9 +49,8 @@ class RobotVectorEnv(VectorEnv):
 
     metadata = {"render_modes": [], "autoreset_mode": AutoresetMode.DISABLED}
 
-    def __init__(self, robot: Robot, normalisation: Normalisation, num_envs: int, *, version: Version = "v4") -> None:
+    def __init__(self, robot: Robot, num_envs: int, *, version: Version = "v4") -> None:
         self.num_envs, self.render_mode = num_envs, None
-        self._normalisation = normalisation
         self._environments = [make_environment(robot, version) for _ in range(num_envs)]
         shape = (robot.observation_size,)
         self.single_observation_space = gymnasium.spaces.Box(-np.inf, np.inf, shape, np.float32)
@@ -71,7 +68,7 @@ class RobotVectorEnv(VectorEnv):
         for row, (environment, number) in enumerate(zip(self._environments, seeds, strict=True)):
             self._states[row], _ = environment.reset(seed=number)
         self._terminated[:] = self._truncated[:] = False
-        return self._normalisation.apply(self._states), {}
+        return self._states.astype(np.float32), {}
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """One action per robot, (B, act) floats; those of finished episodes are ignored.
@@ -84,7 +81,7 @@ class RobotVectorEnv(VectorEnv):
             self._states[row], rewards[row], self._terminated[row], self._truncated[row], _ = self._environments[
                 row
             ].step(actions[row])
-        return self._normalisation.apply(self._states), rewards, self._terminated.copy(), self._truncated.copy(), {}
+        return self._states.astype(np.float32), rewards, self._terminated.copy(), self._truncated.copy(), {}
 
     def close_extras(self, **arguments: Any) -> None:
         """Close the simulators."""
@@ -107,7 +104,6 @@ def evaluation_seeds(episodes: int) -> np.ndarray:
 def play(
     model: RATE,
     robot: Robot,
-    normalisation: Normalisation,
     *,
     target_return: float,
     episodes: int = 10,
@@ -123,7 +119,6 @@ def play(
     Args:
         model: in eval mode.
         robot, version: which environment.
-        normalisation: of the data that the model was trained on.
         target_return: the return to ask for, in units of reward.
         episodes: with the seeds of `evaluation_seeds`.
         window: prompt K, else prompt 1.
@@ -133,7 +128,7 @@ def play(
     Raises:
         UserError: MuJoCo is not installed.
     """
-    environments = RobotVectorEnv(robot, normalisation, episodes, version=version)
+    environments = RobotVectorEnv(robot, episodes, version=version)
     with torch.no_grad():
         actor = Actor(
             model,
@@ -157,18 +152,16 @@ def play(
         environments.close()
 
 
-def play_prompts(
-    model: RATE, robot: Robot, normalisation: Normalisation, *, long_prompt: bool = True, **acting: Any
-) -> dict[str, Episodes]:
+def play_prompts(model: RATE, robot: Robot, *, long_prompt: bool = True, **acting: Any) -> dict[str, Episodes]:
     """`play` with prompt 1 and, if wanted, with prompt K.
 
     Returns:
         The episodes by how the names of their results begin: "" and "{K}_". The second is left out for a model that
         slides its own window.
     """
-    played = {"": play(model, robot, normalisation, **acting)}
+    played = {"": play(model, robot, **acting)}
     if long_prompt and not model.config.sliding:
-        played[f"{model.config.context_length}_"] = play(model, robot, normalisation, window=True, **acting)
+        played[f"{model.config.context_length}_"] = play(model, robot, window=True, **acting)
     return played
 
 

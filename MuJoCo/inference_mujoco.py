@@ -19,7 +19,6 @@ if __name__ == "__main__":  # started as a script
     quit_on_signals()  # while the imports below take their seconds
 
 from MuJoCo import evaluate as protocol
-from MuJoCo.dataset import Normalisation
 from MuJoCo.spec import spec_of
 from MuJoCo.tasks import TASKS, Task, task_of
 from RATE_model.acting.actor import memory_conditions
@@ -29,7 +28,7 @@ from RATE_model.cli.limits import at_least, at_most
 from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
 from RATE_model.errors import UserError
 from RATE_model.memories.rate.model import RATE
-from RATE_model.training.checkpoints import resolve_checkpoint
+from RATE_model.training.checkpoints import NORMALISATION, resolve_checkpoint
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,6 @@ class Trained:
     path: Path
     model: RATE
     task: Task
-    normalisation: Normalisation
 
     @classmethod
     def load(cls, options: Options) -> "Trained":
@@ -103,7 +101,13 @@ class Trained:
         if trained is not None and task.robot != trained.robot:
             raise UserError(f"--env_id {options.env_id} is {task.name}, but {run} was trained on {trained.name}")
         path, model = options.common.load(spec_of(task.robot))
-        return cls(path, model, task, Normalisation.read(run, task.robot))
+        if not model.spec.is_normalised:
+            raise UserError(
+                f"{run / NORMALISATION}: there is no such file, and {path} does not hold by which statistics "
+                "observations were normalised: without them the model cannot act. A published checkpoint gets them "
+                "when it is converted, with --normalisation"
+            )
+        return cls(path, model, task)
 
     def play(self, target: float, options: Options, **changes: Any) -> dict[str, Episodes]:
         """Episodes with both prompts."""
@@ -114,7 +118,7 @@ class Trained:
             "transform_memory": options.common.transform_memory,
         }
         arguments = settings | options.acting | changes
-        return protocol.play_prompts(self.model, self.task.robot, self.normalisation, target_return=target, **arguments)
+        return protocol.play_prompts(self.model, self.task.robot, target_return=target, **arguments)
 
 
 def show(target: float, played: dict[str, Episodes], trained: Trained) -> dict[str, float]:
@@ -153,7 +157,6 @@ def draw(trained: Trained, played: dict[float, dict[str, Episodes]], options: Op
         paths = record_videos(
             trained.model,
             trained.task.robot,
-            trained.normalisation,
             options.video,
             folder,
             target_return=target,

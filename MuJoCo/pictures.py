@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from MuJoCo.dataset import Normalisation
 from MuJoCo.evaluate import Version, evaluation_seeds
 from MuJoCo.tasks import Robot, make_environment
 from RATE_model.acting.actor import Actor
@@ -30,7 +29,6 @@ _FRAMES = 30  # at most so many a second
 def record_videos(
     model: RATE,
     robot: Robot,
-    normalisation: Normalisation,
     count: int,
     directory: Path,
     *,
@@ -61,7 +59,7 @@ def record_videos(
         reward, total, step, over = 0.0, 0.0, 0, False
         frames = [_frame(environment, step, total)]
         while not over:
-            action = actor.act(normalisation.apply(observation[None]), np.array([reward]))[0]
+            action = actor.act(observation[None].astype(np.float32), np.array([reward]))[0]
             observation, reward, terminated, truncated, _ = environment.step(action)
             over, total, step = terminated or truncated, total + reward, step + 1
             if over or step % every == 0:

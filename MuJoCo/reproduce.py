@@ -20,7 +20,7 @@ if __name__ == "__main__":  # started as a script
 
 import numpy as np
 
-from MuJoCo.dataset import Normalisation, open_data
+from MuJoCo.dataset import open_data
 from MuJoCo.evaluate import RobotVectorEnv, evaluation_seeds
 from MuJoCo.files import DATA_DIRECTORY, generated_name
 from MuJoCo.generate_dataset import GenerateOptions, generate
@@ -107,9 +107,7 @@ def of_data(task: Task) -> dict[str, dict[str, Any]]:
         folder=path.parent / "policies",
         enough=lambda trained: bool(trained) and trained[-1].steps >= note["training_steps"],
     )
-    size = robot.observation_size
-    identity = Normalisation(np.zeros(size, np.float32), np.ones(size, np.float32))
-    environments = RobotVectorEnv(robot, identity, EPISODES)
+    environments = RobotVectorEnv(robot, EPISODES)
     quiet = rollout(Quiet(policies[-1]), environments, seeds=evaluation_seeds(EPISODES), max_steps=MAX_EPISODE_STEPS)
     environments.close()
     return {

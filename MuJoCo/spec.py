@@ -1,14 +1,26 @@
 """How the model sees a robot: its numbers, actions in [-1, 1], and the published encoder variant."""
 
+from MuJoCo.dataset import Normalisation
 from MuJoCo.tasks import RETURN_SCALE, Robot
 from RATE_model.spec import EnvironmentSpec
 
 
-def spec_of(robot: Robot, *, condition_on_returns: bool = True) -> EnvironmentSpec:
-    """A robot's spec. Without returns the return token is the same at every step: behaviour cloning."""
+def spec_of(
+    robot: Robot, normalisation: Normalisation | None = None, *, condition_on_returns: bool = True
+) -> EnvironmentSpec:
+    """A robot's spec.
+
+    Args:
+        robot: which one.
+        normalisation: of observations by the data's statistics; the model applies it. None: of a model without.
+        condition_on_returns: without returns the return token is the same at every step: behaviour cloning.
+    """
+    mean, std = (None, None) if normalisation is None else (normalisation.mean.tolist(), normalisation.std.tolist())
     return EnvironmentSpec(
         observation_shape=(robot.observation_size,),
         num_actions=robot.action_size,
         continuous=True,
+        observation_mean=mean and tuple(mean),
+        observation_std=std and tuple(std),
         return_scale=1 / RETURN_SCALE if condition_on_returns else 0.0,
     )

@@ -18,7 +18,7 @@ if __name__ == "__main__":  # started as a script
     quit_on_signals()  # while the imports below take their seconds
 
 from MuJoCo import evaluate as protocol
-from MuJoCo.dataset import DataOptions, Normalisation, load_data
+from MuJoCo.dataset import DataOptions, load_data
 from MuJoCo.spec import spec_of
 from MuJoCo.tasks import Task, make_environment, task_of
 from RATE_model.cli import experiment
@@ -110,7 +110,7 @@ def run_directory(config: Config, seed: int) -> Path:
     return (run.output_dir or CHECKPOINTS) / run.ckpt_folder / name
 
 
-def evaluate(model: RATE, normalisation: Normalisation, config: Config, final: bool) -> dict[str, float]:
+def evaluate(model: RATE, config: Config, final: bool) -> dict[str, float]:
     """Returns and scores in the environment; names are the published ones."""
     task = config.task
     if not (task.last_inference if final else task.online_inference):
@@ -119,7 +119,6 @@ def evaluate(model: RATE, normalisation: Normalisation, config: Config, final: b
     played = protocol.play_prompts(
         model,
         robot,
-        normalisation,
         long_prompt=task.long_prompt,
         target_return=task.target,
         reset_target=task.reset_target,
@@ -165,14 +164,13 @@ def train(config: Config, run: Run) -> dict[str, float]:
         config,
         run,
         model=config.model_config(),
-        spec=spec_of(task.task.robot, condition_on_returns=task.condition_on_returns),
+        spec=spec_of(task.task.robot, data.normalisation, condition_on_returns=task.condition_on_returns),
         data=windows,
         curriculum=curriculum,
         schedule=schedule,
         metrics=None,
-        evaluate=lambda model, final: evaluate(model, data.normalisation, config, final),
+        evaluate=lambda model, final: evaluate(model, config, final),
         finish=finish,
-        prepare=data.normalisation.write,  # with it a checkpoint can act without the data
     )
 
 

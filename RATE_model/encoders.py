@@ -98,6 +98,9 @@ class TokenEncoder(nn.Module):
     def __init__(self, spec: EnvironmentSpec, d_model: int) -> None:
         super().__init__()
         self.spec = spec
+        if spec.is_normalised:  # the spec is saved with a checkpoint: not once more with the weights
+            self.register_buffer("mean", torch.tensor(spec.observation_mean), persistent=False)
+            self.register_buffer("std", torch.tensor(spec.observation_std), persistent=False)
         observation = ImageEncoder(spec, d_model) if spec.is_image else nn.Linear(spec.observation_shape[0], d_model)
         if spec.continuous:
             action: nn.Module = nn.Linear(spec.num_actions, d_model)
@@ -126,6 +129,8 @@ class TokenEncoder(nn.Module):
         # Converted and scaled on the device: a uint8 image crosses the bus at a quarter of the size.
         if not self.spec.is_image:
             flat = flat.to(self.parameter_dtype) * self.spec.observation_scale
+        if self.spec.is_normalised:
+            flat = (flat - self.mean) / self.std
         return self.observation(flat)
 
     def calibrate(self, observations: Tensor | Frames | FrameStack) -> None:

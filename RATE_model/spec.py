@@ -4,6 +4,8 @@ The model package knows no environment by name. An environment says what its obs
 published encoder variant it uses, with one `EnvironmentSpec`; the encoders, the head and the loss follow from it.
 """
 
+import itertools
+import math
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +27,10 @@ class EnvironmentSpec:
     action_embeddings: int | None = None
     # Observations are multiplied by this before they are encoded (1/255 for images stored as uint8)
     observation_scale: float = 1.0
+    # Vectors are normalised before they are encoded, in training and in acting alike: minus the mean, over the standard
+    # deviation, one of each per feature. Both or neither
+    observation_mean: tuple[float, ...] | None = None
+    observation_std: tuple[float, ...] | None = None
     # Returns-to-go are multiplied by this before they are encoded, in training and in acting alike
     return_scale: float = 1.0
     # Padding of all three convolutions (images only)
@@ -41,6 +47,12 @@ class EnvironmentSpec:
             raise ValueError(
                 f"observation_shape {self.observation_shape}: give (features,) or (channels, height, width)"
             )
+        if self.is_normalised:
+            statistics = self.observation_mean or (), self.observation_std or ()
+            if {(len(values),) for values in statistics} != {self.observation_shape}:
+                raise ValueError(f"observation_mean and _std: give {self.observation_shape} numbers each")
+            if not all(map(math.isfinite, itertools.chain(*statistics))) or min(self.observation_std) <= 0:
+                raise ValueError("observation_mean and _std: must be finite, and the standard deviations above 0")
         if len(self.conv_channels) != 3 or min(self.conv_channels) < 1:
             raise ValueError(f"conv_channels {self.conv_channels}: give three positive numbers")
         if self.num_actions < 1:
@@ -52,6 +64,11 @@ class EnvironmentSpec:
     def is_image(self) -> bool:
         """Whether observations are images."""
         return len(self.observation_shape) == 3
+
+    @property
+    def is_normalised(self) -> bool:
+        """Whether observations are normalised before they are encoded."""
+        return self.observation_mean is not None or self.observation_std is not None
 
     def loss(self, predictions: Tensor, actions: Tensor, valid: Tensor) -> Tensor:
         """Mean loss of the predicted actions over valid steps.

@@ -115,11 +115,11 @@ def check(data: Data, arrays: tuple[np.ndarray, ...], indices: Sequence[int]) ->
     batch = data.training.__getitems__(indices)
     observations, actions, rtg, valid = loop_over_windows(data, arrays, indices)
     for name, ours, plain in (
-        ("observations", batch.observations, observations),
+        ("observations", data.normalisation.apply(batch.observations.numpy()), observations),
         ("actions", batch.actions, actions),
         ("valid", batch.valid, valid),
     ):
-        common.check_agreement(name, float(np.abs(ours.numpy() * 1.0 - plain).max()), 0.0)
+        common.check_agreement(name, float(np.abs(np.asarray(ours) * 1.0 - plain).max()), 0.0)
     return common.check_agreement("returns-to-go", float(np.abs(batch.rtg.numpy() - rtg).max()), 1e-3)
 
 

@@ -18,13 +18,11 @@ if __name__ == "__main__":  # started as a script
 
     quit_on_signals()  # while the imports below take their seconds
 
-import numpy as np
 import torch
 
 from benchmarks import common
 from benchmarks.flops import training_flops
 from benchmarks.train_step import WINDOWS
-from MuJoCo.dataset import Normalisation
 from MuJoCo.evaluate import play
 from MuJoCo.spec import spec_of
 from MuJoCo.tasks import HALFCHEETAH
@@ -124,12 +122,10 @@ def _training(trainer: Trainer, batch: Batch) -> Callable[[], None]:
 
 def _acting(model: RATE, episodes: int, window: bool) -> Callable[[], None]:
     """A candidate that acts in HalfCheetah for 1000 steps."""
-    size = SPEC.observation_shape
-    identity = Normalisation(np.zeros(size, np.float32), np.ones(size, np.float32))
 
     def run() -> None:
         with evaluating(model):
-            played = play(model, HALFCHEETAH, identity, target_return=6000.0, episodes=episodes, window=window)
+            played = play(model, HALFCHEETAH, target_return=6000.0, episodes=episodes, window=window)
         assert (played.lengths == 1000).all()
 
     return run

@@ -175,8 +175,8 @@ class WindowDataset(Dataset):
     works in loader workers (see `TrajectoryFile`). Files that know which of their images are equal are kept as their
     distinct images, and give batches of `Frames`. Actions, labels and returns-to-go are always in memory.
 
-    Padding (``pad="right"``) repeats the last observation; ``pad="left"`` puts zeros before the first. Padded actions,
-    labels and returns-to-go are 0.
+    Padding (``pad="right"``) repeats the last observation; ``pad="left"`` puts ``blank`` before the first. Padded
+    actions, labels and returns-to-go are 0.
 
     With ``stack`` an observation is the last so many pictures of its episode, zeros where it had not begun. Pictures
     are kept and given once, as a `FrameStack`, also where they lie before a window.
@@ -187,6 +187,7 @@ class WindowDataset(Dataset):
         size: T, steps of a padded window.
         return_scale: returns-to-go are divided by it.
         pad: which side is padded.
+        blank: an observation, or one number for all of it, that pads at the left; images that repeat: 0.
         in_memory: load all observations, or read them from disk; None loads up to 1 GiB, distinct images first.
         stack: pictures (C, H, W) of one observation.
         learn: what batches have as targets: the ``recorded`` actions, or what an ``expert`` would have done.
@@ -205,13 +206,14 @@ class WindowDataset(Dataset):
         size: int,
         return_scale: float = 1.0,
         pad: str = "right",
+        blank: np.ndarray | float = 0,
         in_memory: bool | None = None,
         stack: int = 1,
         learn: Learn = "recorded",
     ) -> None:
         if stack > 1 and pad == "left":
             raise ValueError("pictures are stacked in windows that are padded at the right")
-        self.files, self._stack = list(files), stack
+        self.files, self._stack, self._blank = list(files), stack, blank
         for file in self.files[1:]:
             kinds = [
                 (f.observation_shape, f.observation_dtype, f.action_shape, f.discrete) for f in (self.files[0], file)
@@ -319,7 +321,7 @@ class WindowDataset(Dataset):
             on_disk = self._observations is None
             dense = self._read(index, start, length, step) if on_disk else self._observations.take(position, axis=0)
             if self.pad == "left":
-                dense[~valid] = 0
+                dense[~valid] = self._blank
             observations = torch.from_numpy(dense)
         return Batch(observations, *(torch.from_numpy(array) for array in arrays))
 

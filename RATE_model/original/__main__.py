@@ -8,7 +8,6 @@ and shapes; what weights do not tell is read from config.json beside the checkpo
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -102,10 +101,9 @@ def write_run(
         settings: what inference reads of a run, for its config.yaml.
         normalisation: mean and std of observations, one each per feature.
     """
-    state = {"config": asdict(model.config), "spec": asdict(model.spec)}
+    statistics = {f"observation_{name}": tuple(values) for name, values in (normalisation or {}).items()}
+    state = {"config": asdict(model.config), "spec": asdict(model.spec) | statistics}
     path = save_checkpoint(directory / "checkpoints", 0, model_state=model.state_dict(), training_state=state)
-    if normalisation is not None:
-        atomic_write_text(directory / "normalisation.json", json.dumps(dict(normalisation)) + "\n")
     atomic_write_text(directory / "config.yaml", to_yaml(dict(settings)))
     return path
 

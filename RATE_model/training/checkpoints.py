@@ -32,6 +32,8 @@ from RATE_model.errors import UserError
 from RATE_model.system.atomic import atomic_write_text, sync_directory, write_durably
 
 MODEL, TRAINING, MANIFEST = "model.safetensors", "training.pt", "manifest.json"
+# Beside checkpoints/: mean and std of observations, for checkpoints whose spec does not hold them.
+NORMALISATION = "normalisation.json"
 
 
 def save_checkpoint(
@@ -102,13 +104,13 @@ def find_checkpoint(directory: Path, *, tag: str | None = None) -> Path | None:
     return None
 
 
-def resolve_checkpoint(path: Path, *, tag: str | None = None) -> Path:
+def resolve_checkpoint(path: Path | str, *, tag: str | None = None) -> Path:
     """The checkpoint meant by ``path``: a checkpoint, or the newest (or tagged) good one of a run or its checkpoints/.
 
     Raises UserError if there is none that verifies.
     """
     try:
-        return _resolve(path, tag)
+        return _resolve(Path(path), tag)
     except OSError as error:  # a name that is too long, or a directory that may not be entered
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
 
@@ -131,8 +133,9 @@ def _resolve(path: Path, tag: str | None) -> Path:
     return found
 
 
-def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_checkpoint(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """(model_state, training_state) of one checkpoint, on the CPU; raises UserError if it is absent or damaged."""
+    path = Path(path)
     if not path.exists() and path.with_suffix(".old").exists():
         path = path.with_suffix(".old")
     if damage := find_damage(path):

@@ -1,6 +1,5 @@
 """MuJoCo data: tasks, finding, episodes, windows, normalisation, and what is wrong with a file."""
 
-import json
 import os
 import subprocess
 import sys
@@ -14,15 +13,16 @@ from MuJoCo import files
 from MuJoCo.dataset import (
     DataOptions,
     MuJoCoFile,
-    Normalisation,
     load_data,
     open_data,
     tiling_windows,
     windows_at_every_step,
 )
+from MuJoCo.spec import spec_of
 from MuJoCo.tasks import HALFCHEETAH, HOPPER, RETURN_SCALE, ROBOTS, TASKS, WALKER2D, task_of
 from RATE_model.data.windows import WindowDataset
 from RATE_model.data.writer import TrajectoryWriter
+from RATE_model.encoders import TokenEncoder
 from RATE_model.errors import UserError
 from RATE_model.spec import EnvironmentSpec
 from tests.mujoco_files import LENGTHS, episodes, write_d4rl
@@ -174,33 +174,22 @@ def test_an_impossible_length_is_refused_with_the_place(tmp_path):
         MuJoCoFile(path, HOPPER)
 
 
-def test_observations_are_normalised(file):
+def test_observations_are_read_as_they_are_and_normalised_by_their_statistics(file):
     raw = np.concatenate([episode["observations"] for episode in episodes(HOPPER)])
-    np.testing.assert_allclose(file.load()[0], (raw - raw.mean(0)) / (raw.std(0) + 1e-6), atol=1e-5)
-    np.testing.assert_allclose(file.read(3, 6)[0], file.normalisation.apply(raw[3:6]))
-    assert file.read(3, 6)[0].dtype == np.float32
+    normalised = file.normalisation.apply(raw)
+    np.testing.assert_allclose(normalised, (raw - raw.mean(0)) / (raw.std(0) + 1e-6), atol=1e-5)
+    np.testing.assert_array_equal(file.load()[0], raw)
+    assert file.load()[0].dtype == normalised.dtype == np.float32
+    encoder = TokenEncoder(spec_of(HOPPER, file.normalisation), 8)
+    encoder.observation = torch.nn.Identity()
+    shown = encoder.encode_observations(torch.from_numpy(raw)[None])[0]
+    np.testing.assert_array_equal(shown, normalised)  # bit for bit
 
 
 def test_a_constant_observation_is_no_infinity(tmp_path):
     constant = np.ones((sum(LENGTHS), 11), dtype=np.float32)
     file = MuJoCoFile(write_d4rl(tmp_path / "a.hdf5", HOPPER, observations=constant), HOPPER)
-    assert (file.load()[0] == 0).all()
-
-
-def test_normalisation_is_kept_with_a_run(file, tmp_path):
-    file.normalisation.write(tmp_path)
-    again = Normalisation.read(tmp_path, HOPPER)
-    np.testing.assert_array_equal(again.mean, file.normalisation.mean)
-    np.testing.assert_array_equal(again.std, file.normalisation.std)
-    with pytest.raises(UserError, match="expected 17 means"):
-        Normalisation.read(tmp_path, WALKER2D)
-    zeros = json.dumps({"mean": [0] * 11, "std": [0] * 11})
-    for content in ("", "[1]", '{"mean": [0], "std": "x"}', zeros, zeros.replace("0", "NaN")):
-        (tmp_path / "normalisation.json").write_text(content)
-        with pytest.raises(UserError, match="normalisation.json"):
-            Normalisation.read(tmp_path, HOPPER)
-    with pytest.raises(UserError, match="no such file"):
-        Normalisation.read(tmp_path / "nowhere", HOPPER)
+    assert (file.normalisation.apply(file.load()[0]) == 0).all()
 
 
 @pytest.mark.parametrize("size", [1, 4, 12, 40])
@@ -220,7 +209,9 @@ def test_windows_equal_an_obvious_loop(file, size):
 def test_batches_equal_an_obvious_loop(file, pad):
     """Padding, returns-to-go to the end of the episode, and normalised observations of every window."""
     size, windows = 8, windows_at_every_step(0, file, 8)
-    batch = WindowDataset([file], windows, size=size, pad=pad).__getitems__(range(len(windows)))
+    blank = file.normalisation.mean
+    batch = WindowDataset([file], windows, size=size, pad=pad, blank=blank).__getitems__(range(len(windows)))
+    seen = file.normalisation.apply(batch.observations)
     row = 0
     for episode in episodes(HOPPER):
         observations = file.normalisation.apply(episode["observations"])
@@ -230,14 +221,14 @@ def test_batches_equal_an_obvious_loop(file, pad):
             place = slice(0, count) if pad == "right" else slice(size - count, size)
             rtg = [episode["rewards"][now:].sum() for now in range(real.start, real.stop)]
             assert batch.valid[row].nonzero().squeeze(1).tolist() == list(range(size))[place]
-            np.testing.assert_array_equal(batch.observations[row, place], observations[real])
+            np.testing.assert_array_equal(seen[row, place], observations[real])
             np.testing.assert_array_equal(batch.actions[row, place], episode["actions"][real])
             np.testing.assert_allclose(batch.rtg[row, place], rtg, atol=1e-4)
             row += 1
     assert row == len(windows)
     assert (batch.actions[~batch.valid] == 0).all() and (batch.rtg[~batch.valid] == 0).all()
     if pad == "left":
-        assert (batch.observations[~batch.valid] == 0).all()
+        assert (seen[~batch.valid] == 0).all()
 
 
 def test_training_and_validation_share_no_episode(tmp_path):

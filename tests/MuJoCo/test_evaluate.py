@@ -13,16 +13,16 @@ from MuJoCo.dataset import Normalisation
 from MuJoCo.evaluate import RobotVectorEnv, evaluation_seeds, metrics, play, play_prompts
 from MuJoCo.spec import spec_of
 from MuJoCo.tasks import HALFCHEETAH, HOPPER, ROBOTS, make_environment
+from RATE_model.acting.actor import Actor
 from RATE_model.acting.rollout import Episodes
 from RATE_model.errors import UserError
 from tests.small_models import K, small_model
 
-IDENTITY = Normalisation(np.zeros(11, np.float32), np.ones(11, np.float32))
 SKEWED = Normalisation(np.linspace(-1, 1, 11).astype(np.float32), np.linspace(0.5, 3, 11).astype(np.float32))
 
 
-def hopper_model(mode: str = "RATE", **changes):
-    return small_model(mode, spec=spec_of(HOPPER), **changes)
+def hopper_model(mode: str = "RATE", normalisation: Normalisation | None = SKEWED, **changes):
+    return small_model(mode, spec=spec_of(HOPPER, normalisation), **changes)
 
 
 # --- the environments ---
@@ -30,10 +30,9 @@ def hopper_model(mode: str = "RATE", **changes):
 
 @pytest.mark.parametrize("robot", ROBOTS.values(), ids=ROBOTS)
 @pytest.mark.parametrize("version", evaluate.VERSIONS)
-def test_robots_side_by_side_are_single_robots_seen_normalised(robot, version):
+def test_robots_side_by_side_are_single_robots(robot, version):
     size = robot.observation_size
-    normalisation = Normalisation(np.linspace(-1, 1, size, dtype=np.float32), np.full(size, 2.5, np.float32))
-    together = RobotVectorEnv(robot, normalisation, 3, version=version)
+    together = RobotVectorEnv(robot, 3, version=version)
     alone = [make_environment(robot, version) for _ in range(3)]
     seeds = [5, 2**31 + 1, 5]
     observations, _ = together.reset(seed=np.array(seeds))
@@ -41,7 +40,7 @@ def test_robots_side_by_side_are_single_robots_seen_normalised(robot, version):
     rng = np.random.default_rng(0)
     expected = np.stack([environment.reset(seed=seed)[0] for environment, seed in zip(alone, seeds, strict=True)])
     for _ in range(5):
-        np.testing.assert_allclose(observations, (expected - normalisation.mean) / 2.5, rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(observations, expected.astype(np.float32))
         actions = rng.uniform(-1, 1, (3, robot.action_size)).astype(np.float32)
         observations, rewards, terminated, truncated, _ = together.step(actions)
         stepped = [environment.step(action) for environment, action in zip(alone, actions, strict=True)]
@@ -52,7 +51,7 @@ def test_robots_side_by_side_are_single_robots_seen_normalised(robot, version):
 
 
 def test_a_fallen_robot_stays_where_it_is_and_ignores_actions():
-    robots = RobotVectorEnv(HOPPER, IDENTITY, 2)
+    robots = RobotVectorEnv(HOPPER, 2)
     assert robots.metadata["autoreset_mode"] == AutoresetMode.DISABLED
     robots.reset(seed=np.array([0, 1]))
     actions = np.array([[1.0, 1, 1], [0, 0, 0]], np.float32)  # the first falls earlier
@@ -71,7 +70,7 @@ def test_a_fallen_robot_stays_where_it_is_and_ignores_actions():
 
 
 def test_episodes_end_with_their_thousandth_step():
-    robots = RobotVectorEnv(HALFCHEETAH, Normalisation(np.zeros(17, np.float32), np.ones(17, np.float32)), 1)
+    robots = RobotVectorEnv(HALFCHEETAH, 1)
     robots.reset(seed=np.array([0]))
     flags = [robots.step(np.zeros((1, 6), np.float32))[2:4] for _ in range(1000)]
     assert not any(terminated[0] for terminated, _ in flags)
@@ -87,7 +86,10 @@ def test_seeds_are_never_those_of_data():
 
 
 def reference(model, normalisation: Normalisation, seed: int, target: float, *, window: bool, renew: bool = False):
-    """One episode by `forward_segment` alone, with lists and nothing kept between steps but the memory."""
+    """One episode by `forward_segment` alone, with lists and nothing kept between steps but the memory.
+
+    The model is one without normalisation: observations are normalised here.
+    """
     environment = make_environment(HOPPER)
     observation, _ = environment.reset(seed=seed)
     memory, shown, acted, asked, total, over = model.initial_memory(1), [], [], [], 0.0, False
@@ -114,10 +116,10 @@ def reference(model, normalisation: Normalisation, seed: int, target: float, *, 
 @torch.no_grad()
 def test_episodes_are_those_of_a_slow_obvious_loop(window, renew):
     """Float32 differs in the last bit, and falling is chaotic: episodes of 20 to 30 steps are still the same."""
-    model = hopper_model()
-    played = play(model, HOPPER, SKEWED, target_return=3600.0, episodes=3, window=window, reset_target=renew)
+    model, plain = hopper_model(), hopper_model(normalisation=None)
+    played = play(model, HOPPER, target_return=3600.0, episodes=3, window=window, reset_target=renew)
     for row, seed in enumerate(evaluation_seeds(3)):
-        total, length = reference(model, SKEWED, int(seed), 3600.0, window=window, renew=renew)
+        total, length = reference(plain, SKEWED, int(seed), 3600.0, window=window, renew=renew)
         assert played.lengths[row] == length > 2 * K
         assert played.returns[row] == pytest.approx(total, rel=1e-3)
 
@@ -127,11 +129,11 @@ def test_what_the_comparison_above_could_miss_changes_episodes():
     model = hopper_model()
     base = dict(target_return=3600.0, episodes=3)
 
-    def returns(normalisation=SKEWED, **changes) -> np.ndarray:
-        return play(model, HOPPER, normalisation, **(base | changes)).returns
+    def returns(model=model, **changes) -> np.ndarray:
+        return play(model, HOPPER, **(base | changes)).returns
 
     usual = returns()
-    assert (np.abs(usual - returns(IDENTITY)) > 1e-2).all(), "normalisation"
+    assert (np.abs(usual - returns(hopper_model(normalisation=None))) > 1e-2).all(), "normalisation"
     assert (np.abs(usual - returns(window=True)) > 1e-2).all(), "the prompt"
     assert (np.abs(usual - returns(reset_target=True)) > 1e-3).all(), "renewed targets"
     assert (np.abs(usual - returns(target_return=1000.0)) > 1e-2).all(), "the target"
@@ -141,9 +143,9 @@ def test_what_the_comparison_above_could_miss_changes_episodes():
 def test_models_that_slide_their_own_window_are_played_once():
     arguments = dict(target_return=3600.0, episodes=2)
     with torch.no_grad():
-        assert [*play_prompts(hopper_model("DT"), HOPPER, IDENTITY, **arguments)] == [""]
-        assert [*play_prompts(hopper_model(), HOPPER, IDENTITY, **arguments)] == ["", f"{K}_"]
-        assert [*play_prompts(hopper_model(), HOPPER, IDENTITY, long_prompt=False, **arguments)] == [""]
+        assert [*play_prompts(hopper_model("DT"), HOPPER, **arguments)] == [""]
+        assert [*play_prompts(hopper_model(), HOPPER, **arguments)] == ["", f"{K}_"]
+        assert [*play_prompts(hopper_model(), HOPPER, long_prompt=False, **arguments)] == [""]
 
 
 # --- figures ---
@@ -165,7 +167,7 @@ def test_metrics():
 def test_without_mujoco_the_command_that_installs_it_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "mujoco", None)
     with pytest.raises(UserError, match="mujoco"), torch.no_grad():
-        play(hopper_model(), HOPPER, IDENTITY, target_return=1.0)
+        play(hopper_model(), HOPPER, target_return=1.0)
 
 
 def test_a_library_to_draw_with_that_is_missing_is_named(monkeypatch):
@@ -176,3 +178,15 @@ def test_a_library_to_draw_with_that_is_missing_is_named(monkeypatch):
     monkeypatch.setattr("MuJoCo.tasks.importlib.import_module", fail)
     with pytest.raises(UserError, match="MUJOCO_GL=osmesa .*unset MUJOCO_GL"):
         make_environment(HOPPER)
+
+
+@torch.no_grad()
+def test_a_loop_of_ones_own_shows_observations_as_they_are():
+    model, seed = hopper_model(), int(evaluation_seeds(1)[0])
+    environment, actor = make_environment(HOPPER), Actor(model, 1, 3600.0)
+    (observation, _), reward, total, over = environment.reset(seed=seed), 0.0, 0.0, False
+    while not over:
+        action = actor.act(observation[None], np.array([reward]))[0]
+        observation, reward, terminated, truncated, _ = environment.step(action)
+        total, over = total + reward, terminated or truncated
+    assert play(model, HOPPER, target_return=3600.0, episodes=1).returns[0] == total

@@ -15,6 +15,9 @@ from RATE_model import plots
 from RATE_model.acting.actor import knock_out_memory
 from RATE_model.acting.rollout import Episodes
 from RATE_model.errors import UserError
+from RATE_model.loading import load_model
+from RATE_model.spec import EnvironmentSpec
+from RATE_model.training.checkpoints import load_checkpoint, resolve_checkpoint, save_checkpoint
 from tests import commands
 from tests.mujoco_runs import only_run, random_play, train
 
@@ -60,7 +63,7 @@ def test_a_run_is_evaluated_as_it_evaluated_itself_without_its_data(run, tmp_pat
 def test_flags_reach_the_evaluation(run, tmp_path, monkeypatch):
     asked = []
 
-    def play(model, robot, normalisation, **options):
+    def play(model, robot, **options):
         asked.append(options)
         return {"": Episodes(np.ones(2), np.ones(2), np.ones(2))}
 
@@ -175,8 +178,6 @@ def test_what_a_run_must_hold(run, tmp_path, capsys):
     import shutil
 
     for name, change in (
-        ("normalisation.json", lambda path: path.unlink()),
-        ("normalisation.json", lambda path: path.write_text('{"mean": [0], "std": [1]}')),
         ("config.yaml", lambda path: path.write_text("epochs: 3\n")),
         ("config.yaml", lambda path: path.unlink()),
     ):
@@ -185,3 +186,31 @@ def test_what_a_run_must_hold(run, tmp_path, capsys):
         change(copy / name)
         assert name in commands.error_of(capsys, tmp_path, inference_mujoco.main, ["--checkpoint", str(copy)])
         shutil.rmtree(copy)
+
+
+def without_statistics(run: Path, copy: Path) -> EnvironmentSpec:
+    """A copy of a run whose checkpoint does not hold them, as those of earlier versions; the spec it had."""
+    path = resolve_checkpoint(run)
+    weights, state = load_checkpoint(path)
+    spec = load_model(path).spec
+    for name in ("observation_mean", "observation_std"):
+        del state["spec"][name]
+    save_checkpoint(copy / "checkpoints", 1, model_state=weights, training_state=state)
+    (copy / "config.yaml").write_text((run / "config.yaml").read_text())
+    return spec
+
+
+def test_statistics_beside_an_earlier_checkpoint(run, tmp_path, capsys):
+    spec, file = without_statistics(run, tmp_path), tmp_path / "normalisation.json"
+    with pytest.raises(SystemExit, match="2"):
+        infer("--checkpoint", tmp_path)
+    assert f"{file}: there is no such file" in capsys.readouterr().err
+    checkpoint = resolve_checkpoint(str(tmp_path))
+    content = {"mean": list(spec.observation_mean), "std": list(spec.observation_std)}
+    file.write_text(json.dumps(content))
+    assert load_model(str(checkpoint)).spec == spec
+    zeros = json.dumps({"mean": [0] * 11, "std": [0] * 11})
+    for text in ("", "[1]", '{"mean": [0], "std": "x"}', '{"mean": [0], "std": [1]}', zeros, zeros.replace("0", "NaN")):
+        file.write_text(text)
+        with pytest.raises(UserError, match="normalisation.json: (damaged|expected 11 means)"):
+            load_model(checkpoint)

@@ -94,3 +94,12 @@ def test_flags_of_a_run_are_read_under_their_names_of_today(tmp_path):
     save_small_model(small_model(spec=VECTOR), tmp_path)
     (tmp_path / "config.yaml").write_text("desired_return: 56.5\nsections: 3\n")
     assert InferenceOptions(checkpoint=tmp_path).recorded() == {"target_return": 56.5, "segments": 3}
+
+
+@pytest.mark.parametrize("wrong", [dict(observation_mean=(0.0,) * 4), dict(observation_std=(1.0,) * 3), dict(std=0.0)])
+def test_statistics_of_a_spec_are_checked(wrong):
+    std = (wrong.pop("std", 1.0),) * 4
+    whole = dict(observation_mean=(0.0,) * 4, observation_std=std)
+    with pytest.raises(ValueError, match="observation_mean and _std"):
+        replace(VECTOR, **(wrong or whole))
+    assert not VECTOR.is_normalised
