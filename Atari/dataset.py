@@ -28,8 +28,9 @@ from Atari.games import game as game_of
 from Atari.generate_dataset import DATA_DIRECTORY, SCRIPT, GenerateOptions, dataset_path, ensure_own_data
 from Atari.replay import CLIPPED, FRAME_SHAPE, Selection, conversion_path, convert, find_replay_logs, game_of_logs
 from RATE_model.cli.limits import at_least
+from RATE_model.data.dataset import WindowDataset
+from RATE_model.data.selection import split_episodes, strided_windows
 from RATE_model.data.trajectories import TrajectoryFile
-from RATE_model.data.windows import WindowDataset, split_episodes, strided_windows
 from RATE_model.errors import UserError
 from RATE_model.system.atomic import atomic_write_text
 from RATE_model.training.tracking import read_wandb_config

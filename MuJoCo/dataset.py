@@ -34,8 +34,9 @@ import numpy as np
 from MuJoCo.files import DATA_DIRECTORY, find_data, how_to_get
 from MuJoCo.formats import as_trajectory_file
 from MuJoCo.tasks import MAX_EPISODE_STEPS, Robot, Task
+from RATE_model.data.dataset import WindowDataset
+from RATE_model.data.selection import split_episodes
 from RATE_model.data.trajectories import TrajectoryFile
-from RATE_model.data.windows import WindowDataset, split_episodes
 
 TRAINING_FRACTION = 0.95
 SPLIT_SEED = 0

@@ -37,8 +37,9 @@ from MemoryMaze.MemoryMaze_src.train_mem_maze import read_config
 from MemoryMaze.MemoryMaze_src.vector import MemoryMazeVectorEnv
 from RATE_model.cli.limits import at_least
 from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options, to_flat_dict
+from RATE_model.data.dataset import WindowDataset
+from RATE_model.data.selection import strided_windows
 from RATE_model.data.trajectories import TrajectoryFile
-from RATE_model.data.windows import WindowDataset, strided_windows
 from RATE_model.memories.rate.model import RATE
 from RATE_model.training.optimization import Schedule
 from RATE_model.training.trainer import Trainer

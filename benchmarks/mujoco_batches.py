@@ -29,7 +29,7 @@ from MuJoCo.files import d4rl_name
 from MuJoCo.tasks import HALFCHEETAH, MAX_EPISODE_STEPS, TASKS
 from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
 from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options, to_flat_dict
-from RATE_model.data.windows import WindowDataset
+from RATE_model.data.dataset import WindowDataset
 from RATE_model.data.writer import TrajectoryWriter
 
 TASK = TASKS[0]  # halfcheetah-medium: 17 observations, 6 actions

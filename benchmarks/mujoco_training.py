@@ -30,7 +30,7 @@ from MuJoCo.train_rate_mujoco_ca import read_config
 from RATE_model.acting.rollout import evaluating
 from RATE_model.cli.limits import at_least
 from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options, to_flat_dict
-from RATE_model.data.windows import Batch
+from RATE_model.data.batch import Batch
 from RATE_model.memories.rate.model import RATE
 from RATE_model.training.optimization import Schedule
 from RATE_model.training.trainer import Trainer

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from RATE_model.cli.settings import TrainOptions
-from RATE_model.data.windows import Batch
+from RATE_model.data.batch import Batch
 from RATE_model.memories.rate.config import ModelConfig
 from RATE_model.memories.rate.model import RATE
 from RATE_model.original.weights import convert_weights

@@ -25,7 +25,7 @@ from benchmarks.flops import training_flops
 from benchmarks.plain import PlainTraining, make_batch, make_meta, make_model, remembered_tables
 from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options, to_flat_dict
 from RATE_model.cli.settings import ModelOptions, TrainOptions, at_least
-from RATE_model.data.windows import Batch
+from RATE_model.data.batch import Batch
 from RATE_model.memories.rate.config import ModelConfig
 from RATE_model.training.optimization import Schedule
 from RATE_model.training.trainer import Trainer

@@ -28,7 +28,7 @@ from benchmarks.flops import training_flops
 from RATE_model.acting.actor import Actor
 from RATE_model.cli.limits import at_least, at_most
 from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options, to_flat_dict
-from RATE_model.data.windows import Batch
+from RATE_model.data.batch import Batch
 from RATE_model.memories.rate.model import RATE
 from RATE_model.system.precision import autocast
 from RATE_model.training.optimization import Schedule

@@ -48,7 +48,7 @@ from RATE_model.errors import UserError
 from RATE_model.training.tracking import read_wandb_config
 
 if TYPE_CHECKING:
-    from RATE_model.data.windows import WindowDataset
+    from RATE_model.data.dataset import WindowDataset
 
 DATA_DIRECTORY = Path(__file__).resolve().parents[1] / "MemoryMaze_data"
 MAX_EPISODES = 100_000
@@ -236,7 +236,8 @@ def load_windows(
             or a file does not tell what is to be learned.
     """
     # Late, as torch comes with it: --help and the processes that play do without.
-    from RATE_model.data.windows import WindowDataset, split_episodes, strided_windows
+    from RATE_model.data.dataset import WindowDataset
+    from RATE_model.data.selection import split_episodes, strided_windows
 
     files = [open_dataset(path) for path in paths]
     stride = size if windows == "published" else 1

@@ -27,7 +27,7 @@ from RATE_model.cli import experiment
 from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
 from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
 from RATE_model.cli.settings import CurriculumOptions, ImageOptions, ModelOptions, RunOptions, TrainOptions
-from RATE_model.data.windows import WindowDataset
+from RATE_model.data.dataset import WindowDataset
 from RATE_model.memories.rate.config import ModelConfig
 from RATE_model.memories.rate.model import RATE
 from RATE_model.training.loop import StageData

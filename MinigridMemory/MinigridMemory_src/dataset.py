@@ -33,7 +33,7 @@ from RATE_model.data.trajectories import TrajectoryFile
 from RATE_model.errors import UserError
 
 if TYPE_CHECKING:
-    from RATE_model.data.windows import WindowDataset
+    from RATE_model.data.dataset import WindowDataset
 
 DATA_DIRECTORY = Path(__file__).resolve().parents[1] / "MinigridMemory_data"
 MAX_TRAJECTORIES = 200_000
@@ -202,7 +202,8 @@ def load_windows(
         UserError: a file is missing or bad, no episode is short enough, or there are too few to split.
     """
     # Late, as torch comes with it: collect_traj.py and its processes do without.
-    from RATE_model.data.windows import WindowDataset, split_episodes, whole_episodes
+    from RATE_model.data.dataset import WindowDataset
+    from RATE_model.data.selection import split_episodes, whole_episodes
 
     files = [open_dataset(path) for path in paths]
     lengths = np.concatenate([file.lengths for file in files])

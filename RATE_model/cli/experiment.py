@@ -13,7 +13,8 @@ import torch
 
 from RATE_model.cli.options import load_yaml, to_flat_dict
 from RATE_model.cli.settings import MAY_CHANGE, CurriculumOptions, RunOptions, TrainOptions
-from RATE_model.data.windows import EpochSampler, WindowDataset
+from RATE_model.data.dataset import WindowDataset
+from RATE_model.data.loader import EpochSampler
 from RATE_model.errors import UserError
 from RATE_model.memories.rate.config import ModelConfig
 from RATE_model.memories.rate.model import RATE

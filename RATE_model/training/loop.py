@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from RATE_model.acting.rollout import evaluating
-from RATE_model.data.windows import EpochSampler, WindowDataset, make_loader
+from RATE_model.data.dataset import WindowDataset
+from RATE_model.data.loader import EpochSampler, make_loader
 from RATE_model.data.workers import worker_failures
 from RATE_model.errors import UserError
 from RATE_model.loading import check_weights, unusable

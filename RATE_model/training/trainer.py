@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from RATE_model.cli.settings import TrainOptions
-from RATE_model.data.windows import Batch
+from RATE_model.data.batch import Batch
 from RATE_model.errors import RunError
 from RATE_model.memories.rate.model import RATE
 from RATE_model.memories.rate.valve import MemoryState

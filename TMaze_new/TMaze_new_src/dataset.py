@@ -26,8 +26,9 @@ import numpy as np
 
 from RATE_model.cli.limits import MAX_EPISODE_STEPS, MAX_STEPS, at_least, at_most
 from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
+from RATE_model.data.dataset import WindowDataset
+from RATE_model.data.selection import split_episodes, whole_episodes
 from RATE_model.data.trajectories import TrajectoryFile
-from RATE_model.data.windows import WindowDataset, split_episodes, whole_episodes
 from RATE_model.data.writer import TrajectoryWriter
 from RATE_model.errors import UserError
 from TMaze_new.TMaze_new_src.env import (

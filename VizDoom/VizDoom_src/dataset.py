@@ -36,7 +36,7 @@ from VizDoom.VizDoom_src.generate import EXPERT_VERSION, Recipe, generate
 from VizDoom.VizDoom_src.scenario import BUILDER_VERSION, Scenario
 
 if TYPE_CHECKING:
-    from RATE_model.data.windows import WindowDataset
+    from RATE_model.data.dataset import WindowDataset
 
 DATA_DIRECTORY = Path(__file__).resolve().parents[1] / "VizDoom_data"
 MAX_EPISODES = 200_000
@@ -192,7 +192,8 @@ def load_windows(
             tell what is to be learned.
     """
     # Late, as torch comes with it: --help and the processes that play do without.
-    from RATE_model.data.windows import WindowDataset, split_episodes, whole_episodes
+    from RATE_model.data.dataset import WindowDataset
+    from RATE_model.data.selection import split_episodes, whole_episodes
 
     files = [open_dataset(path) for path in paths]
     lengths = np.concatenate([file.lengths for file in files])

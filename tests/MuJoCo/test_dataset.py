@@ -20,7 +20,7 @@ from MuJoCo.dataset import (
 )
 from MuJoCo.spec import spec_of
 from MuJoCo.tasks import HALFCHEETAH, HOPPER, RETURN_SCALE, ROBOTS, TASKS, WALKER2D, task_of
-from RATE_model.data.windows import WindowDataset
+from RATE_model.data.dataset import WindowDataset
 from RATE_model.data.writer import TrajectoryWriter
 from RATE_model.encoders import TokenEncoder
 from RATE_model.errors import UserError

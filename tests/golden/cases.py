@@ -20,8 +20,8 @@ from MuJoCo.spec import spec_of as mujoco_spec
 from MuJoCo.tasks import HOPPER
 from RATE_model.acting.actor import Actor, exchange_twins, knock_out_cache, knock_out_memory, knock_out_tokens
 from RATE_model.cli.settings import TrainOptions
+from RATE_model.data.batch import Batch
 from RATE_model.data.frames import Frames, FrameStack
-from RATE_model.data.windows import Batch
 from RATE_model.memories.rate.config import ARCHS, MODES, ModelConfig, apply_mode
 from RATE_model.memories.rate.model import RATE
 from RATE_model.spec import EnvironmentSpec

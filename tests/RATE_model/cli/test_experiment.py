@@ -7,7 +7,7 @@ import pytest
 
 from RATE_model.cli.experiment import plan
 from RATE_model.cli.settings import CurriculumOptions, TrainOptions
-from RATE_model.data.windows import EpochSampler
+from RATE_model.data.loader import EpochSampler
 
 
 class Windows:

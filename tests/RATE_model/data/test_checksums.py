@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from RATE_model.data import parts
+from RATE_model.data.dataset import WindowDataset
+from RATE_model.data.selection import whole_episodes
 from RATE_model.data.trajectories import TrajectoryFile
-from RATE_model.data.windows import WindowDataset, whole_episodes
 from RATE_model.data.writer import TrajectoryWriter
 from RATE_model.errors import UserError
 

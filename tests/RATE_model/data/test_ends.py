@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from RATE_model.data.ends import UnclearEnds, find_ends, kind_of, suspicious, within_episode
+from RATE_model.data.selection import strided_windows, whole_episodes
 from RATE_model.data.trajectories import TrajectoryFile
-from RATE_model.data.windows import strided_windows, whole_episodes
 from RATE_model.errors import UserError
 
 LENGTHS = (4, 3, 6, 2)

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from RATE_model.data.dataset import WindowDataset
 from RATE_model.data.frames import FrameStack
+from RATE_model.data.loader import EpochSampler, make_loader
+from RATE_model.data.selection import strided_windows
 from RATE_model.data.trajectories import TrajectoryFile
-from RATE_model.data.windows import EpochSampler, WindowDataset, make_loader, strided_windows
 from RATE_model.data.writer import TrajectoryWriter
 from RATE_model.memories.rate.config import ModelConfig
 from RATE_model.memories.rate.model import RATE

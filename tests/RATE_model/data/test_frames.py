@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from RATE_model.acting.actor import Actor
+from RATE_model.data.dataset import WindowDataset
 from RATE_model.data.frames import Frames
+from RATE_model.data.selection import whole_episodes
 from RATE_model.data.trajectories import TrajectoryFile
-from RATE_model.data.windows import WindowDataset, whole_episodes
 from RATE_model.data.writer import TrajectoryWriter
 from RATE_model.errors import UserError
 from RATE_model.memories.rate.config import ModelConfig
@@ -63,7 +64,7 @@ def test_distinct_images_that_are_too_many_are_not_loaded(files, monkeypatch):
     windows = np.concatenate([whole_episodes(index, file) for index, file in enumerate(files)])
     both = images.nbytes + files[1].frames()[0].nbytes
     for limit, kind in ((both, Frames), (both - 1, torch.Tensor)):
-        monkeypatch.setattr("RATE_model.data.windows.IN_MEMORY_BYTES", limit)
+        monkeypatch.setattr("RATE_model.data.dataset.IN_MEMORY_BYTES", limit)
         assert isinstance(WindowDataset(files, windows, size=9)[0].observations, kind)
 
 

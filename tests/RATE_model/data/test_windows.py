@@ -7,16 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from RATE_model.data.batch import Batch
+from RATE_model.data.dataset import WindowDataset
+from RATE_model.data.loader import EpochSampler, make_loader
+from RATE_model.data.selection import split_episodes, strided_windows, whole_episodes
 from RATE_model.data.trajectories import TrajectoryFile
-from RATE_model.data.windows import (
-    Batch,
-    EpochSampler,
-    WindowDataset,
-    make_loader,
-    split_episodes,
-    strided_windows,
-    whole_episodes,
-)
 from RATE_model.data.writer import TrajectoryWriter
 from RATE_model.errors import UserError
 

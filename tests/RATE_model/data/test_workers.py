@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from RATE_model.data.batch import Batch
+from RATE_model.data.dataset import WindowDataset
 from RATE_model.data.frames import Frames, FrameStack
+from RATE_model.data.loader import EpochSampler, make_loader
+from RATE_model.data.selection import whole_episodes
 from RATE_model.data.trajectories import TrajectoryFile
-from RATE_model.data.windows import Batch, EpochSampler, WindowDataset, make_loader, whole_episodes
 from RATE_model.data.workers import worker_failures
 from RATE_model.data.writer import TrajectoryWriter
 from RATE_model.errors import UserError

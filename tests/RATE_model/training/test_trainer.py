@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from RATE_model.cli.settings import TrainOptions
-from RATE_model.data.windows import Batch
+from RATE_model.data.batch import Batch
 from RATE_model.errors import UserError
 from RATE_model.memories.rate.model import RATE
 from RATE_model.spec import EnvironmentSpec

@@ -1,0 +1,61 @@
+"""Batches of windows: what a training loop is given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+
+from RATE_model.data.frames import Frames, FrameStack
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """B windows padded to T steps.
+
+    Attributes:
+        observations: (B, T, ...) uint8 images or float32 vectors, or images as `Frames` or `FrameStack`.
+        actions: (B, T) int64, or (B, T, A) float32; 0 in padding.
+        rtg: (B, T) float32 scaled returns-to-go; 0 in padding.
+        valid: (B, T) bool, True on real steps.
+        lengths: (B,) int64, real steps per window; stays on the CPU, so that asking for it never waits for a GPU.
+        indices: (B,) int64, the windows' numbers in the dataset; stays on the CPU.
+        labels: as the actions, but what is to be predicted in their place; None: the actions.
+    """
+
+    observations: torch.Tensor | Frames | FrameStack
+    actions: torch.Tensor
+    rtg: torch.Tensor
+    valid: torch.Tensor
+    lengths: torch.Tensor
+    indices: torch.Tensor
+    labels: torch.Tensor | None = None
+
+    @property
+    def targets(self) -> torch.Tensor:
+        """What the model is to predict, shaped as the actions."""
+        return self.actions if self.labels is None else self.labels
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """The batch on another device; ``lengths`` and ``indices`` stay on the CPU."""
+        kept = ("lengths", "indices")
+        moved = {name: value for name, value in self._arrays().items() if name not in kept}
+        return replace(self, **{name: value.to(device, non_blocking=non_blocking) for name, value in moved.items()})
+
+    def pin_memory(self) -> Batch:
+        """The batch in page-locked memory, for asynchronous copies to a GPU. Torch's loader calls this by name."""
+        return Batch(**{name: value.pin_memory() for name, value in self._arrays().items()})
+
+    def share_memory_(self) -> Batch:
+        """Move all of it to memory that other processes can read. Raises as torch does where there is too little."""
+        for value in self._arrays().values():
+            value.share_memory_()
+        return self
+
+    def _arrays(self) -> dict[str, torch.Tensor | Frames | FrameStack]:
+        """All that it holds, by name."""
+        held = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in held.items() if value is not None}

@@ -1,0 +1,232 @@
+"""Windows of trajectory files, padded to one size and assembled into batches.
+
+Shapes: B windows, T steps of the padded size. ``valid`` is True on real steps.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from RATE_model.data.batch import Batch
+from RATE_model.data.frames import Frames, FrameStack
+from RATE_model.data.trajectories import Learn, TrajectoryFile
+from RATE_model.errors import UserError
+
+_FINGERPRINT_STEPS = 64
+IN_MEMORY_BYTES = 2**30  # data up to this size is loaded, larger data is read window by window
+
+
+class WindowDataset(Dataset):
+    """Windows of trajectory files, assembled into whole batches.
+
+    With observations in memory a batch is one gather over flat arrays; from disk it is one slice read per window, which
+    works in loader workers (see `TrajectoryFile`). Files that know which of their images are equal are kept as their
+    distinct images, and give batches of `Frames`. Actions, labels and returns-to-go are always in memory.
+
+    Padding (``pad="right"``) repeats the last observation; ``pad="left"`` puts ``blank`` before the first. Padded
+    actions, labels and returns-to-go are 0.
+
+    With ``stack`` an observation is the last so many pictures of its episode, zeros where it had not begun. Pictures
+    are kept and given once, as a `FrameStack`, also where they lie before a window.
+
+    Args:
+        files: the trajectory files, all of one observation and action kind.
+        windows: (W, 3) integer rows [file, start step, length].
+        size: T, steps of a padded window.
+        return_scale: returns-to-go are divided by it.
+        pad: which side is padded.
+        blank: an observation, or one number for all of it, that pads at the left; images that repeat: 0.
+        in_memory: load all observations, or read them from disk; None loads up to 1 GiB, distinct images first.
+        stack: pictures (C, H, W) of one observation.
+        learn: what batches have as targets: the ``recorded`` actions, or what an ``expert`` would have done.
+
+    Raises:
+        UserError: the files differ in shape or type, a window is longer than ``size``, or a file does not tell what an
+            expert would have done, or is damaged there.
+        ValueError: the windows are empty, misshapen or outside their file; pictures are stacked and padded at the left.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[TrajectoryFile],
+        windows: np.ndarray,
+        *,
+        size: int,
+        return_scale: float = 1.0,
+        pad: str = "right",
+        blank: np.ndarray | float = 0,
+        in_memory: bool | None = None,
+        stack: int = 1,
+        learn: Learn = "recorded",
+    ) -> None:
+        if stack > 1 and pad == "left":
+            raise ValueError("pictures are stacked in windows that are padded at the right")
+        self.files, self._stack, self._blank = list(files), stack, blank
+        for file in self.files[1:]:
+            kinds = [
+                (f.observation_shape, f.observation_dtype, f.action_shape, f.discrete) for f in (self.files[0], file)
+            ]
+            if kinds[0] != kinds[1]:
+                raise UserError(f"'{self.files[0].path}' and '{file.path}' hold different kinds of data: {kinds}.")
+        sizes = np.array([file.num_steps for file in self.files])
+        self._offsets = np.cumsum(sizes) - sizes  # of each file in the flat arrays
+        self._returns = np.concatenate([file.returns_to_go() for file in self.files]) / np.float32(return_scale)
+        self._actions = np.concatenate([file.actions for file in self.files])
+        self._labels: np.ndarray | None = None
+        if learn == "expert":
+            self._labels = np.concatenate([file.expert_actions() for file in self.files])
+        self._observations: np.ndarray | None = None
+        self._images: np.ndarray | None = None  # the distinct ones, and each step's number among them
+        self._numbers: np.ndarray | None = None
+        if in_memory is None and stack == 1 and (frames := _all_frames(self.files)) is not None:
+            self._images, self._numbers = frames
+        elif in_memory is None:
+            in_memory = sum(file.num_bytes for file in self.files) <= IN_MEMORY_BYTES
+        if in_memory:
+            loaded = [file.load()[0] for file in self.files]
+            self._observations = loaded[0] if len(loaded) == 1 else np.concatenate(loaded)  # not one file twice
+        self._set_windows(windows, size, pad)
+
+    def with_windows(self, windows: np.ndarray, *, size: int | None = None) -> WindowDataset:
+        """A dataset of other windows, and maybe another padded size, that shares this one's files and memory."""
+        other = object.__new__(WindowDataset)
+        other.__dict__ |= {name: value for name, value in self.__dict__.items() if name != "fingerprint"}
+        other._set_windows(windows, self.size if size is None else size, self.pad)
+        return other
+
+    def up_to(self, size: int) -> WindowDataset:
+        """The windows of at most ``size`` steps, padded to it; shares this one's memory. ValueError: there is none."""
+        return self.with_windows(self.windows[self.windows[:, 2] <= size], size=size)
+
+    def beginnings(self, steps: int) -> WindowDataset:
+        """The first steps of every window, at most so many; shares this one's memory."""
+        windows = self.windows.copy()
+        windows[:, 2] = np.minimum(windows[:, 2], steps)
+        return self.with_windows(windows, size=steps)
+
+    def _set_windows(self, windows: np.ndarray, size: int, pad: str) -> None:
+        """Check and keep the windows."""
+        windows = np.asarray(windows, dtype=np.int64)
+        if windows.ndim != 2 or windows.shape[1] != 3 or len(windows) == 0:
+            raise ValueError(f"windows must be a non-empty (W, 3) array, got shape {windows.shape}")
+        if pad not in ("left", "right"):
+            raise ValueError(f"pad must be 'left' or 'right', got {pad!r}")
+        index, start, length = windows.T
+        if index.min() < 0 or index.max() >= len(self.files):
+            raise ValueError(f"windows refer to file {index.max()}; there are {len(self.files)} files")
+        steps = np.array([file.num_steps for file in self.files])[index]
+        if start.min() < 0 or length.min() < 1 or np.any(start + length > steps):
+            raise ValueError("windows lie outside their file")
+        if length.max() > size:
+            path = self.files[index[length.argmax()]].path
+            raise UserError(f"'{path}' has a window of {length.max()} steps; at most {size} fit.")
+        self.windows, self.size, self.pad = windows, size, pad
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A digest of what is learned from: the same for the same data at another place.
+
+        Two parts, joined by a colon: of everything but the observations, and of some steps' observations. A file's own
+        checksums would not do for the second: they tell apart what was only stored in another way.
+        """
+        digest = hashlib.blake2b(digest_size=16)
+        for array in (self.windows, self._actions, self._returns, *(() if self._labels is None else (self._labels,))):
+            digest.update(np.ascontiguousarray(array))
+        some = hashlib.blake2b(digest_size=16)
+        for number in np.unique(np.linspace(0, len(self) - 1, _FINGERPRINT_STEPS).astype(int)):
+            index, start, length = self.windows[number].tolist()
+            step = start + number % length
+            some.update(np.ascontiguousarray(self.files[index].read(step, step + 1)[0]))
+        return f"{digest.hexdigest()}:{some.hexdigest()}"
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getitem__(self, index: int) -> Batch:
+        """One window, as a batch of one."""
+        return self.__getitems__([index])
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        """The windows of these numbers as one batch, in this order."""
+        index, start, length = self.windows[np.asarray(indices, dtype=np.int64)].T
+        step = np.arange(self.size) - (self.size - length[:, None] if self.pad == "left" else 0)  # within the window
+        valid = (step >= 0) & (step < length[:, None])
+        step = np.clip(step, 0, length[:, None] - 1)
+        position = (self._offsets[index] + start)[:, None] + step
+        actions = self._actions.take(position, axis=0)  # two to three times as fast as indexing
+        actions[~valid] = 0
+        rtg = np.where(valid, self._returns[position], np.float32(0))
+        arrays = [actions, rtg, valid, length, np.array(indices, dtype=np.int64)]
+        if self._labels is not None:
+            labels = self._labels.take(position, axis=0)
+            labels[~valid] = 0
+            arrays.append(labels)
+        if self._images is not None:
+            observations = self._frames(position, valid)
+        elif self._stack > 1:
+            observations = self._stacked(index, start, length)
+        else:
+            on_disk = self._observations is None
+            dense = self._read(index, start, length, step) if on_disk else self._observations.take(position, axis=0)
+            if self.pad == "left":
+                dense[~valid] = self._blank
+            observations = torch.from_numpy(dense)
+        return Batch(observations, *(torch.from_numpy(array) for array in arrays))
+
+    def _frames(self, position: np.ndarray, valid: np.ndarray) -> Frames:
+        """The distinct images of the steps at `position` (B, T)."""
+        numbers = self._numbers[position]
+        if self.pad == "left":
+            numbers[~valid] = len(self._images) - 1  # the image of zeros behind the files' own
+        shown, index = np.unique(numbers, return_inverse=True)
+        return Frames(torch.from_numpy(self._images[shown]), torch.from_numpy(index.reshape(numbers.shape)))
+
+    def _stacked(self, index: np.ndarray, start: np.ndarray, length: np.ndarray) -> FrameStack:
+        """The pictures of windows, and those before each that its first observations show too."""
+        before = self._stack - 1
+        begun = np.empty_like(start)  # first step of each window's episode
+        for number, file in enumerate(self.files):
+            rows = index == number
+            begun[rows] = file.starts[np.searchsorted(file.starts, start[rows], side="right") - 1]
+        known = np.minimum(start - begun, before)
+        picture = np.minimum(np.arange(-before, self.size), length[:, None] - 1)  # within the window
+        missing = picture < -known[:, None]
+        picture = np.maximum(picture, -known[:, None])
+        if self._observations is not None:
+            frames = self._observations.take((self._offsets[index] + start)[:, None] + picture, axis=0)
+        else:
+            frames = self._read(index, start - known, length + known, picture + known[:, None])
+        frames[missing] = 0
+        return FrameStack(torch.from_numpy(frames), self._stack)
+
+    def _read(self, index: np.ndarray, start: np.ndarray, length: np.ndarray, step: np.ndarray) -> np.ndarray:
+        """Observations (B, T, ...) of windows from disk, one slice each, padded as ``step`` (B, T) says."""
+        file = self.files[0]
+        observations = np.empty((*step.shape, *file.observation_shape), dtype=file.observation_dtype)
+        for row in range(len(step)):
+            frames, _ = self.files[index[row]].read(int(start[row]), int(start[row] + length[row]))
+            observations[row] = frames[step[row]]
+        return observations
+
+
+def _all_frames(files: Sequence[TrajectoryFile]) -> tuple[np.ndarray, np.ndarray] | None:
+    """All files' distinct images (U + 1, ...), the last one all zeros, and every step's number among them.
+
+    None if a file does not know them, or if they are too many to be kept.
+    """
+    images, numbers, count, room = [], [], 0, IN_MEMORY_BYTES
+    for file in files:
+        frames = file.frames(room)
+        if frames is None:
+            return None
+        room -= frames[0].nbytes
+        images.append(frames[0])
+        numbers.append(frames[1] + count)
+        count += len(frames[0])
+    return np.concatenate([*images, np.zeros_like(images[0][:1])]), np.concatenate(numbers)

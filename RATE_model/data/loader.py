@@ -1,0 +1,141 @@
+"""The order in which windows are drawn, and the loader that draws them.
+
+The order of batches is a function of (seed, key, epoch) and of nothing else, not even of the number of workers, so that
+training can be resumed at any batch.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from RATE_model.data.batch import Batch
+from RATE_model.data.dataset import WindowDataset
+from RATE_model.data.workers import InWorker, NoRoom, begin_worker, served
+
+
+class EpochSampler:
+    """Which windows form which batch. Epoch e is a permutation drawn from (seed, key, e); nothing else has an
+    influence.
+
+    Args:
+        num_items: windows in the dataset.
+        batch_size: windows per batch; the last batch of an epoch may be smaller.
+        seed: of the run.
+        key: tells apart samplers of one run, such as the stages of a curriculum.
+        shuffle: False keeps the order of the dataset.
+        max_batches: an epoch ends after so many; the next one draws from all windows again.
+    """
+
+    def __init__(
+        self,
+        num_items: int,
+        batch_size: int,
+        seed: int,
+        *,
+        key: int = 0,
+        shuffle: bool = True,
+        max_batches: int | None = None,
+    ) -> None:
+        if num_items < 1 or batch_size < 1:
+            raise ValueError(f"num_items and batch_size must be positive, got {num_items} and {batch_size}")
+        self.num_items = num_items
+        self.batch_size = batch_size
+        self.seed = seed
+        self.key = key
+        self.shuffle = shuffle
+        self.max_batches = max_batches
+
+    def __len__(self) -> int:
+        """Batches per epoch."""
+        batches = -(-self.num_items // self.batch_size)
+        return batches if self.max_batches is None else min(batches, self.max_batches)
+
+    def batches(self, epoch: int) -> list[list[int]]:
+        """The batches of an epoch, lists of window numbers."""
+        order = np.arange(self.num_items)
+        if self.shuffle:
+            order = np.random.default_rng([self.seed, self.key, epoch]).permutation(order)
+        starts = range(0, len(self) * self.batch_size, self.batch_size)
+        return [order[start : start + self.batch_size].tolist() for start in starts]
+
+    def iterate_from(self, epoch: int, batch: int) -> Iterator[tuple[int, int, list[int]]]:
+        """(epoch, batch, window numbers) from there on, endless. A batch past an epoch's last is in the next epoch."""
+        epoch, batch = epoch + batch // len(self), batch % len(self)
+        for current in itertools.count(epoch):
+            for number, indices in enumerate(self.batches(current)):
+                if current > epoch or number >= batch:
+                    yield current, number, indices
+
+
+def make_loader(
+    dataset: WindowDataset,
+    sampler: EpochSampler,
+    *,
+    epoch: int = 0,
+    batch: int = 0,
+    end_epoch: int | None = None,
+    num_workers: int = 0,
+    pin_memory: bool = False,
+    prefetch: int = 2,
+) -> Iterator[tuple[int, int, Batch]]:
+    """Yield (epoch, batch number, batch) starting exactly at the given position.
+
+    The batches are the same for any number of workers, and torch's global random state is not touched. Close the
+    iterator (``.close()``, or drop it) to stop the workers. Where shared memory, file handles or processes are too few,
+    it is said, and this process goes on without; the death of one is for `workers.worker_failures`.
+
+    Args:
+        epoch, batch: the first batch to yield.
+        end_epoch: stop before this epoch; None never stops.
+        num_workers: loader processes, which live until the iterator ends; 0 assembles batches in this process.
+        pin_memory: put batches into page-locked memory; only useful, and only possible, with a GPU.
+        prefetch: batches that each worker prepares ahead.
+    """
+
+    def positions() -> Iterator[tuple[int, int, list[int]]]:
+        return itertools.takewhile(lambda p: end_epoch is None or p[0] < end_epoch, sampler.iterate_from(epoch, batch))
+
+    done = 0
+    if num_workers > 0:
+        loader = DataLoader(
+            InWorker(dataset),
+            batch_sampler=_BatchIndices(positions),
+            num_workers=num_workers,
+            collate_fn=_whole_batch,
+            pin_memory=pin_memory,
+            prefetch_factor=prefetch,
+            worker_init_fn=begin_worker,
+            generator=torch.Generator(),  # else the loader would draw its base seed from the global one
+        )
+        # The loader asks its sampler for batches ahead of time; the second, slower pass over the positions labels what
+        # arrives.
+        try:
+            for (current, number, _), item in zip(positions(), served(loader), strict=False):
+                done += 1
+                yield current, number, item
+            return
+        except NoRoom as error:
+            print(f"--num_workers {num_workers}: {error}; batches are assembled in the training process.", flush=True)
+    for current, number, indices in itertools.islice(positions(), done, None):
+        item = dataset.__getitems__(indices)
+        yield current, number, item.pin_memory() if pin_memory else item
+
+
+class _BatchIndices:
+    """The window numbers of a stream of positions, as the batch sampler of a torch loader."""
+
+    def __init__(self, positions) -> None:
+        self._positions = positions
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (indices for _, _, indices in self._positions())
+
+
+def _whole_batch(batch: Batch) -> Batch:
+    """The dataset returns whole batches; there is nothing to collate."""
+    return batch

@@ -1,0 +1,97 @@
+"""Which windows of trajectory files to learn from: whole episodes or pieces of them, for training or for validation.
+
+A window is a row ``[file, start step, length]`` that lies within one episode.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from RATE_model.data.trajectories import TrajectoryFile
+from RATE_model.errors import UserError
+
+
+def whole_episodes(
+    file_index: int, file: TrajectoryFile, max_steps: int | None = None, *, min_steps: int = 1
+) -> np.ndarray:
+    """One window per episode of ``min_steps`` to ``max_steps`` steps: (W, 3) int64 rows [file, start, length].
+
+    An episode without an end is left out: its returns-to-go would be too small.
+
+    Raises:
+        UserError: no episode has such a length.
+    """
+    short = file.lengths < min_steps
+    long = file.lengths > (np.inf if max_steps is None else max_steps)
+    keep = ~(short | long) & file.whole
+    if not keep.any():
+        raise UserError(
+            f"'{file.path}' has no episode of {min_steps} to {max_steps} steps: of {file.num_episodes} episodes "
+            f"{short.sum()} are shorter and {long.sum()} longer (lengths {file.lengths.min()} to {file.lengths.max()})."
+            f"{_tail(file)}"
+        )
+    return _windows(file_index, file.starts[keep], file.lengths[keep])
+
+
+def strided_windows(file_index: int, file: TrajectoryFile, length: int, stride: int) -> np.ndarray:
+    """Windows of exactly ``length`` steps starting every ``stride`` steps of each episode: (W, 3) int64.
+
+    An episode without an end is left out: its returns-to-go would be too small.
+
+    Raises:
+        UserError: every episode is shorter than a window.
+    """
+    counts = np.maximum(0, (file.lengths - length) // stride + 1) * file.whole
+    total = int(counts.sum())
+    if total == 0:
+        raise UserError(
+            f"'{file.path}' has no window of {length} steps: all {file.num_episodes} episodes are shorter "
+            f"(longest: {file.lengths.max()} steps).{_tail(file)}"
+        )
+    number = np.arange(total) - np.repeat(np.cumsum(counts) - counts, counts)  # within its episode
+    return _windows(file_index, np.repeat(file.starts, counts) + number * stride, np.full(total, length))
+
+
+def _tail(file: TrajectoryFile) -> str:
+    """What to say of an episode without an end."""
+    return "" if file.whole.all() else f" The last one, of {file.lengths[-1]} steps, has no end and is left out."
+
+
+def _windows(file_index: int, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    return np.stack([np.full(len(starts), file_index), starts, lengths], axis=1).astype(np.int64)
+
+
+def split_episodes(
+    windows: np.ndarray, files: Sequence[TrajectoryFile], *, fraction: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Divide windows into training and validation so that no episode is in both.
+
+    Of every file, ``fraction`` of all its episodes are for training. Which ones is a function of the seed, the file's
+    index and its number of episodes: adding files or dropping windows moves no episode to the other side.
+
+    Args:
+        windows: (W, 3) rows [file, start, length].
+        files: the files that the rows refer to.
+        fraction: share of episodes for training, above 0 and below 1.
+        seed: of the split; not of a run, so that all runs validate on the same episodes.
+
+    Returns:
+        training windows and validation windows, (W', 3) each, in the order given.
+
+    Raises:
+        UserError: one side would be empty.
+    """
+    training = np.zeros(len(windows), dtype=bool)
+    for index, file in enumerate(files):
+        order = np.random.default_rng([seed, index]).permutation(file.num_episodes)
+        chosen = np.zeros(file.num_episodes, dtype=bool)
+        chosen[order[: round(fraction * file.num_episodes)]] = True
+        rows = windows[:, 0] == index
+        training[rows] = chosen[np.searchsorted(file.starts, windows[rows, 1], side="right") - 1]
+    if training.all() or not training.any():
+        side = "validation" if training.all() else "training"
+        raise UserError(
+            f"too little data to split {fraction:.0%} : {1 - fraction:.0%} by episode: none of {len(windows)} windows "
+            f"is left for {side}; provide more episodes."
+        )
+    return windows[training], windows[~training]
