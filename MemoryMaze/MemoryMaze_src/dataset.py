@@ -59,9 +59,9 @@ PUBLISHED_STEPS = 500
 PUBLISHED_REWARD = 2
 SETTING = "memory_maze: data: of wandb_config.yaml"
 
-Alignment = Literal["auto", "last", "causal"]
+Alignment = Literal["auto", "last", "causal", "replay"]
 Windows = Literal["all", "published"]
-_ROWS = {"auto": "auto", "last": "arrivals", "causal": "steps"}
+_ROWS = {"auto": "auto", "last": "arrivals", "causal": "steps", "replay": "replay"}
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,10 @@ class DataOptions:
     # --mix and --perturbation then do nothing, and --size chooses only the mazes of evaluations. none = in a training
     # what `memory_maze: data:` of wandb_config.yaml names, if it is set
     data_path: Path | None = None
-    # Such a folder's actions: last = the one that led to the image beside it (Dreamer); causal = the one taken on it;
-    # auto = last if the first is none (all zeros), causal if there is an image more than actions, else an error
+    # Such a folder's actions: last = the one that led to the image beside it (Dreamer's episodes); causal = the one
+    # taken on it, with the reward that followed; replay = the one taken on it, with the reward that came with the image
+    # (DreamerV3's replay chunks); auto = last if the first is none (all zeros), causal if there is an image more than
+    # actions, else an error
     alignment: Alignment = "auto"
     # Directory of files that are made; none = MemoryMaze/MemoryMaze_data
     data_dir: Path | None = None
@@ -190,8 +192,10 @@ def given_dataset(
             pattern="*.npz",
             named=named,
             keys=NpzKeys(
-                observations=("image", "obs"),
-                dones=None,
+                observations=("image", "obs", "image_t"),
+                time_last=("image_t",),
+                marked=False,
+                continued=True,
                 rows=_ROWS[options.alignment],
                 one_hot=True,
                 channels_last=True,
@@ -202,8 +206,11 @@ def given_dataset(
             attributes={"environment": "MemoryMaze", "generator": "imported", "alignment": options.alignment},
         )
     except UserError as error:
-        unclear = options.alignment == "auto" and "does not tell whether an action" in str(error)
-        raise UserError(f"{error} Say it with --alignment last or causal.") if unclear else error from None
+        if options.alignment == "auto" and "does not tell whether an action" in str(error):
+            raise UserError(f"{error} Say it with --alignment last, causal or replay.") from None
+        if "rewards came with the images" in str(error):
+            raise UserError(f"{error} Say it with --alignment replay.") from None
+        raise
 
 
 def open_dataset(path: Path) -> TrajectoryFile:

@@ -112,7 +112,7 @@ def suspicious(names: Iterable[str]) -> list[str]:
 def ignored(names: Iterable[str]) -> str:
     """What to say of such arrays, a sentence without a beginning."""
     listed = ", ".join(f"'{name}'" for name in names)
-    return f"has {listed}, which may mark ends of episodes, but not in a way that is known; not read"
+    return f"has {listed}, which may mark ends of episodes, but in no known way: not read"
 
 
 def one_column(values: np.ndarray) -> np.ndarray:

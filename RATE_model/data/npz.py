@@ -1,19 +1,25 @@
-"""Folders of ``.npz`` files, one episode each, converted once into a trajectory file.
+"""Folders of ``.npz`` files, of one episode each or of several, converted once into a trajectory file.
 
 This is how the published collectors left their data. A file holds, under names that may differ (`NpzKeys`):
 
     observations  (T, ...)  images: uint8, or floating point in [0, 1] that was made of it by a division by 255
     actions       (T,)      integers
     rewards       (T,)
-    dones         (T,)      nonzero on the last step, if the episode ended there
+    dones         (T,)      nonzero on the last step of an episode, or whatever else marks ends (`RATE_model.data.ends`)
 
-Dreamer-style collectors leave rows instead of steps (`NpzKeys.rows`): an image, the action that *led* to it and the
-reward that came with it. The action taken on an image, and what followed, stand in the next row:
+Dreamer-style collectors leave rows instead of steps (`NpzKeys.rows`). In episodes they hold an image, the action that
+*led* to it and the reward that came with it (arrivals): the action taken on an image, and what followed, stand in the
+next row. In replay chunks the action is the one taken on the image, and the reward came with it (replay):
 
     row           0         1         2     ...   T                step        0       1      ...   T - 1
     images        o0        o1        o2          oT               observation o0      o1           o(T-1)
-    actions       nothing   a0        a1          a(T-1)     ->    action      a0      a1           a(T-1)
-    rewards       0         r0        r1          r(T-1)           reward      r0      r1           r(T-1)
+    arrivals      nothing   a0        a1          a(T-1)     ->    action      a0      a1           a(T-1)
+    replay        a0        a1        a2          nothing          reward      r0      r1           r(T-1)
+    rewards       0         r0        r1          r(T-1)
+
+Files of several episodes may begin and end in the middle of one. The rest of an episode that an earlier file began has
+right returns-to-go; one without an end has not, and is left out. The end of a file is taken for the end of its only
+episode, unless its marks or the next file show that the episode goes on.
 
 Files are taken in the order of the numbers in their names. One that is damaged or holds something else is refused, with
 the reason; the rest is converted, and the conversion is kept until the folder changes.
@@ -33,6 +39,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from RATE_model.data.ends import Ends, UnclearEnds, find_ends, kind_of, one_column, suspicious, tell_ends
 from RATE_model.data.hdf5 import attributes_of
 from RATE_model.data.trajectories import Learn
 from RATE_model.data.writer import TrajectoryWriter
@@ -42,12 +49,12 @@ from RATE_model.system.progress import progress_bar
 PATTERN = "train_data_*.npz"
 REASONS_SHOWN = 10
 DIGEST = "source_digest"  # attribute of a converted file
-_VERSION = 2  # of the conversion; another one converts anew
+_VERSION = 3  # of the conversion; another one converts again
 _GREY = 0.1  # largest distance of a pixel from a whole grey level, of 255; half precision needs 0.06
 
 
 # What a row of a file holds: see `NpzKeys.rows`.
-Rows = Literal["steps", "arrivals", "auto"]
+Rows = Literal["steps", "arrivals", "replay", "auto"]
 
 
 @dataclass(frozen=True)
@@ -57,13 +64,16 @@ class NpzKeys:
     observations: str | tuple[str, ...] = "obs"  # of several names the first that a file has
     actions: str = "action"
     rewards: str = "reward"
-    dones: str | None = "done"  # None: there is no such array, episodes were cut off
+    marked: bool = True  # a file must have an array that marks ends; without, one that has none is an episode cut off
+    continued: bool = False  # take the rest of an episode whose beginning is in another file
     # steps: an observation, the action taken on it, its reward; one more observation than actions is left out.
     # arrivals: the action that led to the observation, and its reward; T + 1 rows are T steps.
+    # replay: the action taken on the observation, and the reward that came with it; T + 1 rows are T steps.
     # auto: arrivals if the first row's action is no action (all zeros); any other file is refused, as nothing tells.
     rows: Rows = "steps"
     one_hot: bool = False  # actions are (T, num_actions), one 1 in each row
     channels_last: bool = False  # images are (T, H, W, C)
+    time_last: tuple[str, ...] = ()  # those of the observations' names whose arrays have time as their last axis
 
 
 @dataclass(frozen=True)
@@ -85,10 +95,37 @@ class _Episode:
     infos: dict[str, np.ndarray]  # (T, ...)
 
 
+@dataclass(frozen=True)
+class _Contents:
+    """What is in a file.
+
+    Attributes:
+        episodes: those that end in it.
+        last: one that ends with the file, or goes on in the next one: the file does not tell.
+        alone: whether there is no other in it.
+        begins: whether an episode begins with the file; None: it does not tell.
+        left_out: whether it holds an episode that is known to go on in another file.
+        unknown: names of arrays that may mark ends, but not in a way that is known.
+    """
+
+    episodes: list[_Episode]
+    last: _Episode | None
+    alone: bool
+    begins: bool | None
+    left_out: bool
+    unknown: list[str]
+
+    def ended(self, following: _Contents | None) -> bool:
+        """Whether ``last`` ends with the file, to judge by the next one; None: there is none."""
+        begins = None if following is None else following.begins
+        return self.alone if begins is None else begins
+
+
 class _Refused(Exception):
     """Why a file cannot be used."""
 
 
+_CAME_WITH = "rewards came with the images of their rows"
 _UNCLEAR = "does not tell whether an action was taken on the image of its row or led to it"
 
 
@@ -204,27 +241,62 @@ def import_npz(
         index_frames=index_frames,
         attributes=described,
     ) as writer:
-        refused = _add_episodes(writer, files, layout)
+        counts, refused = _add_episodes(writer, files, layout)
         if len(refused) == len(files):
             raise UserError(f"'{folder}': none of {len(files)} files {pattern} can be used: {_reasons(refused)}.")
-    done = f"'{folder}': {len(files) - len(refused)} episodes converted into '{target}'"
+        if not counts["episodes"]:
+            raise UserError(f"'{folder}': no episode ends in any of {len(files)} files {pattern}.")
+    done = f"'{folder}': {counts.pop('episodes')} episodes converted into '{target}'"
+    if without_end := counts.pop("without an end", 0):
+        done += f"; {without_end} without an end left out"
+    for name, number in counts.items():
+        done += (
+            f"; {number} files have '{name}', which may mark ends of episodes, but not in a way that is known: not read"
+        )
     print(f"{done}; {len(refused)} of {len(files)} files refused: {_reasons(refused)}" if refused else done, flush=True)
     return target
 
 
-def _add_episodes(writer: TrajectoryWriter, files: Sequence[Path], layout: _Layout) -> dict[Path, str]:
-    """Write the episodes of all files that can be used; returns why the others cannot."""
+def _add_episodes(
+    writer: TrajectoryWriter, files: Sequence[Path], layout: _Layout
+) -> tuple[Counter[str], dict[Path, str]]:
+    """Write the episodes of all files that can be used.
+
+    Returns:
+        counts of "episodes", of those "without an end", and of files by name of what is unknown in them; and why the
+        other files cannot be used.
+    """
     refused: dict[Path, str] = {}
+    counts: Counter[str] = Counter()
     shapes: dict[str, tuple[int, ...]] = {}  # of one step's infos, as the first file has them
+    before: _Contents | None = None
+
+    def add(episode: _Episode) -> None:
+        arrays = (episode.observations, episode.actions, episode.rewards)
+        writer.add_episode(*arrays, terminal=episode.terminal, infos=episode.infos)
+        counts["episodes"] += 1
+
+    def settle(contents: _Contents | None, following: _Contents | None) -> None:
+        if contents is not None and contents.last is not None:
+            if contents.ended(following):
+                add(contents.last)
+            else:
+                counts["without an end"] += 1
+
     for path in progress_bar(iterable=files, desc=f"converting {files[0].parent.name}", unit="file"):
         try:
-            episode = _read(path, layout, shapes)
+            contents = _read(path, layout, shapes)
         except _Refused as reason:
             refused[path] = str(reason)
             continue
-        arrays = (episode.observations, episode.actions, episode.rewards)
-        writer.add_episode(*arrays, terminal=episode.terminal, infos=episode.infos)
-    return refused
+        settle(before, contents)
+        for episode in contents.episodes:
+            add(episode)
+        counts["without an end"] += contents.left_out
+        counts.update(contents.unknown)
+        before = contents
+    settle(before, None)
+    return counts, refused
 
 
 def _reasons(refused: Mapping[Path, str]) -> str:
@@ -250,17 +322,22 @@ def _digest_of(target: Path, folder: Path) -> str:
     raise UserError(f"'{target}' exists and is no conversion of '{folder}'; move it away, or name another file")
 
 
-def _read(path: Path, layout: _Layout, shapes: dict[str, tuple[int, ...]]) -> _Episode:
-    """The episode in a file. Raises `_Refused`."""
+def _read(path: Path, layout: _Layout, shapes: dict[str, tuple[int, ...]]) -> _Contents:
+    """What is in a file. Raises `_Refused`."""
     keys = layout.keys
     observed = (keys.observations,) if isinstance(keys.observations, str) else keys.observations
-    others = [keys.actions, keys.rewards, *filter(None, [keys.dones]), *layout.infos]
-    arrays = _arrays(path, [observed, *((name,) for name in others)])
+    others = [keys.actions, keys.rewards, *layout.infos]
+    arrays, names = _arrays(path, [observed, *((name,) for name in others)])
     (name,) = (name for name in observed if name in arrays)
-    observations, actions, rewards = (arrays[key] for key in (name, keys.actions, keys.rewards))
+    observations, actions, rewards = arrays[name], *(one_column(arrays[key]) for key in (keys.actions, keys.rewards))
+    marks = {mark: arrays[mark] for mark in names if kind_of(mark)}
+    if keys.marked and not tell_ends(marks):
+        raise _Refused(f"has no 'done', nor another array that marks ends (it has: {', '.join(sorted(names))})")
     if rewards.ndim != 1 or len(rewards) == 0:
         raise _Refused(f"has '{keys.rewards}' of shape {rewards.shape}; expected one number per step")
     rows = len(rewards)
+    if name in keys.time_last:
+        observations = np.moveaxis(observations, -1, 0)
     if keys.channels_last and observations.ndim == 4:
         observations = np.moveaxis(observations, -1, 1)
     if observations.shape[1:] != layout.observation_shape or len(observations) - rows not in (0, 1):
@@ -268,59 +345,106 @@ def _read(path: Path, layout: _Layout, shapes: dict[str, tuple[int, ...]]) -> _E
         if keys.channels_last and len(expected) == len(found) == 4:
             expected, found = (tuple(np.array(shape)[[0, 2, 3, 1]].tolist()) for shape in (expected, found))
         raise _Refused(f"has '{name}' of shape {found}; expected {expected}")
-    steps, actions, rewards = _steps(len(observations), actions, rewards, layout)
-    if actions.min() < 0 or actions.max() >= layout.num_actions:
-        bounds = f"{actions.min()} to {actions.max()}; allowed is 0 to {layout.num_actions - 1}"
-        raise _Refused(f"has actions from {bounds}")
+    try:
+        ends = find_ends(marks, rows, one_step=False)
+    except UnclearEnds as unclear:
+        raise _Refused(str(unclear)) from None
+    stops = np.append(np.flatnonzero(ends.last[:-1]) + 1, rows)
+    starts = np.append(0, stops[:-1])
+    pieces = _steps(len(observations), actions, rewards, starts, stops, ends, layout)
     with np.errstate(over="ignore"):
         rewards = rewards.astype(np.float32)
     if not np.isfinite(rewards).all():
         raise _Refused(f"has a NaN or infinite value in '{keys.rewards}'")
-    terminal = keys.dones is not None and _ends(arrays[keys.dones], rows, keys.dones)
-    infos = {name: _info(arrays[name], rows, name)[:steps] for name in layout.infos}
+    infos = {name: _info(arrays[name], rows, name, len(stops)) for name in layout.infos}
     for info, values in infos.items():
         if shapes.setdefault(info, values.shape[1:]) != values.shape[1:]:
             raise _Refused(f"has '{info}' of shape {values.shape[1:]} a step; the files before have {shapes[info]}")
-    return _Episode(_images(observations[:steps], name), actions, rewards, terminal, infos)
+    episodes = [
+        _Episode(
+            _images(observations[seen], name),
+            taken,
+            rewards[earned],
+            bool(ends.terminal[stop - 1]),
+            {info: values[seen] for info, values in infos.items()},
+        )
+        for stop, (seen, taken, earned) in zip(stops, pieces, strict=True)
+    ]
+    last = None if ends.last[-1] else episodes.pop()
+    if ends.begins is False and episodes and not keys.continued:
+        episodes.pop(0)
+    whole = [episode for episode in episodes if len(episode.rewards)]
+    return _Contents(
+        whole,
+        None if ends.open or (last is not None and not len(last.rewards)) else last,
+        alone=len(stops) == 1,
+        begins=ends.begins,
+        left_out=ends.open,
+        unknown=suspicious(names),
+    )
 
 
 def _steps(
-    images: int, actions: np.ndarray, rewards: np.ndarray, layout: _Layout
-) -> tuple[int, np.ndarray, np.ndarray]:
-    """Number of steps, actions (T,) and rewards (T,) from the rows of a file with so many images."""
-    keys, given = layout.keys, actions
-    if keys.one_hot:
-        actions = _from_one_hot(actions, len(rewards), layout)
-    elif actions.shape != rewards.shape or actions.dtype.kind not in "iu":
-        raise _Refused(f"has '{keys.actions}' {actions.dtype} {actions.shape}; expected {len(rewards)} integers")
+    images: int,
+    actions: np.ndarray,
+    rewards: np.ndarray,
+    starts: np.ndarray,
+    stops: np.ndarray,
+    ends: Ends,
+    layout: _Layout,
+) -> list[tuple[slice, np.ndarray, slice]]:
+    """Of each episode's rows the rows of its observations, its actions (T,), and the rows of its rewards."""
+    keys, rows = layout.keys, len(rewards)
+    first, last = starts[1 if ends.begins is False else 0 :], stops - 1
+    idle = ~actions.reshape(rows, -1).any(axis=1) if keys.one_hot and len(actions) == rows else np.zeros(rows, bool)
     kind = keys.rows
-    if kind == "auto" and (images > len(rewards) or not given[0].any()):
-        kind = "steps" if images > len(rewards) else "arrivals"
+    if kind == "auto" and (images > rows or (first.size and idle[first].all())):
+        kind = "steps" if images > rows else "arrivals"
+    if keys.one_hot:
+        idle_rows = {"arrivals": first, "auto": np.append(first, last)}.get(kind, last)
+        actions = _from_one_hot(actions, rows, layout, idle_rows)
+    elif actions.shape != rewards.shape or actions.dtype.kind not in "iu":
+        raise _Refused(f"has '{keys.actions}' {actions.dtype} {actions.shape}; expected {rows} integers")
     if kind == "auto":
         raise _Refused(_UNCLEAR)
-    if kind == "steps":
-        return len(rewards), actions, rewards
-    if images != len(rewards) or len(rewards) < 2:
-        raise _Refused(f"has {images} images and {len(rewards)} rewards; rows of arrivals have as many, at least 2")
-    return len(rewards) - 1, actions[1:], rewards[1:]
+    if kind != "steps" and (images != rows or rows < 2):
+        raise _Refused(f"has {images} images and {rows} rewards; rows of {kind} have as many, at least 2")
+    if actions.min() < 0 or actions.max() >= layout.num_actions:
+        bounds = f"{actions.min()} to {actions.max()}; allowed is 0 to {layout.num_actions - 1}"
+        raise _Refused(f"has actions from {bounds}")
+    pieces = []
+    for start, stop in zip(starts, stops, strict=True):
+        if kind == "arrivals":
+            pieces.append((slice(start, stop - 1), actions[start + 1 : stop], slice(start + 1, stop)))
+        elif kind == "replay":
+            pieces.append((slice(start, stop - 1), actions[start : stop - 1], slice(start + 1, stop)))
+        elif not idle[stop - 1]:
+            pieces.append((slice(start, stop), actions[start:stop], slice(start, stop)))
+        elif rewards[stop - 1]:
+            raise _Refused(f"has a reward in row {stop - 1} of {rows}, in which no action was taken: {_CAME_WITH}")
+        else:  # a last observation without an action
+            pieces.append((slice(start, stop - 1), actions[start : stop - 1], slice(start, stop - 1)))
+    return pieces
 
 
-def _from_one_hot(actions: np.ndarray, rows: int, layout: _Layout) -> np.ndarray:
-    """Action numbers (T,) int64 of one-hot rows; the first row of arrivals may be all zeros, and is 0."""
+def _from_one_hot(actions: np.ndarray, rows: int, layout: _Layout, idle: np.ndarray) -> np.ndarray:
+    """Action numbers (T,) int64 of one-hot rows; the rows ``idle`` may be all zeros, and are 0."""
     keys, shape = layout.keys, (rows, layout.num_actions)
     if actions.shape != shape:
         raise _Refused(f"has '{keys.actions}' of shape {actions.shape}; expected {shape}, one-hot")
     hot = actions == 1
     good = (hot.sum(1) == 1) & ((actions == 0).sum(1) == layout.num_actions - 1)
-    if keys.rows != "steps" and not actions[0].any():
-        good[0] = True
+    good[idle] |= ~actions[idle].any(axis=1)
     if not good.all():
         raise _Refused(f"has '{keys.actions}' at row {int(np.argmin(good))} of {rows} that is not one-hot")
     return hot.argmax(1)
 
 
-def _arrays(path: Path, wanted: Sequence[Sequence[str]]) -> dict[str, np.ndarray]:
-    """The arrays wanted, each by the first of its names that is there, all of numbers. Nothing is unpickled."""
+def _arrays(path: Path, wanted: Sequence[Sequence[str]]) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The arrays wanted, each by the first of its names that is there, and all that mark ends; and all names in a file.
+
+    They are of numbers. Nothing is unpickled.
+    """
     try:
         if not zipfile.is_zipfile(path):
             raise ValueError("no zip archive")
@@ -330,13 +454,15 @@ def _arrays(path: Path, wanted: Sequence[Sequence[str]]) -> dict[str, np.ndarray
                 found = ", ".join(sorted(file)) or "nothing"
                 listed = ", ".join(" or ".join(map(repr, names)) for names in missing)
                 raise _Refused(f"has no {listed} (it has: {found})")
-            arrays = {name: file[name] for names in wanted for name in [next(n for n in names if n in file)]}
+            names = [next(name for name in names if name in file) for names in wanted]
+            arrays = {name: file[name] for name in (*names, *filter(kind_of, file))}
+            held = list(file)
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, MemoryError) as error:
         raise _Refused(f"is damaged or no .npz file ({error})") from error
     for name, values in arrays.items():
         if values.dtype.kind not in "biuf":
             raise _Refused(f"has '{name}' of type {values.dtype}; expected numbers")
-    return arrays
+    return arrays, held
 
 
 def _images(values: np.ndarray, name: str) -> np.ndarray:
@@ -355,19 +481,12 @@ def _images(values: np.ndarray, name: str) -> np.ndarray:
     return whole.astype(np.uint8)
 
 
-def _ends(dones: np.ndarray, steps: int, name: str) -> bool:
-    """Whether the episode ended with its last step."""
-    if dones.shape != (steps,):
-        raise _Refused(f"has '{name}' of shape {dones.shape}; expected {(steps,)}")
-    if np.any(dones[:-1]):
-        raise _Refused(f"has '{name}' at step {int(np.argmax(dones != 0))} of {steps}: a file is one episode")
-    return bool(dones[-1])
-
-
-def _info(values: np.ndarray, steps: int, name: str) -> np.ndarray:
-    """A further array as (T, ...), int64 or float32."""
+def _info(values: np.ndarray, steps: int, name: str, episodes: int) -> np.ndarray:
+    """A further array as (T, ...), int64 or float32, of a file of so many episodes."""
     values = values.astype(np.float32 if values.dtype.kind == "f" else np.int64)
     if values.size == 1 and values.ndim < 2 and values.shape != (steps,):
+        if episodes > 1:
+            raise _Refused(f"has one '{name}' for {episodes} episodes; expected one per step")
         return np.full(steps, values.item(), dtype=values.dtype)
     if values.ndim == 0 or len(values) != steps:
         raise _Refused(f"has '{name}' of shape {values.shape}; expected {steps} steps, or one number")

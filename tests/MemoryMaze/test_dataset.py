@@ -135,13 +135,48 @@ def test_our_action_is_the_one_that_stands_beside_dreamers_next_picture(tmp_path
 
 def test_where_nothing_tells_the_alignment_it_has_to_be_said(tmp_path):
     options = DataOptions(data_path=dreamer(tmp_path / "dreams", first=True), data_dir=tmp_path / "data")
-    with pytest.raises(UserError, match="--alignment last or causal"):
+    with pytest.raises(UserError, match="--alignment last, causal or replay"):
         ensure_dataset(options)
     _, actions, _ = episode(0)
     for alignment, expected in (("last", actions.tolist()), ("causal", [0, *actions])):
         (path,) = ensure_dataset(replace(options, alignment=alignment))
         file = open_dataset(path)
         assert file.actions[: file.lengths[0]].tolist() == expected
+
+
+@pytest.mark.parametrize(("layout", "alignment"), [("chunks", "causal"), ("chunks", "replay"), ("pydreamer", "causal")])
+def test_chunks_of_several_episodes_are_split(tmp_path, layout, alignment):
+    """Three files of 25 rows, cut out of episodes of 10; every picture, action and reward tells its episode."""
+    step = np.arange(75)
+    number, folder = step // 10, tmp_path / layout
+    folder.mkdir()
+    rows = {"action": np.eye(NUM_ACTIONS)[number % NUM_ACTIONS], "reward": number.astype(np.float32)}
+    rows |= {"reset" if layout == "pydreamer" else "is_first": step % 10 == 0, "is_last": step % 10 == 9}
+    rows |= {"is_terminal": np.zeros(75, bool)}
+    pictures = np.broadcast_to(number[:, None, None, None].astype(np.uint8), (75, 64, 64, 3))
+    for start in (0, 25, 50):
+        piece = {name: values[start : start + 25] for name, values in rows.items()}
+        shown = pictures[start : start + 25]
+        shown = {"image_t": shown.transpose(1, 2, 3, 0)} if layout == "pydreamer" else {"image": shown}
+        np.savez_compressed(folder / f"ep{start:04d}-25.npz", **piece, **shown)
+    (path,) = ensure_dataset(DataOptions(data_path=folder, data_dir=tmp_path / "data", alignment=alignment))
+    file = open_dataset(path)
+    whole, short = (9, 4) if alignment == "replay" else (10, 5)
+    assert file.lengths.tolist() == [whole, whole, short, whole, whole, whole, whole]
+    expected = np.repeat([0, 1, 2, 3, 4, 5, 6], file.lengths)
+    np.testing.assert_array_equal(file.load()[0][:, 0, 0, 0], expected)
+    np.testing.assert_array_equal(file.actions, expected % NUM_ACTIONS)
+    assert file.returns_to_go()[file.starts].tolist() == [n * length for n, length in enumerate(file.lengths)]
+
+
+def test_rewards_that_came_with_their_pictures_have_to_be_said(tmp_path):
+    folder = dreamer(tmp_path / "dreams")
+    for path in folder.iterdir():
+        with np.load(path) as file:
+            arrays = dict(file)
+        np.savez(path, **arrays | {"action": np.roll(arrays["action"], -1, axis=0), "reward": arrays["reward"] + 1})
+    with pytest.raises(UserError, match="--alignment replay"):
+        ensure_dataset(DataOptions(data_path=folder, data_dir=tmp_path / "data", alignment="causal"))
 
 
 # --- windows ---

@@ -253,6 +253,22 @@ def published_files(folder, episodes, *, floats):
         np.savez(folder / f"{name}{name}", obs=obs, action=np.array(actions), reward=np.array(rewards), done=dones)
 
 
+def test_files_of_several_episodes_are_split(small, tmp_path):
+    """Rewards and actions are those of their episode; a file whose marks contradict each other is refused."""
+    folder, last = tmp_path / "several", np.isin(np.arange(12), [3, 8, 11])
+    folder.mkdir()
+    number = np.cumsum(np.append(0, last[:-1]))
+    arrays = {"obs": np.zeros((12, 3, 84, 84), np.uint8), "action": number % 3, "reward": number.astype(float)}
+    np.savez(folder / "train_data_0.npz", **arrays, done=last)
+    np.savez(folder / "train_data_1.npz", **arrays, terminals=last, episode_id=number)
+    np.savez(folder / "train_data_2.npz", **arrays, done=last, episode_id=np.arange(12) // 6)
+    (path,) = ensure_dataset(small(data_path=folder))
+    file = open_dataset(path)
+    assert file.lengths.tolist() == [4, 5, 3] * 2
+    assert file.returns_to_go()[file.starts].tolist() == [0, 5, 6] * 2
+    assert file.actions.tolist() == [*(number % 3)] * 2
+
+
 @pytest.mark.parametrize("floats", [True, False])
 def test_published_files_are_converted_once(small, tmp_path, capsys, floats):
     folder = tmp_path / "published"

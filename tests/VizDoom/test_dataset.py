@@ -194,6 +194,22 @@ def published_folder(folder, lengths, **changes):
     return all_observations
 
 
+def test_files_of_several_episodes_are_split(tmp_path):
+    """The colour is that of the step; one for the whole file is refused."""
+    folder, last = tmp_path / "several", np.isin(np.arange(12), [3, 8, 11])
+    folder.mkdir()
+    number = np.cumsum(np.append(0, last[:-1]))
+    arrays = {"obs": np.zeros((12, 3, 64, 112), np.uint8), "action": number, "reward": number.astype(float)}
+    np.savez(folder / "train_data_0.npz", **arrays, dones=last, is_red=number % 2)
+    np.savez(folder / "train_data_1.npz", **arrays, is_last=last, is_red=number % 2)
+    np.savez(folder / "train_data_2.npz", **arrays, done=last, is_red=1)
+    (path,) = ensure_dataset(DataOptions(data_path=folder, data_dir=tmp_path / "data"))
+    file, (arrays, _) = open_dataset(path), content(path)
+    assert file.lengths.tolist() == [4, 5, 3] * 2
+    assert file.returns_to_go()[file.starts].tolist() == [0, 5, 6] * 2
+    assert arrays["infos/is_red"].tolist() == [*(number % 2)] * 2
+
+
 def test_published_files_are_converted_and_loaded(tmp_path, capsys):
     folder = tmp_path / "iterative_data"
     observations = published_folder(folder, [6, 6, 4, 6, 6, 9, 6, 6, 6, 6, 6, 6])

@@ -234,10 +234,7 @@ def test_unclear_files_are_refused(tmp_path, arrays, reason):
 
 def test_unknown_marks_are_named(tmp_path, capsys):
     TrajectoryFile(write(tmp_path / "a.h5", terminals=LAST, my_dones=LAST, episode_return=np.zeros(3)))
-    assert (
-        "a.h5' has 'my_dones', which may mark ends of episodes, but not in a way that is known"
-        in capsys.readouterr().out
-    )
+    assert "a.h5' has 'my_dones', which may mark ends of episodes, but in no known way" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("layout", ["data/demo_{}/{}", "traj_{}/{}", "{1}_{0}"])

@@ -1,6 +1,7 @@
 """Folders of one-episode .npz files: their conversion, its reuse, and what is refused."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -75,7 +76,7 @@ def dtype_scale(dtype):
 def test_every_grey_level_survives(tmp_path, dtype):
     levels = np.arange(256, dtype=np.uint8).reshape(256, 1, 1)
     arrays = {"obs": levels.astype(dtype) / dtype(255), "action": np.zeros(256, int), "reward": np.zeros(256)}
-    path = convert(save(tmp_path / "data", {0: arrays}), observation_shape=(1, 1), keys=NpzKeys(dones=None))
+    path = convert(save(tmp_path / "data", {0: arrays}), observation_shape=(1, 1), keys=NpzKeys(marked=False))
     np.testing.assert_array_equal(everything(path)["observations"], levels)
 
 
@@ -98,7 +99,7 @@ def test_other_names_of_files_and_arrays(tmp_path):
     arrays = episode(0)
     renamed = {"image": arrays["obs"], "act": arrays["action"], "rew": arrays["reward"]}
     folder = save(tmp_path / "data", {3: renamed}, name="ep-{}.npz")
-    keys = NpzKeys(observations="image", actions="act", rewards="rew", dones=None)
+    keys = NpzKeys(observations="image", actions="act", rewards="rew", marked=False)
     file = TrajectoryFile(convert(folder, pattern="ep-*.npz", keys=keys))
     assert file.num_episodes == 1 and everything(file.path)["timeouts"].tolist() == [0] * 5 + [1]
 
@@ -138,11 +139,16 @@ BAD = {
     "has 'action' float64 (6,)": changed("action", np.zeros(6)),
     "has actions from 0 to 4; allowed is 0 to 3": changed("action", np.array([0, 1, 2, 3, 4, 0])),
     "has actions from -10 to 0": changed("action", np.array([0, 0, 0, 0, 0, -10])),
-    "has 'reward' of shape (6, 1)": changed("reward", np.zeros((6, 1))),
+    "has 'reward' of shape (6, 2)": changed("reward", np.zeros((6, 2))),
     "has 'reward' of shape (0,)": changed("reward", np.zeros(0)),
     "has a NaN or infinite value in 'reward'": changed("reward", np.array([0, 0, 1e300, 0, 0, np.nan])),
     "has 'done' of shape (5,); expected (6,)": changed("done", np.zeros(5)),
-    "has 'done' at step 2 of 6: a file is one episode": changed("done", np.array([0, 0, 1, 0, 0, 1])),
+    "has an end at each of the steps 3 to 4 ('done'): padding": changed("done", np.array([0, 0, 0, 1, 1, 1])),
+    "has no 'done', nor another array that marks ends": {k: v for k, v in episode(7).items() if k != "done"},
+    "contradicts itself: by 'done' an episode ends with step 2 of 6, by 'is_last' it goes": changed(
+        "done", np.array([0, 0, 1, 0, 0, 1])
+    )
+    | {"is_last": np.arange(6) == 5},
     "is damaged or no .npz file": changed("obs", np.full((6, *SHAPE), None)),  # pickled: never read
 }
 
@@ -300,7 +306,7 @@ def dreamer(seed, steps=5, *, actions=4, name="image"):
 
 
 def dreamer_keys(rows):
-    return NpzKeys(observations=("image", "obs"), dones=None, rows=rows, one_hot=True, channels_last=True)
+    return NpzKeys(observations=("image", "obs"), marked=False, rows=rows, one_hot=True, channels_last=True)
 
 
 @pytest.mark.parametrize("rows", ["arrivals", "auto"])
@@ -366,3 +372,139 @@ def test_rows_that_cannot_be_read_are_refused_with_the_reason(tmp_path, capsys, 
 def test_what_names_the_data_is_named_in_errors(tmp_path):
     with pytest.raises(UserError, match=r"^data: of settings.yaml '.*': this folder holds no \*.npz"):
         given_data(tmp_path, tmp_path / "x.h5", pattern="*.npz", named="data: of settings.yaml")
+
+
+# --- several episodes in a file, and files that begin or end within one ---
+
+
+def levels(lengths, *, dones=True):
+    """Rows of episodes 1, 2, ...: pixels, rewards and, modulo 4, actions are the episode's number; and last rows."""
+    number = np.repeat(np.arange(1, len(lengths) + 1), lengths)
+    last = np.append(np.diff(number) > 0, True)
+    arrays = {"obs": np.broadcast_to(number[:, None, None, None].astype(np.uint8), (len(number), *SHAPE)).copy()}
+    arrays |= {"action": number % 4, "reward": number.astype(np.float32)}
+    return arrays | ({"done": last} if dones else {}), last
+
+
+def cut(arrays, start, stop):
+    return {name: values[start:stop] for name, values in arrays.items()}
+
+
+def assert_episodes(path, expected):
+    """The file holds these episodes (number, steps), none mixed with another; returns-to-go are their own."""
+    file = TrajectoryFile(path)
+    assert file.lengths.tolist() == [steps for _, steps in expected]
+    numbers = np.concatenate([[number] * steps for number, steps in expected])
+    np.testing.assert_array_equal(file.load()[0][:, 0, 0, 0], numbers)
+    np.testing.assert_array_equal(file.actions, numbers % 4)
+    assert file.returns_to_go()[file.starts].tolist() == [number * steps for number, steps in expected]
+    return everything(path)
+
+
+@pytest.mark.parametrize(
+    "name", ["done", "is_last", "is_first", "reset", "episode_id", "episode_starts", "episode_ends", "terminated"]
+)
+def test_a_file_of_several_episodes_is_split(tmp_path, name):
+    """At every known mark. The last one has no end where only beginnings are told, and no next file tells."""
+    arrays, last = levels([3, 4, 2], dones=False)
+    first = np.append(True, last[:-1])
+    marks = {
+        "done": last[:, None],
+        "terminated": last,
+        "is_last": last,
+        "is_first": first,
+        "reset": first.astype(float),
+    }
+    marks |= {"episode_starts": first, "episode_id": np.cumsum(first), "episode_ends": np.flatnonzero(last) + 1}
+    folder = save(tmp_path / "data", {0: arrays | {name: marks[name]}})
+    told = name in ("done", "terminated", "is_last", "episode_ends")
+    found = assert_episodes(convert(folder), [(1, 3), (2, 4), (3, 2)][: 3 if told else 2])
+    assert found["terminals"].any() == (name in ("done", "terminated"))
+
+
+def test_columns_of_a_file(tmp_path):
+    arrays, _ = levels([3, 4])
+    columns = {name: arrays[name][:, None] for name in ("action", "reward", "done")}
+    assert_episodes(convert(save(tmp_path / "data", {0: arrays | columns})), [(1, 3), (2, 4)])
+
+
+def test_files_that_begin_and_end_within_an_episode(tmp_path, capsys):
+    """Chunks of 5 rows: the rest of an episode is taken if it is asked for; one without an end never is."""
+    arrays, last = levels([3, 4, 6, 2])
+    arrays |= {"is_first": np.append(True, last[:-1]), "is_last": arrays.pop("done")}
+    folder = save(tmp_path / "data", {number: cut(arrays, 5 * number, 5 * number + 5) for number in range(3)})
+    assert_episodes(convert(folder, keys=NpzKeys(continued=True)), [(1, 3), (2, 2), (3, 3), (4, 2)])
+    assert "4 episodes converted" in (printed := capsys.readouterr().out) and "2 without an end left out" in printed
+    assert_episodes(convert(folder, target=tmp_path / "b.h5"), [(1, 3), (4, 2)])
+
+
+def test_the_next_file_shows_that_an_episode_goes_on(tmp_path, capsys):
+    """Only beginnings are marked. The end of file 0 is none, that of 1 is one; of 3 nothing tells, and it is alone."""
+    arrays, last = levels([8, 3, 4], dones=False)
+    arrays["is_first"] = np.append(True, last[:-1])
+    pieces = [cut(arrays, 0, 5), cut(arrays, 5, 8), cut(arrays, 8, 11), cut(arrays, 11, 15)]
+    folder = save(tmp_path / "data", dict(enumerate(pieces)))
+    assert_episodes(convert(folder, keys=NpzKeys(continued=True)), [(1, 3), (2, 3), (3, 4)])
+    assert "1 without an end left out" in capsys.readouterr().out
+
+
+def test_a_folder_in_which_no_episode_ends_is_refused(tmp_path):
+    arrays, last = levels([6], dones=False)
+    with pytest.raises(UserError, match="no episode ends in any of 1 files"):
+        convert(save(tmp_path / "data", {0: arrays | {"is_last": last & False}}))
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_one_number_is_not_for_several_episodes(tmp_path):
+    arrays, _ = levels([3, 4])
+    with pytest.raises(UserError, match="has one 'is_red' for 2 episodes; expected one per step"):
+        convert(save(tmp_path / "data", {0: arrays | {"is_red": np.array(1)}}), infos=("is_red",))
+
+
+def test_arrays_that_may_mark_ends_are_named(tmp_path, capsys):
+    arrays, last = levels([3, 4])
+    convert(save(tmp_path / "data", {0: arrays | {"my_ends": last}, 1: arrays}))
+    assert "1 files have 'my_ends', which may mark ends of episodes" in capsys.readouterr().out
+
+
+def chunk(lengths, rows):
+    """Rows of episodes of these many steps and one more row each, in one of Dreamer's orders; and what they hold."""
+    made = [dreamer(seed, steps) for seed, steps in enumerate(lengths)]
+    held = [np.concatenate([episode[part] for episode in made]) for part in (1, 2, 3)]
+    arrays = {name: np.concatenate([episode[0][name] for episode in made]) for name in made[0][0]}
+    last = np.isin(np.arange(len(arrays["reward"])), np.cumsum(np.array(lengths) + 1) - 1)
+    if rows == "replay":  # the action stands beside the image that it was taken on; beside the last one there is none
+        arrays["action"] = np.roll(arrays["action"], -1, axis=0)
+    return arrays | {"is_first": np.roll(last, 1), "is_last": last, "is_terminal": last & False}, held
+
+
+@pytest.mark.parametrize(("made", "rows"), [("arrivals", "arrivals"), ("arrivals", "auto"), ("replay", "replay")])
+def test_rows_of_several_episodes(tmp_path, made, rows):
+    """Every episode has a row more than steps; no action or reward moves into the next one."""
+    arrays, held = chunk([5, 3, 4], made)
+    found = everything(convert(save(tmp_path / "data", {0: arrays}), keys=dreamer_keys(rows)))
+    for name, expected in zip(("observations", "actions", "rewards"), held, strict=True):
+        np.testing.assert_array_equal(found[name], expected)
+    assert np.flatnonzero(found["timeouts"]).tolist() == [4, 7, 11]
+
+
+def test_a_reward_without_an_action_came_with_its_image(tmp_path):
+    arrays, (observations, actions, _) = chunk([5, 3], "replay")
+    folder = save(tmp_path / "data", {0: arrays})
+    with pytest.raises(UserError, match="has a reward in row 5 of 10, in which no action was taken: rewards came with"):
+        convert(folder, keys=dreamer_keys("steps"))
+    arrays["reward"][[5, 9]] = 0
+    found = everything(convert(save(folder, {0: arrays}), keys=dreamer_keys("steps")))
+    np.testing.assert_array_equal(found["observations"], observations)
+    np.testing.assert_array_equal(found["actions"], actions)
+    with pytest.raises(UserError, match="does not tell whether an action"):
+        convert(folder, keys=dreamer_keys("auto"))
+
+
+def test_images_with_time_last(tmp_path):
+    arrays, observations, *_ = dreamer(1)
+    arrays["image_t"] = arrays.pop("image").transpose(1, 2, 3, 0)
+    keys = replace(dreamer_keys("auto"), observations=("image", "image_t"), time_last=("image_t",))
+    np.testing.assert_array_equal(
+        everything(convert(save(tmp_path / "data", {0: arrays}), keys=keys))["observations"], observations
+    )
