@@ -4,11 +4,12 @@
     python download_d4rl_datasets.py --datasets hopper-medium walker2d-expert
     python download_d4rl_datasets.py --data_path FOLDER --url ADDRESS      to another folder, from a mirror
 
-A file arrives as ``<name>.part`` and gets its name once it is whole and good: the size that the server named, HDF5 with
-D4RL's keys and equal lengths, the robot's sizes, finite numbers. A broken download goes on from the .part file when the
-script is run again. A file that is there and good is left alone.
+A file arrives as ``<name>.part`` and gets its name once it is whole and good: the size and the SHA-256 that are
+recorded of D4RL's file, HDF5 with D4RL's keys and equal lengths, the robot's sizes, finite numbers. A broken download
+resumes from the .part file when the script is run again. A file that is there and good is left alone.
 """
 
+import hashlib
 import sys
 import time
 import urllib.error
@@ -26,13 +27,13 @@ if __name__ == "__main__":  # started as a script
 from tqdm import tqdm
 
 from MuJoCo.dataset import MuJoCoFile
-from MuJoCo.files import d4rl_name, data_directory
+from MuJoCo.files import D4RL_FILES, D4RLFile, d4rl_name, data_directory
 from MuJoCo.tasks import TASKS, Task
 from RATE_model.cli.limits import at_least
 from RATE_model.cli.options import close_matches, exit_on_user_error, parse_options
 from RATE_model.errors import UserError
 
-URL = "http://rail.eecs.berkeley.edu/datasets/offline_rl/gym_mujoco_v2"
+URL = "https://rail.eecs.berkeley.edu/datasets/offline_rl/gym_mujoco_v2"
 SCRIPT = "python download_d4rl_datasets.py"
 BLOCK_BYTES = 2**20
 
@@ -58,6 +59,8 @@ class Options:
     tries: int = 3
     # Seconds without an answer after which a try is given up.
     timeout: float = 30.0
+    # Take only files with the recorded size and SHA-256 of D4RL's; false is for a server with files of its own.
+    check_digests: bool = True
 
     def validate(self) -> None:
         """Raise a UserError for a value out of range."""
@@ -85,16 +88,18 @@ def download(task: Task, options: Options) -> str:
             broken download stays as a .part file.
     """
     path = data_directory(options.data_path) / d4rl_name(task)
+    recorded = D4RL_FILES[path.name] if options.check_digests else None
     if path.exists():
-        _verify(path, task, f"Delete or rename it and run `{SCRIPT} --datasets {task.name}`.")
+        _verify(path, task, recorded, f"Delete or rename it and run `{SCRIPT} --datasets {task.name}`.")
         return f"{path}: there and good"
     url = f"{options.url.rstrip('/')}/{path.name}"
     part = path.with_name(f"{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _fetch(url, part, options)
+        _fetch(url, part, options, recorded)
         try:
-            _verify(part, task, "It was deleted; if it happens again, the server's file is not D4RL's.")
+            hint = "It was deleted; if it happens again, the server's file is not D4RL's."
+            _verify(part, task, recorded, hint)
         except UserError:
             part.unlink()  # whole, but not what it should be: to go on from it would not help
             raise
@@ -104,13 +109,21 @@ def download(task: Task, options: Options) -> str:
     return f"{path}: downloaded and good, {path.stat().st_size / 1e6:.0f} MB"
 
 
-def _verify(path: Path, task: Task, hint: str) -> None:
-    """Open and check a file. Raises UserError with the hint."""
+def _verify(path: Path, task: Task, recorded: D4RLFile | None, hint: str) -> None:
+    """Check a file, against what is recorded of it, and as data. Raises UserError with the hint."""
+    if recorded is not None:
+        size = path.stat().st_size
+        if size != recorded.size:
+            raise UserError(f"'{path}' has {size} bytes; D4RL's file has {recorded.size}. {hint}")
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != recorded.sha256:
+            raise UserError(f"'{path}' has the SHA-256 {digest}; D4RL's file has {recorded.sha256}. {hint}")
     with MuJoCoFile(path, task.robot, hint=hint):
         pass
 
 
-def _fetch(url: str, part: Path, options: Options) -> None:
+def _fetch(url: str, part: Path, options: Options, recorded: D4RLFile | None) -> None:
     """Load the rest of a file that ``part`` is the beginning of, until it is whole."""
     problem, failure = "", UserError
     for attempt in range(options.tries):
@@ -118,7 +131,7 @@ def _fetch(url: str, part: Path, options: Options) -> None:
             time.sleep(min(2.0**attempt / 2, 10.0))
         failure = UserError
         try:
-            problem = _continue(url, part, options.timeout)
+            problem = _continue(url, part, options.timeout, recorded)
             if not problem:
                 return
         except urllib.error.HTTPError as error:
@@ -134,8 +147,12 @@ def _fetch(url: str, part: Path, options: Options) -> None:
     raise failure(f"cannot download {url}: {problem}.{resumable}")
 
 
-def _continue(url: str, part: Path, timeout: float) -> str:
-    """One try; returns what is wrong with what arrived, or nothing if the file is whole."""
+def _continue(url: str, part: Path, timeout: float, recorded: D4RLFile | None) -> str:
+    """One try; returns what is wrong with what arrived, or nothing if the file is whole.
+
+    Raises:
+        UserError: the server's file has another size than D4RL's; nothing of it is loaded.
+    """
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
@@ -157,6 +174,11 @@ def _continue(url: str, part: Path, timeout: float) -> str:
         if length is None:
             return "the server does not say how long the file is"
         total = start + int(length)
+        if recorded is not None and total != recorded.size:
+            raise UserError(
+                f"cannot download {url}: the server's file has {total} bytes, D4RL's has {recorded.size}; name another "
+                "server with --url, or take this server's files with --check_digests false"
+            )
         with (
             open(part, "ab" if resumed else "wb") as file,
             tqdm(total=total, initial=start, desc=part.stem, unit="B", unit_scale=True, disable=None) as bar,

@@ -1,16 +1,18 @@
 """download_d4rl_datasets.py against a server of our own: whole, broken, wrong and missing files, and no server."""
 
+import hashlib
 import re
 import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import numpy as np
 import pytest
 
 import download_d4rl_datasets as script
-from MuJoCo.files import d4rl_name
+from MuJoCo.files import D4RL_FILES, D4RLFile, d4rl_name
 from MuJoCo.tasks import HOPPER, TASKS, WALKER2D
-from tests.mujoco_files import write_d4rl
+from tests.mujoco_files import episodes, write_d4rl
 
 NAME = "hopper_medium-v2.hdf5"
 
@@ -75,10 +77,19 @@ def no_waiting(monkeypatch):
     monkeypatch.setattr(script.time, "sleep", lambda seconds: None)
 
 
-def run(folder, url, *datasets, tries=1):
+@pytest.fixture
+def recorded(monkeypatch, content):
+    """The content's size and digest, recorded as those of D4RL's file."""
+    known = D4RLFile(len(content), hashlib.sha256(content).hexdigest())
+    monkeypatch.setitem(D4RL_FILES, NAME, known)
+    return known
+
+
+def run(folder, url, *datasets, tries=1, check=False):
     """The exit status."""
     chosen = ["--datasets", *datasets] if datasets else []
     flags = [*chosen, "--data_dir", str(folder), "--url", url, "--tries", str(tries), "--timeout", "5"]
+    flags += ["--check_digests", str(check).lower()]
     try:
         script.main(flags)
     except SystemExit as stop:
@@ -214,3 +225,40 @@ def test_a_disk_that_refuses_is_told(server, content, tmp_path, capsys):
     server.files[NAME] = content
     assert run(tmp_path / "file", server.url, "hopper-medium") == 2
     assert "cannot write" in capsys.readouterr().err
+
+
+# --- recorded sizes and digests ---
+
+
+def test_every_file_is_recorded_and_loaded_over_https():
+    assert set(D4RL_FILES) == {d4rl_name(task) for task in TASKS}
+    assert all(len(file.sha256) == 64 and file.size > 50_000_000 for file in D4RL_FILES.values())
+    assert script.URL.startswith("https://") and script.Options().check_digests
+
+
+def test_the_recorded_file_is_taken_whole_or_in_parts(server, content, folder, recorded):
+    server.files[NAME], server.breaks = content, len(content) // 2
+    assert run(folder, server.url, "hopper-medium", tries=3, check=True) == 0
+    assert (folder / NAME).read_bytes() == content
+    assert run(folder, server.url, "hopper-medium", check=True) == 0
+
+
+def test_a_file_of_another_size_is_not_loaded(server, content, folder, recorded, capsys):
+    server.files[NAME] = content + b"more"
+    assert run(folder, server.url, "hopper-medium", tries=3, check=True) == 2
+    assert names(folder) == [] and len(server.requests) == 1
+    error = capsys.readouterr().err
+    assert f"the server's file has {len(content) + 4} bytes, D4RL's has {len(content)}" in error
+
+
+def test_a_changed_byte_is_found(server, content, folder, recorded, capsys):
+    """In the numbers, where it is as good data as before."""
+    place = content.rindex(np.float32(episodes(HOPPER, [40] * 20)[3]["rewards"][5]).tobytes())
+    changed = content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+    server.files[NAME] = changed
+    assert run(folder, server.url, "hopper-medium", check=True) == 2
+    assert names(folder) == [] and f"D4RL's file has {recorded.sha256}. It was deleted" in capsys.readouterr().err
+    (folder / NAME).write_bytes(changed)
+    assert run(folder, server.url, "hopper-medium", check=True) == 2
+    assert (folder / NAME).read_bytes() == changed and "Delete or rename it" in capsys.readouterr().err
+    assert run(folder, server.url, "hopper-medium", check=False) == 0
