@@ -90,7 +90,13 @@ def read_minari(source: Path) -> Iterator[Episode]:
     """
     try:
         with open_hdf5(source) as file:
-            for name in sorted(filter(_episode_number, file), key=_episode_number):
+            names = sorted(filter(_episode_number, file), key=_episode_number)
+            if (stated := file.attrs.get("total_episodes", len(names))) != len(names):
+                raise UserError(f"'{source}' says that it has {stated} episodes, and has {len(names)}: copy it again")
+            for name in names:
+                steps = len(file[name]["rewards"]) if "rewards" in file[name] else 0
+                if (stated := file[name].attrs.get("total_steps", steps)) != steps:
+                    raise UserError(f"'{name}' of '{source}' says that it has {stated} steps, and has {steps}")
                 yield from _episodes(f"'{name}' of '{source}'", file[name], marks=_MINARI_MARKS, more_observations=1)
     except (OSError, RuntimeError, KeyError) as error:
         refuse_if_unreadable(source, error)

@@ -4,7 +4,7 @@
                                  timeouts, truncations, ...                  it was cut off
                                  done, dones                                 either, or only the former
                                  is_last, episode_terminals, ...             either
-                                 discount 0                                  it ended in a terminal state
+                                 discount 0, not_done 0                      it ended in a terminal state
     at its first step            is_first, reset, episode_starts, ...
     at each of its steps         episode_id, traj_id, ...: one number per episode; frame_index, ...: counted from 0
     for each episode             episode_ends, episode_lengths, ...: where it ends, how long it is
@@ -33,7 +33,7 @@ SUCCESSORS = ("next_observations", "next_observation", "next_obs", "observations
 
 _KINDS: dict[Kind, tuple[str, ...]] = {
     "terminal": ("terminals terminal terminations termination terminated terminateds is_terminal is_terminated "
-                 "discount discounts").split(),
+                 "discount discounts not_done not_dones nonterminal nonterminals").split(),
     "timeout": ("timeouts timeout truncations truncation truncated truncateds is_truncated timelimit.truncated "
                 "time_limit_truncated").split(),
     "done": ["done", "dones", "is_done", "dones_float"],
@@ -46,6 +46,7 @@ _KINDS: dict[Kind, tuple[str, ...]] = {
     "starts": ["episode_starts", "starts", "traj_starts", "trajectory_starts", "episode_start_indices"],
     "lengths": ["episode_lengths", "episode_lens", "traj_lengths", "traj_lens", "trajectory_lengths"],
 }  # fmt: skip
+_ZERO_ENDS = ("discount", "discounts", "not_done", "not_dones", "nonterminal", "nonterminals")
 _KIND_OF = {name: kind for kind, names in _KINDS.items() for name in names}
 _SUSPICIOUS = re.compile(
     r"(^|_)(dones?|ends?|ended|finished|term\w*|trunc\w*|time_?outs?|time_?limits?|firsts?|lasts?|finals?|resets?"
@@ -94,9 +95,14 @@ class _Mark:
         return self.kind not in ("terminal", "timeout", "done")
 
 
+def _leaf(name: str) -> str:
+    """A name without the groups that its array is in."""
+    return name.rpartition("/")[2].lower()
+
+
 def kind_of(name: str) -> Kind | None:
     """What an array of this name (``infos/...`` included) says of ends; None: nothing that is known."""
-    return _KIND_OF.get(name.rpartition("/")[2].lower())
+    return _KIND_OF.get(_leaf(name))
 
 
 def tell_ends(names: Iterable[str]) -> bool:
@@ -106,7 +112,7 @@ def tell_ends(names: Iterable[str]) -> bool:
 
 def suspicious(names: Iterable[str]) -> list[str]:
     """Of these names those that are not known, but may well be of arrays that mark ends."""
-    return [name for name in names if kind_of(name) is None and _SUSPICIOUS.search(name.rpartition("/")[2].lower())]
+    return [name for name in names if kind_of(name) is None and _SUSPICIOUS.search(_leaf(name))]
 
 
 def ignored(names: Iterable[str]) -> str:
@@ -271,11 +277,15 @@ def _mark(name: str, values: np.ndarray, steps: int) -> _Mark | None:
         raise UnclearEnds(f"has '{name}' of type {values.dtype}; expected numbers")
     if kind in ("stops", "starts", "lengths"):
         return _listed(name, kind, values, steps)
+    if values.size == 1 and steps > 1:  # one number for all steps
+        if kind in ("number", "counter", "first") or _leaf(name) in _ZERO_ENDS:
+            return None
+        values = np.append(np.zeros(steps - 1, values.dtype), values)
     if values.shape != (steps,):
         raise UnclearEnds(f"has '{name}' of shape {values.shape}; expected {(steps,)}")
     if kind in ("number", "counter"):
         return _numbered(name, kind, values)
-    if name.rpartition("/")[2].lower().startswith("discount"):
+    if _leaf(name) in _ZERO_ENDS:
         bad, flags = ~((values >= 0) & (values <= 1)), values == 0
     else:
         bad, flags = (values != 0) & (values != 1), values != 0
@@ -312,7 +322,7 @@ def _listed(name: str, kind: Kind, values: np.ndarray, steps: int) -> _Mark:
     """Of a list of where each episode ends or begins, or of how long it is; or of flags under such a name."""
     if values.shape == (steps,) and steps > 1 and np.isin(values, (0, 1)).all() and kind != "lengths":
         return _first(name, values != 0) if kind == "starts" else _Mark(name, "last", values != 0)
-    last = np.zeros(steps, dtype=bool)
+    last, values = np.zeros(steps, dtype=bool), np.atleast_1d(values)
     stops = np.cumsum(values) if kind == "lengths" else values
     good = values.ndim == 1 and len(values) > 0 and values.dtype.kind in "iu" and (np.diff(stops.astype(int)) > 0).all()
     if good and kind == "starts":

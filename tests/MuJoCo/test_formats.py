@@ -208,6 +208,19 @@ def test_an_episode_of_minari_that_cannot_be_is_refused(tmp_path, changes, messa
         open_data(TASK, tmp_path)
 
 
+def test_what_minari_says_of_itself_must_be_so(tmp_path):
+    path = write_minari(tmp_path, episodes(HOPPER))
+    with h5py.File(path, "a") as file:
+        file["episode_3"].attrs["total_steps"] = 31
+    with pytest.raises(UserError, match="'episode_3' of .* says that it has 31 steps, and has 30"):
+        open_data(TASK, tmp_path)
+    with h5py.File(path, "a") as file:
+        del file["episode_3"]
+        file.attrs["total_episodes"] = 6
+    with pytest.raises(UserError, match="says that it has 6 episodes, and has 5: copy it again"):
+        open_data(TASK, tmp_path)
+
+
 def test_columns_of_minari(tmp_path):
     made = episodes(HOPPER)
     last = np.arange(30) == 29

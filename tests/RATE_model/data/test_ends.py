@@ -74,8 +74,17 @@ def test_other_marks():
     np.testing.assert_array_equal(both.terminal, TERMINAL)
     discounts = find_ends({"is_first": FIRST, "discount": np.where(TERMINAL, 0, 0.99)}, STEPS)
     np.testing.assert_array_equal(discounts.terminal, TERMINAL)
+    np.testing.assert_array_equal(find_ends({"not_done": ~TERMINAL[:, None]}, STEPS).terminal, TERMINAL)
     counted = find_ends({"timesteps": np.arange(STEPS), "terminals": TERMINAL}, STEPS)  # of the whole data
     np.testing.assert_array_equal(counted.last, TERMINAL)
+
+
+def test_one_number_for_all_steps():
+    """Of a mark of ends it is about the last step; of an episode's number, a discount or a length it is no mark."""
+    assert find_ends({"done": np.array(True)}, 4).terminal.tolist() == [False, False, False, True]
+    assert find_ends({"truncated": np.array([1]), "done": 0}, 4).last.tolist() == [False, False, False, True]
+    single = find_ends({"done": np.arange(4) == 3, "episode_id": 7, "discount": 0.99, "episode_lengths": 4}, 4)
+    assert np.flatnonzero(single.last).tolist() == [3]
 
 
 def test_a_last_step_that_is_not_marked_is_open():
