@@ -152,7 +152,7 @@ def describe(path: Path) -> str:
         made, lengths = file.attributes, file.lengths
     finished = "none of them whole"
     if "return_mean" in made:
-        finished = f"return of whole ones {made['return_mean']:.1f} +- {made['return_std']:.1f}"
+        finished = f"return of whole ones {made['return_mean']:.1f}, standard deviation {made['return_std']:.1f}"
     lines = [
         f"{path}: {made['num_steps']} steps in {made['num_episodes']} episodes of {lengths.min()} to {lengths.max()}, "
         f"{finished}, {path.stat().st_size / 1e6:.1f} MB"

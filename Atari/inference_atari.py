@@ -8,7 +8,7 @@ Prints points, length and, where a human player was measured, the gamer-normalis
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from Atari.games import game as game_of
 from Atari.spec import spec_of
 from RATE_model.acting.actor import memory_conditions
 from RATE_model.acting.rollout import Episodes
-from RATE_model.cli.inference import InferenceOptions, left_open
+from RATE_model.cli.inference import InferenceOptions, fill_from_run
 from RATE_model.cli.limits import MAX_SEED, MAX_STEPS, at_least, at_most
 from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
 from RATE_model.errors import UserError
@@ -34,10 +34,13 @@ from RATE_model.loading import load_model
 from RATE_model.memories.rate.model import RATE
 from RATE_model.training.checkpoints import resolve_checkpoint
 
+# What is asked where no run tells; no target return: the game's.
+PUBLISHED = {"target_return": (), "use_argmax": False, "sticky": 0.0, "max_steps": PUBLISHED_CAP}
+
 
 @dataclass(frozen=True)
 class Options:
-    """Flags of this script."""
+    """Flags of this script; those of `PUBLISHED` are filled from what the run recorded."""
 
     common: InferenceOptions = field(default_factory=InferenceOptions)
     # Game, where the run does not name it: of a converted checkpoint; none = the run's
@@ -70,19 +73,6 @@ class Options:
         if self.sticky is not None and not 0 <= self.sticky < 1:
             raise UserError(f"--sticky {self.sticky}: must be at least 0 and below 1")
 
-    def as_trained(self) -> "Options":
-        """These options with what is none as the run evaluated itself, or as published where there is no run.
-
-        Raises:
-            UserError: see `InferenceOptions.recorded`.
-        """
-        recorded = self.common.recorded()
-        published = {"use_argmax": False, "sticky": 0.0, "max_steps": PUBLISHED_CAP}
-        missing = left_open(self, recorded, published)
-        if not self.target_return and (target := recorded.get("target_return")) is not None:
-            missing["target_return"] = (float(target),)
-        return replace(self, **missing)
-
     @property
     def acting(self) -> dict[str, Any]:
         """What `play` and `record_videos` take."""
@@ -91,7 +81,7 @@ class Options:
             "seed": self.seed,
             "sticky": self.sticky,
             "max_steps": self.max_steps,
-            "slide": self.common.window_slide,
+            "slide": self.common.slide,
             "precision": self.common.precision,
         }
 
@@ -195,7 +185,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             argv=argv,
             prog="python3 Atari/inference_atari.py",
             description="Evaluate a checkpoint on an Atari game.",
-        ).as_trained()
+        )
+        options = fill_from_run(options, PUBLISHED)
         options.common.write(
             episodes=options.episodes,
             use_argmax=options.use_argmax,

@@ -25,6 +25,7 @@ from Atari.games import Game, ale_py
 from Atari.games import game as game_of
 from Atari.replay import Selection
 from Atari.spec import spec_of
+from RATE_model.acting.rollout import with_error
 from RATE_model.cli import experiment
 from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
 from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
@@ -182,7 +183,8 @@ def train(config: Config, run: Run) -> dict[str, float]:
     def finish(model: RATE, result: dict[str, float]) -> None:
         curves = {run.directory.name: run.directory / "metrics.jsonl"}
         plot_curves(curves, run.plots / "curves.png", ("train_loss", "train_accuracy", "eval_return"))
-        played = "return {eval_return:.1f} ± {eval_std:.1f}, ".format(**result) if task.last_inference else ""
+        played = with_error(result["eval_return"], result.get("eval_sem"), 1) if task.last_inference else ""
+        played = played and f"return {played} (standard error), "
         print(
             f"{run.directory}: {played}validation accuracy {result['validation_accuracy']:.3f}, trained in "
             f"{result['train_seconds']:.0f} s; all results in eval/final.json, pictures in plots/"

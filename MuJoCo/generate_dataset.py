@@ -227,8 +227,8 @@ def describe(path: Path, robot: Robot) -> str:
     with TrajectoryFile(path) as file:
         mean, std = file.attributes["return_mean"], file.attributes["return_std"]
         return (
-            f"{path}: {file.num_steps} steps in {file.num_episodes} episodes, return {mean:.0f} +- {std:.0f} "
-            f"(normalised score {robot.normalised_score(mean):.1f}), {path.stat().st_size / 1e6:.0f} MB"
+            f"{path}: {file.num_steps} steps in {file.num_episodes} episodes, return {mean:.0f}, standard deviation "
+            f"{std:.0f} (normalised score {robot.normalised_score(mean):.1f}), {path.stat().st_size / 1e6:.0f} MB"
         )
 
 

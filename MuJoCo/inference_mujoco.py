@@ -23,32 +23,36 @@ from MuJoCo.spec import spec_of
 from MuJoCo.tasks import TASKS, Task, task_of
 from RATE_model.acting.actor import memory_conditions
 from RATE_model.acting.rollout import Episodes
-from RATE_model.cli.inference import InferenceOptions
+from RATE_model.cli.inference import InferenceOptions, fill_from_run
 from RATE_model.cli.limits import at_least, at_most
 from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
 from RATE_model.errors import UserError
 from RATE_model.memories.rate.model import RATE
 from RATE_model.training.checkpoints import NORMALISATION, resolve_checkpoint
 
+# What is asked where no run tells; no target return: the task's.
+PUBLISHED = {"target_return": (), "env_version": "v4", "long_prompt": True, "reset_target": False}
+
 
 @dataclass(frozen=True)
 class Options:
-    """Flags of this script."""
+    """Flags of this script; those of `PUBLISHED` are filled from what the run recorded."""
 
     common: InferenceOptions = field(default_factory=InferenceOptions)
     # Task, if it is not the one that the run was trained on: other data of the same robot; of a converted checkpoint
     # that does not name it
     env_id: int | None = None
-    # Returns that the agent is asked for, in units of reward; none = the task's
+    # Returns that the agent is asked for, in units of reward; none = the run's, or the task's
     target_return: tuple[float, ...] = ()
-    # Version of the Gymnasium environments
-    env_version: protocol.Version = "v4"
+    # Version of the Gymnasium environments; none = the run's (v4 for a converted checkpoint)
+    env_version: protocol.Version | None = None
     # Episodes for every return asked for
     episodes: int = 10
-    # Also act on the last K steps at every step (prompt K)
-    long_prompt: Boolean = True
-    # Ask for the target return again at every segment, as if nothing had been earned
-    reset_target: Boolean = False
+    # Also act on the last K steps at every step (prompt K); none = as in the run (true for a converted checkpoint)
+    long_prompt: Boolean | None = None
+    # Ask for the target return again at every segment, as if nothing had been earned; none = as in the run (false for a
+    # converted checkpoint)
+    reset_target: Boolean | None = None
     # Also record so many episodes for every return asked for as MP4 files, into --pictures or the working directory
     video: int = 0
 
@@ -62,9 +66,9 @@ class Options:
 
     @property
     def acting(self) -> dict[str, Any]:
-        """What `play` and `Actor` take."""
+        """What `play` and `Actor` take, of filled options."""
         return {
-            "slide": self.common.window_slide,
+            "slide": self.common.slide,
             "reset_target": self.reset_target,
             "precision": self.common.precision,
         }
@@ -168,7 +172,7 @@ def draw(trained: Trained, played: dict[float, dict[str, Episodes]], options: Op
 
 
 def evaluate(options: Options) -> dict[str, Any]:
-    """Results by return asked for; prints a table."""
+    """Results by return asked for, of filled options; prints a table."""
     trained = Trained.load(options)
     notes = ", memory knocked out" * options.common.knock_out + ", target renewed" * options.reset_target
     where = trained.task.robot.environment_id(options.env_version)
@@ -192,12 +196,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             prog="python3 MuJoCo/inference_mujoco.py",
             description="Evaluate a checkpoint on HalfCheetah, Hopper or Walker2d.",
         )
-        options.common.write(
-            episodes=options.episodes,
-            env_version=options.env_version,
-            reset_target=options.reset_target,
-            results=evaluate(options),
-        )
+        options = fill_from_run(options, PUBLISHED)
+        results = evaluate(options)
+        asked = {name: getattr(options, name) for name in ("env_version", "long_prompt", "reset_target")}
+        options.common.write(episodes=options.episodes, **asked, results=results)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from MuJoCo import evaluate as protocol
 from MuJoCo.dataset import DataOptions, load_data
 from MuJoCo.spec import spec_of
 from MuJoCo.tasks import Task, make_environment, task_of
+from RATE_model.acting.rollout import with_error
 from RATE_model.cli import experiment
 from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
 from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
@@ -151,9 +152,10 @@ def train(config: Config, run: Run) -> dict[str, float]:
         plot_curves(curves, run.plots / "curves.png", ("train_loss", "grad_norm", "episode_MEAN"))
         scores = ""
         if task.last_inference:
-            scores = "return {episode_MEAN:.0f} ± {episode_STD:.0f}, normalised score {normalised_score_MEAN:.1f}, "
+            played = with_error(result["episode_MEAN"], result.get("episode_SEM"), 0)
+            scores = f"return {played} (standard error), normalised score {result['normalised_score_MEAN']:.1f}, "
         print(
-            f"{run.directory}: {scores.format(**result)}validation loss {result['validation_loss']:.3g}, trained in "
+            f"{run.directory}: {scores}validation loss {result['validation_loss']:.3g}, trained in "
             f"{result['train_seconds']:.0f} s; all results in eval/final.json, pictures in plots/"
         )
 

@@ -11,7 +11,7 @@ return asked for and how actions are chosen are the run's, unless flags say othe
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +29,7 @@ from MemoryMaze.MemoryMaze_src.pictures import record_videos, returns_picture
 from MemoryMaze.MemoryMaze_src.spec import SPEC
 from RATE_model.acting.actor import memory_conditions
 from RATE_model.acting.rollout import mean_and_error
-from RATE_model.cli.inference import InferenceOptions, left_open
+from RATE_model.cli.inference import InferenceOptions, fill_from_run
 from RATE_model.cli.limits import MAX_SEED, MAX_STEPS, at_least, at_most
 from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
 from RATE_model.memories.rate.model import RATE
@@ -46,7 +46,7 @@ PUBLISHED = {
 
 @dataclass(frozen=True)
 class Options:
-    """Flags of this script; those of `PUBLISHED` are completed by what the run recorded."""
+    """Flags of this script; those of `PUBLISHED` are filled from what the run recorded."""
 
     common: InferenceOptions = field(default_factory=InferenceOptions)
     # Edge of the mazes: 9, 11, 13 or 15 cells; none = the run's (9 for a converted checkpoint)
@@ -83,10 +83,6 @@ class Options:
         at_most(self.episodes, video=self.video)
         at_most(MAX_SEED, seed=self.seed)
 
-    def completed(self) -> "Options":
-        """With what was not given as the checkpoint's run recorded it, or as published where there is no run."""
-        return replace(self, **left_open(self, self.common.recorded(), PUBLISHED))
-
     @property
     def acting(self) -> dict[str, Any]:
         """What `play` and `record_videos` take, but for the episodes and the memory."""
@@ -97,7 +93,7 @@ class Options:
             "rtg_floor": self.rtg_floor,
             "greedy": self.use_argmax,
             "seed": self.seed,
-            "slide": self.common.window_slide,
+            "slide": self.common.slide,
             "precision": self.common.precision,
         }
 
@@ -157,7 +153,7 @@ def draw(model: RATE, returns: dict[str, np.ndarray], options: Options) -> None:
 def evaluate(options: Options) -> dict[str, dict[str, float | list[float]]]:
     """Returns by player; prints a table."""
     path, model = options.common.load(SPEC)
-    options = options.completed()
+    options = fill_from_run(options, PUBLISHED)
     actions = "the most probable actions" if options.use_argmax else "drawn actions"
     print(
         f"{path}: {options.episodes} episodes in mazes of {options.size}x{options.size} cells, asked for "

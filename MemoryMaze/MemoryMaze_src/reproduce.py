@@ -25,7 +25,7 @@ from MemoryMaze.MemoryMaze_src.evaluate import PLAYERS, check_episodes, play, pl
 from MemoryMaze.MemoryMaze_src.pictures import returns_picture
 from MemoryMaze.MemoryMaze_src.train_mem_maze import check, read_config
 from RATE_model.acting.actor import MemoryTransform, knock_out_cache, knock_out_memory, knock_out_tokens
-from RATE_model.acting.rollout import mean_and_error
+from RATE_model.acting.rollout import mean_and_error, with_error
 from RATE_model.cli.options import exit_on_user_error, parse_options
 from RATE_model.cli.reproduce import ROOT, Study, StudyOptions, commits, final_results, made, table, write_results
 from RATE_model.loading import load_model
@@ -131,9 +131,8 @@ def returns_table(document: dict[str, dict]) -> str:
     rows = []
     for label, entry in document.items():
         values = np.concatenate(entry["returns"])
-        mean, error = mean_and_error(values)
         spread = f"{values.min():g} to {values.max():g}"
-        rows.append([label, f"{mean:.2f} ± {error:.2f}", spread, len(values), PUBLISHED.get(label, "")])
+        rows.append([label, with_error(*mean_and_error(values)), spread, len(values), PUBLISHED.get(label, "")])
     rows += [[label, "", "", "", value] for label, value in PUBLISHED.items() if label not in document]
     return table(["", "balls found", "range", "episodes", "published"], rows)
 
@@ -159,8 +158,7 @@ def differences(document: dict[str, dict]) -> str:
     intact, rows = np.concatenate(document["RATE"]["returns"]), []
     for label, _, transform, _ in CONTROLS:
         if transform is not None:
-            mean, error = mean_and_error(intact - np.concatenate(document[label]["returns"]))
-            rows.append([label, f"{mean:.2f} ± {error:.2f}"])
+            rows.append([label, with_error(*mean_and_error(intact - np.concatenate(document[label]["returns"])))])
     return table(["RATE finds more than", "balls, in the same mazes"], rows)
 
 

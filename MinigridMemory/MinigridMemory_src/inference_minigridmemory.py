@@ -2,13 +2,14 @@
 
     python3 MinigridMemory/MinigridMemory_src/inference_minigridmemory.py --checkpoint RUN_DIR --sizes 41 91 501
 
-Prints success under a cap on steps that the expert always meets, and under the published cap beside the expert's.
+Prints success within the published 96 steps (`--episode_timeout`), under a cap that the expert always meets, and the
+expert's own within the former.
 """
 
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from MinigridMemory.MinigridMemory_src.layouts import Layouts
 from MinigridMemory.MinigridMemory_src.pictures import knock_out, record_videos, success_curve
 from MinigridMemory.MinigridMemory_src.spec import SPEC
 from RATE_model.acting.rollout import Episodes
-from RATE_model.cli.inference import InferenceOptions, left_open
+from RATE_model.cli.inference import InferenceOptions, fill_from_run
 from RATE_model.cli.limits import MAX_SEED, MAX_STEPS, at_least, at_most
 from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
 from RATE_model.errors import UserError
@@ -32,12 +33,17 @@ from RATE_model.memories.rate.model import RATE
 
 SCRIPT = "python3 MinigridMemory/MinigridMemory_src/inference_minigridmemory.py"
 # What is played, and asked for, where no run tells.
-PUBLISHED = {"target_return": protocol.TARGET_RETURN, "layouts": "published", "episode_timeout": PUBLISHED_CAP}
+PUBLISHED = {
+    "target_return": protocol.TARGET_RETURN,
+    "layouts": "published",
+    "episode_timeout": PUBLISHED_CAP,
+    "use_argmax": False,
+}
 
 
 @dataclass(frozen=True)
 class Options:
-    """Flags of this script; those of `PUBLISHED` are completed by what the run recorded."""
+    """Flags of this script; those of `PUBLISHED` are filled from what the run recorded."""
 
     common: InferenceOptions = field(default_factory=InferenceOptions)
     # Sizes of the mazes; odd, at least 7
@@ -51,11 +57,12 @@ class Options:
     # Mazes: own, those of the installed Minigrid for the seeds 0, 1, ...; published, those of the published evaluation
     # for these seeds; none = the run's (published for a converted checkpoint)
     layouts: Layouts | None = None
-    # Steps after which the published metrics count an episode as failed: 96 in the paper's code; in the authors' newer
-    # code 500 for RATE and LSDT, 100 for other models; none = the run's (96 for a converted checkpoint)
+    # Steps after which an episode counts as failed: 96 in the paper's code; in the authors' newer code 500 for RATE and
+    # LSDT, 100 for other models; none = the run's (96 for a converted checkpoint)
     episode_timeout: int | None = None
-    # Take the most probable action; false: draw from the predicted distribution (published)
-    use_argmax: Boolean = True
+    # Take the most probable action; false: draw from the predicted distribution (published); none = as in the run
+    # (false for a converted checkpoint)
+    use_argmax: Boolean | None = None
     # Seed of those draws
     seed: int = 0
     # Also record so many episodes of every size as MP4 files, into --pictures or the working directory
@@ -74,24 +81,16 @@ class Options:
         at_least(1, episode_timeout=self.episode_timeout)
         at_most(MAX_STEPS, episode_timeout=self.episode_timeout)
 
-    def completed(self) -> "Options":
-        """With what was not given as the checkpoint's run recorded it, or as published where there is no run.
-
-        Raises:
-            UserError: there is no such checkpoint, or its run's config.yaml is damaged.
-        """
-        return replace(self, **left_open(self, self.common.recorded(protocol.BEFORE), PUBLISHED))
-
     @property
     def acting(self) -> dict[str, Any]:
-        """What `play` takes, of completed options."""
+        """What `play` takes, of filled options."""
         return {
             "episodes": self.episodes,
             "random_length": self.random_length,
             "target_return": self.target_return,
             "greedy": self.use_argmax,
             "seed": self.seed,
-            "slide": self.common.window_slide,
+            "slide": self.common.slide,
             "precision": self.common.precision,
             "layouts": self.layouts,
             "cap": self.episode_timeout,
@@ -99,24 +98,26 @@ class Options:
 
 
 def show(played: dict[int, Episodes], options: Options) -> dict[int, dict[str, float]]:
-    """Print one line per size; returns the same figures."""
+    """Print one line per size; returns the same figures, under the names that eval/*.json and metrics have."""
     cap = options.episode_timeout
-    print(f"{'':>6}{'expert cap':>22}{f'cap of {cap} steps':>28}{'expert':>10}")
-    print(f"{'size':>6}{'success':>12}{'steps':>10}{'success':>18}{'return':>10}{'success':>10}")
+    print(f"{'':>6}{f'within {cap} steps':>30}{'expert cap':>20}{'expert':>10}")
+    print(f"{'size':>6}{'success':>10}{'steps':>10}{'return':>10}{'success':>10}{'steps':>10}{'success':>10}")
     results = {}
     for size, episodes in played.items():
-        wide, capped = (protocol.SizeResult.of(episodes, steps) for steps in (protocol.widest_cap(size), cap))
+        capped, wide = (protocol.SizeResult.of(episodes, steps) for steps in (cap, protocol.widest_cap(size)))
         of_expert = protocol.expert_play(size, options.episodes, options.random_length, options.layouts)
-        expert = protocol.SizeResult.of(of_expert, cap)
         results[size] = {
-            "success_rate": wide.success_rate,
-            "mean_steps": float(wide.lengths.mean()),
-            "success_rate_capped": capped.success_rate,
-            "return_capped": float(capped.returns.mean()),
-            "expert_success_rate_capped": expert.success_rate,
+            "success_rate": capped.success_rate,
+            "mean_steps": float(capped.lengths.mean()),
+            "mean_return": float(capped.returns.mean()),
+            "success_rate_expert_cap": wide.success_rate,
+            "mean_steps_expert_cap": float(wide.lengths.mean()),
+            "expert_success_rate": protocol.SizeResult.of(of_expert, cap).success_rate,
         }
-        success, steps, success_capped, mean_return, expert_rate = results[size].values()
-        print(f"{size:6d}{success:12.2f}{steps:10.1f}{success_capped:18.2f}{mean_return:10.2f}{expert_rate:10.2f}")
+        success, steps, mean_return, wide_success, wide_steps, expert = results[size].values()
+        print(
+            f"{size:6d}{success:10.2f}{steps:10.1f}{mean_return:10.2f}{wide_success:10.2f}{wide_steps:10.1f}{expert:10.2f}"
+        )
     return results
 
 
@@ -145,7 +146,7 @@ def draw(model: RATE, played: dict[int, Episodes], options: Options) -> None:
             target_return=options.target_return,
             greedy=options.use_argmax,
             random_length=options.random_length,
-            slide=options.common.window_slide,
+            slide=options.common.slide,
             transform_memory=options.common.transform_memory,
             precision=options.common.precision,
             layouts=options.layouts,
@@ -155,7 +156,7 @@ def draw(model: RATE, played: dict[int, Episodes], options: Options) -> None:
 
 
 def evaluate(options: Options) -> dict[int, dict[str, float]]:
-    """Success by size, of completed options; prints a table."""
+    """Success by size, of filled options; prints a table."""
     path, model = options.common.load(SPEC)
     print(
         f"{path}: {options.episodes} episodes per size in {options.layouts} layouts"
@@ -175,7 +176,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         options = parse_options(
             Options, argv=argv, prog=SCRIPT, description="Evaluate a checkpoint on Minigrid-Memory."
         )
-        options = options.completed()
+        options = fill_from_run(options, PUBLISHED, before=protocol.BEFORE)
         results = evaluate(options)
         asked = {name: getattr(options, name) for name in PUBLISHED}
         options.common.write(episodes=options.episodes, **asked, results=results)

@@ -174,7 +174,11 @@ def train(config: Config, run: Run) -> dict[str, float]:
     def finish(model: RATE, result: dict[str, float]) -> None:
         draw_run(run.directory, result, cap=task.episode_timeout)
         sizes = task.eval_sizes if task.last_inference else ()
-        success = "".join(f"success {result[f'Success_rate_l_{s}_expert_cap']:.2f} at size {s}, " for s in sizes)
+        success = "".join(
+            f"success {result[f'Success_rate_l_{s}']:.2f} at size {s} within {task.episode_timeout} steps "
+            f"({result[f'Success_rate_l_{s}_expert_cap']:.2f} under the expert's cap), "
+            for s in sizes
+        )
         print(
             f"{run.directory}: {success}validation loss {result['validation_loss']:.2g}, trained in "
             f"{result['train_seconds']:.0f} s; all results in eval/final.json, pictures in plots/"

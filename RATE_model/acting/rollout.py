@@ -168,3 +168,8 @@ def mean_and_error(values: np.ndarray) -> tuple[float, float]:
     values = np.asarray(values, dtype=np.float64)
     error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
     return float(values.mean()), float(error)
+
+
+def with_error(mean: float, error: float | None, digits: int = 2) -> str:
+    """A mean and its standard error, as 8.25 ± 0.81; the mean alone where there is no error."""
+    return f"{mean:.{digits}f}" + ("" if error is None or np.isnan(error) else f" ± {error:.{digits}f}")

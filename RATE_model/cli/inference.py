@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from RATE_model.acting.actor import MemoryTransform, knock_out_memory
 from RATE_model.cli.limits import at_least, writable, writable_file
-from RATE_model.cli.options import Boolean, load_yaml
+from RATE_model.cli.options import Boolean, load_yaml, typed_values
 from RATE_model.cli.settings import Precision
 from RATE_model.cli.spellings import respelt
 from RATE_model.errors import UserError, reason_of
@@ -18,11 +18,40 @@ from RATE_model.system.atomic import atomic_write_json
 from RATE_model.system.precision import pick_device
 from RATE_model.training.checkpoints import resolve_checkpoint
 
+Options = TypeVar("Options")
+# How a checkpoint that is of no run acts.
+ACTING = {"slide": 1, "precision": "32"}
 
-def left_open(options: Any, recorded: Mapping[str, Any], published: Mapping[str, Any]) -> dict[str, Any]:
-    """Those flags of `published` that have the default of their class: as the run recorded them, or as published."""
-    open_flags = (name for name in published if getattr(options, name) == getattr(type(options), name))
-    return {name: recorded.get(name, published[name]) for name in open_flags}
+
+def fill_from_run(
+    options: Options, published: Mapping[str, Any], *, before: Mapping[str, Any] | None = None
+) -> Options:
+    """A script's options, with what was not given as the checkpoint's run evaluated itself in training.
+
+    Args:
+        options: with a group `common`, the `InferenceOptions`, whose `slide` and `precision` are filled too.
+        published: the flags that are filled, and their values where there is no run. One is open while it has the
+            default of its class. A flag that takes several values takes the one that the run recorded.
+        before: what a run did that was made before it could record these flags.
+
+    Raises:
+        UserError: there is no such checkpoint, or its run's config.yaml is damaged.
+    """
+    recorded = options.common.recorded(before)
+
+    def filled(group: Any, published: Mapping[str, Any]) -> Any:
+        found = {}
+        for name, value in published.items():
+            if getattr(group, name) != (default := getattr(type(group), name)):
+                continue
+            value = recorded.get(name, value)
+            if isinstance(default, tuple) and not isinstance(value, list | tuple):
+                value = () if value is None else (value,)
+            found[name] = value
+        source = str(options.common.config_file)
+        return replace(group, **typed_values(type(group), found, source=source))
+
+    return replace(filled(options, published), common=filled(options.common, ACTING))
 
 
 def same_interface(model: EnvironmentSpec, environment: EnvironmentSpec) -> bool:
@@ -60,8 +89,9 @@ class InferenceOptions:
     # DT and DTXL: steps that leave a full window at once; 1 is the published protocol, more is faster; none = as the
     # run evaluated itself, or 1 where nothing tells
     slide: int | None = None
-    # float32, bfloat16 products, or auto: those where the device has units for them
-    precision: Precision = "32"
+    # float32, bfloat16 products, or auto: those where the device has units for them; none = as the run evaluated
+    # itself, or float32 where nothing tells
+    precision: Precision | None = None
     # auto (a GPU if there is one), cpu, cuda, ...
     device: str = "auto"
     # Also draw pictures, into this folder
@@ -86,13 +116,13 @@ class InferenceOptions:
         Raises:
             UserError: there is no such checkpoint, or its run's config.yaml is damaged.
         """
-        path = resolve_checkpoint(self.checkpoint).absolute().parent.parent / "config.yaml"
+        path = self.config_file
         return {**(before or {}), **respelt(load_yaml(path))} if path.exists() else {}
 
     @property
-    def window_slide(self) -> int:
-        """For `Actor`. Raises UserError as `recorded`."""
-        return self.recorded().get("slide", 1) if self.slide is None else self.slide
+    def config_file(self) -> Path:
+        """Where the checkpoint's run recorded its flags. Raises UserError if there is no such checkpoint."""
+        return resolve_checkpoint(self.checkpoint).absolute().parent.parent / "config.yaml"
 
     @property
     def transform_memory(self) -> MemoryTransform | None:

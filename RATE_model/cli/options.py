@@ -106,7 +106,7 @@ def parse_options(
     values: dict[str, Any] = {}
     for path in (config_file, invocation.config):
         if path is not None:
-            values |= _typed(cls, load_yaml(path, texts=True), source=str(path), aliases=aliases)
+            values |= typed_values(cls, load_yaml(path, texts=True), source=str(path), aliases=aliases)
     if "help" in flags:
         _print_help(_updated(cls(), values), prog=prog, description=description, aliases=aliases)
     config = _updated(cls(), values | flags)
@@ -279,9 +279,14 @@ def _is_switch(kind: Any) -> bool:
     return kind is bool or (origin in (typing.Union, types.UnionType) and any(map(_is_switch, arguments)))
 
 
-def _typed(cls: type, values: dict[str, Any], *, source: str, aliases: dict[str, str]) -> dict[str, Any]:
-    """The values of a flat mapping as the types of the options they name."""
-    kinds = _option_kinds(cls)
+def typed_values(
+    cls: type, values: dict[str, Any], *, source: str, aliases: dict[str, str] | None = None
+) -> dict[str, Any]:
+    """The values of a flat mapping, read from ``source``, as the types of the options of ``cls`` that they name.
+
+    Raises UserError for a key or value that there cannot be; it names ``source``.
+    """
+    kinds, aliases = _option_kinds(cls), aliases or {}
     typed: dict[str, Any] = {}
     for key, value in values.items():
         name = key.replace("-", "_")

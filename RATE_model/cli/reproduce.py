@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from RATE_model.acting.rollout import mean_and_error
+from RATE_model.acting.rollout import mean_and_error, with_error
 from RATE_model.cli.limits import at_least, at_most_processes, writable
 from RATE_model.errors import UserError
 from RATE_model.system.atomic import atomic_write_json, atomic_write_text
@@ -139,10 +139,7 @@ def cell(values: Sequence[float] | None, digits: int = 2) -> str:
     """Mean and standard error over seeds; a single value has no error; empty for no values."""
     if not values:
         return ""
-    if len(values) == 1:
-        return f"{values[0]:.{digits}f}"
-    mean, error = mean_and_error(np.array(values))
-    return f"{mean:.{digits}f} ± {error:.{digits}f}"
+    return with_error(*mean_and_error(np.array(values)), digits)
 
 
 def table(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:

@@ -186,7 +186,8 @@ class CurriculumOptions:
     # false: all lengths from the start; true: stages of ever more segments, --epochs each; adaptive: the next stage
     # when the deciding steps of --streak batches in a row are all right, and annealing at the end
     curr: Literal["false", "true", "adaptive"] = "false"
-    # With --curr adaptive, batches in a row that solve a stage
+    # With --curr adaptive, batches in a row that solve a stage; `all_stages_solved` in eval/final.json says whether all
+    # stages ended so, and nothing of how well the trained model plays
     streak: int = 10
     # With --curr adaptive, a stage that is not solved ends after so many batches
     stage_batches: int = 1000

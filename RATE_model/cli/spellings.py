@@ -16,6 +16,7 @@ ALIASES = {
     "renew_target": "reset_target",
     "astray": "perturbation",
     "action_seed": "seed",
+    "video_episodes": "video",
 }
 """Of every script that has the flag named second."""
 

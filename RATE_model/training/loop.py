@@ -108,7 +108,7 @@ class Fit:
         with self._saved_if_interrupted(self.curriculum.segments, FINAL):
             result = self._validate(self.curriculum.segments) | {"optimizer_steps": self.trainer.step}
         if isinstance(self.curriculum, AdaptiveStages):
-            result["solved"] = self.curriculum.solved
+            result["all_stages_solved"] = self.curriculum.solved
         if not was_finished:
             self._save(best=self._improved(result))
         if self.interrupts is not None:

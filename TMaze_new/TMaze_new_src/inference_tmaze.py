@@ -17,7 +17,7 @@ if __name__ == "__main__":  # started as a script
 
     quit_on_signals()  # while the imports below take their seconds
 
-from RATE_model.cli.inference import InferenceOptions
+from RATE_model.cli.inference import InferenceOptions, fill_from_run
 from RATE_model.cli.limits import MAX_EPISODE_STEPS, at_least, at_most
 from RATE_model.cli.options import exit_on_user_error, parse_options
 from RATE_model.errors import UserError
@@ -27,19 +27,22 @@ from TMaze_new.TMaze_new_src.spec import SPEC
 
 SCRIPT = "python3 TMaze_new/TMaze_new_src/inference_tmaze.py"
 
+# What is asked where no run tells.
+PUBLISHED = {"target_return": 1.0, "hint_steps": 1}
+
 
 @dataclass(frozen=True)
 class Options:
-    """Flags of this script."""
+    """Flags of this script; those of `PUBLISHED` are filled from what the run recorded."""
 
     common: InferenceOptions = field(default_factory=InferenceOptions)
     # Episode lengths T: corridors of T - 2 cells, at most T steps
     lengths: tuple[int, ...] = LENGTHS
     # Episodes per length, as many up as down
     episodes: int = 100
-    # Return that the agent is asked for
-    target_return: float = 1.0
-    # Observations that show the hint; none = as the run was trained
+    # Return that the agent is asked for; none = the run's (1 for a converted checkpoint)
+    target_return: float | None = None
+    # Observations that show the hint; none = the run's (1 for a converted checkpoint)
     hint_steps: int | None = None
 
     def validate(self) -> None:
@@ -55,15 +58,12 @@ class Options:
 
 
 def evaluate(options: Options) -> dict[int, dict[str, float]]:
-    """Success and delay by length; prints one line per length."""
+    """Success and delay by length, of filled options; prints one line per length."""
     path, model = options.common.load(SPEC)
-    trained = options.common.recorded().get("hint_steps", 1)  # observations that show the hint
-    hint_steps = trained if options.hint_steps is None else options.hint_steps
-
     acting = {
-        "hint_steps": hint_steps,
+        "hint_steps": options.hint_steps,
         "target_return": options.target_return,
-        "slide": options.common.window_slide,
+        "slide": options.common.slide,
         "precision": options.common.precision,
     }
     print(f"{path}: {options.episodes} episodes per length{', memory knocked out' if options.common.knock_out else ''}")
@@ -80,7 +80,7 @@ def evaluate(options: Options) -> dict[int, dict[str, float]]:
         print(f"{length:9d} {result['success_rate']:8.2f} {result['mean_delay']:8.2f}")
     print(f"{time.perf_counter() - started:.1f} s")
     if (folder := options.common.pictures) is not None:
-        draw_maps(model, folder, hint_steps=hint_steps)
+        draw_maps(model, folder, hint_steps=options.hint_steps)
         success = {length: result["success_rate"] for length, result in results.items()}
         intact = None if options.common.knock_out else success
         knock_out_curve(model, options.lengths, options.episodes, folder / "knock_out.png", intact=intact, **acting)
@@ -92,7 +92,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Evaluate what the flags ask for."""
     with exit_on_user_error():
         options = parse_options(Options, argv=argv, prog=SCRIPT, description="Evaluate a checkpoint on T-Maze.")
-        options.common.write(episodes=options.episodes, results=evaluate(options))
+        options = fill_from_run(options, PUBLISHED)
+        results = evaluate(options)
+        asked = {name: getattr(options, name) for name in PUBLISHED}
+        options.common.write(episodes=options.episodes, **asked, results=results)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def collect(directories: dict[str, list[Path]]) -> dict[str, dict]:
             "success_rate": {str(t): [result[f"Success_rate_T_{t}"] for result in results] for t in LENGTHS},
             "train_seconds": [result["train_seconds"] for result in results],
             "optimizer_steps": [result["optimizer_steps"] for result in results],
-            "solved": [bool(result["solved"]) for result in results],
+            "solved": [bool(result.get("all_stages_solved", result.get("solved"))) for result in results],
             "commit": commits(runs),
         }
     return document

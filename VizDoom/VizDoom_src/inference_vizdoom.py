@@ -1,6 +1,6 @@
 """Evaluate a checkpoint on ViZDoom-Two-Colors.
 
-    python3 VizDoom/VizDoom_src/inference_vizdoom.py --checkpoint RUN_DIR --episodes 100 --video
+    python3 VizDoom/VizDoom_src/inference_vizdoom.py --checkpoint RUN_DIR --episodes 100 --video 4
 
 Prints returns by colour, beside those of players without a model, and records episodes as MP4 files.
 """
@@ -18,7 +18,8 @@ if __name__ == "__main__":  # started as a script
 
     quit_on_signals()  # while the imports below take their seconds
 
-from RATE_model.cli.inference import InferenceOptions, left_open
+from RATE_model.acting.rollout import with_error
+from RATE_model.cli.inference import InferenceOptions, fill_from_run
 from RATE_model.cli.limits import MAX_SEED, at_least, at_most
 from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
 from RATE_model.memories.rate.model import RATE
@@ -33,7 +34,12 @@ from VizDoom.VizDoom_src.spec import SPEC
 SCRIPT = "python3 VizDoom/VizDoom_src/inference_vizdoom.py"
 MODEL = "model"
 # What is asked for where no run tells.
-PUBLISHED = {"target_return": protocol.TARGET_RETURN, "reset_target": False}
+PUBLISHED = {
+    "target_return": protocol.TARGET_RETURN,
+    "reset_target": False,
+    "use_argmax": False,
+    "episode_timeout": PUBLISHED_CAP,
+}
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,7 @@ class ScenarioOptions:
 
 @dataclass(frozen=True)
 class Options:
-    """Flags of this script; those of `PUBLISHED`, and the scenario, are completed by what the run recorded."""
+    """Flags of this script; those of `PUBLISHED`, and the scenario, are filled from what the run recorded."""
 
     common: InferenceOptions = field(default_factory=InferenceOptions)
     # Episodes, half of them red: 50 (published) or up to 200
@@ -72,32 +78,32 @@ class Options:
     # Ask for the return again whenever K steps have passed, as if nothing had been earned; none = as in the run (false
     # for a converted checkpoint)
     reset_target: Boolean | None = None
-    # Take the most probable action; false: draw from the predicted distribution (published)
-    use_argmax: Boolean = True
+    # Take the most probable action; false: draw from the predicted distribution (published); none = as in the run
+    # (false for a converted checkpoint)
+    use_argmax: Boolean | None = None
     # Seed of those draws
     seed: int = 0
-    # Steps after which an episode is over, if the player is still alive
-    episode_timeout: int = PUBLISHED_CAP
+    # Steps after which an episode is over, if the player is still alive; none = the run's (4200 for a converted
+    # checkpoint)
+    episode_timeout: int | None = None
     # The scenario that is played; what is none is as the run was trained with, or published where nothing tells
     scenario: ScenarioOptions = field(default_factory=ScenarioOptions)
     # Also say what players without a model do in the same episodes; takes minutes, once
     baselines: Boolean = True
-    # Also record episodes as MP4 files, into --pictures or the working directory. With --use_argmax false their actions
-    # are other draws than those of the evaluation
-    video: Boolean = False
-    # How many of them, half of them red
-    video_episodes: int = 4
+    # Also record N episodes, half of them red (of an odd number one more), as MP4 files, into --pictures or the working
+    # directory. With --use_argmax false their actions are other draws than those of the evaluation
+    video: int = 0
 
     def validate(self) -> None:
         """Raise a UserError for a value out of range."""
         protocol.check_episodes(episodes=self.episodes)
-        protocol.check_episodes(least=2, video_episodes=self.video_episodes)
-        at_least(0, seed=self.seed)
+        at_least(0, seed=self.seed, video=self.video)
         at_most(MAX_SEED - protocol.MAX_EPISODES, seed=self.seed)
+        at_most(protocol.MAX_EPISODES, video=self.video)
         at_least(1, episode_timeout=self.episode_timeout)
 
-    def completed(self) -> "Options":
-        """With what was not given as the checkpoint's run recorded it, or as published where there is no run.
+    def filled(self) -> "Options":
+        """With what was not given, the scenario's flags among it, as the checkpoint's run recorded it.
 
         Raises:
             UserError: there is no such checkpoint, or its run's config.yaml is damaged.
@@ -105,16 +111,16 @@ class Options:
         recorded = self.common.recorded()
         trained = Scenario(**{name: recorded[name] for name in asdict(Scenario()) if name in recorded})
         scenario = ScenarioOptions(**asdict(self.scenario.over(trained)))
-        return replace(self, scenario=scenario, **left_open(self, recorded, PUBLISHED))
+        return replace(fill_from_run(self, PUBLISHED), scenario=scenario)
 
     @property
     def acting(self) -> dict[str, Any]:
-        """What `play` and `record_videos` take, of completed options."""
+        """What `play` and `record_videos` take, of filled options."""
         return {
             "target_return": self.target_return,
             "reset_target": self.reset_target,
             "greedy": self.use_argmax,
-            "slide": self.common.window_slide,
+            "slide": self.common.slide,
             "scenario": self.scenario.over(Scenario()),
             "max_steps": self.episode_timeout,
             "precision": self.common.precision,
@@ -130,7 +136,7 @@ def show(played: Mapping[str, protocol.Played]) -> None:
     for label, episodes in played.items():
         found = protocol.metrics(episodes, target_return=0)
         returns = (
-            f"{found[f'ReturnsMean{part}_0']:.1f} ± {found[f'ReturnsSEM{part}_0']:.1f}"
+            with_error(found[f"ReturnsMean{part}_0"], found[f"ReturnsSEM{part}_0"], 1)
             for part in ("_red", "_green", "")
         )
         red, green = (found[f"LifeTimeMean_{colour}_0"] for colour in protocol.COLOURS)
@@ -145,7 +151,7 @@ def evaluate(options: Options) -> None:
     """Print a table of results by player, write them, under the names of `metrics`, and draw what is asked for."""
     vizdoom()
     path, model = options.common.load(SPEC)
-    options = options.completed()
+    options = options.filled()
     shared = options.acting
     print(
         f"{path}: {options.episodes} episodes of the {shared['scenario'].variant} variant, half of them red, asked for "
@@ -185,7 +191,8 @@ def draw(
         title = f"{options.episodes} episodes, asked for {asked}"
         print(f"pictures: {returns_by_colour(bars, folder / 'returns_by_colour.png', title=title)}")
     if options.video:
-        seeds, is_red = protocol.evaluation_seeds(options.video_episodes)
+        pairs = options.video + options.video % 2
+        seeds, is_red = (values[: options.video] for values in protocol.evaluation_seeds(pairs))
         transform = options.common.transform_memory
         paths = record_videos(model, seeds.tolist(), is_red.tolist(), folder, transform_memory=transform, **acting)
         print("videos: " + " ".join(map(str, paths)))

@@ -241,8 +241,8 @@ def write(
     text = (
         f"Return of {seeds}, {task.eval_episodes} episodes a seed, half of them red, of at most "
         f"{task.episode_timeout} steps, asked for {described(task.target_return, task.reset_target)}, made "
-        f"{made(document)}. Behind ± is the "
-        f"standard error {spread}, and over episodes for players without a model. *Weaker* is the smaller of a seed's "
+        f"{made(document)}. ± denotes the standard error "
+        f"{spread}, and over episodes for players without a model. *Weaker* is the smaller of a seed's "
         f"means of both colours. It is the variant `{config.data.scenario.variant}`; the episodes of its data have "
         f"{config.data.steps} steps and a mean return of {data_return:.2f}.\n\n"
         f"{returns_table(everything)}\n\nEvery seed, with standard errors over its episodes:\n\n"

@@ -31,6 +31,12 @@ def infer(*flags: object) -> None:
     inference_minigridmemory.main([*map(str, flags), "--device", "cpu"])
 
 
+def filled(options):
+    return inference_minigridmemory.fill_from_run(
+        options, inference_minigridmemory.PUBLISHED, before=inference_minigridmemory.protocol.BEFORE
+    )
+
+
 def test_a_run_is_evaluated_as_it_evaluated_itself_with_the_expert_beside(run, tmp_path, capsys):
     output = tmp_path / "out.json"
     drawn = ("--use_argmax", "false", "--seed", 1)
@@ -41,14 +47,15 @@ def test_a_run_is_evaluated_as_it_evaluated_itself_with_the_expert_beside(run, t
     assert document["checkpoint"] == str(run) and document["episodes"] == 3 and [*document["results"]] == ["7", "9"]
     final = json.loads((run / "eval" / "final.json").read_text())
     rows = [line.split() for line in printed.splitlines()]
-    rows = {words[0]: words[1:] for words in rows if len(words) == 6 and words[0].isdigit()}
+    rows = {words[0]: words[1:] for words in rows if len(words) == 7 and words[0].isdigit()}
     for size, found in document["results"].items():
         assert found == {
-            "success_rate": final[f"Success_rate_l_{size}_expert_cap"],
-            "mean_steps": final[f"LifeTimeMean_r_0.96_l_{size}"],  # both caps are 96 here
-            "success_rate_capped": final[f"Success_rate_l_{size}"],
-            "return_capped": final[f"ReturnsMean_r_0.96_l_{size}"],
-            "expert_success_rate_capped": 1.0,
+            "success_rate": final[f"Success_rate_l_{size}"],
+            "mean_steps": final[f"LifeTimeMean_r_0.96_l_{size}"],
+            "mean_return": final[f"ReturnsMean_r_0.96_l_{size}"],
+            "success_rate_expert_cap": final[f"Success_rate_l_{size}_expert_cap"],
+            "mean_steps_expert_cap": final[f"LifeTimeMean_r_0.96_l_{size}"],  # both caps are 96 here
+            "expert_success_rate": final[f"Expert_success_rate_l_{size}"],
         }
         assert [float(word) for word in rows[size]] == pytest.approx([*found.values()], abs=0.05)
     assert "3 episodes per size" in printed and "knocked out" not in printed
@@ -65,8 +72,8 @@ def test_the_expert_beside_is_capped_too(run, monkeypatch, capsys):
         inference_minigridmemory.Options,
         argv=["--checkpoint", str(run), *"--sizes 61 --episodes 4 --random_length false --device cpu".split()],
     )
-    found = inference_minigridmemory.evaluate(options.completed())[61]
-    assert found["success_rate"] == 1 > found["success_rate_capped"] == found["expert_success_rate_capped"]
+    found = inference_minigridmemory.evaluate(filled(options))[61]
+    assert found["success_rate_expert_cap"] == 1 > found["success_rate"] == found["expert_success_rate"]
 
 
 def test_flags_reach_the_evaluation(run, tmp_path, monkeypatch, capsys):
@@ -86,7 +93,7 @@ def test_flags_reach_the_evaluation(run, tmp_path, monkeypatch, capsys):
     )
     defaults, given = asked
     assert defaults == dict(
-        sizes=[11, 21, 31, 41, 51, 61, 71, 81, 91, 151, 301, 501], episodes=100, random_length=True, greedy=True,
+        sizes=[11, 21, 31, 41, 51, 61, 71, 81, 91, 151, 301, 501], episodes=100, random_length=True, greedy=False,
         target_return=0.96, transform_memory=None, slide=1, seed=0, precision="32", layouts="published", cap=96,
     )  # fmt: skip
     assert given == dict(
@@ -94,7 +101,7 @@ def test_flags_reach_the_evaluation(run, tmp_path, monkeypatch, capsys):
         transform_memory=knock_out_memory, slide=3, seed=4, precision="bf16", layouts="own", cap=500,
     )  # fmt: skip
     printed = capsys.readouterr().out
-    assert "in own layouts, memory knocked out" in printed and "cap of 500 steps" in printed
+    assert "in own layouts, memory knocked out" in printed and "within 500 steps" in printed
 
 
 def test_what_is_not_given_is_as_in_the_run(tmp_path):
@@ -109,10 +116,10 @@ def test_what_is_not_given_is_as_in_the_run(tmp_path):
     }
     for text, expected in recorded.items():
         config.unlink(missing_ok=True) if text is None else config.write_text(text)
-        done = options.completed()
+        done = filled(options)
         assert (done.target_return, done.layouts, done.episode_timeout) == expected, text
-    given = replace(options, layouts="own", episode_timeout=7, target_return=0.1)
-    assert given.completed() == given
+    given = replace(options, layouts="own", episode_timeout=7, target_return=0.1, use_argmax=True)
+    assert filled(given) == replace(given, common=replace(given.common, slide=1, precision="32"))
 
 
 def test_curves_and_videos_are_made(run, tmp_path, capsys):

@@ -185,7 +185,7 @@ def test_a_run_leaves_what_is_promised(data, tmp_path, capsys):
     assert final["FINAL_Success_rate_l_7"] == final["Success_rate_l_7"]
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert {"train_loss", "train_accuracy", "train_last_acc", "segments_count", "lr"} <= set().union(*lines)
-    assert f"success {final['Success_rate_l_9_expert_cap']:.2f} at size 9" in capsys.readouterr().out
+    assert f"success {final['Success_rate_l_9']:.2f} at size 9 within 96 steps " in capsys.readouterr().out
 
 
 def test_sizes_and_actions_are_what_the_flags_ask_for(monkeypatch):

@@ -1,10 +1,12 @@
 """Evaluating a checkpoint from the command line, with pictures and videos."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 pytest.importorskip("mujoco")
 
@@ -71,11 +73,11 @@ def test_flags_reach_the_evaluation(run, tmp_path, monkeypatch):
     infer("--checkpoint", run)
     infer(
         *("--checkpoint", run, "--target_return", 100, 200.5, "--env_version", "v5", "--episodes", 7, "--slide", 3),
-        *("--long_prompt", "false", "--reset_target", "--knock_out", "--precision", "bf16", "--env_id", 8),
+        *("--long_prompt", "false", "--reset_target", "false", "--knock_out", "--precision", "bf16", "--env_id", 8),
     )
-    usual = dict(target_return=3600.0, episodes=10, version="v4", long_prompt=True, reset_target=False, slide=1)
+    usual = dict(target_return=3600.0, episodes=10, version="v4", long_prompt=True, reset_target=True, slide=1)
     assert asked[0] == usual | {"transform_memory": None, "precision": "32"}
-    changed = dict(episodes=7, version="v5", long_prompt=False, reset_target=True, slide=3, precision="bf16")
+    changed = dict(episodes=7, version="v5", long_prompt=False, reset_target=False, slide=3, precision="bf16")
     changed["transform_memory"] = knock_out_memory
     assert asked[1:] == [{"target_return": 100.0} | changed, {"target_return": 200.5} | changed]
 
@@ -175,8 +177,6 @@ def test_a_mistake_is_named(flags, expected, run, tmp_path, capsys):
 
 
 def test_what_a_run_must_hold(run, tmp_path, capsys):
-    import shutil
-
     for name, change in (
         ("config.yaml", lambda path: path.write_text("epochs: 3\n")),
         ("config.yaml", lambda path: path.unlink()),
@@ -214,3 +214,20 @@ def test_statistics_beside_an_earlier_checkpoint(run, tmp_path, capsys):
         file.write_text(text)
         with pytest.raises(UserError, match="normalisation.json: (damaged|expected 11 means)"):
             load_model(checkpoint)
+
+
+def test_what_is_not_given_is_as_in_the_run(run, tmp_path, monkeypatch):
+    asked = []
+
+    def play(model, robot, **options):
+        asked.append(options)
+        return {"": Episodes(np.ones(2), np.ones(2), np.ones(2))}
+
+    monkeypatch.setattr(inference_mujoco.protocol, "play_prompts", play)
+    shutil.copytree(run, tmp_path / "run")
+    config = tmp_path / "run" / "config.yaml"
+    changes = {"target_return": 900, "env_version": "v5", "long_prompt": False, "slide": 2, "precision": "bf16"}
+    config.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | changes))
+    infer("--checkpoint", tmp_path / "run")
+    changes["version"] = changes.pop("env_version")
+    assert {name: asked[0][name] for name in changes} == changes and asked[0]["reset_target"]

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import yaml
 
 from RATE_model.acting.actor import knock_out_memory
 from tests.small_models import CONTINUOUS, save_small_model, small_model
@@ -142,3 +143,18 @@ def test_an_output_that_cannot_be_written_is_named(run, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     place = tmp_path / "file" / "out.json"
     assert str(place) in fails(capsys, "--checkpoint", run, "--lengths", 9, "--episodes", 2, "--output", place)
+
+
+def test_what_is_not_given_is_as_in_the_run(run, tmp_path, monkeypatch, capsys):
+    asked = []
+    result = {"success_rate": 1.0, "mean_delay": 0.0}
+    monkeypatch.setattr(
+        inference_tmaze, "success_by_length", lambda model, lengths, **options: asked.append(options) or {9: result}
+    )
+    shutil.copytree(run, tmp_path / "run")
+    config = tmp_path / "run" / "config.yaml"
+    text = yaml.safe_load(config.read_text())
+    config.write_text(yaml.safe_dump(text | {"target_return": 0.5, "hint_steps": 2, "slide": 3, "precision": "bf16"}))
+    infer("--checkpoint", tmp_path / "run")
+    found = {name: asked[0][name] for name in ("target_return", "hint_steps", "slide", "precision")}
+    assert found == {"target_return": 0.5, "hint_steps": 2, "slide": 3, "precision": "bf16"}

@@ -36,7 +36,7 @@ def test_rate_remembers_at_any_length_with_its_memory_and_not_without(tmp_path):
     train(tmp_path)
     run = only_run(tmp_path)
     final = json.loads((run / "eval" / "final.json").read_text())
-    assert final["solved"]
+    assert final["all_stages_solved"]
     assert {length: final[f"Success_rate_T_{length}"] for length in LENGTHS} == dict.fromkeys(LENGTHS, 1.0)
     model = load_model(resolve_checkpoint(run))
     lengths = (9, 30, 60, 90, 900)

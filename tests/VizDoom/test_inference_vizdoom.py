@@ -64,10 +64,9 @@ def test_a_run_is_evaluated_as_it_evaluated_itself_with_baselines_beside(run, tm
 
 
 def test_the_command_of_the_readme_is_understood():
-    """--video stands alone."""
-    flags = shlex.split("--checkpoint RUN_DIR --episodes 100 --video")
+    flags = shlex.split("--checkpoint RUN_DIR --episodes 100 --video 4")
     options = parse_options(inference_vizdoom.Options, argv=flags)
-    assert options.video and options.video_episodes == 4 and options.episodes == 100 and options.baselines
+    assert options.video == 4 and options.episodes == 100 and options.baselines
 
 
 def test_flags_reach_the_evaluation(run, monkeypatch, capsys):
@@ -84,10 +83,10 @@ def test_flags_reach_the_evaluation(run, monkeypatch, capsys):
     )
     defaults, beside, given = asked
     assert defaults == dict(
-        episodes=50, target_return=56.5, reset_target=False, greedy=True, seed=0, slide=1, scenario=Scenario(),
-        max_steps=4200, transform_memory=None, precision="32",
+        episodes=50, target_return=56.5, reset_target=False, greedy=False, seed=0, slide=1, scenario=Scenario(),
+        max_steps=8, transform_memory=None, precision="32",
     )  # fmt: skip
-    assert beside == ((50,), {"scenario": Scenario(), "max_steps": 4200})
+    assert beside == ((50,), {"scenario": Scenario(), "max_steps": 8})
     assert given == dict(
         episodes=20, target_return=9.5, reset_target=True, greedy=False, seed=4, slide=3,
         scenario=Scenario("clear", pillar_steps=7), max_steps=50, transform_memory=knock_out_memory, precision="bf16",
@@ -153,8 +152,8 @@ def test_what_is_asked_for_is_what_the_training_asked_for_unless_flags_say_other
 def test_pictures_and_videos_are_made(run, tmp_path, capsys, engines):
     folder = tmp_path / "deeper" / "pictures"
     flags = ("--checkpoint", run, "--episodes", 4, "--episode_timeout", 5, "--baselines", "false", "--variant", "clear")
-    infer(*flags, "--pictures", folder, "--video", "--video_episodes", 2)
-    names = {"returns_by_colour.png", "red_seed_2.mp4", "green_seed_0.mp4"}
+    infer(*flags, "--pictures", folder, "--video", 3)
+    names = {"returns_by_colour.png", "red_seed_2.mp4", "red_seed_88.mp4", "green_seed_0.mp4"}
     assert {path.name for path in folder.iterdir()} == names and not engines()
     printed = capsys.readouterr().out
     assert all(printed.count(str(folder / name)) == 1 for name in names)
@@ -170,7 +169,7 @@ def test_results_are_written_before_videos_that_may_fail(run, tmp_path, monkeypa
 
     monkeypatch.setattr(inference_vizdoom, "record_videos", fail)
     with pytest.raises(SystemExit, match="2"):
-        infer("--checkpoint", run, "--baselines", "false", "--video", "--output", tmp_path / "out.json")
+        infer("--checkpoint", run, "--baselines", "false", "--video", 2, "--output", tmp_path / "out.json")
     assert list(json.loads((tmp_path / "out.json").read_text())["results"]) == ["model"]
 
 
@@ -193,8 +192,9 @@ MISTAKES = {
     "odd": ("--episodes 9", "--episodes 9: must be even"),
     "too many": ("--episodes 202", "--episodes 202: must be even, as both colours have as many, at least 4 and at"),
     "no episode": ("--episodes 0", "--episodes 0: must be even"),
-    "one video": ("--video --video_episodes 1", "--video_episodes 1: must be even"),
-    "videos by another name": ("--video 3", "--video 3: the value must be true or false"),
+    "a switch": ("--video", "--video needs a value: an integer"),
+    "videos that are fewer than none": ("--video -1", "--video -1: must be at least 0"),
+    "more videos than seeds": ("--video_episodes 202", "--video 202: must be at most 200"),
     "no slide": ("--slide 0", "--slide 0: must be at least 1"),
     "no end": ("--episode_timeout 0", "--episode_timeout 0: must be at least 1"),
     "no items": ("--items 0", "--items 0: must be at least 1"),

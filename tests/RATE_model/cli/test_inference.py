@@ -2,13 +2,14 @@
 
 import json
 import re
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import pytest
 import torch
 
 from RATE_model.acting.actor import knock_out_memory
-from RATE_model.cli.inference import InferenceOptions
+from RATE_model.cli.inference import InferenceOptions, fill_from_run
 from RATE_model.errors import UserError
 from RATE_model.spec import EnvironmentSpec
 from tests.small_models import CONTINUOUS, VECTOR, save_small_model, small_model
@@ -103,3 +104,35 @@ def test_statistics_of_a_spec_are_checked(wrong):
     with pytest.raises(ValueError, match="observation_mean and _std"):
         replace(VECTOR, **(wrong or whole))
     assert not VECTOR.is_normalised
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Flags of a script."""
+
+    common: InferenceOptions = field(default_factory=InferenceOptions)
+    target_return: tuple[float, ...] = ()
+    use_argmax: bool | None = None
+    floor: float | Literal["run"] | None = "run"
+
+
+def test_what_is_not_given_is_as_the_run_recorded_it(tmp_path):
+    save_small_model(small_model(spec=VECTOR), tmp_path)
+    config, open_ = tmp_path / "config.yaml", Asked(InferenceOptions(checkpoint=tmp_path))
+    published = {"target_return": (), "use_argmax": False, "floor": 0.0}
+
+    def filled(options=open_):
+        found = fill_from_run(options, published, before={"use_argmax": True})
+        return found.target_return, found.use_argmax, found.floor, found.common.slide, found.common.precision
+
+    assert filled() == ((), False, 0.0, 1, "32"), "no run"
+    config.write_text("target_return: null\n")
+    assert filled() == ((), True, 0.0, 1, "32"), "a run that could not record it"
+    config.write_text("desired_return: 3\nuse_argmax: false\nfloor: null\nslide: 4\nprecision: bf16\n")
+    assert filled() == ((3.0,), False, None, 4, "bf16")
+    given = replace(open_, target_return=(1.0, 2.0), use_argmax=True, floor=1.0)
+    given = replace(given, common=replace(given.common, slide=2, precision="auto"))
+    assert filled(given) == ((1.0, 2.0), True, 1.0, 2, "auto")
+    config.write_text("slide: many\n")
+    with pytest.raises(UserError, match="config.yaml: slide: many: the value must be an integer"):
+        filled()
