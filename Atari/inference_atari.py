@@ -146,7 +146,9 @@ def draw(trained: Trained, played: dict[float, Episodes], options: Options) -> N
                 for target, found in played.items()
             }
         title = f"{trained.game.name}, {options.episodes} episodes"
-        print(f"pictures: {plot_returns(lines, folder / 'returns.png', title=title)}")
+        references = {"random": trained.game.random_score, "human": trained.game.human_score}
+        references = {label: value for label, value in references.items() if value is not None}
+        print(f"pictures: {plot_returns(lines, folder / 'returns.png', title=title, references=references)}")
     for target in played if options.video else ():
         paths = record_videos(
             trained.model,

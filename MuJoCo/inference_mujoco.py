@@ -155,7 +155,14 @@ def draw(trained: Trained, played: dict[float, dict[str, Episodes]], options: Op
                 for prefix, episodes in found.items():
                     line = f"{label}, prompt {prefix.rstrip('_') or 1}"
                     lines.setdefault(line, {})[target] = episodes
-        path = plot_returns(lines, folder / "returns.png", title=f"{trained.task.name}, {options.episodes} episodes")
+        robot = trained.task.robot
+        references = {
+            "random": robot.random_return,
+            "D4RL's medium data": robot.medium_return,
+            "expert": robot.expert_return,
+        }
+        title = f"{trained.task.name}, {options.episodes} episodes"
+        path = plot_returns(lines, folder / "returns.png", title=title, references=references)
         print(f"pictures: {path}")
     for target in played if options.video else ():
         paths = record_videos(

@@ -24,9 +24,18 @@ def draw_run(directory: Path) -> list[Path]:
     return [plot_curves(curves, directory / "plots" / "curves.png", ("train_loss", "train_accuracy"))]
 
 
-def returns_picture(returns: Mapping[str, np.ndarray], path: Path, *, title: str) -> Path:
-    """Draw mean returns with standard errors, one bar for each player: ``{player: (E,) returns}``. The PNG's path."""
-    bars = {player: {"return": mean_and_error(values)} for player, values in returns.items()}
+def returns_picture(returns: Mapping[str, np.ndarray | tuple[float, float]], path: Path, *, title: str) -> Path:
+    """Draw mean returns with standard errors, one bar for each player; the PNG's path.
+
+    Args:
+        returns: ``{player: (E,) returns}``, or their mean and standard error as a tuple.
+        path: of the PNG.
+        title: above the figure.
+    """
+    bars = {
+        player: {"return": values if isinstance(values, tuple) else mean_and_error(values)}
+        for player, values in returns.items()
+    }
     return plot_bars(bars, path, ylabel="balls found", title=title)
 
 

@@ -51,6 +51,9 @@ CONTROLS: tuple[tuple[str, str, MemoryTransform | None, bool], ...] = (
     ("RATE, cache knocked out", "cache_knocked_out", knock_out_cache, True),
     ("RATE, actions drawn", "intact", None, False),
 )
+# Mean and standard error of the control that results/memory_maze.md describes and gives the commands of: this script
+# does not train it.
+WITHOUT_MEMORY = {"trained without memory": (8.1, 1.0)}
 # Published figures (arXiv 2306.09459 and its code; arXiv 2210.13383 for the human), of other data than ours.
 PUBLISHED = {
     "RATE": "7.64",
@@ -164,7 +167,8 @@ def differences(document: dict[str, dict]) -> str:
 
 def write(document: dict[str, dict], data: Sequence[Path], options: Options) -> None:
     """results/memory_maze.json, .png and the generated part of .md."""
-    returns = {label: np.concatenate(entry["returns"]) for label, entry in document.items()}
+    returns = {"RATE": np.concatenate(document["RATE"]["returns"]), **WITHOUT_MEMORY}
+    returns |= {label: np.concatenate(entry["returns"]) for label, entry in document.items()}
     title = f"Memory Maze 9x9, {options.episodes} mazes, 1000 steps"
     returns_picture(returns, options.results_dir / "memory_maze.png", title=title)
     numbers = " ".join(map(str, options.seeds))

@@ -33,10 +33,7 @@ def draw_run(directory: Path, result: Mapping[str, float], *, cap: int = PUBLISH
     plots = directory / "plots"
     curves = {directory.name: directory / "metrics.jsonl"}
     paths = [plot_curves(curves, plots / "curves.png", ("train_loss", "train_accuracy"))]
-    lines: dict[str, dict[int, float]] = {
-        "expert's cap": {},
-        f"{'published ' * (cap == PUBLISHED_CAP)}cap ({cap} steps)": {},
-    }
+    lines: dict[str, dict[int, float]] = {"success, expert's cap": {}, f"success, {cap} steps": {}}
     for name, rate in result.items():
         if name.startswith(_BY_SIZE):
             number = name.removeprefix(_BY_SIZE)
@@ -50,16 +47,18 @@ def draw_run(directory: Path, result: Mapping[str, float], *, cap: int = PUBLISH
 def knock_out(
     model: RATE, sizes: Sequence[int], *, intact: Mapping[int, Episodes] | None = None, **acting: Any
 ) -> dict[str, dict[int, float]]:
-    """Success rates by size under the expert's cap, with the memory as it is and without (see `memory_conditions`).
+    """Success rates by size with the memory as it is and without (see `memory_conditions`), under either cap.
 
     `intact` are the episodes with the memory as it is where they were played already; `acting` goes to `play`.
     """
-    rates = {}
+    rates, cap = {}, acting.get("cap", PUBLISHED_CAP)
     with evaluating(model):
         for label, transform in memory_conditions(model).items():
             known = transform is None and intact is not None
             played = intact if known else play(model, sizes, transform_memory=transform, **acting)
-            rates[label] = {size: SizeResult.of(played[size], widest_cap(size)).success_rate for size in sizes}
+            for name, cap_of in (("expert's cap", widest_cap), (f"{cap} steps", lambda size: cap)):
+                found = {size: SizeResult.of(played[size], cap_of(size)).success_rate for size in sizes}
+                rates[f"{label}, {name}"] = found
     return rates
 
 
@@ -81,8 +80,8 @@ def success_curve(
         rates,
         path,
         xlabel=SIZE,
-        title=f"success by size ({episodes} episodes each, the expert's cap on steps)",
-        published={f"expert, capped at {cap} steps": expert},
+        title=f"success by size, {episodes} episodes each, by the cap on steps",
+        published={f"expert, {cap} steps": expert},
     )
 
 

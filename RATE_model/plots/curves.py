@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 from RATE_model.errors import UserError, reason_of
 from RATE_model.plots.style import COLOURS, GREY, save, style
 
+_FEW = 20
 _VALIDATION = {"marker": "o", "markersize": 5.5, "markerfacecolor": "white", "markeredgewidth": 1.4}
 
 
@@ -122,7 +123,9 @@ def _legend(figure: Figure, labels: list[str], drawn: set[str | None]) -> None:
 def _curve(axes: Axes, rows: Sequence[Mapping[str, float | None]], name: str, label: str, colour: str) -> None:
     """One metric of one run; what was not finite is a gap."""
     steps, values = _series(rows, name)
-    axes.plot(steps, values, color=colour, label=label, linewidth=1.4)
+    # Few values, as of evaluations, are points: a line does not show a single one.
+    marker = "o" if np.isfinite(values).sum() <= _FEW else None
+    axes.plot(steps, values, color=colour, label=label, linewidth=1.4, marker=marker, markersize=4)
     if name.startswith("train_"):
         steps, values = _series(rows, "validation_" + name.removeprefix("train_"))
         if steps.size:

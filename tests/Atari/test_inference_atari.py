@@ -96,9 +96,9 @@ def test_pictures_compare_memory_with_none(run, tmp_path, monkeypatch):
     drawn = []
     plot_returns = plots.plot_returns
 
-    def plot(played, path, *, title):
+    def plot(played, path, *, title, references):
         drawn.append((played, title))
-        return plot_returns(played, path, title=title)
+        return plot_returns(played, path, title=title, references=references)
 
     monkeypatch.setattr(plots, "plot_returns", plot)
     infer(

@@ -26,7 +26,7 @@ def test_a_run_gets_its_curves_and_its_success_under_either_cap(tmp_path, monkey
         result |= {f"FINAL_Success_rate_l_{size}": size / 100, f"FINAL_Success_rate_l_{size}_expert_cap": 1.0}
     paths = draw_run(tmp_path, result)
     assert paths == [tmp_path / "plots" / name for name in ("curves.png", "success_by_size.png")]
-    assert drawn == {"expert's cap": {11: 1.0, 91: 1.0}, "published cap (96 steps)": {11: 0.11, 91: 0.91}}
+    assert drawn == {"success, expert's cap": {11: 1.0, 91: 1.0}, "success, 96 steps": {11: 0.11, 91: 0.91}}
 
 
 def test_what_is_drawn_is_what_the_evaluation_gives(tmp_path, monkeypatch):
@@ -41,17 +41,25 @@ def test_what_is_drawn_is_what_the_evaluation_gives(tmp_path, monkeypatch):
     monkeypatch.setattr(pictures, "play", fake)
     model = small_model("TrXL", spec=SPEC).train()
     rates = knock_out(model, [9, 91], episodes=5)
-    assert rates == dict.fromkeys(("memory intact", "memory knocked out"), {9: 1.0, 91: 1.0})
+    wide, capped = {9: 1.0, 91: 1.0}, {9: 1.0, 91: 0.4}
+    assert rates == {
+        f"memory {state}, {cap}": rate
+        for state in ("intact", "knocked out")
+        for cap, rate in (("expert's cap", wide), ("96 steps", capped))
+    }
     assert asked == [None, knock_out_memory] and model.training
     asked.clear()
     assert knock_out(model, [9], intact=fake(model.eval(), [9], transform_memory=None, episodes=5), episodes=5)
     assert asked == [None, knock_out_memory]
-    assert [*knock_out(small_model("DT", spec=SPEC), [9], episodes=5)] == ["no memory"]
+    assert [*knock_out(small_model("DT", spec=SPEC), [9], episodes=5)] == [
+        "no memory, expert's cap",
+        "no memory, 96 steps",
+    ]
     drawn = {}
     monkeypatch.setattr(pictures, "plot_success_by_length", lambda lines, path, **rest: drawn.update(rest) or path)
     assert success_curve(rates, tmp_path / "curve.png", episodes=5, random_length=False) == tmp_path / "curve.png"
     assert drawn["xlabel"] == "size of the maze"
-    assert drawn["published"] == {"expert, capped at 96 steps": {9: 1.0, 91: 0.0}}, "no fixed corridor of 91 is met"
+    assert drawn["published"] == {"expert, 96 steps": {9: 1.0, 91: 0.0}}, "no fixed corridor of 91 is met"
 
 
 @pytest.mark.parametrize("mode", ["RATE", "DT"])

@@ -85,9 +85,9 @@ def test_flags_reach_the_evaluation(run, tmp_path, monkeypatch):
 def test_pictures_compare_memory_with_none(run, tmp_path, monkeypatch, capsys):
     drawn = []
 
-    def plot(played, path, *, title):
+    def plot(played, path, *, title, references):
         drawn.append((played, title))
-        return plot_returns(played, path, title=title)
+        return plot_returns(played, path, title=title, references=references)
 
     plot_returns = plots.plot_returns
     monkeypatch.setattr(plots, "plot_returns", plot)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
+from RATE_model.acting.rollout import Episodes
 from RATE_model.errors import UserError
 from RATE_model.memories.rate.layout import Layout
 from RATE_model.plots import plot_attention, plot_bars, plot_curves, plot_memory, plot_success_by_length
@@ -15,6 +16,7 @@ from RATE_model.plots.attention import MAX_SEGMENTS, attention_figure, regions
 from RATE_model.plots.bars import bars_figure
 from RATE_model.plots.curves import curves_figure, read_metrics
 from RATE_model.plots.memory import memory_figure, memory_tokens, principal_plane, similarity_to_first
+from RATE_model.plots.returns import returns_figure
 from RATE_model.plots.style import save
 from RATE_model.plots.success import success_figure
 from tests.small_models import K, random_inputs, small_model
@@ -353,3 +355,31 @@ def test_bars_of_one_kind_need_no_legend_and_none_are_an_error(tmp_path):
         plot_bars({}, tmp_path / "bars.png", ylabel="return")
     assert not list(tmp_path.iterdir())
     assert plot_bars({"RATE": {"all": (1.0, 0.1)}}, tmp_path / "bars.png", ylabel="return").read_bytes().startswith(PNG)
+
+
+def test_a_single_value_has_a_marker():
+    rows = [*rows_of_three_stages(), {"step": 90, "ReturnsMean_red": 47.0}]
+    axes = curves_figure({"run": rows}, ["ReturnsMean_red"]).axes[0]
+    assert line(axes, "run").get_marker() == "o"
+
+
+def played(*returns):
+    return Episodes(np.array(returns), np.ones(len(returns)), np.zeros(len(returns)))
+
+
+def test_returns_of_one_target_have_a_place_for_each_label():
+    found = {"intact": {3600.0: played(1.0, 3.0)}, "knocked out": {3600.0: played(0.5)}}
+    (axes,) = returns_figure(found, title="", references={"random": -20.0, "expert": 3234.0}).axes
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["intact", "knocked out"]
+    means = [container.lines[0].get_xydata().tolist() for container in axes.containers]
+    assert means == [[[0.0, 2.0]], [[1.0, 0.5]]]
+    levels = {other.get_gid(): other.get_ydata()[0] for other in axes.lines if other.get_gid()}
+    assert levels == {"random": -20.0, "expert": 3234.0}
+    assert line(axes, "asked for: 3600").get_ydata()[0] == 3600
+
+
+def test_returns_of_several_targets_are_lines_with_these_ticks():
+    found = {"intact": {1800.0: played(1.0, 3.0), 3600.0: played(4.0, 4.0)}}
+    (axes,) = returns_figure(found, title="").axes
+    assert axes.get_xticks().tolist() == [1800, 3600] and axes.get_xlabel() == "return asked for"
+    assert axes.containers[0].lines[0].get_xydata().tolist() == [[1800, 2], [3600, 4]]
