@@ -101,6 +101,7 @@ class TrajectoryFile:
         self.path = Path(path)
         self._hint, self._max_episode_steps = hint, max_episode_steps
         self._handle: h5py.File | None = None
+        self._arrays: dict[str, h5py.Dataset] = {}  # of the handle: finding one takes as long as reading a window
         self._process = -1
         with self._reading():
             if self.path.is_dir():
@@ -117,7 +118,7 @@ class TrajectoryFile:
             self._checksums = self._read_checksums(file)
             for name in ("terminals", "timeouts", "rewards", "actions"):
                 if name in file:
-                    self._verify(file[name])
+                    self._verify(name)
             self.rewards = self._finite("rewards", one_column(file["rewards"][:]))
             self.actions = self._finite("actions", file["actions"][:].reshape(-1, *self.action_shape))
             ends = self._ends(file)
@@ -173,7 +174,7 @@ class TrajectoryFile:
                 or column.dtype.kind not in kinds
             ):
                 raise self._error(f"is damaged: '{EXPERT_ACTION}' has another shape or type than 'actions'")
-            self._verify(column)
+            self._verify(EXPERT_ACTION)
             actions = self._finite(EXPERT_ACTION, column[:])
         return self._in_range(EXPERT_ACTION, actions)
 
@@ -186,9 +187,8 @@ class TrajectoryFile:
     def column(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Steps start to stop - 1 of any array of the file, as they are stored: (n, ...)."""
         with self._reading(f" at steps {start} to {self.num_steps - 1 if stop is None else stop - 1} of '{name}'"):
-            column = self._open()[name]
-            self._verify(column, slice(start, stop))
-            return column[start:stop]
+            self._verify(name, slice(start, stop))
+            return self._array(name)[start:stop]
 
     def info_names(self) -> list[str]:
         """Names of the arrays under ``infos/``."""
@@ -207,7 +207,7 @@ class TrajectoryFile:
         with self._reading():
             if FIRST_SEEN not in (file := self._open()):
                 return None
-            self._verify(file[FIRST_SEEN])
+            self._verify(FIRST_SEEN)
             first = file[FIRST_SEEN][:]
             steps = np.arange(self.num_steps)
             good = first.shape == steps.shape and first.dtype.kind in "iu" and np.all((first >= 0) & (first <= steps))
@@ -216,7 +216,7 @@ class TrajectoryFile:
             distinct, index = np.unique(first, return_inverse=True)
             if self.num_bytes // self.num_steps * len(distinct) > max_bytes:
                 return None
-            self._verify(file["observations"], distinct)
+            self._verify("observations", distinct)
             frames = self._channels_first(file["observations"][distinct])
             return frames.astype(self.observation_dtype, copy=False), index
 
@@ -233,7 +233,7 @@ class TrajectoryFile:
         """Close this process's handle; the next read opens it again."""
         if self._handle is not None and self._process == os.getpid():
             self._handle.close()
-        self._handle = None
+        self._handle, self._arrays = None, {}
 
     def __enter__(self) -> TrajectoryFile:
         return self
@@ -242,16 +242,23 @@ class TrajectoryFile:
         self.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_handle": None, "_process": -1}
+        return self.__dict__ | {"_handle": None, "_arrays": {}, "_process": -1}
 
     def _open(self) -> h5py.File:
         """This process's handle. HDF5 handles must not cross a fork: parent and child would share one file position."""
         if self._handle is None or self._process != os.getpid():
-            self._handle = open_hdf5(self.path)
+            self._handle, self._arrays = open_hdf5(self.path), {}
             if any(uses_zstd(item) for item in self._handle.values()):
                 hdf5plugin(f"'{self.path}' is compressed with zstd; reading it")  # in a spawned worker too
             self._process = os.getpid()
         return self._handle
+
+    def _array(self, name: str) -> h5py.Dataset:
+        """An array of this process's handle."""
+        file = self._open()
+        if name not in self._arrays:
+            self._arrays[name] = file[name]
+        return self._arrays[name]
 
     def _read_checksums(self, file: h5py.File) -> Checksums | None:
         """Those that the file holds. Without any damage can go unnoticed, which is said once."""
@@ -263,11 +270,10 @@ class TrajectoryFile:
             _say(f"'{self.path}' holds no checksums: damage to it may go unnoticed.")
         return checksums
 
-    def _verify(self, column: h5py.Dataset, steps: slice | np.ndarray = slice(None)) -> None:
+    def _verify(self, name: str, steps: slice | np.ndarray = slice(None)) -> None:
         """Raise unless the chunks of an array that hold these steps are as they were written."""
-        damaged = self._checksums and self._checksums.damaged(column, steps)
+        damaged = self._checksums and self._checksums.damaged(self._open(), name, steps)
         if damaged:
-            name = column.name.lstrip("/")
             episodes = "" if name in ("terminals", "timeouts") else self._episodes_of(damaged)
             raise self._error(
                 f"is damaged: '{name}' differs from its checksum within steps {damaged[0]} to {damaged[-1]}{episodes}"
