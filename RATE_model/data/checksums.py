@@ -25,6 +25,7 @@ import numpy as np
 
 GROUP = "checksums"
 _DIGEST = "digest"
+_FEW = 8  # chunks; more are looked up at once
 _ROW = 512  # numbers of a row: a column sum of all of them stays in the processor's nearest cache
 
 
@@ -34,6 +35,7 @@ class Checksums:
     def __init__(self, tables: dict[str, np.ndarray], sizes: dict[str, int]) -> None:
         self._tables, self._sizes = tables, sizes  # of each array; sizes are the steps of a chunk
         self._compared = {name: np.zeros(len(table), dtype=bool) for name, table in tables.items()}
+        self._intact: set[str] = set()  # arrays of which all chunks have been compared
 
     @classmethod
     def read(cls, file: h5py.File) -> Checksums | None:
@@ -58,6 +60,8 @@ class Checksums:
         Raises:
             OSError: a chunk cannot be read at all.
         """
+        if name in self._intact:
+            return None
         size, compared = self._sizes[name], self._compared[name]
         if isinstance(steps, slice):
             start, stop, _ = steps.indices(size * len(compared))
@@ -68,12 +72,16 @@ class Checksums:
         else:
             chunks = np.unique(steps // size)
         array, descriptor = file[name], file.id.get_vfd_handle()
-        for chunk in chunks[~compared[chunks]].tolist():
-            place = array.id.get_chunk_info_by_coord(_first_element(array, chunk))
-            content = os.pread(descriptor, place.size, place.byte_offset) if place.size else b""
-            if _checksum(content, place.filter_mask) != self._tables[name][chunk]:
+        left = chunks[~compared[chunks]].tolist()
+        places = _places(array, left)
+        for chunk in left:
+            place = places.get(chunk)
+            content = os.pread(descriptor, place.size, place.byte_offset) if place else b""
+            if not place or _checksum(content, place.filter_mask) != self._tables[name][chunk]:
                 return range(chunk * size, min((chunk + 1) * size, len(array)))
             compared[chunk] = True
+        if compared.all():
+            self._intact.add(name)
         return None
 
 
@@ -109,6 +117,17 @@ def make_groups(file: h5py.File, name: str) -> None:
 def _first_element(array: h5py.Dataset, chunk: int) -> tuple[int, ...]:
     """Where a chunk begins. Chunks divide an array along its steps only."""
     return (chunk * array.chunks[0],) + (0,) * (array.ndim - 1)
+
+
+def _places(array: h5py.Dataset, chunks: list[int]) -> dict[int, Any]:
+    """Where chunks lie in the file; those that are in no place are left out."""
+    if len(chunks) > _FEW:
+        found: dict[int, Any] = {}
+        size = array.chunks[0]
+        array.id.chunk_iter(lambda place: found.update({place.chunk_offset[0] // size: place}))
+        return found
+    places = {chunk: array.id.get_chunk_info_by_coord(_first_element(array, chunk)) for chunk in chunks}
+    return {chunk: place for chunk, place in places.items() if place.size}
 
 
 def _checksum(content: bytes, filters_left_out: int) -> int:
