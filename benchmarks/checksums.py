@@ -93,7 +93,7 @@ def rewrite(source: Path, target: Path, *, fletcher: bool) -> Path:
 
 
 class Reader:
-    """Reads all windows of a file in random order; in seconds of the processor, as files come from the system's cache."""
+    """Reads all windows of a file in random order; in processor seconds, as files are cached."""
 
     def __init__(self, path: Path, options: Options) -> None:
         self.path, self.options = path, options

@@ -274,6 +274,7 @@ class TrajectoryFile:
         """Raise unless the chunks of an array that hold these steps are as they were written."""
         damaged = self._checksums and self._checksums.damaged(self._open(), name, steps)
         if damaged:
+            damaged = range(damaged.start, min(damaged.stop, self.num_steps))
             episodes = "" if name in ("terminals", "timeouts") else self._episodes_of(damaged)
             raise self._error(
                 f"is damaged: '{name}' differs from its checksum within steps {damaged[0]} to {damaged[-1]}{episodes}"
