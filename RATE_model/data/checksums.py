@@ -7,9 +7,9 @@ Damage to a chunk, or to the place where it is looked for, changes its checksum;
 digest. A checksum is compared when a process first reads its chunk. HDF5's own, Fletcher-32, takes a block of zeros for
 intact, and is computed again with every read; benchmarks/checksums.py measures both.
 
-The checksum of a chunk is made for speed: reading is hardly slower, where a plain CRC-32 of all bytes would cost more
-than twice as much. Its bytes are laid out as rows of 64-bit numbers. All rows and all columns are summed, and the CRC-32 is that of
-the sums: a changed number shows in its row, numbers that changed places show in their rows or their columns.
+The checksum of a chunk is made for speed; a plain CRC-32 of all bytes takes three times as long. Its bytes are laid out
+as rows of 64-bit numbers. All rows and all columns are summed, and the CRC-32 is that of the sums: a changed number
+shows in its row, numbers that changed places show in their rows or their columns.
 """
 
 from __future__ import annotations
