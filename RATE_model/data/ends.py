@@ -195,9 +195,12 @@ def within_episode(
 def successors_follow(observations: np.ndarray, successors: np.ndarray) -> np.ndarray:
     """Whether the successor of each step but the last is the next step's observation: (N - 1,) bool of (N, ...)."""
     after, here = observations[1:], successors[:-1]
-    # Close, not equal: both may be roundings of one number, where a maker has changed types in between.
-    same = np.isclose(here, after, rtol=1e-5, atol=1e-6) if after.dtype.kind == "f" else here == after
-    return same.reshape(len(same), math.prod(same.shape[1:])).all(axis=1)
+    follows = (here == after).reshape(len(here), math.prod(here.shape[1:])).all(axis=1)
+    if after.dtype.kind == "f":  # both may be roundings of one number, where a maker has changed types in between
+        rows = np.flatnonzero(~follows)
+        close = np.isclose(here[rows], after[rows], rtol=1e-5, atol=1e-6)
+        follows[rows] = close.reshape(len(rows), math.prod(here.shape[1:])).all(axis=1)
+    return follows
 
 
 def ends_of_file(file: h5py.File, steps: int, *, max_steps: int | None = None) -> Ends:
