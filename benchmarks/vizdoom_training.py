@@ -35,6 +35,7 @@ from RATE_model.training.optimization import Schedule
 from RATE_model.training.trainer import Trainer
 from VizDoom.VizDoom_src.env import VizDoomTwoColorsEnv
 from VizDoom.VizDoom_src.evaluate import TARGET_RETURN, check_episodes, evaluation_seeds
+from VizDoom.VizDoom_src.scenario import Scenario
 from VizDoom.VizDoom_src.spec import SPEC
 from VizDoom.VizDoom_src.train_vizdoom import read_config
 from VizDoom.VizDoom_src.vector import VizDoomTwoColorsVectorEnv
@@ -45,6 +46,7 @@ PRECISION = "bf16"
 WITHOUT_IMAGES = replace(SPEC, observation_shape=(1,))
 # Largest difference of logits, in units of their standard deviation, that counts as the same.
 ALLOWED_LOGITS = 1e-3
+SCENARIO = Scenario(graphics="installed")  # so that there is nothing to obtain
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,7 @@ def check_logits(model: RATE, steps: int) -> float:
     """
     actor, plain = Actor(model, 1, TARGET_RETURN), PlainEpisode(model)
     logits, expected, reward = [], [], 0.0
-    with closing(VizDoomTwoColorsEnv()) as game:
+    with closing(VizDoomTwoColorsEnv(SCENARIO)) as game:
         observation, _ = game.reset(seed=0)
         for _ in range(steps):
             logits.append(actor.observe(observation[None], np.array([reward]))[0])
@@ -225,7 +227,10 @@ def measure(options: Options) -> dict[str, Any]:
     torch.manual_seed(0)
     model = RATE(read_config(PUBLISHED).model_config(), SPEC).eval()
     difference = check_logits(model, model.config.context_length + 2)
-    with closing(VizDoomTwoColorsVectorEnv(options.episodes)) as games, closing(VizDoomTwoColorsEnv()) as game:
+    with (
+        closing(VizDoomTwoColorsVectorEnv(options.episodes, SCENARIO)) as games,
+        closing(VizDoomTwoColorsEnv(SCENARIO)) as game,
+    ):
         candidates |= acting_candidates(options, model, games, game)
         candidates["product"] = common.matrix_product(PRECISION, options.matrix_size)
         seconds = common.interleave(candidates, rounds=options.rounds)

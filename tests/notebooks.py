@@ -1,5 +1,6 @@
 """Notebooks run headless, in a copy in memory."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import nbformat
@@ -23,9 +24,12 @@ def assert_without_outputs(path: Path) -> None:
     assert code and all(cell.outputs == [] and cell.execution_count is None for cell in code)
 
 
-def run_notebook(path: Path, *, cwd: Path) -> tuple[str, list[int]]:
-    """Execute it in a folder; the text it printed, and how many pictures each code cell showed."""
+def run_notebook(path: Path, *, cwd: Path, changes: Mapping[str, str] | None = None) -> tuple[str, list[int]]:
+    """Execute it in a folder, with changes of its code; the text it printed, and how many pictures each cell showed."""
     notebook = nbformat.read(path, as_version=4)
+    for before, now in (changes or {}).items():
+        (cell,) = (cell for cell in notebook.cells if before in cell.source)
+        cell.source = cell.source.replace(before, now)
     NotebookClient(notebook, timeout=240, kernel_name="python3", resources={"metadata": {"path": str(cwd)}}).execute()
     outputs = [cell.outputs for cell in notebook.cells if cell.cell_type == "code"]
     text = "".join(out.text for cell in outputs for out in cell if out.output_type == "stream")

@@ -262,9 +262,15 @@ def _record_start(directory: Path, seed: int) -> None:
 
 
 def _versions() -> dict[str, str]:
-    names = ("torch", "numpy", "gymnasium", "h5py", "safetensors", "tyro", "wandb")
+    """Of Python's packages that this project may use, those of every environment among them, where installed."""
+    names = {"torch", "numpy", "gymnasium", "h5py", "safetensors", "tyro", "wandb"}
+    try:
+        required = importlib.metadata.requires("rate-memory") or []
+    except importlib.metadata.PackageNotFoundError:  # run from a checkout that is not installed
+        required = []
+    names |= {re.match(r"[\w.-]+", text).group() for text in required if "extra == 'dev'" not in text.replace('"', "'")}
     versions = {}
-    for name in names:
+    for name in sorted(names - {"rate-memory"}):
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

@@ -33,7 +33,7 @@ from RATE_model.errors import UserError
 from VizDoom.VizDoom_src.env import ENV_ID, NUM_ACTIONS, OBSERVATION_SHAPE, PUBLISHED_CAP
 from VizDoom.VizDoom_src.expert import View
 from VizDoom.VizDoom_src.generate import EXPERT_VERSION, Recipe, generate
-from VizDoom.VizDoom_src.scenario import BUILDER_VERSION, Scenario
+from VizDoom.VizDoom_src.scenario import BEFORE, BUILDER_VERSION, Scenario
 
 if TYPE_CHECKING:
     from RATE_model.data.dataset import WindowDataset
@@ -89,8 +89,10 @@ class DataOptions:
 def dataset_path(options: DataOptions) -> Path:
     """The file of what these options make; its name holds all of them that its content depends on."""
     parts = [f"vizdoom_two_colors_{options.view}_steps{options.steps}"]
-    standard = asdict(Scenario())
-    parts += [f"{name}_{value}" for name, value in asdict(options.scenario).items() if value != standard[name]]
+    standard = Scenario().rules
+    parts += [f"{name}_{value}" for name, value in options.scenario.rules.items() if value != standard[name]]
+    if (graphics := options.scenario.settled().graphics) != BEFORE["graphics"]:  # files have had names before
+        parts.append(f"graphics_{graphics}")
     if options.noise:
         parts.append(f"noise{options.noise:g}")
     if options.perturbation:
@@ -122,7 +124,14 @@ def _check_scenario(path: Path, scenario: Scenario) -> None:
     """Raise a `UserError` if a file tells that another scenario was played."""
     with open_dataset(path) as file:
         made = file.attributes
-    wanted = asdict(scenario)
+    wanted = asdict(scenario.settled())
+    if "variant" in made:
+        made = BEFORE | made
+    elif wanted["graphics"] != "published":
+        print(
+            f"'{path}' does not say which graphics it shows. Published files show --graphics published; evaluations "
+            f"play --graphics {wanted['graphics']}."
+        )
     if other := [name for name, value in wanted.items() if made.get(name, value) != value]:
         of_file, of_flags = (
             " ".join(f"--{name} {str(values[name]).lower()}" for name in other) for values in (made, wanted)
@@ -240,6 +249,8 @@ def describe(path: Path) -> str:
         f"{path}: {len(lengths)} episodes of {lengths.min()} to {lengths.max()} steps, mean return "
         f"{returns.mean():.2f}, {path.stat().st_size / 1e6:.1f} MB"
     )
+    if "vizdoom" in made:
+        line += "; {graphics} graphics, vizdoom {vizdoom}".format(**BEFORE | made)
     dropped = made.get("played", len(lengths)) - len(lengths)
     return line + (f"; {dropped} more were too short and dropped" if dropped else "")
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from RATE_model.errors import UserError
+from VizDoom.VizDoom_src.graphics import ensure_graphics
 from VizDoom.VizDoom_src.launcher import launcher
 from VizDoom.VizDoom_src.scenario import CLEAR_MAPS, GREEN, RED, TICS_PER_STEP, Scenario, ensure_scenario
 
@@ -52,6 +53,16 @@ def vizdoom() -> ModuleType:
     return package
 
 
+def pictures_of(scenario: Scenario) -> dict[str, str]:
+    """What data, runs and results say of their pictures: the graphics, and the version of the engine."""
+    return {"graphics": scenario.settled().graphics, "vizdoom": vizdoom().__version__}
+
+
+def described_pictures(scenario: Scenario) -> str:
+    """`pictures_of`, in words."""
+    return "{graphics} graphics, vizdoom {vizdoom}".format(**pictures_of(scenario))
+
+
 class Engine:
     """One running game.
 
@@ -65,7 +76,8 @@ class Engine:
         replacement: it takes the place of one that died.
 
     Raises:
-        UserError: the package is missing, the scenario cannot be built, or no engine starts.
+        UserError: the package is missing, the scenario cannot be built, its graphics cannot be obtained, or no engine
+            starts.
         EngineDied: this one does not start.
     """
 
@@ -158,13 +170,16 @@ def _configured(package: ModuleType, scenario: Scenario, variables: list[Any], p
     """A game with all of its settings, not yet running."""
     game = package.DoomGame()
     game.set_doom_config_path(os.devnull)
+    wad = ensure_graphics(scenario)
+    if wad is not None:
+        game.set_doom_game_path(str(wad))
     game.set_doom_scenario_path(str(ensure_scenario(scenario)))
     game.set_doom_map(CLEAR_MAPS[0])
     game.set_screen_resolution(package.ScreenResolution.RES_320X180)
     game.set_screen_format(package.ScreenFormat.CRCGCB)
     for part in ("hud", "crosshair", "weapon", "decals", "particles"):
         getattr(game, f"set_render_{part}")(False)
-    game.set_render_screen_flashes(True)  # the published pictures turn red with damage and yellow with a pickup
+    game.set_render_screen_flashes(wad is None)  # of versions before 1.3 nothing flashes
     game.set_available_buttons([getattr(package.Button, name) for name in ("TURN_LEFT", "TURN_RIGHT", "MOVE_FORWARD")])
     game.set_available_game_variables(variables)
     game.set_objects_info_enabled(privileged)

@@ -52,7 +52,8 @@ class VizDoomTwoColorsEnv(gymnasium.Env):
         render_mode: None, or "rgb_array" for `render`.
 
     Raises:
-        UserError: a value is out of range, or (by the first reset) the package vizdoom is missing.
+        UserError: a value is out of range, or (by the first reset) the package vizdoom is missing or the scenario's
+            graphics cannot be obtained.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 35 / TICS_PER_STEP}
@@ -65,8 +66,7 @@ class VizDoomTwoColorsEnv(gymnasium.Env):
         privileged: bool = False,
         render_mode: str | None = None,
     ) -> None:
-        self.scenario = scenario or Scenario()
-        self.scenario.validate()
+        self.scenario = (scenario or Scenario()).settled()
         if max_steps < 1:
             raise UserError(f"ViZDoom-Two-Colors: max_steps is {max_steps}; it must be at least 1.")
         if render_mode not in (None, *self.metadata["render_modes"]):

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from RATE_model.errors import UserError
 from VizDoom.VizDoom_src.engine import vizdoom
 from VizDoom.VizDoom_src.env import ENV_ID, OBSERVATION_SHAPE, VizDoomTwoColorsEnv
 from VizDoom.VizDoom_src.expert import Flawed, View
+from VizDoom.VizDoom_src.graphics import ensure_graphics
 from VizDoom.VizDoom_src.scenario import BUILDER_VERSION, Scenario, ensure_scenario
 from VizDoom.VizDoom_src.seeds import FIRST_DATA_SEED
 
@@ -78,7 +79,8 @@ def generate(recipe: Recipe, episodes: int, path: Path, *, overwrite: bool = Fal
         UserError: the file exists and is not to be replaced, cannot be written, the package vizdoom is missing, an
             engine died twice in an episode, or too few episodes reach the full length.
     """
-    vizdoom()  # a missing package shows here, not in a process
+    vizdoom()  # a missing package, or missing graphics, show here and not in a process
+    ensure_graphics(recipe.scenario)
     ensure_scenario(recipe.scenario)
     attributes = {
         "environment": ENV_ID,
@@ -98,7 +100,7 @@ def generate(recipe: Recipe, episodes: int, path: Path, *, overwrite: bool = Fal
 
 def job_of(recipe: Recipe) -> Job:
     """How the parts of a recipe are made."""
-    described = asdict(recipe)
+    described = asdict(replace(recipe, scenario=recipe.scenario.settled()))
     versions = {"builder": BUILDER_VERSION, "expert": EXPERT_VERSION, "vizdoom": vizdoom().__version__}
     return Job(
         functools.partial(play_part, recipe),

@@ -25,10 +25,11 @@ from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
 from RATE_model.memories.rate.model import RATE
 from VizDoom.VizDoom_src import evaluate as protocol
 from VizDoom.VizDoom_src.baselines import play_baselines
-from VizDoom.VizDoom_src.engine import vizdoom
+from VizDoom.VizDoom_src.engine import described_pictures, pictures_of, vizdoom
 from VizDoom.VizDoom_src.env import PUBLISHED_CAP
+from VizDoom.VizDoom_src.graphics import ensure_graphics
 from VizDoom.VizDoom_src.pictures import bars_of, knock_out, record_videos, returns_by_colour
-from VizDoom.VizDoom_src.scenario import Scenario, Variant
+from VizDoom.VizDoom_src.scenario import BEFORE, Graphics, Scenario, Variant
 from VizDoom.VizDoom_src.spec import SPEC
 
 SCRIPT = "python3 VizDoom/VizDoom_src/inference_vizdoom.py"
@@ -56,14 +57,21 @@ class ScenarioOptions:
     spawn_tics: int | None = None
     # Whether there is a pillar; without it nothing tells the colour
     pillar: Boolean | None = None
+    # published: Freedoom of vizdoom 1.2.4, without flashes on damage, as published; it is obtained once (28 MB).
+    # installed: Freedoom of the installed vizdoom, with flashes; none = as trained; with another --variant, or where
+    # nothing tells: published for the variant published, installed for clear
+    graphics: Graphics | None = None
 
     def validate(self) -> None:
         """Raise a UserError for a value out of range."""
         self.over(Scenario()).validate()
 
     def over(self, trained: Scenario) -> Scenario:
-        """A scenario with what is given here."""
-        return replace(trained, **{name: value for name, value in asdict(self).items() if value is not None})
+        """A scenario with what is given here; another variant has its own graphics unless they are given."""
+        given = {name: value for name, value in asdict(self).items() if value is not None}
+        if given.get("variant", trained.variant) != trained.variant:
+            trained = replace(trained, graphics=None)
+        return replace(trained, **given)
 
 
 @dataclass(frozen=True)
@@ -108,9 +116,9 @@ class Options:
         Raises:
             UserError: there is no such checkpoint, or its run's config.yaml is damaged.
         """
-        recorded = self.common.recorded()
+        recorded = self.common.recorded(BEFORE)
         trained = Scenario(**{name: recorded[name] for name in asdict(Scenario()) if name in recorded})
-        scenario = ScenarioOptions(**asdict(self.scenario.over(trained)))
+        scenario = ScenarioOptions(**asdict(self.scenario.over(trained).settled()))
         return replace(fill_from_run(self, PUBLISHED), scenario=scenario)
 
     @property
@@ -153,12 +161,16 @@ def evaluate(options: Options) -> None:
     path, model = options.common.load(SPEC)
     options = options.filled()
     shared = options.acting
+    scenario, trained = shared["scenario"], options.common.recorded(BEFORE).get("graphics")
+    ensure_graphics(scenario)
     print(
-        f"{path}: {options.episodes} episodes of the {shared['scenario'].variant} variant, half of them red, asked for "
-        f"a return of {protocol.described(options.target_return, options.reset_target)}"
+        f"{path}: {options.episodes} episodes of the {scenario.variant} variant ({described_pictures(scenario)}), half "
+        f"of them red, asked for a return of {protocol.described(options.target_return, options.reset_target)}"
         f"{', memory knocked out' if options.common.knock_out else ''}",
         flush=True,
     )
+    if trained not in (None, scenario.graphics):
+        print(f"It was trained in {trained} graphics, and plays {scenario.graphics} ones.", flush=True)
     started = time.perf_counter()
     acting = {"episodes": options.episodes, "seed": options.seed, **shared}
     played = {MODEL: protocol.play(model, transform_memory=options.common.transform_memory, **acting)}
@@ -170,14 +182,15 @@ def evaluate(options: Options) -> None:
         bars = {label: bars_of(episodes) for label, episodes in conditions.items()}
         played |= {f"{MODEL}, {label}": found for label, found in conditions.items() if found is not played[MODEL]}
     if options.baselines:
-        others = play_baselines(options.episodes, scenario=shared["scenario"], max_steps=options.episode_timeout)
+        others = play_baselines(options.episodes, scenario=scenario, max_steps=options.episode_timeout)
         bars |= {label: bars_of(episodes) for label, episodes in others.items()}
         played |= others
     show(played)
     print(f"{seconds:.1f} s")
     asked = options.target_return
     results = {label: protocol.metrics(found, target_return=asked) for label, found in played.items()}
-    options.common.write(episodes=options.episodes, results=results)  # before anything that can fail is drawn
+    told = {"variant": scenario.variant, **pictures_of(scenario)}
+    options.common.write(episodes=options.episodes, **told, results=results)  # before anything that can fail is drawn
     draw(model, bars, shared, options)
 
 

@@ -10,7 +10,7 @@ can be given again at any time.
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,8 +31,10 @@ from RATE_model.system.precision import pick_device
 from RATE_model.training.checkpoints import resolve_checkpoint
 from VizDoom.VizDoom_src.baselines import play_baselines
 from VizDoom.VizDoom_src.dataset import ensure_dataset, open_dataset
+from VizDoom.VizDoom_src.engine import described_pictures
 from VizDoom.VizDoom_src.evaluate import COLOURS, TARGET_RETURN, described, has_free_colour, metrics, play
 from VizDoom.VizDoom_src.pictures import returns_by_colour
+from VizDoom.VizDoom_src.scenario import Graphics
 from VizDoom.VizDoom_src.train_vizdoom import Config, check, read_config
 
 Setting = Literal["fast", "published"]
@@ -87,11 +89,24 @@ class Options(StudyOptions):
 
     # fast: RATE with config_fast.yaml, on a CPU; published: RATE and DT with config.yaml, on a GPU if there is one
     setting: Setting = "fast"
+    # Graphics, see train_vizdoom.py; none = the setting's. Others have runs and pages of their own
+    graphics: Graphics | None = None
 
     @property
     def page(self) -> str:
         """The name of the files of results."""
-        return "vizdoom" if self.setting == "fast" else f"vizdoom_{self.setting}"
+        name = "vizdoom" if self.setting == "fast" else f"vizdoom_{self.setting}"
+        return name if self.graphics is None else f"{name}_{self.graphics}_graphics"
+
+    @property
+    def study(self) -> Study:
+        """The runs."""
+        study = STUDIES[self.setting]
+        if self.graphics is None:
+            return study
+        flags = ("--graphics", self.graphics)
+        prefix = f"{study.prefix}_{self.graphics}_graphics"
+        return replace(study, settings=(*study.settings, *flags), prefix=prefix)
 
 
 def settings_of(study: Study) -> Config:
@@ -233,7 +248,7 @@ def write(
     options: Options,
 ) -> None:
     """The JSON file, the picture and the generated part of the page."""
-    task, everything = config.task, document | baselines
+    task, scenario, everything = config.task, config.data.scenario, document | baselines
     bars = {label: {colour: _bar(entry, colour) for colour in COLOURS} for label, entry in everything.items()}
     returns_by_colour(bars, options.results_dir / f"{options.page}.png")
     seeds = f"seed{'s' * (len(options.seeds) > 1)} " + ", ".join(map(str, options.seeds))
@@ -243,13 +258,13 @@ def write(
         f"{task.episode_timeout} steps, asked for {described(task.target_return, task.reset_target)}, made "
         f"{made(document)}. ± denotes the standard error "
         f"{spread}, and over episodes for players without a model. *Weaker* is the smaller of a seed's "
-        f"means of both colours. It is the variant `{config.data.scenario.variant}`; the episodes of its data have "
-        f"{config.data.steps} steps and a mean return of {data_return:.2f}.\n\n"
+        f"means of both colours. It is the variant `{scenario.variant}` ({described_pictures(scenario)}); the episodes "
+        f"of its data have {config.data.steps} steps and a mean return of {data_return:.2f}.\n\n"
         f"{returns_table(everything)}\n\nEvery seed, with standard errors over its episodes:\n\n"
         f"{seed_table(document, options.seeds)}\n\n"
         "For context, what was published for the original graphics, 5000 episodes of another policy, and a cap of 2100 "
         "steps:\n\n"
-        f"{published_table()}\n\nCommands:\n\n{STUDIES[options.setting].commands(options.seeds)}\n"
+        f"{published_table()}\n\nCommands:\n\n{options.study.commands(options.seeds)}\n"
     )
     document = everything | {"data": {"mean": [data_return]}}
     write_results(options.page, "ViZDoom-Two-Colors", document, text, options)
@@ -265,7 +280,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Train what is missing, collect everything, write the results."""
     with exit_on_user_error():
         options = parse_options(Options, argv=argv, prog="reproduce.py", description="Make results/vizdoom*")
-        study = STUDIES[options.setting]
+        study = options.study
         config, device = settings_of(study), pick_device(options.device or study.device)
         data_return = mean_return_of_data(ensure_dataset(config.data))  # made before several processes want to
         document = collect(study.run_all(options), config, data_return, device)

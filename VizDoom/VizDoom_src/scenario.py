@@ -13,9 +13,10 @@ to appear, green and red in turn. Touching one of the pillar's colour heals, tou
 
 Two variants:
 
-- ``published``: the stock graphics, and scripts that draw from the engine's random numbers in the order of the
-  original, so that a seed gives the same episode as there, frame by frame. The armour that an item is absorbs a part of
-  the damage: a wrong item costs 17 (green) or 13 (red) health, where 25 is meant.
+- ``published``: the stock sprites, and scripts that draw from the engine's random numbers in the order of the
+  original, so that a seed gives the same episode as there; with the graphics ``published`` (`graphics.py`), frame by
+  frame. The armour that an item is absorbs a part of the damage: a wrong item costs 17 (green) or 13 (red) health,
+  where 25 is meant.
 - ``clear``: sprites of our own, large and bright, and exactly 25 health more or less. Seeds mean other layouts.
 
 WADs are built when they are first needed and kept in a cache.
@@ -27,9 +28,9 @@ import contextlib
 import hashlib
 import os
 import uuid
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -61,6 +62,11 @@ _PILLAR_TAG = 77
 _DAMAGE_KIND = 18
 
 Variant = Literal["published", "clear"]
+Graphics = Literal["published", "installed"]
+# Graphics of a variant where none are asked for. `clear` keeps those that its results were made with.
+GRAPHICS: dict[str, Graphics] = {"published": "published", "clear": "installed"}
+# What runs and data files were made with that do not say it.
+BEFORE = {"graphics": "installed"}
 
 
 @dataclass(frozen=True)
@@ -77,11 +83,27 @@ class Scenario:
     spawn_tics: int = 30
     # Whether there is a pillar; without it nothing tells the colour
     pillar: Boolean = True
+    # published: Freedoom of vizdoom 1.2.4, without flashes on damage, as published; it is obtained once (28 MB).
+    # installed: Freedoom of the installed vizdoom, with flashes; none = published for the variant published, installed
+    # for clear
+    graphics: Graphics | None = None
+
+    @property
+    def rules(self) -> dict[str, int | bool | str]:
+        """All that is not about its pictures alone."""
+        return {name: value for name, value in asdict(self).items() if name != "graphics"}
+
+    def settled(self) -> Scenario:
+        """The same, with the graphics that it is played with. Raises UserError as `validate`."""
+        self.validate()
+        return replace(self, graphics=self.graphics or GRAPHICS[self.variant])
 
     def validate(self) -> None:
         """Raise a UserError for a value out of range."""
         if self.variant not in ("published", "clear"):
             raise UserError(f"--variant {self.variant}: must be published or clear")
+        if self.graphics not in (None, *get_args(Graphics)):
+            raise UserError(f"--graphics {self.graphics}: must be published or installed")
         at_least(1, pillar_steps=self.pillar_steps, items=self.items, spawn_tics=self.spawn_tics)
         at_most(MAX_TIME, pillar_steps=self.pillar_steps, spawn_tics=self.spawn_tics)
         at_most(MAX_ITEMS, items=self.items)
@@ -105,7 +127,7 @@ def ensure_scenario(scenario: Scenario) -> Path:
         UserError: a value is out of range, or the cache cannot be written.
     """
     scenario.validate()
-    digest = hashlib.sha256(repr((BUILDER_VERSION, sorted(asdict(scenario).items()))).encode()).hexdigest()[:12]
+    digest = hashlib.sha256(repr((BUILDER_VERSION, sorted(scenario.rules.items()))).encode()).hexdigest()[:12]
     path = cache_directory() / f"two_colors_{scenario.variant}_{digest}.wad"
     if not path.exists():
         write_to_cache(path, build(scenario))

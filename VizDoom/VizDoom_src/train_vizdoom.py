@@ -32,7 +32,9 @@ from VizDoom.VizDoom_src import evaluate as protocol
 from VizDoom.VizDoom_src.dataset import DataOptions, ensure_dataset, load_windows
 from VizDoom.VizDoom_src.engine import vizdoom
 from VizDoom.VizDoom_src.env import MIRRORED, PUBLISHED_CAP
+from VizDoom.VizDoom_src.graphics import ensure_graphics
 from VizDoom.VizDoom_src.pictures import draw_run
+from VizDoom.VizDoom_src.scenario import BEFORE
 from VizDoom.VizDoom_src.spec import SPEC
 
 HERE = Path(__file__).resolve().parent
@@ -135,8 +137,9 @@ def evaluate(model: RATE, config: Config, seed: int, final: bool) -> dict[str, f
 def check(config: Config, seed: int) -> Run:
     """The run of a seed, new or to be continued; nothing is created. Raises UserError if it cannot be."""
     if config.task.online_inference or config.task.last_inference:
-        vizdoom()  # a missing package shows before hours of training, not behind them
-    return experiment.check(config, run_directory(config, seed), seed)
+        vizdoom()  # fail fast, on a missing package and on missing graphics
+        ensure_graphics(config.data.scenario)
+    return experiment.check(config, run_directory(config, seed), seed, before=BEFORE)
 
 
 def train(config: Config, run: Run) -> dict[str, float]:
@@ -187,14 +190,18 @@ def train(config: Config, run: Run) -> dict[str, float]:
 
 
 def read_config(argv: Sequence[str] | None = None) -> Config:
-    """The configuration that the flags (None: of the command line) ask for. Raises UserError."""
-    return parse_options(
+    """The configuration that the flags (None: of the command line) ask for. Raises UserError.
+
+    It says which graphics, so that a run's record does.
+    """
+    config = parse_options(
         Config,
         argv=argv,
         config_file=HERE / "config.yaml",
         prog="python3 VizDoom/VizDoom_src/train_vizdoom.py",
         description="Train RATE or a relative on ViZDoom-Two-Colors.",
     )
+    return replace(config, data=replace(config.data, scenario=config.data.scenario.settled()))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

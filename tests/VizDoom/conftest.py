@@ -1,4 +1,6 @@
-"""What the tests of ViZDoom share: a cache that is not the user's, and games that are closed."""
+"""What the tests of ViZDoom share: a cache that is not the user's, graphics that are there, games that are closed."""
+
+import os
 
 import pytest
 
@@ -10,6 +12,27 @@ def cache(tmp_path_factory):
         folder = tmp_path_factory.mktemp("cache")
         patch.setenv("XDG_CACHE_HOME", str(folder))
         yield folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def graphics_that_are_there():
+    """Tests play with what is installed unless they say otherwise: the published graphics may not be here."""
+    from VizDoom.VizDoom_src import scenario
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(scenario.GRAPHICS, "published", "installed")
+        yield
+
+
+@pytest.fixture
+def published_graphics(monkeypatch):
+    """The graphics of a variant are the real ones; skips where the published ones are not here."""
+    from VizDoom.VizDoom_src import graphics, scenario
+
+    if not (os.environ.get(graphics.VARIABLE) or graphics.PLACE.exists()):
+        pytest.skip(f"the published graphics are not here; {graphics.COMMAND} obtains them")
+    monkeypatch.setitem(scenario.GRAPHICS, "published", "published")
+    return graphics.published_wad()
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from VizDoom.VizDoom_src.seeds import GREEN_SEEDS, RED_SEEDS
 
 SCRIPT = Path(__file__).resolve().parents[2] / "VizDoom" / "VizDoom_src" / "dataset.py"
 FLAWS = ["--noise", "0.2", "--perturbation", "0.4"]
+HERE = ("--graphics", "installed")  # of a process of its own; see conftest.py
 QUICK = Recipe(Scenario(), 12, "limited", 0.2, 0.4)
 
 
@@ -80,7 +81,7 @@ def test_a_file_holds_what_the_expert_saw_and_did(game, tmp_path):
 
 def test_the_content_does_not_depend_on_the_processes(tmp_path):
     """Two by the command, one here."""
-    flags = ["--episodes", "30", "--steps", "12", *FLAWS, "--workers", "2", "--output", "two.h5"]
+    flags = ["--episodes", "30", "--steps", "12", *FLAWS, *HERE, "--workers", "2", "--output", "two.h5"]
     done = subprocess.run([sys.executable, SCRIPT, *flags], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == "", done.stderr
     assert done.stdout.startswith("two.h5: 30 episodes of 12 to 12 steps") and done.stdout.count("\n") == 1
@@ -123,7 +124,7 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch, capsys):
 def test_a_killed_run_leaves_no_process_and_goes_on(tmp_path):
     """The command with two processes, killed in the middle and started again; compared with one that was not."""
     psutil = pytest.importorskip("psutil")
-    flags = ["--episodes", "60", "--steps", "12", *FLAWS, "--workers", "2", "--output", "data.h5"]
+    flags = ["--episodes", "60", "--steps", "12", *FLAWS, *HERE, "--workers", "2", "--output", "data.h5"]
     run = subprocess.Popen([sys.executable, SCRIPT, *flags], cwd=tmp_path)
     parts = tmp_path / "data.h5.parts"
     deadline = time.monotonic() + 100
@@ -145,7 +146,7 @@ def test_a_killed_run_leaves_no_process_and_goes_on(tmp_path):
 
 
 def test_ctrl_c_ends_the_command_at_once(tmp_path):
-    flags = ["--episodes", "1000", "--steps", "20", "--workers", "2", "--output", "data.h5"]
+    flags = ["--episodes", "1000", "--steps", "20", "--workers", "2", "--output", "data.h5", *HERE]
     run = subprocess.Popen(
         [sys.executable, SCRIPT, *flags], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

