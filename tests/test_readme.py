@@ -21,7 +21,7 @@ from RATE_model.cli.reproduce import StudyOptions
 from RATE_model.original.__main__ import parser as original_parser
 from TMaze_new.TMaze_new_src import dataset, inference_tmaze, train_tmaze
 from VizDoom.VizDoom_src import dataset as vizdoom_dataset
-from VizDoom.VizDoom_src import inference_vizdoom, train_vizdoom
+from VizDoom.VizDoom_src import graphics, inference_vizdoom, train_vizdoom
 from VizDoom.VizDoom_src import reproduce as vizdoom_study
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,6 +37,7 @@ OPTIONS = {
     "TMaze_new/TMaze_new_src/dataset.py": dataset.Options,
     "VizDoom/VizDoom_src/dataset.py": vizdoom_dataset.Options,
     "MemoryMaze/MemoryMaze_src/dataset.py": memory_maze_dataset.Options,
+    "VizDoom/VizDoom_src/graphics.py": graphics.Options,
     "VizDoom/VizDoom_src/reproduce.py": vizdoom_study.Options,
     "MemoryMaze/MemoryMaze_src/reproduce.py": memory_maze_study.Options,
     "Atari/generate_dataset.py": atari_dataset.Options,

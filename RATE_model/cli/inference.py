@@ -108,16 +108,19 @@ class InferenceOptions:
         writable(pictures=self.pictures)
 
     def recorded(self, before: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """The flags of the run that the checkpoint is of; none where it is of no run, as a converted one.
+        """The flags of the run that the checkpoint is of; none where it is of no run.
 
         Args:
-            before: what a run did that was made before it could record these flags.
+            before: what a run did that was made before it could record these flags. A converted checkpoint, which
+                records what it was converted from, is of no such run.
 
         Raises:
             UserError: there is no such checkpoint, or its run's config.yaml is damaged.
         """
         path = self.config_file
-        return {**(before or {}), **respelt(load_yaml(path))} if path.exists() else {}
+        recorded = respelt(load_yaml(path)) if path.exists() else {}
+        made_here = recorded and "published_variant" not in recorded
+        return {**before, **recorded} if before and made_here else recorded
 
     @property
     def config_file(self) -> Path:

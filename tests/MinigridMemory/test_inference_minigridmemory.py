@@ -112,6 +112,7 @@ def test_what_is_not_given_is_as_in_the_run(tmp_path):
     recorded = {
         "layouts: published\nepisode_timeout: 500\ntarget_return: 0.5\n": (0.5, "published", 500),
         "target_return: 0.5\n": (0.5, "own", 96),
+        "published_variant: minigrid_memory\n": (0.96, "published", 96),
         None: (0.96, "published", 96),
     }
     for text, expected in recorded.items():

@@ -145,7 +145,10 @@ def test_the_graphics_are_those_of_the_training_and_others_are_told(run, tmp_pat
     before, output = shutil.copytree(run, tmp_path / "before"), tmp_path / "out.json"
     config = before / "config.yaml"
     config.write_text(config.read_text().replace("graphics: installed\n", ""))
+    converted = shutil.copytree(run, tmp_path / "converted")
+    (converted / "config.yaml").write_text("published_variant: doom\n")
     cases = {
+        (converted,): ("published", False),
         (published,): ("published", False),
         (run,): ("installed", False),
         (before,): ("installed", False),
