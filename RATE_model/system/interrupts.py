@@ -9,11 +9,13 @@ Nothing here imports more than Python itself: scripts call it before anything el
 """
 
 import os
+import re
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any
 
 SIGNALS = tuple(
@@ -40,13 +42,26 @@ def signal_name(interruption: KeyboardInterrupt) -> str:
 
 
 def quit_on_signals() -> None:
-    """From now on end the process at once, with one line instead of a traceback from the middle of an import."""
+    """From now on end the process at once, with one line instead of a traceback from the middle of an import.
+
+    The same goes for imports that fail because there is too little memory.
+    """
 
     def quit_now(name: str) -> None:
         os.write(2, f"stopped by {name}\n".encode())
         os._exit(128 + signal.Signals[name])
 
     _install(quit_now)
+    sys.excepthook = _report
+
+
+def _report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """What nothing has caught: where the machine has too little of something for an import, a line and status 2."""
+    said = str(error).partition("\n")[0]
+    if isinstance(error, MemoryError) or re.search("cannot allocate memory|failed to map segment|Too many open", said):
+        os.write(2, f"error: cannot start, too few resources ({said or kind.__name__}); raise the limits\n".encode())
+        os._exit(2)
+    sys.__excepthook__(kind, error, trace)
 
 
 @contextmanager

@@ -89,18 +89,30 @@ def test_workers_stop_amid_a_task_and_tidy_up(tmp_path, run):
     assert not list(tmp_path.iterdir())
 
 
-def test_ctrl_c_during_imports_shows_no_traceback(tmp_path):
-    """Ctrl-C comes when torch, or whatever a script imports first, is being imported."""
-    (tmp_path / "sitecustomize.py").write_text(
+def at_the_first_import(folder: Path, action: str) -> dict[str, str]:
+    """An environment in which something happens when a script first imports one of others' packages."""
+    (folder / "sitecustomize.py").write_text(
         "import os, signal, sys\n"
         "class Late:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name in ('torch', 'numpy', 'tqdm', 'yaml'): os.kill(os.getpid(), signal.SIGINT)\n"
+        f"        if name in ('torch', 'numpy', 'tqdm', 'yaml'): {action}\n"
         "sys.meta_path.insert(0, Late())\n"
     )
-    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    return os.environ | {"PYTHONPATH": str(folder)}
+
+
+def test_ctrl_c_during_imports_shows_no_traceback(tmp_path):
+    environment = at_the_first_import(tmp_path, "os.kill(os.getpid(), signal.SIGINT)")
     for script in SCRIPTS:
         done = subprocess.run(
             [sys.executable, *script.split(), "--help"], cwd=ROOT, env=environment, capture_output=True, text=True
         )
         assert (done.returncode, done.stderr) == (130, "stopped by SIGINT\n"), script
+
+
+def test_too_little_memory_to_start_is_told_in_one_line(tmp_path):
+    environment = at_the_first_import(tmp_path, "raise ImportError('libx.so: failed to map segment')")
+    done = subprocess.run(
+        [sys.executable, SCRIPTS[0], "--help"], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and done.stderr.startswith("error: cannot start") and done.stderr.count("\n") == 1
