@@ -9,6 +9,7 @@ import os
 import shlex
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -86,8 +87,11 @@ class Study:
         span = ["--start_seed", str(seeds[0]), "--end_seed", str(seeds[-1])]
         return [self.script, *self.settings, *self.models[label], "--ckpt_folder", self.folder(label), *span]
 
-    def run(self, label: str, seed: int, options: StudyOptions) -> Path:
-        """One run, from start or from where it was interrupted; its directory. Raises UserError if it fails."""
+    def run(self, label: str, seed: int, options: StudyOptions, stop: threading.Event | None = None) -> Path:
+        """One run, from start or from where it was interrupted; its directory. Raises UserError if it fails.
+
+        Once ``stop`` is set it is told to stop, and saves its state.
+        """
         arguments = [*self.command(label, [seed]), "--resume", "auto", "--wandb_mode", "disabled"]
         arguments += ["--device", options.device or self.device]
         if options.runs_dir is not None:
@@ -97,25 +101,46 @@ class Study:
         path = self.check(self.read_config(here), seed).directory  # refuses one that was made with other flags
         if (path / "eval" / "final.json").exists():
             return path
-        done = subprocess.run(
-            [sys.executable, *arguments], cwd=ROOT, env=os.environ | self.environment, capture_output=True, text=True
-        )
-        if done.returncode:
-            raise UserError(f"{label}, seed {seed}: exit code {done.returncode}: {done.stderr.strip()[-500:]}")
+        code, said = _finish([sys.executable, *arguments], os.environ | self.environment, stop or threading.Event())
+        if code:
+            reason = (said.strip().splitlines() or ["no message"])[-1][-500:]
+            raise UserError(f"{label}, seed {seed}: exit code {code}: {reason}")
         print(f"{label}, seed {seed}: done", flush=True)
         return path
 
     def run_all(self, options: StudyOptions) -> dict[str, list[Path]]:
         """Every model's runs, one per seed, several at a time."""
         jobs = [(label, seed) for label in self.models for seed in options.seeds]
+        stop = threading.Event()
         with ThreadPoolExecutor(options.jobs) as pool:
-            paths = list(pool.map(lambda job: self.run(*job, options), jobs))
+            try:
+                paths = list(pool.map(lambda job: self.run(*job, options, stop), jobs))
+            except KeyboardInterrupt:  # also of another signal; the runs can be continued
+                stop.set()
+                pool.shutdown(cancel_futures=True)
+                raise
         count = len(options.seeds)
         return {label: paths[i * count : (i + 1) * count] for i, label in enumerate(self.models)}
 
     def commands(self, seeds: Sequence[int]) -> str:
         """The commands of all models, indented as Markdown wants code."""
         return "\n".join("    python3 " + shlex.join(self.command(label, seeds)) for label in self.models)
+
+
+def _finish(command: Sequence[str], environment: Mapping[str, str], stop: threading.Event) -> tuple[int, str]:
+    """Exit code and stderr of a command, which is told to stop once ``stop`` is set."""
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        told = False
+        while True:
+            try:
+                _, said = process.communicate(timeout=0.5)
+                return process.returncode, said
+            except subprocess.TimeoutExpired:
+                if stop.is_set() and not told:
+                    process.terminate()
+                    told = True
 
 
 def final_results(runs: Sequence[Path]) -> list[dict[str, Any]]:
