@@ -26,6 +26,7 @@ from MemoryMaze.MemoryMaze_src.env import (
 )
 from RATE_model.acting.vector import discrete_actions, episode_seeds, reset_mask
 from RATE_model.errors import UserError
+from RATE_model.system.interrupts import stop_if_asked
 from RATE_model.system.processes import available_cores, begin_worker
 
 
@@ -223,6 +224,8 @@ class _RemoteGroup:
 
     def receive(self) -> list[Any]:
         try:
+            while not self._pipe.poll(0.2):
+                stop_if_asked()
             answer = self._pipe.recv()
         except (EOFError, OSError) as error:
             raise UserError(
@@ -240,7 +243,7 @@ class _RemoteGroup:
 def _end(process: Any, pipe: multiprocessing.connection.Connection) -> None:
     """Let a process end by itself, which it does when nobody can ask it any more."""
     pipe.close()
-    process.join(timeout=5)
+    process.join(timeout=1)
     if process.is_alive():
         process.kill()
         process.join()

@@ -26,6 +26,10 @@ _COMPACT = 0.95
 _MEMORY_BUDGET = 2**26
 
 
+# More than a step of many environments takes.
+_SECONDS_PER_STEP = 5.0
+
+
 @dataclass(frozen=True)
 class Episodes:
     """What happened in B episodes."""
@@ -157,6 +161,9 @@ def rollout_in_turns(
             done, _ = wait(played, return_when=FIRST_EXCEPTION)
             for future in done:
                 future.result()
+        except KeyboardInterrupt:  # all rollouts stop at their next step: nobody reads from a pipe that is being closed
+            wait(played, timeout=_SECONDS_PER_STEP)
+            raise
         finally:
             for environment in environments:  # which also ends the other rollouts when one failed
                 environment.close()

@@ -178,7 +178,10 @@ def _folder_of_parts(path: Path, overwrite: bool) -> Iterator[Path | None]:
         try:
             yield folder
         except KeyboardInterrupt:
-            print(f"What is done is kept in '{folder}'; the same command goes on from there.", flush=True)
+            if folder.is_dir() and not any(folder.glob("*.h5")):
+                shutil.rmtree(folder)
+            elif folder.is_dir():
+                print(f"What is done is kept in '{folder}'; the same command goes on from there.", flush=True)
             raise
         shutil.rmtree(folder)
 

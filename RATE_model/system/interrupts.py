@@ -66,15 +66,19 @@ def _report(kind: type[BaseException], error: BaseException, trace: TracebackTyp
 
 @contextmanager
 def raising_interrupts() -> Iterator[None]:
-    """Inside, a signal raises Interrupted in the main thread, wherever that is. Outside of it nothing changes."""
+    """Inside, a signal raises Interrupted in the main thread, wherever that is; other threads learn it if they ask."""
+    global _raised
 
     def interrupt(name: str) -> None:
+        global _raised
+        _raised = name
         raise Interrupted(name)
 
     previous = _install(interrupt)
     try:
         yield
     finally:
+        _raised = None
         _restore(previous)
 
 
@@ -120,12 +124,18 @@ class Interrupts:
 
 # Signals go to a process as a whole, and so does the question whether one came: any thread may ask it.
 _innermost: Interrupts | None = None
+_raised: str | None = None
 
 
 def stop_if_asked() -> None:
-    """Raises Interrupted, in any thread, if a signal came inside the innermost `Interrupts`; costs next to nothing."""
+    """Raises Interrupted, in any thread, if a signal came inside the innermost `Interrupts`; costs next to nothing.
+
+    Also if one was raised in the main thread, which then waits for this one to end.
+    """
     if _innermost is not None:
         _innermost.stop()
+    if _raised is not None:
+        raise Interrupted(_raised)
 
 
 def _install(action: Callable[[str], None]) -> dict[str, Any]:

@@ -63,6 +63,27 @@ def test_any_thread_can_ask_and_only_inside():
     assert found == ["SIGUSR2"]
 
 
+def test_a_thread_learns_of_a_signal_to_the_main_thread():
+    stopped = threading.Event()
+
+    def work():
+        try:
+            while True:
+                stop_if_asked()
+                time.sleep(0.01)
+        except Interrupted:
+            stopped.set()
+
+    with pytest.raises(SystemExit, match="143"), exit_on_user_error():
+        thread = threading.Thread(target=work)
+        thread.start()
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            assert stopped.wait(5)
+    stop_if_asked()
+
+
 def sleep_beside_a_file(path):
     try:
         Path(path).touch()
