@@ -6,12 +6,16 @@ nothing is pressed. It ends when the game is over, not with a life, and is trunc
 frames). In games that have the button FIRE it is pressed for four frames at the start and after each life lost, as some
 of them wait for it; what happens meanwhile belongs to the step, and only the last picture of it is seen.
 
+The ``published`` opening is that of the authors' evaluation: before an episode the first picture is repeated instead of
+black ones, FIRE is pressed twice, each time with a picture of its own, and after a life lost the agent is shown both
+the picture at the loss and the one after FIRE, whose points do not count.
+
 An episode is a function of its seed and of the actions, whatever was played before.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, get_args
 
 import gymnasium
 import numpy as np
@@ -25,6 +29,7 @@ FRAME_STACK = 4
 PUBLISHED_NOOPS = 30
 PUBLISHED_CAP = 7000  # decisions
 SEED_LIMIT = 2**63
+Opening = Literal["black", "published"]
 
 
 class AtariEnv(gymnasium.Env):
@@ -43,6 +48,7 @@ class AtariEnv(gymnasium.Env):
         noops: most frames at the start in which nothing is pressed; 0: none.
         max_steps: decisions until truncation.
         frame_stack: pictures that the agent sees at once.
+        opening: what is seen where an episode or a ball begins; see the module.
         render_mode: None, or "rgb_array" for `render`.
 
     Raises:
@@ -59,6 +65,7 @@ class AtariEnv(gymnasium.Env):
         noops: int = PUBLISHED_NOOPS,
         max_steps: int = PUBLISHED_CAP,
         frame_stack: int = FRAME_STACK,
+        opening: Opening = "black",
         render_mode: str | None = None,
     ) -> None:
         self.game = game_of(game)
@@ -69,10 +76,12 @@ class AtariEnv(gymnasium.Env):
                 f"{self.game.name}: max_steps is {max_steps}, frame_stack {frame_stack}, noops {noops}; they must be "
                 "at least 1, 1 and 0."
             )
+        if opening not in get_args(Opening):
+            raise UserError(f"{self.game.name}: opening is {opening!r}; it must be one of {get_args(Opening)}.")
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise UserError(f"{self.game.name}: render_mode is {render_mode!r}; it must be 'rgb_array' or None.")
         self.sticky, self.noops, self.max_steps = float(sticky), int(noops), int(max_steps)
-        self.render_mode = render_mode
+        self.render_mode, self.opening = render_mode, opening
         self.console = Console(self.game)
         self.observation_space = gymnasium.spaces.Box(0, 255, (frame_stack, SIZE, SIZE), np.uint8)
         self.action_space = gymnasium.spaces.Discrete(self.game.actions)
@@ -128,10 +137,16 @@ class AtariEnv(gymnasium.Env):
         self.console.switch_on(int(self._generator.integers(1, self.noops + 1)) if self.noops else 0)
         self._steps, self._before = 0, self.console.noop
         self._terminated = self._truncated = False
-        self._press_fire()
+        if self.opening == "published":
+            self._observation[:] = self.console.observation()
+            for _ in range(2 if self.console.fire is not None else 0):
+                self._press_fire()
+                self._show()
+        else:
+            self._press_fire()
+            self._observation[:] = 0
+            self._observation[-1] = self.console.observation()
         self._lives = self.console.lives
-        self._observation[:] = 0
-        self._observation[-1] = self.console.observation()
 
     def _advance(self, action: int) -> float:
         """One decision, and its points; nothing happens once the episode is over."""
@@ -143,14 +158,22 @@ class AtariEnv(gymnasium.Env):
         self._terminated = self.console.over
         lives = self.console.lives
         if lives < self._lives and not self._terminated:
-            points += self._press_fire()
+            if self.opening == "published" and self.console.fire is not None:
+                self._show()
+                self._press_fire()
+            else:
+                points += self._press_fire()
             self._terminated = self.console.over
         self._lives = lives
         self._steps += 1
         self._truncated = not self._terminated and self._steps >= self.max_steps
+        self._show()
+        return float(points)
+
+    def _show(self) -> None:
+        """The newest picture follows those that were seen before."""
         self._observation[:-1] = self._observation[1:]
         self._observation[-1] = self.console.observation()
-        return float(points)
 
     def _press_fire(self) -> float:
         """Press the button that starts a ball, where there is one, and return the points of that time."""

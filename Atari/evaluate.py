@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from Atari.env import PUBLISHED_CAP, PUBLISHED_NOOPS
+from Atari.env import PUBLISHED_CAP, PUBLISHED_NOOPS, Opening
 from Atari.games import Game
 from Atari.vector import AtariVectorEnv
 from RATE_model.acting.actor import Actor, MemoryTransform
@@ -55,6 +55,7 @@ def play(
     seed: int = 0,
     sticky: float = 0.0,
     max_steps: int = PUBLISHED_CAP,
+    opening: Opening = "black",
     clip_rewards: bool = False,
     slide: int = 1,
     transform_memory: MemoryTransform | None = None,
@@ -71,6 +72,7 @@ def play(
         seed: of those draws.
         sticky: probability, at every frame, that the action before goes on.
         max_steps: decisions after which an episode is cut off.
+        opening: what is seen where an episode begins; see `Atari.env`.
         clip_rewards: the model was trained on clipped rewards; see `ClippedRewards`.
         slide, transform_memory, precision: see `Actor`.
 
@@ -89,7 +91,7 @@ def play(
             precision=precision,
         )
     player = ClippedRewards(actor) if clip_rewards else actor
-    return play_with(player, game, episodes=episodes, sticky=sticky, max_steps=max_steps)
+    return play_with(player, game, episodes=episodes, sticky=sticky, max_steps=max_steps, opening=opening)
 
 
 class Player(Protocol):
@@ -118,10 +120,18 @@ class ClippedRewards:
 
 
 def play_with(
-    player: Player, game: Game, *, episodes: int, sticky: float = 0.0, max_steps: int = PUBLISHED_CAP
+    player: Player,
+    game: Game,
+    *,
+    episodes: int,
+    sticky: float = 0.0,
+    max_steps: int = PUBLISHED_CAP,
+    opening: Opening = "black",
 ) -> Episodes:
     """Episodes of anything that acts; arguments as in `play`."""
-    environments = AtariVectorEnv(episodes, game.name, sticky=sticky, noops=PUBLISHED_NOOPS, max_steps=max_steps)
+    environments = AtariVectorEnv(
+        episodes, game.name, sticky=sticky, noops=PUBLISHED_NOOPS, max_steps=max_steps, opening=opening
+    )
     try:
         return rollout(
             player, environments, seeds=evaluation_seeds(episodes), max_steps=max_steps, description=game.name

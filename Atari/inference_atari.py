@@ -20,7 +20,7 @@ if __name__ == "__main__":  # started as a script
 
 from Atari import evaluate as protocol
 from Atari.dataset import trained_on_clipped_rewards
-from Atari.env import PUBLISHED_CAP
+from Atari.env import PUBLISHED_CAP, Opening
 from Atari.games import Game, ale_py
 from Atari.games import game as game_of
 from Atari.spec import spec_of
@@ -35,7 +35,15 @@ from RATE_model.memories.rate.model import RATE
 from RATE_model.training.checkpoints import resolve_checkpoint
 
 # What is asked where no run tells; no target return: the game's.
-PUBLISHED = {"target_return": (), "use_argmax": False, "sticky": 0.0, "max_steps": PUBLISHED_CAP}
+PUBLISHED = {
+    "target_return": (),
+    "use_argmax": False,
+    "sticky": 0.0,
+    "max_steps": PUBLISHED_CAP,
+    "opening": "published",
+}
+# What runs did before they could record it.
+BEFORE = {"opening": "black"}
 
 
 @dataclass(frozen=True)
@@ -57,6 +65,9 @@ class Options:
     sticky: float | None = None
     # Decisions of an episode at most; none = the run's, or 7000
     max_steps: int | None = None
+    # What is seen where an episode or a ball begins: black before the first picture, or as published, the first picture
+    # repeated; none = as in the run (black in those that do not tell), published for a converted checkpoint
+    opening: Opening | None = None
     # Also record so many episodes for every return asked for as MP4 files, into --pictures or the working directory
     video: int = 0
 
@@ -81,6 +92,7 @@ class Options:
             "seed": self.seed,
             "sticky": self.sticky,
             "max_steps": self.max_steps,
+            "opening": self.opening,
             "slide": self.common.slide,
             "precision": self.common.precision,
         }
@@ -188,7 +200,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             prog="python3 Atari/inference_atari.py",
             description="Evaluate a checkpoint on an Atari game.",
         )
-        options = fill_from_run(options, PUBLISHED)
+        options = fill_from_run(options, PUBLISHED, before=BEFORE)
         options.common.write(
             episodes=options.episodes,
             use_argmax=options.use_argmax,

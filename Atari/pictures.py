@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from Atari.env import PUBLISHED_CAP, AtariEnv
+from Atari.env import PUBLISHED_CAP, AtariEnv, Opening
 from Atari.evaluate import ClippedRewards, Player, evaluation_seeds
 from Atari.games import Game
 from RATE_model.acting.actor import Actor
@@ -27,6 +27,7 @@ def record_videos(
     target_return: float,
     sticky: float = 0.0,
     max_steps: int = PUBLISHED_CAP,
+    opening: Opening = "black",
     seed: int = 0,
     clip_rewards: bool = False,
     slide: int = 1,
@@ -40,7 +41,7 @@ def record_videos(
         count: episodes, with the first seeds of the evaluation.
         directory: where {game}_return_{target}_{number}.mp4 go.
         target_return: the return to ask for.
-        sticky, max_steps: of the environment.
+        sticky, max_steps, opening: of the environment.
         seed: of the actions drawn in the first episode; the others have the next ones.
         clip_rewards: the model was trained on clipped rewards; see `ClippedRewards`.
         slide, acting: of `Actor`.
@@ -48,7 +49,7 @@ def record_videos(
     Raises:
         UserError: the files cannot be written.
     """
-    environment = AtariEnv(game.name, sticky=sticky, max_steps=max_steps, render_mode="rgb_array")
+    environment = AtariEnv(game.name, sticky=sticky, max_steps=max_steps, opening=opening, render_mode="rgb_array")
     steps = model.config.context_length
     paths = []
     for number, episode in enumerate(evaluation_seeds(count)):

@@ -20,7 +20,7 @@ if __name__ == "__main__":  # started as a script
 
 from Atari import evaluate as protocol
 from Atari.dataset import DataOptions, load_data
-from Atari.env import PUBLISHED_CAP
+from Atari.env import PUBLISHED_CAP, Opening
 from Atari.games import Game, ale_py
 from Atari.games import game as game_of
 from Atari.replay import Selection
@@ -29,7 +29,14 @@ from RATE_model.acting.rollout import with_error
 from RATE_model.cli import experiment
 from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
 from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
-from RATE_model.cli.settings import CurriculumOptions, ImageOptions, ModelOptions, RunOptions, TrainOptions
+from RATE_model.cli.settings import (
+    PUBLISHED_TRAINING,
+    CurriculumOptions,
+    ImageOptions,
+    ModelOptions,
+    RunOptions,
+    TrainOptions,
+)
 from RATE_model.errors import UserError
 from RATE_model.memories.rate.config import ModelConfig
 from RATE_model.memories.rate.model import RATE
@@ -40,6 +47,20 @@ from RATE_model.training.trainer import accuracy
 
 HERE = Path(__file__).resolve().parent
 CHECKPOINTS = HERE / "Atari_checkpoints"
+# What --published true sets; see docs/deviations.md.
+PUBLISHED = PUBLISHED_TRAINING | {
+    "lr_schedule": "rising_cosine",
+    "warmup_tokens": 10_240,
+    "final_tokens": None,
+    "decay_epochs": 2.0,
+    "weight_decay": 0.01,
+    "condition_on_returns": True,
+    "return_scale": 1.0,
+    "opening": "published",
+    "sticky": 0.0,
+    "use_argmax": False,
+    "slide": 1,
+}
 # How the published script spells what other environments' scripts have too.
 SPELLINGS = {"num_mem_tokens": "nmt", "save_path": "output_dir"}
 
@@ -68,6 +89,9 @@ class TaskOptions:
     sticky: float = 0.0
     # Decisions of an episode at most
     max_steps: int = PUBLISHED_CAP
+    # What is seen where an episode or a ball begins: black before the first picture, as in the data, or as the
+    # published evaluation shows it, the first picture repeated
+    opening: Opening = "black"
     # DT and DTXL: steps that leave a full window at once when acting; 1 is the published protocol, more is faster
     slide: int = 1
     # Play at checkpoints
@@ -160,6 +184,7 @@ def evaluate(model: RATE, config: Config, final: bool, clip_rewards: bool = Fals
         greedy=task.use_argmax,
         sticky=task.sticky,
         max_steps=task.max_steps,
+        opening=task.opening,
         clip_rewards=clip_rewards,
         slide=task.slide,
         precision=config.train.precision,
@@ -218,6 +243,7 @@ def read_config(argv: Sequence[str] | None = None) -> Config:
         Config,
         argv=argv,
         config_file=HERE / "config.yaml",
+        published=PUBLISHED,
         prog="python3 Atari/train_rate_atari.py",
         description="Train RATE or a relative on an Atari game.",
         aliases=SPELLINGS,

@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from Atari.env import FRAME_STACK, PUBLISHED_CAP, PUBLISHED_NOOPS, SEED_LIMIT, AtariEnv
+from Atari.env import FRAME_STACK, PUBLISHED_CAP, PUBLISHED_NOOPS, SEED_LIMIT, AtariEnv, Opening
 from RATE_model.acting.vector import discrete_actions, episode_seeds, reset_mask
 
 
@@ -23,7 +23,7 @@ class AtariVectorEnv(VectorEnv):
 
     Args:
         num_envs: B.
-        game, sticky, noops, max_steps, frame_stack, render_mode: of every game, see `AtariEnv`.
+        game, sticky, noops, max_steps, frame_stack, opening, render_mode: of every game, see `AtariEnv`.
 
     Raises:
         UserError: as for `AtariEnv`.
@@ -40,6 +40,7 @@ class AtariVectorEnv(VectorEnv):
         noops: int = PUBLISHED_NOOPS,
         max_steps: int = PUBLISHED_CAP,
         frame_stack: int = FRAME_STACK,
+        opening: Opening = "black",
         render_mode: str | None = None,
     ) -> None:
         self.num_envs = num_envs
@@ -51,6 +52,7 @@ class AtariVectorEnv(VectorEnv):
                 noops=noops,
                 max_steps=max_steps,
                 frame_stack=frame_stack,
+                opening=opening,
                 render_mode=render_mode,
             )
             for _ in range(num_envs)

@@ -54,6 +54,8 @@ class DataOptions:
     # Where windows that are cut off by an episode's beginning are padded; left is the published side, and the steps of
     # such windows attend to padding.
     pad: Literal["right", "left"] = "right"
+    # Windows to train on: those that end at every step of an episode, or the full ones among them (published)
+    windows: Literal["every", "full"] = "every"
     # Directory of conversions of pickles and Minari datasets; none = beside what is converted, or MuJoCo/MuJoCo_data
     # where that folder is read-only
     data_dir: Path | None = None
@@ -144,6 +146,13 @@ def load_data(
     """
     file = open_data(task, options.data_path, options.data_dir)
     everywhere, tiles = windows_at_every_step(0, file, size), tiling_windows(0, file, size)
+    if options.windows == "full":
+        everywhere = everywhere[everywhere[:, 2] == size]
+        if not len(everywhere):
+            raise UserError(
+                f"--windows full leaves nothing to train on: no episode of '{file.path}' has {size} steps (--segments "
+                "times --context_length). Take --windows every."
+            )
     training, _ = split_episodes(everywhere, [file], fraction=fraction, seed=split_seed)
     _, validation = split_episodes(tiles, [file], fraction=fraction, seed=split_seed)
     # Padding at the left is seen: it is 0 once it is normalised, as published.

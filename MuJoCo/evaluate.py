@@ -166,16 +166,17 @@ def play_prompts(model: RATE, robot: Robot, *, long_prompt: bool = True, **actin
 
 
 def metrics(played: Mapping[str, Episodes], robot: Robot) -> dict[str, float]:
-    """Results by name: mean, standard deviation and standard error of returns, lengths and normalised scores.
+    """Results by name: mean, standard deviation and standard error of normalised scores, returns and lengths.
 
-    `episode_MEAN` and `episode_STD` are the published names, with the prefix "{K}_" those of prompt K.
+    `episode_MEAN` and `episode_STD` are the published names, of normalised scores as there, with the prefix "{K}_"
+    those of prompt K. Returns are `return_...`.
     """
     result = {}
     for prefix, episodes in played.items():
         for name, values in (
-            ("episode", episodes.returns),
+            ("episode", robot.normalised_score(episodes.returns)),
+            ("return", episodes.returns),
             ("length", episodes.lengths),
-            ("normalised_score", robot.normalised_score(episodes.returns)),
         ):
             mean, error = mean_and_error(values)
             figures = {"MEAN": mean, "STD": float(np.std(values))} | ({"SEM": error} if len(values) > 1 else {})

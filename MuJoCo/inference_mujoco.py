@@ -130,8 +130,7 @@ def show(target: float, played: dict[str, Episodes], trained: Trained) -> dict[s
     results = protocol.metrics(played, trained.task.robot)
     for prefix in played:
         mean, std, length, score = (
-            results[f"{prefix}{name}"]
-            for name in ("episode_MEAN", "episode_STD", "length_MEAN", "normalised_score_MEAN")
+            results[f"{prefix}{name}"] for name in ("return_MEAN", "return_STD", "length_MEAN", "episode_MEAN")
         )
         prompt = prefix.rstrip("_") or ("window" if trained.model.config.sliding else "1")
         print(f"{target:10g}{prompt:>8}{mean:12.1f}{std:10.1f}{length:10.1f}{score:12.1f}")

@@ -125,9 +125,11 @@ def of_runs(runs: Sequence[Path]) -> dict[str, Any]:
     """Returns and scores of every seed with both prompts, and seconds and steps of training."""
     results = final_results(runs)
     entry: dict[str, Any] = {}
+    # Earlier runs called returns `episode`, which is the published name of normalised scores.
+    episode = "return" if "normalised_score_MEAN" in results[0] else "normalised_score"
     for name in results[0]:
         if name.endswith("_MEAN"):
-            entry[name.removesuffix("_MEAN").replace("episode", "return")] = [result[name] for result in results]
+            entry[name.removesuffix("_MEAN").replace("episode", episode)] = [result[name] for result in results]
     entry |= {name: [result[name] for result in results] for name in ("train_seconds", "optimizer_steps")}
     return entry | {"target_return": results[0]["target_return"], "commit": commits(runs)}
 

@@ -25,7 +25,7 @@ from RATE_model.acting.rollout import with_error
 from RATE_model.cli import experiment
 from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
 from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
-from RATE_model.cli.settings import CurriculumOptions, ModelOptions, RunOptions, TrainOptions
+from RATE_model.cli.settings import PUBLISHED_TRAINING, CurriculumOptions, ModelOptions, RunOptions, TrainOptions
 from RATE_model.memories.rate.config import ModelConfig
 from RATE_model.memories.rate.model import RATE
 from RATE_model.plots import plot_curves
@@ -33,6 +33,15 @@ from RATE_model.training.runs import Run, run_name
 
 HERE = Path(__file__).resolve().parent
 CHECKPOINTS = HERE / "MuJoCo_checkpoints"
+# What --published true sets; see docs/deviations.md.
+PUBLISHED = PUBLISHED_TRAINING | {
+    "lr_schedule": "constant",
+    "windows": "full",
+    "condition_on_returns": True,
+    "reset_target": False,
+    "long_prompt": True,
+    "slide": 1,
+}
 # How the published script spells what other environments' scripts have too.
 SPELLINGS = {"num_mem_tokens": "nmt"}
 
@@ -149,11 +158,11 @@ def train(config: Config, run: Run) -> dict[str, float]:
 
     def finish(model: RATE, result: dict[str, float]) -> None:
         curves = {run.directory.name: run.directory / "metrics.jsonl"}
-        plot_curves(curves, run.plots / "curves.png", ("train_loss", "grad_norm", "episode_MEAN"))
+        plot_curves(curves, run.plots / "curves.png", ("train_loss", "grad_norm", "return_MEAN"))
         scores = ""
         if task.last_inference:
-            played = with_error(result["episode_MEAN"], result.get("episode_SEM"), 0)
-            scores = f"return {played} (standard error), normalised score {result['normalised_score_MEAN']:.1f}, "
+            played = with_error(result["return_MEAN"], result.get("return_SEM"), 0)
+            scores = f"return {played} (standard error), normalised score {result['episode_MEAN']:.1f}, "
         print(
             f"{run.directory}: {scores}validation loss {result['validation_loss']:.3g}, trained in "
             f"{result['train_seconds']:.0f} s; all results in eval/final.json, pictures in plots/"
@@ -182,6 +191,7 @@ def read_config(argv: Sequence[str] | None = None) -> Config:
         Config,
         argv=argv,
         config_file=HERE / "config.yaml",
+        published=PUBLISHED,
         prog="python3 MuJoCo/train_rate_mujoco_ca.py",
         description="Train RATE or a relative on HalfCheetah, Hopper or Walker2d.",
         aliases=SPELLINGS,

@@ -17,6 +17,7 @@ k = m + q.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -279,6 +280,65 @@ def trajectory(weights: Weights, meta: dict, observations: Tensor, actions: Tens
         memory, cache = result.memory, result.cache
         results.append(result)
     return results
+
+
+# --- training ---
+
+
+def segment_loss(meta: dict, logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean squared error of continuous actions, else the mean cross-entropy of targets (B, L) that are not -10."""
+    if VARIANTS[meta["env"]].get("continuous"):
+        return ((logits - targets) ** 2).mean()
+    return functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-10)
+
+
+def training_losses(
+    weights: Weights,
+    meta: dict,
+    batches: list[tuple[Tensor, Tensor, Tensor, Tensor]],
+    *,
+    learning_rate: float,
+    betas: tuple[float, float],
+    weight_decay: float,
+    clip: float,
+    rate: Callable[[int, int], float],
+) -> list[list[float]]:
+    """The published training loop: a forward and a backward pass and an optimizer step for every segment.
+
+    Memory tokens are cut from one segment to the next, all parameters are decayed, and nothing else happens: the
+    losses of every batch's segments.
+
+    Args:
+        weights: trained in place.
+        batches: observations, actions and returns as in a recording, and targets (B, N*K) or (B, N*K, A); the targets
+            of padding are -10.
+        rate: (optimizer steps done, targets seen) to the fraction of the learning rate for the next step.
+    """
+    for tensor in weights.values():
+        tensor.requires_grad_()
+    optimizer = torch.optim.AdamW(list(weights.values()), lr=learning_rate, betas=betas, weight_decay=weight_decay)
+    steps, seen, losses = 0, 0, []
+    for observations, actions, rtg, targets in batches:
+        memory = weights["mem_tokens"].transpose(0, 1).expand(observations.shape[0], -1, -1)
+        cache, of_batch = None, []
+        for start in range(0, observations.shape[1], meta["segment_length"]):
+            cut = slice(start, start + meta["segment_length"])
+            if start:
+                memory = memory.detach()
+            result = segment(weights, meta, observations[:, cut], actions[:, cut], rtg[:, cut], memory, cache)
+            memory, cache = result.memory, result.cache
+            loss = segment_loss(meta, result.logits, targets[:, cut])
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(list(weights.values()), clip)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate * rate(steps, seen)
+            optimizer.step()
+            steps += 1
+            seen += int((targets[:, cut] >= 0).sum())
+            of_batch.append(float(loss.detach()))
+        losses.append(of_batch)
+    return losses
 
 
 # --- made-up models and data ---

@@ -26,7 +26,14 @@ from MemoryMaze.MemoryMaze_src.spec import spec_of
 from RATE_model.cli import experiment
 from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
 from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
-from RATE_model.cli.settings import CurriculumOptions, ImageOptions, ModelOptions, RunOptions, TrainOptions
+from RATE_model.cli.settings import (
+    PUBLISHED_TRAINING,
+    CurriculumOptions,
+    ImageOptions,
+    ModelOptions,
+    RunOptions,
+    TrainOptions,
+)
 from RATE_model.data.dataset import WindowDataset
 from RATE_model.memories.rate.config import ModelConfig
 from RATE_model.memories.rate.model import RATE
@@ -36,6 +43,21 @@ from RATE_model.training.trainer import accuracy
 
 HERE = Path(__file__).resolve().parent
 CHECKPOINTS = HERE.parent / "MemoryMaze_checkpoints"
+# What --published true sets; see docs/deviations.md.
+PUBLISHED = PUBLISHED_TRAINING | {
+    "lr_schedule": "rising_cosine",
+    "warmup_tokens": 1_000,
+    "final_tokens": 500_000,
+    "epoch_batches": None,
+    "windows": "published",
+    "alignment": "causal",
+    "learn": "recorded",
+    "perturbation": 0.0,
+    "mirror": False,
+    "rtg_floor": None,
+    "use_argmax": False,
+    "slide": 1,
+}
 
 
 @dataclass(frozen=True)
@@ -182,6 +204,7 @@ def read_config(argv: Sequence[str] | None = None) -> Config:
         Config,
         argv=argv,
         config_file=HERE / "config.yaml",
+        published=PUBLISHED,
         prog="python3 MemoryMaze/MemoryMaze_src/train_mem_maze.py",
         description="Train RATE or a relative on Memory Maze.",
     )

@@ -29,7 +29,7 @@ from MinigridMemory.MinigridMemory_src.spec import SPEC
 from RATE_model.cli import experiment
 from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
 from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
-from RATE_model.cli.settings import CurriculumOptions, ModelOptions, RunOptions, TrainOptions
+from RATE_model.cli.settings import PUBLISHED_TRAINING, CurriculumOptions, ModelOptions, RunOptions, TrainOptions
 from RATE_model.data.batch import Batch
 from RATE_model.data.dataset import WindowDataset
 from RATE_model.memories.rate.config import ModelConfig
@@ -40,6 +40,17 @@ from RATE_model.training.trainer import accuracy, last_steps_right
 
 HERE = Path(__file__).resolve().parent
 CHECKPOINTS = HERE.parent / "MinigridMemory_checkpoints"
+# What --published true sets; see docs/deviations.md.
+PUBLISHED = PUBLISHED_TRAINING | {
+    "lr_schedule": "rising_cosine",
+    "warmup_tokens": 10_000,
+    "final_tokens": 1_000_000,
+    "curr": "false",
+    "layouts": "published",
+    "episode_timeout": 96,
+    "use_argmax": False,
+    "slide": 1,
+}
 # What the expert does behind its look into the northern arm: step into it, or turn round and step into the other.
 FORK_STEPS = 3
 
@@ -214,6 +225,7 @@ def read_config(argv: Sequence[str] | None = None) -> Config:
         Config,
         argv=argv,
         config_file=HERE / "config.yaml",
+        published=PUBLISHED,
         prog="python3 MinigridMemory/MinigridMemory_src/train_minigridmemory.py",
         description="Train RATE or a relative on Minigrid-Memory.",
     )

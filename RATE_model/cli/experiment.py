@@ -23,7 +23,7 @@ from RATE_model.system.interrupts import Interrupts
 from RATE_model.system.precision import pick_device
 from RATE_model.training.curriculum import AdaptiveStages, FixedStages
 from RATE_model.training.loop import Evaluate, Fit, StageData, load_to_resume
-from RATE_model.training.optimization import Schedule, decay_over
+from RATE_model.training.optimization import RisingCosine, Schedule, decay_over, initialise_as_published, late_linear
 from RATE_model.training.runs import Run, check_run, open_run, run_seeds
 from RATE_model.training.tracking import Tracker
 from RATE_model.training.trainer import BatchMetrics, Trainer, TrainingDiverged, optimizer_steps
@@ -85,7 +85,7 @@ def plan(
     *,
     metric: str = "",
     before: Sequence[tuple[int, int]] = (),
-) -> tuple[FixedStages | AdaptiveStages, Schedule]:
+) -> tuple[FixedStages | AdaptiveStages, Schedule | RisingCosine]:
     """The curriculum, and the learning rate's schedule that goes with it.
 
     Args:
@@ -109,6 +109,24 @@ def plan(
         last = optimizer_steps(train, model.context_length, stages[-1] * segment_steps)
         schedule = Schedule(warmup, None, options.anneal_batches * last, 0.0)
         return AdaptiveStages(stages, metric, options.streak, options.anneal_batches, options.stage_batches), schedule
+    if train.lr_schedule == "rising_cosine":
+        schedule = RisingCosine(
+            train.warmup_tokens or round(train.warmup_steps * tokens_per_step),
+            train.final_tokens or round(tokens),
+            train.lr_end_factor,
+        )
+        return FixedStages(stages, epochs), schedule
+    if train.lr_schedule == "late_linear":
+        batches = [_batches(train, data(count)[0]) for count in stages]
+        schedule = late_linear(
+            batches,
+            epochs,
+            steps_per_batch=optimizer_steps(train, model.context_length, stages[0] * segment_steps),
+            segments=stages[-1],
+            warmup_steps=train.warmup_steps,
+            end_factor=train.lr_end_factor,
+        )
+        return FixedStages(stages, epochs), schedule
     total = round(train.final_tokens / tokens_per_step) if train.final_tokens else round(steps)
     schedule = decay_over(total, warmup_steps=warmup, end_factor=train.lr_end_factor, shape=train.lr_schedule)
     return FixedStages(stages, epochs), schedule
@@ -116,9 +134,14 @@ def plan(
 
 def _stage_size(train: TrainOptions, model: ModelConfig, data: WindowDataset, steps: int) -> tuple[int, float]:
     """Optimizer steps and environment steps of an epoch of windows that are padded to so many steps."""
-    batches = len(EpochSampler(len(data), train.batch_size, seed=0, max_batches=train.epoch_batches))
+    batches = _batches(train, data)
     shown = min(batches * train.batch_size, len(data))
     return batches * optimizer_steps(train, model.context_length, steps), shown * float(data.windows[:, 2].mean())
+
+
+def _batches(train: TrainOptions, data: WindowDataset) -> int:
+    """Batches of an epoch."""
+    return len(EpochSampler(len(data), train.batch_size, seed=0, max_batches=train.epoch_batches))
 
 
 def _some_observations(data: WindowDataset, device: torch.device) -> Any:
@@ -135,7 +158,7 @@ def train_run(
     spec: EnvironmentSpec,
     data: StageData,
     curriculum: FixedStages | AdaptiveStages,
-    schedule: Schedule,
+    schedule: Schedule | RisingCosine,
     metrics: BatchMetrics | None,
     evaluate: Evaluate,
     finish: Callable[[RATE, dict[str, Any]], None],
@@ -160,7 +183,10 @@ def train_run(
     """
     device = pick_device(config.run.device)
     torch.manual_seed(run.seed)
-    network = RATE(model, spec).to(device)
+    network = RATE(model, spec)
+    if config.train.initialisation == "published":
+        initialise_as_published(network)
+    network = network.to(device)
     if config.train.calibrate:
         network.encoder.calibrate(_some_observations(data(curriculum.segments)[0], device))
 

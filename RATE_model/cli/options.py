@@ -80,6 +80,15 @@ class ArgumentParser(argparse.ArgumentParser):
         raise UserError(f"{message}; see --help")
 
 
+@dataclasses.dataclass(frozen=True)
+class _Published:
+    """A flag of scripts that say what the published setting is; it sets other flags and is no part of a run's."""
+
+    # Train as the authors' code does, wherever this project does otherwise on purpose: sets the flags that
+    # docs/deviations.md lists and prints them. Flags typed beside it win; it wins over --config FILE
+    published: Boolean = False
+
+
 def parse_options(
     cls: type[Config],
     *,
@@ -88,18 +97,24 @@ def parse_options(
     prog: str | None = None,
     description: str | None = None,
     aliases: dict[str, str] | None = None,
+    published: dict[str, Any] | None = None,
 ) -> Config:
     """The configuration asked for: defaults of ``cls`` < ``config_file`` < ``--config FILE`` < flags.
 
     ``argv`` is sys.argv[1:] unless given; ``config_file`` is the environment's own config.yaml; ``aliases`` maps
     another spelling of a flag to its name, besides those that all scripts share (``spellings.ALIASES``). Flags may have
-    hyphens for underscores; the last of a repeated flag counts.
+    hyphens for underscores; the last of a repeated flag counts. ``published`` are the values, by flag, that
+    ``--published true`` sets; a script without them has no such flag.
 
     Every group's ``validate(self) -> None``, where there is one, is called on the merged values, the outermost last.
     ``--help`` and ``--print_config`` print and raise SystemExit(0). Raises UserError for whatever is wrong; scripts
     call this inside exit_on_user_error.
     """
     kinds = _option_kinds(cls) | _option_kinds(_Invocation)
+    if published is not None:
+        if unknown := published.keys() - kinds.keys():
+            raise TypeError(f"published names no option of {cls.__name__}: {sorted(unknown)}")
+        kinds |= _option_kinds(_Published)
     aliases = {alias: name for alias, name in (ALIASES | (aliases or {})).items() if name in kinds}
     flags = _read_flags(sys.argv[1:] if argv is None else argv, kinds, aliases)
     invocation = _updated(_Invocation(), flags)
@@ -107,8 +122,11 @@ def parse_options(
     for path in (config_file, invocation.config):
         if path is not None:
             values |= typed_values(cls, load_yaml(path, texts=True), source=str(path), aliases=aliases)
+    if flags.get("published"):
+        values = _as_published(published, values, flags, invocation.config)
     if "help" in flags:
-        _print_help(_updated(cls(), values), prog=prog, description=description, aliases=aliases)
+        invoked = (_Invocation,) if published is None else (_Invocation, _Published)
+        _print_help(_updated(cls(), values), invoked, prog=prog, description=description, aliases=aliases)
     config = _updated(cls(), values | flags)
     _validate(config)
     if invocation.print_config:
@@ -335,12 +353,53 @@ def _validate(config: Any) -> None:
         config.validate()
 
 
-def _print_help(config: Any, *, prog: str | None, description: str | None, aliases: dict[str, str]) -> None:
+def _as_published(
+    published: dict[str, Any], values: dict[str, Any], flags: dict[str, Any], source: Path | None
+) -> dict[str, Any]:
+    """Values of files with the published ones in their place, said on stderr; flags typed by hand are kept."""
+    typed = [name for name in published if name in flags and flags[name] != published[name]]
+    from_file = load_yaml(source, texts=True) if source is not None else {}
+    replaced = [
+        name
+        for name in published
+        if name not in flags and name in from_file and name in values and values[name] != published[name]
+    ]
+    print(
+        "--published true: " + _as_flags({name: published[name] for name in published if name not in typed}),
+        file=sys.stderr,
+    )
+    if typed:
+        instead = ", ".join(
+            f"{_as_flags({name: flags[name]})} (published: {_shown(published[name])})" for name in typed
+        )
+        print(f"--published true: kept as typed: {instead}", file=sys.stderr)
+    if replaced:
+        instead = _as_flags({name: values[name] for name in replaced})
+        print(f"--published true: instead of {source}: {instead}", file=sys.stderr)
+    return values | published
+
+
+def _as_flags(values: dict[str, Any]) -> str:
+    """Values as they would be typed."""
+    return " ".join(f"--{name} {_shown(value)}" for name, value in values.items())
+
+
+def _shown(value: Any) -> str:
+    """A value as it would be typed; an empty list as what it is."""
+    if isinstance(value, list | tuple):
+        return " ".join(map(_text, value)) or "(none)"
+    return _text(value).lower() if value is None else _text(value)
+
+
+def _print_help(
+    config: Any, invoked: Sequence[type], *, prog: str | None, description: str | None, aliases: dict[str, str]
+) -> None:
     """Prints the help with the values of ``config`` as defaults and raises SystemExit(0)."""
     unnamed = tyro.conf.arg(name="")
     everything = dataclasses.make_dataclass(
         "Everything",
-        [("options", Annotated[type(config), unnamed]), ("invocation", Annotated[_Invocation, unnamed])],
+        [("options", Annotated[type(config), unnamed])]
+        + [(f"invocation{number}", Annotated[cls, unnamed]) for number, cls in enumerate(invoked)],
     )
     spellings = [f"--{alias} is another spelling of --{name}." for alias, name in aliases.items()]
     tyro.cli(
@@ -348,7 +407,7 @@ def _print_help(config: Any, *, prog: str | None, description: str | None, alias
         args=["--help"],
         prog=prog,
         description=" ".join([*filter(None, [description]), *spellings]),
-        default=everything(config, _Invocation()),
+        default=everything(config, *(cls() for cls in invoked)),
         use_underscores=True,
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff),
     )

@@ -16,7 +16,7 @@ Precision = Literal["auto", "32", "bf16"]
 MAY_CHANGE = frozenset(
     {"start_seed", "end_seed", "output_dir", "data_dir", "data_path", "device", "num_workers", "save_minutes"}
     | {"memory_gib"}  # how data is read
-    | {"last_inference", "eval_lengths", "eval_sizes", "final_sizes", "eval_episodes", "use_argmax", "slide"}
+    | {"last_inference", "eval_lengths", "eval_sizes", "final_sizes", "eval_episodes", "use_argmax", "slide", "opening"}
     | {"text", "ckpt_folder"}  # where it is; another run may be continued under a new name
     | {"resume", "overwrite"}  # runs recorded them once
 )
@@ -116,8 +116,9 @@ class TrainOptions:
     warmup_steps: int = 100
     # Environment steps of linear warm-up, instead of --warmup_steps; 0 = those
     warmup_tokens: int = 0
-    # Decay behind the warm-up
-    lr_schedule: Literal["linear", "cosine", "constant"] = "linear"
+    # Decay after the warm-up. Published: late_linear (linear from the first epoch after the warm-up on, made for one
+    # optimizer step a segment) and rising_cosine (of environment steps; rises again after --final_tokens)
+    lr_schedule: Literal["linear", "cosine", "constant", "late_linear", "rising_cosine"] = "linear"
     # Environment steps after which the decay is over; none = when training is. --curr adaptive has a decay of its own
     final_tokens: int | None = None
     # Learning rate at the end, as a fraction of the peak
@@ -126,8 +127,13 @@ class TrainOptions:
     beta_1: float = 0.9
     # Decay rate of AdamW's average of squared gradients
     beta_2: float = 0.95
-    # Weight decay, of matrices only
+    # Weight decay
     weight_decay: float = 0.1
+    # What is decayed: the matrices of linear maps and convolutions, or all parameters (published)
+    weight_decay_on: Literal["matrices", "all"] = "matrices"
+    # Initial weights: scaled (image encoders keep the size of what passes through them, memory tokens differ), or
+    # published (PyTorch's for all layers, memory tokens are all equal)
+    initialisation: Literal["scaled", "published"] = "scaled"
     # Largest norm of the gradient
     grad_norm_clip: float = 1.0
     # Process a batch in so many parts to save memory; the gradient is the same
@@ -177,6 +183,17 @@ class TrainOptions:
         for name in ("beta_1", "beta_2"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"--{name} {getattr(self, name)}: must be at least 0 and below 1")
+
+
+# Of `TrainOptions`: what the published training does otherwise, in every environment.
+PUBLISHED_TRAINING: dict[str, Any] = {
+    "bptt_segments": 0,
+    "weight_decay_on": "all",
+    "initialisation": "published",
+    "action_noise": 0.0,
+    "calibrate": False,
+    "precision": "32",
+}
 
 
 @dataclass(frozen=True)

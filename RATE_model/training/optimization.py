@@ -1,6 +1,7 @@
 """The optimizer and the learning rate."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,12 +9,22 @@ from torch import nn
 
 
 def make_optimizer(
-    model: nn.Module, *, learning_rate: float, betas: tuple[float, float], weight_decay: float
+    model: nn.Module,
+    *,
+    learning_rate: float,
+    betas: tuple[float, float],
+    weight_decay: float,
+    decay_all: bool = False,
 ) -> torch.optim.AdamW:
     """AdamW with weight decay on the matrices of linear maps and convolutions, and on nothing else.
 
-    Biases, norms, embeddings, memory tokens and relative-position biases are not decayed.
+    Biases, norms, embeddings, memory tokens and relative-position biases are not decayed, unless `decay_all`, the
+    published training.
     """
+    if decay_all:
+        return torch.optim.AdamW(
+            model.parameters(), lr=learning_rate, betas=betas, weight_decay=weight_decay, fused=True
+        )
     matrices = [module.weight for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv1d)]
     decayed = {id(weight) for weight in matrices}
     rest = [parameter for parameter in model.parameters() if id(parameter) not in decayed]
@@ -44,6 +55,10 @@ class Schedule:
     decay_steps: int
     end_factor: float
     shape: str = "linear"  # or cosine
+    tokens = 0  # environment steps trained on; other schedules count them
+
+    def count(self, tokens: int) -> None:
+        """After an optimizer step on so many environment steps: they decide nothing here."""
 
     def factor(self, step: int) -> float:
         """The fraction at optimizer step `step`, counted from 0."""
@@ -60,6 +75,74 @@ class Schedule:
         """Begin the decay at this step, once."""
         if self.decay_start is None:
             self.decay_start = step
+
+
+@dataclass
+class RisingCosine:
+    """The published cosine, a function of the environment steps trained on.
+
+    It is not clipped when they exceed `final_tokens`: the rate rises again, and falls again. And it was set after each
+    step: the first of all is taken at the peak rate.
+    """
+
+    warmup_tokens: int
+    final_tokens: int
+    end_factor: float
+    tokens: int = 0
+    decay_start: int | None = None  # of other schedules
+
+    def count(self, tokens: int) -> None:
+        """Add the environment steps of an optimizer step."""
+        self.tokens += tokens
+
+    def factor(self, step: int) -> float:
+        """The fraction of the peak for the next optimizer step."""
+        if step == 0:
+            return 1.0
+        if self.tokens < self.warmup_tokens:
+            return self.tokens / self.warmup_tokens
+        progress = (self.tokens - self.warmup_tokens) / max(1, self.final_tokens - self.warmup_tokens)
+        return max(self.end_factor, 0.5 * (1 + math.cos(math.pi * progress)))
+
+    def start_decay(self, step: int) -> None:
+        """Nothing begins: the decay is a function of environment steps."""
+
+
+def late_linear(
+    batches: Sequence[int],
+    epochs: Sequence[int],
+    *,
+    steps_per_batch: int,
+    segments: int,
+    warmup_steps: int,
+    end_factor: float,
+) -> Schedule:
+    """The published linear decay.
+
+    It begins with the epoch after the one in which as many batches as `warmup_steps` are over, and is made for as many
+    optimizer steps as all epochs have batches times segments, however many they make.
+
+    Args:
+        batches, epochs: of an epoch, and of training, for every stage.
+        steps_per_batch: optimizer steps, in the first stage.
+        segments: of a trajectory.
+        warmup_steps: of linear warm-up, in optimizer steps.
+        end_factor: where the decay would end.
+    """
+    warmup_epochs = -(-max(1, warmup_steps) // batches[0])
+    total = sum(count * times for count, times in zip(batches, epochs, strict=True)) * segments
+    return Schedule(warmup_steps, warmup_epochs * batches[0] * steps_per_batch, total, end_factor)
+
+
+@torch.no_grad()
+def initialise_as_published(model: nn.Module) -> None:
+    """Draw a fresh model's initial weights as the published code does: all layers by PyTorch's defaults, and one random
+    vector for all memory tokens."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.reset_parameters()
+    if model.memory_tokens is not None:
+        model.memory_tokens.copy_(model.memory_tokens[:1].expand_as(model.memory_tokens))
 
 
 def decay_over(total_steps: int, *, warmup_steps: int, end_factor: float, shape: str) -> Schedule:

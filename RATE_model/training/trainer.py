@@ -15,7 +15,7 @@ from RATE_model.errors import RunError
 from RATE_model.memories.rate.model import RATE
 from RATE_model.memories.rate.valve import MemoryState
 from RATE_model.system.precision import autocast
-from RATE_model.training.optimization import Schedule, make_optimizer
+from RATE_model.training.optimization import RisingCosine, Schedule, make_optimizer
 
 # (logits (B, T, A), batch) -> scalars of the batch, on the device.
 BatchMetrics = Callable[[Tensor, Batch], dict[str, Tensor]]
@@ -73,7 +73,7 @@ class Trainer:
         self,
         model: RATE,
         options: TrainOptions,
-        schedule: Schedule,
+        schedule: Schedule | RisingCosine,
         *,
         metrics: BatchMetrics | None = None,
         mirror: Sequence[int] | None = None,
@@ -86,6 +86,7 @@ class Trainer:
             learning_rate=options.learning_rate,
             betas=(options.beta_1, options.beta_2),
             weight_decay=options.weight_decay,
+            decay_all=options.weight_decay_on == "all",
         )
         self.step = 0
         self._metrics = metrics
@@ -127,6 +128,7 @@ class Trainer:
                 loss += part_loss
                 window_logits.append(part_logits)
             norm = self._optimize(loss, indices)
+            self.schedule.count(count)
             losses.append(loss)
             weights.append(count)
             logits.append(torch.cat(window_logits))
@@ -259,6 +261,7 @@ class Trainer:
         return {
             "step": self.step,
             "decay_start": self.schedule.decay_start,
+            "tokens": self.schedule.tokens,
             "optimizer": self.optimizer.state_dict(),
             "rng": {"cpu": torch.get_rng_state(), "cuda": cuda},
         }
@@ -267,6 +270,7 @@ class Trainer:
         """Continue from `state_dict()`; load the model's parameters before."""
         self.step = state["step"]
         self.schedule.decay_start = state["decay_start"]
+        self.schedule.tokens = state.get("tokens", 0)
         self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["rng"]["cpu"])
         if torch.cuda.is_available() and len(state["rng"]["cuda"]) == torch.cuda.device_count():

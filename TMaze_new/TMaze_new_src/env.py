@@ -14,7 +14,7 @@ Observation, (4,) float32: ``[y, hint, flag, noise]``.
     noise  uniform in {-1, 0, 1}
 
 An episode terminates at either end and is truncated after ``max_steps`` actions. The reward is ``goal_reward`` at the
-goal; the wrong end gives 0, or -1 when ``goal_reward`` is not 1; every other step, the timeout among them, gives 0.
+goal; the wrong end and the timeout give 0, or -1 when ``goal_reward`` is not 1; every other step gives 0.
 
 An episode is a function of its seed: the goal is the first ``choice([-1, 1])`` of NumPy's legacy generator (seed 0 is
 down, seed 1 is up), the noise a hash of (seed, number of the observation). So one maze and a thousand mazes give the
@@ -207,7 +207,7 @@ class TMazeVectorEnv(VectorEnv):
         self._terminated |= running & (self._y != 0)
         self._truncated |= running & ~self._terminated & (self._steps >= self.max_steps)
         outcome = np.where(self._y == self._goal, self.goal_reward, self._failure_reward)
-        rewards = np.where(running & self._terminated, outcome, 0.0)
+        rewards = np.where(running & (self._terminated | self._truncated), outcome, 0.0)
         self._observations = np.where(running[:, None], self._observe(flag=flag), self._observations)
         return self._observations.copy(), rewards, self._terminated.copy(), self._truncated.copy(), self._info()
 

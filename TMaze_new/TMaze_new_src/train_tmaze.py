@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from RATE_model.cli import experiment
 from RATE_model.cli.limits import MAX_EPISODE_STEPS, at_least, at_most
 from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
-from RATE_model.cli.settings import CurriculumOptions, ModelOptions, RunOptions, TrainOptions
+from RATE_model.cli.settings import PUBLISHED_TRAINING, CurriculumOptions, ModelOptions, RunOptions, TrainOptions
 from RATE_model.data.batch import Batch
 from RATE_model.data.dataset import WindowDataset
 from RATE_model.memories.rate.config import ModelConfig
@@ -39,6 +39,14 @@ from TMaze_new.TMaze_new_src.spec import SPEC
 
 HERE = Path(__file__).resolve().parent
 CHECKPOINTS = HERE.parent / "TMaze_new_checkpoints"
+# What --published true sets; see docs/deviations.md.
+PUBLISHED = PUBLISHED_TRAINING | {
+    "lr_schedule": "late_linear",
+    "curr": "false",
+    "corridors": "full",
+    "win_only": True,
+    "slide": 1,
+}
 
 
 @dataclass(frozen=True)
@@ -193,6 +201,7 @@ def read_config(argv: Sequence[str] | None = None) -> Config:
         Config,
         argv=argv,
         config_file=HERE / "config.yaml",
+        published=PUBLISHED,
         prog="python3 TMaze_new/TMaze_new_src/train_tmaze.py",
         description="Train RATE or a relative on T-Maze.",
     )

@@ -20,7 +20,14 @@ if __name__ == "__main__":  # started as a script
 from RATE_model.cli import experiment
 from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
 from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
-from RATE_model.cli.settings import CurriculumOptions, ImageOptions, ModelOptions, RunOptions, TrainOptions
+from RATE_model.cli.settings import (
+    PUBLISHED_TRAINING,
+    CurriculumOptions,
+    ImageOptions,
+    ModelOptions,
+    RunOptions,
+    TrainOptions,
+)
 from RATE_model.data.dataset import WindowDataset
 from RATE_model.errors import UserError
 from RATE_model.memories.rate.config import ModelConfig
@@ -39,6 +46,19 @@ from VizDoom.VizDoom_src.spec import SPEC
 
 HERE = Path(__file__).resolve().parent
 CHECKPOINTS = HERE.parent / "VizDoom_checkpoints"
+# What --published true sets; see docs/deviations.md.
+PUBLISHED = PUBLISHED_TRAINING | {
+    "lr_schedule": "rising_cosine",
+    "warmup_tokens": 10_000,
+    "final_tokens": 10_000_000,
+    "variant": "published",
+    "learn": "recorded",
+    "mirror": False,
+    "stages": (),
+    "reset_target": False,
+    "use_argmax": False,
+    "slide": 1,
+}
 
 
 @dataclass(frozen=True)
@@ -198,6 +218,7 @@ def read_config(argv: Sequence[str] | None = None) -> Config:
         Config,
         argv=argv,
         config_file=HERE / "config.yaml",
+        published=PUBLISHED,
         prog="python3 VizDoom/VizDoom_src/train_vizdoom.py",
         description="Train RATE or a relative on ViZDoom-Two-Colors.",
     )

@@ -106,6 +106,30 @@ def test_pictures_are_those_of_the_emulator(breakout):
     assert lives < 5
 
 
+def test_the_published_opening(breakout):
+    """Against the default: the first picture repeated, two presses of FIRE, and both pictures where a life is lost."""
+    published = AtariEnv("Breakout", opening="published")
+    quiet = AtariEnv("Breakout", noops=30)
+    quiet.console.switch_on(int(np.random.default_rng(5).integers(1, 31)))
+    idle = quiet.console.observation()
+    observation, info = published.reset(seed=5)
+    np.testing.assert_array_equal(observation[:2], [idle, idle])
+    quiet.console.press(FIRE)
+    np.testing.assert_array_equal(observation[2], quiet.console.observation())
+    quiet.console.press(FIRE)
+    np.testing.assert_array_equal(observation[3], quiet.console.observation())
+    while info["lives"] == 5:
+        before = observation
+        observation, _, _, _, info = published.step(NOOP)
+        quiet.console.press(NOOP)
+    np.testing.assert_array_equal(observation[:2], before[2:])
+    np.testing.assert_array_equal(observation[2], quiet.console.observation())
+    quiet.console.press(FIRE)
+    np.testing.assert_array_equal(observation[3], quiet.console.observation())
+    with pytest.raises(UserError, match="opening is 'white'"):
+        AtariEnv("Breakout", opening="white")
+
+
 def test_four_pictures_are_stacked_oldest_first(breakout):
     observations, *_ = play(breakout, [FIRE, RIGHT, RIGHT, NOOP, NOOP])
     assert observations.shape == (6, 4, 84, 84) and observations.dtype == np.uint8

@@ -157,11 +157,11 @@ def test_metrics():
         return Episodes(np.array(returns), lengths, np.zeros(len(returns)))
 
     found = metrics({"": episodes(-20.272305, 3234.3), "20_": episodes(100.0)}, HOPPER)
-    assert found["episode_MEAN"] == pytest.approx(1607.013848) and found["length_MEAN"] == 10.5
-    assert found["episode_STD"] == pytest.approx(1627.286153)
-    assert found["episode_SEM"] == pytest.approx(1627.286153)  # sqrt(2) / sqrt(2) of it
-    assert found["normalised_score_MEAN"] == pytest.approx(50) and found["normalised_score_STD"] == pytest.approx(50)
-    assert found["20_episode_MEAN"] == 100 and found["20_episode_STD"] == 0 and "20_episode_SEM" not in found
+    assert found["return_MEAN"] == pytest.approx(1607.013848) and found["length_MEAN"] == 10.5
+    assert found["return_STD"] == pytest.approx(1627.286153)
+    assert found["return_SEM"] == pytest.approx(1627.286153)  # sqrt(2) / sqrt(2) of it
+    assert found["episode_MEAN"] == pytest.approx(50) and found["episode_STD"] == pytest.approx(50)
+    assert found["20_return_MEAN"] == 100 and found["20_return_STD"] == 0 and "20_return_SEM" not in found
 
 
 def test_without_mujoco_the_command_that_installs_it_is_named(monkeypatch):

@@ -32,10 +32,10 @@ def test_the_table_holds_the_runs_beside_their_data(tmp_path, monkeypatch, capsy
         for number, label in enumerate(study.models):
             value = {"target_return": 3600.0, "train_seconds": 9.0, "optimizer_steps": 600, "validation_loss": 0.1}
             for prefix in ("",) if label == "DT" else ("", "20_"):
-                for name in ("episode", "length", "normalised_score"):
+                for name in ("return", "length", "episode"):
                     value |= {f"{prefix}{name}_MEAN": 100.0 * (number + 1) + len(prefix), f"{prefix}{name}_STD": 1.0}
             runs[label] = [
-                fake_run(tmp_path / study.folder(label) / str(s), value | {"episode_MEAN": value["episode_MEAN"] + s})
+                fake_run(tmp_path / study.folder(label) / str(s), value | {"return_MEAN": value["return_MEAN"] + s})
                 for s in SEEDS
             ]
         return runs

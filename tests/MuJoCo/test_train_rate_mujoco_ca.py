@@ -114,8 +114,8 @@ def test_a_run_leaves_behind_all_that_acting_and_looking_need(here, capsys):
         assert {f"{prefix}{name}_{kind}" for name in ("episode", "length", "normalised_score")
                 for kind in ("MEAN", "STD", "SEM")} <= result.keys()  # fmt: skip
         assert result[f"{prefix}length_MEAN"] > 1
-        score = HOPPER.normalised_score(result[f"{prefix}episode_MEAN"])
-        assert result[f"{prefix}normalised_score_MEAN"] == pytest.approx(score)
+        score = HOPPER.normalised_score(result[f"{prefix}return_MEAN"])
+        assert result[f"{prefix}episode_MEAN"] == pytest.approx(score)
     assert result["target_return"] == 3600 and "reset_target" not in result and result["optimizer_steps"] == 6
     file = open_data(task_of(HOPPER_MEDIUM), here / "data")
     spec = load_model(str(resolve_checkpoint(str(run)))).spec

@@ -61,7 +61,7 @@ def plain_episode(seed, actions, corridor_length, hint_steps=1, goal_reward=1.0,
         terminated = y != 0
         truncated = not terminated and step >= max_steps
         reward = 0.0
-        if terminated:
+        if terminated or truncated:
             reward = goal_reward if y == goal else (0.0 if goal_reward == 1.0 else -1.0)
         observation = [y, goal if step < hint_steps else 0, int(flag), plain_noise(seed, step)]
         rows.append((observation, reward, terminated, truncated))
@@ -103,7 +103,7 @@ def test_both_environments_follow_the_rules(hint_steps, goal_reward):
         assert single_info == {"goal": info["goal"][i], "x": info["x"][i]}
         outcomes.add((max(row[1] for row in expected), min(row[1] for row in expected), *expected[-1][2:]))
     wrong = 0.0 if goal_reward == 1.0 else -1.0
-    assert outcomes == {(goal_reward, 0.0, True, False), (0.0, wrong, True, False), (0.0, 0.0, False, True)}
+    assert outcomes == {(goal_reward, 0.0, True, False), (0.0, wrong, True, False), (0.0, wrong, False, True)}
 
 
 def test_flag_shows_once():
