@@ -37,6 +37,7 @@ from MuJoCo.tasks import MAX_EPISODE_STEPS, Robot, Task
 from RATE_model.data.dataset import WindowDataset
 from RATE_model.data.selection import split_episodes
 from RATE_model.data.trajectories import TrajectoryFile
+from RATE_model.errors import UserError
 
 TRAINING_FRACTION = 0.95
 SPLIT_SEED = 0

@@ -86,23 +86,15 @@ def choose_variant(weights: Mapping[str, Tensor], settings: Settings) -> tuple[s
     return name, settings.sources["variant"]
 
 
-def write_run(
-    directory: Path,
-    model: RATE,
-    *,
-    settings: Mapping[str, Any],
-    normalisation: Mapping[str, Sequence[float]] | None = None,
-) -> Path:
+def write_run(directory: Path, model: RATE, settings: Mapping[str, Any]) -> Path:
     """A model as the only checkpoint of a run's directory, in the form of a training's; the checkpoint's path.
 
     Args:
         directory: of the run; missing or empty.
         model: what is saved.
         settings: what inference reads of a run, for its config.yaml.
-        normalisation: mean and std of observations, one each per feature.
     """
-    statistics = {f"observation_{name}": tuple(values) for name, values in (normalisation or {}).items()}
-    state = {"config": asdict(model.config), "spec": asdict(model.spec) | statistics}
+    state = {"config": asdict(model.config), "spec": asdict(model.spec)}
     path = save_checkpoint(directory / "checkpoints", 0, model_state=model.state_dict(), training_state=state)
     atomic_write_text(directory / "config.yaml", to_yaml(dict(settings)))
     return path
@@ -150,21 +142,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         name, how = choose_variant(weights, settings)
         mode = settings.values.get("model_mode")
         settings = settings.then(published(weights, name, branch_of(weights), mode), "as published")
-        model = RATE(published_config(weights, settings), acting_spec(weights, name))
+        spec = acting_spec(weights, name)
+        if args.normalisation is not None:
+            spec = normalised(spec, args.normalisation)
+        model = RATE(published_config(weights, settings), spec)
         left_out = convert_weights(weights, model)
     except UserError as error:
         raise UserError(f"{args.checkpoint}: {error}") from None
-    normalisation = None
-    if args.normalisation is not None:
-        if model.spec.is_image:
-            raise UserError("--normalisation: observations are images here, which are not normalised; leave it out")
-        normalisation = read_normalisation(args.normalisation, model.spec.observation_shape[0])
-    path = write_run(
-        args.output,
-        model,
-        settings=recorded(model.config, settings, name),
-        normalisation=normalisation,
-    )
+    path = write_run(args.output, model, recorded(model.config, settings, name))
     print(describe(name, how, model, settings), file=sys.stderr)
     print(f"wrote {path}; left out {len(left_out)} tensors that the published model never uses", file=sys.stderr)
 
@@ -172,6 +157,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 def acting_spec(weights: Mapping[str, Tensor], variant: str) -> EnvironmentSpec:
     """`infer_spec`, for returns in units of reward."""
     return replace(infer_spec(weights, variant), return_scale=VARIANTS[variant].return_scale)
+
+
+def normalised(spec: EnvironmentSpec, path: Path) -> EnvironmentSpec:
+    """A spec of observations that the model normalises by the statistics in a file."""
+    if spec.is_image:
+        raise UserError("--normalisation: observations are images here, which are not normalised; leave it out")
+    mean, std = read_normalisation(path, spec.observation_shape[0])
+    return replace(spec, observation_mean=mean, observation_std=std)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from RATE_model.errors import UserError
 STD_MARGIN = 1e-6
 
 
-def read_normalisation(path: Path, features: int) -> dict[str, list[float]]:
+def read_normalisation(path: Path, features: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each of so many features, the published margin of 1e-6 included.
 
     Args:
@@ -43,7 +43,7 @@ def read_normalisation(path: Path, features: int) -> dict[str, list[float]]:
         raise UserError(f"--normalisation {path}: mean and std of shapes {found}, the model sees {features} features")
     if not np.isfinite([mean, std]).all() or std.min() <= 0:
         raise UserError(f"--normalisation {path}: mean and std must be finite, and std above 0")
-    return {"mean": mean.astype(np.float32).tolist(), "std": std.astype(np.float32).tolist()}
+    return tuple(mean.astype(np.float32).tolist()), tuple(std.astype(np.float32).tolist())
 
 
 def _observations(path: Path) -> np.ndarray:
