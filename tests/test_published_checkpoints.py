@@ -21,7 +21,7 @@ from VizDoom.VizDoom_src import inference_vizdoom
 INFERENCES = {
     "tmaze": (inference_tmaze, "--lengths 9 30 --episodes 2"),
     "doom": (
-        inference_vizdoom, "--episodes 4 --episode_timeout 3 --baselines false --video true --video_episodes 2",
+        inference_vizdoom, "--episodes 4 --episode_timeout 3 --baselines false --video 2",
     ),
     "minigrid_memory": (inference_minigridmemory, "--sizes 7 --episodes 2 --video 1"),
     "minigrid_memory, main": (inference_minigridmemory, "--sizes 7 --episodes 2"),

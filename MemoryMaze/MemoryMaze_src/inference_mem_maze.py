@@ -39,7 +39,7 @@ SCRIPT = "python3 MemoryMaze/MemoryMaze_src/inference_mem_maze.py"
 PUBLISHED = {
     "size": DEFAULT_SIZE,
     "target_return": protocol.TARGET_RETURN,
-    "rtg_floor": protocol.RTG_FLOOR,
+    "rtg_floor": None,
     "use_argmax": False,
 }
 
@@ -58,7 +58,7 @@ class Options:
     # Return that the agent is asked for; none = the run's (18.1 for a converted checkpoint)
     target_return: float | None = None
     # How far the return-to-go falls when more is earned than was asked for; none = freely (published); run = as in the
-    # run (0 for a converted checkpoint)
+    # run (freely for a converted checkpoint)
     rtg_floor: float | Literal["run"] | None = "run"
     # Take the most probable action; false: draw from the predicted distribution (published); none = as in the run
     # (false for a converted checkpoint)
