@@ -85,7 +85,7 @@ def test_what_no_flag_says_is_as_the_run_recorded_it(run, played, tmp_path, monk
     infer("--checkpoint", copy)
     names = ("size", "target_return", "rtg_floor", "greedy")
     recorded = (11, 30, None, True)
-    expected = [recorded, (13, 9, 1, False), recorded, (9, 18.1, 0, False)]
+    expected = [recorded, (13, 9, 1, False), recorded, (9, 18.1, None, False)]
     assert [tuple(options[name] for name in names) for options in played] == expected
 
 
