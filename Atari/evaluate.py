@@ -15,10 +15,11 @@ import torch
 from Atari.env import PUBLISHED_CAP, PUBLISHED_NOOPS, Opening
 from Atari.games import Game
 from Atari.vector import AtariVectorEnv
-from RATE_model.acting.actor import Actor, MemoryTransform
+from RATE_model.acting.actor import Actor
 from RATE_model.acting.rollout import Episodes, mean_and_error, rollout
+from RATE_model.agent import Agent
 from RATE_model.errors import UserError
-from RATE_model.memories.rate.model import RATE
+from RATE_model.memories.contract import MemoryTransform
 
 # Data is collected with seeds below this one.
 FIRST_SEED = 2**31
@@ -46,7 +47,7 @@ def target_of(game: Game, given: float | None, flag: str = "--target_return") ->
 
 
 def play(
-    model: RATE,
+    model: Agent,
     game: Game,
     *,
     target_return: float,
@@ -86,7 +87,7 @@ def play(
             target_return,
             greedy=greedy,
             seed=seed,
-            slide=min(slide, model.config.context_length),
+            slide=slide,
             transform_memory=transform_memory,
             precision=precision,
         )

@@ -24,14 +24,14 @@ from Atari.env import PUBLISHED_CAP, Opening
 from Atari.games import Game, ale_py
 from Atari.games import game as game_of
 from Atari.spec import spec_of
-from RATE_model.acting.actor import memory_conditions
+from RATE_model.acting.controls import memory_conditions
 from RATE_model.acting.rollout import Episodes
+from RATE_model.agent import Agent
 from RATE_model.cli.inference import InferenceOptions, fill_from_run
 from RATE_model.cli.limits import MAX_SEED, MAX_STEPS, at_least, at_most
 from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
 from RATE_model.errors import UserError
 from RATE_model.loading import load_model
-from RATE_model.memories.rate.model import RATE
 from RATE_model.training.checkpoints import resolve_checkpoint
 
 # What is asked where no run tells; no target return: the game's.
@@ -103,7 +103,7 @@ class Trained:
     """A checkpoint with the game that it plays."""
 
     path: Path
-    model: RATE
+    model: Agent
     game: Game
     clip_rewards: bool  # as its data's
 

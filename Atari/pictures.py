@@ -13,13 +13,13 @@ from Atari.evaluate import ClippedRewards, Player, evaluation_seeds
 from Atari.games import Game
 from RATE_model.acting.actor import Actor
 from RATE_model.acting.video import with_caption, write_video
-from RATE_model.memories.rate.model import RATE
+from RATE_model.agent import Agent
 
 _ENLARGE = 2  # a console's pixel, in pixels of a video
 
 
 def record_videos(
-    model: RATE,
+    model: Agent,
     game: Game,
     count: int,
     directory: Path,
@@ -50,7 +50,7 @@ def record_videos(
         UserError: the files cannot be written.
     """
     environment = AtariEnv(game.name, sticky=sticky, max_steps=max_steps, opening=opening, render_mode="rgb_array")
-    steps = model.config.context_length
+    steps = model.memory.segment
     paths = []
     for number, episode in enumerate(evaluation_seeds(count)):
         actor = Actor(model, 1, target_return, seed=seed + number, slide=min(slide, steps), **acting)

@@ -26,6 +26,7 @@ from Atari.games import game as game_of
 from Atari.replay import Selection
 from Atari.spec import spec_of
 from RATE_model.acting.rollout import with_error
+from RATE_model.agent import Agent, AgentConfig
 from RATE_model.cli import experiment
 from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
 from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
@@ -38,8 +39,6 @@ from RATE_model.cli.settings import (
     TrainOptions,
 )
 from RATE_model.errors import UserError
-from RATE_model.memories.rate.config import ModelConfig
-from RATE_model.memories.rate.model import RATE
 from RATE_model.plots import plot_curves
 from RATE_model.spec import EnvironmentSpec
 from RATE_model.training.runs import Run, run_name
@@ -129,14 +128,14 @@ class Config:
 
     def validate(self) -> None:
         """Raise a UserError if these sizes make no model, or nobody knows which return to ask for."""
-        self.model_config()
+        self.agent_config()
         if self.task.online_inference or self.task.last_inference:
             _ = self.target
         _ = self.spec
 
-    def model_config(self) -> ModelConfig:
+    def agent_config(self) -> AgentConfig:
         """Sizes of the model."""
-        return self.model.model_config(context_length=self.task.context_length, segments=self.task.segments)
+        return self.model.agent_config(context_length=self.task.context_length, segments=self.task.segments)
 
     @property
     def game(self) -> Game:
@@ -167,11 +166,11 @@ def run_directory(config: Config, seed: int) -> Path:
     """Where the run of a seed is kept; the same flags always give the same place."""
     run, model = config.run, config.model
     cloning = "" if config.task.condition_on_returns else "BC"
-    name = run_name(run.text, config.game.name, "arch_mode", model.arch_mode, model.model_mode, cloning, "RUN", seed)
+    name = run_name(run.text, config.game.name, *model.name_parts, cloning, "RUN", seed)
     return (run.output_dir or CHECKPOINTS) / run.ckpt_folder / name
 
 
-def evaluate(model: RATE, config: Config, final: bool, clip_rewards: bool = False) -> dict[str, float]:
+def evaluate(model: Agent, config: Config, final: bool, clip_rewards: bool = False) -> dict[str, float]:
     """Returns and scores in the game; names are the published ones. `clip_rewards`: see `protocol.play`."""
     task = config.task
     if not (task.last_inference if final else task.online_inference):
@@ -205,7 +204,7 @@ def train(config: Config, run: Run) -> dict[str, float]:
     data = load_data(config.data, config.replay, size=task.segments * task.context_length)
     windows = lru_cache(lambda segments: (data.training, data.validation))
 
-    def finish(model: RATE, result: dict[str, float]) -> None:
+    def finish(model: Agent, result: dict[str, float]) -> None:
         curves = {run.directory.name: run.directory / "metrics.jsonl"}
         plot_curves(curves, run.plots / "curves.png", ("train_loss", "train_accuracy", "eval_return"))
         played = with_error(result["eval_return"], result.get("eval_sem"), 1) if task.last_inference else ""
@@ -220,12 +219,12 @@ def train(config: Config, run: Run) -> dict[str, float]:
         shown = float(data.training.windows[:, 2].sum()) * task.decay_epochs
         options = replace(options, final_tokens=round(shown))
     curriculum, schedule = experiment.plan(
-        options, CurriculumOptions(), config.model_config(), windows, [task.segments], task.context_length
+        options, CurriculumOptions(), config.agent_config(), windows, [task.segments], task.context_length
     )
     return experiment.train_run(
         config,
         run,
-        model=config.model_config(),
+        model=config.agent_config(),
         spec=config.spec,
         data=windows,
         curriculum=curriculum,

@@ -20,10 +20,11 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from MuJoCo.tasks import MAX_EPISODE_STEPS, Robot, make_environment
-from RATE_model.acting.actor import Actor, MemoryTransform
+from RATE_model.acting.actor import Actor
 from RATE_model.acting.rollout import Episodes, mean_and_error, rollout
+from RATE_model.agent import Agent
 from RATE_model.errors import UserError
-from RATE_model.memories.rate.model import RATE
+from RATE_model.memories.contract import MemoryTransform
 
 Version = Literal["v4", "v5"]
 VERSIONS: tuple[str, ...] = get_args(Version)
@@ -102,7 +103,7 @@ def evaluation_seeds(episodes: int) -> np.ndarray:
 
 
 def play(
-    model: RATE,
+    model: Agent,
     robot: Robot,
     *,
     target_return: float,
@@ -135,7 +136,7 @@ def play(
             episodes,
             target_return,
             window=window,
-            slide=min(slide, model.config.context_length),
+            slide=slide,
             reset_target=reset_target,
             transform_memory=transform_memory,
             precision=precision,
@@ -152,7 +153,7 @@ def play(
         environments.close()
 
 
-def play_prompts(model: RATE, robot: Robot, *, long_prompt: bool = True, **acting: Any) -> dict[str, Episodes]:
+def play_prompts(model: Agent, robot: Robot, *, long_prompt: bool = True, **acting: Any) -> dict[str, Episodes]:
     """`play` with prompt 1 and, if wanted, with prompt K.
 
     Returns:
@@ -160,8 +161,8 @@ def play_prompts(model: RATE, robot: Robot, *, long_prompt: bool = True, **actin
         slides its own window.
     """
     played = {"": play(model, robot, **acting)}
-    if long_prompt and not model.config.sliding:
-        played[f"{model.config.context_length}_"] = play(model, robot, window=True, **acting)
+    if long_prompt and model.memory.can_slide and not model.memory.slides:
+        played[f"{model.memory.segment}_"] = play(model, robot, window=True, **acting)
     return played
 
 

@@ -21,13 +21,13 @@ if __name__ == "__main__":  # started as a script
 from MuJoCo import evaluate as protocol
 from MuJoCo.spec import spec_of
 from MuJoCo.tasks import TASKS, Task, task_of
-from RATE_model.acting.actor import memory_conditions
+from RATE_model.acting.controls import memory_conditions
 from RATE_model.acting.rollout import Episodes
+from RATE_model.agent import Agent
 from RATE_model.cli.inference import InferenceOptions, fill_from_run
 from RATE_model.cli.limits import at_least, at_most
 from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
 from RATE_model.errors import UserError
-from RATE_model.memories.rate.model import RATE
 from RATE_model.training.checkpoints import NORMALISATION, resolve_checkpoint
 
 # What is asked where no run tells; no target return: the task's.
@@ -87,7 +87,7 @@ class Trained:
     """A checkpoint with what its run's directory says of it."""
 
     path: Path
-    model: RATE
+    model: Agent
     task: Task
 
     @classmethod
@@ -132,7 +132,7 @@ def show(target: float, played: dict[str, Episodes], trained: Trained) -> dict[s
         mean, std, length, score = (
             results[f"{prefix}{name}"] for name in ("return_MEAN", "return_STD", "length_MEAN", "episode_MEAN")
         )
-        prompt = prefix.rstrip("_") or ("window" if trained.model.config.sliding else "1")
+        prompt = prefix.rstrip("_") or ("window" if trained.model.memory.slides else "1")
         print(f"{target:10g}{prompt:>8}{mean:12.1f}{std:10.1f}{length:10.1f}{score:12.1f}")
     return results
 

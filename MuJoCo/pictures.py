@@ -13,8 +13,8 @@ from MuJoCo.evaluate import Version, evaluation_seeds
 from MuJoCo.tasks import Robot, make_environment
 from RATE_model.acting.actor import Actor
 from RATE_model.acting.video import with_caption, write_video
+from RATE_model.agent import Agent
 from RATE_model.errors import UserError
-from RATE_model.memories.rate.model import RATE
 
 # What MuJoCo can draw with, where there is no screen, and what it needs.
 _LIBRARIES = {"egl": "EGL", "osmesa": "OSMesa"}
@@ -27,7 +27,7 @@ _FRAMES = 30  # at most so many a second
 
 
 def record_videos(
-    model: RATE,
+    model: Agent,
     robot: Robot,
     count: int,
     directory: Path,

@@ -22,12 +22,11 @@ from MuJoCo.dataset import DataOptions, load_data
 from MuJoCo.spec import spec_of
 from MuJoCo.tasks import Task, make_environment, task_of
 from RATE_model.acting.rollout import with_error
+from RATE_model.agent import Agent, AgentConfig
 from RATE_model.cli import experiment
 from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
 from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
 from RATE_model.cli.settings import PUBLISHED_TRAINING, CurriculumOptions, ModelOptions, RunOptions, TrainOptions
-from RATE_model.memories.rate.config import ModelConfig
-from RATE_model.memories.rate.model import RATE
 from RATE_model.plots import plot_curves
 from RATE_model.training.runs import Run, run_name
 
@@ -105,22 +104,22 @@ class Config:
 
     def validate(self) -> None:
         """Raise a UserError if these sizes make no model."""
-        self.model_config()
+        self.agent_config()
 
-    def model_config(self) -> ModelConfig:
+    def agent_config(self) -> AgentConfig:
         """Sizes of the model."""
-        return self.model.model_config(context_length=self.task.context_length, segments=self.task.segments)
+        return self.model.agent_config(context_length=self.task.context_length, segments=self.task.segments)
 
 
 def run_directory(config: Config, seed: int) -> Path:
     """Where the run of a seed is kept; the same flags always give the same place."""
     run, model, task = config.run, config.model, config.task
     cloning = "" if task.condition_on_returns else "BC"
-    name = run_name(run.text, task.task.name, "arch_mode", model.arch_mode, model.model_mode, cloning, "RUN", seed)
+    name = run_name(run.text, task.task.name, *model.name_parts, cloning, "RUN", seed)
     return (run.output_dir or CHECKPOINTS) / run.ckpt_folder / name
 
 
-def evaluate(model: RATE, config: Config, final: bool) -> dict[str, float]:
+def evaluate(model: Agent, config: Config, final: bool) -> dict[str, float]:
     """Returns and scores in the environment; names are the published ones."""
     task = config.task
     if not (task.last_inference if final else task.online_inference):
@@ -156,7 +155,7 @@ def train(config: Config, run: Run) -> dict[str, float]:
     data = load_data(task.task, config.data, size=segments * steps)
     windows = lru_cache(lambda segments: (data.training, data.validation))
 
-    def finish(model: RATE, result: dict[str, float]) -> None:
+    def finish(model: Agent, result: dict[str, float]) -> None:
         curves = {run.directory.name: run.directory / "metrics.jsonl"}
         plot_curves(curves, run.plots / "curves.png", ("train_loss", "grad_norm", "return_MEAN"))
         scores = ""
@@ -169,12 +168,12 @@ def train(config: Config, run: Run) -> dict[str, float]:
         )
 
     curriculum, schedule = experiment.plan(
-        config.train, CurriculumOptions(), config.model_config(), windows, [segments], steps
+        config.train, CurriculumOptions(), config.agent_config(), windows, [segments], steps
     )
     return experiment.train_run(
         config,
         run,
-        model=config.model_config(),
+        model=config.agent_config(),
         spec=spec_of(task.task.robot, data.normalisation, condition_on_returns=task.condition_on_returns),
         data=windows,
         curriculum=curriculum,

@@ -93,22 +93,32 @@ class ImageEncoder(nn.Module):
 
 
 class TokenEncoder(nn.Module):
-    """Encodes each of the three token kinds of a step to `d_model` numbers."""
+    """Encodes each of the three token kinds of a step to `d_model` numbers.
 
-    def __init__(self, spec: EnvironmentSpec, d_model: int) -> None:
+    Args:
+        spec: what observations and actions are.
+        d_model: width of a token.
+        rtg: encode returns-to-go; False: without conditioning there are none.
+        actions: encode actions; False for an agent that sees none.
+    """
+
+    def __init__(self, spec: EnvironmentSpec, d_model: int, *, rtg: bool = True, actions: bool = True) -> None:
         super().__init__()
         self.spec = spec
         if spec.is_normalised:  # the spec is saved with a checkpoint: not once more with the weights
             self.register_buffer("mean", torch.tensor(spec.observation_mean), persistent=False)
             self.register_buffer("std", torch.tensor(spec.observation_std), persistent=False)
         observation = ImageEncoder(spec, d_model) if spec.is_image else nn.Linear(spec.observation_shape[0], d_model)
-        if spec.continuous:
-            action: nn.Module = nn.Linear(spec.num_actions, d_model)
-        else:
-            action = nn.Embedding(spec.action_embeddings or spec.num_actions, d_model)
         self.observation = _with_tanh(observation, spec.observation_tanh)
-        self.action = _with_tanh(action, spec.action_tanh)
-        self.rtg = _with_tanh(nn.Linear(1, d_model), spec.return_tanh)
+        self.d_model = d_model
+        self.action = _with_tanh(self._action_table(), spec.action_tanh) if actions else None
+        self.rtg = _with_tanh(nn.Linear(1, d_model), spec.return_tanh) if rtg else None
+
+    def _action_table(self) -> nn.Module:
+        spec = self.spec
+        if spec.continuous:
+            return nn.Linear(spec.num_actions, self.d_model)
+        return nn.Embedding(spec.action_embeddings or spec.num_actions, self.d_model)
 
     def encode_observations(self, observations: Tensor | Frames) -> Tensor:
         """`(B, T, *observation_shape)`, any dtype, to `(B, T, d_model)`. Images may be uint8: they are scaled here.
@@ -147,7 +157,9 @@ class TokenEncoder(nn.Module):
         encoder.calibrate(dense.flatten(0, 1), pictures=pictures)
 
     def encode_actions(self, actions: Tensor) -> Tensor:
-        """`(B, T)` int64, or `(B, T, num_actions)` float when continuous, to `(B, T, d_model)`."""
+        """`(B, T)` int64, or `(B, T, num_actions)` float when continuous, to `(B, T, d_model)`; zeros if unseen."""
+        if self.action is None:
+            return torch.zeros(*actions.shape[:2], self.d_model, device=actions.device)
         return self.action(actions)
 
     def encode_rtg(self, rtg: Tensor) -> Tensor:
@@ -157,13 +169,7 @@ class TokenEncoder(nn.Module):
     @property
     def parameter_dtype(self) -> torch.dtype:
         """The parameters' dtype."""
-        return next(self.rtg.parameters()).dtype
-
-    def forward(self, observations: Tensor | Frames, actions: Tensor, rtg: Tensor) -> Tensor:
-        """Tokens of whole steps, `(B, 3 T, d_model)`, ordered (rtg_0, observation_0, action_0, rtg_1, ...)."""
-        tokens = (self.encode_rtg(rtg), self.encode_observations(observations), self.encode_actions(actions))
-        dtype = tokens[1].dtype  # under autocast a table look-up stays float32 while the linear maps do not
-        return torch.stack([token.to(dtype) for token in tokens], dim=2).flatten(1, 2)
+        return next(self.observation.parameters()).dtype
 
 
 class ActionHead(nn.Module):

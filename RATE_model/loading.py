@@ -8,14 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from RATE_model.agent import Agent, AgentConfig, with_memory_prefix
 from RATE_model.errors import UserError
-from RATE_model.memories.rate.config import ModelConfig
-from RATE_model.memories.rate.model import RATE
 from RATE_model.spec import EnvironmentSpec
 from RATE_model.training.checkpoints import NORMALISATION, load_checkpoint
 
 
-def load_model(path: Path | str, *, device: torch.device | str = "cpu") -> RATE:
+def load_model(path: Path | str, *, device: torch.device | str = "cpu") -> Agent:
     """The model of a checkpoint (of `resolve_checkpoint`), in eval mode. It takes observations as they are.
 
     Raises:
@@ -26,8 +25,8 @@ def load_model(path: Path | str, *, device: torch.device | str = "cpu") -> RATE:
     try:
         spec = {name: tuple(value) if isinstance(value, list) else value for name, value in state["spec"].items()}
         spec |= recorded
-        model = RATE(ModelConfig(**state["config"]), EnvironmentSpec(**spec))
-        model.load_state_dict(weights)
+        model = Agent(AgentConfig.of(state), EnvironmentSpec(**spec))
+        model.load_state_dict(weights if "memory" in state else with_memory_prefix(weights))
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, UserError, ValueError) as error:
         raise unusable(path, error) from None
     check_weights(path, weights)

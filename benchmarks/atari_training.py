@@ -30,10 +30,10 @@ from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options, t
 from RATE_model.data.batch import Batch
 from RATE_model.data.frames import FrameStack
 from RATE_model.encoders import TokenEncoder
-from RATE_model.memories.rate.model import RATE
 from RATE_model.system.precision import autocast
 from RATE_model.training.optimization import Schedule
 from RATE_model.training.trainer import Trainer
+from tests.small_models import rate_agent
 
 PUBLISHED = ("--game", "Breakout", "--skip_dec_ffn")
 ENCODING = "frames alone, forward and backward"
@@ -95,7 +95,7 @@ def measure(options: Options) -> dict[str, Any]:
         train = replace(
             config.train, bptt_segments=bptt_segments, accumulate=parts, precision=options.precision, ckpt_batches=None
         )
-        trainer = Trainer(RATE(model_config, spec), train, Schedule(1, None, 0, 1.0))
+        trainer = Trainer(rate_agent(model_config, spec), train, Schedule(1, None, 0, 1.0))
         name = f"batch, gradients through {window}"
         candidates[name] = _training(trainer, batch)
         encoded[name] = _count(trainer.model.encoder)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from RATE_model.memories.rate.config import ModelConfig
+from RATE_model.memories.rate.config import RATEConfig
 from RATE_model.memories.rate.layout import Layout
 from RATE_model.spec import EnvironmentSpec
 
@@ -33,7 +33,7 @@ class Product:
 
 
 def training_flops(
-    config: ModelConfig, spec: EnvironmentSpec, *, batch_size: int, segments: int, bptt_segments: int
+    config: RATEConfig, spec: EnvironmentSpec, *, batch_size: int, segments: int, bptt_segments: int
 ) -> int:
     """Operations of one batch of full trajectories of `segments` segments, forward and backward, all windows.
 
@@ -54,7 +54,7 @@ def training_flops(
     return total
 
 
-def acting_flops(config: ModelConfig, spec: EnvironmentSpec, *, batch_size: int) -> float:
+def acting_flops(config: RATEConfig, spec: EnvironmentSpec, *, batch_size: int) -> float:
     """Operations of one environment step of `batch_size` episodes, averaged over a segment behind a full cache.
 
     Counts what `RATE_model.acting.actor` does: two tokens at a segment's first step (return-to-go, observation), three
@@ -81,7 +81,7 @@ def acting_flops(config: ModelConfig, spec: EnvironmentSpec, *, batch_size: int)
     return total / steps + sum(product.forward for product in ends)
 
 
-def _fold(config: ModelConfig) -> list[Product]:
+def _fold(config: RATEConfig) -> list[Product]:
     """W_k and W_r folded into the queries, W_v into the output: once per forward pass, whatever the batch."""
     d, width, heads = config.d_model, config.d_head, config.n_head
     weight = Product(2 * heads * (2 * d) * width * d)
@@ -91,7 +91,7 @@ def _fold(config: ModelConfig) -> list[Product]:
 
 
 def _segment(
-    config: ModelConfig, spec: EnvironmentSpec, batch: int, index: int, *, old_gradient: bool, used: bool
+    config: RATEConfig, spec: EnvironmentSpec, batch: int, index: int, *, old_gradient: bool, used: bool
 ) -> Iterable[Product]:
     """Segment number `index` of a trajectory.
 
@@ -116,7 +116,7 @@ def _segment(
     yield from _valve(config, batch, old_gradient=old_gradient, used=used)
 
 
-def _attention(config: ModelConfig, batch: int, rows: int, columns: int, *, block: bool) -> list[Product]:
+def _attention(config: RATEConfig, batch: int, rows: int, columns: int, *, block: bool) -> list[Product]:
     """Some rows of one layer's attention over `columns` keys, with both projections."""
     d, heads, tokens = config.d_model, config.n_head, config.num_mem_tokens
     queries = Product(2 * batch * rows * d * heads * 2 * d)
@@ -128,7 +128,7 @@ def _attention(config: ModelConfig, batch: int, rows: int, columns: int, *, bloc
     return [queries, positions, content, context, output, *wrapped]
 
 
-def _behind_attention(config: ModelConfig, rows: int) -> list[Product]:
+def _behind_attention(config: RATEConfig, rows: int) -> list[Product]:
     """Feed-forward network and gates of one layer."""
     d = config.d_model
     feed_forward = [] if config.skip_dec_ffn else [Product(2 * rows * d * config.d_inner)] * 2
@@ -136,7 +136,7 @@ def _behind_attention(config: ModelConfig, rows: int) -> list[Product]:
     return feed_forward + [Product(2 * rows * d * 6 * d)] * gates
 
 
-def _appended(config: ModelConfig, batch: int, count: int, *, columns: int, outputs: int, block: bool) -> Iterable[int]:
+def _appended(config: RATEConfig, batch: int, count: int, *, columns: int, outputs: int, block: bool) -> Iterable[int]:
     """Acting: `count` tokens appended to the buffers, `outputs` of which are wanted of the last layer."""
     for number in range(config.n_layer):
         rows = outputs if number == config.n_layer - 1 else count
@@ -147,17 +147,17 @@ def _appended(config: ModelConfig, batch: int, count: int, *, columns: int, outp
             yield product.forward
 
 
-def _encoders(config: ModelConfig, spec: EnvironmentSpec, rows: int) -> list[Product]:
+def _encoders(config: RATEConfig, spec: EnvironmentSpec, rows: int) -> list[Product]:
     """Linear maps of return, observation and continuous action; a table of actions is no product."""
     features = 1 + spec.observation_shape[0] + (spec.num_actions if spec.continuous else 0)
     return [Product(2 * rows * features * config.d_model, gradients=1)]
 
 
-def _head(config: ModelConfig, spec: EnvironmentSpec, rows: int) -> list[Product]:
+def _head(config: RATEConfig, spec: EnvironmentSpec, rows: int) -> list[Product]:
     return [Product(2 * rows * config.d_model * spec.num_actions)]
 
 
-def _valve(config: ModelConfig, batch: int, *, old_gradient: bool, used: bool) -> list[Product]:
+def _valve(config: RATEConfig, batch: int, *, old_gradient: bool, used: bool) -> list[Product]:
     """The memory retention valve: four linear maps, and two products of its attention."""
     if not config.n_head_ca:
         return []

@@ -35,14 +35,15 @@ from MemoryMaze.MemoryMaze_src.generate import Recipe, generate
 from MemoryMaze.MemoryMaze_src.spec import SPEC
 from MemoryMaze.MemoryMaze_src.train_mem_maze import read_config
 from MemoryMaze.MemoryMaze_src.vector import MemoryMazeVectorEnv
+from RATE_model.agent import Agent
 from RATE_model.cli.limits import at_least
 from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options, to_flat_dict
 from RATE_model.data.dataset import WindowDataset
 from RATE_model.data.selection import strided_windows
 from RATE_model.data.trajectories import TrajectoryFile
-from RATE_model.memories.rate.model import RATE
 from RATE_model.training.optimization import Schedule
 from RATE_model.training.trainer import Trainer
+from tests.small_models import rate_agent
 
 PUBLISHED = ("--nmt", "5", "--mem_len", "300", "--skip_dec_ffn")
 
@@ -115,7 +116,7 @@ def play_at_random(options: Options) -> float:
     return Timed.seconds()
 
 
-def play_with(model: RATE, options: Options) -> float:
+def play_with(model: Agent, options: Options) -> float:
     """Seconds of all steps of an evaluation."""
     with mock.patch.object(evaluate, "MemoryMazeVectorEnv", Timed):
         evaluate.play(model, episodes=options.episodes, steps=options.steps)
@@ -137,7 +138,7 @@ def measure(options: Options, file: TrajectoryFile) -> dict[str, Any]:
         dataset.__getitems__(draw())
 
     torch.manual_seed(0)
-    trainer = Trainer(RATE(model_config, SPEC), config.train, Schedule(1, None, 0, 1.0))
+    trainer = Trainer(rate_agent(model_config, SPEC), config.train, Schedule(1, None, 0, 1.0))
     batch = dataset.__getitems__(draw())
 
     def train() -> None:

@@ -28,12 +28,13 @@ from MuJoCo.spec import spec_of
 from MuJoCo.tasks import HALFCHEETAH
 from MuJoCo.train_rate_mujoco_ca import read_config
 from RATE_model.acting.rollout import evaluating
+from RATE_model.agent import Agent
 from RATE_model.cli.limits import at_least
 from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options, to_flat_dict
 from RATE_model.data.batch import Batch
-from RATE_model.memories.rate.model import RATE
 from RATE_model.training.optimization import Schedule
 from RATE_model.training.trainer import Trainer
+from tests.small_models import rate_agent
 
 PUBLISHED = ("--env_id", "0", "--skip_dec_ffn")
 SPEC = spec_of(HALFCHEETAH)  # its episodes all have 1000 steps, whatever an untrained model does
@@ -94,7 +95,7 @@ def measure(options: Options) -> dict[str, Any]:
         train = replace(
             config.train, bptt_segments=bptt_segments, accumulate=max(1, options.batch_size // options.part)
         )
-        trainer = Trainer(RATE(model_config, SPEC), train, Schedule(1, None, 0, 1.0))
+        trainer = Trainer(rate_agent(model_config, SPEC), train, Schedule(1, None, 0, 1.0))
         name = f"batch, gradients through {window}"
         candidates[name] = _training(trainer, batch)
         flops[name] = training_flops(
@@ -120,7 +121,7 @@ def _training(trainer: Trainer, batch: Batch) -> Callable[[], None]:
     return run
 
 
-def _acting(model: RATE, episodes: int, window: bool) -> Callable[[], None]:
+def _acting(model: Agent, episodes: int, window: bool) -> Callable[[], None]:
     """A candidate that acts in HalfCheetah for 1000 steps."""
 
     def run() -> None:

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from RATE_model.agent import Agent
 from RATE_model.cli.settings import TrainOptions
 from RATE_model.data.batch import Batch
-from RATE_model.memories.rate.config import ModelConfig
-from RATE_model.memories.rate.model import RATE
+from RATE_model.memories.rate.config import RATEConfig
 from RATE_model.original.weights import convert_weights
 from RATE_model.training.trainer import window_steps
 from tests import reference
+from tests.small_models import rate_agent
 from TMaze_new.TMaze_new_src.spec import SPEC
 
 
@@ -34,7 +35,7 @@ def remembered_tables() -> AbstractContextManager:
     )
 
 
-def make_meta(config: ModelConfig, *, batch_size: int, segments: int) -> dict:
+def make_meta(config: RATEConfig, *, batch_size: int, segments: int) -> dict:
     """The sizes as the plain implementation calls them."""
     return reference.make_meta(
         arch_mode=config.arch,
@@ -54,9 +55,9 @@ def make_meta(config: ModelConfig, *, batch_size: int, segments: int) -> dict:
     )
 
 
-def make_model(config: ModelConfig, weights: reference.Weights) -> RATE:
+def make_model(config: RATEConfig, weights: reference.Weights) -> Agent:
     """Our model with the plain implementation's weights."""
-    model = RATE(config, SPEC)
+    model = rate_agent(config, SPEC)
     convert_weights(weights, model)
     return model
 

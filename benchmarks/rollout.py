@@ -6,7 +6,6 @@
 See benchmarks/README.md for what is measured and how to read it.
 """
 
-import dataclasses
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -27,10 +26,10 @@ from benchmarks import common
 from benchmarks.flops import acting_flops
 from benchmarks.plain import PlainActor, make_meta, make_model, remembered_tables
 from RATE_model.acting.actor import Actor
-from RATE_model.cli.options import Boolean, exit_on_user_error, load_yaml, parse_options, to_flat_dict
+from RATE_model.cli.options import Boolean, exit_on_user_error, load_yaml, parse_options, to_flat_dict, updated
 from RATE_model.cli.settings import ModelOptions, at_least
 from RATE_model.errors import UserError
-from RATE_model.memories.rate.config import ModelConfig
+from RATE_model.memories.rate.config import RATEConfig
 from tests import reference
 from TMaze_new.TMaze_new_src.spec import SPEC
 
@@ -82,7 +81,7 @@ class Options:
     """All flags of this script."""
 
     # The published sizes
-    model: ModelOptions = field(default_factory=lambda: ModelOptions(skip_dec_ffn=True))
+    model: ModelOptions = field(default_factory=lambda: updated(ModelOptions(), {"skip_dec_ffn": True}))
     measure: MeasureOptions = field(default_factory=MeasureOptions)
 
     def validate(self) -> None:
@@ -90,19 +89,20 @@ class Options:
         if self.model_config().sliding:
             raise UserError(f"--model_mode {self.model.model_mode}: this benchmark is of models that act in segments")
 
-    def model_config(self) -> ModelConfig:
+    def model_config(self) -> RATEConfig:
         """The model's sizes."""
-        return self.model.model_config(context_length=self.measure.context_length, segments=1)
+        sizes = self.model.agent_config(context_length=self.measure.context_length, segments=1).sizes
+        if not isinstance(sizes, RATEConfig):
+            raise UserError(f"--model_mode {self.model.model_mode}: this benchmark is of RATE and its relatives")
+        return sizes
 
 
 def with_fast_model(options: Options) -> Options:
     """The same measurement of the model of config_fast.yaml."""
-    known = {entry.name for entry in dataclasses.fields(ModelOptions)}
-    sizes = {key: value for key, value in load_yaml(FAST).items() if key in known}
-    return replace(options, model=ModelOptions(**sizes))
+    return replace(options, model=updated(ModelOptions(), load_yaml(FAST)))
 
 
-def make_weights(config: ModelConfig) -> tuple[reference.Weights, dict]:
+def make_weights(config: RATEConfig) -> tuple[reference.Weights, dict]:
     """Random weights for both implementations, and the sizes as the plain one calls them."""
     meta = make_meta(config, batch_size=1, segments=1)
     return reference.random_weights(meta, seed=1), meta

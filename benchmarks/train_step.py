@@ -23,10 +23,11 @@ import torch
 from benchmarks import common
 from benchmarks.flops import training_flops
 from benchmarks.plain import PlainTraining, make_batch, make_meta, make_model, remembered_tables
-from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options, to_flat_dict
+from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options, to_flat_dict, updated
 from RATE_model.cli.settings import ModelOptions, TrainOptions, at_least
 from RATE_model.data.batch import Batch
-from RATE_model.memories.rate.config import ModelConfig
+from RATE_model.errors import UserError
+from RATE_model.memories.rate.config import RATEConfig
 from RATE_model.training.optimization import Schedule
 from RATE_model.training.trainer import Trainer
 from tests import reference
@@ -79,17 +80,20 @@ class Options:
     """All flags of this script."""
 
     # The published sizes. Dropout is on in ours and absent from the plain loop.
-    model: ModelOptions = field(default_factory=lambda: ModelOptions(skip_dec_ffn=True))
+    model: ModelOptions = field(default_factory=lambda: updated(ModelOptions(), {"skip_dec_ffn": True}))
     measure: MeasureOptions = field(default_factory=MeasureOptions)
 
     def validate(self) -> None:
         """Raise a UserError if these sizes make no model."""
         self.model_config()
 
-    def model_config(self, **changes: Any) -> ModelConfig:
+    def model_config(self, **changes: Any) -> RATEConfig:
         """The model's sizes, with changes."""
-        config = self.model.model_config(context_length=self.measure.context_length, segments=self.measure.segments)
-        return replace(config, **changes)
+        measure = self.measure
+        sizes = self.model.agent_config(context_length=measure.context_length, segments=measure.segments).sizes
+        if not isinstance(sizes, RATEConfig):
+            raise UserError(f"--model_mode {self.model.model_mode}: this benchmark is of RATE and its relatives")
+        return replace(sizes, **changes)
 
 
 def train_options(bptt_segments: int, precision: str = "32") -> TrainOptions:
@@ -97,7 +101,7 @@ def train_options(bptt_segments: int, precision: str = "32") -> TrainOptions:
     return TrainOptions(bptt_segments=bptt_segments, precision=precision, weight_decay=0.0)
 
 
-def make_trainer(config: ModelConfig, weights: reference.Weights, *, bptt_segments: int, precision: str) -> Trainer:
+def make_trainer(config: RATEConfig, weights: reference.Weights, *, bptt_segments: int, precision: str) -> Trainer:
     """Ours, at a constant learning rate."""
     return Trainer(make_model(config, weights), train_options(bptt_segments, precision), Schedule(0, None, 0, 1.0))
 

@@ -26,13 +26,14 @@ from torch import Tensor, nn
 from benchmarks import common
 from benchmarks.flops import training_flops
 from RATE_model.acting.actor import Actor
+from RATE_model.agent import Agent, AgentState
 from RATE_model.cli.limits import at_least, at_most
 from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options, to_flat_dict
 from RATE_model.data.batch import Batch
-from RATE_model.memories.rate.model import RATE
 from RATE_model.system.precision import autocast
 from RATE_model.training.optimization import Schedule
 from RATE_model.training.trainer import Trainer
+from tests.small_models import rate_agent
 from VizDoom.VizDoom_src.env import VizDoomTwoColorsEnv
 from VizDoom.VizDoom_src.evaluate import TARGET_RETURN, check_episodes, evaluation_seeds
 from VizDoom.VizDoom_src.scenario import Scenario
@@ -97,7 +98,7 @@ def make_batch(size: int, steps: int, *, images: bool) -> Batch:
     )
 
 
-def convolution_flops(model: RATE, images: int) -> int:
+def convolution_flops(model: Agent, images: int) -> int:
     """Operations of the image encoder's products over so many images, forward and backward."""
     total = 0
     with torch.no_grad():
@@ -119,7 +120,7 @@ def training_candidates(options: Options) -> tuple[dict[str, Callable[[], None]]
 
     def trainer(spec: Any) -> Trainer:
         torch.manual_seed(0)
-        return Trainer(RATE(config.model_config(), spec), train, Schedule(1, None, 0, 1.0))
+        return Trainer(rate_agent(config.model_config(), spec), train, Schedule(1, None, 0, 1.0))
 
     whole, transformer = trainer(SPEC), trainer(WITHOUT_IMAGES)
     batch, without = (make_batch(options.batch_size, segments * context, images=images) for images in (True, False))
@@ -151,9 +152,9 @@ def _discard(result: object) -> None:
 class PlainEpisode:
     """The published way to act in one episode: the running segment is computed anew, images included, at every step."""
 
-    def __init__(self, model: RATE) -> None:
+    def __init__(self, model: Agent) -> None:
         self.model = model
-        self.memory = model.initial_memory(1)
+        self.memory = model.initial(1).memory
         self.rtg, self.target = [], TARGET_RETURN
         self.observations: list[np.ndarray] = []
         self.actions: list[int] = []
@@ -161,7 +162,7 @@ class PlainEpisode:
     @torch.no_grad()
     def observe(self, observation: np.ndarray, reward: float) -> Tensor:
         """Logits (num_actions,) for the next observation."""
-        if len(self.observations) == self.model.config.context_length:
+        if len(self.observations) == self.model.memory.config.context_length:
             self.memory = self._segment(self.actions)[1]
             self.rtg, self.observations, self.actions = [], [], []
         self.target -= reward
@@ -172,10 +173,12 @@ class PlainEpisode:
 
     def _segment(self, actions: list[int]) -> tuple[Tensor, Any]:
         observations = torch.as_tensor(np.stack(self.observations))[None]
-        return self.model.forward_segment(observations, torch.tensor([actions]), torch.tensor([self.rtg]), self.memory)
+        inputs = (observations, torch.tensor([actions]), torch.tensor([self.rtg]))
+        logits, state = self.model(*inputs, torch.ones(1, len(actions), dtype=torch.bool), AgentState(self.memory))
+        return logits, state.memory
 
 
-def check_logits(model: RATE, steps: int) -> float:
+def check_logits(model: Agent, steps: int) -> float:
     """Act in one episode in both ways; the largest difference of their logits, in units of their standard deviation.
 
     Raises:
@@ -198,7 +201,7 @@ def check_logits(model: RATE, steps: int) -> float:
 
 
 def acting_candidates(
-    options: Options, model: RATE, games: VizDoomTwoColorsVectorEnv, game: VizDoomTwoColorsEnv
+    options: Options, model: Agent, games: VizDoomTwoColorsVectorEnv, game: VizDoomTwoColorsEnv
 ) -> dict[str, Callable[[], None]]:
     """So many steps of all episodes at once, and of one of them in the plain way."""
     seeds, _ = evaluation_seeds(options.episodes)
@@ -225,8 +228,8 @@ def measure(options: Options) -> dict[str, Any]:
     """All timings in seconds, operations of the batch, and the speed of matrix products."""
     candidates, flops = training_candidates(options)
     torch.manual_seed(0)
-    model = RATE(read_config(PUBLISHED).model_config(), SPEC).eval()
-    difference = check_logits(model, model.config.context_length + 2)
+    model = rate_agent(read_config(PUBLISHED).model_config(), SPEC).eval()
+    difference = check_logits(model, model.memory.config.context_length + 2)
     with (
         closing(VizDoomTwoColorsVectorEnv(options.episodes, SCENARIO)) as games,
         closing(VizDoomTwoColorsEnv(SCENARIO)) as game,

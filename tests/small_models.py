@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from RATE_model.memories.rate.config import ModelConfig, apply_mode
-from RATE_model.memories.rate.model import RATE
-from RATE_model.memories.rate.valve import MemoryState
+from RATE_model.agent import Agent, AgentConfig, AgentState
+from RATE_model.memories.rate.config import RATEConfig, apply_mode
+from RATE_model.memories.rate.state import SegmentState
 from RATE_model.spec import EnvironmentSpec
 from RATE_model.training.checkpoints import save_checkpoint
 
@@ -17,34 +17,39 @@ K, N = 4, 3
 VECTOR = EnvironmentSpec(observation_shape=(4,), num_actions=4, action_embeddings=5, action_tanh=True)
 CONTINUOUS = EnvironmentSpec(observation_shape=(5,), num_actions=2, continuous=True)
 
-# Inputs of `RATE.forward` before `valid`: observations (B, T, ...), actions (B, T, ...), rtg (B, T).
+# Inputs of `Agent.forward` before `valid`: observations (B, T, ...), actions (B, T, ...), rtg (B, T).
 Inputs = tuple[Tensor, Tensor, Tensor]
 
 
-def small_config(mode: str = "RATE", **changes) -> ModelConfig:
+def small_config(mode: str = "RATE", **changes) -> RATEConfig:
     """What `mode` makes of two layers, K = 4, N = 3, three memory tokens, a cache of eight and an MRV of two heads."""
     sizes = dict(
         n_layer=2, n_head=2, d_model=16, d_head=8, d_inner=24, context_length=K, num_mem_tokens=3, n_head_ca=2,
-        mem_len=0 if mode == "DT" else 8,
+        mem_len=8,
     )  # fmt: skip
-    return apply_mode(ModelConfig(**(sizes | changes)), mode=mode, segments=N)
+    return apply_mode(RATEConfig(**(sizes | changes)), mode=mode, segments=N)
 
 
-def small_model(mode: str = "RATE", *, spec: EnvironmentSpec = VECTOR, seed: int = 0, **changes) -> RATE:
+def rate_agent(config: RATEConfig, spec: EnvironmentSpec) -> Agent:
+    """An agent of the RATE family."""
+    return Agent(AgentConfig("RATE", config), spec)
+
+
+def small_model(mode: str = "RATE", *, spec: EnvironmentSpec = VECTOR, seed: int = 0, **changes) -> Agent:
     """A random model in eval mode. Fresh gates and a fresh valve let little through: these are opened."""
     torch.manual_seed(seed)
-    model = RATE(small_config(mode, **changes), spec).eval()
+    model = rate_agent(small_config(mode, **changes), spec).eval()
     for name, parameter in model.named_parameters():
         if name.endswith(("gate1.bias", "gate2.bias")):
             torch.nn.init.zeros_(parameter)
-        elif name.startswith("valve.") and name.endswith("weight"):
+        elif name.startswith("memory.valve.") and name.endswith("weight"):
             torch.nn.init.normal_(parameter, std=0.5)
     return model
 
 
-def save_small_model(model: RATE, directory: Path) -> Path:
+def save_small_model(model: Agent, directory: Path) -> Path:
     """The model as the only checkpoint of a run's directory; the checkpoint's path."""
-    state = {"config": asdict(model.config), "spec": asdict(model.spec)}
+    state = {**model.config.saved(), "spec": asdict(model.spec)}
     return save_checkpoint(directory / "checkpoints", 1, model_state=model.state_dict(), training_state=state)
 
 
@@ -64,7 +69,7 @@ def everywhere(inputs: Inputs) -> Tensor:
     return torch.ones(inputs[2].shape, dtype=torch.bool)
 
 
-def logits_of(model: RATE, inputs: Inputs) -> Tensor:
+def logits_of(model: Agent, inputs: Inputs) -> Tensor:
     """Logits of whole trajectories in one call."""
     return model(*inputs, everywhere(inputs))[0]
 
@@ -75,20 +80,23 @@ def cut(inputs: Inputs, segment: int) -> Inputs:
 
 
 def by_segments(
-    model: RATE, inputs: Inputs, *, forget_tokens: bool = False, forget_cache: bool = False
+    model: Agent, inputs: Inputs, *, forget_tokens: bool = False, forget_cache: bool = False
 ) -> list[Tensor]:
-    """Logits of every segment, one `forward_segment` after another; memory may be made the initial one between."""
-    initial = model.initial_memory(len(inputs[2]))
+    """Logits of every segment, one call after another; memory may be made the initial one between."""
+    initial = model.initial(len(inputs[2])).memory
     memory, logits = initial, []
     for segment in range(inputs[2].shape[1] // K):
-        memory = MemoryState(
-            tokens=initial.tokens if forget_tokens else memory.tokens,
-            cache=initial.cache if forget_cache else memory.cache,
-            cache_lengths=initial.cache_lengths if forget_cache else memory.cache_lengths,
-        )
-        segment_logits, memory = model.forward_segment(*cut(inputs, segment), memory)
+        for part, forgotten in (("tokens", forget_tokens), ("cache", forget_cache)):
+            memory = memory.with_part(part, initial) if forgotten else memory
+        segment_logits, memory = one_segment(model, cut(inputs, segment), memory)
         logits.append(segment_logits)
     return logits
+
+
+def one_segment(model: Agent, inputs: Inputs, memory: SegmentState) -> tuple[Tensor, SegmentState]:
+    """Logits of a segment, and the memory after it."""
+    logits, state = model(*inputs, everywhere(inputs), AgentState(memory))
+    return logits, state.memory
 
 
 def changed(
@@ -113,7 +121,8 @@ def flip_hint(inputs: Inputs) -> Inputs:
     return observations, *inputs[1:]
 
 
-def without_dropout(model: RATE) -> RATE:
+def without_dropout(model: Agent) -> Agent:
     """The model in training mode; its dropout must be 0 already."""
-    assert model.config == replace(model.config, dropout=0.0, dropatt=0.0)
+    config = model.memory.config
+    assert config == replace(config, dropout=0.0, dropatt=0.0)
     return model.train()

@@ -14,6 +14,7 @@ from benchmarks import common, rollout, train_step
 from benchmarks.flops import acting_flops, training_flops
 from benchmarks.plain import make_batch, make_meta, make_model
 from RATE_model.acting.actor import Actor
+from RATE_model.cli.options import updated
 from RATE_model.cli.settings import ModelOptions
 from TMaze_new.TMaze_new_src.spec import SPEC
 
@@ -33,7 +34,7 @@ MODELS = {
 
 
 def model_options(**changes) -> ModelOptions:
-    return ModelOptions(**(SIZES | dict(skip_dec_ffn=True, dropout=0.0) | changes))
+    return updated(ModelOptions(), SIZES | dict(skip_dec_ffn=True, dropout=0.0) | changes)
 
 
 def train_options(**changes) -> train_step.Options:
@@ -97,7 +98,7 @@ def test_a_model_that_computes_something_else_is_not_timed(module, monkeypatch):
     def spoiled(config, weights):
         model = make_model(config, weights)
         with torch.no_grad():
-            model.valve.output.weight *= 0.9  # shows from the second segment on
+            model.memory.valve.output.weight *= 0.9  # shows from the second segment on
         return model
 
     monkeypatch.setattr(module, "make_model", spoiled)

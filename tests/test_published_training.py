@@ -14,13 +14,12 @@ from RATE_model.cli import experiment
 from RATE_model.cli.options import to_flat_dict
 from RATE_model.cli.settings import CurriculumOptions
 from RATE_model.data.batch import Batch
-from RATE_model.memories.rate.model import RATE
 from RATE_model.original.variants import infer_spec
 from RATE_model.original.weights import convert_weights
 from RATE_model.training.optimization import initialise_as_published
 from RATE_model.training.trainer import Trainer
 from tests import reference
-from tests.small_models import small_model
+from tests.small_models import rate_agent, small_model
 from TMaze_new.TMaze_new_src import train_tmaze
 from VizDoom.VizDoom_src import train_vizdoom
 
@@ -110,11 +109,11 @@ def make_batches(meta: dict) -> list[tuple[Batch, tuple[torch.Tensor, ...]]]:
 def test_twenty_batches_are_those_of_the_published_training(env):
     script, _, rate, (steps, segments, batch_size) = SCRIPTS[env]
     config = script.read_config(tiny(env, "--published", "true"))
-    options, model = config.train, config.model_config()
+    options, model = config.train, config.agent_config().sizes
     meta = reference.make_meta(env=env, segment_length=steps, num_segments=segments, batch=batch_size, mem_len=20)
     weights = {name: tensor.double() for name, tensor in reference.random_weights(meta, 0).items()}
     del weights["pos_emb.inv_freq"]
-    network = RATE(model, infer_spec(weights, env)).double()
+    network = rate_agent(model, infer_spec(weights, env)).double()
     convert_weights(weights, network)
 
     windows = Windows(batch_size, steps * segments)
@@ -168,7 +167,7 @@ def test_published_initial_weights():
     model = small_model()
     torch.manual_seed(0)
     initialise_as_published(model)
-    assert torch.equal(model.memory_tokens, model.memory_tokens[:1].expand_as(model.memory_tokens))
-    assert 0.8 < float(model.memory_tokens.detach()[0].std()) < 1.4
+    assert torch.equal(model.memory.memory_tokens, model.memory.memory_tokens[:1].expand_as(model.memory.memory_tokens))
+    assert 0.8 < float(model.memory.memory_tokens.detach()[0].std()) < 1.4
     project = model.head.project.weight
     assert float(project.detach().abs().max()) <= project.shape[1] ** -0.5

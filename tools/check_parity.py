@@ -21,9 +21,9 @@ if __name__ == "__main__":  # started as a script
 import numpy as np
 import torch
 
+from RATE_model.agent import Agent, AgentConfig
 from RATE_model.cli.options import ArgumentParser, exit_on_user_error
 from RATE_model.errors import UserError
-from RATE_model.memories.rate.model import RATE
 from RATE_model.original.settings import infer_config
 from RATE_model.original.variants import infer_spec
 from RATE_model.original.weights import convert_weights
@@ -31,7 +31,7 @@ from RATE_model.original.weights import convert_weights
 TOLERANCE = 1e-5
 
 
-def load_recording(path: Path) -> tuple[RATE, dict[str, np.ndarray]]:
+def load_recording(path: Path) -> tuple[Agent, dict[str, np.ndarray]]:
     """The published model in our form, and the recording's arrays."""
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -54,7 +54,7 @@ def load_recording(path: Path) -> tuple[RATE, dict[str, np.ndarray]]:
         mrv_act=meta["mrv_act"] or "no_act",
         arch=meta["arch_mode"],
     )
-    model = RATE(config, infer_spec(weights, meta["env"])).eval()
+    model = Agent(AgentConfig("RATE", config), infer_spec(weights, meta["env"])).eval()
     convert_weights(weights, model)
     return model, arrays
 
@@ -66,16 +66,16 @@ def compare(path: Path) -> dict[str, float]:
     observations, actions, rtg = (torch.from_numpy(arrays[name]) for name in ("observations", "actions", "rtg"))
     if not model.spec.continuous:
         actions = actions.squeeze(-1)
-    steps, errors = model.config.context_length, {}
-    memory = model.initial_memory(len(rtg))
+    steps, errors = model.memory.segment, {}
+    state = model.initial(len(rtg))
     for index in range(rtg.shape[1] // steps):
         segment = slice(index * steps, (index + 1) * steps)
-        logits, memory = model.forward_segment(
-            observations[:, segment], actions[:, segment], rtg[:, segment].squeeze(-1), memory
-        )
+        inputs = (observations[:, segment], actions[:, segment], rtg[:, segment].squeeze(-1))
+        logits, state = model(*inputs, torch.ones(inputs[2].shape, dtype=torch.bool), state)
+        tokens = state.memory.slots
         errors[f"logits_{index}"] = _difference(logits, arrays[f"logits_{index}"])
-        if f"memory_{index}" in arrays and memory.tokens is not None:
-            errors[f"memory_{index}"] = _difference(memory.tokens, arrays[f"memory_{index}"])
+        if f"memory_{index}" in arrays and tokens is not None:
+            errors[f"memory_{index}"] = _difference(tokens, arrays[f"memory_{index}"])
     outputs = {name for name, array in arrays.items() if name.startswith(("logits_", "memory_")) and array.size}
     if unchecked := sorted(outputs - set(errors)):
         raise UserError(f"has no trajectory or no model part for {', '.join(unchecked)}")

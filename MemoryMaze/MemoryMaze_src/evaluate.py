@@ -18,10 +18,11 @@ from MemoryMaze.MemoryMaze_src.env import DEFAULT_SIZE, MemoryMazeEnv
 from MemoryMaze.MemoryMaze_src.generate import Player
 from MemoryMaze.MemoryMaze_src.generate import play as play_expert
 from MemoryMaze.MemoryMaze_src.vector import MemoryMazeVectorEnv
-from RATE_model.acting.actor import Actor, MemoryTransform
+from RATE_model.acting.actor import Actor
 from RATE_model.acting.rollout import Episodes, mean_and_error, rollout_in_turns
+from RATE_model.agent import Agent
 from RATE_model.errors import UserError
-from RATE_model.memories.rate.model import RATE
+from RATE_model.memories.contract import MemoryTransform
 from RATE_model.system.processes import available_cores, in_order
 
 TARGET_RETURN = 18.1
@@ -50,7 +51,7 @@ def evaluation_seeds(episodes: int) -> np.ndarray:
 
 
 def play(
-    model: RATE,
+    model: Agent,
     *,
     size: int = DEFAULT_SIZE,
     episodes: int = PUBLISHED_EPISODES,
@@ -93,7 +94,7 @@ def play(
                 rtg_floor=rtg_floor,
                 greedy=greedy,
                 seed=len(halves) * seed + number,
-                slide=min(slide, model.config.context_length),
+                slide=slide,
                 transform_memory=transform_memory,
                 precision=precision,
             )

@@ -27,12 +27,12 @@ from MemoryMaze.MemoryMaze_src import evaluate as protocol
 from MemoryMaze.MemoryMaze_src.env import DEFAULT_SIZE, check_size
 from MemoryMaze.MemoryMaze_src.pictures import record_videos, returns_picture
 from MemoryMaze.MemoryMaze_src.spec import SPEC
-from RATE_model.acting.actor import memory_conditions
+from RATE_model.acting.controls import memory_conditions
 from RATE_model.acting.rollout import mean_and_error
+from RATE_model.agent import Agent
 from RATE_model.cli.inference import InferenceOptions, fill_from_run
 from RATE_model.cli.limits import MAX_SEED, MAX_STEPS, at_least, at_most
 from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
-from RATE_model.memories.rate.model import RATE
 
 SCRIPT = "python3 MemoryMaze/MemoryMaze_src/inference_mem_maze.py"
 # What is asked of a checkpoint that no run of ours made.
@@ -98,7 +98,7 @@ class Options:
         }
 
 
-def play(model: RATE, options: Options) -> dict[str, np.ndarray]:
+def play(model: Agent, options: Options) -> dict[str, np.ndarray]:
     """Returns (E,) by who plays: the model, as told or (with --pictures) with and without memory, and other players."""
     transforms = {"memory knocked out" if options.common.knock_out else "model": options.common.transform_memory}
     if options.common.pictures is not None and not options.common.knock_out:
@@ -137,7 +137,7 @@ def show(returns: dict[str, np.ndarray]) -> dict[str, dict[str, float | list[flo
     return results
 
 
-def draw(model: RATE, returns: dict[str, np.ndarray], options: Options) -> None:
+def draw(model: Agent, returns: dict[str, np.ndarray], options: Options) -> None:
     """Bars and videos, where asked for."""
     folder = options.common.pictures or Path()
     if options.common.pictures is not None:

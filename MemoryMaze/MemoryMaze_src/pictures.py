@@ -9,10 +9,11 @@ import numpy as np
 
 from MemoryMaze.MemoryMaze_src.env import DEFAULT_SIZE, MemoryMazeEnv
 from MemoryMaze.MemoryMaze_src.evaluate import RTG_FLOOR
-from RATE_model.acting.actor import Actor, MemoryTransform
+from RATE_model.acting.actor import Actor
 from RATE_model.acting.rollout import mean_and_error
 from RATE_model.acting.video import with_caption, write_video
-from RATE_model.memories.rate.model import RATE
+from RATE_model.agent import Agent
+from RATE_model.memories.contract import MemoryTransform
 from RATE_model.plots import plot_bars, plot_curves
 
 FRAMES_PER_SECOND = 16  # four times as fast as the agent lives
@@ -40,7 +41,7 @@ def returns_picture(returns: Mapping[str, np.ndarray | tuple[float, float]], pat
 
 
 def record_videos(
-    model: RATE,
+    model: Agent,
     seeds: Sequence[int],
     directory: Path,
     *,
@@ -64,7 +65,7 @@ def record_videos(
             episode is played by itself, so actions are not drawn as there, where the draws of all mazes are mixed.
     """
     options = {"greedy": greedy, "seed": seed, "rtg_floor": rtg_floor, "precision": precision}
-    options |= {"slide": min(slide, model.config.context_length), "transform_memory": transform_memory}
+    options |= {"slide": slide, "transform_memory": transform_memory}
     maze = MemoryMazeEnv(size, max_steps=steps, render_mode="rgb_array")
     paths = []
     try:
@@ -80,20 +81,20 @@ def _frames(maze: MemoryMazeEnv, actor: Actor, seed: int) -> Iterator[np.ndarray
     """The pictures of one episode as it is played, and a second of its last one."""
     observation, _ = maze.reset(seed=seed)
     reward, found, steps, over = 0.0, 0.0, 0, False
-    last = _frame(maze, steps, found, actor.model)
+    last = _frame(maze, steps, found, actor.agent)
     yield last
     while not over:
         action = actor.act(observation[None], np.array([reward]))[0]
         observation, reward, terminated, truncated, _ = maze.step(int(action))
         over, steps, found = terminated or truncated, steps + 1, found + reward
-        last = _frame(maze, steps, found, actor.model)
+        last = _frame(maze, steps, found, actor.agent)
         yield last
     for _ in range(FRAMES_PER_SECOND):
         yield last
 
 
-def _frame(maze: MemoryMazeEnv, steps: int, found: float, model: RATE) -> np.ndarray:
+def _frame(maze: MemoryMazeEnv, steps: int, found: float, model: Agent) -> np.ndarray:
     """One picture of a video, (H, W, 3) uint8. Around the two views is the colour of the ball asked for."""
     views = np.concatenate([maze.render("agent"), maze.render("top")], axis=1)
-    segment = steps // model.config.context_length + 1
+    segment = steps // model.memory.segment + 1
     return with_caption(views, f"balls found: {found:g}", f"step {steps}, segment {segment}")

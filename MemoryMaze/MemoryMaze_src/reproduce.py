@@ -24,11 +24,12 @@ from MemoryMaze.MemoryMaze_src.dataset import describe, ensure_dataset
 from MemoryMaze.MemoryMaze_src.evaluate import PLAYERS, check_episodes, play, player_returns
 from MemoryMaze.MemoryMaze_src.pictures import returns_picture
 from MemoryMaze.MemoryMaze_src.train_mem_maze import check, read_config
-from RATE_model.acting.actor import MemoryTransform, knock_out_cache, knock_out_memory, knock_out_tokens
+from RATE_model.acting.controls import knock_out_memory, knock_out_part
 from RATE_model.acting.rollout import mean_and_error, with_error
 from RATE_model.cli.options import exit_on_user_error, parse_options
 from RATE_model.cli.reproduce import ROOT, Study, StudyOptions, commits, final_results, made, table, write_results
 from RATE_model.loading import load_model
+from RATE_model.memories.contract import MemoryTransform
 from RATE_model.system.atomic import atomic_write_text
 from RATE_model.training.checkpoints import resolve_checkpoint
 
@@ -47,8 +48,8 @@ FORGETFUL = "RATE, memory knocked out"
 # What else RATE's runs do: label, name of the file, what is done to memory, whether the most probable action is taken.
 CONTROLS: tuple[tuple[str, str, MemoryTransform | None, bool], ...] = (
     (FORGETFUL, "knocked_out", knock_out_memory, True),
-    ("RATE, memory tokens knocked out", "tokens_knocked_out", knock_out_tokens, True),
-    ("RATE, cache knocked out", "cache_knocked_out", knock_out_cache, True),
+    ("RATE, memory tokens knocked out", "tokens_knocked_out", knock_out_part("tokens"), True),
+    ("RATE, cache knocked out", "cache_knocked_out", knock_out_part("cache"), True),
     ("RATE, actions drawn", "intact", None, False),
 )
 # Mean and standard error of the control that results/memory_maze.md describes and gives the commands of: this script

@@ -23,6 +23,7 @@ from MemoryMaze.MemoryMaze_src.dataset import DataOptions, check_windows, ensure
 from MemoryMaze.MemoryMaze_src.env import MIRRORED
 from MemoryMaze.MemoryMaze_src.pictures import draw_run
 from MemoryMaze.MemoryMaze_src.spec import spec_of
+from RATE_model.agent import Agent, AgentConfig
 from RATE_model.cli import experiment
 from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
 from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
@@ -35,8 +36,6 @@ from RATE_model.cli.settings import (
     TrainOptions,
 )
 from RATE_model.data.dataset import WindowDataset
-from RATE_model.memories.rate.config import ModelConfig
-from RATE_model.memories.rate.model import RATE
 from RATE_model.training.loop import StageData
 from RATE_model.training.runs import Run, run_name
 from RATE_model.training.trainer import accuracy
@@ -110,18 +109,18 @@ class Config:
 
     def validate(self) -> None:
         """Raise a UserError if these sizes make no model, or the episodes that would be made have no such window."""
-        self.model_config()
+        self.agent_config()
         check_windows(self.data, self.task.segments * self.task.context_length)
 
-    def model_config(self) -> ModelConfig:
+    def agent_config(self) -> AgentConfig:
         """Sizes of the model."""
-        return self.model.model_config(context_length=self.task.context_length, segments=self.task.segments)
+        return self.model.agent_config(context_length=self.task.context_length, segments=self.task.segments)
 
 
 def run_directory(config: Config, seed: int) -> Path:
     """Where the run of a seed is kept; the same flags always give the same place."""
     run, model = config.run, config.model
-    name = run_name(run.text, "arch_mode", model.arch_mode, model.model_mode, "RUN", seed)
+    name = run_name(run.text, *model.name_parts, "RUN", seed)
     return (run.output_dir or CHECKPOINTS) / run.ckpt_folder / name
 
 
@@ -141,7 +140,7 @@ def stage_data(config: Config) -> StageData:
     return data
 
 
-def evaluate(model: RATE, config: Config, seed: int, final: bool) -> dict[str, float]:
+def evaluate(model: Agent, config: Config, seed: int, final: bool) -> dict[str, float]:
     """Returns in the mazes; names are the published ones."""
     task = config.task
     if not (task.last_inference if final else task.online_inference):
@@ -170,7 +169,7 @@ def train(config: Config, run: Run) -> dict[str, float]:
     """One checked run, from its data to its last evaluation; returns what its eval/final.json holds."""
     task = config.task
 
-    def finish(model: RATE, result: dict[str, float]) -> None:
+    def finish(model: Agent, result: dict[str, float]) -> None:
         draw_run(run.directory)
         mean = result.get(f"ReturnsMean_{task.target_return:g}")
         returns = "" if mean is None else f"mean return {mean:.2f} of {task.eval_episodes} episodes, "
@@ -181,12 +180,12 @@ def train(config: Config, run: Run) -> dict[str, float]:
 
     data = stage_data(config)
     curriculum, schedule = experiment.plan(
-        config.train, CurriculumOptions(), config.model_config(), data, [task.segments], task.context_length
+        config.train, CurriculumOptions(), config.agent_config(), data, [task.segments], task.context_length
     )
     return experiment.train_run(
         config,
         run,
-        model=config.model_config(),
+        model=config.agent_config(),
         spec=spec_of(config.image.conv_channels),
         data=data,
         curriculum=curriculum,

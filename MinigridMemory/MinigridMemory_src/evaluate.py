@@ -22,10 +22,11 @@ from MinigridMemory.MinigridMemory_src.env import (
 )
 from MinigridMemory.MinigridMemory_src.expert import expert_episodes
 from MinigridMemory.MinigridMemory_src.layouts import Layouts
-from RATE_model.acting.actor import Actor, MemoryTransform
+from RATE_model.acting.actor import Actor
 from RATE_model.acting.rollout import Episodes, rollout, side_by_side
+from RATE_model.agent import Agent
 from RATE_model.errors import UserError
-from RATE_model.memories.rate.model import RATE
+from RATE_model.memories.contract import MemoryTransform
 
 # Sizes during training and at its end (published), and beyond.
 TRAINING_SIZES = (31, 91)
@@ -79,7 +80,7 @@ def widest_cap(size: int) -> int:
 
 
 def play(
-    model: RATE,
+    model: Agent,
     sizes: Sequence[int],
     *,
     episodes: int = 100,
@@ -129,7 +130,7 @@ def play(
                 target_return,
                 greedy=greedy,
                 seed=seed,
-                slide=min(slide, model.config.context_length),
+                slide=slide,
                 transform_memory=transform_memory,
                 precision=precision,
             )

@@ -25,11 +25,11 @@ from MinigridMemory.MinigridMemory_src.layouts import Layouts
 from MinigridMemory.MinigridMemory_src.pictures import knock_out, record_videos, success_curve
 from MinigridMemory.MinigridMemory_src.spec import SPEC
 from RATE_model.acting.rollout import Episodes
+from RATE_model.agent import Agent
 from RATE_model.cli.inference import InferenceOptions, fill_from_run
 from RATE_model.cli.limits import MAX_SEED, MAX_STEPS, at_least, at_most
 from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
 from RATE_model.errors import UserError
-from RATE_model.memories.rate.model import RATE
 
 SCRIPT = "python3 MinigridMemory/MinigridMemory_src/inference_minigridmemory.py"
 # What is played, and asked for, where no run tells.
@@ -121,7 +121,7 @@ def show(played: dict[int, Episodes], options: Options) -> dict[int, dict[str, f
     return results
 
 
-def draw(model: RATE, played: dict[int, Episodes], options: Options) -> None:
+def draw(model: Agent, played: dict[int, Episodes], options: Options) -> None:
     """Curves and videos, where asked for."""
     folder = options.common.pictures or Path()
     if options.common.pictures is not None:

@@ -9,10 +9,12 @@ import numpy as np
 from MinigridMemory.MinigridMemory_src.env import PUBLISHED_CAP, MinigridMemoryEnv
 from MinigridMemory.MinigridMemory_src.evaluate import SizeResult, expert_play, play, widest_cap
 from MinigridMemory.MinigridMemory_src.layouts import Layouts
-from RATE_model.acting.actor import Actor, MemoryTransform, memory_conditions
+from RATE_model.acting.actor import Actor
+from RATE_model.acting.controls import memory_conditions
 from RATE_model.acting.rollout import Episodes, evaluating
 from RATE_model.acting.video import with_caption, write_video
-from RATE_model.memories.rate.model import RATE
+from RATE_model.agent import Agent
+from RATE_model.memories.contract import MemoryTransform
 from RATE_model.plots import plot_curves, plot_success_by_length
 
 SIZE = "size of the maze"
@@ -45,7 +47,7 @@ def draw_run(directory: Path, result: Mapping[str, float], *, cap: int = PUBLISH
 
 
 def knock_out(
-    model: RATE, sizes: Sequence[int], *, intact: Mapping[int, Episodes] | None = None, **acting: Any
+    model: Agent, sizes: Sequence[int], *, intact: Mapping[int, Episodes] | None = None, **acting: Any
 ) -> dict[str, dict[int, float]]:
     """Success rates by size with the memory as it is and without (see `memory_conditions`), under either cap.
 
@@ -86,7 +88,7 @@ def success_curve(
 
 
 def record_videos(
-    model: RATE,
+    model: Agent,
     size: int,
     seeds: Sequence[int],
     directory: Path,
@@ -110,7 +112,7 @@ def record_videos(
         target_return, greedy, random_length, slide, transform_memory, precision, layouts, cap: as in `play`.
     """
     options = {"greedy": greedy, "transform_memory": transform_memory, "precision": precision}
-    options["slide"] = min(slide, model.config.context_length)
+    options["slide"] = slide
     steps = max(cap, widest_cap(size))
     maze = MinigridMemoryEnv(
         size, random_length=random_length, max_steps=steps, layouts=layouts, render_mode="rgb_array"
@@ -127,26 +129,26 @@ def _frames(maze: MinigridMemoryEnv, actor: Actor, seed: int) -> Iterator[np.nda
     """The pictures of one episode as it is played, and a second of its last one to read the outcome."""
     observation, _ = maze.reset(seed=seed)
     reward, over, steps = 0.0, False, 0
-    yield _frame(maze, observation, steps, actor.model)
+    yield _frame(maze, observation, steps, actor.agent)
     while not over:
         action = actor.act(observation[None], np.array([reward]))[0]
         observation, reward, terminated, truncated, _ = maze.step(int(action))
         over, steps = terminated or truncated, steps + 1
-        last = _frame(maze, observation, steps, actor.model, outcome=maze.success if over else None)
+        last = _frame(maze, observation, steps, actor.agent, outcome=maze.success if over else None)
         yield last
     for _ in range(maze.metadata["render_fps"]):
         yield last
 
 
 def _frame(
-    maze: MinigridMemoryEnv, observation: np.ndarray, steps: int, model: RATE, outcome: bool | None = None
+    maze: MinigridMemoryEnv, observation: np.ndarray, steps: int, model: Agent, outcome: bool | None = None
 ) -> np.ndarray:
     """One picture of a video, (H, W, 3) uint8: the maze above the agent's view, and what there is to say."""
     above, view = maze.render(), observation.transpose(1, 2, 0)
     width = max(above.shape[1], 320)
     above, view = (np.pad(part, ((0, 8), (0, width - part.shape[1]), (0, 0))) for part in (above, view))
     said = "" if outcome is None else ": success" if outcome else ": failure"
-    segment = steps // model.config.context_length + 1
+    segment = steps // model.memory.segment + 1
     return with_caption(
         np.concatenate([above, view]), f"remember the {maze.cue}", f"step {steps}, segment {segment}{said}"
     )

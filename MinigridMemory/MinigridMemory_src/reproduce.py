@@ -27,10 +27,11 @@ from MinigridMemory.MinigridMemory_src.evaluate import (
 )
 from MinigridMemory.MinigridMemory_src.pictures import SIZE
 from MinigridMemory.MinigridMemory_src.train_minigridmemory import check, read_config
-from RATE_model.acting.actor import MemoryTransform, exchange_twins, knock_out_memory
+from RATE_model.acting.controls import exchange_twins, knock_out_memory
 from RATE_model.cli.options import exit_on_user_error, parse_options
 from RATE_model.cli.reproduce import ROOT, Study, StudyOptions, cell, commits, final_results, made, table, write_results
 from RATE_model.loading import load_model
+from RATE_model.memories.contract import MemoryTransform
 from RATE_model.plots import plot_success_by_length
 from RATE_model.training.checkpoints import resolve_checkpoint
 

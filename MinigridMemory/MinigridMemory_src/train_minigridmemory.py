@@ -26,14 +26,13 @@ from MinigridMemory.MinigridMemory_src.env import PUBLISHED_CAP, check_size
 from MinigridMemory.MinigridMemory_src.layouts import Layouts
 from MinigridMemory.MinigridMemory_src.pictures import draw_run
 from MinigridMemory.MinigridMemory_src.spec import SPEC
+from RATE_model.agent import Agent, AgentConfig
 from RATE_model.cli import experiment
 from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
 from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
 from RATE_model.cli.settings import PUBLISHED_TRAINING, CurriculumOptions, ModelOptions, RunOptions, TrainOptions
 from RATE_model.data.batch import Batch
 from RATE_model.data.dataset import WindowDataset
-from RATE_model.memories.rate.config import ModelConfig
-from RATE_model.memories.rate.model import RATE
 from RATE_model.training.loop import StageData
 from RATE_model.training.runs import Run, run_name
 from RATE_model.training.trainer import accuracy, last_steps_right
@@ -112,17 +111,17 @@ class Config:
 
     def validate(self) -> None:
         """Raise a UserError if these sizes make no model."""
-        self.model_config()
+        self.agent_config()
 
-    def model_config(self) -> ModelConfig:
+    def agent_config(self) -> AgentConfig:
         """Sizes of the model."""
-        return self.model.model_config(context_length=self.task.context_length, segments=self.task.segments)
+        return self.model.agent_config(context_length=self.task.context_length, segments=self.task.segments)
 
 
 def run_directory(config: Config, seed: int) -> Path:
     """Where the run of a seed is kept; the same flags always give the same place."""
     run, model = config.run, config.model
-    name = run_name(run.text, "arch_mode", model.arch_mode, model.model_mode, "RUN", seed)
+    name = run_name(run.text, *model.name_parts, "RUN", seed)
     return (run.output_dir or CHECKPOINTS) / run.ckpt_folder / name
 
 
@@ -148,7 +147,7 @@ def batch_metrics(logits: Tensor, batch: Batch) -> dict[str, Tensor]:
     return accuracy(logits, batch) | {"train_last_acc": last_steps_right(logits, batch, FORK_STEPS)}
 
 
-def evaluate(model: RATE, config: Config, seed: int, final: bool) -> dict[str, float]:
+def evaluate(model: Agent, config: Config, seed: int, final: bool) -> dict[str, float]:
     """Success in the mazes: at few sizes during training, at many at the end; names are the published ones."""
     task = config.task
     if not (task.last_inference if final else task.online_inference):
@@ -182,7 +181,7 @@ def train(config: Config, run: Run) -> dict[str, float]:
     """One checked run, from its data to its last evaluation; returns what its eval/final.json holds."""
     task = config.task
 
-    def finish(model: RATE, result: dict[str, float]) -> None:
+    def finish(model: Agent, result: dict[str, float]) -> None:
         draw_run(run.directory, result, cap=task.episode_timeout)
         sizes = task.eval_sizes if task.last_inference else ()
         success = "".join(
@@ -199,7 +198,7 @@ def train(config: Config, run: Run) -> dict[str, float]:
     curriculum, schedule = experiment.plan(
         config.train,
         config.curriculum,
-        config.model_config(),
+        config.agent_config(),
         data,
         stages,
         task.context_length,
@@ -208,7 +207,7 @@ def train(config: Config, run: Run) -> dict[str, float]:
     return experiment.train_run(
         config,
         run,
-        model=config.model_config(),
+        model=config.agent_config(),
         spec=SPEC,
         data=data,
         curriculum=curriculum,

@@ -13,8 +13,8 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import nn
 
-from RATE_model.acting.actor import Actor, bytes_per_row
-from RATE_model.memories.rate.model import RATE
+from RATE_model.acting.actor import Actor
+from RATE_model.agent import Agent
 from RATE_model.system.interrupts import stop_if_asked
 from RATE_model.system.processes import available_cores
 from RATE_model.system.progress import progress_bar
@@ -66,13 +66,13 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         model.train(training)
 
 
-def side_by_side(model: RATE, cases: Sequence[int], episodes: int) -> Iterator[list[int]]:
+def side_by_side(model: Agent, cases: Sequence[int], episodes: int) -> Iterator[list[int]]:
     """Groups of cases (lengths, sizes, ...) of so many episodes each that are worth acting in at once, in order.
 
     A case that is named twice is one case.
     """
     cases = list(dict.fromkeys(cases))
-    at_once = max(1, _MEMORY_BUDGET // (episodes * bytes_per_row(model)))
+    at_once = max(1, _MEMORY_BUDGET // (episodes * model.memory.bytes_per_row()))
     return (cases[start : start + at_once] for start in range(0, len(cases), at_once))
 
 

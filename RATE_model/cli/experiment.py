@@ -11,13 +11,12 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from RATE_model.agent import Agent, AgentConfig
 from RATE_model.cli.options import load_yaml, to_flat_dict
 from RATE_model.cli.settings import MAY_CHANGE, CurriculumOptions, RunOptions, TrainOptions
 from RATE_model.data.dataset import WindowDataset
 from RATE_model.data.loader import EpochSampler
 from RATE_model.errors import UserError
-from RATE_model.memories.rate.config import ModelConfig
-from RATE_model.memories.rate.model import RATE
 from RATE_model.spec import EnvironmentSpec
 from RATE_model.system.interrupts import Interrupts
 from RATE_model.system.precision import pick_device
@@ -78,7 +77,7 @@ def train_seeds(config: Config, check: Callable[[Any, int], Run], train: Callabl
 def plan(
     train: TrainOptions,
     options: CurriculumOptions,
-    model: ModelConfig,
+    model: AgentConfig,
     data: StageData,
     segments: Sequence[int],
     segment_steps: int,
@@ -132,7 +131,7 @@ def plan(
     return FixedStages(stages, epochs), schedule
 
 
-def _stage_size(train: TrainOptions, model: ModelConfig, data: WindowDataset, steps: int) -> tuple[int, float]:
+def _stage_size(train: TrainOptions, model: AgentConfig, data: WindowDataset, steps: int) -> tuple[int, float]:
     """Optimizer steps and environment steps of an epoch of windows that are padded to so many steps."""
     batches = _batches(train, data)
     shown = min(batches * train.batch_size, len(data))
@@ -154,14 +153,14 @@ def train_run(
     config: Config,
     run: Run,
     *,
-    model: ModelConfig,
+    model: AgentConfig,
     spec: EnvironmentSpec,
     data: StageData,
     curriculum: FixedStages | AdaptiveStages,
     schedule: Schedule | RisingCosine,
     metrics: BatchMetrics | None,
     evaluate: Evaluate,
-    finish: Callable[[RATE, dict[str, Any]], None],
+    finish: Callable[[Agent, dict[str, Any]], None],
     prepare: Callable[[Path], None] = lambda directory: None,
     mirror: Sequence[int] | None = None,
 ) -> dict[str, Any]:
@@ -183,7 +182,7 @@ def train_run(
     """
     device = pick_device(config.run.device)
     torch.manual_seed(run.seed)
-    network = RATE(model, spec)
+    network = Agent(model, spec)
     if config.train.initialisation == "published":
         initialise_as_published(network)
     network = network.to(device)

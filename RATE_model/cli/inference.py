@@ -5,14 +5,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from RATE_model.acting.actor import MemoryTransform, knock_out_memory
+from RATE_model.acting.controls import knock_out_memory
+from RATE_model.agent import Agent
 from RATE_model.cli.limits import at_least, writable, writable_file
 from RATE_model.cli.options import Boolean, load_yaml, typed_values
 from RATE_model.cli.settings import Precision
 from RATE_model.cli.spellings import respelt
 from RATE_model.errors import UserError, reason_of
 from RATE_model.loading import load_model
-from RATE_model.memories.rate.model import RATE
+from RATE_model.memories.contract import MemoryTransform
 from RATE_model.spec import EnvironmentSpec
 from RATE_model.system.atomic import atomic_write_json
 from RATE_model.system.precision import pick_device
@@ -63,7 +64,7 @@ def same_interface(model: EnvironmentSpec, environment: EnvironmentSpec) -> bool
     return all(getattr(model, name) == getattr(environment, name) for name in names)
 
 
-def without_padding_action(model: RATE, spec: EnvironmentSpec) -> RATE:
+def without_padding_action(model: Agent, spec: EnvironmentSpec) -> Agent:
     """The model, without an output for each row of the spec's action table if it has those and `spec` has fewer.
 
     Some published models predict their padding action as well, and can take it when acting.
@@ -71,7 +72,7 @@ def without_padding_action(model: RATE, spec: EnvironmentSpec) -> RATE:
     rows = spec.action_embeddings
     if rows is None or not same_interface(model.spec, replace(spec, num_actions=rows)):
         return model
-    smaller = RATE(model.config, replace(model.spec, num_actions=spec.num_actions)).to(model.device).eval()
+    smaller = Agent(model.config, replace(model.spec, num_actions=spec.num_actions)).to(model.device).eval()
     weights = model.state_dict()
     weights["head.project.weight"] = weights["head.project.weight"][: spec.num_actions]
     smaller.load_state_dict(weights)
@@ -132,7 +133,7 @@ class InferenceOptions:
         """For `Actor`."""
         return knock_out_memory if self.knock_out else None
 
-    def load(self, spec: EnvironmentSpec) -> tuple[Path, RATE]:
+    def load(self, spec: EnvironmentSpec) -> tuple[Path, Agent]:
         """The checkpoint's path, and its model in eval mode on the device; its encoders may differ from the spec's.
 
         Raises:

@@ -31,7 +31,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
@@ -106,7 +106,8 @@ def parse_options(
     hyphens for underscores; the last of a repeated flag counts. ``published`` are the values, by flag, that
     ``--published true`` sets; a script without them has no such flag.
 
-    Every group's ``validate(self) -> None``, where there is one, is called on the merged values, the outermost last.
+    Every group's ``check_typed(self, names)`` is told the flags of the command line, and every group's
+    ``validate(self) -> None`` is called, on the merged values, the outermost last, where there is one.
     ``--help`` and ``--print_config`` print and raise SystemExit(0). Raises UserError for whatever is wrong; scripts
     call this inside exit_on_user_error.
     """
@@ -117,7 +118,7 @@ def parse_options(
         kinds |= _option_kinds(_Published)
     aliases = {alias: name for alias, name in (ALIASES | (aliases or {})).items() if name in kinds}
     flags = _read_flags(sys.argv[1:] if argv is None else argv, kinds, aliases)
-    invocation = _updated(_Invocation(), flags)
+    invocation = updated(_Invocation(), flags)
     values: dict[str, Any] = {}
     for path in (config_file, invocation.config):
         if path is not None:
@@ -126,8 +127,9 @@ def parse_options(
         values = _as_published(published, values, flags, invocation.config)
     if "help" in flags:
         invoked = (_Invocation,) if published is None else (_Invocation, _Published)
-        _print_help(_updated(cls(), values), invoked, prog=prog, description=description, aliases=aliases)
-    config = _updated(cls(), values | flags)
+        _print_help(updated(cls(), values), invoked, prog=prog, description=description, aliases=aliases)
+    config = updated(cls(), values | flags)
+    _check_typed(config, flags.keys())
     _validate(config)
     if invocation.print_config:
         print(redact(to_yaml(config)), end="")
@@ -333,16 +335,24 @@ def _option_kinds(cls: type) -> dict[str, Any]:
     return kinds
 
 
-def _updated(config: Config, values: dict[str, Any]) -> Config:
+def updated(config: Config, values: dict[str, Any]) -> Config:
     """A copy of a dataclass instance, and of its groups, with the options named in ``values`` replaced."""
     changes = {}
     for field in dataclasses.fields(config):
         old = getattr(config, field.name)
         if dataclasses.is_dataclass(old):
-            changes[field.name] = _updated(old, values)
+            changes[field.name] = updated(old, values)
         elif field.name in values:
             changes[field.name] = values[field.name]
     return dataclasses.replace(config, **changes)
+
+
+def _check_typed(config: Any, typed: Set[str]) -> None:
+    for field in dataclasses.fields(config):
+        if dataclasses.is_dataclass(getattr(config, field.name)):
+            _check_typed(getattr(config, field.name), typed)
+    if hasattr(config, "check_typed"):
+        config.check_typed(typed)
 
 
 def _validate(config: Any) -> None:

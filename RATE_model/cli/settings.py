@@ -1,13 +1,15 @@
 """Flags that every environment's train script has in common. An environment adds groups of its own."""
 
-from dataclasses import dataclass
+from collections.abc import Set
+from dataclasses import dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from RATE_model.cli.limits import MAX_SEED, MAX_SIZE, at_least, at_most, at_most_processes
+from RATE_model.agent import AgentConfig
+from RATE_model.cli.limits import MAX_SEED, MAX_SIZE, at_least, at_most
 from RATE_model.cli.options import Boolean
 from RATE_model.errors import UserError
-from RATE_model.memories.rate.config import Activation, Arch, Mode, ModelConfig, apply_mode
+from RATE_model.memories import MEMORIES, MODES
 
 # See `precision.uses_bfloat16`.
 Precision = Literal["auto", "32", "bf16"]
@@ -26,60 +28,92 @@ MAX_SEEDS = 10_000
 
 
 @dataclass(frozen=True)
-class ModelOptions:
-    """Which model, and how large."""
+class SharedModelOptions:
+    """Which memory, and what all of them have."""
 
-    # RATE, or what is left of it: RMT (memory tokens), TrXL (cached hidden states), DT (Decision Transformer: one
-    # segment), DTXL (DT with a cache when acting), RATEM (RATE without cache), RATE_wo_nmt (TrXL)
-    model_mode: Mode = "RATE"
-    # Decoder block: post-norm, identity-map reordering, gated
-    arch_mode: Arch = "TrXL"
-    # Memory tokens at either end of a segment
-    nmt: int = 5
-    # Cached hidden states of earlier segments, in tokens; 0 = none
-    mem_len: int = 0
-    # Heads of the memory retention valve; 0 = no valve
-    n_head_ca: int = 4
-    # Activation of written memory before the valve
-    mrv_act: Activation = "relu"
-    # Leave out the decoder's feed-forward network (also spelt --skip_dec_attn)
-    skip_dec_ffn: Boolean = False
-    # Decoder layers
-    n_layer: int = 8
-    # Attention heads
-    n_head: int = 10
-    # Width of the model
+    # RATE or an ablation of it: RMT (memory tokens), TrXL (cached hidden states), DT (Decision Transformer: one
+    # segment), DTXL (DT with a cache when acting), RATEM (RATE without cache), RATE_wo_nmt (TrXL); or another memory:
+    # LSTM, GRU, MLP (none), DLSTM and DGRU (return, observation and action enter one by one), BC-LSTM, BC-GRU and
+    # BC-MLP (no returns)
+    model_mode: Literal[*MODES] = "RATE"  # type: ignore[valid-type]  # the table's names
+    # Show the return that is still to come: rtg or none (behaviour cloning); auto = as the mode says
+    condition: Literal["auto", "rtg", "none"] = "auto"
+    # Width of the embedded steps and of the model
     d_model: int = 64
-    # Width of one attention head; none = d_model
-    d_head: int | None = None
-    # Width inside the feed-forward network; none = d_model
-    d_inner: int | None = None
-    # Dropout of embeddings, attention output, feed-forward network, final output
+    # Dropout of embeddings, and inside and after the memory
     dropout: float = 0.05
-    # Dropout of attention probabilities
-    dropatt: float = 0.0
 
-    def model_config(self, *, context_length: int, segments: int) -> ModelConfig:
-        """The model for segments of `context_length` steps and trajectories of `segments` segments; validated."""
-        config = ModelConfig(
-            n_layer=self.n_layer,
-            n_head=self.n_head,
+    @property
+    def memory(self) -> str:
+        """The name of the mode's memory."""
+        return MODES[self.model_mode].memory
+
+    def memory_options(self) -> Any:
+        """The flags of the mode's memory, with what the mode fixes."""
+        return replace(getattr(self, group_of(self.memory)), **MODES[self.model_mode].fixed)
+
+    def check_typed(self, typed: Set[str]) -> None:
+        """Raise a `UserError` for a flag on the command line that the mode has no use for.
+
+        Flags in YAML files are not looked at: a setting serves several modes.
+        """
+        mode, own = MODES[self.model_mode], MEMORIES[self.memory].options
+        for name in sorted(typed):
+            owners = [memory for memory, entry in MEMORIES.items() if name in _names(entry.options)]
+            if owners and name not in _names(own):
+                modes = [other for other, entry in MODES.items() if entry.memory in owners]
+                raise UserError(
+                    f"--{name} is a flag of {' and '.join(owners)}; --model_mode {self.model_mode} has no use for it: "
+                    f"leave it out, or choose one of {', '.join(modes)}"
+                )
+            given = getattr(getattr(self, group_of(self.memory)), name, None)
+            if name in mode.fixed and given != mode.fixed[name]:
+                raise UserError(
+                    f"--{name} {given}: --model_mode {self.model_mode} is {self.memory} with {mode.fixed[name]!r}; "
+                    f"leave it out, or use --model_mode {self.memory}"
+                )
+        getattr(self, group_of(self.memory)).check_mode(self.model_mode, typed)
+
+    @property
+    def name_parts(self) -> tuple[str, ...]:
+        """What the name of a run says of the model."""
+        arch = getattr(self.memory_options(), "arch_mode", None)
+        condition = () if self.condition == "auto" else ("condition", self.condition)
+        return (*(("arch_mode", arch) if arch else ()), self.model_mode, *condition)
+
+    def agent_config(self, *, context_length: int, segments: int) -> AgentConfig:
+        """The agent for segments of `context_length` steps and trajectories of so many segments; validated."""
+        condition = MODES[self.model_mode].condition if self.condition == "auto" else self.condition
+        sizes = self.memory_options().config(
+            mode=self.model_mode,
             d_model=self.d_model,
-            d_head=self.d_model if self.d_head is None else self.d_head,
-            d_inner=self.d_model if self.d_inner is None else self.d_inner,
-            context_length=context_length,
-            num_mem_tokens=self.nmt,
-            mem_len=self.mem_len,
-            n_head_ca=self.n_head_ca,
-            mrv_act=self.mrv_act,
-            arch=self.arch_mode,
-            skip_dec_ffn=self.skip_dec_ffn,
             dropout=self.dropout,
-            dropatt=self.dropatt,
+            context_length=context_length,
+            segments=segments,
+            conditioned=condition == "rtg",
         )
-        config = apply_mode(config, mode=self.model_mode, segments=segments)
-        config.validate()
-        return config
+        sizes.validate()
+        return AgentConfig(self.memory, sizes)
+
+
+def _names(options: type) -> set[str]:
+    return {field.name for field in fields(options)}
+
+
+def group_of(memory: str) -> str:
+    """The name of the group of flags of a memory in `ModelOptions`; memories may share one."""
+    return MEMORIES[memory].options.__name__.removesuffix("Options").lower()
+
+
+_GROUPS = {group_of(name): entry.options for name, entry in MEMORIES.items()}
+# All flags of a model: the shared ones, and a group for each memory's own, under its own heading in --help.
+ModelOptions = make_dataclass(
+    "ModelOptions",
+    [(name, options, field(default_factory=options)) for name, options in _GROUPS.items()],
+    bases=(SharedModelOptions,),
+    frozen=True,
+    namespace={"__module__": __name__, "__doc__": SharedModelOptions.__doc__},
+)
 
 
 @dataclass(frozen=True)
@@ -171,7 +205,6 @@ class TrainOptions:
             weight_decay=self.weight_decay,
             num_workers=self.num_workers,
         )
-        at_most_processes(num_workers=self.num_workers)
         at_least(-1, bptt_segments=self.bptt_segments)
         for name in ("learning_rate", "grad_norm_clip", "save_minutes"):
             if not getattr(self, name) > 0:

@@ -1,1 +1,58 @@
-"""What remembers, one file or folder each."""
+"""What remembers, one file or folder each. This table names them, and what users type to get them.
+
+To add a memory, write it (`RATE_model.memories.contract`; docs/adding_a_memory.md) and give it a line in `MEMORIES` and
+one in `MODES`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from RATE_model.memories.contract import Memory, MemoryConfig
+from RATE_model.memories.none import MLP, MLPConfig, MLPOptions
+from RATE_model.memories.rate.config import MODES as RATE_MODES
+from RATE_model.memories.rate.config import RATEConfig, RATEOptions
+from RATE_model.memories.rate.memory import RATE
+from RATE_model.memories.recurrent import GRU, LSTM, RecurrentConfig, RecurrentOptions
+
+Condition = Literal["rtg", "none"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A memory, its configuration, and its flags: a frozen dataclass like `RecurrentOptions`."""
+
+    memory: type[Memory]
+    config: type[MemoryConfig]
+    options: type
+
+
+@dataclass(frozen=True)
+class Mode:
+    """What a name of `--model_mode` stands for: a memory, whether returns condition it, and flags that it fixes."""
+
+    memory: str
+    condition: Condition = "rtg"
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+
+
+MEMORIES: dict[str, Entry] = {
+    "RATE": Entry(RATE, RATEConfig, RATEOptions),
+    "LSTM": Entry(LSTM, RecurrentConfig, RecurrentOptions),
+    "GRU": Entry(GRU, RecurrentConfig, RecurrentOptions),
+    "MLP": Entry(MLP, MLPConfig, MLPOptions),
+}
+
+MODES: dict[str, Mode] = {
+    **{name: Mode("RATE") for name in RATE_MODES},
+    "LSTM": Mode("LSTM"),
+    "GRU": Mode("GRU"),
+    "MLP": Mode("MLP"),
+    # The Decision LSTM (Siebenborn et al. 2022, arXiv 2211.14655): return, observation and action enter one by one.
+    "DLSTM": Mode("LSTM", fixed={"step_input": "sequence"}),
+    "DGRU": Mode("GRU", fixed={"step_input": "sequence"}),
+    # Behaviour cloning: no returns.
+    "BC-LSTM": Mode("LSTM", condition="none"),
+    "BC-GRU": Mode("GRU", condition="none"),
+    "BC-MLP": Mode("MLP", condition="none"),
+}

@@ -21,10 +21,10 @@ if __name__ == "__main__":  # started as a script
 
 from torch import Tensor
 
+from RATE_model.agent import Agent, AgentConfig
 from RATE_model.cli.options import ArgumentParser, exit_on_user_error, to_yaml
 from RATE_model.errors import UserError
-from RATE_model.memories.rate.config import ACTIVATIONS, ARCHS, MODES, ModelConfig
-from RATE_model.memories.rate.model import RATE
+from RATE_model.memories.rate.config import ACTIVATIONS, ARCHS, MODES, RATEConfig
 from RATE_model.original.normalisation import read_normalisation
 from RATE_model.original.settings import FLAGS, Settings, beside, published, published_config
 from RATE_model.original.variants import VARIANTS, branch_of, check_variant, infer_spec, recognise
@@ -86,7 +86,7 @@ def choose_variant(weights: Mapping[str, Tensor], settings: Settings) -> tuple[s
     return name, settings.sources["variant"]
 
 
-def write_run(directory: Path, model: RATE, settings: Mapping[str, Any]) -> Path:
+def write_run(directory: Path, model: Agent, settings: Mapping[str, Any]) -> Path:
     """A model as the only checkpoint of a run's directory, in the form of a training's; the checkpoint's path.
 
     Args:
@@ -94,13 +94,13 @@ def write_run(directory: Path, model: RATE, settings: Mapping[str, Any]) -> Path
         model: what is saved.
         settings: what inference reads of a run, for its config.yaml.
     """
-    state = {"config": asdict(model.config), "spec": asdict(model.spec)}
+    state = {**model.config.saved(), "spec": asdict(model.spec)}
     path = save_checkpoint(directory / "checkpoints", 0, model_state=model.state_dict(), training_state=state)
     atomic_write_text(directory / "config.yaml", to_yaml(dict(settings)))
     return path
 
 
-def recorded(config: ModelConfig, settings: Settings, variant: str) -> dict[str, Any]:
+def recorded(config: RATEConfig, settings: Settings, variant: str) -> dict[str, Any]:
     """What an inference script is to know of the run, by the names of flags."""
     known = {
         "published_variant": variant,
@@ -118,7 +118,7 @@ def recorded(config: ModelConfig, settings: Settings, variant: str) -> dict[str,
     return {name: value for name, value in known.items() if value is not None}
 
 
-def describe(name: str, how: str, model: RATE, settings: Settings) -> str:
+def describe(name: str, how: str, model: Agent, settings: Settings) -> str:
     """What was recognised, in lines for the screen."""
     variant, spec = VARIANTS[name], model.spec
     shape = "x".join(map(str, spec.observation_shape))
@@ -145,11 +145,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         spec = acting_spec(weights, name)
         if args.normalisation is not None:
             spec = normalised(spec, args.normalisation)
-        model = RATE(published_config(weights, settings), spec)
+        sizes = published_config(weights, settings)
+        model = Agent(AgentConfig("RATE", sizes), spec)
         left_out = convert_weights(weights, model)
     except UserError as error:
         raise UserError(f"{args.checkpoint}: {error}") from None
-    path = write_run(args.output, model, recorded(model.config, settings, name))
+    path = write_run(args.output, model, recorded(sizes, settings, name))
     print(describe(name, how, model, settings), file=sys.stderr)
     print(f"wrote {path}; left out {len(left_out)} tensors that the published model never uses", file=sys.stderr)
 

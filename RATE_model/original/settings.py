@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from RATE_model.errors import UserError
-from RATE_model.memories.rate.config import MODES, ModelConfig, apply_mode
+from RATE_model.memories.rate.config import MODES, RATEConfig, apply_mode
 from RATE_model.original.variants import Branch, variant_named
 
 # Weights whose sizes are those of the model.
@@ -139,14 +139,14 @@ def published(weights: Mapping[str, Tensor], variant: str, branch: Branch, mode:
     }
 
 
-def infer_config(weights: Mapping[str, Tensor], *, n_head_ca: int, context_length: int, **known: object) -> ModelConfig:
+def infer_config(weights: Mapping[str, Tensor], *, n_head_ca: int, context_length: int, **known: object) -> RATEConfig:
     """The sizes of a published model, from its weights.
 
     Args:
         weights: the published state dict.
         n_head_ca: heads of the MRV, which no shape tells; must be 0 exactly when the weights hold none.
         context_length: steps of one segment.
-        known: other fields of `ModelConfig` that cannot be inferred (`mem_len`, `mrv_act`, `arch`, `sliding`).
+        known: other fields of `RATEConfig` that cannot be inferred (`mem_len`, `mrv_act`, `arch`, `sliding`).
 
     Raises:
         UserError: these are not the weights of a published model, or they contradict the arguments.
@@ -164,7 +164,7 @@ def infer_config(weights: Mapping[str, Tensor], *, n_head_ca: int, context_lengt
         holds = "hold an MRV: give its number of heads" if has_valve else "hold no MRV: use --n_head_ca 0"
         raise UserError(f"--n_head_ca {n_head_ca}, but the weights {holds}")
     feed_forward = weights.get("layers.0.pos_ff.CoreNet.0.weight")
-    return ModelConfig(
+    return RATEConfig(
         n_layer=1 + max(int(match[1]) for name in weights if (match := re.match(r"layers\.(\d+)\.", name))),
         n_head=n_head,
         d_model=d_model,
@@ -178,7 +178,7 @@ def infer_config(weights: Mapping[str, Tensor], *, n_head_ca: int, context_lengt
     )
 
 
-def published_config(weights: Mapping[str, Tensor], settings: Settings) -> ModelConfig:
+def published_config(weights: Mapping[str, Tensor], settings: Settings) -> RATEConfig:
     """The model of a published checkpoint, from its weights and all that was found beside them.
 
     Raises:

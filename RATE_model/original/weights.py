@@ -10,8 +10,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from RATE_model.agent import Agent, with_memory_prefix
 from RATE_model.errors import UserError
-from RATE_model.memories.rate.model import RATE
 
 # A weight that every published RATE has, and nothing else.
 _MARK = "r_w_bias"
@@ -28,7 +28,7 @@ _GATE = re.compile(
 )
 
 
-def convert_weights(weights: Mapping[str, Tensor], model: RATE) -> list[str]:
+def convert_weights(weights: Mapping[str, Tensor], model: Agent) -> list[str]:
     """Fill `model` with published weights.
 
     Returns:
@@ -48,10 +48,11 @@ def convert_weights(weights: Mapping[str, Tensor], model: RATE) -> list[str]:
     ):
         converted |= _by_order(source, prefix, module, name)
     converted |= _memory_weights(source)
-    for index in range(model.config.n_layer):
+    for index in range(model.config.sizes.n_layer):
         converted |= _layer_weights(source, index, model)
     if source:
         raise UserError(f"the weights hold names that this model does not use: {', '.join(sorted(source)[:6])}")
+    converted = with_memory_prefix(converted)
     expected = model.state_dict()
     for name, tensor in expected.items():
         if name not in converted:
@@ -87,7 +88,7 @@ def _memory_weights(source: dict[str, Tensor]) -> dict[str, Tensor]:
     return converted
 
 
-def _layer_weights(source: dict[str, Tensor], index: int, model: RATE) -> dict[str, Tensor]:
+def _layer_weights(source: dict[str, Tensor], index: int, model: Agent) -> dict[str, Tensor]:
     """One decoder layer; what a layer of the model lacks stays in `source` and is reported there."""
     theirs, ours = f"layers.{index}.", f"layers.{index}."
     names = {
@@ -108,7 +109,7 @@ def _layer_weights(source: dict[str, Tensor], index: int, model: RATE) -> dict[s
             raise UserError(f"{theirs}dec_attn.qkv_net: weights of shape {tuple(qkv.shape)}, expected 3 matrices")
         for name, part in zip(("query", "key", "value"), qkv.chunk(3), strict=True):
             converted[f"{ours}attention.{name}.weight"] = part
-    if model.config.arch == "GTrXL":
+    if model.config.sizes.arch == "GTrXL":
         converted |= _gate_weights(source, index)
     return converted
 

@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from RATE_model.errors import UserError
 from RATE_model.memories.rate.layout import Layout
-from RATE_model.memories.rate.model import SegmentMaps
+from RATE_model.memories.rate.memory import SegmentMaps
 from RATE_model.plots.style import GREY, save, style
 
 REGION_COLOURS = {"cache": "#009E73", "read": "#0072B2", "steps": "#A6A6A6", "write": "#D55E00"}
@@ -47,7 +47,7 @@ def plot_attention(
     attend to is grey. Of more than `MAX_SEGMENTS` segments, the first, the last and some between are drawn.
 
     Args:
-        segments: from `RATE.attention_maps`.
+        segments: "attention" of `Agent.inspect`.
         path: of the PNG.
         layer: index of a layer, None for the mean over layers, "each" for a row of panels per layer.
         head: index of a head, None for the mean over heads.

@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from RATE_model.errors import UserError
-from RATE_model.memories.rate.valve import MemoryState
+from RATE_model.memories.contract import State
 from RATE_model.plots.style import COLOURS, GREY, MARKERS, save, style
 
 # More cells than this are too small for numbers in them.
@@ -20,11 +20,11 @@ _FIRST, _OTHER = COLOURS[0], COLOURS[1]
 
 
 def plot_memory(
-    memories: Sequence[MemoryState],
+    memories: Sequence[State],
     path: Path,
     *,
     row: int = 0,
-    other: Sequence[MemoryState] | None = None,
+    other: Sequence[State] | None = None,
     other_row: int | None = None,
     labels: tuple[str, str] = ("this episode", "the other episode"),
     title: str | None = None,
@@ -36,7 +36,7 @@ def plot_memory(
     plane of their first two principal components.
 
     Args:
-        memories: from `RATE.attention_maps`: before segment 1 and after every segment.
+        memories: "states" of `Agent.inspect`: before segment 1 and after every segment.
         path: of the PNG.
         row: of the batch.
         other: memories of another episode; of more segments than both have, none are drawn.
@@ -52,7 +52,7 @@ def plot_memory(
     return save(memory_figure(tokens, others, labels=labels, title=title), path)
 
 
-def memory_tokens(memories: Sequence[MemoryState], row: int = 0) -> np.ndarray:
+def memory_tokens(memories: Sequence[State], row: int = 0) -> np.ndarray:
     """The tokens of one row, `(segments + 1, n, d_model)` float32: before segment 1 and after every segment.
 
     Raises:
@@ -60,9 +60,10 @@ def memory_tokens(memories: Sequence[MemoryState], row: int = 0) -> np.ndarray:
     """
     if len(memories) < 2:
         raise UserError("there is no memory to draw; record an episode of at least one segment")
-    if any(memory.tokens is None for memory in memories):
+    slots = [memory.slots for memory in memories]
+    if any(slot is None for slot in slots):
         raise UserError("this model has no memory tokens (--nmt 0, or a mode without them), so none can be drawn")
-    return np.stack([memory.tokens[row].detach().float().cpu().numpy() for memory in memories])
+    return np.stack([slot[row].detach().float().cpu().numpy() for slot in slots if slot is not None])
 
 
 def similarity_to_first(tokens: np.ndarray) -> np.ndarray:

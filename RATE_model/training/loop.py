@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from RATE_model.acting.rollout import evaluating
+from RATE_model.agent import Agent, with_memory_prefix
 from RATE_model.data.dataset import WindowDataset
 from RATE_model.data.loader import EpochSampler, make_loader
 from RATE_model.data.workers import worker_failures
 from RATE_model.errors import UserError
 from RATE_model.loading import check_weights, unusable
-from RATE_model.memories.rate.model import RATE
 from RATE_model.system.interrupts import Interrupted, Interrupts, stop_if_asked
 from RATE_model.system.progress import progress_bar
 from RATE_model.training.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint, tag_checkpoint
@@ -35,7 +35,7 @@ from RATE_model.training.trainer import Trainer, TrainingDiverged
 # Segments of a stage -> training and validation windows.
 StageData = Callable[[int], tuple[WindowDataset, WindowDataset]]
 # (model in eval mode, whether training is over) -> metrics of acting in the environment.
-Evaluate = Callable[[RATE, bool], dict[str, float]]
+Evaluate = Callable[[Agent, bool], dict[str, float]]
 
 FINAL, BEST = "final", "best"
 
@@ -254,7 +254,7 @@ class Fit:
         self._check_finite()
         model = self.trainer.model
         state = {
-            "config": asdict(model.config),
+            **model.config.saved(),
             "spec": asdict(model.spec),
             "flags": self.flags,
             "seed": self.seed,
@@ -336,13 +336,17 @@ class Fit:
 _RESUMED = ["trainer", "curriculum", "data", "position", "pending", "best", "is_best", "seconds", "metrics_position"]
 
 
-def load_to_resume(path: Path, model: RATE) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_to_resume(path: Path, model: Agent) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """As `load_checkpoint`, for training that is to go on with this model.
 
     Raises:
         UserError: the checkpoint is damaged, of another model, not finite, or one that training cannot continue from.
     """
     weights, state = load_checkpoint(path)
+    if "memory" not in state:
+        weights = with_memory_prefix(weights)
+    if (memory := state.get("memory", "RATE")) != model.config.memory:
+        raise UserError(f"checkpoint {path} is of the memory {memory}; --model_mode asks for {model.config.memory}")
     if missing := [name for name in _RESUMED if name not in state]:
         raise UserError(
             f"checkpoint {path} has no '{missing[0]}', as one that was converted: it can be evaluated, not resumed"

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from RATE_model.agent import Agent
+
 
 def make_optimizer(
-    model: nn.Module,
+    model: Agent,
     *,
     learning_rate: float,
     betas: tuple[float, float],
@@ -23,11 +25,12 @@ def make_optimizer(
     """
     if decay_all:
         return torch.optim.AdamW(
-            model.parameters(), lr=learning_rate, betas=betas, weight_decay=weight_decay, fused=True
+            model.ordered_parameters(), lr=learning_rate, betas=betas, weight_decay=weight_decay, fused=True
         )
-    matrices = [module.weight for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv1d)]
-    decayed = {id(weight) for weight in matrices}
-    rest = [parameter for parameter in model.parameters() if id(parameter) not in decayed]
+    linear = (module for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv1d))
+    decayed = {id(module.weight) for module in linear}
+    matrices = [parameter for parameter in model.ordered_parameters() if id(parameter) in decayed]
+    rest = [parameter for parameter in model.ordered_parameters() if id(parameter) not in decayed]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)
 
@@ -135,14 +138,13 @@ def late_linear(
 
 
 @torch.no_grad()
-def initialise_as_published(model: nn.Module) -> None:
-    """Draw a fresh model's initial weights as the published code does: all layers by PyTorch's defaults, and one random
-    vector for all memory tokens."""
+def initialise_as_published(model: Agent) -> None:
+    """Draw a fresh model's initial weights as the published code does: all layers by PyTorch's defaults, and
+    whatever a memory does beside them."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             module.reset_parameters()
-    if model.memory_tokens is not None:
-        model.memory_tokens.copy_(model.memory_tokens[:1].expand_as(model.memory_tokens))
+    model.memory.initialise_as_published()
 
 
 def decay_over(total_steps: int, *, warmup_steps: int, end_factor: float, shape: str) -> Schedule:

@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from RATE_model.agent import Agent, AgentState
 from RATE_model.cli.settings import TrainOptions
 from RATE_model.data.batch import Batch
 from RATE_model.errors import RunError
-from RATE_model.memories.rate.model import RATE
-from RATE_model.memories.rate.valve import MemoryState
 from RATE_model.system.precision import autocast
 from RATE_model.training.optimization import RisingCosine, Schedule, make_optimizer
 
@@ -71,7 +70,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: RATE,
+        model: Agent,
         options: TrainOptions,
         schedule: Schedule | RisingCosine,
         *,
@@ -92,7 +91,7 @@ class Trainer:
         self._metrics = metrics
         self._crash_directory = crash_directory
         if options.compile:
-            model.compile_decoder()
+            model.memory.compile()
         # Where training stands (stage, epoch, batch), for the record of a crash.
         self.position: dict[str, int] = {}
         self._unchecked: tuple[Tensor, int, dict[str, int], Tensor] | None = None
@@ -111,7 +110,7 @@ class Trainer:
         batch = self._mirrored(batch.to(device, non_blocking=True))
         shown = self._shown(batch.actions)
         parts = self._parts(len(valid))
-        memories: list[MemoryState | None] = [None] * len(parts)
+        states: list[AgentState | None] = [None] * len(parts)
         losses, weights, logits, norm = [], [], [], None
         for window in self._windows(valid.shape[1]):
             count = int(valid[:, window].sum())
@@ -122,8 +121,8 @@ class Trainer:
             window_logits = []
             for number, rows in enumerate(parts):
                 share = float(valid[rows, window].sum()) / count
-                part_loss, part_logits, memories[number] = self._backward(
-                    batch, shown, valid, rows, window, memories[number], share
+                part_loss, part_logits, states[number] = self._backward(
+                    batch, shown, valid, rows, window, states[number], share
                 )
                 loss += part_loss
                 window_logits.append(part_logits)
@@ -145,7 +144,7 @@ class Trainer:
         return [slice(start, start + size) for start in range(0, rows, size)]
 
     def _windows(self, steps: int) -> Iterator[slice]:
-        size = window_steps(self.options, self.model.config.context_length) or steps
+        size = window_steps(self.options, self.model.memory.segment) or steps
         return (slice(start, min(start + size, steps)) for start in range(0, steps, size))
 
     def _mirrored(self, batch: Batch) -> Batch:
@@ -181,26 +180,26 @@ class Trainer:
         valid: Tensor,
         rows: slice,
         window: slice,
-        memory: MemoryState | None,
+        state: AgentState | None,
         share: float,
-    ) -> tuple[Tensor, Tensor, MemoryState]:
-        """Add one part's gradient of one window; its share of the loss, logits, and the memory behind the window."""
+    ) -> tuple[Tensor, Tensor, AgentState]:
+        """Add one part's gradient of one window; its share of the loss, logits, and the state after the window."""
         with autocast(self.model.device, self.options.precision):
-            logits, memory = self.model(
+            logits, state = self.model(
                 batch.observations[rows, window],
                 shown[rows, window],
                 batch.rtg[rows, window],
                 valid[rows, window],
-                memory,
+                state,
             )
             loss = self.model.spec.loss(logits, batch.targets[rows, window], batch.valid[rows, window]) * share
         if loss.requires_grad:  # a part whose rows are all padding in this window has computed nothing
             loss.backward()
-        return loss.detach(), logits.detach(), memory.detach()
+        return loss.detach(), logits.detach(), state.detach()
 
     def _optimize(self, loss: Tensor, indices: Tensor) -> Tensor:
         """One optimizer step from the gradients that are there; the norm of the gradient before clipping."""
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.options.grad_norm_clip)
+        norm = nn.utils.clip_grad_norm_(self.model.ordered_parameters(), self.options.grad_norm_clip)
         self._guard(torch.isfinite(loss) & torch.isfinite(norm), indices)
         for group in self.optimizer.param_groups:
             group["lr"] = self.options.learning_rate * self.schedule.factor(self.step)

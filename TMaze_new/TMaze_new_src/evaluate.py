@@ -9,10 +9,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from RATE_model.acting.actor import Actor, MemoryTransform
+from RATE_model.acting.actor import Actor
 from RATE_model.acting.rollout import rollout, side_by_side
+from RATE_model.agent import Agent
 from RATE_model.errors import UserError
-from RATE_model.memories.rate.model import RATE
+from RATE_model.memories.contract import MemoryTransform
 from TMaze_new.TMaze_new_src.env import EVALUATION_SEEDS, TMazeVectorEnv, goals_of_seeds
 
 # Episode lengths T of the RATE paper, and the numbers of 30-step segments S of the published script.
@@ -42,7 +43,7 @@ def evaluation_seeds(episodes: int) -> np.ndarray:
 
 
 def success_by_length(
-    model: RATE,
+    model: Agent,
     lengths: Sequence[int],
     *,
     episodes: int = 100,
@@ -74,7 +75,7 @@ def success_by_length(
                 model,
                 len(steps),
                 target_return,
-                slide=min(slide, model.config.context_length),
+                slide=slide,
                 transform_memory=transform_memory,
                 precision=precision,
             )

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from RATE_model.acting.actor import Actor, memory_conditions
+from RATE_model.acting.actor import Actor
+from RATE_model.acting.controls import memory_conditions
 from RATE_model.acting.rollout import evaluating
+from RATE_model.agent import Agent
 from RATE_model.errors import UserError
-from RATE_model.memories.rate.model import RATE
 from RATE_model.plots import plot_attention, plot_curves, plot_memory, plot_success_by_length
 from TMaze_new.TMaze_new_src.env import TMazeVectorEnv
 from TMaze_new.TMaze_new_src.evaluate import success_by_length
@@ -32,7 +33,7 @@ PUBLISHED = {
 
 
 def record_episode(
-    model: RATE,
+    model: Agent,
     length: int,
     seed: int = 0,
     *,
@@ -51,7 +52,7 @@ def record_episode(
         hint_steps: observations that show the hint.
 
     Returns:
-        What `RATE.attention_maps` takes, on the model's device: observations `(B, t, 4)` float32, actions `(B, t)`
+        What `Agent.inspect` takes, on the model's device: observations `(B, t, 4)` float32, actions `(B, t)`
         int64 and returns-to-go `(B, t)` float32. t is the length of the shorter episode: nothing is padding.
 
     Raises:
@@ -79,7 +80,7 @@ def record_episode(
 
 
 def draw_maps(
-    model: RATE,
+    model: Agent,
     directory: Path,
     length: int = 90,
     *,
@@ -89,8 +90,8 @@ def draw_maps(
 ) -> list[Path]:
     """Attention maps of one episode, and how its memory tokens move beside those of the other hint.
 
-    Writes attention_map.png (mean over layers and heads), attention_layers.png (mean over heads) and, if the model has
-    memory tokens, memory_map.png.
+    Writes, as far as the memory has these to show, attention_map.png (mean over layers and heads), attention_layers.png
+    (mean over heads) and memory_map.png.
 
     Args:
         model: any mode. One that slides a window (DT, DTXL) shows its window.
@@ -103,36 +104,37 @@ def draw_maps(
     Returns:
         The PNGs' paths.
     """
-    context = model.config.context_length
-    if model.config.sliding:
+    context = model.memory.segment
+    if model.memory.slides:
         length = min(length, context)
     episode = record_episode(model, length, seed, hint_steps=hint_steps)
     with evaluating(model):
-        _, segments, _ = model.attention_maps(*episode)
-    title = f"attention in a T-Maze episode of {episode[2].shape[1]} steps, hint up"
-    paths = [
-        plot_attention(segments, directory / "attention_map.png", title=f"{title} (mean over layers and heads)"),
-        plot_attention(segments, directory / "attention_layers.png", layer="each", title=f"{title} (mean over heads)"),
-    ]
-    if model.config.num_mem_tokens:
+        segments = model.inspect(*episode).get("attention")
+    paths = []
+    if segments is not None:
+        title = f"attention in a T-Maze episode of {episode[2].shape[1]} steps, hint up"
+        both, heads = f"{title} (mean over layers and heads)", f"{title} (mean over heads)"
+        paths.append(plot_attention(segments, directory / "attention_map.png", title=both))
+        paths.append(plot_attention(segments, directory / "attention_layers.png", layer="each", title=heads))
+    if model.memory.initial(1).slots is not None:
         steps = max(length, 10 * context) if memory_length is None else memory_length
         with evaluating(model):
-            _, _, memories = model.attention_maps(*record_episode(model, steps, seed, hint_steps=hint_steps))
+            states = model.inspect(*record_episode(model, steps, seed, hint_steps=hint_steps))["states"]
         paths.append(
             plot_memory(
-                memories,
+                states,
                 directory / "memory_map.png",
-                other=memories,
+                other=states,
                 other_row=1,
                 labels=("hint up", "hint down"),
-                title=f"memory tokens in two T-Maze episodes of {steps} steps that differ in the hint",
+                title=f"memory in two T-Maze episodes of {steps} steps that differ in the hint",
             )
         )
     return paths
 
 
 def knock_out(
-    model: RATE,
+    model: Agent,
     lengths: Sequence[int],
     episodes: int = 100,
     *,
@@ -159,7 +161,7 @@ def knock_out(
 
 
 def knock_out_curve(
-    model: RATE,
+    model: Agent,
     lengths: Sequence[int],
     episodes: int,
     path: Path,
@@ -200,7 +202,7 @@ def success_of_run(directory: Path) -> dict[int, float]:
 
 
 def draw_run(
-    directory: Path, model: RATE, *, length: int = 90, trained: int | None = None, hint_steps: int = 1
+    directory: Path, model: Agent, *, length: int = 90, trained: int | None = None, hint_steps: int = 1
 ) -> list[Path]:
     """All pictures of a run that is over, into its plots/: training curves, success by length, and `draw_maps`.
 

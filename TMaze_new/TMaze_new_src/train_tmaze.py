@@ -21,14 +21,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from RATE_model.agent import Agent, AgentConfig
 from RATE_model.cli import experiment
 from RATE_model.cli.limits import MAX_EPISODE_STEPS, at_least, at_most
 from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
 from RATE_model.cli.settings import PUBLISHED_TRAINING, CurriculumOptions, ModelOptions, RunOptions, TrainOptions
 from RATE_model.data.batch import Batch
 from RATE_model.data.dataset import WindowDataset
-from RATE_model.memories.rate.config import ModelConfig
-from RATE_model.memories.rate.model import RATE
 from RATE_model.training.loop import StageData
 from RATE_model.training.runs import Run, run_name
 from RATE_model.training.trainer import accuracy
@@ -90,18 +89,18 @@ class Config:
 
     def validate(self) -> None:
         """Raise a UserError if these sizes make no model."""
-        self.model_config()
+        self.agent_config()
 
-    def model_config(self) -> ModelConfig:
+    def agent_config(self) -> AgentConfig:
         """Sizes of the model."""
-        return self.model.model_config(context_length=self.data.context_length, segments=self.data.max_n_final)
+        return self.model.agent_config(context_length=self.data.context_length, segments=self.data.max_n_final)
 
 
 def run_directory(config: Config, seed: int) -> Path:
     """Where the run of a seed is kept; the same flags always give the same place."""
     data, run = config.data, config.run
     name = run_name(
-        run.text, "arch_mode", config.model.arch_mode, config.model.model_mode,
+        run.text, *config.model.name_parts,
         "min", data.min_n_final, "max", data.max_n_final, "RUN", seed,
     )  # fmt: skip
     return (run.output_dir or CHECKPOINTS) / run.ckpt_folder / name
@@ -130,7 +129,7 @@ def junction_metrics(logits: Tensor, batch: Batch) -> dict[str, Tensor]:
     }
 
 
-def evaluate(model: RATE, config: Config, final: bool) -> dict[str, float]:
+def evaluate(model: Agent, config: Config, final: bool) -> dict[str, float]:
     """Success in the mazes: at the longest trained length during training, at many lengths at the end."""
     task = config.task
     trained = config.data.max_n_final * config.data.context_length
@@ -163,7 +162,7 @@ def train(config: Config, run: Run) -> dict[str, float]:
     """One checked run, from its data to its last evaluation; returns what its eval/final.json holds."""
     trained = config.data.max_n_final * config.data.context_length
 
-    def finish(model: RATE, result: dict[str, float]) -> None:
+    def finish(model: Agent, result: dict[str, float]) -> None:
         draw_run(run.directory, model, length=trained, trained=trained, hint_steps=config.data.hint_steps)
         success = f"success {result['Success_rate']:.2f} at {trained} steps, " if "Success_rate" in result else ""
         print(
@@ -175,7 +174,7 @@ def train(config: Config, run: Run) -> dict[str, float]:
     curriculum, schedule = experiment.plan(
         config.train,
         config.curriculum,
-        config.model_config(),
+        config.agent_config(),
         data,
         config.data.segment_counts,
         config.data.context_length,
@@ -184,7 +183,7 @@ def train(config: Config, run: Run) -> dict[str, float]:
     return experiment.train_run(
         config,
         run,
-        model=config.model_config(),
+        model=config.agent_config(),
         spec=SPEC,
         data=data,
         curriculum=curriculum,

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from RATE_model.acting.actor import Actor, MemoryTransform
+from RATE_model.acting.actor import Actor
 from RATE_model.acting.rollout import Episodes, mean_and_error, rollout
+from RATE_model.agent import Agent
 from RATE_model.errors import UserError
-from RATE_model.memories.rate.model import RATE
+from RATE_model.memories.contract import MemoryTransform
 from VizDoom.VizDoom_src.env import PUBLISHED_CAP
 from VizDoom.VizDoom_src.scenario import TICS_PER_STEP, Scenario
 from VizDoom.VizDoom_src.seeds import EVERY, GREEN_SEEDS, RED_SEEDS
@@ -88,7 +89,7 @@ def described(target_return: float, renewed: bool) -> str:
 
 
 def play(
-    model: RATE,
+    model: Agent,
     *,
     episodes: int = EPISODES,
     target_return: float = TARGET_RETURN,
@@ -134,7 +135,7 @@ def play(
                 reset_target=reset_target,
                 greedy=greedy,
                 seed=seed + rows.start,
-                slide=min(slide, model.config.context_length),
+                slide=slide,
                 transform_memory=transform_memory,
                 precision=precision,
             )

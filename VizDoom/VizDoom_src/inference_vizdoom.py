@@ -19,10 +19,10 @@ if __name__ == "__main__":  # started as a script
     quit_on_signals()  # while the imports below take their seconds
 
 from RATE_model.acting.rollout import with_error
+from RATE_model.agent import Agent
 from RATE_model.cli.inference import InferenceOptions, fill_from_run
 from RATE_model.cli.limits import MAX_SEED, at_least, at_most
 from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
-from RATE_model.memories.rate.model import RATE
 from VizDoom.VizDoom_src import evaluate as protocol
 from VizDoom.VizDoom_src.baselines import play_baselines
 from VizDoom.VizDoom_src.engine import described_pictures, pictures_of, vizdoom
@@ -195,7 +195,7 @@ def evaluate(options: Options) -> None:
 
 
 def draw(
-    model: RATE, bars: Mapping[str, Mapping[str, tuple[float, float]]], acting: Mapping[str, Any], options: Options
+    model: Agent, bars: Mapping[str, Mapping[str, tuple[float, float]]], acting: Mapping[str, Any], options: Options
 ) -> None:
     """Returns by colour and videos, where asked for."""
     folder = options.common.pictures or Path()

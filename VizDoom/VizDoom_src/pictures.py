@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from RATE_model.acting.actor import Actor, MemoryTransform, exchange_twins, memory_conditions
+from RATE_model.acting.actor import Actor
+from RATE_model.acting.controls import exchange_twins, memory_conditions
 from RATE_model.acting.rollout import evaluating, mean_and_error
 from RATE_model.acting.video import with_caption, write_video
-from RATE_model.memories.rate.model import RATE
+from RATE_model.agent import Agent
+from RATE_model.memories.contract import MemoryTransform
 from RATE_model.plots import plot_bars, plot_curves
 from VizDoom.VizDoom_src.env import PUBLISHED_CAP, VizDoomTwoColorsEnv
 from VizDoom.VizDoom_src.evaluate import COLOURS, Played, colour_options, has_free_colour, play
@@ -56,7 +58,7 @@ def returns_by_colour(
 
 
 def knock_out(
-    model: RATE, *, known: Played | None = None, known_with: MemoryTransform | None = None, **acting: Any
+    model: Agent, *, known: Played | None = None, known_with: MemoryTransform | None = None, **acting: Any
 ) -> dict[str, Played]:
     """Episodes with the memory as it is and without (see `memory_conditions`).
 
@@ -77,7 +79,7 @@ def knock_out(
 
 
 def record_videos(
-    model: RATE,
+    model: Agent,
     seeds: Sequence[int],
     colours: Sequence[bool],
     directory: Path,
@@ -106,7 +108,7 @@ def record_videos(
     scenario = scenario or Scenario()
     options = {"greedy": greedy, "transform_memory": transform_memory, "precision": precision}
     options["reset_target"] = reset_target
-    options["slide"] = min(slide, model.config.context_length)
+    options["slide"] = slide
     game = VizDoomTwoColorsEnv(scenario, max_steps=max_steps, render_mode="rgb_array")
     paths = []
     try:
@@ -124,7 +126,7 @@ def _frames(game: VizDoomTwoColorsEnv, actor: Actor, seed: int, options: dict[st
     """The pictures of one episode as it is played, and a second of its last one to read the outcome."""
     observation, info = game.reset(seed=seed, options=options)
     total, reward, steps, over, said = 0.0, 0.0, 0, False, ""
-    context = actor.model.config.context_length
+    context = actor.agent.memory.segment
     while True:
         segment = steps // context + 1
         shown = _frame(game.render(), info, reward, f"return {total:.2f}, step {steps}, segment {segment}{said}")

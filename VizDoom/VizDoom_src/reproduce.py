@@ -22,7 +22,7 @@ if __name__ == "__main__":  # started as a script
 
 import torch
 
-from RATE_model.acting.actor import exchange_twins, knock_out_memory
+from RATE_model.acting.controls import exchange_twins, knock_out_memory
 from RATE_model.acting.rollout import mean_and_error
 from RATE_model.cli.options import exit_on_user_error, parse_options
 from RATE_model.cli.reproduce import ROOT, Study, StudyOptions, cell, commits, final_results, made, table, write_results

@@ -17,6 +17,7 @@ if __name__ == "__main__":  # started as a script
 
     quit_on_signals()  # while the imports below take their seconds
 
+from RATE_model.agent import Agent, AgentConfig
 from RATE_model.cli import experiment
 from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
 from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
@@ -30,8 +31,6 @@ from RATE_model.cli.settings import (
 )
 from RATE_model.data.dataset import WindowDataset
 from RATE_model.errors import UserError
-from RATE_model.memories.rate.config import ModelConfig
-from RATE_model.memories.rate.model import RATE
 from RATE_model.training.curriculum import parse_stages
 from RATE_model.training.runs import Run, run_name
 from RATE_model.training.trainer import accuracy
@@ -113,7 +112,7 @@ class Config:
 
     def validate(self) -> None:
         """Raise a UserError if these sizes make no model, or data would be made that cannot be trained on."""
-        self.model_config()
+        self.agent_config()
         task = self.task
         steps = task.segments * task.context_length
         if self.data.data_path is None and self.data.steps != steps:
@@ -122,19 +121,19 @@ class Config:
                 f"--segments {task.segments} times --context_length {task.context_length}: --steps {steps}"
             )
 
-    def model_config(self) -> ModelConfig:
+    def agent_config(self) -> AgentConfig:
         """Sizes of the model."""
-        return self.model.model_config(context_length=self.task.context_length, segments=self.task.segments)
+        return self.model.agent_config(context_length=self.task.context_length, segments=self.task.segments)
 
 
 def run_directory(config: Config, seed: int) -> Path:
     """Where the run of a seed is kept; the same flags always give the same place."""
     run, model = config.run, config.model
-    name = run_name(run.text, "arch_mode", model.arch_mode, model.model_mode, "RUN", seed)
+    name = run_name(run.text, *model.name_parts, "RUN", seed)
     return (run.output_dir or CHECKPOINTS) / run.ckpt_folder / name
 
 
-def evaluate(model: RATE, config: Config, seed: int, final: bool) -> dict[str, float]:
+def evaluate(model: Agent, config: Config, seed: int, final: bool) -> dict[str, float]:
     """Returns and lifetimes in the game by colour; names are the published ones."""
     task = config.task
     if not (task.last_inference if final else task.online_inference):
@@ -173,7 +172,7 @@ def train(config: Config, run: Run) -> dict[str, float]:
         training, validation = (side.beginnings(segments * task.context_length) for side in sides)
         return training, validation
 
-    def finish(model: RATE, result: dict[str, float]) -> None:
+    def finish(model: Agent, result: dict[str, float]) -> None:
         draw_run(run.directory, result, target_return=task.target_return)
         said = ""
         if task.last_inference:
@@ -188,7 +187,7 @@ def train(config: Config, run: Run) -> dict[str, float]:
     curriculum, schedule = experiment.plan(
         config.train,
         CurriculumOptions(),
-        config.model_config(),
+        config.agent_config(),
         data,
         [task.segments],
         task.context_length,
@@ -197,7 +196,7 @@ def train(config: Config, run: Run) -> dict[str, float]:
     return experiment.train_run(
         config,
         run,
-        model=config.model_config(),
+        model=config.agent_config(),
         spec=replace(SPEC, conv_channels=config.image.conv_channels),
         data=data,
         curriculum=curriculum,

@@ -14,19 +14,20 @@ from Atari.generate import FIRST_DATA_SEED
 from Atari.spec import spec_of
 from Atari.vector import AtariVectorEnv
 from RATE_model.acting.rollout import Episodes
+from RATE_model.agent import Agent
 from RATE_model.errors import UserError
-from RATE_model.memories.rate.config import ModelConfig
-from RATE_model.memories.rate.model import RATE
+from RATE_model.memories.rate.config import RATEConfig
+from tests.small_models import rate_agent
 
 BREAKOUT, PONG = GAMES["Breakout"], GAMES["Pong"]
 
 
-def model_of(game: Game, *, sliding: bool = False) -> RATE:
+def model_of(game: Game, *, sliding: bool = False) -> Agent:
     torch.manual_seed(0)
     sizes = dict(n_layer=1, n_head=2, d_model=16, d_head=8, d_inner=16, context_length=4, mrv_act="relu")
     memory = dict(num_mem_tokens=0, n_head_ca=0) if sliding else dict(num_mem_tokens=2, n_head_ca=1)
-    config = ModelConfig(**sizes, **memory, mem_len=0, sliding=sliding)
-    return RATE(config, spec_of(game)).eval()
+    config = RATEConfig(**sizes, **memory, mem_len=0, sliding=sliding)
+    return rate_agent(config, spec_of(game)).eval()
 
 
 def test_seeds_are_never_those_of_data():

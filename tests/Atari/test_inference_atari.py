@@ -12,7 +12,7 @@ pytest.importorskip("ale_py")
 from Atari import evaluate as protocol
 from Atari import inference_atari, pictures
 from RATE_model import plots
-from RATE_model.acting.actor import knock_out_memory
+from RATE_model.acting.controls import knock_out_memory
 from RATE_model.acting.rollout import Episodes
 from tests import commands
 from tests.atari_runs import only_run, random_play, train

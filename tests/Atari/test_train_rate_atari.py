@@ -16,7 +16,7 @@ from Atari.games import GAMES
 from Atari.replay import export_replay
 from Atari.spec import spec_of
 from RATE_model.loading import load_model
-from RATE_model.memories.rate.config import ModelConfig
+from RATE_model.memories.rate.config import RATEConfig
 from RATE_model.original.variants import VARIANTS
 from RATE_model.training.checkpoints import resolve_checkpoint
 from RATE_model.training.trainer import Trainer
@@ -54,7 +54,7 @@ def here(data, tmp_path) -> Path:
 @pytest.mark.parametrize("game", COMMANDS)
 def test_the_commands_of_old_mean_what_they_did(game):
     config = train_rate_atari.read_config(shlex.split(COMMANDS[game])[2:])
-    assert config.model_config() == ModelConfig(
+    assert config.agent_config().sizes == RATEConfig(
         n_layer=6, n_head=8, d_model=128, d_head=128, d_inner=128, context_length=30, num_mem_tokens=15, n_head_ca=1,
         mrv_act="leaky_relu" if game == "Pong" else "relu", arch="TrXL", skip_dec_ffn=True, dropout=0.2, dropatt=0.05,
         mem_len=360, sliding=False,
@@ -105,7 +105,7 @@ def test_what_the_model_sees_of_returns():
 
 def test_the_fast_setting_is_a_setting():
     config = train_rate_atari.read_config(["--config", str(HERE / "config_fast.yaml"), "--model_mode", "DT"])
-    assert config.model_config().sliding and config.task.return_scale is None
+    assert config.agent_config().sizes.sliding and config.task.return_scale is None
     assert config.replay.transitions == 150_000, "so much of its own data is made"
 
 
@@ -140,7 +140,7 @@ def test_a_run_leaves_behind_all_that_acting_and_looking_need(here, capsys):
     assert {"train_loss", "train_accuracy", "lr", "grad_norm", "epoch"} <= lines[0].keys()
     assert sum("eval_return" in line for line in lines) == 4
     model = load_model(resolve_checkpoint(run))
-    assert model.spec == spec_of(GAMES["Breakout"]) and model.config.mem_len == 19
+    assert model.spec == spec_of(GAMES["Breakout"]) and model.memory.config.mem_len == 19
 
 
 def test_the_decay_is_over_after_the_published_share_of_training(here):

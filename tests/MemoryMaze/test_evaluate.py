@@ -10,7 +10,8 @@ from MemoryMaze.MemoryMaze_src.evaluate import PLAYERS, evaluation_seeds, metric
 from MemoryMaze.MemoryMaze_src.generate import FIRST_DATA_SEED, Player
 from MemoryMaze.MemoryMaze_src.generate import play as play_expert
 from MemoryMaze.MemoryMaze_src.spec import SPEC
-from RATE_model.acting.actor import Actor, knock_out_memory
+from RATE_model.acting.actor import Actor
+from RATE_model.acting.controls import knock_out_memory
 from RATE_model.acting.rollout import Episodes
 from RATE_model.errors import UserError
 from tests.small_models import K, small_model
@@ -125,7 +126,7 @@ def test_flags_of_acting_are_handed_on(giving, actors):
     assert giving[0] == (1, 11, 3, 2)
     options = actors[0][0]
     assert (options["greedy"], options["seed"], options["precision"]) == (True, 4, "bf16")
-    assert options["slide"] == model.config.context_length, "no more than there are"
+    assert options["slide"] == model.memory.config.context_length, "no more than there are"
 
 
 def test_a_memory_that_is_knocked_out_acts_otherwise(giving):

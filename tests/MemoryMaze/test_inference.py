@@ -10,7 +10,8 @@ import yaml
 
 from MemoryMaze.MemoryMaze_src import inference_mem_maze, pictures, reproduce, train_mem_maze
 from MemoryMaze.MemoryMaze_src.spec import SPEC
-from RATE_model.acting.actor import Actor, knock_out_cache, knock_out_memory, knock_out_tokens
+from RATE_model.acting.actor import Actor
+from RATE_model.acting.controls import knock_out_memory
 from RATE_model.acting.rollout import Episodes
 from tests import commands
 from tests.memory_maze_runs import TINY, only_run, train, write_data
@@ -208,8 +209,9 @@ def test_the_page_has_every_run_and_plays_none_twice(played, tmp_path, monkeypat
     reproduce.main(flags)
     models = [options for options in played if "player" not in options]
     conditions = [(options["transform_memory"], options["greedy"]) for options in models]
-    of_a_seed = [(None, True), (knock_out_memory, True), (knock_out_tokens, True), (knock_out_cache, True)]
-    of_a_seed.append((None, False))
+    of_a_seed = [(transform, greedy) for _, _, transform, greedy in reproduce.CONTROLS]
+    assert (knock_out_memory, True) in of_a_seed
+    of_a_seed.append((None, True))
     assert len(conditions) == 2 * 5 and all(conditions.count(condition) == 2 for condition in of_a_seed)
     page = (tmp_path / "results" / "memory_maze.md").read_text()
     assert "| RATE | 4.50 ± 0.42 | 3 to 6 | 8 | 7.64 |" in page

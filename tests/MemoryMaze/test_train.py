@@ -14,15 +14,16 @@ from MemoryMaze.MemoryMaze_src import dataset, train_mem_maze
 from MemoryMaze.MemoryMaze_src.env import MIRRORED
 from MemoryMaze.MemoryMaze_src.spec import SPEC
 from RATE_model.acting.rollout import Episodes
+from RATE_model.agent import Agent
 from RATE_model.cli import experiment
 from RATE_model.cli.inference import InferenceOptions
 from RATE_model.cli.settings import MAY_CHANGE
-from RATE_model.memories.rate.config import ModelConfig
-from RATE_model.memories.rate.model import RATE
+from RATE_model.memories.rate.config import RATEConfig
 from RATE_model.original.variants import VARIANTS
 from tests import commands
 from tests.interruptions import STOPPED, assert_same, killed_behind_a_save, outcome, stopped_after
 from tests.memory_maze_runs import BATCHES_PER_EPOCH, NO_EVALUATION, TINY, only_run, train, write_data
+from tests.small_models import rate_agent
 
 HERE = Path(train_mem_maze.__file__).parent
 
@@ -34,7 +35,7 @@ COMMANDS = {
     "RMT": f"{SCRIPT} --model_mode 'RATE' --arch_mode 'TrXL' --ckpt_folder 'RMT' --text 'RMT' --nmt 5 --mem_len 0 --n_head_ca 0 --mrv_act 'no_act'",  # noqa: E501
     "TrXL": f"{SCRIPT} --model_mode 'RATE' --arch_mode 'TrXL' --ckpt_folder 'TrXL' --text 'TrXL' --nmt 0 --mem_len 360 --n_head_ca 0 --mrv_act 'no_act'",  # noqa: E501
 }
-PUBLISHED = ModelConfig(
+PUBLISHED = RATEConfig(
     n_layer=6, n_head=8, d_model=64, d_head=64, d_inner=64, context_length=30, num_mem_tokens=5, n_head_ca=2,
     mrv_act="relu", arch="TrXL", skip_dec_ffn=True, dropout=0.5, dropatt=0.2, mem_len=300, sliding=False,
 )  # fmt: skip
@@ -75,7 +76,7 @@ def played(monkeypatch) -> list[dict]:
 def test_the_commands_of_old_mean_what_they_did(name):
     flags = shlex.split(COMMANDS[name])[4:]
     config = train_mem_maze.read_config(flags)
-    assert config.model_config() == EXPECTED[name] and config.run.seeds == range(1, 4)
+    assert config.agent_config().sizes == EXPECTED[name] and config.run.seeds == range(1, 4)
     directory = train_mem_maze.run_directory(config, 3)
     assert directory.parent == HERE.parent / "MemoryMaze_checkpoints" / name
     assert directory.name == f"{name}_arch_mode_TrXL_{'DT' if name == 'DT' else 'RATE'}_RUN_3"
@@ -99,7 +100,7 @@ def test_all_published_flags_and_settings_have_their_defaults(capsys):
 
 def test_the_model_is_the_published_one():
     assert VARIANTS["memory_maze"].spec == SPEC
-    encoder = RATE(PUBLISHED, SPEC).encoder
+    encoder = rate_agent(PUBLISHED, SPEC).encoder
     assert encoder.observation[0].project.weight.shape == (64, 7744)
 
 
@@ -148,7 +149,7 @@ def test_episodes_are_what_the_flags_ask_for(played):
         "--eval_episodes 7 --target_return 9 --size 11 --precision bf16 --use_argmax --rtg_floor none "
         "--episode_timeout none --slide 4".split()
     )
-    train_mem_maze.evaluate(RATE(config.model_config(), SPEC).eval(), config, 5, True)
+    train_mem_maze.evaluate(Agent(config.agent_config(), SPEC).eval(), config, 5, True)
     assert played == [
         dict(
             size=11, episodes=7, steps=None, target_return=9, rtg_floor=None, greedy=True, seed=5, slide=4,
@@ -156,7 +157,7 @@ def test_episodes_are_what_the_flags_ask_for(played):
         )
     ]  # fmt: skip
     config = train_mem_maze.read_config([])
-    train_mem_maze.evaluate(RATE(config.model_config(), SPEC).eval(), config, 1, False)
+    train_mem_maze.evaluate(Agent(config.agent_config(), SPEC).eval(), config, 1, False)
     assert played[1] == dict(
         size=9, episodes=5, steps=1000, target_return=18.1, rtg_floor=0.0, greedy=False, seed=1, slide=1, precision="32"
     )

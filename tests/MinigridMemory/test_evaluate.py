@@ -12,10 +12,11 @@ from MinigridMemory.MinigridMemory_src.env import CUES, MinigridMemoryVectorEnv,
 from MinigridMemory.MinigridMemory_src.evaluate import SizeResult, evaluation_seeds, expert_play, metrics, play
 from MinigridMemory.MinigridMemory_src.expert import EXPERT_STREAM, Expert
 from MinigridMemory.MinigridMemory_src.spec import SPEC
-from RATE_model.acting.actor import Actor, exchange_twins, knock_out_memory
+from RATE_model.acting.actor import Actor
+from RATE_model.acting.controls import exchange_twins, knock_out_memory
 from RATE_model.acting.rollout import Episodes, rollout
 from RATE_model.errors import UserError
-from RATE_model.memories.rate.valve import MemoryState
+from RATE_model.memories.rate.state import SegmentState
 from tests.small_models import K, small_model
 
 
@@ -36,7 +37,7 @@ class Experts:
     def exchange(self) -> None:
         """The object remembered is all that is exchanged: tokens (B, 1, 1) hold it."""
         cues = torch.tensor([float(expert._cue or 0) for expert in self.experts]).view(-1, 1, 1)
-        memory = MemoryState(cues, (), torch.zeros(len(cues), dtype=torch.int64))
+        memory = SegmentState(cues, (), torch.zeros(len(cues), dtype=torch.int64))
         for expert, cue in zip(
             self.experts, self.transform(memory, memory).tokens.flatten().int().tolist(), strict=True
         ):

@@ -10,7 +10,7 @@ pytest.importorskip("minigrid")
 from MinigridMemory.MinigridMemory_src import inference_minigridmemory, train_minigridmemory
 from MinigridMemory.MinigridMemory_src.evaluate import expert_play
 from MinigridMemory.MinigridMemory_src.spec import SPEC
-from RATE_model.acting.actor import knock_out_memory
+from RATE_model.acting.controls import knock_out_memory
 from RATE_model.cli.inference import InferenceOptions
 from tests import commands
 from tests.minigrid_runs import only_run, train

@@ -10,7 +10,8 @@ from MinigridMemory.MinigridMemory_src.env import MinigridMemoryEnv
 from MinigridMemory.MinigridMemory_src.evaluate import evaluation_seeds, expert_play, play
 from MinigridMemory.MinigridMemory_src.pictures import draw_run, knock_out, record_videos, success_curve
 from MinigridMemory.MinigridMemory_src.spec import SPEC
-from RATE_model.acting.actor import Actor, knock_out_memory
+from RATE_model.acting.actor import Actor
+from RATE_model.acting.controls import knock_out_memory
 from tests.small_models import K, small_model
 
 
@@ -81,7 +82,7 @@ def test_a_video_shows_the_episode_that_is_played(mode, tmp_path, monkeypatch):
     shown = maze.render()
     np.testing.assert_array_equal(first[: shown.shape[0], : shown.shape[1]], shown)
     assert all(frame.shape == first.shape and frame.dtype == np.uint8 for frame in written[paths[0]])
-    segment = model.config.context_length
+    segment = model.memory.config.context_length
     of_first = said[: lengths[0] + 1]
     assert of_first[0] == (f"remember the {maze.cue}", "step 0, segment 1")
     assert of_first[K] == (f"remember the {maze.cue}", f"step {K}, segment {K // segment + 1}")
@@ -102,5 +103,5 @@ def test_who_acts_in_a_video_is_told_what_acts_in_play(tmp_path, monkeypatch):
     for slide in (2, 100):
         model = small_model("DT", spec=SPEC)
         record_videos(model, 7, [5], tmp_path, target_return=0.5, slide=slide, **options)
-        expected = options | {"seed": 5, "slide": min(slide, model.config.context_length)}
+        expected = options | {"seed": 5, "slide": min(slide, model.memory.config.context_length)}
         assert made.pop() == (1, 0.5, expected)

@@ -19,8 +19,7 @@ from MinigridMemory.MinigridMemory_src.dataset import ensure_dataset
 from MinigridMemory.MinigridMemory_src.spec import SPEC
 from RATE_model.cli.settings import MAY_CHANGE
 from RATE_model.data.frames import Frames
-from RATE_model.memories.rate.config import ModelConfig
-from RATE_model.memories.rate.model import RATE
+from RATE_model.memories.rate.config import RATEConfig
 from RATE_model.original.variants import VARIANTS
 from tests import commands
 from tests.interruptions import (
@@ -33,6 +32,7 @@ from tests.interruptions import (
     stopped_after,
 )
 from tests.minigrid_runs import BATCHES_PER_EPOCH, NO_EVALUATION, TINY, only_run, places, train
+from tests.small_models import rate_agent
 
 HERE = Path(train_minigridmemory.__file__).parent
 K = 5  # steps of a segment in the tiny setting
@@ -45,7 +45,7 @@ COMMANDS = {
     "RMT": f"{SCRIPT} --model_mode 'RATE' --arch_mode 'TrXL' --ckpt_folder 'RMT' --text 'RMT' --nmt 15 --mem_len 0 --n_head_ca 0 --mrv_act 'no_act'",  # noqa: E501
     "TrXL": f"{SCRIPT} --model_mode 'RATE' --arch_mode 'TrXL' --ckpt_folder 'RMT' --text 'TrXL' --nmt 0 --mem_len 90 --n_head_ca 0 --mrv_act 'no_act'",  # noqa: E501
 }
-PUBLISHED = ModelConfig(
+PUBLISHED = RATEConfig(
     n_layer=8, n_head=10, d_model=64, d_head=64, d_inner=64, context_length=10, num_mem_tokens=15, n_head_ca=1,
     mrv_act="relu", arch="TrXL", skip_dec_ffn=True, dropout=0.2, dropatt=0.05, mem_len=180, sliding=False,
 )  # fmt: skip
@@ -73,7 +73,7 @@ def data(tmp_path_factory) -> tuple[str, str]:
 def test_the_commands_of_old_mean_what_they_did(name):
     flags = shlex.split(COMMANDS[name])[2:]
     config = train_minigridmemory.read_config(flags)
-    assert config.model_config() == EXPECTED[name]
+    assert config.agent_config().sizes == EXPECTED[name]
     assert config.curriculum.curr == "false" and config.run.seeds == range(1, 4)
     folder, text = (flags[flags.index(flag) + 1] for flag in ("--ckpt_folder", "--text"))
     directory = train_minigridmemory.run_directory(config, 3)
@@ -99,7 +99,7 @@ def test_all_published_flags_and_settings_have_their_defaults(capsys):
 
 def test_the_model_is_the_published_one_but_cannot_choose_the_fourth_action():
     assert replace(VARIANTS["minigrid_memory"].spec, num_actions=3, action_embeddings=4) == SPEC
-    model = RATE(PUBLISHED, SPEC)
+    model = rate_agent(PUBLISHED, SPEC)
     assert model.head.project.weight.shape == (3, 64) and model.encoder.action.weight.shape == (4, 64)
 
 
@@ -132,8 +132,8 @@ def test_segments_that_are_padding_are_not_run(data):
     windows, _ = train_minigridmemory.stage_data(train_minigridmemory.read_config([*TINY, *data, "--segments", "9"]))
     batch = windows(9)[0].__getitems__(range(20))
     assert isinstance(batch.observations, Frames) and batch.valid.shape == (20, 9 * K)
-    config = train_minigridmemory.read_config([*TINY]).model_config()
-    model, rows = RATE(config, SPEC), []
+    config = train_minigridmemory.read_config([*TINY]).agent_config().sizes
+    model, rows = rate_agent(config, SPEC), []
     model.encoder.register_forward_pre_hook(lambda module, inputs: rows.append(inputs[2].shape))
     logits, _ = model(batch.observations, batch.actions, batch.rtg, batch.valid)
     assert logits.shape == (20, 9 * K, 3)

@@ -303,7 +303,7 @@ def test_our_own_files_are_read(tmp_path):
 def test_what_a_model_makes_of_padding(file, mode):
     """Right: the actions of an episode's first steps are those of the unpadded window. Left: they are not."""
     model = small_model(mode, spec=EnvironmentSpec(observation_shape=(11,), num_actions=3, continuous=True))
-    size = model.config.context_length * (1 if model.config.sliding else 3)
+    size = model.memory.config.context_length * (1 if model.memory.config.sliding else 3)
     windows = windows_at_every_step(0, file, size)
     rows = np.flatnonzero(windows[:, 2] == size // 2 + 1)
     predictions = {}

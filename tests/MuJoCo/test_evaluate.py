@@ -16,7 +16,7 @@ from MuJoCo.tasks import HALFCHEETAH, HOPPER, ROBOTS, make_environment
 from RATE_model.acting.actor import Actor
 from RATE_model.acting.rollout import Episodes
 from RATE_model.errors import UserError
-from tests.small_models import K, small_model
+from tests.small_models import K, one_segment, small_model
 
 SKEWED = Normalisation(np.linspace(-1, 1, 11).astype(np.float32), np.linspace(0.5, 3, 11).astype(np.float32))
 
@@ -86,26 +86,26 @@ def test_seeds_are_never_those_of_data():
 
 
 def reference(model, normalisation: Normalisation, seed: int, target: float, *, window: bool, renew: bool = False):
-    """One episode by `forward_segment` alone, with lists and nothing kept between steps but the memory.
+    """One episode by whole segments alone, with lists and nothing kept between steps but the memory.
 
     The model is one without normalisation: observations are normalised here.
     """
     environment = make_environment(HOPPER)
     observation, _ = environment.reset(seed=seed)
-    memory, shown, acted, asked, total, over = model.initial_memory(1), [], [], [], 0.0, False
+    memory, shown, acted, asked, total, over = model.initial(1).memory, [], [], [], 0.0, False
     rtg = target
     while not over:
         step = len(shown)
         if step and step % K == 0:
-            parts = (torch.as_tensor(np.stack(part[-K:]))[None] for part in (shown, acted, asked))
-            _, memory = model.forward_segment(*parts, memory)
+            parts = tuple(torch.as_tensor(np.stack(part[-K:]))[None] for part in (shown, acted, asked))
+            _, memory = one_segment(model, parts, memory)
             rtg = target if renew else rtg
         shown.append(normalisation.apply(observation))
         acted.append(np.zeros(3, np.float32))  # not known yet, and not seen
         asked.append(np.float32(rtg))
         first = max(0, step - K + 1) if window else step - step % K
-        parts = (torch.as_tensor(np.stack(part[first:]))[None] for part in (shown, acted, asked))
-        acted[-1] = model.forward_segment(*parts, memory)[0][0, -1].numpy()
+        parts = tuple(torch.as_tensor(np.stack(part[first:]))[None] for part in (shown, acted, asked))
+        acted[-1] = one_segment(model, parts, memory)[0][0, -1].numpy()
         observation, reward, terminated, truncated, _ = environment.step(acted[-1])
         over, total, rtg = terminated or truncated, total + reward, rtg - reward
     return total, len(shown)

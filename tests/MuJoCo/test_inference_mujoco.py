@@ -14,7 +14,7 @@ from MuJoCo import inference_mujoco, pictures
 from MuJoCo.files import generated_name
 from MuJoCo.tasks import HALFCHEETAH, HOPPER, task_of
 from RATE_model import plots
-from RATE_model.acting.actor import knock_out_memory
+from RATE_model.acting.controls import knock_out_memory
 from RATE_model.acting.rollout import Episodes
 from RATE_model.errors import UserError
 from RATE_model.loading import load_model

@@ -16,7 +16,7 @@ from MuJoCo.files import generated_name
 from MuJoCo.spec import spec_of
 from MuJoCo.tasks import HALFCHEETAH, HOPPER, TASKS, task_of
 from RATE_model.loading import load_model
-from RATE_model.memories.rate.config import ModelConfig
+from RATE_model.memories.rate.config import RATEConfig
 from RATE_model.original.variants import VARIANTS
 from RATE_model.training.checkpoints import resolve_checkpoint
 from RATE_model.training.trainer import Trainer
@@ -29,7 +29,7 @@ HOPPER_MEDIUM = 6
 
 # As people have always typed it.
 COMMAND = "python3 MuJoCo/train_rate_mujoco_ca.py --env_id 0 --number_of_segments 3 --segment_length 20 --num_mem_tokens 5 --n_head_ca 1 --mrv_act 'relu' --skip_dec_ffn --seed 123"  # noqa: E501
-PUBLISHED = ModelConfig(
+PUBLISHED = RATEConfig(
     n_layer=3, n_head=1, d_model=128, d_head=128, d_inner=128, context_length=20, num_mem_tokens=5, n_head_ca=1,
     mrv_act="relu", arch="TrXL", skip_dec_ffn=True, dropout=0.2, dropatt=0.05, mem_len=210, sliding=False,
 )  # fmt: skip
@@ -55,7 +55,7 @@ def here(data, tmp_path) -> Path:
 
 def test_the_command_of_old_means_what_it_did():
     config = train_rate_mujoco_ca.read_config(shlex.split(COMMAND)[2:])
-    assert config.model_config() == PUBLISHED
+    assert config.agent_config().sizes == PUBLISHED
     assert config.run.seeds == range(123, 124)
     assert config.task.task.name == "halfcheetah-medium" and config.task.target == 6000
     directory = train_rate_mujoco_ca.run_directory(config, 123)
@@ -99,7 +99,7 @@ def test_the_model_is_the_published_one_that_sees_returns_in_thousands():
 
 def test_the_fast_setting_is_a_setting():
     config = train_rate_mujoco_ca.read_config(["--config", str(HERE / "config_fast.yaml"), "--model_mode", "DT"])
-    assert config.model_config().sliding and config.train.batch_size == 64
+    assert config.agent_config().sizes.sliding and config.train.batch_size == 64
 
 
 # --- runs ---

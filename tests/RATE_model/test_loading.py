@@ -17,7 +17,7 @@ from tests.small_models import small_model
 def described():
     """A model, and what a checkpoint says of it."""
     model = small_model()
-    return model, {"config": asdict(model.config), "spec": asdict(model.spec)}
+    return model, {**model.config.saved(), "spec": asdict(model.spec)}
 
 
 def test_the_model_of_a_checkpoint_is_the_one_saved(tmp_path):

@@ -11,10 +11,9 @@ import pytest
 import safetensors.torch
 import torch
 
+from RATE_model.agent import Agent, AgentConfig
 from RATE_model.cli.inference import InferenceOptions
 from RATE_model.errors import UserError
-from RATE_model.memories.rate.config import ModelConfig
-from RATE_model.memories.rate.model import RATE
 from RATE_model.original.__main__ import main
 from RATE_model.spec import EnvironmentSpec
 from RATE_model.training.checkpoints import load_checkpoint, resolve_checkpoint, save_checkpoint
@@ -46,10 +45,10 @@ def convert(*arguments: object) -> int:
     return 0
 
 
-def rebuilt(directory: Path) -> RATE:
+def rebuilt(directory: Path) -> Agent:
     """The model of a converted checkpoint, from what the checkpoint says of itself."""
     state, training = load_checkpoint(resolve_checkpoint(directory))
-    model = RATE(ModelConfig(**training["config"]), EnvironmentSpec(**training["spec"]))
+    model = Agent(AgentConfig.of(training), EnvironmentSpec(**training["spec"]))
     model.load_state_dict(state)
     return model.eval()
 
@@ -84,17 +83,17 @@ def test_a_converted_checkpoint_computes_the_same(tmp_path, meta, flags):
     arguments = [checkpoint, "--output", output, "--context_length", meta["segment_length"], *flags]
     assert convert(*arguments, "--mem_len", meta["mem_len"]) == 0
     model = rebuilt(output)
-    assert model.config.sliding == ("--sliding" in flags)
+    assert model.memory.config.sliding == ("--sliding" in flags)
     observations, actions, rtg = reference.random_data(meta, 1)
     scaled = observations.float() / 255 if observations.dtype == torch.uint8 else observations
     expected = reference.trajectory(reference.random_weights(meta, 0), meta, scaled, actions, rtg)
     actions = actions if model.spec.continuous else actions.squeeze(-1)
     with torch.no_grad():
         units = rtg.squeeze(-1) / model.spec.return_scale  # ours are in units of reward
-        logits, memory = model(observations, actions, units, torch.ones(rtg.shape[:2], dtype=torch.bool))
+        logits, state = model(observations, actions, units, torch.ones(rtg.shape[:2], dtype=torch.bool))
     assert (logits - torch.cat([segment.logits for segment in expected], dim=1)).abs().max() < 1e-5
-    if memory.tokens is not None:
-        assert (memory.tokens - expected[-1].memory).abs().max() < 1e-5
+    if (tokens := state.memory.slots) is not None:
+        assert (tokens - expected[-1].memory).abs().max() < 1e-5
 
 
 PREFIXES = ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "agent.net.model."]
@@ -105,7 +104,7 @@ PREFIXES = ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.
 def test_wrapped_checkpoints_are_read(tmp_path, wrap, prefix):
     assert convert(published(tmp_path / "model.pth", wrap=wrap, prefix=prefix), "--output", tmp_path / "out") == 0
     weights = reference.random_weights(reference.make_meta(), 0)
-    assert torch.equal(rebuilt(tmp_path / "out").memory_tokens, weights["mem_tokens"].squeeze(1))
+    assert torch.equal(rebuilt(tmp_path / "out").memory.memory_tokens, weights["mem_tokens"].squeeze(1))
 
 
 def test_checkpoints_of_other_kinds_are_read(tmp_path):
@@ -119,7 +118,7 @@ def test_checkpoints_of_other_kinds_are_read(tmp_path):
     for path in sorted(tmp_path.iterdir()):
         assert convert(path, "--output", tmp_path / "out" / path.name) == 0
         model = rebuilt(tmp_path / "out" / path.name)
-        assert torch.equal(model.memory_tokens, weights["mem_tokens"].squeeze(1)), path
+        assert torch.equal(model.memory.memory_tokens, weights["mem_tokens"].squeeze(1)), path
 
 
 def test_of_several_models_none_is_chosen(tmp_path, capsys):
@@ -154,9 +153,9 @@ def test_a_model_without_tokens_has_to_be_named(tmp_path, capsys):
     assert convert(checkpoint, "--output", tmp_path / "out") == 2
     assert "--model_mode DT or --model_mode TrXL" in capsys.readouterr().err
     assert convert(checkpoint, "--output", tmp_path / "dt", "--model_mode", "DT") == 0
-    assert rebuilt(tmp_path / "dt").config.context_length == 90 and rebuilt(tmp_path / "dt").config.sliding
+    assert rebuilt(tmp_path / "dt").memory.config.context_length == 90 and rebuilt(tmp_path / "dt").memory.config.sliding
     assert convert(checkpoint, "--output", tmp_path / "trxl", "--model_mode", "TrXL") == 0
-    assert rebuilt(tmp_path / "trxl").config.mem_len == 270 and not rebuilt(tmp_path / "trxl").config.sliding
+    assert rebuilt(tmp_path / "trxl").memory.config.mem_len == 270 and not rebuilt(tmp_path / "trxl").memory.config.sliding
 
 
 def write_main_config(folder: Path, **changes) -> None:

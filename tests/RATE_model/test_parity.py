@@ -11,13 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from RATE_model.agent import Agent
 from RATE_model.errors import UserError
-from RATE_model.memories.rate.config import ModelConfig
-from RATE_model.memories.rate.model import RATE
+from RATE_model.memories.rate.config import RATEConfig
 from RATE_model.original.settings import infer_config
 from RATE_model.original.variants import VARIANTS, infer_spec
 from RATE_model.original.weights import convert_weights
 from tests import reference
+from tests.small_models import rate_agent
 from tools import check_parity
 
 ROOT = Path(__file__).parents[2]
@@ -76,7 +77,7 @@ COMBINATIONS: dict[str, dict] = {
 }
 
 
-def converted_model(meta: dict, weights: reference.Weights) -> RATE:
+def converted_model(meta: dict, weights: reference.Weights) -> Agent:
     """Our model in eval mode with published weights, in their dtype."""
     config = infer_config(
         weights,
@@ -86,17 +87,17 @@ def converted_model(meta: dict, weights: reference.Weights) -> RATE:
         mrv_act=meta["mrv_act"],
         arch=meta["arch_mode"],
     )
-    model = RATE(config, infer_spec(weights, meta["env"])).to(weights["r_w_bias"].dtype).eval()
+    model = rate_agent(config, infer_spec(weights, meta["env"])).to(weights["r_w_bias"].dtype).eval()
     convert_weights(weights, model)
     return model
 
 
-def run_ours(model: RATE, observations: Tensor, actions: Tensor, rtg: Tensor) -> tuple[Tensor, Tensor | None]:
+def run_ours(model: Agent, observations: Tensor, actions: Tensor, rtg: Tensor) -> tuple[Tensor, Tensor | None]:
     """Logits (B, N*K, A) and the last memory tokens, for inputs as a recording has them."""
     actions = actions if model.spec.continuous else actions.squeeze(-1)
     valid = torch.ones(rtg.shape[:2], dtype=torch.bool)
-    logits, memory = model(observations, actions, rtg.squeeze(-1), valid)
-    return logits, memory.tokens
+    logits, state = model(observations, actions, rtg.squeeze(-1), valid)
+    return logits, state.memory.slots
 
 
 def run_reference(
@@ -361,7 +362,7 @@ PUBLISHED_COUNTS = {
 def test_sizes_are_the_published_ones_less_what_is_unused(case):
     env, (layers, heads, width), change, total, unused = case
     sizes = dict(n_layer=layers, n_head=heads, d_model=width, d_head=width, d_inner=width, context_length=30)
-    model = RATE(ModelConfig(**sizes, **change), VARIANTS[env].spec)
+    model = rate_agent(RATEConfig(**sizes, **change), VARIANTS[env].spec)
     assert sum(parameter.numel() for parameter in model.parameters()) == total - unused
 
 

@@ -33,7 +33,8 @@ def line(axes, label):
 
 
 def maps_of(mode, steps=3 * K, **changes):
-    return small_model(mode, **changes).attention_maps(*random_inputs(steps=steps))
+    seen = small_model(mode, **changes).inspect(*random_inputs(steps=steps))
+    return seen["attention"], seen["states"]
 
 
 # Success --------------------------------------------------------------------------------------------------------------
@@ -181,7 +182,7 @@ def test_regions_are_those_of_the_layout():
 
 
 def test_boundaries_and_bars_stand_where_the_layout_says():
-    _, segments, _ = maps_of("RATE")
+    segments, _ = maps_of("RATE")
     figure = attention_figure(segments)
     for index, segment in enumerate(segments):
         axes, layout = panel(figure, f"layer None segment {index}"), segment.layout
@@ -197,7 +198,7 @@ def test_boundaries_and_bars_stand_where_the_layout_says():
 
 
 def test_maps_show_the_attention_and_grey_is_what_may_not_be_seen():
-    _, segments, _ = maps_of("RATE")
+    segments, _ = maps_of("RATE")
     figure = attention_figure(segments, layer=1, head=0, row=1)
     for index, segment in enumerate(segments):
         shown = panel(figure, f"layer 1 segment {index}").images[0].get_array()
@@ -207,7 +208,7 @@ def test_maps_show_the_attention_and_grey_is_what_may_not_be_seen():
 
 
 def test_a_grid_has_a_row_per_layer_and_the_mean_is_the_mean():
-    _, segments, _ = maps_of("RATE")
+    segments, _ = maps_of("RATE")
     each, mean = attention_figure(segments, layer="each"), attention_figure(segments)
     for layer in range(2):
         shown = panel(each, f"layer {layer} segment 2").images[0].get_array()
@@ -219,7 +220,7 @@ def test_a_grid_has_a_row_per_layer_and_the_mean_is_the_mean():
 
 
 def test_steps_are_numbered_along_the_episode_at_their_observation_tokens():
-    _, segments, _ = maps_of("RATE", steps=2 * K + 3)
+    segments, _ = maps_of("RATE", steps=2 * K + 3)
     axes = panel(attention_figure(segments), "layer None segment 2")
     layout = segments[2].layout
     assert [text.get_text() for text in axes.get_xticklabels()] == ["9", "10", "11"]
@@ -228,7 +229,7 @@ def test_steps_are_numbered_along_the_episode_at_their_observation_tokens():
 
 
 def test_shares_are_the_observations_attention_to_each_region():
-    _, segments, _ = maps_of("RATE")
+    segments, _ = maps_of("RATE")
     bands = panel(attention_figure(segments), "share segment 1").collections
     weights = segments[1].attention[:, 0].mean((0, 1))[segments[1].layout.observations]
     below = np.zeros(K)
@@ -246,12 +247,12 @@ def test_shares_are_the_observations_attention_to_each_region():
 
 
 def test_a_model_without_memory_has_no_shares():
-    _, segments, _ = maps_of("DT")
+    segments, _ = maps_of("DT")
     assert not any((axes.get_gid() or "").startswith("share") for axes in attention_figure(segments).axes)
 
 
 def test_of_many_segments_some_are_drawn_the_first_and_last_among_them():
-    _, segments, _ = maps_of("RMT", steps=9 * K)
+    segments, _ = maps_of("RMT", steps=9 * K)
     figure = attention_figure(segments)
     drawn = [int(axes.get_gid().split()[-1]) for axes in figure.axes if "layer" in (axes.get_gid() or "")]
     assert len(drawn) == MAX_SEGMENTS and drawn[0] == 0 and drawn[-1] == 8
@@ -259,7 +260,7 @@ def test_of_many_segments_some_are_drawn_the_first_and_last_among_them():
 
 
 def test_impossible_choices_are_named(tmp_path):
-    _, segments, _ = maps_of("RATE")
+    segments, _ = maps_of("RATE")
     with pytest.raises(UserError, match="no segments"):
         plot_attention([], tmp_path / "map.png")
     with pytest.raises(UserError, match="no layer 2.*0 to 1"):
@@ -274,7 +275,7 @@ def test_impossible_choices_are_named(tmp_path):
 
 
 def test_memory_panels_hold_similarity_norm_and_distance():
-    _, _, memories = maps_of("RATE")
+    _, memories = maps_of("RATE")
     memories = [memory.detach() for memory in memories]
     tokens, other = memory_tokens(memories, 0), memory_tokens(memories, 1)
     figure = memory_figure(tokens, other)
@@ -292,13 +293,13 @@ def test_memory_panels_hold_similarity_norm_and_distance():
 
 
 def test_without_another_episode_there_is_nothing_to_compare():
-    _, _, memories = maps_of("RMT")
+    _, memories = maps_of("RMT")
     assert {axes.get_gid() for axes in memory_figure(memory_tokens(memories)).axes} >= {"similarity", "norm"}
     assert "distance" not in {axes.get_gid() for axes in memory_figure(memory_tokens(memories)).axes}
 
 
 def test_episodes_of_different_lengths_are_compared_as_far_as_both_go():
-    _, _, memories = maps_of("RATE")
+    _, memories = maps_of("RATE")
     tokens = memory_tokens(memories)
     assert len(line(panel(memory_figure(tokens, tokens[:3]), "distance"), "mean over tokens").get_ydata()) == 3
 
@@ -318,10 +319,10 @@ def test_similarity_of_tokens_that_are_zero_is_zero_not_nan():
 
 
 def test_models_and_episodes_without_memory_are_named(tmp_path):
-    _, _, memories = maps_of("TrXL")
+    _, memories = maps_of("TrXL")
     with pytest.raises(UserError, match="no memory tokens"):
         plot_memory(memories, tmp_path / "memory.png")
-    _, _, memories = maps_of("RATE")
+    _, memories = maps_of("RATE")
     for few in ([], memories[:1]):
         with pytest.raises(UserError, match="no memory to draw"):
             plot_memory(few, tmp_path / "memory.png")

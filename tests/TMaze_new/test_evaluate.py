@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from RATE_model.acting.actor import knock_out_memory
+from RATE_model.acting.controls import knock_out_memory
 from RATE_model.errors import UserError
 from tests.small_models import small_model
 from TMaze_new.TMaze_new_src import evaluate as protocol
@@ -111,7 +111,7 @@ def test_the_options_reach_the_actor(acting):
     Expert.made.clear()
     model = small_model(spec=SPEC)
     success_by_length(model, [9], episodes=2, slide=1000)
-    assert Expert.made[0]["slide"] == model.config.context_length
+    assert Expert.made[0]["slide"] == model.memory.config.context_length
 
 
 @pytest.mark.parametrize("mode", ["RATE", "DTXL"])

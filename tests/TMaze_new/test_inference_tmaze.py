@@ -6,7 +6,7 @@ import shutil
 import pytest
 import yaml
 
-from RATE_model.acting.actor import knock_out_memory
+from RATE_model.acting.controls import knock_out_memory
 from tests.small_models import CONTINUOUS, save_small_model, small_model
 from tests.tmaze_runs import only_run, train
 from TMaze_new.TMaze_new_src import inference_tmaze, train_tmaze

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from RATE_model.acting.actor import knock_out_memory
+from RATE_model.acting.controls import knock_out_memory
 from RATE_model.loading import load_model
 from RATE_model.training.checkpoints import resolve_checkpoint
 from tests.tmaze_runs import only_run, places
@@ -43,7 +43,7 @@ def test_rate_remembers_at_any_length_with_its_memory_and_not_without(tmp_path):
     forgotten = success_by_length(model, lengths, transform_memory=knock_out_memory)
     rates = {length: result["success_rate"] for length, result in forgotten.items()}
     print(rates, file=sys.stderr)
-    assert rates[9] == 1.0 and model.config.context_length == 10  # within a segment there is nothing to remember
+    assert rates[9] == 1.0 and model.memory.config.context_length == 10  # within a segment there is nothing to remember
     assert all(0.3 <= rates[length] <= 0.7 for length in (30, 60, 90, 900))
 
 

@@ -5,9 +5,10 @@ import json
 import pytest
 import torch
 
-from RATE_model.acting.actor import Actor, knock_out_memory
+from RATE_model.acting.actor import Actor
+from RATE_model.acting.controls import knock_out_memory
 from RATE_model.errors import UserError
-from tests.small_models import K, small_model
+from tests.small_models import K, logits_of, small_model
 from TMaze_new.TMaze_new_src import pictures
 from TMaze_new.TMaze_new_src.env import TMazeVectorEnv
 from TMaze_new.TMaze_new_src.pictures import (
@@ -58,7 +59,7 @@ def test_an_untrained_model_is_recorded_until_time_is_up():
 def test_recorded_logits_choose_the_recorded_actions():
     model = small_model()
     episode = record_episode(model, 3 * K)
-    logits, _, _ = model.attention_maps(*episode)
+    logits = logits_of(model, episode)
     assert (logits.argmax(-1) == episode[1]).all()
 
 
@@ -87,7 +88,7 @@ def test_a_sliding_window_is_drawn_no_longer_than_it_is(tmp_path, monkeypatch):
     model = small_model("DT")
     draw_maps(model, tmp_path, 1000)
     for segments in drawn:
-        assert [segment.layout.steps for segment in segments] == [model.config.context_length]
+        assert [segment.layout.steps for segment in segments] == [model.memory.config.context_length]
 
 
 def test_what_is_drawn_is_what_the_evaluation_gives(monkeypatch, tmp_path):

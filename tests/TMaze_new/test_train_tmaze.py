@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
-from RATE_model.memories.rate.config import ModelConfig
+from RATE_model.memories.rate.config import RATEConfig
 from RATE_model.training.checkpoints import find_checkpoint
 from RATE_model.training.trainer import Trainer, TrainingDiverged
 from tests import commands
@@ -28,7 +28,7 @@ COMMANDS = {
     "TrXL": "python3 TMaze_new/TMaze_new_src/train_tmaze.py --model_mode 'RATE' --arch_mode 'TrXL' --curr 'false' --ckpt_folder 'TrXL_max_3' --max_n_final 3 --text 'TrXL_max_3' --nmt 0 --mem_len 270 --n_head_ca 0 --mrv_act 'no_act'",  # noqa: E501
     "curriculum": "python3 TMaze_new/TMaze_new_src/train_tmaze.py --model_mode 'RATE' --arch_mode 'TrXL' --curr 'true' --ckpt_folder 'RATE_max_3' --max_n_final 3 --text 'my_comment' --nmt 5 --mem_len 0 --n_head_ca 4 --mrv_act 'relu' --skip_dec_attn",  # noqa: E501
 }
-PUBLISHED = ModelConfig(
+PUBLISHED = RATEConfig(
     n_layer=8, n_head=10, d_model=64, d_head=64, d_inner=64, context_length=30, num_mem_tokens=5, n_head_ca=4,
     mrv_act="relu", arch="TrXL", skip_dec_ffn=True, dropout=0.05, dropatt=0.0, mem_len=0, sliding=False,
 )  # fmt: skip
@@ -58,7 +58,7 @@ def printed_config(capsys, *flags: str) -> dict:
 def test_the_commands_of_old_mean_what_they_did(name):
     flags = shlex.split(COMMANDS[name])[2:]
     config = train_tmaze.read_config(flags)
-    assert config.model_config() == EXPECTED[name]
+    assert config.agent_config().sizes == EXPECTED[name]
     assert config.curriculum.curr == ("true" if name == "curriculum" else "false")
     assert config.run.seeds == range(1, 11) and config.run.ckpt_folder == flags[flags.index("--ckpt_folder") + 1]
     directory = train_tmaze.run_directory(config, 3)
@@ -86,7 +86,7 @@ def test_all_published_flags_have_their_defaults(capsys):
     found = printed_config(capsys)
     assert {name: found[name] for name in published} == published
     config = train_tmaze.read_config([])
-    assert config.model_config().d_head == config.model_config().d_inner == 64
+    assert config.agent_config().sizes.d_head == config.agent_config().sizes.d_inner == 64
     changed = dict(
         model_mode="TrXL", arch_mode="GTrXL", start_seed=2, end_seed=4, ckpt_folder="a", text="b", nmt=7, mem_len=9,
         n_head_ca=2, mrv_act="elu", min_n_final=2, max_n_final=5, curr="true", n_layer=3, n_head=4, d_model=32,
@@ -99,7 +99,7 @@ def test_all_published_flags_have_their_defaults(capsys):
 @pytest.mark.parametrize("mode", ["RMT", "RATEM", "RATE_wo_nmt", "DTXL"])
 def test_every_mode_is_a_name(mode):
     config = train_tmaze.read_config(["--model_mode", mode, "--mem_len", "8"])
-    model = config.model_config()
+    model = config.agent_config().sizes
     tokens, valve, cache, steps = {
         "RMT": (5, 0, 0, 30), "RATEM": (5, 4, 0, 30), "RATE_wo_nmt": (0, 0, 8, 30), "DTXL": (0, 0, 8, 90),
     }[mode]  # fmt: skip

@@ -10,7 +10,8 @@ pytest.importorskip("vizdoom")
 
 import torch
 
-from RATE_model.acting.actor import Actor, exchange_twins
+from RATE_model.acting.actor import Actor
+from RATE_model.acting.controls import exchange_twins
 from RATE_model.acting.rollout import Episodes
 from RATE_model.errors import UserError
 from tests.small_models import K, small_model

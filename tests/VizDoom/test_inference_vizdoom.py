@@ -13,7 +13,7 @@ pytest.importorskip("vizdoom")
 
 import vizdoom
 
-from RATE_model.acting.actor import knock_out_memory
+from RATE_model.acting.controls import knock_out_memory
 from RATE_model.acting.rollout import Episodes
 from RATE_model.cli.options import parse_options
 from RATE_model.errors import UserError

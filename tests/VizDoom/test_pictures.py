@@ -5,7 +5,8 @@ import pytest
 
 pytest.importorskip("vizdoom")
 
-from RATE_model.acting.actor import Actor, knock_out_memory
+from RATE_model.acting.actor import Actor
+from RATE_model.acting.controls import knock_out_memory
 from RATE_model.acting.rollout import Episodes
 from tests.small_models import K, small_model
 from VizDoom.VizDoom_src import pictures
@@ -99,7 +100,7 @@ def test_a_video_shows_the_episode_that_is_played(mode, variant, tmp_path, monke
     assert len(written[paths[0]]) == 8 + pictures._OUTCOME_FRAMES
     of_first, of_second = said[:8], said[8:]
     assert of_first[0] == ("remember red; health 92, reward 0.00", "return 0.00, step 0, segment 1")
-    segment = model.config.context_length
+    segment = model.memory.config.context_length
     assert of_first[K][1].endswith(f"step {K}, segment {K // segment + 1}")
     assert of_first[-1][1] == f"return {returns[0]:.2f}, step 7, segment {7 // segment + 1}: still alive"
     assert (
@@ -139,4 +140,4 @@ def test_who_acts_in_a_video_is_told_what_acts_in_play(tmp_path, monkeypatch):
     for slide in (2, 100):
         model = small_model("DT", spec=SPEC)
         record_videos(model, [5], [False], tmp_path, target_return=0.5, slide=slide, **options)
-        assert made.pop() == (1, 0.5, options | {"seed": 5, "slide": min(slide, model.config.context_length)})
+        assert made.pop() == (1, 0.5, options | {"seed": 5, "slide": min(slide, model.memory.config.context_length)})

@@ -10,7 +10,7 @@ pytest.importorskip("vizdoom")
 
 import torch
 
-from RATE_model.acting.actor import knock_out_memory
+from RATE_model.acting.controls import knock_out_memory
 from RATE_model.acting.rollout import Episodes
 from VizDoom.VizDoom_src import reproduce
 from VizDoom.VizDoom_src.evaluate import Played
@@ -137,7 +137,7 @@ def test_every_command_of_the_studies_makes_a_model():
         for label in study.models:
             words = [str(reproduce.ROOT / w) if w.endswith(".yaml") else w for w in study.command(label, (1,))]
             config = reproduce.read_config(words[1:])
-            model = config.model_config()
+            model = config.agent_config().sizes
             made[setting, label] = (model.n_layer, model.num_mem_tokens > 0, model.mem_len, model.sliding)
             assert config.run.ckpt_folder in ("reproduce_rate", "published_rate", "published_dt")
     assert made["fast", "RATE"][1:] == (True, 0, False)

@@ -14,11 +14,11 @@ pytest.importorskip("vizdoom")
 
 import torch
 
+from RATE_model.agent import Agent
 from RATE_model.cli import experiment
 from RATE_model.cli.settings import MAY_CHANGE
 from RATE_model.errors import UserError
-from RATE_model.memories.rate.config import ModelConfig
-from RATE_model.memories.rate.model import RATE
+from RATE_model.memories.rate.config import RATEConfig
 from RATE_model.original.variants import VARIANTS
 from RATE_model.training.curriculum import parse_stages
 from RATE_model.training.trainer import Trainer
@@ -51,7 +51,7 @@ COMMANDS = {
     "RMT": f"{SCRIPT} --model_mode 'RATE' --arch_mode 'TrXL' --ckpt_folder 'RMT' --text 'RMT' --nmt 5 --mem_len 0 --n_head_ca 0 --mrv_act 'no_act'",  # noqa: E501
     "TrXL": f"{SCRIPT} --model_mode 'RATE' --arch_mode 'TrXL' --ckpt_folder 'TrXL' --text 'TrXL' --nmt 0 --mem_len 270 --n_head_ca 0 --mrv_act 'no_act'",  # noqa: E501
 }
-PUBLISHED = ModelConfig(
+PUBLISHED = RATEConfig(
     n_layer=6, n_head=8, d_model=128, d_head=128, d_inner=128, context_length=30, num_mem_tokens=5, n_head_ca=2,
     mrv_act="relu", arch="TrXL", skip_dec_ffn=True, dropout=0.2, dropatt=0.05, mem_len=300, sliding=False,
 )  # fmt: skip
@@ -80,8 +80,8 @@ def data(tmp_path_factory) -> tuple[str, str]:
 def test_the_commands_of_old_mean_what_they_did(name):
     flags = shlex.split(COMMANDS[name])[2:]
     config = train_vizdoom.read_config(flags)
-    assert config.model_config() == EXPECTED[name]
-    assert RATE(config.model_config(), SPEC).spec == VARIANTS["doom"].spec, "published weights fit"
+    assert config.agent_config().sizes == EXPECTED[name]
+    assert Agent(config.agent_config(), SPEC).spec == VARIANTS["doom"].spec, "published weights fit"
     assert config.run.seeds == range(1, 7) and config.data.scenario == Scenario().settled()
     folder, text = (flags[flags.index(flag) + 1] for flag in ("--ckpt_folder", "--text"))
     directory = train_vizdoom.run_directory(config, 3)
@@ -199,7 +199,7 @@ def test_what_is_learned_is_asked_of_the_data(tmp_path):
 def test_every_image_of_a_batch_is_encoded_once(data):
     config = train_vizdoom.read_config([*TINY, *data])
     batch = train_vizdoom.load_windows(ensure_dataset(config.data), size=6)[0].__getitems__([0, 1, 2])
-    model, encoded = RATE(config.model_config(), SPEC), []
+    model, encoded = Agent(config.agent_config(), SPEC), []
     model.encoder.observation.register_forward_pre_hook(lambda module, inputs: encoded.append(len(inputs[0])))
     model(batch.observations, batch.actions, batch.rtg, batch.valid)
     assert sum(encoded) == 3 * 6

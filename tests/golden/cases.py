@@ -18,15 +18,17 @@ from MemoryMaze.MemoryMaze_src.spec import spec_of as maze_spec
 from MinigridMemory.MinigridMemory_src.spec import SPEC as MINIGRID
 from MuJoCo.spec import spec_of as mujoco_spec
 from MuJoCo.tasks import HOPPER
-from RATE_model.acting.actor import Actor, exchange_twins, knock_out_cache, knock_out_memory, knock_out_tokens
+from RATE_model.acting.actor import Actor
+from RATE_model.acting.controls import exchange_twins, knock_out_memory, knock_out_part
+from RATE_model.agent import Agent
 from RATE_model.cli.settings import TrainOptions
 from RATE_model.data.batch import Batch
 from RATE_model.data.frames import Frames, FrameStack
-from RATE_model.memories.rate.config import ARCHS, MODES, ModelConfig, apply_mode
-from RATE_model.memories.rate.model import RATE
+from RATE_model.memories.rate.config import ARCHS, MODES, RATEConfig, apply_mode
 from RATE_model.spec import EnvironmentSpec
 from RATE_model.training.optimization import Schedule
 from RATE_model.training.trainer import Trainer
+from tests.small_models import rate_agent
 from TMaze_new.TMaze_new_src.spec import SPEC as TMAZE
 from VizDoom.VizDoom_src.env import MIRRORED as VIZDOOM_MIRRORED
 from VizDoom.VizDoom_src.spec import SPEC as VIZDOOM
@@ -47,7 +49,7 @@ SPECS = {
 MIRRORED = {"ViZDoom": VIZDOOM_MIRRORED, "Memory Maze": MAZE_MIRRORED}
 PADDED_LEFT = ("MuJoCo",)
 LABELLED = ("ViZDoom", "Memory Maze")  # what an expert would have done is learned, not what was done
-TRANSFORMS = {"memory": knock_out_memory, "tokens": knock_out_tokens, "cache": knock_out_cache}
+TRANSFORMS = {"memory": knock_out_memory, "tokens": knock_out_part("tokens"), "cache": knock_out_part("cache")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,17 +128,17 @@ def _case(environment: str, mode: str, arch: str, bptt: int, precision: str) -> 
 # The three places that know how the system is put together -----------------------------------------------------------
 
 
-def build(case: Case) -> RATE:
+def build(case: Case) -> Agent:
     """A new model of the case; the seed of its parameters was set."""
-    sizes = ModelConfig(
+    sizes = RATEConfig(
         n_layer=2, n_head=2, d_model=16, d_head=6, d_inner=20, context_length=K, num_mem_tokens=3, n_head_ca=2,
         mem_len=0 if case.mode == "DT" else 17, mrv_act=case.mrv_act, arch=case.arch, skip_dec_ffn=case.skip_dec_ffn,
         dropout=0.1, dropatt=0.1,
     )  # fmt: skip
-    return RATE(apply_mode(sizes, mode=case.mode, segments=N), case.spec)
+    return rate_agent(apply_mode(sizes, mode=case.mode, segments=N), case.spec)
 
 
-def make_trainer(model: RATE, case: Case) -> Trainer:
+def make_trainer(model: Agent, case: Case) -> Trainer:
     """Whose `train_batch` gives `train_loss` and `grad_norm`."""
     options = TrainOptions(
         learning_rate=1e-3,
@@ -158,7 +160,7 @@ class Recorder(Actor):
         return self.logits
 
 
-def make_actor(model: RATE, case: Case, rows: int, target_return: np.ndarray) -> Recorder:
+def make_actor(model: Agent, case: Case, rows: int, target_return: np.ndarray) -> Recorder:
     """An actor for some rows; the model is in eval mode."""
     return Recorder(
         model,
@@ -252,14 +254,14 @@ def run(case: Case, follow: np.ndarray | None = None) -> dict[str, np.ndarray]:
     return {"losses": losses, "grad_norms": norms, "logits": logits, "actions": actions}
 
 
-def _train(model: RATE, case: Case) -> tuple[np.ndarray, np.ndarray]:
+def _train(model: Agent, case: Case) -> tuple[np.ndarray, np.ndarray]:
     trainer = make_trainer(model, case)
     metrics = [trainer.train_batch(batch) for batch in batches(case)]
     losses, norms = (torch.stack([m[name] for m in metrics]).numpy() for name in ("train_loss", "grad_norm"))
     return losses, norms
 
 
-def _act(model: RATE, case: Case, follow: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+def _act(model: Agent, case: Case, follow: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """Episodes that end at different steps, and later one row fewer; twins stay together."""
     rng = np.random.default_rng(13)
     twins = case.transform == "twins"

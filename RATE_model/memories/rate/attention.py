@@ -34,7 +34,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from RATE_model.memories.rate.config import ModelConfig
+from RATE_model.memories.rate.config import RATEConfig
 from RATE_model.memories.rate.dropout import Dropout, dropout
 
 
@@ -131,7 +131,7 @@ class RelativeAttention(nn.Module):
     The biases u and v are shared by all layers, so the model owns them and passes them to `fold`.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: RATEConfig) -> None:
         super().__init__()
         self.n_head, self.d_head, self.d_model = config.n_head, config.d_head, config.d_model
         inner = config.n_head * config.d_head

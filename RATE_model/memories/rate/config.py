@@ -1,32 +1,30 @@
-"""The model's hyper-parameters and the table of model modes."""
+"""Sizes and switches of the RATE family, its flags, and the table of its modes."""
 
+from collections.abc import Set
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from RATE_model.cli.limits import MAX_SIZE, MAX_STEPS, at_least, at_most
+from RATE_model.cli.options import Boolean
 from RATE_model.errors import UserError
+from RATE_model.memories.contract import MemoryConfig
 
-Mode = Literal["RATE", "RMT", "TrXL", "DT", "DTXL", "RATEM", "RATE_wo_nmt"]
 Arch = Literal["TrXL", "TrXL-I", "GTrXL"]
 Activation = Literal["relu", "leaky_relu", "elu", "tanh", "no_act"]
 
-MODES: tuple[str, ...] = get_args(Mode)
 ARCHS: tuple[str, ...] = get_args(Arch)
 ACTIVATIONS: tuple[str, ...] = get_args(Activation)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """Sizes and switches of one model. Every mode is the same class with another `ModelConfig`."""
+class RATEConfig(MemoryConfig):
+    """Sizes and switches of one memory of the family. Every mode is the same class with another configuration."""
 
-    # Decoder layers, attention heads, width of the residual stream, of one head, and of the feed-forward network
+    # Decoder layers, attention heads, width of one head, and of the feed-forward network
     n_layer: int
     n_head: int
-    d_model: int
     d_head: int
     d_inner: int
-    # K: environment steps in one segment (3 K tokens)
-    context_length: int
     # Memory tokens at either end of a segment; 0 = none
     num_mem_tokens: int = 0
     # Cached hidden states of earlier segments that a layer may attend to, in tokens; 0 = none
@@ -47,12 +45,17 @@ class ModelConfig:
     sliding: bool = False
 
     @property
+    def step_tokens(self) -> int:
+        """Tokens of a step: return-to-go, observation, action; without conditioning there is no return-to-go."""
+        return 3 if self.conditioned else 2
+
+    @property
     def segment_tokens(self) -> int:
-        """Tokens of a full segment: both memory blocks and three per step."""
-        return 2 * self.num_mem_tokens + 3 * self.context_length
+        """Tokens of a full segment: both memory blocks and those of every step."""
+        return 2 * self.num_mem_tokens + self.step_tokens * self.context_length
 
     def validate(self) -> None:
-        """Raise `UserError`, in terms of the flags, for sizes that make no model."""
+        """Raise `UserError`, in terms of the flags, for invalid sizes."""
         sizes = {name: getattr(self, name) for name in ("n_layer", "n_head", "d_model", "d_head", "d_inner")}
         at_least(1, **sizes, context_length=self.context_length)
         at_most(MAX_SIZE, **sizes)
@@ -95,22 +98,23 @@ class ModelConfig:
             )
 
 
-# What a mode leaves of the flags, in every environment. Columns: memory tokens, MRV, cached hidden states, and whether
+# What a mode keeps of the flags, in every environment. Columns: memory tokens, MRV, cached hidden states, and whether
 # the whole trajectory of N*K steps is one segment over which acting slides.
 _MODE_TABLE: dict[str, tuple[bool, bool, bool, bool]] = {
     #               tokens  MRV    cache  sliding
     "RATE":        (True,  True,  True,  False),
-    "RATEM":       (True,  True,  False, False),
     "RMT":         (True,  False, False, False),
     "TrXL":        (False, False, True,  False),
-    "RATE_wo_nmt": (False, False, True,  False),
     "DT":          (False, False, False, True),
     "DTXL":        (False, False, True,  True),
+    "RATEM":       (True,  True,  False, False),
+    "RATE_wo_nmt": (False, False, True,  False),
 }  # fmt: skip
+MODES = tuple(_MODE_TABLE)
 
 
-def apply_mode(config: ModelConfig, *, mode: str, segments: int) -> ModelConfig:
-    """The model that `mode` makes of a RATE configuration.
+def apply_mode(config: RATEConfig, *, mode: str, segments: int) -> RATEConfig:
+    """The memory that `mode` makes of a RATE configuration.
 
     Args:
         config: sizes as the flags say; `context_length` is K, the steps of one segment.
@@ -118,19 +122,13 @@ def apply_mode(config: ModelConfig, *, mode: str, segments: int) -> ModelConfig:
         segments: N, the segments of a training trajectory; DT and DTXL see all N*K steps as one segment.
 
     Raises:
-        UserError: an unknown mode, a negative size (even one that the mode has no use for), or `mem_len` asked of DT.
+        UserError: an unknown mode, or a negative size (even one that the mode has no use for).
     """
     if mode not in _MODE_TABLE:
         raise UserError(f"--model_mode {mode!r}: choose one of {', '.join(MODES)}")
-    if segments < 1:
-        raise UserError(f"--segments {segments}: must be at least 1")
+    at_least(1, segments=segments)
     config.validate_memory_sizes()
     tokens, valve, cache, sliding = _MODE_TABLE[mode]
-    if mode == "DT" and config.mem_len:
-        raise UserError(
-            f"--mem_len {config.mem_len} with --model_mode DT: a Decision Transformer has no cached hidden states; "
-            "set --mem_len 0, or --model_mode DTXL"
-        )
     return replace(
         config,
         num_mem_tokens=config.num_mem_tokens if tokens else 0,
@@ -139,3 +137,65 @@ def apply_mode(config: ModelConfig, *, mode: str, segments: int) -> ModelConfig:
         context_length=config.context_length * (segments if sliding else 1),
         sliding=sliding,
     )
+
+
+@dataclass(frozen=True)
+class RATEOptions:
+    """The RATE family: segments, memory tokens, cached hidden states, memory retention valve."""
+
+    # Decoder block: post-norm, identity-map reordering, gated
+    arch_mode: Arch = "TrXL"
+    # Memory tokens at either end of a segment
+    nmt: int = 5
+    # Cached hidden states of earlier segments, in tokens; 0 = none
+    mem_len: int = 0
+    # Heads of the memory retention valve; 0 = no valve
+    n_head_ca: int = 4
+    # Activation of written memory before the valve
+    mrv_act: Activation = "relu"
+    # Leave out the decoder's feed-forward network (also spelt --skip_dec_attn)
+    skip_dec_ffn: Boolean = False
+    # Decoder layers
+    n_layer: int = 8
+    # Attention heads
+    n_head: int = 10
+    # Width of one attention head; none = d_model
+    d_head: int | None = None
+    # Width inside the feed-forward network; none = d_model
+    d_inner: int | None = None
+    # Dropout of attention probabilities
+    dropatt: float = 0.0
+
+    def check_mode(self, mode: str, typed: Set[str]) -> None:
+        """Raise a `UserError` for a typed flag that the mode has no use for, unless it says so itself (0)."""
+        flags = {"nmt": "memory tokens", "n_head_ca": "memory retention valve", "mem_len": "cached hidden states"}
+        for column, (name, what) in enumerate(flags.items()):
+            if name in typed and getattr(self, name) and not _MODE_TABLE[mode][column]:
+                having = [other for other, row in _MODE_TABLE.items() if row[column]]
+                raise UserError(
+                    f"--{name} {getattr(self, name)} with --model_mode {mode}, which has no {what}: leave it out, set "
+                    f"it to 0, or choose one of {', '.join(having)}"
+                )
+
+    def config(
+        self, *, mode: str, d_model: int, dropout: float, context_length: int, segments: int, conditioned: bool
+    ) -> RATEConfig:
+        """The memory of a mode, for segments of `context_length` steps and trajectories of so many segments."""
+        config = RATEConfig(
+            n_layer=self.n_layer,
+            n_head=self.n_head,
+            d_model=d_model,
+            d_head=d_model if self.d_head is None else self.d_head,
+            d_inner=d_model if self.d_inner is None else self.d_inner,
+            context_length=context_length,
+            num_mem_tokens=self.nmt,
+            mem_len=self.mem_len,
+            n_head_ca=self.n_head_ca,
+            mrv_act=self.mrv_act,
+            arch=self.arch_mode,
+            skip_dec_ffn=self.skip_dec_ffn,
+            dropout=dropout,
+            dropatt=self.dropatt,
+            conditioned=conditioned,
+        )
+        return apply_mode(config, mode=mode, segments=segments)

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from RATE_model.memories.rate.attention import RelativeAttention
-from RATE_model.memories.rate.config import ModelConfig
+from RATE_model.memories.rate.config import RATEConfig
 from RATE_model.memories.rate.dropout import Dropout
 
 
 class FeedForward(nn.Module):
     """Two linear maps with a ReLU between, `(..., d_model)` to `(..., d_model)`; no residual, no norm."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: RATEConfig) -> None:
         super().__init__()
         self.expand = nn.Linear(config.d_model, config.d_inner)
         self.contract = nn.Linear(config.d_inner, config.d_model)
@@ -55,7 +55,7 @@ class GRUGate(nn.Module):
 class DecoderLayer(nn.Module):
     """One layer, in two halves around the attention, so that training and acting share everything but the cache."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: RATEConfig) -> None:
         super().__init__()
         self.reordered = config.arch != "TrXL"
         self.attention = RelativeAttention(config)

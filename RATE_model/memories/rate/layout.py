@@ -42,16 +42,18 @@ class Layout:
     steps: int
     tokens: int
     cached: int
+    step_tokens: int = 3  # of a step; 2 without returns-to-go
 
     @property
     def length(self) -> int:
         """Tokens of the segment."""
-        return 2 * self.tokens + 3 * self.steps
+        return 2 * self.tokens + self.step_tokens * self.steps
 
     @property
     def observations(self) -> slice:
         """The rows of the observation tokens."""
-        return slice(self.tokens + 1, self.tokens + 3 * self.steps, 3)
+        first = self.tokens + self.step_tokens - 2
+        return slice(first, self.tokens + self.step_tokens * self.steps, self.step_tokens)
 
     @property
     def written(self) -> slice:
@@ -60,12 +62,12 @@ class Layout:
 
     def groups(self, device: torch.device, *, last: bool) -> list[RowGroup]:
         """Row groups in row order: of all rows, or of those whose outputs the `last` layer is asked for."""
-        first_step, end = self.tokens, self.tokens + 3 * self.steps
+        first_step, end = self.tokens, self.tokens + self.step_tokens * self.steps
         groups = []
         if self.tokens and not last:
             groups.append(RowGroup(slice(0, self.tokens), (self.cached, self.cached + self.tokens), is_memory=True))
-        stride = 3 if last else 1
-        first = first_step + 1 if last else first_step
+        stride = self.step_tokens if last else 1
+        first = self.observations.start if last else first_step
         for start in range(first, end, _CHUNK * stride):
             stop = range(start, min(start + _CHUNK * stride, end), stride)[-1] + 1
             hidden = torch.arange(start, stop) > torch.arange(start, stop, stride)[:, None]

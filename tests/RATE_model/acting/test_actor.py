@@ -8,19 +8,24 @@ import pytest
 import torch
 from torch import Tensor
 
-from RATE_model.acting.actor import (
-    Actor,
-    exchange_twins,
-    knock_out_cache,
-    knock_out_memory,
-    knock_out_tokens,
-    memory_conditions,
-)
+from RATE_model.acting.actor import Actor
+from RATE_model.acting.controls import exchange_twins, knock_out_memory, knock_out_part, memory_conditions
+from RATE_model.agent import Agent
 from RATE_model.memories.rate.config import ARCHS, MODES
-from RATE_model.memories.rate.model import RATE
-from RATE_model.memories.rate.valve import MemoryState
+from RATE_model.memories.rate.state import SegmentState
 from RATE_model.spec import EnvironmentSpec
-from tests.small_models import CONTINUOUS, VECTOR, Inputs, K, N, by_segments, logits_of, random_inputs, small_model
+from tests.small_models import (
+    CONTINUOUS,
+    VECTOR,
+    Inputs,
+    K,
+    N,
+    by_segments,
+    logits_of,
+    one_segment,
+    random_inputs,
+    small_model,
+)
 
 IMAGE = EnvironmentSpec(observation_shape=(2, 36, 36), num_actions=3, observation_scale=1 / 255, return_scale=0.1)
 TARGET = 3.0
@@ -102,7 +107,7 @@ def test_logits_are_those_of_forward_at_every_step_across_segments(mode):
     for arch, skip_dec_ffn in BLOCKS:
         for mem_len in {0 if mode == "DT" else 8, 0 if mode == "DT" else 30}:  # a full cache, one that fills up
             model = small_model(mode, arch=arch, skip_dec_ffn=skip_dec_ffn, mem_len=mem_len)
-            recording = record(3, 11 if model.config.sliding else 5 * K + 3)
+            recording = record(3, 11 if model.memory.config.sliding else 5 * K + 3)
             expected = logits_of(model, recording.inputs)
             torch.testing.assert_close(play(Actor(model, 3, TARGET), recording), expected, **CLOSE)
 
@@ -262,19 +267,19 @@ def test_kept_rows_keep_their_places(mode):
 # --- sliding windows ---
 
 
-def slid(model: RATE, recording: Recording, slide: int) -> Tensor:
+def slid(model: Agent, recording: Recording, slide: int) -> Tensor:
     """Logits (B, T, A) of windows recomputed from nothing at every step; DTXL renews its cache every N*K steps."""
-    size, memory = model.config.context_length, model.initial_memory(len(recording.rewards))
+    size, memory = model.memory.config.context_length, model.initial(len(recording.rewards)).memory
     start = since = 0
     logits = []
     for step in range(recording.rewards.shape[1]):
         window = tuple(tensor[:, start:step] for tensor in recording.inputs)
         if step - start == size:
-            if model.config.mem_len and since >= size:
-                memory, since = model.forward_segment(*window, memory)[1], 0
+            if model.memory.config.mem_len and since >= size:
+                memory, since = one_segment(model, window, memory)[1], 0
             start += slide
         window = tuple(tensor[:, start : step + 1] for tensor in recording.inputs)
-        logits.append(model.forward_segment(*window, memory)[0][:, -1])
+        logits.append(one_segment(model, window, memory)[0][:, -1])
         since += 1
     return torch.stack(logits, dim=1)
 
@@ -318,7 +323,8 @@ def test_an_image_is_encoded_exactly_once(mode, steps):
 
 def storage(actor: Actor) -> int:
     """Bytes of all tensors that an actor holds, each storage once."""
-    values = itertools.chain.from_iterable(v if isinstance(v, list) else [v] for v in vars(actor).values())
+    held = [*vars(actor).values(), *vars(actor._stepper).values()]
+    values = itertools.chain.from_iterable(v if isinstance(v, list) else [v] for v in held)
     tensors = [value for value in values if isinstance(value, Tensor)]
     assert len(tensors) > 5
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
@@ -374,7 +380,7 @@ def test_continuous_actions_are_those_predicted():
 @torch.no_grad()
 def test_knocking_memory_out_changes_later_segments_only(mode):
     model, recording = small_model(mode), record(2, 4 * K * (N if mode == "DTXL" else 1))
-    size = model.config.context_length
+    size = model.memory.config.context_length
     kept = play(Actor(model, 2, TARGET, slide=size), recording)
     forgotten = play(Actor(model, 2, TARGET, slide=size, transform_memory=knock_out_memory), recording)
     torch.testing.assert_close(kept[:, :size], forgotten[:, :size], rtol=0, atol=0)
@@ -385,7 +391,7 @@ def test_knocking_memory_out_changes_later_segments_only(mode):
         torch.testing.assert_close(forgotten, torch.cat(expected, dim=1), **CLOSE)
 
 
-@pytest.mark.parametrize(("transform", "tokens"), [(knock_out_tokens, True), (knock_out_cache, False)])
+@pytest.mark.parametrize(("transform", "tokens"), [(knock_out_part("tokens"), True), (knock_out_part("cache"), False)])
 @torch.no_grad()
 def test_one_part_of_memory_is_knocked_out_alone(transform, tokens):
     model, recording = small_model("RATE"), record(2, 4 * K)
@@ -401,7 +407,7 @@ def test_one_part_of_memory_is_knocked_out_alone(transform, tokens):
 def test_exchanged_twins_go_on_with_the_memory_of_the_other(mode):
     """From the second segment on a row's logits are those of whichever twin's memory it got, and of no other row's."""
     model = small_model(mode)
-    size, pairs = model.config.context_length, 8
+    size, pairs = model.memory.config.context_length, 8
     recording = record(2 * pairs, size + (1 if mode == "DTXL" else K))
     # Twins differ in the first segment alone; DTXL, whose windows overlap, in one that is dropped as a whole.
     for tensor in (recording.observations, recording.actions, recording.rewards):
@@ -419,7 +425,7 @@ def test_exchanged_twins_go_on_with_the_memory_of_the_other(mode):
 
 def test_twins_are_exchanged_half_of_the_time_and_as_the_seed_says():
     rows = torch.arange(2000)
-    memory = MemoryState(rows.float().view(-1, 1, 1), (), torch.zeros(2000, dtype=torch.int64))
+    memory = SegmentState(rows.float().view(-1, 1, 1), (), torch.zeros(2000, dtype=torch.int64))
 
     def exchanged(seed: int) -> Tensor:
         transform = exchange_twins(seed)
@@ -445,7 +451,7 @@ def test_bf16_is_close_to_float32(mode):
     exact = play(Actor(model, 4, TARGET), recording)
     actor = Actor(model, 4, TARGET, precision="bf16")
     rough = play(actor, recording)
-    assert rough.dtype == torch.float32 and actor._inputs[0].dtype == torch.bfloat16
+    assert rough.dtype == torch.float32 and actor._stepper._inputs[0].dtype == torch.bfloat16
     error = (rough - exact).abs()
     assert 0 < error.max() and error.mean() < 0.03 * exact.std()
 
@@ -453,9 +459,8 @@ def test_bf16_is_close_to_float32(mode):
 def test_what_cannot_act_is_refused():
     with pytest.raises(ValueError, match="training mode.*model.eval"):
         Actor(small_model().train(), 1, TARGET)
-    for slide in (0, N * K + 1):
-        with pytest.raises(ValueError, match=rf"slide {slide}: must be between 1 and the context of {N * K} steps"):
-            Actor(small_model("DT"), 1, TARGET, slide=slide)
+    with pytest.raises(ValueError, match="slide 0: must be at least 1"):
+        Actor(small_model("DT"), 1, TARGET, slide=0)
 
 
 def test_more_memory_tokens_than_tokens_of_one_attention_call():

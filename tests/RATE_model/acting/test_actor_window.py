@@ -5,24 +5,25 @@ import pytest
 import torch
 from torch import Tensor
 
-from RATE_model.acting.actor import Actor, knock_out_memory
-from RATE_model.memories.rate.model import RATE
-from tests.small_models import CONTINUOUS, VECTOR, Inputs, K, random_inputs, small_model
+from RATE_model.acting.actor import Actor
+from RATE_model.acting.controls import knock_out_memory
+from RATE_model.agent import Agent
+from tests.small_models import CONTINUOUS, VECTOR, Inputs, K, one_segment, random_inputs, small_model
 
 STEPS = 4 * K + 2
 # A model with memory tokens, an MRV and a cache, what is left without one of them, and none at all.
 MODES = ("RATE", "RATEM", "RMT", "TrXL", "DT")
 
 
-def in_windows(model: RATE, inputs: Inputs, *, forget: bool = False) -> Tensor:
+def in_windows(model: Agent, inputs: Inputs, *, forget: bool = False) -> Tensor:
     """Logits (B, T, A): at step t the last K steps behind the memory that was handed on at the last multiple of K."""
-    size, memory, logits = model.config.context_length, model.initial_memory(len(inputs[2])), []
+    size, memory, logits = model.memory.config.context_length, model.initial(len(inputs[2])).memory, []
     for step in range(inputs[2].shape[1]):
         if step and step % size == 0 and not forget:
             behind = [tensor[:, step - size : step] for tensor in inputs]
-            _, memory = model.forward_segment(*behind, memory)
+            _, memory = one_segment(model, behind, memory)
         window = [tensor[:, max(0, step - size + 1) : step + 1] for tensor in inputs]
-        logits.append(model.forward_segment(*window, memory)[0][:, -1])
+        logits.append(one_segment(model, window, memory)[0][:, -1])
     return torch.stack(logits, dim=1)
 
 
@@ -42,7 +43,7 @@ def acted(actor: Actor, inputs: Inputs) -> Tensor:
 @torch.no_grad()
 def test_a_window_slides_while_memory_is_handed_on(mode, spec):
     model = small_model(mode, spec=spec)
-    inputs = random_inputs(3, STEPS + 2 * (model.config.context_length - K), spec=spec)
+    inputs = random_inputs(3, STEPS + 2 * (model.memory.config.context_length - K), spec=spec)
     actor = Actor(model, 3, inputs[2][:, 0], window=True)
     torch.testing.assert_close(acted(actor, inputs), in_windows(model, inputs), rtol=1e-4, atol=1e-5)
 

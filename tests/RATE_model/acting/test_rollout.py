@@ -6,7 +6,7 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import nn
 
-from RATE_model.acting.actor import Actor, bytes_per_row
+from RATE_model.acting.actor import Actor
 from RATE_model.acting.rollout import evaluating, mean_and_error, rollout, rollout_in_turns, side_by_side
 from tests.small_models import K, small_model
 
@@ -133,7 +133,7 @@ def test_the_environments_are_reset_with_the_options(options):
 
 def test_cases_are_grouped_in_order_as_memory_allows():
     model, cases = small_model(), [9, 3, 7, 5, 1]
-    rows = 2**26 // bytes_per_row(model)
+    rows = 2**26 // model.memory.bytes_per_row()
     assert [*side_by_side(model, cases, 1)] == [cases]
     assert [*side_by_side(model, cases, rows // 2)] == [[9, 3], [7, 5], [1]]
     assert [*side_by_side(model, cases, 10 * rows)] == [[case] for case in cases]

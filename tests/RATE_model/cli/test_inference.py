@@ -8,11 +8,11 @@ from typing import Literal
 import pytest
 import torch
 
-from RATE_model.acting.actor import knock_out_memory
+from RATE_model.acting.controls import knock_out_memory
 from RATE_model.cli.inference import InferenceOptions, fill_from_run
 from RATE_model.errors import UserError
 from RATE_model.spec import EnvironmentSpec
-from tests.small_models import CONTINUOUS, VECTOR, save_small_model, small_model
+from tests.small_models import CONTINUOUS, VECTOR, one_segment, save_small_model, small_model
 
 
 def test_what_can_be_seen_to_be_wrong_is_refused_before_anything_is_loaded(tmp_path):
@@ -85,8 +85,8 @@ def test_the_published_output_for_padding_is_dropped(tmp_path):
     _, loaded = InferenceOptions(checkpoint=tmp_path, device="cpu").load(spec)
     assert loaded.spec == spec and not loaded.training
     steps = torch.randn(2, 3, 4), torch.tensor([[0, 3, 1], [2, 0, 0]]), torch.rand(2, 3)
-    logits, _ = loaded.forward_segment(*steps, loaded.initial_memory(2))
-    full, _ = model.eval().forward_segment(*steps, model.initial_memory(2))
+    logits, _ = one_segment(loaded, steps, loaded.initial(2).memory)
+    full, _ = one_segment(model.eval(), steps, model.initial(2).memory)
     torch.testing.assert_close(logits, full[..., :3])
     assert full.shape[-1] == 4
 

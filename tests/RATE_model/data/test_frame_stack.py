@@ -10,9 +10,9 @@ from RATE_model.data.loader import EpochSampler, make_loader
 from RATE_model.data.selection import strided_windows
 from RATE_model.data.trajectories import TrajectoryFile
 from RATE_model.data.writer import TrajectoryWriter
-from RATE_model.memories.rate.config import ModelConfig
-from RATE_model.memories.rate.model import RATE
+from RATE_model.memories.rate.config import RATEConfig
 from RATE_model.spec import EnvironmentSpec
+from tests.small_models import rate_agent
 
 LENGTHS = (2, 9, 1, 7)
 SIZE, STACK = 6, 4
@@ -77,11 +77,11 @@ def test_outputs_are_those_of_stacked_observations_and_each_is_encoded_once(tmp_
     torch.manual_seed(0)
     file = make_file(tmp_path / "a.h5")
     spec = EnvironmentSpec(observation_shape=(STACK, 36, 36), num_actions=3, observation_scale=1 / 255)
-    config = ModelConfig(
+    config = RATEConfig(
         n_layer=1, n_head=2, d_model=16, d_head=8, d_inner=16,
         context_length=3, num_mem_tokens=2, mem_len=0, n_head_ca=1,
     )  # fmt: skip
-    model = RATE(config, spec).eval()
+    model = rate_agent(config, spec).eval()
     data = WindowDataset([file], windows_of([file]), size=SIZE, stack=STACK)
     batch = data.__getitems__([2, 5, 12])
     encoded = []

@@ -12,15 +12,15 @@ from RATE_model.data.selection import whole_episodes
 from RATE_model.data.trajectories import TrajectoryFile
 from RATE_model.data.writer import TrajectoryWriter
 from RATE_model.errors import UserError
-from RATE_model.memories.rate.config import ModelConfig
-from RATE_model.memories.rate.model import RATE
+from RATE_model.memories.rate.config import RATEConfig
 from RATE_model.spec import EnvironmentSpec
+from tests.small_models import rate_agent
 
 SHAPE = (3, 36, 36)
 LENGTHS = (4, 9, 1, 7)
 SPEC = EnvironmentSpec(observation_shape=SHAPE, num_actions=3, observation_scale=1 / 255)
 SIZES = {"n_layer": 2, "n_head": 2, "d_model": 16, "d_head": 8, "d_inner": 16}
-CONFIG = ModelConfig(**SIZES, context_length=3, num_mem_tokens=2, mem_len=0, n_head_ca=1)
+CONFIG = RATEConfig(**SIZES, context_length=3, num_mem_tokens=2, mem_len=0, n_head_ca=1)
 
 
 def make_file(path, *, seed=0, index_frames=True, pictures=5):
@@ -104,7 +104,7 @@ def test_outputs_and_gradients_are_those_of_dense_images(files):
     """Over several segments, with rows that end early, and every image encoded exactly once."""
     torch.manual_seed(0)
     spec = EnvironmentSpec(observation_shape=SHAPE, num_actions=3, observation_scale=1 / 255)
-    config = ModelConfig(
+    config = RATEConfig(
         n_layer=2,
         n_head=2,
         d_model=16,
@@ -115,7 +115,7 @@ def test_outputs_and_gradients_are_those_of_dense_images(files):
         mem_len=0,
         n_head_ca=1,
     )
-    model = RATE(config, spec).double().eval()
+    model = rate_agent(config, spec).double().eval()
     windows = np.concatenate([whole_episodes(index, file) for index, file in enumerate(files)])
     batches = [
         WindowDataset(files, windows, size=9, in_memory=kept).__getitems__(list(range(8))) for kept in (None, True)
@@ -167,7 +167,7 @@ def test_equal_images_of_a_step_are_found():
 def test_an_actor_encodes_an_image_once_and_acts_as_if_each_row_had_its_own(shown):
     """Where all images differ it stops to look for equal ones."""
     torch.manual_seed(0)
-    model = RATE(CONFIG, SPEC).eval()
+    model = rate_agent(CONFIG, SPEC).eval()
     images = np.random.default_rng(0).integers(0, 255, (4, *SHAPE)).astype(np.uint8)[list(shown)]
     actor, plain = Actor(model, 4, 1.0), Actor(model, 4, 1.0)
     encoded = []

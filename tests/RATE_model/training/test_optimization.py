@@ -64,7 +64,7 @@ def test_annealing_during_the_warm_up_ends_the_rise(shape):
     assert factors[79] > 0 and factors[80:] == [0.0] * 10
 
 
-VALVE = {f"valve.{name}.weight" for name in ("query", "key", "value", "output")}
+VALVE = {f"memory.valve.{name}.weight" for name in ("query", "key", "value", "output")}
 
 
 @pytest.mark.parametrize("spec", [VECTOR, CONTINUOUS, IMAGE], ids=["vector", "continuous", "image"])
@@ -77,7 +77,8 @@ def test_only_matrices_decay(spec):
     assert groups[0.3] | groups[0.0] == set(names.values()) and not groups[0.3] & groups[0.0]
     decayed, kept = groups[0.3], groups[0.0]
     assert decayed >= VALVE | {"head.project.weight"}
-    assert {"content_bias", "position_bias", "memory_tokens", "layers.0.norm1.weight", "layers.1.gate1.bias"} <= kept
+    undecayed = ("content_bias", "position_bias", "memory_tokens", "layers.0.norm1.weight", "layers.1.gate1.bias")
+    assert {f"memory.{name}" for name in undecayed} <= kept
     assert all(name.endswith("weight") for name in decayed) and not any("norm" in name for name in decayed)
     embedding = {name for name in names.values() if name.startswith("encoder.action") and name.endswith("weight")}
     assert embedding and (embedding <= decayed if spec.continuous else embedding <= kept)
@@ -94,5 +95,5 @@ def test_decay_shrinks_a_matrix_without_a_gradient_and_leaves_the_rest():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     after = dict(model.named_parameters())
-    torch.testing.assert_close(after["valve.query.weight"], before["valve.query.weight"] * 0.95)
-    assert torch.equal(after["memory_tokens"], before["memory_tokens"])
+    torch.testing.assert_close(after["memory.valve.query.weight"], before["memory.valve.query.weight"] * 0.95)
+    assert torch.equal(after["memory.memory_tokens"], before["memory.memory_tokens"])

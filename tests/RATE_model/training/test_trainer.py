@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from RATE_model.agent import Agent
 from RATE_model.cli.settings import TrainOptions
 from RATE_model.data.batch import Batch
 from RATE_model.errors import UserError
-from RATE_model.memories.rate.model import RATE
 from RATE_model.spec import EnvironmentSpec
 from RATE_model.training.optimization import Schedule
 from RATE_model.training.trainer import Trainer, TrainingDiverged, accuracy, last_steps_right, optimizer_steps
@@ -26,16 +26,16 @@ def make_batch(lengths: list[int], *, spec=VECTOR, seed: int = 0, steps: int = N
     return Batch(observations, actions, rtg, valid, torch.tensor(lengths), torch.arange(len(lengths)) + 100)
 
 
-def make_trainer(model: RATE, *, directory=None, metrics=None, mirror=None, **options) -> Trainer:
+def make_trainer(model: Agent, *, directory=None, metrics=None, mirror=None, **options) -> Trainer:
     options = TrainOptions(**dict(learning_rate=1e-2, grad_norm_clip=1e6) | options)
     return Trainer(model, options, Schedule(0, None, 0, 1.0), metrics=metrics, mirror=mirror, crash_directory=directory)
 
 
-def parameters(model: RATE) -> Parameters:
+def parameters(model: Agent) -> Parameters:
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
-def moved(model: RATE, before: Parameters) -> set[str]:
+def moved(model: Agent, before: Parameters) -> set[str]:
     return {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
 
 
@@ -78,12 +78,12 @@ def test_gradients_flow_through_memory_within_a_window_only():
         seen = gradients_of_steps(trainer)
         trainer.train_batch(batch)
         # The last window of two segments has one segment only.
-        assert [any(name.startswith("valve") for name in step) for step in seen] == reached
+        assert [any(name.startswith("memory.valve") for name in step) for step in seen] == reached
         expected = set(before)
         if not any(reached):
-            expected -= {name for name in before if name.startswith("valve")}
+            expected -= {name for name in before if name.startswith("memory.valve")}
         # The gradient of a key's bias is zero but for rounding: it adds the same to every score.
-        assert expected - moved(model, before) <= {"valve.key.bias"} and moved(model, before) <= expected
+        assert expected - moved(model, before) <= {"memory.valve.key.bias"} and moved(model, before) <= expected
 
 
 @pytest.mark.parametrize("bptt_segments", [0, 1])

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from RATE_model.agent import Agent
 from RATE_model.data.frames import FrameStack
 from RATE_model.encoders import ImageEncoder, TokenEncoder
 from RATE_model.errors import UserError
 from RATE_model.memories.rate.config import ARCHS, MODES
-from RATE_model.memories.rate.model import RATE
 from RATE_model.spec import EnvironmentSpec
 from tests.reference import attention_mask
 from tests.small_models import (
@@ -23,7 +23,9 @@ from tests.small_models import (
     by_segments,
     everywhere,
     logits_of,
+    one_segment,
     random_inputs,
+    rate_agent,
     small_config,
     small_model,
 )
@@ -49,7 +51,7 @@ def padded(inputs: Inputs, valid: Tensor, value: float) -> Inputs:
     return observations, actions, rtg
 
 
-def alone(model: RATE, inputs: Inputs, row: int, valid: Tensor) -> Tensor:
+def alone(model: Agent, inputs: Inputs, row: int, valid: Tensor) -> Tensor:
     """Logits of one row's valid steps, run by themselves."""
     own = tuple(tensor[row : row + 1, valid[row]] for tensor in inputs)
     return logits_of(model, own)[0]
@@ -66,7 +68,7 @@ BOTH = torch.stack([span(0, 12), span(4, 9), span(8, 10), span(4, 8), span(0, 3)
 @pytest.mark.parametrize(("mode", "change"), PADDED, ids=str)
 def test_padding_changes_nothing(mode, change, valid):
     model = small_model(mode, **change)
-    if model.config.sliding:  # the trajectory is one segment: padding at the left would be part of it
+    if model.memory.config.sliding:  # the trajectory is one segment: padding at the left would be part of it
         valid = RIGHT
     inputs = padded(random_inputs(batch=len(valid)), valid, 50.0)
     with torch.no_grad():
@@ -83,16 +85,17 @@ def test_segments_of_padding_cost_nothing_and_leave_memory_alone(mode):
     model = small_model(mode)
     inputs = padded(random_inputs(batch=len(valid)), whole_padding.logical_not(), float("nan"))
     rows = []
-    model.encoder.register_forward_pre_hook(lambda module, args: rows.append(len(args[2])))
-    logits, memory = model(*inputs, valid)
+    model.encoder.rtg.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+    logits, state = model(*inputs, valid)
+    memory = state.memory
     assert sum(rows) == 3 + 1 + 1 + 1 + 0 + 2
     assert torch.equal(logits == 0, whole_padding[..., None].expand_as(logits))
     for layer in memory.cache:
         assert not layer.isnan().any()
     if memory.tokens is not None:
-        assert torch.equal(memory.tokens[4], model.initial_memory(1).tokens[0])
+        assert torch.equal(memory.tokens[4], model.initial(1).memory.tokens[0])
         first = tuple(tensor[1:2, :K] for tensor in inputs)
-        _, after_first = model.forward_segment(*first, model.initial_memory(1))
+        _, after_first = one_segment(model, first, model.initial(1).memory)
         assert (memory.tokens[1] - after_first.tokens[0]).abs().max() < 1e-5
     model.spec.loss(logits, inputs[1], valid).backward()
     assert not any(parameter.grad.isnan().any() for parameter in model.parameters() if parameter.grad is not None)
@@ -101,9 +104,9 @@ def test_segments_of_padding_cost_nothing_and_leave_memory_alone(mode):
 def test_a_batch_of_padding_is_no_error():
     model, inputs = small_model(), random_inputs()
     nowhere = torch.zeros_like(everywhere(inputs))
-    logits, memory = model(*inputs, nowhere)
+    logits, state = model(*inputs, nowhere)
     assert logits.shape == (2, N * K, 4) and not logits.any()
-    assert torch.equal(memory.tokens, model.initial_memory(2).tokens)
+    assert torch.equal(state.memory.tokens, model.initial(2).memory.tokens)
 
 
 def test_gradients_are_those_of_the_rows_alone():
@@ -127,16 +130,17 @@ def test_windows_with_memory_handed_over_equal_one_call(mode, window):
     model, inputs = small_model(mode), random_inputs(steps=4 * K)
     with torch.no_grad():
         whole, final = model(*inputs, everywhere(inputs))
-        memory, parts = None, []
+        state, parts = None, []
         for start in range(0, 4 * K, window * K):
             part = tuple(tensor[:, start : start + window * K] for tensor in inputs)
-            logits, memory = model(*part, everywhere(part), memory)
+            logits, state = model(*part, everywhere(part), state)
             parts.append(logits)
         segments = by_segments(model, inputs)
     assert (torch.cat(parts, dim=1) - whole).abs().max() < 1e-6
     assert (torch.cat(segments, dim=1) - whole).abs().max() < 1e-6
-    for ours, theirs in zip((memory.tokens, *memory.cache), (final.tokens, *final.cache), strict=True):
-        assert ours is theirs is None or (ours - theirs).abs().max() < 1e-6
+    assert len(state.tensors()) == len(final.tensors()) > 1
+    for ours, theirs in zip(state.tensors(), final.tensors(), strict=True):
+        assert (ours.float() - theirs.float()).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -158,22 +162,6 @@ def test_a_segment_that_stops_early_has_the_logits_of_its_beginning(mode):
         for steps in (1, 3, 5, 10):
             short = logits_of(model, tuple(tensor[:, :steps] for tensor in inputs))
             assert (short - whole[:, :steps]).abs().max() < 1e-6, steps
-
-
-def test_a_segment_longer_than_the_context_is_refused():
-    model, inputs = small_model(), random_inputs()
-    with pytest.raises(ValueError, match="context"):
-        model.forward_segment(*inputs, model.initial_memory(2))
-
-
-def test_forward_segment_wants_caches_of_one_length():
-    model, inputs = small_model(), random_inputs()
-    valid = everywhere(inputs)
-    valid[1] = False
-    _, memory = model(*inputs, valid)
-    assert memory.cache_lengths.tolist() == [8, 0]
-    with pytest.raises(ValueError, match="one length"):
-        model.forward_segment(*(tensor[:, :K] for tensor in inputs), memory)
 
 
 # --- free oracles ---
@@ -206,7 +194,7 @@ def test_modes_that_are_the_same_model(mode, other):
 def test_the_first_segment_has_no_memory_to_differ_by(mode):
     """Without tokens a segment alone is a DT of K steps; a cache that is empty changes nothing."""
     model = small_model(mode, num_mem_tokens=0, n_head_ca=0)
-    dt = RATE(replace(small_config("DT"), context_length=K), VECTOR).eval()
+    dt = rate_agent(replace(small_config("DT"), context_length=K), VECTOR).eval()
     dt.load_state_dict(model.state_dict())
     inputs = random_inputs(steps=K)
     with torch.no_grad():
@@ -220,25 +208,25 @@ def test_the_first_segment_has_no_memory_to_differ_by(mode):
 @pytest.mark.parametrize(("mode", "change"), [*PADDED, ("RATE", dict(context_length=13))], ids=str)
 def test_attention_maps_are_those_of_the_fast_path(mode, change, arch):
     model = small_model(mode, arch=arch, **change)
-    n, steps = model.config.num_mem_tokens, model.config.context_length
+    n, steps = model.memory.config.num_mem_tokens, model.memory.config.context_length
     inputs = random_inputs(steps=3 * steps if steps > K else N * K)
     with torch.no_grad():
-        expected, final = model(*inputs, everywhere(inputs))
-    logits, segments, memories = model.attention_maps(*inputs)
-    assert (logits - expected).abs().max() < 1e-5
+        _, final = model(*inputs, everywhere(inputs))
+    seen = model.inspect(*inputs)
+    segments, memories = seen["attention"], seen["states"]
     assert len(memories) == len(segments) + 1
     if n:
-        assert torch.equal(memories[0].tokens, model.initial_memory(2).tokens)
-        assert (memories[-1].tokens - final.tokens).abs().max() < 1e-5
+        assert torch.equal(memories[0].tokens, model.initial(2).memory.tokens)
+        assert (memories[-1].tokens - final.memory.tokens).abs().max() < 1e-5
     cached = 0
     for segment in segments:
         q = 2 * n + 3 * segment.layout.steps
         visible = attention_mask(q=q, m=cached, n=n)
-        assert segment.attention.shape == (model.config.n_layer, 2, 2, q, cached + q)
+        assert segment.attention.shape == (model.memory.config.n_layer, 2, 2, q, cached + q)
         assert segment.attention.dtype == torch.float32
         assert (segment.attention.sum(-1) - 1).abs().max() < 1e-5
         assert torch.equal(segment.attention > 0, visible.expand_as(segment.attention))
-        cached = min(cached + q, model.config.mem_len)
+        cached = min(cached + q, model.memory.config.mem_len)
 
 
 # --- precision and compilation ---
@@ -293,9 +281,9 @@ def test_eval_mode_has_no_dropout_and_training_has():
 def test_the_valve_drops_attention_in_training_only():
     model = small_model(dropatt=0.5)
     old, written = torch.randn(2, 3, 16), torch.randn(2, 3, 16)
-    assert torch.equal(model.valve(old, written), model.valve(old, written))
-    model.valve.train()
-    assert not torch.equal(model.valve(old, written), model.valve(old, written))
+    assert torch.equal(model.memory.valve(old, written), model.memory.valve(old, written))
+    model.memory.valve.train()
+    assert not torch.equal(model.memory.valve(old, written), model.memory.valve(old, written))
 
 
 def test_images_may_be_bytes():
@@ -431,7 +419,7 @@ WRONG = [
 @pytest.mark.parametrize(("change", "message"), WRONG, ids=[message for _, message in WRONG])
 def test_a_wrong_size_is_told_by_its_flag(change, message):
     with pytest.raises(UserError) as error:
-        RATE(small_config(**change), VECTOR)
+        rate_agent(small_config(**change), VECTOR)
     assert message in str(error.value)
 
 
@@ -446,13 +434,11 @@ def test_a_wrong_choice_names_what_is_allowed():
     with pytest.raises(UserError, match="--model_mode 'Rate'.*RATE_wo_nmt"):
         small_config("Rate")
     with pytest.raises(UserError, match="GTrXL"):
-        RATE(small_config(arch="x"), VECTOR)
+        rate_agent(small_config(arch="x"), VECTOR)
     with pytest.raises(UserError, match="leaky_relu"):
-        RATE(small_config(mrv_act="x"), VECTOR)
-    with pytest.raises(UserError, match="--mem_len 8 with --model_mode DT"):
-        small_config("DT", mem_len=8)
+        rate_agent(small_config(mrv_act="x"), VECTOR)
     with pytest.raises(UserError, match="1, 2, 4, 8, 16"):
-        RATE(small_config(n_head_ca=5), VECTOR)
+        rate_agent(small_config(n_head_ca=5), VECTOR)
 
 
 def test_the_mode_table():

@@ -5,7 +5,6 @@ import torch
 from torch import Tensor
 
 from RATE_model.memories.rate.config import ARCHS, MODES
-from RATE_model.memories.rate.model import RATE
 from tests.small_models import (
     CONTINUOUS,
     VECTOR,
@@ -16,7 +15,9 @@ from tests.small_models import (
     everywhere,
     flip_hint,
     logits_of,
+    one_segment,
     random_inputs,
+    rate_agent,
     small_config,
     small_model,
 )
@@ -116,20 +117,20 @@ def test_a_cache_reaches_as_far_as_it_is_long():
 @pytest.mark.parametrize("mode", ["RATE", "TrXL", "DTXL"])
 def test_the_cache_never_outgrows_mem_len(mode):
     model, inputs = small_model(mode, mem_len=8), random_inputs()
-    memory = model.initial_memory(2)
+    memory = model.initial(2).memory
     lengths = []
     for start in range(0, N * K, 2):
-        _, memory = model.forward_segment(*(tensor[:, start : start + 2] for tensor in inputs), memory)
+        _, memory = one_segment(model, tuple(tensor[:, start : start + 2] for tensor in inputs), memory)
         lengths.append(memory.cache[0].shape[1])
         assert memory.cache_lengths.tolist() == [lengths[-1]] * 2
-        assert len(memory.cache) == model.config.n_layer
+        assert len(memory.cache) == model.memory.config.n_layer
     assert lengths == ([8] * 6 if mode == "RATE" else [6] + [8] * 5)
 
 
 @pytest.mark.parametrize("mode", ["RMT", "RATEM", "DT"])
 def test_modes_without_a_cache_keep_none(mode):
     model, inputs = small_model(mode), random_inputs()
-    _, memory = model(*inputs, everywhere(inputs))
+    memory = model(*inputs, everywhere(inputs))[1].memory
     assert memory.cache == ()
     assert (memory.tokens is None) == (mode == "DT")
 
@@ -137,18 +138,17 @@ def test_modes_without_a_cache_keep_none(mode):
 def test_memory_that_is_passed_in_is_left_as_it_was():
     model, inputs = small_model(), random_inputs()
     with torch.no_grad():
-        _, memory = model(*inputs, everywhere(inputs))
-        copies = [memory.tokens.clone(), *(layer.clone() for layer in memory.cache)]
-        model(*inputs, everywhere(inputs), memory)
-        model.forward_segment(*(tensor[:, :K] for tensor in inputs), memory)
-    for kept, copy in zip([memory.tokens, *memory.cache], copies, strict=True):
+        _, state = model(*inputs, everywhere(inputs))
+        copies = [tensor.clone() for tensor in state.tensors()]
+        model(*inputs, everywhere(inputs), state)
+    for kept, copy in zip(state.tensors(), copies, strict=True):
         assert torch.equal(kept, copy)
 
 
 def test_memory_tokens_are_distinct_at_the_start():
-    tokens = RATE(small_config(num_mem_tokens=5), VECTOR).memory_tokens
+    tokens = rate_agent(small_config(num_mem_tokens=5), VECTOR).memory.memory_tokens
     assert (torch.cdist(tokens, tokens) + 9 * torch.eye(5)).min() > 0.5
-    memory = small_model().initial_memory(4)
+    memory = small_model().initial(4).memory
     assert memory.tokens.shape == (4, 3, 16)
     assert memory.cache_lengths.tolist() == [0, 0, 0, 0]
 
@@ -194,8 +194,8 @@ def test_a_window_of_two_segments_gives_gradients_to_two():
 def test_the_cache_carries_no_gradient():
     model, inputs = small_model("TrXL", mem_len=100), random_inputs()
     observations = inputs[0].requires_grad_()
-    logits, memory = model(*inputs, everywhere(inputs))
-    assert not any(layer.requires_grad for layer in memory.cache)
+    logits, state = model(*inputs, everywhere(inputs))
+    assert not any(layer.requires_grad for layer in state.memory.cache)
     logits[:, LAST].square().sum().backward()
     assert torch.count_nonzero(observations.grad[:, : LAST.start]) == 0
 
@@ -213,11 +213,11 @@ def test_every_parameter_moves_in_one_step(mode, arch, skip_dec_ffn):
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         # What shifts all scores of a query alike has no effect: its gradient is rounding.
-        if name != "valve.key.bias":
+        if name != "memory.valve.key.bias":
             assert parameter.grad.abs().max() > 1e-7, name
     optimizer.step()
     for name, parameter in model.named_parameters():
-        if name != "valve.key.bias":
+        if name != "memory.valve.key.bias":
             assert difference(parameter.detach(), before[name]) > 1e-4, name
 
 
@@ -226,7 +226,7 @@ def test_every_parameter_of_the_continuous_model_moves():
     logits = logits_of(model, inputs)
     assert logits.abs().max() <= 1
     model.spec.loss(logits, inputs[1], everywhere(inputs)).backward()
-    assert all(p.grad.abs().max() > 1e-7 for name, p in model.named_parameters() if name != "valve.key.bias")
+    assert all(p.grad.abs().max() > 1e-7 for name, p in model.named_parameters() if name != "memory.valve.key.bias")
 
 
 # --- rows in another order ---
@@ -241,11 +241,12 @@ def test_permuted_memory_is_that_of_permuted_trajectories(mode, change):
     model = small_model(mode, **({"mem_len": 100} | change if mode != "RMT" else change))
     inputs, order = random_inputs(batch=4, steps=3 * K), torch.tensor([2, 0, 3, 1])
     valid = torch.arange(2 * K) >= torch.tensor([0, K, 0, K])[:, None]
-    _, memory = model(*(tensor[:, : 2 * K] for tensor in inputs), valid)
-    moved = memory.permute(order)
-    assert moved.cache_lengths.tolist() == memory.cache_lengths[order].tolist()
-    assert model.config.mem_len == 0 or len(set(moved.cache_lengths.tolist())) == 2
+    _, state = model(*(tensor[:, : 2 * K] for tensor in inputs), valid)
+    moved = state.rows(order)
+    lengths = moved.memory.cache_lengths
+    assert lengths.tolist() == state.memory.cache_lengths[order].tolist()
+    assert model.memory.config.mem_len == 0 or len(set(lengths.tolist())) == 2
     last = tuple(tensor[:, 2 * K :] for tensor in inputs)
-    expected, _ = model(*last, torch.ones(4, K, dtype=torch.bool), memory)
+    expected, _ = model(*last, torch.ones(4, K, dtype=torch.bool), state)
     found, _ = model(*(tensor[order] for tensor in last), torch.ones(4, K, dtype=torch.bool), moved)
     torch.testing.assert_close(found, expected[order], rtol=1e-4, atol=1e-5)

@@ -1,0 +1,52 @@
+"""Control experiments: what an agent does when its memory is not its own.
+
+Each is a `transform(memory, initial_memory)` that an `Actor` applies whenever memory is handed on.
+"""
+
+import torch
+
+from RATE_model.agent import Agent
+from RATE_model.memories.contract import MemoryTransform, State
+
+
+def knock_out_memory(memory: State, initial: State) -> State:
+    """Every segment starts from the initial memory."""
+    return initial
+
+
+def knock_out_part(part: str) -> MemoryTransform:
+    """Of the memory only what is not `part` (a name in `State.parts`) is handed on."""
+
+    def transform(memory: State, initial: State) -> State:
+        return memory.with_part(part, initial)
+
+    return transform
+
+
+def exchange_twins(seed: int = 0) -> MemoryTransform:
+    """For twins: episodes that differ in what is to be remembered alone.
+
+    Rows 2 i and 2 i + 1 are twins, and no row has been dropped (`rollout` with `compact=False`). Before every segment a
+    pair's memories are exchanged with probability 1/2, also with a twin whose episode is over. What else memory holds
+    (where the agent is, what it is about to do) survives, so an agent that decides by what it remembers is right half
+    of the time.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def transform(memory: State, initial: State) -> State:
+        rows = torch.arange(memory.batch_size).view(-1, 2)
+        exchanged = torch.rand(len(rows), generator=generator) < 0.5
+        rows[exchanged] = rows[exchanged].flip(1)
+        return memory.rows(rows.flatten())
+
+    return transform
+
+
+def memory_conditions(agent: Agent) -> dict[str, MemoryTransform | None]:
+    """What to compare in a control experiment: a label and the transform of each condition.
+
+    Memory is what passes between segments. A model without any (DT, MLP) has nothing to knock out, and one condition.
+    """
+    if not agent.memory.has_memory:
+        return {"no memory": None}
+    return {"memory intact": None, "memory knocked out": knock_out_memory}

@@ -1,0 +1,217 @@
+"""An agent: token encoders, a memory, and a head for the actions.
+
+observation, return-to-go, action  ->  TokenEncoder  ->  Memory  ->  ActionHead  ->  logits, or actions
+"""
+
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from RATE_model.data.frames import Frames, FrameStack
+from RATE_model.encoders import ActionHead, TokenEncoder
+from RATE_model.errors import UserError
+from RATE_model.memories import MEMORIES
+from RATE_model.memories.contract import MemoryConfig, State, Steps
+from RATE_model.spec import EnvironmentSpec
+
+Observations = Tensor | Frames | FrameStack
+
+
+@dataclass(frozen=True)
+class AgentConfig:
+    """Which memory, and its sizes.
+
+    Attributes:
+        memory: a name in `RATE_model.memories.MEMORIES`.
+        sizes: of the memory's own class of configuration.
+    """
+
+    memory: str
+    sizes: MemoryConfig
+
+    @property
+    def context_length(self) -> int:
+        """K: steps of a segment."""
+        return self.sizes.context_length
+
+    def saved(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it."""
+        return {"memory": self.memory, "config": asdict(self.sizes)}
+
+    @classmethod
+    def of(cls, state: dict[str, Any]) -> "AgentConfig":
+        """From what a checkpoint holds; one that names no memory is of the time when there was only RATE.
+
+        Raises:
+            UserError: a memory that is not in the table.
+            KeyError, TypeError: it holds no configuration, or one with other names.
+        """
+        name = state.get("memory", "RATE")
+        if name not in MEMORIES:
+            raise UserError(f"its memory {name!r} is not known here: {', '.join(MEMORIES)}")
+        return cls(name, MEMORIES[name].config(**state["config"]))
+
+
+@dataclass(frozen=True)
+class AgentState(State):
+    """What an agent carries from one window of steps to the next."""
+
+    memory: State
+    actions: Tensor | None = None  # (B,) int64 or (B, A) float32, the last ones; None: episodes begin
+
+
+class Agent(nn.Module):
+    """The model of every mode and every environment.
+
+    Args:
+        config: which memory, and its sizes.
+        spec: what the environment's observations and actions are.
+
+    Raises:
+        UserError: invalid sizes.
+    """
+
+    def __init__(self, config: AgentConfig, spec: EnvironmentSpec) -> None:
+        super().__init__()
+        self.config, self.spec = config, spec
+        memory = MEMORIES[config.memory].memory
+        config.sizes.validate()
+        d_model = config.sizes.d_model
+        self.encoder = TokenEncoder(spec, d_model, rtg=config.sizes.conditioned, actions=memory.sees_actions)
+        self.memory = memory(config.sizes)
+        self.head = ActionHead(spec, d_model)
+        self.memory.initialise()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.memory.device
+
+    def initial(self, batch_size: int) -> AgentState:
+        """What is carried into the first step of an episode."""
+        return AgentState(self.memory.initial(batch_size))
+
+    def forward(
+        self,
+        observations: Observations,
+        actions: Tensor,
+        rtg: Tensor,
+        valid: Tensor,
+        state: AgentState | None = None,
+    ) -> tuple[Tensor, AgentState]:
+        """Trajectories, or windows of consecutive steps of some.
+
+        Gradients flow through the memory inside the call; none flows into `state`: the cut is here.
+
+        Args:
+            observations: `(B, T, *observation_shape)`, or `Frames` or a `FrameStack` of these.
+            actions: `(B, T)` int64, or `(B, T, A)` float when continuous. A step's own action is not seen by it.
+            rtg: `(B, T)` float32 returns-to-go in units of reward; ignored without conditioning.
+            valid: `(B, T)` bool, False for padding. Give it on the CPU: it decides which rows run, and reading it from
+                a device would stop the queue.
+            state: where the window before ended; None: the beginning of the trajectories.
+
+        Returns:
+            Logits `(B, T, num_actions)` (actions in [-1, 1] when continuous), of no meaning in padding, and the state
+            at the end.
+        """
+        state = self.initial(len(rtg)) if state is None else state.detach()
+        steps = RawSteps(self.encoder, self._shown(observations), actions, rtg, valid=valid, last=state.actions)
+        logits, memory = self.memory.decide(steps, valid, state.memory, self.head)
+        return logits, AgentState(memory, actions[:, -1])
+
+    def _shown(self, observations: Observations) -> Tensor | Frames:
+        """Observations as steps hold them: distinct images encoded once, stacks of pictures as they are seen."""
+        if isinstance(observations, Frames):
+            return self.encoder.encode_frames(observations)
+        return observations.dense() if isinstance(observations, FrameStack) else observations
+
+    @torch.no_grad()
+    def inspect(self, observations: Observations, actions: Tensor, rtg: Tensor) -> dict[str, Any]:
+        """Whole trajectories without padding with everything that the memory has to look at, by name.
+
+        Args as in `forward`. See `Memory.inspect` for what there is.
+        """
+        return self.memory.inspect(RawSteps(self.encoder, self._shown(observations), actions, rtg))
+
+    def ordered_parameters(self) -> list[nn.Parameter]:
+        """All parameters, in the order by which saved optimizer states number them and gradients' norms add them up.
+
+        It is that of the first release, where RATE was the whole agent: its own tensors, the encoders, the layers, the
+        head, the valve.
+        """
+        places = {"encoder": 1, "head": 3}
+
+        def place(name: str) -> int:
+            module, _, rest = name.partition(".")
+            if module in places:
+                return places[module]
+            return 0 if "." not in rest else 4 if rest.startswith("valve.") else 2
+
+        return [parameter for _, parameter in sorted(self.named_parameters(), key=lambda item: place(item[0]))]
+
+
+class RawSteps(Steps):
+    """Steps that are embedded when they are looked at: padding that a memory leaves out is never encoded."""
+
+    def __init__(
+        self,
+        encoder: TokenEncoder,
+        observations: Tensor | Frames,
+        actions: Tensor,
+        rtg: Tensor,
+        *,
+        valid: Tensor | None = None,
+        last: Tensor | None = None,
+    ) -> None:
+        self._encoder, self._raw = encoder, (observations, actions, rtg)
+        self._valid, self._last = valid, last
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """B and T."""
+        return self._raw[2].shape[0], self._raw[2].shape[1]
+
+    def cut(self, times: slice, rows: Tensor | None = None) -> "RawSteps":
+        """Some consecutive steps, of some rows."""
+        start, _, _ = times.indices(self.shape[1])
+        last = self._raw[1][:, start - 1] if start else self._last
+        valid = None if self._valid is None else self._valid[:, times]
+        parts = [part[:, times] for part in self._raw]
+        if rows is not None:
+            parts = [part.index_select(0, rows) for part in parts]
+            last = None if last is None else last.index_select(0, rows)
+            valid = None if valid is None else valid[rows.to(valid.device)]
+        return RawSteps(self._encoder, *parts, valid=valid, last=last)
+
+    @cached_property
+    def rtg(self) -> Tensor | None:
+        return self._encoder.encode_rtg(self._raw[2]) if self._encoder.rtg is not None else None
+
+    @cached_property
+    def observations(self) -> Tensor:
+        return self._encoder.encode_observations(self._raw[0])
+
+    @cached_property
+    def actions(self) -> Tensor:
+        return self._encoder.encode_actions(self._raw[1])
+
+    @cached_property
+    def previous_actions(self) -> Tensor:
+        before = self._encoder.encode_actions(self._raw[1][:, :-1])
+        if self._last is None:
+            first = before.new_zeros(self.shape[0], 1, before.shape[-1])
+        else:
+            first = self._encoder.encode_actions(self._last[:, None])
+        if self._valid is not None and not bool(self._valid[:, 0].all()):  # padding at the left took no action
+            before = torch.where(self._valid[:, :-1, None].to(before.device), before, before.new_zeros(()))
+        return torch.cat([first, before], dim=1)
+
+
+def with_memory_prefix(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of a checkpoint that names no memory, from when RATE was the whole agent, under today's names."""
+    kept = ("encoder.", "head.")
+    return {name if name.startswith(kept) else f"memory.{name}": weight for name, weight in weights.items()}

@@ -1,0 +1,325 @@
+"""RATE, the Recurrent Action Transformer with Memory, and its relatives (RMT, TrXL, DT, ...): one class.
+
+RATE paper: Cherepanov et al. 2023, "Recurrent Action Transformer with Memory" (arXiv 2306.09459). A trajectory is cut
+into segments of K steps. A Transformer-XL decoder reads each segment with the memory tokens put at both ends, and hands
+on to the next what it wrote in the second block, passed through a memory retention valve, and the hidden states of its
+layers.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from RATE_model.memories.contract import Memory, StepOptions, Steps
+from RATE_model.memories.rate.attention import Folded, Keys, Positions
+from RATE_model.memories.rate.config import RATEConfig
+from RATE_model.memories.rate.dropout import Dropout
+from RATE_model.memories.rate.layers import DecoderLayer
+from RATE_model.memories.rate.layout import Layout, RowGroup
+from RATE_model.memories.rate.state import SegmentState
+from RATE_model.memories.rate.stepper import SegmentStepper
+from RATE_model.memories.rate.valve import MemoryRetentionValve
+
+Head = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class SegmentMaps:
+    """Attention maps of one segment, for looking at; rows and columns are as in `layout`."""
+
+    layout: Layout
+    attention: Tensor  # (layers, B, n_head, q, m + q) float32, rows sum to 1
+
+
+class RATE(Memory):
+    """The memory of every mode of the family.
+
+    Args:
+        config: sizes and switches; see `apply_mode` for the modes.
+
+    Raises:
+        UserError: invalid sizes.
+    """
+
+    config: RATEConfig
+
+    def __init__(self, config: RATEConfig) -> None:
+        super().__init__(config)
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.n_layer))
+        self.positions = Positions(config.d_model, config.mem_len + config.segment_tokens)
+        self.dropout = Dropout(config.dropout)
+
+    def initialise(self) -> None:
+        """Draw the valve, the biases of attention and the memory tokens."""
+        config = self.config
+        self.valve = MemoryRetentionValve(config) if config.n_head_ca else None
+        # u and v of Transformer-XL, shared by all layers.
+        self.content_bias = nn.Parameter(nn.init.xavier_uniform_(torch.empty(config.n_head, config.d_head)))
+        self.position_bias = nn.Parameter(nn.init.xavier_uniform_(torch.empty(config.n_head, config.d_head)))
+        tokens = config.num_mem_tokens
+        # Distinct random vectors: equal tokens would stay equal but for their positions.
+        self.memory_tokens = nn.Parameter(torch.randn(tokens, config.d_model)) if tokens else None
+
+    def initialise_as_published(self) -> None:
+        """One random vector for all memory tokens."""
+        if self.memory_tokens is not None:
+            self.memory_tokens.copy_(self.memory_tokens[:1].expand_as(self.memory_tokens))
+
+    @property
+    def context(self) -> int:
+        """K: a segment is seen at once."""
+        return self.config.context_length
+
+    @property
+    def slides(self) -> bool:
+        """DT and DTXL do."""
+        return self.config.sliding
+
+    @property
+    def can_slide(self) -> bool:
+        """Every mode can."""
+        return True
+
+    @property
+    def reach(self) -> int | None:
+        """Segments that the cache of every layer spans, if nothing but the cache is handed on; no limit with tokens."""
+        config = self.config
+        if config.num_mem_tokens:
+            return None
+        cached = config.n_layer * -(-config.mem_len // config.step_tokens)
+        return config.context_length + cached
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether there are memory tokens or cached hidden states: a DT has neither."""
+        return bool(self.config.num_mem_tokens or self.config.mem_len)
+
+    def initial(self, batch_size: int) -> SegmentState:
+        """Memory before the first segment: the learned tokens, an empty cache."""
+        config = self.config
+        tokens = None if self.memory_tokens is None else self.memory_tokens.expand(batch_size, -1, -1)
+        cache = ()
+        if config.mem_len:
+            empty = self.content_bias.new_zeros(batch_size, 0, config.d_model)
+            cache = (empty,) * config.n_layer
+        return SegmentState(tokens, cache, torch.zeros(batch_size, dtype=torch.int64))
+
+    def forward(self, steps: Steps, valid: Tensor, state: SegmentState) -> tuple[Tensor, SegmentState]:
+        """Consecutive segments, the first of which begins with the first step.
+
+        Gradients flow through the memory tokens between all segments of the call. Cached hidden states never carry a
+        gradient (Dai et al. 2019, section 3.2).
+        """
+        return self.decide(steps, valid, state, lambda hidden: hidden)
+
+    def decide(self, steps: Steps, valid: Tensor, state: SegmentState, head: Head) -> tuple[Tensor, SegmentState]:
+        """`forward` and the head, segment by segment.
+
+        A row costs nothing in a segment where all its steps are padding; what is decided there is zero.
+        """
+        folded = self.fold()
+        decisions = []
+        for start in range(0, steps.shape[1], self.config.context_length):
+            times = slice(start, start + self.config.context_length)
+            decided, state = self._active_rows(steps, times, valid[:, times], state, folded, head)
+            decisions.append(decided)
+        return torch.cat(decisions, dim=1), state
+
+    def _active_rows(
+        self, steps: Steps, times: slice, valid: Tensor, state: SegmentState, folded: Sequence[Folded], head: Head
+    ) -> tuple[Tensor, SegmentState]:
+        """Run one segment for the rows that are not wholly padding, rows with caches of one length together."""
+        active = valid.any(dim=1).cpu()
+        lengths = state.cache_lengths
+        if bool(active.all()) and bool((lengths == lengths[0]).all()):
+            hidden, state = self._segment(steps.cut(times), state, folded)
+            return head(hidden), state
+        decided: Tensor | None = None
+        for length in lengths[active].unique():
+            rows = torch.nonzero(active & (lengths == length)).squeeze(1)
+            on_device = rows.to(self.device, non_blocking=True)
+            hidden, row_state = self._segment(steps.cut(times, on_device), state.select(rows), folded)
+            of_rows = head(hidden)
+            if decided is None:
+                decided = of_rows.new_zeros(len(valid), *of_rows.shape[1:])
+            decided = decided.index_copy(0, on_device, of_rows)
+            state = state.put(rows, row_state)
+        if decided is None:  # padding alone
+            decided = torch.zeros_like(head(torch.zeros(*valid.shape, self.config.d_model, device=self.device)))
+        return decided, state
+
+    def _segment(self, steps: Steps, state: SegmentState, folded: Sequence[Folded]) -> tuple[Tensor, SegmentState]:
+        """One segment of at most K steps, of rows with caches of one length."""
+        layout = self._layout(steps.shape[1], state)
+        x, seen = self._decode(self._tokens(steps, state), state.cache, folded, layout)
+        return x[:, : layout.steps], self._hand_on(state, x[:, layout.steps :], seen)
+
+    def _tokens(self, steps: Steps, state: SegmentState) -> Tensor:
+        """A segment's tokens, `(B, q, d_model)`: (rtg_0, observation_0, action_0, rtg_1, ...) between memory tokens."""
+        parts = [part for part in (steps.rtg, steps.observations, steps.actions) if part is not None]
+        dtype = steps.observations.dtype  # under autocast a table look-up stays float32 while the linear maps do not
+        x = torch.stack([part.to(dtype) for part in parts], dim=2).flatten(1, 2)
+        if state.tokens is None:
+            return x
+        ends = state.tokens.to(x.dtype)
+        return torch.cat([ends, x, ends], dim=1)
+
+    def compile(self, *_: Any, **__: Any) -> None:
+        """Compile what nearly all time goes into: the decoder's pass over one segment, a graph of tensors alone."""
+        self._decode = torch.compile(self._decode)
+
+    def _decode(
+        self, x: Tensor, cache: tuple[Tensor, ...], folded: Sequence[Folded], layout: Layout
+    ) -> tuple[Tensor, list[Tensor]]:
+        """All layers over the tokens of a segment, `(B, q, d_model)`.
+
+        Returns:
+            Final hidden states of the observation rows, then of the write rows, and every layer's input.
+        """
+        x = self.dropout(x)
+        places = self._places(layout)
+        seen = []
+        for index, layer in enumerate(self.layers):
+            seen.append(x)
+            last = index == len(self.layers) - 1
+            cached = cache[index] if cache else None
+            x, _ = self._layer(layer, x, cached, folded[index], places, last=last)
+        return self.dropout(x), seen
+
+    def _layout(self, steps: int, state: SegmentState) -> Layout:
+        if steps > self.config.context_length:
+            raise ValueError(f"a segment of {steps} steps; the context is {self.config.context_length}")
+        cached = int(state.cache_lengths[0]) if state.cache else 0
+        return Layout(
+            steps=steps, tokens=self.config.num_mem_tokens, cached=cached, step_tokens=self.config.step_tokens
+        )
+
+    def _layer(
+        self, layer: DecoderLayer, x: Tensor, cached: Tensor | None, folded: Folded, places: "_Places", *, last: bool
+    ) -> tuple[Tensor, list[Tensor]]:
+        """All rows of a segment through one layer; in the last, observation rows then write rows.
+
+        Returns:
+            The layer's output, and the attention probabilities of every group of rows.
+        """
+        inputs = layer.attention_inputs(x)
+        states = inputs if cached is None else torch.cat([cached.to(inputs.dtype), inputs], dim=1)
+        keys = Keys(states, places.keys)
+        attended, rows, row_inputs, probabilities = [], [], [], []
+        for group in _groups(places.layout, x.device, last):
+            rows.append(x[:, group.rows])
+            row_inputs.append(inputs[:, group.rows])
+            output, weights = layer.attention(
+                layer.attention.queries(row_inputs[-1], folded),
+                keys.columns(*group.columns),
+                folded,
+                sin=places.sin[group.rows],
+                cos=places.cos[group.rows],
+                bias=group.bias,
+                wrap=places.wrap if group.is_memory else None,
+            )
+            attended.append(output)
+            probabilities.append(weights)
+        if not last:
+            return layer.finish(x, inputs, torch.cat(attended, dim=1)), probabilities
+        output = layer.finish(torch.cat(rows, dim=1), torch.cat(row_inputs, dim=1), torch.cat(attended, dim=1))
+        return output, probabilities
+
+    def _places(self, layout: Layout) -> "_Places":
+        """Positions of a segment's rows and columns. A cache of full length would begin at position 0."""
+        table, start = self.positions, self.config.mem_len
+        stop = start + layout.length
+        return _Places(
+            layout=layout,
+            keys=table.keys[start - layout.cached : stop],
+            sin=table.sin[start:stop],
+            cos=table.cos[start:stop],
+            wrap=self.wrap_distances(layout.cached) if layout.tokens else None,
+        )
+
+    def wrap_distances(self, cached: int) -> Tensor:
+        """Sinusoids `(n, d_model)` of the distances that wrap around in a block of memory tokens (see `attention`)."""
+        farthest = cached + self.config.segment_tokens - 1
+        tokens = torch.arange(self.config.num_mem_tokens, device=self.device)
+        return self.positions.distances(farthest - tokens)
+
+    def fold(self) -> list[Folded]:
+        """Every layer's folded projections; good until a parameter changes."""
+        return [layer.attention.fold(self.content_bias, self.position_bias) for layer in self.layers]
+
+    def _hand_on(self, state: SegmentState, written: Tensor, seen: list[Tensor]) -> SegmentState:
+        """The memory after a segment, from its write tokens' outputs and its layers' inputs."""
+        tokens = state.tokens
+        if tokens is not None:
+            tokens = written if self.valve is None else self.valve(tokens, written)
+        if not state.cache:
+            return SegmentState(tokens, (), state.cache_lengths)
+        cache = tuple(self.roll_cache(old, x) for old, x in zip(state.cache, seen, strict=True))
+        return SegmentState(tokens, cache, torch.full_like(state.cache_lengths, cache[0].shape[1]))
+
+    def roll_cache(self, cached: Tensor, hidden: Tensor) -> Tensor:
+        """The last `mem_len` of the old cache `(B, m, d)` and a segment's hidden states `(B, q, d)`, detached."""
+        joined = torch.cat([cached.to(hidden.dtype), hidden], dim=1) if cached.shape[1] else hidden
+        return joined[:, -self.config.mem_len :].detach()
+
+    def stepper(self, batch_size: int, options: StepOptions, dtype: torch.dtype) -> SegmentStepper:
+        """Acting from buffers of hidden states: a step costs its two or three new tokens."""
+        return SegmentStepper(self, batch_size, options, dtype)
+
+    def bytes_per_row(self) -> int:
+        """About how much memory a `SegmentStepper` takes for one environment."""
+        return SegmentStepper.bytes_per_row(self.config)
+
+    @torch.no_grad()
+    def inspect(self, steps: Steps) -> dict[str, Any]:
+        """Whole trajectories without padding: "states" as for every memory, "attention" (`SegmentMaps` by segment)."""
+        states, segments = [self.initial(steps.shape[0])], []
+        for start in range(0, steps.shape[1], self.config.context_length):
+            part = steps.cut(slice(start, start + self.config.context_length))
+            layout = self._layout(part.shape[1], states[-1])
+            state, attention = self._look(self._tokens(part, states[-1]), states[-1], layout)
+            segments.append(SegmentMaps(layout, attention))
+            states.append(state)
+        return {"states": states, "attention": segments}
+
+    def _look(self, x: Tensor, state: SegmentState, layout: Layout) -> tuple[SegmentState, Tensor]:
+        """One segment like `_decode`, with all rows of the last layer and every layer's attention."""
+        folded, places = self.fold(), self._places(layout)
+        x = self.dropout(x)
+        seen, maps = [], []
+        for index, layer in enumerate(self.layers):
+            seen.append(x)
+            cached = state.cache[index] if state.cache else None
+            x, probabilities = self._layer(layer, x, cached, folded[index], places, last=False)
+            maps.append(_assemble_map(probabilities, layout, x.device))
+        return self._hand_on(state, self.dropout(x[:, layout.written]), seen), torch.stack(maps)
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Where the tokens of a segment stand; the same for every layer."""
+
+    layout: Layout
+    keys: Tensor  # (m + q, d_model), of all columns
+    sin: Tensor  # (q, d_model / 2), of the segment's rows
+    cos: Tensor
+    wrap: Tensor | None  # (n, d_model), see `RATE.wrap_distances`
+
+
+@lru_cache(maxsize=64)
+def _groups(layout: Layout, device: torch.device, last: bool) -> list[RowGroup]:
+    """Row groups are the same for every layer and batch: their masks are made once per layout and device."""
+    return layout.groups(device, last=last)
+
+
+def _assemble_map(probabilities: list[Tensor], layout: Layout, device: torch.device) -> Tensor:
+    """One `(B, n_head, q, k)` map from the row groups' `(B, rows, n_head, columns)`."""
+    batch, _, heads, _ = probabilities[0].shape
+    full = torch.zeros(batch, heads, layout.length, layout.cached + layout.length, device=device)
+    for group, weights in zip(_groups(layout, device, False), probabilities, strict=True):
+        full[:, :, group.rows, slice(*group.columns)] = weights.transpose(1, 2).float()
+    return full

@@ -1,0 +1,53 @@
+"""What passes from one segment to the next: memory tokens and cached hidden states."""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from RATE_model.memories.contract import State, put_rows
+
+
+@dataclass(frozen=True)
+class SegmentState(State):
+    """The memory of a batch of trajectories between two segments.
+
+    Rows may have lived through different numbers of segments. Their caches are aligned at the right: row b may see the
+    last `cache_lengths[b]` columns.
+    """
+
+    parts: ClassVar[dict[str, tuple[str, ...]]] = {"tokens": ("tokens",), "cache": ("cache", "cache_lengths")}
+
+    tokens: Tensor | None  # (B, n, d_model); None without memory tokens
+    cache: tuple[Tensor, ...]  # one (B, m, d_model) per layer, the layer's inputs; empty without a cache
+    cache_lengths: Tensor  # (B,) int64, on the CPU: which rows run together is planned there
+
+    @property
+    def slots(self) -> Tensor | None:
+        """The memory tokens."""
+        return self.tokens
+
+    def select(self, rows: Tensor) -> "SegmentState":
+        """The rows `(b,)` int64 (on the CPU), which must have caches of one length; the cache is cut to it."""
+        length = int(self.cache_lengths[rows[0]])
+        everything = rows.numel() == self.cache_lengths.numel()
+        cut = replace(self, cache=tuple(layer[:, layer.shape[1] - length :] for layer in self.cache))
+        return cut if everything else cut.rows(rows)
+
+    def put(self, index: Tensor, other: "SegmentState") -> "SegmentState":
+        """This memory with the given rows replaced by those of `other`; the shorter cache is padded at the left."""
+        if index.numel() == self.cache_lengths.numel() and bool((index[1:] > index[:-1]).all()):
+            return other
+        width = max((layer.shape[1] for layer in self.cache[:1] + other.cache[:1]), default=0)
+        tokens = None if self.tokens is None or other.tokens is None else put_rows(self.tokens, index, other.tokens)
+        cache = tuple(
+            put_rows(_widened(old, width), index, _widened(new, width))
+            for old, new in zip(self.cache, other.cache, strict=True)
+        )
+        return SegmentState(tokens, cache, put_rows(self.cache_lengths, index, other.cache_lengths))
+
+
+def _widened(layer: Tensor, width: int) -> Tensor:
+    """`(B, m, d)` padded at the left to `(B, width, d)`."""
+    return F.pad(layer, (0, 0, width - layer.shape[1], 0))

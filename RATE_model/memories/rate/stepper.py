@@ -1,0 +1,330 @@
+"""Acting with the RATE family, one environment step at a time, for a batch of environments.
+
+What a past token contributes to later ones is its attention input in every layer, `d_model` numbers (see `attention`).
+Those are all that is kept: a step costs its two or three new tokens, whatever the length of the segment or the episode.
+
+Columns of the buffers, for K steps, n memory tokens and a cache of at most M hidden states:
+
+    0 ........ M-1 | M .. M+n-1 | M+n ............. M+n+3K-1 | ...... M+2n+3K-1
+    cache, aligned | read       | R0 O0 A0 ... R(K-1) O A     | write
+    at the right
+
+Segments are closed as in training: when the K-th action is known it gets its token, the write tokens follow, and the
+MRV and the cache make the memory of the next segment. Rows may be at different points of their segments and episodes.
+
+A window slides instead: the oldest steps leave it, and what is left is computed again. Memory is handed on all the
+same, whenever K steps have passed, from the steps in the window.
+"""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from RATE_model.memories.contract import StepOptions, Stepper
+from RATE_model.memories.rate.attention import Keys
+from RATE_model.memories.rate.config import RATEConfig
+from RATE_model.memories.rate.state import SegmentState
+
+if TYPE_CHECKING:
+    from RATE_model.memories.rate.memory import RATE
+
+# Steps' tokens of one attention call; longer appends are cut, so that early tokens do not meet columns they cannot see.
+_CHUNK = 64
+
+
+class SegmentStepper(Stepper):
+    """Buffers of a batch of environments; see the module's docstring, and `Memory.stepper` for the arguments.
+
+    Raises:
+        ValueError: `slide` is below 1. One above K clears the window.
+    """
+
+    def __init__(self, memory: "RATE", batch_size: int, options: StepOptions, dtype: torch.dtype) -> None:
+        config = memory.config
+        if options.slide < 1:
+            raise ValueError(f"slide {options.slide}: must be at least 1")
+        self.memory, self.config, self.options, self.batch_size = memory, config, options, batch_size
+        self.slide = min(options.slide, config.context_length)
+        self.window = options.window or config.sliding
+        self._device, self._dtype = memory.device, dtype
+        # Steps of the running segment (or window) in the buffers, and steps since memory was handed on.
+        self._steps = np.zeros(batch_size, dtype=np.int64)
+        self._since_memory = np.zeros(batch_size, dtype=np.int64)
+        self._cached = np.zeros(batch_size, dtype=np.int64)
+        self._folded = memory.fold()
+        self._inputs = self._buffers()
+        # The cache holds raw hidden states; only the reordered layers attend to something else.
+        reordered = memory.layers[0].reordered and config.mem_len > 0
+        self._hidden = self._buffers() if reordered else self._inputs
+        self._memory_tokens = memory.initial(batch_size).tokens
+        self._action_tokens = torch.zeros(batch_size, 1, config.d_model, dtype=dtype, device=self._device)
+        tokens = config.step_tokens * config.context_length if self.window else 0
+        self._window = torch.zeros(batch_size, tokens, config.d_model, dtype=dtype, device=self._device)
+
+    def _buffers(self) -> list[Tensor]:
+        """One for every layer, over all columns."""
+        columns = self.config.mem_len + self.config.segment_tokens
+        shape = (self.batch_size, columns, self.config.d_model)
+        return [torch.zeros(shape, dtype=self._dtype, device=self._device) for _ in self.memory.layers]
+
+    @staticmethod
+    def bytes_per_row(config: RATEConfig) -> int:
+        """About how much memory one environment takes: its buffers, and scores while they are filled."""
+        columns = config.mem_len + config.segment_tokens
+        buffers = (config.n_layer + 1) * config.d_model
+        scores = 2 * min(_CHUNK, columns) * config.n_head if config.sliding else 0
+        return 4 * columns * (buffers + scores)
+
+    def reset(self, rows: np.ndarray) -> None:
+        """Begin new episodes in some rows."""
+        self._steps[rows] = self._since_memory[rows] = self._cached[rows] = 0
+        if self._memory_tokens is not None:
+            tokens = self._memory_tokens.clone()
+            tokens[torch.as_tensor(rows, device=self._device)] = self.memory.memory_tokens.to(tokens.dtype)
+            self._memory_tokens = tokens
+
+    def keep(self, rows: np.ndarray) -> None:
+        """Go on with some rows only."""
+        index = torch.as_tensor(rows, device=self._device)
+        hidden_is_inputs = self._hidden is self._inputs
+        self._inputs = [buffer[index] for buffer in self._inputs]
+        self._hidden = self._inputs if hidden_is_inputs else [buffer[index] for buffer in self._hidden]
+        if self._memory_tokens is not None:
+            self._memory_tokens = self._memory_tokens[index]
+        self._action_tokens, self._window = self._action_tokens[index], self._window[index]
+        self._steps, self._since_memory, self._cached = self._steps[rows], self._since_memory[rows], self._cached[rows]
+        self.batch_size = len(rows)
+
+    def append(self, rtg: Tensor | None, observations: Tensor) -> Tensor:
+        """The last action, the return-to-go and the observation of every row; the final states `(B, d)`."""
+        parts = [self._action_tokens] + [part.to(self._dtype) for part in (rtg, observations) if part is not None]
+        hidden = self._append_steps(torch.cat(parts, dim=1))
+        self._steps += 1
+        self._since_memory += 1
+        return hidden[:, -1]
+
+    def record(self, actions: Tensor) -> None:
+        """Keep the actions taken until the next step is appended, or the segment closed."""
+        self._action_tokens = actions.to(self._dtype)
+
+    # Segment and window borders -----------------------------------------------------------------------------------
+
+    def hand_on(self) -> np.ndarray:
+        """Hand memory on, and close segments or slide windows, so that every row has room for one more step."""
+        config = self.config
+        full = self._steps == config.context_length
+        passed = full & (self._since_memory >= config.context_length)
+        for rows in self._rows_by(passed, self._cached):
+            self._hand_on(rows)
+        self._steps[full] = config.context_length - self.slide if self.window else 0
+        if config.num_mem_tokens:
+            for rows in self._rows_by(passed | (self._steps == 0), self._cached):
+                start = config.mem_len
+                self._append(rows, self._pick(self._memory_tokens, rows), start, first=start, outputs=0, block=True)
+        if self.window:
+            for rows in self._rows_by(full, self._cached):
+                self._refill(rows)
+        return passed
+
+    def _hand_on(self, rows: np.ndarray) -> None:
+        """From the K steps in the buffers of rows with caches of one length to the memory after them."""
+        config = self.config
+        base, cached = config.mem_len, int(self._cached[rows[0]])
+        end = base + config.segment_tokens - config.num_mem_tokens
+        self._append(rows, self._pick(self._action_tokens, rows), end - 1, first=base - cached, outputs=0)
+        tokens = None if self._memory_tokens is None else self._pick(self._memory_tokens, rows)
+        if tokens is not None:
+            written = self._append(
+                rows, tokens.to(self._dtype), end, first=base, outputs=config.num_mem_tokens, block=True
+            )
+            tokens = written if self.memory.valve is None else self.memory.valve(tokens, written)
+        cache = self._rolled_cache(rows, config.segment_tokens)
+        lengths = torch.full((len(rows),), cache[0].shape[1] if cache else 0)
+        memory = SegmentState(tokens, cache, lengths)
+        if self.options.transform is not None:
+            memory = self.options.transform(memory, self.memory.initial(len(rows)))
+        self._install(rows, memory)
+        self._since_memory[rows] = 0
+
+    def _refill(self, rows: np.ndarray) -> None:
+        """Drop the oldest steps of full windows and recompute what is left, which they and the memory had shaped."""
+        config = self.config
+        self._store(self._window, rows, slice(-1, None), self._pick(self._action_tokens, rows))
+        kept = self.config.step_tokens * (config.context_length - self.slide)
+        if kept:
+            window = self._pick(self._window, rows)[:, self.config.step_tokens * self.slide :].clone()
+            self._store(self._window, rows, slice(0, kept), window)
+            # The last action stays pending: it is appended with the next step.
+            base, cached = config.mem_len, int(self._cached[rows[0]])
+            self._append(rows, window[:, :-1], base + config.num_mem_tokens, first=base - cached, outputs=0)
+
+    def _rolled_cache(self, rows: np.ndarray, tokens: int) -> tuple[Tensor, ...]:
+        """The caches after the running segment of `tokens` tokens; empty without a cache."""
+        base = self.config.mem_len
+        if not base:
+            return ()
+        start = base - int(self._cached[rows[0]])
+        return tuple(
+            self.memory.roll_cache(picked[:, start:base], picked[:, base : base + tokens])
+            for picked in (self._pick(hidden, rows) for hidden in self._hidden)
+        )
+
+    def _install(self, rows: np.ndarray, memory: SegmentState) -> None:
+        """Make a memory the one that the next segment of these rows begins with."""
+        base = self.config.mem_len
+        self._cached[rows] = memory.cache_lengths.numpy()
+        if memory.tokens is not None:
+            self._memory_tokens = self._memory_tokens.clone()
+            self._store(self._memory_tokens, rows, slice(None), memory.tokens.to(self._memory_tokens.dtype))
+        for inputs, hidden, cache in zip(self._inputs, self._hidden, memory.cache, strict=False):
+            columns = slice(base - cache.shape[1], base)
+            cache = cache.to(self._dtype).clone()
+            self._store(inputs, rows, columns, cache)
+            self._store(hidden, rows, columns, cache)
+
+    # Appending tokens to the buffers -------------------------------------------------------------------------------
+
+    def _append_steps(self, x: Tensor) -> Tensor:
+        """Append (last action, rtg, observation), `(B, 3, d_model)`, to every row; its observations' final states.
+
+        Rows that begin a segment have no last action in it; without conditioning there is no rtg.
+        """
+        config = self.config
+        first_step = config.mem_len + config.num_mem_tokens
+        hidden = x.new_empty(self.batch_size, 1, config.d_model)
+        for begins in (True, False):
+            rows = np.flatnonzero((self._steps == 0) == begins)
+            if not rows.size:
+                continue
+            offset = config.step_tokens * self._steps[rows] - (0 if begins else 1)
+            tokens = self._pick(x, rows)[:, int(begins) :]
+            if self.window:
+                self._remember(rows, tokens, offset)
+            output = self._append(
+                rows, tokens, first_step + offset, first=config.mem_len - self._cached[rows], outputs=1
+            )
+            if rows.size == self.batch_size:
+                return output
+            self._store(hidden, rows, slice(None), output.to(hidden.dtype))
+        return hidden
+
+    def _remember(self, rows: np.ndarray, tokens: Tensor, offset: np.ndarray) -> None:
+        """Keep the embedded tokens of a sliding window: nothing is encoded again when it slides."""
+        places = offset[:, None] + np.arange(tokens.shape[1])
+        index = torch.as_tensor(rows, device=self._device)[:, None], torch.as_tensor(places, device=self._device)
+        self._window[index] = tokens
+
+    def _append(
+        self,
+        rows: np.ndarray,
+        x: Tensor,
+        start: int | np.ndarray,
+        *,
+        first: int | np.ndarray,
+        outputs: int,
+        block: bool = False,
+    ) -> Tensor:
+        """Append tokens to some rows' buffers.
+
+        Args:
+            rows: `(b,)` indices.
+            x: `(b, t, d_model)` embedded tokens.
+            start: column of the first of them, one number or `(b,)`.
+            first: the first column they may attend to, one number or `(b,)`.
+            outputs: how many of the last tokens' final hidden states are wanted.
+            block: the tokens are a block of memory tokens, which see one another in both directions.
+
+        Returns:
+            `(b, outputs, d_model)`.
+        """
+        count = x.shape[1]
+        starts, firsts = (np.broadcast_to(np.asarray(value), rows.shape) for value in (start, first))
+        uniform = bool((starts == starts[0]).all() and (firsts == firsts[0]).all())
+        places = starts[:1, None] + np.arange(count) if uniform else starts[:, None] + np.arange(count)
+        low, high = int(firsts.min()), int(starts.max()) + count
+        bias = None if block else self._bias(places, firsts, low, high)
+        wrap = self.memory.wrap_distances(int(self._cached[rows[0]])) if block else None
+        index = torch.as_tensor(places, device=self._device)
+        if uniform:
+            index = index[0]
+        for number, layer in enumerate(self.memory.layers):
+            last = number == len(self.memory.layers) - 1
+            inputs = layer.attention_inputs(x)
+            columns = slice(int(starts[0]), int(starts[0]) + count) if uniform else index
+            self._store(self._inputs[number], rows, columns, inputs)
+            if self._hidden is not self._inputs:
+                self._store(self._hidden[number], rows, columns, x)
+            wanted = outputs if last else count
+            if not wanted:
+                return x[:, :0]
+            states = self._pick(self._inputs[number], rows)[:, low:high]
+            keys = Keys(states, self.memory.positions.keys[low:high])
+            x, inputs, query_places = x[:, -wanted:], inputs[:, -wanted:], index[..., -wanted:]
+            attended = self._attend(
+                number, inputs, keys, query_places, None if bias is None else bias[..., -wanted:, :], wrap
+            )
+            x = layer.finish(x, inputs, attended)
+        return x
+
+    def _attend(
+        self, number: int, inputs: Tensor, keys: Keys, places: Tensor, bias: Tensor | None, wrap: Tensor | None
+    ) -> Tensor:
+        """Appended tokens `(b, t, d_model)` at `places` `(t,)` or `(b, t)` through one layer's attention."""
+        attention, folded = self.memory.layers[number].attention, self._folded[number]
+        positions = self.memory.positions
+        attended = []
+        size = _CHUNK if wrap is None else inputs.shape[1]  # a block of memory tokens is one piece
+        for start in range(0, inputs.shape[1], size):
+            part = slice(start, min(start + size, inputs.shape[1]))
+            # The tokens after a chunk are the last columns, and none of its rows sees them.
+            columns = keys.positions.shape[0] - (inputs.shape[1] - part.stop)
+            output, _ = attention(
+                attention.queries(inputs[:, part], folded),
+                keys.columns(0, columns),
+                folded,
+                sin=positions.sin[places[..., part]],
+                cos=positions.cos[places[..., part]],
+                bias=None if bias is None else bias[..., part, :columns],
+                wrap=wrap,
+            )
+            attended.append(output)
+        return torch.cat(attended, dim=1)
+
+    def _bias(self, places: np.ndarray, firsts: np.ndarray, low: int, high: int) -> Tensor | None:
+        """0 where a token at `places` `(b or 1, t)` may attend to the columns from `low` to `high`, -inf elsewhere."""
+        columns = np.arange(low, high)
+        hidden = (columns > places[..., None]) | (columns < firsts[: len(places), None, None])
+        if not hidden.any():
+            return None
+        bias = torch.zeros(hidden.shape).masked_fill(torch.from_numpy(hidden), float("-inf"))
+        return (bias[0] if len(places) == 1 else bias).to(self._device, non_blocking=True)
+
+    # Rows ----------------------------------------------------------------------------------------------------------
+
+    def _rows_by(self, mask: np.ndarray, *keys: np.ndarray) -> list[np.ndarray]:
+        """The rows of a mask, in groups in which all keys are equal; nearly always one group or none."""
+        rows = np.flatnonzero(mask)
+        if not rows.size:
+            return []
+        _, group = np.unique(np.stack([key[rows] for key in keys]), axis=1, return_inverse=True)
+        group = group.reshape(-1)
+        return [rows[group == number] for number in range(group.max() + 1)]
+
+    def _pick(self, tensor: Tensor, rows: np.ndarray) -> Tensor:
+        """Some rows of a tensor; a view if they are all."""
+        if rows.size == self.batch_size:
+            return tensor
+        return tensor.index_select(0, torch.as_tensor(rows, device=self._device))
+
+    def _store(self, tensor: Tensor, rows: np.ndarray, columns: slice | Tensor, values: Tensor) -> None:
+        """Write `(b, t, d_model)` to some rows, at common columns (slice) or each row's own (`(b, t)` indices)."""
+        values = values.to(tensor.dtype)
+        if isinstance(columns, slice):
+            if rows.size == self.batch_size:
+                tensor[:, columns] = values
+            else:
+                tensor[torch.as_tensor(rows, device=self._device), columns] = values
+        else:
+            tensor[torch.as_tensor(rows, device=self._device)[:, None], columns] = values

@@ -1,0 +1,174 @@
+"""Recurrent networks: LSTM (Hochreiter and Schmidhuber 1997) and GRU (Cho et al. 2014), the baselines to fear.
+
+    x_t = W [previous action; return-to-go; observation]          (step_input "joined")
+    h_t, state_t = cell(x_t, state_{t-1})                         several layers, torch's own cells
+
+With step_input "sequence" the parts of a step enter the cell one after the other, as in the Decision LSTM (Siebenborn
+et al. 2022, arXiv 2211.14655), and the hidden state after the observation is the step's.
+"""
+
+from collections.abc import Set
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from RATE_model.cli.limits import MAX_SIZE, MAX_STEPS, at_least, at_most
+from RATE_model.errors import UserError
+from RATE_model.memories.contract import Memory, MemoryConfig, State, Steps
+
+StepInput = Literal["joined", "sequence"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecurrentConfig(MemoryConfig):
+    """Sizes of a recurrent network."""
+
+    # Layers, and numbers of the hidden state of each
+    layers: int = 1
+    hidden: int = 64
+    # Parts of a step enter joined, or one after the other
+    step_input: StepInput = "joined"
+    # Dropout of inputs, between layers, and of the output
+    dropout: float = 0.0
+
+    def validate(self) -> None:
+        """Raise a `UserError`, in terms of the flags, for invalid sizes."""
+        sizes = {"recurrent_layers": self.layers, "hidden_size": self.hidden, "d_model": self.d_model}
+        at_least(1, **sizes, context_length=self.context_length)
+        at_most(MAX_SIZE, **sizes)
+        at_most(MAX_STEPS, context_length=self.context_length)
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"--dropout {self.dropout}: must be at least 0 and below 1")
+
+
+@dataclass(frozen=True)
+class RecurrentState(State):
+    """Of every layer; `cell` is the LSTM's alone."""
+
+    parts: ClassVar[dict[str, tuple[str, ...]]] = {"hidden": ("hidden",), "cell": ("cell",)}
+
+    hidden: Tensor  # (B, layers, hidden)
+    cell: Tensor | None = None  # the same
+
+    @property
+    def slots(self) -> Tensor:
+        """The layers' hidden states, and cells."""
+        return self.hidden if self.cell is None else torch.cat([self.hidden, self.cell], dim=1)
+
+
+class _Recurrent(Memory):
+    """What LSTM and GRU share."""
+
+    config: RecurrentConfig
+    network: type[nn.LSTM] | type[nn.GRU]
+
+    def __init__(self, config: RecurrentConfig) -> None:
+        super().__init__(config)
+        self.parts = 3 if config.conditioned else 2  # of a step
+        joined = config.step_input == "joined"
+        self.join = nn.Linear(self.parts * config.d_model, config.d_model) if joined else None
+        between = config.dropout if config.layers > 1 else 0.0
+        self.cells = self.network(config.d_model, config.hidden, config.layers, batch_first=True, dropout=between)
+        self.dropout = nn.Dropout(config.dropout)
+        self.output = nn.Linear(config.hidden, config.d_model)
+
+    def forward(self, steps: Steps, valid: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
+        """See `Memory.forward`."""
+        parts = steps.inputs()
+        if self.join is not None:
+            x = torch.relu(self.join(torch.cat(parts, dim=-1)))
+        else:
+            x = torch.stack(parts, dim=2).flatten(1, 2)  # (B, parts T, d)
+        lead = _leading_padding(valid)
+        per_step = x.shape[1] // valid.shape[1]
+        if lead is not None:  # padding at the left would move the state: it goes to the right
+            x = _rolled(x, -per_step * lead)
+        # In float32 also under autocast: a state that is rounded at every step drifts, and the products are small.
+        with torch.autocast(x.device.type, enabled=False):
+            hidden, state = self._run(self.dropout(x).float(), state)
+        hidden = hidden[:, per_step - 1 :: per_step]
+        if lead is not None:
+            hidden = _rolled(hidden, lead)
+        return self.dropout(self.output(hidden)), state
+
+    def _run(self, x: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
+        raise NotImplementedError
+
+
+class LSTM(_Recurrent):
+    """Long short-term memory."""
+
+    network = nn.LSTM
+
+    def initial(self, batch_size: int) -> RecurrentState:
+        """Zeros."""
+        zeros = torch.zeros(batch_size, self.config.layers, self.config.hidden, device=self.device)
+        return RecurrentState(zeros, zeros)
+
+    def _run(self, x: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
+        output, (hidden, cell) = self.cells(x, (_layers_first(state.hidden), _layers_first(state.cell)))
+        return output, RecurrentState(hidden.transpose(0, 1), cell.transpose(0, 1))
+
+
+class GRU(_Recurrent):
+    """Gated recurrent unit."""
+
+    network = nn.GRU
+
+    def initial(self, batch_size: int) -> RecurrentState:
+        """Zeros."""
+        return RecurrentState(torch.zeros(batch_size, self.config.layers, self.config.hidden, device=self.device))
+
+    def _run(self, x: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
+        output, hidden = self.cells(x, _layers_first(state.hidden))
+        return output, RecurrentState(hidden.transpose(0, 1))
+
+
+def _layers_first(state: Tensor) -> Tensor:
+    """`(B, layers, hidden)` as torch's cells take it."""
+    return state.transpose(0, 1).contiguous()
+
+
+def _leading_padding(valid: Tensor) -> Tensor | None:
+    """`(B,)`: steps of padding before each row's first valid step; None if there are none."""
+    if bool(valid[:, 0].all()):
+        return None
+    lead = valid.int().argmax(dim=1)
+    return lead if bool(lead.any()) else None
+
+
+def _rolled(x: Tensor, shift: Tensor) -> Tensor:
+    """`(B, T, d)` with row b moved to the right by `shift[b]` steps, around the end."""
+    index = (torch.arange(x.shape[1]) - shift[:, None]) % x.shape[1]
+    return x.gather(1, index.to(x.device)[..., None].expand_as(x))
+
+
+@dataclass(frozen=True)
+class RecurrentOptions:
+    """LSTM and GRU."""
+
+    # Layers of the recurrent network
+    recurrent_layers: int = 1
+    # Numbers of its hidden state; none = d_model
+    hidden_size: int | None = None
+    # joined: a step is one input; sequence: its parts enter one after the other (DLSTM, DGRU)
+    step_input: StepInput = "joined"
+
+    def check_mode(self, mode: str, typed: Set[str]) -> None:
+        """All flags go with all modes."""
+
+    def config(
+        self, *, mode: str, d_model: int, dropout: float, context_length: int, segments: int, conditioned: bool
+    ) -> RecurrentConfig:
+        """The network; its segments of `context_length` steps count gradient windows and control experiments only."""
+        return RecurrentConfig(
+            d_model=d_model,
+            context_length=context_length,
+            conditioned=conditioned,
+            layers=self.recurrent_layers,
+            hidden=d_model if self.hidden_size is None else self.hidden_size,
+            step_input=self.step_input,
+            dropout=dropout,
+        )
