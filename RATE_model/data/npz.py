@@ -401,7 +401,7 @@ def _steps(
     if kind == "auto" and (images > rows or (first.size and idle[first].all())):
         kind = "steps" if images > rows else "arrivals"
     if keys.one_hot:
-        idle_rows = {"arrivals": first, "auto": np.append(first, last)}.get(kind, last)
+        idle_rows = {"arrivals": first, "replay": last}.get(kind, np.append(first, last))
         actions = _from_one_hot(actions, rows, layout, idle_rows)
     elif actions.shape != rewards.shape or actions.dtype.kind not in "iu":
         raise _Refused(f"has '{keys.actions}' {actions.dtype} {actions.shape}; expected {rows} integers")

@@ -39,6 +39,7 @@ from TMaze_new.TMaze_new_src.env import (
     expert_actions,
     goals_of_seeds,
 )
+from TMaze_new.TMaze_new_src.published import converted, published_file
 
 DATA_DIRECTORY = Path(__file__).resolve().parents[1] / "TMaze_new_data"
 FIRST_SEED = 1_000_000  # of S = 1; S = 2 starts at twice this number, and so on
@@ -67,6 +68,9 @@ class DataOptions:
     corridors: Literal["full", "any"] = "full"
     # Only successful episodes; false: the second half of them takes the wrong turn and gets reward 0.
     win_only: Boolean = True
+    # Folder of the authors' pickles to train on instead; each is converted once. What these flags say of episodes then
+    # does nothing, but for the numbers of segments and --context_length
+    data_path: Path | None = None
     # Directory of the data files; none = TMaze_new/TMaze_new_data.
     data_dir: Path | None = None
 
@@ -177,9 +181,16 @@ def _play(
 
 
 def ensure_datasets(options: DataOptions, segment_counts: Iterable[int] | None = None) -> list[Path]:
-    """The files of these numbers of segments (by default from shortest to longest), making those that are missing."""
+    """The files of these numbers of segments (by default from shortest to longest), making those that are missing.
+
+    Of the authors' data where `data_path` names it. Raises UserError if that is missing or damaged.
+    """
     paths = []
     for segments in options.segment_counts if segment_counts is None else segment_counts:
+        if options.data_path is not None:
+            source = published_file(options.data_path, segments, options.context_length)
+            paths.append(converted(source, options.data_dir or DATA_DIRECTORY))
+            continue
         path = dataset_path(options, segments)
         if not path.exists():
             print(
@@ -227,25 +238,33 @@ class Options:
     overwrite: Boolean = False
 
 
+def describe(path: Path) -> None:
+    """Print a line on what a file holds."""
+    with open_dataset(path) as file:
+        steps = " to ".join(map(str, sorted({int(file.lengths.min()), int(file.lengths.max())})))
+        print(
+            f"{path}: {file.num_episodes} episodes of {steps} steps, "
+            f"mean return {file.attributes['return_mean']:.2f}, {path.stat().st_size / 1e6:.1f} MB"
+        )
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Make the files that the flags ask for; see the module."""
     with exit_on_user_error():
         options = parse_options(
             Options, argv=argv, prog=SCRIPT, description="Make T-Maze trajectories.", aliases={"output_dir": "data_dir"}
         )
+        if options.data.data_path is not None:
+            for path in ensure_datasets(options.data):
+                describe(path)
+            return
         paths = [dataset_path(options.data, segments) for segments in options.data.segment_counts]
         existing = [path for path in paths if path.exists()]
         if existing and not options.overwrite:
             count = f"{len(existing)} of {len(paths)} files"
             raise UserError(f"{count} exist already, '{existing[0]}' first; add --overwrite true to replace them.")
         for segments in options.data.segment_counts:
-            path = generate(options.data, segments, overwrite=options.overwrite)
-            with open_dataset(path) as file:
-                steps = " to ".join(map(str, sorted({int(file.lengths.min()), int(file.lengths.max())})))
-                print(
-                    f"{path}: {file.num_episodes} episodes of {steps} steps, "
-                    f"mean return {file.attributes['return_mean']:.2f}, {path.stat().st_size / 1e6:.1f} MB"
-                )
+            describe(generate(options.data, segments, overwrite=options.overwrite))
 
 
 if __name__ == "__main__":

@@ -144,6 +144,22 @@ def test_where_nothing_tells_the_alignment_it_has_to_be_said(tmp_path):
         assert file.actions[: file.lengths[0]].tolist() == expected
 
 
+def test_causal_alignment_is_the_published_pairing(tmp_path):
+    """The authors' loader: row i's picture with row i's action, and rewards from row i on; two or more in a window."""
+    folder, steps = dreamer(tmp_path / "dreams"), 3
+    options = DataOptions(data_path=folder, data_dir=tmp_path / "data", alignment="causal")
+    file = open_dataset(ensure_dataset(options)[0])
+    for number, path in enumerate(sorted(folder.glob("*.npz"))):
+        rows = np.load(path)
+        start = file.starts[number]
+        for row in range(len(rows["reward"]) - steps + 1):
+            found, taken = file.read(start + row, start + row + steps)
+            np.testing.assert_array_equal(found, rows["image"][row : row + steps].transpose(0, 3, 1, 2))
+            assert taken.tolist() == rows["action"][row : row + steps].argmax(-1).tolist()
+            to_go = file.returns_to_go()[start + row : start + row + steps]
+            np.testing.assert_allclose(to_go, np.cumsum(rows["reward"][::-1])[::-1][row : row + steps])
+
+
 @pytest.mark.parametrize(("layout", "alignment"), [("chunks", "causal"), ("chunks", "replay"), ("pydreamer", "causal")])
 def test_chunks_of_several_episodes_are_split(tmp_path, layout, alignment):
     """Three files of 25 rows, cut out of episodes of 10; every picture, action and reward tells its episode."""

@@ -1,5 +1,7 @@
 """T-Maze data: the episodes, their seeds, the files, the loading and the command."""
 
+import pickle
+
 import h5py
 import numpy as np
 import pytest
@@ -189,3 +191,50 @@ def test_full_corridors_fill_their_segments(options):
         path = generate(options, segments)
         assert path.name == f"tmaze_S{segments}_K6_hint1_n40_win.h5"
         assert (open_dataset(path).lengths == 6 * segments - 1).all()
+
+
+def write_published(path, segments: int, steps: int, *, episodes: int = 12, **changes) -> None:
+    """Episodes as the authors' script pickles them."""
+    rng = np.random.default_rng(segments)
+    made = {
+        number: {
+            "obs": rng.normal(size=(segments * steps, 4)),
+            "action": rng.integers(0, 4, segments * steps - 1),
+            "rtg": np.r_[np.ones(segments * steps - 1), 0.0],
+            "done": np.r_[np.zeros(segments * steps - 2, int), 1],
+        }
+        | changes
+        for number in range(episodes)
+    }
+    path.write_bytes(pickle.dumps(made))
+
+
+def test_published_pickles_are_read(tmp_path, capsys):
+    """As the published loader pairs them: the last observation has no action, and returns-to-go are the file's."""
+    for segments in (1, 2):
+        name = f"new_tmaze_data_segment_{segments}_multiplier_6_hint_steps_1_desired_reward_1.0_win_only_True"
+        write_published(tmp_path / f"{name}_segment_length_5.pickle", segments, 5)
+    options = DataOptions(max_n_final=2, context_length=5, data_path=tmp_path, data_dir=tmp_path / "converted")
+    paths = ensure_datasets(options)
+    assert capsys.readouterr().out.count("Converting") == 2 and ensure_datasets(options) == paths
+    assert "Converting" not in capsys.readouterr().out
+    source = pickle.loads((tmp_path / f"{name}_segment_length_5.pickle").read_bytes())
+    with open_dataset(paths[1]) as file:
+        assert file.lengths.tolist() == [9] * 12
+        observations, actions = file.read(9, 18)
+        np.testing.assert_array_equal(observations, source[1]["obs"][:-1].astype(np.float32))
+        assert actions.tolist() == source[1]["action"].tolist()
+        assert file.returns_to_go()[9:18].tolist() == source[1]["rtg"][:-1].tolist()
+    training, validation = load_windows(paths, size=10)
+    assert len(training) + len(validation) == 24
+
+
+def test_published_pickles_that_do_not_fit_are_told(tmp_path):
+    options = DataOptions(max_n_final=1, context_length=5, data_path=tmp_path, data_dir=tmp_path / "converted")
+    with pytest.raises(UserError, match=r"holds no published data of 1 segments of 5 steps; .*data_T_5.pickle"):
+        ensure_datasets(options)
+    for wrong, message in (({"rtg": np.ones(3)}, "do not fit"), ({"action": np.full(4, 7)}, "outside 0 to 3")):
+        write_published(tmp_path / "data_T_5.pickle", 1, 5, **wrong)
+        with pytest.raises(UserError, match=f"episode 0 .*{message}"):
+            ensure_datasets(options)
+    assert not [*tmp_path.glob("converted/*.h5")]
