@@ -153,9 +153,11 @@ def test_a_model_without_tokens_has_to_be_named(tmp_path, capsys):
     assert convert(checkpoint, "--output", tmp_path / "out") == 2
     assert "--model_mode DT or --model_mode TrXL" in capsys.readouterr().err
     assert convert(checkpoint, "--output", tmp_path / "dt", "--model_mode", "DT") == 0
-    assert rebuilt(tmp_path / "dt").memory.config.context_length == 90 and rebuilt(tmp_path / "dt").memory.config.sliding
+    config = rebuilt(tmp_path / "dt").memory.config
+    assert config.context_length == 90 and config.sliding
     assert convert(checkpoint, "--output", tmp_path / "trxl", "--model_mode", "TrXL") == 0
-    assert rebuilt(tmp_path / "trxl").memory.config.mem_len == 270 and not rebuilt(tmp_path / "trxl").memory.config.sliding
+    config = rebuilt(tmp_path / "trxl").memory.config
+    assert config.mem_len == 270 and not config.sliding
 
 
 def write_main_config(folder: Path, **changes) -> None:
@@ -170,7 +172,7 @@ def test_the_config_of_branch_main_is_read(tmp_path, capsys):
     write_main_config(tmp_path / "run")
     checkpoint = published(tmp_path / "run" / "checkpoints" / "step_9.pth", old=False, arch_mode="TrXL-I")
     assert convert(checkpoint, "--output", tmp_path / "out", "--mem_len", 5) == 0
-    config = rebuilt(tmp_path / "out").config
+    config = rebuilt(tmp_path / "out").memory.config
     found = (config.context_length, config.n_head_ca, config.mem_len, config.mrv_act, config.arch)
     assert found == (12, 4, 5, "tanh", "TrXL-I")
     message = capsys.readouterr().err
@@ -211,7 +213,7 @@ def test_folders_of_rate_old_tell_settings(tmp_path, name, case):
     meta, expected = case
     checkpoint = published(tmp_path / name / "1" / "9_KTD.pth", **meta)
     assert convert(checkpoint, "--output", tmp_path / "out") == 0
-    config = rebuilt(tmp_path / "out").config
+    config = rebuilt(tmp_path / "out").memory.config
     assert {field: getattr(config, field) for field in expected} == expected
 
 
