@@ -27,13 +27,13 @@ from Atari.games import Game
 from Atari.games import game as game_of
 from Atari.generate_dataset import DATA_DIRECTORY, SCRIPT, GenerateOptions, dataset_path, ensure_own_data
 from Atari.replay import CLIPPED, FRAME_SHAPE, Selection, conversion_path, convert, find_replay_logs, game_of_logs
+from RATE_model.cli import local_settings
 from RATE_model.cli.limits import at_least
 from RATE_model.data.dataset import WindowDataset
 from RATE_model.data.selection import split_episodes, strided_windows
 from RATE_model.data.trajectories import TrajectoryFile
 from RATE_model.errors import UserError
 from RATE_model.system.atomic import atomic_write_text
-from RATE_model.training.tracking import read_wandb_config
 
 TRAINING_FRACTION = 0.9
 SPLIT_SEED = 0
@@ -96,6 +96,11 @@ def trained_on_clipped_rewards(run: Path) -> bool:
         raise UserError(f"{path}: damaged ({error})") from None
 
 
+def configured_folder() -> Path | None:
+    """What `atari: data:` of wandb_config.yaml names: a file or a folder of DQN-replay files."""
+    return local_settings.configured_folder("atari", "data")
+
+
 def ensure_dataset(options: DataOptions, selection: Selection | None = None) -> Path:
     """The file to train on, made or converted if need be.
 
@@ -104,8 +109,8 @@ def ensure_dataset(options: DataOptions, selection: Selection | None = None) -> 
     """
     played, selection = game_of(options.game), selection or Selection()
     place, named = options.data_path, f"--data_path {options.data_path}"
-    if place is None and (configured := read_wandb_config().get("atari", {}).get("data")):
-        place, named = Path(configured).expanduser(), f"'atari: data: {configured}' of wandb_config.yaml"
+    if place is None and (place := configured_folder()) is not None:
+        named = f"'atari: data: {place}' of wandb_config.yaml"
     if place is None:
         return ensure_own_data(played, options.directory, selection.transitions)
     if place.is_file() and place.suffix == ".gz":

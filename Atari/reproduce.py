@@ -20,7 +20,7 @@ if __name__ == "__main__":  # started as a script
 
 import numpy as np
 
-from Atari.dataset import open_dataset
+from Atari.dataset import configured_folder, open_dataset
 from Atari.env import AtariEnv
 from Atari.evaluate import RandomPlayer, evaluation_seeds, play_with
 from Atari.experts import expert
@@ -30,7 +30,6 @@ from Atari.train_rate_atari import check, read_config
 from RATE_model.cli.options import exit_on_user_error, parse_options
 from RATE_model.cli.reproduce import Study, StudyOptions, cell, commits, final_results, made, table, write_results
 from RATE_model.errors import UserError
-from RATE_model.training.tracking import read_wandb_config
 
 FAST = "Atari/config_fast.yaml"
 TRANSITIONS = {"Breakout": 150_000, "Pong": 30_000}  # of our own data
@@ -158,7 +157,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Make the data, train what is missing, collect everything, write the results."""
     with exit_on_user_error():
         options = parse_options(Options, argv=argv, prog="reproduce.py", description="Make results/atari.*")
-        if configured := read_wandb_config().get("atari", {}).get("data"):
+        if configured := configured_folder():
             raise UserError(
                 f"'atari: data: {configured}' of wandb_config.yaml: these results are of our own data; leave it empty "
                 "while they are made"

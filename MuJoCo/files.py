@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from MuJoCo.tasks import Task
+from RATE_model.cli.local_settings import configured_folder
 from RATE_model.errors import UserError
-from RATE_model.training.tracking import read_wandb_config
 
 DATA_DIRECTORY = Path(__file__).resolve().parent / "MuJoCo_data"
 
@@ -50,8 +50,7 @@ def data_directory(data_path: Path | None = None) -> Path:
     """The folder given, else `mujoco: data_dir_prefix:` of wandb_config.yaml, else MuJoCo/MuJoCo_data."""
     if data_path is not None:
         return data_path
-    prefix = read_wandb_config().get("mujoco", {}).get("data_dir_prefix")
-    return Path(prefix).expanduser() if prefix else DATA_DIRECTORY
+    return configured_folder("mujoco", "data_dir_prefix") or DATA_DIRECTORY
 
 
 def d4rl_name(task: Task) -> str:

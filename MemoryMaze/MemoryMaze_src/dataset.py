@@ -39,13 +39,13 @@ import numpy as np
 from MemoryMaze.MemoryMaze_src.env import NUM_ACTIONS, OBSERVATION_SHAPE, check_size
 from MemoryMaze.MemoryMaze_src.generate import DEFAULT_MIX, EXPERTS_VERSION, Recipe, generate
 from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
+from RATE_model.cli.local_settings import configured_folder
 from RATE_model.cli.options import exit_on_user_error, parse_options
 from RATE_model.cli.spellings import existing_file
 from RATE_model.data.npz import NpzKeys, check_tells, conversion_path, given_data
 from RATE_model.data.parts import FileOptions
 from RATE_model.data.trajectories import Learn, TrajectoryFile
 from RATE_model.errors import UserError
-from RATE_model.training.tracking import read_wandb_config
 
 if TYPE_CHECKING:
     from RATE_model.data.dataset import WindowDataset
@@ -125,8 +125,8 @@ def given_source(options: DataOptions) -> tuple[Path, str] | None:
     """The data that is named, and by what: --data_path, else wandb_config.yaml; None: nothing is."""
     if options.data_path is not None:
         return options.data_path, "--data_path"
-    place = read_wandb_config().get("memory_maze", {}).get("data")
-    return (Path(place).expanduser(), SETTING) if place else None
+    place = configured_folder("memory_maze", "data")
+    return None if place is None else (place, SETTING)
 
 
 def ensure_dataset(options: DataOptions) -> list[Path]:

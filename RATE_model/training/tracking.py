@@ -25,6 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+from RATE_model.cli.local_settings import settings_file
 from RATE_model.cli.options import BOOLEANS, close_matches, load_yaml
 from RATE_model.errors import UserError
 from RATE_model.system import secrets as keys
@@ -39,15 +40,7 @@ ONLINE_SECONDS = 8.0
 """Going online has this long, the probe included; then the run stays offline."""
 FINISH_SECONDS = 60.0
 
-_CONFIG_KEYS: dict[str, tuple[str, ...]] = {
-    "wandb_api": (),
-    "entity": (),
-    "project": (),
-    "mode": (),
-    "atari": ("data",),
-    "mujoco": ("data_dir_prefix",),
-    "memory_maze": ("data",),
-}
+_CONFIG_KEYS = ("wandb_api", "entity", "project", "mode")
 # What WANDB_MODE may be, and what it means here; "shared" is online for several processes.
 _MODES = {
     "online": "online",
@@ -60,11 +53,7 @@ _MODES = {
 _PRIVACY = ("online", "offline", "disabled")
 _DISABLED = {name: "disabled" if on else "" for name, on in BOOLEANS.items()} | {"t": "disabled", "y": "disabled"}
 _DISABLED |= {"f": "", "n": "", "none": "", "disabled": "disabled"}
-_IGNORED_KEYS = {
-    "comet_ml_api",
-    "workspace_name",
-    "minigrid_memory",
-}  # Of the published code's files; without use here.
+_IGNORED_KEYS = ("comet_ml_api", "workspace_name")  # of the published code's files
 
 
 class Tracker:
@@ -183,18 +172,6 @@ class Tracker:
             self._wandb = None
 
 
-def read_wandb_config(path: Path | None = None) -> dict[str, Any]:
-    """wandb_config.yaml: ``path``, or the one in the current directory, else the repository's; {} if there is none.
-
-    Empty values are left out. Raises UserError for what it says wrongly of data; for the rest, see `check_wandb`.
-    """
-    settings, problems = _read_wandb_config(path)
-    for section, problem in problems:
-        if _CONFIG_KEYS.get(section):
-            raise UserError(problem)
-    return settings
-
-
 def check_wandb(wandb_mode: WandbMode) -> None:
     """Raise a UserError if wandb is to be used and wandb_config.yaml is malformed.
 
@@ -203,9 +180,9 @@ def check_wandb(wandb_mode: WandbMode) -> None:
     settings, problems = _read_wandb_config()
     mode, wish, _ = _choose(wandb_mode, settings)
     if problems and mode != "disabled":
-        raise UserError(problems[0][1])
+        raise UserError(problems[0])
     if problems and wish == "auto":
-        _warn(f"{problems[0][1]}; wandb is off")
+        _warn(f"{problems[0]}; wandb is off")
 
 
 def choose_mode(wandb_mode: WandbMode, settings: dict[str, Any]) -> Literal["online", "offline", "disabled"]:
@@ -253,31 +230,26 @@ def _choose(wandb_mode: WandbMode, settings: dict[str, Any]) -> tuple[Any, str, 
     return "offline", wish, [f"{reason}; wandb stays offline"]
 
 
-def _read_wandb_config(path: Path | None = None) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    """The settings that are usable, and what is wrong with others: the key it concerns, and a message."""
-    places = [path] if path else [Path("wandb_config.yaml"), Path(__file__).resolve().parents[2] / "wandb_config.yaml"]
-    path = next((place for place in places if place.exists()), None)
+def _read_wandb_config() -> tuple[dict[str, str], list[str]]:
+    """The settings of the account in wandb_config.yaml, and what is wrong with others."""
+    path = settings_file()
     if path is None:
         return {}, []
     try:
         content = load_yaml(path, texts=True)
-    except UserError as error:  # it concerns the data that it may name
-        text = path.read_text(errors="replace") if path.is_file() else ""
-        return {}, [(next((key for key, inner in _CONFIG_KEYS.items() if inner and key in text), ""), str(error))]
-    settings: dict[str, Any] = {}
-    problems = []
+    except UserError as error:
+        return {}, [str(error)]
+    settings, problems = {}, []
     for key, value in content.items():
-        inner = _CONFIG_KEYS.get(key)
-        if inner is None and key not in _IGNORED_KEYS:
-            problems.append((key, f"{path}: unknown key '{key}'{close_matches(key, list(_CONFIG_KEYS))}"))
-        if value is None or inner is None:
-            continue
-        if inner and not (isinstance(value, dict) and set(value) <= set(inner)):
-            problems.append((key, f"{path}: {key}: expected '{inner[0]}: FOLDER' below it"))
-        elif not inner and isinstance(value, dict | list):
-            problems.append((key, f"{path}: {key}: expected one value, found {type(value).__name__} content"))
-        else:
-            settings[key] = {name: str(it) for name, it in value.items() if it is not None} if inner else str(value)
+        if key not in _CONFIG_KEYS:
+            hint = close_matches(key, list(_CONFIG_KEYS))
+            # Sections are an environment's, see `configured_folder`.
+            if key not in _IGNORED_KEYS and (hint or not isinstance(value, dict | None)):
+                problems.append(f"{path}: unknown key '{key}'{hint}")
+        elif isinstance(value, dict | list):
+            problems.append(f"{path}: {key}: expected one value, found {type(value).__name__} content")
+        elif value is not None:
+            settings[key] = str(value)
     keys.remember_key(settings.get("wandb_api", ""))
     return settings, problems
 

@@ -133,18 +133,18 @@ def test_every_start_says_whether_rewards_are_clipped(game, rewards, clipped, ex
 
 
 def test_where_data_is_looked_for(path, tmp_path, monkeypatch):
-    configured, made = {}, []
-    monkeypatch.setattr(dataset, "read_wandb_config", lambda: configured)
+    configured, made = [None], []
+    monkeypatch.setattr(dataset, "configured_folder", lambda: configured[-1])
     monkeypatch.setattr(generate_dataset, "generate", lambda recipe, steps, path: made.append(steps) or path)
     for steps, expected in ((None, 100_000), (150_000, 150_000)):
         own = ensure_dataset(DataOptions(data_dir=tmp_path), Selection(transitions=steps))
         assert own == tmp_path / f"Breakout_n{expected}.h5" and made.pop() == expected
     shutil.copy(path, own)
     assert ensure_dataset(DataOptions(data_dir=tmp_path), Selection(transitions=150_000)) == own and not made
-    configured["atari"] = {"data": str(path)}
+    configured.append(path)
     assert ensure_dataset(DataOptions(data_dir=tmp_path)) == path
     assert ensure_dataset(DataOptions(data_dir=tmp_path, data_path=own)) == own
-    configured["atari"] = {"data": str(tmp_path / "none")}
+    configured.append(tmp_path / "none")
     with pytest.raises(UserError, match="'atari: data: .*none' of wandb_config.yaml: there is no such") as caught:
         ensure_dataset(DataOptions(data_dir=tmp_path), Selection(transitions=70))
     assert "--game Breakout --transitions 70`" in str(caught.value)

@@ -43,12 +43,12 @@ def test_the_tables_hold_the_runs_beside_those_who_need_no_training(tmp_path, mo
         }
 
     data = set()
-    monkeypatch.setattr(reproduce, "read_wandb_config", lambda: configured)
-    configured = {"atari": {"data": "/data/atari"}}
+    configured = [None, Path("/data/atari")]
+    monkeypatch.setattr(reproduce, "configured_folder", lambda: configured[-1])
     flags = ["--seeds", "1", "2", "--results_dir", str(tmp_path / "results")]
     said = commands.error_of(capsys, tmp_path, reproduce.main, flags)
     assert "'atari: data: /data/atari' of wandb_config.yaml: these results are of our own data" in said
-    configured.clear()
+    configured.pop()
     monkeypatch.setattr(reproduce.Study, "run_all", run_all)
     entry = {"return": [20.0], "episodes": 7, "return_std": 3.0}
     labels = (reproduce.RANDOM, reproduce.EXPERT, reproduce.DATA)

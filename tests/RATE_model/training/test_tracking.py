@@ -16,7 +16,7 @@ import torch
 
 from RATE_model.errors import UserError
 from RATE_model.training import tracking
-from RATE_model.training.tracking import Tracker, probe_online, read_wandb_config
+from RATE_model.training.tracking import Tracker, probe_online
 
 KEY = "k" * 40
 ROOT = Path(__file__).parents[3]
@@ -348,23 +348,14 @@ def test_a_malformed_settings_file(tmp_path, capsys, wandb, content) -> None:
     assert not capsys.readouterr().err and not wandb.inits
     track(tmp_path / "run", wandb_mode="auto").close()
     assert re.search(f"wandb_config.yaml.*{MALFORMED[content]}.*; wandb is off\n", capsys.readouterr().err)
-    assert read_wandb_config() == {} and not wandb.inits
+    assert not wandb.inits
 
 
-@pytest.mark.parametrize("content", ["atari: /data", "atari:\n  dat: /data", "atari:\n  data: ["])
-def test_malformed_settings_of_data_are_a_user_error(tmp_path, wandb, content) -> None:
-    (tmp_path / "wandb_config.yaml").write_text(content)
-    with pytest.raises(UserError, match="wandb_config.yaml"):
-        read_wandb_config()
-
-
-def test_settings_files_old_and_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert read_wandb_config() == read_wandb_config(ROOT / "wandb_config.yaml")
-    assert read_wandb_config(tmp_path / "absent.yaml") == {}
-    text = "wandb_api: x\ncomet_ml_api: y\nworkspace_name: z\natari:\n  data: /d\nmemory_maze:\n  data:\n"
+def test_settings_files_old_and_new(tmp_path: Path, capsys, wandb) -> None:
+    text = f"wandb_api: {KEY}\ncomet_ml_api: y\nworkspace_name: z\nsome_task:\n  data: /d\nanother:\n"
     (tmp_path / "wandb_config.yaml").write_text(text)
-    assert read_wandb_config() == {"wandb_api": "x", "atari": {"data": "/d"}, "memory_maze": {}}
+    track(tmp_path / "run").close()
+    assert modes(wandb) == ["online"] and "wandb_config.yaml" not in capsys.readouterr().err
 
 
 def test_the_template_that_is_committed_is_empty() -> None:
