@@ -29,6 +29,7 @@ from Atari.generate_dataset import DATA_DIRECTORY, SCRIPT, GenerateOptions, data
 from Atari.replay import CLIPPED, FRAME_SHAPE, Selection, conversion_path, convert, find_replay_logs, game_of_logs
 from RATE_model.cli import local_settings
 from RATE_model.cli.limits import at_least
+from RATE_model.cli.options import changeable
 from RATE_model.data.dataset import WindowDataset
 from RATE_model.data.selection import split_episodes, strided_windows
 from RATE_model.data.trajectories import TrajectoryFile
@@ -48,11 +49,11 @@ class DataOptions:
     game: str = "Breakout"
     # The data: an .h5 file, or a folder with DQN-replay files ({Game}/1/replay_logs in it); none = `atari: data:` of
     # wandb_config.yaml, else our own, which is made if it is missing
-    data_path: Path | None = None
+    data_path: Path | None = changeable(None)
     # Directory of files that are made; none = Atari/Atari_data
-    data_dir: Path | None = None
+    data_dir: Path | None = changeable(None)
     # Frames are loaded if they take no more GiB than this, else read from disk window by window
-    memory_gib: float = 4.0
+    memory_gib: float = changeable(4.0)
 
     def validate(self) -> None:
         """Raise a UserError for an unknown game, or a value out of range."""

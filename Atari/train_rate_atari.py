@@ -29,7 +29,7 @@ from RATE_model.acting.rollout import with_error
 from RATE_model.agent import Agent, AgentConfig
 from RATE_model.cli import experiment
 from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
-from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
+from RATE_model.cli.options import Boolean, changeable, exit_on_user_error, parse_options
 from RATE_model.cli.settings import (
     PUBLISHED_TRAINING,
     CurriculumOptions,
@@ -83,22 +83,22 @@ class TaskOptions:
     # Return that the agent is asked for, in points as the data counts them; none = the game's
     target_return: float | None = None
     # Take the most probable action when acting; false: draw it
-    use_argmax: Boolean = False
+    use_argmax: Boolean = changeable(False)
     # Probability, at every frame, that the action before goes on
     sticky: float = 0.0
     # Decisions of an episode at most
     max_steps: int = PUBLISHED_CAP
     # What is seen where an episode or a ball begins: black before the first picture, as in the data, or as the
     # published evaluation shows it, the first picture repeated
-    opening: Opening = "black"
+    opening: Opening = changeable("black")
     # DT and DTXL: steps that leave a full window at once when acting; 1 is the published protocol, more is faster
-    slide: int = 1
+    slide: int = changeable(1)
     # Play at checkpoints
     online_inference: Boolean = True
     # Play at the end
-    last_inference: Boolean = True
+    last_inference: Boolean = changeable(True)
     # Episodes of an evaluation
-    eval_episodes: int = 10
+    eval_episodes: int = changeable(10)
 
     def validate(self) -> None:
         """Raise a UserError for a value out of range."""

@@ -34,6 +34,7 @@ import numpy as np
 from MuJoCo.files import DATA_DIRECTORY, find_data, how_to_get
 from MuJoCo.formats import as_trajectory_file
 from MuJoCo.tasks import MAX_EPISODE_STEPS, Robot, Task
+from RATE_model.cli.options import changeable
 from RATE_model.data.dataset import WindowDataset
 from RATE_model.data.selection import split_episodes
 from RATE_model.data.trajectories import TrajectoryFile
@@ -51,7 +52,7 @@ class DataOptions:
 
     # The data: a folder to look in, a file, or a Minari dataset's folder; none = `mujoco: data_dir_prefix:` of
     # wandb_config.yaml, else MuJoCo/MuJoCo_data.
-    data_path: Path | None = None
+    data_path: Path | None = changeable(None)
     # Where windows that are cut off by an episode's beginning are padded; left is the published side, and the steps of
     # such windows attend to padding.
     pad: Literal["right", "left"] = "right"
@@ -59,7 +60,7 @@ class DataOptions:
     windows: Literal["every", "full"] = "every"
     # Directory of conversions of pickles and Minari datasets; none = beside what is converted, or MuJoCo/MuJoCo_data
     # where that folder is read-only
-    data_dir: Path | None = None
+    data_dir: Path | None = changeable(None)
 
 
 @dataclass(frozen=True, eq=False)

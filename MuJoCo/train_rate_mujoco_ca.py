@@ -25,7 +25,7 @@ from RATE_model.acting.rollout import with_error
 from RATE_model.agent import Agent, AgentConfig
 from RATE_model.cli import experiment
 from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
-from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
+from RATE_model.cli.options import Boolean, changeable, exit_on_user_error, parse_options
 from RATE_model.cli.settings import PUBLISHED_TRAINING, CurriculumOptions, ModelOptions, RunOptions, TrainOptions
 from RATE_model.plots import plot_curves
 from RATE_model.training.runs import Run, run_name
@@ -64,15 +64,15 @@ class TaskOptions:
     # Also act on the last K steps at every step (prompt K), not only on those of the segment so far (prompt 1)
     long_prompt: Boolean = True
     # DT and DTXL: steps that leave a full window at once when acting; 1 is the published protocol, more is faster
-    slide: int = 1
+    slide: int = changeable(1)
     # Version of the Gymnasium environments; D4RL's scores refer to the dynamics of v4
     env_version: protocol.Version = "v4"
     # Act in the environment at checkpoints
     online_inference: Boolean = True
     # Act in the environment at the end
-    last_inference: Boolean = True
+    last_inference: Boolean = changeable(True)
     # Episodes of an evaluation
-    eval_episodes: int = 10
+    eval_episodes: int = changeable(10)
 
     def validate(self) -> None:
         """Raise a UserError for a value out of range."""

@@ -40,7 +40,7 @@ from MemoryMaze.MemoryMaze_src.env import NUM_ACTIONS, OBSERVATION_SHAPE, check_
 from MemoryMaze.MemoryMaze_src.generate import DEFAULT_MIX, EXPERTS_VERSION, Recipe, generate
 from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
 from RATE_model.cli.local_settings import configured_folder
-from RATE_model.cli.options import exit_on_user_error, parse_options
+from RATE_model.cli.options import changeable, exit_on_user_error, parse_options
 from RATE_model.cli.spellings import existing_file
 from RATE_model.data.npz import NpzKeys, check_tells, conversion_path, given_data
 from RATE_model.data.parts import FileOptions
@@ -87,14 +87,14 @@ class DataOptions:
     # Data to read instead: an .h5 file made here (training), or a folder of DreamerV3-style *.npz; --episodes, --steps,
     # --mix and --perturbation then do nothing, and --size chooses only the mazes of evaluations. none = in a training
     # what `memory_maze: data:` of wandb_config.yaml names, if it is set
-    data_path: Path | None = None
+    data_path: Path | None = changeable(None)
     # Such a folder's actions: last = the one that led to the image beside it (Dreamer's episodes); causal = the one
     # taken on it, with the reward that followed; replay = the one taken on it, with the reward that came with the image
     # (DreamerV3's replay chunks); auto = last if the first is none (all zeros), causal if there is an image more than
     # actions, else an error
     alignment: Alignment = "auto"
     # Directory of files that are made; none = MemoryMaze/MemoryMaze_data
-    data_dir: Path | None = None
+    data_dir: Path | None = changeable(None)
 
     def validate(self) -> None:
         """Raise a UserError for a value out of range."""

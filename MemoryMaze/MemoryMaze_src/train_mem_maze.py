@@ -26,7 +26,7 @@ from MemoryMaze.MemoryMaze_src.spec import spec_of
 from RATE_model.agent import Agent, AgentConfig
 from RATE_model.cli import experiment
 from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
-from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
+from RATE_model.cli.options import Boolean, changeable, exit_on_user_error, parse_options
 from RATE_model.cli.settings import (
     PUBLISHED_TRAINING,
     CurriculumOptions,
@@ -75,17 +75,17 @@ class TaskOptions:
     # (published)
     rtg_floor: float | None = protocol.RTG_FLOOR
     # Take the most probable action; false: draw from the predicted distribution (published)
-    use_argmax: Boolean = False
+    use_argmax: Boolean = changeable(False)
     # Evaluate in mazes at checkpoints
     online_inference: Boolean = True
     # Evaluate in mazes at the end
-    last_inference: Boolean = True
+    last_inference: Boolean = changeable(True)
     # Episodes of an evaluation, of seeds spread over 0 to 99; 5 are the published 0, 20, ..., 80
-    eval_episodes: int = protocol.PUBLISHED_EPISODES
+    eval_episodes: int = changeable(protocol.PUBLISHED_EPISODES)
     # Steps of an evaluation's episodes; none = the environment's limit: 1000 in 9x9, 2000, 3000 and 4000 in larger ones
     episode_timeout: int | None = 1000
     # DT and DTXL: steps that leave a full window at once when acting; 1 is the published protocol, more is faster
-    slide: int = 1
+    slide: int = changeable(1)
 
     def validate(self) -> None:
         """Raise a UserError for a value out of range."""

@@ -28,6 +28,7 @@ from MinigridMemory.MinigridMemory_src.env import (
 from MinigridMemory.MinigridMemory_src.expert import Flaws
 from MinigridMemory.MinigridMemory_src.generate import Selection, generate
 from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
+from RATE_model.cli.options import changeable
 from RATE_model.data.npz import conversion_path, given_data
 from RATE_model.data.trajectories import TrajectoryFile
 from RATE_model.errors import UserError
@@ -88,9 +89,9 @@ class DataOptions:
     # Episodes kept, as many with a key as with a ball to remember, as many to the north as to the south
     trajectories: int = 10_000
     # Data to read instead: an .h5 file made here, or a folder of train_data_*.npz; the flags above then do nothing
-    data_path: Path | None = None
+    data_path: Path | None = changeable(None)
     # Directory of files that are made; none = MinigridMemory/MinigridMemory_data
-    data_dir: Path | None = None
+    data_dir: Path | None = changeable(None)
 
     def validate(self) -> None:
         """Raise a UserError for a value out of range."""

@@ -29,7 +29,7 @@ from MinigridMemory.MinigridMemory_src.spec import SPEC
 from RATE_model.agent import Agent, AgentConfig
 from RATE_model.cli import experiment
 from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
-from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
+from RATE_model.cli.options import Boolean, changeable, exit_on_user_error, parse_options
 from RATE_model.cli.settings import PUBLISHED_TRAINING, CurriculumOptions, ModelOptions, RunOptions, TrainOptions
 from RATE_model.data.batch import Batch
 from RATE_model.data.dataset import WindowDataset
@@ -65,17 +65,17 @@ class TaskOptions:
     # Return that the agent is asked for
     target_return: float = protocol.TARGET_RETURN
     # Take the most probable action; false: draw from the predicted distribution (published)
-    use_argmax: Boolean = False
+    use_argmax: Boolean = changeable(False)
     # Evaluate in the mazes at checkpoints
     online_inference: Boolean = True
     # Evaluate at many sizes at the end
-    last_inference: Boolean = True
+    last_inference: Boolean = changeable(True)
     # Sizes evaluated at checkpoints; odd
-    eval_sizes: tuple[int, ...] = protocol.TRAINING_SIZES
+    eval_sizes: tuple[int, ...] = changeable(protocol.TRAINING_SIZES)
     # Sizes evaluated at the end; odd
-    final_sizes: tuple[int, ...] = protocol.SIZES
+    final_sizes: tuple[int, ...] = changeable(protocol.SIZES)
     # Episodes per size
-    eval_episodes: int = 100
+    eval_episodes: int = changeable(100)
     # Mazes of an evaluation: own, those of the installed Minigrid for the seeds 0, 1, ...; published, those of the
     # published evaluation for these seeds. Data is always collected in own ones
     layouts: Layouts = "own"
@@ -83,7 +83,7 @@ class TaskOptions:
     # code 500 for RATE and LSDT, 100 for other models
     episode_timeout: int = PUBLISHED_CAP
     # DT and DTXL: steps that leave a full window at once when acting; 1 is the published protocol, more is faster
-    slide: int = 1
+    slide: int = changeable(1)
 
     def validate(self) -> None:
         """Raise a UserError for a value out of range."""

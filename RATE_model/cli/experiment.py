@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from RATE_model.agent import Agent, AgentConfig
-from RATE_model.cli.options import load_yaml, to_flat_dict
-from RATE_model.cli.settings import MAY_CHANGE, CurriculumOptions, RunOptions, TrainOptions
+from RATE_model.cli.options import changeable_flags, load_yaml, to_flat_dict
+from RATE_model.cli.settings import CurriculumOptions, RunOptions, TrainOptions
 from RATE_model.data.dataset import WindowDataset
 from RATE_model.data.loader import EpochSampler
 from RATE_model.errors import UserError
@@ -55,7 +55,7 @@ def check(config: Config, directory: Path, seed: int, *, before: Mapping[str, An
         seed=seed,
         resume=config.run.resume,
         overwrite=config.run.overwrite,
-        may_change=MAY_CHANGE,
+        may_change=changeable_flags(config),
         before=before or {},
     )
 

@@ -47,6 +47,9 @@ from RATE_model.system.interrupts import exit_code, raising_interrupts, signal_n
 from RATE_model.system.secrets import redact
 
 Config = TypeVar("Config")
+Default = TypeVar("Default")
+
+_CHANGEABLE = "changeable"  # a key of a field's metadata
 
 BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
@@ -160,6 +163,21 @@ def exit_on_user_error() -> Iterator[None]:
             return
         print(f"error: {one_line(message)}", file=sys.stderr)
         raise SystemExit(2)
+
+
+def changeable(default: Default) -> Default:
+    """The default of a flag that steers a run and does not define it: such a flag may differ when a run is resumed."""
+    return dataclasses.field(default=default, metadata={_CHANGEABLE: True})
+
+
+def changeable_flags(config: Any) -> Iterator[str]:
+    """The names of a configuration's `changeable` flags, in the order of the fields."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from changeable_flags(value)
+        elif _CHANGEABLE in field.metadata:
+            yield field.name
 
 
 def to_flat_dict(config: Any) -> dict[str, Any]:

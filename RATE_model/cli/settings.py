@@ -7,21 +7,12 @@ from typing import Any, Literal
 
 from RATE_model.agent import AgentConfig
 from RATE_model.cli.limits import MAX_SEED, MAX_SIZE, at_least, at_most
-from RATE_model.cli.options import Boolean
+from RATE_model.cli.options import Boolean, changeable
 from RATE_model.errors import UserError
 from RATE_model.memories import MEMORIES, MODES
 
 # See `precision.uses_bfloat16`.
 Precision = Literal["auto", "32", "bf16"]
-
-# Flags that steer a run and do not define it: they may differ when it is resumed.
-MAY_CHANGE = frozenset(
-    {"start_seed", "end_seed", "output_dir", "data_dir", "data_path", "device", "num_workers", "save_minutes"}
-    | {"memory_gib"}  # how data is read
-    | {"last_inference", "eval_lengths", "eval_sizes", "final_sizes", "eval_episodes", "use_argmax", "slide", "opening"}
-    | {"text", "ckpt_folder"}  # where it is; another run may be continued under a new name
-    | {"resume", "overwrite"}  # runs recorded them once
-)
 
 # Every seed of a command is looked at before the first is trained.
 MAX_SEEDS = 10_000
@@ -183,13 +174,13 @@ class TrainOptions:
     # Compile the model (pays off in long runs)
     compile: Boolean = False
     # Processes that load data; 0 = none, right for small data
-    num_workers: int = 0
+    num_workers: int = changeable(0)
     # Evaluate and save a checkpoint at epoch 1 and every so many epochs
     ckpt_epoch: int = 10
     # Also evaluate and save a checkpoint after every so many batches of an epoch; none = at the ends of epochs only
     ckpt_batches: int | None = None
     # Save a checkpoint at least every so many minutes
-    save_minutes: float = 10.0
+    save_minutes: float = changeable(10.0)
     # Log averages of so many batches
     log_every: int = 10
 
@@ -254,23 +245,23 @@ class RunOptions:
     """Where it runs and what is kept."""
 
     # First seed; every seed is a run of its own
-    start_seed: int = 1
+    start_seed: int = changeable(1)
     # Last seed
-    end_seed: int = 10
+    end_seed: int = changeable(10)
     # One run, of this seed, instead of those from --start_seed to --end_seed
     seed: int | None = None
     # Prefix of the run's name
-    text: str = ""
+    text: str = changeable("")
     # Folder for the runs, inside the environment's checkpoint folder
-    ckpt_folder: str = "ckpt"
+    ckpt_folder: str = changeable("ckpt")
     # Another folder for the runs, instead of the environment's
-    output_dir: Path | None = None
+    output_dir: Path | None = changeable(None)
     # no; auto: continue an interrupted run if there is one, else start; or the path of a run or checkpoint to continue
-    resume: str = "no"
+    resume: str = changeable("no")
     # Delete a run of the same name and start anew
-    overwrite: Boolean = False
+    overwrite: Boolean = changeable(False)
     # auto (a GPU if there is one), cpu, cuda, cuda:1 (or 1), ...
-    device: str = "auto"
+    device: str = changeable("auto")
     # auto: online if wandb_config.yaml or WANDB_API_KEY holds a key, else off
     wandb_mode: Literal["auto", "online", "offline", "disabled"] = "auto"
     # Project in wandb

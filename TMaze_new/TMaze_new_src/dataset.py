@@ -25,7 +25,7 @@ if __name__ == "__main__":  # started as a script
 import numpy as np
 
 from RATE_model.cli.limits import MAX_EPISODE_STEPS, MAX_STEPS, at_least, at_most
-from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
+from RATE_model.cli.options import Boolean, changeable, exit_on_user_error, parse_options
 from RATE_model.data.dataset import WindowDataset
 from RATE_model.data.selection import split_episodes, whole_episodes
 from RATE_model.data.trajectories import TrajectoryFile
@@ -72,7 +72,7 @@ class DataOptions:
     # does nothing, but for the numbers of segments and --context_length
     data_path: Path | None = None
     # Directory of the data files; none = TMaze_new/TMaze_new_data.
-    data_dir: Path | None = None
+    data_dir: Path | None = changeable(None)
 
     def validate(self) -> None:
         """Raise a UserError for a value out of range."""

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from RATE_model.agent import Agent, AgentConfig
 from RATE_model.cli import experiment
 from RATE_model.cli.limits import MAX_EPISODE_STEPS, at_least, at_most
-from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
+from RATE_model.cli.options import Boolean, changeable, exit_on_user_error, parse_options
 from RATE_model.cli.settings import PUBLISHED_TRAINING, CurriculumOptions, ModelOptions, RunOptions, TrainOptions
 from RATE_model.data.batch import Batch
 from RATE_model.data.dataset import WindowDataset
@@ -59,13 +59,13 @@ class TaskOptions:
     # Evaluate in the mazes at checkpoints
     online_inference: Boolean = True
     # Evaluate at many lengths at the end
-    last_inference: Boolean = True
+    last_inference: Boolean = changeable(True)
     # Episode lengths of that evaluation; empty: those of the papers
-    eval_lengths: tuple[int, ...] = ()
+    eval_lengths: tuple[int, ...] = changeable(())
     # Episodes per length
-    eval_episodes: int = 100
+    eval_episodes: int = changeable(100)
     # DT and DTXL: steps that leave a full window at once when acting; 1 is the published protocol, more is faster
-    slide: int = 1
+    slide: int = changeable(1)
 
     def validate(self) -> None:
         """Raise a UserError for a value out of range."""

@@ -24,7 +24,7 @@ if __name__ == "__main__":  # started as a script
 import numpy as np
 
 from RATE_model.cli.limits import at_least, at_most
-from RATE_model.cli.options import exit_on_user_error, parse_options
+from RATE_model.cli.options import changeable, exit_on_user_error, parse_options
 from RATE_model.cli.spellings import existing_file
 from RATE_model.data.npz import check_tells, conversion_path, given_data
 from RATE_model.data.parts import FileOptions
@@ -66,9 +66,9 @@ class DataOptions:
     # Data to read instead: an .h5 file made here, or a folder of train_data_*.npz. --episodes, --steps, --view,
     # --noise and --perturbation then do nothing; the scenario's flags say what is played in evaluations, and must be
     # those of the file
-    data_path: Path | None = None
+    data_path: Path | None = changeable(None)
     # Directory of files that are made; none = VizDoom/VizDoom_data
-    data_dir: Path | None = None
+    data_dir: Path | None = changeable(None)
 
     def validate(self) -> None:
         """Raise a UserError for a value out of range."""

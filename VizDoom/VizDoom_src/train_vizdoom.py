@@ -20,7 +20,7 @@ if __name__ == "__main__":  # started as a script
 from RATE_model.agent import Agent, AgentConfig
 from RATE_model.cli import experiment
 from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
-from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
+from RATE_model.cli.options import Boolean, changeable, exit_on_user_error, parse_options
 from RATE_model.cli.settings import (
     PUBLISHED_TRAINING,
     CurriculumOptions,
@@ -78,17 +78,17 @@ class TaskOptions:
     # Ask for the return again whenever K steps have passed, as if nothing had been earned
     reset_target: Boolean = False
     # Take the most probable action; false: draw from the predicted distribution (published)
-    use_argmax: Boolean = False
+    use_argmax: Boolean = changeable(False)
     # Steps after which an evaluated episode is over, if the player is still alive
     episode_timeout: int = PUBLISHED_CAP
     # Play the game at checkpoints
     online_inference: Boolean = True
     # Play the game at the end
-    last_inference: Boolean = True
+    last_inference: Boolean = changeable(True)
     # Episodes of an evaluation, half of them red: 50 (published) or up to 200
-    eval_episodes: int = protocol.EPISODES
+    eval_episodes: int = changeable(protocol.EPISODES)
     # DT and DTXL: steps that leave a full window at once when acting; 1 is the published protocol, more is faster
-    slide: int = 1
+    slide: int = changeable(1)
 
     def validate(self) -> None:
         """Raise a UserError for a value out of range."""

@@ -12,6 +12,8 @@ import yaml
 
 from RATE_model.cli.options import (
     Boolean,
+    changeable,
+    changeable_flags,
     exit_on_user_error,
     load_yaml,
     parse_options,
@@ -320,3 +322,18 @@ def test_no_key_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     with pytest.raises(SystemExit):
         parse(f"--text {key} --print_config")
     assert key not in capsys.readouterr().out
+
+
+def test_changeable_flags_of_all_groups_are_found():
+    @dataclass(frozen=True)
+    class Group:
+        learned: int = 1
+        shown: tuple[int, ...] = changeable((1, 2))
+
+    @dataclass(frozen=True)
+    class All:
+        place: Path | None = changeable(None)
+        seed: int = 1
+        group: Group = field(default_factory=Group)
+
+    assert list(changeable_flags(All())) == ["place", "shown"] and All().group.shown == (1, 2)
