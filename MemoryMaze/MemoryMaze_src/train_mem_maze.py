@@ -36,6 +36,7 @@ from RATE_model.cli.settings import (
     TrainOptions,
 )
 from RATE_model.data.dataset import WindowDataset
+from RATE_model.data.mirror import Mirror
 from RATE_model.training.loop import StageData
 from RATE_model.training.runs import Run, run_name
 from RATE_model.training.trainer import accuracy
@@ -193,7 +194,7 @@ def train(config: Config, run: Run) -> dict[str, float]:
         metrics=accuracy,
         evaluate=lambda model, final: evaluate(model, config, run.seed, final),
         finish=finish,
-        mirror=MIRRORED if task.mirror else None,
+        transform=Mirror(MIRRORED) if task.mirror else None,
     )
 
 

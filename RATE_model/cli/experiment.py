@@ -25,7 +25,7 @@ from RATE_model.training.loop import Evaluate, Fit, StageData, load_to_resume
 from RATE_model.training.optimization import RisingCosine, Schedule, decay_over, initialise_as_published, late_linear
 from RATE_model.training.runs import Run, check_run, open_run, run_seeds
 from RATE_model.training.tracking import Tracker
-from RATE_model.training.trainer import BatchMetrics, Trainer, TrainingDiverged, optimizer_steps
+from RATE_model.training.trainer import BatchMetrics, BatchTransform, Trainer, TrainingDiverged, optimizer_steps
 
 _CALIBRATION_IMAGES = 128
 
@@ -162,14 +162,14 @@ def train_run(
     evaluate: Evaluate,
     finish: Callable[[Agent, dict[str, Any]], None],
     prepare: Callable[[Path], None] = lambda directory: None,
-    mirror: Sequence[int] | None = None,
+    transform: BatchTransform | None = None,
 ) -> dict[str, Any]:
     """One checked run, from its first batch, or where it was interrupted, to its last evaluation.
 
     Args:
         config, run: flags, and the run that `check` returned.
         model, spec: what is trained; its initial parameters follow from the run's seed.
-        data, curriculum, schedule, metrics, evaluate, mirror: see `Fit` and `Trainer`.
+        data, curriculum, schedule, metrics, evaluate, transform: see `Fit` and `Trainer`.
         finish: called with the model, in eval mode, and the result: pictures, a last line on the screen.
         prepare: called with the run's directory when it is open: what else a checkpoint needs to be used.
 
@@ -196,7 +196,7 @@ def train_run(
     flat, directory = config.run.recorded(to_flat_dict(config)), run.directory
     open_run(run, config=flat)
     prepare(directory)
-    trainer = Trainer(network, config.train, schedule, metrics=metrics, mirror=mirror, crash_directory=directory)
+    trainer = Trainer(network, config.train, schedule, metrics=metrics, transform=transform, crash_directory=directory)
     tracker = Tracker(
         directory,
         wandb_mode=config.run.wandb_mode,

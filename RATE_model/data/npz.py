@@ -132,7 +132,7 @@ _UNCLEAR = "does not tell whether an action was taken on the image of its row or
 def find_npz(folder: str | Path, pattern: str = PATTERN) -> list[Path]:
     """The files of a folder whose names match, by the numbers in their names.
 
-    Directories are passed over: the published Minigrid collector made one, ``train_data_7.npz``, for every file that it
+    Directories are passed over: a published collector made one, ``train_data_7.npz``, for every file that it
     then saved beside it as ``train_data_7.npztrain_data_7.npz``.
     """
 

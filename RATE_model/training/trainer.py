@@ -1,8 +1,7 @@
 """One optimizer step after another: a batch of trajectories in, parameters changed, metrics out."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from RATE_model.training.optimization import RisingCosine, Schedule, make_optimi
 
 # (logits (B, T, A), batch) -> scalars of the batch, on the device.
 BatchMetrics = Callable[[Tensor, Batch], dict[str, Tensor]]
+BatchTransform = Callable[[Batch], Batch]
 
 
 class TrainingDiverged(RunError):
@@ -63,8 +63,7 @@ class Trainer:
         options: see `TrainOptions`.
         schedule: of the learning rate, per optimizer step.
         metrics: computed from every batch beside loss, gradient norm and learning rate.
-        mirror: what each action becomes when an image is mirrored, left for right. Every trajectory, of dense images,
-            is then shown as it is or in the mirror, with equal probability; None: as it is.
+        transform: what every batch goes through first, on the model's device; draws from torch's global generator.
         crash_directory: where a batch that makes the loss not finite is recorded.
     """
 
@@ -75,11 +74,10 @@ class Trainer:
         schedule: Schedule | RisingCosine,
         *,
         metrics: BatchMetrics | None = None,
-        mirror: Sequence[int] | None = None,
+        transform: BatchTransform | None = None,
         crash_directory: Path | None = None,
     ) -> None:
         self.model, self.options, self.schedule = model, options, schedule
-        self._mirror = None if mirror is None else torch.tensor(mirror, device=model.device)
         self.optimizer = make_optimizer(
             model,
             learning_rate=options.learning_rate,
@@ -88,7 +86,7 @@ class Trainer:
             decay_all=options.weight_decay_on == "all",
         )
         self.step = 0
-        self._metrics = metrics
+        self._metrics, self._transform = metrics, transform
         self._crash_directory = crash_directory
         if options.compile:
             model.memory.compile()
@@ -107,7 +105,9 @@ class Trainer:
         device = self.model.device
         valid = batch.valid  # stays on the CPU: it decides which rows run
         indices = batch.indices
-        batch = self._mirrored(batch.to(device, non_blocking=True))
+        batch = batch.to(device, non_blocking=True)
+        if self._transform is not None:
+            batch = self._transform(batch)
         shown = self._shown(batch.actions)
         parts = self._parts(len(valid))
         states: list[AgentState | None] = [None] * len(parts)
@@ -146,23 +146,6 @@ class Trainer:
     def _windows(self, steps: int) -> Iterator[slice]:
         size = window_steps(self.options, self.model.memory.segment) or steps
         return (slice(start, min(start + size, steps)) for start in range(0, steps, size))
-
-    def _mirrored(self, batch: Batch) -> Batch:
-        """The batch with some of its trajectories in the mirror."""
-        if self._mirror is None:
-            return batch
-        chosen = torch.rand(len(batch), device=self.model.device) < 0.5
-        images = batch.observations
-
-        def mirrored(actions: Tensor | None) -> Tensor | None:
-            return None if actions is None else torch.where(chosen[:, None], self._mirror[actions], actions)
-
-        return replace(
-            batch,
-            observations=torch.where(chosen.view(-1, *[1] * (images.ndim - 1)), images.flip(-1), images),
-            actions=mirrored(batch.actions),
-            labels=mirrored(batch.labels),
-        )
 
     def _shown(self, actions: Tensor) -> Tensor:
         """The past actions that the model sees: the recorded ones, some of them replaced by random ones."""

@@ -30,6 +30,7 @@ from RATE_model.cli.settings import (
     TrainOptions,
 )
 from RATE_model.data.dataset import WindowDataset
+from RATE_model.data.mirror import Mirror
 from RATE_model.errors import UserError
 from RATE_model.training.curriculum import parse_stages
 from RATE_model.training.runs import Run, run_name
@@ -204,7 +205,7 @@ def train(config: Config, run: Run) -> dict[str, float]:
         metrics=accuracy,
         evaluate=lambda model, final: evaluate(model, config, run.seed, final),
         finish=finish,
-        mirror=MIRRORED if task.mirror else None,
+        transform=Mirror(MIRRORED) if task.mirror else None,
     )
 
 

@@ -18,6 +18,7 @@ from RATE_model.agent import Agent
 from RATE_model.cli import experiment
 from RATE_model.cli.inference import InferenceOptions
 from RATE_model.cli.options import changeable_flags
+from RATE_model.data.mirror import Mirror
 from RATE_model.memories.rate.config import RATEConfig
 from RATE_model.original.variants import VARIANTS
 from tests import commands
@@ -170,13 +171,13 @@ def test_convolutions_have_the_channels_asked_for_and_can_be_loaded(data, tmp_pa
     assert [layer.out_channels for layer in convolutions] == [4, 8, 6]
 
 
-@pytest.mark.parametrize(("flags", "expected"), [((), None), (("--mirror",), MIRRORED)])
+@pytest.mark.parametrize(("flags", "expected"), [((), None), (("--mirror",), Mirror(MIRRORED))])
 def test_mirrored_actions_reach_the_trainer_when_asked_for(flags, expected, data, tmp_path, monkeypatch):
     given = []
 
     class Recorded(experiment.Trainer):
         def __init__(self, *arguments, **options):
-            given.append(options["mirror"])
+            given.append(options["transform"])
             super().__init__(*arguments, **options)
 
     monkeypatch.setattr(experiment, "Trainer", Recorded)

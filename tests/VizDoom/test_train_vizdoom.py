@@ -17,6 +17,7 @@ import torch
 from RATE_model.agent import Agent
 from RATE_model.cli import experiment
 from RATE_model.cli.options import changeable_flags
+from RATE_model.data.mirror import Mirror
 from RATE_model.errors import UserError
 from RATE_model.memories.rate.config import RATEConfig
 from RATE_model.original.variants import VARIANTS
@@ -267,14 +268,14 @@ def test_the_mirror_changes_left_for_right(data, tmp_path, monkeypatch):
     told = []
 
     class Recorded(Trainer):
-        def __init__(self, *arguments, mirror, **options) -> None:
-            told.append(mirror)
-            super().__init__(*arguments, mirror=mirror, **options)
+        def __init__(self, *arguments, transform, **options) -> None:
+            told.append(transform)
+            super().__init__(*arguments, transform=transform, **options)
 
     monkeypatch.setattr(experiment, "Trainer", Recorded)
     assert train(tmp_path / "mirror", *data, *NO_EVALUATION, "--epochs", "1", "--mirror") == 0
     assert train(tmp_path / "plain", *data, *NO_EVALUATION, "--epochs", "1") == 0
-    assert told == [MIRRORED, None]
+    assert told == [Mirror(MIRRORED), None]
 
 
 # --- mistakes ---

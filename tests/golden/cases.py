@@ -24,6 +24,7 @@ from RATE_model.agent import Agent
 from RATE_model.cli.settings import TrainOptions
 from RATE_model.data.batch import Batch
 from RATE_model.data.frames import Frames, FrameStack
+from RATE_model.data.mirror import Mirror
 from RATE_model.memories.rate.config import ARCHS, MODES, RATEConfig, apply_mode
 from RATE_model.spec import EnvironmentSpec
 from RATE_model.training.optimization import Schedule
@@ -148,7 +149,7 @@ def make_trainer(model: Agent, case: Case) -> Trainer:
         precision=case.precision,
     )
     schedule = Schedule(warmup_steps=3, decay_start=10, decay_steps=20, end_factor=0.1)
-    return Trainer(model, options, schedule, mirror=MIRRORED[case.environment] if case.mirror else None)
+    return Trainer(model, options, schedule, transform=Mirror(MIRRORED[case.environment]) if case.mirror else None)
 
 
 class Recorder(Actor):

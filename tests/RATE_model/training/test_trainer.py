@@ -9,6 +9,7 @@ import torch
 from RATE_model.agent import Agent
 from RATE_model.cli.settings import TrainOptions
 from RATE_model.data.batch import Batch
+from RATE_model.data.mirror import Mirror
 from RATE_model.errors import UserError
 from RATE_model.spec import EnvironmentSpec
 from RATE_model.training.optimization import Schedule
@@ -26,9 +27,11 @@ def make_batch(lengths: list[int], *, spec=VECTOR, seed: int = 0, steps: int = N
     return Batch(observations, actions, rtg, valid, torch.tensor(lengths), torch.arange(len(lengths)) + 100)
 
 
-def make_trainer(model: Agent, *, directory=None, metrics=None, mirror=None, **options) -> Trainer:
+def make_trainer(model: Agent, *, directory=None, metrics=None, transform=None, **options) -> Trainer:
     options = TrainOptions(**dict(learning_rate=1e-2, grad_norm_clip=1e6) | options)
-    return Trainer(model, options, Schedule(0, None, 0, 1.0), metrics=metrics, mirror=mirror, crash_directory=directory)
+    return Trainer(
+        model, options, Schedule(0, None, 0, 1.0), metrics=metrics, transform=transform, crash_directory=directory
+    )
 
 
 def parameters(model: Agent) -> Parameters:
@@ -378,12 +381,12 @@ def test_metrics_are_of_what_is_learned():
 
 
 def test_trajectories_are_shown_as_they_are_or_in_the_mirror():
-    spec, mirror, seen = EnvironmentSpec(observation_shape=(2, 36, 36), num_actions=3), [1, 0, 2], []
+    spec, mirror, seen = EnvironmentSpec(observation_shape=(2, 36, 36), num_actions=3), (1, 0, 2), []
     batch = make_batch([N * K] * 16, spec=spec)
     batch = replace(batch, labels=(batch.actions + 1) % 3)
     trainer = make_trainer(
         small_model(spec=spec),
-        mirror=mirror,
+        transform=Mirror(mirror),
         metrics=lambda logits, batch: seen.append(batch) or accuracy(logits, batch),
     )
     trainer.train_batch(batch)
