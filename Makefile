@@ -31,9 +31,10 @@ test: $(VENV)/dev.stamp ## run the tests
 slow-test: $(VENV)/dev.stamp ## run the tests that take minutes
 	$(BIN)/python -m pytest -q -m slow
 
-lint: $(VENV)/dev.stamp ## check style and formatting
+lint: $(VENV)/dev.stamp ## check style, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 clean: ## remove .venv and caches; data and checkpoints stay
 	rm -rf $(VENV) .pytest_cache .ruff_cache build *.egg-info

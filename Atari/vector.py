@@ -83,7 +83,7 @@ class AtariVectorEnv(VectorEnv):
         seeds, mask = episode_seeds(self, seed), reset_mask(self, options)
         if not all(0 <= int(seed) < SEED_LIMIT for seed in seeds):
             raise ValueError(f"seeds must lie between 0 and 2**63 - 1, got {list(seeds)}")
-        for row in np.flatnonzero(mask):
+        for row in np.flatnonzero(mask).tolist():
             self.games[row]._start(int(seeds[row]))
             self._note(row)
         return self._observations.copy(), self._info()
@@ -99,7 +99,7 @@ class AtariVectorEnv(VectorEnv):
         """
         actions = discrete_actions(self, actions)
         rewards = np.zeros(self.num_envs)
-        for row in np.flatnonzero(~(self._terminated | self._truncated)):
+        for row in np.flatnonzero(~(self._terminated | self._truncated)).tolist():
             rewards[row] = self.games[row]._advance(int(actions[row]))
             self._note(row)
         return self._observations.copy(), rewards, self._terminated.copy(), self._truncated.copy(), self._info()

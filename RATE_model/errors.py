@@ -2,6 +2,7 @@
 
 import errno
 import os
+from typing import TypeGuard
 
 from RATE_model.system.secrets import redact
 
@@ -38,7 +39,7 @@ _WAYS_OUT = {
 }
 
 
-def is_of_the_machine(error: BaseException) -> bool:
+def is_of_the_machine(error: BaseException) -> TypeGuard[OSError]:
     """Whether an error says something about the machine, such as a full disk, and nothing about what is in a file."""
     return isinstance(error, OSError) and error.errno in _WAYS_OUT
 

@@ -23,7 +23,9 @@ def load_model(path: Path | str, *, device: torch.device | str = "cpu") -> Agent
     weights, state = load_checkpoint(path)
     recorded = _recorded_normalisation(Path(path), state.get("spec"))
     try:
-        spec = {name: tuple(value) if isinstance(value, list) else value for name, value in state["spec"].items()}
+        spec: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in state["spec"].items()
+        }
         spec |= recorded
         model = Agent(AgentConfig.of(state), EnvironmentSpec(**spec))
         model.load_state_dict(weights if "memory" in state else with_memory_prefix(weights))
@@ -33,13 +35,13 @@ def load_model(path: Path | str, *, device: torch.device | str = "cpu") -> Agent
     return model.to(device).eval()
 
 
-def check_weights(path: Path, weights: dict[str, Tensor]) -> None:
+def check_weights(path: Path | str, weights: dict[str, Tensor]) -> None:
     """Raise `UserError` if one is infinite or NaN."""
     if lost := [name for name, value in weights.items() if not value.isfinite().all()]:
         raise UserError(f"checkpoint {path} cannot be used: {lost[0]} is infinite or NaN; use an earlier one")
 
 
-def unusable(path: Path, error: Exception) -> UserError:
+def unusable(path: Path | str, error: Exception) -> UserError:
     """What to raise for a checkpoint whose content led to this error."""
     if isinstance(error, KeyError):
         return UserError(f"checkpoint {path} is not a checkpoint of this project: it has no {error}")

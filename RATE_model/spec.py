@@ -51,7 +51,7 @@ class EnvironmentSpec:
             statistics = self.observation_mean or (), self.observation_std or ()
             if {(len(values),) for values in statistics} != {self.observation_shape}:
                 raise ValueError(f"observation_mean and _std: give {self.observation_shape} numbers each")
-            if not all(map(math.isfinite, itertools.chain(*statistics))) or min(self.observation_std) <= 0:
+            if not all(map(math.isfinite, itertools.chain(*statistics))) or min(statistics[1]) <= 0:
                 raise ValueError("observation_mean and _std: must be finite, and the standard deviations above 0")
         if len(self.conv_channels) != 3 or min(self.conv_channels) < 1:
             raise ValueError(f"conv_channels {self.conv_channels}: give three positive numbers")

@@ -16,6 +16,7 @@ import atexit
 import functools
 import weakref
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 from xml.etree import ElementTree
 
@@ -110,7 +111,7 @@ class Camera:
     """
 
     def __init__(self, physics: Any, context: Context, name: str, pixels: int) -> None:
-        import mujoco
+        mujoco: Any = import_module("mujoco")  # compiled, without types
 
         self._mujoco, self._physics, self._context = mujoco, physics, context
         self._scene = mujoco.MjvScene(physics.model.ptr, maxgeom=_MAX_GEOMS)
@@ -167,7 +168,7 @@ def _free_all() -> None:
 @functools.lru_cache(maxsize=4)  # one set for each size of maze
 def _loaded(textures: str, files: frozenset[tuple[str, bytes]]) -> Any:
     """MuJoCo's context of a model that is nothing but textures."""
-    import mujoco
+    mujoco: Any = import_module("mujoco")  # compiled, without types
 
     model = mujoco.MjModel.from_xml_string(
         f"<mujoco><asset>{textures}</asset><worldbody/></mujoco>", assets=dict(files)
@@ -177,13 +178,13 @@ def _loaded(textures: str, files: frozenset[tuple[str, bytes]]) -> Any:
 
 
 def _make_context(model: Any) -> Any:
-    import mujoco
+    mujoco: Any = import_module("mujoco")  # compiled, without types
 
     return mujoco.MjrContext(model, _FONT_SCALE)
 
 
 def _draw(area: Any, scene: Any, context: Any, pixels: np.ndarray) -> None:
-    import mujoco
+    mujoco: Any = import_module("mujoco")  # compiled, without types
 
     mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, context)
     mujoco.mjr_render(area, scene, context)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import types
 from collections.abc import Iterator
+from importlib import import_module
 from typing import Any
 from unittest import mock
 from xml.etree import ElementTree
@@ -140,7 +141,7 @@ class Maze:
 
     def _advance(self, model: Any, data: Any) -> None:
         """The physics steps of one action; which targets were touched."""
-        import mujoco
+        mujoco: Any = import_module("mujoco")  # compiled, without types
 
         away = data.geom_xpos[self._spheres, :2] - data.xpos[self._walker, :2]
         if np.square(away).sum(axis=1).min() > _NEAR**2:

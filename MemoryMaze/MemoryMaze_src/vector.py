@@ -98,7 +98,7 @@ class MemoryMazeVectorEnv(VectorEnv):
             UserError: a package is missing, nothing can draw, or a process was killed.
         """
         seeds, mask = episode_seeds(self, seed, below=SEED_LIMIT), reset_mask(self, options)
-        for row in np.flatnonzero(mask):
+        for row in np.flatnonzero(mask).tolist():
             check_seed(int(seeds[row]))
         if not self._groups:
             self._start()

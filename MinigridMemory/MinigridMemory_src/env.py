@@ -339,7 +339,7 @@ class MinigridMemoryVectorEnv(VectorEnv):
         """
         seeds, mask = episode_seeds(self, seed), reset_mask(self, options)
         cues = np.broadcast_to((options or {}).get("cue"), (self.num_envs,))
-        for row in np.flatnonzero(mask):
+        for row in np.flatnonzero(mask).tolist():
             self._mazes[row]._start(int(seeds[row]), cues[row])
             self._observations[row] = self._mazes[row]._frame
         self._terminated &= ~mask
@@ -358,7 +358,7 @@ class MinigridMemoryVectorEnv(VectorEnv):
         """
         actions = discrete_actions(self, actions)
         rewards = np.zeros(self.num_envs)
-        for row in np.flatnonzero(~(self._terminated | self._truncated)):
+        for row in np.flatnonzero(~(self._terminated | self._truncated)).tolist():
             maze = self._mazes[row]
             maze._advance(int(actions[row]))
             self._observations[row], rewards[row] = maze._frame, maze._reward

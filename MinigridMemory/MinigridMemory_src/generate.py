@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -211,7 +211,7 @@ def _write(writer: TrajectoryWriter, episodes: list[Played]) -> None:
     )
 
 
-def _played(selection: Selection, workers: int) -> Iterator[Played]:
+def _played(selection: Selection, workers: int) -> Generator[Played]:
     """Episodes of the seeds from FIRST_SEED on, in this order, without end. Close it to stop the processes."""
     work = functools.partial(
         play,

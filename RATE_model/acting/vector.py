@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from gymnasium.spaces import Discrete
 from gymnasium.vector import VectorEnv
 
 
@@ -53,6 +54,7 @@ def discrete_actions(environments: VectorEnv, actions: Any) -> np.ndarray:
     Raises:
         ValueError: they are not B integers, or there is no such action.
     """
+    assert isinstance(environments.single_action_space, Discrete)
     count, last = environments.num_envs, int(environments.single_action_space.n) - 1
     actions = np.asarray(actions)
     if actions.shape != (count,) or not np.issubdtype(actions.dtype, np.integer):

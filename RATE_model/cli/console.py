@@ -98,7 +98,7 @@ def _shown(text: str, encoding: str | None) -> str:
     return text
 
 
-def _in_ascii(error: UnicodeError) -> tuple[str, int]:
+def _in_ascii(error: UnicodeEncodeError) -> tuple[str, int]:
     lacking = error.object[error.start : error.end]
     return "".join(
         _IN_ASCII.get(char, char.encode("ascii", "backslashreplace").decode()) for char in lacking

@@ -33,8 +33,15 @@ _CALIBRATION_IMAGES = 128
 class Config(Protocol):
     """What these functions need of a script's configuration."""
 
-    train: TrainOptions
-    run: RunOptions
+    @property
+    def train(self) -> TrainOptions:
+        """How it is trained."""
+        ...
+
+    @property
+    def run(self) -> RunOptions:
+        """Where it runs."""
+        ...
 
 
 def check_calibration(train: TrainOptions, spec: EnvironmentSpec) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 
@@ -55,7 +56,7 @@ class Batch:
             value.share_memory_()
         return self
 
-    def _arrays(self) -> dict[str, torch.Tensor | Frames | FrameStack]:
+    def _arrays(self) -> dict[str, Any]:
         """All that it holds, by name."""
         held = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in held.items() if value is not None}

@@ -23,6 +23,8 @@ from typing import Any
 import h5py
 import numpy as np
 
+from RATE_model.data.hdf5 import Hdf5
+
 GROUP = "checksums"
 _DIGEST = "digest"
 _NOWHERE = (0, 0, 0)
@@ -40,7 +42,7 @@ class Checksums:
         self._intact: set[str] = set()  # arrays of which all chunks have been compared
 
     @classmethod
-    def read(cls, file: h5py.File) -> Checksums | None:
+    def read(cls, file: Hdf5) -> Checksums | None:
         """Those of an open file; None if it has none.
 
         Raises:
@@ -56,7 +58,7 @@ class Checksums:
             )
         return cls(tables, {name: file[name].chunks[0] for name in tables})
 
-    def damaged(self, file: h5py.File, name: str, steps: slice | np.ndarray) -> range | None:
+    def damaged(self, file: Hdf5, name: str, steps: slice | np.ndarray) -> range | None:
         """The steps of the first damaged chunk of an array that holds any of some steps; None if all are intact.
 
         Raises:
@@ -101,7 +103,7 @@ class ChunkSums:
     def __init__(self) -> None:
         self._sums: dict[str, list[int]] = {}
 
-    def update(self, array: h5py.Dataset, *, last: bool = False) -> None:
+    def update(self, array: Hdf5, *, last: bool = False) -> None:
         """Take those of the chunks that have become full, and of the rest if nothing follows."""
         sums = self._sums.setdefault(array.name.lstrip("/"), [])
         full, rest = divmod(len(array), array.chunks[0])
@@ -109,7 +111,7 @@ class ChunkSums:
             filters_left_out, content = array.id.read_direct_chunk(_first_element(array, chunk))
             sums.append(_checksum(content, filters_left_out))
 
-    def write(self, file: h5py.File) -> None:
+    def write(self, file: Hdf5) -> None:
         """Add all of them to a file whose arrays and attributes are complete."""
         tables = {name: np.array(sums, dtype=np.uint32) for name, sums in self._sums.items()}
         for name, table in tables.items():
@@ -118,18 +120,18 @@ class ChunkSums:
         file[GROUP].attrs[_DIGEST] = _digest(file, tables)
 
 
-def make_groups(file: h5py.File, name: str) -> None:
+def make_groups(file: Hdf5, name: str) -> None:
     """Make the groups of an array's name. Those that HDF5 makes by itself hold the time: equal files would differ."""
     if group := name.rpartition("/")[0]:
         file.require_group(group)
 
 
-def _first_element(array: h5py.Dataset, chunk: int) -> tuple[int, ...]:
+def _first_element(array: Hdf5, chunk: int) -> tuple[int, ...]:
     """Where a chunk begins. Chunks divide an array along its steps only."""
     return (chunk * array.chunks[0],) + (0,) * (array.ndim - 1)
 
 
-def _places(array: h5py.Dataset) -> dict[int, tuple[int, int, int]]:
+def _places(array: Hdf5) -> dict[int, tuple[int, int, int]]:
     """Offset, size and filters left out of every chunk; asking for one at a time takes longer than comparing it."""
     found, size = {}, array.chunks[0]
 
@@ -149,17 +151,17 @@ def _checksum(content: bytes | memoryview, filters_left_out: int) -> int:
     return zlib.crc32(memoryview(content)[whole:], sums)
 
 
-def _arrays(group: h5py.Group) -> dict[str, h5py.Dataset]:
+def _arrays(group: Hdf5) -> dict[str, Hdf5]:
     """All arrays in a group, by their names in it, but for the checksums."""
-    found: dict[str, h5py.Dataset] = {}
+    found: dict[str, Hdf5] = {}
     group.visititems(lambda name, item: found.update({name: item}) if isinstance(item, h5py.Dataset) else None)
     return {name: array for name, array in sorted(found.items()) if not name.startswith(f"{GROUP}/")}
 
 
-def _digest(file: h5py.File, tables: dict[str, np.ndarray]) -> str:
+def _digest(file: Hdf5, tables: dict[str, np.ndarray]) -> str:
     """Of the tables of checksums and of everything else that the arrays' chunks do not hold."""
 
-    def noted(item: h5py.File | h5py.Dataset) -> dict[str, Any]:
+    def noted(item: Hdf5) -> dict[str, Any]:
         return {name: getattr(value, "tolist", lambda value=value: value)() for name, value in item.attrs.items()}
 
     described = {

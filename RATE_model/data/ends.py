@@ -26,6 +26,8 @@ from typing import Literal
 import h5py
 import numpy as np
 
+from RATE_model.data.hdf5 import Hdf5
+
 Kind = Literal["terminal", "timeout", "done", "last", "first", "number", "counter", "stops", "starts", "lengths"]
 
 BLOCK_BYTES = 64 * 2**20  # successors are compared in blocks of about this size
@@ -203,7 +205,7 @@ def successors_follow(observations: np.ndarray, successors: np.ndarray) -> np.nd
     return follows
 
 
-def ends_of_file(file: h5py.File, steps: int, *, max_steps: int | None = None) -> Ends:
+def ends_of_file(file: Hdf5, steps: int, *, max_steps: int | None = None) -> Ends:
     """Where episodes end in flat arrays of an HDF5 file of another maker.
 
     Args:
@@ -227,7 +229,7 @@ def ends_of_file(file: h5py.File, steps: int, *, max_steps: int | None = None) -
     return Ends(ends.last, ends.terminal, ends.first, ends.begins, ends.open, tuple(notes))
 
 
-def layout_of(file: h5py.File) -> str:
+def layout_of(file: Hdf5) -> str:
     """What is to be said of a file that lacks flat arrays: another layout that it looks like; or nothing."""
     names = sorted(file)
     numbered = [name for name in names if re.fullmatch(r"(observations|actions|rewards)_\d+", name)]
@@ -243,11 +245,11 @@ def layout_of(file: h5py.File) -> str:
     return f"; it has {kept}, a layout that is not read: join them to flat arrays, one after the other, as D4RL does"
 
 
-def _arrays(file: h5py.File) -> dict[str, h5py.Dataset]:
+def _arrays(file: Hdf5) -> dict[str, Hdf5]:
     """All arrays of numbers that could say something of each step or episode, by name."""
-    found: dict[str, h5py.Dataset] = {}
+    found: dict[str, Hdf5] = {}
 
-    def visit(name: str, item: h5py.Group | h5py.Dataset) -> None:
+    def visit(name: str, item: Hdf5) -> None:
         numbers = isinstance(item, h5py.Dataset) and item.ndim in (1, 2) and item.dtype.kind in "biuf"
         if numbers and not name.startswith("metadata/") and name not in SUCCESSORS:
             found[name] = item
@@ -256,7 +258,7 @@ def _arrays(file: h5py.File) -> dict[str, h5py.Dataset]:
     return found
 
 
-def _follows(file: h5py.File) -> np.ndarray | None:
+def _follows(file: Hdf5) -> np.ndarray | None:
     """Whether the successor of each step but the last is the next step's observation; None: successors are not kept."""
     names = [name for name in SUCCESSORS if isinstance(file.get(name), h5py.Dataset)]
     if not names:

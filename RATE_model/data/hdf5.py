@@ -10,6 +10,9 @@ import h5py
 from RATE_model.data.attributes import decoded
 from RATE_model.errors import UserError, is_of_the_machine, reason_of
 
+# A file, a group or an array of h5py. Which of them a name stands for is seen when it is read, not by a type checker.
+Hdf5 = Any
+
 _SAID: set[Path] = set()  # folders without locks of which this process has said so
 
 
@@ -17,7 +20,7 @@ class BeingWritten(OSError):
     """Another process has the file open for writing."""
 
 
-def open_hdf5(path: Path) -> h5py.File:
+def open_hdf5(path: Path) -> Hdf5:
     """A file, opened for reading; without a lock where the file system has none, which is said once.
 
     Raises:

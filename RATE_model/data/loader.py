@@ -7,7 +7,7 @@ training can be resumed at any batch.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import numpy as np
 import torch
@@ -82,7 +82,7 @@ def make_loader(
     num_workers: int = 0,
     pin_memory: bool = False,
     prefetch: int = 2,
-) -> Iterator[tuple[int, int, Batch]]:
+) -> Generator[tuple[int, int, Batch]]:
     """Yield (epoch, batch number, batch) starting exactly at the given position.
 
     The batches are the same for any number of workers, and torch's global random state is not touched. Close the

@@ -302,7 +302,7 @@ def _add_episodes(
 def _reasons(refused: Mapping[Path, str]) -> str:
     """Why files were refused, in words: every reason, the most frequent first, with an example and how many more."""
     counts = Counter(refused.values())
-    examples = {reason: path.name for path, reason in reversed(refused.items())}  # the first file of each
+    examples = {reason: path.name for path, reason in reversed(list(refused.items()))}  # the first file of each
     shown = counts.most_common(REASONS_SHOWN)
     said = [f"{examples[reason]} {reason}" + (f" (and {count - 1} more)" * (count > 1)) for reason, count in shown]
     rest = len(refused) - sum(count for _, count in shown)
@@ -396,7 +396,9 @@ def _steps(
     """Of each episode's rows the rows of its observations, its actions (T,), and the rows of its rewards."""
     keys, rows = layout.keys, len(rewards)
     first, last = starts[1 if ends.begins is False else 0 :], stops - 1
-    idle = ~actions.reshape(rows, -1).any(axis=1) if keys.one_hot and len(actions) == rows else np.zeros(rows, bool)
+    idle: np.ndarray = (
+        ~actions.reshape(rows, -1).any(axis=1) if keys.one_hot and len(actions) == rows else np.zeros(rows, bool)
+    )
     kind = keys.rows
     if kind == "auto" and (images > rows or (first.size and idle[first].all())):
         kind = "steps" if images > rows else "arrivals"

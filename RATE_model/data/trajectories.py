@@ -42,7 +42,7 @@ from RATE_model.data.attributes import decoded
 from RATE_model.data.checksums import Checksums
 from RATE_model.data.compression import hdf5plugin, uses_zstd
 from RATE_model.data.ends import UnclearEnds, ends_of_file, layout_of, one_column, tell_ends
-from RATE_model.data.hdf5 import open_hdf5, refuse_if_unreadable
+from RATE_model.data.hdf5 import Hdf5, open_hdf5, refuse_if_unreadable
 from RATE_model.errors import UserError, reason_of
 
 Learn = Literal["recorded", "expert"]  # the actions that were taken, or what an expert would have done
@@ -100,8 +100,8 @@ class TrajectoryFile:
     ) -> None:
         self.path = Path(path)
         self._hint, self._max_episode_steps = hint, max_episode_steps
-        self._handle: h5py.File | None = None
-        self._arrays: dict[str, h5py.Dataset] = {}  # of the handle: finding one takes as long as reading a window
+        self._handle: Hdf5 = None
+        self._arrays: dict[str, Hdf5] = {}  # of the handle: finding one takes as long as reading a window
         self._process = -1
         with self._reading():
             if self.path.is_dir():
@@ -136,7 +136,7 @@ class TrajectoryFile:
         self.actions = self._in_range("actions", self.actions)
         self._check_observations()
 
-    def _ends(self, file: h5py.File) -> np.ndarray:
+    def _ends(self, file: Hdf5) -> np.ndarray:
         """Whether an episode ends with each step: (num_steps,) bool. What is doubtful is printed."""
         if self._own:
             ends = file["terminals"][:] != 0
@@ -244,7 +244,7 @@ class TrajectoryFile:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_handle": None, "_arrays": {}, "_process": -1}
 
-    def _open(self) -> h5py.File:
+    def _open(self) -> Hdf5:
         """This process's handle. HDF5 handles must not cross a fork: parent and child would share one file position."""
         if self._handle is None or self._process != os.getpid():
             self._handle, self._arrays = open_hdf5(self.path), {}
@@ -253,14 +253,14 @@ class TrajectoryFile:
             self._process = os.getpid()
         return self._handle
 
-    def _array(self, name: str) -> h5py.Dataset:
+    def _array(self, name: str) -> Hdf5:
         """An array of this process's handle."""
         file = self._open()
         if name not in self._arrays:
             self._arrays[name] = file[name]
         return self._arrays[name]
 
-    def _read_checksums(self, file: h5py.File) -> Checksums | None:
+    def _read_checksums(self, file: Hdf5) -> Checksums | None:
         """Those that the file holds. Without any damage can go unnoticed, which is said once."""
         try:
             checksums = Checksums.read(file)
@@ -286,7 +286,7 @@ class TrajectoryFile:
         first, last = np.searchsorted(ends, [steps[0], steps[-1]]).tolist()
         return f" (episode {first})" if first == last else f" (episodes {first} to {last})"
 
-    def _check_layout(self, file: h5py.File) -> None:
+    def _check_layout(self, file: Hdf5) -> None:
         """Keys, equal lengths, at least one step, and a filter for every compression used."""
         needed = ("observations", "actions", "rewards", *(("terminals",) if self._own else ()))
         if missing := [name for name in needed if name not in file]:
@@ -312,7 +312,7 @@ class TrajectoryFile:
 
     def _check_kinds(
         self,
-        file: h5py.File,
+        file: Hdf5,
         observation_shape: Sequence[int] | None,
         observation_dtype: Any,
         num_actions: int | None,

@@ -17,6 +17,7 @@ import numpy as np
 from RATE_model.data.attributes import encoded, version
 from RATE_model.data.checksums import ChunkSums, make_groups
 from RATE_model.data.compression import ZSTD_LEVEL, zstd
+from RATE_model.data.hdf5 import Hdf5
 from RATE_model.data.trajectories import CHANNELS_LAST, FIRST_SEEN, FORMAT_VERSION
 from RATE_model.errors import UserError, reason_of
 from RATE_model.system.atomic import sync_directory
@@ -109,7 +110,7 @@ class TrajectoryWriter:
         self._unfinished = False
         self._first_seen: dict[bytes, int] | None = {} if index_frames else None  # digest of a frame -> step
         self._checksums = ChunkSums()
-        self._file: h5py.File | None = None
+        self._file: Hdf5 = None
         self._sink: _Sink | None = None
         self._returns: list[np.ndarray] = []
         self._lengths: list[np.ndarray] = []
@@ -234,7 +235,7 @@ class TrajectoryWriter:
                 self._pending[name] = [values[steps:]]
         self._pending_steps -= steps
 
-    def _create(self, name: str, values: np.ndarray) -> h5py.Dataset:
+    def _create(self, name: str, values: np.ndarray) -> Hdf5:
         """An empty, growing dataset for values like these (steps, ...)."""
         shape, options = values.shape[1:], {}
         if self._compress:

@@ -139,7 +139,7 @@ def published(weights: Mapping[str, Tensor], variant: str, branch: Branch, mode:
     }
 
 
-def infer_config(weights: Mapping[str, Tensor], *, n_head_ca: int, context_length: int, **known: object) -> RATEConfig:
+def infer_config(weights: Mapping[str, Tensor], *, n_head_ca: int, context_length: int, **known: Any) -> RATEConfig:
     """The sizes of a published model, from its weights.
 
     Args:

@@ -9,7 +9,7 @@ and Walker2d a tanh after the action encoder, and it knows POPGym, MIKASA-Robo a
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -18,8 +18,8 @@ from RATE_model.spec import EnvironmentSpec
 
 Branch = Literal["rate-old", "main"]
 
-_IMAGE = {"observation_scale": 1 / 255}
-_TANH = {"observation_tanh": True, "action_tanh": True, "return_tanh": True}
+_IMAGE: dict[str, Any] = {"observation_scale": 1 / 255}
+_TANH: dict[str, Any] = {"observation_tanh": True, "action_tanh": True, "return_tanh": True}
 _VOCABULARY = re.compile(r"(crit|out_layer|word_emb)\..*")
 
 

@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -20,7 +20,8 @@ from typing import BinaryIO, TypeVar
 from RATE_model.errors import UserError
 from RATE_model.system.interrupts import SIGNALS
 
-Task, Result = TypeVar("Task"), TypeVar("Result")
+Task = TypeVar("Task")
+Result = TypeVar("Result")
 
 # Between being told to stop and being ended, for a process.
 _SECONDS_TO_TIDY_UP = 3.0
@@ -105,7 +106,7 @@ def _unlock(held: BinaryIO) -> None:
     fcntl.flock(held, fcntl.LOCK_UN)
 
 
-def in_processes(work: Callable[[Task], Result], tasks: Sequence[Task], workers: int) -> Iterator[Result]:
+def in_processes(work: Callable[[Task], Result], tasks: Sequence[Task], workers: int) -> Generator[Result]:
     """Results of all tasks, in the order in which they are done; with one worker, in this process.
 
     Processes are spawned, not forked: the threads of torch and of a progress bar do not survive a fork. Signals are for
@@ -131,7 +132,7 @@ def in_processes(work: Callable[[Task], Result], tasks: Sequence[Task], workers:
 
 def in_order(
     work: Callable[[Task], Result], tasks: Iterable[Task], workers: int, *, ahead: int = 4
-) -> Iterator[Result]:
+) -> Generator[Result]:
     """As `in_processes`, but results come in the order of the tasks, and there may be tasks without end.
 
     Args:
@@ -181,12 +182,14 @@ def begin_worker(stop: multiprocessing.connection.Connection | None = None) -> N
     if stop is not None:
         signal.signal(signal.SIGALRM, _leave)
     parent = multiprocessing.parent_process()
+    assert parent is not None, "this runs in a process that was started"
+    alive = parent.sentinel
 
     def follow() -> None:
-        ready = multiprocessing.connection.wait([parent.sentinel, *([] if stop is None else [stop])])
-        if parent.sentinel not in ready:
+        ready = multiprocessing.connection.wait([alive, *([] if stop is None else [stop])])
+        if alive not in ready:
             os.kill(os.getpid(), signal.SIGALRM)
-            multiprocessing.connection.wait([parent.sentinel], _SECONDS_TO_TIDY_UP)
+            multiprocessing.connection.wait([alive], _SECONDS_TO_TIDY_UP)
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()

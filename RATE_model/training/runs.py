@@ -268,7 +268,9 @@ def _versions() -> dict[str, str]:
         required = importlib.metadata.requires("rate-memory") or []
     except importlib.metadata.PackageNotFoundError:  # run from a checkout that is not installed
         required = []
-    names |= {re.match(r"[\w.-]+", text).group() for text in required if "extra == 'dev'" not in text.replace('"', "'")}
+    names |= {
+        re.split(r"[^\w.-]", text, maxsplit=1)[0] for text in required if "extra == 'dev'" not in text.replace('"', "'")
+    }
     versions = {}
     for name in sorted(names - {"rate-memory"}):
         try:

@@ -114,8 +114,8 @@ class Tracker:
             _append(self._timing, {"step": step, "seconds": round(time.monotonic() - self._clock, 3)})
         except OSError as error:
             raise UserError(f"{self._directory / 'metrics.jsonl'} cannot be written: {error.strerror}") from error
-        if self._wandb is not None and step > self._sent_to_wandb:
-            self._guard("logging", lambda: self._wandb.log(values, step=step))
+        if (run := self._wandb) is not None and step > self._sent_to_wandb:
+            self._guard("logging", lambda: run.log(values, step=step))
 
     def position(self) -> int:
         """The size of metrics.jsonl in bytes, for `truncate`; what is there is brought to the disk first."""
@@ -153,8 +153,8 @@ class Tracker:
         """Closes the files and finishes wandb, waiting at most FINISH_SECONDS for its uploads."""
         self._file.close()
         self._timing.close()
-        if self._wandb is not None:
-            self._guard("finishing", lambda: self._wandb.finish(exit_code=exit_code))
+        if (run := self._wandb) is not None:
+            self._guard("finishing", lambda: run.finish(exit_code=exit_code))
         self._wandb = None
 
     def __enter__(self) -> "Tracker":

@@ -172,7 +172,7 @@ class TMazeVectorEnv(VectorEnv):
         options = options or {}
         seeds, mask = episode_seeds(self, seed), reset_mask(self, options)
         rows = np.flatnonzero(mask)
-        chosen = [seeds[row] for row in rows]
+        chosen = [seeds[row] for row in rows.tolist()]
         goals = np.broadcast_to(options["goal"], mask.shape)[rows] if "goal" in options else goals_of_seeds(chosen)
         if not np.isin(goals, (-1, 1)).all():
             raise ValueError(f"goal must be +1 or -1, got {options['goal']}")

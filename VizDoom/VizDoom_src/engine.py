@@ -53,7 +53,7 @@ def vizdoom() -> ModuleType:
     return package
 
 
-def pictures_of(scenario: Scenario) -> dict[str, str]:
+def pictures_of(scenario: Scenario) -> dict[str, Any]:
     """What data, runs and results say of their pictures: the graphics, and the version of the engine."""
     return {"graphics": scenario.settled().graphics, "vizdoom": vizdoom().__version__}
 
