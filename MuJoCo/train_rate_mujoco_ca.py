@@ -145,7 +145,7 @@ def check(config: Config, seed: int) -> Run:
     experiment.check_calibration(config.train, spec_of(config.task.task.robot))
     if config.task.online_inference or config.task.last_inference:  # MuJoCo may not be installed
         make_environment(config.task.task.robot, config.task.env_version).close()
-    return experiment.check(config, run_directory(config, seed), seed)
+    return experiment.check(config, run_directory(config, seed), seed, before={"windows": "every"})
 
 
 def train(config: Config, run: Run) -> dict[str, float]:

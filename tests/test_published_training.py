@@ -11,15 +11,16 @@ from MemoryMaze.MemoryMaze_src import train_mem_maze
 from MinigridMemory.MinigridMemory_src import train_minigridmemory
 from MuJoCo import train_rate_mujoco_ca
 from RATE_model.cli import experiment
-from RATE_model.cli.options import to_flat_dict
+from RATE_model.cli.options import to_flat_dict, to_yaml
 from RATE_model.cli.settings import CurriculumOptions
 from RATE_model.data.batch import Batch
+from RATE_model.errors import UserError
 from RATE_model.original.variants import infer_spec
 from RATE_model.original.weights import convert_weights
 from RATE_model.training.optimization import initialise_as_published
 from RATE_model.training.trainer import Trainer
 from tests import reference
-from tests.small_models import rate_agent, small_model
+from tests.small_models import rate_agent, save_small_model, small_model
 from TMaze_new.TMaze_new_src import train_tmaze
 from VizDoom.VizDoom_src import train_vizdoom
 
@@ -171,3 +172,18 @@ def test_published_initial_weights():
     assert 0.8 < float(model.memory.memory_tokens.detach()[0].std()) < 1.4
     project = model.head.project.weight
     assert float(project.detach().abs().max()) <= project.shape[1] ** -0.5
+
+
+def test_a_run_from_before_these_flags_goes_on(tmp_path):
+    config = train_tmaze.read_config(["--output_dir", str(tmp_path), "--resume", "auto", "--seed", "1"])
+    directory = train_tmaze.run_directory(config, 1)
+    save_small_model(small_model(), directory)
+    new = ("weight_decay_on", "initialisation")
+    flags = {name: value for name, value in to_flat_dict(config).items() if name not in new}
+    (directory / "config.yaml").write_text(to_yaml(flags))
+    assert train_tmaze.check(config, 1).checkpoint is not None
+    other = train_tmaze.read_config(
+        [*"--resume auto --seed 1 --weight_decay_on all --output_dir".split(), str(tmp_path)]
+    )
+    with pytest.raises(UserError, match="weight_decay_on was matrices, now all"):
+        train_tmaze.check(other, 1)

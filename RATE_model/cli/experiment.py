@@ -44,6 +44,10 @@ class Config(Protocol):
         ...
 
 
+# What runs of all environments did before they could record it.
+_BEFORE = {"weight_decay_on": "matrices", "initialisation": "scaled"}
+
+
 def check_calibration(train: TrainOptions, spec: EnvironmentSpec) -> None:
     """Raise `UserError` if image encoders are to be calibrated where there are none; before any data is made."""
     if train.calibrate and not spec.is_image:
@@ -63,7 +67,7 @@ def check(config: Config, directory: Path, seed: int, *, before: Mapping[str, An
         resume=config.run.resume,
         overwrite=config.run.overwrite,
         may_change=changeable_flags(config),
-        before=before or {},
+        before=_BEFORE | dict(before or {}),
     )
 
 

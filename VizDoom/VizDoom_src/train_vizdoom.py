@@ -52,6 +52,7 @@ PUBLISHED = PUBLISHED_TRAINING | {
     "warmup_tokens": 10_000,
     "final_tokens": 10_000_000,
     "variant": "published",
+    "graphics": "published",
     "learn": "recorded",
     "mirror": False,
     "stages": (),
