@@ -70,7 +70,7 @@ class DataOptions:
     win_only: Boolean = True
     # Folder of the authors' pickles to train on instead; each is converted once. What these flags say of episodes then
     # does nothing, but for the numbers of segments and --context_length
-    data_path: Path | None = None
+    data_path: Path | None = changeable(None)
     # Directory of the data files; none = TMaze_new/TMaze_new_data.
     data_dir: Path | None = changeable(None)
 
