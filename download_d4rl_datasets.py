@@ -32,6 +32,7 @@ from MuJoCo.tasks import TASKS, Task
 from RATE_model.cli.limits import at_least
 from RATE_model.cli.options import close_matches, exit_on_user_error, parse_options
 from RATE_model.errors import UserError
+from RATE_model.system.locks import only_one
 
 URL = "https://rail.eecs.berkeley.edu/datasets/offline_rl/gym_mujoco_v2"
 SCRIPT = "python download_d4rl_datasets.py"
@@ -88,6 +89,12 @@ def download(task: Task, options: Options) -> str:
             broken download stays as a .part file.
     """
     path = data_directory(options.data_path) / d4rl_name(task)
+    with only_one(path, f"another process is downloading '{path}'; waiting for it"):
+        return _download(task, path, options)
+
+
+def _download(task: Task, path: Path, options: Options) -> str:
+    """See `download`."""
     recorded = D4RL_FILES[path.name] if options.check_digests else None
     if path.exists():
         _verify(path, task, recorded, f"Delete or rename it and run `{SCRIPT} --datasets {task.name}`.")
@@ -95,7 +102,6 @@ def download(task: Task, options: Options) -> str:
     url = f"{options.url.rstrip('/')}/{path.name}"
     part = path.with_name(f"{path.name}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         _fetch(url, part, options, recorded)
         try:
             hint = "It was deleted; if it happens again, the server's file is not D4RL's."

@@ -33,6 +33,7 @@ from RATE_model.cli.options import exit_on_user_error, parse_options
 from RATE_model.data.parts import FileOptions
 from RATE_model.data.trajectories import TrajectoryFile
 from RATE_model.errors import UserError
+from RATE_model.system.locks import ensure
 
 SCRIPT = "python3 Atari/generate_dataset.py"
 DATA_DIRECTORY = Path(__file__).resolve().parent / "Atari_data"
@@ -115,10 +116,13 @@ def ensure_own_data(game: Game, directory: Path | None = None, transitions: int 
     """
     options = GenerateOptions(transitions=transitions)
     path = dataset_path(game, directory, options)
-    if path.exists():
-        return path
-    print(f"Making {options.steps(game)} steps of {game.name}: {path}", flush=True)
-    return generate(options.recipe(game), options.steps(game), path)
+
+    def make() -> None:
+        print(f"Making {options.steps(game)} steps of {game.name}: {path}", flush=True)
+        generate(options.recipe(game), options.steps(game), path)
+
+    ensure(path, make)
+    return path
 
 
 @dataclass(frozen=True)

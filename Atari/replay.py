@@ -37,7 +37,6 @@ import hashlib
 import io
 import os
 import pickle
-import shutil
 import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -54,7 +53,7 @@ from RATE_model.data.trajectories import TrajectoryFile
 from RATE_model.data.writer import TrajectoryWriter
 from RATE_model.errors import UserError
 from RATE_model.system.atomic import sync_directory
-from RATE_model.system.processes import only_one
+from RATE_model.system.locks import ensure, temporary
 
 STACK = 4  # frames that an agent sees at once
 PADDING = STACK - 1  # transitions of zeros before every episode
@@ -362,10 +361,12 @@ def convert(folder: Path, target: Path, selection: Selection, *, game: str, num_
         UserError: see `select`; or the target cannot be written. Nothing is left behind then.
     """
     digest = _digest(folder, selection)
-    if _digest_of(target) != digest:
-        with only_one(target, f"another process is converting '{folder}'; waiting for it"):
-            if _digest_of(target) != digest:
-                _convert(folder, target, selection, digest, game=game, num_actions=num_actions)
+    ensure(
+        target,
+        lambda: _convert(folder, target, selection, digest, game=game, num_actions=num_actions),
+        is_good=lambda path: _digest_of(path) == digest,
+        waiting=f"another process is converting '{folder}'; waiting for it",
+    )
     return target
 
 
@@ -437,27 +438,34 @@ def export_replay(
             or nothing can be written. Nothing is left behind then.
     """
     target = export_folder(directory, game, overwrite=overwrite)
-    temporary, old = (target.with_name(f".replay_logs.{os.getpid()}.{kind}") for kind in ("tmp", "old"))
     with TrajectoryFile(source, observation_shape=(1, *FRAME_SHAPE), observation_dtype="uint8") as file:
         if file.lengths.max() + PADDING > capacity:
             raise UserError(f"'{source}' has an episode of {file.lengths.max()} steps; a buffer holds {capacity}")
         try:
-            temporary.mkdir(parents=True)
-            for number, episodes in enumerate(_into_buffers(file.lengths, capacity)):
-                _write_buffer(file, episodes, temporary, number)
-            sync_directory(temporary)
-            if target.exists():
-                os.replace(target, old)  # a folder cannot take the place of one that is not empty
-            os.replace(temporary, target)
-            sync_directory(target.parent)
-            shutil.rmtree(old, ignore_errors=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with temporary(target, folder=True) as place:
+                export_folder(directory, game, overwrite=overwrite)  # another process may have made it meanwhile
+                for number, episodes in enumerate(_into_buffers(file.lengths, capacity)):
+                    _write_buffer(file, episodes, place, number)
+                sync_directory(place)
+                _put_in_place(place, target)
         except OSError as error:
-            if old.exists() and not target.exists():
-                os.replace(old, target)
             raise UserError(f"'{target}' cannot be written: {error.strerror or error}") from error
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
     return target
+
+
+def _put_in_place(folder: Path, target: Path) -> None:
+    """Move a folder to its place; a folder cannot take the place of one that is not empty, which steps aside."""
+    with temporary(target) as old:
+        if target.exists():
+            os.replace(target, old)
+        try:
+            os.replace(folder, target)
+        except OSError:
+            if old.exists():
+                os.replace(old, target)
+            raise
+        sync_directory(target.parent)
 
 
 def _into_buffers(lengths: np.ndarray, capacity: int) -> list[np.ndarray]:

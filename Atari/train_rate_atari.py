@@ -41,7 +41,7 @@ from RATE_model.cli.settings import (
 from RATE_model.errors import UserError
 from RATE_model.plots import plot_curves
 from RATE_model.spec import EnvironmentSpec
-from RATE_model.training.runs import Run, run_name
+from RATE_model.training.runs import Run
 from RATE_model.training.trainer import accuracy
 
 HERE = Path(__file__).resolve().parent
@@ -162,12 +162,23 @@ class Config:
         return spec_of(self.game, return_scale=1 / scale, conv_channels=self.image.conv_channels)
 
 
+@lru_cache
+def usual() -> Config:
+    """The configuration without any flags."""
+    return read_config([])
+
+
 def run_directory(config: Config, seed: int) -> Path:
-    """Where the run of a seed is kept; the same flags always give the same place."""
-    run, model = config.run, config.model
-    cloning = "" if config.task.condition_on_returns else "BC"
-    name = run_name(run.text, config.game.name, *model.name_parts, cloning, "RUN", seed)
-    return (run.output_dir or CHECKPOINTS) / run.ckpt_folder / name
+    """Where the run of a seed is kept; see `experiment.run_directory`."""
+    model, cloning = config.model, "" if config.task.condition_on_returns else "BC"
+    return experiment.run_directory(
+        config,
+        seed,
+        usual=usual(),
+        checkpoints=CHECKPOINTS,
+        name=(config.game.name, *model.name_parts, cloning),
+        named=("game", "condition_on_returns"),
+    )
 
 
 def evaluate(model: Agent, config: Config, final: bool, clip_rewards: bool = False) -> dict[str, float]:

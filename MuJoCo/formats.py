@@ -35,6 +35,7 @@ from RATE_model.data.npz import conversion_path
 from RATE_model.data.pickles import load_pickle
 from RATE_model.data.writer import TrajectoryWriter
 from RATE_model.errors import UserError
+from RATE_model.system.locks import ensure
 from RATE_model.system.processes import check_writable
 
 # An episode: observations (T, obs), actions (T, act), rewards (T,), and whether it ended in a terminal state.
@@ -147,12 +148,25 @@ def _converted(source: Path, directory: Path, beside: bool, kind: str) -> Path:
     identity = {"source_bytes": state.st_size, "source_changed_ns": state.st_mtime_ns, "conversion": _VERSION}
     places = [source.with_name(f"{source.name}.converted.hdf5")] if beside else []
     places.append(conversion_path(source, directory, "mujoco"))
-    for target in places:
-        if identity.items() <= attributes_of(target).items():
-            return target
-    target = places[0] if beside and os.access(source.parent, os.W_OK) else places[-1]
-    check_writable(target)
-    print(f"Converting '{source}' to '{target}', once.")
+
+    def is_converted(path: Path) -> bool:
+        return identity.items() <= attributes_of(path).items()
+
+    made = places[0] if beside and os.access(source.parent, os.W_OK) else places[-1]
+    target = next(filter(is_converted, places), made)
+
+    def convert() -> None:
+        check_writable(target)
+        print(f"Converting '{source}' to '{target}', once.", flush=True)
+        _convert(source, kind, target, identity)
+
+    waiting = f"another process is converting '{source}'; waiting for it"
+    ensure(target, convert, is_good=is_converted, waiting=waiting)
+    return target
+
+
+def _convert(source: Path, kind: str, target: Path, identity: dict[str, int]) -> None:
+    """Write the episodes of a source to a trajectory file."""
     episodes = read_pickle(source) if kind == "pickle" else read_minari(source)
     first = next(episodes, None)
     if first is None:
@@ -175,7 +189,6 @@ def _converted(source: Path, directory: Path, beside: bool, kind: str) -> Path:
             except ValueError as error:
                 raise UserError(f"episode {number} of '{source}': {error}") from error
             number, episode = number + 1, next(episodes, None)
-    return target
 
 
 def _arrays(place: str, episode: Any, keys: list[str], more_observations: int) -> list[np.ndarray]:

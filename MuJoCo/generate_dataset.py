@@ -43,7 +43,7 @@ from RATE_model.cli.limits import at_least, at_most
 from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
 from RATE_model.data.trajectories import TrajectoryFile
 from RATE_model.data.writer import TrajectoryWriter
-from RATE_model.errors import UserError
+from RATE_model.system.locks import making
 from RATE_model.system.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -120,9 +120,15 @@ def generate(options: GenerateOptions) -> Path:
     Raises:
         UserError: the file exists and is not to be replaced, a package is missing, or something cannot be written.
     """
+    with making(options.path, overwrite=options.overwrite) as wanted:
+        if wanted:
+            _make(options)
+    return options.path
+
+
+def _make(options: GenerateOptions) -> None:
+    """See `generate`."""
     path, robot = options.path, options.robot
-    if path.exists() and not options.overwrite:
-        raise UserError(f"'{path}' exists; add --overwrite true to replace it.")
     environments = [make_environment(robot) for _ in range(min(ACTING, math.ceil(options.file_steps / 1000)))]
     policies = _trained(options)
     chosen = mixture(policies, options.dataset, options.goal)
@@ -142,7 +148,6 @@ def generate(options: GenerateOptions) -> Path:
                 notes.append(_note(robot, policy, returns))
     for environment in environments:
         environment.close()
-    return path
 
 
 def mixture(policies: Sequence[Policy], dataset: str, goal: float) -> list[Policy]:

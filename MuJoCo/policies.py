@@ -26,6 +26,7 @@ from MuJoCo.tasks import Robot, make_environment
 from RATE_model.acting.rollout import torch_threads
 from RATE_model.errors import UserError
 from RATE_model.system.atomic import atomic_write_bytes
+from RATE_model.system.locks import only_one
 
 if TYPE_CHECKING:
     from stable_baselines3 import PPO
@@ -93,6 +94,19 @@ def train_policies(
             disk is full.
     """
     place = policy_folder(folder, robot, seed)
+    with only_one(place, f"another process is training the policies in '{place}'; waiting for it"):
+        return _train_policies(robot, seed, place, enough, report, round_steps)
+
+
+def _train_policies(
+    robot: Robot,
+    seed: int,
+    place: Path,
+    enough: Callable[[list[Policy]], bool],
+    report: Callable[[Policy], None],
+    round_steps: int,
+) -> list[Policy]:
+    """See `train_policies`."""
     settings = settings_of(robot) | {"robot": robot.name, "seed": seed, "round_steps": round_steps}
     policies: list[Policy] = []
     state: dict[str, Any] | None = None

@@ -28,7 +28,7 @@ from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
 from RATE_model.cli.options import Boolean, changeable, exit_on_user_error, parse_options
 from RATE_model.cli.settings import PUBLISHED_TRAINING, CurriculumOptions, ModelOptions, RunOptions, TrainOptions
 from RATE_model.plots import plot_curves
-from RATE_model.training.runs import Run, run_name
+from RATE_model.training.runs import Run
 
 HERE = Path(__file__).resolve().parent
 CHECKPOINTS = HERE / "MuJoCo_checkpoints"
@@ -111,12 +111,24 @@ class Config:
         return self.model.agent_config(context_length=self.task.context_length, segments=self.task.segments)
 
 
+@lru_cache
+def usual() -> Config:
+    """The configuration without any flags."""
+    return read_config([])
+
+
 def run_directory(config: Config, seed: int) -> Path:
-    """Where the run of a seed is kept; the same flags always give the same place."""
-    run, model, task = config.run, config.model, config.task
+    """Where the run of a seed is kept; see `experiment.run_directory`."""
+    model, task = config.model, config.task
     cloning = "" if task.condition_on_returns else "BC"
-    name = run_name(run.text, task.task.name, *model.name_parts, cloning, "RUN", seed)
-    return (run.output_dir or CHECKPOINTS) / run.ckpt_folder / name
+    return experiment.run_directory(
+        config,
+        seed,
+        usual=usual(),
+        checkpoints=CHECKPOINTS,
+        name=(task.task.name, *model.name_parts, cloning),
+        named=("env_id", "condition_on_returns"),
+    )
 
 
 def evaluate(model: Agent, config: Config, final: bool) -> dict[str, float]:

@@ -46,6 +46,7 @@ from RATE_model.data.npz import NpzKeys, check_tells, conversion_path, given_dat
 from RATE_model.data.parts import FileOptions
 from RATE_model.data.trajectories import Learn, TrajectoryFile
 from RATE_model.errors import UserError
+from RATE_model.system.locks import ensure
 
 if TYPE_CHECKING:
     from RATE_model.data.dataset import WindowDataset
@@ -141,12 +142,14 @@ def ensure_dataset(options: DataOptions) -> list[Path]:
         print(f"Data: {path} ({given[1]})", flush=True)
         return [path]
     path = dataset_path(options)
-    if path.exists():
-        check_experts(path)
-        print(f"Data: {path}", flush=True)
-    else:
+
+    def make() -> None:
         print(f"Making {options.episodes} Memory Maze episodes: {path}", flush=True)
         generate(options.recipe(), options.episodes, path)
+
+    if not ensure(path, make):
+        check_experts(path)
+        print(f"Data: {path}", flush=True)
     return [path]
 
 

@@ -32,6 +32,7 @@ from RATE_model.cli.options import changeable
 from RATE_model.data.npz import conversion_path, given_data
 from RATE_model.data.trajectories import TrajectoryFile
 from RATE_model.errors import UserError
+from RATE_model.system.locks import ensure
 
 if TYPE_CHECKING:
     from RATE_model.data.dataset import WindowDataset
@@ -157,9 +158,12 @@ def ensure_dataset(options: DataOptions) -> list[Path]:
     if options.data_path is not None:
         return [given_dataset(options)]
     path = dataset_path(options)
-    if not path.exists():
+
+    def collect() -> None:
         print(f"Collecting {options.trajectories} Minigrid-Memory episodes: {path}", flush=True)
         generate(options.selection(), path)
+
+    ensure(path, collect)
     return [path]
 
 

@@ -25,7 +25,8 @@ from MinigridMemory.MinigridMemory_src.env import ENV_ID, OBSERVATION_SHAPE, Min
 from MinigridMemory.MinigridMemory_src.expert import Flaws, Played, play
 from RATE_model.data.writer import TrajectoryWriter
 from RATE_model.errors import UserError
-from RATE_model.system.processes import available_cores, check_writable, in_order
+from RATE_model.system.locks import making
+from RATE_model.system.processes import available_cores, in_order
 from RATE_model.system.progress import progress_bar
 
 FIRST_SEED = 1_000_000
@@ -127,10 +128,15 @@ def generate(selection: Selection, path: Path, *, overwrite: bool = False, worke
     Raises:
         UserError: the file exists and is not to be replaced, cannot be written, or nothing suitable was played.
     """
-    if path.exists() and not overwrite:
-        raise UserError(f"'{path}' exists; add --overwrite true to replace it.")
+    with making(path, overwrite=overwrite) as wanted:
+        if wanted:
+            _make(selection, path, workers)
+    return path
+
+
+def _make(selection: Selection, path: Path, workers: int | None) -> None:
+    """See `generate`."""
     MinigridMemoryEnv(selection.size)  # a missing package shows here, not in a process
-    check_writable(path)
     workers = workers or max(1, min(available_cores(), selection.trajectories // (5 * BLOCK)))
     tally, episodes = _collect(selection, workers)
     with TrajectoryWriter(
@@ -144,7 +150,6 @@ def generate(selection: Selection, path: Path, *, overwrite: bool = False, worke
             for batch in _batches(episodes):
                 _write(writer, batch)
                 bar.update(len(batch))
-    return path
 
 
 def _attributes(selection: Selection, tally: Tally) -> dict[str, object]:

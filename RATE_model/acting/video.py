@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from RATE_model.errors import UserError
+from RATE_model.system.locks import temporary
 
 BLOCK = 16  # the codec takes sizes that are multiples of this
 LINE = 18  # pixels of a line of text
@@ -42,18 +43,19 @@ def write_video(frames: Iterable[np.ndarray], path: Path, *, fps: int = 8, quali
     first = next(frames, None)
     if first is None:
         raise ValueError(f"no frame to write to {path}")
-    partial = path.with_name(f".{path.name}")
+    encoding = {"format": "FFMPEG", "fps": fps, "codec": "libx264", "quality": quality}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # `closing`, as the writer itself leaves its process running when an error passes.
-        with closing(imageio.get_writer(partial, format="FFMPEG", fps=fps, codec="libx264", quality=quality)) as writer:
+        with (
+            temporary(path, folder=True) as folder,  # a folder, as the writer insists on a name that ends in .mp4
+            closing(imageio.get_writer(partial := folder / path.name, **encoding)) as writer,
+        ):
             for frame in itertools.chain([first], frames):
                 height, width, _ = frame.shape
                 writer.append_data(np.pad(frame, ((0, -height % BLOCK), (0, -width % BLOCK), (0, 0))))
-        partial.replace(path)
+            writer.close()
+            partial.replace(path)
     except OSError as error:
         raise UserError(f"video {path} cannot be written: {error.strerror or error}") from error
-    finally:
-        if partial.exists():  # `unlink` would raise where the folder is none
-            partial.unlink()
     return path

@@ -4,7 +4,9 @@ A script's configuration is a dataclass whose groups `train` and `run` are `Trai
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,7 +15,8 @@ import torch
 
 from RATE_model.agent import Agent, AgentConfig
 from RATE_model.cli.options import changeable_flags, load_yaml, to_flat_dict
-from RATE_model.cli.settings import CurriculumOptions, RunOptions, TrainOptions
+from RATE_model.cli.settings import MAY_GROW, CurriculumOptions, RunOptions, TrainOptions
+from RATE_model.cli.spellings import respelt
 from RATE_model.data.dataset import WindowDataset
 from RATE_model.data.loader import EpochSampler
 from RATE_model.errors import UserError
@@ -23,7 +26,7 @@ from RATE_model.system.precision import pick_device
 from RATE_model.training.curriculum import AdaptiveStages, FixedStages
 from RATE_model.training.loop import Evaluate, Fit, StageData, load_to_resume
 from RATE_model.training.optimization import RisingCosine, Schedule, decay_over, initialise_as_published, late_linear
-from RATE_model.training.runs import Run, check_run, open_run, run_seeds
+from RATE_model.training.runs import Run, check_run, clean_name, open_run, run_name, run_seeds, short_hash
 from RATE_model.training.tracking import Tracker
 from RATE_model.training.trainer import BatchMetrics, BatchTransform, Trainer, TrainingDiverged, optimizer_steps
 
@@ -48,6 +51,54 @@ class Config(Protocol):
 _BEFORE = {"weight_decay_on": "matrices", "initialisation": "scaled"}
 
 
+def run_directory(
+    config: Config,
+    seed: int,
+    *,
+    usual: Config,
+    checkpoints: Path,
+    name: Sequence[object],
+    named: Collection[str] = (),
+    before: Mapping[str, Any] | None = None,
+) -> Path:
+    """Where the run of a seed is kept: the same flags always give the same place, and others another.
+
+    Flags that the name does not show are told apart by a short hash of those that differ from config.yaml; without any
+    there is none. A run of an earlier version, which has no hash or another one, is found by the flags in its
+    config.yaml.
+
+    Args:
+        usual: the configuration without any flags.
+        checkpoints: the environment's folder for runs.
+        name: parts of the name between --text and the seed.
+        named: the flags that they show, besides those of the model.
+        before: as for `check`.
+    """
+    run, flags, defaults = config.run, to_flat_dict(config), to_flat_dict(usual)
+    folder = (run.output_dir or checkpoints) / run.ckpt_folder
+    silent = {*changeable_flags(config), *MAY_GROW, "seed", *named, "model_mode", *({"arch_mode"} & set(name))}
+
+    def mark(flags: Mapping[str, Any]) -> str:
+        others = {flag: flags.get(flag, value) for flag, value in defaults.items() if flag not in silent}
+        others = {flag: value for flag, value in others.items() if not flag.startswith("wandb_")}
+        differing = {flag: value for flag, value in others.items() if value != defaults[flag]}
+        if clean_name(run.text) != run.text:  # "a b" and "a-b" look alike in a name
+            differing["text"] = run.text
+        return short_hash(differing) if differing else ""
+
+    before = _BEFORE | dict(before or {})
+    marked = folder / run_name(run.text, *name, mark(flags), "RUN", seed)
+    beginning = run_name(run.text, *name)
+    with suppress(OSError):  # a name that is too long is refused later
+        if not marked.exists():
+            for other in sorted(folder.glob(f"{beginning}*_RUN_{seed}")):
+                if re.fullmatch(rf"(_[0-9a-f]{{8}})?_RUN_{seed}", other.name[len(beginning) :]):
+                    with suppress(UserError):  # it is missing or damaged: nobody knows its flags
+                        if mark({**before, **respelt(load_yaml(other / "config.yaml"))}) == mark(flags):
+                            return other
+    return marked
+
+
 def check_calibration(train: TrainOptions, spec: EnvironmentSpec) -> None:
     """Raise `UserError` if image encoders are to be calibrated where there are none; before any data is made."""
     if train.calibrate and not spec.is_image:
@@ -67,6 +118,7 @@ def check(config: Config, directory: Path, seed: int, *, before: Mapping[str, An
         resume=config.run.resume,
         overwrite=config.run.overwrite,
         may_change=changeable_flags(config),
+        may_grow=MAY_GROW,
         before=_BEFORE | dict(before or {}),
     )
 
@@ -205,31 +257,33 @@ def train_run(
 
     # Whatever is wrong with flags, data, sizes or the checkpoint was found by now.
     flat, directory = config.run.recorded(to_flat_dict(config)), run.directory
-    open_run(run, config=flat)
-    prepare(directory)
-    trainer = Trainer(network, config.train, schedule, metrics=metrics, transform=transform, crash_directory=directory)
-    tracker = Tracker(
-        directory,
-        wandb_mode=config.run.wandb_mode,
-        project=config.run.wandb_project,
-        name=directory.name,
-        group=directory.name.rsplit("_RUN_", 1)[0],
-        config=flat,
-    )
-    with tracker, Interrupts() as interrupts:
-        fit = Fit(
-            trainer,
-            curriculum,
-            data,
-            run=run,
-            tracker=tracker,
-            seed=run.seed,
-            evaluate=evaluate,
-            interrupts=interrupts,
-            flags=load_yaml(directory / "config.yaml"),
+    with open_run(run, config=flat) as run:
+        prepare(directory)
+        trainer = Trainer(
+            network, config.train, schedule, metrics=metrics, transform=transform, crash_directory=directory
         )
-        result = fit()
-    finish(network.eval(), result)
+        tracker = Tracker(
+            directory,
+            wandb_mode=config.run.wandb_mode,
+            project=config.run.wandb_project,
+            name=directory.name,
+            group=directory.name.rsplit("_RUN_", 1)[0],
+            config=flat,
+        )
+        with tracker, Interrupts() as interrupts:
+            fit = Fit(
+                trainer,
+                curriculum,
+                data,
+                run=run,
+                tracker=tracker,
+                seed=run.seed,
+                evaluate=evaluate,
+                interrupts=interrupts,
+                flags=load_yaml(directory / "config.yaml"),
+            )
+            result = fit()
+        finish(network.eval(), result)
     interrupts.stop()  # asked for during the last evaluation: no further seed begins
     if not math.isfinite(result["validation_loss"]):
         raise TrainingDiverged(f"{directory}: the last validation loss is not finite, though the weights are")

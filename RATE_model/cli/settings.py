@@ -14,6 +14,9 @@ from RATE_model.memories import MEMORIES, MODES
 # See `precision.uses_bfloat16`.
 Precision = Literal["auto", "32", "bf16"]
 
+# Flags whose value may be larger when a run is resumed.
+MAY_GROW = frozenset({"epochs"})
+
 # Every seed of a command is looked at before the first is trained.
 MAX_SEEDS = 10_000
 

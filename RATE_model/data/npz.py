@@ -44,6 +44,7 @@ from RATE_model.data.hdf5 import attributes_of
 from RATE_model.data.trajectories import Learn
 from RATE_model.data.writer import TrajectoryWriter
 from RATE_model.errors import UserError
+from RATE_model.system.locks import ensure, only_one
 from RATE_model.system.progress import progress_bar
 
 PATTERN = "train_data_*.npz"
@@ -230,16 +231,41 @@ def import_npz(
     if not files:
         raise UserError(f"'{folder}' holds no file {pattern}" + ("" if folder.is_dir() else ": it is no folder"))
     digest = _digest(files, layout, index_frames)
-    if not overwrite and target.exists() and _digest_of(target, folder) == digest:
-        return target
     described = {**attributes, "source": folder.resolve().name, "source_files": len(files), DIGEST: digest}
+
+    def is_converted(path: Path) -> bool:
+        return path.exists() and _digest_of(path, folder) == digest
+
+    def convert() -> None:
+        _convert(files, folder, pattern, target, layout, index_frames, described)
+
+    waiting = f"another process is converting '{folder}'; waiting for it"
+    if overwrite:
+        with only_one(target, waiting) as waited:
+            if not (waited and is_converted(target)):
+                convert()
+    else:
+        ensure(target, convert, is_good=is_converted, waiting=waiting)
+    return target
+
+
+def _convert(
+    files: Sequence[Path],
+    folder: Path,
+    pattern: str,
+    target: Path,
+    layout: _Layout,
+    index_frames: bool,
+    attributes: Mapping[str, Any],
+) -> None:
+    """Write all files that can be used into one, and say what was done. Raises UserError if none can."""
     with TrajectoryWriter(
         target,
         observation_shape=layout.observation_shape,
         observation_dtype="uint8",
-        action_dtype=np.min_scalar_type(num_actions - 1),
+        action_dtype=np.min_scalar_type(layout.num_actions - 1),
         index_frames=index_frames,
-        attributes=described,
+        attributes=attributes,
     ) as writer:
         counts, refused = _add_episodes(writer, files, layout)
         if len(refused) == len(files):
@@ -254,7 +280,6 @@ def import_npz(
             f"; {number} files have '{name}', which may mark ends of episodes, but not in a way that is known: not read"
         )
     print(f"{done}; {len(refused)} of {len(files)} files refused: {_reasons(refused)}" if refused else done, flush=True)
-    return target
 
 
 def _add_episodes(

@@ -21,7 +21,8 @@ from RATE_model.cli.options import Boolean
 from RATE_model.data.trajectories import TrajectoryFile
 from RATE_model.data.writer import TrajectoryWriter
 from RATE_model.errors import UserError
-from RATE_model.system.processes import available_cores, check_writable, in_order, in_processes, only_one
+from RATE_model.system.locks import making
+from RATE_model.system.processes import available_cores, in_order, in_processes
 from RATE_model.system.progress import progress_bar
 
 _RECIPE = "recipe"  # attribute of a part: what it was made from
@@ -167,12 +168,9 @@ def _folder_of_parts(path: Path, overwrite: bool) -> Iterator[Path | None]:
 
     It is removed at the end, and stays after an interruption or an error.
     """
-    if path.exists() and not overwrite:
-        raise UserError(f"'{path}' exists; add --overwrite true to replace it.")
-    check_writable(path)
     folder = path.with_name(f"{path.name}.parts")
-    with only_one(path, f"another process is making '{path}'; waiting for it") as waited:
-        if waited and path.exists():
+    with making(path, overwrite=overwrite) as wanted:
+        if not wanted:
             yield None
             return
         try:

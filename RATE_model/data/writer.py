@@ -21,6 +21,7 @@ from RATE_model.data.hdf5 import Hdf5
 from RATE_model.data.trajectories import CHANNELS_LAST, FIRST_SEEN, FORMAT_VERSION
 from RATE_model.errors import UserError, reason_of
 from RATE_model.system.atomic import sync_directory
+from RATE_model.system.locks import temporary
 
 IMAGE_CHUNK = 30  # frames per chunk: a window of one segment touches at most two
 VECTOR_CHUNK = 4096  # steps per chunk
@@ -116,12 +117,14 @@ class TrajectoryWriter:
         self._lengths: list[np.ndarray] = []
 
     def __enter__(self) -> TrajectoryWriter:
-        self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
-        with self._writing():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._sink = _Sink(self._temporary)
-            # From version 1.10 on HDF5 checks its own descriptions. Nobody else has this file: it needs no lock.
-            self._file = h5py.File(self._sink, "w", libver=("v110", "v110"))
+        with contextlib.ExitStack() as stack:
+            with self._writing():
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._temporary = stack.enter_context(temporary(self.path))
+                self._sink = _Sink(self._temporary)
+                # From version 1.10 on HDF5 checks its own descriptions. Nobody else has this file: it needs no lock.
+                self._file = h5py.File(self._sink, "w", libver=("v110", "v110"))
+            self._making = stack.pop_all()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
@@ -130,6 +133,7 @@ class TrajectoryWriter:
                 self._finish()
         finally:
             self._discard()
+            self._making.close()
 
     def _discard(self) -> None:
         """Close and remove the temporary file, whatever state it is in."""

@@ -7,23 +7,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from RATE_model.system.locks import temporary
+
 
 def atomic_write_bytes(path: Path, data: bytes) -> None:
     """Writes ``data`` to ``path`` so that a reader sees the old content or the new, never a part; raises OSError.
 
-    The data goes to ``<name>.tmp`` in the same directory, reaches the disk, and takes the name's place in one step.
+    The data goes to a temporary file in the same directory, reaches the disk, and takes the name's place in one step.
     What is no file, such as /dev/stdout or a pipe, is not replaced: the data is written to it.
     """
     if is_no_file(path):
         _append(path, data)
         return
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
-        write_durably(temporary, data)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with temporary(path) as place:
+        write_durably(place, data)
+        os.replace(place, path)
     sync_directory(path.parent)
 
 

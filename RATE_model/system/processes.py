@@ -15,7 +15,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from types import FrameType
-from typing import BinaryIO, TypeVar
+from typing import TypeVar
 
 from RATE_model.errors import UserError
 from RATE_model.system.interrupts import SIGNALS
@@ -42,68 +42,6 @@ def check_writable(path: Path) -> None:
         )
     if path.is_dir():
         raise UserError(f"cannot write '{path}': it is a directory.")
-
-
-@contextlib.contextmanager
-def only_one(path: Path, waiting: str) -> Iterator[bool]:
-    """Inside, no other process of this machine is inside for the same path; the path itself is not touched.
-
-    Gives whether this process had to wait, which may mean that the other one has made what this one wants. A file
-    ``.<name>.lock`` lies beside the path meanwhile; one that a killed process left behind locks nothing.
-
-    Args:
-        path: what is made inside; its folder is made if it is missing.
-        waiting: printed before a wait.
-
-    Raises:
-        UserError: the folder cannot be written to.
-    """
-    lock, waited = path.with_name(f".{path.name}.lock"), False
-    held = None
-    while held is None:
-        held, had_to_wait = _lock(lock, waiting)
-        waited |= had_to_wait
-    with held:
-        try:
-            yield waited
-        finally:
-            lock.unlink(missing_ok=True)
-            _unlock(held)
-
-
-def _lock(lock: Path, waiting: str) -> tuple[BinaryIO | None, bool]:
-    """A lock's file, locked as long as it is open, or None if it is to be tried again; and whether another had it."""
-    import fcntl  # late, as there is none on Windows
-
-    waited = False
-    try:
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        held = open(lock, "wb")
-    except OSError as error:
-        raise UserError(f"cannot write '{lock}': {error.strerror}.") from error
-    try:
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            waited = True
-            print(waiting, flush=True)
-            fcntl.flock(held, fcntl.LOCK_EX)
-        # The one before took its file away; whoever came since then holds another one of this name.
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(held.fileno()), lock.stat()):
-                return held, waited
-    except BaseException:
-        held.close()
-        raise
-    held.close()
-    return None, waited
-
-
-def _unlock(held: BinaryIO) -> None:
-    """Release a lock for all that hold the file: closing it does not, where a process was forked meanwhile."""
-    import fcntl
-
-    fcntl.flock(held, fcntl.LOCK_UN)
 
 
 def in_processes(work: Callable[[Task], Result], tasks: Sequence[Task], workers: int) -> Generator[Result]:

@@ -5,8 +5,12 @@
       metrics.jsonl      see tracking.py
       checkpoints/       see checkpoints.py
       eval/*.json  plots/*.png
+      traceback.txt      of an error that nobody expected
+      .lock              while a process owns the run: see `RATE_model.system.locks`
 """
 
+import functools
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -16,8 +20,9 @@ import shutil
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -31,11 +36,16 @@ from RATE_model.cli.spellings import respelt
 from RATE_model.errors import RunError, UserError
 from RATE_model.system.atomic import atomic_write_json, atomic_write_text
 from RATE_model.system.interrupts import exit_code, signal_name
+from RATE_model.system.locks import Held, clear_leftovers, hold, owner
 from RATE_model.training.checkpoints import find_checkpoint, has_checkpoints, resolve_checkpoint
 from RATE_model.training.tracking import check_wandb, redact
 
-_CONTENTS = ("config.yaml", "environment.json", "metrics.jsonl", "timing.jsonl", "wandb_id")
+_TRACEBACK, _LOCK = "traceback.txt", ".lock"
+_CONTENTS = ("config.yaml", "environment.json", "metrics.jsonl", "timing.jsonl", "wandb_id", _TRACEBACK)
 _FOLDERS = ("checkpoints", "eval", "plots")
+# What a start leaves that says nothing of results.
+_BEGINNING = {"config.yaml", "environment.json", "wandb_id", _TRACEBACK}
+_NAME_BYTES = 200  # of a run; file systems allow 255
 
 
 @dataclass(frozen=True)
@@ -46,6 +56,8 @@ class Run:
     seed: int
     checkpoint: Path | None
     """The checkpoint to continue from; None for a run that starts at the beginning."""
+    choose: Callable[[], Path | None] = field(repr=False, compare=False)
+    """The checkpoint as things are now; raises UserError if the run can no longer be begun or continued."""
 
     @property
     def checkpoints(self) -> Path:
@@ -82,9 +94,39 @@ def check_run(
     keys.
 
     Nothing is created, changed or removed, so that data can be looked at before a run is opened. Raises UserError if
-    the directory holds a checkpoint and neither resume nor overwrite is asked for, if there is nothing good to resume,
-    if the configuration differs, or if the directory cannot be written.
+    another process owns the run, if the directory holds anything of a run and neither resume nor overwrite is asked
+    for, if there is nothing good to resume, if the configuration differs, or if the directory cannot be written.
     """
+    if (by := owner(directory / _LOCK)) is not None:
+        raise UserError(_in_use(directory, by))
+    choose = functools.partial(
+        _choose,
+        directory,
+        config=config,
+        seed=seed,
+        resume=resume,
+        overwrite=overwrite,
+        may_change=frozenset(may_change),
+        may_grow=frozenset(may_grow),
+        before=before or {},
+        last_start=_last_start(directory),
+    )
+    return Run(directory, seed, choose(), choose)
+
+
+def _choose(
+    directory: Path,
+    *,
+    config: dict[str, Any],
+    seed: int,
+    resume: str,
+    overwrite: bool,
+    may_change: frozenset[str],
+    may_grow: frozenset[str],
+    before: Mapping[str, Any],
+    last_start: dict[str, Any] | None,
+) -> Path | None:
+    """The checkpoint of `check_run`; ``last_start`` is that of the run to be overwritten."""
     if any(len(os.fsencode(part)) > 255 for part in directory.parts):  # seen nowhere else while a parent is missing
         raise UserError(f"the run directory {directory} cannot be made: a name in it is longer than 255 bytes")
     try:
@@ -99,28 +141,72 @@ def check_run(
     checkpoint = _choose_checkpoint(directory, resume=resume, overwrite=overwrite)
     if checkpoint is not None:
         origin = checkpoint.parent.parent
-        started_with = {**(before or {}), **respelt(load_yaml(origin / "config.yaml"))}
+        started_with = {**before, **respelt(load_yaml(origin / "config.yaml"))}
         differing = _differences(
             started_with | {"seed": _seed_of(origin, default=seed)},
             yaml.load(recorded, Loader=CoreLoader) | {"seed": seed},
-            may_change=frozenset(may_change),
-            may_grow=frozenset(may_grow),
+            may_change=may_change,
+            may_grow=may_grow,
         )
         if differing:
             raise UserError(
                 f"{origin} cannot be resumed with another configuration: {'; '.join(differing)}. Give the same values, "
                 "or start a new run with another --text or --ckpt_folder"
             )
-    return Run(directory, seed, checkpoint)
+    if overwrite and _last_start(directory) != last_start:
+        raise UserError(f"{directory} was started by another command meanwhile and is kept: see to it before you go on")
+    return checkpoint
 
 
-def open_run(run: Run, *, config: dict[str, Any]) -> None:
-    """Makes the directory of a checked run, clears away what an earlier one left, and records this start.
+@contextmanager
+def open_run(run: Run, *, config: dict[str, Any]) -> Iterator[Run]:
+    """Owns the directory of a checked run: made, cleared of what an earlier one left, this start recorded.
 
-    Raises UserError if the directory cannot be written.
+    Gives the run as it is by then: another process may have used it since it was checked. An error inside is one of
+    this run: a `UserError` becomes a `RunError`, and the traceback of any other error is kept in the directory.
+
+    Raises UserError if another process owns the run, or the directory cannot be written; RunError if the run can no
+    longer be begun or continued.
     """
     directory = run.directory
+    with ExitStack() as stack:
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(hold(directory / _LOCK))
+        except Held as by:
+            raise UserError(_in_use(directory, str(by))) from None
+        except OSError as error:
+            raise UserError(f"the run directory {directory} cannot be written: {error.strerror or error}") from error
+        try:
+            run = replace(run, checkpoint=run.choose())
+            _prepare(run, config)
+            yield run
+        except RunError:
+            raise
+        except UserError as error:
+            raise RunError(str(error)) from error
+        except Exception as error:
+            if machine_error(error):
+                raise
+            with suppress(OSError):
+                atomic_write_text(directory / _TRACEBACK, traceback.format_exc())
+                error.add_note(f"the traceback is in {directory / _TRACEBACK}")
+            raise
+
+
+def _in_use(directory: Path, by: str) -> str:
+    return (
+        f"{directory} is in use by {by}: wait for it or stop it, or start another run with another --text or "
+        "--ckpt_folder"
+    )
+
+
+def _prepare(run: Run, config: dict[str, Any]) -> None:
+    """See `open_run`."""
+    directory = run.directory
     try:
+        for folder in (directory, *(directory / name for name in _FOLDERS)):
+            clear_leftovers(folder)
         origin = None if run.checkpoint is None else run.checkpoint.parent.parent
         if origin != directory:
             _clear(directory)
@@ -134,23 +220,42 @@ def open_run(run: Run, *, config: dict[str, Any]) -> None:
         raise UserError(f"the run directory {directory} cannot be written: {error.strerror or error}") from error
 
 
-def run_name(*parts: object) -> str:
-    """The parts that are not empty, joined by underscores, as a directory name: the same for the same parts."""
-    text = "_".join(str(part) for part in parts if str(part))
-    name = re.sub(r"[^\w.+=-]+", "-", text).lstrip(".-")
-    while len(name.encode()) > 200:  # File systems allow 255 bytes.
-        name = name[:-1]
+def run_name(text: str, *parts: object) -> str:
+    """The text and the parts that are not empty, joined by underscores, as a directory name.
+
+    Characters that file systems or shells could take amiss become hyphens. A text that would make the name too long is
+    cut, and a short hash of it added.
+    """
+
+    def joined(text: str) -> str:
+        return clean_name("_".join(str(part) for part in (text, *parts) if str(part)))
+
+    name, kept = joined(text), text
+    mark = "-" + short_hash(text)
+    while len(name.encode()) > _NAME_BYTES and kept:
+        kept = kept[:-1]
+        name = joined(kept + mark)
     if not name:
         raise UserError(f"a run cannot be called '{text}': use letters and digits")
     return name
 
 
+def clean_name(text: str) -> str:
+    """Letters, digits and . + = - _ of a text, with hyphens for all else, as far as it can begin a file's name."""
+    return re.sub(r"[^\w.+=-]+", "-", text).lstrip(".-")
+
+
+def short_hash(value: object) -> str:
+    """Eight hexadecimal digits that tell apart plain values, the same on every machine."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
+
+
 def run_seeds(seeds: Iterable[int], function: Callable[[int], object]) -> int:
     """Calls ``function(seed)`` for every seed and returns the exit code of the command.
 
-    An exception in one seed is reported on stderr and the others go on; a last line sums up and the code is 1. A
-    UserError in the first seed is raised, unless it is a RunError: it would meet every other seed as well. A signal
-    stops everything with 128 + its number and the hint how to continue.
+    An exception in one seed is reported in a line on stderr and the others go on; a last line sums up and the code is
+    1. A UserError in the first seed is raised, unless it is a RunError: it would meet every other seed as well. A
+    signal stops everything with 128 + its number and the hint how to continue.
     """
     seeds = list(seeds)
     failed: dict[int, str] = {}
@@ -168,8 +273,10 @@ def run_seeds(seeds: Iterable[int], function: Callable[[int], object]) -> int:
         except Exception as error:
             reason = machine_error(error)
             if reason is None:
-                traceback.print_exc()
-                reason = f"{type(error).__name__}: {error}"
+                notes = getattr(error, "__notes__", [])
+                if not notes:  # it came before the run had a directory to keep the traceback in
+                    traceback.print_exc()
+                reason = "; ".join([f"{type(error).__name__}: {error}", *notes])
             failed[seed] = f"seed {seed} failed: {reason}"
         if seed in failed:
             print(one_line(failed[seed]), file=sys.stderr)
@@ -181,23 +288,54 @@ def run_seeds(seeds: Iterable[int], function: Callable[[int], object]) -> int:
 
 def _choose_checkpoint(directory: Path, *, resume: str, overwrite: bool) -> Path | None:
     """The checkpoint to continue from, or None to begin; raises UserError where that would destroy a run."""
-    occupied = has_checkpoints(directory / "checkpoints")
+    held = _holdings(directory)
     if overwrite and resume != "no":
         raise UserError(f"--overwrite true and --resume {resume} exclude each other: give one of them")
     if resume == "auto":
         checkpoint = find_checkpoint(directory / "checkpoints")
-        if checkpoint is None and occupied:
-            raise UserError(f"{directory} holds only damaged checkpoints; start it anew with --overwrite true")
+        if checkpoint is None and has_checkpoints(directory / "checkpoints"):
+            raise UserError(f"{directory} holds only damaged checkpoints; start it again with --overwrite true")
+        if checkpoint is None and not _died_early(held):
+            raise UserError(
+                f"{directory} holds {_some(held)} but no checkpoint to continue from: start another run with another "
+                "--text or --ckpt_folder, or replace it with --overwrite true"
+            )
         return checkpoint
     checkpoint = None if resume == "no" else resolve_checkpoint(Path(resume))
     if checkpoint is not None and checkpoint.parent.parent.resolve() == directory.resolve():
         return directory / "checkpoints" / checkpoint.name
-    if occupied and not overwrite:
+    if held and not overwrite:
         raise UserError(
-            f"{directory} already holds a checkpoint: continue that run with --resume auto, or replace it with "
-            "--overwrite true"
+            f"{directory} already holds {_some(held)}: continue that run with --resume auto, replace it with "
+            "--overwrite true, or start another with another --text or --ckpt_folder"
         )
     return checkpoint
+
+
+def _holdings(directory: Path) -> list[str]:
+    """What `_clear` would remove, in words, but for what every start leaves and what interrupted saves have left."""
+    held = ["a checkpoint"] if has_checkpoints(directory / "checkpoints") else []
+    files = [directory / name for name in _CONTENTS if name not in _BEGINNING]
+    files += directory.glob("crash_step_*.json")
+    held += [path.name for path in files if path.is_file() and path.stat().st_size]
+    for folder in ("eval", "plots", "wandb"):
+        inside = sorted(path for path in (directory / folder).rglob("*") if path.is_file())
+        held += [str(path.relative_to(directory)) for path in inside if not path.name.startswith(".")]
+    return held
+
+
+def _died_early(held: list[str]) -> bool:
+    """Whether all that a directory holds is of a start that died before its first checkpoint.
+
+    A run evaluates once before that.
+    """
+    own = ("metrics.jsonl", "timing.jsonl", "crash_step_", "wandb")
+    results = [name for name in held if not name.startswith(own)]
+    return len(results) <= 1 and all(re.match(r"eval.epoch_\d+", name) for name in results)
+
+
+def _some(held: list[str]) -> str:
+    return ", ".join(held[:3]) + (", ..." if len(held) > 3 else "")
 
 
 def _differences(
@@ -231,6 +369,11 @@ def _clear(directory: Path) -> None:
 def _seed_of(directory: Path, *, default: int) -> int:
     starts = _starts(directory)
     return starts[-1].get("seed", default) if starts else default
+
+
+def _last_start(directory: Path) -> dict[str, Any] | None:
+    """What the last start recorded; it tells starts apart."""
+    return next(reversed(_starts(directory)), None)
 
 
 def _starts(directory: Path) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from S * 1,000,000 upward: no episode and no noise is shared with another file o
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -31,6 +32,7 @@ from RATE_model.data.selection import split_episodes, whole_episodes
 from RATE_model.data.trajectories import TrajectoryFile
 from RATE_model.data.writer import TrajectoryWriter
 from RATE_model.errors import UserError
+from RATE_model.system.locks import ensure, making
 from TMaze_new.TMaze_new_src.env import (
     ENV_ID,
     NUM_ACTIONS,
@@ -108,8 +110,14 @@ def generate(options: DataOptions, segments: int, *, overwrite: bool = False) ->
         UserError: the file exists and ``overwrite`` is False, or it cannot be written.
     """
     path = dataset_path(options, segments)
-    if path.exists() and not overwrite:
-        raise UserError(f"'{path}' exists; add --overwrite true to replace it.")
+    with making(path, overwrite=overwrite) as wanted:
+        if wanted:
+            _make(options, segments, path)
+    return path
+
+
+def _make(options: DataOptions, segments: int, path: Path) -> None:
+    """See `generate`."""
     seeds = balanced_seeds(segments * FIRST_SEED, options.trajectories)
     wins = options.trajectories if options.win_only else options.trajectories // 2
     corridor_lengths = _corridor_lengths(options, segments)
@@ -131,7 +139,6 @@ def generate(options: DataOptions, segments: int, *, overwrite: bool = False) ->
     ) as writer:
         infos = {"seed": np.repeat(seeds[:, None], actions.shape[1], axis=1)}
         writer.add_episodes(observations, actions, rewards, corridor_lengths + 1, terminals, infos)
-    return path
 
 
 def _corridor_lengths(options: DataOptions, segments: int) -> np.ndarray:
@@ -191,13 +198,15 @@ def ensure_datasets(options: DataOptions, segment_counts: Iterable[int] | None =
             source = published_file(options.data_path, segments, options.context_length)
             paths.append(converted(source, options.data_dir or DATA_DIRECTORY))
             continue
-        path = dataset_path(options, segments)
-        if not path.exists():
-            print(
-                f"Making {options.trajectories} T-Maze episodes of {segments} segments: {generate(options, segments)}"
-            )
-        paths.append(path)
+        paths.append(dataset_path(options, segments))
+        ensure(paths[-1], partial(_make_and_say, options, segments))
     return paths
+
+
+def _make_and_say(options: DataOptions, segments: int) -> None:
+    path = dataset_path(options, segments)
+    print(f"Making {options.trajectories} T-Maze episodes of {segments} segments: {path}", flush=True)
+    generate(options, segments)
 
 
 def open_dataset(path: Path) -> TrajectoryFile:
@@ -259,12 +268,15 @@ def main(argv: Sequence[str] | None = None) -> None:
                 describe(path)
             return
         paths = [dataset_path(options.data, segments) for segments in options.data.segment_counts]
-        existing = [path for path in paths if path.exists()]
-        if existing and not options.overwrite:
-            count = f"{len(existing)} of {len(paths)} files"
-            raise UserError(f"{count} exist already, '{existing[0]}' first; add --overwrite true to replace them.")
-        for segments in options.data.segment_counts:
-            describe(generate(options.data, segments, overwrite=options.overwrite))
+        if all(path.exists() for path in paths) and not options.overwrite:
+            files = f"all {len(paths)} files exist, '{paths[0]}' first" if len(paths) > 1 else f"'{paths[0]}' exists"
+            raise UserError(f"{files}; add --overwrite true to replace {'them' if len(paths) > 1 else 'it'}.")
+        for segments, path in zip(options.data.segment_counts, paths, strict=True):
+            if options.overwrite:
+                generate(options.data, segments, overwrite=True)
+            elif not ensure(path, partial(generate, options.data, segments)):
+                print(f"{path} is there already and is kept")  # of an interrupted start, or of fewer segments
+            describe(path)
 
 
 if __name__ == "__main__":

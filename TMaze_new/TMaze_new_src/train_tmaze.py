@@ -29,7 +29,7 @@ from RATE_model.cli.settings import PUBLISHED_TRAINING, CurriculumOptions, Model
 from RATE_model.data.batch import Batch
 from RATE_model.data.dataset import WindowDataset
 from RATE_model.training.loop import StageData
-from RATE_model.training.runs import Run, run_name
+from RATE_model.training.runs import Run
 from RATE_model.training.trainer import accuracy
 from TMaze_new.TMaze_new_src import evaluate as protocol
 from TMaze_new.TMaze_new_src.dataset import DataOptions, ensure_datasets, load_windows
@@ -96,14 +96,26 @@ class Config:
         return self.model.agent_config(context_length=self.data.context_length, segments=self.data.max_n_final)
 
 
+@lru_cache
+def usual() -> Config:
+    """The configuration without any flags."""
+    return read_config([])
+
+
 def run_directory(config: Config, seed: int) -> Path:
-    """Where the run of a seed is kept; the same flags always give the same place."""
-    data, run = config.data, config.run
-    name = run_name(
-        run.text, *config.model.name_parts,
-        "min", data.min_n_final, "max", data.max_n_final, "RUN", seed,
-    )  # fmt: skip
-    return (run.output_dir or CHECKPOINTS) / run.ckpt_folder / name
+    """Where the run of a seed is kept; see `experiment.run_directory`."""
+    model, data = config.model, config.data
+    return experiment.run_directory(
+        config,
+        seed,
+        usual=usual(),
+        checkpoints=CHECKPOINTS,
+        name=(
+            *model.name_parts,
+            *("min", data.min_n_final, "max", data.max_n_final),
+        ),
+        named=("min_n_final", "max_n_final"),
+    )
 
 
 def stage_data(config: Config) -> StageData:

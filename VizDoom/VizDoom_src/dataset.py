@@ -30,6 +30,7 @@ from RATE_model.data.npz import check_tells, conversion_path, given_data
 from RATE_model.data.parts import FileOptions
 from RATE_model.data.trajectories import Learn, TrajectoryFile
 from RATE_model.errors import UserError
+from RATE_model.system.locks import ensure
 from VizDoom.VizDoom_src.env import ENV_ID, NUM_ACTIONS, OBSERVATION_SHAPE, PUBLISHED_CAP
 from VizDoom.VizDoom_src.expert import View
 from VizDoom.VizDoom_src.generate import EXPERT_VERSION, Recipe, generate
@@ -112,11 +113,13 @@ def ensure_dataset(options: DataOptions) -> list[Path]:
         _check_scenario(path, options.scenario)
         return [path]
     path = dataset_path(options)
-    if path.exists():
-        _check_versions(path)
-    else:
+
+    def make() -> None:
         print(f"Making {options.episodes} ViZDoom-Two-Colors episodes: {path}", flush=True)
         generate(options.recipe(), options.episodes, path)
+
+    if not ensure(path, make):
+        _check_versions(path)
     return [path]
 
 

@@ -24,10 +24,8 @@ WADs are built when they are first needed and kept in a cache.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
-import uuid
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -38,6 +36,7 @@ from RATE_model.cli.limits import at_least, at_most
 from RATE_model.cli.options import Boolean
 from RATE_model.errors import UserError
 from RATE_model.system.atomic import write_durably
+from RATE_model.system.locks import temporary
 from VizDoom.VizDoom_src import wad
 from VizDoom.VizDoom_src.wad import CLOSED, ENTER, OPEN, Acs
 
@@ -140,19 +139,16 @@ def write_to_cache(path: Path, content: bytes, *, executable: bool = False) -> N
     Raises:
         UserError: it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_durably(temporary, content)
-        temporary.chmod(0o755 if executable else 0o644)
-        os.replace(temporary, path)
+        with temporary(path) as place:
+            write_durably(place, content)
+            place.chmod(0o755 if executable else 0o644)
+            os.replace(place, path)
     except OSError as error:
         raise UserError(
             f"cannot write '{path}' ({error}): set XDG_CACHE_HOME to a folder for files like this one"
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
 
 
 def _map(things: list[dict[str, float | int | bool]]) -> bytes:

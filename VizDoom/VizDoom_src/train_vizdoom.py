@@ -33,7 +33,7 @@ from RATE_model.data.dataset import WindowDataset
 from RATE_model.data.mirror import Mirror
 from RATE_model.errors import UserError
 from RATE_model.training.curriculum import parse_stages
-from RATE_model.training.runs import Run, run_name
+from RATE_model.training.runs import Run
 from RATE_model.training.trainer import accuracy
 from VizDoom.VizDoom_src import evaluate as protocol
 from VizDoom.VizDoom_src.dataset import DataOptions, ensure_dataset, load_windows
@@ -128,11 +128,22 @@ class Config:
         return self.model.agent_config(context_length=self.task.context_length, segments=self.task.segments)
 
 
+@lru_cache
+def usual() -> Config:
+    """The configuration without any flags."""
+    return read_config([])
+
+
 def run_directory(config: Config, seed: int) -> Path:
-    """Where the run of a seed is kept; the same flags always give the same place."""
-    run, model = config.run, config.model
-    name = run_name(run.text, *model.name_parts, "RUN", seed)
-    return (run.output_dir or CHECKPOINTS) / run.ckpt_folder / name
+    """Where the run of a seed is kept; see `experiment.run_directory`."""
+    model = config.model
+    return experiment.run_directory(
+        config,
+        seed,
+        usual=usual(),
+        checkpoints=CHECKPOINTS,
+        name=model.name_parts,
+    )
 
 
 def evaluate(model: Agent, config: Config, seed: int, final: bool) -> dict[str, float]:

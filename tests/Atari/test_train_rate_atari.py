@@ -1,6 +1,7 @@
 """The command: what its flags mean, what it trains on, what it leaves behind, interruptions, and mistakes."""
 
 import json
+import re
 import shlex
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def test_the_commands_of_old_mean_what_they_did(game):
     assert config.run.seeds == range(123, 124) and config.game.name == game and config.target == TARGETS[game]
     directory = train_rate_atari.run_directory(config, 123)
     assert directory.parent == HERE / "Atari_checkpoints" / "ckpt"
-    assert directory.name == f"{game}_arch_mode_TrXL_RATE_RUN_123"
+    assert re.fullmatch(rf"{game}_arch_mode_TrXL_RATE_[0-9a-f]{{8}}_RUN_123", directory.name)
 
 
 def test_all_published_settings_are_the_defaults(capsys):
@@ -123,7 +124,7 @@ def test_any_other_game_works_with_a_return_to_ask_for():
 def test_a_run_leaves_behind_all_that_acting_and_looking_need(here, capsys):
     assert train(here, "--ckpt_batches", "2") == 0
     run = only_run(here)
-    assert run.name == "Breakout_arch_mode_TrXL_RATE_RUN_1"
+    assert re.fullmatch(r"Breakout_arch_mode_TrXL_RATE_[0-9a-f]{8}_RUN_1", run.name)
     figures = {"eval_return", "eval_std", "eval_sem", "eval_length", "target_return", "normalised_score"}
     names = sorted(path.stem for path in (run / "eval").iterdir())
     assert names == ["epoch_0001", "epoch_0001_batch_000002", "epoch_0002_batch_000002", "final"]

@@ -1,6 +1,7 @@
 """The command: what its flags mean, what it trains on, what it leaves behind, interruptions, and mistakes."""
 
 import json
+import re
 import shlex
 import shutil
 from dataclasses import replace
@@ -80,7 +81,8 @@ def test_the_commands_of_old_mean_what_they_did(name):
     assert config.agent_config().sizes == EXPECTED[name] and config.run.seeds == range(1, 4)
     directory = train_mem_maze.run_directory(config, 3)
     assert directory.parent == HERE.parent / "MemoryMaze_checkpoints" / name
-    assert directory.name == f"{name}_arch_mode_TrXL_{'DT' if name == 'DT' else 'RATE'}_RUN_3"
+    mode = "DT" if name == "DT" else "RATE"
+    assert re.fullmatch(rf"{name}_arch_mode_TrXL_{mode}_[0-9a-f]{{8}}_RUN_3", directory.name)
 
 
 def test_all_published_flags_and_settings_have_their_defaults(capsys):

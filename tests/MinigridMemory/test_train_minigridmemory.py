@@ -1,6 +1,7 @@
 """The command: what its flags mean, what it trains on, what it leaves behind, interruptions, and mistakes."""
 
 import json
+import re
 import shlex
 import shutil
 from dataclasses import replace
@@ -79,7 +80,8 @@ def test_the_commands_of_old_mean_what_they_did(name):
     directory = train_minigridmemory.run_directory(config, 3)
     assert directory.parent.parent == HERE.parent / "MinigridMemory_checkpoints"
     assert directory.parent.name == folder
-    assert directory.name == f"{text}_arch_mode_TrXL_{'DT' if name == 'DT' else 'RATE'}_RUN_3"
+    mode = "DT" if name == "DT" else "RATE"
+    assert re.fullmatch(rf"{text}_arch_mode_TrXL_{mode}_[0-9a-f]{{8}}_RUN_3", directory.name)
 
 
 def test_all_published_flags_and_settings_have_their_defaults(capsys):

@@ -5,10 +5,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 
+from RATE_model.cli.options import to_flat_dict
+from RATE_model.training.checkpoints import save_checkpoint
+from RATE_model.training.runs import open_run
 from TMaze_new.TMaze_new_src import quickstart, reproduce
-from TMaze_new.TMaze_new_src.train_tmaze import read_config, run_directory
+from TMaze_new.TMaze_new_src.train_tmaze import check, read_config, run_directory
 
 
 @pytest.mark.parametrize("max_n_final", [3, 5])
@@ -24,15 +28,15 @@ def test_the_quickstart_takes_the_runs_of_its_setting(tmp_path, monkeypatch, max
             run_directory(config, options.seed).mkdir(parents=True)
     runs = quickstart.train_all(options)
     assert [path.is_dir() for path in runs.values()] == [True, True]
-    assert all(f"_max_{max_n_final}_RUN_1" in path.name for path in runs.values())
+    assert all(f"_max_{max_n_final}_" in path.name for path in runs.values())
 
 
 def test_a_finished_run_of_another_setting_is_not_taken_for_one_of_the_reproduction(tmp_path, monkeypatch):
     commands = []
 
     def train(command, **_):
-        commands.append(command)
-        return subprocess.CompletedProcess(command, 0)
+        commands.extend([command] if "git" not in command else [])
+        return subprocess.CompletedProcess(command, 0, "")
 
     monkeypatch.setattr(subprocess, "run", train)
     study, options = reproduce.STUDY, reproduce.StudyOptions(runs_dir=tmp_path)
@@ -40,10 +44,10 @@ def test_a_finished_run_of_another_setting_is_not_taken_for_one_of_the_reproduct
     def finish(*flags: str) -> Path:
         config = read_config(["--config", str(reproduce.ROOT / reproduce.FAST), "--output_dir", str(tmp_path),
                               "--ckpt_folder", study.folder("RATE"), *flags])  # fmt: skip
-        path = run_directory(config, 1)
-        (path / "eval").mkdir(parents=True)
-        (path / "eval" / "final.json").write_text("{}")
-        return path
+        with open_run(check(config, 1), config=config.run.recorded(to_flat_dict(config))) as run:
+            run.write_evaluation("final", {})
+            save_checkpoint(run.checkpoints, 1, model_state={"w": torch.ones(1)}, training_state={})
+        return run.directory
 
     other = finish("--max_n_final", "5")
     path = study.run("RATE", 1, options)

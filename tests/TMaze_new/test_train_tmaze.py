@@ -1,6 +1,7 @@
 """The command: what its flags mean, what it leaves behind, and what it says to mistakes."""
 
 import json
+import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -64,7 +65,7 @@ def test_the_commands_of_old_mean_what_they_did(name):
     directory = train_tmaze.run_directory(config, 3)
     assert directory.parent.parent.relative_to(HERE.parents[1]) == Path("TMaze_new/TMaze_new_checkpoints")
     text, mode = flags[flags.index("--text") + 1], flags[flags.index("--model_mode") + 1]
-    assert directory.name == f"{text}_arch_mode_TrXL_{mode}_min_1_max_3_RUN_3"
+    assert re.fullmatch(rf"{text}_arch_mode_TrXL_{mode}_min_1_max_3_[0-9a-f]{{8}}_RUN_3", directory.name)
     train = config.train
     assert (train.batch_size, train.learning_rate, train.lr_end_factor, train.epochs) == (64, 3e-4, 0.1, 50)
     assert (train.weight_decay, train.beta_1, train.beta_2, train.warmup_steps) == (0.1, 0.9, 0.95, 100)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from RATE_model.errors import UserError
-from RATE_model.system.processes import available_cores, check_writable, in_order, in_processes, only_one
+from RATE_model.system.processes import available_cores, check_writable, in_order, in_processes
 
 
 def _double(number):
@@ -114,27 +114,3 @@ def test_a_place_that_cannot_be_written_is_named_before_the_work(tmp_path):
         check_writable(tmp_path / "file" / "data.h5")
     with pytest.raises(UserError, match="it is a directory"):
         check_writable(tmp_path)
-
-
-def _note_whether_it_waited(path, said):
-    with open(said, "w") as file, contextlib.redirect_stdout(file), only_one(path, "waiting for it") as waited:
-        path.write_text(str(waited))
-
-
-def test_only_one_process_at_a_time_is_inside(tmp_path):
-    path, said = tmp_path / "folder" / "waited", tmp_path / "said"
-    process = multiprocessing.get_context("fork").Process(target=_note_whether_it_waited, args=(path, said))
-    with only_one(path, "") as waited:
-        process.start()
-        while not said.exists() or said.read_text() != "waiting for it\n":
-            assert process.is_alive()
-            time.sleep(0.01)
-        assert not waited and not path.exists()
-    process.join()
-    assert path.read_text() == "True"
-    path.with_name(".waited.lock").touch()
-    _note_whether_it_waited(path, said)
-    assert path.read_text() == "False", "what a killed process leaves behind locks nothing"
-    assert list(path.parent.iterdir()) == [path]
-    with pytest.raises(UserError, match="cannot write"), only_one(said / "waited", ""):
-        pass

@@ -1,6 +1,7 @@
 """Run directories: what is written, what is refused, how a run is resumed, interrupted and repeated over seeds."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from RATE_model.errors import UserError
+from RATE_model.errors import RunError, UserError
 from RATE_model.system.interrupts import Interrupted, Interrupts
 from RATE_model.training import runs
 from RATE_model.training.checkpoints import save_checkpoint
@@ -24,9 +25,8 @@ CONFIG = {"model_mode": "RATE", "epochs": 10, "lengths": [9, 30], "curr": "false
 
 def begin(directory: Path, **options) -> Run:
     options = {"config": CONFIG, "seed": 1, "may_change": {"resume", "overwrite"}, **options}
-    run = check_run(directory, **options)
-    open_run(run, config=options["config"])
-    return run
+    with open_run(check_run(directory, **options), config=options["config"]) as run:
+        return run
 
 
 def save(run: Run, step: int) -> Path:
@@ -98,9 +98,89 @@ def test_overwrite_removes_the_run_and_nothing_else(tmp_path: Path) -> None:
 
 def test_a_run_that_died_before_its_first_checkpoint_starts_again(tmp_path: Path) -> None:
     begin(tmp_path)
+    assert begin(tmp_path, config={**CONFIG, "model_mode": "DT"}).checkpoint is None, "it has made nothing"
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
-    assert begin(tmp_path, config={**CONFIG, "model_mode": "DT"}).checkpoint is None
-    assert not (tmp_path / "metrics.jsonl").exists()
+    (tmp_path / "eval" / "epoch_0001.json").write_text("{}")
+    with pytest.raises(UserError, match="already holds metrics.jsonl, eval/epoch_0001.json: continue"):
+        begin(tmp_path)
+    assert begin(tmp_path, resume="auto").checkpoint is None
+    assert not (tmp_path / "metrics.jsonl").exists() and not list((tmp_path / "eval").iterdir())
+
+
+@pytest.mark.parametrize("kept", ["eval/final.json", "eval/mine.json", "plots/mine.png"])
+@pytest.mark.parametrize("resume", ["no", "auto"])
+def test_results_without_checkpoints_are_kept(tmp_path: Path, kept: str, resume: str) -> None:
+    begin(tmp_path)
+    (tmp_path / kept).write_text("{}")
+    (tmp_path / "checkpoints").rmdir()
+    before = snapshot(tmp_path)
+    with pytest.raises(UserError, match=f"holds {kept}.*--overwrite true"):
+        begin(tmp_path, resume=resume)
+    assert snapshot(tmp_path) == before
+    assert begin(tmp_path, overwrite=True).checkpoint is None and not (tmp_path / kept).exists()
+
+
+def run_for_ever(directory: Path) -> None:
+    with open_run(check_run(directory, config=CONFIG, seed=1), config=CONFIG) as run:
+        save(run, 5)
+        (directory / "ready").touch()
+        time.sleep(60)
+
+
+def test_a_run_has_one_owner(tmp_path: Path) -> None:
+    owner = multiprocessing.get_context("fork").Process(target=run_for_ever, args=(tmp_path,))
+    checked = check_run(tmp_path, config=CONFIG, seed=1)
+    owner.start()
+    while not (tmp_path / "ready").exists():
+        assert owner.is_alive()
+        time.sleep(0.01)
+    before = snapshot(tmp_path)
+    for options in ({}, {"resume": "auto"}, {"overwrite": True}):
+        with pytest.raises(UserError, match=rf"in use by process {owner.pid} on .*--text or --ckpt_folder$"):
+            check_run(tmp_path, config=CONFIG, seed=1, **options)
+    with pytest.raises(UserError, match=f"in use by process {owner.pid} on"), open_run(checked, config=CONFIG):
+        pass
+    assert snapshot(tmp_path) == before
+    os.kill(owner.pid, signal.SIGKILL)
+    owner.join()
+    assert begin(tmp_path, resume="auto").checkpoint.name == "step_00000005"
+    assert not (tmp_path / ".lock").exists()
+
+
+@pytest.mark.parametrize("options", [{}, {"overwrite": True}, {"resume": "auto"}])
+def test_a_run_is_looked_at_again_when_it_is_opened(tmp_path: Path, options: dict) -> None:
+    """Another command finished it between the check of all seeds and the turn of this one."""
+    checked = check_run(tmp_path, config=CONFIG, seed=1, **options)
+    step = save(begin(tmp_path), 5)
+    before = snapshot(tmp_path)
+    if "resume" in options:
+        with open_run(checked, config=CONFIG) as run:
+            assert run.checkpoint == step
+        return
+    with pytest.raises(RunError, match="already holds|another command meanwhile"), open_run(checked, config=CONFIG):
+        pass
+    assert snapshot(tmp_path) == before
+
+
+def test_errors_of_an_open_run_are_its_own(tmp_path: Path) -> None:
+    run = check_run(tmp_path, config=CONFIG, seed=1)
+    with pytest.raises(RunError, match="^no room$"), open_run(run, config=CONFIG):
+        raise UserError("no room")
+    with pytest.raises(ZeroDivisionError) as caught, open_run(run, config=CONFIG):
+        _ = 1 / 0
+    assert caught.value.__notes__ == [f"the traceback is in {tmp_path / 'traceback.txt'}"]
+    assert "1 / 0" in (tmp_path / "traceback.txt").read_text()
+    assert begin(tmp_path).checkpoint is None, "a traceback is not a result"
+
+
+def test_what_a_killed_owner_left_in_a_run_is_removed(tmp_path: Path) -> None:
+    run = begin(tmp_path)
+    save(run, 5)
+    left = [tmp_path / ".config.yaml.0123abcd.tmp", run.plots / ".a.png.0123abcd.tmp", run.plots / ".a.png.lock"]
+    for path in left:
+        path.touch()
+    begin(tmp_path, resume="auto")
+    assert not any(path.exists() for path in left)
 
 
 def test_resume_auto_starts_or_continues(tmp_path: Path) -> None:
@@ -193,7 +273,8 @@ def test_run_names() -> None:
     assert run_name("", "arch_mode_TrXL", "RATE", "RUN", 1) == "arch_mode_TrXL_RATE_RUN_1"
     assert run_name("my comment/../x", 1) == "my-comment-..-x_1"
     assert run_name("../up") == "up" and run_name("a=1.5+b") == "a=1.5+b"
-    assert len(run_name("ü" * 300).encode()) <= 200
+    long = [run_name("ü" * 300 + end, "RATE", "RUN", 1) for end in ("", "a", "b")]
+    assert all(len(name.encode()) <= 200 and name.endswith("_RATE_RUN_1") for name in long) and len(set(long)) == 3
     with pytest.raises(UserError):
         run_name("/", "")
 
@@ -246,7 +327,7 @@ def test_every_seed_runs_and_a_failed_one_is_reported(capsys: pytest.CaptureFixt
     assert run_seeds(range(1, 5), train) == 1
     errors = capsys.readouterr().err
     assert ran == [1, 2, 3, 4]
-    assert "Traceback" in errors and "seed 2 failed: RuntimeError: loss is nan" in errors
+    assert "Traceback" in errors and "seed 2 failed: RuntimeError: loss is nan\n" in errors
     assert "seed 3 failed: --text x: taken" in errors and "2 of 4 seeds finished; failed: 2, 3" in errors
 
 

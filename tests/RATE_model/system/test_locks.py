@@ -1,0 +1,201 @@
+"""Locks and temporary files: who waits, who is refused, and what is left after a process was killed."""
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from RATE_model.errors import UserError
+from RATE_model.system import locks
+from RATE_model.system.atomic import atomic_write_text
+from RATE_model.system.locks import Held, clear_leftovers, ensure, hold, making, only_one, owner, temporary
+
+FORK = multiprocessing.get_context("fork")
+
+
+@pytest.fixture(params=["flock", "no flock"])
+def disk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A disk with locks, and one without."""
+    monkeypatch.setattr(locks, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(locks, "STALE_SECONDS", 0.4)
+    monkeypatch.setattr(locks, "_SETTLE_SECONDS", 0.05)
+    if request.param == "no flock":
+        monkeypatch.setattr(locks, "_has_flock", lambda folder: False)
+    return request.param
+
+
+def start(work, *arguments) -> multiprocessing.Process:
+    """A process that does this, once it has made the file `ready` beside its first argument."""
+    process = FORK.Process(target=work, args=arguments)
+    process.start()
+    ready = arguments[0].parent / "ready"
+    deadline = time.monotonic() + 30
+    while not ready.exists():
+        assert process.is_alive() and time.monotonic() < deadline
+        time.sleep(0.01)
+    ready.unlink()
+    return process
+
+
+def hold_for_ever(lock: Path) -> None:
+    with hold(lock):
+        (lock.parent / "ready").touch()
+        time.sleep(60)
+
+
+def write_for_ever(path: Path) -> None:
+    with temporary(path) as place:
+        place.write_text("half a file")
+        (path.parent / "ready").touch()
+        time.sleep(60)
+
+
+def kill(process: multiprocessing.Process) -> None:
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+
+
+def test_a_second_process_is_refused_and_told_the_owner(tmp_path: Path, disk: str) -> None:
+    lock = tmp_path / ".lock"
+    first = start(hold_for_ever, lock)
+    before = lock.read_bytes()
+    with pytest.raises(Held, match=f"process {first.pid} on .* since 20.* UTC"), hold(lock):
+        pass
+    assert str(first.pid) in owner(lock) and lock.read_bytes() == before
+    kill(first)
+    assert owner(lock) is None and lock.exists()
+    with hold(lock) as waited:
+        assert not waited and str(os.getpid()) in owner(lock)
+    assert owner(lock) is None and list(tmp_path.iterdir()) == []
+
+
+def test_a_forked_child_neither_holds_nor_releases_its_parents_lock(tmp_path: Path, disk: str) -> None:
+    lock = tmp_path / ".lock"
+    gate = FORK.Event()
+    with hold(lock):
+        child = FORK.Process(target=gate.wait)
+        child.start()
+    with hold(lock):
+        pass
+    with hold(lock):
+        child_that_ends = FORK.Process(target=int)
+        child_that_ends.start()
+        child_that_ends.join()
+        assert str(os.getpid()) in owner(lock)
+    gate.set()
+    child.join()
+
+
+def test_only_processes_of_this_machine_are_looked_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In containers that share a disk ids are equal: only a heartbeat tells whether an owner is alive."""
+    monkeypatch.setattr(locks, "_has_flock", lambda folder: False)
+    monkeypatch.setattr(locks, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(locks, "STALE_SECONDS", 0.3)
+    monkeypatch.setattr(locks, "_SETTLE_SECONDS", 0.05)
+    lock = tmp_path / ".lock"
+    with hold(lock):
+        there = json.loads(lock.read_text())
+        monkeypatch.setattr(locks, "_machine", lambda: {"boot": "another", "namespace": "another"})
+        assert str(os.getpid()) in owner(lock), "its file is touched"
+        monkeypatch.undo()
+    monkeypatch.setattr(locks, "_has_flock", lambda folder: False)
+    monkeypatch.setattr(locks, "STALE_SECONDS", 0.3)
+    monkeypatch.setattr(locks, "_SETTLE_SECONDS", 0.05)
+    lock.write_text(json.dumps(there | {"namespace": "another"}))
+    assert owner(lock) is None, "nobody touches it"
+    with hold(lock) as waited:
+        assert not waited
+
+
+def test_an_owner_that_lost_its_lock_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "_has_flock", lambda folder: False)
+    monkeypatch.setattr(locks, "BEAT_SECONDS", 0.05)
+    process = start(hold_for_ever, tmp_path / ".lock")
+    known = json.loads((tmp_path / ".lock").read_text())
+    atomic_write_text(tmp_path / "other", json.dumps(known | {"token": "another"}))
+    os.replace(tmp_path / "other", tmp_path / ".lock")
+    process.join(30)
+    assert process.exitcode == 1
+
+
+def test_what_a_killed_maker_left_is_removed_by_the_next(tmp_path: Path, disk: str) -> None:
+    path = tmp_path / "data.h5"
+    alive, killed = start(write_for_ever, tmp_path / "other"), start(write_for_ever, path)
+    kill(killed)
+    assert len(list(tmp_path.iterdir())) == 4
+    clear_leftovers(tmp_path, "other")
+    assert len(list(tmp_path.iterdir())) == 4, "one that is alive is left alone"
+    (tmp_path / ".data.h5.4711.tmp").touch()  # as they were called once
+    atomic_write_text(path, "whole")
+    assert sorted(name[:6] for name in os.listdir(tmp_path)) == [".other", ".other", "data.h"]
+    kill(alive)
+    clear_leftovers(tmp_path)
+    assert list(tmp_path.iterdir()) == [path] and path.read_text() == "whole"
+
+
+def make_slowly(path: Path, made: Path) -> None:
+    def make() -> None:
+        (path.parent / "ready").touch()
+        time.sleep(0.3)
+        with open(made, "a") as file:
+            file.write("made\n")
+        path.touch()
+
+    ensure(path, make)
+
+
+def test_the_second_waits_and_uses_what_the_first_made(tmp_path: Path, disk: str, capsys) -> None:
+    path, made = tmp_path / "data", tmp_path / "made"
+    first = start(make_slowly, path, made)
+    make_slowly(path, made)
+    assert made.read_text() == "made\n" and capsys.readouterr().out.count("waiting for it\n") == 1
+    first.join()
+    path.unlink()
+    first = start(make_slowly, path, made)
+    with making(path, overwrite=True) as wanted:
+        assert not wanted
+    first.join()
+    with making(path, overwrite=True) as wanted:
+        assert wanted
+    with pytest.raises(UserError, match="exists; add --overwrite true"), making(path, overwrite=False):
+        pass
+    assert sorted(tmp_path.iterdir()) == [path, made]
+
+
+def test_a_lock_may_be_taken_again_by_the_thread_that_has_it(tmp_path: Path, disk: str) -> None:
+    path = tmp_path / "data"
+    with only_one(path), temporary(path) as outer:
+        outer.touch()
+        with temporary(path, folder=True) as inner:
+            assert outer.exists() and inner.is_dir() and inner != outer
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_of_255_bytes_can_be_written(tmp_path: Path) -> None:
+    path = tmp_path / ("x" * 255)
+    atomic_write_text(path, "whole")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot write"), only_one(tmp_path / "file" / "data"):
+        pass
+    with pytest.raises(OSError), temporary(tmp_path / "missing" / "data"):
+        pass
+
+
+def test_only_missing_locks_of_the_file_system_lead_to_heartbeats(tmp_path: Path, monkeypatch) -> None:
+    assert locks._has_flock(tmp_path)
+
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(locks.fcntl, "flock", refuse)
+    with hold(tmp_path / ".lock"):
+        assert owner(tmp_path / ".lock") is not None
+    assert list(tmp_path.iterdir()) == []
