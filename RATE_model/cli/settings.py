@@ -14,6 +14,9 @@ from RATE_model.memories import MEMORIES, MODES
 # See `precision.uses_bfloat16`.
 Precision = Literal["auto", "32", "bf16"]
 
+# Where a run and its data are.
+PLACES = frozenset({"output_dir", "data_dir", "data_path"})
+
 # Flags whose value may be larger when a run is resumed.
 MAY_GROW = frozenset({"epochs"})
 
