@@ -98,7 +98,7 @@ def run(folder, url, *datasets, tries=1, check=False):
 
 
 def names(folder):
-    return sorted(path.name for path in folder.iterdir())
+    return sorted(path.name for path in folder.glob("*"))
 
 
 def test_a_file_is_downloaded_once(server, content, folder, capsys):
