@@ -33,7 +33,8 @@ if not __package__:  # started as a script: make the repository importable
 from RATE_model.cli.options import exit_on_user_error, parse_options
 from RATE_model.errors import UserError
 from RATE_model.system.atomic import atomic_write_bytes
-from RATE_model.system.processes import check_writable, only_one
+from RATE_model.system.locks import only_one
+from RATE_model.system.processes import check_writable
 from VizDoom.VizDoom_src.scenario import Scenario
 
 RELEASE = "vizdoom==1.2.4"

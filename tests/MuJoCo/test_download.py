@@ -258,6 +258,7 @@ def test_a_changed_byte_is_found(server, content, folder, recorded, capsys):
     server.files[NAME] = changed
     assert run(folder, server.url, "hopper-medium", check=True) == 2
     assert names(folder) == [] and f"D4RL's file has {recorded.sha256}. It was deleted" in capsys.readouterr().err
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / NAME).write_bytes(changed)
     assert run(folder, server.url, "hopper-medium", check=True) == 2
     assert (folder / NAME).read_bytes() == changed and "Delete or rename it" in capsys.readouterr().err
