@@ -17,7 +17,7 @@ _PICTURES = {
 RUNS: dict[str, tuple[Any, tuple[str, ...]]] = {
     **{f"T-Maze {mode}": (tmaze_runs, flags) for mode, flags in tmaze_runs.MODES.items()},
     "T-Maze adaptive": (tmaze_runs, tuple("--curr adaptive --stage_batches 5 --anneal_batches 4".split())),
-    "Minigrid RATE": (minigrid_runs, ()),
+    "Minigrid RATE": (minigrid_runs, ("--layouts", "own")),
 }
 
 
