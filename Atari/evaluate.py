@@ -7,8 +7,6 @@ with clipped rewards what is taken off is clipped as well; the points that are r
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import numpy as np
 import torch
 
@@ -16,7 +14,7 @@ from Atari.env import PUBLISHED_CAP, PUBLISHED_NOOPS, Opening
 from Atari.games import Game
 from Atari.vector import AtariVectorEnv
 from RATE_model.acting.actor import Actor
-from RATE_model.acting.rollout import Episodes, mean_and_error, rollout
+from RATE_model.acting.rollout import BatchActor, Episodes, mean_and_error, rollout
 from RATE_model.agent import Agent
 from RATE_model.errors import UserError
 from RATE_model.memories.contract import MemoryTransform
@@ -95,33 +93,23 @@ def play(
     return play_with(player, game, episodes=episodes, sticky=sticky, max_steps=max_steps, opening=opening)
 
 
-class Player(Protocol):
-    """What acts for many games at once, as `Actor` does."""
-
-    def act(self, observations: np.ndarray, rewards: np.ndarray) -> np.ndarray:
-        """Actions (B,) on observations (B, 4, 84, 84), behind rewards (B,) of the actions before."""
-
-    def keep(self, rows: np.ndarray) -> None:
-        """Go on with these rows only."""
-
-
 class ClippedRewards:
     """A player who sees rewards within [-1, 1], as in the data that its model was trained on."""
 
-    def __init__(self, player: Player) -> None:
+    def __init__(self, player: BatchActor) -> None:
         self._player = player
 
     def act(self, observations: np.ndarray, rewards: np.ndarray) -> np.ndarray:
-        """See `Player`."""
+        """See `BatchActor`."""
         return self._player.act(observations, np.clip(rewards, -1, 1))
 
     def keep(self, rows: np.ndarray) -> None:
-        """See `Player`."""
+        """See `BatchActor`."""
         self._player.keep(rows)
 
 
 def play_with(
-    player: Player,
+    player: BatchActor,
     game: Game,
     *,
     episodes: int,

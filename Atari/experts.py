@@ -21,12 +21,12 @@ from Atari.console import Console
 from Atari.env import AtariEnv
 from Atari.games import Game
 from Atari.planner import Planner
-from Atari.player import Player
+from Atari.player import ScriptedPlayer
 
 EXPERT_VERSION = 1  # raise it when the same seed gives other actions: data of another version is not gone on with
 
 
-class BreakoutPlayer(Player):
+class BreakoutPlayer(ScriptedPlayer):
     """Moves the paddle to where the ball will come down.
 
     The memory holds the ball's column and row and the paddle's column, in units of about a pixel. A button held for one
@@ -80,7 +80,7 @@ class BreakoutPlayer(Player):
         self._moving = {self.RIGHT: 1, self.LEFT: -1}.get(action, 0)
 
 
-class PongPlayer(Player):
+class PongPlayer(ScriptedPlayer):
     """Meets the ball in the way that wins the point.
 
     The memory holds the ball's column and row and the row of our paddle, at the right, in units of about a pixel. A
@@ -177,7 +177,7 @@ def reflected(position: float, low: float, high: float) -> float:
     return low + min(beyond, 2 * (high - low) - beyond)
 
 
-_PLAYERS: dict[str, type[Player]] = {"Breakout": BreakoutPlayer, "Pong": PongPlayer}
+_PLAYERS: dict[str, type[ScriptedPlayer]] = {"Breakout": BreakoutPlayer, "Pong": PongPlayer}
 
 
 def plans(game: Game) -> bool:
@@ -185,12 +185,12 @@ def plans(game: Game) -> bool:
     return game.name not in _PLAYERS
 
 
-def player_class(game: Game) -> type[Player]:
+def player_class(game: Game) -> type[ScriptedPlayer]:
     """Who plays this game."""
     return _PLAYERS.get(game.name, Planner)
 
 
-def expert(game: Game, generator: np.random.Generator, *, noise: float = 0.0) -> Player:
+def expert(game: Game, generator: np.random.Generator, *, noise: float = 0.0) -> ScriptedPlayer:
     """The scripted player of a game.
 
     Args:

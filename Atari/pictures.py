@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from Atari.env import PUBLISHED_CAP, AtariEnv, Opening
-from Atari.evaluate import ClippedRewards, Player, evaluation_seeds
+from Atari.evaluate import ClippedRewards, evaluation_seeds
 from Atari.games import Game
 from RATE_model.acting.actor import Actor
+from RATE_model.acting.rollout import BatchActor
 from RATE_model.acting.video import with_caption, write_video
 from RATE_model.agent import Agent
 
@@ -62,7 +63,7 @@ def record_videos(
     return paths
 
 
-def _frames(environment: AtariEnv, player: Player, seed: int, segment_steps: int) -> Iterator[np.ndarray]:
+def _frames(environment: AtariEnv, player: BatchActor, seed: int, segment_steps: int) -> Iterator[np.ndarray]:
     """The pictures of one episode as it is played, (H, W, 3) uint8."""
     observation, _ = environment.reset(seed=seed)
     reward, points, step, over = 0.0, 0.0, 0, False

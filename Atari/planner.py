@@ -12,10 +12,10 @@ import numpy as np
 
 from Atari.console import Console
 from Atari.env import AtariEnv
-from Atari.player import Player
+from Atari.player import ScriptedPlayer
 
 
-class Planner(Player):
+class Planner(ScriptedPlayer):
     """Random shooting; see the module.
 
     Points count by their logarithm: a rare bonus of thousands is worth a detour, and not a life.

@@ -11,7 +11,7 @@ from Atari.console import Console
 from Atari.env import AtariEnv
 
 
-class Player(ABC):
+class ScriptedPlayer(ABC):
     """A player of one game at a time.
 
     Attributes:

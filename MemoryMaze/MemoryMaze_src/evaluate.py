@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from MemoryMaze.MemoryMaze_src.env import DEFAULT_SIZE, MemoryMazeEnv
-from MemoryMaze.MemoryMaze_src.generate import Player
+from MemoryMaze.MemoryMaze_src.generate import PlayerOfMix
 from MemoryMaze.MemoryMaze_src.generate import play as play_expert
 from MemoryMaze.MemoryMaze_src.vector import MemoryMazeVectorEnv
 from RATE_model.acting.actor import Actor
@@ -127,7 +127,7 @@ class Undrawn(MemoryMazeEnv):
 def _return_of(player: str, size: int, steps: int | None, seed: int) -> float:
     """Return of a player in the maze of a seed; a function of its own, for processes."""
     with contextlib.closing(Undrawn(size, max_steps=steps, privileged=True)) as maze:
-        return float(play_expert(maze, Player.of(player), seed)["rewards"].sum())
+        return float(play_expert(maze, PlayerOfMix.of(player), seed)["rewards"].sum())
 
 
 def metrics(episodes: Episodes, *, target_return: float) -> dict[str, float]:

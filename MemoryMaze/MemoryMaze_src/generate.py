@@ -42,7 +42,7 @@ _EXPERT_STREAM = 1  # of the generators of a seed
 
 
 @dataclass(frozen=True)
-class Player:
+class PlayerOfMix:
     """One of those who play a dataset.
 
     Attributes:
@@ -56,7 +56,7 @@ class Player:
     share: float
 
     @classmethod
-    def of(cls, text: str) -> Player:
+    def of(cls, text: str) -> PlayerOfMix:
         """The player that ``EXPERT:NOISE:SHARE`` describes. Raises a `UserError` that names ``--mix``."""
         kind, *numbers = text.split(":")
         with contextlib.suppress(ValueError):
@@ -92,9 +92,9 @@ class Recipe:
         _ = self.players
 
     @property
-    def players(self) -> tuple[Player, ...]:
+    def players(self) -> tuple[PlayerOfMix, ...]:
         """The players of the mix."""
-        return tuple(Player.of(text) for text in self.mix)
+        return tuple(PlayerOfMix.of(text) for text in self.mix)
 
     def assignment(self, episodes: int) -> np.ndarray:
         """Which player plays each episode, (episodes,) int64.
@@ -161,7 +161,7 @@ def play_part(recipe: Recipe, writer: TrajectoryWriter, first: int, count: int) 
             writer.add_episode(**columns, terminal=False, infos=infos)
 
 
-def play(maze: MemoryMazeEnv, player: Player, seed: int, perturbation: float = 0.0) -> dict[str, Any]:
+def play(maze: MemoryMazeEnv, player: PlayerOfMix, seed: int, perturbation: float = 0.0) -> dict[str, Any]:
     """An episode of T steps of a player, in the maze of a seed, perturbed in a share of the time.
 
     Returns:

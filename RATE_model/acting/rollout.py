@@ -6,14 +6,13 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import nn
 
-from RATE_model.acting.actor import Actor
 from RATE_model.agent import Agent
 from RATE_model.system.interrupts import stop_if_asked
 from RATE_model.system.processes import available_cores
@@ -28,6 +27,16 @@ _MEMORY_BUDGET = 2**26
 
 # More than a step of many environments takes.
 _SECONDS_PER_STEP = 5.0
+
+
+class BatchActor(Protocol):
+    """What acts in B environments at once: an `Actor`, or a player without a model."""
+
+    def act(self, observations: np.ndarray, rewards: np.ndarray) -> np.ndarray:
+        """Actions `(B, ...)` on observations `(B, ...)`, after rewards `(B,)` of the actions before."""
+
+    def keep(self, rows: np.ndarray) -> None:
+        """Go on with some rows only, `(b,)` indices."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +86,7 @@ def side_by_side(model: Agent, cases: Sequence[int], episodes: int) -> Iterator[
 
 
 def rollout(
-    actor: Actor,
+    actor: BatchActor,
     environments: VectorEnv,
     *,
     seeds: np.ndarray,
@@ -131,7 +140,7 @@ def rollout(
 
 
 def rollout_in_turns(
-    actors: Sequence[Actor],
+    actors: Sequence[BatchActor],
     environments: Sequence[VectorEnv],
     *,
     seeds: Sequence[np.ndarray],

@@ -46,7 +46,7 @@ def _red_is_right(around: Surroundings, is_red: bool) -> Surroundings:
 
 
 @dataclass(frozen=True)
-class Player:
+class Baseline:
     """What the expert sees and what it is told of it; without a view the player acts at random."""
 
     view: View | None
@@ -54,11 +54,11 @@ class Player:
 
 
 PLAYERS = {
-    "random": Player(None),
-    "colour-blind": Player("full", _all_right),
-    "always red": Player("full", _red_is_right),
-    "expert, limited view": Player("limited"),
-    "expert, full view": Player("full"),
+    "random": Baseline(None),
+    "colour-blind": Baseline("full", _all_right),
+    "always red": Baseline("full", _red_is_right),
+    "expert, limited view": Baseline("limited"),
+    "expert, full view": Baseline("full"),
 }
 
 
@@ -117,7 +117,7 @@ def _play_part(
     return rows
 
 
-def _play(game: VizDoomTwoColorsEnv, player: Player, seed: int, is_red: bool) -> tuple[float, int, float]:
+def _play(game: VizDoomTwoColorsEnv, player: Baseline, seed: int, is_red: bool) -> tuple[float, int, float]:
     """One episode of a game that was reset: return, steps, last reward."""
     generator = np.random.default_rng([seed, EXPERT_STREAM])
     expert = Expert(player.view) if player.view else None

@@ -7,7 +7,7 @@ import torch
 from MemoryMaze.MemoryMaze_src import evaluate as protocol
 from MemoryMaze.MemoryMaze_src.env import EPISODE_STEPS, MemoryMazeEnv
 from MemoryMaze.MemoryMaze_src.evaluate import PLAYERS, evaluation_seeds, metrics, play, player_returns
-from MemoryMaze.MemoryMaze_src.generate import FIRST_DATA_SEED, Player
+from MemoryMaze.MemoryMaze_src.generate import FIRST_DATA_SEED, PlayerOfMix
 from MemoryMaze.MemoryMaze_src.generate import play as play_expert
 from MemoryMaze.MemoryMaze_src.spec import SPEC
 from RATE_model.acting.actor import Actor
@@ -156,7 +156,7 @@ def test_players_without_a_model_play_the_same_mazes_without_drawing_them():
     drawn = []
     for seed in evaluation_seeds(2).tolist():
         maze = MemoryMazeEnv(9, max_steps=120, privileged=True)
-        drawn.append(play_expert(maze, Player.of(PLAYERS["planner"]), seed)["rewards"].sum())
+        drawn.append(play_expert(maze, PlayerOfMix.of(PLAYERS["planner"]), seed)["rewards"].sum())
         maze.close()
     assert returns.tolist() == drawn and returns.sum() > 2
     assert player_returns("random", episodes=1, steps=60, workers=1).tolist() == [0]

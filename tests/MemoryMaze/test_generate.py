@@ -8,7 +8,7 @@ import pytest
 
 from MemoryMaze.MemoryMaze_src import generate as generating
 from MemoryMaze.MemoryMaze_src.env import MemoryMazeEnv
-from MemoryMaze.MemoryMaze_src.generate import DEFAULT_MIX, FIRST_DATA_SEED, Player, Recipe, generate, play
+from MemoryMaze.MemoryMaze_src.generate import DEFAULT_MIX, FIRST_DATA_SEED, PlayerOfMix, Recipe, generate, play
 from RATE_model.data.trajectories import TrajectoryFile
 from RATE_model.errors import UserError
 
@@ -73,7 +73,7 @@ def test_an_action_stands_beside_the_picture_it_was_taken_on(recording):
 
 
 def test_players_can_be_perturbed(tasks):
-    player = Player("planner", 0.0, 1.0)
+    player = PlayerOfMix("planner", 0.0, 1.0)
     with contextlib.closing(MemoryMazeEnv(privileged=True, max_steps=60)) as game:
         straight, perturbation = (play(game, player, FIRST_DATA_SEED, share) for share in (0.0, 1.0))
     np.testing.assert_array_equal(straight["actions"], straight["infos"]["expert_action"])
