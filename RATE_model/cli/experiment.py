@@ -15,7 +15,7 @@ import torch
 
 from RATE_model.agent import Agent, AgentConfig
 from RATE_model.cli.options import changeable_flags, load_yaml, to_flat_dict
-from RATE_model.cli.settings import MAY_GROW, PLACES, CurriculumOptions, RunOptions, TrainOptions
+from RATE_model.cli.settings import MAY_GROW, PLACES, STABILISERS, CurriculumOptions, RunOptions, TrainOptions
 from RATE_model.cli.spellings import respelt
 from RATE_model.data.dataset import WindowDataset
 from RATE_model.data.loader import EpochSampler
@@ -119,6 +119,7 @@ def check(config: Config, directory: Path, seed: int, *, before: Mapping[str, An
         overwrite=config.run.overwrite,
         may_change=changeable_flags(config),
         may_grow=MAY_GROW,
+        may_change_elsewhere=STABILISERS,
         before=_BEFORE | dict(before or {}),
     )
 
@@ -261,6 +262,8 @@ def train_run(
         prepare(directory)
         # A run that is moved is the same run: its checkpoints do not say where it is.
         flags = {name: value for name, value in load_yaml(directory / "config.yaml").items() if name not in PLACES}
+        if run.changed:
+            print(f"{directory}: goes on from {run.checkpoint}; {'; '.join(run.changed)}", flush=True)
         trainer = Trainer(
             network, config.train, schedule, metrics=metrics, transform=transform, crash_directory=directory
         )

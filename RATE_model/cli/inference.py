@@ -17,7 +17,7 @@ from RATE_model.memories.contract import MemoryTransform
 from RATE_model.spec import EnvironmentSpec
 from RATE_model.system.atomic import atomic_write_json
 from RATE_model.system.precision import pick_device
-from RATE_model.training.checkpoints import resolve_checkpoint
+from RATE_model.training.checkpoints import load_checkpoint, resolve_checkpoint
 
 Options = TypeVar("Options")
 # How a checkpoint that is of no run acts.
@@ -118,8 +118,13 @@ class InferenceOptions:
         Raises:
             UserError: there is no such checkpoint, or its run's config.yaml is damaged.
         """
-        path = self.config_file
-        recorded = respelt(load_yaml(path)) if path.exists() else {}
+        try:
+            flags = load_yaml(self.config_file)
+        except UserError:
+            flags = load_checkpoint(resolve_checkpoint(self.checkpoint))[1].get("flags", {})
+            if not flags and self.config_file.exists():
+                raise
+        recorded = respelt(flags)
         made_here = recorded and "published_variant" not in recorded
         return {**before, **recorded} if before and made_here else recorded
 

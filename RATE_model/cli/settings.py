@@ -20,6 +20,9 @@ PLACES = frozenset({"output_dir", "data_dir", "data_path"})
 # Flags whose value may be larger when a run is resumed.
 MAY_GROW = frozenset({"epochs"})
 
+# What helps where training diverged: a run may go on under another name with other values of these.
+STABILISERS = frozenset({"learning_rate", "warmup_steps", "warmup_tokens", "precision", "grad_norm_clip"})
+
 # Every seed of a command is looked at before the first is trained.
 MAX_SEEDS = 10_000
 

@@ -297,8 +297,8 @@ class Fit:
         if good is None:
             return f"No checkpoint was saved yet; start again with {advice}"
         return (
-            f"The last checkpoint, {good}, is intact: go on from it under another name with --resume "
-            f"{self.run.directory}, another --text, and {advice}"
+            f"The last checkpoint, {good}, is intact: go on from it with --resume {self.run.directory}, "
+            f"another --text, and {advice}"
         )
 
     def _resume(self) -> None:

@@ -20,7 +20,7 @@ import shutil
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -37,7 +37,7 @@ from RATE_model.errors import RunError, UserError
 from RATE_model.system.atomic import atomic_write_json, atomic_write_text
 from RATE_model.system.interrupts import exit_code, signal_name
 from RATE_model.system.locks import Held, clear_leftovers, hold, owner
-from RATE_model.training.checkpoints import find_checkpoint, has_checkpoints, resolve_checkpoint
+from RATE_model.training.checkpoints import find_checkpoint, has_checkpoints, load_checkpoint, resolve_checkpoint
 from RATE_model.training.tracking import check_wandb, redact
 
 _TRACEBACK, _LOCK = "traceback.txt", ".lock"
@@ -56,8 +56,10 @@ class Run:
     seed: int
     checkpoint: Path | None
     """The checkpoint to continue from; None for a run that starts at the beginning."""
-    choose: Callable[[], Path | None] = field(repr=False, compare=False)
-    """The checkpoint as things are now; raises UserError if the run can no longer be begun or continued."""
+    choose: Callable[[], tuple[Path | None, tuple[str, ...]]] = field(repr=False, compare=False)
+    """Checkpoint and changes as things are now; raises UserError if the run can no longer be begun or continued."""
+    changed: tuple[str, ...] = ()
+    """What differs from the run that is continued under another name, a phrase each."""
 
     @property
     def checkpoints(self) -> Path:
@@ -83,6 +85,7 @@ def check_run(
     overwrite: bool = False,
     may_change: Iterable[str] = (),
     may_grow: Iterable[str] = ("epochs",),
+    may_change_elsewhere: Iterable[str] = (),
     before: Mapping[str, Any] | None = None,
 ) -> Run:
     """The run in ``directory``, new or continued, for `open_run`; ``config`` is what options.to_flat_dict gives.
@@ -90,8 +93,9 @@ def check_run(
     ``resume``: "no" starts at the beginning; "auto" continues from the newest good checkpoint if there is one; a path
     (a run or a checkpoint, of this directory or another) continues from there. A run that is continued must have the
     configuration it was started with, but for the keys in ``may_change``, those that start with ``wandb_``, and those
-    in ``may_grow``, whose value may be larger. ``before`` is what a run did that was made before it could record these
-    keys.
+    in ``may_grow``, whose value may be larger. Those in ``may_change_elsewhere`` may differ as well where the run is
+    continued in another directory, whose environment.json says so. ``before`` is what a run did that was made before it
+    could record these keys.
 
     Nothing is created, changed or removed, so that data can be looked at before a run is opened. Raises UserError if
     another process owns the run, if the directory holds anything of a run and neither resume nor overwrite is asked
@@ -108,10 +112,12 @@ def check_run(
         overwrite=overwrite,
         may_change=frozenset(may_change),
         may_grow=frozenset(may_grow),
+        may_change_elsewhere=frozenset(may_change_elsewhere),
         before=before or {},
         last_start=_last_start(directory),
     )
-    return Run(directory, seed, choose(), choose)
+    checkpoint, changed = choose(say=True)
+    return Run(directory, seed, checkpoint, choose, changed)
 
 
 def _choose(
@@ -123,10 +129,12 @@ def _choose(
     overwrite: bool,
     may_change: frozenset[str],
     may_grow: frozenset[str],
+    may_change_elsewhere: frozenset[str],
     before: Mapping[str, Any],
     last_start: dict[str, Any] | None,
-) -> Path | None:
-    """The checkpoint of `check_run`; ``last_start`` is that of the run to be overwritten."""
+    say: bool = False,
+) -> tuple[Path | None, tuple[str, ...]]:
+    """Checkpoint and changes of `check_run`; ``last_start`` is that of the run to be overwritten."""
     if any(len(os.fsencode(part)) > 255 for part in directory.parts):  # seen nowhere else while a parent is missing
         raise UserError(f"the run directory {directory} cannot be made: a name in it is longer than 255 bytes")
     try:
@@ -139,23 +147,48 @@ def _choose(
     check_wandb(config.get("wandb_mode", "auto"))
     recorded = redact(to_yaml(config))
     checkpoint = _choose_checkpoint(directory, resume=resume, overwrite=overwrite)
+    changed: tuple[str, ...] = ()
     if checkpoint is not None:
         origin = checkpoint.parent.parent
-        started_with = {**before, **respelt(load_yaml(origin / "config.yaml"))}
-        differing = _differences(
-            started_with | {"seed": _seed_of(origin, default=seed)},
-            yaml.load(recorded, Loader=CoreLoader) | {"seed": seed},
-            may_change=may_change,
-            may_grow=may_grow,
-        )
+        old = {**before, **_started_with(checkpoint, seed, may_change | may_grow, say=say)}
+        new = yaml.load(recorded, Loader=CoreLoader) | {"seed": seed}
+        differing = _differences(old, new, may_change=may_change, may_grow=may_grow)
+        allowed = _differences(old, new, may_change=may_change | may_change_elsewhere, may_grow=may_grow)
+        if origin.resolve() != directory.resolve():
+            changed, differing = tuple(phrase for phrase in differing if phrase not in allowed), allowed
         if differing:
+            new_name = "" if allowed else f", or go on from it there with --resume {origin} and these values"
             raise UserError(
                 f"{origin} cannot be resumed with another configuration: {'; '.join(differing)}. Give the same values, "
-                "or start a new run with another --text or --ckpt_folder"
+                f"or start a new run with another --text or --ckpt_folder{new_name}"
             )
     if overwrite and _last_start(directory) != last_start:
         raise UserError(f"{directory} was started by another command meanwhile and is kept: see to it before you go on")
-    return checkpoint
+    return checkpoint, changed
+
+
+def _started_with(checkpoint: Path, seed: int, may_change: frozenset[str], *, say: bool) -> dict[str, Any]:
+    """The flags and the seed of a checkpoint's run: what it holds itself, of an older one what its run's files say.
+
+    That config.yaml is missing, damaged or says something else is said; a run that goes on writes it again.
+    """
+    path = checkpoint.parent.parent / "config.yaml"
+    state = load_checkpoint(checkpoint)[1]
+    held = state.get("flags") if isinstance(state.get("flags"), dict) else {}
+    try:
+        found, trouble = respelt(load_yaml(path)), ""
+    except UserError as error:
+        if not held:
+            raise
+        found, trouble = {}, str(error)
+    held = respelt(dict(held))
+    if say and (
+        other := sorted(name for name, value in held.items() if name not in may_change and found.get(name) != value)
+    ):
+        trouble = trouble or f"{path}: {other[0]} is not what the checkpoint was trained with"
+        print(one_line(f"warning: {trouble}; the configuration is read from {checkpoint}"), file=sys.stderr)
+    recorded_seed = state.get("seed", _seed_of(checkpoint.parent.parent, default=seed))
+    return {**found, **held, "seed": recorded_seed}
 
 
 @contextmanager
@@ -178,7 +211,8 @@ def open_run(run: Run, *, config: dict[str, Any]) -> Iterator[Run]:
         except OSError as error:
             raise UserError(f"the run directory {directory} cannot be written: {error.strerror or error}") from error
         try:
-            run = replace(run, checkpoint=run.choose())
+            checkpoint, changed = run.choose()
+            run = replace(run, checkpoint=checkpoint, changed=changed)
             _prepare(run, config)
             yield run
         except RunError:
@@ -215,7 +249,7 @@ def _prepare(run: Run, config: dict[str, Any]) -> None:
         if origin not in (None, directory) and (origin / "metrics.jsonl").exists():
             shutil.copyfile(origin / "metrics.jsonl", directory / "metrics.jsonl")  # its history is this run's too
         atomic_write_text(directory / "config.yaml", redact(to_yaml(config)))
-        _record_start(directory, run.seed)
+        _record_start(directory, run.seed, resumed_from=origin if origin != directory else None, changed=run.changed)
     except OSError as error:
         raise UserError(f"the run directory {directory} cannot be written: {error.strerror or error}") from error
 
@@ -383,13 +417,14 @@ def _starts(directory: Path) -> list[dict[str, Any]]:
         return []
 
 
-def _record_start(directory: Path, seed: int) -> None:
+def _record_start(directory: Path, seed: int, *, resumed_from: Path | None = None, changed: Sequence[str] = ()) -> None:
     """Adds this start to environment.json. Neither the host's name nor a wandb key is recorded."""
     import torch  # Here, so that whoever only names runs need not wait for it.
 
     start = {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "seed": seed,
+        **({"resumed_from": str(resumed_from), "changed": list(changed)} if resumed_from else {}),
         "command": [redact(argument) for argument in sys.argv],
         "git": _git_state(),
         "python": platform.python_version(),

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 from pathlib import Path
 
 import h5py
@@ -194,3 +195,52 @@ def test_output_to_a_device_or_a_pipe_is_written_there(stopped, tmp_path, capsys
     inference_tmaze.main([*arguments, "--output", str(tmp_path / "pipe")])
     assert json.loads(os.read(reader, 10_000))["episodes"] == 2
     os.close(reader)
+
+
+def test_training_goes_on_from_the_last_checkpoint_with_what_is_advised(stopped, tmp_path, capsys):
+    """Under another name; what changed is said and recorded, and the first run is left as it is."""
+    run = only_run(stopped)
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    advised = ["--learning_rate", "0.0001", "--warmup_steps", "5", "--resume", str(run), "--text", "calmer"]
+    capsys.readouterr()
+    assert train(stopped, *advised, "--output_dir", str(tmp_path / "runs")) == 0
+    said = capsys.readouterr().out
+    new = only_run(tmp_path)
+    (start,) = json.loads((new / "environment.json").read_text())["starts"]
+    changes = ["learning_rate was 0.003, now 0.0001", "warmup_steps was 2, now 5"]
+    assert start["changed"] == changes and start["resumed_from"] == str(run) and all(map(said.__contains__, changes))
+    assert "learning_rate: 0.0001" in (new / "config.yaml").read_text()
+    rates = {line["step"]: line["lr"] for line in map(json.loads, open(new / "metrics.jsonl")) if "lr" in line}
+    assert rates[3] > 0.001 and 0 < rates[max(rates)] <= 0.0001
+    assert before == {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    message = refused(capsys, stopped, "--d_model", "24", *advised, "--output_dir", str(tmp_path / "more"))
+    assert "d_model was 16, now 24" in message and "learning_rate" not in message
+    assert not (tmp_path / "more").exists()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.unlink(),
+        lambda path: path.write_text(""),
+        lambda path: path.write_bytes(b"\xff\x00: ["),
+        lambda path: path.write_text(path.read_text().replace("d_model: 16", "d_model: 17")),
+    ],
+    ids=["missing", "empty", "damaged", "changed"],
+)
+def test_the_configuration_is_restored_from_the_checkpoint(stopped, tmp_path, capsys, damage):
+    shutil.copytree(stopped / "runs", tmp_path / "runs")
+    config = only_run(tmp_path) / "config.yaml"
+    content = config.read_text()
+    damage(config)
+    assert inference_tmaze.main(["--checkpoint", str(config.parent), "--lengths", "9", "--episodes", "2"]) is None
+    capsys.readouterr()
+    with stopped_after(1):
+        assert train(stopped, "--resume", "auto", "--output_dir", str(tmp_path / "runs")) == 143
+    said = capsys.readouterr().err
+    assert said.count("warning: ") == 1 and "the configuration is read from" in said and str(config) in said
+
+    def flags(text: str) -> list[str]:
+        return [line for line in text.splitlines() if not line.startswith("output_dir")]
+
+    assert flags(config.read_text()) == flags(content)
