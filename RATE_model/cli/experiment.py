@@ -15,7 +15,7 @@ import torch
 
 from RATE_model.agent import Agent, AgentConfig
 from RATE_model.cli.options import changeable_flags, load_yaml, to_flat_dict
-from RATE_model.cli.settings import MAY_GROW, PLACES, STABILISERS, CurriculumOptions, RunOptions, TrainOptions
+from RATE_model.cli.settings import MAY_GROW, STABILISERS, STEERING, CurriculumOptions, RunOptions, TrainOptions
 from RATE_model.cli.spellings import respelt
 from RATE_model.data.dataset import WindowDataset
 from RATE_model.data.loader import EpochSampler
@@ -260,8 +260,7 @@ def train_run(
     flat, directory = config.run.recorded(to_flat_dict(config)), run.directory
     with open_run(run, config=flat) as run:
         prepare(directory)
-        # A run that is moved is the same run: its checkpoints do not say where it is.
-        flags = {name: value for name, value in load_yaml(directory / "config.yaml").items() if name not in PLACES}
+        flags = {name: value for name, value in load_yaml(directory / "config.yaml").items() if name not in STEERING}
         if run.changed:
             print(f"{directory}: goes on from {run.checkpoint}; {'; '.join(run.changed)}", flush=True)
         trainer = Trainer(

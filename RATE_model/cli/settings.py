@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from RATE_model.agent import AgentConfig
-from RATE_model.cli.limits import MAX_SEED, MAX_SIZE, at_least, at_most
+from RATE_model.cli.limits import MAX_SEED, MAX_SIZE, at_least, at_most, at_most_processes
 from RATE_model.cli.options import Boolean, changeable
 from RATE_model.errors import UserError
 from RATE_model.memories import MEMORIES, MODES
@@ -14,8 +14,12 @@ from RATE_model.memories import MEMORIES, MODES
 # See `precision.uses_bfloat16`.
 Precision = Literal["auto", "32", "bf16"]
 
-# Where a run and its data are.
-PLACES = frozenset({"output_dir", "data_dir", "data_path"})
+# Flags of one command, on one machine: a run is the same whatever they are, and its checkpoints do not say.
+STEERING = frozenset(
+    {"output_dir", "data_dir", "data_path", "text", "ckpt_folder"}  # where it is; it may go on under another name
+    | {"seed", "start_seed", "end_seed", "device", "num_workers", "save_minutes", "memory_gib"}
+    | {"wandb_mode", "wandb_project"}
+)
 
 # Flags whose value may be larger when a run is resumed.
 MAY_GROW = frozenset({"epochs"})
@@ -205,6 +209,7 @@ class TrainOptions:
             weight_decay=self.weight_decay,
             num_workers=self.num_workers,
         )
+        at_most_processes(num_workers=self.num_workers)
         at_least(-1, bptt_segments=self.bptt_segments)
         for name in ("learning_rate", "grad_norm_clip", "save_minutes"):
             if not getattr(self, name) > 0:

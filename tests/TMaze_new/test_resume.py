@@ -218,7 +218,7 @@ def test_a_run_of_damaged_checkpoints_is_not_started_anew_by_itself(tmp_path, ca
     (newest / "training.pt").unlink()
     with pytest.raises(SystemExit, match="2"):
         train(tmp_path, "--resume", "auto")
-    assert "holds only damaged checkpoints; start it anew with --overwrite true" in capsys.readouterr().err
+    assert "holds only damaged checkpoints; start it again with --overwrite true" in capsys.readouterr().err
     assert newest.exists()
 
 
@@ -262,7 +262,7 @@ def test_a_run_is_neither_overwritten_nor_resumed_unasked(tmp_path, capsys):
     [
         (("--d_model", "24"), "d_model"),
         (("--hint_steps", "2"), "hint_steps"),
-        (("--learning_rate", "0.1"), "learning_rate"),
+        (("--beta_1", "0.8"), "beta_1"),
         (("--epochs", "2"), "epochs"),
     ],
 )
@@ -270,7 +270,7 @@ def test_a_run_is_not_resumed_with_another_configuration(tmp_path, capsys, chang
     stop_after(1, tmp_path)
     before = outcome(tmp_path)
     with pytest.raises(SystemExit, match="2"):
-        train(tmp_path, *change, "--resume", "auto")
+        train(tmp_path, *change, "--resume", str(only_run(tmp_path)))
     message = capsys.readouterr().err
     assert f"cannot be resumed with another configuration: {key} was " in message and change[1] in message
     assert list(differences(outcome(tmp_path), before)) == []
