@@ -115,6 +115,11 @@ INPUTS = [
     ("maze", "--data_path nowhere.h5", "nowhere.h5"),
     ("atari data", f"--output {LONG}", LONG),
     ("mujoco data", f"--data_path {LONG}", LONG),
+    ("vizdoom data", "--output pipe --overwrite true", "pipe"),
+    ("atari data", "--output pipe --overwrite true", "pipe"),
+    ("minigrid data", "--output pipe --overwrite true", "pipe"),
+    ("maze data", "--output pipe --overwrite true", "pipe"),
+    ("tmaze inference", "--checkpoint folder --pictures /dev/null", "/dev/null"),
     ("vizdoom reproduce", f"--results_dir {LONG}", LONG),
     ("atari reproduce", "--results_dir file", "file"),
     ("quickstart", f"--output_dir {LONG}", LONG),
@@ -143,6 +148,7 @@ def here(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("here")
     (folder / "folder").mkdir()
     (folder / "file").write_text("text\n")
+    os.mkfifo(folder / "pipe")
     laughs = ["a0: &a0 [lol, lol, lol, lol, lol, lol, lol, lol, lol]"]
     laughs += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)]
     (folder / "laughs.yaml").write_text("\n".join(laughs))

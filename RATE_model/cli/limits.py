@@ -4,8 +4,7 @@ import os
 from pathlib import Path
 
 from RATE_model.errors import UserError
-from RATE_model.system.atomic import is_no_file
-from RATE_model.system.processes import available_cores
+from RATE_model.system.processes import available_cores, is_no_file
 
 # No size of a model, and no number of steps seen at once, is meant to be larger; memory would run out first.
 MAX_SIZE = 65_536

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from RATE_model.system.locks import temporary
+from RATE_model.system.processes import is_no_file
 
 
 def atomic_write_bytes(path: Path, data: bytes) -> None:
@@ -38,14 +39,6 @@ def atomic_write_json(path: Path, document: Any, *, indent: int | None = 2) -> N
     if missing:
         names = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
         print(f"warning: {path}: {names}: not a finite number, written as null", file=sys.stderr)
-
-
-def is_no_file(path: Path) -> bool:
-    """Whether ``path`` is there and is written to rather than replaced: a device, a pipe, or a name of an open file."""
-    return os.path.exists(path) and (
-        not (os.path.isfile(path) or os.path.isdir(path))
-        or Path(os.path.abspath(path)).parts[1:2] in (("dev",), ("proc",))
-    )
 
 
 def _append(path: Path, data: bytes) -> None:

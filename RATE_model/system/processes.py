@@ -7,6 +7,7 @@ import itertools
 import multiprocessing
 import multiprocessing.connection
 import os
+import re
 import signal
 import threading
 from collections import deque
@@ -32,6 +33,13 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def is_no_file(path: Path) -> bool:
+    """Whether ``path`` is there and is written to rather than replaced: a device, a pipe, or a name of an open file."""
+    if not os.path.exists(path) or os.path.isdir(path):
+        return False
+    return not os.path.isfile(path) or re.match(r"/dev/(stdout|stderr|fd/)|/proc/", os.path.abspath(path)) is not None
+
+
 def check_writable(path: Path) -> None:
     """Raise a `UserError` where no file can be made, before minutes are spent on it. Nothing is created."""
     folder = next(parent for parent in path.absolute().parents if parent.exists())
@@ -42,6 +50,8 @@ def check_writable(path: Path) -> None:
         )
     if path.is_dir():
         raise UserError(f"cannot write '{path}': it is a directory.")
+    if is_no_file(path):
+        raise UserError(f"cannot write '{path}': it is a device or a pipe; give the name of a file.")
 
 
 def in_processes(work: Callable[[Task], Result], tasks: Sequence[Task], workers: int) -> Generator[Result]:
