@@ -114,7 +114,7 @@ FORGERIES = {
         lambda w, s: dict(weights=safetensors.torch.save({name: value / 0 for name, value in w.items()})),
         False,
     ),
-    "a converted one": (lambda w, s: dict(state=saved({"config": s["config"], "spec": s["spec"]})), True),
+    "a converted one": (lambda w, s: dict(state=saved({name: s[name] for name in ("config", "spec", "memory")})), True),
     "no optimizer": (lambda w, s: dict(state=saved(changed(s, trainer=changed(s["trainer"], optimizer=None)))), True),
     "another optimizer": (lambda w, s: dict(state=saved(changed(s, trainer=s["trainer"] | {"optimizer": {}}))), True),
     "no random state": (lambda w, s: dict(state=saved(changed(s, trainer=changed(s["trainer"], rng=None)))), True),
