@@ -100,7 +100,7 @@ def test_the_environment_is_the_published_one(monkeypatch):
     play_with(RandomPlayer(PONG), PONG, episodes=2)
     play_with(RandomPlayer(PONG), PONG, episodes=2, sticky=0.25, max_steps=2)
     assert made[0] == ((2, "Pong"), {"sticky": 0.0, "noops": 30, "max_steps": 7000, "opening": "black"})
-    assert made[1] == ((2, "Pong"), {"sticky": 0.25, "noops": 30, "max_steps": 2})
+    assert made[1] == ((2, "Pong"), {"sticky": 0.25, "noops": 30, "max_steps": 2, "opening": "black"})
 
 
 def test_buttons_at_random_earn_what_they_are_known_to():
