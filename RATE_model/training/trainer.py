@@ -85,6 +85,7 @@ class Trainer:
             weight_decay=options.weight_decay,
             decay_all=options.weight_decay_on == "all",
         )
+        self._parameters = model.ordered_parameters()  # in one order always: gradients' norms are added up in it
         self.step = 0
         self._metrics, self._transform = metrics, transform
         self._crash_directory = crash_directory
@@ -182,7 +183,7 @@ class Trainer:
 
     def _optimize(self, loss: Tensor, indices: Tensor) -> Tensor:
         """One optimizer step from the gradients that are there; the norm of the gradient before clipping."""
-        norm = nn.utils.clip_grad_norm_(self.model.ordered_parameters(), self.options.grad_norm_clip)
+        norm = nn.utils.clip_grad_norm_(self._parameters, self.options.grad_norm_clip)
         self._guard(torch.isfinite(loss) & torch.isfinite(norm), indices)
         for group in self.optimizer.param_groups:
             group["lr"] = self.options.learning_rate * self.schedule.factor(self.step)
