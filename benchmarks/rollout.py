@@ -135,10 +135,16 @@ def check_logits(options: Options, precision: str) -> float:
 
 
 class Episodes:
-    """An actor in episodes of random observations and no rewards; the environment costs nothing."""
+    """An actor in episodes of random observations and no rewards; the environment costs nothing.
 
-    def __init__(self, actor: Actor, steps: int) -> None:
-        self.actor = actor
+    Args:
+        actor: of a model for T-Maze.
+        steps: after how many the same observations come again.
+        clock: tells the time in seconds.
+    """
+
+    def __init__(self, actor: Actor, steps: int, *, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.actor, self.clock = actor, clock
         generator = np.random.default_rng(0)
         # One segment of observations, seen again and again: longer episodes need no more memory.
         shape = (steps, actor.batch_size, *SPEC.observation_shape)
@@ -148,11 +154,11 @@ class Episodes:
 
     def advance(self, steps: int) -> float:
         """Act so many steps; seconds per step."""
-        start = time.perf_counter()
+        start = self.clock()
         for _ in range(steps):
             self.actor.act(self.observations[self.step % len(self.observations)], self.rewards)
             self.step += 1
-        return (time.perf_counter() - start) / steps
+        return (self.clock() - start) / steps
 
     def restart(self, steps: int) -> None:
         """Begin new episodes and act so many steps of them."""

@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import common, rollout, train_step
+from benchmarks import common, memories, rollout, train_step
 from benchmarks.flops import acting_flops, training_flops
 from benchmarks.plain import make_batch, make_meta, make_model
 from RATE_model.acting.actor import Actor
 from RATE_model.cli.options import updated
 from RATE_model.cli.settings import ModelOptions
+from RATE_model.memories import MEMORIES, MODES
 from TMaze_new.TMaze_new_src.spec import SPEC
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -110,6 +111,26 @@ def test_a_model_that_computes_something_else_is_not_timed(module, monkeypatch):
             rollout.check_logits(rollout.Options(model_options(), measure), "32")
 
 
+def test_every_memory_is_timed(tmp_path, capsys):
+    sizes = "--d_model 16 --context_length 2 --segments 2 --batch_size 2 --episodes 3 --early 1 --late 3 --rounds 2"
+    memories.main([*sizes.split(), "--threads", "0", "--output", str(tmp_path / "out.json")])
+    assert "ours / bare" in capsys.readouterr().out
+    rows = {row["mode"]: row for row in json.loads((tmp_path / "out.json").read_text())["modes"]}
+    assert {MODES[mode].memory for mode in rows} == MEMORIES.keys()
+    for mode, row in rows.items():
+        assert len(row["early"]["seconds"]) == len(row["late"]["seconds"]) == 2 and row["ours"]["min_s"] > 0
+        assert ("ours_by_bare" in row) == (mode in ("LSTM", "GRU", "MLP"))
+
+
+@pytest.mark.parametrize("mode", memories.BARE)
+def test_a_bare_loop_that_trains_otherwise_is_not_timed(mode, monkeypatch):
+    options = memories.Options(segments=2, context_length=3, batch_size=2)
+    assert memories.check_losses(options, mode) < 1e-5
+    monkeypatch.setattr(memories.BARE[mode], "hidden", lambda self, steps: steps[..., : options.d_model])
+    with pytest.raises(RuntimeError, match="differ"):
+        memories.check_losses(options, mode)
+
+
 def test_candidates_take_turns_and_the_first_round_does_not_count():
     calls = []
     candidates = {name: lambda name=name: calls.append(name) or 1.0 * len(calls) for name in "ab"}
@@ -145,7 +166,7 @@ def test_figures_go_between_the_marks_and_nowhere_else():
     with pytest.raises(common.UserError, match="<!-- y -->"):
         common.between_marks(page, "y", "new")
     readme = common.README.read_text()
-    for name in ("train_step", "rollout"):
+    for name in ("train_step", "rollout", "memories"):
         common.between_marks(readme, name, "")
 
 
@@ -155,6 +176,7 @@ def test_figures_go_between_the_marks_and_nowhere_else():
         (rollout.main, ["--lengths", "900", "90"], "--lengths 900 90"),
         (rollout.main, ["--lengths", "20"], "--context_length 30"),
         (rollout.main, ["--model_mode", "DT", "--mem_len", "0"], "--model_mode DT"),
+        (memories.main, ["--modes", "LTSM"], "--modes LTSM"),
         (train_step.main, ["--rounds", "0"], "--rounds 0"),
         (train_step.main, ["--output", "no/such/folder/file.json"], "--output no/such/folder/file.json"),
     ],
