@@ -9,6 +9,14 @@ from RATE_model.plots.bars import plot_bars
 from RATE_model.plots.curves import plot_curves
 from RATE_model.plots.memory import plot_memory
 from RATE_model.plots.returns import plot_returns
-from RATE_model.plots.success import plot_success_by_length
+from RATE_model.plots.success import plot_success_by_length, plot_success_panels
 
-__all__ = ["plot_attention", "plot_bars", "plot_curves", "plot_memory", "plot_returns", "plot_success_by_length"]
+__all__ = [
+    "plot_attention",
+    "plot_bars",
+    "plot_curves",
+    "plot_memory",
+    "plot_returns",
+    "plot_success_by_length",
+    "plot_success_panels",
+]

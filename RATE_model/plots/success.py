@@ -1,12 +1,15 @@
 """Success against episode length."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
+from matplotlib.transforms import ScaledTranslation
 
 from RATE_model.acting.rollout import mean_and_error
 from RATE_model.errors import UserError
@@ -16,6 +19,9 @@ from RATE_model.plots.style import COLOURS, GREY, MARKERS, save, style
 Results = Mapping[str, Mapping[int, float | Sequence[float]]]
 
 EPISODE_LENGTH = "episode length (steps)"
+# Lines of variants, as lengths on and off; and how far apart lines that coincide are drawn, in points.
+DASHES = ((4, 1.5), (1.2, 1.2), (6, 1.5, 1.2, 1.5))
+POINTS_APART = 2.4
 
 
 def plot_success_by_length(
@@ -57,42 +63,106 @@ def success_figure(
     xlabel: str = EPISODE_LENGTH,
 ) -> Figure:
     """The figure of `plot_success_by_length`. The line of a label has that label and the means as y data."""
-    lengths = sorted({length for lines in (results, published or {}) for line in lines.values() for length in line})
-    if not any(results.values()):
+    return panels_figure({title or "": results}, trained=trained, chance=chance, published=published, xlabel=xlabel)
+
+
+def plot_success_panels(
+    panels: Mapping[str, Results], path: Path, *, trained: int | None = None, xlabel: str = EPISODE_LENGTH
+) -> Path:
+    """Several figures of `plot_success_by_length` side by side, `{title: results}`, with one legend.
+
+    A label looks the same in every panel. Raises as `plot_success_by_length` does.
+    """
+    return save(panels_figure(panels, trained=trained, xlabel=xlabel), path)
+
+
+def panels_figure(
+    panels: Mapping[str, Results],
+    *,
+    trained: int | None = None,
+    chance: float | None = 0.5,
+    published: Results | None = None,
+    xlabel: str = EPISODE_LENGTH,
+) -> Figure:
+    """The figure of `plot_success_panels`."""
+    everything = [*panels.values(), published or {}]
+    lengths = sorted({length for results in everything for line in results.values() for length in line})
+    if not any(line for results in panels.values() for line in results.values()):
         raise UserError("there are no success rates to draw; evaluate at least one model at one length")
+    looks = _looks([label for results in panels.values() for label in results])
     with style():
-        figure = Figure(figsize=(8.6, 4.8), layout="constrained")
-        axes = figure.add_subplot()
-        axes.set(xscale="log", ylim=(-0.03, 1.06), xlabel=xlabel, ylabel="success rate", title=title)
-        axes.grid(axis="y")
-        axes.yaxis.set_major_locator(FixedLocator(np.linspace(0, 1, 5)))
-        low, high = lengths[0] / 1.18, lengths[-1] * 1.18
-        axes.set_xlim(low, high)
-        ticks = _readable(sorted({length for line in results.values() for length in line}), np.log(high / low))
-        axes.xaxis.set_major_locator(FixedLocator(ticks))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.set_xticklabels([_count(tick) for tick in ticks], fontsize=8)
-        for number, (label, line) in enumerate(results.items()):
-            _success_line(axes, label, line, number, len(results))
-        for number, (label, line) in enumerate((published or {}).items()):
-            _published_line(axes, label, line, number)
-        if trained is not None:
-            axes.axvspan(low, trained, color="#F5F5F5", zorder=0, linewidth=0)
-            axes.axvline(trained, color=GREY, linewidth=1)
-            axes.annotate(
-                "longest trained  ", (trained, 0.02), ha="right", color=GREY, fontsize=9, annotation_clip=False
-            )
+        figure = Figure(figsize=(8.6 if len(panels) == 1 else 5.6 * len(panels), 4.8), layout="constrained")
+        columns = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        for axes, (title, results) in zip(columns, panels.items(), strict=True):
+            axes.set(xscale="log", ylim=(-0.03, 1.06), xlabel=xlabel, title=title or None)
+            axes.grid(axis="y")
+            axes.yaxis.set_major_locator(FixedLocator(np.linspace(0, 1, 5)))
+            low, high = lengths[0] / 1.18, lengths[-1] * 1.18
+            axes.set_xlim(low, high)
+            ticks = _readable(lengths, np.log(high / low) * len(panels) ** 0.5)
+            axes.xaxis.set_major_locator(FixedLocator(ticks))
+            axes.xaxis.set_minor_locator(NullLocator())
+            axes.set_xticklabels([_count(tick) for tick in ticks], fontsize=8)
+            for number, (label, line) in enumerate(results.items()):
+                _success_line(axes, label, line, looks[label], number, len(results))
+            for number, (label, line) in enumerate((published or {}).items()):
+                _published_line(axes, label, line, number)
+            if trained is not None:
+                axes.axvspan(low, trained, color="#F5F5F5", zorder=0, linewidth=0)
+                axes.axvline(trained, color=GREY, linewidth=1)
+                axes.annotate(
+                    "longest trained  ", (trained, 0.02), ha="right", color=GREY, fontsize=9, annotation_clip=False
+                )
+            if chance is not None:
+                axes.axhline(chance, color=GREY, linestyle=":", linewidth=1.2, zorder=1)
+        columns[0].set_ylabel("success rate")
         if chance is not None:
-            axes.axhline(chance, color=GREY, linestyle=":", linewidth=1.2, zorder=1)
-            axes.annotate("chance", (high, chance), xytext=(4, 0), textcoords="offset points", va="center",
-                          color=GREY, fontsize=9, annotation_clip=False)  # fmt: skip
-        figure.legend(loc="outside lower center", ncols=3)
+            columns[-1].annotate("chance", (high, chance), xytext=(4, 0), textcoords="offset points", va="center",
+                                 color=GREY, fontsize=9, annotation_clip=False)  # fmt: skip
+        handles = {handle.get_label(): handle for axes in columns for handle in axes.get_legend_handles_labels()[0]}
+        figure.legend(handles=list(handles.values()), loc="outside lower center", ncols=3 if len(panels) == 1 else 4)
     return figure
 
 
-def _success_line(axes: Axes, label: str, line: Mapping[int, float | Sequence[float]], number: int, of: int) -> None:
-    """One label: mean line, band of the standard error, points of the seeds beside one another."""
-    colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+@dataclass(frozen=True)
+class _Look:
+    """Of a label's line and markers."""
+
+    colour: str
+    marker: str
+    dashes: tuple[float, ...] = ()
+
+    @property
+    def line(self) -> dict[str, Any]:
+        """As matplotlib calls it; the markers of a dashed line are hollow."""
+        style = (0, self.dashes) if self.dashes else "-"
+        face = "white" if self.dashes else self.colour
+        return {"color": self.colour, "marker": self.marker, "linestyle": style, "markerfacecolor": face}
+
+
+def _looks(labels: Sequence[str]) -> dict[str, _Look]:
+    """How each label is drawn: "A, changed" is a variant of A if A is drawn too, of its colour and dashed."""
+    looks: dict[str, _Look] = {}
+    bases, variants = [], []
+    for label in dict.fromkeys(labels):
+        (variants if label.partition(", ")[0] in labels and ", " in label else bases).append(label)
+    for number, label in enumerate(bases):
+        looks[label] = _Look(COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)])
+    seen = dict.fromkeys(bases, 0)
+    for label in variants:
+        base = label.partition(", ")[0]
+        looks[label] = replace(looks[base], dashes=DASHES[seen[base] % len(DASHES)])
+        seen[base] += 1
+    return looks
+
+
+def _success_line(
+    axes: Axes, label: str, line: Mapping[int, float | Sequence[float]], look: _Look, number: int, of: int
+) -> None:
+    """One label: mean line, band of the standard error, points of the seeds beside one another.
+
+    Lines that coincide would hide one another: each is drawn a point or two lower than the one before.
+    """
     seeds = {length: _finite(line[length]) for length in sorted(line)}
     seeds = {length: values for length, values in seeds.items() if values.size}
     if not seeds:
@@ -100,16 +170,19 @@ def _success_line(axes: Axes, label: str, line: Mapping[int, float | Sequence[fl
     lengths = np.array(list(seeds))
     means, errors = np.array([mean_and_error(values) for values in seeds.values()]).T
     order = 3 + 2 * (of - number)  # the first label on top
-    axes.plot(lengths, means, color=colour, marker=marker, markersize=5, label=label, zorder=order + 1)
+    lower = ((of - 1) / 2 - number) * min(POINTS_APART, 14 / of)
+    place = axes.transData + ScaledTranslation(0, lower / 72, axes.figure.dpi_scale_trans)
+    axes.plot(lengths, means, **look.line, markersize=5, label=label, zorder=order + 1, transform=place)
     if np.isfinite(errors).any():
         errors = np.nan_to_num(errors)
-        axes.fill_between(lengths, means - errors, means + errors, color=colour, alpha=0.18, linewidth=0, zorder=order)
+        axes.fill_between(lengths, means - errors, means + errors, color=look.colour, alpha=0.15, linewidth=0,
+                          zorder=order, transform=place)  # fmt: skip
     # Points of several labels at one length would hide one another.
     shift = 1.035 ** (number - (of - 1) / 2)
     for length, values in seeds.items():
         if values.size > 1:
-            axes.scatter(np.full(values.size, length * shift), values, s=11, color=colour, alpha=0.45, linewidth=0,
-                         zorder=order)  # fmt: skip
+            axes.scatter(np.full(values.size, length * shift), values, s=11, color=look.colour, alpha=0.45,
+                         linewidth=0, zorder=order, transform=place)  # fmt: skip
 
 
 def _published_line(axes: Axes, label: str, line: Mapping[int, float | Sequence[float]], number: int) -> None:

@@ -18,7 +18,7 @@ from RATE_model.plots.curves import curves_figure, read_metrics
 from RATE_model.plots.memory import memory_figure, memory_tokens, principal_plane, similarity_to_first
 from RATE_model.plots.returns import returns_figure
 from RATE_model.plots.style import save
-from RATE_model.plots.success import success_figure
+from RATE_model.plots.success import panels_figure, success_figure
 from tests.small_models import K, random_inputs, small_model
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -68,6 +68,34 @@ def test_success_may_depend_on_something_else_than_the_length_of_episodes():
 
 def test_success_of_one_seed_has_no_band():
     assert not success_figure({"RATE": {9: [0.5], 90: 0.7}}).axes[0].collections
+
+
+def test_a_variant_has_the_colour_of_what_it_varies_and_a_line_of_its_own():
+    results = dict.fromkeys(("RATE", "RATE, without", "RATE, less", "DT", "MLP, less"), {9: 1.0})
+    axes = success_figure(results).axes[0]
+    lines = {label: line(axes, label) for label in results}
+    colours = {label: lines[label].get_color() for label in results}
+    assert colours["RATE"] == colours["RATE, without"] == colours["RATE, less"]
+    assert len({colours[label] for label in ("RATE", "DT", "MLP, less")}) == 3
+    dashes = [lines[label]._unscaled_dash_pattern for label in ("RATE", "RATE, without", "RATE, less")]
+    assert len(set(map(str, dashes))) == 3
+
+
+def test_lines_that_coincide_are_drawn_apart():
+    axes = success_figure({"RATE": {9: 1.0, 90: 1.0}, "DT": {9: 1.0, 90: 1.0}}).axes[0]
+    heights = [line(axes, label).get_transform().transform((9, 1.0))[1] for label in ("RATE", "DT")]
+    assert 1 < heights[0] - heights[1] < 5
+
+
+def test_a_label_looks_the_same_in_every_panel_and_is_explained_once():
+    panels = {"left": {"RATE": {9: 1.0}, "DT": {9: 0.5}}, "right": {"MLP": {9: 0.5, 90: 0.5}, "DT": {9: 0.5}}}
+    figure = panels_figure(panels)
+    left, right = figure.axes
+    assert [axes.get_title() for axes in figure.axes] == ["left", "right"] and left.get_xlim() == right.get_xlim()
+    assert line(left, "DT").get_color() == line(right, "DT").get_color() != line(right, "MLP").get_color()
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["RATE", "DT", "MLP"]
+    with pytest.raises(UserError, match="no success rates"):
+        panels_figure({"left": {}, "right": {"RATE": {}}})
 
 
 @pytest.mark.parametrize("results", [{}, {"RATE": {}}])
