@@ -17,7 +17,7 @@ from MinigridMemory.get_data import collect_traj
 from MinigridMemory.MinigridMemory_src import inference_minigridmemory, train_minigridmemory
 from MuJoCo import generate_dataset, inference_mujoco, train_rate_mujoco_ca
 from RATE_model.cli.options import parse_options
-from RATE_model.cli.reproduce import StudyOptions
+from RATE_model.cli.reproduce import PageOptions, StudyOptions
 from RATE_model.original.__main__ import parser as original_parser
 from TMaze_new.TMaze_new_src import dataset, inference_tmaze, train_tmaze
 from VizDoom.VizDoom_src import dataset as vizdoom_dataset
@@ -38,6 +38,8 @@ OPTIONS = {
     "VizDoom/VizDoom_src/dataset.py": vizdoom_dataset.Options,
     "MemoryMaze/MemoryMaze_src/dataset.py": memory_maze_dataset.Options,
     "VizDoom/VizDoom_src/graphics.py": graphics.Options,
+    "TMaze_new/TMaze_new_src/reproduce.py": PageOptions,
+    "MinigridMemory/MinigridMemory_src/reproduce.py": PageOptions,
     "VizDoom/VizDoom_src/reproduce.py": vizdoom_study.Options,
     "MemoryMaze/MemoryMaze_src/reproduce.py": memory_maze_study.Options,
     "Atari/generate_dataset.py": atari_dataset.Options,

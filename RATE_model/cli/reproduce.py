@@ -58,6 +58,14 @@ class StudyOptions:
 
 
 @dataclass(frozen=True)
+class PageOptions(StudyOptions):
+    """Which models and seeds, and where the runs and the results go."""
+
+    # Models to train and measure; the page keeps its figures of all others. none = all
+    models: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
 class Study:
     """The runs of one table.
 
@@ -108,9 +116,21 @@ class Study:
         print(f"{label}, seed {seed}: done", flush=True)
         return path
 
-    def run_all(self, options: StudyOptions) -> dict[str, list[Path]]:
-        """Every model's runs, one per seed, several at a time."""
-        jobs = [(label, seed) for label in self.models for seed in options.seeds]
+    def chosen(self, models: Sequence[str] | None) -> list[str]:
+        """The models of a table's `--models`, in the table's order. Raises UserError for one that it has not."""
+        if models is None:
+            return list(self.models)
+        if unknown := sorted(set(models) - set(self.models)):
+            known = ", ".join(map(shlex.quote, self.models))
+            raise UserError(f"--models {shlex.quote(unknown[0])}: must be of {known}")
+        if not models:
+            raise UserError("--models is empty: give at least one model, or leave it out for all")
+        return [label for label in self.models if label in models]
+
+    def run_all(self, options: StudyOptions, models: Sequence[str] | None = None) -> dict[str, list[Path]]:
+        """The runs of these models, or of all, one per seed, several at a time."""
+        labels = self.chosen(models)
+        jobs = [(label, seed) for label in labels for seed in options.seeds]
         stop = threading.Event()
         with ThreadPoolExecutor(options.jobs) as pool:
             try:
@@ -120,7 +140,7 @@ class Study:
                 pool.shutdown(cancel_futures=True)
                 raise
         count = len(options.seeds)
-        return {label: paths[i * count : (i + 1) * count] for i, label in enumerate(self.models)}
+        return {label: paths[i * count : (i + 1) * count] for i, label in enumerate(labels)}
 
     def commands(self, seeds: Sequence[int]) -> str:
         """The commands of all models, indented as Markdown wants code."""
@@ -150,14 +170,87 @@ def final_results(runs: Sequence[Path]) -> list[dict[str, Any]]:
 
 def commits(runs: Sequence[Path]) -> list[str]:
     """The commits that these runs were started at."""
-    starts = [start for path in runs for start in json.loads((path / "environment.json").read_text())["starts"]]
-    return sorted({start["git"]["commit"] for start in starts if start["git"]})
+    return sorted({start["git"]["commit"] for start in _starts(runs) if start["git"]})
+
+
+def provenance(runs: Sequence[Path]) -> dict[str, Any]:
+    """What an entry of a page says of its origin: seeds, commits, and the day of the last run."""
+    starts = _starts(runs)
+    return {
+        "seeds": list(dict.fromkeys(start["seed"] for start in starts)),
+        "commit": commits(runs),
+        "date": max(start["started"] for start in starts)[: len("2026-01-01")],
+    }
+
+
+def _starts(runs: Sequence[Path]) -> list[dict[str, Any]]:
+    """What is known of every start of these runs."""
+    return [start for path in runs for start in json.loads((path / "environment.json").read_text())["starts"]]
 
 
 def made(document: Mapping[str, Mapping[str, Any]]) -> str:
-    """When and at which commits the entries of a document were made: "on 2026-01-01 at commit 0123456789ab"."""
-    known = sorted({commit[:12] for entry in document.values() for commit in entry.get("commit", ())})
-    return f"on {date.today()}" + (f" at commit {', '.join(known)}" if known else "")
+    """When and at which commits the entries of a document were made: "on 2026-01-01 at commit 0123456789ab".
+
+    Entries without a date were made today.
+    """
+    by_day: dict[str, set[str]] = {}
+    for entry in document.values():
+        if "commit" in entry:
+            by_day.setdefault(entry.get("date", str(date.today())), set()).update(entry["commit"])
+    phrases = [
+        f"on {day}" + (f" at commit {', '.join(sorted(commit[:12] for commit in known))}" if known else "")
+        for day, known in sorted(by_day.items())
+    ]
+    return " and ".join(phrases) or f"on {date.today()}"
+
+
+def kept_entries(name: str, study: Study, options: PageOptions) -> dict[str, Any]:
+    """Entries of NAME.json that are not measured now: none without `--models`.
+
+    Raises:
+        UserError: `--models` names an unknown model, or the page has other seeds.
+    """
+    chosen = study.chosen(options.models)
+    path = options.results_dir / f"{name}.json"
+    if options.models is None or not path.exists():
+        return {}
+    kept = {label: entry for label, entry in json.loads(path.read_text()).items() if label not in chosen}
+    asked = " ".join(map(str, options.seeds))
+    for label, entry in kept.items():
+        if (has := " ".join(map(str, entry.get("seeds", options.seeds)))) != asked:
+            raise UserError(
+                f"--seeds {asked}: {path} has seeds {has} of {label}; give these, or measure all models (without "
+                "--models)"
+            )
+    return kept
+
+
+def merged(kept: Mapping[str, Any], measured: Mapping[str, Any], order: Sequence[str]) -> dict[str, Any]:
+    """Entries of a page that are kept and those that were measured now, which win; in this order of labels."""
+    entries = {**kept, **measured}
+    return {label: entries[label] for label in sorted(entries, key=lambda label: _place(label, order))}
+
+
+def _place(label: str, order: Sequence[str]) -> int:
+    """Where a label stands: after all others if the order does not name it."""
+    return order.index(label) if label in order else len(order)
+
+
+def training_table(document: Mapping[str, Mapping[str, Any]]) -> str:
+    """Per model its size, what its training took in the mean over seeds, and where its figures come from."""
+    rows = [
+        [
+            label,
+            entry["parameters"],
+            cell(entry["optimizer_steps"], 0),
+            cell(entry["train_seconds"], 0),
+            ", ".join(commit[:12] for commit in entry["commit"]),
+            entry["date"],
+        ]
+        for label, entry in document.items()
+        if "train_seconds" in entry
+    ]
+    return table(["model", "parameters", "optimizer steps", "training, s", "commit", "date"], rows)
 
 
 def cell(values: Sequence[float] | None, digits: int = 2) -> str:

@@ -1,5 +1,6 @@
 """Tables of results."""
 
+import json
 import os
 import re
 import signal
@@ -11,7 +12,17 @@ import pytest
 
 from RATE_model.cli import reproduce
 from RATE_model.cli.options import exit_on_user_error
-from RATE_model.cli.reproduce import Study, StudyOptions, cell, made
+from RATE_model.cli.reproduce import (
+    PageOptions,
+    Study,
+    StudyOptions,
+    cell,
+    kept_entries,
+    made,
+    merged,
+    provenance,
+    training_table,
+)
 from RATE_model.errors import UserError
 
 
@@ -87,3 +98,56 @@ def test_a_document_names_its_commits_once():
     document = {"a": {"commit": ["b" * 40, "a" * 40]}, "b": {"commit": ["a" * 40]}, "c": {}}
     assert made(document).endswith(f" at commit {'a' * 12}, {'b' * 12}")
     assert "commit" not in made({"c": {}})
+
+
+def test_a_document_made_on_two_days_says_what_was_made_when():
+    document = {
+        "a": {"commit": ["a" * 40], "date": "2026-02-02"},
+        "b": {"commit": ["b" * 40], "date": "2026-01-01"},
+        "c": {"commit": [], "date": "2026-01-01"},
+    }
+    assert made(document) == f"on 2026-01-01 at commit {'b' * 12} and on 2026-02-02 at commit {'a' * 12}"
+
+
+STUDY = Study("train.py", (), {"A": (), "A, changed": (), "B": ()}, None, None)
+
+
+def test_models_that_are_not_measured_stay_on_the_page(tmp_path):
+    page = {"A": {"seeds": [1, 2]}, "B": {"seeds": [1, 2]}, "A, knocked out": {"seeds": [1, 2]}, "expert": {}}
+    (tmp_path / "page.json").write_text(json.dumps(page))
+
+    def kept(**changes):
+        return kept_entries("page", STUDY, PageOptions(results_dir=tmp_path, **{"seeds": (1, 2)} | changes))
+
+    assert kept() == {} == kept_entries("none", STUDY, PageOptions(results_dir=tmp_path, models=("B",)))
+    assert kept(models=("B",)).keys() == {"A", "A, knocked out", "expert"}
+    with pytest.raises(UserError, match="--seeds 1: .*page.json has seeds 1 2 of A;"):
+        kept(models=("B",), seeds=(1,))
+    assert kept(models=tuple(STUDY.models), seeds=(1, 2)).keys() == {"A, knocked out", "expert"}
+    with pytest.raises(UserError, match="--models C: must be of A, 'A, changed', B"):
+        kept(models=("A", "C"))
+    with pytest.raises(UserError, match="--models is empty"):
+        kept(models=())
+
+
+def test_measured_entries_win_and_take_their_place():
+    entries = merged({"B": 1, "old": 1, "C": 1}, {"A": 2, "C": 2}, ["A", "B", "C"])
+    assert list(entries.items()) == [("A", 2), ("B", 1), ("C", 2), ("old", 1)]
+
+
+def test_only_the_models_that_are_asked_for_are_run(monkeypatch):
+    monkeypatch.setattr(Study, "run", lambda self, label, seed, options, stop: (label, seed))
+    options = StudyOptions(seeds=(1, 2))
+    assert STUDY.run_all(options, ["B", "A"]) == {"A": [("A", 1), ("A", 2)], "B": [("B", 1), ("B", 2)]}
+    assert STUDY.run_all(options).keys() == STUDY.models.keys()
+
+
+def test_an_entry_says_where_it_comes_from(tmp_path):
+    for seed, day in ((1, "2026-01-03"), (2, "2026-01-02")):
+        start = {"seed": seed, "started": f"{day}T00:00:00+00:00", "git": {"commit": "c" * 40}}
+        (tmp_path / str(seed)).mkdir()
+        (tmp_path / str(seed) / "environment.json").write_text(json.dumps({"starts": [start, start]}))
+    found = provenance([tmp_path / "1", tmp_path / "2"])
+    assert found == {"seeds": [1, 2], "commit": ["c" * 40], "date": "2026-01-03"}
+    trained = {"parameters": 9, "optimizer_steps": [10, 20], "train_seconds": [1.0, 3.0]}
+    assert f"| A | 9 | 15 ± 5 | 2 ± 1 | {'c' * 12} | 2026-01-03 |" in training_table({"A": trained | found, "B": found})
