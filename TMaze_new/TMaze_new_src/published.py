@@ -8,6 +8,7 @@ observation, on which nothing was done, is left out; rewards are the steps of th
 """
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from RATE_model.data.npz import conversion_path
 from RATE_model.data.pickles import load_pickle
 from RATE_model.data.writer import TrajectoryWriter
 from RATE_model.errors import UserError
+from RATE_model.system.locks import ensure
 from TMaze_new.TMaze_new_src.env import ENV_ID, NUM_ACTIONS, OBSERVATION_SIZE
 
 _KEYS = ("obs", "action", "rtg")
@@ -46,20 +48,28 @@ def converted(source: Path, directory: Path) -> Path:
     """
     target, state = conversion_path(source, directory, "tmaze"), source.stat()
     identity = {"source_bytes": state.st_size, "source_changed_ns": state.st_mtime_ns}
-    if identity.items() <= attributes_of(target).items():
-        return target
+    ensure(
+        target,
+        partial(_convert, source, target, identity),
+        is_good=lambda path: identity.items() <= attributes_of(path).items(),
+        waiting=f"another process is converting '{source}'; waiting for it",
+    )
+    return target
+
+
+def _convert(source: Path, target: Path, identity: Mapping[str, int]) -> None:
+    """See `converted`."""
     episodes = load_pickle(source)
     if not isinstance(episodes, Mapping) or not episodes:
         raise UserError(f"'{source}' does not hold a dict of episodes")
     print(f"Converting '{source}' to '{target}', once.")
-    attributes = {"environment": ENV_ID, "generator": "published", "source": source.name} | identity
+    attributes = {"environment": ENV_ID, "generator": "published", "source": source.name, **identity}
     with TrajectoryWriter(
         target, observation_shape=(OBSERVATION_SIZE,), observation_dtype="float32", attributes=attributes
     ) as writer:
         for number, episode in episodes.items():
             observations, actions, rtg = _arrays(f"episode {number} of '{source}'", episode)
             writer.add_episode(observations, actions, rtg[:-1] - rtg[1:], terminal=True)
-    return target
 
 
 def _arrays(place: str, episode: object) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
