@@ -18,6 +18,7 @@ from RATE_model.spec import EnvironmentSpec
 from RATE_model.system.atomic import atomic_write_json
 from RATE_model.system.precision import pick_device
 from RATE_model.training.checkpoints import load_checkpoint, resolve_checkpoint
+from RATE_model.training.runs import check_unowned
 
 Options = TypeVar("Options")
 # How a checkpoint that is of no run acts.
@@ -107,6 +108,7 @@ class InferenceOptions:
         at_least(1, slide=self.slide)
         writable_file(output=self.output)
         writable(pictures=self.pictures)
+        check_unowned(output=self.output, pictures=self.pictures)
 
     def recorded(self, before: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """The flags of the run that the checkpoint is of; none where it is of no run.

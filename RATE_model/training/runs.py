@@ -228,6 +228,14 @@ def open_run(run: Run, *, config: dict[str, Any]) -> Iterator[Run]:
             raise
 
 
+def check_unowned(**places: Path | None) -> None:
+    """Raise `UserError` for the first flag that names a place in a run that another process owns."""
+    for name, place in places.items():
+        for directory in () if place is None else (place.absolute(), *place.absolute().parents):
+            if (by := owner(directory / _LOCK)) is not None:
+                raise UserError(f"--{name} {place}: {directory} is in use by {by}; wait for it, or give another place")
+
+
 def _in_use(directory: Path, by: str) -> str:
     return (
         f"{directory} is in use by {by}: wait for it or stop it, or start another run with another --text or "

@@ -39,7 +39,7 @@ def test_a_finished_run_of_another_setting_is_not_taken_for_one_of_the_reproduct
         return 0, ""
 
     monkeypatch.setattr(tables, "_finish", train)
-    study, options = reproduce.STUDY, reproduce.StudyOptions(runs_dir=tmp_path)
+    study, options = reproduce.STUDY, tables.StudyOptions(runs_dir=tmp_path)
 
     def finish(*flags: str) -> Path:
         config = read_config(["--config", str(reproduce.ROOT / reproduce.FAST), "--output_dir", str(tmp_path),

@@ -17,7 +17,7 @@ from RATE_model.errors import RunError, UserError
 from RATE_model.system.interrupts import Interrupted, Interrupts
 from RATE_model.training import runs
 from RATE_model.training.checkpoints import save_checkpoint
-from RATE_model.training.runs import Run, check_run, open_run, run_name, run_seeds
+from RATE_model.training.runs import Run, check_run, check_unowned, open_run, run_name, run_seeds
 
 ROOT = Path(__file__).parents[3]
 CONFIG = {"model_mode": "RATE", "epochs": 10, "lengths": [9, 30], "curr": "false", "wandb_mode": "auto", "resume": "no"}
@@ -140,9 +140,12 @@ def test_a_run_has_one_owner(tmp_path: Path) -> None:
             check_run(tmp_path, config=CONFIG, seed=1, **options)
     with pytest.raises(UserError, match=f"in use by process {owner.pid} on"), open_run(checked, config=CONFIG):
         pass
+    with pytest.raises(UserError, match=f"--output .*final.json: .* is in use by process {owner.pid} on"):
+        check_unowned(pictures=None, output=tmp_path / "eval" / "final.json")
     assert snapshot(tmp_path) == before
     os.kill(owner.pid, signal.SIGKILL)
     owner.join()
+    check_unowned(output=tmp_path / "eval" / "final.json")
     assert begin(tmp_path, resume="auto").checkpoint.name == "step_00000005"
     assert not (tmp_path / ".lock").exists()
 
