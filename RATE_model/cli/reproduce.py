@@ -61,8 +61,8 @@ class StudyOptions:
 class PageOptions(StudyOptions):
     """Which models and seeds, and where the runs and the results go."""
 
-    # Models to train and measure; the page keeps its figures of all others. none = all
-    models: tuple[str, ...] | None = None
+    # Models to train and measure; the page keeps its figures of all others. Empty: all
+    models: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -116,18 +116,14 @@ class Study:
         print(f"{label}, seed {seed}: done", flush=True)
         return path
 
-    def chosen(self, models: Sequence[str] | None) -> list[str]:
-        """The models of a table's `--models`, in the table's order. Raises UserError for one that it has not."""
-        if models is None:
-            return list(self.models)
+    def chosen(self, models: Sequence[str]) -> list[str]:
+        """The models of a table's `--models`, in the table's order; all for none. Raises UserError for one unknown."""
         if unknown := sorted(set(models) - set(self.models)):
             known = ", ".join(map(shlex.quote, self.models))
             raise UserError(f"--models {shlex.quote(unknown[0])}: must be of {known}")
-        if not models:
-            raise UserError("--models is empty: give at least one model, or leave it out for all")
-        return [label for label in self.models if label in models]
+        return [label for label in self.models if label in models or not models]
 
-    def run_all(self, options: StudyOptions, models: Sequence[str] | None = None) -> dict[str, list[Path]]:
+    def run_all(self, options: StudyOptions, models: Sequence[str] = ()) -> dict[str, list[Path]]:
         """The runs of these models, or of all, one per seed, several at a time."""
         labels = self.chosen(models)
         jobs = [(label, seed) for label in labels for seed in options.seeds]
@@ -212,7 +208,7 @@ def kept_entries(name: str, study: Study, options: PageOptions) -> dict[str, Any
     """
     chosen = study.chosen(options.models)
     path = options.results_dir / f"{name}.json"
-    if options.models is None or not path.exists():
+    if not options.models or not path.exists():
         return {}
     kept = {label: entry for label, entry in json.loads(path.read_text()).items() if label not in chosen}
     asked = " ".join(map(str, options.seeds))
