@@ -127,8 +127,9 @@ class Config:
     run: RunOptions = field(default_factory=RunOptions)
 
     def validate(self) -> None:
-        """Raise a UserError if these sizes make no model, or nobody knows which return to ask for."""
-        self.agent_config()
+        """Raise a UserError for sizes of no model, a burn-in that leaves nothing, or no known return to ask for."""
+        steps = self.task.segments * self.task.context_length
+        experiment.check_window_starts(self.train, self.agent_config(), steps=steps)
         if self.task.online_inference or self.task.last_inference:
             _ = self.target
         _ = self.spec

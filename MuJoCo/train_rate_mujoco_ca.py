@@ -103,8 +103,9 @@ class Config:
     run: RunOptions = field(default_factory=RunOptions)
 
     def validate(self) -> None:
-        """Raise a UserError if these sizes make no model."""
-        self.agent_config()
+        """Raise a UserError if these sizes make no model, or windows cannot begin as asked."""
+        steps = self.task.segments * self.task.context_length
+        experiment.check_window_starts(self.train, self.agent_config(), steps=steps, pad=self.data.pad)
 
     def agent_config(self) -> AgentConfig:
         """Sizes of the model."""

@@ -3,8 +3,10 @@
 observation, return-to-go, action  ->  TokenEncoder  ->  Memory  ->  ActionHead  ->  logits, or actions
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -14,7 +16,7 @@ from RATE_model.data.frames import Frames, FrameStack
 from RATE_model.encoders import ActionHead, TokenEncoder
 from RATE_model.errors import UserError
 from RATE_model.memories import MEMORIES
-from RATE_model.memories.contract import MemoryConfig, State, Steps
+from RATE_model.memories.contract import MemoryConfig, State, Steps, put_rows
 from RATE_model.spec import EnvironmentSpec
 
 Observations = Tensor | Frames | FrameStack
@@ -61,6 +63,11 @@ class AgentState(State):
 
     memory: State
     actions: Tensor | None = None  # (B,) int64 or (B, A) float32, the last ones; None: episodes begin
+    begun: Tensor | None = None  # (b,) int64 on the CPU, ascending: all that is here is of these rows; None: of all
+
+
+# (step, state before it) -> the state that the step begins with.
+AtBorder = Callable[[int, AgentState], AgentState]
 
 
 class Agent(nn.Module):
@@ -101,6 +108,9 @@ class Agent(nn.Module):
         rtg: Tensor,
         valid: Tensor,
         state: AgentState | None = None,
+        *,
+        borders: Sequence[int] = (),
+        at_border: AtBorder | None = None,
     ) -> tuple[Tensor, AgentState]:
         """Trajectories, or windows of consecutive steps of some.
 
@@ -113,15 +123,38 @@ class Agent(nn.Module):
             valid: `(B, T)` bool, False for padding. Give it on the CPU: it decides which rows run, and reading it from
                 a device would stop the queue.
             state: where the window before ended; None: the beginning of the trajectories.
+            borders: steps before which `at_border` is called with the state there, of which it may make another,
+                ascending, above 0 and below T; multiples of the memory's context.
 
         Returns:
             Logits `(B, T, num_actions)` (actions in [-1, 1] when continuous), of no meaning in padding, and the state
             at the end.
         """
         state = self.initial(len(rtg)) if state is None else state.detach()
-        steps = RawSteps(self.encoder, self._shown(observations), actions, rtg, valid=valid, last=state.actions)
-        logits, memory = self.memory.decide(steps, valid, state.memory, self.head)
-        return logits, AgentState(memory, actions[:, -1])
+        state, begun = (state, None) if state.begun is None else self._with_all_rows(state, len(rtg))
+        shown = self._shown(observations)
+        steps = RawSteps(self.encoder, shown, actions, rtg, valid=valid, last=state.actions, begun=begun)
+        if not borders:
+            logits, memory = self.memory.decide(steps, valid, state.memory, self.head)
+            return logits, AgentState(memory, actions[:, -1])
+        decided = []
+        for start, stop in pairwise((0, *borders, valid.shape[1])):
+            piece = slice(start, stop)
+            logits, memory = self.memory.decide(steps.cut(piece), valid[:, piece], state.memory, self.head)
+            decided.append(logits)
+            state = AgentState(memory, actions[:, stop - 1])
+            if at_border is not None and stop in borders:
+                state = at_border(stop, state)
+        return torch.cat(decided, dim=1), state
+
+    def _with_all_rows(self, state: AgentState, batch_size: int) -> tuple[AgentState, Tensor]:
+        """A state of all rows, from one of those that had begun; and which these are, `(B,)` bool."""
+        rows, actions = state.begun, state.actions
+        assert rows is not None and actions is not None
+        begun = torch.zeros(batch_size, dtype=torch.bool).index_fill(0, rows, True).to(actions.device)
+        nothing = actions.new_zeros(batch_size, *actions.shape[1:])
+        memory = self.memory.initial(batch_size).put(rows, state.memory)
+        return AgentState(memory, put_rows(nothing, rows, actions)), begun
 
     def _shown(self, observations: Observations) -> Tensor | Frames:
         """Observations as steps hold them: distinct images encoded once, stacks of pictures as they are seen."""
@@ -166,9 +199,10 @@ class RawSteps(Steps):
         *,
         valid: Tensor | None = None,
         last: Tensor | None = None,
+        begun: Tensor | None = None,
     ) -> None:
         self._encoder, self._raw = encoder, (observations, actions, rtg)
-        self._valid, self._last = valid, last
+        self._valid, self._last, self._begun = valid, last, begun
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -178,14 +212,15 @@ class RawSteps(Steps):
     def cut(self, times: slice, rows: Tensor | None = None) -> "RawSteps":
         """Some consecutive steps, of some rows."""
         start, _, _ = times.indices(self.shape[1])
-        last = self._raw[1][:, start - 1] if start else self._last
+        last, begun = (self._raw[1][:, start - 1], None) if start else (self._last, self._begun)
         valid = None if self._valid is None else self._valid[:, times]
         parts = [part[:, times] for part in self._raw]
         if rows is not None:
             parts = [part.index_select(0, rows) for part in parts]
             last = None if last is None else last.index_select(0, rows)
+            begun = None if begun is None else begun.index_select(0, rows)
             valid = None if valid is None else valid[rows.to(valid.device)]
-        return RawSteps(self._encoder, *parts, valid=valid, last=last)
+        return RawSteps(self._encoder, *parts, valid=valid, last=last, begun=begun)
 
     @cached_property
     def rtg(self) -> Tensor | None:
@@ -206,6 +241,8 @@ class RawSteps(Steps):
             first = before.new_zeros(self.shape[0], 1, before.shape[-1])
         else:
             first = self._encoder.encode_actions(self._last[:, None])
+            if self._begun is not None:
+                first = torch.where(self._begun[:, None, None], first, first.new_zeros(()))
         if self._valid is not None and not bool(self._valid[:, 0].all()):  # padding at the left took no action
             before = torch.where(self._valid[:, :-1, None].to(before.device), before, before.new_zeros(()))
         return torch.cat([first, before], dim=1)

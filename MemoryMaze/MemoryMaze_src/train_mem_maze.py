@@ -110,8 +110,9 @@ class Config:
 
     def validate(self) -> None:
         """Raise a UserError if these sizes make no model, or the episodes that would be made have no such window."""
-        self.agent_config()
-        check_windows(self.data, self.task.segments * self.task.context_length)
+        steps = self.task.segments * self.task.context_length
+        experiment.check_window_starts(self.train, self.agent_config(), steps=steps)
+        check_windows(self.data, steps)
 
     def agent_config(self) -> AgentConfig:
         """Sizes of the model."""

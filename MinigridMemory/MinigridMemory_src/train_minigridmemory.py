@@ -111,7 +111,7 @@ class Config:
 
     def validate(self) -> None:
         """Raise a UserError if these sizes make no model."""
-        self.agent_config()
+        experiment.check_window_starts(self.train, self.agent_config(), steps=None)
 
     def agent_config(self) -> AgentConfig:
         """Sizes of the model."""

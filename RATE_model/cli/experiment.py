@@ -20,6 +20,7 @@ from RATE_model.cli.spellings import respelt
 from RATE_model.data.dataset import WindowDataset
 from RATE_model.data.loader import EpochSampler
 from RATE_model.errors import UserError
+from RATE_model.memories import MEMORIES
 from RATE_model.spec import EnvironmentSpec
 from RATE_model.system.interrupts import Interrupts
 from RATE_model.system.precision import pick_device
@@ -27,8 +28,16 @@ from RATE_model.training.curriculum import AdaptiveStages, FixedStages
 from RATE_model.training.loop import Evaluate, Fit, StageData, load_to_resume
 from RATE_model.training.optimization import RisingCosine, Schedule, decay_over, initialise_as_published, late_linear
 from RATE_model.training.runs import Run, check_run, clean_name, open_run, run_name, run_seeds, short_hash
+from RATE_model.training.stored_states import StoredStates
 from RATE_model.training.tracking import Tracker
-from RATE_model.training.trainer import BatchMetrics, BatchTransform, Trainer, TrainingDiverged, optimizer_steps
+from RATE_model.training.trainer import (
+    BatchMetrics,
+    BatchTransform,
+    Trainer,
+    TrainingDiverged,
+    optimizer_steps,
+    variants_of,
+)
 
 _CALIBRATION_IMAGES = 128
 
@@ -48,7 +57,7 @@ class Config(Protocol):
 
 
 # What runs of all environments did before they could record it.
-_BEFORE = {"weight_decay_on": "matrices", "initialisation": "scaled"}
+_BEFORE = {"weight_decay_on": "matrices", "initialisation": "scaled", "window_state": "initial", "burn_in": 0}
 
 
 def run_directory(
@@ -103,6 +112,46 @@ def check_calibration(train: TrainOptions, spec: EnvironmentSpec) -> None:
     """Raise `UserError` if image encoders are to be calibrated where there are none; before any data is made."""
     if train.calibrate and not spec.is_image:
         raise UserError("--calibrate true: observations are not images here; leave it out")
+
+
+def check_window_starts(train: TrainOptions, model: AgentConfig, *, steps: int | None, pad: str = "right") -> None:
+    """Raise `UserError` for --window_state or --burn_in where they make no sense; before any data is made.
+
+    Args:
+        steps: of a window; None: every window is a whole episode.
+        pad: which side of windows is padded.
+    """
+    typed = f"--burn_in {train.burn_in}" if train.burn_in else f"--window_state {train.window_state}"
+    if steps is None and (train.burn_in or train.window_state == "stored"):
+        raise UserError(
+            f"{typed}: trajectories are whole episodes here, and begin with the initial state; leave it out"
+        )
+    if steps is not None and train.burn_in >= steps:
+        raise UserError(
+            f"{typed}: leaves nothing to learn of windows of {steps} steps (--segments times --context_length); give "
+            f"at most {steps - 1}"
+        )
+    if train.window_state == "initial":
+        return
+    if pad == "left":
+        raise UserError("--window_state stored: --pad left pads the steps that states are kept at; use --pad right")
+    with torch.device("meta"):
+        memory = MEMORIES[model.memory].memory(model.sizes)
+    if not memory.has_memory:
+        raise UserError("--window_state stored: this --model_mode hands no state on; leave it out")
+
+
+def _check_windows(
+    train: TrainOptions, network: Agent, windows: tuple[WindowDataset, WindowDataset], transform: BatchTransform | None
+) -> None:
+    """Raise `UserError` if the states of these windows are too many, or a burn-in leaves nothing of some."""
+    if train.window_state == "stored":
+        StoredStates(windows[0], network, variants=variants_of(transform))
+    if not train.burn_in:
+        return
+    for data, enough, side in zip(windows, (np.all, np.any), ("training", "validation"), strict=True):
+        if not enough(data.begins | (data.windows[:, 2] > train.burn_in)):
+            raise UserError(f"--burn_in {train.burn_in}: leaves nothing to learn of {side} windows; give fewer steps")
 
 
 def check(config: Config, directory: Path, seed: int, *, before: Mapping[str, Any] | None = None) -> Run:
@@ -252,6 +301,8 @@ def train_run(
     network = network.to(device)
     if config.train.calibrate:
         network.encoder.calibrate(_some_observations(data(curriculum.segments)[0], device))
+
+    _check_windows(config.train, network, data(curriculum.segments), transform)
 
     if run.checkpoint is not None:
         load_to_resume(run.checkpoint, network)

@@ -148,6 +148,12 @@ class TrainOptions:
     # Segments through which gradients flow back through memory: windows of bptt_segments + 1 segments, one optimizer
     # step each. -1 = all of a trajectory; 0 = none, one step per segment (the published training)
     bptt_segments: int = -1
+    # State that a window from the middle of an episode begins with in training: initial, or stored, the state that an
+    # earlier pass over the episode left at its first step, if there was one (R2D2, Kapturowski et al. 2019)
+    window_state: Literal["initial", "stored"] = "initial"
+    # First steps of windows from the middle of episodes that carry no loss and no gradient (R2D2's burn-in); with RATE
+    # no gradient beyond whole segments: the rest of --burn_in only carries no loss. Validation does the same
+    burn_in: int = 0
     # Peak learning rate (AdamW)
     learning_rate: float = 3e-4
     # Optimizer steps of linear warm-up
@@ -208,6 +214,7 @@ class TrainOptions:
             warmup_tokens=self.warmup_tokens,
             weight_decay=self.weight_decay,
             num_workers=self.num_workers,
+            burn_in=self.burn_in,
         )
         at_most_processes(num_workers=self.num_workers)
         at_least(-1, bptt_segments=self.bptt_segments)
@@ -226,6 +233,8 @@ class TrainOptions:
 # Of `TrainOptions`: what the published training does otherwise, in every environment.
 PUBLISHED_TRAINING: dict[str, Any] = {
     "bptt_segments": 0,
+    "window_state": "initial",
+    "burn_in": 0,
     "weight_decay_on": "all",
     "initialisation": "published",
     "action_noise": 0.0,

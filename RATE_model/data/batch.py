@@ -22,6 +22,8 @@ class Batch:
         lengths: (B,) int64, real steps per window; stays on the CPU, so that asking for it never waits for a GPU.
         indices: (B,) int64, the windows' numbers in the dataset; stays on the CPU.
         labels: as the actions, but what is to be predicted in their place; None: the actions.
+        begins: (B,) bool, whether a window begins its episode; stays on the CPU. None: all do.
+        variants: (B,) int64, which of its `variants` a batch transform made of each window; None: there is one.
     """
 
     observations: torch.Tensor | Frames | FrameStack
@@ -31,6 +33,8 @@ class Batch:
     lengths: torch.Tensor
     indices: torch.Tensor
     labels: torch.Tensor | None = None
+    begins: torch.Tensor | None = None
+    variants: torch.Tensor | None = None
 
     @property
     def targets(self) -> torch.Tensor:
@@ -41,8 +45,8 @@ class Batch:
         return len(self.indices)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """The batch on another device; ``lengths`` and ``indices`` stay on the CPU."""
-        kept = ("lengths", "indices")
+        """The batch on another device; ``lengths``, ``indices`` and ``begins`` stay on the CPU."""
+        kept = ("lengths", "indices", "begins")
         moved = {name: value for name, value in self._arrays().items() if name not in kept}
         return replace(self, **{name: value.to(device, non_blocking=non_blocking) for name, value in moved.items()})
 

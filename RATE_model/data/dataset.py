@@ -127,6 +127,25 @@ class WindowDataset(Dataset):
             path = self.files[index[length.argmax()]].path
             raise UserError(f"'{path}' has a window of {length.max()} steps; at most {size} fit.")
         self.windows, self.size, self.pad = windows, size, pad
+        self._begins = self.begun(index, start) == start
+
+    def begun(self, index: np.ndarray, start: np.ndarray) -> np.ndarray:
+        """(n,) int64, the first step of the episode that step ``start`` (n,) of file ``index`` (n,) belongs to."""
+        begun = np.empty_like(start)
+        for number, file in enumerate(self.files):
+            rows = index == number
+            begun[rows] = file.starts[np.searchsorted(file.starts, start[rows], side="right") - 1]
+        return begun
+
+    @property
+    def begins(self) -> np.ndarray:
+        """(W,) bool, whether each window begins its episode."""
+        return self._begins
+
+    @property
+    def positions(self) -> np.ndarray:
+        """(W,) int64, the first step of each window, counted through all files."""
+        return self._offsets[self.windows[:, 0]] + self.windows[:, 1]
 
     @cached_property
     def fingerprint(self) -> str:
@@ -162,11 +181,12 @@ class WindowDataset(Dataset):
         actions = self._actions.take(position, axis=0)  # two to three times as fast as indexing
         actions[~valid] = 0
         rtg = np.where(valid, self._returns[position], np.float32(0))
-        arrays = [actions, rtg, valid, length, np.array(indices, dtype=np.int64)]
+        numbers = np.array(indices, dtype=np.int64)
+        arrays = {"actions": actions, "rtg": rtg, "valid": valid, "lengths": length, "indices": numbers}
+        arrays["begins"] = self._begins[numbers]
         if self._labels is not None:
-            labels = self._labels.take(position, axis=0)
-            labels[~valid] = 0
-            arrays.append(labels)
+            arrays["labels"] = self._labels.take(position, axis=0)
+            arrays["labels"][~valid] = 0
         if self._images is not None:
             observations = self._frames(position, valid)
         elif self._stack > 1:
@@ -177,7 +197,7 @@ class WindowDataset(Dataset):
             if self.pad == "left":
                 dense[~valid] = self._blank
             observations = torch.from_numpy(dense)
-        return Batch(observations, *(torch.from_numpy(array) for array in arrays))
+        return Batch(observations, **{name: torch.from_numpy(array) for name, array in arrays.items()})
 
     def _frames(self, position: np.ndarray, valid: np.ndarray) -> Frames:
         """The distinct images of the steps at `position` (B, T)."""
@@ -190,11 +210,7 @@ class WindowDataset(Dataset):
     def _stacked(self, index: np.ndarray, start: np.ndarray, length: np.ndarray) -> FrameStack:
         """The pictures of windows, and those before each that its first observations show too."""
         before = self._stack - 1
-        begun = np.empty_like(start)  # first step of each window's episode
-        for number, file in enumerate(self.files):
-            rows = index == number
-            begun[rows] = file.starts[np.searchsorted(file.starts, start[rows], side="right") - 1]
-        known = np.minimum(start - begun, before)
+        known = np.minimum(start - self.begun(index, start), before)
         picture = np.minimum(np.arange(-before, self.size), length[:, None] - 1)  # within the window
         missing = picture < -known[:, None]
         picture = np.maximum(picture, -known[:, None])

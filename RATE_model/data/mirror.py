@@ -1,6 +1,7 @@
 """Images shown in a mirror: twice the data where left and right are alike."""
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -14,6 +15,8 @@ class Mirror:
 
     Draws from torch's global generator.
     """
+
+    variants: ClassVar[int] = 2  # of a window: as it is, and in the mirror
 
     actions: tuple[int, ...]  # what each action becomes in the mirror
 
@@ -33,4 +36,5 @@ class Mirror:
             observations=torch.where(chosen.view(-1, *[1] * (images.ndim - 1)), images.flip(-1), images),
             actions=mirrored(batch.actions),
             labels=None if batch.labels is None else mirrored(batch.labels),
+            variants=chosen.long(),
         )

@@ -130,6 +130,14 @@ class State:
         """This state with one of its `parts` taken from another state."""
         return replace(self, **{name: getattr(other, name) for name in self.parts[part]})
 
+    def fitted(self, room: Self) -> Self:
+        """The same, with tensors of the sizes of `room`'s, of as many rows as this has; for states that grow."""
+        return self
+
+    def trimmed(self) -> Self:
+        """The same without what `fitted` added in all rows."""
+        return self
+
     @property
     def slots(self) -> Tensor | None:
         """What a picture of the memory shows: `(B, n, width)`, n vectors of a trajectory; None if there are none."""
@@ -254,6 +262,10 @@ class Memory(nn.Module, ABC):
     @abstractmethod
     def initial(self, batch_size: int) -> State:
         """The state before the first step."""
+
+    def largest_state(self) -> State:
+        """A state of one row, of any values, as large as states get."""
+        return self.initial(1)
 
     @abstractmethod
     def forward(self, steps: Steps, valid: Tensor, state: State) -> tuple[Tensor, State]:

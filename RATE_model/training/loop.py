@@ -128,6 +128,7 @@ class Fit:
         """Train until the stage changes or everything is done."""
         segments = self.curriculum.segments
         training, _ = self.data(segments)
+        self.trainer.begin_stage(training)
         options = self.options
         sampler = EpochSampler(
             len(training), options.batch_size, self.seed, key=segments, max_batches=options.epoch_batches
@@ -156,6 +157,7 @@ class Fit:
                 if changed := self.curriculum.segments != segments:
                     self._log(segments)
                     self.epoch = self.batch = 0
+                    self.trainer.end_stage()
                 if ended:
                     self._end_epoch(segments)
                 elif not changed and self.options.ckpt_batches and self.batch % self.options.ckpt_batches == 0:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,17 @@ from torch import Tensor, nn
 from RATE_model.agent import Agent, AgentState
 from RATE_model.cli.settings import TrainOptions
 from RATE_model.data.batch import Batch
+from RATE_model.data.dataset import WindowDataset
 from RATE_model.errors import RunError
 from RATE_model.system.precision import autocast
 from RATE_model.training.optimization import RisingCosine, Schedule, make_optimizer
+from RATE_model.training.stored_states import StoredStates
 
+# Steps of a window of trajectories, counted from its beginning, and the states before them.
+_Left = list[tuple[int, AgentState]]
 # (logits (B, T, A), batch) -> scalars of the batch, on the device.
 BatchMetrics = Callable[[Tensor, Batch], dict[str, Tensor]]
+# One that makes windows of several kinds says how many: `variants`, of which `Batch.variants` are numbers.
 BatchTransform = Callable[[Batch], Batch]
 
 
@@ -52,11 +58,30 @@ def optimizer_steps(options: TrainOptions, context_length: int, steps: int) -> i
     return 1 if window is None else -(-steps // window)
 
 
+def without_burn_in(batch: Batch, steps: int) -> Batch:
+    """The batch whose `valid` leaves out the first `steps` of every window that does not begin its episode.
+
+    R2D2 burns in every window. A window that begins an episode needs none: its state is the true one, and without loss
+    there nothing would ever be learned of the first steps of episodes.
+    """
+    if not steps or batch.begins is None:
+        return batch
+    first = batch.valid.int().argmax(dim=1)  # of padding at the left there is no loss anyway
+    late = torch.arange(batch.valid.shape[1]) - first[:, None] >= steps
+    return replace(batch, valid=batch.valid & (batch.begins[:, None] | late))
+
+
+def variants_of(transform: BatchTransform | None) -> int:
+    """How many kinds of windows a batch transform makes of one."""
+    return getattr(transform, "variants", 1)
+
+
 class Trainer:
     """Holds a model, its optimizer and its schedule, and trains batch by batch.
 
     A trajectory is cut into windows of `bptt_segments + 1` segments; each makes one optimizer step with gradients
     through the memory inside the window. So with a fixed `bptt_segments` peak memory does not grow with the trajectory.
+    A gradient window whose steps are all burn-in makes none.
 
     Args:
         model: on its device.
@@ -94,6 +119,21 @@ class Trainer:
         # Where training stands (stage, epoch, batch), for the record of a crash.
         self.position: dict[str, int] = {}
         self._unchecked: tuple[Tensor, int, dict[str, int], Tensor] | None = None
+        self._stored: StoredStates | None = None
+        self._resumed: Mapping[str, Any] | None = None  # what a checkpoint held of them
+
+    def begin_stage(self, data: WindowDataset) -> None:
+        """Before the first batch of these windows, also of a run that goes on with them."""
+        if self.options.window_state != "stored":
+            return
+        self._stored = StoredStates(data, self.model, variants=variants_of(self._transform))
+        if self._resumed is not None:
+            self._stored.load_state_dict(self._resumed)
+            self._resumed = None
+
+    def end_stage(self) -> None:
+        """Other windows follow: states of these are of no use."""
+        self._stored = self._resumed = None
 
     def train_batch(self, batch: Batch) -> dict[str, Tensor]:
         """Train on one batch, given on the CPU; scalars on the device: `train_loss`, `grad_norm`, `lr` and the metrics.
@@ -106,32 +146,39 @@ class Trainer:
         device = self.model.device
         valid = batch.valid  # stays on the CPU: it decides which rows run
         indices = batch.indices
+        batch = without_burn_in(batch, self.options.burn_in)
+        learned = batch.valid  # on the CPU; on the device it is the batch's
         batch = batch.to(device, non_blocking=True)
         if self._transform is not None:
             batch = self._transform(batch)
         shown = self._shown(batch.actions)
         parts = self._parts(len(valid))
-        states: list[AgentState | None] = [None] * len(parts)
+        states = self._first_states(batch, parts)
         losses, weights, logits, norm = [], [], [], None
         for window in self._windows(valid.shape[1]):
-            count = int(valid[:, window].sum())
-            if not count:
+            count = int(learned[:, window].sum())
+            seen = count if learned is valid else int(valid[:, window].sum())
+            if not seen:
                 logits.append(torch.zeros(*valid[:, window].shape, self.model.spec.num_actions, device=device))
                 continue
             loss = torch.zeros((), device=device)
-            window_logits = []
-            for number, rows in enumerate(parts):
-                share = float(valid[rows, window].sum()) / count
-                part_loss, part_logits, states[number] = self._backward(
-                    batch, shown, valid, rows, window, states[number], share
-                )
-                loss += part_loss
-                window_logits.append(part_logits)
-            norm = self._optimize(loss, indices)
-            self.schedule.count(count)
-            losses.append(loss)
-            weights.append(count)
+            window_logits, left = [], []
+            with torch.set_grad_enabled(count > 0):  # without loss the window only brings the state up to date
+                for number, rows in enumerate(parts):
+                    share = float(learned[rows, window].sum()) / max(count, 1)
+                    part_loss, part_logits, states[number], passed = self._backward(
+                        batch, shown, valid, rows, window, states[number], share
+                    )
+                    loss += part_loss
+                    window_logits.append(part_logits)
+                    left.append(passed)
+            self._keep(batch, parts, left)
+            self.schedule.count(seen)
             logits.append(torch.cat(window_logits))
+            if count:
+                norm = self._optimize(loss, indices)
+                losses.append(loss)
+                weights.append(count)
         mean = sum(loss * (count / sum(weights)) for loss, count in zip(losses, weights, strict=True))
         result = {"train_loss": mean, "grad_norm": norm}
         result["lr"] = torch.tensor(self.optimizer.param_groups[0]["lr"])
@@ -147,6 +194,36 @@ class Trainer:
     def _windows(self, steps: int) -> Iterator[slice]:
         size = window_steps(self.options, self.model.memory.segment) or steps
         return (slice(start, min(start + size, steps)) for start in range(0, steps, size))
+
+    def _first_states(self, batch: Batch, parts: list[slice]) -> list[AgentState | None]:
+        """What the trajectories of every part begin with; None: the initial state."""
+        if self.options.window_state != "stored":
+            return [None] * len(parts)
+        if self._stored is None:
+            raise RuntimeError("call begin_stage first")
+        return [self._stored.begin(batch, rows) for rows in parts]
+
+    def _keep(self, batch: Batch, parts: list[slice], left: list[_Left]) -> None:
+        """Store what a pass over a window left in every part: by step, and in the order of rows, however many parts."""
+        if self._stored is None:
+            return
+        for states in zip(*left, strict=True):
+            for rows, (step, state) in zip(parts, states, strict=True):
+                self._stored.keep(batch, rows, step, state)
+
+    def _burnt_in(self) -> int:
+        """The step before which no gradient flows in windows with a burn-in: its end, or of its last whole segment.
+
+        What is seen at once, as a segment of RATE is, cannot be cut; the rest of the burn-in only carries no loss.
+        """
+        context = self.model.memory.context
+        return self.options.burn_in // context * context
+
+    def _borders(self, window: slice) -> list[int]:
+        """Steps of a window, counted from its first, where states are kept or cut."""
+        length, segment = window.stop - window.start, self.model.memory.segment
+        borders = set(range(segment, length, segment)) if self._stored is not None else set()
+        return sorted(borders | ({self._burnt_in() - window.start} & set(range(1, length))))
 
     def _shown(self, actions: Tensor) -> Tensor:
         """The past actions that the model sees: the recorded ones, some of them replaced by random ones."""
@@ -166,20 +243,30 @@ class Trainer:
         window: slice,
         state: AgentState | None,
         share: float,
-    ) -> tuple[Tensor, Tensor, AgentState]:
-        """Add one part's gradient of one window; its share of the loss, logits, and the state after the window."""
+    ) -> tuple[Tensor, Tensor, AgentState, _Left]:
+        """Add one part's gradient of one window.
+
+        Returns:
+            Its share of the loss, logits, the state after the window, and the states to be kept.
+        """
+        inputs = (batch.observations[rows, window], shown[rows, window], batch.rtg[rows, window], valid[rows, window])
+        passed: _Left = []
+
+        def at_border(step: int, state: AgentState) -> AgentState:
+            if self._stored is not None:
+                passed.append((window.start + step, state.detach()))
+            cut = batch.begins is not None and window.start + step == self._burnt_in()
+            return _cut(state, ~batch.begins[rows]) if cut else state
+
         with autocast(self.model.device, self.options.precision):
-            logits, state = self.model(
-                batch.observations[rows, window],
-                shown[rows, window],
-                batch.rtg[rows, window],
-                valid[rows, window],
-                state,
-            )
+            logits, state = self.model(*inputs, state, borders=self._borders(window), at_border=at_border)
             loss = self.model.spec.loss(logits, batch.targets[rows, window], batch.valid[rows, window]) * share
         if loss.requires_grad:  # a part whose rows are all padding in this window has computed nothing
             loss.backward()
-        return loss.detach(), logits.detach(), state.detach()
+        state = state.detach()
+        if self._stored is not None:
+            passed.append((window.stop, state))
+        return loss.detach(), logits.detach(), state, passed
 
     def _optimize(self, loss: Tensor, indices: Tensor) -> Tensor:
         """One optimizer step from the gradients that are there; the norm of the gradient before clipping."""
@@ -220,15 +307,22 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self, batches: Iterator[Batch]) -> dict[str, float]:
-        """Mean loss over the valid steps of all batches, and mean metrics over their trajectories, in eval mode."""
+        """Mean loss over the valid steps of all batches, and mean metrics over their trajectories, in eval mode.
+
+        Windows are burnt in as in training, and begin with the initial state whatever is stored: what is measured
+        depends on the parameters alone.
+        """
         self.model.eval()
         losses, counts, metrics, sizes = [], [], [], []
         for batch in batches:
-            valid, batch = batch.valid, batch.to(self.model.device, non_blocking=True)
+            valid, batch = batch.valid, without_burn_in(batch, self.options.burn_in)
+            if not (count := int(batch.valid.sum())):
+                continue
+            batch = batch.to(self.model.device, non_blocking=True)
             with autocast(self.model.device, self.options.precision):
                 logits, _ = self.model(batch.observations, batch.actions, batch.rtg, valid)
                 losses.append(self.model.spec.loss(logits, batch.targets, batch.valid))
-            counts.append(int(valid.sum()))
+            counts.append(count)
             sizes.append(len(batch))
             if self._metrics is not None:
                 metrics.append(self._metrics(logits, batch))
@@ -247,6 +341,7 @@ class Trainer:
             "tokens": self.schedule.tokens,
             "optimizer": self.optimizer.state_dict(),
             "rng": {"cpu": torch.get_rng_state(), "cuda": cuda},
+            "stored_states": self._resumed if self._stored is None else self._stored.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -254,10 +349,18 @@ class Trainer:
         self.step = state["step"]
         self.schedule.decay_start = state["decay_start"]
         self.schedule.tokens = state.get("tokens", 0)
+        self._resumed = state.get("stored_states")
         self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["rng"]["cpu"])
         if torch.cuda.is_available() and len(state["rng"]["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(state["rng"]["cuda"])
+
+
+def _cut(state: AgentState, rows: Tensor) -> AgentState:
+    """The same state, through whose `rows` `(B,)` bool no gradient flows."""
+    index = torch.nonzero(rows).squeeze(1)
+    memory = state.memory
+    return replace(state, memory=memory.put(index, memory.rows(index).detach())) if len(index) else state
 
 
 def _weighted_mean(values: list[Tensor], weights: list[int]) -> float:

@@ -114,7 +114,7 @@ class Config:
 
     def validate(self) -> None:
         """Raise a UserError if these sizes make no model, or data would be made that cannot be trained on."""
-        self.agent_config()
+        experiment.check_window_starts(self.train, self.agent_config(), steps=None)
         task = self.task
         steps = task.segments * task.context_length
         if self.data.data_path is None and self.data.steps != steps:

@@ -7,7 +7,7 @@ layers.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -107,6 +107,12 @@ class RATE(Memory):
             empty = self.content_bias.new_zeros(batch_size, 0, config.d_model)
             cache = (empty,) * config.n_layer
         return SegmentState(tokens, cache, torch.zeros(batch_size, dtype=torch.int64))
+
+    def largest_state(self) -> SegmentState:
+        """With a full cache."""
+        state = self.initial(1)
+        full = self.content_bias.new_zeros(1, self.config.mem_len, self.config.d_model)
+        return replace(state, cache=(full,) * len(state.cache))
 
     def forward(self, steps: Steps, valid: Tensor, state: SegmentState) -> tuple[Tensor, SegmentState]:
         """Consecutive segments, the first of which begins with the first step.

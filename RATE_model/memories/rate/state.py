@@ -47,6 +47,16 @@ class SegmentState(State):
         )
         return SegmentState(tokens, cache, put_rows(self.cache_lengths, index, other.cache_lengths))
 
+    def fitted(self, room: "SegmentState") -> "SegmentState":
+        """The same with a cache as wide as `room`'s, padded at the left."""
+        cache = tuple(_widened(layer, like.shape[1]) for layer, like in zip(self.cache, room.cache, strict=True))
+        return replace(self, cache=cache)
+
+    def trimmed(self) -> "SegmentState":
+        """The same with a cache no wider than the longest of the rows'."""
+        longest = int(self.cache_lengths.max())
+        return replace(self, cache=tuple(layer[:, layer.shape[1] - longest :] for layer in self.cache))
+
 
 def _widened(layer: Tensor, width: int) -> Tensor:
     """`(B, m, d)` padded at the left to `(B, width, d)`."""

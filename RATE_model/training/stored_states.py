@@ -1,0 +1,117 @@
+"""The state that a window of steps begins with, kept from an earlier pass over its episode (R2D2).
+
+Kapturowski et al. 2019, "Recurrent experience replay in distributed reinforcement learning": a window that begins in
+the middle of an episode begins with a stored state, and its first steps, the burn-in, only bring it up to date.
+
+    episode    0 1 2 3 4 5 6 7 8 9 ...
+    pass over  [0 1 2 3 4 5]            leaves the states before steps 3 and 6, where segments of K = 3 end
+    window           [3 4 5 6 7 8]      begins with the first of them, whenever it is drawn later
+
+States are of the parameters of their time, and as training left them: with its dropout, noise and mirrored images.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from RATE_model.agent import Agent, AgentState
+from RATE_model.data.batch import Batch
+from RATE_model.data.dataset import WindowDataset
+from RATE_model.errors import UserError
+
+MAX_BYTES = 2 * 2**30
+
+
+class StoredStates:
+    """States before the first steps of all windows that do not begin their episode, on the CPU; empty at first.
+
+    A state is kept for every such step and variant of its window (see `Batch.variants`); a later one replaces it.
+
+    Args:
+        data: the windows, padded at the right.
+        model: whose states are kept.
+        variants: what a batch transform makes of a window.
+
+    Raises:
+        UserError: all states would take more than `MAX_BYTES`, or windows are padded at the left.
+    """
+
+    def __init__(self, data: WindowDataset, model: Agent, *, variants: int = 1) -> None:
+        if data.pad == "left":
+            raise UserError("--window_state stored: windows are padded at the left, --pad left: use --pad right")
+        starts = data.positions
+        self._starts = starts  # of all windows
+        self._steps = np.unique(starts[~data.begins])  # a state is kept before each
+        self._variants = variants
+        self._row = row = AgentState(model.memory.largest_state(), _no_action(model)).detach()
+        count = len(self._steps) * variants
+        bytes_per_row = sum(tensor.nbytes for tensor in row.tensors())
+        if count * bytes_per_row > MAX_BYTES:
+            raise UserError(
+                f"--window_state stored: {count} states of {bytes_per_row} bytes would take "
+                f"{count * bytes_per_row / 2**30:.1f} GiB, at most {MAX_BYTES / 2**30:g} are kept: take a smaller "
+                "state (--d_model, and what else the memory hands on), less data, or --window_state initial"
+            )
+        # Not filled: of what is never written the system takes no memory.
+        self._held = row.map(lambda tensor: torch.empty(count, *tensor.shape[1:], dtype=tensor.dtype))
+        self._known = torch.zeros(count, dtype=torch.bool)
+
+    def begin(self, batch: Batch, rows: slice) -> AgentState | None:
+        """What some rows of a batch begin with: what is stored, or the initial state (all rows: None)."""
+        slots = self._slots(batch, rows, 0)
+        known = torch.nonzero((slots >= 0) & self._known[slots]).squeeze(1) if len(self._known) else slots[:0]
+        if not len(known):
+            return None
+        stored = self._held.rows(slots[known])
+        stored = replace(stored, memory=stored.memory.trimmed())
+        # A memory may plan on the CPU what it computes elsewhere: every tensor goes to its own device.
+        stored = self._row.map(lambda like, tensor: tensor.to(like.device), stored)
+        return replace(stored, begun=known)
+
+    def keep(self, batch: Batch, rows: slice, step: int, state: AgentState) -> None:
+        """Keep the state of some rows of a batch before this step of their windows, where a window begins there."""
+        slots = self._slots(batch, rows, step)
+        slots[batch.lengths[rows] < step] = -1  # the trajectory ended before
+        # Of windows that begin together the last one counts.
+        _, last = np.unique(slots.numpy()[::-1], return_index=True)
+        last = torch.from_numpy(np.sort(len(slots) - 1 - last))
+        last = last[slots[last] >= 0]
+        if not len(last):
+            return
+        state = state.rows(last)
+        state = replace(state, memory=state.memory.fitted(self._held.memory))
+        self._held.map(lambda held, new: held.index_copy_(0, slots[last], new.to(held)), state)
+        self._known[slots[last]] = True
+
+    def _slots(self, batch: Batch, rows: slice, step: int) -> Tensor:
+        """Where states before a step of windows are kept, (b,) int64; -1: nowhere, as no window begins there."""
+        wanted = self._starts[batch.indices[rows].numpy()] + step
+        slots = np.searchsorted(self._steps, wanted)
+        found = np.append(self._steps, -1)[slots] == wanted
+        variant = 0 if batch.variants is None else batch.variants[rows].cpu().numpy()
+        return torch.from_numpy(np.where(found, slots * self._variants + variant, -1))
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that is known."""
+        slots = torch.nonzero(self._known).squeeze(1)
+        return {"slots": slots, "tensors": self._held.rows(slots).tensors()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict()`, of the same windows and model."""
+        slots, held = state["slots"], self._held.tensors()
+        for tensor, saved in zip(held, state["tensors"], strict=True):
+            tensor.index_copy_(0, slots, saved)
+        self._known.zero_()
+        self._known[slots] = True
+
+
+def _no_action(model: Agent) -> Tensor:
+    """Room for the last action of one row."""
+    spec = model.spec
+    if spec.continuous:
+        return torch.zeros(1, spec.num_actions, device=model.device)
+    return torch.zeros(1, dtype=torch.int64, device=model.device)
