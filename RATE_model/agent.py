@@ -64,6 +64,7 @@ class AgentState(State):
     memory: State
     actions: Tensor | None = None  # (B,) int64 or (B, A) float32, the last ones; None: episodes begin
     begun: Tensor | None = None  # (b,) int64 on the CPU, ascending: all that is here is of these rows; None: of all
+    acted: Tensor | None = None  # (B,) bool, False where padding is all that a row has had; None: nowhere
 
 
 # (step, state before it) -> the state that the step begins with.
@@ -131,18 +132,18 @@ class Agent(nn.Module):
             at the end.
         """
         state = self.initial(len(rtg)) if state is None else state.detach()
-        state, begun = (state, None) if state.begun is None else self._with_all_rows(state, len(rtg))
+        state, acted = (state, state.acted) if state.begun is None else self._with_all_rows(state, len(rtg))
         shown = self._shown(observations)
-        steps = RawSteps(self.encoder, shown, actions, rtg, valid=valid, last=state.actions, begun=begun)
+        steps = RawSteps(self.encoder, shown, actions, rtg, valid=valid, last=state.actions, acted=acted)
         if not borders:
             logits, memory = self.memory.decide(steps, valid, state.memory, self.head)
-            return logits, AgentState(memory, actions[:, -1])
+            return logits, AgentState(memory, actions[:, -1], acted=steps.acted_before(valid.shape[1]))
         decided = []
         for start, stop in pairwise((0, *borders, valid.shape[1])):
             piece = slice(start, stop)
             logits, memory = self.memory.decide(steps.cut(piece), valid[:, piece], state.memory, self.head)
             decided.append(logits)
-            state = AgentState(memory, actions[:, stop - 1])
+            state = AgentState(memory, actions[:, stop - 1], acted=steps.acted_before(stop))
             if at_border is not None and stop in borders:
                 state = at_border(stop, state)
         return torch.cat(decided, dim=1), state
@@ -199,10 +200,11 @@ class RawSteps(Steps):
         *,
         valid: Tensor | None = None,
         last: Tensor | None = None,
-        begun: Tensor | None = None,
+        acted: Tensor | None = None,
     ) -> None:
+        # `last`: the actions before the first steps, `(B, ...)`; `acted`: `(B,)` bool, where there were any.
         self._encoder, self._raw = encoder, (observations, actions, rtg)
-        self._valid, self._last, self._begun = valid, last, begun
+        self._valid, self._last, self._acted = valid, last, acted
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -212,15 +214,22 @@ class RawSteps(Steps):
     def cut(self, times: slice, rows: Tensor | None = None) -> "RawSteps":
         """Some consecutive steps, of some rows."""
         start, _, _ = times.indices(self.shape[1])
-        last, begun = (self._raw[1][:, start - 1], None) if start else (self._last, self._begun)
+        last, acted = (self._raw[1][:, start - 1], self.acted_before(start)) if start else (self._last, self._acted)
         valid = None if self._valid is None else self._valid[:, times]
         parts = [part[:, times] for part in self._raw]
         if rows is not None:
             parts = [part.index_select(0, rows) for part in parts]
             last = None if last is None else last.index_select(0, rows)
-            begun = None if begun is None else begun.index_select(0, rows)
+            acted = None if acted is None else acted.index_select(0, rows)
             valid = None if valid is None else valid[rows.to(valid.device)]
-        return RawSteps(self._encoder, *parts, valid=valid, last=last, begun=begun)
+        return RawSteps(self._encoder, *parts, valid=valid, last=last, acted=acted)
+
+    def acted_before(self, step: int) -> Tensor | None:
+        """`(B,)` bool: where an action was taken before a step above 0; None: everywhere. Padding takes none."""
+        if self._valid is None or bool(self._valid[:, 0].all()) or (self._last is not None and self._acted is None):
+            return None
+        acted = self._valid[:, :step].any(dim=1).to(self._raw[1].device, non_blocking=True)
+        return acted if self._acted is None else acted | self._acted
 
     @cached_property
     def rtg(self) -> Tensor | None:
@@ -241,8 +250,8 @@ class RawSteps(Steps):
             first = before.new_zeros(self.shape[0], 1, before.shape[-1])
         else:
             first = self._encoder.encode_actions(self._last[:, None])
-            if self._begun is not None:
-                first = torch.where(self._begun[:, None, None], first, first.new_zeros(()))
+            if self._acted is not None:
+                first = torch.where(self._acted[:, None, None], first, first.new_zeros(()))
         if self._valid is not None and not bool(self._valid[:, 0].all()):  # padding at the left took no action
             before = torch.where(self._valid[:, :-1, None].to(before.device), before, before.new_zeros(()))
         return torch.cat([first, before], dim=1)

@@ -15,8 +15,10 @@ to what is promised here:
 
 *   Acting equals training: fed a recorded trajectory, the stepper gives the hidden states of `forward` at every step.
 *   Causality: a step's hidden state depends on no later step, and not on the step's own action.
-*   Rows do not see one another, and padding changes nothing: `valid` is True on a row's first steps, or on its last.
-*   Gradients flow through the whole call, from the last decision to the first observation, unless `reach` says less.
+*   Rows do not see one another, and padding changes nothing: `valid` is True on a row's first steps, or on its last. A
+    memory that sees several steps at once (`context`) may see padding at the left that does not fill them.
+*   Gradients flow through the whole call, from the last decision to the first observation, unless `gradient_reach` says
+    less.
 *   State and time per step do not grow with the episode.
 """
 
@@ -251,8 +253,13 @@ class Memory(nn.Module, ABC):
 
     @property
     def reach(self) -> int | None:
-        """How many steps back an observation can matter; None: there is no limit."""
+        """How many of the last steps can matter at most, the step itself among them; None: there is no limit."""
         return None
+
+    @property
+    def gradient_reach(self) -> int | None:
+        """How many of the last steps of a call a decision has a gradient of, at most; None: of all."""
+        return self.reach
 
     @property
     def has_memory(self) -> bool:
@@ -278,7 +285,8 @@ class Memory(nn.Module, ABC):
 
         Returns:
             `(B, T, d_model)` hidden states, of any value where `valid` is False, and the state after the last step,
-            through which gradients flow. It is of any value in rows whose trajectory has ended.
+            through which gradients flow: that of the last valid step in rows that are padded at the left, the one given
+            in rows of nothing but padding, and of any value in rows that end within these steps.
         """
 
     def decide(

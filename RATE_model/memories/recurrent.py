@@ -9,10 +9,11 @@ et al. 2022, arXiv 2211.14655), and the hidden state after the observation is th
 
 from collections.abc import Set
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from RATE_model.cli.limits import MAX_SIZE, MAX_STEPS, at_least, at_most
 from RATE_model.errors import UserError
@@ -81,19 +82,32 @@ class _Recurrent(Memory):
             x = torch.relu(self.join(torch.cat(parts, dim=-1)))
         else:
             x = torch.stack(parts, dim=2).flatten(1, 2)  # (B, parts T, d)
-        lead = _leading_padding(valid)
         per_step = x.shape[1] // valid.shape[1]
-        if lead is not None:  # padding at the left would move the state: it goes to the right
-            x = _rolled(x, -per_step * lead)
         # In float32 also under autocast: a state that is rounded at every step drifts, and the products are small.
         with torch.autocast(x.device.type, enabled=False):
-            hidden, state = self._run(self.dropout(x).float(), state)
+            x = self.dropout(x).float()
+            if bool(valid[:, 0].all()):
+                hidden, state = self._run(x, state)
+            else:
+                hidden, state = self._run_padded(x, valid.repeat_interleave(per_step, dim=1), state)
         hidden = hidden[:, per_step - 1 :: per_step]
-        if lead is not None:
-            hidden = _rolled(hidden, lead)
         return self.dropout(self.output(hidden)), state
 
-    def _run(self, x: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
+    def _run_padded(self, x: Tensor, valid: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
+        """`_run` for inputs `(B, T, d)` some of which are padding: it must not move the state. `valid` is `(B, T)`."""
+        rows = valid.any(dim=1).nonzero().squeeze(1)
+        hidden = x.new_zeros(*valid.shape, self.config.hidden)
+        if not len(rows):
+            return hidden, state
+        on_device = rows.to(x.device)
+        lead, lengths = valid[rows].int().argmax(dim=1), valid[rows].sum(dim=1)
+        begun = _rolled(x.index_select(0, on_device), -lead)
+        packed = pack_padded_sequence(begun, lengths, batch_first=True, enforce_sorted=False)
+        output, of_rows = self._run(packed, state.rows(rows))
+        output, _ = pad_packed_sequence(output, batch_first=True, total_length=valid.shape[1])
+        return hidden.index_copy(0, on_device, _rolled(output, lead)), state.put(rows, of_rows)
+
+    def _run(self, x: Tensor | PackedSequence, state: RecurrentState) -> tuple[Any, RecurrentState]:
         raise NotImplementedError
 
 
@@ -107,7 +121,7 @@ class LSTM(_Recurrent):
         zeros = torch.zeros(batch_size, self.config.layers, self.config.hidden, device=self.device)
         return RecurrentState(zeros, zeros)
 
-    def _run(self, x: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
+    def _run(self, x: Tensor | PackedSequence, state: RecurrentState) -> tuple[Any, RecurrentState]:
         output, (hidden, cell) = self.cells(x, (_layers_first(state.hidden), _layers_first(state.cell)))
         return output, RecurrentState(hidden.transpose(0, 1), cell.transpose(0, 1))
 
@@ -121,7 +135,7 @@ class GRU(_Recurrent):
         """Zeros."""
         return RecurrentState(torch.zeros(batch_size, self.config.layers, self.config.hidden, device=self.device))
 
-    def _run(self, x: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
+    def _run(self, x: Tensor | PackedSequence, state: RecurrentState) -> tuple[Any, RecurrentState]:
         output, hidden = self.cells(x, _layers_first(state.hidden))
         return output, RecurrentState(hidden.transpose(0, 1))
 
@@ -129,14 +143,6 @@ class GRU(_Recurrent):
 def _layers_first(state: Tensor) -> Tensor:
     """`(B, layers, hidden)` as torch's cells take it."""
     return state.transpose(0, 1).contiguous()
-
-
-def _leading_padding(valid: Tensor) -> Tensor | None:
-    """`(B,)`: steps of padding before each row's first valid step; None if there are none."""
-    if bool(valid[:, 0].all()):
-        return None
-    lead = valid.int().argmax(dim=1)
-    return lead if bool(lead.any()) else None
 
 
 def _rolled(x: Tensor, shift: Tensor) -> Tensor:

@@ -27,10 +27,21 @@ def test_the_model_of_a_checkpoint_is_the_one_saved(tmp_path):
     assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in model.state_dict().items())
 
 
+def test_a_checkpoint_that_names_no_memory_is_of_rate(tmp_path):
+    """As checkpoints were when there was no other: weights without the memory's prefix."""
+    model, state = described()
+    del state["memory"], state["config"]["conditioned"]
+    weights = {name.removeprefix("memory."): weight for name, weight in model.state_dict().items()}
+    loaded = load_model(save_checkpoint(tmp_path, 1, model_state=weights, training_state=state))
+    assert loaded.config == model.config
+    assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in model.state_dict().items())
+
+
 WRONG = {
     "no spec": (lambda state: state.pop("spec"), "it has no 'spec'"),
     "no configuration": (lambda state: state.pop("config"), "it has no 'config'"),
     "a spec that is none": (lambda state: state.update(spec=3), "int"),
+    "an unknown memory": (lambda state: state.update(memory="NTM"), "'NTM' is not known here: RATE, LSTM"),
     "an unknown field": (lambda state: state["config"].update(depth=3), "depth"),
     "a field of another type": (lambda state: state["config"].update(n_layer="two"), "str"),
     "sizes that make no model": (lambda state: state["config"].update(n_layer=0), "--n_layer 0"),

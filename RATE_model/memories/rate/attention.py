@@ -1,5 +1,7 @@
 """Self-attention with relative positions (Dai et al. 2019, "Transformer-XL"), laid out for shared keys.
 
+`plain.py` computes the same in forty lines, and is where to begin reading; a test holds the two equal.
+
 The score of a query in column position i for a key in column position j, per head (Transformer-XL, section 3.3), is
 
     [ (W_q x_i + u) . (W_k x_j)  +  (W_q x_i + v) . W_r t(i - j) ] / sqrt(d_head)
@@ -17,13 +19,8 @@ with sinusoids t(p) = [sin(p w), cos(p w)]. Two rewritings make it cheap, both e
     trajectory, and what acting must remember of a past token is its d_model numbers instead of 2 * n_head * d_head.
     It costs more than separate keys where d_head is far below d_model; in every published setting they are equal.
 
-Memory tokens see one another in both directions. For a key to the right of its query the published model computes no
-distance: its shift of a padded matrix wraps around, and (local indices a < b within the memory block) yields
-
-    b == a + 1:  0            b >= a + 2:  the query a + 1 with the distance  k - 1 - (b - a - 2)
-
-where k is the number of columns of a full segment and its cache. It is reproduced, so that published weights mean the
-same here; see `_wrap_correction`.
+Memory tokens see one another in both directions. For keys to their right the published model computes no distance; what
+it computes instead is in `wrap_around`.
 """
 
 import math
@@ -36,6 +33,7 @@ from torch.nn import functional as F
 
 from RATE_model.memories.rate.config import RATEConfig
 from RATE_model.memories.rate.dropout import Dropout, dropout
+from RATE_model.memories.rate.wrap_around import wrap_around
 
 
 class Positions(nn.Module):
@@ -190,7 +188,7 @@ class RelativeAttention(nn.Module):
             bias: `(r, c)` or `(B, r, c)` float for the last c columns, 0 where a row may attend and -inf where it may
                 not; it may attend to all columns before them. None: everywhere.
             wrap: `(w, d_model)` sinusoids of the wrap-around distances if the rows are a block of w memory tokens whose
-                own columns are the last w of `keys`; see the module's docstring.
+                own columns are the last w of `keys`; see `wrap_around`.
 
         Returns:
             `(B, r, d_model)` after the output projection and dropout, and the attention probabilities
@@ -207,34 +205,18 @@ class RelativeAttention(nn.Module):
         # float32 inside anyway.
         with torch.autocast(content.device.type, enabled=False):
             a, b = queries.position.chunk(2, dim=-1)
-            rotated = self._rotate(a, b, sin.to(dtype), cos.to(dtype))
+            rotated = _rotate(a, b, sin.to(dtype), cos.to(dtype))
             scores = _Scores.apply(content, states, rotated, positions, None if bias is None else bias.to(dtype))
             if wrap is not None:
-                scores = scores + self._wrap_correction(queries.position, rotated, positions, wrap.to(dtype))
+                scores = scores + wrap_around(queries.position, rotated, positions, wrap.to(dtype))
             probabilities = scores.softmax(dim=-1)
             dropped = dropout(probabilities, self.dropatt, self.training)
             context = torch.bmm(dropped.view(batch, rows * heads, columns), states)
         attended = F.linear(context.view(batch, rows, heads * self.d_model), folded.output_weight)
         return self.dropout(attended), probabilities
 
-    @staticmethod
-    def _rotate(a: Tensor, b: Tensor, sin: Tensor, cos: Tensor) -> Tensor:
-        """Rotate (a, b), each `(B, r, n_head, d_model/2)`, by the rows' own positions."""
-        sin, cos = sin.unsqueeze(-2), cos.unsqueeze(-2)
-        return torch.cat([torch.addcmul(a * sin, b, cos), torch.addcmul(b * sin, a, cos, value=-1)], dim=-1)
 
-    @staticmethod
-    def _wrap_correction(position: Tensor, rotated: Tensor, positions: Tensor, wrap: Tensor) -> Tensor:
-        """What to add to scores `(B, w, n_head, k)` so that keys to the right within the block get wrapped values.
-
-        Only w * w entries of the last w columns change; the blocks are a handful of tokens.
-        """
-        size = wrap.shape[0]
-        far = torch.einsum("brhd,cd->brhc", position, wrap)
-        # The published shift: put a zero column in front, read the buffer one row later.
-        far = F.pad(far.transpose(1, 2), (1, 0))
-        far = far.reshape(*far.shape[:2], size + 1, size)[:, :, 1:].transpose(1, 2)
-        near = torch.einsum("brhd,cd->brhc", rotated, positions[-size:])
-        above = torch.ones(size, size, dtype=torch.bool, device=far.device).triu(1)[:, None]
-        delta = torch.where(above, far - near, far.new_zeros(()))
-        return F.pad(delta, (positions.shape[0] - size, 0))
+def _rotate(a: Tensor, b: Tensor, sin: Tensor, cos: Tensor) -> Tensor:
+    """Rotate (a, b), each `(B, r, n_head, d_model/2)`, by the rows' own positions."""
+    sin, cos = sin.unsqueeze(-2), cos.unsqueeze(-2)
+    return torch.cat([torch.addcmul(a * sin, b, cos), torch.addcmul(b * sin, a, cos, value=-1)], dim=-1)

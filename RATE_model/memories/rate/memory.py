@@ -86,12 +86,22 @@ class RATE(Memory):
 
     @property
     def reach(self) -> int | None:
-        """Segments that the cache of every layer spans, if nothing but the cache is handed on; no limit with tokens."""
+        """No limit with tokens; else a segment, and what the caches of all layers hold.
+
+        A cache holds tokens of the last `steps` steps before a segment. Above the first layer each of them has seen its
+        own segment from the beginning, and the cache of the layer below.
+        """
         config = self.config
         if config.num_mem_tokens:
             return None
-        cached = config.n_layer * -(-config.mem_len // config.step_tokens)
-        return config.context_length + cached
+        steps = -(-config.mem_len // config.step_tokens)
+        segments = -(-steps // config.context_length)
+        return config.context_length * (1 + (config.n_layer - 1) * segments) + steps
+
+    @property
+    def gradient_reach(self) -> int | None:
+        """No limit with tokens; a segment without, as cached hidden states carry none."""
+        return None if self.config.num_mem_tokens else self.config.context_length
 
     @property
     def has_memory(self) -> bool:
@@ -248,7 +258,7 @@ class RATE(Memory):
         )
 
     def wrap_distances(self, cached: int) -> Tensor:
-        """Sinusoids `(n, d_model)` of the distances that wrap around in a block of memory tokens (see `attention`)."""
+        """Sinusoids `(n, d_model)` of the distances that wrap around in a block of memory tokens; see `wrap_around`."""
         farthest = cached + self.config.segment_tokens - 1
         tokens = torch.arange(self.config.num_mem_tokens, device=self.device)
         return self.positions.distances(farthest - tokens)

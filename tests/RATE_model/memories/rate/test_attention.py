@@ -1,10 +1,47 @@
-"""Scores in one buffer: their values, and their gradients, against PyTorch's own steps."""
+"""The fast attention against the plain one; scores in one buffer against PyTorch's own steps."""
 
 import pytest
 import torch
 from torch import Tensor
 
 from RATE_model.memories.rate.attention import _Scores
+from RATE_model.memories.rate.layout import Layout
+from RATE_model.memories.rate.memory import _assemble_map
+from RATE_model.memories.rate.plain import may_attend, plain_attention
+from tests.reference import attention_mask
+from tests.small_models import small_model
+
+
+@pytest.mark.parametrize("cached", [0, 5, 20])
+@pytest.mark.parametrize(
+    "change",
+    [{}, {"num_mem_tokens": 1, "n_head_ca": 0}, {"num_mem_tokens": 0, "n_head_ca": 0}, {"conditioned": False}],
+    ids=str,
+)
+def test_the_fast_attention_is_the_plain_one(change, cached):
+    """Outputs, probabilities and gradients, in segments that are longer than what is computed at once."""
+    memory = small_model(context_length=24, mem_len=20, **change).memory
+    layer, config = memory.layers[0], memory.config
+    layout = Layout(steps=24, tokens=config.num_mem_tokens, cached=cached, step_tokens=config.step_tokens)
+    x, cache = torch.randn(2, layout.length, 16, requires_grad=True), torch.randn(2, cached, 16)
+    plain, probabilities = plain_attention(
+        layer.attention, x, cache, memory.content_bias, memory.position_bias, may_attend(layout)
+    )
+    plain = layer.finish(x, x, plain)
+    folded = layer.attention.fold(memory.content_bias, memory.position_bias)
+    fast, groups = memory._layer(layer, x, cache, folded, memory._places(layout), last=False)
+    torch.testing.assert_close(fast, plain, rtol=0, atol=1e-5)
+    torch.testing.assert_close(_assemble_map(groups, layout, x.device), probabilities, rtol=0, atol=1e-5)
+    weights = torch.randn_like(x)
+    ours, expected = (torch.autograd.grad((y * weights).sum(), x)[0] for y in (fast, plain))
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_who_may_attend_to_whom():
+    for tokens, cached in ((3, 5), (0, 4), (2, 0)):
+        layout = Layout(steps=4, tokens=tokens, cached=cached)
+        assert torch.equal(may_attend(layout), attention_mask(q=layout.length, m=cached, n=tokens))
+
 
 B, ROWS, HEADS, D, COLUMNS = 2, 3, 2, 4, 7
 

@@ -20,7 +20,6 @@ from tests.small_models import (
     Inputs,
     K,
     N,
-    by_segments,
     everywhere,
     logits_of,
     one_segment,
@@ -60,14 +59,12 @@ def alone(model: Agent, inputs: Inputs, row: int, valid: Tensor) -> Tensor:
 # --- padding ---
 
 RIGHT = torch.stack([span(0, stop) for stop in (12, 9, 4, 1, 6, 8)])
-LEFT = torch.stack([span(first, N * K) for first in (0, 4, 8, 4)])
 BOTH = torch.stack([span(0, 12), span(4, 9), span(8, 10), span(4, 8), span(0, 3), span(0, 0)])
 
 
-@pytest.mark.parametrize("valid", [RIGHT, LEFT, BOTH], ids=["right", "left", "both"])
 @pytest.mark.parametrize(("mode", "change"), PADDED, ids=str)
-def test_padding_changes_nothing(mode, change, valid):
-    model = small_model(mode, **change)
+def test_rows_that_begin_and_end_in_other_segments_are_as_if_alone(mode, change):
+    model, valid = small_model(mode, **change), BOTH
     if model.memory.config.sliding:  # the trajectory is one segment: padding at the left would be part of it
         valid = RIGHT
     inputs = padded(random_inputs(batch=len(valid)), valid, 50.0)
@@ -119,49 +116,6 @@ def test_gradients_are_those_of_the_rows_alone():
     expected = torch.autograd.grad(total, list(model.parameters()))
     for (name, _), ours, theirs in zip(model.named_parameters(), gradients, expected, strict=True):
         assert (ours - theirs).abs().max() <= 1e-4 * max(1.0, theirs.abs().max().item()), name
-
-
-# --- windows, batches, partial segments ---
-
-
-@pytest.mark.parametrize("mode", ["RATE", "RMT", "TrXL", "RATEM"])
-@pytest.mark.parametrize("window", [1, 2])
-def test_windows_with_memory_handed_over_equal_one_call(mode, window):
-    model, inputs = small_model(mode), random_inputs(steps=4 * K)
-    with torch.no_grad():
-        whole, final = model(*inputs, everywhere(inputs))
-        state, parts = None, []
-        for start in range(0, 4 * K, window * K):
-            part = tuple(tensor[:, start : start + window * K] for tensor in inputs)
-            logits, state = model(*part, everywhere(part), state)
-            parts.append(logits)
-        segments = by_segments(model, inputs)
-    assert (torch.cat(parts, dim=1) - whole).abs().max() < 1e-6
-    assert (torch.cat(segments, dim=1) - whole).abs().max() < 1e-6
-    assert len(state.tensors()) == len(final.tensors()) > 1
-    for ours, theirs in zip(state.tensors(), final.tensors(), strict=True):
-        assert (ours.float() - theirs.float()).abs().max() < 1e-6
-
-
-@pytest.mark.parametrize("arch", ARCHS)
-@pytest.mark.parametrize("mode", MODES)
-def test_a_batch_equals_its_rows_one_by_one(mode, arch):
-    model, inputs = small_model(mode, arch=arch), random_inputs(batch=3)
-    with torch.no_grad():
-        batched = logits_of(model, inputs)
-        for row in range(3):
-            single = logits_of(model, tuple(tensor[row : row + 1] for tensor in inputs))
-            assert (batched[row] - single[0]).abs().max() < 1e-5
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_a_segment_that_stops_early_has_the_logits_of_its_beginning(mode):
-    model, inputs = small_model(mode), random_inputs()
-    with torch.no_grad():
-        whole = logits_of(model, inputs)
-        for steps in (1, 3, 5, 10):
-            short = logits_of(model, tuple(tensor[:, :steps] for tensor in inputs))
-            assert (short - whole[:, :steps]).abs().max() < 1e-6, steps
 
 
 # --- free oracles ---
@@ -229,25 +183,7 @@ def test_attention_maps_are_those_of_the_fast_path(mode, change, arch):
         cached = min(cached + q, model.memory.config.mem_len)
 
 
-# --- precision and compilation ---
-
-
-@pytest.mark.parametrize("arch", ARCHS)
-@pytest.mark.parametrize("mode", ["RATE", "TrXL", "DT"])
-def test_bfloat16_is_close_to_float32(mode, arch):
-    model, inputs = small_model(mode, arch=arch), random_inputs(batch=4)
-    exact = logits_of(model, inputs)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        rough = logits_of(model, inputs)
-        loss = model.spec.loss(rough, inputs[1], everywhere(inputs))
-    assert rough.dtype == torch.bfloat16 and loss.dtype == torch.float32
-    error = (rough.float() - exact).abs()
-    assert 0 < error.max() < 0.1 and error.mean() < 0.02
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        rows, _ = model(*inputs, RIGHT[:4])
-    assert (rows - rough)[RIGHT[:4]].abs().max() < 0.1
-    loss.backward()
-    assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in model.parameters())
+# --- compilation ---
 
 
 @pytest.mark.slow

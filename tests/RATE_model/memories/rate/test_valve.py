@@ -30,22 +30,7 @@ def difference(a: Tensor, b: Tensor) -> float:
     return (a - b).abs().amax().item() if a.numel() else 0.0
 
 
-# --- causality ---
-
-
-@pytest.mark.parametrize("arch", ARCHS)
-@pytest.mark.parametrize("mode", MODES)
-def test_a_step_changes_nothing_before_it(mode, arch):
-    model, inputs = small_model(mode, arch=arch), random_inputs()
-    with torch.no_grad():
-        before = logits_of(model, inputs)
-        for t in (0, 2, 3, 4, 6, 11):
-            for kind, first in (("observation", t), ("rtg", t), ("action", t + 1)):
-                after = logits_of(model, changed(inputs, **{kind: t}))
-                assert difference(after[:, :first], before[:, :first]) < 1e-6, (kind, t)
-                # What a step is shown matters from then on: at once, or for its action one step later.
-                if first < N * K and (first % K or kind != "action"):
-                    assert difference(after[:, first], before[:, first]) > 1e-5, (kind, t)
+# --- what a gradient reaches ---
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -135,16 +120,6 @@ def test_modes_without_a_cache_keep_none(mode):
     assert (memory.tokens is None) == (mode == "DT")
 
 
-def test_memory_that_is_passed_in_is_left_as_it_was():
-    model, inputs = small_model(), random_inputs()
-    with torch.no_grad():
-        _, state = model(*inputs, everywhere(inputs))
-        copies = [tensor.clone() for tensor in state.tensors()]
-        model(*inputs, everywhere(inputs), state)
-    for kept, copy in zip(state.tensors(), copies, strict=True):
-        assert torch.equal(kept, copy)
-
-
 def test_memory_tokens_are_distinct_at_the_start():
     tokens = rate_agent(small_config(num_mem_tokens=5), VECTOR).memory.memory_tokens
     assert (torch.cdist(tokens, tokens) + 9 * torch.eye(5)).min() > 0.5
@@ -154,29 +129,6 @@ def test_memory_tokens_are_distinct_at_the_start():
 
 
 # --- gradients through memory ---
-
-
-@pytest.mark.parametrize("arch", ARCHS)
-@pytest.mark.parametrize("mode", WITH_TOKENS)
-def test_gradients_flow_between_the_segments_of_one_call(mode, arch):
-    model, inputs = small_model(mode, arch=arch), random_inputs()
-    observations = inputs[0].requires_grad_()
-    logits_of(model, inputs)[:, LAST].square().sum().backward()
-    assert (observations.grad[:, :K].abs().amax(dim=2) > 0).all()
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_no_gradient_flows_between_two_calls(mode):
-    """--bptt_segments 0: one call per segment, memory handed over."""
-    model, inputs = small_model(mode), random_inputs()
-    observations = inputs[0].requires_grad_()
-    memory = None
-    for start in range(0, N * K, K):
-        window = tuple(tensor[:, start : start + K] for tensor in inputs)
-        logits, memory = model(*window, everywhere(window), memory)
-    logits.square().sum().backward()
-    assert torch.count_nonzero(observations.grad[:, : LAST.start]) == 0
-    assert (observations.grad[:, LAST].abs().amax(dim=2) > 0).all()
 
 
 def test_a_window_of_two_segments_gives_gradients_to_two():
@@ -202,10 +154,9 @@ def test_the_cache_carries_no_gradient():
 
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("skip_dec_ffn", [False, True], ids=["ffn", "no_ffn"])
-@pytest.mark.parametrize("mode", MODES)
-def test_every_parameter_moves_in_one_step(mode, arch, skip_dec_ffn):
-    """No parameter is unused in any mode; the published MRV never learnt anything."""
-    model = small_model(mode, arch=arch, skip_dec_ffn=skip_dec_ffn).train()
+def test_every_parameter_of_every_block_moves_in_one_step(arch, skip_dec_ffn):
+    """The published MRV never learnt anything."""
+    model = small_model(arch=arch, skip_dec_ffn=skip_dec_ffn).train()
     inputs = random_inputs(batch=8)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)

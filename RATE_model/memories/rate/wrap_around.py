@@ -1,0 +1,38 @@
+"""The published wrap-around: what a memory token scores keys to its right within its block by.
+
+Memory tokens see one another in both directions. Transformer-XL computes distances by a shift: scores for the distances
+k - 1 ... 0 are laid out in a padded matrix, which is read one row later. In a causal model what stands to the right of
+a query is masked. In a block of memory tokens it is not, and there the shift wraps around: with local indices a < b
+within the block it yields
+
+    b == a + 1:  0            b >= a + 2:  the query a + 1 with the distance  k - 1 - (b - a - 2)
+
+where k is the number of columns of a full segment and its cache. It has no meaning, but published weights were trained
+with it, and mean the same here only if it is reproduced. `plain.py` has the shift itself; here is what to add to scores
+that were computed without one.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def wrap_around(position: Tensor, rotated: Tensor, positions: Tensor, wrap: Tensor) -> Tensor:
+    """What to add to scores `(B, w, n_head, k)` so that keys to the right within the block get wrapped values.
+
+    Only w * w entries of the last w columns change; the blocks are a handful of tokens.
+
+    Args:
+        position, rotated: `(B, w, n_head, d_model)`, the block's position queries, as they are and rotated.
+        positions: `(k, d_model)`, the table that rotated queries are multiplied with, of the columns they see.
+        wrap: `(w, d_model)`, sinusoids of the distances that wrap around, the farthest first.
+    """
+    size = wrap.shape[0]
+    far = torch.einsum("brhd,cd->brhc", position, wrap)
+    # The published shift: put a zero column in front, read the buffer one row later.
+    far = F.pad(far.transpose(1, 2), (1, 0))
+    far = far.reshape(*far.shape[:2], size + 1, size)[:, :, 1:].transpose(1, 2)
+    near = torch.einsum("brhd,cd->brhc", rotated, positions[-size:])
+    above = torch.ones(size, size, dtype=torch.bool, device=far.device).triu(1)[:, None]
+    delta = torch.where(above, far - near, far.new_zeros(()))
+    return F.pad(delta, (positions.shape[0] - size, 0))
