@@ -170,6 +170,11 @@ def changeable(default: Default) -> Default:
     return dataclasses.field(default=default, metadata={_CHANGEABLE: True})
 
 
+def heading(text: str) -> Any:
+    """For `Annotated[Group, heading(...)]`: what stands over a group's flags in --help, instead of its field's name."""
+    return tyro.conf.arg(name=text, prefix_name=False)
+
+
 def changeable_flags(config: Any) -> Iterator[str]:
     """The names of a configuration's `changeable` flags, in the order of the fields."""
     for field in dataclasses.fields(config):
@@ -346,7 +351,8 @@ def _option_kinds(cls: type) -> dict[str, Any]:
     hints = typing.get_type_hints(cls, include_extras=True)
     for field in dataclasses.fields(cls):
         hint = hints[field.name]
-        inner = _option_kinds(hint) if dataclasses.is_dataclass(hint) else {field.name: hint}
+        group = _unwrap(hint)[0]
+        inner = _option_kinds(group) if dataclasses.is_dataclass(group) else {field.name: hint}
         if twice := kinds.keys() & inner.keys():
             raise TypeError(f"{cls.__name__} has two options called {sorted(twice)}: flat flags need distinct names")
         kinds |= inner

@@ -3,13 +3,20 @@
 from collections.abc import Set
 from dataclasses import dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from RATE_model.agent import AgentConfig
 from RATE_model.cli.limits import MAX_SEED, MAX_SIZE, at_least, at_most, at_most_processes
-from RATE_model.cli.options import Boolean, changeable
+from RATE_model.cli.options import Boolean, changeable, heading
 from RATE_model.errors import UserError
 from RATE_model.memories import MEMORIES, MODES
+
+if TYPE_CHECKING:
+    ModelMode = str
+else:
+    ModelMode = Literal[*MODES]  # a type checker does not read tables
+
+Model = TypeVar("Model")
 
 # See `precision.uses_bfloat16`.
 Precision = Literal["auto", "32", "bf16"]
@@ -31,15 +38,42 @@ STABILISERS = frozenset({"learning_rate", "warmup_steps", "warmup_tokens", "prec
 MAX_SEEDS = 10_000
 
 
+def group_of(memory: str) -> str:
+    """The name of the group of flags of a memory in `ModelOptions`; memories may share one."""
+    return MEMORIES[memory].options.__name__.removesuffix("Options").lower()
+
+
+def _names(options: type) -> set[str]:
+    return {field.name for field in fields(options)}
+
+
+def _with_flags_of_memories(cls: type[Model]) -> type[Model]:
+    """The dataclass with a group for each memory's flags; its heading in --help names the modes that they are of."""
+    groups = {group_of(memory): entry.options for memory, entry in MEMORIES.items()}
+    modes = {group: [name for name, mode in MODES.items() if group_of(mode.memory) == group] for group in groups}
+    return make_dataclass(
+        cls.__name__,
+        [
+            (name, Annotated[options, heading(", ".join(modes[name]))], field(default_factory=options))
+            for name, options in groups.items()
+        ],
+        bases=(cls,),
+        frozen=True,
+        # The comments in the source are the help text: the new class must be found where this one stands.
+        namespace={"__module__": cls.__module__, "__doc__": cls.__doc__},
+    )
+
+
+@_with_flags_of_memories
 @dataclass(frozen=True)
-class SharedModelOptions:
-    """Which memory, and what all of them have."""
+class ModelOptions:
+    """Which memory, and what all of them have; flags of one alone are below, under its modes."""
 
     # RATE or an ablation of it: RMT (memory tokens), TrXL (cached hidden states), DT (Decision Transformer: one
     # segment), DTXL (DT with a cache when acting), RATEM (RATE without cache), RATE_wo_nmt (TrXL); or another memory:
     # LSTM, GRU, MLP (none), DLSTM and DGRU (return, observation and action enter one by one), BC-LSTM, BC-GRU and
     # BC-MLP (no returns)
-    model_mode: Literal[*MODES] = "RATE"  # type: ignore[valid-type]  # the table's names
+    model_mode: ModelMode = "RATE"
     # Show the return that is still to come: rtg or none (behaviour cloning); auto = as the mode says
     condition: Literal["auto", "rtg", "none"] = "auto"
     # Width of the embedded steps and of the model
@@ -98,26 +132,6 @@ class SharedModelOptions:
         )
         sizes.validate()
         return AgentConfig(self.memory, sizes)
-
-
-def _names(options: type) -> set[str]:
-    return {field.name for field in fields(options)}
-
-
-def group_of(memory: str) -> str:
-    """The name of the group of flags of a memory in `ModelOptions`; memories may share one."""
-    return MEMORIES[memory].options.__name__.removesuffix("Options").lower()
-
-
-_GROUPS = {group_of(name): entry.options for name, entry in MEMORIES.items()}
-# All flags of a model: the shared ones, and a group for each memory's own, under its own heading in --help.
-ModelOptions = make_dataclass(
-    "ModelOptions",
-    [(name, options, field(default_factory=options)) for name, options in _GROUPS.items()],
-    bases=(SharedModelOptions,),
-    frozen=True,
-    namespace={"__module__": __name__, "__doc__": SharedModelOptions.__doc__},
-)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from RATE_model.memories.contract import Memory, MemoryConfig
+from RATE_model.memories.contract import Memory, MemoryConfig, MemoryOptions
 from RATE_model.memories.none import MLP, MLPConfig, MLPOptions
 from RATE_model.memories.rate.config import MODES as RATE_MODES
 from RATE_model.memories.rate.config import RATEConfig, RATEOptions
@@ -20,11 +20,11 @@ Condition = Literal["rtg", "none"]
 
 @dataclass(frozen=True)
 class Entry:
-    """A memory, its configuration, and its flags: a frozen dataclass like `RecurrentOptions`."""
+    """A memory, its configuration and its flags."""
 
     memory: type[Memory]
     config: type[MemoryConfig]
-    options: type
+    options: type[MemoryOptions]
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ A memory sees steps, not tokens: `Steps` gives it the embedded returns-to-go, ob
 trajectories. It returns one hidden state per step, and its state after the last one. That is all that agents, training,
 acting, checkpoints, control experiments and pictures know of it, RATE included.
 
-To write one, subclass `MemoryConfig`, `State` and `Memory`, and add a line to the table in `RATE_model.memories`;
-docs/adding_a_memory.md does it step by step. tests/RATE_model/memories/test_contract.py holds every memory in the table
-to what is promised here:
+To write one, subclass `MemoryConfig`, `MemoryOptions`, `State` and `Memory`, and add it to the tables in
+`RATE_model.memories`; docs/adding_a_memory.md does it step by step. tests/RATE_model/memories/test_contract.py holds
+every memory in the table to what is promised here:
 
 *   Acting equals training: fed a recorded trajectory, the stepper gives the hidden states of `forward` at every step.
 *   Causality: a step's hidden state depends on no later step, and not on the step's own action.
@@ -25,7 +25,7 @@ to what is promised here:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Self
 
@@ -47,6 +47,33 @@ class MemoryConfig:
 
     def validate(self) -> None:
         """Raise a `UserError` for sizes that cannot be built."""
+
+
+@dataclass(frozen=True)
+class MemoryOptions:
+    """The flags of a memory: a field each, whose comment is the help text. The docstring stands under the heading."""
+
+    def check_mode(self, mode: str, typed: Set[str]) -> None:
+        """Raise a `UserError` for a flag on the command line that goes with other modes of the memory; by default none.
+
+        Args:
+            mode: a name in the table of modes.
+            typed: the names of all flags on the command line.
+        """
+
+    def config(
+        self, *, mode: str, d_model: int, dropout: float, context_length: int, segments: int, conditioned: bool
+    ) -> MemoryConfig:
+        """The configuration that they and the shared flags ask for; not yet validated.
+
+        Args:
+            mode: a name in the table of modes.
+            d_model, dropout: flags that all memories share.
+            context_length: K, the steps of a segment.
+            segments: N, of a training trajectory.
+            conditioned: whether returns are shown.
+        """
+        raise NotImplementedError
 
 
 class Steps:

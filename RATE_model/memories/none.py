@@ -3,7 +3,6 @@
 It sees no previous action either: an action repeats what was seen when it was chosen.
 """
 
-from collections.abc import Set
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from RATE_model.cli.limits import MAX_SIZE, MAX_STEPS, at_least, at_most
 from RATE_model.errors import UserError
-from RATE_model.memories.contract import Memory, MemoryConfig, State, Steps
+from RATE_model.memories.contract import Memory, MemoryConfig, MemoryOptions, State, Steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,14 +71,11 @@ class MLP(Memory):
 
 
 @dataclass(frozen=True)
-class MLPOptions:
-    """MLP: no memory at all."""
+class MLPOptions(MemoryOptions):
+    """A multilayer perceptron over single steps: no memory."""
 
     # Hidden layers of the perceptron
     mlp_layers: int = 2
-
-    def check_mode(self, mode: str, typed: Set[str]) -> None:
-        """All flags go with all modes."""
 
     def config(
         self, *, mode: str, d_model: int, dropout: float, context_length: int, segments: int, conditioned: bool

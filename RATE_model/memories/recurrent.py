@@ -7,7 +7,6 @@ With step_input "sequence" the parts of a step enter the cell one after the othe
 et al. 2022, arXiv 2211.14655), and the hidden state after the observation is the step's.
 """
 
-from collections.abc import Set
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -17,7 +16,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from RATE_model.cli.limits import MAX_SIZE, MAX_STEPS, at_least, at_most
 from RATE_model.errors import UserError
-from RATE_model.memories.contract import Memory, MemoryConfig, State, Steps
+from RATE_model.memories.contract import Memory, MemoryConfig, MemoryOptions, State, Steps
 
 StepInput = Literal["joined", "sequence"]
 
@@ -152,18 +151,15 @@ def _rolled(x: Tensor, shift: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class RecurrentOptions:
-    """LSTM and GRU."""
+class RecurrentOptions(MemoryOptions):
+    """A recurrent network."""
 
     # Layers of the recurrent network
     recurrent_layers: int = 1
-    # Numbers of its hidden state; none = d_model
+    # Size of its hidden state; none = d_model
     hidden_size: int | None = None
-    # joined: a step is one input; sequence: its parts enter one after the other (DLSTM, DGRU)
+    # joined: a step is one input; sequence: its parts enter one after the other, as in DLSTM and DGRU
     step_input: StepInput = "joined"
-
-    def check_mode(self, mode: str, typed: Set[str]) -> None:
-        """All flags go with all modes."""
 
     def config(
         self, *, mode: str, d_model: int, dropout: float, context_length: int, segments: int, conditioned: bool

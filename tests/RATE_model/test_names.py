@@ -1,9 +1,16 @@
-"""The shared package knows no environment: what is particular to one stands in its folder."""
+"""The shared package knows no environment, and what acts, trains or is played knows no memory."""
 
+import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
-PACKAGE = Path(__file__).resolve().parents[2] / "RATE_model"
+import pytest
+
+from RATE_model.memories import MEMORIES
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "RATE_model"
 # A format that any data may have is not an environment: D4RL's files, Minari's.
 NAMES = re.compile(
     r"t-?maze|viz-?doom|\bdoom\b|mini-?grid|memory[ _-]?maze|mem_maze|\batari\b|breakout|mujoco|half-?cheetah|hopper"
@@ -23,3 +30,45 @@ def test_no_environment_is_named_in_the_shared_package():
         if NAMES.search(line)
     ]
     assert not found, "\n".join(found)
+
+
+FOLDERS = ["TMaze_new", "VizDoom", "MinigridMemory", "MemoryMaze", "Atari", "MuJoCo"]
+WITHOUT_MEMORIES = [*FOLDERS, "RATE_model/acting", "RATE_model/training", "RATE_model/data", "RATE_model/cli"]
+CLASSES = {cls.__name__ for entry in MEMORIES.values() for cls in (entry.memory, entry.config, entry.options)}
+CLASSES |= {"SegmentState", "RecurrentState", "MemoryRetentionValve", "SegmentStepper", "RelativeAttention"}
+# A memory's insides, by which an attribute of it would be reached without an import.
+INSIDES = {"memory_tokens", "valve", "roll_cache", "wrap_distances", "cache_lengths", "content_bias", "num_mem_tokens"}
+
+
+def names_in(path: Path) -> Iterator[tuple[int, str]]:
+    """Lines and names that a module uses: identifiers, attributes, imports, and modules that it imports from."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Name):
+            yield node.lineno, node.id
+        elif isinstance(node, ast.Attribute):
+            yield node.lineno, node.attr
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            module = getattr(node, "module", None)
+            yield from ((node.lineno, f"{module}.{name.name}" if module else name.name) for name in node.names)
+
+
+@pytest.mark.parametrize("folder", WITHOUT_MEMORIES)
+def test_no_memory_is_named_where_any_may_be(folder):
+    found = []
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        for line, name in names_in(path):
+            last, module = name.rpartition(".")[2], name.rpartition(".")[0]
+            table = name in ("RATE_model.memories.MEMORIES", "RATE_model.memories.MODES")
+            inside = name.startswith("RATE_model.memories.") and module != "RATE_model.memories.contract" and not table
+            if last in CLASSES | INSIDES or inside:
+                found.append(f"{path.relative_to(ROOT)}:{line}: {name}")
+    assert not found, "\n".join(found)
+
+
+def test_a_memory_that_is_named_would_be_found(tmp_path):
+    """What the test above reads, in the forms that a module may use."""
+    (tmp_path / "module.py").write_text(
+        "from RATE_model.memories.recurrent import LSTM\nimport RATE_model.memories.rate.memory\nagent.memory.valve\n"
+    )
+    names = {name for _, name in names_in(tmp_path / "module.py")}
+    assert {"RATE_model.memories.recurrent.LSTM", "RATE_model.memories.rate.memory", "valve", "agent"} <= names

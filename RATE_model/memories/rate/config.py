@@ -7,7 +7,7 @@ from typing import Literal, get_args
 from RATE_model.cli.limits import MAX_SIZE, MAX_STEPS, at_least, at_most
 from RATE_model.cli.options import Boolean
 from RATE_model.errors import UserError
-from RATE_model.memories.contract import MemoryConfig
+from RATE_model.memories.contract import MemoryConfig, MemoryOptions
 
 Arch = Literal["TrXL", "TrXL-I", "GTrXL"]
 Activation = Literal["relu", "leaky_relu", "elu", "tanh", "no_act"]
@@ -140,7 +140,7 @@ def apply_mode(config: RATEConfig, *, mode: str, segments: int) -> RATEConfig:
 
 
 @dataclass(frozen=True)
-class RATEOptions:
+class RATEOptions(MemoryOptions):
     """The RATE family: segments, memory tokens, cached hidden states, memory retention valve."""
 
     # Decoder block: post-norm, identity-map reordering, gated
