@@ -19,6 +19,7 @@ from RATE_model.errors import UserError
 from RATE_model.memories.contract import Memory, MemoryConfig, MemoryOptions, State, Steps
 
 StepInput = Literal["joined", "sequence"]
+MAX_FORGET_BIAS = 20  # a gate of 1 - 2e-9: nothing is ever forgotten
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,8 @@ class RecurrentConfig(MemoryConfig):
     step_input: StepInput = "joined"
     # Dropout of inputs, between layers, and of the output
     dropout: float = 0.0
+    # Added at the start to the bias of the gate that keeps the state
+    forget_bias: float = 0.0
 
     def validate(self) -> None:
         """Raise a `UserError`, in terms of the flags, for invalid sizes."""
@@ -41,6 +44,8 @@ class RecurrentConfig(MemoryConfig):
         at_most(MAX_STEPS, context_length=self.context_length)
         if not 0 <= self.dropout < 1:
             raise UserError(f"--dropout {self.dropout}: must be at least 0 and below 1")
+        if not abs(self.forget_bias) <= MAX_FORGET_BIAS:
+            raise UserError(f"--forget_bias {self.forget_bias}: must be from -{MAX_FORGET_BIAS} to {MAX_FORGET_BIAS}")
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,14 @@ class _Recurrent(Memory):
         self.cells = self.network(config.d_model, config.hidden, config.layers, batch_first=True, dropout=between)
         self.dropout = nn.Dropout(config.dropout)
         self.output = nn.Linear(config.hidden, config.d_model)
+
+    @torch.no_grad()
+    def initialise(self) -> None:
+        """Open the gate that keeps the state: LSTM's forget gate and GRU's update gate, both torch's second."""
+        gate = slice(self.config.hidden, 2 * self.config.hidden)
+        for name, parameter in self.cells.named_parameters():
+            if name.startswith("bias_ih"):
+                parameter[gate] += self.config.forget_bias
 
     def forward(self, steps: Steps, valid: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
         """See `Memory.forward`."""
@@ -160,6 +173,8 @@ class RecurrentOptions(MemoryOptions):
     hidden_size: int | None = None
     # joined: a step is one input; sequence: its parts enter one after the other, as in DLSTM and DGRU
     step_input: StepInput = "joined"
+    # Added at the start to the bias of the gate that keeps the state (LSTM: forget gate, GRU: update gate)
+    forget_bias: float = 0.0
 
     def config(
         self, *, mode: str, d_model: int, dropout: float, context_length: int, segments: int, conditioned: bool
@@ -173,4 +188,5 @@ class RecurrentOptions(MemoryOptions):
             hidden=d_model if self.hidden_size is None else self.hidden_size,
             step_input=self.step_input,
             dropout=dropout,
+            forget_bias=self.forget_bias,
         )
