@@ -45,6 +45,13 @@ SCRIPTS = {
 LONG = "x" * 300
 # In the folder where they are given: files and folders made by `here`.
 INPUTS = [
+    # memories: unknown ones, flags of others, and what a mode fixes
+    ("tmaze", "--model_mode NTM", "RATE_wo_nmt, LSTM, GRU, MLP"),
+    ("vizdoom", "--model_mode LSTM --nmt 5", "--nmt is a flag of RATE"),
+    ("maze", "--model_mode DT --nmt 5", "--nmt 5 with --model_mode DT"),
+    ("atari", "--model_mode DLSTM --step_input joined", "--step_input joined"),
+    ("mujoco", "--model_mode MLP --hidden_size 3", "--hidden_size is a flag of LSTM and GRU"),
+    ("minigrid", "--condition future", "auto, rtg, none"),
     # values out of range, of another type, or not finite
     ("tmaze", "--learning_rate nan", "--learning_rate nan"),
     ("tmaze", "--learning_rate -1e-3", "--learning_rate -0.001"),
@@ -193,6 +200,14 @@ def test_wrong_input_is_refused_in_one_line(here, monkeypatch, capsys, script, w
     assert said.err.startswith("error: ") and said.err.count("\n") == 1 and "Traceback" not in said.err
     assert said.err.rstrip("\n").isprintable() and named in said.err and len(said.err) < 1500
     assert everything(here, *kept) == before
+
+
+@pytest.mark.parametrize("mode", ["DT", "LSTM", "BC-MLP"])
+@pytest.mark.parametrize("script", ["tmaze", "vizdoom", "minigrid", "maze", "atari", "mujoco"])
+def test_a_mode_alone_is_enough(capsys, script, mode):
+    with pytest.raises(SystemExit) as stop:
+        importlib.import_module(SCRIPTS[script]).main(["--model_mode", mode, "--print_config"])
+    assert stop.value.code == 0 and f"model_mode: {mode}\n" in capsys.readouterr().out
 
 
 def test_every_script_is_tried():
