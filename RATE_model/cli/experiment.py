@@ -57,7 +57,13 @@ class Config(Protocol):
 
 
 # What runs of all environments did before they could record it.
-_BEFORE = {"weight_decay_on": "matrices", "initialisation": "scaled", "window_state": "initial", "burn_in": 0}
+_BEFORE = {
+    "weight_decay_on": "matrices",
+    "initialisation": "scaled",
+    "window_state": "initial",
+    "burn_in": 0,
+    "forget_bias": 0.0,
+}
 
 
 def run_directory(
