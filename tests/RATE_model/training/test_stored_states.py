@@ -24,7 +24,7 @@ from RATE_model.training.trainer import Trainer, accuracy, without_burn_in
 from tests.small_models import VECTOR, K, N, small_config
 
 SIZE = N * K
-LENGTHS = [5 * K, 6 * K - 1, K]  # of episodes
+LENGTHS = [5 * K, K, 6 * K - 1]  # of episodes; steps after the short one are of the next
 IMAGES = EnvironmentSpec(observation_shape=(1, 36, 36), num_actions=4)
 MEMORY_NAMES = ("RATE", "TrXL", "LSTM", "GRU")
 
