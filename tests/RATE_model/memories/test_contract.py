@@ -1,6 +1,6 @@
 """What every memory promises (see `RATE_model.memories.contract`), held for every mode in the table."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -385,6 +385,15 @@ class MemoryContract:
         torch.testing.assert_close(found, wanted, **CLOSE)
         assert all(torch.equal(old, new) for old, new in zip(copies, state.tensors(), strict=True))
         assert state.memory.batch_size in (4, 0)
+
+    def test_a_part_of_a_state_is_taken_alone(self, case):
+        agent, inputs = case.agent(), inputs_of(VECTOR)
+        memory, initial = agent(*inputs, everywhere(inputs))[1].memory, agent.memory.initial(2)
+        for part, names in memory.parts.items():
+            mixed = memory.with_part(part, initial)
+            for field in fields(memory):
+                source = initial if field.name in names else memory
+                assert getattr(mixed, field.name) is getattr(source, field.name)
 
     def test_a_detached_state_has_no_gradient(self, case):
         agent, inputs = case.agent(), inputs_of(VECTOR)
