@@ -53,7 +53,7 @@ from RATE_model.training.checkpoints import resolve_checkpoint
 
 PAGE = "minigrid_memory"  # the name of the files of results
 FAST = "MinigridMemory/MinigridMemory_src/config_fast.yaml"
-# Of models that solve no stage: at most 1200 optimizer steps, about as many as RATE takes.
+# Of models that are at chance: at most 1200 optimizer steps, about as many as RATE takes.
 SHORTER = ("--stage_batches", "100")
 TRAINED = 41  # size of the mazes that the setting trains on
 STUDY = Study(
@@ -62,7 +62,7 @@ STUDY = Study(
     models={
         "RATE": ("--model_mode", "RATE"),
         "LSTM": ("--model_mode", "LSTM", *SHORTER),
-        "GRU": ("--model_mode", "GRU", *SHORTER),
+        "GRU": ("--model_mode", "GRU"),
         "MLP": ("--model_mode", "MLP", *SHORTER),
         "RMT": ("--model_mode", "RMT"),
         "TrXL": ("--model_mode", "TrXL", "--mem_len", "240"),
@@ -80,6 +80,11 @@ CONTROLS: dict[str, tuple[Callable[[], MemoryTransform], bool]] = {
     "memory knocked out": (lambda: knock_out_memory, False),
 }
 CONTROL_SIZES = (11, 41, 91)
+
+
+def control_labels() -> list[str]:
+    """The entries of `CONTROLS`, in the page's order."""
+    return [f"{label}, {name}" for name in CONTROLS for label in CONTROLLED]
 
 
 def collect(directories: dict[str, list[Path]]) -> dict[str, dict]:
@@ -146,9 +151,8 @@ def seed_table(document: dict[str, dict], seeds: Sequence[int]) -> str:
 
 def panels(curves: dict[str, dict[int, list[float]]]) -> dict[str, dict[str, dict[int, list[float]]]]:
     """What is drawn where: RATE beside other kinds of memory, and beside other transformers."""
-    controls = (f"{label}, {name}" for name in CONTROLS for label in CONTROLLED)
     shown = {
-        "RATE, recurrent networks, and no memory": ("RATE", "LSTM", "GRU", "MLP", *controls),
+        "RATE, recurrent networks, and no memory": ("RATE", "LSTM", "GRU", "MLP", *control_labels()),
         "RATE and other transformers": ("RATE", "RMT", "TrXL", "DT"),
     }
     return {title: {label: curves[label] for label in labels if label in curves} for title, labels in shown.items()}
@@ -179,14 +183,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         ensure_dataset(read_config(["--config", str(ROOT / FAST)]).data)  # before several processes want to
         directories = STUDY.run_all(options, options.models)
         document = collect(directories)
-        controls = {f"{label}, {name}": what for name, what in CONTROLS.items() for label in CONTROLLED}
-        for name, (transform, twins) in controls.items():
-            label = name.partition(", ")[0]
-            if label in directories:
-                document[name] = control(directories[label], transform(), twins)
+        for name, (transform, twins) in CONTROLS.items():
+            for label in set(CONTROLLED) & set(directories):
+                document[f"{label}, {name}"] = control(directories[label], transform(), twins)
         if EXPERT not in kept:
             document[EXPERT] = expert_entry()
-        document = merged(kept, document, [*STUDY.models, *controls, EXPERT])
+        document = merged(kept, document, [*STUDY.models, *control_labels(), EXPERT])
         write(document, options)
         print(success_table(document, WIDE))
 
