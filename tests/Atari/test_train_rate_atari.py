@@ -229,7 +229,7 @@ MISTAKES = {
     "always sticky": ("--sticky 1", "--sticky 1.0: must be at least 0 and below 1"),
     "no episode": ("--eval_episodes 0", "--eval_episodes 0: must be at least 1"),
     "no batches": ("--ckpt_batches 0", "--ckpt_batches 0: must be at least 1"),
-    "DT with a cache": ("--model_mode DT", "--mem_len 19 with --model_mode DT"),
+    "DT with a cache": ("--model_mode DT --nmt 0 --n_head_ca 0 --mem_len 19", "--mem_len 19 with --model_mode DT"),
     "another game's data": ("--game Pong", "holds Breakout, not Pong"),
     "no data": ("--data_path nowhere", "--data_path nowhere: there is no such file or folder"),
     "a flag that is none": ("--tie_weight true", "unknown flag --tie_weight"),

@@ -139,7 +139,7 @@ def test_segments_that_are_padding_are_not_run(data):
     assert isinstance(batch.observations, Frames) and batch.valid.shape == (20, 9 * K)
     config = train_minigridmemory.read_config([*TINY]).agent_config().sizes
     model, rows = rate_agent(config, SPEC), []
-    model.encoder.register_forward_pre_hook(lambda module, inputs: rows.append(inputs[2].shape))
+    model.encoder.rtg.register_forward_pre_hook(lambda module, inputs: rows.append(inputs[0].shape))
     logits, _ = model(batch.observations, batch.actions, batch.rtg, batch.valid)
     assert logits.shape == (20, 9 * K, 3)
     assert sum(shape[0] for shape in rows) == int((-(-batch.lengths // K)).sum()) < 20 * 3
@@ -306,7 +306,7 @@ MISTAKES = {
     "no data in a folder": (f"--data_path {HERE}", ("--data_path", str(HERE), "train_data_*.npz")),
     "other data": (f"--data_path {HERE / 'config.yaml'}", ("config.yaml",)),
     "valve without tokens": ("--nmt 0", ("--nmt 0", "--n_head_ca 0")),
-    "cache in DT": ("--model_mode DT", ("--mem_len 19", "DT", "--mem_len 0")),
+    "cache in DT": ("--model_mode DT --nmt 0 --n_head_ca 0 --mem_len 19", ("--mem_len 19", "DT", "set it to 0")),
     "folder above": ("--ckpt_folder ../up", ("--ckpt_folder ../up", "plain folder name")),
     "device": ("--device tpu", ("--device tpu", "cpu")),
     "no such run": ("--resume nowhere", ("nowhere", "does not exist")),

@@ -176,16 +176,21 @@ def test_a_mistake_is_named(flags, expected, run, tmp_path, capsys):
     assert expected in said
 
 
-def test_what_a_run_must_hold(run, tmp_path, capsys):
-    for name, change in (
-        ("config.yaml", lambda path: path.write_text("epochs: 3\n")),
-        ("config.yaml", lambda path: path.unlink()),
-    ):
-        copy = tmp_path / "copy"
-        shutil.copytree(run, copy)
-        change(copy / name)
-        assert name in commands.error_of(capsys, tmp_path, inference_mujoco.main, ["--checkpoint", str(copy)])
-        shutil.rmtree(copy)
+def test_a_run_without_its_settings_is_read_from_its_checkpoint(run, tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def play(model, robot, **options):
+        asked.append((robot, options))
+        return {"": Episodes(np.ones(2), np.ones(2), np.ones(2))}
+
+    monkeypatch.setattr(inference_mujoco.protocol, "play_prompts", play)
+    infer("--checkpoint", run)
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    (copy / "config.yaml").unlink()
+    infer("--checkpoint", copy)
+    said = capsys.readouterr()
+    assert asked[0] == asked[1] and "config.yaml" in said.out + said.err
 
 
 def without_statistics(run: Path, copy: Path) -> EnvironmentSpec:

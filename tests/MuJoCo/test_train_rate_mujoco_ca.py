@@ -79,7 +79,7 @@ def test_flags_have_the_spellings_of_this_script_and_of_the_others():
     ours = "--num_mem_tokens 7 --number_of_segments 4 --segment_length 6 --target_return 5"
     others = "--nmt 7 --segments 4 --context_length 6 --desired_return 5"
     one, two = (train_rate_mujoco_ca.read_config(flags.split()) for flags in (ours, others))
-    assert one == two and one.model.nmt == 7 and one.task.segments == 4 and one.task.target == 5
+    assert one == two and one.model.rate.nmt == 7 and one.task.segments == 4 and one.task.target == 5
 
 
 def test_seeds():
@@ -112,7 +112,7 @@ def test_a_run_leaves_behind_all_that_acting_and_looking_need(here, capsys):
     assert re.fullmatch(r"hopper-medium_arch_mode_TrXL_RATE_[0-9a-f]{8}_RUN_1", run.name)
     result = json.loads((run / "eval" / "final.json").read_text())
     for prefix in ("", "5_"):
-        assert {f"{prefix}{name}_{kind}" for name in ("episode", "length", "normalised_score")
+        assert {f"{prefix}{name}_{kind}" for name in ("episode", "length", "return")
                 for kind in ("MEAN", "STD", "SEM")} <= result.keys()  # fmt: skip
         assert result[f"{prefix}length_MEAN"] > 1
         score = HOPPER.normalised_score(result[f"{prefix}return_MEAN"])
@@ -133,10 +133,10 @@ def test_dropout_stays_on_behind_an_evaluation(here, monkeypatch):
 
     def look(trainer, batch):
         calls = []
-        handle = trainer.model.dropout.register_forward_hook(lambda module, *_: calls.append(module.training))
+        handle = trainer.model.memory.dropout.register_forward_hook(lambda module, *_: calls.append(module.training))
         result = train_batch(trainer, batch)
         handle.remove()
-        modes.append(bool(calls) and all(calls) and trainer.model.dropout.p == 0.2)
+        modes.append(bool(calls) and all(calls) and trainer.model.memory.dropout.p == 0.2)
         return result
 
     monkeypatch.setattr(Trainer, "train_batch", look)
@@ -146,7 +146,7 @@ def test_dropout_stays_on_behind_an_evaluation(here, monkeypatch):
 
 @pytest.mark.parametrize("mode", ["RATE", "DT"])
 def test_a_cloned_behaviour_does_not_depend_on_returns(here, mode):
-    flags = [] if mode == "RATE" else ["--mem_len", "0"]
+    flags = [] if mode == "RATE" else "--mem_len 0 --nmt 0 --n_head_ca 0".split()
     for condition in ("true", "false"):
         folder = here / condition
         (folder / "data").parent.mkdir()
@@ -195,7 +195,7 @@ MISTAKES = {
     "a seed too large": (f"--seed {2**63}", f"--seed {2**63}: must be at most"),
     "no episode": ("--eval_episodes 0", "--eval_episodes 0: must be at least 1"),
     "a version that is none": ("--env_version v3", "v4, v5"),
-    "DT with a cache": ("--model_mode DT --mem_len 210", "--mem_len 210 with --model_mode DT"),
+    "DT with a cache": ("--model_mode DT --nmt 0 --n_head_ca 0 --mem_len 210", "--mem_len 210 with --model_mode DT"),
     "a flag that is none": ("--chunks 3", "unknown flag --chunks"),
     "no data": ("--env_id 3", "walker2d-medium", "generate_dataset.py --env walker2d --dataset medium"),
 }

@@ -303,7 +303,7 @@ MISTAKES = {
     "no data in a folder": (f"--data_path {HERE}", ("--data_path", str(HERE), "train_data_*.npz")),
     "other data": (f"--data_path {HERE / 'config.yaml'}", ("config.yaml",)),
     "valve without tokens": ("--nmt 0", ("--nmt 0", "--n_head_ca 0")),
-    "cache in DT": ("--model_mode DT", ("--mem_len 19", "DT", "--mem_len 0")),
+    "cache in DT": ("--model_mode DT --nmt 0 --n_head_ca 0 --mem_len 19", ("--mem_len 19", "DT", "set it to 0")),
     "folder above": ("--ckpt_folder ../up", ("--ckpt_folder ../up", "plain folder name")),
     "device": ("--device tpu", ("--device tpu", "cpu")),
     "no such run": ("--resume nowhere", ("nowhere", "does not exist")),
