@@ -30,10 +30,9 @@ from typing import Any
 from RATE_model.errors import UserError
 from RATE_model.system.processes import check_writable
 
-try:
+fcntl: Any = None  # of Windows
+with contextlib.suppress(ImportError):
     import fcntl
-except ImportError:  # Windows
-    fcntl = None
 
 BEAT_SECONDS = 5.0
 STALE_SECONDS = 30.0

@@ -174,7 +174,8 @@ def _started_with(checkpoint: Path, seed: int, may_change: frozenset[str], *, sa
     """
     path = checkpoint.parent.parent / "config.yaml"
     state = load_checkpoint(checkpoint)[1]
-    held = state.get("flags") if isinstance(state.get("flags"), dict) else {}
+    flags = state.get("flags")
+    held: dict[str, Any] = flags if isinstance(flags, dict) else {}
     try:
         found, trouble = respelt(load_yaml(path)), ""
     except UserError as error:
