@@ -75,9 +75,10 @@ def save_checkpoint(
         _rotate(directory, step, keep)
     except OSError as error:
         shutil.rmtree(final.with_suffix(".tmp"), ignore_errors=True)
+        earlier = "The one before it is intact; make" if find_checkpoint(directory) else "Make"
         raise UserError(
-            f"cannot save checkpoint {final}: {error.strerror or error}. Earlier checkpoints are intact; make room or "
-            "mend the directory, then continue with --resume auto"
+            f"cannot save checkpoint {final}: {error.strerror or error}. {earlier} room or mend the directory, then "
+            "continue with --resume auto"
         ) from error
     return final
 

@@ -218,8 +218,10 @@ def test_a_full_disk_leaves_the_older_ones_intact(tmp_path: Path, monkeypatch: p
         real(path, data)
 
     monkeypatch.setattr(checkpoints, "write_durably", full)
-    with pytest.raises(UserError, match="step_00000002: No space left on device"):
+    with pytest.raises(UserError, match="step_00000002: No space left on device. The one before it is intact"):
         save(tmp_path, 2)
+    with pytest.raises(UserError, match="step_00000001: No space left on device. Make room"):
+        save(tmp_path / "other", 1)
     assert names(tmp_path) == ["step_00000001"] and find_checkpoint(tmp_path) == tmp_path / "step_00000001"
 
 
