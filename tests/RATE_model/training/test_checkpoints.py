@@ -221,7 +221,7 @@ def test_a_full_disk_leaves_the_older_ones_intact(tmp_path: Path, monkeypatch: p
     with pytest.raises(UserError, match="step_00000002: No space left on device. The one before it is intact"):
         save(tmp_path, 2)
     with pytest.raises(UserError, match="step_00000001: No space left on device. Make room"):
-        save(tmp_path / "other", 1)
+        save(tmp_path.with_name("other"), 1)
     assert names(tmp_path) == ["step_00000001"] and find_checkpoint(tmp_path) == tmp_path / "step_00000001"
 
 
