@@ -25,6 +25,7 @@ from Atari.replay import FRAME_SHAPE
 from Atari.train_rate_atari import read_config
 from benchmarks import common
 from benchmarks.train_step import WINDOWS
+from RATE_model.agent import Agent
 from RATE_model.cli.limits import at_least
 from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options, to_flat_dict
 from RATE_model.data.batch import Batch
@@ -33,7 +34,6 @@ from RATE_model.encoders import TokenEncoder
 from RATE_model.system.precision import autocast
 from RATE_model.training.optimization import Schedule
 from RATE_model.training.trainer import Trainer
-from tests.small_models import rate_agent
 
 PUBLISHED = ("--game", "Breakout", "--skip_dec_ffn")
 ENCODING = "frames alone, forward and backward"
@@ -84,7 +84,7 @@ def make_batch(size: int, steps: int, actions: int) -> Batch:
 def measure(options: Options) -> dict[str, Any]:
     """Timings in seconds, and how many observations a batch encoded."""
     config = read_config(PUBLISHED)
-    spec, model_config, segments = config.spec, config.model_config(), config.task.segments
+    spec, agent_config, segments = config.spec, config.agent_config(), config.task.segments
     steps = segments * config.task.context_length
     batch = make_batch(options.batch_size, steps, spec.num_actions)
     parts = max(1, -(-options.batch_size // options.part))
@@ -95,7 +95,7 @@ def measure(options: Options) -> dict[str, Any]:
         train = replace(
             config.train, bptt_segments=bptt_segments, accumulate=parts, precision=options.precision, ckpt_batches=None
         )
-        trainer = Trainer(rate_agent(model_config, spec), train, Schedule(1, None, 0, 1.0))
+        trainer = Trainer(Agent(agent_config, spec), train, Schedule(1, None, 0, 1.0))
         name = f"batch, gradients through {window}"
         candidates[name] = _training(trainer, batch)
         encoded[name] = _count(trainer.model.encoder)

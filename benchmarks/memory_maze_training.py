@@ -43,7 +43,6 @@ from RATE_model.data.selection import strided_windows
 from RATE_model.data.trajectories import TrajectoryFile
 from RATE_model.training.optimization import Schedule
 from RATE_model.training.trainer import Trainer
-from tests.small_models import rate_agent
 
 PUBLISHED = ("--nmt", "5", "--mem_len", "300", "--skip_dec_ffn")
 
@@ -126,7 +125,7 @@ def play_with(model: Agent, options: Options) -> float:
 def measure(options: Options, file: TrajectoryFile) -> dict[str, Any]:
     """All timings in seconds, and the two ratios that matter."""
     config = read_config(PUBLISHED)
-    model_config, segments = config.model_config(), config.task.segments
+    agent_config, segments = config.agent_config(), config.task.segments
     size = segments * config.task.context_length
     dataset = WindowDataset([file], strided_windows(0, file, size, 1), size=size, in_memory=False)
     generator = np.random.default_rng(0)
@@ -138,7 +137,7 @@ def measure(options: Options, file: TrajectoryFile) -> dict[str, Any]:
         dataset.__getitems__(draw())
 
     torch.manual_seed(0)
-    trainer = Trainer(rate_agent(model_config, SPEC), config.train, Schedule(1, None, 0, 1.0))
+    trainer = Trainer(Agent(agent_config, SPEC), config.train, Schedule(1, None, 0, 1.0))
     batch = dataset.__getitems__(draw())
 
     def train() -> None:

@@ -29,12 +29,12 @@ from MinigridMemory.MinigridMemory_src.evaluate import play
 from MinigridMemory.MinigridMemory_src.spec import SPEC
 from MinigridMemory.MinigridMemory_src.train_minigridmemory import read_config
 from RATE_model.acting.rollout import evaluating
+from RATE_model.agent import Agent
 from RATE_model.cli.limits import at_least
 from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options, to_flat_dict
 from RATE_model.data.batch import Batch
 from RATE_model.training.optimization import Schedule
 from RATE_model.training.trainer import Trainer
-from tests.small_models import rate_agent
 
 # The published RATE, with segments enough for every episode of size 31.
 PUBLISHED = "--nmt 15 --mem_len 180 --n_head_ca 1 --skip_dec_ffn --segments 6 --dropout 0 --dropatt 0".split()
@@ -90,7 +90,7 @@ def train_batch(batch: Batch) -> tuple[Trainer, Callable[[], None]]:
     """The published model and one optimizer step of it on this batch."""
     config = read_config(PUBLISHED)
     torch.manual_seed(0)
-    trainer = Trainer(rate_agent(config.model_config(), SPEC), config.train, Schedule(1, None, 0, 1.0))
+    trainer = Trainer(Agent(config.agent_config(), SPEC), config.train, Schedule(1, None, 0, 1.0))
     return trainer, lambda: _discard(trainer.train_batch(batch))
 
 

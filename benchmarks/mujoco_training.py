@@ -34,7 +34,6 @@ from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options, t
 from RATE_model.data.batch import Batch
 from RATE_model.training.optimization import Schedule
 from RATE_model.training.trainer import Trainer
-from tests.small_models import rate_agent
 
 PUBLISHED = ("--env_id", "0", "--skip_dec_ffn")
 SPEC = spec_of(HALFCHEETAH)  # its episodes all have 1000 steps, whatever an untrained model does
@@ -86,7 +85,7 @@ def make_batch(size: int, steps: int) -> Batch:
 def measure(options: Options) -> dict[str, Any]:
     """All timings in seconds, operations of the batches, and the speed of matrix products."""
     config = read_config(PUBLISHED)
-    model_config, segments = config.model_config(), config.task.segments
+    agent_config, segments = config.agent_config(), config.task.segments
     batch = make_batch(options.batch_size, segments * config.task.context_length)
     candidates: dict[str, Callable[[], float | None]] = {}
     flops = {}
@@ -95,11 +94,11 @@ def measure(options: Options) -> dict[str, Any]:
         train = replace(
             config.train, bptt_segments=bptt_segments, accumulate=max(1, options.batch_size // options.part)
         )
-        trainer = Trainer(rate_agent(model_config, SPEC), train, Schedule(1, None, 0, 1.0))
+        trainer = Trainer(Agent(agent_config, SPEC), train, Schedule(1, None, 0, 1.0))
         name = f"batch, gradients through {window}"
         candidates[name] = _training(trainer, batch)
         flops[name] = training_flops(
-            model_config, SPEC, batch_size=options.batch_size, segments=segments, bptt_segments=bptt_segments
+            agent_config.sizes, SPEC, batch_size=options.batch_size, segments=segments, bptt_segments=bptt_segments
         )
     for window, name in PROMPTS.items():
         candidates[f"episodes, {name}"] = _acting(trainer.model, options.episodes, window)

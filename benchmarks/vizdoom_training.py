@@ -33,7 +33,6 @@ from RATE_model.data.batch import Batch
 from RATE_model.system.precision import autocast
 from RATE_model.training.optimization import Schedule
 from RATE_model.training.trainer import Trainer
-from tests.small_models import rate_agent
 from VizDoom.VizDoom_src.env import VizDoomTwoColorsEnv
 from VizDoom.VizDoom_src.evaluate import TARGET_RETURN, check_episodes, evaluation_seeds
 from VizDoom.VizDoom_src.scenario import Scenario
@@ -120,7 +119,7 @@ def training_candidates(options: Options) -> tuple[dict[str, Callable[[], None]]
 
     def trainer(spec: Any) -> Trainer:
         torch.manual_seed(0)
-        return Trainer(rate_agent(config.model_config(), spec), train, Schedule(1, None, 0, 1.0))
+        return Trainer(Agent(config.agent_config(), spec), train, Schedule(1, None, 0, 1.0))
 
     whole, transformer = trainer(SPEC), trainer(WITHOUT_IMAGES)
     batch, without = (make_batch(options.batch_size, segments * context, images=images) for images in (True, False))
@@ -138,7 +137,7 @@ def training_candidates(options: Options) -> tuple[dict[str, Callable[[], None]]
         "its convolutions": encode,
     }
     of_transformer = training_flops(
-        config.model_config(), WITHOUT_IMAGES, batch_size=options.batch_size, segments=segments, bptt_segments=-1
+        config.agent_config().sizes, WITHOUT_IMAGES, batch_size=options.batch_size, segments=segments, bptt_segments=-1
     )
     of_images = convolution_flops(whole.model, options.batch_size * segments * context)
     flops = {"its transformer": of_transformer, "its convolutions": of_images}
@@ -228,7 +227,7 @@ def measure(options: Options) -> dict[str, Any]:
     """All timings in seconds, operations of the batch, and the speed of matrix products."""
     candidates, flops = training_candidates(options)
     torch.manual_seed(0)
-    model = rate_agent(read_config(PUBLISHED).model_config(), SPEC).eval()
+    model = Agent(read_config(PUBLISHED).agent_config(), SPEC).eval()
     difference = check_logits(model, model.memory.config.context_length + 2)
     with (
         closing(VizDoomTwoColorsVectorEnv(options.episodes, SCENARIO)) as games,
