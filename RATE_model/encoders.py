@@ -169,7 +169,7 @@ class TokenEncoder(nn.Module):
     @property
     def parameter_dtype(self) -> torch.dtype:
         """The parameters' dtype."""
-        return next(self.observation.parameters()).dtype
+        return next(self.parameters()).dtype
 
 
 class ActionHead(nn.Module):

@@ -182,8 +182,6 @@ def test_a_run_from_before_these_flags_goes_on(tmp_path):
     flags = {name: value for name, value in to_flat_dict(config).items() if name not in new}
     (directory / "config.yaml").write_text(to_yaml(flags))
     assert train_tmaze.check(config, 1).checkpoint is not None
-    other = train_tmaze.read_config(
-        [*"--resume auto --seed 1 --weight_decay_on all --output_dir".split(), str(tmp_path)]
-    )
+    other = train_tmaze.read_config(["--resume", str(directory), *"--seed 1 --weight_decay_on all".split()])
     with pytest.raises(UserError, match="weight_decay_on was matrices, now all"):
         train_tmaze.check(other, 1)

@@ -233,7 +233,7 @@ def check_unowned(**places: Path | None) -> None:
     """Raise `UserError` for the first flag that names a place in a run that another process owns."""
     for name, place in places.items():
         for directory in () if place is None else (place.absolute(), *place.absolute().parents):
-            if (by := owner(directory / _LOCK)) is not None:
+            if directory.is_dir() and (by := owner(directory / _LOCK)) is not None:
                 raise UserError(f"--{name} {place}: {directory} is in use by {by}; wait for it, or give another place")
 
 

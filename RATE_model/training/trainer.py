@@ -173,12 +173,12 @@ class Trainer:
                     window_logits.append(part_logits)
                     left.append(passed)
             self._keep(batch, parts, left)
-            self.schedule.count(seen)
             logits.append(torch.cat(window_logits))
             if count:
                 norm = self._optimize(loss, indices)
                 losses.append(loss)
                 weights.append(count)
+            self.schedule.count(seen)
         mean = sum(loss * (count / sum(weights)) for loss, count in zip(losses, weights, strict=True))
         result = {"train_loss": mean, "grad_norm": norm}
         result["lr"] = torch.tensor(self.optimizer.param_groups[0]["lr"])

@@ -71,7 +71,7 @@ def test_flags_reach_the_evaluation_and_what_is_not_given_is_as_in_the_run(run, 
     usual |= {"clip_rewards": False, "opening": "published"}
     usual |= {"transform_memory": None, "precision": "32"}
     trained = usual | {"greedy": True, "max_steps": 12, "opening": "black"}
-    assert asked[:3] == [trained, trained | {"target_return": 90.0, "slide": 3}, usual]
+    assert asked[:3] == [trained, trained | {"target_return": 90.0, "slide": 3}, trained]
     changed = dict(episodes=7, greedy=True, seed=4, sticky=0.25, max_steps=50, slide=3, precision="bf16")
     changed |= {"transform_memory": knock_out_memory, "clip_rewards": False, "opening": "black"}
     assert asked[3:] == [{"target_return": 100.0} | changed, {"target_return": 20.5} | changed]

@@ -84,7 +84,7 @@ def test_flags_have_the_spellings_of_this_script_and_of_the_others():
     ours = "--num_mem_tokens 7 --save_path here --target_return 5"
     others = "--nmt 7 --output_dir here --target_return 5"
     one, two = (train_rate_atari.read_config(flags.split()) for flags in (ours, others))
-    assert one == two and one.model.nmt == 7 and one.run.output_dir == Path("here") and one.target == 5
+    assert one == two and one.model.rate.nmt == 7 and one.run.output_dir == Path("here") and one.target == 5
 
 
 def test_the_model_is_the_published_one():
@@ -190,7 +190,7 @@ def test_weight_decay_and_seed_are_applied(here, tmp_path, monkeypatch):
 @pytest.mark.parametrize("mode", ["DT", "RATE"])
 def test_an_interrupted_run_ends_as_if_it_never_was(here, tmp_path, mode):
     flags = ("--dropout", "0.1", "--ckpt_batches", "2", "--last_inference", "false", "--model_mode", mode)
-    flags += ("--mem_len", "0") if mode == "DT" else ()
+    flags += ("--mem_len", "0", "--nmt", "0", "--n_head_ca", "0") if mode == "DT" else ()
     assert train(here, *flags) == 0
     expected, folder = only_run(here), tmp_path / "stopped"
     folder.mkdir()

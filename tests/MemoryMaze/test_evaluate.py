@@ -126,7 +126,7 @@ def test_flags_of_acting_are_handed_on(giving, actors):
     assert giving[0] == (1, 11, 3, 2)
     options = actors[0][0]
     assert (options["greedy"], options["seed"], options["precision"]) == (True, 4, "bf16")
-    assert options["slide"] == model.memory.config.context_length, "no more than there are"
+    assert options["slide"] == 100
 
 
 def test_a_memory_that_is_knocked_out_acts_otherwise(giving):

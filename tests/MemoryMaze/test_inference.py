@@ -82,11 +82,11 @@ def test_what_no_flag_says_is_as_the_run_recorded_it(run, played, tmp_path, monk
     infer("--checkpoint", copy, *flags)
     monkeypatch.chdir(copy / "checkpoints")
     infer("--checkpoint", next(path.name for path in (copy / "checkpoints").glob("step_*")))
-    (copy / "config.yaml").unlink()  # as of a converted checkpoint
+    (copy / "config.yaml").unlink()  # its checkpoint holds what it was trained with
     infer("--checkpoint", copy)
     names = ("size", "target_return", "rtg_floor", "greedy")
     recorded = (11, 30, None, True)
-    expected = [recorded, (13, 9, 1, False), recorded, (9, 18.1, None, False)]
+    expected = [recorded, (13, 9, 1, False), recorded, (9, 18.1, 0.0, False)]
     assert [tuple(options[name] for name in names) for options in played] == expected
 
 
@@ -192,7 +192,7 @@ def test_the_page_has_every_run_and_plays_none_twice(played, tmp_path, monkeypat
         return train_mem_maze.read_config([*TINY, "--data_path", str(data), *argv[: place - 1], *argv[place + 1 :]])
 
     class Tiny(type(reproduce.STUDY)):
-        def run(self, label, seed, options):
+        def run(self, label, seed, options, stop):
             _, *flags = self.command(label, [seed])
             path = self.check(
                 self.read_config([*flags, "--resume", "auto", "--output_dir", str(tmp_path / "runs")]), seed

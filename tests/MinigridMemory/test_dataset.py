@@ -74,6 +74,7 @@ def content(path):
     with h5py.File(path) as file:
         arrays = {}
         file.visititems(lambda name, item: arrays.update({name: item[:]}) if isinstance(item, h5py.Dataset) else None)
+        arrays = {name: array for name, array in arrays.items() if not name.startswith("checksums/")}
         return arrays, {name: value for name, value in file.attrs.items()}
 
 

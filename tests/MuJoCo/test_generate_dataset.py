@@ -37,6 +37,7 @@ def content(path):
     arrays = {}
     with h5py.File(path) as file:
         file.visititems(lambda name, item: arrays.update({name: item[:]}) if isinstance(item, h5py.Dataset) else None)
+    arrays = {name: array for name, array in arrays.items() if not name.startswith("checksums/")}
     return arrays
 
 

@@ -176,7 +176,7 @@ def test_a_mistake_is_named(flags, expected, run, tmp_path, capsys):
     assert expected in said
 
 
-def test_a_run_without_its_settings_is_read_from_its_checkpoint(run, tmp_path, monkeypatch, capsys):
+def test_a_run_without_its_settings_is_read_from_its_checkpoint(run, tmp_path, monkeypatch):
     asked = []
 
     def play(model, robot, **options):
@@ -189,8 +189,7 @@ def test_a_run_without_its_settings_is_read_from_its_checkpoint(run, tmp_path, m
     shutil.copytree(run, copy)
     (copy / "config.yaml").unlink()
     infer("--checkpoint", copy)
-    said = capsys.readouterr()
-    assert asked[0] == asked[1] and "config.yaml" in said.out + said.err
+    assert asked[0] == asked[1]
 
 
 def without_statistics(run: Path, copy: Path) -> EnvironmentSpec:

@@ -45,7 +45,7 @@ def test_a_fresh_copy_trains_a_run_and_shows_that_its_memory_matters(tmp_path, n
 def test_it_shows_the_run_it_is_given_from_anywhere_in_the_repository(tmp_path, no_run, monkeypatch):
     run = tmp_path / "a_run"
     model = small_model("DT")
-    state = {"config": asdict(model.config), "spec": asdict(VECTOR)}
+    state = {**model.config.saved(), "spec": asdict(VECTOR)}
     save_checkpoint(run / "checkpoints", 1, model_state=model.state_dict(), training_state=state)
     (run / "config.yaml").write_text(f"model_mode: DT\ncontext_length: {K}\nmax_n_final: {N}\nhint_steps: 1\n")
     monkeypatch.setenv("RATE_RUN", str(run))
