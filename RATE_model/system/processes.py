@@ -128,7 +128,7 @@ def begin_worker(stop: multiprocessing.connection.Connection | None = None) -> N
     for name in SIGNALS:  # often sent to all processes of a job, of which the parent alone knows what to save
         signal.signal(getattr(signal, name), signal.SIG_IGN)
     if stop is not None:
-        signal.signal(signal.SIGALRM, _leave)
+        signal.signal(signal.SIGALRM, lambda number, frame: os._exit(1))  # nothing has begun that is to be tidied up
     parent = multiprocessing.parent_process()
     assert parent is not None, "this runs in a process that was started"
     alive = parent.sentinel
@@ -141,6 +141,8 @@ def begin_worker(stop: multiprocessing.connection.Connection | None = None) -> N
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
+    if stop is not None:
+        signal.signal(signal.SIGALRM, _leave)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

@@ -121,7 +121,7 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch, capsys):
     assert_same_content(path, whole)
 
 
-@pytest.mark.slow  # by the clock: fails where the cores are busy
+@pytest.mark.slow  # open fault: once a worker outlived its killed parent by 90 s; cause not found
 def test_a_killed_run_leaves_no_process_and_goes_on(tmp_path):
     """The command with two processes, killed in the middle and started again; compared with one that was not."""
     psutil = pytest.importorskip("psutil")
@@ -146,7 +146,6 @@ def test_a_killed_run_leaves_no_process_and_goes_on(tmp_path):
     assert_same_content(tmp_path / "data.h5", generate(QUICK, 60, tmp_path / "whole.h5", workers=1))
 
 
-@pytest.mark.slow  # by the clock: fails where the cores are busy
 def test_ctrl_c_ends_the_command_at_once(tmp_path):
     flags = ["--episodes", "1000", "--steps", "20", "--workers", "2", "--output", "data.h5", *HERE]
     run = subprocess.Popen(
