@@ -53,17 +53,15 @@ from RATE_model.training.checkpoints import resolve_checkpoint
 
 PAGE = "minigrid_memory"  # the name of the files of results
 FAST = "MinigridMemory/MinigridMemory_src/config_fast.yaml"
-# Of models that are at chance: at most 1200 optimizer steps, about as many as RATE takes.
-SHORTER = ("--stage_batches", "100")
 TRAINED = 41  # size of the mazes that the setting trains on
 STUDY = Study(
     script="MinigridMemory/MinigridMemory_src/train_minigridmemory.py",
     settings=("--config", FAST, "--final_sizes", *map(str, SIZES + LARGE_SIZES)),
     models={
         "RATE": ("--model_mode", "RATE"),
-        "LSTM": ("--model_mode", "LSTM", *SHORTER),
+        "LSTM": ("--model_mode", "LSTM"),
         "GRU": ("--model_mode", "GRU"),
-        "MLP": ("--model_mode", "MLP", *SHORTER),
+        "MLP": ("--model_mode", "MLP"),
         "RMT": ("--model_mode", "RMT"),
         "TrXL": ("--model_mode", "TrXL", "--mem_len", "240"),
         "DT": ("--model_mode", "DT", "--slide", "20"),
