@@ -1,0 +1,145 @@
+"""Rates, means and ranks with confidence intervals.
+
+    Wilson interval           Wilson 1927; recommended by Newcombe 1998 and by Brown, Cai and DasGupta 2001
+    interquartile mean (IQM), performance profile, stratified bootstrap
+                              Agarwal et al. 2021 (arXiv 2108.13264)
+    resampling n - 1 of n     Rao and Wu 1988: without it intervals of three seeds are a fifth too narrow
+    widening by t / z         Hesterberg 2015, "expanded percentile interval": without it they are narrower still
+
+An interval describes what was resampled. Over episodes it says how these agents would do in other episodes; only an
+interval over seeds says how other seeds would do.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+
+CONFIDENCE = 0.95
+RESAMPLES = 2000
+# Maps samples (..., n) to (..., any shape).
+Statistic = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate and its confidence interval: numbers, or arrays of one shape."""
+
+    value: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+def wilson(successes: np.ndarray | int, trials: np.ndarray | int, *, confidence: float = CONFIDENCE) -> Interval:
+    """A success rate and its Wilson score interval.
+
+    Args:
+        successes, trials: integers of shapes that broadcast; at least one trial each.
+        confidence: of the two-sided interval.
+    """
+    trials = np.asarray(trials, dtype=np.float64)
+    rate, z = np.asarray(successes) / trials, _quantile(confidence)
+    centre = (rate + z**2 / (2 * trials)) / (1 + z**2 / trials)
+    half = z / (1 + z**2 / trials) * np.sqrt(rate * (1 - rate) / trials + z**2 / (4 * trials**2))
+    return Interval(rate, np.clip(centre - half, 0, rate), np.clip(centre + half, rate, 1))
+
+
+def interquartile_mean(samples: np.ndarray) -> np.ndarray:
+    """Mean of the middle half, over the last axis: the lowest and the highest n // 4 of n are left out."""
+    ordered = np.sort(samples, axis=-1)
+    cut = ordered.shape[-1] // 4
+    return ordered[..., cut : ordered.shape[-1] - cut].mean(-1)
+
+
+def mean(samples: np.ndarray) -> np.ndarray:
+    """Mean over the last axis."""
+    return samples.mean(-1)
+
+
+def performance_profile(thresholds: np.ndarray) -> Statistic:
+    """The statistic "share of samples above each threshold": (..., n) to (..., thresholds)."""
+    return lambda samples: (samples[..., None, :] > np.asarray(thresholds)[:, None]).mean(-1)
+
+
+def bootstrap(
+    strata: Sequence[np.ndarray],
+    statistic: Statistic = interquartile_mean,
+    *,
+    confidence: float = CONFIDENCE,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Interval:
+    """A statistic of all strata's samples together, with a widened percentile interval of the stratified bootstrap.
+
+    It may reach beyond the range that samples can have.
+
+    Args:
+        strata: (n,) each, n at least 2. Tasks with a score per seed, or seeds with an outcome per episode: what varies
+            within a stratum is resampled, which strata there are is not.
+        statistic: of the samples of all strata, joined.
+        confidence: of the two-sided interval.
+        resamples: how many; the interval's own noise falls with their square root.
+        seed: of the resampling.
+
+    Raises:
+        ValueError: a stratum has fewer than two samples.
+    """
+    strata = [np.asarray(samples, dtype=np.float64) for samples in strata]
+    draws = np.concatenate([_resampled(samples, resamples, (seed, row)) for row, samples in enumerate(strata)], axis=-1)
+    low, high = _percentiles(statistic(draws), confidence)
+    value, z = statistic(np.concatenate(strata)), _quantile(confidence)
+    wider = _student(z, sum(map(len, strata)) - len(strata)) / z
+    return Interval(value, value + wider * (low - value), value + wider * (high - value))
+
+
+def mean_ranks(
+    scores: np.ndarray, *, confidence: float = CONFIDENCE, resamples: int = RESAMPLES, seed: int = 0
+) -> Interval:
+    """The mean rank of every method over tasks: 1 is best, equals share a rank.
+
+    Args:
+        scores: (methods, tasks, seeds), higher is better; a method's score in a task is its mean over seeds.
+        confidence, resamples, seed: of the bootstrap over seeds, each method and task by itself.
+
+    Returns:
+        (methods,) each.
+    """
+    methods, tasks, _ = scores.shape
+    flat = scores.reshape(methods * tasks, -1)
+    draws = np.stack([_resampled(samples, resamples, (seed, row)).mean(-1) for row, samples in enumerate(flat)], -1)
+    low, high = _percentiles(_ranks(draws.reshape(-1, methods, tasks)), confidence)
+    return Interval(_ranks(scores.mean(-1)), low, high)
+
+
+def _ranks(scores: np.ndarray) -> np.ndarray:
+    """Mean ranks (..., methods) of scores (..., methods, tasks)."""
+    other, own = scores[..., None, :, :], scores[..., :, None, :]
+    return ((other > own).sum(-2) + ((other == own).sum(-2) + 1) / 2).mean(-1)
+
+
+def _resampled(samples: np.ndarray, resamples: int, seed: tuple[int, int]) -> np.ndarray:
+    """(resamples, n - 1) draws with replacement of (n,) samples: their mean varies by s^2 / n, as it should."""
+    if len(samples) < 2:
+        raise ValueError("a stratum needs at least two samples: one says nothing about how much others would differ")
+    generator = np.random.default_rng(seed)
+    return samples[generator.integers(len(samples), size=(resamples, len(samples) - 1))]
+
+
+def _percentiles(draws: np.ndarray, confidence: float) -> tuple[np.ndarray, np.ndarray]:
+    low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
+    return low, high
+
+
+def _quantile(confidence: float) -> float:
+    """z of a two-sided interval: 1.96 for 0.95."""
+    return NormalDist().inv_cdf((1 + confidence) / 2)
+
+
+def _student(z: float, degrees: int) -> float:
+    """Student's t of the level at which a normal variate is z, by its expansion in 1 / degrees of freedom.
+
+    Abramowitz and Stegun 1964, 26.7.5; 3 % too small for two degrees of freedom at 95 %, exact for many.
+    """
+    terms = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + sum(term / degrees**power for power, term in enumerate(terms, start=1))
