@@ -35,7 +35,15 @@ def test_no_environment_is_named_in_the_shared_package():
 FOLDERS = ["TMaze_new", "VizDoom", "MinigridMemory", "MemoryMaze", "Atari", "MuJoCo"]
 WITHOUT_MEMORIES = [*FOLDERS, "RATE_model/acting", "RATE_model/training", "RATE_model/data", "RATE_model/cli"]
 CLASSES = {cls.__name__ for entry in MEMORIES.values() for cls in (entry.memory, entry.config, entry.options)}
-CLASSES |= {"SegmentState", "RecurrentState", "MemoryRetentionValve", "SegmentStepper", "RelativeAttention"}
+CLASSES |= {
+    "SegmentState",
+    "RecurrentState",
+    "AttentionValve",
+    "GateValve",
+    "CellValve",
+    "SegmentStepper",
+    "RelativeAttention",
+}
 # A memory's insides, by which an attribute of it would be reached without an import.
 INSIDES = {"memory_tokens", "valve", "roll_cache", "wrap_distances", "cache_lengths", "content_bias", "num_mem_tokens"}
 

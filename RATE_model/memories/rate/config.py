@@ -11,9 +11,12 @@ from RATE_model.memories.contract import MemoryConfig, MemoryOptions
 
 Arch = Literal["TrXL", "TrXL-I", "GTrXL"]
 Activation = Literal["relu", "leaky_relu", "elu", "tanh", "no_act"]
+Valve = Literal["CA-2", "CA-1", "G", "GRU", "LSTM", "none"]
 
 ARCHS: tuple[str, ...] = get_args(Arch)
 ACTIVATIONS: tuple[str, ...] = get_args(Activation)
+VALVES: tuple[str, ...] = get_args(Valve)
+_ATTENTION_VALVES = ("CA-2", "CA-1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,10 +32,12 @@ class RATEConfig(MemoryConfig):
     num_mem_tokens: int = 0
     # Cached hidden states of earlier segments that a layer may attend to, in tokens; 0 = none
     mem_len: int = 0
-    # Heads of the memory retention valve (MRV); 0 = the written tokens replace the memory as they are
+    # Heads of a memory retention valve (MRV) that attends; 0 = the written tokens replace the memory as they are
     n_head_ca: int = 0
-    # Activation of the written tokens before the MRV
+    # Activation of the written tokens before such an MRV
     mrv_act: Activation = "relu"
+    # Which MRV; see `valve`
+    mrv: Valve = "CA-2"
     # Decoder block: post-norm Transformer-XL, identity-map reordering, or gated
     arch: Arch = "TrXL"
     # Leave the feed-forward network out of every decoder layer
@@ -54,6 +59,16 @@ class RATEConfig(MemoryConfig):
         """Tokens of a full segment: both memory blocks and those of every step."""
         return 2 * self.num_mem_tokens + self.step_tokens * self.context_length
 
+    @property
+    def has_valve(self) -> bool:
+        """Whether there is an MRV."""
+        return self.mrv != "none" and (self.n_head_ca > 0 or self.mrv not in _ATTENTION_VALVES)
+
+    @property
+    def tokens_width(self) -> int:
+        """Numbers that are handed on of a memory token: with an LSTM for a valve its cell too."""
+        return self.d_model * (2 if self.has_valve and self.mrv == "LSTM" else 1)
+
     def validate(self) -> None:
         """Raise `UserError`, in terms of the flags, for invalid sizes."""
         sizes = {name: getattr(self, name) for name in ("n_layer", "n_head", "d_model", "d_head", "d_inner")}
@@ -69,6 +84,7 @@ class RATEConfig(MemoryConfig):
         for value, allowed, flag in (
             (self.arch, ARCHS, "arch_mode"),
             (self.mrv_act, ACTIVATIONS, "mrv_act"),
+            (self.mrv, VALVES, "mrv"),
         ):
             if value not in allowed:
                 raise UserError(f"--{flag} {value!r}: choose one of {', '.join(allowed)}")
@@ -83,14 +99,17 @@ class RATEConfig(MemoryConfig):
         at_most(MAX_STEPS, mem_len=self.mem_len)
 
     def _validate_memory(self) -> None:
-        if not self.n_head_ca:
+        if not self.has_valve:
             return
+        attends = self.mrv in _ATTENTION_VALVES
         if not self.num_mem_tokens:
-            raise UserError(
-                f"--n_head_ca {self.n_head_ca} with --nmt 0: the memory retention valve needs memory tokens; "
-                "set --n_head_ca 0, or --nmt to 1 or more"
+            flag, off = (
+                (f"--n_head_ca {self.n_head_ca}", "--n_head_ca 0") if attends else (f"--mrv {self.mrv}", "--mrv none")
             )
-        if self.d_model % self.n_head_ca:
+            raise UserError(
+                f"{flag} with --nmt 0: the memory retention valve needs memory tokens; set {off}, or --nmt to 1 or more"
+            )
+        if attends and self.d_model % self.n_head_ca:
             divisors = [h for h in range(1, min(self.d_model, 16) + 1) if self.d_model % h == 0]
             raise UserError(
                 f"--n_head_ca {self.n_head_ca} does not divide --d_model {self.d_model}: "
@@ -133,6 +152,7 @@ def apply_mode(config: RATEConfig, *, mode: str, segments: int) -> RATEConfig:
         config,
         num_mem_tokens=config.num_mem_tokens if tokens else 0,
         n_head_ca=config.n_head_ca if valve else 0,
+        mrv=config.mrv if valve or config.mrv in _ATTENTION_VALVES else "none",
         mem_len=config.mem_len if cache else 0,
         context_length=config.context_length * (segments if sliding else 1),
         sliding=sliding,
@@ -149,9 +169,12 @@ class RATEOptions(MemoryOptions):
     nmt: int = 5
     # Cached hidden states of earlier segments, in tokens; 0 = none
     mem_len: int = 0
-    # Heads of the memory retention valve; 0 = no valve
+    # Memory retention valve: what of the old memory survives when a segment has written. CA-2 = the old memory attends
+    # to the written (published), CA-1 = the other way round; G, GRU, LSTM = gates; none = the written replaces the old
+    mrv: Valve = "CA-2"
+    # Heads of a valve that attends (CA-2, CA-1); 0 = no valve
     n_head_ca: int = 4
-    # Activation of written memory before the valve
+    # Activation of written memory before such a valve
     mrv_act: Activation = "relu"
     # Leave out the decoder's feed-forward network (also spelt --skip_dec_attn)
     skip_dec_ffn: Boolean = False
@@ -176,6 +199,25 @@ class RATEOptions(MemoryOptions):
                     f"--{name} {getattr(self, name)} with --model_mode {mode}, which has no {what}: leave it out, set "
                     f"it to 0, or choose one of {', '.join(having)}"
                 )
+        self._check_valve(mode, typed)
+
+    def _check_valve(self, mode: str, typed: Set[str]) -> None:
+        if "mrv" in typed and self.mrv != "none" and not _MODE_TABLE[mode][1]:
+            having = [other for other, row in _MODE_TABLE.items() if row[1]]
+            raise UserError(
+                f"--mrv {self.mrv} with --model_mode {mode}, which has no memory retention valve: leave it out, or "
+                f"choose one of {', '.join(having)}"
+            )
+        attends = self.mrv in _ATTENTION_VALVES
+        if "mrv" in typed and attends and not self.n_head_ca:
+            raise UserError(f"--mrv {self.mrv} with --n_head_ca 0, which is no valve: set --n_head_ca to 1 or more")
+        for name in ("n_head_ca", "mrv_act"):
+            value = getattr(self, name)
+            if name in typed and not attends and value not in (0, "no_act"):
+                raise UserError(
+                    f"--{name} {value} with --mrv {self.mrv}, which does not attend: leave it out, or choose --mrv "
+                    f"{' or '.join(_ATTENTION_VALVES)}"
+                )
 
     def config(
         self, *, mode: str, d_model: int, dropout: float, context_length: int, segments: int, conditioned: bool
@@ -192,6 +234,7 @@ class RATEOptions(MemoryOptions):
             mem_len=self.mem_len,
             n_head_ca=self.n_head_ca,
             mrv_act=self.mrv_act,
+            mrv=self.mrv,
             arch=self.arch_mode,
             skip_dec_ffn=self.skip_dec_ffn,
             dropout=dropout,

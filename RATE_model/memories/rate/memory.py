@@ -22,7 +22,7 @@ from RATE_model.memories.rate.layers import DecoderLayer
 from RATE_model.memories.rate.layout import Layout, RowGroup
 from RATE_model.memories.rate.state import SegmentState
 from RATE_model.memories.rate.stepper import SegmentStepper
-from RATE_model.memories.rate.valve import MemoryRetentionValve
+from RATE_model.memories.rate.valve import make_valve
 
 Head = Callable[[Tensor], Tensor]
 
@@ -56,7 +56,7 @@ class RATE(Memory):
     def initialise(self) -> None:
         """Draw the valve, the biases of attention and the memory tokens."""
         config = self.config
-        self.valve = MemoryRetentionValve(config) if config.n_head_ca else None
+        self.valve = make_valve(config)
         # u and v of Transformer-XL, shared by all layers.
         self.content_bias = nn.Parameter(nn.init.xavier_uniform_(torch.empty(config.n_head, config.d_head)))
         self.position_bias = nn.Parameter(nn.init.xavier_uniform_(torch.empty(config.n_head, config.d_head)))
@@ -112,6 +112,8 @@ class RATE(Memory):
         """Memory before the first segment: the learned tokens, an empty cache."""
         config = self.config
         tokens = None if self.memory_tokens is None else self.memory_tokens.expand(batch_size, -1, -1)
+        if tokens is not None and config.tokens_width > config.d_model:
+            tokens = torch.cat([tokens, torch.zeros_like(tokens)], dim=-1)
         cache = ()
         if config.mem_len:
             empty = self.content_bias.new_zeros(batch_size, 0, config.d_model)
@@ -181,7 +183,7 @@ class RATE(Memory):
         x = torch.stack([part.to(dtype) for part in parts], dim=2).flatten(1, 2)
         if state.tokens is None:
             return x
-        ends = state.tokens.to(x.dtype)
+        ends = state.tokens[..., : self.config.d_model].to(x.dtype)
         return torch.cat([ends, x, ends], dim=1)
 
     def compile(self, *_: Any, **__: Any) -> None:

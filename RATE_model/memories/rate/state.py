@@ -19,7 +19,7 @@ class SegmentState(State):
 
     parts: ClassVar[dict[str, tuple[str, ...]]] = {"tokens": ("tokens",), "cache": ("cache", "cache_lengths")}
 
-    tokens: Tensor | None  # (B, n, d_model); None without memory tokens
+    tokens: Tensor | None  # (B, n, tokens_width), the first d_model of which are shown; None without memory tokens
     cache: tuple[Tensor, ...]  # one (B, m, d_model) per layer, the layer's inputs; empty without a cache
     cache_lengths: Tensor  # (B,) int64, on the CPU: which rows run together is planned there
 

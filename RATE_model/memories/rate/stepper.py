@@ -82,7 +82,8 @@ class SegmentStepper(Stepper):
         self._steps[rows] = self._since_memory[rows] = self._cached[rows] = 0
         if self._memory_tokens is not None:
             tokens = self._memory_tokens.clone()
-            tokens[torch.as_tensor(rows, device=self._device)] = self.memory.memory_tokens.to(tokens.dtype)
+            initial = self.memory.initial(len(rows)).tokens
+            tokens[torch.as_tensor(rows, device=self._device)] = initial.to(tokens.dtype)
             self._memory_tokens = tokens
 
     def keep(self, rows: np.ndarray) -> None:
@@ -122,7 +123,7 @@ class SegmentStepper(Stepper):
         if config.num_mem_tokens:
             for rows in self._rows_by(passed | (self._steps == 0), self._cached):
                 start = config.mem_len
-                self._append(rows, self._pick(self._memory_tokens, rows), start, first=start, outputs=0, block=True)
+                self._append(rows, self._shown_tokens(rows), start, first=start, outputs=0, block=True)
         if self.window:
             for rows in self._rows_by(full, self._cached):
                 self._refill(rows)
@@ -137,7 +138,7 @@ class SegmentStepper(Stepper):
         tokens = None if self._memory_tokens is None else self._pick(self._memory_tokens, rows)
         if tokens is not None:
             written = self._append(
-                rows, tokens.to(self._dtype), end, first=base, outputs=config.num_mem_tokens, block=True
+                rows, self._shown_tokens(rows), end, first=base, outputs=config.num_mem_tokens, block=True
             )
             tokens = written if self.memory.valve is None else self.memory.valve(tokens, written)
         cache = self._rolled_cache(rows, config.segment_tokens)
@@ -317,6 +318,10 @@ class SegmentStepper(Stepper):
         if rows.size == self.batch_size:
             return tensor
         return tensor.index_select(0, torch.as_tensor(rows, device=self._device))
+
+    def _shown_tokens(self, rows: np.ndarray) -> Tensor:
+        """The memory tokens of some rows, as layers see them."""
+        return self._pick(self._memory_tokens, rows)[..., : self.config.d_model].to(self._dtype)
 
     def _store(self, tensor: Tensor, rows: np.ndarray, columns: slice | Tensor, values: Tensor) -> None:
         """Write `(b, t, d_model)` to some rows, at common columns (slice) or each row's own (`(b, t)` indices)."""

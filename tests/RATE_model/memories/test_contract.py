@@ -75,6 +75,7 @@ def every_case() -> list[Case]:
     cases += [
         Case.of("TrXL", "rtg", mem_len=60),
         *(Case.of("RATE", "rtg", arch_mode=arch) for arch in ("TrXL-I", "GTrXL")),
+        *(Case.of("RATE", "rtg", mrv=valve) for valve in ("CA-1", "G", "LSTM")),
     ]
     named: dict[AgentConfig, Case] = {}
     for case in cases:

@@ -1,10 +1,15 @@
 """What passes between segments, what must not, and where gradients go."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from RATE_model.memories.rate.config import ARCHS, MODES
+from RATE_model.errors import UserError
+from RATE_model.memories.rate.config import ARCHS, MODES, VALVES, RATEOptions
+from RATE_model.memories.rate.valve import make_valve
 from tests.small_models import (
     CONTINUOUS,
     VECTOR,
@@ -126,6 +131,90 @@ def test_memory_tokens_are_distinct_at_the_start():
     memory = small_model().initial(4).memory
     assert memory.tokens.shape == (4, 3, 16)
     assert memory.cache_lengths.tolist() == [0, 0, 0, 0]
+
+
+# --- the variants, against their formulas in float64 ---
+
+
+def written_out(valve: torch.nn.Module, mrv: str, old: np.ndarray, new: np.ndarray) -> np.ndarray:
+    """One memory `(n, d)` and what was written `(n, d)` to the next memory, in NumPy."""
+    weights = {name: parameter.detach().double().numpy() for name, parameter in valve.named_parameters()}
+
+    def linear(name: str, x: np.ndarray) -> np.ndarray:
+        return x @ weights[f"{name}.weight"].T + weights.get(f"{name}.bias", 0)
+
+    def cell(x: np.ndarray, which: str) -> np.ndarray:
+        return x @ weights[f"cell.weight_{which}"].T + weights[f"cell.bias_{which}"]
+
+    def sigmoid(x: np.ndarray) -> np.ndarray:
+        return 1 / (1 + np.exp(-x))
+
+    d = new.shape[1]
+    if mrv in ("CA-1", "CA-2"):
+        new = np.maximum(new, 0)
+        query, source = (old, new) if mrv == "CA-2" else (new, old)
+        q, k, v = linear("query", query), linear("key", source), linear("value", source)
+        heads = []
+        for head in np.split(np.arange(d), 2):
+            scores = np.exp(q[:, head] @ k[:, head].T / math.sqrt(d / 2))
+            heads.append(scores / scores.sum(1, keepdims=True) @ v[:, head])
+        return linear("output", np.concatenate(heads, axis=1))
+    if mrv == "G":
+        r_old, z_old, h_old = np.split(linear("from_old", old), 3, axis=1)
+        r_new, z_new = np.split(linear("from_written", new), 2, axis=1)
+        r, z = sigmoid(r_old + r_new), sigmoid(z_old + z_new - weights["bias"])
+        h = np.tanh(h_old + linear("from_reset", new * r))
+        return sigmoid(old * (1 - z) + z * h)
+    if mrv == "GRU":
+        (r_x, z_x, n_x), (r_h, z_h, n_h) = np.split(cell(new, "ih"), 3, axis=1), np.split(cell(old, "hh"), 3, axis=1)
+        r, z = sigmoid(r_x + r_h), sigmoid(z_x + z_h)
+        return (1 - z) * np.tanh(n_x + r * n_h) + z * old
+    h, c = np.split(old, 2, axis=1)
+    i, f, g, o = np.split(cell(new, "ih") + cell(h, "hh"), 4, axis=1)
+    c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+    return np.concatenate([sigmoid(o) * np.tanh(c), c], axis=1)
+
+
+@pytest.mark.parametrize("mrv", [valve for valve in VALVES if valve != "none"])
+@torch.no_grad()
+def test_a_valve_is_its_formula(mrv):
+    config = small_config(mrv=mrv)
+    torch.manual_seed(0)
+    valve = make_valve(config)
+    assert valve is not None
+    old, written = torch.randn(2, 3, config.tokens_width), torch.randn(2, 3, config.d_model)
+    found = valve(old, written)
+    for row in range(2):
+        expected = written_out(valve, mrv, old[row].double().numpy(), written[row].double().numpy())
+        np.testing.assert_allclose(found[row].numpy(), expected, atol=1e-5)
+
+
+def test_without_a_valve_what_is_written_replaces_the_memory():
+    assert make_valve(small_config(mrv="none")) is None
+    assert make_valve(small_config("RMT", mrv="GRU")) is None
+    model, inputs = small_model(mrv="none"), random_inputs()
+    twin = small_model(n_head_ca=0)
+    twin.load_state_dict(model.state_dict())
+    assert torch.equal(logits_of(model, inputs), logits_of(twin, inputs))
+
+
+@pytest.mark.parametrize(
+    ("mode", "flags", "words"),
+    [
+        ("RMT", {"mrv": "GRU"}, "--mrv GRU with --model_mode RMT"),
+        ("RATE", {"mrv": "CA-1", "n_head_ca": 0}, "--mrv CA-1 with --n_head_ca 0"),
+        ("RATE", {"mrv": "G", "n_head_ca": 2}, "--n_head_ca 2 with --mrv G"),
+        ("RATE", {"mrv": "LSTM", "mrv_act": "tanh"}, "--mrv_act tanh with --mrv LSTM"),
+    ],
+)
+def test_flags_that_do_not_go_with_a_valve_are_refused(mode, flags, words):
+    with pytest.raises(UserError, match=words):
+        RATEOptions(**flags).check_mode(mode, flags.keys())
+
+
+def test_a_gate_needs_memory_tokens():
+    with pytest.raises(UserError, match="--mrv G with --nmt 0.*--mrv none"):
+        small_config(mrv="G", num_mem_tokens=0, n_head_ca=0).validate()
 
 
 # --- gradients through memory ---
