@@ -70,9 +70,9 @@ class ModelOptions:
     """Which memory, and what all of them have; flags of one alone are below, under its modes."""
 
     # RATE or an ablation of it: RMT (memory tokens), TrXL (cached hidden states), DT (Decision Transformer: one
-    # segment), DTXL (DT with a cache when acting), RATEM (RATE without cache), RATE_wo_nmt (TrXL); or another memory:
-    # LSTM, GRU, MLP (none), DLSTM and DGRU (return, observation and action enter one by one), BC-LSTM, BC-GRU and
-    # BC-MLP (no returns)
+    # segment), DTXL (DT with a cache when acting), RATEM (RATE without cache), RATE_wo_nmt (TrXL); or another memory,
+    # each with a page in docs/memories: D before its name says that return, observation and action enter one by one,
+    # BC- that it sees no returns
     model_mode: ModelMode = "RATE"
     # Show the return that is still to come: rtg or none (behaviour cloning); auto = as the mode says
     condition: Literal["auto", "rtg", "none"] = "auto"

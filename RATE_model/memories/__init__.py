@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from RATE_model.memories.contract import Memory, MemoryConfig, MemoryOptions
+from RATE_model.memories.ffm import FFM, FFMConfig, FFMOptions
+from RATE_model.memories.lru import LRU, LRUConfig, LRUOptions
 from RATE_model.memories.none import MLP, MLPConfig, MLPOptions
 from RATE_model.memories.rate.config import MODES as RATE_MODES
 from RATE_model.memories.rate.config import RATEConfig, RATEOptions
@@ -41,6 +43,8 @@ MEMORIES: dict[str, Entry] = {
     "LSTM": Entry(LSTM, RecurrentConfig, RecurrentOptions),
     "GRU": Entry(GRU, RecurrentConfig, RecurrentOptions),
     "MLP": Entry(MLP, MLPConfig, MLPOptions),
+    "FFM": Entry(FFM, FFMConfig, FFMOptions),
+    "LRU": Entry(LRU, LRUConfig, LRUOptions),
 }
 
 MODES: dict[str, Mode] = {
@@ -48,6 +52,8 @@ MODES: dict[str, Mode] = {
     "LSTM": Mode("LSTM"),
     "GRU": Mode("GRU"),
     "MLP": Mode("MLP"),
+    "FFM": Mode("FFM"),
+    "LRU": Mode("LRU"),
     # The Decision LSTM (Siebenborn et al. 2022, arXiv 2211.14655): return, observation and action enter one by one.
     "DLSTM": Mode("LSTM", fixed={"step_input": "sequence"}),
     "DGRU": Mode("GRU", fixed={"step_input": "sequence"}),

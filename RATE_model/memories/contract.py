@@ -346,7 +346,8 @@ class Memory(nn.Module, ABC):
     def inspect(self, steps: Steps) -> dict[str, Any]:
         """What there is to look at in some trajectories without padding, by name.
 
-        "states": the state before every segment and after the last, where there is one.
+        "states": the state before every segment and after the last, where there is one. A memory may add "gates": what
+        it decided at every step, `(B, T, n)` each, by name.
         """
         batch, length = steps.shape
         states = [self.initial(batch)]

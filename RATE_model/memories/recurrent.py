@@ -8,7 +8,7 @@ et al. 2022, arXiv 2211.14655), and the hidden state after the observation is th
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from RATE_model.cli.limits import MAX_SIZE, MAX_STEPS, at_least, at_most
 from RATE_model.errors import UserError
 from RATE_model.memories.contract import Memory, MemoryConfig, MemoryOptions, State, Steps
+from RATE_model.memories.stack import StepInput, rolled
 
-StepInput = Literal["joined", "sequence"]
 MAX_FORGET_BIAS = 20  # a gate of 1 - 2e-9: nothing is ever forgotten
 
 
@@ -113,11 +113,11 @@ class _Recurrent(Memory):
             return hidden, state
         on_device = rows.to(x.device)
         lead, lengths = valid[rows].int().argmax(dim=1), valid[rows].sum(dim=1)
-        begun = _rolled(x.index_select(0, on_device), -lead)
+        begun = rolled(x.index_select(0, on_device), -lead)
         packed = pack_padded_sequence(begun, lengths, batch_first=True, enforce_sorted=False)
         output, of_rows = self._run(packed, state.rows(rows))
         output, _ = pad_packed_sequence(output, batch_first=True, total_length=valid.shape[1])
-        return hidden.index_copy(0, on_device, _rolled(output, lead)), state.put(rows, of_rows)
+        return hidden.index_copy(0, on_device, rolled(output, lead)), state.put(rows, of_rows)
 
     def _run(self, x: Tensor | PackedSequence, state: RecurrentState) -> tuple[Any, RecurrentState]:
         raise NotImplementedError
@@ -155,12 +155,6 @@ class GRU(_Recurrent):
 def _layers_first(state: Tensor) -> Tensor:
     """`(B, layers, hidden)` as torch's cells take it."""
     return state.transpose(0, 1).contiguous()
-
-
-def _rolled(x: Tensor, shift: Tensor) -> Tensor:
-    """`(B, T, d)` with row b moved to the right by `shift[b]` steps, around the end."""
-    index = (torch.arange(x.shape[1]) - shift[:, None]) % x.shape[1]
-    return x.gather(1, index.to(x.device)[..., None].expand_as(x))
 
 
 @dataclass(frozen=True)

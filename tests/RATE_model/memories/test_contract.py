@@ -12,7 +12,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from RATE_model.acting.actor import Actor
 from RATE_model.acting.controls import exchange_twins, knock_out_memory, knock_out_part, memory_conditions
 from RATE_model.agent import Agent, AgentConfig
-from RATE_model.cli.settings import group_of
 from RATE_model.loading import load_model
 from RATE_model.memories import MEMORIES, MODES
 from RATE_model.memories.contract import State
@@ -494,6 +493,3 @@ class TestTable(MemoryContract):
 def test_every_mode_is_held_to_it():
     held = {case.config for case in every_case()}
     assert all(Case.of(mode, condition).config in held for mode in MODES for condition in ("rtg", "none"))
-    assert {group_of(memory) for memory in MEMORIES} == {
-        options.__name__[: -len("Options")].lower() for options in SMALL
-    }

@@ -1,0 +1,133 @@
+"""LRU, the Linear Recurrent Unit (Orvieto et al. 2023, arXiv 2303.06349; of the family of S5, Smith et al. 2023).
+
+    s_t = Lambda * s_{t-1} + gamma * (B x_t)                 complex, element by element       equation 5, with gamma
+    Lambda = exp(-exp(nu) + i exp(theta))                    |Lambda| < 1 whatever is learned  section 3.3
+    gamma = exp(log_gamma), sqrt(1 - |Lambda|^2) at the start                                  equation 7
+    y_t = Re(C s_t) + D * x_t
+    layer: x_t + W1 u_t * sigmoid(W2 u_t), u_t = gelu(y_t)   a gated linear unit
+
+At the start |Lambda| lies on a ring between r_min and r_max, uniformly by area. A decay of r forgets within about
+1 / (1 - r) steps.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from RATE_model.errors import UserError
+from RATE_model.memories.contract import MemoryOptions, State
+from RATE_model.memories.scan import scan
+from RATE_model.memories.stack import Cell, Seen, Stack, StackConfig, last_valid
+
+
+@dataclass(frozen=True, kw_only=True)
+class LRUConfig(StackConfig):
+    """Sizes, and where eigenvalues begin."""
+
+    # Complex numbers of a layer's state
+    width: int = 64
+    # Moduli of the eigenvalues at the start
+    r_min: float = 0.9
+    r_max: float = 0.999
+
+    def sizes(self) -> dict[str, int]:
+        """The sizes by the names of their flags."""
+        return {"lru_layers": self.layers, "lru_width": self.width}
+
+    def validate(self) -> None:
+        """Raise a `UserError`, in terms of the flags, for invalid sizes."""
+        super().validate()
+        if not 0 <= self.r_min < self.r_max < 1:
+            raise UserError(
+                f"--lru_r_min {self.r_min} --lru_r_max {self.r_max}: must be at least 0, below 1, and the first below "
+                "the second"
+            )
+
+
+@dataclass(frozen=True)
+class LRUState(State):
+    """The states of every layer."""
+
+    parts: ClassVar[dict[str, tuple[str, ...]]] = {"states": ("states",)}
+
+    states: Tensor  # (B, layers, width, 2) float32, real and imaginary parts; of a cell (B, width, 2)
+
+    @property
+    def slots(self) -> Tensor:
+        """A vector a layer, `(B, layers, 2 width)`."""
+        return self.states.flatten(2)
+
+
+class LRUCell(Cell):
+    """One layer."""
+
+    def __init__(self, config: LRUConfig) -> None:
+        super().__init__()
+        d, n = config.d_model, config.width
+        inner, outer = config.r_min**2, config.r_max**2
+        squared = inner + (outer - inner) * torch.rand(n)
+        self.log_nu = nn.Parameter((-0.5 * squared.log()).log())
+        self.log_theta = nn.Parameter((2 * math.pi * torch.rand(n)).log())
+        self.log_gamma = nn.Parameter(0.5 * (1 - squared).log())
+        self.write = nn.Parameter(torch.randn(n, d, 2) * (2 * d) ** -0.5)  # B
+        self.read = nn.Parameter(torch.randn(d, n, 2) * n**-0.5)  # C
+        self.through = nn.Parameter(torch.randn(d))  # D
+        self.unit = nn.Linear(d, 2 * d)
+
+    def initial(self, batch_size: int, device: torch.device) -> LRUState:
+        """Zeros."""
+        return LRUState(torch.zeros(batch_size, len(self.log_nu), 2, device=device))
+
+    def forward(self, x: Tensor, state: LRUState, valid: Tensor | None) -> tuple[Tensor, LRUState, Seen]:
+        """See `Cell.forward`."""
+        # Real products of both parts at once: W [n, d, 2] as a map from d to 2 n, and back.
+        n, d = len(self.log_nu), len(self.through)
+        gained = self.write * self.log_gamma.exp()[:, None, None]
+        entering = F.linear(x, gained.transpose(1, 2).reshape(2 * n, d)).float()
+        decay = torch.exp(torch.complex(-self.log_nu.exp(), self.log_theta.exp()))
+        entering = torch.view_as_complex(entering.unflatten(-1, (n, 2)))
+        states = torch.view_as_real(scan(decay[None, None], entering, torch.view_as_complex(state.states.contiguous())))
+        signs = torch.tensor([1.0, -1.0], device=x.device)  # Re(C s) = Re C Re s - Im C Im s
+        y = F.linear(states.flatten(2), (self.read * signs).flatten(1)) + self.through * x
+        value, gate = self.unit(F.gelu(y)).chunk(2, dim=-1)
+        gate = torch.sigmoid(gate)
+        return value * gate, LRUState(last_valid(states, state.states, valid)), {"output gate": gate}
+
+
+class LRU(Stack):
+    """Stacked linear recurrent units. Layers are normalised with LayerNorm, not the paper's BatchNorm: see the page."""
+
+    cell = LRUCell
+
+
+@dataclass(frozen=True)
+class LRUOptions(MemoryOptions):
+    """Linear Recurrent Units."""
+
+    # Layers
+    lru_layers: int = 2
+    # Complex numbers of a layer's state; none = d_model
+    lru_width: int | None = None
+    # Smallest modulus of an eigenvalue at the start
+    lru_r_min: float = 0.9
+    # Largest; r forgets within about 1 / (1 - r) steps
+    lru_r_max: float = 0.999
+
+    def config(
+        self, *, mode: str, d_model: int, dropout: float, context_length: int, segments: int, conditioned: bool
+    ) -> LRUConfig:
+        """The memory that these flags ask for."""
+        return LRUConfig(
+            d_model=d_model,
+            context_length=context_length,
+            conditioned=conditioned,
+            dropout=dropout,
+            layers=self.lru_layers,
+            width=d_model if self.lru_width is None else self.lru_width,
+            r_min=self.lru_r_min,
+            r_max=self.lru_r_max,
+        )

@@ -1,0 +1,137 @@
+"""Linear recurrences over whole trajectories: all states at once, or chunk by chunk where states are large.
+
+    s_t = a_t * s_{t-1} + x_t          element by element, real or complex
+
+Two steps make one step of the same form: (a, x), then (b, y), is (b a, b x + y). So states can be found in any
+grouping, by a tree of depth log2(T) (Blelloch 1990; Martin and Cundy 2018, arXiv 1709.04057). Only products of decays
+are formed, no quotients and no exponentials of running sums: with decays of at most 1 nothing overflows, however many
+steps there are.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
+
+StateT = TypeVar("StateT")
+
+# From so many numbers a step on, a CPU is faster step by step, in place, than with the tree, which goes through memory
+# several times: benchmarks/README.md.
+_WIDE = 2048
+
+
+def scan(decay: Tensor, x: Tensor, initial: Tensor) -> Tensor:
+    """All states of the recurrence; differentiable once.
+
+    Args:
+        decay: a, `(B, T, ...)`. Any dimension may be 1; where T is, all steps have one decay.
+        x: `(B, T, ...)`.
+        initial: s_0, `(B, ...)`.
+
+    Returns:
+        s_1 to s_T, `(B, T, ...)`, in the widest dtype of the three, at least float32.
+    """
+    dtype = torch.float32
+    for tensor in (decay, x, initial):
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return _Scan.apply(decay.to(dtype), x.to(dtype), initial.to(dtype))
+
+
+class _Scan(torch.autograd.Function):
+    """The gradient of a recurrence is the same recurrence, from the last step to the first."""
+
+    @staticmethod
+    def forward(ctx: Any, decay: Tensor, x: Tensor, initial: Tensor) -> Tensor:
+        first = torch.addcmul(x[:, :1], decay[:, :1], initial[:, None])
+        states = _states(decay, x, first)
+        ctx.save_for_backward(decay, states, initial)
+        return states
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:
+        decay, states, initial = ctx.saved_tensors
+        decay = decay.conj().resolve_conj()
+        later = decay if decay.shape[1] == 1 else decay.roll(-1, 1)  # what leads from a state to the next
+        reaching = _states(later, gradient, gradient[:, -1:], backwards=True)
+        to_decay = to_initial = None
+        if ctx.needs_input_grad[0]:
+            before = torch.cat([initial[:, None], states[:, :-1]], dim=1)
+            to_decay = (reaching * before.conj()).sum_to_size(decay.shape)
+        if ctx.needs_input_grad[2]:
+            to_initial = decay[:, 0] * reaching[:, 0]
+        return to_decay, reaching, to_initial
+
+
+def _states(decay: Tensor, x: Tensor, first: Tensor, *, backwards: bool = False) -> Tensor:
+    """The recurrence from its first state `(B, 1, ...)` on; `x` of that step is not looked at."""
+    if x.device.type == "cpu" and first.numel() >= _WIDE:
+        return _sweep(decay, x, first, backwards=backwards)
+    if not backwards:
+        return _tree(decay, torch.cat([first, x[:, 1:]], dim=1))
+    return _tree(decay.flip(1), torch.cat([first, x[:, :-1].flip(1)], dim=1)).flip(1)
+
+
+def _sweep(decay: Tensor, x: Tensor, first: Tensor, *, backwards: bool = False) -> Tensor:
+    """Step by step: the recurrence as it is written."""
+    states = torch.empty_like(x)
+    decays = decay.expand(-1, x.shape[1], *decay.shape[2:]).unbind(1)
+    steps: list[Sequence[Tensor]] = [decays, x.unbind(1), states.unbind(1)]
+    if backwards:
+        steps = [each[::-1] for each in steps]
+    steps[2][0].copy_(first[:, 0])
+    before = steps[2][0]
+    for a, new, state in list(zip(*steps, strict=True))[1:]:
+        torch.addcmul(new, a, before, out=state)
+        before = state
+    return states
+
+
+def _tree(decay: Tensor, x: Tensor) -> Tensor:
+    """By pairs: every second state from half as many steps, each of two, and those between from these.
+
+    s_0 = x_0; the first decay is not looked at.
+    """
+    length = x.shape[1]
+    if length == 1:
+        return x
+
+    def part(start: int, stop: int | None = None) -> Tensor:
+        return decay if decay.shape[1] == 1 else decay[:, start:stop:2]
+
+    states = torch.empty_like(x)
+    states[:, :1] = x[:, :1]
+    pairs = torch.addcmul(x[:, 1::2], part(1), x[:, : length - 1 : 2])
+    states[:, 1::2] = _tree(part(1) * part(0, length - 1), pairs)
+    torch.addcmul(x[:, 2::2], part(2), states[:, 1 : length - 1 : 2], out=states[:, 2::2])
+    return states
+
+
+def in_chunks(
+    piece: Callable[..., tuple[Any, StateT]], state: StateT, inputs: Sequence[Tensor], *, size: int
+) -> tuple[list[Any], StateT]:
+    """A recurrence whose states are too large to be held at every step: only those between chunks are.
+
+    Args:
+        piece: (state, inputs of some steps...) -> (what is wanted of these steps, the state after them). Its own
+            intermediate results are computed again for the gradient.
+        state: before the first step: a tensor, or a tuple of tensors.
+        inputs: `(B, T, ...)` each.
+        size: steps of a chunk.
+
+    Returns:
+        What `piece` returned, chunk by chunk, and the state after the last step.
+    """
+    found = []
+    chunks = list(zip(*(tensor.split(size, dim=1) for tensor in inputs), strict=True))
+    again = len(chunks) > 1 and torch.is_grad_enabled()
+    for chunk in chunks:
+        if again:
+            wanted, state = checkpoint(piece, state, *chunk, use_reentrant=False, preserve_rng_state=False)
+        else:
+            wanted, state = piece(state, *chunk)
+        found.append(wanted)
+    return found, state

@@ -1,0 +1,186 @@
+"""What memories made of layers have in common: each layer is a cell with a state of its own.
+
+x_t = relu(W [previous action; return-to-go; observation])        step_input "joined"; or one part after the other
+x_t <- x_t + cell(norm(x_t))                                      layer by layer; without a norm: x_t <- cell(x_t)
+h_t = norm(x_t)
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from RATE_model.cli.limits import MAX_SIZE, MAX_STEPS, at_least, at_most
+from RATE_model.errors import UserError
+from RATE_model.memories.contract import Memory, MemoryConfig, State, Steps
+
+StepInput = Literal["joined", "sequence"]
+
+# What a layer has to show of every step, by name: `(B, T, n)` each.
+Seen = dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StackConfig(MemoryConfig):
+    """Sizes of a stack of layers; a memory adds sizes of its own and names the flags of all of them."""
+
+    # Layers
+    layers: int = 2
+    # Dropout of inputs and of what a layer adds
+    dropout: float = 0.0
+    # Parts of a step enter joined, or one after the other
+    step_input: StepInput = "joined"
+
+    def sizes(self) -> dict[str, int]:
+        """The sizes by the names of their flags."""
+        raise NotImplementedError
+
+    def validate(self) -> None:
+        """Raise a `UserError`, in terms of the flags, for invalid sizes."""
+        at_least(1, **self.sizes(), d_model=self.d_model, context_length=self.context_length)
+        at_most(MAX_SIZE, **self.sizes(), d_model=self.d_model)
+        at_most(MAX_STEPS, context_length=self.context_length)
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"--dropout {self.dropout}: must be at least 0 and below 1")
+
+
+class Cell(nn.Module, ABC):
+    """A layer with a state."""
+
+    @abstractmethod
+    def initial(self, batch_size: int, device: torch.device) -> State:
+        """The state before the first step, `(B, ...)`."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, state: Any, valid: Tensor | None) -> tuple[Tensor, Any, Seen]:
+        """Consecutive steps.
+
+        Args:
+            x: `(B, T, d_model)`.
+            state: before the first of them.
+            valid: `(B, T)` bool on the device of `x`, True on a row's first steps; None: everywhere.
+
+        Returns:
+            `(B, T, d_model)`, of any value where `valid` is False; the state after the last valid step; and what there
+            is to look at.
+        """
+
+
+class Stack(Memory):
+    """Layers, one upon the other.
+
+    Class attributes:
+        cell: makes a layer's cell of the configuration.
+        norm: of a layer's inputs, `LayerNorm` or `RMSNorm`; None: neither norms nor residual connections.
+    """
+
+    config: StackConfig
+    cell: ClassVar[type[Cell]]
+    norm: ClassVar[type[nn.LayerNorm] | type[nn.RMSNorm] | None] = nn.LayerNorm
+
+    def __init__(self, config: StackConfig) -> None:
+        super().__init__(config)
+        d, parts = config.d_model, 3 if config.conditioned else 2
+        self.join = nn.Linear(parts * d, d) if config.step_input == "joined" else None
+        self.cells = nn.ModuleList(self.cell(config) for _ in range(config.layers))
+        norm, count = self.norm, config.layers + 1
+        self.norms = nn.ModuleList() if norm is None else nn.ModuleList(norm(d, eps=1e-5) for _ in range(count))
+        self.dropout = nn.Dropout(config.dropout)
+
+    def initial(self, batch_size: int) -> State:
+        """That of every layer, one after the other in the second dimension of every tensor."""
+        return _joined([cell.initial(batch_size, self.device) for cell in self.cells])
+
+    def forward(self, steps: Steps, valid: Tensor, state: State) -> tuple[Tensor, State]:
+        """See `Memory.forward`."""
+        hidden, state, _ = self._run(steps, valid, state)
+        return hidden, state
+
+    def inspect(self, steps: Steps) -> dict[str, Any]:
+        """ "states" as for every memory, and "gates": what the layers have to show, `(B, T, n)` each, by name."""
+        batch, length = steps.shape
+        states, seen = [self.initial(batch)], []
+        for start in range(0, length, self.segment):
+            part = steps.cut(slice(start, start + self.segment))
+            _, state, gates = self._run(part, torch.ones(part.shape, dtype=torch.bool), states[-1])
+            states.append(state)
+            seen.append(gates)
+        return {
+            "states": states,
+            "gates": {name: torch.cat([gates[name] for gates in seen], dim=1) for name in seen[0]},
+        }
+
+    def _run(self, steps: Steps, valid: Tensor, state: State) -> tuple[Tensor, State, Seen]:
+        """`forward`, and what the layers have to show, by layer and name."""
+        x = self._inputs(steps)
+        per_step = x.shape[1] // valid.shape[1]
+        lead = within = None
+        # Rows that begin with these steps need no mask: what comes after their end changes nothing before it.
+        if not bool(valid[:, 0].all()):
+            lead = valid.int().argmax(dim=1) * per_step
+            ends = valid.sum(dim=1, keepdim=True) * per_step
+            within = (torch.arange(x.shape[1]) < ends).to(x.device)
+            x = rolled(x, -lead)
+        states, seen = [], {}
+        for index, cell in enumerate(self.cells):
+            inputs = self.norms[index](x) if self.norms else x
+            y, after, gates = cell(inputs, _of_layer(state, index), within)
+            x = x + self.dropout(y) if self.norms else self.dropout(y)
+            states.append(after)
+            seen |= {f"layer {index + 1}: {name}": gate[:, per_step - 1 :: per_step] for name, gate in gates.items()}
+        x = self.norms[-1](x) if self.norms else x
+        x = x if lead is None else rolled(x, lead)
+        return x[:, per_step - 1 :: per_step], _joined(states), seen
+
+    def _inputs(self, steps: Steps) -> Tensor:
+        """`(B, T, d)`, or `(B, parts T, d)` if parts of a step enter one after the other."""
+        parts = steps.inputs()
+        if self.join is not None:
+            return self.dropout(torch.relu(self.join(torch.cat(parts, dim=-1))))
+        return self.dropout(torch.stack(parts, dim=2).flatten(1, 2))
+
+
+def _of_layer(state: State, index: int) -> State:
+    return state.map(lambda tensor: tensor[:, index])
+
+
+def _joined(states: list[State]) -> State:
+    return states[0].map(lambda *tensors: torch.stack(tensors, dim=1), *states[1:])
+
+
+def rolled(x: Tensor, shift: Tensor) -> Tensor:
+    """`(B, T, d)` with row b moved to the right by `shift[b]` steps, around the end."""
+    index = (torch.arange(x.shape[1]) - shift[:, None]) % x.shape[1]
+    return x.gather(1, index.to(x.device)[..., None].expand_as(x))
+
+
+def last_valid(states: Tensor, initial: Tensor, valid: Tensor | None) -> Tensor:
+    """Of states `(B, T, ...)` the one after the last valid step, `(B, ...)`; `initial` where no step is."""
+    if valid is None:
+        return states[:, -1]
+    with_initial = torch.cat([initial[:, None], states], dim=1)
+    return with_initial[torch.arange(len(states), device=states.device), valid.sum(dim=1)]
+
+
+class CausalConvolution(nn.Module):
+    """Every channel's own filter over its last inputs, in float32; the inputs before are a state `(B, taps - 1, d)`."""
+
+    def __init__(self, channels: int, taps: int = 4) -> None:
+        super().__init__()
+        bound = taps**-0.5
+        self.weight = nn.Parameter(torch.empty(taps, channels).uniform_(-bound, bound))  # the last is the present's
+        self.bias = nn.Parameter(torch.empty(channels).uniform_(-bound, bound))
+
+    def forward(self, x: Tensor, before: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+        """`(B, T, d)` filtered, and the last inputs; `valid` as for a cell."""
+        length, taps = x.shape[1], len(self.weight)
+        inputs = torch.cat([before, x.float()], dim=1)
+        filtered = self.bias
+        for tap in range(taps):
+            filtered = torch.addcmul(filtered, inputs[:, tap : tap + length], self.weight[tap])
+        if valid is None:
+            return filtered, inputs[:, length:]
+        places = valid.sum(dim=1)[:, None] + torch.arange(taps - 1, device=x.device)
+        return filtered, inputs.gather(1, places[..., None].expand(-1, -1, x.shape[-1]))

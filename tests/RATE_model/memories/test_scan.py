@@ -1,0 +1,77 @@
+"""Scans against the loop, in float64; far beyond what is trained on; in bfloat16."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from RATE_model.memories import scan as module
+from RATE_model.memories.scan import in_chunks, scan
+
+
+def loop(decay: Tensor, x: Tensor, state: Tensor) -> Tensor:
+    """The recurrence, step by step."""
+    states = []
+    for new, a in zip(x.unbind(1), decay.expand(-1, x.shape[1], -1).unbind(1), strict=True):
+        state = a * state + new
+        states.append(state)
+    return torch.stack(states, dim=1)
+
+
+def numbers(*shape: int, dtype: torch.dtype, seed: int) -> Tensor:
+    return torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(params=[1, 10**9], ids=["sweep", "tree"])
+def way(request, monkeypatch) -> None:
+    """Both ways to find the states."""
+    monkeypatch.setattr(module, "_WIDE", request.param)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+@pytest.mark.parametrize("length", [1, 2, 7, 32])
+@pytest.mark.parametrize("one_decay", [True, False])
+def test_states_and_gradients_are_the_loops(way, dtype, length, one_decay):
+    shape = (1, 1, 5) if one_decay else (3, length, 5)
+    arguments = [
+        numbers(*size, dtype=dtype, seed=seed).requires_grad_()
+        for seed, size in enumerate((shape, (3, length, 5), (3, 5)))
+    ]
+    weights = numbers(3, length, 5, dtype=dtype, seed=9)
+    found, expected = scan(*arguments), loop(*arguments)
+    torch.testing.assert_close(found, expected)
+    ours, theirs = (torch.autograd.grad((states * weights).sum().abs(), arguments) for states in (found, expected))
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("decay", [1.0, 0.9999, 0.5, 0.0])
+def test_nothing_overflows_in_a_hundred_thousand_steps(decay):
+    steps = 100_000
+    states = scan(torch.full((1, 1, 1), decay), torch.ones(1, steps, 1), torch.zeros(1, 1))
+    expected = steps if decay == 1 else (1 - decay**steps) / (1 - decay)
+    assert states.isfinite().all() and states[0, -1, 0] == pytest.approx(expected, rel=1e-3)
+
+
+def test_bfloat16_is_added_up_in_float32(way):
+    ones = torch.ones(1, 1000, 1, dtype=torch.bfloat16)
+    states = scan(ones, ones, torch.zeros(1, 1, dtype=torch.bfloat16))
+    assert states.dtype == torch.float32 and states[0, -1, 0] == 1000  # bfloat16 stops at 256
+
+
+def test_chunks_are_the_whole_with_its_gradients():
+    x = numbers(2, 11, 3, dtype=torch.float64, seed=0).requires_grad_()
+    decay = torch.rand(2, 11, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+
+    def piece(state: Tensor, *chunk: Tensor) -> tuple[Tensor, Tensor]:
+        states = scan(*chunk, state)
+        return states.square(), states[:, -1]
+
+    found, last = in_chunks(piece, torch.zeros(2, 3, dtype=torch.float64), (decay, x), size=4)
+    states = loop(decay, x, torch.zeros(2, 3, dtype=torch.float64))
+    torch.testing.assert_close(torch.cat(found, dim=1), states.square())
+    torch.testing.assert_close(last, states[:, -1])
+    ours, theirs = (
+        torch.autograd.grad(squares.sum(), (decay, x)) for squares in (torch.cat(found, dim=1), states.square())
+    )
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other)
