@@ -71,8 +71,12 @@ def observation_noise(keys: np.ndarray, steps: np.ndarray) -> np.ndarray:
 
     Counter-based (splitmix64; Steele, Lea and Flood 2014): any element costs the same and no state is kept.
     """
-    bits = _mix(keys + (steps.astype(np.uint64) + 1) * _GOLDEN) >> 32
-    return ((bits * 3) >> 32).astype(np.int64) - 1
+    return (((hashed(keys, steps) >> 32) * 3) >> 32).astype(np.int64) - 1
+
+
+def hashed(keys: np.ndarray, numbers: np.ndarray | int) -> np.ndarray:
+    """64 random bits, uint64: number ``numbers`` (0 for the first) of each stream; both broadcast."""
+    return _mix(keys + (np.atleast_1d(numbers).astype(np.uint64) + 1) * _GOLDEN)
 
 
 def _mix(z: np.ndarray) -> np.ndarray:
@@ -272,12 +276,12 @@ class TMazeEnv(gymnasium.Env):
         episode = int(self.np_random.integers(2**31)) if seed is None else seed
         goal = {"goal": options["goal"]} if options and "goal" in options else {}
         observations, info = self._mazes.reset(seed=[episode], options=goal)
-        return observations[0], _first(info)
+        return observations[0], first_row(info)
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, int]]:
         """Take one action. Returns observation (4,) float32, reward, terminated, truncated, info."""
         observations, rewards, terminated, truncated, info = self._mazes.step(np.array([action]))
-        return observations[0], float(rewards[0]), bool(terminated[0]), bool(truncated[0]), _first(info)
+        return observations[0], float(rewards[0]), bool(terminated[0]), bool(truncated[0]), first_row(info)
 
     def render(self) -> str | np.ndarray | None:
         """The maze as text ("ansi") or as an (H, W, 3) uint8 image ("rgb_array")."""
@@ -294,7 +298,8 @@ class TMazeEnv(gymnasium.Env):
         return render_text(**scene, step=int(mazes._steps[0])) if self.render_mode == "ansi" else render_rgb(**scene)
 
 
-def _first(info: dict[str, np.ndarray]) -> dict[str, int]:
+def first_row(info: dict[str, np.ndarray]) -> dict[str, int]:
+    """The info of the only environment of a vector."""
     return {name: int(values[0]) for name, values in info.items()}
 
 

@@ -1,0 +1,487 @@
+"""Tasks that tell memories apart: chains of T-junctions, for one agent or for thousands side by side.
+
+Walk right until the flag shows a junction, then turn up or down; a turn leads into the next corridor, or, at the last
+junction, to the end. Which turn is right differs by task, and so does what it takes to know:
+
+    multi-cue   n bits, shown one after another on the first n observations, asked for at n junctions; by name (each bit
+                comes with a name, and the names are asked for in another order) or in order: capacity
+    endless     a hint at the beginning of every corridor, for the junction at its end: overwriting
+    distracted  one hint in its colour, and hints of another colour before and after it: selectivity
+    recall      at the first step the agent turns as it likes, and at the junction it has to turn the same way; no
+                observation tells. Action associative retrieval, AAR (Cherepanov et al. 2023, arXiv 2306.09459)
+
+The fifth task, passive, is `env.py`.
+
+Observation, float32: ``[hint, flag, noise]``, then ``colour`` (1 the hint's, -1 a decoy's, 0 none) in distracted, and
+the name, n numbers one of which may be 1, in multi-cue by name. The flag is 1 wherever the agent stands at a junction;
+hint and noise are as in `env.py`.
+
+Every decision is a fair coin to an agent that does not remember: `CHANCE`. An episode and its twin (reset option
+``flip``) are equal but for the sides of all hints, so that of both together any fixed choice is right half of the time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import gymnasium
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from RATE_model.acting.vector import discrete_actions, episode_seeds, reset_mask
+from RATE_model.errors import UserError
+from TMaze_new.TMaze_new_src.env import (
+    DOWN,
+    NUM_ACTIONS,
+    RIGHT,
+    UP,
+    first_row,
+    hashed,
+    noise_keys,
+    observation_noise,
+)
+from TMaze_new.TMaze_new_src.render import render_rgb, render_text
+
+CHANCE = 0.5
+DEFAULT_CORRIDOR_LENGTH = 28
+
+_HINT, _FLAG, _NOISE = range(3)
+_MOVE_X = np.array([1, 0, -1, 0])
+_TURN = np.array([0, 1, 0, -1])
+# Streams of random bits of an episode, apart from that of its noise.
+_BITS, _SHOWN, _ASKED, _DECOYS, _DECOY_SIDES = range(1, 6)
+
+
+class ChainVectorEnv(VectorEnv):
+    """What all tasks share; a task says what is shown and what is right.
+
+    Finished episodes stay frozen until they are reset (``AutoresetMode.DISABLED``). ``info`` holds (N,) int64 arrays:
+    ``junction``, how many turns were taken, ``right``, how many of them that count were right, and ``x``.
+
+    Args:
+        num_envs: N, how many.
+        corridor_length: x of the junction in a corridor, one number or (N,) numbers.
+        junctions: how many there are; None: as the task has it.
+        max_steps: actions until truncation, one number or (N,); None is one more than is needed.
+        render_mode: only None.
+
+    Raises:
+        UserError: a size is below its minimum.
+    """
+
+    metadata = {"render_modes": [], "autoreset_mode": AutoresetMode.DISABLED}
+    name: ClassVar[str]
+    default_junctions: ClassVar[int] = 1
+    shortest_corridor: int = 1
+    rewards: tuple[float, float] = (1.0, 0.0)  # of a right and of a wrong turn
+    step_cost: ClassVar[float] = 0.0
+    features: int = 3
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        corridor_length: int | Sequence[int] | np.ndarray = DEFAULT_CORRIDOR_LENGTH,
+        *,
+        junctions: int | None = None,
+        max_steps: int | Sequence[int] | np.ndarray | None = None,
+        render_mode: None = None,
+    ) -> None:
+        self.num_envs, self.render_mode = num_envs, render_mode
+        self.junctions = self.default_junctions if junctions is None else junctions
+        if self.junctions < 1:
+            raise UserError(f"T-Maze, {self.name}: junctions is {self.junctions}; it must be at least 1.")
+        self.corridor_length = np.broadcast_to(np.asarray(corridor_length, dtype=np.int64), (num_envs,)).copy()
+        if np.any(self.corridor_length < self.shortest_corridor):
+            raise UserError(
+                f"T-Maze, {self.name}: corridor_length is {self.corridor_length.min()}; "
+                f"it must be at least {self.shortest_corridor}."
+            )
+        self._lengths = self._corridors()
+        self.max_steps = np.broadcast_to(
+            self.steps_needed + 1 if max_steps is None else np.asarray(max_steps), (num_envs,)
+        ).copy()
+        if np.any(self.max_steps < 1):
+            raise UserError(f"T-Maze, {self.name}: max_steps is {self.max_steps.min()}; it must be at least 1.")
+
+        low = np.where(np.arange(self.features) == _FLAG, 0, -1).astype(np.float32)
+        self.single_observation_space = gymnasium.spaces.Box(low, np.ones_like(low), dtype=np.float32)
+        self.single_action_space = gymnasium.spaces.Discrete(NUM_ACTIONS)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+
+        self._rows = np.arange(num_envs)
+        self._x, self._steps, self._junction, self._since = (np.zeros(num_envs, dtype=np.int64) for _ in range(4))
+        self._keys = np.zeros(num_envs, dtype=np.uint64)
+        self._answers = np.ones((num_envs, self.junctions), dtype=np.int8)
+        self._turns = np.zeros((num_envs, self.junctions), dtype=np.int8)  # 0: not taken
+        # Nothing moves before the first reset.
+        self._terminated, self._truncated = np.zeros(num_envs, dtype=bool), np.ones(num_envs, dtype=bool)
+        self._observations = np.zeros((num_envs, self.features), dtype=np.float32)
+
+    # What a task says.
+
+    @classmethod
+    def corridor_for(cls, steps: int, junctions: int) -> int:
+        """The longest corridor of an episode that can be over after so many steps."""
+        return steps - junctions
+
+    def _corridors(self) -> np.ndarray:
+        """x of every junction in its corridor, (N, junctions) int64: the first as asked for, the others at its end."""
+        lengths = np.zeros((self.num_envs, self.junctions), dtype=np.int64)
+        lengths[:, 0] = self.corridor_length
+        return lengths
+
+    def _begin(self, rows: np.ndarray, flip: np.ndarray) -> None:
+        """Draw what is asked for in the rows (b,) that begin; where flip (b,) is True with all sides exchanged."""
+        sides = 2 * self._bits(rows, _BITS, self.junctions).astype(np.int8) - 1
+        self._answers[rows] = np.where(flip[:, None], -sides, sides)
+
+    def _show(self, observations: np.ndarray) -> None:
+        """Put the task's hints into the observations (N, features) of the present state."""
+        raise NotImplementedError
+
+    @property
+    def horizons(self) -> tuple[int, ...]:
+        """The correlation horizons of the task (Cherepanov et al. 2024, arXiv 2412.06531), shortest first: steps from
+        what tells to the decision that needs it, both included. Of the first row."""
+        raise NotImplementedError
+
+    @property
+    def first_actions(self) -> np.ndarray | None:
+        """(N,) int64, what an evaluation does at the first step instead of the agent; None: the agent acts itself."""
+        return None
+
+    # What all do.
+
+    def reset(
+        self, *, seed: int | Sequence[int] | np.ndarray | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Start new episodes.
+
+        Args:
+            seed: one per episode, or an int s for s, s + 1, ..., or None to draw them from `np_random`.
+            options: ``reset_mask`` (N,) bool: which to reset; ``flip``, bool or (N,) bool: begin the seed's twin.
+
+        Returns:
+            observations (N, features) float32 and info.
+
+        Raises:
+            ValueError: there are not N seeds, or a mask has another shape or type.
+        """
+        options = options or {}
+        seeds, mask = episode_seeds(self, seed), reset_mask(self, options)
+        rows = np.flatnonzero(mask)
+        flip = np.broadcast_to(np.asarray(options.get("flip", False), dtype=bool), mask.shape)[rows]
+        self._keys[rows] = noise_keys([seeds[row] for row in rows.tolist()])
+        states = (self._x, self._steps, self._junction, self._since, self._turns, self._terminated, self._truncated)
+        for state in states:
+            state[rows] = 0
+        self._begin(rows, flip)
+        self._observations = np.where(mask[:, None], self._observe(), self._observations)
+        return self._observations.copy(), self._info()
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+        """One action per episode, (N,) integers. Actions in finished episodes are ignored.
+
+        Returns:
+            observations (N, features) float32, rewards (N,) float64, terminated (N,) bool, truncated (N,) bool, info.
+
+        Raises:
+            ValueError: the actions are not N integers between 0 and 3.
+        """
+        actions = discrete_actions(self, actions)
+        running = ~(self._terminated | self._truncated)
+        length = self._here(self._lengths)
+        turn = np.where(running & (self._x == length), _TURN[actions], 0)
+        turned = np.flatnonzero(turn)
+        right = turn == self._here(self._answers)
+        counts = self._junction >= self.junctions - self.counted
+        rewards = np.where((turn != 0) & counts, np.where(right, *self.rewards), 0.0) - self.step_cost * running
+
+        self._x = np.clip(self._x + np.where(running, _MOVE_X[actions], 0), 0, length)
+        self._since += running
+        self._x[turned] = self._since[turned] = 0
+        self._turns[turned, self._junction[turned]] = turn[turned]
+        self._junction[turned] += 1
+        self._steps += running
+        self._terminated |= self._junction == self.junctions
+        self._truncated |= running & ~self._terminated & (self._steps >= self.max_steps)
+        self._observations = np.where(running[:, None], self._observe(), self._observations)
+        return self._observations.copy(), rewards, self._terminated.copy(), self._truncated.copy(), self._info()
+
+    def expert_actions(self, wrong: np.ndarray | bool = False) -> np.ndarray:
+        """What the optimal policy does now, (N,) int64; where ``wrong`` (N,), every turn is the wrong one."""
+        side = np.where(wrong, -1, 1) * self._here(self._answers)
+        return np.where(self._at_junction(), np.where(side == 1, UP, DOWN), RIGHT)
+
+    def play_expert(self, wrong: np.ndarray | bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Episodes of `expert_actions`, from a reset to the end.
+
+        Returns:
+            observations (N, T, features) float32, actions (N, T) uint8, rewards (N, T) float32 with T the steps of the
+            longest, and terminals (N,) bool.
+        """
+        steps = int(self.steps_needed.max())
+        observations = np.empty((self.num_envs, steps, self.features), dtype=np.float32)
+        actions = np.empty((self.num_envs, steps), dtype=np.uint8)
+        rewards = np.empty((self.num_envs, steps), dtype=np.float32)
+        for step in range(steps):
+            observations[:, step], actions[:, step] = self._observations, self.expert_actions(wrong)
+            _, rewards[:, step], terminated, _, _ = self.step(actions[:, step])
+        return observations, actions, rewards, terminated
+
+    @property
+    def steps_needed(self) -> np.ndarray:
+        """(N,) int64, steps of an episode without detours."""
+        return (self._lengths + 1).sum(1)
+
+    @property
+    def counted(self) -> int:
+        """How many junctions count, at the end of the chain."""
+        return self.junctions
+
+    @property
+    def outcomes(self) -> np.ndarray:
+        """(N, counted) bool: the turns that were right. One that was not taken is wrong."""
+        return (self._turns == self._answers)[:, self.junctions - self.counted :]
+
+    def scene(self, row: int) -> dict[str, int]:
+        """What a picture of a row shows; see `render`. A short corridor is the end of the longest, so that all pictures
+        of an episode have one size."""
+        longest = int(self._lengths[row].max())
+        skipped = longest - self._here(self._lengths)[row]
+        values = {"x": skipped + self._x[row], "goal": self._here(self._answers)[row]}
+        values |= {"corridor_length": longest, "y": 0, "hint": self._observations[row, _HINT]}
+        return {name: int(value) for name, value in values.items()}
+
+    def _here(self, values: np.ndarray) -> np.ndarray:
+        """The value (N,) of each row's present junction in an array (N, junctions)."""
+        return values[self._rows, np.minimum(self._junction, self.junctions - 1)]
+
+    def _at_junction(self) -> np.ndarray:
+        return (self._x == self._here(self._lengths)) & (self._junction < self.junctions)
+
+    def _observe(self) -> np.ndarray:
+        """The observation of every episode's present state, (N, features) float32."""
+        observations = np.zeros((self.num_envs, self.features), dtype=np.float32)
+        observations[:, _FLAG] = self._at_junction()
+        observations[:, _NOISE] = observation_noise(self._keys, self._steps)
+        self._show(observations)
+        return observations
+
+    def _hash(self, rows: np.ndarray, stream: int, count: int) -> np.ndarray:
+        """(b, count) uint64, the first numbers of a stream of the rows' episodes."""
+        return hashed(hashed(self._keys[rows], stream)[:, None], np.arange(count))
+
+    def _bits(self, rows: np.ndarray, stream: int, count: int) -> np.ndarray:
+        """(b, count) fair bits, 0 or 1."""
+        return self._hash(rows, stream, count) >> 63
+
+    def _info(self) -> dict[str, np.ndarray]:
+        return {"junction": self._junction.copy(), "right": self.outcomes.sum(1), "x": self._x.copy()}
+
+
+class MultiCueVectorEnv(ChainVectorEnv):
+    """Several bits at once; see the module. The junctions lie next to each other, at the end of one corridor.
+
+    Args:
+        by_name: ask for the bits by their names, in random order; False: in the order in which they were shown.
+        others: see `ChainVectorEnv`; ``junctions`` is the number of bits, and a right turn earns its share of 1.
+    """
+
+    name = "multi-cue"
+    default_junctions = 4
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        corridor_length: int | Sequence[int] | np.ndarray = DEFAULT_CORRIDOR_LENGTH,
+        *,
+        junctions: int | None = None,
+        by_name: bool = True,
+        **others: Any,
+    ) -> None:
+        bits = self.default_junctions if junctions is None else junctions
+        self.by_name, self.shortest_corridor, self.rewards = by_name, bits, (1 / max(1, bits), 0.0)
+        self.features = 3 + bits * by_name
+        self._shown, self._asked = (np.tile(np.arange(bits), (num_envs, 1)) for _ in range(2))  # names, in order
+        super().__init__(num_envs, corridor_length, junctions=bits, **others)
+
+    def _begin(self, rows: np.ndarray, flip: np.ndarray) -> None:
+        super()._begin(rows, flip)
+        if self.by_name:
+            self._shown[rows], self._asked[rows] = (
+                self._hash(rows, stream, self.junctions).argsort(1) for stream in (_SHOWN, _ASKED)
+            )
+
+    def _show(self, observations: np.ndarray) -> None:
+        showing = np.flatnonzero(self._steps < self.junctions)
+        name = self._shown[showing, self._steps[showing]]
+        order = self._asked[showing].argsort(1)  # of each name, the junction that asks for it
+        observations[showing, _HINT] = self._answers[showing, order[np.arange(len(showing)), name]]
+        if self.by_name:
+            observations[showing, 3 + name] = 1
+            asking = np.flatnonzero(self._at_junction())
+            observations[asking, 3 + self._asked[asking, self._junction[asking]]] = 1
+
+    @property
+    def horizons(self) -> tuple[int, ...]:
+        last, bits = int(self.corridor_length[0]) + 1, self.junctions
+        return tuple(range(last - bits + 1, last + bits)) if self.by_name else (last,)
+
+
+class EndlessVectorEnv(ChainVectorEnv):
+    """A new hint for every junction; see the module. A right turn earns 1, a wrong one costs 1, a step a hundredth."""
+
+    name = "endless"
+    default_junctions = 5
+    rewards = (1.0, -1.0)
+    step_cost = 0.01
+
+    @classmethod
+    def corridor_for(cls, steps: int, junctions: int) -> int:
+        return steps // junctions - 1
+
+    def _corridors(self) -> np.ndarray:
+        return np.repeat(self.corridor_length[:, None], self.junctions, axis=1)
+
+    def _show(self, observations: np.ndarray) -> None:
+        shown = (self._since == 0) & (self._junction < self.junctions)
+        observations[:, _HINT] = np.where(shown, self._here(self._answers), 0)
+
+    @property
+    def horizons(self) -> tuple[int, ...]:
+        return (int(self.corridor_length[0]) + 1,)
+
+
+class DistractedVectorEnv(ChainVectorEnv):
+    """One hint that counts among many that do not; see the module. Half of all other observations show a decoy."""
+
+    name = "distracted"
+    features = 4
+    hint_step = 2
+    shortest_corridor = hint_step + 1
+
+    def _show(self, observations: np.ndarray) -> None:
+        shown, side = (hashed(hashed(self._keys, stream), self._steps) >> 63 for stream in (_DECOYS, _DECOY_SIDES))
+        observations[:, _HINT] = np.where(shown == 1, 2 * side.astype(np.int8) - 1, 0)
+        observations[:, 3] = -shown.astype(np.int8)
+        hint = self._steps == self.hint_step
+        observations[hint, _HINT] = self._answers[hint, 0]
+        observations[hint, 3] = 1
+
+    @property
+    def horizons(self) -> tuple[int, ...]:
+        return (int(self.corridor_length[0]) - self.hint_step + 1,)
+
+
+class RecallVectorEnv(ChainVectorEnv):
+    """Only the agent's own first turn tells which way is right at the end; see the module.
+
+    An agent that always goes up is right without remembering. So evaluations take the first turn in its place
+    (`first_actions`): up in an episode, down in its twin.
+    """
+
+    name = "recall"
+    default_junctions = 2
+
+    def _corridors(self) -> np.ndarray:
+        return np.stack([np.zeros_like(self.corridor_length), self.corridor_length], axis=1)
+
+    def _show(self, observations: np.ndarray) -> None:
+        taken = self._turns[:, 0]
+        self._answers[:, 1] = np.where(taken, taken, self._answers[:, 0])
+
+    @property
+    def counted(self) -> int:
+        return 1
+
+    @property
+    def first_actions(self) -> np.ndarray:
+        return np.where(self._answers[:, 0] == 1, UP, DOWN)
+
+    @property
+    def horizons(self) -> tuple[int, ...]:
+        return (int(self.corridor_length[0]) + 2,)
+
+
+class ChainEnv(gymnasium.Env):
+    """One episode at a time: the Gymnasium view of a task's vector environment of one row.
+
+    Args:
+        task: its name.
+        render_mode: "ansi" (text), "rgb_array" or None.
+        others: see the task's vector environment; single numbers.
+    """
+
+    metadata = {"render_modes": ["ansi", "rgb_array"], "render_fps": 8}
+
+    def __init__(self, task: str, *, render_mode: str | None = None, **others: Any) -> None:
+        if render_mode not in (None, *self.metadata["render_modes"]):
+            raise UserError(f"T-Maze: render_mode is {render_mode!r}; it must be one of 'ansi', 'rgb_array' or None.")
+        self._chains = TASKS[task](1, **others)
+        self.render_mode = render_mode
+        self.observation_space = self._chains.single_observation_space
+        self.action_space = self._chains.single_action_space
+
+    @property
+    def horizons(self) -> tuple[int, ...]:
+        """See `ChainVectorEnv.horizons`."""
+        return self._chains.horizons
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, int]]:
+        """Start the episode of ``seed``, or a random one. Returns the observation (features,) float32 and info."""
+        super().reset(seed=seed)
+        episode = int(self.np_random.integers(2**31)) if seed is None else seed
+        observations, info = self._chains.reset(seed=[episode], options=options)
+        return observations[0], first_row(info)
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, int]]:
+        """Take one action. Returns observation (features,) float32, reward, terminated, truncated, info."""
+        observations, rewards, terminated, truncated, info = self._chains.step(np.array([action]))
+        return observations[0], float(rewards[0]), bool(terminated[0]), bool(truncated[0]), first_row(info)
+
+    def render(self) -> str | np.ndarray | None:
+        """The corridor that the agent is in, as text ("ansi") or as an (H, W, 3) uint8 image ("rgb_array")."""
+        if self.render_mode is None:
+            return None
+        scene = self._chains.scene(0)
+        return (
+            render_rgb(**scene)
+            if self.render_mode == "rgb_array"
+            else render_text(**scene, step=int(self._chains._steps[0]))
+        )
+
+
+TASKS: dict[str, type[ChainVectorEnv]] = {
+    cls.name: cls for cls in (MultiCueVectorEnv, EndlessVectorEnv, DistractedVectorEnv, RecallVectorEnv)
+}
+
+
+def make_chains(num_envs: int = 1, *, task: str, **others: Any) -> ChainVectorEnv:
+    """The vector environment of a task, by its name."""
+    return TASKS[task](num_envs, **others)
+
+
+def environment_id(task: str) -> str:
+    """What Gymnasium calls a task: TMazeMultiCue-v0 and so on."""
+    return f"TMaze{task.title().replace('-', '')}-v0"
+
+
+def register() -> None:
+    """Make ``gymnasium.make("TMazeEndless-v0")`` and ``make_vec`` work. Done on import; again does nothing."""
+    for task in TASKS:
+        if (name := environment_id(task)) not in gymnasium.registry:
+            gymnasium.register(
+                name,
+                entry_point=f"{__name__}:ChainEnv",
+                vector_entry_point=f"{__name__}:make_chains",
+                kwargs={"task": task},
+            )
+
+
+register()
