@@ -13,9 +13,10 @@ the graphics library for the first one: all mazes of a process share one OpenGL 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import import_module
 from typing import Any
 from xml.etree import ElementTree
@@ -84,7 +85,7 @@ class Context:
 
     def __init__(self, model: Any, textures: Textures) -> None:
         self._shared = textures.load()
-        with _opengl().make_current() as thread:  # OSMesa draws in a thread of its own
+        with _drawing() as thread:
             self._context = thread.call(_make_context, model)
         count = self._shared.ntexture
         own = self._context.texture[:count].copy()
@@ -96,7 +97,7 @@ class Context:
 
     def draw(self, area: Any, scene: Any, pixels: np.ndarray) -> None:
         """Draw a scene and write its pixels, (height, width, 3) uint8, lowest row first."""
-        with _opengl().make_current() as thread:
+        with _drawing() as thread:
             thread.call(_draw, area, scene, self._context, pixels)
 
 
@@ -153,9 +154,22 @@ def _opengl() -> Any:
     return context
 
 
+@contextlib.contextmanager
+def _drawing() -> Iterator[Any]:
+    """The thread that draws (OSMesa has one of its own), with this process's OpenGL context current in it.
+
+    dm_control leaves out what it takes to be current already, but knows only its own contexts: gymnasium's MuJoCo, or
+    whatever else draws in this process, may have taken its place, and mazes would be drawn there or not at all.
+    """
+    opengl = _opengl()
+    with opengl.make_current() as thread:
+        thread.call(opengl._platform_make_current)
+        yield thread
+
+
 def _free(context: Any, own_textures: np.ndarray) -> None:
     context.texture[: len(own_textures)] = own_textures
-    with _opengl().make_current() as thread:
+    with _drawing() as thread:
         thread.call(context.free)
 
 
@@ -173,7 +187,7 @@ def _loaded(textures: str, files: frozenset[tuple[str, bytes]]) -> Any:
     model = mujoco.MjModel.from_xml_string(
         f"<mujoco><asset>{textures}</asset><worldbody/></mujoco>", assets=dict(files)
     )
-    with _opengl().make_current() as thread:
+    with _drawing() as thread:
         return thread.call(_make_context, model)
 
 

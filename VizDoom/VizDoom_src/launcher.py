@@ -3,7 +3,7 @@
 - The engine makes a folder `_vizdoom` where it is started: the script goes to the cache first.
 - Signals that ask a job to stop are for us, who then end the engine.
 - Where the system can tell a process of its parent's death (Linux, by `setpriv`), the engine ends even if we are
-  killed.
+  killed. A death before the system was asked to tell goes unnoticed, so the script then looks who its parent is.
 
 An engine that ends while it starts takes the process that starts it along (ViZDoom 1.3.2), without a word. So a process
 of its own, a third of a second, tries whether one starts at all: before the first engine of every process, and before
@@ -29,13 +29,14 @@ _SCRIPT = """#!/bin/sh
 cd "${{0%/*}}" || exit 1
 trap '' INT HUP USR1 USR2
 if command -v setpriv >/dev/null && setpriv --pdeathsig KILL true 2>/dev/null; then
-    exec setpriv --pdeathsig KILL {engine} "$@"
+    exec setpriv --pdeathsig KILL /bin/sh -c '[ "$PPID" = "$RATE_ENGINE_OWNER" ] && exec "$@"' sh {engine} "$@"
 fi
 exec {engine} "$@"
 """
 _TRIAL = """
 import os, sys
 import vizdoom
+os.environ["RATE_ENGINE_OWNER"] = str(os.getpid())
 game = vizdoom.DoomGame()
 game.set_vizdoom_path(sys.argv[1])
 game.set_doom_config_path(os.devnull)
@@ -44,12 +45,14 @@ game.set_sound_enabled(False)
 game.init()
 game.close()
 """
+_OWNER = "RATE_ENGINE_OWNER"  # environment variable: the process that starts the engine
 _TRIAL_SECONDS = 120
 _ONE_AT_A_TIME = threading.Lock()
 
 
 def launcher(package: ModuleType, *, again: bool = False) -> Path | None:
-    """The script for an installed package vizdoom; None on Windows, where the engine is started as it is.
+    """The script for an installed package vizdoom, to be started by this process; None on Windows, where the engine is
+    started as it is.
 
     Args:
         package: the package.
@@ -66,6 +69,7 @@ def launcher(package: ModuleType, *, again: bool = False) -> Path | None:
         write_to_cache(path, text.encode(), executable=True)
     with _ONE_AT_A_TIME:  # games side by side start together, and one trial serves all
         (_check if again else _check_once)(path)
+    os.environ[_OWNER] = str(os.getpid())
     return path
 
 

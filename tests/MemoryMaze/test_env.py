@@ -113,6 +113,20 @@ def test_a_maze_that_is_forgotten_leaves_the_others_their_textures(maze):
 
 
 @drawn
+def test_mazes_are_drawn_beside_others_who_draw(tasks, maze):
+    """Such as gymnasium's MuJoCo, whose OpenGL context takes the place of ours in this thread, and goes."""
+    from mujoco import GLContext
+
+    env = maze()
+    expected = env.reset(seed=3)[0].copy()
+    other = GLContext(64, 64)
+    other.make_current()
+    np.testing.assert_array_equal(env.reset(seed=3)[0], expected)
+    other.make_current()
+    other.free()
+    np.testing.assert_array_equal(env.reset(seed=3)[0], expected)
+
+
 def test_an_episode_ends_with_its_steps_and_stays_as_it_is(maze):
     env = maze(max_steps=3)
     assert [truncated for *_, truncated in play(env, 0, TURNS[:3])] == [False, False, False, True]

@@ -7,7 +7,6 @@ import pytest
 from benchmarks import memory_maze_env
 
 
-@pytest.mark.slow  # the renderer may fail in a process that has rendered for another test
 @pytest.mark.usefixtures("tasks")
 def test_it_runs(tmp_path, capsys):
     flags = "--steps 3 --mazes 1 --rounds 1".split()

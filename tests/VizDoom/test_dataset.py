@@ -121,7 +121,6 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch, capsys):
     assert_same_content(path, whole)
 
 
-@pytest.mark.slow  # open fault: once a worker outlived its killed parent by 90 s; cause not found
 def test_a_killed_run_leaves_no_process_and_goes_on(tmp_path):
     """The command with two processes, killed in the middle and started again; compared with one that was not."""
     psutil = pytest.importorskip("psutil")

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ import vizdoom
 
 from RATE_model.acting.rollout import rollout
 from RATE_model.errors import UserError
+from VizDoom.VizDoom_src import launcher
 from VizDoom.VizDoom_src.engine import SCREEN
 from VizDoom.VizDoom_src.env import FORWARD, LEFT, OBSERVATION_SHAPE, RIGHT_FORWARD, register
 from VizDoom.VizDoom_src.resize import Bilinear
@@ -272,6 +274,18 @@ def test_a_launcher_that_is_gone_when_it_is_needed_is_an_error(game, tmp_path, m
     monkeypatch.setattr("VizDoom.VizDoom_src.engine.launcher", lambda package, **how: tmp_path / "gone.sh")
     with pytest.raises(UserError, match="engine died twice in the episode of seed 1, at step 0"):
         game().reset(seed=1)
+
+
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="an engine learns of a death by setpriv")
+@pytest.mark.parametrize("alive", [True, False])
+def test_no_engine_starts_once_its_owner_is_dead(tmp_path, alive):
+    """One that was killed while the launcher runs."""
+    script, started = tmp_path / "launcher.sh", tmp_path / "started"
+    script.write_text(launcher._SCRIPT.format(engine="touch"))
+    script.chmod(0o755)
+    owner = os.getpid() if alive else os.getppid()
+    subprocess.run([script, started], env=os.environ | {"RATE_ENGINE_OWNER": str(owner)}, timeout=30)
+    assert started.exists() == alive
 
 
 def test_nothing_is_left_behind(tmp_path):
