@@ -216,13 +216,16 @@ class RawSteps(Steps):
         start, _, _ = times.indices(self.shape[1])
         last, acted = (self._raw[1][:, start - 1], self.acted_before(start)) if start else (self._last, self._acted)
         valid = None if self._valid is None else self._valid[:, times]
-        parts = [part[:, times] for part in self._raw]
+
+        def part(values: Any) -> Any:
+            return values[:, times] if rows is None else values[:, times].index_select(0, rows)
+
         if rows is not None:
-            parts = [part.index_select(0, rows) for part in parts]
             last = None if last is None else last.index_select(0, rows)
             acted = None if acted is None else acted.index_select(0, rows)
             valid = None if valid is None else valid[rows.to(valid.device)]
-        return RawSteps(self._encoder, *parts, valid=valid, last=last, acted=acted)
+        observations, actions, rtg = map(part, self._raw)
+        return RawSteps(self._encoder, observations, actions, rtg, valid=valid, last=last, acted=acted)
 
     def acted_before(self, step: int) -> Tensor | None:
         """`(B,)` bool: where an action was taken before a step above 0; None: everywhere. Padding takes none."""

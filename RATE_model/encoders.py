@@ -38,6 +38,12 @@ class ImageEncoder(nn.Module):
         self.project = nn.Linear(channels * height * width, d_model)
         self._initialise()
 
+    @property
+    def _first(self) -> nn.Conv2d:
+        first = self.convolutions[0]
+        assert isinstance(first, nn.Conv2d)
+        return first
+
     def _initialise(self) -> None:
         """He et al. 2015 (arXiv 1502.01852), equation 10: every layer keeps the size of what passes through it.
 
@@ -47,6 +53,7 @@ class ImageEncoder(nn.Module):
         for layer in self.convolutions:
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                assert layer.bias is not None
                 nn.init.zeros_(layer.bias)
         nn.init.kaiming_normal_(self.project.weight, nonlinearity="linear")
         nn.init.zeros_(self.project.bias)
@@ -64,7 +71,7 @@ class ImageEncoder(nn.Module):
             images: `(M, C, H, W)`, as for `forward`.
             pictures: of which the channels of an image consist, oldest first.
         """
-        first = self.convolutions[0].weight
+        first = self._first.weight
         if pictures > 1:
             moving = first[: len(first) // 2].unflatten(1, (pictures, -1))
             moving -= moving.mean(dim=1, keepdim=True)
@@ -73,6 +80,7 @@ class ImageEncoder(nn.Module):
             if isinstance(layer, nn.Conv2d | nn.Linear):
                 outputs = layer(hidden)
                 deviation, mean = torch.std_mean(outputs, dim=[d for d in range(outputs.ndim) if d != 1])
+                assert layer.bias is not None
                 scale = 1 / deviation.where(deviation > 1e-6, 1.0)
                 layer.weight.mul_(scale.view(-1, *[1] * (layer.weight.ndim - 1)))
                 layer.bias.copy_((layer.bias - mean) * scale)
@@ -80,7 +88,7 @@ class ImageEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Encode `(M, C, H, W)` images of any dtype, as the environment gives them, to `(M, d_model)`."""
-        first, *others = self.convolutions
+        first, others = self._first, list(self.convolutions)[1:]
         # One pass over the images, to the type and the layout in which convolutions are fastest: bfloat16 holds every
         # uint8, and scaling the weights instead of the images gives the same.
         device = images.device.type
@@ -101,6 +109,9 @@ class TokenEncoder(nn.Module):
         rtg: encode returns-to-go; False: without conditioning there are none.
         actions: encode actions; False for an agent that sees none.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, spec: EnvironmentSpec, d_model: int, *, rtg: bool = True, actions: bool = True) -> None:
         super().__init__()
@@ -153,7 +164,7 @@ class TokenEncoder(nn.Module):
             raise ValueError("observations are not images")
         pictures = observations.size if isinstance(observations, FrameStack) else 1
         dense = observations if isinstance(observations, Tensor) else observations.dense()
-        encoder = self.observation[0] if self.spec.observation_tanh else self.observation
+        encoder = next(module for module in self.observation.modules() if isinstance(module, ImageEncoder))
         encoder.calibrate(dense.flatten(0, 1), pictures=pictures)
 
     def encode_actions(self, actions: Tensor) -> Tensor:
@@ -164,6 +175,7 @@ class TokenEncoder(nn.Module):
 
     def encode_rtg(self, rtg: Tensor) -> Tensor:
         """`(B, T)` returns-to-go in units of reward to `(B, T, d_model)`."""
+        assert self.rtg is not None
         return self.rtg((rtg * self.spec.return_scale).unsqueeze(-1))
 
     @property

@@ -46,6 +46,6 @@ def is_of_the_machine(error: BaseException) -> TypeGuard[OSError]:
 
 def reason_of(error: BaseException) -> str:
     """Why the system refused and what helps, in one line, for the end of a message without its full stop."""
-    if not is_of_the_machine(error):
+    if not is_of_the_machine(error) or error.errno is None:
         return " ".join(str(getattr(error, "strerror", None) or error).split())
     return f"{os.strerror(error.errno)}; {_WAYS_OUT[error.errno]}"

@@ -34,9 +34,11 @@ class BatchActor(Protocol):
 
     def act(self, observations: np.ndarray, rewards: np.ndarray) -> np.ndarray:
         """Actions `(B, ...)` on observations `(B, ...)`, after rewards `(B,)` of the actions before."""
+        ...
 
     def keep(self, rows: np.ndarray) -> None:
         """Go on with some rows only, `(b,)` indices."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,8 @@ def rollout(
     """
     if environments.metadata.get("autoreset_mode") != AutoresetMode.DISABLED:
         raise ValueError("rollout needs environments with AutoresetMode.DISABLED")
-    observations, _ = environments.reset(seed=seeds, options=options)
+    # Gymnasium's base class declares a single seed; vector environments take one for each.
+    observations, _ = environments.reset(seed=seeds, options=options)  # pyright: ignore[reportArgumentType]
     count = environments.num_envs
     returns, lengths, last = np.zeros(count), np.zeros(count, dtype=np.int64), np.zeros(count)
     rewards, running = np.zeros(count), np.ones(count, dtype=bool)

@@ -98,7 +98,8 @@ def _shown(text: str, encoding: str | None) -> str:
     return text
 
 
-def _in_ascii(error: UnicodeEncodeError) -> tuple[str, int]:
+def _in_ascii(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)  # nothing is decoded with it
     lacking = error.object[error.start : error.end]
     return "".join(
         _IN_ASCII.get(char, char.encode("ascii", "backslashreplace").decode()) for char in lacking

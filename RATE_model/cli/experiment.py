@@ -17,6 +17,7 @@ from RATE_model.agent import Agent, AgentConfig
 from RATE_model.cli.options import changeable_flags, load_yaml, to_flat_dict
 from RATE_model.cli.settings import MAY_GROW, STABILISERS, STEERING, CurriculumOptions, RunOptions, TrainOptions
 from RATE_model.cli.spellings import respelt
+from RATE_model.data.batch import BatchTransform
 from RATE_model.data.dataset import WindowDataset
 from RATE_model.data.loader import EpochSampler
 from RATE_model.errors import UserError
@@ -32,7 +33,6 @@ from RATE_model.training.stored_states import StoredStates
 from RATE_model.training.tracking import Tracker
 from RATE_model.training.trainer import (
     BatchMetrics,
-    BatchTransform,
     Trainer,
     TrainingDiverged,
     optimizer_steps,

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from RATE_model.acting.controls import knock_out_memory
 from RATE_model.agent import Agent
@@ -20,7 +20,17 @@ from RATE_model.system.precision import pick_device
 from RATE_model.training.checkpoints import load_checkpoint, resolve_checkpoint
 from RATE_model.training.runs import check_unowned
 
-Options = TypeVar("Options")
+
+class HasInferenceOptions(Protocol):
+    """The options of an inference script."""
+
+    @property
+    def common(self) -> "InferenceOptions":
+        """Those that all of them have."""
+        ...
+
+
+Options = TypeVar("Options", bound=HasInferenceOptions)
 # How a checkpoint that is of no run acts.
 ACTING = {"slide": 1, "precision": "32"}
 
@@ -103,12 +113,17 @@ class InferenceOptions:
 
     def validate(self) -> None:
         """Raise a UserError for what can be seen to be wrong before anything is loaded."""
-        if self.checkpoint is None:
-            raise UserError("--checkpoint is missing: give a run directory or a checkpoint")
+        self.given_checkpoint()
         at_least(1, slide=self.slide)
         writable_file(output=self.output)
         writable(pictures=self.pictures)
         check_unowned(output=self.output, pictures=self.pictures)
+
+    def given_checkpoint(self) -> Path:
+        """`--checkpoint`. Raises UserError if it is missing."""
+        if self.checkpoint is None:
+            raise UserError("--checkpoint is missing: give a run directory or a checkpoint")
+        return self.checkpoint
 
     def recorded(self, before: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """The flags of the run that the checkpoint is of; none where it is of no run.
@@ -123,7 +138,7 @@ class InferenceOptions:
         try:
             flags = load_yaml(self.config_file)
         except UserError:
-            flags = load_checkpoint(resolve_checkpoint(self.checkpoint))[1].get("flags", {})
+            flags = load_checkpoint(resolve_checkpoint(self.given_checkpoint()))[1].get("flags", {})
             if not flags and self.config_file.exists():
                 raise
         recorded = respelt(flags)
@@ -133,7 +148,7 @@ class InferenceOptions:
     @property
     def config_file(self) -> Path:
         """Where the checkpoint's run recorded its flags. Raises UserError if there is no such checkpoint."""
-        return resolve_checkpoint(self.checkpoint).absolute().parent.parent / "config.yaml"
+        return resolve_checkpoint(self.given_checkpoint()).absolute().parent.parent / "config.yaml"
 
     @property
     def transform_memory(self) -> MemoryTransform | None:
@@ -146,7 +161,7 @@ class InferenceOptions:
         Raises:
             UserError: there is no such checkpoint or device, it is damaged, or observations or actions are others.
         """
-        path = resolve_checkpoint(self.checkpoint)
+        path = resolve_checkpoint(self.given_checkpoint())
         if unplayable := self.recorded().get("unplayable"):
             raise UserError(f"{path} is of {unplayable}, which no environment of this project plays")
         model = without_padding_action(load_model(path, device=pick_device(self.device)), spec)

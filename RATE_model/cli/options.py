@@ -34,7 +34,7 @@ import typing
 from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeVar
 
 import tyro
 import yaml
@@ -46,7 +46,10 @@ from RATE_model.errors import UserError
 from RATE_model.system.interrupts import exit_code, raising_interrupts, signal_name
 from RATE_model.system.secrets import redact
 
-Config = TypeVar("Config")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Config = TypeVar("Config", bound="DataclassInstance")
 Default = TypeVar("Default")
 
 _CHANGEABLE = "changeable"  # a key of a field's metadata
@@ -126,7 +129,7 @@ def parse_options(
     for path in (config_file, invocation.config):
         if path is not None:
             values |= typed_values(cls, load_yaml(path, texts=True), source=str(path), aliases=aliases)
-    if flags.get("published"):
+    if published is not None and flags.get("published"):
         values = _as_published(published, values, flags, invocation.config)
     if "help" in flags:
         invoked = (_Invocation,) if published is None else (_Invocation, _Published)
@@ -352,7 +355,9 @@ def _option_kinds(cls: type) -> dict[str, Any]:
     for field in dataclasses.fields(cls):
         hint = hints[field.name]
         group = _unwrap(hint)[0]
-        inner = _option_kinds(group) if dataclasses.is_dataclass(group) else {field.name: hint}
+        inner = (
+            _option_kinds(group) if isinstance(group, type) and dataclasses.is_dataclass(group) else {field.name: hint}
+        )
         if twice := kinds.keys() & inner.keys():
             raise TypeError(f"{cls.__name__} has two options called {sorted(twice)}: flat flags need distinct names")
         kinds |= inner
@@ -364,7 +369,7 @@ def updated(config: Config, values: dict[str, Any]) -> Config:
     changes = {}
     for field in dataclasses.fields(config):
         old = getattr(config, field.name)
-        if dataclasses.is_dataclass(old):
+        if dataclasses.is_dataclass(old) and not isinstance(old, type):
             changes[field.name] = updated(old, values)
         elif field.name in values:
             changes[field.name] = values[field.name]

@@ -130,7 +130,7 @@ class Study:
         stop = threading.Event()
         with ThreadPoolExecutor(options.jobs) as pool:
             try:
-                paths = list(pool.map(lambda job: self.run(*job, options, stop), jobs))
+                paths = list(pool.map(lambda job: self.run(job[0], job[1], options, stop), jobs))
             except KeyboardInterrupt:  # also of another signal; the runs can be continued
                 stop.set()
                 pool.shutdown(cancel_futures=True)

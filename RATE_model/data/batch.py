@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -64,3 +64,16 @@ class Batch:
         """All that it holds, by name."""
         held = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in held.items() if value is not None}
+
+
+class BatchTransform(Protocol):
+    """What training puts every batch through first, on the model's device."""
+
+    @property
+    def variants(self) -> int:
+        """How many kinds of windows it makes of one; where it is several, `Batch.variants` says which one it was."""
+        ...
+
+    def __call__(self, batch: Batch) -> Batch:
+        """The changed batch. What is drawn is drawn from torch's global generator."""
+        ...

@@ -165,5 +165,5 @@ def _digest(file: Hdf5, tables: dict[str, np.ndarray]) -> str:
     )
     for name, table in sorted(tables.items()):
         digest.update(name.encode())
-        digest.update(np.ascontiguousarray(table, dtype="<u8"))
+        digest.update(np.ascontiguousarray(table, dtype="<u8").data)
     return digest.hexdigest()

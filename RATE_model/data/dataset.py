@@ -82,11 +82,11 @@ class WindowDataset(Dataset):
         if learn == "expert":
             self._labels = np.concatenate([file.expert_actions() for file in self.files])
         self._observations: np.ndarray | None = None
-        self._images: np.ndarray | None = None  # the distinct ones, and each step's number among them
-        self._numbers: np.ndarray | None = None
-        if in_memory is None and stack == 1 and (frames := _all_frames(self.files)) is not None:
-            self._images, self._numbers = frames
-        elif in_memory is None:
+        # The distinct images, and each step's number among them.
+        self._frames: tuple[np.ndarray, np.ndarray] | None = None
+        if in_memory is None and stack == 1:
+            self._frames = _all_frames(self.files)
+        if self._frames is None and in_memory is None:
             in_memory = sum(file.num_bytes for file in self.files) <= IN_MEMORY_BYTES
         if in_memory:
             loaded = [file.load()[0] for file in self.files]
@@ -156,12 +156,12 @@ class WindowDataset(Dataset):
         """
         digest = hashlib.blake2b(digest_size=16)
         for array in (self.windows, self._actions, self._returns, *(() if self._labels is None else (self._labels,))):
-            digest.update(np.ascontiguousarray(array))
+            digest.update(np.ascontiguousarray(array).data)
         some = hashlib.blake2b(digest_size=16)
         for number in np.unique(np.linspace(0, len(self) - 1, _FINGERPRINT_STEPS).astype(int)):
             index, start, length = self.windows[number].tolist()
             step = start + number % length
-            some.update(np.ascontiguousarray(self.files[index].read(step, step + 1)[0]))
+            some.update(np.ascontiguousarray(self.files[index].read(step, step + 1)[0]).data)
         return f"{digest.hexdigest()}:{some.hexdigest()}"
 
     def __len__(self) -> int:
@@ -187,25 +187,25 @@ class WindowDataset(Dataset):
         if self._labels is not None:
             arrays["labels"] = self._labels.take(position, axis=0)
             arrays["labels"][~valid] = 0
-        if self._images is not None:
-            observations = self._frames(position, valid)
+        if self._frames is not None:
+            observations = self._shown(*self._frames, position, valid)
         elif self._stack > 1:
             observations = self._stacked(index, start, length)
         else:
-            on_disk = self._observations is None
-            dense = self._read(index, start, length, step) if on_disk else self._observations.take(position, axis=0)
+            loaded = self._observations
+            dense = self._read(index, start, length, step) if loaded is None else loaded.take(position, axis=0)
             if self.pad == "left":
                 dense[~valid] = self._blank
             observations = torch.from_numpy(dense)
         return Batch(observations, **{name: torch.from_numpy(array) for name, array in arrays.items()})
 
-    def _frames(self, position: np.ndarray, valid: np.ndarray) -> Frames:
-        """The distinct images of the steps at `position` (B, T)."""
-        numbers = self._numbers[position]
+    def _shown(self, images: np.ndarray, numbers: np.ndarray, position: np.ndarray, valid: np.ndarray) -> Frames:
+        """The distinct ones of all images that the steps at `position` (B, T) show."""
+        numbers = numbers[position]
         if self.pad == "left":
-            numbers[~valid] = len(self._images) - 1  # the image of zeros behind the files' own
+            numbers[~valid] = len(images) - 1  # the image of zeros after the files' own
         shown, index = np.unique(numbers, return_inverse=True)
-        return Frames(torch.from_numpy(self._images[shown]), torch.from_numpy(index.reshape(numbers.shape)))
+        return Frames(torch.from_numpy(images[shown]), torch.from_numpy(index.reshape(numbers.shape)))
 
     def _stacked(self, index: np.ndarray, start: np.ndarray, length: np.ndarray) -> FrameStack:
         """The pictures of windows, and those before each that its first observations show too."""

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -33,7 +33,7 @@ Kind = Literal["terminal", "timeout", "done", "last", "first", "number", "counte
 BLOCK_BYTES = 64 * 2**20  # successors are compared in blocks of about this size
 SUCCESSORS = ("next_observations", "next_observation", "next_obs", "observations_next", "new_observations")
 
-_KINDS: dict[Kind, tuple[str, ...]] = {
+_KINDS: dict[Kind, Sequence[str]] = {
     "terminal": ("terminals terminal terminations termination terminated terminateds is_terminal is_terminated "
                  "discount discounts not_done not_dones nonterminal nonterminals").split(),
     "timeout": ("timeouts timeout truncations truncation truncated truncateds is_truncated timelimit.truncated "
@@ -49,7 +49,7 @@ _KINDS: dict[Kind, tuple[str, ...]] = {
     "lengths": ["episode_lengths", "episode_lens", "traj_lengths", "traj_lens", "trajectory_lengths"],
 }  # fmt: skip
 _ZERO_ENDS = ("discount", "discounts", "not_done", "not_dones", "nonterminal", "nonterminals")
-_KIND_OF = {name: kind for kind, names in _KINDS.items() for name in names}
+_KIND_OF: dict[str, Kind] = {name: kind for kind, names in _KINDS.items() for name in names}
 _SUSPICIOUS = re.compile(
     r"(^|_)(dones?|ends?|ended|finished|term\w*|trunc\w*|time_?outs?|time_?limits?|firsts?|lasts?|finals?|resets?"
     r"|episodes?|traj\w*|boundar\w*|starts?|stops?|eo[est])(_|$)"
@@ -277,7 +277,7 @@ def _follows(file: Hdf5) -> np.ndarray | None:
 
 def _mark(name: str, values: np.ndarray, steps: int) -> _Mark | None:
     """The mark in an array of a known name; None: it says nothing."""
-    kind, values = kind_of(name), one_column(np.asarray(values))
+    kind, values = _KIND_OF[_leaf(name)], one_column(np.asarray(values))
     if values.dtype.kind not in "biuf":
         raise UnclearEnds(f"has '{name}' of type {values.dtype}; expected numbers")
     if kind in ("stops", "starts", "lengths"):

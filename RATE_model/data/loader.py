@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Generator, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -136,6 +137,6 @@ class _BatchIndices:
         return (indices for _, _, indices in self._positions())
 
 
-def _whole_batch(batch: Batch) -> Batch:
+def _whole_batch(batch: Any) -> Batch:
     """The dataset returns whole batches; there is nothing to collate."""
     return batch

@@ -421,9 +421,9 @@ def _steps(
     """Of each episode's rows the rows of its observations, its actions (T,), and the rows of its rewards."""
     keys, rows = layout.keys, len(rewards)
     first, last = starts[1 if ends.begins is False else 0 :], stops - 1
-    idle: np.ndarray = (
-        ~actions.reshape(rows, -1).any(axis=1) if keys.one_hot and len(actions) == rows else np.zeros(rows, bool)
-    )
+    idle = np.zeros(rows, bool)
+    if keys.one_hot and len(actions) == rows:
+        idle = (actions == 0).reshape(rows, -1).all(axis=1)
     kind = keys.rows
     if kind == "auto" and (images > rows or (first.size and idle[first].all())):
         kind = "steps" if images > rows else "arrivals"

@@ -59,7 +59,9 @@ def begin_worker(_: int) -> None:
     def cannot_send(error: BaseException, _: Any) -> None:
         os._exit(getattr(error, "errno", None) or 1)
 
-    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(cannot_send)
+    # Private, and so unknown to typeshed.
+    queue: Any = multiprocessing.queues.Queue
+    queue._on_queue_feeder_error = staticmethod(cannot_send)
 
 
 def served(loader: DataLoader) -> Iterator[Any]:
@@ -90,7 +92,7 @@ def _check_file_handles(loader: DataLoader) -> None:
     """Raise `NoRoom` where the batches on their way would take more file handles than this process may have."""
     import resource  # late, as there is none on Windows
 
-    batches = loader.prefetch_factor * (loader.num_workers + 1)
+    batches = (loader.prefetch_factor or 0) * (loader.num_workers + 1)  # None without workers
     needed = len(os.listdir("/dev/fd")) + _HANDLES_OF_A_WORKER * loader.num_workers + _HANDLES_OF_A_BATCH * batches
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if limit != resource.RLIM_INFINITY and needed > limit:

@@ -187,7 +187,7 @@ class TrajectoryWriter:
             if not np.isfinite(flat[name]).all():
                 raise ValueError(f"{name} are not finite")
         if self._first_seen is not None:
-            flat[FIRST_SEEN] = self._first_steps(flat["observations"])
+            flat[FIRST_SEEN] = self._first_steps(flat["observations"], self._first_seen)
         if self._channels_last:
             flat["observations"] = np.moveaxis(flat["observations"], 1, -1)
         self._num_steps += int(lengths.sum())
@@ -215,16 +215,22 @@ class TrajectoryWriter:
         unfinished: bool = False,
     ) -> None:
         """Append one episode: observations (T, ...), actions (T) or (T, A), rewards (T), infos (T, ...)."""
-        arrays = (np.asarray(values)[None] for values in (observations, actions, rewards))
-        batch = {name: np.asarray(values)[None] for name, values in (infos or {}).items()}
-        self.add_episodes(*arrays, np.array([len(rewards)]), np.array([terminal]), batch, unfinished=unfinished)
+        self.add_episodes(
+            np.asarray(observations)[None],
+            np.asarray(actions)[None],
+            np.asarray(rewards)[None],
+            np.array([len(rewards)]),
+            np.array([terminal]),
+            {name: np.asarray(values)[None] for name, values in (infos or {}).items()},
+            unfinished=unfinished,
+        )
 
-    def _first_steps(self, observations: np.ndarray) -> np.ndarray:
+    def _first_steps(self, observations: np.ndarray, seen: dict[bytes, int]) -> np.ndarray:
         """For each of the next steps' observations (n, ...) the first step that showed the same: (n,) int64."""
         first = np.empty(len(observations), dtype=np.int64)
         for row, observation in enumerate(np.ascontiguousarray(observations)):
             digest = hashlib.blake2b(observation, digest_size=16).digest()
-            first[row] = self._first_seen.setdefault(digest, self._num_steps + row)
+            first[row] = seen.setdefault(digest, self._num_steps + row)
         return first
 
     def _flush(self, steps: int) -> None:
@@ -274,6 +280,7 @@ class TrajectoryWriter:
             self._checksums.write(self._file)
             self._file.close()
             self._check_sink()
+            assert self._sink is not None
             os.fsync(self._sink.fileno())
             self._sink.close()
             os.replace(self._temporary, self.path)
@@ -286,10 +293,10 @@ class TrajectoryWriter:
             yield
             self._check_sink()
         except (OSError, RuntimeError) as error:
-            failed = (self._sink and self._sink.error) or error
+            failed = (None if self._sink is None else self._sink.error) or error
             self._discard()
             raise UserError(f"cannot write '{self.path}': {reason_of(failed)}.") from failed
 
     def _check_sink(self) -> None:
-        if self._sink.error is not None:
+        if self._sink is not None and self._sink.error is not None:
             raise self._sink.error

@@ -105,13 +105,15 @@ class Steps:
     def cut(self, times: slice, rows: Tensor | None = None) -> Steps:
         """Some consecutive steps, of some rows (indices on the device of the tensors; None: all)."""
 
-        def part(tensor: Tensor | None) -> Tensor | None:
-            if tensor is None:
-                return None
+        def part(tensor: Tensor) -> Tensor:
             return tensor[:, times] if rows is None else tensor[:, times].index_select(0, rows)
 
-        names = ("observations", "previous_actions", "rtg", "actions")
-        return Steps(**{name: part(getattr(self, name)) for name in names})
+        return Steps(
+            observations=part(self.observations),
+            previous_actions=part(self.previous_actions),
+            rtg=None if self.rtg is None else part(self.rtg),
+            actions=None if self.actions is None else part(self.actions),
+        )
 
     def inputs(self, *, previous_actions: bool = True) -> list[Tensor]:
         """The parts of every step, in the order: previous action, return-to-go, observation."""

@@ -134,6 +134,7 @@ class LSTM(_Recurrent):
         return RecurrentState(zeros, zeros)
 
     def _run(self, x: Tensor | PackedSequence, state: RecurrentState) -> tuple[Any, RecurrentState]:
+        assert state.cell is not None
         output, (hidden, cell) = self.cells(x, (_layers_first(state.hidden), _layers_first(state.cell)))
         return output, RecurrentState(hidden.transpose(0, 1), cell.transpose(0, 1))
 

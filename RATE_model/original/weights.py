@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from RATE_model.agent import Agent, with_memory_prefix
 from RATE_model.errors import UserError
+from RATE_model.memories.rate.config import RATEConfig
 
 # A weight that every published RATE has, and nothing else.
 _MARK = "r_w_bias"
@@ -48,8 +49,10 @@ def convert_weights(weights: Mapping[str, Tensor], model: Agent) -> list[str]:
     ):
         converted |= _by_order(source, prefix, module, name)
     converted |= _memory_weights(source)
-    for index in range(model.config.sizes.n_layer):
-        converted |= _layer_weights(source, index, model)
+    sizes = model.config.sizes
+    assert isinstance(sizes, RATEConfig)  # the published system has no other memory
+    for index in range(sizes.n_layer):
+        converted |= _layer_weights(source, index, sizes)
     if source:
         raise UserError(f"the weights hold names that this model does not use: {', '.join(sorted(source)[:6])}")
     converted = with_memory_prefix(converted)
@@ -63,14 +66,14 @@ def convert_weights(weights: Mapping[str, Tensor], model: Agent) -> list[str]:
     return left_out
 
 
-def _by_order(source: dict[str, Tensor], prefix: str, module: nn.Module, name: str) -> dict[str, Tensor]:
+def _by_order(source: dict[str, Tensor], prefix: str, module: nn.Module | None, name: str) -> dict[str, Tensor]:
     """Encoders and head: sequences whose indices depend on the activations between; their order does not."""
 
     def place(key: str) -> tuple[list[int], bool]:
         return [int(part) for part in key.split(".") if part.isdigit()], key.endswith("bias")
 
     keys = sorted((key for key in source if key.split(".")[0] == prefix), key=place)
-    targets = [target for target, _ in module.named_parameters()]
+    targets = [] if module is None else [target for target, _ in module.named_parameters()]
     if len(keys) != len(targets):
         raise UserError(f"the weights hold {len(keys)} tensors of {prefix}, expected {len(targets)}: another variant?")
     return {f"{name}.{target}": source.pop(key) for target, key in zip(targets, keys, strict=True)}
@@ -88,7 +91,7 @@ def _memory_weights(source: dict[str, Tensor]) -> dict[str, Tensor]:
     return converted
 
 
-def _layer_weights(source: dict[str, Tensor], index: int, model: Agent) -> dict[str, Tensor]:
+def _layer_weights(source: dict[str, Tensor], index: int, sizes: RATEConfig) -> dict[str, Tensor]:
     """One decoder layer; what a layer of the model lacks stays in `source` and is reported there."""
     theirs, ours = f"layers.{index}.", f"layers.{index}."
     names = {
@@ -109,7 +112,7 @@ def _layer_weights(source: dict[str, Tensor], index: int, model: Agent) -> dict[
             raise UserError(f"{theirs}dec_attn.qkv_net: weights of shape {tuple(qkv.shape)}, expected 3 matrices")
         for name, part in zip(("query", "key", "value"), qkv.chunk(3), strict=True):
             converted[f"{ours}attention.{name}.weight"] = part
-    if model.config.sizes.arch == "GTrXL":
+    if sizes.arch == "GTrXL":
         converted |= _gate_weights(source, index)
     return converted
 

@@ -6,6 +6,7 @@ from typing import Literal
 
 import matplotlib as mpl
 import numpy as np
+import torch
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
@@ -75,7 +76,8 @@ def attention_figure(
     for name, value, count in (("layer", layer, layers), ("head", head, heads)):
         if isinstance(value, int) and not 0 <= value < count:
             raise UserError(f"there is no {name} {value}; the model has {count}: choose 0 to {count - 1}")
-    rows = list(range(layers)) if layer == "each" else [layer]
+    # None: the mean over all layers.
+    rows: list[int | None] = [*range(layers)] if layer == "each" else [layer]
     shown = _spread(len(segments), MAX_SEGMENTS)
     first_steps = np.cumsum([0] + [segment.layout.steps for segment in segments])
     # A model that has nothing but the segment's steps to attend to divides nothing.
@@ -95,11 +97,11 @@ def attention_figure(
                 _step_ticks(axes, layout, int(first_steps[index]), named=column == 0)
                 if line == 0:
                     axes.set_title(f"segment {index + 1}", pad=20)
-                if column == 0 and layer == "each":
+                if column == 0 and layer == "each" and chosen is not None:
                     axes.set_ylabel(f"layer {chosen + 1}\nquery at step")
             if below:
                 panels[-1, column].set_gid(f"share segment {index}")
-                weights = _weights(segments[index], layer, head, row)
+                weights = _weights(segments[index], rows[0], head, row)
                 _draw_shares(panels[-1, column], weights, layout, int(first_steps[index]), named=column == 0)
         bar = figure.colorbar(picture, ax=panels[: len(rows)], shrink=0.8, pad=0.02, extend="min")
         bar.set_label("attention weight")
@@ -114,7 +116,7 @@ def regions(layout: Layout) -> dict[str, tuple[int, int]]:
 
     Rows of a map are those of the segment: the same, less `layout.cached`.
     """
-    ends = np.cumsum([0, layout.cached, layout.tokens, 3 * layout.steps, layout.tokens])
+    ends = np.cumsum([0, layout.cached, layout.tokens, layout.step_tokens * layout.steps, layout.tokens])
     return {
         name: (int(start), int(stop))
         for name, start, stop in zip(REGION_COLOURS, ends, ends[1:], strict=False)
@@ -133,7 +135,7 @@ def _weights(segment: SegmentMaps, layer: int | None, head: int | None, row: int
     maps = maps.mean(0) if layer is None else maps[layer]
     weights = (maps.mean(0) if head is None else maps[head]).numpy().copy()
     allowed = np.zeros(weights.shape, dtype=bool)
-    for group in segment.layout.groups("cpu", last=False):
+    for group in segment.layout.groups(torch.device("cpu"), last=False):
         allowed[group.rows, slice(*group.columns)] = True
         if group.bias is not None:
             last = slice(group.columns[1] - group.bias.shape[1], group.columns[1])

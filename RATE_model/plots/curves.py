@@ -134,7 +134,7 @@ def _curve(axes: Axes, rows: Sequence[Mapping[str, float | None]], name: str, la
 
 def _series(rows: Sequence[Mapping[str, float | None]], name: str) -> tuple[np.ndarray, np.ndarray]:
     """Steps and values of a metric; null is NaN."""
-    pairs = [(row["step"], np.nan if row[name] is None else float(row[name])) for row in rows if name in row]
+    pairs = [(row["step"], row[name]) for row in rows if name in row]
     steps, values = np.array(pairs, dtype=np.float64).reshape(-1, 2).T
     return steps, values
 
@@ -145,7 +145,7 @@ def _stages(rows: Sequence[Mapping[str, float | None]]) -> list[tuple[int, float
     if not steps.size:
         return []
     edges = [0, *(np.flatnonzero(np.diff(counts)) + 1), len(steps)]
-    return [(int(counts[a]), 0.0 if a == 0 else steps[a - 1], steps[b - 1]) for a, b in pairwise(edges)]
+    return [(int(counts[a]), 0.0 if a == 0 else float(steps[a - 1]), float(steps[b - 1])) for a, b in pairwise(edges)]
 
 
 def _mark_stages(axes: Axes, rows: Sequence[Mapping[str, float | None]], colour: str | None, *, named: bool) -> None:

@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
@@ -86,9 +88,9 @@ def memory_figure(
         count = min(len(tokens), len(other))
         tokens, other = tokens[:count], other[:count]
     with style():
-        names = [["similarity", "norm"]] + [["distance", "paths"]] * (other is not None)
-        figure = Figure(figsize=(9.6, 3.6 * len(names)), layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
+        names: list[Any] = [["similarity", "norm"]] + [["distance", "paths"]] * (other is not None)
+        spaced = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1)
+        figure = Figure(figsize=(9.6, 3.6 * len(names)), layout=spaced)
         panels = figure.subplot_mosaic(names)
         for name, axes in panels.items():
             axes.set_gid(name)
@@ -121,7 +123,7 @@ def _draw_similarity(figure: Figure, axes: Axes, similarity: np.ndarray) -> None
     figure.colorbar(picture, ax=axes, pad=0.02).outline.set_visible(False)
 
 
-def _token_style(token: int) -> dict[str, object]:
+def _token_style(token: int) -> dict[str, Any]:
     """Colour and marker of a token; they repeat when there are many."""
     return {"color": COLOURS[token % len(COLOURS)], "marker": MARKERS[token % len(MARKERS)], "markersize": 4}
 

@@ -96,7 +96,7 @@ def panels_figure(
         for axes, (title, results) in zip(columns, panels.items(), strict=True):
             axes.set(xscale="log", ylim=(-0.03, 1.06), xlabel=xlabel, title=title or None)
             axes.grid(axis="y")
-            axes.yaxis.set_major_locator(FixedLocator(np.linspace(0, 1, 5)))
+            axes.yaxis.set_major_locator(FixedLocator([0, 0.25, 0.5, 0.75, 1]))
             low, high = lengths[0] / 1.18, lengths[-1] * 1.18
             axes.set_xlim(low, high)
             ticks = _readable(lengths, np.log(high / low) * len(panels) ** 0.5)

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from RATE_model.errors import UserError
 
 
@@ -59,7 +61,7 @@ class FixedStages:
         """Whether the learning rate should start to decay now; its schedule is fixed beforehand here."""
         return False
 
-    def after_batch(self, metrics: Mapping[str, float]) -> None:
+    def after_batch(self, metrics: Mapping[str, Tensor]) -> None:
         """Batches decide nothing."""
 
     def after_epoch(self) -> None:
@@ -111,8 +113,8 @@ class AdaptiveStages:
         """Whether the learning rate should decay."""
         return self.anneal_left is not None
 
-    def after_batch(self, metrics: Mapping[str, float]) -> None:
-        """Count one batch with these metrics."""
+    def after_batch(self, metrics: Mapping[str, Tensor]) -> None:
+        """Count one batch with these metrics, a number each."""
         if self.anneal_left is not None:
             self.anneal_left -= 1
             return

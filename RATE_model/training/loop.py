@@ -82,7 +82,7 @@ class Fit:
         self._pending: list[dict[str, Tensor]] = []
         self._saved_at = time.monotonic()
         if run.checkpoint is not None:
-            self._resume()
+            self._resume(run.checkpoint)
 
     def __call__(self) -> dict[str, Any]:
         """`_train_to_the_end`; training that diverged says how to go on."""
@@ -219,11 +219,12 @@ class Fit:
 
     def _pause_if_asked(self) -> None:
         """Between batches: save when it is time, and stop when a signal asked for it."""
-        asked = self.interrupts is not None and self.interrupts.requested is not None
+        interrupts = self.interrupts
+        asked = interrupts is not None and interrupts.requested is not None
         if asked or time.monotonic() - self._saved_at > 60 * self.options.save_minutes:
             self._save()
-        if asked:
-            self.interrupts.stop()
+        if interrupts is not None and asked:
+            interrupts.stop()
 
     def _log(self, segments: int) -> None:
         """Averages of the batches since the last line, all of one stage.
@@ -303,9 +304,8 @@ class Fit:
             f"another --text, and {advice}"
         )
 
-    def _resume(self) -> None:
+    def _resume(self, path: Path) -> None:
         """Take up the run's checkpoint."""
-        path = self.run.checkpoint
         weights, state = load_to_resume(path, self.trainer.model)
         planned = self.trainer.schedule.decay_start
         try:
@@ -328,9 +328,8 @@ class Fit:
         for name, value in position.items():
             setattr(self, name, value)
         self.tracker.truncate(state["metrics_position"], step=self.trainer.step, digest=state.get("metrics_digest"))
-        if (
-            state["is_best"] and path.parent == self.run.checkpoints
-        ):  # the process may have died between the checkpoint and its tag
+        # The process may have died between the checkpoint and its tag.
+        if state["is_best"] and path.parent == self.run.checkpoints:
             tag_checkpoint(path, BEST)
 
 

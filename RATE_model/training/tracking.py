@@ -290,7 +290,7 @@ def probe_online(key: str, *, seconds: float = PROBE_SECONDS) -> str | None:
     return "the server cannot be reached" if "AuthenticationError" in errors else _last_line(errors)
 
 
-def _start_wandb(run_directory: Path, mode: str, *, key: str, **arguments: Any) -> Any:
+def _start_wandb(run_directory: Path, mode: Literal["online", "offline"], *, key: str, **arguments: Any) -> Any:
     """A started wandb run, online or offline, or None; failures are warnings."""
     # wandb would send its own error reports even offline, and wait for them at the end where there is no network.
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from RATE_model.agent import Agent, AgentState
 from RATE_model.cli.settings import TrainOptions
-from RATE_model.data.batch import Batch
+from RATE_model.data.batch import Batch, BatchTransform
 from RATE_model.data.dataset import WindowDataset
 from RATE_model.errors import RunError
 from RATE_model.system.precision import autocast
@@ -22,8 +22,6 @@ from RATE_model.training.stored_states import StoredStates
 _Left = list[tuple[int, AgentState]]
 # (logits (B, T, A), batch) -> scalars of the batch, on the device.
 BatchMetrics = Callable[[Tensor, Batch], dict[str, Tensor]]
-# One that makes windows of several kinds says how many: `variants`, of which `Batch.variants` are numbers.
-BatchTransform = Callable[[Batch], Batch]
 
 
 class TrainingDiverged(RunError):
@@ -72,8 +70,8 @@ def without_burn_in(batch: Batch, steps: int) -> Batch:
 
 
 def variants_of(transform: BatchTransform | None) -> int:
-    """How many kinds of windows a batch transform makes of one."""
-    return getattr(transform, "variants", 1)
+    """How many kinds of windows a batch transform makes of one; without any it stays as it is."""
+    return 1 if transform is None else transform.variants
 
 
 class Trainer:
@@ -249,24 +247,26 @@ class Trainer:
         Returns:
             Its share of the loss, logits, the state after the window, and the states to be kept.
         """
+        begins = batch.begins
         inputs = (batch.observations[rows, window], shown[rows, window], batch.rtg[rows, window], valid[rows, window])
         passed: _Left = []
 
         def at_border(step: int, state: AgentState) -> AgentState:
             if self._stored is not None:
                 passed.append((window.start + step, state.detach()))
-            cut = batch.begins is not None and window.start + step == self._burnt_in()
-            return _cut(state, ~batch.begins[rows]) if cut else state
+            if begins is None or window.start + step != self._burnt_in():
+                return state
+            return _cut(state, ~begins[rows])
 
         with autocast(self.model.device, self.options.precision):
-            logits, state = self.model(*inputs, state, borders=self._borders(window), at_border=at_border)
+            logits, after = self.model(*inputs, state, borders=self._borders(window), at_border=at_border)
             loss = self.model.spec.loss(logits, batch.targets[rows, window], batch.valid[rows, window]) * share
         if loss.requires_grad:  # a part whose rows are all padding in this window has computed nothing
             loss.backward()
-        state = state.detach()
+        after = after.detach()
         if self._stored is not None:
-            passed.append((window.stop, state))
-        return loss.detach(), logits.detach(), state, passed
+            passed.append((window.stop, after))
+        return loss.detach(), logits.detach(), after, passed
 
     def _optimize(self, loss: Tensor, indices: Tensor) -> Tensor:
         """One optimizer step from the gradients that are there; the norm of the gradient before clipping."""

@@ -43,6 +43,11 @@ class Positions(nn.Module):
     position however long the cache is.
     """
 
+    frequencies: Tensor
+    sin: Tensor
+    cos: Tensor
+    keys: Tensor
+
     def __init__(self, d_model: int, columns: int) -> None:
         super().__init__()
         frequencies = 10000.0 ** (-torch.arange(0, d_model, 2, dtype=torch.float64) / d_model)
@@ -153,11 +158,16 @@ class RelativeAttention(nn.Module):
             linear.weight.view(heads, width, d) for linear in (self.query, self.key, self.value, self.position)
         )
         scale = 1 / math.sqrt(width)
-        folded = []
-        for target, bias in ((key * scale, content_bias), (position * scale, position_bias)):
-            folded += [(target.transpose(1, 2) @ query).flatten(0, 1), (bias[:, None] @ target).flatten()]
+
+        def into_queries(target: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+            return (target.transpose(1, 2) @ query).flatten(0, 1), (bias[:, None] @ target).flatten()
+
         output = self.output.weight.view(d, heads, width).transpose(0, 1) @ value  # (heads, d, d)
-        return Folded(*folded, output.transpose(0, 1).flatten(1))
+        return Folded(
+            *into_queries(key * scale, content_bias),
+            *into_queries(position * scale, position_bias),
+            output.transpose(0, 1).flatten(1),
+        )
 
     def queries(self, inputs: Tensor, folded: Folded) -> Queries:
         """The queries of rows `(B, r, d_model)`."""

@@ -60,11 +60,8 @@ class DecoderLayer(nn.Module):
         self.reordered = config.arch != "TrXL"
         self.attention = RelativeAttention(config)
         self.norm1 = nn.LayerNorm(config.d_model)
-        if not config.skip_dec_ffn:
-            self.ffn = FeedForward(config)
-            self.norm2 = nn.LayerNorm(config.d_model)
-        else:
-            self.ffn = self.norm2 = None
+        self.ffn = None if config.skip_dec_ffn else FeedForward(config)
+        self.norm2 = None if config.skip_dec_ffn else nn.LayerNorm(config.d_model)
         gated = config.arch == "GTrXL"
         self.gate1 = GRUGate(config.d_model) if gated else None
         self.gate2 = GRUGate(config.d_model) if gated and not config.skip_dec_ffn else None
@@ -84,11 +81,15 @@ class DecoderLayer(nn.Module):
         Returns:
             The layer's output rows, `(B, r, d_model)`.
         """
-        if not self.reordered:
+        if self.reordered:
+            y = self._merge(self.gate1, x, F.relu(inputs + attended))
+        else:
             y = self.norm1(torch.add(attended, x, alpha=2))
-            return y if self.ffn is None else self.norm2(y + self.ffn(y))
-        y = self._merge(self.gate1, x, F.relu(inputs + attended))
-        return y if self.ffn is None else self._merge(self.gate2, y, F.relu(self.ffn(self.norm2(y))))
+        if self.ffn is None or self.norm2 is None:
+            return y
+        if self.reordered:
+            return self._merge(self.gate2, y, F.relu(self.ffn(self.norm2(y))))
+        return self.norm2(y + self.ffn(y))
 
     @staticmethod
     def _merge(gate: GRUGate | None, x: Tensor, y: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ layers.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -46,10 +46,11 @@ class RATE(Memory):
     """
 
     config: RATEConfig
+    layers: Sequence[DecoderLayer]
 
     def __init__(self, config: RATEConfig) -> None:
         super().__init__(config)
-        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.n_layer))
+        self.layers = cast(Sequence[DecoderLayer], nn.ModuleList(DecoderLayer(config) for _ in range(config.n_layer)))
         self.positions = Positions(config.d_model, config.mem_len + config.segment_tokens)
         self.dropout = Dropout(config.dropout)
 

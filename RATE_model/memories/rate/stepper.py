@@ -80,9 +80,9 @@ class SegmentStepper(Stepper):
     def reset(self, rows: np.ndarray) -> None:
         """Begin new episodes in some rows."""
         self._steps[rows] = self._since_memory[rows] = self._cached[rows] = 0
-        if self._memory_tokens is not None:
+        initial = self.memory.initial(len(rows)).tokens
+        if self._memory_tokens is not None and initial is not None:
             tokens = self._memory_tokens.clone()
-            initial = self.memory.initial(len(rows)).tokens
             tokens[torch.as_tensor(rows, device=self._device)] = initial.to(tokens.dtype)
             self._memory_tokens = tokens
 
@@ -120,7 +120,7 @@ class SegmentStepper(Stepper):
         for rows in self._rows_by(passed, self._cached):
             self._hand_on(rows)
         self._steps[full] = config.context_length - self.slide if self.window else 0
-        if config.num_mem_tokens:
+        if self._memory_tokens is not None:
             for rows in self._rows_by(passed | (self._steps == 0), self._cached):
                 start = config.mem_len
                 self._append(rows, self._shown_tokens(rows), start, first=start, outputs=0, block=True)
@@ -176,7 +176,7 @@ class SegmentStepper(Stepper):
         """Make a memory the one that the next segment of these rows begins with."""
         base = self.config.mem_len
         self._cached[rows] = memory.cache_lengths.numpy()
-        if memory.tokens is not None:
+        if memory.tokens is not None and self._memory_tokens is not None:
             self._memory_tokens = self._memory_tokens.clone()
             self._store(self._memory_tokens, rows, slice(None), memory.tokens.to(self._memory_tokens.dtype))
         for inputs, hidden, cache in zip(self._inputs, self._hidden, memory.cache, strict=False):
