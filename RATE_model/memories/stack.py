@@ -6,8 +6,9 @@ h_t = norm(x_t)
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -77,6 +78,7 @@ class Stack(Memory):
     """
 
     config: StackConfig
+    cells: Sequence[Cell]
     cell: ClassVar[type[Cell]]
     norm: ClassVar[type[nn.LayerNorm] | type[nn.RMSNorm] | None] = nn.LayerNorm
 
@@ -84,7 +86,7 @@ class Stack(Memory):
         super().__init__(config)
         d, parts = config.d_model, 3 if config.conditioned else 2
         self.join = nn.Linear(parts * d, d) if config.step_input == "joined" else None
-        self.cells = nn.ModuleList(self.cell(config) for _ in range(config.layers))
+        self.cells = cast(Sequence[Cell], nn.ModuleList(self.cell(config) for _ in range(config.layers)))
         norm, count = self.norm, config.layers + 1
         self.norms = nn.ModuleList() if norm is None else nn.ModuleList(norm(d, eps=1e-5) for _ in range(count))
         self.dropout = nn.Dropout(config.dropout)

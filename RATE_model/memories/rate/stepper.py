@@ -321,6 +321,7 @@ class SegmentStepper(Stepper):
 
     def _shown_tokens(self, rows: np.ndarray) -> Tensor:
         """The memory tokens of some rows, as layers see them."""
+        assert self._memory_tokens is not None
         return self._pick(self._memory_tokens, rows)[..., : self.config.d_model].to(self._dtype)
 
     def _store(self, tensor: Tensor, rows: np.ndarray, columns: slice | Tensor, values: Tensor) -> None:
