@@ -1,0 +1,210 @@
+"""The verdict on agents whose properties are known, played in T-Maze."""
+
+import re
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+
+from RATE_model.acting.actor import Actor
+from RATE_model.acting.rollout import rollout
+from RATE_model.agent import Agent, AgentConfig
+from RATE_model.memories.contract import State
+from RATE_model.memories.rate.config import RATEConfig
+from RATE_model.protocol.examination import Question, document, examine
+from RATE_model.protocol.verdict import INTACT, KNOCKED_OUT, TWINS, Case, Subject, judge
+from TMaze_new.TMaze_new_src.env import DOWN, RIGHT, UP, TMazeVectorEnv
+from TMaze_new.TMaze_new_src.spec import SPEC
+
+K, EPISODES = 10, 100
+LENGTHS = (6, 31, 96)
+SUBJECT = Subject(context=K, reach=None, segment=K)
+
+
+class LeakyMazes(TMazeVectorEnv):
+    """T-Maze with a mistake: the noise of every observation is the goal."""
+
+    def _observe(self, *, flag):
+        observations = super()._observe(flag=flag)
+        observations[:, 3] = self._goal
+        return observations
+
+
+@dataclass(frozen=True)
+class Hint(State):
+    """What a scripted agent remembers: the hint, (B, 1), 0 before it has seen one."""
+
+    hint: torch.Tensor
+
+
+class Scripted:
+    """Walks right, and at the junction goes where its memory says, up if that says nothing.
+
+    Its memory is handed on every K steps. Properties: `remembers` (the share of rows in which it looks at its memory),
+    `peeks` (at the noise), `window` (it sees the last K observations and remembers nothing else).
+    """
+
+    def __init__(self, rows, transform, *, remembers=1.0, peeks=False, window=False, seed=0):
+        self.memory, self.transform, self.steps = Hint(torch.zeros(rows, 1)), transform, 0
+        rng = np.random.default_rng(seed)
+        self.looks, self.guesses = rng.random(rows) < remembers, rng.choice([-1, 1], rows)
+        self.peeks, self.window, self.seen = peeks, window, []
+
+    def act(self, observations, rewards):
+        if self.steps and self.steps % K == 0 and self.transform is not None:
+            self.memory = self.transform(self.memory, Hint(torch.zeros_like(self.memory.hint)))
+        self.steps += 1
+        hint, flag, noise = torch.as_tensor(observations[:, 1:]).T
+        self.memory = Hint(torch.where(hint != 0, hint, self.memory.hint[:, 0])[:, None])
+        self.seen = [*self.seen, hint.numpy()][-K:]
+        known = sum(self.seen) if self.window else self.memory.hint[:, 0].numpy()
+        known = noise.numpy() if self.peeks else np.where(self.looks, known, self.guesses)
+        return np.where(flag.numpy() == 1, np.where(known >= 0, UP, DOWN), RIGHT)
+
+    def keep(self, rows):
+        raise AssertionError("no row is dropped")
+
+
+@dataclass
+class ScriptedPlayer:
+    """A scripted agent in T-Maze."""
+
+    seed: int
+    properties: dict
+    mazes: type[TMazeVectorEnv] = TMazeVectorEnv
+
+    def play(self, question, transform):
+        length = int(question.name)
+        mazes = self.mazes(EPISODES, length - 2, max_steps=length)
+        actor = Scripted(EPISODES, transform, seed=self.seed, **self.properties)
+        goals, seeds = np.tile([1, -1], EPISODES // 2), np.repeat(np.arange(EPISODES // 2), 2)
+        played = rollout(actor, mazes, seeds=seeds, max_steps=length, options={"goal": goals}, compact=False)
+        return played.last_rewards
+
+
+QUESTIONS = [Question(str(length), (length - 1, length - 1), 0.5, twins=True) for length in LENGTHS]
+
+
+def verdict(*, subject=SUBJECT, seeds=3, has_memory=True, mazes=TMazeVectorEnv, memory_free=(), **properties):
+    players = [ScriptedPlayer(seed, properties, mazes) for seed in range(seeds)]
+    cases = examine(players, subject, QUESTIONS, has_memory=has_memory, memory_free=memory_free)
+    return judge(subject, cases), cases
+
+
+def test_one_that_remembers():
+    result, cases = verdict()
+    assert (result.label, result.horizon) == ("long-term", 95)
+    assert result.sentence == (
+        "remembers over xi = 95 (lower bound .99 > .50), long-term, depends on its memory (knocked out .50)"
+    )
+    assert cases[-1].outcomes[TWINS].mean() == pytest.approx(0.5, abs=0.1)
+    assert result.missing == ("the memory-free control (--control with a run of --model_mode MLP or BC-MLP)",)
+
+
+def test_one_that_looks_only_at_its_window():
+    result, _ = verdict(subject=replace(SUBJECT, reach=K), has_memory=False, window=True)
+    assert (result.label, result.horizon) == ("short-term", 5)
+    assert "short-term: within its context K = 10" in result.sentence
+
+
+def test_one_that_guesses():
+    result, _ = verdict(remembers=0.0)
+    assert (result.label, result.horizon) == ("nothing", None)
+
+
+def test_one_that_cheats_through_a_leak():
+    result, _ = verdict(peeks=True, mazes=LeakyMazes)
+    assert result.label == "leak" and "not by its memory: knocked out 1.00, so the environment tells" in result.sentence
+
+
+def test_one_that_cheats_without_a_memory():
+    result, _ = verdict(subject=replace(SUBJECT, reach=K), has_memory=False, peeks=True, mazes=LeakyMazes)
+    assert result.label == "leak" and "no more than the last 10 steps can matter" in result.sentence
+
+
+def test_a_leak_that_only_the_memory_free_control_shows():
+    """It remembers, and its memory hurts when knocked out, but it need not have remembered."""
+    free = [ScriptedPlayer(seed, {"peeks": True}, LeakyMazes) for seed in range(3)]
+    result, _ = verdict(mazes=LeakyMazes, memory_free=free)
+    assert result.label == "leak" and "memory-free control 1.00" in result.sentence and not result.missing
+
+
+def test_one_that_remembers_half_of_the_time():
+    result, _ = verdict(remembers=0.5)
+    share = re.search(r", in (\d+)% of episodes, long-term, depends on its memory", result.sentence)
+    assert result.label == "long-term" and 35 <= int(share[1]) <= 65
+
+
+def test_one_that_is_untrained():
+    """A model as it is drawn, with everything that a trained one has."""
+    torch.manual_seed(0)
+    sizes = RATEConfig(d_model=16, n_layer=1, n_head=1, d_head=8, d_inner=16, context_length=K)
+    agent = Agent(AgentConfig("RATE", sizes), SPEC).eval()
+
+    @dataclass
+    class Untrained(ScriptedPlayer):
+        def play(self, question, transform):
+            length = int(question.name)
+            mazes = TMazeVectorEnv(EPISODES, length - 2, max_steps=length)
+            actor = Actor(agent, EPISODES, 1.0, transform_memory=transform)
+            return rollout(actor, mazes, seeds=np.arange(EPISODES), max_steps=length, compact=False).last_rewards
+
+    cases = examine([Untrained(seed, {}) for seed in range(3)], SUBJECT, QUESTIONS[:2])
+    assert judge(SUBJECT, cases).label == "nothing"
+
+
+def test_one_whose_memory_is_knocked_out():
+    """Examined as if that were how it is."""
+    _, cases = verdict()
+    knocked = [replace(case, outcomes={c: case.outcomes[KNOCKED_OUT] for c in case.outcomes}) for case in cases]
+    assert judge(SUBJECT, knocked).label == "short-term"
+    assert judge(SUBJECT, knocked[1:]).label == "nothing"
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_too_few_seeds_are_never_long_term(seeds):
+    result, _ = verdict(seeds=seeds)
+    assert (
+        result.label == "unproved" and result.missing[0] == f"3 seeds of 100 episodes each (there are {seeds} of 100)"
+    )
+
+
+def test_the_mixed_regime_is_never_long_term():
+    _, cases = verdict()
+    mixed = [replace(case, horizons=(2, 95)) for case in cases[1:]]
+    result = judge(SUBJECT, mixed)
+    assert result.label == "unproved" and result.missing[-1] == "a context K of at most 1 (now 10)"
+    assert "mixed regime (K = 10, xi = 2 to 95)" in result.sentence and "knocked out .50" in result.sentence
+
+
+def test_a_segment_longer_than_the_horizon_proves_nothing():
+    """An agent of context 1 whose memory is knocked out every hundred steps only."""
+    outcomes = {INTACT: np.ones((3, 100)), KNOCKED_OUT: np.ones((3, 100))}
+    case = Case("9", (8, 8), 0.5, outcomes)
+    result = judge(Subject(context=1, reach=None, segment=100), [case])
+    assert result.label == "unproved" and result.missing[-1] == "a case with xi > 100"
+
+
+def test_many_questions_do_not_make_a_guesser_right():
+    """11 questions of 300 fair coins, 300 times: fewer than 5 % of the guessers may look better than chance."""
+    rng, wrong = np.random.default_rng(0), 0
+    for _ in range(300):
+        cases = [Case(str(n), (n, n), 0.5, {INTACT: rng.integers(2, size=(3, 100))}) for n in range(20, 31)]
+        wrong += judge(SUBJECT, cases).label != "nothing"
+    assert wrong <= 15
+
+
+def test_a_part_that_matters_is_named():
+    right, guess = np.ones((3, 100)), np.tile([0, 1], (3, 50))
+    outcomes = {INTACT: right, KNOCKED_OUT: guess, "without tokens": guess, "without cache": right}
+    subject = replace(SUBJECT, parts=("tokens", "cache"))
+    sentence = judge(subject, [Case("9600", (9599, 9599), 0.5, outcomes)]).sentence
+    assert sentence.endswith("long-term, depends on its tokens (knocked out .50)")
+
+
+def test_the_document_holds_rates_intervals_and_seeds():
+    _, cases = verdict()
+    entry = document(SUBJECT, cases)[-1]
+    assert entry["regime"] == "long-term only" and entry["horizons"] == [95, 95]
+    assert entry["conditions"]["intact"]["seeds"] == [1, 1, 1] and entry["conditions"]["intact"]["interval"][0] > 0.98
