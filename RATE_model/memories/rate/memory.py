@@ -184,8 +184,13 @@ class RATE(Memory):
         x = torch.stack([part.to(dtype) for part in parts], dim=2).flatten(1, 2)
         if state.tokens is None:
             return x
-        ends = state.tokens[..., : self.config.d_model].to(x.dtype)
+        ends = self.shown(state.tokens).to(x.dtype)
         return torch.cat([ends, x, ends], dim=1)
+
+    def shown(self, tokens: Tensor) -> Tensor:
+        """What layers see of memory tokens `(B, n, tokens_width)`: `(B, n, d_model)`."""
+        # Not cut where there is nothing to cut: its gradient would be added up in another order.
+        return tokens if tokens.shape[-1] == self.config.d_model else tokens[..., : self.config.d_model]
 
     def compile(self, *_: Any, **__: Any) -> None:
         """Compile what nearly all time goes into: the decoder's pass over one segment, a graph of tensors alone."""

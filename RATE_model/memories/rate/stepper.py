@@ -138,7 +138,12 @@ class SegmentStepper(Stepper):
         tokens = None if self._memory_tokens is None else self._pick(self._memory_tokens, rows)
         if tokens is not None:
             written = self._append(
-                rows, self._shown_tokens(rows), end, first=base, outputs=config.num_mem_tokens, block=True
+                rows,
+                self._shown_tokens(rows).to(self._dtype),
+                end,
+                first=base,
+                outputs=config.num_mem_tokens,
+                block=True,
             )
             tokens = written if self.memory.valve is None else self.memory.valve(tokens, written)
         cache = self._rolled_cache(rows, config.segment_tokens)
@@ -322,7 +327,7 @@ class SegmentStepper(Stepper):
     def _shown_tokens(self, rows: np.ndarray) -> Tensor:
         """The memory tokens of some rows, as layers see them."""
         assert self._memory_tokens is not None
-        return self._pick(self._memory_tokens, rows)[..., : self.config.d_model].to(self._dtype)
+        return self.memory.shown(self._pick(self._memory_tokens, rows))
 
     def _store(self, tensor: Tensor, rows: np.ndarray, columns: slice | Tensor, values: Tensor) -> None:
         """Write `(b, t, d_model)` to some rows, at common columns (slice) or each row's own (`(b, t)` indices)."""
