@@ -37,6 +37,7 @@ from RATE_model.cli.settings import (
     ModelOptions,
     RunOptions,
     TrainOptions,
+    check_window_starts,
 )
 from RATE_model.errors import UserError
 from RATE_model.plots import plot_curves
@@ -129,7 +130,7 @@ class Config:
     def validate(self) -> None:
         """Raise a UserError for sizes of no model, a burn-in that leaves nothing, or no known return to ask for."""
         steps = self.task.segments * self.task.context_length
-        experiment.check_window_starts(self.train, self.agent_config(), steps=steps)
+        check_window_starts(self.train, self.agent_config(), steps=steps)
         if self.task.online_inference or self.task.last_inference:
             _ = self.target
         _ = self.spec

@@ -26,7 +26,14 @@ from RATE_model.agent import Agent, AgentConfig
 from RATE_model.cli import experiment
 from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
 from RATE_model.cli.options import Boolean, changeable, exit_on_user_error, parse_options
-from RATE_model.cli.settings import PUBLISHED_TRAINING, CurriculumOptions, ModelOptions, RunOptions, TrainOptions
+from RATE_model.cli.settings import (
+    PUBLISHED_TRAINING,
+    CurriculumOptions,
+    ModelOptions,
+    RunOptions,
+    TrainOptions,
+    check_window_starts,
+)
 from RATE_model.plots import plot_curves
 from RATE_model.training.runs import Run
 
@@ -105,7 +112,7 @@ class Config:
     def validate(self) -> None:
         """Raise a UserError if these sizes make no model, or windows cannot begin as asked."""
         steps = self.task.segments * self.task.context_length
-        experiment.check_window_starts(self.train, self.agent_config(), steps=steps, pad=self.data.pad)
+        check_window_starts(self.train, self.agent_config(), steps=steps, pad=self.data.pad)
 
     def agent_config(self) -> AgentConfig:
         """Sizes of the model."""

@@ -1,6 +1,8 @@
 """Models out of checkpoints, for inference: nothing of training is imported but the files' format."""
 
 import json
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,52 @@ def load_model(path: Path | str, *, device: torch.device | str = "cpu") -> Agent
         raise unusable(path, error) from None
     check_weights(path, weights)
     return model.to(device).eval()
+
+
+def same_interface(model: EnvironmentSpec, environment: EnvironmentSpec) -> bool:
+    """Whether a model acts in an environment: observations and actions are alike.
+
+    How they are encoded (a tanh, channels, rows of the action table, the scale of returns) is the model's own.
+    """
+    names = ("observation_shape", "num_actions", "continuous", "observation_scale")
+    return all(getattr(model, name) == getattr(environment, name) for name in names)
+
+
+def without_padding_action(model: Agent, spec: EnvironmentSpec) -> Agent:
+    """The model, without an output for each row of the spec's action table if it has those and `spec` has fewer.
+
+    Some published models predict their padding action as well, and can take it when acting.
+    """
+    rows = spec.action_embeddings
+    if rows is None or not same_interface(model.spec, replace(spec, num_actions=rows)):
+        return model
+    smaller = Agent(model.config, replace(model.spec, num_actions=spec.num_actions)).to(model.device).eval()
+    weights = model.state_dict()
+    weights["head.project.weight"] = weights["head.project.weight"][: spec.num_actions]
+    smaller.load_state_dict(weights)
+    return smaller
+
+
+def load_for(
+    path: Path, spec: EnvironmentSpec, *, device: torch.device | str = "cpu", flags: Mapping[str, Any] | None = None
+) -> Agent:
+    """The model of a checkpoint, to act in an environment; its encoders may differ from the spec's.
+
+    Args:
+        path: of the checkpoint.
+        spec: of the environment.
+        device: where the model goes.
+        flags: of the checkpoint's run, flat.
+
+    Raises:
+        UserError: the checkpoint is damaged, or its observations or actions are others.
+    """
+    if unplayable := (flags or {}).get("unplayable"):
+        raise UserError(f"{path} is of {unplayable}, which no environment of this project plays")
+    model = without_padding_action(load_model(path, device=device), spec)
+    if not same_interface(model.spec, spec):
+        raise UserError(f"{path} was trained in another environment: its spec is {model.spec}")
+    return model
 
 
 def check_weights(path: Path | str, weights: dict[str, Tensor]) -> None:

@@ -25,14 +25,14 @@ import torch
 from benchmarks import common
 from MinigridMemory.MinigridMemory_src.dataset import DataOptions, ensure_dataset, load_windows
 from MinigridMemory.MinigridMemory_src.env import TILE, MinigridMemoryEnv
-from MinigridMemory.MinigridMemory_src.evaluate import play
+from MinigridMemory.MinigridMemory_src.environment import ENVIRONMENT, Mazes
 from MinigridMemory.MinigridMemory_src.spec import SPEC
-from MinigridMemory.MinigridMemory_src.train_minigridmemory import read_config
 from RATE_model.acting.rollout import evaluating
 from RATE_model.agent import Agent
 from RATE_model.cli.limits import at_least
 from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options, to_flat_dict
 from RATE_model.data.batch import Batch
+from RATE_model.environments.contract import Evaluation
 from RATE_model.training.optimization import Schedule
 from RATE_model.training.trainer import Trainer
 
@@ -88,7 +88,7 @@ def walk(steps: int, *, draw: bool) -> Callable[[], None]:
 
 def train_batch(batch: Batch) -> tuple[Trainer, Callable[[], None]]:
     """The published model and one optimizer step of it on this batch."""
-    config = read_config(PUBLISHED)
+    config = ENVIRONMENT.read_config(PUBLISHED)
     torch.manual_seed(0)
     trainer = Trainer(Agent(config.agent_config(), SPEC), config.train, Schedule(1, None, 0, 1.0))
     return trainer, lambda: _discard(trainer.train_batch(batch))
@@ -96,7 +96,7 @@ def train_batch(batch: Batch) -> tuple[Trainer, Callable[[], None]]:
 
 def measure(options: Options) -> dict[str, Any]:
     """All timings in seconds, and what a batch holds."""
-    config = read_config(PUBLISHED)
+    config = ENVIRONMENT.read_config(PUBLISHED)
     size = config.task.segments * config.task.context_length
     with tempfile.TemporaryDirectory() as folder:
         data = DataOptions(trajectories=options.trajectories, data_dir=Path(folder))
@@ -109,9 +109,11 @@ def measure(options: Options) -> dict[str, Any]:
     difference = _difference(batch, dense)
     model = trainer.model
 
+    mazes = Mazes(use_argmax=True, layouts="own")
+
     def act() -> None:
         with evaluating(model):
-            play(model, (41,), episodes=options.episodes)
+            Evaluation(ENVIRONMENT, model, mazes, (0.96,), cases=(41,), episodes=options.episodes).play()
 
     walks = {
         "environment": walk(options.steps, draw=False),

@@ -20,6 +20,7 @@ from RATE_model.original.weights import convert_weights
 from RATE_model.training.optimization import initialise_as_published
 from RATE_model.training.trainer import Trainer
 from tests import reference
+from tests.scripts import train_script
 from tests.small_models import rate_agent, save_small_model, small_model
 from TMaze_new.TMaze_new_src import train_tmaze
 from VizDoom.VizDoom_src import train_vizdoom
@@ -56,12 +57,12 @@ def constant(step: int, seen: int) -> float:
 TOKENS = "--warmup_tokens 16 --final_tokens 50"
 # The published name of an environment, its script, flags that make the schedule short, and what it must be.
 SCRIPTS = {
-    "tmaze": (train_tmaze, "--max_n_final 3 --epochs 5 --warmup_steps 5", late_linear, VECTORS),
-    "doom": (train_vizdoom, f"--segments 2 --steps 4 {TOKENS}", rising_cosine, IMAGES),
-    "minigrid_memory": (train_minigridmemory, f"--segments 2 {TOKENS}", rising_cosine, IMAGES),
-    "memory_maze": (train_mem_maze, f"--segments 2 {TOKENS}", rising_cosine, IMAGES),
-    "atari": (train_rate_atari, f"--segments 2 {TOKENS}", rising_cosine, IMAGES),
-    "mujoco": (train_rate_mujoco_ca, "--segments 3 --warmup_steps 7", constant, VECTORS),
+    "tmaze": (train_script(train_tmaze), "--max_n_final 3 --epochs 5 --warmup_steps 5", late_linear, VECTORS),
+    "doom": (train_script(train_vizdoom), f"--segments 2 --steps 4 {TOKENS}", rising_cosine, IMAGES),
+    "minigrid_memory": (train_script(train_minigridmemory), f"--segments 2 {TOKENS}", rising_cosine, IMAGES),
+    "memory_maze": (train_script(train_mem_maze), f"--segments 2 {TOKENS}", rising_cosine, IMAGES),
+    "atari": (train_script(train_rate_atari), f"--segments 2 {TOKENS}", rising_cosine, IMAGES),
+    "mujoco": (train_script(train_rate_mujoco_ca), "--segments 3 --warmup_steps 7", constant, VECTORS),
 }
 
 
@@ -159,7 +160,7 @@ def test_the_published_setting_is_said_and_typed_flags_win(env, capsys):
 def test_the_published_setting_wins_over_a_file_and_says_so(tmp_path, capsys):
     path = tmp_path / "mine.yaml"
     path.write_text("curr: adaptive\nepochs: 3\n")
-    config = train_tmaze.read_config(["--config", str(path), "--published", "true"])
+    config = train_script(train_tmaze).read_config(["--config", str(path), "--published", "true"])
     assert config.curriculum.curr == "false" and config.train.epochs == 3
     assert f"instead of {path}: --curr adaptive" in capsys.readouterr().err
 
@@ -175,13 +176,14 @@ def test_published_initial_weights():
 
 
 def test_a_run_from_before_these_flags_goes_on(tmp_path):
-    config = train_tmaze.read_config(["--output_dir", str(tmp_path), "--resume", "auto", "--seed", "1"])
-    directory = train_tmaze.run_directory(config, 1)
+    script = train_script(train_tmaze)
+    config = script.read_config(["--output_dir", str(tmp_path), "--resume", "auto", "--seed", "1"])
+    directory = script.run_directory(config, 1)
     save_small_model(small_model(), directory)
     new = ("weight_decay_on", "initialisation")
     flags = {name: value for name, value in to_flat_dict(config).items() if name not in new}
     (directory / "config.yaml").write_text(to_yaml(flags))
-    assert train_tmaze.check(config, 1).checkpoint is not None
-    other = train_tmaze.read_config(["--resume", str(directory), *"--seed 1 --weight_decay_on all".split()])
+    assert script.check(config, 1).checkpoint is not None
+    other = script.read_config(["--resume", str(directory), *"--seed 1 --weight_decay_on all".split()])
     with pytest.raises(UserError, match="weight_decay_on was matrices, now all"):
-        train_tmaze.check(other, 1)
+        script.check(other, 1)

@@ -19,6 +19,7 @@ from MuJoCo import generate_dataset, inference_mujoco, train_rate_mujoco_ca
 from RATE_model.cli.options import parse_options
 from RATE_model.cli.reproduce import PageOptions, StudyOptions
 from RATE_model.original.__main__ import parser as original_parser
+from tests.scripts import inference_options, train_script
 from TMaze_new.TMaze_new_src import dataset, inference_tmaze, train_tmaze
 from VizDoom.VizDoom_src import dataset as vizdoom_dataset
 from VizDoom.VizDoom_src import graphics, inference_vizdoom, train_vizdoom
@@ -33,7 +34,7 @@ PAGES = [
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 OPTIONS = {
-    "inference_tmaze.py": inference_tmaze.Options,
+    "inference_tmaze.py": inference_options(inference_tmaze),
     "TMaze_new/TMaze_new_src/dataset.py": dataset.Options,
     "VizDoom/VizDoom_src/dataset.py": vizdoom_dataset.Options,
     "MemoryMaze/MemoryMaze_src/dataset.py": memory_maze_dataset.Options,
@@ -46,13 +47,13 @@ OPTIONS = {
     "Atari/reproduce.py": atari_study.Options,
     "reproduce.py": StudyOptions,
     "collect_traj.py": collect_traj.Options,
-    "inference_minigridmemory.py": inference_minigridmemory.Options,
+    "inference_minigridmemory.py": inference_options(inference_minigridmemory),
     "download_d4rl_datasets.py": download_d4rl_datasets.Options,
     "MuJoCo/generate_dataset.py": generate_dataset.Options,
-    "inference_mujoco.py": inference_mujoco.Options,
-    "inference_vizdoom.py": inference_vizdoom.Options,
-    "inference_mem_maze.py": inference_mem_maze.Options,
-    "inference_atari.py": inference_atari.Options,
+    "inference_mujoco.py": inference_options(inference_mujoco),
+    "inference_vizdoom.py": inference_options(inference_vizdoom),
+    "inference_mem_maze.py": inference_options(inference_mem_maze),
+    "inference_atari.py": inference_options(inference_atari),
 }
 TRAIN_SCRIPTS = {
     "train_tmaze.py": train_tmaze,
@@ -87,9 +88,11 @@ def test_a_command_is_understood(command):
     path = ROOT / script
     assert path.is_file()
     if path.name in TRAIN_SCRIPTS:
-        TRAIN_SCRIPTS[path.name].read_config([a if not a.endswith(".yaml") else str(ROOT / a) for a in arguments])
+        train_script(TRAIN_SCRIPTS[path.name]).read_config(
+            [a if not a.endswith(".yaml") else str(ROOT / a) for a in arguments]
+        )
     elif options := OPTIONS.get(script) or OPTIONS.get(path.name):
-        parse_options(options, argv=arguments)
+        parse_options(options, argv=arguments, aliases={})
     else:
         assert path.name in ("check_parity.py", "quickstart.py")
 

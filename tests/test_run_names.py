@@ -7,6 +7,7 @@ import pytest
 
 from RATE_model.cli.options import to_flat_dict, to_yaml
 from RATE_model.errors import UserError
+from tests.scripts import train_script
 
 SCRIPTS = {
     "TMaze_new.TMaze_new_src.train_tmaze": "arch_mode_TrXL_RATE_min_1_max_3",
@@ -34,7 +35,7 @@ OTHER_RUN = (
 @pytest.fixture(params=SCRIPTS)
 def script(request: pytest.FixtureRequest):
     """The module of a train script."""
-    return importlib.import_module(request.param)
+    return train_script(importlib.import_module(request.param))
 
 
 def place(script, folder: Path, flags: str = "", seed: int = 1) -> Path:
@@ -73,7 +74,7 @@ def test_runs_of_earlier_versions_are_found_by_their_flags(script, tmp_path: Pat
 
 
 def test_a_name_too_long_for_a_file_system_is_refused(tmp_path: Path) -> None:
-    script = importlib.import_module(next(iter(SCRIPTS)))
+    script = train_script(importlib.import_module(next(iter(SCRIPTS))))
     config = script.read_config(["--output_dir", str(tmp_path), "--ckpt_folder", 300 * "x", "--dropout", "0.01"])
     with pytest.raises(UserError, match="longer than 255 bytes"):
         script.check(config, 1)

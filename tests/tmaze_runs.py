@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from TMaze_new.TMaze_new_src import train_tmaze
+from TMaze_new.TMaze_new_src.environment import ENVIRONMENT  # noqa: F401  for users of this module
 
 SIZES = "--n_layer 1 --d_model 16 --n_head 2 --d_head 8".split()
 DATA = "--trajectories 40 --context_length 6 --max_n_final 2".split()

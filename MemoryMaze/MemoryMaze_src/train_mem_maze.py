@@ -34,6 +34,7 @@ from RATE_model.cli.settings import (
     ModelOptions,
     RunOptions,
     TrainOptions,
+    check_window_starts,
 )
 from RATE_model.data.dataset import WindowDataset
 from RATE_model.data.mirror import Mirror
@@ -111,7 +112,7 @@ class Config:
     def validate(self) -> None:
         """Raise a UserError if these sizes make no model, or the episodes that would be made have no such window."""
         steps = self.task.segments * self.task.context_length
-        experiment.check_window_starts(self.train, self.agent_config(), steps=steps)
+        check_window_starts(self.train, self.agent_config(), steps=steps)
         check_windows(self.data, steps)
 
     def agent_config(self) -> AgentConfig:

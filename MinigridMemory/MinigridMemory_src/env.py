@@ -34,11 +34,9 @@ from typing import Any, get_args
 
 import gymnasium
 import numpy as np
-from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.vector.utils import batch_space
 
 from MinigridMemory.MinigridMemory_src.layouts import Layouts, PublishedDraws
-from RATE_model.acting.vector import discrete_actions, episode_seeds, reset_mask
+from RATE_model.acting.vector import FrozenVectorEnv
 from RATE_model.errors import UserError
 
 ENV_ID = "MinigridMemory-v0"
@@ -114,7 +112,7 @@ class MinigridMemoryEnv(gymnasium.Env):
     """One maze; rules and observations: see the module.
 
     A finished episode stays frozen until the next reset: same observation, reward 0, the same flags. ``info`` holds
-    ``success`` (bool) from the last step on and is empty before.
+    ``success`` (bool).
 
     Attributes:
         view: (3, 3, 3) uint8, what the picture shows, as Minigrid encodes it: ``[across, ahead]`` from left to right
@@ -192,7 +190,7 @@ class MinigridMemoryEnv(gymnasium.Env):
         """
         super().reset(seed=seed)
         self._start(int(self.np_random.integers(2**31)) if seed is None else int(seed), (options or {}).get("cue"))
-        return self._frame.copy(), {}
+        return self._frame.copy(), {"success": False}
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, bool]]:
         """Take one action. Returns observation (3, 84, 84) uint8, reward, terminated, truncated, info.
@@ -203,8 +201,7 @@ class MinigridMemoryEnv(gymnasium.Env):
         if not 0 <= action < NUM_ACTIONS:
             raise ValueError(f"action must lie between 0 and {NUM_ACTIONS - 1}, got {action}")
         self._advance(int(action))
-        info = {"success": self.success} if self._terminated or self._truncated else {}
-        return self._frame.copy(), self._reward, self._terminated, self._truncated, info
+        return self._frame.copy(), self._reward, self._terminated, self._truncated, {"success": self.success}
 
     def render(self) -> np.ndarray | None:
         """The maze around the corridor, (H, W, 3) uint8, what the agent sees of it lit; None without a render mode."""
@@ -258,30 +255,21 @@ class MinigridMemoryEnv(gymnasium.Env):
         self._frame = _frame(view.tobytes())
 
 
-class MinigridMemoryVectorEnv(VectorEnv):
-    """Many mazes side by side, also of different sizes, each of them a `MinigridMemoryEnv`.
+class MinigridMemoryVectorEnv(FrozenVectorEnv):
+    """Many mazes side by side, also of different sizes, each of them a `MinigridMemoryEnv`; see `FrozenVectorEnv`.
 
-    Finished mazes stay frozen until they are reset (``AutoresetMode.DISABLED``) and cost nothing: same observation,
-    reward 0, terminated or truncated still True. ``info`` holds ``success`` (B,) bool.
-
-    Attributes:
-        sizes, max_steps: (B,) int64.
-        cues, arms: (B,) text, "key" or "ball" and "north" or "south", as in `MinigridMemoryEnv`.
-        success: (B,) bool.
+    The option ``cue`` of ``reset``, (B,) text, "key" or "ball", sets the objects of the rooms, whatever the seeds say.
 
     Args:
         num_envs: B, the number of mazes.
         sizes: of the grids, one number or (B,); each odd and 7 to 2001.
         random_length: draw where the corridors end, one bool or (B,).
         max_steps: steps until truncation, one number or (B,).
-        layouts: "own" or "published"; see `layouts.py`.
-        render_mode: only None.
+        options: of `MinigridMemoryEnv`.
 
     Raises:
         UserError: a value is out of range, or the package minigrid is missing.
     """
-
-    metadata = {"render_modes": [], "autoreset_mode": AutoresetMode.DISABLED}
 
     def __init__(
         self,
@@ -290,82 +278,32 @@ class MinigridMemoryVectorEnv(VectorEnv):
         *,
         random_length: bool | Sequence[bool] | np.ndarray = True,
         max_steps: int | Sequence[int] | np.ndarray = PUBLISHED_CAP,
-        layouts: Layouts = "own",
-        render_mode: None = None,
+        **options: Any,
     ) -> None:
-        self.num_envs = num_envs
-        self.render_mode = render_mode
-        self.sizes = np.broadcast_to(np.asarray(sizes, dtype=np.int64), (num_envs,)).copy()
-        self.max_steps = np.broadcast_to(np.asarray(max_steps, dtype=np.int64), (num_envs,)).copy()
-        drawn = np.broadcast_to(np.asarray(random_length, dtype=bool), (num_envs,))
-        self._mazes = [
-            MinigridMemoryEnv(int(size), random_length=bool(random), max_steps=int(steps), layouts=layouts)
-            for size, random, steps in zip(self.sizes, drawn, self.max_steps, strict=True)
+        columns = (np.broadcast_to(np.asarray(values), (num_envs,)) for values in (sizes, random_length, max_steps))
+        make = [
+            functools.partial(MinigridMemoryEnv, size, random_length=drawn, max_steps=steps, **options)
+            for size, drawn, steps in zip(*(column.tolist() for column in columns), strict=True)
         ]
-        self.single_observation_space = gymnasium.spaces.Box(0, 255, OBSERVATION_SHAPE, np.uint8)
-        self.single_action_space = gymnasium.spaces.Discrete(NUM_ACTIONS)
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.action_space = batch_space(self.single_action_space, num_envs)
-        self._observations = np.zeros((num_envs, *OBSERVATION_SHAPE), dtype=np.uint8)
-        self._running = np.zeros(num_envs, dtype=bool)  # nothing moves before the first reset
-        self._terminated, self._truncated = np.zeros(num_envs, dtype=bool), np.ones(num_envs, dtype=bool)
-        self.success = np.zeros(num_envs, dtype=bool)
+        super().__init__(make, render_mode=options.get("render_mode"), name="Minigrid-Memory")
+
+    def _each(self, name: str) -> np.ndarray:
+        return np.array([getattr(maze, name) for maze in self.environments])
 
     @property
     def cues(self) -> np.ndarray:
         """(B,) text, "key" or "ball": the object of each maze's room."""
-        return np.array([maze.cue for maze in self._mazes])
+        return self._each("cue")
 
     @property
     def arms(self) -> np.ndarray:
         """(B,) text, "north" or "south": where each maze shows the same object at the fork."""
-        return np.array([maze.arm for maze in self._mazes])
+        return self._each("arm")
 
-    def reset(
-        self, *, seed: int | Sequence[int] | np.ndarray | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Start new episodes.
-
-        Args:
-            seed: one per maze, or an int s for s, s + 1, ..., or None to draw them from `np_random`.
-            options: ``reset_mask`` (B,) bool: the mazes to reset, the others keep their state. ``cue`` (B,) text, "key"
-                or "ball": the objects of the rooms, whatever the seeds say.
-
-        Returns:
-            observations (B, 3, 84, 84) uint8 and info.
-
-        Raises:
-            ValueError: there are not B seeds, or the mask has another shape or type.
-        """
-        seeds, mask = episode_seeds(self, seed), reset_mask(self, options)
-        cues = np.broadcast_to((options or {}).get("cue"), (self.num_envs,))
-        for row in np.flatnonzero(mask).tolist():
-            self._mazes[row]._start(int(seeds[row]), cues[row])
-            self._observations[row] = self._mazes[row]._frame
-        self._terminated &= ~mask
-        self._truncated &= ~mask
-        self.success &= ~mask
-        return self._observations.copy(), {"success": self.success.copy()}
-
-    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-        """One action per maze, (B,) integers. Actions of finished mazes are ignored.
-
-        Returns:
-            observations (B, 3, 84, 84) uint8, rewards (B,) float64, terminated (B,) bool, truncated (B,) bool, info.
-
-        Raises:
-            ValueError: the actions are not B integers between 0 and 2.
-        """
-        actions = discrete_actions(self, actions)
-        rewards = np.zeros(self.num_envs)
-        for row in np.flatnonzero(~(self._terminated | self._truncated)).tolist():
-            maze = self._mazes[row]
-            maze._advance(int(actions[row]))
-            self._observations[row], rewards[row] = maze._frame, maze._reward
-            self._terminated[row], self._truncated[row] = maze._terminated, maze._truncated
-            self.success[row] = maze.success
-        flags = self._terminated.copy(), self._truncated.copy()
-        return self._observations.copy(), rewards, *flags, {"success": self.success.copy()}
+    @property
+    def success(self) -> np.ndarray:
+        """(B,) bool: whether each episode has ended in that arm."""
+        return self._each("success")
 
 
 def register() -> None:

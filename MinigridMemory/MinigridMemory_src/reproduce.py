@@ -9,6 +9,7 @@ Runs that are finished are kept, interrupted ones are continued, so the command 
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,17 @@ if __name__ == "__main__":  # started as a script
 
 from MinigridMemory.MinigridMemory_src.dataset import ensure_dataset
 from MinigridMemory.MinigridMemory_src.env import PUBLISHED_CAP
+from MinigridMemory.MinigridMemory_src.environment import ENVIRONMENT
 from MinigridMemory.MinigridMemory_src.evaluate import (
     LARGE_SIZES,
     SIZES,
     SizeResult,
     expert_play,
-    play,
     widest_cap,
 )
 from MinigridMemory.MinigridMemory_src.pictures import SIZE
-from MinigridMemory.MinigridMemory_src.train_minigridmemory import check, read_config
 from RATE_model.acting.controls import exchange_twins, knock_out_memory
+from RATE_model.cli.evaluation import evaluation_of_run
 from RATE_model.cli.options import exit_on_user_error, parse_options
 from RATE_model.cli.reproduce import (
     ROOT,
@@ -46,6 +47,7 @@ from RATE_model.cli.reproduce import (
     training_table,
     write_results,
 )
+from RATE_model.cli.training import check
 from RATE_model.loading import load_model
 from RATE_model.memories.contract import MemoryTransform
 from RATE_model.plots import plot_success_panels
@@ -55,7 +57,7 @@ PAGE = "minigrid_memory"  # the name of the files of results
 FAST = "MinigridMemory/MinigridMemory_src/config_fast.yaml"
 TRAINED = 41  # size of the mazes that the setting trains on
 STUDY = Study(
-    script="MinigridMemory/MinigridMemory_src/train_minigridmemory.py",
+    script=ENVIRONMENT.train_script,
     settings=("--config", FAST, "--final_sizes", *map(str, SIZES + LARGE_SIZES)),
     models={
         "RATE": ("--model_mode", "RATE"),
@@ -66,8 +68,8 @@ STUDY = Study(
         "TrXL": ("--model_mode", "TrXL", "--mem_len", "240"),
         "DT": ("--model_mode", "DT", "--slide", "20"),
     },
-    read_config=read_config,
-    check=check,
+    read_config=ENVIRONMENT.read_config,
+    check=partial(check, ENVIRONMENT),
 )
 EXPERT = "expert"
 WIDE = "success_rate_expert_cap"  # "success_rate" is that within the published cap, as in a run's eval/*.json
@@ -106,10 +108,10 @@ def collect(directories: dict[str, list[Path]]) -> dict[str, dict]:
 
 def control(runs: list[Path], transform: MemoryTransform, twins: bool) -> dict[str, Any]:
     """Success of every seed by size with something done to the memory."""
-    played = [
-        play(load_model(resolve_checkpoint(run)), CONTROL_SIZES, transform_memory=transform, twins=twins)
-        for run in runs
-    ]
+    played = []
+    for run in runs:
+        evaluation = evaluation_of_run(ENVIRONMENT, run, cases=CONTROL_SIZES)
+        played += evaluation.play_with(transform, twins=twins).values()
     success = {
         str(size): [SizeResult.of(episodes[size], widest_cap(size)).success_rate for episodes in played]
         for size in CONTROL_SIZES
@@ -178,7 +180,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with exit_on_user_error():
         options = parse_options(PageOptions, argv=argv, prog="reproduce.py", description=f"Make results/{PAGE}.*")
         kept = kept_entries(PAGE, STUDY, options)
-        ensure_dataset(read_config(["--config", str(ROOT / FAST)]).data)  # before several processes want to
+        fast = ENVIRONMENT.read_config(["--config", str(ROOT / FAST)])
+        ensure_dataset(fast.data)  # before several processes want to
         directories = STUDY.run_all(options, options.models)
         document = collect(directories)
         for name, (transform, twins) in CONTROLS.items():

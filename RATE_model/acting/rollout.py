@@ -54,6 +54,10 @@ class Episodes:
         """All episodes of some parts, in order."""
         return cls(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
+    def part(self, rows: slice | np.ndarray) -> Episodes:
+        """Some of the episodes."""
+        return Episodes(*(getattr(self, field.name)[rows] for field in fields(self)))
+
 
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:

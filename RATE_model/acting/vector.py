@@ -1,13 +1,26 @@
-"""What vector environments are called with, checked: seeds, masks and actions of B environments side by side."""
+"""B environments side by side whose finished episodes stay as they are; and what they are called with, checked."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import multiprocessing
+import multiprocessing.connection
+import traceback
+import weakref
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import gymnasium
 import numpy as np
+from gymnasium.error import ClosedEnvironmentError
 from gymnasium.spaces import Discrete
-from gymnasium.vector import VectorEnv
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from RATE_model.errors import UserError
+from RATE_model.system.interrupts import stop_if_asked
+from RATE_model.system.processes import begin_worker
 
 
 def episode_seeds(
@@ -62,3 +75,308 @@ def discrete_actions(environments: VectorEnv, actions: Any) -> np.ndarray:
     if actions.min() < 0 or actions.max() > last:
         raise ValueError(f"actions must lie between 0 and {last}, got {actions.min()} to {actions.max()}")
     return actions
+
+
+class FrozenVectorEnv(VectorEnv):
+    """B Gymnasium environments side by side; finished episodes stay as they are until they are reset.
+
+    A finished environment keeps its last observation, gets reward 0, ignores actions and costs nothing
+    (`AutoresetMode.DISABLED`). Before the first reset nothing moves. ``info`` holds what the environments' own infos
+    have in common, with B as the first dimension.
+
+    Environments that take long for a step share the work out: those that wait for something else, such as an engine,
+    to `threads`, those that compute in Python to `workers`, processes that are started by the first reset and ended by
+    `close`, or when the object or this process goes.
+
+    Attributes:
+        environments: the B environments; empty where they are in other processes.
+        max_steps: (B,) int64, the step limit of each.
+
+    Args:
+        make: what makes each environment; with `workers`, something that can be pickled, such as a
+            `functools.partial`.
+        max_steps: limits; None: each environment's own attribute `max_steps`, or the limit it is registered with.
+        threads: environments that take a step at once in this process.
+        workers: processes; no more are started than there are environments. 0: the environments are in this process.
+        spaces: of one observation and one action; needed with `workers`, else the first environment's.
+        render_mode: that the environments are made with.
+        seeds_below: seeds are at least 0 and below this.
+        name: of the environments, for messages.
+
+    Raises:
+        UserError: what making an environment raises; later, that a process was killed or could not start.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "autoreset_mode": AutoresetMode.DISABLED}
+
+    def __init__(
+        self,
+        make: Sequence[Callable[[], gymnasium.Env]],
+        *,
+        max_steps: int | Sequence[int] | np.ndarray | None = None,
+        threads: int = 1,
+        workers: int = 0,
+        spaces: tuple[gymnasium.Space, gymnasium.Space] | None = None,
+        render_mode: str | None = None,
+        seeds_below: int = 2**31,
+        name: str = "the environment",
+    ) -> None:
+        self.num_envs, self.render_mode, self._name, self._seeds_below = len(make), render_mode, name, seeds_below
+        workers = min(workers, self.num_envs)
+        self._groups: list[_Group | _RemoteGroup] = []
+        self._parts = np.array_split(np.arange(self.num_envs), max(1, workers))  # the rows of each group
+        self._makers = list(make) if workers else []
+        self.environments = [] if workers else [one() for one in make]
+        if not workers:
+            self._groups = [_Group(self.environments, threads)]
+        if spaces is None:
+            spaces = self.environments[0].observation_space, self.environments[0].action_space
+        self.single_observation_space, self.single_action_space = spaces
+        self.observation_space, self.action_space = (batch_space(space, self.num_envs) for space in spaces)
+        limits = [step_limit(environment) for environment in self.environments] if max_steps is None else max_steps
+        self.max_steps = np.broadcast_to(np.asarray(limits, dtype=np.int64), (self.num_envs,)).copy()
+        self._observations = np.zeros(self.observation_space.shape or (), dtype=spaces[0].dtype)
+        self._terminated, self._truncated = np.zeros(self.num_envs, dtype=bool), np.ones(self.num_envs, dtype=bool)
+        self._infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+
+    def reset(
+        self, *, seed: int | Sequence[int] | np.ndarray | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Start new episodes.
+
+        Args:
+            seed: one per environment, or an int s for s, s + 1, ..., or None to draw them from `np_random`.
+            options: ``reset_mask`` (B,) bool: the environments to reset, the others keep their state; everything else
+                is given to the environments' own reset, a row's value of what has B of them.
+
+        Returns:
+            Observations (B, ...) and info.
+
+        Raises:
+            ValueError: there are not B seeds, one is out of range, or the mask has another shape or type.
+        """
+        self._check_open()
+        seeds, mask = episode_seeds(self, seed, below=self._seeds_below), reset_mask(self, options)
+        if not all(0 <= int(seed) < self._seeds_below for seed in seeds):
+            raise ValueError(f"seeds must lie between 0 and {self._seeds_below - 1}, got {list(seeds)}")
+        given = {
+            name: np.broadcast_to(value, (self.num_envs,))
+            for name, value in (options or {}).items()
+            if name != "reset_mask"
+        }
+        if not self._groups:
+            self._groups = [_RemoteGroup(self._makers[rows[0] : rows[-1] + 1], self) for rows in self._parts]
+        chosen = {name: [_plain(value) for value in values] for name, values in given.items()}
+        asked = {
+            row: (int(seeds[row]), {name: values[row] for name, values in chosen.items()} or None)
+            for row in np.flatnonzero(mask).tolist()
+        }
+        self._ask("reset", asked)
+        return self._observations.copy(), self._info()
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+        """One action per environment, (B,) integers or (B, A) floats. Those of finished environments are ignored.
+
+        Returns:
+            Observations (B, ...), rewards (B,) float64, terminated (B,) bool, truncated (B,) bool, and info.
+
+        Raises:
+            ValueError: the actions are not B integers, or there is no such action.
+        """
+        self._check_open()
+        discrete = isinstance(self.single_action_space, Discrete)
+        actions = discrete_actions(self, actions) if discrete else np.asarray(actions)
+        running = np.flatnonzero(~(self._terminated | self._truncated)).tolist()
+        rewards = self._ask("step", {row: int(actions[row]) if discrete else actions[row] for row in running})
+        return self._observations.copy(), rewards, self._terminated.copy(), self._truncated.copy(), self._info()
+
+    def render(self) -> tuple[Any, ...] | None:
+        """What each environment draws; None without a render mode."""
+        if self.render_mode is None:
+            return None
+        if not self._groups:
+            raise ValueError("environments in other processes are drawn after their first reset")
+        for group in self._groups:
+            group.send("render", range(len(group)))
+        return tuple(picture for group in self._groups for picture in self._received(group))
+
+    def close_extras(self, **_: Any) -> None:
+        """Close all environments and end their processes."""
+        groups, self._groups = self._groups, []
+        for group in groups:
+            group.close()
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise ClosedEnvironmentError(f"{self._name}: these environments are closed; make new ones.")
+
+    def _ask(self, command: str, values: dict[int, Any]) -> np.ndarray:
+        """Do "reset" or "step" in rows, all groups at once; takes over how they stand. Rewards (B,) float64."""
+        asked, rewards = [], np.zeros(self.num_envs)
+        for group, rows in zip(self._groups, self._parts, strict=True):
+            share = {row - int(rows[0]): values[row] for row in rows.tolist() if row in values}
+            if share:
+                group.send(command, share)
+                asked.append((group, int(rows[0]), share))
+        for group, first, share in asked:
+            for place, (observation, *stands) in zip(share, self._received(group), strict=True):
+                row = first + place
+                self._observations[row] = group.observations[place] if observation is None else observation
+                rewards[row], self._terminated[row], self._truncated[row], self._infos[row] = stands
+        return rewards
+
+    def _received(self, group: _Group | _RemoteGroup) -> list[Any]:
+        """The answer of a group. After a failure the others' answers must not be taken for later ones: all end."""
+        try:
+            return group.receive()
+        except BaseException:
+            self.close_extras()
+            raise
+
+    def _info(self) -> dict[str, np.ndarray]:
+        common = set.intersection(*map(set, self._infos))
+        return {name: np.array([info[name] for info in self._infos]) for name in self._infos[0] if name in common}
+
+
+def step_limit(environment: gymnasium.Env) -> int:
+    """Steps after which an environment's episodes are truncated: its own `max_steps`, or what it is registered with.
+
+    Raises:
+        UserError: it names none.
+    """
+    known = [environment.get_wrapper_attr("max_steps")] if environment.has_wrapper_attr("max_steps") else []
+    known += [environment.spec.max_episode_steps] if environment.spec is not None else []
+    limits = [int(steps) for steps in known if steps is not None]
+    if not limits:
+        raise UserError(f"{environment} has no step limit; wrap it in gymnasium.wrappers.TimeLimit")
+    return min(limits)
+
+
+def _plain(value: Any) -> Any:
+    """A NumPy scalar as Python's own."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+class _Group:
+    """Some environments in this process."""
+
+    observations: np.ndarray  # of groups elsewhere
+
+    def __init__(self, environments: Sequence[gymnasium.Env], threads: int = 1) -> None:
+        self._environments = environments
+        self._threads = ThreadPoolExecutor(threads) if threads > 1 else None
+        self._answer: list[Any] = []
+
+    def __len__(self) -> int:
+        return len(self._environments)
+
+    def send(self, command: str, values: Any) -> None:
+        """Do "reset" (row -> seed and options), "step" (row -> action) or "render" (rows)."""
+
+        def do(row: int) -> Any:
+            environment = self._environments[row]
+            if command == "render":
+                return environment.render()
+            if command == "step":
+                observation, reward, *ends, info = environment.step(values[row])
+                return observation, float(reward), *map(bool, ends), info
+            seed, options = values[row]
+            observation, info = environment.reset(seed=seed, options=options)
+            return observation, 0.0, False, False, info
+
+        self._answer = list(map(do, values) if self._threads is None else self._threads.map(do, values))
+
+    def receive(self) -> list[Any]:
+        """What came of it, in the order of the rows: pictures, or observation, reward, ends and info."""
+        return self._answer
+
+    def close(self) -> None:
+        """Close all environments."""
+        if self._threads is not None:
+            self._threads.shutdown(cancel_futures=True)
+        for environment in self._environments:
+            environment.close()
+
+
+class _RemoteGroup:
+    """The same in a process of its own, which works between `send` and `receive`; pictures lie in shared memory."""
+
+    def __init__(self, make: Sequence[Callable[[], gymnasium.Env]], environments: FrozenVectorEnv) -> None:
+        self._name, self._count = environments._name, len(make)
+        context = multiprocessing.get_context("spawn")  # a fork would copy threads' locks and graphics libraries
+        space = environments.single_observation_space
+        layout = (self._count, *(space.shape or ())), np.dtype(space.dtype).str
+        shared = context.RawArray("B", int(np.prod(layout[0])) * np.dtype(space.dtype).itemsize)
+        self.observations = _shared_array(shared, *layout)
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_work, args=(theirs, make, shared, layout, self._name), daemon=True)
+        self._process.start()
+        theirs.close()
+        self._end = weakref.finalize(self, _end, self._process, self._pipe)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def send(self, command: str, values: Any) -> None:
+        with contextlib.suppress(OSError):  # a process that is gone shows when it does not answer
+            self._pipe.send((command, values))
+
+    def receive(self) -> list[Any]:
+        try:
+            while not self._pipe.poll(0.2):
+                stop_if_asked()
+            answer = self._pipe.recv()
+        except (EOFError, OSError) as error:
+            raise UserError(
+                f"{self._name}: a worker process was killed, or could not start. Is there too little memory? Fewer "
+                "episodes at once need less."
+            ) from error
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def close(self) -> None:
+        self._end()
+
+
+def _end(process: Any, pipe: multiprocessing.connection.Connection) -> None:
+    """Let a process end by itself, which it does when nobody can ask it any more."""
+    pipe.close()
+    process.join(timeout=1)
+    if process.is_alive():
+        process.kill()
+        process.join()
+
+
+def _work(
+    pipe: multiprocessing.connection.Connection,
+    make: Sequence[Callable[[], gymnasium.Env]],
+    shared: Any,
+    layout: tuple[tuple[int, ...], str],
+    name: str,
+) -> None:
+    """What a process does: commands as for `_Group`, until the pipe is closed."""
+    begin_worker()
+    observations, group = _shared_array(shared, *layout), None
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            command, values = pipe.recv()
+            try:
+                group = group or _Group([one() for one in make])
+                group.send(command, values)
+                answer = group.receive()
+                if command != "render":
+                    for row, (observation, *_) in zip(values, answer, strict=True):
+                        observations[row] = observation
+                    answer = [(None, *stands) for _, *stands in answer]
+            except UserError as error:
+                answer = error
+            except Exception:
+                answer = RuntimeError(f"in a worker process of {name}:\n{traceback.format_exc()}")
+            pipe.send(answer)
+    if group is not None:
+        group.close()
+
+
+def _shared_array(shared: Any, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    return np.frombuffer(shared, dtype=dtype).reshape(shape)

@@ -1,19 +1,26 @@
 """Episodes as MP4 files."""
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import gymnasium
 import imageio.v2 as imageio
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from RATE_model.errors import UserError
+from RATE_model.system.interrupts import stop_if_asked
 from RATE_model.system.locks import temporary
+
+if TYPE_CHECKING:
+    from RATE_model.environments.contract import Evaluation
 
 BLOCK = 16  # the codec takes sizes that are multiples of this
 LINE = 18  # pixels of a line of text
+_FRAMES = 30  # at most so many a second
 
 
 def with_caption(frame: np.ndarray, *lines: str) -> np.ndarray:
@@ -59,3 +66,72 @@ def write_video(frames: Iterable[np.ndarray], path: Path, *, fps: int = 8, quali
     except OSError as error:
         raise UserError(f"video {path} cannot be written: {error.strerror or error}") from error
     return path
+
+
+def record_videos(evaluation: "Evaluation", folder: Path, count: int) -> list[Path]:
+    """The first episodes of an evaluation, played once more one by one, as MP4 files; their paths.
+
+    Args:
+        evaluation: what is played.
+        folder: where ``{axis}_{case}_seed_{seed}.mp4`` go, or ``return_{target}_seed_{seed}.mp4``.
+        count: episodes of every case and return asked for.
+
+    Raises:
+        UserError: nothing can be drawn on this machine, or the files cannot be written.
+    """
+    environment, paths = evaluation.environment, []
+    seeds = environment.seeds(max(count, environment.episode_counts[0]))[:count]
+    options = environment.reset_options(seeds, evaluation.options)
+    several = len(evaluation.targets) > 1 or not environment.axis
+    for target in evaluation.targets:
+        for case in dict.fromkeys(evaluation.cases):
+            with closing(environment.make(case, evaluation.options, render_mode="rgb_array")) as scene:
+                for row, seed in enumerate(seeds.tolist()):
+                    parts = [f"return_{target:g}"] * several + [f"{environment.axis}_{case}"] * bool(environment.axis)
+                    path = folder / f"{'_'.join(parts)}_seed_{seed}.mp4"
+                    given = {name: values[row] for name, values in options.items()} or None
+                    frames = _frames(evaluation, scene, target, seed, given)
+                    rate = int(scene.metadata.get("render_fps", 8))
+                    every = -(-rate // _FRAMES)
+                    paths.append(write_video(_thinned(frames, every), path, fps=rate // every))
+    return paths
+
+
+def _thinned(frames: Iterable[np.ndarray], every: int) -> Iterator[np.ndarray]:
+    """Every n-th picture, and the last one."""
+    frame, number = None, -1
+    for number, frame in enumerate(frames):
+        if number % every == 0:
+            yield frame
+    if frame is not None and number % every:
+        yield frame
+
+
+def _frames(
+    evaluation: "Evaluation", scene: gymnasium.Env, target: float, seed: int, options: dict[str, Any] | None
+) -> Iterator[np.ndarray]:
+    """The pictures of one episode as it is played, and a second of its last one, to read the outcome."""
+    environment = evaluation.environment
+    acting = evaluation.acting(target).with_memory(evaluation.transform_memory)
+    actor = acting.actor(evaluation.agent, 1)
+    player = environment.player(evaluation, actor)
+    observation, _ = scene.reset(seed=seed, options=options)
+    reward, total, step, over = 0.0, 0.0, 0, False
+
+    def frame() -> np.ndarray:
+        segment = step // evaluation.agent.memory.segment + 1
+        said = f"step {step}, segment {segment}, return {total:.3g}" + ", over" * over
+        return environment.frame(scene, observation, [said])
+
+    picture = frame()
+    yield picture
+    while not over:
+        stop_if_asked()
+        action = player.act(observation[None], np.array([reward]))[0]
+        observation, reward, terminated, truncated, _ = scene.step(action)
+        reward, over = float(reward), bool(terminated or truncated)
+        total, step = total + reward, step + 1
+        picture = frame()
+        yield picture
+    for _ in range(int(scene.metadata.get("render_fps", 8))):
+        yield picture

@@ -15,13 +15,19 @@ import torch
 
 from RATE_model.agent import Agent, AgentConfig
 from RATE_model.cli.options import changeable_flags, load_yaml, to_flat_dict
-from RATE_model.cli.settings import MAY_GROW, STABILISERS, STEERING, CurriculumOptions, RunOptions, TrainOptions
+from RATE_model.cli.settings import (
+    MAY_GROW,
+    STABILISERS,
+    STEERING,
+    CurriculumOptions,
+    RunOptions,
+    TrainOptions,
+)
 from RATE_model.cli.spellings import respelt
 from RATE_model.data.batch import BatchTransform
 from RATE_model.data.dataset import WindowDataset
 from RATE_model.data.loader import EpochSampler
 from RATE_model.errors import UserError
-from RATE_model.memories import MEMORIES
 from RATE_model.spec import EnvironmentSpec
 from RATE_model.system.interrupts import Interrupts
 from RATE_model.system.precision import pick_device
@@ -63,6 +69,7 @@ _BEFORE = {
     "window_state": "initial",
     "burn_in": 0,
     "forget_bias": 0.0,
+    "reset_target": False,
 }
 
 
@@ -118,33 +125,6 @@ def check_calibration(train: TrainOptions, spec: EnvironmentSpec) -> None:
     """Raise `UserError` if image encoders are to be calibrated where there are none; before any data is made."""
     if train.calibrate and not spec.is_image:
         raise UserError("--calibrate true: observations are not images here; leave it out")
-
-
-def check_window_starts(train: TrainOptions, model: AgentConfig, *, steps: int | None, pad: str = "right") -> None:
-    """Raise `UserError` for --window_state or --burn_in where they make no sense; before any data is made.
-
-    Args:
-        steps: of a window; None: every window is a whole episode.
-        pad: which side of windows is padded.
-    """
-    typed = f"--burn_in {train.burn_in}" if train.burn_in else f"--window_state {train.window_state}"
-    if steps is None and (train.burn_in or train.window_state == "stored"):
-        raise UserError(
-            f"{typed}: trajectories are whole episodes here, and begin with the initial state; leave it out"
-        )
-    if steps is not None and train.burn_in >= steps:
-        raise UserError(
-            f"{typed}: leaves nothing to learn of windows of {steps} steps (--segments times --context_length); give "
-            f"at most {steps - 1}"
-        )
-    if train.window_state == "initial":
-        return
-    if pad == "left":
-        raise UserError("--window_state stored: --pad left pads the steps that states are kept at; use --pad right")
-    with torch.device("meta"):
-        memory = MEMORIES[model.memory].memory(model.sizes)
-    if not memory.has_memory:
-        raise UserError("--window_state stored: this --model_mode hands no state on; leave it out")
 
 
 def _check_windows(

@@ -12,7 +12,7 @@ from RATE_model.cli.options import Boolean, load_yaml, typed_values
 from RATE_model.cli.settings import Precision
 from RATE_model.cli.spellings import respelt
 from RATE_model.errors import UserError, reason_of
-from RATE_model.loading import load_model
+from RATE_model.loading import load_for
 from RATE_model.memories.contract import MemoryTransform
 from RATE_model.spec import EnvironmentSpec
 from RATE_model.system.atomic import atomic_write_json
@@ -64,30 +64,6 @@ def fill_from_run(
         return replace(group, **typed_values(type(group), found, source=source))
 
     return replace(filled(options, published), common=filled(options.common, ACTING))
-
-
-def same_interface(model: EnvironmentSpec, environment: EnvironmentSpec) -> bool:
-    """Whether a model acts in an environment: observations and actions are alike.
-
-    How they are encoded (a tanh, channels, rows of the action table, the scale of returns) is the model's own.
-    """
-    names = ("observation_shape", "num_actions", "continuous", "observation_scale")
-    return all(getattr(model, name) == getattr(environment, name) for name in names)
-
-
-def without_padding_action(model: Agent, spec: EnvironmentSpec) -> Agent:
-    """The model, without an output for each row of the spec's action table if it has those and `spec` has fewer.
-
-    Some published models predict their padding action as well, and can take it when acting.
-    """
-    rows = spec.action_embeddings
-    if rows is None or not same_interface(model.spec, replace(spec, num_actions=rows)):
-        return model
-    smaller = Agent(model.config, replace(model.spec, num_actions=spec.num_actions)).to(model.device).eval()
-    weights = model.state_dict()
-    weights["head.project.weight"] = weights["head.project.weight"][: spec.num_actions]
-    smaller.load_state_dict(weights)
-    return smaller
 
 
 @dataclass(frozen=True)
@@ -162,12 +138,7 @@ class InferenceOptions:
             UserError: there is no such checkpoint or device, it is damaged, or observations or actions are others.
         """
         path = resolve_checkpoint(self.given_checkpoint())
-        if unplayable := self.recorded().get("unplayable"):
-            raise UserError(f"{path} is of {unplayable}, which no environment of this project plays")
-        model = without_padding_action(load_model(path, device=pick_device(self.device)), spec)
-        if not same_interface(model.spec, spec):
-            raise UserError(f"{path} was trained in another environment: its spec is {model.spec}")
-        return path, model
+        return path, load_for(path, spec, device=pick_device(self.device), flags=self.recorded())
 
     def write(self, **results: Any) -> None:
         """The results, and whose they are, to `output`, if it was given. Raises UserError if they cannot be written."""

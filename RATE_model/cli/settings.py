@@ -3,10 +3,12 @@
 from collections.abc import Set
 from dataclasses import dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
+
+import torch
 
 from RATE_model.agent import AgentConfig
-from RATE_model.cli.limits import MAX_SEED, MAX_SIZE, at_least, at_most, at_most_processes
+from RATE_model.cli.limits import MAX_SEED, MAX_SIZE, MAX_STEPS, at_least, at_most, at_most_processes
 from RATE_model.cli.options import Boolean, changeable, heading
 from RATE_model.errors import UserError
 from RATE_model.memories import MEMORIES, MODES
@@ -278,6 +280,56 @@ class CurriculumOptions:
 
 
 @dataclass(frozen=True)
+class PlayOptions:
+    """What an evaluation asks of the agent and its environment, in training and afterwards alike.
+
+    An environment adds flags of its own, such as sizes or the scenario that is played. The defaults are those of the
+    published evaluation, which a checkpoint gets that no run recorded anything of.
+    """
+
+    # Ask for the return again whenever K steps have passed, as if nothing had been earned
+    reset_target: Boolean = False
+    # Take the most probable action; false: draw from the predicted distribution. Continuous actions are never drawn
+    use_argmax: Boolean = changeable(False)
+    # DT and DTXL: steps that leave a full window at once when acting; 1 is the published protocol, more is faster
+    slide: int = changeable(1)
+
+    def validate(self) -> None:
+        """Raise a UserError for a value out of range."""
+        at_least(1, slide=self.slide)
+
+
+@dataclass(frozen=True)
+class TaskOptions(PlayOptions):
+    """When and how the agent is evaluated in training."""
+
+    # Return that the agent is asked for
+    target_return: float | None = 1.0
+    # Evaluate in the environment at checkpoints
+    online_inference: Boolean = True
+    # Evaluate in the environment at the end
+    last_inference: Boolean = changeable(True)
+    # Episodes of an evaluation, of every case
+    eval_episodes: int = changeable(100)
+
+
+@dataclass(frozen=True)
+class SegmentOptions(TaskOptions):
+    """How trajectories are cut into segments, and when and how the agent is evaluated."""
+
+    # Steps of a segment (K)
+    context_length: int = 30
+    # Segments of a trajectory (N)
+    segments: int = 3
+
+    def validate(self) -> None:
+        """Raise a UserError for a value out of range."""
+        super().validate()
+        at_least(1, context_length=self.context_length, segments=self.segments)
+        at_most(MAX_STEPS, context_length=self.context_length, segments=self.segments)
+
+
+@dataclass(frozen=True)
 class RunOptions:
     """Where it runs and what is kept."""
 
@@ -326,3 +378,69 @@ class RunOptions:
         if self.seed is not None:
             return range(self.seed, self.seed + 1)
         return range(self.start_seed, self.end_seed + 1)
+
+
+def check_window_starts(train: TrainOptions, model: AgentConfig, *, steps: int | None, pad: str = "right") -> None:
+    """Raise `UserError` for --window_state or --burn_in where they make no sense; before any data is made.
+
+    Args:
+        steps: of a window; None: every window is a whole episode.
+        pad: which side of windows is padded.
+    """
+    typed = f"--burn_in {train.burn_in}" if train.burn_in else f"--window_state {train.window_state}"
+    if steps is None and (train.burn_in or train.window_state == "stored"):
+        raise UserError(
+            f"{typed}: trajectories are whole episodes here, and begin with the initial state; leave it out"
+        )
+    if steps is not None and train.burn_in >= steps:
+        raise UserError(
+            f"{typed}: leaves nothing to learn of windows of {steps} steps (--segments times --context_length); give "
+            f"at most {steps - 1}"
+        )
+    if train.window_state == "initial":
+        return
+    if pad == "left":
+        raise UserError("--window_state stored: --pad left pads the steps that states are kept at; use --pad right")
+    with torch.device("meta"):
+        memory = MEMORIES[model.memory].memory(model.sizes)
+    if not memory.has_memory:
+        raise UserError("--window_state stored: this --model_mode hands no state on; leave it out")
+
+
+@dataclass(frozen=True)
+class ExperimentConfig:
+    """All flags of a train script; an environment adds those of its data, and of its own tasks."""
+
+    # Whether every window that is trained on is a whole episode
+    whole_episodes: ClassVar[bool] = False
+
+    model: ModelOptions = field(default_factory=ModelOptions)
+    task: TaskOptions = field(default_factory=TaskOptions)
+    train: TrainOptions = field(default_factory=TrainOptions)
+    run: RunOptions = field(default_factory=RunOptions)
+
+    def validate(self) -> None:
+        """Raise a UserError for sizes of no model, or windows that cannot begin as asked."""
+        steps = None if self.whole_episodes else self.segments * self.context_length
+        check_window_starts(self.train, self.agent_config(), steps=steps, pad=self.pad)
+
+    @property
+    def pad(self) -> str:
+        """Which side of windows is padded, "left" or "right"."""
+        return "right"
+
+    @property
+    def context_length(self) -> int:
+        """K: steps of a segment."""
+        assert isinstance(self.task, SegmentOptions), "a task without segments says here how long they are"
+        return self.task.context_length
+
+    @property
+    def segments(self) -> int:
+        """N: segments of the longest trajectories that are trained on."""
+        assert isinstance(self.task, SegmentOptions), "a task without segments says here how many they are"
+        return self.task.segments
+
+    def agent_config(self) -> AgentConfig:
+        """Sizes of the model; validated."""
+        return self.model.agent_config(context_length=self.context_length, segments=self.segments)

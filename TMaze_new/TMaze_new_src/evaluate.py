@@ -5,29 +5,21 @@ reward is the goal's. The published protocol names lengths by segments of 30 ste
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-import torch
 
-from RATE_model.acting.actor import Actor
-from RATE_model.acting.rollout import rollout, side_by_side
+from RATE_model.acting.evaluation import Acting, play_cases
+from RATE_model.acting.rollout import Episodes
 from RATE_model.agent import Agent
-from RATE_model.errors import UserError
-from RATE_model.memories.contract import MemoryTransform
 from TMaze_new.TMaze_new_src.env import EVALUATION_SEEDS, TMazeVectorEnv, goals_of_seeds
 
 # Episode lengths T of the RATE paper, and the numbers of 30-step segments S of the published script.
 LENGTHS = (9, 30, 90, 150, 300, 600, 900, 1200, 2400, 4800, 9600)
 SEGMENT_COUNTS = (1, 2, 3, 5, 9, 16, 30)
 SEGMENT_STEPS = 30
+GOAL_REWARD = 1.0
 MAX_EPISODES = 9992  # as many up as down, with seeds below 10,000
-
-
-def check_episodes(**episodes: int) -> None:
-    """Raise `UserError` if a flag asks for fewer than two episodes or for more than there are evaluation seeds."""
-    for name, count in episodes.items():
-        if not 2 <= count <= MAX_EPISODES:
-            raise UserError(f"--{name} {count}: must be at least 2 and at most {MAX_EPISODES}")
 
 
 def evaluation_seeds(episodes: int) -> np.ndarray:
@@ -47,48 +39,38 @@ def success_by_length(
     lengths: Sequence[int],
     *,
     episodes: int = 100,
-    target_return: float = 1.0,
     hint_steps: int = 1,
-    slide: int = 1,
-    transform_memory: MemoryTransform | None = None,
-    precision: str = "32",
+    target_return: float = 1.0,
+    **acting: Any,
 ) -> dict[int, dict[str, float]]:
-    """Act greedily in `episodes` mazes of each length.
+    """Act in `episodes` mazes of each length.
 
     Args:
         model: in eval mode.
         lengths: episode lengths T, each at least 3.
         episodes: per length; as many up as down.
-        target_return: the return asked for.
         hint_steps: observations that show the hint.
-        slide, transform_memory, precision: see `Actor`.
+        target_return: the return asked for.
+        acting: further options of `Acting`, such as slide, transform_memory, precision.
 
     Returns:
-        Per length `success_rate` and `mean_delay`: steps beyond the T - 1 that are needed; 0 is optimal.
+        Per length what `figures` returns.
     """
-    results: dict[int, dict[str, float]] = {}
-    for group in side_by_side(model, lengths, episodes):
-        steps = np.repeat(np.asarray(group), episodes)
-        mazes = TMazeVectorEnv(len(steps), steps - 2, hint_steps=hint_steps, max_steps=steps)
-        with torch.no_grad():
-            actor = Actor(
-                model,
-                len(steps),
-                target_return,
-                slide=slide,
-                transform_memory=transform_memory,
-                precision=precision,
-            )
-        seeds = np.tile(evaluation_seeds(episodes), len(group))
-        played = rollout(actor, mazes, seeds=seeds, max_steps=max(group), description="T-Maze")
-        success = (played.last_rewards == mazes.goal_reward).reshape(len(group), episodes)
-        delay = (played.lengths - (steps - 1)).reshape(len(group), episodes)
-        for row, length in enumerate(group):
-            results[length] = {
-                "success_rate": float(success[row].mean()),
-                "mean_delay": float(delay[row].mean()),
-            }
-    return results
+    played = play_cases(
+        model,
+        lengths,
+        lambda cases: TMazeVectorEnv(len(cases), cases - 2, hint_steps=hint_steps, max_steps=cases),
+        seeds=evaluation_seeds(episodes),
+        acting=Acting(target_return=target_return, **acting),
+        description="T-Maze",
+    )
+    return {length: figures(length, episodes) for length, episodes in played.items()}
+
+
+def figures(length: int, episodes: Episodes) -> dict[str, float]:
+    """`success_rate`, and `mean_delay`: steps beyond the T - 1 that are needed; 0 is optimal."""
+    success, delay = episodes.last_rewards == GOAL_REWARD, episodes.lengths - (length - 1)
+    return {"success_rate": float(success.mean()), "mean_delay": float(delay.mean())}
 
 
 def published_keys(results: dict[int, dict[str, float]]) -> dict[str, float]:

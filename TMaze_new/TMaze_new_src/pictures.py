@@ -13,10 +13,11 @@ from RATE_model.acting.actor import Actor
 from RATE_model.acting.controls import memory_conditions
 from RATE_model.acting.rollout import evaluating
 from RATE_model.agent import Agent
+from RATE_model.environments.contract import Evaluation
 from RATE_model.errors import UserError
-from RATE_model.plots import plot_attention, plot_curves, plot_memory, plot_success_by_length
+from RATE_model.plots import plot_attention, plot_memory, plot_success_by_length
 from TMaze_new.TMaze_new_src.env import TMazeVectorEnv
-from TMaze_new.TMaze_new_src.evaluate import success_by_length
+from TMaze_new.TMaze_new_src.evaluate import figures, success_by_length
 
 UP_AND_DOWN = (1, -1)
 _BY_LENGTH = "Success_rate_T_"
@@ -204,7 +205,7 @@ def success_of_run(directory: Path) -> dict[int, float]:
 def draw_run(
     directory: Path, model: Agent, *, length: int = 90, trained: int | None = None, hint_steps: int = 1
 ) -> list[Path]:
-    """All pictures of a run that is over, into its plots/: training curves, success by length, and `draw_maps`.
+    """Pictures of a run that is over, into its plots/: success by length, and `draw_maps`.
 
     Args:
         directory: of the run.
@@ -217,12 +218,21 @@ def draw_run(
         The PNGs' paths.
 
     Raises:
-        UserError: the run's metrics or last evaluation cannot be read.
+        UserError: the run's last evaluation cannot be read.
     """
-    plots = directory / "plots"
-    names = ("train_loss", "train_accuracy", "train_last_loss", "train_last_acc")
-    paths = [plot_curves({directory.name: directory / "metrics.jsonl"}, plots / "curves.png", names)]
+    plots, paths = directory / "plots", []
     if success := success_of_run(directory):
         lines = {directory.name: success}
         paths.append(plot_success_by_length(lines, plots / "success_by_length.png", trained=trained))
     return paths + draw_maps(model, plots, length, hint_steps=hint_steps)
+
+
+def draw_evaluation(folder: Path, evaluation: Evaluation) -> list[Path]:
+    """`draw_maps`, and success by length with and without memory (beyond one segment, chance); the PNGs' paths."""
+    rates = {
+        label: {length: figures(length, episodes)["success_rate"] for length, episodes in by_length.items()}
+        for label, by_length in evaluation.conditions().items()
+    }
+    title = f"success with and without memory ({evaluation.episodes} episodes per length)"
+    curve = plot_success_by_length(rates, folder / "knock_out.png", title=title)
+    return [*draw_maps(evaluation.agent, folder, hint_steps=evaluation.options.hint_steps), curve]

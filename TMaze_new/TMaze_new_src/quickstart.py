@@ -24,15 +24,16 @@ if __name__ == "__main__":  # started as a script
 
 from RATE_model.cli.limits import at_least
 from RATE_model.cli.options import exit_on_user_error, parse_options
+from RATE_model.cli.training import run_directory
 from RATE_model.errors import UserError
 from RATE_model.loading import load_model
 from RATE_model.plots import plot_success_by_length
 from RATE_model.system.atomic import atomic_write_json
 from RATE_model.training.checkpoints import resolve_checkpoint
 from TMaze_new.TMaze_new_src.dataset import ensure_datasets
+from TMaze_new.TMaze_new_src.environment import ENVIRONMENT
 from TMaze_new.TMaze_new_src.evaluate import LENGTHS
 from TMaze_new.TMaze_new_src.pictures import draw_maps
-from TMaze_new.TMaze_new_src.train_tmaze import read_config, run_directory
 
 HERE = Path(__file__).resolve().parent
 FAST = HERE / "config_fast.yaml"
@@ -90,7 +91,10 @@ def train_all(options: Options) -> dict[str, Path]:
         for process in processes.values():
             if process.poll() is None:
                 process.terminate()
-    return {name: run_directory(read_config(arguments(name, options)), options.seed) for name in MODELS}
+    return {
+        name: run_directory(ENVIRONMENT, ENVIRONMENT.read_config(arguments(name, options)), options.seed)
+        for name in MODELS
+    }
 
 
 def summarise(runs: dict[str, Path]) -> dict:
@@ -125,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             options.output_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"--output_dir {options.output_dir} cannot be written: {error.strerror}") from error
-        ensure_datasets(read_config(["--config", str(FAST)]).data)  # before two processes want to
+        ensure_datasets(ENVIRONMENT.read_config(["--config", str(FAST)]).data)  # before two processes want to
         runs = train_all(options)
         summary = summarise(runs)
         show(summary)

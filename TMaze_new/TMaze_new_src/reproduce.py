@@ -9,6 +9,7 @@ Runs that are finished are kept, interrupted ones are continued, so the command 
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +35,18 @@ from RATE_model.cli.reproduce import (
     training_table,
     write_results,
 )
+from RATE_model.cli.training import check
 from RATE_model.loading import load_model
 from RATE_model.plots import plot_success_panels
 from RATE_model.training.checkpoints import resolve_checkpoint
 from TMaze_new.TMaze_new_src.dataset import ensure_datasets
+from TMaze_new.TMaze_new_src.environment import ENVIRONMENT
 from TMaze_new.TMaze_new_src.evaluate import LENGTHS, success_by_length
-from TMaze_new.TMaze_new_src.train_tmaze import check, read_config
 
 PAGE = "tmaze"  # the name of the files of results
 FAST = "TMaze_new/TMaze_new_src/config_fast.yaml"
 STUDY = Study(
-    script="TMaze_new/TMaze_new_src/train_tmaze.py",
+    script=ENVIRONMENT.train_script,
     settings=("--config", FAST),
     models={
         "RATE": ("--model_mode", "RATE"),
@@ -56,8 +58,8 @@ STUDY = Study(
         "TrXL": ("--model_mode", "TrXL", "--mem_len", "270"),
         "DT": ("--model_mode", "DT", "--slide", "30"),
     },
-    read_config=read_config,
-    check=check,
+    read_config=ENVIRONMENT.read_config,
+    check=partial(check, ENVIRONMENT),
 )
 # The entry of a model whose memory is knocked out, by model.
 KNOCKED_OUT = {label: f"{label}, memory knocked out" for label in ("RATE", "LSTM", "GRU")}
@@ -143,7 +145,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     with exit_on_user_error():
         options = parse_options(PageOptions, argv=argv, prog="reproduce.py", description=f"Make results/{PAGE}.*")
         kept = kept_entries(PAGE, STUDY, options)
-        ensure_datasets(read_config(["--config", str(ROOT / FAST)]).data)  # before several processes want to
+        ensure_datasets(
+            ENVIRONMENT.read_config(["--config", str(ROOT / FAST)]).data
+        )  # before several processes want to
         directories = STUDY.run_all(options, options.models)
         document = collect(directories)
         for label, control in KNOCKED_OUT.items():

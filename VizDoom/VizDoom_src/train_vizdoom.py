@@ -28,6 +28,7 @@ from RATE_model.cli.settings import (
     ModelOptions,
     RunOptions,
     TrainOptions,
+    check_window_starts,
 )
 from RATE_model.data.dataset import WindowDataset
 from RATE_model.data.mirror import Mirror
@@ -114,7 +115,7 @@ class Config:
 
     def validate(self) -> None:
         """Raise a UserError if these sizes make no model, or data would be made that cannot be trained on."""
-        experiment.check_window_starts(self.train, self.agent_config(), steps=None)
+        check_window_starts(self.train, self.agent_config(), steps=None)
         task = self.task
         steps = task.segments * task.context_length
         if self.data.data_path is None and self.data.steps != steps:

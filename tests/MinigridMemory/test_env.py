@@ -65,7 +65,7 @@ def test_random_walks_match_minigrid(size, random_length):
         observation, info = env.reset(seed=seed)
         plain.reset(seed=seed)
         np.testing.assert_array_equal(observation, plain_frame(plain))
-        assert observation.dtype == np.uint8 and observation.shape == (3, 84, 84) and info == {}
+        assert observation.dtype == np.uint8 and observation.shape == (3, 84, 84) and info == {"success": False}
         assert env.cue == plain.grid.get(1, size // 2 - 1).type
         for action in busy_actions(rng, 120):
             observation, reward, terminated, truncated, info = env.step(action)
@@ -166,7 +166,7 @@ def test_resetting_some_mazes_leaves_the_others():
 def test_a_new_episode_forgets_how_the_last_one_ended():
     mazes = MinigridMemoryVectorEnv(1, 13)
     mazes.reset(seed=[2])
-    (*_, terminated, truncated, infos), _ = walk_to_an_arm(_OneMaze(mazes), mazes._mazes[0]._maze, right_one=True)
+    (*_, terminated, truncated, infos), _ = walk_to_an_arm(_OneMaze(mazes), mazes.environments[0]._maze, right_one=True)
     assert terminated.all() and not truncated.any() and infos["success"].all()
     assert not mazes.reset(seed=[2])[1]["success"].any()
     _, _, terminated, truncated, infos = mazes.step(np.array([LEFT]))
@@ -227,7 +227,7 @@ def test_published_layouts_are_other_mazes_in_the_same_rules():
     assert (own._maze.grid.encode() != layout).any()
     mazes = MinigridMemoryVectorEnv(2, 31, layouts="published")
     np.testing.assert_array_equal(mazes.reset(seed=[3, 4])[0][0], first)
-    np.testing.assert_array_equal(mazes._mazes[0]._maze.grid.encode(), layout)
+    np.testing.assert_array_equal(mazes.environments[0]._maze.grid.encode(), layout)
     other = {"key": "ball", "ball": "key"}[env.cue]
     env.reset(seed=3, options={"cue": other})
     assert env.cue == other and np.argwhere((env._maze.grid.encode() != layout).any(-1)).tolist() == [[1, 14]]

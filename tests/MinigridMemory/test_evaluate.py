@@ -7,16 +7,20 @@ pytest.importorskip("minigrid")
 
 import torch
 
+from MinigridMemory.MinigridMemory_src import environment
 from MinigridMemory.MinigridMemory_src import evaluate as protocol
 from MinigridMemory.MinigridMemory_src.env import CUES, MinigridMemoryVectorEnv, expert_cap
-from MinigridMemory.MinigridMemory_src.evaluate import SizeResult, evaluation_seeds, expert_play, metrics, play
+from MinigridMemory.MinigridMemory_src.environment import ENVIRONMENT
+from MinigridMemory.MinigridMemory_src.evaluate import SizeResult, evaluation_seeds, expert_play, metrics
 from MinigridMemory.MinigridMemory_src.expert import EXPERT_STREAM, Expert
 from MinigridMemory.MinigridMemory_src.spec import SPEC
+from RATE_model.acting import evaluation
 from RATE_model.acting.actor import Actor
 from RATE_model.acting.controls import exchange_twins, knock_out_memory
 from RATE_model.acting.rollout import Episodes, rollout
 from RATE_model.errors import UserError
 from RATE_model.memories.rate.state import SegmentState
+from tests.minigrid_runs import play
 from tests.small_models import K, small_model
 
 
@@ -52,11 +56,11 @@ def experts(monkeypatch):
     """Experts act instead of the model."""
 
     def roll(actor, mazes, **options):
-        actor.mazes, actor.rows = mazes._mazes, np.arange(mazes.num_envs)
+        actor.mazes, actor.rows = mazes.environments, np.arange(mazes.num_envs)
         return rollout(actor, mazes, **options)
 
-    monkeypatch.setattr(protocol, "Actor", Experts)
-    monkeypatch.setattr(protocol, "rollout", roll)
+    monkeypatch.setattr(evaluation, "Actor", Experts)
+    monkeypatch.setattr(evaluation, "rollout", roll)
 
 
 def same(one: Episodes, other: Episodes) -> bool:
@@ -89,7 +93,7 @@ def test_it_is_what_really_playing_under_it_gives(experts):
     assert wide.lengths.max() > 96 and (wide.last_rewards > 0).all()
     mazes = MinigridMemoryVectorEnv(12, 91, max_steps=96)
     actor = Experts(None, 12, 0.96)
-    actor.mazes, actor.rows = mazes._mazes, np.arange(12)
+    actor.mazes, actor.rows = mazes.environments, np.arange(12)
     really = rollout(actor, mazes, seeds=evaluation_seeds(12), max_steps=96)
     read_off = SizeResult.of(wide, 96)
     assert read_off.lengths.tolist() == really.lengths.tolist() and read_off.returns.tolist() == really.returns.tolist()
@@ -120,12 +124,12 @@ def test_another_cap_and_other_layouts_are_played_and_read_off(experts, monkeypa
     model, limits = small_model(spec=SPEC), []
 
     def mazes(rows, sizes, *, max_steps, **options):
-        limits.append(int(max_steps.max()))
+        limits.append(max(max_steps))
         return MinigridMemoryVectorEnv(rows, sizes, max_steps=max_steps, **options)
 
-    monkeypatch.setattr(protocol, "MinigridMemoryVectorEnv", mazes)
+    monkeypatch.setattr(environment, "MinigridMemoryVectorEnv", mazes)
     for cap in (10, 500):
-        played = play(model, [91], episodes=12, layouts="published", cap=cap)
+        played = play(model, [91], episodes=12, layouts="published", episode_timeout=cap)
         assert same(played[91], expert_play(91, 12, layouts="published"))
         assert not same(played[91], expert_play(91, 12))
         found = metrics(played, target_return=0.96, cap=cap, layouts="published")
@@ -156,10 +160,10 @@ def test_names_of_the_published_system():
 
 def test_seeds_are_the_published_ones_and_never_those_of_data():
     assert evaluation_seeds(100).tolist() == list(range(100))
-    assert evaluation_seeds(protocol.MAX_EPISODES).max() < 10_000
-    for count in (0, protocol.MAX_EPISODES + 1):
+    assert evaluation_seeds(ENVIRONMENT.episode_counts[-1]).max() < 10_000
+    for count in (0, 10_001):
         with pytest.raises(UserError, match=f"--episodes {count}: must be at least 1 and at most 10000"):
-            protocol.check_episodes(episodes=count)
+            ENVIRONMENT.check_episodes(episodes=count)
 
 
 # --- playing ---
@@ -167,7 +171,7 @@ def test_seeds_are_the_published_ones_and_never_those_of_data():
 
 def test_experts_need_what_the_expert_needs_in_every_group(experts, monkeypatch):
     """Three sizes in two groups; each episode is that of its own size and seed."""
-    monkeypatch.setattr(protocol, "side_by_side", lambda model, sizes, episodes: [list(sizes[:2]), list(sizes[2:])])
+    monkeypatch.setattr(evaluation, "side_by_side", lambda model, sizes, episodes: [list(sizes[:2]), list(sizes[2:])])
     for random_length in (True, False):
         played = play(small_model(spec=SPEC), [9, 61, 21], episodes=5, random_length=random_length)
         assert list(played) == [9, 61, 21]
@@ -192,7 +196,7 @@ def test_mazes_that_are_left_cost_nothing(monkeypatch):
             rows.append(len(observations))
             return super().act(observations, rewards)
 
-    monkeypatch.setattr(protocol, "Actor", Counting)
+    monkeypatch.setattr(evaluation, "Actor", Counting)
     lengths = play(small_model(spec=SPEC, seed=3), [9], episodes=8, greedy=False)[9].lengths
     assert sum(rows) == lengths.sum() < 8 * lengths.max() and len(rows) == lengths.max()
 
@@ -213,12 +217,12 @@ def test_twins_are_the_same_maze_but_for_the_cue(monkeypatch):
     class Recorded(MinigridMemoryVectorEnv):
         def reset(self, **arguments):
             result = super().reset(**arguments)
-            mazes = [maze._maze for maze in self._mazes]
+            mazes = [maze._maze for maze in self.environments]
             begun.extend((maze.grid.encode(), (*maze.agent_pos, maze.agent_dir)) for maze in mazes)
             begun.append((self.cues.tolist(), self.arms))
             return result
 
-    monkeypatch.setattr(protocol, "MinigridMemoryVectorEnv", Recorded)
+    monkeypatch.setattr(environment, "MinigridMemoryVectorEnv", Recorded)
     played = play(small_model(spec=SPEC), [7, 9], episodes=3, twins=True)
     assert [len(episodes.lengths) for episodes in played.values()] == [6, 6]
     *begun, (cues, arms) = begun

@@ -1,17 +1,17 @@
 """Evaluating a checkpoint from the command line."""
 
 import json
-from dataclasses import replace
 
 import pytest
 
 pytest.importorskip("minigrid")
 
-from MinigridMemory.MinigridMemory_src import inference_minigridmemory, train_minigridmemory
+from MinigridMemory.MinigridMemory_src import inference_minigridmemory
+from MinigridMemory.MinigridMemory_src.environment import ENVIRONMENT, Mazes
 from MinigridMemory.MinigridMemory_src.evaluate import expert_play
 from MinigridMemory.MinigridMemory_src.spec import SPEC
 from RATE_model.acting.controls import knock_out_memory
-from RATE_model.cli.inference import InferenceOptions
+from RATE_model.acting.evaluation import Acting
 from tests import commands
 from tests.minigrid_runs import only_run, train
 from tests.small_models import VECTOR, save_small_model, small_model
@@ -22,19 +22,13 @@ def run(tmp_path_factory):
     """A finished run."""
     folder = tmp_path_factory.mktemp("inference")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_minigridmemory, "draw_run", lambda *arguments, **options: None)
+        patch.setattr(type(ENVIRONMENT), "draw_run", lambda *arguments: None)
         assert train(folder, "--epochs", "1", "--final_sizes", "7", "9") == 0
     return only_run(folder)
 
 
 def infer(*flags: object) -> None:
     inference_minigridmemory.main([*map(str, flags), "--device", "cpu"])
-
-
-def filled(options):
-    return inference_minigridmemory.fill_from_run(
-        options, inference_minigridmemory.PUBLISHED, before=inference_minigridmemory.protocol.BEFORE
-    )
 
 
 def test_a_run_is_evaluated_as_it_evaluated_itself_with_the_expert_beside(run, tmp_path, capsys):
@@ -58,56 +52,56 @@ def test_a_run_is_evaluated_as_it_evaluated_itself_with_the_expert_beside(run, t
             "expert_success_rate": final[f"Expert_success_rate_l_{size}"],
         }
         assert [float(word) for word in rows[size]] == pytest.approx([*found.values()], abs=0.05)
-    assert "3 episodes per size" in printed and "knocked out" not in printed
+    assert "3 episodes per size, published layouts, at most 96 steps" in printed and "knocked out" not in printed
 
 
-def test_the_expert_beside_is_capped_too(run, monkeypatch, capsys):
+def test_the_expert_beside_is_capped_too(run, monkeypatch, tmp_path):
     """The results are the expert's own here, in corridors of fixed length: none of 61 fits 96 steps."""
 
-    def play(model, sizes, *, episodes, random_length, layouts, **options):
-        return {size: expert_play(size, episodes, random_length, layouts) for size in sizes}
+    def play(environment, evaluation, acting, twins=False):
+        options = evaluation.options.random_length, evaluation.options.layouts
+        return {size: expert_play(size, evaluation.episodes, *options) for size in evaluation.cases}
 
-    monkeypatch.setattr(inference_minigridmemory.protocol, "play", play)
-    options = inference_minigridmemory.parse_options(
-        inference_minigridmemory.Options,
-        argv=["--checkpoint", str(run), *"--sizes 61 --episodes 4 --random_length false --device cpu".split()],
-    )
-    found = inference_minigridmemory.evaluate(filled(options))[61]
+    monkeypatch.setattr(type(ENVIRONMENT), "play", play)
+    output = tmp_path / "out.json"
+    infer("--checkpoint", run, *"--sizes 61 --episodes 4 --random_length false".split(), "--output", output)
+    found = json.loads(output.read_text())["results"]["61"]
     assert found["success_rate_expert_cap"] == 1 > found["success_rate"] == found["expert_success_rate"]
 
 
-def test_flags_reach_the_evaluation(run, tmp_path, monkeypatch, capsys):
-    asked = []
+@pytest.fixture
+def asked(monkeypatch):
+    """What evaluations asked: sizes, episodes, mazes, how the agent acts."""
+    found = []
 
-    def play(model, sizes, **options):
-        asked.append(options | {"sizes": [*sizes]})
-        return {size: expert_play(7, 1) for size in sizes}
+    def play(environment, evaluation, acting, twins=False):
+        found.append((list(evaluation.cases), evaluation.episodes, evaluation.options, acting))
+        return {size: expert_play(7, 1) for size in evaluation.cases}
 
-    monkeypatch.setattr(inference_minigridmemory.protocol, "play", play)
-    monkeypatch.setattr(inference_minigridmemory.protocol, "expert_play", lambda *arguments: expert_play(7, 1))
+    monkeypatch.setattr(type(ENVIRONMENT), "play", play)
+    monkeypatch.setattr("MinigridMemory.MinigridMemory_src.evaluate.expert_play", lambda *arguments: expert_play(7, 1))
+    return found
+
+
+def test_flags_reach_the_evaluation(run, asked, capsys):
     infer("--checkpoint", run)
     infer(
         *("--checkpoint", run, "--sizes", 7, 501, "--episodes", 20, "--knock_out", "--slide", 3, "--seed", 4),
-        *("--random_length", "false", "--target_return", 0.5, "--use_argmax", "false", "--precision", "bf16"),
+        *("--random_length", "false", "--target_return", 0.5, "--use_argmax", "true", "--precision", "bf16"),
         *("--layouts", "own", "--episode_timeout", 500),
     )
-    defaults, given = asked
-    assert defaults == dict(
-        sizes=[11, 21, 31, 41, 51, 61, 71, 81, 91, 151, 301, 501], episodes=100, random_length=True, greedy=False,
-        target_return=0.96, transform_memory=None, slide=1, seed=0, precision="32", layouts="published", cap=96,
-    )  # fmt: skip
-    assert given == dict(
-        sizes=[7, 501], episodes=20, random_length=False, greedy=False, target_return=0.5,
-        transform_memory=knock_out_memory, slide=3, seed=4, precision="bf16", layouts="own", cap=500,
-    )  # fmt: skip
+    sizes = [11, 21, 31, 41, 51, 61, 71, 81, 91, 151, 301, 501]
+    assert asked[0] == (sizes, 3, Mazes(), Acting(target_return=0.96, greedy=False))
+    acting = dict(target_return=0.5, transform_memory=knock_out_memory, slide=3, seed=4, precision="bf16")
+    own = dict(random_length=False, use_argmax=True, slide=3, layouts="own", episode_timeout=500)
+    assert asked[1] == ([7, 501], 20, Mazes(sizes=(7, 501), **own), Acting(**acting))
     printed = capsys.readouterr().out
-    assert "in own layouts, memory knocked out" in printed and "within 500 steps" in printed
+    assert "own layouts, at most 500 steps, asked for 0.5, memory knocked out" in printed
 
 
-def test_what_is_not_given_is_as_in_the_run(tmp_path):
+def test_what_is_not_given_is_as_in_the_run(tmp_path, asked):
     """A run that was made before these flags played own mazes; a checkpoint of no run is evaluated as published."""
     save_small_model(small_model(spec=SPEC), tmp_path)
-    options = inference_minigridmemory.Options(InferenceOptions(checkpoint=tmp_path))
     config = tmp_path / "config.yaml"
     recorded = {
         "layouts: published\nepisode_timeout: 500\ntarget_return: 0.5\n": (0.5, "published", 500),
@@ -117,10 +111,12 @@ def test_what_is_not_given_is_as_in_the_run(tmp_path):
     }
     for text, expected in recorded.items():
         config.unlink(missing_ok=True) if text is None else config.write_text(text)
-        done = filled(options)
-        assert (done.target_return, done.layouts, done.episode_timeout) == expected, text
-    given = replace(options, layouts="own", episode_timeout=7, target_return=0.1, use_argmax=True)
-    assert filled(given) == replace(given, common=replace(given.common, slide=1, precision="32"))
+        infer("--checkpoint", tmp_path, "--sizes", 7)
+        _, _, mazes, acting = asked.pop()
+        assert (acting.target_return, mazes.layouts, mazes.episode_timeout) == expected, text
+        infer("--checkpoint", tmp_path, *"--layouts own --episode_timeout 7 --target_return 0.1 --use_argmax".split())
+        _, _, mazes, acting = asked.pop()
+        assert mazes == Mazes(layouts="own", episode_timeout=7, use_argmax=True) and acting.target_return == 0.1
 
 
 def test_curves_and_videos_are_made(run, tmp_path, capsys):

@@ -17,11 +17,16 @@ import torch
 
 from MinigridMemory.MinigridMemory_src import train_minigridmemory
 from MinigridMemory.MinigridMemory_src.dataset import ensure_dataset
+from MinigridMemory.MinigridMemory_src.environment import ENVIRONMENT, Mazes
 from MinigridMemory.MinigridMemory_src.spec import SPEC
+from RATE_model.acting.evaluation import Acting
+from RATE_model.acting.rollout import Episodes
+from RATE_model.cli import training
 from RATE_model.cli.options import changeable_flags
 from RATE_model.data.frames import Frames
 from RATE_model.memories.rate.config import RATEConfig
 from RATE_model.original.variants import VARIANTS
+from RATE_model.training.runs import Run
 from tests import commands
 from tests.interruptions import (
     STOPPED,
@@ -63,7 +68,7 @@ EXPECTED = {
 def data(tmp_path_factory) -> tuple[str, str]:
     """Flags for a folder that holds the tiny data already."""
     flags = "--data_dir", str(tmp_path_factory.mktemp("data"))
-    ensure_dataset(train_minigridmemory.read_config([*TINY, *flags]).data)
+    ensure_dataset(ENVIRONMENT.read_config([*TINY, *flags]).data)
     return flags
 
 
@@ -73,11 +78,11 @@ def data(tmp_path_factory) -> tuple[str, str]:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_commands_of_old_mean_what_they_did(name):
     flags = shlex.split(COMMANDS[name])[2:]
-    config = train_minigridmemory.read_config(flags)
+    config = ENVIRONMENT.read_config(flags)
     assert config.agent_config().sizes == EXPECTED[name]
     assert config.curriculum.curr == "false" and config.run.seeds == range(1, 4)
     folder, text = (flags[flags.index(flag) + 1] for flag in ("--ckpt_folder", "--text"))
-    directory = train_minigridmemory.run_directory(config, 3)
+    directory = training.run_directory(ENVIRONMENT, config, 3)
     assert directory.parent.parent == HERE.parent / "MinigridMemory_checkpoints"
     assert directory.parent.name == folder
     mode = "DT" if name == "DT" else "RATE"
@@ -96,7 +101,7 @@ def test_all_published_flags_and_settings_have_their_defaults(capsys):
     )  # fmt: skip
     found = commands.printed_config(capsys, train_minigridmemory.main, [])
     assert {name: found[name] for name in published} == published
-    changeable = set(changeable_flags(train_minigridmemory.read_config([])))
+    changeable = set(changeable_flags(ENVIRONMENT.read_config([])))
     assert {"eval_sizes", "final_sizes", "eval_episodes"} <= changeable <= found.keys(), (
         "so that a run can be looked at"
     )
@@ -113,7 +118,8 @@ def test_the_model_is_the_published_one_but_cannot_choose_the_fourth_action():
 
 def test_a_stage_holds_exactly_the_episodes_that_fit_and_the_first_fills_ten_batches(data):
     def stages(*flags: str):
-        return train_minigridmemory.stage_data(train_minigridmemory.read_config([*TINY, *data, *flags]))
+        loaded = ENVIRONMENT.load(ENVIRONMENT.read_config([*TINY, *data, *flags]))
+        return loaded.windows, [*loaded.stages]
 
     windows, numbers = stages("--batch_size", "1")
     everything = windows(3)
@@ -134,10 +140,10 @@ def test_a_stage_holds_exactly_the_episodes_that_fit_and_the_first_fills_ten_bat
 
 
 def test_segments_that_are_padding_are_not_run(data):
-    windows, _ = train_minigridmemory.stage_data(train_minigridmemory.read_config([*TINY, *data, "--segments", "9"]))
+    windows = ENVIRONMENT.load(ENVIRONMENT.read_config([*TINY, *data, "--segments", "9"])).windows
     batch = windows(9)[0].__getitems__(range(20))
     assert isinstance(batch.observations, Frames) and batch.valid.shape == (20, 9 * K)
-    config = train_minigridmemory.read_config([*TINY]).agent_config().sizes
+    config = ENVIRONMENT.read_config([*TINY]).agent_config().sizes
     model, rows = rate_agent(config, SPEC), []
     model.encoder.rtg.register_forward_pre_hook(lambda module, inputs: rows.append(inputs[0].shape))
     logits, _ = model(batch.observations, batch.actions, batch.rtg, batch.valid)
@@ -146,7 +152,7 @@ def test_segments_that_are_padding_are_not_run(data):
 
 
 def test_the_steps_at_the_fork_are_what_a_curriculum_waits_for(data):
-    windows, _ = train_minigridmemory.stage_data(train_minigridmemory.read_config([*TINY, *data]))
+    windows = ENVIRONMENT.load(ENVIRONMENT.read_config([*TINY, *data])).windows
     batch = windows(3)[0].__getitems__(range(4))
     logits = torch.nn.functional.one_hot(batch.actions, 3).float()
     rows = torch.arange(4)
@@ -154,7 +160,7 @@ def test_the_steps_at_the_fork_are_what_a_curriculum_waits_for(data):
     logits[0, batch.lengths[0] - 4], logits[1, batch.lengths[1] - 3] = (
         torch.nn.functional.one_hot(wrong[row, batch.lengths[row] - back], 3).float() for row, back in ((0, 4), (1, 3))
     )
-    found = train_minigridmemory.batch_metrics(logits, batch)
+    found = ENVIRONMENT.batch_metrics(logits, batch)
     assert found["train_last_acc"] == 3 / 4 and found["train_accuracy"] == 1 - 2 / batch.lengths[rows].sum()
 
 
@@ -190,35 +196,32 @@ def test_a_run_leaves_what_is_promised(data, tmp_path, capsys):
     assert final["FINAL_Success_rate_l_7"] == final["Success_rate_l_7"]
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert {"train_loss", "train_accuracy", "train_last_acc", "segments_count", "lr"} <= set().union(*lines)
-    assert f"success {final['Success_rate_l_9']:.2f} at size 9 within 96 steps " in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"Success_rate_l_9 {final['Success_rate_l_9']:.3g} (within 96 steps), Success_rate_l_9_expert_cap " in said
 
 
 def test_sizes_and_actions_are_what_the_flags_ask_for(monkeypatch):
     asked = []
 
-    def play(model, sizes, **options):
-        asked.append((list(sizes), options))
-        return dict.fromkeys(sizes)
+    def play(environment, evaluation, acting, twins=False):
+        asked.append((list(evaluation.cases), evaluation.episodes, evaluation.options, acting))
+        return {size: Episodes(np.ones(7), np.full(7, 90 + size), np.ones(7)) for size in evaluation.cases}
 
-    monkeypatch.setattr(train_minigridmemory.protocol, "play", play)
-    shared = dict(target_return=0.5, cap=500, layouts="own")
-
-    def metrics(played, *, prefix="", **given):
-        assert given == shared
-        return {prefix: played}
-
-    monkeypatch.setattr(train_minigridmemory.protocol, "metrics", metrics)
-    config = train_minigridmemory.read_config(
+    monkeypatch.setattr(type(ENVIRONMENT), "play", play)
+    config = ENVIRONMENT.read_config(
         "--eval_sizes 9 31 --final_sizes 11 31 --eval_episodes 7 --target_return 0.5 --precision bf16 "
-        "--layouts own --episode_timeout 500".split()
+        "--layouts own --episode_timeout 110 --slide 2".split()
     )
-    assert train_minigridmemory.evaluate(None, config, 5, False) == {"": {9: None, 31: None}}
-    final = train_minigridmemory.evaluate(None, config, 5, True)
-    assert {prefix: list(played) for prefix, played in final.items()} == {"": [9, 31], "FINAL_": [11, 31]}
-    options = dict(
-        episodes=7, target_return=0.5, greedy=False, seed=5, slide=1, precision="bf16", layouts="own", cap=500
-    )  # fmt: skip
-    assert asked == [([9, 31], options), ([9, 11, 31], options)], "a size that is in both is played once"
+    run = Run(Path("run"), 5, None, ())
+    early, final = (training.evaluate(ENVIRONMENT, None, config, run, final=final) for final in (False, True))
+    assert early["Success_rate_l_9"] == final["FINAL_Success_rate_l_11"] == 1, "within 110 steps"
+    assert early["Success_rate_l_31"] == final["FINAL_Success_rate_l_31"] == 0
+    sizes = [re.findall(r"(FINAL_)?Success_rate_l_(\d+) ", " ".join(found) + " ") for found in (early, final)]
+    assert sizes == [[("", "9"), ("", "31")], [("", "9"), ("", "31"), ("FINAL_", "11"), ("FINAL_", "31")]]
+    mazes = Mazes(layouts="own", episode_timeout=110, slide=2)
+    acting = Acting(target_return=0.5, greedy=False, seed=5, slide=2, precision="bf16")
+    expected = [([9, 31], 7, mazes, acting), ([9, 11, 31], 7, mazes, acting)]
+    assert asked == expected, "a size that is in both is played once"
 
 
 # --- interruptions ---

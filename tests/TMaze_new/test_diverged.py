@@ -22,7 +22,7 @@ from TMaze_new.TMaze_new_src import inference_tmaze, train_tmaze
 
 @pytest.fixture(autouse=True)
 def without_pictures(monkeypatch):
-    monkeypatch.setattr(train_tmaze, "draw_run", lambda *arguments, **options: None)
+    monkeypatch.setattr(type(train_tmaze.ENVIRONMENT), "draw_run", lambda *arguments: None)
 
 
 def refused(capsys, *arguments) -> str:

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from RATE_model.acting import evaluation
 from RATE_model.acting.controls import knock_out_memory
 from RATE_model.errors import UserError
 from tests.small_models import small_model
-from TMaze_new.TMaze_new_src import evaluate as protocol
 from TMaze_new.TMaze_new_src.env import EVALUATION_SEEDS, UP, expert_actions, goals_of_seeds
+from TMaze_new.TMaze_new_src.environment import ENVIRONMENT
 from TMaze_new.TMaze_new_src.evaluate import MAX_EPISODES, evaluation_seeds, published_keys, success_by_length
 from TMaze_new.TMaze_new_src.spec import SPEC
 
@@ -32,7 +33,7 @@ def test_there_are_no_more_seeds():
         evaluation_seeds(MAX_EPISODES + 1)
     for count in (1, MAX_EPISODES + 1):
         with pytest.raises(UserError, match=f"--episodes {count}: must be at least 2 and at most 9992"):
-            protocol.check_episodes(episodes=count)
+            ENVIRONMENT.check_episodes(episodes=count)
 
 
 class Expert:
@@ -77,7 +78,7 @@ class Waverer(Expert):
 def acting(monkeypatch):
     def replace(actor: type[Expert]) -> None:
         actor.made = []
-        monkeypatch.setattr(protocol, "Actor", actor)
+        monkeypatch.setattr(evaluation, "Actor", actor)
 
     return replace
 
@@ -107,7 +108,8 @@ def test_the_options_reach_the_actor(acting):
     options = dict(transform_memory=knock_out_memory, precision="bf16")
     success_by_length(small_model(spec=SPEC), [9], episodes=2, target_return=2.0, slide=3, **options)
     (made,) = Expert.made
-    assert made == options | {"batch_size": 2, "target_return": 2.0, "slide": 3}
+    expected = options | {"batch_size": 2, "target_return": 2.0, "slide": 3}
+    assert expected.items() <= made.items()
 
 
 @pytest.mark.parametrize("mode", ["RATE", "DTXL"])

@@ -3,13 +3,17 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import yaml
 
 from RATE_model.acting.controls import knock_out_memory
+from RATE_model.acting.evaluation import Acting
+from RATE_model.acting.rollout import Episodes
 from tests.small_models import CONTINUOUS, save_small_model, small_model
 from tests.tmaze_runs import only_run, train
-from TMaze_new.TMaze_new_src import inference_tmaze, train_tmaze
+from TMaze_new.TMaze_new_src import inference_tmaze
+from TMaze_new.TMaze_new_src.environment import ENVIRONMENT
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +21,7 @@ def run(tmp_path_factory):
     """A finished run."""
     folder = tmp_path_factory.mktemp("inference")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_tmaze, "draw_run", lambda *arguments, **options: None)
+        patch.setattr(type(ENVIRONMENT), "draw_run", lambda *arguments: None)
         assert train(folder, "--epochs", "2", "--eval_lengths", "9", "13", "--eval_episodes", "10") == 0
     return only_run(folder)
 
@@ -65,26 +69,33 @@ def test_a_checkpoint_is_found_from_beside_it(run, monkeypatch, capsys):
     assert "step_00000008" in capsys.readouterr().out
 
 
-def test_flags_reach_the_evaluation(run, monkeypatch, capsys):
-    asked = []
+@pytest.fixture
+def asked(monkeypatch):
+    """What evaluations asked: cases, options, how the agent acts, episodes."""
+    found = []
 
-    def success(model, lengths, **options):
-        asked.append(options | {"lengths": list(lengths)})
-        return {length: {"success_rate": 1.0, "mean_delay": 0.0} for length in lengths}
+    def play(environment, evaluation, acting, twins=False):
+        found.append((list(evaluation.cases), evaluation.options, acting, evaluation.episodes))
+        return {length: Episodes(np.ones(1), np.ones(1), np.ones(1)) for length in evaluation.cases}
 
-    monkeypatch.setattr(inference_tmaze, "success_by_length", success)
+    monkeypatch.setattr(type(ENVIRONMENT), "play", play)
+    return found
+
+
+def test_flags_reach_the_evaluation(run, asked, capsys):
     infer("--checkpoint", run)
     infer(
-        *("--checkpoint", run, "--lengths", 5, 1000000, "--episodes", 20, "--knock_out", "--slide", 3),
-        *("--hint_steps", 2, "--target_return", 0.5, "--precision", "bf16"),
+        *("--checkpoint", run, "--lengths", 5, 1000000, "--episodes", 20, "--knock_out", "--slide", 3, "--seed", 4),
+        *("--hint_steps", 2, "--target_return", 0.5, 2, "--precision", "bf16", "--use_argmax", "false"),
     )
-    defaults, given = asked
-    assert defaults["lengths"] == [9, 30, 90, 150, 300, 600, 900, 1200, 2400, 4800, 9600]
-    assert defaults["episodes"] == 100 and defaults["transform_memory"] is None and defaults["slide"] == 1
-    assert given == dict(
-        lengths=[5, 1000000], episodes=20, transform_memory=knock_out_memory, slide=3, hint_steps=2,
-        target_return=0.5, precision="bf16",
-    )  # fmt: skip
+    lengths, options, acting, episodes = asked[0]
+    assert lengths == [9, 30, 90, 150, 300, 600, 900, 1200, 2400, 4800, 9600]
+    assert (episodes, options.hint_steps, acting) == (10, 1, Acting(target_return=1.0)), "as many as in the run"
+    for (lengths, options, acting, episodes), target in zip(asked[1:], (0.5, 2.0), strict=True):
+        assert (lengths, episodes, options.hint_steps) == ([5, 1000000], 20, 2)
+        assert acting == Acting(
+            target_return=target, transform_memory=knock_out_memory, slide=3, precision="bf16", greedy=False, seed=4
+        )
     assert "memory knocked out" in capsys.readouterr().out
 
 
@@ -145,16 +156,11 @@ def test_an_output_that_cannot_be_written_is_named(run, tmp_path, capsys):
     assert str(place) in fails(capsys, "--checkpoint", run, "--lengths", 9, "--episodes", 2, "--output", place)
 
 
-def test_what_is_not_given_is_as_in_the_run(run, tmp_path, monkeypatch, capsys):
-    asked = []
-    result = {"success_rate": 1.0, "mean_delay": 0.0}
-    monkeypatch.setattr(
-        inference_tmaze, "success_by_length", lambda model, lengths, **options: asked.append(options) or {9: result}
-    )
+def test_what_is_not_given_is_as_in_the_run(run, tmp_path, asked):
     shutil.copytree(run, tmp_path / "run")
     config = tmp_path / "run" / "config.yaml"
     text = yaml.safe_load(config.read_text())
     config.write_text(yaml.safe_dump(text | {"target_return": 0.5, "hint_steps": 2, "slide": 3, "precision": "bf16"}))
     infer("--checkpoint", tmp_path / "run")
-    found = {name: asked[0][name] for name in ("target_return", "hint_steps", "slide", "precision")}
-    assert found == {"target_return": 0.5, "hint_steps": 2, "slide": 3, "precision": "bf16"}
+    ((_, options, acting, _),) = asked
+    assert acting == Acting(target_return=0.5, slide=3, precision="bf16") and options.hint_steps == 2

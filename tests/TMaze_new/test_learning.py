@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -16,7 +17,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 def train(folder, *flags: str) -> None:
-    fast = str(train_tmaze.HERE / "config_fast.yaml")
+    fast = str(Path(train_tmaze.__file__).parent / "config_fast.yaml")
     flags = (
         "--config",
         fast,

@@ -108,13 +108,12 @@ def test_what_is_drawn_is_what_the_evaluation_gives(monkeypatch, tmp_path):
 def test_a_run_gets_its_pictures(tmp_path):
     (tmp_path / "eval").mkdir()
     result = {"Success_rate": 1.0, "Success_rate_T_9": 1.0, "Success_rate_T_90": 0.5, "Success_rate_S_3": 0.5}
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "train_loss": 0.5, "train_last_acc": null}\n')
     with pytest.raises(UserError, match="final.json"):
         draw_run(tmp_path, small_model("TrXL"), length=K)
     (tmp_path / "eval" / "final.json").write_text(json.dumps(result))
     assert success_of_run(tmp_path) == {9: 1.0, 90: 0.5}
     paths = draw_run(tmp_path, small_model("TrXL"), length=K)
     assert [path.name for path in paths] == [
-        "curves.png", "success_by_length.png", "attention_map.png", "attention_layers.png",
+        "success_by_length.png", "attention_map.png", "attention_layers.png",
     ]  # fmt: skip
     assert all(path.parent == tmp_path / "plots" and path.stat().st_size > 1000 for path in paths)

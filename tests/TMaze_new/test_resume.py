@@ -39,7 +39,7 @@ CURRICULA = {
 
 @pytest.fixture(autouse=True)
 def without_pictures(monkeypatch):
-    monkeypatch.setattr(train_tmaze, "draw_run", lambda *arguments, **options: None)
+    monkeypatch.setattr(type(train_tmaze.ENVIRONMENT), "draw_run", lambda *arguments: None)
 
 
 def stop_after(batch: int, folder: Path, *flags: str) -> None:
@@ -324,5 +324,7 @@ def test_a_signal_stops_validation_and_evaluation_at_once(tmp_path, shared, caps
 
 
 def test_a_signal_stops_pictures(tmp_path, monkeypatch):
-    monkeypatch.setattr(train_tmaze, "draw_run", lambda *_, **__: (os.kill(os.getpid(), signal.SIGHUP), time.sleep(9)))
+    monkeypatch.setattr(
+        type(train_tmaze.ENVIRONMENT), "draw_run", lambda *_: (os.kill(os.getpid(), signal.SIGHUP), time.sleep(9))
+    )
     assert train(tmp_path) == 128 + signal.SIGHUP

@@ -9,10 +9,11 @@ import yaml
 
 from RATE_model.cli import reproduce as tables
 from RATE_model.cli.options import to_flat_dict
+from RATE_model.cli.training import check, run_directory
 from RATE_model.training.checkpoints import save_checkpoint
 from RATE_model.training.runs import open_run
 from TMaze_new.TMaze_new_src import quickstart, reproduce
-from TMaze_new.TMaze_new_src.train_tmaze import check, read_config, run_directory
+from TMaze_new.TMaze_new_src.environment import ENVIRONMENT
 
 
 @pytest.mark.parametrize("max_n_final", [3, 5])
@@ -24,8 +25,8 @@ def test_the_quickstart_takes_the_runs_of_its_setting(tmp_path, monkeypatch, max
     options = quickstart.Options(output_dir=tmp_path / "quickstart")
     for name in quickstart.MODELS:
         for other in (2, 3, 4, 5):
-            config = read_config([*quickstart.arguments(name, options), "--max_n_final", str(other)])
-            run_directory(config, options.seed).mkdir(parents=True)
+            config = ENVIRONMENT.read_config([*quickstart.arguments(name, options), "--max_n_final", str(other)])
+            run_directory(ENVIRONMENT, config, options.seed).mkdir(parents=True)
     runs = quickstart.train_all(options)
     assert [path.is_dir() for path in runs.values()] == [True, True]
     assert all(f"_max_{max_n_final}_" in path.name for path in runs.values())
@@ -42,9 +43,10 @@ def test_a_finished_run_of_another_setting_is_not_taken_for_one_of_the_reproduct
     study, options = reproduce.STUDY, tables.StudyOptions(runs_dir=tmp_path)
 
     def finish(*flags: str) -> Path:
-        config = read_config(["--config", str(reproduce.ROOT / reproduce.FAST), "--output_dir", str(tmp_path),
-                              "--ckpt_folder", study.folder("RATE"), *flags])  # fmt: skip
-        with open_run(check(config, 1), config=config.run.recorded(to_flat_dict(config))) as run:
+        fast = str(reproduce.ROOT / reproduce.FAST)
+        places = ["--output_dir", str(tmp_path), "--ckpt_folder", study.folder("RATE")]
+        config = ENVIRONMENT.read_config(["--config", fast, *places, *flags])
+        with open_run(check(ENVIRONMENT, config, 1), config=config.run.recorded(to_flat_dict(config))) as run:
             run.write_evaluation("final", {})
             save_checkpoint(run.checkpoints, 1, model_state={"w": torch.ones(1)}, training_state={})
         return run.directory

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import yaml
 
+from RATE_model.acting.rollout import Episodes
+from RATE_model.cli import training
 from RATE_model.memories.rate.config import RATEConfig
 from RATE_model.training.checkpoints import find_checkpoint
 from RATE_model.training.trainer import Trainer, TrainingDiverged
@@ -18,6 +20,7 @@ from tests import commands
 from tests.commands import contents, error_of
 from tests.tmaze_runs import TINY, only_run, places, train
 from TMaze_new.TMaze_new_src import train_tmaze
+from TMaze_new.TMaze_new_src.environment import ENVIRONMENT
 
 HERE = Path(train_tmaze.__file__).parent
 
@@ -45,7 +48,7 @@ EXPECTED = {
 
 @pytest.fixture(autouse=True)
 def without_pictures(monkeypatch):
-    monkeypatch.setattr(train_tmaze, "draw_run", lambda *arguments, **options: None)
+    monkeypatch.setattr(type(ENVIRONMENT), "draw_run", lambda *arguments: None)
 
 
 def printed_config(capsys, *flags: str) -> dict:
@@ -58,11 +61,11 @@ def printed_config(capsys, *flags: str) -> dict:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_commands_of_old_mean_what_they_did(name):
     flags = shlex.split(COMMANDS[name])[2:]
-    config = train_tmaze.read_config(flags)
+    config = ENVIRONMENT.read_config(flags)
     assert config.agent_config().sizes == EXPECTED[name]
     assert config.curriculum.curr == ("true" if name == "curriculum" else "false")
     assert config.run.seeds == range(1, 11) and config.run.ckpt_folder == flags[flags.index("--ckpt_folder") + 1]
-    directory = train_tmaze.run_directory(config, 3)
+    directory = training.run_directory(ENVIRONMENT, config, 3)
     assert directory.parent.parent.relative_to(HERE.parents[1]) == Path("TMaze_new/TMaze_new_checkpoints")
     text, mode = flags[flags.index("--text") + 1], flags[flags.index("--model_mode") + 1]
     assert re.fullmatch(rf"{text}_arch_mode_TrXL_{mode}_min_1_max_3_[0-9a-f]{{8}}_RUN_3", directory.name)
@@ -86,7 +89,7 @@ def test_all_published_flags_have_their_defaults(capsys):
     )  # fmt: skip
     found = printed_config(capsys)
     assert {name: found[name] for name in published} == published
-    config = train_tmaze.read_config([])
+    config = ENVIRONMENT.read_config([])
     assert config.agent_config().sizes.d_head == config.agent_config().sizes.d_inner == 64
     changed = dict(
         model_mode="RATEM", arch_mode="GTrXL", start_seed=2, end_seed=4, ckpt_folder="a", text="b", nmt=7, mem_len=0,
@@ -100,7 +103,7 @@ def test_all_published_flags_have_their_defaults(capsys):
 @pytest.mark.parametrize("mode", ["RMT", "RATEM", "RATE_wo_nmt", "DTXL"])
 def test_every_mode_is_a_name(mode):
     cache = ["--mem_len", "8"] if mode in ("RATE_wo_nmt", "DTXL") else []
-    config = train_tmaze.read_config(["--model_mode", mode, *cache])
+    config = ENVIRONMENT.read_config(["--model_mode", mode, *cache])
     model = config.agent_config().sizes
     tokens, valve, cache, steps = {
         "RMT": (5, 0, 0, 30), "RATEM": (5, 4, 0, 30), "RATE_wo_nmt": (0, 0, 8, 30), "DTXL": (0, 0, 8, 90),
@@ -162,11 +165,11 @@ def test_a_run_leaves_what_is_promised(tmp_path):
 def test_without_lengths_those_of_the_papers_are_evaluated(tmp_path, monkeypatch):
     asked = []
 
-    def success(model, lengths, **options):
-        asked.append(list(lengths))
-        return {length: {"success_rate": 0.5, "mean_delay": 0.0} for length in lengths}
+    def play(environment, evaluation, acting, twins=False):
+        asked.append(list(evaluation.cases))
+        return {length: Episodes(np.ones(1), np.ones(1), np.ones(1)) for length in evaluation.cases}
 
-    monkeypatch.setattr(train_tmaze.protocol, "success_by_length", success)
+    monkeypatch.setattr(type(ENVIRONMENT), "play", play)
     flags = [*TINY[: TINY.index("--eval_lengths")], *TINY[TINY.index("--end_seed") :], *places(tmp_path)]
     assert train_tmaze.main([*flags, "--epochs", "1"]) == 0
     papers = {9, 30, 90, 150, 300, 600, 900, 1200, 2400, 4800, 9600} | {30 * s for s in (1, 2, 3, 5, 9, 16, 30)}

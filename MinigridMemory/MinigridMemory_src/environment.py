@@ -1,0 +1,256 @@
+"""Minigrid-Memory as training, inference and reports see it: its flags, data, mazes, evaluation and pictures."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+from torch import Tensor
+
+from MinigridMemory.MinigridMemory_src import evaluate as protocol
+from MinigridMemory.MinigridMemory_src import pictures
+from MinigridMemory.MinigridMemory_src.dataset import DataOptions, ensure_dataset, load_windows
+from MinigridMemory.MinigridMemory_src.env import (
+    CUES,
+    PUBLISHED_CAP,
+    MinigridMemoryEnv,
+    MinigridMemoryVectorEnv,
+    check_size,
+)
+from MinigridMemory.MinigridMemory_src.layouts import Layouts
+from MinigridMemory.MinigridMemory_src.spec import SPEC
+from RATE_model.acting.rollout import Episodes
+from RATE_model.agent import Agent
+from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
+from RATE_model.cli.options import Boolean, changeable
+from RATE_model.cli.settings import (
+    PUBLISHED_TRAINING,
+    CurriculumOptions,
+    ExperimentConfig,
+    PlayOptions,
+    SegmentOptions,
+)
+from RATE_model.data.batch import Batch
+from RATE_model.data.dataset import WindowDataset
+from RATE_model.environments.contract import Environment, Evaluation, TrainingData
+from RATE_model.errors import UserError
+from RATE_model.spec import EnvironmentSpec
+from RATE_model.training.trainer import accuracy, last_steps_right
+
+HERE = Path(__file__).resolve().parent
+# What the expert does after its look into the northern arm: step into it, or turn round and step into the other.
+FORK_STEPS = 3
+
+
+@dataclass(frozen=True)
+class Rules(PlayOptions):
+    """What training and inference both ask of the mazes."""
+
+    # Mazes of an evaluation: own, those of the installed Minigrid for the seeds 0, 1, ...; published, those of the
+    # published evaluation for these seeds. Data is always collected in own ones
+    layouts: Layouts = "published"
+    # Steps after which the published metrics count an episode as failed: 96 in the paper's code; in the authors' newer
+    # code 500 for RATE and LSDT, 100 for other models
+    episode_timeout: int = PUBLISHED_CAP
+
+    def validate(self) -> None:
+        """Raise a UserError for a value out of range."""
+        super().validate()
+        at_least(1, episode_timeout=self.episode_timeout)
+        at_most(MAX_STEPS, episode_timeout=self.episode_timeout)
+
+
+@dataclass(frozen=True)
+class Mazes(Rules):
+    """Mazes that the agent is evaluated in."""
+
+    # Sizes of the mazes; odd, at least 7
+    sizes: tuple[int, ...] = protocol.SIZES + protocol.LARGE_SIZES
+    # Corridors of random length; false: the longest that fit
+    random_length: Boolean = True
+
+    def validate(self) -> None:
+        """Raise a UserError for a value out of range."""
+        super().validate()
+        if not self.sizes:
+            raise UserError("--sizes is empty: give at least one size")
+        for size in self.sizes:
+            check_size(size, flag="sizes")
+
+    def result(self, episodes: Episodes, cap: int | None = None) -> protocol.SizeResult:
+        """Episodes as they would be under a cap on steps; None: the one that is asked for."""
+        return protocol.SizeResult.of(episodes, self.episode_timeout if cap is None else cap)
+
+
+@dataclass(frozen=True)
+class Task(Rules, SegmentOptions):
+    """Segments and evaluation."""
+
+    # Steps of a segment (K)
+    context_length: int = 10
+    # Segments of a trajectory (N); longer episodes are left out
+    segments: int = 3
+    # Return that the agent is asked for
+    target_return: float = protocol.TARGET_RETURN
+    # Sizes evaluated at checkpoints; odd
+    eval_sizes: tuple[int, ...] = changeable(protocol.TRAINING_SIZES)
+    # Sizes evaluated at the end; odd
+    final_sizes: tuple[int, ...] = changeable(protocol.SIZES)
+
+    def validate(self) -> None:
+        """Raise a UserError for a value out of range."""
+        super().validate()
+        for flag in ("eval_sizes", "final_sizes"):
+            for size in getattr(self, flag):
+                check_size(size, flag=flag)
+
+
+@dataclass(frozen=True)
+class Config(ExperimentConfig):
+    """All flags of the train script."""
+
+    whole_episodes = True
+
+    task: Task = field(default_factory=Task)
+    data: DataOptions = field(default_factory=DataOptions)
+    curriculum: CurriculumOptions = field(default_factory=CurriculumOptions)
+
+
+class MinigridMemory(Environment):
+    """An object in the first room, a corridor, a fork with two objects."""
+
+    name = "Minigrid-Memory"
+    folder = HERE
+    checkpoints = HERE.parent / "MinigridMemory_checkpoints"
+    train_script = "MinigridMemory/MinigridMemory_src/train_minigridmemory.py"
+    inference_script = "MinigridMemory/MinigridMemory_src/inference_minigridmemory.py"
+    config = Config
+    play_options = Mazes
+    # See docs/deviations.md
+    published = PUBLISHED_TRAINING | {
+        "lr_schedule": "rising_cosine",
+        "warmup_tokens": 10_000,
+        "final_tokens": 1_000_000,
+        "curr": "false",
+        "layouts": "published",
+        "episode_timeout": 96,
+        "use_argmax": False,
+        "slide": 1,
+    }
+    before = {"layouts": "own", "episode_timeout": PUBLISHED_CAP}
+    solved_metric = "train_last_acc"
+    axis = "size"
+    twins = ("cue", CUES)
+
+    def spec(self, flags: Mapping[str, Any]) -> EnvironmentSpec:
+        """Small images, three actions."""
+        return SPEC
+
+    def load(self, config: Config) -> TrainingData:
+        """Windows of a stage of s segments: the episodes that fit into them, padded. Stages fill ten batches each."""
+        context, most = config.context_length, config.segments
+        sides = load_windows(ensure_dataset(config.data), size=most * context)
+        lengths, held_out = (side.windows[:, 2] for side in sides)
+        enough = np.sort(lengths)[min(10 * config.train.batch_size, len(lengths)) - 1]
+        shortest = max(enough, held_out.min())
+        stages = range(max(1, -(-int(shortest) // context)), most + 1)
+
+        @lru_cache
+        def windows(segments: int) -> tuple[WindowDataset, WindowDataset]:
+            training, validation = (side.up_to(segments * context) for side in sides)
+            return training, validation
+
+        return TrainingData(windows, stages, SPEC)
+
+    def batch_metrics(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Accuracy of all steps, and share of episodes whose steps at the fork are all right: those take the memory."""
+        return accuracy(logits, batch) | {"train_last_acc": last_steps_right(logits, batch, FORK_STEPS)}
+
+    def make(self, case: int, options: Mazes, *, render_mode: str | None = None) -> MinigridMemoryEnv:
+        """One maze of a size."""
+        return MinigridMemoryEnv(
+            int(case),
+            random_length=options.random_length,
+            max_steps=max(options.episode_timeout, protocol.widest_cap(case)),
+            layouts=options.layouts,
+            render_mode=render_mode,
+        )
+
+    def vector(self, cases: np.ndarray, options: Mazes) -> MinigridMemoryVectorEnv:
+        """Mazes of many sizes."""
+        caps = [max(options.episode_timeout, protocol.widest_cap(size)) for size in cases.tolist()]
+        drawn, layouts = options.random_length, options.layouts
+        return MinigridMemoryVectorEnv(len(cases), cases, random_length=drawn, max_steps=caps, layouts=layouts)
+
+    def horizons(self, case: int, options: Mazes) -> tuple[int, ...]:
+        """From the last sight of the cue to the turn at the fork, for every end that the corridor can have."""
+        return self.make(case, options).horizons
+
+    def seeds(self, episodes: int) -> np.ndarray:
+        """The published 0 to 99, and on from there."""
+        return protocol.evaluation_seeds(episodes)
+
+    def training_cases(self, config: Config, *, final: bool) -> Sequence[int]:
+        """Few sizes during training, many at the end."""
+        task = config.task
+        return sorted({*task.eval_sizes, *task.final_sizes}) if final else task.eval_sizes
+
+    def cases(self, options: Mazes) -> Sequence[int]:
+        """The sizes asked for."""
+        return options.sizes
+
+    def described(self, evaluation: Evaluation) -> str:
+        """The mazes."""
+        return f"{evaluation.options.layouts} layouts, at most {evaluation.options.episode_timeout} steps"
+
+    def figures(self, case: int, episodes: Episodes, evaluation: Evaluation) -> dict[str, float]:
+        """Success within the cap asked for, under the expert's own, and the expert's within the former."""
+        options: Mazes = evaluation.options
+        capped, wide = options.result(episodes), options.result(episodes, protocol.widest_cap(case))
+        expert = protocol.expert_play(case, evaluation.episodes, options.random_length, options.layouts)
+        return {
+            "success_rate": capped.success_rate,
+            "mean_steps": float(capped.lengths.mean()),
+            "mean_return": float(capped.returns.mean()),
+            "success_rate_expert_cap": wide.success_rate,
+            "mean_steps_expert_cap": float(wide.lengths.mean()),
+            "expert_success_rate": options.result(expert).success_rate,
+        }
+
+    def metrics(
+        self, played: Mapping[int, Episodes], evaluation: Evaluation, config: Config, *, final: bool
+    ) -> dict[str, float]:
+        """By size; at the end also, with the prefix FINAL_, of the sizes of the end."""
+        task = config.task
+        asked = {"target_return": task.target_return, "cap": task.episode_timeout, "layouts": task.layouts}
+        results = protocol.metrics({size: played[size] for size in task.eval_sizes}, **asked)
+        if final:
+            results |= protocol.metrics({size: played[size] for size in task.final_sizes}, prefix="FINAL_", **asked)
+        return results
+
+    def headlines(self, config: Config) -> Mapping[str, str]:
+        """Success at the largest size of the end, and at those of checkpoints, under either cap."""
+        task = config.task
+        names = [f"FINAL_Success_rate_l_{size}" for size in task.final_sizes[-1:]]
+        names += [f"Success_rate_l_{size}" for size in task.eval_sizes]
+        caps = {"": f"within {task.episode_timeout} steps", "_expert_cap": ""}
+        return {f"{name}{cap}": said for name in names for cap, said in caps.items()}
+
+    def draw_run(self, directory: Path, agent: Agent, config: Config, result: Mapping[str, Any]) -> None:
+        """Curves, and success by size under either cap."""
+        super().draw_run(directory, agent, config, result)
+        pictures.draw_run(directory, result, cap=config.task.episode_timeout)
+
+    def draw(self, folder: Path, evaluation: Evaluation) -> Sequence[Path]:
+        """Success by size with and without memory, and the expert's."""
+        return [pictures.success_curve(evaluation, folder / "success_by_size.png")]
+
+    def frame(self, environment: gymnasium.Env, observation: np.ndarray, caption: Sequence[str]) -> np.ndarray:
+        """The maze above the agent's view, the object that it has to remember, and what there is to say."""
+        return pictures.frame(environment, observation, caption)
+
+
+ENVIRONMENT = MinigridMemory()

@@ -1,0 +1,110 @@
+"""Evaluations: how an agent is asked to act, and its episodes in several cases side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from gymnasium.vector import VectorEnv
+
+from RATE_model.acting.actor import Actor
+from RATE_model.acting.rollout import BatchActor, Episodes, rollout, side_by_side
+from RATE_model.agent import Agent
+from RATE_model.memories.contract import MemoryTransform
+
+Case = TypeVar("Case", bound=Hashable)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Acting:
+    """How an agent acts in an evaluation: the options of `Actor`, where they are described."""
+
+    target_return: float
+    greedy: bool = True
+    seed: int = 0
+    slide: int = 1
+    window: bool = False
+    reset_target: bool = False
+    rtg_floor: float | None = None
+    transform_memory: MemoryTransform | None = None
+    precision: str = "32"
+
+    def actor(self, agent: Agent, rows: int, *, first: int = 0) -> Actor:
+        """An actor for so many environments; `first` tells apart the draws of several actors of one evaluation."""
+        options: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        options["seed"] += first
+        with torch.no_grad():
+            return Actor(agent, rows, **options)
+
+    def with_memory(self, transform: MemoryTransform | None) -> Acting:
+        """The same with something done to the memory; None: nothing."""
+        return replace(self, transform_memory=transform)
+
+
+def play_cases(
+    agent: Agent,
+    cases: Sequence[Case],
+    make: Callable[[np.ndarray], VectorEnv],
+    *,
+    seeds: np.ndarray,
+    acting: Acting,
+    options: Mapping[str, np.ndarray] | None = None,
+    at_once: int | None = None,
+    compact: bool = True,
+    player: Callable[[BatchActor], BatchActor] = lambda actor: actor,
+    description: str = "acting",
+) -> dict[Case, Episodes]:
+    """Act in one environment for every case and seed, cases side by side as far as memory allows.
+
+    A case has the same result alone and among others, also where actions are drawn: rows that act side by side draw
+    from one generator, so such cases are played one by one.
+
+    Args:
+        agent: in eval mode.
+        cases: lengths, sizes, ..., `[None]` where there are none; one that is named twice is one case.
+        make: the cases of B rows, `(B,)` -> so many environments, whose `max_steps`, `()` or `(B,)`, limits episodes.
+            They are closed afterwards.
+        seeds: `(E,)` of every case.
+        acting: what the agent is asked for.
+        options: of the environments' reset, of E rows each.
+        at_once: environments at a time; None: as many as there are.
+        compact: go on without the rows of finished episodes; False where a `transform_memory` compares rows.
+        player: what plays, given the actor: one that sees other rewards, for example.
+        description: of the progress bar.
+
+    Returns:
+        E episodes of each case.
+    """
+    chosen, episodes = list(dict.fromkeys(cases)), len(seeds)
+    numbers = range(len(chosen))
+    groups = list(side_by_side(agent, numbers, episodes)) if acting.greedy else [[number] for number in numbers]
+    results: dict[Case, Episodes] = {}
+    for group in groups:
+        rows = np.repeat(np.array([chosen[number] for number in group]), episodes)
+        all_seeds = np.tile(seeds, len(group))
+        given = {name: np.tile(values, len(group)) for name, values in (options or {}).items()}
+        parts = []
+        for start in range(0, len(rows), at_once or len(rows)):
+            part = slice(start, start + (at_once or len(rows)))
+            environments = make(rows[part])
+            try:
+                parts.append(
+                    rollout(
+                        player(acting.actor(agent, environments.num_envs, first=start)),
+                        environments,
+                        seeds=all_seeds[part],
+                        max_steps=int(np.max(getattr(environments, "max_steps"))),  # noqa: B009  no VectorEnv has it
+                        options={name: values[part] for name, values in given.items()} or None,
+                        compact=compact,
+                        description=description,
+                    )
+                )
+            finally:
+                environments.close()
+        played = Episodes.joined(parts)
+        for place, number in enumerate(group):
+            results[chosen[number]] = played.part(slice(place * episodes, (place + 1) * episodes))
+    return results

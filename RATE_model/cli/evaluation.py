@@ -1,0 +1,263 @@
+"""The flow of every inference script: a checkpoint is asked what its training asked, unless flags say otherwise."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, make_dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from RATE_model.acting.controls import knock_out_memory
+from RATE_model.acting.video import record_videos
+from RATE_model.agent import Agent
+from RATE_model.cli.limits import MAX_SEED, at_least, at_most, writable, writable_file
+from RATE_model.cli.options import Boolean, exit_on_user_error, load_yaml, parse_options, typed_values
+from RATE_model.cli.settings import PlayOptions, Precision
+from RATE_model.cli.spellings import respelt
+from RATE_model.environments.contract import Case, Environment, Evaluation
+from RATE_model.errors import UserError, reason_of
+from RATE_model.loading import load_for
+from RATE_model.system.atomic import atomic_write_json
+from RATE_model.system.precision import pick_device
+from RATE_model.training.checkpoints import load_checkpoint, resolve_checkpoint
+from RATE_model.training.runs import check_unowned
+
+# Flags of a run that an evaluation of it is asked by, and what they are called there.
+_ASKED = {"target_return": "target_return", "eval_episodes": "episodes", "precision": "precision"}
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """Which checkpoint, what it is asked, and where results go; what is not given is as the run evaluated itself."""
+
+    # A run directory (its newest checkpoint), a directory step_*, or a tag such as RUN/checkpoints/best
+    checkpoint: Path | None = None
+    # Episodes of every case and return asked for
+    episodes: int = 100
+    # Returns that the agent is asked for, in units of reward; none given = the run's, or what is usual
+    target_return: tuple[float, ...] = ()
+    # Seed of actions that are drawn
+    seed: int = 0
+    # Replace the memory by the initial one at every segment: what needs memory must fall to chance
+    knock_out: Boolean = False
+    # float32, bfloat16 products, or auto: those where the device has units for them
+    precision: Precision = "32"
+    # auto (a GPU if there is one), cpu, cuda, ...
+    device: str = "auto"
+    # Also record the first N episodes of every case and return as MP4 files, into --pictures or the working directory;
+    # where actions are drawn they are other draws than those of the evaluation
+    video: int = 0
+    # Also draw pictures, into this folder
+    pictures: Path | None = None
+    # Also write the results to this JSON file
+    output: Path | None = None
+
+    def validate(self) -> None:
+        """Raise a UserError for what can be seen to be wrong before anything is loaded."""
+        if self.checkpoint is None:
+            raise UserError("--checkpoint is missing: give a run directory or a checkpoint")
+        at_least(0, seed=self.seed, video=self.video)
+        at_most(MAX_SEED, seed=self.seed)
+        writable_file(output=self.output)
+        writable(pictures=self.pictures)
+        check_unowned(output=self.output, pictures=self.pictures)
+
+    def write(self, **results: Any) -> None:
+        """The results, and whose they are, to `output`, if it was given. Raises UserError if they cannot be written."""
+        if self.output is None:
+            return
+        try:
+            document = {"checkpoint": str(self.checkpoint), "knock_out": self.knock_out, **results}
+            atomic_write_json(self.output, document)
+        except OSError as error:
+            raise UserError(f"--output {self.output} cannot be written: {reason_of(error)}") from error
+
+
+@dataclass(frozen=True)
+class _Options:
+    """All flags of an inference script."""
+
+    common: EvaluationOptions = field(default_factory=EvaluationOptions)
+
+
+@lru_cache
+def options_class(play_options: type[PlayOptions]) -> type[Any]:
+    """The flags of the inference script of an environment: those of all, and its own."""
+    return make_dataclass(
+        "Options", [("play", play_options, field(default_factory=play_options))], bases=(_Options,), frozen=True
+    )
+
+
+def recorded_flags(environment: Environment, checkpoint: Path) -> dict[str, Any]:
+    """The flags of the run that a checkpoint is of, and what runs did before they could record it.
+
+    Those of a converted checkpoint, which records what it was converted from, are its own alone; none where it is of no
+    run.
+
+    Raises:
+        UserError: there is no such checkpoint, or its run's config.yaml is damaged.
+    """
+    path = resolve_checkpoint(checkpoint).absolute()
+    config = path.parent.parent / "config.yaml"
+    try:
+        flags = load_yaml(config)
+    except UserError:
+        flags = load_checkpoint(path)[1].get("flags", {})
+        if not flags and config.exists():
+            raise
+    recorded = respelt(flags)
+    made_here = recorded and "published_variant" not in recorded
+    return {**environment.before, **recorded} if made_here else recorded
+
+
+def asked_by(environment: Environment, flags: Mapping[str, Any], *, source: str) -> dict[str, Any]:
+    """What a run's flags say of its evaluations, typed, by the names of the inference script's flags.
+
+    Raises:
+        UserError: a value is of no use; it names `source`.
+    """
+    cls = options_class(environment.play_options)
+    own = {field.name for field in fields(environment.play_options)}
+    found = {name: value for name, value in flags.items() if name in own}
+    for name, called in _ASKED.items():
+        value = flags.get(name)
+        if value is not None:
+            found[called] = [value] if name == "target_return" and not isinstance(value, list | tuple) else value
+    return typed_values(cls, found, source=source)
+
+
+def evaluation_of(
+    environment: Environment,
+    agent: Agent,
+    flags: Mapping[str, Any],
+    *,
+    cases: Sequence[Case],
+    run: Path | None = None,
+    **changes: Any,
+) -> Evaluation:
+    """What the flags of a run, flat, ask of the agent: the same whether training asks it or anybody later.
+
+    Args:
+        cases: what is evaluated.
+        run: its directory.
+        changes: attributes of `Evaluation` that are not the run's.
+    """
+    asked = asked_by(environment, flags, source=f"{run}")
+    own = {field.name for field in fields(environment.play_options)}
+    options = environment.play_options(**{name: value for name, value in asked.items() if name in own})
+    given = {
+        "targets": environment.target_returns(flags),
+        "episodes": asked.get("episodes", 100),
+        "precision": asked.get("precision", "32"),
+    }
+    return Evaluation(environment, agent, options, cases=cases, run=run, **given | changes)
+
+
+def evaluation_of_run(environment: Environment, run: Path, *, device: str = "cpu", **changes: Any) -> Evaluation:
+    """What a run asked of its agent at its end, to be asked again; `changes` are attributes of `Evaluation`.
+
+    Raises:
+        UserError: there is no checkpoint, or it is damaged, or of another environment.
+    """
+    checkpoint, flags = resolve_checkpoint(run), recorded_flags(environment, run)
+    agent = load_for(checkpoint, environment.spec(flags), device=pick_device(device), flags=flags)
+    return evaluation_of(environment, agent, flags, run=run, **{"cases": (None,)} | changes)
+
+
+def read_options(environment: Environment, argv: Sequence[str] | None = None) -> tuple[Any, dict[str, Any]]:
+    """The options of an inference script, and the flags of the checkpoint's run. Raises UserError."""
+    recorded: dict[str, Any] = {}
+
+    def of_run(flags: Mapping[str, Any]) -> dict[str, Any]:
+        if flags.get("checkpoint") is None:
+            return {}
+        recorded.update(recorded_flags(environment, flags["checkpoint"]))
+        return asked_by(environment, recorded, source=f"the run of {flags['checkpoint']}")
+
+    options = parse_options(
+        options_class(environment.play_options),
+        argv=argv,
+        prog=f"python3 {environment.inference_script}",
+        description=f"Evaluate a checkpoint on {environment.name}.",
+        aliases=dict(environment.aliases),
+        beneath=of_run,
+    )
+    environment.check_episodes(episodes=options.common.episodes)
+    at_most(environment.episode_counts[-1], video=options.common.video)
+    return options, recorded
+
+
+def main(environment: Environment, argv: Sequence[str] | None = None) -> None:
+    """Evaluate what the flags ask for: a table, and where asked for a JSON file, pictures and videos."""
+    with exit_on_user_error():
+        options, recorded = read_options(environment, argv)
+        common: EvaluationOptions = options.common
+        assert common.checkpoint is not None, "seen by its validation"
+        checkpoint = resolve_checkpoint(common.checkpoint)
+        agent = load_for(checkpoint, environment.spec(recorded), device=pick_device(common.device), flags=recorded)
+        evaluation = Evaluation(
+            environment,
+            agent,
+            options.play,
+            targets=common.target_return or environment.target_returns(recorded),
+            cases=environment.cases(options.play),
+            episodes=common.episodes,
+            seed=common.seed,
+            precision=common.precision,
+            transform_memory=knock_out_memory if common.knock_out else None,
+            run=checkpoint.absolute().parent.parent,
+        )
+        results = report(evaluation, checkpoint)
+        asked = {"episodes": common.episodes, "target_return": list(evaluation.targets), **asdict(options.play)}
+        common.write(**asked, results=results)
+        if common.pictures is not None:
+            print("pictures: " + " ".join(map(str, environment.draw(common.pictures, evaluation))))
+        if common.video:
+            print("videos: " + " ".join(map(str, record_videos(evaluation, common.pictures or Path(), common.video))))
+
+
+def report(evaluation: Evaluation, checkpoint: Path) -> dict[str, Any]:
+    """Play, and print a line for every return asked for and every case; the same figures, by return and case.
+
+    A single return, or a single case, has no level of its own in what is returned.
+    """
+    environment, several = evaluation.environment, len(evaluation.targets) > 1
+    targets = ", ".join(f"{target:g}" for target in evaluation.targets)
+    notes = [
+        f"{evaluation.episodes} episodes" + (f" per {environment.axis}" if environment.axis else ""),
+        *filter(None, [environment.described(evaluation)]),
+        f"asked for {targets}",
+        *["memory knocked out"] * (evaluation.transform_memory is not None),
+    ]
+    print(f"{checkpoint}: {', '.join(notes)}", flush=True)
+    started = time.perf_counter()
+    found = {
+        target: {case: environment.figures(case, episodes, evaluation) for case, episodes in by_case.items()}
+        for target, by_case in evaluation.play().items()
+    }
+    seconds = time.perf_counter() - started
+    header = ["asked for"] * (several or not environment.axis) + [environment.axis] * bool(environment.axis)
+    rows = [
+        [f"{target:g}"] * (several or not environment.axis) + [f"{case}"] * bool(environment.axis) + _cells(values)
+        for target, by_case in found.items()
+        for case, values in by_case.items()
+    ]
+    first = next(iter(next(iter(found.values())).values()))
+    print_table([*header, *first], rows)
+    print(f"{seconds:.1f} s")
+    by_target = {
+        f"{target:g}": {str(case): values for case, values in by_case.items()} if environment.axis else by_case[None]
+        for target, by_case in found.items()
+    }
+    return next(iter(by_target.values())) if environment.axis and not several else by_target
+
+
+def _cells(values: Mapping[str, float]) -> list[str]:
+    return [f"{value:.2f}" for value in values.values()]
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Columns as wide as they need to be, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    for row in (header, *rows):
+        print("  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)))

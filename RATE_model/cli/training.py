@@ -1,0 +1,122 @@
+"""The flow of every train script: flags, checks of all seeds, data, curriculum, training, evaluation, pictures."""
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from RATE_model.agent import Agent
+from RATE_model.cli import experiment
+from RATE_model.cli.evaluation import evaluation_of
+from RATE_model.cli.options import exit_on_user_error, to_flat_dict
+from RATE_model.cli.settings import CurriculumOptions
+from RATE_model.environments.contract import Environment, TrainingData
+from RATE_model.training.runs import Run, run_seeds
+
+
+def main(environment: Environment, argv: Sequence[str] | None = None) -> int:
+    """Train every seed that the flags ask for; the exit code says whether all finished.
+
+    All seeds are checked before the first is trained.
+    """
+    with exit_on_user_error():
+        config = environment.read_config(argv)
+        runs = {seed: check(environment, config, seed) for seed in config.run.seeds}
+        return run_seeds(runs, lambda seed: train(environment, config, runs[seed]))
+
+
+def check(environment: Environment, config: Any, seed: int) -> Run:
+    """The run of a seed, new or to be continued; nothing is created. Raises UserError if it cannot be."""
+    experiment.check_calibration(config.train, environment.spec(to_flat_dict(config)))
+    environment.check(config)
+    directory = run_directory(environment, config, seed)
+    return experiment.check(config, directory, seed, before=environment.before)
+
+
+def run_directory(environment: Environment, config: Any, seed: int) -> Path:
+    """Where the run of a seed is kept; see `experiment.run_directory`."""
+    name, named = environment.name_parts(config)
+    return experiment.run_directory(
+        config,
+        seed,
+        usual=_usual(environment),
+        checkpoints=environment.checkpoints,
+        name=name,
+        named=named,
+        before=environment.before,
+    )
+
+
+@lru_cache
+def _usual(environment: Environment) -> Any:
+    """The configuration without any flags."""
+    return environment.read_config([])
+
+
+def train(environment: Environment, config: Any, run: Run, data: TrainingData | None = None) -> dict[str, Any]:
+    """One checked run, from its data to its last evaluation.
+
+    Args:
+        environment, config, run: whose, by which flags, and the run that `check` returned.
+        data: what is learned from; None: what the environment loads.
+
+    Returns:
+        What eval/final.json holds.
+    """
+    data = environment.load(config) if data is None else data
+    model = config.agent_config()
+    curriculum, schedule = experiment.plan(
+        config.train,
+        getattr(config, "curriculum", CurriculumOptions()),
+        model,
+        data.windows,
+        data.stages,
+        config.context_length,
+        metric=environment.solved_metric,
+        before=data.before,
+    )
+    return experiment.train_run(
+        config,
+        run,
+        model=model,
+        spec=data.spec,
+        data=data.windows,
+        curriculum=curriculum,
+        schedule=schedule,
+        metrics=None if data.spec.continuous else environment.batch_metrics,
+        evaluate=lambda agent, final: evaluate(environment, agent, config, run, final=final),
+        finish=lambda agent, result: finish(environment, agent, config, run, result),
+        prepare=data.prepare,
+        transform=data.transform,
+    )
+
+
+def evaluate(environment: Environment, agent: Agent, config: Any, run: Run, *, final: bool) -> dict[str, float]:
+    """What the agent does in the environment, by name; nothing where the flags want no evaluation."""
+    task = config.task
+    if not (task.last_inference if final else task.online_inference):
+        return {}
+    flags = to_flat_dict(config)
+    evaluation = evaluation_of(
+        environment,
+        agent,
+        flags,
+        cases=environment.training_cases(config, final=final),
+        seed=run.seed,
+        run=run.directory,
+    )
+    (played,) = evaluation.play().values()
+    return environment.metrics(played, evaluation, config, final=final)
+
+
+def finish(environment: Environment, agent: Agent, config: Any, run: Run, result: Mapping[str, Any]) -> None:
+    """Pictures, and a line that says what the run has come to, by the names that eval/final.json has."""
+    environment.draw_run(run.directory, agent, config, result)
+    shown = {**environment.headlines(config), "validation_loss": ""}
+    found = "".join(
+        f"{name} {result[name]:.3g}{said and f' ({said})'}, " for name, said in shown.items() if name in result
+    )
+    print(
+        f"{run.directory}: {found}trained in {result['train_seconds']:.0f} s; all results in eval/final.json, "
+        "pictures in plots/"
+    )

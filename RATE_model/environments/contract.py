@@ -1,0 +1,368 @@
+"""The contract of an environment: one object that says all that training, inference and reports need to know of it.
+
+A folder of an environment has a module `environment` with a subclass of `Environment` and its one instance,
+`ENVIRONMENT`; the line in pyproject.toml that names it is the table of environments. Only a few things have to be said:
+
+    name, folder, checkpoints, scripts     who it is and where it lies
+    config, play_options                   its flags: of training, and of what is played
+    spec                                   how the model sees it
+    load                                   its data, made where it is missing
+    make                                   one Gymnasium environment
+    seeds                                  of the episodes of an evaluation, none of them the data's
+    metrics                                results under their published names
+
+All else has a default: many side by side, cases such as lengths, what a table shows, pictures, videos, controls.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import gymnasium
+import numpy as np
+from gymnasium.vector import VectorEnv
+from torch import Tensor
+
+from RATE_model.acting.controls import memory_conditions
+from RATE_model.acting.evaluation import Acting, play_cases
+from RATE_model.acting.rollout import BatchActor, Episodes, mean_and_error
+from RATE_model.acting.vector import FrozenVectorEnv
+from RATE_model.agent import Agent
+from RATE_model.cli.options import parse_options
+from RATE_model.cli.settings import ExperimentConfig, PlayOptions
+from RATE_model.data.batch import Batch
+from RATE_model.errors import UserError
+from RATE_model.memories.contract import MemoryTransform
+from RATE_model.spec import EnvironmentSpec
+
+if TYPE_CHECKING:
+    from RATE_model.data.dataset import WindowDataset
+    from RATE_model.training.trainer import BatchTransform
+
+Case = Any
+"""A length, a size, ...; None where an environment has no cases."""
+
+
+def nothing(directory: Path) -> None:
+    """What a run needs beside its checkpoints where it needs nothing."""
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What one run learns from.
+
+    Attributes:
+        windows: segments of a stage -> its training and its validation windows.
+        stages: numbers of segments of the stages, ascending; without a curriculum the last is the only one.
+        before: segments and epochs of stages before these.
+        spec: how the model sees the environment; its normalisation may be the data's.
+        transform: of batches, such as a mirror.
+        prepare: called with the run's directory: what else a checkpoint needs to be used.
+    """
+
+    windows: Callable[[int], tuple[WindowDataset, WindowDataset]]
+    stages: Sequence[int]
+    spec: EnvironmentSpec
+    before: Sequence[tuple[int, int]] = ()
+    transform: BatchTransform | None = None
+    prepare: Callable[[Path], None] = nothing
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is asked of an agent, and played when `play` is called; with another memory, too.
+
+    Attributes:
+        environment, agent: who plays where; the agent is in eval mode.
+        options: the environment's own, an instance of its `play_options`.
+        targets: returns to ask for.
+        cases: lengths, sizes, ...; `(None,)` where there are none.
+        episodes: of every case and target.
+        seed: of actions that are drawn.
+        precision: see `Actor`.
+        transform_memory: what `play` does to the memory unless told otherwise.
+        run: the directory of the agent's run; None: it is of none.
+    """
+
+    environment: Environment
+    agent: Agent
+    options: Any
+    targets: Sequence[float]
+    cases: Sequence[Case] = (None,)
+    episodes: int = 100
+    seed: int = 0
+    precision: str = "32"
+    transform_memory: MemoryTransform | None = None
+    run: Path | None = None
+    _known: dict[Any, dict[Case, Episodes]] = field(default_factory=dict, repr=False, compare=False)
+
+    def acting(self, target: float) -> Acting:
+        """How the agent acts when it is asked for a return."""
+        return self.environment.acting(self, target)
+
+    def play(self) -> dict[float, dict[Case, Episodes]]:
+        """The episodes of every target and case."""
+        return self.play_with(self.transform_memory)
+
+    def play_with(self, transform: MemoryTransform | None, *, twins: bool = False) -> dict[float, dict[Case, Episodes]]:
+        """The same with this done to the memory; what was played already is not played again.
+
+        With `twins` every episode is played twice, in neighbouring rows: see `Environment.twins`.
+        """
+        played = {}
+        for target in self.targets:
+            key = target, transform, twins
+            if key not in self._known:
+                acting = self.acting(target).with_memory(transform)
+                self._known[key] = self.environment.play(self, acting, twins=twins)
+            played[target] = self._known[key]
+        return played
+
+    def conditions(self) -> dict[str, dict[Case, Episodes]]:
+        """The episodes by case with the memory as it is and without (`memory_conditions`), by label.
+
+        Where several returns are asked for, the labels say which.
+        """
+        found = {}
+        for label, transform in memory_conditions(self.agent).items():
+            for target, by_case in self.play_with(transform).items():
+                found[label + (f", asked for {target:g}" if len(self.targets) > 1 else "")] = by_case
+        return found
+
+
+class Environment(ABC):
+    """See the module. Instances hold no state."""
+
+    # As people write it
+    name: ClassVar[str]
+    # Where its config.yaml lies, and where its runs go
+    folder: ClassVar[Path]
+    checkpoints: ClassVar[Path]
+    # As they are typed after `python3`
+    train_script: ClassVar[str]
+    inference_script: ClassVar[str]
+    # Its flags: of the train script, and of what is played in evaluations, there and in the inference script alike
+    config: ClassVar[type[ExperimentConfig]]
+    play_options: ClassVar[type[PlayOptions]] = PlayOptions
+    # What --published true sets, and what runs did before they could record it
+    published: ClassVar[Mapping[str, Any]] = {}
+    before: ClassVar[Mapping[str, Any]] = {}
+    # Other spellings of its flags
+    aliases: ClassVar[Mapping[str, str]] = {}
+    # Of a batch, 1 where all its deciding steps are right: for an adaptive curriculum
+    solved_metric: ClassVar[str] = ""
+    # What tells the cases of an evaluation apart, such as "length"; empty: there is one case, None
+    axis: ClassVar[str] = ""
+    # How many episodes a case may have: those that there are seeds for
+    episode_counts: ClassVar[range] = range(1, 10_001)
+    # Environments that are worth having at a time; None: as many as there are episodes
+    at_once: ClassVar[int | None] = None
+    # An option of `reset` and its two values, for twins: episodes that differ in what is to be remembered alone
+    twins: ClassVar[tuple[str, Sequence[Any]] | None] = None
+    # Metrics of a run's metrics.jsonl that are drawn when it is over
+    curves: ClassVar[Sequence[str]] = ("train_loss", "train_accuracy")
+
+    def read_config(self, argv: Sequence[str] | None = None) -> Any:
+        """The configuration that the flags (None: of the command line) ask for. Raises UserError."""
+        config = parse_options(
+            self.config,
+            argv=argv,
+            config_file=self.folder / "config.yaml",
+            published=dict(self.published) or None,
+            prog=f"python3 {self.train_script}",
+            description=f"Train RATE or a relative on {self.name}.",
+            aliases=dict(self.aliases),
+        )
+        self.check_episodes(eval_episodes=config.task.eval_episodes)
+        return config
+
+    def check_episodes(self, **episodes: int) -> None:
+        """Raise `UserError` for the first flag that asks for as many episodes as there are no seeds for."""
+        counts = self.episode_counts
+        for name, count in episodes.items():
+            if count not in counts:
+                steps = f", in steps of {counts.step}" if counts.step > 1 else ""
+                raise UserError(f"--{name} {count}: must be at least {counts[0]} and at most {counts[-1]}{steps}")
+
+    # --- what has to be said ---
+
+    @abstractmethod
+    def spec(self, flags: Mapping[str, Any]) -> EnvironmentSpec:
+        """How the model sees it. `flags` are those of a run, flat; empty for a checkpoint of no run."""
+
+    @abstractmethod
+    def load(self, config: Any) -> TrainingData:
+        """The data of a configuration, made where it is missing.
+
+        Raises:
+            UserError: it is missing and cannot be made, or it is damaged, or does not fit the flags.
+        """
+
+    @abstractmethod
+    def make(self, case: Case, options: Any, *, render_mode: str | None = None) -> gymnasium.Env:
+        """One environment, with a step limit (`acting.vector.step_limit`). Raises UserError if it cannot be made."""
+
+    @abstractmethod
+    def seeds(self, episodes: int) -> np.ndarray:
+        """Seeds of the episodes of an evaluation, (E,) int64; no data is made with any of these."""
+
+    @abstractmethod
+    def metrics(
+        self, played: Mapping[Case, Episodes], evaluation: Evaluation, config: Any, *, final: bool
+    ) -> dict[str, float]:
+        """Results of an evaluation in training, asked for one return, under the names of eval/*.json.
+
+        Args:
+            played: episodes by case.
+            evaluation: what was asked.
+            config: of the run.
+            final: whether training is over.
+        """
+
+    # --- training ---
+
+    def name_parts(self, config: Any) -> tuple[Sequence[object], Sequence[str]]:
+        """Parts of a run's name between --text and the seed, and the flags that they show besides the model's."""
+        return config.model.name_parts, ()
+
+    def check(self, config: Any) -> None:  # noqa: B027  there may be nothing to check
+        """Raise a UserError for what can be seen to fail before any data is made, such as a missing package."""
+
+    def batch_metrics(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Metrics of a training batch, for actions that are discrete: accuracy over all steps."""
+        from RATE_model.training.trainer import accuracy
+
+        return accuracy(logits, batch)
+
+    def training_cases(self, config: Any, *, final: bool) -> Sequence[Case]:
+        """Cases that are evaluated at checkpoints, or when training is over."""
+        return (None,)
+
+    def target_returns(self, flags: Mapping[str, Any]) -> tuple[float, ...]:
+        """Returns to ask for: what a run was trained to be asked for, or what is usual. Flags are flat.
+
+        Raises:
+            UserError: none is known.
+        """
+        value = flags.get("target_return")
+        value = getattr(self.config().task, "target_return") if value is None else value  # noqa: B009
+        return (float(value),)
+
+    def headlines(self, config: Any) -> Mapping[str, str]:
+        """Names of `metrics` that the line at the end of a run shows, the most telling first, and what to say of them.
+
+        Such as the limit that a success keeps to; empty where the name says it all.
+        """
+        return {}
+
+    def draw_run(self, directory: Path, agent: Agent, config: Any, result: Mapping[str, Any]) -> None:
+        """The pictures of a run that is over, into its plots/, from metrics.jsonl and its last evaluation."""
+        from RATE_model.plots import plot_curves
+
+        label = config.model.model_mode
+        plot_curves({label: directory / "metrics.jsonl"}, directory / "plots" / "curves.png", self.curves)
+
+    # --- playing ---
+
+    def cases(self, options: Any) -> Sequence[Case]:
+        """Cases that the inference script evaluates."""
+        return (None,)
+
+    def vector(self, cases: np.ndarray, options: Any) -> VectorEnv:
+        """One environment for each case, (B,); finished ones stay as they are (`AutoresetMode.DISABLED`).
+
+        Its attribute `max_steps`, () or (B,), limits episodes.
+        """
+        return FrozenVectorEnv([partial(self.make, case, options) for case in cases], name=self.name)
+
+    def acting(self, evaluation: Evaluation, target: float) -> Acting:
+        """How the agent acts when it is asked for a return."""
+        options = evaluation.options
+        return Acting(
+            target_return=target,
+            greedy=options.use_argmax,
+            reset_target=options.reset_target,
+            slide=options.slide,
+            seed=evaluation.seed,
+            precision=evaluation.precision,
+        )
+
+    def player(self, evaluation: Evaluation, actor: BatchActor) -> BatchActor:
+        """What plays: the actor, or something around it that sees rewards in another way."""
+        return actor
+
+    def reset_options(self, seeds: np.ndarray, options: Any) -> dict[str, np.ndarray]:
+        """Options of the environments' reset for episodes of these seeds, (E,) each."""
+        return {}
+
+    def play(self, evaluation: Evaluation, acting: Acting, *, twins: bool = False) -> dict[Case, Episodes]:
+        """The episodes of all cases; with `twins` of every seed and both values of the option that they differ in."""
+        seeds = self.seeds(evaluation.episodes)
+        options = self.reset_options(seeds, evaluation.options)
+        if twins:
+            if self.twins is None:
+                raise UserError(f"{self.name} has no twins: nothing says what alone is to be remembered")
+            name, values = self.twins
+            options = {other: np.repeat(given, 2) for other, given in options.items()}
+            options[name] = np.tile(np.array(values), len(seeds))
+            seeds = np.repeat(seeds, 2)
+        return play_cases(
+            evaluation.agent,
+            evaluation.cases,
+            partial(self.vector, options=evaluation.options),
+            seeds=seeds,
+            acting=acting,
+            options=options,
+            at_once=self.at_once,
+            compact=not twins,
+            player=partial(self.player, evaluation),
+            description=self.name,
+        )
+
+    def horizons(self, case: Case, options: Any) -> tuple[int, ...]:
+        """Correlation horizons of an episode (Cherepanov et al. 2024, arXiv 2412.06531), in steps.
+
+        From an event to the step at which it has to be recalled, inclusive; empty where none is defined.
+        """
+        return ()
+
+    # --- results ---
+
+    def figures(self, case: Case, episodes: Episodes, evaluation: Evaluation) -> dict[str, float]:
+        """What the inference script prints and writes of a case: columns by name."""
+        mean, error = mean_and_error(episodes.returns)
+        figures = {"mean_return": mean, "mean_steps": float(episodes.lengths.mean())}
+        return figures | ({"standard_error": error} if len(episodes.returns) > 1 else {})
+
+    def described(self, evaluation: Evaluation) -> str:
+        """What is played, in words, for the first line of an evaluation."""
+        return ""
+
+    def references(self, evaluation: Evaluation) -> dict[str, float]:
+        """Returns of others, such as a random player's, the data's and an expert's, for pictures and tables."""
+        return {}
+
+    def draw(self, folder: Path, evaluation: Evaluation) -> Sequence[Path]:
+        """Pictures of an evaluation: returns by target with and without memory."""
+        from RATE_model.plots import plot_returns
+
+        lines = {
+            label: {target: Episodes.joined(list(by_case.values())) for target, by_case in played.items()}
+            for label, played in (
+                (label, evaluation.play_with(transform))
+                for label, transform in memory_conditions(evaluation.agent).items()
+            )
+        }
+        title = f"{self.name}, {evaluation.episodes} episodes"
+        return [plot_returns(lines, folder / "returns.png", title=title, references=self.references(evaluation))]
+
+    def frame(self, environment: gymnasium.Env, observation: np.ndarray, caption: Sequence[str]) -> np.ndarray:
+        """One picture of a video, (H, W, 3) uint8: what the environment draws, with lines of text below it."""
+        from RATE_model.acting.video import with_caption
+
+        return with_caption(np.asarray(environment.render()), *caption)

@@ -1,0 +1,28 @@
+"""Train scripts as tests use them: how flags are read, where runs go, whether they may begin."""
+
+from argparse import Namespace
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+from RATE_model.cli import evaluation, training
+
+
+def train_script(module: ModuleType) -> Any:
+    """`read_config`, `run_directory`, `check` and `PUBLISHED` of a train script."""
+    environment = getattr(module, "ENVIRONMENT", None)
+    if environment is None:
+        return module
+    return Namespace(
+        __name__=module.__name__,
+        PUBLISHED=environment.published,
+        read_config=environment.read_config,
+        run_directory=partial(training.run_directory, environment),
+        check=partial(training.check, environment),
+    )
+
+
+def inference_options(module: ModuleType) -> type[Any]:
+    """The flags of an inference script."""
+    environment = getattr(module, "ENVIRONMENT", None)
+    return module.Options if environment is None else evaluation.options_class(environment.play_options)
