@@ -8,14 +8,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from RATE_model.memories.amrl import AMRL, AMRLConfig, AMRLOptions
 from RATE_model.memories.contract import Memory, MemoryConfig, MemoryOptions
 from RATE_model.memories.ffm import FFM, FFMConfig, FFMOptions
 from RATE_model.memories.lru import LRU, LRUConfig, LRUOptions
+from RATE_model.memories.mamba import Mamba, MambaConfig, MambaOptions
+from RATE_model.memories.mlstm import MLSTM, MLSTMConfig, MLSTMOptions
 from RATE_model.memories.none import MLP, MLPConfig, MLPOptions
 from RATE_model.memories.rate.config import MODES as RATE_MODES
 from RATE_model.memories.rate.config import RATEConfig, RATEOptions
 from RATE_model.memories.rate.memory import RATE
 from RATE_model.memories.recurrent import GRU, LSTM, RecurrentConfig, RecurrentOptions
+from RATE_model.memories.shm import SHM, SHMConfig, SHMOptions
 
 Condition = Literal["rtg", "none"]
 
@@ -45,6 +49,10 @@ MEMORIES: dict[str, Entry] = {
     "MLP": Entry(MLP, MLPConfig, MLPOptions),
     "FFM": Entry(FFM, FFMConfig, FFMOptions),
     "LRU": Entry(LRU, LRUConfig, LRUOptions),
+    "Mamba": Entry(Mamba, MambaConfig, MambaOptions),
+    "mLSTM": Entry(MLSTM, MLSTMConfig, MLSTMOptions),
+    "SHM": Entry(SHM, SHMConfig, SHMOptions),
+    "AMRL": Entry(AMRL, AMRLConfig, AMRLOptions),
 }
 
 MODES: dict[str, Mode] = {
@@ -54,9 +62,14 @@ MODES: dict[str, Mode] = {
     "MLP": Mode("MLP"),
     "FFM": Mode("FFM"),
     "LRU": Mode("LRU"),
+    "Mamba": Mode("Mamba"),
+    "mLSTM": Mode("mLSTM"),
+    "SHM": Mode("SHM"),
+    "AMRL": Mode("AMRL"),
     # The Decision LSTM (Siebenborn et al. 2022, arXiv 2211.14655): return, observation and action enter one by one.
     "DLSTM": Mode("LSTM", fixed={"step_input": "sequence"}),
     "DGRU": Mode("GRU", fixed={"step_input": "sequence"}),
+    "DMamba": Mode("Mamba", fixed={"mamba_input": "sequence"}),
     # Behaviour cloning: no returns.
     "BC-LSTM": Mode("LSTM", condition="none"),
     "BC-GRU": Mode("GRU", condition="none"),

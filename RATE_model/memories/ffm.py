@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from RATE_model.cli.limits import MAX_EPISODE_STEPS, at_least, at_most
 from RATE_model.memories.contract import MemoryOptions, State
 from RATE_model.memories.scan import scan
-from RATE_model.memories.stack import Cell, Seen, Stack, StackConfig, last_valid
+from RATE_model.memories.stack import Cell, CellState, Seen, Stack, StackConfig, last_valid
 
 # What is left of an input after a trace's horizon, at the start.
 _LEFT = 0.01
@@ -53,12 +53,12 @@ class FFMState(State):
 
     parts: ClassVar[dict[str, tuple[str, ...]]] = {"traces": ("traces",)}
 
-    traces: Tensor  # (B, layers, m, c, 2) float32, real and imaginary parts; of a cell (B, m, c, 2)
+    traces: tuple[Tensor, ...]  # (B, m, c, 2) float32, real and imaginary parts
 
     @property
     def slots(self) -> Tensor:
         """Every trace of every layer, `(B, layers m, 2 c)`."""
-        return self.traces.flatten(1, 2).flatten(2)
+        return torch.cat(self.traces, dim=1).flatten(2)
 
 
 class FFMCell(Cell):
@@ -76,28 +76,29 @@ class FFMCell(Cell):
         self.log_decay = nn.Parameter((-math.log(_LEFT) / torch.logspace(0, top, m)).log())
         self.frequency = nn.Parameter(2 * math.pi / torch.logspace(math.log10(2), top, c))
 
-    def initial(self, batch_size: int, device: torch.device) -> FFMState:
+    def initial(self, batch_size: int, device: torch.device) -> CellState:
         """Zeros."""
-        return FFMState(torch.zeros(batch_size, len(self.log_decay), len(self.frequency), 2, device=device))
+        return (torch.zeros(batch_size, len(self.log_decay), len(self.frequency), 2, device=device),)
 
-    def forward(self, x: Tensor, state: FFMState, valid: Tensor | None) -> tuple[Tensor, FFMState, Seen]:
+    def forward(self, x: Tensor, state: CellState, valid: Tensor | None) -> tuple[Tensor, CellState, Seen]:
         """See `Cell.forward`."""
+        (before,) = state
         write_gate, read_gate = torch.sigmoid(self.write_gate(x)), torch.sigmoid(self.read_gate(x))
         written = (self.write(x) * write_gate).float()
         rate = torch.complex(-self.log_decay.exp()[:, None], torch.zeros(1, device=x.device))
         decay = torch.exp(rate + 1j * self.frequency)  # (m, c)
         z = written[..., None].expand(*written.shape, decay.shape[-1]).to(decay.dtype)
-        traces = torch.view_as_real(scan(decay[None, None], z, torch.view_as_complex(state.traces.contiguous())))
+        traces = torch.view_as_real(scan(decay[None, None], z, torch.view_as_complex(before)))
         read = self.norm(self.read(traces.flatten(2)))
         y = read * read_gate + self.skip(x) * (1 - read_gate)
         seen = {"write gate": write_gate, "read gate": read_gate}
-        return y, FFMState(last_valid(traces, state.traces, valid)), seen
+        return y, (last_valid(traces, before, valid),), seen
 
 
 class FFM(Stack):
     """Fast and Forgetful Memory."""
 
-    cell = FFMCell
+    cell, state = FFMCell, FFMState
     norm = None  # a cell has a gated connection around it
 
 

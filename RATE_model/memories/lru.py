@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from RATE_model.errors import UserError
 from RATE_model.memories.contract import MemoryOptions, State
 from RATE_model.memories.scan import scan
-from RATE_model.memories.stack import Cell, Seen, Stack, StackConfig, last_valid
+from RATE_model.memories.stack import Cell, CellState, Seen, Stack, StackConfig, last_valid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,12 +54,12 @@ class LRUState(State):
 
     parts: ClassVar[dict[str, tuple[str, ...]]] = {"states": ("states",)}
 
-    states: Tensor  # (B, layers, width, 2) float32, real and imaginary parts; of a cell (B, width, 2)
+    states: tuple[Tensor, ...]  # (B, width, 2) float32, real and imaginary parts
 
     @property
     def slots(self) -> Tensor:
         """A vector a layer, `(B, layers, 2 width)`."""
-        return self.states.flatten(2)
+        return torch.stack(self.states, dim=1).flatten(2)
 
 
 class LRUCell(Cell):
@@ -78,30 +78,31 @@ class LRUCell(Cell):
         self.through = nn.Parameter(torch.randn(d))  # D
         self.unit = nn.Linear(d, 2 * d)
 
-    def initial(self, batch_size: int, device: torch.device) -> LRUState:
+    def initial(self, batch_size: int, device: torch.device) -> CellState:
         """Zeros."""
-        return LRUState(torch.zeros(batch_size, len(self.log_nu), 2, device=device))
+        return (torch.zeros(batch_size, len(self.log_nu), 2, device=device),)
 
-    def forward(self, x: Tensor, state: LRUState, valid: Tensor | None) -> tuple[Tensor, LRUState, Seen]:
+    def forward(self, x: Tensor, state: CellState, valid: Tensor | None) -> tuple[Tensor, CellState, Seen]:
         """See `Cell.forward`."""
+        (before,) = state
         # Real products of both parts at once: W [n, d, 2] as a map from d to 2 n, and back.
         n, d = len(self.log_nu), len(self.through)
         gained = self.write * self.log_gamma.exp()[:, None, None]
         entering = F.linear(x, gained.transpose(1, 2).reshape(2 * n, d)).float()
         decay = torch.exp(torch.complex(-self.log_nu.exp(), self.log_theta.exp()))
         entering = torch.view_as_complex(entering.unflatten(-1, (n, 2)))
-        states = torch.view_as_real(scan(decay[None, None], entering, torch.view_as_complex(state.states.contiguous())))
+        states = torch.view_as_real(scan(decay[None, None], entering, torch.view_as_complex(before)))
         signs = torch.tensor([1.0, -1.0], device=x.device)  # Re(C s) = Re C Re s - Im C Im s
         y = F.linear(states.flatten(2), (self.read * signs).flatten(1)) + self.through * x
         value, gate = self.unit(F.gelu(y)).chunk(2, dim=-1)
         gate = torch.sigmoid(gate)
-        return value * gate, LRUState(last_valid(states, state.states, valid)), {"output gate": gate}
+        return value * gate, (last_valid(states, before, valid),), {"output gate": gate}
 
 
 class LRU(Stack):
     """Stacked linear recurrent units. Layers are normalised with LayerNorm, not the paper's BatchNorm: see the page."""
 
-    cell = LRUCell
+    cell, state = LRUCell, LRUState
 
 
 @dataclass(frozen=True)

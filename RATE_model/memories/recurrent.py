@@ -36,9 +36,13 @@ class RecurrentConfig(MemoryConfig):
     # Added at the start to the bias of the gate that keeps the state
     forget_bias: float = 0.0
 
+    def sizes(self) -> dict[str, int]:
+        """The sizes by the names of their flags."""
+        return {"recurrent_layers": self.layers, "hidden_size": self.hidden}
+
     def validate(self) -> None:
         """Raise a `UserError`, in terms of the flags, for invalid sizes."""
-        sizes = {"recurrent_layers": self.layers, "hidden_size": self.hidden, "d_model": self.d_model}
+        sizes = self.sizes() | {"d_model": self.d_model}
         at_least(1, **sizes, context_length=self.context_length)
         at_most(MAX_SIZE, **sizes)
         at_most(MAX_STEPS, context_length=self.context_length)
@@ -89,6 +93,11 @@ class _Recurrent(Memory):
 
     def forward(self, steps: Steps, valid: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
         """See `Memory.forward`."""
+        hidden, state = self._outputs(steps, valid, state)
+        return self.dropout(self.output(hidden)), state
+
+    def _outputs(self, steps: Steps, valid: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
+        """The network's outputs at every step, `(B, T, hidden)` float32, and its state."""
         parts = steps.inputs()
         if self.join is not None:
             x = torch.relu(self.join(torch.cat(parts, dim=-1)))
@@ -102,8 +111,7 @@ class _Recurrent(Memory):
                 hidden, state = self._run(x, state)
             else:
                 hidden, state = self._run_padded(x, valid.repeat_interleave(per_step, dim=1), state)
-        hidden = hidden[:, per_step - 1 :: per_step]
-        return self.dropout(self.output(hidden)), state
+        return hidden[:, per_step - 1 :: per_step], state
 
     def _run_padded(self, x: Tensor, valid: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
         """`_run` for inputs `(B, T, d)` some of which are padding: it must not move the state. `valid` is `(B, T)`."""

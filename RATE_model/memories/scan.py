@@ -110,24 +110,29 @@ def _tree(decay: Tensor, x: Tensor) -> Tensor:
     return states
 
 
+def last(states: Tensor) -> Tensor:
+    """The last of states `(B, T, ...)`, without holding on to the others."""
+    return states[:, 0] if states.shape[1] == 1 else states[:, -1].clone()
+
+
 def in_chunks(
-    piece: Callable[..., tuple[Any, StateT]], state: StateT, inputs: Sequence[Tensor], *, size: int
+    piece: Callable[..., tuple[Any, StateT]], state: StateT, inputs: Sequence[Tensor], *, size: int, again: bool = True
 ) -> tuple[list[Any], StateT]:
     """A recurrence whose states are too large to be held at every step: only those between chunks are.
 
     Args:
-        piece: (state, inputs of some steps...) -> (what is wanted of these steps, the state after them). Its own
-            intermediate results are computed again for the gradient.
+        piece: (state, inputs of some steps...) -> (what is wanted of these steps, the state after them).
         state: before the first step: a tensor, or a tuple of tensors.
         inputs: `(B, T, ...)` each.
         size: steps of a chunk.
+        again: compute what `piece` computes again for the gradient, instead of holding it.
 
     Returns:
         What `piece` returned, chunk by chunk, and the state after the last step.
     """
     found = []
     chunks = list(zip(*(tensor.split(size, dim=1) for tensor in inputs), strict=True))
-    again = len(chunks) > 1 and torch.is_grad_enabled()
+    again = again and len(chunks) > 1 and torch.is_grad_enabled()
     for chunk in chunks:
         if again:
             wanted, state = checkpoint(piece, state, *chunk, use_reentrant=False, preserve_rng_state=False)

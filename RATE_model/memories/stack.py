@@ -7,7 +7,7 @@ h_t = norm(x_t)
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -16,9 +16,12 @@ from torch import Tensor, nn
 from RATE_model.cli.limits import MAX_SIZE, MAX_STEPS, at_least, at_most
 from RATE_model.errors import UserError
 from RATE_model.memories.contract import Memory, MemoryConfig, State, Steps
+from RATE_model.memories.scan import last
 
 StepInput = Literal["joined", "sequence"]
 
+# The state of a layer, `(B, ...)` each.
+CellState = tuple[Tensor, ...]
 # What a layer has to show of every step, by name: `(B, T, n)` each.
 Seen = dict[str, Tensor]
 
@@ -51,11 +54,11 @@ class Cell(nn.Module, ABC):
     """A layer with a state."""
 
     @abstractmethod
-    def initial(self, batch_size: int, device: torch.device) -> State:
-        """The state before the first step, `(B, ...)`."""
+    def initial(self, batch_size: int, device: torch.device) -> CellState:
+        """The state before the first step."""
 
     @abstractmethod
-    def forward(self, x: Tensor, state: Any, valid: Tensor | None) -> tuple[Tensor, Any, Seen]:
+    def forward(self, x: Tensor, state: CellState, valid: Tensor | None) -> tuple[Tensor, CellState, Seen]:
         """Consecutive steps.
 
         Args:
@@ -74,12 +77,14 @@ class Stack(Memory):
 
     Class attributes:
         cell: makes a layer's cell of the configuration.
+        state: its fields are tuples, one tensor a layer, in the order of a cell's state.
         norm: of a layer's inputs, `LayerNorm` or `RMSNorm`; None: neither norms nor residual connections.
     """
 
     config: StackConfig
     cells: Sequence[Cell]
     cell: ClassVar[type[Cell]]
+    state: ClassVar[type[State]]
     norm: ClassVar[type[nn.LayerNorm] | type[nn.RMSNorm] | None] = nn.LayerNorm
 
     def __init__(self, config: StackConfig) -> None:
@@ -92,8 +97,8 @@ class Stack(Memory):
         self.dropout = nn.Dropout(config.dropout)
 
     def initial(self, batch_size: int) -> State:
-        """That of every layer, one after the other in the second dimension of every tensor."""
-        return _joined([cell.initial(batch_size, self.device) for cell in self.cells])
+        """That of every layer."""
+        return self.state(*zip(*(cell.initial(batch_size, self.device) for cell in self.cells), strict=True))
 
     def forward(self, steps: Steps, valid: Tensor, state: State) -> tuple[Tensor, State]:
         """See `Memory.forward`."""
@@ -101,7 +106,7 @@ class Stack(Memory):
         return hidden, state
 
     def inspect(self, steps: Steps) -> dict[str, Any]:
-        """ "states" as for every memory, and "gates": what the layers have to show, `(B, T, n)` each, by name."""
+        """As for every memory, and "gates": what the layers have to show, `(B, T, n)` each, by name."""
         batch, length = steps.shape
         states, seen = [self.initial(batch)], []
         for start in range(0, length, self.segment):
@@ -125,31 +130,24 @@ class Stack(Memory):
             ends = valid.sum(dim=1, keepdim=True) * per_step
             within = (torch.arange(x.shape[1]) < ends).to(x.device)
             x = rolled(x, -lead)
+        before = zip(*(getattr(state, field.name) for field in fields(state)), strict=True)
         states, seen = [], {}
-        for index, cell in enumerate(self.cells):
+        for index, (cell, of_cell) in enumerate(zip(self.cells, before, strict=True)):
             inputs = self.norms[index](x) if self.norms else x
-            y, after, gates = cell(inputs, _of_layer(state, index), within)
+            y, after, gates = cell(inputs, of_cell, within)
             x = x + self.dropout(y) if self.norms else self.dropout(y)
             states.append(after)
             seen |= {f"layer {index + 1}: {name}": gate[:, per_step - 1 :: per_step] for name, gate in gates.items()}
         x = self.norms[-1](x) if self.norms else x
         x = x if lead is None else rolled(x, lead)
-        return x[:, per_step - 1 :: per_step], _joined(states), seen
+        return x[:, per_step - 1 :: per_step], self.state(*zip(*states, strict=True)), seen
 
     def _inputs(self, steps: Steps) -> Tensor:
-        """`(B, T, d)`, or `(B, parts T, d)` if parts of a step enter one after the other."""
+        """`(B, T, d)` float32, or `(B, parts T, d)` if parts of a step enter one after the other."""
         parts = steps.inputs()
         if self.join is not None:
-            return self.dropout(torch.relu(self.join(torch.cat(parts, dim=-1))))
-        return self.dropout(torch.stack(parts, dim=2).flatten(1, 2))
-
-
-def _of_layer(state: State, index: int) -> State:
-    return state.map(lambda tensor: tensor[:, index])
-
-
-def _joined(states: list[State]) -> State:
-    return states[0].map(lambda *tensors: torch.stack(tensors, dim=1), *states[1:])
+            return self.dropout(torch.relu(self.join(torch.cat(parts, dim=-1)))).float()
+        return self.dropout(torch.stack(parts, dim=2).flatten(1, 2)).float()
 
 
 def rolled(x: Tensor, shift: Tensor) -> Tensor:
@@ -161,7 +159,7 @@ def rolled(x: Tensor, shift: Tensor) -> Tensor:
 def last_valid(states: Tensor, initial: Tensor, valid: Tensor | None) -> Tensor:
     """Of states `(B, T, ...)` the one after the last valid step, `(B, ...)`; `initial` where no step is."""
     if valid is None:
-        return states[:, -1]
+        return last(states)
     with_initial = torch.cat([initial[:, None], states], dim=1)
     return with_initial[torch.arange(len(states), device=states.device), valid.sum(dim=1)]
 
@@ -183,6 +181,6 @@ class CausalConvolution(nn.Module):
         for tap in range(taps):
             filtered = torch.addcmul(filtered, inputs[:, tap : tap + length], self.weight[tap])
         if valid is None:
-            return filtered, inputs[:, length:]
+            return filtered, inputs[:, length:].clone()  # without holding on to the others
         places = valid.sum(dim=1)[:, None] + torch.arange(taps - 1, device=x.device)
         return filtered, inputs.gather(1, places[..., None].expand(-1, -1, x.shape[-1]))

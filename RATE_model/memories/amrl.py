@@ -1,0 +1,132 @@
+"""AMRL (Beck, Ciosek, Devlin, Tschiatschek, Zhang, Hofmann, ICLR 2020): an LSTM, half of whose outputs are aggregated
+over time, whatever their order.
+
+    y_t = LSTM(x_t)
+    a_t = max, mean or sum of the first half of y_1, ..., y_t
+    h_t = W [a_t; second half of y_t]
+
+A gradient of a_t goes to every step before it as if a_t were their sum ("straight through", section 4): a maximum alone
+would teach only the step that holds it, a mean each only by 1 / t.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from RATE_model.errors import UserError
+from RATE_model.memories.contract import MemoryOptions, State, Steps
+from RATE_model.memories.recurrent import LSTM, RecurrentConfig, RecurrentState
+
+Aggregate = Literal["max", "mean", "sum"]
+# No output of an LSTM is lower.
+_LOWEST = -1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class AMRLConfig(RecurrentConfig):
+    """Sizes of the LSTM, and how half of its outputs are aggregated."""
+
+    aggregate: Aggregate = "max"
+
+    def sizes(self) -> dict[str, int]:
+        """The sizes by the names of their flags."""
+        return {"amrl_layers": self.layers, "amrl_hidden": self.hidden}
+
+    def validate(self) -> None:
+        """Raise a `UserError`, in terms of the flags, for invalid sizes."""
+        super().validate()
+        if self.hidden % 2:
+            raise UserError(f"--amrl_hidden {self.hidden}: must be even; half of it is aggregated")
+
+
+@dataclass(frozen=True)
+class AMRLState(State):
+    """The LSTM's state, and the aggregate."""
+
+    parts: ClassVar[dict[str, tuple[str, ...]]] = {"recurrent": ("recurrent",), "aggregate": ("aggregate", "count")}
+
+    recurrent: RecurrentState
+    aggregate: Tensor  # (B, hidden / 2) float32
+    count: Tensor  # (B,) float32, steps that have passed
+
+    @property
+    def slots(self) -> Tensor:
+        """The aggregate."""
+        return self.aggregate[:, None]
+
+
+class AMRL(LSTM):
+    """An LSTM with an aggregate of what it has put out."""
+
+    config: AMRLConfig
+
+    def initial(self, batch_size: int) -> AMRLState:
+        """Zeros; a maximum begins with the lowest output there is."""
+        lowest = _LOWEST if self.config.aggregate == "max" else 0.0
+        aggregate = torch.full((batch_size, self.config.hidden // 2), lowest, device=self.device)
+        return AMRLState(super().initial(batch_size), aggregate, torch.zeros(batch_size, device=self.device))
+
+    def forward(self, steps: Steps, valid: Tensor, state: AMRLState) -> tuple[Tensor, AMRLState]:
+        """See `Memory.forward`."""
+        outputs, recurrent = self._outputs(steps, valid, state.recurrent)
+        new, rest = outputs.chunk(2, dim=-1)
+        valid = valid.to(new.device)
+        count = state.count[:, None] + valid.cumsum(dim=1)
+        aggregate = _StraightThrough.apply(self._aggregated(new, valid, count, state), new, valid, state.aggregate)
+        hidden = self.dropout(self.output(torch.cat([aggregate, rest], dim=-1)))
+        return hidden, AMRLState(recurrent, aggregate[:, -1], count[:, -1])
+
+    def _aggregated(self, new: Tensor, valid: Tensor, count: Tensor, state: AMRLState) -> Tensor:
+        """The aggregate after every step, `(B, T, hidden / 2)`, without a gradient."""
+        new, before = new.detach(), state.aggregate.detach()[:, None]
+        if self.config.aggregate == "max":
+            return torch.maximum(before, new.masked_fill(~valid[..., None], _LOWEST).cummax(dim=1).values)
+        added = (new * valid[..., None]).cumsum(dim=1)
+        if self.config.aggregate == "sum":
+            return before + added
+        return (before * state.count[:, None, None] + added) / count.clamp(min=1)[..., None]
+
+
+class _StraightThrough(torch.autograd.Function):
+    """An aggregate whose gradient is that of a sum."""
+
+    @staticmethod
+    def forward(ctx: Any, aggregate: Tensor, new: Tensor, valid: Tensor, before: Tensor) -> Tensor:
+        ctx.save_for_backward(valid)
+        return aggregate.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, None, Tensor]:
+        (valid,) = ctx.saved_tensors
+        later = gradient.flip(1).cumsum(dim=1).flip(1)
+        return None, later * valid[..., None], None, later[:, 0]
+
+
+@dataclass(frozen=True)
+class AMRLOptions(MemoryOptions):
+    """An LSTM with an aggregate over time."""
+
+    # Layers of the LSTM
+    amrl_layers: int = 1
+    # Size of its hidden state, half of which is aggregated; none = d_model
+    amrl_hidden: int | None = None
+    # How: max, mean or sum
+    amrl_aggregate: Aggregate = "max"
+
+    def config(
+        self, *, mode: str, d_model: int, dropout: float, context_length: int, segments: int, conditioned: bool
+    ) -> AMRLConfig:
+        """The memory that these flags ask for."""
+        return AMRLConfig(
+            d_model=d_model,
+            context_length=context_length,
+            conditioned=conditioned,
+            dropout=dropout,
+            layers=self.amrl_layers,
+            hidden=d_model if self.amrl_hidden is None else self.amrl_hidden,
+            aggregate=self.amrl_aggregate,
+        )

@@ -1,0 +1,157 @@
+"""Mamba (Gu and Dao 2023, arXiv 2312.00752); DMamba is it over return, observation and action, one after the other
+(Decision Mamba, Ota 2024, arXiv 2403.19925).
+
+    u, z = W x_t                                       two branches of d_inner = 2 d_model                   figure 3
+    v_t = silu(conv(u_{t-3}, ..., u_t))                every channel's own filter
+    B_t, C_t, delta_t = W v_t, W v_t, softplus(W W v_t + b)                                          section 3.2, alg. 2
+    s_t = exp(delta_t A) * s_{t-1} + delta_t B_t v_t   A = -exp(log_rate), (n, d_inner)               equations 1a, 4
+    y_t = C_t s_t + D v_t
+    layer: x_t + W (y_t * silu(z_t)), x behind an RMSNorm
+
+delta_t is the gate: near 0 the state stays as it is, large it is replaced by what comes in (theorem 1). States are
+(B, T, n, d_inner); those of a chunk are made, read and dropped, and made again for the gradient.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from RATE_model.memories.contract import MemoryOptions, State
+from RATE_model.memories.scan import in_chunks, last, scan
+from RATE_model.memories.stack import CausalConvolution, Cell, CellState, Seen, Stack, StackConfig, StepInput
+
+# Steps whose states are held at once.
+_CHUNK = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class MambaConfig(StackConfig):
+    """Sizes."""
+
+    # n: numbers of the state of every channel
+    state: int = 16
+    # d_inner / d_model
+    expand: int = 2
+    # Inputs that the filter sees
+    taps: int = 4
+
+    def sizes(self) -> dict[str, int]:
+        """The sizes by the names of their flags."""
+        return {
+            "mamba_layers": self.layers,
+            "mamba_state": self.state,
+            "mamba_expand": self.expand,
+            "mamba_conv": self.taps,
+        }
+
+
+@dataclass(frozen=True)
+class MambaState(State):
+    """Of every layer."""
+
+    parts: ClassVar[dict[str, tuple[str, ...]]] = {"states": ("states",), "conv": ("conv",)}
+
+    states: tuple[Tensor, ...]  # (B, n, d_inner) float32
+    conv: tuple[Tensor, ...]  # (B, taps - 1, d_inner) float32, the last inputs of the filter
+
+    @property
+    def slots(self) -> Tensor:
+        """The n states of every layer, `(B, layers n, d_inner)`."""
+        return torch.cat(self.states, dim=1)
+
+
+class MambaCell(Cell):
+    """One layer."""
+
+    def __init__(self, config: MambaConfig) -> None:
+        super().__init__()
+        d, inner, n = config.d_model, config.expand * config.d_model, config.state
+        rank = math.ceil(d / 16)
+        self.split = (rank, n, n)
+        self.branches = nn.Linear(d, 2 * inner, bias=False)
+        self.convolution = CausalConvolution(inner, config.taps)
+        self.select = nn.Linear(inner, sum(self.split), bias=False)
+        self.delta = nn.Linear(rank, inner)
+        self.log_rate = nn.Parameter(
+            torch.arange(1, n + 1).float().log()[:, None].repeat(1, inner)
+        )  # S4D-Real: A = -(1, 2, ..., n)
+        self.through = nn.Parameter(torch.ones(inner))  # D
+        self.output = nn.Linear(inner, d, bias=False)
+        # delta begins between 0.001 and 0.1, evenly on a logarithmic scale (section 3.6).
+        with torch.no_grad():
+            nn.init.uniform_(self.delta.weight, -(rank**-0.5), rank**-0.5)
+            delta = torch.exp(torch.empty(inner).uniform_(math.log(1e-3), math.log(1e-1)))
+            self.delta.bias.copy_(delta + torch.log(-torch.expm1(-delta)))  # the inverse of softplus
+
+    def initial(self, batch_size: int, device: torch.device) -> CellState:
+        """Zeros."""
+        taps, inner = self.convolution.weight.shape
+        states = torch.zeros(batch_size, len(self.log_rate), inner, device=device)
+        return states, torch.zeros(batch_size, taps - 1, inner, device=device)
+
+    def forward(self, x: Tensor, state: CellState, valid: Tensor | None) -> tuple[Tensor, CellState, Seen]:
+        """See `Cell.forward`."""
+        states, conv = state
+        u, z = self.branches(x).chunk(2, dim=-1)
+        u, conv = self.convolution(u, conv, valid)
+        v = F.silu(u)
+        delta, write, read = self.select(v).split(self.split, dim=-1)
+        delta = F.softplus(self.delta(delta).float())
+        if valid is not None:
+            delta = delta * valid[..., None]  # without time nothing is written and nothing fades
+        inputs = (delta, delta * v, write.float(), read.float())
+        outputs, states = in_chunks(self._piece, states, inputs, size=_CHUNK)
+        y = torch.cat(outputs, dim=1) + self.through * v
+        return self.output(y * F.silu(z)), (states, conv), {"step size": delta}
+
+    def _piece(
+        self, state: Tensor, delta: Tensor, written: Tensor, write: Tensor, read: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Outputs `(B, L, d_inner)` of some steps, and the state after them; all in float32."""
+        with torch.autocast(delta.device.type, enabled=False):
+            decay = torch.exp(delta[:, :, None] * -self.log_rate.exp())
+            states = scan(decay, written[:, :, None] * write[..., None], state)
+            return (read[:, :, None] @ states).squeeze(2), last(states)
+
+
+class Mamba(Stack):
+    """Stacked Mamba layers."""
+
+    cell, state = MambaCell, MambaState
+    norm = nn.RMSNorm
+
+
+@dataclass(frozen=True)
+class MambaOptions(MemoryOptions):
+    """Mamba."""
+
+    # Layers
+    mamba_layers: int = 2
+    # Numbers of the state of every channel
+    mamba_state: int = 16
+    # Channels, as a multiple of d_model
+    mamba_expand: int = 2
+    # Inputs that the filter before the state sees
+    mamba_conv: int = 4
+    # joined: a step is one input; sequence: its parts enter one after the other, as in DMamba
+    mamba_input: StepInput = "joined"
+
+    def config(
+        self, *, mode: str, d_model: int, dropout: float, context_length: int, segments: int, conditioned: bool
+    ) -> MambaConfig:
+        """The memory that these flags ask for."""
+        return MambaConfig(
+            d_model=d_model,
+            context_length=context_length,
+            conditioned=conditioned,
+            dropout=dropout,
+            step_input=self.mamba_input,
+            layers=self.mamba_layers,
+            state=self.mamba_state,
+            expand=self.mamba_expand,
+            taps=self.mamba_conv,
+        )

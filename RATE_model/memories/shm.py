@@ -1,0 +1,145 @@
+"""SHM, Stable Hadamard Memory (Le, Do, Nguyen, Nguyen, Gupta, Venkatesh 2024, arXiv 2410.10132): a matrix whose every
+number has a gate of its own.
+
+    M_t = M_{t-1} * C_t + U_t                    (m, m), element by element
+    C_t = 1 + tanh(theta_t v_c(x_t)^T)           strengthens, weakens or forgets; theta_t a row of a learned table
+    U_t = eta(x_t) v(x_t) k(x_t)^T               eta a sigmoid; k >= 0 sums to 1
+    h_t = W M_t q(x_t)                           q >= 0 sums to 1
+
+Which row of the table is taken is drawn at random, so that products of many C_t neither vanish nor explode (the
+paper's proposition on random theta). Here the draw is a fixed function of the step's number: what acts is then what
+was trained.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from RATE_model.memories.contract import MemoryOptions, State
+from RATE_model.memories.scan import in_chunks, last, scan
+from RATE_model.memories.stack import Cell, CellState, Seen, Stack, StackConfig
+
+# Steps whose matrices are held at once.
+_CHUNK = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class SHMConfig(StackConfig):
+    """Sizes."""
+
+    layers: int = 1
+    # m: rows and columns of the matrix
+    size: int = 32
+    # Rows of the table that theta is drawn from
+    table: int = 128
+
+    def sizes(self) -> dict[str, int]:
+        """The sizes by the names of their flags."""
+        return {"shm_layers": self.layers, "shm_size": self.size, "shm_table": self.table}
+
+
+@dataclass(frozen=True)
+class SHMState(State):
+    """Of every layer."""
+
+    parts: ClassVar[dict[str, tuple[str, ...]]] = {"matrix": ("matrix", "step")}
+
+    matrix: tuple[Tensor, ...]  # (B, m, m) float32, values by keys
+    step: tuple[Tensor, ...]  # (B,) int64, steps that have passed: they decide what is drawn
+
+    @property
+    def slots(self) -> Tensor:
+        """What is stored under each of the m keys of every layer, `(B, layers m, m)`."""
+        return torch.cat(self.matrix, dim=2).transpose(1, 2)
+
+
+class SHMCell(Cell):
+    """One layer."""
+
+    def __init__(self, config: SHMConfig) -> None:
+        super().__init__()
+        d, m = config.d_model, config.size
+        self.size = m
+        self.maps = nn.Linear(d, 4 * m + 1, bias=False)  # k, q, v, v_c, eta
+        self.table = nn.Parameter(torch.empty(config.table, m))
+        nn.init.xavier_uniform_(self.table)
+        self.output = nn.Linear(m, d)
+
+    def initial(self, batch_size: int, device: torch.device) -> CellState:
+        """Zeros."""
+        matrix = torch.zeros(batch_size, self.size, self.size, device=device)
+        return matrix, torch.zeros(batch_size, dtype=torch.int64, device=device)
+
+    def forward(self, x: Tensor, state: CellState, valid: Tensor | None) -> tuple[Tensor, CellState, Seen]:
+        """See `Cell.forward`."""
+        matrix, passed = state
+        m, length = self.size, x.shape[1]
+        key, query, value, calibration, eta = self.maps(x).float().split((m, m, m, m, 1), dim=-1)
+        key, query, eta = _shares(key), _shares(query), torch.sigmoid(eta)
+        step = passed[:, None] + torch.arange(length, device=x.device)
+        theta = self.table[_drawn(step, len(self.table))]
+        written = eta * value
+        if valid is not None:  # C = 1 and U = 0
+            calibration, written = calibration * valid[..., None], written * valid[..., None]
+        inputs = (theta, calibration, written, key, query)
+        outputs, matrix = in_chunks(_piece, matrix, inputs, size=_CHUNK)
+        passed = passed + (length if valid is None else valid.sum(dim=1))
+        seen = {"write gate": eta, "calibration": calibration}
+        return self.output(torch.cat(outputs, dim=1)), (matrix, passed), seen
+
+
+def _piece(
+    state: Tensor, theta: Tensor, calibration: Tensor, written: Tensor, key: Tensor, query: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What is read, `(B, L, m)`, and the matrix after the last step; all in float32."""
+    with torch.autocast(state.device.type, enabled=False):
+        kept = 1 + torch.tanh(theta[..., None] * calibration[..., None, :])
+        matrices = scan(kept, written[..., None] * key[..., None, :], state)
+        return (matrices @ query[..., None]).squeeze(-1), last(matrices)
+
+
+def _shares(x: Tensor) -> Tensor:
+    """Numbers of at least 0 that sum to 1."""
+    x = torch.relu(x)
+    return x / (x.sum(dim=-1, keepdim=True) + 1e-5)
+
+
+def _drawn(step: Tensor, count: int) -> Tensor:
+    """A row of the table for every step, as if drawn at random: a hash of 32 bits (Mueller's multiply and shift)."""
+    for _ in range(2):
+        step = ((step >> 16 ^ step) * 0x45D9F3B) & 0xFFFFFFFF
+    return (step >> 16 ^ step) % count
+
+
+class SHM(Stack):
+    """Stable Hadamard Memory."""
+
+    cell, state = SHMCell, SHMState
+
+
+@dataclass(frozen=True)
+class SHMOptions(MemoryOptions):
+    """Stable Hadamard Memory."""
+
+    # Layers
+    shm_layers: int = 1
+    # Rows and columns of the matrix
+    shm_size: int = 32
+    # Rows of the table that theta is drawn from
+    shm_table: int = 128
+
+    def config(
+        self, *, mode: str, d_model: int, dropout: float, context_length: int, segments: int, conditioned: bool
+    ) -> SHMConfig:
+        """The memory that these flags ask for."""
+        return SHMConfig(
+            d_model=d_model,
+            context_length=context_length,
+            conditioned=conditioned,
+            dropout=dropout,
+            layers=self.shm_layers,
+            size=self.shm_size,
+            table=self.shm_table,
+        )
