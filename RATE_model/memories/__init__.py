@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from RATE_model.memories.amrl import AMRL, AMRLConfig, AMRLOptions
 from RATE_model.memories.contract import Memory, MemoryConfig, MemoryOptions
+from RATE_model.memories.elmur import ELMUR, ELMURConfig, ELMUROptions
 from RATE_model.memories.ffm import FFM, FFMConfig, FFMOptions
 from RATE_model.memories.lru import LRU, LRUConfig, LRUOptions
 from RATE_model.memories.mamba import Mamba, MambaConfig, MambaOptions
@@ -53,6 +54,7 @@ MEMORIES: dict[str, Entry] = {
     "mLSTM": Entry(MLSTM, MLSTMConfig, MLSTMOptions),
     "SHM": Entry(SHM, SHMConfig, SHMOptions),
     "AMRL": Entry(AMRL, AMRLConfig, AMRLOptions),
+    "ELMUR": Entry(ELMUR, ELMURConfig, ELMUROptions),
 }
 
 MODES: dict[str, Mode] = {
@@ -66,6 +68,7 @@ MODES: dict[str, Mode] = {
     "mLSTM": Mode("mLSTM"),
     "SHM": Mode("SHM"),
     "AMRL": Mode("AMRL"),
+    "ELMUR": Mode("ELMUR"),
     # The Decision LSTM (Siebenborn et al. 2022, arXiv 2211.14655): return, observation and action enter one by one.
     "DLSTM": Mode("LSTM", fixed={"step_input": "sequence"}),
     "DGRU": Mode("GRU", fixed={"step_input": "sequence"}),

@@ -1,0 +1,222 @@
+"""Layers that see a segment of K steps at once, and hand on a memory of their own from segment to segment.
+
+    a segment's steps     0 ... c-1 | c ... c+t-1        the first c are in the state ("running"), t are new
+    step i attends to     0 ... i                        and to what the layer's memory holds
+    after step K - 1      the memory takes the segment over, and running is empty again
+
+So a step costs what one step must, wherever a call begins: acting needs no stepper of its own. Rows may be at different
+steps of their segments.
+"""
+
+from abc import abstractmethod
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from RATE_model.errors import UserError
+from RATE_model.memories.contract import State
+from RATE_model.memories.stack import Cell, CellState, Seen, Stack, StackConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionConfig(StackConfig):
+    """Sizes of layers that attend; `flag` is what the names of their flags begin with."""
+
+    flag: ClassVar[str]
+
+    # Attention heads
+    heads: int = 4
+    # Width inside the feed-forward networks
+    inner: int = 64
+
+    def sizes(self) -> dict[str, int]:
+        """The sizes by the names of their flags."""
+        return {f"{self.flag}_{name}": getattr(self, name) for name in ("layers", "heads", "inner")}
+
+    def validate(self) -> None:
+        """Raise a `UserError`, in terms of the flags, for invalid sizes."""
+        super().validate()
+        if self.d_model % self.heads:
+            fitting = [count for count in range(1, min(self.d_model, 16) + 1) if self.d_model % count == 0]
+            raise UserError(
+                f"--{self.flag}_heads {self.heads} does not divide --d_model {self.d_model}: choose one of "
+                f"{', '.join(map(str, fitting))}"
+            )
+
+
+class Attention(nn.Module):
+    """Multi-head attention (Vaswani et al. 2017, section 3.2) whose keys and values may be kept."""
+
+    def __init__(self, d_model: int, heads: int, d_source: int | None = None) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(d_model, d_model, bias=False)
+        self.source = nn.Linear(d_source or d_model, 2 * d_model, bias=False)  # keys, values
+        self.output = nn.Linear(d_model, d_model, bias=False)
+
+    def forward(self, x: Tensor, source: Tensor, bias: Tensor) -> Tensor:
+        """Attend from x `(B, t, d)` to keys and values `(B, c, 2 d)`, as `source` makes them.
+
+        `bias`, `(B or 1, heads or 1, t, c)` float, is added to the scores: -inf where a row may not attend.
+        """
+        query, key, value = self._by_head(x, source)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype))
+        return self.output(mixed.transpose(1, 2).flatten(2))
+
+    def look(self, x: Tensor, source: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """The same, and how much of each column was taken, `(B, t, c)`, the average of all heads."""
+        query, key, value = self._by_head(x, source)
+        scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5 + bias
+        probabilities = scores.softmax(dim=-1)
+        mixed = probabilities.to(value.dtype) @ value
+        return self.output(mixed.transpose(1, 2).flatten(2)), probabilities.mean(dim=1)
+
+    def _by_head(self, x: Tensor, source: Tensor) -> list[Tensor]:
+        """Queries, keys and values, `(B, heads, t or c, d / heads)`."""
+        query = self.query(x)
+        parts = (query, *source.to(query.dtype).chunk(2, dim=-1))
+        return [part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts]
+
+
+def bias_of(allowed: Tensor) -> Tensor:
+    """0 where a row may attend, -inf elsewhere; `(..., t, c)` bool to `(..., 1, t, c)` float."""
+    return torch.zeros(allowed.shape, device=allowed.device).masked_fill(~allowed, float("-inf")).unsqueeze(-3)
+
+
+def feed_forward(d_model: int, width: int) -> nn.Sequential:
+    """Two linear maps with a GELU between."""
+    return nn.Sequential(nn.Linear(d_model, width), nn.GELU(), nn.Linear(width, d_model))
+
+
+@dataclass(frozen=True)
+class SegmentState(State):
+    """What a layer holds, or, in the state of the stack, tuples of it by layer; a memory adds fields."""
+
+    running: Any  # (B, K, n) what later steps of the segment see of those that were; zero where there are none
+    count: Any  # (B,) int64, on the CPU: how many there are
+
+
+class SegmentCell(Cell):
+    """A layer; see the module's docstring.
+
+    Class attributes:
+        state: what it holds.
+
+    Args:
+        segment: K.
+        kept: numbers of a step that the rest of its segment, or the memory after it, needs.
+    """
+
+    state: ClassVar[type[SegmentState]]
+
+    def __init__(self, segment: int, kept: int) -> None:
+        super().__init__()
+        self.segment, self.kept = segment, kept
+
+    @abstractmethod
+    def begin(self, batch_size: int, device: torch.device) -> Any:
+        """The state before the first step."""
+
+    def initial(self, batch_size: int, device: torch.device) -> CellState:
+        """See `Cell.initial`."""
+        return _tensors(self.begin(batch_size, device))
+
+    def empty(self, batch_size: int, device: torch.device) -> dict[str, Tensor]:
+        """`running` and `count` at the beginning of a segment."""
+        running = torch.zeros(1, self.segment, self.kept, device=device).expand(batch_size, -1, -1)
+        return {"running": running, "count": torch.zeros(batch_size, dtype=torch.int64)}
+
+    @abstractmethod
+    def attend(self, x: Tensor, state: Any, places: Tensor) -> tuple[Tensor, Tensor, Seen]:
+        """New steps of a running segment.
+
+        Args:
+            x: `(B, t, d_model)`.
+            state: before them.
+            places: `(B or 1, t)` int64, where in the segment each stands.
+
+        Returns:
+            The layer's output, `(B, t, d_model)`; running with them, `(B, K, kept)`; and what there is to look at.
+        """
+
+    @abstractmethod
+    def close(self, state: Any) -> Any:
+        """The state after a whole segment, from that with the segment in `running`; `running` need not be emptied."""
+
+    def forward(self, x: Tensor, state: CellState, valid: Tensor | None) -> tuple[Tensor, CellState, Seen]:
+        """See `Cell.forward`."""
+        before: Any = self.state(*state)
+        y, after, seen = self._run(x, before, valid)
+        return y, _tensors(after), seen
+
+    def _run(self, x: Tensor, state: Any, valid: Tensor | None) -> tuple[Tensor, Any, Seen]:
+        """`forward`, a piece within one segment of every row at a time."""
+        batch, length = x.shape[:2]
+        lengths = torch.full((batch,), length) if valid is None else valid.sum(dim=1).cpu()
+        outputs, looks = [], []
+        start = 0
+        while start < length:
+            left = (lengths - start).clamp(min=0)
+            room = self.segment - int((state.count * (left > 0)).max())
+            stop = min(length, start + room)
+            y, state, seen = self._piece(x[:, start:stop], state, left.clamp(max=stop - start))
+            outputs.append(y)
+            looks.append(seen)
+            start = stop
+        joined = {name: torch.cat([look[name] for look in looks], dim=1) for name in looks[0] if looks}
+        return torch.cat(outputs, dim=1), state, joined
+
+    def _piece(self, x: Tensor, state: Any, steps: Tensor) -> tuple[Tensor, Any, Seen]:
+        """Steps that lie within one segment in every row; `steps` `(B,)` says how many of them a row has."""
+        count = state.count
+        first = count[:1] if bool((count == count[0]).all()) else count
+        # Rows that have none of them may be anywhere in their segments; what is written there is dropped below.
+        first = first.clamp(max=self.segment - x.shape[1])
+        places = (first[:, None] + torch.arange(x.shape[1])).to(x.device)
+        y, running, seen = self.attend(x, state, places)
+        active = steps > 0
+        if not bool(active.all()):
+            running = torch.where(active.to(x.device)[:, None, None], running, state.running.to(running.dtype))
+        state = replace(state, running=running, count=count + steps)
+        full = state.count == self.segment
+        if bool(full.all()):
+            state = replace(self.close(state), **self.empty(len(x), x.device))
+        elif bool(full.any()):
+            rows = full.nonzero().squeeze(1)
+            closed = replace(self.close(state.rows(rows)), **self.empty(len(rows), x.device))
+            state = state.put(rows, closed)
+        return y, state, seen
+
+    def extended(self, running: Tensor, new: Tensor, places: Tensor) -> Tensor:
+        """`running` `(B, K, n)` with what is kept of new steps `(B, t, n)` at their places `(B or 1, t)`."""
+        if new.shape[1] == self.segment:
+            return new
+        index = places[..., None].expand(len(new), -1, new.shape[-1])
+        return running.to(new.dtype).scatter(1, index, new)
+
+    def causal(self, places: Tensor) -> tuple[Tensor, Tensor]:
+        """How far back every column of `running` lies, `(B or 1, t, K)` int64, and the bias that hides later ones."""
+        back = places[..., None] - torch.arange(self.segment, device=places.device)
+        return back, bias_of(back >= 0)
+
+
+def _tensors(state: State) -> CellState:
+    return tuple(getattr(state, field.name) for field in fields(state))
+
+
+class SegmentStack(Stack):
+    """Layers of `SegmentCell`."""
+
+    norm: ClassVar[Any] = None
+
+    @property
+    def context(self) -> int:
+        """K: a segment is seen at once."""
+        return self.config.context_length
+
+    def bytes_per_row(self) -> int:
+        """About how much memory acting takes for one environment: its state, and the next one."""
+        return 4 * (2 * self.initial(1).numbers_per_row() + 16 * self.config.d_model)
