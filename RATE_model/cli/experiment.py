@@ -20,6 +20,7 @@ from RATE_model.cli.settings import (
     STABILISERS,
     STEERING,
     CurriculumOptions,
+    ModelOptions,
     RunOptions,
     TrainOptions,
 )
@@ -28,6 +29,7 @@ from RATE_model.data.batch import BatchTransform
 from RATE_model.data.dataset import WindowDataset
 from RATE_model.data.loader import EpochSampler
 from RATE_model.errors import UserError
+from RATE_model.memories import MEMORIES
 from RATE_model.spec import EnvironmentSpec
 from RATE_model.system.interrupts import Interrupts
 from RATE_model.system.precision import pick_device
@@ -52,6 +54,11 @@ class Config(Protocol):
     """What these functions need of a script's configuration."""
 
     @property
+    def model(self) -> ModelOptions:
+        """What is trained."""
+        ...
+
+    @property
     def train(self) -> TrainOptions:
         """How it is trained."""
         ...
@@ -63,12 +70,14 @@ class Config(Protocol):
 
 
 # What runs of all environments did before they could record it.
-_BEFORE = {
+_BEFORE: dict[str, Any] = {
+    # Memories that there were not yet had no flags.
+    **{name: value for entry in MEMORIES.values() for name, value in to_flat_dict(entry.options()).items()},
+    "budget": "none",
     "weight_decay_on": "matrices",
     "initialisation": "scaled",
     "window_state": "initial",
     "burn_in": 0,
-    "forget_bias": 0.0,
     "reset_target": False,
 }
 
@@ -282,6 +291,12 @@ def train_run(
     device = pick_device(config.run.device)
     torch.manual_seed(run.seed)
     network = Agent(model, spec)
+    if config.model.budget != "none":
+        count = sum(parameter.numel() for parameter in network.memory.parameters())
+        print(
+            f"--budget {config.model.budget}: --d_model {model.sizes.d_model}, {count:,} parameters of memory",
+            flush=True,
+        )
     if config.train.initialisation == "published":
         initialise_as_published(network)
     network = network.to(device)

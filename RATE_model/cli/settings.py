@@ -2,6 +2,7 @@
 
 from collections.abc import Set
 from dataclasses import dataclass, field, fields, make_dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -12,11 +13,15 @@ from RATE_model.cli.limits import MAX_SEED, MAX_SIZE, MAX_STEPS, at_least, at_mo
 from RATE_model.cli.options import Boolean, changeable, heading
 from RATE_model.errors import UserError
 from RATE_model.memories import MEMORIES, MODES
+from RATE_model.memories.budget import BUDGETS, width_for
+from RATE_model.memories.contract import MemoryConfig
 
 if TYPE_CHECKING:
     ModelMode = str
+    Budget = str
 else:
     ModelMode = Literal[*MODES]  # a type checker does not read tables
+    Budget = Literal["none", *BUDGETS]
 
 Model = TypeVar("Model")
 
@@ -80,6 +85,9 @@ class ModelOptions:
     condition: Literal["auto", "rtg", "none"] = "auto"
     # Width of the embedded steps and of the model
     d_model: int = 64
+    # Parameters of the memory, without encoders and head: the --d_model is chosen with which it has so many within a
+    # tenth; none = as --d_model says
+    budget: Budget = "none"
     # Dropout of embeddings, and inside and after the memory
     dropout: float = 0.05
 
@@ -98,6 +106,10 @@ class ModelOptions:
         Flags in YAML files are not looked at: a setting serves several modes.
         """
         mode, own = MODES[self.model_mode], MEMORIES[self.memory].options
+        if "d_model" in typed and self.budget != "none":
+            raise UserError(
+                f"--d_model {self.d_model}: --budget {self.budget} chooses the width; leave one of them out"
+            )
         for name in sorted(typed):
             owners = [memory for memory, entry in MEMORIES.items() if name in _names(entry.options)]
             if owners and name not in _names(own):
@@ -123,17 +135,34 @@ class ModelOptions:
 
     def agent_config(self, *, context_length: int, segments: int) -> AgentConfig:
         """The agent for segments of `context_length` steps and trajectories of so many segments; validated."""
+        if self.budget == "none":
+            sizes = self._sizes(self.d_model, context_length, segments)
+        else:
+            sizes = _within_budget(self, context_length, segments)
+        sizes.validate()
+        return AgentConfig(self.memory, sizes)
+
+    def _sizes(self, d_model: int, context_length: int, segments: int) -> MemoryConfig:
         condition = MODES[self.model_mode].condition if self.condition == "auto" else self.condition
-        sizes = self.memory_options().config(
+        return self.memory_options().config(
             mode=self.model_mode,
-            d_model=self.d_model,
+            d_model=d_model,
             dropout=self.dropout,
             context_length=context_length,
             segments=segments,
             conditioned=condition == "rtg",
         )
-        sizes.validate()
-        return AgentConfig(self.memory, sizes)
+
+
+@cache
+def _within_budget(options: ModelOptions, context_length: int, segments: int) -> MemoryConfig:
+    """The sizes of `--budget`."""
+
+    def sized(d_model: int) -> MemoryConfig:
+        return options._sizes(d_model, context_length, segments)
+
+    memory = MEMORIES[options.memory].memory
+    return sized(width_for(options.budget, options.model_mode, memory, sized))
 
 
 @dataclass(frozen=True)
