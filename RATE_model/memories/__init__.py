@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from RATE_model.memories.amrl import AMRL, AMRLConfig, AMRLOptions
+from RATE_model.memories.compressive import Compressive, CompressiveConfig, CompressiveOptions
 from RATE_model.memories.contract import Memory, MemoryConfig, MemoryOptions
 from RATE_model.memories.elmur import ELMUR, ELMURConfig, ELMUROptions
 from RATE_model.memories.ffm import FFM, FFMConfig, FFMOptions
+from RATE_model.memories.hcam import HCAM, HCAMConfig, HCAMOptions
 from RATE_model.memories.lru import LRU, LRUConfig, LRUOptions
 from RATE_model.memories.mamba import Mamba, MambaConfig, MambaOptions
 from RATE_model.memories.mlstm import MLSTM, MLSTMConfig, MLSTMOptions
@@ -55,6 +57,8 @@ MEMORIES: dict[str, Entry] = {
     "SHM": Entry(SHM, SHMConfig, SHMOptions),
     "AMRL": Entry(AMRL, AMRLConfig, AMRLOptions),
     "ELMUR": Entry(ELMUR, ELMURConfig, ELMUROptions),
+    "HCAM": Entry(HCAM, HCAMConfig, HCAMOptions),
+    "Compressive": Entry(Compressive, CompressiveConfig, CompressiveOptions),
 }
 
 MODES: dict[str, Mode] = {
@@ -69,6 +73,8 @@ MODES: dict[str, Mode] = {
     "SHM": Mode("SHM"),
     "AMRL": Mode("AMRL"),
     "ELMUR": Mode("ELMUR"),
+    "HCAM": Mode("HCAM"),
+    "Compressive": Mode("Compressive"),
     # The Decision LSTM (Siebenborn et al. 2022, arXiv 2211.14655): return, observation and action enter one by one.
     "DLSTM": Mode("LSTM", fixed={"step_input": "sequence"}),
     "DGRU": Mode("GRU", fixed={"step_input": "sequence"}),

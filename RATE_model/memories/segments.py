@@ -62,19 +62,19 @@ class Attention(nn.Module):
 
         `bias`, `(B or 1, heads or 1, t, c)` float, is added to the scores: -inf where a row may not attend.
         """
-        query, key, value = self._by_head(x, source)
+        query, key, value = self.by_head(x, source)
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype))
         return self.output(mixed.transpose(1, 2).flatten(2))
 
     def look(self, x: Tensor, source: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """The same, and how much of each column was taken, `(B, t, c)`, the average of all heads."""
-        query, key, value = self._by_head(x, source)
+        query, key, value = self.by_head(x, source)
         scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5 + bias
         probabilities = scores.softmax(dim=-1)
         mixed = probabilities.to(value.dtype) @ value
         return self.output(mixed.transpose(1, 2).flatten(2)), probabilities.mean(dim=1)
 
-    def _by_head(self, x: Tensor, source: Tensor) -> list[Tensor]:
+    def by_head(self, x: Tensor, source: Tensor) -> list[Tensor]:
         """Queries, keys and values, `(B, heads, t or c, d / heads)`."""
         query = self.query(x)
         parts = (query, *source.to(query.dtype).chunk(2, dim=-1))

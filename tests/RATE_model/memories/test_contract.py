@@ -14,8 +14,10 @@ from RATE_model.acting.controls import exchange_twins, knock_out_memory, knock_o
 from RATE_model.agent import Agent, AgentConfig
 from RATE_model.loading import load_model
 from RATE_model.memories import MEMORIES, MODES
+from RATE_model.memories.compressive import CompressiveOptions
 from RATE_model.memories.contract import State
 from RATE_model.memories.elmur import ELMUROptions
+from RATE_model.memories.hcam import HCAMOptions
 from RATE_model.memories.none import MLPOptions
 from RATE_model.memories.rate.config import RATEOptions
 from RATE_model.memories.recurrent import RecurrentOptions
@@ -38,6 +40,8 @@ SMALL = {
     RATEOptions: RATEOptions(n_layer=2, n_head=2, d_head=8, d_inner=24, nmt=3, mem_len=8, n_head_ca=2),
     RecurrentOptions: RecurrentOptions(recurrent_layers=2, hidden_size=12),
     MLPOptions: MLPOptions(),
+    HCAMOptions: HCAMOptions(hcam_heads=2, hcam_inner=24, hcam_chunks=3, hcam_top_k=2),
+    CompressiveOptions: CompressiveOptions(compressive_heads=2, compressive_inner=24, compressive_compressed=2),
     ELMUROptions: ELMUROptions(elmur_heads=2, elmur_inner=24, elmur_slots=2),
 }
 

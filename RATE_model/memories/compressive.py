@@ -1,0 +1,232 @@
+"""Compressive Transformer (Rae et al. 2019, arXiv 1911.05507): what leaves the cache is compressed, not dropped.
+
+Every layer attends to its segment of K steps, to a cache of the M steps before it, as Transformer-XL does, and to what
+left the cache, of which c steps became one:
+
+    columns     compressed, S c steps in S slots | cache, M steps | the segment
+    h <- h + MultiHead(query = norm(h), key = value = [compressed; cache; segment]), h <- h + FFN(norm(h))
+    after a segment:  cache <- its last M of [cache; segment];  the K oldest leave it
+                      compressed <- its last S of [compressed; f_c(what left)]        algorithm 1
+    f_c:  a convolution over c steps with stride c, or their mean, or their maximum   section 3.2
+
+At equal memory it sees c times as far as a cache.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from RATE_model.cli.limits import MAX_SIZE, MAX_STEPS, at_least, at_most
+from RATE_model.errors import UserError
+from RATE_model.memories.contract import MemoryOptions
+from RATE_model.memories.segments import (
+    Attention,
+    AttentionConfig,
+    SegmentCell,
+    SegmentStack,
+    SegmentState,
+    bias_of,
+    feed_forward,
+)
+from RATE_model.memories.stack import Seen
+
+Compression = Literal["conv", "mean", "max"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressiveConfig(AttentionConfig):
+    """Sizes, and the compression."""
+
+    flag = "compressive"
+
+    # Segments that are cached as they are, and segments that are kept compressed
+    cached: int = 1
+    compressed: int = 8
+    # c: steps that become one
+    rate: int = 2
+    # f_c
+    function: Compression = "conv"
+
+    @property
+    def slots(self) -> int:
+        """S: compressed steps of a layer."""
+        return self.compressed * self.context_length // self.rate
+
+    def validate(self) -> None:
+        """Raise a `UserError`, in terms of the flags, for invalid sizes."""
+        super().validate()
+        at_least(1, compressive_cached=self.cached, compressive_compressed=self.compressed, compressive_rate=self.rate)
+        at_most(MAX_SIZE, compressive_cached=self.cached, compressive_compressed=self.compressed)
+        at_most(MAX_STEPS, compressive_rate=self.rate)
+        if self.context_length % self.rate:
+            fitting = [rate for rate in range(1, self.context_length + 1) if self.context_length % rate == 0]
+            raise UserError(
+                f"--compressive_rate {self.rate} does not divide --context_length {self.context_length}, the steps of "
+                f"a segment: choose one of {', '.join(map(str, fitting))}"
+            )
+        if self.function not in ("conv", "mean", "max"):
+            raise UserError(f"--compressive_function {self.function!r}: choose one of conv, mean, max")
+
+
+@dataclass(frozen=True)
+class CompressiveState(SegmentState):
+    """Both caches, the oldest first; see `SegmentState`."""
+
+    parts: ClassVar[dict[str, tuple[str, ...]]] = {
+        "cache": ("cache", "cached"),
+        "compressed": ("compressed", "squeezed"),
+    }
+
+    cache: Any  # (B, M, 3 d): keys and values, and what they are made of
+    compressed: Any  # (B, S, 2 d): keys and values
+    cached: Any  # (B,) int64, how many of the last segments of the cache there are
+    squeezed: Any  # (B,) int64, how many of the last compressed segments there are
+
+    @property
+    def slots(self) -> Tensor:
+        """The values of the compressed steps of all layers, `(B, layers S, d)`."""
+        return torch.cat([layer.chunk(2, dim=-1)[1] for layer in self.compressed], dim=1)
+
+
+class CompressiveCell(SegmentCell):
+    """One layer."""
+
+    state = CompressiveState
+
+    def __init__(self, config: CompressiveConfig) -> None:
+        d, heads, segment = config.d_model, config.heads, config.context_length
+        super().__init__(segment, kept=3 * d)
+        self.d_model, self.rate, self.slots = d, config.rate, config.slots
+        self.cached, self.compressed = config.cached, config.compressed
+        self.attention = Attention(d, heads)
+        self.distance_bias = nn.Parameter(torch.zeros(heads, segment * (1 + config.cached)))
+        self.slot_bias = nn.Parameter(torch.zeros(heads, config.slots))
+        self.forward_token = feed_forward(d, config.inner)
+        self.norms = nn.ModuleList(nn.LayerNorm(d) for _ in range(2))
+        self.function = config.function
+        self.convolution = nn.Linear(config.rate * d, d) if config.function == "conv" else None
+
+    def begin(self, batch_size: int, device: torch.device) -> CompressiveState:
+        """Empty."""
+        cache = torch.zeros(1, self.cached * self.segment, 3 * self.d_model, device=device)
+        compressed = torch.zeros(1, self.slots, 2 * self.d_model, device=device)
+        none = torch.zeros(batch_size, dtype=torch.int64, device=device)
+        return CompressiveState(
+            **self.empty(batch_size, device),
+            cache=cache.expand(batch_size, -1, -1),
+            compressed=compressed.expand(batch_size, -1, -1),
+            cached=none,
+            squeezed=none,
+        )
+
+    def attend(self, x: Tensor, state: CompressiveState, places: Tensor) -> tuple[Tensor, Tensor, Seen]:
+        """See `SegmentCell.attend`."""
+        inputs, d = self.norms[0](x), self.d_model
+        running = self.extended(state.running, torch.cat([self.attention.source(inputs), inputs], dim=-1), places)
+        parts = (state.compressed, state.cache[..., : 2 * d], running[..., : 2 * d])
+        columns = torch.cat([part.to(running.dtype) for part in parts], dim=1)
+        attended, taken = self.attention.look(inputs, columns, self._bias(state, places))
+        h = x + attended
+        shares = [part.sum(dim=-1) for part in taken.split([part.shape[1] for part in parts], dim=-1)]
+        seen = {"compressed, cache, segment": torch.stack(shares, dim=-1)}
+        return h + self.forward_token(self.norms[1](h)), running, seen
+
+    def _bias(self, state: CompressiveState, places: Tensor) -> Tensor:
+        """What is added to scores, `(B, heads, t, S + M + K)`: of slots by age, of steps by distance."""
+        steps = places.shape[1]
+        columns = torch.arange(-self.cached * self.segment, self.segment, device=places.device)
+        back = places[..., None] - columns  # (B or 1, t, M + K)
+        by_distance = bias_of(back >= 0) + self.distance_bias[:, back.clamp(min=0)].transpose(0, 1)
+        there = torch.cat(
+            [
+                _filled(state.squeezed, self.compressed, self.slots),
+                _filled(state.cached, self.cached, -int(columns[0])),
+            ],
+            1,
+        )
+        unseen = bias_of(there[:, None])  # (B, 1, 1, S + M)
+        by_slot = self.slot_bias[:, None].expand(-1, steps, -1)[None].expand(len(by_distance), -1, -1, -1)
+        bias = torch.cat([by_slot, by_distance], dim=-1)
+        return bias + F.pad(unseen, (0, self.segment))
+
+    def close(self, state: CompressiveState) -> CompressiveState:
+        """The segment enters the cache, and what leaves it is compressed; see `SegmentCell.close`."""
+        joined = torch.cat([state.cache.to(state.running.dtype), state.running], dim=1)
+        leaving = self.compress(joined[:, : self.segment, 2 * self.d_model :])
+        compressed = torch.cat([state.compressed.to(leaving.dtype), self.attention.source(leaving)], dim=1)
+        full = state.cached == self.cached
+        return CompressiveState(
+            state.running,
+            state.count,
+            joined[:, self.segment :],
+            compressed[:, -self.slots :],
+            (state.cached + 1).clamp(max=self.cached),
+            (state.squeezed + full).clamp(max=self.compressed),
+        )
+
+    def compress(self, inputs: Tensor) -> Tensor:
+        """f_c: `(B, K, d)` to `(B, K / c, d)`."""
+        groups = inputs.unflatten(1, (-1, self.rate))
+        if self.convolution is not None:  # kernel and stride are c: a linear map of c steps
+            return self.convolution(groups.flatten(2))
+        return groups.mean(dim=2) if self.function == "mean" else groups.amax(dim=2)
+
+
+def _filled(count: Tensor, segments: int, columns: int) -> Tensor:
+    """`(B, columns)` bool: the columns of the last `count` of so many segments."""
+    age = torch.arange(columns - 1, -1, -1, device=count.device) // (columns // segments)
+    return age < count[:, None]
+
+
+class Compressive(SegmentStack):
+    """Layers with both caches."""
+
+    config: CompressiveConfig
+    cell, state = CompressiveCell, CompressiveState
+
+    @property
+    def reach(self) -> int | None:
+        """Every layer sees its segment, and those cached and compressed before it; so did what it sees."""
+        config = self.config
+        return config.context_length * (1 + config.layers * (config.cached + config.compressed))
+
+
+@dataclass(frozen=True)
+class CompressiveOptions(MemoryOptions):
+    """Compressive Transformer: a cache of hidden states, and a compressed one of what leaves it."""
+
+    # Layers
+    compressive_layers: int = 2
+    # Attention heads
+    compressive_heads: int = 4
+    # Width inside the feed-forward networks; none = 2 d_model
+    compressive_inner: int | None = None
+    # Segments that are cached as they are
+    compressive_cached: int = 1
+    # Segments that are kept compressed, after they left the cache
+    compressive_compressed: int = 8
+    # Steps that become one
+    compressive_rate: int = 2
+    # How: a convolution, their mean, or their maximum
+    compressive_function: Compression = "conv"
+
+    def config(
+        self, *, mode: str, d_model: int, dropout: float, context_length: int, segments: int, conditioned: bool
+    ) -> CompressiveConfig:
+        """The memory that these flags ask for."""
+        return CompressiveConfig(
+            d_model=d_model,
+            context_length=context_length,
+            conditioned=conditioned,
+            dropout=dropout,
+            layers=self.compressive_layers,
+            heads=self.compressive_heads,
+            inner=2 * d_model if self.compressive_inner is None else self.compressive_inner,
+            cached=self.compressive_cached,
+            compressed=self.compressive_compressed,
+            rate=self.compressive_rate,
+            function=self.compressive_function,
+        )

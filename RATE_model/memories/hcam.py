@@ -1,0 +1,183 @@
+"""HCAM, Hierarchical Chunk Attention Memory (Lampinen et al. 2021, arXiv 2105.14039): recall, then look closely.
+
+Every layer keeps past segments of K steps as chunks; a chunk's summary is the mean of its steps. With n = norm(h):
+
+    h <- h + SelfAttention(norm(h))                                  causal, within the segment
+    relevance of chunk i:  r_i = (W_q n) . (W_s summary_i) / sqrt(d)
+    w = softmax of the k largest r_i, zero for all other chunks      section 3
+    h <- h + sum_i w_i MultiHead(query = n, key = value = chunk i)   attention in detail, within one chunk at a time
+    h <- h + FFN(norm(h))
+
+The last C chunks are kept, so that memory and time per step do not grow with the episode.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from RATE_model.cli.limits import MAX_SIZE, at_least, at_most
+from RATE_model.errors import UserError
+from RATE_model.memories.contract import MemoryOptions
+from RATE_model.memories.segments import (
+    Attention,
+    AttentionConfig,
+    SegmentCell,
+    SegmentStack,
+    SegmentState,
+    feed_forward,
+)
+from RATE_model.memories.stack import Seen
+
+
+@dataclass(frozen=True, kw_only=True)
+class HCAMConfig(AttentionConfig):
+    """Sizes."""
+
+    flag = "hcam"
+
+    # C: chunks that are kept, and k: chunks that a step looks at closely
+    chunks: int = 16
+    top_k: int = 4
+
+    def validate(self) -> None:
+        """Raise a `UserError`, in terms of the flags, for invalid sizes."""
+        super().validate()
+        at_least(1, hcam_chunks=self.chunks, hcam_top_k=self.top_k)
+        at_most(MAX_SIZE, hcam_chunks=self.chunks)
+        if self.top_k > self.chunks:
+            raise UserError(f"--hcam_top_k {self.top_k}: must be at most --hcam_chunks, which is {self.chunks}")
+
+
+@dataclass(frozen=True)
+class HCAMState(SegmentState):
+    """Chunks, the oldest first; see `SegmentState`."""
+
+    parts: ClassVar[dict[str, tuple[str, ...]]] = {"chunks": ("details", "summaries", "filled")}
+
+    details: Any  # (B, C, K, 2 d), keys and values of every step
+    summaries: Any  # (B, C, d), W_s summary
+    filled: Any  # (B,) int64, how many of the last chunks there are
+
+    @property
+    def slots(self) -> Tensor:
+        """The summaries of all layers, `(B, layers C, d)`."""
+        return torch.cat(self.summaries, dim=1)
+
+
+class HCAMCell(SegmentCell):
+    """One layer."""
+
+    state = HCAMState
+
+    def __init__(self, config: HCAMConfig) -> None:
+        d, heads = config.d_model, config.heads
+        super().__init__(config.context_length, kept=5 * d)  # for the segment; for the chunk; for its summary
+        self.chunks, self.top_k = config.chunks, config.top_k
+        self.within, self.detail = Attention(d, heads), Attention(d, heads)
+        self.ask, self.summarise = nn.Linear(d, d, bias=False), nn.Linear(d, d, bias=False)
+        self.distance_bias = nn.Parameter(torch.zeros(heads, config.context_length))
+        self.place_bias = nn.Parameter(torch.zeros(heads, config.context_length))  # of steps within a chunk
+        self.forward_token = feed_forward(d, config.inner)
+        self.norms = nn.ModuleList(nn.LayerNorm(d) for _ in range(3))
+
+    def begin(self, batch_size: int, device: torch.device) -> HCAMState:
+        """No chunks."""
+        d = self.ask.in_features
+        return HCAMState(
+            **self.empty(batch_size, device),
+            details=torch.zeros(1, self.chunks, self.segment, 2 * d, device=device).expand(batch_size, -1, -1, -1),
+            summaries=torch.zeros(1, self.chunks, d, device=device).expand(batch_size, -1, -1),
+            filled=torch.zeros(batch_size, dtype=torch.int64, device=device),
+        )
+
+    def attend(self, x: Tensor, state: HCAMState, places: Tensor) -> tuple[Tensor, Tensor, Seen]:
+        """See `SegmentCell.attend`."""
+        inputs, d = self.norms[0](x), x.shape[-1]
+        kept = torch.cat([self.within.source(inputs), self.detail.source(inputs), self.summarise(inputs)], dim=-1)
+        running = self.extended(state.running, kept, places)
+        back, bias = self.causal(places)
+        bias = bias + self.distance_bias[:, back.clamp(min=0)].transpose(0, 1)
+        h = x + self.within(inputs, running[..., : 2 * d], bias)
+        recalled, picked = self.recall(self.norms[1](h), state)
+        h = h + recalled
+        return h + self.forward_token(self.norms[2](h)), running, {"chunks picked": picked}
+
+    def recall(self, n: Tensor, state: HCAMState) -> tuple[Tensor, Tensor]:
+        """What steps `(B, t, d)` find, and w, `(B, t, C)`.
+
+        All chunks are looked at in detail and most weighted with zero: one product of matrices, which is faster on a
+        CPU than to gather k chunks for every step, up to some thousand steps that are kept.
+        """
+        summaries = state.summaries.to(n.dtype)
+        there = torch.arange(self.chunks, device=n.device) >= self.chunks - state.filled[:, None]  # (B, C)
+        relevance = self.ask(n) @ summaries.transpose(1, 2) / math.sqrt(n.shape[-1])
+        relevance = relevance.to(torch.promote_types(relevance.dtype, torch.float32))
+        relevance = relevance.masked_fill(~there[:, None], float("-inf"))
+        best = relevance.topk(self.top_k, dim=-1)
+        picked = torch.zeros_like(relevance, dtype=torch.bool).scatter(2, best.indices, True) & there[:, None]
+        # A finite number in place of -inf: where no chunk is there, no weight is, and its gradient is no NaN.
+        weights = relevance.masked_fill(~picked, -1e9).softmax(dim=-1) * picked
+        query, key, value = self.detail.by_head(n, state.details.flatten(1, 2))
+        scores = (query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])).unflatten(-1, (self.chunks, -1))
+        within = (scores + self.place_bias[:, None, None]).softmax(dim=-1) * weights[:, None, ..., None]
+        mixed = within.flatten(-2).to(value.dtype) @ value
+        return self.detail.output(mixed.transpose(1, 2).flatten(2)), weights
+
+    def close(self, state: HCAMState) -> HCAMState:
+        """The segment becomes the newest chunk, the oldest leaves; see `SegmentCell.close`."""
+        d = state.summaries.shape[-1]
+        _, details, summary = state.running.split((2 * d, 2 * d, d), dim=-1)
+        return HCAMState(
+            state.running,
+            state.count,
+            torch.cat([state.details[:, 1:].to(details.dtype), details[:, None]], dim=1),
+            torch.cat([state.summaries[:, 1:].to(summary.dtype), summary.mean(dim=1, keepdim=True)], dim=1),
+            (state.filled + 1).clamp(max=self.chunks),
+        )
+
+
+class HCAM(SegmentStack):
+    """Layers with chunks of their own."""
+
+    config: HCAMConfig
+    cell, state = HCAMCell, HCAMState
+
+    @property
+    def reach(self) -> int | None:
+        """Every layer sees its segment and C before it; so did what it sees."""
+        return self.config.context_length * (1 + self.config.layers * self.config.chunks)
+
+
+@dataclass(frozen=True)
+class HCAMOptions(MemoryOptions):
+    """HCAM: past segments, the most relevant of which are looked at closely."""
+
+    # Layers
+    hcam_layers: int = 2
+    # Attention heads
+    hcam_heads: int = 4
+    # Width inside the feed-forward networks; none = 2 d_model
+    hcam_inner: int | None = None
+    # Past segments that are kept
+    hcam_chunks: int = 16
+    # Those of them that a step looks at closely
+    hcam_top_k: int = 4
+
+    def config(
+        self, *, mode: str, d_model: int, dropout: float, context_length: int, segments: int, conditioned: bool
+    ) -> HCAMConfig:
+        """The memory that these flags ask for; a chunk has `context_length` steps."""
+        return HCAMConfig(
+            d_model=d_model,
+            context_length=context_length,
+            conditioned=conditioned,
+            dropout=dropout,
+            layers=self.hcam_layers,
+            heads=self.hcam_heads,
+            inner=2 * d_model if self.hcam_inner is None else self.hcam_inner,
+            chunks=self.hcam_chunks,
+            top_k=self.hcam_top_k,
+        )
