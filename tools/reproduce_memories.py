@@ -1,0 +1,252 @@
+"""Make results/memories.*: every memory, every seed, on T-Maze and Minigrid-Memory, with equally many parameters.
+
+    python3 tools/reproduce_memories.py
+    python3 tools/reproduce_memories.py --environments tmaze --models FFM LRU
+
+Runs that are finished are kept, interrupted ones are continued, so the command can be given again at any time; the page
+keeps what it says of memories that are not asked for, and is written after each memory. One that fails is left out, and
+said.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+if __name__ == "__main__":  # started as a script
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # makes the repository importable
+    from RATE_model.system.interrupts import quit_on_signals
+
+    quit_on_signals()  # while the imports below take their seconds
+
+import numpy as np
+
+from MinigridMemory.MinigridMemory_src import dataset as minigrid_data
+from MinigridMemory.MinigridMemory_src.environment import ENVIRONMENT as MINIGRID
+from MinigridMemory.MinigridMemory_src.evaluate import LARGE_SIZES, SIZES
+from RATE_model.acting.actor import Actor
+from RATE_model.agent import Agent
+from RATE_model.cli.options import exit_on_user_error, parse_options
+from RATE_model.cli.reproduce import (
+    ROOT,
+    Study,
+    StudyOptions,
+    cell,
+    final_results,
+    made,
+    merged,
+    provenance,
+    table,
+    write_results,
+)
+from RATE_model.cli.training import check
+from RATE_model.errors import UserError
+from RATE_model.loading import load_model
+from RATE_model.memories import MEMORIES, MODES
+from RATE_model.plots import plot_success_panels
+from RATE_model.training.checkpoints import resolve_checkpoint
+from TMaze_new.TMaze_new_src import dataset as tmaze_data
+from TMaze_new.TMaze_new_src.environment import ENVIRONMENT as TMAZE
+from TMaze_new.TMaze_new_src.evaluate import LENGTHS
+
+PAGE = "memories"  # the name of the files of results
+BUDGET = "0.1M"
+# The first mode of every memory in the table, and relatives that remember otherwise.
+LABELS = tuple(dict.fromkeys([next(n for n, m in MODES.items() if m.memory == memory) for memory in MEMORIES]))
+LABELS = (*LABELS, *(label for label in ("RMT", "TrXL", "DT", "DMamba") if label in MODES))
+
+
+@dataclass(frozen=True)
+class Place:
+    """An environment of the page.
+
+    Attributes:
+        title: on the page, and before a memory's name in the file of results.
+        study: the runs.
+        cases: lengths or sizes, ascending; what they are called.
+        metric: of a case, in a run's eval/final.json.
+        trained: the largest case that is trained on.
+        make_data: from the configuration of data.
+    """
+
+    title: str
+    study: Study
+    cases: tuple[int, ...]
+    called: str
+    metric: str
+    trained: int
+    make_data: Callable[[Any], Any]
+
+
+def study(environment: Any, settings: tuple[str, ...], extra: dict[str, tuple[str, ...]]) -> Study:
+    """Every memory under one setting."""
+    return Study(
+        script=environment.train_script,
+        settings=(*settings, "--budget", BUDGET),
+        models={label: ("--model_mode", label, *extra.get(label, ())) for label in LABELS},
+        read_config=environment.read_config,
+        check=partial(check, environment),
+        prefix="memories",
+    )
+
+
+_TMAZE_FAST = ("--config", "TMaze_new/TMaze_new_src/config_fast.yaml")
+_MINIGRID_FAST = ("--config", "MinigridMemory/MinigridMemory_src/config_fast.yaml")
+PLACES = {
+    "tmaze": Place(
+        "T-Maze",
+        study(TMAZE, _TMAZE_FAST, {"TrXL": ("--mem_len", "270"), "DT": ("--slide", "30")}),
+        LENGTHS,
+        "episode length",
+        "Success_rate_T_{}",
+        90,
+        tmaze_data.ensure_datasets,
+    ),
+    "minigrid": Place(
+        "Minigrid-Memory",
+        study(
+            MINIGRID,
+            (*_MINIGRID_FAST, "--final_sizes", *map(str, SIZES + LARGE_SIZES)),
+            {"TrXL": ("--mem_len", "240"), "DT": ("--slide", "20")},
+        ),
+        SIZES + LARGE_SIZES,
+        "size of the maze",
+        "FINAL_Success_rate_l_{}_expert_cap",
+        41,
+        minigrid_data.ensure_dataset,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Options(StudyOptions):
+    """Which memories where, and where the runs and the results go."""
+
+    # Seeds of every memory; consecutive
+    seeds: tuple[int, ...] = (1, 2, 3)
+    # Where they are trained
+    environments: tuple[Literal["tmaze", "minigrid"], ...] = ("tmaze", "minigrid")
+    # Memories to train and measure; the page keeps its figures of all others. Empty: all
+    models: tuple[str, ...] = ()
+
+
+def collect(place: Place, runs: list[Path]) -> dict[str, Any]:
+    """Success of every seed by case, what training took, and what the memory costs."""
+    results = final_results(runs)
+    agent = load_model(resolve_checkpoint(runs[0]))
+    return {
+        "success_rate": {str(case): [result[place.metric.format(case)] for result in results] for case in place.cases},
+        "d_model": agent.config.sizes.d_model,
+        "parameters": sum(parameter.numel() for parameter in agent.parameters()),
+        "memory_parameters": sum(parameter.numel() for parameter in agent.memory.parameters()),
+        "state_numbers": agent.memory.largest_state().numbers_per_row(),
+        "acting_ms": acting_ms(agent),
+        "train_seconds": [result["train_seconds"] for result in results],
+        "optimizer_steps": [result["optimizer_steps"] for result in results],
+        "solved": [bool(result.get("all_stages_solved", result.get("solved"))) for result in results],
+        **provenance(runs),
+    }
+
+
+def acting_ms(agent: Agent, *, episodes: int = 100, steps: int = 30) -> float:
+    """Processor milliseconds of a step of so many episodes at once: the median after ten steps."""
+    actor = Actor(agent.eval(), episodes, np.ones(episodes))
+    shape, dtype = agent.spec.observation_shape, np.uint8 if agent.spec.is_image else np.float32
+    observations, rewards, taken = np.zeros((episodes, *shape), dtype), np.zeros(episodes), []
+    for _ in range(10 + steps):
+        start = time.process_time()
+        actor.act(observations, rewards)
+        taken.append(time.process_time() - start)
+    return 1e3 * float(np.median(taken[10:]))
+
+
+def success_table(place: Place, entries: dict[str, dict]) -> str:
+    """Success by case, mean and standard error over seeds, as Markdown."""
+    rows = [[label, *(cell(entry["success_rate"][str(c)]) for c in place.cases)] for label, entry in entries.items()]
+    return table(["memory", *place.cases], rows)
+
+
+def cost_table(entries: dict[str, dict]) -> str:
+    """Sizes and times, as Markdown."""
+    rows = [
+        [
+            label,
+            entry["d_model"],
+            entry["memory_parameters"],
+            entry["parameters"],
+            entry["state_numbers"],
+            cell(entry["optimizer_steps"], 0),
+            f"{sum(entry['solved'])} of {len(entry['solved'])}",
+            cell(entry["train_seconds"], 0),
+            f"{entry['acting_ms']:.2f}",
+            ", ".join(commit[:12] for commit in entry["commit"]),
+            entry["date"],
+        ]
+        for label, entry in entries.items()
+    ]
+    header = ["memory", "d_model", "its parameters", "the agent's", "numbers of its state", "optimizer steps"]
+    return table([*header, "all stages solved", "training, s", "ms a step", "commit", "date"], rows)
+
+
+def of_place(document: dict[str, dict], place: Place) -> dict[str, dict]:
+    """The entries of an environment by memory."""
+    start = f"{place.title}: "
+    return {label.removeprefix(start): entry for label, entry in document.items() if label.startswith(start)}
+
+
+def write(document: dict[str, dict], options: Options) -> None:
+    """results/memories.json, a picture an environment, and the generated part of .md."""
+    texts = []
+    for name, place in PLACES.items():
+        if not (entries := of_place(document, place)):
+            continue
+        picture = f"{PAGE}_{name}.png"
+        curves = {
+            label: {int(case): rates for case, rates in entry["success_rate"].items()}
+            for label, entry in entries.items()
+        }
+        plot_success_panels(
+            {place.title: curves}, options.results_dir / picture, trained=place.trained, xlabel=place.called
+        )
+        texts.append(
+            f"## {place.title}\n\nSuccess rate by {place.called}, mean and standard error over seeds, made "
+            f"{made(entries)}.\n\n![Success by {place.called}]({picture})\n\n{success_table(place, entries)}\n\n"
+            f"{cost_table(entries)}\n\nCommands:\n\n{place.study.commands(options.seeds)}"
+        )
+    write_results(PAGE, "Memories", document, "\n\n".join(texts), options)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train what is missing, collect everything, write the results; 1 if a memory failed."""
+    with exit_on_user_error():
+        options = parse_options(Options, argv=argv, prog="reproduce_memories.py", description=f"Make results/{PAGE}.*")
+        path, failed = options.results_dir / f"{PAGE}.json", []
+        document = json.loads(path.read_text()) if path.exists() else {}
+        order = [f"{place.title}: {label}" for place in PLACES.values() for label in LABELS]
+        for place in (PLACES[name] for name in dict.fromkeys(options.environments)):
+            labels = place.study.chosen(options.models)
+            place.make_data(place.study.read_config(_absolute(place.study.settings)).data)
+            for label in labels:
+                try:
+                    runs = place.study.run_all(options, [label])[label]
+                except UserError as error:
+                    print(f"left out: {error}", file=sys.stderr, flush=True)
+                    failed.append(label)
+                    continue
+                document = merged(document, {f"{place.title}: {label}": collect(place, runs)}, order)
+                write(document, options)
+            print(success_table(place, of_place(document, place)))
+    return 1 if failed else 0
+
+
+def _absolute(words: Sequence[str]) -> list[str]:
+    """Settings as `Study.run` reads them, wherever the command is given."""
+    return [str(ROOT / word) if word.endswith(".yaml") else word for word in words]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
