@@ -15,10 +15,13 @@ if TYPE_CHECKING:
     from RATE_model.data.dataset import WindowDataset
     from RATE_model.data.trajectories import TrajectoryFile
     from RATE_model.data.writer import TrajectoryWriter
+    from RATE_model.environments.contract import Environment, Evaluation
     from RATE_model.errors import UserError
-    from RATE_model.loading import load_model
+    from RATE_model.loading import load_agent, load_model
     from RATE_model.memories import MEMORIES, MODES
     from RATE_model.memories.contract import Memory, MemoryConfig, State, Stepper, Steps
+    from RATE_model.own.api import evaluate, train
+    from RATE_model.own.dataset import Dataset
     from RATE_model.spec import EnvironmentSpec
     from RATE_model.training.checkpoints import resolve_checkpoint
     from RATE_model.training.trainer import Trainer
@@ -32,9 +35,12 @@ _PUBLIC = {
     "data.trajectories": ("TrajectoryFile",),
     "data.writer": ("TrajectoryWriter",),
     "errors": ("UserError",),
-    "loading": ("load_model",),
+    "loading": ("load_agent", "load_model"),
     "memories": ("MEMORIES", "MODES"),
     "memories.contract": ("Memory", "MemoryConfig", "State", "Stepper", "Steps"),
+    "environments.contract": ("Environment", "Evaluation"),
+    "own.api": ("evaluate", "train"),
+    "own.dataset": ("Dataset",),
     "spec": ("EnvironmentSpec",),
     "training.checkpoints": ("resolve_checkpoint",),
     "training.trainer": ("Trainer",),
@@ -48,8 +54,11 @@ __all__ = [  # noqa: F822  imported when asked for
     "Agent",
     "AgentConfig",
     "AgentState",
+    "Dataset",
+    "Environment",
     "EnvironmentSpec",
     "Episodes",
+    "Evaluation",
     "Memory",
     "MemoryConfig",
     "State",
@@ -60,13 +69,16 @@ __all__ = [  # noqa: F822  imported when asked for
     "TrajectoryWriter",
     "UserError",
     "WindowDataset",
+    "evaluate",
     "exchange_twins",
     "knock_out_memory",
     "knock_out_part",
+    "load_agent",
     "load_model",
     "memory_conditions",
     "resolve_checkpoint",
     "rollout",
+    "train",
 ]
 
 

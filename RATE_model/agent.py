@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ from RATE_model.errors import UserError
 from RATE_model.memories import MEMORIES
 from RATE_model.memories.contract import MemoryConfig, State, Steps, put_rows
 from RATE_model.spec import EnvironmentSpec
+
+if TYPE_CHECKING:
+    from RATE_model.acting.actor import Actor
 
 Observations = Tensor | Frames | FrameStack
 
@@ -97,6 +100,18 @@ class Agent(nn.Module):
     def device(self) -> torch.device:
         """Where the parameters are."""
         return self.memory.device
+
+    def actor(self, batch_size: int = 1, *, target_return: float | Tensor, **options: Any) -> "Actor":
+        """An actor for a loop of your own: `actor.act(observations, rewards)`, one environment step at a time.
+
+        Args:
+            batch_size: environments that it acts in at once.
+            target_return: the return to ask for.
+            options: of `Actor`.
+        """
+        from RATE_model.acting.actor import Actor  # here: an actor is made of an agent
+
+        return Actor(self, batch_size, target_return, **options)
 
     def initial(self, batch_size: int) -> AgentState:
         """What is carried into the first step of an episode."""

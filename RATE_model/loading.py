@@ -13,7 +13,25 @@ from torch import Tensor
 from RATE_model.agent import Agent, AgentConfig, with_memory_prefix
 from RATE_model.errors import UserError
 from RATE_model.spec import EnvironmentSpec
-from RATE_model.training.checkpoints import NORMALISATION, load_checkpoint
+from RATE_model.training.checkpoints import NORMALISATION, load_checkpoint, resolve_checkpoint
+
+
+def load_agent(path: Path | str, which: str | int | None = None, *, device: torch.device | str = "cpu") -> Agent:
+    """The agent of a run, in eval mode.
+
+    Args:
+        path: a run directory, its checkpoints/, or one checkpoint in it.
+        which: "best", or the step of a checkpoint; None: the newest one.
+        device: where it goes.
+
+    Raises:
+        UserError: there is no such checkpoint, or it is damaged.
+    """
+    path = Path(path).expanduser()
+    if isinstance(which, int):
+        folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+        return load_model(resolve_checkpoint(folder / f"step_{which:08d}"), device=device)
+    return load_model(resolve_checkpoint(path, tag=which), device=device)
 
 
 def load_model(path: Path | str, *, device: torch.device | str = "cpu") -> Agent:

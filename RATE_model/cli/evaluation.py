@@ -167,12 +167,17 @@ def evaluation_of_run(environment: Environment, run: Path, *, device: str = "cpu
 def read_options(environment: Environment, argv: Sequence[str] | None = None) -> tuple[Any, dict[str, Any]]:
     """The options of an inference script, and the flags of the checkpoint's run. Raises UserError."""
     recorded: dict[str, Any] = {}
+    troubles: list[UserError] = []  # with the checkpoint; what is wrong with a flag is said first
 
     def of_run(flags: Mapping[str, Any]) -> dict[str, Any]:
-        if flags.get("checkpoint") is None:
+        if (checkpoint := flags.get("checkpoint")) is None:
             return {}
-        recorded.update(recorded_flags(environment, flags["checkpoint"]))
-        return asked_by(environment, recorded, source=f"the run of {flags['checkpoint']}")
+        try:
+            recorded.update(recorded_flags(environment, checkpoint))
+            return asked_by(environment, recorded, source=f"the run of {checkpoint}")
+        except UserError as error:
+            troubles.append(error)
+            return {}
 
     options = parse_options(
         options_class(environment.play_options),
@@ -182,6 +187,8 @@ def read_options(environment: Environment, argv: Sequence[str] | None = None) ->
         aliases=dict(environment.aliases),
         beneath=of_run,
     )
+    for trouble in troubles:
+        raise trouble
     environment.check_episodes(episodes=options.common.episodes)
     at_most(environment.episode_counts[-1], video=options.common.video)
     return options, recorded

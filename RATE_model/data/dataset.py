@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from RATE_model.data.batch import Batch
 from RATE_model.data.frames import Frames, FrameStack
-from RATE_model.data.trajectories import Learn, TrajectoryFile
+from RATE_model.data.trajectories import Learn, Trajectories
 from RATE_model.errors import UserError
 
 _FINGERPRINT_STEPS = 64
@@ -54,7 +54,7 @@ class WindowDataset(Dataset):
 
     def __init__(
         self,
-        files: Sequence[TrajectoryFile],
+        files: Sequence[Trajectories],
         windows: np.ndarray,
         *,
         size: int,
@@ -231,7 +231,7 @@ class WindowDataset(Dataset):
         return observations
 
 
-def _all_frames(files: Sequence[TrajectoryFile]) -> tuple[np.ndarray, np.ndarray] | None:
+def _all_frames(files: Sequence[Trajectories]) -> tuple[np.ndarray, np.ndarray] | None:
     """All files' distinct images (U + 1, ...), the last one all zeros, and every step's number among them.
 
     None if a file does not know them, or if they are too many to be kept.

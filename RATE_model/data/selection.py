@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from RATE_model.data.trajectories import TrajectoryFile
+from RATE_model.data.trajectories import Trajectories
 from RATE_model.errors import UserError
 
 
 def whole_episodes(
-    file_index: int, file: TrajectoryFile, max_steps: int | None = None, *, min_steps: int = 1
+    file_index: int, file: Trajectories, max_steps: int | None = None, *, min_steps: int = 1
 ) -> np.ndarray:
     """One window per episode of ``min_steps`` to ``max_steps`` steps: (W, 3) int64 rows [file, start, length].
 
@@ -33,7 +33,7 @@ def whole_episodes(
     return _windows(file_index, file.starts[keep], file.lengths[keep])
 
 
-def strided_windows(file_index: int, file: TrajectoryFile, length: int, stride: int) -> np.ndarray:
+def strided_windows(file_index: int, file: Trajectories, length: int, stride: int) -> np.ndarray:
     """Windows of exactly ``length`` steps starting every ``stride`` steps of each episode: (W, 3) int64.
 
     An episode without an end is left out: its returns-to-go would be too small.
@@ -52,7 +52,7 @@ def strided_windows(file_index: int, file: TrajectoryFile, length: int, stride: 
     return _windows(file_index, np.repeat(file.starts, counts) + number * stride, np.full(total, length))
 
 
-def _tail(file: TrajectoryFile) -> str:
+def _tail(file: Trajectories) -> str:
     """What to say of an episode without an end."""
     return "" if file.whole.all() else f" The last one, of {file.lengths[-1]} steps, has no end and is left out."
 
@@ -62,7 +62,7 @@ def _windows(file_index: int, starts: np.ndarray, lengths: np.ndarray) -> np.nda
 
 
 def split_episodes(
-    windows: np.ndarray, files: Sequence[TrajectoryFile], *, fraction: float, seed: int
+    windows: np.ndarray, files: Sequence[Trajectories], *, fraction: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Divide windows into training and validation so that no episode is in both.
 

@@ -38,6 +38,7 @@ from typing import Any, Literal
 import h5py
 import numpy as np
 
+from RATE_model.data.arrays import TrajectoryArrays, returns_to_go
 from RATE_model.data.attributes import decoded
 from RATE_model.data.checksums import Checksums
 from RATE_model.data.compression import hdf5plugin, uses_zstd
@@ -151,8 +152,7 @@ class TrajectoryFile:
 
     def returns_to_go(self) -> np.ndarray:
         """Undiscounted sum of the rewards from each step to the end of its episode: (num_steps,) float32."""
-        before = np.concatenate([[0.0], np.cumsum(self.rewards, dtype=np.float64)])
-        return (np.repeat(before[self.starts + self.lengths], self.lengths) - before[:-1]).astype(np.float32)
+        return returns_to_go(self.rewards, self.starts, self.lengths)
 
     def expert_actions(self) -> np.ndarray:
         """What an expert would have done at each step, shaped and typed as the actions.
@@ -388,6 +388,10 @@ class TrajectoryFile:
 
     def _error(self, problem: str) -> UserError:
         return UserError(f"trajectory file '{self.path}' {problem}." + (f" {self._hint}" if self._hint else ""))
+
+
+Trajectories = TrajectoryFile | TrajectoryArrays
+"""On disk or in memory."""
 
 
 @functools.cache

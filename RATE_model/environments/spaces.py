@@ -1,0 +1,267 @@
+"""What Gymnasium spaces mean to a model: arrays of one shape, actions that it can predict, and back.
+
+observation space                     an observation, as the model sees it
+Box, uint8, of three dimensions       an image, channels first
+Box                                   a vector, float32
+Discrete, MultiDiscrete               a vector of zeros and ones: one-hot
+MultiBinary                           a vector of zeros and ones
+Dict, Tuple of these but images       a vector: the parts, in the space's order
+
+action space                          an action, as the model predicts it
+Discrete                              its number, from 0
+MultiDiscrete, MultiBinary            the number of the combination
+Box of finite bounds                  a vector in [-1, 1]
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from RATE_model.errors import UserError
+from RATE_model.spec import EnvironmentSpec
+
+# Combinations of a MultiDiscrete or MultiBinary action that are worth an output each.
+MAX_COMBINATIONS = 4096
+SMALLEST_IMAGE = 36  # pixels that the three convolutions need
+_OBSERVATIONS = (
+    "supported are Box (vectors, and images as uint8), Discrete, MultiDiscrete, MultiBinary, and Dict of these"
+)
+_ACTIONS = "supported are Discrete, MultiDiscrete, MultiBinary, and Box with finite bounds"
+
+
+@dataclass(frozen=True)
+class Observations:
+    """Observations of a space as a model sees them.
+
+    Attributes:
+        space: of the environment.
+        shape: `(features,)` or `(channels, height, width)`.
+        channels_last: images of the space are (H, W, C).
+    """
+
+    space: spaces.Space
+    shape: tuple[int, ...]
+    channels_last: bool = False
+
+    @classmethod
+    def of(cls, space: spaces.Space) -> Observations:
+        """Raises UserError for a space that no model sees."""
+        if _is_image(space):
+            shape = tuple(space.shape or ())
+            last = shape[-1] in (1, 3, 4) and shape[0] not in (1, 3, 4)
+            shape = (shape[2], *shape[:2]) if last else shape
+            if min(shape[1:]) < SMALLEST_IMAGE:
+                raise UserError(
+                    f"observation space {space}: images need at least {SMALLEST_IMAGE} x {SMALLEST_IMAGE} pixels; "
+                    "enlarge them, or make them vectors with gymnasium.wrappers.FlattenObservation"
+                )
+            return cls(space, shape, last)
+        for part in _parts(space):
+            if _is_image(part) or not isinstance(
+                part, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary
+            ):
+                raise UserError(f"observation space {space}: {part} is not supported here; {_OBSERVATIONS}")
+        return cls(space, (spaces.flatdim(space),))
+
+    @property
+    def is_image(self) -> bool:
+        """Whether they are images."""
+        return len(self.shape) == 3
+
+    @property
+    def dtype(self) -> type[np.generic]:
+        """uint8 or float32."""
+        return np.uint8 if self.is_image else np.float32
+
+    @property
+    def box(self) -> spaces.Box:
+        """The space of what the model sees."""
+        if self.is_image:
+            return spaces.Box(0, 255, self.shape, np.uint8)
+        return spaces.Box(-np.inf, np.inf, self.shape, np.float32)
+
+    def encode(self, observation: Any) -> np.ndarray:
+        """One observation as the model sees it. Raises ValueError, KeyError or TypeError if it is of no such space."""
+        if self.is_image:
+            image = np.asarray(observation)
+            return np.ascontiguousarray(np.moveaxis(image, -1, 0) if self.channels_last else image)
+        return np.asarray(spaces.flatten(self.space, observation), dtype=np.float32)
+
+    def encode_many(self, values: Any) -> np.ndarray:
+        """T observations, `(T, ...)` or a dict of such, as the model sees them: `(T, *shape)`."""
+        if self.is_image:
+            images = np.asarray(values)
+            return np.ascontiguousarray(np.moveaxis(images, -1, 1) if self.channels_last else images)
+        if isinstance(self.space, spaces.Box):  # the common case, at once
+            return np.asarray(values, dtype=np.float32).reshape(len(values), *self.shape)
+        rows = _rows(values)
+        return np.stack([self.encode(row) for row in rows])
+
+
+@dataclass(frozen=True)
+class Actions:
+    """Actions of a space as a model predicts them.
+
+    Attributes:
+        space: of the environment.
+        count: numbers of discrete actions, or the dimensions of continuous ones.
+        continuous: whether they are vectors in [-1, 1].
+    """
+
+    space: spaces.Space
+    count: int
+    continuous: bool = False
+
+    @classmethod
+    def of(cls, space: spaces.Space) -> Actions:
+        """Raises UserError for a space that no model predicts."""
+        if isinstance(space, spaces.Discrete):
+            return cls(space, int(space.n))
+        if isinstance(space, spaces.MultiDiscrete | spaces.MultiBinary):
+            count = int(np.prod(_sizes(space), dtype=np.float64).clip(max=2**31))
+            if count > MAX_COMBINATIONS:
+                raise UserError(f"action space {space}: {count} combinations; at most {MAX_COMBINATIONS} are supported")
+            return cls(space, count)
+        if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
+            if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
+                raise UserError(f"action space {space}: its bounds are not finite; {_ACTIONS}")
+            return cls(space, int(np.prod(space.shape)), continuous=True)
+        raise UserError(f"action space {space} is not supported; {_ACTIONS}")
+
+    @property
+    def box(self) -> spaces.Space:
+        """The space of what the model predicts."""
+        return spaces.Box(-1, 1, (self.count,), np.float32) if self.continuous else spaces.Discrete(self.count)
+
+    def encode(self, actions: Any) -> np.ndarray:
+        """T actions of the space as the model predicts them: `(T,)` int64 or `(T, count)` float32 in [-1, 1].
+
+        Raises:
+            ValueError: an action lies outside the space; the message says which and what is allowed.
+        """
+        values = np.asarray(actions)
+        steps = len(values)
+        if self.continuous:
+            assert isinstance(self.space, spaces.Box)
+            low, high = self.space.low.reshape(-1), self.space.high.reshape(-1)
+            values = values.reshape(steps, -1).astype(np.float64)
+            if values.shape[1] != self.count:
+                raise ValueError(f"actions have {values.shape[1]} dimensions, the space {self.count}")
+            slack = 1e-4 * (high - low)
+            _refuse(
+                values, (values < low - slack) | (values > high + slack), f"between {low.min():g} and {high.max():g}"
+            )
+            scaled = 2 * (values - low) / np.where(high > low, high - low, 1) - 1
+            return scaled.clip(-1, 1).astype(np.float32)
+        if not np.issubdtype(values.dtype, np.integer) and not (values == np.round(values)).all():
+            raise ValueError("actions are not integers")
+        values = values.astype(np.int64)
+        if isinstance(self.space, spaces.Discrete):
+            values = values.reshape(steps, -1)[:, 0] if values.size == steps else values
+            if values.shape != (steps,):
+                raise ValueError(f"actions have shape {values.shape[1:]}, the space ()")
+            values = values - int(self.space.start)
+            _refuse(values, (values < 0) | (values >= self.count), f"between 0 and {self.count - 1}")
+            return values
+        sizes = _sizes(self.space)
+        values = values.reshape(steps, -1)
+        if values.shape[1] != len(sizes):
+            raise ValueError(f"actions have {values.shape[1]} parts, the space {len(sizes)}")
+        _refuse(values, (values < 0) | (values >= sizes), f"below {sizes.tolist()}, each part")
+        return np.ravel_multi_index(tuple(values.T), tuple(sizes))
+
+    def decode(self, action: Any) -> Any:
+        """What the environment is given for an action that the model predicts."""
+        if self.continuous:
+            assert isinstance(self.space, spaces.Box)
+            low, high = self.space.low, self.space.high
+            unit = (np.asarray(action, dtype=np.float64).reshape(self.space.shape).clip(-1, 1) + 1) / 2
+            return (low + unit * (high - low)).astype(self.space.dtype)
+        if isinstance(self.space, spaces.Discrete):
+            return int(action) + int(self.space.start)
+        parts = np.array(np.unravel_index(int(action), tuple(_sizes(self.space))))
+        return parts.reshape(self.space.shape).astype(self.space.dtype)
+
+
+def spec_of(
+    observations: Observations,
+    actions: Actions,
+    *,
+    mean: np.ndarray | None = None,
+    std: np.ndarray | None = None,
+    return_scale: float = 1.0,
+) -> EnvironmentSpec:
+    """The spec of an environment.
+
+    Args:
+        observations, actions: its spaces.
+        mean, std: of vectors, one number per feature; None: they are taken as they are.
+        return_scale: see `EnvironmentSpec`.
+    """
+    return EnvironmentSpec(
+        observation_shape=observations.shape,
+        num_actions=actions.count,
+        continuous=actions.continuous,
+        observation_scale=1 / 255 if observations.is_image else 1.0,
+        observation_mean=None if mean is None else tuple(map(float, mean)),
+        observation_std=None if std is None else tuple(map(float, std)),
+        return_scale=return_scale,
+    )
+
+
+class Encoded(gymnasium.Wrapper):
+    """An environment whose observations are as a model sees them, and whose actions as it predicts them."""
+
+    def __init__(self, environment: gymnasium.Env) -> None:
+        super().__init__(environment)
+        self._observations = Observations.of(environment.observation_space)
+        self._actions = Actions.of(environment.action_space)
+        self.observation_space, self.action_space = self._observations.box, self._actions.box
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """As the environment's own."""
+        observation, info = self.env.reset(seed=seed, options=options)
+        return self._observations.encode(observation), info
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """As the environment's own."""
+        observation, reward, terminated, truncated, info = self.env.step(self._actions.decode(action))
+        return self._observations.encode(observation), float(reward), terminated, truncated, info
+
+
+def _is_image(space: spaces.Space) -> bool:
+    return isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3
+
+
+def _parts(space: spaces.Space) -> list[spaces.Space]:
+    if isinstance(space, spaces.Dict):
+        return [part for inner in space.spaces.values() for part in _parts(inner)]
+    if isinstance(space, spaces.Tuple):
+        return [part for inner in space.spaces for part in _parts(inner)]
+    return [space]
+
+
+def _sizes(space: spaces.Space) -> np.ndarray:
+    """How many values each part of an action has."""
+    if isinstance(space, spaces.MultiDiscrete):
+        return np.asarray(space.nvec, dtype=np.int64).reshape(-1)
+    return np.full(int(np.prod(space.shape or ())), 2)
+
+
+def _rows(values: Any) -> list[Any]:
+    """Observations one by one; those of a dict of columns too."""
+    if isinstance(values, dict):
+        columns = {name: _rows(column) for name, column in values.items()}
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    return list(values)
+
+
+def _refuse(values: np.ndarray, wrong: np.ndarray, allowed: str) -> None:
+    if wrong.any():
+        step = int(np.argwhere(wrong)[0][0])
+        raise ValueError(f"action {np.asarray(values[step]).tolist()} at step {step}: must be {allowed}")

@@ -1,0 +1,17 @@
+"""Evaluate a checkpoint of `python3 -m RATE_model.train`, or of `RATE_model.train`.
+
+    python3 -m RATE_model.evaluate --checkpoint RUN_DIR --episodes 100 --target_return 100 200 --pictures pictures
+
+The environment is the run's unless --env names another. From Python the same is `RATE_model.evaluate`, a function: this
+module is for the shell, and is not imported.
+"""
+
+if __name__ == "__main__":
+    from RATE_model.system.interrupts import quit_on_signals
+
+    quit_on_signals()  # while the imports below take their seconds
+
+    from RATE_model.cli import evaluation
+    from RATE_model.own.environment import OwnEnvironment
+
+    evaluation.main(OwnEnvironment())

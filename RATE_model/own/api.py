@@ -1,0 +1,160 @@
+"""Train on data of one's own and evaluate in an environment of one's own, in a few lines of Python."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from RATE_model.acting.rollout import Episodes, mean_and_error
+from RATE_model.agent import Agent
+from RATE_model.cli import experiment, training
+from RATE_model.environments.contract import Evaluation
+from RATE_model.errors import UserError
+from RATE_model.loading import load_agent, same_interface
+from RATE_model.memories.contract import MemoryTransform
+from RATE_model.own.dataset import Dataset
+from RATE_model.own.environment import OwnEnvironment, Place
+from RATE_model.own.making import Made, name_of
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run that is over.
+
+    Attributes:
+        directory: where its checkpoints, metrics and pictures are.
+        result: what eval/final.json holds.
+    """
+
+    directory: Path
+    result: dict[str, Any]
+
+    def agent(self, which: str | int | None = None) -> Agent:
+        """Its agent: the newest, "best", or of a step; see `load_agent`."""
+        return load_agent(self.directory, which)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an agent did in the episodes of an evaluation. Prints as mean and standard error."""
+
+    episodes: Episodes = field(repr=False)
+
+    @property
+    def returns(self) -> np.ndarray:
+        """(E,) float64."""
+        return self.episodes.returns
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(E,) int64, steps."""
+        return self.episodes.lengths
+
+    @property
+    def mean_return(self) -> float:
+        """Mean over the episodes."""
+        return float(self.returns.mean())
+
+    @property
+    def standard_error(self) -> float:
+        """Of the mean; NaN for a single episode."""
+        return mean_and_error(self.returns)[1]
+
+    def __str__(self) -> str:
+        return (
+            f"return {self.mean_return:.4g} ± {self.standard_error:.2g} (standard error), {self.lengths.mean():.1f} "
+            f"steps, {len(self.returns)} episodes"
+        )
+
+
+def train(
+    data: Dataset | str | Path,
+    *,
+    memory: str = "RATE",
+    environment: Made | None = None,
+    output_dir: str | Path,
+    seed: int = 1,
+    **flags: Any,
+) -> TrainedRun:
+    """Train an agent; everything that `python3 -m RATE_model.train` has a flag for is an argument here.
+
+    Args:
+        data: what to learn from; a path or name is opened with `Dataset.open`.
+        memory: a mode: RATE, DT, LSTM, ...
+        environment: where to evaluate at checkpoints and at the end: a registered id, ``module:Class``, an environment,
+            or what makes one; None: nowhere.
+        output_dir: the run's directory. `resume="auto"` goes on with what is there, `overwrite=True` replaces it.
+        seed: of the run.
+        flags: such as context_length, segments, epochs, learning_rate, d_model, target_return; see --help.
+
+    Raises:
+        UserError: a flag is wrong, or the data does not fit the environment; nothing is created then.
+    """
+    if not isinstance(data, Dataset):
+        data = Dataset.open(data, environment=environment)
+    own = OwnEnvironment(environment, data)
+    named = {"env": name_of(environment)} if environment is not None else {}
+    config = own.read_config(_words(named | flags | {"model_mode": memory, "seed": seed}))
+    own.check(config)
+    experiment.check_calibration(config.train, data.spec())
+    run = experiment.check(config, Path(output_dir).expanduser(), seed)
+    return TrainedRun(run.directory, training.train(own, config, run))
+
+
+def evaluate(
+    agent: Agent | str | Path,
+    environment: Made,
+    *,
+    episodes: int = 20,
+    target_return: float,
+    greedy: bool = True,
+    seed: int = 0,
+    transform_memory: MemoryTransform | None = None,
+    max_episode_steps: int | None = None,
+    **acting: Any,
+) -> Result:
+    """Let an agent play.
+
+    Args:
+        agent: of `load_agent`, or a path.
+        environment: a registered id, ``module:Class``, an environment, or what makes one.
+        episodes: of the seeds 0, 1, ...
+        target_return: the return to ask for.
+        greedy: take the most probable action; False: draw from the predicted distribution.
+        seed: of those draws.
+        transform_memory: see `Actor`, and `knock_out_memory`.
+        max_episode_steps: truncate episodes after so many steps.
+        acting: `slide` and `reset_target`, see `Actor`.
+
+    Raises:
+        UserError: the environment cannot be made, or has other spaces than the data that the agent learned from.
+    """
+    agent = agent if isinstance(agent, Agent) else load_agent(agent)
+    own = OwnEnvironment(environment)
+    options = Place(use_argmax=greedy, max_episode_steps=max_episode_steps, **acting)
+    expected = own.spec({"max_episode_steps": max_episode_steps})
+    if not same_interface(agent.spec, replace(expected, observation_scale=agent.spec.observation_scale)):
+        raise UserError(
+            f"the agent learned from another environment: it sees {_described(agent.spec)}, and {name_of(environment)} "
+            f"shows {_described(expected)}"
+        )
+    own.check_episodes(episodes=episodes)
+    evaluation = Evaluation(own, agent, options, (target_return,), episodes=episodes, seed=seed)
+    return Result(evaluation.play_with(transform_memory)[target_return][None])
+
+
+def _described(spec: Any) -> str:
+    kind = f"{spec.num_actions} dimensions" if spec.continuous else f"{spec.num_actions} numbers"
+    return f"observations of shape {spec.observation_shape} and actions of {kind}"
+
+
+def _words(flags: dict[str, Any]) -> list[str]:
+    """Arguments as they would be typed."""
+    words = []
+    for name, value in flags.items():
+        values = value if isinstance(value, list | tuple) else [value]
+        words += [f"--{name}", *(str(one).lower() if isinstance(one, bool | None) else str(one) for one in values)]
+    return words

@@ -1,0 +1,460 @@
+"""Episodes of any source as a dataset to learn from, checked against one another and against their environment."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from RATE_model.data.arrays import TrajectoryArrays
+from RATE_model.data.dataset import WindowDataset
+from RATE_model.data.minari import is_minari, minari_folder, read_minari, write_minari
+from RATE_model.data.selection import split_episodes, strided_windows, whole_episodes
+from RATE_model.data.trajectories import Trajectories, TrajectoryFile
+from RATE_model.data.writer import TrajectoryWriter
+from RATE_model.environments.spaces import Actions, Observations, spec_of
+from RATE_model.errors import UserError
+from RATE_model.own.making import Made, make_environment
+from RATE_model.spec import EnvironmentSpec
+
+# What the arrays of an episode may be called.
+_KEYS = {
+    "observations": ("observations", "observation", "obs"),
+    "actions": ("actions", "action"),
+    "rewards": ("rewards", "reward"),
+}
+_TERMINALS = ("terminals", "terminations", "terminated", "dones", "done")
+_TRUNCATED = ("timeouts", "truncations", "truncated")
+_MARKS = {"terminals": _TERMINALS, "timeouts": _TRUNCATED}
+_SPLIT_SEED = 0
+
+
+class Dataset:
+    """Episodes, and the spaces that their observations and actions are of.
+
+    Attributes:
+        trajectories: the steps as a model sees them.
+        observations, actions: the spaces.
+        metadata: what the maker noted.
+
+    Make one with `from_episodes`, `from_hdf5`, `from_npz`, `from_minari` or `collect`. All take an `environment`: a
+    registered id, ``module:Class``, an environment, or what makes one. Spec, loss and the ranges of actions follow from
+    its spaces, or, without one, from the data.
+    """
+
+    def __init__(
+        self,
+        trajectories: Trajectories,
+        observations: Observations,
+        actions: Actions,
+        *,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.trajectories, self.observations, self.actions = trajectories, observations, actions
+        self.metadata = dict(metadata or trajectories.attributes)
+        if len(self) < 2:
+            raise UserError(
+                f"{self.name} holds {len(self)} episode; at least 2 are needed, as some are kept for validation"
+            )
+
+    # --- sources ---
+
+    @classmethod
+    def from_episodes(
+        cls,
+        episodes: Iterable[Mapping[str, Any]],
+        *,
+        environment: Made | None = None,
+        name: str = "the dataset",
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Dataset:
+        """Episodes as dicts of arrays.
+
+        Args:
+            episodes: of each `observations` (T, ...) or (T + 1, ...), or a dict of such; `actions` (T, ...); `rewards`
+                (T,); and, if known, `terminals` or `terminated`, and `timeouts` or `truncated`: (T,) or one value.
+            environment: what they come from.
+            name: what the data is called in messages.
+            metadata: anything to note.
+
+        Raises:
+            UserError: there are fewer than two, or one lacks an array, or its arrays do not fit one another, the other
+                episodes or the environment; the message names the episode, the key and both values.
+        """
+        listed = list(episodes)
+        if not listed:
+            raise UserError(f"{name} holds no episode")
+        columns = [_columns(episode, number, name) for number, episode in enumerate(listed)]
+        made = None if environment is None else make_environment(environment)
+        if made is not None:
+            observation_space, action_space = made.observation_space, made.action_space
+            made.close()
+        else:
+            observation_space, action_space = _guessed(columns, name)
+        observations, actions = Observations.of(observation_space), Actions.of(action_space)
+        parts = [_encoded(episode, observations, actions, number, name) for number, episode in enumerate(columns)]
+        trajectories = TrajectoryArrays(
+            *(np.concatenate([part[index] for part in parts]) for index in range(3)),
+            lengths=np.array([len(part[2]) for part in parts]),
+            terminals=np.array([episode["terminal"] for episode in columns]),
+            name=name,
+        )
+        return cls(trajectories, observations, actions, metadata=metadata)
+
+    @classmethod
+    def from_hdf5(cls, path: str | Path, *, environment: Made | None = None) -> Dataset:
+        """A file of this project's or of D4RL's layout; see `RATE_model.data.trajectories`."""
+        file = TrajectoryFile(Path(path).expanduser())
+        if environment is None and file.actions.dtype.kind in "iuf" and (file.discrete or _unit(file.actions)):
+            observation_space, action_space = _guessed([{"observations": file.read(0, 1)[0], "actions": file.actions}],
+                                                       str(path))  # fmt: skip
+            return cls(file, Observations.of(observation_space), Actions.of(action_space))
+        with file:
+            episodes = [
+                {
+                    "observations": file.read(int(start), int(start + length))[0],
+                    "actions": file.actions[start : start + length],
+                    "rewards": file.rewards[start : start + length],
+                    "terminals": bool(file.column("terminals", int(start + length - 1), int(start + length)).any()),
+                }
+                for start, length, whole in zip(file.starts, file.lengths, file.whole, strict=True)
+                if whole
+            ]
+        return cls.from_episodes(episodes, environment=environment, name=f"'{path}'", metadata=file.attributes)
+
+    @classmethod
+    def from_npz(cls, folder: str | Path, *, environment: Made | None = None, pattern: str = "*.npz") -> Dataset:
+        """A folder of .npz files, each of one episode or of several whose ends are marked, under the usual names.
+
+        Raises:
+            UserError: there is none, or one is damaged or holds something else.
+        """
+        episodes = [episode for path in _npz_files(Path(folder).expanduser(), pattern) for episode in _npz(path)]
+        return cls.from_episodes(episodes, environment=environment, name=f"'{folder}'")
+
+    @classmethod
+    def from_minari(cls, dataset: str | Path, *, environment: Made | None = None) -> Dataset:
+        """A Minari dataset: its folder, or its name below MINARI_DATASETS_PATH (or ~/.minari/datasets).
+
+        Raises:
+            UserError: there is no such dataset, or it is damaged.
+        """
+        folder = minari_folder(dataset)
+        episodes, metadata = read_minari(folder)
+        environment = metadata.get("environment") if environment is None else environment
+        return cls.from_episodes(episodes, environment=environment, name=f"'{dataset}'", metadata=metadata)
+
+    @classmethod
+    def collect(
+        cls, environment: Made, policy: Callable[[Any], Any] | None = None, episodes: int = 100, *, seed: int = 0
+    ) -> Dataset:
+        """Play and record episodes.
+
+        Args:
+            environment: where.
+            policy: observation -> action, both as in the environment's spaces; None: random actions.
+            episodes: how many, of the seeds `seed`, `seed` + 1, ... counted from 10,000: evaluations play lower ones.
+            seed: of the first episode, and of random actions.
+        """
+        scene = make_environment(environment)
+        scene.action_space.seed(seed)
+        recorded = [
+            _episode(scene, policy or (lambda observation: scene.action_space.sample()), FIRST_SEED + seed + number)
+            for number in range(episodes)
+        ]
+        scene.close()
+        return cls.from_episodes(recorded, environment=environment, name="the collected dataset")
+
+    @classmethod
+    def open(cls, source: str | Path, *, environment: Made | None = None) -> Dataset:
+        """Of whatever kind a path is: a file of HDF5, a folder of .npz, a Minari dataset's folder or name.
+
+        Raises:
+            UserError: there is nothing of any kind.
+        """
+        path = Path(source).expanduser()
+        if path.is_file():
+            return cls.from_hdf5(path, environment=environment)
+        if path.is_dir() and not is_minari(path):
+            return cls.from_npz(path, environment=environment)
+        return cls.from_minari(source, environment=environment)
+
+    # --- what it holds ---
+
+    def __len__(self) -> int:
+        """Episodes."""
+        return self.trajectories.num_episodes
+
+    def __repr__(self) -> str:
+        lengths, returns = self.trajectories.lengths, self.returns
+        return (
+            f"{self.name}: {len(self)} episodes of {lengths.min()} to {lengths.max()} steps, returns {returns.min():g} "
+            f"to {returns.max():g} (mean {returns.mean():g})"
+        )
+
+    @property
+    def name(self) -> str:
+        """What it is called in messages."""
+        return str(self.trajectories.path)
+
+    @property
+    def returns(self) -> np.ndarray:
+        """(E,) float32, the return of each episode."""
+        return self.trajectories.returns_to_go()[self.trajectories.starts]
+
+    def spec(self) -> EnvironmentSpec:
+        """How a model sees it: vectors normalised by this data, returns-to-go divided by the largest."""
+        mean = std = None
+        if not self.observations.is_image:
+            observations = self.trajectories.load()[0].astype(np.float64)
+            mean, std = observations.mean(0), observations.std(0)
+            std = np.where(std > 1e-6, std, 1.0)
+        largest = float(np.abs(self.trajectories.returns_to_go()).max())
+        return spec_of(self.observations, self.actions, mean=mean, std=std, return_scale=1 / max(largest, 1e-6))
+
+    def windows(self, steps: int, *, fraction: float = 0.9) -> tuple[WindowDataset, WindowDataset]:
+        """Training and validation windows of at most so many steps.
+
+        Episodes that fit are whole windows; longer ones are cut, with pieces that overlap by half, and one that ends
+        where the episode does. An episode is on one side only, the same in every run.
+        """
+        data = self.trajectories
+        pieces = [whole_episodes(0, data, steps)] if (data.lengths <= steps).any() else []
+        if (data.lengths > steps).any():
+            pieces += [strided_windows(0, data, steps, max(1, steps // 2))]
+            longer = (data.lengths > steps) & data.whole
+            ends = data.starts[longer] + data.lengths[longer] - steps
+            pieces += [np.stack([np.zeros_like(ends), ends, np.full_like(ends, steps)], axis=1)]
+        windows = np.unique(np.concatenate(pieces), axis=0)
+        training, validation = split_episodes(windows, [data], fraction=fraction, seed=_SPLIT_SEED)
+        dataset = WindowDataset([data], training, size=steps)
+        return dataset, dataset.with_windows(validation)
+
+    # --- where it goes ---
+
+    def to_hdf5(self, path: str | Path) -> Path:
+        """Write it as a file of this project's layout; its path."""
+        data, path = self.trajectories, Path(path)
+        terminals = self._terminals()
+        with TrajectoryWriter(
+            path,
+            observation_shape=data.observation_shape,
+            observation_dtype=data.observation_dtype,
+            action_shape=data.action_shape,
+            action_dtype=data.actions.dtype,
+            attributes=self.metadata,
+        ) as writer:
+            for start, length, terminal in zip(data.starts.tolist(), data.lengths.tolist(), terminals, strict=True):
+                observations, actions = data.read(start, start + length)
+                writer.add_episode(observations, actions, data.rewards[start : start + length], terminal=bool(terminal))
+        return path
+
+    def to_minari(self, dataset: str | Path, **metadata: Any) -> Path:
+        """Write it as a Minari dataset, losslessly; the path of its folder.
+
+        Args:
+            dataset: a folder, or a name below MINARI_DATASETS_PATH (or ~/.minari/datasets), such as mine/maze-v0.
+            metadata: of Minari, such as author, algorithm_name, code_permalink, environment (its id).
+        """
+        data = self.trajectories
+        episodes = (
+            (*data.read(start, start + length), data.rewards[start : start + length], bool(terminal))
+            for start, length, terminal in zip(
+                data.starts.tolist(), data.lengths.tolist(), self._terminals(), strict=True
+            )
+        )
+        return write_minari(dataset, episodes, self.observations.box, self.actions.box, self.metadata | metadata)
+
+    def _terminals(self) -> np.ndarray:
+        """(E,) bool, whether an episode ended in a terminal state."""
+        data = self.trajectories
+        if isinstance(data, TrajectoryArrays):
+            return data.terminals
+        with data:
+            return data.column("terminals")[data.starts + data.lengths - 1] != 0
+
+
+# Seeds of data; evaluations play lower ones.
+FIRST_SEED = 10_000
+
+
+def _npz_files(folder: Path, pattern: str) -> list[Path]:
+    """The files of a folder, in the order of their names. Raises UserError if there is none."""
+    found = sorted(folder.glob(pattern)) if folder.is_dir() else []
+    if not found:
+        raise UserError(f"'{folder}' holds no {pattern}" if folder.is_dir() else f"'{folder}' is not a folder")
+    return found
+
+
+def _npz(path: Path) -> list[dict[str, Any]]:
+    """The episodes of a file: one, or as many as its marks tell."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            held = {name: file[name] for name in file.files}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise UserError(f"'{path}' cannot be read; it is damaged, or not a file of arrays ({error})") from None
+    episode = {key: held[name] for key, names in _KEYS.items() for name in names if name in held}
+    marks = {key: held[name] for key, names in _MARKS.items() for name in names if name in held}
+    if missing := [key for key in _KEYS if key not in episode]:
+        raise UserError(f"'{path}' has no {', '.join(missing)} (it has: {', '.join(held) or 'nothing'})")
+    steps = len(episode["rewards"])
+    last = np.arange(steps) == steps - 1
+    if wrong := [key for key, values in marks.items() if values.size not in (1, steps)]:
+        raise UserError(f"'{path}': '{wrong[0]}' have {marks[wrong[0]].size} steps, 'rewards' {steps}")
+    flags = {
+        key: last & bool(values.reshape(-1)[0]) if values.size == 1 else values.reshape(steps).astype(bool)
+        for key, values in marks.items()
+    }
+    stops = np.flatnonzero(np.logical_or.reduce([*flags.values(), last])) + 1
+    if len(stops) == 1:
+        return [episode | {key: bool(values[-1]) for key, values in flags.items()}]
+    pieces = zip([0, *stops[:-1]], stops, strict=True)
+    return [
+        {key: values[start:stop] for key, values in episode.items()}
+        | {key: bool(values[stop - 1]) for key, values in flags.items()}
+        for start, stop in pieces
+    ]
+
+
+def _episode(environment: gymnasium.Env, policy: Callable[[Any], Any], seed: int) -> dict[str, Any]:
+    """One episode as it is played."""
+    observation, _ = environment.reset(seed=seed)
+    steps: list[tuple[Any, Any, float]] = []
+    terminated = truncated = False
+    while not (terminated or truncated):
+        action = policy(observation)
+        following, reward, terminated, truncated, _ = environment.step(action)
+        steps.append((observation, action, float(reward)))
+        observation = following
+    observations, actions, rewards = zip(*steps, strict=True)
+    return {
+        "observations": _stacked(observations),
+        "actions": np.array(actions),
+        "rewards": np.array(rewards),
+        "terminals": bool(terminated),
+    }
+
+
+def _stacked(values: Sequence[Any]) -> Any:
+    """Observations of a space as columns."""
+    if isinstance(values[0], dict):
+        return {name: _stacked([value[name] for value in values]) for name in values[0]}
+    if isinstance(values[0], tuple):
+        return {str(index): _stacked([value[index] for value in values]) for index in range(len(values[0]))}
+    return np.stack(values)
+
+
+def _columns(episode: Any, number: int, name: str) -> dict[str, Any]:
+    """The arrays of an episode under their usual names, all of one length."""
+    place = f"episode {number} of {name}"
+    if not isinstance(episode, Mapping):
+        raise UserError(f"{place} is {type(episode).__name__}; give a dict of arrays, with {', '.join(_KEYS)}")
+    found: dict[str, Any] = {}
+    for key, names in _KEYS.items():
+        held = next((other for other in names if other in episode), None)
+        if held is None:
+            raise UserError(f"{place} has no '{key}' (it has: {', '.join(map(str, episode)) or 'nothing'})")
+        found[key] = episode[held] if isinstance(episode[held], Mapping) else np.asarray(episode[held])
+    rewards = found["rewards"]
+    if rewards.ndim == 2 and rewards.shape[1] == 1:
+        rewards = rewards[:, 0]
+    if rewards.ndim != 1 or not len(rewards) or rewards.dtype.kind not in "biuf":
+        raise UserError(f"{place}: 'rewards' have shape {rewards.shape} and type {rewards.dtype}; give (T,) numbers")
+    if not np.isfinite(rewards.astype(np.float64)).all():
+        raise UserError(f"{place}: 'rewards' are not finite at step {int(np.argmin(np.isfinite(rewards)))}")
+    found["rewards"] = rewards.astype(np.float32)
+    steps = len(rewards)
+    if found["actions"].shape[:1] != (steps,):
+        raise UserError(f"{place}: 'actions' have {len(found['actions'])} steps, 'rewards' {steps}")
+    found["observations"] = _cut(found["observations"], steps, place, "observations")
+    terminal, truncated = (_last(episode, names) for names in (_TERMINALS, _TRUNCATED))
+    found["terminal"] = (not truncated) if terminal is None else terminal
+    return found
+
+
+def _cut(values: Any, steps: int, place: str, key: str) -> Any:
+    """T observations of T or T + 1."""
+    if isinstance(values, Mapping):
+        return {name: _cut(column, steps, place, f"{key}/{name}") for name, column in values.items()}
+    values = np.asarray(values)
+    if values.ndim == 0 or len(values) not in (steps, steps + 1):
+        raise UserError(f"{place}: '{key}' have {len(values) if values.ndim else 'no'} steps, 'rewards' {steps}")
+    if values.dtype.kind not in "biuf" or not np.isfinite(values.astype(np.float64, copy=False)).all():
+        raise UserError(f"{place}: '{key}' of type {values.dtype} are not finite numbers")
+    return values[:steps]
+
+
+def _last(episode: Mapping[str, Any], names: Sequence[str]) -> bool | None:
+    """What a mark says of an episode's last step; None: there is no such mark."""
+    held = next((name for name in names if name in episode), None)
+    return None if held is None else bool(np.asarray(episode[held]).reshape(-1)[-1])
+
+
+def _guessed(episodes: Sequence[Mapping[str, Any]], name: str) -> tuple[spaces.Space, spaces.Space]:
+    """Spaces that data without an environment may be of."""
+    first = episodes[0]["observations"]
+    actions = [episode["actions"] for episode in episodes]
+    kinds = {(values.dtype.kind in "iub", values.shape[1:]) for values in actions}
+    if len(kinds) > 1:
+        raise UserError(f"{name}: 'actions' differ in kind or shape between episodes: {sorted(map(str, kinds))}")
+    ((integers, shape),) = kinds
+    everything = np.concatenate([values.reshape(len(values), -1) for values in actions])
+    if integers:
+        low = everything.min()
+        if low < 0:
+            raise UserError(f"{name}: 'actions' are integers down to {low}; they must count from 0")
+        most = everything.max(axis=0).astype(np.int64) + 1
+        single = shape in ((), (1,))
+        return _space_of(first), spaces.Discrete(int(most[0])) if single else spaces.MultiDiscrete(most)
+    if not np.isfinite(everything).all():
+        raise UserError(f"{name}: 'actions' are not finite")
+    bounds = np.maximum(1.0, np.abs(everything).max(axis=0)).astype(np.float32).reshape(shape)
+    return _space_of(first), spaces.Box(-bounds, bounds, dtype=np.float32)
+
+
+def _space_of(values: Any) -> spaces.Space:
+    if isinstance(values, Mapping):
+        return spaces.Dict({name: _space_of(column) for name, column in values.items()})
+    if values.dtype == np.uint8 and values.ndim == 4:
+        return spaces.Box(0, 255, values.shape[1:], np.uint8)
+    return spaces.Box(-np.inf, np.inf, values.shape[1:], np.float32)
+
+
+def _unit(actions: np.ndarray) -> bool:
+    """Whether continuous actions lie in [-1, 1]."""
+    return actions.dtype.kind == "f" and actions.ndim == 2 and bool((np.abs(actions) <= 1).all())
+
+
+def _encoded(
+    episode: Mapping[str, Any], observations: Observations, actions: Actions, number: int, name: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Observations, actions and rewards of an episode as a model sees them."""
+    place = f"episode {number} of {name}"
+    _check_shape(episode["observations"], observations.space, f"{place}: 'observations'")
+    try:
+        seen = observations.encode_many(episode["observations"])
+    except (ValueError, KeyError, TypeError, AssertionError) as error:
+        raise UserError(f"{place}: 'observations' do not fit {observations.space}: {error}") from None
+    if observations.is_image and seen.dtype != np.uint8:
+        raise UserError(f"{place}: 'observations' have type {seen.dtype}; images of {observations.space} are uint8")
+    try:
+        return seen, actions.encode(episode["actions"]), episode["rewards"]
+    except ValueError as error:
+        raise UserError(f"{place}: 'actions' do not fit {actions.space}: {error}") from None
+
+
+def _check_shape(values: Any, space: spaces.Space, what: str) -> None:
+    """Raise a UserError where arrays have another shape than a space."""
+    if isinstance(space, spaces.Dict):
+        held = set(values) if isinstance(values, Mapping) else set()
+        if held != set(space.spaces):
+            raise UserError(f"{what} have the parts {sorted(held) or 'none'}, the space {sorted(space.spaces)}")
+        for name, part in space.spaces.items():
+            _check_shape(values[name], part, f"{what[:-1]}/{name}'")
+    elif not isinstance(values, Mapping) and isinstance(space, spaces.Box) and values.shape[1:] != space.shape:
+        raise UserError(f"{what} have shape {values.shape[1:]}, the space {space.shape}")

@@ -1,0 +1,203 @@
+"""An environment of the user's own, as training and inference see it: all follows from its spaces and its data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from RATE_model.acting.rollout import Episodes, mean_and_error
+from RATE_model.acting.vector import step_limit
+from RATE_model.cli.limits import at_least
+from RATE_model.cli.options import changeable
+from RATE_model.cli.settings import CurriculumOptions, ExperimentConfig, PlayOptions, SegmentOptions
+from RATE_model.environments.contract import Environment, Evaluation, TrainingData
+from RATE_model.environments.spaces import Actions, Encoded, Observations, spec_of
+from RATE_model.errors import UserError
+from RATE_model.own.dataset import FIRST_SEED, Dataset
+from RATE_model.own.making import Made, maker_of, read_arguments
+from RATE_model.spec import EnvironmentSpec
+
+MAX_STEPS = 10_000  # of episodes that nothing else limits
+
+
+@dataclass(frozen=True)
+class Place(PlayOptions):
+    """Which environment the agent plays in."""
+
+    # A registered id, or module:Class; none: no environment, and nothing is played
+    env: str | None = None
+    # Arguments of the environment, as NAME=VALUE
+    env_args: tuple[str, ...] = ()
+    # Wrappers put around it, as module:Class, the innermost first
+    wrappers: tuple[str, ...] = ()
+    # Truncate episodes after N steps; none = as the environment says itself, or 10,000
+    max_episode_steps: int | None = None
+
+    def validate(self) -> None:
+        """Raise a UserError for a value out of range."""
+        super().validate()
+        at_least(1, max_episode_steps=self.max_episode_steps)
+        read_arguments(self.env_args, "env_args")
+
+    def maker(self) -> Callable[..., gymnasium.Env]:
+        """What makes the environment. Raises UserError without one."""
+        if self.env is None:
+            raise UserError("--env is missing: give a registered id, or module:Class")
+        arguments = read_arguments(self.env_args, "env_args")
+        return maker_of(self.env, arguments=arguments, wrappers=self.wrappers, max_steps=self.max_episode_steps)
+
+
+@dataclass(frozen=True)
+class Task(Place, SegmentOptions):
+    """Segments, the environment, and evaluation."""
+
+    # Return that the agent is asked for; none = the largest of the data
+    target_return: float | None = None
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """What is learned from."""
+
+    # Trajectories: a file of HDF5 in D4RL's layout, a folder of .npz, or a Minari dataset, its folder or its name
+    data: Path | None = changeable(None)
+    # Share of the episodes that are trained on; the others are for validation
+    training_share: float = 0.9
+
+    def validate(self) -> None:
+        """Raise a UserError for a value out of range."""
+        if not 0 < self.training_share < 1:
+            raise UserError(f"--training_share {self.training_share}: must be above 0 and below 1")
+
+
+@dataclass(frozen=True)
+class Config(ExperimentConfig):
+    """All flags of training on data of one's own."""
+
+    task: Task = field(default_factory=Task)
+    data: DataOptions = field(default_factory=DataOptions)
+    curriculum: CurriculumOptions = field(default_factory=CurriculumOptions)
+
+
+class OwnEnvironment(Environment):
+    """Any Gymnasium environment, or none, and any data.
+
+    Args:
+        make: what makes the environment; None: the flags say.
+        data: what is learned from; None: the flags say.
+    """
+
+    name = "an environment of your own"
+    folder = Path(__file__).resolve().parent
+    checkpoints = Path("runs")
+    train_script = "-m RATE_model.train"
+    inference_script = "-m RATE_model.evaluate"
+    config = Config
+    play_options = Place
+    aliases = {"model": "model_mode", "memory": "model_mode"}
+
+    def __init__(self, make: Made | None = None, data: Dataset | None = None) -> None:
+        self._made, self._data = make, data
+
+    def read_config(self, argv: Sequence[str] | None = None) -> Config:
+        """The configuration that the flags ask for, with what follows from the data: it is read, if flags name any.
+
+        Raises:
+            UserError: a flag is wrong, or the data is missing, damaged, or does not fit the environment.
+        """
+        config: Config = super().read_config(argv)
+        task, playable = config.task, self._made is not None or config.task.env is not None
+        if not playable:
+            task = replace(task, online_inference=False, last_inference=False)
+        if self._data is None and config.data.data is not None:
+            self._data = Dataset.open(config.data.data, environment=self.maker(task) if playable else None)
+        if self._data is not None and task.target_return is None:
+            task = replace(task, target_return=float(self._data.returns.max()))
+        return replace(config, task=task)
+
+    def maker(self, options: Any) -> Callable[..., gymnasium.Env]:
+        """What makes the environment, as its flags say. Raises UserError without one."""
+        if self._made is None:
+            return options.maker()
+        arguments = read_arguments(options.env_args, "env_args")
+        return maker_of(self._made, arguments=arguments, wrappers=options.wrappers, max_steps=options.max_episode_steps)
+
+    def check(self, config: Config) -> None:
+        """That there is data, and that the environment can be made."""
+        if self._data is None:
+            raise UserError("--data is missing: give a file of HDF5, a folder of .npz, or a Minari dataset")
+        if config.task.last_inference or config.task.online_inference:
+            self.make(None, config.task).close()
+        if np.ptp(self._data.returns) == 0 and config.agent_config().sizes.conditioned:
+            print(f"note: all returns of {self._data.name} are {self._data.returns[0]:g}: asking for one tells nothing")
+
+    def spec(self, flags: Mapping[str, Any]) -> EnvironmentSpec:
+        """Of the data, or of the environment's spaces."""
+        if self._data is not None:
+            return self._spec_of_data()
+        options = Place(**{name: _tuple(flags[name]) for name in ("env", "env_args", "wrappers") if name in flags})
+        environment = self.make(None, options)
+        try:
+            encoded = environment.env if isinstance(environment, Encoded) else environment
+            return spec_of(Observations.of(encoded.observation_space), Actions.of(encoded.action_space))
+        finally:
+            environment.close()
+
+    @lru_cache  # noqa: B019  one object a run
+    def _spec_of_data(self) -> EnvironmentSpec:
+        assert self._data is not None
+        return self._data.spec()
+
+    def load(self, config: Config) -> TrainingData:
+        """Windows of a stage of s segments: whole episodes where they fit, pieces of longer ones."""
+        data = self._data
+        assert data is not None, "looked at by check"
+
+        @lru_cache
+        def windows(segments: int) -> Any:
+            return data.windows(segments * config.context_length, fraction=config.data.training_share)
+
+        return TrainingData(windows, range(1, config.segments + 1), self._spec_of_data())
+
+    def make(self, case: None, options: Any, *, render_mode: str | None = None) -> gymnasium.Env:
+        """The environment, seen as the model sees it."""
+        environment = Encoded(self.maker(options)(render_mode=render_mode))
+        try:
+            step_limit(environment)
+        except UserError:
+            return Encoded(gymnasium.wrappers.TimeLimit(environment.env, MAX_STEPS))
+        return environment
+
+    def seeds(self, episodes: int) -> np.ndarray:
+        """0, 1, ...: `Dataset.collect` plays others."""
+        assert episodes <= FIRST_SEED
+        return np.arange(episodes)
+
+    def metrics(
+        self, played: Mapping[None, Episodes], evaluation: Evaluation, config: Config, *, final: bool
+    ) -> dict[str, float]:
+        """Return, its standard error, and length."""
+        episodes = played[None]
+        mean, error = mean_and_error(episodes.returns)
+        found = {"eval_return": mean, "eval_length": float(episodes.lengths.mean())}
+        return found | ({"eval_sem": error} if len(episodes.returns) > 1 else {})
+
+    def headlines(self, config: Config) -> Mapping[str, str]:
+        """The return."""
+        return {"eval_return": f"asked for {config.task.target_return:g}"}
+
+    def references(self, evaluation: Evaluation) -> dict[str, float]:
+        """Mean and best return of the data, where it is known."""
+        if self._data is None:
+            return {}
+        return {"data, mean": float(self._data.returns.mean()), "data, best": float(self._data.returns.max())}
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

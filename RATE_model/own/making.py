@@ -1,0 +1,121 @@
+"""Environments by name: registered ids, classes of modules, environments, and what makes one."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import yaml
+
+from RATE_model.cli.core_yaml import CoreLoader
+from RATE_model.errors import UserError
+
+Made = str | gymnasium.Env | Callable[..., gymnasium.Env]
+"""A registered id, ``module:Class``, an environment to be copied, or what makes one."""
+
+
+def maker_of(
+    environment: Made,
+    *,
+    arguments: Mapping[str, Any] | None = None,
+    wrappers: Sequence[str | Callable[[gymnasium.Env], gymnasium.Env]] = (),
+    max_steps: int | None = None,
+) -> Callable[..., gymnasium.Env]:
+    """What makes environments of one kind; called, it may be given a `render_mode`.
+
+    Args:
+        environment: which.
+        arguments: of the environment, where it is made anew.
+        wrappers: put around it, the innermost first; ``module:Class`` or callable.
+        max_steps: truncate episodes after so many steps; None: as the environment says itself.
+    """
+    return partial(_make, environment, dict(arguments or {}), tuple(wrappers), max_steps)
+
+
+def make_environment(environment: Made, **options: Any) -> gymnasium.Env:
+    """One environment; `options` are those of `maker_of`. Raises UserError, in one line, if it cannot be made."""
+    return maker_of(environment, **options)()
+
+
+def name_of(environment: Made | None) -> str | None:
+    """What brings an environment back later: its id or ``module:Class``; None: nothing does."""
+    if environment is None or isinstance(environment, str):
+        return environment
+    if isinstance(environment, gymnasium.Env):
+        return environment.spec.id if environment.spec is not None else None
+    module, name = getattr(environment, "__module__", None), getattr(environment, "__qualname__", None)
+    return None if module in (None, "__main__") or name is None or "<" in name else f"{module}:{name}"
+
+
+def read_arguments(pairs: Sequence[str], flag: str) -> dict[str, Any]:
+    """NAME=VALUE pairs, values as in YAML. Raises UserError for something else."""
+    found = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name.isidentifier():
+            raise UserError(f"--{flag} {pair}: give NAME=VALUE")
+        found[name] = yaml.load(value, Loader=CoreLoader)
+    return found
+
+
+def _make(
+    environment: Made,
+    arguments: dict[str, Any],
+    wrappers: tuple[Any, ...],
+    max_steps: int | None,
+    *,
+    render_mode: str | None = None,
+) -> gymnasium.Env:
+    """See `maker_of`."""
+    if render_mode is not None:
+        arguments = arguments | {"render_mode": render_mode}
+    try:
+        made = _bare(environment, arguments)
+        for wrapper in wrappers:
+            made = (_object(wrapper) if isinstance(wrapper, str) else wrapper)(made)
+    except UserError:
+        raise
+    except Exception as error:  # whatever an environment of somebody else raises
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise UserError(f"environment {environment} cannot be made: {type(error).__name__}: {reason}") from error
+    if not isinstance(made, gymnasium.Env):
+        raise UserError(f"environment {environment} is {type(made).__name__}, and not a gymnasium.Env")
+    return made if max_steps is None else gymnasium.wrappers.TimeLimit(made, max_steps)
+
+
+def _bare(environment: Made, arguments: dict[str, Any]) -> gymnasium.Env:
+    """Without wrappers."""
+    if isinstance(environment, gymnasium.Env):
+        if environment.spec is not None and arguments:
+            return gymnasium.make(environment.spec, **arguments)
+        return copy.deepcopy(environment)
+    if isinstance(environment, str):
+        module, colon, name = environment.partition(":")
+        if colon and environment not in gymnasium.registry and hasattr(_module(module), name.partition(".")[0]):
+            return _object(environment)(**arguments)
+        return gymnasium.make(environment, **arguments)
+    return environment(**arguments)
+
+
+def _module(name: str) -> Any:
+    """A module, also one in the current directory."""
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)
+    return importlib.import_module(name)
+
+
+def _object(name: str) -> Any:
+    """What ``module:Class`` names."""
+    module, colon, inner = name.partition(":")
+    if not colon:
+        raise UserError(f"'{name}': give module:Class")
+    found = _module(module)
+    for part in inner.split("."):
+        found = getattr(found, part)
+    return found

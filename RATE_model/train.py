@@ -1,0 +1,19 @@
+"""Train RATE or another memory on data of your own.
+
+    python3 -m RATE_model.train --data my.h5 --env CartPole-v1 --model_mode RATE --context_length 20 --segments 3
+
+Without --env nothing is played, and all follows from the data. Every seed is a run of its own in runs/. From Python the
+same is `RATE_model.train`, a function: this module is for the shell, and is not imported.
+"""
+
+import sys
+
+if __name__ == "__main__":
+    from RATE_model.system.interrupts import quit_on_signals
+
+    quit_on_signals()  # while the imports below take their seconds
+
+    from RATE_model.cli import training
+    from RATE_model.own.environment import OwnEnvironment
+
+    sys.exit(training.main(OwnEnvironment()))

@@ -1,0 +1,157 @@
+"""Ten lines of Python: train, load, evaluate, act; the same from the shell; and what goes wrong is said in one line."""
+
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+
+from RATE_model import Dataset, UserError, evaluate, load_agent, train
+from RATE_model.acting.controls import knock_out_memory
+from tests.RATE_model.own.toys import STEPS, Recall, episodes
+
+ROOT = Path(__file__).resolve().parents[3]
+RECALL = "tests.RATE_model.own.toys:Recall"
+TINY = dict(
+    context_length=2, segments=2, epochs=2, batch_size=4, n_layer=1, d_model=16, n_head=2, d_head=8, nmt=2,
+    n_head_ca=2, eval_episodes=4, wandb_mode="disabled", device="cpu",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("own") / "mine"
+    return train(Dataset.from_episodes(episodes()), environment=Recall, output_dir=str(directory), seed=1, **TINY)
+
+
+def test_a_run_is_trained_loaded_and_evaluated(run, capsys):
+    assert {"eval_return", "validation_loss"} <= run.result.keys()
+    assert (run.directory / "plots" / "curves.png").exists()
+    newest, best = load_agent(str(run.directory)), load_agent(run.directory, "best")
+    step = run.result["optimizer_steps"]
+    for agent in (newest, load_agent(run.directory, step), best):
+        result = evaluate(agent, RECALL, episodes=6, target_return=1)
+        assert result.returns.shape == (6,) and (result.lengths == STEPS).all()
+    assert str(result).startswith("return ") and "6 episodes" in str(result)
+    again = evaluate(best, Recall(), episodes=6, target_return=1)
+    np.testing.assert_array_equal(again.returns, result.returns)
+    evaluate(best, Recall, episodes=3, target_return=1, transform_memory=knock_out_memory, greedy=False, seed=2)
+
+
+def test_an_agent_acts_in_a_loop_of_ones_own(run):
+    actor, scene = load_agent(run.directory).actor(batch_size=1, target_return=1), Recall()
+    observation, _ = scene.reset(seed=0)
+    reward, over, steps = np.zeros(1), False, 0
+    while not over:
+        action = actor.act(observation[None], reward)
+        assert action.shape == (1,) and action.dtype == np.int64
+        observation, earned, over, _, _ = scene.step(int(action[0]))
+        reward[0], steps = earned, steps + 1
+    assert steps == STEPS
+
+
+def test_the_same_run_goes_on_and_is_not_overwritten(run):
+    data = Dataset.from_episodes(episodes())
+    with pytest.raises(UserError, match="already holds"):
+        train(data, environment=Recall, output_dir=run.directory, **TINY)
+    more = train(data, environment=Recall, output_dir=run.directory, **TINY | {"epochs": 3}, resume="auto")
+    assert more.result["optimizer_steps"] > run.result["optimizer_steps"]
+
+
+def test_no_environment_is_needed(tmp_path):
+    done = train(episodes_file(tmp_path), memory="GRU", output_dir=tmp_path / "run", hidden_size=8, **small("GRU"))
+    assert "eval_return" not in done.result and done.agent().config.memory == "GRU"
+
+
+def small(mode: str) -> dict:
+    """Sizes that a recurrent memory has too."""
+    own = ("n_layer", "n_head", "d_head", "nmt", "n_head_ca")
+    return {name: value for name, value in TINY.items() if name not in own}
+
+
+def episodes_file(folder: Path) -> Path:
+    return Dataset.from_episodes(episodes()).to_hdf5(folder / "data.h5")
+
+
+def test_the_shell_does_the_same(tmp_path):
+    flags = [word for name, value in TINY.items() for word in (f"--{name}", str(value))]
+    command = [
+        sys.executable,
+        "-m",
+        "RATE_model.train",
+        "--data",
+        str(episodes_file(tmp_path)),
+        "--env",
+        RECALL,
+        *flags,
+    ]
+    done = subprocess.run([*command, "--output_dir", str(tmp_path / "runs")], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (run,) = (tmp_path / "runs" / "ckpt").iterdir()
+    assert "eval_return" in done.stdout and str(run) in done.stdout
+    output = tmp_path / "out.json"
+    evaluation = ["--checkpoint", run, "--episodes", 3, "--output", output, "--video", 1, "--pictures", tmp_path / "p"]
+    done = subprocess.run(
+        [sys.executable, "-m", "RATE_model.evaluate", *map(str, evaluation)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    document = json.loads(output.read_text())
+    assert document["env"] == RECALL and document["results"]["1"].keys() == {
+        "mean_return", "mean_steps", "standard_error",
+    }  # fmt: skip
+    assert {path.name for path in (tmp_path / "p").iterdir()} == {"returns.png", "return_1_seed_0.mp4"}
+
+
+MISTAKES = {
+    "no data": (["--env", "CartPole-v1"], "--data is missing"),
+    "no such data": (["--data", "nowhere"], "is not a Minari dataset"),
+    "no such environment": (["--data", "data.h5", "--env", "Nothing-v0"], "environment Nothing-v0 cannot be made"),
+    "broken environment": (
+        ["--data", "data.h5", "--env", "tests.RATE_model.own.toys:Broken"],
+        "cannot be made: RuntimeError: the licence has expired",
+    ),
+    "other environment": (["--data", "data.h5", "--env", "CartPole-v1"], "have shape (2,), the space (4,)"),
+    "arguments": (["--data", "data.h5", "--env", RECALL, "--env_args", "size"], "--env_args size: give NAME=VALUE"),
+    "unknown argument": (["--data", "data.h5", "--env", RECALL, "--env_args", "sise=3"], "unexpected keyword"),
+    "share": (["--data", "data.h5", "--training_share", "1"], "--training_share 1.0: must be above 0"),
+    "flag": (["--data", "data.h5", "--lerning_rate", "1"], "unknown flag --lerning_rate"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_named_and_create_nothing(mistake, tmp_path, monkeypatch, capsys):
+    flags, named = MISTAKES[mistake]
+    episodes_file(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train", *flags])
+    with pytest.raises(SystemExit, match="^2$"):
+        runpy.run_module("RATE_model.train", run_name="__main__")
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 1 and named in errors[0], errors
+    assert [path.name for path in tmp_path.iterdir()] == ["data.h5"]
+
+
+def test_an_agent_of_another_environment_is_refused(run):
+    with pytest.raises(UserError, match=r"sees observations of shape \(2,\).*CartPole-v1 shows .*\(4,\)"):
+        evaluate(run.directory, "CartPole-v1", target_return=1)
+    with pytest.raises(UserError, match="--no_such_flag"):
+        train(Dataset.from_episodes(episodes()), output_dir="nowhere", no_such_flag=1)
+    assert not Path("nowhere").exists()
+
+
+def test_equal_returns_are_said_and_trained_on(tmp_path, capsys):
+    same = [episode | {"rewards": np.ones(STEPS)} for episode in episodes()]
+    train(Dataset.from_episodes(same), output_dir=tmp_path / "run", **TINY | {"epochs": 1})
+    assert "all returns of the dataset are 4" in capsys.readouterr().out
+
+
+def test_wrappers_and_arguments_reach_the_environment(run):
+    wide = evaluate(
+        run.directory, lambda **options: gymnasium.wrappers.TimeLimit(Recall(**options), 2), target_return=1
+    )
+    assert (wide.lengths == 2).all()
+    assert (evaluate(run.directory, Recall, target_return=1, max_episode_steps=3).lengths == 3).all()

@@ -1,0 +1,198 @@
+"""Data of one's own: every source gives the same steps, what does not fit is named, and Minari goes both ways."""
+
+import json
+
+import gymnasium
+import h5py
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from RATE_model.data.minari import read_minari
+from RATE_model.errors import UserError
+from RATE_model.own.dataset import FIRST_SEED, Dataset
+from tests.RATE_model.own.toys import STEPS, Recall, episodes
+
+RECALL = "tests.RATE_model.own.toys:Recall"
+
+
+def arrays(dataset: Dataset) -> list[np.ndarray]:
+    data = dataset.trajectories
+    return [*data.load(), data.rewards, data.lengths]
+
+
+def assert_same(one: Dataset, other: Dataset) -> None:
+    for mine, theirs in zip(arrays(one), arrays(other), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    assert one.actions.count == other.actions.count and one.observations.shape == other.observations.shape
+
+
+def test_every_source_gives_the_same_steps(tmp_path):
+    made = episodes()
+    dataset = Dataset.from_episodes(made)
+    assert len(dataset) == 12 and dataset.trajectories.num_steps == 12 * STEPS
+    assert_same(Dataset.from_hdf5(dataset.to_hdf5(tmp_path / "data.h5")), dataset)
+    assert_same(Dataset.from_minari(dataset.to_minari(tmp_path / "minari")), dataset)
+    for number, episode in enumerate(made):
+        np.savez(tmp_path / f"episode_{number:02d}.npz", **episode)
+    assert_same(Dataset.from_npz(tmp_path), dataset)
+    flat = {
+        name: np.concatenate([episode[name] for episode in made]) for name in ("observations", "actions", "rewards")
+    }
+    (tmp_path / "flat").mkdir()
+    np.savez(tmp_path / "flat" / "all.npz", **flat, dones=np.arange(12 * STEPS) % STEPS == STEPS - 1)
+    assert_same(Dataset.from_npz(tmp_path / "flat"), dataset)
+    for source in ("data.h5", "minari", "flat"):
+        assert_same(Dataset.open(tmp_path / source), dataset)
+
+
+def test_other_names_and_one_observation_more_are_understood():
+    other = [
+        {
+            "obs": np.concatenate([episode["observations"], np.ones((1, 2))]),
+            "action": episode["actions"][:, None],
+            "reward": episode["rewards"][:, None],
+            "terminated": [False] * (STEPS - 1) + [True],
+        }
+        for episode in episodes()
+    ]
+    assert_same(Dataset.from_episodes(other), Dataset.from_episodes(episodes()))
+
+
+def test_the_spec_follows_from_data_and_environment():
+    plain, of_environment = (Dataset.from_episodes(episodes(), environment=made) for made in (None, Recall))
+    for dataset in (plain, of_environment):
+        spec = dataset.spec()
+        assert spec.observation_shape == (2,) and spec.num_actions == 2 and not spec.continuous
+        observations = dataset.trajectories.load()[0]
+        np.testing.assert_allclose(spec.observation_mean, observations.mean(0), atol=1e-6)
+        assert spec.observation_std[1] == 1, "a feature that never changes is left as it is"
+        assert spec.return_scale == 1
+    continuous = [episode | {"actions": np.linspace(-3, 2, STEPS)[:, None]} for episode in episodes()]
+    dataset = Dataset.from_episodes(continuous)
+    assert dataset.spec().continuous and np.abs(dataset.trajectories.actions).max() == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda e: e.pop("actions"), ("episode 1", "no 'actions'", "observations")),
+        (lambda e: e.update(actions=e["actions"][:2]), ("episode 1", "'actions' have 2 steps", "'rewards' 4")),
+        (lambda e: e.update(observations=np.zeros((9, 2))), ("episode 1", "'observations' have 9 steps", "4")),
+        (lambda e: e.update(observations=np.zeros((4, 3))), ("episode 1", "(3,)", "(2,)")),
+        (lambda e: e.update(actions=np.full(4, 7)), ("episode 1", "action 7 at step 0", "between 0 and 1")),
+        (lambda e: e.update(actions=np.full(4, 0.5)), ("episode 1", "not integers")),
+        (lambda e: e.update(rewards=np.full(4, np.nan)), ("episode 1", "'rewards' are not finite")),
+        (lambda e: e.update(observations=np.full((4, 2), np.inf)), ("episode 1", "'observations'", "not finite")),
+        (lambda e: e.update(observations={"a": np.zeros((4, 2))}), ("episode 1", "Box")),
+    ],
+)
+def test_what_does_not_fit_is_named(change, named):
+    made = episodes()
+    change(made[1])
+    with pytest.raises(UserError) as error:
+        Dataset.from_episodes(made, environment=Recall, name="mine")
+    assert [word for word in (*named, "mine") if word not in str(error.value)] == [], error.value
+
+
+def test_too_few_episodes_are_refused():
+    with pytest.raises(UserError, match="holds no episode"):
+        Dataset.from_episodes([])
+    with pytest.raises(UserError, match="holds 1 episode; at least 2"):
+        Dataset.from_episodes(episodes(1))
+    with pytest.raises(UserError, match="episode 0 of the dataset is int; give a dict"):
+        Dataset.from_episodes([3, 4])
+
+
+def test_collecting_plays_seeds_that_no_evaluation_plays():
+    seen = []
+
+    def policy(observation):
+        seen.append(observation)
+        return 1
+
+    dataset = Dataset.collect(RECALL, policy, 5)
+    assert len(dataset) == 5 and (dataset.trajectories.actions == 1).all() and len(seen) == 5 * STEPS
+    scene = Recall()
+    assert seen[0][0] == scene.reset(seed=FIRST_SEED)[0][0]
+    assert_same(Dataset.collect(RECALL, None, 5, seed=3), Dataset.collect(RECALL, None, 5, seed=3))
+
+
+def test_long_episodes_are_cut_and_lose_no_step():
+    rng = np.random.default_rng(0)
+    made = [{"observations": rng.normal(size=(n, 1)), "actions": np.zeros(n, dtype=int), "rewards": np.ones(n)}
+            for n in (3, 7, 10, 25, 26, 4, 5, 6, 8, 9)]  # fmt: skip
+    dataset = Dataset.from_episodes(made)
+    sides = dataset.windows(10)
+    windows = np.concatenate([side.windows for side in sides])
+    assert windows[:, 2].max() == 10
+    covered = np.zeros(dataset.trajectories.num_steps, dtype=bool)
+    for _, start, length in windows:
+        covered[start : start + length] = True
+    assert covered.all()
+    batch = sides[0].__getitems__(range(len(sides[0])))
+    assert batch.rtg.shape == (len(sides[0]), 10) and batch.valid.sum(1).tolist() == batch.lengths.tolist()
+
+
+class Pictures(gymnasium.Env):
+    observation_space = spaces.Box(0, 255, (40, 48, 3), np.uint8)
+    action_space = spaces.MultiDiscrete([2, 3])
+
+
+def test_minari_keeps_images_and_metadata(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    rng = np.random.default_rng(0)
+    made = [
+        {"observations": rng.integers(256, size=(n, 40, 48, 3), dtype="uint8"), "actions": rng.integers(2, size=(n, 2)),
+         "rewards": np.ones(n)}
+        for n in (3, 5)
+    ]  # fmt: skip
+    dataset = Dataset.from_episodes(made, environment=Pictures)
+    assert dataset.observations.shape == (3, 40, 48) and dataset.actions.count == 6
+    folder = dataset.to_minari(
+        "mine/pictures-v0", author=["someone"], algorithm_name="random", environment="CartPole-v1"
+    )
+    assert folder == tmp_path / "mine/pictures-v0"
+    read, metadata = read_minari(folder)
+    assert metadata["dataset_id"] == "mine/pictures-v0" and metadata["environment"] == "CartPole-v1"
+    assert metadata["author"] == ["someone"] and metadata["total_steps"] == 8 and metadata["jpeg_encoding"] is False
+    assert read[0]["observations"].shape == (4, 3, 40, 48), "as many as actions, and the last one again"
+    again = Dataset.from_minari("mine/pictures-v0", environment=None if False else _seen())
+    np.testing.assert_array_equal(again.trajectories.load()[0], dataset.trajectories.load()[0])
+    assert again.metadata["algorithm_name"] == "random"
+    with pytest.raises(UserError, match="holds a Minari dataset already"):
+        dataset.to_minari("mine/pictures-v0")
+
+
+def _seen() -> gymnasium.Env:
+    """Spaces as a model sees them."""
+    environment = gymnasium.Env()
+    environment.observation_space = spaces.Box(0, 255, (3, 40, 48), np.uint8)
+    environment.action_space = spaces.Discrete(6)
+    return environment
+
+
+def test_a_damaged_minari_dataset_is_named(tmp_path):
+    folder = Dataset.from_episodes(episodes()).to_minari(tmp_path / "minari")
+    document = json.loads((folder / "data/metadata.json").read_text())
+    (folder / "data/metadata.json").write_text(json.dumps(document | {"total_episodes": 13}))
+    with pytest.raises(UserError, match="says that it has 13 episodes, and has 12"):
+        Dataset.from_minari(folder)
+    (folder / "data/metadata.json").write_text(json.dumps(document))
+    with h5py.File(folder / "data/main_data.hdf5", "r+") as file:
+        del file["episode_3"]["rewards"]
+    with pytest.raises(UserError, match="cannot be read"):
+        Dataset.from_minari(folder)
+    with pytest.raises(UserError, match="is not a Minari dataset"):
+        Dataset.from_minari(tmp_path / "nowhere")
+
+
+def test_npz_files_that_are_none_are_named(tmp_path):
+    with pytest.raises(UserError, match="holds no"):
+        Dataset.from_npz(tmp_path)
+    (tmp_path / "a.npz").write_bytes(b"not a zip")
+    with pytest.raises(UserError, match="a.npz' cannot be read"):
+        Dataset.from_npz(tmp_path)
+    np.savez(tmp_path / "a.npz", observations=np.zeros(3))
+    with pytest.raises(UserError, match="a.npz' has no actions, rewards"):
+        Dataset.from_npz(tmp_path)
