@@ -55,7 +55,8 @@ def read_minari(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
 
     Returns:
         Dicts of observations (T + 1, ...) or dicts of such, actions, rewards, terminations, truncations (T, ...). The
-        metadata is that of the file; `environment` is added, the registered id or entry point, where it names one.
+        metadata is that of the file; added are `spaces`, of observations and actions (None where it names none that is
+        known here), and `environment`, the registered id, where it names one.
 
     Raises:
         UserError: there is no such dataset, or it is damaged.
@@ -81,6 +82,7 @@ def read_minari(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
         refuse_if_unreadable(folder / DATA, error)
         raise UserError(f"'{folder}' cannot be read; it is truncated or damaged ({reason_of(error)})") from error
+    metadata["spaces"] = observation_space, _space(metadata.get("action_space"))
     if "env_spec" in metadata:
         metadata["environment"] = json.loads(metadata["env_spec"]).get("id")
     return episodes, metadata
@@ -178,9 +180,16 @@ def _space_of(described: Mapping[str, Any]) -> spaces.Space | None:
     if described["type"] == "Box":
         low, high = (np.array(described[name], dtype=described["dtype"]) for name in ("low", "high"))
         return spaces.Box(low, high, tuple(described["shape"]), np.dtype(described["dtype"]).type)
+    if described["type"] == "Discrete":
+        return spaces.Discrete(described["n"], start=described["start"])
+    if described["type"] == "MultiDiscrete" and not np.any(described.get("start", 0)):
+        return spaces.MultiDiscrete(described["nvec"])
+    if described["type"] == "MultiBinary":
+        return spaces.MultiBinary(described["n"])
     if described["type"] == "Dict":
         parts = {name: _space_of(part) for name, part in described["subspaces"].items()}
-        return spaces.Dict({name: part for name, part in parts.items() if part is not None})
+        known = {name: part for name, part in parts.items() if part is not None}
+        return spaces.Dict(known) if len(known) == len(parts) else None
     return None
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium import spaces
+from gymnasium import Space, spaces
 
 from RATE_model.data.arrays import TrajectoryArrays
 from RATE_model.data.dataset import WindowDataset
@@ -70,6 +70,7 @@ class Dataset:
         episodes: Iterable[Mapping[str, Any]],
         *,
         environment: Made | None = None,
+        spaces: tuple[Space | None, Space | None] = (None, None),
         name: str = "the dataset",
         metadata: Mapping[str, Any] | None = None,
     ) -> Dataset:
@@ -79,6 +80,7 @@ class Dataset:
             episodes: of each `observations` (T, ...) or (T + 1, ...), or a dict of such; `actions` (T, ...); `rewards`
                 (T,); and, if known, `terminals` or `terminated`, and `timeouts` or `truncated`: (T,) or one value.
             environment: what they come from.
+            spaces: of observations and actions, where there is no environment; None: what the data tells.
             name: what the data is called in messages.
             metadata: anything to note.
 
@@ -95,7 +97,11 @@ class Dataset:
             observation_space, action_space = made.observation_space, made.action_space
             made.close()
         else:
-            observation_space, action_space = _guessed(columns, name)
+            observation_space, action_space = spaces
+            if observation_space is None or action_space is None:
+                guess = _guessed(columns, name)
+                observation_space = guess[0] if observation_space is None else observation_space
+                action_space = guess[1] if action_space is None else action_space
         observations, actions = Observations.of(observation_space), Actions.of(action_space)
         parts = [_encoded(episode, observations, actions, number, name) for number, episode in enumerate(columns)]
         trajectories = TrajectoryArrays(
@@ -146,8 +152,10 @@ class Dataset:
         """
         folder = minari_folder(dataset)
         episodes, metadata = read_minari(folder)
-        environment = metadata.get("environment") if environment is None else environment
-        return cls.from_episodes(episodes, environment=environment, name=f"'{dataset}'", metadata=metadata)
+        known = metadata.pop("spaces")
+        return cls.from_episodes(
+            episodes, environment=environment, spaces=known, name=f"'{dataset}'", metadata=metadata
+        )
 
     @classmethod
     def collect(

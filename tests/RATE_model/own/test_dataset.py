@@ -157,19 +157,11 @@ def test_minari_keeps_images_and_metadata(tmp_path, monkeypatch):
     assert metadata["dataset_id"] == "mine/pictures-v0" and metadata["environment"] == "CartPole-v1"
     assert metadata["author"] == ["someone"] and metadata["total_steps"] == 8 and metadata["jpeg_encoding"] is False
     assert read[0]["observations"].shape == (4, 3, 40, 48), "as many as actions, and the last one again"
-    again = Dataset.from_minari("mine/pictures-v0", environment=None if False else _seen())
+    again = Dataset.from_minari("mine/pictures-v0")
     np.testing.assert_array_equal(again.trajectories.load()[0], dataset.trajectories.load()[0])
     assert again.metadata["algorithm_name"] == "random"
     with pytest.raises(UserError, match="holds a Minari dataset already"):
         dataset.to_minari("mine/pictures-v0")
-
-
-def _seen() -> gymnasium.Env:
-    """Spaces as a model sees them."""
-    environment = gymnasium.Env()
-    environment.observation_space = spaces.Box(0, 255, (3, 40, 48), np.uint8)
-    environment.action_space = spaces.Discrete(6)
-    return environment
 
 
 def test_a_damaged_minari_dataset_is_named(tmp_path):
