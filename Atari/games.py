@@ -10,10 +10,13 @@ import importlib
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import TypeVar
 
 import numpy as np
 
 from RATE_model.errors import UserError
+
+Returns = TypeVar("Returns", float, np.ndarray)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +36,7 @@ class Game:
         """ale-py's name of the game."""
         return _roms()[self.name.lower()]
 
-    def normalised_score(self, returns: float | np.ndarray) -> float | np.ndarray | None:
+    def normalised_score(self, returns: Returns) -> Returns | None:
         """Score of undiscounted, unclipped returns, in percent of a human player's; None where no one measured it."""
         if self.random_score is None or self.human_score is None:
             return None

@@ -110,7 +110,7 @@ class Trained:
     @classmethod
     def load(cls, options: Options) -> "Trained":
         """Raises UserError: there is no such checkpoint, it is damaged, or it plays no Atari game, or another."""
-        checkpoint = resolve_checkpoint(options.common.checkpoint)
+        checkpoint = resolve_checkpoint(options.common.given_checkpoint())
         run = checkpoint.absolute().parent.parent
         recorded = options.common.recorded().get("game")
         name = recorded if options.game is None else options.game
@@ -179,7 +179,7 @@ def evaluate(options: Options) -> dict[str, Any]:
     """Results by return asked for; prints a table."""
     ale_py()  # it may not be installed
     trained = Trained.load(options)
-    notes = ", memory knocked out" * options.common.knock_out + ", most probable actions" * options.use_argmax
+    notes = ", memory knocked out" * options.common.knock_out + ", most probable actions" * bool(options.use_argmax)
     print(f"{trained.path}: {trained.game.name}, {options.episodes} episodes{notes}")
     print(f"{'asked for':>10}{'points':>12}{'std':>10}{'steps':>10}{'score':>12}")
     started = time.perf_counter()

@@ -69,7 +69,9 @@ def _frames(environment: AtariEnv, player: BatchActor, seed: int, segment_steps:
     reward, points, step, over = 0.0, 0.0, 0, False
     while not over:
         action = int(player.act(observation[None], np.array([reward]))[0])
-        screen = environment.render().repeat(_ENLARGE, axis=0).repeat(_ENLARGE, axis=1)
+        screen = environment.render()
+        assert screen is not None  # it was made to be seen
+        screen = screen.repeat(_ENLARGE, axis=0).repeat(_ENLARGE, axis=1)
         segment = step // segment_steps + 1
         yield with_caption(screen, f"step {step}, segment {segment}, action {action}", f"{points:g} points")
         observation, reward, terminated, truncated, _ = environment.step(action)

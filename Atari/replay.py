@@ -41,7 +41,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -505,7 +505,7 @@ def _write_buffer(file: TrajectoryFile, episodes: np.ndarray, folder: Path, numb
             stream.write(bytes(PADDING * _FRAME_BYTES))
             stop = int(file.starts[episode] + file.lengths[episode])
             for start in range(int(file.starts[episode]), stop, _BLOCK):
-                stream.write(file.read(start, min(start + _BLOCK, stop))[0])
+                stream.write(file.read(start, min(start + _BLOCK, stop))[0].data)
 
 
 @contextlib.contextmanager
@@ -520,13 +520,14 @@ def _named_damage(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[tuple[BinaryIO, tuple[int, ...], np.dtype]]:
+def _opened(path: Path) -> Iterator[tuple[gzip.GzipFile, tuple[int, ...], np.dtype]]:
     """A store's stream after its header, with shape and type. What damage raises becomes a `UserError`."""
     with _named_damage(path), gzip.open(path, "rb") as stream:
-        yield stream, *_read_header(stream)
+        shape, dtype = _read_header(stream)
+        yield stream, shape, dtype
 
 
-def _read_header(stream: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
+def _read_header(stream: gzip.GzipFile) -> tuple[tuple[int, ...], np.dtype]:
     """Shape and type of the array that a stream holds."""
     version = np.lib.format.read_magic(stream)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -541,7 +542,7 @@ class _FrameReader:
 
     def __init__(self, path: Path, slots: tuple[tuple[int, int], ...]) -> None:
         self._path, self._slots = path, list(slots)
-        self._stream: BinaryIO | None = None
+        self._stream: gzip.GzipFile | None = None
         self._left = 0  # frames of the stretch
 
     def read(self, count: int) -> np.ndarray:
@@ -549,23 +550,25 @@ class _FrameReader:
         parts = []
         with _named_damage(self._path):
             while count:
-                if not self._left:
-                    self._begin_stretch()
+                if self._stream is None or not self._left:
+                    self._stream = self._begin_stretch()
                 taken = min(count, self._left)
                 parts.append(_read_frames(self._stream, taken, self._path))
                 self._left, count = self._left - taken, count - taken
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-    def _begin_stretch(self) -> None:
+    def _begin_stretch(self) -> gzip.GzipFile:
+        """The file at the next stretch, instead of where it is."""
         if self._stream is not None:
             self.finish()
             self._stream.close()
         start, stop = self._slots.pop(0)
         self._left = stop - start
-        self._stream = gzip.open(self._path, "rb")
-        _read_header(self._stream)
+        stream = self._stream = gzip.open(self._path, "rb")
+        _read_header(stream)
         for first in range(0, start, _BLOCK):
-            _read_frames(self._stream, min(_BLOCK, start - first), self._path)
+            _read_frames(stream, min(_BLOCK, start - first), self._path)
+        return stream
 
     def finish(self) -> None:
         """Read to the end of the file, where its checksum is."""
@@ -606,7 +609,7 @@ def _read_numbers(path: Path) -> np.ndarray:
         return np.frombuffer(content, dtype, count=shape[0])
 
 
-def _read_frames(stream: BinaryIO, count: int, path: Path) -> np.ndarray:
+def _read_frames(stream: gzip.GzipFile, count: int, path: Path) -> np.ndarray:
     """The next frames of a stream, (count, 84, 84) uint8."""
     content = stream.read(count * _FRAME_BYTES)
     if len(content) < count * _FRAME_BYTES:

@@ -113,9 +113,9 @@ def returns_table(document: Mapping[str, Mapping[str, Any]], game: Game) -> str:
     (data_return,) = entries[f"{game.name}, {DATA}"]["return"]
     rows = []
     for label, entry in entries.items():
-        scores = [float(game.normalised_score(value)) for value in entry["return"]]
+        scores = [score for value in entry["return"] if (score := game.normalised_score(float(value))) is not None]
         share = f"{np.mean(entry['return']) / data_return:.2f}" if data_return > 0 else ""
-        rows.append([label.partition(", ")[2], cell(entry["return"], 1), share, cell(scores, 0)])
+        rows.append([label.partition(", ")[2], cell(entry["return"], 1), share, cell(scores, 0) if scores else ""])
     return table(["", "points", "times the data's mean", "gamer-normalised, %"], rows)
 
 

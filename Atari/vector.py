@@ -10,6 +10,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from Atari.console import SIZE
 from Atari.env import FRAME_STACK, PUBLISHED_CAP, PUBLISHED_NOOPS, SEED_LIMIT, AtariEnv, Opening
 from RATE_model.acting.vector import discrete_actions, episode_seeds, reset_mask
 
@@ -62,7 +63,7 @@ class AtariVectorEnv(VectorEnv):
         self.single_action_space: gymnasium.Space = self.games[0].action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self._observations = np.zeros(self.observation_space.shape, dtype=np.uint8)
+        self._observations = np.zeros((num_envs, frame_stack, SIZE, SIZE), dtype=np.uint8)
         self._terminated, self._truncated = np.zeros(num_envs, dtype=bool), np.ones(num_envs, dtype=bool)
 
     def reset(
@@ -106,7 +107,8 @@ class AtariVectorEnv(VectorEnv):
 
     def render(self) -> tuple[np.ndarray, ...] | None:
         """Each game's screen in colour, (210, 160, 3) uint8; None without a render mode."""
-        return None if self.render_mode is None else tuple(game.render() for game in self.games)
+        screens = [game.render() for game in self.games]
+        return None if self.render_mode is None else tuple(screen for screen in screens if screen is not None)
 
     def _note(self, row: int) -> None:
         """Take over how a game stands."""

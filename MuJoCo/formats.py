@@ -91,7 +91,7 @@ def read_minari(source: Path) -> Iterator[Episode]:
     """
     try:
         with open_hdf5(source) as file:
-            names = sorted(filter(_episode_number, file), key=_episode_number)
+            names = sorted(filter(_episode_number, file), key=lambda name: _episode_number(name) or 0)
             if (stated := file.attrs.get("total_episodes", len(names))) != len(names):
                 raise UserError(f"'{source}' says that it has {stated} episodes, and has {len(names)}: copy it again")
             for name in names:

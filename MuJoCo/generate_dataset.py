@@ -25,7 +25,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 if __name__ == "__main__":  # started as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # makes the repository importable
@@ -37,7 +37,7 @@ import numpy as np
 
 from MuJoCo.files import data_directory, generated_name
 from MuJoCo.policies import NUM_ENVIRONMENTS, ROUND_STEPS, Policy, settings_of, train_policies
-from MuJoCo.tasks import MAX_EPISODE_STEPS, ROBOTS, Robot, Task, make_environment
+from MuJoCo.tasks import MAX_EPISODE_STEPS, ROBOTS, DatasetName, Robot, RobotName, Task, make_environment
 from RATE_model.cli.limits import MAX_EPISODE_STEPS as MAX_COUNT
 from RATE_model.cli.limits import at_least, at_most
 from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
@@ -63,9 +63,9 @@ class GenerateOptions:
     """What to make."""
 
     # The robot.
-    env: Literal["halfcheetah", "hopper", "walker2d"] = "hopper"
+    env: RobotName = "hopper"
     # The kind of data.
-    dataset: Literal["medium", "medium-replay", "expert", "medium-expert"] = "medium"
+    dataset: DatasetName = "medium"
     # Steps in the file, at least: its episodes are whole; none = as many as in D4RL's.
     steps: int | None = None
     # Most steps of training; none = 2 million for medium and medium-replay, 5 million with expert.
@@ -213,7 +213,8 @@ class _Episode:
 
     def step(self, action: np.ndarray) -> bool:
         """Take an action; returns whether the episode ended."""
-        data = self.environment.unwrapped.data
+        unwrapped: Any = self.environment.unwrapped  # a robot of Gymnasium's
+        data = unwrapped.data
         before = (self.observation, action, data.qpos.copy(), data.qvel.copy())
         self.observation, reward, self.terminated, truncated, _ = self.environment.step(action)
         self._steps.append((*before, reward))

@@ -65,6 +65,12 @@ class Options:
         at_most(protocol.MAX_EPISODES, video=self.video)
 
     @property
+    def version(self) -> protocol.Version:
+        """The environment's, of filled options."""
+        assert self.env_version is not None
+        return self.env_version
+
+    @property
     def acting(self) -> dict[str, Any]:
         """What `play` and `Actor` take, of filled options."""
         return {
@@ -93,15 +99,15 @@ class Trained:
     @classmethod
     def load(cls, options: Options) -> "Trained":
         """Raises UserError: there is no such checkpoint, it is damaged, or it is of another robot."""
-        run = resolve_checkpoint(options.common.checkpoint).absolute().parent.parent
+        run = resolve_checkpoint(options.common.given_checkpoint()).absolute().parent.parent
         recorded = options.common.recorded()
         trained = trained_task(recorded)
-        if trained is None and options.env_id is None:
+        task = trained if options.env_id is None else task_of(options.env_id)
+        if task is None:
             raise UserError(
                 f"{run / 'config.yaml'} names no env_id: this is no run of train_rate_mujoco_ca.py; of a converted "
                 "checkpoint give --env_id"
             )
-        task = trained if options.env_id is None else task_of(options.env_id)
         if trained is not None and task.robot != trained.robot:
             raise UserError(f"--env_id {options.env_id} is {task.name}, but {run} was trained on {trained.name}")
         path, model = options.common.load(spec_of(task.robot))
@@ -117,7 +123,7 @@ class Trained:
         """Episodes with both prompts."""
         settings = {
             "episodes": options.episodes,
-            "version": options.env_version,
+            "version": options.version,
             "long_prompt": options.long_prompt,
             "transform_memory": options.common.transform_memory,
         }
@@ -170,7 +176,7 @@ def draw(trained: Trained, played: dict[float, dict[str, Episodes]], options: Op
             options.video,
             folder,
             target_return=target,
-            version=options.env_version,
+            version=options.version,
             transform_memory=options.common.transform_memory,
             **options.acting,
         )
@@ -180,8 +186,8 @@ def draw(trained: Trained, played: dict[float, dict[str, Episodes]], options: Op
 def evaluate(options: Options) -> dict[str, Any]:
     """Results by return asked for, of filled options; prints a table."""
     trained = Trained.load(options)
-    notes = ", memory knocked out" * options.common.knock_out + ", target renewed" * options.reset_target
-    where = trained.task.robot.environment_id(options.env_version)
+    notes = ", memory knocked out" * options.common.knock_out + ", target renewed" * bool(options.reset_target)
+    where = trained.task.robot.environment_id(options.version)
     print(f"{trained.path}: {where}, {options.episodes} episodes{notes}")
     print(f"{'asked for':>10}{'prompt':>8}{'return':>12}{'std':>10}{'steps':>10}{'score':>12}")
     started = time.perf_counter()

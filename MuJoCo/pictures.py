@@ -61,7 +61,7 @@ def record_videos(
         while not over:
             action = actor.act(observation[None].astype(np.float32), np.array([reward]))[0]
             observation, reward, terminated, truncated, _ = environment.step(action)
-            over, total, step = terminated or truncated, total + reward, step + 1
+            over, total, step = terminated or truncated, total + float(reward), step + 1
             if over or step % every == 0:
                 frames.append(_frame(environment, step, total))
         path = directory / f"{robot.name}_return_{target_return:g}_{number}.mp4"

@@ -163,13 +163,13 @@ class _Training:
         self.model.ep_info_buffer = None
         self.model.learn(self.round_steps, reset_num_timesteps=False)
         self.steps += self.round_steps
-        returns = [episode["r"] for episode in self.model.ep_info_buffer]
+        returns = [episode["r"] for episode in self.model.ep_info_buffer or ()]
         self.training_return = float(np.mean(returns)) if returns else float("nan")
         return self.state()
 
     def state(self) -> dict[str, Any]:
         """All that the next round depends on, tensors and plain values only."""
-        observations, returns = self.environments.obs_rms, self.environments.ret_rms
+        observations, returns = self._statistics()
         return {
             "steps": self.steps,
             "training_return": self.training_return,
@@ -185,10 +185,14 @@ class _Training:
         self.steps, self.training_return = state["steps"], state["training_return"]
         self.model.policy.load_state_dict(state["policy"])
         self.model.policy.optimizer.load_state_dict(state["optimizer"])
-        observations, returns = self.environments.obs_rms, self.environments.ret_rms
+        observations, returns = self._statistics()
         observations.mean, observations.var = (value.numpy() for value in state["observations"])
         returns.mean, returns.var = (np.float64(value) for value in state["returns"])
         observations.count, returns.count = state["counts"]
+
+    def _statistics(self) -> tuple[Any, Any]:
+        """The package's running statistics of observations and of returns."""
+        return self.environments.obs_rms, self.environments.ret_rms
 
     def close(self) -> None:
         """Close the environments."""

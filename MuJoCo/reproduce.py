@@ -113,7 +113,7 @@ def of_data(task: Task) -> dict[str, dict[str, Any]]:
     return {
         name: {
             "return": [float(values.mean())],
-            "normalised_score": [float(robot.normalised_score(values).mean())],
+            "normalised_score": [float(np.mean(robot.normalised_score(values)))],
             "episodes": len(values),
             "return_std": float(np.std(values)),
         }

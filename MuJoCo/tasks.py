@@ -17,7 +17,7 @@ import importlib
 import os
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import numpy as np
 
@@ -29,14 +29,17 @@ if TYPE_CHECKING:
 MAX_EPISODE_STEPS = 1000
 RETURN_SCALE = 1000.0
 """The model sees returns-to-go in thousands: `EnvironmentSpec.return_scale` is 1 / RETURN_SCALE."""
-DATASETS = ("medium", "medium-replay", "expert", "medium-expert")
+RobotName = Literal["halfcheetah", "hopper", "walker2d"]
+DatasetName = Literal["medium", "medium-replay", "expert", "medium-expert"]
+DATASETS: tuple[DatasetName, ...] = get_args(DatasetName)
+Returns = TypeVar("Returns", float, np.ndarray)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Robot:
     """A robot and the returns that its scores are measured by."""
 
-    name: str  # as in D4RL's file names
+    name: RobotName  # as in D4RL's file names
     gymnasium_name: str  # without its version
     observation_size: int
     action_size: int  # actions lie in [-1, 1]
@@ -46,7 +49,7 @@ class Robot:
     # Mean return of D4RL's medium dataset: where the policy of our own one stops to learn
     medium_return: float
 
-    def normalised_score(self, returns: float | np.ndarray) -> float | np.ndarray:
+    def normalised_score(self, returns: Returns) -> Returns:
         """D4RL's score of undiscounted returns: 0 is a random policy's, 100 an expert's."""
         return 100 * (returns - self.random_return) / (self.expert_return - self.random_return)
 
@@ -90,7 +93,7 @@ class Task:
     """A robot, the data to learn from, and the return to ask for in evaluation."""
 
     robot: Robot
-    dataset: str  # one of DATASETS
+    dataset: DatasetName
     target_return: float  # in units of reward
 
     @property

@@ -42,7 +42,7 @@ from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
 from RATE_model.cli.local_settings import configured_folder
 from RATE_model.cli.options import changeable, exit_on_user_error, parse_options
 from RATE_model.cli.spellings import existing_file
-from RATE_model.data.npz import NpzKeys, check_tells, conversion_path, given_data
+from RATE_model.data.npz import NpzKeys, Rows, check_tells, conversion_path, given_data
 from RATE_model.data.parts import FileOptions
 from RATE_model.data.trajectories import Learn, TrajectoryFile
 from RATE_model.errors import UserError
@@ -62,7 +62,7 @@ SETTING = "memory_maze: data: of wandb_config.yaml"
 
 Alignment = Literal["auto", "last", "causal", "replay"]
 Windows = Literal["all", "published"]
-_ROWS = {"auto": "auto", "last": "arrivals", "causal": "steps", "replay": "replay"}
+_ROWS: dict[Alignment, Rows] = {"auto": "auto", "last": "arrivals", "causal": "steps", "replay": "replay"}
 
 
 @dataclass(frozen=True)

@@ -174,20 +174,21 @@ class MemoryMazeEnv(gymnasium.Env):
         # The package's generator of mazes is seeded once, where it is made: only a new task gives the seed's episode.
         self._maze = Maze(self.size, seed, views=self.render_mode is not None)
         self._steps, self._truncated = 0, False
-        self._observe()
+        self._observe(self._maze)
 
     def _advance(self, action: int) -> float:
         """One step of the rules, and its reward; nothing happens once the episode is over."""
-        if self._truncated:
+        maze = self._maze
+        if self._truncated or maze is None:
             return 0.0
-        self._maze.step(action)
-        self._observe()
+        maze.step(action)
+        self._observe(maze)
         self._steps += 1
         self._truncated = self._steps >= self.max_steps
-        return self._maze.reward
+        return maze.reward
 
-    def _observe(self) -> None:
-        self._observation = np.ascontiguousarray(self._maze.image().transpose(2, 0, 1))
+    def _observe(self, maze: Maze) -> None:
+        self._observation = np.ascontiguousarray(maze.image().transpose(2, 0, 1))
 
     def _info(self) -> dict[str, Any]:
         if not self._privileged or self._maze is None:

@@ -48,7 +48,7 @@ def maze_tasks() -> ModuleType:
     os.environ.setdefault("LP_NUM_THREADS", "1")
     if _PACKAGE not in sys.modules:
         package = ModuleType(_PACKAGE)
-        package.__path__ = list(spec.submodule_search_locations)
+        package.__path__ = list(spec.submodule_search_locations or ())
         package.__spec__ = spec
         sys.modules[_PACKAGE] = package
     try:

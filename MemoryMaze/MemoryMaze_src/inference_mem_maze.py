@@ -116,7 +116,7 @@ def play(model: Agent, options: Options) -> dict[str, np.ndarray]:
     for player in protocol.PLAYERS if options.players else ():
         returns[player] = protocol.player_returns(
             player,
-            size=options.size,
+            size=options.acting["size"],
             episodes=options.episodes,
             steps=options.episode_timeout,
             workers=options.workers,

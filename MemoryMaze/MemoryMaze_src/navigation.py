@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -89,7 +90,7 @@ def field(layout: np.ndarray, goals: np.ndarray) -> Field:
     goal = numbers[np.minimum(np.searchsorted(sources, origin), len(sources) - 1)].reshape(free.shape)
     distance = distance.reshape(free.shape)
     # Walls are as far as the ground beside them, so that close to one the way along it is still seen.
-    beside = distance_transform_edt(~np.isfinite(distance), return_distances=False, return_indices=True)
+    beside: Any = distance_transform_edt(~np.isfinite(distance), return_distances=False, return_indices=True)
     slope_y, slope_x = np.gradient(distance[tuple(beside)])
     heading = np.arctan2(-slope_y, -slope_x)
     return Field(free, np.maximum(np.where(np.isfinite(distance), distance, _FAR) - REACH, 0.0), heading, goal)
@@ -169,7 +170,8 @@ def _clear(free: np.ndarray) -> np.ndarray:
     """Points farther than the clearance from every wall, (N, N) bool."""
     from scipy.ndimage import distance_transform_edt
 
-    return distance_transform_edt(np.pad(free, 1))[1:-1, 1:-1] > _CLEARANCE * FINE
+    to_wall: Any = distance_transform_edt(np.pad(free, 1))
+    return to_wall[1:-1, 1:-1] > _CLEARANCE * FINE
 
 
 @functools.cache

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from MemoryMaze.MemoryMaze_src.env import DEFAULT_SIZE, MemoryMazeEnv
+from MemoryMaze.MemoryMaze_src.env import DEFAULT_SIZE, VIEWS, MemoryMazeEnv
 from MemoryMaze.MemoryMaze_src.evaluate import RTG_FLOOR
 from RATE_model.acting.actor import Actor
 from RATE_model.acting.rollout import mean_and_error
@@ -95,6 +95,6 @@ def _frames(maze: MemoryMazeEnv, actor: Actor, seed: int) -> Iterator[np.ndarray
 
 def _frame(maze: MemoryMazeEnv, steps: int, found: float, model: Agent) -> np.ndarray:
     """One picture of a video, (H, W, 3) uint8. Around the two views is the colour of the ball asked for."""
-    views = np.concatenate([maze.render("agent"), maze.render("top")], axis=1)
+    views = np.concatenate([picture for view in VIEWS if (picture := maze.render(view)) is not None], axis=1)
     segment = steps // model.memory.segment + 1
     return with_caption(views, f"balls found: {found:g}", f"step {steps}, segment {segment}")

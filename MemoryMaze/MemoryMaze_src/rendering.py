@@ -47,10 +47,11 @@ class Textures:
     def __init__(self, root: ElementTree.Element, assets: Mapping[str, bytes]) -> None:
         self.elements: list[ElementTree.Element] = []
         asset = root.find("asset")
-        same: dict[str, str] = {}  # texture -> the one that stands for it
+        assert asset is not None  # every maze has textures
+        same: dict[str | None, str] = {}  # texture -> the one that stands for it
         first: dict[str, str] = {}  # file -> the first texture of it
         for texture in list(asset.iter("texture")):
-            name, file = texture.get("name"), texture.get("file")
+            name, file = texture.attrib["name"], texture.get("file")
             texture.attrib.pop("class", None)
             if file in first:
                 same[name] = first[file]
@@ -59,12 +60,12 @@ class Textures:
             if file is not None:
                 first[file] = name
             self.elements.append(ElementTree.fromstring(ElementTree.tostring(texture)))
-            kind = texture.get("type")
+            kind = texture.attrib["type"]
             texture.attrib.clear()
             texture.attrib.update(name=name, type=kind, builtin="flat", width="1", height="1")
         for material in asset.iter("material"):
-            if material.get("texture") in same:
-                material.set("texture", same[material.get("texture")])
+            if (name := material.get("texture")) in same:
+                material.set("texture", same[name])
         self.files = {name: assets[name] for name in first}
 
     def load(self) -> Any:

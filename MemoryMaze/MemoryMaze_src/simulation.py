@@ -185,7 +185,7 @@ def _compile(model: Any, pixels: int) -> tuple[Any, Context]:
 
     root = ElementTree.fromstring(model.to_xml_string())
     textures = Textures(root, model.get_assets())
-    visual = root.find("visual")
+    visual = _child(root, "visual")
     _child(visual, "global").attrib.update(offwidth=str(pixels), offheight=str(pixels))
     _child(visual, "quality").set("shadowsize", "0")  # 64 MB for lights that cast shadows, of which there are none
     physics = mjcf.Physics.from_xml_string(ElementTree.tostring(root, encoding="unicode"))

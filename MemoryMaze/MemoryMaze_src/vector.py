@@ -102,7 +102,7 @@ class MemoryMazeVectorEnv(VectorEnv):
             check_seed(int(seeds[row]))
         if not self._groups:
             self._start()
-        self._ask("reset", {int(row): int(seeds[row]) for row in np.flatnonzero(mask)})
+        self._ask("reset", {int(row): int(seeds[row]) for row in np.flatnonzero(mask).tolist()})
         return self._observations.copy(), self._info()
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:

@@ -173,6 +173,7 @@ def given_dataset(options: DataOptions, target: Path | None = None, *, overwrite
     With `overwrite` a folder is converted again, and whatever `target` is is replaced.
     """
     source = options.data_path
+    assert source is not None
     return given_data(
         source,
         target or conversion_path(source, options.data_dir or DATA_DIRECTORY, "minigrid_memory"),

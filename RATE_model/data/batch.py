@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 
@@ -69,10 +69,8 @@ class Batch:
 class BatchTransform(Protocol):
     """What training puts every batch through first, on the model's device."""
 
-    @property
-    def variants(self) -> int:
-        """How many kinds of windows it makes of one; where it is several, `Batch.variants` says which one it was."""
-        ...
+    variants: ClassVar[int]
+    """How many kinds of windows it makes of one; where they are several, `Batch.variants` says which it was."""
 
     def __call__(self, batch: Batch) -> Batch:
         """The changed batch. What is drawn is drawn from torch's global generator."""

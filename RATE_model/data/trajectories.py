@@ -33,7 +33,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import h5py
 import numpy as np
@@ -235,7 +235,7 @@ class TrajectoryFile:
             self._handle.close()
         self._handle, self._arrays = None, {}
 
-    def __enter__(self) -> TrajectoryFile:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

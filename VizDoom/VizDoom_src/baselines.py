@@ -101,7 +101,7 @@ def play_baselines(
                 bar.update()
             found[label] = _episodes(rows)
             write_to_cache(places[label], json.dumps(rows).encode())
-    return {label: Played(found[label], is_red) for label in labels}
+    return {label: Played(episodes, is_red) for label, episodes in found.items() if episodes is not None}
 
 
 def _play_part(

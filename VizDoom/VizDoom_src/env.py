@@ -128,7 +128,12 @@ class VizDoomTwoColorsEnv(gymnasium.Env):
 
     def surroundings(self) -> Surroundings:
         """What lies where, in an episode that is not over; see `Surroundings`. With ``privileged`` only."""
-        return self._engine.surroundings()
+        return self._running.surroundings()
+
+    @property
+    def _running(self) -> Engine:
+        assert self._engine is not None
+        return self._engine
 
     def close(self) -> None:
         """End the engine. A reset starts another one."""
@@ -153,7 +158,7 @@ class VizDoomTwoColorsEnv(gymnasium.Env):
             screen, _ = self._repeat(error)
         self._truncated = False
         self._see(screen)
-        self._health, self._is_red = self._engine.health, self._engine.is_red
+        self._health, self._is_red = self._running.health, self._running.is_red
 
     def _advance(self, action: int) -> float:
         """One step of the rules, and its reward; nothing happens once the episode is over."""
@@ -161,12 +166,12 @@ class VizDoomTwoColorsEnv(gymnasium.Env):
             return 0.0
         self._actions.append(action)
         try:
-            screen, reward = self._engine.act(action)
+            screen, reward = self._running.act(action)
         except EngineDied as error:
             screen, reward = self._repeat(error)
-        if self._engine.health > self._health:
+        if self._running.health > self._health:
             reward += HEAL_REWARD
-        self._health = self._engine.health
+        self._health = self._running.health
         self._see(screen)
         self._terminated = screen is None
         self._truncated = not self._terminated and len(self._actions) >= self.max_steps

@@ -146,8 +146,8 @@ class Expert:
         cost = np.maximum(distances - TOUCH, 0) / TOP_SPEED + np.abs(bearings) / FAST_TURN
         if len(avoided):
             for item in np.argsort(cost)[:6]:
-                length = max(distances[item] - TOUCH, 1.0)
-                cost[item] += 0 if _is_clear(around, avoided, bearings[item], length) else _BARRED
+                length = max(float(distances[item]) - TOUCH, 1.0)
+                cost[item] += 0 if _is_clear(around, avoided, float(bearings[item]), length) else _BARRED
         if self._target is not None:
             cost[_same(right, self._target)] -= _KEEP
         self._banned = [(place, until) for place, until in self._banned if until > self._tic]

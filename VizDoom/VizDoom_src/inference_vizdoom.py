@@ -165,7 +165,7 @@ def evaluate(options: Options) -> None:
     ensure_graphics(scenario)
     print(
         f"{path}: {options.episodes} episodes of the {scenario.variant} variant ({described_pictures(scenario)}), half "
-        f"of them red, asked for a return of {protocol.described(options.target_return, options.reset_target)}"
+        f"of them red, asked for a return of {protocol.described(shared['target_return'], shared['reset_target'])}"
         f"{', memory knocked out' if options.common.knock_out else ''}",
         flush=True,
     )
@@ -182,12 +182,12 @@ def evaluate(options: Options) -> None:
         bars = {label: bars_of(episodes) for label, episodes in conditions.items()}
         played |= {f"{MODEL}, {label}": found for label, found in conditions.items() if found is not played[MODEL]}
     if options.baselines:
-        others = play_baselines(options.episodes, scenario=scenario, max_steps=options.episode_timeout)
+        others = play_baselines(options.episodes, scenario=scenario, max_steps=shared["max_steps"])
         bars |= {label: bars_of(episodes) for label, episodes in others.items()}
         played |= others
     show(played)
     print(f"{seconds:.1f} s")
-    asked = options.target_return
+    asked = shared["target_return"]
     results = {label: protocol.metrics(found, target_return=asked) for label, found in played.items()}
     told = {"variant": scenario.variant, **pictures_of(scenario)}
     options.common.write(episodes=options.episodes, **told, results=results)  # before anything that can fail is drawn
@@ -200,7 +200,7 @@ def draw(
     """Returns by colour and videos, where asked for."""
     folder = options.common.pictures or Path()
     if options.common.pictures is not None:
-        asked = protocol.described(options.target_return, options.reset_target)
+        asked = protocol.described(acting["target_return"], acting["reset_target"])
         title = f"{options.episodes} episodes, asked for {asked}"
         print(f"pictures: {returns_by_colour(bars, folder / 'returns_by_colour.png', title=title)}")
     if options.video:

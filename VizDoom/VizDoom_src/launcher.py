@@ -63,7 +63,7 @@ def launcher(package: ModuleType, *, again: bool = False) -> Path | None:
     """
     if os.name == "nt":
         return None
-    text = _SCRIPT.format(engine=shlex.quote(str(Path(package.__file__).parent / "vizdoom")))
+    text = _SCRIPT.format(engine=shlex.quote(str(Path(package.__path__[0]) / "vizdoom")))
     path = cache_directory() / f"engine_{hashlib.sha256(text.encode()).hexdigest()[:12]}.sh"
     if not path.exists():
         write_to_cache(path, text.encode(), executable=True)

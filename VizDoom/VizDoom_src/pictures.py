@@ -129,7 +129,9 @@ def _frames(game: VizDoomTwoColorsEnv, actor: Actor, seed: int, options: dict[st
     context = actor.agent.memory.segment
     while True:
         segment = steps // context + 1
-        shown = _frame(game.render(), info, reward, f"return {total:.2f}, step {steps}, segment {segment}{said}")
+        screen = game.render()
+        assert screen is not None  # it was made to be seen
+        shown = _frame(screen, info, reward, f"return {total:.2f}, step {steps}, segment {segment}{said}")
         yield shown
         if over:
             break

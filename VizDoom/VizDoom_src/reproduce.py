@@ -165,7 +165,7 @@ def play_again(
     Twins have their memories exchanged, in every run by the same draws.
     """
     task, results = config.task, []
-    usual = {
+    usual: dict[str, Any] = {
         "episodes": task.eval_episodes,
         "target_return": task.target_return,
         "reset_target": task.reset_target,
@@ -175,8 +175,8 @@ def play_again(
         "precision": config.train.precision,
     }
     for run in runs:
-        exchange = {"transform_memory": exchange_twins()} if "twins" in options else {}
-        played = play(load_model(resolve_checkpoint(run), device=device), **usual | options | exchange)
+        exchange: dict[str, Any] = {"transform_memory": exchange_twins()} if "twins" in options else {}
+        played = play(load_model(resolve_checkpoint(run), device=device), **(usual | dict(options) | exchange))
         results.append(metrics(played, target_return=task.target_return))
     return of_results(results, task.target_return)
 
@@ -223,7 +223,9 @@ def published_table() -> str:
     rows = []
     for label, found in PUBLISHED.items():
         red, green = found.get("red"), found.get("green")
-        entry = dict(found) if red is None else {**found, "weaker": min(red, green), "difference": abs(red - green)}
+        entry = dict(found)
+        if red is not None and green is not None:
+            entry |= {"weaker": min(red, green), "difference": abs(red - green)}
         rows.append([label, *(f"{entry[column]:.1f}" if column in entry else "" for column in COLUMNS)])
     return table(["published", *COLUMNS], rows)
 

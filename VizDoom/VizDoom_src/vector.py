@@ -91,7 +91,8 @@ class VizDoomTwoColorsVectorEnv(VectorEnv):
         """
         self._check_open()
         seeds, mask = episode_seeds(self, seed, below=2**32), reset_mask(self, options)
-        colours = np.broadcast_to((options or {}).get("is_red"), (self.num_envs,))
+        chosen: Any = (options or {}).get("is_red")
+        colours = np.broadcast_to(chosen, (self.num_envs,))
 
         def start(row: int) -> None:
             self.games[row]._start(int(seeds[row]), colours[row])
@@ -123,7 +124,8 @@ class VizDoomTwoColorsVectorEnv(VectorEnv):
 
     def render(self) -> tuple[np.ndarray, ...] | None:
         """What each engine drew, (180, 320, 3) uint8, black after death; None without a render mode."""
-        return None if self.render_mode is None else tuple(game.render() for game in self.games)
+        screens = [game.render() for game in self.games]
+        return None if self.render_mode is None else tuple(screen for screen in screens if screen is not None)
 
     def close_extras(self, **_: Any) -> None:
         """End all engines."""
