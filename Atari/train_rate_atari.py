@@ -5,7 +5,6 @@
 Data is made where there is none (see Atari/README.md). Every seed is a run of its own in Atari/Atari_checkpoints/.
 """
 
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -54,7 +53,7 @@ PUBLISHED = PUBLISHED_TRAINING | {
     "final_tokens": None,
     "decay_epochs": 2.0,
     "weight_decay": 0.01,
-    "condition_on_returns": True,
+    "condition": "auto",
     "return_scale": 1.0,
     "opening": "published",
     "sticky": 0.0,
@@ -73,8 +72,6 @@ class TaskOptions:
     segments: int = 3
     # Steps of a segment (K)
     context_length: int = 30
-    # Show the model the return that is still to come; false: behaviour cloning
-    condition_on_returns: Boolean = True
     # The model sees returns divided by this; 1 is published, and a tanh behind it that can hardly tell 20 points from
     # 200; none = half of the return asked for
     return_scale: float | None = 1.0
@@ -151,12 +148,12 @@ class Config:
 
     @property
     def spec(self) -> EnvironmentSpec:
-        """How the model sees the game; for behaviour cloning all returns look alike.
+        """How the model sees the game.
 
         Raises:
             UserError: returns are to be parts of a return asked for that is not known, or 0.
         """
-        scale = self.task.return_scale if self.task.condition_on_returns else math.inf
+        scale = self.task.return_scale if self.agent_config().sizes.conditioned else 1.0
         if scale is None:
             scale = abs(self.target) / 2
         if scale == 0:
@@ -172,14 +169,13 @@ def usual() -> Config:
 
 def run_directory(config: Config, seed: int) -> Path:
     """Where the run of a seed is kept; see `experiment.run_directory`."""
-    model, cloning = config.model, "" if config.task.condition_on_returns else "BC"
     return experiment.run_directory(
         config,
         seed,
         usual=usual(),
         checkpoints=CHECKPOINTS,
-        name=(config.game.name, *model.name_parts, cloning),
-        named=("game", "condition_on_returns"),
+        name=(config.game.name, *config.model.name_parts),
+        named=("game",),
     )
 
 

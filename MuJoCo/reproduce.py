@@ -39,7 +39,7 @@ SHORT = ("--epochs", "6", "--ckpt_epoch", "2")  # a third of the setting's batch
 MODELS = {
     "RATE": ("--model_mode", "RATE", *SHORT),
     "DT": ("--model_mode", "DT", "--slide", "10", *SHORT),
-    "BC (RATE without returns)": ("--model_mode", "RATE", "--condition_on_returns", "false", *SHORT),
+    "BC (RATE without returns)": ("--model_mode", "RATE", "--condition", "none", *SHORT),
 }
 # How HalfCheetah begins to run is learned last.
 LONG = {"RATE, all batches": ("--model_mode", "RATE")}

@@ -5,15 +5,12 @@ from MuJoCo.tasks import RETURN_SCALE, Robot
 from RATE_model.spec import EnvironmentSpec
 
 
-def spec_of(
-    robot: Robot, normalisation: Normalisation | None = None, *, condition_on_returns: bool = True
-) -> EnvironmentSpec:
+def spec_of(robot: Robot, normalisation: Normalisation | None = None) -> EnvironmentSpec:
     """A robot's spec.
 
     Args:
         robot: which one.
         normalisation: of observations by the data's statistics; the model applies it. None: of a model without.
-        condition_on_returns: without returns the return token is the same at every step: behaviour cloning.
     """
     mean, std = (None, None) if normalisation is None else (normalisation.mean.tolist(), normalisation.std.tolist())
     return EnvironmentSpec(
@@ -22,5 +19,5 @@ def spec_of(
         continuous=True,
         observation_mean=mean and tuple(mean),
         observation_std=std and tuple(std),
-        return_scale=1 / RETURN_SCALE if condition_on_returns else 0.0,
+        return_scale=1 / RETURN_SCALE,
     )

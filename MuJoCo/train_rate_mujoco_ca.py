@@ -43,7 +43,7 @@ CHECKPOINTS = HERE / "MuJoCo_checkpoints"
 PUBLISHED = PUBLISHED_TRAINING | {
     "lr_schedule": "constant",
     "windows": "full",
-    "condition_on_returns": True,
+    "condition": "auto",
     "reset_target": False,
     "long_prompt": True,
     "slide": 1,
@@ -62,8 +62,6 @@ class TaskOptions:
     segments: int = 3
     # Steps of a segment (K)
     context_length: int = 20
-    # Show the model the return that is still to come; false: behaviour cloning
-    condition_on_returns: Boolean = True
     # Return that the agent is asked for, in units of reward; none = the task's
     target_return: float | None = None
     # Ask for it again at every segment, as if nothing had been earned: a published trick
@@ -128,14 +126,13 @@ def usual() -> Config:
 def run_directory(config: Config, seed: int) -> Path:
     """Where the run of a seed is kept; see `experiment.run_directory`."""
     model, task = config.model, config.task
-    cloning = "" if task.condition_on_returns else "BC"
     return experiment.run_directory(
         config,
         seed,
         usual=usual(),
         checkpoints=CHECKPOINTS,
-        name=(task.task.name, *model.name_parts, cloning),
-        named=("env_id", "condition_on_returns"),
+        name=(task.task.name, *model.name_parts),
+        named=("env_id",),
     )
 
 
@@ -194,7 +191,7 @@ def train(config: Config, run: Run) -> dict[str, float]:
         config,
         run,
         model=config.agent_config(),
-        spec=spec_of(task.task.robot, data.normalisation, condition_on_returns=task.condition_on_returns),
+        spec=spec_of(task.task.robot, data.normalisation),
         data=windows,
         curriculum=curriculum,
         schedule=schedule,

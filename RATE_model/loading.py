@@ -101,6 +101,18 @@ def load_for(
     return model
 
 
+def load_config(path: Path | str) -> AgentConfig:
+    """Which memory the agent of a checkpoint (of `resolve_checkpoint`) has, and its sizes.
+
+    Raises:
+        UserError: as `load_model`.
+    """
+    try:
+        return AgentConfig.of(load_checkpoint(path)[1])
+    except (KeyError, TypeError) as error:
+        raise unusable(path, error) from None
+
+
 def check_weights(path: Path | str, weights: dict[str, Tensor]) -> None:
     """Raise `UserError` if one is infinite or NaN."""
     if lost := [name for name, value in weights.items() if not value.isfinite().all()]:

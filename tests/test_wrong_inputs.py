@@ -52,6 +52,13 @@ INPUTS = [
     ("atari", "--model_mode DLSTM --step_input joined", "--step_input joined"),
     ("mujoco", "--model_mode MLP --hidden_size 3", "--hidden_size is a flag of LSTM and GRU"),
     ("minigrid", "--condition future", "auto, rtg, none"),
+    # flags of acting that the agent has no use for
+    ("tmaze", "--model_mode LSTM --slide 3", "--slide: --model_mode LSTM sees no window"),
+    ("mujoco", "--model_mode MLP --slide 1", "--slide"),
+    ("vizdoom", "--condition none --target_return 5", "--target_return: --model_mode RATE sees no returns"),
+    ("maze", "--model_mode BC-GRU --desired_return 5", "--target_return: --model_mode BC-GRU"),
+    ("vizdoom", "--model_mode BC-MLP --reset_target true", "--reset_target"),
+    ("mujoco", "--condition_on_returns false --target_return 3000", "--target_return"),
     # values out of range, of another type, or not finite
     ("tmaze", "--learning_rate nan", "--learning_rate nan"),
     ("tmaze", "--learning_rate -1e-3", "--learning_rate -0.001"),

@@ -1,7 +1,7 @@
 """The flow of every inference script: a checkpoint is asked what its training asked, unless flags say otherwise."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field, fields, make_dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -12,11 +12,12 @@ from RATE_model.acting.video import record_videos
 from RATE_model.agent import Agent
 from RATE_model.cli.limits import MAX_SEED, at_least, at_most, writable, writable_file
 from RATE_model.cli.options import Boolean, exit_on_user_error, load_yaml, parse_options, typed_values
-from RATE_model.cli.settings import PlayOptions, Precision
+from RATE_model.cli.settings import ACTING_FLAGS, PlayOptions, Precision, check_acting_flags
 from RATE_model.cli.spellings import respelt
 from RATE_model.environments.contract import Case, Environment, Evaluation
 from RATE_model.errors import UserError, reason_of
-from RATE_model.loading import load_for
+from RATE_model.loading import load_config, load_for
+from RATE_model.memories import MEMORIES
 from RATE_model.system.atomic import atomic_write_json
 from RATE_model.system.precision import pick_device
 from RATE_model.training.checkpoints import load_checkpoint, resolve_checkpoint
@@ -24,6 +25,20 @@ from RATE_model.training.runs import check_unowned
 
 # Flags of a run that an evaluation of it is asked by, and what they are called there.
 _ASKED = {"target_return": "target_return", "eval_episodes": "episodes", "precision": "precision"}
+
+
+def check_typed(checkpoint: Path | None, typed: Set[str]) -> None:
+    """Raise a `UserError` for a flag on the command line that the agent of a checkpoint has no use for.
+
+    Args:
+        checkpoint: as users name it; nothing is said of none.
+        typed: the names of all flags.
+    """
+    if checkpoint is None or not typed & ACTING_FLAGS:
+        return
+    config = load_config(resolve_checkpoint(checkpoint))
+    memory, agent = MEMORIES[config.memory].memory, f"the agent of {checkpoint} ({config.memory})"
+    check_acting_flags(typed, memory, conditioned=config.sizes.conditioned, agent=agent)
 
 
 @dataclass(frozen=True)
@@ -61,6 +76,10 @@ class EvaluationOptions:
         writable_file(output=self.output)
         writable(pictures=self.pictures)
         check_unowned(output=self.output, pictures=self.pictures)
+
+    def check_typed(self, typed: Set[str]) -> None:
+        """Raise a UserError for a flag on the command line that the checkpoint's agent has no use for."""
+        check_typed(self.checkpoint, typed)
 
     def write(self, **results: Any) -> None:
         """The results, and whose they are, to `output`, if it was given. Raises UserError if they cannot be written."""

@@ -107,7 +107,8 @@ def run_directory(
     """
     run, flags, defaults = config.run, to_flat_dict(config), to_flat_dict(usual)
     folder = (run.output_dir or checkpoints) / run.ckpt_folder
-    silent = {*changeable_flags(config), *MAY_GROW, "seed", *named, "model_mode", *({"arch_mode"} & set(name))}
+    shown = {*named, "model_mode", "condition", *({"arch_mode"} & set(name))}
+    silent = {*changeable_flags(config), *MAY_GROW, "seed", *shown}
 
     def mark(flags: Mapping[str, Any]) -> str:
         others = {flag: flags.get(flag, value) for flag, value in defaults.items() if flag not in silent}
@@ -147,6 +148,18 @@ def _check_windows(
     for data, enough, side in zip(windows, (np.all, np.any), ("training", "validation"), strict=True):
         if not enough(data.begins | (data.windows[:, 2] > train.burn_in)):
             raise UserError(f"--burn_in {train.burn_in}: leaves nothing to learn of {side} windows; give fewer steps")
+
+
+def _say_of_rewards(data: WindowDataset) -> None:
+    """Say of data whose rewards are all equal that returns have little to tell."""
+    lowest = min(file.rewards.min() for file in data.files)
+    highest = max(file.rewards.max() for file in data.files)
+    if lowest == highest:
+        print(
+            f"note: all rewards are {lowest:g}: returns tell trajectories apart by nothing but their lengths; "
+            "--condition none leaves them out",
+            flush=True,
+        )
 
 
 def check(config: Config, directory: Path, seed: int, *, before: Mapping[str, Any] | None = None) -> Run:
@@ -304,6 +317,8 @@ def train_run(
         network.encoder.calibrate(_some_observations(data(curriculum.segments)[0], device))
 
     _check_windows(config.train, network, data(curriculum.segments), transform)
+    if model.sizes.conditioned:
+        _say_of_rewards(data(curriculum.segments)[0])
 
     if run.checkpoint is not None:
         load_to_resume(run.checkpoint, network)

@@ -1,12 +1,13 @@
 """What every inference script has in common: the flags that name a checkpoint and where results go."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from RATE_model.acting.controls import knock_out_memory
 from RATE_model.agent import Agent
+from RATE_model.cli.evaluation import check_typed
 from RATE_model.cli.limits import at_least, writable, writable_file
 from RATE_model.cli.options import Boolean, load_yaml, typed_values
 from RATE_model.cli.settings import Precision
@@ -94,6 +95,10 @@ class InferenceOptions:
         writable_file(output=self.output)
         writable(pictures=self.pictures)
         check_unowned(output=self.output, pictures=self.pictures)
+
+    def check_typed(self, typed: Set[str]) -> None:
+        """Raise a UserError for a flag on the command line that the checkpoint's agent has no use for."""
+        check_typed(self.checkpoint, typed)
 
     def given_checkpoint(self) -> Path:
         """`--checkpoint`. Raises UserError if it is missing."""

@@ -41,7 +41,7 @@ import yaml
 
 from RATE_model.cli import core_yaml
 from RATE_model.cli.console import lasting_output, machine_error, one_line
-from RATE_model.cli.spellings import ALIASES
+from RATE_model.cli.spellings import ALIASES, SWITCHES
 from RATE_model.errors import UserError
 from RATE_model.system.interrupts import exit_code, raising_interrupts, signal_name
 from RATE_model.system.secrets import redact
@@ -280,14 +280,15 @@ def _read_flags(argv: Sequence[str], kinds: dict[str, Any], aliases: dict[str, s
         if flag in ("-h", "--help"):
             values["help"] = True
             continue
-        name = flag.removeprefix("--").replace("-", "_")
-        name = aliases.get(name, name)
+        alias = flag.removeprefix("--").replace("-", "_")
+        name, switch = aliases.get(alias, alias), SWITCHES.get(alias)
         if name not in kinds:
             known = [f"--{option}" for option in (*kinds, *aliases)]
             raise UserError(
                 f"unknown flag {flag}{close_matches('--' + flag.strip('-').replace('-', '_'), known)}; see --help"
             )
-        values[name] = _read_tokens(flag, tokens, kinds[name])
+        value = _read_tokens(flag, tokens, kinds[name] if switch is None else bool)
+        values[name] = value if switch is None else switch[value]
     return values
 
 
@@ -337,14 +338,15 @@ def typed_values(
     kinds, aliases = _option_kinds(cls), aliases or {}
     typed: dict[str, Any] = {}
     for key, value in values.items():
-        name = key.replace("-", "_")
-        name = aliases.get(name, name)
+        alias = key.replace("-", "_")
+        name, switch = aliases.get(alias, alias), SWITCHES.get(alias)
         if name not in kinds:
             raise UserError(f"{source}: unknown key '{key}'{close_matches(key.replace('-', '_'), [*kinds, *aliases])}")
         if name in typed:
             raise UserError(f"{source}: '{key}' and '{name}' are one option; give it once")
         try:
-            typed[name] = read_value(kinds[name], value)
+            value = read_value(kinds[name] if switch is None else bool, value)
+            typed[name] = value if switch is None else switch[value]
         except ValueError as error:
             raise UserError(f"{source}: {key}: {_text(value)}: the value must be {error}") from None
     return typed
@@ -442,7 +444,12 @@ def _print_help(
         [("options", Annotated[type(config), unnamed])]
         + [(f"invocation{number}", Annotated[cls, unnamed]) for number, cls in enumerate(invoked)],
     )
-    spellings = [f"--{alias} is another spelling of --{name}." for alias, name in aliases.items()]
+    spellings = [
+        f"--{alias} false is another spelling of --{name} {SWITCHES[alias][False]}."
+        if alias in SWITCHES
+        else f"--{alias} is another spelling of --{name}."
+        for alias, name in aliases.items()
+    ]
     tyro.cli(
         everything,
         args=["--help"],

@@ -14,7 +14,7 @@ from RATE_model.cli.options import Boolean, changeable, heading
 from RATE_model.errors import UserError
 from RATE_model.memories import MEMORIES, MODES
 from RATE_model.memories.budget import BUDGETS, width_for
-from RATE_model.memories.contract import MemoryConfig
+from RATE_model.memories.contract import Memory, MemoryConfig
 
 if TYPE_CHECKING:
     ModelMode = str
@@ -43,6 +43,25 @@ STABILISERS = frozenset({"learning_rate", "warmup_steps", "warmup_tokens", "prec
 
 # Every seed of a command is looked at before the first is trained.
 MAX_SEEDS = 10_000
+
+
+# Flags that say how an agent acts, and for which not every agent has a use.
+ACTING_FLAGS = frozenset({"slide", "target_return", "reset_target"})
+
+
+def check_acting_flags(typed: Set[str], memory: type[Memory], *, conditioned: bool, agent: str) -> None:
+    """Raise a `UserError` for one of the `ACTING_FLAGS` that was typed for an agent that has no use for it.
+
+    Args:
+        typed: the names of all flags on the command line.
+        memory, conditioned: of the agent; whether it sees returns.
+        agent: what it is called in the message.
+    """
+    if "slide" in typed and not memory.can_slide:
+        raise UserError(f"--slide: {agent} sees no window of steps that could slide; leave it out")
+    for name in sorted(typed & (ACTING_FLAGS - {"slide"})):
+        if not conditioned:
+            raise UserError(f"--{name}: {agent} sees no returns (--condition none), so none is asked for; leave it out")
 
 
 def group_of(memory: str) -> str:
@@ -125,6 +144,13 @@ class ModelOptions:
                     f"leave it out, or use --model_mode {self.memory}"
                 )
         getattr(self, group_of(self.memory)).check_mode(self.model_mode, typed)
+        memory, named = MEMORIES[self.memory].memory, f"--model_mode {self.model_mode}"
+        check_acting_flags(typed, memory, conditioned=self.conditioned, agent=named)
+
+    @property
+    def conditioned(self) -> bool:
+        """Whether the agent sees returns-to-go."""
+        return "rtg" == (MODES[self.model_mode].condition if self.condition == "auto" else self.condition)
 
     @property
     def name_parts(self) -> tuple[str, ...]:
@@ -143,14 +169,13 @@ class ModelOptions:
         return AgentConfig(self.memory, sizes)
 
     def _sizes(self, d_model: int, context_length: int, segments: int) -> MemoryConfig:
-        condition = MODES[self.model_mode].condition if self.condition == "auto" else self.condition
         return self.memory_options().config(
             mode=self.model_mode,
             d_model=d_model,
             dropout=self.dropout,
             context_length=context_length,
             segments=segments,
-            conditioned=condition == "rtg",
+            conditioned=self.conditioned,
         )
 
 

@@ -17,13 +17,23 @@ ALIASES = {
     "astray": "perturbation",
     "action_seed": "seed",
     "video_episodes": "video",
+    "condition_on_returns": "condition",
 }
 """Of every script that has the flag named second."""
 
+SWITCHES = {"condition_on_returns": {True: "auto", False: "none"}}
+"""Spellings that are true or false: what that says of the flag."""
+
 
 def respelt(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Recorded flags under their names of today."""
-    return {ALIASES.get(name, name): value for name, value in flags.items()}
+    """Recorded flags under their names of today. What a flag says itself wins over its other spellings."""
+    found: dict[str, Any] = {}
+    for alias in sorted(flags, key=lambda name: name not in ALIASES):
+        value = flags[alias]
+        if alias in SWITCHES and isinstance(value, bool):
+            value = SWITCHES[alias][value]
+        found[ALIASES.get(alias, alias)] = value
+    return found
 
 
 def existing_file(path: Path) -> Path:

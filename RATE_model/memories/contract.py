@@ -251,9 +251,11 @@ class Memory(nn.Module, ABC):
 
     Class attributes:
         sees_actions: False for a memory that uses no action: none is then embedded.
+        can_slide: whether `StepOptions.window` and `StepOptions.slide` make a difference.
     """
 
     sees_actions: ClassVar[bool] = True
+    can_slide: ClassVar[bool] = False
 
     def __init__(self, config: MemoryConfig) -> None:
         super().__init__()
@@ -273,11 +275,6 @@ class Memory(nn.Module, ABC):
     @property
     def slides(self) -> bool:
         """Whether it acts in a window of the last K steps instead of closing segments."""
-        return False
-
-    @property
-    def can_slide(self) -> bool:
-        """Whether `StepOptions.window` makes a difference."""
         return False
 
     @property

@@ -101,7 +101,7 @@ def test_what_the_model_sees_of_returns():
 
     assert scale("") == 1 and scale("--return_scale 10") == 0.1 and scale("--return_scale none") == 1 / 90
     assert scale("--return_scale none --game Pong --target_return -10") == 1 / 5
-    assert scale("--condition_on_returns false --return_scale none") == 0
+    assert scale("--condition none --return_scale none") == 1
 
 
 def test_the_fast_setting_is_a_setting():
@@ -114,8 +114,8 @@ def test_any_other_game_works_with_a_return_to_ask_for():
     config = train_rate_atari.read_config("--game space_invaders --target_return 500".replace("_i", "I").split())
     assert config.game.name == "SpaceInvaders" and config.target == 500 and config.game.actions == 6
     train_rate_atari.read_config(["--game", "SpaceInvaders", *NO_EVALUATION])
-    cloning = "--condition_on_returns false --return_scale none".split()
-    assert train_rate_atari.read_config(["--game", "SpaceInvaders", *NO_EVALUATION, *cloning]).spec.return_scale == 0
+    cloning = "--condition none --return_scale none".split()
+    assert train_rate_atari.read_config(["--game", "SpaceInvaders", *NO_EVALUATION, *cloning]).spec.return_scale == 1
 
 
 # --- runs ---
@@ -205,7 +205,7 @@ def test_an_interrupted_run_ends_as_if_it_never_was(here, tmp_path, mode):
 
 def test_cloned_behaviour_does_not_depend_on_returns(here):
     assert train(here, "--condition_on_returns", "false", *NO_EVALUATION) == 0
-    assert "_BC_" in only_run(here).name
+    assert "_condition_none_" in only_run(here).name
     model = load_model(resolve_checkpoint(only_run(here)))
     inputs = torch.randint(0, 255, (1, 10, 4, 84, 84)), torch.randint(0, 4, (1, 10))
     valid = torch.ones(1, 10, dtype=torch.bool)

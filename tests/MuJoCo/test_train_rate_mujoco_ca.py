@@ -159,7 +159,7 @@ def test_a_cloned_behaviour_does_not_depend_on_returns(here, mode):
         with torch.no_grad():
             low, high = (model(*inputs[:2], inputs[2] * factor, valid)[0] for factor in (1, 30))
         assert torch.equal(low, high) == (condition == "false")
-        assert ("_BC_" in only_run(folder).name) == (condition == "false")
+        assert ("_condition_none_" in only_run(folder).name) == (condition == "false")
 
 
 def test_an_interrupted_run_ends_as_if_it_never_was(here, tmp_path):

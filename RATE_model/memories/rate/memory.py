@@ -45,6 +45,7 @@ class RATE(Memory):
         UserError: invalid sizes.
     """
 
+    can_slide = True
     config: RATEConfig
     layers: Sequence[DecoderLayer]
 
@@ -79,11 +80,6 @@ class RATE(Memory):
     def slides(self) -> bool:
         """DT and DTXL do."""
         return self.config.sliding
-
-    @property
-    def can_slide(self) -> bool:
-        """Every mode can."""
-        return True
 
     @property
     def reach(self) -> int | None:
