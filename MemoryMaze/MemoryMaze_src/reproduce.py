@@ -1,16 +1,19 @@
-"""Make results/memory_maze.*: RATE with its memory, without it and without either part of it, and other players.
+"""Make results/memory_maze.*: memories as they are and knocked out, no memory, and players without a model.
 
     python3 MemoryMaze/MemoryMaze_src/reproduce.py --seeds 1 2
+    python3 MemoryMaze/MemoryMaze_src/reproduce.py --seeds 1 2 --models LSTM MLP
 
 Runs that are finished are kept, interrupted ones are continued, so the command can be given again at any time; what was
-played already is read from the runs' eval/.
+played already is read from the runs' eval/. With `--models` the page keeps what it says of the other models, with the
+commit and the day that they were measured at.
 """
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 if __name__ == "__main__":  # started as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # makes the repository importable
@@ -27,7 +30,21 @@ from MemoryMaze.MemoryMaze_src.train_mem_maze import check, read_config
 from RATE_model.acting.controls import knock_out_memory, knock_out_part
 from RATE_model.acting.rollout import mean_and_error, with_error
 from RATE_model.cli.options import exit_on_user_error, parse_options
-from RATE_model.cli.reproduce import ROOT, Study, StudyOptions, commits, final_results, made, table, write_results
+from RATE_model.cli.reproduce import (
+    ROOT,
+    PageOptions,
+    Study,
+    by_model,
+    final_results,
+    kept_entries,
+    made,
+    merged,
+    provenance,
+    table,
+    training_table,
+    write_results,
+)
+from RATE_model.errors import UserError
 from RATE_model.loading import load_model
 from RATE_model.memories.contract import MemoryTransform
 from RATE_model.system.atomic import atomic_write_text
@@ -39,18 +56,39 @@ STUDY = Study(
     settings=("--config", FAST, "--online_inference", "false", "--last_inference", "false"),
     models={
         "RATE": ("--model_mode", "RATE"),
+        "LSTM": ("--model_mode", "LSTM"),
+        "MLP": ("--model_mode", "MLP"),
     },
     read_config=read_config,
     check=check,
 )
 SCRIPT = "MemoryMaze/MemoryMaze_src/reproduce.py"
-FORGETFUL = "RATE, memory knocked out"
-# What else RATE's runs do: label, name of the file, what is done to memory, whether the most probable action is taken.
-CONTROLS: tuple[tuple[str, str, MemoryTransform | None, bool], ...] = (
-    (FORGETFUL, "knocked_out", knock_out_memory, True),
-    ("RATE, memory tokens knocked out", "tokens_knocked_out", knock_out_part("tokens"), True),
-    ("RATE, cache knocked out", "cache_knocked_out", knock_out_part("cache"), True),
-    ("RATE, actions drawn", "intact", None, False),
+PAGE = "memory_maze"  # the name of the files of results
+
+
+@dataclass(frozen=True)
+class Control:
+    """What else the runs of a model do."""
+
+    model: str
+    what: str
+    file: str  # of eval/, but for how it was played
+    transform: MemoryTransform | None
+    greedy: bool = True
+
+    @property
+    def label(self) -> str:
+        """What it is called on the page."""
+        return f"{self.model}, {self.what}"
+
+
+FORGETFUL = "memory knocked out"
+CONTROLS = (
+    Control("RATE", FORGETFUL, "knocked_out", knock_out_memory),
+    Control("RATE", "memory tokens knocked out", "tokens_knocked_out", knock_out_part("tokens")),
+    Control("RATE", "cache knocked out", "cache_knocked_out", knock_out_part("cache")),
+    Control("RATE", "actions drawn", "intact", None, greedy=False),
+    Control("LSTM", FORGETFUL, "knocked_out", knock_out_memory),
 )
 # Mean and standard error of the control that results/memory_maze.md describes and gives the commands of: this script
 # does not train it.
@@ -66,7 +104,7 @@ PUBLISHED = {
 
 
 @dataclass(frozen=True)
-class Options(StudyOptions):
+class Options(PageOptions):
     """Which runs, how they are played, and where they and the results go."""
 
     # Seeds of every model; consecutive
@@ -110,24 +148,34 @@ def _kept(path: Path, make: Callable[[], list[float]]) -> list[float]:
     return json.loads(path.read_text())
 
 
-def collect(directories: dict[str, list[Path]], options: Options) -> dict[str, dict]:
-    """By who plays: the returns of every seed's episodes and, of models, what their training took."""
+def collect(directories: Mapping[str, Sequence[Path]], episodes: int) -> dict[str, dict]:
+    """By model and control: the returns of every seed's episodes and, of models, what their training took."""
     document: dict[str, dict] = {}
     for label, runs in directories.items():
-        results = final_results(runs)
+        results, agent = final_results(runs), load_model(resolve_checkpoint(runs[0]))
         document[label] = {
-            "returns": [returns_of(run, "intact", None, True, options.episodes).tolist() for run in runs],
+            "returns": [returns_of(run, "intact", None, True, episodes).tolist() for run in runs],
             **{key: [result[key] for result in results] for key in ("train_seconds", "optimizer_steps")},
             **{key: [result[key] for result in results] for key in ("validation_loss", "validation_accuracy")},
-            "commit": commits(runs),
+            "parameters": sum(parameter.numel() for parameter in agent.parameters()),
+            **provenance(runs),
         }
-    runs = directories["RATE"]
-    for label, name, transform, greedy in CONTROLS:
-        returns = [returns_of(run, name, transform, greedy, options.episodes).tolist() for run in runs]
-        document[label] = {"returns": returns}
-    for player in PLAYERS:
-        document[player] = {"returns": [player_returns(player, episodes=options.episodes).tolist()]}
+        for control in (control for control in CONTROLS if control.model == label):
+            returns = [returns_of(run, control.file, control.transform, control.greedy, episodes) for run in runs]
+            document[control.label] = {"returns": [found.tolist() for found in returns], **provenance(runs)}
     return document
+
+
+def kept_of_page(options: Options) -> dict[str, Any]:
+    """What the page keeps (see `kept_entries`). Raises UserError if it was played in other mazes than are asked for."""
+    kept = kept_entries(PAGE, STUDY, options)
+    for label, entry in kept.items():
+        if (count := len(entry["returns"][0])) != options.episodes:
+            raise UserError(
+                f"--episodes {options.episodes}: the page has {count} of {label}; give as many, or measure all models "
+                "(without --models)"
+            )
+    return kept
 
 
 def returns_table(document: dict[str, dict]) -> str:
@@ -143,35 +191,40 @@ def returns_table(document: dict[str, dict]) -> str:
 
 def seed_table(document: dict[str, dict], seeds: Sequence[int]) -> str:
     """Every run, as Markdown."""
-    rows, entry = [], document["RATE"]
-    for index, seed in enumerate(seeds):
-        found, forgotten = (np.mean(document[label]["returns"][index]) for label in ("RATE", FORGETFUL))
-        rows.append(
-            [
-                *(seed, entry["optimizer_steps"][index], f"{entry['train_seconds'][index]:.0f}"),
-                *(f"{entry['validation_loss'][index]:.3f}", f"{entry['validation_accuracy'][index]:.3f}"),
-                *(f"{found:.2f}", f"{forgotten:.2f}"),
-            ]
-        )
-    header = ["seed", "optimizer steps", "training, s", "validation loss", "accuracy"]
-    return table([*header, "balls found", "memory knocked out"], rows)
+    rows = []
+    for label in (label for label in STUDY.models if label in document):
+        entry, forgetful = document[label], document.get(f"{label}, {FORGETFUL}")
+        for index, seed in enumerate(seeds):
+            found = ["" if of is None else f"{np.mean(of['returns'][index]):.2f}" for of in (entry, forgetful)]
+            rows.append(
+                [
+                    *(label, seed, entry["optimizer_steps"][index], f"{entry['train_seconds'][index]:.0f}"),
+                    *(f"{entry['validation_loss'][index]:.3f}", f"{entry['validation_accuracy'][index]:.3f}"),
+                    *found,
+                ]
+            )
+    header = ["model", "seed", "optimizer steps", "training, s", "validation loss", "accuracy"]
+    return table([*header, "balls found", FORGETFUL], rows)
 
 
 def differences(document: dict[str, dict]) -> str:
-    """What memory and its parts are worth, as Markdown: means over pairs of episodes in one maze, standard errors."""
-    intact, rows = np.concatenate(document["RATE"]["returns"]), []
-    for label, _, transform, _ in CONTROLS:
-        if transform is not None:
-            rows.append([label, with_error(*mean_and_error(intact - np.concatenate(document[label]["returns"])))])
-    return table(["RATE finds more than", "balls, in the same mazes"], rows)
+    """What memories and their parts are worth, as Markdown: means over pairs of episodes in one maze."""
+    pairs = [(control.model, control.label) for control in CONTROLS if control.transform is not None]
+    pairs += [("RATE", label) for label in STUDY.models if label != "RATE"]
+    rows = []
+    for one, other in pairs:
+        if one in document and other in document:
+            more = np.subtract(*(np.concatenate(document[label]["returns"]) for label in (one, other)))
+            rows.append([one, other, with_error(*mean_and_error(more))])
+    return table(["finds more", "than", "balls, in the same mazes"], rows)
 
 
 def write(document: dict[str, dict], data: Sequence[Path], options: Options) -> None:
     """results/memory_maze.json, .png and the generated part of .md."""
-    returns = {"RATE": np.concatenate(document["RATE"]["returns"]), **WITHOUT_MEMORY}
-    returns |= {label: np.concatenate(entry["returns"]) for label, entry in document.items()}
+    returns = {label: np.concatenate(entry["returns"]) for label, entry in document.items()}
+    returns = {"RATE": returns.pop("RATE"), **WITHOUT_MEMORY, **returns} if "RATE" in returns else returns
     title = f"Memory Maze 9x9, {options.episodes} mazes, 1000 steps"
-    returns_picture(returns, options.results_dir / "memory_maze.png", title=title)
+    returns_picture(returns, options.results_dir / f"{PAGE}.png", title=title)
     numbers = " ".join(map(str, options.seeds))
     seeds = f"seed{'s' * (len(options.seeds) > 1)} {numbers.replace(' ', ', ')}"
     asked = read_config(["--config", str(ROOT / FAST)]).task.target_return
@@ -181,11 +234,12 @@ def write(document: dict[str, dict], data: Sequence[Path], options: Options) -> 
         f"mazes that no data was made in, made {made(document)}. Asked for was a return of {asked:g}; the "
         f"most probable actions are taken unless said otherwise. "
         f"Data: {held}.\n\n{returns_table(document)}\n\n"
-        f"{differences(document)}\n\nEvery run of RATE:\n\n{seed_table(document, options.seeds)}\n\n"
+        f"{differences(document)}\n\n{training_table(document)}\n\nEvery run:\n\n"
+        f"{seed_table(document, options.seeds)}\n\n"
         f"All of it, and the training by itself:\n\n"
         f"    python3 {SCRIPT} --seeds {numbers} --episodes {options.episodes}\n{STUDY.commands(options.seeds)}\n"
     )
-    write_results("memory_maze", "Memory Maze", document, text, options)
+    write_results(PAGE, "Memory Maze", document, text, options)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -194,7 +248,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         options = parse_options(Options, argv=argv, prog="reproduce.py", description="Make results/memory_maze.*")
         # Before several processes want to.
         data = ensure_dataset(read_config(["--config", str(ROOT / FAST)]).data)
-        document = collect(STUDY.run_all(options), options)
+        kept = kept_of_page(options)
+        document = collect(STUDY.run_all(options, options.models), options.episodes)
+        for player in PLAYERS:
+            if player not in kept:
+                document[player] = {"returns": [player_returns(player, episodes=options.episodes).tolist()]}
+        document = merged(kept, document, by_model(STUDY, {**kept, **document}))
         write(document, data, options)
         print(returns_table(document))
 

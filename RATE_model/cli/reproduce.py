@@ -10,7 +10,7 @@ import shlex
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import date
@@ -138,9 +138,10 @@ class Study:
         count = len(options.seeds)
         return {label: paths[i * count : (i + 1) * count] for i, label in enumerate(labels)}
 
-    def commands(self, seeds: Sequence[int]) -> str:
-        """The commands of all models, indented as Markdown wants code."""
-        return "\n".join("    python3 " + shlex.join(self.command(label, seeds)) for label in self.models)
+    def commands(self, seeds: Sequence[int], models: Iterable[str] | None = None) -> str:
+        """The commands of these models, or of all, indented as Markdown wants code."""
+        chosen = self.models if models is None else models
+        return "\n".join("    python3 " + shlex.join(self.command(label, seeds)) for label in chosen)
 
 
 def _finish(command: Sequence[str], environment: Mapping[str, str], stop: threading.Event) -> tuple[int, str]:
@@ -200,8 +201,13 @@ def made(document: Mapping[str, Mapping[str, Any]]) -> str:
     return " and ".join(phrases) or f"on {date.today()}"
 
 
-def kept_entries(name: str, study: Study, options: PageOptions) -> dict[str, Any]:
+def kept_entries(name: str, study: Study, options: PageOptions, *, same_seeds: bool = True) -> dict[str, Any]:
     """Entries of NAME.json that are not measured now: none without `--models`.
+
+    Args:
+        name: of the page.
+        study, options: which models are measured, with which seeds.
+        same_seeds: whether the page speaks of one set of seeds for all of its models.
 
     Raises:
         UserError: `--models` names an unknown model, or the page has other seeds.
@@ -212,7 +218,7 @@ def kept_entries(name: str, study: Study, options: PageOptions) -> dict[str, Any
         return {}
     kept = {label: entry for label, entry in json.loads(path.read_text()).items() if label not in chosen}
     asked = " ".join(map(str, options.seeds))
-    for label, entry in kept.items():
+    for label, entry in kept.items() if same_seeds else ():
         if (has := " ".join(map(str, entry.get("seeds", options.seeds)))) != asked:
             raise UserError(
                 f"--seeds {asked}: {path} has seeds {has} of {label}; give these, or measure all models (without "
@@ -225,6 +231,17 @@ def merged(kept: Mapping[str, Any], measured: Mapping[str, Any], order: Sequence
     """Entries of a page that are kept and those that were measured now, which win; in this order of labels."""
     entries = {**kept, **measured}
     return {label: entries[label] for label in sorted(entries, key=lambda label: _place(label, order))}
+
+
+def by_model(study: Study, labels: Iterable[str]) -> list[str]:
+    """Labels model by model, each with its controls ("MODEL, what is done"); those of no model come last."""
+    models = list(study.models)
+
+    def place(label: str) -> int:
+        owner = label if label in models else label.partition(", ")[0]
+        return models.index(owner) if owner in models else len(models)
+
+    return sorted(labels, key=place)
 
 
 def _place(label: str, order: Sequence[str]) -> int:

@@ -1,11 +1,13 @@
 """Make results/vizdoom*: every model of a setting, every seed, beside players without a model.
 
     python3 VizDoom/VizDoom_src/reproduce.py --seeds 1 2 3
+    python3 VizDoom/VizDoom_src/reproduce.py --seeds 1 2 --models LSTM MLP
     python3 VizDoom/VizDoom_src/reproduce.py --setting published --seeds 1 2 3
 
-The first is RATE under config_fast.yaml, on a CPU, for results/vizdoom.*; the second RATE and DT under config.yaml, for
-a GPU and results/vizdoom_published.*. Runs that are finished are kept, interrupted ones are continued, so the command
-can be given again at any time.
+The first two are of config_fast.yaml, on a CPU, for results/vizdoom.*; the last is RATE and DT under config.yaml, for a
+GPU and results/vizdoom_published.*. Runs that are finished are kept, interrupted ones are continued, so the command can
+be given again at any time. With `--models` the page keeps what it says of the other models, with the commit, the day
+and the seeds that they were measured at.
 """
 
 import sys
@@ -25,11 +27,25 @@ import torch
 from RATE_model.acting.controls import exchange_twins, knock_out_memory
 from RATE_model.acting.rollout import mean_and_error
 from RATE_model.cli.options import exit_on_user_error, parse_options
-from RATE_model.cli.reproduce import ROOT, Study, StudyOptions, cell, commits, final_results, made, table, write_results
+from RATE_model.cli.reproduce import (
+    ROOT,
+    PageOptions,
+    Study,
+    by_model,
+    cell,
+    final_results,
+    kept_entries,
+    made,
+    merged,
+    provenance,
+    table,
+    training_table,
+    write_results,
+)
 from RATE_model.loading import load_model
 from RATE_model.system.precision import pick_device
 from RATE_model.training.checkpoints import resolve_checkpoint
-from VizDoom.VizDoom_src.baselines import play_baselines
+from VizDoom.VizDoom_src.baselines import PLAYERS, play_baselines
 from VizDoom.VizDoom_src.dataset import ensure_dataset, open_dataset
 from VizDoom.VizDoom_src.engine import described_pictures
 from VizDoom.VizDoom_src.evaluate import COLOURS, TARGET_RETURN, described, has_free_colour, metrics, play
@@ -45,6 +61,8 @@ STUDIES: dict[Setting, Study] = {
         settings=("--config", "VizDoom/VizDoom_src/config_fast.yaml"),
         models={
             "RATE": ("--model_mode", "RATE"),
+            "LSTM": ("--model_mode", "LSTM"),
+            "MLP": ("--model_mode", "MLP"),
         },
         read_config=read_config,
         check=check,
@@ -64,6 +82,9 @@ STUDIES: dict[Setting, Study] = {
         device="auto",
     ),
 }
+# Models whose memory is knocked out and exchanged.
+CONTROLLED = ("RATE", "LSTM")
+DATA = "data"  # the entry of the data's own mean return
 # What `metrics` calls a column of the tables.
 COLUMNS = {
     "red": "ReturnsMean_red",
@@ -84,10 +105,11 @@ PUBLISHED = {
 
 
 @dataclass(frozen=True)
-class Options(StudyOptions):
+class Options(PageOptions):
     """Which setting, which runs, and where they and the results go."""
 
-    # fast: RATE with config_fast.yaml, on a CPU; published: RATE and DT with config.yaml, on a GPU if there is one
+    # fast: RATE, LSTM and MLP with config_fast.yaml, on a CPU; published: RATE and DT with config.yaml, on a GPU if
+    # there is one
     setting: Setting = "fast"
     # Graphics, see train_vizdoom.py; none = the setting's. Others have runs and pages of their own
     graphics: Graphics | None = None
@@ -120,40 +142,48 @@ def of_results(results: Sequence[Mapping[str, float]], target_return: float) -> 
     return {column: [result[f"{name}_{target_return:g}"] for result in results] for column, name in names.items()}
 
 
-def further(label: str, config: Config, data_return: float) -> dict[str, dict[str, Any]]:
-    """Further evaluations of a model: what they are called, and what differs for `play`.
-
-    Runs that were asked for the published return are also asked for what their data can promise, anew at every segment;
-    all others for the published return.
-    """
-    as_published = config.task.target_return == TARGET_RETURN and not config.task.reset_target
-    asked = round(data_return, 1) if as_published else TARGET_RETURN
-    otherwise = {"target_return": asked, "reset_target": as_published}
+def controls(label: str) -> dict[str, dict[str, Any]]:
+    """What is done to a model's memory: what it is called, and what differs for `play`."""
     return {
         f"{label}, memory knocked out": {"transform_memory": knock_out_memory},
         f"{label}, memories of twins exchanged": {"twins": True},
-        f"{label}, asked for {described(asked, as_published)}": otherwise,
-        "the same, memory knocked out": otherwise | {"transform_memory": knock_out_memory},
     }
+
+
+def asked_otherwise(label: str, config: Config, data_return: float) -> dict[str, dict[str, Any]]:
+    """A model asked for another return: what it is called, and what differs for `play`.
+
+    Runs that were asked for the published return are asked for what their data can promise, again at every segment; all
+    others for the published return.
+    """
+    as_published = config.task.target_return == TARGET_RETURN and not config.task.reset_target
+    asked = round(data_return, 1) if as_published else TARGET_RETURN
+    called = f"{label}, asked for {described(asked, as_published)}"
+    otherwise = {"target_return": asked, "reset_target": as_published}
+    return {called: otherwise, f"{called}, memory knocked out": otherwise | {"transform_memory": knock_out_memory}}
 
 
 def collect(
     directories: Mapping[str, Sequence[Path]], config: Config, data_return: float, device: torch.device
 ) -> dict[str, dict[str, Any]]:
-    """Per model the returns of every seed, and seconds and steps of training; the first model's with other memories."""
+    """Per model the returns of every seed, and what its training took; and what `CONTROLLED` do with other memories.
+
+    RATE is also asked for another return.
+    """
     document: dict[str, dict[str, Any]] = {}
-    first = next(iter(directories))
     for label, runs in directories.items():
-        results = final_results(runs)
+        results, agent = final_results(runs), load_model(resolve_checkpoint(runs[0]), device=device)
         document[label] = of_results(results, config.task.target_return) | {
             "train_seconds": [result["train_seconds"] for result in results],
             "optimizer_steps": [result["optimizer_steps"] for result in results],
-            "commit": commits(runs),
+            "parameters": sum(parameter.numel() for parameter in agent.parameters()),
+            **provenance(runs),
         }
-        if label == first:
-            for name, options in further(label, config, data_return).items():
-                if "twins" not in options or has_free_colour(config.data.scenario):
-                    document[name] = play_again(runs, config, options, device)
+        again = controls(label) if label in CONTROLLED else {}
+        again |= asked_otherwise(label, config, data_return) if label == "RATE" else {}
+        for name, options in again.items():
+            if "twins" not in options or has_free_colour(config.data.scenario):
+                document[name] = play_again(runs, config, options, device) | provenance(runs)
     return document
 
 
@@ -230,11 +260,11 @@ def published_table() -> str:
     return table(["published", *COLUMNS], rows)
 
 
-def seed_table(document: Mapping[str, Mapping[str, Any]], seeds: Sequence[int]) -> str:
+def seed_table(document: Mapping[str, Mapping[str, Any]]) -> str:
     """Every seed, as Markdown."""
     rows = []
     for label, entry in document.items():
-        for index, seed in enumerate(seeds if len(entry["mean"]) == len(seeds) else ()):
+        for index, seed in enumerate(entry.get("seeds", ())):
             trained = (entry[name][index] if name in entry else "" for name in ("optimizer_steps", "train_seconds"))
             steps, seconds = trained
             returns = [seed_cell(entry, column, index) for column in COLUMNS]
@@ -242,34 +272,29 @@ def seed_table(document: Mapping[str, Mapping[str, Any]], seeds: Sequence[int]) 
     return table(["", "seed", "optimizer steps", "training, s", *COLUMNS], rows)
 
 
-def write(
-    document: dict[str, dict[str, Any]],
-    baselines: dict[str, dict[str, Any]],
-    data_return: float,
-    config: Config,
-    options: Options,
-) -> None:
+def write(document: dict[str, dict[str, Any]], config: Config, options: Options) -> None:
     """The JSON file, the picture and the generated part of the page."""
-    task, scenario, everything = config.task, config.data.scenario, document | baselines
-    bars = {label: {colour: _bar(entry, colour) for colour in COLOURS} for label, entry in everything.items()}
+    task, scenario, data_return = config.task, config.data.scenario, document[DATA]["mean"][0]
+    players = {label: entry for label, entry in document.items() if label != DATA}
+    bars = {label: {colour: _bar(entry, colour) for colour in COLOURS} for label, entry in players.items()}
     returns_by_colour(bars, options.results_dir / f"{options.page}.png")
-    seeds = f"seed{'s' * (len(options.seeds) > 1)} " + ", ".join(map(str, options.seeds))
-    spread = "over the episodes of the seed" if len(options.seeds) == 1 else "over seeds"
     text = (
-        f"Return of {seeds}, {task.eval_episodes} episodes a seed, half of them red, of at most "
-        f"{task.episode_timeout} steps, asked for {described(task.target_return, task.reset_target)}, made "
-        f"{made(document)}. ± denotes the standard error "
-        f"{spread}, and over episodes for players without a model. *Weaker* is the smaller of a seed's "
-        f"means of both colours. It is the variant `{scenario.variant}` ({described_pictures(scenario)}); the episodes "
-        f"of its data have {config.data.steps} steps and a mean return of {data_return:.2f}.\n\n"
-        f"{returns_table(everything)}\n\nEvery seed, with standard errors over its episodes:\n\n"
-        f"{seed_table(document, options.seeds)}\n\n"
+        f"Return in {task.eval_episodes} episodes a seed, half of them red, of at most {task.episode_timeout} steps, "
+        f"asked for {described(task.target_return, task.reset_target)}, made {made(players)}. ± denotes the standard "
+        "error over seeds, and over episodes for a single seed and for players without a model. *Weaker* is the "
+        f"smaller of a seed's means of both colours. It is the variant `{scenario.variant}` "
+        f"({described_pictures(scenario)}); the episodes of its data have {config.data.steps} steps and a mean return "
+        f"of {data_return:.2f}.\n\n{returns_table(players)}\n\n{training_table(players)}\n\n"
+        f"Every seed, with standard errors over its episodes:\n\n{seed_table(players)}\n\n"
         "For context, what was published for the original graphics, 5000 episodes of another policy, and a cap of 2100 "
-        "steps:\n\n"
-        f"{published_table()}\n\nCommands:\n\n{options.study.commands(options.seeds)}\n"
+        f"steps:\n\n{published_table()}\n\nCommands:\n\n{commands(options.study, players)}\n"
     )
-    document = everything | {"data": {"mean": [data_return]}}
     write_results(options.page, "ViZDoom-Two-Colors", document, text, options)
+
+
+def commands(study: Study, document: Mapping[str, Mapping[str, Any]]) -> str:
+    """The commands of the models that the page has, with the seeds that it has of each."""
+    return "\n".join(study.commands(document[label]["seeds"], [label]) for label in study.models if label in document)
 
 
 def _bar(entry: Mapping[str, Any], colour: str) -> tuple[float, float]:
@@ -284,10 +309,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         options = parse_options(Options, argv=argv, prog="reproduce.py", description="Make results/vizdoom*")
         study = options.study
         config, device = settings_of(study), pick_device(options.device or study.device)
+        kept = kept_entries(options.page, study, options, same_seeds=False)
         data_return = mean_return_of_data(ensure_dataset(config.data))  # made before several processes want to
-        document = collect(study.run_all(options), config, data_return, device)
-        write(document, baseline_entries(config), data_return, config, options)
-        print(returns_table(document))
+        document = collect(study.run_all(options, options.models), config, data_return, device)
+        if not kept.keys() >= PLAYERS.keys():
+            document |= baseline_entries(config)
+        document[DATA] = {"mean": [data_return]}
+        document = merged(kept, document, by_model(study, {**kept, **document}))
+        write(document, config, options)
+        print(returns_table({label: document[label] for label in document if label != DATA}))
 
 
 if __name__ == "__main__":

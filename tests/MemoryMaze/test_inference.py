@@ -13,6 +13,7 @@ from MemoryMaze.MemoryMaze_src.spec import SPEC
 from RATE_model.acting.actor import Actor
 from RATE_model.acting.controls import knock_out_memory
 from RATE_model.acting.rollout import Episodes
+from RATE_model.cli.options import to_yaml
 from tests import commands
 from tests.memory_maze_runs import TINY, only_run, train, write_data
 from tests.small_models import VECTOR, save_small_model, small_model
@@ -184,46 +185,56 @@ def test_a_model_of_another_environment_is_refused(tmp_path, capsys):
 def test_the_page_has_every_run_and_plays_none_twice(played, tmp_path, monkeypatch, capsys):
     data = write_data(tmp_path / "data.h5")
 
+    setting = tmp_path / "tiny.yaml"
+    setting.write_text(to_yaml(train_mem_maze.read_config([*TINY, "--data_path", str(data)])))
+
+    def tiny(argv):
+        """With the tiny setting in place of the shipped one."""
+        return [str(setting) if word.endswith("config_fast.yaml") else word for word in argv]
+
     def read_config(argv):
-        """The tiny setting in place of the shipped one."""
-        place = next((place for place, word in enumerate(argv) if word.endswith("config_fast.yaml")), None)
-        if place is None:
-            return train_mem_maze.read_config(argv)
-        return train_mem_maze.read_config([*TINY, "--data_path", str(data), *argv[: place - 1], *argv[place + 1 :]])
+        return train_mem_maze.read_config(tiny(argv))
 
     class Tiny(type(reproduce.STUDY)):
         def run(self, label, seed, options, stop):
-            _, *flags = self.command(label, [seed])
-            path = self.check(
-                self.read_config([*flags, "--resume", "auto", "--output_dir", str(tmp_path / "runs")]), seed
-            ).directory
+            flags = [*tiny(self.command(label, [seed])[1:]), "--output_dir", str(tmp_path / "runs")]
+            path = self.check(read_config([*flags, "--resume", "auto"]), seed).directory
             if not (path / "eval" / "final.json").exists():
-                assert train(tmp_path, data, *flags[2:]) == 0  # without --config
+                assert train_mem_maze.main(flags) == 0
             return path
 
     study = reproduce.STUDY
-    tiny = Tiny(study.script, study.settings, study.models, read_config, study.check)
-    monkeypatch.setattr(reproduce, "STUDY", tiny)
+    of_tiny = Tiny(study.script, study.settings, study.models, read_config, study.check)
+    monkeypatch.setattr(reproduce, "STUDY", of_tiny)
     monkeypatch.setattr(reproduce, "read_config", read_config)
     flags = ["--seeds", "1", "2", "--jobs", "1", "--episodes", "4", "--results_dir", str(tmp_path / "results")]
     reproduce.main(flags)
     models = [options for options in played if "player" not in options]
     conditions = [(options["transform_memory"], options["greedy"]) for options in models]
-    of_a_seed = [(transform, greedy) for _, _, transform, greedy in reproduce.CONTROLS]
-    assert (knock_out_memory, True) in of_a_seed
-    of_a_seed.append((None, True))
-    assert len(conditions) == 2 * 5 and all(conditions.count(condition) == 2 for condition in of_a_seed)
+    of_a_seed = [(control.transform, control.greedy) for control in reproduce.CONTROLS]
+    assert of_a_seed.count((knock_out_memory, True)) == 2, "of RATE and of LSTM"
+    of_a_seed += [(None, True)] * 3
+    assert len(conditions) == 2 * 8 and all(conditions.count(one) == 2 * of_a_seed.count(one) for one in of_a_seed)
     page = (tmp_path / "results" / "memory_maze.md").read_text()
     assert "| RATE | 4.50 ± 0.42 | 3 to 6 | 8 | 7.64 |" in page
     assert "| RATE, memory knocked out | 2.50 ± 0.42 | 1 to 4 | 8 |  |" in page
     for part in ("memory", "memory tokens", "cache"):
-        assert f"| RATE, {part} knocked out | 2.00 ± 0.00 |" in page
+        assert f"| RATE | RATE, {part} knocked out | 2.00 ± 0.00 |" in page
+    assert "| LSTM | LSTM, memory knocked out | 2.00 ± 0.00 |" in page and "| RATE | MLP | 0.00 ± 0.00 |" in page
+    order = ["RATE", "RATE, actions drawn", "LSTM", "LSTM, memory knocked out", "MLP", "random", "explorer"]
+    places = [page.index(f"\n| {label} | ") for label in order]
+    assert places == sorted(places) and "| MLP | 2 | " in page
     assert "| human |  |  |  | 26.4 |" in page and "the episodes of seeds 1, 2 in 4 mazes" in page
     assert "    python3 MemoryMaze/MemoryMaze_src/reproduce.py --seeds 1 2 --episodes 4\n" in page
     assert "--ckpt_folder reproduce_rate --start_seed 1 --end_seed 2" in page
     assert str(tmp_path) not in page, "no machine's path"
     assert (tmp_path / "results" / "memory_maze.png").exists()
-    reproduce.main(flags)
-    assert len([options for options in played if "player" not in options]) == 10, "nothing is played again"
+    count = len(played)
+    reproduce.main([*flags, "--models", "LSTM"])
+    assert len(played) == count, "nothing is played again"
+    assert (tmp_path / "results" / "memory_maze.md").read_text().count("\n| RATE |") == page.count("\n| RATE |")
+    with pytest.raises(SystemExit, match="2"):
+        reproduce.main([*flags, "--models", "LSTM", "--episodes", "3"])
+    assert "error: --episodes 3: the page has 4 of RATE" in capsys.readouterr().err
     reproduce.main(["--seeds", "1", *flags[3:]])
     assert "the episodes of seed 1 in 4 mazes" in (tmp_path / "results" / "memory_maze.md").read_text()

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -26,10 +27,21 @@ def returns(red: float, green: float) -> dict[str, float]:
     return {f"{name}_{asked}": value for asked in ("56.5", "3.2") for name, value in found.items()}
 
 
+class FakeAgent(NamedTuple):
+    """Where it was loaded from and to."""
+
+    path: Path
+    device: torch.device
+
+    def parameters(self) -> list[torch.Tensor]:
+        return [torch.zeros(3, 4)]
+
+
 def fake_run(folder: Path, result: dict[str, float]) -> Path:
-    (folder / "eval").mkdir(parents=True)
+    (folder / "eval").mkdir(parents=True, exist_ok=True)
     (folder / "eval" / "final.json").write_text(json.dumps(result))
-    (folder / "environment.json").write_text(json.dumps({"starts": [{"git": {"commit": "c" * 40}}]}))
+    start = {"seed": int(folder.name), "started": "2026-01-02T00:00:00+00:00", "git": {"commit": "c" * 40}}
+    (folder / "environment.json").write_text(json.dumps({"starts": [start]}))
     return folder
 
 
@@ -43,20 +55,21 @@ def played(red: float, green: float) -> Played:
 def asked(tmp_path, monkeypatch) -> list[dict]:
     """Runs that are there already, and what is asked of those that play again."""
 
-    def run_all(study, options) -> dict[str, list[Path]]:
+    def run_all(study, options, models) -> dict[str, list[Path]]:
         return {
             label: [
                 fake_run(tmp_path / study.folder(label) / str(seed), RESULT | returns(10.0 * number + seed, 8.0))
                 for seed in options.seeds
             ]
             for number, label in enumerate(study.models, start=1)
+            if label in models or not models
         }
 
     asked = []
     monkeypatch.setattr(reproduce.Study, "run_all", run_all)
     monkeypatch.setattr(reproduce, "ensure_dataset", lambda data: [])
     monkeypatch.setattr(reproduce, "mean_return_of_data", lambda paths: 4.25)
-    monkeypatch.setattr(reproduce, "load_model", lambda path, device: (path, device))
+    monkeypatch.setattr(reproduce, "load_model", lambda path, device: FakeAgent(path, device))
     monkeypatch.setattr(reproduce, "resolve_checkpoint", lambda path: path)
     monkeypatch.setattr(
         reproduce, "play", lambda model, **options: asked.append({"model": model, **options}) or played(3.0, 2.0)
@@ -71,12 +84,15 @@ def test_the_table_holds_the_runs_the_controls_and_who_has_no_model(asked, tmp_p
     assert "| RATE | 11.5 ± 0.5 | 8.0 ± 0.0 | 9.8 ± 0.2 | 8.0 ± 0.0 | 3.5 ± 0.5 |" in page  # 11 and 12 red
     assert "| RATE, memory knocked out | 3.0 ± 0.0 | 2.0 ± 0.0 | 2.5 ± 0.0 | 2.0 ± 0.0 | 1.0 ± 0.0 |" in page
     assert "| RATE, memories of twins exchanged | 3.0" in page and "asked for 3.2 at every segment, made" in page
-    assert "| RATE, asked for 56.5 | 3.0" in page and "| the same, memory knocked out | 3.0" in page
+    assert "| RATE, asked for 56.5 | 3.0" in page and "| RATE, asked for 56.5, memory knocked out | 3.0" in page
+    assert "| LSTM, memories of twins exchanged | 3.0" in page and "MLP, memory" not in page
+    assert "| MLP | 12 | 500 ± 0 | 60 ± 0 | cccccccccccc | 2026-01-02 |" in page
     assert "| random | 4.0 ± 0.5 | 6.0 ± 0.5 | 5.0 ± 0.6 | 4.0 | 2.0 |" in page
     assert "| RATE | 38.2 | 44.7 | 41.5 | 38.2 | 6.5 |" in page and "| 59.2 |" in page
     assert "| RATE | 2 | 500 | 60 | 12.0 ± 0.1 | 8.0 ± 0.2 | 10.0 ± 0.3 | 8.0 | 4.0 |" in page
-    assert "standard error over seeds," in page and "at commit cccccccccccc" in page and "mean return of 4.25" in page
-    assert page.count("    python3 VizDoom/VizDoom_src/train_vizdoom.py") == 1
+    assert "standard error over seeds," in page
+    assert "made on 2026-01-02 at commit cccccccccccc" in page and "mean return of 4.25" in page
+    assert page.count("    python3 VizDoom/VizDoom_src/train_vizdoom.py") == 3
     document = json.loads((tmp_path / "results" / "vizdoom.json").read_text())
     assert document["RATE"]["weaker"] == [8.0, 8.0] and document["RATE"]["green_error"] == [0.2, 0.2]
     assert document["random"]["red_error"] == [0.5] and (tmp_path / "results" / "vizdoom.png").exists()
@@ -86,13 +102,14 @@ def test_the_table_holds_the_runs_the_controls_and_who_has_no_model(asked, tmp_p
 def test_the_controls_are_asked_for_what_the_row_before_is(asked, tmp_path):
     reproduce.main(["--seeds", "1", "2", "--results_dir", str(tmp_path / "results")])
     config = reproduce.settings_of(reproduce.STUDIES["fast"])
-    assert config.data.scenario.variant == "clear" and len(asked) == 8  # of each row both seeds
-    knocked_out, twins, as_published, knocked_out_as_published = asked[::2]
+    assert config.data.scenario.variant == "clear" and len(asked) == 12  # of each row both seeds, two rows of LSTM
+    assert [options["twins"] for options in asked[8:] if "twins" in options] == [True] * 2
+    knocked_out, twins, as_published, knocked_out_as_published = asked[:8:2]
     for options in (knocked_out, twins):
         assert options["target_return"] == config.task.target_return == 3.2 and options["reset_target"]
     assert knocked_out["transform_memory"] is knocked_out_as_published["transform_memory"] is knock_out_memory
     assert "transform_memory" not in as_published and twins["twins"] and "twins" not in knocked_out_as_published
-    assert all(options["target_return"] == 56.5 and not options["reset_target"] for options in asked[4:])
+    assert all(options["target_return"] == 56.5 and not options["reset_target"] for options in asked[4:8])
     for options in asked:
         assert options["scenario"] == config.data.scenario and options["episodes"] == config.task.eval_episodes
         assert options["precision"] == config.train.precision and options["model"][1] == torch.device("cpu")
@@ -105,7 +122,22 @@ def test_one_seed_has_its_errors_over_episodes(asked, tmp_path):
     page = (tmp_path / "results" / "vizdoom.md").read_text()
     assert "| RATE | 11.0 ± 0.1 | 8.0 ± 0.2 | 9.5 ± 0.3 | 8.0 | 3.0 |" in page
     assert "| RATE, memory knocked out | 3.0 ± 0.5 | 2.0 ± 0.5 | 2.5 ± 0.4 | 2.0 | 1.0 |" in page
-    assert "standard error over the episodes of the seed," in page
+    assert "over episodes for a single seed" in page
+
+
+def test_models_that_are_not_asked_for_keep_their_figures_and_seeds(asked, tmp_path):
+    """The commands of the page have the seeds of each model."""
+    where = ["--results_dir", str(tmp_path / "results")]
+    reproduce.main(["--seeds", "1", "2", "3", "--models", "RATE", *where])
+    count = len(asked)
+    reproduce.main(["--seeds", "1", "2", "--models", "MLP", "LSTM", *where])
+    page = (tmp_path / "results" / "vizdoom.md").read_text()
+    assert len(asked) == count + 4 and all("_lstm" in str(options["model"].path) for options in asked[count:])
+    assert "| RATE | 3 | 500 |" in page and "| LSTM | 2 | 500 |" in page and "| LSTM | 3 |" not in page
+    assert "--ckpt_folder reproduce_rate --start_seed 1 --end_seed 3" in page
+    assert "--ckpt_folder reproduce_mlp --start_seed 1 --end_seed 2" in page
+    places = [page.index(f"\n| {label} | ") for label in ("RATE", "RATE, asked for 56.5", "LSTM", "MLP", "random")]
+    assert places == sorted(places) and page.count("\n| random |") == 1
 
 
 def test_the_published_setting_has_a_page_of_its_own(asked, tmp_path):
@@ -137,8 +169,13 @@ def test_every_command_of_the_studies_makes_a_model():
         for label in study.models:
             words = [str(reproduce.ROOT / w) if w.endswith(".yaml") else w for w in study.command(label, (1,))]
             config = reproduce.read_config(words[1:])
-            model = config.agent_config().sizes
-            made[setting, label] = (model.n_layer, model.num_mem_tokens > 0, model.mem_len, model.sliding)
-            assert config.run.ckpt_folder in ("reproduce_rate", "published_rate", "published_dt")
+            made[setting, label] = config.agent_config()
+            assert config.run.ckpt_folder == study.folder(label)
+    assert made["fast", "LSTM"].memory == "LSTM" and made["fast", "MLP"].memory == "MLP"
+    made = {
+        key: (sizes.n_layer, sizes.num_mem_tokens > 0, sizes.mem_len, sizes.sliding)
+        for key, (memory, sizes) in ((key, (config.memory, config.sizes)) for key, config in made.items())
+        if memory == "RATE"
+    }
     assert made["fast", "RATE"][1:] == (True, 0, False)
     assert made["published", "RATE"] == (6, True, 300, False) and made["published", "DT"] == (6, False, 0, True)

@@ -16,6 +16,7 @@ from RATE_model.cli.reproduce import (
     PageOptions,
     Study,
     StudyOptions,
+    by_model,
     cell,
     kept_entries,
     made,
@@ -123,6 +124,8 @@ def test_models_that_are_not_measured_stay_on_the_page(tmp_path):
     assert kept(models=("B",)).keys() == {"A", "A, knocked out", "expert"}
     with pytest.raises(UserError, match="--seeds 1: .*page.json has seeds 1 2 of A;"):
         kept(models=("B",), seeds=(1,))
+    others = PageOptions(results_dir=tmp_path, seeds=(1,), models=("B",))
+    assert kept_entries("page", STUDY, others, same_seeds=False).keys() == {"A", "A, knocked out", "expert"}
     assert kept(models=tuple(STUDY.models), seeds=(1, 2)).keys() == {"A, knocked out", "expert"}
     with pytest.raises(UserError, match="--models C: must be of A, 'A, changed', B"):
         kept(models=("A", "C"))
@@ -132,6 +135,11 @@ def test_models_that_are_not_measured_stay_on_the_page(tmp_path):
 def test_measured_entries_win_and_take_their_place():
     entries = merged({"B": 1, "old": 1, "C": 1}, {"A": 2, "C": 2}, ["A", "B", "C"])
     assert list(entries.items()) == [("A", 2), ("B", 1), ("C", 2), ("old", 1)]
+
+
+def test_controls_follow_their_model():
+    labels = ["expert", "B", "A, changed", "B, knocked out", "A", "A, knocked out"]
+    assert by_model(STUDY, labels) == ["A", "A, knocked out", "A, changed", "B", "B, knocked out", "expert"]
 
 
 def test_only_the_models_that_are_asked_for_are_run(monkeypatch):
