@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 
 from MinigridMemory.MinigridMemory_src import inference_minigridmemory
+from RATE_model.cli.options import parse_options
+from RATE_model.cli.settings import ModelOptions
+from RATE_model.cli.spellings import respelt
 from tests import minigrid_runs, tmaze_runs
 from TMaze_new.TMaze_new_src import inference_tmaze
 
@@ -128,7 +131,10 @@ def test_rewards_that_are_all_equal_are_said(tmp_path, capsys, condition):
 def test_a_file_of_before_says_what_conditions_the_agent(tmp_path):
     """`--condition_on_returns false` is the older spelling of `--condition none`."""
     (tmp_path / "old.yaml").write_text("condition_on_returns: false\n")
-    read = tmaze_runs.train_tmaze.read_config
     for flags in (["--config", str(tmp_path / "old.yaml")], ["--condition_on_returns", "false"]):
-        assert not read(flags).agent_config().sizes.conditioned
-    assert read(["--condition_on_returns"]).agent_config().sizes.conditioned
+        assert not parse_options(ModelOptions, argv=flags).conditioned
+    assert parse_options(ModelOptions, argv=["--condition_on_returns"]).conditioned
+    assert respelt({"condition": "auto", "condition_on_returns": False, "d_model": 3}) == {
+        "condition": "none",
+        "d_model": 3,
+    }

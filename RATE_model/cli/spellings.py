@@ -26,14 +26,10 @@ SWITCHES = {"condition_on_returns": {True: "auto", False: "none"}}
 
 
 def respelt(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Recorded flags under their names of today. What a flag says itself wins over its other spellings."""
-    found: dict[str, Any] = {}
-    for alias in sorted(flags, key=lambda name: name not in ALIASES):
-        value = flags[alias]
-        if alias in SWITCHES and isinstance(value, bool):
-            value = SWITCHES[alias][value]
-        found[ALIASES.get(alias, alias)] = value
-    return found
+    """Recorded flags under their names of today; one and its switch are one flag, and the switch is off or silent."""
+    found = {ALIASES.get(name, name): value for name, value in flags.items() if name not in SWITCHES}
+    off = {ALIASES[name]: SWITCHES[name][False] for name in SWITCHES if flags.get(name) is False}
+    return found | off
 
 
 def existing_file(path: Path) -> Path:
