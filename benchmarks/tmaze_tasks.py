@@ -47,7 +47,8 @@ class Options:
     def validate(self) -> None:
         """Raise a UserError for a value out of range."""
         at_least(1, mazes=self.mazes, rounds=self.rounds)
-        at_least(max(cls.shortest_corridor for cls in TASKS.values()), corridor_length=self.corridor_length)
+        shortest = max(cls.shortest_corridor(cls.default_junctions) for cls in TASKS.values())
+        at_least(shortest, corridor_length=self.corridor_length)
         common.check_output(self.output)
 
 

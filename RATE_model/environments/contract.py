@@ -331,6 +331,18 @@ class Environment(ABC):
         """
         return ()
 
+    def chance(self, case: Case, options: Any) -> float | None:
+        """Mean of `outcomes` without any memory; None where nothing can be said about memory by success."""
+        return None
+
+    def outcomes(self, case: Case, episodes: Episodes, evaluation: Evaluation) -> np.ndarray:
+        """(E,) from 0 to 1, how right each episode was in what has to be remembered.
+
+        Raises:
+            UserError: the environment does not say.
+        """
+        raise UserError(f"{self.name} does not say which episodes are a success")
+
     # --- results ---
 
     def figures(self, case: Case, episodes: Episodes, evaluation: Evaluation) -> dict[str, float]:

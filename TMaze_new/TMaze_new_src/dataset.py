@@ -42,6 +42,8 @@ from TMaze_new.TMaze_new_src.env import (
     goals_of_seeds,
 )
 from TMaze_new.TMaze_new_src.published import converted, published_file
+from TMaze_new.TMaze_new_src.task_choice import TaskChoice
+from TMaze_new.TMaze_new_src.tasks import environment_id
 
 DATA_DIRECTORY = Path(__file__).resolve().parents[1] / "TMaze_new_data"
 FIRST_SEED = 1_000_000  # of S = 1; S = 2 starts at twice this number, and so on
@@ -53,8 +55,8 @@ SCRIPT = "python3 TMaze_new/TMaze_new_src/dataset.py"
 
 
 @dataclass(frozen=True)
-class DataOptions:
-    """Which trajectories to make or to train on."""
+class DataOptions(TaskChoice):
+    """What is to be remembered, and which trajectories to make or to train on."""
 
     # Segments of the shortest episodes.
     min_n_final: int = 1
@@ -78,6 +80,7 @@ class DataOptions:
 
     def validate(self) -> None:
         """Raise a UserError for a value out of range."""
+        super().validate()
         at_least(1, min_n_final=self.min_n_final, hint_steps=self.hint_steps)
         at_least(3, context_length=self.context_length, trajectories=self.trajectories)
         at_most(MAX_STEPS, max_n_final=self.max_n_final, context_length=self.context_length)
@@ -87,6 +90,16 @@ class DataOptions:
             raise UserError(
                 f"--max_n_final {self.max_n_final}: must be at least --min_n_final, which is {self.min_n_final}"
             )
+        if self.is_chain:
+            if self.hint_steps > 1 or self.data_path is not None:
+                flag = "data_path" if self.data_path is not None else "hint_steps"
+                raise UserError(f"--{flag}: goes with --task passive; leave it out")
+            shortest = self.min_n_final * self.context_length
+            if shortest < self.shortest:
+                raise UserError(
+                    f"--min_n_final {self.min_n_final}: --task {self.task} takes at least {self.shortest} steps; these "
+                    f"segments of --context_length {self.context_length} have {shortest}: give more, or longer ones"
+                )
 
     @property
     def segment_counts(self) -> range:
@@ -99,7 +112,8 @@ def dataset_path(options: DataOptions, segments: int) -> Path:
     kind = "win" if options.win_only else "half"
     corridors = "" if options.corridors == "full" else f"_{options.corridors}"
     size = f"S{segments}_K{options.context_length}{corridors}"
-    name = f"tmaze_{size}_hint{options.hint_steps}_n{options.trajectories}_{kind}.h5"
+    hint = f"_hint{options.hint_steps}" if not options.is_chain else ""
+    name = "_".join(map(str, ("tmaze", *options.name_parts, f"{size}{hint}_n{options.trajectories}_{kind}.h5")))
     return (options.data_dir or DATA_DIRECTORY) / name
 
 
@@ -118,6 +132,9 @@ def generate(options: DataOptions, segments: int, *, overwrite: bool = False) ->
 
 def _make(options: DataOptions, segments: int, path: Path) -> None:
     """See `generate`."""
+    if options.is_chain:
+        _make_chains(options, segments, path)
+        return
     seeds = balanced_seeds(segments * FIRST_SEED, options.trajectories)
     wins = options.trajectories if options.win_only else options.trajectories // 2
     corridor_lengths = _corridor_lengths(options, segments)
@@ -141,12 +158,42 @@ def _make(options: DataOptions, segments: int, path: Path) -> None:
         writer.add_episodes(observations, actions, rewards, corridor_lengths + 1, terminals, infos)
 
 
+def _make_chains(options: DataOptions, segments: int, path: Path) -> None:
+    """The file of a task of `tasks.py`."""
+    count = options.trajectories
+    lengths = _drawn(options, segments, longest=segments * options.context_length, shortest=options.shortest)
+    seeds = segments * FIRST_SEED + np.arange(count)
+    chains = options.chains(lengths)
+    chains.reset(seed=seeds, options={"flip": np.arange(count) % 2 == 1})
+    wrong = np.arange(count) >= (count if options.win_only else count // 2)
+    observations, actions, rewards, terminals = chains.play_expert(wrong)
+    attributes = {
+        "environment": environment_id(options.task),
+        "generator": "expert" if options.win_only else "expert, then every turn wrong in the second half",
+        "corridor_lengths": f"{chains.corridor_length.min()} to {chains.corridor_length.max()}",
+        "junctions": chains.junctions,
+        "segments": segments,
+        "context_length": options.context_length,
+        "first_seed": int(seeds.min()),
+        "last_seed": int(seeds.max()),
+    }
+    with TrajectoryWriter(
+        path, observation_shape=(chains.features,), observation_dtype="float32", attributes=attributes
+    ) as writer:
+        infos = {"seed": np.repeat(seeds[:, None], actions.shape[1], axis=1)}
+        writer.add_episodes(observations, actions, rewards, chains.steps_needed, terminals, infos)
+
+
 def _corridor_lengths(options: DataOptions, segments: int) -> np.ndarray:
     """(E,) int64: of episodes that, padded by a step, need exactly so many segments."""
-    longest = segments * options.context_length - 2
+    return _drawn(options, segments, longest=segments * options.context_length - 2, shortest=1)
+
+
+def _drawn(options: DataOptions, segments: int, *, longest: int, shortest: int) -> np.ndarray:
+    """(E,) int64: all the longest with ``--corridors full``, else drawn from those of the last segment."""
     if options.corridors == "full":
         return np.full(options.trajectories, longest)
-    shortest = max(1, longest - options.context_length + 1)
+    shortest = max(shortest, longest - options.context_length + 1)
     # Pairs of an up and a down episode share a length: neither side can be told from it.
     pairs = np.random.default_rng([CORRIDOR_SEED, segments]).integers(
         shortest, longest, size=(options.trajectories + 1) // 2, endpoint=True
@@ -209,11 +256,11 @@ def _make_and_say(options: DataOptions, segments: int) -> None:
     generate(options, segments)
 
 
-def open_dataset(path: Path) -> TrajectoryFile:
-    """A T-Maze trajectory file, checked. Raises UserError; see `TrajectoryFile`."""
+def open_dataset(path: Path, features: int = OBSERVATION_SIZE) -> TrajectoryFile:
+    """A T-Maze trajectory file of so many numbers an observation, checked. Raises UserError; see `TrajectoryFile`."""
     return TrajectoryFile(
         path,
-        observation_shape=(OBSERVATION_SIZE,),
+        observation_shape=(features,),
         observation_dtype="float32",
         num_actions=NUM_ACTIONS,
         hint="Delete it; the next training makes it anew." if path.exists() else "The next training makes it.",
@@ -221,7 +268,12 @@ def open_dataset(path: Path) -> TrajectoryFile:
 
 
 def load_windows(
-    paths: Sequence[Path], *, size: int, fraction: float = TRAINING_FRACTION, split_seed: int = SPLIT_SEED
+    paths: Sequence[Path],
+    *,
+    size: int,
+    features: int = OBSERVATION_SIZE,
+    fraction: float = TRAINING_FRACTION,
+    split_seed: int = SPLIT_SEED,
 ) -> tuple[WindowDataset, WindowDataset]:
     """All episodes of these files, padded to ``size`` steps: a training and a validation dataset.
 
@@ -231,7 +283,7 @@ def load_windows(
     Raises:
         UserError: a file is missing or bad, or its episodes are longer than ``size``.
     """
-    files = [open_dataset(path) for path in paths]
+    files = [open_dataset(path, features) for path in paths]
     windows = np.concatenate([whole_episodes(index, file, max_steps=size) for index, file in enumerate(files)])
     training, validation = split_episodes(windows, files, fraction=fraction, seed=split_seed)
     dataset = WindowDataset(files, training, size=size)
@@ -247,9 +299,9 @@ class Options:
     overwrite: Boolean = False
 
 
-def describe(path: Path) -> None:
+def describe(path: Path, features: int = OBSERVATION_SIZE) -> None:
     """Print a line on what a file holds."""
-    with open_dataset(path) as file:
+    with open_dataset(path, features) as file:
         steps = " to ".join(map(str, sorted({int(file.lengths.min()), int(file.lengths.max())})))
         print(
             f"{path}: {file.num_episodes} episodes of {steps} steps, "
@@ -276,7 +328,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 generate(options.data, segments, overwrite=True)
             elif not ensure(path, partial(generate, options.data, segments)):
                 print(f"{path} is there already and is kept")  # of an interrupted start, or of fewer segments
-            describe(path)
+            describe(path, options.data.spec.observation_shape[0])
 
 
 if __name__ == "__main__":

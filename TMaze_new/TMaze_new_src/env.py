@@ -215,6 +215,11 @@ class TMazeVectorEnv(VectorEnv):
         self._observations = np.where(running[:, None], self._observe(flag=flag), self._observations)
         return self._observations.copy(), rewards, self._terminated.copy(), self._truncated.copy(), self._info()
 
+    def scene(self, row: int) -> dict[str, int]:
+        """What a picture of a row shows; see `render`."""
+        values = {"corridor_length": self.corridor_length, "x": self._x, "y": self._y, "goal": self._goal}
+        return {name: int(value[row]) for name, value in values.items()} | {"hint": int(self._observations[row, 1])}
+
     def _observe(self, *, flag: np.ndarray) -> np.ndarray:
         """The observation of every maze's present state, (N, 4) float32; ``flag`` (N,) bool."""
         observations = np.empty((self.num_envs, OBSERVATION_SIZE), dtype=np.float32)
@@ -287,15 +292,9 @@ class TMazeEnv(gymnasium.Env):
         """The maze as text ("ansi") or as an (H, W, 3) uint8 image ("rgb_array")."""
         if self.render_mode is None:
             return None
-        mazes = self._mazes
-        scene = {
-            "corridor_length": self.corridor_length,
-            "x": int(mazes._x[0]),
-            "y": int(mazes._y[0]),
-            "goal": int(mazes._goal[0]),
-            "hint": int(mazes._observations[0, 1]),
-        }
-        return render_text(**scene, step=int(mazes._steps[0])) if self.render_mode == "ansi" else render_rgb(**scene)
+        scene = self._mazes.scene(0)
+        steps = int(self._mazes._steps[0])
+        return render_text(**scene, step=steps) if self.render_mode == "ansi" else render_rgb(**scene)
 
 
 def first_row(info: dict[str, np.ndarray]) -> dict[str, int]:

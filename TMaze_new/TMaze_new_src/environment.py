@@ -1,8 +1,8 @@
 """T-Maze as training, inference and reports see it: its flags, data, mazes, evaluation and pictures."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass, field, fields
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from RATE_model.acting.rollout import Episodes
+from RATE_model.acting.evaluation import Acting, play_cases
+from RATE_model.acting.rollout import BatchActor, Episodes
 from RATE_model.agent import Agent
 from RATE_model.cli.limits import MAX_EPISODE_STEPS, at_least, at_most
 from RATE_model.cli.options import Boolean, changeable
@@ -30,9 +31,11 @@ from RATE_model.spec import EnvironmentSpec
 from RATE_model.training.trainer import accuracy
 from TMaze_new.TMaze_new_src import evaluate as protocol
 from TMaze_new.TMaze_new_src.dataset import DataOptions, ensure_datasets, load_windows
-from TMaze_new.TMaze_new_src.env import TMazeEnv, TMazeVectorEnv
+from TMaze_new.TMaze_new_src.env import RIGHT, TMazeEnv, TMazeVectorEnv
+from TMaze_new.TMaze_new_src.led import Led
 from TMaze_new.TMaze_new_src.pictures import draw_evaluation, draw_run
-from TMaze_new.TMaze_new_src.spec import SPEC
+from TMaze_new.TMaze_new_src.task_choice import RECALL, TaskChoice
+from TMaze_new.TMaze_new_src.tasks import ChainEnv, ChainVectorEnv
 
 HERE = Path(__file__).resolve().parent
 
@@ -45,7 +48,7 @@ def check_lengths(flag: str, lengths: Sequence[int]) -> None:
 
 
 @dataclass(frozen=True)
-class Maze(PlayOptions):
+class Maze(TaskChoice, PlayOptions):
     """Mazes that the agent is evaluated in."""
 
     # Take the most probable action, as published; false: draw from the predicted distribution
@@ -57,10 +60,13 @@ class Maze(PlayOptions):
 
     def validate(self) -> None:
         """Raise a UserError for a value out of range."""
-        super().validate()
+        TaskChoice.validate(self)
+        PlayOptions.validate(self)
         if not self.lengths:
             raise UserError("--lengths is empty: give at least one episode length")
         check_lengths("lengths", self.lengths)
+        if self.lengths != protocol.LENGTHS:
+            self.check_lengths("lengths", self.lengths)
         at_least(1, hint_steps=self.hint_steps)
         at_most(MAX_EPISODE_STEPS, hint_steps=self.hint_steps)
 
@@ -92,6 +98,11 @@ class Config(ExperimentConfig):
     task: Task = field(default_factory=Task)
     data: DataOptions = field(default_factory=DataOptions)
     curriculum: CurriculumOptions = field(default_factory=CurriculumOptions)
+
+    def validate(self) -> None:
+        """Raise a UserError for what does not go together."""
+        super().validate()
+        self.data.check_lengths("eval_lengths", self.task.eval_lengths)
 
     @property
     def context_length(self) -> int:
@@ -134,47 +145,93 @@ class TMaze(Environment):
     curves = ("train_loss", "train_accuracy", "train_last_loss", "train_last_acc")
 
     def spec(self, flags: Mapping[str, Any]) -> EnvironmentSpec:
-        """Four numbers, four actions."""
-        return SPEC
+        """A few numbers, which depend on the task, and four actions."""
+        names = {field.name for field in fields(TaskChoice)}
+        return TaskChoice(**{name: value for name, value in flags.items() if name in names}).spec
 
     def name_parts(self, config: Config) -> tuple[Sequence[object], Sequence[str]]:
         """With the numbers of segments."""
         data = config.data
-        parts = (*config.model.name_parts, "min", data.min_n_final, "max", data.max_n_final)
+        parts = (*config.model.name_parts, *data.name_parts, "min", data.min_n_final, "max", data.max_n_final)
         return parts, ("min_n_final", "max_n_final")
 
     def load(self, config: Config) -> TrainingData:
         """Windows of a stage of s segments: whole episodes of min_n_final to s segments, padded to s."""
-        paths = ensure_datasets(config.data)
+        paths, spec = ensure_datasets(config.data), config.data.spec
 
         @lru_cache
         def windows(segments: int) -> tuple[WindowDataset, WindowDataset]:
             files = paths[: segments - config.data.min_n_final + 1]
-            return load_windows(files, size=segments * config.context_length)
+            return load_windows(files, size=segments * config.context_length, features=spec.observation_shape[0])
 
-        return TrainingData(windows, config.data.segment_counts, SPEC)
+        return TrainingData(windows, config.data.segment_counts, spec)
 
     def batch_metrics(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Accuracy over all steps, and accuracy and loss of the last one: the decision at the junction."""
-        last = (batch.lengths - 1).to(logits.device)
-        rows = torch.arange(len(last), device=logits.device)
-        decisions, targets = logits[rows, last].float(), batch.targets[rows, last]
+        """Accuracy over all steps, and accuracy and loss of the turns that something tells.
+
+        That is the last step of every episode, and in chains of junctions every turn but one at the first step.
+        """
+        valid, targets = batch.valid.to(logits.device), batch.targets
+        steps = torch.arange(valid.shape[1], device=logits.device)
+        last = steps == (batch.lengths.to(logits.device) - 1)[:, None]
+        decisive = last | (valid & (targets != RIGHT) & (steps > 0))
+        decisions, targets = logits[decisive].float(), targets[decisive]
         return accuracy(logits, batch) | {
             "train_last_acc": (decisions.argmax(-1) == targets).float().mean(),
             "train_last_loss": F.cross_entropy(decisions, targets),
         }
 
-    def make(self, case: int, options: Maze, *, render_mode: str | None = None) -> TMazeEnv:
+    def make(self, case: int, options: Maze, *, render_mode: str | None = None) -> TMazeEnv | ChainEnv:
         """One maze of an episode length."""
+        if options.is_chain:
+            return ChainEnv(chains=options.chains([case]), render_mode=render_mode)
         return TMazeEnv(int(case) - 2, hint_steps=options.hint_steps, max_steps=int(case), render_mode=render_mode)
 
-    def vector(self, cases: np.ndarray, options: Maze) -> TMazeVectorEnv:
+    def vector(self, cases: np.ndarray, options: Maze) -> TMazeVectorEnv | ChainVectorEnv:
         """Mazes of many lengths, computed at once."""
+        if options.is_chain:
+            return options.chains(cases)
         return TMazeVectorEnv(len(cases), cases - 2, hint_steps=options.hint_steps, max_steps=cases)
 
+    def player(self, evaluation: Evaluation, actor: BatchActor) -> BatchActor:
+        """In the task recall, the first turn is not the agent's."""
+        return Led(actor) if evaluation.options.task == RECALL else actor
+
+    def reset_options(self, seeds: np.ndarray, options: Maze) -> dict[str, np.ndarray]:
+        """In chains of junctions every second episode is the twin of the one before."""
+        return {"flip": np.arange(len(seeds)) % 2 == 1} if options.is_chain else {}
+
+    def play(self, evaluation: Evaluation, acting: Acting, *, twins: bool = False) -> dict[int, Episodes]:
+        """As in every environment; episodes of chains are twins already."""
+        if not evaluation.options.is_chain:
+            return super().play(evaluation, acting, twins=twins)
+        seeds = protocol.twin_seeds(evaluation.episodes)
+        return play_cases(
+            evaluation.agent,
+            evaluation.cases,
+            partial(self.vector, options=evaluation.options),
+            seeds=seeds,
+            acting=acting,
+            options=self.reset_options(seeds, evaluation.options),
+            compact=not twins,
+            player=partial(self.player, evaluation),
+            description=self.name,
+        )
+
     def horizons(self, case: int, options: Maze) -> tuple[int, ...]:
-        """From the hint to the turn."""
+        """From what tells to the turn."""
         return self.make(case, options).horizons
+
+    def chance(self, case: int, options: Maze) -> float:
+        """Up or down."""
+        return 0.5
+
+    def outcomes(self, case: int, episodes: Episodes, evaluation: Evaluation) -> np.ndarray:
+        """Success, or the share of turns that were right."""
+        options = evaluation.options
+        if options.is_chain:
+            return options.outcomes(case, episodes.returns, episodes.lengths)
+        return (episodes.last_rewards == protocol.GOAL_REWARD).astype(float)
 
     def seeds(self, episodes: int) -> np.ndarray:
         """As many up as down."""
@@ -185,24 +242,34 @@ class TMaze(Environment):
         lengths = {config.trained}
         if final:
             by_segments = (protocol.SEGMENT_STEPS * count for count in protocol.SEGMENT_COUNTS)
-            lengths |= set(config.task.eval_lengths or (*protocol.LENGTHS, *by_segments))
+            usual = [length for length in (*protocol.LENGTHS, *by_segments) if length >= config.data.shortest]
+            lengths |= set(config.task.eval_lengths or usual)
         return sorted(lengths)
 
     def cases(self, options: Maze) -> Sequence[int]:
-        """The lengths asked for."""
-        return options.lengths
+        """The lengths asked for; of the usual ones those that the task has."""
+        return [length for length in options.lengths if length >= options.shortest]
 
     def figures(self, case: int, episodes: Episodes, evaluation: Evaluation) -> dict[str, float]:
-        """Success, and steps beyond those that are needed."""
-        return protocol.figures(case, episodes)
+        """Success, and steps beyond those that are needed; in chains of junctions also the share of right turns."""
+        if not evaluation.options.is_chain:
+            return protocol.figures(case, episodes)
+        right = self.outcomes(case, episodes, evaluation)
+        needed = evaluation.options.chains([case]).steps_needed[0]
+        return {
+            "success_rate": float((right == 1).mean()),
+            "mean_delay": float((episodes.lengths - needed).mean()),
+            "recalled": float(right.mean()),
+        }
 
     def metrics(
         self, played: Mapping[int, Episodes], evaluation: Evaluation, config: Config, *, final: bool
     ) -> dict[str, float]:
         """Results at the longest trained length, and by length at the end."""
-        results = {length: protocol.figures(length, episodes) for length, episodes in played.items()}
+        results = {length: self.figures(length, episodes, evaluation) for length, episodes in played.items()}
         trained = results[config.trained]
         metrics = {"Success_rate": trained["success_rate"], "Mean_D[time]": trained["mean_delay"]}
+        metrics |= {"Recalled": trained["recalled"]} if config.data.is_chain else {}
         return metrics | (protocol.published_keys(results) if final else {})
 
     def headlines(self, config: Config) -> Mapping[str, str]:
@@ -214,10 +281,13 @@ class TMaze(Environment):
     def draw_run(self, directory: Path, agent: Agent, config: Config, result: Mapping[str, Any]) -> None:
         """Curves, success by length, attention and memory."""
         super().draw_run(directory, agent, config, result)
-        draw_run(directory, agent, length=config.trained, trained=config.trained, hint_steps=config.data.hint_steps)
+        if not config.data.is_chain:
+            draw_run(directory, agent, length=config.trained, trained=config.trained, hint_steps=config.data.hint_steps)
 
     def draw(self, folder: Path, evaluation: Evaluation) -> Sequence[Path]:
         """Attention and memory of an episode, and success by length with and without memory."""
+        if evaluation.options.is_chain:
+            return super().draw(folder, evaluation)
         return draw_evaluation(folder, evaluation)
 
 

@@ -34,6 +34,11 @@ def evaluation_seeds(episodes: int) -> np.ndarray:
     return np.sort(np.concatenate([up[: (episodes + 1) // 2], down[: episodes // 2]]))
 
 
+def twin_seeds(episodes: int) -> np.ndarray:
+    """Seeds 0, 0, 1, 1, ...: of so many episodes of chains of junctions, which come in pairs of twins."""
+    return np.arange(episodes) // 2
+
+
 def success_by_length(
     model: Agent,
     lengths: Sequence[int],
@@ -74,10 +79,15 @@ def figures(length: int, episodes: Episodes) -> dict[str, float]:
 
 
 def published_keys(results: dict[int, dict[str, float]]) -> dict[str, float]:
-    """Results under the names of the published system: by episode length, and by segments where 30 divides it."""
+    """Results under the names of the published system: by episode length, and by segments where 30 divides it.
+
+    `Recalled_T_{T}`, of chains of junctions, is our own: the share of turns that were right.
+    """
     metrics = {}
     for length, result in results.items():
         metrics[f"Success_rate_T_{length}"] = result["success_rate"]
+        if "recalled" in result:
+            metrics[f"Recalled_T_{length}"] = result["recalled"]
         if length % SEGMENT_STEPS == 0 and length // SEGMENT_STEPS in SEGMENT_COUNTS:
             segments = length // SEGMENT_STEPS
             metrics[f"Success_rate_S_{segments}"] = result["success_rate"]

@@ -63,7 +63,7 @@ class ChainVectorEnv(VectorEnv):
     Args:
         num_envs: N, how many.
         corridor_length: x of the junction in a corridor, one number or (N,) numbers.
-        junctions: how many there are; None: as the task has it.
+        junctions: how many there are, one number or, where a task can, (N,) numbers; None: as the task has it.
         max_steps: actions until truncation, one number or (N,); None is one more than is needed.
         render_mode: only None.
 
@@ -74,7 +74,6 @@ class ChainVectorEnv(VectorEnv):
     metadata = {"render_modes": [], "autoreset_mode": AutoresetMode.DISABLED}
     name: ClassVar[str]
     default_junctions: ClassVar[int] = 1
-    shortest_corridor: int = 1
     rewards: tuple[float, float] = (1.0, 0.0)  # of a right and of a wrong turn
     step_cost: ClassVar[float] = 0.0
     features: int = 3
@@ -84,21 +83,23 @@ class ChainVectorEnv(VectorEnv):
         num_envs: int = 1,
         corridor_length: int | Sequence[int] | np.ndarray = DEFAULT_CORRIDOR_LENGTH,
         *,
-        junctions: int | None = None,
+        junctions: int | Sequence[int] | np.ndarray | None = None,
         max_steps: int | Sequence[int] | np.ndarray | None = None,
         render_mode: None = None,
     ) -> None:
         self.num_envs, self.render_mode = num_envs, render_mode
-        self.junctions = self.default_junctions if junctions is None else junctions
-        if self.junctions < 1:
-            raise UserError(f"T-Maze, {self.name}: junctions is {self.junctions}; it must be at least 1.")
+        count = self.default_junctions if junctions is None else junctions
+        self._count = np.broadcast_to(np.asarray(count, dtype=np.int64), (num_envs,)).copy()
+        if np.any(self._count < 1):
+            raise UserError(f"T-Maze, {self.name}: junctions is {self._count.min()}; it must be at least 1.")
+        self.junctions = int(self._count.max())
         self.corridor_length = np.broadcast_to(np.asarray(corridor_length, dtype=np.int64), (num_envs,)).copy()
-        if np.any(self.corridor_length < self.shortest_corridor):
+        if np.any(self.corridor_length < (shortest := self.shortest_corridor(self.junctions))):
             raise UserError(
-                f"T-Maze, {self.name}: corridor_length is {self.corridor_length.min()}; "
-                f"it must be at least {self.shortest_corridor}."
+                f"T-Maze, {self.name}: corridor_length is {self.corridor_length.min()}; it must be at least {shortest}."
             )
         self._lengths = self._corridors()
+        self._there = np.arange(self.junctions) < self._count[:, None]  # (N, junctions), False beyond a row's last
         self.max_steps = np.broadcast_to(
             self.steps_needed + 1 if max_steps is None else np.asarray(max_steps), (num_envs,)
         ).copy()
@@ -123,9 +124,9 @@ class ChainVectorEnv(VectorEnv):
     # What a task says.
 
     @classmethod
-    def corridor_for(cls, steps: int, junctions: int) -> int:
-        """The longest corridor of an episode that can be over after so many steps."""
-        return steps - junctions
+    def shortest_corridor(cls, junctions: int) -> int:
+        """The shortest corridor in which everything is shown before it is asked for."""
+        return 1
 
     def _corridors(self) -> np.ndarray:
         """x of every junction in its corridor, (N, junctions) int64: the first as asked for, the others at its end."""
@@ -147,11 +148,6 @@ class ChainVectorEnv(VectorEnv):
         """The correlation horizons of the task (Cherepanov et al. 2024, arXiv 2412.06531), shortest first: steps from
         what tells to the decision that needs it, both included. Of the first row."""
         raise NotImplementedError
-
-    @property
-    def first_actions(self) -> np.ndarray | None:
-        """(N,) int64, what an evaluation does at the first step instead of the agent; None: the agent acts itself."""
-        return None
 
     # What all do.
 
@@ -206,7 +202,7 @@ class ChainVectorEnv(VectorEnv):
         self._turns[turned, self._junction[turned]] = turn[turned]
         self._junction[turned] += 1
         self._steps += running
-        self._terminated |= self._junction == self.junctions
+        self._terminated |= self._junction == self._count
         self._truncated |= running & ~self._terminated & (self._steps >= self.max_steps)
         self._observations = np.where(running[:, None], self._observe(), self._observations)
         return self._observations.copy(), rewards, self._terminated.copy(), self._truncated.copy(), self._info()
@@ -235,7 +231,7 @@ class ChainVectorEnv(VectorEnv):
     @property
     def steps_needed(self) -> np.ndarray:
         """(N,) int64, steps of an episode without detours."""
-        return (self._lengths + 1).sum(1)
+        return ((self._lengths + 1) * self._there).sum(1)
 
     @property
     def counted(self) -> int:
@@ -244,7 +240,7 @@ class ChainVectorEnv(VectorEnv):
 
     @property
     def outcomes(self) -> np.ndarray:
-        """(N, counted) bool: the turns that were right. One that was not taken is wrong."""
+        """(N, counted) bool: the turns that were right. One that was not taken is not."""
         return (self._turns == self._answers)[:, self.junctions - self.counted :]
 
     def scene(self, row: int) -> dict[str, int]:
@@ -261,7 +257,7 @@ class ChainVectorEnv(VectorEnv):
         return values[self._rows, np.minimum(self._junction, self.junctions - 1)]
 
     def _at_junction(self) -> np.ndarray:
-        return (self._x == self._here(self._lengths)) & (self._junction < self.junctions)
+        return (self._x == self._here(self._lengths)) & (self._junction < self._count)
 
     def _observe(self) -> np.ndarray:
         """The observation of every episode's present state, (N, features) float32."""
@@ -304,10 +300,14 @@ class MultiCueVectorEnv(ChainVectorEnv):
         **others: Any,
     ) -> None:
         bits = self.default_junctions if junctions is None else junctions
-        self.by_name, self.shortest_corridor, self.rewards = by_name, bits, (1 / max(1, bits), 0.0)
+        self.by_name, self.rewards = by_name, (1 / max(1, bits), 0.0)
         self.features = 3 + bits * by_name
         self._shown, self._asked = (np.tile(np.arange(bits), (num_envs, 1)) for _ in range(2))  # names, in order
         super().__init__(num_envs, corridor_length, junctions=bits, **others)
+
+    @classmethod
+    def shortest_corridor(cls, junctions: int) -> int:
+        return junctions
 
     def _begin(self, rows: np.ndarray, flip: np.ndarray) -> None:
         super()._begin(rows, flip)
@@ -340,15 +340,11 @@ class EndlessVectorEnv(ChainVectorEnv):
     rewards = (1.0, -1.0)
     step_cost = 0.01
 
-    @classmethod
-    def corridor_for(cls, steps: int, junctions: int) -> int:
-        return steps // junctions - 1
-
     def _corridors(self) -> np.ndarray:
         return np.repeat(self.corridor_length[:, None], self.junctions, axis=1)
 
     def _show(self, observations: np.ndarray) -> None:
-        shown = (self._since == 0) & (self._junction < self.junctions)
+        shown = (self._since == 0) & (self._junction < self._count)
         observations[:, _HINT] = np.where(shown, self._here(self._answers), 0)
 
     @property
@@ -362,7 +358,10 @@ class DistractedVectorEnv(ChainVectorEnv):
     name = "distracted"
     features = 4
     hint_step = 2
-    shortest_corridor = hint_step + 1
+
+    @classmethod
+    def shortest_corridor(cls, junctions: int) -> int:
+        return cls.hint_step + 1
 
     def _show(self, observations: np.ndarray) -> None:
         shown, side = (hashed(hashed(self._keys, stream), self._steps) >> 63 for stream in (_DECOYS, _DECOY_SIDES))
@@ -380,8 +379,8 @@ class DistractedVectorEnv(ChainVectorEnv):
 class RecallVectorEnv(ChainVectorEnv):
     """Only the agent's own first turn tells which way is right at the end; see the module.
 
-    An agent that always goes up is right without remembering. So evaluations take the first turn in its place
-    (`first_actions`): up in an episode, down in its twin.
+    An agent that always goes up is right without remembering. So evaluations and experts take the first turn as told
+    (`first_turns`): up in an episode, down in its twin.
     """
 
     name = "recall"
@@ -389,6 +388,9 @@ class RecallVectorEnv(ChainVectorEnv):
 
     def _corridors(self) -> np.ndarray:
         return np.stack([np.zeros_like(self.corridor_length), self.corridor_length], axis=1)
+
+    def _begin(self, rows: np.ndarray, flip: np.ndarray) -> None:
+        self._answers[rows] = np.where(flip, -1, 1)[:, None]
 
     def _show(self, observations: np.ndarray) -> None:
         taken = self._turns[:, 0]
@@ -399,12 +401,13 @@ class RecallVectorEnv(ChainVectorEnv):
         return 1
 
     @property
-    def first_actions(self) -> np.ndarray:
-        return np.where(self._answers[:, 0] == 1, UP, DOWN)
-
-    @property
     def horizons(self) -> tuple[int, ...]:
         return (int(self.corridor_length[0]) + 2,)
+
+
+def first_turns(rows: int) -> np.ndarray:
+    """(rows,) int64, the first turns of recall in rows that are twins of one another in pairs."""
+    return np.where(np.arange(rows) % 2, DOWN, UP)
 
 
 class ChainEnv(gymnasium.Env):
@@ -412,16 +415,25 @@ class ChainEnv(gymnasium.Env):
 
     Args:
         task: its name.
+        chains: its vector environment of one row; None: one is made.
         render_mode: "ansi" (text), "rgb_array" or None.
         others: see the task's vector environment; single numbers.
     """
 
     metadata = {"render_modes": ["ansi", "rgb_array"], "render_fps": 8}
 
-    def __init__(self, task: str, *, render_mode: str | None = None, **others: Any) -> None:
+    def __init__(
+        self,
+        task: str = "endless",
+        *,
+        chains: ChainVectorEnv | None = None,
+        render_mode: str | None = None,
+        **others: Any,
+    ) -> None:
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise UserError(f"T-Maze: render_mode is {render_mode!r}; it must be one of 'ansi', 'rgb_array' or None.")
-        self._chains = TASKS[task](1, **others)
+        self._chains = TASKS[task](1, **others) if chains is None else chains
+        self.max_steps = int(self._chains.max_steps[0])
         self.render_mode = render_mode
         self.observation_space = self._chains.single_observation_space
         self.action_space = self._chains.single_action_space

@@ -11,7 +11,15 @@ from gymnasium.utils.env_checker import check_env
 from benchmarks import tmaze_tasks
 from RATE_model.errors import UserError
 from TMaze_new.TMaze_new_src.env import DOWN, LEFT, RIGHT, UP
-from TMaze_new.TMaze_new_src.tasks import CHANCE, TASKS, ChainEnv, MultiCueVectorEnv, RecallVectorEnv, environment_id
+from TMaze_new.TMaze_new_src.tasks import (
+    CHANCE,
+    TASKS,
+    ChainEnv,
+    MultiCueVectorEnv,
+    RecallVectorEnv,
+    environment_id,
+    first_turns,
+)
 
 ALL = pytest.mark.parametrize("task", TASKS)
 HINT, FLAG, COLOUR, NAMES = 0, 1, 3, slice(3, None)
@@ -33,7 +41,7 @@ def told(task, observations, actions, junction):
 @ALL
 def test_what_was_shown_tells_every_turn(task):
     chains = TASKS[task](64, np.repeat([9, 14], 32))
-    chains.reset(seed=np.arange(64))
+    chains.reset(seed=np.arange(64), options={"flip": np.arange(64) % 2 == 1})
     observations, actions, rewards, terminated = chains.play_expert()
     assert terminated.all() and chains.outcomes.all()
     assert np.allclose(rewards.sum(1) + chains.step_cost * chains.steps_needed, chains.rewards[0] * chains.counted)
@@ -48,12 +56,13 @@ def test_what_was_shown_tells_every_turn(task):
 @ALL
 def test_wrong_turns_are_wrong_and_bits_are_fair(task):
     chains = TASKS[task](2000, 9)
-    chains.reset(seed=0)
+    options = {"flip": np.arange(2000) % 2 == 1}
+    chains.reset(seed=0, options=options)
     _, right, rewards, _ = chains.play_expert()
-    chains.reset(seed=0)
-    _, _, failed, _ = chains.play_expert(wrong=np.arange(2000) % 2 == 1)
-    assert chains.outcomes.all(1).tolist() == [True, False] * 1000 and not chains.outcomes[1::2].any()
-    assert np.all(failed.sum(1)[1::2] < rewards.sum(1)[1::2])
+    chains.reset(seed=0, options=options)
+    _, _, failed, _ = chains.play_expert(wrong=np.arange(2000) % 4 > 1)
+    assert chains.outcomes.all(1).tolist() == [True, True, False, False] * 500
+    assert np.all(failed.sum(1)[2::4] < rewards.sum(1)[2::4])
     assert np.mean(right[:, -1] == UP) == pytest.approx(0.5, abs=0.05)
 
 
@@ -77,7 +86,7 @@ def test_twins_differ_in_sides_alone(task):
 def test_a_fixed_choice_is_right_half_of_the_time(task, side):
     chains = TASKS[task](100, 9)
     observations, _ = chains.reset(seed=np.repeat(np.arange(50), 2), options={"flip": np.arange(100) % 2 == 1})
-    forced = chains.first_actions
+    forced = first_turns(100) if task == "recall" else None
     for step in range(int(chains.max_steps.max())):
         actions = np.where(observations[:, FLAG] == 1, side, RIGHT)
         observations, *_ = chains.step(forced if step == 0 and forced is not None else actions)
@@ -106,10 +115,9 @@ def test_horizons_are_those_of_an_episode(task):
 def test_left_walls_timeouts_and_frozen_ends(task):
     chains = TASKS[task](2, 9)
     observations, _ = chains.reset(seed=[3, 3])
-    first = chains.first_actions
-    if first is not None:
-        observations, *_ = chains.step(first)
-    steps = int(chains.max_steps[0]) - (first is not None)
+    if task == "recall":
+        observations, *_ = chains.step(first_turns(2))
+    steps = int(chains.max_steps[0]) - (task == "recall")
     for _ in range(steps):
         assert not chains.step(np.array([LEFT, LEFT]))[2].any()
     truncated = chains.step(np.array([RIGHT, RIGHT]))[3]
