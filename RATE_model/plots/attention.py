@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -122,6 +122,25 @@ def regions(layout: Layout) -> dict[str, tuple[int, int]]:
         for name, start, stop in zip(REGION_COLOURS, ends, ends[1:], strict=False)
         if stop > start
     }
+
+
+def attention_by_step(segments: Sequence[SegmentMaps], *, row: int = 0) -> list[dict[str, Any]]:
+    """How the attention that chooses each step's action is shared out, mean over layers and heads.
+
+    Returns:
+        One entry per step of the episode: `shares` of cache, read tokens and steps (those that there are, by name), and
+        `steps`, what each step of the segment so far gets.
+    """
+    entries: list[dict[str, Any]] = []
+    for segment in segments:
+        layout, weights = segment.layout, np.nan_to_num(_weights(segment, None, None, row))
+        rows, places = weights[layout.observations], regions(layout)
+        by_step = rows[:, slice(*places["steps"])].reshape(len(rows), layout.steps, layout.step_tokens).sum(-1)
+        shares = {name: rows[:, slice(*places[name])].sum(1) for name in _SHARES if name in places}
+        for step in range(layout.steps):
+            share = {_SHARES[name]: round(float(values[step]), 3) for name, values in shares.items()}
+            entries.append({"shares": share, "steps": by_step[step, : step + 1].round(3).tolist()})
+    return entries
 
 
 def _spread(count: int, limit: int) -> list[int]:

@@ -150,7 +150,7 @@ def test_one_that_is_untrained():
             actor = Actor(agent, EPISODES, 1.0, transform_memory=transform)
             return rollout(actor, mazes, seeds=np.arange(EPISODES), max_steps=length, compact=False).last_rewards
 
-    cases = examine([Untrained(seed, {}) for seed in range(3)], SUBJECT, QUESTIONS[:2])
+    cases = examine([Untrained(0, {})], SUBJECT, QUESTIONS[:2])
     assert judge(SUBJECT, cases).label == "nothing"
 
 

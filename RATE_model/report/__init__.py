@@ -1,0 +1,1 @@
+"""One page that shows what a run learned: curves, verdict, comparison, and an episode to step through."""

@@ -1,0 +1,213 @@
+"""Recording an episode for the player: what the agent saw, did, held in memory and attended to, step by step."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium.vector import VectorEnv
+from PIL import Image
+
+from RATE_model.acting.actor import Actor
+from RATE_model.acting.controls import knock_out_memory
+from RATE_model.acting.rollout import evaluating
+from RATE_model.agent import Agent
+from RATE_model.memories.contract import MemoryTransform, State
+from RATE_model.plots.attention import attention_by_step
+
+# A picture of a row of a vector environment, as it is now: (H, W, 3) uint8.
+Picture = Callable[[VectorEnv, int], np.ndarray]
+# All pictures of an episode together may be this large.
+_PICTURE_BYTES = 6_000_000
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What happened in the rows of a vector environment until the first row's episode was over.
+
+    Attributes:
+        observations: `(T, *observation_shape)` of the first row; so are all that follow but `slots`.
+        actions: `(T,)` int64 or `(T, A)`.
+        rtg: `(T,)` float32.
+        probabilities: `(T, num_actions)` of discrete actions, actions themselves where they are continuous.
+        rewards: `(T,)`.
+        pictures: one per step, before its action; empty where nothing can be drawn.
+        handed_on: `(S,)` int64, steps before which memory was handed on.
+        slots: `(S, B, n, width)` what it held then; None where a memory has none to show.
+    """
+
+    observations: np.ndarray
+    actions: np.ndarray
+    rtg: np.ndarray
+    probabilities: np.ndarray
+    rewards: np.ndarray
+    pictures: list[np.ndarray]
+    handed_on: np.ndarray
+    slots: np.ndarray | None
+
+
+def record(
+    agent: Agent,
+    environments: VectorEnv,
+    *,
+    seeds: np.ndarray,
+    target_return: float,
+    max_steps: int,
+    options: dict[str, Any] | None = None,
+    transform: MemoryTransform | None = None,
+    picture: Picture | None = None,
+    first_action: np.ndarray | None = None,
+) -> Trace:
+    """Act greedily in all rows until the first row's episode is over.
+
+    Args:
+        agent: of any mode; it acts in eval mode.
+        environments: of B rows, reset here.
+        seeds, options: of the reset.
+        target_return: the return asked for.
+        max_steps: no episode goes on after so many steps.
+        transform: of memory; see `Actor`.
+        picture: draws a row; None: image observations are the pictures.
+        first_action: `(B,)` taken at the first step instead of the agent's own.
+    """
+    observed, acted, asked, chances, earned, drawn = [], [], [], [], [], []
+    handed_on: list[int] = []
+    slots: list[np.ndarray] = []
+
+    def watch(memory: State, initial: State) -> State:
+        """See what is handed on; called by the actor between two segments."""
+        memory = memory if transform is None else transform(memory, initial)
+        if memory.slots is not None:
+            handed_on.append(len(acted))
+            slots.append(memory.slots.float().cpu().numpy())
+        return memory
+
+    observations, _ = environments.reset(seed=seeds, options=options)  # pyright: ignore[reportArgumentType]
+    rewards, rtg = np.zeros(environments.num_envs), np.float32(target_return)
+    with evaluating(agent):
+        actor = Actor(agent, environments.num_envs, target_return, transform_memory=watch)
+        for _ in range(max_steps):
+            rtg = rtg - np.float32(rewards[0])
+            logits = actor.observe(observations, rewards)
+            continuous = agent.spec.continuous
+            actions = logits if continuous else logits.argmax(-1)
+            if first_action is not None and not acted:
+                actions = torch.as_tensor(first_action, device=logits.device)
+            actor.take(actions)
+            drawn += _drawn(agent, environments, observations[0], picture)
+            observed.append(observations[0])
+            asked.append(rtg)
+            chances.append((logits if continuous else logits.softmax(-1))[0].cpu().numpy())
+            acted.append(actions.cpu().numpy())
+            observations, rewards, terminated, truncated, _ = environments.step(acted[-1])
+            earned.append(float(rewards[0]))
+            if terminated[0] or truncated[0]:
+                break
+    return Trace(
+        np.stack(observed),
+        np.stack(acted)[:, 0],
+        np.array(asked, dtype=np.float32),
+        np.stack(chances),
+        np.array(earned),
+        drawn,
+        np.array(handed_on, dtype=np.int64),
+        np.stack(slots) if slots else None,
+    )
+
+
+def _drawn(agent: Agent, environments: VectorEnv, observation: np.ndarray, picture: Picture | None) -> list[np.ndarray]:
+    """The picture of this step, if there is one."""
+    if picture is not None:
+        return [picture(environments, 0)]
+    if not agent.spec.is_image:
+        return []
+    image = np.clip(observation * agent.spec.observation_scale * 255, 0, 255).astype(np.uint8)
+    return [np.moveaxis(image[-3:] if len(image) >= 3 else image[-1:].repeat(3, axis=0), 0, -1)]
+
+
+def player_data(
+    agent: Agent, intact: Trace, knocked_out: Trace | None, *, actions: Sequence[str] | None, title: str
+) -> dict[str, Any]:
+    """What the page's player shows, as JSON.
+
+    Args:
+        agent: the one that acted.
+        intact: rows 0 and, if there are two, its twin.
+        knocked_out: the same episode with memory knocked out at every segment; None: there is no memory.
+        actions: names of discrete actions; None: their numbers.
+        title: above the player.
+    """
+    names = actions or [str(number) for number in range(agent.spec.num_actions)]
+    data: dict[str, Any] = {"title": title, "actions": list(names), "continuous": agent.spec.continuous}
+    data["intact"] = _side(intact)
+    data["knocked_out"] = None if knocked_out is None else _side(knocked_out)
+    data["memory"] = _memory(intact)
+    data["attention"] = _attention(agent, intact)
+    return data
+
+
+def control(agent: Agent) -> MemoryTransform | None:
+    """The transform of the knocked-out episode; None: there is nothing to knock out."""
+    return knock_out_memory if agent.memory.has_memory else None
+
+
+def _side(trace: Trace) -> dict[str, Any]:
+    """One of the two episodes."""
+    pictures, numbers = _encoded(trace.pictures)
+    actions = trace.actions if trace.actions.ndim == 1 else np.full(len(trace.actions), -1)
+    return {
+        "pictures": pictures,
+        "picture_of": numbers,
+        "actions": actions.tolist(),
+        "probabilities": np.round(trace.probabilities, 4).tolist(),
+        "rewards": np.round(trace.rewards, 4).tolist(),
+        "rtg": np.round(trace.rtg.astype(float), 4).tolist(),
+        "observations": np.round(trace.observations.astype(float), 3).tolist() if not pictures else None,
+    }
+
+
+def _memory(trace: Trace) -> dict[str, Any] | None:
+    """Norms of what memory held after every segment, and how far it lay from the twin's."""
+    if trace.slots is None:
+        return None
+    norms = np.linalg.norm(trace.slots[:, 0], axis=-1)
+    apart = np.linalg.norm(trace.slots[:, 0] - trace.slots[:, 1], axis=-1) if trace.slots.shape[1] > 1 else None
+    return {
+        "steps": trace.handed_on.tolist(),
+        "norms": np.round(norms, 3).tolist(),
+        "distances": None if apart is None else np.round(apart, 3).tolist(),
+    }
+
+
+def _attention(agent: Agent, trace: Trace) -> list[dict[str, Any]] | None:
+    """By step, how attention is shared out; None for memories that do not attend."""
+    look = [torch.as_tensor(array)[None].to(agent.device) for array in (trace.observations, trace.actions, trace.rtg)]
+    with evaluating(agent):
+        segments = agent.inspect(*look).get("attention")
+    return None if segments is None else attention_by_step(segments)
+
+
+def _encoded(pictures: Sequence[np.ndarray]) -> tuple[list[str], list[int]]:
+    """The distinct pictures as data URIs, and each step's number among them: PNG, or JPEG if those were too large."""
+    if not pictures:
+        return [], []
+    distinct = {picture.tobytes(): picture for picture in pictures}
+    places = {key: number for number, key in enumerate(distinct)}
+    numbers = [places[picture.tobytes()] for picture in pictures]
+    encoded: list[str] = []
+    for kind in ({"format": "PNG"}, *({"format": "JPEG", "quality": quality} for quality in (85, 60, 35, 15))):
+        encoded = [_uri(picture, **kind) for picture in distinct.values()]
+        if sum(map(len, encoded)) <= _PICTURE_BYTES:
+            break
+    return encoded, numbers
+
+
+def _uri(picture: np.ndarray, **kind: Any) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, **kind)
+    return f"data:image/{kind['format'].lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,0 +1,136 @@
+"""The page itself: what runs left in their directories, put into one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from RATE_model.cli.options import load_yaml
+from RATE_model.errors import UserError, reason_of
+
+# What protocol leaves in a run.
+PROTOCOL = "protocol.json"
+# Points of a curve: more are thinned out.
+_POINTS = 400
+# Flags that the table of runs shows even where all runs agree.
+_ALWAYS = ("model_mode", "seed", "context_length")
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a run's directory says of it."""
+
+    name: str
+    flags: Mapping[str, Any]
+    command: str
+    commit: str
+    curves: Mapping[str, list[list[float]]] = field(repr=False)
+    final: Mapping[str, Any] = field(repr=False)
+    protocol: Mapping[str, Any] | None = field(repr=False)
+
+
+def read_run(directory: Path) -> RunRecord:
+    """A run's record.
+
+    Raises:
+        UserError: it is no run, or one of its files is damaged.
+    """
+    flags = load_yaml(directory / "config.yaml")
+    starts = _json(directory / "environment.json").get("starts") or [{}]
+    return RunRecord(
+        name=directory.name,
+        flags=flags,
+        command=" ".join(starts[-1].get("command", ())),
+        commit=(starts[-1].get("git") or {}).get("commit") or "unknown",
+        curves=_curves(directory / "metrics.jsonl"),
+        final=_json(directory / "eval" / "final.json"),
+        protocol=_json(directory / "eval" / PROTOCOL) or None,
+    )
+
+
+def build(runs: Sequence[RunRecord], episodes: Sequence[Mapping[str, Any]], *, title: str) -> str:
+    """The page of some runs and recorded episodes, as HTML."""
+    names = _distinct([run.name for run in runs])
+    numbers = {key: None for run in runs for key in run.final}
+    examined = [(name, run.protocol) for name, run in zip(names, runs, strict=True) if run.protocol]
+    data = {
+        "runs": [{"name": name, "curves": run.curves} for name, run in zip(names, runs, strict=True)],
+        "facts": [
+            *([flag, *(run.flags.get(flag) for run in runs)] for flag in _telling_flags(runs)),
+            ["commit", *(run.commit[:12] for run in runs)],
+            ["command", *(run.command for run in runs)],
+        ],
+        "results": [[key, *(run.final.get(key) for run in runs)] for key in numbers],
+        "metrics": list({metric: None for run in runs for metric in run.curves}),
+        "verdicts": [
+            {"name": name, "sentence": found["verdict"]["sentence"], "missing": found["verdict"]["missing"]}
+            for name, found in examined
+        ],
+        "horizons": [_horizons(name, found) for name, found in examined],
+        "episodes": list(episodes),
+    }
+    subtitle = f"{len(runs)} run{'s' * (len(runs) > 1)}, {len(episodes)} recorded episode{'s' * (len(episodes) != 1)}"
+    page = files("RATE_model.report").joinpath("page.html").read_text(encoding="utf-8")
+    # No text of a run can end the script that holds the data.
+    text = json.dumps(data, allow_nan=False, default=str, separators=(",", ":")).replace("</", "<\\/")
+    for name, value in {"title": html.escape(title), "subtitle": html.escape(subtitle), "data": text}.items():
+        page = page.replace("{{" + name + "}}", value)
+    return page
+
+
+def _telling_flags(runs: Sequence[RunRecord]) -> list[str]:
+    """Flags in which the runs differ, and some that are always of interest."""
+    flags = {flag: None for run in runs for flag in run.flags}
+    differ = [flag for flag in flags if len({json.dumps(run.flags.get(flag), default=str) for run in runs}) > 1]
+    return [flag for flag in flags if flag in _ALWAYS or flag in differ]
+
+
+def _horizons(name: str, protocol: Mapping[str, Any]) -> dict[str, Any]:
+    """The lines of the figure "success against horizon"."""
+    lines: dict[str, list[list[float]]] = {}
+    for case in protocol["cases"]:
+        for condition, found in case["conditions"].items():
+            point = [max(case["horizons"]), found["success"], *found["interval"]]
+            lines.setdefault(condition, []).append(point)
+    return {"name": name, "conditions": lines, "chance": protocol["cases"][0]["chance"]}
+
+
+def _curves(path: Path) -> dict[str, list[list[float]]]:
+    """By metric, `[step, value]` of every line that has it."""
+    curves: dict[str, list[list[float]]] = {}
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        for line in lines:
+            row = json.loads(line)
+            step = row.pop("step")
+            for metric, value in row.items():
+                if isinstance(value, int | float):
+                    curves.setdefault(metric, []).append([step, value])
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"{path}: line is damaged ({error}); resume the run, which mends it") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {reason_of(error)}") from error
+    return {metric: points[:: -(-len(points) // _POINTS)] for metric, points in curves.items()}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """A file's content; nothing if there is no such file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({error})") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {reason_of(error)}") from error
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """The names; those that occur twice with a number."""
+    return [
+        name if names.count(name) == 1 else f"{name} ({names[: number + 1].count(name)})"
+        for number, name in enumerate(names)
+    ]

@@ -1,0 +1,144 @@
+"""The report: an episode recorded, a page built, and what a browser makes of it."""
+
+import json
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+import torch
+
+from RATE_model.agent import Agent, AgentConfig
+from RATE_model.errors import UserError
+from RATE_model.memories.rate.config import RATEConfig
+from RATE_model.report.episode import control, player_data, record
+from RATE_model.report.page import RunRecord, build, read_run
+from TMaze_new.TMaze_new_src.env import TMazeVectorEnv
+from TMaze_new.TMaze_new_src.render import render_rgb
+from TMaze_new.TMaze_new_src.spec import SPEC
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+K, STEPS = 5, 14
+
+
+@pytest.fixture(scope="module")
+def agent():
+    torch.manual_seed(0)
+    sizes = RATEConfig(d_model=16, n_layer=2, n_head=2, d_head=8, d_inner=16, context_length=K, num_mem_tokens=3)
+    return Agent(AgentConfig("RATE", sizes), SPEC).eval()
+
+
+def played(agent, *, transform=None, rows=2):
+    mazes = TMazeVectorEnv(rows, 40, max_steps=STEPS)
+    return record(
+        agent,
+        mazes,
+        seeds=np.zeros(rows, dtype=int),
+        target_return=1.0,
+        max_steps=STEPS,
+        options={"goal": np.array([1, -1])[:rows]},
+        transform=transform,
+        picture=lambda environments, row: render_rgb(**environments.scene(row)),
+    )
+
+
+@pytest.fixture(scope="module")
+def episode(agent):
+    return player_data(
+        agent, played(agent), played(agent, transform=control(agent), rows=1), actions=["right", "up", "left", "down"],
+        title="T-Maze",
+    )  # fmt: skip
+
+
+def test_a_recording_holds_every_step(agent, episode):
+    trace = played(agent)
+    assert trace.observations.shape == (STEPS, 4) and trace.actions.shape == (STEPS,) and len(trace.pictures) == STEPS
+    assert np.array_equal(trace.probabilities.argmax(1), trace.actions)
+    assert trace.handed_on.tolist() == [5, 10] and trace.slots.shape == (2, 2, 3, 16)
+    assert np.all(np.linalg.norm(trace.slots[0, 0] - trace.slots[0, 1], axis=-1) > 0)  # twins saw different hints
+    assert episode["memory"]["steps"] == [5, 10] and np.shape(episode["memory"]["distances"]) == (2, 3)
+
+
+def test_attention_shares_sum_to_one(episode):
+    assert len(episode["attention"]) == STEPS
+    for step, entry in enumerate(episode["attention"]):
+        assert sum(entry["shares"].values()) == pytest.approx(1, abs=0.01)
+        assert len(entry["steps"]) == step % K + 1 and sum(entry["steps"]) <= 1.01
+
+
+def test_logits_of_the_recording_are_those_of_the_forward_pass(agent):
+    trace = played(agent)
+    tensors = [torch.as_tensor(array)[None] for array in (trace.observations, trace.actions, trace.rtg)]
+    logits, _ = agent(*tensors, torch.ones(1, STEPS, dtype=torch.bool))
+    np.testing.assert_allclose(logits.softmax(-1)[0].detach().numpy(), trace.probabilities, atol=1e-4)
+
+
+RUN = RunRecord(
+    name="RATE_RUN_1",
+    flags={"model_mode": "RATE", "nmt": 3, "seed": 1},
+    command="train.py --text '</script>'",
+    commit="0" * 40,
+    curves={"train_loss": [[1, 2.0], [2, 0.5]], "lr": [[1, 0.1]]},
+    final={"Success_rate": 0.75, "validation_loss": None},
+    protocol={
+        "verdict": {"sentence": "remembers over xi = 89 (lower bound .96 > .50)", "missing": ["a control"]},
+        "cases": [
+            {"case": "90", "horizons": [89, 89], "chance": 0.5,
+             "conditions": {"intact": {"success": 1.0, "interval": [0.96, 1.0]}}},
+            {"case": "900", "horizons": [899, 899], "chance": 0.5,
+             "conditions": {"intact": {"success": 0.5, "interval": [0.4, 0.6]}}},
+        ],
+    },
+)  # fmt: skip
+
+
+def test_the_page_needs_nothing_else(episode):
+    page = build([RUN, RUN], [episode], title="T-Maze & more")
+    assert "T-Maze &amp; more" in page and len(page) < 10_000_000
+    assert not re.search(r"(src|href)=\"(?!data:)", page) and "http" not in page.replace("http-equiv", "")
+    data = json.loads(re.search(r'<script id="data" type="application/json">(.*?)</script>', page, re.S)[1])
+    assert [run["name"] for run in data["runs"]] == ["RATE_RUN_1 (1)", "RATE_RUN_1 (2)"]
+    assert ["Success_rate", 0.75, 0.75] in data["results"]
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium: apt-get install chromium")
+def test_a_browser_shows_it_and_the_slider_moves(tmp_path, episode):
+    script = """<script>
+      window.addEventListener("load", () => {
+        const image = document.getElementById("intact-0"), before = image.src;
+        const slider = document.getElementById("slider-0");
+        slider.value = 9; slider.dispatchEvent(new Event("input"));
+        const seen = {changed: image.src !== before, label: document.getElementById("step-0").textContent};
+        document.dispatchEvent(new KeyboardEvent("keydown", {key: "ArrowRight"}));
+        seen.key = document.getElementById("step-0").textContent;
+        seen.results = document.getElementById("results").textContent;
+        seen.verdict = document.getElementById("verdicts").textContent;
+        seen.charts = document.querySelectorAll("svg").length;
+        seen.memory = document.body.textContent.includes("after 2 segments: distance of each slot to the twin's");
+        const box = document.createElement("pre"); box.id = "seen"; box.textContent = JSON.stringify(seen);
+        document.body.append(box);
+      });
+      window.onerror = message => document.body.setAttribute("data-error", message);
+    </script></head>"""
+    page = tmp_path / "report.html"
+    page.write_text(build([RUN], [episode], title="T-Maze").replace("</head>", script), encoding="utf-8")
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=4000", "--dump-dom"]
+    shown = subprocess.run(
+        [*command, f"--user-data-dir={tmp_path / 'profile'}", page.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    ).stdout
+    assert "data-error" not in shown.partition("<pre")[0].rpartition("<body")[2].partition(">")[0]
+    seen = json.loads(
+        re.search(r'<pre id="seen">(.*?)</pre>', shown, re.S)[1].replace("&amp;", "&").replace("&gt;", ">")
+    )
+    assert seen["changed"] and seen["label"] == f"step 10 of {STEPS}" and seen["key"] == f"step 11 of {STEPS}"
+    assert "Success_rate0.75" in seen["results"] and "remembers over xi = 89" in seen["verdict"]
+    assert seen["charts"] == 2 and seen["memory"]
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(UserError, match="config.yaml"):
+        read_run(tmp_path)
