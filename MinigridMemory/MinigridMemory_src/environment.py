@@ -20,6 +20,7 @@ from MinigridMemory.MinigridMemory_src.env import (
     MinigridMemoryVectorEnv,
     check_size,
 )
+from MinigridMemory.MinigridMemory_src.generate import FIRST_SEED
 from MinigridMemory.MinigridMemory_src.layouts import Layouts
 from MinigridMemory.MinigridMemory_src.spec import SPEC
 from RATE_model.acting.rollout import Episodes
@@ -143,6 +144,7 @@ class MinigridMemory(Environment):
     before = {"layouts": "own", "episode_timeout": PUBLISHED_CAP}
     solved_metric = "train_last_acc"
     axis = "size"
+    data_seeds = range(FIRST_SEED, 2**31)
     twins = ("cue", CUES)
 
     def spec(self, flags: Mapping[str, Any]) -> EnvironmentSpec:

@@ -160,6 +160,8 @@ class Environment(ABC):
     axis: ClassVar[str] = ""
     # How many episodes a case may have: those that there are seeds for
     episode_counts: ClassVar[range] = range(1, 10_001)
+    # Seeds of the episodes that data is made of; empty where data comes from elsewhere
+    data_seeds: ClassVar[range] = range(0)
     # Environments that are worth having at a time; None: as many as there are episodes
     at_once: ClassVar[int | None] = None
     # An option of `reset` and its two values, for twins: episodes that differ in what is to be remembered alone

@@ -30,7 +30,7 @@ from RATE_model.errors import UserError
 from RATE_model.spec import EnvironmentSpec
 from RATE_model.training.trainer import accuracy
 from TMaze_new.TMaze_new_src import evaluate as protocol
-from TMaze_new.TMaze_new_src.dataset import DataOptions, ensure_datasets, load_windows
+from TMaze_new.TMaze_new_src.dataset import FIRST_SEED, DataOptions, ensure_datasets, load_windows
 from TMaze_new.TMaze_new_src.env import RIGHT, TMazeEnv, TMazeVectorEnv
 from TMaze_new.TMaze_new_src.led import Led
 from TMaze_new.TMaze_new_src.pictures import draw_evaluation, draw_run
@@ -141,6 +141,7 @@ class TMaze(Environment):
     solved_metric = "train_last_acc"
     axis = "length"
     episode_counts = range(2, protocol.MAX_EPISODES + 1)
+    data_seeds = range(FIRST_SEED, 2**31)
     twins = ("goal", (1, -1))
     curves = ("train_loss", "train_accuracy", "train_last_loss", "train_last_acc")
 

@@ -1,0 +1,1 @@
+"""Collecting the data of Minigrid-Memory from the command line."""

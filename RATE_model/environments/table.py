@@ -1,0 +1,36 @@
+"""The table of environments: `rate_model.environments` in pyproject.toml, of the checkout and of what is installed."""
+
+from __future__ import annotations
+
+import importlib
+import tomllib
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from RATE_model.environments.contract import Environment
+from RATE_model.errors import UserError
+
+GROUP = "rate_model.environments"
+_PROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
+
+
+def table() -> dict[str, str]:
+    """The modules of all environments, by name; importing one may need its packages."""
+    listed = {point.name: point.value for point in entry_points(group=GROUP)}
+    if _PROJECT.is_file():  # an editable installation knows the lines of the day that it was made
+        project = tomllib.loads(_PROJECT.read_text())["project"]
+        listed |= project.get("entry-points", {}).get(GROUP, {})
+    return listed
+
+
+def environment(name: str) -> Environment:
+    """An environment of the table, or of any module.
+
+    Raises:
+        UserError: there is none of this name.
+    """
+    known = table()
+    try:
+        return importlib.import_module(known.get(name, name)).ENVIRONMENT
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise UserError(f"there is no environment '{name}' ({error}): {', '.join(known)}") from error

@@ -1,0 +1,31 @@
+"""What the contract suite needs to know of each environment of the table: flags that make it small."""
+
+import pytest
+
+from RATE_model.environments.contract import Environment
+from RATE_model.environments.table import environment, table
+
+MODEL = "--n_layer 1 --n_head 2 --d_model 16 --d_head 8 --nmt 2 --n_head_ca 2 --dropout 0 --mem_len 0".split()
+# Small games, data that is made in a second, and the package that an environment needs.
+SMALL = {
+    "tmaze": ("--trajectories 20 --context_length 4 --max_n_final 2 --eval_lengths 9", "--lengths 9 13", None),
+    "minigrid_memory": (
+        "--size 9 --trajectories 20 --context_length 5 --segments 3 --eval_sizes 7 9 --final_sizes 7 11",
+        "--sizes 7 9",
+        "minigrid",
+    ),
+    "tests.stranger.environment": ("--episodes 20 --max_steps 30", "", None),
+}
+
+
+def names() -> list[str]:
+    """All environments of the table, and a stranger's."""
+    return [*table(), "tests.stranger.environment"]
+
+
+def load(name: str) -> Environment:
+    """An environment, or a skip where its package is missing."""
+    package = SMALL.get(name, ("", "", None))[2]
+    if package is not None:
+        pytest.importorskip(package)
+    return environment(name)
