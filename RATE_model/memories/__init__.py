@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from RATE_model.memories.amrl import AMRL, AMRLConfig, AMRLOptions
+from RATE_model.memories.bank import Bank, BankConfig, BankOptions
 from RATE_model.memories.compressive import Compressive, CompressiveConfig, CompressiveOptions
 from RATE_model.memories.contract import Memory, MemoryConfig, MemoryOptions
 from RATE_model.memories.elmur import ELMUR, ELMURConfig, ELMUROptions
 from RATE_model.memories.ffm import FFM, FFMConfig, FFMOptions
 from RATE_model.memories.hcam import HCAM, HCAMConfig, HCAMOptions
 from RATE_model.memories.lru import LRU, LRUConfig, LRUOptions
+from RATE_model.memories.lsdt import LSDT, LSDTConfig, LSDTOptions
 from RATE_model.memories.mamba import Mamba, MambaConfig, MambaOptions
 from RATE_model.memories.mlstm import MLSTM, MLSTMConfig, MLSTMOptions
 from RATE_model.memories.none import MLP, MLPConfig, MLPOptions
@@ -59,6 +61,8 @@ MEMORIES: dict[str, Entry] = {
     "ELMUR": Entry(ELMUR, ELMURConfig, ELMUROptions),
     "HCAM": Entry(HCAM, HCAMConfig, HCAMOptions),
     "Compressive": Entry(Compressive, CompressiveConfig, CompressiveOptions),
+    "Bank": Entry(Bank, BankConfig, BankOptions),
+    "LSDT": Entry(LSDT, LSDTConfig, LSDTOptions),
 }
 
 MODES: dict[str, Mode] = {
@@ -75,6 +79,8 @@ MODES: dict[str, Mode] = {
     "ELMUR": Mode("ELMUR"),
     "HCAM": Mode("HCAM"),
     "Compressive": Mode("Compressive"),
+    "Bank": Mode("Bank"),
+    "LSDT": Mode("LSDT"),
     # The Decision LSTM (Siebenborn et al. 2022, arXiv 2211.14655): return, observation and action enter one by one.
     "DLSTM": Mode("LSTM", fixed={"step_input": "sequence"}),
     "DGRU": Mode("GRU", fixed={"step_input": "sequence"}),

@@ -48,14 +48,17 @@ class AttentionConfig(StackConfig):
 
 
 class Attention(nn.Module):
-    """Multi-head attention (Vaswani et al. 2017, section 3.2) whose keys and values may be kept."""
+    """Multi-head attention (Vaswani et al. 2017, section 3.2) whose keys and values may be kept.
 
-    def __init__(self, d_model: int, heads: int, d_source: int | None = None) -> None:
+    `project`: with an output projection.
+    """
+
+    def __init__(self, d_model: int, heads: int, *, project: bool = True) -> None:
         super().__init__()
         self.heads = heads
         self.query = nn.Linear(d_model, d_model, bias=False)
-        self.source = nn.Linear(d_source or d_model, 2 * d_model, bias=False)  # keys, values
-        self.output = nn.Linear(d_model, d_model, bias=False)
+        self.source = nn.Linear(d_model, 2 * d_model, bias=False)  # keys, values
+        self.output = nn.Linear(d_model, d_model, bias=False) if project else nn.Identity()
 
     def forward(self, x: Tensor, source: Tensor, bias: Tensor) -> Tensor:
         """Attend from x `(B, t, d)` to keys and values `(B, c, 2 d)`, as `source` makes them.

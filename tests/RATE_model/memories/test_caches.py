@@ -1,18 +1,17 @@
 """HCAM and the Compressive Transformer against slow loops over steps, heads and columns, in float64."""
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from RATE_model.errors import UserError
 from RATE_model.memories.compressive import CompressiveCell, CompressiveConfig
 from RATE_model.memories.hcam import HCAMCell, HCAMConfig
-from RATE_model.memories.segments import Attention, SegmentCell
-from tests.RATE_model.memories.test_elmur import norm
+from RATE_model.memories.segments import SegmentCell
+from tests.written_out import attended, linear, mlp, norm
 
 K, D, HEADS, STEPS = 4, 6, 2, 22
 CPU = torch.device("cpu")
@@ -30,32 +29,6 @@ def drawn(cell: SegmentCell) -> SegmentCell:
 @torch.no_grad()
 def outputs(cell: SegmentCell, x: Tensor) -> np.ndarray:
     return cell(x[None], cell.initial(1, CPU), None)[0][0].numpy()
-
-
-def linear(layer: nn.Module, x: np.ndarray) -> np.ndarray:
-    bias = getattr(layer, "bias", None)
-    return x @ layer.weight.detach().numpy().T + (0 if bias is None else bias.detach().numpy())
-
-
-def mlp(layer: nn.Sequential, x: np.ndarray) -> np.ndarray:
-    inside = linear(layer[0], x)
-    return linear(layer[2], inside * 0.5 * (1 + np.vectorize(math.erf)(inside / math.sqrt(2))))
-
-
-def attended(
-    layer: Attention, n: np.ndarray, columns: list[np.ndarray], bias: Callable[[int, int], float]
-) -> np.ndarray:
-    """One query `(d,)` over columns `(d,)`, before the output projection; `bias(head, column)`."""
-    query, mixed = linear(layer.query, n), np.zeros(D)
-    for head in range(HEADS):
-        part = slice(head * D // HEADS, (head + 1) * D // HEADS)
-        keys, values = zip(*(np.split(linear(layer.source, column), 2) for column in columns), strict=True)
-        scores = np.array(
-            [query[part] @ key[part] / math.sqrt(D / HEADS) + bias(head, index) for index, key in enumerate(keys)]
-        )
-        taken = np.exp(scores) / np.exp(scores).sum()
-        mixed[part] = sum(share * value[part] for share, value in zip(taken, values, strict=True))
-    return mixed
 
 
 @pytest.mark.parametrize("function", ["conv", "mean", "max"])

@@ -14,10 +14,12 @@ from RATE_model.acting.controls import exchange_twins, knock_out_memory, knock_o
 from RATE_model.agent import Agent, AgentConfig
 from RATE_model.loading import load_model
 from RATE_model.memories import MEMORIES, MODES
+from RATE_model.memories.bank import BankOptions
 from RATE_model.memories.compressive import CompressiveOptions
 from RATE_model.memories.contract import State
 from RATE_model.memories.elmur import ELMUROptions
 from RATE_model.memories.hcam import HCAMOptions
+from RATE_model.memories.lsdt import LSDTOptions
 from RATE_model.memories.none import MLPOptions
 from RATE_model.memories.rate.config import RATEOptions
 from RATE_model.memories.recurrent import RecurrentOptions
@@ -42,6 +44,8 @@ SMALL = {
     MLPOptions: MLPOptions(),
     HCAMOptions: HCAMOptions(hcam_heads=2, hcam_inner=24, hcam_chunks=3, hcam_top_k=2),
     CompressiveOptions: CompressiveOptions(compressive_heads=2, compressive_inner=24, compressive_compressed=2),
+    BankOptions: BankOptions(bank_heads=2, bank_inner=24, bank_steps=7),
+    LSDTOptions: LSDTOptions(lsdt_layers=2, lsdt_heads=2, lsdt_inner=24, lsdt_window=5, lsdt_kernel=3),
     ELMUROptions: ELMUROptions(elmur_heads=2, elmur_inner=24, elmur_slots=2),
 }
 
@@ -80,6 +84,7 @@ def every_case() -> list[Case]:
     cases += [
         Case.of("TrXL", "rtg", mem_len=60),
         *(Case.of("RATE", "rtg", arch_mode=arch) for arch in ("TrXL-I", "GTrXL")),
+        Case.of("Bank", "rtg", bank_trained=False),
         *(Case.of("RATE", "rtg", mrv=valve) for valve in ("CA-1", "G", "LSTM")),
     ]
     named: dict[AgentConfig, Case] = {}

@@ -1,6 +1,5 @@
 """ELMUR's update against its equations, written out in NumPy."""
 
-import math
 from dataclasses import fields, replace
 
 import numpy as np
@@ -9,6 +8,7 @@ import torch
 
 from RATE_model.errors import UserError
 from RATE_model.memories.elmur import ELMURCell, ELMURConfig, ELMURState
+from tests.written_out import attended, mlp, norm
 
 K, SLOTS, D, HEADS = 3, 2, 4, 2
 CPU = torch.device("cpu")
@@ -32,32 +32,15 @@ def step(layer: ELMURCell, state: ELMURState) -> tuple[torch.Tensor, ELMURState,
     return outputs, ELMURState(*after), seen
 
 
-def norm(layer: torch.nn.Module, x: np.ndarray) -> np.ndarray:
-    weight, bias = (parameter.detach().numpy() for parameter in layer.parameters())
-    x = x - x.mean(-1, keepdims=True)
-    return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5) * weight + bias
-
-
 def slots_after(layer: ELMURCell, slots: np.ndarray, tokens: np.ndarray, ages: list[list[int]]) -> np.ndarray:
     """u of every slot: tok2mem, then the feed-forward network. `ages`: by slot, of every token (K of them)."""
-    weights = {name: parameter.detach().numpy() for name, parameter in layer.named_parameters()}
-    query = slots @ weights["write.query.weight"].T
-    key, value = np.split(tokens @ weights["write.source.weight"].T, 2, axis=1)
-    mixed = np.zeros_like(slots)
-    for slot in range(len(slots)):
-        for head in range(HEADS):
-            part = slice(head * D // HEADS, (head + 1) * D // HEADS)
-            scores = [
-                query[slot, part] @ key[step, part] / math.sqrt(D / HEADS)
-                + weights["write_bias"][head, ages[slot][step]]
-                for step in range(K)
-            ]
-            taken = np.exp(scores) / np.exp(scores).sum()
-            mixed[slot, part] = taken @ value[:, part]
-    u = norm(layer.norms[3], slots + mixed @ weights["write.output.weight"].T)
-    inside = u @ weights["forward_slot.0.weight"].T + weights["forward_slot.0.bias"]
-    inside = inside * 0.5 * (1 + np.vectorize(math.erf)(inside / math.sqrt(2)))
-    return norm(layer.norms[4], u + inside @ weights["forward_slot.2.weight"].T + weights["forward_slot.2.bias"])
+    bias = layer.write_bias.detach().numpy()
+    mixed = [
+        attended(layer.write, slot, list(tokens), lambda head, step, index=index: bias[head, ages[index][step]])
+        for index, slot in enumerate(slots)
+    ]
+    u = norm(layer.norms[3], slots + np.array(mixed) @ layer.write.output.weight.detach().numpy().T)
+    return norm(layer.norms[4], u + mlp(layer.forward_slot, u))
 
 
 @torch.no_grad()

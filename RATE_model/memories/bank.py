@@ -1,0 +1,159 @@
+"""A bank of the last steps: what was seen is stored as it was embedded, and the policy attends to it.
+
+    e_t = norm(x_t) is stored; the bank holds e_t and the n - 1 before it, first in, first out
+    h <- x_t,  then in every layer:  h <- h + MultiHead(query = norm(h), key = value = bank),  h <- h + FFN(norm(h))
+
+As the memory bank of SAM2Act+ (Fang et al. 2025, arXiv 2501.18564), and the attended memory of frames of policies for
+image goals (Mezghani et al. 2021, arXiv 2101.05181), there of images and here of whole steps.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
+from RATE_model.cli.options import Boolean
+from RATE_model.memories.contract import MemoryOptions, State
+from RATE_model.memories.segments import Attention, AttentionConfig, bias_of, feed_forward
+from RATE_model.memories.sliding import slide
+from RATE_model.memories.stack import Cell, CellState, Seen, Stack
+
+
+@dataclass(frozen=True, kw_only=True)
+class BankConfig(AttentionConfig):
+    """Sizes; there is one bank, which every layer reads."""
+
+    flag = "bank"
+
+    layers: int = 1  # of the stack; those that read are `reads`
+    reads: int = 2
+    # n: steps that the bank holds
+    steps: int = 64
+    # Whether gradients flow into what is stored
+    trained: bool = True
+
+    def sizes(self) -> dict[str, int]:
+        """The sizes by the names of their flags."""
+        return {"bank_layers": self.reads, "bank_heads": self.heads, "bank_inner": self.inner}
+
+    def validate(self) -> None:
+        """Raise a `UserError`, in terms of the flags, for invalid sizes."""
+        super().validate()
+        at_least(1, bank_steps=self.steps)
+        at_most(MAX_STEPS, bank_steps=self.steps)
+
+
+@dataclass(frozen=True)
+class BankState(State):
+    """The bank, the oldest first; tuples of one."""
+
+    parts: ClassVar[dict[str, tuple[str, ...]]] = {"bank": ("stored", "count")}
+
+    stored: tuple[Tensor, ...]  # (B, n - 1, reads 2 d), keys and values for every layer
+    count: tuple[Tensor, ...]  # (B,) int64, how many there are
+
+    @property
+    def slots(self) -> Tensor:
+        """What is stored, `(B, n - 1, reads 2 d)`."""
+        return self.stored[0]
+
+
+class BankCell(Cell):
+    """The bank and the layers that read it."""
+
+    def __init__(self, config: BankConfig) -> None:
+        super().__init__()
+        d = config.d_model
+        self.steps, self.trained = config.steps, config.trained
+        self.attentions = nn.ModuleList(Attention(d, config.heads) for _ in range(config.reads))
+        self.forwards = nn.ModuleList(feed_forward(d, config.inner) for _ in range(config.reads))
+        self.norms = nn.ModuleList(nn.LayerNorm(d) for _ in range(2 * config.reads))
+        self.age_bias = nn.Parameter(torch.zeros(config.reads, config.heads, config.steps))
+
+    def initial(self, batch_size: int, device: torch.device) -> CellState:
+        """An empty bank."""
+        width = sum(attention.source.out_features for attention in self._attentions())
+        stored = torch.zeros(1, self.steps - 1, width, device=device).expand(batch_size, -1, -1)
+        return stored, torch.zeros(batch_size, dtype=torch.int64, device=device)
+
+    def forward(self, x: Tensor, state: CellState, valid: Tensor | None) -> tuple[Tensor, CellState, Seen]:
+        """See `Cell.forward`."""
+        embedded = F.layer_norm(x if self.trained else x.detach(), x.shape[-1:])
+        new = torch.cat([attention.source(embedded) for attention in self._attentions()], dim=-1)
+        stored, count = state
+        slid = slide(stored, count, new, valid)
+        ages = slid.back.clamp(0, self.steps - 1)
+        hidden = bias_of((slid.back == ages) & slid.there)
+        columns = slid.columns.chunk(len(self.attentions), dim=-1)
+        h, looked = x, {}
+        for index, attention in enumerate(self._attentions()):
+            bias = hidden + self.age_bias[index][:, ages]
+            read, taken = attention.look(self.norms[2 * index](h), columns[index], bias)
+            h = h + read
+            h = h + self.forwards[index](self.norms[2 * index + 1](h))
+            looked[f"read {index + 1} by age"] = _by_age(taken, self.steps)
+        return h, (slid.window, slid.count), looked
+
+    def _attentions(self) -> list[Attention]:
+        return list(self.attentions)  # type: ignore[arg-type]
+
+
+def _by_age(taken: Tensor, steps: int) -> Tensor:
+    """Shares of columns `(B, T, n - 1 + T)` as shares of steps by age, `(B, T, n)`, the step itself first."""
+    length = taken.shape[1]
+    ends = torch.arange(steps - 1, steps - 1 + length, device=taken.device)
+    columns = ends[:, None] - torch.arange(steps, device=taken.device)
+    return taken.gather(2, columns.expand(len(taken), -1, -1))
+
+
+class Bank(Stack):
+    """A bank that is attended to."""
+
+    config: BankConfig
+    cell, state = BankCell, BankState
+    norm: ClassVar[Any] = None
+
+    @property
+    def reach(self) -> int | None:
+        """What the bank holds; nothing in it depends on what was before."""
+        return self.config.steps
+
+    @property
+    def gradient_reach(self) -> int | None:
+        """The step itself where what is stored has no gradient."""
+        return self.config.steps if self.config.trained else 1
+
+
+@dataclass(frozen=True)
+class BankOptions(MemoryOptions):
+    """A bank of the last steps as they were embedded."""
+
+    # Layers that read the bank
+    bank_layers: int = 2
+    # Attention heads
+    bank_heads: int = 4
+    # Width inside the feed-forward networks; none = 2 d_model
+    bank_inner: int | None = None
+    # Steps that it holds; none = those of a training trajectory
+    bank_steps: int | None = None
+    # Gradients flow into what is stored; false: encoders learn from the present step alone
+    bank_trained: Boolean = True
+
+    def config(
+        self, *, mode: str, d_model: int, dropout: float, context_length: int, segments: int, conditioned: bool
+    ) -> BankConfig:
+        """The memory that these flags ask for; its segments of `context_length` steps count gradient windows only."""
+        return BankConfig(
+            d_model=d_model,
+            context_length=context_length,
+            conditioned=conditioned,
+            dropout=dropout,
+            reads=self.bank_layers,
+            heads=self.bank_heads,
+            inner=2 * d_model if self.bank_inner is None else self.bank_inner,
+            steps=context_length * segments if self.bank_steps is None else self.bank_steps,
+            trained=self.bank_trained,
+        )

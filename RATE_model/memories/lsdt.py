@@ -1,0 +1,154 @@
+"""LSDT, the Long-Short Decision Transformer (Wang et al. 2025): half of every layer attends, half convolves.
+
+    n = norm(h), its first half (channels) to the long branch, its second to the short
+    long:   MultiHead over the last W steps
+    short:  y_t = sum_{i < w} softmax(W_k n_t)_i  v_{t-i},  v = W_v n         dynamic convolution (Wu et al. 2019,
+            one kernel of w numbers a head, made of the step itself                    arXiv 1901.10430, section 4)
+    h <- h + W_o [long; short],  h <- h + FFN(norm(h))
+
+The window slides with every step, in every layer: nothing is computed twice when acting.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
+from RATE_model.errors import UserError
+from RATE_model.memories.contract import MemoryOptions, State
+from RATE_model.memories.segments import Attention, AttentionConfig, bias_of, feed_forward
+from RATE_model.memories.sliding import slide
+from RATE_model.memories.stack import Cell, CellState, Seen, Stack
+
+
+@dataclass(frozen=True, kw_only=True)
+class LSDTConfig(AttentionConfig):
+    """Sizes."""
+
+    flag = "lsdt"
+
+    # W: steps that a layer sees, the step itself among them
+    window: int = 90
+    # w: those that the convolution sees
+    kernel: int = 6
+
+    def validate(self) -> None:
+        """Raise a `UserError`, in terms of the flags, for invalid sizes."""
+        super().validate()
+        at_least(1, lsdt_kernel=self.kernel, lsdt_window=self.window)
+        at_most(MAX_STEPS, lsdt_window=self.window)
+        if self.d_model % (2 * self.heads):
+            raise UserError(
+                f"--lsdt_heads {self.heads}: twice as many must divide --d_model {self.d_model}, half of which is the "
+                "short branch"
+            )
+        if self.kernel > self.window:
+            raise UserError(f"--lsdt_kernel {self.kernel}: must be at most --lsdt_window, which is {self.window}")
+
+
+@dataclass(frozen=True)
+class LSDTState(State):
+    """Of every layer, the last steps."""
+
+    parts: ClassVar[dict[str, tuple[str, ...]]] = {"window": ("steps", "count")}
+
+    steps: tuple[Tensor, ...]  # (B, W - 1, 3 d / 2), keys, values, and what is convolved
+    count: tuple[Tensor, ...]  # (B,) int64, how many there are
+
+
+class LSDTCell(Cell):
+    """One layer."""
+
+    def __init__(self, config: LSDTConfig) -> None:
+        super().__init__()
+        d, half = config.d_model, config.d_model // 2
+        self.window, self.kernel, self.heads = config.window, config.kernel, config.heads
+        self.long = Attention(half, config.heads, project=False)  # one map for both branches
+        self.value = nn.Linear(half, half)
+        self.weigh = nn.Linear(half, config.heads * config.kernel)
+        self.output = nn.Linear(d, d)
+        self.distance_bias = nn.Parameter(torch.zeros(config.heads, config.window))
+        self.forward_token = feed_forward(d, config.inner)
+        self.norms = nn.ModuleList(nn.LayerNorm(d) for _ in range(2))
+
+    def initial(self, batch_size: int, device: torch.device) -> CellState:
+        """An empty window."""
+        width = 3 * self.value.in_features
+        steps = torch.zeros(1, self.window - 1, width, device=device).expand(batch_size, -1, -1)
+        return steps, torch.zeros(batch_size, dtype=torch.int64, device=device)
+
+    def forward(self, x: Tensor, state: CellState, valid: Tensor | None) -> tuple[Tensor, CellState, Seen]:
+        """See `Cell.forward`."""
+        far, near = self.norms[0](x).chunk(2, dim=-1)
+        half = far.shape[-1]
+        steps, count = state
+        slid = slide(steps, count, torch.cat([self.long.source(far), self.value(near)], dim=-1), valid)
+        back = slid.back.clamp(0, self.window - 1)
+        bias = bias_of((slid.back == back) & slid.there) + self.distance_bias[:, back]
+        attended = self.long(far, slid.columns[..., : 2 * half], bias)
+        weights = self.weigh(near).unflatten(-1, (self.heads, -1)).softmax(dim=-1)
+        convolved = self._convolve(slid.columns[:, :, 2 * half :], weights)
+        h = x + self.output(torch.cat([attended, convolved.to(attended.dtype)], dim=-1))
+        seen = {"kernel": weights.mean(dim=2)}
+        return h + self.forward_token(self.norms[1](h)), (slid.window, slid.count), seen
+
+    def _convolve(self, columns: Tensor, weights: Tensor) -> Tensor:
+        """Values `(B, W - 1 + T, d / 2)`, zero where there is no step, with kernels `(B, T, heads, w)`."""
+        length = weights.shape[1]
+        first = columns.shape[1] - length
+        # What lies before the window is zero, as it is where the window is not filled.
+        padded = F.pad(columns, (0, 0, max(0, self.kernel - 1 - first), 0))
+        first = padded.shape[1] - length
+        mixed = torch.zeros((), dtype=columns.dtype, device=columns.device)
+        for lag in range(self.kernel):  # taps, not steps
+            values = padded[:, first - lag : first - lag + length].unflatten(-1, (self.heads, -1))
+            mixed = torch.addcmul(mixed, values, weights[..., lag, None].to(columns.dtype))
+        return mixed.flatten(2)
+
+
+class LSDT(Stack):
+    """Layers with two branches."""
+
+    config: LSDTConfig
+    cell, state = LSDTCell, LSDTState
+    norm: ClassVar[Any] = None
+
+    @property
+    def reach(self) -> int | None:
+        """A window for every layer."""
+        return 1 + self.config.layers * (self.config.window - 1)
+
+
+@dataclass(frozen=True)
+class LSDTOptions(MemoryOptions):
+    """Long-Short Decision Transformer: half attention, half dynamic convolution."""
+
+    # Layers
+    lsdt_layers: int = 3
+    # Attention heads, and kernels of the convolution
+    lsdt_heads: int = 4
+    # Width inside the feed-forward networks; none = 2 d_model
+    lsdt_inner: int | None = None
+    # Steps that a layer sees; none = those of a training trajectory
+    lsdt_window: int | None = None
+    # Steps that the convolution sees
+    lsdt_kernel: int = 6
+
+    def config(
+        self, *, mode: str, d_model: int, dropout: float, context_length: int, segments: int, conditioned: bool
+    ) -> LSDTConfig:
+        """The memory that these flags ask for; its segments of `context_length` steps count gradient windows only."""
+        return LSDTConfig(
+            d_model=d_model,
+            context_length=context_length,
+            conditioned=conditioned,
+            dropout=dropout,
+            layers=self.lsdt_layers,
+            heads=self.lsdt_heads,
+            inner=2 * d_model if self.lsdt_inner is None else self.lsdt_inner,
+            window=context_length * segments if self.lsdt_window is None else self.lsdt_window,
+            kernel=self.lsdt_kernel,
+        )
