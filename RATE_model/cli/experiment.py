@@ -168,16 +168,18 @@ def check(config: Config, directory: Path, seed: int, *, before: Mapping[str, An
     `before` is what a run did that was made before it could record these flags.
     """
     pick_device(config.run.device)
+    flags = to_flat_dict(config)
     return check_run(
         directory,
-        config=config.run.recorded(to_flat_dict(config)),
+        config=config.run.recorded(flags),
         seed=seed,
         resume=config.run.resume,
         overwrite=config.run.overwrite,
         may_change=changeable_flags(config),
         may_grow=MAY_GROW,
         may_change_elsewhere=STABILISERS,
-        before=_BEFORE | dict(before or {}),
+        # A script need not have every flag.
+        before={name: value for name, value in (_BEFORE | dict(before or {})).items() if name in flags},
     )
 
 
