@@ -4,8 +4,9 @@
     checksums           attribute ``digest``: of these numbers, the attributes, and the shapes and types of all arrays
 
 Damage to a chunk, or to the place where it is looked for, changes its checksum; damage to a description changes the
-digest. A checksum is compared when a process first reads its chunk. HDF5's own, Fletcher-32, takes a block of zeros for
-intact, and is computed again with every read; benchmarks/checksums.py measures both.
+digest. A checksum is compared when a process first reads its chunk: as HDF5 reads it (`RATE_model.data.hdf5.Source`), or
+in a read of its own where HDF5 takes less than the chunk, or had it in memory. HDF5's own, Fletcher-32, takes a block of
+zeros for intact, and is computed again with every read; benchmarks/checksums.py measures both.
 
 XXH3 takes bytes as fast as memory gives them; CRC-32 takes some twenty times as long.
 """
@@ -14,14 +15,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from typing import Any
 
 import h5py
 import numpy as np
 import xxhash
 
-from RATE_model.data.hdf5 import Hdf5
+from RATE_model.data.hdf5 import Hdf5, Source
 
 GROUP = "checksums"
 _DIGEST = "digest"
@@ -36,6 +36,7 @@ class Checksums:
         self._compared = {name: np.zeros(len(table), dtype=bool) for name, table in tables.items()}
         self._buffer = bytearray()  # for one chunk; new memory for each would take longer than the comparison
         self._places: dict[str, dict[int, tuple[int, int, int]]] = {}  # of each array, when it is first read
+        self._chunks: dict[int, tuple[str, int]] = {}  # offset -> which chunk of which of those arrays lies there
         self._intact: set[str] = set()  # arrays of which all chunks have been compared
 
     @classmethod
@@ -47,16 +48,34 @@ class Checksums:
         """
         if GROUP not in file:
             return None
-        tables = {name: file[GROUP][name][:] for name in _arrays(file[GROUP])}
-        if file[GROUP].attrs.get(_DIGEST) != _digest(file, tables):
+        arrays = _arrays(file)
+        names = [name for name in arrays if name.startswith(f"{GROUP}/")]
+        tables = {name.removeprefix(f"{GROUP}/"): arrays.pop(name)[:] for name in names}
+        if file[GROUP].attrs.get(_DIGEST) != _digest(file, arrays, tables):
             raise ValueError(
                 f"its attributes, shapes or types differ from their checksum; if it was changed on purpose, "
                 f"delete its group '{GROUP}'"
             )
-        return cls(tables, {name: file[name].chunks[0] for name in tables})
+        return cls(tables, {name: arrays[name].chunks[0] for name in tables})
+
+    def expect(self, file: Hdf5, name: str) -> None:
+        """Have `compare` know the chunks of an array, which is about to be read."""
+        if name not in self._places:
+            self._places[name] = _places(file[name])
+            self._chunks |= {offset: (name, chunk) for chunk, (offset, _, _) in self._places[name].items()}
+
+    def compare(self, offset: int, content: memoryview) -> None:
+        """Note that a chunk is intact if that is what was read at an offset; what is not is for `damaged`."""
+        name, chunk = self._chunks.get(offset, ("", 0))
+        if name and not self._compared[name][chunk]:
+            _, size, filters_left_out = self._places[name][chunk]
+            if len(content) == size and _checksum(content, filters_left_out) == self._tables[name][chunk]:
+                self._compared[name][chunk] = True
 
     def damaged(self, file: Hdf5, name: str, steps: slice | np.ndarray) -> range | None:
         """The steps of the first damaged chunk of an array that holds any of some steps; None if all are intact.
+
+        Chunks that went by `compare` unharmed are not read again.
 
         Raises:
             OSError: a chunk cannot be read at all.
@@ -72,23 +91,21 @@ class Checksums:
             chunks = np.arange(first, last)
         else:
             chunks = np.unique(steps // size)
-        if name not in self._places:
-            self._places[name] = _places(file[name])
-        descriptor = file.id.get_vfd_handle()
+        self.expect(file, name)
         for chunk in chunks[~compared[chunks]].tolist():
-            if self._checksum_at(descriptor, *self._places[name].get(chunk, _NOWHERE)) != self._tables[name][chunk]:
+            if self._checksum_at(file.source, *self._places[name].get(chunk, _NOWHERE)) != self._tables[name][chunk]:
                 return range(chunk * size, (chunk + 1) * size)
             compared[chunk] = True
         if compared.all():
             self._intact.add(name)
         return None
 
-    def _checksum_at(self, descriptor: int, offset: int, size: int, filters_left_out: int) -> int:
-        """Of the chunk that lies at an offset of the open file."""
+    def _checksum_at(self, source: Source, offset: int, size: int, filters_left_out: int) -> int:
+        """Of the chunk that lies at an offset of the file."""
         if len(self._buffer) < size:
             self._buffer = bytearray(size)
         content = memoryview(self._buffer)[:size]
-        return _checksum(content[: os.preadv(descriptor, [content], offset)], filters_left_out)
+        return _checksum(content[: source.read_at(offset, content)], filters_left_out)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_buffer": bytearray()}
@@ -111,10 +128,11 @@ class ChunkSums:
     def write(self, file: Hdf5) -> None:
         """Add all of them to a file whose arrays and attributes are complete."""
         tables = {name: np.array(sums, dtype=np.uint64) for name, sums in self._sums.items()}
+        arrays = _arrays(file)
         for name, table in tables.items():
             make_groups(file, f"{GROUP}/{name}")
             file[f"{GROUP}/{name}"] = table
-        file[GROUP].attrs[_DIGEST] = _digest(file, tables)
+        file[GROUP].attrs[_DIGEST] = _digest(file, arrays, tables)
 
 
 def make_groups(file: Hdf5, name: str) -> None:
@@ -144,22 +162,20 @@ def _checksum(content: bytes | memoryview, filters_left_out: int) -> int:
     return xxhash.xxh3_64_intdigest(content, seed=filters_left_out)
 
 
-def _arrays(group: Hdf5) -> dict[str, Hdf5]:
-    """All arrays in a group, by their names in it, but for the checksums."""
+def _arrays(file: Hdf5) -> dict[str, Hdf5]:
+    """All arrays of a file by name, in the order of their names."""
     found: dict[str, Hdf5] = {}
-    group.visititems(lambda name, item: found.update({name: item}) if isinstance(item, h5py.Dataset) else None)
-    return {name: array for name, array in sorted(found.items()) if not name.startswith(f"{GROUP}/")}
+    file.visititems(lambda name, item: found.update({name: item}) if isinstance(item, h5py.Dataset) else None)
+    return dict(sorted(found.items()))
 
 
-def _digest(file: Hdf5, tables: dict[str, np.ndarray]) -> str:
+def _digest(file: Hdf5, arrays: dict[str, Hdf5], tables: dict[str, np.ndarray]) -> str:
     """Of the tables of checksums and of everything else that the arrays' chunks do not hold."""
 
     def noted(item: Hdf5) -> dict[str, Any]:
         return {name: getattr(value, "tolist", lambda value=value: value)() for name, value in item.attrs.items()}
 
-    described = {
-        name: [array.shape, array.dtype.str, array.chunks, noted(array)] for name, array in _arrays(file).items()
-    }
+    described = {name: [array.shape, array.dtype.str, array.chunks, noted(array)] for name, array in arrays.items()}
     digest = hashlib.blake2b(
         json.dumps([noted(file), described], sort_keys=True, default=repr).encode(), digest_size=16
     )

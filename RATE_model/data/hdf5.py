@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import io
+import os
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +15,10 @@ import h5py
 
 from RATE_model.data.attributes import decoded
 from RATE_model.errors import UserError, is_of_the_machine, reason_of
+
+fcntl: Any = None  # of Windows
+with contextlib.suppress(ImportError):
+    import fcntl
 
 # A file, a group or an array of h5py. Which of them a name stands for is seen when it is read, not by a type checker.
 Hdf5 = Any
@@ -20,24 +30,110 @@ class BeingWritten(OSError):
     """Another process has the file open for writing."""
 
 
+class Source(io.RawIOBase):
+    """A file that HDF5 reads from through Python, so that checksums are compared as bytes go by, not in a second read.
+
+    Attributes:
+        watch: called with the offset and the content of everything that is read.
+
+    Raises:
+        BeingWritten: another process writes the file.
+        OSError: it cannot be opened.
+    """
+
+    watch: Callable[[int, memoryview], object] | None = None
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._descriptor, self._position = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0)), 0
+        try:
+            self._lock(path)
+        except BaseException:
+            self.close()
+            raise
+
+    def _lock(self, path: Path) -> None:
+        """As HDF5 locks what it reads; without where the file system has no locks, which is said once."""
+        if fcntl is None or os.environ.get("HDF5_USE_FILE_LOCKING", "").upper() in ("FALSE", "0"):
+            return
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BeingWritten("it is being written by another process; wait until that is done") from error
+        except OSError:
+            if path.parent not in _SAID:
+                _SAID.add(path.parent)
+                print(f"'{path.parent}' is on a file system without locks: data is read without them.", flush=True)
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Choose where the next read begins."""
+        if whence == os.SEEK_CUR:
+            offset += self._position
+        elif whence == os.SEEK_END:
+            offset += os.fstat(self._descriptor).st_size
+        self._position = offset
+        return offset
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Fill a buffer as far as the file goes."""
+        count = self.read_at(self._position, buffer)
+        if self.watch is not None:
+            self.watch(self._position, buffer[:count])
+        return count
+
+    def read_at(self, offset: int, buffer: memoryview) -> int:
+        """Fill a buffer with what lies at an offset, unwatched; returns how many bytes there were."""
+        return os.preadv(self._descriptor, [buffer], offset)
+
+    def close(self) -> None:
+        """Close it; again does nothing."""
+        if not self.closed:
+            os.close(self._descriptor)
+        super().close()
+
+
+class ReadableFile(h5py.File):
+    """An HDF5 file over a `Source`, which it closes.
+
+    HDF5 crashes if it closes a file through Python when the interpreter has ended: what is still open is closed before.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.source = Source(path)
+        try:
+            super().__init__(self.source, "r")
+        except BaseException:
+            self.source.close()
+            raise
+        _open.add(self)
+
+    def close(self) -> None:
+        """Close it; again does nothing."""
+        super().close()
+        self.source.close()
+
+
+_open: weakref.WeakSet[ReadableFile] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    for file in list(_open):
+        file.close()
+
+
 def open_hdf5(path: Path) -> Hdf5:
-    """A file, opened for reading; without a lock where the file system has none, which is said once.
+    """A file, opened for reading: a `ReadableFile`.
 
     Raises:
         BeingWritten: another process writes it.
         OSError: it cannot be opened; `errno` is set where the system said why.
     """
-    try:
-        return h5py.File(path, "r")
-    except BlockingIOError as error:
-        raise BeingWritten("it is being written by another process; wait until that is done") from error
-    except OSError as error:
-        if "unable to lock file" not in str(error):
-            raise
-    if path.parent not in _SAID:
-        _SAID.add(path.parent)
-        print(f"'{path.parent}' is on a file system without locks: data is read without them.", flush=True)
-    return h5py.File(path, "r", locking=False)
+    return ReadableFile(path)
 
 
 def attributes_of(path: Path) -> dict[str, Any]:

@@ -104,6 +104,7 @@ class TrajectoryFile:
         self._handle: Hdf5 = None
         self._arrays: dict[str, Hdf5] = {}  # of the handle: finding one takes as long as reading a window
         self._process = -1
+        self._checksums: Checksums | None = None
         with self._reading():
             if self.path.is_dir():
                 raise self._error("is a directory, not a file")
@@ -117,12 +118,10 @@ class TrajectoryFile:
             self._check_layout(file)
             self._check_kinds(file, observation_shape, observation_dtype, num_actions, action_size)
             self._checksums = self._read_checksums(file)
-            for name in ("terminals", "timeouts", "rewards", "actions"):
-                if name in file:
-                    self._verify(name)
-            self.rewards = self._finite("rewards", one_column(file["rewards"][:]))
-            self.actions = self._finite("actions", file["actions"][:].reshape(-1, *self.action_shape))
+            self._watch(file)
             ends = self._ends(file)
+            self.rewards = self._finite("rewards", one_column(self._verified("rewards")))
+            self.actions = self._finite("actions", self._verified("actions").reshape(-1, *self.action_shape))
         stops = np.flatnonzero(np.concatenate([ends[:-1], [True]])) + 1  # an unfinished tail is an episode
         self.whole = ends[stops - 1]
         self.starts = np.concatenate([[0], stops[:-1]])
@@ -140,8 +139,8 @@ class TrajectoryFile:
     def _ends(self, file: Hdf5) -> np.ndarray:
         """Whether an episode ends with each step: (num_steps,) bool. What is doubtful is printed."""
         if self._own:
-            ends = file["terminals"][:] != 0
-            return ends | (file["timeouts"][:] != 0) if "timeouts" in file else ends
+            ends = self._verified("terminals") != 0
+            return ends | (self._verified("timeouts") != 0) if "timeouts" in file else ends
         try:
             found = ends_of_file(file, self.num_steps, max_steps=self._max_episode_steps)
         except UnclearEnds as unclear:
@@ -174,8 +173,7 @@ class TrajectoryFile:
                 or column.dtype.kind not in kinds
             ):
                 raise self._error(f"is damaged: '{EXPERT_ACTION}' has another shape or type than 'actions'")
-            self._verify(EXPERT_ACTION)
-            actions = self._finite(EXPERT_ACTION, column[:])
+            actions = self._finite(EXPERT_ACTION, self._verified(EXPERT_ACTION))
         return self._in_range(EXPERT_ACTION, actions)
 
     def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
@@ -187,8 +185,7 @@ class TrajectoryFile:
     def column(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Steps start to stop - 1 of any array of the file, as they are stored: (n, ...)."""
         with self._reading(f" at steps {start} to {self.num_steps - 1 if stop is None else stop - 1} of '{name}'"):
-            self._verify(name, slice(start, stop))
-            return self._array(name)[start:stop]
+            return self._verified(name, slice(start, stop))
 
     def info_names(self) -> list[str]:
         """Names of the arrays under ``infos/``."""
@@ -207,8 +204,7 @@ class TrajectoryFile:
         with self._reading():
             if FIRST_SEEN not in (file := self._open()):
                 return None
-            self._verify(FIRST_SEEN)
-            first = file[FIRST_SEEN][:]
+            first = self._verified(FIRST_SEEN)
             steps = np.arange(self.num_steps)
             good = first.shape == steps.shape and first.dtype.kind in "iu" and np.all((first >= 0) & (first <= steps))
             if not good or np.any(first[first] != first):
@@ -216,8 +212,7 @@ class TrajectoryFile:
             distinct, index = np.unique(first, return_inverse=True)
             if self.num_bytes // self.num_steps * len(distinct) > max_bytes:
                 return None
-            self._verify("observations", distinct)
-            frames = self._channels_first(file["observations"][distinct])
+            frames = self._channels_first(self._verified("observations", distinct))
             return frames.astype(self.observation_dtype, copy=False), index
 
     def _channels_first(self, observations: np.ndarray) -> np.ndarray:
@@ -251,7 +246,13 @@ class TrajectoryFile:
             if any(uses_zstd(item) for item in self._handle.values()):
                 hdf5plugin(f"'{self.path}' is compressed with zstd; reading it")  # in a spawned worker too
             self._process = os.getpid()
+            self._watch(self._handle)
         return self._handle
+
+    def _watch(self, file: Hdf5) -> None:
+        """Compare checksums with what HDF5 reads from now on."""
+        if self._checksums is not None:
+            file.source.watch = self._checksums.compare
 
     def _array(self, name: str) -> Hdf5:
         """An array of this process's handle."""
@@ -270,9 +271,21 @@ class TrajectoryFile:
             _say(f"'{self.path}' holds no checksums: damage to it may go unnoticed.")
         return checksums
 
-    def _verify(self, name: str, steps: slice | np.ndarray = slice(None)) -> None:
+    def _verified(self, name: str, steps: slice | np.ndarray = slice(None)) -> np.ndarray:
+        """These steps of an array, whose chunks are as they were written."""
+        array = self._array(name)
+        if self._checksums is None:
+            return array[steps]
+        self._checksums.expect(self._open(), name)
+        try:
+            return array[steps]
+        finally:  # whether it could be read or not: damage to compressed data may look like anything
+            self._raise_if_damaged(name, steps)
+
+    def _raise_if_damaged(self, name: str, steps: slice | np.ndarray) -> None:
         """Raise unless the chunks of an array that hold these steps are as they were written."""
-        damaged = self._checksums and self._checksums.damaged(self._open(), name, steps)
+        assert self._checksums is not None
+        damaged = self._checksums.damaged(self._open(), name, steps)
         if damaged:
             damaged = range(damaged.start, min(damaged.stop, self.num_steps))
             episodes = "" if name in ("terminals", "timeouts") else self._episodes_of(damaged)

@@ -1,6 +1,9 @@
 """Checksums of trajectory files: no damage passes in silence, and it is named."""
 
+import os
 import random
+import subprocess
+import sys
 
 import h5py
 import numpy as np
@@ -8,6 +11,7 @@ import pytest
 
 from RATE_model.data import parts
 from RATE_model.data.dataset import WindowDataset
+from RATE_model.data.hdf5 import Source
 from RATE_model.data.selection import whole_episodes
 from RATE_model.data.trajectories import TrajectoryFile
 from RATE_model.data.writer import TrajectoryWriter
@@ -114,6 +118,29 @@ def test_damage_names_its_episodes_and_spares_the_others(tmp_path):
     data.__getitems__([6, 8])
     with pytest.raises(UserError, match=rf"{path}.*'observations' .*steps 210 to 239 \(episode 7\)"):
         data[7]
+
+
+def test_intact_data_is_read_once(tmp_path, monkeypatch):
+    path, counted = make(tmp_path / "data.h5", "images"), 0
+
+    def read_at(source, offset, buffer):
+        nonlocal counted
+        counted += buffer.nbytes
+        return os.preadv(source._descriptor, [buffer], offset)
+
+    monkeypatch.setattr(Source, "read_at", read_at)
+    with TrajectoryFile(path) as file:
+        file.load()
+        file.load()
+    assert counted < 1.5 * path.stat().st_size
+
+
+def test_a_file_left_open_at_the_end_of_a_process_does_no_harm(tmp_path):
+    """HDF5 would crash."""
+    path = make(tmp_path / "data.h5")
+    code = f"from RATE_model.data.trajectories import TrajectoryFile; file = TrajectoryFile({str(path)!r}); file.load()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_damage_to_small_arrays_names_episodes(tmp_path):

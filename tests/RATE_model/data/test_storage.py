@@ -58,38 +58,36 @@ def test_a_full_disk_names_a_way_out(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def without_locks(monkeypatch, number):
-    plain = h5py.File
-
-    def opened(path, mode="r", *, locking=None, **options):
-        if locking is None:
-            raise OSError(number, f"Unable to synchronously open file (unable to lock file, errno = {number})")
-        assert locking is False
-        return plain(path, mode, locking=locking, **options)
-
-    monkeypatch.setattr(hdf5.h5py, "File", opened)
-    monkeypatch.setattr(hdf5, "_SAID", set())
-
-
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
 def test_data_is_read_where_there_are_no_locks(tmp_path, monkeypatch, capsys, number):
     path = make(tmp_path / "data.h5", episodes=2)
-    without_locks(monkeypatch, number)
+
+    def without_locks(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(hdf5.fcntl, "flock", without_locks)
+    monkeypatch.setattr(hdf5, "_SAID", set())
     for _ in range(2):
         assert TrajectoryFile(path).num_episodes == 2
     assert capsys.readouterr().out.count(f"'{tmp_path}' is on a file system without locks") == 1
 
 
-@pytest.mark.parametrize("number", [errno.EAGAIN, errno.EMFILE, errno.EACCES, errno.EIO])
+def test_what_another_process_writes_is_not_read(tmp_path):
+    path = make(tmp_path / "data.h5", episodes=2)
+    with h5py.File(path, "r+"), pytest.raises(UserError, match="cannot be read: it is being written by another"):
+        TrajectoryFile(path, hint="Delete it.")
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EACCES, errno.EIO])
 def test_good_data_is_not_called_damaged(tmp_path, monkeypatch, number):
     path = make(tmp_path / "data.h5", episodes=2)
     with TrajectoryFile(path, hint="Delete it.") as file:
         pass
 
-    def refused(*_, **__):
-        raise OSError(number, "Unable to synchronously open file (unable to lock file)")
+    def refused(*_):
+        raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(hdf5.h5py, "File", refused)
+    monkeypatch.setattr(hdf5.os, "open" if number != errno.EIO else "preadv", refused)
     for use in (lambda: TrajectoryFile(path, hint="Delete it."), file.load, lambda: hdf5.attributes_of(path)):
         with pytest.raises(UserError, match="cannot be read") as error:
             use()
