@@ -77,6 +77,7 @@ class Fit:
         # Wall-clock time spent training by earlier starts of the run, and when this one began.
         self.seconds, self._started = 0.0, time.perf_counter()
         self._best = float("inf")
+        self._best_step = -1  # of the checkpoint that was the best one
         # The check point (of `_check_point`) that a signal interrupted; it comes first when the run goes on.
         self._due: dict[str, Any] | None = None
         self._pending: list[dict[str, Tensor]] = []
@@ -253,8 +254,11 @@ class Fit:
             return self.evaluate(self.trainer.model, final)
 
     def _save(self, *, best: bool = False) -> None:
-        """A checkpoint of everything that the next batch depends on."""
+        """A checkpoint of everything that the next batch depends on. Saved again, the best one stays the best."""
         self._check_finite()
+        if best:
+            self._best_step = self.trainer.step
+        best = self._best_step == self.trainer.step
         model = self.trainer.model
         state = {
             **model.config.saved(),
@@ -328,9 +332,10 @@ class Fit:
         for name, value in position.items():
             setattr(self, name, value)
         self.tracker.truncate(state["metrics_position"], step=self.trainer.step, digest=state.get("metrics_digest"))
-        # The process may have died between the checkpoint and its tag.
-        if state["is_best"] and path.parent == self.run.checkpoints:
-            tag_checkpoint(path, BEST)
+        if state["is_best"]:
+            self._best_step = self.trainer.step
+            if path.parent == self.run.checkpoints:  # the process may have died between the checkpoint and its tag
+                tag_checkpoint(path, BEST)
 
 
 # What a checkpoint must hold for training to continue.

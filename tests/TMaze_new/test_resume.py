@@ -323,6 +323,14 @@ def test_a_signal_stops_validation_and_evaluation_at_once(tmp_path, shared, caps
     assert_same(tmp_path, shared, ())
 
 
+def test_a_signal_while_a_finished_run_is_resumed_changes_nothing(tmp_path, shared):
+    assert train(tmp_path) == 0
+    with signal_in(VALIDATE, 1, signal.SIGUSR2):
+        assert train(tmp_path, "--resume", "auto") == 128 + signal.SIGUSR2
+    assert train(tmp_path, "--resume", "auto") == 0
+    assert_same(tmp_path, shared, ())
+
+
 def test_a_signal_stops_pictures(tmp_path, monkeypatch):
     monkeypatch.setattr(
         type(train_tmaze.ENVIRONMENT), "draw_run", lambda *_: (os.kill(os.getpid(), signal.SIGHUP), time.sleep(9))
