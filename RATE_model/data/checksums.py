@@ -4,9 +4,9 @@
     checksums           attribute ``digest``: of these numbers, the attributes, and the shapes and types of all arrays
 
 Damage to a chunk, or to the place where it is looked for, changes its checksum; damage to a description changes the
-digest. A checksum is compared when a process first reads its chunk: as HDF5 reads it (`RATE_model.data.hdf5.Source`), or
-in a read of its own where HDF5 takes less than the chunk, or had it in memory. HDF5's own, Fletcher-32, takes a block of
-zeros for intact, and is computed again with every read; benchmarks/checksums.py measures both.
+digest. A checksum is compared when a process first reads its chunk: as HDF5 reads it (`RATE_model.data.hdf5.Source`),
+or in a read of its own where HDF5 takes less than the chunk, or had it in memory. HDF5's own, Fletcher-32, takes a
+block of zeros for intact, and is computed again with every read; benchmarks/checksums.py measures both.
 
 XXH3 takes bytes as fast as memory gives them; CRC-32 takes some twenty times as long.
 """

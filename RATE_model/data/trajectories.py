@@ -202,7 +202,7 @@ class TrajectoryFile:
         None without `infos/first_seen`, or if they take more than `max_bytes`. UserError: that array is damaged.
         """
         with self._reading():
-            if FIRST_SEEN not in (file := self._open()):
+            if FIRST_SEEN not in self._open():
                 return None
             first = self._verified(FIRST_SEEN)
             steps = np.arange(self.num_steps)
