@@ -87,7 +87,10 @@ class MLSTMCell(Cell):
         self.branches = nn.Linear(d, 2 * inner, bias=False)
         self.convolution = CausalConvolution(inner, config.taps)
         # Queries, keys and values are made block by block: (3, blocks, outputs, inputs).
-        self.project = nn.Parameter(torch.randn(3, inner // _BLOCK, _BLOCK, _BLOCK) * (2 / (5 * _BLOCK)) ** 0.5)
+        blocks = inner // _BLOCK
+        self.own_block: Tensor
+        self.register_buffer("own_block", torch.eye(blocks)[:, None, :, None], persistent=False)
+        self.project = nn.Parameter(torch.randn(3, blocks, _BLOCK, _BLOCK) * (2 / (5 * _BLOCK)) ** 0.5)
         self.gates = nn.Linear(3 * inner, 2 * self.heads)
         self.norm = nn.Parameter(torch.ones(inner))
         self.skip = nn.Parameter(torch.ones(inner))
@@ -112,21 +115,41 @@ class MLSTMCell(Cell):
         u, z = self.branches(x).chunk(2, dim=-1)
         filtered, conv = self.convolution(u, conv, valid)
         filtered = F.silu(filtered)
-        q, k, v = (self._blocks(weight, of) for weight, of in zip(self.project, (filtered, filtered, u), strict=True))
+        of_filtered, of_inputs = self._projections().split((2 * u.shape[-1], u.shape[-1]))
+        q, k = F.linear(filtered, of_filtered).chunk(2, dim=-1)
+        v = F.linear(u, of_inputs)
         write, forget = self.gates(torch.cat([q, k, v], dim=-1)).float().chunk(2, dim=-1)  # (B, T, H) each
         forget = F.logsigmoid(forget)
         if valid is not None:
             write, forget = write.masked_fill(~valid[..., None], -torch.inf), forget * valid[..., None]
         heads = [part.float().unflatten(-1, (self.heads, -1)) for part in (q, k, v)]
-        outputs, matrix = in_chunks(attend, tuple(matrix), (*heads, write, forget), size=_CHUNK, again=False)
+        piece = attend if x.shape[1] > 1 else recur
+        outputs, matrix = in_chunks(piece, tuple(matrix), (*heads, write, forget), size=_CHUNK, again=False)
         h = torch.cat(outputs, dim=1)
         h = F.layer_norm(h, h.shape[-1:], eps=1e-5).flatten(2) * self.norm
         y = self.output((h + self.skip * filtered) * F.silu(z))
         return y, (*matrix, conv), {"log write gate": write, "forget gate": forget.exp()}
 
-    def _blocks(self, weight: Tensor, x: Tensor) -> Tensor:
-        """`(B, T, inner)` mapped block by block."""
-        return torch.einsum("btgi,goi->btgo", x.unflatten(-1, (-1, _BLOCK)), weight).flatten(2)
+    def _projections(self) -> Tensor:
+        """The maps to q, k and v, one above the other, `(3 inner, inner)`: zero outside their blocks."""
+        return (self.project[:, :, :, None] * self.own_block).reshape(-1, self.norm.numel())
+
+
+def recur(state: Matrix, q: Tensor, k: Tensor, v: Tensor, write: Tensor, forget: Tensor) -> tuple[Tensor, Matrix]:
+    """One step, as the equations have it; arguments and result as of `attend`, with L = 1."""
+    matrix, normaliser, maximum = state
+    q, k, v = (part.transpose(1, 2) for part in (q, k * k.shape[-1] ** -0.5, v))  # (B, H, 1, D)
+    write, forget = write.squeeze(1), forget.squeeze(1) + maximum  # (B, H)
+    maximum = torch.maximum(forget, write)
+    write, forget = torch.exp(write - maximum)[..., None], torch.exp(forget - maximum)[..., None]
+    with torch.autocast(q.device.type, enabled=False):
+        written = write * k.squeeze(2)
+        # Into the product: a second matrix of this size costs more than the sum.
+        matrix = (forget[..., None] * matrix).addcmul_(written[..., None], v)
+        normaliser = forget * normaliser + written
+        norm = (q.squeeze(2) * normaliser).sum(dim=-1).abs()
+        h = q @ matrix / torch.maximum(norm, torch.exp(-maximum.clamp(min=-80)))[..., None, None]
+        return h.transpose(1, 2), (matrix, normaliser, maximum)
 
 
 def attend(state: Matrix, q: Tensor, k: Tensor, v: Tensor, write: Tensor, forget: Tensor) -> tuple[Tensor, Matrix]:

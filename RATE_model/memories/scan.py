@@ -68,6 +68,8 @@ class _Scan(torch.autograd.Function):
 
 def _states(decay: Tensor, x: Tensor, first: Tensor, *, backwards: bool = False) -> Tensor:
     """The recurrence from its first state `(B, 1, ...)` on; `x` of that step is not looked at."""
+    if x.shape[1] == 1:
+        return first
     if x.device.type == "cpu" and first.numel() >= _WIDE:
         return _sweep(decay, x, first, backwards=backwards)
     if not backwards:
