@@ -12,6 +12,7 @@ from RATE_model.memories.amrl import AMRL, AMRLConfig, AMRLOptions
 from RATE_model.memories.bank import Bank, BankConfig, BankOptions
 from RATE_model.memories.compressive import Compressive, CompressiveConfig, CompressiveOptions
 from RATE_model.memories.contract import Memory, MemoryConfig, MemoryOptions
+from RATE_model.memories.dnc import DNC, DNCConfig, DNCOptions
 from RATE_model.memories.elmur import ELMUR, ELMURConfig, ELMUROptions
 from RATE_model.memories.ffm import FFM, FFMConfig, FFMOptions
 from RATE_model.memories.hcam import HCAM, HCAMConfig, HCAMOptions
@@ -24,6 +25,7 @@ from RATE_model.memories.rate.config import MODES as RATE_MODES
 from RATE_model.memories.rate.config import RATEConfig, RATEOptions
 from RATE_model.memories.rate.memory import RATE
 from RATE_model.memories.recurrent import GRU, LSTM, RecurrentConfig, RecurrentOptions
+from RATE_model.memories.rmc import RMC, RMCConfig, RMCOptions
 from RATE_model.memories.shm import SHM, SHMConfig, SHMOptions
 
 Condition = Literal["rtg", "none"]
@@ -61,6 +63,8 @@ MEMORIES: dict[str, Entry] = {
     "ELMUR": Entry(ELMUR, ELMURConfig, ELMUROptions),
     "HCAM": Entry(HCAM, HCAMConfig, HCAMOptions),
     "Compressive": Entry(Compressive, CompressiveConfig, CompressiveOptions),
+    "RMC": Entry(RMC, RMCConfig, RMCOptions),
+    "DNC": Entry(DNC, DNCConfig, DNCOptions),
     "Bank": Entry(Bank, BankConfig, BankOptions),
     "LSDT": Entry(LSDT, LSDTConfig, LSDTOptions),
 }
@@ -79,6 +83,8 @@ MODES: dict[str, Mode] = {
     "ELMUR": Mode("ELMUR"),
     "HCAM": Mode("HCAM"),
     "Compressive": Mode("Compressive"),
+    "RMC": Mode("RMC"),
+    "DNC": Mode("DNC"),
     "Bank": Mode("Bank"),
     "LSDT": Mode("LSDT"),
     # The Decision LSTM (Siebenborn et al. 2022, arXiv 2211.14655): return, observation and action enter one by one.

@@ -17,12 +17,14 @@ from RATE_model.memories import MEMORIES, MODES
 from RATE_model.memories.bank import BankOptions
 from RATE_model.memories.compressive import CompressiveOptions
 from RATE_model.memories.contract import State
+from RATE_model.memories.dnc import DNCOptions
 from RATE_model.memories.elmur import ELMUROptions
 from RATE_model.memories.hcam import HCAMOptions
 from RATE_model.memories.lsdt import LSDTOptions
 from RATE_model.memories.none import MLPOptions
 from RATE_model.memories.rate.config import RATEOptions
 from RATE_model.memories.recurrent import RecurrentOptions
+from RATE_model.memories.rmc import RMCOptions
 from RATE_model.spec import EnvironmentSpec
 from RATE_model.training.checkpoints import save_checkpoint
 from tests.small_models import CONTINUOUS, VECTOR, Inputs, everywhere, logits_of, random_inputs
@@ -46,6 +48,8 @@ SMALL = {
     CompressiveOptions: CompressiveOptions(compressive_heads=2, compressive_inner=24, compressive_compressed=2),
     BankOptions: BankOptions(bank_heads=2, bank_inner=24, bank_steps=7),
     LSDTOptions: LSDTOptions(lsdt_layers=2, lsdt_heads=2, lsdt_inner=24, lsdt_window=5, lsdt_kernel=3),
+    RMCOptions: RMCOptions(rmc_layers=2, rmc_heads=2, rmc_inner=24, rmc_slots=2),
+    DNCOptions: DNCOptions(dnc_hidden=12, dnc_slots=4, dnc_width=6),
     ELMUROptions: ELMUROptions(elmur_heads=2, elmur_inner=24, elmur_slots=2),
 }
 
