@@ -61,7 +61,7 @@ class Episodes:
 
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """Torch uses so many threads for one operation inside, and as many as before behind."""
+    """Torch uses `count` threads for one operation inside, and as many as before afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -72,7 +72,7 @@ def torch_threads(count: int) -> Iterator[None]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode inside, and in its former mode behind, even after an error."""
+    """The model in eval mode inside, and in its former mode afterwards, also after an error."""
     training = model.training
     model.eval()
     try:
@@ -158,7 +158,7 @@ def rollout_in_turns(
 
     Args:
         actors, environments, seeds: of each group, as for `rollout`. The environments step in processes of their own
-            and are closed behind it.
+            and are closed after it.
         max_steps, description: see `rollout`.
 
     Returns:
