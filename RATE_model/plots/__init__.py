@@ -9,6 +9,7 @@ from RATE_model.plots.bars import plot_bars
 from RATE_model.plots.curves import plot_curves
 from RATE_model.plots.memory import plot_memory
 from RATE_model.plots.returns import plot_returns
+from RATE_model.plots.seeds import plot_seeds
 from RATE_model.plots.success import plot_success_by_length, plot_success_panels
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "plot_curves",
     "plot_memory",
     "plot_returns",
+    "plot_seeds",
     "plot_success_by_length",
     "plot_success_panels",
 ]

@@ -95,7 +95,8 @@ def curves_figure(
             if "loss" in name:
                 axes.set_yscale("log")
             elif name.endswith(("acc", "accuracy")):
-                axes.set_ylim(-0.03, 1.05)
+                low, _ = axes.get_ylim()
+                axes.set_ylim(max(-0.03, low), 1.02)  # what is learned late and little must not look flat
         panels[0].set_title(title, pad=20 if title else None)
         panels[-1].set_xlabel("optimizer step")
         _legend(figure, list(runs), {line.get_gid() for axes in panels for line in axes.lines})

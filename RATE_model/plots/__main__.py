@@ -1,0 +1,40 @@
+"""Draw learning curves of runs, grouped by name, from their metrics.jsonl alone.
+
+    python3 -m RATE_model.plots RUN_DIR ... --metric validation_loss eval_return --output curves.png
+
+A RUN_DIR is a run, or a folder with runs anywhere in it. Runs whose names differ in the seed alone are a group: its
+mean is drawn, and the 95 % bootstrap interval over seeds. Steps are those that all runs of a group have reached.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from RATE_model.cli.limits import writable_file
+from RATE_model.cli.options import ArgumentParser, exit_on_user_error
+from RATE_model.plots.seeds import find_runs, plot_seeds
+
+
+def parser() -> ArgumentParser:
+    """The flags of this command."""
+    found = ArgumentParser(
+        prog="python3 -m RATE_model.plots", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    found.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="runs, or folders with runs in them")
+    found.add_argument("--metric", nargs="+", default=["validation_loss"], help="names in metrics.jsonl")
+    found.add_argument("--output", type=Path, default=Path("curves.png"), help="the picture")
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Draw what the flags ask for."""
+    with exit_on_user_error():
+        asked = parser().parse_args(argv)
+        writable_file(output=asked.output)
+        groups = find_runs(asked.runs)
+        path = plot_seeds(groups, asked.output, asked.metric)
+        print(f"{path}: " + "; ".join(f"{label}, {len(runs)} seeds" for label, runs in groups.items()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""The programs that people copy run as they are, with fewer epochs."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.RATE_model.own.toys import episodes
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(EXAMPLES.parent), "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
+
+
+def run(name: str, *arguments: object, cwd: Path) -> str:
+    command = [sys.executable, str(EXAMPLES / name), *map(str, arguments)]
+    done = subprocess.run(command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_example_is_short():
+    lines = {path.name: len(path.read_text().splitlines()) for path in EXAMPLES.iterdir() if path.is_file()}
+    assert len(lines) == 5 and max(lines.values()) <= 60, lines
+
+
+def test_own_data(tmp_path):
+    said = run("own_data.py", tmp_path / "run", 1, cwd=tmp_path)
+    assert "300 episodes of 20 to 20 steps" in said and "with memory:    return" in said and "without memory:" in said
+
+
+def test_own_environment_and_own_loop(tmp_path):
+    said = run("own_environment.py", tmp_path, 1, cwd=tmp_path)
+    assert "RATE: return" in said and (tmp_path / "returns.png").stat().st_size > 1000
+    assert run("own_loop.py", tmp_path / "RATE", cwd=tmp_path).count("return") == 3
+
+
+def test_compare_memories(tmp_path):
+    said = run("compare_memories.py", tmp_path, 2, 2, cwd=tmp_path)
+    assert said.count("validation accuracy") == 6 and (tmp_path / "curves.png").stat().st_size > 1000
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a shell script")
+def test_resume_on_a_cluster(tmp_path):
+    from RATE_model import Dataset
+
+    Dataset.from_episodes(episodes()).to_hdf5(tmp_path / "data.h5")
+    command = ["sh", str(EXAMPLES / "resume_on_a_cluster.sh"), "data.h5", "tests.RATE_model.own.toys:Recall"]
+    command += "--output_dir runs --epochs 1 --n_layer 1 --d_model 16 --context_length 4 --segments 1".split()
+    command += "--eval_episodes 2".split()
+    where = {**ENVIRONMENT, "PATH": f"{Path(sys.executable).parent}:{ENVIRONMENT['PATH']}"}
+    for _ in range(2):  # again: the run is over, and stays as it is
+        done = subprocess.run(command, cwd=tmp_path, env=where, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert [path.name for path in (tmp_path / "runs" / "ckpt").iterdir()][0].endswith("_RUN_1")
