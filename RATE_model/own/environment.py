@@ -134,8 +134,6 @@ class OwnEnvironment(Environment):
             raise UserError("--data is missing: give a file of HDF5, a folder of .npz, or a Minari dataset")
         if config.task.last_inference or config.task.online_inference:
             self.make(None, config.task).close()
-        if np.ptp(self._data.returns) == 0 and config.agent_config().sizes.conditioned:
-            print(f"note: all returns of {self._data.name} are {self._data.returns[0]:g}: asking for one tells nothing")
 
     def spec(self, flags: Mapping[str, Any]) -> EnvironmentSpec:
         """Of the data, or of the environment's spaces."""
