@@ -174,7 +174,7 @@ class MemoryMazeEnv(gymnasium.Env):
         # The package's generator of mazes is seeded once, where it is made: only a new task gives the seed's episode.
         self._maze = Maze(self.size, seed, views=self.render_mode is not None)
         self._steps, self._truncated = 0, False
-        self._observe(self._maze)
+        self._observe()
 
     def _advance(self, action: int) -> float:
         """One step of the rules, and its reward; nothing happens once the episode is over."""
@@ -182,13 +182,14 @@ class MemoryMazeEnv(gymnasium.Env):
         if self._truncated or maze is None:
             return 0.0
         maze.step(action)
-        self._observe(maze)
+        self._observe()
         self._steps += 1
         self._truncated = self._steps >= self.max_steps
         return maze.reward
 
-    def _observe(self, maze: Maze) -> None:
-        self._observation = np.ascontiguousarray(maze.image().transpose(2, 0, 1))
+    def _observe(self) -> None:
+        assert self._maze is not None
+        self._observation = np.ascontiguousarray(self._maze.image().transpose(2, 0, 1))
 
     def _info(self) -> dict[str, Any]:
         if not self._privileged or self._maze is None:
