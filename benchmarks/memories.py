@@ -32,6 +32,7 @@ from RATE_model.cli.settings import ModelOptions, TrainOptions, at_least
 from RATE_model.data.batch import Batch
 from RATE_model.errors import UserError
 from RATE_model.memories import MODES
+from RATE_model.memories.contract import Steps
 from RATE_model.training.optimization import Schedule
 from RATE_model.training.trainer import Trainer
 from TMaze_new.TMaze_new_src.spec import SPEC
@@ -41,6 +42,8 @@ FIRST_MODES = tuple({mode.memory: name for name, mode in reversed(MODES.items())
 
 # Largest difference of losses that counts as the same, in nats.
 ALLOWED_LOSS = 1e-5
+# Largest difference of hidden states, which have a size of about 1, between one call and one call a step.
+ALLOWED_HIDDEN = 1e-5
 
 
 @dataclass(frozen=True)
@@ -59,9 +62,14 @@ class Options:
     episodes: int = 100
     # Steps of an episode after which acting is timed, early and late
     early: int = 10
-    late: int = 1000
+    late: int = 10_000
     # Timed rounds; in each, everything trains on one batch and acts for one segment
     rounds: int = 20
+    # Recurrent memories: steps and trajectories of a call that is timed against as many calls of one step each, and
+    # rounds of that; 0 = none
+    loop_steps: int = 512
+    loop_batch: int = 32
+    loop_rounds: int = 3
     # Threads of torch; 0 = its own choice
     threads: int = 1
     # Write the figures to this JSON file
@@ -76,7 +84,8 @@ class Options:
                 raise UserError(f"--modes {mode}: choose among {', '.join(MODES)}")
         at_least(1, d_model=self.d_model, context_length=self.context_length, segments=self.segments)
         at_least(1, batch_size=self.batch_size, episodes=self.episodes, rounds=self.rounds)
-        at_least(0, early=self.early, late=self.late, threads=self.threads)
+        at_least(1, loop_steps=self.loop_steps, loop_batch=self.loop_batch)
+        at_least(0, early=self.early, late=self.late, threads=self.threads, loop_rounds=self.loop_rounds)
         common.check_output(self.output)
 
     def agent(self, mode: str) -> Agent:
@@ -247,6 +256,45 @@ def acting(options: Options, mode: str) -> dict[str, Callable[[], float]]:
     return {"early": act_early, "late": lambda: late.advance(steps)}
 
 
+def whole_and_loop(options: Options, mode: str) -> dict[str, Callable[[], float]]:
+    """Candidates for `interleave`: processor seconds of a recurrent memory, forwards and backwards, in one call and in
+    one call a step. None for a memory that sees several steps at once, or none but the present.
+
+    Raises:
+        RuntimeError: the hidden states differ.
+    """
+    memory = options.agent(mode).memory
+    if memory.context != 1 or not memory.has_memory or not options.loop_rounds:
+        return {}
+    torch.manual_seed(0)
+    batch, length = options.loop_batch, options.loop_steps
+    names = ("observations", "previous_actions", "rtg")
+    steps = Steps(**{name: torch.randn(batch, length, options.d_model) for name in names})
+    valid = torch.ones(batch, length, dtype=torch.bool)
+
+    def whole() -> Tensor:
+        return memory(steps, valid, memory.initial(batch))[0]
+
+    def loop() -> Tensor:
+        state, hidden = memory.initial(batch), []
+        for step in range(length):
+            one, state = memory(steps.cut(slice(step, step + 1)), valid[:, :1], state)
+            hidden.append(one)
+        return torch.cat(hidden, dim=1)
+
+    def timed(run: Callable[[], Tensor]) -> Callable[[], float]:
+        def seconds() -> float:
+            start = time.process_time()
+            run().square().mean().backward()
+            return time.process_time() - start
+
+        return seconds
+
+    with torch.no_grad():
+        common.check_agreement(f"hidden states ({mode})", (whole() - loop()).abs().max().item(), ALLOWED_HIDDEN)
+    return {"whole": timed(whole), "loop": timed(loop)}
+
+
 def processor_time(train_batch: Callable[[Batch], float], batch: Batch) -> Callable[[], float]:
     """A candidate for `interleave`: processor seconds of training on the batch."""
 
@@ -272,6 +320,10 @@ def measure(options: Options) -> list[dict[str, Any]]:
         if "bare" in seconds:
             row["ours_by_bare"] = common.ratio(seconds["ours"], seconds["bare"])
         row["late_by_early"] = common.ratio(seconds["late"], seconds["early"])
+        if candidates := whole_and_loop(options, mode):
+            seconds = common.interleave(candidates, rounds=options.loop_rounds, report=lambda line: None)
+            row |= {name: common.summary(values) for name, values in seconds.items()}
+            row["loop_by_whole"] = common.ratio(seconds["loop"], seconds["whole"])
         rows.append(row)
     return rows
 
@@ -281,6 +333,7 @@ def format_table(result: dict[str, Any]) -> str:
     options = result["options"]
     header = ["mode", "ms a batch", "bare PyTorch", "ours / bare"]
     header += [f"ms a step at {options['early']}", f"at {options['late']}", "late / early"]
+    header += ["whole, ms", "step by step, ms", "step by step / whole"]
     rows = [
         [
             row["mode"],
@@ -290,6 +343,9 @@ def format_table(result: dict[str, Any]) -> str:
             f"{row['early']['median_s'] * 1e3:.2g}",
             f"{row['late']['median_s'] * 1e3:.2g}",
             f"{row['late_by_early']:.2f}",
+            f"{row['whole']['median_s'] * 1e3:.3g}" if "whole" in row else "",
+            f"{row['loop']['median_s'] * 1e3:.3g}" if "loop" in row else "",
+            f"{row['loop_by_whole']:.1f}" if "loop" in row else "",
         ]
         for row in result["modes"]
     ]
@@ -298,7 +354,9 @@ def format_table(result: dict[str, Any]) -> str:
             common.machine_line(result["machine"], {}),
             f"{options['batch_size']} trajectories of {options['segments'] * options['context_length']} steps a batch; "
             f"{options['episodes']} episodes at once; d_model {options['d_model']}. Processor time, medians of "
-            f"{options['rounds']} rounds.",
+            f"{options['rounds']} rounds. Last columns: a recurrent memory forwards and backwards over "
+            f"{options['loop_batch']} trajectories of {options['loop_steps']} steps, in one call and in one call a "
+            f"step, {options['loop_rounds']} rounds.",
             common.table(header, rows),
         ]
     )
