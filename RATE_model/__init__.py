@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from RATE_model.training.checkpoints import resolve_checkpoint
     from RATE_model.training.trainer import Trainer
 
+__version__ = "0.2.0"
+
 _PUBLIC = {
     "acting.actor": ("Actor",),
     "acting.controls": ("exchange_twins", "knock_out_memory", "knock_out_part", "memory_conditions"),
