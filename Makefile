@@ -13,7 +13,7 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python; do \
 INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-all quickstart test slow-test lint clean
+.PHONY: help install install-all quickstart test slow-test lint docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -35,6 +35,9 @@ lint: $(VENV)/dev.stamp ## check style, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+docs: $(VENV)/dev.stamp ## build the documentation in build/docs, and check its links
+	$(BIN)/python -m sphinx -q -W --keep-going -b html -c docs . build/docs
 
 clean: ## remove .venv and caches; data and checkpoints stay
 	rm -rf $(VENV) .pytest_cache .ruff_cache build *.egg-info

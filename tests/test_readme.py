@@ -31,7 +31,8 @@ PAGES = [
     ROOT / "benchmarks" / "README.md",
     *(path for path in sorted(ROOT.glob("*/README.md")) if path.parent.name != "benchmarks"),
     *sorted((ROOT / "results").glob("*.md")),
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+    ROOT / "CONTRIBUTING.md",
 ]
 OPTIONS = {
     "inference_tmaze.py": inference_options(inference_tmaze),
