@@ -1,10 +1,39 @@
-"""Progress bars."""
+"""Progress: a bar on a terminal, and in a log file a line every half minute."""
 
+import io
+import os
+import sys
+import time
 from typing import Any
 
 from tqdm import tqdm
 
+_SECONDS = 30.0  # between two lines in a log file
+_LINE = "{desc}: {n_fmt} of {total_fmt} ({unit}), {elapsed} passed, {remaining} left{postfix}"
+_ENDLESS = "{desc}: {n_fmt} ({unit}), {elapsed} passed{postfix}"
+
 
 def progress_bar(**arguments: Any) -> tqdm:
-    """A progress bar on a terminal; nothing in a log file or a batch job. Takes tqdm's arguments."""
+    """A progress bar on a terminal; in a log file or a batch job a line every half minute. Takes tqdm's arguments.
+
+    The environment variable TQDM_DISABLE silences both.
+    """
+    if sys.stderr is not None and not sys.stderr.isatty():
+        return _Lines(bar_format=_ENDLESS if arguments.get("total") is None else _LINE, **arguments)
     return tqdm(disable=None, leave=False, **arguments)
+
+
+class _Lines(tqdm):
+    """Progress as lines; nothing of what is over in half a minute."""
+
+    def __init__(self, **arguments: Any) -> None:
+        self._said = time.monotonic()
+        silent = os.environ.get("TQDM_DISABLE", "") not in ("", "0")
+        super().__init__(leave=False, mininterval=1.0, disable=silent, file=io.StringIO(), **arguments)
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        """Print a line, if the last one is old enough."""
+        if msg != "" and time.monotonic() - self._said >= _SECONDS:  # "" clears a bar
+            self._said = time.monotonic()
+            print(str(self), file=sys.stderr, flush=True)
+        return True

@@ -52,6 +52,11 @@ class FixedStages:
         return self.stages[self.index]
 
     @property
+    def epochs_of_stage(self) -> int | None:
+        """Epochs of the present stage."""
+        return self.epochs[self.index]
+
+    @property
     def finished(self) -> bool:
         """Whether all stages are done."""
         return self.index == len(self.stages) - 1 and self.epochs_done >= self.epochs[-1]
@@ -102,6 +107,11 @@ class AdaptiveStages:
     def segments(self) -> int:
         """Segments of the present stage."""
         return self.stages[self.index]
+
+    @property
+    def epochs_of_stage(self) -> int | None:
+        """None: epochs decide nothing."""
+        return None
 
     @property
     def finished(self) -> bool:

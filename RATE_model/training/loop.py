@@ -142,12 +142,17 @@ class Fit:
             num_workers=options.num_workers,
             pin_memory=self.trainer.model.device.type == "cuda",
         )
-        bar = progress_bar(desc=f"{segments} segments", unit="batch", initial=self.epoch * len(sampler) + self.batch)
+        bar = progress_bar(
+            desc=f"{segments} segments",
+            unit="batch",
+            initial=self.epoch * len(sampler) + self.batch,
+            total=self.curriculum.epochs_of_stage and self.curriculum.epochs_of_stage * len(sampler),
+        )
         with worker_failures(), closing(loader), bar:
             for epoch, number, batch in loader:
                 self._train(batch)
                 if len(self._pending) >= self.options.log_every:
-                    self._log(segments)
+                    bar.set_postfix_str(f", loss {self._log(segments):.3g}", refresh=False)
                 bar.update()
                 ended = number + 1 == len(sampler)
                 self.epoch, self.batch = (epoch + 1, 0) if ended else (epoch, number + 1)
@@ -227,17 +232,18 @@ class Fit:
         if interrupts is not None and asked:
             interrupts.stop()
 
-    def _log(self, segments: int) -> None:
-        """Averages of the batches since the last line, all of one stage.
+    def _log(self, segments: int) -> float:
+        """Averages of the batches since the last line, all of one stage; returns that of the loss, NaN for no batch.
 
         Here training reads from the device, and nowhere else but for an adaptive curriculum, which looks at one number
         a batch.
         """
         if not self._pending:
-            return
+            return math.nan
         means = {name: float(torch.stack([m[name].float() for m in self._pending]).mean()) for name in self._pending[0]}
         self.tracker.log(means | {"segments_count": segments, "epoch": self.epochs_done}, self.trainer.step)
         self._pending.clear()
+        return means["train_loss"]
 
     def _validate(self, segments: int) -> dict[str, float]:
         """Loss and metrics on the validation windows of a stage."""

@@ -1,0 +1,34 @@
+"""Progress in a log file: lines, now and then, with what is left."""
+
+import re
+
+from RATE_model.system import progress
+from RATE_model.system.progress import progress_bar
+
+
+def test_a_log_file_gets_lines_and_a_quick_job_none(monkeypatch, capsys):
+    with progress_bar(total=3, desc="acting", unit="step") as bar:
+        for _ in range(3):
+            bar.update()
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(progress, "_SECONDS", 0.0)
+    with progress_bar(total=4, desc="acting", unit="step") as bar:
+        bar.mininterval = 0
+        bar.set_postfix_str(", loss 0.5", refresh=False)
+        bar.update(2)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines and "\r" not in "".join(lines)
+    assert re.search(r"^acting: 2 of 4 \(step\), 00:0\d passed, 00:0\d left, loss 0.5$", lines[-1]), lines
+    with progress_bar(desc="3 segments", unit="batch") as bar:
+        bar.mininterval = 0
+        bar.update(7)
+    assert re.search(r"^3 segments: 7 \(batch\), 00:0\d passed$", capsys.readouterr().err.splitlines()[-1])
+
+
+def test_it_can_be_silenced(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "_SECONDS", 0.0)
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    with progress_bar(total=4, desc="acting", unit="step") as bar:
+        bar.mininterval = 0
+        bar.update(2)
+    assert capsys.readouterr().err == ""
