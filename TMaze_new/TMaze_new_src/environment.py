@@ -1,7 +1,7 @@
 """T-Maze as training, inference and reports see it: its flags, data, mazes, evaluation and pictures."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -138,6 +138,7 @@ class TMaze(Environment):
         "win_only": True,
         "slide": 1,
     }
+    before = asdict(TaskChoice())
     solved_metric = "train_last_acc"
     axis = "length"
     episode_counts = range(2, protocol.MAX_EPISODES + 1)
