@@ -217,7 +217,6 @@ class RawSteps(Steps):
         last: Tensor | None = None,
         acted: Tensor | None = None,
     ) -> None:
-        # Not `Steps.__init__`: what it would set is computed below when it is asked for.
         # `last`: the actions before the first steps, `(B, ...)`; `acted`: `(B,)` bool, where there were any.
         self._encoder, self._raw = encoder, (observations, actions, rtg)
         self._valid, self._last, self._acted = valid, last, acted

@@ -1,7 +1,7 @@
 """From observations, actions and returns-to-go to tokens, and from hidden states to actions.
 
 The published system has one encoder variant per environment; `EnvironmentSpec` selects among them (convolution padding,
-a tanh after an encoder, a padding row in the action table).
+a tanh behind an encoder, a padding row in the action table).
 """
 
 import torch

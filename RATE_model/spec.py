@@ -37,7 +37,7 @@ class EnvironmentSpec:
     conv_padding: int = 0
     # Channels of the three convolutions (images only); fewer cost less, and see less
     conv_channels: tuple[int, ...] = (32, 64, 64)
-    # A tanh after the observation, action and return encoders
+    # A tanh behind the observation, action and return encoders
     observation_tanh: bool = False
     action_tanh: bool = False
     return_tanh: bool = False

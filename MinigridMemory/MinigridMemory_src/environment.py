@@ -34,7 +34,7 @@ from RATE_model.cli.settings import (
     PlayOptions,
     SegmentOptions,
 )
-from RATE_model.data.batch import Batch
+from RATE_model.data.batch import Batch, Share
 from RATE_model.data.dataset import WindowDataset
 from RATE_model.environments.contract import Environment, Evaluation, TrainingData
 from RATE_model.errors import UserError
@@ -167,7 +167,7 @@ class MinigridMemory(Environment):
 
         return TrainingData(windows, stages, SPEC)
 
-    def batch_metrics(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
+    def batch_metrics(self, logits: Tensor, batch: Batch) -> dict[str, Tensor | Share]:
         """Accuracy of all steps, and share of episodes whose steps at the fork are all right: those take the memory."""
         return accuracy(logits, batch) | {"train_last_acc": last_steps_right(logits, batch, FORK_STEPS)}
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from RATE_model.agent import Agent
 from RATE_model.data.frames import Frames
 from RATE_model.memories.contract import MemoryTransform, StepOptions
+from RATE_model.system import distributed
 from RATE_model.system.precision import autocast, uses_bfloat16
 
 
@@ -23,7 +24,7 @@ class Actor:
         batch_size: B, the number of environments.
         target_return: the return to ask for, in units of reward; one number, or `(B,)`.
         greedy: take the most probable action; False: draw from the predicted distribution (discrete actions).
-        seed: of those draws.
+        seed: of those draws; processes that evaluate together draw from one each.
         window: see the last K steps at every step, across the borders of segments, as DT and DTXL always do.
         slide: how many of the oldest steps leave a full window at once. 1 is the published protocol and recomputes the
             window at every step; more is faster, with a shorter context. Memories without a window ignore it.
@@ -63,7 +64,7 @@ class Actor:
         # Looked for until a step shows none: where all images differ, looking costs for nothing.
         self._images_repeat = agent.spec.is_image and batch_size > 1
         self._device = agent.device
-        self._generator = torch.Generator(self._device).manual_seed(seed)
+        self._generator = torch.Generator(self._device).manual_seed(distributed.own_seed(seed))
         self._rtg = torch.empty(batch_size, device=self._device)
         self._target = torch.empty(batch_size, device=self._device)
         self._fresh = np.ones(batch_size, dtype=bool)  # rows whose episode begins

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -14,6 +14,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import nn
 
 from RATE_model.agent import Agent
+from RATE_model.system import distributed
 from RATE_model.system.interrupts import stop_if_asked
 from RATE_model.system.processes import available_cores
 from RATE_model.system.progress import progress_bar
@@ -61,7 +62,7 @@ class Episodes:
 
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """Torch uses `count` threads for one operation inside, and as many as before afterwards."""
+    """Torch uses so many threads for one operation inside, and as many as before behind."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -72,7 +73,7 @@ def torch_threads(count: int) -> Iterator[None]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode inside, and in its former mode afterwards, also after an error."""
+    """The model in eval mode inside, and in its former mode behind, even after an error."""
     training = model.training
     model.eval()
     try:
@@ -101,7 +102,7 @@ def rollout(
     compact: bool = True,
     description: str = "acting",
 ) -> Episodes:
-    """One episode in every environment, all at once.
+    """One episode in every environment, all at once; processes that train together share them out.
 
     Args:
         actor: freshly made or reset, for as many rows as there are environments.
@@ -116,15 +117,42 @@ def rollout(
         Interrupted: a signal asked to stop; see `system.interrupts`.
         ValueError: environments that reset themselves: their rows would begin a second episode with the first's memory.
     """
+    given = {"seeds": seeds, "max_steps": max_steps, "options": options, "compact": compact, "description": description}
+    return _merged(distributed.together(lambda: _play(actor, environments, **given)))
+
+
+def _merged(parts: Sequence[Episodes]) -> Episodes:
+    """The same episodes as each process has played its share of them."""
+    if len(parts) == 1:
+        return parts[0]
+    return Episodes(*(sum(getattr(part, field.name) for part in parts) for field in fields(Episodes)))
+
+
+def _play(
+    actor: BatchActor,
+    environments: VectorEnv,
+    *,
+    seeds: np.ndarray,
+    max_steps: int,
+    options: dict[str, Any] | None,
+    compact: bool,
+    description: str,
+) -> Episodes:
+    """This process's share of a rollout; of the others' episodes everything is zero."""
     if environments.metadata.get("autoreset_mode") != AutoresetMode.DISABLED:
         raise ValueError("rollout needs environments with AutoresetMode.DISABLED")
-    # Gymnasium's base class declares a single seed; vector environments take one for each.
-    observations, _ = environments.reset(seed=seeds, options=options)  # pyright: ignore[reportArgumentType]
     count = environments.num_envs
     returns, lengths, last = np.zeros(count), np.zeros(count, dtype=np.int64), np.zeros(count)
-    rewards, running = np.zeros(count), np.ones(count, dtype=bool)
+    rewards = np.zeros(count)
     rows = np.arange(count)  # the environments that the actor still has a row for
     actions: np.ndarray | None = None
+    if not (running := distributed.pairs(count)).all():
+        if not running.any():
+            return Episodes(returns, lengths, last)
+        rows, options = np.flatnonzero(running), {**(options or {}), "reset_mask": running.copy()}
+        actor.keep(rows)
+    # Gymnasium's base class declares a single seed; vector environments take one for each.
+    observations, _ = environments.reset(seed=seeds, options=options)  # pyright: ignore[reportArgumentType]
     with progress_bar(total=max_steps, desc=description, unit="step") as bar:
         for _ in range(max_steps):
             stop_if_asked()
@@ -158,7 +186,7 @@ def rollout_in_turns(
 
     Args:
         actors, environments, seeds: of each group, as for `rollout`. The environments step in processes of their own
-            and are closed after it.
+            and are closed behind it.
         max_steps, description: see `rollout`.
 
     Returns:
@@ -167,8 +195,13 @@ def rollout_in_turns(
 
     def play(group: int) -> Episodes:
         given = {"seeds": seeds[group], "max_steps": max_steps, "description": description}
-        return rollout(actors[group], environments[group], **given)
+        return _play(actors[group], environments[group], options=None, compact=True, **given)
 
+    return _merged(distributed.together(lambda: _play_groups(play, environments)))
+
+
+def _play_groups(play: Callable[[int], Episodes], environments: Sequence[VectorEnv]) -> Episodes:
+    """See `rollout_in_turns`."""
     groups = len(environments)
     # Threads of torch that wait for work would keep cores from those processes.
     with torch_threads(max(1, available_cores() // (2 * groups))), ThreadPoolExecutor(groups) as pool:

@@ -5,8 +5,8 @@ A script's configuration is a dataclass whose groups `train` and `run` are `Trai
 
 import math
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,6 +31,7 @@ from RATE_model.data.loader import EpochSampler
 from RATE_model.errors import UserError
 from RATE_model.memories import MEMORIES
 from RATE_model.spec import EnvironmentSpec
+from RATE_model.system import distributed
 from RATE_model.system.interrupts import Interrupts
 from RATE_model.system.precision import pick_device
 from RATE_model.training.curriculum import AdaptiveStages, FixedStages
@@ -38,7 +39,7 @@ from RATE_model.training.loop import Evaluate, Fit, StageData, load_to_resume
 from RATE_model.training.optimization import RisingCosine, Schedule, decay_over, initialise_as_published, late_linear
 from RATE_model.training.runs import Run, check_run, clean_name, open_run, run_name, run_seeds, short_hash
 from RATE_model.training.stored_states import StoredStates
-from RATE_model.training.tracking import Tracker
+from RATE_model.training.tracking import NoTracker, Tracker
 from RATE_model.training.trainer import (
     BatchMetrics,
     Trainer,
@@ -183,6 +184,23 @@ def check(config: Config, directory: Path, seed: int, *, before: Mapping[str, An
     )
 
 
+@contextmanager
+def together(config: Config) -> Iterator[None]:
+    """Inside, the processes that torchrun started train together; without torchrun there is one.
+
+    Raises:
+        UserError: they differ in flags, or are more than a batch has trajectories; see also `distributed.joined`.
+    """
+    with distributed.joined():
+        distributed.check_same(to_flat_dict(config))
+        if distributed.size() > config.train.batch_size:
+            raise UserError(
+                f"--batch_size {config.train.batch_size}: has no trajectory for each of {distributed.size()} "
+                "processes, which share every batch; start fewer, or give a larger one"
+            )
+        yield
+
+
 def train_seeds(config: Config, check: Callable[[Any, int], Run], train: Callable[[Any, Run], object]) -> int:
     """Train every seed of a configuration; all are checked before the first is trained.
 
@@ -193,8 +211,9 @@ def train_seeds(config: Config, check: Callable[[Any, int], Run], train: Callabl
     Returns:
         The script's exit code: whether all finished (see `run_seeds`).
     """
-    runs = {seed: check(config, seed) for seed in config.run.seeds}
-    return run_seeds(runs, lambda seed: train(config, runs[seed]))
+    with together(config):
+        runs = {seed: check(config, seed) for seed in config.run.seeds}
+        return run_seeds(runs, lambda seed: train(config, runs[seed]))
 
 
 def plan(
@@ -272,6 +291,20 @@ def _some_observations(data: WindowDataset, device: torch.device) -> Any:
     return data.__getitems__(numbers.tolist()).to(device).observations[:, -1:]
 
 
+def _tracker(config: Config, directory: Path, flat: dict[str, Any]) -> Tracker:
+    """What writes the run's metrics."""
+    if not distributed.is_first():
+        return NoTracker()
+    return Tracker(
+        directory,
+        wandb_mode=config.run.wandb_mode,
+        project=config.run.wandb_project,
+        name=directory.name,
+        group=directory.name.rsplit("_RUN_", 1)[0],
+        config=flat,
+    )
+
+
 def train_run(
     config: Config,
     run: Run,
@@ -324,26 +357,20 @@ def train_run(
 
     if run.checkpoint is not None:
         load_to_resume(run.checkpoint, network)
+    if not distributed.is_first():  # noise of its own for every process
+        torch.manual_seed(distributed.own_seed(run.seed))
 
     # Whatever is wrong with flags, data, sizes or the checkpoint was found by now.
     flat, directory = config.run.recorded(to_flat_dict(config)), run.directory
     with open_run(run, config=flat) as run:
-        prepare(directory)
+        distributed.by_first(lambda: prepare(directory))
         flags = {name: value for name, value in load_yaml(directory / "config.yaml").items() if name not in STEERING}
         if run.changed:
             print(f"{directory}: goes on from {run.checkpoint}; {'; '.join(run.changed)}", flush=True)
         trainer = Trainer(
             network, config.train, schedule, metrics=metrics, transform=transform, crash_directory=directory
         )
-        tracker = Tracker(
-            directory,
-            wandb_mode=config.run.wandb_mode,
-            project=config.run.wandb_project,
-            name=directory.name,
-            group=directory.name.rsplit("_RUN_", 1)[0],
-            config=flat,
-        )
-        with tracker, Interrupts() as interrupts:
+        with _tracker(config, directory, flat) as tracker, Interrupts() as interrupts:
             fit = Fit(
                 trainer,
                 curriculum,
@@ -356,8 +383,8 @@ def train_run(
                 flags=flags,
             )
             result = fit()
-        finish(network.eval(), result)
-    interrupts.stop()  # asked for during the last evaluation: no further seed begins
+        distributed.by_first(lambda: finish(network.eval(), result))
+    distributed.together(interrupts.stop)  # asked for during the last evaluation: no further seed begins
     if not math.isfinite(result["validation_loss"]):
         raise TrainingDiverged(f"{directory}: the last validation loss is not finite, though the weights are")
     return result

@@ -11,6 +11,7 @@ from RATE_model.cli.evaluation import evaluation_of
 from RATE_model.cli.options import exit_on_user_error, to_flat_dict
 from RATE_model.cli.settings import CurriculumOptions
 from RATE_model.environments.contract import Environment, TrainingData
+from RATE_model.system import distributed
 from RATE_model.training.runs import Run, run_seeds
 
 
@@ -21,8 +22,9 @@ def main(environment: Environment, argv: Sequence[str] | None = None) -> int:
     """
     with exit_on_user_error():
         config = environment.read_config(argv)
-        runs = {seed: check(environment, config, seed) for seed in config.run.seeds}
-        return run_seeds(runs, lambda seed: train(environment, config, runs[seed]))
+        with experiment.together(config):
+            runs = {seed: check(environment, config, seed) for seed in config.run.seeds}
+            return run_seeds(runs, lambda seed: train(environment, config, runs[seed]))
 
 
 def check(environment: Environment, config: Any, seed: int) -> Run:
@@ -63,7 +65,8 @@ def train(environment: Environment, config: Any, run: Run, data: TrainingData | 
     Returns:
         What eval/final.json holds.
     """
-    data = environment.load(config) if data is None else data
+    if data is None:
+        data = distributed.first_before_others(lambda: environment.load(config))
     model = config.agent_config()
     curriculum, schedule = experiment.plan(
         config.train,

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 
 from RATE_model.data.frames import Frames, FrameStack
+
+
+class Share(NamedTuple):
+    """A mean over something else than trajectories, such as steps: so that batches and processes can be added up."""
+
+    total: torch.Tensor
+    count: torch.Tensor
+
+    @property
+    def mean(self) -> torch.Tensor:
+        """Not a number where nothing counts."""
+        return self.total / self.count
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +55,15 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    @property
+    def real_rows(self) -> int:
+        """Rows that are windows of data; the others are all padding."""
+        return int((self.lengths > 0).sum())
+
+    def as_padding(self) -> Batch:
+        """The batch with nothing in it that counts: all steps are padding."""
+        return replace(self, valid=torch.zeros_like(self.valid), lengths=torch.zeros_like(self.lengths))
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The batch on another device; ``lengths``, ``indices`` and ``begins`` stay on the CPU."""

@@ -172,7 +172,9 @@ class WindowDataset(Dataset):
         return self.__getitems__([index])
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
-        """The windows of these numbers as one batch, in this order."""
+        """The windows of these numbers as one batch, in this order; of none, one row that is all padding."""
+        if not len(indices):
+            return self.__getitems__([0]).as_padding()
         index, start, length = self.windows[np.asarray(indices, dtype=np.int64)].T
         step = np.arange(self.size) - (self.size - length[:, None] if self.pad == "left" else 0)  # within the window
         valid = (step >= 0) & (step < length[:, None])

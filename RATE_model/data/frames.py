@@ -26,7 +26,7 @@ class Frames:
     Stands where a dense `(B, T, *shape)` tensor stands: indexing and selection act on rows and steps.
 
     Attributes:
-        images: `(U, *shape)` uint8; after `map`, whatever its function made of them.
+        images: `(U, *shape)` uint8; behind `map`, whatever its function made of them.
         index: `(B, T)` int64, which image each step shows.
     """
 

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from RATE_model.data.batch import Batch
 from RATE_model.data.dataset import WindowDataset
 from RATE_model.data.workers import InWorker, NoRoom, begin_worker, served
+from RATE_model.system import distributed
 
 
 class EpochSampler:
@@ -86,6 +87,8 @@ def make_loader(
 ) -> Generator[tuple[int, int, Batch]]:
     """Yield (epoch, batch number, batch) starting exactly at the given position.
 
+    Of processes that train together each gets its part of every batch; where there is none, a row of padding.
+
     The batches are the same for any number of workers, and torch's global random state is not touched. Close the
     iterator (``.close()``, or drop it) to stop the workers. Where shared memory, file handles or processes are too few,
     it is said, and this process goes on without; the death of one is for `workers.worker_failures`.
@@ -99,7 +102,10 @@ def make_loader(
     """
 
     def positions() -> Iterator[tuple[int, int, list[int]]]:
-        return itertools.takewhile(lambda p: end_epoch is None or p[0] < end_epoch, sampler.iterate_from(epoch, batch))
+        for current, number, indices in sampler.iterate_from(epoch, batch):
+            if end_epoch is not None and current >= end_epoch:
+                return
+            yield current, number, indices[distributed.part(len(indices))]
 
     done = 0
     if num_workers > 0:

@@ -249,7 +249,7 @@ def _join(
     attributes: Mapping[str, Any],
     note: Callable[[dict[str, Any]], object],
 ) -> None:
-    """Write episodes into one file, each after a call of ``note``."""
+    """Write episodes into one file, each behind a call of ``note``."""
     with TrajectoryWriter(path, **job.layout, attributes=job.recipe) as writer:
         for episode in episodes:
             note(episode)

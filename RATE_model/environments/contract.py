@@ -35,7 +35,7 @@ from RATE_model.acting.vector import FrozenVectorEnv
 from RATE_model.agent import Agent
 from RATE_model.cli.options import parse_options
 from RATE_model.cli.settings import ExperimentConfig, PlayOptions
-from RATE_model.data.batch import Batch
+from RATE_model.data.batch import Batch, Share
 from RATE_model.errors import UserError
 from RATE_model.memories.contract import MemoryTransform
 from RATE_model.spec import EnvironmentSpec
@@ -235,7 +235,7 @@ class Environment(ABC):
     def check(self, config: Any) -> None:  # noqa: B027  there may be nothing to check
         """Raise a UserError for what can be seen to fail before any data is made, such as a missing package."""
 
-    def batch_metrics(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
+    def batch_metrics(self, logits: Tensor, batch: Batch) -> dict[str, Tensor | Share]:
         """Metrics of a training batch, for actions that are discrete: accuracy over all steps."""
         from RATE_model.training.trainer import accuracy
 

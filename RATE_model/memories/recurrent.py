@@ -1,4 +1,4 @@
-"""Recurrent networks: LSTM (Hochreiter and Schmidhuber 1997) and GRU (Cho et al. 2014), the baselines to beat.
+"""Recurrent networks: LSTM (Hochreiter and Schmidhuber 1997) and GRU (Cho et al. 2014), the baselines to fear.
 
     x_t = W [previous action; return-to-go; observation]          (step_input "joined")
     h_t, state_t = cell(x_t, state_{t-1})                         several layers, torch's own cells
@@ -54,30 +54,17 @@ class RecurrentConfig(MemoryConfig):
 
 @dataclass(frozen=True)
 class RecurrentState(State):
-    """The hidden state of every layer: all there is of a GRU."""
-
-    parts: ClassVar[dict[str, tuple[str, ...]]] = {"hidden": ("hidden",)}
-
-    hidden: Tensor  # (B, layers, hidden)
-
-    @property
-    def slots(self) -> Tensor:
-        """The layers' hidden states."""
-        return self.hidden
-
-
-@dataclass(frozen=True)
-class LSTMState(RecurrentState):
-    """And the cell of every layer."""
+    """Of every layer; `cell` is the LSTM's alone."""
 
     parts: ClassVar[dict[str, tuple[str, ...]]] = {"hidden": ("hidden",), "cell": ("cell",)}
 
-    cell: Tensor  # (B, layers, hidden)
+    hidden: Tensor  # (B, layers, hidden)
+    cell: Tensor | None = None  # the same
 
     @property
     def slots(self) -> Tensor:
         """The layers' hidden states, and cells."""
-        return torch.cat([self.hidden, self.cell], dim=1)
+        return self.hidden if self.cell is None else torch.cat([self.hidden, self.cell], dim=1)
 
 
 class _Recurrent(Memory):
@@ -88,9 +75,9 @@ class _Recurrent(Memory):
 
     def __init__(self, config: RecurrentConfig) -> None:
         super().__init__(config)
-        parts = 3 if config.conditioned else 2  # of a step
+        self.parts = 3 if config.conditioned else 2  # of a step
         joined = config.step_input == "joined"
-        self.join = nn.Linear(parts * config.d_model, config.d_model) if joined else None
+        self.join = nn.Linear(self.parts * config.d_model, config.d_model) if joined else None
         between = config.dropout if config.layers > 1 else 0.0
         self.cells = self.network(config.d_model, config.hidden, config.layers, batch_first=True, dropout=between)
         self.dropout = nn.Dropout(config.dropout)
@@ -149,14 +136,15 @@ class LSTM(_Recurrent):
 
     network = nn.LSTM
 
-    def initial(self, batch_size: int) -> LSTMState:
+    def initial(self, batch_size: int) -> RecurrentState:
         """Zeros."""
         zeros = torch.zeros(batch_size, self.config.layers, self.config.hidden, device=self.device)
-        return LSTMState(zeros, zeros)
+        return RecurrentState(zeros, zeros)
 
-    def _run(self, x: Tensor | PackedSequence, state: LSTMState) -> tuple[Any, LSTMState]:
+    def _run(self, x: Tensor | PackedSequence, state: RecurrentState) -> tuple[Any, RecurrentState]:
+        assert state.cell is not None
         output, (hidden, cell) = self.cells(x, (_layers_first(state.hidden), _layers_first(state.cell)))
-        return output, LSTMState(hidden.transpose(0, 1), cell.transpose(0, 1))
+        return output, RecurrentState(hidden.transpose(0, 1), cell.transpose(0, 1))
 
 
 class GRU(_Recurrent):

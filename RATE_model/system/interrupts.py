@@ -138,6 +138,21 @@ def stop_if_asked() -> None:
         raise Interrupted(_raised)
 
 
+def received() -> str | None:
+    """The signal that this process was sent inside `Interrupts` or `raising_interrupts`; for any thread."""
+    return _raised if _innermost is None else _innermost.requested or _raised
+
+
+def request(name: str) -> None:
+    """As if this process had been sent a signal, unless it was sent one already; for any thread."""
+    if received() is not None:
+        return
+    if _innermost is not None:
+        _innermost._note(name)
+    else:
+        signal.pthread_kill(threading.main_thread().ident or 0, getattr(signal, name))  # wakes it where it waits
+
+
 def _install(action: Callable[[str], None]) -> dict[str, Any]:
     """Sends all signals to ``action``, and returns the handlers before. Only the main thread can; others get {}."""
     if threading.current_thread() is not threading.main_thread():

@@ -3,6 +3,7 @@
 import torch
 
 from RATE_model.errors import UserError
+from RATE_model.system import distributed
 
 # What a processor calls its bfloat16 products: x86-64 (two kinds), 64-bit Arm.
 _BFLOAT16_UNITS = ("avx512_bf16", "amx_bf16", "bf16")
@@ -29,15 +30,24 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 def pick_device(name: str) -> torch.device:
     """The device that `--device` names; `auto` is the first GPU if there is one, else the CPU, and 1 is cuda:1.
 
+    Of several processes of a run each takes a GPU of its own with `auto` and `cuda`, by its number on its machine.
+
     Raises:
-        UserError: there is no such device here.
+        UserError: there is no such device here, or the processes of a run would share it.
     """
+    together = distributed.size() > 1
+    if together and name in ("auto", "cuda") and torch.cuda.is_available():
+        device = torch.device("cuda", distributed.local_rank() % torch.cuda.device_count())
+        torch.cuda.set_device(device)
+        return device
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         probe = torch.empty(1, device=f"cuda:{name}" if name.isdecimal() else name)
         probe.item()  # the device "meta" has no numbers to read
-        return probe.device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"--device {name}: not usable here ({reason}); give auto, cpu, cuda or cuda:N") from None
+    if together and probe.device.type == "cuda":
+        raise UserError(f"--device {name}: all processes of the run would share it; give auto or cuda")
+    return probe.device

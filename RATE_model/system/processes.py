@@ -29,8 +29,10 @@ _SECONDS_TO_TIDY_UP = 3.0
 
 
 def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may use; those of a machine are divided among the processes that torchrun starts."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    beside = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    return max(1, cores // max(1, int(beside))) if beside.isdecimal() else cores
 
 
 def is_no_file(path: Path) -> bool:

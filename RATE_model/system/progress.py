@@ -8,6 +8,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from RATE_model.system import distributed
+
 _SECONDS = 30.0  # between two lines in a log file
 _LINE = "{desc}: {n_fmt} of {total_fmt} ({unit}), {elapsed} passed, {remaining} left{postfix}"
 _ENDLESS = "{desc}: {n_fmt} ({unit}), {elapsed} passed{postfix}"
@@ -16,8 +18,10 @@ _ENDLESS = "{desc}: {n_fmt} ({unit}), {elapsed} passed{postfix}"
 def progress_bar(**arguments: Any) -> tqdm:
     """A progress bar on a terminal; in a log file or a batch job a line every half minute. Takes tqdm's arguments.
 
-    The environment variable TQDM_DISABLE silences both.
+    The environment variable TQDM_DISABLE silences both. Of processes that train together the first alone shows it.
     """
+    if not distributed.is_first():
+        return tqdm(disable=True, **arguments)
     if sys.stderr is not None and not sys.stderr.isatty():
         return _Lines(bar_format=_ENDLESS if arguments.get("total") is None else _LINE, **arguments)
     return tqdm(disable=None, leave=False, **arguments)

@@ -2,6 +2,9 @@
 
 A run that is interrupted at any point and resumed goes through the same states as one that never was: all that later
 batches depend on is in a checkpoint, and checkpoints are taken between batches.
+
+Processes that train together go through this side by side (see `system.distributed`): what they measure is of all of
+them, so that each decides the same; the first one logs and saves.
 """
 
 import math
@@ -23,6 +26,7 @@ from RATE_model.data.loader import EpochSampler, make_loader
 from RATE_model.data.workers import worker_failures
 from RATE_model.errors import UserError
 from RATE_model.loading import check_weights, unusable
+from RATE_model.system import distributed
 from RATE_model.system.interrupts import Interrupted, Interrupts, stop_if_asked
 from RATE_model.system.progress import progress_bar
 from RATE_model.training.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint, tag_checkpoint
@@ -113,7 +117,7 @@ class Fit:
         if not was_finished:
             self._save(best=self._improved(result))
         if self.interrupts is not None:
-            self.interrupts.stop()
+            distributed.together(self.interrupts.stop)
         started = time.perf_counter()
         result |= self._evaluate(final=True)
         self.tracker.log(result, self.trainer.step)  # without times: a resumed run writes the same lines
@@ -225,12 +229,12 @@ class Fit:
 
     def _pause_if_asked(self) -> None:
         """Between batches: save when it is time, and stop when a signal asked for it."""
-        interrupts = self.interrupts
-        asked = interrupts is not None and interrupts.requested is not None
-        if asked or time.monotonic() - self._saved_at > 60 * self.options.save_minutes:
+        name = distributed.signal_anywhere(None if self.interrupts is None else self.interrupts.requested)
+        late = time.monotonic() - self._saved_at > 60 * self.options.save_minutes
+        if name is not None or distributed.any_of(late):
             self._save()
-        if interrupts is not None and asked:
-            interrupts.stop()
+        if name is not None:
+            raise Interrupted(name)
 
     def _log(self, segments: int) -> float:
         """Averages of the batches since the last line, all of one stage; returns that of the loss, NaN for no batch.
@@ -257,21 +261,27 @@ class Fit:
         if self.evaluate is None:
             return {}
         with evaluating(self.trainer.model):
-            return self.evaluate(self.trainer.model, final)
+            return distributed.together(lambda: self.evaluate(self.trainer.model, final))[0]
 
     def _save(self, *, best: bool = False) -> None:
         """A checkpoint of everything that the next batch depends on. Saved again, the best one stays the best."""
         self._check_finite()
+        self.trainer.check_same()
         if best:
             self._best_step = self.trainer.step
-        best = self._best_step == self.trainer.step
+        trained = self.trainer.state_dict()
+        distributed.by_first(lambda: self._write(trained, best=self._best_step == self.trainer.step))
+        self._saved_at = time.monotonic()
+
+    def _write(self, trained: dict[str, Any], *, best: bool) -> None:
+        """See `_save`."""
         model = self.trainer.model
         state = {
             **model.config.saved(),
             "spec": asdict(model.spec),
             "flags": self.flags,
             "seed": self.seed,
-            "trainer": self.trainer.state_dict(),
+            "trainer": trained,
             "curriculum": self.curriculum.state_dict(),
             "data": self._fingerprint(),
             "position": {"epoch": self.epoch, "batch": self.batch, "epochs_done": self.epochs_done},
@@ -290,7 +300,6 @@ class Fit:
             training_state=state,
             tag=BEST if best else None,
         )
-        self._saved_at = time.monotonic()
 
     def _fingerprint(self) -> str:
         """Of the present stage's training data: paths may change when a run is resumed, what they hold may not."""
@@ -340,7 +349,8 @@ class Fit:
         self.tracker.truncate(state["metrics_position"], step=self.trainer.step, digest=state.get("metrics_digest"))
         if state["is_best"]:
             self._best_step = self.trainer.step
-            if path.parent == self.run.checkpoints:  # the process may have died between the checkpoint and its tag
+            # The process may have died between the checkpoint and its tag.
+            if path.parent == self.run.checkpoints and distributed.is_first():
                 tag_checkpoint(path, BEST)
 
 

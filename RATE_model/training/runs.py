@@ -19,6 +19,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -34,6 +35,7 @@ from RATE_model.cli.core_yaml import CoreLoader
 from RATE_model.cli.options import load_yaml, to_yaml
 from RATE_model.cli.spellings import respelt
 from RATE_model.errors import RunError, UserError
+from RATE_model.system import distributed
 from RATE_model.system.atomic import atomic_write_json, atomic_write_text
 from RATE_model.system.interrupts import exit_code, signal_name
 from RATE_model.system.locks import Held, clear_leftovers, hold, owner
@@ -46,6 +48,7 @@ _FOLDERS = ("checkpoints", "eval", "plots")
 # What a start leaves that says nothing of results.
 _BEGINNING = {"config.yaml", "environment.json", "wandb_id", _TRACEBACK}
 _NAME_BYTES = 200  # of a run; file systems allow 255
+_SEEN_SECONDS = 15.0  # until a network file system shows what another machine has made
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,8 @@ class Run:
     def write_evaluation(self, name: str, result: dict[str, Any]) -> Path:
         """Writes eval/<name>.json atomically, null for what is not finite, and returns its path."""
         path = self.directory / "eval" / f"{name}.json"
-        atomic_write_json(path, result)
+        if distributed.is_first():
+            atomic_write_json(path, result)
         return path
 
 
@@ -196,7 +200,8 @@ def _started_with(checkpoint: Path, seed: int, may_change: frozenset[str], *, sa
 def open_run(run: Run, *, config: dict[str, Any]) -> Iterator[Run]:
     """Owns the directory of a checked run: made, cleared of what an earlier one left, this start recorded.
 
-    Gives the run as it is by then: another process may have used it since it was checked. An error inside is one of
+    Gives the run as it is by then: another process may have used it since it was checked. Of processes that train
+    together the first one owns it, and the others must see it. An error inside is one of
     this run: a `UserError` becomes a `RunError`, and the traceback of any other error is kept in the directory.
 
     Raises UserError if another process owns the run, or the directory cannot be written; RunError if the run can no
@@ -204,18 +209,20 @@ def open_run(run: Run, *, config: dict[str, Any]) -> Iterator[Run]:
     """
     directory = run.directory
     with ExitStack() as stack:
+        if distributed.is_first():
+            try:
+                directory.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(hold(directory / _LOCK))
+            except Held as by:
+                raise UserError(_in_use(directory, str(by))) from None
+            except OSError as error:
+                raise UserError(
+                    f"the run directory {directory} cannot be written: {error.strerror or error}"
+                ) from error
         try:
-            directory.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(hold(directory / _LOCK))
-        except Held as by:
-            raise UserError(_in_use(directory, str(by))) from None
-        except OSError as error:
-            raise UserError(f"the run directory {directory} cannot be written: {error.strerror or error}") from error
-        try:
-            checkpoint, changed = run.choose()
-            run = replace(run, checkpoint=checkpoint, changed=changed)
-            _prepare(run, config)
-            yield run
+            checkpoint, changed, owned = distributed.by_first(lambda: _begin(run, config))
+            _check_seen(directory, owned)
+            yield replace(run, checkpoint=checkpoint, changed=changed)
         except RunError:
             raise
         except UserError as error:
@@ -227,6 +234,31 @@ def open_run(run: Run, *, config: dict[str, Any]) -> Iterator[Run]:
                 atomic_write_text(directory / _TRACEBACK, traceback.format_exc())
                 error.add_note(f"the traceback is in {directory / _TRACEBACK}")
             raise
+
+
+def _begin(run: Run, config: dict[str, Any]) -> tuple[Path | None, tuple[str, ...], str]:
+    """Prepare the directory of a run that is owned; its checkpoint and changes by now, and what its lock says."""
+    checkpoint, changed = run.choose()
+    _prepare(replace(run, checkpoint=checkpoint, changed=changed), config)
+    return checkpoint, changed, (run.directory / _LOCK).read_text()
+
+
+def _check_seen(directory: Path, owned: str) -> None:
+    """Raise `UserError`, in all processes, where one of them does not see the directory that the first one owns."""
+
+    def seen() -> bool:
+        with suppress(OSError):
+            return (directory / _LOCK).read_text() == owned
+        return False
+
+    deadline = time.monotonic() + _SEEN_SECONDS
+    while not seen() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    if blind := [number for number, sees in enumerate(distributed.gather(seen())) if not sees]:
+        raise UserError(
+            f"process {blind[0]} does not see the run directory {directory} that process 0 has opened: give an "
+            "--output_dir on a disk that all machines share"
+        )
 
 
 def check_unowned(**places: Path | None) -> None:
@@ -298,7 +330,8 @@ def run_seeds(seeds: Iterable[int], function: Callable[[int], object]) -> int:
 
     An exception in one seed is reported in a line on stderr and the others go on; a last line sums up and the code is
     1. A UserError in the first seed is raised, unless it is a RunError: it would meet every other seed as well. A
-    signal stops everything with 128 + its number and the hint how to continue.
+    signal stops everything with 128 + its number and the hint how to continue. Of processes that train together none
+    knows what has failed in another: there an error is raised.
     """
     seeds = list(seeds)
     failed: dict[int, str] = {}
@@ -307,14 +340,17 @@ def run_seeds(seeds: Iterable[int], function: Callable[[int], object]) -> int:
             function(seed)
         except KeyboardInterrupt as interruption:
             name = signal_name(interruption)
-            print(f"seed {seed} stopped by {name}; continue with --resume auto", file=sys.stderr)
+            if distributed.is_first():
+                print(f"seed {seed} stopped by {name}; continue with --resume auto", file=sys.stderr)
             return exit_code(interruption)
         except UserError as error:
-            if len(seeds) == 1 or (position == 0 and not isinstance(error, RunError)):
+            if len(seeds) == 1 or distributed.size() > 1 or (position == 0 and not isinstance(error, RunError)):
                 raise
             failed[seed] = f"seed {seed} failed: {error}"
         except Exception as error:
             reason = machine_error(error)
+            if distributed.size() > 1:
+                raise
             if reason is None:
                 notes = getattr(error, "__notes__", [])
                 if not notes:  # it came before the run had a directory to keep the traceback in
@@ -433,6 +469,7 @@ def _record_start(directory: Path, seed: int, *, resumed_from: Path | None = Non
     start = {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "seed": seed,
+        **({"processes": distributed.size()} if distributed.size() > 1 else {}),
         **({"resumed_from": str(resumed_from), "changed": list(changed)} if resumed_from else {}),
         "command": [redact(argument) for argument in sys.argv],
         "git": _git_state(),

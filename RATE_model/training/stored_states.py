@@ -72,8 +72,8 @@ class StoredStates:
         stored = self._row.map(lambda like, tensor: tensor.to(like.device), stored)
         return replace(stored, begun=known)
 
-    def keep(self, batch: Batch, rows: slice, step: int, state: AgentState) -> None:
-        """Keep the state of some rows of a batch before this step of their windows, where a window begins there."""
+    def found(self, batch: Batch, rows: slice, step: int, state: AgentState) -> tuple[Tensor, list[Tensor]]:
+        """Of the state of some rows of a batch before this step of their windows what is to be kept, for `keep`."""
         slots = self._slots(batch, rows, step)
         slots[batch.lengths[rows] < step] = -1  # the trajectory ended before
         # Of windows that begin together the last one counts.
@@ -81,11 +81,18 @@ class StoredStates:
         last = torch.from_numpy(np.sort(len(slots) - 1 - last))
         last = last[slots[last] >= 0]
         if not len(last):
-            return
+            return slots[:0], []
         state = state.rows(last)
         state = replace(state, memory=state.memory.fitted(self._held.memory))
-        self._held.map(lambda held, new: held.index_copy_(0, slots[last], new.to(held)), state)
-        self._known[slots[last]] = True
+        tensors = self._held.map(lambda held, new: new.to(held), state).tensors()
+        return slots[last], list(tensors)
+
+    def keep(self, found: tuple[Tensor, list[Tensor]]) -> None:
+        """Keep what was found, where windows begin."""
+        slots, tensors = found
+        for held, new in zip(self._held.tensors() if len(slots) else (), tensors, strict=True):
+            held.index_copy_(0, slots, new)
+        self._known[slots] = True
 
     def _slots(self, batch: Batch, rows: slice, step: int) -> Tensor:
         """Where states before a step of windows are kept, (b,) int64; -1: nowhere, as no window begins there."""

@@ -59,7 +59,7 @@ _IGNORED_KEYS = ("comet_ml_api", "workspace_name")  # of the published code's fi
 class Tracker:
     """Writes the metrics of one run.
 
-    A checkpoint stores `position`; a resumed run drops the lines after it (`truncate`) and writes them again.
+    A checkpoint stores `position`; a resumed run drops the lines behind it (`truncate`) and writes them again.
     """
 
     def __init__(
@@ -170,6 +170,22 @@ class Tracker:
         except Exception as error:
             _warn(f"wandb failed while {doing} ({_first_line(error)}); the run goes on without it")
             self._wandb = None
+
+
+class NoTracker(Tracker):
+    """Writes nothing: of processes that train together the first one alone writes metrics."""
+
+    def __init__(self) -> None:
+        self._wandb = None
+
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        """Nothing."""
+
+    def truncate(self, position: int, *, step: int | None = None, digest: str | None = None) -> None:
+        """Nothing."""
+
+    def close(self, exit_code: int = 0) -> None:
+        """Nothing."""
 
 
 def check_wandb(wandb_mode: WandbMode) -> None:

@@ -1,7 +1,8 @@
 """One optimizer step after another: a batch of trajectories in, parameters changed, metrics out."""
 
+import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,27 +12,34 @@ from torch import Tensor, nn
 
 from RATE_model.agent import Agent, AgentState
 from RATE_model.cli.settings import TrainOptions
-from RATE_model.data.batch import Batch, BatchTransform
+from RATE_model.data.batch import Batch, BatchTransform, Share
 from RATE_model.data.dataset import WindowDataset
 from RATE_model.errors import RunError
+from RATE_model.system import distributed
 from RATE_model.system.precision import autocast
 from RATE_model.training.optimization import RisingCosine, Schedule, make_optimizer
 from RATE_model.training.stored_states import StoredStates
 
 # Steps of a window of trajectories, counted from its beginning, and the states before them.
 _Left = list[tuple[int, AgentState]]
-# (logits (B, T, A), batch) -> scalars of the batch, on the device.
-BatchMetrics = Callable[[Tensor, Batch], dict[str, Tensor]]
+
+
+# (logits (B, T, A), batch) -> scalars of the batch, on the device: means over its trajectories, or `Share`.
+BatchMetrics = Callable[[Tensor, Batch], Mapping[str, Tensor | Share]]
+
+
+# Of what is measured in validation, beside the metrics.
+_LOSS, _ROWS = "loss", "rows"
 
 
 class TrainingDiverged(RunError):
     """The loss or the gradient is not finite."""
 
 
-def accuracy(logits: Tensor, batch: Batch) -> dict[str, Tensor]:
+def accuracy(logits: Tensor, batch: Batch) -> dict[str, Tensor | Share]:
     """Share of valid steps whose most probable action is the one to be learned (discrete actions)."""
     right = (logits.argmax(-1) == batch.targets) & batch.valid
-    return {"train_accuracy": right.sum() / batch.valid.sum()}
+    return {"train_accuracy": Share(right.sum(), batch.valid.sum())}
 
 
 def last_steps_right(logits: Tensor, batch: Batch, count: int) -> Tensor:
@@ -81,6 +89,9 @@ class Trainer:
     through the memory inside the window. So with a fixed `bptt_segments` peak memory does not grow with the trajectory.
     A gradient window whose steps are all burn-in makes none.
 
+    Processes that train together (see `system.distributed`) each hold the same model and get their rows of every batch.
+    Before an optimizer step gradients, loss and whatever decides are summed over all of them in one message.
+
     Args:
         model: on its device.
         options: see `TrainOptions`.
@@ -109,6 +120,7 @@ class Trainer:
             decay_all=options.weight_decay_on == "all",
         )
         self._parameters = model.ordered_parameters()  # in one order always: gradients' norms are added up in it
+        distributed.broadcast(list(model.state_dict().values()))
         self.step = 0
         self._metrics, self._transform = metrics, transform
         self._crash_directory = crash_directory
@@ -153,9 +165,10 @@ class Trainer:
         parts = self._parts(len(valid))
         states = self._first_states(batch, parts)
         losses, weights, logits, norm = [], [], [], None
-        for window in self._windows(valid.shape[1]):
-            count = int(learned[:, window].sum())
-            seen = count if learned is valid else int(valid[:, window].sum())
+        windows = list(self._windows(valid.shape[1]))
+        counts = _counts(learned, windows)
+        seen_counts = counts if learned is valid else _counts(valid, windows)
+        for window, count, seen in zip(windows, counts, seen_counts, strict=True):
             if not seen:
                 logits.append(torch.zeros(*valid[:, window].shape, self.model.spec.num_actions, device=device))
                 continue
@@ -173,7 +186,7 @@ class Trainer:
             self._keep(batch, parts, left)
             logits.append(torch.cat(window_logits))
             if count:
-                norm = self._optimize(loss, indices)
+                loss, norm = self._optimize(loss, indices)
                 losses.append(loss)
                 weights.append(count)
             self.schedule.count(seen)
@@ -182,7 +195,7 @@ class Trainer:
         result["lr"] = torch.tensor(self.optimizer.param_groups[0]["lr"])
         if self._metrics is not None:
             with torch.no_grad():
-                result |= self._metrics(torch.cat(logits, dim=1), batch)
+                result |= _means(self._metrics(torch.cat(logits, dim=1), batch), batch.real_rows)
         return result
 
     def _parts(self, rows: int) -> list[slice]:
@@ -205,9 +218,13 @@ class Trainer:
         """Store what a pass over a window left in every part: by step, and in the order of rows, however many parts."""
         if self._stored is None:
             return
-        for states in zip(*left, strict=True):
-            for rows, (step, state) in zip(parts, states, strict=True):
-                self._stored.keep(batch, rows, step, state)
+        found = [
+            [self._stored.found(batch, rows, step, state) for rows, (step, state) in zip(parts, states, strict=True)]
+            for states in zip(*left, strict=True)
+        ]
+        for states in zip(*distributed.gather(found), strict=True):
+            for state in itertools.chain.from_iterable(states):
+                self._stored.keep(state)
 
     def _burnt_in(self) -> int:
         """The step before which no gradient flows in windows with a burn-in: its end, or of its last whole segment.
@@ -268,8 +285,10 @@ class Trainer:
             passed.append((window.stop, after))
         return loss.detach(), logits.detach(), after, passed
 
-    def _optimize(self, loss: Tensor, indices: Tensor) -> Tensor:
-        """One optimizer step from the gradients that are there; the norm of the gradient before clipping."""
+    def _optimize(self, loss: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """One optimizer step from the gradients that are there; the loss, and the gradient's norm before clipping."""
+        if distributed.size() > 1:
+            loss = self._add_up_gradients(loss)
         norm = nn.utils.clip_grad_norm_(self._parameters, self.options.grad_norm_clip)
         self._guard(torch.isfinite(loss) & torch.isfinite(norm), indices)
         for group in self.optimizer.param_groups:
@@ -277,7 +296,27 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        return norm
+        return loss, norm
+
+    def _add_up_gradients(self, loss: Tensor) -> Tensor:
+        """Sum gradients over all processes, in one message; the sum of the losses, which is in it too.
+
+        A process may have computed nothing. A parameter that has no gradient in any of them keeps none: AdamW leaves it
+        alone.
+        """
+        missing = [parameter.grad is None for parameter in self._parameters]
+        parts = [
+            parameter.new_zeros(parameter.numel()) if parameter.grad is None else parameter.grad.flatten()
+            for parameter in self._parameters
+        ]
+        there = 1 - torch.tensor(missing, dtype=loss.dtype).to(loss.device, non_blocking=True)
+        flat = distributed.add_up(torch.cat([*parts, there, loss[None]]))
+        *gradients, there, loss = flat.split([*map(len, parts), len(parts), 1])
+        # Reading it would make a GPU wait, so it is only done where something is missing here.
+        found = there.tolist() if any(missing) else [1] * len(parts)
+        for parameter, gradient, processes in zip(self._parameters, gradients, found, strict=True):
+            parameter.grad = gradient.view_as(parameter) if processes else None
+        return loss[0]
 
     def _guard(self, finite: Tensor, indices: Tensor) -> None:
         """Stop before a step that would spoil the parameters.
@@ -298,14 +337,25 @@ class Trainer:
         self._unchecked = None
         if bool(finite):
             return
-        where = ""
+        where, windows = "", list(itertools.chain.from_iterable(distributed.gather(indices.tolist())))
         if self._crash_directory is not None:
             path = self._crash_directory / f"crash_step_{step}.json"
-            path.write_text(json.dumps({"step": step, **position, "windows": indices.tolist()}) + "\n")
+            if distributed.is_first():
+                path.write_text(json.dumps({"step": step, **position, "windows": windows}) + "\n")
             where = f"; the batch's windows are in {path}"
         raise TrainingDiverged(f"loss or gradient is not finite at optimizer step {step}{where}")
 
-    @torch.no_grad()
+    def check_same(self) -> None:
+        """Raise `RunError` where processes that train together do not hold the same parameters, bit for bit."""
+        if distributed.size() == 1:
+            return
+        sums = torch.stack([parameter.detach().double().sum() for parameter in self._parameters]).tolist()
+        if any(other != sums for other in distributed.gather(sums)):
+            raise RunError(
+                f"the processes' parameters differ after optimizer step {self.step}: a machine computes wrongly, or "
+                "they run different versions; go on from the last checkpoint with --resume auto"
+            )
+
     def validate(self, batches: Iterator[Batch]) -> dict[str, float]:
         """Mean loss over the valid steps of all batches, and mean metrics over their trajectories, in eval mode.
 
@@ -313,34 +363,47 @@ class Trainer:
         depends on the parameters alone.
         """
         self.model.eval()
-        losses, counts, metrics, sizes = [], [], [], []
+        parts = distributed.together(lambda: self._validate_part(batches))
+        measured = {name: _merged([part[name] for part in parts]) for name in parts[0]}
+        loss, counts = measured.pop(_LOSS)
+        _, rows = measured.pop(_ROWS)
+        kept = counts > 0
+        result = {"validation_loss": _weighted_mean(loss[kept], counts[kept])}
+        for name, (values, _) in measured.items():
+            result[name.replace("train_", "validation_")] = _weighted_mean(values[kept], rows[kept])
+        return result
+
+    @torch.no_grad()
+    def _validate_part(self, batches: Iterator[Batch]) -> dict[str, Tensor]:
+        """This process's share of every batch: means and their weights, (2, N) float64 on the CPU, by name."""
+        measured: dict[str, list[tuple[Tensor, Any]]] = {}
         for batch in batches:
             valid, batch = batch.valid, without_burn_in(batch, self.options.burn_in)
-            if not (count := int(batch.valid.sum())):
-                continue
+            count = int(batch.valid.sum())
             batch = batch.to(self.model.device, non_blocking=True)
             with autocast(self.model.device, self.options.precision):
                 logits, _ = self.model(batch.observations, batch.actions, batch.rtg, valid)
-                losses.append(self.model.spec.loss(logits, batch.targets, batch.valid))
-            counts.append(count)
-            sizes.append(len(batch))
+                loss = self.model.spec.loss(logits, batch.targets, batch.valid)
+            found: dict[str, tuple[Tensor, Any]] = {_LOSS: (loss, count), _ROWS: (loss, batch.real_rows)}
             if self._metrics is not None:
-                metrics.append(self._metrics(logits, batch))
-        result = {"validation_loss": _weighted_mean(losses, counts)}
-        for name in metrics[0] if metrics else ():
-            mean = _weighted_mean([entry[name] for entry in metrics], sizes)
-            result[name.replace("train_", "validation_")] = mean
-        return result
+                found |= _weighed(self._metrics(logits, batch), batch.real_rows)
+            for name, value in found.items():
+                measured.setdefault(name, []).append(value)
+        return {
+            name: torch.stack([torch.as_tensor(each, dtype=torch.float64).cpu() for each in zip(*pairs, strict=True)])
+            for name, pairs in measured.items()
+        }
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything but the model's parameters that the next steps depend on."""
-        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        """Everything but the model's parameters that the next steps depend on, of all processes."""
+        random, *others = distributed.gather(_random_state())
         return {
             "step": self.step,
             "decay_start": self.schedule.decay_start,
             "tokens": self.schedule.tokens,
             "optimizer": self.optimizer.state_dict(),
-            "rng": {"cpu": torch.get_rng_state(), "cuda": cuda},
+            "rng": random,
+            **({"rng_of_others": others} if others else {}),
             "stored_states": self._resumed if self._stored is None else self._stored.state_dict(),
         }
 
@@ -351,9 +414,32 @@ class Trainer:
         self.schedule.tokens = state.get("tokens", 0)
         self._resumed = state.get("stored_states")
         self.optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["rng"]["cpu"])
-        if torch.cuda.is_available() and len(state["rng"]["cuda"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all(state["rng"]["cuda"])
+        saved = [state["rng"], *state.get("rng_of_others", [])]
+        if len(saved) != distributed.size() and distributed.is_first():
+            print(
+                f"the run was trained by {len(saved)} processes and goes on with {distributed.size()}: the same "
+                "batches, but sums and random numbers differ, so it is not bit for bit what it would have been"
+            )
+        if distributed.rank() < len(saved):
+            _set_random_state(saved[distributed.rank()])
+
+
+def _random_state() -> dict[str, Any]:
+    """Of torch's global generators: the CPU's and those of GPUs, of which one of several processes has one."""
+    cuda: list[Tensor] = []
+    if torch.cuda.is_available():
+        cuda = torch.cuda.get_rng_state_all() if distributed.size() == 1 else [torch.cuda.get_rng_state()]
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def _set_random_state(state: Mapping[str, Any]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if not torch.cuda.is_available():
+        return
+    if distributed.size() > 1 and state["cuda"]:
+        torch.cuda.set_rng_state(state["cuda"][0])
+    elif len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
 
 
 def _cut(state: AgentState, rows: Tensor) -> AgentState:
@@ -363,7 +449,42 @@ def _cut(state: AgentState, rows: Tensor) -> AgentState:
     return replace(state, memory=memory.put(index, memory.rows(index).detach())) if len(index) else state
 
 
-def _weighted_mean(values: list[Tensor], weights: list[int]) -> float:
-    """Mean of scalars on a device, read from it once."""
-    shares = torch.tensor(weights, dtype=torch.float64) / sum(weights)
-    return float((torch.stack(values).double().cpu() * shares).sum())
+def _counts(chosen: Tensor, windows: Sequence[slice]) -> list[int]:
+    """Steps that are chosen, (B, T) bool, in each window of the whole batch, all processes' shares of it."""
+    return distributed.totals([int(chosen[:, window].sum()) for window in windows])
+
+
+def _weighed(metrics: Mapping[str, Tensor | Share], rows: int) -> dict[str, tuple[Tensor, Tensor]]:
+    """Means and their weights, of a share of a batch with so many trajectories."""
+    weights = {name: value.count if isinstance(value, Share) else rows for name, value in metrics.items()}
+    means = _means_here(metrics)
+    return {name: (means[name], torch.as_tensor(weight, device=means[name].device)) for name, weight in weights.items()}
+
+
+def _means_here(metrics: Mapping[str, Tensor | Share]) -> dict[str, Tensor]:
+    return {name: value.mean if isinstance(value, Share) else value for name, value in metrics.items()}
+
+
+def _means(metrics: Mapping[str, Tensor | Share], rows: int) -> dict[str, Tensor]:
+    """Means over the whole batch, of which this process has so many trajectories."""
+    if distributed.size() == 1:
+        return _means_here(metrics)
+    pairs = torch.stack([torch.stack([*map(Tensor.double, pair)]) for pair in _weighed(metrics, rows).values()])
+    means, weights = pairs.unbind(1)
+    sums = torch.where(weights > 0, means * weights, 0.0)  # of nothing the mean is not a number
+    totals, weights = distributed.add_up(torch.stack([sums, weights]))
+    return dict(zip(metrics, (totals / weights).unbind(), strict=True))
+
+
+def _merged(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Means and weights, (N,) each, of batches that processes have shares of, each (2, N)."""
+    if len(parts) == 1:
+        return parts[0][0], parts[0][1]
+    means, weights = torch.stack(list(parts), 1)
+    total = weights.sum(0)
+    return torch.where(weights > 0, means * weights, 0.0).sum(0) / total, total
+
+
+def _weighted_mean(values: Tensor, weights: Tensor) -> float:
+    """Mean of (N,) float64."""
+    return float((values * (weights / weights.sum())).sum())

@@ -23,7 +23,7 @@ from RATE_model.cli.settings import (
     PlayOptions,
     TaskOptions,
 )
-from RATE_model.data.batch import Batch
+from RATE_model.data.batch import Batch, Share
 from RATE_model.data.dataset import WindowDataset
 from RATE_model.environments.contract import Environment, Evaluation, TrainingData
 from RATE_model.errors import UserError
@@ -168,7 +168,7 @@ class TMaze(Environment):
 
         return TrainingData(windows, config.data.segment_counts, spec)
 
-    def batch_metrics(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
+    def batch_metrics(self, logits: Tensor, batch: Batch) -> dict[str, Tensor | Share]:
         """Accuracy over all steps, and accuracy and loss of the turns that something tells.
 
         That is the last step of every episode, and in chains of junctions every turn but one at the first step.

@@ -71,7 +71,7 @@ class DecoderLayer(nn.Module):
         return self.norm1(x) if self.reordered else x
 
     def finish(self, x: Tensor, inputs: Tensor, attended: Tensor) -> Tensor:
-        """Residuals, norms and the feed-forward network after the attention.
+        """Residuals, norms and the feed-forward network behind the attention.
 
         Args:
             x: the layer's input rows, `(B, r, d_model)`.

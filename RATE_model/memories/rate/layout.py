@@ -1,6 +1,6 @@
 """Which token of a segment stands where, and which tokens it may attend to.
 
-A segment of K steps with n memory tokens, after a cache of m hidden states (columns; R, O, A = return-to-go,
+A segment of K steps with n memory tokens, behind a cache of m hidden states (columns; R, O, A = return-to-go,
 observation, action; the read and write tokens are the same memory, put at both ends):
 
     column   0 ... m-1 | m ... m+n-1 | m+n ........................ m+n+3K-1 | ... + n
@@ -37,7 +37,7 @@ class RowGroup:
 
 @dataclass(frozen=True)
 class Layout:
-    """A segment of `steps` steps with `tokens` memory tokens after `cached` hidden states."""
+    """A segment of `steps` steps with `tokens` memory tokens behind `cached` hidden states."""
 
     steps: int
     tokens: int

@@ -294,7 +294,7 @@ def test_accuracy_counts_valid_steps_only():
     logits = torch.nn.functional.one_hot(batch.actions, 4).float()
     logits[0, 0] = torch.roll(logits[0, 0], 1)
     logits[0, 2] = torch.roll(logits[0, 2], 1)  # padding
-    assert float(accuracy(logits, batch)["train_accuracy"]) == pytest.approx(2 / 3)
+    assert float(accuracy(logits, batch)["train_accuracy"].mean) == pytest.approx(2 / 3)
 
 
 def test_optimizer_steps_of_a_batch():
@@ -377,7 +377,7 @@ def test_metrics_are_of_what_is_learned():
     labels = (batch.actions + 1) % VECTOR.num_actions
     logits = torch.nn.functional.one_hot(labels, VECTOR.num_actions).float()
     for learned, right in ((batch, 0.0), (replace(batch, labels=labels), 1.0)):
-        assert accuracy(logits, learned)["train_accuracy"] == last_steps_right(logits, learned, 1) == right
+        assert accuracy(logits, learned)["train_accuracy"].mean == last_steps_right(logits, learned, 1) == right
 
 
 def test_trajectories_are_shown_as_they_are_or_in_the_mirror():

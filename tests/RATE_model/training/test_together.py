@@ -1,0 +1,98 @@
+"""Several processes train as one: the same losses, whatever a process's share of a batch holds."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+
+from RATE_model.agent import Agent
+from RATE_model.cli.settings import ModelOptions, TrainOptions
+from RATE_model.data.batch import Batch
+from RATE_model.data.dataset import WindowDataset
+from RATE_model.data.loader import EpochSampler, make_loader
+from RATE_model.memories import MODES
+from RATE_model.training.optimization import RisingCosine
+from RATE_model.training.trainer import Trainer, accuracy, last_steps_right
+from tests.groups import in_group
+from tests.RATE_model.training.test_stored_states import make_data
+from tests.small_models import VECTOR, K, N
+
+BATCHES = 20
+# Windows of the data are 23; the last batch of an epoch has two, for up to three processes.
+BATCH_SIZE = 7
+SETTINGS = {
+    "whole": {"bptt_segments": -1},
+    "windows": {"bptt_segments": 0},
+    "parts": {"bptt_segments": 0, "accumulate": 3},
+    "burnt in": {"bptt_segments": 1, "burn_in": K + 1},
+    "stored": {"bptt_segments": 0, "window_state": "stored", "accumulate": 2},
+}
+
+
+def agent(mode: str) -> Agent:
+    torch.manual_seed(3)
+    config = ModelOptions(model_mode=mode, d_model=16, dropout=0.0).agent_config(context_length=K, segments=N)
+    return Agent(config, VECTOR)
+
+
+def in_float64(batch: Batch) -> Batch:
+    assert isinstance(batch.observations, torch.Tensor)
+    return replace(batch, observations=batch.observations.double(), rtg=batch.rtg.double())
+
+
+def losses(data: WindowDataset, mode: str, batches: int, **options) -> list[float]:
+    """Losses, gradients' norms and metrics of some batches and of a validation."""
+
+    def metrics(logits, batch):
+        return accuracy(logits, batch) | {"train_last": last_steps_right(logits, batch, 2)}
+
+    options = TrainOptions(**dict(learning_rate=1e-3, batch_size=BATCH_SIZE) | options)
+    trainer = Trainer(agent(mode), options, RisingCosine(50, 5000, 0.1), metrics=metrics)
+    trainer.begin_stage(data)
+    loader = make_loader(data, EpochSampler(len(data), BATCH_SIZE, seed=1))
+    found = []
+    for _, (_, _, batch) in zip(range(batches), loader, strict=False):
+        found += map(float, trainer.train_batch(in_float64(batch)).values())
+    validation = make_loader(data, EpochSampler(len(data), BATCH_SIZE, seed=1, shuffle=False), end_epoch=1)
+    return found + list(trainer.validate(in_float64(batch) for _, _, batch in validation).values())
+
+
+def has_memory(mode: str) -> bool:
+    return agent(mode).memory.has_memory
+
+
+def assert_equal(data: WindowDataset, mode: str, setting: str, sizes: tuple[int, ...], batches: int) -> None:
+    work = partial(losses, data, mode, batches, **SETTINGS[setting])
+    alone = work()
+    for size in sizes:
+        for found in in_group(size, work):
+            assert found == pytest.approx(alone, rel=1e-6, abs=1e-6), (mode, setting, size)
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch) -> Iterator[WindowDataset]:
+    """Everything is float64 while it is used, so that the order of sums matters little."""
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    yield make_data(tmp_path)
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("mode", "setting"),
+    [("RATE", "windows"), ("DT", "whole"), ("TrXL", "stored"), ("GRU", "burnt in"), ("MLP", "parts")],
+)
+def test_three_processes_have_the_losses_of_one(data, mode, setting):
+    assert_equal(data, mode, setting, (3,), 5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("mode", MODES)
+def test_any_number_of_processes_has_the_losses_of_one(data, mode, setting):
+    if SETTINGS[setting].get("window_state") == "stored" and not has_memory(mode):
+        pytest.skip("hands no state on")
+    assert_equal(data, mode, setting, (2, 3), BATCHES)
