@@ -156,7 +156,7 @@ class Fit:
             for epoch, number, batch in loader:
                 self._train(batch)
                 if len(self._pending) >= self.options.log_every:
-                    bar.set_postfix_str(f", loss {self._log(segments):.3g}", refresh=False)
+                    bar.set_postfix_str(f"loss {self._log(segments):.3g}", refresh=False)
                 bar.update()
                 ended = number + 1 == len(sampler)
                 self.epoch, self.batch = (epoch + 1, 0) if ended else (epoch, number + 1)

@@ -14,7 +14,7 @@ def test_a_log_file_gets_lines_and_a_quick_job_none(monkeypatch, capsys):
     monkeypatch.setattr(progress, "_SECONDS", 0.0)
     with progress_bar(total=4, desc="acting", unit="step") as bar:
         bar.mininterval = 0
-        bar.set_postfix_str(", loss 0.5", refresh=False)
+        bar.set_postfix_str("loss 0.5", refresh=False)
         bar.update(2)
     lines = capsys.readouterr().err.splitlines()
     assert lines and "\r" not in "".join(lines)
