@@ -191,6 +191,14 @@ class MinigridMemory(Environment):
         """From the last sight of the cue to the turn at the fork, for every end that the corridor can have."""
         return self.make(case, options).horizons
 
+    def chance(self, case: int, options: Mazes) -> float:
+        """Two ends, one of them right."""
+        return 0.5
+
+    def outcomes(self, case: int, episodes: Episodes, evaluation: Evaluation) -> np.ndarray:
+        """Success within the expert's cap: how fast it walks is no matter of memory."""
+        return evaluation.options.result(episodes, protocol.widest_cap(case)).success.astype(float)
+
     def seeds(self, episodes: int) -> np.ndarray:
         """The published 0 to 99, and on from there."""
         return protocol.evaluation_seeds(episodes)

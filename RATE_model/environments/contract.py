@@ -166,6 +166,8 @@ class Environment(ABC):
     at_once: ClassVar[int | None] = None
     # An option of `reset` and its two values, for twins: episodes that differ in what is to be remembered alone
     twins: ClassVar[tuple[str, Sequence[Any]] | None] = None
+    # Names of discrete actions; empty: their numbers
+    action_names: ClassVar[Sequence[str]] = ()
     # Metrics of a run's metrics.jsonl that are drawn when it is over
     curves: ClassVar[Sequence[str]] = ("train_loss", "train_accuracy")
 
@@ -374,6 +376,13 @@ class Environment(ABC):
         }
         title = f"{self.name}, {evaluation.episodes} episodes"
         return [plot_returns(lines, folder / "returns.png", title=title, references=self.references(evaluation))]
+
+    def picture(self, environments: VectorEnv, row: int) -> np.ndarray | None:
+        """A row of `vector`'s environments as it is now, (H, W, 3) uint8; None where nothing is drawn.
+
+        Reports ask where observations are no images.
+        """
+        return None
 
     def frame(self, environment: gymnasium.Env, observation: np.ndarray, caption: Sequence[str]) -> np.ndarray:
         """One picture of a video, (H, W, 3) uint8: what the environment draws, with lines of text below it."""

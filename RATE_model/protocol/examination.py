@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from RATE_model.acting.controls import exchange_twins, knock_out_memory, knock_out_part
+from RATE_model.agent import Agent
+from RATE_model.environments.contract import Evaluation
+from RATE_model.errors import UserError
 from RATE_model.memories.contract import MemoryTransform
 from RATE_model.protocol.verdict import INTACT, KNOCKED_OUT, MEMORY_FREE, TWINS, Case, Subject, without
 
@@ -18,29 +21,68 @@ Control = Callable[[], MemoryTransform | None]
 
 @dataclass(frozen=True)
 class Question:
-    """One setting of a task in which agents are examined; see `Case` for its fields.
-
-    Attributes:
-        twins: whether rows 2 i and 2 i + 1 of its episodes differ in what is to be remembered alone.
-    """
+    """One setting of a task in which agents are examined; see `Case` for its fields."""
 
     name: str
     horizons: tuple[int, int]
     chance: float
-    twins: bool = False
 
 
 class Player(Protocol):
     """An agent in its environment."""
 
-    def play(self, question: Question, transform: MemoryTransform | None) -> np.ndarray:
-        """Outcomes (episodes,) of one question, from 0 to 1; always of the same episodes.
+    def play(self, transform: MemoryTransform | None) -> Sequence[np.ndarray]:
+        """Outcomes (episodes,) of every question, from 0 to 1; always of the same episodes.
 
         Args:
-            question: one of those that the environment asks.
-            transform: of memory, see `Actor`. No row is dropped while others act, so that rows can be exchanged.
+            transform: of memory, see `Actor`. Where there are twins no row is dropped while others act, so that rows
+                2 i and 2 i + 1 can be exchanged.
         """
         ...
+
+
+@dataclass(frozen=True)
+class RunPlayer:
+    """The agent of a run, in all cases of an evaluation."""
+
+    evaluation: Evaluation
+
+    def play(self, transform: MemoryTransform | None) -> Sequence[np.ndarray]:
+        """See `Player`."""
+        evaluation = self.evaluation
+        (played,) = evaluation.play_with(transform, twins=evaluation.environment.twins is not None).values()
+        return [evaluation.environment.outcomes(case, played[case], evaluation) for case in evaluation.cases]
+
+
+def questions_of(evaluation: Evaluation) -> list[Question]:
+    """What an environment asks in the cases of an evaluation.
+
+    Raises:
+        UserError: it declares no horizons, or no chance, of a case.
+    """
+    environment, options, questions = evaluation.environment, evaluation.options, []
+    for case in evaluation.cases:
+        horizons, chance = environment.horizons(case, options), environment.chance(case, options)
+        if not horizons or chance is None:
+            what = "correlation horizons" if not horizons else "chance level"
+            which = f" of {environment.axis} {case}" if environment.axis else ""
+            raise UserError(f"{environment.name} declares no {what}{which}: nothing can be said about memory there")
+        questions.append(Question(str(case), (min(horizons), max(horizons)), chance))
+    return questions
+
+
+def subject_of(agent: Agent) -> Subject:
+    """What the verdict has to know of an agent."""
+    memory, state = agent.memory, agent.memory.largest_state()
+    parts = [part for part, names in state.parts.items() if any(_holds(getattr(state, name)) for name in names)]
+    return Subject(memory.context, memory.reach, memory.segment, tuple(parts))
+
+
+def _holds(value: Any) -> bool:
+    """Whether a part of a state holds numbers: vectors, and not only counters."""
+    if isinstance(value, tuple):
+        return any(map(_holds, value))
+    return value is not None and getattr(value, "ndim", 0) > 1 and value.numel() > 0
 
 
 def controls(subject: Subject, *, has_memory: bool, twins: bool) -> dict[str, Control]:
@@ -61,6 +103,7 @@ def examine(
     questions: Sequence[Question],
     *,
     has_memory: bool = True,
+    twins: bool = False,
     memory_free: Sequence[Player] = (),
     report: Callable[[str], None] = lambda line: None,
 ) -> list[Case]:
@@ -69,33 +112,35 @@ def examine(
     Args:
         players: agents that differ in their seeds alone.
         subject: what they have in common.
-        questions: what to ask.
+        questions: what they are asked.
         has_memory: whether there is anything to knock out.
+        twins: whether rows 2 i and 2 i + 1 of all episodes differ in what is to be remembered alone.
         memory_free: agents without memory, trained on the same data.
         report: is told before each condition.
     """
-    cases = []
-    for question in questions:
-        outcomes: dict[str, np.ndarray] = {}
-        for condition, control in controls(subject, has_memory=has_memory, twins=question.twins).items():
-            report(f"{question.name}: {condition}")
-            outcomes[condition] = _outcomes(players, question, control)
-        if memory_free:
-            report(f"{question.name}: {MEMORY_FREE}")
-            outcomes[MEMORY_FREE] = _outcomes(memory_free, question, lambda: None)
-        cases.append(Case(question.name, question.horizons, question.chance, outcomes))
-    return cases
+    outcomes: list[dict[str, np.ndarray]] = [{} for _ in questions]
+
+    def ask(condition: str, asked: Sequence[Player], control: Control) -> None:
+        report(condition)
+        answers = [player.play(control()) for player in asked]
+        for number, found in enumerate(outcomes):
+            found[condition] = np.stack([answer[number] for answer in answers])
+
+    for condition, control in controls(subject, has_memory=has_memory, twins=twins).items():
+        ask(condition, players, control)
+    if memory_free:
+        ask(MEMORY_FREE, memory_free, lambda: None)
+    return [
+        Case(question.name, question.horizons, question.chance, found)
+        for question, found in zip(questions, outcomes, strict=True)
+    ]
 
 
-def _outcomes(players: Sequence[Player], question: Question, control: Control) -> np.ndarray:
-    return np.stack([player.play(question, control()) for player in players])
-
-
-def document(subject: Subject, cases: Sequence[Case]) -> list[Mapping[str, object]]:
+def document(subject: Subject, cases: Sequence[Case]) -> list[dict[str, Any]]:
     """The cases as JSON: every rate with its interval, and each seed's own."""
     entries = []
     for case in cases:
-        conditions = {}
+        conditions: dict[str, Mapping[str, Any]] = {}
         for condition, outcomes in case.outcomes.items():
             interval = case.interval(condition)
             conditions[condition] = {

@@ -12,16 +12,17 @@ import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
 from PIL import Image
+from torch import Tensor
 
 from RATE_model.acting.actor import Actor
 from RATE_model.acting.controls import knock_out_memory
-from RATE_model.acting.rollout import evaluating
+from RATE_model.acting.rollout import BatchActor, evaluating
 from RATE_model.agent import Agent
 from RATE_model.memories.contract import MemoryTransform, State
 from RATE_model.plots.attention import attention_by_step
 
 # A picture of a row of a vector environment, as it is now: (H, W, 3) uint8.
-Picture = Callable[[VectorEnv, int], np.ndarray]
+Picture = Callable[[VectorEnv, int], np.ndarray | None]
 # All pictures of an episode together may be this large.
 _PICTURE_BYTES = 6_000_000
 
@@ -61,7 +62,7 @@ def record(
     options: dict[str, Any] | None = None,
     transform: MemoryTransform | None = None,
     picture: Picture | None = None,
-    first_action: np.ndarray | None = None,
+    player: Callable[[BatchActor], BatchActor] = lambda actor: actor,
 ) -> Trace:
     """Act greedily in all rows until the first row's episode is over.
 
@@ -73,7 +74,7 @@ def record(
         max_steps: no episode goes on after so many steps.
         transform: of memory; see `Actor`.
         picture: draws a row; None: image observations are the pictures.
-        first_action: `(B,)` taken at the first step instead of the agent's own.
+        player: what plays, given the actor.
     """
     observed, acted, asked, chances, earned, drawn = [], [], [], [], [], []
     handed_on: list[int] = []
@@ -87,24 +88,26 @@ def record(
             slots.append(memory.slots.float().cpu().numpy())
         return memory
 
+    class Watched(Actor):
+        """The actor, which notes what it is shown and how it decides."""
+
+        def observe(self, observations: Any, rewards: Any = None) -> Tensor:
+            logits = super().observe(observations, rewards)
+            chances.append((logits if agent.spec.continuous else logits.softmax(-1))[0].cpu().numpy())
+            return logits
+
     observations, _ = environments.reset(seed=seeds, options=options)  # pyright: ignore[reportArgumentType]
     rewards, rtg = np.zeros(environments.num_envs), np.float32(target_return)
     with evaluating(agent):
-        actor = Actor(agent, environments.num_envs, target_return, transform_memory=watch)
+        actor = player(Watched(agent, environments.num_envs, target_return, transform_memory=watch))
         for _ in range(max_steps):
             rtg = rtg - np.float32(rewards[0])
-            logits = actor.observe(observations, rewards)
-            continuous = agent.spec.continuous
-            actions = logits if continuous else logits.argmax(-1)
-            if first_action is not None and not acted:
-                actions = torch.as_tensor(first_action, device=logits.device)
-            actor.take(actions)
+            actions = actor.act(observations, rewards)
             drawn += _drawn(agent, environments, observations[0], picture)
             observed.append(observations[0])
             asked.append(rtg)
-            chances.append((logits if continuous else logits.softmax(-1))[0].cpu().numpy())
-            acted.append(actions.cpu().numpy())
-            observations, rewards, terminated, truncated, _ = environments.step(acted[-1])
+            acted.append(actions)
+            observations, rewards, terminated, truncated, _ = environments.step(actions)
             earned.append(float(rewards[0]))
             if terminated[0] or truncated[0]:
                 break
@@ -123,7 +126,8 @@ def record(
 def _drawn(agent: Agent, environments: VectorEnv, observation: np.ndarray, picture: Picture | None) -> list[np.ndarray]:
     """The picture of this step, if there is one."""
     if picture is not None:
-        return [picture(environments, 0)]
+        drawn = picture(environments, 0)
+        return [] if drawn is None else [drawn]
     if not agent.spec.is_image:
         return []
     image = np.clip(observation * agent.spec.observation_scale * 255, 0, 255).astype(np.uint8)
@@ -139,7 +143,7 @@ def player_data(
         agent: the one that acted.
         intact: rows 0 and, if there are two, its twin.
         knocked_out: the same episode with memory knocked out at every segment; None: there is no memory.
-        actions: names of discrete actions; None: their numbers.
+        actions: names of discrete actions; none: their numbers.
         title: above the player.
     """
     names = actions or [str(number) for number in range(agent.spec.num_actions)]

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from gymnasium.vector import VectorEnv
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -34,6 +35,7 @@ from TMaze_new.TMaze_new_src.dataset import FIRST_SEED, DataOptions, ensure_data
 from TMaze_new.TMaze_new_src.env import RIGHT, TMazeEnv, TMazeVectorEnv
 from TMaze_new.TMaze_new_src.led import Led
 from TMaze_new.TMaze_new_src.pictures import draw_evaluation, draw_run
+from TMaze_new.TMaze_new_src.render import render_rgb
 from TMaze_new.TMaze_new_src.task_choice import RECALL, TaskChoice
 from TMaze_new.TMaze_new_src.tasks import ChainEnv, ChainVectorEnv
 
@@ -144,6 +146,7 @@ class TMaze(Environment):
     episode_counts = range(2, protocol.MAX_EPISODES + 1)
     data_seeds = range(FIRST_SEED, 2**31)
     twins = ("goal", (1, -1))
+    action_names = ("right", "up", "left", "down")
     curves = ("train_loss", "train_accuracy", "train_last_loss", "train_last_acc")
 
     def spec(self, flags: Mapping[str, Any]) -> EnvironmentSpec:
@@ -204,10 +207,10 @@ class TMaze(Environment):
         return {"flip": np.arange(len(seeds)) % 2 == 1} if options.is_chain else {}
 
     def play(self, evaluation: Evaluation, acting: Acting, *, twins: bool = False) -> dict[int, Episodes]:
-        """As in every environment; episodes of chains are twins already."""
+        """As in every environment; episodes of chains are twins already, and with `twins` there are twice as many."""
         if not evaluation.options.is_chain:
             return super().play(evaluation, acting, twins=twins)
-        seeds = protocol.twin_seeds(evaluation.episodes)
+        seeds = protocol.twin_seeds(evaluation.episodes * (2 if twins else 1))
         return play_cases(
             evaluation.agent,
             evaluation.cases,
@@ -219,6 +222,11 @@ class TMaze(Environment):
             player=partial(self.player, evaluation),
             description=self.name,
         )
+
+    def picture(self, environments: VectorEnv, row: int) -> np.ndarray:
+        """The corridor, and where the agent is."""
+        assert isinstance(environments, TMazeVectorEnv | ChainVectorEnv)
+        return render_rgb(**environments.scene(row))
 
     def horizons(self, case: int, options: Maze) -> tuple[int, ...]:
         """From what tells to the turn."""

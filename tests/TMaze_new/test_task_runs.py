@@ -62,7 +62,7 @@ def test_outcomes_are_the_shares_of_right_turns(task, tmp_path, monkeypatch):
     monkeypatch.setattr(type(ENVIRONMENT), "player", lambda self, evaluation, actor: Oracle(seen[-1], wrong))
     assert train(tmp_path, "--task", task, *FLAGS[task], "--epochs", "1", "--eval_lengths", "13", "--last_inference",
                  "false", "--online_inference", "false") == 0  # fmt: skip
-    evaluation = evaluation_of_run(ENVIRONMENT, only_run(tmp_path), cases=(LENGTH,), episodes=20)
+    evaluation = evaluation_of_run(ENVIRONMENT, only_run(tmp_path), cases=(LENGTH,), episodes=10)
     played = ENVIRONMENT.play(evaluation, Acting(target_return=1.0), twins=True)[LENGTH]
     assert ENVIRONMENT.outcomes(LENGTH, played, evaluation).tolist() == (~wrong).astype(float).tolist()
     assert ENVIRONMENT.horizons(LENGTH, options) == options.chains([LENGTH]).horizons

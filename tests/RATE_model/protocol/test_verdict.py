@@ -74,8 +74,12 @@ class ScriptedPlayer:
     properties: dict
     mazes: type[TMazeVectorEnv] = TMazeVectorEnv
 
-    def play(self, question, transform):
-        length = int(question.name)
+    lengths: tuple[int, ...] = LENGTHS
+
+    def play(self, transform):
+        return [self.played(length, transform) for length in self.lengths]
+
+    def played(self, length, transform):
         mazes = self.mazes(EPISODES, length - 2, max_steps=length)
         actor = Scripted(EPISODES, transform, seed=self.seed, **self.properties)
         goals, seeds = np.tile([1, -1], EPISODES // 2), np.repeat(np.arange(EPISODES // 2), 2)
@@ -83,12 +87,12 @@ class ScriptedPlayer:
         return played.last_rewards
 
 
-QUESTIONS = [Question(str(length), (length - 1, length - 1), 0.5, twins=True) for length in LENGTHS]
+QUESTIONS = [Question(str(length), (length - 1, length - 1), 0.5) for length in LENGTHS]
 
 
 def verdict(*, subject=SUBJECT, seeds=3, has_memory=True, mazes=TMazeVectorEnv, memory_free=(), **properties):
     players = [ScriptedPlayer(seed, properties, mazes) for seed in range(seeds)]
-    cases = examine(players, subject, QUESTIONS, has_memory=has_memory, memory_free=memory_free)
+    cases = examine(players, subject, QUESTIONS, has_memory=has_memory, twins=True, memory_free=memory_free)
     return judge(subject, cases), cases
 
 
@@ -144,13 +148,12 @@ def test_one_that_is_untrained():
 
     @dataclass
     class Untrained(ScriptedPlayer):
-        def play(self, question, transform):
-            length = int(question.name)
+        def played(self, length, transform):
             mazes = TMazeVectorEnv(EPISODES, length - 2, max_steps=length)
             actor = Actor(agent, EPISODES, 1.0, transform_memory=transform)
             return rollout(actor, mazes, seeds=np.arange(EPISODES), max_steps=length, compact=False).last_rewards
 
-    cases = examine([Untrained(0, {})], SUBJECT, QUESTIONS[:2])
+    cases = examine([Untrained(0, {}, lengths=LENGTHS[:2])], SUBJECT, QUESTIONS[:2])
     assert judge(SUBJECT, cases).label == "nothing"
 
 

@@ -12,9 +12,12 @@ import torch
 from RATE_model.agent import Agent, AgentConfig
 from RATE_model.errors import UserError
 from RATE_model.memories.rate.config import RATEConfig
+from RATE_model.report.__main__ import main
 from RATE_model.report.episode import control, player_data, record
 from RATE_model.report.page import RunRecord, build, read_run
+from tests.tmaze_runs import only_run, train
 from TMaze_new.TMaze_new_src.env import TMazeVectorEnv
+from TMaze_new.TMaze_new_src.environment import ENVIRONMENT
 from TMaze_new.TMaze_new_src.render import render_rgb
 from TMaze_new.TMaze_new_src.spec import SPEC
 
@@ -142,3 +145,47 @@ def test_a_browser_shows_it_and_the_slider_moves(tmp_path, episode):
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(UserError, match="config.yaml"):
         read_run(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A tiny run; what started it is written as a shell would have."""
+    folder = tmp_path_factory.mktemp("report")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(ENVIRONMENT), "draw_run", lambda *arguments: None)
+        patch.setattr("sys.argv", [ENVIRONMENT.train_script])
+        assert train(folder, "--task", "recall", "--epochs", "1") == 0
+    return only_run(folder)
+
+
+def test_the_page_of_a_run_has_the_numbers_of_its_files(run, tmp_path, capsys):
+    page = tmp_path / "report.html"
+    main([str(run), "--output", str(page), "--case", "20", "--device", "cpu"])
+    data = json.loads(re.search(r'<script id="data" type="application/json">(.*?)</script>', page.read_text(), re.S)[1])
+    final = json.loads((run / "eval" / "final.json").read_text())
+    assert dict(data["results"]) == final
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    losses = [[row["step"], row["train_loss"]] for row in metrics if "train_loss" in row]
+    assert data["runs"][0]["curves"]["train_loss"] == losses
+    (episode,) = data["episodes"]
+    assert episode["actions"] == ["right", "up", "left", "down"] and episode["title"].endswith("length 20, episode 1")
+    assert episode["intact"]["actions"][0] == 1  # the first turn of recall is taken for the agent
+    assert len(episode["intact"]["pictures"]) >= 1 and episode["knocked_out"] is not None
+
+
+def test_a_report_without_episodes(run, tmp_path):
+    main([str(run), "--output", str(tmp_path / "page.html"), "--episodes", "0"])
+    assert '"episodes":[]' in (tmp_path / "page.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [((), "no run is given"), (("{run}", "--case", "long"), "--case long: T-Maze has cases such as"),
+     (("{run}", "--output", "/nowhere/page.html"), "--output /nowhere/page.html")],
+)  # fmt: skip
+def test_what_cannot_be_shown_is_refused(run, flags, words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="^2$"):
+        main([flag.format(run=run) for flag in flags])
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: ") and words in errors and not list(tmp_path.glob("*.html"))

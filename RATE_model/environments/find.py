@@ -1,0 +1,75 @@
+"""Which environment a run is of, or a name means."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from RATE_model.environments.contract import Environment
+from RATE_model.errors import UserError
+
+_MODULE = "environment"
+
+
+def environment_of(run: Path) -> Environment:
+    """The environment of a run: that of the train script which its environment.json names.
+
+    Raises:
+        UserError: it is no run, or names no train script of an environment.
+    """
+    record = run / "environment.json"
+    try:
+        command = json.loads(record.read_text(encoding="utf-8"))["starts"][-1]["command"]
+    except (OSError, ValueError, KeyError, IndexError, TypeError):
+        raise UserError(f"{run}: {record.name} is missing or damaged; give a run directory, or --env") from None
+    for word in command[:3]:  # the script, or what was started with -m
+        parts = Path(word).with_suffix("").parts
+        for start in range(len(parts)):
+            if (found := _in_folder(".".join(parts[start:-1]))) is not None:
+                return found
+    raise UserError(f"{run}: '{' '.join(command[:3])}' is no train script of an environment; name it with --env")
+
+
+def environment_named(name: str) -> Environment:
+    """The environment of a folder, such as My_folder or My_folder.src, written as a module or a path.
+
+    Raises:
+        UserError: there is none.
+    """
+    module = ".".join(Path(name).parts)
+    for folder in (module, f"{module}.{module.rpartition('.')[2]}_src"):
+        if (found := _in_folder(folder)) is not None:
+            return found
+    raise UserError(f"--env {name}: there is no {_MODULE}.py with an ENVIRONMENT in such a folder")
+
+
+def common_environment(runs: Sequence[Path], name: str | None = None) -> Environment:
+    """The one environment of some runs, or the named one.
+
+    Raises:
+        UserError: they are of several, or of none.
+    """
+    if name is not None:
+        return environment_named(name)
+    found = {run: environment_of(run) for run in runs}
+    first, *others = found.items()
+    for run, environment in others:
+        if environment is not first[1]:
+            raise UserError(
+                f"{first[0]} is of {first[1].name} and {run} of {environment.name}: compare runs of one environment"
+            )
+    return first[1]
+
+
+def _in_folder(package: str) -> Environment | None:
+    """`ENVIRONMENT` of the module `environment` of a package; None if there is none."""
+    try:
+        if not package or importlib.util.find_spec(f"{package}.{_MODULE}") is None:
+            return None
+    except (ImportError, ValueError):
+        return None
+    found = getattr(importlib.import_module(f"{package}.{_MODULE}"), "ENVIRONMENT", None)
+    return found if isinstance(found, Environment) else None

@@ -1,0 +1,243 @@
+"""What was proved about the memory of runs: a verdict, success against horizon, and the controls.
+
+    python3 -m RATE_model.protocol --checkpoint RUN_1 RUN_2 RUN_3
+    python3 -m RATE_model.protocol --checkpoint RUN_1 RUN_2 RUN_3 --control FREE_1 FREE_2 FREE_3 --cases 90 900 9600
+
+Runs that differ in their seed alone are examined together. Each gets eval/protocol.json, eval/protocol.md and
+plots/protocol.png, or all go into --output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":
+    from RATE_model.system.interrupts import quit_on_signals
+
+    quit_on_signals()  # while the imports below take their seconds
+
+from RATE_model.cli.evaluation import asked_by, evaluation_of_run, print_table, recorded_flags
+from RATE_model.cli.limits import at_least, writable
+from RATE_model.cli.options import exit_on_user_error, parse_options
+from RATE_model.environments.contract import Environment, Evaluation
+from RATE_model.environments.find import common_environment
+from RATE_model.errors import UserError, reason_of
+from RATE_model.loading import same_interface
+from RATE_model.plots.horizons import Point, plot_horizons
+from RATE_model.protocol.examination import RunPlayer, document, examine, questions_of, subject_of
+from RATE_model.protocol.verdict import Case, Subject, Verdict, judge
+from RATE_model.system.atomic import atomic_write_json, atomic_write_text
+from RATE_model.training.runs import check_unowned
+
+NAME = "protocol"
+# Flags in which runs may differ and still be one agent with several seeds.
+_OWN = {"seed", "start_seed", "end_seed", "text", "ckpt_folder", "output_dir", "data_dir", "device", "save_minutes"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Which runs are examined, and how."""
+
+    # Run directories; those that differ in their seed alone are one agent
+    checkpoint: tuple[Path, ...] = ()
+    # Runs of an agent without memory on the same data (--model_mode MLP or BC-MLP): what they do needs none
+    control: tuple[Path, ...] = ()
+    # Episodes of every case and seed
+    episodes: int = 100
+    # Cases, such as episode lengths; none given = those of the environment's inference script
+    cases: tuple[str, ...] = ()
+    # Ask for something else than the runs were trained for, as flag=value of the environment's inference script
+    play: tuple[str, ...] = ()
+    # The environment's folder; none = that of the runs
+    env: str | None = None
+    # auto (a GPU if there is one), cpu, cuda, ...
+    device: str = "auto"
+    # Folder for the results of all runs; none = each run's own
+    output: Path | None = None
+
+    def validate(self) -> None:
+        """Raise a UserError for what can be seen to be wrong before anything is loaded."""
+        if not self.checkpoint:
+            raise UserError("--checkpoint is missing: give one or more run directories")
+        at_least(2, episodes=self.episodes)
+        writable(output=self.output)
+        if wrong := [text for text in self.play if "=" not in text]:
+            raise UserError(f"--play {wrong[0]}: write flag=value, such as use_argmax=true")
+        for run in self.checkpoint:
+            check_unowned(checkpoint=run)
+
+
+@dataclass(frozen=True)
+class Examined:
+    """An agent with several seeds, and what became of it."""
+
+    name: str
+    runs: Sequence[Path]
+    subject: Subject
+    cases: Sequence[Case]
+    verdict: Verdict
+    notes: Sequence[str] = field(default=())
+
+    def as_json(self) -> dict[str, Any]:
+        """The file protocol.json."""
+        return {
+            "name": self.name,
+            "runs": [str(run) for run in self.runs],
+            "context": self.subject.context,
+            "effective_context": self.subject.reach,
+            "segment": self.subject.segment,
+            "verdict": {
+                "label": self.verdict.label,
+                "horizon": self.verdict.horizon,
+                "sentence": self.verdict.sentence,
+                "missing": list(self.verdict.missing),
+            },
+            "notes": list(self.notes),
+            "cases": document(self.subject, self.cases),
+        }
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Header and rows of the table: rates with 95 % intervals."""
+        conditions = list(self.cases[0].outcomes)
+        rows = []
+        for case in self.cases:
+            shortest, longest = case.horizons
+            xi = f"{shortest}" if shortest == longest else f"{shortest} to {longest}"
+            row = [case.name, xi, case.regime(self.subject.context), f"{case.chance:.2f}"]
+            for condition in conditions:
+                interval = case.interval(condition)
+                row.append(f"{interval.value:.2f} ({interval.low:.2f} to {interval.high:.2f})")
+            rows.append(row)
+        return ["case", "xi", "regime", "chance", *conditions], rows
+
+
+def grouped(environment: Environment, runs: Sequence[Path]) -> dict[str, list[Path]]:
+    """Runs that differ in their seed alone, by a name for all of them."""
+    groups: dict[str, list[Path]] = {}
+    names: dict[str, str] = {}
+    for run in runs:
+        flags = {name: value for name, value in recorded_flags(environment, run).items() if name not in _OWN}
+        key = repr(sorted((name, str(value)) for name, value in flags.items() if not name.startswith("wandb")))
+        name = names.setdefault(key, run.name.rpartition("_RUN_")[0] or run.name)
+        groups.setdefault(name if list(names.values()).count(name) == 1 else f"{name} ({len(names)})", []).append(run)
+    return groups
+
+
+def evaluation_for(environment: Environment, run: Path, options: Options) -> tuple[Evaluation, list[str]]:
+    """What a run is asked, and what is to be said of it.
+
+    Raises:
+        UserError: there is no checkpoint, it is of another environment, or it cannot be asked that.
+    """
+    twins = environment.twins is not None
+    episodes = max(1, options.episodes // 2) if twins else options.episodes
+    evaluation = evaluation_of_run(environment, run, device=options.device, episodes=episodes)
+    flags, notes = recorded_flags(environment, run), []
+    changes = dict(text.split("=", 1) for text in options.play)
+    if changes:
+        play_options = environment.play_options
+        asked = asked_by(environment, changes, source="--play")
+        if unknown := set(changes) - set(asked):
+            raise UserError(f"--play {min(unknown)}: {environment.inference_script} has no such flag")
+        changed = {name: value for name, value in asked.items() if getattr(evaluation.options, name, value) != value}
+        if not same_interface(evaluation.agent.spec, environment.spec(flags | asked)):
+            raise UserError(f"--play {' '.join(options.play)}: its observations or actions are not those of {run}")
+        notes = [f"not trained with {name} {value}" for name, value in changed.items()]
+        evaluation = replace(evaluation, options=replace(evaluation.options, **asked))
+        assert isinstance(evaluation.options, play_options)
+    cases = environment.cases(evaluation.options)
+    if options.cases:
+        try:
+            cases = [type(cases[0])(text) for text in options.cases]
+        except (TypeError, ValueError):
+            raise UserError(
+                f"--cases {' '.join(options.cases)}: {environment.name} has cases such as {cases[0]}"
+            ) from None
+    return replace(evaluation, cases=tuple(cases), targets=tuple(evaluation.targets[:1])), notes
+
+
+def examine_runs(environment: Environment, name: str, runs: Sequence[Path], options: Options) -> Examined:
+    """The verdict on runs that differ in their seed alone."""
+    asked = [evaluation_for(environment, run, options) for run in runs]
+    free = [evaluation_for(environment, run, options)[0] for run in options.control]
+    if remembers := [
+        run for run, control in zip(options.control, free, strict=True) if control.agent.memory.has_memory
+    ]:
+        raise UserError(f"--control {remembers[0]}: this agent has a memory; give a run of --model_mode MLP or BC-MLP")
+    evaluation = asked[0][0]
+    subject, questions = subject_of(evaluation.agent), questions_of(evaluation)
+    cases = examine(
+        [RunPlayer(evaluation) for evaluation, _ in asked],
+        subject,
+        questions,
+        has_memory=evaluation.agent.memory.has_memory,
+        twins=environment.twins is not None,
+        memory_free=[RunPlayer(evaluation) for evaluation in free],
+        report=lambda condition: print(f"  {condition}", flush=True),
+    )
+    return Examined(name, runs, subject, cases, judge(subject, cases), asked[0][1])
+
+
+def show(examined: Examined) -> None:
+    """Print the table and the verdict."""
+    header, rows = examined.table()
+    print_table(header, rows)
+    reach = examined.subject.reach
+    print(f"K = {examined.subject.context}, effective context {'unlimited' if reach is None else reach}")
+    print("\n".join(f"note: {note}" for note in examined.notes) + "\n" * bool(examined.notes), end="")
+    print(f"verdict: {examined.verdict.sentence}")
+    for missing in examined.verdict.missing:
+        print(f"missing: {missing}")
+
+
+def write(examined: Examined, folders: Mapping[Path, Path], stem: str) -> None:
+    """JSON, table and figure into each folder for documents, and its folder for figures."""
+    header, rows = examined.table()
+    lines = ["| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows)]
+    text = f"{examined.name}: {examined.verdict.sentence}.\n\n" + "\n".join(lines) + "\n"
+    points = {
+        condition: [_point(case, condition) for case in examined.cases] for condition in examined.cases[0].outcomes
+    }
+    for folder, figures in folders.items():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            atomic_write_json(folder / f"{stem}.json", examined.as_json())
+            atomic_write_text(folder / f"{stem}.md", text)
+        except OSError as error:
+            raise UserError(f"{folder} cannot be written: {reason_of(error)}") from error
+        plot_horizons(
+            points,
+            figures / f"{stem}.png",
+            context=examined.subject.context,
+            chance=examined.cases[0].chance,
+            title=examined.name,
+        )
+
+
+def _point(case: Case, condition: str) -> Point:
+    interval = case.interval(condition)
+    return max(case.horizons), float(interval.value), float(interval.low), float(interval.high)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Examine what the flags ask for."""
+    with exit_on_user_error():
+        options = parse_options(
+            Options, argv=argv, prog="python3 -m RATE_model.protocol", description="What was proved about memory."
+        )
+        environment = common_environment([*options.checkpoint, *options.control], options.env)
+        for name, runs in grouped(environment, options.checkpoint).items():
+            print(f"{name}: {len(runs)} seed{'s' * (len(runs) > 1)} of {options.episodes} episodes", flush=True)
+            examined = examine_runs(environment, name, runs, options)
+            show(examined)
+            if options.output is not None:
+                write(examined, {options.output: options.output}, f"{NAME}_{name}")
+            else:
+                write(examined, {run / "eval": run / "plots" for run in runs}, NAME)
+
+
+if __name__ == "__main__":
+    main()

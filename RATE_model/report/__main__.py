@@ -1,0 +1,154 @@
+"""One self-contained page on runs: flags, verdict, curves, comparison, and an episode to step through.
+
+    python3 -m RATE_model.report RUN [RUN ...] --output report.html
+
+The page needs no network and no server. Verdicts and success against horizon are those that python3 -m
+RATE_model.protocol left in the runs.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":
+    from RATE_model.system.interrupts import quit_on_signals
+
+    quit_on_signals()  # while the imports below take their seconds
+
+import numpy as np
+from gymnasium.spaces import Discrete
+
+from RATE_model.cli.evaluation import evaluation_of_run
+from RATE_model.cli.limits import at_least, writable_file
+from RATE_model.cli.options import exit_on_user_error, parse_options
+from RATE_model.environments.contract import Evaluation
+from RATE_model.environments.find import common_environment
+from RATE_model.errors import UserError, reason_of
+from RATE_model.memories.contract import MemoryTransform
+from RATE_model.report.episode import Trace, control, player_data, record
+from RATE_model.report.page import build, read_run
+from RATE_model.system.atomic import atomic_write_text
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is shown."""
+
+    # Run directories; also written without the flag, first on the command line
+    runs: tuple[Path, ...] = ()
+    # The page
+    output: Path = Path("report.html")
+    # Case of the recorded episodes, such as an episode length; none = the environment's first beyond one segment
+    case: str | None = None
+    # Recorded episodes of each run; 0 = none
+    episodes: int = 1
+    # The environment's folder; none = that of the runs
+    env: str | None = None
+    # auto (a GPU if there is one), cpu, cuda, ...
+    device: str = "auto"
+
+    def validate(self) -> None:
+        """Raise a UserError for what can be seen to be wrong before anything is loaded."""
+        if not self.runs:
+            raise UserError("no run is given: python3 -m RATE_model.report RUN [RUN ...] --output report.html")
+        at_least(0, episodes=self.episodes)
+        writable_file(output=self.output)
+
+
+def evaluation_for(run: Path, options: Options) -> Evaluation:
+    """What the recorded episodes of a run are asked."""
+    environment = common_environment(options.runs, options.env)
+    evaluation = evaluation_of_run(environment, run, device=options.device, episodes=max(2, options.episodes))
+    cases = environment.cases(evaluation.options)
+    segment, options_ = evaluation.agent.memory.segment, evaluation.options
+    if options.case is not None:
+        try:
+            case = type(cases[0])(options.case)
+        except (TypeError, ValueError):
+            raise UserError(f"--case {options.case}: {environment.name} has cases such as {cases[0]}") from None
+    else:
+        beyond = [case for case in cases if max(environment.horizons(case, options_), default=0) > 2 * segment]
+        case = (beyond or list(cases))[0]
+    return replace(evaluation, cases=(case,))
+
+
+def recorded(evaluation: Evaluation, number: int, transform: MemoryTransform | None, *, twin: bool) -> Trace:
+    """Episode `number` of an evaluation, beside its twin where there is one and it is wanted."""
+    environment, (case,) = evaluation.environment, evaluation.cases
+    seed = environment.seeds(max(2, number + 1))[number]
+    rows = 2 if twin and environment.twins is not None else 1
+    seeds = np.repeat(seed, rows)
+    given: dict[str, Any] = dict(environment.reset_options(seeds, evaluation.options))
+    if environment.twins is not None and not given:
+        name, values = environment.twins
+        given[name] = np.array(values[:rows])
+    environments = environment.vector(np.array([case] * rows), evaluation.options)
+    target = evaluation.targets[0]
+    try:
+        return record(
+            evaluation.agent,
+            environments,
+            seeds=seeds,
+            target_return=target,
+            max_steps=int(np.max(getattr(environments, "max_steps"))),  # noqa: B009  no VectorEnv has it
+            options=given or None,
+            transform=transform,
+            picture=None if evaluation.agent.spec.is_image else environment.picture,
+            player=partial(environment.player, evaluation),
+        )
+    finally:
+        environments.close()
+
+
+def episodes_of(run: Path, name: str, options: Options) -> list[dict[str, Any]]:
+    """The recorded episodes of a run, for the player."""
+    if not options.episodes:
+        return []
+    evaluation = evaluation_for(run, options)
+    transform, (case,) = control(evaluation.agent), evaluation.cases
+    environment = evaluation.environment
+    space = environment.vector(np.array([case]), evaluation.options).single_action_space
+    names = environment.action_names if isinstance(space, Discrete) else None
+    found = []
+    for number in range(options.episodes):
+        intact = recorded(evaluation, number, None, twin=True)
+        knocked_out = None if transform is None else recorded(evaluation, number, transform, twin=False)
+        where = f", {environment.axis} {case}" if environment.axis else ""
+        title = f"{name}: {environment.name}{where}, episode {number + 1}"
+        found.append(player_data(evaluation.agent, intact, knocked_out, actions=names, title=title))
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write the page that the flags ask for."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    given = next((place for place, word in enumerate(words) if word.startswith("-")), len(words))
+    with exit_on_user_error():
+        options = parse_options(
+            Options,
+            argv=[*(["--runs", *words[:given]] if given else []), *words[given:]],
+            prog="python3 -m RATE_model.report",
+            description="One page on one or more runs.",
+        )
+        environment = common_environment(options.runs, options.env)
+        runs = [read_run(run) for run in options.runs]
+        episodes = [
+            episode
+            for run, found in zip(options.runs, runs, strict=True)
+            for episode in episodes_of(run, found.name, options)
+        ]
+        page = build(runs, episodes, title=f"{environment.name}: {len(runs)} run{'s' * (len(runs) > 1)}")
+        try:
+            atomic_write_text(options.output, page)
+        except OSError as error:
+            raise UserError(f"--output {options.output} cannot be written: {reason_of(error)}") from error
+        print(f"{options.output}: {len(page) / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""`python -m RATE_model.protocol` on tiny runs."""
+
+import json
+import shutil
+
+import pytest
+
+from RATE_model.environments.find import common_environment, environment_named, environment_of
+from RATE_model.errors import UserError
+from RATE_model.protocol.__main__ import main
+from tests.tmaze_runs import only_run, train
+from TMaze_new.TMaze_new_src.environment import ENVIRONMENT
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """An agent with two parts of memory, hardly trained; what started it is written as a shell would have."""
+    folder = tmp_path_factory.mktemp("protocol")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(ENVIRONMENT), "draw_run", lambda *arguments: None)
+        patch.setattr("sys.argv", [ENVIRONMENT.train_script])
+        assert train(folder, "--mem_len", "6", "--nmt", "2", "--epochs", "1", "--last_inference", "false") == 0
+    return only_run(folder)
+
+
+def fails(capsys, *flags: object) -> str:
+    with pytest.raises(SystemExit, match="^2$"):
+        main([str(flag) for flag in flags])
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: ") and errors.count("\n") == 1
+    return errors
+
+
+def test_files_and_table_of_several_seeds(run, tmp_path, capsys):
+    runs = [run, *(shutil.copytree(run, tmp_path / f"copy_RUN_{seed}") for seed in (2, 3))]
+    main(["--checkpoint", *map(str, runs), "--cases", "9", "20", "--episodes", "10", "--device", "cpu"])
+    printed = capsys.readouterr().out
+    assert "3 seeds of 10 episodes" in printed and "verdict: " in printed and "K = 6" in printed
+    for directory in runs:
+        found = json.loads((directory / "eval" / "protocol.json").read_text())
+        assert found["verdict"]["label"] != "long-term"
+        assert found["verdict"]["missing"][0].startswith("3 seeds of 100 episodes each (there are 3 of 10)")
+        assert [case["horizons"] for case in found["cases"]] == [[8, 8], [19, 19]]
+        conditions = found["cases"][0]["conditions"]
+        assert set(conditions) == {"intact", "knocked out", "without tokens", "without cache", "twins exchanged"}
+        assert all(len(condition["seeds"]) == 3 for condition in conditions.values())
+        assert (directory / "plots" / "protocol.png").stat().st_size > 0
+        assert found["verdict"]["sentence"] in (directory / "eval" / "protocol.md").read_text()
+
+
+def test_a_setting_that_was_not_trained_is_said(run, tmp_path, capsys):
+    flags = ["--cases", "9", "--episodes", "4", "--device", "cpu", "--output", str(tmp_path / "out")]
+    main(["--checkpoint", str(run), *flags, "--play", "hint_steps=2"])
+    assert "note: not trained with hint_steps 2" in capsys.readouterr().out
+    (written,) = (tmp_path / "out").glob("*.json")
+    assert json.loads(written.read_text())["cases"][0]["horizons"] == [7, 7]
+    assert "its observations or actions are not those of" in fails(
+        capsys, "--checkpoint", run, *flags, "--play", "task=multi-cue"
+    )
+
+
+def test_what_cannot_be_examined_is_refused(run, tmp_path, capsys):
+    assert "--checkpoint is missing" in fails(capsys)
+    assert "--cases x: T-Maze has cases such as 9" in fails(capsys, "--checkpoint", run, "--cases", "x")
+    assert "--play hint_steps: write flag=value" in fails(capsys, "--checkpoint", run, "--play", "hint_steps")
+    assert "this agent has a memory" in fails(capsys, "--checkpoint", run, "--control", run, "--cases", "9")
+    assert "environment.json is missing or damaged" in fails(capsys, "--checkpoint", tmp_path)
+    assert "--env Nowhere" in fails(capsys, "--checkpoint", run, "--env", "Nowhere")
+
+
+def test_environments_are_found_and_not_mixed(run, tmp_path):
+    assert environment_of(run) is environment_named("TMaze_new") is ENVIRONMENT
+    other = tmp_path / "other"
+    other.mkdir()
+    script = "/somewhere/MinigridMemory/MinigridMemory_src/train_minigridmemory.py"
+    (other / "environment.json").write_text(json.dumps({"starts": [{"command": [script]}]}))
+    with pytest.raises(UserError, match="compare runs of one environment"):
+        common_environment([run, other])
+    (other / "environment.json").write_text(json.dumps({"starts": [{"command": ["pytest"]}]}))
+    with pytest.raises(UserError, match="is no train script of an environment"):
+        environment_of(other)
