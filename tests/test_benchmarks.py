@@ -112,7 +112,7 @@ def test_a_model_that_computes_something_else_is_not_timed(module, monkeypatch):
 
 
 def test_every_memory_is_timed(tmp_path, capsys):
-    sizes = "--d_model 16 --context_length 3 --segments 2 --batch_size 2 --episodes 3 --early 1 --late 3 --rounds 2"
+    sizes = "--d_model 16 --context_length 4 --segments 2 --batch_size 2 --episodes 3 --early 1 --late 3 --rounds 2"
     sizes += " --loop_steps 5 --loop_batch 2 --loop_rounds 1"
     memories.main([*sizes.split(), "--threads", "0", "--output", str(tmp_path / "out.json")])
     assert "ours / bare" in capsys.readouterr().out
