@@ -131,8 +131,12 @@ def open_data(task: Task, data_path: Path | None = None, data_dir: Path | None =
 
     A conversion goes to ``data_dir``; None: see `DataOptions`.
     """
-    path = as_trajectory_file(find_data(task, data_path), data_dir or DATA_DIRECTORY, beside=data_dir is None)
-    return MuJoCoFile(path, task.robot, hint=f"It is read as {task.name}. {how_to_get(task)}")
+    source = find_data(task, data_path)
+    path = as_trajectory_file(source, data_dir or DATA_DIRECTORY, beside=data_dir is None)
+    hint = f"It is read as {task.name}. {how_to_get(task)}"
+    if path != source:
+        hint = f"It was converted from '{source}'; delete it, and it is converted again."
+    return MuJoCoFile(path, task.robot, hint=hint)
 
 
 def load_data(

@@ -176,8 +176,8 @@ def check_experts(path: Path) -> None:
         version = file.attributes.get("experts", "unknown")
     if version != EXPERTS_VERSION:
         raise UserError(
-            f"'{path}' was made by experts of version {version}, and they are at version {EXPERTS_VERSION}. Delete it, "
-            "and it is made anew; or train on it as it is: name it with --data_path."
+            f"'{path}' was made by experts of version {version}, and they are at version {EXPERTS_VERSION}. Give "
+            "another --data_dir, where it is made again; or train on it as it is: name it with --data_path."
         )
 
 

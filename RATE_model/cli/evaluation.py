@@ -1,15 +1,17 @@
 """The flow of every inference script: a checkpoint is asked what its training asked, unless flags say otherwise."""
 
+import sys
 import time
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field, fields, make_dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 from RATE_model.acting.controls import knock_out_memory
 from RATE_model.acting.video import record_videos
 from RATE_model.agent import Agent
+from RATE_model.cli.console import one_line
 from RATE_model.cli.limits import MAX_SEED, at_least, at_most, writable, writable_file
 from RATE_model.cli.options import Boolean, exit_on_user_error, load_yaml, parse_options, typed_values
 from RATE_model.cli.settings import ACTING_FLAGS, PlayOptions, Precision, check_acting_flags
@@ -21,7 +23,7 @@ from RATE_model.memories import MEMORIES
 from RATE_model.system.atomic import atomic_write_json
 from RATE_model.system.precision import pick_device
 from RATE_model.training.checkpoints import load_checkpoint, resolve_checkpoint
-from RATE_model.training.runs import check_unowned
+from RATE_model.training.runs import check_unowned, owning
 
 # Flags of a run that an evaluation of it is asked by, and what they are called there.
 _ASKED = {"target_return": "target_return", "eval_episodes": "episodes", "precision": "precision"}
@@ -87,7 +89,8 @@ class EvaluationOptions:
             return
         try:
             document = {"checkpoint": str(self.checkpoint), "knock_out": self.knock_out, **results}
-            atomic_write_json(self.output, document)
+            with owning(self.output):
+                atomic_write_json(self.output, document)
         except OSError as error:
             raise UserError(f"--output {self.output} cannot be written: {reason_of(error)}") from error
 
@@ -108,25 +111,46 @@ def options_class(play_options: type[PlayOptions]) -> type[Any]:
 
 
 def recorded_flags(environment: Environment, checkpoint: Path) -> dict[str, Any]:
-    """The flags of the run that a checkpoint is of, and what runs did before they could record it.
+    """`flags_of` a checkpoint of an environment."""
+    return flags_of(checkpoint, environment.before)
 
-    Those of a converted checkpoint, which records what it was converted from, are its own alone; none where it is of no
-    run.
+
+def flags_of(checkpoint: Path, before: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The flags of the run that a checkpoint is of; its own where the run's config.yaml is missing or damaged.
+
+    Args:
+        checkpoint: as users name it.
+        before: what a run did that was made before it could record these flags. A converted checkpoint, which records
+            what it was converted from, is of no such run.
+
+    Returns:
+        None of a checkpoint that is of no run.
 
     Raises:
-        UserError: there is no such checkpoint, or its run's config.yaml is damaged.
+        UserError: there is no such checkpoint, or its run's config.yaml is damaged and it holds no flags.
     """
     path = resolve_checkpoint(checkpoint).absolute()
     config = path.parent.parent / "config.yaml"
+    trouble: UserError | None = None
     try:
         flags = load_yaml(config)
-    except UserError:
+    except UserError as error:
+        flags, trouble = {}, error
+    if not flags:
         flags = load_checkpoint(path)[1].get("flags", {})
-        if not flags and config.exists():
-            raise
+        if flags:
+            _say(f"{config} is missing or damaged; the run's flags are read from its checkpoint")
+        elif trouble is not None and config.exists():
+            raise trouble
     recorded = respelt(flags)
     made_here = recorded and "published_variant" not in recorded
-    return {**environment.before, **recorded} if made_here else recorded
+    return {**(before or {}), **recorded} if made_here else recorded
+
+
+@cache
+def _say(text: str) -> None:
+    """Say it once in this process."""
+    print(one_line(text), file=sys.stderr)
 
 
 def asked_by(environment: Environment, flags: Mapping[str, Any], *, source: str) -> dict[str, Any]:

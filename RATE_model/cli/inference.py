@@ -7,19 +7,18 @@ from typing import Any, Protocol, TypeVar
 
 from RATE_model.acting.controls import knock_out_memory
 from RATE_model.agent import Agent
-from RATE_model.cli.evaluation import check_typed
+from RATE_model.cli.evaluation import check_typed, flags_of
 from RATE_model.cli.limits import at_least, writable, writable_file
-from RATE_model.cli.options import Boolean, load_yaml, typed_values
+from RATE_model.cli.options import Boolean, typed_values
 from RATE_model.cli.settings import Precision
-from RATE_model.cli.spellings import respelt
 from RATE_model.errors import UserError, reason_of
 from RATE_model.loading import load_for
 from RATE_model.memories.contract import MemoryTransform
 from RATE_model.spec import EnvironmentSpec
 from RATE_model.system.atomic import atomic_write_json
 from RATE_model.system.precision import pick_device
-from RATE_model.training.checkpoints import load_checkpoint, resolve_checkpoint
-from RATE_model.training.runs import check_unowned
+from RATE_model.training.checkpoints import resolve_checkpoint
+from RATE_model.training.runs import check_unowned, owning
 
 
 class HasInferenceOptions(Protocol):
@@ -116,15 +115,7 @@ class InferenceOptions:
         Raises:
             UserError: there is no such checkpoint, or its run's config.yaml is damaged.
         """
-        try:
-            flags = load_yaml(self.config_file)
-        except UserError:
-            flags = load_checkpoint(resolve_checkpoint(self.given_checkpoint()))[1].get("flags", {})
-            if not flags and self.config_file.exists():
-                raise
-        recorded = respelt(flags)
-        made_here = recorded and "published_variant" not in recorded
-        return {**before, **recorded} if before and made_here else recorded
+        return flags_of(self.given_checkpoint(), before)
 
     @property
     def config_file(self) -> Path:
@@ -151,6 +142,7 @@ class InferenceOptions:
             return
         try:
             document = {"checkpoint": str(self.checkpoint), "knock_out": self.knock_out, **results}
-            atomic_write_json(self.output, document)
+            with owning(self.output):
+                atomic_write_json(self.output, document)
         except OSError as error:
             raise UserError(f"--output {self.output} cannot be written: {reason_of(error)}") from error

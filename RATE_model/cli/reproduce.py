@@ -106,7 +106,12 @@ class Study:
             arguments += ["--output_dir", str(options.runs_dir.resolve())]
         # Not any run of this model and seed: an earlier setting may have left one of another name.
         here = [str(ROOT / word) if word.endswith((".yaml", ".h5")) else word for word in arguments[1:]]
-        path = self.check(self.read_config(here), seed).directory  # refuses one that was made with other flags
+        try:
+            path = self.check(self.read_config(here), seed).directory  # refuses one that was made with other flags
+        except UserError as error:
+            raise UserError(
+                f"{label}, seed {seed}: {error}; to keep it, give this command another --runs_dir"
+            ) from None
         if (path / "eval" / "final.json").exists():
             return path
         code, said = _finish([sys.executable, *arguments], os.environ | self.environment, stop or threading.Event())

@@ -15,6 +15,7 @@ from RATE_model.errors import UserError
 from RATE_model.memories import MEMORIES, MODES
 from RATE_model.memories.budget import BUDGETS, width_for
 from RATE_model.memories.contract import Memory, MemoryConfig
+from RATE_model.system.secrets import redact
 
 if TYPE_CHECKING:
     ModelMode = str
@@ -211,7 +212,7 @@ class TrainOptions:
 
     # Passes over the training data, per curriculum stage (an adaptive curriculum counts batches instead)
     epochs: int = 50
-    # Batches of an epoch, drawn anew for each; none = as many as show every trajectory once
+    # Batches of an epoch, resampled for each; none = as many as show every trajectory once
     epoch_batches: int | None = None
     # Trajectories per batch
     batch_size: int = 64
@@ -401,7 +402,7 @@ class RunOptions:
     output_dir: Path | None = changeable(None)
     # no; auto: continue an interrupted run if there is one, else start; or the path of a run or checkpoint to continue
     resume: str = changeable("no")
-    # Delete a run of the same name and start anew
+    # Delete a run of the same name and start again
     overwrite: Boolean = changeable(False)
     # auto (a GPU if there is one), cpu, cuda, cuda:1 (or 1), ...
     device: str = changeable("auto")
@@ -412,6 +413,13 @@ class RunOptions:
 
     def validate(self) -> None:
         """Raise `UserError` for impossible seeds, or a folder outside the one for runs."""
+        for name in ("text", "ckpt_folder", "wandb_project"):
+            value = getattr(self, name)
+            if redact(value) != value:
+                raise UserError(
+                    f"--{name} holds a wandb key, which would be written into names; keys belong in "
+                    "wandb_config.yaml or WANDB_API_KEY"
+                )
         folder = Path(self.ckpt_folder)
         if folder.is_absolute() or ".." in folder.parts:
             raise UserError(f"--ckpt_folder {self.ckpt_folder}: give a plain folder name, or --output_dir")

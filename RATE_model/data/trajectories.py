@@ -163,8 +163,8 @@ class TrajectoryFile:
             if EXPERT_ACTION not in (file := self._open()):
                 raise UserError(
                     f"trajectory file '{self.path}' has no '{EXPERT_ACTION}': it does not tell what an expert would "
-                    "have done. Learn the actions that were taken, --learn recorded; if the file was made here before "
-                    "they were kept, delete it, and it is made anew."
+                    "have done. Learn the actions that were taken (--learn recorded), or give a new --data_dir, where "
+                    "data with them is made."
                 )
             column, kinds = file[EXPERT_ACTION], "iu" if self.discrete else "f"
             if (

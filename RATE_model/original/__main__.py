@@ -8,6 +8,7 @@ and shapes; what weights do not tell is read from config.json beside the checkpo
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from RATE_model.agent import Agent, AgentConfig
 from RATE_model.cli.options import ArgumentParser, exit_on_user_error, to_yaml
-from RATE_model.errors import UserError
+from RATE_model.errors import UserError, reason_of
 from RATE_model.memories.rate.config import ACTIVATIONS, ARCHS, MODES, RATEConfig
 from RATE_model.original.normalisation import read_normalisation
 from RATE_model.original.settings import FLAGS, Settings, beside, published, published_config
@@ -31,6 +32,7 @@ from RATE_model.original.variants import VARIANTS, branch_of, check_variant, inf
 from RATE_model.original.weights import convert_weights, load_published
 from RATE_model.spec import EnvironmentSpec
 from RATE_model.system.atomic import atomic_write_text
+from RATE_model.system.locks import only_one, temporary
 from RATE_model.training.checkpoints import save_checkpoint
 
 _FLAGS = ("model_mode", "context_length", "n_head_ca", "mrv_act", "mem_len", "arch")
@@ -100,6 +102,25 @@ def write_run(directory: Path, model: Agent, settings: Mapping[str, Any]) -> Pat
     return path
 
 
+def _write_alone(directory: Path, model: Agent, settings: Mapping[str, Any]) -> Path:
+    """`write_run`, by one process at a time; the directory appears when all of it is there."""
+    try:
+        with only_one(directory):
+            _check_new(directory)
+            with temporary(directory, folder=True) as place:
+                path = write_run(place, model, settings)
+                os.replace(place, directory)
+    except OSError as error:
+        raise UserError(f"--output {directory} cannot be written: {reason_of(error)}") from error
+    return directory / path.relative_to(place)
+
+
+def _check_new(directory: Path) -> None:
+    """Raise a `UserError` unless a directory is missing or empty."""
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise UserError(f"--output {directory} exists already: give a new directory")
+
+
 def recorded(config: RATEConfig, settings: Settings, variant: str) -> dict[str, Any]:
     """What an inference script is to know of the run, by the names of flags."""
     known = {
@@ -134,8 +155,7 @@ def describe(name: str, how: str, model: Agent, settings: Settings) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Convert one checkpoint and say what it is and where it went."""
     args = parser().parse_args(argv)
-    if args.output.exists() and (not args.output.is_dir() or any(args.output.iterdir())):
-        raise UserError(f"--output {args.output} exists already: give a new directory")
+    _check_new(args.output)
     weights = load_published(args.checkpoint)
     settings = settings_of(args)
     try:
@@ -150,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         left_out = convert_weights(weights, model)
     except UserError as error:
         raise UserError(f"{args.checkpoint}: {error}") from None
-    path = write_run(args.output, model, recorded(sizes, settings, name))
+    path = _write_alone(args.output, model, recorded(sizes, settings, name))
     print(describe(name, how, model, settings), file=sys.stderr)
     print(f"wrote {path}; left out {len(left_out)} tensors that the published model never uses", file=sys.stderr)
 

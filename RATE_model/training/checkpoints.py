@@ -101,7 +101,9 @@ def find_checkpoint(directory: Path, *, tag: str | None = None) -> Path | None:
         damage = find_damage(path)
         if damage is None:
             return path
-        print(f"warning: checkpoint {path} is damaged ({damage}) and is passed over", file=sys.stderr)
+        print(
+            f"warning: checkpoint {path} is damaged ({damage}) and skipped; the one before it is used", file=sys.stderr
+        )
     return None
 
 

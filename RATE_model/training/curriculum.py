@@ -88,7 +88,7 @@ class FixedStages:
 class AdaptiveStages:
     """A stage ends when it is solved: `metric` was 1 for `streak` batches in a row; or, unsolved, after `max_batches`.
 
-    Behind the last stage the learning rate is annealed over `anneal_batches` batches: without it, what was learned
+    After the last stage the learning rate is annealed over `anneal_batches` batches: without it, what was learned
     about lengths beyond the training data was seen to be lost again. `solved` tells whether all stages were.
     """
 

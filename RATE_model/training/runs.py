@@ -1,7 +1,8 @@
 """A run's directory, its interruption, and several seeds in one command.
 
 <run>/config.yaml        every flag's value, readable by --config
-      environment.json   one entry per start: commit, versions, command line, threads
+      environment.json   one entry per start: commit, versions, command line, threads; a damaged one is kept as
+                         environment.damaged.json
       metrics.jsonl      see tracking.py
       checkpoints/       see checkpoints.py
       eval/*.json  plots/*.png
@@ -42,11 +43,11 @@ from RATE_model.system.locks import Held, clear_leftovers, hold, owner
 from RATE_model.training.checkpoints import find_checkpoint, has_checkpoints, load_checkpoint, resolve_checkpoint
 from RATE_model.training.tracking import check_wandb, redact
 
-_TRACEBACK, _LOCK = "traceback.txt", ".lock"
-_CONTENTS = ("config.yaml", "environment.json", "metrics.jsonl", "timing.jsonl", "wandb_id", _TRACEBACK)
+_TRACEBACK, _LOCK, _DAMAGED = "traceback.txt", ".lock", "environment.damaged.json"
+_CONTENTS = ("config.yaml", "environment.json", _DAMAGED, "metrics.jsonl", "timing.jsonl", "wandb_id", _TRACEBACK)
 _FOLDERS = ("checkpoints", "eval", "plots")
 # What a start leaves that says nothing of results.
-_BEGINNING = {"config.yaml", "environment.json", "wandb_id", _TRACEBACK}
+_BEGINNING = {"config.yaml", "environment.json", _DAMAGED, "wandb_id", _TRACEBACK}
 _NAME_BYTES = 200  # of a run; file systems allow 255
 _SEEN_SECONDS = 15.0  # until a network file system shows what another machine has made
 
@@ -269,6 +270,17 @@ def check_unowned(**places: Path | None) -> None:
                 raise UserError(f"--{name} {place}: {directory} is in use by {by}; wait for it, or give another place")
 
 
+@contextmanager
+def owning(place: Path) -> Iterator[None]:
+    """Own the run that a file is in, if it is in one, while it is written; waits for another owner."""
+    with ExitStack() as stack:
+        for directory in place.absolute().parents:
+            if (directory / "checkpoints").is_dir():
+                waiting = f"{directory} is in use by another process; waiting for it before '{place}' is written"
+                stack.enter_context(hold(directory / _LOCK, waiting=waiting))
+        yield
+
+
 def _in_use(directory: Path, by: str) -> str:
     return (
         f"{directory} is in use by {by}: wait for it or stop it, or start another run with another --text or "
@@ -290,6 +302,7 @@ def _prepare(run: Run, config: dict[str, Any]) -> None:
         if origin not in (None, directory) and (origin / "metrics.jsonl").exists():
             shutil.copyfile(origin / "metrics.jsonl", directory / "metrics.jsonl")  # its history is this run's too
         atomic_write_text(directory / "config.yaml", redact(to_yaml(config)))
+        _set_aside_damaged_starts(directory)
         _record_start(directory, run.seed, resumed_from=origin if origin != directory else None, changed=run.changed)
     except OSError as error:
         raise UserError(f"the run directory {directory} cannot be written: {error.strerror or error}") from error
@@ -456,10 +469,20 @@ def _last_start(directory: Path) -> dict[str, Any] | None:
 
 
 def _starts(directory: Path) -> list[dict[str, Any]]:
+    """What is known of the starts of a run; none where the file is missing or damaged."""
     try:
-        return json.loads((directory / "environment.json").read_text())["starts"]
+        starts = json.loads((directory / "environment.json").read_text())["starts"]
     except (OSError, ValueError, KeyError, TypeError):
         return []
+    return starts if isinstance(starts, list) and all(isinstance(start, dict) for start in starts) else []
+
+
+def _set_aside_damaged_starts(directory: Path) -> None:
+    """Keep an environment.json that cannot be read under another name, and say so: this start begins a new one."""
+    path = directory / "environment.json"
+    if path.exists() and not _starts(directory):
+        os.replace(path, directory / _DAMAGED)
+        print(f"warning: {path} is damaged; it is kept as {_DAMAGED}, and a new one begins", file=sys.stderr)
 
 
 def _record_start(directory: Path, seed: int, *, resumed_from: Path | None = None, changed: Sequence[str] = ()) -> None:

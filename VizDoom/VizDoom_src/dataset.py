@@ -152,8 +152,8 @@ def _check_versions(path: Path) -> None:
     for name, version in (("expert", EXPERT_VERSION), ("builder", BUILDER_VERSION)):
         if made.get(name, version) != version:
             raise UserError(
-                f"'{path}' was made by version {made[name]} of the {name}, and this one is {version}. Delete it and it "
-                "is made anew, or name it with --data_path to train on it all the same"
+                f"'{path}' was made by version {made[name]} of the {name}, and this one is {version}. Give "
+                "another --data_dir, where it is made again, or name it with --data_path to train on it all the same"
             )
 
 

@@ -76,6 +76,18 @@ def test_pickles(tmp_path, protocol, capsys):
     assert_same(open_data(TASK, tmp_path), changed)
 
 
+def test_a_damaged_conversion_may_be_deleted_and_its_source_stays(tmp_path):
+    source = write_pickle(tmp_path, episodes(HOPPER))
+    converted = open_data(TASK, tmp_path).path
+    with h5py.File(converted) as file:
+        place = file["rewards"].id.get_chunk_info(0).byte_offset
+    content = bytearray(converted.read_bytes())
+    content[place] ^= 1
+    converted.write_bytes(content)
+    with pytest.raises(UserError, match=rf"'{converted}' is damaged.*converted from '{source}'; delete it"):
+        open_data(TASK, tmp_path)
+
+
 def test_pickles_of_numpy_1(tmp_path):
     """Its arrays name a module that has moved since."""
     content = pickle.dumps(episodes(HOPPER), protocol=2).replace(b"numpy._core.multiarray", b"numpy.core.multiarray")

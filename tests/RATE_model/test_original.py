@@ -345,6 +345,22 @@ def test_gates_of_unequal_shapes_are_told(tmp_path, capsys):
     assert "of layer 0: its matrices" in capsys.readouterr().err
 
 
+def test_an_interrupted_conversion_leaves_nothing(tmp_path, monkeypatch):
+    """A directory without its config.yaml would be refused by the same command, and taken by inference."""
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    source, output = published(tmp_path / "model.pth"), tmp_path / "new" / "converted"
+    arguments = ["--output", output, *(part for flag, value in RIGHT.items() for part in (f"--{flag}", value))]
+    with monkeypatch.context() as patch:
+        patch.setattr("RATE_model.original.__main__.atomic_write_text", interrupted)
+        assert convert(source, *arguments) == 130
+    assert [path.name for path in tmp_path.iterdir()] == ["model.pth"]
+    assert convert(source, *arguments) == 0 and rebuilt(output)
+    assert [path.name for path in output.parent.iterdir()] == ["converted"]
+
+
 def test_nothing_is_converted_into_a_runs_checkpoints(tmp_path, capsys):
     checkpoints = tmp_path / "run" / "checkpoints"
     saved = save_checkpoint(checkpoints, 5, model_state={"w": torch.ones(2)}, training_state={})

@@ -48,6 +48,20 @@ def test_a_window_slides_while_memory_is_handed_on(mode, spec):
     torch.testing.assert_close(acted(actor, inputs), in_windows(model, inputs), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("mode", ["RATE", "DT"])
+@torch.no_grad()
+def test_a_slide_longer_than_the_window_clears_it(mode):
+    model = small_model(mode)
+    inputs, size = random_inputs(2, STEPS), model.memory.config.context_length
+    found = [
+        acted(Actor(model, 2, inputs[2][:, 0], window=True, slide=slide), inputs) for slide in (size, size + 1, 99)
+    ]
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
+    torch.testing.assert_close(found[2], found[0], rtol=0, atol=0)
+    fewer = acted(Actor(model, 2, inputs[2][:, 0], window=True, slide=1), inputs)
+    assert not torch.allclose(fewer, found[0]), "the slide must tell"
+
+
 @pytest.mark.parametrize("arch", ["TrXL-I", "GTrXL"])
 @torch.no_grad()
 def test_blocks_that_cache_other_states_than_they_attend_to(arch):

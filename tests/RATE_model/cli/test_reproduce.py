@@ -57,6 +57,15 @@ def test_runs_are_trained_where_the_table_was_made_unless_flags_say_otherwise(tm
     assert Study("train.py", (), {}, None, None).device == "cpu"
 
 
+def test_a_run_that_can_be_neither_kept_nor_continued_is_named():
+    def check(*_):
+        raise UserError("RUN holds eval/final.json but no checkpoint")
+
+    study = Study("train.py", (), {"A": ()}, lambda flags: None, check)
+    with pytest.raises(UserError, match="A, seed 1: RUN holds .*no checkpoint; to keep it, .* another --runs_dir"):
+        study.run("A", 1, StudyOptions())
+
+
 def test_a_signal_stops_the_runs_of_a_table_in_seconds(tmp_path, monkeypatch):
     """They are told to stop, which they do when their state is saved; those that wait do not begin."""
     script = tmp_path / "train.py"

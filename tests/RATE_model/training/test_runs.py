@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from RATE_model.errors import RunError, UserError
 from RATE_model.system.interrupts import Interrupted, Interrupts
 from RATE_model.training import runs
 from RATE_model.training.checkpoints import save_checkpoint
-from RATE_model.training.runs import Run, check_run, check_unowned, open_run, run_name, run_seeds
+from RATE_model.training.runs import Run, check_run, check_unowned, open_run, owning, run_name, run_seeds
 
 ROOT = Path(__file__).parents[3]
 CONFIG = {"model_mode": "RATE", "epochs": 10, "lengths": [9, 30], "curr": "false", "wandb_mode": "auto", "resume": "no"}
@@ -199,6 +200,30 @@ def test_resume_auto_starts_or_continues(tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / "step_00000005" / "training.pt").write_bytes(b"")
     with pytest.raises(UserError, match="only damaged checkpoints"):
         begin(tmp_path, resume="auto")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"starts": 3}', b'{"starts": [1]}', b"\xff"])
+def test_damaged_records_of_starts_are_kept_and_said(tmp_path: Path, capsys, content: bytes) -> None:
+    save(begin(tmp_path), 5)
+    (tmp_path / "environment.json").write_bytes(content)
+    begin(tmp_path, resume="auto")
+    assert f"warning: {tmp_path / 'environment.json'} is damaged" in capsys.readouterr().err
+    assert (tmp_path / "environment.damaged.json").read_bytes() == content
+    assert len(json.loads((tmp_path / "environment.json").read_text())["starts"]) == 1
+    begin(tmp_path, resume="auto")
+    assert "damaged" not in capsys.readouterr().err
+
+
+def test_what_is_written_into_a_run_waits_for_its_owner(tmp_path: Path, capsys) -> None:
+    owner = multiprocessing.get_context("fork").Process(target=run_for_ever, args=(tmp_path,))
+    owner.start()
+    while not (tmp_path / "ready").exists():
+        assert owner.is_alive()
+        time.sleep(0.01)
+    threading.Timer(0.5, owner.kill).start()
+    with owning(tmp_path / "eval" / "mine.json"):
+        assert not owner.is_alive() and (tmp_path / ".lock").exists()
+    assert f"{tmp_path} is in use by another process; waiting for it" in capsys.readouterr().out
 
 
 def test_resume_from_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
