@@ -1,6 +1,7 @@
 """The flow of every inference script: a checkpoint is asked what its training asked, unless flags say otherwise."""
 
 import sys
+import os
 import time
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field, fields, make_dataclass
@@ -33,10 +34,10 @@ def check_typed(checkpoint: Path | None, typed: Set[str]) -> None:
     """Raise a `UserError` for a flag on the command line that the agent of a checkpoint has no use for.
 
     Args:
-        checkpoint: as users name it; nothing is said of none.
+        checkpoint: as users name it; one that is not there is for loading to name.
         typed: the names of all flags.
     """
-    if checkpoint is None or not typed & ACTING_FLAGS:
+    if checkpoint is None or not os.path.exists(checkpoint) or not typed & ACTING_FLAGS:
         return
     config = load_config(resolve_checkpoint(checkpoint))
     memory, agent = MEMORIES[config.memory].memory, f"the agent of {checkpoint} ({config.memory})"
