@@ -1,7 +1,7 @@
 """The flow of every inference script: a checkpoint is asked what its training asked, unless flags say otherwise."""
 
-import sys
 import os
+import sys
 import time
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field, fields, make_dataclass
