@@ -1,4 +1,4 @@
-"""Figures: success by length, bars, returns, training curves, attention maps, and how memory tokens move in an episode.
+"""Figures: success by length, bars, returns, training curves, attention maps, gates, and how memory tokens move.
 
 Every `plot_*` function writes one PNG, whole or not at all, and returns its path; the `*_figure` function of the same
 name builds the figure alone. Nothing touches pyplot's global state, so all of it works without a display.
@@ -7,6 +7,7 @@ name builds the figure alone. Nothing touches pyplot's global state, so all of i
 from RATE_model.plots.attention import plot_attention
 from RATE_model.plots.bars import plot_bars
 from RATE_model.plots.curves import plot_curves
+from RATE_model.plots.gates import plot_gates
 from RATE_model.plots.memory import plot_memory
 from RATE_model.plots.returns import plot_returns
 from RATE_model.plots.seeds import plot_seeds
@@ -16,6 +17,7 @@ __all__ = [
     "plot_attention",
     "plot_bars",
     "plot_curves",
+    "plot_gates",
     "plot_memory",
     "plot_returns",
     "plot_seeds",

@@ -15,7 +15,7 @@ from RATE_model.acting.rollout import evaluating
 from RATE_model.agent import Agent
 from RATE_model.environments.contract import Evaluation
 from RATE_model.errors import UserError
-from RATE_model.plots import plot_attention, plot_memory, plot_success_by_length
+from RATE_model.plots import plot_attention, plot_gates, plot_memory, plot_success_by_length
 from TMaze_new.TMaze_new_src.env import TMazeVectorEnv
 from TMaze_new.TMaze_new_src.evaluate import figures, success_by_length
 
@@ -89,10 +89,10 @@ def draw_maps(
     seed: int = 0,
     hint_steps: int = 1,
 ) -> list[Path]:
-    """Attention maps of one episode, and how its memory tokens move beside those of the other hint.
+    """Attention and gates of one episode, and how its memory tokens move beside those of the other hint.
 
     Writes, as far as the memory has these to show, attention_map.png (mean over layers and heads), attention_layers.png
-    (mean over heads) and memory_map.png.
+    (mean over heads), gates_map.png and memory_map.png.
 
     Args:
         model: any mode. One that slides a window (DT, DTXL) shows its window.
@@ -110,13 +110,17 @@ def draw_maps(
         length = min(length, context)
     episode = record_episode(model, length, seed, hint_steps=hint_steps)
     with evaluating(model):
-        segments = model.inspect(*episode).get("attention")
+        seen = model.inspect(*episode)
+    segments, gates = seen.get("attention"), seen.get("gates")
     paths = []
     if segments is not None:
         title = f"attention in a T-Maze episode of {episode[2].shape[1]} steps, hint up"
         both, heads = f"{title} (mean over layers and heads)", f"{title} (mean over heads)"
         paths.append(plot_attention(segments, directory / "attention_map.png", title=both))
         paths.append(plot_attention(segments, directory / "attention_layers.png", layer="each", title=heads))
+    if gates:
+        title = f"what the memory decides in a T-Maze episode of {episode[2].shape[1]} steps"
+        paths.append(plot_gates(gates, directory / "gates_map.png", rows={"hint up": 0, "hint down": 1}, title=title))
     if model.memory.initial(1).slots is not None:
         steps = max(length, 10 * context) if memory_length is None else memory_length
         with evaluating(model):

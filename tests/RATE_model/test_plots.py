@@ -15,6 +15,7 @@ from RATE_model.plots import plot_attention, plot_bars, plot_curves, plot_memory
 from RATE_model.plots.attention import MAX_SEGMENTS, attention_figure, regions
 from RATE_model.plots.bars import bars_figure
 from RATE_model.plots.curves import curves_figure, read_metrics
+from RATE_model.plots.gates import gates_figure
 from RATE_model.plots.memory import memory_figure, memory_tokens, principal_plane, similarity_to_first
 from RATE_model.plots.returns import returns_figure
 from RATE_model.plots.style import save
@@ -412,3 +413,14 @@ def test_returns_of_several_targets_are_lines_with_these_ticks():
     (axes,) = returns_figure(found, title="").axes
     assert axes.get_xticks().tolist() == [1800, 3600] and axes.get_xlabel() == "return asked for"
     assert axes.containers[0].lines[0].get_xydata().tolist() == [[1800, 2], [3600, 4]]
+
+
+def test_gates_have_a_panel_for_each_episode_in_one_scale():
+    gates = {"write": np.array([[[0.2, 0.9]] * 3, [[0.1, 0.4]] * 3]), "size": np.array([[[-2.0]] * 3, [[1.0]] * 3])}
+    figure = gates_figure(gates, {"up": 1, "down": 0})
+    panels = {axes.get_gid(): axes.images[0] for axes in figure.axes if axes.get_gid()}
+    assert list(panels) == ["write|up", "write|down", "size|up", "size|down"]
+    assert panels["write|down"].get_array().tolist() == [[0.2] * 3, [0.9] * 3]
+    assert panels["write|up"].get_clim() == (0, 1) and panels["size|up"].get_clim() == (-2, 2)
+    with pytest.raises(UserError, match="shows no gates"):
+        gates_figure({}, {"up": 0})

@@ -7,6 +7,8 @@ import torch
 
 from RATE_model.acting.actor import Actor
 from RATE_model.acting.controls import knock_out_memory
+from RATE_model.agent import Agent
+from RATE_model.cli.settings import ModelOptions
 from RATE_model.errors import UserError
 from tests.small_models import K, logits_of, small_model
 from TMaze_new.TMaze_new_src import pictures
@@ -19,6 +21,7 @@ from TMaze_new.TMaze_new_src.pictures import (
     record_episode,
     success_of_run,
 )
+from TMaze_new.TMaze_new_src.spec import SPEC
 
 
 class Expert(Actor):
@@ -80,6 +83,12 @@ def test_maps_suit_the_model(mode, names, tmp_path):
     paths = draw_maps(small_model(mode), tmp_path, 2 * K, memory_length=2 * K)
     assert [path.name for path in paths] == names
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+
+
+def test_gates_are_drawn_where_there_are_any(tmp_path):
+    config = ModelOptions(model_mode="Mamba", d_model=8).agent_config(context_length=K, segments=2)
+    paths = draw_maps(Agent(config, SPEC), tmp_path, 2 * K, memory_length=2 * K)
+    assert [path.name for path in paths] == ["gates_map.png", "memory_map.png"]
 
 
 def test_a_sliding_window_is_drawn_no_longer_than_it_is(tmp_path, monkeypatch):
