@@ -9,6 +9,7 @@ import RATE_model
 COMMANDS = {
     "train": "train on data of your own",
     "evaluate": "play episodes with a run that `train` made",
+    "sweep": "train with several values of flags and seeds, here or on a cluster",
     "plots": "draw learning curves of several runs",
     "protocol": "say what a run's memory was shown to hold",
     "report": "make one page with curves, verdict and episode player",

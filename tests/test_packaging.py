@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-EXTRAS = ("vizdoom", "minigrid", "memory-maze", "atari", "mujoco", "all", "dev", "oracles")
+EXTRAS = ("vizdoom", "minigrid", "memory-maze", "atari", "mujoco", "cluster", "all", "dev", "oracles")
 
 # Installed only where an extra asks for them.
 ENVIRONMENT_PACKAGES = (

@@ -22,6 +22,9 @@ SIGNALS = tuple(
     name for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
 )  # schedulers announce the end of a job with the last two
 
+SIGNAL_CODES = tuple(128 + getattr(signal, name) for name in SIGNALS)
+"""Exit codes of a process that such a signal has stopped."""
+
 
 class Interrupted(KeyboardInterrupt):
     """A signal asked to stop. Like Ctrl-C's exception, it is caught by no ``except Exception``."""

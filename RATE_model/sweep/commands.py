@@ -1,0 +1,121 @@
+"""From a command with {a,b,c} in it to the commands that a person would type."""
+
+import hashlib
+import itertools
+import math
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from RATE_model.errors import UserError
+
+_GIVEN = ("seed", "start_seed", "end_seed", "resume", "overwrite")  # flags that a sweep sets itself
+_CHOICE = re.compile(r"\{([^{}]*,[^{}]*)\}")
+_NAME_LENGTH = 120
+MAX_JOBS = 10_000
+
+
+@dataclass(frozen=True)
+class Job:
+    """One command of a sweep; its name says what tells it from the others."""
+
+    name: str
+    words: tuple[str, ...]
+
+
+def jobs_of(command: str, seeds: Sequence[int]) -> list[Job]:
+    """All commands: every value in braces with every other, for every seed; each goes on where it was interrupted.
+
+    The values become part of a run's `--text`, so that no two runs share a directory, whatever the flag.
+
+    Args:
+        command: as typed, such as ``python3 SCRIPT --learning_rate {1e-4,3e-4}``.
+        seeds: each is a run of its own.
+
+    Raises:
+        UserError: it is empty, sets a flag that a sweep sets, or makes too many commands.
+    """
+    words = split(command)
+    for word in words:
+        flag = word.removeprefix("--").partition("=")[0].replace("-", "_")
+        if word.startswith("--") and flag in _GIVEN:
+            raise UserError(f"--{flag}: a sweep sets it itself; leave it out, and give the seeds with --seeds")
+    choices = [_choices(word) for word in words]
+    count = len(seeds) * math.prod(map(len, choices))
+    if count > MAX_JOBS:
+        raise UserError(f"{command}: makes {count} commands; at most {MAX_JOBS}")
+    jobs = []
+    for chosen in itertools.product(*choices):
+        label = _name("_".join(_label(chosen, place) for place, values in enumerate(choices) if len(values) > 1))
+        for seed in seeds:
+            own = (*_with_text(chosen, label), "--seed", str(seed), "--resume", "auto")
+            jobs.append(Job(f"{label}_seed={seed}".lstrip("_"), own))
+    if len({job.name for job in jobs}) < len(jobs):
+        raise UserError(f"{command}: a value stands twice in the same braces, or a seed was given twice")
+    return jobs
+
+
+def split(command: str) -> list[str]:
+    """The words of a command, as a shell reads them. Raises UserError if there are none."""
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise UserError(f"{command}: cannot be read ({error})") from None
+    if not words:
+        raise UserError('a command is missing: give it in quotes, as "python3 SCRIPT --learning_rate {1e-4,3e-4}"')
+    return words
+
+
+def _choices(word: str) -> list[str]:
+    """A word for each of the values in its braces; the word itself if it has none."""
+    found = _CHOICE.search(word)
+    if not found:
+        return [word]
+    before, after = word[: found.start()], word[found.end() :]
+    return [other for value in found[1].split(",") for other in _choices(before + value + after)]
+
+
+def _label(words: Sequence[str], place: int) -> str:
+    """What a word says, with its flag: learning_rate=1e-4."""
+    flag, equals, value = words[place].removeprefix("--").partition("=")
+    if words[place].startswith("--") and equals:
+        return f"{flag}={value}"
+    before = next((word for word in reversed(words[:place]) if word.startswith("--")), "")
+    return f"{before.removeprefix('--')}={words[place]}".lstrip("=")
+
+
+def _with_text(words: Sequence[str], label: str) -> tuple[str, ...]:
+    """The command with the label at the end of its --text."""
+    if not label:
+        return tuple(words)
+    place = next((place for place, word in enumerate(words) if word == "--text"), None)
+    if place is None:
+        return (*words, "--text", label)
+    return (*words[: place + 1], "_".join(filter(None, (words[place + 1], label))), *words[place + 2 :])
+
+
+def _name(label: str) -> str:
+    """As a file's name; a long one is cut, and a hash tells it apart."""
+    name = re.sub(r"[^\w.+=-]+", "-", label).strip("-.")
+    if len(name) <= _NAME_LENGTH:
+        return name
+    return short_name(name[:_NAME_LENGTH], label)
+
+
+def short_name(name: str, told_apart_by: str) -> str:
+    """A name and a short hash of what it does not say."""
+    return f"{name}-{hashlib.sha256(told_apart_by.encode()).hexdigest()[:8]}"
+
+
+def seeds_of(text: str) -> list[int]:
+    """``1-5``, ``1,3,7`` or ``1-3,9``. Raises UserError for anything else."""
+    seeds: list[int] = []
+    for piece in text.split(","):
+        match = re.fullmatch(r"(\d{1,18})(?:-(\d{1,18}))?", piece.strip(), re.ASCII)
+        if not match or int(match[2] or match[1]) < int(match[1]):
+            raise UserError(f"--seeds {text}: must be like 1-5 or 1,3,7")
+        if int(match[2] or match[1]) - int(match[1]) >= MAX_JOBS:
+            raise UserError(f"--seeds {text}: at most {MAX_JOBS} seeds")
+        seeds += range(int(match[1]), int(match[2] or match[1]) + 1)
+    return seeds

@@ -1,0 +1,132 @@
+"""A sweep's folder: its commands, and how far each has come, for any number of processes that look or work.
+
+<folder>/sweep.json         the command, the seeds and where it was started
+         jobs/NAME/log.txt  all that the command's attempts have printed
+                   state.json   attempts, and how the last one ended
+                   .lock    while an attempt runs, on this machine or another
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from RATE_model.errors import UserError
+from RATE_model.sweep.commands import Job, jobs_of
+from RATE_model.system.atomic import atomic_write_json
+from RATE_model.system.interrupts import SIGNAL_CODES
+from RATE_model.system.locks import owner
+
+# waiting: never begun; stopped: killed or told to stop, it goes on when its turn comes.
+State = Literal["done", "running", "failed", "stopped", "waiting"]
+STATES: tuple[State, ...] = ("done", "running", "failed", "stopped", "waiting")
+_LAST_BYTES = 20_000
+
+
+@dataclass
+class Record:
+    """What is known of a job's attempts."""
+
+    attempts: int = 0
+    code: int | None = None  # of the last attempt: its exit code, or minus a signal; None while it runs, or if it died
+    seconds: float = 0.0  # of all attempts
+    submitted: str = ""  # the cluster's id of a job that was submitted
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The jobs of a sweep, and where they are kept."""
+
+    folder: Path
+    directory: Path  # where commands are run
+    jobs: list[Job] = field(repr=False)
+
+    def place(self, job: Job) -> Path:
+        """The folder of a job."""
+        return self.folder / "jobs" / job.name
+
+    def lock(self, job: Job) -> Path:
+        """Held while an attempt runs."""
+        return self.place(job) / ".lock"
+
+    def log(self, job: Job) -> Path:
+        """What its attempts have printed."""
+        return self.place(job) / "log.txt"
+
+    def record(self, job: Job) -> Record:
+        """What is known of its attempts; nothing if it was never begun."""
+        try:
+            return Record(**json.loads((self.place(job) / "state.json").read_text()))
+        except FileNotFoundError:
+            return Record()
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"{self.place(job) / 'state.json'} is damaged ({error}); delete it to begin anew") from None
+
+    def write(self, job: Job, record: Record) -> None:
+        """Keep a record."""
+        self.place(job).mkdir(parents=True, exist_ok=True)
+        atomic_write_json(self.place(job) / "state.json", vars(record))
+
+    def state(self, job: Job) -> State:
+        """How far a job has come."""
+        if owner(self.lock(job)) is not None:
+            return "running"
+        record = self.record(job)
+        if not record.attempts:
+            return "waiting"
+        if record.code is None or record.code < 0 or record.code in SIGNAL_CODES:
+            return "stopped"
+        return "failed" if record.code else "done"
+
+    def last_lines(self, job: Job, count: int) -> list[str]:
+        """The end of its log."""
+        try:
+            with open(self.log(job), "rb") as file:
+                file.seek(max(0, self.log(job).stat().st_size - _LAST_BYTES))
+                text = file.read().decode(errors="replace")
+        except OSError:
+            return []
+        return [line.rstrip() for line in text.splitlines() if line.strip()][-count:]
+
+
+def create(folder: Path, command: str, seeds: Sequence[int]) -> Sweep:
+    """The sweep in a folder, new or the one that is there, which more seeds may be added to.
+
+    Raises:
+        UserError: the folder holds another command's, or cannot be written, or see `jobs_of`.
+    """
+    jobs_of(command, seeds)
+    before = _read(folder) if (folder / "sweep.json").exists() else None
+    if before is not None and before["command"] != command:
+        raise UserError(f"{folder} holds the sweep of another command, {before['command']}: give another --folder")
+    known = before["seeds"] if before else []
+    content = {
+        "command": command,
+        "seeds": [*known, *(seed for seed in seeds if seed not in known)],
+        "directory": before["directory"] if before else str(Path.cwd()),
+    }
+    if content != before:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            atomic_write_json(folder / "sweep.json", content)
+        except OSError as error:
+            raise UserError(f"{folder} cannot be written: {error.strerror or error}; give another --folder") from None
+    return load(folder)
+
+
+def load(folder: Path) -> Sweep:
+    """The sweep that a folder holds. Raises UserError if it holds none."""
+    content = _read(folder)
+    return Sweep(folder, Path(content["directory"]), jobs_of(content["command"], content["seeds"]))
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    path = folder / "sweep.json"
+    try:
+        content = json.loads(path.read_text())
+        return {name: content[name] for name in ("command", "seeds", "directory")}
+    except FileNotFoundError:
+        raise UserError(f"{folder} holds no sweep; give its --folder") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error!r}); give another --folder") from None
