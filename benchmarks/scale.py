@@ -1,0 +1,221 @@
+"""What several processes gain: time of an optimizer step against the messages between processes, for published models.
+
+    python benchmarks/scale.py
+    python benchmarks/scale.py --output FILE.json
+
+Two pieces are measured, on one thread: the CPU time of a step as a function of the trajectories in it, and the sum of
+gradients over two processes of this machine. From these the time of a step with 2 to 64 processes is computed; see
+docs/scale.md.
+"""
+
+import multiprocessing
+import os
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+if __name__ == "__main__":  # started as a script
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # makes the repository importable
+    from RATE_model.system.interrupts import quit_on_signals
+
+    quit_on_signals()  # while the imports below take their seconds
+
+import torch
+
+from benchmarks import common
+from RATE_model.agent import Agent, AgentConfig
+from RATE_model.cli.options import exit_on_user_error, parse_options
+from RATE_model.cli.settings import TrainOptions, at_least
+from RATE_model.data.batch import Batch
+from RATE_model.memories.rate.config import RATEConfig, apply_mode
+from RATE_model.spec import EnvironmentSpec
+from RATE_model.system import distributed
+from RATE_model.system.atomic import atomic_write_json
+from RATE_model.training.optimization import Schedule
+from RATE_model.training.trainer import Trainer
+
+PROCESSES = (1, 2, 4, 8, 16, 32, 64)
+# Messages between processes for a batch, beside the gradient: steps of windows, metrics, and signals and clock.
+SMALL_MESSAGES = 4
+# Networks on paper: seconds for a message to arrive, and bytes a second.
+NETWORKS = {"10 Gbit/s Ethernet": (50e-6, 1.25e9), "100 Gbit/s InfiniBand": (5e-6, 12.5e9)}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A published model, and the batch that it is trained on."""
+
+    spec: EnvironmentSpec
+    batch_size: int
+    context_length: int
+    sizes: dict[str, int]
+
+
+def _image(shape: tuple[int, ...], actions: int, **more: Any) -> EnvironmentSpec:
+    return EnvironmentSpec(observation_shape=shape, num_actions=actions, observation_scale=1 / 255, **more)
+
+
+def _sizes(layers: int, heads: int, width: int, tokens: int, valve_heads: int, cache: int) -> dict[str, int]:
+    """Of RATE, by the flags of an environment's config.yaml."""
+    names = ("n_layer", "n_head", "d_model", "d_head", "d_inner", "num_mem_tokens", "n_head_ca", "mem_len")
+    return dict(zip(names, (layers, heads, width, width, width, tokens, valve_heads, cache), strict=True))
+
+
+_TMAZE = EnvironmentSpec(observation_shape=(4,), num_actions=4, action_embeddings=5)
+_ROBOT = EnvironmentSpec(observation_shape=(17,), num_actions=6, continuous=True)
+MODELS = {
+    "T-Maze": Model(_TMAZE, 64, 30, _sizes(8, 10, 64, 5, 4, 0)),
+    "Minigrid-Memory": Model(_image((3, 84, 84), 3, action_embeddings=4), 64, 10, _sizes(8, 10, 64, 5, 2, 2)),
+    "ViZDoom-Two-Colors": Model(_image((3, 64, 112), 5), 64, 30, _sizes(6, 8, 128, 5, 2, 2)),
+    "Memory Maze": Model(_image((3, 64, 64), 6, conv_padding=2), 64, 30, _sizes(6, 8, 64, 5, 2, 2)),
+    "Atari": Model(_image((4, 84, 84), 4), 128, 30, _sizes(6, 8, 128, 15, 1, 360)),
+    "MuJoCo": Model(_ROBOT, 4096, 20, _sizes(3, 1, 128, 5, 1, 210)),
+}
+SEGMENTS = 3
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is measured."""
+
+    # Trajectories of the two batches that a step's time is computed from
+    rows: tuple[int, ...] = (2, 6)
+    # Timed rounds
+    rounds: int = 3
+    # Models, by name; empty: all
+    models: tuple[str, ...] = ()
+    # Write the figures to this JSON file
+    output: Path | None = None
+
+    def validate(self) -> None:
+        """Raise a UserError for a value out of range."""
+        at_least(1, rounds=self.rounds, rows=min(self.rows))
+        common.check_output(self.output)
+
+
+def make_trainer(model: Model) -> Trainer:
+    """A fresh agent that is trained through all segments, one optimizer step a batch."""
+    torch.manual_seed(0)
+    sizes = apply_mode(RATEConfig(context_length=model.context_length, **model.sizes), mode="RATE", segments=SEGMENTS)
+    return Trainer(Agent(AgentConfig("RATE", sizes), model.spec), TrainOptions(), Schedule(0, None, 0, 1.0))
+
+
+def make_batch(model: Model, rows: int) -> Batch:
+    """Random trajectories without padding."""
+    steps, spec, generator = SEGMENTS * model.context_length, model.spec, torch.Generator().manual_seed(1)
+    shape = (rows, steps, *spec.observation_shape)
+    if spec.is_image:
+        observations = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
+    else:
+        observations = torch.randn(shape, generator=generator)
+    actions = torch.rand(rows, steps, spec.num_actions) if spec.continuous else torch.randint(3, (rows, steps))
+    valid = torch.ones(rows, steps, dtype=torch.bool)
+    rtg = torch.rand(rows, steps, generator=generator)
+    return Batch(observations, actions, rtg, valid, torch.full((rows,), steps), torch.arange(rows))
+
+
+def step_seconds(model: Model, rows: Sequence[int], rounds: int) -> tuple[float, float, int]:
+    """CPU seconds of a step: the part that does not depend on trajectories, and that of each; and its parameters."""
+    trainer = make_trainer(model)
+    batches = [make_batch(model, count) for count in rows]
+    times: list[list[float]] = [[] for _ in rows]
+    for number in range(rounds + 1):
+        for place, batch in enumerate(batches):
+            start = time.process_time()
+            trainer.train_batch(batch)
+            if number:  # the first warms up
+                times[place].append(time.process_time() - start)
+    fast, slow = (min(found) for found in (times[0], times[-1]))
+    each = (slow - fast) / (rows[-1] - rows[0])
+    return max(0.0, fast - rows[0] * each), each, sum(p.numel() for p in trainer.model.parameters())
+
+
+def message_seconds(floats: Sequence[int], repeats: int = 30) -> list[float]:
+    """Seconds in which two processes of this machine sum so many floats: the fastest of several."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    processes = [
+        context.Process(target=_sum_up, args=(number, port, list(floats), repeats, theirs)) for number in range(2)
+    ]
+    for process in processes:
+        process.start()
+    found = ours.recv()
+    for process in processes:
+        process.join()
+    return found
+
+
+def _sum_up(number: int, port: str, floats: list[int], repeats: int, pipe: Any) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(number), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    found = []
+    with distributed.joined():
+        for count in floats:
+            tensor, times = torch.zeros(count), []
+            for _ in range(repeats):
+                start = time.perf_counter()
+                distributed.add_up(tensor)
+                times.append(time.perf_counter() - start)
+            found.append(min(times))
+    if number == 0:
+        pipe.send(found)
+
+
+def messages(floats: int, processes: int, delay: float, bandwidth: float) -> float:
+    """Seconds of all messages of a step; a sum along a ring sends 2 (P - 1) parts, each 1 / P of the gradient."""
+    if processes == 1:
+        return 0.0
+    hops = 2 * (processes - 1)
+    return (1 + SMALL_MESSAGES) * hops * delay + hops / processes * 4 * floats / bandwidth
+
+
+def table(found: dict[str, dict[str, float]], delay: float, bandwidth: float) -> str:
+    """Steps of one batch a second with P processes, against one; and the share of messages in a step."""
+    lines = [
+        "| model | parameters | batch | " + " | ".join(f"P = {count}" for count in PROCESSES[1:]) + " |",
+        "|---|---|---|" + "---|" * (len(PROCESSES) - 1),
+    ]
+    for name, figures in found.items():
+        batch, floats = MODELS[name].batch_size, int(figures["parameters"])
+        alone = figures["fixed_s"] + batch * figures["each_s"]
+        cells = []
+        for processes in PROCESSES[1:]:
+            sent = messages(floats, processes, delay, bandwidth)
+            step = figures["fixed_s"] + -(-batch // processes) * figures["each_s"] + sent
+            cells.append(f"{alone / step:.1f} ({sent / step:.0%})" if processes <= batch else "")
+        lines.append(f"| {name} | {floats / 1e6:.2f} M | {batch} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, print the tables and write the figures."""
+    with exit_on_user_error():
+        options = parse_options(Options, argv=argv, prog="python benchmarks/scale.py", description=__doc__)
+        torch.set_num_threads(1)
+        found: dict[str, dict[str, float]] = {}
+        for name in options.models or MODELS:
+            fixed, each, parameters = step_seconds(MODELS[name], options.rows, options.rounds)
+            found[name] = {"fixed_s": fixed, "each_s": each, "parameters": parameters}
+            print(f"{name}: {fixed:.3f} s and {each:.4f} s a trajectory", flush=True)
+        largest = max(int(figures["parameters"]) for figures in found.values())
+        small, large = (median(times) for times in zip(*(message_seconds([8, largest]) for _ in range(3)), strict=True))
+        delay, bandwidth = small / 2, 4 * largest / max(large - small, 1e-9)
+        networks = {"this machine, as measured": (delay, bandwidth), **NETWORKS}
+        for name, (delay, bandwidth) in networks.items():
+            print(f"\n{name}: {delay * 1e6:.0f} µs a message, {bandwidth / 1e9:.2f} GB/s\n")
+            print(table(found, delay, bandwidth))
+        if options.output is not None:
+            document = {"models": found, "small_s": small, "large_s": large, "floats": largest}
+            atomic_write_json(options.output, document | {"cpu_s": time.process_time(), "load": os.getloadavg()})
+
+
+if __name__ == "__main__":
+    main()
