@@ -151,10 +151,14 @@ class MinigridMemory(Environment):
         """Small images, three actions."""
         return SPEC
 
+    def files(self, config: Config) -> Sequence[Path]:
+        """What the preset collects, or what is given."""
+        return ensure_dataset(config.data)
+
     def load(self, config: Config) -> TrainingData:
         """Windows of a stage of s segments: the episodes that fit into them, padded. Stages fill ten batches each."""
         context, most = config.context_length, config.segments
-        sides = load_windows(ensure_dataset(config.data), size=most * context)
+        sides = load_windows(self.files(config), size=most * context)
         lengths, held_out = (side.windows[:, 2] for side in sides)
         enough = np.sort(lengths)[min(10 * config.train.batch_size, len(lengths)) - 1]
         shortest = max(enough, held_out.min())

@@ -271,6 +271,32 @@ def training_table(document: Mapping[str, Mapping[str, Any]]) -> str:
     return table(["model", "parameters", "optimizer steps", "training, s", "commit", "date"], rows)
 
 
+def seed_table(
+    document: Mapping[str, Mapping[str, Any]],
+    seeds: Sequence[int],
+    columns: Mapping[str, Callable[[Any, int], str]],
+) -> str:
+    """Every seed of every entry that was trained: its training, and further columns, as Markdown.
+
+    Args:
+        document: entries by label.
+        seeds: in the order of the entries' values.
+        columns: a heading -> what stands below it, of an entry and the number of a seed.
+    """
+    rows = [
+        [
+            label,
+            seed,
+            entry["optimizer_steps"][index],
+            f"{entry['train_seconds'][index]:.0f}",
+            *(column(entry, index) for column in columns.values()),
+        ]
+        for label, entry in document.items()
+        for index, seed in enumerate(seeds if "optimizer_steps" in entry else ())
+    ]
+    return table(["model", "seed", "optimizer steps", "training, s", *columns], rows)
+
+
 def cell(values: Sequence[float] | None, digits: int = 2) -> str:
     """Mean and standard error over seeds; a single value has no error; empty for no values."""
     if not values:

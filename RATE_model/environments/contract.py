@@ -207,6 +207,11 @@ class Environment(ABC):
             UserError: it is missing and cannot be made, or it is damaged, or does not fit the flags.
         """
 
+    def files(self, config: Any) -> Sequence[Path]:
+        """The files of that data, made where they are missing; empty where it is not in files. Raises UserError."""
+        self.load(config)
+        return ()
+
     @abstractmethod
     def make(self, case: Case, options: Any, *, render_mode: str | None = None) -> gymnasium.Env:
         """One environment, with a step limit (`acting.vector.step_limit`). Raises UserError if it cannot be made."""

@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from RATE_model.errors import UserError
 from RATE_model.system.atomic import atomic_write_bytes
 
-# Okabe and Ito (2008): told apart with every kind of colour vision.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4D4D4D")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+# Okabe and Ito (2008), and two of Tol (2021): told apart with every kind of colour vision.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4D4D4D", "#882255", "#999933")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "h")
 GREY = "#555555"
 
 _STYLE: dict[Any, Any] = {

@@ -160,9 +160,13 @@ class TMaze(Environment):
         parts = (*config.model.name_parts, *data.name_parts, "min", data.min_n_final, "max", data.max_n_final)
         return parts, ("min_n_final", "max_n_final")
 
+    def files(self, config: Config) -> Sequence[Path]:
+        """One for each number of segments."""
+        return ensure_datasets(config.data)
+
     def load(self, config: Config) -> TrainingData:
         """Windows of a stage of s segments: whole episodes of min_n_final to s segments, padded to s."""
-        paths, spec = ensure_datasets(config.data), config.data.spec
+        paths, spec = self.files(config), config.data.spec
 
         @lru_cache
         def windows(segments: int) -> tuple[WindowDataset, WindowDataset]:

@@ -226,7 +226,7 @@ def draw_run(
     """
     plots, paths = directory / "plots", []
     if success := success_of_run(directory):
-        lines = {directory.name: success}
+        lines = {model.config.memory: success}
         paths.append(plot_success_by_length(lines, plots / "success_by_length.png", trained=trained))
     return paths + draw_maps(model, plots, length, hint_steps=hint_steps)
 

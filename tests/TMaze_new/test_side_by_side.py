@@ -43,7 +43,7 @@ def test_a_finished_run_of_another_setting_is_not_taken_for_one_of_the_reproduct
     study, options = reproduce.STUDY, tables.StudyOptions(runs_dir=tmp_path)
 
     def finish(*flags: str) -> Path:
-        fast = str(reproduce.ROOT / reproduce.FAST)
+        fast = str(tables.ROOT / reproduce.FAST)
         places = ["--output_dir", str(tmp_path), "--ckpt_folder", study.folder("RATE")]
         config = ENVIRONMENT.read_config(["--config", fast, *places, *flags])
         with open_run(check(ENVIRONMENT, config, 1), config=config.run.recorded(to_flat_dict(config))) as run:

@@ -1,0 +1,180 @@
+"""Pages of success rates by case, such as lengths: every model, every seed, and the same agents with other memories."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from RATE_model.cli.evaluation import evaluation_of_run
+from RATE_model.cli.options import exit_on_user_error, parse_options
+from RATE_model.cli.reproduce import (
+    ROOT,
+    PageOptions,
+    Study,
+    cell,
+    final_results,
+    kept_entries,
+    made,
+    merged,
+    provenance,
+    seed_table,
+    table,
+    training_table,
+    write_results,
+)
+from RATE_model.environments.contract import Environment
+from RATE_model.loading import load_agent
+from RATE_model.memories.contract import MemoryTransform
+from RATE_model.plots import plot_success_panels
+
+Document = dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Control:
+    """The same agents with something done to their memory.
+
+    Attributes:
+        transform: makes what is done, the same in every run.
+        models: whose agents.
+        cases: that they play.
+        twins: every episode is played twice; see `Environment.twins`.
+    """
+
+    transform: Callable[[], MemoryTransform]
+    models: Sequence[str]
+    cases: Sequence[int]
+    twins: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuccessPage:
+    """One page.
+
+    Attributes:
+        name, title: of the files of results, and of a new page.
+        environment, config, study: whose runs, the YAML file of their setting, and the runs.
+        cases: columns of the tables.
+        rates: kinds of success: a key in the JSON file -> its name in eval/final.json, with {} for the case. The same
+            keys are names of `Environment.figures`. The first is drawn, shown by seed, and what controls have.
+        texts: what stands above the table of each kind; {seeds} and {made} are filled in.
+        shown: cases in the table of seeds.
+        notes: further columns of that table: a heading -> a key in the JSON file, and a name in eval/final.json of what
+            is true or false.
+        controls: by the words that follow a model's label.
+        others: makes entries of players that are not trained.
+        panels: titles and the labels drawn beside one another.
+        trained, xlabel: of the picture.
+    """
+
+    name: str
+    title: str
+    environment: Environment
+    config: str
+    study: Study
+    cases: Sequence[int]
+    rates: Mapping[str, str]
+    texts: Mapping[str, str]
+    shown: Sequence[int]
+    panels: Mapping[str, Sequence[str]]
+    trained: int
+    xlabel: str
+    notes: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    controls: Mapping[str, Control] = field(default_factory=dict)
+    others: Mapping[str, Callable[[], dict[str, Any]]] = field(default_factory=dict)
+
+    @property
+    def drawn(self) -> str:
+        """The kind of success that is drawn."""
+        return next(iter(self.rates))
+
+    @property
+    def labels(self) -> list[str]:
+        """All entries, in the page's order."""
+        controlled = [f"{model}, {words}" for words, control in self.controls.items() for model in control.models]
+        return [*self.study.models, *controlled, *self.others]
+
+    def main(self, argv: Sequence[str] | None = None) -> None:
+        """Train what is missing, collect everything, write the results."""
+        with exit_on_user_error():
+            description = f"Make results/{self.name}.*"
+            options = parse_options(PageOptions, argv=argv, prog="reproduce.py", description=description)
+            kept = kept_entries(self.name, self.study, options)
+            setting = self.environment.read_config(["--config", str(ROOT / self.config)])
+            self.environment.files(setting)  # made before several processes want to
+            directories = self.study.run_all(options, options.models)
+            document = {label: self.of_runs(runs) for label, runs in directories.items()}
+            for words, control in self.controls.items():
+                for model in control.models:
+                    if model in directories:
+                        document[f"{model}, {words}"] = self.controlled(directories[model], control)
+            document |= {label: make() for label, make in self.others.items() if label not in kept}
+            document = merged(kept, document, self.labels)
+            self.write(document, options)
+            print(self.success_table(document, self.drawn))
+
+    def of_runs(self, runs: Sequence[Path]) -> dict[str, Any]:
+        """Success of every seed by case, and what the training took."""
+        results = final_results(runs)
+        by_case = {
+            key: {str(case): [result[name.format(case)] for result in results] for case in self.cases}
+            for key, name in self.rates.items()
+        }
+        return by_case | {
+            "parameters": sum(parameter.numel() for parameter in load_agent(runs[0]).parameters()),
+            "train_seconds": [result["train_seconds"] for result in results],
+            "optimizer_steps": [result["optimizer_steps"] for result in results],
+            **{key: [bool(result.get(name)) for result in results] for key, name in self.notes.values()},
+            **provenance(runs),
+        }
+
+    def controlled(self, runs: Sequence[Path], control: Control) -> dict[str, Any]:
+        """Success of every seed by case with another memory."""
+        found: dict[str, list[float]] = {str(case): [] for case in control.cases}
+        for run in runs:
+            evaluation = evaluation_of_run(self.environment, run, cases=control.cases)
+            (played,) = evaluation.play_with(control.transform(), twins=control.twins).values()
+            for case, episodes in played.items():
+                found[str(case)].append(self.environment.figures(case, episodes, evaluation)[self.drawn])
+        return {self.drawn: found, **provenance(runs)}
+
+    def success_table(self, document: Document, key: str) -> str:
+        """Success by case, mean and standard error over seeds, as Markdown."""
+        entries = {label: entry[key] for label, entry in document.items() if key in entry}
+        rows = [[label, *(cell(rates.get(str(case))) for case in self.cases)] for label, rates in entries.items()]
+        return table(["model", *self.cases], rows)
+
+    def write(self, document: Document, options: PageOptions) -> None:
+        """The JSON file, the picture and the generated part of the page."""
+        curves = {
+            label: {int(case): values for case, values in entry[self.drawn].items()}
+            for label, entry in document.items()
+        }
+        drawn = {
+            title: {label: curves[label] for label in labels if label in curves}
+            for title, labels in self.panels.items()
+        }
+        picture = options.results_dir / f"{self.name}.png"
+        plot_success_panels(drawn, picture, trained=self.trained, xlabel=self.xlabel)
+        shown: dict[str, Callable[[dict[str, Any], int], str]] = {
+            heading: lambda entry, index, key=key: "yes" if entry[key][index] else "no"
+            for heading, (key, _) in self.notes.items()
+        }
+        shown |= {
+            f"success at {case}" if case == self.shown[0] else f"at {case}": lambda entry, index, case=case: (
+                f"{entry[self.drawn][str(case)][index]:.2f}"
+            )
+            for case in self.shown
+        }
+        told = {"seeds": ", ".join(map(str, options.seeds)), "made": made(document)}
+        parts = [f"{self.texts[key].format(**told)}\n\n{self.success_table(document, key)}" for key in self.rates]
+        parts += [training_table(document), f"Every seed:\n\n{seed_table(document, options.seeds, shown)}"]
+        parts += [f"Commands:\n\n{self.study.commands(options.seeds)}\n"]
+        write_results(self.name, self.title, document, "\n\n".join(parts), options)
+
+    def write_again(self, options: PageOptions) -> None:
+        """The page and its picture from the JSON file, as it is: nothing is measured."""
+        self.write(json.loads((options.results_dir / f"{self.name}.json").read_text()), options)
