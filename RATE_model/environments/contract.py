@@ -164,6 +164,8 @@ class Environment(ABC):
     data_seeds: ClassVar[range] = range(0)
     # Environments that are worth having at a time; None: as many as there are episodes
     at_once: ClassVar[int | None] = None
+    # Cases that the grid of context against horizon trains on, ascending; see `grid_flags`
+    grid_cases: ClassVar[Sequence[Case]] = ()
     # An option of `reset` and its two values, for twins: episodes that differ in what is to be remembered alone
     twins: ClassVar[tuple[str, Sequence[Any]] | None] = None
     # Names of discrete actions; empty: their numbers
@@ -275,6 +277,14 @@ class Environment(ABC):
 
         label = config.model.model_mode
         plot_curves({label: directory / "metrics.jsonl"}, directory / "plots" / "curves.png", self.curves)
+
+    def grid_flags(self, case: Case, parts: int) -> Sequence[str]:
+        """Flags of the train script for episodes of one case alone, seen in so many segments.
+
+        Raises:
+            UserError: the environment has no grid.
+        """
+        raise UserError(f"{self.name} declares no grid of contexts and horizons")
 
     # --- playing ---
 

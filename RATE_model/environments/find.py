@@ -12,6 +12,7 @@ from RATE_model.environments.contract import Environment
 from RATE_model.errors import UserError
 
 _MODULE = "environment"
+_ROOT = Path(__file__).resolve().parents[2]
 
 
 def environment_of(run: Path) -> Environment:
@@ -34,16 +35,25 @@ def environment_of(run: Path) -> Environment:
 
 
 def environment_named(name: str) -> Environment:
-    """The environment of a folder, such as My_folder or My_folder.src, written as a module or a path.
+    """The environment whose folder has this in its name, whatever its case and punctuation; or a module's.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or there are several.
     """
-    module = ".".join(Path(name).parts)
-    for folder in (module, f"{module}.{module.rpartition('.')[2]}_src"):
-        if (found := _in_folder(folder)) is not None:
-            return found
-    raise UserError(f"--env {name}: there is no {_MODULE}.py with an ENVIRONMENT in such a folder")
+    places = sorted([*_ROOT.glob(f"*/{_MODULE}.py"), *_ROOT.glob(f"*/*_src/{_MODULE}.py")])
+    packages = [".".join(place.parent.relative_to(_ROOT).parts) for place in places]
+    wanted = [package for package in packages if _plain(name) in _plain(package)] or [".".join(Path(name).parts)]
+    found = [environment for package in wanted if (environment := _in_folder(package)) is not None]
+    if len(found) != 1:
+        raise UserError(
+            f"--env {name}: {'several environments have' if found else 'no environment has'} this in the name of their "
+            f"folder; there are {', '.join(package.partition('.')[0] for package in packages)}"
+        )
+    return found[0]
+
+
+def _plain(name: str) -> str:
+    return "".join(letter for letter in name.lower() if letter.isalnum())
 
 
 def common_environment(runs: Sequence[Path], name: str | None = None) -> Environment:

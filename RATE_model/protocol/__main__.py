@@ -5,10 +5,16 @@
 
 Runs that differ in their seed alone are examined together. Each gets eval/protocol.json, eval/protocol.md and
 plots/protocol.png, or all go into --output.
+
+    python3 -m RATE_model.protocol --env tmaze --model_mode LSTM --grid
+
+trains a memory on one length at a time, seen whole, in two segments and in three, and draws at which lengths it is
+right. Runs that are finished are kept, interrupted ones are continued.
 """
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,13 +27,16 @@ if __name__ == "__main__":
 
 from RATE_model.cli.evaluation import asked_by, evaluation_of_run, print_table, recorded_flags
 from RATE_model.cli.limits import at_least, writable
-from RATE_model.cli.options import exit_on_user_error, parse_options
+from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
+from RATE_model.cli.reproduce import StudyOptions
 from RATE_model.environments.contract import Environment, Evaluation
-from RATE_model.environments.find import common_environment
+from RATE_model.environments.find import common_environment, environment_named
 from RATE_model.errors import UserError, reason_of
 from RATE_model.loading import same_interface
+from RATE_model.memories import MODES
 from RATE_model.plots.horizons import Point, plot_horizons
 from RATE_model.protocol.examination import RunPlayer, document, examine, questions_of, subject_of
+from RATE_model.protocol.grid import Grid, run_grid, write_grid
 from RATE_model.protocol.verdict import Case, Subject, Verdict, judge
 from RATE_model.system.atomic import atomic_write_json, atomic_write_text
 from RATE_model.training.runs import check_unowned
@@ -55,12 +64,29 @@ class Options:
     env: str | None = None
     # auto (a GPU if there is one), cpu, cuda, ...
     device: str = "auto"
-    # Folder for the results of all runs; none = each run's own
+    # Folder for the results of all runs; none = each run's own (with --grid: the working directory)
     output: Path | None = None
+    # Instead: train and validate --model_mode on the grid of contexts and horizons
+    grid: Boolean = False
+    # Of the grid
+    model_mode: str = "RATE"
+    # Of the grid: further flags of the train script, as one text
+    flags: str = ""
+    # Of the grid: seeds, consecutive
+    seeds: tuple[int, ...] = (1, 2, 3)
+    # Of the grid: runs at a time
+    jobs: int = 1
+    # Of the grid: where its runs go; none = the environment's checkpoint folder
+    runs_dir: Path | None = None
 
     def validate(self) -> None:
         """Raise a UserError for what can be seen to be wrong before anything is loaded."""
-        if not self.checkpoint:
+        if self.grid:
+            if self.checkpoint or self.env is None:
+                raise UserError("--grid trains runs of its own: give --env and --model_mode, and no --checkpoint")
+            if self.model_mode not in MODES:
+                raise UserError(f"--model_mode {self.model_mode}: must be one of {', '.join(MODES)}")
+        elif not self.checkpoint:
             raise UserError("--checkpoint is missing: give one or more run directories")
         at_least(2, episodes=self.episodes)
         writable(output=self.output)
@@ -217,6 +243,20 @@ def write(examined: Examined, folders: Mapping[Path, Path], stem: str) -> None:
         )
 
 
+def draw_grid(options: Options) -> None:
+    """Train, validate and draw the grid."""
+    assert options.env is not None, "seen by the validation"
+    environment = environment_named(options.env)
+    settings = tuple(shlex.split(options.flags))
+    grid = Grid(environment, options.model_mode, environment.grid_cases, settings)
+    study = StudyOptions(seeds=options.seeds, jobs=options.jobs, runs_dir=options.runs_dir)
+    study.validate()
+    episodes = max(1, options.episodes // (2 if environment.twins is not None else 1))
+    found = run_grid(grid, study, episodes=episodes)
+    stem = f"grid_{environment.folder.name}_{options.model_mode}"
+    print(" ".join(map(str, write_grid(found, options.output or Path(), stem))))
+
+
 def _point(case: Case, condition: str) -> Point:
     interval = case.interval(condition)
     return max(case.horizons), float(interval.value), float(interval.low), float(interval.high)
@@ -228,6 +268,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         options = parse_options(
             Options, argv=argv, prog="python3 -m RATE_model.protocol", description="What was proved about memory."
         )
+        if options.grid:
+            draw_grid(options)
+            return
         environment = common_environment([*options.checkpoint, *options.control], options.env)
         for name, runs in grouped(environment, options.checkpoint).items():
             print(f"{name}: {len(runs)} seed{'s' * (len(runs) > 1)} of {options.episodes} episodes", flush=True)

@@ -146,6 +146,7 @@ class TMaze(Environment):
     episode_counts = range(2, protocol.MAX_EPISODES + 1)
     data_seeds = range(FIRST_SEED, 2**31)
     twins = ("goal", (1, -1))
+    grid_cases = (9, 30, 90, 150)
     action_names = ("right", "up", "left", "down")
     curves = ("train_loss", "train_accuracy", "train_last_loss", "train_last_acc")
 
@@ -189,6 +190,12 @@ class TMaze(Environment):
             "train_last_acc": (decisions.argmax(-1) == targets).float().mean(),
             "train_last_loss": F.cross_entropy(decisions, targets),
         }
+
+    def grid_flags(self, case: int, parts: int) -> Sequence[str]:
+        """Episodes of one length, rounded up to whole segments."""
+        segments = str(parts)
+        length = str(-(-case // parts))
+        return ["--context_length", length, "--min_n_final", segments, "--max_n_final", segments, "--curr", "false"]
 
     def make(self, case: int, options: Maze, *, render_mode: str | None = None) -> TMazeEnv | ChainEnv:
         """One maze of an episode length."""

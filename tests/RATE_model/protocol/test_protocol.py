@@ -5,10 +5,12 @@ import shutil
 
 import pytest
 
+from RATE_model.cli import reproduce
 from RATE_model.environments.find import common_environment, environment_named, environment_of
 from RATE_model.errors import UserError
 from RATE_model.protocol.__main__ import main
 from tests.tmaze_runs import only_run, train
+from TMaze_new.TMaze_new_src import train_tmaze
 from TMaze_new.TMaze_new_src.environment import ENVIRONMENT
 
 
@@ -79,3 +81,31 @@ def test_environments_are_found_and_not_mixed(run, tmp_path):
     (other / "environment.json").write_text(json.dumps({"starts": [{"command": ["pytest"]}]}))
     with pytest.raises(UserError, match="is no train script of an environment"):
         environment_of(other)
+
+
+def test_the_grid_trains_validates_and_goes_on(tmp_path, capsys, monkeypatch):
+    """Tiny, in this process; given again, nothing is trained again."""
+    monkeypatch.setattr(type(ENVIRONMENT), "grid_cases", (6, 12))
+    monkeypatch.setattr(type(ENVIRONMENT), "draw_run", lambda *arguments: None)
+    trained = []
+
+    def finish(command, environment, stop):
+        trained.append(command)
+        return train_tmaze.main(command[2:]), ""
+
+    monkeypatch.setattr(reproduce, "_finish", finish)
+    tiny = "--trajectories 20 --epochs 1 --batch_size 16 --d_model 8 --eval_episodes 2 --eval_lengths 9"
+    flags = ["--env", "tmaze", "--model_mode", "LSTM", "--grid", "--flags", f"{tiny} --data_dir {tmp_path / 'data'}"]
+    flags += ["--seeds", "1", "--episodes", "4", "--runs_dir", str(tmp_path / "runs"), "--output", str(tmp_path)]
+    main(flags)
+    main(flags)
+    assert len(trained) == 6
+    found = json.loads((tmp_path / "grid_TMaze_new_src_LSTM.json").read_text())
+    assert found["validated"] == ["6", "12", "24", "48"] and len(found["rows"]) == 6
+    assert [cell["horizons"] for cell in found["rows"]["length 12 in 3 segments"]["cells"]][-1] == [47, 47]
+    lines = (tmp_path / "grid_TMaze_new_src_LSTM.csv").read_text().splitlines()
+    assert lines[0] == "trained on,6,12,24,48" and len(lines) == 7
+    assert (tmp_path / "grid_TMaze_new_src_LSTM.png").stat().st_size > 0
+    assert "--grid trains runs of its own" in fails(capsys, "--grid")
+    assert "--model_mode X: must be one of" in fails(capsys, "--grid", "--env", "tmaze", "--model_mode", "X")
+    assert "declares no grid" in fails(capsys, "--grid", "--env", "minigrid")

@@ -1,0 +1,136 @@
+"""The grid of context K against horizon xi: one memory trained on one length at a time, validated at all of them.
+
+The grid of Cherepanov et al. 2024 (arXiv 2412.06531): every trained episode is seen whole (short-term memory), in two
+segments and in three (long-term memory), and validated at every trained length and beyond.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from RATE_model.cli.evaluation import evaluation_of_run
+from RATE_model.cli.reproduce import Study, StudyOptions
+from RATE_model.cli.training import check
+from RATE_model.environments.contract import Case, Environment
+from RATE_model.errors import UserError, reason_of
+from RATE_model.plots.heat_map import plot_heat_map
+from RATE_model.protocol.examination import RunPlayer, questions_of
+from RATE_model.protocol.verdict import Case as Outcomes
+from RATE_model.system.atomic import atomic_write_json, atomic_write_text
+
+# Segments in which a trained episode is seen: K >= xi, then K about a half and a third of it.
+PARTS = (1, 2, 3)
+# Beyond what is trained on.
+LONGER = (2, 4)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What is trained and validated.
+
+    Attributes:
+        environment: where.
+        mode: of the model.
+        trained: cases, ascending.
+        settings: further flags of the train script.
+    """
+
+    environment: Environment
+    mode: str
+    trained: Sequence[Case]
+    settings: tuple[str, ...] = ()
+
+    def study(self) -> Study:
+        """The runs, resumable."""
+        environment = self.environment
+        return Study(
+            script=environment.train_script,
+            settings=("--model_mode", self.mode, *self.settings),
+            models={
+                label(environment, case, parts): tuple(environment.grid_flags(case, parts))
+                for case in self.trained
+                for parts in PARTS
+            },
+            read_config=environment.read_config,
+            check=partial(check, environment),
+            prefix=f"grid_{self.mode.lower()}",
+        )
+
+    @property
+    def validated(self) -> list[Case]:
+        """All trained cases, and multiples of the last."""
+        return [*self.trained, *(self.trained[-1] * factor for factor in LONGER)]
+
+
+def label(environment: Environment, case: Case, parts: int) -> str:
+    """What a row of the grid is called."""
+    return f"{environment.axis} {case} in {parts} segment{'s' * (parts > 1)}"
+
+
+def run_grid(grid: Grid, options: StudyOptions, *, episodes: int) -> dict[str, Any]:
+    """Train what is missing, validate everything; `{"rows": {label: {...}}, "validated": [...]}`.
+
+    Raises:
+        UserError: the environment declares no grid or no horizons, or a run fails.
+    """
+    if not grid.trained:
+        raise UserError(f"{grid.environment.name} declares no grid of contexts and horizons")
+    rows: dict[str, Any] = {}
+    for name, runs in grid.study().run_all(options).items():
+        evaluations = [
+            evaluation_of_run(grid.environment, run, cases=tuple(grid.validated), episodes=episodes) for run in runs
+        ]
+        answers = [RunPlayer(evaluation).play(None) for evaluation in evaluations]
+        memory, cells = evaluations[0].agent.memory, []
+        for number, question in enumerate(questions_of(evaluations[0])):
+            seeds = [answer[number] for answer in answers]
+            case = Outcomes(question.name, question.horizons, question.chance, {"intact": np.stack(seeds)})
+            interval = case.interval()
+            cells.append(
+                {
+                    "case": question.name,
+                    "horizons": list(question.horizons),
+                    "regime": case.regime(memory.context),
+                    "success": float(interval.value),
+                    "interval": [float(interval.low), float(interval.high)],
+                    "seeds": [float(values.mean()) for values in seeds],
+                }
+            )
+        rows[name] = {"context": memory.context, "runs": [str(run) for run in runs], "cells": cells}
+        print(f"{name}: " + " ".join(f"{cell['success']:.2f}" for cell in cells), flush=True)
+    return {
+        "environment": grid.environment.name,
+        "model_mode": grid.mode,
+        "settings": shlex.join(grid.settings),
+        "episodes": episodes,
+        "validated": list(map(str, grid.validated)),
+        "rows": rows,
+    }
+
+
+def write_grid(found: Mapping[str, Any], folder: Path, stem: str) -> list[Path]:
+    """JSON, CSV and the heat map of a grid; their paths. Raises UserError if they cannot be written."""
+    values = {name: [cell["success"] for cell in row["cells"]] for name, row in found["rows"].items()}
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["trained on", *found["validated"]])
+    writer.writerows([name, *row] for name, row in values.items())
+    paths = [folder / f"{stem}.{kind}" for kind in ("json", "csv", "png")]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        atomic_write_json(paths[0], dict(found))
+        atomic_write_text(paths[1], text.getvalue())
+    except OSError as error:
+        raise UserError(f"--output {folder} cannot be written: {reason_of(error)}") from error
+    plot_heat_map(values, found["validated"], paths[2], title=f"{found['environment']}, {found['model_mode']}: success",
+                  rows="trained on", columns="validated at")  # fmt: skip
+    return paths
