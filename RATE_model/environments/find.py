@@ -1,4 +1,4 @@
-"""Which environment a run is of, or a name means."""
+"""Which environment a run is of."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from RATE_model.environments.contract import Environment
+from RATE_model.environments.table import environment
 from RATE_model.errors import UserError
 
 _MODULE = "environment"
-_ROOT = Path(__file__).resolve().parents[2]
 
 
 def environment_of(run: Path) -> Environment:
@@ -34,28 +34,6 @@ def environment_of(run: Path) -> Environment:
     raise UserError(f"{run}: '{' '.join(command[:3])}' is no train script of an environment; name it with --env")
 
 
-def environment_named(name: str) -> Environment:
-    """The environment whose folder has this in its name, whatever its case and punctuation; or a module's.
-
-    Raises:
-        UserError: there is none, or there are several.
-    """
-    places = sorted([*_ROOT.glob(f"*/{_MODULE}.py"), *_ROOT.glob(f"*/*_src/{_MODULE}.py")])
-    packages = [".".join(place.parent.relative_to(_ROOT).parts) for place in places]
-    wanted = [package for package in packages if _plain(name) in _plain(package)] or [".".join(Path(name).parts)]
-    found = [environment for package in wanted if (environment := _in_folder(package)) is not None]
-    if len(found) != 1:
-        raise UserError(
-            f"--env {name}: {'several environments have' if found else 'no environment has'} this in the name of their "
-            f"folder; there are {', '.join(package.partition('.')[0] for package in packages)}"
-        )
-    return found[0]
-
-
-def _plain(name: str) -> str:
-    return "".join(letter for letter in name.lower() if letter.isalnum())
-
-
 def common_environment(runs: Sequence[Path], name: str | None = None) -> Environment:
     """The one environment of some runs, or the named one.
 
@@ -63,13 +41,13 @@ def common_environment(runs: Sequence[Path], name: str | None = None) -> Environ
         UserError: they are of several, or of none.
     """
     if name is not None:
-        return environment_named(name)
+        return environment(name)
     found = {run: environment_of(run) for run in runs}
     first, *others = found.items()
-    for run, environment in others:
-        if environment is not first[1]:
+    for run, other in others:
+        if other is not first[1]:
             raise UserError(
-                f"{first[0]} is of {first[1].name} and {run} of {environment.name}: compare runs of one environment"
+                f"{first[0]} is of {first[1].name} and {run} of {other.name}: compare runs of one environment"
             )
     return first[1]
 

@@ -30,7 +30,8 @@ from RATE_model.cli.limits import at_least, writable
 from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
 from RATE_model.cli.reproduce import StudyOptions
 from RATE_model.environments.contract import Environment, Evaluation
-from RATE_model.environments.find import common_environment, environment_named
+from RATE_model.environments.find import common_environment
+from RATE_model.environments.table import environment as named
 from RATE_model.errors import UserError, reason_of
 from RATE_model.loading import same_interface
 from RATE_model.memories import MODES
@@ -60,7 +61,7 @@ class Options:
     cases: tuple[str, ...] = ()
     # Ask for something else than the runs were trained for, as flag=value of the environment's inference script
     play: tuple[str, ...] = ()
-    # The environment's folder; none = that of the runs
+    # The environment's name, or a module's; none = that of the runs
     env: str | None = None
     # auto (a GPU if there is one), cpu, cuda, ...
     device: str = "auto"
@@ -70,8 +71,8 @@ class Options:
     grid: Boolean = False
     # Of the grid
     model_mode: str = "RATE"
-    # Of the grid: further flags of the train script, as one text
-    flags: str = ""
+    # Of the grid: further flags of the train script, as flag=value
+    train: tuple[str, ...] = ()
     # Of the grid: seeds, consecutive
     seeds: tuple[int, ...] = (1, 2, 3)
     # Of the grid: runs at a time
@@ -90,8 +91,9 @@ class Options:
             raise UserError("--checkpoint is missing: give one or more run directories")
         at_least(2, episodes=self.episodes)
         writable(output=self.output)
-        if wrong := [text for text in self.play if "=" not in text]:
-            raise UserError(f"--play {wrong[0]}: write flag=value, such as use_argmax=true")
+        for name, given in {"play": self.play, "train": self.train}.items():
+            if wrong := [text for text in given if "=" not in text]:
+                raise UserError(f"--{name} {wrong[0]}: write flag=value, such as use_argmax=true")
         for run in self.checkpoint:
             check_unowned(checkpoint=run)
 
@@ -246,8 +248,9 @@ def write(examined: Examined, folders: Mapping[Path, Path], stem: str) -> None:
 def draw_grid(options: Options) -> None:
     """Train, validate and draw the grid."""
     assert options.env is not None, "seen by the validation"
-    environment = environment_named(options.env)
-    settings = tuple(shlex.split(options.flags))
+    environment = named(options.env)
+    pairs = [text.split("=", 1) for text in options.train]
+    settings = tuple(word for flag, value in pairs for word in (f"--{flag}", *shlex.split(value)))
     grid = Grid(environment, options.model_mode, environment.grid_cases, settings)
     study = StudyOptions(seeds=options.seeds, jobs=options.jobs, runs_dir=options.runs_dir)
     study.validate()
@@ -262,12 +265,17 @@ def _point(case: Case, condition: str) -> Point:
     return max(case.horizons), float(interval.value), float(interval.low), float(interval.high)
 
 
+def read_options(argv: Sequence[str] | None = None) -> Options:
+    """The options that the flags (None: of the command line) ask for. Raises UserError."""
+    return parse_options(
+        Options, argv=argv, prog="python3 -m RATE_model.protocol", description="What was proved about memory."
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Examine what the flags ask for."""
     with exit_on_user_error():
-        options = parse_options(
-            Options, argv=argv, prog="python3 -m RATE_model.protocol", description="What was proved about memory."
-        )
+        options = read_options(argv)
         if options.grid:
             draw_grid(options)
             return

@@ -47,7 +47,7 @@ class Options:
     case: str | None = None
     # Recorded episodes of each run; 0 = none
     episodes: int = 1
-    # The environment's folder; none = that of the runs
+    # The environment's name, or a module's; none = that of the runs
     env: str | None = None
     # auto (a GPU if there is one), cpu, cuda, ...
     device: str = "auto"
@@ -124,17 +124,22 @@ def episodes_of(run: Path, name: str, options: Options) -> list[dict[str, Any]]:
     return found
 
 
+def read_options(argv: Sequence[str] | None = None) -> Options:
+    """The options that the words (None: of the command line) ask for; runs may stand first without a flag."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    first = next((place for place, word in enumerate(words) if word.startswith("-")), len(words))
+    return parse_options(
+        Options,
+        argv=[*(["--runs", *words[:first]] if first else []), *words[first:]],
+        prog="python3 -m RATE_model.report",
+        description="One page on one or more runs.",
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the page that the flags ask for."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    given = next((place for place, word in enumerate(words) if word.startswith("-")), len(words))
     with exit_on_user_error():
-        options = parse_options(
-            Options,
-            argv=[*(["--runs", *words[:given]] if given else []), *words[given:]],
-            prog="python3 -m RATE_model.report",
-            description="One page on one or more runs.",
-        )
+        options = read_options(argv)
         environment = common_environment(options.runs, options.env)
         runs = [read_run(run) for run in options.runs]
         episodes = [

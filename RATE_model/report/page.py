@@ -44,7 +44,7 @@ def read_run(directory: Path) -> RunRecord:
     starts = _json(directory / "environment.json").get("starts") or [{}]
     return RunRecord(
         name=directory.name,
-        flags=flags,
+        flags=flags | {"seed": starts[-1].get("seed")},
         command=" ".join(starts[-1].get("command", ())),
         commit=(starts[-1].get("git") or {}).get("commit") or "unknown",
         curves=_curves(directory / "metrics.jsonl"),

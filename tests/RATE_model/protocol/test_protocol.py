@@ -6,7 +6,8 @@ import shutil
 import pytest
 
 from RATE_model.cli import reproduce
-from RATE_model.environments.find import common_environment, environment_named, environment_of
+from RATE_model.environments.find import common_environment, environment_of
+from RATE_model.environments.table import environment
 from RATE_model.errors import UserError
 from RATE_model.protocol.__main__ import main
 from tests.tmaze_runs import only_run, train
@@ -67,11 +68,11 @@ def test_what_cannot_be_examined_is_refused(run, tmp_path, capsys):
     assert "--play hint_steps: write flag=value" in fails(capsys, "--checkpoint", run, "--play", "hint_steps")
     assert "this agent has a memory" in fails(capsys, "--checkpoint", run, "--control", run, "--cases", "9")
     assert "environment.json is missing or damaged" in fails(capsys, "--checkpoint", tmp_path)
-    assert "--env Nowhere" in fails(capsys, "--checkpoint", run, "--env", "Nowhere")
+    assert "no environment 'Nowhere'" in fails(capsys, "--checkpoint", run, "--env", "Nowhere")
 
 
 def test_environments_are_found_and_not_mixed(run, tmp_path):
-    assert environment_of(run) is environment_named("TMaze_new") is ENVIRONMENT
+    assert environment_of(run) is environment("tmaze") is ENVIRONMENT
     other = tmp_path / "other"
     other.mkdir()
     script = "/somewhere/MinigridMemory/MinigridMemory_src/train_minigridmemory.py"
@@ -85,7 +86,7 @@ def test_environments_are_found_and_not_mixed(run, tmp_path):
 
 def test_the_grid_trains_validates_and_goes_on(tmp_path, capsys, monkeypatch):
     """Tiny, in this process; given again, nothing is trained again."""
-    monkeypatch.setattr(type(ENVIRONMENT), "grid_cases", (6, 12))
+    monkeypatch.setattr(type(ENVIRONMENT), "grid_cases", (9, 12))
     monkeypatch.setattr(type(ENVIRONMENT), "draw_run", lambda *arguments: None)
     trained = []
 
@@ -94,18 +95,18 @@ def test_the_grid_trains_validates_and_goes_on(tmp_path, capsys, monkeypatch):
         return train_tmaze.main(command[2:]), ""
 
     monkeypatch.setattr(reproduce, "_finish", finish)
-    tiny = "--trajectories 20 --epochs 1 --batch_size 16 --d_model 8 --eval_episodes 2 --eval_lengths 9"
-    flags = ["--env", "tmaze", "--model_mode", "LSTM", "--grid", "--flags", f"{tiny} --data_dir {tmp_path / 'data'}"]
+    tiny = "trajectories=20 epochs=1 batch_size=16 d_model=8 eval_episodes=2 eval_lengths=9".split()
+    flags = ["--env", "tmaze", "--model_mode", "LSTM", "--grid", "--train", *tiny, f"data_dir={tmp_path / 'data'}"]
     flags += ["--seeds", "1", "--episodes", "4", "--runs_dir", str(tmp_path / "runs"), "--output", str(tmp_path)]
     main(flags)
     main(flags)
     assert len(trained) == 6
     found = json.loads((tmp_path / "grid_TMaze_new_src_LSTM.json").read_text())
-    assert found["validated"] == ["6", "12", "24", "48"] and len(found["rows"]) == 6
+    assert found["validated"] == ["9", "12", "24", "48"] and len(found["rows"]) == 6
     assert [cell["horizons"] for cell in found["rows"]["length 12 in 3 segments"]["cells"]][-1] == [47, 47]
     lines = (tmp_path / "grid_TMaze_new_src_LSTM.csv").read_text().splitlines()
-    assert lines[0] == "trained on,6,12,24,48" and len(lines) == 7
+    assert lines[0] == "trained on,9,12,24,48" and len(lines) == 7
     assert (tmp_path / "grid_TMaze_new_src_LSTM.png").stat().st_size > 0
     assert "--grid trains runs of its own" in fails(capsys, "--grid")
     assert "--model_mode X: must be one of" in fails(capsys, "--grid", "--env", "tmaze", "--model_mode", "X")
-    assert "declares no grid" in fails(capsys, "--grid", "--env", "minigrid")
+    assert "declares no grid" in fails(capsys, "--grid", "--env", "minigrid_memory")
