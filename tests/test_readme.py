@@ -19,6 +19,8 @@ from MuJoCo import generate_dataset, inference_mujoco, train_rate_mujoco_ca
 from RATE_model.cli.options import parse_options
 from RATE_model.cli.reproduce import PageOptions, StudyOptions
 from RATE_model.original.__main__ import parser as original_parser
+from RATE_model.protocol import __main__ as protocol
+from RATE_model.report import __main__ as report
 from tests.scripts import inference_options, train_script
 from TMaze_new.TMaze_new_src import dataset, inference_tmaze, train_tmaze
 from VizDoom.VizDoom_src import dataset as vizdoom_dataset
@@ -56,6 +58,12 @@ OPTIONS = {
     "inference_mem_maze.py": inference_options(inference_mem_maze),
     "inference_atari.py": inference_options(inference_atari),
 }
+# Modules that are started with -m, and how each reads its words.
+MODULES = {
+    "RATE_model.original": lambda words: original_parser().parse_args(words),
+    "RATE_model.protocol": protocol.read_options,
+    "RATE_model.report": report.read_options,
+}
 TRAIN_SCRIPTS = {
     "train_tmaze.py": train_tmaze,
     "train_minigridmemory.py": train_minigridmemory,
@@ -83,8 +91,7 @@ def test_a_command_is_understood(command):
         del words[:2]
     script, *arguments = words
     if script == "-m":
-        assert arguments.pop(0) == "RATE_model.original"
-        original_parser().parse_args(arguments)
+        MODULES[arguments.pop(0)](arguments)
         return
     path = ROOT / script
     assert path.is_file()
