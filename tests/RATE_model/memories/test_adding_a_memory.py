@@ -46,8 +46,9 @@ class TestExample(MemoryContract):
 
 
 def with_its_flags(monkeypatch) -> ModuleType:
-    """T-Maze's train script as it is when the tables have the lines."""
-    for name in ("RATE_model.cli.settings", "TMaze_new.TMaze_new_src.train_tmaze"):
+    """T-Maze's train script as it is when the tables have the lines: what reads them is imported again."""
+    environment = ("TMaze_new.TMaze_new_src.environment", "TMaze_new.TMaze_new_src.train_tmaze")
+    for name in ("RATE_model.cli.settings", "RATE_model.environments.contract", *environment):
         package, _, child = name.rpartition(".")
         monkeypatch.setattr(sys.modules[package], child, importlib.import_module(name))
         monkeypatch.delitem(sys.modules, name)
