@@ -35,7 +35,7 @@ from RATE_model.cli.console import machine_error, one_line
 from RATE_model.cli.core_yaml import CoreLoader
 from RATE_model.cli.options import load_yaml, to_yaml
 from RATE_model.cli.spellings import respelt
-from RATE_model.errors import RunError, UserError
+from RATE_model.errors import RunError, UserError, reason_of
 from RATE_model.system import distributed
 from RATE_model.system.atomic import atomic_write_json, atomic_write_text
 from RATE_model.system.interrupts import exit_code, signal_name
@@ -74,10 +74,17 @@ class Run:
         return self.directory / "plots"
 
     def write_evaluation(self, name: str, result: dict[str, Any]) -> Path:
-        """Writes eval/<name>.json atomically, null for what is not finite, and returns its path."""
+        """Writes eval/<name>.json atomically, null for what is not finite, and returns its path.
+
+        Raises UserError if it cannot be written.
+        """
         path = self.directory / "eval" / f"{name}.json"
-        if distributed.is_first():
-            atomic_write_json(path, result)
+        try:
+            if distributed.is_first():
+                atomic_write_json(path, result)
+        except OSError as error:
+            reason = f"{path} cannot be written: {reason_of(error)}"
+            raise UserError(f"{reason}; what was saved before is kept, continue with --resume auto") from error
         return path
 
 

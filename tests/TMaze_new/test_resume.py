@@ -4,9 +4,11 @@ Interruptions come in three kinds: a signal that asks to stop (a checkpoint is w
 last checkpoint is lost and done again), and damage to the newest checkpoint (the one before is used).
 """
 
+import errno
 import itertools
 import os
 import pkgutil
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,10 +17,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from RATE_model.system import atomic
 from RATE_model.training import loop as fit
+from RATE_model.training import tracking
 from RATE_model.training.checkpoints import find_checkpoint
 from tests import interruptions
 from tests.interruptions import STOPPED, differences, killed_behind_a_save, newest_state, stopped_after
@@ -284,6 +289,47 @@ def test_a_run_is_resumed_from_another_place(tmp_path, shared):
     where = ("--data_dir", places(tmp_path)[1])
     assert train(elsewhere, *where, "--resume", str(run)) == 0
     assert list(differences(outcome(elsewhere)["weights"], uninterrupted(shared, ())["weights"])) == []
+
+
+# --- a full disk ---
+
+
+@contextmanager
+def full_disk(place: str) -> Iterator[None]:
+    """There is room for half of what is to be written to a place of the run."""
+    write, append, lines = atomic.write_durably, tracking._append, itertools.count(1)
+
+    def write_half(path: Path, data: bytes) -> None:
+        if place in path.name:
+            path.write_bytes(data[: len(data) // 2])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(path, data)
+
+    def append_half(file: Any, record: dict[str, Any]) -> str:
+        if place == "metrics.jsonl" and next(lines) >= 8:
+            file.write('{"step": ')
+            file.flush()
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return append(file, record)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(atomic, "write_durably", write_half)
+        patch.setattr(tracking, "_append", append_half)
+        yield
+
+
+@pytest.mark.parametrize("place", ["metrics.jsonl", "epoch_0001.json", "final.json"])
+def test_a_full_disk_is_named_and_nothing_is_lost(tmp_path, shared, capsys, place):
+    flags = ("--start_seed", "1", "--end_seed", "2")
+    with full_disk(place):
+        assert train(tmp_path, *flags) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert [line.partition(" failed: ")[0] for line in said[:2]] == ["seed 1", "seed 2"] and len(said) == 3
+    assert all(place in line and "No space left on device" in line for line in said[:2])
+    assert not list(tmp_path.rglob("*.tmp"))
+    shutil.rmtree(next(tmp_path.glob("runs/*/*_2")))
+    assert train(tmp_path, "--resume", "auto") == 0
+    assert_same(tmp_path, shared, ())
 
 
 # --- a signal during validation, evaluation, pictures ---
