@@ -14,7 +14,7 @@ SMALL = {
         "--sizes 7 9",
         "minigrid",
     ),
-    "tests.stranger.environment": ("--episodes 20 --max_steps 30", "", None),
+    "tests.stranger.environment": ("--episodes 20", "", None),
 }
 
 

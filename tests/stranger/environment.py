@@ -18,7 +18,8 @@ from RATE_model.spec import EnvironmentSpec
 from RATE_model.system.locks import ensure
 
 HERE = Path(__file__).resolve().parent
-SPEC = EnvironmentSpec(observation_shape=(2,), num_actions=2, return_scale=1 / 200)
+STEPS = 200
+SPEC = EnvironmentSpec(observation_shape=(2,), num_actions=2, return_scale=1 / STEPS)
 
 
 class Positions(gymnasium.ObservationWrapper):
@@ -30,22 +31,6 @@ class Positions(gymnasium.ObservationWrapper):
 
     def observation(self, observation: np.ndarray) -> np.ndarray:
         return observation[[0, 2]]
-
-
-@dataclass(frozen=True)
-class Poles(PlayOptions):
-    """What is played."""
-
-    # Steps after which an episode is over
-    max_steps: int = 200
-
-
-@dataclass(frozen=True)
-class Task(Poles, SegmentOptions):
-    """Segments and evaluation."""
-
-    # Return that the agent is asked for
-    target_return: float = 200.0
 
 
 @dataclass(frozen=True)
@@ -64,13 +49,13 @@ class DataOptions:
 class Config(ExperimentConfig):
     """All flags of the train script."""
 
-    task: Task = field(default_factory=Task)
+    task: SegmentOptions = field(default_factory=SegmentOptions)
     data: DataOptions = field(default_factory=DataOptions)
 
 
 def collect(options: DataOptions, path: Path) -> None:
     """Balance the pole by all four numbers of its state, and record two of them."""
-    rng, scene = np.random.default_rng(0), gymnasium.make("CartPole-v1", max_episode_steps=200)
+    rng, scene = np.random.default_rng(0), gymnasium.make("CartPole-v1", max_episode_steps=STEPS)
 
     def policy(observation: np.ndarray) -> int:
         if rng.random() < options.noise:
@@ -89,7 +74,6 @@ class CartPole(Environment):
     train_script = "tests/stranger/train_cartpole.py"
     inference_script = "tests/stranger/inference_cartpole.py"
     config = Config
-    play_options = Poles
     data_seeds = range(FIRST_SEED, 2**31)
 
     def spec(self, flags: Mapping[str, Any]) -> EnvironmentSpec:
@@ -101,13 +85,13 @@ class CartPole(Environment):
         options = config.data
         path = (options.data_dir or HERE / "cartpole_data") / f"n{options.episodes}_noise{options.noise:g}.h5"
         ensure(path, lambda: collect(options, path))
-        data = Dataset.from_hdf5(path, environment=lambda **_: self.make(None, Poles()))
+        data = Dataset.from_hdf5(path, environment=lambda **_: self.make(None, PlayOptions()))
         windows = lru_cache(lambda segments: data.windows(segments * config.context_length))
         return TrainingData(windows, [config.segments], SPEC)
 
-    def make(self, case: None, options: Poles, *, render_mode: str | None = None) -> gymnasium.Env:
+    def make(self, case: None, options: PlayOptions, *, render_mode: str | None = None) -> gymnasium.Env:
         """One pole."""
-        return Positions(gymnasium.make("CartPole-v1", max_episode_steps=options.max_steps, render_mode=render_mode))
+        return Positions(gymnasium.make("CartPole-v1", max_episode_steps=STEPS, render_mode=render_mode))
 
     def seeds(self, episodes: int) -> np.ndarray:
         """0, 1, ..."""
@@ -121,7 +105,7 @@ class CartPole(Environment):
 
     def headlines(self, config: Config) -> Mapping[str, str]:
         """Those."""
-        return {"mean_return": f"of at most {config.task.max_steps}"}
+        return {"mean_return": f"of at most {STEPS}"}
 
 
 ENVIRONMENT = CartPole()
