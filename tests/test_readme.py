@@ -16,9 +16,12 @@ from MemoryMaze.MemoryMaze_src import reproduce as memory_maze_study
 from MinigridMemory.get_data import collect_traj
 from MinigridMemory.MinigridMemory_src import inference_minigridmemory, train_minigridmemory
 from MuJoCo import generate_dataset, inference_mujoco, train_rate_mujoco_ca
+from RATE_model.cli import evaluation
 from RATE_model.cli.options import parse_options
 from RATE_model.cli.reproduce import PageOptions, StudyOptions
 from RATE_model.original.__main__ import parser as original_parser
+from RATE_model.own.environment import OwnEnvironment
+from RATE_model.plots.__main__ import parser as plots_parser
 from RATE_model.protocol import __main__ as protocol
 from RATE_model.report import __main__ as report
 from tests.scripts import inference_options, train_script
@@ -61,6 +64,11 @@ OPTIONS = {
 # Modules that are started with -m, and how each reads its words.
 MODULES = {
     "RATE_model.original": lambda words: original_parser().parse_args(words),
+    "RATE_model.train": lambda words: OwnEnvironment().read_config([w for w in words if w not in ("--data", "my.h5")]),
+    "RATE_model.evaluate": lambda words: parse_options(
+        evaluation.options_class(OwnEnvironment.play_options), argv=words
+    ),
+    "RATE_model.plots": lambda words: plots_parser().parse_args(words),
     "RATE_model.protocol": protocol.read_options,
     "RATE_model.report": report.read_options,
 }
@@ -100,7 +108,7 @@ def test_a_command_is_understood(command):
             [a if not a.endswith(".yaml") else str(ROOT / a) for a in arguments]
         )
     elif options := OPTIONS.get(script) or OPTIONS.get(path.name):
-        parse_options(options, argv=arguments, aliases={})
+        parse_options(options, argv=arguments)
     else:
         assert path.name in ("check_parity.py", "quickstart.py")
 

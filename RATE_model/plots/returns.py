@@ -1,10 +1,11 @@
 """Returns against the return asked for."""
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from RATE_model.acting.rollout import Episodes, mean_and_error
@@ -56,13 +57,32 @@ def returns_figure(
             axes.axhline(targets[0], color=GREY, linewidth=1, linestyle=":", label=f"asked for: {targets[0]:g}")
         else:
             axes.plot(targets, targets, color=GREY, linewidth=1, linestyle=":", label="as asked for")
-            axes.set_xticks(targets, [f"{target:g}" for target in targets])
+            ticks = spaced(targets, 0.05 * (targets[-1] - targets[0]))
+            axes.set_xticks(ticks, [f"{target:g}" for target in ticks])
             axes.set_xlabel("return asked for")
         for label, value in (references or {}).items():
             axes.axhline(value, color=GREY, linewidth=1, linestyle="--", zorder=1, gid=label)
-            axes.annotate(label, (1, value), xytext=(4, 0), xycoords=axes.get_yaxis_transform(), va="center",
-                          textcoords="offset points", color=GREY, fontsize=9, annotation_clip=False)  # fmt: skip
+        _name_lines(axes, references or {})
         axes.set(ylabel="return (mean ± standard error)", title=title)
         axes.grid(axis="y")
         figure.legend(loc="outside lower center", ncols=3)
     return figure
+
+
+def spaced(values: Sequence[float], least: float) -> list[float]:
+    """Of ascending values the first and last, and those between that are so far apart from one another."""
+    kept = list(values[:1])
+    for value in values[1:-1]:
+        if min(value - kept[-1], values[-1] - value) >= least:
+            kept.append(value)
+    return kept + list(values[1:][-1:])
+
+
+def _name_lines(axes: Axes, references: Mapping[str, float]) -> None:
+    """Labels beside horizontal lines, from below upward, moved apart where they would hide one another."""
+    low, high = axes.get_ylim()
+    room, place = 0.05 * (high - low), -np.inf
+    for label, value in sorted(references.items(), key=lambda item: item[1]):
+        place = max(value, place + room)
+        axes.annotate(label, (1, place), xytext=(4, 0), xycoords=axes.get_yaxis_transform(), va="center",
+                      textcoords="offset points", color=GREY, fontsize=9, annotation_clip=False)  # fmt: skip

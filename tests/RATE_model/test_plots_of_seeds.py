@@ -5,8 +5,10 @@ import json
 import numpy as np
 import pytest
 
+from RATE_model.acting.rollout import Episodes
 from RATE_model.errors import UserError
 from RATE_model.plots.__main__ import main
+from RATE_model.plots.returns import returns_figure, spaced
 from RATE_model.plots.seeds import curves_of, find_runs, interval_of, seeds_figure
 
 
@@ -76,3 +78,19 @@ def test_the_command_draws_and_names_mistakes(runs, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="holds no run"):
         find_runs([tmp_path / "empty"])
+
+
+def test_ticks_that_would_run_into_one_another_are_left_out():
+    assert spaced([1, 2, 3, 50, 99, 100], 5) == [1, 50, 100]
+    assert spaced([7], 5) == [7] and spaced([7, 8], 5) == [7, 8]
+
+
+def test_names_of_lines_do_not_hide_one_another():
+    returns = np.array([1.0, 2.0])
+    played = {"model": {10.0: Episodes(returns, returns, returns), 20.0: Episodes(returns, returns, returns)}}
+    figure = returns_figure(played, title="", references={"data": 5.0, "random": 4.9, "expert": 20.0})
+    (axes,) = figure.axes
+    heights = sorted(text.xy[1] for text in axes.texts)
+    low, high = axes.get_ylim()
+    assert min(np.diff(heights)) >= 0.05 * (high - low) - 1e-9 and heights[-1] == 20
+    assert {line.get_gid() for line in axes.lines} >= {"data", "random", "expert"}
