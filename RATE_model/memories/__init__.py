@@ -16,6 +16,7 @@ from RATE_model.memories.dnc import DNC, DNCConfig, DNCOptions
 from RATE_model.memories.elmur import ELMUR, ELMURConfig, ELMUROptions
 from RATE_model.memories.ffm import FFM, FFMConfig, FFMOptions
 from RATE_model.memories.hcam import HCAM, HCAMConfig, HCAMOptions
+from RATE_model.memories.knn import KNN, KNNConfig, KNNOptions
 from RATE_model.memories.lru import LRU, LRUConfig, LRUOptions
 from RATE_model.memories.lsdt import LSDT, LSDTConfig, LSDTOptions
 from RATE_model.memories.mamba import Mamba, MambaConfig, MambaOptions
@@ -25,6 +26,7 @@ from RATE_model.memories.rate.config import MODES as RATE_MODES
 from RATE_model.memories.rate.config import RATEConfig, RATEOptions
 from RATE_model.memories.rate.memory import RATE
 from RATE_model.memories.recurrent import GRU, LSTM, RecurrentConfig, RecurrentOptions
+from RATE_model.memories.retrieval import Retrieval, RetrievalConfig, RetrievalOptions
 from RATE_model.memories.rmc import RMC, RMCConfig, RMCOptions
 from RATE_model.memories.shm import SHM, SHMConfig, SHMOptions
 
@@ -67,6 +69,8 @@ MEMORIES: dict[str, Entry] = {
     "DNC": Entry(DNC, DNCConfig, DNCOptions),
     "Bank": Entry(Bank, BankConfig, BankOptions),
     "LSDT": Entry(LSDT, LSDTConfig, LSDTOptions),
+    "kNN": Entry(KNN, KNNConfig, KNNOptions),
+    "Retrieval": Entry(Retrieval, RetrievalConfig, RetrievalOptions),
 }
 
 MODES: dict[str, Mode] = {
@@ -87,6 +91,8 @@ MODES: dict[str, Mode] = {
     "DNC": Mode("DNC"),
     "Bank": Mode("Bank"),
     "LSDT": Mode("LSDT"),
+    "kNN": Mode("kNN"),
+    "Retrieval": Mode("Retrieval"),
     # The Decision LSTM (Siebenborn et al. 2022, arXiv 2211.14655): return, observation and action enter one by one.
     "DLSTM": Mode("LSTM", fixed={"step_input": "sequence"}),
     "DGRU": Mode("GRU", fixed={"step_input": "sequence"}),

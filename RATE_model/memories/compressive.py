@@ -12,7 +12,7 @@ left the cache, of which c steps became one:
 At equal memory it sees c times as far as a cache.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -122,7 +122,7 @@ class CompressiveCell(SegmentCell):
             squeezed=none,
         )
 
-    def attend(self, x: Tensor, state: CompressiveState, places: Tensor) -> tuple[Tensor, Tensor, Seen]:
+    def attend(self, x: Tensor, state: CompressiveState, places: Tensor) -> tuple[Tensor, CompressiveState, Seen]:
         """See `SegmentCell.attend`."""
         inputs, d = self.norms[0](x), self.d_model
         running = self.extended(state.running, torch.cat([self.attention.source(inputs), inputs], dim=-1), places)
@@ -132,7 +132,7 @@ class CompressiveCell(SegmentCell):
         h = x + attended
         shares = [part.sum(dim=-1) for part in taken.split([part.shape[1] for part in parts], dim=-1)]
         seen = {"compressed, cache, segment": torch.stack(shares, dim=-1)}
-        return h + self.forward_token(self.norms[1](h)), running, seen
+        return h + self.forward_token(self.norms[1](h)), replace(state, running=running), seen
 
     def _bias(self, state: CompressiveState, places: Tensor) -> Tensor:
         """What is added to scores, `(B, heads, t, S + M + K)`: of slots by age, of steps by distance."""

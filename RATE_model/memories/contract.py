@@ -252,10 +252,14 @@ class Memory(nn.Module, ABC):
     Class attributes:
         sees_actions: False for a memory that uses no action: none is then embedded.
         can_slide: whether `StepOptions.window` and `StepOptions.slide` make a difference.
+        trains_encoders: False for a memory through which no gradient flows: encoders stay as they begin.
+        keeps_data: True for a memory that stores what it is shown in training mode, and acts by it afterwards.
     """
 
     sees_actions: ClassVar[bool] = True
     can_slide: ClassVar[bool] = False
+    trains_encoders: ClassVar[bool] = True
+    keeps_data: ClassVar[bool] = False
 
     def __init__(self, config: MemoryConfig) -> None:
         super().__init__()

@@ -16,7 +16,7 @@ steps a share of eps is left. Deviations from the paper are on the page, docs/me
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -106,7 +106,7 @@ class ELMURCell(SegmentCell):
             time=torch.zeros(batch_size, dtype=torch.int64, device=device),
         )
 
-    def attend(self, x: Tensor, state: ELMURState, places: Tensor) -> tuple[Tensor, Tensor, Seen]:
+    def attend(self, x: Tensor, state: ELMURState, places: Tensor) -> tuple[Tensor, ELMURState, Seen]:
         """See `SegmentCell.attend`."""
         d = x.shape[-1]
         columns = self.within.source(x)
@@ -120,7 +120,8 @@ class ELMURCell(SegmentCell):
         h = self.norms[1](h + read)
         h = self.norms[2](h + self.forward_token(h))
         outputs = self.extended(state.running[..., 2 * d :], h, places)
-        return h, torch.cat([running, outputs], dim=-1), {"slots read": taken}
+        state = replace(state, running=torch.cat([running, outputs], dim=-1))
+        return h, state, {"slots read": taken}
 
     def close(self, state: ELMURState) -> ELMURState:
         """Write one slot; see `SegmentCell.close`."""

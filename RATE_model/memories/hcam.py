@@ -12,7 +12,7 @@ The last C chunks are kept, so that memory and time per step do not grow with th
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -93,7 +93,7 @@ class HCAMCell(SegmentCell):
             filled=torch.zeros(batch_size, dtype=torch.int64, device=device),
         )
 
-    def attend(self, x: Tensor, state: HCAMState, places: Tensor) -> tuple[Tensor, Tensor, Seen]:
+    def attend(self, x: Tensor, state: HCAMState, places: Tensor) -> tuple[Tensor, HCAMState, Seen]:
         """See `SegmentCell.attend`."""
         inputs, d = self.norms[0](x), x.shape[-1]
         kept = torch.cat([self.within.source(inputs), self.detail.source(inputs), self.summarise(inputs)], dim=-1)
@@ -103,7 +103,8 @@ class HCAMCell(SegmentCell):
         h = x + self.within(inputs, running[..., : 2 * d], bias)
         recalled, picked = self.recall(self.norms[1](h), state)
         h = h + recalled
-        return h + self.forward_token(self.norms[2](h)), running, {"chunks picked": picked}
+        state = replace(state, running=running)
+        return h + self.forward_token(self.norms[2](h)), state, {"chunks picked": picked}
 
     def recall(self, n: Tensor, state: HCAMState) -> tuple[Tensor, Tensor]:
         """What steps `(B, t, d)` find, and w, `(B, t, C)`.

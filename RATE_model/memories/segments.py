@@ -125,7 +125,7 @@ class SegmentCell(Cell):
 
     def initial(self, batch_size: int, device: torch.device) -> CellState:
         """See `Cell.initial`."""
-        return _tensors(self.begin(batch_size, device))
+        return tensors_of(self.begin(batch_size, device))
 
     def empty(self, batch_size: int, device: torch.device) -> dict[str, Tensor]:
         """`running` and `count` at the beginning of a segment."""
@@ -133,7 +133,7 @@ class SegmentCell(Cell):
         return {"running": running, "count": torch.zeros(batch_size, dtype=torch.int64)}
 
     @abstractmethod
-    def attend(self, x: Tensor, state: Any, places: Tensor) -> tuple[Tensor, Tensor, Seen]:
+    def attend(self, x: Tensor, state: Any, places: Tensor) -> tuple[Tensor, Any, Seen]:
         """New steps of a running segment.
 
         Args:
@@ -142,7 +142,7 @@ class SegmentCell(Cell):
             places: `(B or 1, t)` int64, where in the segment each stands.
 
         Returns:
-            The layer's output, `(B, t, d_model)`; running with them, `(B, K, kept)`; and what there is to look at.
+            The layer's output, `(B, t, d_model)`; the state with them in `running`; and what there is to look at.
         """
 
     @abstractmethod
@@ -153,7 +153,7 @@ class SegmentCell(Cell):
         """See `Cell.forward`."""
         before: Any = self.state(*state)
         y, after, seen = self._run(x, before, valid)
-        return y, _tensors(after), seen
+        return y, tensors_of(after), seen
 
     def _run(self, x: Tensor, state: Any, valid: Tensor | None) -> tuple[Tensor, Any, Seen]:
         """`forward`, a piece within one segment of every row at a time."""
@@ -179,11 +179,11 @@ class SegmentCell(Cell):
         # Rows that have none of them may be anywhere in their segments; what is written there is dropped below.
         first = first.clamp(max=self.segment - x.shape[1])
         places = (first[:, None] + torch.arange(x.shape[1])).to(x.device)
-        y, running, seen = self.attend(x, state, places)
+        y, after, seen = self.attend(x, state, places)
         active = steps > 0
         if not bool(active.all()):
-            running = torch.where(active.to(x.device)[:, None, None], running, state.running.to(running.dtype))
-        state = replace(state, running=running, count=count + steps)
+            after = after.map(lambda new, old: _of_rows(active, new, old), state)
+        state = replace(after, count=count + steps)
         full = state.count == self.segment
         if bool(full.all()):
             state = replace(self.close(state), **self.empty(len(x), x.device))
@@ -206,7 +206,13 @@ class SegmentCell(Cell):
         return back, bias_of(back >= 0)
 
 
-def _tensors(state: State) -> CellState:
+def _of_rows(chosen: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """`new` in the rows `(B,)` bool, `old` in the others."""
+    return torch.where(chosen.to(new.device).view(-1, *[1] * (new.ndim - 1)), new, old.to(new.dtype))
+
+
+def tensors_of(state: State) -> CellState:
+    """The fields of a layer's state, as a stack hands them on."""
     return tuple(getattr(state, field.name) for field in fields(state))
 
 

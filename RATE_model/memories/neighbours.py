@@ -1,0 +1,130 @@
+"""An index of what training has shown, and histories to look it up by.
+
+    key of step t:  phi_t = [P x_t;  averages of P x over the last 2, 8, 32, 128, ... steps]
+    average:        m_t = (1 - 1/h) m_{t-1} + P x_t / h                     P is random and frozen
+
+Nothing of it is learned. In training mode a memory stores what it is shown; in eval mode the index stands still. It is
+part of the checkpoint, so it belongs to the run's own data.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from RATE_model.errors import UserError
+from RATE_model.memories.scan import scan
+from RATE_model.memories.stack import last_valid
+
+
+class History(nn.Module):
+    """Keys of steps.
+
+    Args:
+        width: numbers of a step.
+        projected: numbers that a random projection leaves of it (Johnson and Lindenstrauss 1984).
+        horizons: how many averages, over 2, 8, 32, ... steps.
+    """
+
+    projection: Tensor
+    horizons: Tensor
+
+    def __init__(self, width: int, projected: int, horizons: int) -> None:
+        super().__init__()
+        self.register_buffer("projection", torch.randn(projected, width) / math.sqrt(width))
+        self.register_buffer("horizons", 2.0 * 4.0 ** torch.arange(horizons), persistent=False)
+
+    @property
+    def key_size(self) -> int:
+        """Numbers of a key."""
+        return len(self.projection) * (1 + len(self.horizons))
+
+    def initial(self, batch_size: int, device: torch.device) -> Tensor:
+        """The averages before the first step, `(B, horizons, projected)`."""
+        return torch.zeros(1, len(self.horizons), len(self.projection), device=device).expand(batch_size, -1, -1)
+
+    @torch.no_grad()
+    def forward(self, x: Tensor, averages: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Steps `(B, T, width)` and the averages before them to keys `(B, T, key_size)` and the averages after."""
+        projected = F.linear(x.float(), self.projection)[:, :, None]  # (B, T, 1, projected)
+        rate = (1 / self.horizons)[:, None]
+        states = scan((1 - rate)[None, None], projected * rate, averages)
+        keys = torch.cat([projected, states], dim=2).flatten(2)
+        return keys, last_valid(states, averages, valid)
+
+
+class Index(nn.Module):
+    """Keys and values, at most so many.
+
+    Args:
+        size: how many.
+        key: numbers of a key.
+        value: shape of a value.
+    """
+
+    keys: Tensor
+    values: Tensor
+    offered: Tensor
+
+    def __init__(self, size: int, key: int, value: tuple[int, ...]) -> None:
+        super().__init__()
+        self.register_buffer("keys", torch.zeros(size, key))
+        self.register_buffer("values", torch.zeros(size, *value))
+        self.register_buffer("offered", torch.zeros((), dtype=torch.int64))  # how many there were to store
+
+    @property
+    def count(self) -> int:
+        """How many are stored."""
+        return min(int(self.offered), len(self.keys))
+
+    def check_not_empty(self, mode: str) -> None:
+        """Raise a `UserError` if nothing is stored."""
+        if not self.count:
+            raise UserError(f"--model_mode {mode}: its index is empty; train it on data first")
+
+    @torch.no_grad()
+    def store(self, keys: Tensor, values: Tensor, *, newest: bool) -> None:
+        """Store pairs `(n, key)` and `(n, *value)`: the newest of all, or a sample of all that is even (reservoir).
+
+        The sample is algorithm R of Vitter 1985, a batch at a time: what was offered as number i takes a random place
+        below i, if the index is that large.
+        """
+        number = int(self.offered) + torch.arange(len(keys))
+        size = len(self.keys)
+        if newest:
+            places = number % size
+        else:
+            drawn = (torch.rand(len(keys), dtype=torch.float64) * (number + 1)).long()
+            places = torch.where(number < size, number, drawn)
+        kept = places < size
+        # Where two go to one place the later one stays, as if they had come one after the other.
+        places, rows = places[kept].flip(0), kept.nonzero().squeeze(1).flip(0)
+        places, first = _first_of_each(places)
+        rows, places = rows[first].to(keys.device), places.to(keys.device)
+        self.keys[places] = keys[rows].to(self.keys.dtype)
+        self.values[places] = values[rows].to(self.values.dtype)
+        self.offered += len(keys)
+
+    @torch.no_grad()
+    def nearest(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """The k nearest of queries `(n, key)`: places and distances, `(n, k)`, the nearest first.
+
+        Distances are Euclidean, in standard deviations of the index, per number of a key. k may be above what there is:
+        fewer are returned.
+        """
+        keys = self.keys[: self.count]
+        scale = keys.std(dim=0, correction=0)
+        scale = torch.where(scale > 1e-4 * scale.amax(), scale, float("inf"))  # what never changes tells nothing
+        distances = torch.cdist(queries / scale, keys / scale) / math.sqrt(keys.shape[1])
+        found = distances.topk(min(k, len(keys)), dim=1, largest=False)
+        return found.indices, found.values
+
+
+def _first_of_each(places: Tensor) -> tuple[Tensor, Tensor]:
+    """The different numbers of `(n,)`, and where each of them comes first."""
+    different, inverse = places.unique(return_inverse=True)
+    first = torch.full((len(different),), len(places)).scatter_reduce(
+        0, inverse, torch.arange(len(places)), reduce="amin"
+    )
+    return different, first
