@@ -26,6 +26,7 @@ from RATE_model.protocol import __main__ as protocol
 from RATE_model.report import __main__ as report
 from tests.scripts import inference_options, train_script
 from TMaze_new.TMaze_new_src import dataset, inference_tmaze, train_tmaze
+from tools import reproduce_leaderboard
 from VizDoom.VizDoom_src import dataset as vizdoom_dataset
 from VizDoom.VizDoom_src import graphics, inference_vizdoom, train_vizdoom
 from VizDoom.VizDoom_src import reproduce as vizdoom_study
@@ -52,6 +53,7 @@ OPTIONS = {
     "Atari/generate_dataset.py": atari_dataset.Options,
     "Atari/reproduce.py": atari_study.Options,
     "reproduce.py": StudyOptions,
+    "reproduce_leaderboard.py": reproduce_leaderboard.Options,
     "collect_traj.py": collect_traj.Options,
     "inference_minigridmemory.py": inference_options(inference_minigridmemory),
     "download_d4rl_datasets.py": download_d4rl_datasets.Options,

@@ -2,6 +2,7 @@
 
     python3 tools/reproduce_memories.py
     python3 tools/reproduce_memories.py --environments tmaze --models FFM LRU
+    python3 tools/reproduce_memories.py --environments tmaze_multi_cue tmaze_endless
 
 Runs that are finished are kept, interrupted ones are continued, so the command can be given again at any time; the page
 keeps what it says of memories that are not asked for, and is written after each memory. One that fails is left out, and
@@ -96,6 +97,33 @@ def study(environment: Any, settings: tuple[str, ...], extra: dict[str, tuple[st
 
 _TMAZE_FAST = ("--config", "TMaze_new/TMaze_new_src/config_fast.yaml")
 _MINIGRID_FAST = ("--config", "MinigridMemory/MinigridMemory_src/config_fast.yaml")
+# T-Maze's other tasks: flags, and the lengths that are evaluated, the first of which is the longest trained on. Endless
+# episodes are asked for no return: that of 500 junctions would be unlike any seen. They have 5, 50 and 500 of them.
+TASKS: tuple[tuple[str, tuple[str, ...], tuple[int, ...]], ...] = (
+    (
+        "multi-cue",
+        (
+            "--bits",
+            "8",
+            "--min_n_final",
+            "2",
+            "--max_n_final",
+            "4",
+            "--trajectories",
+            "10000",
+            "--stage_batches",
+            "600",
+        ),
+        (40, 80, 160, 320),
+    ),
+    (
+        "endless",
+        ("--corridor", "15", "--min_n_final", "2", "--max_n_final", "9", "--condition", "none"),
+        (90, 801, 8001),
+    ),
+    ("distracted", (), (90, 300, 900, 2400)),
+    ("recall", (), (90, 300, 900, 2400)),
+)
 PLACES = {
     "tmaze": Place(
         "T-Maze",
@@ -119,6 +147,22 @@ PLACES = {
         41,
         minigrid_data.ensure_dataset,
     ),
+    **{
+        f"tmaze_{task.replace('-', '_')}": Place(
+            f"T-Maze, {task}",
+            study(
+                TMAZE,
+                (*_TMAZE_FAST, "--task", task, *flags, "--eval_lengths", *map(str, cases)),
+                {"TrXL": ("--mem_len", "270"), "DT": ("--slide", "30")},
+            ),
+            cases,
+            "episode length",
+            "Recalled_T_{}",
+            cases[0],
+            tmaze_data.ensure_datasets,
+        )
+        for task, flags, cases in TASKS
+    },
 }
 
 
@@ -129,7 +173,9 @@ class Options(StudyOptions):
     # Seeds of every memory; consecutive
     seeds: tuple[int, ...] = (1, 2, 3)
     # Where they are trained
-    environments: tuple[Literal["tmaze", "minigrid"], ...] = ("tmaze", "minigrid")
+    environments: tuple[
+        Literal["tmaze", "minigrid", "tmaze_multi_cue", "tmaze_endless", "tmaze_distracted", "tmaze_recall"], ...
+    ] = ("tmaze", "minigrid")
     # Memories to train and measure; the page keeps its figures of all others. Empty: all
     models: tuple[str, ...] = ()
 
@@ -223,23 +269,29 @@ def write(document: dict[str, dict], options: Options) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Train what is missing, collect everything, write the results; 1 if a memory failed."""
     with exit_on_user_error():
-        options = parse_options(Options, argv=argv, prog="reproduce_memories.py", description=f"Make results/{PAGE}.*")
-        path, failed = options.results_dir / f"{PAGE}.json", []
-        document = json.loads(path.read_text()) if path.exists() else {}
-        order = [f"{place.title}: {label}" for place in PLACES.values() for label in LABELS]
-        for place in (PLACES[name] for name in dict.fromkeys(options.environments)):
-            labels = place.study.chosen(options.models)
-            place.make_data(place.study.read_config(_absolute(place.study.settings)).data)
-            for label in labels:
-                try:
-                    runs = place.study.run_all(options, [label])[label]
-                except UserError as error:
-                    print(f"left out: {error}", file=sys.stderr, flush=True)
-                    failed.append(label)
-                    continue
-                document = merged(document, {f"{place.title}: {label}": collect(place, runs)}, order)
-                write(document, options)
-            print(success_table(place, of_place(document, place)))
+        return run(
+            parse_options(Options, argv=argv, prog="reproduce_memories.py", description=f"Make results/{PAGE}.*")
+        )
+
+
+def run(options: Options) -> int:
+    """The same, of options. Raises UserError."""
+    path, failed = options.results_dir / f"{PAGE}.json", []
+    document = json.loads(path.read_text()) if path.exists() else {}
+    order = [f"{place.title}: {label}" for place in PLACES.values() for label in LABELS]
+    for place in (PLACES[name] for name in dict.fromkeys(options.environments)):
+        labels = place.study.chosen(options.models)
+        place.make_data(place.study.read_config(_absolute(place.study.settings)).data)
+        for label in labels:
+            try:
+                runs = place.study.run_all(options, [label])[label]
+            except UserError as error:
+                print(f"left out: {error}", file=sys.stderr, flush=True)
+                failed.append(label)
+                continue
+            document = merged(document, {f"{place.title}: {label}": collect(place, runs)}, order)
+            write(document, options)
+        print(success_table(place, of_place(document, place)))
     return 1 if failed else 0
 
 

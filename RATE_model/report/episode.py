@@ -23,8 +23,8 @@ from RATE_model.plots.attention import attention_by_step
 
 # A picture of a row of a vector environment, as it is now: (H, W, 3) uint8.
 Picture = Callable[[VectorEnv, int], np.ndarray | None]
-# All pictures of an episode together may be this large.
-_PICTURE_BYTES = 6_000_000
+# All pictures of an episode together may be this large; a player shows two episodes.
+_PICTURE_BYTES = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -197,18 +197,23 @@ def _attention(agent: Agent, trace: Trace) -> list[dict[str, Any]] | None:
 
 
 def _encoded(pictures: Sequence[np.ndarray]) -> tuple[list[str], list[int]]:
-    """The distinct pictures as data URIs, and each step's number among them: PNG, or JPEG if those were too large."""
+    """The distinct pictures as data URIs, and each step's number among them.
+
+    PNG, or JPEG if those were too large, or at last only every second, fourth, ... picture.
+    """
     if not pictures:
         return [], []
-    distinct = {picture.tobytes(): picture for picture in pictures}
-    places = {key: number for number, key in enumerate(distinct)}
-    numbers = [places[picture.tobytes()] for picture in pictures]
-    encoded: list[str] = []
-    for kind in ({"format": "PNG"}, *({"format": "JPEG", "quality": quality} for quality in (85, 60, 35, 15))):
-        encoded = [_uri(picture, **kind) for picture in distinct.values()]
-        if sum(map(len, encoded)) <= _PICTURE_BYTES:
-            break
-    return encoded, numbers
+    kinds: list[dict[str, Any]] = [{"format": "PNG"}, *({"format": "JPEG", "quality": q} for q in (85, 60, 35, 15))]
+    every = 1
+    while True:
+        shown = [pictures[step - step % every] for step in range(len(pictures))]
+        distinct = {picture.tobytes(): picture for picture in shown}
+        places = {key: number for number, key in enumerate(distinct)}
+        for kind in kinds:
+            encoded = [_uri(picture, **kind) for picture in distinct.values()]
+            if sum(map(len, encoded)) <= _PICTURE_BYTES:
+                return encoded, [places[picture.tobytes()] for picture in shown]
+        kinds, every = kinds[-1:], 2 * every
 
 
 def _uri(picture: np.ndarray, **kind: Any) -> str:

@@ -12,6 +12,7 @@ import torch
 from RATE_model.agent import Agent, AgentConfig
 from RATE_model.errors import UserError
 from RATE_model.memories.rate.config import RATEConfig
+from RATE_model.report import episode as episodes
 from RATE_model.report.__main__ import main
 from RATE_model.report.episode import control, player_data, record
 from RATE_model.report.page import RunRecord, build, read_run
@@ -75,6 +76,16 @@ def test_logits_of_the_recording_are_those_of_the_forward_pass(agent):
     tensors = [torch.as_tensor(array)[None] for array in (trace.observations, trace.actions, trace.rtg)]
     logits, _ = agent(*tensors, torch.ones(1, STEPS, dtype=torch.bool))
     np.testing.assert_allclose(logits.softmax(-1)[0].detach().numpy(), trace.probabilities, atol=1e-4)
+
+
+def test_many_pictures_stay_within_the_limit(monkeypatch):
+    """Noise, which no codec makes small: coarser first, then fewer."""
+    monkeypatch.setattr(episodes, "_PICTURE_BYTES", 20_000)
+    pictures = list(np.random.default_rng(0).integers(256, size=(40, 16, 28, 3), dtype=np.uint8))
+    encoded, numbers = episodes._encoded(pictures)
+    assert sum(map(len, encoded)) <= 20_000 and encoded[0].startswith("data:image/jpeg")
+    assert len(numbers) == 40 and numbers[0] == 0 and set(numbers) == set(range(len(encoded))) and len(encoded) < 40
+    assert episodes._encoded([pictures[0]] * 3)[1] == [0, 0, 0]
 
 
 RUN = RunRecord(

@@ -1,0 +1,78 @@
+"""The leaderboard: what is counted from measured figures, and what the page says."""
+
+import json
+
+import numpy as np
+import pytest
+
+from RATE_model.errors import UserError
+from TMaze_new.TMaze_new_src.environment import ENVIRONMENT as TMAZE
+from tools import reproduce_leaderboard as leaderboard
+from tools import reproduce_memories as memories
+
+
+def document(rates):
+    """Figures of `{label: success}` in every place, the same for three seeds, the last a little worse."""
+    found = {}
+    for place in memories.PLACES.values():
+        for label, rate in rates.items():
+            seeds = [rate, rate, max(0.5, rate - 0.02)]
+            found[f"{place.title}: {label}"] = {
+                "success_rate": {str(case): seeds for case in place.cases},
+                "parameters": 100_000,
+                "state_numbers": 64,
+                "acting_ms": 0.5,
+                "train_seconds": [10.0, 11.0, 12.0],
+                "commit": ["0" * 40],
+                "date": "2026-01-01",
+            }
+    return found
+
+
+def test_the_better_memory_comes_first(tmp_path):
+    results = document({"RATE": 0.7, "LSTM": 0.95, "MLP": 0.5})
+    (tmp_path / "memories.json").write_text(json.dumps(results))
+    assert leaderboard.main(["--train", "false", "--results_dir", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "leaderboard.json").read_text())
+    assert list(found) == ["LSTM", "RATE", "MLP"]
+    assert found["LSTM"]["iqm"][0] == pytest.approx(0.892) and found["MLP"]["iqm"] == [0, 0, 0]
+    assert [entry["rank"] for entry in found.values()] == [[1, 1, 1], [2, 2, 2], [3, 3, 3]]
+    low, high = found["RATE"]["iqm"][1:]
+    assert low <= found["RATE"]["iqm"][0] <= high
+    page = (tmp_path / "leaderboard.md").read_text()
+    assert "| LSTM | 0.89 (" in page and "T-Maze, endless, episode length 8001" in page
+    for picture in ("leaderboard_profile.png", "capacity.png", "forgetting.png"):
+        assert (tmp_path / picture).stat().st_size > 0 and picture in page
+
+
+def test_memories_without_all_tasks_are_left_out():
+    results = document({"RATE": 0.7, "LSTM": 0.9})
+    del results["T-Maze, recall: RATE"]
+    labels, places, scores = leaderboard.scores_of(results, list(leaderboard.JUDGED))
+    assert labels == ["LSTM"] and len(places) == 6 and scores.shape == (1, 6, 3)
+    with pytest.raises(UserError, match="no memory with figures"):
+        leaderboard.scores_of({}, list(leaderboard.JUDGED))
+
+
+def test_bits_are_those_of_a_noisy_channel():
+    """A binary symmetric channel that is right in 89 % has a capacity of one half (Cover and Thomas, ch. 7)."""
+    assert leaderboard.bits_recalled(0.889972, 8) == pytest.approx(4, abs=1e-3)
+    assert leaderboard.bits_recalled(1.0, 8) == pytest.approx(8) and leaderboard.bits_recalled(0.4, 8) == 0
+
+
+@pytest.mark.parametrize("name", [name for name in memories.PLACES if name.startswith("tmaze_")])
+def test_every_task_has_a_setting_that_is_understood(name):
+    place = memories.PLACES[name]
+    config = TMAZE.read_config(memories._absolute(place.study.settings))
+    assert place.study.command("RATE", [1])[0] == TMAZE.train_script
+    assert leaderboard.JUDGED[name] in place.cases and place.trained == config.trained
+    wanted = TMAZE.training_cases(config, final=True)
+    assert set(place.cases) <= set(wanted)
+    junctions = (np.array(place.cases) - 1) // (config.data.corridor + 1)
+    assert config.data.task != "endless" or junctions.tolist() == [5, 50, 500]
+
+
+def test_no_figures_no_leaderboard(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="^2$"):
+        leaderboard.main(["--train", "false", "--results_dir", str(tmp_path)])
+    assert "memories.json is missing" in capsys.readouterr().err

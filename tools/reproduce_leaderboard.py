@@ -1,0 +1,202 @@
+"""Make results/leaderboard.*: which memory is best, over T-Maze's five tasks and Minigrid-Memory.
+
+    python3 tools/reproduce_leaderboard.py
+    python3 tools/reproduce_leaderboard.py --train false
+
+First tools/reproduce_memories.py trains what is missing, everywhere; it can be stopped and given again. Then, from
+results/memories.json alone: interquartile mean with a 95 % stratified bootstrap interval over seeds, mean ranks, a
+performance profile, what memories cost, and two pictures: capacity (bits recalled against numbers of state) and
+forgetting (success against episode length, all memories in one figure).
+
+A score is the success in a task's hardest case that all were evaluated in, from 0, chance, to 1.
+"""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":  # started as a script
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # makes the repository importable
+    from RATE_model.system.interrupts import quit_on_signals
+
+    quit_on_signals()  # while the imports below take their seconds
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
+from RATE_model.cli.reproduce import cell, made, table, write_results
+from RATE_model.errors import UserError
+from RATE_model.plots import plot_success_by_length
+from RATE_model.plots.style import COLOURS, MARKERS, save, style
+from RATE_model.protocol.statistics import Interval, bootstrap, interquartile_mean, mean_ranks, performance_profile
+from tools import reproduce_memories as memories
+
+PAGE = "leaderboard"
+CHANCE = 0.5  # in all tasks
+# Where each place is judged: beyond what was trained on where that tells memories apart, else where it was trained.
+JUDGED = {
+    "tmaze": 9600,
+    "tmaze_multi_cue": 40,
+    "tmaze_endless": 8001,
+    "tmaze_distracted": 900,
+    "tmaze_recall": 900,
+    "minigrid": 91,
+}
+CAPACITY, CAPACITY_BITS = "tmaze_multi_cue", 8
+THRESHOLDS = np.linspace(0, 0.99, 34)
+
+
+@dataclass(frozen=True)
+class Options(memories.Options):
+    """Which memories where, and where the runs and the results go."""
+
+    environments: tuple[Any, ...] = tuple(JUDGED)
+    # Train what is missing; false: only count what results/memories.json has
+    train: Boolean = True
+
+
+def scores_of(document: Mapping[str, Any], places: Sequence[str]) -> tuple[list[str], list[str], np.ndarray]:
+    """Memories and places that have figures for one another, and the scores (memories, places, seeds).
+
+    Places without any figures are left out, and then memories that lack one of the others.
+
+    Raises:
+        UserError: there is nothing to compare, or a memory has fewer than two seeds.
+    """
+    entries = {place: memories.of_place(dict(document), memories.PLACES[place]) for place in places}
+    there = [place for place in places if entries[place]]
+    labels = [label for label in memories.LABELS if there and all(label in entries[place] for place in there)]
+    if not labels:
+        raise UserError("results/memories.json has no memory with figures in every task; train some first")
+    rates = [[entries[place][label]["success_rate"][str(JUDGED[place])] for place in there] for label in labels]
+    seeds = min(len(values) for row in rates for values in row)
+    if seeds < 2:
+        raise UserError("a leaderboard needs at least two seeds of every memory; give more --seeds")
+    success = np.array([[values[:seeds] for values in row] for row in rates])
+    return labels, there, np.clip((success - CHANCE) / (1 - CHANCE), 0, 1)
+
+
+def bits_recalled(rate: float, bits: int) -> float:
+    """What answers that are right this often tell of so many fair bits: bits times (1 - binary entropy)."""
+    rate = min(max(rate, 0.5), 1 - 1e-12)
+    return bits * (1 + rate * np.log2(rate) + (1 - rate) * np.log2(1 - rate))
+
+
+def ranking(scores: np.ndarray) -> tuple[list[Interval], Interval]:
+    """Interquartile mean of each memory (memories, places, seeds), and all memories' mean ranks."""
+    return [bootstrap(list(tasks), interquartile_mean) for tasks in scores], mean_ranks(scores)
+
+
+def plot_profiles(labels: Sequence[str], scores: np.ndarray, path: Path) -> Path:
+    """Share of tasks and seeds above each score."""
+    with style():
+        figure = Figure(figsize=(6.4, 4), layout="constrained")
+        axes = figure.subplots()
+        for number, (label, tasks) in enumerate(zip(labels, scores, strict=True)):
+            profile = bootstrap(list(tasks), performance_profile(THRESHOLDS))
+            colour = COLOURS[number % len(COLOURS)]
+            dashes = "-" if number < len(COLOURS) else "--"
+            axes.step(THRESHOLDS, profile.value, where="post", color=colour, linestyle=dashes, label=label)
+        axes.set(xlabel="score", ylabel="share of tasks and seeds above it", xlim=(0, 1), ylim=(-0.02, 1.02))
+        axes.legend(ncols=2, loc="center left", bbox_to_anchor=(1, 0.5))
+        axes.grid()
+    return save(figure, path)
+
+
+def plot_capacity(points: Mapping[str, tuple[float, Sequence[float]]], path: Path) -> Path:
+    """Bits recalled, each seed's, against numbers of state; `{label: (numbers, bits of each seed)}`."""
+    with style():
+        figure = Figure(figsize=(6.4, 4), layout="constrained")
+        axes = figure.subplots()
+        for number, (label, (state, bits)) in enumerate(points.items()):
+            look: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+            axes.plot([max(state, 1)] * len(bits), bits, linestyle="none", alpha=0.5, markersize=4, **look)
+            axes.plot([max(state, 1)], [float(np.mean(bits))], linestyle="none", markersize=8, label=label, **look)
+        axes.set_xscale("log")
+        axes.set(
+            xlabel="numbers that memory holds",
+            ylabel=f"bits recalled, of {CAPACITY_BITS}",
+            ylim=(-0.2, CAPACITY_BITS + 0.2),
+        )
+        axes.legend(ncols=2, loc="center left", bbox_to_anchor=(1, 0.5))
+        axes.grid()
+    return save(figure, path)
+
+
+def write(document: Mapping[str, Any], options: Options) -> None:
+    """results/leaderboard.json, its pictures, and the generated part of .md."""
+    labels, places, scores = scores_of(document, list(JUDGED))
+    means, ranks = ranking(scores)
+    order = np.argsort([-float(interval.value) for interval in means])
+    titles = [f"{memories.PLACES[place].title}, {memories.PLACES[place].called} {JUDGED[place]}" for place in places]
+    folder = options.results_dir
+    rows, costs, found = [], [], {}
+    for number in order:
+        label, interval = labels[number], means[number]
+        rows.append([
+            label,
+            f"{interval.value:.2f} ({interval.low:.2f} to {interval.high:.2f})",
+            f"{ranks.value[number]:.1f} ({ranks.low[number]:.1f} to {ranks.high[number]:.1f})",
+            *(cell(values.tolist()) for values in scores[number]),
+        ])  # fmt: skip
+        entries = [memories.of_place(dict(document), memories.PLACES[place])[label] for place in places]
+        costs.append([
+            label,
+            entries[0]["parameters"],
+            entries[0]["state_numbers"],
+            f"{entries[0]['acting_ms']:.2f}",
+            cell([second for entry in entries for second in entry["train_seconds"]], 0),
+        ])  # fmt: skip
+        found[label] = {
+            "iqm": [float(interval.value), float(interval.low), float(interval.high)],
+            "rank": [float(ranks.value[number]), float(ranks.low[number]), float(ranks.high[number])],
+            "scores": {place: values.tolist() for place, values in zip(places, scores[number], strict=True)},
+        }
+    plot_profiles([labels[number] for number in order], scores[order], folder / f"{PAGE}_profile.png")
+    pictures = [f"![Performance profile]({PAGE}_profile.png)"]
+    if capacity := memories.of_place(dict(document), memories.PLACES[CAPACITY]):
+        points = {
+            label: (
+                entry["state_numbers"],
+                [bits_recalled(rate, CAPACITY_BITS) for rate in entry["success_rate"][str(JUDGED[CAPACITY])]],
+            )
+            for label, entry in capacity.items()
+        }
+        plot_capacity(points, folder / "capacity.png")
+        pictures.append("![Bits recalled against numbers of state](capacity.png)")
+    if passive := memories.of_place(dict(document), memories.PLACES["tmaze"]):
+        curves = {
+            label: {int(length): rates for length, rates in entry["success_rate"].items()}
+            for label, entry in passive.items()
+        }
+        plot_success_by_length(curves, folder / "forgetting.png", trained=memories.PLACES["tmaze"].trained)
+        pictures.append("![Success against episode length, all memories](forgetting.png)")
+    score_table = table(["memory", "interquartile mean (95 % interval)", "mean rank (95 % interval)", *titles], rows)
+    cost_table = table(["memory", "parameters", "numbers of its state", "ms a step", "training, s"], costs)
+    text = (
+        f"Scores over {scores.shape[2]} seeds, made {made(document)}: 0 is chance, 1 always right; tasks show mean and "
+        f"standard error over seeds.\n\n{score_table}\n\n{cost_table}\n\n" + "\n\n".join(pictures)
+    )
+    write_results(PAGE, "Leaderboard", found, text, options)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train what is missing, count, write; 1 if a memory failed."""
+    with exit_on_user_error():
+        options = parse_options(
+            Options, argv=argv, prog="reproduce_leaderboard.py", description=f"Make results/{PAGE}.*"
+        )
+        failed = memories.run(options) if options.train else 0
+        path = options.results_dir / f"{memories.PAGE}.json"
+        if not path.exists():
+            raise UserError(f"{path} is missing: --train true makes it")
+        write(json.loads(path.read_text()), options)
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())
