@@ -24,6 +24,7 @@ from RATE_model.own.environment import OwnEnvironment
 from RATE_model.plots.__main__ import parser as plots_parser
 from RATE_model.protocol import __main__ as protocol
 from RATE_model.report import __main__ as report
+from RATE_model.sweep import __main__ as sweep
 from tests.scripts import inference_options, train_script
 from TMaze_new.TMaze_new_src import dataset, inference_tmaze, train_tmaze
 from tools import reproduce_leaderboard
@@ -73,6 +74,7 @@ MODULES = {
     "RATE_model.plots": lambda words: plots_parser().parse_args(words),
     "RATE_model.protocol": protocol.read_options,
     "RATE_model.report": report.read_options,
+    "RATE_model.sweep": lambda words: sweep.parser().parse_args(words),
 }
 TRAIN_SCRIPTS = {
     "train_tmaze.py": train_tmaze,

@@ -27,7 +27,7 @@ _LINES = 5  # of the log of a job that failed
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a sweep, or say how it stands; 1 where a job has failed."""
     with exit_on_user_error():
-        arguments = _parser().parse_args(argv)
+        arguments = parser().parse_args(argv)
         at_least(1, max_parallel=arguments.max_parallel)
         if arguments.status:
             sweep = sweeps.load(arguments.folder or _usual_folder(arguments.command))
@@ -85,7 +85,8 @@ def _settings(pairs: Sequence[str]) -> dict[str, str]:
     return dict(pair.split("=", 1) for pair in pairs)
 
 
-def _parser() -> ArgumentParser:
+def parser() -> ArgumentParser:
+    """The command line's."""
     parser = ArgumentParser(prog="python3 -m RATE_model.sweep", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
         "command", nargs="?", help="in quotes; values in braces, as {1e-4,3e-4}, are tried with each other"
