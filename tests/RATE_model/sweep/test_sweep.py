@@ -19,7 +19,7 @@ from RATE_model.sweep.executors import run_locally, submit
 from RATE_model.sweep.folder import Sweep
 
 # A command that takes steps, and goes on where it was interrupted: a line a step in the file that --text names.
-STEPS = 6
+STEPS = 20
 SCRIPT = f"""
 import pathlib, signal, sys, time
 flags = dict(zip(sys.argv[1::2], sys.argv[2::2]))
@@ -113,9 +113,9 @@ def test_killed_ones_go_on_and_end_once(command):
     def kill() -> None:
         """Half of the jobs: the command, or whoever waits for it."""
         for job in sweep.jobs[::2]:
-            while not sweep.log(job).exists() or sweep.state(job) != "running":
+            kind = "script.py" if job is sweep.jobs[0] else "sweep.attempt"
+            while not steps(job) or not (pids := processes(job, kind)):
                 time.sleep(0.01)
-            pids = processes(job, "script.py" if job is sweep.jobs[0] else "sweep.attempt")
             for pid in pids:
                 os.kill(pid, signal.SIGKILL)
             killed.extend(pids)
@@ -126,7 +126,14 @@ def test_killed_ones_go_on_and_end_once(command):
     thread.join()
     assert len(killed) >= 2 and sum("continued" in line for line in said) >= 2
     assert finished(sweep) == [1] * 4 and {sweep.state(job) for job in sweep.jobs} == {"done"}
-    assert all(len(path.read_text().splitlines()) == STEPS for path in Path().glob("*.steps"))
+    assert [steps(job) for job in sweep.jobs] == [STEPS] * 4
+
+
+def steps(job: Job) -> int:
+    """That a job has taken."""
+    flags = dict(zip(job.words[3::2], job.words[4::2], strict=True))
+    path = Path(f"{flags['--text']}_{flags['--seed']}.steps")
+    return path.read_text().count("\n") if path.exists() else 0
 
 
 def processes(job: Job, kind: str) -> list[int]:
