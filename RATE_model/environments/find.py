@@ -6,17 +6,25 @@ import importlib
 import importlib.util
 import json
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
+from RATE_model.cli.options import load_yaml
 from RATE_model.environments.contract import Environment
 from RATE_model.environments.table import environment
 from RATE_model.errors import UserError
+from RATE_model.own.environment import OwnEnvironment
 
 _MODULE = "environment"
 
 
+@lru_cache
+def _own() -> Environment:
+    return OwnEnvironment()
+
+
 def environment_of(run: Path) -> Environment:
-    """The environment of a run: that of the train script which its environment.json names.
+    """The environment of a run: that of the train script which its environment.json names, or a user's own.
 
     Raises:
         UserError: it is no run, or names no train script of an environment.
@@ -31,6 +39,8 @@ def environment_of(run: Path) -> Environment:
         for start in range(len(parts)):
             if (found := _in_folder(".".join(parts[start:-1]))) is not None:
                 return found
+    if {"env", "env_args", "wrappers"} <= set(load_yaml(run / "config.yaml")):  # of RATE_model.train
+        return _own()
     raise UserError(f"{run}: '{' '.join(command[:3])}' is no train script of an environment; name it with --env")
 
 

@@ -21,7 +21,6 @@ if __name__ == "__main__":
     quit_on_signals()  # while the imports below take their seconds
 
 import numpy as np
-from gymnasium.spaces import Discrete
 
 from RATE_model.cli.evaluation import evaluation_of_run
 from RATE_model.cli.limits import at_least, writable_file
@@ -112,8 +111,7 @@ def episodes_of(run: Path, name: str, options: Options) -> list[dict[str, Any]]:
     evaluation = evaluation_for(run, options)
     transform, (case,) = control(evaluation.agent), evaluation.cases
     environment = evaluation.environment
-    space = environment.vector(np.array([case]), evaluation.options).single_action_space
-    names = environment.action_names if isinstance(space, Discrete) else None
+    names = () if evaluation.agent.spec.continuous else environment.action_names
     found = []
     for number in range(options.episodes):
         intact = recorded(evaluation, number, None, twin=True)

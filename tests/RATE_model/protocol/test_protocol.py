@@ -9,6 +9,7 @@ from RATE_model.cli import reproduce
 from RATE_model.environments.find import common_environment, environment_of
 from RATE_model.environments.table import environment
 from RATE_model.errors import UserError
+from RATE_model.own.environment import OwnEnvironment
 from RATE_model.protocol.__main__ import main
 from tests.tmaze_runs import only_run, train
 from TMaze_new.TMaze_new_src import train_tmaze
@@ -79,7 +80,10 @@ def test_environments_are_found_and_not_mixed(run, tmp_path):
     (other / "environment.json").write_text(json.dumps({"starts": [{"command": [script]}]}))
     with pytest.raises(UserError, match="compare runs of one environment"):
         common_environment([run, other])
-    (other / "environment.json").write_text(json.dumps({"starts": [{"command": ["pytest"]}]}))
+    (other / "environment.json").write_text(json.dumps({"starts": [{"command": ["my_script.py"]}]}))
+    (other / "config.yaml").write_text("env: CartPole-v1\nenv_args: []\nwrappers: []\n")
+    assert isinstance(environment_of(other), OwnEnvironment)
+    (other / "config.yaml").write_text("seed: 1\n")
     with pytest.raises(UserError, match="is no train script of an environment"):
         environment_of(other)
 
