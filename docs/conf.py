@@ -15,7 +15,7 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphin
 # The source directory is the repository, so that pages link to each other as they do in a checkout.
 root_doc = "docs/index"
 include_patterns = ["docs/**.md", "results/*.md", "*/README.md", "examples/*.md", "CONTRIBUTING.md", "CHANGELOG.md"]
-exclude_patterns = [".venv", "build", "tests"]
+exclude_patterns = [".*", "build", "tests"]
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
 autodoc_member_order = "bysource"
