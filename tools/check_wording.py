@@ -1,0 +1,77 @@
+"""Find misspelt words, and phrases that read as translated: `make lint` runs it over the whole repository.
+
+    python3 tools/check_wording.py [FILE ...]
+
+Prints file, line and what to write instead; exit code 1 if there is anything.
+"""
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+ENDINGS = (".py", ".md", ".yaml", ".yml", ".toml", ".ipynb", ".cff", ".sh")
+# What files hold on purpose: this list, recordings of losses, and other people's spellings of flags.
+LEFT_OUT = ("tools/check_wording.py", "tests/golden/", "RATE_model/cli/spellings.py", "CHANGELOG.md")
+# A pattern, and what a native engineer would write.
+BANNED = {
+    r"led astray": "with perturbations (DART)",
+    r"\blives? on (its|their|the|items)": "depends on",
+    r"sizes? that makes? no model|make no model": "invalid model sizes",
+    r"\bso many\b": "N, or the number itself",
+    r"\bis no (?!longer|more\b|less\b|better\b|worse\b|different|need|doubt|way\b|such\b|one\b|\w+er\b)\w+": "is not a ...",
+    r"\bare others\b": "differ",
+    r"\banew\b": "again",
+    r"\bpassed over\b": "skipped",
+    r"\bbehind (every|each|a call|an? evaluation|the (last|first|test|end)|it\b|them\b|so)": "after",
+    r"\bgoing on with\b": "resuming from, or continuing with",
+    r"\b(any|no)body waits\b": "too many (at most N)",
+    r"what was chosen how": "how settings were selected",
+    r"\b(in|on) the mean\b": "on average",
+    r"\bhad best\b": "should",
+    r"\bwhat moves\b": "motion",
+    r"must not be written to": "is not writable",
+    r"for want of": "for lack of",
+    r"what is left of it": "an ablation of it",
+    r"\bdraws? (it |them )?anew\b|drawn anew": "resampled",
+    r"every so (many|often)": "every N",
+    r"used to need": "needed",
+}
+
+
+def phrases(path: Path, text: str) -> Iterator[str]:
+    """The banned phrases of a file: where, what, and what to write."""
+    for number, line in enumerate(text.splitlines(), start=1):
+        for pattern, instead in BANNED.items():
+            for found in re.finditer(pattern, line, re.IGNORECASE):
+                yield f"{path.relative_to(ROOT)}:{number}: {found.group()!r}: write {instead}"
+
+
+def tracked(arguments: Sequence[str]) -> list[Path]:
+    """The files to look at: those named, or all that git knows."""
+    names = arguments or subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    paths = [(ROOT / name).resolve() for name in names]
+    return [
+        path
+        for path in paths
+        if path.suffix in ENDINGS
+        and path.is_file()
+        and not any(str(path.relative_to(ROOT)).startswith(start) for start in LEFT_OUT)
+    ]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print what is wrong; 1 if anything is."""
+    paths = tracked(arguments)
+    wrong = [line for path in paths for line in phrases(path, path.read_text(encoding="utf-8"))]
+    print("\n".join(wrong), end="\n" if wrong else "")
+    spelling = subprocess.run([sys.executable, "-m", "codespell_lib", *map(str, paths)]) if paths else None
+    return int(bool(wrong or (spelling and spelling.returncode)))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
