@@ -21,7 +21,7 @@ BANNED = {
     r"\blives? on (its|their|the|items)": "depends on",
     r"sizes? that makes? no model|make no model": "invalid model sizes",
     r"\bso many\b": "N, or the number itself",
-    r"(?<!there )\bis no (?!longer|more\b|less\b|better\b|worse\b|different|need|doubt|way\b|such\b|one\b|\w+er\b)\w+": "is not a ...",
+    r"(?<!there )\bis no (?!longer|more|less|different|need|doubt|way|such|one|\w+er\b)\w+": "is not a ...",
     r"\bare others\b": "differ",
     r"\banew\b": "again",
     r"\bpassed over\b": "skipped",

@@ -226,7 +226,7 @@ class Environment(ABC):
     def metrics(
         self, played: Mapping[Case, Episodes], evaluation: Evaluation, config: Any, *, final: bool
     ) -> dict[str, float]:
-        """Results of an evaluation in training, asked for one return, under the names of eval/*.json.
+        """Results of an evaluation in training, asked for one return, under the names of `eval/*.json`.
 
         Args:
             played: episodes by case.
