@@ -51,9 +51,10 @@ def phrases(path: Path, text: str) -> Iterator[str]:
 
 def tracked(arguments: Sequence[str]) -> list[Path]:
     """The files to look at: those named, or all that git knows."""
-    names = arguments or subprocess.run(
-        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.splitlines()
+    names = (
+        arguments
+        or subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    )
     paths = [(ROOT / name).resolve() for name in names]
     return [
         path
