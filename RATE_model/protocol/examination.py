@@ -15,8 +15,8 @@ from RATE_model.errors import UserError
 from RATE_model.memories.contract import MemoryTransform
 from RATE_model.protocol.verdict import INTACT, KNOCKED_OUT, MEMORY_FREE, TWINS, Case, Subject, without
 
-# Makes the transform of one rollout; it may hold the state of a generator.
-Control = Callable[[], MemoryTransform | None]
+# Makes the transform of one rollout, of the player of this number: what is drawn differs between players.
+Control = Callable[[int], MemoryTransform | None]
 
 
 @dataclass(frozen=True)
@@ -87,11 +87,11 @@ def _holds(value: Any) -> bool:
 
 def controls(subject: Subject, *, has_memory: bool, twins: bool) -> dict[str, Control]:
     """What to compare, by condition."""
-    wanted: dict[str, Control] = {INTACT: lambda: None}
+    wanted: dict[str, Control] = {INTACT: lambda _: None}
     if has_memory:
-        wanted[KNOCKED_OUT] = lambda: knock_out_memory
+        wanted[KNOCKED_OUT] = lambda _: knock_out_memory
         if len(subject.parts) > 1:
-            wanted |= {without(part): lambda part=part: knock_out_part(part) for part in subject.parts}
+            wanted |= {without(part): lambda _, part=part: knock_out_part(part) for part in subject.parts}
         if twins:
             wanted[TWINS] = exchange_twins
     return wanted
@@ -122,14 +122,14 @@ def examine(
 
     def ask(condition: str, asked: Sequence[Player], control: Control) -> None:
         report(condition)
-        answers = [player.play(control()) for player in asked]
+        answers = [player.play(control(number)) for number, player in enumerate(asked)]
         for number, found in enumerate(outcomes):
             found[condition] = np.stack([answer[number] for answer in answers])
 
     for condition, control in controls(subject, has_memory=has_memory, twins=twins).items():
         ask(condition, players, control)
     if memory_free:
-        ask(MEMORY_FREE, memory_free, lambda: None)
+        ask(MEMORY_FREE, memory_free, lambda _: None)
     return [
         Case(question.name, question.horizons, question.chance, found)
         for question, found in zip(questions, outcomes, strict=True)

@@ -102,7 +102,9 @@ def test_one_that_remembers():
     assert result.sentence == (
         "remembers over xi = 95 (lower bound .99 > .50), long-term, depends on its memory (knocked out .50)"
     )
-    assert cases[-1].outcomes[TWINS].mean() == pytest.approx(0.5, abs=0.1)
+    exchanged = cases[-1].outcomes[TWINS]
+    assert exchanged.mean() == pytest.approx(0.5, abs=0.1)
+    assert len({row.tobytes() for row in exchanged}) == 3  # every seed draws its own exchanges
     assert result.missing == ("the memory-free control (--control with a run of --model_mode MLP or BC-MLP)",)
 
 
