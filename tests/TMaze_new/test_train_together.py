@@ -1,5 +1,6 @@
 """Several processes train one T-Maze run: interrupted and killed anywhere, it goes on as if nothing had happened."""
 
+import json
 import os
 import signal
 import time
@@ -80,6 +81,24 @@ def test_another_number_of_processes_goes_on_and_says_so(tmp_path, capfd):
     group.results()
     assert train(tmp_path, *FLAGS, "--resume", "auto") == 0
     assert "was trained by 2 processes and goes on with 1" in capfd.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("curriculum", [("--curr", "true"), "--curr adaptive --streak 3 --stage_batches 9".split()])
+def test_curricula_take_the_same_steps_with_three_processes(tmp_path, curriculum):
+    """Three share 16 trajectories, and what is left in an epoch's last batch."""
+    flags = (*curriculum, "--dropout", "0", "--epochs", "2", "--log_every", "1", "--anneal_batches", "6")
+    found = []
+    for size in (1, 3):
+        folder = tmp_path / str(size)
+        assert Group(size, partial(train, folder, *flags)).results() == [0] * size
+        text = (only_run(folder) / "metrics.jsonl").read_text()
+        found.append([json.loads(line) for line in text.splitlines()])
+    one, three = found
+    assert [line.keys() for line in one] == [line.keys() for line in three] and len(one) > 8
+    for line, other in zip(one, three, strict=True):
+        assert other == pytest.approx(line, rel=1e-4, abs=1e-5)
+    assert one[-1]["Success_rate"] == three[-1]["Success_rate"]
 
 
 def test_more_processes_than_trajectories_of_a_batch(tmp_path, capfd):

@@ -4,9 +4,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
+from RATE_model.acting.actor import Actor
+from RATE_model.acting.rollout import Episodes, rollout, rollout_in_turns
 from RATE_model.agent import Agent
 from RATE_model.cli.settings import ModelOptions, TrainOptions
 from RATE_model.data.batch import Batch
@@ -17,7 +20,8 @@ from RATE_model.training.optimization import RisingCosine
 from RATE_model.training.trainer import Trainer, accuracy, last_steps_right
 from tests.groups import in_group
 from tests.RATE_model.training.test_stored_states import make_data
-from tests.small_models import VECTOR, K, N
+from tests.small_models import VECTOR, K, N, small_model
+from TMaze_new.TMaze_new_src.env import TMazeVectorEnv
 
 BATCHES = 20
 # Windows of the data are 23; the last batch of an epoch has two, for up to three processes.
@@ -96,3 +100,20 @@ def test_any_number_of_processes_has_the_losses_of_one(data, mode, setting):
     if SETTINGS[setting].get("window_state") == "stored" and not has_memory(mode):
         pytest.skip("hands no state on")
     assert_equal(data, mode, setting, (2, 3), BATCHES)
+
+
+@pytest.mark.parametrize("in_turns", [False, True])
+def test_episodes_are_those_of_one_process(in_turns):
+    def play() -> list[list[float]]:
+        model = small_model()
+        lengths = np.array([[5, 9, 3], [7, 4, 30]])
+        mazes = [TMazeVectorEnv(3, steps - 2, max_steps=steps) for steps in lengths]
+        actors, seeds = [Actor(model, 3, 1.0) for _ in mazes], [np.arange(3), np.arange(3, 6)]
+        if in_turns:
+            played = rollout_in_turns(actors, mazes, seeds=seeds, max_steps=30)
+        else:
+            parts = zip(actors, mazes, seeds, strict=True)
+            played = Episodes.joined([rollout(actor, maze, seeds=own, max_steps=30) for actor, maze, own in parts])
+        return [played.returns.tolist(), played.lengths.tolist(), played.last_rewards.tolist()]
+
+    assert in_group(3, play) == [play()] * 3
