@@ -125,7 +125,7 @@ def _merged(parts: Sequence[Episodes]) -> Episodes:
     """The same episodes as each process has played its share of them."""
     if len(parts) == 1:
         return parts[0]
-    return Episodes(*(sum(getattr(part, field.name) for part in parts) for field in fields(Episodes)))
+    return Episodes(*(np.sum([getattr(part, field.name) for part in parts], axis=0) for field in fields(Episodes)))
 
 
 def _play(

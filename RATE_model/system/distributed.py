@@ -152,18 +152,21 @@ def _join(number: int, count: int) -> _Group:
 
     if not dist.is_available():
         raise UserError(f"WORLD_SIZE={count}: this PyTorch has no torch.distributed; start one process")
+    from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPrivateImportUsage]  documented
+
     host, port = os.environ.get("MASTER_ADDR", ""), _variable("MASTER_PORT")
     ours = number == 0 and not _has_launcher()
     who = f"process {number} of {count}"
     try:
-        connection = dist.TCPStore(
+        connection = TCPStore(
             host, port, None, ours, timedelta(seconds=JOIN_SECONDS), wait_for_workers=False, multi_tenant=True
         )
     except (RuntimeError, ValueError) as error:  # of the network, or of a name or a number
         raise UserError(f"{who} cannot reach process 0 at {host}:{port}: {_line(error)}") from None
     attempt = f"attempt/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
-    store, deadline = dist.PrefixStore(attempt, connection), time.monotonic() + JOIN_SECONDS
-    group = _Group(number, count, store, dist.PrefixStore(attempt, connection.clone()))
+    store, deadline = PrefixStore(attempt, connection), time.monotonic() + JOIN_SECONDS
+    again = connection.clone()  # pyright: ignore[reportAttributeAccessIssue]  its stubs lack it
+    group = _Group(number, count, store, PrefixStore(attempt, again))
     with _in_touch(group):
         store.add("present", 1)
         while (present := store.add("present", 0)) < count:
@@ -177,7 +180,7 @@ def _join(number: int, count: int) -> _Group:
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(
             backend,
-            store=dist.PrefixStore("messages", store),
+            store=PrefixStore("messages", store),
             rank=number,
             world_size=count,
             timeout=timedelta(minutes=_MESSAGE_MINUTES),

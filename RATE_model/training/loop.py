@@ -258,10 +258,10 @@ class Fit:
             return self.trainer.validate(_until_asked(batch for _, _, batch in loader))
 
     def _evaluate(self, *, final: bool) -> dict[str, float]:
-        if self.evaluate is None:
+        if (evaluate := self.evaluate) is None:
             return {}
         with evaluating(self.trainer.model):
-            return distributed.together(lambda: self.evaluate(self.trainer.model, final))[0]
+            return distributed.together(lambda: evaluate(self.trainer.model, final))[0]
 
     def _save(self, *, best: bool = False) -> None:
         """A checkpoint of everything that the next batch depends on. Saved again, the best one stays the best."""
