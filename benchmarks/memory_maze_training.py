@@ -28,12 +28,12 @@ import numpy as np
 import torch
 
 from benchmarks import common
-from MemoryMaze.MemoryMaze_src import evaluate
+from MemoryMaze.MemoryMaze_src import environment
 from MemoryMaze.MemoryMaze_src.dataset import open_dataset
-from MemoryMaze.MemoryMaze_src.evaluate import evaluation_seeds
+from MemoryMaze.MemoryMaze_src.environment import ENVIRONMENT, Mazes
+from MemoryMaze.MemoryMaze_src.evaluate import TARGET_RETURN, evaluation_seeds
 from MemoryMaze.MemoryMaze_src.generate import Recipe, generate
 from MemoryMaze.MemoryMaze_src.spec import SPEC
-from MemoryMaze.MemoryMaze_src.train_mem_maze import read_config
 from MemoryMaze.MemoryMaze_src.vector import MemoryMazeVectorEnv
 from RATE_model.agent import Agent
 from RATE_model.cli.limits import at_least
@@ -41,6 +41,7 @@ from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options, t
 from RATE_model.data.dataset import WindowDataset
 from RATE_model.data.selection import strided_windows
 from RATE_model.data.trajectories import TrajectoryFile
+from RATE_model.environments.contract import Evaluation
 from RATE_model.training.optimization import Schedule
 from RATE_model.training.trainer import Trainer
 
@@ -117,14 +118,15 @@ def play_at_random(options: Options) -> float:
 
 def play_with(model: Agent, options: Options) -> float:
     """Seconds of all steps of an evaluation."""
-    with mock.patch.object(evaluate, "MemoryMazeVectorEnv", Timed):
-        evaluate.play(model, episodes=options.episodes, steps=options.steps)
+    mazes = Mazes(episode_timeout=options.steps, rtg_floor=0.0)
+    with mock.patch.object(environment, "MemoryMazeVectorEnv", Timed):
+        Evaluation(ENVIRONMENT, model, mazes, (TARGET_RETURN,), episodes=options.episodes).play()
     return Timed.seconds()
 
 
 def measure(options: Options, file: TrajectoryFile) -> dict[str, Any]:
     """All timings in seconds, and the two ratios that matter."""
-    config = read_config(PUBLISHED)
+    config = ENVIRONMENT.read_config(PUBLISHED)
     agent_config, segments = config.agent_config(), config.task.segments
     size = segments * config.task.context_length
     dataset = WindowDataset([file], strided_windows(0, file, size, 1), size=size, in_memory=False)

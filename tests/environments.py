@@ -1,5 +1,7 @@
 """What the contract suite needs to know of each environment of the table: flags that make it small."""
 
+from typing import Any
+
 import pytest
 
 from RATE_model.environments.contract import Environment
@@ -14,13 +16,25 @@ SMALL = {
         "--sizes 7 9",
         "minigrid",
     ),
+    "memory_maze": (
+        "--episodes 10 --steps 12 --context_length 3 --segments 2 --episode_timeout 8",
+        "--episode_timeout 8 --workers 1",
+        "labmaze",
+    ),
     "tests.stranger.environment": ("--episodes 20", "", None),
 }
+# Their mazes or games take seconds to start, and a run starts many.
+SLOW = {"memory_maze"}
 
 
 def names() -> list[str]:
     """All environments of the table, and a stranger's."""
     return [*table(), "tests.stranger.environment"]
+
+
+def runs() -> list[Any]:
+    """The same, as parameters of a test of a whole run."""
+    return [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in names()]
 
 
 def load(name: str) -> Environment:

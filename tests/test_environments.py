@@ -201,6 +201,7 @@ def test_data_is_of_the_environment(name, environment, config, tmp_path):
     assert not {tuple(window) for window in training_windows.windows} & {tuple(window) for window in validation.windows}
 
 
+@pytest.mark.parametrize("name", environments.runs())
 def test_a_run_from_flags_to_pictures(name, environment, tmp_path, capsys):
     flags = (
         f"--epochs 1 --batch_size 4 --end_seed 1 --device cpu --wandb_mode disabled --eval_episodes 4 {SMALL[name][0]}"

@@ -85,7 +85,8 @@ class MemoryMazeEnv(gymnasium.Env):
         UserError: a value is out of range, or (by the first reset) a package is missing or nothing can draw.
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": STEPS_PER_SECOND}
+    # Videos are four times as fast as the agent lives
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 4 * STEPS_PER_SECOND}
 
     def __init__(
         self,

@@ -11,7 +11,8 @@ commit and the day that they were measured at.
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,12 @@ if __name__ == "__main__":  # started as a script
 
 import numpy as np
 
-from MemoryMaze.MemoryMaze_src.dataset import describe, ensure_dataset
-from MemoryMaze.MemoryMaze_src.evaluate import PLAYERS, check_episodes, play, player_returns
-from MemoryMaze.MemoryMaze_src.pictures import returns_picture
-from MemoryMaze.MemoryMaze_src.train_mem_maze import check, read_config
+from MemoryMaze.MemoryMaze_src.dataset import describe
+from MemoryMaze.MemoryMaze_src.environment import ENVIRONMENT
+from MemoryMaze.MemoryMaze_src.evaluate import PLAYERS, player_returns
 from RATE_model.acting.controls import knock_out_memory, knock_out_part
 from RATE_model.acting.rollout import mean_and_error, with_error
+from RATE_model.cli.evaluation import evaluation_of_run
 from RATE_model.cli.options import exit_on_user_error, parse_options
 from RATE_model.cli.reproduce import (
     ROOT,
@@ -40,27 +41,29 @@ from RATE_model.cli.reproduce import (
     made,
     merged,
     provenance,
+    seed_table,
     table,
     training_table,
     write_results,
 )
+from RATE_model.cli.training import check
 from RATE_model.errors import UserError
-from RATE_model.loading import load_model
+from RATE_model.loading import load_agent
 from RATE_model.memories.contract import MemoryTransform
+from RATE_model.plots import plot_bars
 from RATE_model.system.atomic import atomic_write_text
-from RATE_model.training.checkpoints import resolve_checkpoint
 
 FAST = "MemoryMaze/MemoryMaze_src/config_fast.yaml"
 STUDY = Study(
-    script="MemoryMaze/MemoryMaze_src/train_mem_maze.py",
+    script=ENVIRONMENT.train_script,
     settings=("--config", FAST, "--online_inference", "false", "--last_inference", "false"),
     models={
         "RATE": ("--model_mode", "RATE"),
         "LSTM": ("--model_mode", "LSTM"),
         "MLP": ("--model_mode", "MLP"),
     },
-    read_config=read_config,
-    check=check,
+    read_config=ENVIRONMENT.read_config,
+    check=partial(check, ENVIRONMENT),
 )
 SCRIPT = "MemoryMaze/MemoryMaze_src/reproduce.py"
 PAGE = "memory_maze"  # the name of the files of results
@@ -115,7 +118,12 @@ class Options(PageOptions):
     def validate(self) -> None:
         """Raise a UserError for a value out of range."""
         super().validate()
-        check_episodes(episodes=self.episodes)
+        ENVIRONMENT.check_episodes(episodes=self.episodes)
+
+
+def setting() -> Any:
+    """The flags that all runs have in common."""
+    return ENVIRONMENT.read_config(["--config", str(ROOT / FAST)])
 
 
 def returns_of(run: Path, name: str, transform: MemoryTransform | None, greedy: bool, episodes: int) -> np.ndarray:
@@ -123,20 +131,10 @@ def returns_of(run: Path, name: str, transform: MemoryTransform | None, greedy: 
     kept = run / "eval" / f"{name}_{'argmax' if greedy else 'drawn'}_{episodes}_episodes.json"
 
     def made_now() -> list[float]:
-        config = read_config(["--config", str(run / "config.yaml")])
-        model = load_model(resolve_checkpoint(run))
-        played = play(
-            model,
-            size=config.data.size,
-            episodes=episodes,
-            steps=config.task.episode_timeout,
-            target_return=config.task.target_return,
-            rtg_floor=config.task.rtg_floor,
-            greedy=greedy,
-            precision=config.train.precision,
-            transform_memory=transform,
-        )
-        return played.returns.tolist()
+        evaluation = evaluation_of_run(ENVIRONMENT, run, episodes=episodes)
+        evaluation = replace(evaluation, options=replace(evaluation.options, use_argmax=greedy))
+        (played,) = evaluation.play_with(transform).values()
+        return played[None].returns.tolist()
 
     return np.array(_kept(kept, made_now))
 
@@ -152,7 +150,7 @@ def collect(directories: Mapping[str, Sequence[Path]], episodes: int) -> dict[st
     """By model and control: the returns of every seed's episodes and, of models, what their training took."""
     document: dict[str, dict] = {}
     for label, runs in directories.items():
-        results, agent = final_results(runs), load_model(resolve_checkpoint(runs[0]))
+        results, agent = final_results(runs), load_agent(runs[0])
         document[label] = {
             "returns": [returns_of(run, "intact", None, True, episodes).tolist() for run in runs],
             **{key: [result[key] for result in results] for key in ("train_seconds", "optimizer_steps")},
@@ -189,22 +187,20 @@ def returns_table(document: dict[str, dict]) -> str:
     return table(["", "balls found", "range", "episodes", "published"], rows)
 
 
-def seed_table(document: dict[str, dict], seeds: Sequence[int]) -> str:
+def runs_table(document: dict[str, dict], seeds: Sequence[int]) -> str:
     """Every run, as Markdown."""
-    rows = []
-    for label in (label for label in STUDY.models if label in document):
-        entry, forgetful = document[label], document.get(f"{label}, {FORGETFUL}")
-        for index, seed in enumerate(seeds):
-            found = ["" if of is None else f"{np.mean(of['returns'][index]):.2f}" for of in (entry, forgetful)]
-            rows.append(
-                [
-                    *(label, seed, entry["optimizer_steps"][index], f"{entry['train_seconds'][index]:.0f}"),
-                    *(f"{entry['validation_loss'][index]:.3f}", f"{entry['validation_accuracy'][index]:.3f}"),
-                    *found,
-                ]
-            )
-    header = ["model", "seed", "optimizer steps", "training, s", "validation loss", "accuracy"]
-    return table([*header, "balls found", FORGETFUL], rows)
+    models = {label: {"label": label, **document[label]} for label in STUDY.models if label in document}
+
+    def found(label: str, index: int) -> str:
+        return f"{np.mean(document[label]['returns'][index]):.2f}" if label in document else ""
+
+    columns: dict[str, Callable[[dict[str, Any], int], str]] = {
+        "validation loss": lambda entry, index: f"{entry['validation_loss'][index]:.3f}",
+        "accuracy": lambda entry, index: f"{entry['validation_accuracy'][index]:.3f}",
+        "balls found": lambda entry, index: found(entry["label"], index),
+        FORGETFUL: lambda entry, index: found(f"{entry['label']}, {FORGETFUL}", index),
+    }
+    return seed_table(models, seeds, columns)
 
 
 def differences(document: dict[str, dict]) -> str:
@@ -224,10 +220,14 @@ def write(document: dict[str, dict], data: Sequence[Path], options: Options) -> 
     returns = {label: np.concatenate(entry["returns"]) for label, entry in document.items()}
     returns = {"RATE": returns.pop("RATE"), **WITHOUT_MEMORY, **returns} if "RATE" in returns else returns
     title = f"Memory Maze 9x9, {options.episodes} mazes, 1000 steps"
-    returns_picture(returns, options.results_dir / f"{PAGE}.png", title=title)
+    bars = {
+        player: {"return": values if isinstance(values, tuple) else mean_and_error(values)}
+        for player, values in returns.items()
+    }
+    plot_bars(bars, options.results_dir / f"{PAGE}.png", ylabel="balls found", title=title)
     numbers = " ".join(map(str, options.seeds))
     seeds = f"seed{'s' * (len(options.seeds) > 1)} {numbers.replace(' ', ', ')}"
-    asked = read_config(["--config", str(ROOT / FAST)]).task.target_return
+    asked = setting().task.target_return
     held = "; ".join(describe(path).partition(": ")[2] for path in data)
     text = (
         f"Balls found in 1000 steps, mean and standard error over the episodes of {seeds} in {options.episodes} "
@@ -235,7 +235,7 @@ def write(document: dict[str, dict], data: Sequence[Path], options: Options) -> 
         f"most probable actions are taken unless said otherwise. "
         f"Data: {held}.\n\n{returns_table(document)}\n\n"
         f"{differences(document)}\n\n{training_table(document)}\n\nEvery run:\n\n"
-        f"{seed_table(document, options.seeds)}\n\n"
+        f"{runs_table(document, options.seeds)}\n\n"
         f"All of it, and the training by itself:\n\n"
         f"    python3 {SCRIPT} --seeds {numbers} --episodes {options.episodes}\n{STUDY.commands(options.seeds)}\n"
     )
@@ -247,7 +247,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with exit_on_user_error():
         options = parse_options(Options, argv=argv, prog="reproduce.py", description="Make results/memory_maze.*")
         # Before several processes want to.
-        data = ensure_dataset(read_config(["--config", str(ROOT / FAST)]).data)
+        data = ENVIRONMENT.files(setting())
         kept = kept_of_page(options)
         document = collect(STUDY.run_all(options, options.models), options.episodes)
         for player in PLAYERS:

@@ -270,7 +270,7 @@ def main(environment: Environment, argv: Sequence[str] | None = None) -> None:
 def report(evaluation: Evaluation, checkpoint: Path) -> dict[str, Any]:
     """Play, and print a line for every return asked for and every case; the same figures, by return and case.
 
-    A single return, or a single case, has no level of its own in what is returned.
+    A single return, or a single case, has no level of its own in what is returned; other players follow by label.
     """
     environment, several = evaluation.environment, len(evaluation.targets) > 1
     targets = ", ".join(f"{target:g}" for target in evaluation.targets)
@@ -293,6 +293,8 @@ def report(evaluation: Evaluation, checkpoint: Path) -> dict[str, Any]:
         for target, by_case in found.items()
         for case, values in by_case.items()
     ]
+    others = environment.others(evaluation)
+    rows += [[label, *[""] * (len(header) - 1), *_cells(values)] for label, values in others.items()]
     first = next(iter(next(iter(found.values())).values()))
     print_table([*header, *first], rows)
     print(f"{seconds:.1f} s")
@@ -300,7 +302,7 @@ def report(evaluation: Evaluation, checkpoint: Path) -> dict[str, Any]:
         f"{target:g}": {str(case): values for case, values in by_case.items()} if environment.axis else by_case[None]
         for target, by_case in found.items()
     }
-    return next(iter(by_target.values())) if environment.axis and not several else by_target
+    return (next(iter(by_target.values())) if environment.axis and not several else by_target) | others
 
 
 def _cells(values: Mapping[str, float]) -> list[str]:

@@ -374,6 +374,10 @@ class Environment(ABC):
         """What is played, in words, for the first line of an evaluation."""
         return ""
 
+    def others(self, evaluation: Evaluation) -> dict[str, dict[str, float]]:
+        """`figures` of players that are no agent, such as a random one, in the same episodes; by label."""
+        return {}
+
     def references(self, evaluation: Evaluation) -> dict[str, float]:
         """Returns of others, such as a random player's, the data's and an expert's, for pictures and tables."""
         return {}

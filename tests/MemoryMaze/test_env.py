@@ -171,7 +171,6 @@ def test_what_is_rendered_can_be_said_where_the_environment_is_made(maze, mazes)
         plain.reset(seed=1), many.reset(seed=1)
         np.testing.assert_array_equal(env.render(), plain.render("top"))
         np.testing.assert_array_equal(many.render()[0], plain.render("top"))
-        np.testing.assert_array_equal(many.render("agent")[0], plain.render())
 
 
 def test_registered_names_and_limits():
@@ -180,7 +179,7 @@ def test_registered_names_and_limits():
         env = gymnasium.make(env_id(size), disable_env_checker=True)
         assert env.unwrapped.size == size and env.unwrapped.max_steps == steps
     many = gymnasium.make_vec("MemoryMaze-11x11-v0", num_envs=2, vectorization_mode="vector_entry_point")
-    assert many.unwrapped.max_steps == 2000 and many.observation_space.shape == (2, 3, 64, 64)
+    assert many.unwrapped.max_steps.tolist() == [2000, 2000] and many.observation_space.shape == (2, 3, 64, 64)
 
 
 @pytest.mark.parametrize("kind", [MemoryMazeEnv, lambda *given, **options: MemoryMazeVectorEnv(2, *given, **options)])
@@ -227,7 +226,7 @@ def test_many_mazes_are_single_ones_side_by_side(maze, mazes):
         assert truncated.tolist() == [True, True, False]
     with pytest.raises(ValueError, match="2 seeds for 3"):
         here.reset(seed=[1, 2])
-    with pytest.raises(ValueError, match="2\\*\\*32"):
+    with pytest.raises(ValueError, match=f"between 0 and {2**32 - 1}"):
         here.reset(seed=[1, 2, -1])
     with pytest.raises(ValueError, match="must not be negative, got -1"):
         here.reset(seed=-1)

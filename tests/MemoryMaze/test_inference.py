@@ -1,18 +1,18 @@
 """Evaluating a checkpoint from the command line, pictures, videos, and the page of results."""
 
+import dataclasses
 import json
-import shutil
 
 import imageio.v2 as imageio
 import numpy as np
 import pytest
-import yaml
 
-from MemoryMaze.MemoryMaze_src import inference_mem_maze, pictures, reproduce, train_mem_maze
+from MemoryMaze.MemoryMaze_src import environment, inference_mem_maze, reproduce, train_mem_maze
+from MemoryMaze.MemoryMaze_src.environment import ENVIRONMENT
 from MemoryMaze.MemoryMaze_src.spec import SPEC
-from RATE_model.acting.actor import Actor
 from RATE_model.acting.controls import knock_out_memory
 from RATE_model.acting.rollout import Episodes
+from RATE_model.acting.video import LINE
 from RATE_model.cli.options import to_yaml
 from tests import commands
 from tests.memory_maze_runs import TINY, only_run, train, write_data
@@ -33,19 +33,22 @@ def played(monkeypatch):
     """What would have been played: options. The model finds 3 and more balls, less without memory, others 9."""
     asked = []
 
-    def play(model, **options):
-        asked.append(options)
-        returns = np.arange(3.0, 3 + options["episodes"]) - 2 * (options["transform_memory"] is not None)
-        return Episodes(returns, np.full(len(returns), 1000), returns)
+    def play(self, evaluation, acting, *, twins=False):
+        options = dataclasses.asdict(evaluation.options)
+        asked.append(options | {"episodes": evaluation.episodes} | vars(acting))
+        returns = np.arange(3.0, 3 + evaluation.episodes) - 2 * (acting.transform_memory is not None)
+        return {None: Episodes(returns, np.full(len(returns), 1000), returns)}
 
     def player_returns(player, **options):
         asked.append({"player": player} | options)
         return np.full(options["episodes"], 9.0)
 
-    for module in (inference_mem_maze.protocol, reproduce):
-        monkeypatch.setattr(module, "play", play)
+    monkeypatch.setattr(type(ENVIRONMENT), "play", play)
+    for module in (environment.protocol, reproduce):
         monkeypatch.setattr(module, "player_returns", player_returns)
-    return asked
+    environment._returns.cache_clear()
+    yield asked
+    environment._returns.cache_clear()
 
 
 def infer(*flags: object) -> None:
@@ -55,102 +58,37 @@ def infer(*flags: object) -> None:
 # --- the command ---
 
 
-def test_flags_reach_the_evaluation(run, played):
-    infer("--checkpoint", run)
-    infer(
-        *("--checkpoint", run, "--size", 11, "--episodes", 20, "--knock_out", "--slide", 3, "--seed", 4),
-        *("--episode_timeout", 50, "--target_return", 0.5, "--use_argmax", "--precision", "bf16"),
-        *("--rtg_floor", "none", "--workers", 2),
-    )
-    assert played[0] == dict(
-        size=9, episodes=5, steps=None, target_return=18.1, rtg_floor=0.0, greedy=False, seed=0, slide=1,
-        transform_memory=None, precision="32", workers=None,
-    )  # fmt: skip
-    assert played[1] == dict(
-        size=11, episodes=20, steps=50, target_return=0.5, rtg_floor=None, greedy=True, seed=4, slide=3,
-        transform_memory=knock_out_memory, precision="bf16", workers=2,
-    )  # fmt: skip
-
-
-def test_what_no_flag_says_is_as_the_run_recorded_it(run, played, tmp_path, monkeypatch, capsys):
-    copy = shutil.copytree(run, tmp_path / "copy")
-    flags = yaml.safe_load((copy / "config.yaml").read_text())
-    flags |= {"size": 11, "target_return": 30.0, "rtg_floor": None, "use_argmax": True}
-    (copy / "config.yaml").write_text(yaml.safe_dump(flags))
-    infer("--checkpoint", copy)
-    assert "in mazes of 11x11 cells, asked for 30, the most probable actions" in capsys.readouterr().out
-    flags = "--size 13 --target_return 9 --rtg_floor 1 --use_argmax false".split()
-    infer("--checkpoint", copy, *flags)
-    monkeypatch.chdir(copy / "checkpoints")
-    infer("--checkpoint", next(path.name for path in (copy / "checkpoints").glob("step_*")))
-    (copy / "config.yaml").unlink()  # its checkpoint holds what it was trained with
-    infer("--checkpoint", copy)
-    names = ("size", "target_return", "rtg_floor", "greedy")
-    recorded = (11, 30, None, True)
-    expected = [recorded, (13, 9, 1, False), recorded, (9, 18.1, 0.0, False)]
-    assert [tuple(options[name] for name in names) for options in played] == expected
-
-
 def test_results_are_printed_and_kept(run, played, tmp_path, capsys):
     infer("--checkpoint", run, "--episodes", 3, "--players", "--output", tmp_path / "out.json")
     document = json.loads((tmp_path / "out.json").read_text())
-    assert document["episodes"] == 3 and [*document["results"]] == ["model", "random", "explorer", "planner"]
+    assert document["episodes"] == 3 and [*document["results"]] == ["18.1", "random", "explorer", "planner"]
     error = np.std([3, 4, 5], ddof=1) / np.sqrt(3)
-    assert document["results"]["model"] == {
-        "mean_return": 4, "returns": [3, 4, 5], "standard_error": pytest.approx(error),
-    }  # fmt: skip
-    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert ["model", "4.00", f"{error:.2f}", "3", "5"] in rows and ["random", "9.00", "0.00", "9", "9"] in rows
-    assert played[1] == dict(player="random", size=9, episodes=3, steps=None, workers=None)
-
-
-def test_pictures_show_the_model_without_its_memory_too(run, played, tmp_path, capsys):
-    infer("--checkpoint", run, "--episodes", 2, "--pictures", tmp_path / "pictures")
-    assert [options["transform_memory"] for options in played] == [None, knock_out_memory]
-    assert imageio.imread(tmp_path / "pictures" / "returns.png").std() > 5
+    assert document["results"]["18.1"] == pytest.approx(
+        {"mean_return": 4, "standard_error": error, "min_return": 3, "max_return": 5}
+    )
     printed = capsys.readouterr().out
-    assert "memory intact" in printed and "memory knocked out" in printed
+    assert "3 episodes, in mazes of 9x9 cells, drawn actions, asked for 18.1" in printed
+    rows = [line.split() for line in printed.splitlines()]
+    assert ["18.1", "4.00", f"{error:.2f}", "3.00", "5.00"] in rows
+    assert ["random", "9.00", "0.00", "9.00", "9.00"] in rows
+    assert played[1] == dict(player="random", size=9, episodes=3, steps=7, workers=None)
 
 
-def test_a_video_is_made(run, played, tmp_path, monkeypatch):
-    """Two views of a maze side by side and two lines of text; a second of the last picture."""
+def test_pictures_show_the_model_without_its_memory_too(run, played, tmp_path):
+    infer("--checkpoint", run, "--episodes", 2, "--players", "--pictures", tmp_path / "pictures")
+    assert [options["transform_memory"] for options in played if "player" not in options] == [None, knock_out_memory]
+    assert len([options for options in played if "player" in options]) == 3, "each plays once"
+    assert imageio.imread(tmp_path / "pictures" / "returns.png").std() > 5
 
-    class Maze:
-        def __init__(self, size, *, max_steps, render_mode):
-            assert (size, max_steps, render_mode) == (9, 7, "rgb_array")
-            self.steps = 0
 
-        def reset(self, *, seed):
-            self.seed, self.steps = seed, 0
-            return np.zeros((3, 64, 64), np.uint8), {}
-
-        def step(self, action):
-            self.steps += 1
-            return np.zeros((3, 64, 64), np.uint8), 1.0, False, self.steps == 7, {}
-
-        def render(self, view):
-            return np.full((64, 64, 3), {"agent": 50, "top": 200}[view], np.uint8)
-
-        def close(self):
-            pass
-
-    class Recorded(Actor):
-        def __init__(self, *arguments, **options):
-            acted.append(options)
-            super().__init__(*arguments, **options)
-
-    said, acted = [], []
-    monkeypatch.setattr(pictures, "MemoryMazeEnv", Maze)
-    monkeypatch.setattr(pictures, "Actor", Recorded)
-    monkeypatch.setattr(pictures, "with_caption", lambda views, *lines: said.append(lines) or views)
-    flags = "--episodes 5 --episode_timeout 7 --video 2 --seed 3 --knock_out".split()
-    infer("--checkpoint", run, *flags, "--pictures", tmp_path)
-    assert [(options["seed"], options["transform_memory"]) for options in acted] == 2 * [(3, knock_out_memory)]
-    frames = imageio.mimread(tmp_path / "seed_20.mp4")
-    assert (tmp_path / "seed_0.mp4").exists() and len(frames) == 7 + 1 + pictures.FRAMES_PER_SECOND
-    assert frames[0].shape == (64, 128, 3)
-    assert frames[0][:, :60].mean() < 60 < 190 < frames[0][:, 68:].mean()
-    assert said[0] == ("balls found: 0", "step 0, segment 1") and said[7] == ("balls found: 7", "step 7, segment 3")
+def test_a_picture_of_a_video_has_both_views(monkeypatch):
+    """The agent's beside the maze from above, and what there is to say below."""
+    maze = environment.MemoryMazeEnv(render_mode="rgb_array")
+    views = {"agent": 50, "top": 200}
+    monkeypatch.setattr(maze, "render", lambda view: np.full((64, 64, 3), views[view], np.uint8))
+    picture = ENVIRONMENT.frame(maze, np.zeros((3, 64, 64), np.uint8), ["said"])
+    assert picture.shape == (64 + LINE, 128, 3)
+    assert (picture[:64, :64] == 50).all() and (picture[:64, 64:] == 200).all() and picture[64:].max() > 200
 
 
 MISTAKES = {
@@ -158,7 +96,6 @@ MISTAKES = {
     "no such checkpoint": ("--checkpoint nowhere", ("nowhere", "does not exist")),
     "size": ("--checkpoint RUN --size 8", ("--size 8", "9, 11, 13, 15")),
     "episodes": ("--checkpoint RUN --episodes 0", ("--episodes 0", "at least 1")),
-    "more videos than episodes": ("--checkpoint RUN --video 6", ("--video 6", "at most 5")),
     "no steps": ("--checkpoint RUN --episode_timeout 0", ("--episode_timeout 0", "at least 1")),
 }
 
@@ -186,27 +123,26 @@ def test_the_page_has_every_run_and_plays_none_twice(played, tmp_path, monkeypat
     data = write_data(tmp_path / "data.h5")
 
     setting = tmp_path / "tiny.yaml"
-    setting.write_text(to_yaml(train_mem_maze.read_config([*TINY, "--data_path", str(data)])))
+    setting.write_text(to_yaml(ENVIRONMENT.read_config([*TINY, "--data_path", str(data)])))
 
     def tiny(argv):
         """With the tiny setting in place of the shipped one."""
         return [str(setting) if word.endswith("config_fast.yaml") else word for word in argv]
 
-    def read_config(argv):
-        return train_mem_maze.read_config(tiny(argv))
+    original = type(ENVIRONMENT).read_config
 
     class Tiny(type(reproduce.STUDY)):
         def run(self, label, seed, options, stop):
             flags = [*tiny(self.command(label, [seed])[1:]), "--output_dir", str(tmp_path / "runs")]
-            path = self.check(read_config([*flags, "--resume", "auto"]), seed).directory
+            path = self.check(self.read_config([*flags, "--resume", "auto"]), seed).directory
             if not (path / "eval" / "final.json").exists():
                 assert train_mem_maze.main(flags) == 0
             return path
 
     study = reproduce.STUDY
-    of_tiny = Tiny(study.script, study.settings, study.models, read_config, study.check)
+    of_tiny = Tiny(study.script, study.settings, study.models, study.read_config, study.check)
     monkeypatch.setattr(reproduce, "STUDY", of_tiny)
-    monkeypatch.setattr(reproduce, "read_config", read_config)
+    monkeypatch.setattr(type(ENVIRONMENT), "read_config", lambda self, argv=None: original(self, tiny(argv or [])))
     flags = ["--seeds", "1", "2", "--jobs", "1", "--episodes", "4", "--results_dir", str(tmp_path / "results")]
     reproduce.main(flags)
     models = [options for options in played if "player" not in options]

@@ -13,13 +13,15 @@ import pytest
 
 from MemoryMaze.MemoryMaze_src import dataset, train_mem_maze
 from MemoryMaze.MemoryMaze_src.env import MIRRORED
+from MemoryMaze.MemoryMaze_src.environment import ENVIRONMENT, Mazes
 from MemoryMaze.MemoryMaze_src.spec import SPEC
 from RATE_model.acting.rollout import Episodes
 from RATE_model.agent import Agent
-from RATE_model.cli import experiment
-from RATE_model.cli.inference import InferenceOptions
-from RATE_model.cli.options import changeable_flags
+from RATE_model.cli import experiment, training
+from RATE_model.cli.evaluation import evaluation_of
+from RATE_model.cli.options import changeable_flags, to_flat_dict
 from RATE_model.data.mirror import Mirror
+from RATE_model.loading import load_agent
 from RATE_model.memories.rate.config import RATEConfig
 from RATE_model.original.variants import VARIANTS
 from tests import commands
@@ -57,17 +59,17 @@ def data(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def played(monkeypatch) -> list[dict]:
+def played(monkeypatch) -> list:
     """Nothing is played; what would have been is noted. The results are made up."""
     asked = []
 
-    def play(model, **options):
-        assert not model.training
-        asked.append(options)
-        returns = np.arange(1.0, options["episodes"] + 1)
-        return Episodes(returns, np.full(len(returns), options["steps"] or 1000), returns)
+    def play(self, evaluation, acting, *, twins=False):
+        assert not evaluation.agent.training
+        asked.append(evaluation)
+        returns = np.arange(1.0, evaluation.episodes + 1)
+        return {None: Episodes(returns, np.full(len(returns), evaluation.options.episode_timeout), returns)}
 
-    monkeypatch.setattr(train_mem_maze.protocol, "play", play)
+    monkeypatch.setattr(type(ENVIRONMENT), "play", play)
     return asked
 
 
@@ -77,9 +79,9 @@ def played(monkeypatch) -> list[dict]:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_commands_of_old_mean_what_they_did(name):
     flags = shlex.split(COMMANDS[name])[4:]
-    config = train_mem_maze.read_config(flags)
+    config = ENVIRONMENT.read_config(flags)
     assert config.agent_config().sizes == EXPECTED[name] and config.run.seeds == range(1, 4)
-    directory = train_mem_maze.run_directory(config, 3)
+    directory = training.run_directory(ENVIRONMENT, config, 3)
     assert directory.parent == HERE.parent / "MemoryMaze_checkpoints" / name
     mode = "DT" if name == "DT" else "RATE"
     assert re.fullmatch(rf"{name}_arch_mode_TrXL_{mode}_[0-9a-f]{{8}}_RUN_3", directory.name)
@@ -98,7 +100,7 @@ def test_all_published_flags_and_settings_have_their_defaults(capsys):
     # The published evaluations come every 8 million environment steps.
     steps = found["ckpt_epoch"] * found["epoch_batches"] * found["batch_size"] * 90
     assert steps == pytest.approx(8e6, rel=0.001)
-    assert "eval_episodes" in changeable_flags(train_mem_maze.read_config([])), "so that a run can be looked at"
+    assert "eval_episodes" in changeable_flags(ENVIRONMENT.read_config([])), "so that a run can be looked at"
 
 
 def test_the_model_is_the_published_one():
@@ -108,19 +110,6 @@ def test_the_model_is_the_published_one():
 
 
 # --- a run ---
-
-
-@pytest.mark.parametrize("file", ["config.yaml", "config_fast.yaml"])
-def test_every_shipped_configuration_trains(file, tmp_path):
-    settings = train_mem_maze.read_config(["--config", str(HERE / file)]).task
-    window = settings.context_length * settings.segments
-    path = write_data(tmp_path / "data.h5", episodes=10, steps=window + 1)
-    flags = ["--config", str(HERE / file), "--data_path", str(path), "--output_dir", str(tmp_path / "runs")]
-    flags += "--epochs 1 --epoch_batches 1 --batch_size 2 --end_seed 1 --device cpu --wandb_mode disabled".split()
-    assert train_mem_maze.main([*flags, *NO_EVALUATION]) == 0
-    result = json.loads((only_run(tmp_path) / "eval" / "final.json").read_text())
-    assert result["optimizer_steps"] >= 1 and 0 < result["validation_loss"] < 10
-    assert not any("Returns" in name for name in result)
 
 
 def test_what_is_learned_is_asked_of_the_data(data, tmp_path):
@@ -143,32 +132,29 @@ def test_a_run_leaves_what_is_promised(data, tmp_path, played, capsys):
     assert [final[f"{name}_18.1"] for name in ("LifeTimeMean", "ReturnsMax", "ReturnsMean")] == [7, 2, 1.5]
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert {"train_loss", "train_accuracy", "segments_count", "lr"} <= set().union(*lines)
-    assert "mean return 1.50 of 2 episodes, validation loss" in capsys.readouterr().out
+    assert "ReturnsMean_18.1 1.5 (balls of 2 episodes), validation_loss" in capsys.readouterr().out
     assert len(played) == 2
 
 
-def test_episodes_are_what_the_flags_ask_for(played):
-    config = train_mem_maze.read_config(
-        "--eval_episodes 7 --target_return 9 --size 11 --precision bf16 --use_argmax --rtg_floor none "
-        "--episode_timeout none --slide 4".split()
-    )
-    train_mem_maze.evaluate(Agent(config.agent_config(), SPEC).eval(), config, 5, True)
-    assert played == [
-        dict(
-            size=11, episodes=7, steps=None, target_return=9, rtg_floor=None, greedy=True, seed=5, slide=4,
-            precision="bf16",
-        )
-    ]  # fmt: skip
-    config = train_mem_maze.read_config([])
-    train_mem_maze.evaluate(Agent(config.agent_config(), SPEC).eval(), config, 1, False)
-    assert played[1] == dict(
-        size=9, episodes=5, steps=1000, target_return=18.1, rtg_floor=0.0, greedy=False, seed=1, slide=1, precision="32"
-    )
+@pytest.mark.parametrize(
+    ("flags", "options", "floor"),
+    [
+        ("--size 11 --use_argmax --rtg_floor none --episode_timeout none --slide 4",
+         Mazes(use_argmax=True, slide=4, episode_timeout=None, size=11), None),
+        ("", Mazes(rtg_floor=0.0), 0.0),
+    ],
+)  # fmt: skip
+def test_episodes_are_what_the_flags_ask_for(flags, options, floor):
+    config = ENVIRONMENT.read_config(flags.split())
+    agent = Agent(config.agent_config(), SPEC).eval()
+    asked = evaluation_of(ENVIRONMENT, agent, to_flat_dict(config), cases=(None,), seed=5)
+    assert asked.options == options and asked.acting(18.1).rtg_floor == floor
+    assert (asked.targets, asked.episodes, asked.seed) == ((18.1,), 5, 5)
 
 
 def test_convolutions_have_the_channels_asked_for_and_can_be_loaded(data, tmp_path):
     assert train(tmp_path, data, *NO_EVALUATION, "--epochs", "1", "--conv_channels", "4", "8", "6") == 0
-    _, model = InferenceOptions(checkpoint=only_run(tmp_path), device="cpu").load(SPEC)
+    model = load_agent(only_run(tmp_path))
     convolutions = (layer for layer in model.encoder.observation[0].convolutions if hasattr(layer, "out_channels"))
     assert [layer.out_channels for layer in convolutions] == [4, 8, 6]
 
@@ -190,9 +176,9 @@ def test_mirrored_actions_reach_the_trainer_when_asked_for(flags, expected, data
 def test_published_windows_are_trained_on_when_asked_for(tmp_path):
     path = write_data(tmp_path / "data.h5", steps=24)
     sides = {
-        windows: train_mem_maze.stage_data(
-            train_mem_maze.read_config([*TINY, "--data_path", str(path), "--windows", windows])
-        )(2)
+        windows: ENVIRONMENT.load(
+            ENVIRONMENT.read_config([*TINY, "--data_path", str(path), "--windows", windows])
+        ).windows(2)
         for windows in ("all", "published")
     }
     assert len(sides["all"][0]) == 9 * 19 > len(sides["published"][0]) > 0
@@ -253,9 +239,9 @@ def test_windows_that_cannot_be_are_found_before_data_is_made(flags, named, tmp_
 def test_episodes_of_data_that_is_named_may_have_any_length(data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("wandb_config.yaml").write_text(f"memory_maze:\n  data: {data}\n")
-    train_mem_maze.read_config([*TINY, "--steps", "5"])
+    ENVIRONMENT.read_config([*TINY, "--steps", "5"])
     Path("wandb_config.yaml").write_text("")
-    train_mem_maze.read_config([*TINY, "--steps", "5", "--data_path", str(data)])
+    ENVIRONMENT.read_config([*TINY, "--steps", "5", "--data_path", str(data)])
 
 
 MISTAKES = {

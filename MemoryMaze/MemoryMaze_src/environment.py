@@ -1,0 +1,225 @@
+"""Memory Maze as training, inference and reports see it: its flags, data, mazes, evaluation and pictures."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from MemoryMaze.MemoryMaze_src import evaluate as protocol
+from MemoryMaze.MemoryMaze_src.dataset import DataOptions, check_windows, ensure_dataset, load_windows
+from MemoryMaze.MemoryMaze_src.env import DEFAULT_SIZE, MIRRORED, SEED_LIMIT, VIEWS, MemoryMazeEnv, check_size
+from MemoryMaze.MemoryMaze_src.generate import FIRST_DATA_SEED
+from MemoryMaze.MemoryMaze_src.spec import SPEC, spec_of
+from MemoryMaze.MemoryMaze_src.vector import MemoryMazeVectorEnv
+from RATE_model.acting.evaluation import Acting
+from RATE_model.acting.rollout import Episodes, mean_and_error, rollout_in_turns
+from RATE_model.acting.video import with_caption
+from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
+from RATE_model.cli.options import Boolean, changeable
+from RATE_model.cli.settings import (
+    PUBLISHED_TRAINING,
+    ExperimentConfig,
+    ImageOptions,
+    PlayOptions,
+    SegmentOptions,
+)
+from RATE_model.data.dataset import WindowDataset
+from RATE_model.data.mirror import Mirror
+from RATE_model.environments.contract import Case, Environment, Evaluation, TrainingData
+from RATE_model.spec import EnvironmentSpec
+from RATE_model.system.processes import available_cores
+
+HERE = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class Rules(PlayOptions):
+    """What training and inference both ask of the mazes."""
+
+    # How far the return-to-go falls when more is earned than was asked for; the smallest in data is 0. none = freely
+    # (published)
+    rtg_floor: float | None = None
+    # Steps of an evaluation's episodes; none = the environment's limit: 1000 in 9x9, 2000, 3000 and 4000 in larger ones
+    episode_timeout: int | None = 1000
+
+    def validate(self) -> None:
+        """Raise a UserError for a value out of range."""
+        super().validate()
+        at_least(1, episode_timeout=self.episode_timeout)
+        at_most(MAX_STEPS, episode_timeout=self.episode_timeout)
+
+
+@dataclass(frozen=True)
+class Mazes(Rules):
+    """Mazes that the agent is evaluated in."""
+
+    # Edge of the mazes: 9, 11, 13 or 15 cells
+    size: int = DEFAULT_SIZE
+    # Also let players without a model play in the same mazes: a random one, and the experts that data is made with
+    players: Boolean = False
+    # Processes that draw the mazes, two at least where there are two mazes, and of other players; none = one per core
+    workers: int | None = None
+
+    def validate(self) -> None:
+        """Raise a UserError for a value out of range."""
+        super().validate()
+        check_size(self.size)
+        at_least(1, workers=self.workers)
+
+
+@dataclass(frozen=True)
+class Task(Rules, SegmentOptions):
+    """Segments and evaluation."""
+
+    # Show every window as it is or in the mirror, left for right, with equal probability: twice the data
+    mirror: Boolean = False
+    # Return that the agent is asked for
+    target_return: float = protocol.TARGET_RETURN
+    # Episodes of an evaluation, of seeds spread over 0 to 99; 5 are the published 0, 20, ..., 80
+    eval_episodes: int = changeable(protocol.PUBLISHED_EPISODES)
+
+
+@dataclass(frozen=True)
+class Config(ExperimentConfig):
+    """All flags of the train script."""
+
+    image: ImageOptions = field(default_factory=ImageOptions)
+    data: DataOptions = field(default_factory=DataOptions)
+    task: Task = field(default_factory=Task)
+
+    def validate(self) -> None:
+        """Raise a UserError if these sizes make no model, or the episodes that would be made have no such window."""
+        super().validate()
+        check_windows(self.data, self.segments * self.context_length)
+
+
+class MemoryMaze(Environment):
+    """Balls in a maze that stays the same over an episode, one of them asked for at a time."""
+
+    name = "Memory Maze"
+    folder = HERE
+    checkpoints = HERE.parent / "MemoryMaze_checkpoints"
+    train_script = "MemoryMaze/MemoryMaze_src/train_mem_maze.py"
+    inference_script = "MemoryMaze/MemoryMaze_src/inference_mem_maze.py"
+    config = Config
+    play_options = Mazes
+    # See docs/deviations.md
+    published = PUBLISHED_TRAINING | {
+        "lr_schedule": "rising_cosine",
+        "warmup_tokens": 1_000,
+        "final_tokens": 500_000,
+        "epoch_batches": None,
+        "windows": "published",
+        "alignment": "causal",
+        "learn": "recorded",
+        "perturbation": 0.0,
+        "mirror": False,
+        "rtg_floor": None,
+        "use_argmax": False,
+        "slide": 1,
+    }
+    episode_counts = range(1, protocol.MAX_EPISODES + 1)
+    data_seeds = range(FIRST_DATA_SEED, SEED_LIMIT)
+
+    def spec(self, flags: Mapping[str, Any]) -> EnvironmentSpec:
+        """Images, six actions."""
+        return spec_of(tuple(flags.get("conv_channels", SPEC.conv_channels)))
+
+    def files(self, config: Config) -> Sequence[Path]:
+        """One file."""
+        return ensure_dataset(config.data)
+
+    def load(self, config: Config) -> TrainingData:
+        """Windows of a trajectory's length; there is one stage, that of all segments."""
+        data, segments = config.data, config.segments
+        size = segments * config.context_length
+        sides = load_windows(self.files(config), size=size, windows=data.windows, learn=data.learn)
+
+        def windows(segments: int) -> tuple[WindowDataset, WindowDataset]:
+            return sides
+
+        transform = Mirror(MIRRORED) if config.task.mirror else None
+        return TrainingData(windows, [segments], spec_of(config.image.conv_channels), transform=transform)
+
+    def make(self, case: Case, options: Mazes, *, render_mode: str | None = None) -> MemoryMazeEnv:
+        """One maze."""
+        return MemoryMazeEnv(options.size, max_steps=options.episode_timeout, render_mode=render_mode)
+
+    def vector(self, cases: np.ndarray, options: Mazes) -> MemoryMazeVectorEnv:
+        """Mazes in processes."""
+        steps, workers = options.episode_timeout, options.workers
+        return MemoryMazeVectorEnv(len(cases), options.size, max_steps=steps, workers=workers)
+
+    def seeds(self, episodes: int) -> np.ndarray:
+        """Up to 100 are spread over 0 to 99."""
+        return protocol.evaluation_seeds(episodes)
+
+    def acting(self, evaluation: Evaluation, target: float) -> Acting:
+        """Returns-to-go stop at a floor."""
+        return replace(super().acting(evaluation, target), rtg_floor=evaluation.options.rtg_floor)
+
+    def play(self, evaluation: Evaluation, acting: Acting, *, twins: bool = False) -> dict[Case, Episodes]:
+        """All episodes at once; half of the mazes are drawn while the agent acts in the others."""
+        if twins:
+            return super().play(evaluation, acting, twins=twins)
+        halves = np.array_split(self.seeds(evaluation.episodes), min(2, evaluation.episodes))
+        options: Mazes = evaluation.options
+        processes = max(1, (options.workers or available_cores()) // len(halves))
+        mazes = [self.vector(seeds, replace(options, workers=processes)) for seeds in halves]
+        acting = replace(acting, seed=len(halves) * acting.seed)
+        actors = [acting.actor(evaluation.agent, len(seeds), first=half) for half, seeds in enumerate(halves)]
+        steps = int(mazes[0].max_steps[0])
+        return {None: rollout_in_turns(actors, mazes, seeds=halves, max_steps=steps, description=self.name)}
+
+    def metrics(
+        self, played: Mapping[Case, Episodes], evaluation: Evaluation, config: Config, *, final: bool
+    ) -> dict[str, float]:
+        """Returns under the published names."""
+        return protocol.metrics(played[None], target_return=evaluation.targets[0])
+
+    def headlines(self, config: Config) -> Mapping[str, str]:
+        """The mean return."""
+        return {f"ReturnsMean_{config.task.target_return:g}": f"balls of {config.task.eval_episodes} episodes"}
+
+    def figures(self, case: Case, episodes: Episodes, evaluation: Evaluation) -> dict[str, float]:
+        """Balls found."""
+        return protocol.figures(episodes.returns)
+
+    def described(self, evaluation: Evaluation) -> str:
+        """The mazes, and how actions are chosen."""
+        actions = "the most probable actions" if evaluation.options.use_argmax else "drawn actions"
+        return f"in mazes of {evaluation.options.size}x{evaluation.options.size} cells, {actions}"
+
+    def others(self, evaluation: Evaluation) -> dict[str, dict[str, float]]:
+        """Players without a model, where they are asked for."""
+        return {player: protocol.figures(returns) for player, returns in _players(evaluation).items()}
+
+    def references(self, evaluation: Evaluation) -> dict[str, float]:
+        """The mean returns of those players."""
+        return {player: mean_and_error(returns)[0] for player, returns in _players(evaluation).items()}
+
+    def frame(self, environment: gymnasium.Env, observation: np.ndarray, caption: Sequence[str]) -> np.ndarray:
+        """What the agent sees, and the maze from above; around both is the colour of the ball asked for."""
+        assert isinstance(environment, MemoryMazeEnv)
+        views = [picture for view in VIEWS if (picture := environment.render(view)) is not None]
+        return with_caption(np.concatenate(views, axis=1), *caption)
+
+
+def _players(evaluation: Evaluation) -> dict[str, np.ndarray]:
+    """Returns (E,) by player."""
+    options: Mazes = evaluation.options
+    asked = options.size, evaluation.episodes, options.episode_timeout, options.workers
+    return {player: _returns(player, *asked) for player in protocol.PLAYERS} if options.players else {}
+
+
+@lru_cache
+def _returns(player: str, size: int, episodes: int, steps: int | None, workers: int | None) -> np.ndarray:
+    """`player_returns`, played once: a table and a picture ask for the same."""
+    return protocol.player_returns(player, size=size, episodes=episodes, steps=steps, workers=workers)
+
+
+ENVIRONMENT = MemoryMaze()
