@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from RATE_model.memories.contract import MemoryOptions, State
-from RATE_model.memories.scan import in_chunks, last, scan
+from RATE_model.memories.scan import in_chunks, scan_and_read
 from RATE_model.memories.stack import CausalConvolution, Cell, CellState, Seen, Stack, StackConfig, StepInput
 
 # Steps whose states are held at once.
@@ -112,10 +112,7 @@ class MambaCell(Cell):
         self, state: Tensor, delta: Tensor, written: Tensor, write: Tensor, read: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Outputs `(B, L, d_inner)` of some steps, and the state after them; all in float32."""
-        with torch.autocast(delta.device.type, enabled=False):
-            decay = torch.exp(delta[:, :, None] * -self.log_rate.exp())
-            states = scan(decay, written[:, :, None] * write[..., None], state)
-            return (read[:, :, None] @ states).squeeze(2), last(states)
+        return scan_and_read(torch.exp(delta[:, :, None] * -self.log_rate.exp()), write, written, read, state)
 
 
 class Mamba(Stack):

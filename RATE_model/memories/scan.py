@@ -34,10 +34,15 @@ def scan(decay: Tensor, x: Tensor, initial: Tensor) -> Tensor:
     Returns:
         s_1 to s_T, `(B, T, ...)`, in the widest dtype of the three, at least float32.
     """
+    return _Scan.apply(*_widest(decay, x, initial))
+
+
+def _widest(*tensors: Tensor) -> list[Tensor]:
+    """In the widest dtype of all, at least float32."""
     dtype = torch.float32
-    for tensor in (decay, x, initial):
+    for tensor in tensors:
         dtype = torch.promote_types(dtype, tensor.dtype)
-    return _Scan.apply(decay.to(dtype), x.to(dtype), initial.to(dtype))
+    return [tensor.to(dtype) for tensor in tensors]
 
 
 class _Scan(torch.autograd.Function):
@@ -110,6 +115,49 @@ def _tree(decay: Tensor, x: Tensor) -> Tensor:
     states[:, 1::2] = _tree(part(1) * part(0, length - 1), pairs)
     torch.addcmul(x[:, 2::2], part(2), states[:, 1 : length - 1 : 2], out=states[:, 2::2])
     return states
+
+
+def scan_and_read(decay: Tensor, key: Tensor, value: Tensor, query: Tensor, initial: Tensor) -> tuple[Tensor, Tensor]:
+    """What is read of every state of s_t = a_t * s_{t-1} + k_t v_t^T: q_t s_t. Differentiable once.
+
+    The same as `scan` of products k v^T and a product with q, with half as many passes over the states backwards.
+
+    Args:
+        decay: a, `(B, T, p, q)`.
+        key, query: `(B, T, p)`.
+        value: `(B, T, q)`.
+        initial: s_0, `(B, p, q)`.
+
+    Returns:
+        `(B, T, q)`, and s_T `(B, p, q)`, in dtypes as of `scan`.
+    """
+    with torch.autocast(decay.device.type, enabled=False):
+        return _ScanAndRead.apply(*_widest(decay, key, value, query, initial))
+
+
+class _ScanAndRead(torch.autograd.Function):
+    """Every gradient is a product of what reaches a state with what made or read it."""
+
+    @staticmethod
+    def forward(ctx: Any, decay: Tensor, key: Tensor, value: Tensor, query: Tensor, initial: Tensor) -> Any:
+        x = key[..., None] * value[:, :, None]
+        states = _states(decay, x, torch.addcmul(x[:, :1], decay[:, :1], initial[:, None]))
+        ctx.save_for_backward(decay, key, value, query, initial, states)
+        return (query[:, :, None] @ states).squeeze(2), last(states)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_read: Tensor, of_last: Tensor) -> tuple[Tensor, ...]:
+        decay, key, value, query, initial, states = ctx.saved_tensors
+        gradient = query[..., None] * of_read[:, :, None]
+        gradient[:, -1] += of_last
+        reaching = _states(decay.roll(-1, 1), gradient, gradient[:, -1:], backwards=True)
+        to_decay = torch.empty_like(decay)
+        torch.mul(reaching[:, :1], initial[:, None], out=to_decay[:, :1])
+        torch.mul(reaching[:, 1:], states[:, :-1], out=to_decay[:, 1:])
+        to_key, to_query = (reaching @ value[..., None]).squeeze(-1), (states @ of_read[..., None]).squeeze(-1)
+        to_value = (key[:, :, None] @ reaching).squeeze(2)
+        return to_decay, to_key, to_value, to_query, decay[:, 0] * reaching[:, 0]
 
 
 def last(states: Tensor) -> Tensor:

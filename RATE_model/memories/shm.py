@@ -1,7 +1,7 @@
 """SHM, Stable Hadamard Memory (Le, Do, Nguyen, Nguyen, Gupta, Venkatesh 2024, arXiv 2410.10132): a matrix whose every
 number has a gate of its own.
 
-    M_t = M_{t-1} * C_t + U_t                    (m, m), element by element
+    M_t = M_{t-1} * C_t + U_t                    (m, m), element by element; here transposed, keys by values
     C_t = 1 + tanh(theta_t v_c(x_t)^T)           strengthens, weakens or forgets; theta_t a row of a learned table
     U_t = eta(x_t) v(x_t) k(x_t)^T               eta a sigmoid; k >= 0 sums to 1
     h_t = W M_t q(x_t)                           q >= 0 sums to 1
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from RATE_model.memories.contract import MemoryOptions, State
-from RATE_model.memories.scan import in_chunks, last, scan
+from RATE_model.memories.scan import in_chunks, scan_and_read
 from RATE_model.memories.stack import Cell, CellState, Seen, Stack, StackConfig
 
 # Steps whose matrices are held at once.
@@ -46,13 +46,13 @@ class SHMState(State):
 
     parts: ClassVar[dict[str, tuple[str, ...]]] = {"matrix": ("matrix", "step")}
 
-    matrix: tuple[Tensor, ...]  # (B, m, m) float32, values by keys
+    matrix: tuple[Tensor, ...]  # (B, m, m) float32, keys by values
     step: tuple[Tensor, ...]  # (B,) int64, steps that have passed: they decide what is drawn
 
     @property
     def slots(self) -> Tensor:
         """What is stored under each of the m keys of every layer, `(B, layers m, m)`."""
-        return torch.cat(self.matrix, dim=2).transpose(1, 2)
+        return torch.cat(self.matrix, dim=1)
 
 
 class SHMCell(Cell):
@@ -93,11 +93,9 @@ class SHMCell(Cell):
 def _piece(
     state: Tensor, theta: Tensor, calibration: Tensor, written: Tensor, key: Tensor, query: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """What is read, `(B, L, m)`, and the matrix after the last step; all in float32."""
-    with torch.autocast(state.device.type, enabled=False):
-        kept = 1 + torch.tanh(theta[..., None] * calibration[..., None, :])
-        matrices = scan(kept, written[..., None] * key[..., None, :], state)
-        return (matrices @ query[..., None]).squeeze(-1), last(matrices)
+    """What is read, `(B, L, m)`, and the matrix after the last step."""
+    kept = 1 + torch.tanh(calibration[..., None] * theta[:, :, None])
+    return scan_and_read(kept, key, written, query, state)
 
 
 def _shares(x: Tensor) -> Tensor:

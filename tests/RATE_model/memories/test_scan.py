@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from RATE_model.memories import scan as module
-from RATE_model.memories.scan import in_chunks, scan
+from RATE_model.memories.scan import in_chunks, scan, scan_and_read
 
 
 def loop(decay: Tensor, x: Tensor, state: Tensor) -> Tensor:
@@ -56,6 +56,22 @@ def test_bfloat16_is_added_up_in_float32(way):
     ones = torch.ones(1, 1000, 1, dtype=torch.bfloat16)
     states = scan(ones, ones, torch.zeros(1, 1, dtype=torch.bfloat16))
     assert states.dtype == torch.float32 and states[0, -1, 0] == 1000  # bfloat16 stops at 256
+
+
+@pytest.mark.parametrize("length", [1, 2, 7])
+def test_reading_with_the_scan_is_reading_after_it(way, length):
+    shapes = (3, length, 4, 5), (3, length, 4), (3, length, 5), (3, length, 4), (3, 4, 5)
+    arguments = [numbers(*shape, dtype=torch.float64, seed=seed).requires_grad_() for seed, shape in enumerate(shapes)]
+    decay, key, value, query, initial = arguments
+    states = scan(decay, key[..., None] * value[:, :, None], initial)
+    expected = torch.einsum("btp,btpq->btq", query, states), states[:, -1]
+    found = scan_and_read(*arguments)
+    weights = numbers(3, length, 5, dtype=torch.float64, seed=8), numbers(3, 4, 5, dtype=torch.float64, seed=9)
+    gradients = []
+    for read, last in (found, expected):
+        gradients.append(torch.autograd.grad((read * weights[0]).sum() + (last * weights[1]).sum(), arguments))
+    for one, other in zip((*found, *gradients[0]), (*expected, *gradients[1]), strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_chunks_are_the_whole_with_its_gradients():
