@@ -32,6 +32,7 @@ from RATE_model.agent import Agent, AgentConfig
 from RATE_model.cli.options import exit_on_user_error, parse_options
 from RATE_model.cli.settings import TrainOptions, at_least
 from RATE_model.data.batch import Batch
+from RATE_model.errors import UserError
 from RATE_model.memories.rate.config import RATEConfig, apply_mode
 from RATE_model.spec import EnvironmentSpec
 from RATE_model.system import distributed
@@ -94,7 +95,14 @@ class Options:
 
     def validate(self) -> None:
         """Raise a UserError for a value out of range."""
-        at_least(1, rounds=self.rounds, rows=min(self.rows))
+        if len(self.rows) != 2 or not 1 <= self.rows[0] < self.rows[1]:
+            raise UserError(
+                f"--rows {' '.join(map(str, self.rows))}: give two numbers of trajectories, the smaller first"
+            )
+        at_least(1, rounds=self.rounds)
+        for name in self.models:
+            if name not in MODELS:
+                raise UserError(f"--models {name}: must be one of {', '.join(MODELS)}")
         common.check_output(self.output)
 
 

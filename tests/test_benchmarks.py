@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import common, memories, rollout, train_step
+from benchmarks import common, memories, rollout, scale, train_step
 from benchmarks.flops import acting_flops, training_flops
 from benchmarks.plain import make_batch, make_meta, make_model
 from RATE_model.acting.actor import Actor
@@ -181,6 +181,8 @@ def test_figures_go_between_the_marks_and_nowhere_else():
         (rollout.main, ["--model_mode", "DT", "--mem_len", "0"], "--model_mode DT"),
         (memories.main, ["--modes", "LTSM"], "--modes LTSM"),
         (train_step.main, ["--rounds", "0"], "--rounds 0"),
+        (scale.main, ["--rows", "6", "2"], "--rows 6 2"),
+        (scale.main, ["--models", "Pong"], "--models Pong"),
         (train_step.main, ["--output", "no/such/folder/file.json"], "--output no/such/folder/file.json"),
     ],
 )
@@ -189,6 +191,15 @@ def test_bad_flags_are_named_before_anything_runs(main, flags, words, capsys):
         main(flags)
     assert exit_code.value.code == 2
     assert words in capsys.readouterr().err
+
+
+def test_messages_grow_with_processes_and_parameters():
+    assert scale.messages(1000, 1, 1.0, 1.0) == 0
+    # Along a ring of two: there and back, half of the gradient each; four more sums carry next to nothing.
+    assert scale.messages(1000, 2, 0.0, 4000.0) == pytest.approx(1.0) and scale.messages(0, 2, 1.0, 1.0) == 10
+    assert scale.messages(1000, 64, 0.0, 4000.0) == pytest.approx(2 * 63 / 64)
+    figures = {"T-Maze": {"fixed_s": 0.0, "each_s": 1.0, "parameters": 1000}}
+    assert "| 64 | 2.0 (0%) | 4.0 (0%) |" in scale.table(figures, 0.0, 1e9)
 
 
 def test_the_small_model_is_that_of_the_fast_setting():
