@@ -115,7 +115,7 @@ def judge(subject: Subject, cases: Sequence[Case]) -> Verdict:
     if not better:
         best = max(cases, key=lambda case: float(case.interval().value))
         return Verdict(
-            "nothing", None, f"remembers nothing: {_rate(best)} at best, chance {_two(best.chance)}", missing
+            "nothing", None, f"not shown to remember: {_rate(best)} at best, chance {_two(best.chance)}", missing
         )
 
     by_regime = {regime: [case for case in better if case.regime(subject.context) == regime] for regime in _REGIMES}
