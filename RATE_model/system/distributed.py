@@ -110,7 +110,7 @@ def joined() -> Iterator[None]:
         yield
         return
     group = _join(_variable("RANK"), _variable("WORLD_SIZE"))
-    watch = threading.Thread(target=_watch, args=(group, os.getppid()), daemon=True)
+    watch = threading.Thread(target=_watch, args=(group, _launcher()), daemon=True)
     watch.start()
     _group = group
     try:
@@ -122,7 +122,7 @@ def joined() -> Iterator[None]:
             _tell(group, _STOP, signal_name(error))
         elif not isinstance(error, SystemExit) or error.code:
             _tell(group, _ENDED, f"process {group.rank} ended: {(str(error) or repr(error)).splitlines()[0]}")
-        _leave(group, _ERROR_SECONDS if group.rank == 0 and not _has_launcher() else 0.0)
+        _leave(group, _ERROR_SECONDS if _keeps_store(group.rank) else 0.0)
         raise
     else:
         _leave(group, _LEAVE_SECONDS)
@@ -132,9 +132,14 @@ def joined() -> Iterator[None]:
         group.over.set()
 
 
-def _has_launcher() -> bool:
-    """Whether torchrun watches over the processes; it keeps the store then."""
-    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+def _launcher() -> int | None:
+    """The process id of torchrun, if it has started this process."""
+    return os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
+
+
+def _keeps_store(number: int) -> bool:
+    """Whether a process keeps the store for all; most often torchrun does."""
+    return number == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
 
 
 def _variable(name: str) -> int:
@@ -155,11 +160,16 @@ def _join(number: int, count: int) -> _Group:
     from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPrivateImportUsage]  documented
 
     host, port = os.environ.get("MASTER_ADDR", ""), _variable("MASTER_PORT")
-    ours = number == 0 and not _has_launcher()
     who = f"process {number} of {count}"
     try:
         connection = TCPStore(
-            host, port, None, ours, timedelta(seconds=JOIN_SECONDS), wait_for_workers=False, multi_tenant=True
+            host,
+            port,
+            None,
+            _keeps_store(number),
+            timedelta(seconds=JOIN_SECONDS),
+            wait_for_workers=False,
+            multi_tenant=True,
         )
     except (RuntimeError, ValueError) as error:  # of the network, or of a name or a number
         raise UserError(f"{who} cannot reach process 0 at {host}:{port}: {_line(error)}") from None
@@ -188,7 +198,7 @@ def _join(number: int, count: int) -> _Group:
     return group
 
 
-def _watch(group: _Group, launcher: int) -> None:
+def _watch(group: _Group, launcher: int | None) -> None:
     """In a thread: pass signals on between processes; when the launcher is gone, stop as if it had said so."""
     store = group.watched_store
     while not group.over.wait(_WATCH_SECONDS):
@@ -201,7 +211,7 @@ def _watch(group: _Group, launcher: int) -> None:
                 name = store.get(_STOP).decode()
         except RuntimeError:  # whoever keeps the store is gone
             name = "SIGTERM"
-        if name is None and os.getppid() != launcher:
+        if name is None and launcher is not None and os.getppid() != launcher:
             name = "SIGTERM"
         if name is not None and not group.over.is_set():
             request(name)

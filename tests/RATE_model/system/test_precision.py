@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from RATE_model.system.precision import autocast, uses_bfloat16
+from RATE_model.system import distributed
+from RATE_model.system.precision import autocast, pick_device, uses_bfloat16
 
 CPU = torch.device("cpu")
 
@@ -36,3 +37,15 @@ def test_products_have_the_type_that_was_asked_for():
     for precision, dtype in (("32", torch.float32), ("bf16", torch.bfloat16)):
         with autocast(CPU, precision):
             assert (matrix @ matrix).dtype == dtype
+
+
+def test_processes_of_a_run_take_a_gpu_each(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(distributed, "size", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    for number, name in ((0, "auto"), (1, "cuda"), (2, "auto")):  # the third process shares, where there are too few
+        monkeypatch.setattr(distributed, "local_rank", lambda number=number: number)
+        assert pick_device(name) == torch.device("cuda", number % 2) == chosen[-1]
+    assert pick_device("cpu") == torch.device("cpu")
