@@ -9,6 +9,7 @@ can be given again at any time.
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,14 @@ if __name__ == "__main__":  # started as a script
 import numpy as np
 
 from MuJoCo.dataset import open_data
-from MuJoCo.evaluate import RobotVectorEnv, evaluation_seeds
+from MuJoCo.environment import ENVIRONMENT, Play
 from MuJoCo.files import DATA_DIRECTORY, generated_name
 from MuJoCo.generate_dataset import GenerateOptions, generate
 from MuJoCo.policies import Policy, train_policies
-from MuJoCo.tasks import HALFCHEETAH, MAX_EPISODE_STEPS, Task, task_of
-from MuJoCo.train_rate_mujoco_ca import check, read_config
-from RATE_model.acting.rollout import rollout
-from RATE_model.cli.options import exit_on_user_error, parse_options
-from RATE_model.cli.reproduce import ROOT, Study, StudyOptions, cell, commits, final_results, made, table, write_results
+from MuJoCo.tasks import HALFCHEETAH, TASKS, Task, task_of
+from RATE_model.cli.reproduce import ROOT, Study, StudyOptions, cell
+from RATE_model.cli.returns_page import Part, ReturnsPage
+from RATE_model.cli.training import check
 
 FAST = "MuJoCo/config_fast.yaml"
 ENV_IDS = (6, 0)  # hopper-medium, halfcheetah-medium
@@ -68,20 +68,20 @@ def study(env_id: int) -> Study:
     task = task_of(env_id)
     data = (DATA_DIRECTORY / generated_name(task)).relative_to(ROOT)
     return Study(
-        script="MuJoCo/train_rate_mujoco_ca.py",
+        script=ENVIRONMENT.train_script,
         settings=(
             *("--config", FAST, "--env_id", str(env_id), "--data_path", str(data)),
             *("--eval_episodes", str(EPISODES), "--online_inference", "false"),
         ),
         models=MODELS | (LONG if task.robot is HALFCHEETAH else {}),
-        read_config=read_config,
-        check=check,
+        read_config=ENVIRONMENT.read_config,
+        check=partial(check, ENVIRONMENT),
         prefix=f"reproduce_{task.robot.name}",
     )
 
 
 class Quiet:
-    """The policy that acted in the data, without its noise: an actor for `rollout`."""
+    """The policy that acted in the data, without its noise: an actor for `Environment.play_as`."""
 
     def __init__(self, policy: Policy) -> None:
         self.policy = replace(policy, action_std=np.zeros_like(policy.action_std))
@@ -107,9 +107,7 @@ def of_data(task: Task) -> dict[str, dict[str, Any]]:
         folder=path.parent / "policies",
         enough=lambda trained: bool(trained) and trained[-1].steps >= note["training_steps"],
     )
-    environments = RobotVectorEnv(robot, EPISODES)
-    quiet = rollout(Quiet(policies[-1]), environments, seeds=evaluation_seeds(EPISODES), max_steps=MAX_EPISODE_STEPS)
-    environments.close()
+    quiet = ENVIRONMENT.play_as(Quiet(policies[-1]), Play(env_id=TASKS.index(task)), episodes=EPISODES)
     return {
         name: {
             "return": [float(values.mean())],
@@ -121,83 +119,50 @@ def of_data(task: Task) -> dict[str, dict[str, Any]]:
     }
 
 
-def of_runs(runs: Sequence[Path]) -> dict[str, Any]:
-    """Returns and scores of every seed with both prompts, and seconds and steps of training."""
-    results = final_results(runs)
-    entry: dict[str, Any] = {}
+def of_results(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Returns and scores of every seed with both prompts."""
     # Earlier runs called returns `episode`, which is the published name of normalised scores.
     episode = "return" if "normalised_score_MEAN" in results[0] else "normalised_score"
-    for name in results[0]:
-        if name.endswith("_MEAN"):
-            entry[name.removesuffix("_MEAN").replace("episode", episode)] = [result[name] for result in results]
-    entry |= {name: [result[name] for result in results] for name in ("train_seconds", "optimizer_steps")}
-    return entry | {"target_return": results[0]["target_return"], "commit": commits(runs)}
+    return {
+        name.removesuffix("_MEAN").replace("episode", episode): [result[name] for result in results]
+        for name in results[0]
+        if name.endswith("_MEAN")
+    }
 
 
-def returns_table(document: Mapping[str, Mapping[str, Any]], task: Task) -> str:
-    """One task: return and score with both prompts, mean and standard error over seeds, as Markdown."""
-    entries = {label: entry for label, entry in document.items() if label.startswith(task.name)}
-    (data_return,) = entries[f"{task.name}, {DATA_POLICY}"]["return"]
-    rows = []
-    for label, entry in entries.items():
-        prompt_k = {name.partition("_")[2]: values for name, values in entry.items() if name[0].isdigit()}
-        rows.append(
-            [
-                label.partition(", ")[2],
-                cell(entry["return"], 0),
-                f"{np.mean(entry['return']) / data_return:.2f}",
-                cell(entry["normalised_score"], 1),
-                cell(prompt_k.get("return"), 0),
-                cell(prompt_k.get("normalised_score"), 1),
-            ]
-        )
-    header = ["", "return", "times the data's", "normalised score", "return, prompt K", "normalised score, prompt K"]
-    return table(header, rows)
+def prompt_k(entry: Mapping[str, Any], name: str) -> Any:
+    """What an entry holds under `{K}_{name}`; None of one without prompt K."""
+    return next((values for key, values in entry.items() if key[0].isdigit() and key.partition("_")[2] == name), None)
 
 
-def seed_table(document: Mapping[str, Mapping[str, Any]], seeds: Sequence[int]) -> str:
-    """Every seed, as Markdown."""
-    rows = []
-    for label, entry in document.items():
-        for index, seed in enumerate(seeds if "optimizer_steps" in entry else ()):
-            figures = [f"{entry[name][index]:.0f}" for name in ("optimizer_steps", "train_seconds", "return", "length")]
-            rows.append([label, seed, *figures, f"{entry['normalised_score'][index]:.1f}"])
-    return table(["", "seed", "optimizer steps", "training, s", "return", "steps", "normalised score"], rows)
-
-
-def write(document: dict[str, dict[str, Any]], options: Options) -> None:
-    """results/mujoco.json and the generated part of .md."""
-    seeds = ", ".join(map(str, options.seeds))
-    parts = [
-        f"Mean and standard error over seeds {seeds} of the mean of {EPISODES} episodes, made {made(document)}.",
-    ]
-    for env_id in ENV_IDS:
-        task = task_of(env_id)
-        data, asked = document[f"{task.name}, {DATA_POLICY}"], document[f"{task.name}, RATE"]["target_return"]
-        parts += [
-            f"{task.name}, asked for a return of {asked:.0f}; the data are {data['episodes']} episodes with returns of "
-            f"{data['return'][0]:.0f} ± {data['return_std']:.0f} (standard deviation):",
-            returns_table(document, task),
-        ]
-    commands = "\n".join(study(env_id).commands(options.seeds) for env_id in ENV_IDS)
-    parts += ["Every seed:", seed_table(document, options.seeds), f"Commands:\n\n{commands}\n"]
-    write_results("mujoco", "MuJoCo", document, "\n\n".join(parts), options)
+def page() -> ReturnsPage:
+    """What is trained, collected and shown."""
+    tasks = {env_id: task_of(env_id) for env_id in ENV_IDS}
+    return ReturnsPage(
+        name="mujoco",
+        title="MuJoCo",
+        options=Options,
+        parts=[
+            Part(name=task.name, study=study(env_id), others=partial(of_data, task)) for env_id, task in tasks.items()
+        ],
+        data=DATA_POLICY,
+        text=f"Mean and standard error over seeds {{seeds}} of the mean of {EPISODES} episodes, made {{made}}.",
+        asked="a return of {:.0f}",
+        unit="return",
+        digits=0,
+        of_results=of_results,
+        columns={
+            "normalised score": lambda task, entry: cell(entry["normalised_score"], 1),
+            "return, prompt K": lambda task, entry: cell(prompt_k(entry, "return"), 0),
+            "normalised score, prompt K": lambda task, entry: cell(prompt_k(entry, "normalised_score"), 1),
+        },
+        shown={"return": ("return", 0), "steps": ("length", 0), "normalised score": ("normalised_score", 1)},
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Make the data, train what is missing, collect everything, write the results."""
-    with exit_on_user_error():
-        options = parse_options(Options, argv=argv, prog="reproduce.py", description="Make results/mujoco.*")
-        document: dict[str, dict[str, Any]] = {}
-        for env_id in ENV_IDS:
-            task = task_of(env_id)
-            document |= {f"{task.name}, {label}": entry for label, entry in of_data(task).items()}
-            for label, runs in study(env_id).run_all(options).items():
-                document[f"{task.name}, {label}"] = of_runs(runs)
-        write(document, options)
-        for env_id in ENV_IDS:
-            task = task_of(env_id)
-            print(f"{task.name}\n{returns_table(document, task)}")
+    """Make the page."""
+    page().main(argv)
 
 
 if __name__ == "__main__":

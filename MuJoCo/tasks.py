@@ -26,6 +26,7 @@ from RATE_model.errors import UserError
 if TYPE_CHECKING:
     import gymnasium
 
+Version = Literal["v4", "v5"]  # of Gymnasium's environments
 MAX_EPISODE_STEPS = 1000
 RETURN_SCALE = 1000.0
 """The model sees returns-to-go in thousands: `EnvironmentSpec.return_scale` is 1 / RETURN_SCALE."""
@@ -53,7 +54,7 @@ class Robot:
         """D4RL's score of undiscounted returns: 0 is a random policy's, 100 an expert's."""
         return 100 * (returns - self.random_return) / (self.expert_return - self.random_return)
 
-    def environment_id(self, version: Literal["v4", "v5"] = "v4") -> str:
+    def environment_id(self, version: Version = "v4") -> str:
         """Gymnasium's name. D4RL's dynamics are those of v4; v5 changed contacts and rewards in details."""
         return f"{self.gymnasium_name}-{version}"
 
@@ -120,7 +121,7 @@ def task_of(env_id: int) -> Task:
     return TASKS[env_id]
 
 
-def make_environment(robot: Robot, version: Literal["v4", "v5"] = "v4", **rendering: Any) -> gymnasium.Env:
+def make_environment(robot: Robot, version: Version = "v4", **rendering: Any) -> gymnasium.Env:
     """The robot's Gymnasium environment, of at most 1000 steps. Raises UserError where MuJoCo cannot be loaded.
 
     ``rendering`` is of `gymnasium.make`: render_mode, width, height, camera_name.

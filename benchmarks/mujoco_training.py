@@ -9,6 +9,7 @@ See benchmarks/README.md for what is measured and how to read it.
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,10 @@ import torch
 from benchmarks import common
 from benchmarks.flops import training_flops
 from benchmarks.train_step import WINDOWS
-from MuJoCo.evaluate import play
+from MuJoCo.environment import ENVIRONMENT, Play
 from MuJoCo.spec import spec_of
 from MuJoCo.tasks import HALFCHEETAH
-from MuJoCo.train_rate_mujoco_ca import read_config
+from RATE_model.acting.evaluation import Acting, play_cases
 from RATE_model.acting.rollout import evaluating
 from RATE_model.agent import Agent
 from RATE_model.cli.limits import at_least
@@ -84,7 +85,7 @@ def make_batch(size: int, steps: int) -> Batch:
 
 def measure(options: Options) -> dict[str, Any]:
     """All timings in seconds, operations of the batches, and the speed of matrix products."""
-    config = read_config(PUBLISHED)
+    config = ENVIRONMENT.read_config(PUBLISHED)
     agent_config, segments = config.agent_config(), config.task.segments
     batch = make_batch(options.batch_size, segments * config.task.context_length)
     candidates: dict[str, Callable[[], float | None]] = {}
@@ -123,10 +124,13 @@ def _training(trainer: Trainer, batch: Batch) -> Callable[[], None]:
 def _acting(model: Agent, episodes: int, window: bool) -> Callable[[], None]:
     """A candidate that acts in HalfCheetah for 1000 steps."""
 
+    robots = partial(ENVIRONMENT.vector, options=Play(env_id=0))
+    acting = Acting(target_return=6000.0, window=window)
+
     def run() -> None:
         with evaluating(model):
-            played = play(model, HALFCHEETAH, target_return=6000.0, episodes=episodes, window=window)
-        assert (played.lengths == 1000).all()
+            played = play_cases(model, [None], robots, seeds=ENVIRONMENT.seeds(episodes), acting=acting)
+        assert (played[None].lengths == 1000).all()
 
     return run
 

@@ -1,5 +1,6 @@
 """What the contract suite needs to know of each environment of the table: flags that make it small."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +22,16 @@ SMALL = {
         "--episode_timeout 8 --workers 1",
         "labmaze",
     ),
+    "mujoco": (
+        "--env_id 6 --context_length 5 --segments 2 --epoch_batches 2",
+        "--env_id 6 --long_prompt false",
+        "mujoco",
+    ),
+    "atari": (
+        "--context_length 5 --segments 2 --epoch_batches 2 --transitions 60 --max_steps 12",
+        "--game Breakout --max_steps 12",
+        "ale_py",
+    ),
     "tests.stranger.environment": ("--episodes 20", "", None),
 }
 # Their mazes or games take seconds to start, and a run starts many.
@@ -35,6 +46,16 @@ def names() -> list[str]:
 def runs() -> list[Any]:
     """The same, as parameters of a test of a whole run."""
     return [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in names()]
+
+
+def data_flags(name: str, folder: Path) -> list[str]:
+    """Flags that keep an environment's data in a folder; what no training makes is made."""
+    if name == "mujoco":
+        from MuJoCo.tasks import HOPPER
+        from tests.mujoco_runs import random_play
+
+        return ["--data_path", str(random_play(folder / "data" / "hopper.hdf5", HOPPER))]
+    return ["--data_dir", str(folder / "data")]
 
 
 def load(name: str) -> Environment:

@@ -190,7 +190,7 @@ def test_inference_asks_what_training_asked(name, environment, config, tmp_path)
 
 def test_data_is_of_the_environment(name, environment, config, tmp_path):
     flags = to_flat_dict(config)
-    config = environment.read_config([*MODEL, *SMALL[name][0].split(), "--data_dir", str(tmp_path / "data")])
+    config = environment.read_config([*MODEL, *SMALL[name][0].split(), *environments.data_flags(name, tmp_path)])
     data = environment.load(config)
     training_windows, validation = data.windows(data.stages[-1])
     batch = training_windows.__getitems__([0, 1])
@@ -206,7 +206,7 @@ def test_a_run_from_flags_to_pictures(name, environment, tmp_path, capsys):
     flags = (
         f"--epochs 1 --batch_size 4 --end_seed 1 --device cpu --wandb_mode disabled --eval_episodes 4 {SMALL[name][0]}"
     )
-    places = ["--data_dir", str(tmp_path / "data"), "--output_dir", str(tmp_path / "runs")]
+    places = [*environments.data_flags(name, tmp_path), "--output_dir", str(tmp_path / "runs")]
     assert training.main(environment, [*MODEL, *flags.split(), *places]) == 0
     (run,) = (path.parent for path in tmp_path.glob("runs/*/*/config.yaml"))
     final = yaml.safe_load((run / "eval" / "final.json").read_text())

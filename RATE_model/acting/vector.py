@@ -118,7 +118,7 @@ class FrozenVectorEnv(VectorEnv):
         workers: int = 0,
         spaces: tuple[gymnasium.Space, gymnasium.Space] | None = None,
         render_mode: str | None = None,
-        seeds_below: int = 2**31,
+        seeds_below: int = 2**63,
         name: str = "the environment",
     ) -> None:
         self.num_envs, self.render_mode, self._name, self._seeds_below = len(make), render_mode, name, seeds_below
@@ -156,7 +156,7 @@ class FrozenVectorEnv(VectorEnv):
             ValueError: there are not B seeds, one is out of range, or the mask has another shape or type.
         """
         self._check_open()
-        seeds, mask = episode_seeds(self, seed, below=self._seeds_below), reset_mask(self, options)
+        seeds, mask = episode_seeds(self, seed, below=min(self._seeds_below, 2**31)), reset_mask(self, options)
         if not all(0 <= int(seed) < self._seeds_below for seed in seeds):
             raise ValueError(f"seeds must lie between 0 and {self._seeds_below - 1}, got {list(seeds)}")
         given = {

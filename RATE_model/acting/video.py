@@ -82,12 +82,13 @@ def record_videos(evaluation: "Evaluation", folder: Path, count: int) -> list[Pa
     environment, paths = evaluation.environment, []
     seeds = environment.seeds(max(count, environment.episode_counts[0]))[:count]
     options = environment.reset_options(seeds, evaluation.options)
-    several = len(evaluation.targets) > 1 or not environment.axis
+    several = len(evaluation.targets) > 1
     for target in evaluation.targets:
         for case in dict.fromkeys(evaluation.cases):
             with closing(environment.make(case, evaluation.options, render_mode="rgb_array")) as scene:
                 for row, seed in enumerate(seeds.tolist()):
-                    parts = [f"return_{target:g}"] * several + [f"{environment.axis}_{case}"] * bool(environment.axis)
+                    parts = [f"return_{target:g}"] * (several or case is None)
+                    parts += [f"{environment.axis}_{case}"] * (case is not None)
                     path = folder / f"{'_'.join(parts)}_seed_{seed}.mp4"
                     given = {name: values[row] for name, values in options.items()} or None
                     frames = _frames(evaluation, scene, target, seed, given)

@@ -19,7 +19,7 @@ from RATE_model.cli.settings import ACTING_FLAGS, PlayOptions, Precision, check_
 from RATE_model.cli.spellings import respelt
 from RATE_model.environments.contract import Case, Environment, Evaluation
 from RATE_model.errors import UserError, reason_of
-from RATE_model.loading import load_config, load_for
+from RATE_model.loading import load_config
 from RATE_model.memories import MEMORIES
 from RATE_model.system.atomic import atomic_write_json
 from RATE_model.system.precision import pick_device
@@ -113,7 +113,7 @@ def options_class(play_options: type[PlayOptions]) -> type[Any]:
 
 def recorded_flags(environment: Environment, checkpoint: Path) -> dict[str, Any]:
     """`flags_of` a checkpoint of an environment."""
-    return flags_of(checkpoint, environment.before)
+    return environment.recorded(flags_of(checkpoint, environment.before))
 
 
 def flags_of(checkpoint: Path, before: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -204,7 +204,7 @@ def evaluation_of_run(environment: Environment, run: Path, *, device: str = "cpu
         UserError: there is no checkpoint, or it is damaged, or of another environment.
     """
     checkpoint, flags = resolve_checkpoint(run), recorded_flags(environment, run)
-    agent = load_for(checkpoint, environment.spec(flags), device=pick_device(device), flags=flags)
+    agent = environment.load_agent(checkpoint, flags, {}, device=pick_device(device))
     return evaluation_of(environment, agent, flags, run=run, **{"cases": (None,)} | changes)
 
 
@@ -244,13 +244,13 @@ def main(environment: Environment, argv: Sequence[str] | None = None) -> None:
         options, recorded = read_options(environment, argv)
         common: EvaluationOptions = options.common
         assert common.checkpoint is not None, "seen by its validation"
-        checkpoint = resolve_checkpoint(common.checkpoint)
-        agent = load_for(checkpoint, environment.spec(recorded), device=pick_device(common.device), flags=recorded)
+        checkpoint, asked = resolve_checkpoint(common.checkpoint), asdict(options.play)
+        agent = environment.load_agent(checkpoint, recorded, asked, device=pick_device(common.device))
         evaluation = Evaluation(
             environment,
             agent,
             options.play,
-            targets=common.target_return or environment.target_returns(recorded),
+            targets=common.target_return or environment.target_returns({**recorded, **asked}),
             cases=environment.cases(options.play),
             episodes=common.episodes,
             seed=common.seed,
@@ -259,7 +259,7 @@ def main(environment: Environment, argv: Sequence[str] | None = None) -> None:
             run=checkpoint.absolute().parent.parent,
         )
         results = report(evaluation, checkpoint)
-        asked = {"episodes": common.episodes, "target_return": list(evaluation.targets), **asdict(options.play)}
+        asked |= {"episodes": common.episodes, "target_return": list(evaluation.targets)}
         common.write(**asked, results=results)
         if common.pictures is not None:
             print("pictures: " + " ".join(map(str, environment.draw(common.pictures, evaluation))))

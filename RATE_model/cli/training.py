@@ -1,6 +1,7 @@
 """The flow of every train script: flags, checks of all seeds, data, curriculum, training, evaluation, pictures."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -68,8 +69,9 @@ def train(environment: Environment, config: Any, run: Run, data: TrainingData | 
     if data is None:
         data = distributed.first_before_others(lambda: environment.load(config))
     model = config.agent_config()
+    tokens = data.final_tokens if config.train.final_tokens is None else config.train.final_tokens
     curriculum, schedule = experiment.plan(
-        config.train,
+        replace(config.train, final_tokens=tokens),
         getattr(config, "curriculum", CurriculumOptions()),
         model,
         data.windows,
@@ -117,9 +119,14 @@ def finish(environment: Environment, agent: Agent, config: Any, run: Run, result
     environment.draw_run(run.directory, agent, config, result)
     shown = {**environment.headlines(config), "validation_loss": ""}
     found = "".join(
-        f"{name} {result[name]:.3g}{said and f' ({said})'}, " for name, said in shown.items() if name in result
+        f"{name} {_rounded(result[name])}{said and f' ({said})'}, " for name, said in shown.items() if name in result
     )
     print(
         f"{run.directory}: {found}trained in {result['train_seconds']:.0f} s; all results in eval/final.json, "
         "pictures in plots/"
     )
+
+
+def _rounded(value: float) -> str:
+    """Three digits, but all of those before the point."""
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"

@@ -25,18 +25,20 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import gymnasium
 import numpy as np
+import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from RATE_model.acting.controls import memory_conditions
 from RATE_model.acting.evaluation import Acting, play_cases
-from RATE_model.acting.rollout import BatchActor, Episodes, mean_and_error
+from RATE_model.acting.rollout import BatchActor, Episodes, mean_and_error, rollout
 from RATE_model.acting.vector import FrozenVectorEnv
 from RATE_model.agent import Agent
 from RATE_model.cli.options import parse_options
 from RATE_model.cli.settings import ExperimentConfig, PlayOptions
 from RATE_model.data.batch import Batch, Share
 from RATE_model.errors import UserError
+from RATE_model.loading import load_for
 from RATE_model.memories.contract import MemoryTransform
 from RATE_model.spec import EnvironmentSpec
 
@@ -62,6 +64,7 @@ class TrainingData:
         before: segments and epochs of stages before these.
         spec: how the model sees the environment; its normalisation may be the data's.
         transform: of batches, such as a mirror.
+        final_tokens: environment steps after which the learning rate's decay is over, where no flag says so.
         prepare: called with the run's directory: what else a checkpoint needs to be used.
     """
 
@@ -70,6 +73,7 @@ class TrainingData:
     spec: EnvironmentSpec
     before: Sequence[tuple[int, int]] = ()
     transform: BatchTransform | None = None
+    final_tokens: int | None = None
     prepare: Callable[[Path], None] = nothing
 
 
@@ -288,6 +292,26 @@ class Environment(ABC):
 
     # --- playing ---
 
+    def recorded(self, flags: Mapping[str, Any]) -> dict[str, Any]:
+        """The flags of a run as today's; those of a converted checkpoint may name things in other words."""
+        return dict(flags)
+
+    def load_agent(
+        self, checkpoint: Path, recorded: Mapping[str, Any], asked: Mapping[str, Any], *, device: torch.device | str
+    ) -> Agent:
+        """The agent of a checkpoint, in eval mode.
+
+        Args:
+            checkpoint: its path.
+            recorded: the flags of its run, flat.
+            asked: flags of what it is going to play, flat.
+            device: where it goes.
+
+        Raises:
+            UserError: the checkpoint is damaged, or its agent cannot play that.
+        """
+        return load_for(checkpoint, self.spec({**recorded, **asked}), device=device, flags=recorded)
+
     def cases(self, options: Any) -> Sequence[Case]:
         """Cases that the inference script evaluates."""
         return (None,)
@@ -343,6 +367,20 @@ class Environment(ABC):
             description=self.name,
         )
 
+    def play_as(self, player: BatchActor, options: Any, *, episodes: int, case: Case = None) -> Episodes:
+        """Episodes of an evaluation as anything that acts plays them, such as a random player; see `play`."""
+        environments = self.vector(np.full(episodes, case), options)
+        try:
+            return rollout(
+                player,
+                environments,
+                seeds=self.seeds(episodes),
+                max_steps=int(np.max(getattr(environments, "max_steps"))),  # noqa: B009  no VectorEnv has it
+                description=self.name,
+            )
+        finally:
+            environments.close()
+
     def horizons(self, case: Case, options: Any) -> tuple[int, ...]:
         """Correlation horizons of an episode (Cherepanov et al. 2024, arXiv 2412.06531), in steps.
 
@@ -383,17 +421,16 @@ class Environment(ABC):
         return {}
 
     def draw(self, folder: Path, evaluation: Evaluation) -> Sequence[Path]:
-        """Pictures of an evaluation: returns by target with and without memory."""
+        """Pictures of an evaluation: returns by target with and without memory, of every case."""
         from RATE_model.plots import plot_returns
 
-        lines = {
-            label: {target: Episodes.joined(list(by_case.values())) for target, by_case in played.items()}
-            for label, played in (
-                (label, evaluation.play_with(transform))
-                for label, transform in memory_conditions(evaluation.agent).items()
-            )
-        }
-        title = f"{self.name}, {evaluation.episodes} episodes"
+        lines: dict[str, dict[float, Episodes]] = {}
+        for label, transform in memory_conditions(evaluation.agent).items():
+            for target, by_case in evaluation.play_with(transform).items():
+                for case, episodes in by_case.items():
+                    line = f"{label}, {self.axis} {case}" if self.axis else label
+                    lines.setdefault(line, {})[target] = episodes
+        title = f"{self.described(evaluation) or self.name}, {evaluation.episodes} episodes"
         return [plot_returns(lines, folder / "returns.png", title=title, references=self.references(evaluation))]
 
     def picture(self, environments: VectorEnv, row: int) -> np.ndarray | None:

@@ -1,24 +1,50 @@
 """Acting in the simulators: what the model is shown, episodes that end, both prompts, and what is made of returns."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 pytest.importorskip("mujoco")
 
 import torch
-from gymnasium.vector import AutoresetMode
 
-from MuJoCo import evaluate
 from MuJoCo.dataset import Normalisation
-from MuJoCo.evaluate import RobotVectorEnv, evaluation_seeds, metrics, play, play_prompts
+from MuJoCo.environment import ENVIRONMENT, Play
+from MuJoCo.evaluate import evaluation_seeds, metrics
 from MuJoCo.spec import spec_of
-from MuJoCo.tasks import HALFCHEETAH, HOPPER, ROBOTS, make_environment
+from MuJoCo.tasks import HALFCHEETAH, HOPPER, ROBOTS, TASKS, Robot, make_environment
 from RATE_model.acting.actor import Actor
 from RATE_model.acting.rollout import Episodes
+from RATE_model.acting.vector import FrozenVectorEnv
+from RATE_model.agent import Agent
+from RATE_model.environments.contract import Evaluation
 from RATE_model.errors import UserError
 from tests.small_models import K, one_segment, small_model
 
+HOPPER_MEDIUM = 6
 SKEWED = Normalisation(np.linspace(-1, 1, 11).astype(np.float32), np.linspace(0.5, 3, 11).astype(np.float32))
+
+
+def robots(robot: Robot, count: int, version="v4") -> FrozenVectorEnv:
+    options = Play(env_version=version, env_id=TASKS.index(next(task for task in TASKS if task.robot == robot)))
+    return ENVIRONMENT.vector(np.full(count, None), options)
+
+
+def play_prompts(
+    model: Agent, *, target_return: float = 3600.0, episodes: int = 2, **options: bool
+) -> dict[str, Episodes]:
+    """Episodes of Hopper by prompt."""
+    evaluation = Evaluation(
+        ENVIRONMENT, model, Play(env_id=HOPPER_MEDIUM, **options), (target_return,), episodes=episodes
+    )
+    (played,) = evaluation.play().values()
+    return played
+
+
+def play(model: Agent, *, window: bool = False, **asked: Any) -> Episodes:
+    """Those of one prompt."""
+    return [*play_prompts(model, **asked).values()][window]
 
 
 def hopper_model(mode: str = "RATE", normalisation: Normalisation | None = SKEWED, **changes):
@@ -29,18 +55,18 @@ def hopper_model(mode: str = "RATE", normalisation: Normalisation | None = SKEWE
 
 
 @pytest.mark.parametrize("robot", ROBOTS.values(), ids=ROBOTS)
-@pytest.mark.parametrize("version", evaluate.VERSIONS)
+@pytest.mark.parametrize("version", ["v4", "v5"])
 def test_robots_side_by_side_are_single_robots(robot, version):
     size = robot.observation_size
-    together = RobotVectorEnv(robot, 3, version=version)
+    together = robots(robot, 3, version)
     alone = [make_environment(robot, version) for _ in range(3)]
     seeds = [5, 2**31 + 1, 5]
     observations, _ = together.reset(seed=np.array(seeds))
-    assert observations.dtype == np.float32 and observations.shape == (3, size)
+    assert observations.shape == (3, size)
     rng = np.random.default_rng(0)
     expected = np.stack([environment.reset(seed=seed)[0] for environment, seed in zip(alone, seeds, strict=True)])
     for _ in range(5):
-        np.testing.assert_array_equal(observations, expected.astype(np.float32))
+        np.testing.assert_array_equal(observations, expected)
         actions = rng.uniform(-1, 1, (3, robot.action_size)).astype(np.float32)
         observations, rewards, terminated, truncated, _ = together.step(actions)
         stepped = [environment.step(action) for environment, action in zip(alone, actions, strict=True)]
@@ -50,29 +76,11 @@ def test_robots_side_by_side_are_single_robots(robot, version):
     assert not np.allclose(observations[0], observations[2]), "other actions from the same beginning"
 
 
-def test_a_fallen_robot_stays_where_it_is_and_ignores_actions():
-    robots = RobotVectorEnv(HOPPER, 2)
-    assert robots.metadata["autoreset_mode"] == AutoresetMode.DISABLED
-    robots.reset(seed=np.array([0, 1]))
-    actions = np.array([[1.0, 1, 1], [0, 0, 0]], np.float32)  # the first falls earlier
-    terminated = np.zeros(2, dtype=bool)
-    while not terminated[0]:
-        observations, rewards, terminated, _, _ = robots.step(actions)
-    assert rewards[0] != 0 and not terminated[1]
-    for _ in range(3):
-        last, (observations, rewards, terminated, _, _) = observations, robots.step(actions)
-        np.testing.assert_array_equal(observations[0], last[0])
-        assert rewards[0] == 0 and terminated[0]
-        assert not np.array_equal(observations[1], last[1]) and rewards[1] != 0
-    robots.reset(seed=np.array([0, 1]))
-    _, rewards, terminated, truncated, _ = robots.step(actions)
-    assert not (terminated | truncated).any() and (rewards != 0).all()
-
-
 def test_episodes_end_with_their_thousandth_step():
-    robots = RobotVectorEnv(HALFCHEETAH, 1)
-    robots.reset(seed=np.array([0]))
-    flags = [robots.step(np.zeros((1, 6), np.float32))[2:4] for _ in range(1000)]
+    cheetah = robots(HALFCHEETAH, 1)
+    cheetah.reset(seed=np.array([0]))
+    assert cheetah.max_steps.tolist() == [1000]
+    flags = [cheetah.step(np.zeros((1, 6), np.float32))[2:4] for _ in range(1000)]
     assert not any(terminated[0] for terminated, _ in flags)
     assert [truncated[0] for _, truncated in flags] == [False] * 999 + [True]
 
@@ -117,7 +125,7 @@ def reference(model, normalisation: Normalisation, seed: int, target: float, *, 
 def test_episodes_are_those_of_a_slow_obvious_loop(window, renew):
     """Float32 differs in the last bit, and falling is chaotic: episodes of 20 to 30 steps are still the same."""
     model, plain = hopper_model(), hopper_model(normalisation=None)
-    played = play(model, HOPPER, target_return=3600.0, episodes=3, window=window, reset_target=renew)
+    played = play(model, episodes=3, window=window, reset_target=renew)
     for row, seed in enumerate(evaluation_seeds(3)):
         total, length = reference(plain, SKEWED, int(seed), 3600.0, window=window, renew=renew)
         assert played.lengths[row] == length > 2 * K
@@ -127,10 +135,9 @@ def test_episodes_are_those_of_a_slow_obvious_loop(window, renew):
 @torch.no_grad()
 def test_what_the_comparison_above_could_miss_changes_episodes():
     model = hopper_model()
-    base = dict(target_return=3600.0, episodes=3)
 
     def returns(model=model, **changes) -> np.ndarray:
-        return play(model, HOPPER, **(base | changes)).returns
+        return play(model, episodes=3, **changes).returns
 
     usual = returns()
     assert (np.abs(usual - returns(hopper_model(normalisation=None))) > 1e-2).all(), "normalisation"
@@ -141,11 +148,9 @@ def test_what_the_comparison_above_could_miss_changes_episodes():
 
 
 def test_models_that_slide_their_own_window_are_played_once():
-    arguments = dict(target_return=3600.0, episodes=2)
-    with torch.no_grad():
-        assert [*play_prompts(hopper_model("DT"), HOPPER, **arguments)] == [""]
-        assert [*play_prompts(hopper_model(), HOPPER, **arguments)] == ["", f"{K}_"]
-        assert [*play_prompts(hopper_model(), HOPPER, long_prompt=False, **arguments)] == [""]
+    assert [*play_prompts(hopper_model("DT"))] == ["window"]
+    assert [*play_prompts(hopper_model())] == ["1", f"{K}"]
+    assert [*play_prompts(hopper_model(), long_prompt=False)] == ["1"]
 
 
 # --- figures ---
@@ -166,8 +171,8 @@ def test_metrics():
 
 def test_without_mujoco_the_command_that_installs_it_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "mujoco", None)
-    with pytest.raises(UserError, match="mujoco"), torch.no_grad():
-        play(hopper_model(), HOPPER, target_return=1.0)
+    with pytest.raises(UserError, match="mujoco"):
+        play(hopper_model())
 
 
 def test_a_library_to_draw_with_that_is_missing_is_named(monkeypatch):
@@ -189,4 +194,4 @@ def test_a_loop_of_ones_own_shows_observations_as_they_are():
         action = actor.act(observation[None], np.array([reward]))[0]
         observation, reward, terminated, truncated, _ = environment.step(action)
         total, over = total + reward, terminated or truncated
-    assert play(model, HOPPER, target_return=3600.0, episodes=1).returns[0] == total
+    assert play(model, episodes=1).returns[0] == total

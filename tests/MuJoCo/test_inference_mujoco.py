@@ -2,19 +2,24 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
 import yaml
 
 pytest.importorskip("mujoco")
 
-from MuJoCo import inference_mujoco, pictures
+from MuJoCo import environment, inference_mujoco, pictures
+from MuJoCo.environment import ENVIRONMENT, Play
 from MuJoCo.files import generated_name
 from MuJoCo.tasks import HALFCHEETAH, HOPPER, task_of
 from RATE_model import plots
+from RATE_model.acting import video
 from RATE_model.acting.controls import knock_out_memory
+from RATE_model.acting.evaluation import Acting
 from RATE_model.acting.rollout import Episodes
 from RATE_model.errors import UserError
 from RATE_model.loading import load_model
@@ -54,32 +59,41 @@ def test_a_run_is_evaluated_as_it_evaluated_itself_without_its_data(run, tmp_pat
     document = json.loads(output.read_text())
     final = json.loads((run / "eval" / "final.json").read_text())
     assert final["reset_target"] is True and document["reset_target"] is True and document["episodes"] == 3
-    assert document["results"] == {"3600": {name: final[name] for name in document["results"]["3600"]}}
-    lines = [line.split() for line in printed.splitlines() if line.split()[0] == "3600"]
-    assert [line[1] for line in lines] == ["1", "5"]
-    assert float(lines[0][2]) == pytest.approx(final["return_MEAN"], abs=0.06)
-    assert float(lines[1][5]) == pytest.approx(final["5_episode_MEAN"], abs=0.06)
-    assert "target renewed" in printed and "Hopper-v4" in printed
+    names = [name for name in final if name.startswith(("episode", "return", "length"))]
+    assert document["results"] == {
+        prompt: {name: final[prefix + name] for name in names} for prompt, prefix in (("1", ""), ("5", "5_"))
+    }
+    header, *lines = [line.split() for line in printed.splitlines() if line.split()[0] in ("prompt", "1", "5")]
+    assert [line[0] for line in lines] == ["1", "5"]
+    assert float(lines[0][header.index("return_MEAN")]) == pytest.approx(final["return_MEAN"], abs=0.006)
+    assert float(lines[1][header.index("episode_MEAN")]) == pytest.approx(final["5_episode_MEAN"], abs=0.006)
+    assert "hopper-medium, Hopper-v4, target renewed, asked for 3600" in printed
 
 
-def test_flags_reach_the_evaluation(run, tmp_path, monkeypatch):
-    asked = []
+@pytest.fixture
+def asked(monkeypatch) -> list[tuple[int, Play, Acting]]:
+    """What evaluations asked: episodes, the robot, how the agent acts."""
+    found = []
 
-    def play(model, robot, **options):
-        asked.append(options)
-        return {"": Episodes(np.ones(2), np.ones(2), np.ones(2))}
+    def play(environment, evaluation, acting, twins=False):
+        found.append((evaluation.episodes, evaluation.options, acting))
+        return {"1": Episodes(np.ones(2), np.ones(2), np.ones(2))}
 
-    monkeypatch.setattr(inference_mujoco.protocol, "play_prompts", play)
+    monkeypatch.setattr(type(ENVIRONMENT), "play", play)
+    return found
+
+
+def test_flags_reach_the_evaluation(run, asked):
     infer("--checkpoint", run)
     infer(
         *("--checkpoint", run, "--target_return", 100, 200.5, "--env_version", "v5", "--episodes", 7, "--slide", 3),
         *("--long_prompt", "false", "--reset_target", "false", "--knock_out", "--precision", "bf16", "--env_id", 8),
     )
-    usual = dict(target_return=3600.0, episodes=10, version="v4", long_prompt=True, reset_target=True, slide=1)
-    assert asked[0] == usual | {"transform_memory": None, "precision": "32"}
-    changed = dict(episodes=7, version="v5", long_prompt=False, reset_target=False, slide=3, precision="bf16")
-    changed["transform_memory"] = knock_out_memory
-    assert asked[1:] == [{"target_return": 100.0} | changed, {"target_return": 200.5} | changed]
+    acting = Acting(target_return=3600.0, greedy=False, reset_target=True)
+    assert asked[0] == (3, Play(env_id=6, reset_target=True), acting)  # the run had three episodes
+    changed = Play(env_id=8, env_version="v5", long_prompt=False, slide=3)
+    acting = Acting(target_return=100.0, greedy=False, slide=3, precision="bf16", transform_memory=knock_out_memory)
+    assert asked[1:] == [(7, changed, acting), (7, changed, replace(acting, target_return=200.5))]
 
 
 def test_pictures_compare_memory_with_none(run, tmp_path, monkeypatch, capsys):
@@ -104,32 +118,33 @@ def test_videos_show_whole_episodes(run, tmp_path, monkeypatch):
     shown = []
 
     def write(frames, path, *, fps):
+        frames = list(frames)
         shown.append((len(frames), frames[0].shape, path.name, fps))
         return path
 
-    class Screen:
+    class Screen(gymnasium.Wrapper):
         """Draws nothing, quickly."""
-
-        def __init__(self, *arguments, **rendering) -> None:
-            self.environment = make(*arguments)
-            assert rendering["render_mode"] == "rgb_array" and rendering["camera_name"] == "track"
-
-        def __getattr__(self, name):
-            return getattr(self.environment, name)
 
         def render(self) -> np.ndarray:
             return np.zeros((32, 32, 3), np.uint8)
 
-    make = pictures.make_environment
-    monkeypatch.setattr(pictures, "make_environment", Screen)
-    monkeypatch.setattr(pictures, "write_video", write)
+    def make_environment(*arguments, **rendering):
+        made = make(*arguments)
+        if not rendering:
+            return made
+        assert rendering["render_mode"] == "rgb_array" and rendering["camera_name"] == "track"
+        return Screen(made)
+
+    make = environment.make_environment
+    monkeypatch.setattr(environment, "make_environment", make_environment)
+    monkeypatch.setattr(video, "write_video", write)
     monkeypatch.setattr(pictures, "choose_renderer", lambda: None)
     infer("--checkpoint", run, "--episodes", 2, "--long_prompt", "false", "--video", 2, "--pictures", tmp_path,
           "--output", tmp_path / "out.json")  # fmt: skip
-    steps = json.loads((tmp_path / "out.json").read_text())["results"]["3600"]["length_MEAN"]
-    frames = sum(count for count, *_ in shown)
-    assert [name for *_, name, _ in shown] == ["hopper_return_3600_0.mp4", "hopper_return_3600_1.mp4"]
-    assert shown[0][3] == 25 and 2 * steps / 5 <= frames <= 2 * (steps / 5 + 2)
+    steps = json.loads((tmp_path / "out.json").read_text())["results"]["1"]["length_MEAN"]
+    assert [name for *_, name, _ in shown] == [f"return_3600_seed_{2**31 + number}.mp4" for number in range(2)]
+    (fps,), frames = {rate for *_, rate in shown}, sum(count for count, *_ in shown)
+    assert fps == 25 and 2 * (steps + 125) / 5 <= frames <= 2 * ((steps + 125) / 5 + 2)  # and a second of the end
 
 
 def test_a_machine_that_cannot_draw_is_told_what_to_install(monkeypatch):
@@ -148,7 +163,7 @@ def test_a_machine_that_cannot_draw_is_told_what_to_install(monkeypatch):
             raise AttributeError("'NoneType' object has no attribute 'glGetError'")
 
     with pytest.raises(UserError, match="MUJOCO_GL=osmesa.*apt-get install"):
-        pictures._frame(Broken(), 0, 0.0)
+        pictures.frame(Broken(), [])
 
 
 # --- mistakes ---
@@ -176,20 +191,27 @@ def test_a_mistake_is_named(flags, expected, run, tmp_path, capsys):
     assert expected in said
 
 
-def test_a_run_without_its_settings_is_read_from_its_checkpoint(run, tmp_path, monkeypatch):
-    asked = []
-
-    def play(model, robot, **options):
-        asked.append((robot, options))
-        return {"": Episodes(np.ones(2), np.ones(2), np.ones(2))}
-
-    monkeypatch.setattr(inference_mujoco.protocol, "play_prompts", play)
+def test_a_run_without_its_settings_is_read_from_its_checkpoint(run, tmp_path, asked):
     infer("--checkpoint", run)
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
     (copy / "config.yaml").unlink()
     infer("--checkpoint", copy)
     assert asked[0] == asked[1]
+
+
+def test_the_words_of_a_converted_checkpoint_name_its_task(run, tmp_path, asked, capsys):
+    shutil.copytree(run, tmp_path / "run")
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text(yaml.safe_dump({"published_variant": "mujoco", "task": "Hopper-medium_replay-v2"}))
+    infer("--checkpoint", tmp_path / "run")
+    assert asked[0][1] == Play(env_id=7)
+    config.write_text(yaml.safe_dump({"published_variant": "mujoco", "task": None}))
+    with pytest.raises(SystemExit, match="2"):
+        infer("--checkpoint", tmp_path / "run")
+    assert "config.yaml names no env_id" in capsys.readouterr().err
+    infer("--checkpoint", tmp_path / "run", "--env_id", 11)
+    assert asked[1][1] == Play(env_id=11)
 
 
 def without_statistics(run: Path, copy: Path) -> EnvironmentSpec:
@@ -220,18 +242,12 @@ def test_statistics_beside_an_earlier_checkpoint(run, tmp_path, capsys):
             load_model(checkpoint)
 
 
-def test_what_is_not_given_is_as_in_the_run(run, tmp_path, monkeypatch):
-    asked = []
-
-    def play(model, robot, **options):
-        asked.append(options)
-        return {"": Episodes(np.ones(2), np.ones(2), np.ones(2))}
-
-    monkeypatch.setattr(inference_mujoco.protocol, "play_prompts", play)
+def test_what_is_not_given_is_as_in_the_run(run, tmp_path, asked):
     shutil.copytree(run, tmp_path / "run")
     config = tmp_path / "run" / "config.yaml"
     changes = {"target_return": 900, "env_version": "v5", "long_prompt": False, "slide": 2, "precision": "bf16"}
     config.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | changes))
     infer("--checkpoint", tmp_path / "run")
-    changes["version"] = changes.pop("env_version")
-    assert {name: asked[0][name] for name in changes} == changes and asked[0]["reset_target"]
+    ((_, options, acting),) = asked
+    assert options == Play(env_id=6, env_version="v5", long_prompt=False, slide=2, reset_target=True)
+    assert (acting.target_return, acting.slide, acting.precision, acting.reset_target) == (900, 2, "bf16", True)

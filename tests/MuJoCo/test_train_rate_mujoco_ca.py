@@ -13,9 +13,12 @@ import torch
 
 from MuJoCo import train_rate_mujoco_ca
 from MuJoCo.dataset import open_data
+from MuJoCo.environment import ENVIRONMENT, HERE
 from MuJoCo.files import generated_name
 from MuJoCo.spec import spec_of
 from MuJoCo.tasks import HALFCHEETAH, HOPPER, TASKS, task_of
+from RATE_model.cli import training
+from RATE_model.cli.options import to_flat_dict
 from RATE_model.loading import load_model
 from RATE_model.memories.rate.config import RATEConfig
 from RATE_model.original.variants import VARIANTS
@@ -25,7 +28,6 @@ from tests import commands
 from tests.interruptions import STOPPED, assert_same, outcome, stopped_after
 from tests.mujoco_runs import NO_EVALUATION, TINY, only_run, places, random_play, train
 
-HERE = Path(train_rate_mujoco_ca.__file__).parent
 HOPPER_MEDIUM = 6
 
 # As people have always typed it.
@@ -55,11 +57,11 @@ def here(data, tmp_path) -> Path:
 
 
 def test_the_command_of_old_means_what_it_did():
-    config = train_rate_mujoco_ca.read_config(shlex.split(COMMAND)[2:])
+    config = ENVIRONMENT.read_config(shlex.split(COMMAND)[2:])
     assert config.agent_config().sizes == PUBLISHED
     assert config.run.seeds == range(123, 124)
-    assert config.task.task.name == "halfcheetah-medium" and config.task.target == 6000
-    directory = train_rate_mujoco_ca.run_directory(config, 123)
+    assert ENVIRONMENT.target_returns(to_flat_dict(config)) == (6000,)
+    directory = training.run_directory(ENVIRONMENT, config, 123)
     assert directory.parent == HERE / "MuJoCo_checkpoints" / "ckpt"
     assert re.fullmatch(r"halfcheetah-medium_arch_mode_TrXL_RATE_[0-9a-f]{8}_RUN_123", directory.name)
 
@@ -78,13 +80,13 @@ def test_all_published_settings_are_the_defaults(capsys):
 def test_flags_have_the_spellings_of_this_script_and_of_the_others():
     ours = "--num_mem_tokens 7 --number_of_segments 4 --segment_length 6 --target_return 5"
     others = "--nmt 7 --segments 4 --context_length 6 --desired_return 5"
-    one, two = (train_rate_mujoco_ca.read_config(flags.split()) for flags in (ours, others))
-    assert one == two and one.model.rate.nmt == 7 and one.task.segments == 4 and one.task.target == 5
+    one, two = (ENVIRONMENT.read_config(flags.split()) for flags in (ours, others))
+    assert one == two and one.model.rate.nmt == 7 and one.task.segments == 4 and one.task.target_return == 5
 
 
 def test_seeds():
     def seeds(flags: str) -> list[int]:
-        return list(train_rate_mujoco_ca.read_config(flags.split()).run.seeds)
+        return list(ENVIRONMENT.read_config(flags.split()).run.seeds)
 
     assert seeds("") == [1] and seeds("--start_seed 4 --end_seed 6") == [4, 5, 6] and seeds("--seed 0") == [0]
     assert seeds("--seed 9 --start_seed 4 --end_seed 6") == [9]
@@ -99,7 +101,7 @@ def test_the_model_is_the_published_one_that_sees_returns_in_thousands():
 
 
 def test_the_fast_setting_is_a_setting():
-    config = train_rate_mujoco_ca.read_config(["--config", str(HERE / "config_fast.yaml"), "--model_mode", "DT"])
+    config = ENVIRONMENT.read_config(["--config", str(HERE / "config_fast.yaml"), "--model_mode", "DT"])
     assert config.agent_config().sizes.sliding and config.train.batch_size == 64
 
 
@@ -122,7 +124,7 @@ def test_a_run_leaves_behind_all_that_acting_and_looking_need(here, capsys):
     spec = load_model(str(resolve_checkpoint(str(run)))).spec
     assert spec == spec_of(HOPPER, file.normalisation) and spec.is_normalised
     assert (run / "plots" / "curves.png").stat().st_size > 1000
-    assert "return " in (printed := capsys.readouterr().out) and "normalised score" in printed
+    assert "return_MEAN " in (printed := capsys.readouterr().out) and "normalised score" in printed
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert any("5_episode_MEAN" in line for line in metrics[:-1]), "evaluated at a checkpoint too"
 

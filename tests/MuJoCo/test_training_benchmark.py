@@ -14,12 +14,12 @@ from RATE_model.acting.rollout import Episodes
 def test_it_runs(tmp_path, capsys, monkeypatch):
     acted = []
 
-    def play(model, *arguments, episodes, window, **options) -> Episodes:
-        assert not model.training
-        acted.append((episodes, window))
-        return Episodes(*(np.full(episodes, value) for value in (0.0, 1000, 0.0)))
+    def play(model, cases, make, *, seeds, acting) -> dict[None, Episodes]:
+        assert not model.training and cases == [None]
+        acted.append((len(seeds), acting.window))
+        return {None: Episodes(*(np.full(len(seeds), value) for value in (0.0, 1000, 0.0)))}
 
-    monkeypatch.setattr(mujoco_training, "play", play)  # HalfCheetah never falls: 1000 steps would take a while
+    monkeypatch.setattr(mujoco_training, "play_cases", play)  # HalfCheetah never falls: 1000 steps would take a while
     flags = "--batch_size 4 --part 2 --episodes 2 --matrix_size 64".split()
     mujoco_training.main([*flags, "--output", str(tmp_path / "figures.json")])
     assert set(acted) == {(2, False), (2, True)}

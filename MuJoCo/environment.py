@@ -1,0 +1,245 @@
+"""MuJoCo as training, inference and reports see it: its flags, data, robots, prompts, evaluation and pictures.
+
+The published protocol plays every model twice. What a step sees:
+
+    prompt 1    the steps of its segment so far; a segment begins with one step and what memory holds
+    prompt K    the last K steps, whatever segment they belong to; memory is handed on every K steps all the same
+
+A Decision Transformer slides its own window of N K steps, and is played once.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+
+from MuJoCo import evaluate as protocol
+from MuJoCo import pictures
+from MuJoCo.dataset import DataOptions, load_data
+from MuJoCo.spec import spec_of
+from MuJoCo.tasks import TASKS, Robot, Version, make_environment, task_of
+from MuJoCo.tasks import Task as RobotTask
+from RATE_model.acting.evaluation import Acting
+from RATE_model.acting.rollout import Episodes
+from RATE_model.agent import Agent
+from RATE_model.cli.options import Boolean
+from RATE_model.cli.settings import PUBLISHED_TRAINING, ExperimentConfig, PlayOptions, SegmentOptions
+from RATE_model.data.dataset import WindowDataset
+from RATE_model.environments.contract import Environment, Evaluation, TrainingData
+from RATE_model.errors import UserError
+from RATE_model.spec import EnvironmentSpec
+from RATE_model.training.checkpoints import NORMALISATION
+
+HERE = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class Simulation(PlayOptions):
+    """What training and inference both ask of the robot."""
+
+    # Version of the Gymnasium environments; D4RL's scores refer to the dynamics of v4
+    env_version: Version = "v4"
+    # Also act on the last K steps at every step (prompt K), not only on those of the segment so far (prompt 1)
+    long_prompt: Boolean = True
+
+
+@dataclass(frozen=True)
+class Play(Simulation):
+    """The robot that acts, and what it is shown."""
+
+    # Task, if it is not the one that the run was trained on: other data of the same robot; of a converted checkpoint
+    # that does not name it
+    env_id: int | None = None
+
+    def validate(self) -> None:
+        """Raise a UserError for a value out of range."""
+        super().validate()
+        if self.env_id is not None:
+            task_of(self.env_id)
+
+    @property
+    def robot(self) -> Robot:
+        """The robot; the task is known when this is asked."""
+        assert self.env_id is not None, "seen by `load_agent`"
+        return task_of(self.env_id).robot
+
+
+@dataclass(frozen=True)
+class Task(Simulation, SegmentOptions):
+    """Which robot and data, segments, and evaluation."""
+
+    # Robot and data: 0 halfcheetah-medium ... 11 hopper-medium-expert, see README.md
+    env_id: int = 0
+    # Return that the agent is asked for, in units of reward; none = the task's
+    target_return: float | None = None
+
+    def validate(self) -> None:
+        """Raise a UserError for a value out of range."""
+        super().validate()
+        task_of(self.env_id)
+
+
+@dataclass(frozen=True)
+class Config(ExperimentConfig):
+    """All flags of the train script."""
+
+    data: DataOptions = field(default_factory=DataOptions)
+    task: Task = field(default_factory=Task)
+
+    @property
+    def pad(self) -> str:
+        """Which side of windows is padded."""
+        return self.data.pad
+
+
+class MuJoCo(Environment):
+    """HalfCheetah, Hopper and Walker2d with D4RL's data or our own."""
+
+    name = "MuJoCo"
+    folder = HERE
+    checkpoints = HERE / "MuJoCo_checkpoints"
+    train_script = "MuJoCo/train_rate_mujoco_ca.py"
+    inference_script = "MuJoCo/inference_mujoco.py"
+    config = Config
+    play_options = Play
+    # See docs/deviations.md
+    published = PUBLISHED_TRAINING | {
+        "lr_schedule": "constant",
+        "windows": "full",
+        "condition": "auto",
+        "reset_target": False,
+        "long_prompt": True,
+        "slide": 1,
+    }
+    before = {"windows": "every"}
+    # The published script's
+    aliases = {"num_mem_tokens": "nmt"}
+    axis = "prompt"
+    data_seeds = range(protocol.FIRST_SEED)
+    curves = ("train_loss", "grad_norm", "return_MEAN")
+
+    def spec(self, flags: Mapping[str, Any]) -> EnvironmentSpec:
+        """The robot's numbers and joints."""
+        return spec_of(_task(flags).robot)
+
+    def load(self, config: Config) -> TrainingData:
+        """Windows that end at every step; observations are normalised by the data's statistics."""
+        data_task, segments = task_of(config.task.env_id), config.segments
+        data = load_data(data_task, config.data, size=segments * config.context_length)
+
+        def windows(segments: int) -> tuple[WindowDataset, WindowDataset]:
+            return data.training, data.validation
+
+        return TrainingData(windows, [segments], spec_of(data_task.robot, data.normalisation))
+
+    def name_parts(self, config: Config) -> tuple[Sequence[object], Sequence[str]]:
+        """With the task."""
+        return (task_of(config.task.env_id).name, *config.model.name_parts), ("env_id",)
+
+    def check(self, config: Config) -> None:
+        """MuJoCo may not be installed; only acting needs it."""
+        task = config.task
+        if task.online_inference or task.last_inference:
+            make_environment(task_of(task.env_id).robot, task.env_version).close()
+
+    def make(self, case: object, options: Play, *, render_mode: str | None = None) -> gymnasium.Env:
+        """One robot, of at most 1000 steps."""
+        rendering = {} if render_mode is None else pictures.rendering(render_mode)
+        return make_environment(options.robot, options.env_version, **rendering)
+
+    def seeds(self, episodes: int) -> np.ndarray:
+        """Above those of data."""
+        return protocol.evaluation_seeds(episodes)
+
+    def recorded(self, flags: Mapping[str, Any]) -> dict[str, Any]:
+        """With the task's number: a converted checkpoint names the task in words, if at all."""
+        named = str(flags.get("task", "")).lower().replace("_", "-").removesuffix("-v2")
+        numbers = {task.name: number for number, task in enumerate(TASKS)}
+        return {"env_id": numbers[named], **flags} if named in numbers else dict(flags)
+
+    def load_agent(
+        self, checkpoint: Path, recorded: Mapping[str, Any], asked: Mapping[str, Any], *, device: torch.device | str
+    ) -> Agent:
+        """An agent of the robot that is asked for, with statistics of observations."""
+        run = checkpoint.absolute().parent.parent
+        if recorded.get("env_id") is not None:
+            trained, task = _task(recorded), _task({**recorded, **asked})
+            if task.robot != trained.robot:
+                raise UserError(f"--env_id {asked['env_id']} is {task.name}, but {run} was trained on {trained.name}")
+        elif asked.get("env_id") is None:
+            raise UserError(
+                f"{run / 'config.yaml'} names no env_id: this is no run of train_rate_mujoco_ca.py; of a converted "
+                "checkpoint give --env_id"
+            )
+        agent = super().load_agent(checkpoint, recorded, asked, device=device)
+        if not agent.spec.is_normalised:
+            raise UserError(
+                f"{run / NORMALISATION}: there is no such file, and {checkpoint} does not hold by which statistics "
+                "observations were normalised: without them the model cannot act. A published checkpoint gets them "
+                "when it is converted, with --normalisation"
+            )
+        return agent
+
+    def target_returns(self, flags: Mapping[str, Any]) -> tuple[float, ...]:
+        """What was asked for in training, or the task's return."""
+        given = flags.get("target_return")
+        return (_task(flags).target_return if given is None else float(given),)
+
+    def play(self, evaluation: Evaluation, acting: Acting, *, twins: bool = False) -> dict[str, Episodes]:
+        """Episodes by prompt: prompt 1 and, if wanted, prompt K; or those of an agent's own window alone."""
+        memory = evaluation.agent.memory
+        prompts = {"window" if memory.slides else "1": acting}
+        if evaluation.options.long_prompt and memory.can_slide and not memory.slides:
+            prompts[f"{memory.segment}"] = replace(acting, window=True)
+        played = {}
+        for prompt, how in prompts.items():
+            (played[prompt],) = super().play(evaluation, how, twins=twins).values()
+        return played
+
+    def metrics(
+        self, played: Mapping[str, Episodes], evaluation: Evaluation, config: Config, *, final: bool
+    ) -> dict[str, float]:
+        """Of the first prompt, and of prompt K with the prefix {K}_; and what was asked for."""
+        prefixes = ["", *(f"{prompt}_" for prompt in [*played][1:])]
+        asked = {"target_return": evaluation.targets[0]} | ({"reset_target": True} if config.task.reset_target else {})
+        found = dict(zip(prefixes, played.values(), strict=True))
+        return protocol.metrics(found, evaluation.options.robot) | asked
+
+    def headlines(self, config: Config) -> Mapping[str, str]:
+        """The return, and D4RL's score."""
+        return {"return_MEAN": "", "return_SEM": "standard error", "episode_MEAN": "normalised score"}
+
+    def figures(self, case: str, episodes: Episodes, evaluation: Evaluation) -> dict[str, float]:
+        """Returns, lengths and scores, without the prefix of a prompt."""
+        return protocol.metrics({"": episodes}, evaluation.options.robot)
+
+    def described(self, evaluation: Evaluation) -> str:
+        """The task and its robot."""
+        options: Play = evaluation.options
+        renewed = ", target renewed" * options.reset_target
+        return f"{_task({'env_id': options.env_id}).name}, {options.robot.environment_id(options.env_version)}{renewed}"
+
+    def references(self, evaluation: Evaluation) -> dict[str, float]:
+        """The returns that D4RL's scores are made of, and those of its medium data."""
+        robot: Robot = evaluation.options.robot
+        return {
+            "random": robot.random_return,
+            "D4RL's medium data": robot.medium_return,
+            "expert": robot.expert_return,
+        }
+
+    def frame(self, environment: gymnasium.Env, observation: np.ndarray, caption: Sequence[str]) -> np.ndarray:
+        """The robot, from a camera that follows it."""
+        return pictures.frame(environment, caption)
+
+
+def _task(flags: Mapping[str, Any]) -> RobotTask:
+    """The task of a run's flags, or the usual one."""
+    return task_of(flags.get("env_id", Task.env_id))
+
+
+ENVIRONMENT = MuJoCo()

@@ -1,0 +1,136 @@
+"""Pages of returns in several tasks: every model with every seed beside its data and players that need no training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from RATE_model.cli.options import exit_on_user_error, parse_options
+from RATE_model.cli.reproduce import (
+    Study,
+    StudyOptions,
+    cell,
+    commits,
+    final_results,
+    made,
+    seed_table,
+    table,
+    write_results,
+)
+
+Entry = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One task of a page, such as a game.
+
+    Attributes:
+        name: labels of its entries begin with it.
+        study: its runs.
+        others: makes the entries of its data and of players that need no training, by label: `return`, a list of one,
+            `return_std` and `episodes`.
+        command: that makes its data, indented as Markdown wants code; empty: the study's own commands do.
+    """
+
+    name: str
+    study: Study
+    others: Callable[[], Mapping[str, Entry]]
+    command: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReturnsPage:
+    """One page.
+
+    Attributes:
+        name, title: of the files of results, and of a new page.
+        options: the flags.
+        parts: the tasks.
+        data: label of the entry of the data.
+        text: the first line; {seeds} and {made} are filled in.
+        asked: a return that is asked for, in words; {} is filled in.
+        unit, digits: what returns are called, and digits after their point.
+        of_results: makes of what eval/final.json holds of each seed the lists that are kept, `return` among them.
+        columns: of a task's table, after returns: a heading -> its text, of the task's name and an entry.
+        shown: columns of the table of seeds: a heading -> a key of an entry, and digits.
+    """
+
+    name: str
+    title: str
+    options: type[StudyOptions]
+    parts: Sequence[Part]
+    data: str
+    text: str
+    asked: str
+    unit: str
+    digits: int
+    of_results: Callable[[Sequence[Entry]], dict[str, Any]]
+    columns: Mapping[str, Callable[[str, Entry], str]]
+    shown: Mapping[str, tuple[str, int]]
+
+    def main(self, argv: Sequence[str] | None = None) -> None:
+        """Make the data, train what is missing, collect everything, write the results."""
+        with exit_on_user_error():
+            options = parse_options(
+                self.options, argv=argv, prog="reproduce.py", description=f"Make results/{self.name}.*"
+            )
+            document: dict[str, Entry] = {}
+            for part in self.parts:
+                found = {
+                    **part.others(),
+                    **{label: self.of_runs(runs) for label, runs in part.study.run_all(options).items()},
+                }
+                document |= {f"{part.name}, {label}": entry for label, entry in found.items()}
+            self.write(document, options)
+            for part in self.parts:
+                print(f"{part.name}\n{self.returns_table(document, part)}")
+
+    def of_runs(self, runs: Sequence[Path]) -> Entry:
+        """Figures of every seed, and what its training took."""
+        results = final_results(runs)
+        took = {name: [result[name] for result in results] for name in ("train_seconds", "optimizer_steps")}
+        asked = {"target_return": results[0]["target_return"], "commit": commits(runs)}
+        return {**self.of_results(results), **took, **asked}
+
+    def returns_table(self, document: Mapping[str, Entry], part: Part) -> str:
+        """One task: mean and standard error over seeds, as Markdown."""
+        beginning = f"{part.name}, "
+        entries = {label: entry for label, entry in document.items() if label.startswith(beginning)}
+        (of_data,) = entries[beginning + self.data]["return"]
+        rows = [
+            [
+                label.removeprefix(beginning),
+                cell(entry["return"], self.digits),
+                f"{np.mean(entry['return']) / of_data:.2f}" if of_data > 0 else "",
+                *(column(part.name, entry) for column in self.columns.values()),
+            ]
+            for label, entry in entries.items()
+        ]
+        return table(["", self.unit, "times the data's mean", *self.columns], rows)
+
+    def write(self, document: Mapping[str, Entry], options: StudyOptions) -> None:
+        """The JSON file and the generated part of the page."""
+        paragraphs = [self.text.format(seeds=", ".join(map(str, options.seeds)), made=made(document))]
+        for part in self.parts:
+            data = document[f"{part.name}, {self.data}"]
+            label = next(iter(part.study.models))
+            asked = self.asked.format(document[f"{part.name}, {label}"]["target_return"])
+            mean, deviation = (f"{value:.{self.digits}f}" for value in (data["return"][0], data["return_std"]))
+            paragraphs += [
+                f"{part.name}, asked for {asked}; the data are {data['episodes']} episodes with returns of {mean} ± "
+                f"{deviation} (standard deviation):",
+                self.returns_table(document, part),
+            ]
+        shown: dict[str, Callable[[Any, int], str]] = {
+            heading: lambda entry, index, key=key, digits=digits: f"{entry[key][index]:.{digits}f}"
+            for heading, (key, digits) in self.shown.items()
+        }
+        commands = [text for part in self.parts for text in (part.command, part.study.commands(options.seeds)) if text]
+        paragraphs += ["Every seed:", seed_table(document, options.seeds, shown)]
+        paragraphs += ["Commands:", "\n".join(commands) + "\n"]
+        write_results(self.name, self.title, document, "\n\n".join(paragraphs), options)
