@@ -1,4 +1,4 @@
-"""Atari games for Gymnasium, as the published system plays them: one game here, many in `vector.py`.
+"""Atari games for Gymnasium, as the published system plays them: one, or many side by side.
 
 A decision lasts four frames (`console.py`); the agent sees the last four pictures, oldest first, (4, 84, 84) uint8,
 black where the episode had not begun, and earns unclipped points. An episode starts with 1 to 30 frames in which
@@ -15,13 +15,16 @@ An episode is a function of its seed and of the actions, whatever was played bef
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal, get_args
 
 import gymnasium
 import numpy as np
+from gymnasium.vector import AutoresetMode
 
 from Atari.console import FRAME_SKIP, FRAMES_PER_SECOND, SIZE, Console
 from Atari.games import game as game_of
+from RATE_model.acting.vector import FrozenVectorEnv
 from RATE_model.errors import UserError
 
 ENV_ID = "AtariFrames-v0"
@@ -183,13 +186,35 @@ class AtariEnv(gymnasium.Env):
         return {"lives": self._lives}
 
 
+class AtariVectorEnv(FrozenVectorEnv):
+    """B games side by side; ``info`` holds ``lives`` (B,) int64.
+
+    ale-py's emulator does not leave Python to other threads, so that threads would not make this faster.
+
+    Args:
+        num_envs: B.
+        game, render_mode, options: of every game, see `AtariEnv`.
+
+    Raises:
+        UserError: as for `AtariEnv`.
+    """
+
+    metadata = {**AtariEnv.metadata, "autoreset_mode": AutoresetMode.DISABLED}
+
+    def __init__(
+        self, num_envs: int = 1, game: str = "Breakout", *, render_mode: str | None = None, **options: Any
+    ) -> None:
+        make = partial(AtariEnv, game, render_mode=render_mode, **options)
+        super().__init__([make] * num_envs, render_mode=render_mode, seeds_below=SEED_LIMIT, name=game)
+
+
 def register() -> None:
     """Make ``gymnasium.make("AtariFrames-v0", game=...)`` and ``make_vec`` work. Done on import; again: nothing."""
     if ENV_ID not in gymnasium.registry:
         gymnasium.register(
             ENV_ID,
             entry_point=f"{__name__}:AtariEnv",
-            vector_entry_point="Atari.vector:AtariVectorEnv",
+            vector_entry_point=f"{__name__}:AtariVectorEnv",
         )
 
 

@@ -9,6 +9,7 @@ can be given again at any time.
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,15 @@ import numpy as np
 
 from Atari.dataset import configured_folder, open_dataset
 from Atari.env import AtariEnv
-from Atari.evaluate import RandomPlayer, evaluation_seeds, play_with
+from Atari.environment import ENVIRONMENT, Play
+from Atari.evaluate import RandomPlayer, evaluation_seeds
 from Atari.experts import expert
 from Atari.games import GAMES, Game
 from Atari.generate_dataset import SCRIPT, ensure_own_data
-from Atari.train_rate_atari import check, read_config
-from RATE_model.cli.options import exit_on_user_error, parse_options
-from RATE_model.cli.reproduce import Study, StudyOptions, cell, commits, final_results, made, table, write_results
+from RATE_model.cli.options import exit_on_user_error
+from RATE_model.cli.reproduce import Study, StudyOptions, cell
+from RATE_model.cli.returns_page import Part, ReturnsPage
+from RATE_model.cli.training import check
 from RATE_model.errors import UserError
 
 FAST = "Atari/config_fast.yaml"
@@ -56,15 +59,15 @@ def data_command(game: Game) -> str:
 def study(game: Game) -> Study:
     """The runs of one game."""
     return Study(
-        script="Atari/train_rate_atari.py",
+        script=ENVIRONMENT.train_script,
         settings=(
             *("--config", FAST, "--game", game.name, "--transitions", str(TRANSITIONS[game.name])),
             *("--eval_episodes", str(EPISODES), "--online_inference", "false"),
             *SHORTER.get(game.name, ()),
         ),
         models=MODELS,
-        read_config=read_config,
-        check=check,
+        read_config=ENVIRONMENT.read_config,
+        check=partial(check, ENVIRONMENT),
         prefix=f"reproduce_{game.name.lower()}",
     )
 
@@ -90,87 +93,66 @@ def of_players(game: Game) -> dict[str, dict[str, Any]]:
     """Returns of whoever needs no training: whole episodes of the data, the scripted player, buttons at random."""
     with open_dataset(ensure_own_data(game, transitions=TRANSITIONS[game.name]), game) as file:
         data = file.returns_to_go()[file.starts[file.whole]]
-    drawn = play_with(RandomPlayer(game), game, episodes=EPISODES).returns
+    rules = Play(game=game.name, opening="black")
+    drawn = ENVIRONMENT.play_as(RandomPlayer(game), rules, episodes=EPISODES).returns
     return {
         label: {"return": [float(returns.mean())], "return_std": float(np.std(returns)), "episodes": len(returns)}
         for label, returns in ((RANDOM, drawn), (EXPERT, expert_returns(game)), (DATA, data))
     }
 
 
-def of_runs(runs: Sequence[Path]) -> dict[str, Any]:
-    """Returns of every seed, and what its training took."""
-    results = final_results(runs)
+def of_results(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Returns of every seed, and how well it predicts actions."""
     names = {"return": "eval_return", "return_std": "eval_std", "length": "eval_length"}
-    entry: dict[str, Any] = {name: [result[key] for result in results] for name, key in names.items()}
-    for name in ("validation_accuracy", "train_seconds", "optimizer_steps"):
-        entry[name] = [result[name] for result in results]
-    return entry | {"target_return": results[0]["target_return"], "commit": commits(runs)}
+    names |= {"validation_accuracy": "validation_accuracy"}
+    return {name: [result[key] for result in results] for name, key in names.items()}
 
 
-def returns_table(document: Mapping[str, Mapping[str, Any]], game: Game) -> str:
-    """One game: raw and gamer-normalised returns, mean and standard error over seeds, as Markdown."""
-    entries = {label: entry for label, entry in document.items() if label.startswith(game.name)}
-    (data_return,) = entries[f"{game.name}, {DATA}"]["return"]
-    rows = []
-    for label, entry in entries.items():
-        scores = [score for value in entry["return"] if (score := game.normalised_score(float(value))) is not None]
-        share = f"{np.mean(entry['return']) / data_return:.2f}" if data_return > 0 else ""
-        rows.append([label.partition(", ")[2], cell(entry["return"], 1), share, cell(scores, 0) if scores else ""])
-    return table(["", "points", "times the data's mean", "gamer-normalised, %"], rows)
+def scores(name: str, entry: Mapping[str, Any]) -> str:
+    """Gamer-normalised returns, mean and standard error."""
+    found = [GAMES[name].normalised_score(float(value)) for value in entry["return"]]
+    return cell([score for score in found if score is not None], 0)
 
 
-def seed_table(document: Mapping[str, Mapping[str, Any]], seeds: Sequence[int]) -> str:
-    """Every seed, as Markdown."""
-    rows = []
-    for label, entry in document.items():
-        for index, seed in enumerate(seeds if "optimizer_steps" in entry else ()):
-            figures = [f"{entry[name][index]:.0f}" for name in ("optimizer_steps", "train_seconds")]
-            played = [f"{entry[name][index]:.1f}" for name in ("return", "return_std")]
-            accuracy = f"{entry['validation_accuracy'][index]:.3f}"
-            rows.append([label, seed, *figures, accuracy, *played, f"{entry['length'][index]:.0f}"])
-    header = ["", "seed", "optimizer steps", "training, s", "validation accuracy", "points", "std of episodes", "steps"]
-    return table(header, rows)
-
-
-def write(document: dict[str, dict[str, Any]], options: Options) -> None:
-    """results/atari.json and the generated part of .md."""
-    seeds = ", ".join(map(str, options.seeds))
-    parts = [
-        f"Means of {EPISODES} episodes of at most 7000 decisions ({EXPERT_EPISODES} of the expert); of seeds {seeds}, "
-        f"with the standard error where there are several. Made {made(document)}."
-    ]
-    for name in TRANSITIONS:
-        data, asked = document[f"{name}, {DATA}"], document[f"{name}, RATE"]["target_return"]
-        parts += [
-            f"{name}, asked for {asked:g} points; the data are {data['episodes']} episodes with returns of "
-            f"{data['return'][0]:.1f} ± {data['return_std']:.1f} (standard deviation):",
-            returns_table(document, GAMES[name]),
-        ]
-    commands = "\n".join(
-        f"{data_command(GAMES[name])}\n{study(GAMES[name]).commands(options.seeds)}" for name in TRANSITIONS
+def page() -> ReturnsPage:
+    """What is trained, collected and shown."""
+    games = [GAMES[name] for name in TRANSITIONS]
+    return ReturnsPage(
+        name="atari",
+        title="Atari",
+        options=Options,
+        parts=[
+            Part(name=game.name, study=study(game), others=partial(of_players, game), command=data_command(game))
+            for game in games
+        ],
+        data=DATA,
+        text=(
+            f"Means of {EPISODES} episodes of at most 7000 decisions ({EXPERT_EPISODES} of the expert); of seeds "
+            "{seeds}, with the standard error where there are several. Made {made}."
+        ),
+        asked="{:g} points",
+        unit="points",
+        digits=1,
+        of_results=of_results,
+        columns={"gamer-normalised, %": scores},
+        shown={
+            "validation accuracy": ("validation_accuracy", 3),
+            "points": ("return", 1),
+            "std of episodes": ("return_std", 1),
+            "steps": ("length", 0),
+        },
     )
-    parts += ["Every seed:", seed_table(document, options.seeds), f"Commands:\n\n{commands}\n"]
-    write_results("atari", "Atari", document, "\n\n".join(parts), options)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Make the data, train what is missing, collect everything, write the results."""
+    """Make the page."""
     with exit_on_user_error():
-        options = parse_options(Options, argv=argv, prog="reproduce.py", description="Make results/atari.*")
         if configured := configured_folder():
             raise UserError(
                 f"'atari: data: {configured}' of wandb_config.yaml: these results are of our own data; leave it empty "
                 "while they are made"
             )
-        document: dict[str, dict[str, Any]] = {}
-        for name in TRANSITIONS:
-            game = GAMES[name]
-            document |= {f"{name}, {label}": entry for label, entry in of_players(game).items()}
-            for label, runs in study(game).run_all(options).items():
-                document[f"{name}, {label}"] = of_runs(runs)
-        write(document, options)
-        for name in TRANSITIONS:
-            print(f"{name}\n{returns_table(document, GAMES[name])}")
+    page().main(argv)
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ if __name__ == "__main__":  # started as a script
 import torch
 
 from Atari.env import FRAME_STACK
+from Atari.environment import ENVIRONMENT
 from Atari.replay import FRAME_SHAPE
-from Atari.train_rate_atari import read_config
 from benchmarks import common
 from benchmarks.train_step import WINDOWS
 from RATE_model.agent import Agent
@@ -83,7 +83,7 @@ def make_batch(size: int, steps: int, actions: int) -> Batch:
 
 def measure(options: Options) -> dict[str, Any]:
     """Timings in seconds, and how many observations a batch encoded."""
-    config = read_config(PUBLISHED)
+    config = ENVIRONMENT.read_config(PUBLISHED)
     spec, agent_config, segments = config.spec, config.agent_config(), config.task.segments
     steps = segments * config.task.context_length
     batch = make_batch(options.batch_size, steps, spec.num_actions)

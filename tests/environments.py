@@ -28,7 +28,7 @@ SMALL = {
         "mujoco",
     ),
     "atari": (
-        "--context_length 5 --segments 2 --epoch_batches 2 --transitions 60 --max_steps 12",
+        "--context_length 5 --segments 2 --epoch_batches 2 --max_steps 12",
         "--game Breakout --max_steps 12",
         "ale_py",
     ),
@@ -49,12 +49,16 @@ def runs() -> list[Any]:
 
 
 def data_flags(name: str, folder: Path) -> list[str]:
-    """Flags that keep an environment's data in a folder; what no training makes is made."""
+    """Flags that keep an environment's data in a folder; it is made where training makes none, or not so fast."""
     if name == "mujoco":
         from MuJoCo.tasks import HOPPER
-        from tests.mujoco_runs import random_play
+        from tests import mujoco_runs
 
-        return ["--data_path", str(random_play(folder / "data" / "hopper.hdf5", HOPPER))]
+        return ["--data_path", str(mujoco_runs.random_play(folder / "data" / "hopper.hdf5", HOPPER))]
+    if name == "atari":
+        from tests import atari_runs
+
+        return ["--data_path", str(atari_runs.random_play(folder / "data.h5"))]
     return ["--data_dir", str(folder / "data")]
 
 

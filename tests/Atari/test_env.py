@@ -12,9 +12,8 @@ from gymnasium.utils.env_checker import check_env
 
 from Atari import console, games
 from Atari.console import Console
-from Atari.env import ENV_ID, AtariEnv
+from Atari.env import ENV_ID, AtariEnv, AtariVectorEnv
 from Atari.games import GAMES, game
-from Atari.vector import AtariVectorEnv
 from RATE_model.errors import UserError
 
 NOOP, FIRE, RIGHT = 0, 1, 2

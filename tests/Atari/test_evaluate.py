@@ -7,14 +7,15 @@ pytest.importorskip("ale_py")
 
 import torch
 
-from Atari import evaluate as protocol
-from Atari.evaluate import RandomPlayer, evaluation_seeds, metrics, play, play_with, target_of
+from Atari.environment import ENVIRONMENT, Play
+from Atari.evaluate import ClippedRewards, RandomPlayer, evaluation_seeds, metrics, target_of
 from Atari.games import GAMES, Game
 from Atari.generate import FIRST_DATA_SEED
 from Atari.spec import spec_of
-from Atari.vector import AtariVectorEnv
 from RATE_model.acting.rollout import Episodes
+from RATE_model.acting.vector import FrozenVectorEnv
 from RATE_model.agent import Agent
+from RATE_model.environments.contract import Evaluation
 from RATE_model.errors import UserError
 from RATE_model.memories.rate.config import RATEConfig
 from tests.small_models import rate_agent
@@ -28,6 +29,21 @@ def model_of(game: Game, *, sliding: bool = False) -> Agent:
     memory = dict(num_mem_tokens=0, n_head_ca=0) if sliding else dict(num_mem_tokens=2, n_head_ca=1)
     config = RATEConfig(**sizes, **memory, mem_len=0, sliding=sliding)
     return rate_agent(config, spec_of(game)).eval()
+
+
+def play(
+    model: Agent,
+    game: Game,
+    *,
+    target_return: float,
+    episodes: int,
+    greedy: bool = False,
+    seed: int = 0,
+    max_steps: int,
+) -> Episodes:
+    options = Play(game=game.name, use_argmax=greedy, max_steps=max_steps, opening="black")
+    asked = Evaluation(ENVIRONMENT, model, options, (target_return,), episodes=episodes, seed=seed)
+    return asked.play()[target_return][None]
 
 
 def test_seeds_are_never_those_of_data():
@@ -56,9 +72,9 @@ def test_episodes_are_functions_of_their_seeds(sliding):
 
 def test_actions_are_drawn_unless_the_most_probable_are_wanted(monkeypatch):
     seen = []
-    step = AtariVectorEnv.step
+    step = FrozenVectorEnv.step
     monkeypatch.setattr(
-        AtariVectorEnv, "step", lambda self, actions: seen.append(actions.copy()) or step(self, actions)
+        FrozenVectorEnv, "step", lambda self, actions: seen.append(actions.copy()) or step(self, actions)
     )
     model = model_of(BREAKOUT)
     torch.nn.init.zeros_(model.head.project.weight)  # all actions are as probable
@@ -80,31 +96,29 @@ def test_every_point_is_taken_off_the_return_asked_for(clip, expected, monkeypat
     encode = model.encoder.encode_rtg
     monkeypatch.setattr(model.encoder, "encode_rtg", lambda rtg: asked.append(rtg.clone()) or encode(rtg))
     rewards = iter([7.0, 0.0, 4.0, -1.0] + [0.0] * 20)
-    step = AtariVectorEnv.step
+    step = FrozenVectorEnv.step
 
     def earn(self, actions):
         observations, _, *flags = step(self, actions)
         return observations, np.array([next(rewards)]), *flags
 
-    monkeypatch.setattr(AtariVectorEnv, "step", earn)
-    played = play(model, BREAKOUT, target_return=100, episodes=1, max_steps=6, clip_rewards=clip)
+    monkeypatch.setattr(FrozenVectorEnv, "step", earn)
+    if clip:
+        monkeypatch.setattr(type(ENVIRONMENT), "player", lambda self, evaluation, actor: ClippedRewards(actor))
+    played = play(model, BREAKOUT, target_return=100, episodes=1, max_steps=6)
     assert [rtg.item() for rtg in asked] == expected and played.returns.tolist() == [10]
 
 
-def test_the_environment_is_the_published_one(monkeypatch):
-    made = []
-    init = AtariVectorEnv.__init__
-    monkeypatch.setattr(
-        AtariVectorEnv, "__init__", lambda self, *a, **k: made.append((a, k)) or init(self, *a, **k | {"max_steps": 3})
-    )
-    play_with(RandomPlayer(PONG), PONG, episodes=2)
-    play_with(RandomPlayer(PONG), PONG, episodes=2, sticky=0.25, max_steps=2)
-    assert made[0] == ((2, "Pong"), {"sticky": 0.0, "noops": 30, "max_steps": 7000, "opening": "black"})
-    assert made[1] == ((2, "Pong"), {"sticky": 0.25, "noops": 30, "max_steps": 2, "opening": "black"})
+def test_the_environment_is_the_published_one():
+    usual = ENVIRONMENT.make(None, Play(game="Pong"))
+    found = (usual.game, usual.sticky, usual.noops, usual.max_steps, usual.opening)
+    assert found == (PONG, 0, 30, 7000, "published")
+    other = ENVIRONMENT.make(None, Play(game="Pong", sticky=0.25, max_steps=2, opening="black"))
+    assert (other.sticky, other.max_steps, other.opening) == (0.25, 2, "black")
 
 
 def test_buttons_at_random_earn_what_they_are_known_to():
-    played = play_with(RandomPlayer(BREAKOUT), BREAKOUT, episodes=10)
+    played = ENVIRONMENT.play_as(RandomPlayer(BREAKOUT), Play(game="Breakout"), episodes=10)
     assert played.returns.mean() < 4 and played.lengths.max() < 600
 
 
@@ -113,5 +127,3 @@ def test_a_game_without_a_published_return_needs_one():
     assert target_of(BREAKOUT, None) == 180 and target_of(BREAKOUT, -2) == -2 and target_of(game, 5) == 5
     with pytest.raises(UserError, match="--target_return: SpaceInvaders has no published one"):
         target_of(game, None)
-    with pytest.raises(UserError, match="--episodes 0"):
-        protocol.check_episodes(episodes=0)

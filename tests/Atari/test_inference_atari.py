@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,12 @@ import pytest
 pytest.importorskip("ale_py")
 
 from Atari import evaluate as protocol
-from Atari import inference_atari, pictures
+from Atari import inference_atari
+from Atari.environment import ENVIRONMENT, Play
 from RATE_model import plots
+from RATE_model.acting import video
 from RATE_model.acting.controls import knock_out_memory
+from RATE_model.acting.evaluation import Acting
 from RATE_model.acting.rollout import Episodes
 from tests import commands
 from tests.atari_runs import only_run, random_play, train
@@ -41,18 +45,18 @@ def test_a_run_is_evaluated_as_it_evaluated_itself_without_its_data(run, tmp_pat
     assert document["episodes"] == 2 and document["use_argmax"] is True
     assert document["results"] == {"180": {name: final[name] for name in document["results"]["180"]}}
     (line,) = (line.split() for line in printed.splitlines() if line.split()[0] == "180")
-    assert float(line[1]) == pytest.approx(final["eval_return"], abs=0.06) and float(line[3]) == 12
-    assert "Breakout, 2 episodes, most probable actions" in printed
+    assert float(line[1]) == pytest.approx(final["eval_return"], abs=0.006) and float(line[4]) == 12
+    assert "2 episodes, Breakout, most probable actions" in printed
 
 
 def test_flags_reach_the_evaluation_and_what_is_not_given_is_as_in_the_run(run, tmp_path, monkeypatch):
     asked = []
 
-    def play(model, game, **options):
-        asked.append(options)
-        return Episodes(np.ones(2), np.ones(2), np.ones(2))
+    def play(environment, evaluation, acting, twins=False):
+        asked.append((evaluation.episodes, evaluation.options, acting))
+        return {None: Episodes(np.ones(2), np.ones(2), np.ones(2))}
 
-    monkeypatch.setattr(inference_atari.protocol, "play", play)
+    monkeypatch.setattr(type(ENVIRONMENT), "play", play)
     infer("--checkpoint", run)
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
@@ -64,25 +68,23 @@ def test_flags_reach_the_evaluation_and_what_is_not_given_is_as_in_the_run(run, 
     (copy / "config.yaml").unlink()
     infer("--checkpoint", copy, "--game", "Breakout")
     infer(
-        *("--checkpoint", run, "--target_return", 100, 20.5, "--episodes", 7, "--slide", 3, "--sticky", 0.25),
-        *("--max_steps", 50, "--seed", 4, "--use_argmax", "--knock_out", "--precision", "bf16"),
+        *("--checkpoint", run, "--target_return", 100, 20.5, "--episodes", 7, "--sticky", 0.25),
+        *("--max_steps", 50, "--seed", 4, "--use_argmax", "false", "--knock_out", "--precision", "bf16"),
     )
-    usual = dict(target_return=180.0, episodes=10, greedy=False, seed=0, sticky=0.0, max_steps=7000, slide=1)
-    usual |= {"clip_rewards": False, "opening": "published"}
-    usual |= {"transform_memory": None, "precision": "32"}
-    trained = usual | {"greedy": True, "max_steps": 12, "opening": "black"}
-    assert asked[:3] == [trained, trained | {"target_return": 90.0, "slide": 3}, trained]
-    changed = dict(episodes=7, greedy=True, seed=4, sticky=0.25, max_steps=50, slide=3, precision="bf16")
-    changed |= {"transform_memory": knock_out_memory, "clip_rewards": False, "opening": "black"}
-    assert asked[3:] == [{"target_return": 100.0} | changed, {"target_return": 20.5} | changed]
+    rules, acting = Play(use_argmax=True, max_steps=12, opening="black", game="Breakout"), Acting(target_return=180.0)
+    changed = replace(rules, slide=3), replace(acting, target_return=90.0, slide=3)
+    assert asked[:3] == [(2, rules, acting), (2, *changed), (2, rules, acting)]
+    rules = replace(rules, use_argmax=False, sticky=0.25, max_steps=50)
+    acting = replace(acting, greedy=False, seed=4, precision="bf16", transform_memory=knock_out_memory)
+    assert asked[3:] == [(7, rules, replace(acting, target_return=target)) for target in (100.0, 20.5)]
 
 
 def test_after_clipped_rewards_the_player_sees_clipped_ones(run, tmp_path, monkeypatch, capsys):
-    copy, seen = tmp_path / "copy", []
+    copy, seen = tmp_path / "copy", []  # every player
     shutil.copytree(run, copy)
     assert json.loads((copy / "rewards.json").read_text()) == {"clipped": False}
     (copy / "rewards.json").write_text('{"clipped": true}')
-    monkeypatch.setattr(pictures, "write_video", lambda frames, path, *, fps: list(frames) and path)
+    monkeypatch.setattr(video, "write_video", lambda frames, path, *, fps: list(frames) and path)
     monkeypatch.setattr(protocol.ClippedRewards, "__init__", lambda self, player: seen.append(player))
     monkeypatch.setattr(protocol.ClippedRewards, "act", lambda self, observations, _: np.zeros(len(observations), int))
     infer("--checkpoint", copy, "--episodes", 1, "--max_steps", 2, "--video", 1, "--pictures", tmp_path / "new")
@@ -128,10 +130,12 @@ def test_videos_show_whole_episodes(run, tmp_path, monkeypatch):
         shown.append((len(frames), frames[0].shape, path.name, fps))
         return path
 
-    monkeypatch.setattr(pictures, "write_video", write)
+    monkeypatch.setattr(video, "write_video", write)
     infer("--checkpoint", run, "--episodes", 2, "--max_steps", 9, "--video", 2, "--pictures", tmp_path)
-    assert [entry[2] for entry in shown] == ["Breakout_return_180_0.mp4", "Breakout_return_180_1.mp4"]
-    assert all(entry[0] == 9 and entry[1][1:] == (320, 3) and entry[1][0] > 420 and entry[3] == 15 for entry in shown)
+    assert [entry[2] for entry in shown] == [f"return_180_seed_{2**31 + number}.mp4" for number in range(2)]
+    # The first picture, one after each step, and a second of the last one.
+    assert all(entry[0] == 10 + 15 and entry[1][1:] == (320, 3) and entry[1][0] > 420 for entry in shown)
+    assert {entry[3] for entry in shown} == {15}
 
 
 @pytest.mark.parametrize(
@@ -170,4 +174,4 @@ def test_a_checkpoint_without_a_run_plays_the_game_that_is_named(run, tmp_path, 
     shutil.copytree(run, copy)
     (copy / "config.yaml").unlink()
     infer("--checkpoint", copy, "--game", "Breakout", "--episodes", 1, "--max_steps", 2)
-    assert "Breakout, 1 episodes" in capsys.readouterr().out
+    assert "1 episodes, Breakout" in capsys.readouterr().out

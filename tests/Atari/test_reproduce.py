@@ -28,7 +28,7 @@ def fake_run(folder: Path, result: dict[str, float]) -> Path:
 def test_the_tables_hold_the_runs_beside_those_who_need_no_training(tmp_path, monkeypatch, capsys):
     def run_all(study, options) -> dict[str, list[Path]]:
         command = study.command("RATE", SEEDS)
-        config = reproduce.read_config([str(ROOT / w) if w.endswith(".yaml") else w for w in command[1:]])
+        config = reproduce.ENVIRONMENT.read_config([str(ROOT / w) if w.endswith(".yaml") else w for w in command[1:]])
         data.add((config.data.game, config.replay.transitions))
         result = {"target_return": 180.0, "train_seconds": 9.0, "optimizer_steps": 600, "validation_accuracy": 0.7}
         return {
@@ -79,7 +79,7 @@ def test_the_settings_of_all_runs_are_settings():
         study = reproduce.study(GAMES[name])
         for label in study.models:
             flags = [str(ROOT / word) if word.endswith(".yaml") else word for word in study.command(label, SEEDS)]
-            assert reproduce.read_config(flags[1:]).run.seeds == range(1, 3)
+            assert reproduce.ENVIRONMENT.read_config(flags[1:]).run.seeds == range(1, 3)
 
 
 def test_the_mean_of_the_data_is_of_whole_episodes(tmp_path, monkeypatch):
@@ -90,7 +90,7 @@ def test_the_mean_of_the_data_is_of_whole_episodes(tmp_path, monkeypatch):
             frames = np.zeros((1, 1, 84, 84), np.uint8)
             writer.add_episode(frames, np.zeros(1, int), np.array([reward]), terminal=True, unfinished=unfinished)
     monkeypatch.setattr(reproduce, "ensure_own_data", lambda game, transitions: tmp_path / "a.h5")
-    monkeypatch.setattr(reproduce, "play_with", lambda *_, **__: Episodes(*[np.ones(2)] * 3))
+    monkeypatch.setattr(type(reproduce.ENVIRONMENT), "play_as", lambda *_, **__: Episodes(*[np.ones(2)] * 3))
     monkeypatch.setattr(reproduce, "expert_returns", lambda game: np.ones(1))
     found = reproduce.of_players(GAMES["Breakout"])[reproduce.DATA]
     assert found == {"return": [5.0], "return_std": 1.0, "episodes": 2}

@@ -13,9 +13,11 @@ import torch
 
 from Atari import evaluate as protocol
 from Atari import train_rate_atari
+from Atari.environment import ENVIRONMENT, HERE
 from Atari.games import GAMES
 from Atari.replay import export_replay
 from Atari.spec import spec_of
+from RATE_model.cli import training
 from RATE_model.loading import load_model
 from RATE_model.memories.rate.config import RATEConfig
 from RATE_model.original.variants import VARIANTS
@@ -24,8 +26,6 @@ from RATE_model.training.trainer import Trainer
 from tests import commands
 from tests.atari_runs import NO_EVALUATION, TINY, only_run, places, random_play, train
 from tests.interruptions import STOPPED, assert_same, newest_state, outcome, stopped_after
-
-HERE = Path(train_rate_atari.__file__).parent
 
 # As people have always typed them.
 COMMANDS = {
@@ -54,14 +54,14 @@ def here(data, tmp_path) -> Path:
 
 @pytest.mark.parametrize("game", COMMANDS)
 def test_the_commands_of_old_mean_what_they_did(game):
-    config = train_rate_atari.read_config(shlex.split(COMMANDS[game])[2:])
+    config = ENVIRONMENT.read_config(shlex.split(COMMANDS[game])[2:])
     assert config.agent_config().sizes == RATEConfig(
         n_layer=6, n_head=8, d_model=128, d_head=128, d_inner=128, context_length=30, num_mem_tokens=15, n_head_ca=1,
         mrv_act="leaky_relu" if game == "Pong" else "relu", arch="TrXL", skip_dec_ffn=True, dropout=0.2, dropatt=0.05,
         mem_len=360, sliding=False,
     )  # fmt: skip
     assert config.run.seeds == range(123, 124) and config.game.name == game and config.target == TARGETS[game]
-    directory = train_rate_atari.run_directory(config, 123)
+    directory = training.run_directory(ENVIRONMENT, config, 123)
     assert directory.parent == HERE / "Atari_checkpoints" / "ckpt"
     assert re.fullmatch(rf"{game}_arch_mode_TrXL_RATE_[0-9a-f]{{8}}_RUN_123", directory.name)
 
@@ -83,7 +83,7 @@ def test_all_published_settings_are_the_defaults(capsys):
 def test_flags_have_the_spellings_of_this_script_and_of_the_others():
     ours = "--num_mem_tokens 7 --save_path here --target_return 5"
     others = "--nmt 7 --output_dir here --target_return 5"
-    one, two = (train_rate_atari.read_config(flags.split()) for flags in (ours, others))
+    one, two = (ENVIRONMENT.read_config(flags.split()) for flags in (ours, others))
     assert one == two and one.model.rate.nmt == 7 and one.run.output_dir == Path("here") and one.target == 5
 
 
@@ -97,7 +97,7 @@ def test_the_model_is_the_published_one():
 
 def test_what_the_model_sees_of_returns():
     def scale(flags: str) -> float:
-        return train_rate_atari.read_config(flags.split()).spec.return_scale
+        return ENVIRONMENT.read_config(flags.split()).spec.return_scale
 
     assert scale("") == 1 and scale("--return_scale 10") == 0.1 and scale("--return_scale none") == 1 / 90
     assert scale("--return_scale none --game Pong --target_return -10") == 1 / 5
@@ -105,17 +105,17 @@ def test_what_the_model_sees_of_returns():
 
 
 def test_the_fast_setting_is_a_setting():
-    config = train_rate_atari.read_config(["--config", str(HERE / "config_fast.yaml"), "--model_mode", "DT"])
+    config = ENVIRONMENT.read_config(["--config", str(HERE / "config_fast.yaml"), "--model_mode", "DT"])
     assert config.agent_config().sizes.sliding and config.task.return_scale is None
     assert config.replay.transitions == 150_000, "so much of its own data is made"
 
 
 def test_any_other_game_works_with_a_return_to_ask_for():
-    config = train_rate_atari.read_config("--game space_invaders --target_return 500".replace("_i", "I").split())
+    config = ENVIRONMENT.read_config("--game space_invaders --target_return 500".replace("_i", "I").split())
     assert config.game.name == "SpaceInvaders" and config.target == 500 and config.game.actions == 6
-    train_rate_atari.read_config(["--game", "SpaceInvaders", *NO_EVALUATION])
+    ENVIRONMENT.read_config(["--game", "SpaceInvaders", *NO_EVALUATION])
     cloning = "--condition none --return_scale none".split()
-    assert train_rate_atari.read_config(["--game", "SpaceInvaders", *NO_EVALUATION, *cloning]).spec.return_scale == 1
+    assert ENVIRONMENT.read_config(["--game", "SpaceInvaders", *NO_EVALUATION, *cloning]).spec.return_scale == 1
 
 
 # --- runs ---
@@ -136,7 +136,7 @@ def test_a_run_leaves_behind_all_that_acting_and_looking_need(here, capsys):
         assert result["normalised_score"] == pytest.approx(score) and 0 <= result["validation_accuracy"] <= 1
     assert result["optimizer_steps"] == 6
     assert (run / "plots" / "curves.png").stat().st_size > 1000
-    assert "return " in (printed := capsys.readouterr().out) and "validation accuracy" in printed
+    assert "eval_return " in (printed := capsys.readouterr().out) and "validation_accuracy" in printed
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert {"train_loss", "train_accuracy", "lr", "grad_norm", "epoch"} <= lines[0].keys()
     assert sum("eval_return" in line for line in lines) == 4
@@ -157,9 +157,9 @@ def test_the_decay_is_over_after_the_published_share_of_training(here):
 
 def test_a_run_on_clipped_rewards_clips_them_in_its_evaluations_and_says_so(here, data, monkeypatch):
     export_replay(data, here / "replay", game="Breakout")
-    clipped, play = [], protocol.play
+    clipped, init = [], protocol.ClippedRewards.__init__
     monkeypatch.setattr(
-        protocol, "play", lambda *a, **options: clipped.append(options["clip_rewards"]) or play(*a, **options)
+        protocol.ClippedRewards, "__init__", lambda self, player: clipped.append(True) or init(self, player)
     )
     flags = ("--epochs", "1", "--online_inference", "false", "--data_dir", str(here))
     assert train(here, *flags, "--data_path", str(here / "replay")) == 0

@@ -1,0 +1,259 @@
+"""Atari as training, inference and reports see it: its flags, data, games, evaluation and pictures."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+
+from Atari import evaluate as protocol
+from Atari.dataset import DataOptions, load_data, trained_on_clipped_rewards
+from Atari.env import PUBLISHED_CAP, AtariEnv, Opening
+from Atari.games import Game, ale_py
+from Atari.games import game as game_of
+from Atari.generate import FIRST_DATA_SEED
+from Atari.replay import Selection
+from Atari.spec import spec_of
+from RATE_model.acting.rollout import BatchActor, Episodes
+from RATE_model.acting.video import with_caption
+from RATE_model.agent import Agent
+from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
+from RATE_model.cli.options import changeable
+from RATE_model.cli.settings import PUBLISHED_TRAINING, ExperimentConfig, ImageOptions, PlayOptions, SegmentOptions
+from RATE_model.data.dataset import WindowDataset
+from RATE_model.environments.contract import Environment, Evaluation, TrainingData
+from RATE_model.errors import UserError
+from RATE_model.spec import EnvironmentSpec
+
+HERE = Path(__file__).resolve().parent
+ENLARGE = 2  # a console's pixel, in pixels of a video
+
+
+@dataclass(frozen=True)
+class Rules(PlayOptions):
+    """What training and inference both ask of the game."""
+
+    # Probability, at every frame, that the action before goes on
+    sticky: float = 0.0
+    # Decisions of an episode at most
+    max_steps: int = PUBLISHED_CAP
+    # What is seen where an episode or a ball begins: black before the first picture, as in the data, or as the
+    # published evaluation shows it, the first picture repeated
+    opening: Opening = changeable("published")
+
+    def validate(self) -> None:
+        """Raise a UserError for a value out of range."""
+        super().validate()
+        at_least(1, max_steps=self.max_steps)
+        at_most(MAX_STEPS, max_steps=self.max_steps)
+        if not 0 <= self.sticky < 1:
+            raise UserError(f"--sticky {self.sticky}: must be at least 0 and below 1")
+
+
+@dataclass(frozen=True)
+class Play(Rules):
+    """The game, and its rules."""
+
+    # Game, where the run does not name it: of a converted checkpoint; none = the run's
+    game: str | None = None
+
+    def validate(self) -> None:
+        """Raise a UserError for an unknown game or a value out of range."""
+        super().validate()
+        if self.game is not None:
+            game_of(self.game)
+
+
+@dataclass(frozen=True)
+class Task(Rules, SegmentOptions):
+    """Segments, returns, and evaluation."""
+
+    # The model sees returns divided by this; 1 is published, and a tanh behind it that can hardly tell 20 points from
+    # 200; none = half of the return asked for
+    return_scale: float | None = 1.0
+    # Passes over the data after which the learning rate's decay is over (published: 2 of 3 epochs); none = when
+    # training is, or after --final_tokens
+    decay_epochs: float | None = 2.0
+    # Return that the agent is asked for, in points as the data counts them; none = the game's
+    target_return: float | None = None
+
+    def validate(self) -> None:
+        """Raise a UserError for a value out of range."""
+        super().validate()
+        for name in ("return_scale", "decay_epochs"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise UserError(f"--{name} {value}: must be above 0, or none")
+
+
+@dataclass(frozen=True)
+class Config(ExperimentConfig):
+    """All flags of the train script."""
+
+    image: ImageOptions = field(default_factory=ImageOptions)
+    data: DataOptions = field(default_factory=DataOptions)
+    replay: Selection = field(default_factory=Selection)
+    task: Task = field(default_factory=Task)
+
+    def validate(self) -> None:
+        """Raise a UserError for sizes of no model, a burn-in that leaves nothing, or no known return to ask for."""
+        super().validate()
+        if self.task.online_inference or self.task.last_inference:
+            _ = self.target
+        _ = self.spec
+
+    @property
+    def game(self) -> Game:
+        """The game."""
+        return game_of(self.data.game)
+
+    @property
+    def target(self) -> float:
+        """The return to ask for. Raises UserError for a game that has none, without --target_return."""
+        return protocol.target_of(self.game, self.task.target_return)
+
+    @property
+    def spec(self) -> EnvironmentSpec:
+        """How the model sees the game and its returns.
+
+        Raises:
+            UserError: returns are to be parts of a return asked for that is not known, or 0.
+        """
+        scale = self.task.return_scale if self.agent_config().sizes.conditioned else 1.0
+        if scale is None:
+            scale = abs(self.target) / 2
+        if scale == 0:
+            raise UserError("--return_scale none: half of --target_return 0 is no scale; give a number above 0")
+        return spec_of(self.game, return_scale=1 / scale, conv_channels=self.image.conv_channels)
+
+
+class Atari(Environment):
+    """Breakout, Qbert, Seaquest, Pong, and any other game of the Arcade Learning Environment."""
+
+    name = "Atari"
+    folder = HERE
+    checkpoints = HERE / "Atari_checkpoints"
+    train_script = "Atari/train_rate_atari.py"
+    inference_script = "Atari/inference_atari.py"
+    config = Config
+    play_options = Play
+    # See docs/deviations.md
+    published = PUBLISHED_TRAINING | {
+        "lr_schedule": "rising_cosine",
+        "warmup_tokens": 10_240,
+        "final_tokens": None,
+        "decay_epochs": 2.0,
+        "weight_decay": 0.01,
+        "condition": "auto",
+        "return_scale": 1.0,
+        "opening": "published",
+        "sticky": 0.0,
+        "use_argmax": False,
+        "slide": 1,
+    }
+    before = {"opening": "black"}
+    # The published script's
+    aliases = {"num_mem_tokens": "nmt", "save_path": "output_dir"}
+    data_seeds = range(FIRST_DATA_SEED, protocol.FIRST_SEED)
+    curves = ("train_loss", "train_accuracy", "eval_return")
+
+    def spec(self, flags: Mapping[str, Any]) -> EnvironmentSpec:
+        """Four pictures and the game's actions."""
+        return spec_of(_game(flags))
+
+    def load(self, config: Config) -> TrainingData:
+        """Windows that begin at every step; their rewards may be clipped, which acting has to know."""
+        size, epochs = config.segments * config.context_length, config.task.decay_epochs
+        data = load_data(config.data, config.replay, size=size)
+
+        def windows(segments: int) -> tuple[WindowDataset, WindowDataset]:
+            return data.training, data.validation
+
+        decay = None if epochs is None else round(float(data.training.windows[:, 2].sum()) * epochs)
+        return TrainingData(windows, [config.segments], config.spec, final_tokens=decay, prepare=data.write)
+
+    def name_parts(self, config: Config) -> tuple[Sequence[object], Sequence[str]]:
+        """With the game."""
+        return (config.game.name, *config.model.name_parts), ("game",)
+
+    def check(self, config: Config) -> None:
+        """The package ale-py may not be installed; only acting needs it."""
+        if config.task.online_inference or config.task.last_inference:
+            ale_py()
+
+    def make(self, case: object, options: Play, *, render_mode: str | None = None) -> AtariEnv:
+        """One game."""
+        return AtariEnv(
+            _game(vars(options)).name,
+            sticky=options.sticky,
+            max_steps=options.max_steps,
+            opening=options.opening,
+            render_mode=render_mode,
+        )
+
+    def seeds(self, episodes: int) -> np.ndarray:
+        """Above those of data."""
+        return protocol.evaluation_seeds(episodes)
+
+    def load_agent(
+        self, checkpoint: Path, recorded: Mapping[str, Any], asked: Mapping[str, Any], *, device: torch.device | str
+    ) -> Agent:
+        """An agent of the game that is asked for."""
+        ale_py()  # it may not be installed
+        run, flags = checkpoint.absolute().parent.parent, {**recorded, **asked}
+        trained, name = recorded.get("game"), flags.get("game")
+        if name is None:
+            config = run / "config.yaml"
+            raise UserError(f"{config} names no game: this is no run of train_rate_atari.py; or give --game")
+        if trained is not None and game_of(name) != game_of(trained):
+            raise UserError(f"--game {name}: {run} was trained on {trained}")
+        return super().load_agent(checkpoint, recorded, asked, device=device)
+
+    def player(self, evaluation: Evaluation, actor: BatchActor) -> BatchActor:
+        """One that sees clipped rewards if its data's were."""
+        clipped = evaluation.run is not None and trained_on_clipped_rewards(evaluation.run)
+        return protocol.ClippedRewards(actor) if clipped else actor
+
+    def target_returns(self, flags: Mapping[str, Any]) -> tuple[float, ...]:
+        """What was asked for in training, or the game's return."""
+        return (protocol.target_of(_game(flags), flags.get("target_return")),)
+
+    def metrics(
+        self, played: Mapping[None, Episodes], evaluation: Evaluation, config: Config, *, final: bool
+    ) -> dict[str, float]:
+        """Points and scores, and what was asked for."""
+        return protocol.metrics(played[None], config.game) | {"target_return": evaluation.targets[0]}
+
+    def headlines(self, config: Config) -> Mapping[str, str]:
+        """The points, and how well actions are predicted."""
+        return {"eval_return": "points", "eval_sem": "standard error", "validation_accuracy": ""}
+
+    def figures(self, case: None, episodes: Episodes, evaluation: Evaluation) -> dict[str, float]:
+        """The same as in training."""
+        return protocol.metrics(episodes, _game(vars(evaluation.options)))
+
+    def described(self, evaluation: Evaluation) -> str:
+        """The game."""
+        return _game(vars(evaluation.options)).name + ", most probable actions" * evaluation.options.use_argmax
+
+    def references(self, evaluation: Evaluation) -> dict[str, float]:
+        """Points of a random and of a human player, where they were measured."""
+        game = _game(vars(evaluation.options))
+        known = {"random": game.random_score, "human": game.human_score}
+        return {label: value for label, value in known.items() if value is not None}
+
+    def frame(self, environment: gymnasium.Env, observation: np.ndarray, caption: Sequence[str]) -> np.ndarray:
+        """The screen, enlarged."""
+        screen = np.asarray(environment.render())
+        return with_caption(screen.repeat(ENLARGE, axis=0).repeat(ENLARGE, axis=1), *caption)
+
+
+def _game(flags: Mapping[str, Any]) -> Game:
+    """The game that flags name, or the usual one."""
+    return game_of(flags.get("game") or DataOptions.game)
+
+
+ENVIRONMENT = Atari()
