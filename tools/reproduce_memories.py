@@ -10,6 +10,7 @@ said.
 """
 
 import json
+import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -56,6 +57,8 @@ from TMaze_new.TMaze_new_src.evaluate import LENGTHS
 
 PAGE = "memories"  # the name of the files of results
 BUDGET = "0.1M"
+# Memories in one panel of a picture.
+_LINES = 6
 # The first mode of every memory in the table, and relatives that remember otherwise.
 LABELS = tuple(dict.fromkeys([next(n for n, m in MODES.items() if m.memory == memory) for memory in MEMORIES]))
 LABELS = (*LABELS, *(label for label in ("RMT", "TrXL", "DT", "DMamba") if label in MODES))
@@ -225,6 +228,7 @@ def cost_table(entries: dict[str, dict]) -> str:
             entry["memory_parameters"],
             entry["parameters"],
             entry["state_numbers"],
+            " ".join(map(str, entry["seeds"])),
             cell(entry["optimizer_steps"], 0),
             f"{sum(entry['solved'])} of {len(entry['solved'])}",
             cell(entry["train_seconds"], 0),
@@ -234,14 +238,24 @@ def cost_table(entries: dict[str, dict]) -> str:
         ]
         for label, entry in entries.items()
     ]
-    header = ["memory", "d_model", "its parameters", "the agent's", "numbers of its state", "optimizer steps"]
-    return table([*header, "all stages solved", "training, s", "ms a step", "commit", "date"], rows)
+    header = ["memory", "d_model", "its parameters", "the agent's", "numbers of its state", "seeds"]
+    return table([*header, "optimizer steps", "all stages solved", "training, s", "ms a step", "commit", "date"], rows)
 
 
 def of_place(document: dict[str, dict], place: Place) -> dict[str, dict]:
     """The entries of an environment by memory."""
     start = f"{place.title}: "
     return {label.removeprefix(start): entry for label, entry in document.items() if label.startswith(start)}
+
+
+def panels(place: Place, entries: dict[str, dict]) -> dict[str, dict[str, dict[int, list[float]]]]:
+    """What is drawn where: a few memories to a panel, in the table's order."""
+    curves = {
+        label: {int(case): rates for case, rates in entry["success_rate"].items()} for label, entry in entries.items()
+    }
+    labels = list(curves)
+    groups = [labels[start : start + _LINES] for start in range(0, len(labels), _LINES)]
+    return {f"{place.title}: {', '.join(group)}": {label: curves[label] for label in group} for group in groups}
 
 
 def write(document: dict[str, dict], options: Options) -> None:
@@ -251,17 +265,14 @@ def write(document: dict[str, dict], options: Options) -> None:
         if not (entries := of_place(document, place)):
             continue
         picture = f"{PAGE}_{name}.png"
-        curves = {
-            label: {int(case): rates for case, rates in entry["success_rate"].items()}
-            for label, entry in entries.items()
-        }
-        plot_success_panels(
-            {place.title: curves}, options.results_dir / picture, trained=place.trained, xlabel=place.called
-        )
+        path = options.results_dir / picture
+        plot_success_panels(panels(place, entries), path, trained=place.trained, xlabel=place.called)
+        commands = (place.study.command(label, entry["seeds"]) for label, entry in entries.items())
         texts.append(
             f"## {place.title}\n\nSuccess rate by {place.called}, mean and standard error over seeds, made "
             f"{made(entries)}.\n\n![Success by {place.called}]({picture})\n\n{success_table(place, entries)}\n\n"
-            f"{cost_table(entries)}\n\nCommands:\n\n{place.study.commands(options.seeds)}"
+            f"{cost_table(entries)}\n\nCommands:\n\n"
+            + "\n".join("    python3 " + shlex.join(command) for command in commands)
         )
     write_results(PAGE, "Memories", document, "\n\n".join(texts), options)
 

@@ -1,0 +1,39 @@
+"""The page that compares all memories."""
+
+import json
+
+from RATE_model.memories import MEMORIES, MODES
+from tests.small_models import small_model
+from tools.reproduce_memories import LABELS, PLACES, Options, acting_ms, write
+
+
+def entry(seeds=(1, 2, 3)) -> dict:
+    return {
+        "d_model": 64, "parameters": 110, "memory_parameters": 100, "state_numbers": 5, "acting_ms": 1.25,
+        "train_seconds": [10.0] * len(seeds), "optimizer_steps": [400] * len(seeds), "solved": [True] * len(seeds),
+        "seeds": list(seeds), "commit": ["0123456789abcdef"], "date": "2026-01-01",
+    }  # fmt: skip
+
+
+def test_every_memory_is_on_it():
+    assert {MODES[label].memory for label in LABELS} == MEMORIES.keys()
+    assert all(list(place.study.models) == list(LABELS) for place in PLACES.values())
+
+
+def test_what_is_measured_is_shown_with_its_commands(tmp_path):
+    document, shown = {}, {name: PLACES[name] for name in ("tmaze", "minigrid")}
+    for place in shown.values():
+        for label in LABELS[:7]:
+            rates = {str(case): [1.0, 0.5, 0.75] for case in place.cases}
+            document[f"{place.title}: {label}"] = entry() | {"success_rate": rates}
+    write(document, Options(results_dir=tmp_path))
+    page = (tmp_path / "memories.md").read_text()
+    for name, place in shown.items():
+        assert f"## {place.title}\n" in page and (tmp_path / f"memories_{name}.png").stat().st_size > 0
+    assert page.count("| RATE | 0.75 ± 0.14 |") == len(shown) and page.count("--budget 0.1M") == 7 * len(shown)
+    assert f"--model_mode {LABELS[7]} " not in page
+    assert json.loads((tmp_path / "memories.json").read_text()) == document
+
+
+def test_acting_is_timed():
+    assert 0 < acting_ms(small_model(), episodes=2, steps=3) < 1000
