@@ -109,7 +109,7 @@ def evaluate(
     environment: Made,
     *,
     episodes: int = 20,
-    target_return: float,
+    target_return: float | None = None,
     greedy: bool = True,
     seed: int = 0,
     transform_memory: MemoryTransform | None = None,
@@ -122,7 +122,7 @@ def evaluate(
         agent: of `load_agent`, or a path.
         environment: a registered id, ``module:Class``, an environment, or what makes one.
         episodes: of the seeds 0, 1, ...
-        target_return: the return to ask for.
+        target_return: the return to ask for; an agent that sees none (`condition="none"`) needs none.
         greedy: take the most probable action; False: draw from the predicted distribution.
         seed: of those draws.
         transform_memory: see `Actor`, and `knock_out_memory`.
@@ -142,6 +142,10 @@ def evaluate(
             f"shows {_described(expected)}"
         )
     own.check_episodes(episodes=episodes)
+    if target_return is None:
+        if agent.config.sizes.conditioned:
+            raise UserError("target_return is missing: give the return that the agent is asked for")
+        target_return = 0.0
     evaluation = Evaluation(own, agent, options, (target_return,), episodes=episodes, seed=seed)
     return Result(evaluation.play_with(transform_memory)[target_return][None])
 

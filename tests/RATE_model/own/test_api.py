@@ -65,6 +65,10 @@ def test_the_same_run_goes_on_and_is_not_overwritten(run):
 def test_no_environment_is_needed(tmp_path):
     done = train(episodes_file(tmp_path), memory="GRU", output_dir=tmp_path / "run", hidden_size=8, **small("GRU"))
     assert "eval_return" not in done.result and done.agent().config.memory == "GRU"
+    with pytest.raises(UserError, match="target_return is missing"):
+        evaluate(done.agent(), RECALL)
+    cloned = train(episodes_file(tmp_path), output_dir=tmp_path / "bc", condition="none", **TINY | {"epochs": 1})
+    assert evaluate(cloned.agent(), RECALL, episodes=2).returns.shape == (2,)
 
 
 def small(mode: str) -> dict:
