@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import common, memories, rollout, scale, train_step
+from benchmarks import common, memories, rollout, scale, train_step, valve
 from benchmarks.flops import acting_flops, training_flops
 from benchmarks.plain import make_batch, make_meta, make_model
 from RATE_model.acting.actor import Actor
@@ -240,3 +240,10 @@ def test_rollout_runs(tmp_path):
     for key in ("early", "late", "plain_episode"):
         assert len(case[key]["seconds"]) == 2 and case[key]["min_s"] > 0
     assert case["ratio"] > 0 and case["late_by_early"] > 0 and 0 < case["share"] < 1
+
+
+def test_valves_are_compared(capsys, tmp_path):
+    valve.main(["--mrv", "none", "FSQ", "--names", "2", "--limit", "0.001", "--output", str(tmp_path / "valve.json")])
+    assert "given up" in capsys.readouterr().out
+    runs = json.loads((tmp_path / "valve.json").read_text())["runs"]
+    assert [(run["mrv"], run["batches"], run["solved"]) for run in runs] == [("none", 1, False), ("FSQ", 1, False)]

@@ -11,7 +11,7 @@ from RATE_model.memories.contract import MemoryConfig, MemoryOptions
 
 Arch = Literal["TrXL", "TrXL-I", "GTrXL"]
 Activation = Literal["relu", "leaky_relu", "elu", "tanh", "no_act"]
-Valve = Literal["CA-2", "CA-1", "G", "GRU", "LSTM", "none"]
+Valve = Literal["CA-2", "CA-1", "G", "GRU", "LSTM", "FSQ", "none"]
 
 ARCHS: tuple[str, ...] = get_args(Arch)
 ACTIVATIONS: tuple[str, ...] = get_args(Activation)
@@ -170,7 +170,8 @@ class RATEOptions(MemoryOptions):
     # Cached hidden states of earlier segments, in tokens; 0 = none
     mem_len: int = 0
     # Memory retention valve: what of the old memory survives when a segment has written. CA-2 = the old memory attends
-    # to the written (published), CA-1 = the other way round; G, GRU, LSTM = gates; none = the written replaces the old
+    # to the written (published), CA-1 = the other way round; G, GRU, LSTM = gates; FSQ = the written replaces the old,
+    # rounded to -1, 0 or 1; none = it replaces it as it is
     mrv: Valve = "CA-2"
     # Heads of a valve that attends (CA-2, CA-1); 0 = no valve
     n_head_ca: int = 4

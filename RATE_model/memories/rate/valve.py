@@ -8,9 +8,11 @@ M'. Variants and their names are those of the RATE paper (arXiv 2306.09459, sect
     G        a gate, with a sigmoid of the result
     GRU      M' = GRU cell(input = W, state = M)
     LSTM     M', C' = LSTM cell(input = W, state = M, cell = C); C is handed on beside M, and zero at the start
+    FSQ      M' = round(tanh(s * W)), each number -1, 0 or 1; not of the paper
     none     M' = W, as in the Recurrent Memory Transformer
 
-None has a mask, residual or norm. Only CA-2 is in the authors' code; the others are built from their formulas.
+None has a mask, residual or norm. Only CA-2 is in the authors' code; the others of the paper are built from their
+formulas. docs/memories/valve.md compares them.
 """
 
 import torch
@@ -99,9 +101,32 @@ class CellValve(nn.Module):
             return self.cell(written, old).unflatten(0, rows)
 
 
+class RoundingValve(nn.Module):
+    """FSQ: finite scalar quantisation with three levels (Mentzer et al. 2023, arXiv 2309.15505), straight through.
+
+    A memory of few values does not drift: what a segment without news changes by less than a step is rounded away.
+    """
+
+    def __init__(self, config: RATEConfig) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(config.d_model))
+
+    def forward(self, old: Tensor, written: Tensor) -> Tensor:
+        """As `AttentionValve.forward`; the old memory is replaced."""
+        soft = torch.tanh(self.scale * written.float())
+        return soft.round().detach() + (soft - soft.detach())  # the second is zero, and has the gradient
+
+
+_VALVES: dict[str, type[nn.Module]] = {
+    "CA-1": AttentionValve,
+    "CA-2": AttentionValve,
+    "G": GateValve,
+    "GRU": CellValve,
+    "LSTM": CellValve,
+    "FSQ": RoundingValve,
+}
+
+
 def make_valve(config: RATEConfig) -> nn.Module | None:
     """The valve that a configuration asks for; None: what is written replaces the memory."""
-    if not config.has_valve:
-        return None
-    makers = {"CA-1": AttentionValve, "CA-2": AttentionValve, "G": GateValve, "GRU": CellValve, "LSTM": CellValve}
-    return makers[config.mrv](config)
+    return _VALVES[config.mrv](config) if config.has_valve else None

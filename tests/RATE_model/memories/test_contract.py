@@ -101,7 +101,7 @@ def every_case() -> list[Case]:
         Case.of("TrXL", "rtg", mem_len=60),
         *(Case.of("RATE", "rtg", arch_mode=arch) for arch in ("TrXL-I", "GTrXL")),
         Case.of("Bank", "rtg", bank_trained=False),
-        *(Case.of("RATE", "rtg", mrv=valve) for valve in ("CA-1", "G", "LSTM")),
+        *(Case.of("RATE", "rtg", mrv=valve) for valve in ("CA-1", "G", "LSTM", "FSQ")),
     ]
     named: dict[AgentConfig, Case] = {}
     for case in cases:

@@ -150,6 +150,8 @@ def written_out(valve: torch.nn.Module, mrv: str, old: np.ndarray, new: np.ndarr
         return 1 / (1 + np.exp(-x))
 
     d = new.shape[1]
+    if mrv == "FSQ":
+        return np.round(np.tanh(weights["scale"] * new))
     if mrv in ("CA-1", "CA-2"):
         new = np.maximum(new, 0)
         query, source = (old, new) if mrv == "CA-2" else (new, old)
@@ -187,6 +189,17 @@ def test_a_valve_is_its_formula(mrv):
     for row in range(2):
         expected = written_out(valve, mrv, old[row].double().numpy(), written[row].double().numpy())
         np.testing.assert_allclose(found[row].numpy(), expected, atol=1e-5)
+
+
+def test_a_rounded_memory_is_exact_and_has_the_gradient_of_what_was_rounded():
+    valve = make_valve(small_config(mrv="FSQ"))
+    assert valve is not None
+    written = torch.linspace(-3, 3, 48).view(1, 3, 16).requires_grad_()
+    memory = valve(torch.zeros(1, 3, 16), written)
+    assert memory.unique().tolist() == [-1, 0, 1]
+    assert torch.equal(valve(memory, written + 1e-4), memory), "a small change is rounded away"
+    memory.sum().backward()
+    torch.testing.assert_close(written.grad, 1 - torch.tanh(written.detach()).square())
 
 
 def test_without_a_valve_what_is_written_replaces_the_memory():
