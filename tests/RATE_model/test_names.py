@@ -41,6 +41,7 @@ CLASSES |= {
     "AttentionValve",
     "GateValve",
     "CellValve",
+    "RoundingValve",
     "SegmentStepper",
     "RelativeAttention",
 }
