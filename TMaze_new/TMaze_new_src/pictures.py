@@ -165,31 +165,6 @@ def knock_out(
         }
 
 
-def knock_out_curve(
-    model: Agent,
-    lengths: Sequence[int],
-    episodes: int,
-    path: Path,
-    *,
-    trained: int | None = None,
-    **options: Any,
-) -> Path:
-    """Draw `knock_out`: beyond one segment, success without memory must fall to chance.
-
-    Args:
-        model: any mode.
-        lengths: episode lengths T.
-        episodes: per length, as many up as down.
-        path: of the PNG.
-        trained: longest episode length that was trained on; a line marks it.
-        options: of `knock_out`.
-    """
-    return plot_success_by_length(
-        knock_out(model, lengths, episodes, **options), path, trained=trained,
-        title=f"success with and without memory ({episodes} episodes per length)",
-    )  # fmt: skip
-
-
 def success_of_run(directory: Path) -> dict[int, float]:
     """Success rates by episode length from the last evaluation of a run; empty if it had none.
 

@@ -2,22 +2,25 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
 from RATE_model.acting.actor import Actor
 from RATE_model.acting.controls import knock_out_memory
+from RATE_model.acting.rollout import Episodes
 from RATE_model.agent import Agent
 from RATE_model.cli.settings import ModelOptions
+from RATE_model.environments.contract import Evaluation
 from RATE_model.errors import UserError
 from tests.small_models import K, logits_of, small_model
 from TMaze_new.TMaze_new_src import pictures
 from TMaze_new.TMaze_new_src.env import TMazeVectorEnv
+from TMaze_new.TMaze_new_src.environment import ENVIRONMENT, Maze
 from TMaze_new.TMaze_new_src.pictures import (
     draw_maps,
     draw_run,
     knock_out,
-    knock_out_curve,
     record_episode,
     success_of_run,
 )
@@ -105,13 +108,26 @@ def test_what_is_drawn_is_what_the_evaluation_gives(monkeypatch, tmp_path):
         assert transform_memory in (None, knock_out_memory)
         return {length: {"success_rate": 1.0 if transform_memory is None else 0.5} for length in lengths}
 
-    drawn = {}
     monkeypatch.setattr(pictures, "success_by_length", fake)
-    monkeypatch.setattr(pictures, "plot_success_by_length", lambda lines, path, **rest: drawn.update(lines) or path)
-    path = knock_out_curve(small_model("TrXL"), [9, 90], 2, tmp_path / "curve.png", trained=90)
-    assert path == tmp_path / "curve.png"
-    assert drawn == {"memory intact": {9: 1.0, 90: 1.0}, "memory knocked out": {9: 0.5, 90: 0.5}}
+    assert knock_out(small_model("TrXL"), [9, 90], 2) == {
+        "memory intact": {9: 1.0, 90: 1.0},
+        "memory knocked out": {9: 0.5, 90: 0.5},
+    }
     assert knock_out(small_model("DT"), [9], 2) == {"no memory": {9: 1.0}}
+
+
+def test_an_evaluation_is_drawn_with_and_without_memory(monkeypatch, tmp_path):
+    def play(environment, evaluation, acting, twins=False):
+        reward = np.array([1.0, float(acting.transform_memory is None)])
+        return {length: Episodes(reward, np.full(2, length - 1), reward) for length in evaluation.cases}
+
+    drawn = {}
+    monkeypatch.setattr(type(ENVIRONMENT), "play", play)
+    monkeypatch.setattr(pictures, "draw_maps", lambda *arguments, **rest: [])
+    monkeypatch.setattr(pictures, "plot_success_by_length", lambda lines, path, **rest: drawn.update(lines) or path)
+    evaluation = Evaluation(ENVIRONMENT, small_model("TrXL"), Maze(), (1.0,), cases=(9, 90), episodes=2)
+    assert ENVIRONMENT.draw(tmp_path, evaluation) == [tmp_path / "knock_out.png"]
+    assert drawn == {"memory intact": {9: 1.0, 90: 1.0}, "memory knocked out": {9: 0.5, 90: 0.5}}
 
 
 def test_a_run_gets_its_pictures(tmp_path):
