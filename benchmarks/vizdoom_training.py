@@ -34,10 +34,10 @@ from RATE_model.system.precision import autocast
 from RATE_model.training.optimization import Schedule
 from RATE_model.training.trainer import Trainer
 from VizDoom.VizDoom_src.env import VizDoomTwoColorsEnv
-from VizDoom.VizDoom_src.evaluate import TARGET_RETURN, check_episodes, evaluation_seeds
+from VizDoom.VizDoom_src.environment import ENVIRONMENT
+from VizDoom.VizDoom_src.evaluate import TARGET_RETURN, evaluation_seeds
 from VizDoom.VizDoom_src.scenario import Scenario
 from VizDoom.VizDoom_src.spec import SPEC
-from VizDoom.VizDoom_src.train_vizdoom import read_config
 from VizDoom.VizDoom_src.vector import VizDoomTwoColorsVectorEnv
 
 PUBLISHED = ("--nmt", "5", "--mem_len", "300", "--n_head_ca", "2", "--skip_dec_ffn")
@@ -74,7 +74,7 @@ class Options:
         """Raise a UserError for a value out of range."""
         at_least(1, batch_size=self.batch_size, steps=self.steps, rounds=self.rounds, matrix_size=self.matrix_size)
         at_most(190, steps=self.steps)  # who does not collect anything dies soon after
-        check_episodes(episodes=self.episodes)
+        ENVIRONMENT.check_episodes(episodes=self.episodes)
         at_least(0, threads=self.threads)
         common.check_output(self.output)
 
@@ -113,7 +113,7 @@ def convolution_flops(model: Agent, images: int) -> int:
 
 def training_candidates(options: Options) -> tuple[dict[str, Callable[[], None]], dict[str, int]]:
     """A batch, and its parts alone; operations of each."""
-    config = read_config(PUBLISHED)
+    config = ENVIRONMENT.read_config(PUBLISHED)
     segments, context = config.task.segments, config.task.context_length
     train = replace(config.train, precision=PRECISION)
 
@@ -227,7 +227,7 @@ def measure(options: Options) -> dict[str, Any]:
     """All timings in seconds, operations of the batch, and the speed of matrix products."""
     candidates, flops = training_candidates(options)
     torch.manual_seed(0)
-    model = Agent(read_config(PUBLISHED).agent_config(), SPEC).eval()
+    model = Agent(ENVIRONMENT.read_config(PUBLISHED).agent_config(), SPEC).eval()
     difference = check_logits(model, model.memory.config.context_length + 2)
     with (
         closing(VizDoomTwoColorsVectorEnv(options.episodes, SCENARIO)) as games,

@@ -17,6 +17,11 @@ SMALL = {
         "--sizes 7 9",
         "minigrid",
     ),
+    "vizdoom": (
+        "--variant clear --episodes 10 --steps 12 --context_length 3 --segments 4 --episode_timeout 12 --num_workers 0",
+        "--variant clear --episode_timeout 12 --baselines false",
+        "vizdoom",
+    ),
     "memory_maze": (
         "--episodes 10 --steps 12 --context_length 3 --segments 2 --episode_timeout 8",
         "--episode_timeout 8 --workers 1",

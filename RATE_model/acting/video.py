@@ -80,7 +80,7 @@ def record_videos(evaluation: "Evaluation", folder: Path, count: int) -> list[Pa
         UserError: nothing can be drawn on this machine, or the files cannot be written.
     """
     environment, paths = evaluation.environment, []
-    seeds = environment.seeds(max(count, environment.episode_counts[0]))[:count]
+    seeds = environment.seeds(count)
     options = environment.reset_options(seeds, evaluation.options)
     several = len(evaluation.targets) > 1
     for target in evaluation.targets:

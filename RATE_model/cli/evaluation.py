@@ -218,7 +218,7 @@ def read_options(environment: Environment, argv: Sequence[str] | None = None) ->
             return {}
         try:
             recorded.update(recorded_flags(environment, checkpoint))
-            return asked_by(environment, recorded, source=f"the run of {checkpoint}")
+            return asked_by(environment, environment.asked(recorded, flags), source=f"the run of {checkpoint}")
         except UserError as error:
             troubles.append(error)
             return {}

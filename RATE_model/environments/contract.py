@@ -312,6 +312,13 @@ class Environment(ABC):
         """
         return load_for(checkpoint, self.spec({**recorded, **asked}), device=device, flags=recorded)
 
+    def asked(self, recorded: Mapping[str, Any], typed: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What the flags of a checkpoint's run say of what is played where these are typed; both are flat.
+
+        What is typed counts anyway; this is for a flag that the run's value is of no use for beside another one.
+        """
+        return recorded
+
     def cases(self, options: Any) -> Sequence[Case]:
         """Cases that the inference script evaluates."""
         return (None,)

@@ -43,7 +43,7 @@ class VizDoomTwoColorsEnv(gymnasium.Env):
     middle, another one is started and the episode is played again to where it was, which is unnoticeable, once.
 
     A finished episode stays frozen until the next reset: same observation, reward 0, the same flags. ``info`` holds, at
-    every step, ``is_red`` (bool), the colour of the pillar, and ``health`` (float).
+    every step, ``is_red`` (bool), the colour of the pillar, and ``health`` (float), which are attributes, too.
 
     Args:
         scenario: what is played; None: the published scenario.
@@ -82,7 +82,7 @@ class VizDoomTwoColorsEnv(gymnasium.Env):
         self._repeated = False
         self._observation = np.zeros(OBSERVATION_SHAPE, dtype=np.uint8)
         self._screen: np.ndarray | None = None
-        self._health, self._is_red = 0.0, False
+        self.health, self.is_red = 0.0, False
         self._terminated, self._truncated = False, True  # nothing moves before the first reset
 
     def reset(
@@ -158,7 +158,7 @@ class VizDoomTwoColorsEnv(gymnasium.Env):
             screen, _ = self._repeat(error)
         self._truncated = False
         self._see(screen)
-        self._health, self._is_red = self._running.health, self._running.is_red
+        self.health, self.is_red = self._running.health, self._running.is_red
 
     def _advance(self, action: int) -> float:
         """One step of the rules, and its reward; nothing happens once the episode is over."""
@@ -169,9 +169,9 @@ class VizDoomTwoColorsEnv(gymnasium.Env):
             screen, reward = self._running.act(action)
         except EngineDied as error:
             screen, reward = self._repeat(error)
-        if self._running.health > self._health:
+        if self._running.health > self.health:
             reward += HEAL_REWARD
-        self._health = self._running.health
+        self.health = self._running.health
         self._see(screen)
         self._terminated = screen is None
         self._truncated = not self._terminated and len(self._actions) >= self.max_steps
@@ -211,7 +211,7 @@ class VizDoomTwoColorsEnv(gymnasium.Env):
         self._observation = np.zeros(OBSERVATION_SHAPE, np.uint8) if screen is None else _resize()(screen)
 
     def _info(self) -> dict[str, Any]:
-        return {"is_red": self._is_red, "health": self._health}
+        return {"is_red": self.is_red, "health": self.health}
 
 
 @functools.cache

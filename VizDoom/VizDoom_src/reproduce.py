@@ -13,6 +13,7 @@ and the seeds that they were measured at.
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,10 +23,9 @@ if __name__ == "__main__":  # started as a script
 
     quit_on_signals()  # while the imports below take their seconds
 
-import torch
-
 from RATE_model.acting.controls import exchange_twins, knock_out_memory
 from RATE_model.acting.rollout import mean_and_error
+from RATE_model.cli.evaluation import evaluation_of_run
 from RATE_model.cli.options import exit_on_user_error, parse_options
 from RATE_model.cli.reproduce import (
     ROOT,
@@ -42,33 +42,32 @@ from RATE_model.cli.reproduce import (
     training_table,
     write_results,
 )
-from RATE_model.loading import load_model
-from RATE_model.system.precision import pick_device
-from RATE_model.training.checkpoints import resolve_checkpoint
+from RATE_model.cli.training import check
+from RATE_model.loading import load_agent
+from RATE_model.memories.contract import MemoryTransform
 from VizDoom.VizDoom_src.baselines import PLAYERS, play_baselines
-from VizDoom.VizDoom_src.dataset import ensure_dataset, open_dataset
+from VizDoom.VizDoom_src.dataset import open_dataset
 from VizDoom.VizDoom_src.engine import described_pictures
-from VizDoom.VizDoom_src.evaluate import COLOURS, TARGET_RETURN, described, has_free_colour, metrics, play
+from VizDoom.VizDoom_src.environment import ENVIRONMENT, Config
+from VizDoom.VizDoom_src.evaluate import COLOURS, COLUMNS, ERRORS, TARGET_RETURN, figures, has_free_colour
 from VizDoom.VizDoom_src.pictures import returns_by_colour
 from VizDoom.VizDoom_src.scenario import Graphics
-from VizDoom.VizDoom_src.train_vizdoom import Config, check, read_config
 
 Setting = Literal["fast", "published"]
-SCRIPT = "VizDoom/VizDoom_src/train_vizdoom.py"
 STUDIES: dict[Setting, Study] = {
     "fast": Study(
-        script=SCRIPT,
+        script=ENVIRONMENT.train_script,
         settings=("--config", "VizDoom/VizDoom_src/config_fast.yaml"),
         models={
             "RATE": ("--model_mode", "RATE"),
             "LSTM": ("--model_mode", "LSTM"),
             "MLP": ("--model_mode", "MLP"),
         },
-        read_config=read_config,
-        check=check,
+        read_config=ENVIRONMENT.read_config,
+        check=partial(check, ENVIRONMENT),
     ),
     "published": Study(
-        script=SCRIPT,
+        script=ENVIRONMENT.train_script,
         settings=("--config", "VizDoom/VizDoom_src/config.yaml"),
         models={
             "RATE": tuple(
@@ -76,8 +75,8 @@ STUDIES: dict[Setting, Study] = {
             ),
             "DT": tuple("--model_mode DT --nmt 0 --mem_len 0 --n_head_ca 0 --mrv_act no_act".split()),
         },
-        read_config=read_config,
-        check=check,
+        read_config=ENVIRONMENT.read_config,
+        check=partial(check, ENVIRONMENT),
         prefix="published",
         device="auto",
     ),
@@ -85,16 +84,6 @@ STUDIES: dict[Setting, Study] = {
 # Models whose memory is knocked out and exchanged.
 CONTROLLED = ("RATE", "LSTM")
 DATA = "data"  # the entry of the data's own mean return
-# What `metrics` calls a column of the tables.
-COLUMNS = {
-    "red": "ReturnsMean_red",
-    "green": "ReturnsMean_green",
-    "mean": "ReturnsMean",
-    "weaker": "ReturnsMin",
-    "difference": "ReturnsDifference",
-}
-# And their standard errors over episodes.
-ERRORS = {"red": "ReturnsSEM_red", "green": "ReturnsSEM_green", "mean": "ReturnsSEM"}
 # Cherepanov et al. 2023 (arXiv 2306.09459), table 5, mean over 6 runs; and what a later comparison found for RATE.
 PUBLISHED = {
     "RATE": {"red": 38.2, "green": 44.7, "mean": 41.5},
@@ -133,25 +122,35 @@ class Options(PageOptions):
 
 def settings_of(study: Study) -> Config:
     """The configuration that all models of a table share."""
-    return read_config([str(ROOT / word) if word.endswith(".yaml") else word for word in study.settings])
+    return ENVIRONMENT.read_config([str(ROOT / word) if word.endswith(".yaml") else word for word in study.settings])
 
 
 def of_results(results: Sequence[Mapping[str, float]], target_return: float) -> dict[str, list[float]]:
-    """The columns of evaluations, each under the names of `metrics`, and their errors, as COLUMN_error."""
+    """The columns of runs' last evaluations, and their errors, as COLUMN_error."""
     names = COLUMNS | {f"{column}_error": name for column, name in ERRORS.items()}
     return {column: [result[f"{name}_{target_return:g}"] for result in results] for column, name in names.items()}
 
 
+def of_figures(found: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
+    """The same columns of the `figures` of evaluations."""
+    return {column: [one[column] for one in found] for column in (*COLUMNS, *(f"{error}_error" for error in ERRORS))}
+
+
+def described(target_return: float, renewed: bool) -> str:
+    """The return that is asked for, in words."""
+    return f"{target_return:g} at every segment" if renewed else f"{target_return:g}"
+
+
 def controls(label: str) -> dict[str, dict[str, Any]]:
-    """What is done to a model's memory: what it is called, and what differs for `play`."""
+    """What is done to a model's memory: what it is called, and what differs for `play_again`."""
     return {
-        f"{label}, memory knocked out": {"transform_memory": knock_out_memory},
+        f"{label}, memory knocked out": {"transform": knock_out_memory},
         f"{label}, memories of twins exchanged": {"twins": True},
     }
 
 
 def asked_otherwise(label: str, config: Config, data_return: float) -> dict[str, dict[str, Any]]:
-    """A model asked for another return: what it is called, and what differs for `play`.
+    """A model asked for another return: what it is called, and what differs for `play_again`.
 
     Runs that were asked for the published return are asked for what their data can promise, again at every segment; all
     others for the published return.
@@ -160,11 +159,11 @@ def asked_otherwise(label: str, config: Config, data_return: float) -> dict[str,
     asked = round(data_return, 1) if as_published else TARGET_RETURN
     called = f"{label}, asked for {described(asked, as_published)}"
     otherwise = {"target_return": asked, "reset_target": as_published}
-    return {called: otherwise, f"{called}, memory knocked out": otherwise | {"transform_memory": knock_out_memory}}
+    return {called: otherwise, f"{called}, memory knocked out": otherwise | {"transform": knock_out_memory}}
 
 
 def collect(
-    directories: Mapping[str, Sequence[Path]], config: Config, data_return: float, device: torch.device
+    directories: Mapping[str, Sequence[Path]], config: Config, data_return: float, device: str
 ) -> dict[str, dict[str, Any]]:
     """Per model the returns of every seed, and what its training took; and what `CONTROLLED` do with other memories.
 
@@ -172,7 +171,7 @@ def collect(
     """
     document: dict[str, dict[str, Any]] = {}
     for label, runs in directories.items():
-        results, agent = final_results(runs), load_model(resolve_checkpoint(runs[0]), device=device)
+        results, agent = final_results(runs), load_agent(runs[0])
         document[label] = of_results(results, config.task.target_return) | {
             "train_seconds": [result["train_seconds"] for result in results],
             "optimizer_steps": [result["optimizer_steps"] for result in results],
@@ -183,42 +182,40 @@ def collect(
         again |= asked_otherwise(label, config, data_return) if label == "RATE" else {}
         for name, options in again.items():
             if "twins" not in options or has_free_colour(config.data.scenario):
-                document[name] = play_again(runs, config, options, device) | provenance(runs)
+                document[name] = play_again(runs, device, **options) | provenance(runs)
     return document
 
 
 def play_again(
-    runs: Sequence[Path], config: Config, options: Mapping[str, Any], device: torch.device
+    runs: Sequence[Path],
+    device: str,
+    *,
+    target_return: float | None = None,
+    reset_target: bool | None = None,
+    transform: MemoryTransform | None = None,
+    twins: bool = False,
 ) -> dict[str, list[float]]:
-    """What the runs do in the episodes of their evaluation when these options of `play` differ.
+    """What the runs do in the episodes of their evaluation when something differs.
 
     Twins have their memories exchanged, in every run by the same draws.
     """
-    task, results = config.task, []
-    usual: dict[str, Any] = {
-        "episodes": task.eval_episodes,
-        "target_return": task.target_return,
-        "reset_target": task.reset_target,
-        "greedy": task.use_argmax,
-        "scenario": config.data.scenario,
-        "max_steps": task.episode_timeout,
-        "precision": config.train.precision,
-    }
+    found = []
     for run in runs:
-        exchange: dict[str, Any] = {"transform_memory": exchange_twins()} if "twins" in options else {}
-        played = play(load_model(resolve_checkpoint(run), device=device), **(usual | dict(options) | exchange))
-        results.append(metrics(played, target_return=task.target_return))
-    return of_results(results, task.target_return)
+        evaluation = evaluation_of_run(ENVIRONMENT, run, device=device)
+        if target_return is not None:
+            evaluation = replace(evaluation, targets=(target_return,))
+        if reset_target is not None:
+            evaluation = replace(evaluation, options=replace(evaluation.options, reset_target=reset_target))
+        (played,) = evaluation.play_with(exchange_twins() if twins else transform, twins=twins).values()
+        found.append(ENVIRONMENT.figures(None, played[None], evaluation))
+    return of_figures(found)
 
 
 def baseline_entries(config: Config) -> dict[str, dict[str, list[float]]]:
     """What players without a model do in the same episodes."""
     task = config.task
     played = play_baselines(task.eval_episodes, scenario=config.data.scenario, max_steps=task.episode_timeout)
-    return {
-        label: of_results([metrics(episodes, target_return=task.target_return)], task.target_return)
-        for label, episodes in played.items()
-    }
+    return {label: of_figures([figures(episodes)]) for label, episodes in played.items()}
 
 
 def mean_return_of_data(paths: Sequence[Path]) -> float:
@@ -308,9 +305,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     with exit_on_user_error():
         options = parse_options(Options, argv=argv, prog="reproduce.py", description="Make results/vizdoom*")
         study = options.study
-        config, device = settings_of(study), pick_device(options.device or study.device)
+        config, device = settings_of(study), options.device or study.device
         kept = kept_entries(options.page, study, options, same_seeds=False)
-        data_return = mean_return_of_data(ensure_dataset(config.data))  # made before several processes want to
+        data_return = mean_return_of_data(ENVIRONMENT.files(config))  # made before several processes want to
         document = collect(study.run_all(options, options.models), config, data_return, device)
         if not kept.keys() >= PLAYERS.keys():
             document |= baseline_entries(config)

@@ -428,7 +428,7 @@ def test_games_that_are_closed_or_none_are_named(games):
     envs = games(1)
     envs.close()
     for use in (envs.reset, lambda: envs.step(np.zeros(1, dtype=int))):
-        with pytest.raises(gymnasium.error.ClosedEnvironmentError, match="games are closed; make new ones"):
+        with pytest.raises(gymnasium.error.ClosedEnvironmentError, match="closed; make new ones"):
             use()
 
 

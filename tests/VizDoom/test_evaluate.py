@@ -1,7 +1,7 @@
 """The evaluation protocol: seeds, colours, names, what acting gives, twins, engines that die."""
 
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -10,20 +10,33 @@ pytest.importorskip("vizdoom")
 
 import torch
 
+from RATE_model.acting import evaluation
 from RATE_model.acting.actor import Actor
 from RATE_model.acting.controls import exchange_twins
 from RATE_model.acting.rollout import Episodes
+from RATE_model.environments.contract import Evaluation
 from RATE_model.errors import UserError
 from tests.small_models import K, small_model
 from VizDoom.VizDoom_src import evaluate as protocol
 from VizDoom.VizDoom_src.engine import Engine, EngineDied
-from VizDoom.VizDoom_src.evaluate import Played, evaluation_seeds, metrics, play
+from VizDoom.VizDoom_src.environment import ENVIRONMENT, Games, _by_colour
+from VizDoom.VizDoom_src.evaluate import Played, evaluation_seeds, figures, metrics
 from VizDoom.VizDoom_src.scenario import Scenario
 from VizDoom.VizDoom_src.seeds import FIRST_DATA_SEED, GREEN_SEEDS, RED_SEEDS
 from VizDoom.VizDoom_src.spec import SPEC
 
 STEPS = 10  # more than two segments of the small model
 SHORT = dict(episodes=2, max_steps=STEPS)
+
+
+def play(
+    model, *, scenario=None, target_return=56.5, episodes, max_steps, greedy=True, seed=0, slide=1, **how
+) -> Played:
+    """The episodes of an evaluation with these options; `how` goes to `Evaluation.play_with`."""
+    options = Games(**asdict(scenario or Scenario()), episode_timeout=max_steps, use_argmax=greedy, slide=slide)
+    asked = Evaluation(ENVIRONMENT, model, options, (target_return,), episodes=episodes, seed=seed)
+    transform = how.pop("transform_memory", None)
+    return _by_colour(asked.play_with(transform, **how)[target_return][None], asked)
 
 
 def same(one: Played, other: Played) -> bool:
@@ -41,7 +54,7 @@ def acted(monkeypatch) -> list[list[int]]:
             actions.append(super().act(observations, rewards))
             return actions[-1]
 
-    monkeypatch.setattr(protocol, "Actor", Recorded)
+    monkeypatch.setattr(evaluation, "Actor", Recorded)
     return actions
 
 
@@ -75,11 +88,13 @@ def test_the_episodes_have_the_colours_that_are_reported(variant, games):
 
 
 def test_numbers_of_episodes_that_leave_a_colour_out_are_mistakes():
-    protocol.check_episodes(eval_episodes=4, episodes=200)
+    ENVIRONMENT.check_episodes(eval_episodes=4, episodes=200)
     for count in (0, 2, 5, 202):
-        with pytest.raises(UserError, match=f"--eval_episodes {count}: must be even, .* at least 4 and at most 200"):
-            protocol.check_episodes(eval_episodes=count)
-    protocol.check_episodes(least=2, video_episodes=2)
+        with pytest.raises(
+            UserError, match=f"--eval_episodes {count}: must be at least 4 and at most 200, in steps of 2"
+        ):
+            ENVIRONMENT.check_episodes(eval_episodes=count)
+    assert ENVIRONMENT.seeds(5).tolist() == evaluation_seeds(6)[0][:5].tolist(), "of an odd number of videos"
 
 
 # --- names ---
@@ -95,6 +110,12 @@ def test_names_of_the_published_system_and_what_the_mean_hides():
             "LifeTimeMean_green_56.5": 200, "ReturnsMean_green_56.5": 3, "ReturnsSEM_green_56.5": 1,
             "LifeTimeMean_56.5": 700, "ReturnsMean_56.5": 7.5, "ReturnsSEM_56.5": np.sqrt(91 / 12),
             "ReturnsMin_56.5": 3, "ReturnsDifference_56.5": 9,
+        }
+    )  # fmt: skip
+    assert figures(played) == pytest.approx(
+        {
+            "red": 12, "red_error": 2, "green": 3, "green_error": 1, "mean": 7.5, "mean_error": np.sqrt(91 / 12),
+            "weaker": 3, "difference": 9, "red_tics": 1200, "green_tics": 200,
         }
     )  # fmt: skip
     turned = Played(episodes, ~played.is_red)
@@ -129,7 +150,7 @@ def test_many_episodes_at_once_are_those_of_a_plain_loop(mode, variant, game, ac
 def test_episodes_are_played_in_groups(acted, monkeypatch):
     model = seeing_model()
     whole = play(model, **SHORT)
-    monkeypatch.setattr(protocol, "_AT_ONCE", 1)
+    monkeypatch.setattr(type(ENVIRONMENT), "at_once", 1)
     del acted[:]
     assert same(play(model, **SHORT), whole)
     assert len(acted) == 2 * STEPS and all(len(row) == 1 for row in acted)
@@ -187,7 +208,7 @@ def test_twins_are_one_layout_with_either_colour(acted):
     own = play(model, scenario=scenario, **SHORT)
     rows = [0, 3]  # the colours that the seeds have without twins
     assert played.episodes.returns[rows].tolist() == own.episodes.returns.tolist()
-    with pytest.raises(ValueError, match="need the variant 'clear'"):
+    with pytest.raises(UserError, match="twins need --variant clear"):
         play(model, twins=True, **SHORT)
 
 

@@ -15,17 +15,15 @@ import vizdoom
 
 from RATE_model.acting.controls import knock_out_memory
 from RATE_model.acting.rollout import Episodes
-from RATE_model.cli.options import parse_options
+from RATE_model.cli import evaluation
 from RATE_model.errors import UserError
 from tests import commands
 from tests.small_models import VECTOR, save_small_model, small_model
 from tests.vizdoom_runs import only_run, train
-from VizDoom.VizDoom_src import inference_vizdoom, pictures, train_vizdoom
+from VizDoom.VizDoom_src import environment, inference_vizdoom
 from VizDoom.VizDoom_src.baselines import PLAYERS
-from VizDoom.VizDoom_src.evaluate import Played
+from VizDoom.VizDoom_src.environment import ENVIRONMENT
 from VizDoom.VizDoom_src.scenario import GRAPHICS, Scenario
-
-PLAYED = Played(Episodes(np.array([1.0, 3.0, 5.0, 5.5]), np.full(4, 9), np.zeros(4)), np.repeat([True, False], 2))
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +31,7 @@ def run(tmp_path_factory):
     """A finished run."""
     folder = tmp_path_factory.mktemp("inference")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_vizdoom, "draw_run", lambda *arguments, **options: None)
+        patch.setattr(type(ENVIRONMENT), "draw_run", lambda *arguments: None)
         assert train(folder, "--epochs", "1", "--online_inference", "false") == 0
     return only_run(folder)
 
@@ -49,58 +47,46 @@ def test_a_run_is_evaluated_as_it_evaluated_itself_with_baselines_beside(run, tm
     printed = capsys.readouterr().out
     document = json.loads(output.read_text())
     assert document["checkpoint"] == str(run) and document["episodes"] == 4
-    assert list(document["results"]) == ["model", *PLAYERS]
+    assert list(document["results"]) == ["56.5", *PLAYERS]
     final = json.loads((run / "eval" / "final.json").read_text())
-    found = document["results"]["model"]
-    assert found == {name: final[name] for name in found} and len(found) == 11
+    found = document["results"]["56.5"]
+    for column, name in {"red": "ReturnsMean_red", "green_error": "ReturnsSEM_green", "weaker": "ReturnsMin"}.items():
+        assert found[column] == final[f"{name}_56.5"]
     for label, result in document["results"].items():
-        (line,) = (line for line in printed.splitlines() if line.startswith(f"{label}  "))
-        words = line.removeprefix(label).replace("±", "").split()
-        names = ["ReturnsMean_red", "ReturnsSEM_red", "ReturnsMean_green", "ReturnsSEM_green", "ReturnsMean"]
-        names += ["ReturnsSEM", "ReturnsMin", "ReturnsDifference", "LifeTimeMean_red", "LifeTimeMean_green"]
-        assert [float(word) for word in words] == pytest.approx([result[f"{name}_56.5"] for name in names], abs=0.51)
-    said = f"4 episodes of the published variant (installed graphics, vizdoom {vizdoom.__version__}), half of them red"
-    assert f"{said}, asked for a return of 56.5" in printed and "knocked out" not in printed
+        (line,) = (line.strip() for line in printed.splitlines() if line.strip().startswith(f"{label}  "))
+        assert line.removeprefix(label).split() == [f"{value:.2f}" for value in result.values()]
+    said = f"4 episodes, half of them red, of the published variant (installed graphics, vizdoom {vizdoom.__version__})"
+    assert f"{said}, asked for 56.5" in printed and "knocked out" not in printed
 
 
-def test_the_command_of_the_readme_is_understood():
-    flags = shlex.split("--checkpoint RUN_DIR --episodes 100 --video 4")
-    options = parse_options(inference_vizdoom.Options, argv=flags)
-    assert options.video == 4 and options.episodes == 100 and options.baselines
-
-
-def test_flags_reach_the_evaluation(run, monkeypatch, capsys):
-    asked = []
-    monkeypatch.setattr(inference_vizdoom.protocol, "play", lambda model, **options: asked.append(options) or PLAYED)
-    monkeypatch.setattr(
-        inference_vizdoom, "play_baselines", lambda *arguments, **options: asked.append((arguments, options)) or {}
-    )
-    infer("--checkpoint", run)
-    infer(
-        *("--checkpoint", run, "--episodes", 20, "--knock_out", "--slide", 3, "--seed", 4, "--target_return", 9.5),
-        *("--use_argmax", "false", "--precision", "bf16", "--variant", "clear", "--pillar_steps", 7),
-        *("--episode_timeout", 50, "--baselines", "false", "--reset_target"),
-    )
-    defaults, beside, given = asked
-    assert defaults == dict(
-        episodes=50, target_return=56.5, reset_target=False, greedy=False, seed=0, slide=1,
-        scenario=Scenario().settled(), max_steps=8, transform_memory=None, precision="32",
-    )  # fmt: skip
-    assert beside == ((50,), {"scenario": Scenario().settled(), "max_steps": 8})
-    assert given == dict(
-        episodes=20, target_return=9.5, reset_target=True, greedy=False, seed=4, slide=3,
-        scenario=Scenario("clear", pillar_steps=7).settled(), max_steps=50, transform_memory=knock_out_memory,
-        precision="bf16",
-    )  # fmt: skip
-    assert "memory knocked out" in capsys.readouterr().out
+def test_the_command_of_the_readme_is_understood(run):
+    flags = shlex.split(f"--checkpoint '{run}' --episodes 100 --video 4")
+    options, _ = evaluation.read_options(ENVIRONMENT, flags)
+    assert options.common.video == 4 and options.common.episodes == 100 and options.play.baselines
 
 
 @pytest.fixture
-def asked(monkeypatch) -> list[dict]:
-    """What is asked of every evaluation, none of which is played."""
+def asked(monkeypatch) -> list:
+    """What is asked of every evaluation, none of which is played, and how it acts."""
     asked = []
-    monkeypatch.setattr(inference_vizdoom.protocol, "play", lambda model, **options: asked.append(options) or PLAYED)
+
+    def play(self, evaluation, acting, *, twins=False):
+        asked.append((evaluation, acting))
+        count = evaluation.episodes
+        return {None: Episodes(np.arange(float(count)), np.full(count, 9), np.zeros(count))}
+
+    monkeypatch.setattr(type(ENVIRONMENT), "play", play)
     return asked
+
+
+def test_the_memory_is_knocked_out_and_no_other_player_plays_unless_asked_for(run, asked, monkeypatch, capsys):
+    beside = []
+    monkeypatch.setattr(environment, "play_baselines", lambda *arguments, **options: beside.append(options) or {})
+    infer("--checkpoint", run)
+    infer("--checkpoint", run, "--knock_out", "--baselines", "false")
+    assert [acting.transform_memory for _, acting in asked] == [None, knock_out_memory]
+    assert beside == [{"scenario": Scenario().settled(), "max_steps": 8}]
+    assert "memory knocked out" in capsys.readouterr().out
 
 
 def trained_otherwise(run: Path, copy: Path, **changes: tuple[str, str]) -> Path:
@@ -134,13 +120,12 @@ def test_the_scenario_is_the_one_of_the_training_unless_flags_say_otherwise(run,
         Scenario(items=7),
         Scenario(),
     ]
-    assert [options["scenario"] for options in asked] == [scenario.settled() for scenario in expected]
+    assert [evaluation.options.scenario for evaluation, _ in asked] == [scenario.settled() for scenario in expected]
 
 
 def test_the_graphics_are_those_of_the_training_and_others_are_told(run, tmp_path, asked, monkeypatch, capsys):
     """A run that was made before it could say it had installed ones; another variant has its own."""
     monkeypatch.setitem(GRAPHICS, "published", "published")
-    monkeypatch.setattr(inference_vizdoom, "ensure_graphics", lambda scenario: None)
     published = trained_otherwise(run, tmp_path / "published", graphics=("installed", "published"))
     before, output = shutil.copytree(run, tmp_path / "before"), tmp_path / "out.json"
     config = before / "config.yaml"
@@ -159,10 +144,9 @@ def test_the_graphics_are_those_of_the_training_and_others_are_told(run, tmp_pat
     for flags, (graphics, other) in cases.items():
         infer("--checkpoint", *flags, "--baselines", "false", "--output", output)
         printed, document = capsys.readouterr().out, json.loads(output.read_text())
-        version = document["vizdoom"]
-        assert asked[-1]["scenario"].graphics == document["graphics"] == graphics and version == vizdoom.__version__
-        assert f"({graphics} graphics, vizdoom {version})" in printed
-        assert (f"graphics, and plays {graphics} ones" in printed) == other, flags
+        assert asked[-1][0].options.graphics == document["graphics"] == graphics
+        assert f"({graphics} graphics, vizdoom {vizdoom.__version__}" in printed
+        assert ("; trained in " in printed) == other, flags
 
 
 def test_what_is_asked_for_is_what_the_training_asked_for_unless_flags_say_otherwise(run, tmp_path, asked, capsys):
@@ -171,56 +155,37 @@ def test_what_is_asked_for_is_what_the_training_asked_for_unless_flags_say_other
     output = tmp_path / "out.json"
     for flags in ((), ("--target_return", 9), ("--target_return", 56.5, "--reset_target", "false")):
         infer("--checkpoint", other, *flags, "--baselines", "false", "--output", output)
-    found = [(options["target_return"], options["reset_target"]) for options in asked]
+    found = [(acting.target_return, acting.reset_target) for _, acting in asked]
     assert found == [(3.2, True), (9, True), (56.5, False)]
     printed = capsys.readouterr().out
-    assert "asked for a return of 3.2 at every segment" in printed and "asked for a return of 56.5\n" in printed
-    assert "ReturnsMean_56.5" in json.loads(output.read_text())["results"]["model"]
+    assert "the return asked for again at every segment, asked for 3.2" in printed and "), asked for 56.5\n" in printed
+    assert "56.5" in json.loads(output.read_text())["results"]
 
 
 def test_pictures_and_videos_are_made(run, tmp_path, capsys, engines):
     folder = tmp_path / "deeper" / "pictures"
     flags = ("--checkpoint", run, "--episodes", 4, "--episode_timeout", 5, "--baselines", "false", "--variant", "clear")
     infer(*flags, "--pictures", folder, "--video", 3)
-    names = {"returns_by_colour.png", "red_seed_2.mp4", "red_seed_88.mp4", "green_seed_0.mp4"}
+    names = {"returns_by_colour.png", *(f"return_56.5_seed_{seed}.mp4" for seed in (2, 88, 0))}
     assert {path.name for path in folder.iterdir()} == names and not engines()
     printed = capsys.readouterr().out
     assert all(printed.count(str(folder / name)) == 1 for name in names)
-    shown = [line.partition("  ")[0] for line in printed.splitlines() if line.startswith("model")]
-    assert shown == ["model", "model, memory knocked out", "model, memories of twins exchanged"]
 
 
-def test_results_are_written_before_videos_that_may_fail(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(inference_vizdoom.protocol, "play", lambda model, **options: PLAYED)
-
+def test_results_are_written_before_videos_that_may_fail(run, asked, tmp_path, monkeypatch):
     def fail(*arguments, **options):
         raise UserError("no video")
 
-    monkeypatch.setattr(inference_vizdoom, "record_videos", fail)
+    monkeypatch.setattr(evaluation, "record_videos", fail)
     with pytest.raises(SystemExit, match="2"):
         infer("--checkpoint", run, "--baselines", "false", "--video", 2, "--output", tmp_path / "out.json")
-    assert list(json.loads((tmp_path / "out.json").read_text())["results"]) == ["model"]
-
-
-def test_nothing_is_played_twice_for_pictures(run, tmp_path, monkeypatch):
-    asked = []
-
-    def play(model, *, transform_memory, **options):
-        asked.append(transform_memory)
-        return Played(PLAYED.episodes, PLAYED.is_red)
-
-    monkeypatch.setattr(inference_vizdoom.protocol, "play", play)
-    monkeypatch.setattr(pictures, "play", play)
-    flags = ("--checkpoint", run, "--baselines", "false", "--pictures", tmp_path)
-    infer(*flags)
-    infer(*flags, "--knock_out")
-    assert asked == [None, knock_out_memory, knock_out_memory, None]
+    assert list(json.loads((tmp_path / "out.json").read_text())["results"]) == ["56.5"]
 
 
 MISTAKES = {
-    "odd": ("--episodes 9", "--episodes 9: must be even"),
-    "too many": ("--episodes 202", "--episodes 202: must be even, as both colours have as many, at least 4 and at"),
-    "no episode": ("--episodes 0", "--episodes 0: must be even"),
+    "odd": ("--episodes 9", "--episodes 9: must be at least 4 and at most 200, in steps of 2"),
+    "too many": ("--episodes 202", "--episodes 202: must be at least 4 and at most 200"),
+    "no episode": ("--episodes 0", "--episodes 0: must be at least 4"),
     "a switch": ("--video", "--video needs a value: an integer"),
     "videos that are fewer than none": ("--video -1", "--video -1: must be at least 0"),
     "more videos than seeds": ("--video_episodes 202", "--video 202: must be at most 200"),

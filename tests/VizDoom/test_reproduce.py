@@ -13,8 +13,11 @@ import torch
 
 from RATE_model.acting.controls import knock_out_memory
 from RATE_model.acting.rollout import Episodes
+from RATE_model.cli.evaluation import evaluation_of
+from RATE_model.cli.options import to_flat_dict
 from VizDoom.VizDoom_src import reproduce
-from VizDoom.VizDoom_src.evaluate import Played
+from VizDoom.VizDoom_src.environment import ENVIRONMENT
+from VizDoom.VizDoom_src.evaluate import ERRORS, Played, figures
 
 RESULT = {"train_seconds": 60.0, "optimizer_steps": 500}
 
@@ -22,7 +25,7 @@ RESULT = {"train_seconds": 60.0, "optimizer_steps": 500}
 def returns(red: float, green: float) -> dict[str, float]:
     """A result under the names of `metrics`."""
     values = (red, green, (red + green) / 2, min(red, green), abs(red - green))
-    errors = {name: 0.1 * number for number, name in enumerate(reproduce.ERRORS.values(), start=1)}
+    errors = {name: 0.1 * number for number, name in enumerate(ERRORS.values(), start=1)}
     found = errors | dict(zip(reproduce.COLUMNS.values(), values, strict=True))
     return {f"{name}_{asked}": value for asked in ("56.5", "3.2") for name, value in found.items()}
 
@@ -31,7 +34,7 @@ class FakeAgent(NamedTuple):
     """Where it was loaded from and to."""
 
     path: Path
-    device: torch.device
+    device: str = ""
 
     def parameters(self) -> list[torch.Tensor]:
         return [torch.zeros(3, 4)]
@@ -52,10 +55,12 @@ def played(red: float, green: float) -> Played:
 
 
 @pytest.fixture
-def asked(tmp_path, monkeypatch) -> list[dict]:
-    """Runs that are there already, and what is asked of those that play again."""
+def asked(tmp_path, monkeypatch) -> list:
+    """Runs that are there already, and what is asked of those that play again: evaluation, how it acts, twins."""
+    studies = []
 
     def run_all(study, options, models) -> dict[str, list[Path]]:
+        studies.append(study)
         return {
             label: [
                 fake_run(tmp_path / study.folder(label) / str(seed), RESULT | returns(10.0 * number + seed, 8.0))
@@ -67,12 +72,22 @@ def asked(tmp_path, monkeypatch) -> list[dict]:
 
     asked = []
     monkeypatch.setattr(reproduce.Study, "run_all", run_all)
-    monkeypatch.setattr(reproduce, "ensure_dataset", lambda data: [])
+
+    def of_run(environment, run, *, device):
+        flags = to_flat_dict(reproduce.settings_of(studies[-1]))
+        return evaluation_of(environment, FakeAgent(run, device), flags, cases=(None,), run=run)
+
+    def play(self, evaluation, acting, *, twins=False):
+        asked.append((evaluation, acting, twins))
+        return {None: played(3.0, 2.0).episodes}
+
+    monkeypatch.setattr(type(ENVIRONMENT), "files", lambda self, config: [])
     monkeypatch.setattr(reproduce, "mean_return_of_data", lambda paths: 4.25)
-    monkeypatch.setattr(reproduce, "load_model", lambda path, device: FakeAgent(path, device))
-    monkeypatch.setattr(reproduce, "resolve_checkpoint", lambda path: path)
+    monkeypatch.setattr(reproduce, "load_agent", FakeAgent)
+    monkeypatch.setattr(reproduce, "evaluation_of_run", of_run)
+    monkeypatch.setattr(type(ENVIRONMENT), "play", play)
     monkeypatch.setattr(
-        reproduce, "play", lambda model, **options: asked.append({"model": model, **options}) or played(3.0, 2.0)
+        type(ENVIRONMENT), "figures", lambda self, case, episodes, evaluation: figures(played(3.0, 2.0))
     )
     monkeypatch.setattr(reproduce, "play_baselines", lambda *arguments, **options: {"random": played(4.0, 6.0)})
     return asked
@@ -103,18 +118,16 @@ def test_the_controls_are_asked_for_what_the_row_before_is(asked, tmp_path):
     reproduce.main(["--seeds", "1", "2", "--results_dir", str(tmp_path / "results")])
     config = reproduce.settings_of(reproduce.STUDIES["fast"])
     assert config.data.scenario.variant == "clear" and len(asked) == 12  # of each row both seeds, two rows of LSTM
-    assert [options["twins"] for options in asked[8:] if "twins" in options] == [True] * 2
-    knocked_out, twins, as_published, knocked_out_as_published = asked[:8:2]
-    for options in (knocked_out, twins):
-        assert options["target_return"] == config.task.target_return == 3.2 and options["reset_target"]
-    assert knocked_out["transform_memory"] is knocked_out_as_published["transform_memory"] is knock_out_memory
-    assert "transform_memory" not in as_published and twins["twins"] and "twins" not in knocked_out_as_published
-    assert all(options["target_return"] == 56.5 and not options["reset_target"] for options in asked[4:8])
-    for options in asked:
-        assert options["scenario"] == config.data.scenario and options["episodes"] == config.task.eval_episodes
-        assert options["precision"] == config.train.precision and options["model"][1] == torch.device("cpu")
-    draws = [options["transform_memory"] for options in asked[2:4]]
-    assert draws[0] is not draws[1], "what a run has does not depend on the runs before it"
+    assert [twins for _, _, twins in asked] == [False, False, True, True, *[False] * 6, True, True]
+    transforms = [acting.transform_memory for _, acting, _ in asked]
+    assert transforms[0] is transforms[6] is knock_out_memory and transforms[4] is None
+    assert transforms[2] is not transforms[3], "what a run has does not depend on the runs before it"
+    for number, (evaluation, acting, _) in enumerate(asked):
+        as_published = 4 <= number < 8
+        assert acting.target_return == (56.5 if as_published else 3.2) and acting.reset_target != as_published
+        assert evaluation.options.scenario == config.data.scenario
+        assert evaluation.episodes == config.task.eval_episodes and acting.precision == config.train.precision
+        assert evaluation.agent.device == "cpu"
 
 
 def test_one_seed_has_its_errors_over_episodes(asked, tmp_path):
@@ -132,7 +145,7 @@ def test_models_that_are_not_asked_for_keep_their_figures_and_seeds(asked, tmp_p
     count = len(asked)
     reproduce.main(["--seeds", "1", "2", "--models", "MLP", "LSTM", *where])
     page = (tmp_path / "results" / "vizdoom.md").read_text()
-    assert len(asked) == count + 4 and all("_lstm" in str(options["model"].path) for options in asked[count:])
+    assert len(asked) == count + 4 and all("_lstm" in str(evaluation.run) for evaluation, _, _ in asked[count:])
     assert "| RATE | 3 | 500 |" in page and "| LSTM | 2 | 500 |" in page and "| LSTM | 3 |" not in page
     assert "--ckpt_folder reproduce_rate --start_seed 1 --end_seed 3" in page
     assert "--ckpt_folder reproduce_mlp --start_seed 1 --end_seed 2" in page
@@ -150,7 +163,7 @@ def test_the_published_setting_has_a_page_of_its_own(asked, tmp_path):
         "of at most 4200 steps, asked for 56.5, made" in page and "| RATE, asked for 4.2 at every segment | 3.0" in page
     )
     assert page.count("    python3 VizDoom/VizDoom_src/train_vizdoom.py") == 2 and "--ckpt_folder published_dt" in page
-    assert len(asked) == 6 and all("published_rate" in str(options["model"][0]) for options in asked)
+    assert len(asked) == 6 and all("published_rate" in str(evaluation.run) for evaluation, _, _ in asked)
 
 
 def test_other_graphics_have_runs_and_a_page_of_their_own(asked, tmp_path):
@@ -160,7 +173,7 @@ def test_other_graphics_have_runs_and_a_page_of_their_own(asked, tmp_path):
     assert "It is the variant `published` (installed graphics, vizdoom " in page
     command = "config.yaml --graphics installed --model_mode DT"
     assert command in page and "--ckpt_folder published_installed_graphics_dt" in page
-    assert {options["scenario"].graphics for options in asked} == {"installed"}
+    assert {evaluation.options.graphics for evaluation, _, _ in asked} == {"installed"}
 
 
 def test_every_command_of_the_studies_makes_a_model():
@@ -168,7 +181,7 @@ def test_every_command_of_the_studies_makes_a_model():
     for setting, study in reproduce.STUDIES.items():
         for label in study.models:
             words = [str(reproduce.ROOT / w) if w.endswith(".yaml") else w for w in study.command(label, (1,))]
-            config = reproduce.read_config(words[1:])
+            config = ENVIRONMENT.read_config(words[1:])
             made[setting, label] = config.agent_config()
             assert config.run.ckpt_folder == study.folder(label)
     assert made["fast", "LSTM"].memory == "LSTM" and made["fast", "MLP"].memory == "MLP"

@@ -16,13 +16,13 @@ pytest.importorskip("vizdoom")
 import torch
 
 from RATE_model.agent import Agent
-from RATE_model.cli import experiment
-from RATE_model.cli.options import changeable_flags
+from RATE_model.cli import experiment, training
+from RATE_model.cli.evaluation import evaluation_of
+from RATE_model.cli.options import changeable_flags, to_flat_dict
 from RATE_model.data.mirror import Mirror
 from RATE_model.errors import UserError
 from RATE_model.memories.rate.config import RATEConfig
 from RATE_model.original.variants import VARIANTS
-from RATE_model.training.curriculum import parse_stages
 from RATE_model.training.trainer import Trainer
 from tests import commands
 from tests.interruptions import (
@@ -36,9 +36,10 @@ from tests.interruptions import (
 )
 from tests.vizdoom_runs import BATCHES_PER_EPOCH, NO_EVALUATION, TINY, only_run, places, train
 from VizDoom.VizDoom_src import train_vizdoom
-from VizDoom.VizDoom_src.dataset import ensure_dataset
+from VizDoom.VizDoom_src.dataset import ensure_dataset, load_windows
 from VizDoom.VizDoom_src.engine import BUTTONS
 from VizDoom.VizDoom_src.env import MIRRORED
+from VizDoom.VizDoom_src.environment import ENVIRONMENT
 from VizDoom.VizDoom_src.scenario import Scenario
 from VizDoom.VizDoom_src.spec import SPEC
 
@@ -71,7 +72,7 @@ EXPECTED = {
 def data(tmp_path_factory) -> tuple[str, str]:
     """Flags for a folder that holds the tiny data already."""
     flags = "--data_dir", str(tmp_path_factory.mktemp("data"))
-    ensure_dataset(train_vizdoom.read_config([*TINY, *flags]).data)
+    ensure_dataset(ENVIRONMENT.read_config([*TINY, *flags]).data)
     return flags
 
 
@@ -81,12 +82,12 @@ def data(tmp_path_factory) -> tuple[str, str]:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_commands_of_old_mean_what_they_did(name):
     flags = shlex.split(COMMANDS[name])[2:]
-    config = train_vizdoom.read_config(flags)
+    config = ENVIRONMENT.read_config(flags)
     assert config.agent_config().sizes == EXPECTED[name]
     assert Agent(config.agent_config(), SPEC).spec == VARIANTS["doom"].spec, "published weights fit"
     assert config.run.seeds == range(1, 7) and config.data.scenario == Scenario().settled()
     folder, text = (flags[flags.index(flag) + 1] for flag in ("--ckpt_folder", "--text"))
-    directory = train_vizdoom.run_directory(config, 3)
+    directory = training.run_directory(ENVIRONMENT, config, 3)
     assert directory.parent.parent == HERE.parent / "VizDoom_checkpoints" and directory.parent.name == folder
     mode = "DT" if name == "DT" else "RATE"
     assert re.fullmatch(rf"{text}_arch_mode_TrXL_{mode}_[0-9a-f]{{8}}_RUN_3", directory.name)
@@ -103,25 +104,11 @@ def test_all_published_flags_and_settings_have_their_defaults(capsys):
     )  # fmt: skip
     found = commands.printed_config(capsys, train_vizdoom.main, [])
     assert {name: found[name] for name in published} == published
-    changeable = set(changeable_flags(train_vizdoom.read_config([])))
+    changeable = set(changeable_flags(ENVIRONMENT.read_config([])))
     assert {"eval_episodes", "slide"} <= changeable <= found.keys(), "so that a run can be looked at"
 
 
 # --- a run ---
-
-
-@pytest.mark.parametrize("file", ["config.yaml", "config_fast.yaml"])
-def test_every_shipped_configuration_trains(file, tmp_path):
-    """Batches of two episodes, of the length that it asks for: one, and one in every epoch of the stages before."""
-    config = train_vizdoom.read_config(["--config", str(HERE / file)])
-    assert config.data.steps == config.task.segments * config.task.context_length, "data of its own length"
-    flags = ["--config", str(HERE / file), *places(tmp_path), "--episodes", "10", "--batch_size", "2", *NO_EVALUATION]
-    flags += "--epochs 1 --epoch_batches 1 --num_workers 0 --end_seed 1 --device cpu --wandb_mode disabled".split()
-    assert train_vizdoom.main(flags) == 0
-    result = json.loads((only_run(tmp_path) / "eval" / "final.json").read_text())
-    before = parse_stages(config.task.stages, config.task.segments, flag="stages")
-    assert result["optimizer_steps"] == 1 + sum(epochs for _, epochs in before) and 0 < result["validation_loss"] < 10
-    assert not any("Returns" in name for name in result)
 
 
 def test_a_run_leaves_what_is_promised(data, tmp_path, capsys, engines):
@@ -141,8 +128,9 @@ def test_a_run_leaves_what_is_promised(data, tmp_path, capsys, engines):
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert {"train_loss", "train_accuracy", "lr", "ReturnsMin_56.5"} <= set().union(*lines)
     returns = [final[f"ReturnsMean{colour}_56.5"] for colour in ("_red", "_green", "")]
-    red, green, both = (f"{value:.1f}" for value in returns)
-    assert f"return {red} red, {green} green, {both} in the mean" in capsys.readouterr().out
+    red, green, both = (f"{value:.3g}" for value in returns)
+    said = f"ReturnsMean_red_56.5 {red}, ReturnsMean_green_56.5 {green}, ReturnsMean_56.5 {both}, validation_loss"
+    assert said in capsys.readouterr().out
     assert not engines() and not list(Path.cwd().glob("_vizdoom/*"))
 
 
@@ -164,28 +152,19 @@ def test_training_begins_with_the_first_segments(data, tmp_path):
     assert rates[-1] == pytest.approx(3e-4, rel=0.01)
 
 
-def test_the_game_that_is_played_is_what_the_flags_ask_for(monkeypatch):
-    asked = []
-    monkeypatch.setattr(train_vizdoom.protocol, "play", lambda model, **options: asked.append(options))
-    monkeypatch.setattr(train_vizdoom.protocol, "metrics", lambda played, **rest: rest)
-    config = train_vizdoom.read_config(
-        "--eval_episodes 8 --target_return 20 --precision bf16 --variant clear --pillar_steps 9 --episode_timeout 70 "
-        "--slide 3 --last_inference false --reset_target".split()
+def test_the_game_that_is_played_is_what_the_flags_ask_for():
+    config = ENVIRONMENT.read_config(
+        "--eval_episodes 8 --target_return 20 --variant clear --pillar_steps 9 --episode_timeout 70".split()
     )
-    assert train_vizdoom.evaluate(None, config, 5, False) == {"target_return": 20}
-    assert train_vizdoom.evaluate(None, config, 5, True) == {}
-    assert asked == [
-        dict(
-            episodes=8, target_return=20, reset_target=True, greedy=False, seed=5, slide=3,
-            scenario=Scenario("clear", pillar_steps=9, graphics="installed"),
-            max_steps=70, precision="bf16",
-        )
-    ]  # fmt: skip
+    agent = Agent(config.agent_config(), SPEC).eval()
+    asked = evaluation_of(ENVIRONMENT, agent, to_flat_dict(config), cases=(None,), seed=5)
+    assert asked.options.scenario == Scenario("clear", pillar_steps=9, graphics="installed")
+    assert (asked.options.episode_timeout, asked.targets, asked.episodes, asked.seed) == (70, (20,), 8, 5)
 
 
 def test_images_stay_bytes_until_the_model_takes_them(data):
-    config = train_vizdoom.read_config([*TINY, *data])
-    training, validation = train_vizdoom.load_windows(ensure_dataset(config.data), size=6)
+    config = ENVIRONMENT.read_config([*TINY, *data])
+    training, validation = load_windows(ensure_dataset(config.data), size=6)
     assert (len(training), len(validation)) == (18, 2)
     assert training.__getitems__([0, 1]).observations.dtype == torch.uint8
 
@@ -201,8 +180,8 @@ def test_what_is_learned_is_asked_of_the_data(tmp_path):
 
 
 def test_every_image_of_a_batch_is_encoded_once(data):
-    config = train_vizdoom.read_config([*TINY, *data])
-    batch = train_vizdoom.load_windows(ensure_dataset(config.data), size=6)[0].__getitems__([0, 1, 2])
+    config = ENVIRONMENT.read_config([*TINY, *data])
+    batch = load_windows(ensure_dataset(config.data), size=6)[0].__getitems__([0, 1, 2])
     model, encoded = Agent(config.agent_config(), SPEC), []
     model.encoder.observation.register_forward_pre_hook(lambda module, inputs: encoded.append(len(inputs[0])))
     model(batch.observations, batch.actions, batch.rtg, batch.valid)
@@ -284,7 +263,7 @@ def test_the_mirror_changes_left_for_right(data, tmp_path, monkeypatch):
 
 
 MISTAKES = {
-    "episodes of one colour": ("--eval_episodes 7", ("--eval_episodes 7", "even", "at most 200")),
+    "episodes of one colour": ("--eval_episodes 7", ("--eval_episodes 7", "in steps of 2", "at most 200")),
     "no episodes": ("--eval_episodes 0", ("--eval_episodes 0", "at least 4")),
     "no end": ("--episode_timeout 0", ("--episode_timeout 0", "at least 1")),
     "no context": ("--context_length 0", ("--context_length 0", "at least 1")),
@@ -324,9 +303,9 @@ def test_data_that_could_not_be_trained_on_is_not_made(tmp_path, capsys):
     flags = [*TINY, *places(tmp_path), "--segments", "3"]
     message = commands.error_of(capsys, tmp_path, train_vizdoom.main, flags)
     assert "--steps 6" in message and "--segments 3 times --context_length 3" in message and "--steps 9" in message
-    assert train_vizdoom.read_config([*flags, "--data_path", "folder"]).data.steps == 6
+    assert ENVIRONMENT.read_config([*flags, "--data_path", "folder"]).data.steps == 6
     with pytest.raises(UserError, match="--steps 90: .*--segments 4 times --context_length 30"):
-        train_vizdoom.read_config(["--segments", "4"])
+        ENVIRONMENT.read_config(["--segments", "4"])
 
 
 def test_data_of_another_game_than_the_flags_is_named(data, tmp_path, capsys):

@@ -31,7 +31,7 @@ def test_it_runs(tmp_path, capsys, monkeypatch):
 
 @pytest.mark.parametrize(
     ("flags", "message"),
-    [("--rounds 0", "must be at least 1"), ("--episodes 5", "must be even"), ("--steps 191", "190")],
+    [("--rounds 0", "must be at least 1"), ("--episodes 5", "in steps of 2"), ("--steps 191", "190")],
 )
 def test_bad_flags(flags, message, capsys):
     with pytest.raises(SystemExit, match="2"):

@@ -1,0 +1,286 @@
+"""ViZDoom-Two-Colors as training, inference and reports see it: its flags, data, games, evaluation and pictures."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from RATE_model.acting.controls import exchange_twins
+from RATE_model.acting.evaluation import Acting
+from RATE_model.acting.rollout import Episodes
+from RATE_model.agent import Agent
+from RATE_model.cli.evaluation import flags_of
+from RATE_model.cli.limits import at_least
+from RATE_model.cli.options import Boolean, changeable
+from RATE_model.cli.settings import (
+    PUBLISHED_TRAINING,
+    ExperimentConfig,
+    ImageOptions,
+    PlayOptions,
+    SegmentOptions,
+)
+from RATE_model.data.dataset import WindowDataset
+from RATE_model.data.mirror import Mirror
+from RATE_model.environments.contract import Case, Environment, Evaluation, TrainingData
+from RATE_model.errors import UserError
+from RATE_model.spec import EnvironmentSpec
+from RATE_model.training.curriculum import parse_stages
+from VizDoom.VizDoom_src import evaluate as protocol
+from VizDoom.VizDoom_src import pictures
+from VizDoom.VizDoom_src.baselines import play_baselines
+from VizDoom.VizDoom_src.dataset import DataOptions, ensure_dataset, load_windows
+from VizDoom.VizDoom_src.engine import described_pictures, vizdoom
+from VizDoom.VizDoom_src.env import MIRRORED, PUBLISHED_CAP, SEED_LIMIT, VizDoomTwoColorsEnv
+from VizDoom.VizDoom_src.graphics import ensure_graphics
+from VizDoom.VizDoom_src.scenario import BEFORE, GRAPHICS, Scenario
+from VizDoom.VizDoom_src.seeds import FIRST_DATA_SEED
+from VizDoom.VizDoom_src.spec import SPEC
+from VizDoom.VizDoom_src.vector import VizDoomTwoColorsVectorEnv
+
+HERE = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class Rules(PlayOptions):
+    """What training and inference both ask of the games."""
+
+    # Steps after which an evaluated episode is over, if the player is still alive
+    episode_timeout: int = PUBLISHED_CAP
+
+    def validate(self) -> None:
+        """Raise a UserError for a value out of range."""
+        super().validate()
+        at_least(1, episode_timeout=self.episode_timeout)
+
+
+@dataclass(frozen=True)
+class Games(Scenario, Rules):
+    """Games that the agent is evaluated in; another --variant than the run's has its own graphics."""
+
+    # Also say what players without a model do in the same episodes; takes minutes, once
+    baselines: Boolean = True
+
+    def validate(self) -> None:
+        """Raise a UserError for a value out of range."""
+        Scenario.validate(self)
+        Rules.validate(self)
+
+    @property
+    def scenario(self) -> Scenario:
+        """What is played."""
+        return Scenario(**{field.name: getattr(self, field.name) for field in fields(Scenario)})
+
+
+@dataclass(frozen=True)
+class Task(Rules, SegmentOptions):
+    """Segments and evaluation."""
+
+    # Stages of training before the one on whole episodes, on their first segments, as SEGMENTS:EPOCHS of each. That the
+    # pillar tells which items are good is learned from the first steps many times sooner
+    stages: tuple[str, ...] = ()
+    # Show every episode as it is or in the mirror, left for right, with equal probability: twice the data
+    mirror: Boolean = False
+    # Return that the agent is asked for
+    target_return: float = protocol.TARGET_RETURN
+    # Episodes of an evaluation, half of them red: 50 (published) or up to 200
+    eval_episodes: int = changeable(protocol.EPISODES)
+
+    def validate(self) -> None:
+        """Raise a UserError for a value out of range."""
+        super().validate()
+        parse_stages(self.stages, self.segments, flag="stages")
+
+
+@dataclass(frozen=True)
+class Config(ExperimentConfig):
+    """All flags of the train script."""
+
+    whole_episodes = True
+
+    image: ImageOptions = field(default_factory=ImageOptions)
+    data: DataOptions = field(default_factory=DataOptions)
+    task: Task = field(default_factory=Task)
+
+    def validate(self) -> None:
+        """Raise a UserError if these sizes make no model, or data would be made that cannot be trained on."""
+        super().validate()
+        steps = self.segments * self.context_length
+        if self.data.data_path is None and self.data.steps != steps:
+            raise UserError(
+                f"--steps {self.data.steps}: episodes are trained on as a whole; there must be as many steps as "
+                f"--segments {self.segments} times --context_length {self.context_length}: --steps {steps}"
+            )
+
+
+class ViZDoomTwoColors(Environment):
+    """A pillar that is seen for a while, and items: those of its colour heal, the others hurt."""
+
+    name = "ViZDoom-Two-Colors"
+    folder = HERE
+    checkpoints = HERE.parent / "VizDoom_checkpoints"
+    train_script = "VizDoom/VizDoom_src/train_vizdoom.py"
+    inference_script = "VizDoom/VizDoom_src/inference_vizdoom.py"
+    config = Config
+    play_options = Games
+    # See docs/deviations.md
+    published = PUBLISHED_TRAINING | {
+        "lr_schedule": "rising_cosine",
+        "warmup_tokens": 10_000,
+        "final_tokens": 10_000_000,
+        "variant": "published",
+        "graphics": "published",
+        "learn": "recorded",
+        "mirror": False,
+        "stages": (),
+        "reset_target": False,
+        "use_argmax": False,
+        "slide": 1,
+    }
+    before = BEFORE
+    # As many red as green; fewer than four have no standard errors
+    episode_counts = range(4, protocol.MAX_EPISODES + 1, 2)
+    data_seeds = range(FIRST_DATA_SEED, SEED_LIMIT)
+    # More would not make use of more cores, and every engine takes some 20 MB
+    at_once = 50
+    twins = ("is_red", (True, False))
+
+    def read_config(self, argv: Sequence[str] | None = None) -> Config:
+        """It says which graphics, so that a run's record does."""
+        config = super().read_config(argv)
+        return replace(config, data=replace(config.data, scenario=config.data.scenario.settled()))
+
+    def asked(self, recorded: Mapping[str, Any], typed: Mapping[str, Any]) -> dict[str, Any]:
+        """Another variant than the run's has its own graphics."""
+        trained = recorded.get("variant", Scenario.variant)
+        variant = typed.get("variant", trained)
+        graphics = recorded.get("graphics") if variant == trained else None
+        return {**recorded, "graphics": graphics or GRAPHICS.get(variant)}
+
+    def spec(self, flags: Mapping[str, Any]) -> EnvironmentSpec:
+        """Images, five actions."""
+        return replace(SPEC, conv_channels=tuple(flags.get("conv_channels", SPEC.conv_channels)))
+
+    def check(self, config: Config) -> None:
+        """What is missing of the package and of the graphics; only acting needs them."""
+        if config.task.online_inference or config.task.last_inference:
+            vizdoom()
+            ensure_graphics(config.data.scenario)
+
+    def files(self, config: Config) -> Sequence[Path]:
+        """One file."""
+        return ensure_dataset(config.data)
+
+    def load(self, config: Config) -> TrainingData:
+        """Whole episodes, and their first segments in the stages before."""
+        task, context = config.task, config.context_length
+        sides = load_windows(self.files(config), size=config.segments * context, learn=config.data.learn)
+
+        @lru_cache
+        def windows(segments: int) -> tuple[WindowDataset, WindowDataset]:
+            training, validation = (side.beginnings(segments * context) for side in sides)
+            return training, validation
+
+        return TrainingData(
+            windows,
+            [config.segments],
+            replace(SPEC, conv_channels=config.image.conv_channels),
+            before=parse_stages(task.stages, config.segments, flag="stages"),
+            transform=Mirror(MIRRORED) if task.mirror else None,
+        )
+
+    def make(self, case: Case, options: Games, *, render_mode: str | None = None) -> VizDoomTwoColorsEnv:
+        """One game."""
+        return VizDoomTwoColorsEnv(options.scenario, max_steps=options.episode_timeout, render_mode=render_mode)
+
+    def vector(self, cases: np.ndarray, options: Games) -> VizDoomTwoColorsVectorEnv:
+        """Games that threads wait for."""
+        return VizDoomTwoColorsVectorEnv(len(cases), options.scenario, max_steps=options.episode_timeout)
+
+    def seeds(self, episodes: int) -> np.ndarray:
+        """Of the published lists, red ones first."""
+        return protocol.evaluation_seeds(episodes + episodes % 2)[0][:episodes]
+
+    def reset_options(self, seeds: np.ndarray, options: Games) -> dict[str, np.ndarray]:
+        """The colours of the seeds, where they can be chosen."""
+        return protocol.colour_options(options.scenario, protocol.is_red(seeds)) or {}
+
+    def play(self, evaluation: Evaluation, acting: Acting, *, twins: bool = False) -> dict[Case, Episodes]:
+        """As in every environment; twins differ in the colour alone, where it can be chosen."""
+        if twins and not protocol.has_free_colour(evaluation.options.scenario):
+            raise UserError("the colour of the published scenario is its seed's; twins need --variant clear")
+        return super().play(evaluation, acting, twins=twins)
+
+    def metrics(
+        self, played: Mapping[Case, Episodes], evaluation: Evaluation, config: Config, *, final: bool
+    ) -> dict[str, float]:
+        """Returns and lifetimes by colour, under the published names."""
+        return protocol.metrics(_by_colour(played[None], evaluation), target_return=evaluation.targets[0])
+
+    def headlines(self, config: Config) -> Mapping[str, str]:
+        """Returns by colour."""
+        asked = f"{config.task.target_return:g}"
+        return {f"ReturnsMean{colour}_{asked}": "" for colour in ("_red", "_green", "")}
+
+    def figures(self, case: Case, episodes: Episodes, evaluation: Evaluation) -> dict[str, float]:
+        """Returns by colour, and lifetimes in tics."""
+        return protocol.figures(_by_colour(episodes, evaluation))
+
+    def described(self, evaluation: Evaluation) -> str:
+        """The scenario; and the graphics that the agent was trained in, if they are others."""
+        options: Games = evaluation.options
+        trained = None if evaluation.run is None else flags_of(evaluation.run, BEFORE).get("graphics")
+        other = trained not in (None, options.scenario.settled().graphics)
+        return (
+            f"half of them red, of the {options.variant} variant ({described_pictures(options.scenario)}"
+            f"{f'; trained in {trained} graphics' if other else ''})"
+            f"{', the return asked for again at every segment' if options.reset_target else ''}"
+        )
+
+    def others(self, evaluation: Evaluation) -> dict[str, dict[str, float]]:
+        """Players without a model, unless they are not asked for."""
+        return {label: protocol.figures(played) for label, played in _baselines(evaluation).items()}
+
+    def draw_run(self, directory: Path, agent: Agent, config: Config, result: Mapping[str, Any]) -> None:
+        """Curves, and returns by colour if they are known."""
+        label, target = config.model.model_mode, config.task.target_return
+        pictures.draw_run(directory, result, label=label, target_return=target)
+
+    def draw(self, folder: Path, evaluation: Evaluation) -> Sequence[Path]:
+        """Returns by colour with and without memory, with the memories of twins exchanged, and of other players."""
+        played = {label: by_case[None] for label, by_case in evaluation.conditions().items()}
+        if len(played) > len(evaluation.targets) and protocol.has_free_colour(evaluation.options.scenario):
+            for target, by_case in evaluation.play_with(exchange_twins(), twins=True).items():
+                asked = f", asked for {target:g}" * (len(evaluation.targets) > 1)
+                played[f"memories of twins exchanged{asked}"] = by_case[None]
+        groups = {label: _by_colour(episodes, evaluation) for label, episodes in played.items()}
+        bars = {label: pictures.bars_of(found) for label, found in (groups | _baselines(evaluation)).items()}
+        title = f"{evaluation.episodes} episodes, asked for {', '.join(f'{target:g}' for target in evaluation.targets)}"
+        return [pictures.returns_by_colour(bars, folder / "returns_by_colour.png", title=title)]
+
+    def frame(self, environment: gymnasium.Env, observation: np.ndarray, caption: Sequence[str]) -> np.ndarray:
+        """What the player sees, its health, and the colour to remember."""
+        assert isinstance(environment, VizDoomTwoColorsEnv)
+        return pictures.frame(environment, caption)
+
+
+def _by_colour(episodes: Episodes, evaluation: Evaluation) -> protocol.Played:
+    """The episodes of an evaluation, or its twins, with their colours."""
+    _, is_red = protocol.evaluation_seeds(evaluation.episodes)
+    if len(episodes.returns) > len(is_red):
+        is_red = np.tile([True, False], len(is_red))
+    return protocol.Played(episodes, is_red)
+
+
+def _baselines(evaluation: Evaluation) -> dict[str, protocol.Played]:
+    """Players without a model in the same episodes; their play is kept in the cache."""
+    options: Games = evaluation.options
+    if not options.baselines:
+        return {}
+    return play_baselines(evaluation.episodes, scenario=options.scenario, max_steps=options.episode_timeout)
+
+
+ENVIRONMENT = ViZDoomTwoColors()
