@@ -10,9 +10,7 @@ from RATE_model.cli import evaluation, training
 
 def train_script(module: ModuleType) -> Any:
     """`read_config`, `run_directory`, `check` and `PUBLISHED` of a train script."""
-    environment = getattr(module, "ENVIRONMENT", None)
-    if environment is None:
-        return module
+    environment = module.ENVIRONMENT
     return Namespace(
         __name__=module.__name__,
         PUBLISHED=environment.published,
@@ -24,5 +22,4 @@ def train_script(module: ModuleType) -> Any:
 
 def inference_options(module: ModuleType) -> type[Any]:
     """The flags of an inference script."""
-    environment = getattr(module, "ENVIRONMENT", None)
-    return module.Options if environment is None else evaluation.options_class(environment.play_options)
+    return evaluation.options_class(module.ENVIRONMENT.play_options)

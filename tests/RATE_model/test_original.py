@@ -12,8 +12,9 @@ import safetensors.torch
 import torch
 
 from RATE_model.agent import Agent, AgentConfig
-from RATE_model.cli.inference import InferenceOptions
+from RATE_model.cli.evaluation import flags_of
 from RATE_model.errors import UserError
+from RATE_model.loading import load_for
 from RATE_model.original.__main__ import main
 from RATE_model.spec import EnvironmentSpec
 from RATE_model.training.checkpoints import load_checkpoint, resolve_checkpoint, save_checkpoint
@@ -186,7 +187,7 @@ def test_an_environment_that_config_json_names_is_believed(tmp_path, capsys):
     assert convert(checkpoint, "--output", tmp_path / "out") == 0
     assert "no environment of this project plays" in capsys.readouterr().err
     with pytest.raises(UserError, match="POPGym"):
-        InferenceOptions(checkpoint=tmp_path / "out", device="cpu").load(VECTOR)
+        load_for(resolve_checkpoint(tmp_path / "out"), VECTOR, flags=flags_of(tmp_path / "out"))
     write_main_config(tmp_path, model={"env_name": "Acrobot-v1"})
     assert convert(checkpoint, "--output", tmp_path / "other") == 2
     assert "not known here, 'Acrobot-v1'" in capsys.readouterr().err

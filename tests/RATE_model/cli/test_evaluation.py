@@ -1,16 +1,15 @@
-"""Flags of inference scripts: what they refuse, load and write."""
+"""Flags of inference scripts: what they refuse, read and write, and which checkpoints they take."""
 
 import json
 import re
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import replace
 
 import pytest
 import torch
 
-from RATE_model.acting.controls import knock_out_memory
-from RATE_model.cli.inference import InferenceOptions, fill_from_run
+from RATE_model.cli.evaluation import EvaluationOptions, flags_of
 from RATE_model.errors import UserError
+from RATE_model.loading import load_for
 from RATE_model.spec import EnvironmentSpec
 from tests.small_models import CONTINUOUS, VECTOR, one_segment, save_small_model, small_model
 
@@ -19,7 +18,7 @@ def test_what_can_be_seen_to_be_wrong_is_refused_before_anything_is_loaded(tmp_p
     (tmp_path / "file").write_text("")
     mistakes = {
         "--checkpoint is missing": dict(checkpoint=None),
-        "--slide 0: must be at least 1": dict(slide=0),
+        "--seed -1: must be at least 0": dict(seed=-1),
         f"--output {tmp_path}: give a file": dict(output=tmp_path),
         f"--output {tmp_path / 'no' / 'out'}: give a file in a folder that exists": dict(
             output=tmp_path / "no" / "out"
@@ -32,57 +31,47 @@ def test_what_can_be_seen_to_be_wrong_is_refused_before_anything_is_loaded(tmp_p
     }
     for message, changes in mistakes.items():
         with pytest.raises(UserError, match=re.escape(message)):
-            InferenceOptions(**{"checkpoint": tmp_path} | changes).validate()
-    InferenceOptions(checkpoint=tmp_path, output=tmp_path / "out.json", pictures=tmp_path / "a" / "b").validate()
+            EvaluationOptions(**{"checkpoint": tmp_path} | changes).validate()
+    EvaluationOptions(checkpoint=tmp_path, output=tmp_path / "out.json", pictures=tmp_path / "a" / "b").validate()
     assert not (tmp_path / "a").exists()
-
-
-def test_the_memory_is_knocked_out_when_asked_for(tmp_path):
-    assert InferenceOptions(checkpoint=tmp_path).transform_memory is None
-    assert InferenceOptions(checkpoint=tmp_path, knock_out=True).transform_memory is knock_out_memory
 
 
 def test_a_checkpoint_is_loaded_in_eval_mode_if_it_is_of_this_environment(tmp_path):
     model = small_model(spec=VECTOR)
     saved = save_small_model(model, tmp_path)
-    options = InferenceOptions(checkpoint=tmp_path, device="cpu")
-    path, loaded = options.load(VECTOR)
-    assert path == saved and not loaded.training and loaded.config == model.config
+    loaded = load_for(saved, VECTOR)
+    assert not loaded.training and loaded.config == model.config
     assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in model.state_dict().items())
     with pytest.raises(UserError, match=re.escape(f"{saved} was trained in another environment")):
-        options.load(CONTINUOUS)
-    with pytest.raises(UserError, match="does not exist"):
-        InferenceOptions(checkpoint=tmp_path / "nowhere").load(VECTOR)
+        load_for(saved, CONTINUOUS)
 
 
 def test_convolutions_may_have_any_channels(tmp_path):
     image = EnvironmentSpec(observation_shape=(1, 36, 36), num_actions=3)
     made = replace(image, conv_channels=(2, 4, 4))
-    save_small_model(small_model(spec=made), tmp_path)
-    options = InferenceOptions(checkpoint=tmp_path, device="cpu")
-    assert options.load(image)[1].spec == made
+    saved = save_small_model(small_model(spec=made), tmp_path)
+    assert load_for(saved, image).spec == made
     with pytest.raises(UserError, match="was trained in another environment"):
-        options.load(replace(image, num_actions=4))
+        load_for(saved, replace(image, num_actions=4))
 
 
 def test_results_are_written_where_asked_for(tmp_path):
-    InferenceOptions(checkpoint=tmp_path).write(results={})
+    EvaluationOptions(checkpoint=tmp_path).write(results={})
     assert [*tmp_path.iterdir()] == []
     output = tmp_path / "out.json"
-    options = InferenceOptions(checkpoint=tmp_path, output=output, knock_out=True)
+    options = EvaluationOptions(checkpoint=tmp_path, output=output, knock_out=True)
     options.write(episodes=3, results={9: {"success_rate": 0.5}})
     written = {"checkpoint": str(tmp_path), "knock_out": True, "episodes": 3, "results": {"9": {"success_rate": 0.5}}}
     assert json.loads(output.read_text()) == written and [*tmp_path.iterdir()] == [output]
     (tmp_path / "gone").write_text("")  # what became of the folder while the model acted
     with pytest.raises(UserError, match=r"--output .*out.json cannot be written: "):
-        InferenceOptions(checkpoint=tmp_path, output=tmp_path / "gone" / "out.json").write(results={})
+        EvaluationOptions(checkpoint=tmp_path, output=tmp_path / "gone" / "out.json").write(results={})
 
 
 def test_the_published_output_for_padding_is_dropped(tmp_path):
     spec = replace(VECTOR, num_actions=3, action_embeddings=4)
     model = small_model(spec=replace(spec, num_actions=4))
-    save_small_model(model, tmp_path)
-    _, loaded = InferenceOptions(checkpoint=tmp_path, device="cpu").load(spec)
+    loaded = load_for(save_small_model(model, tmp_path), spec)
     assert loaded.spec == spec and not loaded.training
     steps = torch.randn(2, 3, 4), torch.tensor([[0, 3, 1], [2, 0, 0]]), torch.rand(2, 3)
     logits, _ = one_segment(loaded, steps, loaded.initial(2).memory)
@@ -94,7 +83,8 @@ def test_the_published_output_for_padding_is_dropped(tmp_path):
 def test_flags_of_a_run_are_read_under_their_names_of_today(tmp_path):
     save_small_model(small_model(spec=VECTOR), tmp_path)
     (tmp_path / "config.yaml").write_text("desired_return: 56.5\nsections: 3\n")
-    assert InferenceOptions(checkpoint=tmp_path).recorded() == {"target_return": 56.5, "segments": 3}
+    assert flags_of(tmp_path) == {"target_return": 56.5, "segments": 3}
+    assert flags_of(tmp_path, {"slide": 1, "segments": 9}) == {"slide": 1, "target_return": 56.5, "segments": 3}
 
 
 @pytest.mark.parametrize("wrong", [dict(observation_mean=(0.0,) * 4), dict(observation_std=(1.0,) * 3), dict(std=0.0)])
@@ -104,35 +94,3 @@ def test_statistics_of_a_spec_are_checked(wrong):
     with pytest.raises(ValueError, match="observation_mean and _std"):
         replace(VECTOR, **(wrong or whole))
     assert not VECTOR.is_normalised
-
-
-@dataclass(frozen=True)
-class Asked:
-    """Flags of a script."""
-
-    common: InferenceOptions = field(default_factory=InferenceOptions)
-    target_return: tuple[float, ...] = ()
-    use_argmax: bool | None = None
-    floor: float | Literal["run"] | None = "run"
-
-
-def test_what_is_not_given_is_as_the_run_recorded_it(tmp_path):
-    save_small_model(small_model(spec=VECTOR), tmp_path)
-    config, open_ = tmp_path / "config.yaml", Asked(InferenceOptions(checkpoint=tmp_path))
-    published = {"target_return": (), "use_argmax": False, "floor": 0.0}
-
-    def filled(options=open_):
-        found = fill_from_run(options, published, before={"use_argmax": True})
-        return found.target_return, found.use_argmax, found.floor, found.common.slide, found.common.precision
-
-    assert filled() == ((), False, 0.0, 1, "32"), "no run"
-    config.write_text("target_return: null\n")
-    assert filled() == ((), True, 0.0, 1, "32"), "a run that could not record it"
-    config.write_text("desired_return: 3\nuse_argmax: false\nfloor: null\nslide: 4\nprecision: bf16\n")
-    assert filled() == ((3.0,), False, None, 4, "bf16")
-    given = replace(open_, target_return=(1.0, 2.0), use_argmax=True, floor=1.0)
-    given = replace(given, common=replace(given.common, slide=2, precision="auto"))
-    assert filled(given) == ((1.0, 2.0), True, 1.0, 2, "auto")
-    config.write_text("slide: many\n")
-    with pytest.raises(UserError, match="config.yaml: slide: many: the value must be an integer"):
-        filled()
