@@ -231,10 +231,10 @@ def read_options(environment: Environment, argv: Sequence[str] | None = None) ->
         aliases=dict(environment.aliases),
         beneath=of_run,
     )
-    for trouble in troubles:
-        raise trouble
     environment.check_episodes(episodes=options.common.episodes)
     at_most(environment.episode_counts[-1], video=options.common.video)
+    for trouble in troubles:
+        raise trouble
     return options, recorded
 
 
