@@ -71,11 +71,11 @@ def save_checkpoint(
         _tidy(directory)
         _write(final, step, payload)
         if tag is not None:
-            tag_checkpoint(final, tag)
+            _tag(final, tag)
         _rotate(directory, step, keep)
     except OSError as error:
         shutil.rmtree(final.with_suffix(".tmp"), ignore_errors=True)
-        earlier = "The one before it is intact; make" if find_checkpoint(directory) else "Make"
+        earlier = "Make" if (good := find_checkpoint(directory)) is None else f"{good.name} is intact; make"
         raise UserError(
             f"cannot save checkpoint {final}: {error.strerror or error}. {earlier} room or mend the directory, then "
             "continue with --resume auto"
@@ -83,9 +83,22 @@ def save_checkpoint(
     return final
 
 
-def tag_checkpoint(path: Path, tag: str) -> None:
+def finish_save(path: Path, *, keep: int = 2, tag: str | None = None) -> None:
+    """Does what `save_checkpoint` does once a checkpoint is written, should the process have died before that.
+
+    Later checkpoints, and earlier ones beside them, stay until the next save.
+    """
+    directory, step = path.parent, int(path.stem.removeprefix("step_"))
+    _tidy(directory)
+    if tag is not None:
+        _tag(path, tag)
+    if step == max(_candidates(directory)):
+        _rotate(directory, step, keep)
+
+
+def _tag(path: Path, tag: str) -> None:
     """Lets a checkpoint, and no other of its directory, carry a tag."""
-    atomic_write_text(path.parent / tag, f"{path.name}\n")
+    atomic_write_text(path.parent / tag, f"{path.stem}\n")
 
 
 def find_checkpoint(directory: Path, *, tag: str | None = None) -> Path | None:

@@ -29,7 +29,7 @@ from RATE_model.loading import check_weights, unusable
 from RATE_model.system import distributed
 from RATE_model.system.interrupts import Interrupted, Interrupts, stop_if_asked
 from RATE_model.system.progress import progress_bar
-from RATE_model.training.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint, tag_checkpoint
+from RATE_model.training.checkpoints import find_checkpoint, finish_save, load_checkpoint, save_checkpoint
 from RATE_model.training.curriculum import AdaptiveStages, FixedStages
 from RATE_model.training.optimization import not_finite
 from RATE_model.training.runs import Run
@@ -349,9 +349,8 @@ class Fit:
         self.tracker.truncate(state["metrics_position"], step=self.trainer.step, digest=state.get("metrics_digest"))
         if state["is_best"]:
             self._best_step = self.trainer.step
-            # The process may have died between the checkpoint and its tag.
-            if path.parent == self.run.checkpoints and distributed.is_first():
-                tag_checkpoint(path, BEST)
+        if path.parent == self.run.checkpoints and distributed.is_first():
+            finish_save(path, tag=BEST if state["is_best"] else None)
 
 
 # What a checkpoint must hold for training to continue.

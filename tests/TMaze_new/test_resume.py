@@ -22,9 +22,9 @@ from typing import Any
 import pytest
 
 from RATE_model.system import atomic
+from RATE_model.training import checkpoints, tracking
 from RATE_model.training import loop as fit
-from RATE_model.training import tracking
-from RATE_model.training.checkpoints import find_checkpoint
+from RATE_model.training.checkpoints import resolve_checkpoint
 from tests import interruptions
 from tests.interruptions import STOPPED, differences, killed_behind_a_save, newest_state, stopped_after
 from tests.tmaze_runs import BATCHES_PER_EPOCH, MODES, TINY, only_run, places, train
@@ -136,12 +136,32 @@ def test_a_kill_behind_any_checkpoint_changes_nothing(tmp_path, shared, curricul
     flags = (*CURRICULA[curriculum], *EVERY_EPOCH)
     last = uninterrupted(shared, flags)["state"]["trainer"]["step"]
     saves = 0
-    while saves == 0 or int(find_checkpoint(only_run(tmp_path) / "checkpoints").name.removeprefix("step_")) < last:
+    while saves == 0 or int(resolve_checkpoint(only_run(tmp_path)).name.removeprefix("step_")) < last:
         kill_behind_a_save(tmp_path, *flags)
         saves += 1
     assert saves >= 3
     assert train(tmp_path, *flags, "--resume", "auto") == 0
     assert_same(tmp_path, shared, flags)
+
+
+def test_a_kill_amid_the_last_save_leaves_no_checkpoint_too_many(tmp_path, shared, monkeypatch):
+    """The newest checkpoint is complete; the one that it replaces is still there."""
+    last = uninterrupted(shared, EVERY_EPOCH)["state"]["trainer"]["step"]
+
+    def die(directory: Path, step: int, keep: int) -> None:
+        if step == last:
+            raise interruptions.Killed
+        rotate(directory, step, keep)
+
+    rotate = checkpoints._rotate
+    with monkeypatch.context() as patch, pytest.raises(interruptions.Killed):
+        patch.setattr(checkpoints, "_rotate", die)
+        train(tmp_path, *EVERY_EPOCH)
+    assert train(tmp_path, *EVERY_EPOCH, "--resume", "auto") == 0
+    assert_same(tmp_path, shared, EVERY_EPOCH)
+    best = resolve_checkpoint(only_run(tmp_path), tag="best").name
+    kept = {best, f"step_{last:08d}", f"step_{last - BATCHES_PER_EPOCH:08d}"}
+    assert {path.name for path in (only_run(tmp_path) / "checkpoints").iterdir()} == kept | {"best"}
 
 
 def test_what_was_best_before_a_kill_is_still_best(tmp_path, monkeypatch):
@@ -205,7 +225,7 @@ def test_real_signals_to_a_real_process(tmp_path, shared):
 def test_behind_a_damaged_checkpoint_the_one_before_is_used(tmp_path, shared, capsys):
     stop_after(2 * BATCHES_PER_EPOCH + 1, tmp_path)
     checkpoints = only_run(tmp_path) / "checkpoints"
-    newest = find_checkpoint(checkpoints)
+    newest = resolve_checkpoint(checkpoints)
     assert newest.name == "step_00000009"
     damaged = newest / "model.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-10])
@@ -219,7 +239,7 @@ def test_behind_a_damaged_checkpoint_the_one_before_is_used(tmp_path, shared, ca
 
 def test_a_run_of_damaged_checkpoints_is_not_started_anew_by_itself(tmp_path, capsys):
     stop_after(1, tmp_path)
-    newest = find_checkpoint(only_run(tmp_path) / "checkpoints")
+    newest = resolve_checkpoint(only_run(tmp_path))
     (newest / "training.pt").unlink()
     with pytest.raises(SystemExit, match="2"):
         train(tmp_path, "--resume", "auto")

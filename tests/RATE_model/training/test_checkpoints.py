@@ -19,6 +19,7 @@ from RATE_model.training import checkpoints
 from RATE_model.training.checkpoints import (
     find_checkpoint,
     find_damage,
+    finish_save,
     load_checkpoint,
     resolve_checkpoint,
     save_checkpoint,
@@ -218,7 +219,7 @@ def test_a_full_disk_leaves_the_older_ones_intact(tmp_path: Path, monkeypatch: p
         real(path, data)
 
     monkeypatch.setattr(checkpoints, "write_durably", full)
-    with pytest.raises(UserError, match="step_00000002: No space left on device. The one before it is intact"):
+    with pytest.raises(UserError, match="step_00000002: No space left on device. step_00000001 is intact; make"):
         save(tmp_path, 2)
     with pytest.raises(UserError, match="step_00000001: No space left on device. Make room"):
         save(tmp_path.with_name("other"), 1)
@@ -229,6 +230,21 @@ def test_a_directory_that_cannot_be_made_is_a_user_error(tmp_path: Path) -> None
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot save checkpoint"):
         save(tmp_path / "file" / "checkpoints", 1)
+
+
+def test_a_full_disk_calls_no_damaged_checkpoint_intact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    damage_flipped(save(tmp_path, 1))
+
+    def full(path: Path, content: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints, "atomic_write_text", full)  # which writes the tag
+    with pytest.raises(UserError, match="step_00000002: No space left on device. step_00000002 is intact; make"):
+        save(tmp_path, 2, tag="best")
+    monkeypatch.setattr(checkpoints, "write_durably", full)
+    damage_flipped(tmp_path / "step_00000002")
+    with pytest.raises(UserError, match="step_00000003: No space left on device. Make"):
+        save(tmp_path, 3)
 
 
 class PowerLoss(BaseException):
@@ -272,6 +288,10 @@ def test_dying_at_any_point_of_a_save_loses_nothing(tmp_path: Path, monkeypatch:
                 points += 1
         for tag in (None, "best"):
             assert value_at(find_checkpoint(directory, tag=tag)) in ((2.5,) if survived else (2.0, 2.5)), points
+        found = find_checkpoint(shutil.copytree(directory, tmp_path / f"{points} {survived}"))
+        assert found is not None
+        finish_save(found, keep=1, tag="best")
+        assert names(found.parent) == ["best", "step_00000002"], points
         save(directory, 3, keep=1)
         assert names(directory) == ["best", "step_00000002", "step_00000003"], points
     assert points > 8
