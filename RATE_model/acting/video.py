@@ -11,7 +11,7 @@ import imageio.v2 as imageio
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from RATE_model.errors import UserError
+from RATE_model.errors import UserError, reason_of
 from RATE_model.system.interrupts import stop_if_asked
 from RATE_model.system.locks import temporary
 
@@ -50,7 +50,8 @@ def write_video(frames: Iterable[np.ndarray], path: Path, *, fps: int = 8, quali
     first = next(frames, None)
     if first is None:
         raise ValueError(f"no frame to write to {path}")
-    encoding = {"format": "FFMPEG", "fps": fps, "codec": "libx264", "quality": quality}
+    # Quiet, as a full disk is said below, in one line.
+    encoding = {"format": "FFMPEG", "fps": fps, "codec": "libx264", "quality": quality, "ffmpeg_log_level": "quiet"}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # `closing`, as the writer itself leaves its process running when an error passes.
@@ -62,10 +63,32 @@ def write_video(frames: Iterable[np.ndarray], path: Path, *, fps: int = 8, quali
                 height, width, _ = frame.shape
                 writer.append_data(np.pad(frame, ((0, -height % BLOCK), (0, -width % BLOCK), (0, 0))))
             writer.close()
+            if not _is_whole(partial):
+                raise OSError("the encoder stopped")
             partial.replace(path)
     except OSError as error:
-        raise UserError(f"video {path} cannot be written: {error.strerror or error}") from error
+        # The writer's own errors have no number, and quote what the encoder was called with.
+        reason = reason_of(error) if error.errno else "the encoder stopped; free some space there, if the disk is full"
+        raise UserError(f"video {path} cannot be written: {reason}") from error
     return path
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether an MP4 file (ISO/IEC 14496-12) has its index, which comes last, and all of it.
+
+    The writer says nothing of an encoder that could not write the end of a file.
+    """
+    if not path.exists():
+        return False
+    size, place, kind = path.stat().st_size, 0, b""
+    with open(path, "rb") as file:
+        while place + 8 <= size:
+            file.seek(place)
+            length, kind = int.from_bytes(file.read(4), "big"), file.read(4)
+            if length == 1:  # it is too large for four bytes, and follows
+                length = int.from_bytes(file.read(8), "big")
+            place += max(length, 8)
+    return kind == b"moov" and place == size
 
 
 def record_videos(evaluation: "Evaluation", folder: Path, count: int) -> list[Path]:

@@ -1,5 +1,7 @@
 """Videos that can be read again, and captions."""
 
+import resource
+
 import imageio.v3 as imageio
 import numpy as np
 import pytest
@@ -45,6 +47,20 @@ def test_a_video_that_cannot_be_written_is_named_and_leaves_nothing(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"file", "folder.mp4"}
     with pytest.raises(ValueError):
         write_video([], tmp_path / "empty.mp4")
+
+
+@pytest.mark.parametrize("count", [2, 200])  # the encoder dies when it is closed, and before
+def test_a_video_that_the_disk_cannot_hold_is_said_in_a_line_and_not_kept(tmp_path, capfd, count):
+    path = tmp_path / "video.mp4"
+    noise = np.random.default_rng(0).integers(256, size=(count, 128, 128, 3), dtype=np.uint8)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(UserError, match="cannot be written: the encoder stopped; free some space") as refusal:
+            write_video(noise, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "\n" not in str(refusal.value) and capfd.readouterr() == ("", "") and not any(tmp_path.iterdir())
 
 
 def test_frames_are_written_as_they_come_and_nothing_stays_when_they_stop(tmp_path):
