@@ -36,7 +36,6 @@ from RATE_model.data.pickles import load_pickle
 from RATE_model.data.writer import TrajectoryWriter
 from RATE_model.errors import UserError
 from RATE_model.system.locks import ensure
-from RATE_model.system.processes import check_writable
 
 # An episode: observations (T, obs), actions (T, act), rewards (T,), and whether it ended in a terminal state.
 Episode = tuple[np.ndarray, np.ndarray, np.ndarray, bool]
@@ -156,7 +155,6 @@ def _converted(source: Path, directory: Path, beside: bool, kind: str) -> Path:
     target = next(filter(is_converted, places), made)
 
     def convert() -> None:
-        check_writable(target)
         print(f"Converting '{source}' to '{target}', once.", flush=True)
         _convert(source, kind, target, identity)
 

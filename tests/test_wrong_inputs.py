@@ -135,6 +135,7 @@ INPUTS = [
     ("atari", "--config unknown.yaml", "unknown.yaml"),
     ("tmaze", "--resume nowhere", "nowhere"),
     ("tmaze", "--resume folder", "folder"),
+    ("minigrid", "--resume ''", "--resume '': give no, auto"),
     ("tmaze inference", "--checkpoint nowhere", "nowhere"),
     ("tmaze inference", "--checkpoint folder --output folder", "--output folder"),
     ("vizdoom inference", "--checkpoint folder --output missing/out.json", "--output missing/out.json"),
@@ -148,12 +149,23 @@ INPUTS = [
     ("minigrid data", f"--output {LONG}", LONG),
     ("maze data", "--output file/data.h5", "file"),
     ("maze", "--data_path nowhere.h5", "nowhere.h5"),
+    ("tmaze", "--data_dir file", "file' is not a directory"),
+    ("minigrid", "--data_dir file", "file' is not a directory"),
+    ("vizdoom", "--data_dir file/below", "file' is not a directory"),
+    ("maze", "--data_dir file", "file' is not a directory"),
+    ("tmaze data", "--data_dir file", "file' is not a directory"),
+    ("atari data", "--data_dir file", "file is a file"),
+    ("mujoco data", "--data_path file", "file' is not a directory"),
     ("atari data", f"--output {LONG}", LONG),
     ("mujoco data", f"--data_path {LONG}", LONG),
     ("vizdoom data", "--output pipe --overwrite true", "pipe"),
     ("atari data", "--output pipe --overwrite true", "pipe"),
     ("minigrid data", "--output pipe --overwrite true", "pipe"),
     ("maze data", "--output pipe --overwrite true", "pipe"),
+    ("vizdoom data", "--output folder.h5", "folder.h5': it is a directory"),
+    ("atari data", "--output folder.h5", "folder.h5': it is a directory"),
+    ("minigrid data", "--output folder.h5", "folder.h5': it is a directory"),
+    ("maze data", "--output folder.h5", "folder.h5': it is a directory"),
     ("tmaze inference", "--checkpoint folder --pictures /dev/null", "/dev/null"),
     ("vizdoom reproduce", f"--results_dir {LONG}", LONG),
     ("atari reproduce", "--results_dir file", "file"),
@@ -181,7 +193,8 @@ INPUTS = [
 def here(tmp_path_factory) -> Path:
     """A folder with what the inputs name."""
     folder = tmp_path_factory.mktemp("here")
-    (folder / "folder").mkdir()
+    for name in ("folder", "folder.h5"):
+        (folder / name).mkdir()
     (folder / "file").write_text("text\n")
     os.mkfifo(folder / "pipe")
     laughs = ["a0: &a0 [lol, lol, lol, lol, lol, lol, lol, lol, lol]"]

@@ -420,6 +420,8 @@ class RunOptions:
                     f"--{name} holds a wandb key, which would be written into names; keys belong in "
                     "wandb_config.yaml or WANDB_API_KEY"
                 )
+        if not self.resume.strip():
+            raise UserError("--resume '': give no, auto, or the path of a run or checkpoint")
         folder = Path(self.ckpt_folder)
         if folder.is_absolute() or ".." in folder.parts:
             raise UserError(f"--ckpt_folder {self.ckpt_folder}: give a plain folder name, or --output_dir")

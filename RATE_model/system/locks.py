@@ -111,8 +111,9 @@ def only_one(path: Path, waiting: str = "") -> Iterator[bool]:
         waiting: printed before a wait; by default that another process is writing the path.
 
     Raises:
-        UserError: the folder cannot be written to.
+        UserError: the path cannot be written.
     """
+    check_writable(path)
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(_folder(path.parent))
@@ -137,7 +138,7 @@ def ensure(
         Whether it was made now.
 
     Raises:
-        UserError: the folder cannot be written to, or what `make` raises.
+        UserError: the path cannot be written, or what `make` raises.
     """
     if is_good(path):
         clear_leftovers(path.parent, path.name)
@@ -156,9 +157,8 @@ def making(path: Path, *, overwrite: bool) -> Iterator[bool]:
     Raises:
         UserError: the path exists and is not to be replaced, or cannot be written.
     """
-    if path.exists() and not overwrite:
+    if path.is_file() and not overwrite:
         raise UserError(f"'{path}' exists; add --overwrite true to replace it.")
-    check_writable(path)
     with only_one(path, f"another process is making '{path}'; waiting for it") as waited:
         yield not path.exists() or (overwrite and not waited)
 
