@@ -23,7 +23,7 @@ from RATE_model.acting.rollout import mean_and_error, with_error
 from RATE_model.cli.limits import at_least, at_most_processes, writable
 from RATE_model.errors import UserError
 from RATE_model.system.atomic import atomic_write_json, atomic_write_text
-from RATE_model.training.runs import Run
+from RATE_model.training.runs import FinishedRun, Run
 
 ROOT = Path(__file__).resolve().parents[2]
 # A page of results: what is written anew stands between these.
@@ -108,6 +108,8 @@ class Study:
         here = [str(ROOT / word) if word.endswith((".yaml", ".h5")) else word for word in arguments[1:]]
         try:
             path = self.check(self.read_config(here), seed).directory  # refuses one that was made with other flags
+        except FinishedRun as finished:
+            return finished.directory
         except UserError as error:
             raise UserError(
                 f"{label}, seed {seed}: {error}; to keep it, give this command another --runs_dir"

@@ -52,6 +52,14 @@ _NAME_BYTES = 200  # of a run; file systems allow 255
 _SEEN_SECONDS = 15.0  # until a network file system shows what another machine has made
 
 
+class FinishedRun(UserError):
+    """A run that finished with the flags asked for and has no good checkpoint: nothing goes on, its results stand."""
+
+    def __init__(self, message: str, directory: Path) -> None:
+        super().__init__(message)
+        self.directory = directory
+
+
 @dataclass(frozen=True)
 class Run:
     """A run's place and beginning. Once open, its directory exists, with config.yaml and environment.json."""
@@ -111,7 +119,8 @@ def check_run(
 
     Nothing is created, changed or removed, so that data can be looked at before a run is opened. Raises UserError if
     another process owns the run, if the directory holds anything of a run and neither resume nor overwrite is asked
-    for, if there is nothing good to resume, if the configuration differs, or if the directory cannot be written.
+    for, if there is nothing good to resume (FinishedRun if nothing is left to do either), if the configuration differs,
+    or if the directory cannot be written.
     """
     if (by := owner(directory / _LOCK)) is not None:
         raise UserError(_in_use(directory, by))
@@ -158,12 +167,17 @@ def _choose(
         raise UserError(f"the run directory {directory} cannot be written: {existing} is {reason}")
     check_wandb(config.get("wandb_mode", "auto"))
     recorded = redact(to_yaml(config))
-    checkpoint = _choose_checkpoint(directory, resume=resume, overwrite=overwrite)
+    new = yaml.load(recorded, Loader=CoreLoader) | {"seed": seed}
+    try:
+        checkpoint = _choose_checkpoint(directory, resume=resume, overwrite=overwrite)
+    except UserError as error:
+        if resume == "auto" and not overwrite and _has_finished(directory, new, may_change=may_change, before=before):
+            raise FinishedRun(str(error), directory) from None
+        raise
     changed: tuple[str, ...] = ()
     if checkpoint is not None:
         origin = checkpoint.parent.parent
         old = {**before, **_started_with(checkpoint, seed, may_change | may_grow, say=say)}
-        new = yaml.load(recorded, Loader=CoreLoader) | {"seed": seed}
         differing = _differences(old, new, may_change=may_change, may_grow=may_grow)
         allowed = _differences(old, new, may_change=may_change | may_change_elsewhere, may_grow=may_grow)
         if origin.resolve() != directory.resolve():
@@ -177,6 +191,18 @@ def _choose(
     if overwrite and _last_start(directory) != last_start:
         raise UserError(f"{directory} was started by another command meanwhile and is kept: see to it before you go on")
     return checkpoint, changed
+
+
+def _has_finished(
+    directory: Path, config: dict[str, Any], *, may_change: frozenset[str], before: Mapping[str, Any]
+) -> bool:
+    """Whether a run's files say that it finished with these flags and this seed."""
+    with suppress(UserError):
+        found = respelt(load_yaml(directory / "config.yaml"))
+        old = {**before, **found, "seed": _seed_of(directory, default=config["seed"])}
+        differing = _differences(old, config, may_change=may_change, may_grow=frozenset())
+        return not differing and (directory / "eval" / "final.json").is_file()
+    return False
 
 
 def _started_with(checkpoint: Path, seed: int, may_change: frozenset[str], *, say: bool) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from RATE_model.cli.reproduce import (
     training_table,
 )
 from RATE_model.errors import UserError
+from RATE_model.training.runs import FinishedRun
 
 
 def test_folders_that_cannot_be_written_are_named_before_the_work(tmp_path, monkeypatch):
@@ -64,6 +65,13 @@ def test_a_run_that_can_be_neither_kept_nor_continued_is_named():
     study = Study("train.py", (), {"A": ()}, lambda flags: None, check)
     with pytest.raises(UserError, match="A, seed 1: RUN holds .*no checkpoint; to keep it, .* another --runs_dir"):
         study.run("A", 1, StudyOptions())
+
+
+def test_a_finished_run_is_kept_without_its_checkpoints(tmp_path):
+    def check(*_):
+        raise FinishedRun("RUN holds eval/final.json but no checkpoint", tmp_path)
+
+    assert Study("train.py", (), {"A": ()}, lambda flags: None, check).run("A", 1, StudyOptions()) == tmp_path
 
 
 def test_a_signal_stops_the_runs_of_a_table_in_seconds(tmp_path, monkeypatch):

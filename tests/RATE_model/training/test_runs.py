@@ -18,7 +18,7 @@ from RATE_model.errors import RunError, UserError
 from RATE_model.system.interrupts import Interrupted, Interrupts
 from RATE_model.training import runs
 from RATE_model.training.checkpoints import save_checkpoint
-from RATE_model.training.runs import Run, check_run, check_unowned, open_run, owning, run_name, run_seeds
+from RATE_model.training.runs import FinishedRun, Run, check_run, check_unowned, open_run, owning, run_name, run_seeds
 
 ROOT = Path(__file__).parents[3]
 CONFIG = {"model_mode": "RATE", "epochs": 10, "lengths": [9, 30], "curr": "false", "wandb_mode": "auto", "resume": "no"}
@@ -119,6 +119,23 @@ def test_results_without_checkpoints_are_kept(tmp_path: Path, kept: str, resume:
         begin(tmp_path, resume=resume)
     assert snapshot(tmp_path) == before
     assert begin(tmp_path, overwrite=True).checkpoint is None and not (tmp_path / kept).exists()
+
+
+def test_a_run_that_finished_with_these_flags_is_told_apart(tmp_path: Path) -> None:
+    begin(tmp_path).write_evaluation("epoch_0001", {})
+    (tmp_path / "eval" / "last.json").write_text("{}")
+
+    def refused(**options) -> UserError:
+        with pytest.raises(UserError, match="but no checkpoint to continue from") as refusal:
+            begin(tmp_path, resume="auto", **options)
+        return refusal.value
+
+    assert not isinstance(refused(), FinishedRun)
+    (tmp_path / "eval" / "final.json").write_text("{}")
+    finished = refused(config={**CONFIG, "resume": "auto"})
+    assert isinstance(finished, FinishedRun) and finished.directory == tmp_path
+    others = {"config": {**CONFIG, "model_mode": "DT"}}, {"config": {**CONFIG, "epochs": 11}}, {"seed": 2}
+    assert not any(isinstance(refused(**other), FinishedRun) for other in others)
 
 
 def run_for_ever(directory: Path) -> None:
