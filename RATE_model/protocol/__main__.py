@@ -6,7 +6,7 @@
 Runs that differ in their seed alone are examined together. Each gets eval/protocol.json, eval/protocol.md and
 plots/protocol.png, or all go into --output.
 
-    python3 -m RATE_model.protocol --env tmaze --model_mode LSTM --grid
+    python3 -m RATE_model.protocol --env NAME --model_mode LSTM --grid
 
 trains a memory on one length at a time, seen whole, in two segments and in three, and draws at which lengths it is
 right. Runs that are finished are kept, interrupted ones are continued.

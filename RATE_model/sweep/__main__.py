@@ -1,6 +1,6 @@
 """Values of flags times seeds: the commands that a person would type, run here or on SLURM.
 
-    python3 -m RATE_model.sweep "python3 TMaze_new/TMaze_new_src/train_tmaze.py --learning_rate {1e-4,3e-4}" --seeds 1-5
+    python3 -m RATE_model.sweep "python3 TRAIN_SCRIPT --learning_rate {1e-4,3e-4}" --seeds 1-5
     python3 -m RATE_model.sweep --folder sweeps/NAME --status
 
 Each command goes on where it was interrupted (`--resume auto`), so the same call may be made again at any time: what is
