@@ -31,9 +31,10 @@ test: $(VENV)/dev.stamp ## run the tests
 slow-test: $(VENV)/dev.stamp ## run the tests that take minutes
 	$(BIN)/python -m pytest -q -m slow
 
-lint: $(VENV)/dev.stamp ## check style, formatting and types
+lint: $(VENV)/dev.stamp ## check style, formatting, wording and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python tools/check_wording.py
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 docs: $(VENV)/dev.stamp ## build the documentation in build/docs, and check its links

@@ -61,7 +61,7 @@ class Console:
         return self._emulator.game_over()
 
     def switch_on(self, idle_frames: int = 0) -> None:
-        """Begin a game, and let so many frames pass without a button pressed."""
+        """Begin a game, and let this many frames pass without a button pressed."""
         self._emulator.restoreState(self._begin)
         idle = self._actions[self.noop]
         for _ in range(idle_frames):

@@ -8,7 +8,7 @@ What is trained on, the first of these that is there:
 
 DQN-replay files are converted once, to a file that later runs open at once.
 
-Windows of L = segments x context_length steps begin at every step of every episode from which so many are left, and
+Windows of L = segments x context_length steps begin at every step of every episode from which this many are left, and
 never cross an episode's end. Shorter episodes are windows of their own, padded behind their last step. Returns-to-go
 are undiscounted and run to the end of the episode. Frames are stored, kept and moved once: the four that an observation
 shows are put side by side as a view where they are encoded (`RATE_model.data.frames.FrameStack`).

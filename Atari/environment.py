@@ -71,7 +71,7 @@ class Play(Rules):
 class Task(Rules, SegmentOptions):
     """Segments, returns, and evaluation."""
 
-    # The model sees returns divided by this; 1 is published, and a tanh behind it that can hardly tell 20 points from
+    # The model sees returns divided by this; 1 is published, and a tanh after it that can hardly tell 20 points from
     # 200; none = half of the return asked for
     return_scale: float | None = 1.0
     # Passes over the data after which the learning rate's decay is over (published: 2 of 3 epochs); none = when
@@ -126,7 +126,7 @@ class Config(ExperimentConfig):
         if scale is None:
             scale = abs(self.target) / 2
         if scale == 0:
-            raise UserError("--return_scale none: half of --target_return 0 is no scale; give a number above 0")
+            raise UserError("--return_scale none: half of --target_return 0 is not a scale; give a number above 0")
         return spec_of(self.game, return_scale=1 / scale, conv_channels=self.image.conv_channels)
 
 
@@ -207,7 +207,7 @@ class Atari(Environment):
         trained, name = recorded.get("game"), flags.get("game")
         if name is None:
             config = run / "config.yaml"
-            raise UserError(f"{config} names no game: this is no run of train_rate_atari.py; or give --game")
+            raise UserError(f"{config} names no game: this is not a run of train_rate_atari.py; or give --game")
         if trained is not None and game_of(name) != game_of(trained):
             raise UserError(f"--game {name}: {run} was trained on {trained}")
         return super().load_agent(checkpoint, recorded, asked, device=device)

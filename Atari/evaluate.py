@@ -18,7 +18,7 @@ FIRST_SEED = 2**31
 
 
 def evaluation_seeds(episodes: int) -> np.ndarray:
-    """Seeds of so many episodes, (E,) int64; never those of data."""
+    """Seeds of this many episodes, (E,) int64; never those of data."""
     return np.arange(FIRST_SEED, FIRST_SEED + episodes)
 
 

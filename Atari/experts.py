@@ -73,7 +73,7 @@ class BreakoutPlayer(ScriptedPlayer):
         return self.RIGHT if missing > 0 else self.LEFT
 
     def _way(self, steps: float) -> float:
-        """How far a press carries the paddle in so many decisions, the one with the press included."""
+        """How far a press carries the paddle in this many decisions, the one with the press included."""
         return self.CARRIED * min(max(steps, 0.0), 1.0) + self.GLIDE * min(max(steps - 1, 0.0), 1.0)
 
     def _took(self, action: int) -> None:

@@ -77,12 +77,12 @@ class Selection:
 
     # DQN-replay data: buffers that are drawn from, 0 to this number less one
     buffers: int = PUBLISHED_BUFFERS
-    # DQN-replay data: draw until there are so many transitions; none = 500,000. Our own data: make so many where it is
-    # missing; none = 100,000, or 20,000 where the player plans, as it takes long
+    # DQN-replay data: draw until there are this many transitions; none = 500,000. Our own data: make this many where it
+    # is missing; none = 100,000, or 20,000 where the player plans, as it takes long
     transitions: int | None = None
     # DQN-replay data: whole episodes of a draw, in a row, behind those drawn from that buffer before
     trajectories_per_buffer: int = 10
-    # DQN-replay data: only the first so many transitions of each buffer are looked at
+    # DQN-replay data: only the first this many transitions of each buffer are looked at
     buffer_transitions: int = 100_000
     # DQN-replay data: seed of the draws
     data_seed: int = 123
@@ -102,7 +102,7 @@ class Buffer:
 
     Attributes:
         folder, number: where its files are.
-        slots: where the transitions lie, (first, behind the last) of each stretch, in the order of play.
+        slots: where the transitions lie, (first, after the last) of each stretch, in the order of play.
         starts, lengths: (E,) int64, first transition and number of transitions of every finished episode, the padding
             before it included: frames tell what is padding, and are not read yet.
         terminal: (E,) bool, whether it ended in a terminal state.
@@ -193,7 +193,7 @@ def read_buffer(folder: Path, number: int, *, num_actions: int, limit: int = CAP
         folder: of the files.
         number: N.
         num_actions: actions lie between 0 and num_actions - 1.
-        limit: episodes that end after the first so many transitions are left out.
+        limit: episodes that end after the first this many transitions are left out.
 
     Raises:
         UserError: a store is missing, truncated or damaged, or holds something else; stores differ in length, or the
@@ -232,7 +232,7 @@ def read_buffer(folder: Path, number: int, *, num_actions: int, limit: int = CAP
 
 
 def _in_order(folder: Path, number: int, capacity: int) -> tuple[tuple[int, int], ...]:
-    """Stretches (first slot, slot behind the last) of what was written, the oldest first.
+    """Stretches (first slot, slot after the last) of what was written, the oldest first.
 
     Raises:
         UserError: `add_count` and `invalid_range` contradict each other or the stores, or there is too little of them.

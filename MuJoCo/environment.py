@@ -172,7 +172,7 @@ class MuJoCo(Environment):
                 raise UserError(f"--env_id {asked['env_id']} is {task.name}, but {run} was trained on {trained.name}")
         elif asked.get("env_id") is None:
             raise UserError(
-                f"{run / 'config.yaml'} names no env_id: this is no run of train_rate_mujoco_ca.py; of a converted "
+                f"{run / 'config.yaml'} names no env_id: this is not a run of train_rate_mujoco_ca.py; of a converted "
                 "checkpoint give --env_id"
             )
         agent = super().load_agent(checkpoint, recorded, asked, device=device)

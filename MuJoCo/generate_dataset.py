@@ -182,7 +182,7 @@ def collect(
 ) -> np.ndarray:
     """Let a policy act for at least ``steps`` steps, and write its episodes; returns their returns (E,) float64.
 
-    All episodes are whole. None is begun once so many steps are taken, and those under way are finished and kept:
+    All episodes are whole. None is begun once this many steps are taken, and those under way are finished and kept:
     neither long nor short ones are preferred. The episodes are a function of (seed, steps of the policy's training,
     number of environments).
     """

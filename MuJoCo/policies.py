@@ -1,10 +1,10 @@
 """Gaussian policies of Proximal Policy Optimization (Schulman et al. 2017, arXiv 1707.06347) for our own data.
 
-Training goes on in rounds of `ROUND_STEPS` steps. Behind every round the policy is kept, with all that training needs
+Training goes on in rounds of `ROUND_STEPS` steps. After every round the policy is kept, with all that training needs
 to go on. A round begins with new episodes and with random numbers that are a function of (seed, number of the round):
 so a training that was stopped, or that shall go on for longer, gives the policies of one that was never interrupted.
 
-    {folder}/{robot}_seed{seed}/{steps:09d}.pt     behind so many steps; 0 is the policy before training
+    {folder}/{robot}_seed{seed}/{steps:09d}.pt     behind this many steps; 0 is the policy before training
 """
 
 from __future__ import annotations
@@ -82,11 +82,11 @@ def train_policies(
 ) -> list[Policy]:
     """Policies of one training, from untrained onward, until `enough` is true of them.
 
-    Those kept in ``folder`` are taken from there; training begins behind them. It uses one thread: for nets this small
+    Those kept in ``folder`` are taken from there; training begins after them. It uses one thread: for nets this small
     more are slower.
 
     Args:
-        enough: is asked before training and behind every round.
+        enough: is asked before training and after every round.
         report: is told every new policy.
 
     Raises:
@@ -215,7 +215,7 @@ def _policy(state: dict[str, Any]) -> Policy:
 
 
 def _read(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    remedy = f"delete the folder '{path.parent}' to train anew."
+    remedy = f"delete the folder '{path.parent}' to train again."
     try:
         state = torch.load(path, weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:

@@ -64,7 +64,7 @@ class ImageEncoder(nn.Module):
 
         Mishkin and Matas 2016 (arXiv 1511.06422), Krähenbühl et al. 2016 (arXiv 1511.06856). A small thing that moves
         is a few pixels among thousands that never change. So where an observation is several pictures, half of the
-        first filters begin with weights that sum to 0 over time: nothing but what moves passes them, and it is
+        first filters begin with weights that sum to 0 over time: only motion passes them, and it is
         amplified as much as the rest.
 
         Args:

@@ -91,7 +91,7 @@ def load_for(
         flags: of the checkpoint's run, flat.
 
     Raises:
-        UserError: the checkpoint is damaged, or its observations or actions are others.
+        UserError: the checkpoint is damaged, or its observations or actions differ.
     """
     if unplayable := (flags or {}).get("unplayable"):
         raise UserError(f"{path} is of {unplayable}, which no environment of this project plays")

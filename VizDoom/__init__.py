@@ -1,1 +1,1 @@
-"""ViZDoom-Two-Colors: see a red or green pillar, then live on items of its colour alone."""
+"""ViZDoom-Two-Colors: see a red or green pillar, then collect items of its colour alone."""

@@ -70,7 +70,7 @@ def on_the_processor(work: Callable[[], None]) -> Callable[[], float]:
 
 
 def act_at_random(env: AtariEnv, steps: int) -> None:
-    """So many random steps, from the start."""
+    """This many random steps, from the start."""
     actions = np.random.default_rng(0).integers(env.game.actions, size=steps)
     env.reset(seed=0)
     for action in actions:

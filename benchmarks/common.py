@@ -110,7 +110,7 @@ def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def set_threads(threads: int) -> None:
-    """Let torch use so many threads; 0 leaves its own choice."""
+    """Let torch use this many threads; 0 leaves its own choice."""
     if threads:
         torch.set_num_threads(threads)
 

@@ -148,7 +148,7 @@ def _appended(config: RATEConfig, batch: int, count: int, *, columns: int, outpu
 
 
 def _encoders(config: RATEConfig, spec: EnvironmentSpec, rows: int) -> list[Product]:
-    """Linear maps of return, observation and continuous action; a table of actions is no product."""
+    """Linear maps of return, observation and continuous action; a table of actions is not a product."""
     features = 1 + spec.observation_shape[0] + (spec.num_actions if spec.continuous else 0)
     return [Product(2 * rows * features * config.d_model, gradients=1)]
 

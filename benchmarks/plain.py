@@ -101,7 +101,7 @@ class PlainTraining:
     def _window(
         self, batch: Batch, start: int, stop: int, memory: Tensor | None, cache: list[Tensor] | None
     ) -> tuple[Tensor, Tensor | None, list[Tensor] | None]:
-        """Loss of the steps from `start` to `stop`, and the memory and cache behind them."""
+        """Loss of the steps from `start` to `stop`, and the memory and cache after them."""
         length, logits = self.meta["segment_length"], []
         for first in range(start, stop, length):
             steps = slice(first, first + length)
@@ -114,7 +114,7 @@ class PlainTraining:
 
 
 class PlainActor:
-    """The published way to act: the running segment is computed anew at every step, and once more when it is closed.
+    """The published way to act: the running segment is recomputed at every step, and once more when it is closed.
 
     Args:
         full: fill the steps to come with zeros. No step sees them; but a published read token sees the ones right of it

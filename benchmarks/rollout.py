@@ -47,7 +47,7 @@ class MeasureOptions:
     context_length: int = 30
     # Episodes at once
     batch_size: int = 100
-    # Episode lengths: memory is read at each, time around the first and behind the last
+    # Episode lengths: memory is read at each, time around the first and after the last
     lengths: tuple[int, ...] = (90, 900, 9000)
     # Precisions to measure; the plain way always runs in float32
     precisions: tuple[Literal["32", "bf16"], ...] = ("32", "bf16")
@@ -85,7 +85,7 @@ class Options:
     measure: MeasureOptions = field(default_factory=MeasureOptions)
 
     def validate(self) -> None:
-        """Raise a UserError if these sizes make no model, or one that acts in another way."""
+        """Raise a UserError if these sizes are invalid, or one that acts in another way."""
         if self.model_config().sliding:
             raise UserError(f"--model_mode {self.model.model_mode}: this benchmark is of models that act in segments")
 
@@ -153,7 +153,7 @@ class Episodes:
         self.step = 0
 
     def advance(self, steps: int) -> float:
-        """Act so many steps; seconds per step."""
+        """Act this many steps; seconds per step."""
         start = self.clock()
         for _ in range(steps):
             self.actor.act(self.observations[self.step % len(self.observations)], self.rewards)
@@ -161,7 +161,7 @@ class Episodes:
         return (self.clock() - start) / steps
 
     def restart(self, steps: int) -> None:
-        """Begin new episodes and act so many steps of them."""
+        """Begin new episodes and act this many steps of them."""
         self.actor.reset()
         self.step = 0
         self.advance(steps)
@@ -297,7 +297,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 difference = check_logits(of_model, precision)
                 case = common.in_fresh_process(measure_case, of_model, precision)
                 if case is None:
-                    raise UserError(f"{name}, {precision}: the process was killed, maybe for want of memory")
+                    raise UserError(f"{name}, {precision}: the process was killed, probably out of memory")
                 cases.append({"model": name, "logit_difference": difference, **case})
         result = {
             "benchmark": "rollout",

@@ -144,7 +144,7 @@ def step_seconds(model: Model, rows: Sequence[int], rounds: int) -> tuple[float,
 
 
 def message_seconds(floats: Sequence[int], repeats: int = 30) -> list[float]:
-    """Seconds in which two processes of this machine sum so many floats: the fastest of several."""
+    """Seconds in which two processes of this machine sum this many floats: the fastest of several."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])

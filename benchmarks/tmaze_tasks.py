@@ -53,7 +53,7 @@ class Options:
 
 
 def seconds(mazes: VectorEnv, steps: int) -> float:
-    """CPU seconds of so many steps: right, and up in the last."""
+    """CPU seconds of this many steps: right, and up in the last."""
     mazes.reset(seed=0)
     right, up = np.full(mazes.num_envs, RIGHT), np.full(mazes.num_envs, UP)
     started = time.process_time()

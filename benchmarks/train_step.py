@@ -54,7 +54,7 @@ class MeasureOptions:
     rounds: int = 5
     # Time the plain loop as well (most of the time goes there)
     plain: Boolean = True
-    # Measure peak memory with trajectories of so many segments; none: leave it out
+    # Measure peak memory with trajectories of this many segments; none: leave it out
     memory_segments: tuple[int, ...] = (3, 6, 12)
     # Edge of the matrices whose product is the machine's speed
     matrix_size: int = common.MATRIX_SIZE
@@ -84,7 +84,7 @@ class Options:
     measure: MeasureOptions = field(default_factory=MeasureOptions)
 
     def validate(self) -> None:
-        """Raise a UserError if these sizes make no model."""
+        """Raise a UserError if these sizes are invalid."""
         self.model_config()
 
     def model_config(self, **changes: Any) -> RATEConfig:

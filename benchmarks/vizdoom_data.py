@@ -78,7 +78,7 @@ def one_core() -> Iterator[None]:
 
 
 def play_one(steps: int) -> Callable[[], None]:
-    """So many random steps in a game that is started here, and again whenever it is over."""
+    """This many random steps in a game that is started here, and again whenever it is over."""
     env, actions = VizDoomTwoColorsEnv(SCENARIO), np.random.default_rng(0)
     env.reset(seed=0)
 
@@ -93,7 +93,7 @@ def play_one(steps: int) -> Callable[[], None]:
 
 
 def play_many(envs: VizDoomTwoColorsVectorEnv, steps: int) -> Callable[[], None]:
-    """So many random steps in every game."""
+    """This many random steps in every game."""
     actions = np.random.default_rng(0)
 
     def run() -> None:

@@ -98,7 +98,7 @@ def make_batch(size: int, steps: int, *, images: bool) -> Batch:
 
 
 def convolution_flops(model: Agent, images: int) -> int:
-    """Operations of the image encoder's products over so many images, forward and backward."""
+    """Operations of the image encoder's products over this many images, forward and backward."""
     total = 0
     with torch.no_grad():
         hidden = torch.zeros(1, *SPEC.observation_shape)
@@ -149,7 +149,7 @@ def _discard(result: object) -> None:
 
 
 class PlainEpisode:
-    """The published way to act in one episode: the running segment is computed anew, images included, at every step."""
+    """The published way to act in one episode: the running segment is recomputed, images included, at every step."""
 
     def __init__(self, model: Agent) -> None:
         self.model = model
@@ -202,7 +202,7 @@ def check_logits(model: Agent, steps: int) -> float:
 def acting_candidates(
     options: Options, model: Agent, games: VizDoomTwoColorsVectorEnv, game: VizDoomTwoColorsEnv
 ) -> dict[str, Callable[[], None]]:
-    """So many steps of all episodes at once, and of one of them in the plain way."""
+    """This many steps of all episodes at once, and of one of them in the plain way."""
     seeds, _ = evaluation_seeds(options.episodes)
 
     def together() -> None:

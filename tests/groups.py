@@ -33,7 +33,7 @@ def variables(number: int, size: int, port: int) -> dict[str, str]:
 
 
 class Group:
-    """So many forked processes, each of which does `work`, started as torchrun would."""
+    """This many forked processes, each of which does `work`, started as torchrun would."""
 
     def __init__(self, size: int, work: Callable[[], Any]) -> None:
         port, context = free_port(), multiprocessing.get_context("fork")
@@ -76,7 +76,7 @@ def _received(pipe: Any) -> Any:
 
 
 def in_group(size: int, work: Callable[[], Any]) -> list[Any]:
-    """What `work` gives in each of so many processes that have joined, or the error that ended it, as text."""
+    """What `work` gives in each of this many processes that have joined, or the error that ended it, as text."""
 
     def joined() -> Any:
         with distributed.joined():

@@ -17,7 +17,7 @@ NO_EVALUATION = "--online_inference false --last_inference false".split()
 
 
 def random_play(path: Path, robot: Robot, *, episodes: int = 12, most: int = 40) -> Path:
-    """A file of episodes of a robot that acts at random, of at most so many steps."""
+    """A file of episodes of a robot that acts at random, of at most this many steps."""
     rng = np.random.default_rng(0)
     environment = make_environment(robot)
     path.parent.mkdir(parents=True, exist_ok=True)

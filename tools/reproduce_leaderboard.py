@@ -81,7 +81,7 @@ def scores_of(document: Mapping[str, Any], places: Sequence[str]) -> tuple[list[
 
 
 def bits_recalled(rate: float, bits: int) -> float:
-    """What answers that are right this often tell of so many fair bits: bits times (1 - binary entropy)."""
+    """What answers that are right this often tell of this many fair bits: bits times (1 - binary entropy)."""
     rate = min(max(rate, 0.5), 1 - 1e-12)
     return bits * (1 + rate * np.log2(rate) + (1 - rate) * np.log2(1 - rate))
 

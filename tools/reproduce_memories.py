@@ -202,7 +202,7 @@ def collect(place: Place, runs: list[Path]) -> dict[str, Any]:
 
 
 def acting_ms(agent: Agent, *, episodes: int = 100, steps: int = 30) -> float:
-    """Processor milliseconds of a step of so many episodes at once: the median after ten steps."""
+    """Processor milliseconds of a step of this many episodes at once: the median after ten steps."""
     actor = Actor(agent.eval(), episodes, np.ones(episodes))
     shape, dtype = agent.spec.observation_shape, np.uint8 if agent.spec.is_image else np.float32
     observations, rewards, taken = np.zeros((episodes, *shape), dtype), np.zeros(episodes), []

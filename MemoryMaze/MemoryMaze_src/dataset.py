@@ -154,7 +154,7 @@ def ensure_dataset(options: DataOptions) -> list[Path]:
 
 
 def check_windows(options: DataOptions, size: int) -> None:
-    """Raise a UserError if there can be no window of so many steps, as far as that is seen without the data.
+    """Raise a UserError if there can be no window of this many steps, as far as that is seen without the data.
 
     Or none that tells what is to be learned.
     """

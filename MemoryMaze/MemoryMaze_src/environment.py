@@ -92,7 +92,7 @@ class Config(ExperimentConfig):
     task: Task = field(default_factory=Task)
 
     def validate(self) -> None:
-        """Raise a UserError if these sizes make no model, or the episodes that would be made have no such window."""
+        """Raise a UserError if these sizes are invalid, or the episodes that would be made have no such window."""
         super().validate()
         check_windows(self.data, self.segments * self.context_length)
 

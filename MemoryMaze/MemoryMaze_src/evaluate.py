@@ -29,7 +29,7 @@ PLAYERS = {"random": "explorer:1:1", "explorer": "explorer:0:1", "planner": "pla
 
 
 def evaluation_seeds(episodes: int) -> np.ndarray:
-    """Seeds of so many episodes, (E,) int64, never those of data.
+    """Seeds of this many episodes, (E,) int64, never those of data.
 
     Up to 100 are spread over 0 to 99, so that 5 are the published 0, 20, ..., 80; more count up from 0.
     """

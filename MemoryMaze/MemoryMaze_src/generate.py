@@ -1,7 +1,7 @@
 """Making Memory Maze trajectories with the scripted experts, on all cores.
 
 Step t of an episode holds the picture observations[t], the action actions[t] taken on it, and the reward rewards[t] of
-that action; the picture behind the last action is not kept. Every episode has a seed of its own, 1,000,000 and up: none
+that action; the picture after the last action is not kept. Every episode has a seed of its own, 1,000,000 and up: none
 of those that are evaluated. Nothing ends an episode but its length.
 
 Beside them lie, per step and at the time of the picture: ``infos/target`` which ball is asked for, ``infos/agent_pos``

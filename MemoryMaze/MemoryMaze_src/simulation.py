@@ -180,7 +180,7 @@ def _package_task(tasks: types.ModuleType, size: int, seed: int) -> tuple[Any, n
 
 
 def _compile(model: Any, pixels: int) -> tuple[Any, Context]:
-    """The physics of a model, and what draws it with at most so many pixels a side."""
+    """The physics of a model, and what draws it with at most this many pixels a side."""
     from dm_control import mjcf
 
     root = ElementTree.fromstring(model.to_xml_string())

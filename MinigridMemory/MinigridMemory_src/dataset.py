@@ -73,13 +73,13 @@ class DataOptions:
     preset: Preset = "clean_31"
     # Size of the mazes, odd and at least 7; none = the preset's
     size: int | None = None
-    # Where the corridor ends: drawn anew in every maze, or as far east as possible; none = the preset's
+    # Where the corridor ends: redrawn in every maze, or as far east as possible; none = the preset's
     corridor: Literal["random", "fixed"] | None = None
     # Shortest episodes kept, in steps; none = the preset's
     min_steps: int | None = None
     # Longest episodes kept, in steps; none = the preset's
     max_steps: int | None = None
-    # Time limit in steps; none = 96 (published), or 2 size + 14 where that is more: the expert never needs so many
+    # Time limit in steps; none = 96 (published), or 2 size + 14 where that is more: the expert never needs that many
     cap: int | None = None
     # Probability of a random action at each step of the expert
     noise: float = 0.0
@@ -192,7 +192,7 @@ def open_dataset(path: Path) -> TrajectoryFile:
         observation_shape=OBSERVATION_SHAPE,
         observation_dtype="uint8",
         num_actions=NUM_ACTIONS,
-        hint="Name another --data_path; if it was collected here, delete it: the next training collects it anew.",
+        hint="Name another --data_path; if it was collected here, delete it: the next training collects it again.",
     )
 
 

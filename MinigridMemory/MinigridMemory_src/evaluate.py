@@ -48,7 +48,7 @@ class SizeResult:
 
 
 def evaluation_seeds(episodes: int) -> np.ndarray:
-    """Seeds of so many episodes: the published 0..99 and on from there, never those of data."""
+    """Seeds of this many episodes: the published 0..99 and on from there, never those of data."""
     return np.arange(EVALUATION_SEEDS[0], EVALUATION_SEEDS[0] + episodes)
 
 

@@ -117,7 +117,7 @@ class Expert:
         return (FORWARD, RIGHT, LEFT, LEFT)[(heading - self._heading) % 4]
 
     def _ahead(self, steps: int, right: int) -> tuple[int, int]:
-        """The cell so many steps ahead and to the right."""
+        """The cell this many steps ahead and to the right."""
         (ax, ay), (rx, ry) = _STEPS[self._heading], _STEPS[(self._heading + 1) % 4]
         return self._x + ax * steps + rx * right, self._y + ay * steps + ry * right
 

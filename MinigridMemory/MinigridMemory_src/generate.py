@@ -32,7 +32,7 @@ from RATE_model.system.progress import progress_bar
 FIRST_SEED = 1_000_000
 BLOCK = 50  # episodes that a process plays at once
 BATCH_STEPS = 2000  # steps drawn and written at once, about 40 MB
-# So many episodes in a row without one to keep: the wish cannot be met, or only in hours. The rarest kind of the
+# This many episodes in a row without one to keep: the wish cannot be met, or only in hours. The rarest kind of the
 # published selections is one in 45.
 PATIENCE = 5000
 KINDS = tuple(itertools.product(("key", "ball"), ("north", "south")))
@@ -80,7 +80,7 @@ class Tally:
 
     @classmethod
     def of(cls, trajectories: int) -> Tally:
-        """Room for so many, divided evenly."""
+        """Room for this many, divided evenly."""
         share, rest = divmod(trajectories, len(KINDS))
         return cls({kind: share + (number < rest) for number, kind in enumerate(KINDS)})
 

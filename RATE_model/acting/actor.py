@@ -80,7 +80,7 @@ class Actor:
         """Begin new episodes.
 
         Args:
-            rows: bool mask or indices of the environments that begin anew; None: all.
+            rows: bool mask or indices of the environments that start over; None: all.
             target_return: what to ask for in them; None: what was asked for at their last reset.
         """
         rows = np.arange(self.batch_size) if rows is None else np.arange(self.batch_size)[rows]

@@ -33,7 +33,7 @@ class Acting:
     precision: str = "32"
 
     def actor(self, agent: Agent, rows: int, *, first: int = 0) -> Actor:
-        """An actor for so many environments; `first` tells apart the draws of several actors of one evaluation."""
+        """An actor for this many environments; `first` tells apart the draws of several actors of one evaluation."""
         options: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
         options["seed"] += first
         with torch.no_grad():
@@ -65,7 +65,7 @@ def play_cases(
     Args:
         agent: in eval mode.
         cases: lengths, sizes, ..., `[None]` where there are none; one that is named twice is one case.
-        make: the cases of B rows, `(B,)` -> so many environments, whose `max_steps`, `()` or `(B,)`, limits episodes.
+        make: the cases of B rows, `(B,)` -> this many environments, whose `max_steps`, `()` or `(B,)`, limits episodes.
             They are closed afterwards.
         seeds: `(E,)` of every case.
         acting: what the agent is asked for.

@@ -62,7 +62,7 @@ class Episodes:
 
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """Torch uses so many threads for one operation inside, and as many as before behind."""
+    """Torch uses this many threads for one operation inside, and as many as before behind."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -83,7 +83,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def side_by_side(model: Agent, cases: Sequence[int], episodes: int) -> Iterator[list[int]]:
-    """Groups of cases (lengths, sizes, ...) of so many episodes each that are worth acting in at once, in order.
+    """Groups of cases (lengths, sizes, ...) of this many episodes each that are worth acting in at once, in order.
 
     A case that is named twice is one case.
     """
@@ -108,7 +108,7 @@ def rollout(
         actor: freshly made or reset, for as many rows as there are environments.
         environments: that do not reset themselves (`AutoresetMode.DISABLED`) and ignore actions once finished.
         seeds: `(B,)` one per episode.
-        max_steps: no episode goes on after so many steps.
+        max_steps: no episode goes on after this many steps.
         options: of the environments' reset.
         compact: go on without the rows of finished episodes; False where a `transform_memory` compares rows.
         description: of the progress bar.
@@ -186,7 +186,7 @@ def rollout_in_turns(
 
     Args:
         actors, environments, seeds: of each group, as for `rollout`. The environments step in processes of their own
-            and are closed behind it.
+            and are closed after it.
         max_steps, description: see `rollout`.
 
     Returns:

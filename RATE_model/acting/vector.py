@@ -29,7 +29,7 @@ def episode_seeds(
     """One seed per environment, B in all.
 
     Args:
-        environments: a given seed also starts their ``np_random`` anew.
+        environments: a given seed also starts their ``np_random`` again.
         seed: as given to ``reset``: one per environment, or an int s for s, s + 1, ..., or None to draw them.
         below: those drawn are 0 to below - 1.
 

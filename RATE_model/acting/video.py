@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 BLOCK = 16  # the codec takes sizes that are multiples of this
 LINE = 18  # pixels of a line of text
-_FRAMES = 30  # at most so many a second
+_FRAMES = 30  # at most this many a second
 
 
 def with_caption(frame: np.ndarray, *lines: str) -> np.ndarray:

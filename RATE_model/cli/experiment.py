@@ -274,7 +274,7 @@ def plan(
 
 
 def _stage_size(train: TrainOptions, model: AgentConfig, data: WindowDataset, steps: int) -> tuple[int, float]:
-    """Optimizer steps and environment steps of an epoch of windows that are padded to so many steps."""
+    """Optimizer steps and environment steps of an epoch of windows that are padded to this many steps."""
     batches = _batches(train, data)
     shown = min(batches * train.batch_size, len(data))
     return batches * optimizer_steps(train, model.context_length, steps), shown * float(data.windows[:, 2].mean())

@@ -16,14 +16,14 @@ MAX_SEED = 2**63 - 1
 
 
 def at_least(minimum: float, **values: float | None) -> None:
-    """Raise `UserError` for the first flag whose value is below the minimum; None is no value."""
+    """Raise `UserError` for the first flag whose value is below the minimum; None is not a value."""
     for name, value in values.items():
         if value is not None and value < minimum:
             raise UserError(f"--{name} {value}: must be at least {minimum}")
 
 
 def at_most(maximum: float, **values: float | None) -> None:
-    """Raise `UserError` for the first flag whose value is above the maximum; None is no value."""
+    """Raise `UserError` for the first flag whose value is above the maximum; None is not a value."""
     for name, value in values.items():
         if value is not None and value > maximum:
             raise UserError(f"--{name} {value}: must be at most {maximum}")
@@ -57,4 +57,4 @@ def writable(**folders: Path | None) -> None:
         if not there.is_dir():
             raise UserError(f"--{name} {folder}: {there} is a file; give a folder")
         if not os.access(there, os.W_OK | os.X_OK):
-            raise UserError(f"--{name} {folder}: {there} must not be written to; give another folder")
+            raise UserError(f"--{name} {folder}: {there} is not writable; give another folder")

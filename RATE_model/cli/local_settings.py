@@ -28,7 +28,7 @@ def configured_folder(section: str, key: str) -> Path | None:
 
     Raises:
         UserError: the section is malformed, or the file cannot be read and may name the folder. What else is wrong
-            with the file is no concern of the data's.
+            with the file does not concern the data's.
     """
     path = settings_file()
     if path is None:

@@ -88,7 +88,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
 @dataclasses.dataclass(frozen=True)
 class _Published:
-    """A flag of scripts that say what the published setting is; it sets other flags and is no part of a run's."""
+    """A flag of scripts that say what the published setting is; it sets other flags and is not part of a run's."""
 
     # Train as the authors' code does, wherever this project does otherwise on purpose: sets the flags that
     # docs/deviations.md lists and prints them. Flags typed beside it win; it wins over --config FILE

@@ -26,7 +26,7 @@ from RATE_model.system.atomic import atomic_write_json, atomic_write_text
 from RATE_model.training.runs import FinishedRun, Run
 
 ROOT = Path(__file__).resolve().parents[2]
-# A page of results: what is written anew stands between these.
+# A page of results: what is rewritten stands between these.
 BEGIN, END = "<!-- reproduce.py: begin -->", "<!-- reproduce.py: end -->"
 
 
@@ -257,7 +257,7 @@ def _place(label: str, order: Sequence[str]) -> int:
 
 
 def training_table(document: Mapping[str, Mapping[str, Any]]) -> str:
-    """Per model its size, what its training took in the mean over seeds, and where its figures come from."""
+    """Per model its size, what its training took on average over seeds, and where its figures come from."""
     rows = [
         [
             label,

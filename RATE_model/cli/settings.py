@@ -105,7 +105,7 @@ class ModelOptions:
     condition: Literal["auto", "rtg", "none"] = "auto"
     # Width of the embedded steps and of the model
     d_model: int = 64
-    # Parameters of the memory, without encoders and head: the --d_model is chosen with which it has so many within a
+    # Parameters of the memory, without encoders and head: the --d_model is chosen with which it has this many within a
     # tenth; none = as --d_model says
     budget: Budget = "none"
     # Dropout of embeddings, and inside and after the memory
@@ -161,7 +161,7 @@ class ModelOptions:
         return (*(("arch_mode", arch) if arch else ()), self.model_mode, *condition)
 
     def agent_config(self, *, context_length: int, segments: int) -> AgentConfig:
-        """The agent for segments of `context_length` steps and trajectories of so many segments; validated."""
+        """The agent for segments of `context_length` steps and trajectories of this many segments; validated."""
         if self.budget == "none":
             sizes = self._sizes(self.d_model, context_length, segments)
         else:
@@ -251,13 +251,13 @@ class TrainOptions:
     initialisation: Literal["scaled", "published"] = "scaled"
     # Largest norm of the gradient
     grad_norm_clip: float = 1.0
-    # Process a batch in so many parts to save memory; the gradient is the same
+    # Process a batch in this many parts to save memory; the gradient is the same
     accumulate: int = 1
     # Share of past actions that are shown as random ones in training, against a model that learns to go on with what it
     # did before instead of looking at what there is; 0 = none, as published
     action_noise: float = 0.0
-    # Begin with image encoders whose layers are scaled by what they make of the data, and see what moves where an
-    # observation is several pictures
+    # Data-dependent initialisation of image encoders, with motion-sensitive first filters where an observation is
+    # several pictures
     calibrate: Boolean = False
     # float32, bfloat16 products, or auto: those where the device has units for them
     precision: Precision = "32"
@@ -265,13 +265,13 @@ class TrainOptions:
     compile: Boolean = False
     # Processes that load data; 0 = none, right for small data
     num_workers: int = changeable(0)
-    # Evaluate and save a checkpoint at epoch 1 and every so many epochs
+    # Evaluate and save a checkpoint at epoch 1 and every N epochs
     ckpt_epoch: int = 10
-    # Also evaluate and save a checkpoint after every so many batches of an epoch; none = at the ends of epochs only
+    # Also evaluate and save a checkpoint after every N batches of an epoch; none = at the ends of epochs only
     ckpt_batches: int | None = None
-    # Save a checkpoint at least every so many minutes
+    # Save a checkpoint at least every N minutes
     save_minutes: float = changeable(10.0)
-    # Log averages of so many batches
+    # Log averages of this many batches
     log_every: int = 10
 
     def validate(self) -> None:
@@ -324,7 +324,7 @@ class CurriculumOptions:
     # With --curr adaptive, batches in a row that solve a stage; `all_stages_solved` in eval/final.json says whether all
     # stages ended so, and nothing of how well the trained model plays
     streak: int = 10
-    # With --curr adaptive, a stage that is not solved ends after so many batches
+    # With --curr adaptive, a stage that is not solved ends after this many batches
     stage_batches: int = 1000
     # Batches over which --curr adaptive anneals the learning rate to zero
     anneal_batches: int = 150

@@ -32,7 +32,7 @@ class WindowDataset(Dataset):
     Padding (``pad="right"``) repeats the last observation; ``pad="left"`` puts ``blank`` before the first. Padded
     actions, labels and returns-to-go are 0.
 
-    With ``stack`` an observation is the last so many pictures of its episode, zeros where it had not begun. Pictures
+    With ``stack`` an observation is its last few pictures of its episode, zeros where it had not begun. Pictures
     are kept and given once, as a `FrameStack`, also where they lie before a window.
 
     Args:
@@ -105,7 +105,7 @@ class WindowDataset(Dataset):
         return self.with_windows(self.windows[self.windows[:, 2] <= size], size=size)
 
     def beginnings(self, steps: int) -> WindowDataset:
-        """The first steps of every window, at most so many; shares this one's memory."""
+        """The first steps of every window, at most this many; shares this one's memory."""
         windows = self.windows.copy()
         windows[:, 2] = np.minimum(windows[:, 2], steps)
         return self.with_windows(windows, size=steps)

@@ -142,11 +142,11 @@ def find_ends(
         marks: the arrays by name; those of unknown names are not looked at.
         steps: N, at least 1.
         follows: (N - 1,) bool, whether the successor of step t is the observation of step t + 1; None: nothing tells.
-        max_steps: no episode can be longer. Where nothing tells of episodes that were cut off, they end after so many.
+        max_steps: no episode can be longer. Where nothing marks cut-off episodes, they end after this many.
         one_step: an episode may have one step; without, two ends in a row are refused, else three.
 
     Raises:
-        UnclearEnds: an array is no mark of ends, or what they say together cannot be.
+        UnclearEnds: an array is not a mark of ends, or what they say together cannot be.
     """
     read = [_mark(name, np.asarray(values), steps) for name, values in marks.items() if kind_of(name)]
     read = [mark for mark in read if mark is not None]
@@ -385,7 +385,7 @@ def _check_breaks(broken: np.ndarray, last: np.ndarray, every: list[_Mark]) -> l
 
 
 def _limit(last: np.ndarray, most: int, every: list[_Mark], some: list[_Mark], broken: np.ndarray) -> list[str]:
-    """Hold episodes to so many steps: end them there, in ``last``, where nothing tells of cuts; else `UnclearEnds`.
+    """Hold episodes to this many steps: end them there, in ``last``, where nothing tells of cuts; else `UnclearEnds`.
 
     Returns what to say of it.
     """
@@ -413,7 +413,7 @@ def _limit(last: np.ndarray, most: int, every: list[_Mark], some: list[_Mark], b
 
 
 def _check_rows(last: np.ndarray, least: int, marks: list[_Mark]) -> None:
-    """Raise `UnclearEnds` if so many ends stand in a row: marks of something else, or padding."""
+    """Raise `UnclearEnds` if this many ends stand in a row: marks of something else, or padding."""
     row = np.lib.stride_tricks.sliding_window_view(last, least).all(axis=1) if len(last) >= least else np.zeros(1, bool)
     if row.any():
         step = int(np.argmax(row))

@@ -30,7 +30,7 @@ class EpochSampler:
         seed: of the run.
         key: tells apart samplers of one run, such as the stages of a curriculum.
         shuffle: False keeps the order of the dataset.
-        max_batches: an epoch ends after so many; the next one draws from all windows again.
+        max_batches: an epoch ends after this many; the next one draws from all windows again.
     """
 
     def __init__(

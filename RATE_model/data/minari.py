@@ -29,7 +29,7 @@ from RATE_model.system.locks import temporary
 
 VERSION = "0.5.4"  # of the format that is written
 DATA, METADATA = Path("data") / "main_data.hdf5", Path("data") / "metadata.json"
-# Of the metadata: what a dataset of ours says anew when it is written.
+# Of the metadata: what a dataset of ours says again when it is written.
 _OWN = {
     *("total_episodes", "total_steps", "dataset_size", "data_format", "jpeg_encoding", "minari_version"),
     *("observation_space", "action_space", "env_spec", "environment"),

@@ -70,7 +70,7 @@ class NpzKeys:
     # steps: an observation, the action taken on it, its reward; one more observation than actions is left out.
     # arrivals: the action that led to the observation, and its reward; T + 1 rows are T steps.
     # replay: the action taken on the observation, and the reward that came with it; T + 1 rows are T steps.
-    # auto: arrivals if the first row's action is no action (all zeros); any other file is refused, as nothing tells.
+    # auto: arrivals if the first row's action is not an action (all zeros); other files are refused.
     rows: Rows = "steps"
     one_hot: bool = False  # actions are (T, num_actions), one 1 in each row
     channels_last: bool = False  # images are (T, H, W, C)
@@ -133,7 +133,7 @@ _UNCLEAR = "does not tell whether an action was taken on the image of its row or
 def find_npz(folder: str | Path, pattern: str = PATTERN) -> list[Path]:
     """The files of a folder whose names match, by the numbers in their names.
 
-    Directories are passed over: a published collector made one, ``train_data_7.npz``, for every file that it
+    Directories are skipped: a published collector made one, ``train_data_7.npz``, for every file that it
     then saved beside it as ``train_data_7.npztrain_data_7.npz``.
     """
 
@@ -168,7 +168,7 @@ def given_data(
     if not source.is_file():
         raise UserError(f"{named} '{source}': there is no such file or folder")
     if source.suffix == ".npz":
-        raise UserError(f"{named} '{source}': one episode is no dataset; give the folder of the {pattern}")
+        raise UserError(f"{named} '{source}': one episode is not a dataset; give the folder of the {pattern}")
     return source
 
 
@@ -344,7 +344,7 @@ def _digest_of(target: Path, folder: Path) -> str:
     """That of the folder which a file was converted from. Raises UserError if it was not."""
     if digest := attributes_of(target).get(DIGEST):
         return digest
-    raise UserError(f"'{target}' exists and is no conversion of '{folder}'; move it away, or name another file")
+    raise UserError(f"'{target}' exists and is not a conversion of '{folder}'; move it away, or name another file")
 
 
 def _read(path: Path, layout: _Layout, shapes: dict[str, tuple[int, ...]]) -> _Contents:
@@ -509,7 +509,7 @@ def _images(values: np.ndarray, name: str) -> np.ndarray:
 
 
 def _info(values: np.ndarray, steps: int, name: str, episodes: int) -> np.ndarray:
-    """A further array as (T, ...), int64 or float32, of a file of so many episodes."""
+    """A further array as (T, ...), int64 or float32, of a file of this many episodes."""
     values = values.astype(np.float32 if values.dtype.kind == "f" else np.int64)
     if values.size == 1 and values.ndim < 2 and values.shape != (steps,):
         if episodes > 1:

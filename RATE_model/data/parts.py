@@ -101,7 +101,7 @@ def make_in_parts(
         missing = [task for task in tasks if not _is_done(job, folder, *task)]
         done = len(tasks) - len(missing)
         if done:
-            print(f"going on with {done} of {len(tasks)} parts found in '{folder}'", flush=True)
+            print(f"resuming with {done} of {len(tasks)} parts found in '{folder}'", flush=True)
         made = in_processes(functools.partial(make_part, job, folder), missing, workers or available_cores())
         with contextlib.closing(made), progress_bar(total=episodes, desc="playing", unit="episode") as bar:
             bar.update(episodes - sum(count for _, count in missing))
@@ -128,7 +128,7 @@ def make_until(
     overwrite: bool = False,
     workers: int | None = None,
 ) -> Path:
-    """As `make_in_parts`, for episodes of unknown length: so many that there are enough steps, the last one unfinished.
+    """As `make_in_parts`, for episodes of unknown length: enough for the steps wanted, the last one unfinished.
 
     Args:
         job, attributes, joined, overwrite, workers: as there.
@@ -143,7 +143,7 @@ def make_until(
             return path
         found = len(list(folder.glob("*.h5")))
         if found:
-            print(f"going on with {found} parts found in '{folder}'", flush=True)
+            print(f"resuming with {found} parts found in '{folder}'", flush=True)
         parts, left, firsts = [], steps, itertools.count(0, job.episodes_per_part)
         made = in_order(functools.partial(_make_or_find, job, folder), firsts, workers or available_cores(), ahead=1)
         with contextlib.closing(made), progress_bar(total=steps, desc="playing", unit="step") as bar:
@@ -194,7 +194,7 @@ def _make_or_find(job: Job, folder: Path, first: int) -> tuple[Path, int]:
 
 
 def _cut(episodes: Iterator[dict[str, Any]], steps: int) -> Iterator[dict[str, Any]]:
-    """Episodes up to so many steps; the one that goes beyond is cut off there and has no end."""
+    """Episodes up to this many steps; the one that goes beyond is cut off there and has no end."""
     while steps > 0:
         episode = next(episodes)
         if len(episode["rewards"]) > steps:
@@ -249,7 +249,7 @@ def _join(
     attributes: Mapping[str, Any],
     note: Callable[[dict[str, Any]], object],
 ) -> None:
-    """Write episodes into one file, each behind a call of ``note``."""
+    """Write episodes into one file, each after a call of ``note``."""
     with TrajectoryWriter(path, **job.layout, attributes=job.recipe) as writer:
         for episode in episodes:
             note(episode)

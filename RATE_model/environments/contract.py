@@ -283,7 +283,7 @@ class Environment(ABC):
         plot_curves({label: directory / "metrics.jsonl"}, directory / "plots" / "curves.png", self.curves)
 
     def grid_flags(self, case: Case, parts: int) -> Sequence[str]:
-        """Flags of the train script for episodes of one case alone, seen in so many segments.
+        """Flags of the train script for episodes of one case alone, seen in this many segments.
 
         Raises:
             UserError: the environment has no grid.

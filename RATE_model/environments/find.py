@@ -27,7 +27,7 @@ def environment_of(run: Path) -> Environment:
     """The environment of a run: that of the train script which its environment.json names, or a user's own.
 
     Raises:
-        UserError: it is no run, or names no train script of an environment.
+        UserError: it is not a run, or names no train script of an environment.
     """
     record = run / "environment.json"
     try:
@@ -41,7 +41,7 @@ def environment_of(run: Path) -> Environment:
                 return found
     if {"env", "env_args", "wrappers"} <= set(load_yaml(run / "config.yaml")):  # of RATE_model.train
         return _own()
-    raise UserError(f"{run}: '{' '.join(command[:3])}' is no train script of an environment; name it with --env")
+    raise UserError(f"{run}: '{' '.join(command[:3])}' is not a train script of an environment; name it with --env")
 
 
 def common_environment(runs: Sequence[Path], name: str | None = None) -> Environment:

@@ -176,7 +176,7 @@ class CompressiveCell(SegmentCell):
 
 
 def _filled(count: Tensor, segments: int, columns: int) -> Tensor:
-    """`(B, columns)` bool: the columns of the last `count` of so many segments."""
+    """`(B, columns)` bool: the columns of the last `count` of this many segments."""
     age = torch.arange(columns - 1, -1, -1, device=count.device) // (columns // segments)
     return age < count[:, None]
 

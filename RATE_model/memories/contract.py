@@ -268,7 +268,7 @@ class Memory(nn.Module, ABC):
 
     @property
     def segment(self) -> int:
-        """K: after so many steps memory is handed on, in training and in control experiments."""
+        """K: after this many steps memory is handed on, in training and in control experiments."""
         return self.config.context_length
 
     @property

@@ -110,7 +110,7 @@ class FFMOptions(MemoryOptions):
     ffm_layers: int = 1
     # Traces, each with a rate of decay of its own
     ffm_traces: int = 32
-    # Contexts: every trace turns at so many frequencies
+    # Contexts: every trace turns at this many frequencies
     ffm_contexts: int = 4
     # Steps after which the slowest trace has faded to a hundredth at the start
     ffm_horizon: int = 1024

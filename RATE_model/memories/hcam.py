@@ -119,7 +119,7 @@ class HCAMCell(SegmentCell):
         relevance = relevance.masked_fill(~there[:, None], float("-inf"))
         best = relevance.topk(self.top_k, dim=-1)
         picked = torch.zeros_like(relevance, dtype=torch.bool).scatter(2, best.indices, True) & there[:, None]
-        # A finite number in place of -inf: where no chunk is there, no weight is, and its gradient is no NaN.
+        # A finite number in place of -inf: where no chunk is there, no weight is, and its gradient is not NaN.
         weights = relevance.masked_fill(~picked, -1e9).softmax(dim=-1) * picked
         query, key, value = self.detail.by_head(n, state.details.flatten(1, 2))
         scores = (query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])).unflatten(-1, (self.chunks, -1))

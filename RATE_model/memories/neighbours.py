@@ -55,7 +55,7 @@ class History(nn.Module):
 
 
 class Index(nn.Module):
-    """Keys and values, at most so many.
+    """Keys and values, at most this many.
 
     Args:
         size: how many.

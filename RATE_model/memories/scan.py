@@ -18,8 +18,8 @@ from torch.utils.checkpoint import checkpoint
 
 StateT = TypeVar("StateT")
 
-# From so many numbers a step on, a CPU is faster step by step, in place, than with the tree, which goes through memory
-# several times: benchmarks/README.md.
+# From this many numbers a step on, a CPU is faster step by step, in place, than with the tree, which goes through
+# memory several times: benchmarks/README.md.
 _WIDE = 2048
 
 

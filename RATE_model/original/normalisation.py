@@ -13,7 +13,7 @@ STD_MARGIN = 1e-6
 
 
 def read_normalisation(path: Path, features: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each of so many features, the published margin of 1e-6 included.
+    """Mean and standard deviation of each of this many features, the published margin of 1e-6 included.
 
     Args:
         path: a JSON file with `mean` and `std`, taken as they are; or the data that the model was trained on: an HDF5

@@ -126,7 +126,7 @@ def evaluate(
         greedy: take the most probable action; False: draw from the predicted distribution.
         seed: of those draws.
         transform_memory: see `Actor`, and `knock_out_memory`.
-        max_episode_steps: truncate episodes after so many steps.
+        max_episode_steps: truncate episodes after this many steps.
         acting: `slide` and `reset_target`, see `Actor`.
 
     Raises:

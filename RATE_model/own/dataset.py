@@ -226,7 +226,7 @@ class Dataset:
         return spec_of(self.observations, self.actions, mean=mean, std=std, return_scale=1 / max(largest, 1e-6))
 
     def windows(self, steps: int, *, fraction: float = 0.9) -> tuple[WindowDataset, WindowDataset]:
-        """Training and validation windows of at most so many steps.
+        """Training and validation windows of at most this many steps.
 
         Episodes that fit are whole windows; longer ones are cut, with pieces that overlap by half, and one that ends
         where the episode does. An episode is on one side only, the same in every run.

@@ -31,9 +31,9 @@ def maker_of(
 
     Args:
         environment: which.
-        arguments: of the environment, where it is made anew.
+        arguments: of the environment, where it is made again.
         wrappers: put around it, the innermost first; ``module:Class`` or callable.
-        max_steps: truncate episodes after so many steps; None: as the environment says itself.
+        max_steps: truncate episodes after this many steps; None: as the environment says itself.
     """
     return partial(_make, environment, dict(arguments or {}), tuple(wrappers), max_steps)
 

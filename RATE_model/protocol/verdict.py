@@ -42,7 +42,7 @@ class Subject:
     Attributes:
         context: K, the most steps seen at once.
         reach: the effective context: how many of the last steps can matter at all; None: no limit.
-        segment: memory is knocked out whenever so many steps have passed.
+        segment: memory is knocked out whenever this many steps have passed.
         parts: what memory is made of, where it can be knocked out part by part.
     """
 
@@ -69,7 +69,7 @@ class Case:
     outcomes: Mapping[str, np.ndarray]
 
     def regime(self, context: int) -> Regime:
-        """What success says of an agent that sees so many steps at once."""
+        """What success says of an agent that sees this many steps at once."""
         shortest, longest = self.horizons
         return "long-term only" if context < shortest else "short-term only" if context >= longest else "mixed"
 

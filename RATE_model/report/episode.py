@@ -71,7 +71,7 @@ def record(
         environments: of B rows, reset here.
         seeds, options: of the reset.
         target_return: the return asked for.
-        max_steps: no episode goes on after so many steps.
+        max_steps: no episode goes on after this many steps.
         transform: of memory; see `Actor`.
         picture: draws a row; None: image observations are the pictures.
         player: what plays, given the actor.

@@ -38,7 +38,7 @@ def read_run(directory: Path) -> RunRecord:
     """A run's record.
 
     Raises:
-        UserError: it is no run, or one of its files is damaged.
+        UserError: it is not a run, or one of its files is damaged.
     """
     flags = load_yaml(directory / "config.yaml")
     starts = _json(directory / "environment.json").get("starts") or [{}]

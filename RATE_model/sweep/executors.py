@@ -12,7 +12,7 @@ from RATE_model.sweep.commands import Job
 from RATE_model.sweep.folder import Sweep
 
 MAX_ATTEMPTS = 20
-"""A job that is killed again and again is given up after so many attempts of one call."""
+"""A job that is killed again and again is given up after this many attempts of one call."""
 _POLL_SECONDS = 0.2
 _SIGNAL_SECONDS = 90  # before a node is taken away
 _MAX_TIMEOUTS = 1000  # of a job that is queued again each time
@@ -21,7 +21,7 @@ _SHARED = ("timeout_min", "mem_gb", "nodes", "cpus_per_task", "gpus_per_node", "
 
 
 def run_locally(sweep: Sweep, *, max_parallel: int, say: Callable[[str], None]) -> None:
-    """Run all jobs that are not done, at most so many at once, until each is done or has failed.
+    """Run all jobs that are not done, at most this many at once, until each is done or has failed.
 
     A job that was killed or stopped by itself goes back to the end of the queue. One that another process runs is left
     to it, and watched. When this process is told to stop, all save and stop.
@@ -66,7 +66,7 @@ def _started(sweep: Sweep, job: Job) -> "subprocess.Popen[bytes]":
 def submit(
     sweep: Sweep, *, max_parallel: int, settings: Mapping[str, str], say: Callable[[str], None], cluster: str = "slurm"
 ) -> None:
-    """Submit all jobs that are neither done nor submitted, as one array of at most so many at once.
+    """Submit all jobs that are neither done nor submitted, as one array of at most this many at once.
 
     Args:
         sweep, max_parallel: what, and how much of it at once.

@@ -61,7 +61,7 @@ class Sweep:
         except FileNotFoundError:
             return Record()
         except (OSError, ValueError, TypeError) as error:
-            raise UserError(f"{self.place(job) / 'state.json'} is damaged ({error}); delete it to begin anew") from None
+            raise UserError(f"{self.place(job) / 'state.json'} is damaged ({error}); delete it to start over") from None
 
     def write(self, job: Job, record: Record) -> None:
         """Keep a record."""

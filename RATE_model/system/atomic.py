@@ -15,7 +15,7 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
     """Writes ``data`` to ``path`` so that a reader sees the old content or the new, never a part; raises OSError.
 
     The data goes to a temporary file in the same directory, reaches the disk, and takes the name's place in one step.
-    What is no file, such as /dev/stdout or a pipe, is not replaced: the data is written to it.
+    What is not a file, such as /dev/stdout or a pipe, is not replaced: the data is written to it.
     """
     if is_no_file(path):
         _append(path, data)

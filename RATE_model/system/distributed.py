@@ -79,12 +79,12 @@ def local_rank() -> int:
 
 
 def part(count: int) -> slice:
-    """This process's part of so many rows: consecutive ones, in the order of the processes, maybe none."""
+    """This process's part of this many rows: consecutive ones, in the order of the processes, maybe none."""
     return slice(rank() * count // size(), (rank() + 1) * count // size())
 
 
 def pairs(count: int) -> np.ndarray:
-    """This process's part of so many episodes, (count,) bool.
+    """This process's part of this many episodes, (count,) bool.
 
     Pairs of neighbours stay together, as control experiments compare them; pairs take turns, as long episodes often lie
     side by side.

@@ -272,7 +272,7 @@ def _tagged(directory: Path, tag: str) -> Path | None:
 
 
 def _tagged_name(path: Path) -> str | None:
-    """The directory name that a tag file holds, or None if ``path`` is no tag file."""
+    """The directory name that a tag file holds, or None if ``path`` is not a tag file."""
     try:
         name = path.read_text().strip() if path.is_file() else ""
     except (OSError, UnicodeDecodeError):

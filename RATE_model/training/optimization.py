@@ -61,7 +61,7 @@ class Schedule:
     tokens = 0  # environment steps trained on; other schedules count them
 
     def count(self, tokens: int) -> None:
-        """After an optimizer step on so many environment steps: they decide nothing here."""
+        """After an optimizer step on this many environment steps: they decide nothing here."""
 
     def factor(self, step: int) -> float:
         """The fraction at optimizer step `step`, counted from 0."""

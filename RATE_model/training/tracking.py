@@ -59,7 +59,7 @@ _IGNORED_KEYS = ("comet_ml_api", "workspace_name")  # of the published code's fi
 class Tracker:
     """Writes the metrics of one run.
 
-    A checkpoint stores `position`; a resumed run drops the lines behind it (`truncate`) and writes them again.
+    A checkpoint stores `position`; a resumed run drops the lines after it (`truncate`) and writes them again.
     """
 
     def __init__(

@@ -455,7 +455,7 @@ def _counts(chosen: Tensor, windows: Sequence[slice]) -> list[int]:
 
 
 def _weighed(metrics: Mapping[str, Tensor | Share], rows: int) -> dict[str, tuple[Tensor, Tensor]]:
-    """Means and their weights, of a share of a batch with so many trajectories."""
+    """Means and their weights, of a share of a batch with this many trajectories."""
     weights = {name: value.count if isinstance(value, Share) else rows for name, value in metrics.items()}
     means = _means_here(metrics)
     return {name: (means[name], torch.as_tensor(weight, device=means[name].device)) for name, weight in weights.items()}
@@ -466,7 +466,7 @@ def _means_here(metrics: Mapping[str, Tensor | Share]) -> dict[str, Tensor]:
 
 
 def _means(metrics: Mapping[str, Tensor | Share], rows: int) -> dict[str, Tensor]:
-    """Means over the whole batch, of which this process has so many trajectories."""
+    """Means over the whole batch, of which this process has this many trajectories."""
     if distributed.size() == 1:
         return _means_here(metrics)
     pairs = torch.stack([torch.stack([*map(Tensor.double, pair)]) for pair in _weighed(metrics, rows).values()])

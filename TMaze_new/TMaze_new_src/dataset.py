@@ -47,7 +47,7 @@ from TMaze_new.TMaze_new_src.tasks import environment_id
 
 DATA_DIRECTORY = Path(__file__).resolve().parents[1] / "TMaze_new_data"
 FIRST_SEED = 1_000_000  # of S = 1; S = 2 starts at twice this number, and so on
-MAX_TRAJECTORIES = 900_000  # so many seeds, as many up as down, lie within the million of one file
+MAX_TRAJECTORIES = 900_000  # this many seeds, as many up as down, lie within the million of one file
 TRAINING_FRACTION = 0.8
 SPLIT_SEED = 0
 CORRIDOR_SEED = 0
@@ -108,7 +108,7 @@ class DataOptions(TaskChoice):
 
 
 def dataset_path(options: DataOptions, segments: int) -> Path:
-    """The file of episodes of so many segments; its name holds all that its content depends on."""
+    """The file of episodes of this many segments; its name holds all that its content depends on."""
     kind = "win" if options.win_only else "half"
     corridors = "" if options.corridors == "full" else f"_{options.corridors}"
     size = f"S{segments}_K{options.context_length}{corridors}"
@@ -118,7 +118,7 @@ def dataset_path(options: DataOptions, segments: int) -> Path:
 
 
 def generate(options: DataOptions, segments: int, *, overwrite: bool = False) -> Path:
-    """Make the file of episodes of so many segments, and return its path.
+    """Make the file of episodes of this many segments, and return its path.
 
     Raises:
         UserError: the file exists and ``overwrite`` is False, or it cannot be written.
@@ -185,7 +185,7 @@ def _make_chains(options: DataOptions, segments: int, path: Path) -> None:
 
 
 def _corridor_lengths(options: DataOptions, segments: int) -> np.ndarray:
-    """(E,) int64: of episodes that, padded by a step, need exactly so many segments."""
+    """(E,) int64: of episodes that, padded by a step, need exactly this many segments."""
     return _drawn(options, segments, longest=segments * options.context_length - 2, shortest=1)
 
 
@@ -257,13 +257,13 @@ def _make_and_say(options: DataOptions, segments: int) -> None:
 
 
 def open_dataset(path: Path, features: int = OBSERVATION_SIZE) -> TrajectoryFile:
-    """A T-Maze trajectory file of so many numbers an observation, checked. Raises UserError; see `TrajectoryFile`."""
+    """A T-Maze trajectory file of this many numbers an observation, checked. Raises UserError; see `TrajectoryFile`."""
     return TrajectoryFile(
         path,
         observation_shape=(features,),
         observation_dtype="float32",
         num_actions=NUM_ACTIONS,
-        hint="Delete it; the next training makes it anew." if path.exists() else "The next training makes it.",
+        hint="Delete it; the next training makes it again." if path.exists() else "The next training makes it.",
     )
 
 

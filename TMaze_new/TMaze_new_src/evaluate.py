@@ -23,7 +23,7 @@ MAX_EPISODES = 9992  # as many up as down, with seeds below 10,000
 
 
 def evaluation_seeds(episodes: int) -> np.ndarray:
-    """Seeds of so many episodes, as many up as down when even: the published list, and more from below 10,000."""
+    """Seeds of this many episodes, as many up as down when even: the published list, and more from below 10,000."""
     seeds = list(EVALUATION_SEEDS)
     if episodes > len(seeds):
         seeds += [seed for seed in range(10_000) if seed not in set(seeds)]
@@ -35,7 +35,7 @@ def evaluation_seeds(episodes: int) -> np.ndarray:
 
 
 def twin_seeds(episodes: int) -> np.ndarray:
-    """Seeds 0, 0, 1, 1, ...: of so many episodes of chains of junctions, which come in pairs of twins."""
+    """Seeds 0, 0, 1, 1, ...: of this many episodes of chains of junctions, which come in pairs of twins."""
     return np.arange(episodes) // 2
 
 

@@ -25,7 +25,7 @@ _KEYS = ("obs", "action", "rtg")
 
 
 def published_file(folder: Path, segments: int, context_length: int) -> Path:
-    """The pickle of so many segments in a folder. Raises UserError if there is none, or more than one."""
+    """The pickle of this many segments in a folder. Raises UserError if there is none, or more than one."""
     patterns = (
         f"new_tmaze_data_segment_{segments}_*_segment_length_{context_length}.pickle",
         f"data_T_{segments * context_length}.pickle",

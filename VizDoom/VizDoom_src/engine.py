@@ -158,7 +158,7 @@ class Engine:
 
 
 def _is_right(name: str, is_red: bool) -> bool | None:
-    """Whether a thing is an item of the pillar's colour; None when it is no item."""
+    """Whether a thing is an item of the pillar's colour; None when it is not an item."""
     if name in (GREEN, RED):
         return (name == RED) == is_red
     if name.startswith(("TwoColorsRight", "TwoColorsWrong")):

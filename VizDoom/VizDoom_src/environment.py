@@ -106,7 +106,7 @@ class Config(ExperimentConfig):
     task: Task = field(default_factory=Task)
 
     def validate(self) -> None:
-        """Raise a UserError if these sizes make no model, or data would be made that cannot be trained on."""
+        """Raise a UserError if these sizes are invalid, or data would be made that cannot be trained on."""
         super().validate()
         steps = self.segments * self.context_length
         if self.data.data_path is None and self.data.steps != steps:
@@ -230,7 +230,7 @@ class ViZDoomTwoColors(Environment):
         return protocol.figures(_by_colour(episodes, evaluation))
 
     def described(self, evaluation: Evaluation) -> str:
-        """The scenario; and the graphics that the agent was trained in, if they are others."""
+        """The scenario; and the graphics that the agent was trained in, if they differ."""
         options: Games = evaluation.options
         trained = None if evaluation.run is None else flags_of(evaluation.run, BEFORE).get("graphics")
         other = trained not in (None, options.scenario.settled().graphics)

@@ -52,7 +52,7 @@ class Played:
 
 
 def evaluation_seeds(episodes: int = EPISODES) -> tuple[np.ndarray, np.ndarray]:
-    """Seeds, (E,) int64, and whether they are red, (E,) bool: every so many of the published lists, red ones first.
+    """Seeds, (E,) int64, and whether they are red, (E,) bool: every N of the published lists, red ones first.
 
     50 are the published 25 + 25, and 200 are all.
     """

@@ -30,7 +30,7 @@ View = Literal["limited", "full"]
 # Measured of the game.
 TOUCH = 36.0  # the player touches an item when both coordinates differ by less
 THRUST, KEPT = 0.78125, 0.90625  # speed gained by a tic of walking, share of it kept from tic to tic
-SLOW_TURN, FAST_TURN, SLOW_TICS = 1.7578, 3.5156, 5  # degrees a tic, at first and after so many tics
+SLOW_TURN, FAST_TURN, SLOW_TICS = 1.7578, 3.5156, 5  # degrees a tic, at first and after this many tics
 TOP_SPEED = THRUST / (1 - KEPT)
 FULL_HEALTH = 100.0
 SPELL = 20  # mean steps of a spell in which a player is perturbed, or is not

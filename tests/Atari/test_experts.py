@@ -12,7 +12,7 @@ from Atari.planner import Planner
 
 
 def episode(env, noise=0.0, steps=500, seed=0):
-    """The rewards and actions of a player's first steps, and the lives left behind them."""
+    """The rewards and actions of a player's first steps, and the lives left after them."""
     player = expert(env.game, np.random.default_rng(seed), noise=noise)
     _, info = env.reset(seed=seed)
     player.reset(env)

@@ -36,7 +36,7 @@ drawn = pytest.mark.usefixtures("tasks")
 
 @pytest.fixture
 def maze():
-    """Makes mazes, with the arguments of `MemoryMazeEnv`, and closes them behind the test."""
+    """Makes mazes, with the arguments of `MemoryMazeEnv`, and closes them after the test."""
     with contextlib.ExitStack() as stack:
         yield lambda *given, **options: stack.enter_context(contextlib.closing(MemoryMazeEnv(*given, **options)))
 

@@ -117,7 +117,7 @@ def test_sight_does_not_depend_on_what_is_not_seen():
 
 
 def test_the_explorer_acts_on_nothing_that_it_has_not_seen():
-    """Where cells or balls it never saw are others, it does the same; a player that knows them does not."""
+    """Where cells or balls it never saw differ, it does the same; a player that knows them does not."""
     rng, balls = np.random.default_rng(1), [(8.5, 0.5), (0.5, 8.5), (2.5, 3.5)]
 
     def elsewhere(player):

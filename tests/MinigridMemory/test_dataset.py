@@ -309,5 +309,5 @@ def test_data_that_was_named_is_read_or_refused(small, tmp_path):
     with pytest.raises(UserError, match="none of 1 files .* can be used: train_data_0.npz is damaged"):
         ensure_dataset(small(data_path=unusable))
     path.write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(UserError, match="the next training collects it anew"):
+    with pytest.raises(UserError, match="the next training collects it again"):
         load_windows([path], size=20)

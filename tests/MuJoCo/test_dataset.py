@@ -122,7 +122,7 @@ def test_an_unfinished_tail_is_left_out(tmp_path, file):
 
 @pytest.mark.parametrize(("length", "tail"), [(2000, 0), (2000, 400), (999, 0), (2500, 0)])
 def test_without_timeouts_episodes_end_after_1000_steps(tmp_path, length, tail):
-    """Two terminals with steps between them, and steps without an end behind them."""
+    """Two terminals with steps between them, and steps without an end after them."""
     path = write_d4rl(tmp_path / "a.hdf5", HOPPER, [length, 40], tail=tail, limits=False)
     expected = [1000] * (length // 1000) + ([length % 1000] if length % 1000 else []) + [40] + ([tail] if tail else [])
     file = MuJoCoFile(path, HOPPER)

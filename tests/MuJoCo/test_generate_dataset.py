@@ -195,7 +195,7 @@ def test_damaged_policies_are_named(tmp_path):
     whole = path.read_bytes()
     for damaged in (b"", whole[: len(whole) // 2], b"nonsense"):
         path.write_bytes(damaged)
-        with pytest.raises(UserError, match="cannot be read .* delete the folder '.*hopper_seed0' to train anew"):
+        with pytest.raises(UserError, match="cannot be read .* delete the folder '.*hopper_seed0' to train again"):
             policies_of(tmp_path, 1)
     path.write_bytes(whole)
     with pytest.raises(UserError, match="made with other settings"):

@@ -135,7 +135,7 @@ def test_the_environment_is_recognised_and_said(tmp_path, capsys):
         assert f"({env}, by its names and shapes" in capsys.readouterr().err
 
 
-NOBODYS = {  # what is no environment of ours, and what has to be said of it
+NOBODYS = {  # what is not an environment of ours, and what has to be said of it
     "POPGym": (dict(env="popgym", state_dim=7, act_dim=3), "vectors of 7, an action table of 4 rows, a head of 3"),
     "other images": (dict(env="doom", act_dim=9), "2560 numbers after the convolutions"),
     "another robot": (dict(env="mujoco", state_dim=27, act_dim=8), "vectors of 27, 8 continuous actions"),
@@ -265,7 +265,7 @@ def _missing(path: Path) -> None:
 
 
 def _text(path: Path) -> None:
-    path.write_text("this is no checkpoint\n")
+    path.write_text("this is not a checkpoint\n")
 
 
 def _truncated(path: Path) -> None:

@@ -226,7 +226,7 @@ DAMAGE = {
     "no bias": lambda arrays: without(arrays, "weights/r_w_bias"),
     "a flat bias": lambda arrays: arrays | {"weights/r_w_bias": np.zeros(7, dtype=np.float32)},
     "no meta": lambda arrays: without(arrays, "meta"),
-    "meta that is no JSON": lambda arrays: arrays | {"meta": "{"},
+    "meta that is not JSON": lambda arrays: arrays | {"meta": "{"},
     "meta without cache": lambda arrays: arrays | {"meta": '{"n_head_ca": 2}'},
     "observations of another size": lambda arrays: arrays | {"observations": np.zeros((2, 12, 9), dtype=np.float32)},
     "logits of another size": lambda arrays: arrays | {"logits_1": np.zeros((2, 4, 9), dtype=np.float32)},

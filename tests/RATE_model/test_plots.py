@@ -160,7 +160,7 @@ def test_curves_are_the_metrics_against_the_step(tmp_path):
 def test_stages_of_one_run_are_shaded_and_named_and_of_two_marked():
     rows = rows_of_three_stages()
     loss = curves_figure({"run": rows}, ["train_loss"]).axes[0]
-    # The second stage begins behind the last line of the first, at step 20, and its last line is that of step 50.
+    # The second stage begins after the last line of the first, at step 20, and its last line is that of step 50.
     assert [(patch.get_x(), patch.get_x() + patch.get_width()) for patch in loss.patches] == [(20, 50)]
     assert [text.get_text() for text in loss.texts] == ["1 segment", "2 segments", "3 segments"]
     loss = curves_figure({"run": rows, "other": rows[:2]}, ["train_loss"]).axes[0]

@@ -117,7 +117,7 @@ def test_loading_names_what_is_wrong(options):
         load_windows([dataset_path(options, 1)], size=6)
     path = generate(options, 2)
     (path.parent / "damaged.h5").write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(UserError, match="damaged.h5' cannot be read.* Delete it; the next training makes it anew"):
+    with pytest.raises(UserError, match="damaged.h5' cannot be read.* Delete it; the next training makes it again"):
         load_windows([path.parent / "damaged.h5"], size=6)
     with pytest.raises(UserError, match="no episode of 1 to 6 steps"):
         load_windows([path], size=6)

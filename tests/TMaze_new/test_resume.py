@@ -31,7 +31,7 @@ from tests.tmaze_runs import BATCHES_PER_EPOCH, MODES, TINY, only_run, places, t
 from TMaze_new.TMaze_new_src import train_tmaze
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-# Saves behind every epoch; unlike TINY, which does so behind the first and second only.
+# Saves after every epoch; unlike TINY, which does so after the first and second only.
 EVERY_EPOCH = ("--ckpt_epoch", "1", "--log_every", "1")
 CURRICULA = {
     "false": (),
@@ -132,7 +132,7 @@ def test_loader_workers_change_nothing(tmp_path, shared):
 
 @pytest.mark.parametrize("curriculum", CURRICULA)
 def test_a_kill_behind_any_checkpoint_changes_nothing(tmp_path, shared, curriculum):
-    """Also behind one that was written where one stage ends and the next begins, and behind the last."""
+    """Also behind one that was written where one stage ends and the next begins, and after the last."""
     flags = (*CURRICULA[curriculum], *EVERY_EPOCH)
     last = uninterrupted(shared, flags)["state"]["trainer"]["step"]
     saves = 0
@@ -194,7 +194,7 @@ sys.exit(train_tmaze.main(sys.argv[3:]))
 
 
 def test_real_signals_to_a_real_process(tmp_path, shared):
-    """SIGKILL loses the batches behind the first epoch; the others save first, with workers that get SIGTERM too."""
+    """SIGKILL loses the batches after the first epoch; the others save first, with workers that get SIGTERM too."""
     flags = EVERY_EPOCH
     assert train(tmp_path / "data", *flags, "--epochs", "1") == 0  # makes the data that all three use
     names = {"SIGINT": (), "SIGTERM": ("--num_workers", "2"), "SIGKILL": ()}

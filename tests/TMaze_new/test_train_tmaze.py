@@ -317,7 +317,7 @@ def test_mistakes_in_a_file_are_named(text, named, tmp_path, capsys):
 
 @pytest.mark.parametrize(("losses", "best"), [([3.0, 2.0], 8), ([2.0, 3.0], 4)])
 def test_the_best_checkpoint_is_that_of_the_lowest_loss_the_last_included(losses, best, tmp_path, monkeypatch):
-    """Two epochs of four batches: validated behind the first one and at the end."""
+    """Two epochs of four batches: validated after the first one and at the end."""
     left = list(losses)
     monkeypatch.setattr(Trainer, "validate", lambda self, batches: {"validation_loss": left.pop(0)})
     flags = ("--epochs", "2", "--online_inference", "false", "--last_inference", "false")

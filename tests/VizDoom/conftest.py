@@ -37,7 +37,7 @@ def published_graphics(monkeypatch):
 
 @pytest.fixture
 def game():
-    """Makes games, with the arguments of `VizDoomTwoColorsEnv`, and closes them behind the test."""
+    """Makes games, with the arguments of `VizDoomTwoColorsEnv`, and closes them after the test."""
     from VizDoom.VizDoom_src.env import VizDoomTwoColorsEnv
 
     made = []
@@ -53,7 +53,7 @@ def game():
 
 @pytest.fixture
 def games():
-    """Makes many games side by side, with the arguments of `VizDoomTwoColorsVectorEnv`; closed behind the test."""
+    """Makes many games side by side, with the arguments of `VizDoomTwoColorsVectorEnv`; closed after the test."""
     from VizDoom.VizDoom_src.vector import VizDoomTwoColorsVectorEnv
 
     made = []

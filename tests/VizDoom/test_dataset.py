@@ -116,7 +116,7 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(generating, "play_part", lambda *args: made.append(args[-2:]) or original(*args))
     assert (parts / "part_00000.h5").stat().st_mtime_ns == first
     generate(QUICK, 45, path, workers=1)
-    assert "going on with 1 of 3 parts" in capsys.readouterr().out
+    assert "resuming with 1 of 3 parts" in capsys.readouterr().out
     assert made == [(20, 20), (40, 5)] and not parts.exists()
     assert_same_content(path, whole)
 
@@ -140,7 +140,7 @@ def test_a_killed_run_leaves_no_process_and_goes_on(tmp_path):
     assert not (tmp_path / "data.h5").exists()
     done = subprocess.run([sys.executable, SCRIPT, *flags], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == "", done.stderr
-    assert "going on with" in done.stdout and "data.h5: 60 episodes of 12 to 12 steps, mean" in done.stdout
+    assert "resuming with" in done.stdout and "data.h5: 60 episodes of 12 to 12 steps, mean" in done.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["data.h5"]
     assert_same_content(tmp_path / "data.h5", generate(QUICK, 60, tmp_path / "whole.h5", workers=1))
 
@@ -342,7 +342,7 @@ def test_a_folder_is_converted_again_when_asked_to(tmp_path, capsys):
     (tmp_path / "data.h5").write_bytes(b"another file")
     with pytest.raises(SystemExit, match="2"):
         main(flags)
-    assert "data.h5' exists and is no conversion" in capsys.readouterr().err
+    assert "data.h5' exists and is not a conversion" in capsys.readouterr().err
     main([*flags, "--overwrite"])
     converted = (tmp_path / "data.h5").stat().st_mtime_ns
     main(flags)

@@ -211,7 +211,7 @@ class RATEOptions(MemoryOptions):
             )
         attends = self.mrv in _ATTENTION_VALVES
         if "mrv" in typed and attends and not self.n_head_ca:
-            raise UserError(f"--mrv {self.mrv} with --n_head_ca 0, which is no valve: set --n_head_ca to 1 or more")
+            raise UserError(f"--mrv {self.mrv} with --n_head_ca 0, which is not a valve: set --n_head_ca to 1 or more")
         for name in ("n_head_ca", "mrv_act"):
             value = getattr(self, name)
             if name in typed and not attends and value not in (0, "no_act"):
@@ -223,7 +223,7 @@ class RATEOptions(MemoryOptions):
     def config(
         self, *, mode: str, d_model: int, dropout: float, context_length: int, segments: int, conditioned: bool
     ) -> RATEConfig:
-        """The memory of a mode, for segments of `context_length` steps and trajectories of so many segments."""
+        """The memory of a mode, for segments of `context_length` steps and trajectories of this many segments."""
         config = RATEConfig(
             n_layer=self.n_layer,
             n_head=self.n_head,

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_RESOLUTION = 2**16  # a probability is rounded to so many parts
+_RESOLUTION = 2**16  # a probability is rounded to this many parts
 
 
 def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:

@@ -58,7 +58,7 @@ def sinusoids(distances: Tensor, d_model: int) -> Tensor:
 def shifted(scores: Tensor) -> Tensor:
     """Scores `(..., q, k)` by distance k - 1 ... 0, with row i moved to the left by q - 1 - i: scores by column.
 
-    A column of zeros is put in front and the matrix read one row later. What enters at the right is no distance: the
+    A column of zeros is put in front and the matrix read one row later. What enters at the right is not a distance: the
     beginning of the next row. It matters to memory tokens alone, which see to their right; see `wrap_around`.
     """
     *batch, rows, columns = scores.shape

@@ -164,7 +164,7 @@ def test_returns_to_go_stop_at_the_floor_or_at_a_target_below_it():
 @pytest.mark.parametrize("mode", ["RATE", "DTXL"])
 @torch.no_grad()
 def test_rows_that_begin_at_different_times_are_as_if_alone(mode):
-    """Also when an episode is over on the very step that closes a segment, or one before or behind it."""
+    """Also when an episode is over on the very step that closes a segment, or one before or after it."""
     for arch in ("TrXL", "GTrXL"):
         model = small_model(mode, arch=arch)
         steps = 2 * K + 3

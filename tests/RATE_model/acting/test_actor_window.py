@@ -91,7 +91,7 @@ def test_rows_of_a_window_begin_and_leave_at_their_own_times():
     model, inputs = small_model(), random_inputs(3, STEPS)
     alone = in_windows(model, inputs)
     actor = Actor(model, 3, inputs[2][:, 0], window=True)
-    first = K + 1  # the second row begins anew here, with the trajectory that it began with
+    first = K + 1  # the second row starts over here, with the trajectory that it began with
     acted(actor, tuple(tensor[:, :first] for tensor in inputs))
     actor.reset(np.array([1]))
     late = [torch.stack([t[0, first:], t[1, : STEPS - first], t[2, first:]]) for t in inputs]

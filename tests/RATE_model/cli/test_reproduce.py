@@ -37,7 +37,7 @@ def test_folders_that_cannot_be_written_are_named_before_the_work(tmp_path, monk
                 StudyOptions(**{flag: folder}).validate()
     with monkeypatch.context() as patch:  # root may write anywhere
         patch.setattr(os, "access", lambda path, mode: path != tmp_path)
-        with pytest.raises(UserError, match=f"--results_dir .*: {tmp_path} must not be written to"):
+        with pytest.raises(UserError, match=f"--results_dir .*: {tmp_path} is not writable"):
             StudyOptions(results_dir=tmp_path / "new" / "folder").validate()
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 

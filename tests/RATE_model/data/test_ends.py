@@ -80,7 +80,7 @@ def test_other_marks():
 
 
 def test_one_number_for_all_steps():
-    """Of a mark of ends it is about the last step; of an episode's number, a discount or a length it is no mark."""
+    """Of a mark of ends it is about the last step; of an episode's number, a discount or a length it is not a mark."""
     assert find_ends({"done": np.array(True)}, 4).terminal.tolist() == [False, False, False, True]
     assert find_ends({"truncated": np.array([1]), "done": 0}, 4).last.tolist() == [False, False, False, True]
     single = find_ends({"done": np.arange(4) == 3, "episode_id": 7, "discount": 0.99, "episode_lengths": 4}, 4)

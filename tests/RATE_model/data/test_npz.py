@@ -249,7 +249,7 @@ def test_what_is_no_conversion_is_not_replaced(tmp_path):
         else:
             target.write_bytes(content)
         before = target.read_bytes()
-        with pytest.raises(UserError, match="is no conversion"):
+        with pytest.raises(UserError, match="is not a conversion"):
             convert(folder, target=target)
         assert target.read_bytes() == before
 
@@ -292,8 +292,7 @@ def test_folders_of_one_name_are_converted_into_different_files(tmp_path, monkey
 
 
 def dreamer(seed, steps=5, *, actions=4, name="image"):
-    """An episode of so many steps as Dreamer's collectors leave it, and what it holds: (arrays, observations, actions,
-    rewards)."""
+    """An episode as Dreamer's collectors leave it, and its (arrays, observations, actions, rewards)."""
     rng = np.random.default_rng(seed)
     images = rng.integers(256, size=(steps + 1, *SHAPE), dtype=np.uint8)
     taken, rewards = rng.integers(actions, size=steps), rng.normal(size=steps).astype(np.float32)

@@ -80,7 +80,7 @@ def test_what_is_done_is_gone_on_with(tmp_path, capsys):
     assert not (tmp_path / "data.h5").exists()
     (tmp_path / "log").write_text("")
     assert_same_content(make(tmp_path), whole)
-    assert (tmp_path / "log").read_text() == "4 8 " and "going on with 1 of 3 parts" in capsys.readouterr().out
+    assert (tmp_path / "log").read_text() == "4 8 " and "resuming with 1 of 3 parts" in capsys.readouterr().out
     assert not parts.exists()
 
 
@@ -144,7 +144,7 @@ def test_episodes_up_to_enough_steps_are_gone_on_with(tmp_path, capsys):
     parts[2].write_bytes(parts[2].read_bytes()[:1000])
     (tmp_path / "log").write_text("")
     assert_same_content(make_steps(tmp_path), whole)
-    assert (tmp_path / "log").read_text() == "1 2 " and "going on with 3 parts" in capsys.readouterr().out
+    assert (tmp_path / "log").read_text() == "1 2 " and "resuming with 3 parts" in capsys.readouterr().out
 
 
 def test_two_processes_make_one_file(tmp_path):

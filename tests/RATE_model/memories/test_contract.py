@@ -188,7 +188,7 @@ class MemoryContract:
     @torch.no_grad()
     def test_rows_begin_anew_and_leave_at_any_time(self, case):
         agent, inputs, other = case.agent(), inputs_of(VECTOR, 4, LONG), inputs_of(VECTOR, 4, LONG, seed=1)
-        expected, anew = logits_of(agent, inputs), logits_of(agent, other)
+        expected, again = logits_of(agent, inputs), logits_of(agent, other)
         for reset, drop in ((K + 1, 2 * K + 3), (2 * K, 3 * K), (STEPS - 1, STEPS)):
             actor = actor_of(agent, inputs[2])
             torch.testing.assert_close(
@@ -199,7 +199,7 @@ class MemoryContract:
             for tensor, new in zip(going, other, strict=True):
                 tensor[1, reset:] = new[1, : LONG - reset]
             wanted = expected.clone()
-            wanted[1, reset:] = anew[1, : LONG - reset]
+            wanted[1, reset:] = again[1, : LONG - reset]
             torch.testing.assert_close(
                 play(actor, take(going, slice(None), slice(drop)), reset), wanted[:, reset:drop], **CLOSE
             )

@@ -95,7 +95,7 @@ def wait_until(condition, problem):
 
 
 def is_running(process):
-    """Whether a process exists and is no zombie; where there is no /proc, whether it exists."""
+    """Whether a process exists and is not a zombie; where there is no /proc, whether it exists."""
     status = Path(f"/proc/{process}/stat")
     if Path("/proc/self/stat").exists():
         return status.exists() and status.read_text().rsplit(")", 1)[1].split()[0] != "Z"

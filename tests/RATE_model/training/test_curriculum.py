@@ -37,7 +37,7 @@ def test_a_stage_is_solved_by_batches_that_are_all_right_in_a_row():
     batches(curriculum, 1)
     assert curriculum.segments == 2 and not curriculum.annealing
     batches(curriculum, 1, 1)
-    assert not curriculum.annealing  # the row begins anew in every stage
+    assert not curriculum.annealing  # the row starts over in every stage
     batches(curriculum, 1)
     assert curriculum.annealing and not curriculum.finished and curriculum.segments == 2
 

@@ -161,7 +161,7 @@ def test_the_learning_rate_follows_the_schedule_step_by_step():
 
 
 def test_padding_changes_nothing():
-    """What stands behind the end of an episode is in neither loss nor gradient nor metrics."""
+    """What stands after the end of an episode is in neither loss nor gradient nor metrics."""
     batch = make_batch([12, 5, 1])
     noisy = make_batch([12, 5, 1])
     noisy.observations[~noisy.valid] = 1e4
