@@ -42,7 +42,7 @@ from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
 from RATE_model.cli.local_settings import configured_folder
 from RATE_model.cli.options import changeable, exit_on_user_error, parse_options
 from RATE_model.cli.spellings import existing_file
-from RATE_model.data.npz import NpzKeys, Rows, check_tells, conversion_path, given_data
+from RATE_model.data.npz import NpzKeys, Rows, conversion_path, given_data, require_expert_labels
 from RATE_model.data.parts import FileOptions
 from RATE_model.data.trajectories import Learn, TrajectoryFile
 from RATE_model.errors import UserError
@@ -159,7 +159,7 @@ def check_windows(options: DataOptions, size: int) -> None:
     Or none that tells what is to be learned.
     """
     source, named = given_source(options) or (None, "")
-    check_tells(source, options.learn, named=named)
+    require_expert_labels(source, options.learn, named=named)
     length = f"{size} steps (--segments times --context_length)"
     if options.windows == "published" and size >= PUBLISHED_STEPS:
         raise UserError(

@@ -31,7 +31,7 @@ RAYS = 61  # as many as there are columns
 BALL_SIGHT = 8.0  # cells; a ball is four columns wide there
 BALL_RADIUS = 0.3
 SPELL = 20  # mean steps of a spell in which a player is led to a ball drawn at random, or is not
-STOOD_IN = 0.4  # cells; who was so near to the middle of a cell has touched the ball that is there
+TOUCH_RADIUS = 0.4  # cells; closer than this to the middle of a cell, the agent has touched the ball there
 
 _RAY_STEP = 0.04
 
@@ -68,7 +68,7 @@ def look(layout: np.ndarray, position: np.ndarray, direction: np.ndarray, balls:
     rows, columns = np.nonzero(seen_free)
     searched = np.zeros_like(seen_free)
     middles = np.stack([columns, rows], axis=1) + 0.5
-    stood_in = np.hypot(*(middles - position).T) < STOOD_IN
+    stood_in = np.hypot(*(middles - position).T) < TOUCH_RADIUS
     searched[rows, columns] = _in_sight(layout, position, middle, middles) | stood_in
     return Sight(seen_free, seen_walls, searched, _in_sight(layout, position, middle, balls))
 

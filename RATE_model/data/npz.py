@@ -172,7 +172,7 @@ def given_data(
     return source
 
 
-def check_tells(source: Path | None, learn: Learn, *, named: str = "--data_path") -> None:
+def require_expert_labels(source: Path | None, learn: Learn, *, named: str = "--data_path") -> None:
     """Raise `UserError` if what is to be learned cannot be in the folder that a flag or setting names.
 
     Before it is converted, which takes long. None names nothing.

@@ -26,7 +26,7 @@ import numpy as np
 from RATE_model.cli.limits import at_least, at_most
 from RATE_model.cli.options import changeable, exit_on_user_error, parse_options
 from RATE_model.cli.spellings import existing_file
-from RATE_model.data.npz import check_tells, conversion_path, given_data
+from RATE_model.data.npz import conversion_path, given_data, require_expert_labels
 from RATE_model.data.parts import FileOptions
 from RATE_model.data.trajectories import Learn, TrajectoryFile
 from RATE_model.errors import UserError
@@ -80,7 +80,7 @@ class DataOptions:
         at_most(PUBLISHED_CAP, steps=self.steps)
         at_least(0, noise=self.noise, perturbation=self.perturbation)
         at_most(1, noise=self.noise, perturbation=self.perturbation)
-        check_tells(self.data_path, self.learn)
+        require_expert_labels(self.data_path, self.learn)
 
     def recipe(self) -> Recipe:
         """What is played."""
