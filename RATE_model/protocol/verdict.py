@@ -127,12 +127,7 @@ def judge(subject: Subject, cases: Sequence[Case]) -> Verdict:
     if leaks:
         return Verdict("leak", None, _leak(_longest(leaks), subject), missing)
     if beyond:  # above chance, but neither does the knock-out hurt nor is it out of reach
-        case = _longest(beyond)
-        if KNOCKED_OUT in case.outcomes and case.horizons[0] > subject.segment:
-            return Verdict("leak", None, _leak(case, subject), missing)
-        why = f"memory cannot be knocked out within a segment of {subject.segment} steps"
-        sentence = f"right over xi = {case.horizons[0]} ({_bound(case)}), but not shown to depend on memory: {why}"
-        return Verdict("unproved", case.horizons[0], sentence, (*missing, f"a case with xi > {subject.segment}"))
+        return _not_dependent(_longest(beyond), subject, confidence, missing)
     if by_regime["mixed"]:
         case = _longest(by_regime["mixed"])
         shortest, longest = case.horizons
@@ -192,6 +187,20 @@ def _long_term(case: Case, subject: Subject, missing: tuple[str, ...]) -> Verdic
     return Verdict("long-term", xi, f"{sentence}, long-term{_dependence(case, CONFIDENCE, subject)}", missing)
 
 
+def _not_dependent(case: Case, subject: Subject, confidence: float, missing: tuple[str, ...]) -> Verdict:
+    """The verdict where success lies beyond the context, but knocking out memory was not shown to hurt."""
+    if KNOCKED_OUT not in case.outcomes or case.horizons[0] <= subject.segment:
+        why = f"memory cannot be knocked out within a segment of {subject.segment} steps"
+        wanted = f"a case with xi > {subject.segment}"
+    elif case.interval(KNOCKED_OUT, confidence=confidence).low > case.chance:
+        return Verdict("leak", None, _leak(case, subject), missing)
+    else:
+        why = f"knocked out {_rate(case, KNOCKED_OUT)}, which may be chance and may be as good as intact"
+        wanted = "more episodes"
+    sentence = f"right over xi = {case.horizons[0]} ({_bound(case)}), but not shown to depend on memory: {why}"
+    return Verdict("unproved", case.horizons[0], sentence, (*missing, wanted))
+
+
 def _dependence(case: Case, confidence: float, subject: Subject | None = None) -> str:
     """In words, what happens without memory, and which parts of it do it; empty where that was not tried."""
     if KNOCKED_OUT not in case.outcomes:
@@ -218,8 +227,8 @@ def _share(case: Case) -> str:
     return "" if known > 0.9 else f", in {known:.0%} of episodes"
 
 
-def _rate(case: Case) -> str:
-    interval = case.interval()
+def _rate(case: Case, condition: str = INTACT) -> str:
+    interval = case.interval(condition)
     return f"{_two(interval.value)} ({_two(interval.low)} to {_two(interval.high)})"
 
 

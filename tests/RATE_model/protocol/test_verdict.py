@@ -191,6 +191,14 @@ def test_a_segment_longer_than_the_horizon_proves_nothing():
     assert result.label == "unproved" and result.missing[-1] == "a case with xi > 100"
 
 
+def test_a_knock_out_to_chance_is_no_leak():
+    """.60 with memory, .52 without: too few episodes to tell these apart, but nothing says that the maze tells."""
+    outcomes = {INTACT: np.tile([1] * 6 + [0] * 4, (3, 10)), KNOCKED_OUT: np.tile([1] * 13 + [0] * 12, (3, 4))}
+    result = judge(SUBJECT, [Case("97", (96, 96), 0.5, outcomes)])
+    assert result.label == "unproved" and result.missing[-1] == "more episodes"
+    assert "knocked out .52 (.46 to .58), which may be chance" in result.sentence
+
+
 def test_many_questions_do_not_make_a_guesser_right():
     """11 questions of 300 fair coins, 300 times: fewer than 5 % of the guessers may look better than chance."""
     rng, wrong = np.random.default_rng(0), 0
