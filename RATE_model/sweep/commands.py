@@ -34,7 +34,7 @@ def jobs_of(command: str, seeds: Sequence[int]) -> list[Job]:
         seeds: each is a run of its own.
 
     Raises:
-        UserError: it is empty, sets a flag that a sweep sets, or makes too many commands.
+        UserError: it is empty, sets a flag that a sweep sets, has --text without a value, or makes too many commands.
     """
     words = split(command)
     for word in words:
@@ -89,10 +89,13 @@ def _with_text(words: Sequence[str], label: str) -> tuple[str, ...]:
     """The command with the label at the end of its --text."""
     if not label:
         return tuple(words)
-    place = next((place for place, word in enumerate(words) if word == "--text"), None)
-    if place is None:
+    words = [part for word in words for part in (word.split("=", 1) if word.startswith("--text=") else (word,))]
+    if "--text" not in words:
         return (*words, "--text", label)
-    return (*words[: place + 1], "_".join(filter(None, (words[place + 1], label))), *words[place + 2 :])
+    value = words.index("--text") + 1
+    if value == len(words) or words[value].startswith("--"):
+        raise UserError("--text: its value is missing in the command; give one, or leave the flag out")
+    return (*words[:value], "_".join(filter(None, (words[value], label))), *words[value + 1 :])
 
 
 def _name(label: str) -> str:

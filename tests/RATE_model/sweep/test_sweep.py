@@ -67,6 +67,8 @@ def test_commands_are_those_that_a_person_would_type():
     )
     (alone,) = jobs_of("python3 a.py --flag 1", [3])
     assert alone == Job("seed=3", tuple("python3 a.py --flag 1 --seed 3 --resume auto".split()))
+    (joined,) = jobs_of("python3 a.py --text=mine --lr {1,2}", [3])[1:]
+    assert joined.words[2:6] == ("--text", "mine_lr=2", "--lr", "2")
 
 
 def test_seeds():
@@ -88,6 +90,7 @@ def test_seeds_that_are_none(text):
         ("a --resume=auto", "--resume: a sweep sets it"),
         ("a --start-seed 1", "--start_seed: a sweep sets it"),
         ("a --x {1,1}", "stands twice"),
+        ("a --x {1,2} --text", "--text: its value is missing"),
         ("a --x {1,2,3,4,5,6,7,8,9,0}" * 5, "makes 100000 commands; at most 10000"),
     ],
 )
