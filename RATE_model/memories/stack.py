@@ -124,8 +124,9 @@ class Stack(Memory):
         x = self._inputs(steps)
         per_step = x.shape[1] // valid.shape[1]
         lead = within = None
-        # Rows that begin with these steps need no mask: what comes after their end changes nothing before it.
-        if not bool(valid[:, 0].all()):
+        # Rows that begin with these steps need no mask: what comes after their end changes nothing before it. A memory
+        # that stores what it is shown must not store that.
+        if not bool((valid if self.keeps_data else valid[:, 0]).all()):
             lead = valid.int().argmax(dim=1) * per_step
             ends = valid.sum(dim=1, keepdim=True) * per_step
             within = (torch.arange(x.shape[1]) < ends).to(x.device)

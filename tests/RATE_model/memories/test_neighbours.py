@@ -89,6 +89,17 @@ def test_retrieval_reads_the_pieces_that_began_alike():
     assert state.memory.distances[0].min() > 0.01, "in training a piece that may be of the same episode is not read"
 
 
+@torch.no_grad()
+def test_padding_is_not_stored():
+    """Of four rows of three segments, the last ends within its last segment."""
+    agent, inputs = Case.of("Retrieval", "none").agent().train(), inputs_of(VECTOR, 4)
+    index, valid = agent.memory.cells[0].index, everywhere(inputs)
+    index.offered.zero_()
+    valid[3, -1] = False
+    agent(*inputs, valid)
+    assert index.count == 11
+
+
 @pytest.mark.parametrize("mode", ["kNN", "Retrieval"])
 def test_without_data_it_does_not_act(mode):
     agent, inputs = Case.of(mode, "none").agent(), inputs_of(VECTOR, 2)
