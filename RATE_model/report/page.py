@@ -76,8 +76,8 @@ def build(runs: Sequence[RunRecord], episodes: Sequence[Mapping[str, Any]], *, t
     }
     subtitle = f"{len(runs)} run{'s' * (len(runs) > 1)}, {len(episodes)} recorded episode{'s' * (len(episodes) != 1)}"
     page = files("RATE_model.report").joinpath("page.html").read_text(encoding="utf-8")
-    # No text of a run can end the script that holds the data.
-    text = json.dumps(data, allow_nan=False, default=str, separators=(",", ":")).replace("</", "<\\/")
+    # No text of a run can end the script that holds the data, nor open one within it.
+    text = json.dumps(data, allow_nan=False, default=str, separators=(",", ":")).replace("<", "\\u003c")
     for name, value in {"title": html.escape(title), "subtitle": html.escape(subtitle), "data": text}.items():
         page = page.replace("{{" + name + "}}", value)
     return page

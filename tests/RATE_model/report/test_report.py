@@ -91,7 +91,7 @@ def test_many_pictures_stay_within_the_limit(monkeypatch):
 RUN = RunRecord(
     name="RATE_RUN_1",
     flags={"model_mode": "RATE", "nmt": 3, "seed": 1},
-    command="train.py --text '</script>'",
+    command="train.py --text '</script><!--<script>'",
     commit="0" * 40,
     curves={"train_loss": [[1, 2.0], [2, 0.5]], "lr": [[1, 0.1]]},
     final={"Success_rate": 0.75, "validation_loss": None},
@@ -114,6 +114,7 @@ def test_the_page_needs_nothing_else(episode):
     data = json.loads(re.search(r'<script id="data" type="application/json">(.*?)</script>', page, re.S)[1])
     assert [run["name"] for run in data["runs"]] == ["RATE_RUN_1 (1)", "RATE_RUN_1 (2)"]
     assert ["Success_rate", 0.75, 0.75] in data["results"]
+    assert data["facts"][-1][1] == RUN.command and "<!--" not in page
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium: apt-get install chromium")
