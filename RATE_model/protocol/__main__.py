@@ -149,8 +149,10 @@ def grouped(environment: Environment, runs: Sequence[Path]) -> dict[str, list[Pa
     for run in runs:
         flags = {name: value for name, value in recorded_flags(environment, run).items() if name not in _OWN}
         key = repr(sorted((name, str(value)) for name, value in flags.items() if not name.startswith("wandb")))
-        name = names.setdefault(key, run.name.rpartition("_RUN_")[0] or run.name)
-        groups.setdefault(name if list(names.values()).count(name) == 1 else f"{name} ({len(names)})", []).append(run)
+        if key not in names:
+            name = run.name.rpartition("_RUN_")[0] or run.name
+            names[key] = f"{name} ({len(names) + 1})" if name in groups else name
+        groups.setdefault(names[key], []).append(run)
     return groups
 
 

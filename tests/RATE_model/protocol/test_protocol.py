@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -10,7 +11,7 @@ from RATE_model.environments.find import common_environment, environment_of
 from RATE_model.environments.table import environment
 from RATE_model.errors import UserError
 from RATE_model.own.environment import OwnEnvironment
-from RATE_model.protocol.__main__ import main
+from RATE_model.protocol.__main__ import grouped, main
 from tests.tmaze_runs import only_run, train
 from TMaze_new.TMaze_new_src import train_tmaze
 from TMaze_new.TMaze_new_src.environment import ENVIRONMENT
@@ -50,6 +51,16 @@ def test_files_and_table_of_several_seeds(run, tmp_path, capsys):
         assert all(len(condition["seeds"]) == 3 for condition in conditions.values())
         assert (directory / "plots" / "protocol.png").stat().st_size > 0
         assert found["verdict"]["sentence"] in (directory / "eval" / "protocol.md").read_text()
+
+
+def test_runs_are_grouped_by_their_flags_whatever_their_order(monkeypatch):
+    """Of one name, with two learning rates, the seeds of which stand in turn."""
+    rates = {Path(f"a_RUN_{number}"): number % 2 for number in range(5)}
+    flags = lambda _, run: {"learning_rate": rates[run], "seed": run.name}  # noqa: E731
+    monkeypatch.setattr("RATE_model.protocol.__main__.recorded_flags", flags)
+    groups = grouped(ENVIRONMENT, list(rates))
+    assert [[run.name[-1] for run in runs] for runs in groups.values()] == [["0", "2", "4"], ["1", "3"]]
+    assert list(groups) == ["a", "a (2)"]
 
 
 def test_a_setting_that_was_not_trained_is_said(run, tmp_path, capsys):
