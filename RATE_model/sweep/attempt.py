@@ -49,6 +49,8 @@ class Attempt:
 
     def _run(self, sweep: Sweep, job: Job) -> int:
         record, started = sweep.record(job), time.monotonic()
+        if record.code == 0:  # done while this attempt was queued
+            return 0
         record.attempts, record.code = record.attempts + 1, None
         sweep.write(job, record)
         with _after_the_last(sweep.place(job) / ".running") as running, open(sweep.log(job), "ab", 0) as log:

@@ -14,6 +14,7 @@ import pytest
 from RATE_model.errors import UserError
 from RATE_model.sweep import folder as sweeps
 from RATE_model.sweep.__main__ import main, table
+from RATE_model.sweep.attempt import Attempt
 from RATE_model.sweep.commands import Job, jobs_of, seeds_of
 from RATE_model.sweep.executors import run_locally, submit
 from RATE_model.sweep.folder import Sweep
@@ -108,6 +109,14 @@ def test_all_are_run_once_and_never_again(command, capsys):
     assert "rate=0.1_seed=1  done     1 attempts" in (said := capsys.readouterr().out) and said.endswith("4 done\n")
     assert main([*flags[:2], "1-3", *flags[3:]]) == 0  # another seed
     assert finished(made(command, "1-3")) == [1] * 6
+
+
+def test_an_attempt_that_comes_late_runs_nothing(command):
+    """It was queued on a cluster, and meanwhile the job was done here."""
+    sweep = made(command, "1")
+    run_locally(sweep, max_parallel=2, say=lambda text: None)
+    assert [Attempt(sweep.folder, name)() for name in names(sweep)] == [0, 0]
+    assert finished(sweep) == [1, 1]
 
 
 def test_killed_ones_go_on_and_end_once(command):
