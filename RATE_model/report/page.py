@@ -115,7 +115,13 @@ def _curves(path: Path) -> dict[str, list[list[float]]]:
         raise UserError(f"{path}: line is damaged ({error}); resume the run, which mends it") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {reason_of(error)}") from error
-    return {metric: points[:: -(-len(points) // _POINTS)] for metric, points in curves.items()}
+    return {metric: _thinned(points) for metric, points in curves.items()}
+
+
+def _thinned(points: list[list[float]]) -> list[list[float]]:
+    """At most so many of them, at equal distances; the last is where training ended, and stays."""
+    every = -(-len(points) // _POINTS)
+    return points[(len(points) - 1) % every :: every]
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -154,6 +154,13 @@ def test_a_browser_shows_it_and_the_slider_moves(tmp_path, episode):
     assert seen["charts"] == 2 and seen["memory"]
 
 
+def test_a_long_curve_is_thinned_but_for_its_end(tmp_path):
+    (tmp_path / "config.yaml").write_text("model_mode: RATE\n")
+    (tmp_path / "metrics.jsonl").write_text("".join(f'{{"step": {step}, "loss": 1}}\n' for step in range(1001)))
+    steps = [step for step, _ in read_run(tmp_path).curves["loss"]]
+    assert len(steps) == 334 and steps[-1] == 1000 and set(np.diff(steps)) == {3}
+
+
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(UserError, match="config.yaml"):
         read_run(tmp_path)
