@@ -6,7 +6,7 @@
     B_t, C_t, delta_t = W v_t, W v_t, softplus(W W v_t + b)                                          section 3.2, alg. 2
     s_t = exp(delta_t A) * s_{t-1} + delta_t B_t v_t   A = -exp(log_rate), (n, d_inner)               equations 1a, 4
     y_t = C_t s_t + D v_t
-    layer: x_t + W (y_t * silu(z_t)), x behind an RMSNorm
+    layer: x_t + W (y_t * silu(z_t)), x after an RMSNorm
 
 delta_t is the gate: near 0 the state stays as it is, large it is replaced by what comes in (theorem 1). States are
 (B, T, n, d_inner); those of a chunk are made, read and dropped, and made again for the gradient.

@@ -22,7 +22,7 @@ class Slid:
 
 
 def slide(window: Tensor, count: Tensor, new: Tensor, valid: Tensor | None) -> Slid:
-    """Put new steps behind a window.
+    """Put new steps after a window.
 
     Args:
         window: `(B, W, n)`.
