@@ -239,12 +239,13 @@ class FrozenVectorEnv(VectorEnv):
 
 
 def step_limit(environment: gymnasium.Env) -> int:
-    """Steps after which an environment's episodes are truncated: its own `max_steps`, or what it is registered with.
+    """Steps after which an environment's episodes are truncated: its own `max_steps`, a TimeLimit's, or its spec's.
 
     Raises:
         UserError: it names none.
     """
-    known = [environment.get_wrapper_attr("max_steps")] if environment.has_wrapper_attr("max_steps") else []
+    names = ("max_steps", "_max_episode_steps")  # the second is what gymnasium.wrappers.TimeLimit keeps
+    known = [environment.get_wrapper_attr(name) for name in names if environment.has_wrapper_attr(name)]
     known += [environment.spec.max_episode_steps] if environment.spec is not None else []
     limits = [int(steps) for steps in known if steps is not None]
     if not limits:

@@ -30,8 +30,8 @@ def main(environment: Environment, argv: Sequence[str] | None = None) -> int:
 
 def check(environment: Environment, config: Any, seed: int) -> Run:
     """The run of a seed, new or to be continued; nothing is created. Raises UserError if it cannot be."""
-    experiment.check_calibration(config.train, environment.spec(to_flat_dict(config)))
     environment.check(config)
+    experiment.check_calibration(config.train, environment.spec(to_flat_dict(config)))
     directory = run_directory(environment, config, seed)
     return experiment.check(config, directory, seed, before=environment.before)
 

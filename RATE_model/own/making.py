@@ -16,6 +16,8 @@ import yaml
 from RATE_model.cli.core_yaml import CoreLoader
 from RATE_model.errors import UserError
 
+MAX_STEPS = 10_000  # of episodes that nothing else limits
+
 Made = str | gymnasium.Env | Callable[..., gymnasium.Env]
 """A registered id, ``module:Class``, an environment to be copied, or what makes one."""
 
@@ -60,7 +62,10 @@ def read_arguments(pairs: Sequence[str], flag: str) -> dict[str, Any]:
         name, equals, value = pair.partition("=")
         if not equals or not name.isidentifier():
             raise UserError(f"--{flag} {pair}: give NAME=VALUE")
-        found[name] = yaml.load(value, Loader=CoreLoader)
+        try:
+            found[name] = yaml.load(value, Loader=CoreLoader)
+        except yaml.YAMLError:
+            raise UserError(f"--{flag} {pair}: the value is not YAML; quote it") from None
     return found
 
 
