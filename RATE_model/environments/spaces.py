@@ -99,7 +99,7 @@ class Observations:
             return np.ascontiguousarray(np.moveaxis(images, -1, 1) if self.channels_last else images)
         if isinstance(self.space, spaces.Box):  # the common case, at once
             return np.asarray(values, dtype=np.float32).reshape(len(values), *self.shape)
-        rows = _rows(values)
+        rows = _rows(values, self.space)
         return np.stack([self.encode(row) for row in rows])
 
 
@@ -153,9 +153,8 @@ class Actions:
             if values.shape[1] != self.count:
                 raise ValueError(f"actions have {values.shape[1]} dimensions, the space {self.count}")
             slack = 1e-4 * (high - low)
-            _refuse(
-                values, (values < low - slack) | (values > high + slack), f"between {low.min():g} and {high.max():g}"
-            )
+            inside = (values >= low - slack) & (values <= high + slack)  # not of NaN
+            _refuse(values, ~inside, f"between {low.min():g} and {high.max():g}")
             scaled = 2 * (values - low) / np.where(high > low, high - low, 1) - 1
             return scaled.clip(-1, 1).astype(np.float32)
         if not np.issubdtype(values.dtype, np.integer) and not (values == np.round(values)).all():
@@ -253,10 +252,13 @@ def _sizes(space: spaces.Space) -> np.ndarray:
     return np.full(int(np.prod(space.shape or ())), 2)
 
 
-def _rows(values: Any) -> list[Any]:
-    """Observations one by one; those of a dict of columns too."""
+def _rows(values: Any, space: Any) -> list[Any]:
+    """Observations one by one; those of a dict of columns too, which has a tuple's parts under "0", "1", ..."""
+    if isinstance(values, dict) and isinstance(space, spaces.Tuple):
+        parts = [_rows(values[str(index)], part) for index, part in enumerate(space.spaces)]
+        return list(zip(*parts, strict=True))
     if isinstance(values, dict):
-        columns = {name: _rows(column) for name, column in values.items()}
+        columns = {name: _rows(column, space[name]) for name, column in values.items()}
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     return list(values)
 

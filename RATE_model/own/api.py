@@ -11,6 +11,7 @@ import numpy as np
 from RATE_model.acting.rollout import Episodes, mean_and_error
 from RATE_model.agent import Agent
 from RATE_model.cli import experiment, training
+from RATE_model.cli.limits import at_least
 from RATE_model.environments.contract import Evaluation
 from RATE_model.errors import UserError
 from RATE_model.loading import load_agent, same_interface
@@ -100,6 +101,8 @@ def train(
     config = own.read_config(_words(named | flags | {"model_mode": memory, "seed": seed}))
     own.check(config)
     experiment.check_calibration(config.train, data.spec())
+    if not str(output_dir):
+        raise UserError("output_dir is empty: name a directory")
     run = experiment.check(config, Path(output_dir).expanduser(), seed)
     return TrainedRun(run.directory, training.train(own, config, run))
 
@@ -134,7 +137,11 @@ def evaluate(
     """
     agent = agent if isinstance(agent, Agent) else load_agent(agent)
     own = OwnEnvironment(environment)
+    if unknown := sorted(set(acting) - {"slide", "reset_target"}):
+        raise UserError(f"{unknown[0]}: evaluate has no such argument; see help(evaluate)")
     options = Place(use_argmax=greedy, max_episode_steps=max_episode_steps, **acting)
+    options.validate()
+    at_least(0, seed=seed)
     expected = own.spec({"max_episode_steps": max_episode_steps})
     if not same_interface(agent.spec, replace(expected, observation_scale=agent.spec.observation_scale)):
         raise UserError(
@@ -146,6 +153,8 @@ def evaluate(
         if agent.config.sizes.conditioned:
             raise UserError("target_return is missing: give the return that the agent is asked for")
         target_return = 0.0
+    if not isinstance(target_return, int | float | np.number) or not np.isfinite(target_return):
+        raise UserError(f"target_return {target_return}: must be a finite number")
     evaluation = Evaluation(own, agent, options, (target_return,), episodes=episodes, seed=seed)
     return Result(evaluation.play_with(transform_memory)[target_return][None])
 

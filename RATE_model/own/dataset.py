@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import gymnasium
 import numpy as np
 from gymnasium import Space, spaces
 
+from RATE_model.cli.limits import at_least
 from RATE_model.data.arrays import TrajectoryArrays
 from RATE_model.data.dataset import WindowDataset
 from RATE_model.data.minari import is_minari, minari_folder, read_minari, write_minari
@@ -19,7 +21,7 @@ from RATE_model.data.trajectories import Trajectories, TrajectoryFile
 from RATE_model.data.writer import TrajectoryWriter
 from RATE_model.environments.spaces import Actions, Observations, spec_of
 from RATE_model.errors import UserError
-from RATE_model.own.making import Made, make_environment
+from RATE_model.own.making import MAX_STEPS, Made, make_environment
 from RATE_model.spec import EnvironmentSpec
 
 # What the arrays of an episode may be called.
@@ -88,6 +90,8 @@ class Dataset:
             UserError: there are fewer than two, or one lacks an array, or its arrays do not fit one another, the other
                 episodes or the environment; the message names the episode, the key and both values.
         """
+        if not isinstance(episodes, Iterable):
+            raise UserError(f"{name} is {type(episodes).__name__}; give a list of episodes, dicts of arrays")
         listed = list(episodes)
         if not listed:
             raise UserError(f"{name} holds no episode")
@@ -169,13 +173,13 @@ class Dataset:
             episodes: how many, of the seeds `seed`, `seed` + 1, ... counted from 10,000: evaluations play lower ones.
             seed: of the first episode, and of random actions.
         """
-        scene = make_environment(environment)
-        scene.action_space.seed(seed)
-        recorded = [
-            _episode(scene, policy or (lambda observation: scene.action_space.sample()), FIRST_SEED + seed + number)
-            for number in range(episodes)
-        ]
-        scene.close()
+        at_least(0, seed=seed)
+        with closing(make_environment(environment)) as scene:
+            scene.action_space.seed(seed)
+            recorded = [
+                _episode(scene, policy or (lambda observation: scene.action_space.sample()), FIRST_SEED + seed + number)
+                for number in range(episodes)
+            ]
         return cls.from_episodes(recorded, environment=environment, name="the collected dataset")
 
     @classmethod
@@ -334,7 +338,7 @@ def _episode(environment: gymnasium.Env, policy: Callable[[Any], Any], seed: int
     observation, _ = environment.reset(seed=seed)
     steps: list[tuple[Any, Any, float]] = []
     terminated = truncated = False
-    while not (terminated or truncated):
+    while not (terminated or truncated or len(steps) == MAX_STEPS):
         action = policy(observation)
         following, reward, terminated, truncated, _ = environment.step(action)
         steps.append((observation, action, float(reward)))
@@ -367,20 +371,26 @@ def _columns(episode: Any, number: int, name: str) -> dict[str, Any]:
         held = next((other for other in names if other in episode), None)
         if held is None:
             raise UserError(f"{place} has no '{key}' (it has: {', '.join(map(str, episode)) or 'nothing'})")
-        found[key] = episode[held] if isinstance(episode[held], Mapping) else np.asarray(episode[held])
+        found[key] = episode[held] if isinstance(episode[held], Mapping) else _array(episode[held], place, held)
     rewards = found["rewards"]
     if rewards.ndim == 2 and rewards.shape[1] == 1:
         rewards = rewards[:, 0]
     if rewards.ndim != 1 or not len(rewards) or rewards.dtype.kind not in "biuf":
         raise UserError(f"{place}: 'rewards' have shape {rewards.shape} and type {rewards.dtype}; give (T,) numbers")
-    if not np.isfinite(rewards.astype(np.float64)).all():
-        raise UserError(f"{place}: 'rewards' are not finite at step {int(np.argmin(np.isfinite(rewards)))}")
+    finite = np.isfinite(_float32(rewards))
+    if not finite.all():
+        raise UserError(f"{place}: 'rewards' are not finite at step {int(np.argmin(finite))}")
     found["rewards"] = rewards.astype(np.float32)
     steps = len(rewards)
+    if isinstance(found["actions"], Mapping) or found["actions"].dtype.kind not in "biuf":
+        kind = "a dict" if isinstance(found["actions"], Mapping) else f"of type {found['actions'].dtype}"
+        raise UserError(f"{place}: 'actions' are {kind}; give an array of numbers")
+    if not found["actions"].ndim:
+        raise UserError(f"{place}: 'actions' have no steps, 'rewards' {steps}")
     if found["actions"].shape[:1] != (steps,):
         raise UserError(f"{place}: 'actions' have {len(found['actions'])} steps, 'rewards' {steps}")
     found["observations"] = _cut(found["observations"], steps, place, "observations")
-    terminal, truncated = (_last(episode, names) for names in (_TERMINALS, _TRUNCATED))
+    terminal, truncated = (_last(episode, names, steps, place) for names in (_TERMINALS, _TRUNCATED))
     found["terminal"] = (not truncated) if terminal is None else terminal
     return found
 
@@ -389,18 +399,39 @@ def _cut(values: Any, steps: int, place: str, key: str) -> Any:
     """T observations of T or T + 1."""
     if isinstance(values, Mapping):
         return {name: _cut(column, steps, place, f"{key}/{name}") for name, column in values.items()}
-    values = np.asarray(values)
+    values = _array(values, place, key)
     if values.ndim == 0 or len(values) not in (steps, steps + 1):
         raise UserError(f"{place}: '{key}' have {len(values) if values.ndim else 'no'} steps, 'rewards' {steps}")
-    if values.dtype.kind not in "biuf" or not np.isfinite(values.astype(np.float64, copy=False)).all():
+    if values.dtype.kind not in "biuf" or not np.isfinite(_float32(values)).all():
         raise UserError(f"{place}: '{key}' of type {values.dtype} are not finite numbers")
     return values[:steps]
 
 
-def _last(episode: Mapping[str, Any], names: Sequence[str]) -> bool | None:
-    """What a mark says of an episode's last step; None: there is no such mark."""
+def _last(episode: Mapping[str, Any], names: Sequence[str], steps: int, place: str) -> bool | None:
+    """What a mark says of an episode's last step; None: there is no such mark. Raises UserError for an earlier end."""
     held = next((name for name in names if name in episode), None)
-    return None if held is None else bool(np.asarray(episode[held]).reshape(-1)[-1])
+    if held is None:
+        return None
+    marks = _array(episode[held], place, held).reshape(-1)
+    if len(marks) not in (1, steps):
+        raise UserError(f"{place}: '{held}' have {len(marks)} steps, 'rewards' {steps}")
+    if marks[:-1].any():
+        raise UserError(f"{place}: '{held}' mark an end at step {int(np.argmax(marks))} of {steps}; cut it there")
+    return bool(marks[-1])
+
+
+def _array(values: Any, place: str, key: str) -> np.ndarray:
+    """Values as an array. Raises UserError for lists of different lengths."""
+    try:
+        return np.asarray(values)
+    except ValueError:
+        raise UserError(f"{place}: '{key}' are no array: its parts differ in shape") from None
+
+
+def _float32(values: np.ndarray) -> np.ndarray:
+    """Numbers as a model sees them; bytes as they are."""
+    with np.errstate(over="ignore"):
+        return values if values.dtype.kind in "biu" else values.astype(np.float32, copy=False)
 
 
 def _guessed(episodes: Sequence[Mapping[str, Any]], name: str) -> tuple[spaces.Space, spaces.Space]:
@@ -466,3 +497,7 @@ def _check_shape(values: Any, space: spaces.Space, what: str) -> None:
             _check_shape(values[name], part, f"{what[:-1]}/{name}'")
     elif not isinstance(values, Mapping) and isinstance(space, spaces.Box) and values.shape[1:] != space.shape:
         raise UserError(f"{what} have shape {values.shape[1:]}, the space {space.shape}")
+    elif not isinstance(values, Mapping) and isinstance(space, spaces.Discrete):
+        inside = (values >= space.start) & (values < space.start + space.n) & (values == np.round(values))
+        if not inside.all():
+            raise UserError(f"{what} hold {values[~inside].flat[0]}, which is not in {space}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -20,10 +21,8 @@ from RATE_model.environments.contract import Environment, Evaluation, TrainingDa
 from RATE_model.environments.spaces import Actions, Encoded, Observations, spec_of
 from RATE_model.errors import UserError
 from RATE_model.own.dataset import FIRST_SEED, Dataset
-from RATE_model.own.making import Made, maker_of, read_arguments
+from RATE_model.own.making import MAX_STEPS, Made, maker_of, read_arguments
 from RATE_model.spec import EnvironmentSpec
-
-MAX_STEPS = 10_000  # of episodes that nothing else limits
 
 
 @dataclass(frozen=True)
@@ -129,11 +128,18 @@ class OwnEnvironment(Environment):
         return maker_of(self._made, arguments=arguments, wrappers=options.wrappers, max_steps=options.max_episode_steps)
 
     def check(self, config: Config) -> None:
-        """That there is data, and that the environment can be made."""
+        """That there is data, and that the environment can be made and is like it."""
         if self._data is None:
             raise UserError("--data is missing: give a file of HDF5, a folder of .npz, or a Minari dataset")
         if config.task.last_inference or config.task.online_inference:
-            self.make(None, config.task).close()
+            with closing(self.make(None, config.task)) as environment:
+                seen, acted = environment.observation_space, environment.action_space
+            if (seen, acted) != (self._data.observations.box, self._data.actions.box):
+                raise UserError(
+                    f"{self._data.name} is of another environment: a model sees its observations as "
+                    f"{self._data.observations.box} and its actions as {self._data.actions.box}; those of the "
+                    f"environment are {seen} and {acted}"
+                )
 
     def spec(self, flags: Mapping[str, Any]) -> EnvironmentSpec:
         """Of the data, or of the environment's spaces."""

@@ -159,3 +159,41 @@ def test_wrappers_and_arguments_reach_the_environment(run):
     )
     assert (wide.lengths == 2).all()
     assert (evaluate(run.directory, Recall, target_return=1, max_episode_steps=3).lengths == 3).all()
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"target_return": float("nan")}, "target_return nan: must be a finite number"),
+        ({"target_return": [1, 2]}, "target_return .*: must be a finite number"),
+        ({"target_return": 1, "slide": 0}, "--slide 0: must be at least 1"),
+        ({"target_return": 1, "max_episode_steps": 0}, "--max_episode_steps 0: must be at least 1"),
+        ({"target_return": 1, "sed": 0}, "sed: evaluate has no such argument"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_in_one_line(run, asked, said):
+    with pytest.raises(UserError, match=said):
+        evaluate(load_agent(run.directory), Recall, **asked)
+
+
+def test_data_of_another_environment_is_refused_before_anything_is_made(tmp_path):
+    data = Dataset.from_episodes(episodes())
+    for make, output_dir in ((lambda **_: Recall(size=3), tmp_path / "mine"), (None, "")):
+        with pytest.raises(UserError, match="is of another environment|output_dir is empty"):
+            train(data, environment=make, output_dir=output_dir, **TINY)
+    assert not list(tmp_path.iterdir())
+
+
+class Unlimited(Recall):
+    """Says nothing of how long episodes may be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        del self.max_steps
+
+
+def test_an_environment_without_a_limit_is_played(run):
+    result = evaluate(load_agent(run.directory), Unlimited, episodes=2, target_return=1)
+    assert (result.lengths == STEPS).all()
+    result = evaluate(load_agent(run.directory), Unlimited, episodes=2, target_return=1, max_episode_steps=2)
+    assert (result.lengths == 2).all()

@@ -1,6 +1,7 @@
 """Data of one's own: every source gives the same steps, what does not fit is named, and Minari goes both ways."""
 
 import json
+import re
 
 import gymnasium
 import h5py
@@ -188,3 +189,53 @@ def test_npz_files_that_are_none_are_named(tmp_path):
     np.savez(tmp_path / "a.npz", observations=np.zeros(3))
     with pytest.raises(UserError, match="a.npz' has no actions, rewards"):
         Dataset.from_npz(tmp_path)
+
+
+def _episode_of(**changes: object) -> dict[str, object]:
+    return {"observations": np.zeros((3, 1)), "actions": np.zeros(3, int), "rewards": np.zeros(3)} | changes
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"terminals": [0, 1, 0]}, "'terminals' mark an end at step 1 of 3"),
+        ({"terminals": [0, 1]}, "'terminals' have 2 steps, 'rewards' 3"),
+        ({"actions": ["a", "b", "c"]}, "'actions' are of type <U1"),
+        ({"actions": 1}, "'actions' have no steps"),
+        ({"observations": [[1], [1, 2], [1]]}, "'observations' are no array"),
+        ({"observations": np.full((3, 1), 1e300)}, "'observations' of type float64 are not finite"),
+        ({"rewards": np.full(3, 1e300)}, "'rewards' are not finite at step 0"),
+    ],
+)
+def test_what_is_no_episode_is_refused_in_one_line(changes, said):
+    with pytest.raises(UserError, match=re.escape(f"episode 1 of the dataset: {said}")):
+        Dataset.from_episodes([_episode_of(), _episode_of(**changes)])
+
+
+@pytest.mark.parametrize("shown", [-1, 4, 0.5])
+def test_an_observation_outside_a_discrete_space_is_refused(shown):
+    observed = (gymnasium.spaces.Discrete(4), None)
+    with pytest.raises(UserError, match=re.escape(f"hold {shown}, which is not in Discrete(4)")):
+        Dataset.from_episodes([_episode_of(observations=np.full(3, shown))] * 2, spaces=observed)
+
+
+def test_an_action_that_is_not_a_number_is_refused_in_a_box():
+    acted = (gymnasium.spaces.Box(-1, 1, (1,)), gymnasium.spaces.Box(-2, 2, (1,)))
+    with pytest.raises(UserError, match="nan.*between -2 and 2"):
+        Dataset.from_episodes([_episode_of(actions=np.full((3, 1), np.nan))] * 2, spaces=acted)
+
+
+def test_tuples_of_observations_are_vectors():
+    class Pair(gymnasium.Env):
+        observation_space = gymnasium.spaces.Tuple((gymnasium.spaces.Box(-1, 1, (1,)), gymnasium.spaces.Discrete(3)))
+        action_space = gymnasium.spaces.Discrete(2)
+
+        def reset(self, *, seed=None, options=None):
+            super().reset(seed=seed)
+            return (np.float32([0.5]), 1), {}
+
+        def step(self, action):
+            return (np.float32([0.5]), 1), 0.0, True, False, {}
+
+    observations, _ = Dataset.collect(Pair, episodes=2).trajectories.load()
+    assert observations.tolist() == [[0.5, 0, 1, 0]] * 2
