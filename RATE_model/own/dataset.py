@@ -194,6 +194,8 @@ class Dataset:
             return cls.from_hdf5(path, environment=environment)
         if path.is_dir() and not is_minari(path):
             return cls.from_npz(path, environment=environment)
+        if path.suffix in (".h5", ".hdf5", ".npz"):
+            raise UserError(f"{source} does not exist; name a file of HDF5, a folder of .npz, or a Minari dataset")
         return cls.from_minari(source, environment=environment)
 
     # --- what it holds ---
