@@ -241,7 +241,12 @@ def check_losses(options: Options, mode: str, batches: int = 3) -> float:
 
 def acting(options: Options, mode: str) -> dict[str, Callable[[], float]]:
     """Candidates for `interleave`: processor seconds of a step, averaged over a segment, early and late in episodes."""
-    agent, steps = options.agent(mode).eval(), options.context_length
+    agent, steps = options.agent(mode), options.context_length
+    if agent.memory.keeps_data:  # it acts by what training has shown it
+        batch = make_batch(options)
+        with torch.no_grad():
+            agent.train()(batch.observations, batch.actions, batch.rtg, batch.valid)
+    agent.eval()
 
     def episodes() -> Episodes:
         return Episodes(Actor(agent, options.episodes, 1.0), steps, clock=time.process_time)
@@ -258,13 +263,14 @@ def acting(options: Options, mode: str) -> dict[str, Callable[[], float]]:
 
 def whole_and_loop(options: Options, mode: str) -> dict[str, Callable[[], float]]:
     """Candidates for `interleave`: processor seconds of a recurrent memory, forwards and backwards, in one call and in
-    one call a step. None for a memory that sees several steps at once, or none but the present.
+    one call a step. None for a memory that sees several steps at once, or none but the present, or learns nothing.
 
     Raises:
         RuntimeError: the hidden states differ.
     """
     memory = options.agent(mode).memory
-    if memory.context != 1 or not memory.has_memory or not options.loop_rounds:
+    learns = any(parameter.requires_grad for parameter in memory.parameters())
+    if memory.context != 1 or not memory.has_memory or not learns or not options.loop_rounds:
         return {}
     torch.manual_seed(0)
     batch, length = options.loop_batch, options.loop_steps

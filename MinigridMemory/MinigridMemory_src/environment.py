@@ -39,7 +39,6 @@ from RATE_model.data.dataset import WindowDataset
 from RATE_model.environments.contract import Environment, Evaluation, TrainingData
 from RATE_model.errors import UserError
 from RATE_model.spec import EnvironmentSpec
-from RATE_model.training.trainer import accuracy, last_steps_right
 
 HERE = Path(__file__).resolve().parent
 # What the expert does after its look into the northern arm: step into it, or turn round and step into the other.
@@ -173,6 +172,8 @@ class MinigridMemory(Environment):
 
     def batch_metrics(self, logits: Tensor, batch: Batch) -> dict[str, Tensor | Share]:
         """Accuracy of all steps, and share of episodes whose steps at the fork are all right: those take the memory."""
+        from RATE_model.training.trainer import accuracy, last_steps_right  # training alone needs it
+
         return accuracy(logits, batch) | {"train_last_acc": last_steps_right(logits, batch, FORK_STEPS)}
 
     def make(self, case: int, options: Mazes, *, render_mode: str | None = None) -> MinigridMemoryEnv:

@@ -113,7 +113,8 @@ def only_one(path: Path, waiting: str = "") -> Iterator[bool]:
     Raises:
         UserError: the path cannot be written.
     """
-    check_writable(path)
+    if not path.is_dir():  # which may be what is made, and goes on
+        check_writable(path)
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(_folder(path.parent))

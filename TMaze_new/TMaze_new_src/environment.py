@@ -29,7 +29,6 @@ from RATE_model.data.dataset import WindowDataset
 from RATE_model.environments.contract import Environment, Evaluation, TrainingData
 from RATE_model.errors import UserError
 from RATE_model.spec import EnvironmentSpec
-from RATE_model.training.trainer import accuracy
 from TMaze_new.TMaze_new_src import evaluate as protocol
 from TMaze_new.TMaze_new_src.dataset import FIRST_SEED, DataOptions, ensure_datasets, load_windows
 from TMaze_new.TMaze_new_src.env import RIGHT, TMazeEnv, TMazeVectorEnv
@@ -181,6 +180,8 @@ class TMaze(Environment):
 
         That is the last step of every episode, and in chains of junctions every turn but one at the first step.
         """
+        from RATE_model.training.trainer import accuracy  # training alone needs it
+
         valid, targets = batch.valid.to(logits.device), batch.targets
         steps = torch.arange(valid.shape[1], device=logits.device)
         last = steps == (batch.lengths.to(logits.device) - 1)[:, None]

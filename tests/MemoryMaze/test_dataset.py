@@ -73,7 +73,7 @@ def test_data_of_other_experts_is_not_taken_for_ours(tmp_path, monkeypatch):
     options = DataOptions(data_dir=tmp_path)
     path = write_data(dataset_path(options))
     monkeypatch.setattr(dataset, "EXPERTS_VERSION", dataset.EXPERTS_VERSION + 1)
-    message = rf"^'{path}' was made by experts of version \d+, and they are at version \d+\. Delete it.*--data_path"
+    message = rf"^'{path}' was made by experts of version \d+, and they are at version \d+\. Give another.*--data_path"
     with pytest.raises(UserError, match=message):
         ensure_dataset(options)
     assert ensure_dataset(replace(options, data_path=path)) == [path], "where it is named it is taken"

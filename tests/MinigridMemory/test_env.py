@@ -102,8 +102,8 @@ def test_rewards_and_ends():
     env.reset(seed=0)
     steps = [env.step(LEFT) for _ in range(6)]
     assert [step[3] for step in steps] == [False] * 4 + [True] * 2 and not any(step[2] for step in steps)
-    assert steps[3][4] == {} and steps[4][4] == {"success": False} and steps[5][1] == 0.0
-    assert env.reset(seed=0)[1] == {} and not env.step(FORWARD)[3]
+    assert steps[3][4] == {"success": False} and steps[4][4] == {"success": False} and steps[5][1] == 0.0
+    assert env.reset(seed=0)[1] == {"success": False} and not env.step(FORWARD)[3]
 
 
 def test_the_last_permitted_step_can_succeed():

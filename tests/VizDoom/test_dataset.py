@@ -304,7 +304,7 @@ def test_data_of_an_earlier_version_is_not_taken_for_that_of_this_one(tmp_path, 
     old = getattr(module, name)
     monkeypatch.setattr(module, name, old + 1)
     with pytest.raises(
-        UserError, match=f"{path.name}' was made by version {old} of the {key}.* is {old + 1}.*Delete it"
+        UserError, match=f"{path.name}' was made by version {old} of the {key}.* is {old + 1}.*Give another"
     ):
         ensure_dataset(options)
     assert ensure_dataset(DataOptions(data_path=path)) == [path], "it was named"

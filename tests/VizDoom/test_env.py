@@ -411,7 +411,7 @@ def test_resetting_some_games_leaves_the_others(games):
 
 def test_errors_of_one_game_reach_the_caller_and_closing_ends_all(games):
     envs = games(2)
-    with pytest.raises(ValueError, match="a seed must lie"):
+    with pytest.raises(ValueError, match="seeds must lie"):
         envs.reset(seed=[1, -1])
     envs.reset(seed=[1, 2])
     assert len(engines()) == 2
