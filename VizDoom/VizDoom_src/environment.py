@@ -28,11 +28,12 @@ from RATE_model.data.mirror import Mirror
 from RATE_model.environments.contract import Case, Environment, Evaluation, TrainingData
 from RATE_model.errors import UserError
 from RATE_model.spec import EnvironmentSpec
+from RATE_model.system.processes import check_writable
 from RATE_model.training.curriculum import parse_stages
 from VizDoom.VizDoom_src import evaluate as protocol
 from VizDoom.VizDoom_src import pictures
 from VizDoom.VizDoom_src.baselines import play_baselines
-from VizDoom.VizDoom_src.dataset import DataOptions, ensure_dataset, load_windows
+from VizDoom.VizDoom_src.dataset import DataOptions, dataset_path, ensure_dataset, load_windows
 from VizDoom.VizDoom_src.engine import described_pictures, vizdoom
 from VizDoom.VizDoom_src.env import MIRRORED, PUBLISHED_CAP, SEED_LIMIT, VizDoomTwoColorsEnv
 from VizDoom.VizDoom_src.graphics import ensure_graphics
@@ -165,7 +166,10 @@ class ViZDoomTwoColors(Environment):
         return replace(SPEC, conv_channels=tuple(flags.get("conv_channels", SPEC.conv_channels)))
 
     def check(self, config: Config) -> None:
-        """What is missing of the package and of the graphics; only acting needs them."""
+        """Where data cannot be written; what is missing of the package and of the graphics, which only acting needs."""
+        path = dataset_path(config.data)
+        if config.data.data_path is None and not path.exists():
+            check_writable(path)
         if config.task.online_inference or config.task.last_inference:
             vizdoom()
             ensure_graphics(config.data.scenario)
