@@ -94,7 +94,7 @@ def train_policies(
             disk is full.
     """
     place = policy_folder(folder, robot, seed)
-    with only_one(place, f"another process is training the policies in '{place}'; waiting for it"):
+    with only_one(place, f"another process is training the policies in '{place}'; waiting for it", folder=True):
         return _train_policies(robot, seed, place, enough, report, round_steps)
 
 

@@ -100,7 +100,7 @@ def owner(lock: Path) -> str | None:
 
 
 @contextlib.contextmanager
-def only_one(path: Path, waiting: str = "") -> Iterator[bool]:
+def only_one(path: Path, waiting: str = "", *, folder: bool = False) -> Iterator[bool]:
     """Inside, this process alone makes ``path``; what killed makers of it left beside it was removed.
 
     Gives whether it had to wait, which may mean that the other one has made what this one wants. The path itself is
@@ -109,12 +109,12 @@ def only_one(path: Path, waiting: str = "") -> Iterator[bool]:
     Args:
         path: what is made inside.
         waiting: printed before a wait; by default that another process is writing the path.
+        folder: the path is a folder, which may be there, and goes on being filled.
 
     Raises:
         UserError: the path cannot be written.
     """
-    if not path.is_dir():  # which may be what is made, and goes on
-        check_writable(path)
+    check_writable(path / "file" if folder else path)
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(_folder(path.parent))
