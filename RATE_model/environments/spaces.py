@@ -174,6 +174,17 @@ class Actions:
         _refuse(values, (values < 0) | (values >= sizes), f"below {sizes.tolist()}, each part")
         return np.ravel_multi_index(tuple(values.T), tuple(sizes))
 
+    @property
+    def stored(self) -> spaces.Space:
+        """The space of actions in files: the environment's; joint numbers for actions of several discrete parts."""
+        return self.space if isinstance(self.space, spaces.Box | spaces.Discrete) else self.box
+
+    def store(self, actions: np.ndarray) -> np.ndarray:
+        """T actions that the model predicts, `(T,)` or `(T, count)`, as files have them: `(T, *stored.shape)`."""
+        if self.stored is self.space:
+            return np.stack([np.asarray(self.decode(action)) for action in actions])
+        return actions
+
     def decode(self, action: Any) -> Any:
         """What the environment is given for an action that the model predicts."""
         if self.continuous:

@@ -252,19 +252,20 @@ class Dataset:
     # --- where it goes ---
 
     def to_hdf5(self, path: str | Path) -> Path:
-        """Write it as a file of this project's layout; its path."""
+        """Write it as a file of this project's layout, actions as the environment's space has them; its path."""
         data, path = self.trajectories, Path(path)
-        terminals = self._terminals()
+        terminals, first = self._terminals(), self.actions.store(self.trajectories.actions[:1])
         with TrajectoryWriter(
             path,
             observation_shape=data.observation_shape,
             observation_dtype=data.observation_dtype,
-            action_shape=data.action_shape,
-            action_dtype=data.actions.dtype,
+            action_shape=first.shape[1:],
+            action_dtype=first.dtype,
             attributes=self.metadata,
         ) as writer:
             for start, length, terminal in zip(data.starts.tolist(), data.lengths.tolist(), terminals, strict=True):
                 observations, actions = data.read(start, start + length)
+                actions = self.actions.store(actions)
                 writer.add_episode(observations, actions, data.rewards[start : start + length], terminal=bool(terminal))
         return path
 
@@ -276,13 +277,14 @@ class Dataset:
             metadata: of Minari, such as author, algorithm_name, code_permalink, environment (its id).
         """
         data = self.trajectories
-        episodes = (
-            (*data.read(start, start + length), data.rewards[start : start + length], bool(terminal))
-            for start, length, terminal in zip(
-                data.starts.tolist(), data.lengths.tolist(), self._terminals(), strict=True
-            )
-        )
-        return write_minari(dataset, episodes, self.observations.box, self.actions.box, self.metadata | metadata)
+
+        def episode(start: int, length: int, terminal: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
+            observations, actions = data.read(start, start + length)
+            return observations, self.actions.store(actions), data.rewards[start : start + length], terminal
+
+        ends = zip(data.starts.tolist(), data.lengths.tolist(), self._terminals().astype(bool).tolist(), strict=True)
+        episodes = (episode(*end) for end in ends)
+        return write_minari(dataset, episodes, self.observations.box, self.actions.stored, self.metadata | metadata)
 
     def _terminals(self) -> np.ndarray:
         """(E,) bool, whether an episode ended in a terminal state."""

@@ -119,7 +119,7 @@ def _curves(path: Path) -> dict[str, list[list[float]]]:
 
 
 def _thinned(points: list[list[float]]) -> list[list[float]]:
-    """At most so many of them, at equal distances; the last is where training ended, and stays."""
+    """At most `_POINTS` of them, at equal distances; the last is where training ended, and stays."""
     every = -(-len(points) // _POINTS)
     return points[(len(points) - 1) % every :: every]
 

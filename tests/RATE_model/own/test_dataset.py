@@ -239,3 +239,24 @@ def test_tuples_of_observations_are_vectors():
 
     observations, _ = Dataset.collect(Pair, episodes=2).trajectories.load()
     assert observations.tolist() == [[0.5, 0, 1, 0]] * 2
+
+
+def test_actions_of_any_range_survive_a_file(tmp_path):
+    """Written as the environment's space has them, and so read again with the environment as without."""
+    rng = np.random.default_rng(0)
+    episodes = [
+        {
+            "observations": rng.uniform(-1, 1, (5, 3)).astype(np.float32),
+            "actions": rng.uniform(-2, 2, (5, 1)).astype(np.float32),
+            "rewards": np.ones(5),
+        }
+        for _ in range(3)
+    ]
+    dataset = Dataset.from_episodes(episodes, environment="Pendulum-v1")
+    file, folder = dataset.to_hdf5(tmp_path / "data.h5"), dataset.to_minari(tmp_path / "minari")
+    for again in (
+        Dataset.from_hdf5(file, environment="Pendulum-v1"),
+        Dataset.from_minari(folder, environment="Pendulum-v1"),
+        Dataset.from_minari(folder),
+    ):
+        np.testing.assert_allclose(again.trajectories.actions, dataset.trajectories.actions, atol=1e-6)
