@@ -8,11 +8,13 @@ asks between two of them whether to stop (`Interrupts`, `stop_if_asked`), so tha
 Nothing here imports more than Python itself: scripts call it before anything else.
 """
 
+import _thread
 import os
 import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
@@ -26,12 +28,16 @@ SIGNAL_CODES = tuple(128 + getattr(signal, name) for name in SIGNALS)
 """Exit codes of a process that such a signal has stopped."""
 
 
-class Interrupted(KeyboardInterrupt):
-    """A signal asked to stop. Like Ctrl-C's exception, it is caught by no ``except Exception``."""
+class RaisedBySignal(BaseException):
+    """What a signal's handler raises: `keep_raising` sees to it that it is not lost."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
         self.name = name
+
+
+class Interrupted(RaisedBySignal, KeyboardInterrupt):
+    """A signal asked to stop. Like Ctrl-C's exception, it is caught by no ``except Exception``."""
 
 
 def exit_code(interruption: KeyboardInterrupt) -> int:
@@ -77,12 +83,12 @@ def raising_interrupts() -> Iterator[None]:
         _raised = name
         raise Interrupted(name)
 
-    previous = _install(interrupt)
+    restore = _install(interrupt)
     try:
         yield
     finally:
         _raised = None
-        _restore(previous)
+        restore()
 
 
 class Interrupts:
@@ -96,19 +102,19 @@ class Interrupts:
 
     def __init__(self) -> None:
         self.requested: str | None = None
-        self._previous: dict[str, Any] = {}
+        self._restore: Callable[[], None] = _do_nothing
         self._outer: Interrupts | None = None
 
     def __enter__(self) -> "Interrupts":
         global _innermost
-        self._previous = _install(self._note)
+        self._restore = _install(self._note)
         self._outer, _innermost = _innermost, self
         return self
 
     def __exit__(self, *exception: object) -> None:
         global _innermost
         _innermost = self._outer
-        _restore(self._previous)
+        self._restore()
 
     def stop(self) -> None:
         """Raises Interrupted if a stop has been requested."""
@@ -156,10 +162,40 @@ def request(name: str) -> None:
         signal.pthread_kill(threading.main_thread().ident or 0, getattr(signal, name))  # wakes it where it waits
 
 
-def _install(action: Callable[[str], None]) -> dict[str, Any]:
-    """Sends all signals to ``action``, and returns the handlers before. Only the main thread can; others get {}."""
+def keep_raising() -> Callable[[], None]:
+    """Let no handler's exception be lost; returns a function that undoes this.
+
+    A handler runs between any two steps of Python, those of a finalizer or of a weak reference's callback among them,
+    from which Python can pass no exception on: it prints and forgets it. The signal is then sent again, a little later.
+    """
+    before = sys.unraisablehook
+
+    def hook(lost: Any) -> None:
+        if isinstance(lost.exc_value, RaisedBySignal):
+            # Not threading.Thread: the finalizer may have interrupted what holds that module's locks.
+            _thread.start_new_thread(_send_again, (lost.exc_value.name,))
+        else:
+            before(lost)
+
+    def undo() -> None:
+        sys.unraisablehook = before
+
+    sys.unraisablehook = hook
+    return undo
+
+
+def _send_again(name: str) -> None:
+    time.sleep(0.01)
+    signal.pthread_kill(threading.main_thread().ident or 0, getattr(signal, name))
+
+
+def _install(action: Callable[[str], None]) -> Callable[[], None]:
+    """Sends all signals to ``action``; returns a function that brings the handlers before back.
+
+    Only the main thread can: in others nothing happens.
+    """
     if threading.current_thread() is not threading.main_thread():
-        return {}
+        return _do_nothing
     process = os.getpid()
 
     def handle(number: int, frame: FrameType | None) -> None:
@@ -169,15 +205,20 @@ def _install(action: Callable[[str], None]) -> dict[str, Any]:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
-    previous = {}
+    stop_keeping, previous = keep_raising(), {}
     for name in SIGNALS:
         number = getattr(signal, name)
         if name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN:
             continue  # nohup: the process is to outlive its terminal
-        previous[name] = signal.signal(number, handle)
-    return previous
+        previous[number] = signal.signal(number, handle)
+
+    def restore() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        stop_keeping()
+
+    return restore
 
 
-def _restore(handlers: dict[str, Any]) -> None:
-    for name, handler in handlers.items():
-        signal.signal(getattr(signal, name), signal.SIG_DFL if handler is None else handler)
+def _do_nothing() -> None:
+    pass

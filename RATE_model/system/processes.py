@@ -19,7 +19,7 @@ from types import FrameType
 from typing import TypeVar
 
 from RATE_model.errors import UserError
-from RATE_model.system.interrupts import SIGNALS
+from RATE_model.system.interrupts import SIGNALS, RaisedBySignal, keep_raising
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -144,8 +144,17 @@ def begin_worker(stop: multiprocessing.connection.Connection | None = None) -> N
 
     threading.Thread(target=follow, daemon=True).start()
     if stop is not None:
+        keep_raising()
         signal.signal(signal.SIGALRM, _leave)
 
 
+class _Leave(RaisedBySignal, SystemExit):
+    """Which `multiprocessing` takes without a traceback."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.code = 128 + signal.Signals[name]
+
+
 def _leave(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)  # which `multiprocessing` takes without a traceback
+    raise _Leave(signal.Signals(number).name)

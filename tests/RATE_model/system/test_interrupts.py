@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -80,8 +81,44 @@ def test_a_thread_learns_of_a_signal_to_the_main_thread():
         try:
             os.kill(os.getpid(), signal.SIGTERM)
         finally:
-            assert stopped.wait(5)
+            assert stopped.wait(60)
     stop_if_asked()
+
+
+class Finalized:
+    """Waits in its finalizer."""
+
+    def __init__(self, action):
+        self.action = action
+
+    def __del__(self):
+        self.action()
+
+
+class WithCallback:
+    """Waits in the callback of a weak reference."""
+
+    def __init__(self, action):
+        WithCallback.reference = weakref.ref(self, lambda _: action())
+
+
+@pytest.mark.parametrize("kind", [Finalized, WithCallback])
+def test_a_signal_inside_a_finalizer_is_obeyed(kind, capfd):
+    """Python passes no exception on from there."""
+    before = sys.unraisablehook
+    with pytest.raises(SystemExit, match="143"), exit_on_user_error():
+        kind(lambda: (os.kill(os.getpid(), signal.SIGTERM), time.sleep(60)))
+        time.sleep(60)
+    assert capfd.readouterr().err == "stopped by SIGTERM\n" and sys.unraisablehook is before
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_other_errors_of_finalizers_are_still_shown(monkeypatch):
+    shown = []
+    monkeypatch.setattr(sys, "unraisablehook", shown.append)
+    with exit_on_user_error():
+        Finalized(lambda: 1 / 0)
+    assert isinstance(shown[0].exc_value, ZeroDivisionError)
 
 
 def sleep_beside_a_file(path):
@@ -92,8 +129,16 @@ def sleep_beside_a_file(path):
         Path(path).unlink()
 
 
-@pytest.mark.parametrize("run", [in_processes, in_order])
-def test_workers_stop_amid_a_task_and_tidy_up(tmp_path, run):
+def sleep_in_a_finalizer(path):
+    try:
+        Finalized(lambda: (Path(path).touch(), time.sleep(60)))
+        time.sleep(60)
+    finally:
+        Path(path).unlink()
+
+
+@pytest.mark.parametrize(("run", "work"), [(in_processes, sleep_beside_a_file), (in_order, sleep_in_a_finalizer)])
+def test_workers_stop_amid_a_task_and_tidy_up(tmp_path, capfd, run, work):
     tasks = [str(tmp_path / name) for name in "ab"]
 
     def send_when_working():
@@ -105,9 +150,9 @@ def test_workers_stop_amid_a_task_and_tidy_up(tmp_path, run):
     started = []
     threading.Thread(target=send_when_working).start()
     with pytest.raises(SystemExit) as stop, exit_on_user_error():
-        list(run(sleep_beside_a_file, tasks, 2))
-    assert stop.value.code == 143 and time.monotonic() - started[0] < 5
-    assert not list(tmp_path.iterdir())
+        list(run(work, tasks, 2))
+    assert stop.value.code == 143 and time.monotonic() - started[0] < 30
+    assert not list(tmp_path.iterdir()) and capfd.readouterr().err == "stopped by SIGTERM\n"
 
 
 def at_the_first_import(folder: Path, action: str) -> dict[str, str]:
