@@ -66,7 +66,7 @@ def test_without_room_in_shared_memory_it_goes_on_in_the_training_process(path, 
 
 
 def handles_with_free(count):
-    """A limit on file handles that leaves so many, however many this process has open."""
+    """A limit on file handles with `count` of them free, however many this process has open."""
     taken, limit = {int(name) for name in os.listdir("/dev/fd")}, 0
     while count:
         count -= limit not in taken
