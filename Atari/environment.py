@@ -1,4 +1,4 @@
-"""Atari as training, inference and reports see it: its flags, data, games, evaluation and pictures."""
+"""Atari as training, inference and reports see it: flags, data, games, evaluation and pictures."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,14 +34,14 @@ ENLARGE = 2  # a console's pixel, in pixels of a video
 
 @dataclass(frozen=True)
 class Rules(PlayOptions):
-    """What training and inference both ask of the game."""
+    """Rules that training and inference share."""
 
-    # Probability, at every frame, that the action before goes on
+    # Probability, at every frame, of repeating the previous action
     sticky: float = 0.0
-    # Decisions of an episode at most
+    # Step limit per episode, in decisions
     max_steps: int = PUBLISHED_CAP
-    # What is seen where an episode or a ball begins: black before the first picture, as in the data, or as the
-    # published evaluation shows it, the first picture repeated
+    # What the agent sees where an episode or a ball begins. black: black frames before the first, as in the data;
+    # published: the first frame repeated, as in the published evaluation
     opening: Opening = changeable("published")
 
     def validate(self) -> None:
@@ -55,9 +55,9 @@ class Rules(PlayOptions):
 
 @dataclass(frozen=True)
 class Play(Rules):
-    """The game, and its rules."""
+    """The game and its rules."""
 
-    # Game, where the run does not name it: of a converted checkpoint; none = the run's
+    # Game, for converted checkpoints that do not name theirs; none = the run's
     game: str | None = None
 
     def validate(self) -> None:
@@ -69,15 +69,15 @@ class Play(Rules):
 
 @dataclass(frozen=True)
 class Task(Rules, SegmentOptions):
-    """Segments, returns, and evaluation."""
+    """Segments, returns and evaluation."""
 
-    # The model sees returns divided by this; 1 is published, and a tanh after it that can hardly tell 20 points from
-    # 200; none = half of the return asked for
+    # Divide returns by this before the model sees them. Published: 1, followed by a tanh that hardly separates 20
+    # points from 200; none = half of the return asked for
     return_scale: float | None = 1.0
-    # Passes over the data after which the learning rate's decay is over (published: 2 of 3 epochs); none = when
-    # training is, or after --final_tokens
+    # Passes over the data at which the learning rate's decay ends (published: 2 of 3 epochs); none = the end of
+    # training, or --final_tokens
     decay_epochs: float | None = 2.0
-    # Return that the agent is asked for, in points as the data counts them; none = the game's
+    # Return to ask the agent for, in points as the data counts them; none = the game's
     target_return: float | None = None
 
     def validate(self) -> None:

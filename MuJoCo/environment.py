@@ -1,9 +1,9 @@
-"""MuJoCo as training, inference and reports see it: its flags, data, robots, prompts, evaluation and pictures.
+"""MuJoCo as training, inference and reports see it: flags, data, robots, prompts, evaluation and pictures.
 
-The published protocol plays every model twice. What a step sees:
+The published protocol plays every model twice, with two prompts:
 
-    prompt 1    the steps of its segment so far; a segment begins with one step and what memory holds
-    prompt K    the last K steps, whatever segment they belong to; memory is handed on every K steps all the same
+    prompt 1    the steps of the current segment; a segment begins with one step and the memory
+    prompt K    the last K steps, whatever segment they belong to; memory is still handed on every K steps
 
 A Decision Transformer slides its own window of N K steps, and is played once.
 """
@@ -39,20 +39,20 @@ HERE = Path(__file__).resolve().parent
 
 @dataclass(frozen=True)
 class Simulation(PlayOptions):
-    """What training and inference both ask of the robot."""
+    """Rules that training and inference share."""
 
     # Version of the Gymnasium environments; D4RL's scores refer to the dynamics of v4
     env_version: Version = "v4"
-    # Also act on the last K steps at every step (prompt K), not only on those of the segment so far (prompt 1)
+    # Also play with prompt K, where each action sees the last K steps; prompt 1 sees the current segment only
     long_prompt: Boolean = True
 
 
 @dataclass(frozen=True)
 class Play(Simulation):
-    """The robot that acts, and what it is shown."""
+    """The robot, and what it is shown."""
 
-    # Task, if it is not the one that the run was trained on: other data of the same robot; of a converted checkpoint
-    # that does not name it
+    # Task to play, if not the run's own: other data of the same robot. Needed for converted checkpoints that do not
+    # name theirs
     env_id: int | None = None
 
     def validate(self) -> None:
@@ -70,11 +70,11 @@ class Play(Simulation):
 
 @dataclass(frozen=True)
 class Task(Simulation, SegmentOptions):
-    """Which robot and data, segments, and evaluation."""
+    """Robot and data, segments, and evaluation."""
 
-    # Robot and data: 0 halfcheetah-medium ... 11 hopper-medium-expert, see README.md
+    # Robot and data: 0 halfcheetah-medium ... 11 hopper-medium-expert, see MuJoCo/README.md
     env_id: int = 0
-    # Return that the agent is asked for, in units of reward; none = the task's
+    # Return to ask the agent for, in units of reward; none = the task's
     target_return: float | None = None
 
     def validate(self) -> None:
@@ -141,7 +141,7 @@ class MuJoCo(Environment):
         return (task_of(config.task.env_id).name, *config.model.name_parts), ("env_id",)
 
     def check(self, config: Config) -> None:
-        """MuJoCo may not be installed; only acting needs it."""
+        """MuJoCo may be missing; only acting needs it."""
         task = config.task
         if task.online_inference or task.last_inference:
             make_environment(task_of(task.env_id).robot, task.env_version).close()
@@ -156,7 +156,7 @@ class MuJoCo(Environment):
         return protocol.evaluation_seeds(episodes)
 
     def recorded(self, flags: Mapping[str, Any]) -> dict[str, Any]:
-        """With the task's number: a converted checkpoint names the task in words, if at all."""
+        """With the task's number; converted checkpoints name the task in words, if at all."""
         named = str(flags.get("task", "")).lower().replace("_", "-").removesuffix("-v2")
         numbers = {task.name: number for number, task in enumerate(TASKS)}
         return {"env_id": numbers[named], **flags} if named in numbers else dict(flags)
@@ -164,7 +164,7 @@ class MuJoCo(Environment):
     def load_agent(
         self, checkpoint: Path, recorded: Mapping[str, Any], asked: Mapping[str, Any], *, device: torch.device | str
     ) -> Agent:
-        """An agent of the robot that is asked for, with statistics of observations."""
+        """An agent of the requested robot, with statistics of observations."""
         run = checkpoint.absolute().parent.parent
         if recorded.get("env_id") is not None:
             trained, task = _task(recorded), _task({**recorded, **asked})
@@ -185,12 +185,12 @@ class MuJoCo(Environment):
         return agent
 
     def target_returns(self, flags: Mapping[str, Any]) -> tuple[float, ...]:
-        """What was asked for in training, or the task's return."""
+        """The return asked for in training, or the task's."""
         given = flags.get("target_return")
         return (_task(flags).target_return if given is None else float(given),)
 
     def play(self, evaluation: Evaluation, acting: Acting, *, twins: bool = False) -> dict[str, Episodes]:
-        """Episodes by prompt: prompt 1 and, if wanted, prompt K; or those of an agent's own window alone."""
+        """Episodes by prompt: prompt 1 and, if wanted, prompt K; or a single set if the agent has its own window."""
         memory = evaluation.agent.memory
         prompts = {"window" if memory.slides else "1": acting}
         if evaluation.options.long_prompt and memory.can_slide and not memory.slides:
@@ -203,7 +203,7 @@ class MuJoCo(Environment):
     def metrics(
         self, played: Mapping[str, Episodes], evaluation: Evaluation, config: Config, *, final: bool
     ) -> dict[str, float]:
-        """Of the first prompt, and of prompt K with the prefix {K}_; and what was asked for."""
+        """Prompt 1's metrics, prompt K's with the prefix {K}_, and the requested return."""
         prefixes = ["", *(f"{prompt}_" for prompt in [*played][1:])]
         asked = {"target_return": evaluation.targets[0]} | ({"reset_target": True} if config.task.reset_target else {})
         found = dict(zip(prefixes, played.values(), strict=True))
@@ -224,7 +224,7 @@ class MuJoCo(Environment):
         return f"{_task({'env_id': options.env_id}).name}, {options.robot.environment_id(options.env_version)}{renewed}"
 
     def references(self, evaluation: Evaluation) -> dict[str, float]:
-        """The returns that D4RL's scores are made of, and those of its medium data."""
+        """The reference returns of D4RL's scores, and the mean of its medium data."""
         robot: Robot = evaluation.options.robot
         return {
             "random": robot.random_return,

@@ -1,4 +1,4 @@
-"""Our own data in the layout of D4RL's files, from policies that we train.
+"""Our own data in the layout of D4RL's files, from policies trained here.
 
     python3 MuJoCo/generate_dataset.py --env hopper --dataset medium
 
@@ -12,9 +12,9 @@ A policy is trained by PPO (`MuJoCo.policies`), and the stochastic policy acts, 
 
 Policies are kept in the folder `policies` beside the data: a second dataset of a robot trains only what is missing.
 
-A file holds whole episodes only, at least --steps steps in total: D4RL's observations, actions, rewards, terminals and
-timeouts, and the states of the simulator before each action (infos/qpos, infos/qvel). D4RL's next_observations are left
-out. The attributes tell of every policy the steps of its training and the returns of its episodes in this file.
+A file holds whole episodes only, with at least --steps steps in total: D4RL's observations, actions, rewards, terminals
+and timeouts, and the simulator's states before each action (infos/qpos, infos/qvel). It leaves out D4RL's
+next_observations. Its attributes record, for every policy, the steps of its training and the returns of its episodes.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 SCRIPT = "python3 MuJoCo/generate_dataset.py"
 ACTING = 16  # episodes at once
 
-# Sizes of D4RL's datasets; its medium-replay ones differ.
+# Sizes of D4RL's datasets, except for medium-replay.
 STEPS = {"medium": 1_000_000, "expert": 1_000_000, "medium-expert": 2_000_000}
 REPLAY_STEPS = {"halfcheetah": 202_000, "hopper": 402_000, "walker2d": 302_000}
 TRAIN_STEPS = {"medium": 2_000_000, "medium-replay": 2_000_000, "expert": 5_000_000, "medium-expert": 5_000_000}
@@ -62,23 +62,24 @@ TRAIN_STEPS = {"medium": 2_000_000, "medium-replay": 2_000_000, "expert": 5_000_
 class GenerateOptions:
     """What to make."""
 
-    # The robot.
+    # Robot
     env: RobotName = "hopper"
-    # The kind of data.
+    # Kind of data
     dataset: DatasetName = "medium"
-    # Steps in the file, at least: its episodes are whole; none = as many as in D4RL's.
+    # Minimum number of steps in the file; episodes are whole. none = as many as in D4RL's
     steps: int | None = None
-    # Most steps of training; none = 2 million for medium and medium-replay, 5 million with expert.
+    # Maximum training steps; none = 2 million for medium and medium-replay, 5 million with expert
     train_steps: int | None = None
-    # Mean return at which a policy is a medium one; none = that of D4RL's medium data.
+    # Mean return that makes a policy a medium one; none = the mean of D4RL's medium data
     medium_return: float | None = None
-    # Seed of the training and of the episodes.
+    # Seed of the training and of the episodes
     seed: int = 0
-    # Steps of training between two policies that are kept.
+    # Training steps between two policies that are kept
     round_steps: int = ROUND_STEPS
-    # Folder for file and policies; none = `mujoco: data_dir_prefix:` of wandb_config.yaml, else MuJoCo/MuJoCo_data.
+    # Folder for the file and the policies; none = `mujoco: data_dir_prefix:` of wandb_config.yaml, else
+    # MuJoCo/MuJoCo_data
     data_path: Path | None = None
-    # Replace a file that exists.
+    # Replace an existing file
     overwrite: Boolean = False
 
     def validate(self) -> None:
@@ -105,12 +106,12 @@ class GenerateOptions:
 
     @property
     def goal(self) -> float:
-        """Return of a medium policy."""
+        """Mean return of a medium policy."""
         return self.robot.medium_return if self.medium_return is None else self.medium_return
 
     @property
     def budget(self) -> int:
-        """Most steps of training."""
+        """Maximum training steps."""
         return self.train_steps or TRAIN_STEPS[self.dataset]
 
 
@@ -151,11 +152,11 @@ def _make(options: GenerateOptions) -> None:
 
 
 def mixture(policies: Sequence[Policy], dataset: str, goal: float) -> list[Policy]:
-    """The policies that act for a dataset, for as many steps each; see the module.
+    """The policies that act for a dataset, for the same number of steps each; see the module.
 
     Args:
         policies: of one training, from the untrained one onward.
-        goal: mean return in training at which a policy is a medium one.
+        goal: mean training return that makes a policy a medium one.
     """
 
     def best(among: Sequence[Policy]) -> Policy:
@@ -180,10 +181,10 @@ def collect(
     writer: TrajectoryWriter,
     report: Callable[[int], Any] = lambda steps: None,
 ) -> np.ndarray:
-    """Let a policy act for at least ``steps`` steps, and write its episodes; returns their returns (E,) float64.
+    """Let a policy act for at least ``steps`` steps and write its episodes; returns their returns (E,) float64.
 
-    All episodes are whole. None is begun once this many steps are taken, and those under way are finished and kept:
-    neither long nor short ones are preferred. The episodes are a function of (seed, steps of the policy's training,
+    All episodes are whole. No new one starts after this many steps, and those under way are finished and kept, so
+    neither long nor short episodes are preferred. They are a function of (seed, steps of the policy's training,
     number of environments).
     """
     generator = np.random.default_rng([seed, policy.steps])
@@ -204,7 +205,7 @@ def collect(
 
 
 class _Episode:
-    """An episode under way."""
+    """An unfinished episode."""
 
     def __init__(self, environment: gymnasium.Env, seed: int) -> None:
         self.environment = environment
@@ -239,7 +240,7 @@ def describe(path: Path, robot: Robot) -> str:
 
 
 def _trained(options: GenerateOptions) -> list[Policy]:
-    """The policies that the dataset is chosen from, trained as far as it needs."""
+    """The policies that the dataset is chosen from, trained as far as needed."""
     until_medium = options.dataset in ("medium", "medium-replay")
 
     def enough(policies: list[Policy]) -> bool:
@@ -272,7 +273,7 @@ def _trained(options: GenerateOptions) -> list[Policy]:
 
 
 def _note(robot: Robot, policy: Policy, returns: np.ndarray) -> dict[str, Any]:
-    """What the file says of a policy."""
+    """A policy's record in the file's attributes."""
     return {
         "training_steps": policy.steps,
         "episodes": len(returns),
@@ -283,7 +284,7 @@ def _note(robot: Robot, policy: Policy, returns: np.ndarray) -> dict[str, Any]:
 
 
 def _attributes(options: GenerateOptions) -> dict[str, Any]:
-    """What the file says of itself."""
+    """The file's attributes."""
     return {
         "environment": options.robot.environment_id(),
         "dataset": options.dataset,
@@ -299,7 +300,7 @@ def _attributes(options: GenerateOptions) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Options:
-    """Flags of this script."""
+    """Make data of our own."""
 
     generate: GenerateOptions = field(default_factory=GenerateOptions)
 

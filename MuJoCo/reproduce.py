@@ -2,8 +2,8 @@
 
     python3 MuJoCo/reproduce.py --seeds 1 2 3
 
-Data is made first where it is missing. Runs that are finished are kept, interrupted ones are continued, so the command
-can be given again at any time.
+Makes missing data first. Finished runs are kept and interrupted ones continued, so the command can be repeated at any
+time.
 """
 
 import sys
@@ -41,7 +41,7 @@ MODELS = {
     "DT": ("--model_mode", "DT", "--slide", "10", *SHORT),
     "BC (RATE without returns)": ("--model_mode", "RATE", "--condition", "none", *SHORT),
 }
-# How HalfCheetah begins to run is learned last.
+# HalfCheetah is the last to learn how to begin running.
 LONG = {"RATE, all batches": ("--model_mode", "RATE")}
 DATA_POLICY = "policy of the data, in the data"
 QUIET = "policy of the data, without its noise"
@@ -56,7 +56,7 @@ class Options(StudyOptions):
 
 
 def data_file(task: Task) -> Path:
-    """Our own data of a task, made if it is not there."""
+    """Our own data of a task, made if missing."""
     path = DATA_DIRECTORY / generated_name(task)
     if not path.exists():
         generate(GenerateOptions(env=task.robot.name, dataset=task.dataset, steps=STEPS, data_path=DATA_DIRECTORY))
@@ -92,11 +92,11 @@ class Quiet:
         return self.policy.act(observations, self.generator)
 
     def keep(self, rows: np.ndarray) -> None:
-        """Nothing is remembered of rows."""
+        """Rows have no memory."""
 
 
 def of_data(task: Task) -> dict[str, dict[str, Any]]:
-    """Returns and scores of the policy that acted in the data: in the data, and in the evaluation without its noise."""
+    """Returns and scores of the policy behind the data: in the data, and in the evaluation without its noise."""
     robot, path = task.robot, data_file(task)
     with open_data(task, path) as file:
         returns, attributes = file.returns, file.attributes
@@ -121,7 +121,7 @@ def of_data(task: Task) -> dict[str, dict[str, Any]]:
 
 def of_results(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Returns and scores of every seed with both prompts."""
-    # Earlier runs called returns `episode`, which is the published name of normalised scores.
+    # Earlier runs called returns `episode`, the published name of normalised scores.
     episode = "return" if "normalised_score_MEAN" in results[0] else "normalised_score"
     return {
         name.removesuffix("_MEAN").replace("episode", episode): [result[name] for result in results]
@@ -131,7 +131,7 @@ def of_results(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def prompt_k(entry: Mapping[str, Any], name: str) -> Any:
-    """What an entry holds under `{K}_{name}`; None of one without prompt K."""
+    """An entry's values under `{K}_{name}`; None if it has no prompt K."""
     return next((values for key, values in entry.items() if key[0].isdigit() and key.partition("_")[2] == name), None)
 
 

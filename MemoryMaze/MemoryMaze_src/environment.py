@@ -1,4 +1,4 @@
-"""Memory Maze as training, inference and reports see it: its flags, data, mazes, evaluation and pictures."""
+"""Memory Maze as training, inference and reports see it: flags, data, mazes, evaluation and pictures."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -38,12 +38,12 @@ HERE = Path(__file__).resolve().parent
 
 @dataclass(frozen=True)
 class Rules(PlayOptions):
-    """What training and inference both ask of the mazes."""
+    """Rules that training and inference share."""
 
-    # How far the return-to-go falls when more is earned than was asked for; the smallest in data is 0. none = freely
-    # (published)
+    # Lower limit of the return-to-go when the agent earns more than asked for. In data it never falls below 0; none =
+    # no limit (published)
     rtg_floor: float | None = None
-    # Steps of an evaluation's episodes; none = the environment's limit: 1000 in 9x9, 2000, 3000 and 4000 in larger ones
+    # Step limit of evaluated episodes; none = the environment's own: 1000 in 9x9, 2000, 3000 and 4000 in larger mazes
     episode_timeout: int | None = 1000
 
     def validate(self) -> None:
@@ -55,13 +55,14 @@ class Rules(PlayOptions):
 
 @dataclass(frozen=True)
 class Mazes(Rules):
-    """Mazes that the agent is evaluated in."""
+    """The mazes to play."""
 
-    # Edge of the mazes: 9, 11, 13 or 15 cells
+    # Size of the mazes: 9, 11, 13 or 15 cells
     size: int = DEFAULT_SIZE
-    # Also let players without a model play in the same mazes: a random one, and the experts that data is made with
+    # Also let other players play in the same mazes: a random one, and the experts that make the data
     players: Boolean = False
-    # Processes that draw the mazes, two at least where there are two mazes, and of other players; none = one per core
+    # Processes that draw the mazes (at least two if there are two mazes) and that run other players; none = one per
+    # core
     workers: int | None = None
 
     def validate(self) -> None:
@@ -75,11 +76,11 @@ class Mazes(Rules):
 class Task(Rules, SegmentOptions):
     """Segments and evaluation."""
 
-    # Show every window as it is or in the mirror, left for right, with equal probability: twice the data
+    # Show every window as it is or mirrored left to right, with equal probability; doubles the data
     mirror: Boolean = False
-    # Return that the agent is asked for
+    # Return to ask the agent for
     target_return: float = protocol.TARGET_RETURN
-    # Episodes of an evaluation, of seeds spread over 0 to 99; 5 are the published 0, 20, ..., 80
+    # Episodes per evaluation, with seeds spread over 0 to 99; 5 are the published 0, 20, ..., 80
     eval_episodes: int = changeable(protocol.PUBLISHED_EPISODES)
 
 
@@ -92,13 +93,13 @@ class Config(ExperimentConfig):
     task: Task = field(default_factory=Task)
 
     def validate(self) -> None:
-        """Raise a UserError if these sizes are invalid, or the episodes that would be made have no such window."""
+        """Raise a UserError for invalid sizes, or if the episodes to be made are shorter than a window."""
         super().validate()
         check_windows(self.data, self.segments * self.context_length)
 
 
 class MemoryMaze(Environment):
-    """Balls in a maze that stays the same over an episode, one of them asked for at a time."""
+    """Balls in a maze that stays the same over an episode, one of them the target at a time."""
 
     name = "Memory Maze"
     folder = HERE
@@ -134,7 +135,7 @@ class MemoryMaze(Environment):
         return ensure_dataset(config.data)
 
     def load(self, config: Config) -> TrainingData:
-        """Windows of a trajectory's length; there is one stage, that of all segments."""
+        """Windows as long as a trajectory. There is one stage, with all segments."""
         data, segments = config.data, config.segments
         size = segments * config.context_length
         sides = load_windows(self.files(config), size=size, windows=data.windows, learn=data.learn)
@@ -155,7 +156,7 @@ class MemoryMaze(Environment):
         return MemoryMazeVectorEnv(len(cases), options.size, max_steps=steps, workers=workers)
 
     def seeds(self, episodes: int) -> np.ndarray:
-        """Up to 100 are spread over 0 to 99."""
+        """Up to 100, spread over 0 to 99."""
         return protocol.evaluation_seeds(episodes)
 
     def acting(self, evaluation: Evaluation, target: float) -> Acting:
@@ -163,7 +164,7 @@ class MemoryMaze(Environment):
         return replace(super().acting(evaluation, target), rtg_floor=evaluation.options.rtg_floor)
 
     def play(self, evaluation: Evaluation, acting: Acting, *, twins: bool = False) -> dict[Case, Episodes]:
-        """All episodes at once; half of the mazes are drawn while the agent acts in the others."""
+        """All episodes at once: half of the mazes are drawn while the agent acts in the others."""
         if twins:
             return super().play(evaluation, acting, twins=twins)
         halves = np.array_split(self.seeds(evaluation.episodes), min(2, evaluation.episodes))
@@ -195,7 +196,7 @@ class MemoryMaze(Environment):
         return f"in mazes of {evaluation.options.size}x{evaluation.options.size} cells, {actions}"
 
     def others(self, evaluation: Evaluation) -> dict[str, dict[str, float]]:
-        """Players without a model, where they are asked for."""
+        """Players without a model, if asked for."""
         return {player: protocol.figures(returns) for player, returns in _players(evaluation).items()}
 
     def references(self, evaluation: Evaluation) -> dict[str, float]:
@@ -203,7 +204,7 @@ class MemoryMaze(Environment):
         return {player: mean_and_error(returns)[0] for player, returns in _players(evaluation).items()}
 
     def frame(self, environment: gymnasium.Env, observation: np.ndarray, caption: Sequence[str]) -> np.ndarray:
-        """What the agent sees, and the maze from above; around both is the colour of the ball asked for."""
+        """The agent's view and the maze from above, framed in the colour of the target ball."""
         assert isinstance(environment, MemoryMazeEnv)
         views = [picture for view in VIEWS if (picture := environment.render(view)) is not None]
         return with_caption(np.concatenate(views, axis=1), *caption)
@@ -218,7 +219,7 @@ def _players(evaluation: Evaluation) -> dict[str, np.ndarray]:
 
 @lru_cache
 def _returns(player: str, size: int, episodes: int, steps: int | None, workers: int | None) -> np.ndarray:
-    """`player_returns`, played once: a table and a picture ask for the same."""
+    """`player_returns`, played once and shared by table and picture."""
     return protocol.player_returns(player, size=size, episodes=episodes, steps=steps, workers=workers)
 
 

@@ -1,11 +1,11 @@
-"""Make results/memory_maze.*: memories as they are and knocked out, no memory, and players without a model.
+"""Make results/memory_maze.*: memories intact and knocked out, no memory, and players without a model.
 
     python3 MemoryMaze/MemoryMaze_src/reproduce.py --seeds 1 2
     python3 MemoryMaze/MemoryMaze_src/reproduce.py --seeds 1 2 --models LSTM MLP
 
-Runs that are finished are kept, interrupted ones are continued, so the command can be given again at any time; what was
-played already is read from the runs' eval/. With `--models` the page keeps what it says of the other models, with the
-commit and the day that they were measured at.
+Finished runs are kept and interrupted ones continued, so the command can be repeated at any time. Evaluations that
+exist are read from the runs' eval/. With `--models` the page keeps the entries of the other models, with the commit and
+day of their measurement.
 """
 
 import json
@@ -71,17 +71,17 @@ PAGE = "memory_maze"  # the name of the files of results
 
 @dataclass(frozen=True)
 class Control:
-    """What else the runs of a model do."""
+    """A further evaluation of a model's runs."""
 
     model: str
     what: str
-    file: str  # of eval/, but for how it was played
+    file: str  # in eval/, without what says how it was played
     transform: MemoryTransform | None
     greedy: bool = True
 
     @property
     def label(self) -> str:
-        """What it is called on the page."""
+        """Its name on the page."""
         return f"{self.model}, {self.what}"
 
 
@@ -93,10 +93,10 @@ CONTROLS = (
     Control("RATE", "actions drawn", "intact", None, greedy=False),
     Control("LSTM", FORGETFUL, "knocked_out", knock_out_memory),
 )
-# Mean and standard error of the control that results/memory_maze.md describes and gives the commands of: this script
-# does not train it.
+# Mean and standard error of the control that results/memory_maze.md describes, with its commands. This script does not
+# train it.
 WITHOUT_MEMORY = {"trained without memory": (8.1, 1.0)}
-# Published figures (arXiv 2306.09459 and its code; arXiv 2210.13383 for the human), of other data than ours.
+# Published figures (arXiv 2306.09459 and its code; human: arXiv 2210.13383), on data other than ours.
 PUBLISHED = {
     "RATE": "7.64",
     "DT": "6.83",
@@ -112,7 +112,7 @@ class Options(PageOptions):
 
     # Seeds of every model; consecutive
     seeds: tuple[int, ...] = (1,)
-    # Mazes that every run is played in: of seeds spread over 0 to 99
+    # Mazes that every run plays, with seeds spread over 0 to 99
     episodes: int = 10
 
     def validate(self) -> None:
@@ -122,7 +122,7 @@ class Options(PageOptions):
 
 
 def setting() -> Any:
-    """The flags that all runs have in common."""
+    """The flags that all runs share."""
     return ENVIRONMENT.read_config(["--config", str(ROOT / FAST)])
 
 
@@ -140,14 +140,14 @@ def returns_of(run: Path, name: str, transform: MemoryTransform | None, greedy: 
 
 
 def _kept(path: Path, make: Callable[[], list[float]]) -> list[float]:
-    """What a file holds, or what is made and written to it now."""
+    """The content of a file, made and written first if missing."""
     if not path.exists():
         atomic_write_text(path, json.dumps(make()) + "\n")
     return json.loads(path.read_text())
 
 
 def collect(directories: Mapping[str, Sequence[Path]], episodes: int) -> dict[str, dict]:
-    """By model and control: the returns of every seed's episodes and, of models, what their training took."""
+    """By model and control: the returns of every seed's episodes and, for models, the cost of training."""
     document: dict[str, dict] = {}
     for label, runs in directories.items():
         results, agent = final_results(runs), load_agent(runs[0])
@@ -165,7 +165,7 @@ def collect(directories: Mapping[str, Sequence[Path]], episodes: int) -> dict[st
 
 
 def kept_of_page(options: Options) -> dict[str, Any]:
-    """What the page keeps (see `kept_entries`). Raises UserError if it was played in other mazes than are asked for."""
+    """The entries that the page keeps (see `kept_entries`). Raises UserError if they were played in other mazes."""
     kept = kept_entries(PAGE, STUDY, options)
     for label, entry in kept.items():
         if (count := len(entry["returns"][0])) != options.episodes:
@@ -204,7 +204,7 @@ def runs_table(document: dict[str, dict], seeds: Sequence[int]) -> str:
 
 
 def differences(document: dict[str, dict]) -> str:
-    """What memories and their parts are worth, as Markdown: means over pairs of episodes in one maze."""
+    """The value of a memory and of its parts, as Markdown: mean differences over pairs of episodes in the same maze."""
     pairs = [(control.model, control.label) for control in CONTROLS if control.transform is not None]
     pairs += [("RATE", label) for label in STUDY.models if label != "RATE"]
     rows = []
@@ -246,7 +246,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Train what is missing, play, write the results."""
     with exit_on_user_error():
         options = parse_options(Options, argv=argv, prog="reproduce.py", description="Make results/memory_maze.*")
-        # Before several processes want to.
+        # Before several processes try to.
         data = ENVIRONMENT.files(setting())
         kept = kept_of_page(options)
         document = collect(STUDY.run_all(options, options.models), options.episodes)

@@ -1,4 +1,4 @@
-"""Minigrid-Memory as training, inference and reports see it: its flags, data, mazes, evaluation and pictures."""
+"""Minigrid-Memory as training, inference and reports see it: flags, data, mazes, evaluation and pictures."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -41,19 +41,19 @@ from RATE_model.errors import UserError
 from RATE_model.spec import EnvironmentSpec
 
 HERE = Path(__file__).resolve().parent
-# What the expert does after its look into the northern arm: step into it, or turn round and step into the other.
+# What the expert does after looking into the northern arm: step into it, or turn round and step into the other.
 FORK_STEPS = 3
 
 
 @dataclass(frozen=True)
 class Rules(PlayOptions):
-    """What training and inference both ask of the mazes."""
+    """Rules that training and inference share."""
 
-    # Mazes of an evaluation: own, those of the installed Minigrid for the seeds 0, 1, ...; published, those of the
-    # published evaluation for these seeds. Data is always collected in own ones
+    # Mazes of an evaluation. own: those of the installed Minigrid for seeds 0, 1, ...; published: those of the
+    # published evaluation for the same seeds. Data is always collected in own mazes
     layouts: Layouts = "published"
-    # Steps after which the published metrics count an episode as failed: 96 in the paper's code; in the authors' newer
-    # code 500 for RATE and LSDT, 100 for other models
+    # Step limit of the published metrics; longer episodes count as failed. 96 in the paper's code; in the authors'
+    # newer code 500 for RATE and LSDT, 100 for other models
     episode_timeout: int = PUBLISHED_CAP
 
     def validate(self) -> None:
@@ -65,11 +65,11 @@ class Rules(PlayOptions):
 
 @dataclass(frozen=True)
 class Mazes(Rules):
-    """Mazes that the agent is evaluated in."""
+    """The mazes to play."""
 
-    # Sizes of the mazes; odd, at least 7
+    # Maze sizes; odd, at least 7
     sizes: tuple[int, ...] = protocol.SIZES + protocol.LARGE_SIZES
-    # Corridors of random length; false: the longest that fit
+    # Corridors of random length; false: as long as fits
     random_length: Boolean = True
 
     def validate(self) -> None:
@@ -81,7 +81,7 @@ class Mazes(Rules):
             check_size(size, flag="sizes")
 
     def result(self, episodes: Episodes, cap: int | None = None) -> protocol.SizeResult:
-        """Episodes as they would be under a cap on steps; None: the one that is asked for."""
+        """The same episodes under a cap on steps; None: the requested one."""
         return protocol.SizeResult.of(episodes, self.episode_timeout if cap is None else cap)
 
 
@@ -89,15 +89,15 @@ class Mazes(Rules):
 class Task(Rules, SegmentOptions):
     """Segments and evaluation."""
 
-    # Steps of a segment (K)
+    # Steps per segment (K)
     context_length: int = 10
-    # Segments of a trajectory (N); longer episodes are left out
+    # Segments per trajectory (N); longer episodes are left out
     segments: int = 3
-    # Return that the agent is asked for
+    # Return to ask the agent for
     target_return: float = protocol.TARGET_RETURN
-    # Sizes evaluated at checkpoints; odd
+    # Maze sizes to evaluate at checkpoints; odd
     eval_sizes: tuple[int, ...] = changeable(protocol.TRAINING_SIZES)
-    # Sizes evaluated at the end; odd
+    # Maze sizes to evaluate at the end; odd
     final_sizes: tuple[int, ...] = changeable(protocol.SIZES)
 
     def validate(self) -> None:
@@ -151,11 +151,11 @@ class MinigridMemory(Environment):
         return SPEC
 
     def files(self, config: Config) -> Sequence[Path]:
-        """What the preset collects, or what is given."""
+        """The preset's data, or the given one."""
         return ensure_dataset(config.data)
 
     def load(self, config: Config) -> TrainingData:
-        """Windows of a stage of s segments: the episodes that fit into them, padded. Stages fill ten batches each."""
+        """Windows for a stage of s segments: the episodes that fit, padded. Each stage has at least ten batches."""
         context, most = config.context_length, config.segments
         sides = load_windows(self.files(config), size=most * context)
         lengths, held_out = (side.windows[:, 2] for side in sides)
@@ -171,7 +171,7 @@ class MinigridMemory(Environment):
         return TrainingData(windows, stages, SPEC)
 
     def batch_metrics(self, logits: Tensor, batch: Batch) -> dict[str, Tensor | Share]:
-        """Accuracy of all steps, and share of episodes whose steps at the fork are all right: those take the memory."""
+        """Accuracy of all steps, and the share of episodes with all steps at the fork right: those need memory."""
         from RATE_model.training.trainer import accuracy, last_steps_right  # training alone needs it
 
         return accuracy(logits, batch) | {"train_last_acc": last_steps_right(logits, batch, FORK_STEPS)}
@@ -193,7 +193,7 @@ class MinigridMemory(Environment):
         return MinigridMemoryVectorEnv(len(cases), cases, random_length=drawn, max_steps=caps, layouts=layouts)
 
     def horizons(self, case: int, options: Mazes) -> tuple[int, ...]:
-        """From the last sight of the cue to the turn at the fork, for every end that the corridor can have."""
+        """From the last sight of the cue to the turn at the fork, for every possible end of the corridor."""
         return self.make(case, options).horizons
 
     def chance(self, case: int, options: Mazes) -> float:
@@ -201,11 +201,11 @@ class MinigridMemory(Environment):
         return 0.5
 
     def outcomes(self, case: int, episodes: Episodes, evaluation: Evaluation) -> np.ndarray:
-        """Success within the expert's cap: how fast it walks is no matter of memory."""
+        """Success within the expert's cap: walking speed says nothing about memory."""
         return evaluation.options.result(episodes, protocol.widest_cap(case)).success.astype(float)
 
     def seeds(self, episodes: int) -> np.ndarray:
-        """The published 0 to 99, and on from there."""
+        """The published 0 to 99, then on from there."""
         return protocol.evaluation_seeds(episodes)
 
     def training_cases(self, config: Config, *, final: bool) -> Sequence[int]:
@@ -214,7 +214,7 @@ class MinigridMemory(Environment):
         return sorted({*task.eval_sizes, *task.final_sizes}) if final else task.eval_sizes
 
     def cases(self, options: Mazes) -> Sequence[int]:
-        """The sizes asked for."""
+        """The requested sizes."""
         return options.sizes
 
     def described(self, evaluation: Evaluation) -> str:
@@ -222,7 +222,7 @@ class MinigridMemory(Environment):
         return f"{evaluation.options.layouts} layouts, at most {evaluation.options.episode_timeout} steps"
 
     def figures(self, case: int, episodes: Episodes, evaluation: Evaluation) -> dict[str, float]:
-        """Success within the cap asked for, under the expert's own, and the expert's within the former."""
+        """Success within the requested cap and within the expert's, and the expert's own success within the former."""
         options: Mazes = evaluation.options
         capped, wide = options.result(episodes), options.result(episodes, protocol.widest_cap(case))
         expert = protocol.expert_play(case, evaluation.episodes, options.random_length, options.layouts)
@@ -238,7 +238,7 @@ class MinigridMemory(Environment):
     def metrics(
         self, played: Mapping[int, Episodes], evaluation: Evaluation, config: Config, *, final: bool
     ) -> dict[str, float]:
-        """By size; at the end also, with the prefix FINAL_, of the sizes of the end."""
+        """By size; at the end also, with the prefix FINAL_, for the final sizes."""
         task = config.task
         asked = {"target_return": task.target_return, "cap": task.episode_timeout, "layouts": task.layouts}
         results = protocol.metrics({size: played[size] for size in task.eval_sizes}, **asked)
@@ -247,7 +247,7 @@ class MinigridMemory(Environment):
         return results
 
     def headlines(self, config: Config) -> Mapping[str, str]:
-        """Success at the largest size of the end, and at those of checkpoints, under either cap."""
+        """Success at the largest final size and at the checkpoint sizes, under both caps."""
         task = config.task
         names = [f"FINAL_Success_rate_l_{size}" for size in task.final_sizes[-1:]]
         names += [f"Success_rate_l_{size}" for size in task.eval_sizes]
@@ -255,7 +255,7 @@ class MinigridMemory(Environment):
         return {f"{name}{cap}": said for name in names for cap, said in caps.items()}
 
     def draw_run(self, directory: Path, agent: Agent, config: Config, result: Mapping[str, Any]) -> None:
-        """Curves, and success by size under either cap."""
+        """Curves, and success by size under both caps."""
         super().draw_run(directory, agent, config, result)
         pictures.draw_run(directory, result, cap=config.task.episode_timeout)
 
@@ -264,7 +264,7 @@ class MinigridMemory(Environment):
         return [pictures.success_curve(evaluation, folder / "success_by_size.png")]
 
     def frame(self, environment: gymnasium.Env, observation: np.ndarray, caption: Sequence[str]) -> np.ndarray:
-        """The maze above the agent's view, the object that it has to remember, and what there is to say."""
+        """The maze above the agent's view, the object to remember, and a caption."""
         return pictures.frame(environment, observation, caption)
 
 

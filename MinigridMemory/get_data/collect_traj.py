@@ -4,9 +4,9 @@
     python3 MinigridMemory/get_data/collect_traj.py --preset published_31 --workers 4
     python3 MinigridMemory/get_data/collect_traj.py --preset clean_41 --corridor fixed --noise 0.05 --output fixed.h5
 
-The file goes to MinigridMemory/MinigridMemory_data, where training finds it by the same flags; with --output it goes
-elsewhere, and training takes it as --data_path. A folder of the published collector's train_data_*.npz is converted
-with --data_path FOLDER.
+The file goes to MinigridMemory/MinigridMemory_data, where training finds it by the same flags. With --output it goes
+elsewhere, and training takes it as --data_path. --data_path FOLDER converts a folder of the published collector's
+train_data_*.npz.
 """
 
 import sys
@@ -29,7 +29,7 @@ from RATE_model.errors import UserError
 
 @dataclass(frozen=True)
 class Options:
-    """Flags of this script."""
+    """Collect episodes of the scripted expert."""
 
     data: DataOptions = field(default_factory=DataOptions)
     file: FileOptions = field(default_factory=FileOptions)
@@ -41,7 +41,7 @@ class Options:
 
 
 def describe(path: Path) -> str:
-    """One line on what a file holds and how it came about."""
+    """One line on what a file holds and how it was made."""
     with open_dataset(path) as file:
         made, lengths = file.attributes, file.lengths
     line = (
@@ -56,7 +56,7 @@ def describe(path: Path) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Collect or convert what the flags (None: of the command line) ask for; see the module."""
+    """Collect or convert as the flags (None: the command line) say; see the module."""
     with exit_on_user_error():
         options = parse_options(
             Options,

@@ -1,4 +1,4 @@
-"""The flow of every inference script: a checkpoint is asked what its training asked, unless flags say otherwise."""
+"""The flow of every inference script. A checkpoint is evaluated as its run was, unless flags say otherwise."""
 
 import os
 import sys
@@ -26,15 +26,15 @@ from RATE_model.system.precision import pick_device
 from RATE_model.training.checkpoints import load_checkpoint, resolve_checkpoint
 from RATE_model.training.runs import check_unowned, owning
 
-# Flags of a run that an evaluation of it is asked by, and what they are called there.
+# Flags of a training run that set up its evaluation, and their names in the inference script.
 _ASKED = {"target_return": "target_return", "eval_episodes": "episodes", "precision": "precision"}
 
 
 def check_typed(checkpoint: Path | None, typed: Set[str]) -> None:
-    """Raise a `UserError` for a flag on the command line that the agent of a checkpoint has no use for.
+    """Raise a `UserError` for a typed flag that does not apply to the checkpoint's agent.
 
     Args:
-        checkpoint: as users name it; one that is not there is for loading to name.
+        checkpoint: as users name it. A missing one is left for loading to report.
         typed: the names of all flags.
     """
     if checkpoint is None or not os.path.exists(checkpoint) or not typed & ACTING_FLAGS:
@@ -46,32 +46,34 @@ def check_typed(checkpoint: Path | None, typed: Set[str]) -> None:
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """Which checkpoint, what it is asked, and where results go; what is not given is as the run evaluated itself."""
+    """Which checkpoint, how to evaluate it, and where results go. Flags not given take the values of the run's own
+    evaluation."""
 
-    # A run directory (its newest checkpoint), a directory step_*, or a tag such as RUN/checkpoints/best
+    # A run directory (its newest checkpoint), a step_* directory, or a tag such as RUN/checkpoints/best
     checkpoint: Path | None = None
-    # Episodes of every case and return asked for
+    # Episodes per case and target return
     episodes: int = 100
-    # Returns that the agent is asked for, in units of reward; none given = the run's, or what is usual
+    # Returns to ask the agent for, in units of reward; none given = the run's, or the environment's default
     target_return: tuple[float, ...] = ()
-    # Seed of actions that are drawn
+    # Seed for sampled actions
     seed: int = 0
-    # Replace the memory by the initial one at every segment: what needs memory must fall to chance
+    # Knock out the memory: reset it to its initial state at every segment. An agent that depends on its memory falls to
+    # chance
     knock_out: Boolean = False
-    # float32, bfloat16 products, or auto: those where the device has units for them
+    # 32: float32; bf16: products in bfloat16; auto: bfloat16 if the device has hardware for it
     precision: Precision = "32"
     # auto (a GPU if there is one), cpu, cuda, ...
     device: str = "auto"
-    # Also record the first N episodes of every case and return as MP4 files, into --pictures or the working directory;
-    # where actions are drawn they are other draws than those of the evaluation
+    # Record the first N episodes of every case and target return as MP4 files, into --pictures or the working
+    # directory. Sampled actions differ from those of the evaluation
     video: int = 0
-    # Also draw pictures, into this folder
+    # Draw pictures into this folder
     pictures: Path | None = None
-    # Also write the results to this JSON file
+    # Write the results to this JSON file
     output: Path | None = None
 
     def validate(self) -> None:
-        """Raise a UserError for what can be seen to be wrong before anything is loaded."""
+        """Raise a UserError for whatever can be checked before anything is loaded."""
         if self.checkpoint is None:
             raise UserError("--checkpoint is missing: give a run directory or a checkpoint")
         at_least(0, seed=self.seed, video=self.video)
@@ -81,11 +83,11 @@ class EvaluationOptions:
         check_unowned(output=self.output, pictures=self.pictures)
 
     def check_typed(self, typed: Set[str]) -> None:
-        """Raise a UserError for a flag on the command line that the checkpoint's agent has no use for."""
+        """Raise a UserError for a typed flag that does not apply to the checkpoint's agent."""
         check_typed(self.checkpoint, typed)
 
     def write(self, **results: Any) -> None:
-        """The results, and whose they are, to `output`, if it was given. Raises UserError if they cannot be written."""
+        """Write results and their origin to `output`, if given. Raises UserError if the file cannot be written."""
         if self.output is None:
             return
         try:
@@ -105,30 +107,30 @@ class _Options:
 
 @lru_cache
 def options_class(play_options: type[PlayOptions]) -> type[Any]:
-    """The flags of the inference script of an environment: those of all, and its own."""
+    """The flags of an environment's inference script: the common ones and its own."""
     return make_dataclass(
         "Options", [("play", play_options, field(default_factory=play_options))], bases=(_Options,), frozen=True
     )
 
 
 def recorded_flags(environment: Environment, checkpoint: Path) -> dict[str, Any]:
-    """`flags_of` a checkpoint of an environment."""
+    """`flags_of` for a checkpoint of an environment."""
     return environment.recorded(flags_of(checkpoint, environment.before))
 
 
 def flags_of(checkpoint: Path, before: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The flags of the run that a checkpoint is of; its own where the run's config.yaml is missing or damaged.
+    """The flags of a checkpoint's run; from the checkpoint itself if the run's config.yaml is missing or damaged.
 
     Args:
         checkpoint: as users name it.
-        before: what a run did that was made before it could record these flags. A converted checkpoint, which records
-            what it was converted from, is of no such run.
+        before: what runs did before these flags existed. Not used for converted checkpoints, which record what they
+            were converted from.
 
     Returns:
-        None of a checkpoint that is of no run.
+        None if the checkpoint belongs to no run.
 
     Raises:
-        UserError: there is no such checkpoint, or its run's config.yaml is damaged and it holds no flags.
+        UserError: there is no such checkpoint, or its run's config.yaml is damaged and the checkpoint holds no flags.
     """
     path = resolve_checkpoint(checkpoint).absolute()
     config = path.parent.parent / "config.yaml"
@@ -150,15 +152,15 @@ def flags_of(checkpoint: Path, before: Mapping[str, Any] | None = None) -> dict[
 
 @cache
 def _say(text: str) -> None:
-    """Say it once in this process."""
+    """Print a note once per process."""
     print(one_line(text), file=sys.stderr)
 
 
 def asked_by(environment: Environment, flags: Mapping[str, Any], *, source: str) -> dict[str, Any]:
-    """What a run's flags say of its evaluations, typed, by the names of the inference script's flags.
+    """The evaluation settings in a run's flags, typed and under the inference script's names.
 
     Raises:
-        UserError: a value is of no use; it names `source`.
+        UserError: a value is invalid; the message names `source`.
     """
     cls = options_class(environment.play_options)
     own = {field.name for field in fields(environment.play_options)}
@@ -179,12 +181,12 @@ def evaluation_of(
     run: Path | None = None,
     **changes: Any,
 ) -> Evaluation:
-    """What the flags of a run, flat, ask of the agent: the same whether training asks it or anybody later.
+    """The evaluation that a run's flags describe: the same one during training and later.
 
     Args:
-        cases: what is evaluated.
+        cases: the cases to evaluate.
         run: its directory.
-        changes: attributes of `Evaluation` that are not the run's.
+        changes: attributes of `Evaluation` to replace.
     """
     asked = asked_by(environment, flags, source=f"{run}")
     own = {field.name for field in fields(environment.play_options)}
@@ -198,10 +200,10 @@ def evaluation_of(
 
 
 def evaluation_of_run(environment: Environment, run: Path, *, device: str = "cpu", **changes: Any) -> Evaluation:
-    """What a run asked of its agent at its end, to be asked again; `changes` are attributes of `Evaluation`.
+    """A run's own final evaluation, to be repeated. `changes` are attributes of `Evaluation` to replace.
 
     Raises:
-        UserError: there is no checkpoint, or it is damaged, or of another environment.
+        UserError: the checkpoint is missing, damaged, or of another environment.
     """
     checkpoint, flags = resolve_checkpoint(run), recorded_flags(environment, run)
     agent = environment.load_agent(checkpoint, flags, {}, device=pick_device(device))
@@ -211,7 +213,7 @@ def evaluation_of_run(environment: Environment, run: Path, *, device: str = "cpu
 def read_options(environment: Environment, argv: Sequence[str] | None = None) -> tuple[Any, dict[str, Any]]:
     """The options of an inference script, and the flags of the checkpoint's run. Raises UserError."""
     recorded: dict[str, Any] = {}
-    troubles: list[UserError] = []  # with the checkpoint; what is wrong with a flag is said first
+    troubles: list[UserError] = []  # problems with the checkpoint; a wrong flag is reported first
 
     def of_run(flags: Mapping[str, Any]) -> dict[str, Any]:
         if (checkpoint := flags.get("checkpoint")) is None:
@@ -239,7 +241,7 @@ def read_options(environment: Environment, argv: Sequence[str] | None = None) ->
 
 
 def main(environment: Environment, argv: Sequence[str] | None = None) -> None:
-    """Evaluate what the flags ask for: a table, and where asked for a JSON file, pictures and videos."""
+    """Run the evaluation: print a table, and write a JSON file, pictures and videos where asked."""
     with exit_on_user_error():
         options, recorded = read_options(environment, argv)
         common: EvaluationOptions = options.common
@@ -268,9 +270,9 @@ def main(environment: Environment, argv: Sequence[str] | None = None) -> None:
 
 
 def report(evaluation: Evaluation, checkpoint: Path) -> dict[str, Any]:
-    """Play, and print a line for every return asked for and every case; the same figures, by return and case.
+    """Play, and print a line per target return and case; returns the same figures, by return and case.
 
-    A single return, or a single case, has no level of its own in what is returned; other players follow by label.
+    A single return, or a single case, has no level of its own in the result. Other players follow, by label.
     """
     environment, several = evaluation.environment, len(evaluation.targets) > 1
     targets = ", ".join(f"{target:g}" for target in evaluation.targets)
@@ -310,7 +312,7 @@ def _cells(values: Mapping[str, float]) -> list[str]:
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Columns as wide as they need to be, numbers to the right."""
+    """Left-aligned text, right-aligned numbers, columns as wide as needed."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     for row in (header, *rows):
         print("  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)))

@@ -444,21 +444,26 @@ def _print_help(
         [("options", Annotated[type(config), unnamed])]
         + [(f"invocation{number}", Annotated[cls, unnamed]) for number, cls in enumerate(invoked)],
     )
-    spellings = [
-        f"--{alias} false is another spelling of --{name} {SWITCHES[alias][False]}."
-        if alias in SWITCHES
-        else f"--{alias} is another spelling of --{name}."
-        for alias, name in aliases.items()
-    ]
-    tyro.cli(
-        everything,
-        args=["--help"],
-        prog=prog,
-        description=" ".join([*filter(None, [description]), *spellings]),
-        default=everything(config, *(cls() for cls in invoked)),
-        use_underscores=True,
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff),
-    )
+    try:
+        tyro.cli(
+            everything,
+            args=["--help"],
+            prog=prog,
+            description=description,
+            default=everything(config, *(cls() for cls in invoked)),
+            use_underscores=True,
+            config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff),
+        )
+    finally:  # tyro ends with SystemExit(0)
+        if aliases:
+            print("Legacy aliases:", ", ".join(_alias_text(alias, name) for alias, name in aliases.items()))
+
+
+def _alias_text(alias: str, name: str) -> str:
+    """An old spelling of a flag, and what it stands for."""
+    if alias in SWITCHES:
+        return f"--{alias} false = --{name} {SWITCHES[alias][False]}"
+    return f"--{alias} = --{name}"
 
 
 def _unwrap(kind: Any) -> tuple[Any, Any, tuple[Any, ...]]:

@@ -1,7 +1,6 @@
-"""Tables of results: every model with every seed under one setting, trained, collected and written to a page.
+"""Results tables: every model with every seed under one setting, trained, collected and written to a page.
 
-Runs that are finished are kept, interrupted ones are continued, so the command that makes a table can be given again at
-any time.
+Finished runs are kept and interrupted ones continued, so the command behind a table can be repeated at any time.
 """
 
 import json
@@ -26,23 +25,23 @@ from RATE_model.system.atomic import atomic_write_json, atomic_write_text
 from RATE_model.training.runs import FinishedRun, Run
 
 ROOT = Path(__file__).resolve().parents[2]
-# A page of results: what is rewritten stands between these.
+# The generated part of a results page stands between these.
 BEGIN, END = "<!-- reproduce.py: begin -->", "<!-- reproduce.py: end -->"
 
 
 @dataclass(frozen=True)
 class StudyOptions:
-    """Which runs, and where they and the results go."""
+    """Which runs to make, and where to put them and the results."""
 
     # Seeds of every model; consecutive
     seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
     # Runs at a time, one core each
     jobs: int = 2
-    # Where models are trained and evaluated: auto, cpu, cuda, ...; none = as the table was made
+    # Device for training and evaluation: auto, cpu, cuda, ...; none = the one the table was made on
     device: str | None = None
-    # Where the runs go; none = the environment's checkpoint folder
+    # Folder for the runs; none = the environment's checkpoint folder
     runs_dir: Path | None = None
-    # Where tables and pictures go
+    # Folder for tables and pictures
     results_dir: Path = ROOT / "results"
 
     def validate(self) -> None:
@@ -59,9 +58,9 @@ class StudyOptions:
 
 @dataclass(frozen=True)
 class PageOptions(StudyOptions):
-    """Which models and seeds, and where the runs and the results go."""
+    """Which models and seeds to run, and where to put the runs and the results."""
 
-    # Models to train and measure; the page keeps its figures of all others. Empty: all
+    # Models to train and measure; the page keeps the entries of all others. Empty: all
     models: tuple[str, ...] = ()
 
 
@@ -71,9 +70,9 @@ class Study:
 
     Attributes:
         script: the train script, relative to the repository.
-        settings: flags of all models; paths relative to the repository.
-        models: what each model adds to them.
-        read_config, check: of the train script.
+            settings: flags shared by all models; paths relative to the repository.
+            models: the flags that each model adds.
+            read_config, check: of the train script.
     """
 
     script: str
@@ -81,9 +80,9 @@ class Study:
     models: Mapping[str, tuple[str, ...]]
     read_config: Callable[[Sequence[str]], Any]
     check: Callable[[Any, int], Run]
-    # How the folder of a table's runs begins; tells apart tables that train models of one name
+    # Prefix of the run folders; separates tables that train models of the same name
     prefix: str = "reproduce"
-    device: str = "cpu"  # there, a run gives the same to the last bit
+    device: str = "cpu"  # on the CPU a run is reproducible to the last bit
     environment: Mapping[str, str] = field(default_factory=lambda: {"OMP_NUM_THREADS": "1"})
 
     def folder(self, label: str) -> str:
@@ -91,23 +90,23 @@ class Study:
         return f"{self.prefix}_" + "".join(c if c.isalnum() else "_" for c in label.lower())
 
     def command(self, label: str, seeds: Sequence[int]) -> list[str]:
-        """The arguments that train and evaluate a model, as a person would type them."""
+        """The arguments that train and evaluate a model, as typed on the command line."""
         span = ["--start_seed", str(seeds[0]), "--end_seed", str(seeds[-1])]
         return [self.script, *self.settings, *self.models[label], "--ckpt_folder", self.folder(label), *span]
 
     def run(self, label: str, seed: int, options: StudyOptions, stop: threading.Event | None = None) -> Path:
-        """One run, from start or from where it was interrupted; its directory. Raises UserError if it fails.
+        """One run, started or continued; its directory. Raises UserError if it fails.
 
-        Once ``stop`` is set it is told to stop, and saves its state.
+        Once ``stop`` is set the run is told to stop, and saves its state.
         """
         arguments = [*self.command(label, [seed]), "--resume", "auto", "--wandb_mode", "disabled"]
         arguments += ["--device", options.device or self.device]
         if options.runs_dir is not None:
             arguments += ["--output_dir", str(options.runs_dir.resolve())]
-        # Not any run of this model and seed: an earlier setting may have left one of another name.
+        # Not just any run of this model and seed: an earlier setting may have left one of another name.
         here = [str(ROOT / word) if word.endswith((".yaml", ".h5")) else word for word in arguments[1:]]
         try:
-            path = self.check(self.read_config(here), seed).directory  # refuses one that was made with other flags
+            path = self.check(self.read_config(here), seed).directory  # refuses a run made with other flags
         except FinishedRun as finished:
             return finished.directory
         except UserError as error:
@@ -124,21 +123,22 @@ class Study:
         return path
 
     def chosen(self, models: Sequence[str]) -> list[str]:
-        """The models of a table's `--models`, in the table's order; all for none. Raises UserError for one unknown."""
+        """The models named by a table's `--models`, in the table's order; all if empty. Raises UserError for unknown
+        ones."""
         if unknown := sorted(set(models) - set(self.models)):
             known = ", ".join(map(shlex.quote, self.models))
             raise UserError(f"--models {shlex.quote(unknown[0])}: must be of {known}")
         return [label for label in self.models if label in models or not models]
 
     def run_all(self, options: StudyOptions, models: Sequence[str] = ()) -> dict[str, list[Path]]:
-        """The runs of these models, or of all, one per seed, several at a time."""
+        """Make the runs of these models, or of all, one per seed, several at a time."""
         labels = self.chosen(models)
         jobs = [(label, seed) for label in labels for seed in options.seeds]
         stop = threading.Event()
         with ThreadPoolExecutor(options.jobs) as pool:
             try:
                 paths = list(pool.map(lambda job: self.run(job[0], job[1], options, stop), jobs))
-            except KeyboardInterrupt:  # also of another signal; the runs can be continued
+            except KeyboardInterrupt:  # also from another signal; the runs can be continued
                 stop.set()
                 pool.shutdown(cancel_futures=True)
                 raise
@@ -146,13 +146,13 @@ class Study:
         return {label: paths[i * count : (i + 1) * count] for i, label in enumerate(labels)}
 
     def commands(self, seeds: Sequence[int], models: Iterable[str] | None = None) -> str:
-        """The commands of these models, or of all, indented as Markdown wants code."""
+        """The commands of these models, or of all, indented as Markdown code."""
         chosen = self.models if models is None else models
         return "\n".join("    python3 " + shlex.join(self.command(label, seeds)) for label in chosen)
 
 
 def _finish(command: Sequence[str], environment: Mapping[str, str], stop: threading.Event) -> tuple[int, str]:
-    """Exit code and stderr of a command, which is told to stop once ``stop`` is set."""
+    """Exit code and stderr of a command; it is told to stop once ``stop`` is set."""
     with subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -168,17 +168,17 @@ def _finish(command: Sequence[str], environment: Mapping[str, str], stop: thread
 
 
 def final_results(runs: Sequence[Path]) -> list[dict[str, Any]]:
-    """What the last evaluation of each run found."""
+    """The results of each run's final evaluation."""
     return [json.loads((path / "eval" / "final.json").read_text()) for path in runs]
 
 
 def commits(runs: Sequence[Path]) -> list[str]:
-    """The commits that these runs were started at."""
+    """The commits at which these runs were started."""
     return sorted({start["git"]["commit"] for start in _starts(runs) if start["git"]})
 
 
 def provenance(runs: Sequence[Path]) -> dict[str, Any]:
-    """What an entry of a page says of its origin: seeds, commits, and the day of the last run."""
+    """An entry's origin: seeds, commits, and the day of the last run."""
     starts = _starts(runs)
     return {
         "seeds": list(dict.fromkeys(start["seed"] for start in starts)),
@@ -188,12 +188,12 @@ def provenance(runs: Sequence[Path]) -> dict[str, Any]:
 
 
 def _starts(runs: Sequence[Path]) -> list[dict[str, Any]]:
-    """What is known of every start of these runs."""
+    """The recorded environment of every start of these runs."""
     return [start for path in runs for start in json.loads((path / "environment.json").read_text())["starts"]]
 
 
 def made(document: Mapping[str, Mapping[str, Any]]) -> str:
-    """When and at which commits the entries of a document were made: "on 2026-01-01 at commit 0123456789ab".
+    """The origin of a document's entries: "on 2026-01-01 at commit 0123456789ab".
 
     Entries without a date were made today.
     """
@@ -209,12 +209,12 @@ def made(document: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def kept_entries(name: str, study: Study, options: PageOptions, *, same_seeds: bool = True) -> dict[str, Any]:
-    """Entries of NAME.json that are not measured now: none without `--models`.
+    """Entries of NAME.json that are kept without measuring them again; none without `--models`.
 
     Args:
         name: of the page.
         study, options: which models are measured, with which seeds.
-        same_seeds: whether the page speaks of one set of seeds for all of its models.
+        same_seeds: whether all models of the page share one set of seeds.
 
     Raises:
         UserError: `--models` names an unknown model, or the page has other seeds.
@@ -235,13 +235,14 @@ def kept_entries(name: str, study: Study, options: PageOptions, *, same_seeds: b
 
 
 def merged(kept: Mapping[str, Any], measured: Mapping[str, Any], order: Sequence[str]) -> dict[str, Any]:
-    """Entries of a page that are kept and those that were measured now, which win; in this order of labels."""
+    """Kept and newly measured entries, in this order of labels; new ones win."""
     entries = {**kept, **measured}
     return {label: entries[label] for label in sorted(entries, key=lambda label: _place(label, order))}
 
 
 def by_model(study: Study, labels: Iterable[str]) -> list[str]:
-    """Labels model by model, each with its controls ("MODEL, what is done"); those of no model come last."""
+    """Labels model by model, each followed by its controls ("MODEL, what is done"); labels without a model come
+    last."""
     models = list(study.models)
 
     def place(label: str) -> int:
@@ -252,12 +253,12 @@ def by_model(study: Study, labels: Iterable[str]) -> list[str]:
 
 
 def _place(label: str, order: Sequence[str]) -> int:
-    """Where a label stands: after all others if the order does not name it."""
+    """The position of a label; unknown ones come last."""
     return order.index(label) if label in order else len(order)
 
 
 def training_table(document: Mapping[str, Mapping[str, Any]]) -> str:
-    """Per model its size, what its training took on average over seeds, and where its figures come from."""
+    """Per model: its size, the mean cost of training over seeds, and the origin of its figures."""
     rows = [
         [
             label,
@@ -278,12 +279,12 @@ def seed_table(
     seeds: Sequence[int],
     columns: Mapping[str, Callable[[Any, int], str]],
 ) -> str:
-    """Every seed of every entry that was trained: its training, and further columns, as Markdown.
+    """Every seed of every trained entry: the cost of training, and further columns, as Markdown.
 
     Args:
         document: entries by label.
         seeds: in the order of the entries' values.
-        columns: a heading -> what stands below it, of an entry and the number of a seed.
+        columns: a heading -> the cell, from an entry and the index of a seed.
     """
     rows = [
         [
@@ -300,7 +301,7 @@ def seed_table(
 
 
 def cell(values: Sequence[float] | None, digits: int = 2) -> str:
-    """Mean and standard error over seeds; a single value has no error; empty for no values."""
+    """Mean and standard error over seeds; a single value has no error; empty without values."""
     if not values:
         return ""
     return with_error(*mean_and_error(np.array(values)), digits)
@@ -313,7 +314,7 @@ def table(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def write_results(name: str, title: str, document: Mapping[str, Any], text: str, options: StudyOptions) -> None:
-    """NAME.json, and the part of NAME.md between the two marks; what people wrote around it stays."""
+    """Write NAME.json and the part of NAME.md between the two marks; hand-written text around it stays."""
     options.results_dir.mkdir(parents=True, exist_ok=True)
     atomic_write_json(options.results_dir / f"{name}.json", document, indent=1)
     page = options.results_dir / f"{name}.md"

@@ -1,4 +1,4 @@
-"""Pages of returns in several tasks: every model with every seed beside its data and players that need no training."""
+"""Pages of returns in several tasks: every model with every seed, beside the data and untrained players."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class Part:
     """One task of a page, such as a game.
 
     Attributes:
-        name: labels of its entries begin with it.
-        study: its runs.
-        others: makes the entries of its data and of players that need no training, by label: `return`, a list of one,
+        name: prefix of the labels of its entries.
+            study: its runs.
+            others: makes the entries of the data and of untrained players, by label: `return`, a list of one,
             `return_std` and `episodes`.
-        command: that makes its data, indented as Markdown wants code; empty: the study's own commands do.
+            command: makes its data; indented as Markdown code. Empty: the study's own commands do.
     """
 
     name: str
@@ -48,16 +48,16 @@ class ReturnsPage:
     """One page.
 
     Attributes:
-        name, title: of the files of results, and of a new page.
-        options: the flags.
-        parts: the tasks.
-        data: label of the entry of the data.
-        text: the first line; {seeds} and {made} are filled in.
-        asked: a return that is asked for, in words; {} is filled in.
-        unit, digits: what returns are called, and digits after their point.
-        of_results: makes of what eval/final.json holds of each seed the lists that are kept, `return` among them.
-        columns: of a task's table, after returns: a heading -> its text, of the task's name and an entry.
-        shown: columns of the table of seeds: a heading -> a key of an entry, and digits.
+        name, title: of the results files, and of a new page.
+            options: the flags.
+            parts: the tasks.
+            data: label of the data's entry.
+            text: the first line; {seeds} and {made} are filled in.
+            asked: describes a target return; {} is filled in.
+            unit, digits: the name of returns, and their decimals.
+            of_results: turns the eval/final.json of each seed into the lists to keep, `return` among them.
+            columns: further columns of a task's table: a heading -> the cell, from the task's name and an entry.
+            shown: columns of the table of seeds: a heading -> a key of an entry, and decimals.
     """
 
     name: str
@@ -91,7 +91,7 @@ class ReturnsPage:
                 print(f"{part.name}\n{self.returns_table(document, part)}")
 
     def of_runs(self, runs: Sequence[Path]) -> Entry:
-        """Figures of every seed, and what its training took."""
+        """Figures of every seed, and the cost of training."""
         results = final_results(runs)
         took = {name: [result[name] for result in results] for name in ("train_seconds", "optimizer_steps")}
         asked = {"target_return": results[0]["target_return"], "commit": commits(runs)}
@@ -114,7 +114,7 @@ class ReturnsPage:
         return table(["", self.unit, "times the data's mean", *self.columns], rows)
 
     def write(self, document: Mapping[str, Entry], options: StudyOptions) -> None:
-        """The JSON file and the generated part of the page."""
+        """Write the JSON file and the generated part of the page."""
         paragraphs = [self.text.format(seeds=", ".join(map(str, options.seeds)), made=made(document))]
         for part in self.parts:
             data = document[f"{part.name}, {self.data}"]

@@ -1,4 +1,4 @@
-"""Flags that every environment's train script has in common. An environment adds groups of its own."""
+"""Flags that every train script has. An environment adds groups of its own."""
 
 from collections.abc import Set
 from dataclasses import dataclass, field, fields, make_dataclass, replace
@@ -29,9 +29,10 @@ Model = TypeVar("Model")
 # See `precision.uses_bfloat16`.
 Precision = Literal["auto", "32", "bf16"]
 
-# Flags of one command, on one machine: a run is the same whatever they are, and its checkpoints do not say.
+# Flags that belong to one command on one machine. They do not affect a run's results, and checkpoints do not record
+# them.
 STEERING = frozenset(
-    {"output_dir", "data_dir", "data_path", "text", "ckpt_folder"}  # where it is; it may go on under another name
+    {"output_dir", "data_dir", "data_path", "text", "ckpt_folder"}  # where a run lives
     | {"seed", "start_seed", "end_seed", "device", "num_workers", "save_minutes", "memory_gib"}
     | {"wandb_mode", "wandb_project"}
 )
@@ -39,24 +40,24 @@ STEERING = frozenset(
 # Flags whose value may be larger when a run is resumed.
 MAY_GROW = frozenset({"epochs"})
 
-# What helps where training diverged: a run may go on under another name with other values of these.
+# Flags that help when training has diverged. A run may be resumed under another name with other values of these.
 STABILISERS = frozenset({"learning_rate", "warmup_steps", "warmup_tokens", "precision", "grad_norm_clip"})
 
-# Every seed of a command is looked at before the first is trained.
+# The seeds of a command are all checked before the first one is trained.
 MAX_SEEDS = 10_000
 
 
-# Flags that say how an agent acts, and for which not every agent has a use.
+# Flags about acting that do not apply to every agent.
 ACTING_FLAGS = frozenset({"slide", "target_return", "reset_target"})
 
 
 def check_acting_flags(typed: Set[str], memory: type[Memory], *, conditioned: bool, agent: str) -> None:
-    """Raise a `UserError` for one of the `ACTING_FLAGS` that was typed for an agent that has no use for it.
+    """Raise a `UserError` for a typed flag among `ACTING_FLAGS` that does not apply to this agent.
 
     Args:
         typed: the names of all flags on the command line.
-        memory, conditioned: of the agent; whether it sees returns.
-        agent: what it is called in the message.
+            memory, conditioned: the agent's memory, and whether it sees returns.
+            agent: the agent's name in the message.
     """
     if "slide" in typed and not memory.can_slide:
         raise UserError(f"--slide: {agent} sees no window of steps that could slide; leave it out")
@@ -66,7 +67,7 @@ def check_acting_flags(typed: Set[str], memory: type[Memory], *, conditioned: bo
 
 
 def group_of(memory: str) -> str:
-    """The name of the group of flags of a memory in `ModelOptions`; memories may share one."""
+    """The name of a memory's flag group in `ModelOptions`. Memories may share a group."""
     return MEMORIES[memory].options.__name__.removesuffix("Options").lower()
 
 
@@ -75,7 +76,7 @@ def _names(options: type) -> set[str]:
 
 
 def _with_flags_of_memories(cls: type[Model]) -> type[Model]:
-    """The dataclass with a group for each memory's flags; its heading in --help names the modes that they are of."""
+    """The dataclass with one group per memory. A group's heading in --help lists the modes it applies to."""
     groups = {group_of(memory): entry.options for memory, entry in MEMORIES.items()}
     modes = {group: [name for name, mode in MODES.items() if group_of(mode.memory) == group] for group in groups}
     return make_dataclass(
@@ -86,7 +87,7 @@ def _with_flags_of_memories(cls: type[Model]) -> type[Model]:
         ],
         bases=(cls,),
         frozen=True,
-        # The comments in the source are the help text: the new class must be found where this one stands.
+        # The comments in the source are the help text, so the new class must be found in this module.
         namespace={"__module__": cls.__module__, "__doc__": cls.__doc__},
     )
 
@@ -94,19 +95,20 @@ def _with_flags_of_memories(cls: type[Model]) -> type[Model]:
 @_with_flags_of_memories
 @dataclass(frozen=True)
 class ModelOptions:
-    """Which memory, and what all of them have; flags of one alone are below, under its modes."""
+    """Which memory to use, and its common settings. Flags of a single memory are listed below, under its modes."""
 
-    # RATE or an ablation of it: RMT (memory tokens), TrXL (cached hidden states), DT (Decision Transformer: one
-    # segment), DTXL (DT with a cache when acting), RATEM (RATE without cache), RATE_wo_nmt (TrXL); or another memory,
-    # each with a page in docs/memories: D before its name says that return, observation and action enter one by one,
-    # BC- that it sees no returns
+    # RATE or an ablation of it: RMT (memory tokens), TrXL (cached hidden states), DT (Decision Transformer, one
+    # segment), DTXL (DT with a cache when acting), RATEM (RATE without cache), RATE_wo_nmt (TrXL). Or another memory;
+    # docs/memories has a page on each. D before a name: return, observation and action enter one by one. BC- before a
+    # name: behaviour cloning, without returns
     model_mode: ModelMode = "RATE"
-    # Show the return that is still to come: rtg or none (behaviour cloning); auto = as the mode says
+    # What the agent is conditioned on. rtg: the return-to-go; none: nothing (behaviour cloning); auto: the mode's
+    # default
     condition: Literal["auto", "rtg", "none"] = "auto"
     # Width of the embedded steps and of the model
     d_model: int = 64
-    # Parameters of the memory, without encoders and head: the --d_model is chosen with which it has this many within a
-    # tenth; none = as --d_model says
+    # Target number of parameters of the memory, without encoders and head. Chooses the --d_model that comes within a
+    # tenth of it; none = use --d_model
     budget: Budget = "none"
     # Dropout of embeddings, and inside and after the memory
     dropout: float = 0.05
@@ -117,13 +119,13 @@ class ModelOptions:
         return MODES[self.model_mode].memory
 
     def memory_options(self) -> Any:
-        """The flags of the mode's memory, with what the mode fixes."""
+        """The flags of the mode's memory, with the values that the mode fixes."""
         return replace(getattr(self, group_of(self.memory)), **MODES[self.model_mode].fixed)
 
     def check_typed(self, typed: Set[str]) -> None:
-        """Raise a `UserError` for a flag on the command line that the mode has no use for.
+        """Raise a `UserError` for a typed flag that does not apply to the mode.
 
-        Flags in YAML files are not looked at: a setting serves several modes.
+        Flags in YAML files are not checked, because one file serves several modes.
         """
         mode, own = MODES[self.model_mode], MEMORIES[self.memory].options
         if "d_model" in typed and self.budget != "none":
@@ -155,13 +157,13 @@ class ModelOptions:
 
     @property
     def name_parts(self) -> tuple[str, ...]:
-        """What the name of a run says of the model."""
+        """The parts of a run's name that describe the model."""
         arch = getattr(self.memory_options(), "arch_mode", None)
         condition = () if self.condition == "auto" else ("condition", self.condition)
         return (*(("arch_mode", arch) if arch else ()), self.model_mode, *condition)
 
     def agent_config(self, *, context_length: int, segments: int) -> AgentConfig:
-        """The agent for segments of `context_length` steps and trajectories of this many segments; validated."""
+        """The validated agent configuration for trajectories of `segments` segments of `context_length` steps."""
         if self.budget == "none":
             sizes = self._sizes(self.d_model, context_length, segments)
         else:
@@ -182,7 +184,7 @@ class ModelOptions:
 
 @cache
 def _within_budget(options: ModelOptions, context_length: int, segments: int) -> MemoryConfig:
-    """The sizes of `--budget`."""
+    """The sizes that `--budget` asks for."""
 
     def sized(d_model: int) -> MemoryConfig:
         return options._sizes(d_model, context_length, segments)
@@ -193,13 +195,13 @@ def _within_budget(options: ModelOptions, context_length: int, segments: int) ->
 
 @dataclass(frozen=True)
 class ImageOptions:
-    """How images are encoded."""
+    """Image encoder."""
 
-    # Channels of the three convolutions; fewer than the published cost less
+    # Channels of the three convolutions. Fewer are faster
     conv_channels: tuple[int, ...] = (32, 64, 64)
 
     def validate(self) -> None:
-        """Raise a UserError for other than three numbers, or one out of range."""
+        """Raise a UserError unless there are three numbers, all in range."""
         if len(self.conv_channels) != 3:
             raise UserError(f"--conv_channels {' '.join(map(str, self.conv_channels))}: give three numbers")
         at_least(1, conv_channels=min(self.conv_channels))
@@ -208,35 +210,35 @@ class ImageOptions:
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """How it is trained."""
+    """Optimisation, checkpoints and logging."""
 
     # Passes over the training data, per curriculum stage (an adaptive curriculum counts batches instead)
     epochs: int = 50
-    # Batches of an epoch, resampled for each; none = as many as show every trajectory once
+    # Batches per epoch, resampled every epoch; none = enough to show every trajectory once
     epoch_batches: int | None = None
     # Trajectories per batch
     batch_size: int = 64
-    # Segments through which gradients flow back through memory: windows of bptt_segments + 1 segments, one optimizer
-    # step each. -1 = all of a trajectory; 0 = none, one step per segment (the published training)
+    # Segments that gradients flow back through. Each optimizer step takes a window of bptt_segments + 1 segments. -1 =
+    # the whole trajectory; 0 = no gradient through memory, one step per segment (published)
     bptt_segments: int = -1
-    # State that a window from the middle of an episode begins with in training: initial, or stored, the state that an
-    # earlier pass over the episode left at its first step, if there was one (R2D2, Kapturowski et al. 2019)
+    # Initial state of a training window that starts in the middle of an episode. initial: the initial memory; stored:
+    # the state that an earlier pass over the episode left at that step, if any (R2D2, Kapturowski et al. 2019)
     window_state: Literal["initial", "stored"] = "initial"
-    # First steps of windows from the middle of episodes that carry no loss and no gradient (R2D2's burn-in); with RATE
-    # no gradient beyond whole segments: the rest of --burn_in only carries no loss. Validation does the same
+    # First steps without loss or gradient in a window that starts in the middle of an episode (R2D2's burn-in). RATE
+    # stops gradients only at whole segments; the remaining steps just have no loss. Applies to validation too
     burn_in: int = 0
     # Peak learning rate (AdamW)
     learning_rate: float = 3e-4
     # Optimizer steps of linear warm-up
     warmup_steps: int = 100
-    # Environment steps of linear warm-up, instead of --warmup_steps; 0 = those
+    # Environment steps of linear warm-up; 0 = use --warmup_steps
     warmup_tokens: int = 0
-    # Decay after the warm-up. Published: late_linear (linear from the first epoch after the warm-up on, made for one
-    # optimizer step a segment) and rising_cosine (of environment steps; rises again after --final_tokens)
+    # Decay after the warm-up. Published: late_linear (linear, starting at the first epoch after the warm-up; meant for
+    # one optimizer step per segment) and rising_cosine (counts environment steps; rises again after --final_tokens)
     lr_schedule: Literal["linear", "cosine", "constant", "late_linear", "rising_cosine"] = "linear"
-    # Environment steps after which the decay is over; none = when training is. --curr adaptive has a decay of its own
+    # Environment steps at which the decay ends; none = the end of training. --curr adaptive has its own decay
     final_tokens: int | None = None
-    # Learning rate at the end, as a fraction of the peak
+    # Final learning rate, as a fraction of the peak
     lr_end_factor: float = 0.1
     # Decay rate of AdamW's average of gradients
     beta_1: float = 0.9
@@ -244,38 +246,38 @@ class TrainOptions:
     beta_2: float = 0.95
     # Weight decay
     weight_decay: float = 0.1
-    # What is decayed: the matrices of linear maps and convolutions, or all parameters (published)
+    # Parameters with weight decay: the matrices of linear layers and convolutions, or all (published)
     weight_decay_on: Literal["matrices", "all"] = "matrices"
-    # Initial weights: scaled (image encoders keep the size of what passes through them, memory tokens differ), or
-    # published (PyTorch's for all layers, memory tokens are all equal)
+    # Initial weights. scaled: image encoders preserve the scale of their input and memory tokens differ; published:
+    # PyTorch defaults and identical memory tokens
     initialisation: Literal["scaled", "published"] = "scaled"
-    # Largest norm of the gradient
+    # Clip the gradient at this norm
     grad_norm_clip: float = 1.0
-    # Process a batch in this many parts to save memory; the gradient is the same
+    # Split each batch into this many parts to save memory; the gradient is the same
     accumulate: int = 1
-    # Share of past actions that are shown as random ones in training, against a model that learns to go on with what it
-    # did before instead of looking at what there is; 0 = none, as published
+    # Share of past actions replaced by random ones in training, against a model that copies its past actions instead of
+    # looking at the observation; 0 = none (published)
     action_noise: float = 0.0
-    # Data-dependent initialisation of image encoders, with motion-sensitive first filters where an observation is
-    # several pictures
+    # Data-dependent initialisation of image encoders. If an observation stacks several frames, half of the first
+    # filters start motion-sensitive
     calibrate: Boolean = False
-    # float32, bfloat16 products, or auto: those where the device has units for them
+    # 32: float32; bf16: products in bfloat16; auto: bfloat16 if the device has hardware for it
     precision: Precision = "32"
-    # Compile the model (pays off in long runs)
+    # Compile the model; pays off in long runs
     compile: Boolean = False
-    # Processes that load data; 0 = none, right for small data
+    # Data loading processes; 0 = none, best for small data
     num_workers: int = changeable(0)
-    # Evaluate and save a checkpoint at epoch 1 and every N epochs
+    # Evaluate and save a checkpoint after epoch 1 and every N epochs
     ckpt_epoch: int = 10
-    # Also evaluate and save a checkpoint after every N batches of an epoch; none = at the ends of epochs only
+    # Also evaluate and save a checkpoint every N batches within an epoch; none = only after epochs
     ckpt_batches: int | None = None
     # Save a checkpoint at least every N minutes
     save_minutes: float = changeable(10.0)
-    # Log averages of this many batches
+    # Average logged metrics over this many batches
     log_every: int = 10
 
     def validate(self) -> None:
-        """Raise `UserError` for values that cannot be trained with."""
+        """Raise `UserError` for values out of range."""
         counts = ("epochs", "batch_size", "accumulate", "ckpt_epoch", "log_every")
         at_least(1, **{name: getattr(self, name) for name in counts})
         at_least(1, final_tokens=self.final_tokens, epoch_batches=self.epoch_batches, ckpt_batches=self.ckpt_batches)
@@ -301,7 +303,7 @@ class TrainOptions:
                 raise UserError(f"--{name} {getattr(self, name)}: must be at least 0 and below 1")
 
 
-# Of `TrainOptions`: what the published training does otherwise, in every environment.
+# Values of `TrainOptions` that the published training uses in every environment.
 PUBLISHED_TRAINING: dict[str, Any] = {
     "bptt_segments": 0,
     "window_state": "initial",
@@ -316,15 +318,15 @@ PUBLISHED_TRAINING: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class CurriculumOptions:
-    """Whether training begins with short trajectories."""
+    """Whether training starts with short trajectories."""
 
-    # false: all lengths from the start; true: stages of ever more segments, --epochs each; adaptive: the next stage
-    # when the deciding steps of --streak batches in a row are all right, and annealing at the end
+    # false: all lengths from the start; true: one more segment per stage, --epochs each; adaptive: start the next stage
+    # when the deciding steps of --streak batches in a row are all right, and anneal the learning rate at the end
     curr: Literal["false", "true", "adaptive"] = "false"
-    # With --curr adaptive, batches in a row that solve a stage; `all_stages_solved` in eval/final.json says whether all
-    # stages ended so, and nothing of how well the trained model plays
+    # With --curr adaptive: batches in a row that must be right to solve a stage. `all_stages_solved` in eval/final.json
+    # records whether every stage was solved; it says nothing about how well the trained model plays
     streak: int = 10
-    # With --curr adaptive, a stage that is not solved ends after this many batches
+    # With --curr adaptive: end an unsolved stage after this many batches
     stage_batches: int = 1000
     # Batches over which --curr adaptive anneals the learning rate to zero
     anneal_batches: int = 150
@@ -336,17 +338,17 @@ class CurriculumOptions:
 
 @dataclass(frozen=True)
 class PlayOptions:
-    """What an evaluation asks of the agent and its environment, in training and afterwards alike.
+    """What an evaluation asks of the agent and its environment, during training and afterwards.
 
-    An environment adds flags of its own, such as sizes or the scenario that is played. The defaults are those of the
-    published evaluation, which a checkpoint gets that no run recorded anything of.
+    An environment adds its own flags, such as sizes or scenarios. The defaults are the published evaluation; a
+    checkpoint without a recorded run gets them.
     """
 
-    # Ask for the return again whenever K steps have passed, as if nothing had been earned
+    # Ask for the full return again every K steps, as if nothing had been earned
     reset_target: Boolean = False
-    # Take the most probable action; false: draw from the predicted distribution. Continuous actions are never drawn
+    # Take the most probable action; false: sample from the predicted distribution. Continuous actions are never sampled
     use_argmax: Boolean = changeable(False)
-    # DT and DTXL: steps that leave a full window at once when acting; 1 is the published protocol, more is faster
+    # DT and DTXL: steps by which a full window slides when acting. 1 is the published protocol; more is faster
     slide: int = changeable(1)
 
     def validate(self) -> None:
@@ -356,25 +358,25 @@ class PlayOptions:
 
 @dataclass(frozen=True)
 class TaskOptions(PlayOptions):
-    """When and how the agent is evaluated in training."""
+    """When and how training evaluates the agent."""
 
-    # Return that the agent is asked for
+    # Return to ask the agent for
     target_return: float | None = 1.0
     # Evaluate in the environment at checkpoints
     online_inference: Boolean = True
     # Evaluate in the environment at the end
     last_inference: Boolean = changeable(True)
-    # Episodes of an evaluation, of every case
+    # Episodes per evaluation and case
     eval_episodes: int = changeable(100)
 
 
 @dataclass(frozen=True)
 class SegmentOptions(TaskOptions):
-    """How trajectories are cut into segments, and when and how the agent is evaluated."""
+    """How trajectories are cut into segments, and when and how training evaluates the agent."""
 
-    # Steps of a segment (K)
+    # Steps per segment (K)
     context_length: int = 30
-    # Segments of a trajectory (N)
+    # Segments per trajectory (N)
     segments: int = 3
 
     def validate(self) -> None:
@@ -386,33 +388,33 @@ class SegmentOptions(TaskOptions):
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Where it runs and what is kept."""
+    """Where to run, and what to keep."""
 
-    # First seed; every seed is a run of its own
+    # First seed. Every seed is a run of its own
     start_seed: int = changeable(1)
     # Last seed
     end_seed: int = changeable(10)
-    # One run, of this seed, instead of those from --start_seed to --end_seed
+    # Run this seed only, instead of --start_seed to --end_seed
     seed: int | None = None
     # Prefix of the run's name
     text: str = changeable("")
-    # Folder for the runs, inside the environment's checkpoint folder
+    # Folder for runs, inside the environment's checkpoint folder
     ckpt_folder: str = changeable("ckpt")
-    # Another folder for the runs, instead of the environment's
+    # Folder for runs, instead of the environment's checkpoint folder
     output_dir: Path | None = changeable(None)
     # no; auto: continue an interrupted run if there is one, else start; or the path of a run or checkpoint to continue
     resume: str = changeable("no")
-    # Delete a run of the same name and start again
+    # Delete an existing run of the same name and start again
     overwrite: Boolean = changeable(False)
     # auto (a GPU if there is one), cpu, cuda, cuda:1 (or 1), ...
     device: str = changeable("auto")
-    # auto: online if wandb_config.yaml or WANDB_API_KEY holds a key, else off
+    # auto: online if wandb_config.yaml or WANDB_API_KEY holds a key, else disabled
     wandb_mode: Literal["auto", "online", "offline", "disabled"] = "auto"
-    # Project in wandb
+    # wandb project
     wandb_project: str = "RATE"
 
     def validate(self) -> None:
-        """Raise `UserError` for impossible seeds, or a folder outside the one for runs."""
+        """Raise `UserError` for invalid seeds, names or folders."""
         for name in ("text", "ckpt_folder", "wandb_project"):
             value = getattr(self, name)
             if redact(value) != value:
@@ -433,19 +435,19 @@ class RunOptions:
             raise UserError(f"--end_seed {self.end_seed}: at most {MAX_SEEDS} seeds in one command")
 
     def recorded(self, flags: dict[str, Any]) -> dict[str, Any]:
-        """What a run keeps of the flags: not how this command treats a run that is there already."""
+        """The flags to record with a run: all but those about an existing run of the same name."""
         return {name: value for name, value in flags.items() if name not in ("resume", "overwrite")}
 
     @property
     def seeds(self) -> range:
-        """The one seed, or those from first to last, both included."""
+        """The single seed, or all seeds from first to last, both included."""
         if self.seed is not None:
             return range(self.seed, self.seed + 1)
         return range(self.start_seed, self.end_seed + 1)
 
 
 def check_window_starts(train: TrainOptions, model: AgentConfig, *, steps: int | None, pad: str = "right") -> None:
-    """Raise `UserError` for --window_state or --burn_in where they make no sense; before any data is made.
+    """Raise `UserError` if --window_state or --burn_in do not apply; before any data is made.
 
     Args:
         steps: of a window; None: every window is a whole episode.
@@ -473,9 +475,9 @@ def check_window_starts(train: TrainOptions, model: AgentConfig, *, steps: int |
 
 @dataclass(frozen=True)
 class ExperimentConfig:
-    """All flags of a train script; an environment adds those of its data, and of its own tasks."""
+    """All flags of a train script. An environment adds flags for its data and tasks."""
 
-    # Whether every window that is trained on is a whole episode
+    # Whether every training window is a whole episode
     whole_episodes: ClassVar[bool] = False
 
     model: ModelOptions = field(default_factory=ModelOptions)
@@ -484,7 +486,7 @@ class ExperimentConfig:
     run: RunOptions = field(default_factory=RunOptions)
 
     def validate(self) -> None:
-        """Raise a UserError for sizes of no model, or windows that cannot begin as asked."""
+        """Raise a UserError for invalid model sizes, or windows that cannot start as asked."""
         steps = None if self.whole_episodes else self.segments * self.context_length
         check_window_starts(self.train, self.agent_config(), steps=steps, pad=self.pad)
 
@@ -495,16 +497,16 @@ class ExperimentConfig:
 
     @property
     def context_length(self) -> int:
-        """K: steps of a segment."""
+        """K: steps per segment."""
         assert isinstance(self.task, SegmentOptions), "a task without segments says here how long they are"
         return self.task.context_length
 
     @property
     def segments(self) -> int:
-        """N: segments of the longest trajectories that are trained on."""
+        """N: segments of the longest training trajectories."""
         assert isinstance(self.task, SegmentOptions), "a task without segments says here how many they are"
         return self.task.segments
 
     def agent_config(self) -> AgentConfig:
-        """Sizes of the model; validated."""
+        """The validated configuration of the agent."""
         return self.model.agent_config(context_length=self.context_length, segments=self.segments)

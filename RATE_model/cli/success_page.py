@@ -35,13 +35,13 @@ Document = dict[str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class Control:
-    """The same agents with something done to their memory.
+    """The same agents with a change to their memory.
 
     Attributes:
-        transform: makes what is done, the same in every run.
-        models: whose agents.
-        cases: that they play.
-        twins: every episode is played twice; see `Environment.twins`.
+        transform: makes the change, the same in every run.
+        models: the models it applies to.
+        cases: the cases to play.
+        twins: play every episode twice; see `Environment.twins`.
     """
 
     transform: Callable[[], MemoryTransform]
@@ -55,19 +55,20 @@ class SuccessPage:
     """One page.
 
     Attributes:
-        name, title: of the files of results, and of a new page.
-        environment, config, study: whose runs, the YAML file of their setting, and the runs.
-        cases: columns of the tables.
-        rates: kinds of success: a key in the JSON file -> its name in eval/final.json, with {} for the case. The same
-            keys are names of `Environment.figures`. The first is drawn, shown by seed, and what controls have.
-        texts: what stands above the table of each kind; {seeds} and {made} are filled in.
-        shown: cases in the table of seeds.
-        notes: further columns of that table: a heading -> a key in the JSON file, and a name in eval/final.json of what
-            is true or false.
-        controls: by the words that follow a model's label.
-        others: makes entries of players that are not trained.
-        panels: titles and the labels drawn beside one another.
-        trained, xlabel: of the picture.
+        name, title: of the results files, and of a new page.
+            environment, config, study: the environment, the YAML file of the setting, and the runs.
+            cases: columns of the tables.
+            rates: kinds of success: a key in the JSON file -> its name in eval/final.json, with {} for the case. The
+            same
+                keys are names of `Environment.figures`. The first is drawn, shown by seed, and measured by controls.
+            texts: the text above the table of each kind; {seeds} and {made} are filled in.
+            shown: cases in the table of seeds.
+            notes: further columns of that table: a heading -> a key in the JSON file, and the name of a boolean in
+                eval/final.json.
+            controls: by the words that follow a model's label.
+            others: makes entries of untrained players.
+            panels: titles and the labels drawn beside one another.
+            trained, xlabel: of the picture.
     """
 
     name: str
@@ -104,7 +105,7 @@ class SuccessPage:
             options = parse_options(PageOptions, argv=argv, prog="reproduce.py", description=description)
             kept = kept_entries(self.name, self.study, options)
             setting = self.environment.read_config(["--config", str(ROOT / self.config)])
-            self.environment.files(setting)  # made before several processes want to
+            self.environment.files(setting)  # made before several processes try to
             directories = self.study.run_all(options, options.models)
             document = {label: self.of_runs(runs) for label, runs in directories.items()}
             for words, control in self.controls.items():
@@ -117,7 +118,7 @@ class SuccessPage:
             print(self.success_table(document, self.drawn))
 
     def of_runs(self, runs: Sequence[Path]) -> dict[str, Any]:
-        """Success of every seed by case, and what the training took."""
+        """Success of every seed by case, and the cost of training."""
         results = final_results(runs)
         by_case = {
             key: {str(case): [result[name.format(case)] for result in results] for case in self.cases}
@@ -148,7 +149,7 @@ class SuccessPage:
         return table(["model", *self.cases], rows)
 
     def write(self, document: Document, options: PageOptions) -> None:
-        """The JSON file, the picture and the generated part of the page."""
+        """Write the JSON file, the picture and the generated part of the page."""
         curves = {
             label: {int(case): values for case, values in entry[self.drawn].items()}
             for label, entry in document.items()
@@ -176,5 +177,5 @@ class SuccessPage:
         write_results(self.name, self.title, document, "\n\n".join(parts), options)
 
     def write_again(self, options: PageOptions) -> None:
-        """The page and its picture from the JSON file, as it is: nothing is measured."""
+        """Draw the page and its picture from the existing JSON file; measures nothing."""
         self.write(json.loads((options.results_dir / f"{self.name}.json").read_text()), options)

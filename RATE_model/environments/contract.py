@@ -1,17 +1,18 @@
-"""The contract of an environment: one object that says all that training, inference and reports need to know of it.
+"""The contract of an environment: one object with all that training, inference and reports need to know about it.
 
-A folder of an environment has a module `environment` with a subclass of `Environment` and its one instance,
-`ENVIRONMENT`; the line in pyproject.toml that names it is the table of environments. Only a few things have to be said:
+An environment's folder has a module `environment` with a subclass of `Environment` and its one instance, `ENVIRONMENT`.
+A line in pyproject.toml adds it to the table of environments. Only these members are required:
 
-    name, folder, checkpoints, scripts     who it is and where it lies
-    config, play_options                   its flags: of training, and of what is played
-    spec                                   how the model sees it
-    load                                   its data, made where it is missing
-    make                                   one Gymnasium environment
-    seeds                                  of the episodes of an evaluation, none of them the data's
-    metrics                                results under their published names
+    name, folder, checkpoints, scripts     what it is called and where it lies
+        config, play_options                   its flags: for training, and for playing
+        spec                                   its observations and actions
+        load                                   its data, made if missing
+        make                                   one Gymnasium environment
+        seeds                                  seeds of evaluation episodes, none of them used for data
+        metrics                                results under their published names
 
-All else has a default: many side by side, cases such as lengths, what a table shows, pictures, videos, controls.
+Everything else has a default: vectors of environments, cases such as lengths, table columns, pictures, videos,
+controls.
 """
 
 from __future__ import annotations
@@ -47,25 +48,25 @@ if TYPE_CHECKING:
     from RATE_model.training.trainer import BatchTransform
 
 Case = Any
-"""A length, a size, ...; None where an environment has no cases."""
+"""A length, a size, ...; None if the environment has no cases."""
 
 
 def nothing(directory: Path) -> None:
-    """What a run needs beside its checkpoints where it needs nothing."""
+    """For runs that need nothing besides their checkpoints."""
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What one run learns from.
+    """The data of one run.
 
     Attributes:
-        windows: segments of a stage -> its training and its validation windows.
-        stages: numbers of segments of the stages, ascending; without a curriculum the last is the only one.
+        windows: number of segments -> the training and validation windows of that stage.
+        stages: numbers of segments of the stages, ascending; without a curriculum only the last one is used.
         before: segments and epochs of stages before these.
-        spec: how the model sees the environment; its normalisation may be the data's.
-        transform: of batches, such as a mirror.
-        final_tokens: environment steps after which the learning rate's decay is over, where no flag says so.
-        prepare: called with the run's directory: what else a checkpoint needs to be used.
+        spec: observations and actions; its normalisation may come from the data.
+        transform: of batches, such as mirroring.
+        final_tokens: environment steps at which the learning rate's decay ends, unless a flag says otherwise.
+        prepare: called with the run's directory, to write what its checkpoints need besides themselves.
     """
 
     windows: Callable[[int], tuple[WindowDataset, WindowDataset]]
@@ -79,18 +80,18 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is asked of an agent, and played when `play` is called; with another memory, too.
+    """What to ask of an agent; `play` plays it, with other memories too if wanted.
 
     Attributes:
         environment, agent: who plays where; the agent is in eval mode.
-        options: the environment's own, an instance of its `play_options`.
+        options: an instance of the environment's `play_options`.
         targets: returns to ask for.
-        cases: lengths, sizes, ...; `(None,)` where there are none.
-        episodes: of every case and target.
-        seed: of actions that are drawn.
+        cases: lengths, sizes, ...; `(None,)` if there are none.
+        episodes: per case and target.
+        seed: for sampled actions.
         precision: see `Actor`.
-        transform_memory: what `play` does to the memory unless told otherwise.
-        run: the directory of the agent's run; None: it is of none.
+        transform_memory: the default change that `play` makes to the memory.
+        run: the directory of the agent's run; None: it has none.
     """
 
     environment: Environment
@@ -106,7 +107,7 @@ class Evaluation:
     _known: dict[Any, dict[Case, Episodes]] = field(default_factory=dict, repr=False, compare=False)
 
     def acting(self, target: float) -> Acting:
-        """How the agent acts when it is asked for a return."""
+        """How the agent acts when asked for this return."""
         return self.environment.acting(self, target)
 
     def play(self) -> dict[float, dict[Case, Episodes]]:
@@ -114,7 +115,7 @@ class Evaluation:
         return self.play_with(self.transform_memory)
 
     def play_with(self, transform: MemoryTransform | None, *, twins: bool = False) -> dict[float, dict[Case, Episodes]]:
-        """The same with this done to the memory; what was played already is not played again.
+        """The same with this change to the memory. Results are cached: nothing is played twice.
 
         With `twins` every episode is played twice, in neighbouring rows: see `Environment.twins`.
         """
@@ -128,9 +129,9 @@ class Evaluation:
         return played
 
     def conditions(self) -> dict[str, dict[Case, Episodes]]:
-        """The episodes by case with the memory as it is and without (`memory_conditions`), by label.
+        """The episodes by case, with and without memory (`memory_conditions`), by label.
 
-        Where several returns are asked for, the labels say which.
+        If several returns are asked for, the labels include them.
         """
         found = {}
         for label, transform in memory_conditions(self.agent).items():
@@ -142,43 +143,43 @@ class Evaluation:
 class Environment(ABC):
     """See the module. Instances hold no state."""
 
-    # As people write it
+    # Its name in text
     name: ClassVar[str]
-    # Where its config.yaml lies, and where its runs go
+    # The folder with its config.yaml, and the folder of its runs
     folder: ClassVar[Path]
     checkpoints: ClassVar[Path]
-    # As they are typed after `python3`
+    # As typed after `python3`
     train_script: ClassVar[str]
     inference_script: ClassVar[str]
-    # Its flags: of the train script, and of what is played in evaluations, there and in the inference script alike
+    # Its flags: those of the train script, and those of playing, shared by training and inference
     config: ClassVar[type[ExperimentConfig]]
     play_options: ClassVar[type[PlayOptions]] = PlayOptions
-    # What --published true sets, and what runs did before they could record it
+    # The values that --published true sets, and what runs did before these flags existed
     published: ClassVar[Mapping[str, Any]] = {}
     before: ClassVar[Mapping[str, Any]] = {}
-    # Other spellings of its flags
+    # Aliases of its flags
     aliases: ClassVar[Mapping[str, str]] = {}
-    # Of a batch, 1 where all its deciding steps are right: for an adaptive curriculum
+    # A batch metric that is 1 when all deciding steps are right; for an adaptive curriculum
     solved_metric: ClassVar[str] = ""
-    # What tells the cases of an evaluation apart, such as "length"; empty: there is one case, None
+    # What distinguishes the cases of an evaluation, such as "length"; empty: there is one case, None
     axis: ClassVar[str] = ""
-    # How many episodes a case may have: those that there are seeds for
+    # How many episodes a case may have, limited by the seeds
     episode_counts: ClassVar[range] = range(1, 10_001)
-    # Seeds of the episodes that data is made of; empty where data comes from elsewhere
+    # Seeds of the episodes in its data; empty if the data comes from elsewhere
     data_seeds: ClassVar[range] = range(0)
-    # Environments that are worth having at a time; None: as many as there are episodes
+    # How many environments to run at a time; None: as many as there are episodes
     at_once: ClassVar[int | None] = None
     # Cases that the grid of context against horizon trains on, ascending; see `grid_flags`
     grid_cases: ClassVar[Sequence[Case]] = ()
-    # An option of `reset` and its two values, for twins: episodes that differ in what is to be remembered alone
+    # A `reset` option and its two values, for twins: episodes that differ only in what has to be remembered
     twins: ClassVar[tuple[str, Sequence[Any]] | None] = None
-    # Names of discrete actions; empty: their numbers
+    # Names of discrete actions; empty: use their numbers
     action_names: ClassVar[Sequence[str]] = ()
-    # Metrics of a run's metrics.jsonl that are drawn when it is over
+    # Metrics of metrics.jsonl to draw when a run ends
     curves: ClassVar[Sequence[str]] = ("train_loss", "train_accuracy")
 
     def read_config(self, argv: Sequence[str] | None = None) -> Any:
-        """The configuration that the flags (None: of the command line) ask for. Raises UserError."""
+        """The configuration that the flags (None: the command line) ask for. Raises UserError."""
         config = parse_options(
             self.config,
             argv=argv,
@@ -192,29 +193,29 @@ class Environment(ABC):
         return config
 
     def check_episodes(self, **episodes: int) -> None:
-        """Raise `UserError` for the first flag that asks for as many episodes as there are no seeds for."""
+        """Raise `UserError` for the first flag that asks for more episodes than there are seeds."""
         counts = self.episode_counts
         for name, count in episodes.items():
             if count not in counts:
                 steps = f", in steps of {counts.step}" if counts.step > 1 else ""
                 raise UserError(f"--{name} {count}: must be at least {counts[0]} and at most {counts[-1]}{steps}")
 
-    # --- what has to be said ---
+    # --- required ---
 
     @abstractmethod
     def spec(self, flags: Mapping[str, Any]) -> EnvironmentSpec:
-        """How the model sees it. `flags` are those of a run, flat; empty for a checkpoint of no run."""
+        """Its observations and actions. `flags` are those of a run, flat; empty for a checkpoint without a run."""
 
     @abstractmethod
     def load(self, config: Any) -> TrainingData:
-        """The data of a configuration, made where it is missing.
+        """The data of a configuration, made if missing.
 
         Raises:
-            UserError: it is missing and cannot be made, or it is damaged, or does not fit the flags.
+            UserError: it is missing and cannot be made, is damaged, or does not fit the flags.
         """
 
     def files(self, config: Any) -> Sequence[Path]:
-        """The files of that data, made where they are missing; empty where it is not in files. Raises UserError."""
+        """The files of that data, made if missing; empty if it is not in files. Raises UserError."""
         self.load(config)
         return ()
 
@@ -224,13 +225,13 @@ class Environment(ABC):
 
     @abstractmethod
     def seeds(self, episodes: int) -> np.ndarray:
-        """Seeds of the episodes of an evaluation, (E,) int64; no data is made with any of these."""
+        """Seeds of an evaluation's episodes, (E,) int64; never used for data."""
 
     @abstractmethod
     def metrics(
         self, played: Mapping[Case, Episodes], evaluation: Evaluation, config: Any, *, final: bool
     ) -> dict[str, float]:
-        """Results of an evaluation in training, asked for one return, under the names of `eval/*.json`.
+        """Results of an evaluation during training, for one target return, under the names of `eval/*.json`.
 
         Args:
             played: episodes by case.
@@ -246,7 +247,7 @@ class Environment(ABC):
         return config.model.name_parts, ()
 
     def check(self, config: Any) -> None:  # noqa: B027  there may be nothing to check
-        """Raise a UserError for what can be seen to fail before any data is made, such as a missing package."""
+        """Raise a UserError for what would fail later, such as a missing package, before any data is made."""
 
     def batch_metrics(self, logits: Tensor, batch: Batch) -> dict[str, Tensor | Share]:
         """Metrics of a training batch, for actions that are discrete: accuracy over all steps."""
@@ -255,11 +256,11 @@ class Environment(ABC):
         return accuracy(logits, batch)
 
     def training_cases(self, config: Any, *, final: bool) -> Sequence[Case]:
-        """Cases that are evaluated at checkpoints, or when training is over."""
+        """The cases to evaluate at checkpoints, or at the end of training."""
         return (None,)
 
     def target_returns(self, flags: Mapping[str, Any]) -> tuple[float, ...]:
-        """Returns to ask for: what a run was trained to be asked for, or what is usual. Flags are flat.
+        """The returns to ask for: the run's own, or the default. Flags are flat.
 
         Raises:
             UserError: none is known.
@@ -269,21 +270,21 @@ class Environment(ABC):
         return (float(value),)
 
     def headlines(self, config: Any) -> Mapping[str, str]:
-        """Names of `metrics` that the line at the end of a run shows, the most telling first, and what to say of them.
+        """Metrics for the last line of a run, the most telling first, each with a note (such as its step limit).
 
-        Such as the limit that a success keeps to; empty where the name says it all.
+        A note is empty if the name says it all.
         """
         return {}
 
     def draw_run(self, directory: Path, agent: Agent, config: Any, result: Mapping[str, Any]) -> None:
-        """The pictures of a run that is over, into its plots/, from metrics.jsonl and its last evaluation."""
+        """Draw the pictures of a finished run into its plots/, from metrics.jsonl and its last evaluation."""
         from RATE_model.plots import plot_curves
 
         label = config.model.model_mode
         plot_curves({label: directory / "metrics.jsonl"}, directory / "plots" / "curves.png", self.curves)
 
     def grid_flags(self, case: Case, parts: int) -> Sequence[str]:
-        """Flags of the train script for episodes of one case alone, seen in this many segments.
+        """Flags of the train script for episodes of a single case, seen in this many segments.
 
         Raises:
             UserError: the environment has no grid.
@@ -293,7 +294,7 @@ class Environment(ABC):
     # --- playing ---
 
     def recorded(self, flags: Mapping[str, Any]) -> dict[str, Any]:
-        """The flags of a run as today's; those of a converted checkpoint may name things in other words."""
+        """A run's flags under today's names; converted checkpoints may use other words."""
         return dict(flags)
 
     def load_agent(
@@ -305,7 +306,7 @@ class Environment(ABC):
             checkpoint: its path.
             recorded: the flags of its run, flat.
             asked: flags of what it is going to play, flat.
-            device: where it goes.
+            device: where to put it.
 
         Raises:
             UserError: the checkpoint is damaged, or its agent cannot play that.
@@ -313,25 +314,25 @@ class Environment(ABC):
         return load_for(checkpoint, self.spec({**recorded, **asked}), device=device, flags=recorded)
 
     def asked(self, recorded: Mapping[str, Any], typed: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What the flags of a checkpoint's run say of what is played where these are typed; both are flat.
+        """Flags of a checkpoint's run, adjusted to the flags typed; both are flat.
 
-        What is typed counts anyway; this is for a flag that the run's value is of no use for beside another one.
+        Typed flags always win; this is for recorded values that make no sense beside a typed one.
         """
         return recorded
 
     def cases(self, options: Any) -> Sequence[Case]:
-        """Cases that the inference script evaluates."""
+        """The cases that the inference script evaluates."""
         return (None,)
 
     def vector(self, cases: np.ndarray, options: Any) -> VectorEnv:
-        """One environment for each case, (B,); finished ones stay as they are (`AutoresetMode.DISABLED`).
+        """One environment per case, (B,); finished ones stay as they are (`AutoresetMode.DISABLED`).
 
-        Its attribute `max_steps`, () or (B,), limits episodes.
+        The attribute `max_steps`, () or (B,), limits episodes.
         """
         return FrozenVectorEnv([partial(self.make, case, options) for case in cases], name=self.name)
 
     def acting(self, evaluation: Evaluation, target: float) -> Acting:
-        """How the agent acts when it is asked for a return."""
+        """How the agent acts when asked for this return."""
         options = evaluation.options
         return Acting(
             target_return=target,
@@ -343,15 +344,16 @@ class Environment(ABC):
         )
 
     def player(self, evaluation: Evaluation, actor: BatchActor) -> BatchActor:
-        """What plays: the actor, or something around it that sees rewards in another way."""
+        """The player: the actor, or a wrapper around it that changes the rewards it sees."""
         return actor
 
     def reset_options(self, seeds: np.ndarray, options: Any) -> dict[str, np.ndarray]:
-        """Options of the environments' reset for episodes of these seeds, (E,) each."""
+        """Options for the environments' reset, for episodes of these seeds, (E,) each."""
         return {}
 
     def play(self, evaluation: Evaluation, acting: Acting, *, twins: bool = False) -> dict[Case, Episodes]:
-        """The episodes of all cases; with `twins` of every seed and both values of the option that they differ in."""
+        """The episodes of all cases. With `twins`, every seed is played with both values of the option in which twins
+        differ."""
         seeds = self.seeds(evaluation.episodes)
         options = self.reset_options(seeds, evaluation.options)
         if twins:
@@ -375,7 +377,7 @@ class Environment(ABC):
         )
 
     def play_as(self, player: BatchActor, options: Any, *, episodes: int, case: Case = None) -> Episodes:
-        """Episodes of an evaluation as anything that acts plays them, such as a random player; see `play`."""
+        """The episodes of an evaluation, played by anything that acts, such as a random player; see `play`."""
         environments = self.vector(np.full(episodes, case), options)
         try:
             return rollout(
@@ -391,44 +393,44 @@ class Environment(ABC):
     def horizons(self, case: Case, options: Any) -> tuple[int, ...]:
         """Correlation horizons of an episode (Cherepanov et al. 2024, arXiv 2412.06531), in steps.
 
-        From an event to the step at which it has to be recalled, inclusive; empty where none is defined.
+        From an event to the step at which it has to be recalled, inclusive; empty if none is defined.
         """
         return ()
 
     def chance(self, case: Case, options: Any) -> float | None:
-        """Mean of `outcomes` without any memory; None where nothing can be said about memory by success."""
+        """The mean of `outcomes` without any memory; None if success says nothing about memory here."""
         return None
 
     def outcomes(self, case: Case, episodes: Episodes, evaluation: Evaluation) -> np.ndarray:
-        """(E,) from 0 to 1, how right each episode was in what has to be remembered.
+        """(E,) from 0 to 1: how well each episode recalled what it had to remember.
 
         Raises:
-            UserError: the environment does not say.
+            UserError: the environment does not define it.
         """
         raise UserError(f"{self.name} does not say which episodes are a success")
 
     # --- results ---
 
     def figures(self, case: Case, episodes: Episodes, evaluation: Evaluation) -> dict[str, float]:
-        """What the inference script prints and writes of a case: columns by name."""
+        """What the inference script prints and writes for a case: columns by name."""
         mean, error = mean_and_error(episodes.returns)
         figures = {"mean_return": mean, "mean_steps": float(episodes.lengths.mean())}
         return figures | ({"standard_error": error} if len(episodes.returns) > 1 else {})
 
     def described(self, evaluation: Evaluation) -> str:
-        """What is played, in words, for the first line of an evaluation."""
+        """A description of what is played, for the first line of an evaluation."""
         return ""
 
     def others(self, evaluation: Evaluation) -> dict[str, dict[str, float]]:
-        """`figures` of players that are no agent, such as a random one, in the same episodes; by label."""
+        """`figures` of players without a model, such as a random one, in the same episodes; by label."""
         return {}
 
     def references(self, evaluation: Evaluation) -> dict[str, float]:
-        """Returns of others, such as a random player's, the data's and an expert's, for pictures and tables."""
+        """Reference returns, such as a random player's, the data's and an expert's, for pictures and tables."""
         return {}
 
     def draw(self, folder: Path, evaluation: Evaluation) -> Sequence[Path]:
-        """Pictures of an evaluation: returns by target with and without memory, of every case."""
+        """Draw an evaluation: returns by target, with and without memory, for every case."""
         from RATE_model.plots import plot_returns
 
         lines: dict[str, dict[float, Episodes]] = {}
@@ -441,14 +443,14 @@ class Environment(ABC):
         return [plot_returns(lines, folder / "returns.png", title=title, references=self.references(evaluation))]
 
     def picture(self, environments: VectorEnv, row: int) -> np.ndarray | None:
-        """A row of `vector`'s environments as it is now, (H, W, 3) uint8; None where nothing is drawn.
+        """A picture of one row of `vector`'s environments, (H, W, 3) uint8; None if it cannot be drawn.
 
-        Reports ask where observations are no images.
+        Reports use it where observations are not images.
         """
         return None
 
     def frame(self, environment: gymnasium.Env, observation: np.ndarray, caption: Sequence[str]) -> np.ndarray:
-        """One picture of a video, (H, W, 3) uint8: what the environment draws, with lines of text below it."""
+        """One frame of a video, (H, W, 3) uint8: the environment's picture with lines of text below it."""
         from RATE_model.acting.video import with_caption
 
         return with_caption(np.asarray(environment.render()), *caption)

@@ -1,4 +1,4 @@
-"""What remembers, one file or folder each. This table names them, and what users type to get them.
+"""The memories, one file or folder each. The tables here name them and the modes that users choose from.
 
 To add a memory, write it (`RATE_model.memories.contract`; docs/adding_a_memory.md) and give it a line in `MEMORIES` and
 one in `MODES`.
@@ -44,7 +44,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Mode:
-    """What a name of `--model_mode` stands for: a memory, whether returns condition it, and flags that it fixes."""
+    """The meaning of a name of `--model_mode`: a memory, whether returns condition it, and flags that it fixes."""
 
     memory: str
     condition: Condition = "rtg"

@@ -114,7 +114,7 @@ class AMRLOptions(MemoryOptions):
     amrl_layers: int = 1
     # Size of its hidden state, half of which is aggregated; none = d_model
     amrl_hidden: int | None = None
-    # How: max, mean or sum
+    # Aggregate: max, mean or sum
     amrl_aggregate: Aggregate = "max"
 
     def config(

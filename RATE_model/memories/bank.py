@@ -1,10 +1,10 @@
-"""A bank of the last steps: what was seen is stored as it was embedded, and the policy attends to it.
+"""A bank of the last steps: each step is stored as it was embedded, and the policy attends to the bank.
 
     e_t = norm(x_t) is stored; the bank holds e_t and the n - 1 before it, first in, first out
     h <- x_t,  then in every layer:  h <- h + MultiHead(query = norm(h), key = value = bank),  h <- h + FFN(norm(h))
 
-As the memory bank of SAM2Act+ (Fang et al. 2025, arXiv 2501.18564), and the attended memory of frames of policies for
-image goals (Mezghani et al. 2021, arXiv 2101.05181), there of images and here of whole steps.
+Like the memory bank of SAM2Act+ (Fang et al. 2025, arXiv 2501.18564) and the attended frame memory of image-goal
+policies (Mezghani et al. 2021, arXiv 2101.05181); those store images, this stores whole steps.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from RATE_model.memories.stack import Cell, CellState, Seen, Stack
 
 @dataclass(frozen=True, kw_only=True)
 class BankConfig(AttentionConfig):
-    """Sizes; there is one bank, which every layer reads."""
+    """Sizes. There is one bank; every layer reads it."""
 
     flag = "bank"
 
@@ -118,12 +118,12 @@ class Bank(Stack):
 
     @property
     def reach(self) -> int | None:
-        """What the bank holds; nothing in it depends on what was before."""
+        """The steps in the bank; nothing in it depends on earlier ones."""
         return self.config.steps
 
     @property
     def gradient_reach(self) -> int | None:
-        """The step itself where what is stored has no gradient."""
+        """Only the step itself, if stored steps get no gradient."""
         return self.config.steps if self.config.trained else 1
 
 
@@ -137,9 +137,9 @@ class BankOptions(MemoryOptions):
     bank_heads: int = 4
     # Width inside the feed-forward networks; none = 2 d_model
     bank_inner: int | None = None
-    # Steps that it holds; none = those of a training trajectory
+    # Steps that the bank holds; none = those of a training trajectory
     bank_steps: int | None = None
-    # Gradients flow into what is stored; false: encoders learn from the present step alone
+    # Let gradients flow into stored steps; false: encoders learn from the present step only
     bank_trained: Boolean = True
 
     def config(

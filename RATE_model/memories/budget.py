@@ -1,4 +1,4 @@
-"""Widths at which different memories have equally many parameters."""
+"""Widths at which different memories have the same number of parameters."""
 
 from bisect import bisect_left
 from collections.abc import Callable
@@ -8,9 +8,9 @@ import torch
 from RATE_model.errors import UserError
 from RATE_model.memories.contract import Memory, MemoryConfig
 
-# What `--budget` may be, in parameters of the memory; encoders and head, which an environment decides, come on top.
+# Values of `--budget`, in parameters of the memory. Encoders and head depend on the environment and come on top.
 BUDGETS = {"0.1M": 100_000, "0.5M": 500_000, "2M": 2_000_000}
-# A memory may miss its budget by so much, as a share of it.
+# How far a memory may miss its budget, as a share of it.
 WITHIN = 0.1
 # Widths are searched up to this one.
 _WIDEST = 8192
@@ -25,7 +25,7 @@ def parameters(memory: type[Memory], sizes: MemoryConfig) -> int:
 
 
 def width_for(budget: str, name: str, memory: type[Memory], sized: Callable[[int], MemoryConfig]) -> int:
-    """The valid d_model with which a memory has closest to the budget's number of parameters.
+    """The valid d_model that brings a memory closest to the budget's number of parameters.
 
     Args:
         budget: a key of `BUDGETS`.

@@ -204,13 +204,13 @@ class CompressiveOptions(MemoryOptions):
     compressive_heads: int = 4
     # Width inside the feed-forward networks; none = 2 d_model
     compressive_inner: int | None = None
-    # Segments that are cached as they are
+    # Segments in the uncompressed cache
     compressive_cached: int = 1
-    # Segments that are kept compressed, after they left the cache
+    # Segments' worth of compressed slots, filled by what leaves the cache
     compressive_compressed: int = 8
-    # Steps that become one
+    # Steps compressed into one
     compressive_rate: int = 2
-    # How: a convolution, their mean, or their maximum
+    # Compression: convolution, mean or maximum
     compressive_function: Compression = "conv"
 
     def config(

@@ -1,24 +1,24 @@
-"""What every memory is to the rest of the system: the backbone between the encoders of a step and the action head.
+"""The contract of a memory: the backbone between the encoders of a step and the action head.
 
     observation, return-to-go,          hidden state at which
     previous action  ->  Memory  ->     the step's action is decided
                          |    ^
                          State, handed on from window to window
 
-A memory sees steps, not tokens: `Steps` gives it the embedded returns-to-go, observations and actions of B
-trajectories. It returns one hidden state per step, and its state after the last one. That is all that agents, training,
-acting, checkpoints, control experiments and pictures know of it, RATE included.
+A memory sees steps, not tokens: `Steps` holds the embedded returns-to-go, observations and actions of B trajectories.
+It returns one hidden state per step, and its state after the last one. Agents, training, acting, checkpoints, control
+experiments and pictures know nothing else about it, and that includes RATE.
 
 To write one, subclass `MemoryConfig`, `MemoryOptions`, `State` and `Memory`, and add it to the tables in
 `RATE_model.memories`; docs/adding_a_memory.md does it step by step. tests/RATE_model/memories/test_contract.py holds
-every memory in the table to what is promised here:
+every memory in the table to these promises:
 
 *   Acting equals training: fed a recorded trajectory, the stepper gives the hidden states of `forward` at every step.
 *   Causality: a step's hidden state depends on no later step, and not on the step's own action.
 *   Rows do not see one another, and padding changes nothing: `valid` is True on a row's first steps, or on its last. A
-    memory that sees several steps at once (`context`) may see padding at the left that does not fill them.
-*   Gradients flow through the whole call, from the last decision to the first observation, unless `gradient_reach` says
-    less.
+    memory that sees several steps at once (`context`) may see left padding that does not fill them.
+*   Gradients flow through the whole call, from the last decision to the first observation, unless `gradient_reach` sets
+    a limit.
 *   State and time per step do not grow with the episode.
 """
 
@@ -36,25 +36,25 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryConfig:
-    """What the configuration of every memory holds; a memory adds sizes of its own."""
+    """The configuration that every memory has; a memory adds its own sizes."""
 
     # Width of the embedded steps and of the hidden states
     d_model: int
-    # K: steps of a segment, in which gradient windows, control experiments and reset targets count
+    # K: steps per segment, the unit of gradient windows, control experiments and reset targets
     context_length: int
-    # Whether the return-to-go is part of a step
+    # Whether steps include the return-to-go
     conditioned: bool = True
 
     def validate(self) -> None:
-        """Raise a `UserError` for sizes that cannot be built."""
+        """Raise a `UserError` for invalid sizes."""
 
 
 @dataclass(frozen=True)
 class MemoryOptions:
-    """The flags of a memory: a field each, whose comment is the help text. The docstring stands under the heading."""
+    """The flags of a memory, one field each; the comment above a field is its help text, the docstring the group's."""
 
     def check_mode(self, mode: str, typed: Set[str]) -> None:
-        """Raise a `UserError` for a flag on the command line that goes with other modes of the memory; by default none.
+        """Raise a `UserError` for a typed flag that does not apply to the mode; nothing by default.
 
         Args:
             mode: a name in the table of modes.
@@ -64,14 +64,14 @@ class MemoryOptions:
     def config(
         self, *, mode: str, d_model: int, dropout: float, context_length: int, segments: int, conditioned: bool
     ) -> MemoryConfig:
-        """The configuration that they and the shared flags ask for; not yet validated.
+        """The configuration that these flags and the shared ones ask for; not yet validated.
 
         Args:
             mode: a name in the table of modes.
             d_model, dropout: flags that all memories share.
-            context_length: K, the steps of a segment.
-            segments: N, of a training trajectory.
-            conditioned: whether returns are shown.
+            context_length: K, steps per segment.
+            segments: N, segments per training trajectory.
+            conditioned: whether the agent sees returns-to-go.
         """
         raise NotImplementedError
 
@@ -82,9 +82,9 @@ class Steps:
     Attributes:
         rtg: `(B, T, d)` returns-to-go, or None without conditioning.
         observations: `(B, T, d)`.
-        previous_actions: `(B, T, d)`, of the step before; zero where an episode begins.
-        actions: `(B, T, d)`, of the step itself. Only for memories that shift them on their own, as RATE does: a step's
-            hidden state must not depend on it.
+        previous_actions: `(B, T, d)`, the actions of the steps before; zero at the start of an episode.
+        actions: `(B, T, d)`, the actions of the steps themselves. Only for memories that shift actions on their own, as
+            RATE does: a step's hidden state must not depend on its own action.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class Steps:
         return self.observations.shape[0], self.observations.shape[1]
 
     def cut(self, times: slice, rows: Tensor | None = None) -> Steps:
-        """Some consecutive steps, of some rows (indices on the device of the tensors; None: all)."""
+        """A slice of consecutive steps, of some rows (indices on the device of the tensors; None: all)."""
 
         def part(tensor: Tensor) -> Tensor:
             return tensor[:, times] if rows is None else tensor[:, times].index_select(0, rows)
@@ -116,24 +116,24 @@ class Steps:
         )
 
     def inputs(self, *, previous_actions: bool = True) -> list[Tensor]:
-        """The parts of every step, in the order: previous action, return-to-go, observation."""
+        """The parts of every step in order: previous action, return-to-go, observation."""
         parts = [self.previous_actions if previous_actions else None, self.rtg, self.observations]
-        dtype = self.observations.dtype  # under autocast a table look-up stays float32 while linear maps do not
+        dtype = self.observations.dtype  # under autocast a table look-up stays float32 while linear layers do not
         return [part.to(dtype) for part in parts if part is not None]
 
 
 @dataclass(frozen=True)
 class State:
-    """What a memory hands on, of B trajectories: tensors whose rows are trajectories, tuples of these, other states.
+    """What a memory hands on for B trajectories: tensors with one row per trajectory, tuples of these, or other states.
 
-    A memory declares its own fields; everything here acts on whatever they are. `parts` names what can be knocked out
-    alone in a control experiment, and the fields that it is made of.
+    A memory declares its own fields; the methods here work on any fields. `parts` names what a control experiment can
+    knock out separately, and the fields that belong to it.
     """
 
     parts: ClassVar[dict[str, tuple[str, ...]]] = {}
 
     def map(self, function: Callable[..., Tensor], *others: Self) -> Self:
-        """`function` applied to every tensor, and to those that stand in its place in the other states."""
+        """`function` applied to every tensor, together with the corresponding tensors of the other states."""
 
         def apply(value: Any, *same: Any) -> Any:
             if isinstance(value, Tensor):
@@ -146,7 +146,7 @@ class State:
         return replace(self, **{n: apply(getattr(self, n), *(getattr(o, n) for o in others)) for n in names})
 
     def detach(self) -> Self:
-        """The same state, through which no gradient flows."""
+        """The same state, detached from the gradient."""
         return self.map(Tensor.detach)
 
     def rows(self, index: Tensor) -> Self:
@@ -162,20 +162,21 @@ class State:
         return replace(self, **{name: getattr(other, name) for name in self.parts[part]})
 
     def fitted(self, room: Self) -> Self:
-        """The same, with tensors of the sizes of `room`'s, of as many rows as this has; for states that grow."""
+        """Pad every tensor to the size of its counterpart in `room`, keeping this state's rows; for states that
+        grow."""
         return self
 
     def trimmed(self) -> Self:
-        """The same without what `fitted` added in all rows."""
+        """Remove the padding that `fitted` added in all rows."""
         return self
 
     @property
     def slots(self) -> Tensor | None:
-        """What a picture of the memory shows: `(B, n, width)`, n vectors of a trajectory; None if there are none."""
+        """The vectors to draw as the memory's content: `(B, n, width)`, n per trajectory; None if there are none."""
         return None
 
     def tensors(self) -> list[Tensor]:
-        """All tensors that it holds."""
+        """All tensors in it."""
         held: list[Tensor] = []
 
         def look(tensor: Tensor) -> Tensor:
@@ -187,11 +188,11 @@ class State:
 
     @property
     def batch_size(self) -> int:
-        """B; 0 for a state that holds nothing."""
+        """B; 0 for an empty state."""
         return next((len(tensor) for tensor in self.tensors()), 0)
 
     def numbers_per_row(self) -> int:
-        """How many numbers one trajectory's state holds."""
+        """Numbers in one trajectory's state."""
         return sum(tensor[:1].numel() for tensor in self.tensors())
 
 
@@ -200,7 +201,7 @@ def put_rows(old: Tensor, index: Tensor, new: Tensor) -> Tensor:
     return old.index_copy(0, index.to(old.device, non_blocking=True), new.to(old.dtype))
 
 
-# (memory handed on, initial memory of as many rows) -> the memory that the next segment begins with.
+# (memory handed on, initial memory with as many rows) -> memory that the next segment starts with.
 MemoryTransform = Callable[[Any, Any], Any]
 
 
@@ -209,9 +210,9 @@ class StepOptions:
     """How a memory acts.
 
     Attributes:
-        window: see the last K steps at every step, across the borders of segments; for memories that see K steps.
-        slide: how many of the oldest steps leave a full window at once.
-        transform: applied to the memory whenever a segment of K steps is full, before the next one begins.
+        window: attend to the last K steps at every step, across segment borders; for memories that see K steps at once.
+            slide: how many of the oldest steps leave a full window at once.
+            transform: applied to the memory whenever a segment of K steps is full, before the next one starts.
     """
 
     window: bool = False
@@ -220,40 +221,40 @@ class StepOptions:
 
 
 class Stepper(ABC):
-    """A memory that acts: one step after another, for B environments at once. Made by `Memory.stepper`.
+    """A memory while acting: one step after another, in B environments at once. Made by `Memory.stepper`.
 
-    Every step is `hand_on`, `append`, `record`, in this order.
+    Every step calls `hand_on`, `append` and `record`, in this order.
     """
 
     @abstractmethod
     def hand_on(self) -> np.ndarray:
-        """Make room for a step. `(B,)` bool: the rows whose memory was handed on, as K steps have passed."""
+        """Make room for a step. `(B,)` bool: the rows whose memory was handed on because K steps have passed."""
 
     @abstractmethod
     def append(self, rtg: Tensor | None, observations: Tensor) -> Tensor:
-        """Embedded returns-to-go and observations of the next step, `(B, 1, d)` each, to hidden states `(B, d)`."""
+        """Map embedded returns-to-go and observations of the next step, `(B, 1, d)` each, to hidden states `(B, d)`."""
 
     @abstractmethod
     def record(self, actions: Tensor) -> None:
-        """The embedded actions that were taken, `(B, 1, d)`."""
+        """Record the embedded actions taken, `(B, 1, d)`."""
 
     @abstractmethod
     def reset(self, rows: np.ndarray) -> None:
-        """Begin new episodes in the rows `(b,)` int64."""
+        """Start new episodes in the rows `(b,)` int64."""
 
     @abstractmethod
     def keep(self, rows: np.ndarray) -> None:
-        """Go on with some rows only, `(b,)` int64 in the order wanted."""
+        """Continue with some rows only, `(b,)` int64 in the order wanted."""
 
 
 class Memory(nn.Module, ABC):
     """A backbone; see the module's docstring.
 
     Class attributes:
-        sees_actions: False for a memory that uses no action: none is then embedded.
-        can_slide: whether `StepOptions.window` and `StepOptions.slide` make a difference.
-        trains_encoders: False for a memory through which no gradient flows: encoders stay as they begin.
-        keeps_data: True for a memory that stores what it is shown in training mode, and acts by it afterwards.
+        sees_actions: False for a memory without action input; actions are then not embedded.
+        can_slide: whether `StepOptions.window` and `StepOptions.slide` have an effect.
+        trains_encoders: False for a memory without gradients; encoders keep their initial weights.
+        keeps_data: True for a memory that stores what it sees in training mode and uses it to act.
     """
 
     sees_actions: ClassVar[bool] = True
@@ -268,12 +269,12 @@ class Memory(nn.Module, ABC):
 
     @property
     def segment(self) -> int:
-        """K: after this many steps memory is handed on, in training and in control experiments."""
+        """K: memory is handed on after this many steps, in training and in control experiments."""
         return self.config.context_length
 
     @property
     def context(self) -> int:
-        """How many steps it sees at once, without anything that is handed on."""
+        """How many steps it sees at once, not counting what is handed on."""
         return 1
 
     @property
@@ -283,17 +284,17 @@ class Memory(nn.Module, ABC):
 
     @property
     def reach(self) -> int | None:
-        """How many of the last steps can matter at most, the step itself among them; None: there is no limit."""
+        """How many of the last steps can matter, including the current one; None: no limit."""
         return None
 
     @property
     def gradient_reach(self) -> int | None:
-        """How many of the last steps of a call a decision has a gradient of, at most; None: of all."""
+        """How many of the last steps of a call receive a gradient from a decision; None: all."""
         return self.reach
 
     @property
     def has_memory(self) -> bool:
-        """Whether anything is handed on from segment to segment."""
+        """Whether it hands anything on from segment to segment."""
         return True
 
     @abstractmethod
@@ -301,7 +302,7 @@ class Memory(nn.Module, ABC):
         """The state before the first step."""
 
     def largest_state(self) -> State:
-        """A state of one row, of any values, as large as states get."""
+        """A state of one row with arbitrary values, as large as states get."""
         return self.initial(1)
 
     @abstractmethod
@@ -309,48 +310,50 @@ class Memory(nn.Module, ABC):
         """Consecutive steps of B trajectories.
 
         Args:
-            steps: T of them; a memory that is cut into segments may be given several, the last one shorter.
-            valid: `(B, T)` bool on the CPU, False for padding.
-            state: from `initial`, or of the steps before.
+            steps: T of them; a memory that works in segments may be given several, the last one shorter.
+                valid: `(B, T)` bool on the CPU, False for padding.
+                state: from `initial`, or from the steps before.
 
-        Returns:
-            `(B, T, d_model)` hidden states, of any value where `valid` is False, and the state after the last step,
-            through which gradients flow: that of the last valid step in rows that are padded at the left, the one given
-            in rows of nothing but padding, and of any value in rows that end within these steps.
+            Returns:
+                `(B, T, d_model)` hidden states, arbitrary where `valid` is False, and the state after the last step,
+                with
+                gradients: that of the last valid step in rows padded on the left, the given state in rows of padding
+                only,
+                and an arbitrary one in rows that end within these steps.
         """
 
     def decide(
         self, steps: Steps, valid: Tensor, state: State, head: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, State]:
-        """`forward`, and what `head` makes of the hidden states: `(B, T, num_actions)`."""
+        """`forward`, followed by `head` on the hidden states: `(B, T, num_actions)`."""
         hidden, state = self(steps, valid, state)
         return head(hidden), state
 
     def initialise(self) -> None:
-        """Draw what begins at random after the action head; nothing by default.
+        """Draw the random initial values that come after the action head; nothing by default.
 
-        The order of draws decides what a seed means: RATE draws its valve and tokens here, as it always has.
+        The order of draws is part of a seed's meaning: RATE draws its valve and tokens here.
         """
 
     def initialise_as_published(self) -> None:
-        """Change fresh parameters that are not of layers to how the source of the memory begins; nothing by default."""
+        """Match fresh parameters outside layers to the initialisation of the memory's source; nothing by default."""
 
     def stepper(self, batch_size: int, options: StepOptions, dtype: torch.dtype) -> Stepper:
-        """For acting, in eval mode and inference mode, in numbers of `dtype`.
+        """A stepper for acting, in eval mode and inference mode, with numbers of `dtype`.
 
-        The parameters are read now: make a new one after a training step. The default calls `forward` with one step.
+        Parameters are read now: make a new stepper after a training step. The default calls `forward` with one step.
         """
         return ForwardStepper(self, batch_size, options, dtype)
 
     def bytes_per_row(self) -> int:
-        """About how much memory acting takes for one environment."""
+        """The approximate memory that acting takes per environment."""
         return 4 * (self.initial(1).numbers_per_row() + 16 * self.config.d_model)
 
     def inspect(self, steps: Steps) -> dict[str, Any]:
-        """What there is to look at in some trajectories without padding, by name.
+        """What can be drawn about some trajectories without padding, by name.
 
-        "states": the state before every segment and after the last, where there is one. A memory may add "gates": what
-        it decided at every step, `(B, T, n)` each, by name.
+        "states": the state before every segment and after the last, if there is one. A memory may add "gates": its
+        decisions at every step, `(B, T, n)` each, by name.
         """
         batch, length = steps.shape
         states = [self.initial(batch)]
@@ -360,11 +363,11 @@ class Memory(nn.Module, ABC):
         return {"states": states}
 
     def compile(self, *_: Any, **__: Any) -> None:
-        """Compile what most time goes into; nothing by default."""
+        """Compile the parts that take most time; nothing by default."""
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """The device of the parameters."""
         return next(self.parameters()).device
 
 

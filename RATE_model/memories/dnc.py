@@ -179,15 +179,15 @@ class DNC(Stack):
 
 @dataclass(frozen=True)
 class DNCOptions(MemoryOptions):
-    """Differentiable Neural Computer: an LSTM with slots that it addresses by content, by usage and in time."""
+    """Differentiable Neural Computer: an LSTM with slots addressed by content, by usage and in temporal order."""
 
-    # Controllers with a memory each, one upon the other
+    # Stacked controllers, each with its own memory
     dnc_layers: int = 1
     # Size of the controller's hidden state; none = d_model
     dnc_hidden: int | None = None
-    # Slots; links between them cost their square
+    # Slots per controller; their links cost the square of this
     dnc_slots: int = 16
-    # Numbers of a slot
+    # Width of a slot
     dnc_width: int = 32
     # Read heads
     dnc_heads: int = 2

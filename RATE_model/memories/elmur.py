@@ -155,7 +155,7 @@ class ELMUR(SegmentStack):
 
 @dataclass(frozen=True)
 class ELMUROptions(MemoryOptions):
-    """ELMUR: slots in every layer, the least recently used of which takes a segment."""
+    """ELMUR: slots in every layer; each segment is written to the least recently used one."""
 
     # Layers
     elmur_layers: int = 2
@@ -163,9 +163,9 @@ class ELMUROptions(MemoryOptions):
     elmur_heads: int = 4
     # Width inside the feed-forward networks; none = 2 d_model
     elmur_inner: int | None = None
-    # Slots of a layer: one is written per segment
+    # Slots per layer; each segment writes one
     elmur_slots: int = 8
-    # Share of the new in a slot that is overwritten; 1 = all
+    # Share of the new content in an overwritten slot; 1 = replace
     elmur_blend: float = 0.8
     # Standard deviation of the slots' initial values
     elmur_spread: float = 1.0

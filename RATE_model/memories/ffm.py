@@ -21,7 +21,7 @@ from RATE_model.memories.contract import MemoryOptions, State
 from RATE_model.memories.scan import scan
 from RATE_model.memories.stack import Cell, CellState, Seen, Stack, StackConfig, last_valid
 
-# What is left of an input after a trace's horizon, at the start.
+# The share of an input that remains after a trace's horizon, at the start.
 _LEFT = 0.01
 
 
@@ -108,11 +108,11 @@ class FFMOptions(MemoryOptions):
 
     # Layers
     ffm_layers: int = 1
-    # Traces, each with a rate of decay of its own
+    # Traces, each with its own decay rate
     ffm_traces: int = 32
-    # Contexts: every trace turns at this many frequencies
+    # Contexts: each trace rotates at this many frequencies
     ffm_contexts: int = 4
-    # Steps after which the slowest trace has faded to a hundredth at the start
+    # Steps after which the slowest trace has decayed to a hundredth, at the start
     ffm_horizon: int = 1024
 
     def config(

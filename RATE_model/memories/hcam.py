@@ -154,7 +154,7 @@ class HCAM(SegmentStack):
 
 @dataclass(frozen=True)
 class HCAMOptions(MemoryOptions):
-    """HCAM: past segments, the most relevant of which are looked at closely."""
+    """HCAM: keeps past segments and attends closely to the most relevant ones."""
 
     # Layers
     hcam_layers: int = 2
@@ -162,9 +162,9 @@ class HCAMOptions(MemoryOptions):
     hcam_heads: int = 4
     # Width inside the feed-forward networks; none = 2 d_model
     hcam_inner: int | None = None
-    # Past segments that are kept
+    # Past segments to keep
     hcam_chunks: int = 16
-    # Those of them that a step looks at closely
+    # Kept segments that each step attends to
     hcam_top_k: int = 4
 
     def config(

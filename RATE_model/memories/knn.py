@@ -1,11 +1,11 @@
-"""kNN: no model of the task. The actions that the data took after the histories that are most like this one.
+"""kNN: no model of the task. It repeats the actions that the data took after the most similar histories.
 
     phi_t: a frozen key of the history (`neighbours.History`), of random encoders that are never trained
     w = softmax(-d / temperature) over the distances d of the k nearest keys in the index
     h_t = sum_i w_i embedding(action of neighbour i)
 
-As in model-free episodic control (Blundell et al. 2016, arXiv 1606.04460), for actions instead of returns. Only the map
-from embedded actions to actions, the agent's head, is trained. What it solves needs no model.
+Like model-free episodic control (Blundell et al. 2016, arXiv 1606.04460), with actions instead of returns. Only the
+agent's head, from embedded actions to actions, is trained. A task that it solves needs no model.
 """
 
 from dataclasses import dataclass
@@ -33,10 +33,10 @@ from RATE_model.memories.stack import rolled
 class KNNConfig(MemoryConfig):
     """Sizes."""
 
-    # Steps that are stored, and neighbours that are asked
+    # Stored steps, and neighbours per step
     entries: int = 16384
     neighbours: int = 8
-    # Distance, in standard deviations, at which a neighbour counts 1 / e of one at none
+    # Distance, in standard deviations, at which a neighbour's weight falls to 1 / e
     temperature: float = 0.1
     # Averages of the history in a key, over 2, 8, 32, ... steps; numbers of each
     horizons: int = 5
@@ -96,7 +96,8 @@ class KNN(Memory):
         return KNNState(self.history.initial(batch_size, self.device))
 
     def forward(self, steps: Steps, valid: Tensor, state: KNNState) -> tuple[Tensor, KNNState]:
-        """See `Memory.forward`. In training mode the steps are stored afterwards, those of this call among none."""
+        """See `Memory.forward`. In training mode the steps are stored afterwards, so no step finds those of its own
+        call."""
         hidden, state, _, keys = self._run(steps, valid, state)
         if self.training and steps.actions is not None:
             here = valid.to(keys.device)
@@ -138,15 +139,15 @@ class KNN(Memory):
 class KNNOptions(MemoryOptions):
     """Nearest neighbours in the data: no model."""
 
-    # Steps of the data that are stored, an even sample of all that training shows
+    # Steps of the data to store: an even sample of everything that training shows
     knn_entries: int = 16384
-    # Neighbours that are asked
+    # Neighbours per step
     knn_neighbours: int = 8
-    # Distance, in standard deviations, at which a neighbour counts 1 / e of one at none
+    # Distance, in standard deviations, at which a neighbour's weight falls to 1 / e
     knn_temperature: float = 0.1
-    # Averages of the history that are compared, over 2, 8, 32, ... steps
+    # Averages of the history in a key, over 2, 8, 32, ... steps
     knn_horizons: int = 5
-    # Numbers that a random projection leaves of a step
+    # Width of the random projection of a step
     knn_projected: int = 16
 
     def config(

@@ -111,11 +111,11 @@ class LRUOptions(MemoryOptions):
 
     # Layers
     lru_layers: int = 2
-    # Complex numbers of a layer's state; none = d_model
+    # Complex numbers in a layer's state; none = d_model
     lru_width: int | None = None
-    # Smallest modulus of an eigenvalue at the start
+    # Smallest initial modulus of an eigenvalue
     lru_r_min: float = 0.9
-    # Largest; r forgets within about 1 / (1 - r) steps
+    # Largest initial modulus; a modulus r forgets within about 1 / (1 - r) steps
     lru_r_max: float = 0.999
 
     def config(

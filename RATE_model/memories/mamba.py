@@ -128,13 +128,13 @@ class MambaOptions(MemoryOptions):
 
     # Layers
     mamba_layers: int = 2
-    # Numbers of the state of every channel
+    # State size per channel
     mamba_state: int = 16
     # Channels, as a multiple of d_model
     mamba_expand: int = 2
-    # Inputs that the filter before the state sees
+    # Taps of the convolution before the state
     mamba_conv: int = 4
-    # joined: a step is one input; sequence: its parts enter one after the other, as in DMamba
+    # joined: a step is one input; sequence: its parts enter one by one, as in DMamba
     mamba_input: StepInput = "joined"
 
     def config(

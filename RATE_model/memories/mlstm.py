@@ -195,7 +195,7 @@ class MLSTMOptions(MemoryOptions):
     mlstm_layers: int = 2
     # Heads, each with a matrix of its own
     mlstm_heads: int = 4
-    # Inputs that the filter before keys and queries sees
+    # Taps of the convolution before queries and keys
     mlstm_conv: int = 4
 
     def config(

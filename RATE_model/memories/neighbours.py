@@ -1,10 +1,10 @@
-"""An index of what training has shown, and histories to look it up by.
+"""An index of what training has shown, and keys of histories to look it up by.
 
     key of step t:  phi_t = [P x_t;  averages of P x over the last 2, 8, 32, 128, ... steps]
     average:        m_t = (1 - 1/h) m_{t-1} + P x_t / h                     P is random and frozen
 
-Nothing of it is learned. In training mode a memory stores what it is shown; in eval mode the index stands still. It is
-part of the checkpoint, so it belongs to the run's own data.
+Nothing in it is learned. In training mode a memory stores what it is shown; in eval mode the index is fixed. It is part
+of the checkpoint, so it always belongs to the run's own data.
 """
 
 import math
@@ -85,10 +85,10 @@ class Index(nn.Module):
 
     @torch.no_grad()
     def store(self, keys: Tensor, values: Tensor, *, newest: bool) -> None:
-        """Store pairs `(n, key)` and `(n, *value)`: the newest of all, or a sample of all that is even (reservoir).
+        """Store pairs `(n, key)` and `(n, *value)`: the newest of all, or an even (reservoir) sample.
 
-        The sample is algorithm R of Vitter 1985, a batch at a time: what was offered as number i takes a random place
-        below i, if the index is that large.
+        The sample is algorithm R of Vitter 1985, a batch at a time: pair i takes a random place below i, if the index
+        has that place.
         """
         number = int(self.offered) + torch.arange(len(keys))
         size = len(self.keys)
@@ -98,7 +98,7 @@ class Index(nn.Module):
             drawn = (torch.rand(len(keys), dtype=torch.float64) * (number + 1)).long()
             places = torch.where(number < size, number, drawn)
         kept = places < size
-        # Where two go to one place the later one stays, as if they had come one after the other.
+        # If two pairs go to one place the later one stays, as if they had come one after the other.
         places, rows = places[kept].flip(0), kept.nonzero().squeeze(1).flip(0)
         places, first = _first_of_each(places)
         rows, places = rows[first].to(keys.device), places.to(keys.device)
@@ -108,14 +108,16 @@ class Index(nn.Module):
 
     @torch.no_grad()
     def nearest(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """The k nearest of queries `(n, key)`: places and distances, `(n, k)`, the nearest first.
+        """The k nearest neighbours of queries `(n, key)`: places and distances, `(n, k)`, the nearest first.
 
-        Distances are Euclidean, in standard deviations of the index, per number of a key. k may be above what there is:
-        fewer are returned.
+        Distances are Euclidean, in standard deviations of the index, per number of a key. If k exceeds the index, fewer
+        are returned.
         """
         keys = self.keys[: self.count]
         scale = keys.std(dim=0, correction=0)
-        scale = torch.where(scale > 1e-4 * scale.amax(), scale, float("inf"))  # what never changes tells nothing
+        scale = torch.where(
+            scale > 1e-4 * scale.amax(), scale, float("inf")
+        )  # a number that never changes says nothing
         distances = torch.cdist(queries / scale, keys / scale) / math.sqrt(keys.shape[1])
         found = distances.topk(min(k, len(keys)), dim=1, largest=False)
         return found.indices, found.values

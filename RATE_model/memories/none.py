@@ -1,6 +1,6 @@
-"""No memory: the control without which no claim about memory holds. h_t = f(return-to-go_t, observation_t).
+"""No memory: the control that every claim about memory needs. h_t = f(return-to-go_t, observation_t).
 
-It sees no previous action either: an action repeats what was seen when it was chosen.
+It does not see the previous action either, because an action repeats what was seen when it was chosen.
 """
 
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class MLPConfig(MemoryConfig):
 
 @dataclass(frozen=True)
 class Nothing(State):
-    """The state of what remembers nothing."""
+    """The empty state of a model without memory."""
 
 
 class MLP(Memory):
@@ -74,7 +74,7 @@ class MLP(Memory):
 class MLPOptions(MemoryOptions):
     """A multilayer perceptron over single steps: no memory."""
 
-    # Hidden layers of the perceptron
+    # Hidden layers
     mlp_layers: int = 2
 
     def config(

@@ -1,4 +1,4 @@
-"""Recurrent networks: LSTM (Hochreiter and Schmidhuber 1997) and GRU (Cho et al. 2014), the baselines to fear.
+"""Recurrent networks: LSTM (Hochreiter and Schmidhuber 1997) and GRU (Cho et al. 2014), the baselines to beat.
 
     x_t = W [previous action; return-to-go; observation]          (step_input "joined")
     h_t, state_t = cell(x_t, state_{t-1})                         several layers, torch's own cells
@@ -174,9 +174,9 @@ class RecurrentOptions(MemoryOptions):
     recurrent_layers: int = 1
     # Size of its hidden state; none = d_model
     hidden_size: int | None = None
-    # joined: a step is one input; sequence: its parts enter one after the other, as in DLSTM and DGRU
+    # joined: a step is one input; sequence: its parts enter one by one, as in DLSTM and DGRU
     step_input: StepInput = "joined"
-    # Added at the start to the bias of the gate that keeps the state (LSTM: forget gate, GRU: update gate)
+    # Initial bias of the gate that keeps the state (LSTM: forget gate, GRU: update gate)
     forget_bias: float = 0.0
 
     def config(

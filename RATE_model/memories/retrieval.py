@@ -1,4 +1,4 @@
-"""Retrieval: the data that most resembles the history is read beside the segment, as in RA-DT (Schmied et al. 2024).
+"""Retrieval: each segment also reads the data that most resembles its history, as in RA-DT (Schmied et al. 2024).
 
     at the first step of a segment:  the k nearest pieces of the index by phi (`neighbours.History`), each a segment of
                                      K embedded steps that began in a like situation, and what was done in it
@@ -6,8 +6,8 @@
     h <- h + CrossAttention(query = norm(h), source = [nothing; pieces])  scores less distance / temperature
     h <- h + FFN(norm(h))                                                 in every layer
 
-The index is filled in training with the newest pieces that were shown; nothing of a piece is seen before it is stored,
-and it is stored after the call. RA-DT: arXiv 2410.07071.
+Training fills the index with the newest pieces that it shows. A piece is stored after the call that shows it, so a call
+never finds its own pieces. RA-DT: arXiv 2410.07071.
 """
 
 from dataclasses import dataclass, replace
@@ -41,12 +41,12 @@ class RetrievalConfig(AttentionConfig):
 
     layers: int = 1  # of the stack; those that read are `reads`
     reads: int = 2
-    # Pieces that are stored, and k: pieces that a segment reads
+    # Stored pieces, and k: pieces that a segment reads
     entries: int = 2048
     neighbours: int = 4
-    # Distance, in standard deviations, that takes 1 from the scores of a piece
+    # Distance, in standard deviations, that lowers a piece's attention scores by 1
     temperature: float = 0.5
-    # In training, pieces nearer than this are not read: they may be of the same episode
+    # In training, nearer pieces are ignored: they may be of the same episode
     cutoff: float = 0.01
     # Averages of the history in a key, over 2, 8, 32, ... steps
     horizons: int = 5
@@ -210,7 +210,7 @@ class Retrieval(SegmentStack):
 
 @dataclass(frozen=True)
 class RetrievalOptions(MemoryOptions):
-    """Retrieval from the data: pieces of trajectories that began in a like situation."""
+    """Retrieval from the data: pieces of trajectories that began in a similar situation."""
 
     # Layers
     retrieval_layers: int = 2
@@ -218,15 +218,15 @@ class RetrievalOptions(MemoryOptions):
     retrieval_heads: int = 4
     # Width inside the feed-forward networks; none = 2 d_model
     retrieval_inner: int | None = None
-    # Pieces that are stored, each a segment: the newest that training has shown
+    # Pieces to store, one segment each: the newest that training has shown
     retrieval_entries: int = 2048
     # Pieces that a segment reads
     retrieval_neighbours: int = 4
-    # Distance, in standard deviations, that takes 1 from the scores of a piece
+    # Distance, in standard deviations, that lowers a piece's attention scores by 1
     retrieval_temperature: float = 0.5
-    # In training, pieces nearer than this are not read: they may be of the same episode
+    # In training, ignore pieces nearer than this: they may be of the same episode
     retrieval_cutoff: float = 0.01
-    # Averages of the history that are compared, over 2, 8, 32, ... steps
+    # Averages of the history in a key, over 2, 8, 32, ... steps
     retrieval_horizons: int = 5
 
     def config(

@@ -121,7 +121,7 @@ class RMCOptions(MemoryOptions):
     rmc_heads: int = 4
     # Width inside the MLP; none = d_model
     rmc_inner: int | None = None
-    # Slots of a layer
+    # Slots per layer
     rmc_slots: int = 4
 
     def config(

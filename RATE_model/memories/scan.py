@@ -2,10 +2,10 @@
 
     s_t = a_t * s_{t-1} + x_t          element by element, real or complex
 
-Two steps make one step of the same form: (a, x), then (b, y), is (b a, b x + y). So states can be found in any
+Two steps combine into one of the same form: (a, x), then (b, y), is (b a, b x + y). So states can be computed in any
 grouping, by a tree of depth log2(T) (Blelloch 1990; Martin and Cundy 2018, arXiv 1709.04057). Only products of decays
-are formed, no quotients and no exponentials of running sums: with decays of at most 1 nothing overflows, however many
-steps there are.
+are formed, never quotients or exponentials of running sums, so with decays of at most 1 nothing overflows however long
+the sequence.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 StateT = TypeVar("StateT")
 
-# From this many numbers a step on, a CPU is faster step by step, in place, than with the tree, which goes through
+# From this many numbers per step on, a CPU is faster step by step, in place, than with the tree, which passes through
 # memory several times: benchmarks/README.md.
 _WIDE = 2048
 
@@ -72,7 +72,7 @@ class _Scan(torch.autograd.Function):
 
 
 def _states(decay: Tensor, x: Tensor, first: Tensor, *, backwards: bool = False) -> Tensor:
-    """The recurrence from its first state `(B, 1, ...)` on; `x` of that step is not looked at."""
+    """The recurrence from its first state `(B, 1, ...)` on; `x` of that step is ignored."""
     if x.shape[1] == 1:
         return first
     if x.device.type == "cpu" and first.numel() >= _WIDE:
@@ -98,9 +98,9 @@ def _sweep(decay: Tensor, x: Tensor, first: Tensor, *, backwards: bool = False) 
 
 
 def _tree(decay: Tensor, x: Tensor) -> Tensor:
-    """By pairs: every second state from half as many steps, each of two, and those between from these.
+    """By pairs: every second state from half as many steps, each of two; the states between follow from these.
 
-    s_0 = x_0; the first decay is not looked at.
+    s_0 = x_0; the first decay is ignored.
     """
     length = x.shape[1]
     if length == 1:
@@ -118,9 +118,9 @@ def _tree(decay: Tensor, x: Tensor) -> Tensor:
 
 
 def scan_and_read(decay: Tensor, key: Tensor, value: Tensor, query: Tensor, initial: Tensor) -> tuple[Tensor, Tensor]:
-    """What is read of every state of s_t = a_t * s_{t-1} + k_t v_t^T: q_t s_t. Differentiable once.
+    """What is read from every state of s_t = a_t * s_{t-1} + k_t v_t^T: q_t s_t. Differentiable once.
 
-    The same as `scan` of products k v^T and a product with q, with half as many passes over the states backwards.
+    Equals `scan` of products k v^T and a product with q, with half as many backward passes over the states.
 
     Args:
         decay: a, `(B, T, p, q)`.
@@ -136,7 +136,7 @@ def scan_and_read(decay: Tensor, key: Tensor, value: Tensor, query: Tensor, init
 
 
 class _ScanAndRead(torch.autograd.Function):
-    """Every gradient is a product of what reaches a state with what made or read it."""
+    """Every gradient is the product of what reaches a state and what made or read it."""
 
     @staticmethod
     def forward(ctx: Any, decay: Tensor, key: Tensor, value: Tensor, query: Tensor, initial: Tensor) -> Any:
@@ -168,14 +168,14 @@ def last(states: Tensor) -> Tensor:
 def in_chunks(
     piece: Callable[..., tuple[Any, StateT]], state: StateT, inputs: Sequence[Tensor], *, size: int, again: bool = True
 ) -> tuple[list[Any], StateT]:
-    """A recurrence whose states are too large to be held at every step: only those between chunks are.
+    """A recurrence whose states are too large to hold at every step; only those between chunks are held.
 
     Args:
-        piece: (state, inputs of some steps...) -> (what is wanted of these steps, the state after them).
+        piece: (state, inputs of some steps...) -> (outputs of these steps, the state after them).
         state: before the first step: a tensor, or a tuple of tensors.
         inputs: `(B, T, ...)` each.
         size: steps of a chunk.
-        again: compute what `piece` computes again for the gradient, instead of holding it.
+        again: recompute inside `piece` for the gradient, instead of holding intermediate results.
 
     Returns:
         What `piece` returned, chunk by chunk, and the state after the last step.

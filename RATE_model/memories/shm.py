@@ -1,14 +1,14 @@
-"""SHM, Stable Hadamard Memory (Le, Do, Nguyen, Nguyen, Gupta, Venkatesh 2024, arXiv 2410.10132): a matrix whose every
-number has a gate of its own.
+"""SHM, Stable Hadamard Memory (Le, Do, Nguyen, Nguyen, Gupta, Venkatesh 2024, arXiv 2410.10132): a matrix in which
+every entry has its own gate.
 
     M_t = M_{t-1} * C_t + U_t                    (m, m), element by element; here transposed, keys by values
     C_t = 1 + tanh(theta_t v_c(x_t)^T)           strengthens, weakens or forgets; theta_t a row of a learned table
     U_t = eta(x_t) v(x_t) k(x_t)^T               eta a sigmoid; k >= 0 sums to 1
     h_t = W M_t q(x_t)                           q >= 0 sums to 1
 
-Which row of the table is taken is drawn at random, so that products of many C_t neither vanish nor explode (the
-paper's proposition on random theta). Here the draw is a fixed function of the step's number: what acts is then what
-was trained.
+The row of the table is drawn at random, so that products of many C_t neither vanish nor explode (the paper's
+proposition on random theta). Here the draw is a fixed function of the step's number, so the acting model is exactly the
+trained one.
 """
 
 from dataclasses import dataclass
@@ -125,7 +125,7 @@ class SHMOptions(MemoryOptions):
     shm_layers: int = 1
     # Rows and columns of the matrix
     shm_size: int = 32
-    # Rows of the table that theta is drawn from
+    # Rows of the table of theta
     shm_table: int = 128
 
     def config(

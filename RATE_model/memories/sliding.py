@@ -1,4 +1,4 @@
-"""Windows over the last steps, which slide with every step: the state holds what was, training sees all at once.
+"""Windows over the last steps that slide with every step. The state holds the past; training sees all steps at once.
 
 columns   0 ... W-1             | W ... W+T-1
           the window before     | these steps         step t is column W + t and may look W columns back
@@ -12,7 +12,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Slid:
-    """What steps may look at, and the window after them."""
+    """What steps may attend to, and the window after them."""
 
     columns: Tensor  # (B, W + T, n)
     back: Tensor  # (T, W + T) int64, how many steps back a column is; below 0: later

@@ -1,4 +1,4 @@
-"""What memories made of layers have in common: each layer is a cell with a state of its own.
+"""The common part of memories made of layers: each layer is a cell with its own state.
 
 x_t = relu(W [previous action; return-to-go; observation])        step_input "joined"; or one part after the other
 x_t <- x_t + cell(norm(x_t))                                      layer by layer; without a norm: x_t <- cell(x_t)

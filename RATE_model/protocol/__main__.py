@@ -3,13 +3,13 @@
     python3 -m RATE_model.protocol --checkpoint RUN_1 RUN_2 RUN_3
     python3 -m RATE_model.protocol --checkpoint RUN_1 RUN_2 RUN_3 --control FREE_1 FREE_2 FREE_3 --cases 90 900 9600
 
-Runs that differ in their seed alone are examined together. Each gets eval/protocol.json, eval/protocol.md and
-plots/protocol.png, or all go into --output.
+Runs that differ only in their seed are examined together. Each gets eval/protocol.json, eval/protocol.md and
+plots/protocol.png; with --output, all of them go there.
 
     python3 -m RATE_model.protocol --env NAME --model_mode LSTM --grid
 
-trains a memory on one length at a time, seen whole, in two segments and in three, and draws at which lengths it is
-right. Runs that are finished are kept, interrupted ones are continued.
+trains a memory on one length at a time, seen whole, in two segments and in three, and plots at which lengths it
+succeeds. Finished runs are kept and interrupted ones continued.
 """
 
 from __future__ import annotations
@@ -43,45 +43,46 @@ from RATE_model.system.atomic import atomic_write_json, atomic_write_text
 from RATE_model.training.runs import check_unowned
 
 NAME = "protocol"
-# Flags in which runs may differ and still be one agent with several seeds.
+# Flags in which the runs of one agent may differ.
 _OWN = {"seed", "start_seed", "end_seed", "text", "ckpt_folder", "output_dir", "data_dir", "device", "save_minutes"}
 
 
 @dataclass(frozen=True)
 class Options:
-    """Which runs are examined, and how."""
+    """Which runs to examine, and how."""
 
-    # Run directories; those that differ in their seed alone are one agent
+    # Run directories. Runs that differ only in their seed count as one agent
     checkpoint: tuple[Path, ...] = ()
-    # Runs of an agent without memory on the same data (--model_mode MLP or BC-MLP): what they do needs none
+    # Runs of an agent without memory on the same data (--model_mode MLP or BC-MLP). Whatever they achieve needs no
+    # memory
     control: tuple[Path, ...] = ()
-    # Episodes of every case and seed
+    # Episodes per case and seed
     episodes: int = 100
-    # Cases, such as episode lengths; none given = those of the environment's inference script
+    # Cases, such as episode lengths; none given = the defaults of the environment's inference script
     cases: tuple[str, ...] = ()
-    # Ask for something else than the runs were trained for, as flag=value of the environment's inference script
+    # Deviate from what the runs were trained for, as flag=value of the environment's inference script
     play: tuple[str, ...] = ()
-    # The environment's name, or a module's; none = that of the runs
+    # Environment: its name or its module; none = that of the runs
     env: str | None = None
     # auto (a GPU if there is one), cpu, cuda, ...
     device: str = "auto"
-    # Folder for the results of all runs; none = each run's own (with --grid: the working directory)
+    # Folder for all results; none = each run's own (with --grid: the working directory)
     output: Path | None = None
-    # Instead: train and validate --model_mode on the grid of contexts and horizons
+    # Train and validate --model_mode on the grid of contexts and horizons instead
     grid: Boolean = False
-    # Of the grid
+    # --grid: the memory to train
     model_mode: str = "RATE"
-    # Of the grid: further flags of the train script, as flag=value
+    # --grid: further flags of the train script, as flag=value
     train: tuple[str, ...] = ()
-    # Of the grid: seeds, consecutive
+    # --grid: seeds; consecutive
     seeds: tuple[int, ...] = (1, 2, 3)
-    # Of the grid: runs at a time
+    # --grid: runs at a time
     jobs: int = 1
-    # Of the grid: where its runs go; none = the environment's checkpoint folder
+    # --grid: folder for the runs; none = the environment's checkpoint folder
     runs_dir: Path | None = None
 
     def validate(self) -> None:
-        """Raise a UserError for what can be seen to be wrong before anything is loaded."""
+        """Raise a UserError for whatever can be checked before anything is loaded."""
         if self.grid:
             if self.checkpoint or self.env is None:
                 raise UserError("--grid trains runs of its own: give --env and --model_mode, and no --checkpoint")
@@ -100,7 +101,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Examined:
-    """An agent with several seeds, and what became of it."""
+    """An agent with several seeds, and the result of its examination."""
 
     name: str
     runs: Sequence[Path]
@@ -143,7 +144,7 @@ class Examined:
 
 
 def grouped(environment: Environment, runs: Sequence[Path]) -> dict[str, list[Path]]:
-    """Runs that differ in their seed alone, by a name for all of them."""
+    """Runs grouped by agent: those that differ only in their seed share a name."""
     groups: dict[str, list[Path]] = {}
     names: dict[str, str] = {}
     for run in runs:
@@ -157,10 +158,10 @@ def grouped(environment: Environment, runs: Sequence[Path]) -> dict[str, list[Pa
 
 
 def evaluation_for(environment: Environment, run: Path, options: Options) -> tuple[Evaluation, list[str]]:
-    """What a run is asked, and what is to be said of it.
+    """How a run is evaluated, and what to note about it.
 
     Raises:
-        UserError: there is no checkpoint, it is of another environment, or it cannot be asked that.
+        UserError: the checkpoint is missing, of another environment, or cannot be evaluated that way.
     """
     twins = environment.twins is not None
     episodes = max(1, options.episodes // 2) if twins else options.episodes
@@ -190,7 +191,7 @@ def evaluation_for(environment: Environment, run: Path, options: Options) -> tup
 
 
 def examine_runs(environment: Environment, name: str, runs: Sequence[Path], options: Options) -> Examined:
-    """The verdict on runs that differ in their seed alone."""
+    """The verdict on runs that differ only in their seed."""
     asked = [evaluation_for(environment, run, options) for run in runs]
     free = [evaluation_for(environment, run, options)[0] for run in options.control]
     if remembers := [
@@ -224,7 +225,7 @@ def show(examined: Examined) -> None:
 
 
 def write(examined: Examined, folders: Mapping[Path, Path], stem: str) -> None:
-    """JSON, table and figure into each folder for documents, and its folder for figures."""
+    """Write JSON, table and figure to each pair of folders for documents and figures."""
     header, rows = examined.table()
     lines = ["| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows)]
     text = f"{examined.name}: {examined.verdict.sentence}.\n\n" + "\n".join(lines) + "\n"
@@ -268,14 +269,14 @@ def _point(case: Case, condition: str) -> Point:
 
 
 def read_options(argv: Sequence[str] | None = None) -> Options:
-    """The options that the flags (None: of the command line) ask for. Raises UserError."""
+    """The options that the flags (None: the command line) ask for. Raises UserError."""
     return parse_options(
         Options, argv=argv, prog="python3 -m RATE_model.protocol", description="What was proved about memory."
     )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Examine what the flags ask for."""
+    """Examine the runs that the flags name."""
     with exit_on_user_error():
         options = read_options(argv)
         if options.grid:

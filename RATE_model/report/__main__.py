@@ -1,9 +1,9 @@
-"""One self-contained page on runs: flags, verdict, curves, comparison, and an episode to step through.
+"""A self-contained page about runs: flags, verdict, curves, comparison, and an episode to step through.
 
     python3 -m RATE_model.report RUN [RUN ...] --output report.html
 
 The page needs no network and no server. Verdicts and success against horizon are those that python3 -m
-RATE_model.protocol left in the runs.
+RATE_model.protocol wrote into the runs.
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ from RATE_model.system.atomic import atomic_write_text
 
 @dataclass(frozen=True)
 class Options:
-    """What is shown."""
+    """What to show."""
 
-    # Run directories; also written without the flag, first on the command line
+    # Run directories; may also be given first, without the flag
     runs: tuple[Path, ...] = ()
-    # The page
+    # The HTML file to write
     output: Path = Path("report.html")
     # Case of the recorded episodes, such as an episode length; none = the environment's first beyond one segment
     case: str | None = None
-    # Recorded episodes of each run; 0 = none
+    # Recorded episodes per run; 0 = none
     episodes: int = 1
-    # The environment's name, or a module's; none = that of the runs
+    # Environment: its name or its module; none = that of the runs
     env: str | None = None
     # auto (a GPU if there is one), cpu, cuda, ...
     device: str = "auto"
 
     def validate(self) -> None:
-        """Raise a UserError for what can be seen to be wrong before anything is loaded."""
+        """Raise a UserError for whatever can be checked before anything is loaded."""
         if not self.runs:
             raise UserError("no run is given: python3 -m RATE_model.report RUN [RUN ...] --output report.html")
         at_least(0, episodes=self.episodes)
@@ -60,7 +60,7 @@ class Options:
 
 
 def evaluation_for(run: Path, options: Options) -> Evaluation:
-    """What the recorded episodes of a run are asked."""
+    """How the recorded episodes of a run are played."""
     environment = common_environment(options.runs, options.env)
     evaluation = evaluation_of_run(environment, run, device=options.device, episodes=max(2, options.episodes))
     cases = environment.cases(evaluation.options)
@@ -77,7 +77,7 @@ def evaluation_for(run: Path, options: Options) -> Evaluation:
 
 
 def recorded(evaluation: Evaluation, number: int, transform: MemoryTransform | None, *, twin: bool) -> Trace:
-    """Episode `number` of an evaluation, beside its twin where there is one and it is wanted."""
+    """Episode `number` of an evaluation, and its twin if there is one and it is wanted."""
     environment, (case,) = evaluation.environment, evaluation.cases
     seed = environment.seeds(max(2, number + 1))[number]
     rows = 2 if twin and environment.twins is not None else 1
@@ -123,7 +123,7 @@ def episodes_of(run: Path, name: str, options: Options) -> list[dict[str, Any]]:
 
 
 def read_options(argv: Sequence[str] | None = None) -> Options:
-    """The options that the words (None: of the command line) ask for; runs may stand first without a flag."""
+    """The options in the arguments (None: the command line); runs may come first, without a flag."""
     words = list(sys.argv[1:] if argv is None else argv)
     first = next((place for place, word in enumerate(words) if word.startswith("-")), len(words))
     return parse_options(
@@ -135,7 +135,7 @@ def read_options(argv: Sequence[str] | None = None) -> Options:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Write the page that the flags ask for."""
+    """Write the page."""
     with exit_on_user_error():
         options = read_options(argv)
         environment = common_environment(options.runs, options.env)

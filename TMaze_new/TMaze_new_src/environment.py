@@ -1,4 +1,4 @@
-"""T-Maze as training, inference and reports see it: its flags, data, mazes, evaluation and pictures."""
+"""T-Maze as training, inference and reports see it: flags, data, mazes, evaluation and pictures."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -50,9 +50,9 @@ def check_lengths(flag: str, lengths: Sequence[int]) -> None:
 
 @dataclass(frozen=True)
 class Maze(TaskChoice, PlayOptions):
-    """Mazes that the agent is evaluated in."""
+    """The mazes to play."""
 
-    # Take the most probable action, as published; false: draw from the predicted distribution
+    # Take the most probable action (published); false: sample from the predicted distribution
     use_argmax: Boolean = changeable(True)
     # Observations that show the hint
     hint_steps: int = 1
@@ -74,13 +74,13 @@ class Maze(TaskChoice, PlayOptions):
 
 @dataclass(frozen=True)
 class Task(TaskOptions):
-    """Evaluation."""
+    """When and how training evaluates the agent."""
 
-    # Segments N of a trajectory; replaced by --max_n_final, as it has always been
+    # Segments per trajectory (N); overridden by --max_n_final
     segments: int = 3
-    # Take the most probable action, as published; false: draw from the predicted distribution
+    # Take the most probable action (published); false: sample from the predicted distribution
     use_argmax: Boolean = changeable(True)
-    # Episode lengths of the evaluation at the end; empty: those of the papers
+    # Episode lengths of the final evaluation; empty: those of the papers
     eval_lengths: tuple[int, ...] = changeable(())
 
     def validate(self) -> None:
@@ -101,7 +101,7 @@ class Config(ExperimentConfig):
     curriculum: CurriculumOptions = field(default_factory=CurriculumOptions)
 
     def validate(self) -> None:
-        """Raise a UserError for what does not go together."""
+        """Raise a UserError for flags that do not go together."""
         super().validate()
         self.data.check_lengths("eval_lengths", self.task.eval_lengths)
 
@@ -117,7 +117,7 @@ class Config(ExperimentConfig):
 
     @property
     def trained(self) -> int:
-        """Steps of the longest episodes that are trained on."""
+        """Steps of the longest training episodes."""
         return self.segments * self.context_length
 
 
@@ -150,22 +150,22 @@ class TMaze(Environment):
     curves = ("train_loss", "train_accuracy", "train_last_loss", "train_last_acc")
 
     def spec(self, flags: Mapping[str, Any]) -> EnvironmentSpec:
-        """A few numbers, which depend on the task, and four actions."""
+        """A small vector, whose size depends on the task, and four actions."""
         names = {field.name for field in fields(TaskChoice)}
         return TaskChoice(**{name: value for name, value in flags.items() if name in names}).spec
 
     def name_parts(self, config: Config) -> tuple[Sequence[object], Sequence[str]]:
-        """With the numbers of segments."""
+        """The run's name includes the numbers of segments."""
         data = config.data
         parts = (*config.model.name_parts, *data.name_parts, "min", data.min_n_final, "max", data.max_n_final)
         return parts, ("min_n_final", "max_n_final")
 
     def files(self, config: Config) -> Sequence[Path]:
-        """One for each number of segments."""
+        """One file per number of segments."""
         return ensure_datasets(config.data)
 
     def load(self, config: Config) -> TrainingData:
-        """Windows of a stage of s segments: whole episodes of min_n_final to s segments, padded to s."""
+        """Windows for a stage of s segments: whole episodes of min_n_final to s segments, padded to s."""
         paths, spec = self.files(config), config.data.spec
 
         @lru_cache
@@ -176,9 +176,9 @@ class TMaze(Environment):
         return TrainingData(windows, config.data.segment_counts, spec)
 
     def batch_metrics(self, logits: Tensor, batch: Batch) -> dict[str, Tensor | Share]:
-        """Accuracy over all steps, and accuracy and loss of the turns that something tells.
+        """Accuracy over all steps; accuracy and loss of the turns that a hint decides.
 
-        That is the last step of every episode, and in chains of junctions every turn but one at the first step.
+        Those are the last step of every episode and, in chains of junctions, every turn except one at the first step.
         """
         from RATE_model.training.trainer import accuracy  # training alone needs it
 
@@ -199,27 +199,27 @@ class TMaze(Environment):
         return ["--context_length", length, "--min_n_final", segments, "--max_n_final", segments, "--curr", "false"]
 
     def make(self, case: int, options: Maze, *, render_mode: str | None = None) -> TMazeEnv | ChainEnv:
-        """One maze of an episode length."""
+        """One maze of a given episode length."""
         if options.is_chain:
             return ChainEnv(chains=options.chains([case]), render_mode=render_mode)
         return TMazeEnv(int(case) - 2, hint_steps=options.hint_steps, max_steps=int(case), render_mode=render_mode)
 
     def vector(self, cases: np.ndarray, options: Maze) -> TMazeVectorEnv | ChainVectorEnv:
-        """Mazes of many lengths, computed at once."""
+        """Mazes of many lengths, computed together."""
         if options.is_chain:
             return options.chains(cases)
         return TMazeVectorEnv(len(cases), cases - 2, hint_steps=options.hint_steps, max_steps=cases)
 
     def player(self, evaluation: Evaluation, actor: BatchActor) -> BatchActor:
-        """In the task recall, the first turn is not the agent's."""
+        """In the task recall, the first turn is made for the agent."""
         return Led(actor) if evaluation.options.task == RECALL else actor
 
     def reset_options(self, seeds: np.ndarray, options: Maze) -> dict[str, np.ndarray]:
-        """In chains of junctions every second episode is the twin of the one before."""
+        """In chains of junctions, every second episode is the twin of the one before it."""
         return {"flip": np.arange(len(seeds)) % 2 == 1} if options.is_chain else {}
 
     def play(self, evaluation: Evaluation, acting: Acting, *, twins: bool = False) -> dict[int, Episodes]:
-        """As in every environment; episodes of chains are twins already, and with `twins` there are twice as many."""
+        """As in every environment. Chains consist of twins already; with `twins` there are twice as many episodes."""
         if not evaluation.options.is_chain:
             return super().play(evaluation, acting, twins=twins)
         seeds = protocol.twin_seeds(evaluation.episodes * (2 if twins else 1))
@@ -241,7 +241,7 @@ class TMaze(Environment):
         return render_rgb(**environments.scene(row))
 
     def horizons(self, case: int, options: Maze) -> tuple[int, ...]:
-        """From what tells to the turn."""
+        """From the hint to the turn."""
         return self.make(case, options).horizons
 
     def chance(self, case: int, options: Maze) -> float:
@@ -249,7 +249,7 @@ class TMaze(Environment):
         return 0.5
 
     def outcomes(self, case: int, episodes: Episodes, evaluation: Evaluation) -> np.ndarray:
-        """Success, or the share of turns that were right."""
+        """Success, or the share of right turns."""
         options = evaluation.options
         if options.is_chain:
             return options.outcomes(case, episodes.returns, episodes.lengths)
@@ -260,7 +260,7 @@ class TMaze(Environment):
         return protocol.evaluation_seeds(episodes)
 
     def training_cases(self, config: Config, *, final: bool) -> Sequence[int]:
-        """The longest trained length during training, many lengths at the end."""
+        """The longest training length during training, many lengths at the end."""
         lengths = {config.trained}
         if final:
             by_segments = (protocol.SEGMENT_STEPS * count for count in protocol.SEGMENT_COUNTS)
@@ -269,11 +269,11 @@ class TMaze(Environment):
         return sorted(lengths)
 
     def cases(self, options: Maze) -> Sequence[int]:
-        """The lengths asked for; of the usual ones those that the task has."""
+        """The requested lengths; of the default ones, those that the task allows."""
         return [length for length in options.lengths if length >= options.shortest]
 
     def figures(self, case: int, episodes: Episodes, evaluation: Evaluation) -> dict[str, float]:
-        """Success, and steps beyond those that are needed; in chains of junctions also the share of right turns."""
+        """Success and excess steps; in chains of junctions also the share of right turns."""
         if not evaluation.options.is_chain:
             return protocol.figures(case, episodes)
         right = self.outcomes(case, episodes, evaluation)
@@ -287,7 +287,7 @@ class TMaze(Environment):
     def metrics(
         self, played: Mapping[int, Episodes], evaluation: Evaluation, config: Config, *, final: bool
     ) -> dict[str, float]:
-        """Results at the longest trained length, and by length at the end."""
+        """Results at the longest training length, and by length at the end."""
         results = {length: self.figures(length, episodes, evaluation) for length, episodes in played.items()}
         trained = results[config.trained]
         metrics = {"Success_rate": trained["success_rate"], "Mean_D[time]": trained["mean_delay"]}
@@ -295,7 +295,7 @@ class TMaze(Environment):
         return metrics | (protocol.published_keys(results) if final else {})
 
     def headlines(self, config: Config) -> Mapping[str, str]:
-        """Success at the longest length evaluated, and at the longest trained."""
+        """Success at the longest evaluated length and at the longest training length."""
         longest = self.training_cases(config, final=True)[-1]
         names = {f"Success_rate_T_{config.trained}": "the longest trained length"}
         return {f"Success_rate_T_{longest}": ""} | names
@@ -307,7 +307,7 @@ class TMaze(Environment):
             draw_run(directory, agent, length=config.trained, trained=config.trained, hint_steps=config.data.hint_steps)
 
     def draw(self, folder: Path, evaluation: Evaluation) -> Sequence[Path]:
-        """Attention and memory of an episode, and success by length with and without memory."""
+        """Attention and memory in one episode, and success by length with and without memory."""
         if evaluation.options.is_chain:
             return super().draw(folder, evaluation)
         return draw_evaluation(folder, evaluation)

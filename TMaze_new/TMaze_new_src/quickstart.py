@@ -2,9 +2,9 @@
 
     python3 TMaze_new/TMaze_new_src/quickstart.py
 
-Makes the data, trains both with the same settings and the same limit, evaluates them at lengths up to a hundred times
-those of the training data, and leaves in quickstart/: the two runs, summary.json, success_by_length.png, and attention
-and memory maps of one episode of RATE. The models train side by side, one core each.
+Makes the data, trains both with the same settings and the same limit, and evaluates them at lengths up to a hundred
+times those of training. Leaves in quickstart/: the two runs, summary.json, success_by_length.png, and attention and
+memory maps of one RATE episode. The models train side by side, one core each.
 """
 
 import json
@@ -37,7 +37,7 @@ from TMaze_new.TMaze_new_src.pictures import draw_maps
 
 HERE = Path(__file__).resolve().parent
 FAST = HERE / "config_fast.yaml"
-# What tells the two models apart; everything else is config_fast.yaml.
+# What differs between the two models; everything else is config_fast.yaml.
 MODELS = {
     "RATE": ("--model_mode", "RATE"),
     # A window of 90 steps that slides by 60 at a time is recomputed 60 times less often than the published one.
@@ -47,15 +47,15 @@ MODELS = {
 
 @dataclass(frozen=True)
 class Options:
-    """Flags of this script."""
+    """Quickstart: train RATE and a Decision Transformer, evaluate and plot both."""
 
-    # Where everything goes; what an earlier quickstart left there is replaced
+    # Output folder; an earlier quickstart there is replaced
     output_dir: Path = Path("quickstart")
     # Seed of both models
     seed: int = 1
 
     def validate(self) -> None:
-        """Raise a UserError for an impossible seed."""
+        """Raise a UserError for an invalid seed."""
         at_least(0, seed=self.seed)
 
 
@@ -67,7 +67,8 @@ def arguments(name: str, options: Options) -> list[str]:
 
 
 def start(name: str, options: Options) -> subprocess.Popen[bytes]:
-    """Train and evaluate one model in a process with one thread; the first shows its progress, the others log."""
+    """Train and evaluate one model in a single-threaded process. The first model shows its progress; the others write
+    logs."""
     command = [sys.executable, str(HERE / "train_tmaze.py"), *arguments(name, options)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     if name == next(iter(MODELS)):
@@ -84,7 +85,7 @@ def train_all(options: Options) -> dict[str, Path]:
             if process.wait():
                 raise UserError(f"training {name} failed with exit code {process.returncode}; see the messages above "
                                 f"or {options.output_dir / (name + '.log')}")  # fmt: skip
-    except KeyboardInterrupt:  # the models' processes got it as well
+    except KeyboardInterrupt:  # the models' processes got the signal too
         print("stopped; make quickstart starts again from the beginning", file=sys.stderr)
         raise
     finally:
@@ -129,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             options.output_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"--output_dir {options.output_dir} cannot be written: {error.strerror}") from error
-        ensure_datasets(ENVIRONMENT.read_config(["--config", str(FAST)]).data)  # before two processes want to
+        ensure_datasets(ENVIRONMENT.read_config(["--config", str(FAST)]).data)  # before both processes try to
         runs = train_all(options)
         summary = summarise(runs)
         show(summary)

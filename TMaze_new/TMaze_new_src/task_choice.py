@@ -1,6 +1,6 @@
-"""Which of T-Maze's tasks: its flags, and what follows from them for any episode length T.
+"""T-Maze's tasks: the flags, and what follows from them for an episode length T.
 
-An episode of length T is over after T - 1 steps if none is wasted, as in the passive T-Maze.
+An episode of length T ends after T - 1 steps if no step is wasted, as in the passive T-Maze.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ MULTI_CUE, ENDLESS, RECALL = "multi-cue", "endless", "recall"
 
 @dataclass(frozen=True)
 class TaskChoice:
-    """What is to be remembered."""
+    """What the agent has to remember."""
 
-    # passive (published): one hint; multi-cue: --bits hints at once; endless: a new hint for every junction of a chain;
-    # distracted: one hint among decoys; recall: the agent's own first turn
+    # passive (published): one hint; multi-cue: --bits hints at once; endless: a new hint before every junction of a
+    # chain; distracted: one hint among decoys; recall: the agent's own first turn
     task: Literal["passive", "multi-cue", "endless", "distracted", "recall"] = "passive"
-    # Multi-cue: how many hints
+    # multi-cue: number of hints
     bits: int = 4
-    # Multi-cue: ask for the hints by name, in random order, or in the order shown
+    # multi-cue: ask for the hints by name in random order, or in the order shown
     ask: Literal["name", "order"] = "name"
-    # Endless: cells from one junction to the next
+    # endless: cells from one junction to the next
     corridor: int = 28
 
     def validate(self) -> None:
@@ -46,12 +46,12 @@ class TaskChoice:
 
     @property
     def is_chain(self) -> bool:
-        """Whether it is one of `tasks.py`: all but the passive T-Maze."""
+        """Whether it is one of `tasks.py`: all tasks except the passive T-Maze."""
         return self.task != "passive"
 
     @property
     def name_parts(self) -> tuple[object, ...]:
-        """What names of files and runs say of it; nothing of the passive T-Maze."""
+        """The parts of file and run names that describe the task; none for the passive T-Maze."""
         if not self.is_chain:
             return ()
         own: dict[str, tuple[object, ...]] = {
@@ -62,7 +62,7 @@ class TaskChoice:
 
     @property
     def spec(self) -> EnvironmentSpec:
-        """How the model sees it."""
+        """The environment's spec."""
         if not self.is_chain:
             return SPEC
         return replace(SPEC, observation_shape=(self.chains([self.shortest]).features,))
@@ -80,7 +80,7 @@ class TaskChoice:
             raise UserError(f"--{flag} {min(lengths)}: --task {self.task} takes at least {self.shortest} steps")
 
     def chains(self, lengths: Sequence[int] | np.ndarray) -> ChainVectorEnv:
-        """Environments of a task of `tasks.py`, one for each episode length (B,)."""
+        """Environments of a task of `tasks.py`, one per episode length (B,)."""
         given: dict[str, Any] = {"corridor_length": self.corridor_lengths(lengths), "junctions": self._junctions}
         if self.task == MULTI_CUE:
             given["by_name"] = self.ask == "name"
@@ -95,18 +95,18 @@ class TaskChoice:
         return np.asarray(lengths) - 1 - self._junctions
 
     def outcomes(self, length: int, returns: np.ndarray, steps: np.ndarray) -> np.ndarray:
-        """Shares of turns that were right (E,), of returns and steps (E,) of episodes of a task of `tasks.py`.
+        """Shares of right turns (E,), from returns and steps (E,) of episodes of a task of `tasks.py`.
 
-        Of an endless episode that ran into its limit only those are counted that its return is sure of.
+        For an endless episode that ran into its step limit, only the turns that its return proves right are counted.
         """
         if self.task != ENDLESS:
             return returns.round(9)
         junctions = (length - 1) // (self.corridor + 1)
-        surplus = (returns + TASKS[ENDLESS].step_cost * steps) / junctions  # of right turns over wrong ones
+        surplus = (returns + TASKS[ENDLESS].step_cost * steps) / junctions  # right turns minus wrong ones
         limit = junctions * (self.corridor + 1) + 1
         return np.where(steps < limit, (1 + surplus) / 2, np.maximum(surplus, 0)).round(9)
 
     @property
     def _junctions(self) -> int:
-        """Of an episode; of the endless task, as many as there is room for."""
+        """Junctions per episode; for the endless task, as many as fit."""
         return self.bits if self.task == MULTI_CUE else TASKS[self.task].default_junctions

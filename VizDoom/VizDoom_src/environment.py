@@ -1,4 +1,4 @@
-"""ViZDoom-Two-Colors as training, inference and reports see it: its flags, data, games, evaluation and pictures."""
+"""ViZDoom-Two-Colors as training, inference and reports see it: flags, data, games, evaluation and pictures."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -47,9 +47,9 @@ HERE = Path(__file__).resolve().parent
 
 @dataclass(frozen=True)
 class Rules(PlayOptions):
-    """What training and inference both ask of the games."""
+    """Rules that training and inference share."""
 
-    # Steps after which an evaluated episode is over, if the player is still alive
+    # Step limit of evaluated episodes
     episode_timeout: int = PUBLISHED_CAP
 
     def validate(self) -> None:
@@ -60,9 +60,9 @@ class Rules(PlayOptions):
 
 @dataclass(frozen=True)
 class Games(Scenario, Rules):
-    """Games that the agent is evaluated in; another --variant than the run's has its own graphics."""
+    """The games to play. A --variant other than the run's has its own graphics."""
 
-    # Also say what players without a model do in the same episodes; takes minutes, once
+    # Also play the same episodes with players without a model. Takes minutes; the result is cached
     baselines: Boolean = True
 
     def validate(self) -> None:
@@ -80,14 +80,14 @@ class Games(Scenario, Rules):
 class Task(Rules, SegmentOptions):
     """Segments and evaluation."""
 
-    # Stages of training before the one on whole episodes, on their first segments, as SEGMENTS:EPOCHS of each. That the
-    # pillar tells which items are good is learned from the first steps many times sooner
+    # Training stages before the one on whole episodes, as SEGMENTS:EPOCHS: each trains on the first segments of every
+    # episode. The model learns much sooner from the first steps that the pillar tells which items are good
     stages: tuple[str, ...] = ()
-    # Show every episode as it is or in the mirror, left for right, with equal probability: twice the data
+    # Show every episode as it is or mirrored left to right, with equal probability; doubles the data
     mirror: Boolean = False
-    # Return that the agent is asked for
+    # Return to ask the agent for
     target_return: float = protocol.TARGET_RETURN
-    # Episodes of an evaluation, half of them red: 50 (published) or up to 200
+    # Episodes per evaluation, half of them red: 50 (published), at most 200
     eval_episodes: int = changeable(protocol.EPISODES)
 
     def validate(self) -> None:
@@ -107,7 +107,7 @@ class Config(ExperimentConfig):
     task: Task = field(default_factory=Task)
 
     def validate(self) -> None:
-        """Raise a UserError if these sizes are invalid, or data would be made that cannot be trained on."""
+        """Raise a UserError for invalid sizes, or data to be made that could not be trained on."""
         super().validate()
         steps = self.segments * self.context_length
         if self.data.data_path is None and self.data.steps != steps:
@@ -118,7 +118,7 @@ class Config(ExperimentConfig):
 
 
 class ViZDoomTwoColors(Environment):
-    """A pillar that is seen for a while, and items: those of its colour heal, the others hurt."""
+    """A pillar shown for a while, and items: those of its colour heal, the others hurt."""
 
     name = "ViZDoom-Two-Colors"
     folder = HERE
@@ -142,20 +142,20 @@ class ViZDoomTwoColors(Environment):
         "slide": 1,
     }
     before = BEFORE
-    # As many red as green; fewer than four have no standard errors
+    # As many red as green. Fewer than four have no standard error.
     episode_counts = range(4, protocol.MAX_EPISODES + 1, 2)
     data_seeds = range(FIRST_DATA_SEED, SEED_LIMIT)
-    # More would not make use of more cores, and every engine takes some 20 MB
+    # More would not use more cores, and every engine takes some 20 MB.
     at_once = 50
     twins = ("is_red", (True, False))
 
     def read_config(self, argv: Sequence[str] | None = None) -> Config:
-        """It says which graphics, so that a run's record does."""
+        """The run's record includes the graphics."""
         config = super().read_config(argv)
         return replace(config, data=replace(config.data, scenario=config.data.scenario.settled()))
 
     def asked(self, recorded: Mapping[str, Any], typed: Mapping[str, Any]) -> dict[str, Any]:
-        """Another variant than the run's has its own graphics."""
+        """A variant other than the run's has its own graphics."""
         trained = recorded.get("variant", Scenario.variant)
         variant = typed.get("variant", trained)
         graphics = recorded.get("graphics") if variant == trained else None
@@ -166,7 +166,7 @@ class ViZDoomTwoColors(Environment):
         return replace(SPEC, conv_channels=tuple(flags.get("conv_channels", SPEC.conv_channels)))
 
     def check(self, config: Config) -> None:
-        """Where data cannot be written; what is missing of the package and of the graphics, which only acting needs."""
+        """Report unwritable data folders, and a missing package or missing graphics, which only acting needs."""
         path = dataset_path(config.data)
         if config.data.data_path is None and not path.exists():
             check_writable(path)
@@ -179,7 +179,7 @@ class ViZDoomTwoColors(Environment):
         return ensure_dataset(config.data)
 
     def load(self, config: Config) -> TrainingData:
-        """Whole episodes, and their first segments in the stages before."""
+        """Whole episodes; in earlier stages, their first segments."""
         task, context = config.task, config.context_length
         sides = load_windows(self.files(config), size=config.segments * context, learn=config.data.learn)
 
@@ -201,11 +201,11 @@ class ViZDoomTwoColors(Environment):
         return VizDoomTwoColorsEnv(options.scenario, max_steps=options.episode_timeout, render_mode=render_mode)
 
     def vector(self, cases: np.ndarray, options: Games) -> VizDoomTwoColorsVectorEnv:
-        """Games that threads wait for."""
+        """Games that are waited for in threads."""
         return VizDoomTwoColorsVectorEnv(len(cases), options.scenario, max_steps=options.episode_timeout)
 
     def seeds(self, episodes: int) -> np.ndarray:
-        """Of the published lists, red ones first."""
+        """Taken from the published lists, red ones first."""
         return protocol.evaluation_seeds(episodes + episodes % 2)[0][:episodes]
 
     def reset_options(self, seeds: np.ndarray, options: Games) -> dict[str, np.ndarray]:
@@ -213,7 +213,7 @@ class ViZDoomTwoColors(Environment):
         return protocol.colour_options(options.scenario, protocol.is_red(seeds)) or {}
 
     def play(self, evaluation: Evaluation, acting: Acting, *, twins: bool = False) -> dict[Case, Episodes]:
-        """As in every environment; twins differ in the colour alone, where it can be chosen."""
+        """As in every environment. Twins differ in the colour alone, where it can be chosen."""
         if twins and not protocol.has_free_colour(evaluation.options.scenario):
             raise UserError("the colour of the published scenario is its seed's; twins need --variant clear")
         return super().play(evaluation, acting, twins=twins)
@@ -234,7 +234,7 @@ class ViZDoomTwoColors(Environment):
         return protocol.figures(_by_colour(episodes, evaluation))
 
     def described(self, evaluation: Evaluation) -> str:
-        """The scenario; and the graphics that the agent was trained in, if they differ."""
+        """The scenario, and the graphics that the agent was trained in if they differ."""
         options: Games = evaluation.options
         trained = None if evaluation.run is None else flags_of(evaluation.run, BEFORE).get("graphics")
         other = trained not in (None, options.scenario.settled().graphics)
@@ -245,16 +245,16 @@ class ViZDoomTwoColors(Environment):
         )
 
     def others(self, evaluation: Evaluation) -> dict[str, dict[str, float]]:
-        """Players without a model, unless they are not asked for."""
+        """Players without a model, unless turned off."""
         return {label: protocol.figures(played) for label, played in _baselines(evaluation).items()}
 
     def draw_run(self, directory: Path, agent: Agent, config: Config, result: Mapping[str, Any]) -> None:
-        """Curves, and returns by colour if they are known."""
+        """Curves, and returns by colour if known."""
         label, target = config.model.model_mode, config.task.target_return
         pictures.draw_run(directory, result, label=label, target_return=target)
 
     def draw(self, folder: Path, evaluation: Evaluation) -> Sequence[Path]:
-        """Returns by colour with and without memory, with the memories of twins exchanged, and of other players."""
+        """Returns by colour: with and without memory, with twins' memories exchanged, and of other players."""
         played = {label: by_case[None] for label, by_case in evaluation.conditions().items()}
         if len(played) > len(evaluation.targets) and protocol.has_free_colour(evaluation.options.scenario):
             for target, by_case in evaluation.play_with(exchange_twins(), twins=True).items():
@@ -266,13 +266,13 @@ class ViZDoomTwoColors(Environment):
         return [pictures.returns_by_colour(bars, folder / "returns_by_colour.png", title=title)]
 
     def frame(self, environment: gymnasium.Env, observation: np.ndarray, caption: Sequence[str]) -> np.ndarray:
-        """What the player sees, its health, and the colour to remember."""
+        """The player's view, its health, and the colour to remember."""
         assert isinstance(environment, VizDoomTwoColorsEnv)
         return pictures.frame(environment, caption)
 
 
 def _by_colour(episodes: Episodes, evaluation: Evaluation) -> protocol.Played:
-    """The episodes of an evaluation, or its twins, with their colours."""
+    """The episodes of an evaluation, or their twins, with their colours."""
     _, is_red = protocol.evaluation_seeds(evaluation.episodes)
     if len(episodes.returns) > len(is_red):
         is_red = np.tile([True, False], len(is_red))
@@ -280,7 +280,7 @@ def _by_colour(episodes: Episodes, evaluation: Evaluation) -> protocol.Played:
 
 
 def _baselines(evaluation: Evaluation) -> dict[str, protocol.Played]:
-    """Players without a model in the same episodes; their play is kept in the cache."""
+    """Players without a model in the same episodes; the results are cached."""
     options: Games = evaluation.options
     if not options.baselines:
         return {}

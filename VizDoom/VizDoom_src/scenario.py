@@ -15,11 +15,11 @@ Two variants:
 
 - ``published``: the stock sprites, and scripts that draw from the engine's random numbers in the order of the
   original, so that a seed gives the same episode as there; with the graphics ``published`` (`graphics.py`), frame by
-  frame. The armour that an item is absorbs a part of the damage: a wrong item costs 17 (green) or 13 (red) health,
-  where 25 is meant.
-- ``clear``: sprites of our own, large and bright, and exactly 25 health more or less. Seeds mean other layouts.
+  frame. An item is a piece of armour that absorbs part of the damage, so a wrong item costs 17 (green) or 13 (red)
+    health, although the script says 25.
+- ``clear``: large, bright sprites of our own, and exactly 25 health more or less. Seeds give other layouts.
 
-WADs are built when they are first needed and kept in a cache.
+WADs are built on first use and kept in a cache.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from RATE_model.system.locks import temporary
 from VizDoom.VizDoom_src import wad
 from VizDoom.VizDoom_src.wad import CLOSED, ENTER, OPEN, Acs
 
-BUILDER_VERSION = 1  # of this module and wad.py; another one does not find the files of this one in the cache
+BUILDER_VERSION = 1  # of this module and wad.py; other versions ignore this version's files in the cache
 TICS_PER_STEP = 2
 ROOM = (-768.0, -768.0, 512.0, 512.0)  # west, south, east, north; 32 units are about a metre
 START = (-128.0, -448.0)
@@ -49,7 +49,7 @@ HEALTH_PER_ITEM = 25
 GREEN, RED = "GreenArmor", "BlueArmor"  # the stock item called blue is red in the free graphics
 CLEAR_MAPS = ("MAP01", "MAP02")  # of the variant `clear`: green and red
 MAX_TIME = 1_000_000
-MAX_ITEMS = 100  # of each colour: they have to find room
+MAX_ITEMS = 100  # of each colour; more would not fit
 
 _DAMAGING_FLOOR = 83
 _SHAPING, _IS_RED = 1, 2  # global variables, which the game reports as USER1 and USER2
@@ -62,38 +62,37 @@ _DAMAGE_KIND = 18
 
 Variant = Literal["published", "clear"]
 Graphics = Literal["published", "installed"]
-# Graphics of a variant where none are asked for. `clear` keeps those that its results were made with.
+# Default graphics of a variant. `clear` keeps those that its results were made with.
 GRAPHICS: dict[str, Graphics] = {"published": "published", "clear": "installed"}
-# What runs and data files were made with that do not say it.
+# Graphics of runs and data files that do not record them.
 BEFORE = {"graphics": "installed"}
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """What is built; the default is the published scenario."""
+    """The scenario to play. The default is the published one."""
 
     # published: the original's graphics, seeds and damage; clear: larger, brighter sprites and exactly 25 damage
     variant: Variant = "published"
-    # Steps during which the pillar is seen
+    # Steps during which the pillar is visible
     pillar_steps: int = 45
     # Items of each colour at the start
     items: int = 10
-    # Tics between two new items; a step has 2 tics
+    # Tics between two new items; a step is 2 tics
     spawn_tics: int = 30
-    # Whether there is a pillar; without it nothing tells the colour
+    # Whether there is a pillar. Without it, nothing tells the colour
     pillar: Boolean = True
-    # published: Freedoom of vizdoom 1.2.4, without flashes on damage, as published; it is obtained once (28 MB).
-    # installed: Freedoom of the installed vizdoom, with flashes; none = published for the variant published, installed
-    # for clear
+    # published: Freedoom of vizdoom 1.2.4 without flashes on damage, downloaded once (28 MB); installed: Freedoom of
+    # the installed vizdoom, with flashes; none = published for the variant published, installed for clear
     graphics: Graphics | None = None
 
     @property
     def rules(self) -> dict[str, int | bool | str]:
-        """All that is not about its pictures alone."""
+        """The parts that matter beyond the pictures."""
         return {name: value for name, value in asdict(self).items() if name != "graphics"}
 
     def settled(self) -> Scenario:
-        """The same, with the graphics that it is played with. Raises UserError as `validate`."""
+        """The same scenario with its graphics resolved. Raises UserError as `validate`."""
         self.validate()
         return replace(self, graphics=self.graphics or GRAPHICS[self.variant])
 
@@ -134,7 +133,7 @@ def ensure_scenario(scenario: Scenario) -> Path:
 
 
 def write_to_cache(path: Path, content: bytes, *, executable: bool = False) -> None:
-    """Make a file of the cache in one step; processes that make the same one at once do not disturb each other.
+    """Create a cache file in one step. Processes that create the same file at once do not disturb each other.
 
     Raises:
         UserError: it cannot be written.
@@ -157,7 +156,7 @@ def _map(things: list[dict[str, float | int | bool]]) -> bytes:
     everywhere = {f"skill{level}": True for level in range(1, 6)} | {"single": True, "coop": True, "dm": True}
     start = {"x": START[0], "y": START[1], "type": 1, "angle": 90}
     blocks: list[tuple[str, wad.Fields]] = [("thing", thing | everywhere) for thing in (start, *things)]
-    # Clockwise: a line's front is at its right, which here is inside.
+    # Clockwise: a line's front is at its right, which here is the inside.
     blocks += [("vertex", {"x": x, "y": y}) for x, y in ((west, south), (west, north), (east, north), (east, south))]
     blocks += [("linedef", {"v1": i, "v2": (i + 1) % 4, "sidefront": i, "blocking": True}) for i in range(4)]
     blocks += [("sidedef", {"sector": 0, "texturemiddle": "STONE2"})] * 4
@@ -196,7 +195,7 @@ def _published(scenario: Scenario) -> bytes:
 
 
 def _begin_colour(acs: Acs, right: str, column: str | None) -> None:
-    """Which script a pickup of either item runs, and the pillar."""
+    """Which script runs when an item is picked up, and the pillar."""
     for item, variable in _HANDLERS.items():
         acs.push(_PICKED_RIGHT if item == right else _PICKED_WRONG).do("set_variable", variable)
     if column is not None:
@@ -204,7 +203,7 @@ def _begin_colour(acs: Acs, right: str, column: str | None) -> None:
 
 
 def _spawn(acs: Acs, item: str, label: str) -> None:
-    """An item anywhere in the room, tried until the place is free; its pickup runs the script of its colour."""
+    """An item at a random free place; picking it up runs the script of its colour."""
     low, high = int(ROOM[0]) << 16, int(ROOM[2] - 1) << 16
     acs.label(label).push_text(item)
     acs.push(low, high).do("random").push(low, high).do("random").push_fixed(20).push(_ITEM_TAGS[item], 0).do("spawn")
@@ -213,9 +212,9 @@ def _spawn(acs: Acs, item: str, label: str) -> None:
     acs.do("set_thing_special")
 
 
-# The variant `clear`. Every item and pillar is an actor of its own, written in the language DECORATE. Two rules of it
-# are easily broken: a keyword such as stop must begin a line, and something placed on the map stays in its first state
-# for a random time, which therefore must be the shortest there is, one tic.
+# The variant `clear`. Every item and pillar is an actor of its own, written in the language DECORATE. Two of its rules
+# are easily broken. A keyword such as stop must begin a line. And a thing placed on the map stays in its first state
+# for a random time, so that state must be as short as possible: one tic.
 _ITEM = """actor {name} : CustomInventory
 {{
   radius 20
@@ -304,7 +303,7 @@ def _clear(scenario: Scenario) -> bytes:
 
 
 def _place(item: str) -> str:
-    """The state that makes an item; places are relative to the spawner, which stands in the middle of the room."""
+    """The state that creates an item; places are relative to the spawner in the middle of the room."""
     reach = int(ROOM[2] - PILLAR[0]) - _WALL_GAP
     return _PLACE.format(item=f"TwoColors{item}", low=-reach, high=reach)
 
@@ -324,6 +323,6 @@ def _column(width: int, height: int, colour: tuple[int, int, int]) -> np.ndarray
 
 
 def _painted(colour: tuple[int, int, int], light: np.ndarray, shown: np.ndarray) -> np.ndarray:
-    """A colour under (H, W) light of at most 1, transparent where it is not shown: (H, W, 4) uint8."""
+    """A colour under (H, W) light of at most 1, transparent where hidden: (H, W, 4) uint8."""
     pixels = np.where(shown, light, 0)[..., None].clip(0, 1) * np.array(colour)
     return np.concatenate([pixels, 255 * shown[..., None]], axis=-1).astype(np.uint8)
