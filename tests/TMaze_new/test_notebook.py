@@ -32,7 +32,7 @@ def test_a_fresh_copy_trains_a_run_and_shows_that_its_memory_matters(tmp_path, n
         ignored = shutil.ignore_patterns("__pycache__", "TMaze_new_data", "TMaze_new_checkpoints")
         shutil.copytree(ROOT / package, copy / package, ignore=ignored)
     text, pictures = run_notebook(copy / NOTEBOOK, cwd=(copy / NOTEBOOK).parent)
-    assert pictures == [0, 0, 0, 1, 0, 1, 1, 1, 1, 1]
+    assert pictures == [0, 0, 0, 0, 1, 0, 1, 1, 1, 1, 1]
     assert "train_tmaze.py --config" in text, "the command is shown"
     rates = ast.literal_eval(next(line for line in text.splitlines() if line.startswith("{'memory intact'")))
     assert rates["memory intact"][50] == 1.0
@@ -51,5 +51,5 @@ def test_it_shows_the_run_it_is_given_from_anywhere_in_the_repository(tmp_path, 
     monkeypatch.setenv("RATE_RUN", str(run))
     text, pictures = run_notebook(ROOT / NOTEBOOK, cwd=ROOT / "tests" / "RATE_model")
     # No metrics and no memory tokens: no curves and no memory map.
-    assert pictures == [0, 0, 0, 0, 0, 1, 1, 0, 1, 1]
+    assert pictures == [0, 0, 0, 0, 0, 0, 1, 1, 0, 1, 1]
     assert "a_run: DT" in text and "no memory tokens" in text

@@ -30,7 +30,7 @@ def test_it_runs(tmp_path, monkeypatch):
 def test_without_a_folder_it_makes_the_file_that_trainings_look_for(tmp_path, monkeypatch):
     monkeypatch.setattr(dataset, "DATA_DIRECTORY", tmp_path)
     cells = ["".join(cell["source"]) for cell in json.loads(NOTEBOOK.read_text())["cells"]]
-    code = "\n".join(cell for cell in cells if cell.startswith(("import", "from", "EPISODES = 20")))
+    code = "\n".join(cell for cell in cells if cell.startswith(("# In Colab", "import", "from", "EPISODES = 20")))
     assert "DATA_DIR = Path(TEMPORARY.name)" in code
     code = code.replace("Path(TEMPORARY.name)", "None").replace("EPISODES = 20", "EPISODES = 10")
     monkeypatch.chdir(NOTEBOOK.parent)
