@@ -30,7 +30,7 @@ def run_notebook(path: Path, *, cwd: Path, changes: Mapping[str, str] | None = N
     for before, now in (changes or {}).items():
         (cell,) = (cell for cell in notebook.cells if before in cell.source)
         cell.source = cell.source.replace(before, now)
-    NotebookClient(notebook, timeout=240, kernel_name="python3", resources={"metadata": {"path": str(cwd)}}).execute()
+    NotebookClient(notebook, timeout=1200, kernel_name="python3", resources={"metadata": {"path": str(cwd)}}).execute()
     outputs = [cell.outputs for cell in notebook.cells if cell.cell_type == "code"]
     text = "".join(out.text for cell in outputs for out in cell if out.output_type == "stream")
     return text, [sum("image/png" in out.get("data", {}) for out in cell) for cell in outputs]

@@ -22,7 +22,7 @@ def stop(number, frame):
 for number in (signal.SIGUSR1, signal.SIGTERM):
     signal.signal(number, stop)
 pathlib.Path("begun").touch()
-time.sleep(20)
+time.sleep(120)
 """
 COMMANDS = {
     "srun": '#!/bin/bash\n[[ $1 == --* ]] && shift\nexec "$@"\n',
@@ -47,14 +47,14 @@ def test_a_job_that_is_told_to_stop_saves_and_is_queued_again(tmp_path, script):
         stderr=subprocess.PIPE,
         start_new_session=True,
     )
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not (tmp_path / "begun").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     if "trap" in script or "exec python3 TMaze" in script.partition("srun")[0]:
         job.send_signal(signal.SIGUSR1)
     else:
         os.killpg(job.pid, signal.SIGUSR1)  # SLURM's own to all tasks
-    job.wait(30)
+    job.wait(120)
     while not (tmp_path / "saved").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     said = (tmp_path / "saved").read_text()

@@ -2,7 +2,6 @@
 
 import gzip
 import shutil
-import time
 
 import numpy as np
 import pytest
@@ -106,9 +105,8 @@ def test_replay_files_are_converted_once_and_give_the_same_windows(path, tmp_pat
     assert data.training.fingerprint == direct.training.fingerprint
     batches = [d.training.__getitems__([0, 11]).observations.frames for d in (data, direct)]
     assert torch.equal(*batches)
-    began = time.perf_counter()
     load_data(options, size=SIZE, fraction=0.6)
-    assert "converted" not in capsys.readouterr().out and time.perf_counter() - began < 2
+    assert "converted" not in capsys.readouterr().out
     small = ensure_dataset(options, Selection(transitions=30, trajectories_per_buffer=1))
     assert TrajectoryFile(small).num_episodes < 5 and small.parent == tmp_path / "made"
 

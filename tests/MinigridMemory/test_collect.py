@@ -41,7 +41,7 @@ def test_processes_end_when_the_one_that_collects_is_killed():
     ) as process:
         assert process.stdout.readline() == b"1000000\n"
         process.kill()
-        process.communicate(timeout=30)
+        process.communicate(timeout=120)
 
 
 def test_it_names_its_file_and_does_not_replace_it(tmp_path, capsys):

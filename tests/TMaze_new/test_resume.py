@@ -204,7 +204,7 @@ def test_real_signals_to_a_real_process(tmp_path, shared):
         command = [sys.executable, "-c", SIGNAL_ITSELF, name, str(BATCHES_PER_EPOCH + 3), *TINY, *where, *flags, *more]
         processes[name] = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
     for name, process in processes.items():
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=250)
         folder, number = tmp_path / name, getattr(signal, name)
         lines = (only_run(folder) / "metrics.jsonl").read_text().count("\n")
         steps = newest_state(only_run(folder))["trainer"]["step"]

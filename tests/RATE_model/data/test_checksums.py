@@ -139,7 +139,7 @@ def test_a_file_left_open_at_the_end_of_a_process_does_no_harm(tmp_path):
     """HDF5 would crash."""
     path = make(tmp_path / "data.h5")
     code = f"from RATE_model.data.trajectories import TrajectoryFile; file = TrajectoryFile({str(path)!r}); file.load()"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)
     assert (done.returncode, done.stderr) == (0, "")
 
 

@@ -371,7 +371,7 @@ def test_reading_in_another_process(tmp_path, method):
     queue = context.Queue()
     child = context.Process(target=_read_in_child, args=(file, queue))
     child.start()
-    observations, opened_by = queue.get(timeout=60)
+    observations, opened_by = queue.get(timeout=200)
     np.testing.assert_array_equal(observations, expected)
     assert opened_by == child.pid  # not a handle that came over with the fork
     child.join()

@@ -19,7 +19,8 @@ from RATE_model.sweep.commands import Job, jobs_of, seeds_of
 from RATE_model.sweep.executors import run_locally, submit
 from RATE_model.sweep.folder import Sweep
 
-# A command that takes steps, and goes on where it was interrupted: a line a step in the file that --text names.
+# A command that takes steps, and goes on where it was interrupted: a line a step in the file that --text names. It does
+# not end while there is a file `hold` of its name.
 STEPS = 20
 SCRIPT = f"""
 import pathlib, signal, sys, time
@@ -32,6 +33,8 @@ while (steps := len(done.read_text().splitlines()) if done.exists() else 0) < {S
     time.sleep(0.05)
     with done.open("a") as file:
         file.write("step\\n")
+while done.with_suffix(".hold").exists():
+    time.sleep(0.05)
 print("finished")
 """
 
@@ -131,7 +134,10 @@ def test_killed_ones_go_on_and_end_once(command):
             for pid in pids:
                 os.kill(pid, signal.SIGKILL)
             killed.extend(pids)
+            path_of(job).with_suffix(".hold").unlink()
 
+    for job in sweep.jobs[::2]:
+        path_of(job).with_suffix(".hold").touch()
     thread = threading.Thread(target=kill)
     thread.start()
     run_locally(sweep, max_parallel=2, say=said.append)
@@ -141,10 +147,15 @@ def test_killed_ones_go_on_and_end_once(command):
     assert [steps(job) for job in sweep.jobs] == [STEPS] * 4
 
 
+def path_of(job: Job) -> Path:
+    """The file of its steps."""
+    flags = dict(zip(job.words[3::2], job.words[4::2], strict=True))
+    return Path(f"{flags['--text']}_{flags['--seed']}.steps")
+
+
 def steps(job: Job) -> int:
     """That a job has taken."""
-    flags = dict(zip(job.words[3::2], job.words[4::2], strict=True))
-    path = Path(f"{flags['--text']}_{flags['--seed']}.steps")
+    path = path_of(job)
     return path.read_text().count("\n") if path.exists() else 0
 
 
@@ -172,6 +183,8 @@ def test_failures_show_the_end_of_their_log(command):
 
 
 def test_a_sweep_that_is_stopped_stops_its_commands(command):
+    for job in made(command, "1", "another").jobs:
+        path_of(job).with_suffix(".hold").touch()
     process = subprocess.Popen(
         [sys.executable, "-m", "RATE_model.sweep", command, "--seeds", "1", "--folder", "sweep"],
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
@@ -180,7 +193,7 @@ def test_a_sweep_that_is_stopped_stops_its_commands(command):
     while not list(Path().glob("*.steps")):
         time.sleep(0.02)
     process.send_signal(signal.SIGUSR1)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=200)
     sweep = made(command, "1")
     assert process.returncode == 128 + signal.SIGUSR1 and b"stopped by SIGUSR1" in errors
     assert [sweep.state(job) for job in sweep.jobs] == ["stopped", "waiting"]
@@ -224,7 +237,7 @@ def test_submitted_jobs_run_once(command):
     sweep, said = made(command, "1"), []
     for _ in range(2):  # what is queued is not submitted again
         submit(sweep, max_parallel=2, settings={"timeout_min": "5"}, say=said.append, cluster="local")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 200
     while {sweep.state(job) for job in sweep.jobs} != {"done"} and time.monotonic() < deadline:
         time.sleep(0.1)
     assert len(said) == 2 and finished(sweep) == [1, 1]

@@ -108,7 +108,7 @@ def test_signal_to_one_process_interrupts_all_where_they_are(number):
     """One plays on while the other is through, and waits for it."""
 
     def play():
-        for _ in range(600 * distributed.rank()):
+        for _ in range(4000 * distributed.rank()):
             stop_if_asked()
             time.sleep(0.05)
 
@@ -129,11 +129,11 @@ def test_signal_to_one_process_ends_all_that_only_wait():
         with raising_interrupts():
             if distributed.rank() == 0:
                 os.kill(os.getpid(), signal.SIGUSR1)
-            time.sleep(30)
+            time.sleep(120)
 
     started = time.monotonic()
     assert in_group(2, work) == ["Interrupted: SIGUSR1"] * 2
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 60
 
 
 def test_others_that_do_not_come(monkeypatch):

@@ -74,7 +74,7 @@ def test_processes_end_with_the_one_that_started_them(tmp_path):
         "from RATE_model.system.processes import in_processes\n"
         "def work(number):\n"
         "    pathlib.Path(f'{os.getpid()}.pid').touch()\n"
-        "    time.sleep(100)\n"
+        "    time.sleep(300)\n"
         "if __name__ == '__main__':\n"
         "    list(in_processes(work, [1, 2], 2))\n"
     )
@@ -88,7 +88,7 @@ def test_processes_end_with_the_one_that_started_them(tmp_path):
 
 
 def wait_until(condition, problem):
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 200
     while not condition():
         assert time.monotonic() < deadline, problem
         time.sleep(0.05)

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import torch
 import yaml
 
 from RATE_model.errors import RunError, UserError
+from RATE_model.system import locks
 from RATE_model.system.interrupts import Interrupted, Interrupts
 from RATE_model.training import runs
 from RATE_model.training.checkpoints import save_checkpoint
@@ -142,7 +142,7 @@ def run_for_ever(directory: Path) -> None:
     with open_run(check_run(directory, config=CONFIG, seed=1), config=CONFIG) as run:
         save(run, 5)
         (directory / "ready").touch()
-        time.sleep(60)
+        time.sleep(300)
 
 
 def test_a_run_has_one_owner(tmp_path: Path) -> None:
@@ -231,13 +231,13 @@ def test_damaged_records_of_starts_are_kept_and_said(tmp_path: Path, capsys, con
     assert "damaged" not in capsys.readouterr().err
 
 
-def test_what_is_written_into_a_run_waits_for_its_owner(tmp_path: Path, capsys) -> None:
+def test_what_is_written_into_a_run_waits_for_its_owner(tmp_path: Path, monkeypatch, capsys) -> None:
     owner = multiprocessing.get_context("fork").Process(target=run_for_ever, args=(tmp_path,))
     owner.start()
     while not (tmp_path / "ready").exists():
         assert owner.is_alive()
         time.sleep(0.01)
-    threading.Timer(0.5, owner.kill).start()
+    monkeypatch.setattr(locks, "print", lambda text, **_: (owner.kill(), print(text)), raising=False)
     with owning(tmp_path / "eval" / "mine.json"):
         assert not owner.is_alive() and (tmp_path / ".lock").exists()
     assert f"{tmp_path} is in use by another process; waiting for it" in capsys.readouterr().out
