@@ -3,7 +3,7 @@
 observation, return-to-go, action  ->  TokenEncoder  ->  Memory  ->  ActionHead  ->  logits, or actions
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -127,6 +127,8 @@ class Agent(nn.Module):
         *,
         borders: Sequence[int] = (),
         at_border: AtBorder | None = None,
+        head: Callable[[Tensor], Tensor] | None = None,
+        infos: Mapping[str, Tensor] | None = None,
     ) -> tuple[Tensor, AgentState]:
         """Trajectories, or windows of consecutive steps of some.
 
@@ -141,6 +143,8 @@ class Agent(nn.Module):
             state: where the window before ended; None: the beginning of the trajectories.
             borders: steps before which `at_border` is called with the state there, of which it may make another,
                 ascending, above 0 and below T; multiples of the memory's context.
+            head: what is made of hidden states `(b, t, d_model)`, instead of logits by the agent's own head.
+            infos: of an oracle, the arrays `(B, T, n)` that it sees, by name.
 
         Returns:
             Logits `(B, T, num_actions)` (actions in [-1, 1] when continuous), of no meaning in padding, and the state
@@ -148,15 +152,16 @@ class Agent(nn.Module):
         """
         state = self.initial(len(rtg)) if state is None else state.detach()
         state, acted = (state, state.acted) if state.begun is None else self._with_all_rows(state, len(rtg))
-        shown = self._shown(observations)
-        steps = RawSteps(self.encoder, shown, actions, rtg, valid=valid, last=state.actions, acted=acted)
+        head = self.head if head is None else head
+        shown, told = self._shown(observations), self.encoder.encode_infos(infos)
+        steps = RawSteps(self.encoder, shown, actions, rtg, told=told, valid=valid, last=state.actions, acted=acted)
         if not borders:
-            logits, memory = self.memory.decide(steps, valid, state.memory, self.head)
+            logits, memory = self.memory.decide(steps, valid, state.memory, head)
             return logits, AgentState(memory, actions[:, -1], acted=steps.acted_before(valid.shape[1]))
         decided = []
         for start, stop in pairwise((0, *borders, valid.shape[1])):
             piece = slice(start, stop)
-            logits, memory = self.memory.decide(steps.cut(piece), valid[:, piece], state.memory, self.head)
+            logits, memory = self.memory.decide(steps.cut(piece), valid[:, piece], state.memory, head)
             decided.append(logits)
             state = AgentState(memory, actions[:, stop - 1], acted=steps.acted_before(stop))
             if at_border is not None and stop in borders:
@@ -178,13 +183,18 @@ class Agent(nn.Module):
             return self.encoder.encode_frames(observations)
         return observations.dense() if isinstance(observations, FrameStack) else observations
 
+    def latents(self, observations: Observations) -> Tensor:
+        """What encoders make of observations `(B, T, ...)` alone: `(B, T, d_model)`."""
+        return self.encoder.encode_observations(self._shown(observations))
+
     @torch.no_grad()
     def inspect(self, observations: Observations, actions: Tensor, rtg: Tensor) -> dict[str, Any]:
         """Whole trajectories without padding with everything that the memory has to look at, by name.
 
         Args as in `forward`. See `Memory.inspect` for what there is.
         """
-        return self.memory.inspect(RawSteps(self.encoder, self._shown(observations), actions, rtg))
+        told = self.encoder.encode_infos(None)
+        return self.memory.inspect(RawSteps(self.encoder, self._shown(observations), actions, rtg, told=told))
 
     def ordered_parameters(self) -> list[nn.Parameter]:
         """All parameters, in the order by which saved optimizer states number them and gradients' norms add them up.
@@ -213,12 +223,14 @@ class RawSteps(Steps):
         actions: Tensor,
         rtg: Tensor,
         *,
+        told: Tensor | None = None,
         valid: Tensor | None = None,
         last: Tensor | None = None,
         acted: Tensor | None = None,
     ) -> None:
+        # `told`: of an oracle, `(B, T, d)`, what is added to embedded observations.
         # `last`: the actions before the first steps, `(B, ...)`; `acted`: `(B,)` bool, where there were any.
-        self._encoder, self._raw = encoder, (observations, actions, rtg)
+        self._encoder, self._raw, self._told = encoder, (observations, actions, rtg), told
         self._valid, self._last, self._acted = valid, last, acted
 
     @property
@@ -240,7 +252,8 @@ class RawSteps(Steps):
             acted = None if acted is None else acted.index_select(0, rows)
             valid = None if valid is None else valid[rows.to(valid.device)]
         observations, actions, rtg = map(part, self._raw)
-        return RawSteps(self._encoder, observations, actions, rtg, valid=valid, last=last, acted=acted)
+        told = None if self._told is None else part(self._told)
+        return RawSteps(self._encoder, observations, actions, rtg, told=told, valid=valid, last=last, acted=acted)
 
     def acted_before(self, step: int) -> Tensor | None:
         """`(B,)` bool: where an action was taken before a step above 0; None: everywhere. Padding takes none."""
@@ -255,7 +268,8 @@ class RawSteps(Steps):
 
     @cached_property
     def observations(self) -> Tensor:
-        return self._encoder.encode_observations(self._raw[0])
+        seen = self._encoder.encode_observations(self._raw[0])
+        return seen if self._told is None else seen + self._told
 
     @cached_property
     def actions(self) -> Tensor:

@@ -4,12 +4,16 @@ The published system has one encoder variant per environment; `EnvironmentSpec` 
 a tanh behind an encoder, a padding row in the action table).
 """
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from RATE_model.data.frames import Frames, FrameStack
-from RATE_model.spec import EnvironmentSpec
+from RATE_model.errors import UserError
+from RATE_model.objectives.privileged import Privileged
+from RATE_model.spec import EnvironmentSpec, PrivilegedKind
 
 # (kernel, stride) of the three convolutions of Mnih et al. 2015, "Human-level control through deep reinforcement
 # learning"; theirs have 32, 64 and 64 channels.
@@ -124,6 +128,8 @@ class TokenEncoder(nn.Module):
         self.d_model = d_model
         self.action = _with_tanh(self._action_table(), spec.action_tanh) if actions else None
         self.rtg = _with_tanh(nn.Linear(1, d_model), spec.return_tanh) if rtg else None
+        if spec.oracle:
+            self.oracle = OracleEncoder(spec.oracle, d_model)
 
     def _action_table(self) -> nn.Module:
         spec = self.spec
@@ -173,6 +179,21 @@ class TokenEncoder(nn.Module):
             return torch.zeros(*actions.shape[:2], self.d_model, device=actions.device)
         return self.action(actions)
 
+    def encode_infos(self, infos: Mapping[str, Tensor] | None) -> Tensor | None:
+        """What an oracle is told beside its observations, arrays `(B, T, n)` by name, to `(B, T, d_model)`.
+
+        None for an agent that is none. UserError: an oracle is not told.
+        """
+        if not self.spec.oracle:
+            return None
+        if infos is None:
+            names = ", ".join(kind.name for kind in self.spec.oracle)
+            raise UserError(
+                f"this agent is an oracle, trained with --oracle: it sees {names}, which nothing but data tells, and "
+                "cannot play; its validation loss is its result"
+            )
+        return self.oracle(infos)
+
     def encode_rtg(self, rtg: Tensor) -> Tensor:
         """`(B, T)` returns-to-go in units of reward to `(B, T, d_model)`."""
         assert self.rtg is not None
@@ -182,6 +203,25 @@ class TokenEncoder(nn.Module):
     def parameter_dtype(self) -> torch.dtype:
         """The parameters' dtype."""
         return next(self.parameters()).dtype
+
+
+class OracleEncoder(nn.Module):
+    """A linear map of privileged arrays of the data; what it learned of their scale is saved with the weights."""
+
+    def __init__(self, kinds: Sequence[PrivilegedKind], d_model: int) -> None:
+        super().__init__()
+        self.privileged = nn.ModuleList(map(Privileged, kinds))
+        self.project = nn.Linear(sum(kind.numbers for kind in kinds), d_model)
+
+    def forward(self, infos: Mapping[str, Tensor]) -> Tensor:
+        """`(B, T, n)` by name to `(B, T, d_model)`."""
+        seen = [each.inputs(infos[each.kind.name]) for each in self.arrays]
+        return self.project(torch.cat(seen, dim=-1))
+
+    @property
+    def arrays(self) -> list[Privileged]:
+        """What it sees, in the order of the spec."""
+        return [each for each in self.privileged if isinstance(each, Privileged)]
 
 
 class ActionHead(nn.Module):

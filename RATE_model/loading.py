@@ -12,7 +12,7 @@ from torch import Tensor
 
 from RATE_model.agent import Agent, AgentConfig, with_memory_prefix
 from RATE_model.errors import UserError
-from RATE_model.spec import EnvironmentSpec
+from RATE_model.spec import EnvironmentSpec, PrivilegedKind
 from RATE_model.training.checkpoints import NORMALISATION, load_checkpoint, resolve_checkpoint
 
 
@@ -46,7 +46,7 @@ def load_model(path: Path | str, *, device: torch.device | str = "cpu") -> Agent
         spec: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in state["spec"].items()
         }
-        spec |= recorded
+        spec |= recorded | {"oracle": tuple(PrivilegedKind(**kind) for kind in spec.get("oracle", ()))}
         model = Agent(AgentConfig.of(state), EnvironmentSpec(**spec))
         model.load_state_dict(weights if "memory" in state else with_memory_prefix(weights))
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, UserError, ValueError) as error:

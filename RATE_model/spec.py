@@ -8,9 +8,25 @@ import itertools
 import math
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-from torch.nn import functional as F
+
+@dataclass(frozen=True)
+class PrivilegedKind:
+    """What an array `infos/NAME` of the data is, a step of which no agent that plays is told.
+
+    Attributes:
+        name: NAME.
+        width: numbers of a step.
+        classes: how many values there are where these are integers; 0: real numbers.
+    """
+
+    name: str
+    width: int
+    classes: int
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers a model sees or predicts of a step."""
+        return self.width * max(1, self.classes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +57,8 @@ class EnvironmentSpec:
     observation_tanh: bool = False
     action_tanh: bool = False
     return_tanh: bool = False
+    # Of an oracle: what it sees beside every observation, and what no environment tells an agent that plays
+    oracle: tuple[PrivilegedKind, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.observation_shape) not in (1, 3) or min(self.observation_shape) < 1:
@@ -69,24 +87,3 @@ class EnvironmentSpec:
     def is_normalised(self) -> bool:
         """Whether observations are normalised before they are encoded."""
         return self.observation_mean is not None or self.observation_std is not None
-
-    def loss(self, predictions: Tensor, actions: Tensor, valid: Tensor) -> Tensor:
-        """Mean loss of the predicted actions over valid steps.
-
-        Args:
-            predictions: `(B, T, num_actions)` logits, or actions in [-1, 1] when continuous.
-            actions: `(B, T)` int64, or `(B, T, num_actions)` float when continuous.
-            valid: `(B, T)` bool, True where a step counts.
-
-        Returns:
-            A float32 scalar: cross-entropy in nats, or the squared error averaged over action dimensions. Zero when
-            no step is valid.
-        """
-        predictions = predictions.float()
-        if self.continuous:
-            per_step = F.mse_loss(predictions, actions.float(), reduction="none").mean(-1)
-        else:
-            per_step = F.cross_entropy(predictions.flatten(0, 1), actions.flatten(), reduction="none").view(valid.shape)
-        # `where` rather than a product: padding must not turn an infinity into NaN.
-        total = torch.where(valid, per_step, per_step.new_zeros(())).sum()
-        return total / valid.sum().clamp(min=1)

@@ -37,6 +37,7 @@ class Actor:
 
     Raises:
         ValueError: an agent in training mode, or a `slide` below 1.
+        UserError: an oracle, which no environment tells what it is to see.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Actor:
             raise ValueError("the model is in training mode, with dropout on: call model.eval() before acting")
         if slide < 1:
             raise ValueError(f"slide {slide}: must be at least 1")
+        agent.encoder.encode_infos(None)
         self.agent, self.batch_size, self.greedy = agent, batch_size, greedy
         self.reset_target, self.rtg_floor = reset_target, rtg_floor
         self._precision = precision

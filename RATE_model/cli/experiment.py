@@ -7,6 +7,8 @@ import math
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,6 +32,8 @@ from RATE_model.data.dataset import WindowDataset
 from RATE_model.data.loader import EpochSampler
 from RATE_model.errors import UserError
 from RATE_model.memories import MEMORIES
+from RATE_model.objectives.auxiliary import RETURN, Auxiliary, check_transform
+from RATE_model.objectives.privileged import Privileged, infos_of, with_infos
 from RATE_model.spec import EnvironmentSpec
 from RATE_model.system import distributed
 from RATE_model.system.interrupts import Interrupts
@@ -80,6 +84,9 @@ _BEFORE: dict[str, Any] = {
     "window_state": "initial",
     "burn_in": 0,
     "reset_target": False,
+    "aux": [],
+    "aux_weight": [0.5],
+    "oracle": [],
 }
 
 
@@ -149,6 +156,46 @@ def _check_windows(
     for data, enough, side in zip(windows, (np.all, np.any), ("training", "validation"), strict=True):
         if not enough(data.begins | (data.windows[:, 2] > train.burn_in)):
             raise UserError(f"--burn_in {train.burn_in}: leaves nothing to learn of {side} windows; give fewer steps")
+
+
+def _with_privileged(train: TrainOptions, data: StageData, transform: BatchTransform | None) -> StageData:
+    """The same windows with the privileged arrays that objectives and an oracle need.
+
+    Raises:
+        UserError: by the returned function, where the data does not hold them; here, where a transform spoils them.
+    """
+    for flag, names in {"aux": train.aux, "oracle": train.oracle}.items():
+        check_transform(names, transform, flag=flag)
+    wanted = {flag: infos_of(names) for flag, names in {"aux": train.aux, "oracle": train.oracle}.items()}
+    if not any(wanted.values()):
+        return data
+
+    @lru_cache
+    def sides(segments: int) -> tuple[WindowDataset, WindowDataset]:
+        training, validation = data(segments)
+        for flag, names in wanted.items():
+            training, validation = (with_infos(side, names, flag=flag) for side in (training, validation))
+        return training, validation
+
+    return sides
+
+
+def _oracle(train: TrainOptions, data: WindowDataset) -> list[Privileged]:
+    """What an oracle sees, as the training data has it."""
+    return [Privileged.of(name, data.info(name), flag="oracle") for name in infos_of(train.oracle)]
+
+
+def _auxiliary(train: TrainOptions, network: Agent, data: WindowDataset) -> Auxiliary | None:
+    """The auxiliary objectives of a run, fresh; None where there are none."""
+    if not train.aux:
+        return None
+    if RETURN in train.aux and network.config.sizes.conditioned:
+        print(
+            "note: --aux return: this model is shown the return that it is to predict; with --condition none it has to "
+            "find it",
+            flush=True,
+        )
+    return Auxiliary.of(train.aux, train.aux_weight, network, data)
 
 
 def _say_of_rewards(data: WindowDataset) -> None:
@@ -337,8 +384,10 @@ def train_run(
         Interrupted, TrainingDiverged: see `Fit`; also where the last validation loss is not finite.
     """
     device = pick_device(config.run.device)
+    data = _with_privileged(config.train, data, transform)
+    oracle = _oracle(config.train, data(curriculum.last_stage)[0])
     torch.manual_seed(run.seed)
-    network = Agent(model, spec)
+    network = Agent(model, replace(spec, oracle=tuple(each.kind for each in oracle)))
     if config.model.budget != "none":
         count = sum(parameter.numel() for parameter in network.memory.parameters())
         print(
@@ -350,6 +399,10 @@ def train_run(
     network = network.to(device)
     if config.train.calibrate:
         network.encoder.calibrate(_some_observations(data(curriculum.segments)[0], device))
+
+    for array, seen in zip(network.encoder.oracle.arrays if oracle else (), oracle, strict=True):
+        array.load_state_dict(seen.state_dict())
+    auxiliary = _auxiliary(config.train, network, data(curriculum.last_stage)[0])
 
     _check_windows(config.train, network, data(curriculum.segments), transform)
     if network.memory.keeps_data and distributed.size() > 1:
@@ -373,7 +426,13 @@ def train_run(
         if run.changed:
             print(f"{directory}: goes on from {run.checkpoint}; {'; '.join(run.changed)}", flush=True)
         trainer = Trainer(
-            network, config.train, schedule, metrics=metrics, transform=transform, crash_directory=directory
+            network,
+            config.train,
+            schedule,
+            metrics=metrics,
+            transform=transform,
+            auxiliary=auxiliary,
+            crash_directory=directory,
         )
         with _tracker(config, directory, flat) as tracker, Interrupts() as interrupts:
             fit = Fit(

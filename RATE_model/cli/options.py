@@ -308,7 +308,7 @@ def _group(argv: Sequence[str]) -> list[tuple[str, list[str]]]:
 
 def _read_tokens(flag: str, tokens: list[str], kind: Any) -> Any:
     """The value of one flag from the words that follow it."""
-    kind, origin, _ = _unwrap(kind)
+    kind, origin, arguments = _unwrap(kind)
     if not tokens and _is_switch(kind):
         return True
     if not tokens:
@@ -316,6 +316,8 @@ def _read_tokens(flag: str, tokens: list[str], kind: Any) -> Any:
     shown = " ".join(f"'{token}'" if not token or " " in token else token for token in tokens)
     if len(tokens) > 1 and origin not in (tuple, list):
         raise UserError(f"{flag} takes one value ({_allowed(kind)}), but {len(tokens)} are given: {shown}")
+    if origin in (tuple, list) and arguments[0] in (int, float):  # numbers may also be written 0.1,0.5
+        tokens = [part for token in tokens for part in token.split(",")]
     try:
         return read_value(kind, tokens if origin in (tuple, list) else tokens[0])
     except ValueError as error:

@@ -15,6 +15,8 @@ from RATE_model.errors import UserError
 from RATE_model.memories import MEMORIES, MODES
 from RATE_model.memories.budget import BUDGETS, width_for
 from RATE_model.memories.contract import Memory, MemoryConfig
+from RATE_model.objectives.auxiliary import check_objectives
+from RATE_model.objectives.privileged import check_infos, named
 from RATE_model.system.secrets import redact
 
 if TYPE_CHECKING:
@@ -258,6 +260,14 @@ class TrainOptions:
     # Share of past actions replaced by random ones in training, against a model that copies its past actions instead of
     # looking at the observation; 0 = none (published)
     action_noise: float = 0.0
+    # Auxiliary objectives of the hidden states, in training only: next_latent (the encoded next observation), return
+    # (the return-to-go), infos/NAME (an array of the data: floats by squared error, integers by cross-entropy)
+    aux: tuple[str, ...] = ()
+    # Weights of the auxiliary losses; the action loss has weight 1. One for all, or one each
+    aux_weight: tuple[float, ...] = (0.5,)
+    # Arrays of the data, infos/NAME, shown to the model with every observation. Such an oracle cannot play; its
+    # validation loss shows what a model of this size reaches if it need not remember them
+    oracle: tuple[str, ...] = ()
     # Data-dependent initialisation of image encoders. If an observation stacks several frames, half of the first
     # filters start motion-sensitive
     calibrate: Boolean = False
@@ -276,8 +286,14 @@ class TrainOptions:
     # Average logged metrics over this many batches
     log_every: int = 10
 
+    def __post_init__(self) -> None:
+        for name in ("aux", "oracle"):  # a,b and a b are the same
+            object.__setattr__(self, name, named(getattr(self, name)))
+
     def validate(self) -> None:
         """Raise `UserError` for values out of range."""
+        check_objectives(self.aux, self.aux_weight)
+        check_infos(self.oracle, flag="oracle")
         counts = ("epochs", "batch_size", "accumulate", "ckpt_epoch", "log_every")
         at_least(1, **{name: getattr(self, name) for name in counts})
         at_least(1, final_tokens=self.final_tokens, epoch_batches=self.epoch_batches, ckpt_batches=self.ckpt_batches)
@@ -311,6 +327,8 @@ PUBLISHED_TRAINING: dict[str, Any] = {
     "weight_decay_on": "all",
     "initialisation": "published",
     "action_noise": 0.0,
+    "aux": (),
+    "oracle": (),
     "calibrate": False,
     "precision": "32",
 }

@@ -97,9 +97,9 @@ def train(environment: Environment, config: Any, run: Run, data: TrainingData | 
 
 
 def evaluate(environment: Environment, agent: Agent, config: Any, run: Run, *, final: bool) -> dict[str, float]:
-    """What the agent does in the environment, by name; nothing where the flags want no evaluation."""
+    """What the agent does in the environment, by name; nothing where the flags want no evaluation, or of an oracle."""
     task = config.task
-    if not (task.last_inference if final else task.online_inference):
+    if config.train.oracle or not (task.last_inference if final else task.online_inference):
         return {}
     flags = to_flat_dict(config)
     evaluation = evaluation_of(
@@ -116,7 +116,10 @@ def evaluate(environment: Environment, agent: Agent, config: Any, run: Run, *, f
 
 def finish(environment: Environment, agent: Agent, config: Any, run: Run, result: Mapping[str, Any]) -> None:
     """Pictures, and a line that says what the run has come to, by the names that eval/final.json has."""
-    environment.draw_run(run.directory, agent, config, result)
+    if config.train.oracle:  # pictures of environments look into the agent, and nothing tells it what it is to see
+        Environment.draw_run(environment, run.directory, agent, config, result)
+    else:
+        environment.draw_run(run.directory, agent, config, result)
     shown = {**environment.headlines(config), "validation_loss": ""}
     found = "".join(
         f"{name} {_rounded(result[name])}{said and f' ({said})'}, " for name, said in shown.items() if name in result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,25 @@ def returns_to_go(rewards: np.ndarray, starts: np.ndarray, lengths: np.ndarray) 
     return (np.repeat(before[starts + lengths], lengths) - before[:-1]).astype(np.float32)
 
 
+def info_rows(values: np.ndarray, name: str, steps: int, owner: str) -> np.ndarray:
+    """An array of the data's infos as rows of numbers: (steps, n) float32, NaN where nothing is known, or int64.
+
+    Raises:
+        UserError: it does not hold numbers, or not of every step.
+    """
+    if values.dtype.kind not in "biuf" or len(values) != steps:
+        raise UserError(
+            f"{owner}: 'infos/{name}' has type {values.dtype} and {len(values)} rows; expected numbers of {steps} steps"
+        )
+    return values.reshape(steps, -1).astype(np.float32 if values.dtype.kind == "f" else np.int64)
+
+
+def no_info(owner: str, name: str, offered: Sequence[str]) -> UserError:
+    """What to raise where the data holds no ``infos/NAME``."""
+    held = ", ".join(f"infos/{other}" for other in sorted(offered)) or "none"
+    return UserError(f"{owner} has no 'infos/{name}' (infos that it has: {held})")
+
+
 class TrajectoryArrays:
     """All steps of all episodes in flat arrays; attributes and methods as of `TrajectoryFile`.
 
@@ -32,6 +52,7 @@ class TrajectoryArrays:
         rewards: (T,).
         lengths: (E,) steps of each episode; they sum to T.
         terminals: (E,) bool, whether an episode ended in a terminal state rather than by a time limit.
+        infos: privileged arrays (T, ...) by name.
         name: what it is called in messages.
     """
 
@@ -43,9 +64,11 @@ class TrajectoryArrays:
         lengths: np.ndarray,
         terminals: np.ndarray,
         *,
+        infos: Mapping[str, np.ndarray] | None = None,
         name: str = "the dataset",
     ) -> None:
         self.path, self.attributes = name, dict[str, Any]()
+        self._infos = dict(infos or {})
         self._observations, self.actions = observations, actions
         self.rewards = np.asarray(rewards, dtype=np.float32)
         self.lengths = np.asarray(lengths, dtype=np.int64)
@@ -75,6 +98,20 @@ class TrajectoryArrays:
 
     def frames(self, max_bytes: float = 0) -> None:
         """Nobody has looked which images are equal."""
+
+    def info_names(self) -> list[str]:
+        """Names of the privileged arrays."""
+        return list(self._infos)
+
+    def info(self, name: str) -> np.ndarray:
+        """A privileged array, as `TrajectoryFile.info`."""
+        if name not in self._infos:
+            raise no_info(self.path, name, self.info_names())
+        return info_rows(self._infos[name], name, self.num_steps, self.path)
+
+    def column(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Steps start to stop - 1 of a privileged array, `infos/NAME`, as it was given."""
+        return self._infos[name.removeprefix("infos/")][start:stop]
 
     def expert_actions(self) -> np.ndarray:
         """Raises UserError: nothing tells what an expert would have done."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -36,6 +37,8 @@ class Batch:
         labels: as the actions, but what is to be predicted in their place; None: the actions.
         begins: (B,) bool, whether a window begins its episode; stays on the CPU. None: all do.
         variants: (B,) int64, which of its `variants` a batch transform made of each window; None: there is one.
+        infos: privileged arrays of the data by name, (B, T, n) float32 or int64, 0 in padding: what an objective or a
+            probe may know, and an agent that plays may not. None: none were asked for.
     """
 
     observations: torch.Tensor | Frames | FrameStack
@@ -47,6 +50,7 @@ class Batch:
     labels: torch.Tensor | None = None
     begins: torch.Tensor | None = None
     variants: torch.Tensor | None = None
+    infos: dict[str, torch.Tensor] | None = None
 
     @property
     def targets(self) -> torch.Tensor:
@@ -67,24 +71,26 @@ class Batch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The batch on another device; ``lengths``, ``indices`` and ``begins`` stay on the CPU."""
-        kept = ("lengths", "indices", "begins")
-        moved = {name: value for name, value in self._arrays().items() if name not in kept}
-        return replace(self, **{name: value.to(device, non_blocking=non_blocking) for name, value in moved.items()})
+        return self._map(
+            lambda value: value.to(device, non_blocking=non_blocking), kept=("lengths", "indices", "begins")
+        )
 
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory, for asynchronous copies to a GPU. Torch's loader calls this by name."""
-        return Batch(**{name: value.pin_memory() for name, value in self._arrays().items()})
+        return self._map(lambda value: value.pin_memory())
 
     def share_memory_(self) -> Batch:
         """Move all of it to memory that other processes can read. Raises as torch does where there is too little."""
-        for value in self._arrays().values():
-            value.share_memory_()
-        return self
+        return self._map(lambda value: value.share_memory_())
 
-    def _arrays(self) -> dict[str, Any]:
-        """All that it holds, by name."""
-        held = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: value for name, value in held.items() if value is not None}
+    def _map(self, function: Callable[[Any], Any], kept: Collection[str] = ()) -> Batch:
+        """`function` applied to everything that it holds, but for what is `kept`."""
+
+        def changed(value: Any) -> Any:
+            return {key: function(each) for key, each in value.items()} if isinstance(value, dict) else function(value)
+
+        held = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in kept}
+        return replace(self, **{name: changed(value) for name, value in held.items() if value is not None})
 
 
 class BatchTransform(Protocol):
@@ -92,6 +98,11 @@ class BatchTransform(Protocol):
 
     variants: ClassVar[int]
     """How many kinds of windows it makes of one; where they are several, `Batch.variants` says which it was."""
+
+    @property
+    def keeps(self) -> Collection[str]:
+        """Names of the data's infos that are as true of what it makes as of what it is given."""
+        ...
 
     def __call__(self, batch: Batch) -> Batch:
         """The changed batch. What is drawn is drawn from torch's global generator."""

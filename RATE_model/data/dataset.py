@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -81,6 +82,7 @@ class WindowDataset(Dataset):
         self._labels: np.ndarray | None = None
         if learn == "expert":
             self._labels = np.concatenate([file.expert_actions() for file in self.files])
+        self._infos: dict[str, np.ndarray] = {}
         self._observations: np.ndarray | None = None
         # The distinct images, and each step's number among them.
         self._frames: tuple[np.ndarray, np.ndarray] | None = None
@@ -99,6 +101,46 @@ class WindowDataset(Dataset):
         other.__dict__ |= {name: value for name, value in self.__dict__.items() if name != "fingerprint"}
         other._set_windows(windows, self.size if size is None else size, self.pad)
         return other
+
+    def with_infos(self, names: Sequence[str]) -> WindowDataset:
+        """The same windows, whose batches also have these arrays of the data's infos; shares this one's memory.
+
+        Raises:
+            UserError: a file does not hold one of them, or in another shape or kind than the others do.
+        """
+        other = self.with_windows(self.windows)
+        other._infos = self._infos | {name: self._info(name) for name in names}
+        return other
+
+    def _info(self, name: str) -> np.ndarray:
+        """(steps of all files, n)."""
+        if name not in self._infos:
+            parts = [file.info(name) for file in self.files]
+            for file, part in zip(self.files, parts, strict=True):
+                kinds = [(each.shape[1:], each.dtype.name) for each in (parts[0], part)]
+                if kinds[0] != kinds[1]:
+                    raise UserError(
+                        f"'{self.files[0].path}' and '{file.path}' hold different kinds of 'infos/{name}': {kinds}."
+                    )
+            return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return self._infos[name]
+
+    def info(self, name: str) -> np.ndarray:
+        """All values of an array of `with_infos` that windows show, (steps, n); a step counts once."""
+        return self._infos[name][self._shown_steps()]
+
+    @property
+    def return_statistics(self) -> tuple[float, float]:
+        """Mean and standard deviation of the returns-to-go that windows show; a step counts once."""
+        returns = self._returns[self._shown_steps()].astype(np.float64)
+        return float(returns.mean()), float(returns.std())
+
+    def _shown_steps(self) -> np.ndarray:
+        """Whether a window shows a step, of all files: (steps,) bool."""
+        change = np.zeros(len(self._returns) + 1, dtype=np.int64)
+        np.add.at(change, self.positions, 1)
+        np.add.at(change, self.positions + self.windows[:, 2], -1)
+        return np.cumsum(change[:-1]) > 0
 
     def up_to(self, size: int) -> WindowDataset:
         """The windows of at most ``size`` steps, padded to it; shares this one's memory. ValueError: there is none."""
@@ -155,7 +197,8 @@ class WindowDataset(Dataset):
         checksums would not do for the second: they tell apart what was only stored in another way.
         """
         digest = hashlib.blake2b(digest_size=16)
-        for array in (self.windows, self._actions, self._returns, *(() if self._labels is None else (self._labels,))):
+        labels = () if self._labels is None else (self._labels,)
+        for array in (self.windows, self._actions, self._returns, *labels, *self._infos.values()):
             digest.update(np.ascontiguousarray(array).data)
         some = hashlib.blake2b(digest_size=16)
         for number in np.unique(np.linspace(0, len(self) - 1, _FINGERPRINT_STEPS).astype(int)):
@@ -199,7 +242,16 @@ class WindowDataset(Dataset):
             if self.pad == "left":
                 dense[~valid] = self._blank
             observations = torch.from_numpy(dense)
-        return Batch(observations, **{name: torch.from_numpy(array) for name, array in arrays.items()})
+        tensors: dict[str, Any] = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        if self._infos:
+            tensors["infos"] = {name: self._info_at(values, position, valid) for name, values in self._infos.items()}
+        return Batch(observations, **tensors)
+
+    def _info_at(self, values: np.ndarray, position: np.ndarray, valid: np.ndarray) -> torch.Tensor:
+        """Rows of an array of infos at the steps at `position` (B, T): (B, T, n)."""
+        rows = values.take(position, axis=0)
+        rows[~valid] = 0
+        return torch.from_numpy(rows)
 
     def _shown(self, images: np.ndarray, numbers: np.ndarray, position: np.ndarray, valid: np.ndarray) -> Frames:
         """The distinct ones of all images that the steps at `position` (B, T) show."""

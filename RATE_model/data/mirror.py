@@ -19,6 +19,7 @@ class Mirror:
     variants: ClassVar[int] = 2  # of a window: as it is, and in the mirror
 
     actions: tuple[int, ...]  # what each action becomes in the mirror
+    keeps: tuple[str, ...] = ()  # names of infos that are the same in the mirror; others are not to be had there
 
     def __call__(self, batch: Batch) -> Batch:
         """The batch with some of its trajectories in the mirror."""

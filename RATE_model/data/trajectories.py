@@ -7,7 +7,7 @@ All steps of all episodes lie one after the other in flat arrays:
     rewards       (steps,)
     terminals     (steps,)       1 on the last step of an episode that ended in a terminal state
     timeouts      (steps,)       1 on the last step of an episode that was cut off; may be absent
-    infos/...     (steps, ...)   anything else; not read here, but for
+    infos/...     (steps, ...)   anything else: privileged, for objectives and probes (`TrajectoryFile.info`), but for
     infos/first_seen     (steps,)   the first step with the same observation; may be absent
     infos/expert_action             what an expert would have done, shaped as the actions; may be absent
 
@@ -38,7 +38,7 @@ from typing import Any, Literal, Self
 import h5py
 import numpy as np
 
-from RATE_model.data.arrays import TrajectoryArrays, returns_to_go
+from RATE_model.data.arrays import TrajectoryArrays, info_rows, no_info, returns_to_go
 from RATE_model.data.attributes import decoded
 from RATE_model.data.checksums import Checksums
 from RATE_model.data.compression import hdf5plugin, uses_zstd
@@ -191,6 +191,16 @@ class TrajectoryFile:
         """Names of the arrays under ``infos/``."""
         with self._reading():
             return list(self._open().get("infos", {}))
+
+    def info(self, name: str) -> np.ndarray:
+        """All steps of an array under ``infos/``, n numbers each: (num_steps, n) float32 or int64; see `info_rows`.
+
+        Raises:
+            UserError: there is none of this name, and what there is; or it is damaged, or does not hold numbers.
+        """
+        if name not in (offered := self.info_names()):
+            raise no_info(f"trajectory file '{self.path}'", name, offered)
+        return info_rows(self.column(f"infos/{name}"), name, self.num_steps, f"trajectory file '{self.path}'")
 
     def load(self) -> tuple[np.ndarray, np.ndarray]:
         """All steps, as `read` returns them."""

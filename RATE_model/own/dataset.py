@@ -17,10 +17,11 @@ from RATE_model.data.arrays import TrajectoryArrays
 from RATE_model.data.dataset import WindowDataset
 from RATE_model.data.minari import is_minari, minari_folder, read_minari, write_minari
 from RATE_model.data.selection import split_episodes, strided_windows, whole_episodes
-from RATE_model.data.trajectories import Trajectories, TrajectoryFile
+from RATE_model.data.trajectories import FIRST_SEEN, Trajectories, TrajectoryFile
 from RATE_model.data.writer import TrajectoryWriter
 from RATE_model.environments.spaces import Actions, Observations, spec_of
 from RATE_model.errors import UserError
+from RATE_model.objectives.privileged import PREFIX
 from RATE_model.own.making import MAX_STEPS, Made, make_environment
 from RATE_model.spec import EnvironmentSpec
 
@@ -80,7 +81,8 @@ class Dataset:
 
         Args:
             episodes: of each `observations` (T, ...) or (T + 1, ...), or a dict of such; `actions` (T, ...); `rewards`
-                (T,); and, if known, `terminals` or `terminated`, and `timeouts` or `truncated`: (T,) or one value.
+                (T,); and, if known, `terminals` or `terminated`, and `timeouts` or `truncated`: (T,) or one value. Also
+                `infos`, a dict of privileged arrays (T, ...) for `--aux`, `--oracle` and probes: the same in all.
             environment: what they come from.
             spaces: of observations and actions, where there is no environment; None: what the data tells.
             name: what the data is called in messages.
@@ -112,6 +114,7 @@ class Dataset:
             *(np.concatenate([part[index] for part in parts]) for index in range(3)),
             lengths=np.array([len(part[2]) for part in parts]),
             terminals=np.array([episode["terminal"] for episode in columns]),
+            infos=_joined_infos(columns, name),
             name=name,
         )
         return cls(trajectories, observations, actions, metadata=metadata)
@@ -131,6 +134,7 @@ class Dataset:
                     "actions": file.actions[start : start + length],
                     "rewards": file.rewards[start : start + length],
                     "terminals": bool(file.column("terminals", int(start + length - 1), int(start + length)).any()),
+                    "infos": _infos_of(file, int(start), int(start + length)),
                 }
                 for start, length, whole in zip(file.starts, file.lengths, file.whole, strict=True)
                 if whole
@@ -140,6 +144,8 @@ class Dataset:
     @classmethod
     def from_npz(cls, folder: str | Path, *, environment: Made | None = None, pattern: str = "*.npz") -> Dataset:
         """A folder of .npz files, each of one episode or of several whose ends are marked, under the usual names.
+
+        Arrays called ``infos/NAME`` are privileged ones.
 
         Raises:
             UserError: there is none, or one is damaged or holds something else.
@@ -266,7 +272,13 @@ class Dataset:
             for start, length, terminal in zip(data.starts.tolist(), data.lengths.tolist(), terminals, strict=True):
                 observations, actions = data.read(start, start + length)
                 actions = self.actions.store(actions)
-                writer.add_episode(observations, actions, data.rewards[start : start + length], terminal=bool(terminal))
+                writer.add_episode(
+                    observations,
+                    actions,
+                    data.rewards[start : start + length],
+                    terminal=bool(terminal),
+                    infos=_infos_of(data, start, start + length),
+                )
         return path
 
     def to_minari(self, dataset: str | Path, **metadata: Any) -> Path:
@@ -316,6 +328,7 @@ def _npz(path: Path) -> list[dict[str, Any]]:
         raise UserError(f"'{path}' cannot be read; it is damaged, or not a file of arrays ({error})") from None
     episode = {key: held[name] for key, names in _KEYS.items() for name in names if name in held}
     marks = {key: held[name] for key, names in _MARKS.items() for name in names if name in held}
+    infos = {name.removeprefix(PREFIX): values for name, values in held.items() if name.startswith(PREFIX)}
     if missing := [key for key in _KEYS if key not in episode]:
         raise UserError(f"'{path}' has no {', '.join(missing)} (it has: {', '.join(held) or 'nothing'})")
     steps = len(episode["rewards"])
@@ -328,10 +341,11 @@ def _npz(path: Path) -> list[dict[str, Any]]:
     }
     stops = np.flatnonzero(np.logical_or.reduce([*flags.values(), last])) + 1
     if len(stops) == 1:
-        return [episode | {key: bool(values[-1]) for key, values in flags.items()}]
+        return [episode | {"infos": infos} | {key: bool(values[-1]) for key, values in flags.items()}]
     pieces = zip([0, *stops[:-1]], stops, strict=True)
     return [
         {key: values[start:stop] for key, values in episode.items()}
+        | {"infos": {name: values[start:stop] for name, values in infos.items()}}
         | {key: bool(values[stop - 1]) for key, values in flags.items()}
         for start, stop in pieces
     ]
@@ -396,7 +410,35 @@ def _columns(episode: Any, number: int, name: str) -> dict[str, Any]:
     found["observations"] = _cut(found["observations"], steps, place, "observations")
     terminal, truncated = (_last(episode, names, steps, place) for names in (_TERMINALS, _TRUNCATED))
     found["terminal"] = (not truncated) if terminal is None else terminal
+    infos = episode.get("infos", {})
+    if not isinstance(infos, Mapping):
+        raise UserError(f"{place}: 'infos' are {type(infos).__name__}; give a dict of arrays")
+    found["infos"] = {key: _array(values, place, f"{PREFIX}{key}") for key, values in infos.items()}
+    for key, values in found["infos"].items():
+        if values.shape[:1] != (steps,) or values.dtype.kind not in "biuf":
+            raise UserError(
+                f"{place}: '{PREFIX}{key}' have shape {values.shape} and type {values.dtype}; give numbers of {steps} "
+                "steps"
+            )
     return found
+
+
+def _joined_infos(episodes: Sequence[Mapping[str, Any]], name: str) -> dict[str, np.ndarray]:
+    """Privileged arrays of all episodes, one after another. Raises UserError where they differ."""
+    first = episodes[0]["infos"]
+    for number, episode in enumerate(episodes):
+        shapes = [{key: values.shape[1:] for key, values in infos.items()} for infos in (first, episode["infos"])]
+        if shapes[0] != shapes[1]:
+            raise UserError(
+                f"{name}: 'infos' of episode 0 have the shapes {shapes[0]}, of episode {number} {shapes[1]}"
+            )
+    return {key: np.concatenate([episode["infos"][key] for episode in episodes]) for key in first}
+
+
+def _infos_of(data: Trajectories, start: int, stop: int) -> dict[str, np.ndarray]:
+    """The privileged arrays of some steps, but for what describes the file itself."""
+    names = [name for name in data.info_names() if PREFIX + name != FIRST_SEEN]
+    return {name: data.column(PREFIX + name, start, stop) for name in names}
 
 
 def _cut(values: Any, steps: int, place: str, key: str) -> Any:

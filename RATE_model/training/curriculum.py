@@ -52,6 +52,11 @@ class FixedStages:
         return self.stages[self.index]
 
     @property
+    def last_stage(self) -> int:
+        """Segments of the last stage."""
+        return self.stages[-1]
+
+    @property
     def epochs_of_stage(self) -> int | None:
         """Epochs of the present stage."""
         return self.epochs[self.index]
@@ -107,6 +112,11 @@ class AdaptiveStages:
     def segments(self) -> int:
         """Segments of the present stage."""
         return self.stages[self.index]
+
+    @property
+    def last_stage(self) -> int:
+        """Segments of the last stage."""
+        return self.stages[-1]
 
     @property
     def epochs_of_stage(self) -> int | None:

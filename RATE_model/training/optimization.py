@@ -17,21 +17,22 @@ def make_optimizer(
     betas: tuple[float, float],
     weight_decay: float,
     decay_all: bool = False,
+    auxiliary: nn.Module | None = None,
 ) -> torch.optim.AdamW:
     """AdamW with weight decay on the matrices of linear maps and convolutions, and on nothing else.
 
     Biases, norms, embeddings, memory tokens and relative-position biases are not decayed, unless `decay_all`, the
-    published training.
+    published training. Heads of `auxiliary` objectives are not decayed.
     """
+    heads = [] if auxiliary is None else [{"params": list(auxiliary.parameters()), "weight_decay": 0.0}]
     if decay_all:
-        return torch.optim.AdamW(
-            model.ordered_parameters(), lr=learning_rate, betas=betas, weight_decay=weight_decay, fused=True
-        )
+        groups = [{"params": model.ordered_parameters(), "weight_decay": weight_decay}, *heads]
+        return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)
     linear = (module for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv1d))
     decayed = {id(module.weight) for module in linear}
     matrices = [parameter for parameter in model.ordered_parameters() if id(parameter) in decayed]
     rest = [parameter for parameter in model.ordered_parameters() if id(parameter) not in decayed]
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}, *heads]
     return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)
 
 

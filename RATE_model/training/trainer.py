@@ -15,6 +15,8 @@ from RATE_model.cli.settings import TrainOptions
 from RATE_model.data.batch import Batch, BatchTransform, Share
 from RATE_model.data.dataset import WindowDataset
 from RATE_model.errors import RunError
+from RATE_model.objectives.auxiliary import Auxiliary, Moment
+from RATE_model.objectives.cloning import cloning_loss
 from RATE_model.system import distributed
 from RATE_model.system.precision import autocast
 from RATE_model.training.optimization import RisingCosine, Schedule, make_optimizer
@@ -98,6 +100,7 @@ class Trainer:
         schedule: of the learning rate, per optimizer step.
         metrics: computed from every batch beside loss, gradient norm and learning rate.
         transform: what every batch goes through first, on the model's device; draws from torch's global generator.
+        auxiliary: objectives beside behaviour cloning, on the model's device; their losses are metrics.
         crash_directory: where a batch that makes the loss not finite is recorded.
     """
 
@@ -109,6 +112,7 @@ class Trainer:
         *,
         metrics: BatchMetrics | None = None,
         transform: BatchTransform | None = None,
+        auxiliary: Auxiliary | None = None,
         crash_directory: Path | None = None,
     ) -> None:
         self.model, self.options, self.schedule = model, options, schedule
@@ -118,9 +122,14 @@ class Trainer:
             betas=(options.beta_1, options.beta_2),
             weight_decay=options.weight_decay,
             decay_all=options.weight_decay_on == "all",
+            auxiliary=auxiliary,
         )
+        self.auxiliary = auxiliary
         self._parameters = model.ordered_parameters()  # in one order always: gradients' norms are added up in it
         distributed.broadcast(list(model.state_dict().values()))
+        if auxiliary is not None:
+            self._parameters += list(auxiliary.parameters())
+            distributed.broadcast(list(auxiliary.state_dict().values()))
         self.step = 0
         self._metrics, self._transform = metrics, transform
         self._crash_directory = crash_directory
@@ -168,11 +177,12 @@ class Trainer:
         windows = list(self._windows(valid.shape[1]))
         counts = _counts(learned, windows)
         seen_counts = counts if learned is valid else _counts(valid, windows)
+        none = torch.zeros(1 + len(self._auxiliary_metrics), device=device)  # of actions, then of other objectives
         for window, count, seen in zip(windows, counts, seen_counts, strict=True):
             if not seen:
                 logits.append(torch.zeros(*valid[:, window].shape, self.model.spec.num_actions, device=device))
                 continue
-            loss = torch.zeros((), device=device)
+            loss = torch.zeros_like(none)
             window_logits, left = [], []
             with torch.set_grad_enabled(count > 0):  # without loss the window only brings the state up to date
                 for number, rows in enumerate(parts):
@@ -190,13 +200,33 @@ class Trainer:
                 losses.append(loss)
                 weights.append(count)
             self.schedule.count(seen)
-        mean = sum(loss * (count / sum(weights)) for loss, count in zip(losses, weights, strict=True))
-        result = {"train_loss": mean, "grad_norm": norm}
+        mean = sum((loss * (count / sum(weights)) for loss, count in zip(losses, weights, strict=True)), start=none)
+        result = {"train_loss": mean[0], "grad_norm": norm} | dict(zip(self._auxiliary_metrics, mean[1:], strict=True))
         result["lr"] = torch.tensor(self.optimizer.param_groups[0]["lr"])
         if self._metrics is not None:
             with torch.no_grad():
                 result |= _means(self._metrics(torch.cat(logits, dim=1), batch), batch.real_rows)
         return result
+
+    @property
+    def _auxiliary_metrics(self) -> tuple[str, ...]:
+        """What the losses of auxiliary objectives are called."""
+        return () if self.auxiliary is None else self.auxiliary.metrics
+
+    def _decided(
+        self, moment_of: Callable[[Tensor], Moment], *inputs: Any, **options: Any
+    ) -> tuple[Tensor, Tensor, AgentState]:
+        """Logits, the losses of auxiliary objectives `(A,)`, and the state after some steps.
+
+        Args:
+            moment_of: hidden states -> what those objectives look at.
+            inputs, options: of the model.
+        """
+        if self.auxiliary is None:
+            logits, state = self.model(*inputs, **options)
+            return logits, logits.new_zeros(0), state
+        hidden, state = self.model(*inputs, head=lambda hidden: hidden, **options)
+        return self.model.head(hidden), self.auxiliary(moment_of(hidden)), state
 
     def _parts(self, rows: int) -> list[slice]:
         size = -(-rows // min(self.options.accumulate, rows))
@@ -262,7 +292,7 @@ class Trainer:
         """Add one part's gradient of one window.
 
         Returns:
-            Its share of the loss, logits, the state after the window, and the states to be kept.
+            Its share of the losses, of the actions first, logits, the state after the window, and states to be kept.
         """
         begins = batch.begins
         inputs = (batch.observations[rows, window], shown[rows, window], batch.rtg[rows, window], valid[rows, window])
@@ -275,22 +305,29 @@ class Trainer:
                 return state
             return _cut(state, ~begins[rows])
 
+        def moment(hidden: Tensor) -> Moment:
+            return Moment(self.model, hidden, batch, valid, rows, window)
+
+        infos = None if batch.infos is None else {name: values[rows, window] for name, values in batch.infos.items()}
         with autocast(self.model.device, self.options.precision):
-            logits, after = self.model(*inputs, state, borders=self._borders(window), at_border=at_border)
-            loss = self.model.spec.loss(logits, batch.targets[rows, window], batch.valid[rows, window]) * share
-        if loss.requires_grad:  # a part whose rows are all padding in this window has computed nothing
-            loss.backward()
+            logits, others, after = self._decided(
+                moment, *inputs, state, borders=self._borders(window), at_border=at_border, infos=infos
+            )
+            loss = cloning_loss(self.model.spec, logits, batch.targets[rows, window], batch.valid[rows, window]) * share
+            total = loss if self.auxiliary is None else loss + (self.auxiliary.weights * others).sum() * share
+        if total.requires_grad:  # a part whose rows are all padding in this window has computed nothing
+            total.backward()
         after = after.detach()
         if self._stored is not None:
             passed.append((window.stop, after))
-        return loss.detach(), logits.detach(), after, passed
+        return torch.cat([loss[None], others * share]).detach(), logits.detach(), after, passed
 
     def _optimize(self, loss: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """One optimizer step from the gradients that are there; the loss, and the gradient's norm before clipping."""
+        """One optimizer step from the gradients that are there; the losses, and the gradient's norm before clipping."""
         if distributed.size() > 1:
             loss = self._add_up_gradients(loss)
         norm = nn.utils.clip_grad_norm_(self._parameters, self.options.grad_norm_clip)
-        self._guard(torch.isfinite(loss) & torch.isfinite(norm), indices)
+        self._guard(torch.isfinite(loss).all() & torch.isfinite(norm), indices)
         for group in self.optimizer.param_groups:
             group["lr"] = self.options.learning_rate * self.schedule.factor(self.step)
         self.optimizer.step()
@@ -299,7 +336,7 @@ class Trainer:
         return loss, norm
 
     def _add_up_gradients(self, loss: Tensor) -> Tensor:
-        """Sum gradients over all processes, in one message; the sum of the losses, which is in it too.
+        """Sum gradients over all processes, in one message; the sums of the losses, which are in it too.
 
         A process may have computed nothing. A parameter that has no gradient in any of them keeps none: AdamW leaves it
         alone.
@@ -310,13 +347,13 @@ class Trainer:
             for parameter in self._parameters
         ]
         there = 1 - torch.tensor(missing, dtype=loss.dtype).to(loss.device, non_blocking=True)
-        flat = distributed.add_up(torch.cat([*parts, there, loss[None]]))
-        *gradients, there, loss = flat.split([*map(len, parts), len(parts), 1])
+        flat = distributed.add_up(torch.cat([*parts, there, loss]))
+        *gradients, there, loss = flat.split([*map(len, parts), len(parts), len(loss)])
         # Reading it would make a GPU wait, so it is only done where something is missing here.
         found = there.tolist() if any(missing) else [1] * len(parts)
         for parameter, gradient, processes in zip(self._parameters, gradients, found, strict=True):
             parameter.grad = gradient.view_as(parameter) if processes else None
-        return loss[0]
+        return loss
 
     def _guard(self, finite: Tensor, indices: Tensor) -> None:
         """Stop before a step that would spoil the parameters.
@@ -370,7 +407,8 @@ class Trainer:
         kept = counts > 0
         result = {"validation_loss": _weighted_mean(loss[kept], counts[kept])}
         for name, (values, _) in measured.items():
-            result[name.replace("train_", "validation_")] = _weighted_mean(values[kept], rows[kept])
+            weights = counts if name in self._auxiliary_metrics else rows
+            result[name.replace("train_", "validation_")] = _weighted_mean(values[kept], weights[kept])
         return result
 
     @torch.no_grad()
@@ -382,9 +420,16 @@ class Trainer:
             count = int(batch.valid.sum())
             batch = batch.to(self.model.device, non_blocking=True)
             with autocast(self.model.device, self.options.precision):
-                logits, _ = self.model(batch.observations, batch.actions, batch.rtg, valid)
-                loss = self.model.spec.loss(logits, batch.targets, batch.valid)
+                logits, others, _ = self._decided(
+                    lambda hidden, batch=batch, valid=valid: Moment(
+                        self.model, hidden, batch, valid, slice(None), slice(0, valid.shape[1])
+                    ),
+                    *(batch.observations, batch.actions, batch.rtg, valid),
+                    infos=batch.infos,
+                )
+                loss = cloning_loss(self.model.spec, logits, batch.targets, batch.valid)
             found: dict[str, tuple[Tensor, Any]] = {_LOSS: (loss, count), _ROWS: (loss, batch.real_rows)}
+            found |= {name: (other, count) for name, other in zip(self._auxiliary_metrics, others, strict=True)}
             if self._metrics is not None:
                 found |= _weighed(self._metrics(logits, batch), batch.real_rows)
             for name, value in found.items():
@@ -404,6 +449,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "rng": random,
             **({"rng_of_others": others} if others else {}),
+            **({} if self.auxiliary is None else {"auxiliary": self.auxiliary.state_dict()}),
             "stored_states": self._resumed if self._stored is None else self._stored.state_dict(),
         }
 
@@ -413,6 +459,8 @@ class Trainer:
         self.schedule.decay_start = state["decay_start"]
         self.schedule.tokens = state.get("tokens", 0)
         self._resumed = state.get("stored_states")
+        if self.auxiliary is not None:
+            self.auxiliary.load_state_dict(state["auxiliary"])
         self.optimizer.load_state_dict(state["optimizer"])
         saved = [state["rng"], *state.get("rng_of_others", [])]
         if len(saved) != distributed.size() and distributed.is_first():

@@ -13,6 +13,7 @@ from RATE_model.data.trajectories import TrajectoryFile
 from RATE_model.data.writer import TrajectoryWriter
 from RATE_model.errors import UserError
 from RATE_model.memories.rate.config import RATEConfig
+from RATE_model.objectives.cloning import cloning_loss
 from RATE_model.spec import EnvironmentSpec
 from tests.small_models import rate_agent
 
@@ -126,7 +127,7 @@ def test_outputs_and_gradients_are_those_of_dense_images(files):
     for batch in batches:
         model.zero_grad()
         logits, _ = model(batch.observations, batch.actions, batch.rtg.double(), batch.valid)
-        SPEC.loss(logits, batch.actions, batch.valid).backward()
+        cloning_loss(SPEC, logits, batch.actions, batch.valid).backward()
         results.append((logits.detach(), [p.grad.clone() for p in model.parameters() if p.grad is not None]))
         if batch is batches[0]:
             assert encoded == [len(batch.observations.images)]

@@ -27,6 +27,7 @@ from RATE_model.memories.rate.config import RATEOptions
 from RATE_model.memories.recurrent import RecurrentOptions
 from RATE_model.memories.retrieval import RetrievalOptions
 from RATE_model.memories.rmc import RMCOptions
+from RATE_model.objectives.cloning import cloning_loss
 from RATE_model.spec import EnvironmentSpec
 from RATE_model.training.checkpoints import save_checkpoint
 from tests.small_models import CONTINUOUS, VECTOR, Inputs, everywhere, logits_of, random_inputs
@@ -304,12 +305,12 @@ class MemoryContract:
         valid = self.padding(agent, "right")
         observations = self.spoilt(inputs, valid)[0].requires_grad_()
         logits, _ = agent(observations, *inputs[1:], valid)
-        agent.spec.loss(logits, inputs[1], valid).backward()
+        cloning_loss(agent.spec, logits, inputs[1], valid).backward()
         found = gradient_of(observations)
         assert found[valid].any() == agent.memory.trains_encoders and not found[~valid].any()
         agent.zero_grad()
         logits, _ = agent(*inputs, torch.zeros_like(valid))
-        loss = agent.spec.loss(logits, inputs[1], torch.zeros_like(valid))
+        loss = cloning_loss(agent.spec, logits, inputs[1], torch.zeros_like(valid))
         assert loss == 0
         if loss.requires_grad:
             loss.backward()
@@ -373,7 +374,7 @@ class MemoryContract:
         agent, inputs = case.agent().train(), inputs_of(VECTOR, 8)
         before = {name: parameter.detach().clone() for name, parameter in agent.named_parameters()}
         optimizer = torch.optim.AdamW(agent.parameters(), lr=1e-2, weight_decay=0.0)
-        agent.spec.loss(logits_of(agent, inputs), inputs[1], everywhere(inputs)).backward()
+        cloning_loss(agent.spec, logits_of(agent, inputs), inputs[1], everywhere(inputs)).backward()
         optimizer.step()
         still = [name for name, parameter in agent.named_parameters() if torch.equal(parameter, before[name])]
         assert not [name for name in still if agent.memory.trains_encoders or not name.startswith("encoder.")]
@@ -497,7 +498,7 @@ class MemoryContract:
         exact = logits_of(agent, inputs)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             rough = logits_of(agent, inputs)
-            agent.spec.loss(rough, inputs[1], everywhere(inputs)).backward()
+            cloning_loss(agent.spec, rough, inputs[1], everywhere(inputs)).backward()
             valid = self.padding(agent, "right")[:4]
             padded, _ = agent(*inputs, valid)
             assert largest((padded - rough)[valid]) < 0.1

@@ -38,7 +38,9 @@ def make_data(folder: Path, stride: int = 1, *, spec: EnvironmentSpec = VECTOR, 
         for steps in LENGTHS:
             observations = rng.integers(1, 200, (steps, *shape)) if spec.is_image else rng.normal(size=(steps, *shape))
             actions = rng.integers(spec.num_actions, size=steps)
-            writer.add_episode(observations.astype(dtype), actions, rng.normal(size=steps), terminal=True)
+            rewards, numbers = rng.normal(size=steps), np.arange(steps)
+            infos = {"place": np.stack([rewards, numbers], axis=1), "phase": numbers % 3}
+            writer.add_episode(observations.astype(dtype), actions, rewards, terminal=True, infos=infos)
     file = TrajectoryFile(path)
     windows = [strided_windows(0, file, size, stride), whole_episodes(0, file)[file.lengths < size]]
     return WindowDataset([file], np.concatenate(windows), size=size, pad=pad)

@@ -16,6 +16,7 @@ from RATE_model.data.batch import Batch
 from RATE_model.data.dataset import WindowDataset
 from RATE_model.data.loader import EpochSampler, make_loader
 from RATE_model.memories import MODES
+from RATE_model.objectives.auxiliary import Auxiliary
 from RATE_model.training.optimization import RisingCosine
 from RATE_model.training.trainer import Trainer, accuracy, last_steps_right
 from tests.groups import in_group
@@ -26,12 +27,14 @@ from TMaze_new.TMaze_new_src.env import TMazeVectorEnv
 BATCHES = 20
 # Windows of the data are 23; the last batch of an epoch has two, for up to three processes.
 BATCH_SIZE = 7
+OBJECTIVES = ("next_latent", "return", "infos/place", "infos/phase")
 SETTINGS = {
     "whole": {"bptt_segments": -1},
     "windows": {"bptt_segments": 0},
     "parts": {"bptt_segments": 0, "accumulate": 3},
     "burnt in": {"bptt_segments": 1, "burn_in": K + 1},
     "stored": {"bptt_segments": 0, "window_state": "stored", "accumulate": 2},
+    "objectives": {"bptt_segments": 0, "accumulate": 2, "burn_in": K + 1, "aux": OBJECTIVES, "aux_weight": (0.3,)},
 }
 
 
@@ -53,7 +56,11 @@ def losses(data: WindowDataset, mode: str, batches: int, **options) -> list[floa
         return accuracy(logits, batch) | {"train_last": last_steps_right(logits, batch, 2)}
 
     options = TrainOptions(**dict(learning_rate=1e-3, batch_size=BATCH_SIZE) | options)
-    trainer = Trainer(agent(mode), options, RisingCosine(50, 5000, 0.1), metrics=metrics)
+    model, auxiliary = agent(mode), None
+    if options.aux:
+        data = data.with_infos(["place", "phase"])
+        auxiliary = Auxiliary.of(options.aux, options.aux_weight, model, data)
+    trainer = Trainer(model, options, RisingCosine(50, 5000, 0.1), metrics=metrics, auxiliary=auxiliary)
     trainer.begin_stage(data)
     loader = make_loader(data, EpochSampler(len(data), BATCH_SIZE, seed=1))
     found = []
@@ -87,7 +94,14 @@ def data(tmp_path, monkeypatch) -> Iterator[WindowDataset]:
 
 @pytest.mark.parametrize(
     ("mode", "setting"),
-    [("RATE", "windows"), ("DT", "whole"), ("TrXL", "stored"), ("GRU", "burnt in"), ("MLP", "parts")],
+    [
+        ("RATE", "windows"),
+        ("DT", "whole"),
+        ("TrXL", "stored"),
+        ("GRU", "burnt in"),
+        ("MLP", "parts"),
+        ("RMT", "objectives"),
+    ],
 )
 def test_three_processes_have_the_losses_of_one(data, mode, setting):
     assert_equal(data, mode, setting, (3,), 5)

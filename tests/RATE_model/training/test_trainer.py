@@ -11,7 +11,9 @@ from RATE_model.cli.settings import TrainOptions
 from RATE_model.data.batch import Batch
 from RATE_model.data.mirror import Mirror
 from RATE_model.errors import UserError
+from RATE_model.objectives.cloning import cloning_loss
 from RATE_model.spec import EnvironmentSpec
+from RATE_model.training import trainer as trainer_module
 from RATE_model.training.optimization import Schedule
 from RATE_model.training.trainer import Trainer, TrainingDiverged, accuracy, last_steps_right, optimizer_steps
 from tests.small_models import CONTINUOUS, VECTOR, K, N, random_inputs, small_model
@@ -332,10 +334,12 @@ def test_a_share_of_past_actions_is_shown_as_random_ones_and_the_recorded_are_le
     trainer = make_trainer(model, action_noise=noise)
     batch = make_batch([N * K] * 64, spec=spec)
     shown, targets = [], []
-    encode, loss = model.encoder.encode_actions, type(spec).loss
+    encode = model.encoder.encode_actions
     monkeypatch.setattr(model.encoder, "encode_actions", lambda actions: shown.append(actions) or encode(actions))
     monkeypatch.setattr(
-        type(spec), "loss", lambda self, p, actions, v: targets.append(actions) or loss(self, p, actions, v)
+        trainer_module,
+        "cloning_loss",
+        lambda s, p, actions, v: targets.append(actions) or cloning_loss(s, p, actions, v),
     )
     trainer.train_batch(batch)
     assert torch.equal(torch.cat(targets), batch.actions)

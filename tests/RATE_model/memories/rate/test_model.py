@@ -12,6 +12,7 @@ from RATE_model.data.frames import FrameStack
 from RATE_model.encoders import ImageEncoder, TokenEncoder
 from RATE_model.errors import UserError
 from RATE_model.memories.rate.config import ARCHS, MODES
+from RATE_model.objectives.cloning import cloning_loss
 from RATE_model.spec import EnvironmentSpec
 from tests.reference import attention_mask
 from tests.small_models import (
@@ -94,7 +95,7 @@ def test_segments_of_padding_cost_nothing_and_leave_memory_alone(mode):
         first = tuple(tensor[1:2, :K] for tensor in inputs)
         _, after_first = one_segment(model, first, model.initial(1).memory)
         assert (memory.tokens[1] - after_first.tokens[0]).abs().max() < 1e-5
-    model.spec.loss(logits, inputs[1], valid).backward()
+    cloning_loss(model.spec, logits, inputs[1], valid).backward()
     assert not any(parameter.grad.isnan().any() for parameter in model.parameters() if parameter.grad is not None)
 
 
@@ -299,22 +300,22 @@ def test_the_loss_of_a_padded_batch_is_that_of_its_valid_steps(spec):
     predictions = torch.randn(3, N * K, spec.num_actions)
     valid = RIGHT[:3]
     rows = [
-        spec.loss(predictions[b : b + 1, valid[b]], actions[b : b + 1, valid[b]], valid[b : b + 1, valid[b]])
+        cloning_loss(spec, predictions[b : b + 1, valid[b]], actions[b : b + 1, valid[b]], valid[b : b + 1, valid[b]])
         for b in range(3)
     ]
     mean = sum(loss * valid[b].sum() for b, loss in enumerate(rows)) / valid.sum()
-    loss = spec.loss(predictions, actions, valid)
+    loss = cloning_loss(spec, predictions, actions, valid)
     assert loss.shape == () and (loss - mean).abs() < 1e-6
     predictions[~valid] = float("inf")
-    assert (spec.loss(predictions, actions, valid) - mean).abs() < 1e-6
+    assert (cloning_loss(spec, predictions, actions, valid) - mean).abs() < 1e-6
 
 
 def test_the_losses_are_cross_entropy_and_squared_error():
     valid = torch.ones(1, 2, dtype=torch.bool)
     logits = torch.tensor([[[0.0, 0.0, 0.0, 0.0], [2.0, 0.0, 0.0, 0.0]]])
     expected = (torch.log(torch.tensor(4.0)) + torch.log(torch.e**2 + torch.tensor(3.0)) - 2) / 2
-    assert (VECTOR.loss(logits, torch.tensor([[1, 0]]), valid) - expected).abs() < 1e-6
-    squared = CONTINUOUS.loss(torch.zeros(1, 2, 2), torch.tensor([[[1.0, 0.0], [0.5, 0.5]]]), valid)
+    assert (cloning_loss(VECTOR, logits, torch.tensor([[1, 0]]), valid) - expected).abs() < 1e-6
+    squared = cloning_loss(CONTINUOUS, torch.zeros(1, 2, 2), torch.tensor([[[1.0, 0.0], [0.5, 0.5]]]), valid)
     assert (squared - (0.5 + 0.25) / 2).abs() < 1e-6
 
 
@@ -322,7 +323,7 @@ def test_the_losses_are_cross_entropy_and_squared_error():
 def test_the_loss_of_nothing_but_padding_is_zero(spec):
     model, inputs = small_model(spec=spec), random_inputs(spec=spec)
     predictions = logits_of(model, inputs)
-    loss = spec.loss(predictions, inputs[1], torch.zeros_like(everywhere(inputs)))
+    loss = cloning_loss(spec, predictions, inputs[1], torch.zeros_like(everywhere(inputs)))
     assert loss == 0
     loss.backward()
     assert all(parameter.grad is None or not parameter.grad.any() for parameter in model.parameters())

@@ -10,6 +10,7 @@ from torch import Tensor
 from RATE_model.errors import UserError
 from RATE_model.memories.rate.config import ARCHS, MODES, VALVES, RATEOptions
 from RATE_model.memories.rate.valve import make_valve
+from RATE_model.objectives.cloning import cloning_loss
 from tests.small_models import (
     CONTINUOUS,
     VECTOR,
@@ -262,7 +263,7 @@ def test_every_parameter_of_every_block_moves_in_one_step(arch, skip_dec_ffn):
     inputs = random_inputs(batch=8)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
-    model.spec.loss(logits_of(model, inputs), inputs[1], everywhere(inputs)).backward()
+    cloning_loss(model.spec, logits_of(model, inputs), inputs[1], everywhere(inputs)).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         # What shifts all scores of a query alike has no effect: its gradient is rounding.
@@ -278,7 +279,7 @@ def test_every_parameter_of_the_continuous_model_moves():
     model, inputs = small_model(spec=CONTINUOUS), random_inputs(spec=CONTINUOUS)
     logits = logits_of(model, inputs)
     assert logits.abs().max() <= 1
-    model.spec.loss(logits, inputs[1], everywhere(inputs)).backward()
+    cloning_loss(model.spec, logits, inputs[1], everywhere(inputs)).backward()
     assert all(p.grad.abs().max() > 1e-7 for name, p in model.named_parameters() if name != "memory.valve.key.bias")
 
 

@@ -1,0 +1,208 @@
+"""Auxiliary objectives on the memory path: what else a hidden state must tell, in training alone.
+
+    hidden state of a step  --head-->  the next observation's latent | the return-to-go | privileged infos/NAME
+
+Heads are linear, but for the next latent's. They are no part of the agent: acting does without, and checkpoints hold
+them as part of the state of training. An objective's loss is, as behaviour cloning's, a mean over the valid steps of a
+window; a step without a target counts as 0.
+
+Wayne et al. 2018, "Unsupervised predictive memory in a goal-directed agent" (MERLIN, arXiv 1803.10760), train memory by
+prediction of observations, rewards and returns; Pasukonis et al. 2022, "Evaluating long-term memory in 3D mazes" (arXiv
+2210.13383), ask memories for positions and maps.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from RATE_model.agent import Agent
+from RATE_model.data.batch import Batch, BatchTransform
+from RATE_model.data.dataset import WindowDataset
+from RATE_model.errors import UserError
+from RATE_model.objectives.cloning import mean_over
+from RATE_model.objectives.privileged import PREFIX, Privileged, infos_of
+
+NEXT_LATENT, RETURN = "next_latent", "return"
+
+
+def check_objectives(names: Sequence[str], weights: Sequence[float]) -> None:
+    """Raise `UserError` for a name of no objective, or weights that are not theirs."""
+    for name in names:
+        if name not in (NEXT_LATENT, RETURN) and not (name.startswith(PREFIX) and name != PREFIX):
+            raise UserError(
+                f"--aux {name or repr(name)}: must be {NEXT_LATENT}, {RETURN}, or {PREFIX}NAME, an array of the data"
+            )
+    if repeated := [name for place, name in enumerate(names) if name in names[:place]]:
+        raise UserError(f"--aux: names {repeated[0]} twice; once is enough")
+    if names and len(weights) not in (1, len(names)):
+        raise UserError(f"--aux_weight: {len(weights)} weights for {len(names)} objectives; give one, or one for each")
+    for weight in weights:
+        if not 0 < weight < float("inf"):
+            raise UserError(f"--aux_weight {weight}: must be a finite number above 0")
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Some steps of some rows of a batch, and what the agent made of them.
+
+    Attributes:
+        agent: whose hidden states these are.
+        hidden: `(b, t, d_model)`.
+        batch: whole, on the agent's device.
+        valid: `(B, T)` bool on the CPU, the batch's steps that are not padding.
+        rows, steps: which ones.
+    """
+
+    agent: Agent
+    hidden: Tensor
+    batch: Batch
+    valid: Tensor
+    rows: slice
+    steps: slice
+
+
+class Objective(nn.Module, ABC):
+    """A head, and the loss of what it predicts."""
+
+    @abstractmethod
+    def forward(self, moment: Moment) -> Tensor:
+        """The loss of every step, `(b, t)` float32; 0 where there is no target."""
+
+
+class NextLatent(Objective):
+    """The encoder's output for the next observation, from the hidden state and the action that is taken.
+
+    The target is normalised to mean 0 and variance 1 over its numbers, and no gradient flows into it.
+    """
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        self.head = nn.Sequential(nn.Linear(2 * d_model, d_model), nn.GELU(), _silent(d_model, d_model))
+
+    def forward(self, moment: Moment) -> Tensor:
+        """See `Objective.forward`."""
+        batch, rows, steps = moment.batch, moment.rows, moment.steps
+        after = slice(steps.start + 1, steps.stop + 1)
+        there = moment.valid[rows, after]
+        known = there.shape[1]
+        if not known:
+            return moment.hidden.new_zeros(moment.hidden.shape[:2], dtype=torch.float32)
+        with torch.no_grad():
+            latent = moment.agent.latents(batch.observations[rows, after]).float()
+            target = F.layer_norm(latent, latent.shape[-1:])
+        action = moment.agent.encoder.encode_actions(batch.actions[rows, steps][:, :known])
+        predicted = self.head(torch.cat([moment.hidden[:, :known], action], dim=-1)).float()
+        errors = (predicted - target).square().mean(-1)
+        errors = torch.where(there.to(errors.device, non_blocking=True), errors, errors.new_zeros(()))
+        return F.pad(errors, (0, moment.hidden.shape[1] - known))
+
+
+class Return(Objective):
+    """The return-to-go, normalised by the training data."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, d_model: int, data: WindowDataset) -> None:
+        super().__init__()
+        mean, std = data.return_statistics
+        self.register_buffer("mean", torch.tensor(mean))
+        self.register_buffer("std", torch.tensor(std or 1.0))
+        self.head = _silent(d_model, 1)
+
+    def forward(self, moment: Moment) -> Tensor:
+        """See `Objective.forward`."""
+        predicted = self.head(moment.hidden).float().squeeze(-1)
+        return (predicted - (moment.batch.rtg[moment.rows, moment.steps] - self.mean) / self.std).square()
+
+
+class Info(Objective):
+    """A privileged array of the data; the mean over its numbers."""
+
+    def __init__(self, d_model: int, name: str, data: WindowDataset) -> None:
+        super().__init__()
+        self.name = name
+        self.privileged = Privileged.of(name, data.info(name), flag="aux")
+        self.head = _silent(d_model, self.privileged.kind.numbers)
+
+    def forward(self, moment: Moment) -> Tensor:
+        """See `Objective.forward`."""
+        assert moment.batch.infos is not None, "windows come with the arrays that objectives need"
+        rows = moment.batch.infos[self.name][moment.rows, moment.steps]
+        return self.privileged.scores(self.head(moment.hidden), rows).errors.mean(-1)
+
+
+class Auxiliary(nn.Module):
+    """Several objectives with weights.
+
+    Attributes:
+        names: as users type them.
+        weights: of each, `(A,)`.
+    """
+
+    weights: Tensor
+
+    def __init__(self, names: Sequence[str], weights: Sequence[float], objectives: Sequence[Objective]) -> None:
+        super().__init__()
+        self.names = tuple(names)
+        self.objectives = nn.ModuleList(objectives)
+        self.register_buffer("weights", torch.tensor(weights, dtype=torch.float32), persistent=False)
+
+    @classmethod
+    def of(cls, names: Sequence[str], weights: Sequence[float], agent: Agent, data: WindowDataset) -> Self:
+        """Fresh objectives for an agent, on its device. What they draw leaves torch's global generator as it was.
+
+        Args:
+            names, weights: which ones; one weight serves all.
+            agent: whose hidden states they see.
+            data: training windows, with the arrays that are named.
+        """
+        d_model = agent.config.sizes.d_model
+
+        def made(name: str) -> Objective:
+            if name == NEXT_LATENT:
+                return NextLatent(d_model)
+            return Return(d_model, data) if name == RETURN else Info(d_model, name.removeprefix(PREFIX), data)
+
+        with torch.random.fork_rng(devices=[]):
+            objectives = [made(name) for name in names]
+        weights = [*weights] * len(names) if len(weights) == 1 else weights
+        return cls(names, weights, objectives).to(agent.device)
+
+    def forward(self, moment: Moment) -> Tensor:
+        """The mean of every objective's loss over the steps that are learned from: `(A,)` float32."""
+        learned = moment.batch.valid[moment.rows, moment.steps]
+        return torch.stack([mean_over(objective(moment), learned) for objective in self.objectives])
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What each objective's loss is called: `train_aux_agent_pos`."""
+        return tuple(f"train_aux_{name.removeprefix(PREFIX)}" for name in self.names)
+
+
+def check_transform(names: Sequence[str], transform: BatchTransform | None, *, flag: str) -> None:
+    """Raise `UserError` for an array of the data that is not true of what a batch transform makes of windows."""
+    if transform is None:
+        return
+    for name in infos_of(names):
+        if name not in transform.keeps:
+            kept = ", ".join(PREFIX + other for other in transform.keeps) or "none"
+            raise UserError(
+                f"--{flag} {PREFIX}{name}: windows are shown in the mirror, too, where it is not what the data says "
+                f"(true in both: {kept}); take --mirror false, or leave it out"
+            )
+
+
+def _silent(inputs: int, outputs: int) -> nn.Linear:
+    """A linear map that begins at zero: the first prediction is the mean of the data."""
+    layer = nn.Linear(inputs, outputs)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
