@@ -189,14 +189,18 @@ class MuJoCo(Environment):
         given = flags.get("target_return")
         return (_task(flags).target_return if given is None else float(given),)
 
-    def play(self, evaluation: Evaluation, acting: Acting, *, twins: bool = False) -> dict[str, Episodes]:
-        """Episodes by prompt: prompt 1 and, if wanted, prompt K; or a single set if the agent has its own window."""
+    def played_cases(self, evaluation: Evaluation) -> Sequence[str]:
+        """Prompt 1 and, if wanted, prompt K; or a single set if the agent has its own window."""
         memory = evaluation.agent.memory
-        prompts = {"window" if memory.slides else "1": acting}
-        if evaluation.options.long_prompt and memory.can_slide and not memory.slides:
-            prompts[f"{memory.segment}"] = replace(acting, window=True)
+        if memory.slides:
+            return ("window",)
+        return ("1", f"{memory.segment}") if evaluation.options.long_prompt and memory.can_slide else ("1",)
+
+    def play(self, evaluation: Evaluation, acting: Acting, *, twins: bool = False) -> dict[str, Episodes]:
+        """Episodes by prompt."""
         played = {}
-        for prompt, how in prompts.items():
+        for number, prompt in enumerate(self.played_cases(evaluation)):
+            how = replace(acting, window=True) if number else acting
             (played[prompt],) = super().play(evaluation, how, twins=twins).values()
         return played
 

@@ -246,6 +246,7 @@ def acting(options: Options, mode: str) -> dict[str, Callable[[], float]]:
         batch = make_batch(options)
         with torch.no_grad():
             agent.train()(batch.observations, batch.actions, batch.rtg, batch.valid)
+        agent.memory.store_shown()
     agent.eval()
 
     def episodes() -> Episodes:

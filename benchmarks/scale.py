@@ -2,10 +2,15 @@
 
     python benchmarks/scale.py
     python benchmarks/scale.py --output FILE.json
+    python benchmarks/scale.py --parts speed          # only steps of two processes against those of one
 
-Two pieces are measured, on one thread: the CPU time of a step as a function of the trajectories in it, and the sum of
-gradients over two processes of this machine. From these the time of a step with 2 to 64 processes is computed; see
-docs/scale.md.
+Measured, on one thread a process:
+
+    speed    steps of a small model by one process and by two, in turn
+    step     the CPU time of a step of each published model as a function of the trajectories in it, and the sum of
+             gradients over two processes of this machine; from these, the time of a step with 2 to 64 processes
+
+See docs/scale.md.
 """
 
 import multiprocessing
@@ -13,11 +18,12 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 if __name__ == "__main__":  # started as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # makes the repository importable
@@ -25,6 +31,7 @@ if __name__ == "__main__":  # started as a script
 
     quit_on_signals()  # while the imports below take their seconds
 
+import numpy as np
 import torch
 
 from benchmarks import common
@@ -34,6 +41,7 @@ from RATE_model.cli.settings import TrainOptions, at_least
 from RATE_model.data.batch import Batch
 from RATE_model.errors import UserError
 from RATE_model.memories.rate.config import RATEConfig, apply_mode
+from RATE_model.protocol.statistics import bootstrap
 from RATE_model.spec import EnvironmentSpec
 from RATE_model.system import distributed
 from RATE_model.system.atomic import atomic_write_json
@@ -78,6 +86,10 @@ MODELS = {
     "MuJoCo": Model(_ROBOT, 4096, 20, _sizes(3, 1, 128, 5, 1, 210)),
 }
 SEGMENTS = 3
+# What two processes are measured with: a T-Maze model of two layers, whose step takes a few hundred milliseconds.
+SMALL = Model(_TMAZE, 64, 30, _sizes(2, 2, 64, 5, 4, 0))
+
+Part = Literal["speed", "step"]
 
 
 @dataclass(frozen=True)
@@ -86,8 +98,12 @@ class Options:
 
     # Trajectories of the two batches that a step's time is computed from
     rows: tuple[int, ...] = (2, 6)
-    # Timed rounds
+    # What is measured
+    parts: tuple[Part, ...] = ("speed", "step")
+    # Timed rounds of a step of each model
     rounds: int = 3
+    # Timed pairs of a step of one process and a step of two
+    pairs: int = 40
     # Models, by name; empty: all
     models: tuple[str, ...] = ()
     # Write the figures to this JSON file
@@ -100,6 +116,7 @@ class Options:
                 f"--rows {' '.join(map(str, self.rows))}: give two numbers of trajectories, the smaller first"
             )
         at_least(1, rounds=self.rounds)
+        at_least(2, pairs=self.pairs)
         for name in self.models:
             if name not in MODELS:
                 raise UserError(f"--models {name}: must be one of {', '.join(MODELS)}")
@@ -145,36 +162,112 @@ def step_seconds(model: Model, rows: Sequence[int], rounds: int) -> tuple[float,
 
 def message_seconds(floats: Sequence[int], repeats: int = 30) -> list[float]:
     """Seconds in which two processes of this machine sum this many floats: the fastest of several."""
+    return _by_two(partial(_sum_up, list(floats), repeats))[0]
+
+
+def _sum_up(floats: list[int], repeats: int) -> list[float]:
+    found = []
+    for count in floats:
+        tensor, times = torch.zeros(count), []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            distributed.add_up(tensor)
+            times.append(time.perf_counter() - start)
+        found.append(min(times))
+    return found
+
+
+def _by_two(work: Callable[[], Any]) -> list[Any]:
+    """What `work` gives in each of two processes of one thread that have joined."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
+    pipes = [context.Pipe() for _ in range(2)]
     processes = [
-        context.Process(target=_sum_up, args=(number, port, list(floats), repeats, theirs)) for number in range(2)
+        context.Process(target=_one_of_two, args=(number, port, work, theirs))
+        for number, (_, theirs) in enumerate(pipes)
     ]
     for process in processes:
         process.start()
-    found = ours.recv()
+    found = [ours.recv() for ours, _ in pipes]
     for process in processes:
         process.join()
     return found
 
 
-def _sum_up(number: int, port: str, floats: list[int], repeats: int, pipe: Any) -> None:
+def _one_of_two(number: int, port: str, work: Callable[[], Any], pipe: Any) -> None:
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(number), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    found = []
     with distributed.joined():
-        for count in floats:
-            tensor, times = torch.zeros(count), []
-            for _ in range(repeats):
-                start = time.perf_counter()
-                distributed.add_up(tensor)
-                times.append(time.perf_counter() - start)
-            found.append(min(times))
-    if number == 0:
-        pipe.send(found)
+        found = work()
+    pipe.send(found)
+
+
+def paired_steps(pairs: int, rows: int = SMALL.batch_size) -> dict[str, np.ndarray]:
+    """Seconds of optimizer steps of the small model, (pairs,) each, by what took them: in turn, so that all see alike.
+
+    The speed of a machine that others use too changes within seconds; each of these steps takes a part of one.
+
+        alone    process 0, the whole batch; the other process sleeps
+        half     process 0, half the batch; the other process sleeps
+        both     two processes, half the batch each
+
+    Under these names is the time by the clock; with " CPU" after them the CPU time, of the process that needed more.
+    """
+    first, second = _by_two(partial(_step_in_turn, pairs, rows))
+    return {name: np.maximum(times, second.get(name, times)) for name, times in first.items()}
+
+
+def _step_in_turn(pairs: int, rows: int) -> dict[str, np.ndarray]:
+    found: dict[str, list[float]] = {}
+    own = make_batch(SMALL, len(range(rows)[distributed.part(rows)]))
+    together = make_trainer(SMALL)
+    lonely: list[tuple[str, Trainer, Batch]] = []
+
+    def step(name: str, trainer: Trainer, batch: Batch) -> None:
+        clock, cpu = time.perf_counter(), time.process_time()
+        trainer.train_batch(batch)
+        distributed.signal_anywhere(None)  # as the training loop does after a batch
+        distributed.any_of(False)
+        found.setdefault(name, []).append(time.perf_counter() - clock)
+        found.setdefault(f"{name} CPU", []).append(time.process_time() - cpu)
+
+    def prepare() -> None:
+        lonely.extend(
+            ("alone" if size == rows else "half", make_trainer(SMALL), make_batch(SMALL, size))
+            for size in (rows, len(own))
+        )
+
+    def step_alone() -> None:
+        for work in lonely:
+            step(*work)
+
+    distributed.by_first(prepare)
+    for _ in range(pairs + 1):
+        distributed.by_first(step_alone)
+        distributed.any_of(False)  # both begin at the same time
+        step("both", together, own)
+    return {name: np.array(times[1:]) for name, times in found.items()}  # the first warms up
+
+
+def speed_table(found: dict[str, np.ndarray]) -> str:
+    """The figures of `paired_steps`: medians of the ratios within a pair, with 95 % intervals."""
+    rows = []
+    for kind, suffix in (("the clock", ""), ("CPU time", " CPU")):
+        alone, half, both = (found[name + suffix] for name in ("alone", "half", "both"))
+        ratios = [_interval(a / b) for a, b in ((alone, both), (alone, half), (both, half))]
+        rows.append([kind, f"{median(alone):.3f} s", *ratios])
+    return common.table(
+        ["by", "step of one process", "two are faster by", "half a batch alone is faster by", "both take longer by"],
+        rows,
+    )
+
+
+def _interval(ratios: np.ndarray) -> str:
+    """The median and its interval."""
+    found = bootstrap([ratios], lambda samples: np.median(samples, axis=-1))
+    return f"{found.value:.2f} ({found.low:.2f} to {found.high:.2f})"
 
 
 def messages(floats: int, processes: int, delay: float, bandwidth: float) -> float:
@@ -204,25 +297,44 @@ def table(found: dict[str, dict[str, float]], delay: float, bandwidth: float) ->
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure, print the tables and write the figures."""
+    """Measure, print the figures and write them."""
     with exit_on_user_error():
         options = parse_options(Options, argv=argv, prog="python benchmarks/scale.py", description=__doc__)
         torch.set_num_threads(1)
-        found: dict[str, dict[str, float]] = {}
-        for name in options.models or MODELS:
-            fixed, each, parameters = step_seconds(MODELS[name], options.rows, options.rounds)
-            found[name] = {"fixed_s": fixed, "each_s": each, "parameters": parameters}
-            print(f"{name}: {fixed:.3f} s and {each:.4f} s a trajectory", flush=True)
-        largest = max(int(figures["parameters"]) for figures in found.values())
-        small, large = (median(times) for times in zip(*(message_seconds([8, largest]) for _ in range(3)), strict=True))
-        delay, bandwidth = small / 2, 4 * largest / max(large - small, 1e-9)
-        networks = {"this machine, as measured": (delay, bandwidth), **NETWORKS}
-        for name, (delay, bandwidth) in networks.items():
-            print(f"\n{name}: {delay * 1e6:.0f} µs a message, {bandwidth / 1e9:.2f} GB/s\n")
-            print(table(found, delay, bandwidth))
+        document: dict[str, Any] = {"machine": common.machine_facts(), "load_before": os.getloadavg()}
+        print(f"{common.machine_line(document['machine'], {})} Load {os.getloadavg()[0]:.1f}.", flush=True)
+        if "speed" in options.parts:
+            document["speed"] = measure_speed(options)
+        if "step" in options.parts:
+            document |= measure_steps(options)
         if options.output is not None:
-            document = {"models": found, "small_s": small, "large_s": large, "floats": largest}
-            atomic_write_json(options.output, document | {"cpu_s": time.process_time(), "load": os.getloadavg()})
+            atomic_write_json(options.output, document | {"load": os.getloadavg()})
+
+
+def measure_speed(options: Options) -> dict[str, list[float]]:
+    """Print what two processes gain here."""
+    found = paired_steps(options.pairs)
+    print(f"\n{options.pairs} pairs of steps, RATE of two layers, {SMALL.batch_size} trajectories of 90 steps:\n")
+    print(f"{speed_table(found)}\n\nLoad {os.getloadavg()[0]:.1f} at the end.", flush=True)
+    return {name: times.tolist() for name, times in found.items()}
+
+
+def measure_steps(options: Options) -> dict[str, Any]:
+    """Print what a step of each model takes, and from that the gain of up to 64 processes."""
+    found: dict[str, dict[str, float]] = {}
+    print()
+    for name in options.models or MODELS:
+        fixed, each, parameters = step_seconds(MODELS[name], options.rows, options.rounds)
+        found[name] = {"fixed_s": fixed, "each_s": each, "parameters": parameters}
+        print(f"{name}: {fixed:.3f} s and {each:.4f} s a trajectory", flush=True)
+    largest = max(int(figures["parameters"]) for figures in found.values())
+    small, large = (median(times) for times in zip(*(message_seconds([8, largest]) for _ in range(3)), strict=True))
+    delay, bandwidth = small / 2, 4 * largest / max(large - small, 1e-9)
+    networks = {"this machine, as measured": (delay, bandwidth), **NETWORKS}
+    for name, (delay, bandwidth) in networks.items():
+        print(f"\n{name}: {delay * 1e6:.0f} µs a message, {bandwidth / 1e9:.2f} GB/s\n")
+        print(table(found, delay, bandwidth))
+    return {"models": found, "small_s": small, "large_s": large, "floats": largest, "cpu_s": time.process_time()}
 
 
 if __name__ == "__main__":

@@ -12,8 +12,9 @@ from RATE_model.cli import evaluation, training
 from RATE_model.cli.options import to_flat_dict, to_yaml
 from RATE_model.data.batch import Batch
 from RATE_model.environments.contract import Environment, Evaluation
-from RATE_model.errors import UserError
-from RATE_model.protocol.examination import RunPlayer, questions_of
+from RATE_model.protocol.examination import RunPlayer, questions_of, subject_of
+from RATE_model.protocol.verdict import INTACT, judge
+from RATE_model.protocol.verdict import Case as ProtocolCase
 from RATE_model.spec import EnvironmentSpec
 from RATE_model.training.optimization import Schedule
 from RATE_model.training.trainer import Trainer
@@ -141,20 +142,23 @@ def test_an_evaluation_is_its_seed(name, environment, config):
 
 
 def test_what_is_declared_of_memory_goes_together(name, environment, config):
-    """Chance, horizons and outcomes: all of them, or a refusal that says which is missing."""
+    """A success lies between 0 and 1, with a chance and horizons; of returns the protocol says what it can."""
     options, agent = options_of(name, environment), agent_of(environment, config)
     episodes = environment.episode_counts[0] + environment.episode_counts.step
     targets = environment.target_returns({})[:1]
     asked = Evaluation(environment, agent, options, targets, tuple(environment.cases(options)[:2]), episodes)
-    if any(environment.chance(case, options) is None for case in asked.cases):
-        with pytest.raises(UserError, match=f"^{environment.name} (declares no|does not say)"):
-            questions_of(asked)
-        return
-    for question in questions_of(asked):
-        assert 1 < question.horizons[0] <= question.horizons[1] and 0 <= question.chance < 1
-    for outcomes in RunPlayer(asked).play(None):
-        assert len(outcomes) == episodes * (2 if environment.twins else 1)
-        assert np.all((outcomes >= 0) & (outcomes <= 1))
+    answers, questions = RunPlayer(asked).play(None), questions_of(asked)
+    for question, outcomes in zip(questions, answers, strict=True):
+        assert not question.horizons or 1 < question.horizons[0] <= question.horizons[1]
+        assert len(outcomes) == episodes * (2 if environment.has_twins(options) else 1)
+        if environment.outcome == "success":
+            assert question.horizons and 0 <= question.chance < 1 and np.all((outcomes >= 0) & (outcomes <= 1))
+    cases = [
+        ProtocolCase(question.name, question.horizons, question.chance, {INTACT: outcomes[None]}, question.outcome)
+        for question, outcomes in zip(questions, answers, strict=True)
+    ]
+    verdict = judge(subject_of(agent), cases)
+    assert verdict.label in ("nothing", "unproved", "short-term") and verdict.missing
 
 
 def test_every_configuration_trains_one_step(name, environment, config):

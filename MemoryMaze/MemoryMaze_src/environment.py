@@ -11,7 +11,15 @@ import numpy as np
 
 from MemoryMaze.MemoryMaze_src import evaluate as protocol
 from MemoryMaze.MemoryMaze_src.dataset import DataOptions, check_windows, ensure_dataset, load_windows
-from MemoryMaze.MemoryMaze_src.env import DEFAULT_SIZE, MIRRORED, SEED_LIMIT, VIEWS, MemoryMazeEnv, check_size
+from MemoryMaze.MemoryMaze_src.env import (
+    DEFAULT_SIZE,
+    EPISODE_STEPS,
+    MIRRORED,
+    SEED_LIMIT,
+    VIEWS,
+    MemoryMazeEnv,
+    check_size,
+)
 from MemoryMaze.MemoryMaze_src.generate import FIRST_DATA_SEED
 from MemoryMaze.MemoryMaze_src.spec import SPEC, spec_of
 from MemoryMaze.MemoryMaze_src.vector import MemoryMazeVectorEnv
@@ -158,6 +166,18 @@ class MemoryMaze(Environment):
     def seeds(self, episodes: int) -> np.ndarray:
         """Up to 100, spread over 0 to 99."""
         return protocol.evaluation_seeds(episodes)
+
+    def horizons(self, case: Case, options: Mazes) -> tuple[int, ...]:
+        """From where a ball was seen to where it is asked for, as published; of 11x11 and 13x13 nothing is."""
+        shortest, steps = protocol.SHORTEST_HORIZONS.get(options.size), options.episode_timeout
+        longest = EPISODE_STEPS[options.size] if steps is None else steps
+        return () if shortest is None or longest < shortest else (shortest, longest)
+
+    def chance(self, case: Case, evaluation: Evaluation) -> float:
+        """A random player's balls; playing takes a minute."""
+        options: Mazes = evaluation.options
+        asked = options.size, evaluation.episodes, options.episode_timeout, options.workers
+        return float(_returns("random", *asked).mean())
 
     def acting(self, evaluation: Evaluation, target: float) -> Acting:
         """Returns-to-go stop at a floor."""

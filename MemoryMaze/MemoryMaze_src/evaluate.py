@@ -23,6 +23,8 @@ TARGET_RETURN = 18.1
 PUBLISHED_EPISODES = 5
 ALL_SEEDS = 100  # the published seeds are spread over the numbers below this one
 MAX_EPISODES = 10_000  # seeds below this number are not used for data
+# The shortest correlation horizon by size of the maze (Cherepanov et al. 2024, arXiv 2412.06531, table 2).
+SHORTEST_HORIZONS = {9: 28, 15: 45}
 
 # Who plays without a model, as the data's `--mix` names them; all actions of the first are random.
 PLAYERS = {"random": "explorer:1:1", "explorer": "explorer:0:1", "planner": "planner:0:1"}

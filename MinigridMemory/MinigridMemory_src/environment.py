@@ -145,6 +145,7 @@ class MinigridMemory(Environment):
     axis = "size"
     data_seeds = range(FIRST_SEED, 2**31)
     twins = ("cue", CUES)
+    outcome = "success"
 
     def spec(self, flags: Mapping[str, Any]) -> EnvironmentSpec:
         """Small images, three actions."""
@@ -196,7 +197,7 @@ class MinigridMemory(Environment):
         """From the last sight of the cue to the turn at the fork, for every possible end of the corridor."""
         return self.make(case, options).horizons
 
-    def chance(self, case: int, options: Mazes) -> float:
+    def chance(self, case: int, evaluation: Evaluation) -> float:
         """Two ends, one of them right."""
         return 0.5
 

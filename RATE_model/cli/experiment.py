@@ -405,11 +405,6 @@ def train_run(
     auxiliary = _auxiliary(config.train, network, data(curriculum.last_stage)[0])
 
     _check_windows(config.train, network, data(curriculum.segments), transform)
-    if network.memory.keeps_data and distributed.size() > 1:
-        raise UserError(
-            f"--model_mode {model.memory}: it keeps what it is shown, and each of {distributed.size()} processes would "
-            "keep another part; start one"
-        )
     if model.sizes.conditioned:
         _say_of_rewards(data(curriculum.segments)[0])
 

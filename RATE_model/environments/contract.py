@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import gymnasium
 import numpy as np
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 
 Case = Any
 """A length, a size, ...; None if the environment has no cases."""
+Outcome = Literal["success", "return"]
 
 
 def nothing(directory: Path) -> None:
@@ -173,6 +174,8 @@ class Environment(ABC):
     grid_cases: ClassVar[Sequence[Case]] = ()
     # A `reset` option and its two values, for twins: episodes that differ only in what has to be remembered
     twins: ClassVar[tuple[str, Sequence[Any]] | None] = None
+    # What `outcomes` are: "success", from 0 to 1, or "return"
+    outcome: ClassVar[Outcome] = "return"
     # Names of discrete actions; empty: use their numbers
     action_names: ClassVar[Sequence[str]] = ()
     # Metrics of metrics.jsonl to draw when a run ends
@@ -397,17 +400,24 @@ class Environment(ABC):
         """
         return ()
 
-    def chance(self, case: Case, options: Any) -> float | None:
-        """The mean of `outcomes` without any memory; None if success says nothing about memory here."""
-        return None
+    def chance(self, case: Case, evaluation: Evaluation) -> float | None:
+        """The mean of `outcomes` without memory; if they are returns, that of a random player.
+
+        None if it is not known. By default what `references` says of a player called "random".
+        """
+        return self.references(evaluation).get("random")
 
     def outcomes(self, case: Case, episodes: Episodes, evaluation: Evaluation) -> np.ndarray:
-        """(E,) from 0 to 1: how well each episode recalled what it had to remember.
+        """(E,): how well each episode recalled what it had to remember, from 0 to 1; or, by default, its return."""
+        return episodes.returns
 
-        Raises:
-            UserError: the environment does not define it.
-        """
-        raise UserError(f"{self.name} does not say which episodes are a success")
+    def has_twins(self, options: Any) -> bool:
+        """Whether what is played has `twins`."""
+        return self.twins is not None
+
+    def played_cases(self, evaluation: Evaluation) -> Sequence[Case]:
+        """The keys of what `play` returns."""
+        return evaluation.cases
 
     # --- results ---
 

@@ -33,6 +33,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+# A value of this process to those of all that train together, in their order.
+Gather = Callable[[Any], list[Any]]
+
+
+def alone(value: Any) -> list[Any]:
+    """`Gather` where one process trains."""
+    return [value]
+
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryConfig:
@@ -254,7 +262,8 @@ class Memory(nn.Module, ABC):
         sees_actions: False for a memory without action input; actions are then not embedded.
         can_slide: whether `StepOptions.window` and `StepOptions.slide` have an effect.
         trains_encoders: False for a memory without gradients; encoders keep their initial weights.
-        keeps_data: True for a memory that stores what it sees in training mode and uses it to act.
+        keeps_data: True for a memory that stores what it sees in training mode and uses it to act. Whoever trains it
+            calls `store_shown` after every window.
     """
 
     sees_actions: ClassVar[bool] = True
@@ -344,6 +353,12 @@ class Memory(nn.Module, ABC):
         Parameters are read now: make a new stepper after a training step. The default calls `forward` with one step.
         """
         return ForwardStepper(self, batch_size, options, dtype)
+
+    def store_shown(self, gather: Gather = alone) -> None:
+        """Store what training mode has shown since the last call, where a memory `keeps_data`.
+
+        Processes that train together call it at the same time, and store the same: what all of them were shown.
+        """
 
     def bytes_per_row(self) -> int:
         """The approximate memory that acting takes per environment."""

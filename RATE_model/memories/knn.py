@@ -17,6 +17,7 @@ from torch import Tensor
 from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
 from RATE_model.errors import UserError
 from RATE_model.memories.contract import (
+    Gather,
     Memory,
     MemoryConfig,
     MemoryOptions,
@@ -24,6 +25,7 @@ from RATE_model.memories.contract import (
     StepOptions,
     Stepper,
     Steps,
+    alone,
 )
 from RATE_model.memories.neighbours import History, Index
 from RATE_model.memories.stack import rolled
@@ -96,13 +98,16 @@ class KNN(Memory):
         return KNNState(self.history.initial(batch_size, self.device))
 
     def forward(self, steps: Steps, valid: Tensor, state: KNNState) -> tuple[Tensor, KNNState]:
-        """See `Memory.forward`. In training mode the steps are stored afterwards, so no step finds those of its own
-        call."""
+        """See `Memory.forward`. In training mode the steps are offered to the index."""
         hidden, state, _, keys = self._run(steps, valid, state)
         if self.training and steps.actions is not None:
             here = valid.to(keys.device)
-            self.index.store(keys[here], steps.actions.detach()[here], newest=False)
+            self.index.offer(keys[here], steps.actions[here])
         return hidden, state
+
+    def store_shown(self, gather: Gather = alone) -> None:
+        """See `Memory.store_shown`: an even sample of all steps."""
+        self.index.store_offered(gather, newest=False)
 
     def _run(self, steps: Steps, valid: Tensor, state: KNNState) -> tuple[Tensor, KNNState, Tensor, Tensor]:
         """`forward`; distances of the neighbours, `(B, T, k)`; and keys, `(B, T, n)`."""

@@ -3,8 +3,9 @@
     key of step t:  phi_t = [P x_t;  averages of P x over the last 2, 8, 32, 128, ... steps]
     average:        m_t = (1 - 1/h) m_{t-1} + P x_t / h                     P is random and frozen
 
-Nothing in it is learned. In training mode a memory stores what it is shown; in eval mode the index is fixed. It is part
-of the checkpoint, so it always belongs to the run's own data.
+Nothing in it is learned. In training mode a memory offers what it is shown; what was offered is stored after each
+window, from all processes that train together. In eval mode the index is fixed. It is part of the checkpoint, so it
+always belongs to the run's own data.
 """
 
 import math
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from RATE_model.errors import UserError
+from RATE_model.memories.contract import Gather, alone
 from RATE_model.memories.scan import scan
 from RATE_model.memories.stack import last_valid
 
@@ -72,6 +74,7 @@ class Index(nn.Module):
         self.register_buffer("keys", torch.zeros(size, key))
         self.register_buffer("values", torch.zeros(size, *value))
         self.register_buffer("offered", torch.zeros((), dtype=torch.int64))  # how many there were to store
+        self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []  # steps, keys and values that are to be stored
 
     @property
     def count(self) -> int:
@@ -83,9 +86,26 @@ class Index(nn.Module):
         if not self.count:
             raise UserError(f"--model_mode {mode}: its index is empty; train it on data first")
 
+    def offer(self, keys: Tensor, values: Tensor, *, step: int = 0) -> None:
+        """Let pairs `(n, key)` and `(n, *value)` be stored by the next `store_offered`, in the order of steps."""
+        steps = torch.full((len(keys),), step)
+        self._waiting.append((steps, keys.detach().cpu(), values.detach().cpu()))
+
+    def store_offered(self, gather: Gather, *, newest: bool) -> None:
+        """`store` what was offered since the last time, by step, then process, then as it was offered."""
+        own = [torch.cat(parts) for parts in zip(*self._waiting, strict=True)]
+        self._waiting = []
+        found = [parts for parts in gather(own) if parts]
+        if found:
+            steps, keys, values = (torch.cat(parts) for parts in zip(*found, strict=True))
+            order = steps.argsort(stable=True)
+            self.store(keys[order], values[order], newest=newest, gather=gather)
+
     @torch.no_grad()
-    def store(self, keys: Tensor, values: Tensor, *, newest: bool) -> None:
+    def store(self, keys: Tensor, values: Tensor, *, newest: bool, gather: Gather = alone) -> None:
         """Store pairs `(n, key)` and `(n, *value)`: the newest of all, or an even (reservoir) sample.
+
+        Processes that train together store the same: the first one's random numbers count.
 
         The sample is algorithm R of Vitter 1985, a batch at a time: pair i takes a random place below i, if the index
         has that place.
@@ -95,15 +115,15 @@ class Index(nn.Module):
         if newest:
             places = number % size
         else:
-            drawn = (torch.rand(len(keys), dtype=torch.float64) * (number + 1)).long()
+            drawn = (gather(torch.rand(len(keys), dtype=torch.float64))[0] * (number + 1)).long()
             places = torch.where(number < size, number, drawn)
         kept = places < size
         # If two pairs go to one place the later one stays, as if they had come one after the other.
         places, rows = places[kept].flip(0), kept.nonzero().squeeze(1).flip(0)
         places, first = _first_of_each(places)
-        rows, places = rows[first].to(keys.device), places.to(keys.device)
-        self.keys[places] = keys[rows].to(self.keys.dtype)
-        self.values[places] = values[rows].to(self.values.dtype)
+        rows, places = rows[first], places.to(self.keys.device)
+        self.keys[places] = keys[rows].to(self.keys)
+        self.values[places] = values[rows].to(self.values)
         self.offered += len(keys)
 
     @torch.no_grad()

@@ -6,8 +6,8 @@
     h <- h + CrossAttention(query = norm(h), source = [nothing; pieces])  scores less distance / temperature
     h <- h + FFN(norm(h))                                                 in every layer
 
-Training fills the index with the newest pieces that it shows. A piece is stored after the call that shows it, so a call
-never finds its own pieces. RA-DT: arXiv 2410.07071.
+Training fills the index with the newest pieces that it shows. A piece is stored after the window that shows it, so a
+window never finds its own pieces. RA-DT: arXiv 2410.07071.
 """
 
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
 from RATE_model.errors import UserError
-from RATE_model.memories.contract import MemoryOptions, StepOptions, Stepper
+from RATE_model.memories.contract import Gather, MemoryOptions, StepOptions, Stepper, alone
 from RATE_model.memories.neighbours import History, Index
 from RATE_model.memories.segments import (
     Attention,
@@ -105,7 +105,7 @@ class RetrievalCell(SegmentCell):
         self.forwards = nn.ModuleList(feed_forward(d, config.inner) for _ in range(reads))
         self.norms = nn.ModuleList(nn.LayerNorm(d) for _ in range(3 * reads))
         self.distance_bias = nn.Parameter(torch.zeros(reads, heads, config.context_length))
-        self._closed: list[tuple[Tensor, Tensor]] = []  # pieces of this call, stored at its end
+        self._step = 0  # of this call, up to which steps have been attended from
 
     def begin(self, batch_size: int, device: torch.device) -> RetrievalState:
         """No history, nothing retrieved."""
@@ -121,20 +121,17 @@ class RetrievalCell(SegmentCell):
         )
 
     def forward(self, x: Tensor, state: CellState, valid: Tensor | None) -> tuple[Tensor, CellState, Seen]:
-        """See `Cell.forward`. In training mode the segments that end are stored afterwards."""
+        """See `Cell.forward`. In training mode the segments that end are offered to the index."""
         before = RetrievalState(*state)
         keys, averages = self.history(x.detach(), before.averages, valid)
-        self._closed = []
+        self._step = 0
         y, after, seen = super().forward(torch.cat([x, keys], dim=-1), state, valid)
-        if self.training and self._closed:
-            stored_keys, pieces = (torch.cat(parts) for parts in zip(*self._closed, strict=True))
-            self.index.store(stored_keys, pieces, newest=True)
-        self._closed = []
         return y, tensors_of(replace(RetrievalState(*after), averages=averages)), seen
 
     def attend(self, x: Tensor, state: RetrievalState, places: Tensor) -> tuple[Tensor, RetrievalState, Seen]:
         """See `SegmentCell.attend`; x holds keys beside the steps."""
         h, keys = x[..., : self.d_model], x[..., self.d_model :]
+        self._step += x.shape[1]
         state = self._look_up(state, keys[:, 0], places[:, 0] == 0)
         back, causal = self.causal(places)
         retrieved, running = state.retrieved.chunk(self.config.reads, dim=-1), state.running
@@ -157,9 +154,9 @@ class RetrievalCell(SegmentCell):
         return h, state, {"neighbours read": torch.stack(taken_sum).mean(dim=0)}
 
     def close(self, state: RetrievalState) -> RetrievalState:
-        """Keep the segment for the index; see `SegmentCell.close`."""
+        """Offer the segment to the index; see `SegmentCell.close`."""
         if self.training:
-            self._closed.append((state.key, state.running[..., -self.d_model :].detach()))
+            self.index.offer(state.key, state.running[..., -self.d_model :], step=self._step)
         return state
 
     def _look_up(self, state: RetrievalState, keys: Tensor, begins: Tensor) -> RetrievalState:
@@ -202,9 +199,18 @@ class Retrieval(SegmentStack):
         """A segment: the history is looked up by, and what is found has no gradient."""
         return self.config.context_length
 
+    @property
+    def index(self) -> Index:
+        """What training has shown."""
+        return cast(RetrievalCell, self.cells[0]).index
+
+    def store_shown(self, gather: Gather = alone) -> None:
+        """See `Memory.store_shown`: the newest segments."""
+        self.index.store_offered(gather, newest=True)
+
     def stepper(self, batch_size: int, options: StepOptions, dtype: torch.dtype) -> Stepper:
         """See `Memory.stepper`; an empty index is a `UserError`."""
-        cast(RetrievalCell, self.cells[0]).index.check_not_empty("Retrieval")
+        self.index.check_not_empty("Retrieval")
         return super().stepper(batch_size, options, dtype)
 
 

@@ -14,25 +14,37 @@ Point = tuple[float, float, float, float]
 
 
 def plot_horizons(
-    lines: Mapping[str, Sequence[Point]], path: Path, *, context: int, chance: float, title: str | None = None
+    lines: Mapping[str, Sequence[Point]],
+    path: Path,
+    *,
+    context: int,
+    chance: float | None,
+    outcome: str = "success",
+    title: str | None = None,
 ) -> Path:
-    """Success against horizon, one line with error bars per label; what lies within the context is shaded.
+    """Success or returns against horizon, one line with error bars per label; what lies within the context is shaded.
 
     Args:
         lines: `{label: points}`.
         path: of the PNG.
         context: K, steps seen at once.
-        chance: a dotted line.
+        chance: a dotted line, of a random player where outcomes are no success; None: there is none.
+        outcome: what the values are.
         title: above the figure.
 
     Raises:
         UserError: the file cannot be written.
     """
-    return save(horizons_figure(lines, context=context, chance=chance, title=title), path)
+    return save(horizons_figure(lines, context=context, chance=chance, outcome=outcome, title=title), path)
 
 
 def horizons_figure(
-    lines: Mapping[str, Sequence[Point]], *, context: int, chance: float, title: str | None = None
+    lines: Mapping[str, Sequence[Point]],
+    *,
+    context: int,
+    chance: float | None,
+    outcome: str = "success",
+    title: str | None = None,
 ) -> Figure:
     """The figure of `plot_horizons`."""
     with style():
@@ -42,14 +54,17 @@ def horizons_figure(
         axes.set_xscale("log")
         first = min(horizons[0], context) * 0.85
         axes.axvspan(first, context, color="#F1F1F1", linewidth=0, label=f"within the context (K = {context})")
-        axes.axhline(chance, color=GREY, linewidth=1, linestyle=":", label="chance")
+        is_rate = outcome == "success"
+        if chance is not None:
+            label = "chance" if is_rate else "a random player"
+            axes.axhline(chance, color=GREY, linewidth=1, linestyle=":", label=label)
         for number, (label, points) in enumerate(lines.items()):
             x, value, low, high = np.array(sorted(points)).T
             shift = 1.012 ** (number - len(lines) / 2)  # bars at one horizon would hide one another
             axes.errorbar(x * shift, value, yerr=(value - low, high - value), label=label, capsize=2, elinewidth=1,
                           color=COLOURS[number % len(COLOURS)], marker=MARKERS[number % len(MARKERS)], markersize=4.5,
                           zorder=10 - number)  # fmt: skip
-        axes.set(xlabel="correlation horizon (steps)", ylabel="success", ylim=(-0.03, 1.05))
+        axes.set(xlabel="correlation horizon (steps)", ylabel=outcome, ylim=(-0.03, 1.05) if is_rate else None)
         axes.set_xlim(first, horizons[-1] * 1.15)
         kept = [horizons[-1]]
         for horizon in reversed(horizons[:-1]):

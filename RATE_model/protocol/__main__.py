@@ -35,6 +35,7 @@ from RATE_model.environments.table import environment as named
 from RATE_model.errors import UserError, reason_of
 from RATE_model.loading import same_interface
 from RATE_model.memories import MODES
+from RATE_model.plots.bars import plot_bars
 from RATE_model.plots.horizons import Point, plot_horizons
 from RATE_model.protocol.examination import RunPlayer, document, examine, questions_of, subject_of
 from RATE_model.protocol.grid import Grid, run_grid, write_grid
@@ -129,18 +130,19 @@ class Examined:
         }
 
     def table(self) -> tuple[list[str], list[list[str]]]:
-        """Header and rows of the table: rates with 95 % intervals."""
+        """Header and rows of the table: means with 95 % intervals."""
         conditions = list(self.cases[0].outcomes)
         rows = []
         for case in self.cases:
-            shortest, longest = case.horizons
-            xi = f"{shortest}" if shortest == longest else f"{shortest} to {longest}"
-            row = [case.name, xi, case.regime(self.subject.context), f"{case.chance:.2f}"]
+            xi = " to ".join(str(horizon) for horizon in sorted({*case.horizons})) or "none declared"
+            row = [case.name, xi, case.regime(self.subject.context)]
+            row.append("unknown" if case.chance is None else f"{case.chance:.2f}")
             for condition in conditions:
                 interval = case.interval(condition)
                 row.append(f"{interval.value:.2f} ({interval.low:.2f} to {interval.high:.2f})")
             rows.append(row)
-        return ["case", "xi", "regime", "chance", *conditions], rows
+        chance = "chance" if self.cases[0].outcome == "success" else "at random"
+        return ["case", "xi", "regime", chance, *conditions], rows
 
 
 def grouped(environment: Environment, runs: Sequence[Path]) -> dict[str, list[Path]]:
@@ -163,9 +165,8 @@ def evaluation_for(environment: Environment, run: Path, options: Options) -> tup
     Raises:
         UserError: the checkpoint is missing, of another environment, or cannot be evaluated that way.
     """
-    twins = environment.twins is not None
-    episodes = max(1, options.episodes // 2) if twins else options.episodes
-    evaluation = evaluation_of_run(environment, run, device=options.device, episodes=episodes)
+    environment.check_episodes(episodes=options.episodes)
+    evaluation = evaluation_of_run(environment, run, device=options.device, episodes=options.episodes)
     flags, notes = recorded_flags(environment, run), []
     changes = dict(text.split("=", 1) for text in options.play)
     if changes:
@@ -179,6 +180,8 @@ def evaluation_for(environment: Environment, run: Path, options: Options) -> tup
         notes = [f"not trained with {name} {value}" for name, value in changed.items()]
         evaluation = replace(evaluation, options=replace(evaluation.options, **asked))
         assert isinstance(evaluation.options, play_options)
+    if environment.has_twins(evaluation.options):
+        evaluation = replace(evaluation, episodes=max(environment.episode_counts[0], options.episodes // 2))
     cases = environment.cases(evaluation.options)
     if options.cases:
         try:
@@ -205,7 +208,7 @@ def examine_runs(environment: Environment, name: str, runs: Sequence[Path], opti
         subject,
         questions,
         has_memory=evaluation.agent.memory.has_memory,
-        twins=environment.twins is not None,
+        twins=environment.has_twins(evaluation.options),
         memory_free=[RunPlayer(evaluation) for evaluation in free],
         report=lambda condition: print(f"  {condition}", flush=True),
     )
@@ -229,9 +232,6 @@ def write(examined: Examined, folders: Mapping[Path, Path], stem: str) -> None:
     header, rows = examined.table()
     lines = ["| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows)]
     text = f"{examined.name}: {examined.verdict.sentence}.\n\n" + "\n".join(lines) + "\n"
-    points = {
-        condition: [_point(case, condition) for case in examined.cases] for condition in examined.cases[0].outcomes
-    }
     for folder, figures in folders.items():
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -239,13 +239,25 @@ def write(examined: Examined, folders: Mapping[Path, Path], stem: str) -> None:
             atomic_write_text(folder / f"{stem}.md", text)
         except OSError as error:
             raise UserError(f"{folder} cannot be written: {reason_of(error)}") from error
+        draw(examined, figures / f"{stem}.png")
+
+
+def draw(examined: Examined, path: Path) -> None:
+    """Outcomes by condition against the horizon; as bars where a task declares none."""
+    first, conditions = examined.cases[0], list(examined.cases[0].outcomes)
+    if first.horizons:
+        points = {condition: [_point(case, condition) for case in examined.cases] for condition in conditions}
         plot_horizons(
             points,
-            figures / f"{stem}.png",
+            path,
             context=examined.subject.context,
-            chance=examined.cases[0].chance,
+            chance=first.chance,
+            outcome=first.outcome,
             title=examined.name,
         )
+        return
+    bars = {case.name: {name: _bar(case, name) for name in conditions} for case in examined.cases}
+    plot_bars(bars, path, ylabel=f"{first.outcome}, 95 % interval", title=examined.name)
 
 
 def draw_grid(options: Options) -> None:
@@ -266,6 +278,11 @@ def draw_grid(options: Options) -> None:
 def _point(case: Case, condition: str) -> Point:
     interval = case.interval(condition)
     return max(case.horizons), float(interval.value), float(interval.low), float(interval.high)
+
+
+def _bar(case: Case, condition: str) -> tuple[float, float]:
+    interval = case.interval(condition)
+    return float(interval.value), float(interval.high - interval.low) / 2
 
 
 def read_options(argv: Sequence[str] | None = None) -> Options:

@@ -10,8 +10,7 @@ import numpy as np
 
 from RATE_model.acting.controls import exchange_twins, knock_out_memory, knock_out_part
 from RATE_model.agent import Agent
-from RATE_model.environments.contract import Evaluation
-from RATE_model.errors import UserError
+from RATE_model.environments.contract import Evaluation, Outcome
 from RATE_model.memories.contract import MemoryTransform
 from RATE_model.protocol.verdict import INTACT, KNOCKED_OUT, MEMORY_FREE, TWINS, Case, Subject, without
 
@@ -24,15 +23,16 @@ class Question:
     """One setting of a task in which agents are examined; see `Case` for its fields."""
 
     name: str
-    horizons: tuple[int, int]
-    chance: float
+    horizons: tuple[int, ...]
+    chance: float | None
+    outcome: Outcome = "success"
 
 
 class Player(Protocol):
     """An agent in its environment."""
 
     def play(self, transform: MemoryTransform | None) -> Sequence[np.ndarray]:
-        """Outcomes (episodes,) of every question, from 0 to 1; always of the same episodes.
+        """Outcomes (episodes,) of every question; always of the same episodes.
 
         Args:
             transform: of memory, see `Actor`. Where there are twins no row is dropped while others act, so that rows
@@ -49,25 +49,19 @@ class RunPlayer:
 
     def play(self, transform: MemoryTransform | None) -> Sequence[np.ndarray]:
         """See `Player`."""
-        evaluation = self.evaluation
-        (played,) = evaluation.play_with(transform, twins=evaluation.environment.twins is not None).values()
-        return [evaluation.environment.outcomes(case, played[case], evaluation) for case in evaluation.cases]
+        evaluation, environment = self.evaluation, self.evaluation.environment
+        (played,) = evaluation.play_with(transform, twins=environment.has_twins(evaluation.options)).values()
+        return [environment.outcomes(case, played[case], evaluation) for case in environment.played_cases(evaluation)]
 
 
 def questions_of(evaluation: Evaluation) -> list[Question]:
-    """What an environment asks in the cases of an evaluation.
-
-    Raises:
-        UserError: it declares no horizons, or no chance, of a case.
-    """
-    environment, options, questions = evaluation.environment, evaluation.options, []
-    for case in evaluation.cases:
-        horizons, chance = environment.horizons(case, options), environment.chance(case, options)
-        if not horizons or chance is None:
-            what = "correlation horizons" if not horizons else "chance level"
-            which = f" of {environment.axis} {case}" if environment.axis else ""
-            raise UserError(f"{environment.name} declares no {what}{which}: nothing can be said about memory there")
-        questions.append(Question(str(case), (min(horizons), max(horizons)), chance))
+    """What an environment asks in the cases of an evaluation."""
+    environment, questions = evaluation.environment, []
+    for case in environment.played_cases(evaluation):
+        horizons, chance = environment.horizons(case, evaluation.options), environment.chance(case, evaluation)
+        name = environment.name if case is None else str(case)
+        within = (min(horizons), max(horizons)) if horizons else ()
+        questions.append(Question(name, within, chance, environment.outcome))
     return questions
 
 
@@ -131,20 +125,20 @@ def examine(
     if memory_free:
         ask(MEMORY_FREE, memory_free, lambda _: None)
     return [
-        Case(question.name, question.horizons, question.chance, found)
+        Case(question.name, question.horizons, question.chance, found, question.outcome)
         for question, found in zip(questions, outcomes, strict=True)
     ]
 
 
 def document(subject: Subject, cases: Sequence[Case]) -> list[dict[str, Any]]:
-    """The cases as JSON: every rate with its interval, and each seed's own."""
+    """The cases as JSON: every mean, under the outcome's name, with its interval, and each seed's own."""
     entries = []
     for case in cases:
         conditions: dict[str, Mapping[str, Any]] = {}
         for condition, outcomes in case.outcomes.items():
             interval = case.interval(condition)
             conditions[condition] = {
-                "success": float(interval.value),
+                case.outcome: float(interval.value),
                 "interval": [float(interval.low), float(interval.high)],
                 "seeds": outcomes.mean(1).tolist(),
                 "episodes": outcomes.shape[1],
@@ -152,6 +146,7 @@ def document(subject: Subject, cases: Sequence[Case]) -> list[dict[str, Any]]:
         entries.append(
             {
                 "case": case.name,
+                "outcome": case.outcome,
                 "horizons": list(case.horizons),
                 "regime": case.regime(subject.context),
                 "chance": case.chance,

@@ -80,7 +80,7 @@ def run_grid(grid: Grid, options: StudyOptions, *, episodes: int) -> dict[str, A
     """Train what is missing, validate everything; `{"rows": {label: {...}}, "validated": [...]}`.
 
     Raises:
-        UserError: the environment declares no grid or no horizons, or a run fails.
+        UserError: the environment declares no grid, or a run fails.
     """
     if not grid.trained:
         raise UserError(f"{grid.environment.name} declares no grid of contexts and horizons")
@@ -93,7 +93,9 @@ def run_grid(grid: Grid, options: StudyOptions, *, episodes: int) -> dict[str, A
         memory, cells = evaluations[0].agent.memory, []
         for number, question in enumerate(questions_of(evaluations[0])):
             seeds = [answer[number] for answer in answers]
-            case = Outcomes(question.name, question.horizons, question.chance, {"intact": np.stack(seeds)})
+            case = Outcomes(
+                question.name, question.horizons, question.chance, {"intact": np.stack(seeds)}, question.outcome
+            )
             interval = case.interval()
             cells.append(
                 {

@@ -10,6 +10,10 @@ the shortest and the longest horizon of a task,
 
 Long-term memory is proved by a task of the first kind that is solved better than by chance, and worse when memory is
 knocked out. What survives the knock-out did not come from memory: the environment leaks it.
+
+Where an outcome is not a success but a return, no level of chance is that of an agent without memory: who remembers
+nothing earns something, too. Then memory is proved by what its knock-out costs, and by a control without memory. Where
+a task declares no horizons, nothing can be said about how long an agent remembers.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ import numpy as np
 
 from RATE_model.protocol.statistics import CONFIDENCE, Interval, bootstrap, mean, wilson
 
-Regime = Literal["long-term only", "mixed", "short-term only"]
+Regime = Literal["long-term only", "mixed", "short-term only", "undeclared"]
 Label = Literal["long-term", "short-term", "leak", "nothing", "unproved"]
 
 MIN_SEEDS, MIN_EPISODES = 3, 100
@@ -58,20 +62,37 @@ class Case:
 
     Attributes:
         name: what the environment calls it.
-        horizons: the shortest and the longest correlation horizon, in steps.
-        chance: the mean outcome without memory.
-        outcomes: by condition (seeds, episodes), from 0, wrong, to 1, right; "intact" is among them.
+        horizons: the shortest and the longest correlation horizon, in steps; empty: the task declares none.
+        chance: the mean outcome without memory, or, of returns, a random player's; None: it is not known.
+        outcomes: by condition (seeds, episodes), from 0, wrong, to 1, right, or returns; "intact" is among them.
+        outcome: what they are, "success" or "return".
     """
 
     name: str
-    horizons: tuple[int, int]
-    chance: float
+    horizons: tuple[int, ...]
+    chance: float | None
     outcomes: Mapping[str, np.ndarray]
+    outcome: str = "success"
 
     def regime(self, context: int) -> Regime:
         """What success says of an agent that sees this many steps at once."""
+        if not self.horizons:
+            return "undeclared"
         shortest, longest = self.horizons
         return "long-term only" if context < shortest else "short-term only" if context >= longest else "mixed"
+
+    @property
+    def level(self) -> float:
+        """`chance`, where it is known."""
+        assert self.chance is not None, "asked only where it is"
+        return self.chance
+
+    def shown(self, value: float | np.ndarray) -> str:
+        """A value as people read it: rates with two digits and no zero before the point."""
+        number = float(value)
+        if self.outcome == "success":
+            return f"{number:.2f}".replace("0.", ".", 1) if 0 <= number < 1 else f"{number:.2f}"
+        return f"{number:.{2 if abs(number) < 10 else 1 if abs(number) < 1000 else 0}f}"
 
     def interval(self, condition: str = INTACT, *, confidence: float = CONFIDENCE) -> Interval:
         """The mean outcome: a Wilson interval of rates, else a bootstrap of episodes within seeds.
@@ -80,7 +101,7 @@ class Case:
         show.
         """
         outcomes = self.outcomes[condition]
-        if np.isin(outcomes, (0, 1)).all():
+        if self.outcome == "success" and np.isin(outcomes, (0, 1)).all():
             return wilson(int(outcomes.sum()), outcomes.size, confidence=confidence)
         return bootstrap(list(outcomes), mean, confidence=confidence)
 
@@ -109,13 +130,17 @@ def judge(subject: Subject, cases: Sequence[Case]) -> Verdict:
     "Better than chance" and "worse when knocked out" are tested at 95 % for all cases together (Bonferroni): with many
     cases a guesser is better than chance in one of them soon.
     """
+    declared = [case for case in cases if case.horizons and case.chance is not None]
+    if not declared or cases[0].outcome != "success":
+        return _judge_returns(subject, cases)
+    cases = declared
     confidence = 1 - (1 - CONFIDENCE) / len(cases)
-    better = [case for case in cases if case.interval(confidence=confidence).low > case.chance]
+    better = [case for case in cases if case.interval(confidence=confidence).low > case.level]
     missing = _missing(cases)
     if not better:
         best = max(cases, key=lambda case: float(case.interval().value))
         return Verdict(
-            "nothing", None, f"not shown to remember: {_rate(best)} at best, chance {_two(best.chance)}", missing
+            "nothing", None, f"not shown to remember: {_rate(best)} at best, chance {best.shown(best.level)}", missing
         )
 
     by_regime = {regime: [case for case in better if case.regime(subject.context) == regime] for regime in _REGIMES}
@@ -145,8 +170,46 @@ def judge(subject: Subject, cases: Sequence[Case]) -> Verdict:
 _REGIMES: tuple[Regime, ...] = ("long-term only", "mixed", "short-term only")
 
 
+def _judge_returns(subject: Subject, cases: Sequence[Case]) -> Verdict:
+    """The verdict where outcomes are returns, or no horizons are declared: on what memory is worth, in one case.
+
+    That case is the one with the longest horizons of those in which memory was shown to matter, else of all.
+    """
+    confidence, missing = 1 - (1 - CONFIDENCE) / len(cases), _missing(cases)
+    case = _longest([case for case in cases if _depends(case, confidence)] or cases)
+    intact = case.interval(confidence=confidence)
+    by_chance = "" if case.chance is None else f", a random player's {case.shown(case.chance)}"
+    sentence = f"{case.outcome} {_rate(case)}{by_chance}"
+    if case.chance is not None and intact.low <= case.chance:
+        return Verdict("nothing", None, f"not shown to do better than at random: {sentence}", missing)
+    sentence += _dependence(case, confidence, subject)
+    free = MEMORY_FREE in case.outcomes and case.interval(MEMORY_FREE, confidence=confidence)
+    if free:
+        sentence += f"; {MEMORY_FREE} {case.shown(free.value)}"
+    regime = case.regime(subject.context)
+    if not case.horizons:
+        sentence += "; the task declares no correlation horizon, so nothing is said about how long it remembers"
+        return Verdict("unproved", None, sentence, (*missing, "correlation horizons, which the task does not declare"))
+    shortest, longest = case.horizons
+    if regime == "mixed":
+        missing = (*missing, f"a context K of at most {shortest - 1} (now {subject.context})")
+        sentence += f"; in the mixed regime (K = {subject.context}, xi = {shortest} to {longest}) no claim about "
+        return Verdict("unproved", None, f"{sentence}long-term memory is possible", missing)
+    if regime == "short-term only":
+        sentence += f"; all that there is to remember (xi = {shortest} to {longest}) lies within its context K = "
+        return Verdict("unproved", None, f"{sentence}{subject.context}", missing)
+    proved = _depends(case, confidence) and (not free or bool(free.high < intact.low))
+    if not proved or _too_few(missing):
+        return Verdict("unproved", shortest, f"{sentence}; long-term memory (xi from {shortest} on) not shown", missing)
+    return Verdict("long-term", shortest, f"remembers over xi = {shortest} or more, long-term: {sentence}", missing)
+
+
 def _longest(cases: Sequence[Case]) -> Case:
     return max(cases, key=lambda case: case.horizons)
+
+
+def _too_few(missing: Sequence[str]) -> bool:
+    return any(text.startswith(f"{MIN_SEEDS} seeds") for text in missing)
 
 
 def _missing(cases: Sequence[Case]) -> tuple[str, ...]:
@@ -166,7 +229,7 @@ def _reachable(case: Case, subject: Subject) -> bool:
 
 def _free(case: Case, confidence: float) -> bool:
     """Whether an agent without memory is right more often than by chance."""
-    return MEMORY_FREE in case.outcomes and bool(case.interval(MEMORY_FREE, confidence=confidence).low > case.chance)
+    return MEMORY_FREE in case.outcomes and bool(case.interval(MEMORY_FREE, confidence=confidence).low > case.level)
 
 
 def _depends(case: Case, confidence: float, condition: str = KNOCKED_OUT) -> bool:
@@ -181,7 +244,7 @@ def _long_term(case: Case, subject: Subject, missing: tuple[str, ...]) -> Verdic
     """The verdict where everything but the size of the sample is as it should be."""
     xi = case.horizons[0]
     sentence = f"remembers over xi = {xi} ({_bound(case)}){_share(case)}"
-    if any(text.startswith(f"{MIN_SEEDS} seeds") for text in missing):
+    if _too_few(missing):
         sentence = f"{sentence}, but not enough to call it long-term{_dependence(case, CONFIDENCE, subject)}"
         return Verdict("unproved", xi, sentence, missing)
     return Verdict("long-term", xi, f"{sentence}, long-term{_dependence(case, CONFIDENCE, subject)}", missing)
@@ -192,7 +255,7 @@ def _not_dependent(case: Case, subject: Subject, confidence: float, missing: tup
     if KNOCKED_OUT not in case.outcomes or case.horizons[0] <= subject.segment:
         why = f"memory cannot be knocked out within a segment of {subject.segment} steps"
         wanted = f"a case with xi > {subject.segment}"
-    elif case.interval(KNOCKED_OUT, confidence=confidence).low > case.chance:
+    elif case.interval(KNOCKED_OUT, confidence=confidence).low > case.level:
         return Verdict("leak", None, _leak(case, subject), missing)
     else:
         why = f"knocked out {_rate(case, KNOCKED_OUT)}, which may be chance and may be as good as intact"
@@ -205,7 +268,7 @@ def _dependence(case: Case, confidence: float, subject: Subject | None = None) -
     """In words, what happens without memory, and which parts of it do it; empty where that was not tried."""
     if KNOCKED_OUT not in case.outcomes:
         return ""
-    rate = f"knocked out {_two(case.interval(KNOCKED_OUT).value)}"
+    rate = f"knocked out {case.shown(case.interval(KNOCKED_OUT).value)}"
     if not _depends(case, confidence):
         return f", does not depend on its memory ({rate})"
     parts = [part for part in (subject.parts if subject else ()) if _depends(case, confidence, without(part))]
@@ -218,24 +281,19 @@ def _leak(case: Case, subject: Subject) -> str:
     if not _reachable(case, subject):
         return f"{sentence}no more than the last {subject.reach} steps can matter to it, so the environment tells"
     condition = MEMORY_FREE if _free(case, CONFIDENCE) else KNOCKED_OUT
-    return f"{sentence}{condition} {_two(case.interval(condition).value)}, so the environment tells"
+    return f"{sentence}{condition} {case.shown(case.interval(condition).value)}, so the environment tells"
 
 
 def _share(case: Case) -> str:
     """In words, how much of what chance leaves open is right; empty where that is nearly all of it."""
-    known = (float(case.interval().value) - case.chance) / (1 - case.chance)
+    known = (float(case.interval().value) - case.level) / (1 - case.level)
     return "" if known > 0.9 else f", in {known:.0%} of episodes"
 
 
 def _rate(case: Case, condition: str = INTACT) -> str:
     interval = case.interval(condition)
-    return f"{_two(interval.value)} ({_two(interval.low)} to {_two(interval.high)})"
+    return f"{case.shown(interval.value)} ({case.shown(interval.low)} to {case.shown(interval.high)})"
 
 
 def _bound(case: Case) -> str:
-    return f"lower bound {_two(case.interval().low)} > {_two(case.chance)}"
-
-
-def _two(value: float | np.ndarray) -> str:
-    """Two digits without the zero before the point."""
-    return f"{float(value):.2f}".replace("0.", ".", 1) if 0 <= value < 1 else f"{float(value):.2f}"
+    return f"lower bound {case.shown(case.interval().low)} > {case.shown(case.level)}"

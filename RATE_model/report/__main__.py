@@ -80,12 +80,16 @@ def recorded(evaluation: Evaluation, number: int, transform: MemoryTransform | N
     """Episode `number` of an evaluation, and its twin if there is one and it is wanted."""
     environment, (case,) = evaluation.environment, evaluation.cases
     seed = environment.seeds(max(2, number + 1))[number]
-    rows = 2 if twin and environment.twins is not None else 1
+    has_twins = environment.has_twins(evaluation.options)
+    rows = 2 if twin and has_twins else 1
     seeds = np.repeat(seed, rows)
     given: dict[str, Any] = dict(environment.reset_options(seeds, evaluation.options))
-    if environment.twins is not None and not given:
+    if has_twins and environment.twins is not None:
         name, values = environment.twins
-        given[name] = np.array(values[:rows])
+        if name in given:  # the episode's own value, and another one
+            values = sorted(values, key=lambda value: value != given[name][0])
+        if name in given or not given:  # else other options make neighbours twins
+            given[name] = np.array(values[:rows])
     environments = environment.vector(np.array([case] * rows), evaluation.options)
     target = evaluation.targets[0]
     try:

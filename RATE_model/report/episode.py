@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,8 @@ from RATE_model.plots.attention import attention_by_step
 Picture = Callable[[VectorEnv, int], np.ndarray | None]
 # All pictures of an episode together may be this large; a player shows two episodes.
 _PICTURE_BYTES = 4_000_000
+# Units of a gate that are shown one by one.
+_UNITS = 8
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,7 @@ def player_data(
     data["intact"] = _side(intact)
     data["knocked_out"] = None if knocked_out is None else _side(knocked_out)
     data["memory"] = _memory(intact)
-    data["attention"] = _attention(agent, intact)
+    data |= _inside(agent, intact)
     return data
 
 
@@ -188,12 +190,33 @@ def _memory(trace: Trace) -> dict[str, Any] | None:
     }
 
 
-def _attention(agent: Agent, trace: Trace) -> list[dict[str, Any]] | None:
-    """By step, how attention is shared out; None for memories that do not attend."""
+def _inside(agent: Agent, trace: Trace) -> dict[str, Any]:
+    """What the memory has to look at, by step.
+
+    "attention": how it is shared out; None for memories that do not attend. "gates": what else there is, `(B, T, n)` by
+    name; of many units their mean and those that change most.
+    """
     look = [torch.as_tensor(array)[None].to(agent.device) for array in (trace.observations, trace.actions, trace.rtg)]
     with evaluating(agent):
-        segments = agent.inspect(*look).get("attention")
-    return None if segments is None else attention_by_step(segments)
+        seen = agent.inspect(*look)
+    attention, gates = seen.get("attention"), []
+    for name, found in seen.items():
+        for called, values in found.items() if isinstance(found, Mapping) else [(name, found)]:
+            if isinstance(values, Tensor) and values.ndim == 3:
+                gates.append(_gate(called, values[0].float().cpu().numpy()))
+    return {"attention": None if attention is None else attention_by_step(attention), "gates": gates}
+
+
+def _gate(name: str, values: np.ndarray) -> dict[str, Any]:
+    """Units of a gate, `(T, n)`, and what to call them."""
+    units = np.arange(values.shape[1])
+    if len(units) > _UNITS:
+        units = np.sort(np.argsort(-np.nan_to_num(values.std(axis=0)), kind="stable")[:_UNITS])
+    names, shown = [f"unit {unit + 1}" for unit in units], values[:, units]
+    if values.shape[1] > _UNITS:
+        names, shown = [f"mean of {values.shape[1]}", *names], np.column_stack([values.mean(axis=1), shown])
+    shown = np.where(np.isfinite(shown), np.round(shown.astype(float), 3), None)
+    return {"name": name, "units": names, "values": shown.tolist()}
 
 
 def _encoded(pictures: Sequence[np.ndarray]) -> tuple[list[str], list[int]]:

@@ -71,7 +71,7 @@ def build(runs: Sequence[RunRecord], episodes: Sequence[Mapping[str, Any]], *, t
             {"name": name, "sentence": found["verdict"]["sentence"], "missing": found["verdict"]["missing"]}
             for name, found in examined
         ],
-        "horizons": [_horizons(name, found) for name, found in examined],
+        "horizons": [_horizons(name, found) for name, found in examined if found["cases"][0]["horizons"]],
         "episodes": list(episodes),
     }
     subtitle = f"{len(runs)} run{'s' * (len(runs) > 1)}, {len(episodes)} recorded episode{'s' * (len(episodes) != 1)}"
@@ -91,13 +91,15 @@ def _telling_flags(runs: Sequence[RunRecord]) -> list[str]:
 
 
 def _horizons(name: str, protocol: Mapping[str, Any]) -> dict[str, Any]:
-    """The lines of the figure "success against horizon"."""
+    """The lines of the figure of success, or of returns, against the horizon."""
     lines: dict[str, list[list[float]]] = {}
+    first = protocol["cases"][0]
+    outcome = first.get("outcome", "success")  # older files know no other
     for case in protocol["cases"]:
         for condition, found in case["conditions"].items():
-            point = [max(case["horizons"]), found["success"], *found["interval"]]
+            point = [max(case["horizons"]), found[outcome], *found["interval"]]
             lines.setdefault(condition, []).append(point)
-    return {"name": name, "conditions": lines, "chance": protocol["cases"][0]["chance"]}
+    return {"name": name, "conditions": lines, "chance": first["chance"], "outcome": outcome}
 
 
 def _curves(path: Path) -> dict[str, list[list[float]]]:

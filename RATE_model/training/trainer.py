@@ -194,6 +194,8 @@ class Trainer:
                     window_logits.append(part_logits)
                     left.append(passed)
             self._keep(batch, parts, left)
+            if self.model.memory.keeps_data:
+                self.model.memory.store_shown(distributed.gather)
             logits.append(torch.cat(window_logits))
             if count:
                 loss, norm = self._optimize(loss, indices)

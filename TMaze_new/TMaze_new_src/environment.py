@@ -145,6 +145,7 @@ class TMaze(Environment):
     episode_counts = range(2, protocol.MAX_EPISODES + 1)
     data_seeds = range(FIRST_SEED, 2**31)
     twins = ("goal", (1, -1))
+    outcome = "success"
     grid_cases = (9, 30, 90, 150)
     action_names = ("right", "up", "left", "down")
     curves = ("train_loss", "train_accuracy", "train_last_loss", "train_last_acc")
@@ -244,7 +245,7 @@ class TMaze(Environment):
         """From the hint to the turn."""
         return self.make(case, options).horizons
 
-    def chance(self, case: int, options: Maze) -> float:
+    def chance(self, case: int, evaluation: Evaluation) -> float:
         """Up or down."""
         return 0.5
 

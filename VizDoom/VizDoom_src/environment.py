@@ -214,9 +214,26 @@ class ViZDoomTwoColors(Environment):
 
     def play(self, evaluation: Evaluation, acting: Acting, *, twins: bool = False) -> dict[Case, Episodes]:
         """As in every environment. Twins differ in the colour alone, where it can be chosen."""
-        if twins and not protocol.has_free_colour(evaluation.options.scenario):
+        if twins and not self.has_twins(evaluation.options):
             raise UserError("the colour of the published scenario is its seed's; twins need --variant clear")
         return super().play(evaluation, acting, twins=twins)
+
+    def has_twins(self, options: Games) -> bool:
+        """Where the colour can be chosen."""
+        return protocol.has_free_colour(options.scenario)
+
+    def horizons(self, case: Case, options: Games) -> tuple[int, ...]:
+        """From the last sight of the pillar to any step after it."""
+        last = options.episode_timeout - options.pillar_steps + 1
+        return (2, last) if options.pillar and last >= 2 else ()
+
+    def chance(self, case: Case, evaluation: Evaluation) -> float:
+        """A random player's return; playing takes seconds, once."""
+        options: Games = evaluation.options
+        played = play_baselines(
+            evaluation.episodes, labels=("random",), scenario=options.scenario, max_steps=options.episode_timeout
+        )
+        return float(played["random"].episodes.returns.mean())
 
     def metrics(
         self, played: Mapping[Case, Episodes], evaluation: Evaluation, config: Config, *, final: bool
@@ -256,7 +273,7 @@ class ViZDoomTwoColors(Environment):
     def draw(self, folder: Path, evaluation: Evaluation) -> Sequence[Path]:
         """Returns by colour: with and without memory, with twins' memories exchanged, and of other players."""
         played = {label: by_case[None] for label, by_case in evaluation.conditions().items()}
-        if len(played) > len(evaluation.targets) and protocol.has_free_colour(evaluation.options.scenario):
+        if len(played) > len(evaluation.targets) and self.has_twins(evaluation.options):
             for target, by_case in evaluation.play_with(exchange_twins(), twins=True).items():
                 asked = f", asked for {target:g}" * (len(evaluation.targets) > 1)
                 played[f"memories of twins exchanged{asked}"] = by_case[None]

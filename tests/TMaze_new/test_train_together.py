@@ -11,12 +11,11 @@ import pytest
 
 from tests.groups import Group
 from tests.interruptions import assert_same, outcome
-from tests.tmaze_runs import DATA, HERE, only_run, places, train
-from TMaze_new.TMaze_new_src import environment, train_tmaze
+from tests.tmaze_runs import only_run, train
+from TMaze_new.TMaze_new_src import environment
 
 # Random numbers besides those of dropout, and much to interrupt.
 FLAGS = ("--action_noise", "0.1", "--epochs", "4", "--ckpt_epoch", "1", "--log_every", "1")
-KEEPING = ("--model_mode", "kNN", *DATA, "--epochs", "1", *HERE)
 STOPPED = {number: 128 + number for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)}
 
 
@@ -105,12 +104,6 @@ def test_more_processes_than_trajectories_of_a_batch(tmp_path, capfd):
     assert together(2, tmp_path, "--batch_size", "1").results() == ["SystemExit: 2"] * 2
     assert "error: --batch_size 1: has no trajectory for each of 2 processes" in capfd.readouterr().err
     assert not (tmp_path / "runs").exists()
-
-
-def test_a_memory_that_keeps_what_it_is_shown(tmp_path, capfd):
-    group = Group(2, partial(train_tmaze.main, [*KEEPING, *places(tmp_path)]))
-    assert group.results() == ["SystemExit: 2"] * 2
-    assert "error: --model_mode kNN: it keeps what it is shown" in capfd.readouterr().err
 
 
 def _send(group: Group, rank: int, number: int) -> None:

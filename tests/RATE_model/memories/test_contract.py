@@ -92,6 +92,7 @@ class Case:
                 parameter.mul_(1.5)
             if agent.memory.keeps_data:
                 logits_of(agent.train(), inputs_of(spec, 8, seed=7))
+                agent.memory.store_shown()
         return agent.eval()
 
 

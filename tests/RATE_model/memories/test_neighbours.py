@@ -62,6 +62,7 @@ def test_knn_does_what_the_data_did():
     agent.memory.index.offered.zero_()
     assert not logits_of(agent, inputs).diff(dim=1).any(), "without data every step looks the same"
     logits_of(agent.train(), inputs)
+    agent.memory.store_shown()
     agent.eval()
     with torch.no_grad():
         expected = agent.head(agent.encoder.encode_actions(inputs[1]))
@@ -77,6 +78,7 @@ def test_retrieval_reads_the_pieces_that_began_alike():
     cell = agent.memory.cells[0]
     cell.index.offered.zero_()
     before = logits_of(agent, inputs)
+    agent.memory.store_shown()
     assert cell.index.count == 12, "three segments of four trajectories"
     agent.eval()
     _, state = agent(*inputs, everywhere(inputs))
@@ -97,14 +99,14 @@ def test_padding_is_not_stored():
     index.offered.zero_()
     valid[3, -1] = False
     agent(*inputs, valid)
+    agent.memory.store_shown()
     assert index.count == 11
 
 
 @pytest.mark.parametrize("mode", ["kNN", "Retrieval"])
 def test_without_data_it_does_not_act(mode):
     agent, inputs = Case.of(mode, "none").agent(), inputs_of(VECTOR, 2)
-    memory = agent.memory
-    (memory.index if mode == "kNN" else memory.cells[0].index).offered.zero_()
+    agent.memory.index.offered.zero_()
     with pytest.raises(UserError, match=f"--model_mode {mode}: its index is empty"):
         Actor(agent, 2, inputs[2][:, 0])
 

@@ -216,8 +216,60 @@ def test_a_part_that_matters_is_named():
     assert sentence.endswith("long-term, depends on its tokens (knocked out .50)")
 
 
+def returns(condition: str, mean: float) -> np.ndarray:
+    """3 seeds of 100 episodes."""
+    return mean + np.random.default_rng(len(condition)).normal(size=(3, 100))
+
+
+def judged(*, horizons=(), chance=2.0, context=1, seeds=3, **means):
+    """Of returns, by condition; names of conditions have _ for spaces."""
+    outcomes = {name.replace("_", " "): returns(name, mean)[:seeds] for name, mean in means.items()}
+    case = Case("ViZDoom", horizons, chance, outcomes, "return")
+    return judge(Subject(context, None, 30, ("tokens", "cache")), [case])
+
+
+def test_returns_without_horizons_say_what_they_can():
+    result = judged(intact=20.0, knocked_out=11.0, without_tokens=12.0, without_cache=20.1)
+    assert result.label == "unproved" and result.horizon is None
+    assert re.match(
+        r"return 20.\d \(.*, a random player's 2.00, depends on its tokens \(knocked out 1\d", result.sentence
+    )
+    assert result.sentence.endswith("declares no correlation horizon, so nothing is said about how long it remembers")
+    assert result.missing[-1] == "correlation horizons, which the task does not declare"
+    unknown = judged(chance=None, intact=20.0, knocked_out=20.0).sentence
+    assert "random" not in unknown and "does not depend on its memory" in unknown
+
+
+def test_returns_that_a_random_player_has():
+    result = judged(chance=20.0, horizons=(2, 2056), intact=20.0, knocked_out=11.0)
+    assert result.label == "nothing" and "not shown to do better than at random" in result.sentence
+
+
+def test_returns_in_each_regime():
+    """Above a random player's says nothing; the knock-out, and a control without memory, do."""
+    means = {"horizons": (2, 2056), "intact": 20.0, "knocked_out": 11.0}
+    proved = judged(**means)
+    assert (proved.label, proved.horizon) == ("long-term", 2)
+    assert (
+        proved.sentence.startswith("remembers over xi = 2 or more, long-term: return 20") and len(proved.missing) == 1
+    )
+    free = {"memory-free_control": 20.5}
+    assert (
+        judged(**means, **free).label == "unproved"
+        and judged(**means, **{"memory-free_control": 11.0}).label == "long-term"
+    )
+    assert judged(**means | {"knocked_out": 20.0}).label == "unproved"
+    assert judged(**means, seeds=2).label == "unproved"
+    mixed = judged(**means, context=30)
+    assert mixed.label == "unproved" and mixed.missing[-1] == "a context K of at most 1 (now 30)"
+    assert "in the mixed regime (K = 30, xi = 2 to 2056)" in mixed.sentence
+    short = judged(**means, context=3000)
+    assert short.label == "unproved" and "lies within its context K = 3000" in short.sentence
+
+
 def test_the_document_holds_rates_intervals_and_seeds():
     _, cases = verdict()
     entry = document(SUBJECT, cases)[-1]
     assert entry["regime"] == "long-term only" and entry["horizons"] == [95, 95]
+    assert entry["outcome"] == "success" and entry["conditions"]["intact"]["success"] == 1
     assert entry["conditions"]["intact"]["seeds"] == [1, 1, 1] and entry["conditions"]["intact"]["interval"][0] > 0.98

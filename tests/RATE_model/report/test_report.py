@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from RATE_model.agent import Agent, AgentConfig
+from RATE_model.cli.settings import ModelOptions
 from RATE_model.errors import UserError
 from RATE_model.memories.rate.config import RATEConfig
 from RATE_model.report import episode as episodes
@@ -69,6 +70,23 @@ def test_attention_shares_sum_to_one(episode):
     for step, entry in enumerate(episode["attention"]):
         assert sum(entry["shares"].values()) == pytest.approx(1, abs=0.01)
         assert len(entry["steps"]) == step % K + 1 and sum(entry["steps"]) <= 1.01
+
+
+def test_gates_are_those_of_the_memory():
+    """Of many units the mean and the eight that change most."""
+    torch.manual_seed(0)
+    config = ModelOptions(model_mode="FFM", d_model=16).agent_config(context_length=K, segments=3)
+    agent = Agent(config, SPEC).eval()
+    trace = played(agent, rows=1)
+    data = player_data(agent, trace, None, actions=None, title="")
+    assert data["attention"] is None and len(data["gates"]) == 2
+    look = [torch.as_tensor(array)[None] for array in (trace.observations, trace.actions, trace.rtg)]
+    for gate in data["gates"]:
+        expected = agent.inspect(*look)["gates"][gate["name"]][0].detach().numpy()
+        assert len(gate["units"]) == 9 and gate["units"][0] == f"mean of {expected.shape[1]}"
+        np.testing.assert_allclose(np.array(gate["values"])[:, 0], expected.mean(1), atol=1e-3)
+        unit = int(gate["units"][1].removeprefix("unit ")) - 1
+        np.testing.assert_allclose(np.array(gate["values"])[:, 1], expected[:, unit], atol=1e-3)
 
 
 def test_logits_of_the_recording_are_those_of_the_forward_pass(agent):

@@ -101,6 +101,8 @@ def data(tmp_path, monkeypatch) -> Iterator[WindowDataset]:
         ("GRU", "burnt in"),
         ("MLP", "parts"),
         ("RMT", "objectives"),
+        ("kNN", "parts"),
+        ("Retrieval", "stored"),
     ],
 )
 def test_three_processes_have_the_losses_of_one(data, mode, setting):
@@ -113,8 +115,6 @@ def test_three_processes_have_the_losses_of_one(data, mode, setting):
 def test_any_number_of_processes_has_the_losses_of_one(data, mode, setting):
     if SETTINGS[setting].get("window_state") == "stored" and not has_memory(mode):
         pytest.skip("hands no state on")
-    if agent(mode).memory.keeps_data:
-        pytest.skip("keeps what it is shown: refused")
     assert_equal(data, mode, setting, (2, 3), BATCHES)
 
 
