@@ -1,7 +1,6 @@
-"""RATE: the Recurrent Action Transformer with Memory, and all that its experiments share.
+"""RATE: the Recurrent Action Transformer with Memory, and everything its experiments share.
 
-The names below are the public ones; each is imported from its module when it is first asked for, so that importing
-this package costs nothing.
+The names below are public. Each is imported from its module on first use, so importing this package costs nothing.
 """
 
 import importlib
@@ -49,7 +48,7 @@ _PUBLIC = {
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
 
-__all__ = [  # noqa: F822  imported when asked for
+__all__ = [  # imported on first use
     "MEMORIES",
     "MODES",
     "Actor",

@@ -39,20 +39,21 @@ class AgentConfig:
 
     @property
     def context_length(self) -> int:
-        """K: steps of a segment."""
+        """K: steps per segment."""
         return self.sizes.context_length
 
     def saved(self) -> dict[str, Any]:
-        """What a checkpoint keeps of it."""
+        """The configuration as a checkpoint stores it."""
         return {"memory": self.memory, "config": asdict(self.sizes)}
 
     @classmethod
     def of(cls, state: dict[str, Any]) -> "AgentConfig":
-        """From what a checkpoint holds; one that names no memory is of the time when there was only RATE.
+        """The configuration in a checkpoint. Checkpoints without a memory's name are from when RATE was the only
+        memory.
 
         Raises:
-            UserError: a memory that is not in the table.
-            KeyError, TypeError: it holds no configuration, or one with other names.
+            UserError: the memory is not in the table.
+            KeyError, TypeError: there is no configuration, or it has other names.
         """
         name = state.get("memory", "RATE")
         if name not in MEMORIES:
@@ -65,9 +66,9 @@ class AgentState(State):
     """What an agent carries from one window of steps to the next."""
 
     memory: State
-    actions: Tensor | None = None  # (B,) int64 or (B, A) float32, the last ones; None: episodes begin
-    begun: Tensor | None = None  # (b,) int64 on the CPU, ascending: all that is here is of these rows; None: of all
-    acted: Tensor | None = None  # (B,) bool, False where padding is all that a row has had; None: nowhere
+    actions: Tensor | None = None  # (B,) int64 or (B, A) float32, the last actions; None: episodes begin
+    begun: Tensor | None = None  # (b,) int64 on the CPU, ascending: the rows that have begun; None: all
+    acted: Tensor | None = None  # (B,) bool, False in rows of padding only so far; None: nowhere
 
 
 # (step, state before it) -> the state that the step begins with.
@@ -98,23 +99,23 @@ class Agent(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """The device of the parameters."""
         return self.memory.device
 
     def actor(self, batch_size: int = 1, *, target_return: float | Tensor, **options: Any) -> "Actor":
-        """An actor for a loop of your own: `actor.act(observations, rewards)`, one environment step at a time.
+        """An actor for your own loop: `actor.act(observations, rewards)`, one environment step at a time.
 
         Args:
-            batch_size: environments that it acts in at once.
+            batch_size: number of environments.
             target_return: the return to ask for.
             options: of `Actor`.
         """
-        from RATE_model.acting.actor import Actor  # here: an actor is made of an agent
+        from RATE_model.acting.actor import Actor  # not at the top: an actor imports agents
 
         return Actor(self, batch_size, target_return, **options)
 
     def initial(self, batch_size: int) -> AgentState:
-        """What is carried into the first step of an episode."""
+        """The state before the first step of an episode."""
         return AgentState(self.memory.initial(batch_size))
 
     def forward(
@@ -130,25 +131,25 @@ class Agent(nn.Module):
         head: Callable[[Tensor], Tensor] | None = None,
         infos: Mapping[str, Tensor] | None = None,
     ) -> tuple[Tensor, AgentState]:
-        """Trajectories, or windows of consecutive steps of some.
+        """Process trajectories, or windows of consecutive steps of trajectories.
 
-        Gradients flow through the memory inside the call; none flows into `state`: the cut is here.
+        Gradients flow through the memory inside the call, but not into `state`: the graph is cut there.
 
         Args:
             observations: `(B, T, *observation_shape)`, or `Frames` or a `FrameStack` of these.
-            actions: `(B, T)` int64, or `(B, T, A)` float when continuous. A step's own action is not seen by it.
+            actions: `(B, T)` int64, or `(B, T, A)` float when continuous. A step does not see its own action.
             rtg: `(B, T)` float32 returns-to-go in units of reward; ignored without conditioning.
-            valid: `(B, T)` bool, False for padding. Give it on the CPU: it decides which rows run, and reading it from
-                a device would stop the queue.
-            state: where the window before ended; None: the beginning of the trajectories.
-            borders: steps before which `at_border` is called with the state there, of which it may make another,
+            valid: `(B, T)` bool, False for padding. Pass it on the CPU: it decides which rows run, and reading it from
+                a device would stall the queue.
+            state: the state after the previous window; None: trajectories begin.
+            borders: steps before which `at_border` is called with the current state, and may replace it;
                 ascending, above 0 and below T; multiples of the memory's context.
-            head: what is made of hidden states `(b, t, d_model)`, instead of logits by the agent's own head.
-            infos: of an oracle, the arrays `(B, T, n)` that it sees, by name.
+            head: applied to hidden states `(b, t, d_model)` instead of the agent's own head.
+            infos: for an oracle, the arrays `(B, T, n)` that it sees, by name.
 
         Returns:
-            Logits `(B, T, num_actions)` (actions in [-1, 1] when continuous), of no meaning in padding, and the state
-            at the end.
+            Logits `(B, T, num_actions)` (actions in [-1, 1] when continuous), meaningless in padding, and the state at
+            the end.
         """
         state = self.initial(len(rtg)) if state is None else state.detach()
         state, acted = (state, state.acted) if state.begun is None else self._with_all_rows(state, len(rtg))
@@ -169,7 +170,7 @@ class Agent(nn.Module):
         return torch.cat(decided, dim=1), state
 
     def _with_all_rows(self, state: AgentState, batch_size: int) -> tuple[AgentState, Tensor]:
-        """A state of all rows, from one of those that had begun; and which these are, `(B,)` bool."""
+        """A state for all rows from one for the rows that had begun; and which rows those are, `(B,)` bool."""
         rows, actions = state.begun, state.actions
         assert rows is not None and actions is not None
         begun = torch.zeros(batch_size, dtype=torch.bool).index_fill(0, rows, True).to(actions.device)
@@ -178,29 +179,30 @@ class Agent(nn.Module):
         return AgentState(memory, put_rows(nothing, rows, actions)), begun
 
     def _shown(self, observations: Observations) -> Tensor | Frames:
-        """Observations as steps hold them: distinct images encoded once, stacks of pictures as they are seen."""
+        """Observations in the form that steps hold: distinct images encoded once, frame stacks as views."""
         if isinstance(observations, Frames):
             return self.encoder.encode_frames(observations)
         return observations.dense() if isinstance(observations, FrameStack) else observations
 
     def latents(self, observations: Observations) -> Tensor:
-        """What encoders make of observations `(B, T, ...)` alone: `(B, T, d_model)`."""
+        """The encoders' output for observations `(B, T, ...)` alone: `(B, T, d_model)`."""
         return self.encoder.encode_observations(self._shown(observations))
 
     @torch.no_grad()
     def inspect(self, observations: Observations, actions: Tensor, rtg: Tensor) -> dict[str, Any]:
-        """Whole trajectories without padding with everything that the memory has to look at, by name.
+        """Everything that the memory can show about whole trajectories without padding, by name.
 
-        Args as in `forward`. See `Memory.inspect` for what there is.
+        Args as in `forward`. `Memory.inspect` lists the contents.
         """
         told = self.encoder.encode_infos(None)
         return self.memory.inspect(RawSteps(self.encoder, self._shown(observations), actions, rtg, told=told))
 
     def ordered_parameters(self) -> list[nn.Parameter]:
-        """All parameters, in the order by which saved optimizer states number them and gradients' norms add them up.
+        """All parameters, in the order in which saved optimizer states number them and gradient norms are summed.
 
-        It is that of the first release, where RATE was the whole agent: its own tensors, the encoders, the layers, the
-        head, the valve.
+        The order is that of the first release, where RATE was the whole agent: its own tensors, the encoders, the
+        layers,
+        the head, the valve.
         """
         places = {"encoder": 1, "head": 3}
 
@@ -214,7 +216,7 @@ class Agent(nn.Module):
 
 
 class RawSteps(Steps):
-    """Steps that are embedded when they are looked at: padding that a memory leaves out is never encoded."""
+    """Steps that are embedded on access, so padding that a memory skips is never encoded."""
 
     def __init__(
         self,
@@ -239,7 +241,7 @@ class RawSteps(Steps):
         return self._raw[2].shape[0], self._raw[2].shape[1]
 
     def cut(self, times: slice, rows: Tensor | None = None) -> "RawSteps":
-        """Some consecutive steps, of some rows."""
+        """A slice of consecutive steps, of some rows."""
         start, _, _ = times.indices(self.shape[1])
         last, acted = (self._raw[1][:, start - 1], self.acted_before(start)) if start else (self._last, self._acted)
         valid = None if self._valid is None else self._valid[:, times]
@@ -256,7 +258,7 @@ class RawSteps(Steps):
         return RawSteps(self._encoder, observations, actions, rtg, told=told, valid=valid, last=last, acted=acted)
 
     def acted_before(self, step: int) -> Tensor | None:
-        """`(B,)` bool: where an action was taken before a step above 0; None: everywhere. Padding takes none."""
+        """`(B,)` bool: whether an action was taken before a step above 0; None: everywhere. Padding takes none."""
         if self._valid is None or bool(self._valid[:, 0].all()) or (self._last is not None and self._acted is None):
             return None
         acted = self._valid[:, :step].any(dim=1).to(self._raw[1].device, non_blocking=True)
@@ -284,12 +286,12 @@ class RawSteps(Steps):
             first = self._encoder.encode_actions(self._last[:, None])
             if self._acted is not None:
                 first = torch.where(self._acted[:, None, None], first, first.new_zeros(()))
-        if self._valid is not None and not bool(self._valid[:, 0].all()):  # padding at the left took no action
+        if self._valid is not None and not bool(self._valid[:, 0].all()):  # padding on the left took no action
             before = torch.where(self._valid[:, :-1, None].to(before.device), before, before.new_zeros(()))
         return torch.cat([first, before], dim=1)
 
 
 def with_memory_prefix(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of a checkpoint that names no memory, from when RATE was the whole agent, under today's names."""
+    """Weights of a checkpoint from when RATE was the whole agent, renamed to today's names."""
     kept = ("encoder.", "head.")
     return {name if name.startswith(kept) else f"memory.{name}": weight for name, weight in weights.items()}

@@ -1,7 +1,7 @@
-"""From observations, actions and returns-to-go to tokens, and from hidden states to actions.
+"""Encoders from observations, actions and returns-to-go to tokens, and the head from hidden states to actions.
 
 The published system has one encoder variant per environment; `EnvironmentSpec` selects among them (convolution padding,
-a tanh behind an encoder, a padding row in the action table).
+a tanh after an encoder, a padding row in the action table).
 """
 
 from collections.abc import Mapping, Sequence
@@ -49,10 +49,10 @@ class ImageEncoder(nn.Module):
         return first
 
     def _initialise(self) -> None:
-        """He et al. 2015 (arXiv 1502.01852), equation 10: every layer keeps the size of what passes through it.
+        """He et al. 2015 (arXiv 1502.01852), equation 10: every layer preserves the scale of its input.
 
-        PyTorch's default shrinks it layer by layer: an image's token would begin fifty times smaller than that of an
-        action or a return, and what tells two images apart smaller still.
+        PyTorch's default shrinks it layer by layer: an image's token would start fifty times smaller than an action's
+        or a return's, and the difference between two images even smaller.
         """
         for layer in self.convolutions:
             if isinstance(layer, nn.Conv2d):
@@ -64,16 +64,16 @@ class ImageEncoder(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, images: Tensor, *, pictures: int = 1) -> None:
-        """Begin from what is seen: give every output of every layer mean 0 and variance 1 over these images.
+        """Data-dependent initialisation: give every output of every layer mean 0 and variance 1 over these images.
 
-        Mishkin and Matas 2016 (arXiv 1511.06422), Krähenbühl et al. 2016 (arXiv 1511.06856). A small thing that moves
-        is a few pixels among thousands that never change. So where an observation is several pictures, half of the
-        first filters begin with weights that sum to 0 over time: only motion passes them, and it is
-        amplified as much as the rest.
+        Mishkin and Matas 2016 (arXiv 1511.06422), Krähenbühl et al. 2016 (arXiv 1511.06856). A small moving object is a
+        few pixels among thousands that never change. So if an observation stacks several pictures, half of the first
+        filters start with weights that sum to 0 over time: they respond to motion only, which is amplified as much as
+        the rest.
 
         Args:
             images: `(M, C, H, W)`, as for `forward`.
-            pictures: of which the channels of an image consist, oldest first.
+            pictures: how many pictures an image's channels consist of, oldest first.
         """
         first = self._first.weight
         if pictures > 1:
@@ -91,10 +91,10 @@ class ImageEncoder(nn.Module):
             hidden = layer(hidden)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Encode `(M, C, H, W)` images of any dtype, as the environment gives them, to `(M, d_model)`."""
+        """Encode `(M, C, H, W)` images of any dtype, unscaled, to `(M, d_model)`."""
         first, others = self._first, list(self.convolutions)[1:]
-        # One pass over the images, to the type and the layout in which convolutions are fastest: bfloat16 holds every
-        # uint8, and scaling the weights instead of the images gives the same.
+        # One pass over the images, to the dtype and memory layout in which convolutions are fastest: bfloat16
+        # represents every uint8, and scaling the weights instead of the images is equivalent.
         device = images.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else first.weight.dtype
         images = images.to(dtype, memory_format=torch.channels_last)
@@ -120,7 +120,7 @@ class TokenEncoder(nn.Module):
     def __init__(self, spec: EnvironmentSpec, d_model: int, *, rtg: bool = True, actions: bool = True) -> None:
         super().__init__()
         self.spec = spec
-        if spec.is_normalised:  # the spec is saved with a checkpoint: not once more with the weights
+        if spec.is_normalised:  # the spec is saved with every checkpoint: no need to store it with the weights as well
             self.register_buffer("mean", torch.tensor(spec.observation_mean), persistent=False)
             self.register_buffer("std", torch.tensor(spec.observation_std), persistent=False)
         observation = ImageEncoder(spec, d_model) if spec.is_image else nn.Linear(spec.observation_shape[0], d_model)
@@ -138,9 +138,10 @@ class TokenEncoder(nn.Module):
         return nn.Embedding(spec.action_embeddings or spec.num_actions, self.d_model)
 
     def encode_observations(self, observations: Tensor | Frames) -> Tensor:
-        """`(B, T, *observation_shape)`, any dtype, to `(B, T, d_model)`. Images may be uint8: they are scaled here.
+        """Encode `(B, T, *observation_shape)` of any dtype to `(B, T, d_model)`. Images may be uint8: scaling happens
+        here.
 
-        `Frames` are those that `encode_frames` returned.
+        `Frames` must come from `encode_frames`.
         """
         if isinstance(observations, Frames):
             return observations.dense()
@@ -148,11 +149,11 @@ class TokenEncoder(nn.Module):
         return self._encode(observations.flatten(0, 1)).view(batch, steps, -1)
 
     def encode_frames(self, frames: Frames) -> Frames:
-        """Every distinct image to `(d_model,)`; once for all segments that show it."""
+        """Encode every distinct image to `(d_model,)`, once for all segments that show it."""
         return frames.map(self._encode)
 
     def _encode(self, flat: Tensor) -> Tensor:
-        """`(M, *observation_shape)`, any dtype, to `(M, d_model)`."""
+        """Encode `(M, *observation_shape)` of any dtype to `(M, d_model)`."""
         # Converted and scaled on the device: a uint8 image crosses the bus at a quarter of the size.
         if not self.spec.is_image:
             flat = flat.to(self.parameter_dtype) * self.spec.observation_scale
@@ -161,7 +162,7 @@ class TokenEncoder(nn.Module):
         return self.observation(flat)
 
     def calibrate(self, observations: Tensor | Frames | FrameStack) -> None:
-        """Fit the image encoder's first weights to observations `(B, T, *observation_shape)`; see `ImageEncoder`.
+        """Fit the image encoder's initial weights to observations `(B, T, *observation_shape)`; see `ImageEncoder`.
 
         Raises:
             ValueError: observations are not images.
@@ -174,15 +175,16 @@ class TokenEncoder(nn.Module):
         encoder.calibrate(dense.flatten(0, 1), pictures=pictures)
 
     def encode_actions(self, actions: Tensor) -> Tensor:
-        """`(B, T)` int64, or `(B, T, num_actions)` float when continuous, to `(B, T, d_model)`; zeros if unseen."""
+        """Encode `(B, T)` int64, or `(B, T, num_actions)` float when continuous, to `(B, T, d_model)`; zeros if
+        unseen."""
         if self.action is None:
             return torch.zeros(*actions.shape[:2], self.d_model, device=actions.device)
         return self.action(actions)
 
     def encode_infos(self, infos: Mapping[str, Tensor] | None) -> Tensor | None:
-        """What an oracle is told beside its observations, arrays `(B, T, n)` by name, to `(B, T, d_model)`.
+        """Encode an oracle's privileged arrays `(B, T, n)`, by name, to `(B, T, d_model)`.
 
-        None for an agent that is none. UserError: an oracle is not told.
+        None if the agent is not an oracle. UserError: an oracle gets no arrays.
         """
         if not self.spec.oracle:
             return None
@@ -195,18 +197,18 @@ class TokenEncoder(nn.Module):
         return self.oracle(infos)
 
     def encode_rtg(self, rtg: Tensor) -> Tensor:
-        """`(B, T)` returns-to-go in units of reward to `(B, T, d_model)`."""
+        """Encode `(B, T)` returns-to-go in units of reward to `(B, T, d_model)`."""
         assert self.rtg is not None
         return self.rtg((rtg * self.spec.return_scale).unsqueeze(-1))
 
     @property
     def parameter_dtype(self) -> torch.dtype:
-        """The parameters' dtype."""
+        """The dtype of the parameters."""
         return next(self.parameters()).dtype
 
 
 class OracleEncoder(nn.Module):
-    """A linear map of privileged arrays of the data; what it learned of their scale is saved with the weights."""
+    """A linear map of privileged arrays of the data; the scale it learned is saved with the weights."""
 
     def __init__(self, kinds: Sequence[PrivilegedKind], d_model: int) -> None:
         super().__init__()
@@ -220,12 +222,12 @@ class OracleEncoder(nn.Module):
 
     @property
     def arrays(self) -> list[Privileged]:
-        """What it sees, in the order of the spec."""
+        """The names of the arrays, in the order of the spec."""
         return [each for each in self.privileged if isinstance(each, Privileged)]
 
 
 class ActionHead(nn.Module):
-    """From hidden states to action logits, or to actions in [-1, 1] when continuous."""
+    """Maps hidden states to action logits, or to actions in [-1, 1] when continuous."""
 
     def __init__(self, spec: EnvironmentSpec, d_model: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Exceptions for mistakes that a user can mend, and words for what the system refuses."""
+"""Errors that users can fix, and words for refusals of the system."""
 
 import errno
 import os
@@ -11,7 +11,7 @@ class UserError(Exception):
     """A mistake in a flag, a file or the environment.
 
     The message says, in one or two lines, what was wrong (flag, file, key, value), what is allowed and what to do.
-    Scripts print it as ``error: MESSAGE`` and exit with status 2; it never ends in a traceback. It shows no wandb key.
+    Scripts print it as ``error: MESSAGE`` and exit with status 2, without a traceback. It never contains a wandb key.
     """
 
     def __str__(self) -> str:
@@ -19,7 +19,7 @@ class UserError(Exception):
 
 
 class RunError(UserError):
-    """A `UserError` of one run that says nothing about other seeds of the same command."""
+    """A `UserError` of one run that does not affect other seeds of the same command."""
 
 
 _ELSEWHERE = "name another folder"
@@ -40,12 +40,12 @@ _WAYS_OUT = {
 
 
 def is_of_the_machine(error: BaseException) -> TypeGuard[OSError]:
-    """Whether an error says something about the machine, such as a full disk, and nothing about what is in a file."""
+    """Whether an error is about the machine, such as a full disk, and not about the content of a file."""
     return isinstance(error, OSError) and error.errno in _WAYS_OUT
 
 
 def reason_of(error: BaseException) -> str:
-    """Why the system refused and what helps, in one line, for the end of a message without its full stop."""
+    """Why the system refused and what helps, as a line without a full stop, for the end of a message."""
     if not is_of_the_machine(error) or error.errno is None:
         return " ".join(str(getattr(error, "strerror", None) or error).split())
     return f"{os.strerror(error.errno)}; {_WAYS_OUT[error.errno]}"

@@ -2,8 +2,8 @@
 
     python3 -m RATE_model.evaluate --checkpoint RUN_DIR --episodes 100 --target_return 100 200 --pictures pictures
 
-The environment is the run's unless --env names another. From Python the same is `RATE_model.evaluate`, a function: this
-module is for the shell, and is not imported.
+The environment is the run's unless --env names another. In Python, use the function `RATE_model.evaluate`: this module
+is for the shell and is not imported.
 """
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Models out of checkpoints, for inference: nothing of training is imported but the files' format."""
+"""Load models from checkpoints for inference. Imports nothing of training except the file format."""
 
 import json
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ def load_agent(path: Path | str, which: str | int | None = None, *, device: torc
     Args:
         path: a run directory, its checkpoints/, or one checkpoint in it.
         which: "best", or the step of a checkpoint; None: the newest one.
-        device: where it goes.
+        device: where to put it.
 
     Raises:
         UserError: there is no such checkpoint, or it is damaged.
@@ -35,7 +35,7 @@ def load_agent(path: Path | str, which: str | int | None = None, *, device: torc
 
 
 def load_model(path: Path | str, *, device: torch.device | str = "cpu") -> Agent:
-    """The model of a checkpoint (of `resolve_checkpoint`), in eval mode. It takes observations as they are.
+    """The model of a checkpoint (from `resolve_checkpoint`), in eval mode. It takes raw observations.
 
     Raises:
         UserError: the checkpoint is damaged or absent, or is not a checkpoint of this project.
@@ -56,18 +56,18 @@ def load_model(path: Path | str, *, device: torch.device | str = "cpu") -> Agent
 
 
 def same_interface(model: EnvironmentSpec, environment: EnvironmentSpec) -> bool:
-    """Whether a model acts in an environment: observations and actions are alike.
+    """Whether a model can act in an environment: its observations and actions match.
 
-    How they are encoded (a tanh, channels, rows of the action table, the scale of returns) is the model's own.
+    How they are encoded (a tanh, channels, rows of the action table, the scale of returns) is up to the model.
     """
     names = ("observation_shape", "num_actions", "continuous", "observation_scale")
     return all(getattr(model, name) == getattr(environment, name) for name in names)
 
 
 def without_padding_action(model: Agent, spec: EnvironmentSpec) -> Agent:
-    """The model, without an output for each row of the spec's action table if it has those and `spec` has fewer.
+    """The model without outputs for padding rows of the action table, if it has those and `spec` has fewer rows.
 
-    Some published models predict their padding action as well, and can take it when acting.
+    Some published models also predict their padding action, and may take it when acting.
     """
     rows = spec.action_embeddings
     if rows is None or not same_interface(model.spec, replace(spec, num_actions=rows)):
@@ -82,12 +82,12 @@ def without_padding_action(model: Agent, spec: EnvironmentSpec) -> Agent:
 def load_for(
     path: Path, spec: EnvironmentSpec, *, device: torch.device | str = "cpu", flags: Mapping[str, Any] | None = None
 ) -> Agent:
-    """The model of a checkpoint, to act in an environment; its encoders may differ from the spec's.
+    """The model of a checkpoint, for acting in an environment; its encoders may differ from the spec's.
 
     Args:
         path: of the checkpoint.
         spec: of the environment.
-        device: where the model goes.
+        device: where to put the model.
         flags: of the checkpoint's run, flat.
 
     Raises:
@@ -102,7 +102,7 @@ def load_for(
 
 
 def load_config(path: Path | str) -> AgentConfig:
-    """Which memory the agent of a checkpoint (of `resolve_checkpoint`) has, and its sizes.
+    """The name and the sizes of the memory of a checkpoint's agent (from `resolve_checkpoint`).
 
     Raises:
         UserError: as `load_model`.
@@ -114,24 +114,24 @@ def load_config(path: Path | str) -> AgentConfig:
 
 
 def check_weights(path: Path | str, weights: dict[str, Tensor]) -> None:
-    """Raise `UserError` if one is infinite or NaN."""
+    """Raise `UserError` if any tensor is infinite or NaN."""
     if lost := [name for name, value in weights.items() if not value.isfinite().all()]:
         raise UserError(f"checkpoint {path} cannot be used: {lost[0]} is infinite or NaN; use an earlier one")
 
 
 def unusable(path: Path | str, error: Exception) -> UserError:
-    """What to raise for a checkpoint whose content led to this error."""
+    """The error to raise for a checkpoint whose content caused this error."""
     if isinstance(error, KeyError):
         return UserError(f"checkpoint {path} is not a checkpoint of this project: it has no {error}")
-    reason = " ".join(str(error).split())[:300]  # PyTorch lists every weight on a line of its own
+    reason = " ".join(str(error).split())[:300]  # PyTorch lists every weight on its own line
     return UserError(f"checkpoint {path} is not a checkpoint of this project: {reason}")
 
 
 def _recorded_normalisation(path: Path, spec: Any) -> dict[str, tuple[float, ...]]:
-    """What a spec has to say of normalisation, from the file beside a run's checkpoints if the checkpoint has none.
+    """The normalisation in a spec, taken from the file beside a run's checkpoints if the checkpoint has none.
 
     Raises:
-        UserError: the file is damaged, or of other observations.
+        UserError: the file is damaged, or belongs to other observations.
     """
     file = path.absolute().parent.parent / NORMALISATION
     if not isinstance(spec, dict) or spec.get("observation_mean") is not None or not file.exists():

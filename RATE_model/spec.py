@@ -1,7 +1,7 @@
-"""How an environment describes itself to the model.
+"""The description of an environment that the model needs.
 
-The model package knows no environment by name. An environment says what its observations and actions are, and which
-published encoder variant it uses, with one `EnvironmentSpec`; the encoders, the head and the loss follow from it.
+The model package knows no environment by name. An environment describes its observations, actions and published encoder
+variant with one `EnvironmentSpec`; the encoders, the head and the loss follow from it.
 """
 
 import itertools
@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PrivilegedKind:
-    """What an array `infos/NAME` of the data is, a step of which no agent that plays is told.
+    """A privileged array `infos/NAME` of the data: a playing agent never sees it.
 
     Attributes:
         name: NAME.
-        width: numbers of a step.
-        classes: how many values there are where these are integers; 0: real numbers.
+        width: numbers per step.
+        classes: number of values if they are integers; 0: real numbers.
     """
 
     name: str
@@ -25,13 +25,13 @@ class PrivilegedKind:
 
     @property
     def numbers(self) -> int:
-        """How many numbers a model sees or predicts of a step."""
+        """Numbers per step that a model sees or predicts."""
         return self.width * max(1, self.classes)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EnvironmentSpec:
-    """What the model has to know of an environment."""
+    """What the model needs to know about an environment."""
 
     # (features,) for a vector, (channels, height, width) for an image
     observation_shape: tuple[int, ...]
@@ -43,21 +43,21 @@ class EnvironmentSpec:
     action_embeddings: int | None = None
     # Observations are multiplied by this before they are encoded (1/255 for images stored as uint8)
     observation_scale: float = 1.0
-    # Vectors are normalised before they are encoded, in training and in acting alike: minus the mean, over the standard
-    # deviation, one of each per feature. Both or neither
+    # Mean and standard deviation per feature, to normalise vectors before they are encoded, in training and in acting
+    # alike. Both or neither
     observation_mean: tuple[float, ...] | None = None
     observation_std: tuple[float, ...] | None = None
     # Returns-to-go are multiplied by this before they are encoded, in training and in acting alike
     return_scale: float = 1.0
     # Padding of all three convolutions (images only)
     conv_padding: int = 0
-    # Channels of the three convolutions (images only); fewer cost less, and see less
+    # Channels of the three convolutions (images only); fewer are faster and see less
     conv_channels: tuple[int, ...] = (32, 64, 64)
-    # A tanh behind the observation, action and return encoders
+    # A tanh after the observation, action and return encoders
     observation_tanh: bool = False
     action_tanh: bool = False
     return_tanh: bool = False
-    # Of an oracle: what it sees beside every observation, and what no environment tells an agent that plays
+    # For an oracle: what it sees besides every observation, and what no environment tells a playing agent
     oracle: tuple[PrivilegedKind, ...] = ()
 
     def __post_init__(self) -> None:

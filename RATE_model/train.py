@@ -2,8 +2,8 @@
 
     python3 -m RATE_model.train --data my.h5 --env CartPole-v1 --model_mode RATE --context_length 20 --segments 3
 
-Without --env nothing is played, and all follows from the data. Every seed is a run of its own in runs/. From Python the
-same is `RATE_model.train`, a function: this module is for the shell, and is not imported.
+Without --env nothing is played, and everything follows from the data. Every seed is a run of its own in runs/. In
+Python, use the function `RATE_model.train`: this module is for the shell and is not imported.
 """
 
 import sys

@@ -1,6 +1,6 @@
-"""Control experiments: what an agent does when its memory is not its own.
+"""Control experiments: what an agent does with a memory that is not its own.
 
-Each is a `transform(memory, initial_memory)` that an `Actor` applies whenever memory is handed on.
+Each is a `transform(memory, initial_memory)` that an `Actor` applies whenever memory is passed on.
 """
 
 import torch
@@ -15,7 +15,7 @@ def knock_out_memory(memory: State, initial: State) -> State:
 
 
 def knock_out_part(part: str) -> MemoryTransform:
-    """Of the memory only what is not `part` (a name in `State.parts`) is handed on."""
+    """Pass on all of the memory except `part` (a name in `State.parts`), which is reset."""
 
     def transform(memory: State, initial: State) -> State:
         return memory.with_part(part, initial)
@@ -24,11 +24,11 @@ def knock_out_part(part: str) -> MemoryTransform:
 
 
 def exchange_twins(seed: int = 0) -> MemoryTransform:
-    """For twins: episodes that differ in what is to be remembered alone.
+    """For twins: episodes that differ only in what has to be remembered.
 
-    Rows 2 i and 2 i + 1 are twins, and no row has been dropped (`rollout` with `compact=False`). Before every segment a
-    pair's memories are exchanged with probability 1/2, also with a twin whose episode is over. What else memory holds
-    (where the agent is, what it is about to do) survives, so an agent that decides by what it remembers is right half
+    Rows 2 i and 2 i + 1 are twins, and no row has been dropped (`rollout` with `compact=False`). Before every segment
+    the memories of a pair are swapped with probability 1/2, also with a twin whose episode is over. Everything else in
+    memory (where the agent is, what it is about to do) survives, so an agent that decides by its memory is right half
     of the time.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -43,9 +43,10 @@ def exchange_twins(seed: int = 0) -> MemoryTransform:
 
 
 def memory_conditions(agent: Agent) -> dict[str, MemoryTransform | None]:
-    """What to compare in a control experiment: a label and the transform of each condition.
+    """The conditions of a control experiment: a label and a transform each.
 
-    Memory is what passes between segments. A model without any (DT, MLP) has nothing to knock out, and one condition.
+    Memory is what passes between segments. A model without memory (DT, MLP) has nothing to knock out, and only one
+    condition.
     """
     if not agent.memory.has_memory:
         return {"no memory": None}

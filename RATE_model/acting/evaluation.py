@@ -1,4 +1,4 @@
-"""Evaluations: how an agent is asked to act, and its episodes in several cases side by side."""
+"""Evaluations: how to ask an agent to act, and its episodes in several cases side by side."""
 
 from __future__ import annotations
 
@@ -33,14 +33,15 @@ class Acting:
     precision: str = "32"
 
     def actor(self, agent: Agent, rows: int, *, first: int = 0) -> Actor:
-        """An actor for this many environments; `first` tells apart the draws of several actors of one evaluation."""
+        """An actor for this many environments; `first` separates the random draws of several actors of one
+        evaluation."""
         options: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
         options["seed"] += first
         with torch.no_grad():
             return Actor(agent, rows, **options)
 
     def with_memory(self, transform: MemoryTransform | None) -> Acting:
-        """The same with something done to the memory; None: nothing."""
+        """The same with a change to the memory; None: unchanged."""
         return replace(self, transform_memory=transform)
 
 
@@ -57,22 +58,23 @@ def play_cases(
     player: Callable[[BatchActor], BatchActor] = lambda actor: actor,
     description: str = "acting",
 ) -> dict[Case, Episodes]:
-    """Act in one environment for every case and seed, cases side by side as far as memory allows.
+    """Play one episode for every case and seed, cases side by side as far as memory allows.
 
-    A case has the same result alone and among others, also where actions are drawn: rows that act side by side draw
-    from one generator, so such cases are played one by one.
+    A case has the same result alone and among others, even with sampled actions: rows that act side by side share a
+    random generator, so such cases are played one by one.
 
     Args:
         agent: in eval mode.
-        cases: lengths, sizes, ..., `[None]` where there are none; one that is named twice is one case.
-        make: the cases of B rows, `(B,)` -> this many environments, whose `max_steps`, `()` or `(B,)`, limits episodes.
-            They are closed afterwards.
-        seeds: `(E,)` of every case.
-        acting: what the agent is asked for.
-        options: of the environments' reset, of E rows each.
-        at_once: environments at a time; None: as many as there are.
-        compact: go on without the rows of finished episodes; False where a `transform_memory` compares rows.
-        player: what plays, given the actor: one that sees other rewards, for example.
+        cases: lengths, sizes, ..., `[None]` if there are none; a case named twice counts once.
+            make: the cases of B rows, `(B,)` -> this many environments, whose `max_steps`, `()` or `(B,)`, limits
+            episodes.
+                They are closed afterwards.
+            seeds: `(E,)` for every case.
+            acting: how to ask the agent.
+            options: for the environments' reset, of E rows each.
+            at_once: environments at a time; None: no limit.
+            compact: drop the rows of finished episodes; False if a `transform_memory` compares rows.
+            player: wraps the actor, for example to change the rewards it sees.
         description: of the progress bar.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Rolling a model out in vectorised environments."""
+"""Roll out a model in vectorised environments."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from RATE_model.system.interrupts import stop_if_asked
 from RATE_model.system.processes import available_cores
 from RATE_model.system.progress import progress_bar
 
-# When no more than this share of an actor's rows is still running, it goes on with those alone.
+# If no more than this share of an actor's rows is still running, it continues with those rows alone.
 _COMPACT = 0.95
 
-# Cases are evaluated side by side as far as this many bytes allow: more than fits the caches makes a step slower.
+# Cases are evaluated side by side up to this many bytes; more would exceed the caches and slow every step down.
 _MEMORY_BUDGET = 2**26
 
 
@@ -31,20 +31,20 @@ _SECONDS_PER_STEP = 5.0
 
 
 class BatchActor(Protocol):
-    """What acts in B environments at once: an `Actor`, or a player without a model."""
+    """Acts in B environments at once: an `Actor`, or a player without a model."""
 
     def act(self, observations: np.ndarray, rewards: np.ndarray) -> np.ndarray:
-        """Actions `(B, ...)` on observations `(B, ...)`, after rewards `(B,)` of the actions before."""
+        """Actions `(B, ...)` for observations `(B, ...)`, given the rewards `(B,)` of the previous actions."""
         ...
 
     def keep(self, rows: np.ndarray) -> None:
-        """Go on with some rows only, `(b,)` indices."""
+        """Continue with some rows only, `(b,)` indices."""
         ...
 
 
 @dataclass(frozen=True)
 class Episodes:
-    """What happened in B episodes."""
+    """The results of B episodes."""
 
     returns: np.ndarray  # (B,) float64, sum of rewards
     lengths: np.ndarray  # (B,) int64, steps
@@ -52,17 +52,17 @@ class Episodes:
 
     @classmethod
     def joined(cls, parts: Sequence[Episodes]) -> Episodes:
-        """All episodes of some parts, in order."""
+        """Concatenate episodes."""
         return cls(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
     def part(self, rows: slice | np.ndarray) -> Episodes:
-        """Some of the episodes."""
+        """A selection of the episodes."""
         return Episodes(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """Torch uses this many threads for one operation inside, and as many as before behind."""
+    """Inside, torch uses this many threads per operation; afterwards, as many as before."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -73,7 +73,7 @@ def torch_threads(count: int) -> Iterator[None]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode inside, and in its former mode behind, even after an error."""
+    """Inside, the model is in eval mode; afterwards, even after an error, in its former mode."""
     training = model.training
     model.eval()
     try:
@@ -83,9 +83,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def side_by_side(model: Agent, cases: Sequence[int], episodes: int) -> Iterator[list[int]]:
-    """Groups of cases (lengths, sizes, ...) of this many episodes each that are worth acting in at once, in order.
+    """Group cases (lengths, sizes, ...) of this many episodes each into those worth acting in at once, in order.
 
-    A case that is named twice is one case.
+    A case named twice counts once.
     """
     cases = list(dict.fromkeys(cases))
     at_once = max(1, _MEMORY_BUDGET // (episodes * model.memory.bytes_per_row()))
@@ -102,27 +102,26 @@ def rollout(
     compact: bool = True,
     description: str = "acting",
 ) -> Episodes:
-    """One episode in every environment, all at once; processes that train together share them out.
+    """Play one episode in every environment, all at once. Processes that train together share them out.
 
-    Args:
-        actor: freshly made or reset, for as many rows as there are environments.
-        environments: that do not reset themselves (`AutoresetMode.DISABLED`) and ignore actions once finished.
+    actor: freshly made or reset, with as many rows as there are environments.
+        environments: must not reset themselves (`AutoresetMode.DISABLED`), and ignore actions once finished.
         seeds: `(B,)` one per episode.
-        max_steps: no episode goes on after this many steps.
-        options: of the environments' reset.
-        compact: go on without the rows of finished episodes; False where a `transform_memory` compares rows.
+        max_steps: step limit per episode.
+        options: for the environments' reset.
+        compact: drop the rows of finished episodes; False if a `transform_memory` compares rows.
         description: of the progress bar.
 
     Raises:
         Interrupted: a signal asked to stop; see `system.interrupts`.
-        ValueError: environments that reset themselves: their rows would begin a second episode with the first's memory.
+        ValueError: the environments reset themselves: a second episode would start with the first one's memory.
     """
     given = {"seeds": seeds, "max_steps": max_steps, "options": options, "compact": compact, "description": description}
     return _merged(distributed.together(lambda: _play(actor, environments, **given)))
 
 
 def _merged(parts: Sequence[Episodes]) -> Episodes:
-    """The same episodes as each process has played its share of them."""
+    """Combine the episodes of which each process has played its share."""
     if len(parts) == 1:
         return parts[0]
     return Episodes(*(np.sum([getattr(part, field.name) for part in parts], axis=0) for field in fields(Episodes)))
@@ -138,7 +137,7 @@ def _play(
     compact: bool,
     description: str,
 ) -> Episodes:
-    """This process's share of a rollout; of the others' episodes everything is zero."""
+    """Play this process's share of a rollout; the entries of all other episodes are zero."""
     if environments.metadata.get("autoreset_mode") != AutoresetMode.DISABLED:
         raise ValueError("rollout needs environments with AutoresetMode.DISABLED")
     count = environments.num_envs
@@ -151,7 +150,7 @@ def _play(
             return Episodes(returns, lengths, last)
         rows, options = np.flatnonzero(running), {**(options or {}), "reset_mask": running.copy()}
         actor.keep(rows)
-    # Gymnasium's base class declares a single seed; vector environments take one for each.
+    # Gymnasium's base class declares a single seed; vector environments take one per environment.
     observations, _ = environments.reset(seed=seeds, options=options)  # pyright: ignore[reportArgumentType]
     with progress_bar(total=max_steps, desc=description, unit="step") as bar:
         for _ in range(max_steps):
@@ -182,11 +181,12 @@ def rollout_in_turns(
     max_steps: int,
     description: str = "acting",
 ) -> Episodes:
-    """`rollout` in several groups of environments at once: while one is acted in, the others' processes work.
+    """`rollout` in several groups of environments at once: while the actor serves one group, the processes of the
+    others work.
 
     Args:
-        actors, environments, seeds: of each group, as for `rollout`. The environments step in processes of their own
-            and are closed after it.
+        actors, environments, seeds: of each group, as for `rollout`. The environments step in separate processes,
+            and are closed afterwards.
         max_steps, description: see `rollout`.
 
     Returns:
@@ -203,29 +203,31 @@ def rollout_in_turns(
 def _play_groups(play: Callable[[int], Episodes], environments: Sequence[VectorEnv]) -> Episodes:
     """See `rollout_in_turns`."""
     groups = len(environments)
-    # Threads of torch that wait for work would keep cores from those processes.
+    # Torch threads that wait for work would take cores from those processes.
     with torch_threads(max(1, available_cores() // (2 * groups))), ThreadPoolExecutor(groups) as pool:
         played = [pool.submit(play, group) for group in range(groups)]
         try:
             done, _ = wait(played, return_when=FIRST_EXCEPTION)
             for future in done:
                 future.result()
-        except KeyboardInterrupt:  # all rollouts stop at their next step: nobody reads from a pipe that is being closed
+        except (
+            KeyboardInterrupt
+        ):  # all rollouts stop at their next step, so nobody reads from a pipe that is being closed
             wait(played, timeout=_SECONDS_PER_STEP)
             raise
         finally:
-            for environment in environments:  # which also ends the other rollouts when one failed
+            for environment in environments:  # this also ends the other rollouts if one failed
                 environment.close()
     return Episodes.joined([future.result() for future in played])
 
 
 def mean_and_error(values: np.ndarray) -> tuple[float, float]:
-    """Mean and standard error of the mean; the error of a single value is NaN."""
+    """Mean and standard error of the mean; NaN as the error of a single value."""
     values = np.asarray(values, dtype=np.float64)
     error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
     return float(values.mean()), float(error)
 
 
 def with_error(mean: float, error: float | None, digits: int = 2) -> str:
-    """A mean and its standard error, as 8.25 ± 0.81; the mean alone where there is no error."""
+    """A mean and its standard error, as 8.25 ± 0.81; the mean alone if it has no error."""
     return f"{mean:.{digits}f}" + ("" if error is None or np.isnan(error) else f" ± {error:.{digits}f}")

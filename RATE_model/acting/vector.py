@@ -1,4 +1,4 @@
-"""B environments side by side whose finished episodes stay as they are; and what they are called with, checked."""
+"""B environments side by side that keep finished episodes unchanged, and checks of their arguments."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def episode_seeds(
     """One seed per environment, B in all.
 
     Args:
-        environments: a given seed also starts their ``np_random`` again.
-        seed: as given to ``reset``: one per environment, or an int s for s, s + 1, ..., or None to draw them.
-        below: those drawn are 0 to below - 1.
+        environments: a given seed also re-seeds their ``np_random``.
+            seed: as given to ``reset``: one per environment, or an int s for s, s + 1, ..., or None to draw them.
+            below: drawn seeds are below this.
 
     Raises:
         ValueError: there are not B seeds, or the first is negative.
@@ -44,12 +44,12 @@ def episode_seeds(
         raise ValueError(f"got {len(seeds)} seeds for {count} environments")
     if seeds[0] < 0:
         raise ValueError(f"a seed must not be negative, got {seeds[0]}")
-    VectorEnv.reset(environments, seed=int(seeds[0]))  # not their own, which is what asks for the seeds
+    VectorEnv.reset(environments, seed=int(seeds[0]))  # not the subclass's reset, which asks for the seeds
     return seeds
 
 
 def reset_mask(environments: VectorEnv, options: dict[str, Any] | None) -> np.ndarray:
-    """Which environments to reset: the option ``reset_mask`` of ``reset``, or all; (B,) bool.
+    """Which environments to reset, by the option ``reset_mask`` of ``reset``; default: all. (B,) bool.
 
     Raises:
         ValueError: it has another shape or type.
@@ -62,7 +62,7 @@ def reset_mask(environments: VectorEnv, options: dict[str, Any] | None) -> np.nd
 
 
 def discrete_actions(environments: VectorEnv, actions: Any) -> np.ndarray:
-    """The actions of all environments, those of finished ones included; (B,) integers.
+    """The actions of all environments, including finished ones; (B,) integers.
 
     Raises:
         ValueError: they are not B integers, or there is no such action.
@@ -78,33 +78,32 @@ def discrete_actions(environments: VectorEnv, actions: Any) -> np.ndarray:
 
 
 class FrozenVectorEnv(VectorEnv):
-    """B Gymnasium environments side by side; finished episodes stay as they are until they are reset.
+    """B Gymnasium environments side by side; finished episodes stay unchanged until they are reset.
 
     A finished environment keeps its last observation, gets reward 0, ignores actions and costs nothing
-    (`AutoresetMode.DISABLED`). Before the first reset nothing moves. ``info`` holds what the environments' own infos
+    (`AutoresetMode.DISABLED`). Nothing happens before the first reset. ``info`` holds what the environments' own infos
     have in common, with B as the first dimension.
 
-    Environments that take long for a step share the work out: those that wait for something else, such as an engine,
-    to `threads`, those that compute in Python to `workers`, processes that are started by the first reset and ended by
-    `close`, or when the object or this process goes.
+    Environments with slow steps can share the work: those that wait for something else, such as an engine, among
+    `threads`; those that compute in Python among `workers`, processes that the first reset starts and that end with
+    `close`, or with the object or this process.
 
     Attributes:
-        environments: the B environments; empty where they are in other processes.
+        environments: the B environments; empty if they are in other processes.
         max_steps: (B,) int64, the step limit of each.
 
     Args:
-        make: what makes each environment; with `workers`, something that can be pickled, such as a
-            `functools.partial`.
-        max_steps: limits; None: each environment's own attribute `max_steps`, or the limit it is registered with.
-        threads: environments that take a step at once in this process.
-        workers: processes; no more are started than there are environments. 0: the environments are in this process.
-        spaces: of one observation and one action; needed with `workers`, else the first environment's.
-        render_mode: that the environments are made with.
+        make: makes each environment; with `workers` it must be picklable, such as a `functools.partial`.
+        max_steps: limits; None: each environment's own attribute `max_steps`, or its registered limit.
+        threads: environments that step at once in this process.
+        workers: processes; never more than environments. 0: the environments are in this process.
+        spaces: of one observation and one action; required with `workers`, otherwise the first environment's.
+        render_mode: for making the environments.
         seeds_below: seeds are at least 0 and below this.
         name: of the environments, for messages.
 
     Raises:
-        UserError: what making an environment raises; later, that a process was killed or could not start.
+        UserError: raised by making an environment; later, if a process was killed or could not start.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "autoreset_mode": AutoresetMode.DISABLED}
@@ -146,8 +145,9 @@ class FrozenVectorEnv(VectorEnv):
 
         Args:
             seed: one per environment, or an int s for s, s + 1, ..., or None to draw them from `np_random`.
-            options: ``reset_mask`` (B,) bool: the environments to reset, the others keep their state; everything else
-                is given to the environments' own reset, a row's value of what has B of them.
+                options: ``reset_mask`` (B,) bool selects the environments to reset; the others keep their state. All
+                other
+                    options go to the environments' own reset; a value with B entries is split by row.
 
         Returns:
             Observations (B, ...) and info.
@@ -175,7 +175,7 @@ class FrozenVectorEnv(VectorEnv):
         return self._observations.copy(), self._info()
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-        """One action per environment, (B,) integers or (B, A) floats. Those of finished environments are ignored.
+        """One action per environment, (B,) integers or (B, A) floats. Actions of finished environments are ignored.
 
         Returns:
             Observations (B, ...), rewards (B,) float64, terminated (B,) bool, truncated (B,) bool, and info.
@@ -191,7 +191,7 @@ class FrozenVectorEnv(VectorEnv):
         return self._observations.copy(), rewards, self._terminated.copy(), self._truncated.copy(), self._info()
 
     def render(self) -> tuple[Any, ...] | None:
-        """What each environment draws; None without a render mode."""
+        """The picture of each environment; None without a render mode."""
         if self.render_mode is None:
             return None
         if not self._groups:
@@ -211,7 +211,7 @@ class FrozenVectorEnv(VectorEnv):
             raise ClosedEnvironmentError(f"{self._name}: these environments are closed; make new ones.")
 
     def _ask(self, command: str, values: dict[int, Any]) -> np.ndarray:
-        """Do "reset" or "step" in rows, all groups at once; takes over how they stand. Rewards (B,) float64."""
+        """Perform "reset" or "step" in rows, all groups at once, and record the results. Rewards (B,) float64."""
         asked, rewards = [], np.zeros(self.num_envs)
         for group, rows in zip(self._groups, self._parts, strict=True):
             share = {row - int(rows[0]): values[row] for row in rows.tolist() if row in values}
@@ -226,7 +226,7 @@ class FrozenVectorEnv(VectorEnv):
         return rewards
 
     def _received(self, group: _Group | _RemoteGroup) -> list[Any]:
-        """The answer of a group. After a failure the others' answers must not be taken for later ones: all end."""
+        """The answer of a group. After a failure all groups end, so that no old answer is taken for a later one."""
         try:
             return group.receive()
         except BaseException:
@@ -239,7 +239,7 @@ class FrozenVectorEnv(VectorEnv):
 
 
 def step_limit(environment: gymnasium.Env) -> int:
-    """Steps after which an environment's episodes are truncated: its own `max_steps`, a TimeLimit's, or its spec's.
+    """The step limit of an environment: its own `max_steps`, a TimeLimit's, or its spec's.
 
     Raises:
         UserError: it names none.
@@ -254,14 +254,14 @@ def step_limit(environment: gymnasium.Env) -> int:
 
 
 def _plain(value: Any) -> Any:
-    """A NumPy scalar as Python's own."""
+    """A NumPy scalar as a Python scalar."""
     return value.item() if isinstance(value, np.generic) else value
 
 
 class _Group:
     """Some environments in this process."""
 
-    observations: np.ndarray  # of groups elsewhere
+    observations: np.ndarray  # of groups in other processes
 
     def __init__(self, environments: Sequence[gymnasium.Env], threads: int = 1) -> None:
         self._environments = environments
@@ -272,7 +272,7 @@ class _Group:
         return len(self._environments)
 
     def send(self, command: str, values: Any) -> None:
-        """Do "reset" (row -> seed and options), "step" (row -> action) or "render" (rows)."""
+        """Start "reset" (row -> seed and options), "step" (row -> action) or "render" (rows)."""
 
         def do(row: int) -> Any:
             environment = self._environments[row]
@@ -288,7 +288,7 @@ class _Group:
         self._answer = list(map(do, values) if self._threads is None else self._threads.map(do, values))
 
     def receive(self) -> list[Any]:
-        """What came of it, in the order of the rows: pictures, or observation, reward, ends and info."""
+        """The results, in the order of the rows: pictures, or observation, reward, ends and info."""
         return self._answer
 
     def close(self) -> None:
@@ -300,11 +300,11 @@ class _Group:
 
 
 class _RemoteGroup:
-    """The same in a process of its own, which works between `send` and `receive`; pictures lie in shared memory."""
+    """The same in a separate process, which works between `send` and `receive`; pictures are in shared memory."""
 
     def __init__(self, make: Sequence[Callable[[], gymnasium.Env]], environments: FrozenVectorEnv) -> None:
         self._name, self._count = environments._name, len(make)
-        context = multiprocessing.get_context("spawn")  # a fork would copy threads' locks and graphics libraries
+        context = multiprocessing.get_context("spawn")  # a fork would copy locks of threads and graphics libraries
         space = environments.single_observation_space
         layout = (self._count, *(space.shape or ())), np.dtype(space.dtype).str
         shared = context.RawArray("B", int(np.prod(layout[0])) * np.dtype(space.dtype).itemsize)
@@ -319,7 +319,7 @@ class _RemoteGroup:
         return self._count
 
     def send(self, command: str, values: Any) -> None:
-        with contextlib.suppress(OSError):  # a process that is gone shows when it does not answer
+        with contextlib.suppress(OSError):  # a dead process is noticed when it does not answer
             self._pipe.send((command, values))
 
     def receive(self) -> list[Any]:
@@ -341,7 +341,7 @@ class _RemoteGroup:
 
 
 def _end(process: Any, pipe: multiprocessing.connection.Connection) -> None:
-    """Let a process end by itself, which it does when nobody can ask it any more."""
+    """Let a process end by itself, which it does once its pipe is closed."""
     pipe.close()
     process.join(timeout=1)
     if process.is_alive():
@@ -356,7 +356,7 @@ def _work(
     layout: tuple[tuple[int, ...], str],
     name: str,
 ) -> None:
-    """What a process does: commands as for `_Group`, until the pipe is closed."""
+    """The process's main loop: commands as for `_Group`, until the pipe is closed."""
     begin_worker()
     observations, group = _shared_array(shared, *layout), None
     with contextlib.suppress(EOFError, OSError):

@@ -18,9 +18,9 @@ from RATE_model.system.locks import temporary
 if TYPE_CHECKING:
     from RATE_model.environments.contract import Evaluation
 
-BLOCK = 16  # the codec takes sizes that are multiples of this
+BLOCK = 16  # the codec requires multiples of this
 LINE = 18  # pixels of a line of text
-_FRAMES = 30  # at most this many a second
+_FRAMES = 30  # frames per second, at most
 
 
 def with_caption(frame: np.ndarray, *lines: str) -> np.ndarray:
@@ -35,11 +35,12 @@ def with_caption(frame: np.ndarray, *lines: str) -> np.ndarray:
 
 
 def write_video(frames: Iterable[np.ndarray], path: Path, *, fps: int = 8, quality: int = 8) -> Path:
-    """Write frames (H, W, 3) uint8, all of one size, as an H.264 MP4; returns its path. One frame is needed at a time.
+    """Write frames (H, W, 3) uint8, all of one size, as an H.264 MP4; returns its path. Needs one frame at a time.
 
-    Quality goes from 1 to 10; two less make a file of natural pictures about a fourth as large.
+    Quality goes from 1 to 10; two less make a file of natural pictures about a quarter of the size.
 
-    Sizes that the codec does not take are padded with black at the right and at the bottom. The file appears when it
+    Sizes that the codec does not accept are padded with black on the right and at the bottom. The file appears when it
+    is complete.
     is complete.
 
     Raises:
@@ -50,13 +51,13 @@ def write_video(frames: Iterable[np.ndarray], path: Path, *, fps: int = 8, quali
     first = next(frames, None)
     if first is None:
         raise ValueError(f"no frame to write to {path}")
-    # Quiet, as a full disk is said below, in one line.
+    # Quiet, because a full disk is reported below, in one line.
     encoding = {"format": "FFMPEG", "fps": fps, "codec": "libx264", "quality": quality, "ffmpeg_log_level": "quiet"}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # `closing`, as the writer itself leaves its process running when an error passes.
+        # `closing`, because the writer leaves its process running after an error.
         with (
-            temporary(path, folder=True) as folder,  # a folder, as the writer insists on a name that ends in .mp4
+            temporary(path, folder=True) as folder,  # a folder, because the writer insists on a name that ends in .mp4
             closing(imageio.get_writer(partial := folder / path.name, **encoding)) as writer,
         ):
             for frame in itertools.chain([first], frames):
@@ -67,16 +68,16 @@ def write_video(frames: Iterable[np.ndarray], path: Path, *, fps: int = 8, quali
                 raise OSError("the encoder stopped")
             partial.replace(path)
     except OSError as error:
-        # The writer's own errors have no number, and quote what the encoder was called with.
+        # The writer's own errors have no number, and quote the encoder's arguments.
         reason = reason_of(error) if error.errno else "the encoder stopped; free some space there, if the disk is full"
         raise UserError(f"video {path} cannot be written: {reason}") from error
     return path
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether an MP4 file (ISO/IEC 14496-12) has its index, which comes last, and all of it.
+    """Whether an MP4 file (ISO/IEC 14496-12) is complete: it has its index, which comes last.
 
-    The writer says nothing of an encoder that could not write the end of a file.
+    The writer does not report an encoder that could not write the end of a file.
     """
     if not path.exists():
         return False
@@ -85,19 +86,18 @@ def _is_whole(path: Path) -> bool:
         while place + 8 <= size:
             file.seek(place)
             length, kind = int.from_bytes(file.read(4), "big"), file.read(4)
-            if length == 1:  # it is too large for four bytes, and follows
+            if length == 1:  # too large for four bytes: it follows
                 length = int.from_bytes(file.read(8), "big")
             place += max(length, 8)
     return kind == b"moov" and place == size
 
 
 def record_videos(evaluation: "Evaluation", folder: Path, count: int) -> list[Path]:
-    """The first episodes of an evaluation, played once more one by one, as MP4 files; their paths.
+    """Play the first episodes of an evaluation once more, one by one, into MP4 files; returns their paths.
 
-    Args:
-        evaluation: what is played.
-        folder: where ``{axis}_{case}_seed_{seed}.mp4`` go, or ``return_{target}_seed_{seed}.mp4``.
-        count: episodes of every case and return asked for.
+    evaluation: what to play.
+        folder: for ``{axis}_{case}_seed_{seed}.mp4`` or ``return_{target}_seed_{seed}.mp4``.
+        count: episodes per case and target return.
 
     Raises:
         UserError: nothing can be drawn on this machine, or the files cannot be written.
@@ -122,7 +122,7 @@ def record_videos(evaluation: "Evaluation", folder: Path, count: int) -> list[Pa
 
 
 def _thinned(frames: Iterable[np.ndarray], every: int) -> Iterator[np.ndarray]:
-    """Every n-th picture, and the last one."""
+    """Every n-th frame, and the last one."""
     frame, number = None, -1
     for number, frame in enumerate(frames):
         if number % every == 0:
@@ -134,7 +134,7 @@ def _thinned(frames: Iterable[np.ndarray], every: int) -> Iterator[np.ndarray]:
 def _frames(
     evaluation: "Evaluation", scene: gymnasium.Env, target: float, seed: int, options: dict[str, Any] | None
 ) -> Iterator[np.ndarray]:
-    """The pictures of one episode as it is played, and a second of its last one, to read the outcome."""
+    """The frames of one episode as it is played, with its last frame held for a second to show the outcome."""
     environment = evaluation.environment
     acting = evaluation.acting(target).with_memory(evaluation.transform_memory)
     actor = acting.actor(evaluation.agent, 1)
