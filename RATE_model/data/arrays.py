@@ -1,4 +1,4 @@
-"""Trajectories in memory, with everything that a `TrajectoryFile` has of a file on disk."""
+"""Trajectories in memory, with the interface of `TrajectoryFile`."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def returns_to_go(rewards: np.ndarray, starts: np.ndarray, lengths: np.ndarray) 
     """Undiscounted sum of the rewards from each step to the end of its episode.
 
     Args:
-        rewards: (T,) of all episodes, one after the other.
-        starts, lengths: (E,) first step and number of steps of each.
+        rewards: (T,) of all episodes, concatenated.
+            starts, lengths: (E,) first step and number of steps of each.
 
     Returns:
         (T,) float32.
@@ -25,10 +25,10 @@ def returns_to_go(rewards: np.ndarray, starts: np.ndarray, lengths: np.ndarray) 
 
 
 def info_rows(values: np.ndarray, name: str, steps: int, owner: str) -> np.ndarray:
-    """An array of the data's infos as rows of numbers: (steps, n) float32, NaN where nothing is known, or int64.
+    """An array of the data's infos as rows of numbers: (steps, n) float32 (NaN if unknown) or int64.
 
     Raises:
-        UserError: it does not hold numbers, or not of every step.
+        UserError: it does not hold numbers, or does not cover every step.
     """
     if values.dtype.kind not in "biuf" or len(values) != steps:
         raise UserError(
@@ -38,13 +38,13 @@ def info_rows(values: np.ndarray, name: str, steps: int, owner: str) -> np.ndarr
 
 
 def no_info(owner: str, name: str, offered: Sequence[str]) -> UserError:
-    """What to raise where the data holds no ``infos/NAME``."""
+    """The error to raise if the data has no ``infos/NAME``."""
     held = ", ".join(f"infos/{other}" for other in sorted(offered)) or "none"
     return UserError(f"{owner} has no 'infos/{name}' (infos that it has: {held})")
 
 
 class TrajectoryArrays:
-    """All steps of all episodes in flat arrays; attributes and methods as of `TrajectoryFile`.
+    """All steps of all episodes in flat arrays; attributes and methods are those of `TrajectoryFile`.
 
     Args:
         observations: (T, ...) uint8 images or float32 vectors.
@@ -53,7 +53,7 @@ class TrajectoryArrays:
         lengths: (E,) steps of each episode; they sum to T.
         terminals: (E,) bool, whether an episode ended in a terminal state rather than by a time limit.
         infos: privileged arrays (T, ...) by name.
-        name: what it is called in messages.
+        name: for messages.
     """
 
     def __init__(
@@ -81,11 +81,11 @@ class TrajectoryArrays:
 
     @property
     def num_bytes(self) -> int:
-        """Memory that the observations take, in bytes."""
+        """Size of the observations in memory, in bytes."""
         return self._observations.nbytes
 
     def returns_to_go(self) -> np.ndarray:
-        """Undiscounted sum of the rewards from each step to the end of its episode: (T,) float32."""
+        """The undiscounted return-to-go of every step: (T,) float32."""
         return returns_to_go(self.rewards, self.starts, self.lengths)
 
     def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
@@ -97,7 +97,7 @@ class TrajectoryArrays:
         return self._observations, self.actions
 
     def frames(self, max_bytes: float = 0) -> None:
-        """Nobody has looked which images are equal."""
+        """None: it is not known which images are equal."""
 
     def info_names(self) -> list[str]:
         """Names of the privileged arrays."""
@@ -114,5 +114,5 @@ class TrajectoryArrays:
         return self._infos[name.removeprefix("infos/")][start:stop]
 
     def expert_actions(self) -> np.ndarray:
-        """Raises UserError: nothing tells what an expert would have done."""
+        """Raises UserError: there are no expert's actions."""
         raise UserError(f"{self.path} does not tell what an expert would have done; learn the recorded actions")

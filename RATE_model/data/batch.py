@@ -1,4 +1,4 @@
-"""Batches of windows: what a training loop is given."""
+"""Batches of windows: the input of the training loop."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from RATE_model.data.frames import Frames, FrameStack
 
 
 class Share(NamedTuple):
-    """A mean over something else than trajectories, such as steps: so that batches and processes can be added up."""
+    """A mean over something other than trajectories, such as steps, so that batches and processes can be added up."""
 
     total: torch.Tensor
     count: torch.Tensor
 
     @property
     def mean(self) -> torch.Tensor:
-        """Not a number where nothing counts."""
+        """NaN if nothing counts."""
         return self.total / self.count
 
 
@@ -34,11 +34,13 @@ class Batch:
         valid: (B, T) bool, True on real steps.
         lengths: (B,) int64, real steps per window; stays on the CPU, so that asking for it never waits for a GPU.
         indices: (B,) int64, the windows' numbers in the dataset; stays on the CPU.
-        labels: as the actions, but what is to be predicted in their place; None: the actions.
-        begins: (B,) bool, whether a window begins its episode; stays on the CPU. None: all do.
-        variants: (B,) int64, which of its `variants` a batch transform made of each window; None: there is one.
-        infos: privileged arrays of the data by name, (B, T, n) float32 or int64, 0 in padding: what an objective or a
-            probe may know, and an agent that plays may not. None: none were asked for.
+        labels: the targets, shaped as the actions; None: the actions.
+            begins: (B,) bool, whether a window starts its episode; stays on the CPU. None: all do.
+            variants: (B,) int64, which of its `variants` a batch transform made of each window; None: there is only
+            one.
+            infos: privileged arrays of the data by name, (B, T, n) float32 or int64, 0 in padding. Objectives and
+            probes may use
+                them, playing agents may not. None: none were requested.
     """
 
     observations: torch.Tensor | Frames | FrameStack
@@ -54,7 +56,7 @@ class Batch:
 
     @property
     def targets(self) -> torch.Tensor:
-        """What the model is to predict, shaped as the actions."""
+        """The targets, shaped as the actions."""
         return self.actions if self.labels is None else self.labels
 
     def __len__(self) -> int:
@@ -62,11 +64,11 @@ class Batch:
 
     @property
     def real_rows(self) -> int:
-        """Rows that are windows of data; the others are all padding."""
+        """Rows that are windows of data; all others are padding."""
         return int((self.lengths > 0).sum())
 
     def as_padding(self) -> Batch:
-        """The batch with nothing in it that counts: all steps are padding."""
+        """The same batch with every step marked as padding."""
         return replace(self, valid=torch.zeros_like(self.valid), lengths=torch.zeros_like(self.lengths))
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
@@ -80,11 +82,11 @@ class Batch:
         return self._map(lambda value: value.pin_memory())
 
     def share_memory_(self) -> Batch:
-        """Move all of it to memory that other processes can read. Raises as torch does where there is too little."""
+        """Move everything to memory that other processes can read. If there is too little, raises as torch does."""
         return self._map(lambda value: value.share_memory_())
 
     def _map(self, function: Callable[[Any], Any], kept: Collection[str] = ()) -> Batch:
-        """`function` applied to everything that it holds, but for what is `kept`."""
+        """Apply `function` to all tensors except those in `kept`."""
 
         def changed(value: Any) -> Any:
             return {key: function(each) for key, each in value.items()} if isinstance(value, dict) else function(value)
@@ -94,16 +96,16 @@ class Batch:
 
 
 class BatchTransform(Protocol):
-    """What training puts every batch through first, on the model's device."""
+    """A transform that training applies to every batch, on the model's device."""
 
     variants: ClassVar[int]
-    """How many kinds of windows it makes of one; where they are several, `Batch.variants` says which it was."""
+    """How many variants of a window it makes; if several, `Batch.variants` says which."""
 
     @property
     def keeps(self) -> Collection[str]:
-        """Names of the data's infos that are as true of what it makes as of what it is given."""
+        """Names of the data's infos that stay valid under the transform."""
         ...
 
     def __call__(self, batch: Batch) -> Batch:
-        """The changed batch. What is drawn is drawn from torch's global generator."""
+        """The transformed batch. Random draws use torch's global generator."""
         ...

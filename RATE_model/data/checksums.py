@@ -1,14 +1,14 @@
-"""Checksums of a trajectory file: no damage passes in silence, and it is named.
+"""Checksums of a trajectory file: damage never goes unnoticed, and the error names its place.
 
     checksums/<array>   (chunks,) uint64   XXH3 of each chunk of that array, as it is stored (compressed)
     checksums           attribute ``digest``: of these numbers, the attributes, and the shapes and types of all arrays
 
-Damage to a chunk, or to the place where it is looked for, changes its checksum; damage to a description changes the
-digest. A checksum is compared when a process first reads its chunk: as HDF5 reads it (`RATE_model.data.hdf5.Source`),
-or in a read of its own where HDF5 takes less than the chunk, or had it in memory. HDF5's own, Fletcher-32, takes a
-block of zeros for intact, and is computed again with every read; benchmarks/checksums.py measures both.
+Damage to a chunk, or to the pointer to it, changes its checksum; damage to a description changes the digest. A checksum
+is compared when a process first reads its chunk: as HDF5 reads it (`RATE_model.data.hdf5.Source`), or in a separate
+read if HDF5 reads only part of the chunk or had it in memory. HDF5's own checksum, Fletcher-32, accepts a block of
+zeros as intact and is recomputed with every read; benchmarks/checksums.py measures both.
 
-XXH3 takes bytes as fast as memory gives them; CRC-32 takes some twenty times as long.
+XXH3 runs at memory speed; CRC-32 takes some twenty times as long.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ _NOWHERE = (0, 0, 0)
 
 
 class Checksums:
-    """The checksums of a file, and which chunks have been compared with them. It can be pickled."""
+    """The checksums of a file, and which chunks have been compared with them. Can be pickled."""
 
     def __init__(self, tables: dict[str, np.ndarray], sizes: dict[str, int]) -> None:
-        self._tables, self._sizes = tables, sizes  # of each array; sizes are the steps of a chunk
+        self._tables, self._sizes = tables, sizes  # by array; sizes are steps per chunk
         self._compared = {name: np.zeros(len(table), dtype=bool) for name, table in tables.items()}
-        self._buffer = bytearray()  # for one chunk; new memory for each would take longer than the comparison
-        self._places: dict[str, dict[int, tuple[int, int, int]]] = {}  # of each array, when it is first read
-        self._chunks: dict[int, tuple[str, int]] = {}  # offset -> which chunk of which of those arrays lies there
-        self._intact: set[str] = set()  # arrays of which all chunks have been compared
+        self._buffer = bytearray()  # for one chunk; allocating memory for each would take longer than the comparison
+        self._places: dict[str, dict[int, tuple[int, int, int]]] = {}  # by array, filled on first read
+        self._chunks: dict[int, tuple[str, int]] = {}  # offset -> the array and number of the chunk there
+        self._intact: set[str] = set()  # arrays whose chunks have all been compared
 
     @classmethod
     def read(cls, file: Hdf5) -> Checksums | None:
-        """Those of an open file; None if it has none.
+        """The checksums of an open file; None if it has none.
 
         Raises:
-            ValueError: the description of the file, or its checksums, are damaged.
+            ValueError: the file's description or its checksums are damaged.
         """
         if GROUP not in file:
             return None
@@ -59,13 +59,13 @@ class Checksums:
         return cls(tables, {name: arrays[name].chunks[0] for name in tables})
 
     def expect(self, file: Hdf5, name: str) -> None:
-        """Have `compare` know the chunks of an array, which is about to be read."""
+        """Register the chunks of an array with `compare`; call before reading it."""
         if name not in self._places:
             self._places[name] = _places(file[name])
             self._chunks |= {offset: (name, chunk) for chunk, (offset, _, _) in self._places[name].items()}
 
     def compare(self, offset: int, content: memoryview) -> None:
-        """Note that a chunk is intact if that is what was read at an offset; what is not is for `damaged`."""
+        """Record a chunk as intact if these bytes, read at an offset, match; mismatches are left to `damaged`."""
         name, chunk = self._chunks.get(offset, ("", 0))
         if name and not self._compared[name][chunk]:
             _, size, filters_left_out = self._places[name][chunk]
@@ -73,9 +73,9 @@ class Checksums:
                 self._compared[name][chunk] = True
 
     def damaged(self, file: Hdf5, name: str, steps: slice | np.ndarray) -> range | None:
-        """The steps of the first damaged chunk of an array that holds any of some steps; None if all are intact.
+        """The steps of the first damaged chunk of an array that overlaps some steps; None if all are intact.
 
-        Chunks that went by `compare` unharmed are not read again.
+        Chunks that `compare` found intact are not read again.
 
         Raises:
             OSError: a chunk cannot be read at all.
@@ -101,7 +101,7 @@ class Checksums:
         return None
 
     def _checksum_at(self, source: Source, offset: int, size: int, filters_left_out: int) -> int:
-        """Of the chunk that lies at an offset of the file."""
+        """The checksum of the chunk at an offset of the file."""
         if len(self._buffer) < size:
             self._buffer = bytearray(size)
         content = memoryview(self._buffer)[:size]
@@ -112,13 +112,13 @@ class Checksums:
 
 
 class ChunkSums:
-    """Takes the checksums of a file while it is written."""
+    """Computes the checksums of a file while it is written."""
 
     def __init__(self) -> None:
         self._sums: dict[str, list[int]] = {}
 
     def update(self, array: Hdf5, *, last: bool = False) -> None:
-        """Take those of the chunks that have become full, and of the rest if nothing follows."""
+        """Add the chunks that have become full, and the rest if nothing follows."""
         sums = self._sums.setdefault(array.name.lstrip("/"), [])
         full, rest = divmod(len(array), array.chunks[0])
         for chunk in range(len(sums), full + (last and rest > 0)):
@@ -126,7 +126,7 @@ class ChunkSums:
             sums.append(_checksum(content, filters_left_out))
 
     def write(self, file: Hdf5) -> None:
-        """Add all of them to a file whose arrays and attributes are complete."""
+        """Write all checksums to a file whose arrays and attributes are complete."""
         tables = {name: np.array(sums, dtype=np.uint64) for name, sums in self._sums.items()}
         arrays = _arrays(file)
         for name, table in tables.items():
@@ -136,18 +136,19 @@ class ChunkSums:
 
 
 def make_groups(file: Hdf5, name: str) -> None:
-    """Make the groups of an array's name. Those that HDF5 makes by itself hold the time: equal files would differ."""
+    """Create the groups in an array's name. Groups that HDF5 creates itself contain the time, so equal files would
+    differ."""
     if group := name.rpartition("/")[0]:
         file.require_group(group)
 
 
 def _first_element(array: Hdf5, chunk: int) -> tuple[int, ...]:
-    """Where a chunk begins. Chunks divide an array along its steps only."""
+    """The start of a chunk. Chunks divide an array along its steps only."""
     return (chunk * array.chunks[0],) + (0,) * (array.ndim - 1)
 
 
 def _places(array: Hdf5) -> dict[int, tuple[int, int, int]]:
-    """Offset, size and filters left out of every chunk; asking for one at a time takes longer than comparing it."""
+    """Offset, size and skipped filters of every chunk; querying them one by one takes longer than comparing."""
     found, size = {}, array.chunks[0]
 
     def note(place: Any) -> None:
@@ -158,7 +159,7 @@ def _places(array: Hdf5) -> dict[int, tuple[int, int, int]]:
 
 
 def _checksum(content: bytes | memoryview, filters_left_out: int) -> int:
-    """Of the bytes of a chunk, and of what HDF5 notes about its compression."""
+    """The checksum of a chunk's bytes and of HDF5's record of its compression."""
     return xxhash.xxh3_64_intdigest(content, seed=filters_left_out)
 
 
@@ -170,7 +171,7 @@ def _arrays(file: Hdf5) -> dict[str, Hdf5]:
 
 
 def _digest(file: Hdf5, arrays: dict[str, Hdf5], tables: dict[str, np.ndarray]) -> str:
-    """Of the tables of checksums and of everything else that the arrays' chunks do not hold."""
+    """The digest of the tables of checksums and of everything else outside the chunks."""
 
     def noted(item: Hdf5) -> dict[str, Any]:
         return {name: getattr(value, "tolist", lambda value=value: value)() for name, value in item.attrs.items()}

@@ -26,15 +26,15 @@ IN_MEMORY_BYTES = 2**30  # data up to this size is loaded, larger data is read w
 class WindowDataset(Dataset):
     """Windows of trajectory files, assembled into whole batches.
 
-    With observations in memory a batch is one gather over flat arrays; from disk it is one slice read per window, which
-    works in loader workers (see `TrajectoryFile`). Files that know which of their images are equal are kept as their
+    With observations in memory a batch is a single gather over flat arrays; from disk it is one slice per window, which
+    works in loader workers (see `TrajectoryFile`). Files with known equal images are kept as their
     distinct images, and give batches of `Frames`. Actions, labels and returns-to-go are always in memory.
 
     Padding (``pad="right"``) repeats the last observation; ``pad="left"`` puts ``blank`` before the first. Padded
     actions, labels and returns-to-go are 0.
 
-    With ``stack`` an observation is its last few pictures of its episode, zeros where it had not begun. Pictures
-    are kept and given once, as a `FrameStack`, also where they lie before a window.
+    With ``stack`` an observation is the last few pictures of its episode, with zeros before the first. Pictures
+    are stored once, as a `FrameStack`, including those just before a window.
 
     Args:
         files: the trajectory files, all of one observation and action kind.
@@ -43,14 +43,16 @@ class WindowDataset(Dataset):
         return_scale: returns-to-go are divided by it.
         pad: which side is padded.
         blank: an observation, or one number for all of it, that pads at the left; images that repeat: 0.
-        in_memory: load all observations, or read them from disk; None loads up to 1 GiB, distinct images first.
+        in_memory: load all observations, or read them from disk; None loads up to 1 GiB, as distinct images if
+        possible.
         stack: pictures (C, H, W) of one observation.
-        learn: what batches have as targets: the ``recorded`` actions, or what an ``expert`` would have done.
+        learn: the targets: the ``recorded`` actions, or an ``expert``'s.
 
     Raises:
-        UserError: the files differ in shape or type, a window is longer than ``size``, or a file does not tell what an
-            expert would have done, or is damaged there.
-        ValueError: the windows are empty, misshapen or outside their file; pictures are stacked and padded at the left.
+        UserError: the files differ in shape or type, a window is longer than ``size``, or a file has no expert's
+                actions, or damaged ones.
+            ValueError: the windows are empty, misshapen or outside their file; pictures are stacked and padded on the
+            left.
     """
 
     def __init__(
@@ -76,7 +78,7 @@ class WindowDataset(Dataset):
             if kinds[0] != kinds[1]:
                 raise UserError(f"'{self.files[0].path}' and '{file.path}' hold different kinds of data: {kinds}.")
         sizes = np.array([file.num_steps for file in self.files])
-        self._offsets = np.cumsum(sizes) - sizes  # of each file in the flat arrays
+        self._offsets = np.cumsum(sizes) - sizes  # start of each file in the flat arrays
         self._returns = np.concatenate([file.returns_to_go() for file in self.files]) / np.float32(return_scale)
         self._actions = np.concatenate([file.actions for file in self.files])
         self._labels: np.ndarray | None = None
@@ -92,21 +94,21 @@ class WindowDataset(Dataset):
             in_memory = sum(file.num_bytes for file in self.files) <= IN_MEMORY_BYTES
         if in_memory:
             loaded = [file.load()[0] for file in self.files]
-            self._observations = loaded[0] if len(loaded) == 1 else np.concatenate(loaded)  # not one file twice
+            self._observations = loaded[0] if len(loaded) == 1 else np.concatenate(loaded)  # one file is not copied
         self._set_windows(windows, size, pad)
 
     def with_windows(self, windows: np.ndarray, *, size: int | None = None) -> WindowDataset:
-        """A dataset of other windows, and maybe another padded size, that shares this one's files and memory."""
+        """A dataset of other windows, possibly of another padded size, that shares files and memory with this one."""
         other = object.__new__(WindowDataset)
         other.__dict__ |= {name: value for name, value in self.__dict__.items() if name != "fingerprint"}
         other._set_windows(windows, self.size if size is None else size, self.pad)
         return other
 
     def with_infos(self, names: Sequence[str]) -> WindowDataset:
-        """The same windows, whose batches also have these arrays of the data's infos; shares this one's memory.
+        """The same windows with these arrays of the data's infos in every batch; shares memory with this one.
 
         Raises:
-            UserError: a file does not hold one of them, or in another shape or kind than the others do.
+            UserError: a file lacks one of them, or has it in another shape or kind than the others.
         """
         other = self.with_windows(self.windows)
         other._infos = self._infos | {name: self._info(name) for name in names}
@@ -126,28 +128,29 @@ class WindowDataset(Dataset):
         return self._infos[name]
 
     def info(self, name: str) -> np.ndarray:
-        """All values of an array of `with_infos` that windows show, (steps, n); a step counts once."""
+        """All values of an array of `with_infos` in the windows, (steps, n); every step counts once."""
         return self._infos[name][self._shown_steps()]
 
     @property
     def return_statistics(self) -> tuple[float, float]:
-        """Mean and standard deviation of the returns-to-go that windows show; a step counts once."""
+        """Mean and standard deviation of the returns-to-go in the windows; every step counts once."""
         returns = self._returns[self._shown_steps()].astype(np.float64)
         return float(returns.mean()), float(returns.std())
 
     def _shown_steps(self) -> np.ndarray:
-        """Whether a window shows a step, of all files: (steps,) bool."""
+        """Whether a step is in any window, for all files: (steps,) bool."""
         change = np.zeros(len(self._returns) + 1, dtype=np.int64)
         np.add.at(change, self.positions, 1)
         np.add.at(change, self.positions + self.windows[:, 2], -1)
         return np.cumsum(change[:-1]) > 0
 
     def up_to(self, size: int) -> WindowDataset:
-        """The windows of at most ``size`` steps, padded to it; shares this one's memory. ValueError: there is none."""
+        """The windows of at most ``size`` steps, padded to it; shares memory with this one. ValueError: there are
+        none."""
         return self.with_windows(self.windows[self.windows[:, 2] <= size], size=size)
 
     def beginnings(self, steps: int) -> WindowDataset:
-        """The first steps of every window, at most this many; shares this one's memory."""
+        """The first steps of every window, at most this many; shares memory with this one."""
         windows = self.windows.copy()
         windows[:, 2] = np.minimum(windows[:, 2], steps)
         return self.with_windows(windows, size=steps)
@@ -172,7 +175,7 @@ class WindowDataset(Dataset):
         self._begins = self.begun(index, start) == start
 
     def begun(self, index: np.ndarray, start: np.ndarray) -> np.ndarray:
-        """(n,) int64, the first step of the episode that step ``start`` (n,) of file ``index`` (n,) belongs to."""
+        """(n,) int64, the first step of the episode of step ``start`` (n,) in file ``index`` (n,)."""
         begun = np.empty_like(start)
         for number, file in enumerate(self.files):
             rows = index == number
@@ -181,20 +184,21 @@ class WindowDataset(Dataset):
 
     @property
     def begins(self) -> np.ndarray:
-        """(W,) bool, whether each window begins its episode."""
+        """(W,) bool, whether each window starts its episode."""
         return self._begins
 
     @property
     def positions(self) -> np.ndarray:
-        """(W,) int64, the first step of each window, counted through all files."""
+        """(W,) int64, the first step of each window, counting through all files."""
         return self._offsets[self.windows[:, 0]] + self.windows[:, 1]
 
     @cached_property
     def fingerprint(self) -> str:
-        """A digest of what is learned from: the same for the same data at another place.
+        """A digest of the training data: equal for the same data stored elsewhere.
 
-        Two parts, joined by a colon: of everything but the observations, and of some steps' observations. A file's own
-        checksums would not do for the second: they tell apart what was only stored in another way.
+        Two parts, joined by a colon: everything except the observations, and the observations of some steps. A file's
+        own
+        checksums would not do for the second part: they change with the way data is stored.
         """
         digest = hashlib.blake2b(digest_size=16)
         labels = () if self._labels is None else (self._labels,)
@@ -215,7 +219,7 @@ class WindowDataset(Dataset):
         return self.__getitems__([index])
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
-        """The windows of these numbers as one batch, in this order; of none, one row that is all padding."""
+        """The windows with these numbers as one batch, in this order; without numbers, one row of padding."""
         if not len(indices):
             return self.__getitems__([0]).as_padding()
         index, start, length = self.windows[np.asarray(indices, dtype=np.int64)].T
@@ -248,13 +252,13 @@ class WindowDataset(Dataset):
         return Batch(observations, **tensors)
 
     def _info_at(self, values: np.ndarray, position: np.ndarray, valid: np.ndarray) -> torch.Tensor:
-        """Rows of an array of infos at the steps at `position` (B, T): (B, T, n)."""
+        """Rows of an info array for the steps at `position` (B, T): (B, T, n)."""
         rows = values.take(position, axis=0)
         rows[~valid] = 0
         return torch.from_numpy(rows)
 
     def _shown(self, images: np.ndarray, numbers: np.ndarray, position: np.ndarray, valid: np.ndarray) -> Frames:
-        """The distinct ones of all images that the steps at `position` (B, T) show."""
+        """The distinct images shown at the steps at `position` (B, T)."""
         numbers = numbers[position]
         if self.pad == "left":
             numbers[~valid] = len(images) - 1  # the image of zeros after the files' own
@@ -262,7 +266,7 @@ class WindowDataset(Dataset):
         return Frames(torch.from_numpy(images[shown]), torch.from_numpy(index.reshape(numbers.shape)))
 
     def _stacked(self, index: np.ndarray, start: np.ndarray, length: np.ndarray) -> FrameStack:
-        """The pictures of windows, and those before each that its first observations show too."""
+        """The pictures of windows, and the pictures before each that its first observations include."""
         before = self._stack - 1
         known = np.minimum(start - self.begun(index, start), before)
         picture = np.minimum(np.arange(-before, self.size), length[:, None] - 1)  # within the window
@@ -276,7 +280,7 @@ class WindowDataset(Dataset):
         return FrameStack(torch.from_numpy(frames), self._stack)
 
     def _read(self, index: np.ndarray, start: np.ndarray, length: np.ndarray, step: np.ndarray) -> np.ndarray:
-        """Observations (B, T, ...) of windows from disk, one slice each, padded as ``step`` (B, T) says."""
+        """Observations (B, T, ...) of windows from disk, one slice each, padded according to ``step`` (B, T)."""
         file = self.files[0]
         observations = np.empty((*step.shape, *file.observation_shape), dtype=file.observation_dtype)
         for row in range(len(step)):
@@ -286,9 +290,9 @@ class WindowDataset(Dataset):
 
 
 def _all_frames(files: Sequence[Trajectories]) -> tuple[np.ndarray, np.ndarray] | None:
-    """All files' distinct images (U + 1, ...), the last one all zeros, and every step's number among them.
+    """All files' distinct images (U + 1, ...), the last one all zeros, and each step's index into them.
 
-    None if a file does not know them, or if they are too many to be kept.
+    None if a file does not know them, or if there are too many to keep.
     """
     images, numbers, count, room = [], [], 0, IN_MEMORY_BYTES
     for file in files:

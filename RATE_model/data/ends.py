@@ -1,4 +1,4 @@
-"""Where episodes end, in data of other makers: every array that says so in the formats of this field, read together.
+"""Where episodes end in data from other sources: reads every array that says so in the formats of this field.
 
     at an episode's last step    terminals, terminations, is_terminal, ...   it ended in a terminal state
                                  timeouts, truncations, ...                  it was cut off
@@ -10,9 +10,9 @@
     for each episode             episode_ends, episode_lengths, ...: where it ends, how long it is
     successors                   next_observations[t] is observations[t + 1], unless an episode ends with step t
 
-Data may have several of them, and they must agree. What cannot be (marks that contradict each other, an episode longer
-than the task allows, successors that follow nothing) raises `UnclearEnds` with the place; what is repaired is said in
-`Ends.notes`. Our own files mark every end in two arrays and are not examined.
+If data has several of these, they must agree. Impossible marks (contradictions, an episode longer than the task allows,
+successors that follow nothing) raise `UnclearEnds` with the place; repairs are reported in `Ends.notes`. Our own files
+mark every end in two arrays and are not examined.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _SUSPICIOUS = re.compile(
 
 
 class UnclearEnds(Exception):
-    """What does not fit, as the rest of a sentence that begins with the name of the data."""
+    """What is inconsistent, as the rest of a sentence that starts with the name of the data."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,12 +65,13 @@ class Ends:
     """Where episodes end among N steps.
 
     Attributes:
-        last: (N,) bool, whether an episode ends with each step. Steps after the last end belong to one without an end.
-        terminal: (N,) bool, whether it ended there in a terminal state.
-        first: (N,) bool, whether an episode is known to begin with each step.
-        begins: whether an episode begins with step 0; None: nothing tells.
-        open: whether what marks every last step does not mark step N - 1.
-        notes: what was repaired or is doubtful, sentences without a beginning.
+        last: (N,) bool, whether an episode ends with each step. Steps after the last end form an episode without an
+        end.
+            terminal: (N,) bool, whether it ended there in a terminal state.
+            first: (N,) bool, whether an episode is known to start with each step.
+            begins: whether an episode starts with step 0; None: unknown.
+            open: whether an array that marks every last step leaves step N - 1 unmarked.
+            notes: what was repaired or is doubtful, as sentences without a subject.
     """
 
     last: np.ndarray
@@ -83,48 +84,48 @@ class Ends:
 
 @dataclass(frozen=True, eq=False)
 class _Mark:
-    """One array: the steps that it calls last, (N,) bool."""
+    """One array: the steps that it marks as last, (N,) bool."""
 
     name: str
     kind: Kind
     last: np.ndarray
     begins: bool | None = None  # as `Ends.begins`
-    knows_tail: bool = True  # whether it could tell that step N - 1 is a last one
+    knows_tail: bool = True  # whether it could mark step N - 1 as a last step
 
     @property
     def every(self) -> bool:
-        """Whether it marks every end, not some."""
+        """Whether it marks all ends, not only some."""
         return self.kind not in ("terminal", "timeout", "done")
 
 
 def _leaf(name: str) -> str:
-    """A name without the groups that its array is in."""
+    """An array's name without its groups."""
     return name.rpartition("/")[2].lower()
 
 
 def kind_of(name: str) -> Kind | None:
-    """What an array of this name (``infos/...`` included) says of ends; None: nothing that is known."""
+    """The meaning of an array's name (``infos/...`` included) for ends; None: unknown."""
     return _KIND_OF.get(_leaf(name))
 
 
 def tell_ends(names: Iterable[str]) -> bool:
-    """Whether arrays of these names can mark every end: cuts alone (``timeouts``) leave out terminal states."""
+    """Whether arrays of these names can mark every end: ``timeouts`` alone leave out terminal states."""
     return not {kind_of(name) for name in names} <= {None, "timeout"}
 
 
 def suspicious(names: Iterable[str]) -> list[str]:
-    """Of these names those that are not known, but may well be of arrays that mark ends."""
+    """The unknown names among these that look like marks of ends."""
     return [name for name in names if kind_of(name) is None and _SUSPICIOUS.search(_leaf(name))]
 
 
 def ignored(names: Iterable[str]) -> str:
-    """What to say of such arrays, a sentence without a beginning."""
+    """A note about such arrays, as a sentence without a subject."""
     listed = ", ".join(f"'{name}'" for name in names)
     return f"has {listed}, which may mark ends of episodes, but in no known way: not read"
 
 
 def one_column(values: np.ndarray) -> np.ndarray:
-    """A column (N, 1) as (N,), as code for PyTorch keeps it; anything else as it is."""
+    """A column (N, 1) as (N,), since PyTorch code often stores columns; anything else unchanged."""
     return values[:, 0] if values.ndim == 2 and values.shape[1] == 1 else values
 
 
@@ -136,17 +137,17 @@ def find_ends(
     max_steps: int | None = None,
     one_step: bool = True,
 ) -> Ends:
-    """Where episodes end, from all arrays that tell.
+    """Find the ends of episodes from all arrays that mark them.
 
     Args:
-        marks: the arrays by name; those of unknown names are not looked at.
+        marks: the arrays by name; unknown names are ignored.
         steps: N, at least 1.
-        follows: (N - 1,) bool, whether the successor of step t is the observation of step t + 1; None: nothing tells.
-        max_steps: no episode can be longer. Where nothing marks cut-off episodes, they end after this many.
-        one_step: an episode may have one step; without, two ends in a row are refused, else three.
+        follows: (N - 1,) bool, whether the successor of step t is the observation of step t + 1; None: unknown.
+        max_steps: the longest possible episode. If nothing marks truncated episodes, they end after this many steps.
+        one_step: whether episodes may have a single step; if not, two ends in a row are refused, otherwise three.
 
     Raises:
-        UnclearEnds: an array is not a mark of ends, or what they say together cannot be.
+        UnclearEnds: an array is not a mark of ends, or the arrays contradict each other.
     """
     read = [_mark(name, np.asarray(values), steps) for name, values in marks.items() if kind_of(name)]
     read = [mark for mark in read if mark is not None]
@@ -177,7 +178,7 @@ def within_episode(
     follows: np.ndarray | None = None,
     max_steps: int | None = None,
 ) -> Ends:
-    """As `find_ends`, of steps that their maker kept as one episode: it ends with the last of them, if not before.
+    """`find_ends` for steps stored as one episode: it ends with the last step at the latest.
 
     Raises:
         UnclearEnds: as `find_ends`; or an end is marked before the last step, or there are too many steps.
@@ -195,10 +196,10 @@ def within_episode(
 
 
 def successors_follow(observations: np.ndarray, successors: np.ndarray) -> np.ndarray:
-    """Whether the successor of each step but the last is the next step's observation: (N - 1,) bool of (N, ...)."""
+    """Whether the successor of each step except the last is the next step's observation: (N - 1,) bool of (N, ...)."""
     after, here = observations[1:], successors[:-1]
     follows = (here == after).reshape(len(here), math.prod(here.shape[1:])).all(axis=1)
-    if after.dtype.kind == "f":  # both may be roundings of one number, where a maker has changed types in between
+    if after.dtype.kind == "f":  # both may be roundings of the same number, if types were converted in between
         rows = np.flatnonzero(~follows)
         close = np.isclose(here[rows], after[rows], rtol=1e-5, atol=1e-6)
         follows[rows] = close.reshape(len(rows), math.prod(here.shape[1:])).all(axis=1)
@@ -206,10 +207,10 @@ def successors_follow(observations: np.ndarray, successors: np.ndarray) -> np.nd
 
 
 def ends_of_file(file: Hdf5, steps: int, *, max_steps: int | None = None) -> Ends:
-    """Where episodes end in flat arrays of an HDF5 file of another maker.
+    """Find the ends of episodes in flat arrays of an HDF5 file from another source.
 
     Args:
-        file: with ``observations`` (N, ...), and whatever marks ends, at any depth but under ``metadata``.
+        file: with ``observations`` (N, ...), and marks of ends at any depth except under ``metadata``.
         steps: N.
         max_steps: see `find_ends`.
 
@@ -230,7 +231,7 @@ def ends_of_file(file: Hdf5, steps: int, *, max_steps: int | None = None) -> End
 
 
 def layout_of(file: Hdf5) -> str:
-    """What is to be said of a file that lacks flat arrays: another layout that it looks like; or nothing."""
+    """A hint for a file that lacks flat arrays: another layout that it resembles; or an empty string."""
     names = sorted(file)
     numbered = [name for name in names if re.fullmatch(r"(observations|actions|rewards)_\d+", name)]
     groups = [name for name in names if isinstance(file[name], h5py.Group)]
@@ -246,7 +247,7 @@ def layout_of(file: Hdf5) -> str:
 
 
 def _arrays(file: Hdf5) -> dict[str, Hdf5]:
-    """All arrays of numbers that could say something of each step or episode, by name."""
+    """All numeric arrays that could describe each step or episode, by name."""
     found: dict[str, Hdf5] = {}
 
     def visit(name: str, item: Hdf5) -> None:
@@ -259,7 +260,8 @@ def _arrays(file: Hdf5) -> dict[str, Hdf5]:
 
 
 def _follows(file: Hdf5) -> np.ndarray | None:
-    """Whether the successor of each step but the last is the next step's observation; None: successors are not kept."""
+    """Whether the successor of each step except the last is the next step's observation; None: there are no
+    successors."""
     names = [name for name in SUCCESSORS if isinstance(file.get(name), h5py.Dataset)]
     if not names:
         return None
@@ -301,15 +303,15 @@ def _mark(name: str, values: np.ndarray, steps: int) -> _Mark | None:
 
 
 def _first(name: str, flags: np.ndarray) -> _Mark:
-    """Of flags at first steps."""
+    """A mark from flags at first steps."""
     return _Mark(name, "first", np.append(flags[1:], False), begins=bool(flags[0]), knows_tail=False)
 
 
 def _numbered(name: str, kind: Kind, values: np.ndarray) -> _Mark | None:
-    """Of a number per episode, or of a count of the steps of each."""
+    """A mark from one number per episode, or from a count of the steps of each."""
     change = values[1:] != values[:-1] + (kind == "counter")
     if kind == "counter" and not (change & (values[1:] == values.min())).any():
-        return None  # counts the steps of all episodes, or is nothing of the kind
+        return None  # counts the steps of all episodes, or is unrelated
     runs = values[np.concatenate([[True], change])]
     if kind == "number" and len(np.unique(runs)) < len(runs):
         seen, first = np.unique(runs, return_index=True)
@@ -324,7 +326,7 @@ def _numbered(name: str, kind: Kind, values: np.ndarray) -> _Mark | None:
 
 
 def _listed(name: str, kind: Kind, values: np.ndarray, steps: int) -> _Mark:
-    """Of a list of where each episode ends or begins, or of how long it is; or of flags under such a name."""
+    """A mark from a list of the ends, starts or lengths of episodes; or from flags under such a name."""
     if values.shape == (steps,) and steps > 1 and np.isin(values, (0, 1)).all() and kind != "lengths":
         return _first(name, values != 0) if kind == "starts" else _Mark(name, "last", values != 0)
     last, values = np.zeros(steps, dtype=bool), np.atleast_1d(values)
@@ -342,7 +344,7 @@ def _listed(name: str, kind: Kind, values: np.ndarray, steps: int) -> _Mark:
 
 
 def _check_agreement(every: list[_Mark], some: list[_Mark], steps: int) -> None:
-    """Raise `UnclearEnds` where two arrays contradict each other."""
+    """Raise `UnclearEnds` if two arrays contradict each other."""
 
     def refuse(wrong: np.ndarray, says: _Mark, denies: _Mark) -> None:
         if wrong.any():
@@ -368,7 +370,8 @@ def _check_agreement(every: list[_Mark], some: list[_Mark], steps: int) -> None:
 
 
 def _check_breaks(broken: np.ndarray, last: np.ndarray, every: list[_Mark]) -> list[str]:
-    """What to say of steps (N,) whose successor is not what follows though nothing marks an end; or `UnclearEnds`."""
+    """A note on steps (N,) whose successor is not the next observation although nothing marks an end; or
+    `UnclearEnds`."""
     count, steps = int(broken.sum()), len(broken)
     if not count:
         return []
@@ -385,14 +388,15 @@ def _check_breaks(broken: np.ndarray, last: np.ndarray, every: list[_Mark]) -> l
 
 
 def _limit(last: np.ndarray, most: int, every: list[_Mark], some: list[_Mark], broken: np.ndarray) -> list[str]:
-    """Hold episodes to this many steps: end them there, in ``last``, where nothing tells of cuts; else `UnclearEnds`.
+    """Limit episodes to this many steps: end them there, in ``last``, if nothing marks truncations; otherwise
+    `UnclearEnds`.
 
-    Returns what to say of it.
+    Returns a note about it.
     """
     stops = np.append(np.flatnonzero(last[:-1]) + 1, len(last))
     starts = np.append(0, stops[:-1])
     if broken.any() and stops[-1] - starts[-1] >= most - 1:
-        last[-1] = True  # each piece that was cut off lacks its last step, the last of them too
+        last[-1] = True  # each truncated piece lacks its last step, including the last piece
     if every or broken.any() or any(mark.kind == "timeout" and mark.last.any() for mark in some):
         if (long := stops - starts > most).any():
             episode = int(np.argmax(long))
@@ -413,7 +417,7 @@ def _limit(last: np.ndarray, most: int, every: list[_Mark], some: list[_Mark], b
 
 
 def _check_rows(last: np.ndarray, least: int, marks: list[_Mark]) -> None:
-    """Raise `UnclearEnds` if this many ends stand in a row: marks of something else, or padding."""
+    """Raise `UnclearEnds` if this many ends follow each other: a mark of something else, or padding."""
     row = np.lib.stride_tricks.sliding_window_view(last, least).all(axis=1) if len(last) >= least else np.zeros(1, bool)
     if row.any():
         step = int(np.argmax(row))

@@ -1,11 +1,11 @@
-"""Images that several steps share: each one is kept and moved once.
+"""Images shared by several steps: each one is stored and moved once.
 
-Some environments show few different pictures (`Frames`): 640,000 steps of a grid world may hold sixty. A batch then
-carries the pictures it shows, and for every step the number of its picture. What the model computes is the same; what
-it costs follows the number of pictures, not of steps.
+Some environments show few different pictures (`Frames`): 640,000 steps of a grid world may show only sixty. A batch
+then holds the pictures it shows and, for every step, the number of its picture. The model computes the same, but the
+cost depends on the number of pictures, not of steps.
 
-In others an observation is the last few pictures (`FrameStack`), of which all but one were part of the observation
-before. A batch then carries a sequence of single pictures, and observations are views of it.
+In others an observation is the last few pictures (`FrameStack`), all but one of which were part of the previous
+observation. A batch then holds a sequence of single pictures, and observations are views of it.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from torch import Tensor
 class Frames:
     """Observations of B windows of T steps as distinct images and a number per step.
 
-    Stands where a dense `(B, T, *shape)` tensor stands: indexing and selection act on rows and steps.
+    Replaces a dense `(B, T, *shape)` tensor: indexing and selection act on rows and steps.
 
     Attributes:
-        images: `(U, *shape)` uint8; behind `map`, whatever its function made of them.
-        index: `(B, T)` int64, which image each step shows.
+        images: `(U, *shape)` uint8; after `map`, whatever its function returned.
+        index: `(B, T)` int64, the image that each step shows.
     """
 
     images: Tensor
@@ -42,7 +42,7 @@ class Frames:
         return cls(torch.from_numpy(observations[first]), torch.tensor(index)[:, None])
 
     def __getitem__(self, rows_and_steps: Any) -> Frames:
-        """The same images, other rows or steps."""
+        """The same images for other rows or steps."""
         return replace(self, index=self.index[rows_and_steps])
 
     def index_select(self, dim: int, rows: Tensor) -> Frames:
@@ -69,8 +69,9 @@ class Frames:
 
     def dense(self) -> Tensor:
         """One image per step, `(B, T, *shape)`."""
-        # index_select and not plain indexing: its gradient is a scatter of rows, which is many times faster. A GPU adds
-        # up in the type it is given, and the sum over hundreds of steps that show an image is too long for bfloat16.
+        # index_select instead of plain indexing: its gradient is a scatter of rows, which is many times faster. A GPU
+        # accumulates in the given dtype, and the sum over hundreds of steps that show an image is too long for
+        # bfloat16.
         images = self.images.float() if self.images.dtype == torch.bfloat16 else self.images
         rows = images.index_select(0, self.index.flatten()).to(self.images.dtype)
         return rows.view(*self.index.shape, *self.images.shape[1:])
@@ -84,18 +85,18 @@ class FrameStack:
         step 0  [f-3 f-2 f-1 f0]
         step 1      [f-2 f-1 f0 f1]             oldest first
 
-    Stands where a dense `(B, T, S * C, H, W)` tensor stands: indexing with two slices acts on rows and steps.
+    Replaces a dense `(B, T, S * C, H, W)` tensor: indexing with two slices acts on rows and steps.
 
     Attributes:
         frames: `(B, T + S - 1, C, H, W)` uint8.
-        size: S, pictures of an observation.
+        size: S, pictures per observation.
     """
 
     frames: Tensor
     size: int
 
     def __getitem__(self, rows_and_steps: tuple[slice, slice]) -> FrameStack:
-        """Other rows or steps, both given as slices; nothing is copied."""
+        """Other rows or steps, both given as slices; copies nothing."""
         rows, steps = rows_and_steps
         first, last, _ = steps.indices(self.frames.shape[1] - self.size + 1)
         return replace(self, frames=self.frames[rows, first : last + self.size - 1])

@@ -1,7 +1,7 @@
 """The order in which windows are drawn, and the loader that draws them.
 
-The order of batches is a function of (seed, key, epoch) and of nothing else, not even of the number of workers, so that
-training can be resumed at any batch.
+The order of batches depends only on (seed, key, epoch), not even on the number of workers, so training can resume at
+any batch.
 """
 
 from __future__ import annotations
@@ -21,16 +21,15 @@ from RATE_model.system import distributed
 
 
 class EpochSampler:
-    """Which windows form which batch. Epoch e is a permutation drawn from (seed, key, e); nothing else has an
-    influence.
+    """Decides which windows form which batch. Epoch e is a permutation drawn from (seed, key, e) and nothing else.
 
     Args:
         num_items: windows in the dataset.
         batch_size: windows per batch; the last batch of an epoch may be smaller.
         seed: of the run.
-        key: tells apart samplers of one run, such as the stages of a curriculum.
-        shuffle: False keeps the order of the dataset.
-        max_batches: an epoch ends after this many; the next one draws from all windows again.
+        key: separates samplers of one run, such as the stages of a curriculum.
+            shuffle: False keeps the order of the dataset.
+            max_batches: an epoch ends after this many; the next one draws from all windows again.
     """
 
     def __init__(
@@ -66,7 +65,8 @@ class EpochSampler:
         return [order[start : start + self.batch_size].tolist() for start in starts]
 
     def iterate_from(self, epoch: int, batch: int) -> Iterator[tuple[int, int, list[int]]]:
-        """(epoch, batch, window numbers) from there on, endless. A batch past an epoch's last is in the next epoch."""
+        """(epoch, batch, window numbers) from this position on, endless. A batch past an epoch's last is in the next
+        epoch."""
         epoch, batch = epoch + batch // len(self), batch % len(self)
         for current in itertools.count(epoch):
             for number, indices in enumerate(self.batches(current)):
@@ -87,11 +87,11 @@ def make_loader(
 ) -> Generator[tuple[int, int, Batch]]:
     """Yield (epoch, batch number, batch) starting exactly at the given position.
 
-    Of processes that train together each gets its part of every batch; where there is none, a row of padding.
+    Each of several processes that train together gets its part of every batch; if that is empty, a row of padding.
 
     The batches are the same for any number of workers, and torch's global random state is not touched. Close the
-    iterator (``.close()``, or drop it) to stop the workers. Where shared memory, file handles or processes are too few,
-    it is said, and this process goes on without; the death of one is for `workers.worker_failures`.
+    iterator (``.close()``, or drop it) to stop the workers. If shared memory, file handles or processes run short,
+    this process says so and continues without workers; `workers.worker_failures` handles the death of a worker.
 
     Args:
         epoch, batch: the first batch to yield.
@@ -117,7 +117,7 @@ def make_loader(
             pin_memory=pin_memory,
             prefetch_factor=prefetch,
             worker_init_fn=begin_worker,
-            generator=torch.Generator(),  # else the loader would draw its base seed from the global one
+            generator=torch.Generator(),  # otherwise the loader would draw its base seed from the global generator
         )
         # The loader asks its sampler for batches ahead of time; the second, slower pass over the positions labels what
         # arrives.
@@ -144,5 +144,5 @@ class _BatchIndices:
 
 
 def _whole_batch(batch: Any) -> Batch:
-    """The dataset returns whole batches; there is nothing to collate."""
+    """The dataset returns whole batches: nothing to collate."""
     return batch

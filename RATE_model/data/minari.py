@@ -1,10 +1,10 @@
-"""Minari datasets (Farama Foundation; format of its version 0.5): read, and written losslessly, without the package.
+"""Minari datasets (Farama Foundation; format of its version 0.5): read and losslessly written without the package.
 
     {dataset}/data/metadata.json     spaces, the environment's specification, counts, authors, ... as JSON
     {dataset}/data/main_data.hdf5    a group `episode_{i}` each: observations (T + 1, ...), actions, rewards,
                                      terminations, truncations (T, ...); dicts are groups, tuples groups of `_index_{i}`
 
-A dataset is a folder, or a name below the folder that the variable MINARI_DATASETS_PATH says, else ~/.minari/datasets.
+A dataset is a folder, or a name below the folder in the variable MINARI_DATASETS_PATH, by default ~/.minari/datasets.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from RATE_model.errors import UserError, reason_of
 from RATE_model.system.atomic import atomic_write_json
 from RATE_model.system.locks import temporary
 
-VERSION = "0.5.4"  # of the format that is written
+VERSION = "0.5.4"  # of the format written here
 DATA, METADATA = Path("data") / "main_data.hdf5", Path("data") / "metadata.json"
 # Of the metadata: what a dataset of ours says again when it is written.
 _OWN = {
@@ -37,7 +37,7 @@ _OWN = {
 
 
 def minari_folder(dataset: str | Path) -> Path:
-    """The folder of a dataset, of its path or its name; it need not exist."""
+    """The folder of a dataset, from its path or its name; it need not exist."""
     path = Path(dataset).expanduser()
     if path.is_absolute() or path.exists() or str(dataset).startswith("."):
         return path
@@ -46,17 +46,17 @@ def minari_folder(dataset: str | Path) -> Path:
 
 
 def is_minari(folder: Path) -> bool:
-    """Whether a folder is that of a Minari dataset."""
+    """Whether a folder is a Minari dataset."""
     return (folder / DATA).is_file()
 
 
 def read_minari(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The episodes of a dataset, in the order of their numbers, and its metadata.
+    """The episodes of a dataset in numerical order, and its metadata.
 
     Returns:
         Dicts of observations (T + 1, ...) or dicts of such, actions, rewards, terminations, truncations (T, ...). The
-        metadata is that of the file; added are `spaces`, of observations and actions (None where it names none that is
-        known here), and `environment`, the registered id, where it names one.
+        metadata is the file's, plus `spaces` of observations and actions (None if the file names none that is
+        known here) and `environment`, the registered id, if the file names one.
 
     Raises:
         UserError: there is no such dataset, or it is damaged.
@@ -95,17 +95,17 @@ def write_minari(
     action_space: spaces.Space,
     metadata: Mapping[str, Any],
 ) -> Path:
-    """Write a dataset; the path of its folder. Images are stored as they are.
+    """Write a dataset; returns its folder. Images are stored losslessly.
 
     Args:
-        dataset: a folder that does not hold one, or a name.
+        dataset: a folder that does not hold a dataset yet, or a name.
         episodes: observations (T, ...), actions, rewards (T,), and whether the last step is terminal. The observation
-            after the last action is not known: the last one stands in its place.
-        observation_space, action_space: of these.
-        metadata: of Minari, such as author, algorithm_name, code_permalink, and `environment`, its registered id.
+            after the last action is unknown: the last one is repeated.
+        observation_space, action_space: of the environment.
+        metadata: for Minari, such as author, algorithm_name, code_permalink, and `environment`, its registered id.
 
     Raises:
-        UserError: there is one already, or it cannot be written.
+        UserError: the dataset exists, or it cannot be written.
     """
     folder = minari_folder(dataset)
     if is_minari(folder):
@@ -143,14 +143,14 @@ def write_minari(
             if (spec := gymnasium.registry.get(str(metadata.get("environment")))) is not None:
                 document["env_spec"] = spec.to_json()
             atomic_write_json(folder / METADATA, document)
-            os.replace(partial, folder / DATA)  # last: a dataset is there when its data is
+            os.replace(partial, folder / DATA)  # last: a dataset exists once its data does
     except OSError as error:
         raise UserError(f"the Minari dataset '{folder}' cannot be written: {reason_of(error)}") from error
     return folder
 
 
 def _read(stored: Any, space: spaces.Space | None, encoded: bool) -> Any:
-    """Observations of an episode; dicts and tuples as dicts."""
+    """The observations of an episode; dicts and tuples become dicts."""
     if isinstance(stored, h5py.Group):
         parts = {name.removeprefix("_index_"): name for name in map(str, stored)}
         inner = space.spaces if isinstance(space, spaces.Dict) else {}
@@ -163,7 +163,7 @@ def _read(stored: Any, space: spaces.Space | None, encoded: bool) -> Any:
 
 
 def _described(space: spaces.Space) -> dict[str, Any]:
-    """A space as Minari writes it."""
+    """A space in Minari's JSON form."""
     if isinstance(space, spaces.Box):
         bounds = {"low": space.low.tolist(), "high": space.high.tolist()}
         return {"type": "Box", "dtype": str(space.dtype), "shape": list(space.shape), **bounds}
@@ -172,7 +172,7 @@ def _described(space: spaces.Space) -> dict[str, Any]:
 
 
 def _space(text: str | None) -> spaces.Space | None:
-    """A space as Minari wrote it; None: it wrote none, or one that is of no use here."""
+    """A space from Minari's JSON form; None: there is none, or one that is not supported here."""
     return None if text is None else _space_of(json.loads(text))
 
 
@@ -194,7 +194,7 @@ def _space_of(described: Mapping[str, Any]) -> spaces.Space | None:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether a value goes into JSON as it is."""
+    """Whether a value can be stored as JSON unchanged."""
     if isinstance(value, list | tuple):
         return all(map(_is_plain, value))
     return isinstance(value, str | int | float | bool)

@@ -1,4 +1,4 @@
-"""Images shown in a mirror: twice the data where left and right are alike."""
+"""Mirrored images, which double the data if left and right are alike."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -11,18 +11,19 @@ from RATE_model.data.batch import Batch
 
 @dataclass(frozen=True)
 class Mirror:
-    """A batch transform: every trajectory, of dense images, as it is or left for right, with equal probability.
+    """A batch transform: shows every trajectory of dense images as it is or mirrored left to right, with equal
+    probability.
 
     Draws from torch's global generator.
     """
 
-    variants: ClassVar[int] = 2  # of a window: as it is, and in the mirror
+    variants: ClassVar[int] = 2  # of a window: as it is, and mirrored
 
-    actions: tuple[int, ...]  # what each action becomes in the mirror
-    keeps: tuple[str, ...] = ()  # names of infos that are the same in the mirror; others are not to be had there
+    actions: tuple[int, ...]  # what each action becomes when mirrored
+    keeps: tuple[str, ...] = ()  # infos that stay valid when mirrored; others are not available
 
     def __call__(self, batch: Batch) -> Batch:
-        """The batch with some of its trajectories in the mirror."""
+        """The batch with some of its trajectories mirrored."""
         images = batch.observations
         if not isinstance(images, Tensor):
             raise TypeError(f"a mirror takes dense images, not {type(images).__name__}")
