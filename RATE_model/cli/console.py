@@ -1,4 +1,4 @@
-"""Output that does not stop work: consoles that cannot show a character, are closed, or are full; messages of one line.
+"""Output that never stops work, whether the console cannot show a character, is closed or is full; one-line messages.
 
 Nothing here imports torch.
 """
@@ -17,7 +17,7 @@ _IN_ASCII = {"±": "+/-", "×": "x", "→": "->", "…": "...", "–": "-", "—
 
 
 def one_line(text: object) -> str:
-    """The text with control characters, line ends among them, written as escapes: it cannot hide or forge a line."""
+    """The text with control characters, including line ends, as escapes, so it cannot hide or forge a line."""
     return re.sub(
         r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]",
         lambda match: match[0].encode("unicode_escape").decode(),
@@ -26,7 +26,7 @@ def one_line(text: object) -> str:
 
 
 def machine_error(error: BaseException) -> str | None:
-    """What a machine could not do, in one line with a way out; None for an error that is not of this kind."""
+    """A refusal of the machine, in one line with a remedy; None for other errors."""
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename is not None else ""
         return f"{place}{reason_of(error)}" if error.strerror else None
@@ -42,10 +42,10 @@ def machine_error(error: BaseException) -> str | None:
 
 @contextmanager
 def lasting_output() -> Iterator[None]:
-    """Inside, print never fails: neither where stdout is closed or full, nor where it cannot show a character.
+    """Inside, print never fails, whether stdout is closed, full, or cannot show a character.
 
-    What it cannot show is written in ASCII. A closed pipe (``| head -1``) swallows the rest in silence; any other
-    trouble is said once on stderr.
+    Characters it cannot show are written in ASCII. A closed pipe (``| head -1``) drops the rest silently; any other
+    problem is reported once on stderr.
     """
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (stream and _Lasting(stream) for stream in before)
@@ -56,7 +56,7 @@ def lasting_output() -> Iterator[None]:
 
 
 class _Lasting:
-    """A text stream whose `write` and `flush` do not raise; everything else is the stream's own."""
+    """A text stream whose `write` and `flush` never raise; everything else is the stream's own."""
 
     def __init__(self, stream: Any) -> None:
         self._stream, self._gone = stream, False
@@ -65,7 +65,7 @@ class _Lasting:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Writes the text, and brings it out: what a process that dies later has said is there."""
+        """Write and flush, so output of a process that dies later is not lost."""
         self._try(lambda: self._stream.write(_shown(text, getattr(self._stream, "encoding", None))))
         self.flush()
         return len(text)
@@ -90,7 +90,7 @@ class _Lasting:
 
 
 def _shown(text: str, encoding: str | None) -> str:
-    """The text with what the encoding lacks in ASCII."""
+    """The text with ASCII substitutes for characters that the encoding lacks."""
     try:
         text.encode(encoding or "utf-8")
     except (UnicodeEncodeError, LookupError):
@@ -99,7 +99,7 @@ def _shown(text: str, encoding: str | None) -> str:
 
 
 def _in_ascii(error: UnicodeError) -> tuple[str, int]:
-    assert isinstance(error, UnicodeEncodeError)  # nothing is decoded with it
+    assert isinstance(error, UnicodeEncodeError)  # encoding is all this is used for
     lacking = error.object[error.start : error.end]
     return "".join(
         _IN_ASCII.get(char, char.encode("ascii", "backslashreplace").decode()) for char in lacking
@@ -110,10 +110,10 @@ codecs.register_error("rate_ascii", _in_ascii)
 
 
 def _send_to_nowhere(stream: Any) -> None:
-    """Python tries to bring out what a stream still holds when the process ends, and would fail once more."""
+    """Python flushes a stream once more when the process ends, which would fail again."""
     try:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
         os.close(nowhere)
-    except (OSError, ValueError):  # no stream of the system's, as in tests and notebooks
+    except (OSError, ValueError):  # not a stream of the system, as in tests and notebooks
         pass

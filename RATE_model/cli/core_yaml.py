@@ -1,6 +1,6 @@
-"""YAML by the core schema of version 1.2, where `no`, `off`, `010` and `1:30` are two words, a ten and a text.
+"""YAML by the core schema of version 1.2, in which `no`, `off`, `010` and `1:30` are two words, a ten and a text.
 
-PyYAML follows version 1.1, which takes them for False, False, 8 and 90, and a date for a date.
+PyYAML follows version 1.1, which reads them as False, False, 8 and 90, and dates as dates.
 """
 
 import re
@@ -24,7 +24,7 @@ _SCALARS = (
 
 
 def resolvers(scalars: tuple[Any, ...]) -> dict[str, list[tuple[str, re.Pattern[str]]]]:
-    """For PyYAML: tags and patterns of whole scalars, by the first character."""
+    """Tags and patterns of whole scalars, by first character, for PyYAML."""
     resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
     for tag, pattern, firsts in scalars:
         for first in firsts:
@@ -33,7 +33,7 @@ def resolvers(scalars: tuple[Any, ...]) -> dict[str, list[tuple[str, re.Pattern[
 
 
 NULL_ONLY = resolvers((_NULL,))
-"""For a loader that gives all other plain scalars as the text that is written."""
+"""For a loader that keeps all other plain scalars as text."""
 
 
 class CoreLoader(yaml.SafeLoader):
@@ -43,7 +43,7 @@ class CoreLoader(yaml.SafeLoader):
 
 
 class CoreDumper(yaml.SafeDumper):
-    """One key a line; lists within their line. Text is quoted where version 1.1 or 1.2 would take it for another."""
+    """One key per line, lists within a line. Quotes text that version 1.1 or 1.2 would read as something else."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012
         first: [*yaml.SafeDumper.yaml_implicit_resolvers.get(first, []), *resolvers(_SCALARS).get(first, [])]

@@ -1,4 +1,4 @@
-"""What every train script does around its own parts: a run is checked, its schedule planned, and then it is trained.
+"""The common part of every train script: check a run, plan its schedule, train it.
 
 A script's configuration is a dataclass whose groups `train` and `run` are `TrainOptions` and `RunOptions`.
 """
@@ -56,27 +56,27 @@ _CALIBRATION_IMAGES = 128
 
 
 class Config(Protocol):
-    """What these functions need of a script's configuration."""
+    """What these functions need from a script's configuration."""
 
     @property
     def model(self) -> ModelOptions:
-        """What is trained."""
+        """The model."""
         ...
 
     @property
     def train(self) -> TrainOptions:
-        """How it is trained."""
+        """The optimisation."""
         ...
 
     @property
     def run(self) -> RunOptions:
-        """Where it runs."""
+        """The run."""
         ...
 
 
-# What runs of all environments did before they could record it.
+# The behaviour of runs from before it could be recorded, in all environments.
 _BEFORE: dict[str, Any] = {
-    # Memories that there were not yet had no flags.
+    # Memories that did not exist yet had no flags.
     **{name: value for entry in MEMORIES.values() for name, value in to_flat_dict(entry.options()).items()},
     "budget": "none",
     "weight_decay_on": "matrices",
@@ -100,17 +100,17 @@ def run_directory(
     named: Collection[str] = (),
     before: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Where the run of a seed is kept: the same flags always give the same place, and others another.
+    """The directory of a seed's run: the same flags always give the same directory, other flags another.
 
-    Flags that the name does not show are told apart by a short hash of those that differ from config.yaml; without any
-    there is none. A run of an earlier version, which has no hash or another one, is found by the flags in its
+    Flags that the name does not show are distinguished by a short hash of those that differ from config.yaml; if none
+    does, there is no hash. Runs of earlier versions, with no hash or another one, are found by the flags in their
     config.yaml.
 
     Args:
         usual: the configuration without any flags.
         checkpoints: the environment's folder for runs.
         name: parts of the name between --text and the seed.
-        named: the flags that they show, besides those of the model.
+        named: the flags that these parts show, besides those of the model.
         before: as for `check`.
     """
     run, flags, defaults = config.run, to_flat_dict(config), to_flat_dict(usual)
@@ -122,7 +122,7 @@ def run_directory(
         others = {flag: flags.get(flag, value) for flag, value in defaults.items() if flag not in silent}
         others = {flag: value for flag, value in others.items() if not flag.startswith("wandb_")}
         differing = {flag: value for flag, value in others.items() if value != defaults[flag]}
-        if clean_name(run.text) != run.text:  # "a b" and "a-b" look alike in a name
+        if clean_name(run.text) != run.text:  # "a b" and "a-b" give the same name
             differing["text"] = run.text
         return short_hash(differing) if differing else ""
 
@@ -133,14 +133,14 @@ def run_directory(
         if not marked.exists():
             for other in sorted(folder.glob(f"{beginning}*_RUN_{seed}")):
                 if re.fullmatch(rf"(_[0-9a-f]{{8}})?_RUN_{seed}", other.name[len(beginning) :]):
-                    with suppress(UserError):  # it is missing or damaged: nobody knows its flags
+                    with suppress(UserError):  # missing or damaged: its flags are unknown
                         if mark({**before, **respelt(load_yaml(other / "config.yaml"))}) == mark(flags):
                             return other
     return marked
 
 
 def check_calibration(train: TrainOptions, spec: EnvironmentSpec) -> None:
-    """Raise `UserError` if image encoders are to be calibrated where there are none; before any data is made."""
+    """Raise `UserError` if there are no image encoders to calibrate; before any data is made."""
     if train.calibrate and not spec.is_image:
         raise UserError("--calibrate true: observations are not images here; leave it out")
 
@@ -148,7 +148,7 @@ def check_calibration(train: TrainOptions, spec: EnvironmentSpec) -> None:
 def _check_windows(
     train: TrainOptions, network: Agent, windows: tuple[WindowDataset, WindowDataset], transform: BatchTransform | None
 ) -> None:
-    """Raise `UserError` if the states of these windows are too many, or a burn-in leaves nothing of some."""
+    """Raise `UserError` if the states of these windows need too much memory, or a burn-in leaves nothing of some."""
     if train.window_state == "stored":
         StoredStates(windows[0], network, variants=variants_of(transform))
     if not train.burn_in:
@@ -162,7 +162,7 @@ def _with_privileged(train: TrainOptions, data: StageData, transform: BatchTrans
     """The same windows with the privileged arrays that objectives and an oracle need.
 
     Raises:
-        UserError: by the returned function, where the data does not hold them; here, where a transform spoils them.
+        UserError: in the returned function, if the data lacks them; here, if a transform invalidates them.
     """
     for flag, names in {"aux": train.aux, "oracle": train.oracle}.items():
         check_transform(names, transform, flag=flag)
@@ -181,12 +181,12 @@ def _with_privileged(train: TrainOptions, data: StageData, transform: BatchTrans
 
 
 def _oracle(train: TrainOptions, data: WindowDataset) -> list[Privileged]:
-    """What an oracle sees, as the training data has it."""
+    """The arrays that an oracle sees, as described by the training data."""
     return [Privileged.of(name, data.info(name), flag="oracle") for name in infos_of(train.oracle)]
 
 
 def _auxiliary(train: TrainOptions, network: Agent, data: WindowDataset) -> Auxiliary | None:
-    """The auxiliary objectives of a run, fresh; None where there are none."""
+    """New auxiliary objectives for a run; None if it has none."""
     if not train.aux:
         return None
     if RETURN in train.aux and network.config.sizes.conditioned:
@@ -199,7 +199,7 @@ def _auxiliary(train: TrainOptions, network: Agent, data: WindowDataset) -> Auxi
 
 
 def _say_of_rewards(data: WindowDataset) -> None:
-    """Say of data whose rewards are all equal that returns have little to tell."""
+    """Warn if all rewards of the data are equal, because returns then carry little information."""
     lowest = min(file.rewards.min() for file in data.files)
     highest = max(file.rewards.max() for file in data.files)
     if lowest == highest:
@@ -211,9 +211,9 @@ def _say_of_rewards(data: WindowDataset) -> None:
 
 
 def check(config: Config, directory: Path, seed: int, *, before: Mapping[str, Any] | None = None) -> Run:
-    """The run of a seed, new or to be continued; nothing is created. Raises UserError if it cannot be.
+    """The run of a seed, new or to be continued; creates nothing. Raises UserError if there is a problem.
 
-    `before` is what a run did that was made before it could record these flags.
+    `before` is the behaviour of runs from before these flags were recorded.
     """
     pick_device(config.run.device)
     flags = to_flat_dict(config)
@@ -226,7 +226,7 @@ def check(config: Config, directory: Path, seed: int, *, before: Mapping[str, An
         may_change=changeable_flags(config),
         may_grow=MAY_GROW,
         may_change_elsewhere=STABILISERS,
-        # A script need not have every flag.
+        # Not every script has every flag.
         before={name: value for name, value in (_BEFORE | dict(before or {})).items() if name in flags},
     )
 
@@ -236,7 +236,7 @@ def together(config: Config) -> Iterator[None]:
     """Inside, the processes that torchrun started train together; without torchrun there is one.
 
     Raises:
-        UserError: they differ in flags, or are more than a batch has trajectories; see also `distributed.joined`.
+        UserError: their flags differ, or there are more of them than trajectories in a batch; see `distributed.joined`.
     """
     with distributed.joined():
         distributed.check_same(to_flat_dict(config))
@@ -252,11 +252,11 @@ def train_seeds(config: Config, check: Callable[[Any, int], Run], train: Callabl
     """Train every seed of a configuration; all are checked before the first is trained.
 
     Args:
-        config: of a script.
+        config: the script's configuration.
         check, train: the script's own; `check` makes the run that `train` trains.
 
     Returns:
-        The script's exit code: whether all finished (see `run_seeds`).
+        The script's exit code, which tells whether all finished (see `run_seeds`).
     """
     with together(config):
         runs = {seed: check(config, seed) for seed in config.run.seeds}
@@ -274,18 +274,18 @@ def plan(
     metric: str = "",
     before: Sequence[tuple[int, int]] = (),
 ) -> tuple[FixedStages | AdaptiveStages, Schedule | RisingCosine]:
-    """The curriculum, and the learning rate's schedule that goes with it.
+    """The curriculum and its learning rate schedule.
 
     Args:
-        train: `warmup_tokens` and `final_tokens` become optimizer steps by the mean number of environment steps that an
-            optimizer step sees.
-        options: which curriculum; without one there is one stage, the last.
-        model: its context decides how many optimizer steps a batch makes.
-        data: the windows of a stage; those of all stages are read.
+        train: `warmup_tokens` and `final_tokens` become optimizer steps by the mean number of environment steps per
+            optimizer step.
+        options: which curriculum; without one there is a single stage, the last.
+        model: its context determines the optimizer steps per batch.
+        data: the windows of a stage; called for all stages.
         segments: numbers of segments of the stages, ascending.
-        segment_steps: environment steps of a segment.
-        metric: of a batch, 1 where all its deciding steps are right; for an adaptive curriculum.
-        before: segments and epochs of stages before these; an adaptive curriculum ends them by its own measure.
+        segment_steps: environment steps per segment.
+        metric: a batch metric that is 1 when all deciding steps are right; for an adaptive curriculum.
+        before: segments and epochs of earlier stages; an adaptive curriculum ends them by its own measure.
     """
     chosen = [(count, train.epochs) for count in (segments if options.curr != "false" else segments[-1:])]
     stages, epochs = map(list, zip(*before, *chosen, strict=True))
@@ -321,25 +321,25 @@ def plan(
 
 
 def _stage_size(train: TrainOptions, model: AgentConfig, data: WindowDataset, steps: int) -> tuple[int, float]:
-    """Optimizer steps and environment steps of an epoch of windows that are padded to this many steps."""
+    """Optimizer steps and environment steps of an epoch of windows padded to this many steps."""
     batches = _batches(train, data)
     shown = min(batches * train.batch_size, len(data))
     return batches * optimizer_steps(train, model.context_length, steps), shown * float(data.windows[:, 2].mean())
 
 
 def _batches(train: TrainOptions, data: WindowDataset) -> int:
-    """Batches of an epoch."""
+    """Batches per epoch."""
     return len(EpochSampler(len(data), train.batch_size, seed=0, max_batches=train.epoch_batches))
 
 
 def _some_observations(data: WindowDataset, device: torch.device) -> Any:
-    """One observation of each of some windows that lie evenly in the data."""
+    """One observation from each of some windows, spread evenly over the data."""
     numbers = np.linspace(0, len(data) - 1, min(len(data), _CALIBRATION_IMAGES)).astype(int)
     return data.__getitems__(numbers.tolist()).to(device).observations[:, -1:]
 
 
 def _tracker(config: Config, directory: Path, flat: dict[str, Any]) -> Tracker:
-    """What writes the run's metrics."""
+    """The tracker of the run's metrics."""
     if not distributed.is_first():
         return NoTracker()
     return Tracker(
@@ -367,21 +367,21 @@ def train_run(
     prepare: Callable[[Path], None] = lambda directory: None,
     transform: BatchTransform | None = None,
 ) -> dict[str, Any]:
-    """One checked run, from its first batch, or where it was interrupted, to its last evaluation.
+    """Train one checked run, from its first batch or from where it was interrupted, through its final evaluation.
 
     Args:
-        config, run: flags, and the run that `check` returned.
-        model, spec: what is trained; its initial parameters follow from the run's seed.
+        config, run: the flags, and the run that `check` returned.
+        model, spec: what to train; the initial parameters follow from the run's seed.
         data, curriculum, schedule, metrics, evaluate, transform: see `Fit` and `Trainer`.
-        finish: called with the model, in eval mode, and the result: pictures, a last line on the screen.
-        prepare: called with the run's directory when it is open: what else a checkpoint needs to be used.
+        finish: called with the model, in eval mode, and the result, to draw pictures and print the last line.
+        prepare: called with the run's directory once it is open, to write what checkpoints need besides themselves.
 
     Returns:
-        What eval/final.json holds.
+        The content of eval/final.json.
 
     Raises:
-        UserError: before the run is created, for what is wrong with the sizes of the model.
-        Interrupted, TrainingDiverged: see `Fit`; also where the last validation loss is not finite.
+        UserError: before the run is created, for invalid model sizes.
+        Interrupted, TrainingDiverged: see `Fit`; also if the last validation loss is not finite.
     """
     device = pick_device(config.run.device)
     data = _with_privileged(config.train, data, transform)
@@ -410,10 +410,10 @@ def train_run(
 
     if run.checkpoint is not None:
         load_to_resume(run.checkpoint, network)
-    if not distributed.is_first():  # noise of its own for every process
+    if not distributed.is_first():  # every process has its own noise
         torch.manual_seed(distributed.own_seed(run.seed))
 
-    # Whatever is wrong with flags, data, sizes or the checkpoint was found by now.
+    # All problems with flags, data, sizes or the checkpoint have been found by now.
     flat, directory = config.run.recorded(to_flat_dict(config)), run.directory
     with open_run(run, config=flat) as run:
         distributed.by_first(lambda: prepare(directory))
@@ -443,7 +443,7 @@ def train_run(
             )
             result = fit()
         distributed.by_first(lambda: finish(network.eval(), result))
-    distributed.together(interrupts.stop)  # asked for during the last evaluation: no further seed begins
+    distributed.together(interrupts.stop)  # asked for during the last evaluation: do not start another seed
     if not math.isfinite(result["validation_loss"]):
         raise TrainingDiverged(f"{directory}: the last validation loss is not finite, though the weights are")
     return result

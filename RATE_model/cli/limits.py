@@ -1,4 +1,4 @@
-"""Limits of flags, with one wording for all of them."""
+"""Limits of flags, with shared wording."""
 
 import os
 from pathlib import Path
@@ -6,36 +6,36 @@ from pathlib import Path
 from RATE_model.errors import UserError
 from RATE_model.system.processes import available_cores, is_no_file
 
-# No size of a model, and no number of steps seen at once, is meant to be larger; memory would run out first.
+# No size of a model, and no number of steps seen at once, may be larger; memory would run out first.
 MAX_SIZE = 65_536
 MAX_STEPS = 1_000_000
-# Episodes may be longer than what is seen at once, but have to be counted.
+# Episodes may be longer than what is seen at once, but their steps have to be counted.
 MAX_EPISODE_STEPS = 2**31
-# Generators of torch and of NumPy take any of these.
+# The generators of torch and NumPy accept seeds up to this.
 MAX_SEED = 2**63 - 1
 
 
 def at_least(minimum: float, **values: float | None) -> None:
-    """Raise `UserError` for the first flag whose value is below the minimum; None is not a value."""
+    """Raise `UserError` for the first flag below the minimum; None is skipped."""
     for name, value in values.items():
         if value is not None and value < minimum:
             raise UserError(f"--{name} {value}: must be at least {minimum}")
 
 
 def at_most(maximum: float, **values: float | None) -> None:
-    """Raise `UserError` for the first flag whose value is above the maximum; None is not a value."""
+    """Raise `UserError` for the first flag above the maximum; None is skipped."""
     for name, value in values.items():
         if value is not None and value > maximum:
             raise UserError(f"--{name} {value}: must be at most {maximum}")
 
 
 def at_most_processes(**values: int | None) -> None:
-    """Raise `UserError` for the first flag that asks for more processes than would ever be faster, or fit in memory."""
+    """Raise `UserError` for the first flag that asks for more processes than could help or fit in memory."""
     at_most(max(64, 8 * available_cores()), **values)
 
 
 def writable_file(**files: Path | None) -> None:
-    """Raise `UserError` for the first flag that names no file, or one that cannot be written; nothing is created."""
+    """Raise `UserError` for the first flag that does not name a writable file; creates nothing."""
     for name, file in files.items():
         if file is None:
             continue
@@ -49,7 +49,7 @@ def writable_file(**files: Path | None) -> None:
 
 
 def writable(**folders: Path | None) -> None:
-    """Raise `UserError` for the first flag whose folder cannot be written to, or not be made; nothing is created."""
+    """Raise `UserError` for the first flag whose folder cannot be made or written to; creates nothing."""
     for name, folder in folders.items():
         if folder is None:
             continue

@@ -1,7 +1,7 @@
-"""wandb_config.yaml, the settings of a machine: its account (see `tracking`), and where the data of environments lies.
+"""wandb_config.yaml, the settings of a machine: its wandb account (see `tracking`), and where environments' data lies.
 
-wandb_api: ...            of the account
-<section>:                of an environment, which says what the section is called and what it holds
+wandb_api: ...            wandb account
+<section>:                an environment's section; the environment defines its name and keys
   <key>: FOLDER
 """
 
@@ -16,19 +16,19 @@ _REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def settings_file() -> Path | None:
-    """The one in the current directory, else the repository's; None: there is none."""
+    """The file in the current directory, else the repository's; None: there is none."""
     return next((path for path in (Path(NAME), _REPOSITORY / NAME) if path.exists()), None)
 
 
 def configured_folder(section: str, key: str) -> Path | None:
-    """The folder that the file names for an environment's data; None: it names none.
+    """The folder that the file sets for an environment's data; None: it sets none.
 
     Args:
-        section, key: where it stands, `section: {key: FOLDER}`.
+        section, key: where it is set, `section: {key: FOLDER}`.
 
     Raises:
-        UserError: the section is malformed, or the file cannot be read and may name the folder. What else is wrong
-            with the file does not concern the data's.
+        UserError: the section is malformed, or the file cannot be read and might set the folder. Other problems
+            with the file are ignored here.
     """
     path = settings_file()
     if path is None:

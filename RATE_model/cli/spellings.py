@@ -1,4 +1,4 @@
-"""Other spellings of flags: published ones, and those of earlier versions, which runs and data files still carry."""
+"""Aliases of flags: published spellings, and those of earlier versions, which runs and data files still contain."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,20 +19,21 @@ ALIASES = {
     "video_episodes": "video",
     "condition_on_returns": "condition",
 }
-"""Of every script that has the flag named second."""
+"""Valid for every script that has the flag named second."""
 
 SWITCHES = {"condition_on_returns": {True: "auto", False: "none"}}
-"""Spellings that are true or false: what that says of the flag."""
+"""Boolean aliases, and the value of the flag that each stands for."""
 
 
 def respelt(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Recorded flags under their names of today; one and its switch are one flag, and the switch is off or silent."""
+    """Recorded flags under today's names; a flag and its switch are the same, and the switch is either off or
+    silent."""
     found = {ALIASES.get(name, name): value for name, value in flags.items() if name not in SWITCHES}
     off = {ALIASES[name]: SWITCHES[name][False] for name in SWITCHES if flags.get(name) is False}
     return found | off
 
 
 def existing_file(path: Path) -> Path:
-    """The path, or the same file with another spelling of a flag in its name, if only that one exists."""
+    """The path, or the same file with an alias of a flag in its name, if only that one exists."""
     others = (path.with_name(path.name.replace(f"_{name}", f"_{alias}")) for alias, name in ALIASES.items())
     return path if path.exists() else next((other for other in others if other.exists()), path)

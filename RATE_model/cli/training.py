@@ -17,7 +17,7 @@ from RATE_model.training.runs import Run, run_seeds
 
 
 def main(environment: Environment, argv: Sequence[str] | None = None) -> int:
-    """Train every seed that the flags ask for; the exit code says whether all finished.
+    """Train every seed that the flags ask for; the exit code tells whether all finished.
 
     All seeds are checked before the first is trained.
     """
@@ -29,7 +29,7 @@ def main(environment: Environment, argv: Sequence[str] | None = None) -> int:
 
 
 def check(environment: Environment, config: Any, seed: int) -> Run:
-    """The run of a seed, new or to be continued; nothing is created. Raises UserError if it cannot be."""
+    """The run of a seed, new or to be continued; creates nothing. Raises UserError if there is a problem."""
     environment.check(config)
     experiment.check_calibration(config.train, environment.spec(to_flat_dict(config)))
     directory = run_directory(environment, config, seed)
@@ -37,7 +37,7 @@ def check(environment: Environment, config: Any, seed: int) -> Run:
 
 
 def run_directory(environment: Environment, config: Any, seed: int) -> Path:
-    """Where the run of a seed is kept; see `experiment.run_directory`."""
+    """The directory of a seed's run; see `experiment.run_directory`."""
     name, named = environment.name_parts(config)
     return experiment.run_directory(
         config,
@@ -57,14 +57,14 @@ def _usual(environment: Environment) -> Any:
 
 
 def train(environment: Environment, config: Any, run: Run, data: TrainingData | None = None) -> dict[str, Any]:
-    """One checked run, from its data to its last evaluation.
+    """One checked run, from its data to its final evaluation.
 
     Args:
-        environment, config, run: whose, by which flags, and the run that `check` returned.
-        data: what is learned from; None: what the environment loads.
+        environment, config, run: the environment, its flags, and the run that `check` returned.
+        data: the training data; None: what the environment loads.
 
     Returns:
-        What eval/final.json holds.
+        The content of eval/final.json.
     """
     if data is None:
         data = distributed.first_before_others(lambda: environment.load(config))
@@ -97,7 +97,7 @@ def train(environment: Environment, config: Any, run: Run, data: TrainingData | 
 
 
 def evaluate(environment: Environment, agent: Agent, config: Any, run: Run, *, final: bool) -> dict[str, float]:
-    """What the agent does in the environment, by name; nothing where the flags want no evaluation, or of an oracle."""
+    """The agent's results in the environment, by name; empty if the flags want no evaluation, or for an oracle."""
     task = config.task
     if config.train.oracle or not (task.last_inference if final else task.online_inference):
         return {}
@@ -115,7 +115,7 @@ def evaluate(environment: Environment, agent: Agent, config: Any, run: Run, *, f
 
 
 def finish(environment: Environment, agent: Agent, config: Any, run: Run, result: Mapping[str, Any]) -> None:
-    """Pictures, and a line that says what the run has come to, by the names that eval/final.json has."""
+    """Draw pictures, and print the run's main results under their names in eval/final.json."""
     if config.train.oracle:  # pictures of environments look into the agent, and nothing tells it what it is to see
         Environment.draw_run(environment, run.directory, agent, config, result)
     else:
@@ -131,5 +131,5 @@ def finish(environment: Environment, agent: Agent, config: Any, run: Run, result
 
 
 def _rounded(value: float) -> str:
-    """Three digits, but all of those before the point."""
+    """Three digits, but never rounding before the point."""
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"

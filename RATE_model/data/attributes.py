@@ -1,4 +1,4 @@
-"""What a trajectory file says about itself: attributes of an HDF5 file, and versions of what made it."""
+"""The description in a trajectory file: attributes of an HDF5 file, and versions of the software that made it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy as np
 
 
 def encoded(value: Any) -> Any:
-    """A value as an attribute can hold it: lists and dicts as JSON."""
+    """A value in a form that attributes can store: lists and dicts become JSON."""
     return json.dumps(value) if isinstance(value, (dict, list, tuple)) else value
 
 
 def decoded(value: Any) -> Any:
-    """What `encoded` was given; tuples come back as lists."""
+    """The inverse of `encoded`; tuples come back as lists."""
     if isinstance(value, str) and value[:1] in ("{", "["):
         with contextlib.suppress(json.JSONDecodeError):
             return json.loads(value)
@@ -27,5 +27,5 @@ def version(distribution: str) -> str:
     """The version of an installed package."""
     try:
         return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:  # run from a checkout that is not installed
+    except importlib.metadata.PackageNotFoundError:  # run from a checkout without installation
         return "not installed"

@@ -1,4 +1,4 @@
-"""The lossless compression of trajectory files: zstd, through the package hdf5plugin, which is imported late."""
+"""The lossless compression of trajectory files: zstd, through the package hdf5plugin, imported on use."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ ZSTD_LEVEL = 3
 
 
 def zstd(purpose: str, level: int) -> dict[str, Any]:
-    """Arguments of h5py for a dataset that is compressed at a level of 1 to 22. Raises as `hdf5plugin`."""
+    """h5py's arguments for a dataset compressed at a level of 1 to 22. Raises as `hdf5plugin`."""
     return dict(hdf5plugin(purpose).Zstd(clevel=level))
 
 
 def hdf5plugin(purpose: str) -> Any:
-    """The package with the zstd filter. Raises a `UserError` where it is missing, which ``purpose`` begins."""
+    """The package with the zstd filter. If it is missing, raises a `UserError` that starts with ``purpose``."""
     try:
         return importlib.import_module("hdf5plugin")
     except ImportError as error:
@@ -27,7 +27,7 @@ def hdf5plugin(purpose: str) -> Any:
 
 
 def uses_zstd(item: h5py.Dataset | h5py.Group) -> bool:
-    """Whether an item of a file cannot be read without that package."""
+    """Whether reading an item of a file requires that package."""
     if not isinstance(item, h5py.Dataset):
         return False
     filters = item.id.get_create_plist()

@@ -11,18 +11,18 @@ All steps of all episodes lie one after the other in flat arrays:
     infos/first_seen     (steps,)   the first step with the same observation; may be absent
     infos/expert_action             what an expert would have done, shaped as the actions; may be absent
 
-Images are handed out with their channels first. A file may hold them with the channels last, and says so in an
-attribute of ``observations``, ``channels_last``: pictures with few hues compress better so.
+Images are returned with channels first. A file may store them with channels last, and says so in the attribute
+``channels_last`` of ``observations``: pictures with few hues compress better that way.
 
-Files made here hold checksums of all of this (`RATE_model.data.checksums`), compared when bytes are read.
+Files made here contain checksums of all this (`RATE_model.data.checksums`), compared when bytes are read.
 
 Step t holds the observation, the action taken on it and the reward that followed. An episode ends where ``terminals``
-or ``timeouts`` says so; steps after the last such end (a file cut short by its maker) are the last episode. In a file
-of another maker, one without the attribute ``format_version``, other arrays may say it too (`RATE_model.data.ends`),
+or ``timeouts`` says so; steps after the last end (a file cut short by its maker) form the last episode. In a file
+from another source, without the attribute ``format_version``, other arrays may mark ends too (`RATE_model.data.ends`),
 and columns may be (steps, 1).
 
 `TrajectoryWriter` (writer.py) makes such files atomically and describes them in attributes; `TrajectoryFile` opens
-them, D4RL's own included, checks them once and reads slices.
+them, and D4RL's own, checks them once and reads slices.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from RATE_model.data.ends import UnclearEnds, ends_of_file, layout_of, one_colum
 from RATE_model.data.hdf5 import Hdf5, open_hdf5, refuse_if_unreadable
 from RATE_model.errors import UserError, reason_of
 
-Learn = Literal["recorded", "expert"]  # the actions that were taken, or what an expert would have done
+Learn = Literal["recorded", "expert"]  # the actions taken, or those that an expert would have taken
 
 FORMAT_VERSION = 1
 CHECK_BLOCK_BYTES = 64 * 2**20  # data is checked in blocks of about this size
@@ -58,34 +58,35 @@ CHANNELS_LAST = "channels_last"
 class TrajectoryFile:
     """A trajectory file, opened and checked; see the module for the layout and for where episodes end.
 
-    All checks are made here, once, block by block; reading later compares checksums and is a plain slice. Image content
-    is not decoded for the check. The handle is opened by each process on its own first read and is left out when
-    pickled, so that the object can go to loader workers, forked or spawned.
+    All checks happen here, once, block by block; later reads are plain slices with checksums. Image content
+    is not decoded for the check. Each process opens the handle on its own first read; pickling leaves it
+    out, so the object can be sent to loader workers, forked or spawned.
 
     Attributes:
         path: the file.
         num_steps, num_episodes: int.
         starts, lengths: (E,) int64, first step and number of steps of every episode.
-        whole: (E,) bool, whether an episode has an end; False for an unfinished tail.
+        whole: (E,) bool, whether an episode has an end; False for an unfinished last episode.
         rewards: (num_steps,) float32.
         actions: (num_steps,) int64, or (num_steps, A) float32.
-        observation_shape, observation_dtype: of one observation as it is read, uint8 or float32.
+        observation_shape, observation_dtype: of one observation as returned, uint8 or float32.
         discrete: whether actions are integers.
         action_shape: ``()`` or ``(A,)``.
-        attributes: what the maker noted; empty for files of other makers.
+        attributes: written by the maker; empty for files from other sources.
 
     Args:
-        observation_shape, observation_dtype: what they must be; any floating-point type serves for a floating-point
+        observation_shape, observation_dtype: required values; any floating-point type satisfies a floating-point
             type.
         num_actions: actions are discrete and lie between 0 and num_actions - 1.
         action_size: actions are vectors of this size.
-        max_episode_steps: no episode of another maker's file can be longer.
-        hint: what to do when the file is missing or bad, a sentence such as the command that makes it.
+        max_episode_steps: the longest possible episode in a file from another source.
+            hint: what to do if the file is missing or bad: a sentence, such as the command that makes it.
 
     Raises:
         UserError: the file is missing, empty, not HDF5 or truncated; a key is missing; lengths disagree; a shape or
-            type is not the expected; a value is not finite; an action is out of range; there is no episode, or it is
-            unclear where episodes end. Here and in whatever reads later: bytes differ from their checksum.
+                type differs from the required one; a value is not finite; an action is out of range; there is no
+                episode, or
+                it is unclear where episodes end. Here and in later reads: bytes do not match their checksum.
     """
 
     def __init__(
@@ -102,7 +103,7 @@ class TrajectoryFile:
         self.path = Path(path)
         self._hint, self._max_episode_steps = hint, max_episode_steps
         self._handle: Hdf5 = None
-        self._arrays: dict[str, Hdf5] = {}  # of the handle: finding one takes as long as reading a window
+        self._arrays: dict[str, Hdf5] = {}  # of the handle: looking one up takes as long as reading a window
         self._process = -1
         self._checksums: Checksums | None = None
         with self._reading():
@@ -122,7 +123,9 @@ class TrajectoryFile:
             ends = self._ends(file)
             self.rewards = self._finite("rewards", one_column(self._verified("rewards")))
             self.actions = self._finite("actions", self._verified("actions").reshape(-1, *self.action_shape))
-        stops = np.flatnonzero(np.concatenate([ends[:-1], [True]])) + 1  # an unfinished tail is an episode
+        stops = (
+            np.flatnonzero(np.concatenate([ends[:-1], [True]])) + 1
+        )  # an unfinished last episode counts as an episode
         self.whole = ends[stops - 1]
         self.starts = np.concatenate([[0], stops[:-1]])
         self.lengths = stops - self.starts
@@ -137,7 +140,7 @@ class TrajectoryFile:
         self._check_observations()
 
     def _ends(self, file: Hdf5) -> np.ndarray:
-        """Whether an episode ends with each step: (num_steps,) bool. What is doubtful is printed."""
+        """Whether an episode ends with each step: (num_steps,) bool. Prints a note about doubtful marks."""
         if self._own:
             ends = self._verified("terminals") != 0
             return ends | (self._verified("timeouts") != 0) if "timeouts" in file else ends
@@ -150,14 +153,14 @@ class TrajectoryFile:
         return found.last
 
     def returns_to_go(self) -> np.ndarray:
-        """Undiscounted sum of the rewards from each step to the end of its episode: (num_steps,) float32."""
+        """The undiscounted return-to-go of every step: (num_steps,) float32."""
         return returns_to_go(self.rewards, self.starts, self.lengths)
 
     def expert_actions(self) -> np.ndarray:
-        """What an expert would have done at each step, shaped and typed as the actions.
+        """The action of an expert at each step, in the shape and type of the actions.
 
         Raises:
-            UserError: the file does not tell, or its array is damaged.
+            UserError: the file has none, or its array is damaged.
         """
         with self._reading():
             if EXPERT_ACTION not in (file := self._open()):
@@ -179,11 +182,11 @@ class TrajectoryFile:
     def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Steps start to stop - 1: observations (n, ...) uint8 or float32, actions (n,) int64 or (n, A) float32."""
         observations = self._channels_first(self.column("observations", start, stop))
-        with np.errstate(over="ignore"):  # beyond float32 becomes inf, which the check on opening reports
+        with np.errstate(over="ignore"):  # values beyond float32 become inf, which the check on opening reports
             return observations.astype(self.observation_dtype, copy=False), self.actions[start:stop]
 
     def column(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Steps start to stop - 1 of any array of the file, as they are stored: (n, ...)."""
+        """Steps start to stop - 1 of any array of the file, unconverted: (n, ...)."""
         with self._reading(f" at steps {start} to {self.num_steps - 1 if stop is None else stop - 1} of '{name}'"):
             return self._verified(name, slice(start, stop))
 
@@ -196,7 +199,7 @@ class TrajectoryFile:
         """All steps of an array under ``infos/``, n numbers each: (num_steps, n) float32 or int64; see `info_rows`.
 
         Raises:
-            UserError: there is none of this name, and what there is; or it is damaged, or does not hold numbers.
+            UserError: there is no array of this name (the message lists the names), it is damaged, or not numeric.
         """
         if name not in (offered := self.info_names()):
             raise no_info(f"trajectory file '{self.path}'", name, offered)
@@ -207,7 +210,7 @@ class TrajectoryFile:
         return self.read(0, self.num_steps)
 
     def frames(self, max_bytes: float = math.inf) -> tuple[np.ndarray, np.ndarray] | None:
-        """The distinct observations (U, ...) and which of them each step shows, (num_steps,) int64.
+        """The distinct observations (U, ...) and the index of the one that each step shows, (num_steps,) int64.
 
         None without `infos/first_seen`, or if they take more than `max_bytes`. UserError: that array is damaged.
         """
@@ -226,12 +229,12 @@ class TrajectoryFile:
             return frames.astype(self.observation_dtype, copy=False), index
 
     def _channels_first(self, observations: np.ndarray) -> np.ndarray:
-        """Observations (n, ...) of the file as they are handed out."""
+        """Observations (n, ...) of the file in the form that `read` returns."""
         return np.ascontiguousarray(np.moveaxis(observations, -1, 1)) if self._channels_last else observations
 
     @property
     def num_bytes(self) -> int:
-        """Memory that the observations take when loaded, in bytes."""
+        """Size of the loaded observations in memory, in bytes."""
         return self.num_steps * math.prod(self.observation_shape) * self.observation_dtype.itemsize
 
     def close(self) -> None:
@@ -250,17 +253,18 @@ class TrajectoryFile:
         return self.__dict__ | {"_handle": None, "_arrays": {}, "_process": -1}
 
     def _open(self) -> Hdf5:
-        """This process's handle. HDF5 handles must not cross a fork: parent and child would share one file position."""
+        """This process's handle. HDF5 handles must not cross a fork, because parent and child would share a file
+        position."""
         if self._handle is None or self._process != os.getpid():
             self._handle, self._arrays = open_hdf5(self.path), {}
             if any(uses_zstd(item) for item in self._handle.values()):
-                hdf5plugin(f"'{self.path}' is compressed with zstd; reading it")  # in a spawned worker too
+                hdf5plugin(f"'{self.path}' is compressed with zstd; reading it")  # also in a spawned worker
             self._process = os.getpid()
             self._watch(self._handle)
         return self._handle
 
     def _watch(self, file: Hdf5) -> None:
-        """Compare checksums with what HDF5 reads from now on."""
+        """From now on, compare checksums with what HDF5 reads."""
         if self._checksums is not None:
             file.source.watch = self._checksums.compare
 
@@ -272,7 +276,7 @@ class TrajectoryFile:
         return self._arrays[name]
 
     def _read_checksums(self, file: Hdf5) -> Checksums | None:
-        """Those that the file holds. Without any damage can go unnoticed, which is said once."""
+        """The file's checksums. Without any, damage can go unnoticed; a warning says so once."""
         try:
             checksums = Checksums.read(file)
         except ValueError as error:
@@ -282,18 +286,18 @@ class TrajectoryFile:
         return checksums
 
     def _verified(self, name: str, steps: slice | np.ndarray = slice(None)) -> np.ndarray:
-        """These steps of an array, whose chunks are as they were written."""
+        """These steps of an array, verified against the checksums."""
         array = self._array(name)
         if self._checksums is None:
             return array[steps]
         self._checksums.expect(self._open(), name)
         try:
             return array[steps]
-        finally:  # whether it could be read or not: damage to compressed data may look like anything
+        finally:  # even if the read failed: damage to compressed data may look like anything
             self._raise_if_damaged(name, steps)
 
     def _raise_if_damaged(self, name: str, steps: slice | np.ndarray) -> None:
-        """Raise unless the chunks of an array that hold these steps are as they were written."""
+        """Raise if a chunk of an array that contains these steps has changed since it was written."""
         assert self._checksums is not None
         damaged = self._checksums.damaged(self._open(), name, steps)
         if damaged:
@@ -304,13 +308,13 @@ class TrajectoryFile:
             )
 
     def _episodes_of(self, steps: range) -> str:
-        """In words, the episodes that steps belong to."""
+        """The episodes of these steps, in words."""
         ends = np.flatnonzero(self._ends(self._open()))
         first, last = np.searchsorted(ends, [steps[0], steps[-1]]).tolist()
         return f" (episode {first})" if first == last else f" (episodes {first} to {last})"
 
     def _check_layout(self, file: Hdf5) -> None:
-        """Keys, equal lengths, at least one step, and a filter for every compression used."""
+        """Check keys, equal lengths, at least one step, and a filter for every compression used."""
         needed = ("observations", "actions", "rewards", *(("terminals",) if self._own else ()))
         if missing := [name for name in needed if name not in file]:
             missing += [] if self._own or tell_ends(file) else ["terminals"]
@@ -341,7 +345,7 @@ class TrajectoryFile:
         num_actions: int | None,
         action_size: int | None,
     ) -> None:
-        """Shapes and types of observations and actions."""
+        """Check shapes and types of observations and actions."""
         observations, actions = file["observations"], file["actions"]
         kinds = "uint8" if observations.dtype == np.uint8 else "float" if observations.dtype.kind == "f" else None
         wanted = observation_dtype and ("uint8" if np.dtype(observation_dtype) == np.uint8 else "float")
@@ -368,7 +372,7 @@ class TrajectoryFile:
             )
 
     def _in_range(self, name: str, actions: np.ndarray) -> np.ndarray:
-        """Actions of each step, discrete ones as int64; raises if one of them is not allowed."""
+        """The actions of each step, discrete ones as int64; raises if one is not allowed."""
         if not self.discrete:
             return actions
         actions, most = actions.astype(np.int64), self._num_actions
@@ -382,7 +386,7 @@ class TrajectoryFile:
         return actions
 
     def _check_observations(self) -> None:
-        """Finite floating-point observations, block by block."""
+        """Check that floating-point observations are finite, block by block."""
         if self.observation_dtype == np.float32:
             block = max(1, CHECK_BLOCK_BYTES // max(4, 4 * math.prod(self.observation_shape)))
             for start in range(0, self.num_steps, block):
@@ -401,7 +405,7 @@ class TrajectoryFile:
 
     @contextlib.contextmanager
     def _reading(self, place: str = "") -> Iterator[None]:
-        """Turn what h5py raises on damaged files into a `UserError` that names the file."""
+        """Turn h5py's errors on damaged files into a `UserError` that names the file."""
         try:
             yield
         except (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError) as error:
@@ -419,5 +423,5 @@ Trajectories = TrajectoryFile | TrajectoryArrays
 
 @functools.cache
 def _say(text: str) -> None:
-    """Print it once in this process, however often a file is opened."""
+    """Print a note once per process, however often a file is opened."""
     print(text, flush=True)

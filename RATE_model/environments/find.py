@@ -1,4 +1,4 @@
-"""Which environment a run is of."""
+"""Find the environment of a run."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ def _own() -> Environment:
 
 
 def environment_of(run: Path) -> Environment:
-    """The environment of a run: that of the train script which its environment.json names, or a user's own.
+    """The environment of a run: that of the train script in its environment.json, or a user's own.
 
     Raises:
-        UserError: it is not a run, or names no train script of an environment.
+        UserError: this is not a run, or it names no train script of an environment.
     """
     record = run / "environment.json"
     try:
         command = json.loads(record.read_text(encoding="utf-8"))["starts"][-1]["command"]
     except (OSError, ValueError, KeyError, IndexError, TypeError):
         raise UserError(f"{run}: {record.name} is missing or damaged; give a run directory, or --env") from None
-    for word in command[:3]:  # the script, or what was started with -m
+    for word in command[:3]:  # the script, or the module after -m
         parts = Path(word).with_suffix("").parts
         for start in range(len(parts)):
             if (found := _in_folder(".".join(parts[start:-1]))) is not None:
@@ -45,10 +45,10 @@ def environment_of(run: Path) -> Environment:
 
 
 def common_environment(runs: Sequence[Path], name: str | None = None) -> Environment:
-    """The one environment of some runs, or the named one.
+    """The environment that some runs share, or the named one.
 
     Raises:
-        UserError: they are of several, or of none.
+        UserError: they are from several environments, or from none.
     """
     if name is not None:
         return environment(name)
@@ -63,7 +63,7 @@ def common_environment(runs: Sequence[Path], name: str | None = None) -> Environ
 
 
 def _in_folder(package: str) -> Environment | None:
-    """`ENVIRONMENT` of the module `environment` of a package; None if there is none."""
+    """`ENVIRONMENT` in the module `environment` of a package; None if there is none."""
     try:
         if not package or importlib.util.find_spec(f"{package}.{_MODULE}") is None:
             return None

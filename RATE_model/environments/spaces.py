@@ -1,11 +1,11 @@
-"""What Gymnasium spaces mean to a model: arrays of one shape, actions that it can predict, and back.
+"""How models see Gymnasium spaces: as arrays of one shape and predictable actions, and the way back.
 
 observation space                     an observation, as the model sees it
-Box, uint8, of three dimensions       an image, channels first
+Box, uint8, three dimensions           an image, channels first
 Box                                   a vector, float32
-Discrete, MultiDiscrete               a vector of zeros and ones: one-hot
+Discrete, MultiDiscrete               a one-hot vector
 MultiBinary                           a vector of zeros and ones
-Dict, Tuple of these but images       a vector: the parts, in the space's order
+Dict, Tuple of these, except images   a vector: the parts, in the space's order
 
 action space                          an action, as the model predicts it
 Discrete                              its number, from 0
@@ -25,9 +25,9 @@ from gymnasium import spaces
 from RATE_model.errors import UserError
 from RATE_model.spec import EnvironmentSpec
 
-# Combinations of a MultiDiscrete or MultiBinary action that are worth an output each.
+# A MultiDiscrete or MultiBinary action may have this many combinations, each with its own output.
 MAX_COMBINATIONS = 4096
-SMALLEST_IMAGE = 36  # pixels that the three convolutions need
+SMALLEST_IMAGE = 36  # pixels; the three convolutions need as many
 _OBSERVATIONS = (
     "supported are Box (vectors, and images as uint8), Discrete, MultiDiscrete, MultiBinary, and Dict of these"
 )
@@ -50,7 +50,7 @@ class Observations:
 
     @classmethod
     def of(cls, space: spaces.Space) -> Observations:
-        """Raises UserError for a space that no model sees."""
+        """Raises UserError for unsupported spaces."""
         if _is_image(space):
             shape = tuple(space.shape or ())
             last = shape[-1] in (1, 3, 4) and shape[0] not in (1, 3, 4)
@@ -80,24 +80,24 @@ class Observations:
 
     @property
     def box(self) -> spaces.Box:
-        """The space of what the model sees."""
+        """The space that the model sees."""
         if self.is_image:
             return spaces.Box(0, 255, self.shape, np.uint8)
         return spaces.Box(-np.inf, np.inf, self.shape, np.float32)
 
     def encode(self, observation: Any) -> np.ndarray:
-        """One observation as the model sees it. Raises ValueError, KeyError or TypeError if it is of no such space."""
+        """One observation as the model sees it. Raises ValueError, KeyError or TypeError if it is not in the space."""
         if self.is_image:
             image = np.asarray(observation)
             return np.ascontiguousarray(np.moveaxis(image, -1, 0) if self.channels_last else image)
         return np.asarray(spaces.flatten(self.space, observation), dtype=np.float32)
 
     def encode_many(self, values: Any) -> np.ndarray:
-        """T observations, `(T, ...)` or a dict of such, as the model sees them: `(T, *shape)`."""
+        """T observations, `(T, ...)` or a dict of these, as the model sees them: `(T, *shape)`."""
         if self.is_image:
             images = np.asarray(values)
             return np.ascontiguousarray(np.moveaxis(images, -1, 1) if self.channels_last else images)
-        if isinstance(self.space, spaces.Box):  # the common case, at once
+        if isinstance(self.space, spaces.Box):  # the common case first
             return np.asarray(values, dtype=np.float32).reshape(len(values), *self.shape)
         rows = _rows(values, self.space)
         return np.stack([self.encode(row) for row in rows])
@@ -119,7 +119,7 @@ class Actions:
 
     @classmethod
     def of(cls, space: spaces.Space) -> Actions:
-        """Raises UserError for a space that no model predicts."""
+        """Raises UserError for unsupported spaces."""
         if isinstance(space, spaces.Discrete):
             return cls(space, int(space.n))
         if isinstance(space, spaces.MultiDiscrete | spaces.MultiBinary):
@@ -135,14 +135,14 @@ class Actions:
 
     @property
     def box(self) -> spaces.Space:
-        """The space of what the model predicts."""
+        """The space that the model predicts."""
         return spaces.Box(-1, 1, (self.count,), np.float32) if self.continuous else spaces.Discrete(self.count)
 
     def encode(self, actions: Any) -> np.ndarray:
         """T actions of the space as the model predicts them: `(T,)` int64 or `(T, count)` float32 in [-1, 1].
 
         Raises:
-            ValueError: an action lies outside the space; the message says which and what is allowed.
+            ValueError: an action is not in the space; the message names it and says what is allowed.
         """
         values = np.asarray(actions)
         steps = len(values)
@@ -153,7 +153,7 @@ class Actions:
             if values.shape[1] != self.count:
                 raise ValueError(f"actions have {values.shape[1]} dimensions, the space {self.count}")
             slack = 1e-4 * (high - low)
-            inside = (values >= low - slack) & (values <= high + slack)  # not of NaN
+            inside = (values >= low - slack) & (values <= high + slack)  # also refuses NaN
             _refuse(values, ~inside, f"between {low.min():g} and {high.max():g}")
             scaled = 2 * (values - low) / np.where(high > low, high - low, 1) - 1
             return scaled.clip(-1, 1).astype(np.float32)
@@ -180,13 +180,13 @@ class Actions:
         return self.space if isinstance(self.space, spaces.Box | spaces.Discrete) else self.box
 
     def store(self, actions: np.ndarray) -> np.ndarray:
-        """T actions that the model predicts, `(T,)` or `(T, count)`, as files have them: `(T, *stored.shape)`."""
+        """T predicted actions, `(T,)` or `(T, count)`, in the form that files store: `(T, *stored.shape)`."""
         if self.stored is self.space:
             return np.stack([np.asarray(self.decode(action)) for action in actions])
         return actions
 
     def decode(self, action: Any) -> Any:
-        """What the environment is given for an action that the model predicts."""
+        """The environment's action for a predicted action."""
         if self.continuous:
             assert isinstance(self.space, spaces.Box)
             low, high = self.space.low, self.space.high
@@ -210,7 +210,7 @@ def spec_of(
 
     Args:
         observations, actions: its spaces.
-        mean, std: of vectors, one number per feature; None: they are taken as they are.
+        mean, std: for vectors, one number per feature; None: no normalisation.
         return_scale: see `EnvironmentSpec`.
     """
     return EnvironmentSpec(
@@ -225,7 +225,7 @@ def spec_of(
 
 
 class Encoded(gymnasium.Wrapper):
-    """An environment whose observations are as a model sees them, and whose actions as it predicts them."""
+    """An environment with observations as a model sees them and actions as it predicts them."""
 
     def __init__(self, environment: gymnasium.Env) -> None:
         super().__init__(environment)
@@ -234,12 +234,12 @@ class Encoded(gymnasium.Wrapper):
         self.observation_space, self.action_space = self._observations.box, self._actions.box
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """As the environment's own."""
+        """See the wrapped environment."""
         observation, info = self.env.reset(seed=seed, options=options)
         return self._observations.encode(observation), info
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """As the environment's own."""
+        """See the wrapped environment."""
         observation, reward, terminated, truncated, info = self.env.step(self._actions.decode(action))
         return self._observations.encode(observation), float(reward), terminated, truncated, info
 
@@ -257,14 +257,14 @@ def _parts(space: spaces.Space) -> list[spaces.Space]:
 
 
 def _sizes(space: spaces.Space) -> np.ndarray:
-    """How many values each part of an action has."""
+    """The number of values of each part of an action."""
     if isinstance(space, spaces.MultiDiscrete):
         return np.asarray(space.nvec, dtype=np.int64).reshape(-1)
     return np.full(int(np.prod(space.shape or ())), 2)
 
 
 def _rows(values: Any, space: Any) -> list[Any]:
-    """Observations one by one; those of a dict of columns too, which has a tuple's parts under "0", "1", ..."""
+    """Observations one by one, also from a dict of columns, which has a tuple's parts under "0", "1", ..."""
     if isinstance(values, dict) and isinstance(space, spaces.Tuple):
         parts = [_rows(values[str(index)], part) for index, part in enumerate(space.spaces)]
         return list(zip(*parts, strict=True))

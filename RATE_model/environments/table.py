@@ -1,4 +1,4 @@
-"""The table of environments: `rate_model.environments` in pyproject.toml, of the checkout and of what is installed."""
+"""The table of environments: `rate_model.environments` in pyproject.toml, of the checkout and of installed packages."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ _PROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
 
 
 def table() -> dict[str, str]:
-    """The modules of all environments, by name; importing one may need its packages."""
+    """The modules of all environments, by name; importing one may need extra packages."""
     listed = {point.name: point.value for point in entry_points(group=GROUP)}
-    if _PROJECT.is_file():  # an editable installation knows the lines of the day that it was made
+    if _PROJECT.is_file():  # an editable installation only knows the entries from the day it was made
         project = tomllib.loads(_PROJECT.read_text())["project"]
         listed |= project.get("entry-points", {}).get(GROUP, {})
     return listed
 
 
 def environment(name: str) -> Environment:
-    """An environment of the table, or of any module.
+    """An environment from the table, or from any module.
 
     Raises:
         UserError: there is none of this name.

@@ -1,9 +1,9 @@
-"""Draw learning curves of runs, grouped by name, from their metrics.jsonl alone.
+"""Plot learning curves of runs, grouped by name, from their metrics.jsonl.
 
     python3 -m RATE_model.plots RUN_DIR ... --metric validation_loss eval_return --output curves.png
 
-A RUN_DIR is a run, or a folder with runs anywhere in it. Runs whose names differ in the seed alone are a group: its
-mean is drawn, and the 95 % bootstrap interval over seeds. Steps are those that all runs of a group have reached.
+A RUN_DIR is a run, or a folder with runs anywhere inside. Runs whose names differ only in the seed form a group, drawn
+as its mean with the 95 % bootstrap interval over seeds, up to the step that all of its runs have reached.
 """
 
 import argparse
@@ -27,7 +27,7 @@ def parser() -> ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Draw what the flags ask for."""
+    """Draw the curves."""
     with exit_on_user_error():
         asked = parser().parse_args(argv)
         writable_file(output=asked.output)

@@ -22,13 +22,13 @@ from RATE_model.plots.style import GREY, save, style
 
 REGION_COLOURS = {"cache": "#009E73", "read": "#0072B2", "steps": "#A6A6A6", "write": "#D55E00"}
 
-# What a step can attend to.
+# The regions that a step can attend to.
 _SHARES = {"cache": "cache", "read": "read tokens", "steps": "steps of the segment"}
-# Weaker attention than this is drawn as this.
+# Weaker attention is drawn like this.
 _WEAKEST = 1e-3
-# What a token may not attend to.
+# Where a token may not attend.
 _HIDDEN = "#ECECEC"
-# More panels than this are too small to read: of more segments, the first, the last and some between are drawn.
+# More panels would be too small to read: of more segments, draw the first, the last and some between.
 MAX_SEGMENTS = 6
 
 
@@ -43,9 +43,9 @@ def plot_attention(
 ) -> Path:
     """Attention maps of an episode, one column of panels per segment; below, which regions the steps attend to.
 
-    Rows of a map are queries, columns keys. Cache, read tokens, steps and write tokens are named by coloured bars along
-    the edges and parted by lines. The colour scale is logarithmic, so that weak attention is seen; what a token may not
-    attend to is grey. Of more than `MAX_SEGMENTS` segments, the first, the last and some between are drawn.
+    Rows of a map are queries, columns are keys. Coloured bars along the edges name cache, read tokens, steps and write
+    tokens; lines separate them. The colour scale is logarithmic, so weak attention is visible; forbidden
+    cells are grey. Of more than `MAX_SEGMENTS` segments, the first, the last and some between are drawn.
 
     Args:
         segments: "attention" of `Agent.inspect`.
@@ -80,7 +80,7 @@ def attention_figure(
     rows: list[int | None] = [*range(layers)] if layer == "each" else [layer]
     shown = _spread(len(segments), MAX_SEGMENTS)
     first_steps = np.cumsum([0] + [segment.layout.steps for segment in segments])
-    # A model that has nothing but the segment's steps to attend to divides nothing.
+    # A model that can only attend to the segment's steps has nothing to divide.
     below = layer != "each" and any(len(regions(segments[index].layout)) > 1 for index in shown)
     with style():
         heights = [1.0] * len(rows) + [0.36] * below
@@ -125,11 +125,11 @@ def regions(layout: Layout) -> dict[str, tuple[int, int]]:
 
 
 def attention_by_step(segments: Sequence[SegmentMaps], *, row: int = 0) -> list[dict[str, Any]]:
-    """How the attention that chooses each step's action is shared out, mean over layers and heads.
+    """How the attention that chooses each step's action is divided, as a mean over layers and heads.
 
     Returns:
-        One entry per step of the episode: `shares` of cache, read tokens and steps (those that there are, by name), and
-        `steps`, what each step of the segment so far gets.
+        One entry per step of the episode: `shares` of cache, read tokens and steps (those that exist, by name), and
+        `steps`, the share of each step of the segment so far.
     """
     entries: list[dict[str, Any]] = []
     for segment in segments:
@@ -189,7 +189,7 @@ def _draw_map(axes: Axes, weights: np.ndarray, layout: Layout) -> AxesImage:
 
 
 def _step_ticks(axes: Axes, layout: Layout, first_step: int, *, named: bool) -> None:
-    """Number steps at their observation tokens; steps of the episode count from 1."""
+    """Number the steps at their observation tokens; steps of the episode count from 1."""
     places = np.arange(layout.length)[layout.observations]
     numbers = np.arange(first_step + 1, first_step + 1 + layout.steps)
     every = max(1, 10 if layout.steps >= 20 else layout.steps // 4)
@@ -203,7 +203,7 @@ def _step_ticks(axes: Axes, layout: Layout, first_step: int, *, named: bool) -> 
 
 
 def _draw_shares(axes: Axes, weights: np.ndarray, layout: Layout, first_step: int, *, named: bool) -> None:
-    """How much of the attention of every step's observation token, which chooses the action, goes to each region."""
+    """How much attention each step's observation token, which chooses the action, pays to each region."""
     numbers = np.arange(first_step + 1, first_step + 1 + layout.steps)
     rows = np.nan_to_num(weights[layout.observations])
     shares = {name: rows[:, start:stop].sum(1) for name, (start, stop) in regions(layout).items() if name in _SHARES}

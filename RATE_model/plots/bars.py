@@ -28,7 +28,7 @@ def plot_bars(
         groups: `{group: {category: (mean, standard error)}}`, from left to right.
         path: of the PNG.
         ylabel: what the values are.
-        colours: of the categories, where they matter.
+        colours: of the categories; None: any.
         title: above the figure.
 
     Raises:

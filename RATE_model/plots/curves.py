@@ -28,13 +28,13 @@ def plot_curves(
 ) -> Path:
     """Metrics against optimizer step, one panel per name.
 
-    Of `train_x`, `validation_x` is drawn with it, as points. Stages of a curriculum (`segments_count`) are shaded, or
-    marked by lines when there are several runs.
+    `validation_x` is drawn with `train_x`, as points. Stages of a curriculum (`segments_count`) are shaded, or
+    marked by lines if there are several runs.
 
     Args:
         metrics_files: `{label: path of a metrics.jsonl}`.
         path: of the PNG.
-        names: metrics; those that no file has are left out. Names with "loss" get a logarithmic axis.
+        names: metrics; those that no file has are skipped. Names with "loss" get a logarithmic axis.
         title: above the figure.
 
     Raises:
@@ -45,10 +45,11 @@ def plot_curves(
 
 
 def read_metrics(path: Path) -> list[dict[str, float | None]]:
-    """The lines of a metrics.jsonl. Damaged ones are left out, which is said but of a last line cut off by a crash.
+    """The lines of a metrics.jsonl. Damaged lines are skipped with a warning, except for a last line cut off by a
+    crash.
 
     Raises:
-        UserError: the file is missing, or has lines and none of metrics.
+        UserError: the file is missing, or none of its lines holds metrics.
     """
     try:
         lines = Path(path).read_text(errors="replace").splitlines()
@@ -75,7 +76,7 @@ def read_metrics(path: Path) -> list[dict[str, float | None]]:
 def curves_figure(
     runs: Mapping[str, Sequence[Mapping[str, float | None]]], names: Sequence[str], *, title: str | None = None
 ) -> Figure:
-    """The figure of `plot_curves`, of the lines that `read_metrics` gives."""
+    """The figure of `plot_curves`, from the lines of `read_metrics`."""
     present = {key for rows in runs.values() for row in rows for key in row}
     shown = [name for name in names if name in present]
     if not shown:
@@ -96,7 +97,7 @@ def curves_figure(
                 axes.set_yscale("log")
             elif name.endswith(("acc", "accuracy")):
                 low, _ = axes.get_ylim()
-                axes.set_ylim(max(-0.03, low), 1.02)  # what is learned late and little must not look flat
+                axes.set_ylim(max(-0.03, low), 1.02)  # something learned late and little must not look flat
         panels[0].set_title(title, pad=20 if title else None)
         panels[-1].set_xlabel("optimizer step")
         _legend(figure, list(runs), {line.get_gid() for axes in panels for line in axes.lines})
@@ -109,7 +110,7 @@ def _spelt_out(name: str) -> str:
 
 
 def _legend(figure: Figure, labels: list[str], drawn: set[str | None]) -> None:
-    """Name the runs if there are several, and what else was drawn."""
+    """Name the runs if there are several, and everything else that was drawn."""
     colours = [COLOURS[number % len(COLOURS)] for number in range(len(labels))]
     handles = [Line2D([], [], color=colour, label=label) for colour, label in zip(colours, labels, strict=True)]
     common = GREY if len(labels) > 1 else colours[0]
@@ -122,9 +123,9 @@ def _legend(figure: Figure, labels: list[str], drawn: set[str | None]) -> None:
 
 
 def _curve(axes: Axes, rows: Sequence[Mapping[str, float | None]], name: str, label: str, colour: str) -> None:
-    """One metric of one run; what was not finite is a gap."""
+    """One metric of one run; values that are not finite are gaps."""
     steps, values = _series(rows, name)
-    # Few values, as of evaluations, are points: a line does not show a single one.
+    # Few values, as of evaluations, are drawn as points: a line does not show a single one.
     marker = "o" if np.isfinite(values).sum() <= _FEW else None
     axes.plot(steps, values, color=colour, label=label, linewidth=1.4, marker=marker, markersize=4)
     if name.startswith("train_"):
@@ -150,7 +151,7 @@ def _stages(rows: Sequence[Mapping[str, float | None]]) -> list[tuple[int, float
 
 
 def _mark_stages(axes: Axes, rows: Sequence[Mapping[str, float | None]], colour: str | None, *, named: bool) -> None:
-    """Shade a single run's stages (no colour), or mark where the stages of one of several begin."""
+    """Shade a single run's stages (no colour), or mark the starts of the stages of one of several."""
     stages = _stages(rows)
     if len(stages) < 2:
         return

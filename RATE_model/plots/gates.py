@@ -1,4 +1,4 @@
-"""What a memory decides at every step of an episode: gates, addresses, whatever its `inspect` shows by name."""
+"""What a memory decides at every step of an episode: gates, addresses, and everything else that `inspect` names."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,7 +26,7 @@ def plot_gates(
     Args:
         gates: "gates" of `Agent.inspect`, `(B, T, n)` each.
         path: of the PNG.
-        rows: of the batch, by what to call them, side by side in one scale of colours; None: the first.
+        rows: of the batch, by label, side by side with one colour scale; None: the first.
         title: above the figure.
 
     Raises:
@@ -37,7 +37,7 @@ def plot_gates(
 
 
 def gates_figure(gates: Mapping[str, np.ndarray], rows: Mapping[str, int], *, title: str | None = None) -> Figure:
-    """The figure of `plot_gates`. Panels have gids: the gate's name, a bar, and what the row is called."""
+    """The figure of `plot_gates`. The gid of a panel is the gate's name, a bar, and the row's label."""
     if not gates:
         raise UserError("this memory shows no gates, so none can be drawn")
     with style():
@@ -59,7 +59,7 @@ def gates_figure(gates: Mapping[str, np.ndarray], rows: Mapping[str, int], *, ti
 
 
 def _scale(values: np.ndarray) -> dict[str, Any]:
-    """Colours of shares, between 0 and 1; or of numbers with a sign, white at 0; or of others."""
+    """Colours for shares between 0 and 1, for signed numbers (white at 0), or for other numbers."""
     low, high = float(values.min()), float(values.max())
     if low >= 0:
         return {"cmap": "viridis", "vmin": 0, "vmax": max(high, 1.0)}

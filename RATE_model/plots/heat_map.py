@@ -12,13 +12,13 @@ from RATE_model.plots.style import save, style
 def plot_heat_map(
     values: Mapping[str, Sequence[float]], names: Sequence[str], path: Path, *, rows: str, columns: str, title: str
 ) -> Path:
-    """A row for each label, a column for each name, the number in every cell.
+    """One row per label, one column per name, and the number in every cell.
 
     Args:
         values: `{label: numbers from 0 to 1}`, as many as there are names.
         names: of the columns.
         path: of the PNG.
-        rows, columns: what they are.
+        rows, columns: axis labels.
         title: above the figure.
 
     Raises:

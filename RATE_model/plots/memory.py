@@ -15,7 +15,7 @@ from RATE_model.errors import UserError
 from RATE_model.memories.contract import State
 from RATE_model.plots.style import COLOURS, GREY, MARKERS, save, style
 
-# More cells than this are too small for numbers in them.
+# More cells than this are too small for numbers.
 _NUMBERED_CELLS = 70
 # The two episodes.
 _FIRST, _OTHER = COLOURS[0], COLOURS[1]
@@ -31,9 +31,9 @@ def plot_memory(
     labels: tuple[str, str] = ("this episode", "the other episode"),
     title: str | None = None,
 ) -> Path:
-    """How memory tokens move along an episode, and what an episode with another past leaves in them.
+    """How memory tokens move along an episode, and how an episode with another past changes them.
 
-    Panels: cosine similarity of every token to what it was after segment 1; its norm; with `other`, the distance
+    Panels: cosine similarity of every token to itself after segment 1; its norm; and, with `other`, the distance
     between the two episodes' tokens, which is what the memory knows of their difference, and the paths of both in the
     plane of their first two principal components.
 
@@ -41,13 +41,13 @@ def plot_memory(
         memories: "states" of `Agent.inspect`: before segment 1 and after every segment.
         path: of the PNG.
         row: of the batch.
-        other: memories of another episode; of more segments than both have, none are drawn.
-        other_row: its row of the batch; None: `row`.
-        labels: what to call the two.
+        other: memories of another episode; segments beyond the shorter episode are not drawn.
+            other_row: its row of the batch; None: `row`.
+            labels: names of the two.
         title: above the figure.
 
     Raises:
-        UserError: there are no memory tokens, less than one segment, or the file cannot be written.
+        UserError: there are no memory tokens, no segment, or the file cannot be written.
     """
     tokens = memory_tokens(memories, row)
     others = None if other is None else memory_tokens(other, row if other_row is None else other_row)
@@ -82,7 +82,7 @@ def memory_figure(
     labels: tuple[str, str] = ("this episode", "the other episode"),
     title: str | None = None,
 ) -> Figure:
-    """The figure of `plot_memory`, of tokens as `memory_tokens` gives them. Panels have gids: "similarity", "norm",
+    """The figure of `plot_memory`, from the tokens of `memory_tokens`. Panels have gids: "similarity", "norm",
     "distance", "paths"."""
     if other is not None:
         count = min(len(tokens), len(other))
@@ -124,12 +124,12 @@ def _draw_similarity(figure: Figure, axes: Axes, similarity: np.ndarray) -> None
 
 
 def _token_style(token: int) -> dict[str, Any]:
-    """Colour and marker of a token; they repeat when there are many."""
+    """Colour and marker of a token; they repeat if there are many."""
     return {"color": COLOURS[token % len(COLOURS)], "marker": MARKERS[token % len(MARKERS)], "markersize": 4}
 
 
 def _draw_norms(axes: Axes, tokens: np.ndarray) -> None:
-    """One line per token; segment 0 is the learned beginning."""
+    """One line per token; segment 0 is the learned initial memory."""
     norms = np.linalg.norm(tokens, axis=-1)
     for token, line in enumerate(norms.T):
         label = f"token {token + 1}" if token < len(COLOURS) else None
@@ -168,7 +168,7 @@ def principal_plane(*tokens: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
 
 
 def _draw_paths(axes: Axes, tokens: np.ndarray, other: np.ndarray, labels: tuple[str, str]) -> None:
-    """Each token's path in both episodes. Both begin at the same point."""
+    """Each token's path in both episodes. Both start at the same point."""
     paths, shares = principal_plane(tokens, other)
     for coordinates, colour in zip(paths, (_FIRST, _OTHER), strict=True):
         for path in coordinates.transpose(1, 2, 0):

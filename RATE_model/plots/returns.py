@@ -1,4 +1,4 @@
-"""Returns against the return asked for."""
+"""Returns against target return."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -19,15 +19,15 @@ def plot_returns(
     title: str,
     references: Mapping[str, float] | None = None,
 ) -> Path:
-    """Returns against the return asked for, mean and standard error, a line for each label; the PNG's path.
+    """Returns against target return, mean and standard error, one line per label; returns the PNG's path.
 
-    A single return that is asked for has a place for each label instead.
+    With a single target return, each label has a place on the axis instead.
 
     Args:
-        played: `{label: {return asked for: episodes}}`.
+        played: `{label: {target return: episodes}}`.
         path: of the PNG.
         title: above the figure.
-        references: returns of others, drawn as horizontal lines.
+        references: reference returns, drawn as horizontal lines.
 
     Raises:
         UserError: the file cannot be written.
@@ -70,7 +70,7 @@ def returns_figure(
 
 
 def spaced(values: Sequence[float], least: float) -> list[float]:
-    """Of ascending values the first and last, and those between that are so far apart from one another."""
+    """The first and last of ascending values, and those between that are at least this far apart."""
     kept = list(values[:1])
     for value in values[1:-1]:
         if min(value - kept[-1], values[-1] - value) >= least:
@@ -79,7 +79,7 @@ def spaced(values: Sequence[float], least: float) -> list[float]:
 
 
 def _name_lines(axes: Axes, references: Mapping[str, float]) -> None:
-    """Labels beside horizontal lines, from below upward, moved apart where they would hide one another."""
+    """Labels beside horizontal lines, from bottom to top, moved apart where they would overlap."""
     low, high = axes.get_ylim()
     room, place = 0.05 * (high - low), -np.inf
     for label, value in sorted(references.items(), key=lambda item: item[1]):

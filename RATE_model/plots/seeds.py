@@ -1,4 +1,4 @@
-"""Learning curves of several seeds: the mean, and an interval that says how other seeds would do."""
+"""Learning curves of several seeds: the mean, and an interval for how other seeds would do."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -14,16 +14,16 @@ from RATE_model.protocol.statistics import bootstrap, mean
 
 # {group: {seed or run: lines of metrics}}
 Groups = Mapping[str, Mapping[str, Sequence[Mapping[str, float | None]]]]
-MOST_POINTS = 100  # of a curve
+MOST_POINTS = 100  # per curve
 
 
 def find_runs(places: Sequence[Path]) -> dict[str, list[Path]]:
-    """Run directories by their name without the seed, `NAME_RUN_1` and so on; of folders the runs anywhere in them.
+    """Run directories grouped by name without the seed (`NAME_RUN_1` and so on); for folders, all runs inside.
 
-    Runs of one name in different folders are different groups, told apart by the folder.
+    Runs of one name in different folders form different groups, labelled with the folder.
 
     Raises:
-        UserError: a place holds no run.
+        UserError: a place contains no run.
     """
     found: dict[tuple[str, str], list[Path]] = {}
     for place in places:
@@ -62,7 +62,7 @@ def plot_seeds(groups: Mapping[str, Sequence[Path]], path: Path, metrics: Sequen
 
 
 def seeds_figure(groups: Groups, metrics: Sequence[str]) -> Figure:
-    """The figure of `plot_seeds`, of the lines that `read_metrics` gives."""
+    """The figure of `plot_seeds`, from the lines of `read_metrics`."""
     present = sorted(
         {key for runs in groups.values() for rows in runs.values() for row in rows for key in row} - {"step"}
     )
@@ -98,9 +98,9 @@ def seeds_figure(groups: Groups, metrics: Sequence[str]) -> Figure:
 
 
 def curves_of(runs: Sequence[Sequence[Mapping[str, float | None]]], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """A metric of several runs at common steps, between which it is interpolated: steps (P,) and values (runs, P).
+    """A metric of several runs at common steps, with interpolation: steps (P,) and values (runs, P).
 
-    Steps are those that all runs span; runs without the metric are left out.
+    The steps are those that all runs span; runs without the metric are left out.
     """
     series = []
     for rows in runs:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from RATE_model.errors import UserError
 from RATE_model.system.atomic import atomic_write_bytes
 
-# Okabe and Ito (2008), and two of Tol (2021): told apart with every kind of colour vision.
+# Okabe and Ito (2008), and two of Tol (2021): distinguishable with every kind of colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4D4D4D", "#882255", "#999933")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "h")
 GREY = "#555555"
@@ -42,7 +42,7 @@ _STYLE: dict[Any, Any] = {
 
 @contextmanager
 def style() -> Iterator[None]:
-    """The look of every figure. The user's own matplotlibrc does not get in."""
+    """The look of every figure, independent of the user's matplotlibrc."""
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(_STYLE)
@@ -50,7 +50,7 @@ def style() -> Iterator[None]:
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """The figure as PNG at `path`, atomically; directories are made. Raises UserError if it cannot be written."""
+    """Write the figure as PNG to `path`, atomically; creates directories. Raises UserError if it cannot be written."""
     buffer = io.BytesIO()
     with style():
         figure.savefig(buffer, format="png", bbox_inches="tight", metadata={"Software": None})

@@ -19,7 +19,7 @@ from RATE_model.plots.style import COLOURS, GREY, MARKERS, save, style
 Results = Mapping[str, Mapping[int, float | Sequence[float]]]
 
 EPISODE_LENGTH = "episode length (steps)"
-# Lines of variants, as lengths on and off; and how far apart lines that coincide are drawn, in points.
+# Line styles of variants, as lengths on and off; and how far apart coinciding lines are drawn, in points.
 DASHES = ((4, 1.5), (1.2, 1.2), (6, 1.5, 1.2, 1.5))
 POINTS_APART = 2.4
 
@@ -38,13 +38,13 @@ def plot_success_by_length(
 
     Args:
         results: `{label: {length: value or values over seeds}}`, values in [0, 1]; values that are not finite are
-            left out.
-        path: of the PNG.
-        trained: longest episode length that was trained on, in steps; a line marks it.
-        chance: success without memory; a dotted line. None: no line.
-        title: above the figure.
-        published: numbers of others to draw beside, as `results`, hollow and dashed.
-        xlabel: what the lengths are, where they are not steps of an episode.
+                skipped.
+            path: of the PNG.
+            trained: longest training episode, in steps; marked by a line.
+            chance: success without memory, a dotted line. None: no line.
+            title: above the figure.
+            published: published numbers to draw as well, in the form of `results`, hollow and dashed.
+            xlabel: meaning of the lengths, if they are not steps of an episode.
 
     Raises:
         UserError: there is nothing to draw, or the file cannot be written.
@@ -134,14 +134,14 @@ class _Look:
 
     @property
     def line(self) -> dict[str, Any]:
-        """As matplotlib calls it; the markers of a dashed line are hollow."""
+        """Called by matplotlib; the markers of a dashed line are hollow."""
         style = (0, self.dashes) if self.dashes else "-"
         face = "white" if self.dashes else self.colour
         return {"color": self.colour, "marker": self.marker, "linestyle": style, "markerfacecolor": face}
 
 
 def _looks(labels: Sequence[str]) -> dict[str, _Look]:
-    """How each label is drawn: "A, changed" is a variant of A if A is drawn too, of its colour and dashed."""
+    """The look of each label. "A, changed" is a variant of A if A is drawn too: same colour, dashed."""
     looks: dict[str, _Look] = {}
     bases, variants = [], []
     for label in dict.fromkeys(labels):
@@ -159,9 +159,9 @@ def _looks(labels: Sequence[str]) -> dict[str, _Look]:
 def _success_line(
     axes: Axes, label: str, line: Mapping[int, float | Sequence[float]], look: _Look, number: int, of: int
 ) -> None:
-    """One label: mean line, band of the standard error, points of the seeds beside one another.
+    """One label: mean line, band of the standard error, points of the seeds side by side.
 
-    Lines that coincide would hide one another: each is drawn a point or two lower than the one before.
+    Coinciding lines would hide each other, so each is drawn a point or two lower than the one before.
     """
     seeds = {length: _finite(line[length]) for length in sorted(line)}
     seeds = {length: values for length, values in seeds.items() if values.size}
@@ -177,7 +177,7 @@ def _success_line(
         errors = np.nan_to_num(errors)
         axes.fill_between(lengths, means - errors, means + errors, color=look.colour, alpha=0.15, linewidth=0,
                           zorder=order, transform=place)  # fmt: skip
-    # Points of several labels at one length would hide one another.
+    # Points of several labels at one length would hide each other.
     shift = 1.035 ** (number - (of - 1) / 2)
     for length, values in seeds.items():
         if values.size > 1:
@@ -186,7 +186,7 @@ def _success_line(
 
 
 def _published_line(axes: Axes, label: str, line: Mapping[int, float | Sequence[float]], number: int) -> None:
-    """Numbers of others, in grey."""
+    """Published numbers, in grey."""
     lengths = sorted(line)
     axes.plot(
         lengths, [float(np.mean(_finite(line[length]))) for length in lengths], color="#999999", linewidth=1.2,
@@ -196,13 +196,13 @@ def _published_line(axes: Axes, label: str, line: Mapping[int, float | Sequence[
 
 
 def _finite(values: float | Sequence[float] | None) -> np.ndarray:
-    """The finite ones of one or several values; None is none."""
+    """The finite values among one or several; None becomes an empty list."""
     array = np.atleast_1d(np.asarray(np.nan if values is None else values, dtype=np.float64))
     return array[np.isfinite(array)]
 
 
 def _readable(lengths: Sequence[int], log_range: float) -> list[int]:
-    """The lengths whose labels do not run into one another on a logarithmic axis, first and last among them."""
+    """The lengths whose labels do not overlap on a logarithmic axis, including first and last."""
     kept = [lengths[-1]]
     for length in reversed(lengths[:-1]):
         if np.log(kept[-1] / length) > 0.038 * log_range:
@@ -211,5 +211,5 @@ def _readable(lengths: Sequence[int], log_range: float) -> list[int]:
 
 
 def _count(number: int) -> str:
-    """A length as short as it can be said: 900, 9600, 1M."""
+    """A length in its shortest form: 900, 9600, 1M."""
     return f"{number / 1e6:g}M" if number >= 1_000_000 else f"{number / 1e3:g}k" if number >= 100_000 else str(number)
