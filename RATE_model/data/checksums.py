@@ -13,9 +13,11 @@ XXH3 runs at memory speed; CRC-32 takes some twenty times as long.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -25,90 +27,115 @@ from RATE_model.data.hdf5 import Hdf5, Source
 
 GROUP = "checksums"
 _DIGEST = "digest"
-_NOWHERE = (0, 0, 0)
+_low: Any = h5py  # its low-level API has no type hints
+
+
+class _Place(NamedTuple):
+    """Where a chunk lies in its file."""
+
+    offset: int
+    size: int
+    filters_left_out: int
+
+
+_NOWHERE = _Place(0, 0, 0)
 
 
 class Checksums:
-    """The checksums of a file, and which chunks have been compared with them. Can be pickled."""
+    """The checksums of an array, and which chunks have been compared with them. Can be pickled.
 
-    def __init__(self, tables: dict[str, np.ndarray], sizes: dict[str, int]) -> None:
-        self._tables, self._sizes = tables, sizes  # by array; sizes are steps per chunk
-        self._compared = {name: np.zeros(len(table), dtype=bool) for name, table in tables.items()}
+    Args:
+        table: (chunks,) uint64.
+        size: steps per chunk.
+    """
+
+    def __init__(self, table: np.ndarray, size: int) -> None:
+        self._table, self._size = table, size
+        self._compared = np.zeros(len(table), dtype=bool)
+        self._left = len(table)  # chunks to be compared
+        self._places: dict[int, _Place] = {}  # by chunk, filled on first read
+        self._chunks: dict[int, int] = {}  # by offset
         self._buffer = bytearray()  # for one chunk; allocating memory for each would take longer than the comparison
-        self._places: dict[str, dict[int, tuple[int, int, int]]] = {}  # by array, filled on first read
-        self._chunks: dict[int, tuple[str, int]] = {}  # offset -> the array and number of the chunk there
-        self._intact: set[str] = set()  # arrays whose chunks have all been compared
 
-    @classmethod
-    def read(cls, file: Hdf5) -> Checksums | None:
-        """The checksums of an open file; None if it has none.
+    @property
+    def intact(self) -> bool:
+        """Whether all chunks have been compared and match."""
+        return self._left == 0
 
-        Raises:
-            ValueError: the file's description or its checksums are damaged.
-        """
-        if GROUP not in file:
-            return None
-        arrays = _arrays(file)
-        names = [name for name in arrays if name.startswith(f"{GROUP}/")]
-        tables = {name.removeprefix(f"{GROUP}/"): arrays.pop(name)[:] for name in names}
-        if file[GROUP].attrs.get(_DIGEST) != _digest(file, arrays, tables):
-            raise ValueError(
-                f"its attributes, shapes or types differ from their checksum; if it was changed on purpose, "
-                f"delete its group '{GROUP}'"
-            )
-        return cls(tables, {name: arrays[name].chunks[0] for name in tables})
+    @contextlib.contextmanager
+    def watching(self, source: Source, array: Hdf5) -> Iterator[None]:
+        """Inside, compare the chunks of this array as HDF5 reads them; mismatches are left to `damaged`."""
+        if not self._places:
+            self._places = _places(array)
+            self._chunks = {place.offset: chunk for chunk, place in self._places.items()}
+        source.watch = self._compare
+        try:
+            yield
+        finally:
+            source.watch = None
 
-    def expect(self, file: Hdf5, name: str) -> None:
-        """Register the chunks of an array with `compare`; call before reading it."""
-        if name not in self._places:
-            self._places[name] = _places(file[name])
-            self._chunks |= {offset: (name, chunk) for chunk, (offset, _, _) in self._places[name].items()}
+    def damaged(self, source: Source, steps: slice | np.ndarray) -> range | None:
+        """The steps of the first damaged chunk that overlaps some steps; None if all are intact.
 
-    def compare(self, offset: int, content: memoryview) -> None:
-        """Record a chunk as intact if these bytes, read at an offset, match; mismatches are left to `damaged`."""
-        name, chunk = self._chunks.get(offset, ("", 0))
-        if name and not self._compared[name][chunk]:
-            _, size, filters_left_out = self._places[name][chunk]
-            if len(content) == size and _checksum(content, filters_left_out) == self._tables[name][chunk]:
-                self._compared[name][chunk] = True
-
-    def damaged(self, file: Hdf5, name: str, steps: slice | np.ndarray) -> range | None:
-        """The steps of the first damaged chunk of an array that overlaps some steps; None if all are intact.
-
-        Chunks that `compare` found intact are not read again.
+        Chunks found intact while `watching` are not read again.
 
         Raises:
             OSError: a chunk cannot be read at all.
         """
-        if name in self._intact:
-            return None
-        size, compared = self._sizes[name], self._compared[name]
         if isinstance(steps, slice):
-            start, stop, _ = steps.indices(size * len(compared))
-            first, last = start // size, -(-stop // size)
-            if compared[first:last].all():
-                return None
-            chunks = np.arange(first, last)
+            start, stop, _ = steps.indices(self._size * len(self._compared))
+            chunks = np.arange(start // self._size, -(-stop // self._size))
         else:
-            chunks = np.unique(steps // size)
-        self.expect(file, name)
-        for chunk in chunks[~compared[chunks]].tolist():
-            if self._checksum_at(file.source, *self._places[name].get(chunk, _NOWHERE)) != self._tables[name][chunk]:
-                return range(chunk * size, (chunk + 1) * size)
-            compared[chunk] = True
-        if compared.all():
-            self._intact.add(name)
+            chunks = np.unique(steps // self._size)
+        for chunk in chunks[~self._compared[chunks]].tolist():
+            if self._checksum_at(source, self._places.get(chunk, _NOWHERE)) != self._table[chunk]:
+                return range(chunk * self._size, (chunk + 1) * self._size)
+            self._note(chunk)
         return None
 
-    def _checksum_at(self, source: Source, offset: int, size: int, filters_left_out: int) -> int:
-        """The checksum of the chunk at an offset of the file."""
-        if len(self._buffer) < size:
-            self._buffer = bytearray(size)
-        content = memoryview(self._buffer)[:size]
-        return _checksum(content[: source.read_at(offset, content)], filters_left_out)
+    def _compare(self, offset: int, content: memoryview) -> None:
+        """Record a chunk as intact if these bytes, read at an offset, match."""
+        chunk = self._chunks.get(offset)
+        if chunk is not None and not self._compared[chunk]:
+            _, size, filters_left_out = self._places[chunk]
+            if len(content) == size and _checksum(content, filters_left_out) == self._table[chunk]:
+                self._note(chunk)
+
+    def _note(self, chunk: int) -> None:
+        self._compared[chunk] = True
+        self._left -= 1
+
+    def _checksum_at(self, source: Source, place: _Place) -> int:
+        """The checksum of the chunk at a place."""
+        if len(self._buffer) < place.size:
+            self._buffer = bytearray(place.size)
+        content = memoryview(self._buffer)[: place.size]
+        return _checksum(content[: source.read_at(place.offset, content)], place.filters_left_out)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_buffer": bytearray()}
+
+
+def read_checksums(file: Hdf5, attributes: dict[str, Any]) -> dict[str, Checksums] | None:
+    """The checksums of an open file by array; None if it has none.
+
+    Args:
+        attributes: of the file, as h5py reads them.
+
+    Raises:
+        ValueError: the file's description or its checksums are damaged.
+    """
+    if GROUP not in file:
+        return None
+    arrays = _arrays(file)
+    names = [name for name in arrays if name.startswith(f"{GROUP}/")]
+    tables = {name.removeprefix(f"{GROUP}/"): h5py.Dataset(arrays.pop(name))[:] for name in names}
+    if file[GROUP].attrs.get(_DIGEST) != _digest(attributes, arrays, tables):
+        raise ValueError(
+            f"its attributes, shapes or types differ from their checksum; if it was changed on purpose, "
+            f"delete its group '{GROUP}'"
+        )
+    return {name: Checksums(table, _chunk_shape(arrays[name])[0]) for name, table in tables.items()}
 
 
 class ChunkSums:
@@ -132,7 +159,7 @@ class ChunkSums:
         for name, table in tables.items():
             make_groups(file, f"{GROUP}/{name}")
             file[f"{GROUP}/{name}"] = table
-        file[GROUP].attrs[_DIGEST] = _digest(file, arrays, tables)
+        file[GROUP].attrs[_DIGEST] = _digest(dict(file.attrs), arrays, tables)
 
 
 def make_groups(file: Hdf5, name: str) -> None:
@@ -147,12 +174,12 @@ def _first_element(array: Hdf5, chunk: int) -> tuple[int, ...]:
     return (chunk * array.chunks[0],) + (0,) * (array.ndim - 1)
 
 
-def _places(array: Hdf5) -> dict[int, tuple[int, int, int]]:
-    """Offset, size and skipped filters of every chunk; querying them one by one takes longer than comparing."""
+def _places(array: Hdf5) -> dict[int, _Place]:
+    """The place of every chunk; querying them one by one takes longer than comparing."""
     found, size = {}, array.chunks[0]
 
     def note(place: Any) -> None:
-        found[place.chunk_offset[0] // size] = (place.byte_offset, place.size, place.filter_mask)
+        found[place.chunk_offset[0] // size] = _Place(place.byte_offset, place.size, place.filter_mask)
 
     array.id.chunk_iter(note)
     return found
@@ -164,21 +191,40 @@ def _checksum(content: bytes | memoryview, filters_left_out: int) -> int:
 
 
 def _arrays(file: Hdf5) -> dict[str, Hdf5]:
-    """All arrays of a file by name, in the order of their names."""
-    found: dict[str, Hdf5] = {}
-    file.visititems(lambda name, item: found.update({name: item}) if isinstance(item, h5py.Dataset) else None)
-    return dict(sorted(found.items()))
+    """All arrays of a file, sorted by name, as objects of h5py's low-level API: high-level ones are slow to create."""
+    names: list[bytes] = []
+
+    def note(name: bytes, info: Any) -> None:
+        if info.type == _low.h5o.TYPE_DATASET:
+            names.append(name)
+
+    _low.h5o.visit(file.id, note, info=True)
+    return {name.decode(errors="surrogateescape"): _low.h5d.open(file.id, name) for name in sorted(names)}
 
 
-def _digest(file: Hdf5, arrays: dict[str, Hdf5], tables: dict[str, np.ndarray]) -> str:
+def _chunk_shape(array: Hdf5) -> Any:
+    """None where it has no chunks."""
+    layout = array.get_create_plist()
+    return layout.get_chunk() if layout.get_layout() == _low.h5d.CHUNKED else None
+
+
+def _digest(attributes: dict[str, Any], arrays: dict[str, Hdf5], tables: dict[str, np.ndarray]) -> str:
     """The digest of the tables of checksums and of everything else outside the chunks."""
 
-    def noted(item: Hdf5) -> dict[str, Any]:
-        return {name: getattr(value, "tolist", lambda value=value: value)() for name, value in item.attrs.items()}
+    def noted(attributes: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: getattr(value, "tolist", lambda value=value: value)() for name, value in attributes.items()}
 
-    described = {name: [array.shape, array.dtype.str, array.chunks, noted(array)] for name, array in arrays.items()}
+    described = {
+        name: [
+            array.shape,
+            array.dtype.str,
+            _chunk_shape(array),
+            noted(h5py.Dataset(array).attrs if _low.h5a.get_num_attrs(array) else {}),
+        ]
+        for name, array in arrays.items()
+    }
     digest = hashlib.blake2b(
-        json.dumps([noted(file), described], sort_keys=True, default=repr).encode(), digest_size=16
+        json.dumps([noted(attributes), described], sort_keys=True, default=repr).encode(), digest_size=16
     )
     for name, table in sorted(tables.items()):
         digest.update(name.encode())

@@ -40,7 +40,7 @@ import numpy as np
 
 from RATE_model.data.arrays import TrajectoryArrays, info_rows, no_info, returns_to_go
 from RATE_model.data.attributes import decoded
-from RATE_model.data.checksums import Checksums
+from RATE_model.data.checksums import Checksums, read_checksums
 from RATE_model.data.compression import hdf5plugin, uses_zstd
 from RATE_model.data.ends import UnclearEnds, ends_of_file, layout_of, one_column, tell_ends
 from RATE_model.data.hdf5 import Hdf5, open_hdf5, refuse_if_unreadable
@@ -80,13 +80,12 @@ class TrajectoryFile:
         num_actions: actions are discrete and lie between 0 and num_actions - 1.
         action_size: actions are vectors of this size.
         max_episode_steps: the longest possible episode in a file from another source.
-            hint: what to do if the file is missing or bad: a sentence, such as the command that makes it.
+        hint: what to do if the file is missing or bad: a sentence, such as the command that makes it.
 
     Raises:
         UserError: the file is missing, empty, not HDF5 or truncated; a key is missing; lengths disagree; a shape or
-                type differs from the required one; a value is not finite; an action is out of range; there is no
-                episode, or
-                it is unclear where episodes end. Here and in later reads: bytes do not match their checksum.
+            type differs from the required one; a value is not finite; an action is out of range; there is no episode,
+            or it is unclear where episodes end. Here and in later reads: bytes do not match their checksum.
     """
 
     def __init__(
@@ -105,39 +104,41 @@ class TrajectoryFile:
         self._handle: Hdf5 = None
         self._arrays: dict[str, Hdf5] = {}  # of the handle: looking one up takes as long as reading a window
         self._process = -1
-        self._checksums: Checksums | None = None
-        with self._reading():
-            if self.path.is_dir():
-                raise self._error("is a directory, not a file")
-            if not self.path.is_file():
-                raise self._error("does not exist")
-            if self.path.stat().st_size == 0:
-                raise self._error("is an empty file")
-            file = self._open()
-            self.attributes = {name: decoded(value) for name, value in file.attrs.items()}
-            self._own = "format_version" in self.attributes
-            self._check_layout(file)
-            self._check_kinds(file, observation_shape, observation_dtype, num_actions, action_size)
-            self._checksums = self._read_checksums(file)
-            self._watch(file)
-            ends = self._ends(file)
-            self.rewards = self._finite("rewards", one_column(self._verified("rewards")))
-            self.actions = self._finite("actions", self._verified("actions").reshape(-1, *self.action_shape))
-        stops = (
-            np.flatnonzero(np.concatenate([ends[:-1], [True]])) + 1
-        )  # an unfinished last episode counts as an episode
-        self.whole = ends[stops - 1]
-        self.starts = np.concatenate([[0], stops[:-1]])
-        self.lengths = stops - self.starts
-        self.num_episodes = len(stops)
-        stated = self.attributes.get("num_episodes", self.num_episodes)
-        if self._own and stated != self.num_episodes:
-            raise self._error(
-                f"is damaged: written with {stated} episodes, its terminals and timeouts tell {self.num_episodes}"
-            )
-        self._num_actions = num_actions
-        self.actions = self._in_range("actions", self.actions)
-        self._check_observations()
+        self._checksums: dict[str, Checksums] | None = None
+        with contextlib.ExitStack() as refused:
+            refused.callback(self.close)  # an error keeps this object, and so the handle, alive
+            with self._reading():
+                if self.path.is_dir():
+                    raise self._error("is a directory, not a file")
+                if not self.path.is_file():
+                    raise self._error("does not exist")
+                if self.path.stat().st_size == 0:
+                    raise self._error("is an empty file")
+                file = self._open()
+                attributes = dict(file.attrs)
+                self.attributes = {name: decoded(value) for name, value in attributes.items()}
+                self._own = "format_version" in self.attributes
+                self._check_layout(file)
+                self._check_kinds(file, observation_shape, observation_dtype, num_actions, action_size)
+                self._checksums = self._read_checksums(file, attributes)
+                ends = self._ends(file)
+                self.rewards = self._finite("rewards", one_column(self._verified("rewards")))
+                self.actions = self._finite("actions", self._verified("actions").reshape(-1, *self.action_shape))
+            # An unfinished last episode counts as an episode.
+            stops = np.flatnonzero(np.concatenate([ends[:-1], [True]])) + 1
+            self.whole = ends[stops - 1]
+            self.starts = np.concatenate([[0], stops[:-1]])
+            self.lengths = stops - self.starts
+            self.num_episodes = len(stops)
+            stated = self.attributes.get("num_episodes", self.num_episodes)
+            if self._own and stated != self.num_episodes:
+                raise self._error(
+                    f"is damaged: written with {stated} episodes, its terminals and timeouts tell {self.num_episodes}"
+                )
+            self._num_actions = num_actions
+            self.actions = self._in_range("actions", self.actions)
+            self._check_observations()
+            refused.pop_all()
 
     def _ends(self, file: Hdf5) -> np.ndarray:
         """Whether an episode ends with each step: (num_steps,) bool. Prints a note about doubtful marks."""
@@ -260,13 +261,7 @@ class TrajectoryFile:
             if any(uses_zstd(item) for item in self._handle.values()):
                 hdf5plugin(f"'{self.path}' is compressed with zstd; reading it")  # also in a spawned worker
             self._process = os.getpid()
-            self._watch(self._handle)
         return self._handle
-
-    def _watch(self, file: Hdf5) -> None:
-        """From now on, compare checksums with what HDF5 reads."""
-        if self._checksums is not None:
-            file.source.watch = self._checksums.compare
 
     def _array(self, name: str) -> Hdf5:
         """An array of this process's handle."""
@@ -275,10 +270,10 @@ class TrajectoryFile:
             self._arrays[name] = file[name]
         return self._arrays[name]
 
-    def _read_checksums(self, file: Hdf5) -> Checksums | None:
+    def _read_checksums(self, file: Hdf5, attributes: dict[str, Any]) -> dict[str, Checksums] | None:
         """The file's checksums. Without any, damage can go unnoticed; a warning says so once."""
         try:
-            checksums = Checksums.read(file)
+            checksums = read_checksums(file, attributes)
         except ValueError as error:
             raise self._error(f"is damaged: {error}") from None
         if checksums is None:
@@ -287,25 +282,23 @@ class TrajectoryFile:
 
     def _verified(self, name: str, steps: slice | np.ndarray = slice(None)) -> np.ndarray:
         """These steps of an array, verified against the checksums."""
-        array = self._array(name)
-        if self._checksums is None:
+        array, checksums = self._array(name), None if self._checksums is None else self._checksums[name]
+        if checksums is None or checksums.intact:
             return array[steps]
-        self._checksums.expect(self._open(), name)
+        source = self._handle.source
         try:
-            return array[steps]
+            with checksums.watching(source, array):
+                return array[steps]
         finally:  # even if the read failed: damage to compressed data may look like anything
-            self._raise_if_damaged(name, steps)
+            if damaged := checksums.damaged(source, steps):
+                raise self._damage(name, range(damaged.start, min(damaged.stop, self.num_steps)))
 
-    def _raise_if_damaged(self, name: str, steps: slice | np.ndarray) -> None:
-        """Raise if a chunk of an array that contains these steps has changed since it was written."""
-        assert self._checksums is not None
-        damaged = self._checksums.damaged(self._open(), name, steps)
-        if damaged:
-            damaged = range(damaged.start, min(damaged.stop, self.num_steps))
-            episodes = "" if name in ("terminals", "timeouts") else self._episodes_of(damaged)
-            raise self._error(
-                f"is damaged: '{name}' differs from its checksum within steps {damaged[0]} to {damaged[-1]}{episodes}"
-            )
+    def _damage(self, name: str, steps: range) -> UserError:
+        """The error that these steps of an array have changed since they were written."""
+        episodes = "" if name in ("terminals", "timeouts") else self._episodes_of(steps)
+        return self._error(
+            f"is damaged: '{name}' differs from its checksum within steps {steps[0]} to {steps[-1]}{episodes}"
+        )
 
     def _episodes_of(self, steps: range) -> str:
         """The episodes of these steps, in words."""
