@@ -11,6 +11,7 @@ COMMANDS = {
     "evaluate": "play episodes with a run that `train` made",
     "sweep": "train with several values of flags and seeds, here or on a cluster",
     "plots": "draw learning curves of several runs",
+    "diagnose": "say what a run's memory knows, and whether it copies its past actions",
     "protocol": "say what a run's memory was shown to hold",
     "report": "make one page with curves, verdict and episode player",
     "original": "convert published checkpoints",

@@ -97,11 +97,11 @@ class WindowDataset(Dataset):
             self._observations = loaded[0] if len(loaded) == 1 else np.concatenate(loaded)  # one file is not copied
         self._set_windows(windows, size, pad)
 
-    def with_windows(self, windows: np.ndarray, *, size: int | None = None) -> WindowDataset:
-        """A dataset of other windows, possibly of another padded size, that shares files and memory with this one."""
+    def with_windows(self, windows: np.ndarray, *, size: int | None = None, pad: str | None = None) -> WindowDataset:
+        """A dataset of other windows, possibly padded otherwise, that shares files and memory with this one."""
         other = object.__new__(WindowDataset)
         other.__dict__ |= {name: value for name, value in self.__dict__.items() if name != "fingerprint"}
-        other._set_windows(windows, self.size if size is None else size, self.pad)
+        other._set_windows(windows, self.size if size is None else size, self.pad if pad is None else pad)
         return other
 
     def with_infos(self, names: Sequence[str]) -> WindowDataset:
@@ -126,6 +126,11 @@ class WindowDataset(Dataset):
                     )
             return parts[0] if len(parts) == 1 else np.concatenate(parts)
         return self._infos[name]
+
+    @property
+    def infos(self) -> tuple[str, ...]:
+        """Names of the arrays that batches have."""
+        return tuple(self._infos)
 
     def info(self, name: str) -> np.ndarray:
         """All values of an array of `with_infos` in the windows, (steps, n); every step counts once."""

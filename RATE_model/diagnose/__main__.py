@@ -1,0 +1,264 @@
+"""Why a run plays as it does, measured on the data that it learned from.
+
+    python3 -m RATE_model.diagnose RUN
+    python3 -m RATE_model.diagnose RUN --probes infos/agent_pos infos/target --since infos/target_visible
+
+Probes say what its memory knows, the copying check how much it copies its past actions, and the imitation gap at which
+steps of an episode it imitates worse. The agent goes through whole episodes, training and held-out ones. Results go to
+eval/diagnosis.json and plots/diagnosis.png of the run, or into --output. See docs/diagnosis.md.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":
+    from RATE_model.system.interrupts import quit_on_signals
+
+    quit_on_signals()  # while the imports below take their seconds
+
+import numpy as np
+import torch
+
+from RATE_model.agent import Agent
+from RATE_model.cli.evaluation import print_table, recorded_flags
+from RATE_model.cli.limits import at_least, writable
+from RATE_model.cli.options import exit_on_user_error, parse_options
+from RATE_model.data.dataset import WindowDataset
+from RATE_model.diagnose.imitation import by_step, by_time_since, copying
+from RATE_model.diagnose.probes import Probe, Sample, baseline
+from RATE_model.diagnose.recording import Recording, record, whole_episodes_of
+from RATE_model.environments.contract import Environment
+from RATE_model.environments.find import environment_of
+from RATE_model.environments.table import environment as environment_named
+from RATE_model.errors import UserError, reason_of
+from RATE_model.objectives.privileged import PREFIX, Privileged, check_infos, infos_of, named, with_infos
+from RATE_model.plots.diagnosis import plot_diagnosis
+from RATE_model.system.atomic import atomic_write_json
+from RATE_model.system.precision import pick_device
+from RATE_model.training.checkpoints import resolve_checkpoint
+from RATE_model.training.runs import check_unowned
+
+NAME = "diagnosis"
+# Infos that say nothing of the step itself, and are probed only when they are named.
+_OF_THE_FILE = frozenset({"seed", "first_seen", "expert_action", "attempt", "random", "player"})
+SIDES = ("training", "held_out")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Which run is examined, and on what."""
+
+    # A run directory (its newest checkpoint) or a checkpoint in it; also written without the flag, first
+    run: Path | None = None
+    # Arrays of the data to be read from memory, infos/NAME; none given = all that fit
+    probes: tuple[str, ...] = ()
+    # Also measure imitation by the time since this array of the data, infos/NAME, was last not zero
+    since: str | None = None
+    # Episodes of training, and as many held-out ones
+    episodes: int = 50
+    # Steps of each episode, from its beginning; none = all
+    steps: int | None = None
+    # Load other data than the run's flags say, as flag=value of the train script, such as data_path=FILE
+    train: tuple[str, ...] = ()
+    # Folder for the results; none = the run's own
+    output: Path | None = None
+    # The environment's name, or a module's; none = that of the run
+    env: str | None = None
+    # auto (a GPU if there is one), cpu, cuda, ...
+    device: str = "auto"
+
+    def validate(self) -> None:
+        """Raise a UserError for what can be seen to be wrong before anything is loaded."""
+        if self.run is None:
+            raise UserError("no run is given: python3 -m RATE_model.diagnose RUN")
+        check_infos(named(self.probes), flag="probes")
+        check_infos([] if self.since is None else [self.since], flag="since")
+        at_least(2, episodes=self.episodes)
+        at_least(1, steps=self.steps)
+        writable(output=self.output)
+        if wrong := [text for text in self.train if "=" not in text]:
+            raise UserError(f"--train {wrong[0]}: write flag=value, such as data_path=FILE")
+        if self.output is None:
+            check_unowned(run=self.run)
+
+
+def read_options(argv: Sequence[str] | None = None) -> Options:
+    """The options that the words (None: of the command line) ask for; the run may stand first without a flag."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    return parse_options(
+        Options,
+        argv=[*(["--run"] if words and not words[0].startswith("-") else []), *words],
+        prog="python3 -m RATE_model.diagnose",
+        description="Say what a run's memory knows, whether it copies its past actions, and where imitation fails.",
+    )
+
+
+def load(options: Options) -> tuple[Path, Path, Agent, tuple[WindowDataset, WindowDataset]]:
+    """The run, its checkpoint, its agent, and whole episodes of both sides of its data.
+
+    Raises:
+        UserError: one of them cannot be had.
+    """
+    assert options.run is not None, "seen by its validation"
+    checkpoint = resolve_checkpoint(options.run)
+    run = checkpoint.absolute().parent.parent
+    environment: Environment = environment_of(run) if options.env is None else environment_named(options.env)
+    changes = [word for text in options.train for word in (f"--{text.partition('=')[0]}", text.partition("=")[2])]
+    config = environment.read_config(["--config", str(run / "config.yaml"), *changes])
+    environment.check(config)
+    agent = environment.load_agent(checkpoint, recorded_flags(environment, checkpoint), {}, device="cpu")
+    data = environment.load(config)
+    training, held_out = (
+        whole_episodes_of(side, episodes=options.episodes, steps=options.steps)
+        for side in data.windows(max(data.stages))
+    )
+    return run, checkpoint, agent.to(pick_device(options.device)), (training, held_out)
+
+
+def probed(options: Options, data: WindowDataset) -> tuple[str, ...]:
+    """Names of the arrays to probe: those given, or all that the data offers and that say something of a step."""
+    if options.probes:
+        return infos_of(named(options.probes))
+    offered = [set(file.info_names()) - _OF_THE_FILE for file in data.files]
+    return tuple(sorted(set.intersection(*offered)))
+
+
+def sources_of(found: Recording, name: str) -> dict[str, Sample]:
+    """What an array is read from, by name."""
+    rows, episode, before = found.infos[name], found.episode, found.before
+    sources = {
+        "hidden state": Sample(found.hidden, rows, episode),
+        "observation alone": Sample(found.observation, rows, episode),
+    }
+    if found.knocked_out is not None:
+        sources["memory knocked out"] = Sample(found.knocked_out, rows, episode)
+    if found.state is not None:
+        sources["memory at borders"] = Sample(found.state, rows[before], episode[before])
+        sources["observation at borders"] = Sample(found.observation[before], rows[before], episode[before])
+    return sources
+
+
+def probe(name: str, training: Recording, held_out: Recording, *, chosen: bool) -> dict[str, Any] | None:
+    """What can be read of an array, by source; None for one that nobody named and that cannot be probed."""
+    try:
+        kind = Privileged.of(name, training.infos[name], flag="probes")
+    except UserError:
+        if chosen:
+            raise
+        return None
+    scores = {}
+    others = sources_of(held_out, name)
+    for source, sample in sources_of(training, name).items():
+        if source in others and len(np.unique(sample.episode)) > 1:
+            interval = Probe(kind, sample).score(others[source])
+            scores[source] = {key: round(float(getattr(interval, key)), 4) for key in ("value", "low", "high")}
+    return {
+        "measure": "accuracy" if kind.kind.classes else "R2",
+        "nothing_seen": round(baseline(kind, training.infos[name], held_out.infos[name]), 4),
+        "scores": scores,
+    }
+
+
+def diagnose(options: Options) -> tuple[Path, dict[str, Any]]:
+    """Everything that is measured of a run, and where the run is. Raises UserError."""
+    run, checkpoint, agent, sides = load(options)
+    names = probed(options, sides[0])
+    since = infos_of([options.since] if options.since else [])
+    for flag, wanted in {"probes": names, "since": since, "oracle": [kind.name for kind in agent.spec.oracle]}.items():
+        sides = tuple(with_infos(side, wanted, flag=flag) for side in sides)
+    training, held_out = (record(agent, side) for side in sides)
+    probes = {name: probe(name, training, held_out, chosen=bool(options.probes)) for name in names}
+    found = {
+        "run": str(run),
+        "checkpoint": checkpoint.name,
+        "episodes": {side: each.episodes for side, each in zip(SIDES, (training, held_out), strict=True)},
+        "segment": agent.memory.segment,
+        "probes": {name: result for name, result in probes.items() if result is not None},
+        "copying": copying(held_out),
+        "by_step": {side: by_step(each) for side, each in zip(SIDES, (training, held_out), strict=True)},
+    }
+    for name in since:
+        found["by_time_since"] = {
+            "info": name,
+            **{side: by_time_since(each, name) for side, each in zip(SIDES, (training, held_out), strict=True)},
+        }
+    return run, found
+
+
+def print_diagnosis(found: Mapping[str, Any]) -> None:
+    """The tables."""
+    counts = found["episodes"]
+    shown = f"{counts['training']} training episodes, {counts['held_out']} held out"
+    print(f"{found['run']}, {found['checkpoint']}: {shown}")
+    if found["probes"]:
+        sources = list(dict.fromkeys(source for each in found["probes"].values() for source in each["scores"]))
+        rows = [
+            [PREFIX + name, each["measure"], f"{each['nothing_seen']:.2f}"]
+            + [_score(each["scores"].get(source)) for source in sources]
+            for name, each in found["probes"].items()
+        ]
+        print("\nprobes: what can be read, on held-out episodes (95 % interval over episodes)")
+        print_table(["", "", "nothing seen", *sources], rows)
+    else:
+        print("\nprobes: the data holds no infos/* to be read; see docs/diagnosis.md")
+    table = found["copying"]
+    print(f"\ncopying: the action to be learned is the last one at {_percent(table['repeats'])} of the held-out steps")
+    labels = {"model": "model", "past_actions_exchanged": "past actions exchanged",
+              "copying_the_last_action": "copying the last action"}  # fmt: skip
+    columns = list(dict.fromkeys(key for name in labels for key in table[name]))
+    rows = [[label, *(_number(table[name].get(key)) for key in columns)] for name, label in labels.items()]
+    print_table(["", *(column.replace("_", " ") for column in columns)], rows)
+    for key, title in {"by_step": "step of the episode", "by_time_since": "steps since the event"}.items():
+        if key in found:
+            print(f"\nimitation by {title}")
+            _print_bins(found[key])
+
+
+def _print_bins(sides: Mapping[str, Any]) -> None:
+    training = {(each["from"], each["to"]): each for each in sides["training"]}
+    rows = []
+    for each in sides["held_out"]:
+        first, last = each["from"], each["to"]
+        seen = training.get((first, last), {})
+        numbers = (seen.get("loss"), each["loss"], seen.get("accuracy"), each["accuracy"])
+        rows.append([f"{first}" if first == last else f"{first} to {last}", *map(_number, numbers)])
+    print_table(["", "training loss", "held-out loss", "training accuracy", "held-out accuracy"], rows)
+
+
+def _score(score: Mapping[str, float] | None) -> str:
+    return "" if score is None else f"{score['value']:.2f} ({score['low']:.2f} to {score['high']:.2f})"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _percent(value: float | None) -> str:
+    return "no share" if value is None else f"{value:.0%}"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print and write what the flags ask for."""
+    with exit_on_user_error():
+        options = read_options(argv)
+        torch.manual_seed(0)
+        run, found = diagnose(options)
+        table = (run / "eval" if options.output is None else options.output) / f"{NAME}.json"
+        picture = (run / "plots" if options.output is None else options.output) / f"{NAME}.png"
+        print_diagnosis(found)
+        try:
+            table.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write_json(table, found)
+        except OSError as error:
+            raise UserError(f"{table} cannot be written: {reason_of(error)}") from error
+        plot_diagnosis(found, picture)
+        print(f"\n{table} {picture}")
+
+
+if __name__ == "__main__":
+    main()

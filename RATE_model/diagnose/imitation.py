@@ -1,0 +1,99 @@
+"""Whether an agent copies its past actions, and at which steps of an episode it imitates worse."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from RATE_model.diagnose.recording import Recording
+
+_SMALL = 1e-6  # continuous actions that are nearer than this are one
+
+
+def copying(found: Recording) -> dict[str, Any]:
+    """How much of the prediction comes from the last action; over all steps but the first of episodes.
+
+    Returns:
+        "steps", "repeats" (the share at which the action to be learned is the one that was taken before), and for the
+        model, for the model whose past actions are exchanged, and for who copies the last action: "loss", and of
+        discrete actions "accuracy", "where_it_repeats", "where_it_changes". "copies" is the share of steps at which the
+        model chooses the last action.
+    """
+    later = np.flatnonzero(found.step > 0)
+    last, targets = found.actions[later - 1], found.targets[later]
+    discrete = targets.ndim == 1
+    repeats = targets == last if discrete else (np.abs(targets - last) < _SMALL).all(-1)
+    result: dict[str, Any] = {"steps": len(later), "repeats": _mean(repeats)}
+    for name, predictions, errors in (
+        ("model", found.predictions, found.errors),
+        ("past_actions_exchanged", found.exchanged, found.exchanged_errors),
+    ):
+        result[name] = {"loss": _mean(errors[later])}
+        if discrete:
+            result[name] |= _accuracies(predictions[later].argmax(-1), targets, repeats)
+    if discrete:
+        result["copies"] = _mean(found.predictions[later].argmax(-1) == last)
+        result["copying_the_last_action"] = _accuracies(last, targets, repeats)
+    else:
+        result["copying_the_last_action"] = {"loss": _mean(((targets - last) ** 2).mean(-1))}
+    return result
+
+
+def _accuracies(chosen: np.ndarray, targets: np.ndarray, repeats: np.ndarray) -> dict[str, float | None]:
+    right = chosen == targets
+    return {
+        "accuracy": _mean(right),
+        "where_it_repeats": _mean(right[repeats]),
+        "where_it_changes": _mean(right[~repeats]),
+    }
+
+
+def by_step(found: Recording) -> list[dict[str, Any]]:
+    """Loss and accuracy at steps 1, 2, 3 to 4, 5 to 8, ... of episodes, counted from 1."""
+    return _by(found, found.step + 1)
+
+
+def by_time_since(found: Recording, name: str) -> list[dict[str, Any]]:
+    """The same by steps since an array of infos was last not zero, from 0; steps before that are left out.
+
+    Several numbers of a step count as not zero where one of them is.
+    """
+    event = np.nan_to_num(found.infos[name]).any(-1)
+    place = np.maximum.accumulate(np.where(event, np.arange(len(event)), -1))
+    since = np.arange(len(event)) - place
+    inside = (place >= 0) & (since <= found.step)  # the last event is of the same episode
+    return _by(found, np.where(inside, since, -1))
+
+
+def _by(found: Recording, number: np.ndarray) -> list[dict[str, Any]]:
+    """Loss and accuracy by number, (S,) int64, in bins that double; those below 0 are left out."""
+    right = found.predictions.argmax(-1) == found.targets if found.targets.ndim == 1 else None
+    bins = []
+    for first, last in _doubling(int(number.max())):
+        inside = (number >= first) & (number <= last)
+        if inside.any():
+            bins.append(
+                {
+                    "from": first,
+                    "to": last,
+                    "steps": int(inside.sum()),
+                    "loss": _mean(found.errors[inside]),
+                    "accuracy": None if right is None else _mean(right[inside]),
+                }
+            )
+    return bins
+
+
+def _doubling(largest: int) -> Sequence[tuple[int, int]]:
+    """0, 1, 2, 3 to 4, 5 to 8, ..., as first and last of each bin."""
+    bins, first = [(0, 0), (1, 1)], 2
+    while first <= largest:
+        bins.append((first, min(2 * (first - 1), largest)))
+        first = 2 * (first - 1) + 1
+    return bins
+
+
+def _mean(values: np.ndarray) -> float | None:
+    return float(np.mean(values)) if len(values) else None

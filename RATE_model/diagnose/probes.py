@@ -1,0 +1,117 @@
+"""Linear probes: what can be read from a vector by ridge regression, trained on some episodes, scored on others.
+
+Alain and Bengio 2016, "Understanding intermediate layers using linear classifier probes" (arXiv 1610.01644).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from RATE_model.objectives.privileged import Privileged
+from RATE_model.protocol.statistics import Interval
+
+MAX_ROWS = 20_000  # of training and of scoring, evenly spread
+_PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # per row, of features of variance 1
+_CHOOSING = 5  # every fifth training episode chooses the penalty
+_RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Sample:
+    """N rows: features (N, d), an array of infos (N, n), and the episode of each, (N,) int64."""
+
+    features: np.ndarray
+    rows: np.ndarray
+    episode: np.ndarray
+
+    def __getitem__(self, chosen: np.ndarray) -> Sample:
+        return Sample(self.features[chosen], self.rows[chosen], self.episode[chosen])
+
+    def thinned(self) -> Sample:
+        """At most `MAX_ROWS` of them."""
+        return self[np.linspace(0, len(self.rows) - 1, min(len(self.rows), MAX_ROWS)).astype(int)]
+
+
+class Probe:
+    """A linear map from features to an array of infos, in closed form.
+
+    Real numbers are regressed on, normalised; of classes their one-hot vectors, and the largest output counts. The
+    penalty is the best of a few on a fifth of the training episodes.
+
+    Args:
+        kind: what is read, as the training data has it.
+        training: where from.
+    """
+
+    def __init__(self, kind: Privileged, training: Sample) -> None:
+        self._kind = kind
+        training = training.thinned()
+        _, number = np.unique(training.episode, return_inverse=True)
+        aside = number % _CHOOSING == _CHOOSING - 1
+        penalty = _PENALTIES[2]
+        if aside.any() and not aside.all():
+            scores = []
+            for each in _PENALTIES:
+                self._fit(training[~aside], each)
+                scores.append(self._share(training[aside]).sum(0))
+            penalty = _PENALTIES[int(np.argmax([right / max(counted, 1e-12) for right, counted in scores]))]
+        self._fit(training, penalty)
+
+    def score(self, held_out: Sample) -> Interval:
+        """R2 of real numbers, over all of them, or the accuracy of classes, with a 95 % interval over episodes."""
+        right, counted = self._share(held_out.thinned()).T
+        draws = np.random.default_rng(0).integers(len(right), size=(_RESAMPLES, len(right)))
+        resampled = right[draws].sum(1) / np.maximum(counted[draws].sum(1), 1e-12)
+        low, high = np.quantile(resampled, [0.025, 0.975])
+        return Interval(np.array(right.sum() / max(counted.sum(), 1e-12)), np.array(low), np.array(high))
+
+    def _targets(self, rows: np.ndarray) -> np.ndarray:
+        return self._kind.inputs(torch.from_numpy(rows)).numpy().astype(np.float64)
+
+    def _known(self, rows: np.ndarray) -> np.ndarray:
+        """Which numbers are known, (N, n) bool."""
+        return np.isin(rows, self._kind.values.numpy()) if self._kind.kind.classes else np.isfinite(rows)
+
+    def _fit(self, sample: Sample, penalty: float) -> None:
+        sample = sample[self._known(sample.rows).all(-1)]
+        features, targets = sample.features.astype(np.float64), self._targets(sample.rows)
+        self._mean, deviation = features.mean(0), features.std(0)
+        self._scale = np.where(deviation > 1e-8, deviation, np.inf)  # a feature that never changes counts for nothing
+        x = (features - self._mean) / self._scale
+        self._offset = targets.mean(0)
+        y, (count, width) = targets - self._offset, x.shape
+        if width <= count:
+            self._weights = np.linalg.solve(x.T @ x + count * penalty * np.eye(width), x.T @ y)
+        else:
+            self._weights = x.T @ np.linalg.solve(x @ x.T + count * penalty * np.eye(count), y)
+
+    def _share(self, sample: Sample) -> np.ndarray:
+        """(E, 2) by episode: what is explained, and of how much. Their ratio is the score."""
+        outputs = (sample.features - self._mean) / self._scale @ self._weights + self._offset
+        targets, known = self._targets(sample.rows), self._known(sample.rows)
+        kind = self._kind.kind
+        if kind.classes:
+            shape = (len(outputs), kind.width, kind.classes)
+            found = outputs.reshape(shape).argmax(-1) == targets.reshape(shape).argmax(-1)
+            share = np.stack([(found & known).sum(1), known.sum(1)], axis=1).astype(np.float64)
+        else:
+            baseline = np.where(known, (targets - self._offset) ** 2, 0).sum(1)
+            share = np.stack([baseline - np.where(known, (targets - outputs) ** 2, 0).sum(1), baseline], axis=1)
+        _, number = np.unique(sample.episode, return_inverse=True)
+        summed = np.zeros((number.max() + 1, 2))
+        np.add.at(summed, number, share)
+        return summed
+
+
+def baseline(kind: Privileged, training: np.ndarray, held_out: np.ndarray) -> float:
+    """The score of who sees nothing: 0 of real numbers, and the most frequent class of each of the training rows."""
+    if not kind.kind.classes:
+        return 0.0
+    frequent = []
+    for column in training.T:
+        values, counts = np.unique(column, return_counts=True)
+        frequent.append(values[counts.argmax()])
+    return float((held_out == np.array(frequent)).mean())

@@ -1,0 +1,205 @@
+"""What an agent makes of whole episodes of the data: hidden states, memory, decisions, step by step.
+
+Memory is handed on through whole episodes, as in play, however short the windows of training were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from RATE_model.agent import Agent, AgentState
+from RATE_model.data.batch import Batch
+from RATE_model.data.dataset import WindowDataset
+from RATE_model.memories.contract import State
+from RATE_model.objectives.cloning import action_errors
+
+CHUNK = 256  # steps that run at once, about
+_BATCH_BYTES = 2**28
+
+
+@dataclass(frozen=True)
+class Recording:
+    """S steps of E episodes, one after another, and B moments at which memory was handed on.
+
+    Attributes:
+        episode, step: (S,) int64, which episode, and which of its steps, counted from 0.
+        hidden, knocked_out, observation: (S, d) float32, hidden states; those with the memory knocked out before every
+            segment (None without memory); and what the encoder makes of the step's observation alone.
+        infos: (S, n) float32 or int64 by name.
+        targets: (S,) int64 or (S, A) float32, actions to be learned; `actions`, those that were taken.
+        predictions: (S, num_actions) float32, logits or actions; `exchanged`, the same where all past actions are other
+            ones of the data.
+        errors: (S,) float32, the loss of each prediction; `exchanged_errors`.
+        state: (B, n) float32, the memory as it was handed on; None where it holds nothing, or numbers that differ.
+        before: (B,) int64, the last step that it had seen, an index of the arrays above.
+    """
+
+    episode: np.ndarray
+    step: np.ndarray
+    hidden: np.ndarray
+    knocked_out: np.ndarray | None
+    observation: np.ndarray
+    infos: dict[str, np.ndarray]
+    targets: np.ndarray
+    actions: np.ndarray
+    predictions: np.ndarray
+    exchanged: np.ndarray
+    errors: np.ndarray
+    exchanged_errors: np.ndarray
+    state: np.ndarray | None
+    before: np.ndarray
+
+    @property
+    def episodes(self) -> int:
+        """E."""
+        return int(self.episode.max()) + 1
+
+
+def whole_episodes_of(data: WindowDataset, *, episodes: int, steps: int | None = None) -> WindowDataset:
+    """The episodes, from their beginnings, that the windows of a dataset lie in; padded at the right.
+
+    Args:
+        data: of one side, training or validation.
+        episodes: at most this many, evenly spread.
+        steps: of each, at most; None: all.
+    """
+    index, start, _ = data.windows.T
+    found = np.unique(np.stack([index, data.begun(index, start)], axis=1), axis=0)
+    found = found[np.linspace(0, len(found) - 1, min(episodes, len(found))).astype(int)]
+    lengths = [_length(data, file, start) for file, start in found]
+    lengths = np.minimum(lengths, steps or max(lengths))
+    return data.with_windows(np.column_stack([found, lengths]), size=int(lengths.max()), pad="right")
+
+
+def _length(data: WindowDataset, file: int, start: int) -> int:
+    """Steps of the episode that begins there."""
+    trajectories = data.files[file]
+    return int(trajectories.lengths[np.searchsorted(trajectories.starts, start)])
+
+
+@torch.no_grad()
+def record(agent: Agent, data: WindowDataset, *, seed: int = 0) -> Recording:
+    """Show an agent, in eval mode, episodes of `whole_episodes_of`.
+
+    Args:
+        agent: whose states are recorded.
+        data: with the infos that are to be recorded, and those that an oracle sees.
+        seed: of past actions that are exchanged.
+    """
+    parts: dict[str, list[np.ndarray]] = {}
+    generator, episodes = torch.Generator().manual_seed(seed), 0
+    numbers = int(np.prod(data.files[0].observation_shape)) * data.size
+    rows = max(1, _BATCH_BYTES // (4 * numbers))
+    steps_before = 0
+    for first in range(0, len(data), rows):
+        batch = data.__getitems__(range(first, min(first + rows, len(data))))
+        found = _of_batch(agent, batch, generator)
+        valid = batch.valid.numpy()
+        row, step = np.nonzero(valid)
+        found |= {"episode": row + episodes, "step": step}
+        position = np.cumsum(valid.ravel()).reshape(valid.shape) - 1 + steps_before  # of valid steps in the flat arrays
+        found["before"] = position[found.pop("border_rows"), found.pop("border_steps") - 1]
+        for name, values in found.items():
+            parts.setdefault(name, []).append(values)
+        episodes, steps_before = episodes + len(batch), steps_before + len(row)
+    whole: dict[str, Any] = {name: np.concatenate(values) for name, values in parts.items()}
+    infos = {name: whole.pop(f"infos/{name}") for name in data.infos}
+    return Recording(infos=infos, **{"state": None, "knocked_out": None} | whole)
+
+
+def _of_batch(agent: Agent, batch: Batch, generator: torch.Generator) -> dict[str, np.ndarray]:
+    """Arrays of the valid steps of a batch, by name; and the memory at borders, with rows and steps."""
+    valid = batch.valid.numpy()
+    on_device = batch.to(agent.device)
+    states: list[tuple[int, State]] = []
+
+    def keep(step: int, state: AgentState) -> AgentState:
+        states.append((step, state.memory))
+        return state
+
+    def knock_out(step: int, state: AgentState) -> AgentState:
+        return replace(state, memory=agent.memory.initial(len(batch)))
+
+    def flat(values: Tensor) -> np.ndarray:
+        return values.cpu().numpy()[valid]
+
+    hidden = _through(agent, on_device, batch.valid, keep)
+    others = batch.actions[batch.valid]
+    others = others[torch.randint(len(others), (batch.valid.numel(),), generator=generator)]
+    changed = replace(on_device, actions=others.view(batch.actions.shape).to(agent.device))
+    predictions, exchanged = (
+        agent.head(states).float() for states in (hidden, _through(agent, changed, batch.valid, None))
+    )
+    targets = on_device.targets
+    found = {
+        "hidden": flat(hidden.float()),
+        "observation": flat(torch.cat([agent.latents(piece.observations).float() for piece in _pieces(on_device)], 1)),
+        "targets": flat(targets),
+        "actions": flat(batch.actions),
+        "predictions": flat(predictions),
+        "exchanged": flat(exchanged),
+        "errors": flat(action_errors(agent.spec, predictions, targets)),
+        "exchanged_errors": flat(action_errors(agent.spec, exchanged, targets)),
+        **{f"infos/{name}": flat(values) for name, values in (batch.infos or {}).items()},
+    }
+    if agent.memory.has_memory:
+        found["knocked_out"] = flat(_through(agent, on_device, batch.valid, knock_out).float())
+    return found | _at_borders(agent, batch.lengths, states)
+
+
+def _pieces(batch: Batch) -> Iterator[Batch]:
+    """A batch some steps at a time."""
+    for start in range(0, batch.valid.shape[1], CHUNK):
+        piece = slice(start, start + CHUNK)
+        yield replace(batch, observations=batch.observations[slice(None), piece], rtg=batch.rtg[:, piece])
+
+
+def _through(agent: Agent, batch: Batch, valid: Tensor, at_border: Any) -> Tensor:
+    """Hidden states (B, T, d) of whole episodes; `at_border` is called before every segment but the first."""
+    segment, length = agent.memory.segment, valid.shape[1]
+    size = segment * max(1, CHUNK // segment)
+    state, found = agent.initial(len(batch)), []
+    for start, stop in pairwise([*range(0, length, size), length]):
+        piece = slice(start, stop)
+        inputs = (batch.observations[slice(None), piece], batch.actions[:, piece], batch.rtg[:, piece], valid[:, piece])
+        hidden, state = agent(
+            *inputs,
+            state,
+            borders=range(segment, stop - start, segment),
+            at_border=None if at_border is None else lambda step, state, start=start: at_border(start + step, state),
+            head=lambda hidden: hidden,
+            infos=None if batch.infos is None else {name: values[:, piece] for name, values in batch.infos.items()},
+        )
+        if at_border is not None and stop < length:
+            state = at_border(stop, state)
+        found.append(hidden)
+    return torch.cat(found, dim=1)
+
+
+def _at_borders(agent: Agent, lengths: Tensor, states: Sequence[tuple[int, State]]) -> dict[str, np.ndarray]:
+    """The memory at borders that episodes reach, as vectors, with the rows and steps of those borders."""
+    rows, steps, vectors = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)], []
+    for step, state in states if agent.memory.has_memory else ():
+        reached = torch.nonzero(lengths > step).squeeze(1)
+        vector = _vector(state.rows(reached).fitted(agent.memory.largest_state()))
+        if vector is None or not len(reached):
+            continue
+        rows.append(reached.numpy())
+        steps.append(np.full(len(reached), step))
+        vectors.append(vector)
+    found = {"border_rows": np.concatenate(rows), "border_steps": np.concatenate(steps)}
+    return found | ({"state": np.concatenate(vectors)} if vectors else {})
+
+
+def _vector(state: State) -> np.ndarray | None:
+    """All real numbers of a state, (B, n); None if there are none."""
+    tensors = [torch.view_as_real(each) if each.is_complex() else each for each in state.tensors()]
+    numbers = [each.flatten(1).float() for each in tensors if each.is_floating_point() and each.ndim > 1]
+    return torch.cat(numbers, dim=1).cpu().numpy() if numbers else None

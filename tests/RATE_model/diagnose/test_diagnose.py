@@ -1,0 +1,177 @@
+"""Probes, the copying check and the imitation gap, on numbers that can be worked out by hand and on a small run."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from RATE_model.diagnose import recording as module
+from RATE_model.diagnose.__main__ import main
+from RATE_model.diagnose.imitation import by_step, by_time_since, copying
+from RATE_model.diagnose.probes import Probe, Sample, baseline
+from RATE_model.diagnose.recording import Recording, record, whole_episodes_of
+from RATE_model.objectives.privileged import Privileged
+from RATE_model.own.api import train
+from RATE_model.own.dataset import Dataset
+from tests.RATE_model.own.toys import episodes
+from tests.RATE_model.training.test_stored_states import LENGTHS, make_agent, make_data
+from tests.small_models import K
+
+# --- probes ---
+
+
+def samples(width: int, count: int = 300) -> tuple[Sample, Sample]:
+    """Features, and an array that is linear in two of them, one of its numbers not always known."""
+    rng, weights = np.random.default_rng(0), np.zeros((width, 2))
+    weights[0, 0], weights[1, 1] = 3.0, -1.0
+    features = rng.normal(size=(2 * count, width))
+    rows = (features @ weights + 5).astype(np.float32)
+    rows[::7, 1] = np.nan
+    both = Sample(features.astype(np.float32), rows, np.arange(2 * count) // 10)
+    return both[np.arange(count)], both[np.arange(count, 2 * count)]
+
+
+def test_a_probe_reads_what_is_linear():
+    training, held_out = samples(5)
+    kind = Privileged.of("x", training.rows, flag="probes")
+    score = Probe(kind, training).score(held_out)
+    assert float(score.value) > 0.99 and score.low <= score.value <= score.high
+    noise = replace(held_out, features=held_out.features[::-1].copy())
+    assert float(Probe(kind, training).score(noise).value) < 0.1
+
+
+def test_a_probe_of_many_features_is_regularised():
+    """More features than rows: solved in the space of rows, and the penalty is chosen."""
+    training, held_out = samples(400, 200)
+    score = Probe(Privileged.of("x", training.rows, flag="probes"), training).score(held_out)
+    assert 0.1 < float(score.value) < 1
+
+
+def test_classes_are_scored_by_accuracy():
+    rng = np.random.default_rng(0)
+    classes = rng.choice([2, 5, 9], size=(400, 1), p=[0.6, 0.2, 0.2])
+    features = np.eye(10)[classes[:, 0]] + rng.normal(scale=0.1, size=(400, 10))
+    both = Sample(features.astype(np.float32), classes, np.arange(400) // 10)
+    training, held_out = both[np.arange(200)], both[np.arange(200, 400)]
+    kind = Privileged.of("x", training.rows, flag="probes")
+    assert float(Probe(kind, training).score(held_out).value) == 1
+    assert baseline(kind, training.rows, held_out.rows) == pytest.approx(np.mean(held_out.rows == 2))
+
+
+# --- recording ---
+
+
+@pytest.mark.parametrize("name", ["RATE", "LSTM", "MLP"])
+def test_episodes_are_recorded_as_one_call_sees_them(tmp_path, monkeypatch, name):
+    agent = make_agent(name).eval()
+    data = whole_episodes_of(make_data(tmp_path).with_infos(["phase"]), episodes=9)
+    assert data.windows[:, 2].tolist() == LENGTHS
+    whole = record(agent, data)
+    monkeypatch.setattr(module, "CHUNK", K)
+    monkeypatch.setattr(module, "_BATCH_BYTES", 1)  # an episode at a time
+    pieces = record(agent, data)
+    batch = data.__getitems__(range(len(data)))
+    logits, _ = agent(batch.observations, batch.actions, batch.rtg, batch.valid)
+    for found in (whole, pieces):
+        np.testing.assert_allclose(found.predictions, logits[batch.valid].detach(), atol=1e-5)
+        assert np.bincount(found.episode).tolist() == LENGTHS and found.episodes == len(LENGTHS)
+        assert found.infos["phase"][:, 0].tolist() == (found.step % 3).tolist()
+    if not agent.memory.has_memory:
+        assert whole.state is None and whole.knocked_out is None
+        return
+    assert whole.state is not None and pieces.state is not None and whole.knocked_out is not None
+    # A border before every segment but the first, where an episode has a step after it.
+    assert sorted(whole.before.tolist()) == sorted(pieces.before.tolist())
+    assert set(whole.step[whole.before] % K) == {K - 1} and len(whole.before) == sum((n - 1) // K for n in LENGTHS)
+    order, other = np.argsort(whole.before), np.argsort(pieces.before)
+    np.testing.assert_allclose(whole.state[order], pieces.state[other], atol=1e-5)
+    first = whole.step < K
+    np.testing.assert_allclose(whole.knocked_out[first], whole.hidden[first], atol=1e-5)
+    assert np.abs(whole.knocked_out - whole.hidden)[~first].max() > 1e-3
+
+
+# --- copying and imitation ---
+
+
+def by_hand(**changes) -> Recording:
+    """Two episodes of four and two steps."""
+    nothing = np.zeros((6, 1), dtype=np.float32)
+    targets = np.array([1, 1, 0, 0, 1, 0])
+    predictions = np.eye(2, dtype=np.float32)[[1, 1, 1, 0, 1, 1]]
+    return Recording(
+        **dict(
+            episode=np.array([0, 0, 0, 0, 1, 1]), step=np.array([0, 1, 2, 3, 0, 1]), hidden=nothing, knocked_out=None,
+            observation=nothing, infos={"event": np.array([[0], [1], [0], [0], [0], [0]])}, targets=targets,
+            actions=targets, predictions=predictions, exchanged=predictions, errors=np.arange(6, dtype=np.float32),
+            exchanged_errors=np.ones(6, dtype=np.float32), state=None, before=np.zeros(0, dtype=np.int64),
+        )
+        | changes
+    )  # fmt: skip
+
+
+def test_copying_is_told_from_knowing():
+    """Steps 1 to 3 of the first episode and step 1 of the second; the action changes at two of the four."""
+    found = copying(by_hand())
+    assert found["steps"] == 4 and found["repeats"] == 0.5
+    assert found["model"] == {"loss": 2.75, "accuracy": 0.5, "where_it_repeats": 1.0, "where_it_changes": 0.0}
+    assert found["copying_the_last_action"]["accuracy"] == 0.5 and found["copies"] == 1.0
+    assert found["past_actions_exchanged"]["loss"] == 1
+
+
+def test_continuous_actions_are_compared_by_their_error():
+    actions = np.array([[0.0], [0.0], [1.0], [1.0], [0.5], [0.0]], dtype=np.float32)
+    found = copying(by_hand(targets=actions, actions=actions, predictions=actions, exchanged=actions))
+    assert found["copying_the_last_action"] == {"loss": pytest.approx((1 + 0.25) / 4)} and found["repeats"] == 0.5
+
+
+def test_imitation_is_measured_by_step_and_since_an_event():
+    steps = [(each["from"], each["to"], each["steps"], each["loss"]) for each in by_step(by_hand())]
+    assert steps == [(1, 1, 2, 2.0), (2, 2, 2, 3.0), (3, 4, 2, 2.5)]
+    since = [(each["from"], each["to"], each["steps"]) for each in by_time_since(by_hand(), "event")]
+    assert since == [(0, 0, 1), (1, 1, 1), (2, 2, 1)]  # nothing of the second episode, which has no event
+
+
+# --- the command ---
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> tuple[Path, Path]:
+    """A run on data of its own, and that data."""
+    folder = tmp_path_factory.mktemp("own")
+    made = episodes(20)
+    for episode in made:
+        episode["infos"] = {"bit": np.full(4, episode["observations"][0, 0] > 0), "seed": np.arange(4)}
+    data = Dataset.from_episodes(made).to_hdf5(folder / "data.h5")
+    torch.set_num_threads(1)
+    flags = {"context_length": 2, "segments": 2, "epochs": 2, "d_model": 16, "batch_size": 8}
+    return train(data, memory="LSTM", output_dir=folder / "run", **flags).directory, data
+
+
+def test_a_run_is_diagnosed(run, capsys):
+    directory, data = run
+    main([str(directory), "--since", "infos/bit", "--train", f"data={data}"])
+    found = json.loads((directory / "eval" / "diagnosis.json").read_text())
+    assert list(found["probes"]) == ["bit"] and found["probes"]["bit"]["measure"] == "accuracy"
+    assert {"hidden state", "memory at borders", "memory knocked out"} <= found["probes"]["bit"]["scores"].keys()
+    assert found["episodes"] == {"training": 18, "held_out": 2} and "by_time_since" in found
+    assert (directory / "plots" / "diagnosis.png").stat().st_size > 1000
+    assert "copying: the action to be learned" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--probes", "infos/nothing"], "--probes infos/nothing: .* it has infos/bit .one number., infos/seed"),
+        (["--probes", "bit"], "--probes bit: give arrays of the data"),
+        (["--since", "bit"], "--since bit"),
+        (["--episodes", "1"], "--episodes 1"),
+    ],
+)
+def test_wrong_questions_are_named(run, capsys, flags, message):
+    with pytest.raises(SystemExit):
+        main([str(run[0]), "--train", f"data={run[1]}", *flags])
+    assert re.search(message, capsys.readouterr().err)
