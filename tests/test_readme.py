@@ -19,6 +19,7 @@ from MuJoCo import generate_dataset, inference_mujoco, train_rate_mujoco_ca
 from RATE_model.cli import evaluation
 from RATE_model.cli.options import parse_options
 from RATE_model.cli.reproduce import PageOptions, StudyOptions
+from RATE_model.diagnose import __main__ as diagnose
 from RATE_model.original.__main__ import parser as original_parser
 from RATE_model.own.environment import OwnEnvironment
 from RATE_model.plots.__main__ import parser as plots_parser
@@ -74,6 +75,7 @@ MODULES = {
         evaluation.options_class(OwnEnvironment.play_options), argv=words
     ),
     "RATE_model.plots": lambda words: plots_parser().parse_args(words),
+    "RATE_model.diagnose": diagnose.read_options,
     "RATE_model.protocol": protocol.read_options,
     "RATE_model.report": report.read_options,
     "RATE_model.sweep": lambda words: sweep.parser().parse_args(words),

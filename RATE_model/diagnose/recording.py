@@ -111,7 +111,9 @@ def record(agent: Agent, data: WindowDataset, *, seed: int = 0) -> Recording:
         episodes, steps_before = episodes + len(batch), steps_before + len(row)
     whole: dict[str, Any] = {name: np.concatenate(values) for name, values in parts.items()}
     infos = {name: whole.pop(f"infos/{name}") for name in data.infos}
-    return Recording(infos=infos, **{"state": None, "knocked_out": None} | whole)
+    whole.setdefault("state", None)
+    whole.setdefault("knocked_out", None)
+    return Recording(infos=infos, **whole)
 
 
 def _of_batch(agent: Agent, batch: Batch, generator: torch.Generator) -> dict[str, np.ndarray]:
