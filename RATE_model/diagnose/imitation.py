@@ -24,7 +24,7 @@ def copying(found: Recording) -> dict[str, Any]:
     later = np.flatnonzero(found.step > 0)
     last, targets = found.actions[later - 1], found.targets[later]
     discrete = targets.ndim == 1
-    repeats = np.asarray(targets == last) if discrete else (np.abs(targets - last) < _SMALL).all(-1)
+    repeats: np.ndarray = np.equal(targets, last) if discrete else (np.abs(targets - last) < _SMALL).all(-1)
     result: dict[str, Any] = {"steps": len(later), "repeats": _mean(repeats)}
     for name, predictions, errors in (
         ("model", found.predictions, found.errors),
@@ -34,7 +34,7 @@ def copying(found: Recording) -> dict[str, Any]:
         if discrete:
             result[name] |= _accuracies(predictions[later].argmax(-1), targets, repeats)
     if discrete:
-        result["copies"] = _mean(np.asarray(found.predictions[later].argmax(-1) == last))
+        result["copies"] = _mean(np.equal(found.predictions[later].argmax(-1), last))
         result["copying_the_last_action"] = _accuracies(last, targets, repeats)
     else:
         result["copying_the_last_action"] = {"loss": _mean(((targets - last) ** 2).mean(-1))}
@@ -42,7 +42,7 @@ def copying(found: Recording) -> dict[str, Any]:
 
 
 def _accuracies(chosen: np.ndarray, targets: np.ndarray, repeats: np.ndarray) -> dict[str, float | None]:
-    right = np.asarray(chosen == targets)
+    right = np.equal(chosen, targets)
     return {
         "accuracy": _mean(right),
         "where_it_repeats": _mean(right[repeats]),
@@ -69,7 +69,7 @@ def by_time_since(found: Recording, name: str) -> list[dict[str, Any]]:
 
 def _by(found: Recording, number: np.ndarray) -> list[dict[str, Any]]:
     """Loss and accuracy by number, (S,) int64, in bins that double; those below 0 are left out."""
-    right = np.asarray(found.predictions.argmax(-1) == found.targets) if found.targets.ndim == 1 else None
+    right = np.equal(found.predictions.argmax(-1), found.targets) if found.targets.ndim == 1 else None
     bins = []
     for first, last in _doubling(int(number.max())):
         inside = (number >= first) & (number <= last)

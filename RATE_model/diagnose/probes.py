@@ -50,7 +50,7 @@ class Probe:
         self._kind = kind
         training = training.thinned()
         _, number = np.unique(training.episode, return_inverse=True)
-        aside = np.asarray(number % _CHOOSING == _CHOOSING - 1)
+        aside = np.equal(number % _CHOOSING, _CHOOSING - 1)
         penalty = _PENALTIES[2]
         if aside.any() and not aside.all():
             scores = []
