@@ -29,7 +29,7 @@ import torch
 
 from benchmarks import common
 from MemoryMaze.MemoryMaze_src import environment
-from MemoryMaze.MemoryMaze_src.dataset import open_dataset
+from MemoryMaze.MemoryMaze_src.dataset import DATA
 from MemoryMaze.MemoryMaze_src.environment import ENVIRONMENT, Mazes
 from MemoryMaze.MemoryMaze_src.evaluate import TARGET_RETURN, evaluation_seeds
 from MemoryMaze.MemoryMaze_src.generate import Recipe, generate
@@ -79,8 +79,8 @@ class Options:
 def open_data(options: Options, folder: Path) -> TrajectoryFile:
     """The file given, or one of a few short episodes."""
     if options.data_path is not None:
-        return open_dataset(options.data_path)
-    return open_dataset(generate(Recipe(steps=200, mix=("explorer:0.1:1",)), 10, folder / "data.h5"))
+        return DATA.open(options.data_path)
+    return DATA.open(generate(Recipe(steps=200, mix=("explorer:0.1:1",)), 10, folder / "data.h5"))
 
 
 class Timed(MemoryMazeVectorEnv):

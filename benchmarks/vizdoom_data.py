@@ -30,7 +30,7 @@ from RATE_model.data.npz import find_npz
 from RATE_model.data.parts import make_part
 from RATE_model.data.trajectories import TrajectoryFile
 from RATE_model.system.processes import available_cores
-from VizDoom.VizDoom_src.dataset import open_dataset
+from VizDoom.VizDoom_src.dataset import DATA
 from VizDoom.VizDoom_src.env import NUM_ACTIONS, VizDoomTwoColorsEnv
 from VizDoom.VizDoom_src.generate import PART, Recipe, generate, job_of
 from VizDoom.VizDoom_src.scenario import Scenario
@@ -136,7 +136,7 @@ def measure(options: Options) -> dict[str, Any]:
         closing(VizDoomTwoColorsVectorEnv(options.games, SCENARIO)) as envs,
     ):
         folder = Path(name)
-        file = open_dataset(generate(recipe, PART, folder / "data.h5"))
+        file = DATA.open(generate(recipe, PART, folder / "data.h5"))
         write_npz(file, folder)
         paths = find_npz(folder)
         check(file, paths)

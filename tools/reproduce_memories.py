@@ -148,7 +148,7 @@ PLACES = {
         "size of the maze",
         "FINAL_Success_rate_l_{}_expert_cap",
         41,
-        minigrid_data.ensure_dataset,
+        minigrid_data.DATA.ensure,
     ),
     **{
         f"tmaze_{task.replace('-', '_')}": Place(

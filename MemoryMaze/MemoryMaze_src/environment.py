@@ -10,7 +10,7 @@ import gymnasium
 import numpy as np
 
 from MemoryMaze.MemoryMaze_src import evaluate as protocol
-from MemoryMaze.MemoryMaze_src.dataset import DataOptions, check_windows, ensure_dataset, load_windows
+from MemoryMaze.MemoryMaze_src.dataset import DATA, DataOptions, check_windows, load_windows
 from MemoryMaze.MemoryMaze_src.env import (
     DEFAULT_SIZE,
     EPISODE_STEPS,
@@ -140,7 +140,7 @@ class MemoryMaze(Environment):
 
     def files(self, config: Config) -> Sequence[Path]:
         """One file."""
-        return ensure_dataset(config.data)
+        return [DATA.ensure(config.data)]
 
     def load(self, config: Config) -> TrainingData:
         """Windows as long as a trajectory. There is one stage, with all segments."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.metadata
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from MemoryMaze.MemoryMaze_src.env import EPISODE_STEPS, OBSERVATION_SHAPE, Memo
 from MemoryMaze.MemoryMaze_src.experts import EXPERTS, expert
 from MemoryMaze.MemoryMaze_src.graphics import maze_tasks
 from RATE_model.cli.limits import at_least, at_most
+from RATE_model.data.maker import record
 from RATE_model.data.parts import Job, make_in_parts
 from RATE_model.data.writer import TrajectoryWriter
 from RATE_model.errors import UserError
@@ -112,19 +114,7 @@ class Recipe:
 
 
 def generate(recipe: Recipe, episodes: int, path: Path, *, overwrite: bool = False, workers: int | None = None) -> Path:
-    """Make a file of trajectories. Its content is the same for any number of workers.
-
-    Args:
-        recipe: what is played.
-        episodes: how many.
-        path: the file; it appears when it is complete.
-        overwrite: replace a file that exists.
-        workers: processes that play; None: one per core this process may use.
-
-    Raises:
-        UserError: the file exists and is not to be replaced, cannot be written, a package is missing, nothing can draw,
-            or a process was killed.
-    """
+    """Make a file of trajectories; see `DataMaker.make`."""
     maze_tasks()  # what is missing shows here, not in a process
     versions = {name: importlib.metadata.version(name) for name in ("memory-maze", "dm_control", "mujoco", "labmaze")}
     job = Job(
@@ -153,35 +143,21 @@ def play_part(recipe: Recipe, writer: TrajectoryWriter, first: int, count: int) 
     maze = MemoryMazeEnv(recipe.size, max_steps=recipe.steps, privileged=True)
     with contextlib.closing(maze):
         for number in range(first, first + count):
-            columns = play(maze, recipe.players[assigned[number]], FIRST_DATA_SEED + number, recipe.perturbation)
-            infos = columns.pop("infos") | {
-                "seed": np.full(recipe.steps, FIRST_DATA_SEED + number, dtype=np.int64),
-                "player": np.full(recipe.steps, assigned[number], dtype=np.uint8),
-            }
-            writer.add_episode(**columns, terminal=False, infos=infos)
+            player, seed = assigned[number], FIRST_DATA_SEED + number
+            episode = play(maze, recipe.players[player], seed, recipe.perturbation)
+            constant = {"seed": np.int64(seed), "player": np.uint8(player)}
+            episode["infos"] |= {name: np.full(recipe.steps, value) for name, value in constant.items()}
+            writer.add_episode(**episode)
 
 
 def play(maze: MemoryMazeEnv, player: PlayerOfMix, seed: int, perturbation: float = 0.0) -> dict[str, Any]:
-    """An episode of T steps of a player, in the maze of a seed, perturbed in a share of the time.
-
-    Returns:
-        observations (T, 3, 64, 64) uint8, actions (T,) uint8, rewards (T,) float32, and infos: see the module.
-    """
+    """An episode of a player, in the maze of a seed, perturbed in a share of the time; see `record` and the module."""
     mind = expert(player.kind, np.random.default_rng([seed, _EXPERT_STREAM]), player.noise, perturbation)
-    observation, info = maze.reset(seed=seed)
-    steps, truncated = [], False
-    while not truncated:
-        action, seen, known = mind.act(info), observation, info
-        observation, reward, _, truncated, info = maze.step(action)
-        noted = (known["target_index"], known["agent_pos"], known["agent_dir"], mind.random, mind.best)
-        steps.append((seen, action, reward, *noted))
-    names = ("target", "agent_pos", "agent_dir", "random", "expert_action")
-    dtypes = (np.uint8, np.uint8, np.float32, np.uint8, np.float32, np.float32, np.uint8, np.uint8)
-    columns = [np.array(values, dtype=dtype) for values, dtype in zip(zip(*steps, strict=True), dtypes, strict=True)]
-    observations, actions, rewards, *infos = columns
-    return {
-        "observations": observations,
-        "actions": actions,
-        "rewards": rewards,
-        "infos": dict(zip(names, infos, strict=True)),
-    }
+
+    def act(observation: np.ndarray, info: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
+        action = mind.act(info)
+        position, direction = (np.float32(info[name]) for name in ("agent_pos", "agent_dir"))
+        noted = {"target": np.uint8(info["target_index"]), "agent_pos": position, "agent_dir": direction}
+        return action, noted | {"random": np.uint8(mind.random), "expert_action": np.uint8(mind.best)}
+
+    return record(maze, maze.reset(seed=seed), act)

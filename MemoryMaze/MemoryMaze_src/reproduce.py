@@ -24,7 +24,7 @@ if __name__ == "__main__":  # started as a script
 
 import numpy as np
 
-from MemoryMaze.MemoryMaze_src.dataset import describe
+from MemoryMaze.MemoryMaze_src.dataset import DATA
 from MemoryMaze.MemoryMaze_src.environment import ENVIRONMENT
 from MemoryMaze.MemoryMaze_src.evaluate import PLAYERS, player_returns
 from RATE_model.acting.controls import knock_out_memory, knock_out_part
@@ -228,7 +228,7 @@ def write(document: dict[str, dict], data: Sequence[Path], options: Options) -> 
     numbers = " ".join(map(str, options.seeds))
     seeds = f"seed{'s' * (len(options.seeds) > 1)} {numbers.replace(' ', ', ')}"
     asked = setting().task.target_return
-    held = "; ".join(describe(path).partition(": ")[2] for path in data)
+    held = "; ".join(DATA.describe(path).partition(": ")[2] for path in data)
     text = (
         f"Balls found in 1000 steps, mean and standard error over the episodes of {seeds} in {options.episodes} "
         f"mazes that no data was made in, made {made(document)}. Asked for was a return of {asked:g}; the "

@@ -10,10 +10,10 @@ what they hold, so that two ways of asking for the same data share one file.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -29,18 +29,15 @@ from MinigridMemory.MinigridMemory_src.expert import Flaws
 from MinigridMemory.MinigridMemory_src.generate import Selection, generate
 from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
 from RATE_model.cli.options import changeable
-from RATE_model.data.npz import conversion_path, given_data
-from RATE_model.data.trajectories import TrajectoryFile
+from RATE_model.data.maker import DataMaker, two_sides
+from RATE_model.data.selection import whole_episodes
 from RATE_model.errors import UserError
-from RATE_model.system.locks import ensure
 
 if TYPE_CHECKING:
     from RATE_model.data.dataset import WindowDataset
 
-DATA_DIRECTORY = Path(__file__).resolve().parents[1] / "MinigridMemory_data"
 MAX_TRAJECTORIES = 200_000
 TRAINING_FRACTION = 0.9
-SPLIT_SEED = 0
 
 Preset = Literal["clean_31", "clean_41", "published_31", "published_41"]
 
@@ -137,81 +134,65 @@ def default_cap(size: int) -> int:
     return max(PUBLISHED_CAP, expert_cap(size))
 
 
-def dataset_path(options: DataOptions) -> Path:
-    """The file of what these options collect; its name holds all that its content depends on."""
-    chosen = options.selection()
-    parts = [f"minigrid_memory_size{chosen.size}", "random" if chosen.random_length else "fixed"]
-    if (chosen.min_steps, chosen.max_steps) != (1, chosen.cap):
-        parts.append(f"steps{chosen.min_steps}-{chosen.max_steps}")
-    if chosen.cap != default_cap(chosen.size):
-        parts.append(f"cap{chosen.cap}")
-    parts += [f"{name}{value:g}" for name, value in vars(chosen.flaws).items() if value]
-    return (options.data_dir or DATA_DIRECTORY) / f"{'_'.join(parts)}_n{chosen.trajectories}.h5"
+class MinigridMemoryData(DataMaker[DataOptions]):
+    """The expert's episodes, or published ones."""
+
+    name = "Minigrid-Memory"
+    environment = ENV_ID
+    script = "MinigridMemory/get_data/collect_traj.py"
+    description = "Collect Minigrid-Memory trajectories with the scripted expert."
+    directory = Path(__file__).resolve().parents[1] / "MinigridMemory_data"
+    prefix = "minigrid_memory"
+    options = DataOptions
+    observation_shape = OBSERVATION_SHAPE
+    num_actions = NUM_ACTIONS
+
+    def file_name(self, options: DataOptions) -> str:
+        """By what is selected."""
+        chosen = options.selection()
+        parts = [f"minigrid_memory_size{chosen.size}", "random" if chosen.random_length else "fixed"]
+        if (chosen.min_steps, chosen.max_steps) != (1, chosen.cap):
+            parts.append(f"steps{chosen.min_steps}-{chosen.max_steps}")
+        if chosen.cap != default_cap(chosen.size):
+            parts.append(f"cap{chosen.cap}")
+        parts += [f"{name}{value:g}" for name, value in vars(chosen.flaws).items() if value]
+        return f"{'_'.join(parts)}_n{chosen.trajectories}.h5"
+
+    def count(self, options: DataOptions) -> int:
+        """Those that are kept."""
+        return options.trajectories
+
+    def make(self, options: DataOptions, path: Path, *, overwrite: bool = False, workers: int | None = None) -> None:
+        """See `generate`."""
+        generate(options.selection(), path, overwrite=overwrite, workers=workers)
+
+    def conversion(self, options: DataOptions) -> Mapping[str, Any]:
+        """Equal images are kept once."""
+        return {"index_frames": True}
+
+    def note(self, made: Mapping[str, Any], episodes: int) -> str:
+        """How many were played, and why the others were not kept."""
+        if "played" not in made:
+            return ""
+        dropped = ", ".join(f"{count} {reason}" for reason, count in made["dropped"].items())
+        kept = f"; {made['acceptance']:.1%} of {made['played']} episodes played were kept"
+        return kept + (f" (dropped: {dropped})" if dropped else "")
 
 
-def ensure_dataset(options: DataOptions) -> list[Path]:
-    """The files to train on, collecting or converting what is missing.
-
-    Raises:
-        UserError: the data that was named is missing or unusable, nothing could be collected, or nothing be written.
-    """
-    if options.data_path is not None:
-        return [given_dataset(options)]
-    path = dataset_path(options)
-
-    def collect() -> None:
-        print(f"Collecting {options.trajectories} Minigrid-Memory episodes: {path}", flush=True)
-        generate(options.selection(), path)
-
-    ensure(path, collect)
-    return [path]
-
-
-def given_dataset(options: DataOptions, target: Path | None = None, *, overwrite: bool = False) -> Path:
-    """The file that `data_path` names, or the conversion of the folder that it names, into `target`.
-
-    With `overwrite` a folder is converted again, and whatever `target` is is replaced.
-    """
-    source = options.data_path
-    assert source is not None
-    return given_data(
-        source,
-        target or conversion_path(source, options.data_dir or DATA_DIRECTORY, "minigrid_memory"),
-        observation_shape=OBSERVATION_SHAPE,
-        num_actions=NUM_ACTIONS,
-        index_frames=True,
-        overwrite=overwrite,
-        attributes={"environment": ENV_ID, "generator": "imported"},
-    )
-
-
-def open_dataset(path: Path) -> TrajectoryFile:
-    """A Minigrid-Memory trajectory file, checked. Raises UserError; see `TrajectoryFile`."""
-    return TrajectoryFile(
-        path,
-        observation_shape=OBSERVATION_SHAPE,
-        observation_dtype="uint8",
-        num_actions=NUM_ACTIONS,
-        hint="Name another --data_path; if it was collected here, delete it: the next training collects it again.",
-    )
+DATA = MinigridMemoryData()
 
 
 def load_windows(
-    paths: Sequence[Path], *, size: int, fraction: float = TRAINING_FRACTION, split_seed: int = SPLIT_SEED
+    paths: Sequence[Path], *, size: int, fraction: float = TRAINING_FRACTION
 ) -> tuple[WindowDataset, WindowDataset]:
     """All episodes of these files of up to ``size`` steps, padded to it: a training and a validation dataset.
 
-    Longer episodes are left out, and their number is printed. An episode is on the same side in every run: the split
-    depends on ``split_seed`` only.
+    Longer episodes are left out, and their number is printed.
 
     Raises:
         UserError: a file is missing or bad, no episode is short enough, or there are too few to split.
     """
-    # Late, as torch comes with it: collect_traj.py and its processes do without.
-    from RATE_model.data.dataset import WindowDataset
-    from RATE_model.data.selection import split_episodes, whole_episodes
-
-    files = [open_dataset(path) for path in paths]
+    files = [DATA.open(path) for path in paths]
     lengths = np.concatenate([file.lengths for file in files])
     long = int((lengths > size).sum())
     if long == len(lengths):
@@ -229,6 +210,4 @@ def load_windows(
     windows = [
         whole_episodes(index, file, max_steps=size) for index, file in enumerate(files) if file.lengths.min() <= size
     ]
-    training, validation = split_episodes(np.concatenate(windows), files, fraction=fraction, seed=split_seed)
-    dataset = WindowDataset(files, training, size=size)
-    return dataset, dataset.with_windows(validation)
+    return two_sides(files, np.concatenate(windows), fraction=fraction, size=size)

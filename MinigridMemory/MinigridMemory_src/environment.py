@@ -12,7 +12,7 @@ from torch import Tensor
 
 from MinigridMemory.MinigridMemory_src import evaluate as protocol
 from MinigridMemory.MinigridMemory_src import pictures
-from MinigridMemory.MinigridMemory_src.dataset import DataOptions, ensure_dataset, load_windows
+from MinigridMemory.MinigridMemory_src.dataset import DATA, DataOptions, load_windows
 from MinigridMemory.MinigridMemory_src.env import (
     CUES,
     PUBLISHED_CAP,
@@ -152,8 +152,8 @@ class MinigridMemory(Environment):
         return SPEC
 
     def files(self, config: Config) -> Sequence[Path]:
-        """The preset's data, or the given one."""
-        return ensure_dataset(config.data)
+        """The data of the preset, or the given one."""
+        return [DATA.ensure(config.data)]
 
     def load(self, config: Config) -> TrainingData:
         """Windows for a stage of s segments: the episodes that fit, padded. Each stage has at least ten batches."""

@@ -117,17 +117,7 @@ class Tally:
 
 
 def generate(selection: Selection, path: Path, *, overwrite: bool = False, workers: int | None = None) -> Path:
-    """Collect a file of trajectories. Its content is the same for any number of workers.
-
-    Args:
-        selection: what to collect.
-        path: the file; it appears when it is complete.
-        overwrite: replace a file that exists.
-        workers: processes that play; None: one per core this process may use, fewer for few episodes.
-
-    Raises:
-        UserError: the file exists and is not to be replaced, cannot be written, or nothing suitable was played.
-    """
+    """Collect a file of trajectories; see `DataMaker.make`. Fewer processes play for few episodes."""
     with making(path, overwrite=overwrite) as wanted:
         if wanted:
             _make(selection, path, workers)

@@ -12,10 +12,10 @@ from S * 1,000,000 upward: no episode and no noise is shared with another file o
 
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 if __name__ == "__main__":  # started as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # makes the repository importable
@@ -28,7 +28,8 @@ import numpy as np
 from RATE_model.cli.limits import MAX_EPISODE_STEPS, MAX_STEPS, at_least, at_most
 from RATE_model.cli.options import Boolean, changeable, exit_on_user_error, parse_options
 from RATE_model.data.dataset import WindowDataset
-from RATE_model.data.selection import split_episodes, whole_episodes
+from RATE_model.data.maker import DataMaker, two_sides
+from RATE_model.data.selection import whole_episodes
 from RATE_model.data.trajectories import TrajectoryFile
 from RATE_model.data.writer import TrajectoryWriter
 from RATE_model.errors import UserError
@@ -45,13 +46,10 @@ from TMaze_new.TMaze_new_src.published import converted, published_file
 from TMaze_new.TMaze_new_src.task_choice import TaskChoice
 from TMaze_new.TMaze_new_src.tasks import environment_id
 
-DATA_DIRECTORY = Path(__file__).resolve().parents[1] / "TMaze_new_data"
 FIRST_SEED = 1_000_000  # of S = 1; S = 2 starts at twice this number, and so on
 MAX_TRAJECTORIES = 900_000  # this many seeds, as many up as down, lie within the million of one file
 TRAINING_FRACTION = 0.8
-SPLIT_SEED = 0
 CORRIDOR_SEED = 0
-SCRIPT = "python3 TMaze_new/TMaze_new_src/dataset.py"
 
 
 @dataclass(frozen=True)
@@ -106,60 +104,110 @@ class DataOptions(TaskChoice):
         """All numbers of segments from shortest to longest."""
         return range(self.min_n_final, self.max_n_final + 1)
 
-
-def dataset_path(options: DataOptions, segments: int) -> Path:
-    """The file of episodes of this many segments; its name holds all that its content depends on."""
-    kind = "win" if options.win_only else "half"
-    corridors = "" if options.corridors == "full" else f"_{options.corridors}"
-    size = f"S{segments}_K{options.context_length}{corridors}"
-    hint = f"_hint{options.hint_steps}" if not options.is_chain else ""
-    name = "_".join(map(str, ("tmaze", *options.name_parts, f"{size}{hint}_n{options.trajectories}_{kind}.h5")))
-    return (options.data_dir or DATA_DIRECTORY) / name
+    def only(self, segments: int) -> "DataOptions":
+        """Those of one file, of episodes of this many segments."""
+        return replace(self, min_n_final=segments, max_n_final=segments)
 
 
-def generate(options: DataOptions, segments: int, *, overwrite: bool = False) -> Path:
-    """Make the file of episodes of this many segments, and return its path.
+class TMazeData(DataMaker[DataOptions]):
+    """The expert's episodes, or the authors' pickles; options are those `only` of one number of segments."""
 
-    Raises:
-        UserError: the file exists and ``overwrite`` is False, or it cannot be written.
+    name = "T-Maze"
+    environment = ENV_ID
+    script = "TMaze_new/TMaze_new_src/dataset.py"
+    description = "Make T-Maze trajectories."
+    directory = Path(__file__).resolve().parents[1] / "TMaze_new_data"
+    prefix = "tmaze"
+    options = DataOptions
+    observation_shape = (OBSERVATION_SIZE,)
+    observation_dtype = "float32"
+    num_actions = NUM_ACTIONS
+
+    def file_name(self, options: DataOptions) -> str:
+        """By task and lengths."""
+        kind = "win" if options.win_only else "half"
+        corridors = "" if options.corridors == "full" else f"_{options.corridors}"
+        size = f"S{options.max_n_final}_K{options.context_length}{corridors}"
+        hint = f"_hint{options.hint_steps}" if not options.is_chain else ""
+        return "_".join(map(str, ("tmaze", *options.name_parts, f"{size}{hint}_n{options.trajectories}_{kind}.h5")))
+
+    def count(self, options: DataOptions) -> int:
+        """Of one number of segments."""
+        return options.trajectories
+
+    def make(self, options: DataOptions, path: Path, *, overwrite: bool = False, workers: int | None = None) -> None:
+        """All episodes are played at once, in this process."""
+        with making(path, overwrite=overwrite) as wanted:
+            if wanted:
+                play = _play_chains if options.is_chain else _play_passive
+                attributes, observations, seeds, episodes = play(options, options.max_n_final)
+                described = {
+                    "segments": options.max_n_final,
+                    "context_length": options.context_length,
+                    **({} if options.is_chain else {"hint_steps": options.hint_steps}),
+                    "first_seed": int(seeds.min()),
+                    "last_seed": int(seeds.max()),
+                }
+                with TrajectoryWriter(
+                    path,
+                    observation_shape=observations.shape[2:],
+                    observation_dtype="float32",
+                    attributes=attributes | described,
+                ) as writer:
+                    infos = {"seed": np.repeat(seeds[:, None], observations.shape[1], axis=1)}
+                    writer.add_episodes(observations, *episodes, infos)
+
+    def given(self, options: DataOptions, target: Path | None = None, *, overwrite: bool = False) -> Path:
+        """The conversion of a pickle."""
+        assert options.data_path is not None, "asked for where there is one"
+        source = published_file(options.data_path, options.max_n_final, options.context_length)
+        return converted(source, options.data_dir or self.directory)
+
+    def open(self, path: Path, features: int = OBSERVATION_SIZE) -> TrajectoryFile:
+        """As in every environment, of this many numbers an observation."""
+        return TrajectoryFile(
+            path,
+            observation_shape=(features,),
+            observation_dtype=self.observation_dtype,
+            num_actions=self.num_actions,
+            hint=self.hint,
+        )
+
+
+DATA = TMazeData()
+# Attributes, observations (E, T, n), seeds (E,), and actions (E, T), rewards (E, T), lengths (E,), terminals (E,).
+Played = tuple[dict[str, Any], np.ndarray, np.ndarray, tuple[np.ndarray, ...]]
+
+
+def _play_passive(options: DataOptions, segments: int) -> Played:
+    """Episodes of the expert, all at once; the losers among them believe the opposite of the hint.
+
+    T is the longest corridor + 1; an episode uses the first steps, its corridor + 1.
     """
-    path = dataset_path(options, segments)
-    with making(path, overwrite=overwrite) as wanted:
-        if wanted:
-            _make(options, segments, path)
-    return path
-
-
-def _make(options: DataOptions, segments: int, path: Path) -> None:
-    """See `generate`."""
-    if options.is_chain:
-        _make_chains(options, segments, path)
-        return
     seeds = balanced_seeds(segments * FIRST_SEED, options.trajectories)
     wins = options.trajectories if options.win_only else options.trajectories // 2
-    corridor_lengths = _corridor_lengths(options, segments)
-    observations, actions, rewards, terminals = _play(
-        seeds, np.arange(len(seeds)) < wins, corridor_lengths, options.hint_steps
-    )
+    # Padded by a step, they need exactly this many segments.
+    corridors = _drawn(options, segments, longest=segments * options.context_length - 2, shortest=1)
+    shape = len(seeds), int(corridors.max()) + 1
+    observations = np.empty((*shape, OBSERVATION_SIZE), dtype=np.float32)
+    actions, rewards = np.empty(shape, dtype=np.uint8), np.empty(shape, dtype=np.float32)
+    mazes = TMazeVectorEnv(len(seeds), corridors, hint_steps=options.hint_steps)
+    observation, _ = mazes.reset(seed=seeds)
+    belief = np.where(np.arange(len(seeds)) < wins, observation[:, 1], -observation[:, 1])
+    for step in range(shape[1]):
+        observations[:, step] = observation
+        actions[:, step] = expert_actions(observation, belief)
+        observation, rewards[:, step], terminals, _, _ = mazes.step(actions[:, step])
     attributes = {
         "environment": ENV_ID,
         "generator": "expert, then the wrong turn in the second half" if not options.win_only else "expert",
-        "corridor_lengths": f"{corridor_lengths.min()} to {corridor_lengths.max()}",
-        "segments": segments,
-        "context_length": options.context_length,
-        "hint_steps": options.hint_steps,
-        "first_seed": int(seeds.min()),
-        "last_seed": int(seeds.max()),
+        "corridor_lengths": f"{corridors.min()} to {corridors.max()}",
     }
-    with TrajectoryWriter(
-        path, observation_shape=(OBSERVATION_SIZE,), observation_dtype="float32", attributes=attributes
-    ) as writer:
-        infos = {"seed": np.repeat(seeds[:, None], actions.shape[1], axis=1)}
-        writer.add_episodes(observations, actions, rewards, corridor_lengths + 1, terminals, infos)
+    return attributes, observations, seeds, (actions, rewards, corridors + 1, terminals)
 
 
-def _make_chains(options: DataOptions, segments: int, path: Path) -> None:
-    """The file of a task of `tasks.py`."""
+def _play_chains(options: DataOptions, segments: int) -> Played:
+    """Episodes of a task of `tasks.py`."""
     count = options.trajectories
     lengths = _drawn(options, segments, longest=segments * options.context_length, shortest=options.shortest)
     seeds = segments * FIRST_SEED + np.arange(count)
@@ -172,21 +220,8 @@ def _make_chains(options: DataOptions, segments: int, path: Path) -> None:
         "generator": "expert" if options.win_only else "expert, then every turn wrong in the second half",
         "corridor_lengths": f"{chains.corridor_length.min()} to {chains.corridor_length.max()}",
         "junctions": chains.junctions,
-        "segments": segments,
-        "context_length": options.context_length,
-        "first_seed": int(seeds.min()),
-        "last_seed": int(seeds.max()),
     }
-    with TrajectoryWriter(
-        path, observation_shape=(chains.features,), observation_dtype="float32", attributes=attributes
-    ) as writer:
-        infos = {"seed": np.repeat(seeds[:, None], actions.shape[1], axis=1)}
-        writer.add_episodes(observations, actions, rewards, chains.steps_needed, terminals, infos)
-
-
-def _corridor_lengths(options: DataOptions, segments: int) -> np.ndarray:
-    """(E,) int64: of episodes that, padded by a step, need exactly this many segments."""
-    return _drawn(options, segments, longest=segments * options.context_length - 2, shortest=1)
+    return attributes, observations, seeds, (actions, rewards, chains.steps_needed, terminals)
 
 
 def _drawn(options: DataOptions, segments: int, *, longest: int, shortest: int) -> np.ndarray:
@@ -211,83 +246,29 @@ def balanced_seeds(first: int, count: int) -> np.ndarray:
     return seeds
 
 
-def _play(
-    seeds: np.ndarray, win: np.ndarray, corridor_lengths: np.ndarray, hint_steps: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Episodes of the expert, all at once; where ``win`` (E,) is False it believes the opposite of the hint.
-
-    Returns:
-        observations (E, T, 4) float32, actions (E, T) uint8, rewards (E, T) float32 with T = the longest corridor + 1,
-        of which an episode uses the first corridor + 1 steps, and terminals (E,) bool, whether they ended with those.
-    """
-    steps = int(corridor_lengths.max()) + 1
-    observations = np.empty((len(seeds), steps, OBSERVATION_SIZE), dtype=np.float32)
-    actions = np.empty((len(seeds), steps), dtype=np.uint8)
-    rewards = np.empty((len(seeds), steps), dtype=np.float32)
-    mazes = TMazeVectorEnv(len(seeds), corridor_lengths, hint_steps=hint_steps)
-    observation, _ = mazes.reset(seed=seeds)
-    belief = np.where(win, observation[:, 1], -observation[:, 1])
-    for step in range(steps):
-        observations[:, step] = observation
-        actions[:, step] = expert_actions(observation, belief)
-        observation, rewards[:, step], terminated, _, _ = mazes.step(actions[:, step])
-    return observations, actions, rewards, terminated
-
-
 def ensure_datasets(options: DataOptions, segment_counts: Iterable[int] | None = None) -> list[Path]:
     """The files of these numbers of segments (by default from shortest to longest), making those that are missing.
 
     Of the authors' data where `data_path` names it. Raises UserError if that is missing or damaged.
     """
-    paths = []
-    for segments in options.segment_counts if segment_counts is None else segment_counts:
-        if options.data_path is not None:
-            source = published_file(options.data_path, segments, options.context_length)
-            paths.append(converted(source, options.data_dir or DATA_DIRECTORY))
-            continue
-        paths.append(dataset_path(options, segments))
-        ensure(paths[-1], partial(_make_and_say, options, segments))
-    return paths
-
-
-def _make_and_say(options: DataOptions, segments: int) -> None:
-    path = dataset_path(options, segments)
-    print(f"Making {options.trajectories} T-Maze episodes of {segments} segments: {path}", flush=True)
-    generate(options, segments)
-
-
-def open_dataset(path: Path, features: int = OBSERVATION_SIZE) -> TrajectoryFile:
-    """A T-Maze trajectory file of this many numbers an observation, checked. Raises UserError; see `TrajectoryFile`."""
-    return TrajectoryFile(
-        path,
-        observation_shape=(features,),
-        observation_dtype="float32",
-        num_actions=NUM_ACTIONS,
-        hint="Delete it; the next training makes it again." if path.exists() else "The next training makes it.",
-    )
+    counts = options.segment_counts if segment_counts is None else segment_counts
+    return [DATA.ensure(options.only(segments)) for segments in counts]
 
 
 def load_windows(
-    paths: Sequence[Path],
-    *,
-    size: int,
-    features: int = OBSERVATION_SIZE,
-    fraction: float = TRAINING_FRACTION,
-    split_seed: int = SPLIT_SEED,
+    paths: Sequence[Path], *, size: int, features: int = OBSERVATION_SIZE, fraction: float = TRAINING_FRACTION
 ) -> tuple[WindowDataset, WindowDataset]:
     """All episodes of these files, padded to ``size`` steps: a training and a validation dataset.
 
     A stage of s segments uses the files of min_n_final to s segments, in this order, and ``size = K * s``. An episode
-    is on the same side in every stage and every run: the split depends on ``split_seed`` only.
+    is on the same side in every stage and every run.
 
     Raises:
         UserError: a file is missing or bad, or its episodes are longer than ``size``.
     """
-    files = [open_dataset(path, features) for path in paths]
+    files = [DATA.open(path, features) for path in paths]
     windows = np.concatenate([whole_episodes(index, file, max_steps=size) for index, file in enumerate(files)])
-    training, validation = split_episodes(windows, files, fraction=fraction, seed=split_seed)
-    dataset = WindowDataset(files, training, size=size)
-    return dataset, dataset.with_windows(validation)
+    return two_sides(files, windows, fraction=fraction, size=size)
 
 
 @dataclass(frozen=True)
@@ -299,36 +280,31 @@ class Options:
     overwrite: Boolean = False
 
 
-def describe(path: Path, features: int = OBSERVATION_SIZE) -> None:
-    """Print a line on what a file holds."""
-    with open_dataset(path, features) as file:
-        steps = " to ".join(map(str, sorted({int(file.lengths.min()), int(file.lengths.max())})))
-        print(
-            f"{path}: {file.num_episodes} episodes of {steps} steps, "
-            f"mean return {file.attributes['return_mean']:.2f}, {path.stat().st_size / 1e6:.1f} MB"
-        )
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Make the files that the flags ask for; see the module."""
     with exit_on_user_error():
         options = parse_options(
-            Options, argv=argv, prog=SCRIPT, description="Make T-Maze trajectories.", aliases={"output_dir": "data_dir"}
+            Options,
+            argv=argv,
+            prog=f"python3 {DATA.script}",
+            description=DATA.description,
+            aliases={"output_dir": "data_dir"},
         )
+        files = {DATA.path(one): one for one in map(options.data.only, options.data.segment_counts)}
         if options.data.data_path is not None:
-            for path in ensure_datasets(options.data):
-                describe(path)
+            for one in files.values():
+                print(DATA.describe(DATA.ensure(one)))
             return
-        paths = [dataset_path(options.data, segments) for segments in options.data.segment_counts]
-        if all(path.exists() for path in paths) and not options.overwrite:
-            files = f"all {len(paths)} files exist, '{paths[0]}' first" if len(paths) > 1 else f"'{paths[0]}' exists"
-            raise UserError(f"{files}; add --overwrite true to replace {'them' if len(paths) > 1 else 'it'}.")
-        for segments, path in zip(options.data.segment_counts, paths, strict=True):
+        if all(path.exists() for path in files) and not options.overwrite:
+            first, many = next(iter(files)), len(files) > 1
+            there = f"all {len(files)} files exist, '{first}' first" if many else f"'{first}' exists"
+            raise UserError(f"{there}; add --overwrite true to replace {'them' if many else 'it'}.")
+        for path, one in files.items():
             if options.overwrite:
-                generate(options.data, segments, overwrite=True)
-            elif not ensure(path, partial(generate, options.data, segments)):
+                DATA.make(one, path, overwrite=True)
+            elif not ensure(path, partial(DATA.make, one, path)):
                 print(f"{path} is there already and is kept")  # of an interrupted start, or of fewer segments
-            describe(path, options.data.spec.observation_shape[0])
+            print(DATA.describe(path))
 
 
 if __name__ == "__main__":

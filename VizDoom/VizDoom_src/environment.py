@@ -33,7 +33,7 @@ from RATE_model.training.curriculum import parse_stages
 from VizDoom.VizDoom_src import evaluate as protocol
 from VizDoom.VizDoom_src import pictures
 from VizDoom.VizDoom_src.baselines import play_baselines
-from VizDoom.VizDoom_src.dataset import DataOptions, dataset_path, ensure_dataset, load_windows
+from VizDoom.VizDoom_src.dataset import DATA, DataOptions, load_windows
 from VizDoom.VizDoom_src.engine import described_pictures, vizdoom
 from VizDoom.VizDoom_src.env import MIRRORED, PUBLISHED_CAP, SEED_LIMIT, VizDoomTwoColorsEnv
 from VizDoom.VizDoom_src.graphics import ensure_graphics
@@ -167,7 +167,7 @@ class ViZDoomTwoColors(Environment):
 
     def check(self, config: Config) -> None:
         """Report unwritable data folders, and a missing package or missing graphics, which only acting needs."""
-        path = dataset_path(config.data)
+        path = DATA.path(config.data)
         if config.data.data_path is None and not path.exists():
             check_writable(path)
         if config.task.online_inference or config.task.last_inference:
@@ -176,7 +176,7 @@ class ViZDoomTwoColors(Environment):
 
     def files(self, config: Config) -> Sequence[Path]:
         """One file."""
-        return ensure_dataset(config.data)
+        return [DATA.ensure(config.data)]
 
     def load(self, config: Config) -> TrainingData:
         """Whole episodes; in earlier stages, their first segments."""

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from RATE_model.data.maker import record
 from RATE_model.data.parts import Job, make_in_parts
 from RATE_model.data.writer import TrajectoryWriter
 from RATE_model.errors import UserError
@@ -51,34 +52,8 @@ class Recipe:
     perturbation: float = 0.0  # share of the time in which it takes the wrong items for the right ones
 
 
-@dataclass(frozen=True)
-class Episode:
-    """One episode of T steps."""
-
-    seed: int
-    is_red: bool
-    observations: np.ndarray  # (T, 3, 64, 112) uint8
-    actions: np.ndarray  # (T,) uint8
-    best: np.ndarray  # (T,) uint8, what the expert would have done
-    rewards: np.ndarray  # (T,) float32
-    health: np.ndarray  # (T,) uint8, at the time of each observation
-    terminated: bool
-
-
 def generate(recipe: Recipe, episodes: int, path: Path, *, overwrite: bool = False, workers: int | None = None) -> Path:
-    """Make a file of trajectories. Its content is the same for any number of workers.
-
-    Args:
-        recipe: what is played.
-        episodes: how many; half of them, rounded up, are red.
-        path: the file; it appears when it is complete.
-        overwrite: replace a file that exists.
-        workers: processes that play; None: one per core this process may use.
-
-    Raises:
-        UserError: the file exists and is not to be replaced, cannot be written, the package vizdoom is missing, an
-            engine died twice in an episode, or too few episodes reach the full length.
-    """
+    """Make a file of trajectories, half of them, rounded up, red; see `DataMaker.make`."""
     vizdoom()  # a missing package, or missing graphics, show here and not in a process
     ensure_graphics(recipe.scenario)
     ensure_scenario(recipe.scenario)
@@ -122,57 +97,40 @@ def play_part(recipe: Recipe, writer: TrajectoryWriter, first: int, count: int) 
         for number in range(count):
             red = (first + number) % 2 == 0
             tried = enumerate(_played(game, recipe, seeds, red), start=1)
-            full = ((episode, attempt) for attempt, episode in tried if len(episode.actions) == recipe.steps)
+            full = ((episode, attempt) for attempt, episode in tried if len(episode["actions"]) == recipe.steps)
             episode, attempt = next(full, (None, 0))
             if episode is None:
                 raise UserError(
                     f"in {PART_SEEDS} seeds {number} of {count} episodes reached {recipe.steps} steps: in the others "
                     "the player died before. Lower --steps, --noise or --perturbation."
                 )
-            _add(writer, episode, attempt)
+            episode["infos"][_ATTEMPT] = np.full(recipe.steps, attempt, dtype=np.int32)
+            writer.add_episode(**episode)
 
 
-def _played(game: VizDoomTwoColorsEnv, recipe: Recipe, seeds: Iterator[int], red: bool) -> Iterator[Episode]:
+def _played(game: VizDoomTwoColorsEnv, recipe: Recipe, seeds: Iterator[int], red: bool) -> Iterator[dict[str, Any]]:
     """Episodes of the next seeds of a colour."""
     for seed in seeds:
-        observation, info = game.reset(seed=seed)
-        if info["is_red"] == red:
-            yield play(game, observation, info, recipe, seed)
+        first = game.reset(seed=seed)
+        if first[1]["is_red"] == red:
+            yield play(game, first, recipe, seed)
 
 
 def play(
-    game: VizDoomTwoColorsEnv, observation: np.ndarray, info: dict[str, Any], recipe: Recipe, seed: int
-) -> Episode:
-    """A flawed expert's episode in a game that was reset to a seed and gave this observation and info."""
+    game: VizDoomTwoColorsEnv, first: tuple[np.ndarray, dict[str, Any]], recipe: Recipe, seed: int
+) -> dict[str, Any]:
+    """A flawed expert's episode in a game that was reset to a seed and gave this observation and info; see `record`.
+
+    Of every step it is noted whether the episode is red, its seed, the health at the time of the observation, and what
+    the expert would have done.
+    """
     generator = np.random.default_rng([seed, EXPERT_STREAM])
     player = Flawed(generator, view=recipe.view, noise=recipe.noise, perturbation=recipe.perturbation)
-    is_red, terminated, truncated = info["is_red"], False, False
-    steps = []
-    while not (terminated or truncated):
-        (action, best), health, seen = player.act(game.surroundings()), info["health"], observation
-        observation, reward, terminated, truncated, info = game.step(action)
-        steps.append((seen, action, best, reward, health))
-    observations, actions, best, rewards, healths = zip(*steps, strict=True)
-    return Episode(
-        seed,
-        is_red,
-        np.stack(observations),
-        np.array(actions, dtype=np.uint8),
-        np.array(best, dtype=np.uint8),
-        np.array(rewards, dtype=np.float32),
-        np.array(healths, dtype=np.uint8),
-        terminated,
-    )
+    is_red = np.uint8(first[1]["is_red"])
 
+    def act(observation: np.ndarray, info: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
+        action, best = player.act(game.surroundings())
+        noted = {"health": np.uint8(info["health"]), "expert_action": np.uint8(best)}
+        return action, {"is_red": is_red, "seed": np.int64(seed), **noted}
 
-def _add(writer: TrajectoryWriter, episode: Episode, attempt: int) -> None:
-    """Append an episode to a part; ``attempt`` is how many were played for it."""
-    steps = len(episode.actions)
-    infos = {
-        "is_red": np.full(steps, episode.is_red, dtype=np.uint8),
-        "seed": np.full(steps, episode.seed, dtype=np.int64),
-        "health": episode.health,
-        "expert_action": episode.best,
-        _ATTEMPT: np.full(steps, attempt, dtype=np.int32),
-    }
-    writer.add_episode(episode.observations, episode.actions, episode.rewards, terminal=episode.terminated, infos=infos)
+    return record(game, first, act)

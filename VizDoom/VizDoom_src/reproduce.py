@@ -46,7 +46,7 @@ from RATE_model.cli.training import check
 from RATE_model.loading import load_agent
 from RATE_model.memories.contract import MemoryTransform
 from VizDoom.VizDoom_src.baselines import PLAYERS, play_baselines
-from VizDoom.VizDoom_src.dataset import open_dataset
+from VizDoom.VizDoom_src.dataset import DATA
 from VizDoom.VizDoom_src.engine import described_pictures
 from VizDoom.VizDoom_src.environment import ENVIRONMENT, Config
 from VizDoom.VizDoom_src.evaluate import COLOURS, COLUMNS, ERRORS, TARGET_RETURN, figures, has_free_colour
@@ -83,8 +83,8 @@ STUDIES: dict[Setting, Study] = {
 }
 # Models whose memory is knocked out and exchanged.
 CONTROLLED = ("RATE", "LSTM")
-DATA = "data"  # the entry with the mean return of the data
-# Cherepanov et al. 2023 (arXiv 2306.09459), table 5, mean over 6 runs; and RATE's score in a later comparison.
+OF_DATA = "data"  # the entry with the mean return of the data
+# Cherepanov et al. 2023 (arXiv 2306.09459), table 5, mean over 6 runs; and the score of RATE in a later comparison.
 PUBLISHED = {
     "RATE": {"red": 38.2, "green": 44.7, "mean": 41.5},
     "DT": {"red": 7.2, "green": 42.3, "mean": 24.8},
@@ -222,7 +222,7 @@ def mean_return_of_data(paths: Sequence[Path]) -> float:
     """Mean return of the training episodes."""
     returns = []
     for path in paths:
-        with open_dataset(path) as file:
+        with DATA.open(path) as file:
             returns += file.returns_to_go()[file.starts].tolist()
     return sum(returns) / len(returns)
 
@@ -271,8 +271,8 @@ def seed_table(document: Mapping[str, Mapping[str, Any]]) -> str:
 
 def write(document: dict[str, dict[str, Any]], config: Config, options: Options) -> None:
     """The JSON file, the picture and the generated part of the page."""
-    task, scenario, data_return = config.task, config.data.scenario, document[DATA]["mean"][0]
-    players = {label: entry for label, entry in document.items() if label != DATA}
+    task, scenario, data_return = config.task, config.data.scenario, document[OF_DATA]["mean"][0]
+    players = {label: entry for label, entry in document.items() if label != OF_DATA}
     bars = {label: {colour: _bar(entry, colour) for colour in COLOURS} for label, entry in players.items()}
     returns_by_colour(bars, options.results_dir / f"{options.page}.png")
     text = (
@@ -311,10 +311,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         document = collect(study.run_all(options, options.models), config, data_return, device)
         if not kept.keys() >= PLAYERS.keys():
             document |= baseline_entries(config)
-        document[DATA] = {"mean": [data_return]}
+        document[OF_DATA] = {"mean": [data_return]}
         document = merged(kept, document, by_model(study, {**kept, **document}))
         write(document, config, options)
-        print(returns_table({label: document[label] for label in document if label != DATA}))
+        print(returns_table({label: document[label] for label in document if label != OF_DATA}))
 
 
 if __name__ == "__main__":

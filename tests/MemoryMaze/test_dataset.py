@@ -9,15 +9,10 @@ import torch
 
 from MemoryMaze.MemoryMaze_src import dataset
 from MemoryMaze.MemoryMaze_src.dataset import (
-    DATA_DIRECTORY,
+    DATA,
     DataOptions,
-    Options,
     check_windows,
-    dataset_path,
-    ensure_dataset,
-    given_source,
     load_windows,
-    open_dataset,
 )
 from MemoryMaze.MemoryMaze_src.env import NUM_ACTIONS, OBSERVATION_SHAPE
 from RATE_model.cli.options import parse_options
@@ -39,15 +34,15 @@ def elsewhere(tmp_path, monkeypatch):
 
 def test_all_that_the_content_depends_on_is_in_the_name():
     options = DataOptions()
-    assert dataset_path(options).parent == DATA_DIRECTORY and dataset_path(options).suffix == ".h5"
+    assert DATA.path(options).parent == DATA.directory and DATA.path(options).suffix == ".h5"
     changes = [{"size": 11}, {"episodes": 50}, {"steps": 500}, {"mix": ("planner:0.2:1",)}, {"mix": ("planner:0:2",)}]
     changes.append({"perturbation": 0.3})
-    names = {dataset_path(options).name} | {dataset_path(replace(options, **change)).name for change in changes}
+    names = {DATA.path(options).name} | {DATA.path(replace(options, **change)).name for change in changes}
     assert len(names) == 7
-    for name in (dataset_path(replace(options, mix=("planner:0.2:1", "explorer:0:3"))).name, *names):
+    for name in (DATA.path(replace(options, mix=("planner:0.2:1", "explorer:0:3"))).name, *names):
         assert not set(name) & set(":/ ")
     same = replace(options, windows="published", alignment="last", learn="expert")
-    assert dataset_path(same) == dataset_path(options)
+    assert DATA.path(same) == DATA.path(options)
 
 
 def test_missing_data_is_made_once(tmp_path, monkeypatch, capsys):
@@ -61,43 +56,42 @@ def test_missing_data_is_made_once(tmp_path, monkeypatch, capsys):
     options = DataOptions(
         size=11, steps=12, episodes=10, mix=("explorer:0.2:1",), perturbation=0.4, data_dir=tmp_path / "data"
     )
-    assert ensure_dataset(options) == ensure_dataset(options) == [dataset_path(options)]
+    assert DATA.ensure(options) == DATA.ensure(options) == DATA.path(options)
     (((recipe, episodes, path, rest)),) = made
     assert (recipe.size, recipe.steps, recipe.mix, recipe.perturbation, episodes, path, rest) == (
-        *(11, 12, ("explorer:0.2:1",), 0.4), 10, dataset_path(options), {},
+        *(11, 12, ("explorer:0.2:1",), 0.4), 10, DATA.path(options), {"overwrite": False, "workers": None},
     )  # fmt: skip
-    assert capsys.readouterr().out == f"Making 10 Memory Maze episodes: {path}\nData: {path}\n"
+    assert capsys.readouterr().out == f"Making 10 Memory Maze episodes: {path}\n"
 
 
 def test_data_of_other_experts_is_not_taken_for_ours(tmp_path, monkeypatch):
     options = DataOptions(data_dir=tmp_path)
-    path = write_data(dataset_path(options))
+    path = write_data(DATA.path(options))
     monkeypatch.setattr(dataset, "EXPERTS_VERSION", dataset.EXPERTS_VERSION + 1)
-    message = rf"^'{path}' was made by experts of version \d+, and they are at version \d+\. Give another.*--data_path"
+    message = rf"^'{path}' was made by version \d+ of the experts, and this one is \d+\. Give another.*--data_path"
     with pytest.raises(UserError, match=message):
-        ensure_dataset(options)
-    assert ensure_dataset(replace(options, data_path=path)) == [path], "where it is named it is taken"
+        DATA.ensure(options)
+    assert DATA.ensure(replace(options, data_path=path)) == path, "where it is named it is taken"
     rewarded(path, [3], {})
-    with pytest.raises(UserError, match="experts of version unknown"):
-        ensure_dataset(options)
+    with pytest.raises(UserError, match="version unknown of the experts"):
+        DATA.ensure(options)
 
 
 def test_data_is_that_of_the_flag_else_of_wandb_config_else_our_own(tmp_path, capsys):
-    assert given_source(DataOptions()) is None
+    assert DATA.source(DataOptions()) is None
     Path("wandb_config.yaml").write_text(f"memory_maze:\n  data: {tmp_path}/given.h5\n")
     write_data(tmp_path / "given.h5", 2)
     write_data(tmp_path / "other.h5", 2)
-    assert ensure_dataset(DataOptions()) == [tmp_path / "given.h5"]
-    assert ensure_dataset(DataOptions(data_path=tmp_path / "other.h5")) == [tmp_path / "other.h5"]
+    assert DATA.ensure(DataOptions()) == tmp_path / "given.h5"
+    assert DATA.ensure(DataOptions(data_path=tmp_path / "other.h5")) == tmp_path / "other.h5"
     assert capsys.readouterr().out.splitlines() == [
-        f"Data: {tmp_path / 'given.h5'} (memory_maze: data: of wandb_config.yaml)",
-        f"Data: {tmp_path / 'other.h5'} (--data_path)",
+        f"Data: {tmp_path / 'given.h5'} (memory_maze: data: of wandb_config.yaml)"
     ]
     (tmp_path / "given.h5").unlink()
     with pytest.raises(UserError, match=r"^memory_maze: data: of wandb_config.yaml '.*given.h5': there is no such"):
-        ensure_dataset(DataOptions())
+        DATA.ensure(DataOptions())
     with pytest.raises(UserError, match=r"^--data_path 'nowhere': there is no such"):
-        ensure_dataset(DataOptions(data_path=Path("nowhere")))
+        DATA.ensure(DataOptions(data_path=Path("nowhere")))
 
 
 # --- Dreamer's episodes ---
@@ -122,8 +116,8 @@ def dreamer(folder: Path, name: str = "image", *, first: bool = False, steps: in
 
 @pytest.mark.parametrize("name", ["image", "obs"])
 def test_our_action_is_the_one_that_stands_beside_dreamers_next_picture(tmp_path, name):
-    (path,) = ensure_dataset(DataOptions(data_path=dreamer(tmp_path / "dreams", name), data_dir=tmp_path / "data"))
-    file = open_dataset(path)
+    path = DATA.ensure(DataOptions(data_path=dreamer(tmp_path / "dreams", name), data_dir=tmp_path / "data"))
+    file = DATA.open(path)
     assert file.lengths.tolist() == [STEPS, STEPS] and path.parent == tmp_path / "data"
     for seed, start in enumerate(file.starts):
         observations, actions, rewards = episode(seed)
@@ -136,11 +130,11 @@ def test_our_action_is_the_one_that_stands_beside_dreamers_next_picture(tmp_path
 def test_where_nothing_tells_the_alignment_it_has_to_be_said(tmp_path):
     options = DataOptions(data_path=dreamer(tmp_path / "dreams", first=True), data_dir=tmp_path / "data")
     with pytest.raises(UserError, match="--alignment last, causal or replay"):
-        ensure_dataset(options)
+        DATA.ensure(options)
     _, actions, _ = episode(0)
     for alignment, expected in (("last", actions.tolist()), ("causal", [0, *actions])):
-        (path,) = ensure_dataset(replace(options, alignment=alignment))
-        file = open_dataset(path)
+        path = DATA.ensure(replace(options, alignment=alignment))
+        file = DATA.open(path)
         assert file.actions[: file.lengths[0]].tolist() == expected
 
 
@@ -148,7 +142,7 @@ def test_causal_alignment_is_the_published_pairing(tmp_path):
     """The authors' loader: row i's picture with row i's action, and rewards from row i on; two or more in a window."""
     folder, steps = dreamer(tmp_path / "dreams"), 3
     options = DataOptions(data_path=folder, data_dir=tmp_path / "data", alignment="causal")
-    file = open_dataset(ensure_dataset(options)[0])
+    file = DATA.open(DATA.ensure(options))
     for number, path in enumerate(sorted(folder.glob("*.npz"))):
         rows = np.load(path)
         start = file.starts[number]
@@ -175,8 +169,8 @@ def test_chunks_of_several_episodes_are_split(tmp_path, layout, alignment):
         shown = pictures[start : start + 25]
         shown = {"image_t": shown.transpose(1, 2, 3, 0)} if layout == "pydreamer" else {"image": shown}
         np.savez_compressed(folder / f"ep{start:04d}-25.npz", **piece, **shown)
-    (path,) = ensure_dataset(DataOptions(data_path=folder, data_dir=tmp_path / "data", alignment=alignment))
-    file = open_dataset(path)
+    path = DATA.ensure(DataOptions(data_path=folder, data_dir=tmp_path / "data", alignment=alignment))
+    file = DATA.open(path)
     whole, short = (9, 4) if alignment == "replay" else (10, 5)
     assert file.lengths.tolist() == [whole, whole, short, whole, whole, whole, whole]
     expected = np.repeat([0, 1, 2, 3, 4, 5, 6], file.lengths)
@@ -192,7 +186,7 @@ def test_rewards_that_came_with_their_pictures_have_to_be_said(tmp_path):
             arrays = dict(file)
         np.savez(path, **arrays | {"action": np.roll(arrays["action"], -1, axis=0), "reward": arrays["reward"] + 1})
     with pytest.raises(UserError, match="--alignment replay"):
-        ensure_dataset(DataOptions(data_path=folder, data_dir=tmp_path / "data", alignment="causal"))
+        DATA.ensure(DataOptions(data_path=folder, data_dir=tmp_path / "data", alignment="causal"))
 
 
 # --- windows ---
@@ -281,8 +275,8 @@ def test_the_command_makes_what_the_flags_ask_for(tmp_path, monkeypatch, capsys)
     assert made == [(13, 40, 10, False, 3), (9, 1000, 11, True, None)]
     printed = capsys.readouterr().out.splitlines()
     mean = np.mean([episode(seed)[2].sum() for seed in range(10)])
-    assert printed[0].startswith(f"{output}: 10 episodes of 12 to 12 steps, mean return {mean:.2f} (")
-    assert printed[1].startswith(str(dataset_path(DataOptions(episodes=11, data_dir=tmp_path / "data"))))
+    assert printed[0].startswith(f"{output}: 10 episodes of 12 steps, mean return {mean:.2f} (")
+    assert printed[1].startswith(str(DATA.path(DataOptions(episodes=11, data_dir=tmp_path / "data"))))
 
 
 def test_what_the_players_would_have_done_can_be_learned(tmp_path):
@@ -292,7 +286,7 @@ def test_what_the_players_would_have_done_can_be_learned(tmp_path):
     )
     assert taken.labels is None and torch.equal(learned.actions, taken.actions)
     assert not torch.equal(learned.labels, taken.actions)
-    (converted,) = ensure_dataset(DataOptions(data_path=dreamer(tmp_path / "dreams"), data_dir=tmp_path / "data"))
+    converted = DATA.ensure(DataOptions(data_path=dreamer(tmp_path / "dreams"), data_dir=tmp_path / "data"))
     with pytest.raises(UserError, match=r"no 'infos/expert_action'.*--learn recorded"):
         load_windows([converted], size=5, learn="expert", fraction=0.5)
     folder = DataOptions(data_path=tmp_path / "dreams", learn="expert")
@@ -307,7 +301,7 @@ def test_what_the_players_would_have_done_can_be_learned(tmp_path):
 def test_the_command_converts_a_folder(tmp_path, capsys):
     flags = ["--data_path", str(dreamer(tmp_path / "dreams")), "--output", str(tmp_path / "new.h5")]
     dataset.main(flags)
-    assert f"{tmp_path / 'new.h5'}: 2 episodes of 12 to 12 steps" in capsys.readouterr().out
+    assert f"{tmp_path / 'new.h5'}: 2 episodes of 12 steps" in capsys.readouterr().out
     before = (tmp_path / "new.h5").stat().st_mtime_ns
     dataset.main([*flags, "--overwrite"])
     assert (tmp_path / "new.h5").stat().st_mtime_ns > before
@@ -335,6 +329,6 @@ def test_mistakes_are_named_and_create_nothing(mistake, tmp_path, capsys):
 
 
 def test_options_have_the_defaults_that_the_readme_names():
-    options = parse_options(Options, argv=[])
+    options = parse_options(DATA.flags, argv=[])
     assert (options.data.size, options.data.episodes, options.data.steps) == (9, 200, 1000)
     assert options.data.windows == "all" and options.data.alignment == "auto"

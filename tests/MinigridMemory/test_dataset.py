@@ -8,12 +8,10 @@ pytest.importorskip("minigrid")
 
 from MinigridMemory.MinigridMemory_src import generate as collecting
 from MinigridMemory.MinigridMemory_src.dataset import (
+    DATA,
     PRESETS,
     DataOptions,
-    dataset_path,
-    ensure_dataset,
     load_windows,
-    open_dataset,
 )
 from MinigridMemory.MinigridMemory_src.env import EVALUATION_SEEDS, MinigridMemoryEnv
 from MinigridMemory.MinigridMemory_src.generate import FIRST_SEED, generate
@@ -32,7 +30,7 @@ def small(tmp_path):
 
 def replay(path):
     """Play every episode of a file again; returns cue, arm and success of each."""
-    with open_dataset(path) as file, h5py.File(path) as raw:
+    with DATA.open(path) as file, h5py.File(path) as raw:
         made, outcomes = file.attributes, []
         env = MinigridMemoryEnv(made["size"], random_length=made["random_length"], max_steps=made["cap"])
         observations, actions = file.load()
@@ -51,8 +49,8 @@ def replay(path):
 
 
 def test_a_file_holds_successes_of_the_expert_evenly_divided(small, capsys):
-    (path,) = ensure_dataset(small())
-    assert "Collecting 41 Minigrid-Memory episodes" in capsys.readouterr().out
+    path = DATA.ensure(small())
+    assert "Making 41 Minigrid-Memory episodes" in capsys.readouterr().out
     outcomes = replay(path)
     assert all(success for *_, success in outcomes)
     kinds = [outcome[:2] for outcome in outcomes]
@@ -61,12 +59,12 @@ def test_a_file_holds_successes_of_the_expert_evenly_divided(small, capsys):
         seeds = np.unique(raw["infos/seed"][:])
         assert "infos/first_seen" in raw
     assert len(seeds) == 41 and seeds.min() == FIRST_SEED == 1_000_000 > 10_000 > max(EVALUATION_SEEDS)
-    made = open_dataset(path).attributes
+    made = DATA.open(path).attributes
     assert made["environment"] == "MinigridMemory-v0" and made["expert_success"] == 1.0 and made["size"] == 9
     assert made["played"] == made["last_seed"] - made["first_seed"] + 1 == 41 + sum(made["dropped"].values())
     assert made["acceptance"] == 41 / made["played"] and made["last_seed"] == seeds.max()
     before = path.stat().st_mtime_ns
-    assert ensure_dataset(small()) == [path] and path.stat().st_mtime_ns == before
+    assert DATA.ensure(small()) == path and path.stat().st_mtime_ns == before
     assert capsys.readouterr().out == ""
 
 
@@ -91,24 +89,24 @@ def test_the_content_does_not_depend_on_the_processes(small, tmp_path):
         assert other_attributes == attributes and others.keys() == arrays.keys()
         for name, values in arrays.items():
             np.testing.assert_array_equal(others[name], values)
-    assert open_dataset(paths[0]).attributes["dropped"]["failed"] > 0  # those that noise spoilt
-    assert (open_dataset(paths[0]).returns_to_go()[open_dataset(paths[0]).starts] > 0).all()
+    assert DATA.open(paths[0]).attributes["dropped"]["failed"] > 0  # those that noise spoilt
+    assert (DATA.open(paths[0]).returns_to_go()[DATA.open(paths[0]).starts] > 0).all()
 
 
 @pytest.mark.parametrize("flaw", [{"wrong_arm": 0.4}, {"guess": 0.8}])
 def test_failures_are_kept_when_they_were_asked_for(small, flaw):
-    (path,) = ensure_dataset(small(trajectories=60, cap=11, noise=0.2, **flaw))
+    path = DATA.ensure(small(trajectories=60, cap=11, noise=0.2, **flaw))
     outcomes = replay(path)
     with h5py.File(path) as raw:
         assert raw["timeouts"][:].sum() > 3, "episodes that were cut off are kept too"
     assert 0.2 < np.mean([success for *_, success in outcomes]) < 0.8
-    assert open_dataset(path).attributes["keep_failures"]
+    assert DATA.open(path).attributes["keep_failures"]
 
 
 def test_lengths_are_filtered_and_the_rest_counted(small, monkeypatch):
     monkeypatch.setattr(collecting, "PATIENCE", 60)  # in a row: it is not used up by fewer between two that are kept
-    (path,) = ensure_dataset(small(size=21, min_steps=20, max_steps=26))
-    file = open_dataset(path)
+    path = DATA.ensure(small(size=21, min_steps=20, max_steps=26))
+    file = DATA.open(path)
     assert file.lengths.min() == 20 and file.lengths.max() == 26
     dropped = file.attributes["dropped"]
     assert dropped["too short"] > 0 and dropped["too long"] > 0
@@ -133,14 +131,14 @@ def test_presets_and_what_replaces_them():
 
 
 def test_names_hold_what_the_content_depends_on(small):
-    base = dataset_path(small())
+    base = DATA.path(small())
     assert base.name == "minigrid_memory_size9_random_n41.h5"
     changes = [{"size": 11}, {"corridor": "fixed"}, {"min_steps": 3}, {"max_steps": 90}, {"cap": 95}, {"noise": 0.1}]
     changes += [{"wrong_arm": 0.1}, {"guess": 0.1}, {"trajectories": 40}, {"preset": "published_31"}]
-    assert len({dataset_path(small(**change)) for change in changes} | {base}) == len(changes) + 1
-    assert dataset_path(small(preset="clean_41")) == base  # replaced in all that differs
-    assert dataset_path(small(corridor="random", cap=96, max_steps=96)) == base
-    assert dataset_path(DataOptions()).parts[-3:-1] == ("MinigridMemory", "MinigridMemory_data")
+    assert len({DATA.path(small(**change)) for change in changes} | {base}) == len(changes) + 1
+    assert DATA.path(small(preset="clean_41")) == base  # replaced in all that differs
+    assert DATA.path(small(corridor="random", cap=96, max_steps=96)) == base
+    assert DATA.path(DataOptions()).parts[-3:-1] == ("MinigridMemory", "MinigridMemory_data")
 
 
 @pytest.mark.parametrize(
@@ -172,18 +170,18 @@ def test_a_wish_that_cannot_be_met_ends_with_the_counts(small, monkeypatch, work
     monkeypatch.setattr(collecting, "PATIENCE", 120)
     options = small(min_steps=15)
     with pytest.raises(UserError) as error:
-        generate(options.selection(), dataset_path(options), workers=workers)
+        generate(options.selection(), DATA.path(options), workers=workers)
     message = str(error.value)
     assert "collected 0 of 41" in message and "120 played, dropped: 120 too short" in message
     assert "had 6 to 14" in message and "--min_steps" in message
-    assert not dataset_path(options).parent.exists()
+    assert not DATA.path(options).parent.exists()
     options = small(cap=5)
     with pytest.raises(UserError, match="120 played, dropped: 120 failed"):
-        generate(options.selection(), dataset_path(options))
+        generate(options.selection(), DATA.path(options))
 
 
 def test_existing_files_stay_and_unwritable_places_are_named_at_once(small, tmp_path, monkeypatch):
-    (path,) = ensure_dataset(small())
+    path = DATA.ensure(small())
     with pytest.raises(UserError, match="exists; add --overwrite true"):
         generate(small().selection(), path)
     generate(small().selection(), path, overwrite=True)
@@ -195,7 +193,7 @@ def test_existing_files_stay_and_unwritable_places_are_named_at_once(small, tmp_
 
 
 def test_windows_are_episodes_split_once(small, capsys):
-    paths = ensure_dataset(small())
+    paths = [DATA.ensure(small())]
     capsys.readouterr()
     training, validation = load_windows(paths, size=20)
     assert (len(training), len(validation)) == (37, 4) and capsys.readouterr().out == ""
@@ -203,7 +201,7 @@ def test_windows_are_episodes_split_once(small, capsys):
     assert batch.actions.shape == batch.observations.index.shape == (37, 20)
     assert len(batch.observations.images) < 70, "equal pictures are kept once"
     start = int(training.windows[3, 1])
-    with open_dataset(paths[0]) as file:
+    with DATA.open(paths[0]) as file:
         expected = file.read(start, start + int(batch.lengths[3]))[0]
     shown = batch.observations.images[batch.observations.index[3]].numpy()
     np.testing.assert_array_equal(shown[: len(expected)], expected)
@@ -216,9 +214,9 @@ def test_windows_are_episodes_split_once(small, capsys):
 
 
 def test_long_episodes_are_left_out_and_counted(small, capsys):
-    paths = ensure_dataset(small())
+    paths = [DATA.ensure(small())]
     capsys.readouterr()
-    lengths = open_dataset(paths[0]).lengths
+    lengths = DATA.open(paths[0]).lengths
     long = int((lengths > 10).sum())
     training, validation = load_windows(paths, size=10)
     assert len(training) + len(validation) == 41 - long
@@ -229,7 +227,7 @@ def test_long_episodes_are_left_out_and_counted(small, capsys):
     for part in ("nothing to train on", "all 41 episodes are longer than 5", "7 to 13", "--segments"):
         assert part in str(error.value)
     # A second file may be all too long.
-    other = ensure_dataset(small(size=21, min_steps=20))
+    other = [DATA.ensure(small(size=21, min_steps=20))]
     training, validation = load_windows([*paths, *other], size=14)
     assert len(training) + len(validation) == 41 and "41 of 82 episodes" in capsys.readouterr().out
 
@@ -263,8 +261,8 @@ def test_files_of_several_episodes_are_split(small, tmp_path):
     np.savez(folder / "train_data_0.npz", **arrays, done=last)
     np.savez(folder / "train_data_1.npz", **arrays, terminals=last, episode_id=number)
     np.savez(folder / "train_data_2.npz", **arrays, done=last, episode_id=np.arange(12) // 6)
-    (path,) = ensure_dataset(small(data_path=folder))
-    file = open_dataset(path)
+    path = DATA.ensure(small(data_path=folder))
+    file = DATA.open(path)
     assert file.lengths.tolist() == [4, 5, 3] * 2
     assert file.returns_to_go()[file.starts].tolist() == [0, 5, 6] * 2
     assert file.actions.tolist() == [*(number % 3)] * 2
@@ -276,13 +274,13 @@ def test_published_files_are_converted_once(small, tmp_path, capsys, floats):
     published_files(folder, 12, floats=floats)
     options = small(data_path=folder)
     options.validate()
-    (path,) = ensure_dataset(options)
+    path = DATA.ensure(options)
     assert "12 episodes converted" in capsys.readouterr().out and path.parent == tmp_path / "data"
-    file = open_dataset(path)
+    file = DATA.open(path)
     assert file.num_episodes == 12 and file.frames() is not None
     first = file.read(0, 1)[0][0]
     np.testing.assert_array_equal(first, MinigridMemoryEnv(9).reset(seed=0)[0])
-    assert ensure_dataset(options) == [path] and capsys.readouterr().out == ""
+    assert DATA.ensure(options) == path and capsys.readouterr().out == ""
     training, validation = load_windows([path], size=96)
     assert len(training) == 11 and len(validation) == 1
     with pytest.raises(UserError, match="longer than 2 steps"):  # the published loader dropped them without a word
@@ -290,8 +288,8 @@ def test_published_files_are_converted_once(small, tmp_path, capsys, floats):
 
 
 def test_data_that_was_named_is_read_or_refused(small, tmp_path):
-    (path,) = ensure_dataset(small())
-    assert ensure_dataset(small(data_path=path)) == [path]
+    path = DATA.ensure(small())
+    assert DATA.ensure(small(data_path=path)) == path
     for bad, message in (
         (tmp_path / "none", "no such file or folder"),
         (tmp_path, "holds no train_data"),
@@ -301,13 +299,13 @@ def test_data_that_was_named_is_read_or_refused(small, tmp_path):
         if bad.suffix:
             bad.write_bytes(b"x")
         with pytest.raises(UserError, match=message) as error:
-            ensure_dataset(small(data_path=bad))
+            DATA.ensure(small(data_path=bad))
         assert "--data_path" in str(error.value)
     unusable = tmp_path / "unusable"
     unusable.mkdir()
     (unusable / "train_data_0.npz").write_bytes(b"nothing")
     with pytest.raises(UserError, match="none of 1 files .* can be used: train_data_0.npz is damaged"):
-        ensure_dataset(small(data_path=unusable))
+        DATA.ensure(small(data_path=unusable))
     path.write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(UserError, match="the next training collects it again"):
+    with pytest.raises(UserError, match="makes what it needs"):
         load_windows([path], size=20)

@@ -16,7 +16,7 @@ pytest.importorskip("minigrid")
 import torch
 
 from MinigridMemory.MinigridMemory_src import train_minigridmemory
-from MinigridMemory.MinigridMemory_src.dataset import ensure_dataset
+from MinigridMemory.MinigridMemory_src.dataset import DATA
 from MinigridMemory.MinigridMemory_src.environment import ENVIRONMENT, Mazes
 from MinigridMemory.MinigridMemory_src.spec import SPEC
 from RATE_model.acting.evaluation import Acting
@@ -68,7 +68,7 @@ EXPECTED = {
 def data(tmp_path_factory) -> tuple[str, str]:
     """Flags for a folder that holds the tiny data already."""
     flags = "--data_dir", str(tmp_path_factory.mktemp("data"))
-    ensure_dataset(ENVIRONMENT.read_config([*TINY, *flags]).data)
+    DATA.ensure(ENVIRONMENT.read_config([*TINY, *flags]).data)
     return flags
 
 

@@ -8,18 +8,23 @@ import pytest
 
 from RATE_model.errors import UserError
 from TMaze_new.TMaze_new_src.dataset import (
+    DATA,
     FIRST_SEED,
     MAX_TRAJECTORIES,
     DataOptions,
     balanced_seeds,
-    dataset_path,
     ensure_datasets,
-    generate,
     load_windows,
     main,
-    open_dataset,
 )
 from TMaze_new.TMaze_new_src.env import EVALUATION_SEEDS, RIGHT, TMazeEnv, goals_of_seeds
+
+
+def generate(options, segments, *, overwrite=False):
+    """The file of episodes of this many segments, made now."""
+    one = options.only(segments)
+    DATA.make(one, DATA.path(one), overwrite=overwrite)
+    return DATA.path(one)
 
 
 @pytest.fixture
@@ -31,7 +36,7 @@ def options(tmp_path):
 def test_episodes_are_those_of_the_environment(options, win_only):
     """Played again in the single environment, every stored action gives the stored observations and rewards."""
     options = DataOptions(**vars(options) | {"win_only": win_only, "hint_steps": 2})
-    file = open_dataset(generate(options, 2))
+    file = DATA.open(generate(options, 2))
     assert file.num_episodes == 40 and (file.lengths == 11).all()
     observations, actions = file.load()
     with h5py.File(file.path) as raw:
@@ -69,11 +74,11 @@ def test_seeds_are_distinct_balanced_and_never_those_of_an_evaluation(options):
 def test_attributes_and_names(options):
     path = generate(options, 3)
     assert path.name == "tmaze_S3_K6_hint1_n40_win.h5"
-    attributes = open_dataset(path).attributes
+    attributes = DATA.open(path).attributes
     assert attributes["environment"] == "TMaze-v0" and attributes["segments"] == 3
     assert attributes["num_episodes"] == 40 and attributes["return_mean"] == 1.0 and attributes["length_max"] == 17
     for change in ({"context_length": 7}, {"trajectories": 41}, {"hint_steps": 2}, {"win_only": False}):
-        assert dataset_path(DataOptions(**vars(options) | change), 3) != path
+        assert DATA.path(DataOptions(**vars(options) | change).only(3)) != path
 
 
 def test_ensure_makes_only_what_is_missing(options, capsys):
@@ -82,7 +87,7 @@ def test_ensure_makes_only_what_is_missing(options, capsys):
         generate(options, 1)
     before = first.stat().st_mtime_ns
     paths = ensure_datasets(options)
-    assert paths == [dataset_path(options, segments) for segments in (1, 2, 3)] and all(p.is_file() for p in paths)
+    assert paths == [DATA.path(options.only(segments)) for segments in (1, 2, 3)] and all(p.is_file() for p in paths)
     assert first.stat().st_mtime_ns == before
     assert capsys.readouterr().out.count("Making 40 T-Maze episodes") == 2
     assert ensure_datasets(options, [2]) == paths[1:2] and capsys.readouterr().out == ""
@@ -113,11 +118,11 @@ def test_split_is_the_same_in_every_stage(options):
 
 
 def test_loading_names_what_is_wrong(options):
-    with pytest.raises(UserError, match="does not exist. The next training makes it"):
-        load_windows([dataset_path(options, 1)], size=6)
+    with pytest.raises(UserError, match="does not exist.*makes what it needs"):
+        load_windows([DATA.path(options.only(1))], size=6)
     path = generate(options, 2)
     (path.parent / "damaged.h5").write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(UserError, match="damaged.h5' cannot be read.* Delete it; the next training makes it again"):
+    with pytest.raises(UserError, match="damaged.h5' cannot be read.* Delete it, or name another"):
         load_windows([path.parent / "damaged.h5"], size=6)
     with pytest.raises(UserError, match="no episode of 1 to 6 steps"):
         load_windows([path], size=6)
@@ -166,8 +171,8 @@ def test_junctions_come_at_any_step_of_the_last_segment(options):
     drawn = DataOptions(**vars(options) | {"corridors": "any", "trajectories": 400})
     for segments in (1, 2, 3):
         path = generate(drawn, segments)
-        assert path != dataset_path(DataOptions(**vars(drawn) | {"corridors": "full"}), segments)
-        file = open_dataset(path)
+        assert path != DATA.path(DataOptions(**vars(drawn) | {"corridors": "full"}).only(segments))
+        file = DATA.open(path)
         steps = file.lengths + 1  # a step of padding closes the last segment
         assert (-(-steps // 6) == segments).all()
         shortest = 3 if segments == 1 else 6 * segments - 5  # a corridor has at least one cell
@@ -179,10 +184,10 @@ def test_junctions_come_at_any_step_of_the_last_segment(options):
         assert (observations[ends, 2] == 1).all() and observations[:, 2].sum() == 400  # each ends at its junction
         assert (file.rewards[ends] == 1).all() and file.num_episodes == 400
         assert (actions[ends] != RIGHT).all()
-    training, validation = load_windows([dataset_path(drawn, segments) for segments in (1, 2, 3)], size=18)
+    training, validation = load_windows([DATA.path(drawn.only(segments)) for segments in (1, 2, 3)], size=18)
     assert len(training) == 960 and len(validation) == 240
-    lengths = open_dataset(dataset_path(drawn, 3)).lengths
-    np.testing.assert_array_equal(open_dataset(generate(drawn, 3, overwrite=True)).lengths, lengths)
+    lengths = DATA.open(DATA.path(drawn.only(3))).lengths
+    np.testing.assert_array_equal(DATA.open(generate(drawn, 3, overwrite=True)).lengths, lengths)
 
 
 def test_full_corridors_fill_their_segments(options):
@@ -190,7 +195,7 @@ def test_full_corridors_fill_their_segments(options):
     for segments in (1, 2):
         path = generate(options, segments)
         assert path.name == f"tmaze_S{segments}_K6_hint1_n40_win.h5"
-        assert (open_dataset(path).lengths == 6 * segments - 1).all()
+        assert (DATA.open(path).lengths == 6 * segments - 1).all()
 
 
 def write_published(path, segments: int, steps: int, *, episodes: int = 12, **changes) -> None:
@@ -219,7 +224,7 @@ def test_published_pickles_are_read(tmp_path, capsys):
     assert capsys.readouterr().out.count("Converting") == 2 and ensure_datasets(options) == paths
     assert "Converting" not in capsys.readouterr().out
     source = pickle.loads((tmp_path / f"{name}_segment_length_5.pickle").read_bytes())
-    with open_dataset(paths[1]) as file:
+    with DATA.open(paths[1]) as file:
         assert file.lengths.tolist() == [9] * 12
         observations, actions = file.read(9, 18)
         np.testing.assert_array_equal(observations, source[1]["obs"][:-1].astype(np.float32))

@@ -10,7 +10,7 @@ from RATE_model.cli.evaluation import evaluation_of_run
 from RATE_model.errors import UserError
 from tests.tmaze_runs import only_run, train
 from TMaze_new.TMaze_new_src import inference_tmaze
-from TMaze_new.TMaze_new_src.dataset import DataOptions, dataset_path, generate, load_windows
+from TMaze_new.TMaze_new_src.dataset import DATA, DataOptions, load_windows
 from TMaze_new.TMaze_new_src.environment import ENVIRONMENT, Maze
 from TMaze_new.TMaze_new_src.task_choice import TaskChoice
 
@@ -77,8 +77,9 @@ def test_data_has_the_lengths_that_were_asked_for(tmp_path):
     options = DataOptions(
         task="multi-cue", bits=2, corridors="any", context_length=10, trajectories=50, data_dir=tmp_path
     )
-    path = generate(options, 2)
-    assert path == dataset_path(options, 2) and path.name.startswith("tmaze_multi-cue_bits2_S2_K10_any")
+    path = DATA.path(options.only(2))
+    DATA.make(options.only(2), path)
+    assert path.name.startswith("tmaze_multi-cue_bits2_S2_K10_any")
     training, validation = load_windows([path], size=20, features=options.spec.observation_shape[0])
     lengths = np.concatenate([training.windows[:, 2], validation.windows[:, 2]])
     assert lengths.min() >= 10 and lengths.max() <= 19 and len(set(lengths)) > 5

@@ -9,7 +9,7 @@ pytest.importorskip("vizdoom")
 
 from benchmarks import vizdoom_data
 from RATE_model.data.npz import find_npz
-from VizDoom.VizDoom_src.dataset import open_dataset
+from VizDoom.VizDoom_src.dataset import DATA
 from VizDoom.VizDoom_src.generate import Recipe, generate
 from VizDoom.VizDoom_src.scenario import Scenario
 
@@ -27,7 +27,7 @@ def test_it_runs(tmp_path, capsys):
 
 
 def test_ways_that_differ_are_not_timed(tmp_path):
-    file = open_dataset(generate(Recipe(Scenario(), 6, "limited", 0.0), 2, tmp_path / "data.h5", workers=1))
+    file = DATA.open(generate(Recipe(Scenario(), 6, "limited", 0.0), 2, tmp_path / "data.h5", workers=1))
     vizdoom_data.write_npz(file, tmp_path)
     paths = find_npz(tmp_path)
     assert len(paths) == 2

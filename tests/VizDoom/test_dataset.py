@@ -17,7 +17,7 @@ from RATE_model.data.parts import _is_done as is_done
 from RATE_model.errors import UserError
 from VizDoom.VizDoom_src import dataset
 from VizDoom.VizDoom_src import generate as generating
-from VizDoom.VizDoom_src.dataset import DataOptions, dataset_path, ensure_dataset, load_windows, main, open_dataset
+from VizDoom.VizDoom_src.dataset import DATA, DataOptions, load_windows, main
 from VizDoom.VizDoom_src.expert import Flawed
 from VizDoom.VizDoom_src.generate import Recipe, generate, job_of
 from VizDoom.VizDoom_src.scenario import Scenario
@@ -68,7 +68,7 @@ def test_a_file_holds_what_the_expert_saw_and_did(game, tmp_path):
             observation, reward, terminated, truncated, info = env.step(int(arrays["actions"][step]))
             assert arrays["rewards"][step] == np.float32(reward)
             assert (arrays["terminals"][step], arrays["timeouts"][step]) == (terminated, truncated)
-    made = open_dataset(path).attributes
+    made = DATA.open(path).attributes
     assert made["environment"] == "VizDoomTwoColors-v0" and made["played"] == made["num_episodes"] == 23
     assert (
         made["steps"] == 12
@@ -84,7 +84,7 @@ def test_the_content_does_not_depend_on_the_processes(tmp_path):
     flags = ["--episodes", "30", "--steps", "12", *FLAWS, *HERE, "--workers", "2", "--output", "two.h5"]
     done = subprocess.run([sys.executable, SCRIPT, *flags], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == "", done.stderr
-    assert done.stdout.startswith("two.h5: 30 episodes of 12 to 12 steps") and done.stdout.count("\n") == 1
+    assert done.stdout.startswith("two.h5: 30 episodes of 12 steps") and done.stdout.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["two.h5"]
     assert_same_content(tmp_path / "two.h5", generate(QUICK, 30, tmp_path / "one.h5", workers=1))
 
@@ -140,7 +140,7 @@ def test_a_killed_run_leaves_no_process_and_goes_on(tmp_path):
     assert not (tmp_path / "data.h5").exists()
     done = subprocess.run([sys.executable, SCRIPT, *flags], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == "", done.stderr
-    assert "resuming with" in done.stdout and "data.h5: 60 episodes of 12 to 12 steps, mean" in done.stdout
+    assert "resuming with" in done.stdout and "data.h5: 60 episodes of 12 steps, mean" in done.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["data.h5"]
     assert_same_content(tmp_path / "data.h5", generate(QUICK, 60, tmp_path / "whole.h5", workers=1))
 
@@ -164,7 +164,7 @@ def test_episodes_that_end_early_are_dropped_and_counted(tmp_path, capsys):
     """A player that acts at random lives for some 190 steps."""
     path = tmp_path / "data.h5"
     main(["--episodes", "10", "--steps", "190", "--noise", "1", "--workers", "1", "--output", str(path)])
-    file = open_dataset(path)
+    file = DATA.open(path)
     dropped = file.attributes["played"] - 10
     assert (file.lengths == 190).all() and dropped > 0
     assert capsys.readouterr().out.endswith(f"; {dropped} more were too short and dropped\n")
@@ -205,8 +205,8 @@ def test_files_of_several_episodes_are_split(tmp_path):
     np.savez(folder / "train_data_0.npz", **arrays, dones=last, is_red=number % 2)
     np.savez(folder / "train_data_1.npz", **arrays, is_last=last, is_red=number % 2)
     np.savez(folder / "train_data_2.npz", **arrays, done=last, is_red=1)
-    (path,) = ensure_dataset(DataOptions(data_path=folder, data_dir=tmp_path / "data"))
-    file, (arrays, _) = open_dataset(path), content(path)
+    path = DATA.ensure(DataOptions(data_path=folder, data_dir=tmp_path / "data"))
+    file, (arrays, _) = DATA.open(path), content(path)
     assert file.lengths.tolist() == [4, 5, 3] * 2
     assert file.returns_to_go()[file.starts].tolist() == [0, 5, 6] * 2
     assert arrays["infos/is_red"].tolist() == [*(number % 2)] * 2
@@ -216,13 +216,13 @@ def test_published_files_are_converted_and_loaded(tmp_path, capsys):
     folder = tmp_path / "iterative_data"
     observations = published_folder(folder, [6, 6, 4, 6, 6, 9, 6, 6, 6, 6, 6, 6])
     options = DataOptions(data_path=folder, data_dir=tmp_path / "data")
-    (path,) = ensure_dataset(options)
+    path = DATA.ensure(options)
     assert path.name.startswith("vizdoom_imported_iterative_data_")
     arrays, _ = content(path)
     np.testing.assert_array_equal(arrays["observations"], np.concatenate(observations))
     assert arrays["infos/is_red"][:12].tolist() == [0.0] * 6 + [1.0] * 6 and not arrays["terminals"].any()
     stamp = path.stat().st_mtime_ns
-    assert ensure_dataset(options) == [path] and path.stat().st_mtime_ns == stamp
+    assert DATA.ensure(options) == path and path.stat().st_mtime_ns == stamp
     capsys.readouterr()
     training, validation = load_windows([path], size=6)
     assert "2 of 12 episodes are left out: they have 4 to 9 steps, not 6" in capsys.readouterr().out
@@ -253,13 +253,13 @@ def test_published_files_that_cannot_be_used_are_counted(tmp_path, changes, mess
     folder = tmp_path / "folder"
     published_folder(folder, [6, 6], **changes)
     with pytest.raises(UserError, match=f"none of 2 files train_data_.*can be used: train_data_0.npz.*{message}"):
-        ensure_dataset(DataOptions(data_path=folder, data_dir=tmp_path / "data"))
+        DATA.ensure(DataOptions(data_path=folder, data_dir=tmp_path / "data"))
     assert not (tmp_path / "data").exists() or not list((tmp_path / "data").iterdir())
 
 
 def test_data_that_was_named_is_read_or_refused(tmp_path):
     path = generate(QUICK, 10, tmp_path / "data.h5", workers=1)
-    assert ensure_dataset(DataOptions(data_path=path)) == [path]
+    assert DATA.ensure(DataOptions(data_path=path)) == path
     (tmp_path / "train_data_0.npz").write_bytes(b"x")
     (tmp_path / "empty").mkdir()
     for bad, message in (
@@ -268,7 +268,7 @@ def test_data_that_was_named_is_read_or_refused(tmp_path):
         (tmp_path / "train_data_0.npz", "give the folder"),
     ):
         with pytest.raises(UserError, match=f"--data_path .*{message}"):
-            ensure_dataset(DataOptions(data_path=bad))
+            DATA.ensure(DataOptions(data_path=bad))
     with pytest.raises(UserError, match="none of 10 episodes has 90 steps.*have 12 to 12.*--steps 90"):
         load_windows([path], size=90)
     path.write_bytes(path.read_bytes()[:5000])
@@ -285,13 +285,13 @@ def test_data_of_another_scenario_than_the_flags_is_refused(tmp_path):
         r"--variant published --pillar_steps 45 --pillar true"
     )
     with pytest.raises(UserError, match=message):
-        ensure_dataset(DataOptions(data_path=path))
-    assert ensure_dataset(DataOptions(data_path=path, scenario=clear)) == [path]
+        DATA.ensure(DataOptions(data_path=path))
+    assert DATA.ensure(DataOptions(data_path=path, scenario=clear)) == path
     with h5py.File(path, "a") as file:  # another maker's file does not tell
         del file["checksums"]
         for name in asdict(clear):
             del file.attrs[name]
-    assert ensure_dataset(DataOptions(data_path=path)) == [path]
+    assert DATA.ensure(DataOptions(data_path=path)) == path
 
 
 @pytest.mark.parametrize(
@@ -299,27 +299,27 @@ def test_data_of_another_scenario_than_the_flags_is_refused(tmp_path):
 )
 def test_data_of_an_earlier_version_is_not_taken_for_that_of_this_one(tmp_path, monkeypatch, module, name, key):
     options = DataOptions(episodes=10, steps=5, data_dir=tmp_path)
-    (path,) = ensure_dataset(options)
-    assert ensure_dataset(options) == [path]
+    path = DATA.ensure(options)
+    assert DATA.ensure(options) == path
     old = getattr(module, name)
     monkeypatch.setattr(module, name, old + 1)
     with pytest.raises(
         UserError, match=f"{path.name}' was made by version {old} of the {key}.* is {old + 1}.*Give another"
     ):
-        ensure_dataset(options)
-    assert ensure_dataset(DataOptions(data_path=path)) == [path], "it was named"
+        DATA.ensure(options)
+    assert DATA.ensure(DataOptions(data_path=path)) == path, "it was named"
 
 
 def test_files_are_named_by_what_they_hold(tmp_path):
     names = {
-        dataset_path(DataOptions(**changes)).name
+        DATA.path(DataOptions(**changes)).name
         for changes in (
             *({}, {"steps": 150}, {"view": "full"}, {"noise": 0.1}, {"perturbation": 0.1}, {"episodes": 10}),
             *({"scenario": Scenario("clear")}, {"scenario": Scenario(items=9)}, {"scenario": Scenario(pillar=False)}),
         )
     }
     assert len(names) == 9 and "vizdoom_two_colors_limited_steps90_n5000.h5" in names
-    assert dataset_path(DataOptions()).parent.name == "VizDoom_data"
+    assert DATA.path(DataOptions()).parent.name == "VizDoom_data"
 
 
 def test_the_command_names_its_file_and_does_not_replace_it(tmp_path, capsys):
@@ -327,7 +327,7 @@ def test_the_command_names_its_file_and_does_not_replace_it(tmp_path, capsys):
     main(flags)
     line = capsys.readouterr().out
     path = tmp_path / "vizdoom_two_colors_limited_steps5_variant_clear_n10.h5"
-    assert line.startswith(f"{path}: 10 episodes of 5 to 5 steps, mean return") and "dropped" not in line
+    assert line.startswith(f"{path}: 10 episodes of 5 steps, mean return") and "dropped" not in line
     with pytest.raises(SystemExit, match="2"):
         main(flags)
     assert "exists; add --overwrite true" in capsys.readouterr().err

@@ -26,8 +26,8 @@ def action(surroundings, **options):
 
 def returns(game, view, *, noise=0.0, perturbation=0.0, seeds=range(1_000_000, 1_000_010), steps=90):
     env, recipe = game(privileged=True, max_steps=steps), Recipe(Scenario(), steps, view, noise, perturbation)
-    episodes = [play(env, *env.reset(seed=seed), recipe, seed) for seed in seeds]
-    return np.array([episode.rewards.sum() for episode in episodes])
+    episodes = [play(env, env.reset(seed=seed), recipe, seed) for seed in seeds]
+    return np.array([episode["rewards"].sum() for episode in episodes])
 
 
 def test_it_is_as_strong_as_the_published_data_policy(game):

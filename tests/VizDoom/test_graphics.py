@@ -17,7 +17,7 @@ from RATE_model.errors import UserError
 from tests import commands
 from tests.vizdoom_runs import NO_EVALUATION, TINY, places
 from VizDoom.VizDoom_src import graphics, train_vizdoom
-from VizDoom.VizDoom_src.dataset import DataOptions, dataset_path, describe, ensure_dataset
+from VizDoom.VizDoom_src.dataset import DATA, DataOptions
 from VizDoom.VizDoom_src.engine import Engine
 from VizDoom.VizDoom_src.generate import Recipe, generate
 from VizDoom.VizDoom_src.scenario import GRAPHICS, Scenario, ensure_scenario
@@ -57,7 +57,7 @@ def test_only_the_pictures_differ(published_graphics, tmp_path):
     made = {}
     for name in ("published", "installed"):
         path = generate(Recipe(Scenario(graphics=name), 30, "limited", 0.1), 2, tmp_path / f"{name}.h5", workers=1)
-        assert f"; {name} graphics, vizdoom {vizdoom.__version__}" in describe(path)
+        assert f"; {name} graphics, vizdoom {vizdoom.__version__}" in DATA.describe(path)
         with h5py.File(path) as file:
             assert (file.attrs["graphics"], file.attrs["vizdoom"]) == (name, vizdoom.__version__)
             made[name] = {key: file[key][:] for key in ("observations", "actions", "rewards", "infos/health")}
@@ -89,7 +89,7 @@ def test_data_is_named_by_its_graphics(monkeypatch):
         "_variant_clear_graphics_published_n5000": Scenario("clear", graphics="published"),
     }
     for name, scenario in names.items():
-        assert dataset_path(DataOptions(scenario=scenario)).stem == f"vizdoom_two_colors_limited_steps90{name}"
+        assert DATA.path(DataOptions(scenario=scenario)).stem == f"vizdoom_two_colors_limited_steps90{name}"
 
 
 def test_data_of_other_graphics_is_refused(tmp_path):
@@ -98,8 +98,8 @@ def test_data_of_other_graphics_is_refused(tmp_path):
     other = DataOptions(data_path=path, scenario=Scenario(graphics="published"))
     for _ in range(2):
         with pytest.raises(UserError, match="was made with --graphics installed, and the flags are --graphics publish"):
-            ensure_dataset(other)
-        assert ensure_dataset(DataOptions(data_path=path, scenario=scenario)) == [path]
+            DATA.ensure(other)
+        assert DATA.ensure(DataOptions(data_path=path, scenario=scenario)) == path
         with h5py.File(path, "a") as file:  # as files made before they could say it
             file.attrs.pop("graphics", None)
             file.pop("checksums", None)

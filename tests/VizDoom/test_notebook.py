@@ -22,13 +22,13 @@ def test_it_runs(tmp_path, monkeypatch):
     quiet_home(tmp_path, monkeypatch)
     text, pictures = run_notebook(NOTEBOOK, cwd=NOTEBOOK.parent, changes={"GRAPHICS = None": "GRAPHICS = 'installed'"})
     assert sum(pictures) == 2
-    assert "full view: mean return of 10 episodes" in text and "20 episodes of 90 to 90 steps" in text
+    assert "full view: mean return of 10 episodes" in text and "20 episodes of 90 steps" in text
     assert "steps that healed in this episode: [" in text
     assert {path.name for path in NOTEBOOK.parent.iterdir()} <= {NOTEBOOK.name, ".ipynb_checkpoints"}
 
 
 def test_without_a_folder_it_makes_the_file_that_trainings_look_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(dataset, "DATA_DIRECTORY", tmp_path)
+    monkeypatch.setattr(dataset.VizDoomData, "directory", tmp_path)
     cells = ["".join(cell["source"]) for cell in json.loads(NOTEBOOK.read_text())["cells"]]
     code = "\n".join(cell for cell in cells if cell.startswith(("# In Colab", "import", "from", "EPISODES = 20")))
     assert "DATA_DIR = Path(TEMPORARY.name)" in code
@@ -36,5 +36,5 @@ def test_without_a_folder_it_makes_the_file_that_trainings_look_for(tmp_path, mo
     monkeypatch.chdir(NOTEBOOK.parent)
     found = {}
     exec(code, found)
-    assert found["path"] == dataset.dataset_path(dataset.DataOptions(episodes=10)) and found["path"].parent == tmp_path
+    assert found["path"] == dataset.DATA.path(dataset.DataOptions(episodes=10)) and found["path"].parent == tmp_path
     assert found["path"].exists() and found["observations"].shape == (90, 3, 64, 112)

@@ -36,7 +36,7 @@ from tests.interruptions import (
 )
 from tests.vizdoom_runs import BATCHES_PER_EPOCH, NO_EVALUATION, TINY, only_run, places, train
 from VizDoom.VizDoom_src import train_vizdoom
-from VizDoom.VizDoom_src.dataset import ensure_dataset, load_windows
+from VizDoom.VizDoom_src.dataset import DATA, load_windows
 from VizDoom.VizDoom_src.engine import BUTTONS
 from VizDoom.VizDoom_src.env import MIRRORED
 from VizDoom.VizDoom_src.environment import ENVIRONMENT
@@ -72,7 +72,7 @@ EXPECTED = {
 def data(tmp_path_factory) -> tuple[str, str]:
     """Flags for a folder that holds the tiny data already."""
     flags = "--data_dir", str(tmp_path_factory.mktemp("data"))
-    ensure_dataset(ENVIRONMENT.read_config([*TINY, *flags]).data)
+    DATA.ensure(ENVIRONMENT.read_config([*TINY, *flags]).data)
     return flags
 
 
@@ -164,7 +164,7 @@ def test_the_game_that_is_played_is_what_the_flags_ask_for():
 
 def test_images_stay_bytes_until_the_model_takes_them(data):
     config = ENVIRONMENT.read_config([*TINY, *data])
-    training, validation = load_windows(ensure_dataset(config.data), size=6)
+    training, validation = load_windows([DATA.ensure(config.data)], size=6)
     assert (len(training), len(validation)) == (18, 2)
     assert training.__getitems__([0, 1]).observations.dtype == torch.uint8
 
@@ -181,7 +181,7 @@ def test_what_is_learned_is_asked_of_the_data(tmp_path):
 
 def test_every_image_of_a_batch_is_encoded_once(data):
     config = ENVIRONMENT.read_config([*TINY, *data])
-    batch = load_windows(ensure_dataset(config.data), size=6)[0].__getitems__([0, 1, 2])
+    batch = load_windows([DATA.ensure(config.data)], size=6)[0].__getitems__([0, 1, 2])
     model, encoded = Agent(config.agent_config(), SPEC), []
     model.encoder.observation.register_forward_pre_hook(lambda module, inputs: encoded.append(len(inputs[0])))
     model(batch.observations, batch.actions, batch.rtg, batch.valid)

@@ -1,0 +1,273 @@
+"""Where an environment's trajectories come from: made by flags, or given as a file or as a folder to be converted once.
+
+An environment's module declares a `DataMaker`; its data script is ``DATA.main``. What has to be said:
+
+    name, script, directory, prefix     what it is called and where files lie
+    options                             its flags, a dataclass with `data_path` and `data_dir`
+    file_name                           the file of these flags; all that its content depends on is in the name
+    make                                makes that file, in parts (`RATE_model.data.parts`)
+    observation_shape, num_actions      what is in it
+
+What is played is a recipe, a frozen dataclass that goes to other processes, and a function of a module that plays its
+episodes ``first`` to ``first + count - 1``; an environment that takes steps one by one records them with `record`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import field, make_dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+import gymnasium
+import numpy as np
+
+from RATE_model.cli.options import exit_on_user_error, parse_options
+from RATE_model.cli.spellings import existing_file
+from RATE_model.data.npz import PATTERN, conversion_path, given_data
+from RATE_model.data.parts import FileOptions
+from RATE_model.data.selection import split_episodes
+from RATE_model.data.trajectories import TrajectoryFile
+from RATE_model.errors import UserError
+from RATE_model.system.locks import ensure
+
+if TYPE_CHECKING:
+    from RATE_model.data.dataset import WindowDataset
+
+Options = TypeVar("Options", bound=Any)
+
+
+class DataMaker(ABC, Generic[Options]):
+    """See the module. Instances hold no state."""
+
+    # As people write it, as it is registered, and as the script is typed after `python3`
+    name: ClassVar[str]
+    environment: ClassVar[str]
+    script: ClassVar[str]
+    # What its --help begins with
+    description: ClassVar[str]
+    # Where files are made, and how the names of conversions begin
+    directory: ClassVar[Path]
+    prefix: ClassVar[str]
+    # Its flags
+    options: ClassVar[type]
+    # Of one observation, uint8 or float32, and how many actions there are
+    observation_shape: ClassVar[tuple[int, ...]]
+    observation_dtype: ClassVar[str] = "uint8"
+    num_actions: ClassVar[int]
+    # Names of the files of a folder that is converted
+    pattern: ClassVar[str] = PATTERN
+    # What to do about a file that is missing or bad
+    hint: ClassVar[str] = "Delete it, or name another --data_path; a training without --data_path makes what it needs."
+
+    @abstractmethod
+    def file_name(self, options: Options) -> str:
+        """The name of the file of what these options make; all that its content depends on is in it."""
+
+    @abstractmethod
+    def make(self, options: Options, path: Path, *, overwrite: bool = False, workers: int | None = None) -> object:
+        """Make that file. Its content is the same for any number of workers.
+
+        Args:
+            options: what is made.
+            path: the file; it appears when it is complete.
+            overwrite: replace a file that exists.
+            workers: processes that play; None: one per core this process may use.
+
+        Raises:
+            UserError: the file exists and is not to be replaced, cannot be written, a package is missing, a process was
+                killed, or nothing suitable is played.
+        """
+
+    def conversion(self, options: Options) -> Mapping[str, Any]:
+        """What is particular to the .npz files of a folder: arguments of `import_npz`."""
+        return {}
+
+    def count(self, options: Options) -> int:
+        """How many episodes are made."""
+        return options.episodes
+
+    def source(self, options: Options) -> tuple[Path, str] | None:
+        """The data that is given, and the flag or setting that names it; None: it is made."""
+        return None if options.data_path is None else (options.data_path, "--data_path")
+
+    def check_given(self, path: Path, options: Options) -> None:  # noqa: B027  there may be nothing to check
+        """Raise a `UserError` if data that is given does not fit the flags."""
+
+    def versions(self) -> Mapping[str, int]:
+        """Of what makes a file, by attribute: files of another version are not taken for those of this one."""
+        return {}
+
+    def note(self, made: Mapping[str, Any], episodes: int) -> str:
+        """What else there is to say of a file with these attributes and that many episodes."""
+        return ""
+
+    # --- what follows from it ---
+
+    @cached_property
+    def flags(self) -> type:
+        """Flags of the script."""
+        groups = [("data", self.options), ("file", FileOptions)]
+        return make_dataclass(
+            "Flags", [(name, kind, field(default_factory=kind)) for name, kind in groups], frozen=True
+        )
+
+    def path(self, options: Options) -> Path:
+        """The file of what these options make."""
+        return existing_file((options.data_dir or self.directory) / self.file_name(options))
+
+    def ensure(self, options: Options) -> Path:
+        """The file to train on, made or converted if it is missing.
+
+        Raises:
+            UserError: the data that is given is missing, unusable or does not fit the flags, a file of another version
+                is in the way, or nothing can be made or written.
+        """
+        if (given := self.source(options)) is not None:
+            path = self.given(options)
+            self.check_given(path, options)
+            if given[1] != "--data_path":
+                print(f"Data: {path} ({given[1]})", flush=True)
+            return path
+        path = self.path(options)
+
+        def make() -> None:
+            print(f"Making {self.count(options)} {self.name} episodes: {path}", flush=True)
+            self.make(options, path)
+
+        if not ensure(path, make):
+            self._check_versions(path)
+        return path
+
+    def given(self, options: Options, target: Path | None = None, *, overwrite: bool = False) -> Path:
+        """The file that is given, or the conversion of the folder that is, into ``target``.
+
+        With ``overwrite`` a folder is converted again, and whatever ``target`` is is replaced.
+        """
+        given = self.source(options)
+        assert given is not None, "asked for where there is one"
+        (source, named), conversion = given, dict(self.conversion(options))
+        attributes = {"environment": self.environment, "generator": "imported", **conversion.pop("attributes", {})}
+        return given_data(
+            source,
+            target or conversion_path(source, options.data_dir or self.directory, self.prefix),
+            pattern=self.pattern,
+            named=named,
+            observation_shape=self.observation_shape,
+            num_actions=self.num_actions,
+            overwrite=overwrite,
+            attributes=attributes,
+            **conversion,
+        )
+
+    def open(self, path: Path) -> TrajectoryFile:
+        """A file of trajectories, checked. Raises UserError; see `TrajectoryFile`."""
+        return TrajectoryFile(
+            path,
+            observation_shape=self.observation_shape,
+            observation_dtype=self.observation_dtype,
+            num_actions=self.num_actions,
+            hint=self.hint,
+        )
+
+    def describe(self, path: Path) -> str:
+        """One line on what a file holds and how it came about."""
+        with TrajectoryFile(path) as file:
+            made, lengths, returns = file.attributes, file.lengths, file.returns_to_go()[file.starts]
+        least, most = (f"{round(float(value), 2):g}" for value in (returns.min(), returns.max()))
+        spread = f" ({least} to {most})" if least != most else ""
+        steps = " to ".join(map(str, sorted({lengths.min(), lengths.max()})))
+        return (
+            f"{path}: {len(lengths)} episodes of {steps} steps, mean return "
+            f"{returns.mean():.2f}{spread}, {path.stat().st_size / 1e6:.1f} MB"
+            f"{self.note(made, len(lengths))}"
+        )
+
+    def main(self, argv: Sequence[str] | None = None) -> None:
+        """Make or convert what the flags (None: of the command line) ask for, and say what it is."""
+        with exit_on_user_error():
+            flags: Any = parse_options(
+                self.flags, argv=argv, prog=f"python3 {self.script}", description=self.description
+            )
+            options, file = flags.data, flags.file
+            if options.data_path is not None:
+                if not options.data_path.is_dir():
+                    raise UserError(f"--data_path '{options.data_path}': must be a folder of {self.pattern} to convert")
+                path = self.given(options, file.output, overwrite=file.overwrite)
+            else:
+                path = file.output or self.path(options)
+                self.make(options, path, overwrite=file.overwrite, workers=file.workers)
+            print(self.describe(path))
+
+    def _check_versions(self, path: Path) -> None:
+        """Raise a `UserError` if a file was made by another version than this one."""
+        with self.open(path) as file:
+            made = file.attributes
+        for name, version in self.versions().items():
+            if made.get(name) != version:
+                known = made.get(name, "unknown")
+                raise UserError(
+                    f"'{path}' was made by version {known} of the {name}, and this one is {version}. Give another "
+                    "--data_dir, where it is made again, or name it with --data_path to train on it all the same"
+                )
+
+
+def record(
+    environment: gymnasium.Env,
+    first: tuple[Any, Mapping[str, Any]],
+    act: Callable[[Any, Mapping[str, Any]], tuple[int, Mapping[str, Any]]],
+) -> dict[str, Any]:
+    """Play an episode to its end; T steps, as arguments of `TrajectoryWriter.add_episode`.
+
+    Args:
+        environment: that was reset.
+        first: the observation and the info that it gave.
+        act: from an observation and an info to a discrete action, and what is noted of the step: NumPy scalars and
+            arrays by name, always the same.
+
+    Returns:
+        observations (T, ...), actions (T,) uint8, rewards (T,) float32, terminal, and infos, (T, ...) each.
+    """
+    (observation, info), steps = first, []
+    terminated = truncated = False
+    while not (terminated or truncated):
+        (action, noted), seen = act(observation, info), observation
+        observation, reward, terminated, truncated, info = environment.step(action)
+        steps.append((seen, action, reward, noted))
+    observations, actions, rewards, notes = zip(*steps, strict=True)
+    return {
+        "observations": np.stack(observations),
+        "actions": np.array(actions, dtype=np.uint8),
+        "rewards": np.array(rewards, dtype=np.float32),
+        "terminal": bool(terminated),
+        "infos": {name: np.stack([noted[name] for noted in notes]) for name in notes[0]},
+    }
+
+
+def two_sides(
+    files: Sequence[TrajectoryFile],
+    windows: np.ndarray,
+    held_out: np.ndarray | None = None,
+    *,
+    fraction: float,
+    seed: int = 0,
+    **options: Any,
+) -> tuple[WindowDataset, WindowDataset]:
+    """A training and a validation dataset, of different episodes, which are the same in every run.
+
+    Args:
+        files: that are read.
+        windows: (W, 3), those that are trained on; see `RATE_model.data.selection`.
+        held_out: those that are validated on; None: the same.
+        fraction, seed: of `split_episodes`.
+        options: of `WindowDataset`.
+    """
+    from RATE_model.data.dataset import WindowDataset  # late, as torch comes with it: processes that play do without
+
+    training, validation = split_episodes(windows, files, fraction=fraction, seed=seed)
+    if held_out is not None:
+        _, validation = split_episodes(held_out, files, fraction=fraction, seed=seed)
+    dataset = WindowDataset(files, training, **options)
+    return dataset, dataset.with_windows(validation)
