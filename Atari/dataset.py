@@ -2,7 +2,7 @@
 
 What is trained on, the first of these that is there:
 
-    --data_path     a trajectory file (.h5), or a folder with DQN-replay files (see `Atari.replay`)
+    --data_path     a trajectory file (.h5), or a folder with DQN-replay files (see `RATE_model.data.dopamine`)
     atari: data:    the same, in wandb_config.yaml
     our own         made by Atari/generate_dataset.py; a training makes it when it is missing
 
@@ -17,6 +17,7 @@ shows are put side by side as a view where they are encoded (`RATE_model.data.fr
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,11 +27,11 @@ from Atari.env import FRAME_STACK
 from Atari.games import Game
 from Atari.games import game as game_of
 from Atari.generate_dataset import DATA_DIRECTORY, SCRIPT, GenerateOptions, dataset_path, ensure_own_data
-from Atari.replay import CLIPPED, FRAME_SHAPE, Selection, conversion_path, convert, find_replay_logs, game_of_logs
 from RATE_model.cli import local_settings
 from RATE_model.cli.limits import at_least
 from RATE_model.cli.options import changeable
 from RATE_model.data.dataset import WindowDataset
+from RATE_model.data.dopamine import CLIPPED, FRAME_SHAPE, Selection, conversion_path, convert, find_replay_logs
 from RATE_model.data.selection import split_episodes, strided_windows
 from RATE_model.data.trajectories import TrajectoryFile
 from RATE_model.errors import UserError
@@ -134,6 +135,14 @@ def ensure_dataset(options: DataOptions, selection: Selection | None = None) -> 
         raise UserError(f"{named}: '{logs}' is of {found}: give --game {found}, or the folder of {played.name}")
     target = conversion_path(logs, selection, played.name, options.directory)
     return convert(logs, target, selection, game=played.name, num_actions=played.actions)
+
+
+def game_of_logs(logs: Path) -> str | None:
+    """The game whose buffers a folder holds, by the names of the folder and of the two above; None: they name none."""
+    for name in reversed(logs.resolve().parts[-3:]):  # {Game}/1/replay_logs
+        with suppress(UserError):
+            return game_of(name).name
+    return None
 
 
 def how_to_get(game: Game, transitions: int | None = None) -> str:

@@ -15,7 +15,6 @@ from Atari.env import PUBLISHED_CAP, AtariEnv, Opening
 from Atari.games import Game, ale_py
 from Atari.games import game as game_of
 from Atari.generate import FIRST_DATA_SEED
-from Atari.replay import Selection
 from Atari.spec import spec_of
 from RATE_model.acting.rollout import BatchActor, Episodes
 from RATE_model.acting.video import with_caption
@@ -24,6 +23,7 @@ from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
 from RATE_model.cli.options import changeable
 from RATE_model.cli.settings import PUBLISHED_TRAINING, ExperimentConfig, ImageOptions, PlayOptions, SegmentOptions
 from RATE_model.data.dataset import WindowDataset
+from RATE_model.data.dopamine import Selection
 from RATE_model.environments.contract import Environment, Evaluation, TrainingData
 from RATE_model.errors import UserError
 from RATE_model.spec import EnvironmentSpec

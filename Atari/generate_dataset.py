@@ -27,9 +27,9 @@ from Atari.experts import plans
 from Atari.games import Game
 from Atari.games import game as game_of
 from Atari.generate import FRAME_SHAPE, Recipe, generate
-from Atari.replay import export_folder, export_replay
 from RATE_model.cli.limits import MAX_EPISODE_STEPS, at_least, at_most, writable
 from RATE_model.cli.options import exit_on_user_error, parse_options
+from RATE_model.data.dopamine import export_folder, export_replay
 from RATE_model.data.parts import FileOptions
 from RATE_model.data.trajectories import TrajectoryFile
 from RATE_model.errors import UserError

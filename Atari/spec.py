@@ -2,7 +2,7 @@
 
 from Atari.env import FRAME_STACK
 from Atari.games import Game
-from Atari.replay import FRAME_SHAPE
+from RATE_model.data.dopamine import FRAME_SHAPE
 from RATE_model.spec import EnvironmentSpec
 
 

@@ -32,10 +32,10 @@ from typing import Literal
 import numpy as np
 
 from MuJoCo.files import DATA_DIRECTORY, find_data, how_to_get
-from MuJoCo.formats import as_trajectory_file
 from MuJoCo.tasks import MAX_EPISODE_STEPS, Robot, Task
 from RATE_model.cli.options import changeable
 from RATE_model.data.dataset import WindowDataset
+from RATE_model.data.episodes import as_trajectory_file
 from RATE_model.data.selection import split_episodes
 from RATE_model.data.trajectories import TrajectoryFile
 from RATE_model.errors import UserError
@@ -132,7 +132,13 @@ def open_data(task: Task, data_path: Path | None = None, data_dir: Path | None =
     A conversion goes to ``data_dir``; None: see `DataOptions`.
     """
     source = find_data(task, data_path)
-    path = as_trajectory_file(source, data_dir or DATA_DIRECTORY, beside=data_dir is None)
+    path = as_trajectory_file(
+        source,
+        data_dir or DATA_DIRECTORY,
+        prefix="mujoco",
+        max_episode_steps=MAX_EPISODE_STEPS,
+        beside=data_dir is None,
+    )
     hint = f"It is read as {task.name}. {how_to_get(task)}"
     if path != source:
         hint = f"It was converted from '{source}'; delete it, and it is converted again."

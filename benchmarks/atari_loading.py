@@ -26,10 +26,10 @@ import numpy as np
 
 from Atari.dataset import DataOptions, ensure_dataset, load_data, open_dataset, windows_of
 from Atari.games import GAMES
-from Atari.replay import Selection, export_replay
 from benchmarks import common
 from RATE_model.cli.limits import at_least
 from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options, to_flat_dict
+from RATE_model.data.dopamine import Selection, export_replay
 from RATE_model.data.writer import TrajectoryWriter
 
 GAME = GAMES["Breakout"]

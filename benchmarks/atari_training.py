@@ -22,13 +22,13 @@ import torch
 
 from Atari.env import FRAME_STACK
 from Atari.environment import ENVIRONMENT
-from Atari.replay import FRAME_SHAPE
 from benchmarks import common
 from benchmarks.train_step import WINDOWS
 from RATE_model.agent import Agent
 from RATE_model.cli.limits import at_least
 from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options, to_flat_dict
 from RATE_model.data.batch import Batch
+from RATE_model.data.dopamine import FRAME_SHAPE
 from RATE_model.data.frames import FrameStack
 from RATE_model.encoders import TokenEncoder
 from RATE_model.system.precision import autocast

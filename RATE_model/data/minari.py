@@ -12,7 +12,8 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import numpy as np
 from gymnasium import spaces
 from PIL import Image
 
-from RATE_model.data.hdf5 import open_hdf5, refuse_if_unreadable
+from RATE_model.data.hdf5 import Hdf5, open_hdf5, refuse_if_unreadable
 from RATE_model.errors import UserError, reason_of
 from RATE_model.system.atomic import atomic_write_json
 from RATE_model.system.locks import temporary
@@ -68,16 +69,12 @@ def read_minari(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         observation_space = _space(metadata.get("observation_space"))
         encoded = bool(metadata.get("jpeg_encoding", True))
         with open_hdf5(folder / DATA) as file:
-            names = sorted((name for name in file if name.startswith("episode_")), key=lambda name: int(name[8:]))
-            stated = metadata.get("total_episodes", len(names))
-            if stated != len(names):
-                raise UserError(f"'{folder}' says that it has {stated} episodes, and has {len(names)}: copy it again")
             episodes = [
                 {
-                    "observations": _read(file[name]["observations"], observation_space, encoded),
-                    **{key: file[name][key][()] for key in ("actions", "rewards", "terminations", "truncations")},
+                    "observations": _read(episode["observations"], observation_space, encoded),
+                    **{key: episode[key][()] for key in ("actions", "rewards", "terminations", "truncations")},
                 }
-                for name in names
+                for _, episode in stored_episodes(file, folder, metadata)
             ]
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
         refuse_if_unreadable(folder / DATA, error)
@@ -86,6 +83,29 @@ def read_minari(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     if "env_spec" in metadata:
         metadata["environment"] = json.loads(metadata["env_spec"]).get("id")
     return episodes, metadata
+
+
+def stored_episodes(file: Hdf5, place: Path, metadata: Mapping[str, Any] | None = None) -> Iterator[tuple[str, Hdf5]]:
+    """The names and groups of the episodes of an open main_data.hdf5, in the order of their numbers.
+
+    Raises:
+        UserError: there are more or fewer, or shorter ones, than the file or its metadata say; `place` is named.
+    """
+    names = sorted(filter(episode_number, file), key=lambda name: episode_number(name) or 0)
+    for said in (file.attrs, metadata or {}):
+        if (stated := said.get("total_episodes", len(names))) != len(names):
+            raise UserError(f"'{place}' says that it has {stated} episodes, and has {len(names)}: copy it again")
+    for name in names:
+        steps = len(file[name]["rewards"]) if "rewards" in file[name] else 0
+        if (stated := file[name].attrs.get("total_steps", steps)) != steps:
+            raise UserError(f"'{name}' of '{place}' says that it has {stated} steps, and has {steps}")
+        yield name, file[name]
+
+
+def episode_number(name: str) -> int | None:
+    """1 for "episode_0", 2 for "episode_1", ...; None for another name."""
+    match = re.fullmatch(r"episode_(\d+)", name)
+    return int(match[1]) + 1 if match else None
 
 
 def write_minari(

@@ -13,12 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from RATE_model.data.hdf5 import attributes_of
+from RATE_model.data.episodes import converted_once
 from RATE_model.data.npz import conversion_path
 from RATE_model.data.pickles import load_pickle
 from RATE_model.data.writer import TrajectoryWriter
 from RATE_model.errors import UserError
-from RATE_model.system.locks import ensure
 from TMaze_new.TMaze_new_src.env import ENV_ID, NUM_ACTIONS, OBSERVATION_SIZE
 
 _KEYS = ("obs", "action", "rtg")
@@ -46,15 +45,7 @@ def converted(source: Path, directory: Path) -> Path:
     Raises:
         UserError: the pickle is damaged or does not hold T-Maze episodes.
     """
-    target, state = conversion_path(source, directory, "tmaze"), source.stat()
-    identity = {"source_bytes": state.st_size, "source_changed_ns": state.st_mtime_ns}
-    ensure(
-        target,
-        partial(_convert, source, target, identity),
-        is_good=lambda path: identity.items() <= attributes_of(path).items(),
-        waiting=f"another process is converting '{source}'; waiting for it",
-    )
-    return target
+    return converted_once(source, [conversion_path(source, directory, "tmaze")], partial(_convert, source))
 
 
 def _convert(source: Path, target: Path, identity: Mapping[str, int]) -> None:
@@ -62,7 +53,6 @@ def _convert(source: Path, target: Path, identity: Mapping[str, int]) -> None:
     episodes = load_pickle(source)
     if not isinstance(episodes, Mapping) or not episodes:
         raise UserError(f"'{source}' does not hold a dict of episodes")
-    print(f"Converting '{source}' to '{target}', once.")
     attributes = {"environment": ENV_ID, "generator": "published", "source": source.name, **identity}
     with TrajectoryWriter(
         target, observation_shape=(OBSERVATION_SIZE,), observation_dtype="float32", attributes=attributes

@@ -13,7 +13,7 @@ import torch
 from Atari import dataset, generate_dataset
 from Atari.dataset import DataOptions, ensure_dataset, load_data, open_dataset, windows_of
 from Atari.games import GAMES
-from Atari.replay import Selection, export_replay
+from RATE_model.data.dopamine import Selection, export_replay
 from RATE_model.data.trajectories import TrajectoryFile
 from RATE_model.data.writer import TrajectoryWriter
 from RATE_model.errors import UserError

@@ -15,9 +15,9 @@ from Atari import evaluate as protocol
 from Atari import train_rate_atari
 from Atari.environment import ENVIRONMENT, HERE
 from Atari.games import GAMES
-from Atari.replay import export_replay
 from Atari.spec import spec_of
 from RATE_model.cli import training
+from RATE_model.data.dopamine import export_replay
 from RATE_model.loading import load_model
 from RATE_model.memories.rate.config import RATEConfig
 from RATE_model.original.variants import VARIANTS

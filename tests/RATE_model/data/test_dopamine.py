@@ -11,10 +11,8 @@ import h5py
 import numpy as np
 import pytest
 
-pytest.importorskip("ale_py")
-
-from Atari import replay
-from Atari.replay import Selection, convert, export_replay, find_replay_logs, read_buffer, select
+from RATE_model.data import dopamine
+from RATE_model.data.dopamine import Selection, convert, export_replay, find_replay_logs, read_buffer, select
 from RATE_model.data.trajectories import TrajectoryFile
 from RATE_model.data.writer import TrajectoryWriter
 from RATE_model.errors import UserError
@@ -134,7 +132,7 @@ def test_nothing_that_is_there_is_replaced_and_nothing_half_written_stays(tmp_pa
     assert export_replay(one.path, tmp_path / "out", game="Breakout", overwrite=True) == folder
     assert len(stored(folder, "$store$_action")) == 9 and [*folder.parent.iterdir()] == [folder]
     shutil.rmtree(folder)
-    monkeypatch.setattr(replay, "sync_directory", lambda path: (_ for _ in ()).throw(OSError(28, "disk full")))
+    monkeypatch.setattr(dopamine, "sync_directory", lambda path: (_ for _ in ()).throw(OSError(28, "disk full")))
     with pytest.raises(UserError, match="cannot be written"):
         export_replay(file.path, tmp_path / "out", game="Breakout")
     assert not list((tmp_path / "out" / "Breakout" / "1").iterdir())
@@ -151,7 +149,7 @@ def test_what_was_written_is_read_back(tmp_path, capsys):
     np.testing.assert_array_equal(back.load()[0], file.load()[0])
     for name in ("actions", "rewards", "starts", "lengths"):
         np.testing.assert_array_equal(getattr(back, name), getattr(file, name))
-    assert not back.attributes[replay.CLIPPED] and back.attributes["game"] == "Breakout"
+    assert not back.attributes[dopamine.CLIPPED] and back.attributes["game"] == "Breakout"
     printed = capsys.readouterr().out
     assert "34 transitions of 5 episodes from 2 buffers" in printed and "15 transitions of padding" in printed
 
@@ -164,7 +162,7 @@ def test_padding_is_what_is_all_zero_and_an_unfinished_episode_is_left_out(tmp_p
     assert file.lengths.tolist() == [6, 4]
     np.testing.assert_array_equal(file.load()[0][:, 0], np.concatenate([frames for frames, _, _ in episodes]))
     np.testing.assert_array_equal(file.actions, np.concatenate([actions for _, actions, _ in episodes]))
-    assert file.attributes[replay.CLIPPED]
+    assert file.attributes[dopamine.CLIPPED]
     printed = capsys.readouterr().out
     assert f"{6 if padded else 0} transitions of padding" in printed
 
@@ -310,7 +308,7 @@ def test_a_selection_takes_the_next_whole_episodes_of_drawn_buffers(tmp_path):
 def test_only_what_is_selected_is_decompressed(tmp_path):
     """The rest of the frames is damaged, and nobody notices."""
     write_buffer(tmp_path, 0, [4] * 40, seed=0)
-    path = replay.store_path(tmp_path, "observation", 0)
+    path = dopamine.store_path(tmp_path, "observation", 0)
     content = bytearray(path.read_bytes())
     content[len(content) // 2 : len(content) // 2 + 50] = bytes(50)
     path.write_bytes(content)
@@ -324,7 +322,7 @@ def test_only_what_is_selected_is_decompressed(tmp_path):
 
 def test_a_file_that_was_cut_off_is_refused_even_where_nothing_of_the_rest_is_wanted(tmp_path):
     write_buffer(tmp_path, 0, [4] * 40, seed=0)
-    cut(replay.store_path(tmp_path, "observation", 0))
+    cut(dopamine.store_path(tmp_path, "observation", 0))
     with pytest.raises(UserError, match=r"observation_ckpt.0.gz' is truncated"):
         convert(tmp_path, tmp_path / "b.h5", Selection(transitions=20), game="Pong", num_actions=ACTIONS)
 
@@ -332,16 +330,16 @@ def test_a_file_that_was_cut_off_is_refused_even_where_nothing_of_the_rest_is_wa
 def test_a_conversion_is_made_once_and_again_when_a_file_changes(tmp_path, monkeypatch):
     write_buffer(tmp_path / "logs", 0, [4, 5], seed=0)
     made = []
-    monkeypatch.setattr(replay, "select", lambda *a, **k: made.append(1) or select(*a, **k))
+    monkeypatch.setattr(dopamine, "select", lambda *a, **k: made.append(1) or select(*a, **k))
     arguments = dict(game="Pong", num_actions=ACTIONS)
-    target = replay.conversion_path(tmp_path / "logs", Selection(), "Pong", tmp_path)
+    target = dopamine.conversion_path(tmp_path / "logs", Selection(), "Pong", tmp_path)
     for _ in range(2):
         assert convert(tmp_path / "logs", target, Selection(), **arguments) == target
     assert made == [1]
     write_buffer(tmp_path / "logs", 0, [4, 6], seed=0)
     assert TrajectoryFile(convert(tmp_path / "logs", target, Selection(), **arguments)).lengths.tolist() == [4, 6]
     other = Selection(buffers=2)
-    assert replay.conversion_path(tmp_path / "logs", other, "Pong", tmp_path) != target
+    assert dopamine.conversion_path(tmp_path / "logs", other, "Pong", tmp_path) != target
 
 
 def test_two_processes_convert_once(tmp_path):
@@ -432,7 +430,7 @@ def test_a_file_that_must_not_be_read_is_not_called_damaged(tmp_path, monkeypatc
     def refuse(*_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(replay.gzip, "open", refuse)
+    monkeypatch.setattr(dopamine.gzip, "open", refuse)
     with pytest.raises(UserError, match="cannot be read: Permission denied"):
         read_buffer(tmp_path, 0, num_actions=ACTIONS)
 

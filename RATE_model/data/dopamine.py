@@ -45,7 +45,6 @@ from typing import Any
 
 import numpy as np
 
-from Atari.games import game as game_of
 from RATE_model.cli.limits import at_least, at_most
 from RATE_model.data.hdf5 import attributes_of
 from RATE_model.data.pickles import ArrayUnpickler
@@ -78,7 +77,7 @@ class Selection:
     # DQN-replay data: buffers that are drawn from, 0 to this number less one
     buffers: int = PUBLISHED_BUFFERS
     # DQN-replay data: draw until there are this many transitions; none = 500,000. Our own data: make this many where it
-    # is missing; none = 100,000, or 20,000 where the player plans, as it takes long
+    # is missing; none = as many as its script makes
     transitions: int | None = None
     # DQN-replay data: whole episodes of a draw, in a row, behind those drawn from that buffer before
     trajectories_per_buffer: int = 10
@@ -169,14 +168,6 @@ def find_replay_logs(place: Path, game: str) -> Path | None:
     for folder in (place, place / "replay_logs", place / "1" / "replay_logs", place / game / "1" / "replay_logs"):
         if folder.is_dir() and buffer_numbers(folder):
             return folder
-    return None
-
-
-def game_of_logs(logs: Path) -> str | None:
-    """The game whose buffers a folder holds, by the names of the folder and of the two above; None: they name none."""
-    for name in reversed(logs.resolve().parts[-3:]):  # {Game}/1/replay_logs
-        with contextlib.suppress(UserError):
-            return game_of(name).name
     return None
 
 
@@ -426,7 +417,7 @@ def export_replay(
     Args:
         source: a trajectory file with observations (1, 84, 84) uint8 and discrete actions.
         directory: gets {game}/1/replay_logs.
-        game: name of the folder, such as Breakout.
+        game: name of the folder, such as Pong.
         capacity: transitions of a buffer, padding included, at most.
         overwrite: replace that folder if it is there.
 

@@ -1,9 +1,8 @@
-"""Other formats of the same data, converted once to our own layout (see `RATE_model.data.trajectories`).
+"""Files of whole episodes, converted once to our own layout (see `RATE_model.data.trajectories`).
 
-    pickle   a list of episodes, dicts of the arrays observations, actions, rewards, terminals: D4RL as the published
-             code kept it
-    Minari   data/main_data.hdf5, one group per episode with observations (T + 1, ...), actions, rewards, terminations,
-             truncations (Farama Foundation's Minari)
+    pickle   a list of episodes, dicts of the arrays observations, actions, rewards, terminals: D4RL as the Decision
+             Transformer's code kept it
+    Minari   see `RATE_model.data.minari`
 
 The converted file lies beside its source as ``<name>.converted.hdf5``, or in another folder where that one is read-only
 (`as_trajectory_file`). It is made again when the source changes.
@@ -12,15 +11,13 @@ The converted file lies beside its source as ``<name>.converted.hdf5``, or in an
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
-from MuJoCo.tasks import MAX_EPISODE_STEPS
 from RATE_model.data.ends import (
     SUCCESSORS,
     UnclearEnds,
@@ -31,6 +28,8 @@ from RATE_model.data.ends import (
     within_episode,
 )
 from RATE_model.data.hdf5 import attributes_of, open_hdf5, refuse_if_unreadable
+from RATE_model.data.minari import DATA as MINARI_FILE
+from RATE_model.data.minari import episode_number, stored_episodes
 from RATE_model.data.npz import conversion_path
 from RATE_model.data.pickles import load_pickle
 from RATE_model.data.writer import TrajectoryWriter
@@ -42,32 +41,72 @@ Episode = tuple[np.ndarray, np.ndarray, np.ndarray, bool]
 
 _KEYS = ("observations", "actions", "rewards")
 _MINARI_MARKS = ("terminations", "truncations")
-_MINARI_FILE = Path("data") / "main_data.hdf5"
 _VERSION = 2  # of the conversion; another one converts again
 
 
-def as_trajectory_file(source: Path, directory: Path, *, beside: bool = True) -> Path:
+def as_trajectory_file(
+    source: Path, directory: Path, *, prefix: str, max_episode_steps: int | None = None, beside: bool = True
+) -> Path:
     """The data in the layout of D4RL's HDF5: ``source`` itself, or a converted copy of it, made if need be.
 
     Args:
         source: an HDF5 file, a pickle (by its ending .pkl or .pickle), or the folder of a Minari dataset.
         directory: gets the copy where the source's own folder is read-only.
+        prefix: how its name begins there.
+        max_episode_steps: no episode can be longer.
         beside: the copy goes beside its source if it can; without, always to the directory.
 
     Raises:
         UserError: the source is damaged or holds something else, or the copy cannot be written.
     """
     if source.is_dir():
-        if not (source / _MINARI_FILE).is_file():
-            raise UserError(f"'{source}' is not a Minari dataset: it has no file {_MINARI_FILE}.")
-        source /= _MINARI_FILE
+        if not (source / MINARI_FILE).is_file():
+            raise UserError(f"'{source}' is not a Minari dataset: it has no file {MINARI_FILE}.")
+        source /= MINARI_FILE
     pickled = source.suffix.lower() in (".pkl", ".pickle")
     if not pickled and not _is_minari(source):
         return source
-    return _converted(source, directory, beside, "pickle" if pickled else "Minari")
+    places = [source.with_name(f"{source.name}.converted.hdf5")] if beside else []
+    places.append(conversion_path(source, directory, prefix))
+
+    def convert(target: Path, identity: Mapping[str, int]) -> None:
+        episodes = (read_pickle if pickled else read_minari)(source, max_episode_steps)
+        _convert(source, "pickle" if pickled else "Minari", episodes, target, identity)
+
+    return converted_once(source, places, convert, conversion=_VERSION)
 
 
-def read_pickle(source: Path) -> Iterator[Episode]:
+def converted_once(
+    source: Path, places: Sequence[Path], convert: Callable[[Path, Mapping[str, int]], None], **identity: int
+) -> Path:
+    """The conversion of a file, made unless there is one of this very file.
+
+    Args:
+        source: the file.
+        places: where the conversion may lie; it is made at the first whose folder, if it is the source's own, is
+            writable.
+        convert: makes it at a place, with these attributes.
+        identity: further attributes that it must have.
+    """
+    state = source.stat()
+    attributes = {"source_bytes": state.st_size, "source_changed_ns": state.st_mtime_ns, **identity}
+
+    def is_converted(path: Path) -> bool:
+        return attributes.items() <= attributes_of(path).items()
+
+    made = places[0] if places[0].parent != source.parent or os.access(source.parent, os.W_OK) else places[-1]
+    target = next(filter(is_converted, places), made)
+
+    def make() -> None:
+        print(f"Converting '{source}' to '{target}', once.", flush=True)
+        convert(target, attributes)
+
+    waiting = f"another process is converting '{source}'; waiting for it"
+    ensure(target, make, is_good=is_converted, waiting=waiting)
+    return target
+
+
+def read_pickle(source: Path, max_steps: int | None = None) -> Iterator[Episode]:
     """The episodes of a pickle. Only NumPy arrays and plain containers are unpickled, no code of the file's choice.
 
     Raises:
@@ -77,10 +116,10 @@ def read_pickle(source: Path) -> Iterator[Episode]:
     if not isinstance(episodes, list) or not all(isinstance(episode, dict) for episode in episodes):
         raise UserError(f"'{source}' does not hold a list of episodes, dicts of {', '.join(_KEYS)}, terminals")
     for number, episode in enumerate(episodes):
-        yield from _episodes(f"episode {number} of '{source}'", episode)
+        yield from _episodes(f"episode {number} of '{source}'", episode, max_steps)
 
 
-def read_minari(source: Path) -> Iterator[Episode]:
+def read_minari(source: Path, max_steps: int | None = None) -> Iterator[Episode]:
     """The episodes of a Minari dataset's main_data.hdf5, in the order of their numbers.
 
     The observation after the last action is left out, as it is in D4RL's files.
@@ -90,27 +129,23 @@ def read_minari(source: Path) -> Iterator[Episode]:
     """
     try:
         with open_hdf5(source) as file:
-            names = sorted(filter(_episode_number, file), key=lambda name: _episode_number(name) or 0)
-            if (stated := file.attrs.get("total_episodes", len(names))) != len(names):
-                raise UserError(f"'{source}' says that it has {stated} episodes, and has {len(names)}: copy it again")
-            for name in names:
-                steps = len(file[name]["rewards"]) if "rewards" in file[name] else 0
-                if (stated := file[name].attrs.get("total_steps", steps)) != steps:
-                    raise UserError(f"'{name}' of '{source}' says that it has {stated} steps, and has {steps}")
-                yield from _episodes(f"'{name}' of '{source}'", file[name], marks=_MINARI_MARKS, more_observations=1)
+            for name, episode in stored_episodes(file, source):
+                place = f"'{name}' of '{source}'"
+                yield from _episodes(place, episode, max_steps, marks=_MINARI_MARKS, more_observations=1)
     except (OSError, RuntimeError, KeyError) as error:
         refuse_if_unreadable(source, error)
         raise UserError(f"'{source}' cannot be read; it is truncated or damaged ({error})") from error
 
 
 def _episodes(
-    place: str, episode: Any, *, marks: tuple[str, ...] = (), more_observations: int = 0
+    place: str, episode: Any, max_steps: int | None, *, marks: tuple[str, ...] = (), more_observations: int = 0
 ) -> Iterator[Episode]:
     """What its maker kept as one episode: several where successors show that it is not.
 
     Args:
         place: what it is called in errors.
         episode: arrays by name.
+        max_steps: no episode can be longer.
         marks: those that it must have of what marks ends; empty: any will do.
         more_observations: than actions.
     """
@@ -129,7 +164,7 @@ def _episodes(
             dict(zip(names, rest, strict=False)),
             steps,
             follows=successors_follow(observations, rest[-1]) if after else None,
-            max_steps=MAX_EPISODE_STEPS,
+            max_steps=max_steps,
         )
     except UnclearEnds as unclear:
         raise UserError(f"{place} {unclear}") from None
@@ -141,31 +176,8 @@ def _episodes(
         yield observations[rows], actions[rows], rewards[rows], bool(ends.terminal[stop - 1])
 
 
-def _converted(source: Path, directory: Path, beside: bool, kind: str) -> Path:
-    """The converted copy of a source, made unless there is one of this very source."""
-    state = source.stat()
-    identity = {"source_bytes": state.st_size, "source_changed_ns": state.st_mtime_ns, "conversion": _VERSION}
-    places = [source.with_name(f"{source.name}.converted.hdf5")] if beside else []
-    places.append(conversion_path(source, directory, "mujoco"))
-
-    def is_converted(path: Path) -> bool:
-        return identity.items() <= attributes_of(path).items()
-
-    made = places[0] if beside and os.access(source.parent, os.W_OK) else places[-1]
-    target = next(filter(is_converted, places), made)
-
-    def convert() -> None:
-        print(f"Converting '{source}' to '{target}', once.", flush=True)
-        _convert(source, kind, target, identity)
-
-    waiting = f"another process is converting '{source}'; waiting for it"
-    ensure(target, convert, is_good=is_converted, waiting=waiting)
-    return target
-
-
-def _convert(source: Path, kind: str, target: Path, identity: dict[str, int]) -> None:
+def _convert(source: Path, kind: str, episodes: Iterator[Episode], target: Path, identity: Mapping[str, int]) -> None:
     """Write the episodes of a source to a trajectory file."""
-    episodes = read_pickle(source) if kind == "pickle" else read_minari(source)
     first = next(episodes, None)
     if first is None:
         raise UserError(f"'{source}' holds no episode")
@@ -175,7 +187,7 @@ def _convert(source: Path, kind: str, target: Path, identity: dict[str, int]) ->
         observation_dtype="float32",
         action_shape=first[1].shape[1:],
         action_dtype="float32",
-        attributes={"generator": f"converted from {kind}", "source": source.name} | identity,
+        attributes={"generator": f"converted from {kind}", "source": source.name, **identity},
     )
     with writer:
         number = 0
@@ -212,12 +224,6 @@ def _is_minari(path: Path) -> bool:
     """Whether it is an HDF5 file with groups of episodes instead of arrays of steps."""
     try:
         with open_hdf5(path) as file:
-            return "observations" not in file and any(map(_episode_number, file))
+            return "observations" not in file and any(map(episode_number, file))
     except (OSError, RuntimeError):
         return False  # opening it as data tells what is wrong
-
-
-def _episode_number(name: str) -> int | None:
-    """1 for "episode_0", 2 for "episode_1", ...; None for another name."""
-    match = re.fullmatch(r"episode_(\d+)", name)
-    return int(match[1]) + 1 if match else None
