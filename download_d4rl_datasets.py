@@ -20,9 +20,7 @@ from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 
 if __name__ == "__main__":  # started as a script
-    from RATE_model.system.interrupts import quit_on_signals
-
-    quit_on_signals()  # while the imports below take their seconds
+    import RATE_model.system.script  # noqa: F401  a signal ends it at once while the imports below take their seconds
 
 from tqdm import tqdm
 

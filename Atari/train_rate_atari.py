@@ -7,19 +7,15 @@ What is particular to Atari stands in environment.py; the flow, from flags to pi
 """
 
 import sys
-from functools import partial
 from pathlib import Path
 
 if __name__ == "__main__":  # started as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # makes the repository importable
-    from RATE_model.system.interrupts import quit_on_signals
-
-    quit_on_signals()  # while the imports below take their seconds
+    import RATE_model.system.script  # noqa: F401  a signal ends it at once while the imports below take their seconds
 
 from Atari.environment import ENVIRONMENT
-from RATE_model.cli import training
 
-main = partial(training.main, ENVIRONMENT)
+main = ENVIRONMENT.train
 
 if __name__ == "__main__":
     sys.exit(main())

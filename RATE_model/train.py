@@ -9,10 +9,7 @@ Python, use the function `RATE_model.train`: this module is for the shell and is
 import sys
 
 if __name__ == "__main__":
-    from RATE_model.system.interrupts import quit_on_signals
-
-    quit_on_signals()  # while the imports below take their seconds
-
+    import RATE_model.system.script  # noqa: F401  a signal ends it at once while the imports below take their seconds
     from RATE_model.cli import training
     from RATE_model.own.environment import OwnEnvironment
 

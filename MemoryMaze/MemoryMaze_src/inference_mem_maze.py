@@ -9,19 +9,15 @@ return asked for and how actions are chosen are the run's, unless flags say othe
 """
 
 import sys
-from functools import partial
 from pathlib import Path
 
 if __name__ == "__main__":  # started as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # makes the repository importable
-    from RATE_model.system.interrupts import quit_on_signals
-
-    quit_on_signals()  # while the imports below take their seconds
+    import RATE_model.system.script  # noqa: F401  a signal ends it at once while the imports below take their seconds
 
 from MemoryMaze.MemoryMaze_src.environment import ENVIRONMENT
-from RATE_model.cli import evaluation
 
-main = partial(evaluation.main, ENVIRONMENT)
+main = ENVIRONMENT.infer
 
 if __name__ == "__main__":
     main()

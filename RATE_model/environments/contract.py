@@ -195,6 +195,18 @@ class Environment(ABC):
         self.check_episodes(eval_episodes=config.task.eval_episodes)
         return config
 
+    def train(self, argv: Sequence[str] | None = None) -> int:
+        """The train script; see `RATE_model.cli.training.main`."""
+        from RATE_model.cli import training  # late: inference does without
+
+        return training.main(self, argv)
+
+    def infer(self, argv: Sequence[str] | None = None) -> None:
+        """The inference script; see `RATE_model.cli.evaluation.main`."""
+        from RATE_model.cli import evaluation  # late, as it imports this module
+
+        evaluation.main(self, argv)
+
     def check_episodes(self, **episodes: int) -> None:
         """Raise `UserError` for the first flag that asks for more episodes than there are seeds."""
         counts = self.episode_counts

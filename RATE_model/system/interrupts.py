@@ -1,9 +1,10 @@
 """Signals that ask a process to stop, obeyed within seconds wherever it is, with the exit code that shells expect.
 
 A process goes through three phases. While modules are imported there is nothing to tidy up: it ends at once
-(`quit_on_signals`). Inside a script's main a signal becomes an exception, so that files are closed and temporary ones
-removed (`raising_interrupts`). While a model is trained the signal is noted, and whoever works through many small steps
-asks between two of them whether to stop (`Interrupts`, `stop_if_asked`), so that the state can be saved first.
+(`quit_on_signals`, which `script` calls). Inside a script's main a signal becomes an exception, so that files are
+closed and temporary ones removed (`raising_interrupts`). While a model is trained the signal is noted, and whoever
+works through many small steps asks between two of them whether to stop (`Interrupts`, `stop_if_asked`), so that the
+state can be saved first.
 
 Nothing here imports more than Python itself: scripts call it before anything else.
 """

@@ -6,19 +6,15 @@ Acting keeps only the running segment, so memory does not grow with the length.
 """
 
 import sys
-from functools import partial
 from pathlib import Path
 
 if __name__ == "__main__":  # started as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # makes the repository importable
-    from RATE_model.system.interrupts import quit_on_signals
+    import RATE_model.system.script  # noqa: F401  a signal ends it at once while the imports below take their seconds
 
-    quit_on_signals()  # while the imports below take their seconds
-
-from RATE_model.cli import evaluation
 from TMaze_new.TMaze_new_src.environment import ENVIRONMENT
 
-main = partial(evaluation.main, ENVIRONMENT)
+main = ENVIRONMENT.infer
 
 if __name__ == "__main__":
     main()

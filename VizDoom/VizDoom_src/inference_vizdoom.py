@@ -6,19 +6,15 @@ Prints returns by colour, beside those of players without a model, and records e
 """
 
 import sys
-from functools import partial
 from pathlib import Path
 
 if __name__ == "__main__":  # started as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # makes the repository importable
-    from RATE_model.system.interrupts import quit_on_signals
+    import RATE_model.system.script  # noqa: F401  a signal ends it at once while the imports below take their seconds
 
-    quit_on_signals()  # while the imports below take their seconds
-
-from RATE_model.cli import evaluation
 from VizDoom.VizDoom_src.environment import ENVIRONMENT
 
-main = partial(evaluation.main, ENVIRONMENT)
+main = ENVIRONMENT.infer
 
 if __name__ == "__main__":
     main()
