@@ -22,7 +22,6 @@ from RATE_model.agent import Agent
 from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
 from RATE_model.cli.options import changeable
 from RATE_model.cli.settings import PUBLISHED_TRAINING, ExperimentConfig, ImageOptions, PlayOptions, SegmentOptions
-from RATE_model.data.dataset import WindowDataset
 from RATE_model.data.dopamine import Selection
 from RATE_model.environments.contract import Environment, Evaluation, TrainingData
 from RATE_model.errors import UserError
@@ -157,7 +156,8 @@ class Atari(Environment):
     before = {"opening": "black"}
     # The published script's
     aliases = {"num_mem_tokens": "nmt", "save_path": "output_dir"}
-    data_seeds = range(FIRST_DATA_SEED, protocol.FIRST_SEED)
+    data_seeds = range(FIRST_DATA_SEED, 2**31)
+    first_seed = 2**31
     curves = ("train_loss", "train_accuracy", "eval_return")
 
     def spec(self, flags: Mapping[str, Any]) -> EnvironmentSpec:
@@ -169,11 +169,9 @@ class Atari(Environment):
         size, epochs = config.segments * config.context_length, config.task.decay_epochs
         data = load_data(config.data, config.replay, size=size)
 
-        def windows(segments: int) -> tuple[WindowDataset, WindowDataset]:
-            return data.training, data.validation
-
         decay = None if epochs is None else round(float(data.training.windows[:, 2].sum()) * epochs)
-        return TrainingData(windows, [config.segments], config.spec, final_tokens=decay, prepare=data.write)
+        sides, more = (data.training, data.validation), {"final_tokens": decay, "prepare": data.write}
+        return TrainingData.of_one_stage(sides, config.segments, config.spec, **more)
 
     def name_parts(self, config: Config) -> tuple[Sequence[object], Sequence[str]]:
         """With the game."""
@@ -193,10 +191,6 @@ class Atari(Environment):
             opening=options.opening,
             render_mode=render_mode,
         )
-
-    def seeds(self, episodes: int) -> np.ndarray:
-        """Above those of data."""
-        return protocol.evaluation_seeds(episodes)
 
     def load_agent(
         self, checkpoint: Path, recorded: Mapping[str, Any], asked: Mapping[str, Any], *, device: torch.device | str

@@ -13,14 +13,6 @@ from Atari.games import Game
 from RATE_model.acting.rollout import BatchActor, Episodes, mean_and_error
 from RATE_model.errors import UserError
 
-# Data is collected with seeds below this one.
-FIRST_SEED = 2**31
-
-
-def evaluation_seeds(episodes: int) -> np.ndarray:
-    """Seeds of this many episodes, (E,) int64; never those of data."""
-    return np.arange(FIRST_SEED, FIRST_SEED + episodes)
-
 
 def target_of(game: Game, given: float | None, flag: str = "--target_return") -> float:
     """The return to ask for, in points: the one given, else the game's. Raises UserError if there is neither."""

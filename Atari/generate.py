@@ -24,6 +24,7 @@ from Atari.env import ENV_ID, PUBLISHED_CAP, AtariEnv
 from Atari.experts import EXPERT_VERSION, expert, player_class
 from Atari.games import ale_py
 from Atari.games import game as game_of
+from RATE_model.data.maker import record
 from RATE_model.data.parts import Job, make_until
 from RATE_model.data.writer import TrajectoryWriter
 
@@ -42,34 +43,10 @@ class Recipe:
     max_steps: int = PUBLISHED_CAP  # decisions of an episode
 
 
-@dataclass(frozen=True)
-class Episode:
-    """One episode of T steps."""
-
-    frames: np.ndarray  # (T, 1, 84, 84) uint8, what the agent acts on
-    actions: np.ndarray  # (T,) uint8
-    rewards: np.ndarray  # (T,) float32, points
-    lives: np.ndarray  # (T,) uint8, at the time of each frame
-    terminated: bool
-
-
 def generate(
     recipe: Recipe, transitions: int, path: Path, *, overwrite: bool = False, workers: int | None = None
 ) -> Path:
-    """Make a file of trajectories. Its content is the same for any number of workers.
-
-    A second process that is asked for the same file waits for the first, and takes what that made.
-
-    Args:
-        recipe: what is played.
-        transitions: steps in the file.
-        path: the file; it appears when it is complete.
-        overwrite: replace a file that exists.
-        workers: processes that play; None: one per core this process may use.
-
-    Raises:
-        UserError: the file exists and is not to be replaced, cannot be written, or the package ale-py is missing.
-    """
+    """Make a file of this many steps; see `DataMaker.make`."""
     ale_py()  # a missing package shows here, not in a process
     described = {**asdict(recipe), "mix": list(recipe.mix), "expert_version": EXPERT_VERSION}
     job = Job(
@@ -108,34 +85,16 @@ def _play_part(recipe: Recipe, writer: TrajectoryWriter, first: int, count: int)
     for number in range(first, first + count):
         noise, seed = recipe.mix[number % len(recipe.mix)], FIRST_DATA_SEED + number
         episode = play(_environment(recipe.game, recipe.sticky, recipe.max_steps), seed, noise)
-        steps = len(episode.actions)
-        infos = {
-            "lives": episode.lives,
-            "noise": np.full(steps, noise, dtype=np.float32),
-            "seed": np.full(steps, seed, dtype=np.int64),
-        }
-        writer.add_episode(episode.frames, episode.actions, episode.rewards, terminal=episode.terminated, infos=infos)
+        constant = {"noise": np.float32(noise), "seed": np.int64(seed)}
+        episode["infos"] |= {name: np.full(len(episode["actions"]), value) for name, value in constant.items()}
+        writer.add_episode(**episode)
 
 
-def play(env: AtariEnv, seed: int, noise: float) -> Episode:
-    """The scripted player's episode of a seed."""
-    player = expert(env.game, np.random.default_rng([seed, EXPERT_STREAM]), noise=noise)
-    _, info = env.reset(seed=seed)
+def play(env: AtariEnv, seed: int, noise: float) -> dict[str, Any]:
+    """The scripted player's episode of a seed; see `record`. The lives at the time of each frame are noted."""
+    player, first = expert(env.game, np.random.default_rng([seed, EXPERT_STREAM]), noise=noise), env.reset(seed=seed)
     player.reset(env)
-    terminated = truncated = False
-    steps = []
-    while not (terminated or truncated):
-        frame, lives, action = env.frame.copy(), info["lives"], player.act(env)
-        _, reward, terminated, truncated, info = env.step(action)
-        steps.append((frame, action, reward, lives))
-    frames, actions, rewards, lives = zip(*steps, strict=True)
-    return Episode(
-        np.stack(frames)[:, None],
-        np.array(actions, dtype=np.uint8),
-        np.array(rewards, dtype=np.float32),
-        np.array(lives, dtype=np.uint8),
-        terminated,
-    )
+    return record(env, first, lambda frame, info: (player.act(env), {"lives": np.uint8(info["lives"])}))
 
 
 @functools.lru_cache(maxsize=1)

@@ -22,7 +22,7 @@ import numpy as np
 from Atari.dataset import configured_folder, open_dataset
 from Atari.env import AtariEnv
 from Atari.environment import ENVIRONMENT, Play
-from Atari.evaluate import RandomPlayer, evaluation_seeds
+from Atari.evaluate import RandomPlayer
 from Atari.experts import expert
 from Atari.games import GAMES, Game
 from Atari.generate_dataset import SCRIPT, ensure_own_data
@@ -74,7 +74,7 @@ def expert_returns(game: Game) -> np.ndarray:
     """What the scripted player without noise earns in the first episodes of the evaluation, (E,)."""
     environment = AtariEnv(game.name, frame_stack=1)
     returns = []
-    for seed in evaluation_seeds(EXPERT_EPISODES):
+    for seed in ENVIRONMENT.seeds(EXPERT_EPISODES):
         player = expert(game, np.random.default_rng(int(seed)))
         environment.reset(seed=int(seed))
         player.reset(environment)

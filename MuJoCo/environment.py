@@ -28,7 +28,6 @@ from RATE_model.acting.rollout import Episodes
 from RATE_model.agent import Agent
 from RATE_model.cli.options import Boolean
 from RATE_model.cli.settings import PUBLISHED_TRAINING, ExperimentConfig, PlayOptions, SegmentOptions
-from RATE_model.data.dataset import WindowDataset
 from RATE_model.environments.contract import Environment, Evaluation, TrainingData
 from RATE_model.errors import UserError
 from RATE_model.spec import EnvironmentSpec
@@ -119,7 +118,8 @@ class MuJoCo(Environment):
     # The published script's
     aliases = {"num_mem_tokens": "nmt"}
     axis = "prompt"
-    data_seeds = range(protocol.FIRST_SEED)
+    data_seeds = range(2**31)
+    first_seed = 2**31
     curves = ("train_loss", "grad_norm", "return_MEAN")
 
     def spec(self, flags: Mapping[str, Any]) -> EnvironmentSpec:
@@ -130,11 +130,8 @@ class MuJoCo(Environment):
         """Windows that end at every step; observations are normalised by the data's statistics."""
         data_task, segments = task_of(config.task.env_id), config.segments
         data = load_data(data_task, config.data, size=segments * config.context_length)
-
-        def windows(segments: int) -> tuple[WindowDataset, WindowDataset]:
-            return data.training, data.validation
-
-        return TrainingData(windows, [segments], spec_of(data_task.robot, data.normalisation))
+        sides, spec = (data.training, data.validation), spec_of(data_task.robot, data.normalisation)
+        return TrainingData.of_one_stage(sides, segments, spec)
 
     def name_parts(self, config: Config) -> tuple[Sequence[object], Sequence[str]]:
         """With the task."""
@@ -150,10 +147,6 @@ class MuJoCo(Environment):
         """One robot, of at most 1000 steps."""
         rendering = {} if render_mode is None else pictures.rendering(render_mode)
         return make_environment(options.robot, options.env_version, **rendering)
-
-    def seeds(self, episodes: int) -> np.ndarray:
-        """Above those of data."""
-        return protocol.evaluation_seeds(episodes)
 
     def recorded(self, flags: Mapping[str, Any]) -> dict[str, Any]:
         """With the task's number; converted checkpoints name the task in words, if at all."""

@@ -9,14 +9,6 @@ import numpy as np
 from MuJoCo.tasks import Robot
 from RATE_model.acting.rollout import Episodes, mean_and_error
 
-# Data is collected with seeds below this one.
-FIRST_SEED = 2**31
-
-
-def evaluation_seeds(episodes: int) -> np.ndarray:
-    """Seeds of this many episodes, (E,) int64; never those of data."""
-    return np.arange(FIRST_SEED, FIRST_SEED + episodes)
-
 
 def metrics(played: Mapping[str, Episodes], robot: Robot) -> dict[str, float]:
     """Results by name: mean, standard deviation and standard error of normalised scores, returns and lengths.

@@ -35,7 +35,6 @@ from RATE_model.cli.settings import (
     PlayOptions,
     SegmentOptions,
 )
-from RATE_model.data.dataset import WindowDataset
 from RATE_model.data.mirror import Mirror
 from RATE_model.environments.contract import Case, Environment, Evaluation, TrainingData
 from RATE_model.spec import EnvironmentSpec
@@ -147,12 +146,8 @@ class MemoryMaze(Environment):
         data, segments = config.data, config.segments
         size = segments * config.context_length
         sides = load_windows(self.files(config), size=size, windows=data.windows, learn=data.learn)
-
-        def windows(segments: int) -> tuple[WindowDataset, WindowDataset]:
-            return sides
-
         transform = Mirror(MIRRORED) if config.task.mirror else None
-        return TrainingData(windows, [segments], spec_of(config.image.conv_channels), transform=transform)
+        return TrainingData.of_one_stage(sides, segments, spec_of(config.image.conv_channels), transform=transform)
 
     def make(self, case: Case, options: Mazes, *, render_mode: str | None = None) -> MemoryMazeEnv:
         """One maze."""

@@ -4,12 +4,12 @@ An environment's folder has a module `environment` with a subclass of `Environme
 A line in pyproject.toml adds it to the table of environments. Only these members are required:
 
     name, folder, checkpoints, scripts     what it is called and where it lies
-        config, play_options                   its flags: for training, and for playing
-        spec                                   its observations and actions
-        load                                   its data, made if missing
-        make                                   one Gymnasium environment
-        seeds                                  seeds of evaluation episodes, none of them used for data
-        metrics                                results under their published names
+    config, play_options                   its flags: for training, and for playing
+    spec                                   its observations and actions
+    load                                   its data, made if missing
+    make                                   one Gymnasium environment
+    data_seeds, first_seed                 seeds of the data, and of evaluation episodes, which are never the same
+    metrics                                results under their published names
 
 Everything else has a default: vectors of environments, cases such as lengths, table columns, pictures, videos,
 controls.
@@ -77,6 +77,13 @@ class TrainingData:
     transform: BatchTransform | None = None
     final_tokens: int | None = None
     prepare: Callable[[Path], None] = nothing
+
+    @classmethod
+    def of_one_stage(
+        cls, sides: tuple[WindowDataset, WindowDataset], segments: int, spec: EnvironmentSpec, **more: Any
+    ) -> TrainingData:
+        """Of training and validation windows of this many segments; `more` are further attributes."""
+        return cls(lambda segments: sides, [segments], spec, **more)
 
 
 @dataclass(frozen=True)
@@ -168,6 +175,8 @@ class Environment(ABC):
     episode_counts: ClassVar[range] = range(1, 10_001)
     # Seeds of the episodes in its data; empty if the data comes from elsewhere
     data_seeds: ClassVar[range] = range(0)
+    # Seed of the first episode of an evaluation; the others follow it
+    first_seed: ClassVar[int] = 0
     # How many environments to run at a time; None: as many as there are episodes
     at_once: ClassVar[int | None] = None
     # Cases that the grid of context against horizon trains on, ascending; see `grid_flags`
@@ -239,10 +248,6 @@ class Environment(ABC):
         """One environment, with a step limit (`acting.vector.step_limit`). Raises UserError if it cannot be made."""
 
     @abstractmethod
-    def seeds(self, episodes: int) -> np.ndarray:
-        """Seeds of an evaluation's episodes, (E,) int64; never used for data."""
-
-    @abstractmethod
     def metrics(
         self, played: Mapping[Case, Episodes], evaluation: Evaluation, config: Any, *, final: bool
     ) -> dict[str, float]:
@@ -254,6 +259,10 @@ class Environment(ABC):
             config: of the run.
             final: whether training is over.
         """
+
+    def seeds(self, episodes: int) -> np.ndarray:
+        """Seeds of the episodes of an evaluation, (E,) int64; no data is made with any of these."""
+        return np.arange(self.first_seed, self.first_seed + episodes)
 
     # --- training ---
 

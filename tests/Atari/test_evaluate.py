@@ -8,7 +8,7 @@ pytest.importorskip("ale_py")
 import torch
 
 from Atari.environment import ENVIRONMENT, Play
-from Atari.evaluate import ClippedRewards, RandomPlayer, evaluation_seeds, metrics, target_of
+from Atari.evaluate import ClippedRewards, RandomPlayer, metrics, target_of
 from Atari.games import GAMES, Game
 from Atari.generate import FIRST_DATA_SEED
 from Atari.spec import spec_of
@@ -47,7 +47,7 @@ def play(
 
 
 def test_seeds_are_never_those_of_data():
-    seeds = evaluation_seeds(3)
+    seeds = ENVIRONMENT.seeds(3)
     assert seeds.tolist() == [2**31, 2**31 + 1, 2**31 + 2]
     assert FIRST_DATA_SEED + 10**8 < seeds[0], "room for more episodes than anybody makes"
 

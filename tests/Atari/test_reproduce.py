@@ -107,4 +107,4 @@ def test_the_scripted_player_plays_the_first_episodes_of_the_evaluation(monkeypa
     monkeypatch.setattr(reproduce, "AtariEnv", lambda *a, **k: Short(*a, **k, max_steps=150))
     monkeypatch.setattr(reproduce, "EXPERT_EPISODES", 2)
     returns = reproduce.expert_returns(GAMES["Breakout"])
-    assert seeds == reproduce.evaluation_seeds(2).tolist() and np.all(returns > 0)
+    assert seeds == reproduce.ENVIRONMENT.seeds(2).tolist() and np.all(returns > 0)

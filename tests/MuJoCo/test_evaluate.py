@@ -11,7 +11,7 @@ import torch
 
 from MuJoCo.dataset import Normalisation
 from MuJoCo.environment import ENVIRONMENT, Play
-from MuJoCo.evaluate import evaluation_seeds, metrics
+from MuJoCo.evaluate import metrics
 from MuJoCo.spec import spec_of
 from MuJoCo.tasks import HALFCHEETAH, HOPPER, ROBOTS, TASKS, Robot, make_environment
 from RATE_model.acting.actor import Actor
@@ -86,7 +86,7 @@ def test_episodes_end_with_their_thousandth_step():
 
 
 def test_seeds_are_never_those_of_data():
-    seeds = evaluation_seeds(10_000)
+    seeds = ENVIRONMENT.seeds(10_000)
     assert len(set(seeds.tolist())) == 10_000 and seeds.min() >= 2**31  # generate_dataset.collect draws below
 
 
@@ -126,7 +126,7 @@ def test_episodes_are_those_of_a_slow_obvious_loop(window, renew):
     """Float32 differs in the last bit, and falling is chaotic: episodes of 20 to 30 steps are still the same."""
     model, plain = hopper_model(), hopper_model(normalisation=None)
     played = play(model, episodes=3, window=window, reset_target=renew)
-    for row, seed in enumerate(evaluation_seeds(3)):
+    for row, seed in enumerate(ENVIRONMENT.seeds(3)):
         total, length = reference(plain, SKEWED, int(seed), 3600.0, window=window, renew=renew)
         assert played.lengths[row] == length > 2 * K
         assert played.returns[row] == pytest.approx(total, rel=1e-3)
@@ -187,7 +187,7 @@ def test_a_library_to_draw_with_that_is_missing_is_named(monkeypatch):
 
 @torch.no_grad()
 def test_a_loop_of_ones_own_shows_observations_as_they_are():
-    model, seed = hopper_model(), int(evaluation_seeds(1)[0])
+    model, seed = hopper_model(), int(ENVIRONMENT.seeds(1)[0])
     environment, actor = make_environment(HOPPER), Actor(model, 1, 3600.0)
     (observation, _), reward, total, over = environment.reset(seed=seed), 0.0, 0.0, False
     while not over:

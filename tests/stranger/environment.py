@@ -93,10 +93,6 @@ class CartPole(Environment):
         """One pole."""
         return Positions(gymnasium.make("CartPole-v1", max_episode_steps=STEPS, render_mode=render_mode))
 
-    def seeds(self, episodes: int) -> np.ndarray:
-        """0, 1, ..."""
-        return np.arange(episodes)
-
     def metrics(
         self, played: Mapping[None, Episodes], evaluation: Evaluation, config: Config, *, final: bool
     ) -> dict[str, float]:
