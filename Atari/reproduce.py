@@ -29,7 +29,6 @@ from Atari.generate_dataset import SCRIPT, ensure_own_data
 from RATE_model.cli.options import exit_on_user_error
 from RATE_model.cli.reproduce import Study, StudyOptions, cell
 from RATE_model.cli.returns_page import Part, ReturnsPage
-from RATE_model.cli.training import check
 from RATE_model.errors import UserError
 
 FAST = "Atari/config_fast.yaml"
@@ -56,16 +55,14 @@ def data_command(game: Game) -> str:
 
 def study(game: Game) -> Study:
     """The runs of one game."""
-    return Study(
-        script=ENVIRONMENT.train_script,
-        settings=(
+    return Study.of(
+        ENVIRONMENT,
+        (
             *("--config", FAST, "--game", game.name, "--transitions", str(TRANSITIONS[game.name])),
             *("--eval_episodes", str(EPISODES), "--online_inference", "false"),
             *SHORTER.get(game.name, ()),
         ),
-        models=MODELS,
-        read_config=ENVIRONMENT.read_config,
-        check=partial(check, ENVIRONMENT),
+        MODELS,
         prefix=f"reproduce_{game.name.lower()}",
     )
 

@@ -27,7 +27,6 @@ from MuJoCo.policies import Policy, train_policies
 from MuJoCo.tasks import HALFCHEETAH, TASKS, Task, task_of
 from RATE_model.cli.reproduce import ROOT, Study, StudyOptions, cell
 from RATE_model.cli.returns_page import Part, ReturnsPage
-from RATE_model.cli.training import check
 
 FAST = "MuJoCo/config_fast.yaml"
 ENV_IDS = (6, 0)  # hopper-medium, halfcheetah-medium
@@ -65,15 +64,13 @@ def study(env_id: int) -> Study:
     """The runs of one task."""
     task = task_of(env_id)
     data = (DATA_DIRECTORY / generated_name(task)).relative_to(ROOT)
-    return Study(
-        script=ENVIRONMENT.train_script,
-        settings=(
+    return Study.of(
+        ENVIRONMENT,
+        (
             *("--config", FAST, "--env_id", str(env_id), "--data_path", str(data)),
             *("--eval_episodes", str(EPISODES), "--online_inference", "false"),
         ),
-        models=MODELS | (LONG if task.robot is HALFCHEETAH else {}),
-        read_config=ENVIRONMENT.read_config,
-        check=partial(check, ENVIRONMENT),
+        MODELS | (LONG if task.robot is HALFCHEETAH else {}),
         prefix=f"reproduce_{task.robot.name}",
     )
 

@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,7 +42,6 @@ from RATE_model.cli.reproduce import (
     table,
     write_results,
 )
-from RATE_model.cli.training import check
 from RATE_model.errors import UserError
 from RATE_model.loading import load_model
 from RATE_model.memories import MEMORIES, MODES
@@ -86,14 +84,8 @@ class Place:
 
 def study(environment: Any, settings: tuple[str, ...], extra: dict[str, tuple[str, ...]]) -> Study:
     """Every memory under one setting."""
-    return Study(
-        script=environment.train_script,
-        settings=(*settings, "--budget", BUDGET),
-        models={label: ("--model_mode", label, *extra.get(label, ())) for label in LABELS},
-        read_config=environment.read_config,
-        check=partial(check, environment),
-        prefix="memories",
-    )
+    models = {label: ("--model_mode", label, *extra.get(label, ())) for label in LABELS}
+    return Study.of(environment, (*settings, "--budget", BUDGET), models, prefix="memories")
 
 
 _TMAZE_FAST = ("--config", "TMaze_new/TMaze_new_src/config_fast.yaml")

@@ -11,8 +11,7 @@ day of their measurement.
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,6 @@ from MemoryMaze.MemoryMaze_src.environment import ENVIRONMENT
 from MemoryMaze.MemoryMaze_src.evaluate import PLAYERS, player_returns
 from RATE_model.acting.controls import knock_out_memory, knock_out_part
 from RATE_model.acting.rollout import mean_and_error, with_error
-from RATE_model.cli.evaluation import evaluation_of_run
 from RATE_model.cli.options import exit_on_user_error, parse_options
 from RATE_model.cli.reproduce import (
     ROOT,
@@ -38,30 +36,24 @@ from RATE_model.cli.reproduce import (
     kept_entries,
     made,
     merged,
+    play_again,
     provenance,
     seed_table,
     table,
+    training_of,
     training_table,
     write_results,
 )
-from RATE_model.cli.training import check
 from RATE_model.errors import UserError
-from RATE_model.loading import load_agent
 from RATE_model.memories.contract import MemoryTransform
 from RATE_model.plots import plot_bars
 from RATE_model.system.atomic import atomic_write_text
 
 FAST = "MemoryMaze/MemoryMaze_src/config_fast.yaml"
-STUDY = Study(
-    script=ENVIRONMENT.train_script,
-    settings=("--config", FAST, "--online_inference", "false", "--last_inference", "false"),
-    models={
-        "RATE": ("--model_mode", "RATE"),
-        "LSTM": ("--model_mode", "LSTM"),
-        "MLP": ("--model_mode", "MLP"),
-    },
-    read_config=ENVIRONMENT.read_config,
-    check=partial(check, ENVIRONMENT),
+STUDY = Study.of(
+    ENVIRONMENT,
+    ("--config", FAST, "--online_inference", "false", "--last_inference", "false"),
+    {label: ("--model_mode", label) for label in ("RATE", "LSTM", "MLP")},
 )
 SCRIPT = "MemoryMaze/MemoryMaze_src/reproduce.py"
 PAGE = "memory_maze"  # the name of the files of results
@@ -129,9 +121,8 @@ def returns_of(run: Path, name: str, transform: MemoryTransform | None, greedy: 
     kept = run / "eval" / f"{name}_{'argmax' if greedy else 'drawn'}_{episodes}_episodes.json"
 
     def made_now() -> list[float]:
-        evaluation = evaluation_of_run(ENVIRONMENT, run, episodes=episodes)
-        evaluation = replace(evaluation, options=replace(evaluation.options, use_argmax=greedy))
-        (played,) = evaluation.play_with(transform).values()
+        options = {"use_argmax": greedy}
+        _, played = play_again(ENVIRONMENT, run, transform=transform, episodes=episodes, options=options)
         return played[None].returns.tolist()
 
     return np.array(_kept(kept, made_now))
@@ -148,13 +139,11 @@ def collect(directories: Mapping[str, Sequence[Path]], episodes: int) -> dict[st
     """By model and control: the returns of every seed's episodes and, for models, the cost of training."""
     document: dict[str, dict] = {}
     for label, runs in directories.items():
-        results, agent = final_results(runs), load_agent(runs[0])
+        results = final_results(runs)
         document[label] = {
             "returns": [returns_of(run, "intact", None, True, episodes).tolist() for run in runs],
-            **{key: [result[key] for result in results] for key in ("train_seconds", "optimizer_steps")},
             **{key: [result[key] for result in results] for key in ("validation_loss", "validation_accuracy")},
-            "parameters": sum(parameter.numel() for parameter in agent.parameters()),
-            **provenance(runs),
+            **training_of(runs),
         }
         for control in (control for control in CONTROLS if control.model == label):
             returns = [returns_of(run, control.file, control.transform, control.greedy, episodes) for run in runs]

@@ -8,7 +8,6 @@ Runs that are finished are kept, interrupted ones are continued, so the command 
 """
 
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +22,13 @@ from MinigridMemory.MinigridMemory_src.pictures import SIZE
 from RATE_model.acting.controls import exchange_twins, knock_out_memory
 from RATE_model.cli.reproduce import Study
 from RATE_model.cli.success_page import Control, SuccessPage
-from RATE_model.cli.training import check
 
 FAST = "MinigridMemory/MinigridMemory_src/config_fast.yaml"
 ALL_SIZES = SIZES + LARGE_SIZES
-STUDY = Study(
-    script=ENVIRONMENT.train_script,
-    settings=("--config", FAST, "--final_sizes", *map(str, ALL_SIZES)),
-    models={
+STUDY = Study.of(
+    ENVIRONMENT,
+    ("--config", FAST, "--final_sizes", *map(str, ALL_SIZES)),
+    {
         "RATE": ("--model_mode", "RATE"),
         "LSTM": ("--model_mode", "LSTM"),
         "GRU": ("--model_mode", "GRU"),
@@ -39,8 +37,6 @@ STUDY = Study(
         "TrXL": ("--model_mode", "TrXL", "--mem_len", "240"),
         "DT": ("--model_mode", "DT", "--slide", "20"),
     },
-    read_config=ENVIRONMENT.read_config,
-    check=partial(check, ENVIRONMENT),
 )
 CONTROLLED = ("RATE", "LSTM", "GRU")
 CONTROL_SIZES = (11, 41, 91)

@@ -3,6 +3,8 @@
 Finished runs are kept and interrupted ones continued, so the command behind a table can be repeated at any time.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import shlex
@@ -11,16 +13,23 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from RATE_model.acting.rollout import mean_and_error, with_error
+from RATE_model.acting.controls import exchange_twins
+from RATE_model.acting.rollout import Episodes, mean_and_error, with_error
+from RATE_model.cli.evaluation import evaluation_of_run
 from RATE_model.cli.limits import at_least, at_most_processes, writable
+from RATE_model.cli.training import check
+from RATE_model.environments.contract import Case, Environment, Evaluation
 from RATE_model.errors import UserError
+from RATE_model.loading import load_agent
+from RATE_model.memories.contract import MemoryTransform
 from RATE_model.system.atomic import atomic_write_json, atomic_write_text
 from RATE_model.training.runs import FinishedRun, Run
 
@@ -84,6 +93,20 @@ class Study:
     prefix: str = "reproduce"
     device: str = "cpu"  # on the CPU a run is reproducible to the last bit
     environment: Mapping[str, str] = field(default_factory=lambda: {"OMP_NUM_THREADS": "1"})
+
+    @classmethod
+    def of(
+        cls, environment: Environment, settings: Sequence[str], models: Mapping[str, tuple[str, ...]], **more: Any
+    ) -> Study:
+        """Runs of an environment's train script; `more` are further attributes."""
+        return cls(
+            environment.train_script,
+            tuple(settings),
+            models,
+            environment.read_config,
+            partial(check, environment),
+            **more,
+        )
 
     def folder(self, label: str) -> str:
         """The folder of a model's runs."""
@@ -170,6 +193,48 @@ def _finish(command: Sequence[str], environment: Mapping[str, str], stop: thread
 def final_results(runs: Sequence[Path]) -> list[dict[str, Any]]:
     """The results of each run's final evaluation."""
     return [json.loads((path / "eval" / "final.json").read_text()) for path in runs]
+
+
+def training_of(runs: Sequence[Path]) -> dict[str, Any]:
+    """What an entry of a page says of the training of every seed."""
+    results = final_results(runs)
+    return {
+        **{name: [result[name] for result in results] for name in ("train_seconds", "optimizer_steps")},
+        "parameters": sum(parameter.numel() for parameter in load_agent(runs[0]).parameters()),
+        **provenance(runs),
+    }
+
+
+def play_again(
+    environment: Environment,
+    run: Path,
+    *,
+    transform: MemoryTransform | None = None,
+    twins: bool = False,
+    target_return: float | None = None,
+    device: str = "cpu",
+    options: Mapping[str, Any] | None = None,
+    **changes: Any,
+) -> tuple[Evaluation, dict[Case, Episodes]]:
+    """A run's evaluation with something changed, and its episodes by case.
+
+    Args:
+        environment, run: whose.
+        transform: of memory.
+        twins: every episode is played twice; see `Environment.twins`. Without a transform their memories are exchanged.
+        target_return: asked for instead of the run's.
+        device: where it is played.
+        options: changes of the environment's own `play_options`.
+        changes: further attributes of `Evaluation`, such as cases and episodes.
+    """
+    if target_return is not None:
+        changes["targets"] = (target_return,)
+    evaluation = evaluation_of_run(environment, run, device=device, **changes)
+    evaluation = replace(evaluation, options=replace(evaluation.options, **(options or {})))
+    if twins and transform is None:
+        transform = exchange_twins()  # a new one: in every run by the same draws
+    (played,) = evaluation.play_with(transform, twins=twins).values()
+    return evaluation, played
 
 
 def commits(runs: Sequence[Path]) -> list[str]:

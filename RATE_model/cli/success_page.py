@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from RATE_model.cli.evaluation import evaluation_of_run
 from RATE_model.cli.options import exit_on_user_error, parse_options
 from RATE_model.cli.reproduce import (
     ROOT,
@@ -19,14 +18,15 @@ from RATE_model.cli.reproduce import (
     kept_entries,
     made,
     merged,
+    play_again,
     provenance,
     seed_table,
     table,
+    training_of,
     training_table,
     write_results,
 )
 from RATE_model.environments.contract import Environment
-from RATE_model.loading import load_agent
 from RATE_model.memories.contract import MemoryTransform
 from RATE_model.plots import plot_success_panels
 
@@ -124,20 +124,15 @@ class SuccessPage:
             key: {str(case): [result[name.format(case)] for result in results] for case in self.cases}
             for key, name in self.rates.items()
         }
-        return by_case | {
-            "parameters": sum(parameter.numel() for parameter in load_agent(runs[0]).parameters()),
-            "train_seconds": [result["train_seconds"] for result in results],
-            "optimizer_steps": [result["optimizer_steps"] for result in results],
-            **{key: [bool(result.get(name)) for result in results] for key, name in self.notes.values()},
-            **provenance(runs),
-        }
+        notes = {key: [bool(result.get(name)) for result in results] for key, name in self.notes.values()}
+        return by_case | training_of(runs) | notes
 
     def controlled(self, runs: Sequence[Path], control: Control) -> dict[str, Any]:
         """Success of every seed by case with another memory."""
         found: dict[str, list[float]] = {str(case): [] for case in control.cases}
         for run in runs:
-            evaluation = evaluation_of_run(self.environment, run, cases=control.cases)
-            (played,) = evaluation.play_with(control.transform(), twins=control.twins).values()
+            changes = {"transform": control.transform(), "twins": control.twins, "cases": control.cases}
+            evaluation, played = play_again(self.environment, run, **changes)
             for case, episodes in played.items():
                 found[str(case)].append(self.environment.figures(case, episodes, evaluation)[self.drawn])
         return {self.drawn: found, **provenance(runs)}

@@ -11,7 +11,6 @@ import io
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ import numpy as np
 
 from RATE_model.cli.evaluation import evaluation_of_run
 from RATE_model.cli.reproduce import Study, StudyOptions
-from RATE_model.cli.training import check
 from RATE_model.environments.contract import Case, Environment
 from RATE_model.errors import UserError, reason_of
 from RATE_model.plots.heat_map import plot_heat_map
@@ -52,18 +50,13 @@ class Grid:
     def study(self) -> Study:
         """The runs, resumable."""
         environment = self.environment
-        return Study(
-            script=environment.train_script,
-            settings=("--model_mode", self.mode, *self.settings),
-            models={
-                label(environment, case, parts): tuple(environment.grid_flags(case, parts))
-                for case in self.trained
-                for parts in PARTS
-            },
-            read_config=environment.read_config,
-            check=partial(check, environment),
-            prefix=f"grid_{self.mode.lower()}",
-        )
+        models = {
+            label(environment, case, parts): tuple(environment.grid_flags(case, parts))
+            for case in self.trained
+            for parts in PARTS
+        }
+        settings = ("--model_mode", self.mode, *self.settings)
+        return Study.of(environment, settings, models, prefix=f"grid_{self.mode.lower()}")
 
     @property
     def validated(self) -> list[Case]:

@@ -8,7 +8,6 @@ Runs that are finished are kept, interrupted ones are continued, so the command 
 """
 
 import sys
-from functools import partial
 from pathlib import Path
 
 if __name__ == "__main__":  # started as a script
@@ -18,16 +17,15 @@ if __name__ == "__main__":  # started as a script
 from RATE_model.acting.controls import knock_out_memory
 from RATE_model.cli.reproduce import Study
 from RATE_model.cli.success_page import Control, SuccessPage
-from RATE_model.cli.training import check
 from RATE_model.plots.success import EPISODE_LENGTH
 from TMaze_new.TMaze_new_src.environment import ENVIRONMENT
 from TMaze_new.TMaze_new_src.evaluate import LENGTHS
 
 FAST = "TMaze_new/TMaze_new_src/config_fast.yaml"
-STUDY = Study(
-    script=ENVIRONMENT.train_script,
-    settings=("--config", FAST),
-    models={
+STUDY = Study.of(
+    ENVIRONMENT,
+    ("--config", FAST),
+    {
         "RATE": ("--model_mode", "RATE"),
         "LSTM": ("--model_mode", "LSTM"),
         "GRU": ("--model_mode", "GRU"),
@@ -37,8 +35,6 @@ STUDY = Study(
         "TrXL": ("--model_mode", "TrXL", "--mem_len", "270"),
         "DT": ("--model_mode", "DT", "--slide", "30"),
     },
-    read_config=ENVIRONMENT.read_config,
-    check=partial(check, ENVIRONMENT),
 )
 CONTROLLED = ("RATE", "LSTM", "GRU")
 KNOCKED_OUT = "memory knocked out"

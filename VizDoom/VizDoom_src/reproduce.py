@@ -13,7 +13,6 @@ seeds of their measurement.
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,9 +20,8 @@ if __name__ == "__main__":  # started as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # makes the repository importable
     import RATE_model.system.script  # noqa: F401  a signal ends it at once while the imports below take their seconds
 
-from RATE_model.acting.controls import exchange_twins, knock_out_memory
+from RATE_model.acting.controls import knock_out_memory
 from RATE_model.acting.rollout import mean_and_error
-from RATE_model.cli.evaluation import evaluation_of_run
 from RATE_model.cli.options import exit_on_user_error, parse_options
 from RATE_model.cli.reproduce import (
     ROOT,
@@ -35,14 +33,13 @@ from RATE_model.cli.reproduce import (
     kept_entries,
     made,
     merged,
+    play_again,
     provenance,
     table,
+    training_of,
     training_table,
     write_results,
 )
-from RATE_model.cli.training import check
-from RATE_model.loading import load_agent
-from RATE_model.memories.contract import MemoryTransform
 from VizDoom.VizDoom_src.baselines import PLAYERS, play_baselines
 from VizDoom.VizDoom_src.dataset import DATA
 from VizDoom.VizDoom_src.engine import described_pictures
@@ -53,28 +50,20 @@ from VizDoom.VizDoom_src.scenario import Graphics
 
 Setting = Literal["fast", "published"]
 STUDIES: dict[Setting, Study] = {
-    "fast": Study(
-        script=ENVIRONMENT.train_script,
-        settings=("--config", "VizDoom/VizDoom_src/config_fast.yaml"),
-        models={
-            "RATE": ("--model_mode", "RATE"),
-            "LSTM": ("--model_mode", "LSTM"),
-            "MLP": ("--model_mode", "MLP"),
-        },
-        read_config=ENVIRONMENT.read_config,
-        check=partial(check, ENVIRONMENT),
+    "fast": Study.of(
+        ENVIRONMENT,
+        ("--config", "VizDoom/VizDoom_src/config_fast.yaml"),
+        {label: ("--model_mode", label) for label in ("RATE", "LSTM", "MLP")},
     ),
-    "published": Study(
-        script=ENVIRONMENT.train_script,
-        settings=("--config", "VizDoom/VizDoom_src/config.yaml"),
-        models={
+    "published": Study.of(
+        ENVIRONMENT,
+        ("--config", "VizDoom/VizDoom_src/config.yaml"),
+        {
             "RATE": tuple(
                 "--model_mode RATE --nmt 5 --mem_len 300 --n_head_ca 2 --mrv_act relu --skip_dec_ffn".split()
             ),
             "DT": tuple("--model_mode DT --nmt 0 --mem_len 0 --n_head_ca 0 --mrv_act no_act".split()),
         },
-        read_config=ENVIRONMENT.read_config,
-        check=partial(check, ENVIRONMENT),
         prefix="published",
         device="auto",
     ),
@@ -140,7 +129,7 @@ def described(target_return: float, renewed: bool) -> str:
 
 
 def controls(label: str) -> dict[str, dict[str, Any]]:
-    """A control: its name, and the arguments for `play_again`."""
+    """A control: its name, and the arguments for `played_otherwise`."""
     return {
         f"{label}, memory knocked out": {"transform": knock_out_memory},
         f"{label}, memories of twins exchanged": {"twins": True},
@@ -148,7 +137,7 @@ def controls(label: str) -> dict[str, dict[str, Any]]:
 
 
 def asked_otherwise(label: str, config: Config, data_return: float) -> dict[str, dict[str, Any]]:
-    """A model asked for another return: its name, and the arguments for `play_again`.
+    """A model asked for another return: its name, and the arguments for `played_otherwise`.
 
     Runs trained for the published return are asked for what their data can promise, again at every segment; all others
     for the published return.
@@ -156,7 +145,7 @@ def asked_otherwise(label: str, config: Config, data_return: float) -> dict[str,
     as_published = config.task.target_return == TARGET_RETURN and not config.task.reset_target
     asked = round(data_return, 1) if as_published else TARGET_RETURN
     called = f"{label}, asked for {described(asked, as_published)}"
-    otherwise = {"target_return": asked, "reset_target": as_published}
+    otherwise = {"target_return": asked, "options": {"reset_target": as_published}}
     return {called: otherwise, f"{called}, memory knocked out": otherwise | {"transform": knock_out_memory}}
 
 
@@ -169,42 +158,20 @@ def collect(
     """
     document: dict[str, dict[str, Any]] = {}
     for label, runs in directories.items():
-        results, agent = final_results(runs), load_agent(runs[0])
-        document[label] = of_results(results, config.task.target_return) | {
-            "train_seconds": [result["train_seconds"] for result in results],
-            "optimizer_steps": [result["optimizer_steps"] for result in results],
-            "parameters": sum(parameter.numel() for parameter in agent.parameters()),
-            **provenance(runs),
-        }
+        document[label] = of_results(final_results(runs), config.task.target_return) | training_of(runs)
         again = controls(label) if label in CONTROLLED else {}
         again |= asked_otherwise(label, config, data_return) if label == "RATE" else {}
         for name, options in again.items():
             if "twins" not in options or has_free_colour(config.data.scenario):
-                document[name] = play_again(runs, device, **options) | provenance(runs)
+                document[name] = played_otherwise(runs, device, **options) | provenance(runs)
     return document
 
 
-def play_again(
-    runs: Sequence[Path],
-    device: str,
-    *,
-    target_return: float | None = None,
-    reset_target: bool | None = None,
-    transform: MemoryTransform | None = None,
-    twins: bool = False,
-) -> dict[str, list[float]]:
-    """Replay the episodes of the runs' evaluation under a change.
-
-    Twins have their memories exchanged, by the same draws in every run.
-    """
+def played_otherwise(runs: Sequence[Path], device: str, **changes: Any) -> dict[str, list[float]]:
+    """Replay the episodes of the evaluations of runs under a change; see `play_again`."""
     found = []
     for run in runs:
-        evaluation = evaluation_of_run(ENVIRONMENT, run, device=device)
-        if target_return is not None:
-            evaluation = replace(evaluation, targets=(target_return,))
-        if reset_target is not None:
-            evaluation = replace(evaluation, options=replace(evaluation.options, reset_target=reset_target))
-        (played,) = evaluation.play_with(exchange_twins() if twins else transform, twins=twins).values()
+        evaluation, played = play_again(ENVIRONMENT, run, device=device, **changes)
         found.append(ENVIRONMENT.figures(None, played[None], evaluation))
     return of_figures(found)
 

@@ -13,6 +13,7 @@ import torch
 
 from RATE_model.acting.controls import knock_out_memory
 from RATE_model.acting.rollout import Episodes
+from RATE_model.cli import reproduce as shared
 from RATE_model.cli.evaluation import evaluation_of
 from RATE_model.cli.options import to_flat_dict
 from VizDoom.VizDoom_src import reproduce
@@ -73,9 +74,9 @@ def asked(tmp_path, monkeypatch) -> list:
     asked = []
     monkeypatch.setattr(reproduce.Study, "run_all", run_all)
 
-    def of_run(environment, run, *, device):
+    def of_run(environment, run, *, device, **changes):
         flags = to_flat_dict(reproduce.settings_of(studies[-1]))
-        return evaluation_of(environment, FakeAgent(run, device), flags, cases=(None,), run=run)
+        return evaluation_of(environment, FakeAgent(run, device), flags, cases=(None,), run=run, **changes)
 
     def play(self, evaluation, acting, *, twins=False):
         asked.append((evaluation, acting, twins))
@@ -83,8 +84,8 @@ def asked(tmp_path, monkeypatch) -> list:
 
     monkeypatch.setattr(type(ENVIRONMENT), "files", lambda self, config: [])
     monkeypatch.setattr(reproduce, "mean_return_of_data", lambda paths: 4.25)
-    monkeypatch.setattr(reproduce, "load_agent", FakeAgent)
-    monkeypatch.setattr(reproduce, "evaluation_of_run", of_run)
+    monkeypatch.setattr(shared, "load_agent", FakeAgent)
+    monkeypatch.setattr(shared, "evaluation_of_run", of_run)
     monkeypatch.setattr(type(ENVIRONMENT), "play", play)
     monkeypatch.setattr(
         type(ENVIRONMENT), "figures", lambda self, case, episodes, evaluation: figures(played(3.0, 2.0))
