@@ -1,9 +1,14 @@
 """Tiny T-Maze runs that several test files use."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from RATE_model.agent import Agent
+from RATE_model.environments.contract import Evaluation
+from RATE_model.memories.contract import MemoryTransform
 from TMaze_new.TMaze_new_src import train_tmaze
-from TMaze_new.TMaze_new_src.environment import ENVIRONMENT  # noqa: F401  for users of this module
+from TMaze_new.TMaze_new_src.environment import ENVIRONMENT, Maze
 
 SIZES = "--n_layer 1 --d_model 16 --n_head 2 --d_head 8".split()
 DATA = "--trajectories 40 --context_length 6 --max_n_final 2".split()
@@ -35,3 +40,21 @@ def only_run(folder: Path) -> Path:
     """The directory of the one run in a folder."""
     (run,) = (path.parent for path in folder.glob("runs/*/*/config.yaml"))
     return run
+
+
+def success_by_length(
+    agent: Agent,
+    lengths: Sequence[int],
+    *,
+    episodes: int = 100,
+    target_return: float = 1.0,
+    precision: str = "32",
+    transform_memory: MemoryTransform | None = None,
+    **options: Any,
+) -> dict[int, dict[str, float]]:
+    """What the table of an inference says of each length; `options` are of `Maze`."""
+    asked = {"precision": precision, "transform_memory": transform_memory, "episodes": episodes}
+    maze = Maze(lengths=tuple(lengths), **options)
+    evaluation = Evaluation(ENVIRONMENT, agent, maze, (target_return,), cases=lengths, **asked)
+    (played,) = evaluation.play().values()
+    return {length: ENVIRONMENT.figures(length, found, evaluation) for length, found in played.items()}

@@ -11,9 +11,9 @@ from MinigridMemory.MinigridMemory_src.evaluate import SizeResult, expert_play, 
 from RATE_model.acting.video import with_caption
 from RATE_model.environments.contract import Evaluation
 from RATE_model.plots import plot_success_by_length
+from RATE_model.plots.success import rates_by_case
 
 SIZE = "size of the maze"
-_BY_SIZE, _EXPERT_CAP = "FINAL_Success_rate_l_", "_expert_cap"
 
 
 def draw_run(directory: Path, result: Mapping[str, float], *, cap: int = PUBLISHED_CAP) -> list[Path]:
@@ -27,12 +27,9 @@ def draw_run(directory: Path, result: Mapping[str, float], *, cap: int = PUBLISH
     Returns:
         The PNGs' paths.
     """
-    lines: dict[str, dict[int, float]] = {"success, expert's cap": {}, f"success, {cap} steps": {}}
-    for name, rate in result.items():
-        if name.startswith(_BY_SIZE):
-            number = name.removeprefix(_BY_SIZE)
-            wide = number.endswith(_EXPERT_CAP)
-            lines[list(lines)[not wide]][int(number.removesuffix(_EXPERT_CAP))] = rate
+    name = "FINAL_Success_rate_l_{}"
+    wide, capped = rates_by_case(result, f"{name}_expert_cap"), rates_by_case(result, name)
+    lines = {"success, expert's cap": wide, f"success, {cap} steps": capped}
     if not any(lines.values()):
         return []
     path = directory / "plots" / "success_by_size.png"

@@ -1,5 +1,6 @@
 """Success against episode length."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,12 @@ EPISODE_LENGTH = "episode length (steps)"
 # Line styles of variants, as lengths on and off; and how far apart coinciding lines are drawn, in points.
 DASHES = ((4, 1.5), (1.2, 1.2), (6, 1.5, 1.2, 1.5))
 POINTS_APART = 2.4
+
+
+def rates_by_case(result: Mapping[str, float], name: str) -> dict[int, float]:
+    """What a run's eval/final.json says by case, such as lengths; `name` has {} for the case."""
+    pattern = re.compile(re.escape(name).replace(r"\{\}", r"(\d+)"))
+    return {int(match[1]): rate for key, rate in result.items() if (match := pattern.fullmatch(key))}
 
 
 def plot_success_by_length(

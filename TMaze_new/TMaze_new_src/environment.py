@@ -305,7 +305,8 @@ class TMaze(Environment):
         """Curves, success by length, attention and memory."""
         super().draw_run(directory, agent, config, result)
         if not config.data.is_chain:
-            draw_run(directory, agent, length=config.trained, trained=config.trained, hint_steps=config.data.hint_steps)
+            trained, hint_steps = config.trained, config.data.hint_steps
+            draw_run(directory, agent, result, length=trained, trained=trained, hint_steps=hint_steps)
 
     def draw(self, folder: Path, evaluation: Evaluation) -> Sequence[Path]:
         """Attention and memory in one episode, and success by length with and without memory."""

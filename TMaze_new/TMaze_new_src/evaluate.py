@@ -4,15 +4,10 @@ An episode of length T has a corridor of T - 2 cells and at most T steps; T - 1 
 reward is the goal's. The published protocol names lengths by segments of 30 steps, `Success_rate_S_{S}` with T = 30 S.
 """
 
-from collections.abc import Sequence
-from typing import Any
-
 import numpy as np
 
-from RATE_model.acting.evaluation import Acting, play_cases
 from RATE_model.acting.rollout import Episodes
-from RATE_model.agent import Agent
-from TMaze_new.TMaze_new_src.env import EVALUATION_SEEDS, TMazeVectorEnv, goals_of_seeds
+from TMaze_new.TMaze_new_src.env import EVALUATION_SEEDS, goals_of_seeds
 
 # Episode lengths T of the RATE paper, and the numbers of 30-step segments S of the published script.
 LENGTHS = (9, 30, 90, 150, 300, 600, 900, 1200, 2400, 4800, 9600)
@@ -37,39 +32,6 @@ def evaluation_seeds(episodes: int) -> np.ndarray:
 def twin_seeds(episodes: int) -> np.ndarray:
     """Seeds 0, 0, 1, 1, ...: of this many episodes of chains of junctions, which come in pairs of twins."""
     return np.arange(episodes) // 2
-
-
-def success_by_length(
-    model: Agent,
-    lengths: Sequence[int],
-    *,
-    episodes: int = 100,
-    hint_steps: int = 1,
-    target_return: float = 1.0,
-    **acting: Any,
-) -> dict[int, dict[str, float]]:
-    """Act in `episodes` mazes of each length.
-
-    Args:
-        model: in eval mode.
-        lengths: episode lengths T, each at least 3.
-        episodes: per length; as many up as down.
-        hint_steps: observations that show the hint.
-        target_return: the return asked for.
-        acting: further options of `Acting`, such as slide, transform_memory, precision.
-
-    Returns:
-        Per length what `figures` returns.
-    """
-    played = play_cases(
-        model,
-        lengths,
-        lambda cases: TMazeVectorEnv(len(cases), cases - 2, hint_steps=hint_steps, max_steps=cases),
-        seeds=evaluation_seeds(episodes),
-        acting=Acting(target_return=target_return, **acting),
-        description="T-Maze",
-    )
-    return {length: figures(length, episodes) for length, episodes in played.items()}
 
 
 def figures(length: int, episodes: Episodes) -> dict[str, float]:

@@ -8,9 +8,10 @@ from RATE_model.acting import evaluation
 from RATE_model.acting.controls import knock_out_memory
 from RATE_model.errors import UserError
 from tests.small_models import small_model
+from tests.tmaze_runs import success_by_length
 from TMaze_new.TMaze_new_src.env import EVALUATION_SEEDS, UP, expert_actions, goals_of_seeds
 from TMaze_new.TMaze_new_src.environment import ENVIRONMENT
-from TMaze_new.TMaze_new_src.evaluate import MAX_EPISODES, evaluation_seeds, published_keys, success_by_length
+from TMaze_new.TMaze_new_src.evaluate import MAX_EPISODES, evaluation_seeds, published_keys
 from TMaze_new.TMaze_new_src.spec import SPEC
 
 

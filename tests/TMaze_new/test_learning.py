@@ -9,9 +9,9 @@ import pytest
 from RATE_model.acting.controls import knock_out_memory
 from RATE_model.loading import load_model
 from RATE_model.training.checkpoints import resolve_checkpoint
-from tests.tmaze_runs import only_run, places
+from tests.tmaze_runs import only_run, places, success_by_length
 from TMaze_new.TMaze_new_src import train_tmaze
-from TMaze_new.TMaze_new_src.evaluate import LENGTHS, success_by_length
+from TMaze_new.TMaze_new_src.evaluate import LENGTHS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

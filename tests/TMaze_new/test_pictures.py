@@ -1,18 +1,19 @@
 """Episodes that are recorded are those that are played, and pictures suit the model."""
 
-import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from RATE_model.acting.actor import Actor
-from RATE_model.acting.controls import knock_out_memory
 from RATE_model.acting.rollout import Episodes
 from RATE_model.agent import Agent
 from RATE_model.cli.settings import ModelOptions
 from RATE_model.environments.contract import Evaluation
 from RATE_model.errors import UserError
+from RATE_model.plots.success import rates_by_case
+from RATE_model.report import maps
 from tests.small_models import K, logits_of, small_model
 from TMaze_new.TMaze_new_src import pictures
 from TMaze_new.TMaze_new_src.env import TMazeVectorEnv
@@ -20,9 +21,8 @@ from TMaze_new.TMaze_new_src.environment import ENVIRONMENT, Maze
 from TMaze_new.TMaze_new_src.pictures import (
     draw_maps,
     draw_run,
-    knock_out,
     record_episode,
-    success_of_run,
+    success_rates,
 )
 from TMaze_new.TMaze_new_src.spec import SPEC
 
@@ -39,7 +39,7 @@ class Expert(Actor):
 
 
 def test_a_recorded_episode_replays_in_the_maze(monkeypatch):
-    monkeypatch.setattr(pictures, "Actor", Expert)
+    monkeypatch.setattr(maps, "Actor", Expert)
     observations, actions, rtg = record_episode(small_model(), 12, seed=5, target_return=2.0)
     assert observations.dtype == rtg.dtype == torch.float32 and actions.dtype == torch.int64
     assert observations.shape == (2, 11, 4) and actions.shape == rtg.shape == (2, 11)
@@ -96,24 +96,11 @@ def test_gates_are_drawn_where_there_are_any(tmp_path):
 
 def test_a_sliding_window_is_drawn_no_longer_than_it_is(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(pictures, "plot_attention", lambda segments, path, **rest: drawn.append(segments) or path)
+    monkeypatch.setattr(maps, "plot_attention", lambda segments, path, **rest: drawn.append(segments) or path)
     model = small_model("DT")
     draw_maps(model, tmp_path, 1000)
     for segments in drawn:
         assert [segment.layout.steps for segment in segments] == [model.memory.config.context_length]
-
-
-def test_what_is_drawn_is_what_the_evaluation_gives(monkeypatch, tmp_path):
-    def fake(model, lengths, *, transform_memory, **rest):
-        assert transform_memory in (None, knock_out_memory)
-        return {length: {"success_rate": 1.0 if transform_memory is None else 0.5} for length in lengths}
-
-    monkeypatch.setattr(pictures, "success_by_length", fake)
-    assert knock_out(small_model("TrXL"), [9, 90], 2) == {
-        "memory intact": {9: 1.0, 90: 1.0},
-        "memory knocked out": {9: 0.5, 90: 0.5},
-    }
-    assert knock_out(small_model("DT"), [9], 2) == {"no memory": {9: 1.0}}
 
 
 def test_an_evaluation_is_drawn_with_and_without_memory(monkeypatch, tmp_path):
@@ -128,16 +115,13 @@ def test_an_evaluation_is_drawn_with_and_without_memory(monkeypatch, tmp_path):
     evaluation = Evaluation(ENVIRONMENT, small_model("TrXL"), Maze(), (1.0,), cases=(9, 90), episodes=2)
     assert ENVIRONMENT.draw(tmp_path, evaluation) == [tmp_path / "knock_out.png"]
     assert drawn == {"memory intact": {9: 1.0, 90: 1.0}, "memory knocked out": {9: 0.5, 90: 0.5}}
+    assert [*success_rates(replace(evaluation, agent=small_model("DT")))] == ["no memory"]
 
 
 def test_a_run_gets_its_pictures(tmp_path):
-    (tmp_path / "eval").mkdir()
     result = {"Success_rate": 1.0, "Success_rate_T_9": 1.0, "Success_rate_T_90": 0.5, "Success_rate_S_3": 0.5}
-    with pytest.raises(UserError, match="final.json"):
-        draw_run(tmp_path, small_model("TrXL"), length=K)
-    (tmp_path / "eval" / "final.json").write_text(json.dumps(result))
-    assert success_of_run(tmp_path) == {9: 1.0, 90: 0.5}
-    paths = draw_run(tmp_path, small_model("TrXL"), length=K)
+    assert rates_by_case(result, "Success_rate_T_{}") == {9: 1.0, 90: 0.5}
+    paths = draw_run(tmp_path, small_model("TrXL"), result, length=K)
     assert [path.name for path in paths] == [
         "success_by_length.png", "attention_map.png", "attention_layers.png",
     ]  # fmt: skip
