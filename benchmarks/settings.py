@@ -18,9 +18,7 @@ from typing import Any
 
 if __name__ == "__main__":  # started as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # makes the repository importable
-    from RATE_model.system.interrupts import quit_on_signals
-
-    quit_on_signals()  # while the imports below take their seconds
+    import RATE_model.system.script  # noqa: F401  a signal ends it at once while the imports below take their seconds
 
 import torch
 
