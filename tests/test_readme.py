@@ -28,7 +28,7 @@ from RATE_model.report import __main__ as report
 from RATE_model.sweep import __main__ as sweep
 from tests.scripts import inference_options, train_script
 from TMaze_new.TMaze_new_src import dataset, inference_tmaze, train_tmaze
-from tools import reproduce_leaderboard, reproduce_memories
+from tools import reproduce_capacity, reproduce_leaderboard, reproduce_memories
 from VizDoom.VizDoom_src import dataset as vizdoom_dataset
 from VizDoom.VizDoom_src import graphics, inference_vizdoom, train_vizdoom
 from VizDoom.VizDoom_src import reproduce as vizdoom_study
@@ -58,6 +58,7 @@ OPTIONS = {
     "tools/reproduce_memories.py": reproduce_memories.Options,
     "tools/reproduce_leaderboard.py": reproduce_leaderboard.Options,
     "reproduce_leaderboard.py": reproduce_leaderboard.Options,
+    "tools/reproduce_capacity.py": reproduce_capacity.Options,
     "collect_traj.py": collect_traj.DATA.flags,
     "inference_minigridmemory.py": inference_options(inference_minigridmemory),
     "download_d4rl_datasets.py": download_d4rl_datasets.Options,

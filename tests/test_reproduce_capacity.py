@@ -1,0 +1,57 @@
+"""The page of how many bits memories recall."""
+
+import json
+
+import pytest
+
+from tools import reproduce_capacity as capacity
+from tools.reproduce_capacity import MODELS, Options, label_of, study, write
+
+
+def entry(recalled: list[float], bits: list[float]) -> dict:
+    return {
+        "recalled": recalled, "bits": bits, "parameters": 110, "state_numbers": 5, "train_seconds": [10.0] * 3,
+        "optimizer_steps": [400] * 3, "seeds": [1, 2, 3], "commit": ["0123456789abcdef"], "date": "2026-01-01",
+    }  # fmt: skip
+
+
+def test_bits_by_model_and_number_of_hints(tmp_path):
+    first, second = list(MODELS)[:2]
+    document = {
+        label_of(first, 2): entry([1.0, 1.0, 1.0], [2.0, 2.0, 2.0]),
+        label_of(first, 8): entry([0.5, 0.5, 0.5], [0.0, 0.0, 0.0]),
+        label_of(second, 8): entry([0.75, 0.75, 0.75], [1.0, 2.0, 3.0]),
+    }
+    write(document, Options(results_dir=tmp_path))
+    page = (tmp_path / "multi_cue.md").read_text()
+    assert "| model | parameters | numbers of its state | n = 2 | n = 8 |" in page
+    assert "| RATE, 1 token | 110 | 5 | 2.00 ± 0.00 | 0.00 ± 0.00 |" in page
+    assert "| RATE, 2 tokens | 110 | 5 |  | 2.00 ± 0.58 |" in page and "--bits 8" in page
+    assert json.loads((tmp_path / "multi_cue.json").read_text()) == document
+    assert (tmp_path / "multi_cue.png").stat().st_size > 0
+
+
+def test_one_that_fails_is_said_and_the_others_go_on(tmp_path, capsys, monkeypatch):
+    """Trained elsewhere in this test; numbers of hints have folders of their own."""
+    tried = []
+
+    def run_all(self, options, models):
+        tried.append(self.folder(models[0]))
+        if "LSTM, width 16" in models:
+            raise capacity.UserError("LSTM, width 16, seed 1: exit code 1")
+        return {models[0]: [tmp_path]}
+
+    monkeypatch.setattr(capacity.Study, "run_all", run_all)
+    monkeypatch.setattr(capacity, "collect", lambda runs, bits: entry([0.75, 0.75, 0.75], [1.0, 2.0, 3.0]))
+    flags = ["--results_dir", str(tmp_path), "--bits", "2", "8", "--models", "LSTM, width 16", "RATE, 5 tokens"]
+    assert capacity.main(flags) == 1
+    assert capsys.readouterr().err.count("left out: LSTM, width 16, seed 1: exit code 1") == 2
+    assert len(set(tried)) == 4 and len(json.loads((tmp_path / "multi_cue.json").read_text())) == 2
+
+
+def test_what_is_not_known_is_refused(capsys):
+    for flags, words in ((["--models", "LSTM"], "--models 'LSTM'"), (["--bits", "17"], "--bits 17")):
+        with pytest.raises(SystemExit, match="^2$"):
+            capacity.main(flags)
+        assert words in capsys.readouterr().err
+    assert len(study(8).models) == 7

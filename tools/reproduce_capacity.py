@@ -1,0 +1,170 @@
+"""Make results/multi_cue.*: how many bits RATE recalls by its number of memory tokens, and LSTM by its width.
+
+    python3 tools/reproduce_capacity.py
+    python3 tools/reproduce_capacity.py --models "RATE, 5 tokens" "LSTM, width 64" --bits 8
+
+T-Maze's task multi-cue: n hints, one a step, then n junctions that ask for them by name in another order. Every model
+is trained for every n, with the same data and the same limit on batches. Runs that are finished are kept, interrupted
+ones are continued, so the command can be given again at any time; the page is written after every model and n. A run
+that fails is left out, with a message.
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":  # started as a script
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # makes the repository importable
+    from RATE_model.system.interrupts import quit_on_signals
+
+    quit_on_signals()  # while the imports below take their seconds
+
+import numpy as np
+
+from RATE_model.cli.limits import at_least, at_most
+from RATE_model.cli.options import exit_on_user_error, parse_options
+from RATE_model.cli.reproduce import (
+    Study,
+    StudyOptions,
+    cell,
+    final_results,
+    made,
+    merged,
+    provenance,
+    table,
+    write_results,
+)
+from RATE_model.cli.training import check
+from RATE_model.errors import UserError
+from RATE_model.loading import load_model
+from RATE_model.plots import plot_success_by_length
+from RATE_model.training.checkpoints import resolve_checkpoint
+from TMaze_new.TMaze_new_src.environment import ENVIRONMENT as TMAZE
+from tools.reproduce_leaderboard import bits_recalled
+
+PAGE = "multi_cue"
+# Episodes of four segments of ten steps: hints and junctions of up to 16 bits find room.
+LENGTH, MOST_BITS = 40, 16
+SETTINGS = (
+    *("--config", "TMaze_new/TMaze_new_src/config_fast.yaml", "--task", "multi-cue", "--trajectories", "10000"),
+    *("--min_n_final", "4", "--max_n_final", "4", "--curr", "false", "--epochs", "24", "--eval_lengths", str(LENGTH)),
+)
+TOKENS, WIDTHS = (1, 2, 5, 15), (16, 64, 256)
+MODELS = {
+    **{f"RATE, {count} token{'s' * (count > 1)}": ("--model_mode", "RATE", "--nmt", str(count)) for count in TOKENS},
+    **{f"LSTM, width {width}": ("--model_mode", "LSTM", "--hidden_size", str(width)) for width in WIDTHS},
+}
+
+
+@dataclass(frozen=True)
+class Options(StudyOptions):
+    """Which models and numbers of hints, and where the runs and the results go."""
+
+    # Seeds of every model; consecutive
+    seeds: tuple[int, ...] = (1, 2, 3)
+    # Hints of an episode
+    bits: tuple[int, ...] = (2, 4, 8)
+    # Models to train and measure; the page keeps its figures of all others. Empty: all
+    models: tuple[str, ...] = ()
+
+    def validate(self) -> None:
+        """Raise a UserError for a value out of range or an unknown model."""
+        super().validate()
+        for bits in self.bits:
+            at_least(1, bits=bits)
+            at_most(MOST_BITS, bits=bits)
+        if unknown := sorted(set(self.models) - MODELS.keys()):
+            raise UserError(f"--models '{unknown[0]}': must be of {', '.join(map(repr, MODELS))}")
+
+
+def study(bits: int) -> Study:
+    """All models with this many hints."""
+    return Study(
+        script=TMAZE.train_script,
+        settings=(*SETTINGS, "--bits", str(bits)),
+        models=MODELS,
+        read_config=TMAZE.read_config,
+        check=partial(check, TMAZE),
+        prefix=f"multi_cue_{bits}",
+    )
+
+
+def collect(runs: list[Path], bits: int) -> dict[str, Any]:
+    """What every seed recalled, and what the model costs."""
+    results, agent = final_results(runs), load_model(resolve_checkpoint(runs[0]))
+    recalled = [result[f"Recalled_T_{LENGTH}"] for result in results]
+    return {
+        "recalled": recalled,
+        "bits": [bits_recalled(rate, bits) for rate in recalled],
+        "parameters": sum(parameter.numel() for parameter in agent.parameters()),
+        "state_numbers": agent.memory.largest_state().numbers_per_row(),
+        "optimizer_steps": [result["optimizer_steps"] for result in results],
+        "train_seconds": [result["train_seconds"] for result in results],
+        **provenance(runs),
+    }
+
+
+def label_of(model: str, bits: int) -> str:
+    """What an entry is called."""
+    return f"{model}: {bits} bits"
+
+
+def write(document: dict[str, dict], options: Options) -> None:
+    """results/multi_cue.json, its picture, and the generated part of .md."""
+    measured = sorted({int(label.rpartition(": ")[2].split()[0]) for label in document})
+    rows, curves = [], {}
+    for model in MODELS:
+        found = {bits: document[label_of(model, bits)] for bits in measured if label_of(model, bits) in document}
+        if not found:
+            continue
+        entry = next(iter(found.values()))
+        cells = [cell(found[bits]["bits"]) if bits in found else "" for bits in measured]
+        rows.append([model, entry["parameters"], entry["state_numbers"], *cells])
+        curves[model] = {bits: entry["recalled"] for bits, entry in found.items()}
+    picture = f"{PAGE}.png"
+    plot_success_by_length(
+        curves, options.results_dir / picture, xlabel="hints to remember", title="Share of turns that are right"
+    )
+    commands = "\n".join(study(bits).commands(options.seeds) for bits in measured)
+    text = (
+        f"Bits recalled, n times (1 - binary entropy of the share of right turns), mean and standard error over seeds, "
+        f"made {made(document)}; chance is 0.\n\n![Share of right turns]({picture})\n\n"
+        + table(["model", "parameters", "numbers of its state", *(f"n = {bits}" for bits in measured)], rows)
+        + f"\n\nCommands:\n\n{commands}"
+    )
+    write_results(PAGE, "Multi-cue: capacity", document, text, options)
+
+
+def run(options: Options) -> int:
+    """Train what is missing, collect, write; 1 if a run failed."""
+    path, failed = options.results_dir / f"{PAGE}.json", False
+    document = json.loads(path.read_text()) if path.exists() else {}
+    order = [label_of(model, bits) for model in MODELS for bits in range(1, MOST_BITS + 1)]
+    for bits in options.bits:
+        for model in options.models or MODELS:
+            try:
+                runs = study(bits).run_all(options, [model])[model]
+            except UserError as error:
+                print(f"left out: {error}", file=sys.stderr, flush=True)
+                failed = True
+                continue
+            label = label_of(model, bits)
+            document = merged(document, {label: collect(runs, bits)}, order)
+            print(f"{label}: {np.mean(document[label]['bits']):.2f} bits", flush=True)
+            write(document, options)
+    return int(failed)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Make the page."""
+    with exit_on_user_error():
+        return run(
+            parse_options(Options, argv=argv, prog="reproduce_capacity.py", description=f"Make results/{PAGE}.*")
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
