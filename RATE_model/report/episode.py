@@ -24,7 +24,7 @@ from RATE_model.plots.attention import attention_by_step
 # A picture of a row of a vector environment, as it is now: (H, W, 3) uint8.
 Picture = Callable[[VectorEnv, int], np.ndarray | None]
 # All pictures of an episode together may be this large; a player shows two episodes.
-_PICTURE_BYTES = 4_000_000
+_PICTURE_BYTES = 3_500_000
 # Units of a gate that are shown one by one.
 _UNITS = 8
 
