@@ -183,6 +183,7 @@ def test_figures_go_between_the_marks_and_nowhere_else():
         (train_step.main, ["--rounds", "0"], "--rounds 0"),
         (scale.main, ["--rows", "6", "2"], "--rows 6 2"),
         (scale.main, ["--models", "Pong"], "--models Pong"),
+        (scale.main, ["--pairs", "1"], "--pairs 1"),
         (train_step.main, ["--output", "no/such/folder/file.json"], "--output no/such/folder/file.json"),
     ],
 )
@@ -200,6 +201,14 @@ def test_messages_grow_with_processes_and_parameters():
     assert scale.messages(1000, 64, 0.0, 4000.0) == pytest.approx(2 * 63 / 64)
     figures = {"T-Maze": {"fixed_s": 0.0, "each_s": 1.0, "parameters": 1000}}
     assert "| 64 | 2.0 (0%) | 4.0 (0%) |" in scale.table(figures, 0.0, 1e9)
+
+
+def test_the_gain_is_the_median_within_pairs():
+    """A machine that is twice as slow in every second pair: the ratios do not see it."""
+    slow = np.tile([1.0, 2.0], 10)
+    found = {name + by: slow * time for by in ("", " CPU") for name, time in (("alone", 3), ("half", 1.5), ("both", 2))}
+    line = scale.speed_table(found).splitlines()[-1]
+    assert "4.500 s" in line and "1.50 (1.50 to 1.50)" in line and "2.00 (2.00" in line and "1.33 (1.33" in line
 
 
 def test_the_small_model_is_that_of_the_fast_setting():

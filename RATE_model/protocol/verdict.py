@@ -178,8 +178,9 @@ def _judge_returns(subject: Subject, cases: Sequence[Case]) -> Verdict:
     confidence, missing = 1 - (1 - CONFIDENCE) / len(cases), _missing(cases)
     case = _longest([case for case in cases if _depends(case, confidence)] or cases)
     intact = case.interval(confidence=confidence)
-    by_chance = "" if case.chance is None else f", a random player's {case.shown(case.chance)}"
-    sentence = f"{case.outcome} {_rate(case)}{by_chance}"
+    sentence = f"{case.outcome} {_rate(case)}"
+    if case.chance is not None:
+        sentence += f", {'chance' if case.outcome == 'success' else 'a random player'} {case.shown(case.chance)}"
     if case.chance is not None and intact.low <= case.chance:
         return Verdict("nothing", None, f"not shown to do better than at random: {sentence}", missing)
     sentence += _dependence(case, confidence, subject)

@@ -230,8 +230,9 @@ class ViZDoomTwoColors(Environment):
     def chance(self, case: Case, evaluation: Evaluation) -> float:
         """A random player's return; playing takes seconds, once."""
         options: Games = evaluation.options
+        episodes = evaluation.episodes + evaluation.episodes % 2  # as many red as green
         played = play_baselines(
-            evaluation.episodes, labels=("random",), scenario=options.scenario, max_steps=options.episode_timeout
+            episodes, labels=("random",), scenario=options.scenario, max_steps=options.episode_timeout
         )
         return float(played["random"].episodes.returns.mean())
 

@@ -232,7 +232,7 @@ def test_returns_without_horizons_say_what_they_can():
     result = judged(intact=20.0, knocked_out=11.0, without_tokens=12.0, without_cache=20.1)
     assert result.label == "unproved" and result.horizon is None
     assert re.match(
-        r"return 20.\d \(.*, a random player's 2.00, depends on its tokens \(knocked out 1\d", result.sentence
+        r"return 20.\d \(.*, a random player 2.00, depends on its tokens \(knocked out 1\d", result.sentence
     )
     assert result.sentence.endswith("declares no correlation horizon, so nothing is said about how long it remembers")
     assert result.missing[-1] == "correlation horizons, which the task does not declare"
