@@ -17,9 +17,9 @@ from torch.nn import functional as F
 from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
 from RATE_model.cli.options import Boolean
 from RATE_model.memories.contract import MemoryOptions, State
-from RATE_model.memories.segments import Attention, AttentionConfig, bias_of, feed_forward
-from RATE_model.memories.sliding import slide
-from RATE_model.memories.stack import Cell, CellState, Seen, Stack
+from RATE_model.memories.segments import Attention, AttentionConfig, bias_of, feed_forward, joined
+from RATE_model.memories.sliding import SlidingStepper, slide
+from RATE_model.memories.stack import Cell, CellState, CellStepper, Seen, Stack
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,21 +75,21 @@ class BankCell(Cell):
 
     def initial(self, batch_size: int, device: torch.device) -> CellState:
         """An empty bank."""
-        width = sum(attention.source.out_features for attention in self._attentions())
+        width = sum(attention.source.out_features for attention in self.reading())
         stored = torch.zeros(1, self.steps - 1, width, device=device).expand(batch_size, -1, -1)
         return stored, torch.zeros(batch_size, dtype=torch.int64, device=device)
 
     def forward(self, x: Tensor, state: CellState, valid: Tensor | None) -> tuple[Tensor, CellState, Seen]:
         """See `Cell.forward`."""
         embedded = F.layer_norm(x if self.trained else x.detach(), x.shape[-1:])
-        new = torch.cat([attention.source(embedded) for attention in self._attentions()], dim=-1)
+        new = torch.cat([attention.source(embedded) for attention in self.reading()], dim=-1)
         stored, count = state
         slid = slide(stored, count, new, valid)
         ages = slid.back.clamp(0, self.steps - 1)
         hidden = bias_of((slid.back == ages) & slid.there)
         columns = slid.columns.chunk(len(self.attentions), dim=-1)
         h, looked = x, {}
-        for index, attention in enumerate(self._attentions()):
+        for index, attention in enumerate(self.reading()):
             bias = hidden + self.age_bias[index][:, ages]
             read, taken = attention.look(self.norms[2 * index](h), columns[index], bias)
             h = h + read
@@ -97,8 +97,45 @@ class BankCell(Cell):
             looked[f"read {index + 1} by age"] = _by_age(taken, self.steps)
         return h, (slid.window, slid.count), looked
 
-    def _attentions(self) -> list[Attention]:
+    def reading(self) -> list[Attention]:
+        """The attention of every layer."""
         return list(self.attentions)  # type: ignore[arg-type]
+
+    def stepper(self, state: CellState, dtype: torch.dtype) -> CellStepper:
+        """See `Cell.stepper`."""
+        return BankStepper(self, state, dtype, self.steps)
+
+
+class BankStepper(SlidingStepper):
+    """The bank and the layers that read it, in acting."""
+
+    cell: BankCell
+
+    def __init__(self, cell: BankCell, state: CellState, dtype: torch.dtype, size: int) -> None:
+        super().__init__(cell, state, dtype, size)
+        self.source = torch.cat([attention.source.weight for attention in cell.reading()])
+
+    def columns_of(self, window: Tensor) -> list[Tensor]:
+        """Keys and values of every layer, by head."""
+        reading = self.cell.reading()
+        parts = zip(reading, window.chunk(len(reading), dim=-1), strict=True)
+        return [part for attention, source in parts for part in attention.split(source)]
+
+    def steps_of(self, columns: list[Tensor]) -> Tensor:
+        """See `SlidingStepper.steps_of`."""
+        return torch.cat([joined(*pair) for pair in zip(columns[::2], columns[1::2], strict=True)], dim=-1)
+
+    def step(self, x: Tensor) -> Tensor:
+        """See `CellStepper.step`."""
+        cell = self.cell
+        back = self.write(F.linear(F.layer_norm(x, x.shape[-1:]), self.source))
+        unseen, *columns = self.held
+        h, bias = x, cell.age_bias[..., back]
+        for index, attention in enumerate(cell.reading()):
+            keys, values = columns[2 * index : 2 * index + 2]
+            h = h + attention.of_one_step(cell.norms[2 * index](h), keys, values, bias[index] + unseen)
+            h = h + cell.forwards[index](cell.norms[2 * index + 1](h))
+        return h
 
 
 def _by_age(taken: Tensor, steps: int) -> Tensor:

@@ -28,10 +28,13 @@ from RATE_model.memories.segments import (
     SegmentCell,
     SegmentStack,
     SegmentState,
+    SegmentStepper,
     bias_of,
+    by_place,
     feed_forward,
+    joined,
 )
-from RATE_model.memories.stack import Seen
+from RATE_model.memories.stack import CellState, CellStepper, Seen
 
 Compression = Literal["conv", "mean", "max"]
 
@@ -140,17 +143,19 @@ class CompressiveCell(SegmentCell):
         columns = torch.arange(-self.cached * self.segment, self.segment, device=places.device)
         back = places[..., None] - columns  # (B or 1, t, M + K)
         by_distance = bias_of(back >= 0) + self.distance_bias[:, back.clamp(min=0)].transpose(0, 1)
-        there = torch.cat(
-            [
-                _filled(state.squeezed, self.compressed, self.slots),
-                _filled(state.cached, self.cached, -int(columns[0])),
-            ],
-            1,
-        )
-        unseen = bias_of(there[:, None])  # (B, 1, 1, S + M)
+        unseen = bias_of(self.there(state)[:, None])  # (B, 1, 1, S + M)
         by_slot = self.slot_bias[:, None].expand(-1, steps, -1)[None].expand(len(by_distance), -1, -1, -1)
         bias = torch.cat([by_slot, by_distance], dim=-1)
         return bias + F.pad(unseen, (0, self.segment))
+
+    def there(self, state: CompressiveState) -> Tensor:
+        """`(B, S + M)` bool: whether there is anything in a column."""
+        compressed = _filled(state.squeezed, self.compressed, self.slots)
+        return torch.cat([compressed, _filled(state.cached, self.cached, self.cached * self.segment)], dim=1)
+
+    def stepper(self, state: CellState, dtype: torch.dtype) -> CellStepper:
+        """See `Cell.stepper`."""
+        return CompressiveStepper(self, state, dtype)
 
     def close(self, state: CompressiveState) -> CompressiveState:
         """The segment enters the cache, and what leaves it is compressed; see `SegmentCell.close`."""
@@ -173,6 +178,44 @@ class CompressiveCell(SegmentCell):
         if self.convolution is not None:  # kernel and stride are c: a linear map of c steps
             return self.convolution(groups.flatten(2))
         return groups.mean(dim=2) if self.function == "mean" else groups.amax(dim=2)
+
+
+class CompressiveStepper(SegmentStepper):
+    """A layer that acts: compressed steps, cache and segment stand side by side."""
+
+    cell: CompressiveCell
+
+    def __init__(self, cell: CompressiveCell, state: CellState, dtype: torch.dtype) -> None:
+        super().__init__(cell, state, dtype)
+        by_distance = by_place(cell.distance_bias, cell.segment)
+        self.bias = torch.cat([cell.slot_bias.expand(cell.segment, -1, -1), by_distance], dim=-1)
+
+    def laid_out(self, state: CellState) -> list[Tensor]:
+        """Count; keys and values of all columns; the inputs of cache and segment; what hides columns that hold nothing;
+        and how much is cached and compressed.
+        """
+        cell, held = self.cell, CompressiveState(*state)
+        d, steps = cell.d_model, torch.cat([held.cache.to(self.dtype), held.running.to(self.dtype)], dim=1)
+        columns = torch.cat([held.compressed.to(self.dtype), steps[..., : 2 * d]], dim=1)
+        unseen = F.pad(bias_of(cell.there(held)[:, None]).squeeze(1), (0, cell.segment))  # (B, 1, S + M + K)
+        counts = held.cached, held.squeezed
+        return [held.count, *cell.attention.split(columns), steps[..., 2 * d :], unseen, *counts]
+
+    def state_of(self, held: list[Tensor]) -> CellState:
+        """See `CellStepper.state_of`."""
+        count, keys, values, inputs, _, cached, squeezed = held
+        compressed, steps = joined(keys, values).tensor_split((self.cell.slots,), dim=1)
+        cache, running = torch.cat([steps, inputs], dim=-1).tensor_split((-self.cell.segment,), dim=1)
+        return running, count, cache, compressed, cached, squeezed
+
+    def attend(self, x: Tensor, rows: Tensor, places: Tensor) -> Tensor:
+        """See `SegmentStepper.attend`."""
+        cell, (_, keys, values, steps, unseen, *_) = self.cell, self.held
+        inputs = cell.norms[0](x)
+        self.write(rows, keys.shape[2] - cell.segment + places, cell.attention.source(inputs))
+        steps[rows, steps.shape[1] - cell.segment + places] = inputs.to(steps.dtype)
+        h = x + cell.attention.of_one_step(inputs, keys, values, self.bias[places] + unseen)
+        return h + cell.forward_token(cell.norms[1](h))
 
 
 def _filled(count: Tensor, segments: int, columns: int) -> Tensor:

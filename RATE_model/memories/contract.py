@@ -386,42 +386,78 @@ class Memory(nn.Module, ABC):
         return next(self.parameters()).device
 
 
-class ForwardStepper(Stepper):
-    """Acts by calling `forward` with one step; for memories whose step is cheap."""
+class CountingStepper(Stepper):
+    """What steppers have in common whose memory is up to date after every step: previous actions, steps of a segment.
+
+    A subclass says what it holds of the rows.
+    """
 
     def __init__(self, memory: Memory, batch_size: int, options: StepOptions, dtype: torch.dtype) -> None:
         self.memory, self.options = memory, options
-        self._state = memory.initial(batch_size)
         self._actions = torch.zeros(batch_size, 1, memory.config.d_model, dtype=dtype, device=memory.device)
         self._passed = np.zeros(batch_size, dtype=np.int64)  # steps since memory was handed on
+
+    @abstractmethod
+    def _next(self, steps: Steps) -> Tensor:
+        """One step of every row to hidden states `(B, d)`."""
+
+    @abstractmethod
+    def _read(self, rows: Tensor) -> State:
+        """The state of some rows, `(b,)` int64 on the CPU."""
+
+    @abstractmethod
+    def _put(self, rows: Tensor, state: State) -> None:
+        """Replace the state of some rows."""
+
+    @abstractmethod
+    def _keep(self, rows: Tensor) -> None:
+        """Go on with some rows only."""
 
     def hand_on(self) -> np.ndarray:
         full = self._passed == self.memory.segment
         self._passed[full] = 0
         if self.options.transform is not None and full.any():
             rows = torch.from_numpy(np.flatnonzero(full))
-            memory = self.options.transform(self._state.rows(rows), self.memory.initial(len(rows)))
-            self._state = self._state.put(rows, memory)
+            self._put(rows, self.options.transform(self._read(rows), self.memory.initial(len(rows))))
         return full
 
     def append(self, rtg: Tensor | None, observations: Tensor) -> Tensor:
-        steps = Steps(observations=observations, previous_actions=self._actions, rtg=rtg)
-        valid = torch.ones(observations.shape[:2], dtype=torch.bool)
-        hidden, self._state = self.memory(steps, valid, self._state)
+        hidden = self._next(Steps(observations=observations, previous_actions=self._actions, rtg=rtg))
         self._passed += 1
-        return hidden[:, -1]
+        return hidden
 
     def record(self, actions: Tensor) -> None:
         self._actions = actions.to(self._actions.dtype)
 
     def reset(self, rows: np.ndarray) -> None:
         index = torch.from_numpy(rows)
-        self._state = self._state.put(index, self.memory.initial(len(rows)))
+        self._put(index, self.memory.initial(len(rows)))
         self._actions = put_rows(self._actions, index, torch.zeros_like(self._actions[: len(rows)]))
         self._passed[rows] = 0
 
     def keep(self, rows: np.ndarray) -> None:
         index = torch.from_numpy(rows)
-        self._state = self._state.rows(index)
+        self._keep(index)
         self._actions = self._actions.index_select(0, index.to(self._actions.device))
         self._passed = self._passed[rows]
+
+
+class ForwardStepper(CountingStepper):
+    """Acts by calling `forward` with one step; for memories whose step is cheap."""
+
+    def __init__(self, memory: Memory, batch_size: int, options: StepOptions, dtype: torch.dtype) -> None:
+        super().__init__(memory, batch_size, options, dtype)
+        self._state = memory.initial(batch_size)
+
+    def _next(self, steps: Steps) -> Tensor:
+        hidden, self._state = self.memory(steps, torch.ones(steps.shape, dtype=torch.bool), self._state)
+        return hidden[:, -1]
+
+    def _read(self, rows: Tensor) -> State:
+        return self._state.rows(rows)
+
+    def _put(self, rows: Tensor, state: State) -> None:
+        self._state = self._state.put(rows, state)
+
+    def _keep(self, rows: Tensor) -> None:
+        self._state = self._state.rows(rows)

@@ -32,9 +32,12 @@ from RATE_model.memories.segments import (
     SegmentCell,
     SegmentStack,
     SegmentState,
+    SegmentStepper,
+    by_place,
     feed_forward,
+    joined,
 )
-from RATE_model.memories.stack import Seen
+from RATE_model.memories.stack import CellState, CellStepper, Seen
 
 # Ages of slots share a bias from here on by ratio, as distances do in T5 (Raffel et al. 2020).
 _EXACT, _BUCKETS, _FARTHEST = 16, 32, 100_000
@@ -114,7 +117,7 @@ class ELMURCell(SegmentCell):
         back, bias = self.causal(places)
         bias = bias + self.distance_bias[:, back.clamp(min=0)].transpose(0, 1)
         h = self.norms[0](x + self.within(x, running, bias))
-        age = self._age(state, places)  # (B, t, M)
+        age = self.age(state, places)  # (B, t, M)
         source = self.read.source(state.contents)
         read, taken = self.read.look(h, source, self.read_bias[:, age].transpose(0, 1))
         h = self.norms[1](h + read)
@@ -127,7 +130,7 @@ class ELMURCell(SegmentCell):
         """Write one slot; see `SegmentCell.close`."""
         tokens, slots = state.running[..., -state.contents.shape[-1] :], state.contents
         places = torch.arange(self.segment, device=tokens.device)[None]
-        bias = self.write_bias[:, self._age(state, places)].permute(1, 0, 3, 2)  # (B, heads, M, K)
+        bias = self.write_bias[:, self.age(state, places)].permute(1, 0, 3, 2)  # (B, heads, M, K)
         new = self.norms[3](slots + self.write(slots, self.write.source(tokens), bias))
         new = self.norms[4](new + self.forward_slot(new))
         end = state.time + self.segment
@@ -137,14 +140,56 @@ class ELMURCell(SegmentCell):
         anchors = torch.where(chosen, end[:, None], state.anchors)
         return ELMURState(state.running, state.count, contents, anchors, end)
 
+    def stepper(self, state: CellState, dtype: torch.dtype) -> CellStepper:
+        """See `Cell.stepper`."""
+        return ELMURStepper(self, state, dtype)
+
     @staticmethod
-    def _age(state: ELMURState, places: Tensor) -> Tensor:
+    def age(state: ELMURState, places: Tensor) -> Tensor:
         """Buckets `(B, t, M)` int64 of the steps since every slot was written; the last bucket: it is empty."""
         age = (state.time[:, None] + places)[..., None] - state.anchors[:, None]
         logarithm = (age.clamp(min=_EXACT) / _EXACT).log() / math.log(_FARTHEST / _EXACT)
         far = (_EXACT + logarithm * (_BUCKETS - 1 - _EXACT)).long().clamp(max=_BUCKETS - 2)
         bucket = torch.where(age < _EXACT, age, far)
         return torch.where(state.anchors[:, None] < 0, _BUCKETS - 1, bucket)
+
+
+class ELMURStepper(SegmentStepper):
+    """A layer that acts: keys and values of slots, and their ages, are laid out once a segment."""
+
+    cell: ELMURCell
+
+    def __init__(self, cell: ELMURCell, state: CellState, dtype: torch.dtype) -> None:
+        super().__init__(cell, state, dtype)
+        self.bias = by_place(cell.distance_bias, cell.segment)
+        self.read_bias = cell.read_bias.transpose(0, 1)
+
+    def laid_out(self, state: CellState) -> list[Tensor]:
+        """Count; keys, values and outputs of the segment; slots, anchors, time; keys, values and ages of slots."""
+        cell, held = self.cell, ELMURState(*state)
+        d = held.contents.shape[-1]
+        running = held.running.to(self.dtype)
+        slots = cell.read.split(cell.read.source(held.contents).to(self.dtype))
+        ages = cell.age(held, torch.arange(cell.segment, device=running.device)[None])
+        kept = held.contents, held.anchors, held.time
+        return [held.count, *cell.within.split(running[..., : 2 * d]), running[..., 2 * d :], *kept, *slots, ages]
+
+    def state_of(self, held: list[Tensor]) -> CellState:
+        """See `CellStepper.state_of`."""
+        count, keys, values, outputs, *kept = held[:7]
+        return torch.cat([joined(keys, values), outputs], dim=-1), count, *kept
+
+    def attend(self, x: Tensor, rows: Tensor, places: Tensor) -> Tensor:
+        """See `SegmentStepper.attend`."""
+        cell = self.cell
+        _, keys, values, outputs, _, _, _, slot_keys, slot_values, ages = self.held
+        self.write(rows, places, cell.within.source(x))
+        h = cell.norms[0](x + cell.within.of_one_step(x, keys, values, self.bias[places]))
+        bias = self.read_bias[ages[rows, places]].transpose(1, 2)  # (B, heads, M)
+        h = cell.norms[1](h + cell.read.of_one_step(h, slot_keys, slot_values, bias))
+        h = cell.norms[2](h + cell.forward_token(h))
+        outputs[rows, places] = h.to(outputs.dtype)
+        return h
 
 
 class ELMUR(SegmentStack):

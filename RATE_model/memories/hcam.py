@@ -27,9 +27,13 @@ from RATE_model.memories.segments import (
     SegmentCell,
     SegmentStack,
     SegmentState,
+    SegmentStepper,
+    by_place,
     feed_forward,
+    joined,
+    softmax,
 )
-from RATE_model.memories.stack import Seen
+from RATE_model.memories.stack import CellState, CellStepper, Seen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,20 +116,33 @@ class HCAMCell(SegmentCell):
         All chunks are looked at in detail and most weighted with zero: one product of matrices, which is faster on a
         CPU than to gather k chunks for every step, up to some thousand steps that are kept.
         """
-        summaries = state.summaries.to(n.dtype)
         there = torch.arange(self.chunks, device=n.device) >= self.chunks - state.filled[:, None]  # (B, C)
-        relevance = self.ask(n) @ summaries.transpose(1, 2) / math.sqrt(n.shape[-1])
-        relevance = relevance.to(torch.promote_types(relevance.dtype, torch.float32))
-        relevance = relevance.masked_fill(~there[:, None], float("-inf"))
-        best = relevance.topk(self.top_k, dim=-1)
-        picked = torch.zeros_like(relevance, dtype=torch.bool).scatter(2, best.indices, True) & there[:, None]
-        # A finite number in place of -inf: where no chunk is there, no weight is, and its gradient is not NaN.
-        weights = relevance.masked_fill(~picked, -1e9).softmax(dim=-1) * picked
+        weights, _ = self.pick(n, state.summaries, there)
         query, key, value = self.detail.by_head(n, state.details.flatten(1, 2))
         scores = (query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])).unflatten(-1, (self.chunks, -1))
         within = (scores + self.place_bias[:, None, None]).softmax(dim=-1) * weights[:, None, ..., None]
         mixed = within.flatten(-2).to(value.dtype) @ value
         return self.detail.output(mixed.transpose(1, 2).flatten(2)), weights
+
+    def pick(self, n: Tensor, summaries: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
+        """w of steps `(B, t, d)`, `(B, t, C)`, and the chunks that they pick, `(B, t, k)`.
+
+        Args:
+            n: the steps.
+            summaries: `(B, C, d)`.
+            there: `(B, C)` bool, which chunks there are.
+        """
+        relevance = self.ask(n) @ summaries.to(n.dtype).transpose(1, 2) / math.sqrt(n.shape[-1])
+        relevance = relevance.to(torch.promote_types(relevance.dtype, torch.float32))
+        relevance = relevance.masked_fill(~there[:, None], float("-inf"))
+        picks = relevance.topk(self.top_k, dim=-1).indices
+        picked = torch.zeros_like(relevance, dtype=torch.bool).scatter(2, picks, True) & there[:, None]
+        # A finite number in place of -inf: where no chunk is there, no weight is, and its gradient is not NaN.
+        return relevance.masked_fill(~picked, -1e9).softmax(dim=-1) * picked, picks
+
+    def stepper(self, state: CellState, dtype: torch.dtype) -> CellStepper:
+        """See `Cell.stepper`."""
+        return HCAMStepper(self, state, dtype)
 
     def close(self, state: HCAMState) -> HCAMState:
         """The segment becomes the newest chunk, the oldest leaves; see `SegmentCell.close`."""
@@ -138,6 +155,82 @@ class HCAMCell(SegmentCell):
             torch.cat([state.summaries[:, 1:].to(summary.dtype), summary.mean(dim=1, keepdim=True)], dim=1),
             (state.filled + 1).clamp(max=self.chunks),
         )
+
+
+class HCAMStepper(SegmentStepper):
+    """A layer that acts: a segment that ends is written over the oldest chunk."""
+
+    cell: HCAMCell
+
+    def __init__(self, cell: HCAMCell, state: CellState, dtype: torch.dtype) -> None:
+        super().__init__(cell, state, dtype)
+        self.bias = by_place(cell.distance_bias, cell.segment)
+
+    def laid_out(self, state: CellState) -> list[Tensor]:
+        """Count; keys and values of the segment, and what its chunk and its summary are made of; keys and values of
+        chunks, `(B, heads, C, K, d / heads)`; summaries; which there are; which is the oldest.
+        """
+        cell, held = self.cell, HCAMState(*state)
+        d, running = held.summaries.shape[-1], held.running.to(self.dtype)
+        chunks = cell.detail.split(held.details.flatten(1, 2).to(self.dtype))
+        there = torch.arange(cell.chunks, device=running.device) >= cell.chunks - held.filled[:, None]
+        return [
+            held.count,
+            *cell.within.split(running[..., : 2 * d]),
+            running[..., 2 * d :],
+            *(part.unflatten(2, (cell.chunks, -1)) for part in chunks),
+            held.summaries,
+            there,
+            torch.zeros_like(held.filled),
+        ]
+
+    def state_of(self, held: list[Tensor]) -> CellState:
+        """See `CellStepper.state_of`."""
+        count, keys, values, kept, *chunks, summaries, there, oldest = held
+        order = (oldest[:, None] + torch.arange(self.cell.chunks, device=oldest.device)) % self.cell.chunks
+        details = joined(*(part.flatten(2, 3) for part in chunks)).unflatten(1, (self.cell.chunks, -1))
+        rows = torch.arange(len(order), device=order.device)[:, None]
+        running = torch.cat([joined(keys, values), kept], dim=-1)
+        return running, count, details[rows, order], summaries[rows, order], there.sum(dim=1)
+
+    def attend(self, x: Tensor, rows: Tensor, places: Tensor) -> Tensor:
+        """See `SegmentStepper.attend`."""
+        cell, (_, keys, values, kept, *_) = self.cell, self.held
+        inputs = cell.norms[0](x)
+        self.write(rows, places, cell.within.source(inputs))
+        new = torch.cat([cell.detail.source(inputs), cell.summarise(inputs)], dim=-1)
+        kept[rows, places] = new.to(kept.dtype)
+        h = x + cell.within.of_one_step(inputs, keys, values, self.bias[places])
+        h = h + self.recall(cell.norms[1](h))
+        return h + cell.forward_token(cell.norms[2](h))
+
+    def recall(self, n: Tensor) -> Tensor:
+        """`HCAMCell.recall` for one step of every row, `(B, d)`, which here gathers the chunks that are picked."""
+        cell, (keys, values, summaries, there, _) = self.cell, self.held[4:]
+        weights, picks = cell.pick(n[:, None], summaries, there)
+        weights = weights.gather(2, picks)  # (B, 1, k)
+        batch, heads, chunks, segment, size = keys.shape
+        first = torch.arange(batch * heads, device=n.device).view(batch, heads, 1) * chunks
+        places = (first + picks).flatten()  # of picked chunks, (B heads k)
+        keys, values = (part.view(-1, segment * size).index_select(0, places) for part in (keys, values))
+        query = (cell.detail.query(n) * size**-0.5).view(-1, 1, size)
+        scores = torch.bmm(query, keys.view(batch * heads, -1, size).transpose(1, 2))
+        within = softmax(scores.view(batch, heads, -1, segment) + cell.place_bias[:, None]) * weights[..., None]
+        shares = within.to(values.dtype).view(batch * heads, 1, -1)
+        return cell.detail.output(torch.bmm(shares, values.view(batch * heads, -1, size)).view(n.shape))
+
+    def close(self, rows: Tensor | None) -> None:
+        """See `SegmentStepper.close`."""
+        count, _, _, kept, keys, values, summaries, there, oldest = self.held
+        rows = torch.arange(len(count)) if rows is None else rows
+        count[rows] = 0
+        rows = rows.to(oldest.device)
+        places = oldest[rows]
+        details, summary = kept[rows].split((kept.shape[-1] - summaries.shape[-1], summaries.shape[-1]), dim=-1)
+        keys[rows, :, places], values[rows, :, places] = self.cell.detail.split(details)
+        summaries[rows, places] = summary.mean(dim=1).to(summaries.dtype)
+        there[rows, places] = True
+        oldest[rows] = (places + 1) % self.cell.chunks
 
 
 class HCAM(SegmentStack):

@@ -19,9 +19,9 @@ from torch.nn import functional as F
 from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
 from RATE_model.errors import UserError
 from RATE_model.memories.contract import MemoryOptions, State
-from RATE_model.memories.segments import Attention, AttentionConfig, bias_of, feed_forward
-from RATE_model.memories.sliding import slide
-from RATE_model.memories.stack import Cell, CellState, Seen, Stack
+from RATE_model.memories.segments import Attention, AttentionConfig, bias_of, feed_forward, joined
+from RATE_model.memories.sliding import SlidingStepper, slide
+from RATE_model.memories.stack import Cell, CellState, CellStepper, Seen, Stack
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +107,39 @@ class LSDTCell(Cell):
             values = padded[:, first - lag : first - lag + length].unflatten(-1, (self.heads, -1))
             mixed = torch.addcmul(mixed, values, weights[..., lag, None].to(columns.dtype))
         return mixed.flatten(2)
+
+    def stepper(self, state: CellState, dtype: torch.dtype) -> CellStepper:
+        """See `Cell.stepper`."""
+        return LSDTStepper(self, state, dtype, self.window)
+
+
+class LSDTStepper(SlidingStepper):
+    """One layer, in acting."""
+
+    cell: LSDTCell
+
+    def columns_of(self, window: Tensor) -> list[Tensor]:
+        """Keys and values, by head, and what is convolved."""
+        source, convolved = window.tensor_split((-self.cell.value.in_features,), dim=-1)
+        return [*self.cell.long.split(source), convolved]
+
+    def steps_of(self, columns: list[Tensor]) -> Tensor:
+        """See `SlidingStepper.steps_of`."""
+        return torch.cat([joined(*columns[:2]), columns[2]], dim=-1)
+
+    def step(self, x: Tensor) -> Tensor:
+        """See `CellStepper.step`."""
+        cell = self.cell
+        far, near = cell.norms[0](x).chunk(2, dim=-1)
+        back = self.write(torch.cat([cell.long.source(far), cell.value(near)], dim=-1))
+        unseen, keys, values, convolved = self.held
+        attended = cell.long.of_one_step(far, keys, values, cell.distance_bias[:, back] + unseen)
+        weights = cell.weigh(near).unflatten(-1, (cell.heads, -1)).softmax(dim=-1)  # (B, heads, w)
+        lags = (self.newest - torch.arange(cell.kernel, device=x.device)) % self.size
+        mixed = convolved.index_select(1, lags).unflatten(-1, (cell.heads, -1)) * weights.transpose(1, 2)[..., None]
+        near = mixed.sum(dim=1).flatten(1)
+        h = x + cell.output(torch.cat([attended, near.to(attended.dtype)], dim=-1))
+        return h + cell.forward_token(cell.norms[1](h))
 
 
 class LSDT(Stack):

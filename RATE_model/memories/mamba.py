@@ -22,7 +22,16 @@ from torch.nn import functional as F
 
 from RATE_model.memories.contract import MemoryOptions, State
 from RATE_model.memories.scan import in_chunks, scan_and_read
-from RATE_model.memories.stack import CausalConvolution, Cell, CellState, Seen, Stack, StackConfig, StepInput
+from RATE_model.memories.stack import (
+    CausalConvolution,
+    Cell,
+    CellState,
+    CellStepper,
+    Seen,
+    Stack,
+    StackConfig,
+    StepInput,
+)
 
 # Steps whose states are held at once.
 _CHUNK = 16
@@ -113,6 +122,41 @@ class MambaCell(Cell):
     ) -> tuple[Tensor, Tensor]:
         """Outputs `(B, L, d_inner)` of some steps, and the state after them; all in float32."""
         return scan_and_read(torch.exp(delta[:, :, None] * -self.log_rate.exp()), write, written, read, state)
+
+    def stepper(self, state: CellState, dtype: torch.dtype) -> CellStepper:
+        """See `Cell.stepper`."""
+        return MambaStepper(self, state, dtype)
+
+
+class MambaStepper(CellStepper):
+    """A layer that acts: states are changed in place."""
+
+    cell: MambaCell
+
+    def __init__(self, cell: MambaCell, state: CellState, dtype: torch.dtype) -> None:
+        super().__init__(cell, state, dtype)
+        self.rate = -cell.log_rate.exp()
+
+    def laid_out(self, state: CellState) -> list[Tensor]:
+        """Inputs of the filter one by one."""
+        return [state[0], *state[1].unbind(1)]
+
+    def state_of(self, held: list[Tensor]) -> CellState:
+        """See `CellStepper.state_of`."""
+        return held[0], self.cell.convolution.joined(held[1:])
+
+    def step(self, x: Tensor) -> Tensor:
+        """See `CellStepper.step`."""
+        cell, states, inputs = self.cell, self.held[0], self.held[1:]
+        u, z = cell.branches(x).chunk(2, dim=-1)
+        v = F.silu(cell.convolution.step(u, inputs))
+        delta, write, read = cell.select(v).split(cell.split, dim=-1)
+        delta = F.softplus(cell.delta(delta).float())
+        with torch.autocast(x.device.type, enabled=False):
+            states.mul_((delta[:, None] * self.rate).exp_()).addcmul_(write.float()[..., None], (delta * v)[:, None])
+            y = (read.float()[:, None] @ states).squeeze(1) + cell.through * v
+        self.held = [states, *inputs]
+        return cell.output(y * F.silu(z))
 
 
 class Mamba(Stack):

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from RATE_model.errors import UserError
 from RATE_model.memories.contract import MemoryOptions, State
 from RATE_model.memories.scan import in_chunks
-from RATE_model.memories.stack import CausalConvolution, Cell, CellState, Seen, Stack, StackConfig
+from RATE_model.memories.stack import CausalConvolution, Cell, CellState, CellStepper, Seen, Stack, StackConfig
 
 # Steps that see one another directly.
 _CHUNK = 32
@@ -115,7 +115,7 @@ class MLSTMCell(Cell):
         u, z = self.branches(x).chunk(2, dim=-1)
         filtered, conv = self.convolution(u, conv, valid)
         filtered = F.silu(filtered)
-        of_filtered, of_inputs = self._projections().split((2 * u.shape[-1], u.shape[-1]))
+        of_filtered, of_inputs = self.projections().split((2 * u.shape[-1], u.shape[-1]))
         q, k = F.linear(filtered, of_filtered).chunk(2, dim=-1)
         v = F.linear(u, of_inputs)
         write, forget = self.gates(torch.cat([q, k, v], dim=-1)).float().chunk(2, dim=-1)  # (B, T, H) each
@@ -130,13 +130,53 @@ class MLSTMCell(Cell):
         y = self.output((h + self.skip * filtered) * F.silu(z))
         return y, (*matrix, conv), {"log write gate": write, "forget gate": forget.exp()}
 
-    def _projections(self) -> Tensor:
+    def stepper(self, state: CellState, dtype: torch.dtype) -> CellStepper:
+        """See `Cell.stepper`."""
+        return MLSTMStepper(self, state, dtype)
+
+    def projections(self) -> Tensor:
         """The maps to q, k and v, one above the other, `(3 inner, inner)`: zero outside their blocks."""
         return (self.project[:, :, :, None] * self.own_block).reshape(-1, self.norm.numel())
 
 
-def recur(state: Matrix, q: Tensor, k: Tensor, v: Tensor, write: Tensor, forget: Tensor) -> tuple[Tensor, Matrix]:
-    """One step, as the equations have it; arguments and result as of `attend`, with L = 1."""
+class MLSTMStepper(CellStepper):
+    """A layer that acts: the matrix is changed in place."""
+
+    cell: MLSTMCell
+
+    def __init__(self, cell: MLSTMCell, state: CellState, dtype: torch.dtype) -> None:
+        super().__init__(cell, state, dtype)
+        self.of_filtered, self.of_inputs = cell.projections().split((2 * cell.norm.numel(), cell.norm.numel()))
+
+    def laid_out(self, state: CellState) -> list[Tensor]:
+        """Inputs of the filter one by one."""
+        return [*state[:3], *state[3].unbind(1)]
+
+    def state_of(self, held: list[Tensor]) -> CellState:
+        """See `CellStepper.state_of`."""
+        return *held[:3], self.cell.convolution.joined(held[3:])
+
+    def step(self, x: Tensor) -> Tensor:
+        """See `CellStepper.step`."""
+        cell = self.cell
+        inputs = self.held[3:]
+        u, z = cell.branches(x).chunk(2, dim=-1)
+        filtered = F.silu(cell.convolution.step(u, inputs))
+        q, k = F.linear(filtered, self.of_filtered).chunk(2, dim=-1)
+        v = F.linear(u, self.of_inputs)
+        write, forget = cell.gates(torch.cat([q, k, v], dim=-1)).float()[:, None].chunk(2, dim=-1)  # (B, 1, H)
+        heads = [part.float().unflatten(-1, (1, cell.heads, -1)) for part in (q, k, v)]  # (B, 1, H, D)
+        matrix: Matrix = tuple(self.held[:3])  # type: ignore[assignment]
+        h, matrix = recur(matrix, *heads, write, F.logsigmoid(forget), in_place=True)
+        self.held = [*matrix, *inputs]
+        h = F.layer_norm(h, h.shape[-1:], eps=1e-5).flatten(1) * cell.norm
+        return cell.output((h + cell.skip * filtered) * F.silu(z))
+
+
+def recur(
+    state: Matrix, q: Tensor, k: Tensor, v: Tensor, write: Tensor, forget: Tensor, *, in_place: bool = False
+) -> tuple[Tensor, Matrix]:
+    """One step, as the equations have it; arguments and result as of `attend`, with L = 1. `in_place` changes C."""
     matrix, normaliser, maximum = state
     q, k, v = (part.transpose(1, 2) for part in (q, k * k.shape[-1] ** -0.5, v))  # (B, H, 1, D)
     write, forget = write.squeeze(1), forget.squeeze(1) + maximum  # (B, H)
@@ -144,8 +184,8 @@ def recur(state: Matrix, q: Tensor, k: Tensor, v: Tensor, write: Tensor, forget:
     write, forget = torch.exp(write - maximum)[..., None], torch.exp(forget - maximum)[..., None]
     with torch.autocast(q.device.type, enabled=False):
         written = write * k.squeeze(2)
-        # Into the product: a second matrix of this size costs more than the sum.
-        matrix = (forget[..., None] * matrix).addcmul_(written[..., None], v)
+        matrix = matrix.mul_(forget[..., None]) if in_place else forget[..., None] * matrix
+        matrix.addcmul_(written[..., None], v)  # into the product: another matrix costs more than the sum
         normaliser = forget * normaliser + written
         norm = (q.squeeze(2) * normaliser).sum(dim=-1).abs()
         h = q @ matrix / torch.maximum(norm, torch.exp(-maximum.clamp(min=-80)))[..., None, None]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from RATE_model.memories.contract import MemoryOptions, State
 from RATE_model.memories.scan import in_chunks, scan_and_read
-from RATE_model.memories.stack import Cell, CellState, Seen, Stack, StackConfig
+from RATE_model.memories.stack import Cell, CellState, CellStepper, Seen, Stack, StackConfig
 
 # Steps whose matrices are held at once.
 _CHUNK = 16
@@ -88,6 +88,28 @@ class SHMCell(Cell):
         passed = passed + (length if valid is None else valid.sum(dim=1))
         seen = {"write gate": eta, "calibration": calibration}
         return self.output(torch.cat(outputs, dim=1)), (matrix, passed), seen
+
+    def stepper(self, state: CellState, dtype: torch.dtype) -> CellStepper:
+        """See `Cell.stepper`."""
+        return SHMStepper(self, state, dtype)
+
+
+class SHMStepper(CellStepper):
+    """A layer that acts: the matrix is changed in place."""
+
+    cell: SHMCell
+
+    def step(self, x: Tensor) -> Tensor:
+        """See `CellStepper.step`."""
+        m, (matrix, passed) = self.cell.size, self.held
+        key, query, value, calibration, eta = self.cell.maps(x).float().split((m, m, m, m, 1), dim=-1)
+        theta = self.cell.table[_drawn(passed, len(self.cell.table))]
+        passed += 1
+        with torch.autocast(x.device.type, enabled=False):
+            matrix.addcmul_(matrix, (calibration[..., None] * theta[:, None]).tanh_())
+            matrix.addcmul_(_shares(key)[..., None], (torch.sigmoid(eta) * value)[:, None])
+            read = (_shares(query)[:, None] @ matrix).squeeze(1)
+        return self.cell.output(read)
 
 
 def _piece(

@@ -5,9 +5,14 @@ columns   0 ... W-1             | W ... W+T-1
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+from RATE_model.memories.segments import bias_of
+from RATE_model.memories.stack import CellState, CellStepper
 
 
 @dataclass(frozen=True)
@@ -42,3 +47,51 @@ def slide(window: Tensor, count: Tensor, new: Tensor, valid: Tensor | None) -> S
         index = passed[:, None] + torch.arange(size, device=new.device)
         after = columns.gather(1, index[..., None].expand(-1, -1, columns.shape[-1]))
     return Slid(columns, back, there, after, (count + passed).clamp(max=size))
+
+
+class SlidingStepper(CellStepper):
+    """A layer that acts in a window: a step is written over the oldest of W columns.
+
+    A state is a window of W - 1 steps and its count. `held` begins with what hides columns that hold nothing,
+    `(B, 1, W)`, and goes on with the columns, as the layer lays them out, each of a dimension W that is the last but
+    one.
+
+    Args:
+        size: W.
+    """
+
+    def __init__(self, cell: Any, state: CellState, dtype: torch.dtype, size: int) -> None:
+        self.size = size
+        self.newest = size - 1  # its column, in all rows; the next is the oldest
+        super().__init__(cell, state, dtype)
+
+    def columns_of(self, window: Tensor) -> list[Tensor]:
+        """Columns of steps `(B, W, n)`, as they are held."""
+        raise NotImplementedError
+
+    def steps_of(self, columns: list[Tensor]) -> Tensor:
+        """The steps that columns hold."""
+        raise NotImplementedError
+
+    def laid_out(self, state: CellState) -> list[Tensor]:
+        """See `CellStepper.laid_out`."""
+        window, count = state
+        window = F.pad(window.to(self.dtype), (0, 0, 1, 0)).roll(self.newest + 1, 1)
+        there = torch.arange(self.size, 0, -1, device=count.device) <= count[:, None]
+        unseen = bias_of(there.roll(self.newest + 1, 1)[:, None]).squeeze(1)
+        return [unseen, *self.columns_of(window)]
+
+    def state_of(self, held: list[Tensor]) -> CellState:
+        """See `CellStepper.state_of`."""
+        unseen, *columns = held
+        window = self.steps_of(columns).roll(-self.newest - 1, 1)[:, 1:]
+        count = (unseen.squeeze(1).roll(-self.newest - 1, 1)[:, 1:] == 0).sum(dim=1)
+        return window, count
+
+    def write(self, source: Tensor) -> Tensor:
+        """Write a step `(B, n)` as the newest; how many steps back every column lies then, `(W,)` int64."""
+        self.newest = (self.newest + 1) % self.size
+        self.held[0][..., self.newest] = 0
+        for column, new in zip(self.held[1:], self.columns_of(source[:, None]), strict=True):
+            column.select(-2, self.newest).copy_(new.squeeze(-2))
+        return (self.newest - torch.arange(self.size, device=source.device)) % self.size

@@ -15,7 +15,16 @@ from torch import Tensor, nn
 
 from RATE_model.cli.limits import MAX_SIZE, MAX_STEPS, at_least, at_most
 from RATE_model.errors import UserError
-from RATE_model.memories.contract import Memory, MemoryConfig, State, Steps
+from RATE_model.memories.contract import (
+    CountingStepper,
+    Memory,
+    MemoryConfig,
+    State,
+    StepOptions,
+    Stepper,
+    Steps,
+    put_rows,
+)
 from RATE_model.memories.scan import last
 
 StepInput = Literal["joined", "sequence"]
@@ -71,6 +80,60 @@ class Cell(nn.Module, ABC):
             is to look at.
         """
 
+    def stepper(self, state: CellState, dtype: torch.dtype) -> "CellStepper":
+        """What acts in its place, from a state on; in numbers of `dtype` where they may be coarse."""
+        return CellStepper(self, state, dtype)
+
+
+class CellStepper:
+    """A layer that acts, one step after another, in eval and inference mode.
+
+    It holds the layer's state in a layout of its own, and may change it in place. Parameters are read when it is made.
+    This one holds the state as it is, and hands it through the layer's `forward`.
+
+    Attributes:
+        held: tensors whose rows are trajectories.
+    """
+
+    def __init__(self, cell: Any, state: CellState, dtype: torch.dtype) -> None:
+        self.cell, self.dtype = cell, dtype
+        self.held = self._owned(state)
+
+    def laid_out(self, state: CellState) -> list[Tensor]:
+        """What is held of a state."""
+        return list(state)
+
+    def state_of(self, held: list[Tensor]) -> CellState:
+        """The state that tensors like those `held` are of."""
+        return tuple(held)
+
+    def step(self, x: Tensor) -> Tensor:
+        """The next step, `(B, d_model)`, to the layer's output, the same."""
+        y, state, _ = self.cell(x[:, None], tuple(self.held), None)
+        self.held = list(state)
+        return y[:, 0]
+
+    def read(self, rows: Tensor | None = None) -> CellState:
+        """The state of some rows, `(b,)` int64 on the CPU; None: of all, of use until the next step."""
+        return self.state_of(self.held if rows is None else self._of(rows))
+
+    def put(self, state: CellState, rows: Tensor | None = None) -> None:
+        """Replace the state of some rows; None: of all."""
+        if rows is None:
+            self.held = self._owned(state)
+        else:
+            self.held = [put_rows(old, rows, new) for old, new in zip(self.held, self.laid_out(state), strict=True)]
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with some rows only."""
+        self.held = self._of(rows)
+
+    def _of(self, rows: Tensor) -> list[Tensor]:
+        return [tensor.index_select(0, rows.to(tensor.device)) for tensor in self.held]
+
+    def _owned(self, state: CellState) -> list[Tensor]:
+        return [tensor.clone(memory_format=torch.contiguous_format) for tensor in self.laid_out(state)]
+
 
 class Stack(Memory):
     """Layers, one upon the other.
@@ -105,6 +168,10 @@ class Stack(Memory):
         hidden, state, _ = self._run(steps, valid, state)
         return hidden, state
 
+    def stepper(self, batch_size: int, options: StepOptions, dtype: torch.dtype) -> Stepper:
+        """See `Memory.stepper`: layer by layer."""
+        return StackStepper(self, batch_size, options, dtype)
+
     def inspect(self, steps: Steps) -> dict[str, Any]:
         """As for every memory, and "gates": what the layers have to show, `(B, T, n)` each, by name."""
         batch, length = steps.shape
@@ -131,9 +198,8 @@ class Stack(Memory):
             ends = valid.sum(dim=1, keepdim=True) * per_step
             within = (torch.arange(x.shape[1]) < ends).to(x.device)
             x = rolled(x, -lead)
-        before = zip(*(getattr(state, field.name) for field in fields(state)), strict=True)
         states, seen = [], {}
-        for index, (cell, of_cell) in enumerate(zip(self.cells, before, strict=True)):
+        for index, (cell, of_cell) in enumerate(zip(self.cells, by_layer(state), strict=True)):
             inputs = self.norms[index](x) if self.norms else x
             y, after, gates = cell(inputs, of_cell, within)
             x = x + self.dropout(y) if self.norms else self.dropout(y)
@@ -149,6 +215,41 @@ class Stack(Memory):
         if self.join is not None:
             return self.dropout(torch.relu(self.join(torch.cat(parts, dim=-1)))).float()
         return self.dropout(torch.stack(parts, dim=2).flatten(1, 2)).float()
+
+
+class StackStepper(CountingStepper):
+    """A stack that acts: every layer has a stepper of its own."""
+
+    memory: Stack
+
+    def __init__(self, memory: Stack, batch_size: int, options: StepOptions, dtype: torch.dtype) -> None:
+        super().__init__(memory, batch_size, options, dtype)
+        states = by_layer(memory.initial(batch_size))
+        self._layers = [cell.stepper(state, dtype) for cell, state in zip(memory.cells, states, strict=True)]
+
+    def _next(self, steps: Steps) -> Tensor:
+        x, norms = steps.observations, self.memory.norms
+        for x in self.memory._inputs(steps).unbind(1):
+            for index, layer in enumerate(self._layers):
+                x = x + layer.step(norms[index](x)) if norms else layer.step(x)
+        return norms[-1](x) if norms else x
+
+    def _read(self, rows: Tensor) -> State:
+        return self.memory.state(*zip(*(layer.read(rows) for layer in self._layers), strict=True))
+
+    def _put(self, rows: Tensor, state: State) -> None:
+        everywhere = bool(len(rows) == len(self._passed) and (rows == torch.arange(len(rows))).all())
+        for layer, own in zip(self._layers, by_layer(state), strict=True):
+            layer.put(own, None if everywhere else rows)
+
+    def _keep(self, rows: Tensor) -> None:
+        for layer in self._layers:
+            layer.keep(rows)
+
+
+def by_layer(state: State) -> list[CellState]:
+    """The state of every layer of a stack's."""
+    return list(zip(*(getattr(state, field.name) for field in fields(state)), strict=True))
 
 
 def rolled(x: Tensor, shift: Tensor) -> Tensor:
@@ -185,3 +286,17 @@ class CausalConvolution(nn.Module):
             return filtered, inputs[:, length:].clone()  # without holding on to the others
         places = valid.sum(dim=1)[:, None] + torch.arange(taps - 1, device=x.device)
         return filtered, inputs.gather(1, places[..., None].expand(-1, -1, x.shape[-1]))
+
+    def joined(self, before: list[Tensor]) -> Tensor:
+        """Inputs before a step, `(B, d)` each, as a state."""
+        return torch.stack(before, dim=1)
+
+    def step(self, x: Tensor, before: list[Tensor]) -> Tensor:
+        """One step `(B, d)` filtered; `before`, the `taps - 1` inputs before it, the oldest first, takes it in."""
+        filtered = self.bias
+        for weight, inputs in zip(self.weight, [*before, x], strict=True):
+            filtered = torch.addcmul(filtered, inputs, weight)
+        if before:
+            oldest = before.pop(0)
+            before.append(oldest.copy_(x))
+        return filtered

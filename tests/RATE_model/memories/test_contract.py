@@ -27,6 +27,7 @@ from RATE_model.memories.rate.config import RATEOptions
 from RATE_model.memories.recurrent import RecurrentOptions
 from RATE_model.memories.retrieval import RetrievalOptions
 from RATE_model.memories.rmc import RMCOptions
+from RATE_model.memories.stack import CellStepper
 from RATE_model.objectives.cloning import cloning_loss
 from RATE_model.spec import EnvironmentSpec
 from RATE_model.training.checkpoints import save_checkpoint
@@ -157,6 +158,8 @@ def stored(thing: Any, seen: dict[int, int]) -> dict[int, int]:
     elif isinstance(thing, list | tuple):
         for item in thing:
             stored(item, seen)
+    elif isinstance(thing, CellStepper):
+        stored(thing.held, seen)
     return seen
 
 
