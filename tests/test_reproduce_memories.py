@@ -1,9 +1,13 @@
 """The page that compares all memories."""
 
 import json
+from dataclasses import replace
 
+from RATE_model.cli.reproduce import Study
+from RATE_model.errors import UserError
 from RATE_model.memories import MEMORIES, MODES
 from tests.small_models import small_model
+from tools import reproduce_memories
 from tools.reproduce_memories import LABELS, PLACES, Options, acting_ms, write
 
 
@@ -33,6 +37,34 @@ def test_what_is_measured_is_shown_with_its_commands(tmp_path):
     assert page.count("| RATE | 0.75 ± 0.14 |") == len(shown) and page.count("--budget 0.1M") == 7 * len(shown)
     assert f"--model_mode {LABELS[7]} " not in page
     assert json.loads((tmp_path / "memories.json").read_text()) == document
+
+
+def test_first_seeds_come_first_and_the_page_grows_with_every_run(tmp_path, monkeypatch):
+    asked, pages = [], []
+
+    def run(study, label, seed, options, stop=None):
+        asked.append((label, seed))
+        if (label, seed) == ("LSTM", 1):
+            raise UserError("LSTM, seed 1: exit code 1")
+        return tmp_path / f"{label}_{seed}"
+
+    def collect(place, runs):
+        seeds = [int(path.name[-1]) for path in runs]
+        return entry(seeds) | {"success_rate": {str(case): [1.0] * len(seeds) for case in place.cases}}
+
+    def write(document, options):
+        pages.append({label: found["seeds"] for label, found in document.items()})
+
+    monkeypatch.setattr(Study, "run", run)
+    for name, replacement in {"collect": collect, "write": write}.items():
+        monkeypatch.setattr(reproduce_memories, name, replacement)
+    for name, place in PLACES.items():
+        monkeypatch.setitem(PLACES, name, replace(place, make_data=lambda config: None))
+    words = ["--models", "RATE", "LSTM", "GRU", "--seeds", "1", "2", "--environments", "tmaze", "--jobs", "1"]
+    assert reproduce_memories.main([*words, "--results_dir", str(tmp_path)]) == 1
+    assert asked == [("RATE", 1), ("LSTM", 1), ("GRU", 1), ("RATE", 2), ("GRU", 2)]
+    assert pages[-1] == {"T-Maze: RATE": [1, 2], "T-Maze: GRU": [1, 2]}
+    assert [len(page) for page in pages] == [1, 2, 2, 2]
 
 
 def test_acting_is_timed():

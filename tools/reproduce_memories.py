@@ -4,16 +4,18 @@
     python3 tools/reproduce_memories.py --environments tmaze --models FFM LRU
     python3 tools/reproduce_memories.py --environments tmaze_multi_cue tmaze_endless
 
-Runs that are finished are kept, interrupted ones are continued, so the command can be given again at any time; the page
-keeps what it says of memories that are not asked for, and is written after each memory. One that fails is left out, and
-said.
+Runs that are finished are kept, interrupted ones are continued, so the command can be given again at any time. The
+first seed of every memory comes first, then the second. The page is written after each run, and keeps what it says of
+memories that are not asked for. One that fails is left out, and said.
 """
 
+import itertools
 import json
 import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -277,23 +279,38 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(options: Options) -> int:
     """The same, of options. Raises UserError."""
-    path, failed = options.results_dir / f"{PAGE}.json", []
+    path = options.results_dir / f"{PAGE}.json"
     document = json.loads(path.read_text()) if path.exists() else {}
     order = [f"{place.title}: {label}" for place in PLACES.values() for label in LABELS]
-    for place in (PLACES[name] for name in dict.fromkeys(options.environments)):
-        labels = place.study.chosen(options.models)
+    places = [PLACES[name] for name in dict.fromkeys(options.environments)]
+    labels = places[0].study.chosen(options.models)
+    for place in places:
         place.make_data(place.study.read_config(_absolute(place.study.settings)).data)
-        for label in labels:
-            try:
-                runs = place.study.run_all(options, [label])[label]
-            except UserError as error:
-                print(f"left out: {error}", file=sys.stderr, flush=True)
-                failed.append(label)
-                continue
-            document = merged(document, {f"{place.title}: {label}": collect(place, runs)}, order)
-            write(document, options)
+    runs: dict[str, list[Path]] = {f"{place.title}: {label}": [] for place in places for label in labels}
+    failed = set()
+    for seed, place in itertools.product(options.seeds, places):
+        names = {label: f"{place.title}: {label}" for label in labels}
+        cells = [(label, seed) for label in labels if names[label] not in failed]
+        with closing(place.study.run_each(options, cells)) as finished:
+            for label, done in finished:
+                name = names[label]
+                if isinstance(done, UserError):
+                    print(f"left out: {done}", file=sys.stderr, flush=True)
+                    failed.add(name)
+                    continue
+                runs[name].append(done)
+                document = _with(document, name, collect(place, runs[name]), order)
+                write(document, options)
+    for place in places:
         print(success_table(place, of_place(document, place)))
     return 1 if failed else 0
+
+
+def _with(document: dict[str, Any], name: str, entry: dict[str, Any], order: Sequence[str]) -> dict[str, Any]:
+    """The document with an entry, unless it has one already of more seeds, these among them."""
+    if set(document.get(name, {}).get("seeds", ())) > set(entry["seeds"]):
+        return document
+    return merged(document, {name: entry}, order)
 
 
 def _absolute(words: Sequence[str]) -> list[str]:

@@ -11,7 +11,7 @@ import shlex
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import date
@@ -154,19 +154,40 @@ class Study:
         return [label for label in self.models if label in models or not models]
 
     def run_all(self, options: StudyOptions, models: Sequence[str] = ()) -> dict[str, list[Path]]:
-        """Make the runs of these models, or of all, one per seed, several at a time."""
+        """Make the runs of these models, or of all, one per seed, several at a time. Raises the first UserError, after
+        the others are done."""
         labels = self.chosen(models)
-        jobs = [(label, seed) for label in labels for seed in options.seeds]
+        paths: dict[str, list[Path]] = {label: [] for label in labels}
+        errors = []
+        for label, done in self.run_each(options, [(label, seed) for label in labels for seed in options.seeds]):
+            if isinstance(done, UserError):
+                errors.append(done)
+            else:
+                paths[label].append(done)
+        if errors:
+            raise errors[0]
+        return paths
+
+    def run_each(
+        self, options: StudyOptions, cells: Sequence[tuple[str, int]]
+    ) -> Generator[tuple[str, Path | UserError], None, None]:
+        """Make runs, a model's label and a seed each, several at a time. Yields each in turn when it is done, or why it
+        failed; closing the generator stops those that are under way."""
         stop = threading.Event()
+
+        def one(cell: tuple[str, int]) -> Path | UserError:
+            try:
+                return self.run(*cell, options, stop)
+            except UserError as error:
+                return error
+
         with ThreadPoolExecutor(options.jobs) as pool:
             try:
-                paths = list(pool.map(lambda job: self.run(job[0], job[1], options, stop), jobs))
-            except KeyboardInterrupt:  # also from another signal; the runs can be continued
+                yield from zip((label for label, _ in cells), pool.map(one, cells), strict=True)
+            except BaseException:  # also from another signal; the runs can be continued
                 stop.set()
                 pool.shutdown(cancel_futures=True)
                 raise
-        count = len(options.seeds)
-        return {label: paths[i * count : (i + 1) * count] for i, label in enumerate(labels)}
 
     def commands(self, seeds: Sequence[int], models: Iterable[str] | None = None) -> str:
         """The commands of these models, or of all, indented as Markdown code."""
