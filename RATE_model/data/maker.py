@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 import gymnasium
 import numpy as np
 
+from RATE_model.cli.aliases import with_current_or_old_name
 from RATE_model.cli.options import exit_on_user_error, parse_options
-from RATE_model.cli.spellings import existing_file
-from RATE_model.data.npz import PATTERN, conversion_path, given_data
+from RATE_model.data.npz import PATTERN, conversion_path, resolve_data
 from RATE_model.data.parts import FileOptions
 from RATE_model.data.selection import split_episodes
 from RATE_model.data.trajectories import TrajectoryFile
@@ -116,7 +116,7 @@ class DataMaker(ABC, Generic[Options]):
 
     def path(self, options: Options) -> Path:
         """The file of what these options make."""
-        return existing_file((options.data_dir or self.directory) / self.file_name(options))
+        return with_current_or_old_name((options.data_dir or self.directory) / self.file_name(options))
 
     def ensure(self, options: Options) -> Path:
         """The file to train on, made or converted if it is missing.
@@ -150,7 +150,7 @@ class DataMaker(ABC, Generic[Options]):
         assert given is not None, "asked for where there is one"
         (source, named), conversion = given, dict(self.conversion(options))
         attributes = {"environment": self.environment, "generator": "imported", **conversion.pop("attributes", {})}
-        return given_data(
+        return resolve_data(
             source,
             target or conversion_path(source, options.data_dir or self.directory, self.prefix),
             pattern=self.pattern,

@@ -25,7 +25,7 @@ from RATE_model.data.writer import TrajectoryWriter
 from RATE_model.errors import UserError
 from VizDoom.VizDoom_src.engine import vizdoom
 from VizDoom.VizDoom_src.env import ENV_ID, OBSERVATION_SHAPE, VizDoomTwoColorsEnv
-from VizDoom.VizDoom_src.expert import Flawed, View
+from VizDoom.VizDoom_src.expert import PerturbedExpert, View
 from VizDoom.VizDoom_src.graphics import ensure_graphics
 from VizDoom.VizDoom_src.scenario import BUILDER_VERSION, Scenario, ensure_scenario
 from VizDoom.VizDoom_src.seeds import FIRST_DATA_SEED
@@ -125,7 +125,7 @@ def play(
     the expert would have done.
     """
     generator = np.random.default_rng([seed, EXPERT_STREAM])
-    player = Flawed(generator, view=recipe.view, noise=recipe.noise, perturbation=recipe.perturbation)
+    player = PerturbedExpert(generator, view=recipe.view, noise=recipe.noise, perturbation=recipe.perturbation)
     is_red = np.uint8(first[1]["is_red"])
 
     def act(observation: np.ndarray, info: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
