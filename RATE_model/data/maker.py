@@ -203,9 +203,11 @@ class DataMaker(ABC, Generic[Options]):
 
     def _check_versions(self, path: Path) -> None:
         """Raise a `UserError` if a file was made by another version than this one."""
+        if not (versions := self.versions()):
+            return
         with self.open(path) as file:
             made = file.attributes
-        for name, version in self.versions().items():
+        for name, version in versions.items():
             if made.get(name) != version:
                 known = made.get(name, "unknown")
                 raise UserError(

@@ -93,6 +93,16 @@ def test_ensure_makes_only_what_is_missing(options, capsys):
     assert ensure_datasets(options, [2]) == paths[1:2] and capsys.readouterr().out == ""
 
 
+def test_files_of_other_tasks_are_used_again(tmp_path, capsys):
+    """Their observations have other sizes than the passive T-Maze's."""
+    options = DataOptions(
+        task="multi-cue", bits=2, context_length=10, min_n_final=2, max_n_final=2, trajectories=6, data_dir=tmp_path
+    )
+    paths = ensure_datasets(options)
+    assert capsys.readouterr().out.count("Making") == 1
+    assert ensure_datasets(options) == paths and capsys.readouterr().out == ""
+
+
 def test_windows_of_a_stage(options):
     paths = ensure_datasets(options)
     training, validation = load_windows(paths[:2], size=12)

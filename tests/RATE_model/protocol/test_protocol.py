@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from RATE_model.cli import reproduce
@@ -11,7 +12,8 @@ from RATE_model.environments.find import common_environment, environment_of
 from RATE_model.environments.table import environment
 from RATE_model.errors import UserError
 from RATE_model.own.environment import OwnEnvironment
-from RATE_model.protocol.__main__ import grouped, main
+from RATE_model.protocol.__main__ import Examined, grouped, main, write
+from RATE_model.protocol.verdict import INTACT, KNOCKED_OUT, Case, Subject, judge
 from tests.tmaze_runs import only_run, train
 from TMaze_new.TMaze_new_src import train_tmaze
 from TMaze_new.TMaze_new_src.environment import ENVIRONMENT
@@ -51,6 +53,21 @@ def test_files_and_table_of_several_seeds(run, tmp_path, capsys):
         assert all(len(condition["seeds"]) == 3 for condition in conditions.values())
         assert (directory / "plots" / "protocol.png").stat().st_size > 0
         assert found["verdict"]["sentence"] in (directory / "eval" / "protocol.md").read_text()
+
+
+@pytest.mark.parametrize(("horizons", "chance"), [((), None), ((), 1.5), ((2, 2056), 1.5)])
+def test_files_of_returns(tmp_path, horizons, chance):
+    """Bars where no horizons are declared."""
+    outcomes = {INTACT: np.arange(12.0).reshape(3, 4), KNOCKED_OUT: np.ones((3, 4))}
+    cases, subject = [Case("Atari", horizons, chance, outcomes, "return")], Subject(30, None, 30)
+    examined = Examined("RATE", [], subject, cases, judge(subject, cases))
+    write(examined, {tmp_path: tmp_path}, "protocol")
+    found = json.loads((tmp_path / "protocol.json").read_text())["cases"][0]
+    assert found["conditions"]["intact"]["return"] == 5.5 and found["horizons"] == list(horizons)
+    assert found["chance"] == chance and found["outcome"] == "return"
+    text = (tmp_path / "protocol.md").read_text()
+    assert ("none declared" in text) == (not horizons) and ("unknown" in text) == (chance is None)
+    assert (tmp_path / "protocol.png").stat().st_size > 0
 
 
 def test_runs_are_grouped_by_their_flags_whatever_their_order(monkeypatch):

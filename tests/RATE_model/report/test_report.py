@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -72,17 +73,22 @@ def test_attention_shares_sum_to_one(episode):
         assert len(entry["steps"]) == step % K + 1 and sum(entry["steps"]) <= 1.01
 
 
-def test_gates_are_those_of_the_memory():
-    """Of many units the mean and the eight that change most."""
+@pytest.fixture(scope="module")
+def gated():
+    """A memory with gates, which does not attend."""
     torch.manual_seed(0)
     config = ModelOptions(model_mode="FFM", d_model=16).agent_config(context_length=K, segments=3)
-    agent = Agent(config, SPEC).eval()
-    trace = played(agent, rows=1)
-    data = player_data(agent, trace, None, actions=None, title="")
+    return Agent(config, SPEC).eval()
+
+
+def test_gates_are_those_of_the_memory(gated):
+    """Of many units the mean and the eight that change most."""
+    trace = played(gated, rows=1)
+    data = player_data(gated, trace, None, actions=None, title="")
     assert data["attention"] is None and len(data["gates"]) == 2
     look = [torch.as_tensor(array)[None] for array in (trace.observations, trace.actions, trace.rtg)]
     for gate in data["gates"]:
-        expected = agent.inspect(*look)["gates"][gate["name"]][0].detach().numpy()
+        expected = gated.inspect(*look)["gates"][gate["name"]][0].detach().numpy()
         assert len(gate["units"]) == 9 and gate["units"][0] == f"mean of {expected.shape[1]}"
         np.testing.assert_allclose(np.array(gate["values"])[:, 0], expected.mean(1), atol=1e-3)
         unit = int(gate["units"][1].removeprefix("unit ")) - 1
@@ -135,8 +141,19 @@ def test_the_page_needs_nothing_else(episode):
     assert data["facts"][-1][1] == RUN.command and "<!--" not in page
 
 
+@pytest.mark.parametrize("horizons", [[], [2, 2056]])
+def test_the_page_of_returns(horizons):
+    intact = {"return": 20.5, "interval": [19.0, 22.0]}
+    case = {"case": "x", "outcome": "return", "horizons": horizons, "chance": None, "conditions": {"intact": intact}}
+    page = build([replace(RUN, protocol={**RUN.protocol, "cases": [case]})], [], title="ViZDoom")
+    data = json.loads(re.search(r'<script id="data" type="application/json">(.*?)</script>', page, re.S)[1])
+    lines = {"intact": [[2056, 20.5, 19.0, 22.0]]}
+    expected = {"name": "RATE_RUN_1", "conditions": lines, "chance": None, "outcome": "return"}
+    assert data["horizons"] == [expected] * bool(horizons) and len(data["verdicts"]) == 1
+
+
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium: apt-get install chromium")
-def test_a_browser_shows_it_and_the_slider_moves(tmp_path, episode):
+def test_a_browser_shows_it_and_the_slider_moves(tmp_path, episode, gated):
     script = """<script>
       window.addEventListener("load", () => {
         const image = document.getElementById("intact-0"), before = image.src;
@@ -149,13 +166,15 @@ def test_a_browser_shows_it_and_the_slider_moves(tmp_path, episode):
         seen.verdict = document.getElementById("verdicts").textContent;
         seen.charts = document.querySelectorAll("svg").length;
         seen.memory = document.body.textContent.includes("after 2 segments: distance of each slot to the twin's");
+        seen.gates = document.querySelectorAll("#players section")[1].textContent.includes("layer 1: write gate");
         const box = document.createElement("pre"); box.id = "seen"; box.textContent = JSON.stringify(seen);
         document.body.append(box);
       });
       window.onerror = message => document.body.setAttribute("data-error", message);
     </script></head>"""
     page = tmp_path / "report.html"
-    page.write_text(build([RUN], [episode], title="T-Maze").replace("</head>", script), encoding="utf-8")
+    other = player_data(gated, played(gated, rows=1), None, actions=None, title="gates")
+    page.write_text(build([RUN], [episode, other], title="T-Maze").replace("</head>", script), encoding="utf-8")
     command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=4000", "--dump-dom"]
     shown = subprocess.run(
         [*command, f"--user-data-dir={tmp_path / 'profile'}", page.as_uri()],
@@ -169,7 +188,7 @@ def test_a_browser_shows_it_and_the_slider_moves(tmp_path, episode):
     )
     assert seen["changed"] and seen["label"] == f"step 10 of {STEPS}" and seen["key"] == f"step 11 of {STEPS}"
     assert "Success_rate0.75" in seen["results"] and "remembers over xi = 89" in seen["verdict"]
-    assert seen["charts"] == 2 and seen["memory"]
+    assert seen["charts"] == 2 and seen["memory"] and seen["gates"]
 
 
 def test_a_long_curve_is_thinned_but_for_its_end(tmp_path):
