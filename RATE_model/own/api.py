@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from RATE_model.loading import load_agent, same_interface
 from RATE_model.memories.contract import MemoryTransform
 from RATE_model.own.dataset import Dataset
 from RATE_model.own.environment import OwnEnvironment, Place
-from RATE_model.own.making import Made, name_of
+from RATE_model.own.making import Made, maker_of, name_of, write_arguments
 
 
 @dataclass(frozen=True)
@@ -89,13 +90,16 @@ def train(
             or what makes one; None: nowhere.
         output_dir: the run's directory. `resume="auto"` goes on with what is there, `overwrite=True` replaces it.
         seed: of the run.
-        flags: such as context_length, segments, epochs, learning_rate, d_model, target_return; see --help.
+        flags: such as context_length, segments, epochs, learning_rate, d_model, target_return; see --help. `env_args`
+            is a dict here.
 
     Raises:
         UserError: a flag is wrong, or the data does not fit the environment; nothing is created then.
     """
+    if isinstance(arguments := flags.get("env_args"), Mapping):
+        flags["env_args"] = write_arguments(arguments, "env_args")
     if not isinstance(data, Dataset):
-        data = Dataset.open(data, environment=environment)
+        data = Dataset.open(data, environment=maker_of(environment, arguments=arguments) if arguments else environment)
     own = OwnEnvironment(environment, data)
     named = {"env": name_of(environment)} if environment is not None else {}
     config = own.read_config(_words(named | flags | {"model_mode": memory, "seed": seed}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -67,6 +68,14 @@ def read_arguments(pairs: Sequence[str], flag: str) -> dict[str, Any]:
         except yaml.YAMLError:
             raise UserError(f"--{flag} {pair}: the value is not YAML; quote it") from None
     return found
+
+
+def write_arguments(arguments: Mapping[str, Any], flag: str) -> list[str]:
+    """Arguments as `read_arguments` reads them. Raises UserError for one that YAML cannot hold."""
+    try:
+        return [f"{name}={json.dumps(value)}" for name, value in arguments.items()]
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{flag} {arguments}: {error}; give numbers, strings, lists and dicts of them") from None
 
 
 def _make(

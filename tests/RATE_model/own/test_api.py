@@ -9,6 +9,7 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 import pytest
+import yaml
 
 from RATE_model import Dataset, UserError, evaluate, load_agent, train
 from RATE_model.acting.controls import knock_out_memory
@@ -21,11 +22,13 @@ TINY = dict(
     n_head_ca=2, eval_episodes=4, wandb_mode="disabled", device="cpu",
 )  # fmt: skip
 
+PLACE = {"environment": Recall, "env_args": {"size": 2}}
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     directory = tmp_path_factory.mktemp("own") / "mine"
-    return train(Dataset.from_episodes(episodes()), environment=Recall, output_dir=str(directory), seed=1, **TINY)
+    return train(Dataset.from_episodes(episodes()), output_dir=str(directory), seed=1, **PLACE, **TINY)
 
 
 def test_a_run_is_trained_loaded_and_evaluated(run, capsys):
@@ -57,8 +60,8 @@ def test_an_agent_acts_in_a_loop_of_ones_own(run):
 def test_the_same_run_goes_on_and_is_not_overwritten(run):
     data = Dataset.from_episodes(episodes())
     with pytest.raises(UserError, match="already holds"):
-        train(data, environment=Recall, output_dir=run.directory, **TINY)
-    more = train(data, environment=Recall, output_dir=run.directory, **TINY | {"epochs": 3}, resume="auto")
+        train(data, **PLACE, output_dir=run.directory, **TINY)
+    more = train(data, **PLACE, output_dir=run.directory, **TINY | {"epochs": 3}, resume="auto")
     assert more.result["optimizer_steps"] > run.result["optimizer_steps"]
 
 
@@ -151,6 +154,17 @@ def test_equal_returns_are_said_and_trained_on(tmp_path, capsys):
     same = [episode | {"rewards": np.ones(STEPS)} for episode in episodes()]
     train(Dataset.from_episodes(same), output_dir=tmp_path / "run", **TINY | {"epochs": 1})
     assert "note: all rewards are 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [({"sise": 2}, "unexpected keyword"), ({"size": 4}, r"\(4,\)"), ({"size": object()}, "not JSON serializable")],
+)
+def test_arguments_of_the_environment_are_a_dict(run, arguments, said, tmp_path):
+    assert yaml.safe_load((run.directory / "config.yaml").read_text())["env_args"] == ["size=2"]
+    with pytest.raises(UserError, match=said):
+        train(episodes_file(tmp_path), environment=Recall, env_args=arguments, output_dir=tmp_path / "run", **TINY)
+    assert not (tmp_path / "run").exists()
 
 
 def test_wrappers_and_arguments_reach_the_environment(run):
