@@ -7,12 +7,12 @@ taken, as the console draws some objects on every second frame only; the picture
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from Atari.games import Game, ale_py, rom_path
+from RATE_model.data.resize import area_mean
 
 if TYPE_CHECKING:
     from ale_py import ALEState
@@ -101,9 +101,7 @@ class Console:
 
     def observation(self) -> np.ndarray:
         """What the agent sees after a decision: (84, 84) uint8, grey."""
-        rows, columns = (_taps(length, SIZE) for length in self._screens.shape[1:])
-        picture = np.maximum(self._screens[0], self._screens[1]).astype(np.float32)
-        return np.rint(_mean(_mean(picture, *rows).T, *columns)).astype(np.uint8).T
+        return area_mean(np.maximum(self._screens[0], self._screens[1]), (SIZE, SIZE))
 
     def picture(self) -> np.ndarray:
         """The last frame in colour: (210, 160, 3) uint8; a few games have 250 rows."""
@@ -120,21 +118,3 @@ class Console:
     def restore(self, state: Any) -> None:
         """Go back to a state of this console. What the agent sees is not part of it."""
         self._emulator.restoreState(state)
-
-
-@functools.cache
-def _taps(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which of ``old`` rows each of ``new`` ones covers, (n, new) int64, and with which weight, (n, new, 1) float32."""
-    edges = np.arange(new + 1) * (old / new)
-    covered = edges[:-1].astype(np.int64) + np.arange(int(np.ceil(old / new)) + 1)[:, None]
-    overlap = np.minimum(edges[1:], covered + 1) - np.maximum(edges[:-1], covered)
-    return np.minimum(covered, old - 1), (overlap.clip(min=0) * (new / old)).astype(np.float32)[:, :, None]
-
-
-def _mean(picture: np.ndarray, rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Weighted sums of rows. Products of such small matrices would make NumPy's threads wait for each other."""
-    picture = np.ascontiguousarray(picture)
-    mean = picture[rows[0]] * weights[0]
-    for row, weight in zip(rows[1:], weights[1:], strict=True):
-        mean += picture[row] * weight
-    return mean

@@ -21,8 +21,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from Atari.env import FRAME_STACK
 from Atari.games import Game
 from Atari.games import game as game_of
@@ -32,7 +30,7 @@ from RATE_model.cli.limits import at_least
 from RATE_model.cli.options import changeable
 from RATE_model.data.dataset import WindowDataset
 from RATE_model.data.dopamine import CLIPPED, FRAME_SHAPE, Selection, conversion_path, convert, find_replay_logs
-from RATE_model.data.selection import split_episodes, strided_windows
+from RATE_model.data.selection import split_episodes, strided_or_whole
 from RATE_model.data.trajectories import TrajectoryFile
 from RATE_model.errors import UserError
 from RATE_model.system.atomic import atomic_write_text
@@ -201,21 +199,9 @@ def load_data(
         raise UserError(f"'{path}' holds {made_of}, not {played.name}: give another --data_path or another --game")
     if (note := rewards_note(file, played)) is not None:
         print(note, flush=True)
-    everywhere, tiles = (windows_of(file, size, stride) for stride in (1, size))
+    everywhere, tiles = (strided_or_whole(0, file, size, stride) for stride in (1, size))
     training, _ = split_episodes(everywhere, [file], fraction=fraction, seed=split_seed)
     _, validation = split_episodes(tiles, [file], fraction=fraction, seed=split_seed)
     in_memory = file.num_bytes <= options.memory_gib * 2**30
     dataset = WindowDataset([file], training, size=size, in_memory=in_memory, stack=FRAME_STACK)
     return Data(file, dataset, dataset.with_windows(validation))
-
-
-def windows_of(file: TrajectoryFile, size: int, stride: int) -> np.ndarray:
-    """Windows of ``size`` steps every ``stride`` steps of an episode, and shorter episodes whole: (W, 3) int64.
-
-    An unfinished tail is left out: its returns-to-go would be too small.
-    """
-    short = file.whole & (file.lengths < size)
-    whole = np.stack([np.zeros(short.sum(), np.int64), file.starts[short], file.lengths[short]], axis=1)
-    if not (file.whole & ~short).any():
-        return whole
-    return np.concatenate([strided_windows(0, file, size, stride), whole])

@@ -24,7 +24,7 @@ from gymnasium.vector import AutoresetMode
 
 from Atari.console import FRAME_SKIP, FRAMES_PER_SECOND, SIZE, Console
 from Atari.games import game as game_of
-from RATE_model.acting.vector import FrozenVectorEnv
+from RATE_model.acting.vector import FrozenVectorEnv, register_once
 from RATE_model.errors import UserError
 
 ENV_ID = "AtariFrames-v0"
@@ -208,14 +208,4 @@ class AtariVectorEnv(FrozenVectorEnv):
         super().__init__([make] * num_envs, render_mode=render_mode, seeds_below=SEED_LIMIT, name=game)
 
 
-def register() -> None:
-    """Make ``gymnasium.make("AtariFrames-v0", game=...)`` and ``make_vec`` work. Done on import; again: nothing."""
-    if ENV_ID not in gymnasium.registry:
-        gymnasium.register(
-            ENV_ID,
-            entry_point=f"{__name__}:AtariEnv",
-            vector_entry_point=f"{__name__}:AtariVectorEnv",
-        )
-
-
-register()
+register_once(ENV_ID, f"{__name__}:AtariEnv", f"{__name__}:AtariVectorEnv")

@@ -36,7 +36,7 @@ from MuJoCo.tasks import MAX_EPISODE_STEPS, Robot, Task
 from RATE_model.cli.options import changeable
 from RATE_model.data.dataset import WindowDataset
 from RATE_model.data.episodes import as_trajectory_file
-from RATE_model.data.selection import split_episodes
+from RATE_model.data.selection import split_episodes, tiling_windows, windows_at_every_step
 from RATE_model.data.trajectories import TrajectoryFile
 from RATE_model.errors import UserError
 
@@ -171,25 +171,3 @@ def load_data(
     blank = file.normalisation.mean
     dataset = WindowDataset([file], training, size=size, pad=options.pad, blank=blank)
     return Data(file, dataset, dataset.with_windows(validation))
-
-
-def windows_at_every_step(file_index: int, file: MuJoCoFile, size: int) -> np.ndarray:
-    """The windows of at most ``size`` steps that end at each step of whole episodes: (W, 3) [file, start, length]."""
-    starts, lengths = file.starts[file.whole], file.lengths[file.whole]
-    step = _numbers(lengths)  # within its episode
-    begin = np.repeat(starts, lengths) + np.maximum(0, step - size + 1)
-    return np.stack([np.full(len(step), file_index), begin, np.minimum(step + 1, size)], axis=1)
-
-
-def tiling_windows(file_index: int, file: MuJoCoFile, size: int) -> np.ndarray:
-    """Windows that divide each whole episode; its last may be shorter: (W, 3) [file, start, length]."""
-    starts, lengths = file.starts[file.whole], file.lengths[file.whole]
-    counts = -(-lengths // size)
-    offset = _numbers(counts) * size
-    length = np.minimum(size, np.repeat(lengths, counts) - offset)
-    return np.stack([np.full(len(offset), file_index), np.repeat(starts, counts) + offset, length], axis=1)
-
-
-def _numbers(counts: np.ndarray) -> np.ndarray:
-    """0, 1, ..., counts[0] - 1, 0, 1, ..., counts[1] - 1, ...: int64."""
-    return np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)

@@ -22,12 +22,13 @@ if __name__ == "__main__":  # started as a script
 
 import numpy as np
 
-from Atari.dataset import DataOptions, ensure_dataset, load_data, open_dataset, windows_of
+from Atari.dataset import DataOptions, ensure_dataset, load_data, open_dataset
 from Atari.games import GAMES
 from benchmarks import common
 from RATE_model.cli.limits import at_least
 from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options, to_flat_dict
 from RATE_model.data.dopamine import Selection, export_replay
+from RATE_model.data.selection import strided_or_whole
 from RATE_model.data.writer import TrajectoryWriter
 
 GAME = GAMES["Breakout"]
@@ -91,7 +92,7 @@ def load(options: DataOptions, size: int, batch_size: int) -> dict[str, float]:
     file = open_dataset(path, GAME)
     opened = time.perf_counter()
     file.returns_to_go()
-    windows_of(file, size, 1)
+    strided_or_whole(0, file, size, 1)
     prepared = time.perf_counter()
     data = load_data(options, Selection(), size=size)
     loaded = time.perf_counter()

@@ -19,6 +19,7 @@ import gymnasium
 import numpy as np
 
 from MemoryMaze.MemoryMaze_src.simulation import IMAGE, SIZES, STEPS_PER_SECOND, Maze
+from RATE_model.acting.vector import register_once
 from RATE_model.errors import UserError
 
 NOOP, FORWARD, LEFT, RIGHT, FORWARD_LEFT, FORWARD_RIGHT = range(6)
@@ -212,16 +213,7 @@ def blank_picture() -> np.ndarray:
     return np.zeros((VIEW_IMAGE, VIEW_IMAGE, 3), dtype=np.uint8)
 
 
-def register() -> None:
-    """Make ``gymnasium.make("MemoryMaze-9x9-v0")`` and ``make_vec`` work. Done on import; again does nothing."""
-    for size in SIZES:
-        if env_id(size) not in gymnasium.registry:
-            gymnasium.register(
-                env_id(size),
-                entry_point=f"{__name__}:MemoryMazeEnv",
-                vector_entry_point="MemoryMaze.MemoryMaze_src.vector:MemoryMazeVectorEnv",
-                kwargs={"size": size},
-            )
-
-
-register()
+for _size in SIZES:
+    register_once(
+        env_id(_size), f"{__name__}:MemoryMazeEnv", "MemoryMaze.MemoryMaze_src.vector:MemoryMazeVectorEnv", size=_size
+    )

@@ -36,7 +36,7 @@ import gymnasium
 import numpy as np
 
 from MinigridMemory.MinigridMemory_src.layouts import Layouts, PublishedDraws
-from RATE_model.acting.vector import FrozenVectorEnv
+from RATE_model.acting.vector import FrozenVectorEnv, register_once
 from RATE_model.errors import UserError
 
 ENV_ID = "MinigridMemory-v0"
@@ -306,14 +306,4 @@ class MinigridMemoryVectorEnv(FrozenVectorEnv):
         return self._each("success")
 
 
-def register() -> None:
-    """Make ``gymnasium.make("MinigridMemory-v0")`` and ``make_vec`` work. Done on import; again does nothing."""
-    if ENV_ID not in gymnasium.registry:
-        gymnasium.register(
-            ENV_ID,
-            entry_point=f"{__name__}:MinigridMemoryEnv",
-            vector_entry_point=f"{__name__}:MinigridMemoryVectorEnv",
-        )
-
-
-register()
+register_once(ENV_ID, f"{__name__}:MinigridMemoryEnv", f"{__name__}:MinigridMemoryVectorEnv")

@@ -77,6 +77,18 @@ def discrete_actions(environments: VectorEnv, actions: Any) -> np.ndarray:
     return actions
 
 
+def register_once(env_id: str, entry_point: str, vector_entry_point: str, **arguments: Any) -> None:
+    """Make `gymnasium.make` and `gymnasium.make_vec` know an environment; does nothing if they do.
+
+    Args:
+        env_id: its registered id.
+        entry_point, vector_entry_point: "module:Class" of one environment and of many.
+        arguments: of both.
+    """
+    if env_id not in gymnasium.registry:
+        gymnasium.register(env_id, entry_point=entry_point, vector_entry_point=vector_entry_point, kwargs=arguments)
+
+
 class FrozenVectorEnv(VectorEnv):
     """B Gymnasium environments side by side; finished episodes stay unchanged until they are reset.
 

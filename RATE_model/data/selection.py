@@ -48,8 +48,40 @@ def strided_windows(file_index: int, file: Trajectories, length: int, stride: in
             f"'{file.path}' has no window of {length} steps: all {file.num_episodes} episodes are shorter "
             f"(longest: {file.lengths.max()} steps).{_tail(file)}"
         )
-    number = np.arange(total) - np.repeat(np.cumsum(counts) - counts, counts)  # within its episode
+    number = _numbers(counts)  # within its episode
     return _windows(file_index, np.repeat(file.starts, counts) + number * stride, np.full(total, length))
+
+
+def strided_or_whole(file_index: int, file: Trajectories, length: int, stride: int) -> np.ndarray:
+    """As `strided_windows`, and shorter episodes whole; (W, 3) int64, none for a file of unfinished ones."""
+    short = file.whole & (file.lengths < length)
+    whole = _windows(file_index, file.starts[short], file.lengths[short])
+    if not (file.whole & ~short).any():
+        return whole
+    return np.concatenate([strided_windows(file_index, file, length, stride), whole])
+
+
+def windows_at_every_step(file_index: int, file: Trajectories, length: int) -> np.ndarray:
+    """The windows of at most ``length`` steps that end at each step of each episode with an end: (W, 3) int64."""
+    starts, lengths = file.starts[file.whole], file.lengths[file.whole]
+    step = _numbers(lengths)  # within its episode
+    begin = np.repeat(starts, lengths) + np.maximum(0, step - length + 1)
+    return _windows(file_index, begin, np.minimum(step + 1, length))
+
+
+def tiling_windows(file_index: int, file: Trajectories, length: int) -> np.ndarray:
+    """Windows that divide each episode with an end; the last of an episode may be shorter: (W, 3) int64."""
+    starts, lengths = file.starts[file.whole], file.lengths[file.whole]
+    counts = -(-lengths // length)
+    offset = _numbers(counts) * length
+    return _windows(
+        file_index, np.repeat(starts, counts) + offset, np.minimum(length, np.repeat(lengths, counts) - offset)
+    )
+
+
+def _numbers(counts: np.ndarray) -> np.ndarray:
+    """0, 1, ..., counts[0] - 1, 0, 1, ..., counts[1] - 1, ...: int64."""
+    return np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
 def _tail(file: Trajectories) -> str:

@@ -31,7 +31,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from RATE_model.acting.vector import discrete_actions, episode_seeds, reset_mask
+from RATE_model.acting.vector import discrete_actions, episode_seeds, register_once, reset_mask
 from RATE_model.errors import UserError
 from TMaze_new.TMaze_new_src.render import render_rgb, render_text
 
@@ -302,10 +302,4 @@ def first_row(info: dict[str, np.ndarray]) -> dict[str, int]:
     return {name: int(values[0]) for name, values in info.items()}
 
 
-def register() -> None:
-    """Make ``gymnasium.make("TMaze-v0")`` and ``make_vec`` work. Done on import; again does nothing."""
-    if ENV_ID not in gymnasium.registry:
-        gymnasium.register(ENV_ID, entry_point=f"{__name__}:TMazeEnv", vector_entry_point=f"{__name__}:TMazeVectorEnv")
-
-
-register()
+register_once(ENV_ID, f"{__name__}:TMazeEnv", f"{__name__}:TMazeVectorEnv")

@@ -30,7 +30,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from RATE_model.acting.vector import discrete_actions, episode_seeds, reset_mask
+from RATE_model.acting.vector import discrete_actions, episode_seeds, register_once, reset_mask
 from RATE_model.errors import UserError
 from TMaze_new.TMaze_new_src.env import (
     DOWN,
@@ -484,16 +484,5 @@ def environment_id(task: str) -> str:
     return f"TMaze{task.title().replace('-', '')}-v0"
 
 
-def register() -> None:
-    """Make ``gymnasium.make("TMazeEndless-v0")`` and ``make_vec`` work. Done on import; again does nothing."""
-    for task in TASKS:
-        if (name := environment_id(task)) not in gymnasium.registry:
-            gymnasium.register(
-                name,
-                entry_point=f"{__name__}:ChainEnv",
-                vector_entry_point=f"{__name__}:make_chains",
-                kwargs={"task": task},
-            )
-
-
-register()
+for _task in TASKS:
+    register_once(environment_id(_task), f"{__name__}:ChainEnv", f"{__name__}:make_chains", task=_task)

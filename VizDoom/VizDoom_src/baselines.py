@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from RATE_model.acting.rollout import Episodes
+from RATE_model.system import cache
 from RATE_model.system.processes import available_cores, in_order
 from RATE_model.system.progress import progress_bar
 from VizDoom.VizDoom_src.engine import Surroundings, vizdoom
@@ -26,7 +27,7 @@ from VizDoom.VizDoom_src.env import NUM_ACTIONS, PUBLISHED_CAP, VizDoomTwoColors
 from VizDoom.VizDoom_src.evaluate import EPISODES, Played, colour_options, evaluation_seeds
 from VizDoom.VizDoom_src.expert import Expert, View
 from VizDoom.VizDoom_src.generate import EXPERT_STREAM, EXPERT_VERSION
-from VizDoom.VizDoom_src.scenario import BUILDER_VERSION, Scenario, cache_directory, ensure_scenario, write_to_cache
+from VizDoom.VizDoom_src.scenario import BUILDER_VERSION, Scenario, cache_directory, ensure_scenario
 
 _PART = 5  # episodes that a process plays in one game
 _VERSION = 1  # raise it when a player below plays in another way
@@ -100,7 +101,7 @@ def play_baselines(
                 rows += next(played)
                 bar.update()
             found[label] = _episodes(rows)
-            write_to_cache(places[label], json.dumps(rows).encode())
+            cache.write(places[label], json.dumps(rows).encode())
     return {label: Played(episodes, is_red) for label, episodes in found.items() if episodes is not None}
 
 

@@ -18,9 +18,10 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from RATE_model.acting.vector import register_once
+from RATE_model.data.resize import Bilinear
 from RATE_model.errors import UserError
 from VizDoom.VizDoom_src.engine import SCREEN, Engine, EngineDied, Surroundings
-from VizDoom.VizDoom_src.resize import Bilinear
 from VizDoom.VizDoom_src.scenario import TICS_PER_STEP, Scenario
 
 ENV_ID = "VizDoomTwoColors-v0"
@@ -216,18 +217,11 @@ class VizDoomTwoColorsEnv(gymnasium.Env):
 
 @functools.cache
 def _resize() -> Bilinear:
-    """From the engine's pictures to observations; its tables are made once."""
+    """From the engine's pictures to observations; its tables are made once.
+
+    The published code asks for area averaging, but passes the constant where the output belongs, so that it is ignored.
+    """
     return Bilinear(SCREEN, OBSERVATION_SHAPE[1:])
 
 
-def register() -> None:
-    """Make ``gymnasium.make("VizDoomTwoColors-v0")`` and ``make_vec`` work. Done on import; again does nothing."""
-    if ENV_ID not in gymnasium.registry:
-        gymnasium.register(
-            ENV_ID,
-            entry_point=f"{__name__}:VizDoomTwoColorsEnv",
-            vector_entry_point="VizDoom.VizDoom_src.vector:VizDoomTwoColorsVectorEnv",
-        )
-
-
-register()
+register_once(ENV_ID, f"{__name__}:VizDoomTwoColorsEnv", "VizDoom.VizDoom_src.vector:VizDoomTwoColorsVectorEnv")

@@ -23,7 +23,8 @@ from pathlib import Path
 from types import ModuleType
 
 from RATE_model.errors import UserError
-from VizDoom.VizDoom_src.scenario import cache_directory, write_to_cache
+from RATE_model.system import cache
+from VizDoom.VizDoom_src.scenario import cache_directory
 
 _SCRIPT = """#!/bin/sh
 cd "${{0%/*}}" || exit 1
@@ -66,7 +67,7 @@ def launcher(package: ModuleType, *, again: bool = False) -> Path | None:
     text = _SCRIPT.format(engine=shlex.quote(str(Path(package.__path__[0]) / "vizdoom")))
     path = cache_directory() / f"engine_{hashlib.sha256(text.encode()).hexdigest()[:12]}.sh"
     if not path.exists():
-        write_to_cache(path, text.encode(), executable=True)
+        cache.write(path, text.encode(), executable=True)
     with _ONE_AT_A_TIME:  # games side by side start together, and one trial serves all
         (_check if again else _check_once)(path)
     os.environ[_OWNER] = str(os.getpid())

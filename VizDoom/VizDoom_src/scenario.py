@@ -25,7 +25,6 @@ WADs are built on first use and kept in a cache.
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -35,8 +34,7 @@ import numpy as np
 from RATE_model.cli.limits import at_least, at_most
 from RATE_model.cli.options import Boolean
 from RATE_model.errors import UserError
-from RATE_model.system.atomic import write_durably
-from RATE_model.system.locks import temporary
+from RATE_model.system import cache
 from VizDoom.VizDoom_src import wad
 from VizDoom.VizDoom_src.wad import CLOSED, ENTER, OPEN, Acs
 
@@ -114,8 +112,8 @@ def build(scenario: Scenario) -> bytes:
 
 
 def cache_directory() -> Path:
-    """Where built scenarios are kept: ``rate-memory/vizdoom`` in $XDG_CACHE_HOME or ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "rate-memory" / "vizdoom"
+    """Where built scenarios are kept."""
+    return cache.directory("vizdoom")
 
 
 def ensure_scenario(scenario: Scenario) -> Path:
@@ -128,26 +126,8 @@ def ensure_scenario(scenario: Scenario) -> Path:
     digest = hashlib.sha256(repr((BUILDER_VERSION, sorted(scenario.rules.items()))).encode()).hexdigest()[:12]
     path = cache_directory() / f"two_colors_{scenario.variant}_{digest}.wad"
     if not path.exists():
-        write_to_cache(path, build(scenario))
+        cache.write(path, build(scenario))
     return path
-
-
-def write_to_cache(path: Path, content: bytes, *, executable: bool = False) -> None:
-    """Create a cache file in one step. Processes that create the same file at once do not disturb each other.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary(path) as place:
-            write_durably(place, content)
-            place.chmod(0o755 if executable else 0o644)
-            os.replace(place, path)
-    except OSError as error:
-        raise UserError(
-            f"cannot write '{path}' ({error}): set XDG_CACHE_HOME to a folder for files like this one"
-        ) from error
 
 
 def _map(things: list[dict[str, float | int | bool]]) -> bytes:

@@ -11,9 +11,10 @@ pytest.importorskip("ale_py")
 import torch
 
 from Atari import dataset, generate_dataset
-from Atari.dataset import DataOptions, ensure_dataset, load_data, open_dataset, windows_of
+from Atari.dataset import DataOptions, ensure_dataset, load_data, open_dataset
 from Atari.games import GAMES
 from RATE_model.data.dopamine import Selection, export_replay
+from RATE_model.data.selection import strided_or_whole
 from RATE_model.data.trajectories import TrajectoryFile
 from RATE_model.data.writer import TrajectoryWriter
 from RATE_model.errors import UserError
@@ -42,7 +43,7 @@ def path(tmp_path_factory):
 
 def test_windows_begin_at_every_step_and_cross_no_end(path):
     file = open_dataset(path, BREAKOUT)
-    windows = windows_of(file, SIZE, 1)
+    windows = strided_or_whole(0, file, SIZE, 1)
     found = {(start, length) for _, start, length in windows.tolist()}
     expected = set()
     for start, length in zip(file.starts.tolist(), file.lengths.tolist(), strict=True):
@@ -50,15 +51,15 @@ def test_windows_begin_at_every_step_and_cross_no_end(path):
             expected.add((start, length))
         expected |= {(start + step, SIZE) for step in range(length - SIZE + 1)}
     assert found == expected and len(windows) == len(expected)
-    tiles = windows_of(file, SIZE, SIZE)
+    tiles = strided_or_whole(0, file, SIZE, SIZE)
     assert len(tiles) == sum(max(1, length // SIZE) for length in LENGTHS)
 
 
 def test_an_unfinished_tail_and_files_of_short_episodes_alone(path, tmp_path, monkeypatch):
     file = open_dataset(path, BREAKOUT)
     file.whole[-1] = False
-    assert windows_of(file, SIZE, 1)[:, 1].max() < file.starts[-1]
-    assert len(windows_of(file, 100, 1)) == 4, "all are shorter, and the last has no end"
+    assert strided_or_whole(0, file, SIZE, 1)[:, 1].max() < file.starts[-1]
+    assert len(strided_or_whole(0, file, 100, 1)) == 4, "all are shorter, and the last has no end"
 
 
 def test_data_is_split_by_episode_and_batches_hold_single_frames(path):

@@ -10,11 +10,11 @@ pytest.importorskip("ale_py")
 
 from Atari import generate as generation
 from Atari import generate_dataset
-from Atari.dataset import windows_of
 from Atari.env import AtariEnv
 from Atari.games import GAMES, Game
 from Atari.generate import FIRST_DATA_SEED, Recipe, generate
 from Atari.generate_dataset import GenerateOptions, dataset_path, ensure_own_data, main
+from RATE_model.data.selection import strided_or_whole
 from RATE_model.data.trajectories import TrajectoryFile
 
 BREAKOUT, PONG, QBERT = (GAMES[name] for name in ("Breakout", "Pong", "Qbert"))
@@ -60,7 +60,9 @@ def test_a_file_holds_what_happened(made):
         assert (terminated or truncated) == whole
         assert (data["terminals"][step], data["timeouts"][step]) == (terminated, truncated)
     assert file.whole.tolist() == [True] * (file.num_episodes - 1) + [False] and file.rewards.sum() > 0
-    assert windows_of(file, 8, 1)[:, 1:].sum(axis=1).max() == file.starts[-1], "the cut episode is not trained on"
+    assert strided_or_whole(0, file, 8, 1)[:, 1:].sum(axis=1).max() == file.starts[-1], (
+        "the cut episode is not trained on"
+    )
 
 
 def test_noise_levels_take_turns_and_are_noted(made):

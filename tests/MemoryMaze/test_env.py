@@ -24,7 +24,6 @@ from MemoryMaze.MemoryMaze_src.env import (
     NUM_TARGETS,
     MemoryMazeEnv,
     env_id,
-    register,
 )
 from MemoryMaze.MemoryMaze_src.experts import Planner
 from MemoryMaze.MemoryMaze_src.vector import MemoryMazeVectorEnv
@@ -174,7 +173,6 @@ def test_what_is_rendered_can_be_said_where_the_environment_is_made(maze, mazes)
 
 
 def test_registered_names_and_limits():
-    register()
     for size, steps in EPISODE_STEPS.items():
         env = gymnasium.make(env_id(size), disable_env_checker=True)
         assert env.unwrapped.size == size and env.unwrapped.max_steps == steps

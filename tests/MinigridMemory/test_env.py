@@ -24,7 +24,6 @@ from MinigridMemory.MinigridMemory_src.env import (
     MinigridMemoryVectorEnv,
     expert_cap,
     frames_of_views,
-    register,
 )
 from MinigridMemory.MinigridMemory_src.render import BEYOND, GAP, visible_columns
 from RATE_model.errors import UserError
@@ -271,7 +270,6 @@ def test_other_bad_values_are_named():
 
 
 def test_gymnasium_makes_and_accepts_it():
-    register()
     env = gymnasium.make("MinigridMemory-v0", size=13, random_length=False, max_steps=50, render_mode="rgb_array")
     check_env(env.unwrapped, skip_render_check=False)
     mazes = gymnasium.make_vec("MinigridMemory-v0", num_envs=3, vectorization_mode="vector_entry_point", sizes=13)

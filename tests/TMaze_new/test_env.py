@@ -20,7 +20,6 @@ from TMaze_new.TMaze_new_src.env import (
     goals_of_seeds,
     noise_keys,
     observation_noise,
-    register,
 )
 from TMaze_new.TMaze_new_src.render import AGENT, CELL, GAP, visible_columns
 
@@ -199,7 +198,6 @@ def test_seeding():
 
 
 def test_gymnasium_accepts_both():
-    register()  # again: does nothing
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for render_mode in ("ansi", "rgb_array"):

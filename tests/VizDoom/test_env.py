@@ -20,11 +20,11 @@ import psutil
 import vizdoom
 
 from RATE_model.acting.rollout import rollout
+from RATE_model.data.resize import Bilinear
 from RATE_model.errors import UserError
 from VizDoom.VizDoom_src import launcher
 from VizDoom.VizDoom_src.engine import SCREEN
-from VizDoom.VizDoom_src.env import FORWARD, LEFT, OBSERVATION_SHAPE, RIGHT_FORWARD, register
-from VizDoom.VizDoom_src.resize import Bilinear
+from VizDoom.VizDoom_src.env import FORWARD, LEFT, OBSERVATION_SHAPE, RIGHT_FORWARD
 from VizDoom.VizDoom_src.scenario import Scenario
 from VizDoom.VizDoom_src.vector import VizDoomTwoColorsVectorEnv
 
@@ -353,7 +353,6 @@ def test_without_vizdoom_the_extra_is_named():
 
 
 def test_gymnasium_makes_and_accepts_it():
-    register()
     env = gymnasium.make("VizDoomTwoColors-v0", max_steps=50, render_mode="rgb_array")
     check_env(env.unwrapped, skip_render_check=False)
     env.close()

@@ -1,6 +1,8 @@
-"""Scaling of pictures, equal to the last bit to the one that the published data was made with."""
+"""Scaling of pictures by NumPy alone: as OpenCV interpolates, to the last bit, and by averages over areas."""
 
 from __future__ import annotations
+
+import functools
 
 import numpy as np
 
@@ -10,8 +12,6 @@ _ONE = 2**_BITS
 
 class Bilinear:
     """Two-tap bilinear interpolation in the integer arithmetic of OpenCV's INTER_LINEAR for uint8.
-
-    The published code asks for area averaging, but passes the constant where the output belongs, so that it is ignored.
 
     A row is interpolated with weights of 11 bits; 4 bits of the sums are dropped, then 16 of each row's share in a
     pixel and, rounded, the 2 that are left.
@@ -62,3 +62,27 @@ def _taps(size: int, target: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     weight = np.where((first < 0) | (first >= size - 1), 0, centres - first).astype(np.float32)
     first = first.clip(0, size - 1)
     return first, np.minimum(first + 1, size - 1), np.rint(weight * _ONE).astype(np.int32)
+
+
+def area_mean(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A grey picture (H, W) uint8 averaged down to ``size``, (h, w) uint8."""
+    rows, columns = (_areas(*lengths) for lengths in zip(picture.shape, size, strict=True))
+    return np.rint(_mean(_mean(picture.astype(np.float32), *rows).T, *columns)).astype(np.uint8).T
+
+
+@functools.cache
+def _areas(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which of ``old`` rows each of ``new`` ones covers, (n, new) int64, and with which weight, (n, new, 1) float32."""
+    edges = np.arange(new + 1) * (old / new)
+    covered = edges[:-1].astype(np.int64) + np.arange(int(np.ceil(old / new)) + 1)[:, None]
+    overlap = np.minimum(edges[1:], covered + 1) - np.maximum(edges[:-1], covered)
+    return np.minimum(covered, old - 1), (overlap.clip(min=0) * (new / old)).astype(np.float32)[:, :, None]
+
+
+def _mean(picture: np.ndarray, rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Weighted sums of rows. Products of such small matrices would make NumPy's threads wait for each other."""
+    picture = np.ascontiguousarray(picture)
+    mean = picture[rows[0]] * weights[0]
+    for row, weight in zip(rows[1:], weights[1:], strict=True):
+        mean += picture[row] * weight
+    return mean
