@@ -54,7 +54,7 @@ class Options:
     data_path: Path | None = None
     # Folder on a server that holds the files.
     url: str = URL
-    # Tries per file; each goes on where the last one broke off.
+    # Tries per file; each continues where the last one broke off.
     tries: int = 3
     # Seconds without an answer after which a try is given up.
     timeout: float = 30.0
@@ -216,7 +216,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 unreachable |= isinstance(error, _Unreachable)
                 print(f"error: {error}", file=sys.stderr, flush=True)
             except KeyboardInterrupt:
-                print("The same command goes on where this one stopped.", file=sys.stderr)
+                print("The same command continues where this one stopped.", file=sys.stderr)
                 raise
         if failed:
             names = ", ".join(d4rl_name(task) for task in failed)

@@ -4,7 +4,7 @@ What is trained on, the first of these that is there:
 
     --data_path     a trajectory file (.h5), or a folder with DQN-replay files (see `RATE_model.data.dopamine`)
     atari: data:    the same, in wandb_config.yaml
-    our own         made by Atari/generate_dataset.py; a training makes it when it is missing
+    our own         made by Atari/generate_dataset.py; training makes it if it is missing
 
 DQN-replay files are converted once, to a file that later runs open at once.
 
@@ -194,7 +194,7 @@ def load_data(
     played = game_of(options.game)
     path = ensure_dataset(options, selection)
     file = open_dataset(path, played)
-    made_of = file.attributes.get("game", played.name)  # files of other makers do not say
+    made_of = file.attributes.get("game", played.name)  # files from other sources do not say
     if made_of != played.name:
         raise UserError(f"'{path}' holds {made_of}, not {played.name}: give another --data_path or another --game")
     if (note := rewards_note(file, played)) is not None:

@@ -23,7 +23,7 @@ from Atari.games import Game
 from Atari.planner import Planner
 from Atari.player import ScriptedPlayer
 
-EXPERT_VERSION = 1  # raise it when the same seed gives other actions: data of another version is not gone on with
+EXPERT_VERSION = 1  # raise it when the same seed gives other actions: data of another version is not reused
 
 
 class BreakoutPlayer(ScriptedPlayer):

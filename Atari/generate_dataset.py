@@ -6,7 +6,7 @@
 
 The file goes to Atari/Atari_data, where training finds it; with --output it goes elsewhere, and training takes it as
 --data_path. With --replay the same episodes are written as DQN-replay files as well. An interrupted command goes on
-where it was when it is given again.
+where it was when it is repeated.
 """
 
 from __future__ import annotations

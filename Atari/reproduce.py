@@ -3,7 +3,7 @@
     python3 Atari/reproduce.py --seeds 1
 
 Data is made first where it is missing. Runs that are finished are kept, interrupted ones are continued, so the command
-can be given again at any time.
+can be repeated at any time.
 """
 
 import sys
@@ -49,7 +49,7 @@ class Options(StudyOptions):
 
 
 def data_command(game: Game) -> str:
-    """The command that makes a game's data; a training makes it itself where it is missing."""
+    """The command that makes a game's data; training makes it if it is missing."""
     return f"    {SCRIPT} --game {game.name} --transitions {TRANSITIONS[game.name]}"
 
 

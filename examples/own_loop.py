@@ -1,9 +1,8 @@
-"""Act in a loop of your own, with a run of examples/own_environment.py.
+"""Act in your own loop, with a run of examples/own_environment.py.
 
     python3 examples/own_loop.py [RUN_DIR]
 
-The actor keeps all that is to be remembered: give it one observation and one reward at a time, of one environment or of
-many at once.
+The actor keeps the memory: give it one observation and one reward at a time, from one environment or from many.
 """
 
 import sys

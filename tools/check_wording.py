@@ -38,6 +38,20 @@ BANNED = {
     r"\bdraws? (it |them )?anew\b|drawn anew": "resampled",
     r"every so (many|often)": "every N",
     r"used to need": "needed",
+    r"what there is to look at": "what is returned, or what can be drawn",
+    r"\bof (other makers|another maker)\b": "from other sources",
+    r"\bgiven again\b": "repeated",
+    r"\bgone on with\b": "continued, or reused",
+    r"\bgoes on where\b": "continues where",
+    r"\b(is|are) to be remembered\b": "has to be remembered",
+    r"\bin (its|their|the) seed alone\b": "only in the seed",
+    r"\bdrawn apart\b": "drawn side by side",
+    r"\bit is said\b": "it is reported, or a warning says so",
+    r"^Owners of\b": "If you have ...",
+    r"\ba training (does|makes|takes|took)\b": "training does, ...",
+    r"\ban own\b": "of its own",
+    r"\bby what they make of\b": "data-dependent",
+    r"\bwhat comes? of (it|them)\b": "results",
 }
 
 

@@ -5,7 +5,7 @@
 
 T-Maze's task multi-cue: n hints, one a step, then n junctions that ask for them by name in another order. Every model
 is trained for every n, with the same data and the same limit on batches. Runs that are finished are kept, interrupted
-ones are continued, so the command can be given again at any time; the page is written after every model and n. A run
+ones are continued, so the command can be repeated at any time; the page is written after every model and n. A run
 that fails is left out, with a message.
 """
 

@@ -3,7 +3,7 @@
     python3 tools/reproduce_leaderboard.py
     python3 tools/reproduce_leaderboard.py --train false
 
-First tools/reproduce_memories.py trains what is missing, everywhere; it can be stopped and given again. Then, from
+First tools/reproduce_memories.py trains what is missing, everywhere; it can be stopped and repeated. Then, from
 results/memories.json alone: interquartile mean with a 95 % stratified bootstrap interval over seeds, mean ranks, a
 performance profile, what memories cost, and two pictures: capacity (bits recalled against numbers of state) and
 forgetting (success against episode length, all memories in one figure).

@@ -4,7 +4,7 @@
     python3 tools/reproduce_memories.py --environments tmaze --models FFM LRU
     python3 tools/reproduce_memories.py --environments tmaze_multi_cue tmaze_endless
 
-Runs that are finished are kept, interrupted ones are continued, so the command can be given again at any time. The
+Finished runs are kept and interrupted ones continued, so the command can be repeated at any time. The
 first seed of every memory comes first, then the second. The page is written after each run, and keeps what it says of
 memories that are not asked for. One that fails is left out, and said.
 """

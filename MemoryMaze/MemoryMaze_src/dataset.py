@@ -6,13 +6,13 @@
 
 A file is made by the experts, or converted from a folder of DreamerV3-style episodes. It goes to
 MemoryMaze/MemoryMaze_data, where training finds it by the same flags; with --output it goes elsewhere, and training
-takes it as --data_path. When a run is interrupted, the same command goes on where it was.
+takes it as --data_path. When a run is interrupted, the same command continues where it was.
 
 In our files actions[t] was taken on observations[t], and rewards[t] followed it. Dreamer's episodes have the action
 that *led* to an image in its row, below a first row without one, so our actions[t] is their action[t + 1], and our
-rewards[t] their reward[t + 1]. See --alignment for episodes of other makers.
+rewards[t] their reward[t + 1]. See --alignment for episodes from other sources.
 
-A training takes windows, pieces of an episode of --segments times --context_length steps; a file holds whole episodes,
+Training takes windows, pieces of an episode of --segments times --context_length steps; a file holds whole episodes,
 whichever windows are taken. Returns-to-go are those of the whole episode.
 
     --windows all         every piece of every episode; each epoch draws from all of them
@@ -78,7 +78,7 @@ class DataOptions:
     # What a training learns at every step: the action that was taken, or the one that the player would have taken there
     # if it did not err; files hold both
     learn: Learn = "recorded"
-    # Which pieces of the episodes a training takes: all, or those that the published code kept; files hold all
+    # Which pieces of the episodes training takes: all, or those that the published code kept; files hold all
     windows: Windows = "all"
     # Data to read instead: an .h5 file made here (training), or a folder of DreamerV3-style *.npz; --episodes, --steps,
     # --mix and --perturbation then do nothing, and --size chooses only the mazes of evaluations. none = in a training

@@ -37,7 +37,7 @@ PART = 5  # episodes
 # show how to go on from where no expert would go, and spread the returns.
 DEFAULT_MIX = ("explorer:0:0.4", "explorer:0.1:0.4", "explorer:0.3:0.2")
 EXPERTS_VERSION = (
-    3  # raise it when a seed gives other actions, taken or labelled: parts of another version are not gone on with
+    3  # raise it when a seed gives other actions, taken or labelled: parts of another version are not reused
 )
 
 _EXPERT_STREAM = 1  # of the generators of a seed

@@ -3,7 +3,7 @@
     python3 MinigridMemory/MinigridMemory_src/reproduce.py --seeds 1 2 3
     python3 MinigridMemory/MinigridMemory_src/reproduce.py --seeds 1 2 3 --models LSTM GRU
 
-Runs that are finished are kept, interrupted ones are continued, so the command can be given again at any time. With
+Finished runs are kept and interrupted ones continued, so the command can be repeated at any time. With
 `--models` the page keeps what it says of the other models, with the commit and the day that they were measured at.
 """
 

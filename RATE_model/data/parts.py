@@ -2,7 +2,7 @@
 
 The episodes are divided into parts of a fixed number. Each is a trajectory file in ``<name>.parts`` beside the file
 wanted, made by whichever process is free; when all are there, they are joined in order and removed. A run that was
-interrupted goes on with the parts it finds. While they are joined, the data is on disk twice.
+interrupted reuses the parts it finds. While they are joined, the data is on disk twice.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Job:
         play: writes episodes ``first`` to ``first + count - 1``, called as ``play(writer, first, count)``: a function
             of a module, or a `functools.partial` of one. An episode must not depend on those before it in its part.
         layout: arguments of `TrajectoryWriter`: observation_shape, observation_dtype, ...
-        recipe: all that the content depends on, as JSON can hold it; parts of another recipe are not gone on with.
+        recipe: all that the content depends on, as JSON can hold it; parts of another recipe are not reused.
         episodes_per_part: how many episodes are lost at most by an interruption, in each process.
     """
 

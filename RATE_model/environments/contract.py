@@ -382,7 +382,7 @@ class Environment(ABC):
         options = self.reset_options(seeds, evaluation.options)
         if twins:
             if self.twins is None:
-                raise UserError(f"{self.name} has no twins: nothing says what alone is to be remembered")
+                raise UserError(f"{self.name} has no twins: no two episodes differ only in what has to be remembered")
             name, values = self.twins
             options = {other: np.repeat(given, 2) for other, given in options.items()}
             options[name] = np.tile(np.array(values), len(seeds))

@@ -171,7 +171,7 @@ class SegmentCell(Cell):
             places: `(B or 1, t)` int64, where in the segment each stands.
 
         Returns:
-            The layer's output, `(B, t, d_model)`; the state with them in `running`; and what there is to look at.
+            The layer's output, `(B, t, d_model)`; the state with them in `running`; and what can be drawn.
         """
 
     @abstractmethod

@@ -88,7 +88,7 @@ def train(
         memory: a mode: RATE, DT, LSTM, ...
         environment: where to evaluate at checkpoints and at the end: a registered id, ``module:Class``, an environment,
             or what makes one; None: nowhere.
-        output_dir: the run's directory. `resume="auto"` goes on with what is there, `overwrite=True` replaces it.
+        output_dir: the run's directory. `resume="auto"` continues what is there, `overwrite=True` replaces it.
         seed: of the run.
         flags: such as context_length, segments, epochs, learning_rate, d_model, target_return; see --help. `env_args`
             is a dict here.

@@ -108,7 +108,7 @@ def examine(
         subject: what they have in common.
         questions: what they are asked.
         has_memory: whether there is anything to knock out.
-        twins: whether rows 2 i and 2 i + 1 of all episodes differ in what is to be remembered alone.
+        twins: whether rows 2 i and 2 i + 1 of all episodes differ only in what has to be remembered.
         memory_free: agents without memory, trained on the same data.
         report: is told before each condition.
     """

@@ -3,8 +3,8 @@
     python3 -m RATE_model.sweep "python3 TRAIN_SCRIPT --learning_rate {1e-4,3e-4}" --seeds 1-5
     python3 -m RATE_model.sweep --folder sweeps/NAME --status
 
-Each command goes on where it was interrupted (`--resume auto`), so the same call may be made again at any time: what is
-done is left alone. See docs/clusters.md.
+Each command continues where it was interrupted (`--resume auto`), so the same call can be repeated at any time;
+finished commands are left alone. See docs/clusters.md.
 """
 
 import argparse

@@ -25,7 +25,7 @@ class Job:
 
 
 def jobs_of(command: str, seeds: Sequence[int]) -> list[Job]:
-    """All commands: every value in braces with every other, for every seed; each goes on where it was interrupted.
+    """All commands: every value in braces with every other, for every seed; each continues where it was interrupted.
 
     The values become part of a run's `--text`, so that no two runs share a directory, whatever the flag.
 

@@ -32,7 +32,7 @@ def atomic_write_text(path: Path, text: str) -> None:
 
 
 def atomic_write_json(path: Path, document: Any, *, indent: int | None = 2) -> None:
-    """As atomic_write_text, for plain data. JSON has no NaN and no infinity: null stands for them, and it is said."""
+    """As atomic_write_text, for plain data. JSON has no NaN and no infinity: null stands for them, with a warning."""
     missing: list[str] = []
     text = json.dumps(_finite(document, "", missing), indent=indent, allow_nan=False)
     atomic_write_text(path, text + "\n")

@@ -130,7 +130,7 @@ class Tracker:
         """For a resumed run: drops what was logged after its checkpoint, whose `position`, step and `digest` these are.
 
         wandb is not told the dropped steps a second time. What was deleted, cut off or changed since the checkpoint is
-        lost; it is said, and whole lines up to the checkpoint's step are kept.
+        lost; a warning says so, and whole lines up to the checkpoint's step are kept.
         """
         path = self._directory / "metrics.jsonl"
         content = path.read_bytes()

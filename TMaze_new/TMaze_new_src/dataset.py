@@ -52,7 +52,7 @@ CORRIDOR_SEED = 0
 
 @dataclass(frozen=True)
 class DataOptions(TaskChoice):
-    """What is to be remembered, and which trajectories to make or to train on."""
+    """What to remember, and which trajectories to make or to train on."""
 
     # Segments of the shortest episodes.
     min_n_final: int = 1

@@ -6,7 +6,7 @@
 
 A file is made by the scripted expert, or converted from a folder of the published ``train_data_*.npz``. It goes to
 VizDoom/VizDoom_data, where training finds it by the same flags; with --output it goes elsewhere, and training takes it
-as --data_path. When a run is interrupted, the same command goes on where it was.
+as --data_path. When a run is interrupted, the same command continues where it was.
 """
 
 import sys

@@ -1,7 +1,7 @@
 """Making ViZDoom-Two-Colors trajectories with the scripted expert, on all cores.
 
 The episodes are divided into parts of ``PART`` episodes with seeds of their own, so that a part is the same whichever
-process makes it, and an interrupted run goes on with the parts it finds (`RATE_model.data.parts`).
+process makes it, and an interrupted run reuses the parts it finds (`RATE_model.data.parts`).
 
 The colours alternate: an episode takes the next seed of the colour that it needs. Only episodes of the full length are
 kept, as only they can be trained on; where the player dies before, the next seed of the colour is played, and the drops
@@ -35,7 +35,7 @@ PART_SEEDS = 1000  # seeds that a part may use; it needs two per episode, and mo
 EXPERT_STREAM = 2  # of the generators of a seed
 
 EXPERT_VERSION = (
-    1  # raise it when a seed gives other actions, taken or labelled: parts of another version are not gone on with
+    1  # raise it when a seed gives other actions, taken or labelled: parts of another version are not reused
 )
 
 _ATTEMPT = "attempt"  # info of a part: how many episodes were played for this one

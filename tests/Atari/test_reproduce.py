@@ -54,7 +54,7 @@ def test_the_tables_hold_the_runs_beside_those_who_need_no_training(tmp_path, mo
     labels = (reproduce.RANDOM, reproduce.EXPERT, reproduce.DATA)
     monkeypatch.setattr(reproduce, "of_players", lambda game: {label: entry for label in labels})
     reproduce.main(flags)
-    assert data == {("Breakout", 150_000), ("Pong", 30_000)}, "the trainings find or make the data of the table"
+    assert data == {("Breakout", 150_000), ("Pong", 30_000)}, "training runs find or make the data of the table"
     page = (tmp_path / "results" / "atari.md").read_text()
     assert "| data | 20.0 | 1.00 | 64 |" in page and "| random player | 20.0 | 1.00 | 64 |" in page
     assert "| RATE | 31.5 ± 0.5 | 1.57 | 103 ± 2 |" in page and "| DT | 61.5 ± 0.5 | 3.08 | 208 ± 2 |" in page

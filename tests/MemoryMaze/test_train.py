@@ -189,7 +189,7 @@ def test_published_windows_are_trained_on_when_asked_for(tmp_path):
 
 
 def test_stopping_and_killing_anywhere_changes_nothing(data, tmp_path):
-    """An epoch draws from all windows again, and so does one that is gone on with."""
+    """An epoch draws from all windows again, and so does one that is continued."""
     flags = (*NO_EVALUATION, "--epochs", "3")
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
     for batch in (1, 2):

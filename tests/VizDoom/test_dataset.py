@@ -287,7 +287,7 @@ def test_data_of_another_scenario_than_the_flags_is_refused(tmp_path):
     with pytest.raises(UserError, match=message):
         DATA.ensure(DataOptions(data_path=path))
     assert DATA.ensure(DataOptions(data_path=path, scenario=clear)) == path
-    with h5py.File(path, "a") as file:  # another maker's file does not tell
+    with h5py.File(path, "a") as file:  # another source's file does not tell
         del file["checksums"]
         for name in asdict(clear):
             del file.attrs[name]

@@ -1,4 +1,4 @@
-"""Where episodes end in data of other makers: every known mark, marks together, and what cannot be."""
+"""Where episodes end in data from other sources: every known mark, marks together, and what cannot be."""
 
 import h5py
 import numpy as np
@@ -185,7 +185,7 @@ def test_names():
 
 
 def write(path, **arrays):
-    """A flat file of another maker; observations and rewards are each episode's number."""
+    """A flat file from another source; observations and rewards are each episode's number."""
     held = {"observations": np.repeat(NUMBER, 3).reshape(STEPS, 3).astype(np.float32), "actions": np.zeros((STEPS, 2))}
     held |= {"rewards": NUMBER.astype(np.float32)} | arrays
     with h5py.File(path, "w") as file:

@@ -398,5 +398,5 @@ def test_a_file_whose_ends_of_episodes_were_lost_is_refused(tmp_path):
     with pytest.raises(UserError, match="is damaged: written with 4 episodes, its terminals and timeouts tell 2"):
         TrajectoryFile(path)
     with h5py.File(path, "r+") as file:
-        del file.attrs["format_version"]  # a file of another maker, whose attributes mean whatever they mean
+        del file.attrs["format_version"]  # a file from another source, whose attributes mean whatever they mean
     assert TrajectoryFile(path).num_episodes == 2

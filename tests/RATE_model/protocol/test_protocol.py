@@ -117,7 +117,7 @@ def test_environments_are_found_and_not_mixed(run, tmp_path):
 
 
 def test_the_grid_trains_validates_and_goes_on(tmp_path, capsys, monkeypatch):
-    """Tiny, in this process; given again, nothing is trained again."""
+    """Tiny, in this process; repeated, it trains nothing."""
     monkeypatch.setattr(type(ENVIRONMENT), "grid_cases", (9, 12))
     monkeypatch.setattr(type(ENVIRONMENT), "draw_run", lambda *arguments: None)
     trained = []

@@ -19,7 +19,7 @@ from RATE_model.sweep.commands import Job, jobs_of, seeds_of
 from RATE_model.sweep.executors import run_locally, submit
 from RATE_model.sweep.folder import Sweep
 
-# A command that takes steps, and goes on where it was interrupted: a line a step in the file that --text names. It does
+# A command that takes steps and continues where it was interrupted: one line per step in the file --text names. It does
 # not end while there is a file `hold` of its name.
 STEPS = 20
 SCRIPT = f"""
