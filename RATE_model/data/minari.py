@@ -96,8 +96,8 @@ def stored_episodes(file: Hdf5, place: Path, metadata: Mapping[str, Any] | None 
         if (stated := said.get("total_episodes", len(names))) != len(names):
             raise UserError(f"'{place}' says that it has {stated} episodes, and has {len(names)}: copy it again")
     for name in names:
-        steps = len(file[name]["rewards"]) if "rewards" in file[name] else 0
-        if (stated := file[name].attrs.get("total_steps", steps)) != steps:
+        steps = len(file[name]["rewards"]) if "rewards" in file[name] else None  # missing: whoever reads it says so
+        if steps is not None and (stated := file[name].attrs.get("total_steps", steps)) != steps:
             raise UserError(f"'{name}' of '{place}' says that it has {stated} steps, and has {steps}")
         yield name, file[name]
 
