@@ -27,6 +27,10 @@ def load_agent(path: Path | str, which: str | int | None = None, *, device: torc
     Raises:
         UserError: there is no such checkpoint, or it is damaged.
     """
+    if not isinstance(path, str | Path):
+        raise UserError(f"load_agent: the path is {path!r}; give a run directory or a checkpoint")
+    if which not in (None, "best") and (isinstance(which, bool) or not isinstance(which, int)):
+        raise UserError(f'load_agent: {which!r} names no checkpoint; give "best", a step, or None for the newest')
     path = Path(path).expanduser()
     if isinstance(which, int):
         folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
@@ -55,13 +59,15 @@ def load_model(path: Path | str, *, device: torch.device | str = "cpu") -> Agent
     return model.to(device).eval()
 
 
+_INTERFACE = ("observation_shape", "num_actions", "continuous", "observation_scale")
+
+
 def same_interface(model: EnvironmentSpec, environment: EnvironmentSpec) -> bool:
     """Whether a model can act in an environment: its observations and actions match.
 
     How they are encoded (a tanh, channels, rows of the action table, the scale of returns) is up to the model.
     """
-    names = ("observation_shape", "num_actions", "continuous", "observation_scale")
-    return all(getattr(model, name) == getattr(environment, name) for name in names)
+    return all(getattr(model, name) == getattr(environment, name) for name in _INTERFACE)
 
 
 def without_padding_action(model: Agent, spec: EnvironmentSpec) -> Agent:
@@ -97,7 +103,12 @@ def load_for(
         raise UserError(f"{path} is of {unplayable}, which no environment of this project plays")
     model = without_padding_action(load_model(path, device=device), spec)
     if not same_interface(model.spec, spec):
-        raise UserError(f"{path} was trained in another environment: its spec is {model.spec}")
+        differing = [
+            f"{name} {getattr(model.spec, name)} (here {getattr(spec, name)})"
+            for name in _INTERFACE
+            if getattr(model.spec, name) != getattr(spec, name)
+        ]
+        raise UserError(f"{path} was trained in another environment: its {', its '.join(differing)}")
     return model
 
 

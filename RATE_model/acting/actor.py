@@ -9,6 +9,7 @@ from torch import Tensor
 
 from RATE_model.agent import Agent
 from RATE_model.data.frames import Frames
+from RATE_model.errors import UserError
 from RATE_model.memories.contract import MemoryTransform, StepOptions
 from RATE_model.system import distributed
 from RATE_model.system.precision import autocast, uses_bfloat16
@@ -37,7 +38,8 @@ class Actor:
 
     Raises:
         ValueError: an agent in training mode, or a `slide` below 1.
-        UserError: an oracle, which no environment tells what it is to see.
+        UserError: an oracle, which no environment tells what it is to see; no environments. Here and later:
+            observations, rewards or target returns of a wrong shape, or, as NumPy arrays, not finite.
     """
 
     def __init__(
@@ -59,6 +61,8 @@ class Actor:
             raise ValueError("the model is in training mode, with dropout on: call model.eval() before acting")
         if slide < 1:
             raise ValueError(f"slide {slide}: must be at least 1")
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1:
+            raise UserError(f"batch_size {batch_size!r}: must be the number of environments, at least 1")
         agent.encoder.encode_infos(None)
         self.agent, self.batch_size, self.greedy = agent, batch_size, greedy
         self.reset_target, self.rtg_floor = reset_target, rtg_floor
@@ -88,6 +92,9 @@ class Actor:
         rows = np.arange(self.batch_size) if rows is None else np.arange(self.batch_size)[rows]
         index = torch.as_tensor(rows, device=self._device)
         if target_return is not None:
+            if np.shape(target_return) not in ((), (len(rows),)):
+                raise UserError(f"target_return: has shape {np.shape(target_return)}; give one number, or {len(rows)}")
+            _check_finite("target_return", target_return)
             target = torch.as_tensor(target_return, dtype=torch.float32, device=self._device)
             self._target[index] = target.expand(self.batch_size)[index] if target.ndim == 0 else target
         self._rtg[index] = self._target[index]
@@ -131,7 +138,12 @@ class Actor:
         Returns:
             float32 action logits `(B, num_actions)` (actions when continuous). Call `take` before the next `observe`.
         """
+        _check_shape("observations", observations, (self.batch_size, *self.agent.spec.observation_shape))
+        _check_finite("observations", observations)
         if rewards is not None:
+            if self.batch_size > 1 or np.shape(rewards) != ():  # the reward of a single environment may be a number
+                _check_shape("rewards", rewards, (self.batch_size,))
+            _check_finite("rewards", rewards, ignored=self._fresh)
             rewards = torch.as_tensor(rewards, dtype=torch.float32, device=self._device)
             self._rtg -= torch.where(torch.as_tensor(self._fresh, device=self._device), 0.0, rewards)
             if self.rtg_floor is not None:
@@ -162,3 +174,15 @@ class Actor:
         actions = torch.as_tensor(actions, device=self._device)
         with autocast(self._device, self._precision):
             self._stepper.record(self.agent.encoder.encode_actions(actions[:, None]))
+
+
+def _check_shape(name: str, values: object, shape: tuple[int, ...]) -> None:
+    found = tuple(np.shape(values))  # pyright: ignore[reportArgumentType, reportCallIssue]
+    if found != shape:
+        raise UserError(f"{name}: have shape {found}; expected {shape}, one row for each environment")
+
+
+def _check_finite(name: str, values: object, *, ignored: np.ndarray | bool = False) -> None:
+    """Only what lies in main memory: to look into a tensor on a device would wait for the device."""
+    if isinstance(values, np.ndarray | np.generic | float) and not np.all(np.isfinite(values) | ignored):
+        raise UserError(f"{name}: hold a NaN or infinite value")

@@ -1,7 +1,9 @@
 """Limits of flags, with shared wording."""
 
+import numbers
 import os
 from pathlib import Path
+from typing import Any
 
 from RATE_model.errors import UserError
 from RATE_model.system.processes import available_cores, is_no_file
@@ -20,6 +22,14 @@ def at_least(minimum: float, **values: float | None) -> None:
     for name, value in values.items():
         if value is not None and value < minimum:
             raise UserError(f"--{name} {value}: must be at least {minimum}")
+
+
+def check_seed(seed: Any) -> None:
+    """Raise `UserError` unless it is a whole number that random generators take."""
+    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral):
+        raise UserError(f"seed {seed!r}: must be a whole number, at least 0")
+    at_least(0, seed=int(seed))
+    at_most(MAX_SEED, seed=int(seed))
 
 
 def at_most(maximum: float, **values: float | None) -> None:

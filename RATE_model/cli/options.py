@@ -80,7 +80,13 @@ class _Invocation:
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """Python's own, for tools whose arguments are files; an error is a `UserError` instead of a page of usage."""
+    """Python's own, for tools whose arguments are files; an error is a `UserError` instead of a page of usage.
+
+    Flags are not abbreviated: `--seed` may mean something else than `--seeds`.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see --help")
@@ -268,8 +274,16 @@ def read_value(kind: Any, value: Any) -> Any:
 
 
 def close_matches(name: str, known: Sequence[str]) -> str:
-    """`` (did you mean ...?)`` for the names nearest to ``name``, or nothing when none is near."""
-    near = [other for other in known if name and other.startswith(name)] or difflib.get_close_matches(name, known)
+    """`` (did you mean ...?)`` for the names nearest to ``name``, or nothing when none is near.
+
+    Initials count: ``lr`` is learning_rate.
+    """
+    short = name.removeprefix("--")
+    near = (
+        [other for other in known if len(short) > 1 and short == "".join(re.findall(r"(?:^--|^|_)(\w)", other))]
+        or [other for other in known if name and other.startswith(name)]
+        or difflib.get_close_matches(name, known)
+    )
     return f" (did you mean {' or '.join(near[:2])}?)" if near else ""
 
 

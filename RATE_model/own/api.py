@@ -12,7 +12,7 @@ import numpy as np
 from RATE_model.acting.rollout import Episodes, mean_and_error
 from RATE_model.agent import Agent
 from RATE_model.cli import experiment, training
-from RATE_model.cli.limits import at_least
+from RATE_model.cli.limits import check_seed
 from RATE_model.environments.contract import Evaluation
 from RATE_model.errors import UserError
 from RATE_model.loading import load_agent, same_interface
@@ -96,6 +96,7 @@ def train(
     Raises:
         UserError: a flag is wrong, or the data does not fit the environment; nothing is created then.
     """
+    check_seed(seed)
     if isinstance(arguments := flags.get("env_args"), Mapping):
         flags["env_args"] = write_arguments(arguments, "env_args")
     if not isinstance(data, Dataset):
@@ -145,7 +146,7 @@ def evaluate(
         raise UserError(f"{unknown[0]}: evaluate has no such argument; see help(evaluate)")
     options = Place(use_argmax=greedy, max_episode_steps=max_episode_steps, **acting)
     options.validate()
-    at_least(0, seed=seed)
+    check_seed(seed)
     expected = own.spec({"max_episode_steps": max_episode_steps})
     if not same_interface(agent.spec, replace(expected, observation_scale=agent.spec.observation_scale)):
         raise UserError(

@@ -12,7 +12,7 @@ import gymnasium
 import numpy as np
 from gymnasium import Space, spaces
 
-from RATE_model.cli.limits import at_least
+from RATE_model.cli.limits import check_seed
 from RATE_model.data.arrays import TrajectoryArrays
 from RATE_model.data.dataset import WindowDataset
 from RATE_model.data.minari import is_minari, minari_folder, read_minari, write_minari
@@ -179,7 +179,7 @@ class Dataset:
             episodes: how many, of the seeds `seed`, `seed` + 1, ... counted from 10,000: evaluations play lower ones.
             seed: of the first episode, and of random actions.
         """
-        at_least(0, seed=seed)
+        check_seed(seed)
         with closing(make_environment(environment)) as scene:
             scene.action_space.seed(seed)
             recorded = [
@@ -195,6 +195,11 @@ class Dataset:
         Raises:
             UserError: there is nothing of any kind.
         """
+        if not isinstance(source, str | Path):
+            raise UserError(
+                f"data is of type {type(source).__name__}; give a Dataset or a path (a list of episodes: "
+                "Dataset.from_episodes)"
+            )
         path = Path(source).expanduser()
         if path.is_file():
             return cls.from_hdf5(path, environment=environment)

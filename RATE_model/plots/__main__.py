@@ -12,6 +12,7 @@ from pathlib import Path
 
 from RATE_model.cli.limits import writable_file
 from RATE_model.cli.options import ArgumentParser, exit_on_user_error
+from RATE_model.errors import UserError
 from RATE_model.plots.seeds import find_runs, plot_seeds
 
 
@@ -22,7 +23,7 @@ def parser() -> ArgumentParser:
     )
     found.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="runs, or folders with runs in them")
     found.add_argument("--metric", nargs="+", default=["validation_loss"], help="names in metrics.jsonl")
-    found.add_argument("--output", type=Path, default=Path("curves.png"), help="the picture")
+    found.add_argument("--output", type=Path, default=Path("curves.png"), help="the picture, a .png")
     return found
 
 
@@ -30,10 +31,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Draw the curves."""
     with exit_on_user_error():
         asked = parser().parse_args(argv)
+        if asked.output.suffix.lower() != ".png":
+            raise UserError(f"--output {asked.output}: pictures are PNG; give a name that ends in .png")
         writable_file(output=asked.output)
         groups = find_runs(asked.runs)
         path = plot_seeds(groups, asked.output, asked.metric)
-        print(f"{path}: " + "; ".join(f"{label}, {len(runs)} seeds" for label, runs in groups.items()))
+        print(
+            f"{path}: "
+            + "; ".join(f"{label}, {len(runs)} seed{'s' * (len(runs) > 1)}" for label, runs in groups.items())
+        )
 
 
 if __name__ == "__main__":

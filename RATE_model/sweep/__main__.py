@@ -17,7 +17,7 @@ from RATE_model.cli.limits import at_least
 from RATE_model.cli.options import ArgumentParser, exit_on_user_error
 from RATE_model.errors import UserError
 from RATE_model.sweep import folder as sweeps
-from RATE_model.sweep.commands import seeds_of, short_name, split
+from RATE_model.sweep.commands import check_files, seeds_of, short_name, split
 from RATE_model.sweep.executors import run_locally, submit
 from RATE_model.sweep.folder import STATES, Sweep
 
@@ -29,23 +29,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     with exit_on_user_error():
         arguments = parser().parse_args(argv)
         at_least(1, max_parallel=arguments.max_parallel)
+        settings = _settings(arguments.slurm)
         if arguments.status:
             sweep = sweeps.load(arguments.folder or _usual_folder(arguments.command))
         else:
             place = arguments.folder or _usual_folder(arguments.command)
+            check_files(arguments.command or "")
             sweep = sweeps.create(place, arguments.command or "", seeds_of(arguments.seeds))
-            _run(sweep, arguments)
+            _run(sweep, arguments, settings)
         print(table(sweep))
         return 1 if any(sweep.state(job) == "failed" for job in sweep.jobs) else 0
 
 
-def _run(sweep: Sweep, arguments: argparse.Namespace) -> None:
+def _run(sweep: Sweep, arguments: argparse.Namespace, settings: dict[str, str]) -> None:
     """Run or submit what is not done."""
     print(f"{len(sweep.jobs)} commands in {sweep.folder}; how they stand: --status --folder {sweep.folder}", flush=True)
     if arguments.executor == "local":
         run_locally(sweep, max_parallel=arguments.max_parallel, say=_say)
     else:
-        submit(sweep, max_parallel=arguments.max_parallel, settings=_settings(arguments.slurm), say=_say)
+        submit(sweep, max_parallel=arguments.max_parallel, settings=settings, say=_say)
 
 
 def table(sweep: Sweep) -> str:

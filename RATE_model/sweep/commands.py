@@ -5,8 +5,10 @@ import itertools
 import math
 import re
 import shlex
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from RATE_model.errors import UserError
 
@@ -65,6 +67,17 @@ def split(command: str) -> list[str]:
     if not words:
         raise UserError('a command is missing: give it in quotes, as "python3 SCRIPT --learning_rate {1e-4,3e-4}"')
     return words
+
+
+def check_files(command: str) -> None:
+    """Raise a UserError where the program of a command, or its script, is not there."""
+    program, *others = split(command)
+    if shutil.which(program) is None:
+        raise UserError(f"{program}: there is no such program; a command begins as python3 SCRIPT")
+    scripts = next((_choices(word) for word in others if word.endswith(".py")), [])
+    for script in scripts:
+        if not Path(script).is_file():
+            raise UserError(f"{script}: there is no such file")
 
 
 def _choices(word: str) -> list[str]:

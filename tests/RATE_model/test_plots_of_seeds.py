@@ -71,6 +71,7 @@ def test_the_command_draws_and_names_mistakes(runs, tmp_path, capsys):
         ([str(runs / "runs"), "--metric", "reward"], "--metric reward: no run has it; there are: validation_loss"),
         ([str(tmp_path / "nowhere")], "is not a directory"),
         ([str(runs / "runs"), "--output", str(tmp_path / "no" / "x.png")], "--output"),
+        ([str(runs / "runs"), "--output", str(tmp_path / "x.xyz")], "x.xyz: pictures are PNG"),
     ):
         with pytest.raises(SystemExit, match="^2$"):
             main(arguments)

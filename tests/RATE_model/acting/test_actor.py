@@ -10,6 +10,7 @@ from torch import Tensor
 from RATE_model.acting.actor import Actor
 from RATE_model.acting.controls import exchange_twins, knock_out_memory, memory_conditions
 from RATE_model.agent import Agent
+from RATE_model.errors import UserError
 from RATE_model.memories.rate.config import ARCHS
 from RATE_model.memories.rate.state import SegmentState
 from RATE_model.spec import EnvironmentSpec
@@ -340,6 +341,29 @@ def test_what_cannot_act_is_refused():
         Actor(small_model().train(), 1, TARGET)
     with pytest.raises(ValueError, match="slide 0: must be at least 1"):
         Actor(small_model("DT"), 1, TARGET, slide=0)
+    for size in (0, -1, None, 1.5):
+        with pytest.raises(UserError, match=f"batch_size {size}: must be the number of environments"):
+            Actor(small_model(), size, TARGET)
+
+
+@pytest.mark.parametrize(
+    ("observations", "rewards", "words"),
+    [
+        (np.zeros((1, 4)), None, r"observations: have shape \(1, 4\); expected \(2, 4\)"),
+        (torch.zeros(2, 5), None, r"observations: have shape \(2, 5\); expected \(2, 4\)"),
+        (np.full((2, 4), np.nan), None, "observations: hold a NaN"),
+        (np.zeros((2, 4)), np.zeros((2, 1)), r"rewards: have shape \(2, 1\); expected \(2,\)"),
+        (np.zeros((2, 4)), np.array([0, np.inf]), "rewards: hold a NaN"),
+    ],
+)
+def test_what_is_not_seen_or_earned_is_refused(observations, rewards, words):
+    actor = Actor(small_model(), 2, TARGET)
+    actor.act(np.zeros((2, 4), np.float32), np.full(2, np.nan))  # an episode begins: these are ignored
+    with pytest.raises(UserError, match=words):
+        actor.act(observations, rewards)
+    for target in (np.zeros(3), float("nan")):
+        with pytest.raises(UserError, match="target_return: "):
+            actor.reset(target_return=target)
 
 
 def test_more_memory_tokens_than_tokens_of_one_attention_call():

@@ -135,6 +135,7 @@ def test_precedence_is_defaults_file_config_flags(tmp_path: Path) -> None:
         ("--n_haed_ca 3", ["--n_haed_ca", "did you mean --n_head_ca?"]),
         ("--skip_dec_at", ["--skip_dec_at", "--skip_dec_attn"]),
         ("--zzz 3", ["unknown flag --zzz", "--help"]),
+        ("--lr 3", ["unknown flag --lr (did you mean --learning_rate?)"]),
         ("-seed 3", ["-seed", "--seed"]),
         ("seed 3", ["'seed'", "--name value"]),
         ("--model_mode RAT", ["--model_mode RAT", "RATE, DT, RMT, TrXL"]),

@@ -190,6 +190,22 @@ def test_what_cannot_be_asked_is_refused_in_one_line(run, asked, said):
         evaluate(load_agent(run.directory), Recall, **asked)
 
 
+def test_wrong_kinds_of_arguments_are_named(run, tmp_path):
+    data = Dataset.from_episodes(episodes())
+    for call, said in (
+        (lambda: train(data, output_dir=tmp_path / "new", seed=None, **TINY), "seed None: must be a whole number"),
+        (lambda: train(list(episodes()), output_dir=tmp_path / "new", **TINY), "data is of type list.*from_episodes"),
+        (lambda: evaluate(run.directory, Recall, target_return=1, seed=0.5), "seed 0.5: must be a whole number"),
+        (lambda: load_agent(None), "the path is None; give a run directory"),
+        (lambda: load_agent(run.directory, "worst"), "'worst' names no checkpoint"),
+        (lambda: load_agent(run.directory).actor(batch_size=0, target_return=1), "batch_size 0: must be"),
+    ):
+        with pytest.raises(UserError, match=said) as error:
+            call()
+        assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
 def test_data_of_another_environment_is_refused_before_anything_is_made(tmp_path):
     data = Dataset.from_episodes(episodes())
     for make, output_dir in ((lambda **_: Recall(size=3), tmp_path / "mine"), (None, "")):

@@ -214,13 +214,16 @@ def test_another_command_needs_another_folder(command):
         (["a", "--max_parallel", "0"], "--max_parallel 0: must be at least 1"),
         (["a", "--executor", "slurm", "--slurm", "gpu"], "--slurm gpu: must be KEY=VALUE"),
         (["a", "--executor", "cloud"], "invalid choice: 'cloud'"),
+        (["nowhere/python x.py"], "nowhere/python: there is no such program"),
+        ([f"{sys.executable} x_{{1,2}}.py --a b"], "x_1.py: there is no such file"),
+        (["a", "--seed", "1"], "unrecognized arguments: --seed"),
     ],
 )
 def test_mistakes(tmp_path, monkeypatch, capsys, flags, words):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match="2"):
         main(flags)
-    assert words in capsys.readouterr().err
+    assert words in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 def test_damaged_state_is_named(command):
