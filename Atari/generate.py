@@ -94,7 +94,7 @@ def play(env: AtariEnv, seed: int, noise: float) -> dict[str, Any]:
     """The scripted player's episode of a seed; see `record`. The lives at the time of each frame are noted."""
     player, first = expert(env.game, np.random.default_rng([seed, EXPERT_STREAM]), noise=noise), env.reset(seed=seed)
     player.reset(env)
-    return record(env, first, lambda frame, info: (player.act(env), {"lives": np.uint8(info["lives"])}))
+    return record(env, first, lambda frame, info, _: (player.act(env), {"lives": np.uint8(info["lives"])}))
 
 
 @functools.lru_cache(maxsize=1)

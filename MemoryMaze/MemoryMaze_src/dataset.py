@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -39,7 +39,7 @@ from MemoryMaze.MemoryMaze_src.generate import DEFAULT_MIX, EXPERTS_VERSION, Rec
 from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
 from RATE_model.cli.local_settings import configured_folder
 from RATE_model.cli.options import changeable
-from RATE_model.data.maker import DataMaker, two_sides
+from RATE_model.data.maker import DAggerOptions, DataMaker, two_sides
 from RATE_model.data.npz import NpzKeys, Rows, require_expert_labels
 from RATE_model.data.selection import strided_windows
 from RATE_model.data.trajectories import Learn, TrajectoryFile
@@ -61,7 +61,7 @@ _ROWS: dict[Alignment, Rows] = {"auto": "auto", "last": "arrivals", "causal": "s
 
 
 @dataclass(frozen=True)
-class DataOptions:
+class DataOptions(DAggerOptions):
     """Which trajectories to make or to train on."""
 
     # Edge of the maze, in a training also of those it is evaluated in: 9, 11, 13 or 15 cells
@@ -94,16 +94,17 @@ class DataOptions:
 
     def validate(self) -> None:
         """Raise a UserError for a value out of range."""
+        super().validate()
         check_size(self.size)
         at_least(10, episodes=self.episodes)
         at_most(MAX_EPISODES, episodes=self.episodes)
         at_least(1, steps=self.steps)
         at_most(MAX_STEPS, steps=self.steps)
-        self.recipe()
+        replace(self, driver=None).recipe()  # whether the driver exists is seen when it is looked for
 
     def recipe(self) -> Recipe:
         """What is played."""
-        return Recipe(self.size, self.steps, self.mix, self.perturbation)
+        return Recipe(self.size, self.steps, self.mix, self.perturbation, self.driver_choice)
 
 
 class MemoryMazeData(DataMaker[DataOptions]):
@@ -128,7 +129,7 @@ class MemoryMazeData(DataMaker[DataOptions]):
             parts.append(f"steps{options.steps}")
         if options.perturbation:
             parts.append(f"perturbation{options.perturbation:g}")
-        return f"{'_'.join(parts)}_n{options.episodes}.h5"
+        return f"{'_'.join(parts + options.driver_name)}_n{options.episodes}.h5"
 
     def make(self, options: DataOptions, path: Path, *, overwrite: bool = False, workers: int | None = None) -> None:
         """See `generate`."""

@@ -30,6 +30,7 @@ OBSERVATION_SHAPE = (3, IMAGE, IMAGE)
 DEFAULT_SIZE = 9
 EPISODE_STEPS = {9: 1000, 11: 2000, 13: 3000, 15: 4000}
 NUM_TARGETS = {9: 3, 11: 4, 13: 5, 15: 6}
+NAME = "Memory Maze"
 SEED_LIMIT = 2**32
 VIEWS = ("agent", "top")  # of pictures for people
 

@@ -21,10 +21,11 @@ from MemoryMaze.MemoryMaze_src.env import (
     check_size,
 )
 from MemoryMaze.MemoryMaze_src.generate import FIRST_DATA_SEED
+from MemoryMaze.MemoryMaze_src.privileged import SAME_IN_THE_MIRROR
 from MemoryMaze.MemoryMaze_src.spec import SPEC, spec_of
 from MemoryMaze.MemoryMaze_src.vector import MemoryMazeVectorEnv
 from RATE_model.acting.evaluation import Acting
-from RATE_model.acting.rollout import Episodes, mean_and_error, rollout_alternating
+from RATE_model.acting.rollout import Episodes, mean_and_error, rollout_in_turns
 from RATE_model.acting.video import with_caption
 from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
 from RATE_model.cli.options import Boolean, changeable
@@ -139,14 +140,14 @@ class MemoryMaze(Environment):
 
     def files(self, config: Config) -> Sequence[Path]:
         """One file."""
-        return [DATA.ensure(config.data)]
+        return DATA.files(config.data)
 
     def load(self, config: Config) -> TrainingData:
         """Windows as long as a trajectory. There is one stage, with all segments."""
         data, segments = config.data, config.segments
         size = segments * config.context_length
         sides = load_windows(self.files(config), size=size, windows=data.windows, learn=data.learn)
-        transform = Mirror(MIRRORED) if config.task.mirror else None
+        transform = Mirror(MIRRORED, keeps=SAME_IN_THE_MIRROR) if config.task.mirror else None
         return TrainingData.of_one_stage(sides, segments, spec_of(config.image.conv_channels), transform=transform)
 
     def make(self, case: Case, options: Mazes, *, render_mode: str | None = None) -> MemoryMazeEnv:
@@ -189,7 +190,7 @@ class MemoryMaze(Environment):
         acting = replace(acting, seed=len(halves) * acting.seed)
         actors = [acting.actor(evaluation.agent, len(seeds), first=half) for half, seeds in enumerate(halves)]
         steps = int(mazes[0].max_steps[0])
-        return {None: rollout_alternating(actors, mazes, seeds=halves, max_steps=steps, description=self.name)}
+        return {None: rollout_in_turns(actors, mazes, seeds=halves, max_steps=steps, description=self.name)}
 
     def metrics(
         self, played: Mapping[Case, Episodes], evaluation: Evaluation, config: Config, *, final: bool
@@ -205,7 +206,7 @@ class MemoryMaze(Environment):
         """Balls found."""
         return protocol.figures(episodes.returns)
 
-    def description(self, evaluation: Evaluation) -> str:
+    def described(self, evaluation: Evaluation) -> str:
         """The mazes, and how actions are chosen."""
         actions = "the most probable actions" if evaluation.options.use_argmax else "drawn actions"
         return f"in mazes of {evaluation.options.size}x{evaluation.options.size} cells, {actions}"

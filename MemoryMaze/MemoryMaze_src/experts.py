@@ -30,7 +30,7 @@ HALF_VIEW = float(np.arctan(np.tan(np.radians(40)) * 30 / 32))
 RAYS = 61  # as many as there are columns
 BALL_SIGHT = 8.0  # cells; a ball is four columns wide there
 BALL_RADIUS = 0.3
-PERTURBATION_STEPS = 20  # mean steps of a spell in which a player is led to a ball drawn at random, or is not
+SPELL = 20  # mean steps of a spell in which a player is led to a ball drawn at random, or is not
 TOUCH_RADIUS = 0.4  # cells; closer than this to the middle of a cell, the agent has touched the ball there
 
 _RAY_STEP = 0.04
@@ -69,8 +69,8 @@ def look(layout: np.ndarray, position: np.ndarray, direction: np.ndarray, balls:
     searched = np.zeros_like(seen_free)
     middles = np.stack([columns, rows], axis=1) + 0.5
     stood_in = np.hypot(*(middles - position).T) < TOUCH_RADIUS
-    searched[rows, columns] = _in_sight(layout, position, middle, middles) | stood_in
-    return Sight(seen_free, seen_walls, searched, _in_sight(layout, position, middle, balls))
+    searched[rows, columns] = in_sight(layout, position, middle, middles) | stood_in
+    return Sight(seen_free, seen_walls, searched, in_sight(layout, position, middle, balls))
 
 
 def _cell(position: np.ndarray, size: int) -> np.ndarray:
@@ -95,7 +95,7 @@ def _cast(layout: np.ndarray, position: np.ndarray, angles: np.ndarray) -> tuple
     return free, walls
 
 
-def _in_sight(layout: np.ndarray, position: np.ndarray, angle: float, balls: np.ndarray) -> np.ndarray:
+def in_sight(layout: np.ndarray, position: np.ndarray, angle: float, balls: np.ndarray) -> np.ndarray:
     """Which of some balls (n, 2) are near, in view and not behind a wall; (n,) bool."""
     away = balls - position
     distance = np.hypot(away[:, 0], away[:, 1])
@@ -120,8 +120,8 @@ class Planner:
     Args:
         generator: of its errors.
         noise: the share of actions that are random, 0 to 1.
-        perturbation: the share of time in which it walks to a random ball, maybe the target; redrawn every
-            `PERTURBATION_STEPS` steps on average.
+        perturbation: the share of spells, of `SPELL` steps on average, in which it is led to a ball drawn at random,
+            maybe the one asked for.
     """
 
     def __init__(self, generator: np.random.Generator, *, noise: float = 0.0, perturbation: float = 0.0) -> None:
@@ -132,10 +132,16 @@ class Planner:
         self._spell = 0  # steps that are left of this spell
         self._ways_to_balls: dict[int, Field] = {}
 
-    def act(self, info: dict[str, Any]) -> int:
-        """The action in one maze, given `MemoryMazeEnv`'s privileged info of every step in turn."""
+    def act(self, info: dict[str, Any], driven: int | None = None) -> int:
+        """The action in one maze, given `MemoryMazeEnv`'s privileged info of every step in turn.
+
+        With `driven`, the action that another player takes, it only watches: that is what it returns.
+        """
         action = self.best = self._choose(self._ways(info), info)
-        if self._perturbation and (lured := self._perturbed_field(info)) is not None:
+        if driven is not None:
+            self._pilot.note(driven)
+            return driven
+        if self._perturbation and (lured := self._lured(info)) is not None:
             action = self._choose(lured, info)
         self.random = bool(self._generator.random() < self._noise)
         if self.random:
@@ -146,10 +152,10 @@ class Planner:
     def _choose(self, ways: Field, info: dict[str, Any]) -> int:
         return self._pilot.choose(ways, info["agent_pos"], info["agent_dir"])
 
-    def _perturbed_field(self, info: dict[str, Any]) -> Field | None:
+    def _lured(self, info: dict[str, Any]) -> Field | None:
         """The ways to the ball that it is led to at this step; None: it is not led."""
         if self._spell == 0:
-            self._spell = int(self._generator.geometric(1 / PERTURBATION_STEPS))
+            self._spell = int(self._generator.geometric(1 / SPELL))
             led = self._generator.random() < self._perturbation
             self._lure = int(self._generator.integers(len(info["targets_pos"]))) if led else None
         self._spell -= 1

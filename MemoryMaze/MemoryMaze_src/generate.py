@@ -22,9 +22,11 @@ from typing import Any
 
 import numpy as np
 
-from MemoryMaze.MemoryMaze_src.env import EPISODE_STEPS, OBSERVATION_SHAPE, MemoryMazeEnv, check_size, env_id
+from MemoryMaze.MemoryMaze_src.env import EPISODE_STEPS, NAME, OBSERVATION_SHAPE, MemoryMazeEnv, check_size, env_id
 from MemoryMaze.MemoryMaze_src.experts import EXPERTS, expert
 from MemoryMaze.MemoryMaze_src.graphics import maze_tasks
+from MemoryMaze.MemoryMaze_src.privileged import Witness
+from RATE_model.acting.driver import DriverChoice, driver_attributes
 from RATE_model.cli.limits import at_least, at_most
 from RATE_model.data.maker import record
 from RATE_model.data.parts import Job, make_in_parts
@@ -39,6 +41,8 @@ DEFAULT_MIX = ("explorer:0:0.4", "explorer:0.1:0.4", "explorer:0.3:0.2")
 EXPERTS_VERSION = (
     3  # raise it when a seed gives other actions, taken or labelled: parts of another version are not reused
 )
+
+INFOS_VERSION = 2  # raise it when other infos are noted: parts of another version are not gone on with
 
 _EXPERT_STREAM = 1  # of the generators of a seed
 
@@ -83,6 +87,7 @@ class Recipe:
     steps: int = EPISODE_STEPS[9]  # of every episode
     mix: tuple[str, ...] = DEFAULT_MIX  # who plays, as EXPERT:NOISE:SHARE
     perturbation: float = 0.0  # share of the time in which players are led to a ball drawn at random
+    driver: DriverChoice | None = None  # the agent that moves while the players say what they would have done
 
     def __post_init__(self) -> None:
         check_size(self.size)
@@ -97,6 +102,11 @@ class Recipe:
     def players(self) -> tuple[PlayerOfMix, ...]:
         """The players of the mix."""
         return tuple(PlayerOfMix.of(text) for text in self.mix)
+
+    @property
+    def first_seed(self) -> int:
+        """Of the episodes, which count up from it."""
+        return FIRST_DATA_SEED if self.driver is None else self.driver.first_seed
 
     def assignment(self, episodes: int) -> np.ndarray:
         """Which player plays each episode, (episodes,) int64.
@@ -125,14 +135,21 @@ def generate(recipe: Recipe, episodes: int, path: Path, *, overwrite: bool = Fal
             "channels_last": True,
             "level": 7,
         },
-        recipe={**asdict(recipe), "mix": list(recipe.mix), "experts": EXPERTS_VERSION, "simulation": versions},
+        recipe={
+            **{name: value for name, value in asdict(recipe).items() if name != "driver"},
+            "mix": list(recipe.mix),
+            "experts": EXPERTS_VERSION,
+            "infos": INFOS_VERSION,
+            "simulation": versions,
+            **driver_attributes(recipe.driver),
+        },
         episodes_per_part=PART,
     )
     attributes = {
         "environment": env_id(recipe.size),
         "generator": "scripted experts",
-        "first_seed": FIRST_DATA_SEED,
-        "last_seed": FIRST_DATA_SEED + episodes - 1,
+        "first_seed": recipe.first_seed,
+        "last_seed": recipe.first_seed + episodes - 1,
     }
     return make_in_parts(job, episodes, path, attributes=attributes, overwrite=overwrite, workers=workers)
 
@@ -143,21 +160,30 @@ def play_part(recipe: Recipe, writer: TrajectoryWriter, first: int, count: int) 
     maze = MemoryMazeEnv(recipe.size, max_steps=recipe.steps, privileged=True)
     with contextlib.closing(maze):
         for number in range(first, first + count):
-            player, seed = assigned[number], FIRST_DATA_SEED + number
-            episode = play(maze, recipe.players[player], seed, recipe.perturbation)
+            player, seed = assigned[number], recipe.first_seed + number
+            episode = play(maze, recipe.players[player], seed, recipe.perturbation, recipe.driver)
             constant = {"seed": np.int64(seed), "player": np.uint8(player)}
             episode["infos"] |= {name: np.full(recipe.steps, value) for name, value in constant.items()}
             writer.add_episode(**episode)
 
 
-def play(maze: MemoryMazeEnv, player: PlayerOfMix, seed: int, perturbation: float = 0.0) -> dict[str, Any]:
-    """An episode of a player, in the maze of a seed, perturbed in a share of the time; see `record` and the module."""
+def play(
+    maze: MemoryMazeEnv,
+    player: PlayerOfMix,
+    seed: int,
+    perturbation: float = 0.0,
+    driver: DriverChoice | None = None,
+) -> dict[str, Any]:
+    """An episode of a player, in the maze of a seed, perturbed in a share of the time; see `record` and the module.
+
+    A `driver` moves in its place: then it neither errs nor is perturbed.
+    """
     mind = expert(player.kind, np.random.default_rng([seed, _EXPERT_STREAM]), player.noise, perturbation)
+    witness = Witness()
 
-    def act(observation: np.ndarray, info: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
-        action = mind.act(info)
-        position, direction = (np.float32(info[name]) for name in ("agent_pos", "agent_dir"))
-        noted = {"target": np.uint8(info["target_index"]), "agent_pos": position, "agent_dir": direction}
-        return action, noted | {"random": np.uint8(mind.random), "expert_action": np.uint8(mind.best)}
+    def act(observation: np.ndarray, info: Mapping[str, Any], driven: int | None) -> tuple[int, dict[str, Any]]:
+        action = mind.act(dict(info), driven)
+        noted = {"random": np.uint8(mind.random), "expert_action": np.uint8(mind.best)}
+        return action, witness.note(info) | noted
 
-    return record(maze, maze.reset(seed=seed), act)
+    return record(maze, maze.reset(seed=seed), act, None if driver is None else driver.driver(NAME, seed))

@@ -11,7 +11,7 @@ what they hold, so that two ways of asking for the same data share one file.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,8 +29,10 @@ from MinigridMemory.MinigridMemory_src.expert import Flaws
 from MinigridMemory.MinigridMemory_src.generate import Selection, generate
 from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
 from RATE_model.cli.options import changeable
-from RATE_model.data.maker import DataMaker, two_sides
+from RATE_model.data.maker import DAggerOptions, DataMaker, two_sides
+from RATE_model.data.npz import require_expert_labels
 from RATE_model.data.selection import whole_episodes
+from RATE_model.data.trajectories import Learn
 from RATE_model.errors import UserError
 
 if TYPE_CHECKING:
@@ -43,7 +45,7 @@ Preset = Literal["clean_31", "clean_41", "published_31", "published_41"]
 
 
 @dataclass(frozen=True)
-class EpisodeFilter:
+class Kept:
     """What a preset collects, always in corridors of random length."""
 
     size: int
@@ -52,16 +54,16 @@ class EpisodeFilter:
 
 
 # published_41 was collected with a flag for fixed corridors, which its collector did not heed.
-PRESETS: dict[str, EpisodeFilter] = {
-    "clean_31": EpisodeFilter(31),
-    "clean_41": EpisodeFilter(41),
-    "published_31": EpisodeFilter(31, 38, 45),
-    "published_41": EpisodeFilter(41, 60, 96),
+PRESETS: dict[str, Kept] = {
+    "clean_31": Kept(31),
+    "clean_41": Kept(41),
+    "published_31": Kept(31, 38, 45),
+    "published_41": Kept(41, 60, 96),
 }
 
 
 @dataclass(frozen=True)
-class DataOptions:
+class DataOptions(DAggerOptions):
     """Which trajectories to collect or to train on."""
 
     # What the expert collects, in corridors of random length. clean_31 and clean_41: mazes of that size, episodes of
@@ -86,6 +88,9 @@ class DataOptions:
     guess: float = 0.0
     # Episodes kept, as many with a key as with a ball to remember, as many to the north as to the south
     trajectories: int = 10_000
+    # What a training learns at every step: the action that was taken, or the one that the expert would have taken;
+    # files that are made here hold both
+    learn: Learn = "recorded"
     # Data to read instead: an .h5 file made here, or a folder of train_data_*.npz; the flags above then do nothing
     data_path: Path | None = changeable(None)
     # Directory of files that are made; none = MinigridMemory/MinigridMemory_data
@@ -93,6 +98,8 @@ class DataOptions:
 
     def validate(self) -> None:
         """Raise a UserError for a value out of range."""
+        super().validate()
+        require_expert_labels(self.data_path, self.learn)
         if self.size is not None:
             check_size(self.size)
         at_least(1, min_steps=self.min_steps, max_steps=self.max_steps, cap=self.cap)
@@ -101,7 +108,7 @@ class DataOptions:
         at_most(1, noise=self.noise, wrong_arm=self.wrong_arm, guess=self.guess)
         at_least(10, trajectories=self.trajectories)
         at_most(MAX_TRAJECTORIES, trajectories=self.trajectories)
-        chosen = self.selection()
+        chosen = replace(self, driver=None).selection()  # whether the driver exists is seen when it is looked for
         if chosen.min_steps > chosen.max_steps:
             limit = "--cap" if chosen.max_steps == chosen.cap else "--max_steps"
             preset = f" (of --preset {self.preset})"
@@ -126,6 +133,7 @@ class DataOptions:
             cap=cap,
             flaws=Flaws(noise=self.noise, wrong_arm=self.wrong_arm, guess=self.guess),
             trajectories=self.trajectories,
+            driver=self.driver_choice,
         )
 
 
@@ -156,7 +164,7 @@ class MinigridMemoryData(DataMaker[DataOptions]):
         if chosen.cap != default_cap(chosen.size):
             parts.append(f"cap{chosen.cap}")
         parts += [f"{name}{value:g}" for name, value in vars(chosen.flaws).items() if value]
-        return f"{'_'.join(parts)}_n{chosen.trajectories}.h5"
+        return f"{'_'.join(parts + options.driver_name)}_n{chosen.trajectories}.h5"
 
     def count(self, options: DataOptions) -> int:
         """Those that are kept."""
@@ -183,14 +191,15 @@ DATA = MinigridMemoryData()
 
 
 def load_windows(
-    paths: Sequence[Path], *, size: int, fraction: float = TRAINING_FRACTION
+    paths: Sequence[Path], *, size: int, learn: Learn = "recorded", fraction: float = TRAINING_FRACTION
 ) -> tuple[WindowDataset, WindowDataset]:
     """All episodes of these files of up to ``size`` steps, padded to it: a training and a validation dataset.
 
     Longer episodes are left out, and their number is printed.
 
     Raises:
-        UserError: a file is missing or bad, no episode is short enough, or there are too few to split.
+        UserError: a file is missing or bad, no episode is short enough, there are too few to split, or a file does not
+            tell what is to be learned.
     """
     files = [DATA.open(path) for path in paths]
     lengths = np.concatenate([file.lengths for file in files])
@@ -210,4 +219,4 @@ def load_windows(
     windows = [
         whole_episodes(index, file, max_steps=size) for index, file in enumerate(files) if file.lengths.min() <= size
     ]
-    return two_sides(files, np.concatenate(windows), fraction=fraction, size=size)
+    return two_sides(files, np.concatenate(windows), fraction=fraction, size=size, learn=learn)

@@ -39,6 +39,7 @@ from MinigridMemory.MinigridMemory_src.layouts import Layouts, PublishedDraws
 from RATE_model.acting.vector import FrozenVectorEnv, register_once
 from RATE_model.errors import UserError
 
+NAME = "Minigrid-Memory"
 ENV_ID = "MinigridMemory-v0"
 LEFT, RIGHT, FORWARD = range(3)
 NUM_ACTIONS = 3
@@ -166,6 +167,12 @@ class MinigridMemoryEnv(gymnasium.Env):
         self._frame = np.zeros(OBSERVATION_SHAPE, dtype=np.uint8)
         self._steps, self._reward = 0, 0.0
         self._terminated, self._truncated = False, True  # nothing moves before the first reset
+
+    @property
+    def pose(self) -> tuple[int, int, int]:
+        """Column and row of the agent, and its direction: 0 east, 1 south, 2 west, 3 north."""
+        x, y = self._maze.agent_pos
+        return int(x), int(y), int(self._maze.agent_dir)
 
     @property
     def horizons(self) -> tuple[int, ...]:

@@ -131,6 +131,7 @@ class MinigridMemory(Environment):
     play_options = Mazes
     # See docs/deviations.md
     published = PUBLISHED_TRAINING | {
+        "learn": "recorded",
         "lr_schedule": "rising_cosine",
         "warmup_tokens": 10_000,
         "final_tokens": 1_000_000,
@@ -140,7 +141,7 @@ class MinigridMemory(Environment):
         "use_argmax": False,
         "slide": 1,
     }
-    before = {"layouts": "own", "episode_timeout": PUBLISHED_CAP}
+    before = {"learn": "recorded", "layouts": "own", "episode_timeout": PUBLISHED_CAP}
     solved_metric = "train_last_acc"
     axis = "size"
     data_seeds = range(FIRST_SEED, 2**31)
@@ -153,12 +154,12 @@ class MinigridMemory(Environment):
 
     def files(self, config: Config) -> Sequence[Path]:
         """The data of the preset, or the given one."""
-        return [DATA.ensure(config.data)]
+        return DATA.files(config.data)
 
     def load(self, config: Config) -> TrainingData:
         """Windows for a stage of s segments: the episodes that fit, padded. Each stage has at least ten batches."""
         context, most = config.context_length, config.segments
-        sides = load_windows(self.files(config), size=most * context)
+        sides = load_windows(self.files(config), size=most * context, learn=config.data.learn)
         lengths, held_out = (side.windows[:, 2] for side in sides)
         enough = np.sort(lengths)[min(10 * config.train.batch_size, len(lengths)) - 1]
         shortest = max(enough, held_out.min())
@@ -218,7 +219,7 @@ class MinigridMemory(Environment):
         """The requested sizes."""
         return options.sizes
 
-    def description(self, evaluation: Evaluation) -> str:
+    def described(self, evaluation: Evaluation) -> str:
         """The mazes."""
         return f"{evaluation.options.layouts} layouts, at most {evaluation.options.episode_timeout} steps"
 

@@ -16,6 +16,7 @@ import numpy as np
 from MinigridMemory.MinigridMemory_src.env import (
     FORWARD,
     LEFT,
+    NAME,
     NUM_ACTIONS,
     RIGHT,
     VIEW,
@@ -26,6 +27,7 @@ from MinigridMemory.MinigridMemory_src.layouts import Layouts
 from RATE_model.errors import UserError
 
 if TYPE_CHECKING:
+    from RATE_model.acting.driver import DriverChoice
     from RATE_model.acting.rollout import Episodes
 
 EXPERT_STREAM = 1  # of the generators of an episode: the layout is drawn from the seed itself
@@ -51,6 +53,9 @@ class Flaws:
 class Expert:
     """Acts in one maze after another.
 
+    Attributes:
+        best: what it would have done at the last step, whatever was done.
+
     Args:
         generator: of its own random choices; episodes of a flawless expert do not depend on it.
         flaws: see `Flaws`.
@@ -67,17 +72,22 @@ class Expert:
         self._wrong = wrong < self._flaws.wrong_arm
         self._cue = (KEY if coin < 0.5 else BALL) if guess < self._flaws.guess else None
         self._x, self._y, self._heading = 0, 0, EAST  # from the start; the row of the corridor is 0
+        self.best = FORWARD
         self._fork: int | None = None  # x of the two arms
         self._north: int | None = None  # object of the northern arm
 
-    def act(self, view: np.ndarray) -> int:
-        """The action for an encoded view, (3, 3, 3) uint8 as in `MinigridMemoryEnv.view`."""
+    def act(self, view: np.ndarray, driven: int | None = None) -> int:
+        """The action for an encoded view, (3, 3, 3) uint8 as in `MinigridMemoryEnv.view`.
+
+        With `driven`, the action that another player takes, it only watches: that is what it returns.
+        """
         cells = view[:, :, 0].tolist()
         self._look(cells)
-        if self._flaws.noise and self._generator.random() < self._flaws.noise:
+        action = self.best = self._plan()
+        if driven is not None:
+            action = driven
+        elif self._flaws.noise and self._generator.random() < self._flaws.noise:
             action = int(self._generator.integers(NUM_ACTIONS))
-        else:
-            action = self._plan()
         if action != FORWARD:
             self._heading = (self._heading + (1 if action == RIGHT else -1)) % 4
         elif cells[VIEW // 2][VIEW - 2] == EMPTY:
@@ -131,6 +141,9 @@ class Played:
     arm: str
     views: np.ndarray  # (T, 3, 3, 3) uint8
     actions: np.ndarray  # (T,) uint8
+    best: np.ndarray  # (T,) uint8, what the expert would have done
+    places: np.ndarray  # (T, 2) float32, x and y of the agent in cells
+    headings: np.ndarray  # (T,) uint8, in which direction it faces: east, south, west, north
     reward: float  # of the last step; all others are 0
     terminated: bool
     success: bool
@@ -149,24 +162,27 @@ def play(
     max_steps: int,
     flaws: Flaws | None = None,
     layouts: Layouts = "own",
+    driver: DriverChoice | None = None,
 ) -> list[Played]:
-    """One episode per seed, each a function of its seed and these arguments."""
+    """One episode per seed, each a function of its seed and these arguments; a `driver` moves in the expert's place."""
     env = MinigridMemoryEnv(size, random_length=random_length, max_steps=max_steps, layouts=layouts)
-    return [_play_one(env, int(seed), flaws) for seed in seeds]
+    return [_play_one(env, int(seed), flaws, driver) for seed in seeds]
 
 
-def _play_one(env: MinigridMemoryEnv, seed: int, flaws: Flaws | None) -> Played:
+def _play_one(env: MinigridMemoryEnv, seed: int, flaws: Flaws | None, choice: DriverChoice | None = None) -> Played:
     expert = Expert(np.random.default_rng([seed, EXPERT_STREAM]), flaws)
-    env.reset(seed=seed)
-    views, actions, over = [], [], False
+    driver = None if choice is None else choice.driver(NAME, seed)
+    observation, _ = env.reset(seed=seed)
+    steps, reward, over = [], 0.0, False
     while not over:
-        views.append(env.view)
-        actions.append(expert.act(env.view))
-        _, reward, terminated, truncated, _ = env.step(actions[-1])
+        view, (x, y, heading) = env.view, env.pose
+        action = expert.act(view, None if driver is None else driver.act(observation, reward))
+        steps.append((view, action, expert.best, (x, y), heading))
+        observation, reward, terminated, truncated, _ = env.step(action)
         over = terminated or truncated
-    return Played(
-        seed, env.cue, env.arm, np.stack(views), np.array(actions, dtype=np.uint8), reward, terminated, env.success
-    )
+    kinds = (np.uint8, np.uint8, np.uint8, np.float32, np.uint8)
+    arrays = [np.array(values, dtype=kind) for values, kind in zip(zip(*steps, strict=True), kinds, strict=True)]
+    return Played(seed, env.cue, env.arm, *arrays, reward, terminated, env.success)
 
 
 def expert_episodes(

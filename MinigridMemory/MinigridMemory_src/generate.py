@@ -23,6 +23,7 @@ import numpy as np
 
 from MinigridMemory.MinigridMemory_src.env import ENV_ID, OBSERVATION_SHAPE, MinigridMemoryEnv, frames_of_views
 from MinigridMemory.MinigridMemory_src.expert import Flaws, Played, play
+from RATE_model.acting.driver import DriverChoice, driver_attributes
 from RATE_model.data.writer import TrajectoryWriter
 from RATE_model.errors import UserError
 from RATE_model.system.locks import making
@@ -35,7 +36,8 @@ BATCH_STEPS = 2000  # steps drawn and written at once, about 40 MB
 # This many episodes in a row without one to keep: the wish cannot be met, or only in hours. The rarest kind of the
 # published selections is one in 45.
 PATIENCE = 5000
-KINDS = tuple(itertools.product(("key", "ball"), ("north", "south")))
+CUES, ARMS = ("key", "ball"), ("north", "south")
+KINDS = tuple(itertools.product(CUES, ARMS))
 
 FAILED, SHORT, LONG, SURPLUS = "failed", "too short", "too long", "of a kind that there were enough of"
 
@@ -51,11 +53,17 @@ class Selection:
     cap: int  # time limit, in steps
     flaws: Flaws  # of the expert
     trajectories: int  # how many to keep
+    driver: DriverChoice | None = None  # the agent that moves in the expert's place
 
     @property
     def keep_failures(self) -> bool:
-        """Failed episodes are kept if the expert was told to fail; those that noise spoilt are not."""
-        return self.flaws.wrong_arm > 0 or self.flaws.guess > 0
+        """Failed episodes are kept if the expert was told to fail or an agent drives; those spoilt by noise are not."""
+        return self.flaws.wrong_arm > 0 or self.flaws.guess > 0 or self.driver is not None
+
+    @property
+    def first_seed(self) -> int:
+        """Of the episodes that are played, which count up from it."""
+        return FIRST_SEED if self.driver is None else self.driver.first_seed
 
     def refusal(self, episode: Played) -> str | None:
         """Why an episode is not kept; None if it may be."""
@@ -75,7 +83,7 @@ class Tally:
     played: int = 0
     kept: int = 0
     successes: int = 0
-    dropped_in_a_row: int = 0  # episodes dropped since the last one that was kept
+    in_vain: int = 0  # episodes dropped since the last one that was kept
     lengths: tuple[int, int] = (0, 0)  # shortest and longest episode played, in steps
 
     @classmethod
@@ -95,11 +103,11 @@ class Tally:
         if reason is None:
             self.room[kind] -= 1
             self.kept += 1
-            self.dropped_in_a_row = 0
+            self.in_vain = 0
             return True
         self.dropped[reason] += 1
-        self.dropped_in_a_row += 1
-        if self.dropped_in_a_row >= PATIENCE:
+        self.in_vain += 1
+        if self.in_vain >= PATIENCE:
             raise UserError(self._hopeless(selection))
         return False
 
@@ -144,15 +152,16 @@ def _make(selection: Selection, path: Path, workers: int | None) -> None:
 
 def _attributes(selection: Selection, tally: Tally) -> dict[str, object]:
     """What the file says of how it was made."""
-    options = {name: value for name, value in asdict(selection).items() if name != "flaws"}
+    options = {name: value for name, value in asdict(selection).items() if name not in ("flaws", "driver")}
     return {
         "environment": ENV_ID,
         "generator": "scripted expert that sees the 3x3 view",
         **options,
+        **driver_attributes(selection.driver),
         **asdict(selection.flaws),
         "keep_failures": selection.keep_failures,
-        "first_seed": FIRST_SEED,
-        "last_seed": FIRST_SEED + tally.played - 1,
+        "first_seed": selection.first_seed,
+        "last_seed": selection.first_seed + tally.played - 1,
         "played": tally.played,
         "acceptance": tally.kept / tally.played,
         "dropped": dict(tally.dropped),
@@ -195,14 +204,24 @@ def _write(writer: TrajectoryWriter, episodes: list[Played]) -> None:
 
     rewards = np.zeros((len(episodes), longest), dtype=np.float32)
     rewards[np.arange(len(episodes)), lengths - 1] = [episode.reward for episode in episodes]
-    seeds = np.array([episode.seed for episode in episodes])
+
+    def constant(values: list[int]) -> np.ndarray:
+        return np.repeat(np.array(values)[:, None], longest, axis=1)
+
     writer.add_episodes(
         frames_of_views(np.stack([padded(episode.views) for episode in episodes])),
         np.stack([padded(episode.actions) for episode in episodes]),
         rewards,
         lengths,
         np.array([episode.terminated for episode in episodes]),
-        {"seed": np.repeat(seeds[:, None], longest, axis=1)},
+        {
+            "seed": constant([episode.seed for episode in episodes]),
+            "cue": constant([CUES.index(episode.cue) for episode in episodes]).astype(np.uint8),
+            "arm": constant([ARMS.index(episode.arm) for episode in episodes]).astype(np.uint8),
+            "agent_pos": np.stack([padded(episode.places) for episode in episodes]),
+            "agent_dir": np.stack([padded(episode.headings) for episode in episodes]),
+            "expert_action": np.stack([padded(episode.best) for episode in episodes]),
+        },
     )
 
 
@@ -214,8 +233,9 @@ def _played(selection: Selection, workers: int) -> Generator[Played]:
         random_length=selection.random_length,
         max_steps=selection.cap,
         flaws=selection.flaws,
+        driver=selection.driver,
     )
-    blocks = (range(first, first + BLOCK) for first in itertools.count(FIRST_SEED, BLOCK))
+    blocks = (range(first, first + BLOCK) for first in itertools.count(selection.first_seed, BLOCK))
     with closing(in_order(work, blocks, workers)) as results:
         for episodes in results:
             yield from episodes

@@ -12,13 +12,13 @@ from typing import Any
 from RATE_model.acting.controls import knock_out_memory
 from RATE_model.acting.video import record_videos
 from RATE_model.agent import Agent
-from RATE_model.cli.aliases import with_current_names
 from RATE_model.cli.console import one_line
 from RATE_model.cli.limits import MAX_SEED, at_least, at_most, writable, writable_file
 from RATE_model.cli.options import Boolean, exit_on_user_error, load_yaml, parse_options, typed_values
 from RATE_model.cli.settings import ACTING_FLAGS, PlayOptions, Precision, check_acting_flags
+from RATE_model.cli.spellings import respelt
 from RATE_model.environments.contract import Case, Environment, Evaluation
-from RATE_model.errors import UserError, system_reason
+from RATE_model.errors import UserError, reason_of
 from RATE_model.loading import load_config
 from RATE_model.memories import MEMORIES
 from RATE_model.system.atomic import atomic_write_json
@@ -95,7 +95,7 @@ class EvaluationOptions:
             with owning(self.output):
                 atomic_write_json(self.output, document)
         except OSError as error:
-            raise UserError(f"--output {self.output} cannot be written: {system_reason(error)}") from error
+            raise UserError(f"--output {self.output} cannot be written: {reason_of(error)}") from error
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def flags_of(checkpoint: Path, before: Mapping[str, Any] | None = None) -> dict[
             _say(f"{config} is missing or damaged; the run's flags are read from its checkpoint")
         elif trouble is not None and config.exists():
             raise trouble
-    recorded = with_current_names(flags)
+    recorded = respelt(flags)
     made_here = recorded and "published_variant" not in recorded
     return {**(before or {}), **recorded} if made_here else recorded
 
@@ -156,7 +156,7 @@ def _say(text: str) -> None:
     print(one_line(text), file=sys.stderr)
 
 
-def recorded_evaluation_flags(environment: Environment, flags: Mapping[str, Any], *, source: str) -> dict[str, Any]:
+def asked_by(environment: Environment, flags: Mapping[str, Any], *, source: str) -> dict[str, Any]:
     """The evaluation settings in a run's flags, typed and under the inference script's names.
 
     Raises:
@@ -188,7 +188,7 @@ def evaluation_of(
         run: its directory.
         changes: attributes of `Evaluation` to replace.
     """
-    asked = recorded_evaluation_flags(environment, flags, source=f"{run}")
+    asked = asked_by(environment, flags, source=f"{run}")
     own = {field.name for field in fields(environment.play_options)}
     options = environment.play_options(**{name: value for name, value in asked.items() if name in own})
     given = {
@@ -220,9 +220,7 @@ def read_options(environment: Environment, argv: Sequence[str] | None = None) ->
             return {}
         try:
             recorded.update(recorded_flags(environment, checkpoint))
-            return recorded_evaluation_flags(
-                environment, environment.inherited_flags(recorded, flags), source=f"the run of {checkpoint}"
-            )
+            return asked_by(environment, environment.asked(recorded, flags), source=f"the run of {checkpoint}")
         except UserError as error:
             troubles.append(error)
             return {}
@@ -280,7 +278,7 @@ def report(evaluation: Evaluation, checkpoint: Path) -> dict[str, Any]:
     targets = ", ".join(f"{target:g}" for target in evaluation.targets)
     notes = [
         f"{evaluation.episodes} episodes" + (f" per {environment.axis}" if environment.axis else ""),
-        *filter(None, [environment.description(evaluation)]),
+        *filter(None, [environment.described(evaluation)]),
         f"asked for {targets}",
         *["memory knocked out"] * (evaluation.transform_memory is not None),
     ]

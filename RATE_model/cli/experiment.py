@@ -16,17 +16,17 @@ import numpy as np
 import torch
 
 from RATE_model.agent import Agent, AgentConfig
-from RATE_model.cli.aliases import with_current_names
 from RATE_model.cli.options import changeable_flags, load_yaml, to_flat_dict
 from RATE_model.cli.settings import (
-    COMMAND_FLAGS,
     MAY_GROW,
     STABILISERS,
+    STEERING,
     CurriculumOptions,
     ModelOptions,
     RunOptions,
     TrainOptions,
 )
+from RATE_model.cli.spellings import respelt
 from RATE_model.data.batch import BatchTransform
 from RATE_model.data.dataset import WindowDataset
 from RATE_model.data.loader import EpochSampler
@@ -87,6 +87,8 @@ _BEFORE: dict[str, Any] = {
     "aux": [],
     "aux_weight": [0.5],
     "oracle": [],
+    "driver": None,
+    "add_data": [],
 }
 
 
@@ -134,7 +136,7 @@ def run_directory(
             for other in sorted(folder.glob(f"{beginning}*_RUN_{seed}")):
                 if re.fullmatch(rf"(_[0-9a-f]{{8}})?_RUN_{seed}", other.name[len(beginning) :]):
                     with suppress(UserError):  # missing or damaged: its flags are unknown
-                        if mark({**before, **with_current_names(load_yaml(other / "config.yaml"))}) == mark(flags):
+                        if mark({**before, **respelt(load_yaml(other / "config.yaml"))}) == mark(flags):
                             return other
     return marked
 
@@ -417,9 +419,7 @@ def train_run(
     flat, directory = config.run.recorded(to_flat_dict(config)), run.directory
     with open_run(run, config=flat) as run:
         distributed.by_first(lambda: prepare(directory))
-        flags = {
-            name: value for name, value in load_yaml(directory / "config.yaml").items() if name not in COMMAND_FLAGS
-        }
+        flags = {name: value for name, value in load_yaml(directory / "config.yaml").items() if name not in STEERING}
         if run.changed:
             print(f"{directory}: goes on from {run.checkpoint}; {'; '.join(run.changed)}", flush=True)
         trainer = Trainer(

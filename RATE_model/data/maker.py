@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import field, make_dataclass
+from dataclasses import dataclass, field, make_dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
@@ -24,9 +24,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 import gymnasium
 import numpy as np
 
-from RATE_model.cli.aliases import with_current_or_old_name
+from RATE_model.acting.driver import DriverChoice
 from RATE_model.cli.options import exit_on_user_error, parse_options
-from RATE_model.data.npz import PATTERN, conversion_path, resolve_data
+from RATE_model.cli.spellings import existing_file
+from RATE_model.data.npz import PATTERN, conversion_path, given_data
 from RATE_model.data.parts import FileOptions
 from RATE_model.data.selection import split_episodes
 from RATE_model.data.trajectories import TrajectoryFile
@@ -34,9 +35,37 @@ from RATE_model.errors import UserError
 from RATE_model.system.locks import ensure
 
 if TYPE_CHECKING:
+    from RATE_model.acting.driver import Driver
     from RATE_model.data.dataset import WindowDataset
 
 Options = TypeVar("Options", bound=Any)
+
+
+@dataclass(frozen=True)
+class DAggerOptions:
+    """Data that a trained agent drives, and data that is added; of environments whose expert can watch."""
+
+    # Let a trained agent move while the expert says at every step what it would have done (DAgger): a run, or one of
+    # its checkpoints; train on it with --learn expert. The expert then neither errs nor is perturbed. none = it plays
+    driver: Path | None = None
+    # Train on these .h5 files as well, such as those of earlier rounds
+    add_data: tuple[Path, ...] = ()
+
+    def validate(self) -> None:
+        """Raise a UserError for data that is given and driven at once."""
+        if self.driver is not None and getattr(self, "data_path", None) is not None:
+            raise UserError("--driver: with --data_path no data is made; leave one of them out")
+
+    @property
+    def driver_choice(self) -> DriverChoice | None:
+        """The agent that drives. Raises UserError if it does not exist."""
+        return None if self.driver is None else DriverChoice.of(self.driver)
+
+    @property
+    def driver_name(self) -> list[str]:
+        """For the name of the file."""
+        choice = self.driver_choice
+        return [] if choice is None else [choice.name]
 
 
 class DataMaker(ABC, Generic[Options]):
@@ -116,7 +145,7 @@ class DataMaker(ABC, Generic[Options]):
 
     def path(self, options: Options) -> Path:
         """The file of what these options make."""
-        return with_current_or_old_name((options.data_dir or self.directory) / self.file_name(options))
+        return existing_file((options.data_dir or self.directory) / self.file_name(options))
 
     def ensure(self, options: Options) -> Path:
         """The file to train on, made or converted if it is missing.
@@ -141,6 +170,23 @@ class DataMaker(ABC, Generic[Options]):
             self._check_versions(path)
         return path
 
+    def files(self, options: Options) -> list[Path]:
+        """That file, and those of `DAggerOptions.add_data`.
+
+        Raises:
+            UserError: as `ensure`; or one that is added is missing or does not fit the flags.
+        """
+        paths = [self.ensure(options), *getattr(options, "add_data", ())]
+        for path in paths[1:]:
+            self.check_given(path, options)
+        if getattr(options, "learn", "expert") == "recorded":
+            for path in paths:
+                with self.open(path) as file:
+                    driver = file.attributes.get("driver")
+                if driver is not None:
+                    print(f"note: in '{path}' the agent of {driver} moves; --learn expert learns what the expert says")
+        return paths
+
     def given(self, options: Options, target: Path | None = None, *, overwrite: bool = False) -> Path:
         """The file that is given, or the conversion of the folder that is, into ``target``.
 
@@ -150,7 +196,7 @@ class DataMaker(ABC, Generic[Options]):
         assert given is not None, "asked for where there is one"
         (source, named), conversion = given, dict(self.conversion(options))
         attributes = {"environment": self.environment, "generator": "imported", **conversion.pop("attributes", {})}
-        return resolve_data(
+        return given_data(
             source,
             target or conversion_path(source, options.data_dir or self.directory, self.prefix),
             pattern=self.pattern,
@@ -219,23 +265,26 @@ class DataMaker(ABC, Generic[Options]):
 def record(
     environment: gymnasium.Env,
     first: tuple[Any, Mapping[str, Any]],
-    act: Callable[[Any, Mapping[str, Any]], tuple[int, Mapping[str, Any]]],
+    act: Callable[[Any, Mapping[str, Any], int | None], tuple[int, Mapping[str, Any]]],
+    driver: Driver | None = None,
 ) -> dict[str, Any]:
     """Play an episode to its end; T steps, as arguments of `TrajectoryWriter.add_episode`.
 
     Args:
         environment: that was reset.
         first: the observation and the info that it gave.
-        act: from an observation and an info to a discrete action, and what is noted of the step: NumPy scalars and
-            arrays by name, always the same.
+        act: from an observation, an info, and the action that a driver takes (None: there is none) to a discrete
+            action, and what is noted of the step: NumPy scalars and arrays by name, always the same.
+        driver: the agent that moves (DAgger); `act` then returns its action.
 
     Returns:
         observations (T, ...), actions (T,) uint8, rewards (T,) float32, terminal, and infos, (T, ...) each.
     """
     (observation, info), steps = first, []
-    terminated = truncated = False
+    terminated, truncated, reward = False, False, 0.0
     while not (terminated or truncated):
-        (action, noted), seen = act(observation, info), observation
+        driven = None if driver is None else driver.act(observation, reward)
+        (action, noted), seen = act(observation, info, driven), observation
         observation, reward, terminated, truncated, info = environment.step(action)
         steps.append((seen, action, reward, noted))
     observations, actions, rewards, notes = zip(*steps, strict=True)

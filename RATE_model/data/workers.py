@@ -17,7 +17,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
-from RATE_model.errors import UserError, system_reason
+from RATE_model.errors import UserError, reason_of
 
 _SECONDS_TO_LEARN = 1.0
 _HANDLES_OF_A_WORKER = 4  # file handles that the training process opens for each
@@ -28,11 +28,11 @@ _HANDLES_OF_A_BATCH = 8  # one for each array
 _FAILURES = ("DataLoader worker", "Too many open files", "received 0 items of ancdata")
 
 
-class TooFewResources(UserError):
+class NoRoom(UserError):
     """The machine has too little shared memory, too few file handles or no more processes."""
 
 
-class DatasetInWorker(Dataset):
+class InWorker(Dataset):
     """A dataset of whole batches, as a loader process serves it: errors are values."""
 
     def __init__(self, dataset: Any) -> None:
@@ -50,7 +50,7 @@ class DatasetInWorker(Dataset):
         try:
             return batch.share_memory_()
         except (OSError, RuntimeError) as error:
-            return TooFewResources(_first_sentence(error))
+            return NoRoom(_first_sentence(error))
 
 
 def begin_worker(_: int) -> None:
@@ -64,18 +64,18 @@ def begin_worker(_: int) -> None:
     queue._on_queue_feeder_error = staticmethod(cannot_send)
 
 
-def worker_batches(loader: DataLoader) -> Iterator[Any]:
-    """The batches of a loader whose dataset is `DatasetInWorker`.
+def served(loader: DataLoader) -> Iterator[Any]:
+    """The batches of a loader whose dataset is `InWorker`.
 
     Raises:
-        TooFewResources: its processes cannot be started, would soon run out of file handles, or find no shared memory.
+        NoRoom: its processes cannot be started, would soon run out of file handles, or find no shared memory.
         UserError: what the dataset says; or a process has ended.
     """
     _check_file_handles(loader)
     try:
         batches = iter(loader)
     except OSError as error:
-        raise TooFewResources(f"a process cannot be started: {system_reason(error)}") from error
+        raise NoRoom(f"a process cannot be started: {reason_of(error)}") from error
     try:
         while (item := next(batches, None)) is not None:
             if isinstance(item, UserError):
@@ -89,14 +89,14 @@ def worker_batches(loader: DataLoader) -> Iterator[Any]:
 
 
 def _check_file_handles(loader: DataLoader) -> None:
-    """Raise `TooFewResources` if batches in transit need more file handles than this process may have."""
+    """Raise `NoRoom` where the batches on their way would take more file handles than this process may have."""
     import resource  # late, as there is none on Windows
 
     batches = (loader.prefetch_factor or 0) * (loader.num_workers + 1)  # None without workers
     needed = len(os.listdir("/dev/fd")) + _HANDLES_OF_A_WORKER * loader.num_workers + _HANDLES_OF_A_BATCH * batches
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if limit != resource.RLIM_INFINITY and needed > limit:
-        raise TooFewResources(f"{needed} open files are needed and {limit} allowed (ulimit -n)")
+        raise NoRoom(f"{needed} open files are needed and {limit} allowed (ulimit -n)")
 
 
 @contextmanager
@@ -109,7 +109,7 @@ def worker_failures() -> Iterator[None]:
         if not any(known in text for known in _FAILURES):
             raise
         code = re.search(r"exit code (\d+)", text)
-        raise _ended(system_reason(OSError(int(code[1]), os.strerror(int(code[1])))) if code else text) from error
+        raise _ended(reason_of(OSError(int(code[1]), os.strerror(int(code[1])))) if code else text) from error
 
 
 def _ended(reason: str) -> UserError:

@@ -23,14 +23,14 @@ from typing import Any
 if __name__ == "__main__":
     import RATE_model.system.script  # noqa: F401  a signal ends it at once while the imports below take their seconds
 
-from RATE_model.cli.evaluation import evaluation_of_run, print_table, recorded_evaluation_flags, recorded_flags
+from RATE_model.cli.evaluation import asked_by, evaluation_of_run, print_table, recorded_flags
 from RATE_model.cli.limits import at_least, writable
 from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
 from RATE_model.cli.reproduce import StudyOptions
 from RATE_model.environments.contract import Environment, Evaluation
 from RATE_model.environments.find import common_environment
 from RATE_model.environments.table import environment as named
-from RATE_model.errors import UserError, system_reason
+from RATE_model.errors import UserError, reason_of
 from RATE_model.loading import same_interface
 from RATE_model.memories import MODES
 from RATE_model.plots.bars import plot_bars
@@ -169,7 +169,7 @@ def evaluation_for(environment: Environment, run: Path, options: Options) -> tup
     changes = dict(text.split("=", 1) for text in options.play)
     if changes:
         play_options = environment.play_options
-        asked = recorded_evaluation_flags(environment, changes, source="--play")
+        asked = asked_by(environment, changes, source="--play")
         if unknown := set(changes) - set(asked):
             raise UserError(f"--play {min(unknown)}: {environment.inference_script} has no such flag")
         changed = {name: value for name, value in asked.items() if getattr(evaluation.options, name, value) != value}
@@ -236,7 +236,7 @@ def write(examined: Examined, folders: Mapping[Path, Path], stem: str) -> None:
             atomic_write_json(folder / f"{stem}.json", examined.as_json())
             atomic_write_text(folder / f"{stem}.md", text)
         except OSError as error:
-            raise UserError(f"{folder} cannot be written: {system_reason(error)}") from error
+            raise UserError(f"{folder} cannot be written: {reason_of(error)}") from error
         draw(examined, figures / f"{stem}.png")
 
 

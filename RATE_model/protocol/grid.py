@@ -19,7 +19,7 @@ import numpy as np
 from RATE_model.cli.evaluation import evaluation_of_run
 from RATE_model.cli.reproduce import Study, StudyOptions
 from RATE_model.environments.contract import Case, Environment
-from RATE_model.errors import UserError, system_reason
+from RATE_model.errors import UserError, reason_of
 from RATE_model.plots.heat_map import plot_heat_map
 from RATE_model.protocol.examination import RunPlayer, questions_of
 from RATE_model.protocol.verdict import Case as Outcomes
@@ -125,7 +125,7 @@ def write_grid(found: Mapping[str, Any], folder: Path, stem: str) -> list[Path]:
         atomic_write_json(paths[0], dict(found))
         atomic_write_text(paths[1], text.getvalue())
     except OSError as error:
-        raise UserError(f"--output {folder} cannot be written: {system_reason(error)}") from error
+        raise UserError(f"--output {folder} cannot be written: {reason_of(error)}") from error
     plot_heat_map(values, found["validated"], paths[2], title=f"{found['environment']}, {found['model_mode']}: success",
                   rows="trained on", columns="validated at")  # fmt: skip
     return paths

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from RATE_model.cli.options import load_yaml
-from RATE_model.errors import UserError, system_reason
+from RATE_model.errors import UserError, reason_of
 
 # What protocol leaves in a run.
 PROTOCOL = "protocol.json"
@@ -61,7 +61,7 @@ def build(runs: Sequence[RunRecord], episodes: Sequence[Mapping[str, Any]], *, t
     data = {
         "runs": [{"name": name, "curves": run.curves} for name, run in zip(names, runs, strict=True)],
         "facts": [
-            *([flag, *(run.flags.get(flag) for run in runs)] for flag in _differing_flags(runs)),
+            *([flag, *(run.flags.get(flag) for run in runs)] for flag in _telling_flags(runs)),
             ["commit", *(run.commit[:12] for run in runs)],
             ["command", *(run.command for run in runs)],
         ],
@@ -83,7 +83,7 @@ def build(runs: Sequence[RunRecord], episodes: Sequence[Mapping[str, Any]], *, t
     return page
 
 
-def _differing_flags(runs: Sequence[RunRecord]) -> list[str]:
+def _telling_flags(runs: Sequence[RunRecord]) -> list[str]:
     """Flags in which the runs differ, and some that are always of interest."""
     flags = {flag: None for run in runs for flag in run.flags}
     differ = [flag for flag in flags if len({json.dumps(run.flags.get(flag), default=str) for run in runs}) > 1]
@@ -116,7 +116,7 @@ def _curves(path: Path) -> dict[str, list[list[float]]]:
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise UserError(f"{path}: line is damaged ({error}); resume the run, which mends it") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {system_reason(error)}") from error
+        raise UserError(f"{path}: cannot be read: {reason_of(error)}") from error
     return {metric: _thinned(points) for metric, points in curves.items()}
 
 
@@ -133,7 +133,7 @@ def _json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"{path}: damaged ({error})") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {system_reason(error)}") from error
+        raise UserError(f"{path}: cannot be read: {reason_of(error)}") from error
 
 
 def _distinct(names: Sequence[str]) -> list[str]:

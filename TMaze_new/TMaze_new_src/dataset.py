@@ -153,6 +153,8 @@ class TMazeData(DataMaker[DataOptions]):
                     attributes=attributes | described,
                 ) as writer:
                     infos = {"seed": np.repeat(seeds[:, None], observations.shape[1], axis=1)}
+                    if not options.is_chain:  # +1 or -1 at every step, for objectives and probes
+                        infos["hint"] = np.repeat(observations[:, :1, 1].astype(np.int8), observations.shape[1], axis=1)
                     writer.add_episodes(observations, *episodes, infos)
 
     def given(self, options: DataOptions, target: Path | None = None, *, overwrite: bool = False) -> Path:

@@ -23,7 +23,7 @@ import numpy as np
 
 from RATE_model.cli.limits import at_least, at_most
 from RATE_model.cli.options import changeable
-from RATE_model.data.maker import DataMaker, two_sides
+from RATE_model.data.maker import DAggerOptions, DataMaker, two_sides
 from RATE_model.data.npz import require_expert_labels
 from RATE_model.data.selection import whole_episodes
 from RATE_model.data.trajectories import Learn
@@ -41,7 +41,7 @@ TRAINING_FRACTION = 0.9
 
 
 @dataclass(frozen=True)
-class DataOptions:
+class DataOptions(DAggerOptions):
     """Which trajectories to make or to train on."""
 
     # Episodes, as many red as green; of an odd number one more is red
@@ -68,6 +68,7 @@ class DataOptions:
 
     def validate(self) -> None:
         """Raise a UserError for a value out of range."""
+        super().validate()
         self.scenario.validate()
         at_least(10, episodes=self.episodes)
         at_most(MAX_EPISODES, episodes=self.episodes)
@@ -79,7 +80,7 @@ class DataOptions:
 
     def recipe(self) -> Recipe:
         """What is played."""
-        return Recipe(self.scenario, self.steps, self.view, self.noise, self.perturbation)
+        return Recipe(self.scenario, self.steps, self.view, self.noise, self.perturbation, self.driver_choice)
 
 
 class VizDoomData(DataMaker[DataOptions]):
@@ -103,7 +104,7 @@ class VizDoomData(DataMaker[DataOptions]):
         if (graphics := options.scenario.settled().graphics) != BEFORE["graphics"]:  # files have had names before
             parts.append(f"graphics_{graphics}")
         parts += [f"{name}{getattr(options, name):g}" for name in ("noise", "perturbation") if getattr(options, name)]
-        return f"{'_'.join(parts)}_n{options.episodes}.h5"
+        return f"{'_'.join(parts + options.driver_name)}_n{options.episodes}.h5"
 
     def make(self, options: DataOptions, path: Path, *, overwrite: bool = False, workers: int | None = None) -> None:
         """See `generate`."""
@@ -134,7 +135,7 @@ class VizDoomData(DataMaker[DataOptions]):
                 " ".join(f"--{name} {str(values[name]).lower()}" for name in other) for values in (made, wanted)
             )
             raise UserError(
-                f"--data_path '{path}': it was made with {of_file}, and the flags are {of_flags}: evaluations would "
+                f"'{path}': it was made with {of_file}, and the flags are {of_flags}: evaluations would "
                 f"play another game than the data shows. Add {of_file}"
             )
 

@@ -24,6 +24,7 @@ from RATE_model.errors import UserError
 from VizDoom.VizDoom_src.engine import SCREEN, Engine, EngineDied, Surroundings
 from VizDoom.VizDoom_src.scenario import TICS_PER_STEP, Scenario
 
+NAME = "ViZDoom-Two-Colors"
 ENV_ID = "VizDoomTwoColors-v0"
 LEFT, RIGHT, FORWARD, LEFT_FORWARD, RIGHT_FORWARD = range(5)
 NUM_ACTIONS = 5

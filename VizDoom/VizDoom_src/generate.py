@@ -19,14 +19,16 @@ from typing import Any
 
 import numpy as np
 
+from RATE_model.acting.driver import DriverChoice, driver_attributes
 from RATE_model.data.maker import record
 from RATE_model.data.parts import Job, make_in_parts
 from RATE_model.data.writer import TrajectoryWriter
 from RATE_model.errors import UserError
 from VizDoom.VizDoom_src.engine import vizdoom
-from VizDoom.VizDoom_src.env import ENV_ID, OBSERVATION_SHAPE, VizDoomTwoColorsEnv
-from VizDoom.VizDoom_src.expert import PerturbedExpert, View
+from VizDoom.VizDoom_src.env import ENV_ID, NAME, OBSERVATION_SHAPE, VizDoomTwoColorsEnv
+from VizDoom.VizDoom_src.expert import Flawed, View
 from VizDoom.VizDoom_src.graphics import ensure_graphics
+from VizDoom.VizDoom_src.privileged import notes_of
 from VizDoom.VizDoom_src.scenario import BUILDER_VERSION, Scenario, ensure_scenario
 from VizDoom.VizDoom_src.seeds import FIRST_DATA_SEED
 
@@ -38,6 +40,7 @@ EXPERT_VERSION = (
     1  # raise it when a seed gives other actions, taken or labelled: parts of another version are not reused
 )
 
+INFOS_VERSION = 2  # raise it when other infos are noted: parts of another version are not gone on with
 _ATTEMPT = "attempt"  # info of a part: how many episodes were played for this one
 
 
@@ -50,6 +53,12 @@ class Recipe:
     view: View  # of the expert
     noise: float  # share of its actions that are random
     perturbation: float = 0.0  # share of the time in which it takes the wrong items for the right ones
+    driver: DriverChoice | None = None  # the agent that moves while the expert says what it would have done
+
+    @property
+    def first_seed(self) -> int:
+        """Of the episodes."""
+        return FIRST_DATA_SEED if self.driver is None else self.driver.first_seed
 
 
 def generate(recipe: Recipe, episodes: int, path: Path, *, overwrite: bool = False, workers: int | None = None) -> Path:
@@ -60,7 +69,7 @@ def generate(recipe: Recipe, episodes: int, path: Path, *, overwrite: bool = Fal
     attributes = {
         "environment": ENV_ID,
         "generator": f"scripted expert with a {recipe.view} view",
-        "first_seed": FIRST_DATA_SEED,
+        "first_seed": recipe.first_seed,
         "played": 0,
     }
 
@@ -76,11 +85,13 @@ def generate(recipe: Recipe, episodes: int, path: Path, *, overwrite: bool = Fal
 def job_of(recipe: Recipe) -> Job:
     """How the parts of a recipe are made."""
     described = asdict(replace(recipe, scenario=recipe.scenario.settled()))
+    described |= {"infos": INFOS_VERSION}
+    del described["driver"]
     versions = {"builder": BUILDER_VERSION, "expert": EXPERT_VERSION, "vizdoom": vizdoom().__version__}
     return Job(
         functools.partial(play_part, recipe),
         layout={"observation_shape": OBSERVATION_SHAPE, "observation_dtype": "uint8"},
-        recipe={**described.pop("scenario"), **described, **versions},
+        recipe={**described.pop("scenario"), **described, **versions, **driver_attributes(recipe.driver)},
         episodes_per_part=PART,
     )
 
@@ -91,7 +102,7 @@ def play_part(recipe: Recipe, writer: TrajectoryWriter, first: int, count: int) 
     Raises:
         UserError: too few episodes reach the full length, or an engine died twice.
     """
-    start = FIRST_DATA_SEED + first // PART * PART_SEEDS
+    start = recipe.first_seed + first // PART * PART_SEEDS
     seeds = iter(range(start, start + PART_SEEDS))
     with contextlib.closing(VizDoomTwoColorsEnv(recipe.scenario, max_steps=recipe.steps, privileged=True)) as game:
         for number in range(count):
@@ -125,12 +136,13 @@ def play(
     the expert would have done.
     """
     generator = np.random.default_rng([seed, EXPERT_STREAM])
-    player = PerturbedExpert(generator, view=recipe.view, noise=recipe.noise, perturbation=recipe.perturbation)
+    player = Flawed(generator, view=recipe.view, noise=recipe.noise, perturbation=recipe.perturbation)
     is_red = np.uint8(first[1]["is_red"])
 
-    def act(observation: np.ndarray, info: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
-        action, best = player.act(game.surroundings())
-        noted = {"health": np.uint8(info["health"]), "expert_action": np.uint8(best)}
+    def act(observation: np.ndarray, info: Mapping[str, Any], driven: int | None) -> tuple[int, dict[str, Any]]:
+        around = game.surroundings()
+        action, best = player.act(around, driven)
+        noted = {"health": np.uint8(info["health"]), "expert_action": np.uint8(best), **notes_of(around)}
         return action, {"is_red": is_red, "seed": np.int64(seed), **noted}
 
-    return record(game, first, act)
+    return record(game, first, act, None if recipe.driver is None else recipe.driver.driver(NAME, seed))

@@ -82,7 +82,8 @@ def test_the_content_does_not_depend_on_the_processes(small, tmp_path):
     arrays, attributes = content(paths[0])
     assert set(arrays) == {
         *("observations", "actions", "rewards", "terminals", "timeouts"),
-        *("infos/seed", "infos/first_seen"),
+        *("infos/seed", "infos/first_seen", "infos/expert_action"),
+        *("infos/agent_pos", "infos/agent_dir", "infos/cue", "infos/arm"),
     }
     for path in paths[1:]:
         others, other_attributes = content(path)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from RATE_model.data import npz
-from RATE_model.data.npz import NpzKeys, conversion_path, find_npz, import_npz, resolve_data
+from RATE_model.data.npz import NpzKeys, conversion_path, find_npz, given_data, import_npz
 from RATE_model.data.trajectories import TrajectoryFile
 from RATE_model.errors import UserError
 
@@ -267,8 +267,8 @@ def test_data_is_a_file_or_a_folder_that_is_converted(tmp_path):
     settings = {"observation_shape": SHAPE, "num_actions": 4, "attributes": {}}
     target = conversion_path(folder, tmp_path / "made", "maze")
     assert target.name.startswith("maze_imported_data_") and target.parent == tmp_path / "made"
-    assert resolve_data(folder, target, **settings) == target and TrajectoryFile(target).num_episodes == 1
-    assert resolve_data(target, tmp_path / "unused.h5", **settings) == target
+    assert given_data(folder, target, **settings) == target and TrajectoryFile(target).num_episodes == 1
+    assert given_data(target, tmp_path / "unused.h5", **settings) == target
     for bad, message in (
         (tmp_path / "none", "there is no such file or folder"),
         (tmp_path, "holds no train_data_.*npz.$"),
@@ -276,7 +276,7 @@ def test_data_is_a_file_or_a_folder_that_is_converted(tmp_path):
         (folder / "train_data_0.npz", "give the folder"),
     ):
         with pytest.raises(UserError, match=message) as error:
-            resolve_data(bad, tmp_path / "unused.h5", **settings)
+            given_data(bad, tmp_path / "unused.h5", **settings)
         assert f"--data_path '{bad}'" in str(error.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "made"]
 
@@ -370,7 +370,7 @@ def test_rows_that_cannot_be_read_are_refused_with_the_reason(tmp_path, capsys, 
 
 def test_what_names_the_data_is_named_in_errors(tmp_path):
     with pytest.raises(UserError, match=r"^data: of settings.yaml '.*': this folder holds no \*.npz"):
-        resolve_data(tmp_path, tmp_path / "x.h5", pattern="*.npz", named="data: of settings.yaml")
+        given_data(tmp_path, tmp_path / "x.h5", pattern="*.npz", named="data: of settings.yaml")
 
 
 # --- several episodes in a file, and files that begin or end within one ---

@@ -21,19 +21,19 @@ ALIASES = {
 }
 """Valid for every script that has the flag named second."""
 
-BOOLEAN_ALIASES = {"condition_on_returns": {True: "auto", False: "none"}}
+SWITCHES = {"condition_on_returns": {True: "auto", False: "none"}}
 """Boolean aliases, and the value of the flag that each stands for."""
 
 
-def with_current_names(flags: Mapping[str, Any]) -> dict[str, Any]:
+def respelt(flags: Mapping[str, Any]) -> dict[str, Any]:
     """Recorded flags under today's names; a flag and its switch are the same, and the switch is either off or
     silent."""
-    found = {ALIASES.get(name, name): value for name, value in flags.items() if name not in BOOLEAN_ALIASES}
-    off = {ALIASES[name]: BOOLEAN_ALIASES[name][False] for name in BOOLEAN_ALIASES if flags.get(name) is False}
+    found = {ALIASES.get(name, name): value for name, value in flags.items() if name not in SWITCHES}
+    off = {ALIASES[name]: SWITCHES[name][False] for name in SWITCHES if flags.get(name) is False}
     return found | off
 
 
-def with_current_or_old_name(path: Path) -> Path:
+def existing_file(path: Path) -> Path:
     """The path, or the same file with an alias of a flag in its name, if only that one exists."""
     others = (path.with_name(path.name.replace(f"_{name}", f"_{alias}")) for alias, name in ALIASES.items())
     return path if path.exists() else next((other for other in others if other.exists()), path)

@@ -1,0 +1,109 @@
+"""A trained agent that moves while an expert says what it would have done: data for a round of DAgger.
+
+Ross, Gordon and Bagnell 2011, "A reduction of imitation learning and structured prediction to no-regret online
+learning" (arXiv 1011.0686). An agent that imitates meets situations that no expert's episode shows; where it moves
+itself, the expert's labels are of just these.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from RATE_model.errors import UserError
+
+if TYPE_CHECKING:
+    from RATE_model.environments.contract import Evaluation
+
+# Seeds of episodes that agents drive: of every agent others, and none of those that experts play.
+_FIRST_SEED, _SEEDS_PER_DRIVER, _DRIVERS = 100_000_000, 1_000_000, 1000
+
+
+@dataclass(frozen=True)
+class DriverChoice:
+    """Which agent drives; it is the same whatever its run becomes later.
+
+    Attributes:
+        run: its name.
+        step: of the checkpoint.
+        digest: of the weights.
+        checkpoint: its directory.
+    """
+
+    run: str
+    step: int
+    digest: str
+    checkpoint: str
+
+    @classmethod
+    def of(cls, path: Path) -> DriverChoice:
+        """The checkpoint that a path means: of a run the newest. Raises UserError if there is none."""
+        from RATE_model.training.checkpoints import MANIFEST, MODEL, resolve_checkpoint  # torch comes with it
+
+        checkpoint = resolve_checkpoint(path).absolute()
+        manifest = json.loads((checkpoint / MANIFEST).read_text())
+        run = checkpoint.parent.parent.name
+        return cls(run, int(checkpoint.stem.removeprefix("step_")), manifest["files"][MODEL], str(checkpoint))
+
+    @property
+    def name(self) -> str:
+        """For the names of files: everything that its actions depend on is in it."""
+        return f"driver-{self.digest[:8]}"
+
+    @property
+    def attributes(self) -> dict[str, str | int]:
+        """For the attributes of files."""
+        return {"driver": self.run, "driver_step": self.step, "driver_weights": self.digest}
+
+    @property
+    def first_seed(self) -> int:
+        """Of the episodes that it drives."""
+        return _FIRST_SEED + int(self.digest[:8], 16) % _DRIVERS * _SEEDS_PER_DRIVER
+
+    def driver(self, environment: str, seed: int) -> Driver:
+        """It, at the beginning of an episode.
+
+        Args:
+            environment: the name of the one that data is made in.
+            seed: of its actions, where it draws them.
+
+        Raises:
+            UserError: it learned in another environment, or its checkpoint is damaged.
+        """
+        return Driver(_evaluation(self.checkpoint, environment), seed)
+
+
+def driver_attributes(choice: DriverChoice | None) -> dict[str, str | int]:
+    """`DriverChoice.attributes`; none where nobody drives."""
+    return {} if choice is None else choice.attributes
+
+
+class Driver:
+    """A trained agent in one episode, acting as its run says that it is evaluated."""
+
+    def __init__(self, evaluation: Evaluation, seed: int) -> None:
+        environment, target = evaluation.environment, evaluation.targets[0]
+        acting = replace(environment.acting(evaluation, target), seed=seed)
+        self._player = environment.player(evaluation, acting.actor(evaluation.agent, 1))
+
+    def act(self, observation: np.ndarray, reward: float) -> int:
+        """The action on an observation, after the reward of the action before."""
+        return int(self._player.act(observation[None], np.array([reward]))[0])
+
+
+@lru_cache(maxsize=1)
+def _evaluation(checkpoint: str, name: str) -> Evaluation:
+    """What the run of a checkpoint asks of its agent; loaded once in a process."""
+    from RATE_model.cli.evaluation import evaluation_of_run
+    from RATE_model.environments.find import environment_of
+
+    path = Path(checkpoint)
+    environment = environment_of(path.parent.parent)
+    if environment.name != name:
+        raise UserError(f"--driver {path.parent.parent}: it was trained in {environment.name}, and this is {name}")
+    return evaluation_of_run(environment, path)

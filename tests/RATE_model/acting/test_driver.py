@@ -1,0 +1,102 @@
+"""A trained agent moves while an expert says what it would have done: data for rounds of DAgger."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from MemoryMaze.MemoryMaze_src.privileged import Witness
+from MinigridMemory.MinigridMemory_src import generate
+from MinigridMemory.MinigridMemory_src.dataset import DATA, DataOptions, load_windows
+from MinigridMemory.MinigridMemory_src.environment import ENVIRONMENT
+from MinigridMemory.MinigridMemory_src.spec import SPEC
+from RATE_model.acting import driver as module
+from RATE_model.acting.driver import DriverChoice
+from RATE_model.environments.contract import Evaluation
+from RATE_model.errors import UserError
+from tests.small_models import save_small_model, small_model
+
+FLAGS = {"size": 7, "trajectories": 12, "cap": 12}
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch) -> Path:
+    """A run's directory, whose agent is a random model."""
+    pytest.importorskip("minigrid")
+    monkeypatch.setattr(generate, "BLOCK", 8)
+    agent = small_model(spec=SPEC, d_model=8, d_head=4)
+    save_small_model(agent, tmp_path / "run")
+    evaluation = Evaluation(ENVIRONMENT, agent, ENVIRONMENT.play_options(), (1.0,))
+    monkeypatch.setattr(module, "_evaluation", lambda checkpoint, name: evaluation)
+    return tmp_path / "run"
+
+
+def make(options: DataOptions, path: Path) -> Path:
+    DATA.make(options, path, workers=1)
+    return path
+
+
+def test_an_agent_drives_and_the_expert_tells(run, tmp_path):
+    options = DataOptions(**FLAGS, driver=run)
+    options.validate()
+    with DATA.open(make(options, tmp_path / "driven.h5")) as driven:
+        expert = driven.expert_actions()
+        assert 0.05 < (expert != driven.actions).mean() < 0.95  # a random model, and an expert that knows better
+        assert driven.attributes["driver"] == "run" and driven.attributes["driver_step"] == 1
+        seeds = driven.info("seed")
+    with DATA.open(make(DataOptions(**FLAGS), tmp_path / "played.h5")) as played:
+        assert np.array_equal(played.expert_actions(), played.actions)
+        assert not set(played.info("seed").ravel()) & set(seeds.ravel())
+        assert "driver" not in played.attributes
+        assert {"agent_pos", "agent_dir", "cue", "arm"} <= set(played.info_names())
+    again = make(options, tmp_path / "again.h5")
+    with DATA.open(tmp_path / "driven.h5") as first, DATA.open(again) as second:
+        assert np.array_equal(first.actions, second.actions)
+    training, validation = load_windows([tmp_path / "played.h5", again], size=96, learn="expert")
+    assert {0, 1} == set(training.windows[:, 0]) and len(training) + len(validation) > 12
+
+
+def test_files_of_drivers_have_names_of_their_own(run, tmp_path):
+    names = [DATA.file_name(DataOptions(**FLAGS, driver=driver)) for driver in (None, run)]
+    assert names[0] != names[1] and "driver-" in names[1]
+    save_small_model(small_model(spec=SPEC, seed=1), tmp_path / "other")
+    assert DATA.file_name(DataOptions(**FLAGS, driver=tmp_path / "other")) not in names
+
+
+def test_a_driver_that_cannot_be_is_named(run, tmp_path):
+    with pytest.raises(UserError, match="nowhere does not exist"):
+        DATA.path(DataOptions(driver=tmp_path / "nowhere"))
+    with pytest.raises(UserError, match="--driver: with --data_path"):
+        DataOptions(driver=run, data_path=tmp_path / "some.h5").validate()
+
+
+def test_a_driver_of_another_environment_is_refused(run, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setattr("RATE_model.environments.find.environment_of", lambda run: ENVIRONMENT)
+    with pytest.raises(UserError, match="trained in Minigrid-Memory, and this is Elsewhere"):
+        DriverChoice.of(run).driver("Elsewhere", 0)
+
+
+def test_data_is_added(run, tmp_path):
+    played, driven = (
+        make(DataOptions(**FLAGS), tmp_path / "a.h5"),
+        make(DataOptions(**FLAGS, driver=run), tmp_path / "b.h5"),
+    )
+    options = replace(DataOptions(**FLAGS), data_path=played, add_data=(driven,))
+    assert DATA.files(options) == [played, driven]
+
+
+def test_a_maze_is_noted_from_where_the_agent_stands():
+    """A ball two cells ahead is in view, one behind is not; what was seen stays known."""
+    layout = np.ones((9, 9), dtype=bool)
+    balls = np.array([[6.5, 4.5], [2.5, 4.5]])
+    info = {"agent_pos": np.array([4.5, 4.5]), "agent_dir": np.array([1.0, 0.0]), "targets_pos": balls,
+            "maze_layout": layout, "target_index": 0}  # fmt: skip
+    witness = Witness()
+    noted = witness.note(info)
+    np.testing.assert_allclose(noted["targets_vec"], [[2, 0], [-2, 0]])
+    assert noted["target_visible"] == 1 and np.isnan(noted["seen_vec"][1]).all()
+    noted = witness.note(info | {"agent_dir": np.array([0.0, 1.0])})
+    np.testing.assert_allclose(noted["seen_vec"][0], [0, -2], atol=1e-6)
+    assert noted["target_visible"] == 0
