@@ -199,7 +199,8 @@ def _judge_returns(subject: Subject, cases: Sequence[Case]) -> Verdict:
     if regime == "short-term only":
         sentence += f"; all that there is to remember (xi = {shortest} to {longest}) lies within its context K = "
         return Verdict("unproved", None, f"{sentence}{subject.context}", missing)
-    proved = _depends(case, confidence) and (not free or bool(free.high < intact.low))
+    better = not free or bool(free.high < intact.low)
+    proved = better and _depends(case, confidence) and _reachable(case, subject)
     if not proved or _too_few(missing):
         return Verdict("unproved", shortest, f"{sentence}; long-term memory (xi from {shortest} on) not shown", missing)
     return Verdict("long-term", shortest, f"remembers over xi = {shortest} or more, long-term: {sentence}", missing)
