@@ -2,17 +2,22 @@
 
     python benchmarks/valve.py
     python benchmarks/valve.py --mrv none FSQ --names 16 --limit 180 --seeds 1 2 3
+    python benchmarks/valve.py --runs TMaze_new/TMaze_new_checkpoints/ckpt/RUN
 
 n names are shown, each with a bit, then 20 steps of noise, then the names again in another order; the bits are asked
 for. A RATE of 2 layers and width 64 reads it in 4 segments, with as many memory tokens as names, at least 8. It is
 trained until 99 % of the answers are right, averaged over some ten batches, or the limit is reached. Times are of the
-processor.
+processor. For the agent before training it is told along how many dimensions the memories of different episodes differ,
+and how much of that is a token's own, after the first segment and after the last but one.
+
+With `--runs` nothing is trained: trained agents walk through a T-Maze of a thousand segments, and their memory is
+watched. Nothing new is to be learned after the first step, so the memory should stay where it is.
 """
 
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +25,27 @@ if __name__ == "__main__":  # started as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # makes the repository importable
     import RATE_model.system.script  # noqa: F401  a signal ends it at once while the imports below take their seconds
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks import common
+from RATE_model.acting.actor import Actor
 from RATE_model.agent import Agent, AgentConfig
 from RATE_model.cli.limits import at_least
 from RATE_model.cli.options import exit_on_user_error, parse_options, to_flat_dict
 from RATE_model.errors import UserError
+from RATE_model.loading import load_agent
 from RATE_model.memories.rate.config import VALVES, RATEConfig
 from RATE_model.spec import EnvironmentSpec
 from RATE_model.system.atomic import atomic_write_json
+from TMaze_new.TMaze_new_src.env import TMazeVectorEnv
 
 NOISE, SEGMENTS, BATCH = 20, 4, 64
 SOLVED = 0.99  # of the answers, averaged over the last ten batches or so
+# Segments after which a run's memory is looked at; and after which it is pushed, by noise of this share of its size.
+WATCHED, PUSHED, PUSH = (1, 2, 9, 10, 12, 30, 90, 300, 900), 9, 0.1
 
 
 @dataclass(frozen=True)
@@ -49,6 +60,11 @@ class Options:
     seeds: tuple[int, ...] = (1,)
     # Seconds of processor time after which a run is given up
     limit: float = 60.0
+    # Instead: watch the memory of these runs, of T-Maze
+    runs: tuple[Path, ...] = ()
+    # Segments for which it is watched, and episodes
+    segments: int = 900
+    episodes: int = 32
     # Write the figures to this JSON file
     output: Path | None = None
 
@@ -59,6 +75,8 @@ class Options:
                 raise UserError(f"--mrv {valve}: choose among {', '.join(VALVES)}")
         at_least(2, names=self.names)
         at_least(0, limit=self.limit)
+        at_least(PUSHED + 1, segments=self.segments)
+        at_least(2, episodes=self.episodes)
         common.check_output(self.output)
 
     @property
@@ -98,6 +116,91 @@ def episodes(names: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     return observations, bits.gather(1, asked)
 
 
+def dimensions(x: Tensor) -> float:
+    """Along how many dimensions rows `(B, n)` differ: the participation ratio of their variances, at most B and n."""
+    variances = torch.linalg.svdvals(x - x.mean(dim=0)).square()
+    return (variances.sum().square() / variances.square().sum()).item() if variances.any() else 0.0
+
+
+@torch.no_grad()
+def fresh(options: Options, valve: str, seed: int) -> dict[str, list[float]]:
+    """What of 256 episodes an untrained agent's memory holds after the first segment and after the last but one.
+
+    "dimensions", along which episodes differ; "own": the share of their variance that tokens do not have in common.
+    """
+    agent, generator = options.agent(valve, seed).eval(), torch.Generator().manual_seed(seed)
+    observations = torch.cat([episodes(options.names, generator)[0] for _ in range(256 // BATCH)])
+    nothing = torch.zeros(observations.shape[:2])
+    states = agent.inspect(observations, nothing.long(), nothing)["states"]
+    found: dict[str, list[float]] = {"dimensions": [], "own": []}
+    for tokens in (states[1].slots, states[-2].slots):
+        differing = tokens - tokens.mean(dim=0)
+        own = differing - differing.mean(dim=1, keepdim=True)
+        found["dimensions"].append(dimensions(tokens.flatten(1)))
+        found["own"].append((own.square().sum() / differing.square().sum()).item())
+    return found
+
+
+class Watched:
+    """Records memory tokens, `(B, n, d)`, whenever a segment ends, and pushes those of the second half of rows once."""
+
+    def __init__(self) -> None:
+        self.tokens: list[Tensor] = []
+
+    def __call__(self, memory: Any, initial: Any) -> Any:
+        """See `MemoryTransform`."""
+        tokens = memory.tokens.clone()
+        if len(self.tokens) + 1 == PUSHED:
+            half = len(tokens) // 2
+            noise = torch.randn(half, *tokens.shape[1:], generator=torch.Generator().manual_seed(0))
+            tokens[half:] += PUSH * tokens.square().mean().sqrt() * noise
+        self.tokens.append(tokens)
+        return replace(memory, tokens=tokens)
+
+
+def watch(path: Path, options: Options) -> list[list[str]]:
+    """Rows of a table, of the memory of a run after some segments.
+
+    Every episode is played twice, with the same hint and the same noise; the memory of one is pushed after segment
+    `PUSHED`.
+    """
+    agent, watched = load_agent(path), Watched()
+    steps = agent.memory.segment * (options.segments + 1)
+    env = TMazeVectorEnv(2 * options.episodes, steps + 1)
+    goals = np.tile(np.resize([1, -1], options.episodes), 2)
+    observations, _ = env.reset(seed=np.tile(np.arange(options.episodes), 2), options={"goal": goals})
+    actor = Actor(agent, 2 * options.episodes, 1.0, transform_memory=watched)
+    for _ in range(steps):
+        observations, rewards, *_ = env.step(actor.act(observations))
+    up = torch.from_numpy(goals[: options.episodes] == 1)
+    known = options.episodes
+    code = None
+    rows = []
+    for segment in [s for s in WATCHED if s <= options.segments]:
+        now, before, pushed = (
+            watched.tokens[segment - 1][:known].flatten(1),
+            watched.tokens[max(segment - 2, 0)][:known].flatten(1),
+            watched.tokens[segment - 1][known:].flatten(1),
+        )
+        apart = now[up].mean(dim=0) - now[~up].mean(dim=0)
+        within = torch.cat([part - part.mean(dim=0) for part in (now[up], now[~up])]).norm(dim=1).mean()
+        code = apart if code is None else code
+        pushed_by = (watched.tokens[PUSHED - 1][known:] - watched.tokens[PUSHED - 1][:known]).norm()
+        rows.append(
+            [
+                str(segment),
+                f"{now.square().mean().sqrt():.3f}",
+                f"{sum(map(dimensions, watched.tokens[segment - 1][:known])) / known:.2f}",
+                f"{(now - before).norm() / now.norm():.1e}" if segment > 1 else "",
+                f"{apart.norm() / now.norm(dim=1).mean():.3f}",
+                f"{within / now.norm(dim=1).mean():.1e}",
+                f"{F.cosine_similarity(apart, code, dim=0):.3f}",
+                f"{(pushed - now).norm() / pushed_by:.1e}" if segment >= PUSHED else "",
+            ]
+        )
+    return rows
+
+
 def train(options: Options, valve: str, seed: int) -> dict[str, Any]:
     """Batches and seconds until it is solved, or None; and the share of right answers at the end."""
     agent, generator = options.agent(valve, seed).train(), torch.Generator().manual_seed(seed)
@@ -127,22 +230,34 @@ def main(argv: Sequence[str] | None = None) -> None:
             Options, argv=argv, prog="python benchmarks/valve.py", description="Binding names to bits, by valve."
         )
         common.set_threads(1)
+        if options.runs:
+            header = ["segment", "size", "rank", "moved by the last segment", "hints apart", "spread of a hint"]
+            for path in options.runs:
+                rows = watch(path, options)
+                print(f"{path}\n\n{common.table([*header, 'along the first code', 'left of a push'], rows)}\n")
+            return
         runs = []
         for valve in options.mrv:
             for seed in options.seeds:
-                runs.append(train(options, valve, seed))
+                runs.append({**train(options, valve, seed), "fresh": fresh(options, valve, seed)})
                 print(f"  {runs[-1]}", flush=True)
         rows = [
             [
                 run["mrv"],
                 str(run["seed"]),
+                *(", ".join(f"{number:.2g}" for number in run["fresh"][name]) for name in ("dimensions", "own")),
                 f"{run['right']:.3f}",
                 str(run["batches"]),
                 f"{run['seconds']:.0f}" + ("" if run["solved"] else ", given up"),
             ]
             for run in runs
         ]
-        print(common.table(["--mrv", "seed", "right", "batches", "processor seconds"], rows))
+        print(
+            common.table(
+                ["--mrv", "seed", "dimensions before", "own share before", "right", "batches", "processor seconds"],
+                rows,
+            )
+        )
         result = {
             "benchmark": "valve",
             "machine": common.machine_facts(),

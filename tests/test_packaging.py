@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-EXTRAS = ("vizdoom", "minigrid", "memory-maze", "atari", "mujoco", "cluster", "all", "dev", "docs", "oracles")
+EXTRAS = ("vizdoom", "minigrid", "memory-maze", "atari", "mujoco", "cluster", "faiss", "all", "dev", "docs", "oracles")
 
 # Installed only where an extra asks for them.
 ENVIRONMENT_PACKAGES = (
@@ -104,7 +104,7 @@ def modules_after(code: str) -> set[str]:
 def test_extras_are_the_documented_ones():
     assert set(PROJECT["optional-dependencies"]) == set(EXTRAS)
     of_all = {requirement.name for requirement in requirements_of("all")}
-    for extra in set(EXTRAS) - {"all", "dev", "docs", "oracles"}:
+    for extra in set(EXTRAS) - {"faiss", "all", "dev", "docs", "oracles"}:
         assert {requirement.name for requirement in requirements_of(extra)} <= of_all, f"all leaves out {extra}"
 
 

@@ -146,7 +146,12 @@ class MLSTMStepper(CellStepper):
 
     def __init__(self, cell: MLSTMCell, state: CellState, dtype: torch.dtype) -> None:
         super().__init__(cell, state, dtype)
-        self.of_filtered, self.of_inputs = cell.projections().split((2 * cell.norm.numel(), cell.norm.numel()))
+        inner = cell.norm.numel()
+        of_filtered, of_inputs = cell.projections().split((2 * inner, inner))
+        # The gates are maps of q, k and v, and so of what these are maps of.
+        by_filtered, by_inputs = cell.gates.weight.split((2 * inner, inner), dim=1)
+        self.of_filtered = torch.cat([of_filtered, by_filtered @ of_filtered])
+        self.of_inputs = torch.cat([of_inputs, by_inputs @ of_inputs])
 
     def laid_out(self, state: CellState) -> list[Tensor]:
         """Inputs of the filter one by one."""
@@ -162,9 +167,11 @@ class MLSTMStepper(CellStepper):
         inputs = self.held[3:]
         u, z = cell.branches(x).chunk(2, dim=-1)
         filtered = F.silu(cell.convolution.step(u, inputs))
-        q, k = F.linear(filtered, self.of_filtered).chunk(2, dim=-1)
-        v = F.linear(u, self.of_inputs)
-        write, forget = cell.gates(torch.cat([q, k, v], dim=-1)).float()[:, None].chunk(2, dim=-1)  # (B, 1, H)
+        inner = u.shape[-1]
+        q, k, by_filtered = F.linear(filtered, self.of_filtered).split((inner, inner, 2 * cell.heads), dim=-1)
+        v, by_inputs = F.linear(u, self.of_inputs).split((inner, 2 * cell.heads), dim=-1)
+        gates = by_filtered.float() + by_inputs.float() + cell.gates.bias
+        write, forget = gates[:, None].chunk(2, dim=-1)  # (B, 1, H)
         heads = [part.float().unflatten(-1, (1, cell.heads, -1)) for part in (q, k, v)]  # (B, 1, H, D)
         matrix: Matrix = tuple(self.held[:3])  # type: ignore[assignment]
         h, matrix = recur(matrix, *heads, write, F.logsigmoid(forget), in_place=True)

@@ -9,6 +9,9 @@ always belongs to the run's own data.
 """
 
 import math
+from functools import cache
+from importlib import import_module
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -138,9 +141,28 @@ class Index(nn.Module):
         scale = torch.where(
             scale > 1e-4 * scale.amax(), scale, float("inf")
         )  # a number that never changes says nothing
-        distances = torch.cdist(queries / scale, keys / scale) / math.sqrt(keys.shape[1])
-        found = distances.topk(min(k, len(keys)), dim=1, largest=False)
+        places, distances = _nearest(queries / scale, keys / scale, min(k, len(keys)))
+        return places, distances / math.sqrt(keys.shape[1])
+
+
+def _nearest(queries: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Places and Euclidean distances of the k nearest keys; by faiss where it is installed, on a CPU."""
+    if queries.device.type != "cpu" or (faiss := _faiss()) is None:
+        found = torch.cdist(queries, keys).topk(k, dim=1, largest=False)
         return found.indices, found.values
+    index = faiss.IndexFlatL2(keys.shape[1])
+    index.add(keys.float().numpy())
+    squares, places = index.search(queries.float().numpy(), k)
+    return torch.from_numpy(places), torch.from_numpy(squares).clamp(min=0).sqrt().to(queries.dtype)
+
+
+@cache
+def _faiss() -> Any:
+    """The package, or None."""
+    try:
+        return import_module("faiss")
+    except ImportError:
+        return None
 
 
 def _first_of_each(places: Tensor) -> tuple[Tensor, Tensor]:

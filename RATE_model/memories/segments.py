@@ -104,8 +104,8 @@ def softmax(scores: Tensor) -> Tensor:
     """Softmax over the last dimension; on a CPU torch's own is several times as slow below 16 columns."""
     if scores.shape[-1] >= 16 or scores.device.type != "cpu":
         return scores.softmax(dim=-1)
-    shares = (scores - scores.amax(dim=-1, keepdim=True)).float().exp_()
-    return shares.div_(shares.sum(dim=-1, keepdim=True))
+    shares = (scores - scores.amax(dim=-1, keepdim=True)).exp()
+    return shares / shares.sum(dim=-1, keepdim=True)
 
 
 def joined(keys: Tensor, values: Tensor) -> Tensor:

@@ -1,11 +1,14 @@
 """The index, its keys, and what kNN and Retrieval do with them."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 from RATE_model.acting.actor import Actor
 from RATE_model.errors import UserError
+from RATE_model.memories import neighbours
 from RATE_model.memories.knn import KNNConfig
 from RATE_model.memories.neighbours import History, Index
 from RATE_model.memories.retrieval import RetrievalConfig
@@ -34,6 +37,36 @@ def test_the_nearest_are_found_in_standard_deviations():
     assert places.tolist() == [[0, 2, 1, 3]]
     # Standard deviations 1 and 10: the first is 0.6 away, divided by the root of the size of a key.
     torch.testing.assert_close(distances[0, 0], torch.tensor(0.6 / 3**0.5))
+
+
+class WrittenOut:
+    """What is used of `faiss.IndexFlatL2`: squared distances, the nearest first."""
+
+    def __init__(self, size: int) -> None:
+        self.keys = np.zeros((0, size), dtype=np.float32)
+
+    def add(self, keys: np.ndarray) -> None:
+        self.keys = np.concatenate([self.keys, keys])
+
+    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        squares = ((queries[:, None] - self.keys) ** 2).sum(-1)
+        places = squares.argsort(axis=1)[:, :k]
+        return np.take_along_axis(squares, places, axis=1), places
+
+
+@pytest.mark.parametrize("package", ["faiss", "written out"])
+def test_faiss_finds_the_same_neighbours(package, monkeypatch):
+    found = pytest.importorskip("faiss") if package == "faiss" else SimpleNamespace(IndexFlatL2=WrittenOut)
+    torch.manual_seed(0)
+    index = Index(50, 6, (1,))
+    index.store(torch.randn(40, 6), torch.zeros(40, 1), newest=True)
+    queries = torch.cat([torch.randn(7, 6), index.keys[:1]])
+    monkeypatch.setattr(neighbours, "_faiss", lambda: None)
+    expected = index.nearest(queries, 5)
+    monkeypatch.setattr(neighbours, "_faiss", lambda: found)
+    places, distances = index.nearest(queries, 5)
+    assert torch.equal(places, expected[0])
+    torch.testing.assert_close(distances, expected[1], rtol=1e-4, atol=1e-3)
 
 
 def test_the_newest_replace_the_oldest():
