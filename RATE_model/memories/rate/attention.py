@@ -1,6 +1,6 @@
 """Self-attention with relative positions (Dai et al. 2019, "Transformer-XL"), laid out for shared keys.
 
-`plain.py` computes the same in forty lines, and is where to begin reading; a test holds the two equal.
+`plain.py` computes the same in forty lines; start reading there. A test compares the two.
 
 The score of a query in column position i for a key in column position j, per head (Transformer-XL, section 3.3), is
 
@@ -14,13 +14,13 @@ with sinusoids t(p) = [sin(p w), cos(p w)]. Two rewritings make it cheap, both e
 
     so a query is rotated once by its own position and meets a fixed table: no table of distances is projected, and
     nothing is shifted.
-*   W_k and W_v may be applied on the query's and the output's side of the sum over j. Then the keys and the values of
-    all heads are the hidden states themselves, `(B, k, d_model)`: scores of all heads are one matrix product per
-    trajectory, and what acting must remember of a past token is its d_model numbers instead of 2 * n_head * d_head.
-    It costs more than separate keys where d_head is far below d_model; in every published setting they are equal.
+*   W_k and W_v may be applied on the query's and the output's side of the sum over j. Then the keys and values of
+    all heads are the hidden states themselves, `(B, k, d_model)`: the scores of all heads are one matrix product per
+    trajectory, and acting only has to keep d_model numbers per past token instead of 2 * n_head * d_head.
+    This costs more than separate keys if d_head is far below d_model; in every published setting they are equal.
 
-Memory tokens see one another in both directions. For keys to their right the published model computes no distance; what
-it computes instead is in `wrap_around`.
+Memory tokens see one another in both directions. For keys to their right the published model computes no distance;
+`wrap_around` contains what it computes instead.
 """
 
 import math
@@ -39,8 +39,7 @@ from RATE_model.memories.rate.wrap_around import wrap_around
 class Positions(nn.Module):
     """Sines and cosines of column positions; no parameters.
 
-    A column's position counts from the first column that a cache of full length would have, so that a token keeps its
-    position however long the cache is.
+    Positions count from the first column of a full cache, so a token keeps its position however long the cache is.
     """
 
     frequencies: Tensor
@@ -53,10 +52,10 @@ class Positions(nn.Module):
         frequencies = 10000.0 ** (-torch.arange(0, d_model, 2, dtype=torch.float64) / d_model)
         self.register_buffer("frequencies", frequencies, persistent=False)
         angles = torch.arange(columns, dtype=torch.float64)[:, None] * frequencies
-        # Angles reach thousands of radians: they are formed in float64, or float32 would lose their last digits.
+        # Angles reach thousands of radians, so they are computed in float64: float32 would lose their last digits.
         self.register_buffer("sin", angles.sin().float(), persistent=False)
         self.register_buffer("cos", angles.cos().float(), persistent=False)
-        # (columns, d_model): what a rotated query is multiplied with.
+        # (columns, d_model): multiplies rotated queries
         self.register_buffer("keys", torch.cat([self.cos, self.sin], dim=-1), persistent=False)
 
     def distances(self, distances: Tensor) -> Tensor:
@@ -67,7 +66,7 @@ class Positions(nn.Module):
 
 @dataclass(frozen=True)
 class Folded:
-    """One layer's projections with keys, values and scale folded in; made once per forward pass."""
+    """One layer's projections with keys, values and scale folded in; computed once per forward pass."""
 
     content_weight: Tensor  # (n_head * d_model, d_model)
     content_bias: Tensor  # (n_head * d_model,)
@@ -78,7 +77,8 @@ class Folded:
 
 @dataclass(frozen=True)
 class Queries:
-    """What some rows ask for, each `(B, r, n_head, d_model)`, not yet rotated; apart, as products copy what is not."""
+    """Queries of some rows, each `(B, r, n_head, d_model)`, not yet rotated; kept apart because products copy
+    non-contiguous inputs."""
 
     content: Tensor
     position: Tensor
@@ -86,7 +86,7 @@ class Queries:
 
 @dataclass(frozen=True)
 class Keys:
-    """What a segment's queries may attend to."""
+    """What the queries of a segment may attend to."""
 
     states: Tensor  # (B, k, d_model): attention inputs of cache and segment
     positions: Tensor  # (k, d_model): rows of `Positions.keys` for these columns
@@ -99,8 +99,8 @@ class Keys:
 class _Scores(torch.autograd.Function):
     """Scores `(B, r, n_head, k)` from content, rotated positions and the bias of the last columns, in one buffer.
 
-    PyTorch's own steps would copy the scores twice on the way, and give the gradient of the states transposed, which
-    is slow to add to others.
+    PyTorch's own steps would copy the scores twice, and would return the states' gradient transposed, which is slow to
+    accumulate.
     """
 
     @staticmethod
@@ -171,7 +171,7 @@ class RelativeAttention(nn.Module):
 
     def queries(self, inputs: Tensor, folded: Folded) -> Queries:
         """The queries of rows `(B, r, d_model)`."""
-        # Rows cut out of a segment are not contiguous, and `linear` would then copy the weight once per trajectory.
+        # Rows cut out of a segment are not contiguous; `linear` would then copy the weight once per trajectory.
         inputs = inputs.contiguous()
         content = F.linear(inputs, folded.content_weight, folded.content_bias)
         position = F.linear(inputs, folded.position_weight, folded.position_bias)
@@ -195,8 +195,8 @@ class RelativeAttention(nn.Module):
             keys: the k columns that these rows may see.
             folded: this layer's folded projections.
             sin, cos: `(r, d_model/2)` or `(B, r, d_model/2)`, positions of the rows (`Positions`).
-            bias: `(r, c)` or `(B, r, c)` float for the last c columns, 0 where a row may attend and -inf where it may
-                not; it may attend to all columns before them. None: everywhere.
+            bias: `(r, c)` or `(B, r, c)` float for the last c columns, 0 where a row may attend and -inf where not; all
+                columns before them are visible. None: everything is visible.
             wrap: `(w, d_model)` sinusoids of the wrap-around distances if the rows are a block of w memory tokens whose
                 own columns are the last w of `keys`; see `wrap_around`.
 
@@ -209,10 +209,10 @@ class RelativeAttention(nn.Module):
         dtype = content.dtype
         states, positions = keys.states.to(dtype), keys.positions.to(dtype)
         if dtype == torch.bfloat16:
-            states = states.contiguous()  # else each product with them, and each of its gradients, makes a copy
+            states = states.contiguous()  # otherwise each product with them, and each gradient, makes a copy
         columns = positions.shape[0]
-        # Autocast would send the softmax through float32 copies of the whole score tensor; the kernel computes in
-        # float32 inside anyway.
+        # Autocast would compute the softmax through float32 copies of the whole score tensor, although the kernel uses
+        # float32 internally anyway.
         with torch.autocast(content.device.type, enabled=False):
             a, b = queries.position.chunk(2, dim=-1)
             rotated = _rotate(a, b, sin.to(dtype), cos.to(dtype))

@@ -21,7 +21,7 @@ _ATTENTION_VALVES = ("CA-2", "CA-1")
 
 @dataclass(frozen=True, kw_only=True)
 class RATEConfig(MemoryConfig):
-    """Sizes and switches of one memory of the family. Every mode is the same class with another configuration."""
+    """Sizes and switches of one memory of the family. All modes are the same class with different configurations."""
 
     # Decoder layers, attention heads, width of one head, and of the feed-forward network
     n_layer: int
@@ -32,7 +32,7 @@ class RATEConfig(MemoryConfig):
     num_mem_tokens: int = 0
     # Cached hidden states of earlier segments that a layer may attend to, in tokens; 0 = none
     mem_len: int = 0
-    # Heads of a memory retention valve (MRV) that attends; 0 = the written tokens replace the memory as they are
+    # Heads of an attention MRV; 0 = written tokens replace the memory unchanged
     n_head_ca: int = 0
     # Activation of the written tokens before such an MRV
     mrv_act: Activation = "relu"
@@ -46,17 +46,17 @@ class RATEConfig(MemoryConfig):
     dropout: float = 0.0
     # Dropout of attention probabilities (self-attention and MRV)
     dropatt: float = 0.0
-    # Acting: slide a window of `context_length` steps (DT, DTXL) instead of closing segments
+    # When acting, slide a window of `context_length` steps (DT, DTXL) instead of closing segments
     sliding: bool = False
 
     @property
     def step_tokens(self) -> int:
-        """Tokens of a step: return-to-go, observation, action; without conditioning there is no return-to-go."""
+        """Tokens per step: return-to-go, observation, action; without conditioning there is no return-to-go."""
         return 3 if self.conditioned else 2
 
     @property
     def segment_tokens(self) -> int:
-        """Tokens of a full segment: both memory blocks and those of every step."""
+        """Tokens of a full segment: both memory blocks and all steps."""
         return 2 * self.num_mem_tokens + self.step_tokens * self.context_length
 
     @property
@@ -66,7 +66,7 @@ class RATEConfig(MemoryConfig):
 
     @property
     def tokens_width(self) -> int:
-        """Numbers that are handed on of a memory token: with an LSTM for a valve its cell too."""
+        """Numbers passed on per memory token; an LSTM valve also passes on its cell."""
         return self.d_model * (2 if self.has_valve and self.mrv == "LSTM" else 1)
 
     def validate(self) -> None:
@@ -91,7 +91,7 @@ class RATEConfig(MemoryConfig):
         self._validate_memory()
 
     def validate_memory_sizes(self) -> None:
-        """Raise `UserError` for an impossible number of memory tokens, MRV heads or cached states."""
+        """Raise `UserError` for an invalid number of memory tokens, MRV heads or cached states."""
         for name, flag in (("num_mem_tokens", "nmt"), ("mem_len", "mem_len"), ("n_head_ca", "n_head_ca")):
             if getattr(self, name) < 0:
                 raise UserError(f"--{flag} {getattr(self, name)}: must be 0 (off) or more")
@@ -117,8 +117,8 @@ class RATEConfig(MemoryConfig):
             )
 
 
-# What a mode keeps of the flags, in every environment. Columns: memory tokens, MRV, cached hidden states, and whether
-# the whole trajectory of N*K steps is one segment over which acting slides.
+# What each mode keeps of the flags, in every environment. Columns: memory tokens, MRV, cached hidden states, and
+# whether the whole trajectory of N*K steps is one segment, over which acting slides.
 _MODE_TABLE: dict[str, tuple[bool, bool, bool, bool]] = {
     #               tokens  MRV    cache  sliding
     "RATE":        (True,  True,  True,  False),
@@ -133,15 +133,15 @@ MODES = tuple(_MODE_TABLE)
 
 
 def apply_mode(config: RATEConfig, *, mode: str, segments: int) -> RATEConfig:
-    """The memory that `mode` makes of a RATE configuration.
+    """The memory of a mode, derived from a RATE configuration.
 
     Args:
-        config: sizes as the flags say; `context_length` is K, the steps of one segment.
+        config: sizes as in the flags; `context_length` is K, the steps of one segment.
         mode: a key of the table above.
         segments: N, the segments of a training trajectory; DT and DTXL see all N*K steps as one segment.
 
     Raises:
-        UserError: an unknown mode, or a negative size (even one that the mode has no use for).
+        UserError: an unknown mode, or a negative size (even one that does not apply to the mode).
     """
     if mode not in _MODE_TABLE:
         raise UserError(f"--model_mode {mode!r}: choose one of {', '.join(MODES)}")
@@ -163,21 +163,21 @@ def apply_mode(config: RATEConfig, *, mode: str, segments: int) -> RATEConfig:
 class RATEOptions(MemoryOptions):
     """The RATE family: segments, memory tokens, cached hidden states, memory retention valve."""
 
-    # Decoder block: post-norm, identity-map reordering, gated
+    # Decoder block: post-norm (TrXL), identity-map reordering (TrXL-I) or gated (GTrXL)
     arch_mode: Arch = "TrXL"
     # Memory tokens at either end of a segment
     nmt: int = 5
     # Cached hidden states of earlier segments, in tokens; 0 = none
     mem_len: int = 0
-    # Memory retention valve: what of the old memory survives when a segment has written. CA-2 = the old memory attends
-    # to the written (published), CA-1 = the other way round; G, GRU, LSTM = gates; FSQ = the written replaces the old,
-    # rounded to -1, 0 or 1; none = it replaces it as it is
+    # Memory retention valve: combines the old memory with what a segment wrote. CA-2: the old memory attends to the
+    # written tokens (published); CA-1: the reverse; G, GRU, LSTM: gates; FSQ: the written tokens, rounded to -1, 0 or
+    # 1, replace the old memory; none: they replace it unchanged
     mrv: Valve = "CA-2"
-    # Heads of a valve that attends (CA-2, CA-1); 0 = no valve
+    # Heads of an attention valve (CA-2, CA-1); 0 = no valve
     n_head_ca: int = 4
-    # Activation of written memory before such a valve
+    # Activation of the written tokens before such a valve
     mrv_act: Activation = "relu"
-    # Leave out the decoder's feed-forward network (also spelt --skip_dec_attn)
+    # Remove the decoder's feed-forward network
     skip_dec_ffn: Boolean = False
     # Decoder layers
     n_layer: int = 8
@@ -191,7 +191,7 @@ class RATEOptions(MemoryOptions):
     dropatt: float = 0.0
 
     def check_mode(self, mode: str, typed: Set[str]) -> None:
-        """Raise a `UserError` for a typed flag that the mode has no use for, unless it says so itself (0)."""
+        """Raise a `UserError` for a typed flag that does not apply to the mode, unless its value is 0."""
         flags = {"nmt": "memory tokens", "n_head_ca": "memory retention valve", "mem_len": "cached hidden states"}
         for column, (name, what) in enumerate(flags.items()):
             if name in typed and getattr(self, name) and not _MODE_TABLE[mode][column]:
@@ -223,7 +223,7 @@ class RATEOptions(MemoryOptions):
     def config(
         self, *, mode: str, d_model: int, dropout: float, context_length: int, segments: int, conditioned: bool
     ) -> RATEConfig:
-        """The memory of a mode, for segments of `context_length` steps and trajectories of this many segments."""
+        """The memory of a mode, for trajectories of `segments` segments of `context_length` steps."""
         config = RATEConfig(
             n_layer=self.n_layer,
             n_head=self.n_head,

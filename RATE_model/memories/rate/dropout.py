@@ -1,14 +1,14 @@
-"""Dropout whose masks cost little on a CPU, where PyTorch draws every element by itself."""
+"""Dropout with masks that are cheap on a CPU, where PyTorch draws every element separately."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_RESOLUTION = 2**16  # a probability is rounded to this many parts
+_RESOLUTION = 2**16  # probabilities are rounded to this many parts
 
 
 def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
-    """As `torch.nn.functional.dropout`: zeros with probability p, all else divided by 1 - p.
+    """Like `torch.nn.functional.dropout`: zeros with probability p, everything else divided by 1 - p.
 
     On a CPU four elements share one draw of 64 random bits. The bits are those of torch's default generator.
     """
@@ -20,13 +20,13 @@ def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
     bits = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None)
     bits = bits.view(torch.int16)[:count].view(x.shape)
     first_kept = min(round(p * _RESOLUTION) - _RESOLUTION // 2, _RESOLUTION // 2 - 1)
-    # A byte becomes a number several times faster than a truth value does.
+    # Converting bytes to floats is several times faster than converting booleans.
     mask = (bits >= first_kept).view(torch.uint8).to(x.dtype).mul_(1 / (1 - p))
     return x * mask
 
 
 class Dropout(nn.Dropout):
-    """`torch.nn.Dropout` by `dropout`."""
+    """`torch.nn.Dropout`, using `dropout`."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Drop elements of x, of any shape, in training mode."""

@@ -1,8 +1,8 @@
 """Decoder layers: post-norm Transformer-XL, identity-map reordering (TrXL-I) and gated (GTrXL).
 
-The two latter are of Parisotto et al. 2020, "Stabilizing Transformers for Reinforcement Learning". All three are as the
-published RATE system computes them, including two peculiarities that published weights depend on: the input is added
-twice around the attention of TrXL, and TrXL-I and GTrXL add it to the *normalised* input before the first ReLU.
+The latter two are from Parisotto et al. 2020, "Stabilizing Transformers for Reinforcement Learning". All three match
+the published RATE system, including two peculiarities that published weights depend on: TrXL adds the input twice
+around the attention, and TrXL-I and GTrXL add it to the *normalised* input before the first ReLU.
 """
 
 import torch
@@ -15,7 +15,7 @@ from RATE_model.memories.rate.dropout import Dropout
 
 
 class FeedForward(nn.Module):
-    """Two linear maps with a ReLU between, `(..., d_model)` to `(..., d_model)`; no residual, no norm."""
+    """Two linear layers with a ReLU between, `(..., d_model)` to `(..., d_model)`; no residual, no norm."""
 
     def __init__(self, config: RATEConfig) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class FeedForward(nn.Module):
 class GRUGate(nn.Module):
     """The gate g(x, y) of GTrXL (section 3.2, "Gated-Recurrent-Unit-type gating").
 
-    The bias of the update gate starts at 2, so that a fresh layer passes its input x nearly unchanged.
+    The bias of the update gate starts at 2, so a fresh layer passes its input x nearly unchanged.
     """
 
     def __init__(self, d_model: int) -> None:
@@ -53,7 +53,7 @@ class GRUGate(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """One layer, in two halves around the attention, so that training and acting share everything but the cache."""
+    """One layer, in two halves around the attention, so training and acting share everything except the cache."""
 
     def __init__(self, config: RATEConfig) -> None:
         super().__init__()
@@ -67,16 +67,16 @@ class DecoderLayer(nn.Module):
         self.gate2 = GRUGate(config.d_model) if gated and not config.skip_dec_ffn else None
 
     def attention_inputs(self, x: Tensor) -> Tensor:
-        """What the layer's attention sees of the segment's tokens `(B, q, d_model)`; cached tokens are seen raw."""
+        """The attention's input for the segment's tokens `(B, q, d_model)`; cached tokens are used unchanged."""
         return self.norm1(x) if self.reordered else x
 
     def finish(self, x: Tensor, inputs: Tensor, attended: Tensor) -> Tensor:
-        """Residuals, norms and the feed-forward network behind the attention.
+        """Residuals, norms and the feed-forward network after the attention.
 
         Args:
             x: the layer's input rows, `(B, r, d_model)`.
             inputs: `attention_inputs(x)`.
-            attended: what the attention returned for these rows.
+            attended: the attention's output for these rows.
 
         Returns:
             The layer's output rows, `(B, r, d_model)`.

@@ -1,7 +1,7 @@
-"""Which token of a segment stands where, and which tokens it may attend to.
+"""The place of every token in a segment, and the tokens it may attend to.
 
-A segment of K steps with n memory tokens, behind a cache of m hidden states (columns; R, O, A = return-to-go,
-observation, action; the read and write tokens are the same memory, put at both ends):
+A segment of K steps with n memory tokens, after a cache of m hidden states (columns; R, O, A = return-to-go,
+observation, action; read and write tokens are the same memory, placed at both ends):
 
     column   0 ... m-1 | m ... m+n-1 | m+n ........................ m+n+3K-1 | ... + n
              cache     | read tokens | R0 O0 A0 R1 O1 A1 ... R(K-1) ... A(K-1)| write tokens
@@ -11,9 +11,9 @@ observation, action; the read and write tokens are the same memory, put at both 
     step                      all    all     itself and earlier   -
     write                     -      all     all                  all
 
-Rows of one kind form groups that see a contiguous range of columns; a group is computed at once and columns that none
-of its rows sees cost nothing. Only the outputs of the observation rows (they predict the action) and of the write rows
-(the next memory) are ever used, so the last layer computes no others.
+Rows of one kind form groups that see a contiguous range of columns. A group is computed at once, and columns that none
+of its rows sees cost nothing. Only the outputs of the observation rows (which predict the action) and of the write rows
+(the next memory) are used, so the last layer computes only those.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Rows of steps that are computed together: fewer leave out more of the masked triangle, more make larger products.
+# Rows of steps computed together: fewer skip more of the masked triangle, more make larger products.
 _CHUNK = 32
 
 
@@ -31,22 +31,22 @@ class RowGroup:
 
     rows: slice
     columns: tuple[int, int]
-    bias: Tensor | None = None  # (rows, c), 0 or -inf, of the last c columns; the rows may see all others
+    bias: Tensor | None = None  # (rows, c), 0 or -inf, for the last c columns; all others are visible
     is_memory: bool = False  # memory tokens, whose own columns are the last of `columns`
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A segment of `steps` steps with `tokens` memory tokens behind `cached` hidden states."""
+    """A segment of `steps` steps with `tokens` memory tokens, after `cached` hidden states."""
 
     steps: int
     tokens: int
     cached: int
-    step_tokens: int = 3  # of a step; 2 without returns-to-go
+    step_tokens: int = 3  # per step; 2 without returns-to-go
 
     @property
     def length(self) -> int:
-        """Tokens of the segment."""
+        """Tokens in the segment."""
         return 2 * self.tokens + self.step_tokens * self.steps
 
     @property
@@ -61,7 +61,7 @@ class Layout:
         return slice(self.length - self.tokens, self.length)
 
     def groups(self, device: torch.device, *, last: bool) -> list[RowGroup]:
-        """Row groups in row order: of all rows, or of those whose outputs the `last` layer is asked for."""
+        """Row groups in row order: for all rows, or for those whose outputs are needed in the `last` layer."""
         first_step, end = self.tokens, self.tokens + self.step_tokens * self.steps
         groups = []
         if self.tokens and not last:

@@ -1,8 +1,8 @@
 """RATE, the Recurrent Action Transformer with Memory, and its relatives (RMT, TrXL, DT, ...): one class.
 
 RATE paper: Cherepanov et al. 2023, "Recurrent Action Transformer with Memory" (arXiv 2306.09459). A trajectory is cut
-into segments of K steps. A Transformer-XL decoder reads each segment with the memory tokens put at both ends, and hands
-on to the next what it wrote in the second block, passed through a memory retention valve, and the hidden states of its
+into segments of K steps. A Transformer-XL decoder reads each segment with the memory tokens at both ends. It passes on
+to the next segment what it wrote in the second block, after the memory retention valve, and the hidden states of its
 layers.
 """
 
@@ -29,7 +29,7 @@ Head = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class SegmentMaps:
-    """Attention maps of one segment, for looking at; rows and columns are as in `layout`."""
+    """Attention maps of one segment, for inspection; rows and columns are as in `layout`."""
 
     layout: Layout
     attention: Tensor  # (layers, B, n_head, q, m + q) float32, rows sum to 1
@@ -63,7 +63,7 @@ class RATE(Memory):
         self.content_bias = nn.Parameter(nn.init.xavier_uniform_(torch.empty(config.n_head, config.d_head)))
         self.position_bias = nn.Parameter(nn.init.xavier_uniform_(torch.empty(config.n_head, config.d_head)))
         tokens = config.num_mem_tokens
-        # Distinct random vectors: equal tokens would stay equal but for their positions.
+        # Distinct random vectors: equal tokens would differ only by position.
         self.memory_tokens = nn.Parameter(torch.randn(tokens, config.d_model)) if tokens else None
 
     def initialise_as_published(self) -> None:
@@ -78,12 +78,12 @@ class RATE(Memory):
 
     @property
     def slides(self) -> bool:
-        """DT and DTXL do."""
+        """True for DT and DTXL."""
         return self.config.sliding
 
     @property
     def reach(self) -> int | None:
-        """No limit with tokens; else a segment, and what the caches of all layers hold.
+        """No limit with tokens; otherwise a segment, and the content of all layers' caches.
 
         A cache holds tokens of the last `steps` steps before a segment. Above the first layer each of them has seen its
         own segment from the beginning, and the cache of the layer below.
@@ -97,7 +97,7 @@ class RATE(Memory):
 
     @property
     def gradient_reach(self) -> int | None:
-        """No limit with tokens; a segment without, as cached hidden states carry none."""
+        """No limit with tokens; without, one segment, because cached hidden states carry no gradient."""
         return None if self.config.num_mem_tokens else self.config.context_length
 
     @property
@@ -124,7 +124,7 @@ class RATE(Memory):
         return replace(state, cache=(full,) * len(state.cache))
 
     def forward(self, steps: Steps, valid: Tensor, state: SegmentState) -> tuple[Tensor, SegmentState]:
-        """Consecutive segments, the first of which begins with the first step.
+        """Process consecutive segments, the first of which starts with the first step.
 
         Gradients flow through the memory tokens between all segments of the call. Cached hidden states never carry a
         gradient (Dai et al. 2019, section 3.2).
@@ -134,7 +134,7 @@ class RATE(Memory):
     def decide(self, steps: Steps, valid: Tensor, state: SegmentState, head: Head) -> tuple[Tensor, SegmentState]:
         """`forward` and the head, segment by segment.
 
-        A row costs nothing in a segment where all its steps are padding; what is decided there is zero.
+        A row costs nothing in a segment of padding only; its output there is zero.
         """
         folded = self.fold()
         decisions = []
@@ -147,7 +147,7 @@ class RATE(Memory):
     def _active_rows(
         self, steps: Steps, times: slice, valid: Tensor, state: SegmentState, folded: Sequence[Folded], head: Head
     ) -> tuple[Tensor, SegmentState]:
-        """Run one segment for the rows that are not wholly padding, rows with caches of one length together."""
+        """Run one segment for the rows that are not all padding; rows with caches of equal length run together."""
         active = valid.any(dim=1).cpu()
         lengths = state.cache_lengths
         if bool(active.all()) and bool((lengths == lengths[0]).all()):
@@ -163,12 +163,12 @@ class RATE(Memory):
                 decided = of_rows.new_zeros(len(valid), *of_rows.shape[1:])
             decided = decided.index_copy(0, on_device, of_rows)
             state = state.put(rows, row_state)
-        if decided is None:  # padding alone
+        if decided is None:  # only padding
             decided = torch.zeros_like(head(torch.zeros(*valid.shape, self.config.d_model, device=self.device)))
         return decided, state
 
     def _segment(self, steps: Steps, state: SegmentState, folded: Sequence[Folded]) -> tuple[Tensor, SegmentState]:
-        """One segment of at most K steps, of rows with caches of one length."""
+        """One segment of at most K steps, for rows with caches of equal length."""
         layout = self._layout(steps.shape[1], state)
         x, seen = self._decode(self._tokens(steps, state), state.cache, folded, layout)
         return x[:, : layout.steps], self._hand_on(state, x[:, layout.steps :], seen)
@@ -176,7 +176,7 @@ class RATE(Memory):
     def _tokens(self, steps: Steps, state: SegmentState) -> Tensor:
         """A segment's tokens, `(B, q, d_model)`: (rtg_0, observation_0, action_0, rtg_1, ...) between memory tokens."""
         parts = [part for part in (steps.rtg, steps.observations, steps.actions) if part is not None]
-        dtype = steps.observations.dtype  # under autocast a table look-up stays float32 while the linear maps do not
+        dtype = steps.observations.dtype  # under autocast a table look-up stays float32 while linear layers do not
         x = torch.stack([part.to(dtype) for part in parts], dim=2).flatten(1, 2)
         if state.tokens is None:
             return x
@@ -184,12 +184,12 @@ class RATE(Memory):
         return torch.cat([ends, x, ends], dim=1)
 
     def shown(self, tokens: Tensor) -> Tensor:
-        """What layers see of memory tokens `(B, n, tokens_width)`: `(B, n, d_model)`."""
-        # Not cut where there is nothing to cut: its gradient would be added up in another order.
+        """The part of memory tokens `(B, n, tokens_width)` that layers see: `(B, n, d_model)`."""
+        # Do not slice if nothing is cut off: the gradient would be accumulated in another order.
         return tokens if tokens.shape[-1] == self.config.d_model else tokens[..., : self.config.d_model]
 
     def compile(self, *_: Any, **__: Any) -> None:
-        """Compile what nearly all time goes into: the decoder's pass over one segment, a graph of tensors alone."""
+        """Compile the part that takes nearly all time: the decoder's pass over one segment, a graph of tensors only."""
         self._decode = torch.compile(self._decode)
 
     def _decode(
@@ -250,7 +250,7 @@ class RATE(Memory):
         return output, probabilities
 
     def _places(self, layout: Layout) -> "_Places":
-        """Positions of a segment's rows and columns. A cache of full length would begin at position 0."""
+        """Positions of a segment's rows and columns. A full cache would start at position 0."""
         table, start = self.positions, self.config.mem_len
         stop = start + layout.length
         return _Places(
@@ -262,13 +262,13 @@ class RATE(Memory):
         )
 
     def wrap_distances(self, cached: int) -> Tensor:
-        """Sinusoids `(n, d_model)` of the distances that wrap around in a block of memory tokens; see `wrap_around`."""
+        """Sinusoids `(n, d_model)` of the wrapped-around distances in a block of memory tokens; see `wrap_around`."""
         farthest = cached + self.config.segment_tokens - 1
         tokens = torch.arange(self.config.num_mem_tokens, device=self.device)
         return self.positions.distances(farthest - tokens)
 
     def fold(self) -> list[Folded]:
-        """Every layer's folded projections; good until a parameter changes."""
+        """Every layer's folded projections; valid until a parameter changes."""
         return [layer.attention.fold(self.content_bias, self.position_bias) for layer in self.layers]
 
     def _hand_on(self, state: SegmentState, written: Tensor, seen: list[Tensor]) -> SegmentState:
@@ -287,11 +287,11 @@ class RATE(Memory):
         return joined[:, -self.config.mem_len :].detach()
 
     def stepper(self, batch_size: int, options: StepOptions, dtype: torch.dtype) -> SegmentStepper:
-        """Acting from buffers of hidden states: a step costs its two or three new tokens."""
+        """A stepper with buffers of hidden states: a step only computes its two or three new tokens."""
         return SegmentStepper(self, batch_size, options, dtype)
 
     def bytes_per_row(self) -> int:
-        """About how much memory a `SegmentStepper` takes for one environment."""
+        """The approximate memory that a `SegmentStepper` takes per environment."""
         return SegmentStepper.bytes_per_row(self.config)
 
     @torch.no_grad()
@@ -321,7 +321,7 @@ class RATE(Memory):
 
 @dataclass(frozen=True)
 class _Places:
-    """Where the tokens of a segment stand; the same for every layer."""
+    """Positions of a segment's tokens; the same for every layer."""
 
     layout: Layout
     keys: Tensor  # (m + q, d_model), of all columns
@@ -332,7 +332,7 @@ class _Places:
 
 @lru_cache(maxsize=64)
 def _groups(layout: Layout, device: torch.device, last: bool) -> list[RowGroup]:
-    """Row groups are the same for every layer and batch: their masks are made once per layout and device."""
+    """Row groups are the same for every layer and batch, so their masks are made once per layout and device."""
     return layout.groups(device, last=last)
 
 

@@ -1,12 +1,12 @@
-"""The attention of the RATE family as it is in the papers: read this first. What runs is `attention.py`, which is fast.
+"""The attention of the RATE family as in the papers: read this first. `attention.py` is the fast version that runs.
 
 Relative positions are those of Transformer-XL (Dai et al. 2019, section 3.3). The score of a query in row i of a
 segment for a key in column j of [cache; segment], per head, is
 
     [ (W_q x_i + u) . (W_k x_j)  +  (W_q x_i + v) . W_r t(i - j) ] / sqrt(d_head)
 
-with sinusoids t(p) = [sin(p w), cos(p w)]. `shifted` puts the second term where it belongs: distances are the same
-along diagonals, so all of them are computed once, k - 1 ... 0, and every row is moved to the left by its own amount.
+with sinusoids t(p) = [sin(p w), cos(p w)]. `shifted` moves the second term to its columns: distances are constant along
+diagonals, so they are computed once, k - 1 ... 0, and each row is moved left by its own amount.
 """
 
 import math
@@ -21,7 +21,7 @@ from RATE_model.memories.rate.layout import Layout
 def plain_attention(
     weights: RelativeAttention, x: Tensor, cache: Tensor, u: Tensor, v: Tensor, mask: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """A segment's tokens attend to what is cached and to one another.
+    """A segment's tokens attend to the cache and to one another.
 
     Args:
         weights: W_q, W_k, W_v, W_r and the output projection of one layer.
@@ -58,8 +58,9 @@ def sinusoids(distances: Tensor, d_model: int) -> Tensor:
 def shifted(scores: Tensor) -> Tensor:
     """Scores `(..., q, k)` by distance k - 1 ... 0, with row i moved to the left by q - 1 - i: scores by column.
 
-    A column of zeros is put in front and the matrix read one row later. What enters at the right is not a distance: the
-    beginning of the next row. It matters to memory tokens alone, which see to their right; see `wrap_around`.
+    A column of zeros is prepended and the matrix is read one row later. What enters on the right is not a distance but
+    the
+    beginning of the next row. It only affects memory tokens, which see to their right; see `wrap_around`.
     """
     *batch, rows, columns = scores.shape
     padded = torch.cat([scores.new_zeros(*batch, rows, 1), scores], dim=-1)

@@ -1,7 +1,7 @@
 """Acting with the RATE family, one environment step at a time, for a batch of environments.
 
-What a past token contributes to later ones is its attention input in every layer, `d_model` numbers (see `attention`).
-Those are all that is kept: a step costs its two or three new tokens, whatever the length of the segment or the episode.
+A past token affects later ones only through its attention input in every layer, `d_model` numbers (see `attention`).
+Only those are kept, so a step costs its two or three new tokens, whatever the length of the segment or the episode.
 
 Columns of the buffers, for K steps, n memory tokens and a cache of at most M hidden states:
 
@@ -9,11 +9,11 @@ Columns of the buffers, for K steps, n memory tokens and a cache of at most M hi
     cache, aligned | read       | R0 O0 A0 ... R(K-1) O A     | write
     at the right
 
-Segments are closed as in training: when the K-th action is known it gets its token, the write tokens follow, and the
-MRV and the cache make the memory of the next segment. Rows may be at different points of their segments and episodes.
+Segments close as in training: once the K-th action is known it gets its token, the write tokens follow, and the MRV and
+the cache make the memory of the next segment. Rows may be at different points of their segments and episodes.
 
-A window slides instead: the oldest steps leave it, and what is left is computed again. Memory is handed on all the
-same, whenever K steps have passed, from the steps in the window.
+A window slides instead: the oldest steps leave it, and the rest is recomputed. Memory is still passed on whenever K
+steps have passed, computed from the steps in the window.
 """
 
 from typing import TYPE_CHECKING
@@ -30,7 +30,7 @@ from RATE_model.memories.rate.state import SegmentState
 if TYPE_CHECKING:
     from RATE_model.memories.rate.memory import RATE
 
-# Steps' tokens of one attention call; longer appends are cut, so that early tokens do not meet columns they cannot see.
+# Steps per attention call; longer appends are split, so that early tokens skip columns they cannot see.
 _CHUNK = 64
 
 
@@ -38,7 +38,7 @@ class SegmentStepper(Stepper):
     """Buffers of a batch of environments; see the module's docstring, and `Memory.stepper` for the arguments.
 
     Raises:
-        ValueError: `slide` is below 1. One above K clears the window.
+        ValueError: `slide` is below 1. A value above K clears the window.
     """
 
     def __init__(self, memory: "RATE", batch_size: int, options: StepOptions, dtype: torch.dtype) -> None:
@@ -49,7 +49,7 @@ class SegmentStepper(Stepper):
         self.slide = min(options.slide, config.context_length)
         self.window = options.window or config.sliding
         self._device, self._dtype = memory.device, dtype
-        # Steps of the running segment (or window) in the buffers, and steps since memory was handed on.
+        # Steps of the running segment (or window) in the buffers, and steps since memory was passed on.
         self._steps = np.zeros(batch_size, dtype=np.int64)
         self._since_memory = np.zeros(batch_size, dtype=np.int64)
         self._cached = np.zeros(batch_size, dtype=np.int64)
@@ -64,21 +64,21 @@ class SegmentStepper(Stepper):
         self._window = torch.zeros(batch_size, tokens, config.d_model, dtype=dtype, device=self._device)
 
     def _buffers(self) -> list[Tensor]:
-        """One for every layer, over all columns."""
+        """One buffer per layer, over all columns."""
         columns = self.config.mem_len + self.config.segment_tokens
         shape = (self.batch_size, columns, self.config.d_model)
         return [torch.zeros(shape, dtype=self._dtype, device=self._device) for _ in self.memory.layers]
 
     @staticmethod
     def bytes_per_row(config: RATEConfig) -> int:
-        """About how much memory one environment takes: its buffers, and scores while they are filled."""
+        """The approximate memory per environment: its buffers, and scores while they are filled."""
         columns = config.mem_len + config.segment_tokens
         buffers = (config.n_layer + 1) * config.d_model
         scores = 2 * min(_CHUNK, columns) * config.n_head if config.sliding else 0
         return 4 * columns * (buffers + scores)
 
     def reset(self, rows: np.ndarray) -> None:
-        """Begin new episodes in some rows."""
+        """Start new episodes in some rows."""
         self._steps[rows] = self._since_memory[rows] = self._cached[rows] = 0
         initial = self.memory.initial(len(rows)).tokens
         if self._memory_tokens is not None and initial is not None:
@@ -87,7 +87,7 @@ class SegmentStepper(Stepper):
             self._memory_tokens = tokens
 
     def keep(self, rows: np.ndarray) -> None:
-        """Go on with some rows only."""
+        """Continue with some rows only."""
         index = torch.as_tensor(rows, device=self._device)
         hidden_is_inputs = self._hidden is self._inputs
         self._inputs = [buffer[index] for buffer in self._inputs]
@@ -107,13 +107,13 @@ class SegmentStepper(Stepper):
         return hidden[:, -1]
 
     def record(self, actions: Tensor) -> None:
-        """Keep the actions taken until the next step is appended, or the segment closed."""
+        """Remember the actions taken until the next step is appended or the segment closes."""
         self._action_tokens = actions.to(self._dtype)
 
     # Segment and window borders -----------------------------------------------------------------------------------
 
     def hand_on(self) -> np.ndarray:
-        """Hand memory on, and close segments or slide windows, so that every row has room for one more step."""
+        """Pass memory on, and close segments or slide windows, so every row has room for one more step."""
         config = self.config
         full = self._steps == config.context_length
         passed = full & (self._since_memory >= config.context_length)
@@ -130,7 +130,7 @@ class SegmentStepper(Stepper):
         return passed
 
     def _hand_on(self, rows: np.ndarray) -> None:
-        """From the K steps in the buffers of rows with caches of one length to the memory after them."""
+        """The memory after the K steps in the buffers, for rows with caches of equal length."""
         config = self.config
         base, cached = config.mem_len, int(self._cached[rows[0]])
         end = base + config.segment_tokens - config.num_mem_tokens
@@ -155,14 +155,14 @@ class SegmentStepper(Stepper):
         self._since_memory[rows] = 0
 
     def _refill(self, rows: np.ndarray) -> None:
-        """Drop the oldest steps of full windows and recompute what is left, which they and the memory had shaped."""
+        """Drop the oldest steps of full windows and recompute the rest, which they and the memory had influenced."""
         config = self.config
         self._store(self._window, rows, slice(-1, None), self._pick(self._action_tokens, rows))
         kept = self.config.step_tokens * (config.context_length - self.slide)
         if kept:
             window = self._pick(self._window, rows)[:, self.config.step_tokens * self.slide :].clone()
             self._store(self._window, rows, slice(0, kept), window)
-            # The last action stays pending: it is appended with the next step.
+            # The last action stays pending and is appended with the next step.
             base, cached = config.mem_len, int(self._cached[rows[0]])
             self._append(rows, window[:, :-1], base + config.num_mem_tokens, first=base - cached, outputs=0)
 
@@ -178,7 +178,7 @@ class SegmentStepper(Stepper):
         )
 
     def _install(self, rows: np.ndarray, memory: SegmentState) -> None:
-        """Make a memory the one that the next segment of these rows begins with."""
+        """Make a memory the initial one of the next segment of these rows."""
         base = self.config.mem_len
         self._cached[rows] = memory.cache_lengths.numpy()
         if memory.tokens is not None and self._memory_tokens is not None:
@@ -193,9 +193,10 @@ class SegmentStepper(Stepper):
     # Appending tokens to the buffers -------------------------------------------------------------------------------
 
     def _append_steps(self, x: Tensor) -> Tensor:
-        """Append (last action, rtg, observation), `(B, 3, d_model)`, to every row; its observations' final states.
+        """Append (last action, rtg, observation), `(B, 3, d_model)`, to every row; returns the observations' final
+        states.
 
-        Rows that begin a segment have no last action in it; without conditioning there is no rtg.
+        Rows at the start of a segment have no last action; without conditioning there is no rtg.
         """
         config = self.config
         first_step = config.mem_len + config.num_mem_tokens
@@ -217,7 +218,7 @@ class SegmentStepper(Stepper):
         return hidden
 
     def _remember(self, rows: np.ndarray, tokens: Tensor, offset: np.ndarray) -> None:
-        """Keep the embedded tokens of a sliding window: nothing is encoded again when it slides."""
+        """Keep the embedded tokens of a sliding window, so sliding encodes nothing again."""
         places = offset[:, None] + np.arange(tokens.shape[1])
         index = torch.as_tensor(rows, device=self._device)[:, None], torch.as_tensor(places, device=self._device)
         self._window[index] = tokens
@@ -239,8 +240,8 @@ class SegmentStepper(Stepper):
             x: `(b, t, d_model)` embedded tokens.
             start: column of the first of them, one number or `(b,)`.
             first: the first column they may attend to, one number or `(b,)`.
-            outputs: how many of the last tokens' final hidden states are wanted.
-            block: the tokens are a block of memory tokens, which see one another in both directions.
+            outputs: how many of the last tokens' final hidden states to return.
+                block: the tokens are a block of memory tokens, which see one another in both directions.
 
         Returns:
             `(b, outputs, d_model)`.
@@ -281,10 +282,10 @@ class SegmentStepper(Stepper):
         attention, folded = self.memory.layers[number].attention, self._folded[number]
         positions = self.memory.positions
         attended = []
-        size = _CHUNK if wrap is None else inputs.shape[1]  # a block of memory tokens is one piece
+        size = _CHUNK if wrap is None else inputs.shape[1]  # a block of memory tokens is never split
         for start in range(0, inputs.shape[1], size):
             part = slice(start, min(start + size, inputs.shape[1]))
-            # The tokens after a chunk are the last columns, and none of its rows sees them.
+            # The tokens after a chunk are in the last columns, which none of its rows sees.
             columns = keys.positions.shape[0] - (inputs.shape[1] - part.stop)
             output, _ = attention(
                 attention.queries(inputs[:, part], folded),
@@ -310,7 +311,7 @@ class SegmentStepper(Stepper):
     # Rows ----------------------------------------------------------------------------------------------------------
 
     def _rows_by(self, mask: np.ndarray, *keys: np.ndarray) -> list[np.ndarray]:
-        """The rows of a mask, in groups in which all keys are equal; nearly always one group or none."""
+        """The rows of a mask, grouped by equal keys; nearly always a single group or none."""
         rows = np.flatnonzero(mask)
         if not rows.size:
             return []
@@ -319,7 +320,7 @@ class SegmentStepper(Stepper):
         return [rows[group == number] for number in range(group.max() + 1)]
 
     def _pick(self, tensor: Tensor, rows: np.ndarray) -> Tensor:
-        """Some rows of a tensor; a view if they are all."""
+        """Some rows of a tensor; a view if these are all rows."""
         if rows.size == self.batch_size:
             return tensor
         return tensor.index_select(0, torch.as_tensor(rows, device=self._device))

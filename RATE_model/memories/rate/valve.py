@@ -1,17 +1,17 @@
-"""The memory retention valve (MRV): what of the old memory survives when a segment has written.
+"""The memory retention valve (MRV): combines the old memory with what a segment wrote.
 
-M is the memory that a segment began with, W what its write tokens came out as; the next segment begins with the valve's
-M'. Variants and their names are those of the RATE paper (arXiv 2306.09459, section 3 and table 6):
+M is the memory that a segment started with, W the outputs of its write tokens; the next segment starts with the valve's
+M'. Variants and names are those of the RATE paper (arXiv 2306.09459, section 3 and table 6):
 
     CA-2     M' = MultiHead(query = M, key = value = act(W)): each old token decides what to take over; published
     CA-1     M' = MultiHead(query = act(W), key = value = M): each written token decides what to keep.
     G        a gate, with a sigmoid of the result
     GRU      M' = GRU cell(input = W, state = M)
-    LSTM     M', C' = LSTM cell(input = W, state = M, cell = C); C is handed on beside M, and zero at the start
-    FSQ      M' = round(tanh(s * W)), each number -1, 0 or 1; not of the paper
+    LSTM     M', C' = LSTM cell(input = W, state = M, cell = C); C is passed on beside M, and zero at the start
+    FSQ      M' = round(tanh(s * W)), each number -1, 0 or 1; not in the paper
     none     M' = W, as in the Recurrent Memory Transformer
 
-None has a mask, residual or norm. Only CA-2 is in the authors' code; the others of the paper are built from their
+None has a mask, residual or norm. Only CA-2 is in the authors' code; the paper's other valves are implemented from its
 formulas. docs/memories/valve.md compares them.
 """
 
@@ -31,7 +31,7 @@ _ACTIVATIONS = {
 
 
 class AttentionValve(nn.Module):
-    """CA-2, and CA-1, in which old and written memory change places.
+    """CA-2; and CA-1, which swaps old and written memory.
 
     In eval mode it is deterministic (the published system leaves its attention dropout on).
     """
@@ -43,7 +43,7 @@ class AttentionValve(nn.Module):
         self.query, self.key, self.value, self.output = (nn.Linear(config.d_model, config.d_model) for _ in range(4))
 
     def forward(self, old: Tensor, written: Tensor) -> Tensor:
-        """Old and written memory tokens, both `(B, n, d_model)`, to the new ones."""
+        """Map old and written memory tokens, both `(B, n, d_model)`, to the new ones."""
         written = _ACTIVATIONS[self.activation](written)
         asking, source = (old, written) if self.old_asks else (written, old)
         query, key, value = (
@@ -61,7 +61,7 @@ class GateValve(nn.Module):
         r = sigmoid(M W_r + W U_r),  z = sigmoid(M W_z + W U_z - b),  h = tanh(M W_g + (W * r) U_g)
         M' = sigmoid(M * (1 - z) + z * h)
 
-    b starts at 2, so that a fresh gate keeps most of the old memory; the paper gives no value.
+    b starts at 2, so a fresh gate keeps most of the old memory; the paper gives no value.
     """
 
     def __init__(self, config: RATEConfig) -> None:
@@ -83,7 +83,7 @@ class GateValve(nn.Module):
 
 
 class CellValve(nn.Module):
-    """GRU and LSTM: torch's cells, over segments, every memory token a row of its own."""
+    """GRU and LSTM: torch's cells, stepping over segments, with every memory token as a row."""
 
     def __init__(self, config: RATEConfig) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class CellValve(nn.Module):
     def forward(self, old: Tensor, written: Tensor) -> Tensor:
         """As `AttentionValve.forward`; LSTM's old and new memory are `(B, n, 2 d_model)`, tokens and cells."""
         rows = old.shape[:2]
-        # In float32 also under autocast: a memory that is rounded at every segment drifts.
+        # In float32 also under autocast: a memory rounded at every segment drifts.
         with torch.autocast(old.device.type, enabled=False):
             old, written = old.float().flatten(0, 1), written.float().flatten(0, 1)
             if isinstance(self.cell, nn.LSTMCell):
@@ -104,7 +104,7 @@ class CellValve(nn.Module):
 class RoundingValve(nn.Module):
     """FSQ: finite scalar quantisation with three levels (Mentzer et al. 2023, arXiv 2309.15505), straight through.
 
-    A memory of few values does not drift: what a segment without news changes by less than a step is rounded away.
+    A memory of few values does not drift: changes of less than a step, as in a segment without news, are rounded away.
     """
 
     def __init__(self, config: RATEConfig) -> None:
@@ -112,9 +112,9 @@ class RoundingValve(nn.Module):
         self.scale = nn.Parameter(torch.ones(config.d_model))
 
     def forward(self, old: Tensor, written: Tensor) -> Tensor:
-        """As `AttentionValve.forward`; the old memory is replaced."""
+        """See `AttentionValve.forward`; the old memory is replaced."""
         soft = torch.tanh(self.scale * written.float())
-        return soft.round().detach() + (soft - soft.detach())  # the second is zero, and has the gradient
+        return soft.round().detach() + (soft - soft.detach())  # the second term is zero, but has the gradient
 
 
 _VALVES: dict[str, type[nn.Module]] = {
@@ -128,5 +128,5 @@ _VALVES: dict[str, type[nn.Module]] = {
 
 
 def make_valve(config: RATEConfig) -> nn.Module | None:
-    """The valve that a configuration asks for; None: what is written replaces the memory."""
+    """The valve that a configuration asks for; None: written tokens replace the memory."""
     return _VALVES[config.mrv](config) if config.has_valve else None
