@@ -21,10 +21,9 @@ if __name__ == "__main__":  # started as a script
 import numpy as np
 
 from benchmarks import common
-from MemoryMaze.MemoryMaze_src.env import MemoryMazeEnv, check_size
+from MemoryMaze.MemoryMaze_src.env import MemoryMazeEnv, MemoryMazeVectorEnv, check_size
 from MemoryMaze.MemoryMaze_src.experts import EXPERTS, expert
 from MemoryMaze.MemoryMaze_src.graphics import maze_tasks
-from MemoryMaze.MemoryMaze_src.vector import MemoryMazeVectorEnv
 from RATE_model.cli.limits import at_least
 from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options, to_flat_dict
 

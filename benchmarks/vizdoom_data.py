@@ -29,10 +29,9 @@ from RATE_model.data.parts import make_part
 from RATE_model.data.trajectories import TrajectoryFile
 from RATE_model.system.processes import available_cores
 from VizDoom.VizDoom_src.dataset import DATA
-from VizDoom.VizDoom_src.env import NUM_ACTIONS, VizDoomTwoColorsEnv
+from VizDoom.VizDoom_src.env import NUM_ACTIONS, VizDoomTwoColorsEnv, VizDoomTwoColorsVectorEnv
 from VizDoom.VizDoom_src.generate import PART, Recipe, generate, job_of
 from VizDoom.VizDoom_src.scenario import Scenario
-from VizDoom.VizDoom_src.vector import VizDoomTwoColorsVectorEnv
 
 EPISODES = 5000  # of the dataset that is extrapolated to
 SCENARIO = Scenario(graphics="installed")  # so that there is nothing to obtain

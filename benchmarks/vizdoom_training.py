@@ -31,12 +31,11 @@ from RATE_model.data.batch import Batch
 from RATE_model.system.precision import autocast
 from RATE_model.training.optimization import Schedule
 from RATE_model.training.trainer import Trainer
-from VizDoom.VizDoom_src.env import VizDoomTwoColorsEnv
+from VizDoom.VizDoom_src.env import VizDoomTwoColorsEnv, VizDoomTwoColorsVectorEnv
 from VizDoom.VizDoom_src.environment import ENVIRONMENT
 from VizDoom.VizDoom_src.evaluate import TARGET_RETURN, evaluation_seeds
 from VizDoom.VizDoom_src.scenario import Scenario
 from VizDoom.VizDoom_src.spec import SPEC
-from VizDoom.VizDoom_src.vector import VizDoomTwoColorsVectorEnv
 
 PUBLISHED = ("--nmt", "5", "--mem_len", "300", "--n_head_ca", "2", "--skip_dec_ffn")
 PRECISION = "bf16"

@@ -1,4 +1,4 @@
-"""Memory Maze (Pasukonis et al. 2022, arXiv 2210.13383) for Gymnasium: one maze; many: `vector.py`.
+"""Memory Maze (Pasukonis et al. 2022, arXiv 2210.13383) for Gymnasium: one maze, and many.
 
 A maze of 9x9 cells (also 11, 13, 15) holds three coloured balls (4, 5, 6). The border of the picture shows the colour
 of the one to be found next; touching it is worth 1 and another is asked for. The maze stays the same over the
@@ -13,14 +13,16 @@ An episode is a function of its seed and of the actions: the pictures and reward
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import gymnasium
 import numpy as np
 
 from MemoryMaze.MemoryMaze_src.simulation import IMAGE, SIZES, STEPS_PER_SECOND, Maze
-from RATE_model.acting.vector import register_once
+from RATE_model.acting.vector import FrozenVectorEnv, register_once
 from RATE_model.errors import UserError
+from RATE_model.system.processes import available_cores
 
 NOOP, FORWARD, LEFT, RIGHT, FORWARD_LEFT, FORWARD_RIGHT = range(6)
 NUM_ACTIONS = 6
@@ -214,7 +216,41 @@ def blank_picture() -> np.ndarray:
     return np.zeros((VIEW_IMAGE, VIEW_IMAGE, 3), dtype=np.uint8)
 
 
+class MemoryMazeVectorEnv(FrozenVectorEnv):
+    """B mazes side by side; drawing holds Python's lock, so they are divided among processes.
+
+    Args:
+        num_envs: B.
+        size, render_mode, options: of every maze, see `MemoryMazeEnv`.
+        workers: processes. 0: the mazes are in this process. None: one per core this process may use.
+
+    Raises:
+        UserError: a value is out of range, or (by the first reset) a package is missing or nothing can draw.
+    """
+
+    metadata = MemoryMazeEnv.metadata | FrozenVectorEnv.metadata
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        size: int = DEFAULT_SIZE,
+        *,
+        workers: int | None = None,
+        render_mode: str | None = None,
+        **options: Any,
+    ) -> None:
+        example = MemoryMazeEnv(size, render_mode=render_mode, **options)  # nothing is built before its first reset
+        super().__init__(
+            [partial(MemoryMazeEnv, size, render_mode=render_mode, **options)] * num_envs,
+            max_steps=example.max_steps,
+            workers=available_cores() if workers is None else workers,
+            spaces=(example.observation_space, example.action_space),
+            render_mode=render_mode,
+            seeds_below=SEED_LIMIT,
+            name="Memory Maze",
+        )
+        self.size = size
+
+
 for _size in SIZES:
-    register_once(
-        env_id(_size), f"{__name__}:MemoryMazeEnv", "MemoryMaze.MemoryMaze_src.vector:MemoryMazeVectorEnv", size=_size
-    )
+    register_once(env_id(_size), f"{__name__}:MemoryMazeEnv", f"{__name__}:MemoryMazeVectorEnv", size=_size)

@@ -18,12 +18,12 @@ from MemoryMaze.MemoryMaze_src.env import (
     SEED_LIMIT,
     VIEWS,
     MemoryMazeEnv,
+    MemoryMazeVectorEnv,
     check_size,
 )
 from MemoryMaze.MemoryMaze_src.generate import FIRST_DATA_SEED
 from MemoryMaze.MemoryMaze_src.privileged import SAME_IN_THE_MIRROR
 from MemoryMaze.MemoryMaze_src.spec import SPEC, spec_of
-from MemoryMaze.MemoryMaze_src.vector import MemoryMazeVectorEnv
 from RATE_model.acting.evaluation import Acting
 from RATE_model.acting.rollout import Episodes, mean_and_error, rollout_in_turns
 from RATE_model.acting.video import with_caption

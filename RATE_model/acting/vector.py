@@ -132,6 +132,8 @@ class FrozenVectorEnv(VectorEnv):
         seeds_below: int = 2**63,
         name: str = "the environment",
     ) -> None:
+        if not make:
+            raise UserError(f"{name}: num_envs is 0; it must be at least 1.")
         self.num_envs, self.render_mode, self._name, self._seeds_below = len(make), render_mode, name, seeds_below
         workers = min(workers, self.num_envs)
         self._groups: list[_Group | _RemoteGroup] = []

@@ -1,4 +1,4 @@
-"""ViZDoom-Two-Colors for Gymnasium (Cherepanov et al. 2023, arXiv 2306.09459): one game; many: `vector.py`.
+"""ViZDoom-Two-Colors for Gymnasium (Cherepanov et al. 2023, arXiv 2306.09459): one game, and many.
 
 The scenario is described in `scenario.py`. Actions: 0 turn left, 1 turn right, 2 forward, 3 left and forward, 4 right
 and forward; each lasts 2 tics. The agent sees (3, 64, 112) uint8, channels red, green, blue first, and neither its
@@ -18,9 +18,10 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from RATE_model.acting.vector import register_once
+from RATE_model.acting.vector import FrozenVectorEnv, register_once
 from RATE_model.data.resize import Bilinear
 from RATE_model.errors import UserError
+from RATE_model.system.processes import available_cores
 from VizDoom.VizDoom_src.engine import SCREEN, Engine, EngineDied, Surroundings
 from VizDoom.VizDoom_src.scenario import TICS_PER_STEP, Scenario
 
@@ -225,4 +226,40 @@ def _resize() -> Bilinear:
     return Bilinear(SCREEN, OBSERVATION_SHAPE[1:])
 
 
-register_once(ENV_ID, f"{__name__}:VizDoomTwoColorsEnv", "VizDoom.VizDoom_src.vector:VizDoomTwoColorsVectorEnv")
+class VizDoomTwoColorsVectorEnv(FrozenVectorEnv):
+    """B games side by side.
+
+    The engines are processes of their own; threads here wait for them and scale their pictures, both of which leave
+    Python to the others.
+
+    Args:
+        num_envs: B.
+        scenario, render_mode, options: of every game, see `VizDoomTwoColorsEnv`.
+        threads: how many games take their step at once; None: one more than there are cores.
+
+    Raises:
+        UserError: a value is out of range, or (by the first reset) the package vizdoom is missing.
+    """
+
+    metadata = VizDoomTwoColorsEnv.metadata | FrozenVectorEnv.metadata
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        scenario: Scenario | None = None,
+        *,
+        threads: int | None = None,
+        render_mode: str | None = None,
+        **options: Any,
+    ) -> None:
+        make = functools.partial(VizDoomTwoColorsEnv, scenario, render_mode=render_mode, **options)
+        super().__init__(
+            [make] * num_envs,
+            threads=max(1, min(num_envs, threads or available_cores() + 1)),
+            render_mode=render_mode,
+            seeds_below=SEED_LIMIT,
+            name="ViZDoom-Two-Colors",
+        )
+
+
+register_once(ENV_ID, f"{__name__}:VizDoomTwoColorsEnv", f"{__name__}:VizDoomTwoColorsVectorEnv")

@@ -35,13 +35,12 @@ from VizDoom.VizDoom_src import pictures
 from VizDoom.VizDoom_src.baselines import play_baselines
 from VizDoom.VizDoom_src.dataset import DATA, DataOptions, load_windows
 from VizDoom.VizDoom_src.engine import described_pictures, vizdoom
-from VizDoom.VizDoom_src.env import MIRRORED, PUBLISHED_CAP, SEED_LIMIT, VizDoomTwoColorsEnv
+from VizDoom.VizDoom_src.env import MIRRORED, PUBLISHED_CAP, SEED_LIMIT, VizDoomTwoColorsEnv, VizDoomTwoColorsVectorEnv
 from VizDoom.VizDoom_src.graphics import ensure_graphics
 from VizDoom.VizDoom_src.privileged import SAME_IN_THE_MIRROR
 from VizDoom.VizDoom_src.scenario import BEFORE, GRAPHICS, Scenario
 from VizDoom.VizDoom_src.seeds import FIRST_DATA_SEED
 from VizDoom.VizDoom_src.spec import SPEC
-from VizDoom.VizDoom_src.vector import VizDoomTwoColorsVectorEnv
 
 HERE = Path(__file__).resolve().parent
 

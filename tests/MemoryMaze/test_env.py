@@ -23,10 +23,10 @@ from MemoryMaze.MemoryMaze_src.env import (
     NUM_ACTIONS,
     NUM_TARGETS,
     MemoryMazeEnv,
+    MemoryMazeVectorEnv,
     env_id,
 )
 from MemoryMaze.MemoryMaze_src.experts import Planner
-from MemoryMaze.MemoryMaze_src.vector import MemoryMazeVectorEnv
 from RATE_model.errors import UserError
 
 TURNS = (1, 4, 2, 1, 5, 3, 0, 1)

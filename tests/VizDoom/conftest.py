@@ -54,7 +54,7 @@ def game():
 @pytest.fixture
 def games():
     """Makes many games side by side, with the arguments of `VizDoomTwoColorsVectorEnv`; closed after the test."""
-    from VizDoom.VizDoom_src.vector import VizDoomTwoColorsVectorEnv
+    from VizDoom.VizDoom_src.env import VizDoomTwoColorsVectorEnv
 
     made = []
 

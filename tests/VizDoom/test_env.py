@@ -24,9 +24,8 @@ from RATE_model.data.resize import Bilinear
 from RATE_model.errors import UserError
 from VizDoom.VizDoom_src import launcher
 from VizDoom.VizDoom_src.engine import SCREEN
-from VizDoom.VizDoom_src.env import FORWARD, LEFT, OBSERVATION_SHAPE, RIGHT_FORWARD
+from VizDoom.VizDoom_src.env import FORWARD, LEFT, OBSERVATION_SHAPE, RIGHT_FORWARD, VizDoomTwoColorsVectorEnv
 from VizDoom.VizDoom_src.scenario import Scenario
-from VizDoom.VizDoom_src.vector import VizDoomTwoColorsVectorEnv
 
 ACTIONS = (1, 2, 0, 1, 3)
 
