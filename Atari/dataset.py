@@ -30,13 +30,13 @@ from RATE_model.cli.limits import at_least
 from RATE_model.cli.options import changeable
 from RATE_model.data.dataset import WindowDataset
 from RATE_model.data.dopamine import CLIPPED, FRAME_SHAPE, Selection, conversion_path, convert, find_replay_logs
-from RATE_model.data.selection import split_episodes, strided_or_whole
+from RATE_model.data.maker import two_sides
+from RATE_model.data.selection import strided_or_whole
 from RATE_model.data.trajectories import TrajectoryFile
 from RATE_model.errors import UserError
 from RATE_model.system.atomic import atomic_write_text
 
 TRAINING_FRACTION = 0.9
-SPLIT_SEED = 0
 REWARDS_FILE = "rewards.json"  # of a run: whether its data's rewards are clipped
 
 
@@ -182,7 +182,6 @@ def load_data(
     *,
     size: int,
     fraction: float = TRAINING_FRACTION,
-    split_seed: int = SPLIT_SEED,
 ) -> Data:
     """Windows of ``size`` steps (segments x context_length) for training and validation.
 
@@ -200,8 +199,5 @@ def load_data(
     if (note := rewards_note(file, played)) is not None:
         print(note, flush=True)
     everywhere, tiles = (strided_or_whole(0, file, size, stride) for stride in (1, size))
-    training, _ = split_episodes(everywhere, [file], fraction=fraction, seed=split_seed)
-    _, validation = split_episodes(tiles, [file], fraction=fraction, seed=split_seed)
-    in_memory = file.num_bytes <= options.memory_gib * 2**30
-    dataset = WindowDataset([file], training, size=size, in_memory=in_memory, stack=FRAME_STACK)
-    return Data(file, dataset, dataset.with_windows(validation))
+    shown = {"size": size, "in_memory": file.num_bytes <= options.memory_gib * 2**30, "stack": FRAME_STACK}
+    return Data(file, *two_sides([file], everywhere, tiles, fraction=fraction, **shown))

@@ -36,12 +36,12 @@ from MuJoCo.tasks import MAX_EPISODE_STEPS, Robot, Task
 from RATE_model.cli.options import changeable
 from RATE_model.data.dataset import WindowDataset
 from RATE_model.data.episodes import as_trajectory_file
-from RATE_model.data.selection import split_episodes, tiling_windows, windows_at_every_step
+from RATE_model.data.maker import two_sides
+from RATE_model.data.selection import tiling_windows, windows_at_every_step
 from RATE_model.data.trajectories import TrajectoryFile
 from RATE_model.errors import UserError
 
 TRAINING_FRACTION = 0.95
-SPLIT_SEED = 0
 STD_MARGIN = 1e-6
 ACTION_MARGIN = 1e-3
 
@@ -145,9 +145,7 @@ def open_data(task: Task, data_path: Path | None = None, data_dir: Path | None =
     return MuJoCoFile(path, task.robot, hint=hint)
 
 
-def load_data(
-    task: Task, options: DataOptions, *, size: int, fraction: float = TRAINING_FRACTION, split_seed: int = SPLIT_SEED
-) -> Data:
+def load_data(task: Task, options: DataOptions, *, size: int, fraction: float = TRAINING_FRACTION) -> Data:
     """Windows of ``size`` steps (segments x steps of a segment) for training and validation.
 
     Episodes are divided between the two. Training windows end at every step; validation windows do not overlap, so that
@@ -165,9 +163,6 @@ def load_data(
                 f"--windows full leaves nothing to train on: no episode of '{file.path}' has {size} steps (--segments "
                 "times --context_length). Take --windows every."
             )
-    training, _ = split_episodes(everywhere, [file], fraction=fraction, seed=split_seed)
-    _, validation = split_episodes(tiles, [file], fraction=fraction, seed=split_seed)
     # Padding at the left is seen: it is 0 once it is normalised, as published.
-    blank = file.normalisation.mean
-    dataset = WindowDataset([file], training, size=size, pad=options.pad, blank=blank)
-    return Data(file, dataset, dataset.with_windows(validation))
+    shown = {"size": size, "pad": options.pad, "blank": file.normalisation.mean}
+    return Data(file, *two_sides([file], everywhere, tiles, fraction=fraction, **shown))
