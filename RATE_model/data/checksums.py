@@ -129,7 +129,7 @@ def read_checksums(file: Hdf5, attributes: dict[str, Any]) -> dict[str, Checksum
         return None
     arrays = _arrays(file)
     names = [name for name in arrays if name.startswith(f"{GROUP}/")]
-    tables = {name.removeprefix(f"{GROUP}/"): h5py.Dataset(arrays.pop(name))[:] for name in names}
+    tables = {name.removeprefix(f"{GROUP}/"): _content(arrays.pop(name)) for name in names}
     if file[GROUP].attrs.get(_DIGEST) != _digest(attributes, arrays, tables):
         raise ValueError(
             f"its attributes, shapes or types differ from their checksum; if it was changed on purpose, "
@@ -200,6 +200,12 @@ def _arrays(file: Hdf5) -> dict[str, Hdf5]:
 
     _low.h5o.visit(file.id, note, info=True)
     return {name.decode(errors="surrogateescape"): _low.h5d.open(file.id, name) for name in sorted(names)}
+
+
+def _content(array: Hdf5) -> np.ndarray:
+    content = np.empty(array.shape, array.dtype)
+    array.read(_low.h5s.ALL, _low.h5s.ALL, content)
+    return content
 
 
 def _chunk_shape(array: Hdf5) -> Any:

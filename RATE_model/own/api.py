@@ -100,7 +100,9 @@ def train(
     if isinstance(arguments := flags.get("env_args"), Mapping):
         flags["env_args"] = write_arguments(arguments, "env_args")
     if not isinstance(data, Dataset):
-        data = Dataset.open(data, environment=maker_of(environment, arguments=arguments) if arguments else environment)
+        data = Dataset.open(
+            data, environment=maker_of(environment, arguments=arguments) if arguments and environment else environment
+        )
     own = OwnEnvironment(environment, data)
     named = {"env": name_of(environment)} if environment is not None else {}
     config = own.read_config(_words(named | flags | {"model_mode": memory, "seed": seed}))
