@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whatever kills the process or the machine while they are written."""
+"""Files that exist completely or not at all, even if the process or the machine dies while writing."""
 
 import json
 import math
@@ -12,10 +12,11 @@ from RATE_model.system.processes import is_no_file
 
 
 def atomic_write_bytes(path: Path, data: bytes) -> None:
-    """Writes ``data`` to ``path`` so that a reader sees the old content or the new, never a part; raises OSError.
+    """Writes ``data`` to ``path`` so that a reader sees either the old or the new content, never a part; raises
+    OSError.
 
-    The data goes to a temporary file in the same directory, reaches the disk, and takes the name's place in one step.
-    What is not a file, such as /dev/stdout or a pipe, is not replaced: the data is written to it.
+    The data goes to a temporary file in the same directory, is flushed to disk, and is renamed in one step.
+    Anything that is not a file, such as /dev/stdout or a pipe, is not replaced: the data is written to it.
     """
     if is_no_file(path):
         _append(path, data)
@@ -42,7 +43,7 @@ def atomic_write_json(path: Path, document: Any, *, indent: int | None = 2) -> N
 
 
 def _append(path: Path, data: bytes) -> None:
-    """Writes to what is there; an open file named by /dev/stdout keeps what was printed before."""
+    """Writes to an existing target; an open file named by /dev/stdout keeps its earlier content."""
     sys.stdout.flush()
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
     try:
@@ -53,7 +54,7 @@ def _append(path: Path, data: bytes) -> None:
 
 
 def _finite(value: Any, name: str, missing: list[str]) -> Any:
-    """The value with None for what is not finite, whose names are added to ``missing``."""
+    """The value with None for numbers that are not finite; adds their names to ``missing``."""
     if isinstance(value, dict):
         return {key: _finite(item, f"{name}.{key}" if name else str(key), missing) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -65,7 +66,7 @@ def _finite(value: Any, name: str, missing: list[str]) -> Any:
 
 
 def write_durably(path: Path, data: bytes) -> None:
-    """Writes a file in place and returns once the disk has it; raises OSError."""
+    """Writes a file in place and returns once it is on disk; raises OSError."""
     with open(path, "wb") as file:
         file.write(data)
         file.flush()

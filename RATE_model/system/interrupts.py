@@ -1,12 +1,11 @@
-"""Signals that ask a process to stop, obeyed within seconds wherever it is, with the exit code that shells expect.
+"""Signals that ask a process to stop. They take effect within seconds, with the exit code that shells expect.
 
-A process goes through three phases. While modules are imported there is nothing to tidy up: it ends at once
-(`quit_on_signals`, which `script` calls). Inside a script's main a signal becomes an exception, so that files are
-closed and temporary ones removed (`raising_interrupts`). While a model is trained the signal is noted, and whoever
-works through many small steps asks between two of them whether to stop (`Interrupts`, `stop_if_asked`), so that the
-state can be saved first.
+A process goes through three phases. While modules are imported there is nothing to clean up, so it ends at once
+(`quit_on_signals`, which `script` calls). Inside a script's main a signal becomes an exception, so files are closed and
+temporary ones removed (`raising_interrupts`). During training the signal is only recorded; code that works through many
+small steps asks between two of them whether to stop (`Interrupts`, `stop_if_asked`), so the state can be saved first.
 
-Nothing here imports more than Python itself: scripts call it before anything else.
+Imports nothing beyond Python's standard library: scripts call it before anything else.
 """
 
 import _thread
@@ -26,11 +25,11 @@ SIGNALS = tuple(
 )  # schedulers announce the end of a job with the last two
 
 SIGNAL_CODES = tuple(128 + getattr(signal, name) for name in SIGNALS)
-"""Exit codes of a process that such a signal has stopped."""
+"""Exit codes of a process stopped by such a signal."""
 
 
 class RaisedBySignal(BaseException):
-    """What a signal's handler raises: `keep_raising` sees to it that it is not lost."""
+    """Raised by a signal's handler; `keep_raising` makes sure it is not lost."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
@@ -38,11 +37,11 @@ class RaisedBySignal(BaseException):
 
 
 class Interrupted(RaisedBySignal, KeyboardInterrupt):
-    """A signal asked to stop. Like Ctrl-C's exception, it is caught by no ``except Exception``."""
+    """A signal asked to stop. Like the exception of Ctrl-C, it is not caught by ``except Exception``."""
 
 
 def exit_code(interruption: KeyboardInterrupt) -> int:
-    """128 + the signal's number, as shells have it."""
+    """128 + the signal's number, as in shells."""
     return 128 + signal.Signals[signal_name(interruption)]
 
 
@@ -52,9 +51,9 @@ def signal_name(interruption: KeyboardInterrupt) -> str:
 
 
 def quit_on_signals() -> None:
-    """From now on end the process at once, with one line instead of a traceback from the middle of an import.
+    """From now on a signal ends the process at once, with one line instead of a traceback from the middle of an import.
 
-    The same goes for imports that fail because there is too little memory.
+    The same holds for imports that fail for lack of memory.
     """
 
     def quit_now(name: str) -> None:
@@ -66,7 +65,8 @@ def quit_on_signals() -> None:
 
 
 def _report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """What nothing has caught: where the machine has too little of something for an import, a line and status 2."""
+    """Handles uncaught errors: if the machine lacks a resource for an import, prints one line and exits with status
+    2."""
     said = str(error).partition("\n")[0]
     if isinstance(error, MemoryError) or re.search("cannot allocate memory|failed to map segment|Too many open", said):
         os.write(2, f"error: cannot start, too few resources ({said or kind.__name__}); raise the limits\n".encode())
@@ -76,7 +76,7 @@ def _report(kind: type[BaseException], error: BaseException, trace: TracebackTyp
 
 @contextmanager
 def raising_interrupts() -> Iterator[None]:
-    """Inside, a signal raises Interrupted in the main thread, wherever that is; other threads learn it if they ask."""
+    """Inside, a signal raises Interrupted in the main thread, whatever it is doing; other threads can ask."""
     global _raised
 
     def interrupt(name: str) -> None:
@@ -96,7 +96,7 @@ class Interrupts:
     """Context manager that turns signals into a request to stop at the next opportunity.
 
     ``requested`` is None or the name of the first signal. A loop that has saved its state calls ``stop()``, which
-    raises Interrupted; work that has no state of its own calls `stop_if_asked`. A second SIGINT raises Interrupted at
+    raises Interrupted; work without state of its own calls `stop_if_asked`. A second SIGINT raises Interrupted at
     once. The previous handlers return on exit. Outside the main thread, where Python allows no handlers, nothing is
     ever requested.
     """
@@ -132,15 +132,15 @@ class Interrupts:
         os.write(2, f"\n{name}: stopping after this step{hint}\n".encode())  # print() may not be re-entered.
 
 
-# Signals go to a process as a whole, and so does the question whether one came: any thread may ask it.
+# Signals go to a process as a whole, so any thread may ask whether one arrived.
 _innermost: Interrupts | None = None
 _raised: str | None = None
 
 
 def stop_if_asked() -> None:
-    """Raises Interrupted, in any thread, if a signal came inside the innermost `Interrupts`; costs next to nothing.
+    """Raises Interrupted, in any thread, if a signal arrived inside the innermost `Interrupts`; costs almost nothing.
 
-    Also if one was raised in the main thread, which then waits for this one to end.
+    Also if one was raised in the main thread, which then waits for this thread to end.
     """
     if _innermost is not None:
         _innermost.stop()
@@ -149,31 +149,31 @@ def stop_if_asked() -> None:
 
 
 def received() -> str | None:
-    """The signal that this process was sent inside `Interrupts` or `raising_interrupts`; for any thread."""
+    """The signal sent to this process inside `Interrupts` or `raising_interrupts`; for any thread."""
     return _raised if _innermost is None else _innermost.requested or _raised
 
 
 def request(name: str) -> None:
-    """As if this process had been sent a signal, unless it was sent one already; for any thread."""
+    """Act as if this process had received a signal, unless it already has one; for any thread."""
     if received() is not None:
         return
     if _innermost is not None:
         _innermost._note(name)
     else:
-        signal.pthread_kill(threading.main_thread().ident or 0, getattr(signal, name))  # wakes it where it waits
+        signal.pthread_kill(threading.main_thread().ident or 0, getattr(signal, name))  # wakes it if it is waiting
 
 
 def keep_raising() -> Callable[[], None]:
-    """Let no handler's exception be lost; returns a function that undoes this.
+    """Make sure no handler's exception is lost; returns a function that undoes this.
 
-    A handler runs between any two steps of Python, those of a finalizer or of a weak reference's callback among them,
-    from which Python can pass no exception on: it prints and forgets it. The signal is then sent again, a little later.
+    A handler runs between any two steps of Python, including those of finalizers and weak reference callbacks, where
+    Python cannot propagate an exception: it prints and drops it. The signal is then sent again a little later.
     """
     before = sys.unraisablehook
 
     def hook(lost: Any) -> None:
         if isinstance(lost.exc_value, RaisedBySignal):
-            # Not threading.Thread: the finalizer may have interrupted what holds that module's locks.
+            # Not threading.Thread: the finalizer may have interrupted code that holds that module's locks.
             _thread.start_new_thread(_send_again, (lost.exc_value.name,))
         else:
             before(lost)
@@ -191,9 +191,9 @@ def _send_again(name: str) -> None:
 
 
 def _install(action: Callable[[str], None]) -> Callable[[], None]:
-    """Sends all signals to ``action``; returns a function that brings the handlers before back.
+    """Sends all signals to ``action``; returns a function that restores the previous handlers.
 
-    Only the main thread can: in others nothing happens.
+    Only the main thread can do this; in others nothing happens.
     """
     if threading.current_thread() is not threading.main_thread():
         return _do_nothing
@@ -210,7 +210,7 @@ def _install(action: Callable[[str], None]) -> Callable[[], None]:
     for name in SIGNALS:
         number = getattr(signal, name)
         if name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN:
-            continue  # nohup: the process is to outlive its terminal
+            continue  # nohup: the process should outlive its terminal
         previous[number] = signal.signal(number, handle)
 
     def restore() -> None:

@@ -1,7 +1,6 @@
-"""When training moves on to longer trajectories, and when it is over.
+"""Decides when training moves on to longer trajectories, and when it ends.
 
-A stage is a number of segments. A position (stage, epoch, batch) and the state kept
-here are all that resuming needs.
+A stage is a number of segments. A position (stage, epoch, batch) and the state kept here suffice to resume.
 """
 
 import re
@@ -15,11 +14,11 @@ from RATE_model.errors import UserError
 
 
 def parse_stages(texts: Sequence[str], last: int, *, flag: str) -> list[tuple[int, int]]:
-    """Segments and epochs of stages that are written SEGMENTS:EPOCHS, as 1:40.
+    """Segments and epochs of stages written as SEGMENTS:EPOCHS, such as 1:40.
 
     Raises:
-        UserError: a text is not of that form, or segments do not grow from stage to stage and to the `last`; it names
-            the flag.
+        UserError: the text has another form, or segments do not grow from stage to stage up to the `last`; the message
+            names the flag.
     """
     stages = []
     for text in texts:
@@ -39,7 +38,7 @@ def parse_stages(texts: Sequence[str], last: int, *, flag: str) -> list[tuple[in
 
 @dataclass
 class FixedStages:
-    """Every stage lasts its number of `epochs`; a single stage is training without a curriculum."""
+    """Every stage lasts its number of `epochs`; a single stage means training without a curriculum."""
 
     stages: Sequence[int]
     epochs: Sequence[int]
@@ -48,7 +47,7 @@ class FixedStages:
 
     @property
     def segments(self) -> int:
-        """Segments of the present stage."""
+        """Segments of the current stage."""
         return self.stages[self.index]
 
     @property
@@ -58,7 +57,7 @@ class FixedStages:
 
     @property
     def epochs_of_stage(self) -> int | None:
-        """Epochs of the present stage."""
+        """Epochs of the current stage."""
         return self.epochs[self.index]
 
     @property
@@ -68,20 +67,21 @@ class FixedStages:
 
     @property
     def annealing(self) -> bool:
-        """Whether the learning rate should start to decay now; its schedule is fixed beforehand here."""
+        """Whether the learning rate should start to decay now; here its schedule is fixed beforehand."""
         return False
 
     def after_batch(self, metrics: Mapping[str, Tensor]) -> None:
-        """Batches decide nothing."""
+        """Batches do not matter."""
 
     def after_epoch(self) -> None:
-        """Count an epoch; the last of a stage ends it. The last stage keeps its count: it may be given more epochs."""
+        """Count an epoch; the last epoch of a stage ends it. The last stage keeps its count, since epochs may be
+        added."""
         self.epochs_done += 1
         if self.epochs_done >= self.epochs[self.index] and self.index + 1 < len(self.stages):
             self.index, self.epochs_done = self.index + 1, 0
 
     def state_dict(self) -> dict[str, Any]:
-        """What changes."""
+        """The changing state."""
         return {"index": self.index, "epochs_done": self.epochs_done}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -93,8 +93,8 @@ class FixedStages:
 class AdaptiveStages:
     """A stage ends when it is solved: `metric` was 1 for `streak` batches in a row; or, unsolved, after `max_batches`.
 
-    After the last stage the learning rate is annealed over `anneal_batches` batches: without it, what was learned
-    about lengths beyond the training data was seen to be lost again. `solved` tells whether all stages were.
+    After the last stage the learning rate is annealed over `anneal_batches` batches; without that, runs were seen to
+    lose what they had learned about lengths beyond the training data. `solved` tells whether all stages were.
     """
 
     stages: Sequence[int]
@@ -110,7 +110,7 @@ class AdaptiveStages:
 
     @property
     def segments(self) -> int:
-        """Segments of the present stage."""
+        """Segments of the current stage."""
         return self.stages[self.index]
 
     @property
@@ -120,7 +120,7 @@ class AdaptiveStages:
 
     @property
     def epochs_of_stage(self) -> int | None:
-        """None: epochs decide nothing."""
+        """None: epochs do not matter."""
         return None
 
     @property
@@ -134,7 +134,7 @@ class AdaptiveStages:
         return self.anneal_left is not None
 
     def after_batch(self, metrics: Mapping[str, Tensor]) -> None:
-        """Count one batch with these metrics, a number each."""
+        """Count one batch with these metrics, one number each."""
         if self.anneal_left is not None:
             self.anneal_left -= 1
             return
@@ -150,10 +150,10 @@ class AdaptiveStages:
             self.anneal_left = self.anneal_batches
 
     def after_epoch(self) -> None:
-        """Epochs decide nothing."""
+        """Epochs do not matter."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What changes."""
+        """The changing state."""
         return {name: getattr(self, name) for name in ("index", "row", "batches_done", "anneal_left", "solved")}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

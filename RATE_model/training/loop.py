@@ -1,10 +1,10 @@
 """The training loop of every environment: stages, epochs, logging, validation, evaluation, checkpoints, interruptions.
 
-A run that is interrupted at any point and resumed goes through the same states as one that never was: all that later
-batches depend on is in a checkpoint, and checkpoints are taken between batches.
+A run that is interrupted at any point and resumed passes through the same states as an uninterrupted one: a checkpoint
+contains everything that later batches depend on, and checkpoints are taken between batches.
 
-Processes that train together go through this side by side (see `system.distributed`): what they measure is of all of
-them, so that each decides the same; the first one logs and saves.
+Processes that train together run this loop side by side (see `system.distributed`). Measurements cover all of them, so
+each makes the same decisions; the first one logs and saves.
 """
 
 import math
@@ -45,18 +45,18 @@ FINAL, BEST = "final", "best"
 
 
 class Fit:
-    """Trains one run from wherever it stands to its end.
+    """Trains one run from its current position to its end.
 
     Args:
         trainer: model, optimizer, schedule.
-        curriculum: which stages there are and when each ends.
+        curriculum: the stages, and when each ends.
         data: the windows of a stage.
         run: an open run; if it has a checkpoint, training continues there.
-        tracker: where metrics go.
-        seed: of the order of batches.
-        evaluate: called at checkpoints and at the end; must leave torch's global random state alone.
+        tracker: receives the metrics.
+        seed: for the order of batches.
+        evaluate: called at checkpoints and at the end; must not touch torch's global random state.
         interrupts: asked between batches whether to stop.
-        flags: of the run, as in its config.yaml; checkpoints hold them too.
+        flags: the run's, as in its config.yaml; checkpoints contain them too.
     """
 
     def __init__(
@@ -76,13 +76,13 @@ class Fit:
         self.run, self.tracker, self.seed = run, tracker, seed
         self.evaluate, self.interrupts = evaluate, interrupts
         self.options, self.flags = trainer.options, flags or {}
-        # Position: `batch` batches of epoch `epoch` of the present stage are done.
+        # Position: `batch` batches of epoch `epoch` of the current stage are done.
         self.epoch = self.batch = self.epochs_done = 0
-        # Wall-clock time spent training by earlier starts of the run, and when this one began.
+        # Wall-clock training time of earlier starts of the run, and when this one began.
         self.seconds, self._started = 0.0, time.perf_counter()
         self._best = float("inf")
-        self._best_step = -1  # of the checkpoint that was the best one
-        # The check point (of `_check_point`) that a signal interrupted; it comes first when the run goes on.
+        self._best_step = -1  # of the best checkpoint
+        # The checkpoint work (`_check_point`) that a signal interrupted; it comes first when the run continues.
         self._due: dict[str, Any] | None = None
         self._pending: list[dict[str, Tensor]] = []
         self._saved_at = time.monotonic()
@@ -90,20 +90,20 @@ class Fit:
             self._resume(run.checkpoint)
 
     def __call__(self) -> dict[str, Any]:
-        """`_train_to_the_end`; training that diverged says how to go on."""
+        """`_train_to_the_end`; if training diverges, the error says how to continue."""
         try:
             return self._train_to_the_end()
         except TrainingDiverged as error:
             raise TrainingDiverged(f"{error}. {self._way_out()}") from error
 
     def _train_to_the_end(self) -> dict[str, Any]:
-        """Train to the end; the result of the last validation and evaluation, also in eval/final.json.
+        """Train to the end; returns the result of the final validation and evaluation, also written to eval/final.json.
 
         Raises:
             Interrupted: a signal asked to stop; the state is saved.
             TrainingDiverged: loss or gradient became NaN or infinite.
         """
-        was_finished = self.curriculum.finished and self._due is None  # then its last checkpoint is there
+        was_finished = self.curriculum.finished and self._due is None  # then its last checkpoint exists
         if self._due is not None and not self.curriculum.finished:
             self._check_point(**self._due)
         while not self.curriculum.finished:
@@ -163,7 +163,7 @@ class Fit:
                 if ended:
                     self.epochs_done += 1
                     self.curriculum.after_epoch()
-                # Before a checkpoint is taken: it must not place the next stage where this one ended.
+                # Before a checkpoint: it must not record the next stage at the position where this one ended.
                 if changed := self.curriculum.segments != segments:
                     self._log(segments)
                     self.epoch = self.batch = 0
@@ -173,7 +173,7 @@ class Fit:
                 elif not changed and self.options.ckpt_batches and self.batch % self.options.ckpt_batches == 0:
                     self._check_point(segments, f"epoch_{self.epochs_done + 1:04d}_batch_{self.batch:06d}")
                 if changed:
-                    self._best = float("inf")  # losses of different stages do not compare
+                    self._best = float("inf")  # losses of different stages are not comparable
                 if changed or self.curriculum.finished:
                     return
                 self._pause_if_asked()
@@ -213,7 +213,8 @@ class Fit:
 
     @contextmanager
     def _saved_if_interrupted(self, segments: int, name: str) -> Iterator[None]:
-        """What is left inside because of a signal is done first when the run goes on: it is short of one checkpoint."""
+        """Work inside that a signal interrupts is done first when the run continues, because its checkpoint is
+        missing."""
         try:
             yield
         except Interrupted:
@@ -228,7 +229,7 @@ class Fit:
         return self._best < best
 
     def _pause_if_asked(self) -> None:
-        """Between batches: save when it is time, and stop when a signal asked for it."""
+        """Between batches: save if it is time, and stop if a signal asked for it."""
         name = distributed.signal_anywhere(None if self.interrupts is None else self.interrupts.requested)
         late = time.monotonic() - self._saved_at > 60 * self.options.save_minutes
         if name is not None or distributed.any_of(late):
@@ -237,10 +238,11 @@ class Fit:
             raise Interrupted(name)
 
     def _log(self, segments: int) -> float:
-        """Averages of the batches since the last line, all of one stage; returns that of the loss, NaN for no batch.
+        """Log averages of the batches since the last line, all of one stage; returns the mean loss, NaN without
+        batches.
 
-        Here training reads from the device, and nowhere else but for an adaptive curriculum, which looks at one number
-        a batch.
+        Only here does training read from the device, apart from an adaptive curriculum, which reads one number
+        per batch.
         """
         if not self._pending:
             return math.nan
@@ -264,7 +266,8 @@ class Fit:
             return distributed.together(lambda: evaluate(self.trainer.model, final))[0]
 
     def _save(self, *, best: bool = False) -> None:
-        """A checkpoint of everything that the next batch depends on. Saved again, the best one stays the best."""
+        """A checkpoint of everything that the next batch depends on. If the best one is saved again, it stays the
+        best."""
         self._check_finite()
         self.trainer.check_same()
         if best:
@@ -302,12 +305,12 @@ class Fit:
         )
 
     def _fingerprint(self) -> str:
-        """Of the present stage's training data: paths may change when a run is resumed, what they hold may not."""
+        """The fingerprint of the stage's training data: paths may change when a run is resumed, the content may not."""
         training, _ = self.data(self.curriculum.segments)
         return training.fingerprint
 
     def _check_finite(self) -> None:
-        """Raise `TrainingDiverged` rather than save, or measure, a model that is lost."""
+        """Raise `TrainingDiverged` instead of saving or measuring a diverged model."""
         self.trainer.check_finite()
         if what := not_finite(self.trainer.model, self.trainer.optimizer):
             raise TrainingDiverged(f"the {what} are not finite after optimizer step {self.trainer.step}")
@@ -324,7 +327,7 @@ class Fit:
         )
 
     def _resume(self, path: Path) -> None:
-        """Take up the run's checkpoint."""
+        """Continue from the run's checkpoint."""
         weights, state = load_to_resume(path, self.trainer.model)
         planned = self.trainer.schedule.decay_start
         try:
@@ -336,10 +339,10 @@ class Fit:
             self._best, self.seconds = float(state["best"]), float(state["seconds"])
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise unusable(path, error) from None
-        if planned is not None:  # it follows from the flags, which may have another warm-up under another name
+        if planned is not None:  # it follows from the flags, which may set another warm-up under another name
             self.trainer.schedule.decay_start = planned
         known, now = str(state["data"]), self._fingerprint()
-        if known not in (now, now.partition(":")[0]):  # older ones say nothing of the observations
+        if known not in (now, now.partition(":")[0]):  # older ones do not cover the observations
             raise UserError(
                 f"{self.run.directory} was trained on other data than is there now; give it its own, or begin a new "
                 "run with --overwrite true or another --text"
@@ -353,15 +356,15 @@ class Fit:
             finish_save(path, tag=BEST if state["is_best"] else None)
 
 
-# What a checkpoint must hold for training to continue.
+# What a checkpoint must contain for training to continue.
 _RESUMED = ["trainer", "curriculum", "data", "position", "pending", "best", "is_best", "seconds", "metrics_position"]
 
 
 def load_to_resume(path: Path, model: Agent) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """As `load_checkpoint`, for training that is to go on with this model.
+    """`load_checkpoint` for training that continues with this model.
 
     Raises:
-        UserError: the checkpoint is damaged, of another model, not finite, or one that training cannot continue from.
+        UserError: the checkpoint is damaged, of another model, not finite, or not one that training can continue from.
     """
     weights, state = load_checkpoint(path)
     if "memory" not in state:

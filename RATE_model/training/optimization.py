@@ -19,9 +19,9 @@ def make_optimizer(
     decay_all: bool = False,
     auxiliary: nn.Module | None = None,
 ) -> torch.optim.AdamW:
-    """AdamW with weight decay on the matrices of linear maps and convolutions, and on nothing else.
+    """AdamW with weight decay on the matrices of linear layers and convolutions only.
 
-    Biases, norms, embeddings, memory tokens and relative-position biases are not decayed, unless `decay_all`, the
+    Biases, norms, embeddings, memory tokens and relative-position biases are not decayed, except with `decay_all`, the
     published training. Heads of `auxiliary` objectives are not decayed.
     """
     heads = [] if auxiliary is None else [{"params": list(auxiliary.parameters()), "weight_decay": 0.0}]
@@ -37,7 +37,8 @@ def make_optimizer(
 
 
 def not_finite(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> str | None:
-    """What of a model, and of its optimizer's state, is infinite or NaN, in words; None where everything is finite."""
+    """The tensors of a model and of its optimizer's state that are infinite or NaN, in words; None if all are
+    finite."""
     state = [] if optimizer is None else [value for held in optimizer.state.values() for value in held.values()]
     for what, values in (("weights", model.state_dict().values()), ("state of the optimizer", state)):
         finite = [value.isfinite().all() for value in values if torch.is_tensor(value)]
@@ -50,8 +51,8 @@ def not_finite(model: nn.Module, optimizer: torch.optim.Optimizer | None = None)
 class Schedule:
     """The learning rate as a fraction of its peak: linear warm-up, a plateau, decay to an end value, then constant.
 
-    With `decay_start` None the plateau lasts until `start_decay` is called. It never rises again after that: a warm-up
-    that is not over by then ends where it is.
+    If `decay_start` is None, the plateau lasts until `start_decay` is called. The rate never rises after that: an
+    unfinished warm-up ends where it is.
     """
 
     warmup_steps: int
@@ -62,7 +63,7 @@ class Schedule:
     tokens = 0  # environment steps trained on; other schedules count them
 
     def count(self, tokens: int) -> None:
-        """After an optimizer step on this many environment steps: they decide nothing here."""
+        """Called after an optimizer step on this many environment steps, which do not matter here."""
 
     def factor(self, step: int) -> float:
         """The fraction at optimizer step `step`, counted from 0."""
@@ -76,7 +77,7 @@ class Schedule:
         return min(reached, 1 + (self.end_factor - 1) * progress)
 
     def start_decay(self, step: int) -> None:
-        """Begin the decay at this step, once."""
+        """Start the decay at this step; further calls do nothing."""
         if self.decay_start is None:
             self.decay_start = step
 
@@ -86,7 +87,7 @@ class RisingCosine:
     """The published cosine, a function of the environment steps trained on.
 
     It is not clipped when they exceed `final_tokens`: the rate rises again, and falls again. And it was set after each
-    step: the first of all is taken at the peak rate.
+    step, so the very first step uses the peak rate.
     """
 
     warmup_tokens: int
@@ -100,7 +101,7 @@ class RisingCosine:
         self.tokens += tokens
 
     def factor(self, step: int) -> float:
-        """The fraction of the peak for the next optimizer step."""
+        """The learning rate of the next optimizer step, as a fraction of the peak."""
         if step == 0:
             return 1.0
         if self.tokens < self.warmup_tokens:
@@ -109,7 +110,7 @@ class RisingCosine:
         return max(self.end_factor, 0.5 * (1 + math.cos(math.pi * progress)))
 
     def start_decay(self, step: int) -> None:
-        """Nothing begins: the decay is a function of environment steps."""
+        """Does nothing: the decay is a function of environment steps."""
 
 
 def late_linear(
@@ -123,13 +124,13 @@ def late_linear(
 ) -> Schedule:
     """The published linear decay.
 
-    It begins with the epoch after the one in which as many batches as `warmup_steps` are over, and is made for as many
-    optimizer steps as all epochs have batches times segments, however many they make.
+    It starts with the epoch after the one in which `warmup_steps` batches are over, and assumes as many optimizer steps
+    as all epochs have batches times segments, however many there really are.
 
     Args:
-        batches, epochs: of an epoch, and of training, for every stage.
+        batches, epochs: per epoch and in training, for every stage.
         steps_per_batch: optimizer steps, in the first stage.
-        segments: of a trajectory.
+        segments: per trajectory.
         warmup_steps: of linear warm-up, in optimizer steps.
         end_factor: where the decay would end.
     """
@@ -140,8 +141,8 @@ def late_linear(
 
 @torch.no_grad()
 def initialise_as_published(model: Agent) -> None:
-    """Draw a fresh model's initial weights as the published code does: all layers by PyTorch's defaults, and
-    whatever a memory does beside them."""
+    """Draw a fresh model's initial weights as the published code does: PyTorch's defaults for all layers, and the
+    memory's own rule for its other parameters."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             module.reset_parameters()

@@ -1,13 +1,13 @@
-"""The state that a window of steps begins with, kept from an earlier pass over its episode (R2D2).
+"""Initial states of windows, stored from an earlier pass over their episode (R2D2).
 
-Kapturowski et al. 2019, "Recurrent experience replay in distributed reinforcement learning": a window that begins in
-the middle of an episode begins with a stored state, and its first steps, the burn-in, only bring it up to date.
+Kapturowski et al. 2019, "Recurrent experience replay in distributed reinforcement learning": a window from the middle
+of an episode starts with a stored state, and its first steps, the burn-in, only bring that state up to date.
 
     episode    0 1 2 3 4 5 6 7 8 9 ...
     pass over  [0 1 2 3 4 5]            leaves the states before steps 3 and 6, where segments of K = 3 end
-    window           [3 4 5 6 7 8]      begins with the first of them, whenever it is drawn later
+    window           [3 4 5 6 7 8]      starts with the first of them, whenever it is drawn later
 
-States are of the parameters of their time, and as training left them: with its dropout, noise and mirrored images.
+States belong to the parameters of their time, and to training: with its dropout, noise and mirrored images.
 """
 
 from collections.abc import Mapping
@@ -27,17 +27,17 @@ MAX_BYTES = 2 * 2**30
 
 
 class StoredStates:
-    """States before the first steps of all windows that do not begin their episode, on the CPU; empty at first.
+    """States before the first steps of all windows that do not start their episode, on the CPU; empty at first.
 
-    A state is kept for every such step and variant of its window (see `Batch.variants`); a later one replaces it.
+    There is one state per such step and variant of its window (see `Batch.variants`); a later one replaces it.
 
     Args:
-        data: the windows, padded at the right.
-        model: whose states are kept.
-        variants: what a batch transform makes of a window.
+        data: the windows, padded on the right.
+        model: the model that produces the states.
+        variants: how many variants of a window a batch transform makes.
 
     Raises:
-        UserError: all states would take more than `MAX_BYTES`, or windows are padded at the left.
+        UserError: all states would take more than `MAX_BYTES`, or windows are padded on the left.
     """
 
     def __init__(self, data: WindowDataset, model: Agent, *, variants: int = 1) -> None:
@@ -45,7 +45,7 @@ class StoredStates:
             raise UserError("--window_state stored: windows are padded at the left, --pad left: use --pad right")
         starts = data.positions
         self._starts = starts  # of all windows
-        self._steps = np.unique(starts[~data.begins])  # a state is kept before each
+        self._steps = np.unique(starts[~data.begins])  # a state is stored before each
         self._variants = variants
         self._row = row = AgentState(model.memory.largest_state(), _no_action(model)).detach()
         count = len(self._steps) * variants
@@ -56,27 +56,28 @@ class StoredStates:
                 f"{count * bytes_per_row / 2**30:.1f} GiB, at most {MAX_BYTES / 2**30:g} are kept: take a smaller "
                 "state (--d_model, and what else the memory hands on), less data, or --window_state initial"
             )
-        # Not filled: of what is never written the system takes no memory.
+        # Not filled: the system allocates no memory for what is never written.
         self._held = row.map(lambda tensor: torch.empty(count, *tensor.shape[1:], dtype=tensor.dtype))
         self._known = torch.zeros(count, dtype=torch.bool)
 
     def begin(self, batch: Batch, rows: slice) -> AgentState | None:
-        """What some rows of a batch begin with: what is stored, or the initial state (all rows: None)."""
+        """The initial states of some rows of a batch: the stored ones, or else the initial memory (for all rows:
+        None)."""
         slots = self._slots(batch, rows, 0)
         known = torch.nonzero((slots >= 0) & self._known[slots]).squeeze(1) if len(self._known) else slots[:0]
         if not len(known):
             return None
         stored = self._held.rows(slots[known])
         stored = replace(stored, memory=stored.memory.trimmed())
-        # A memory may plan on the CPU what it computes elsewhere: every tensor goes to its own device.
+        # A memory may plan on the CPU what it computes elsewhere, so every tensor goes to its own device.
         stored = self._row.map(lambda like, tensor: tensor.to(like.device), stored)
         return replace(stored, begun=known)
 
     def found(self, batch: Batch, rows: slice, step: int, state: AgentState) -> tuple[Tensor, list[Tensor]]:
-        """Of the state of some rows of a batch before this step of their windows what is to be kept, for `keep`."""
+        """Select from the states of some rows before this step of their windows those to store, for `keep`."""
         slots = self._slots(batch, rows, step)
         slots[batch.lengths[rows] < step] = -1  # the trajectory ended before
-        # Of windows that begin together the last one counts.
+        # If windows start together, the last one counts.
         _, last = np.unique(slots.numpy()[::-1], return_index=True)
         last = torch.from_numpy(np.sort(len(slots) - 1 - last))
         last = last[slots[last] >= 0]
@@ -88,14 +89,14 @@ class StoredStates:
         return slots[last], list(tensors)
 
     def keep(self, found: tuple[Tensor, list[Tensor]]) -> None:
-        """Keep what was found, where windows begin."""
+        """Store what was found, where windows start."""
         slots, tensors = found
         for held, new in zip(self._held.tensors() if len(slots) else (), tensors, strict=True):
             held.index_copy_(0, slots, new)
         self._known[slots] = True
 
     def _slots(self, batch: Batch, rows: slice, step: int) -> Tensor:
-        """Where states before a step of windows are kept, (b,) int64; -1: nowhere, as no window begins there."""
+        """The slots of states before a step of windows, (b,) int64; -1: none, because no window starts there."""
         wanted = self._starts[batch.indices[rows].numpy()] + step
         slots = np.searchsorted(self._steps, wanted)
         found = np.append(self._steps, -1)[slots] == wanted
@@ -103,7 +104,7 @@ class StoredStates:
         return torch.from_numpy(np.where(found, slots * self._variants + variant, -1))
 
     def state_dict(self) -> dict[str, Any]:
-        """All that is known."""
+        """Everything stored."""
         slots = torch.nonzero(self._known).squeeze(1)
         return {"slots": slots, "tensors": self._held.rows(slots).tensors()}
 
@@ -117,7 +118,7 @@ class StoredStates:
 
 
 def _no_action(model: Agent) -> Tensor:
-    """Room for the last action of one row."""
+    """A slot for the last action of one row."""
     spec = model.spec
     if spec.continuous:
         return torch.zeros(1, spec.num_actions, device=model.device)

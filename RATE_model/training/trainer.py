@@ -1,4 +1,4 @@
-"""One optimizer step after another: a batch of trajectories in, parameters changed, metrics out."""
+"""Optimizer steps: a batch of trajectories in, changed parameters and metrics out."""
 
 import itertools
 import json
@@ -22,11 +22,11 @@ from RATE_model.system.precision import autocast
 from RATE_model.training.optimization import RisingCosine, Schedule, make_optimizer
 from RATE_model.training.stored_states import StoredStates
 
-# Steps of a window of trajectories, counted from its beginning, and the states before them.
+# Steps of a window of trajectories, counted from its start, and the states before them.
 _Left = list[tuple[int, AgentState]]
 
 
-# (logits (B, T, A), batch) -> scalars of the batch, on the device: means over its trajectories, or `Share`.
+# (logits (B, T, A), batch) -> batch metrics on the device: means over its trajectories, or `Share`.
 BatchMetrics = Callable[[Tensor, Batch], Mapping[str, Tensor | Share]]
 
 
@@ -39,15 +39,15 @@ class TrainingDiverged(RunError):
 
 
 def accuracy(logits: Tensor, batch: Batch) -> dict[str, Tensor | Share]:
-    """Share of valid steps whose most probable action is the one to be learned (discrete actions)."""
+    """Share of valid steps whose most probable action is the target (discrete actions)."""
     right = (logits.argmax(-1) == batch.targets) & batch.valid
     return {"train_accuracy": Share(right.sum(), batch.valid.sum())}
 
 
 def last_steps_right(logits: Tensor, batch: Batch, count: int) -> Tensor:
-    """Share of trajectories whose most probable actions at the last `count` steps are all those to be learned.
+    """Share of trajectories whose most probable actions at all of the last `count` steps are the targets.
 
-    Of trajectories that are padded at the right; one of fewer steps counts with all it has.
+    For trajectories padded on the right; shorter ones count with all their steps.
     """
     right = logits.argmax(-1) == batch.targets
     ends = batch.lengths.to(logits.device, non_blocking=True)[:, None]
@@ -56,52 +56,53 @@ def last_steps_right(logits: Tensor, batch: Batch, count: int) -> Tensor:
 
 
 def window_steps(options: TrainOptions, context_length: int) -> int | None:
-    """Environment steps of a gradient window, of `bptt_segments + 1` segments; None: a whole trajectory."""
+    """Environment steps per gradient window of `bptt_segments + 1` segments; None: a whole trajectory."""
     return None if options.bptt_segments < 0 else context_length * (options.bptt_segments + 1)
 
 
 def optimizer_steps(options: TrainOptions, context_length: int, steps: int) -> int:
-    """Optimizer steps that a batch of trajectories of `steps` environment steps makes."""
+    """Optimizer steps per batch of trajectories of `steps` environment steps."""
     window = window_steps(options, context_length)
     return 1 if window is None else -(-steps // window)
 
 
 def without_burn_in(batch: Batch, steps: int) -> Batch:
-    """The batch whose `valid` leaves out the first `steps` of every window that does not begin its episode.
+    """The batch with the first `steps` of every window masked in `valid`, except in windows that start an episode.
 
-    R2D2 burns in every window. A window that begins an episode needs none: its state is the true one, and without loss
-    there nothing would ever be learned of the first steps of episodes.
+    R2D2 burns in every window. A window at the start of an episode does not need it: its state is the true one, and
+    without loss there, the first steps of episodes would never be learned.
     """
     if not steps or batch.begins is None:
         return batch
-    first = batch.valid.int().argmax(dim=1)  # of padding at the left there is no loss anyway
+    first = batch.valid.int().argmax(dim=1)  # padding on the left has no loss anyway
     late = torch.arange(batch.valid.shape[1]) - first[:, None] >= steps
     return replace(batch, valid=batch.valid & (batch.begins[:, None] | late))
 
 
 def variants_of(transform: BatchTransform | None) -> int:
-    """How many kinds of windows a batch transform makes of one; without any it stays as it is."""
+    """How many variants of a window a batch transform makes; 1 without a transform."""
     return 1 if transform is None else transform.variants
 
 
 class Trainer:
     """Holds a model, its optimizer and its schedule, and trains batch by batch.
 
-    A trajectory is cut into windows of `bptt_segments + 1` segments; each makes one optimizer step with gradients
-    through the memory inside the window. So with a fixed `bptt_segments` peak memory does not grow with the trajectory.
-    A gradient window whose steps are all burn-in makes none.
+    A trajectory is cut into windows of `bptt_segments + 1` segments. Each window makes one optimizer step, with
+    gradients
+    through the memory inside the window, so for a fixed `bptt_segments` peak memory does not grow with the trajectory.
+    A gradient window that consists of burn-in makes no step.
 
-    Processes that train together (see `system.distributed`) each hold the same model and get their rows of every batch.
-    Before an optimizer step gradients, loss and whatever decides are summed over all of them in one message.
+    Processes that train together (see `system.distributed`) hold the same model and get their rows of every batch.
+    Before an optimizer step, gradients, loss and everything that decides are summed over all of them in one message.
 
     Args:
         model: on its device.
         options: see `TrainOptions`.
         schedule: of the learning rate, per optimizer step.
-        metrics: computed from every batch beside loss, gradient norm and learning rate.
-        transform: what every batch goes through first, on the model's device; draws from torch's global generator.
-        auxiliary: objectives beside behaviour cloning, on the model's device; their losses are metrics.
-        crash_directory: where a batch that makes the loss not finite is recorded.
+        metrics: computed from every batch, besides loss, gradient norm and learning rate.
+        transform: applied to every batch first, on the model's device; draws from torch's global generator.
+        auxiliary: objectives besides behaviour cloning, on the model's device; their losses are metrics.
+        crash_directory: where to record a batch whose loss is not finite.
     """
 
     def __init__(
@@ -125,7 +126,7 @@ class Trainer:
             auxiliary=auxiliary,
         )
         self.auxiliary = auxiliary
-        self._parameters = model.ordered_parameters()  # in one order always: gradients' norms are added up in it
+        self._parameters = model.ordered_parameters()  # in a fixed order, in which gradient norms are summed
         distributed.broadcast(list(model.state_dict().values()))
         if auxiliary is not None:
             self._parameters += list(auxiliary.parameters())
@@ -135,14 +136,14 @@ class Trainer:
         self._crash_directory = crash_directory
         if options.compile:
             model.memory.compile()
-        # Where training stands (stage, epoch, batch), for the record of a crash.
+        # The position (stage, epoch, batch), for crash records.
         self.position: dict[str, int] = {}
         self._unchecked: tuple[Tensor, int, dict[str, int], Tensor] | None = None
         self._stored: StoredStates | None = None
-        self._resumed: Mapping[str, Any] | None = None  # what a checkpoint held of them
+        self._resumed: Mapping[str, Any] | None = None  # from a checkpoint
 
     def begin_stage(self, data: WindowDataset) -> None:
-        """Before the first batch of these windows, also of a run that goes on with them."""
+        """Call before the first batch of these windows, also when a run continues with them."""
         if self.options.window_state != "stored":
             return
         self._stored = StoredStates(data, self.model, variants=variants_of(self._transform))
@@ -151,19 +152,20 @@ class Trainer:
             self._resumed = None
 
     def end_stage(self) -> None:
-        """Other windows follow: states of these are of no use."""
+        """Other windows follow: the states of these are of no more use."""
         self._stored = self._resumed = None
 
     def train_batch(self, batch: Batch) -> dict[str, Tensor]:
-        """Train on one batch, given on the CPU; scalars on the device: `train_loss`, `grad_norm`, `lr` and the metrics.
+        """Train on one batch, given on the CPU; returns scalars on the device: `train_loss`, `grad_norm`, `lr` and the
+        metrics.
 
         Raises:
             TrainingDiverged: loss or gradient is not finite. On a CPU the parameters are those before the step; on a
-                GPU it is noticed a step later, and before anything is saved.
+                    GPU it is noticed one step later, but before anything is saved.
         """
         self.model.train()
         device = self.model.device
-        valid = batch.valid  # stays on the CPU: it decides which rows run
+        valid = batch.valid  # stays on the CPU, because it decides which rows run
         indices = batch.indices
         batch = without_burn_in(batch, self.options.burn_in)
         learned = batch.valid  # on the CPU; on the device it is the batch's
@@ -177,14 +179,16 @@ class Trainer:
         windows = list(self._windows(valid.shape[1]))
         counts = _counts(learned, windows)
         seen_counts = counts if learned is valid else _counts(valid, windows)
-        none = torch.zeros(1 + len(self._auxiliary_metrics), device=device)  # of actions, then of other objectives
+        none = torch.zeros(
+            1 + len(self._auxiliary_metrics), device=device
+        )  # loss of the actions, then of other objectives
         for window, count, seen in zip(windows, counts, seen_counts, strict=True):
             if not seen:
                 logits.append(torch.zeros(*valid[:, window].shape, self.model.spec.num_actions, device=device))
                 continue
             loss = torch.zeros_like(none)
             window_logits, left = [], []
-            with torch.set_grad_enabled(count > 0):  # without loss the window only brings the state up to date
+            with torch.set_grad_enabled(count > 0):  # without loss, the window only brings the state up to date
                 for number, rows in enumerate(parts):
                     share = float(learned[rows, window].sum()) / max(count, 1)
                     part_loss, part_logits, states[number], passed = self._backward(
@@ -212,7 +216,7 @@ class Trainer:
 
     @property
     def _auxiliary_metrics(self) -> tuple[str, ...]:
-        """What the losses of auxiliary objectives are called."""
+        """The names of the losses of auxiliary objectives."""
         return () if self.auxiliary is None else self.auxiliary.metrics
 
     def _decided(
@@ -221,7 +225,7 @@ class Trainer:
         """Logits, the losses of auxiliary objectives `(A,)`, and the state after some steps.
 
         Args:
-            moment_of: hidden states -> what those objectives look at.
+            moment_of: hidden states -> the input of those objectives.
             inputs, options: of the model.
         """
         if self.auxiliary is None:
@@ -239,7 +243,7 @@ class Trainer:
         return (slice(start, min(start + size, steps)) for start in range(0, steps, size))
 
     def _first_states(self, batch: Batch, parts: list[slice]) -> list[AgentState | None]:
-        """What the trajectories of every part begin with; None: the initial state."""
+        """The initial states of the trajectories of every part; None: the initial memory."""
         if self.options.window_state != "stored":
             return [None] * len(parts)
         if self._stored is None:
@@ -247,7 +251,8 @@ class Trainer:
         return [self._stored.begin(batch, rows) for rows in parts]
 
     def _keep(self, batch: Batch, parts: list[slice], left: list[_Left]) -> None:
-        """Store what a pass over a window left in every part: by step, and in the order of rows, however many parts."""
+        """Store what a pass over a window left in every part, by step and in the order of rows, whatever the number of
+        parts."""
         if self._stored is None:
             return
         found = [
@@ -259,21 +264,21 @@ class Trainer:
                 self._stored.keep(state)
 
     def _burnt_in(self) -> int:
-        """The step before which no gradient flows in windows with a burn-in: its end, or of its last whole segment.
+        """The step before which windows with a burn-in get no gradient: its end, or the end of its last whole segment.
 
-        What is seen at once, as a segment of RATE is, cannot be cut; the rest of the burn-in only carries no loss.
+        A unit that is seen at once, such as a segment of RATE, cannot be cut; the rest of the burn-in just has no loss.
         """
         context = self.model.memory.context
         return self.options.burn_in // context * context
 
     def _borders(self, window: slice) -> list[int]:
-        """Steps of a window, counted from its first, where states are kept or cut."""
+        """Steps of a window, counted from its first, at which states are stored or cut."""
         length, segment = window.stop - window.start, self.model.memory.segment
         borders = set(range(segment, length, segment)) if self._stored is not None else set()
         return sorted(borders | ({self._burnt_in() - window.start} & set(range(1, length))))
 
     def _shown(self, actions: Tensor) -> Tensor:
-        """The past actions that the model sees: the recorded ones, some of them replaced by random ones."""
+        """The past actions that the model sees: the recorded ones, with some replaced by random ones."""
         if not self.options.action_noise:
             return actions
         replaced = torch.rand(actions.shape[:2], device=actions.device) < self.options.action_noise
@@ -291,10 +296,10 @@ class Trainer:
         state: AgentState | None,
         share: float,
     ) -> tuple[Tensor, Tensor, AgentState, _Left]:
-        """Add one part's gradient of one window.
+        """Add the gradient of one part of one window.
 
         Returns:
-            Its share of the losses, of the actions first, logits, the state after the window, and states to be kept.
+            Its share of the losses (actions first), logits, the state after the window, and states to store.
         """
         begins = batch.begins
         inputs = (batch.observations[rows, window], shown[rows, window], batch.rtg[rows, window], valid[rows, window])
@@ -317,7 +322,7 @@ class Trainer:
             )
             loss = cloning_loss(self.model.spec, logits, batch.targets[rows, window], batch.valid[rows, window]) * share
             total = loss if self.auxiliary is None else loss + (self.auxiliary.weights * others).sum() * share
-        if total.requires_grad:  # a part whose rows are all padding in this window has computed nothing
+        if total.requires_grad:  # a part with only padding in this window has computed nothing
             total.backward()
         after = after.detach()
         if self._stored is not None:
@@ -325,7 +330,8 @@ class Trainer:
         return torch.cat([loss[None], others * share]).detach(), logits.detach(), after, passed
 
     def _optimize(self, loss: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """One optimizer step from the gradients that are there; the losses, and the gradient's norm before clipping."""
+        """One optimizer step from the accumulated gradients; returns the losses and the gradient's norm before
+        clipping."""
         if distributed.size() > 1:
             loss = self._add_up_gradients(loss)
         norm = nn.utils.clip_grad_norm_(self._parameters, self.options.grad_norm_clip)
@@ -338,9 +344,10 @@ class Trainer:
         return loss, norm
 
     def _add_up_gradients(self, loss: Tensor) -> Tensor:
-        """Sum gradients over all processes, in one message; the sums of the losses, which are in it too.
+        """Sum gradients over all processes, in one message; returns the sums of the losses, which it includes.
 
-        A process may have computed nothing. A parameter that has no gradient in any of them keeps none: AdamW leaves it
+        A process may have computed nothing. A parameter without a gradient in any process keeps none, and AdamW leaves
+        it
         alone.
         """
         missing = [parameter.grad is None for parameter in self._parameters]
@@ -351,7 +358,7 @@ class Trainer:
         there = 1 - torch.tensor(missing, dtype=loss.dtype).to(loss.device, non_blocking=True)
         flat = distributed.add_up(torch.cat([*parts, there, loss]))
         *gradients, there, loss = flat.split([*map(len, parts), len(parts), len(loss)])
-        # Reading it would make a GPU wait, so it is only done where something is missing here.
+        # Reading this would make a GPU wait, so it is only done if something is missing here.
         found = there.tolist() if any(missing) else [1] * len(parts)
         for parameter, gradient, processes in zip(self._parameters, gradients, found, strict=True):
             parameter.grad = gradient.view_as(parameter) if processes else None
@@ -360,7 +367,7 @@ class Trainer:
     def _guard(self, finite: Tensor, indices: Tensor) -> None:
         """Stop before a step that would spoil the parameters.
 
-        Reading a flag from a GPU at once would make every step wait for it; there, the flag of the step before is read,
+        Reading a flag from a GPU immediately would make every step wait. There, the previous step's flag is read,
         and `check_finite` reads the last one before anything is saved.
         """
         self.check_finite()
@@ -369,7 +376,7 @@ class Trainer:
             self.check_finite()
 
     def check_finite(self) -> None:
-        """Raise `TrainingDiverged` if a step whose flag was not read yet was not finite."""
+        """Raise `TrainingDiverged` if a step whose flag has not been read yet was not finite."""
         if self._unchecked is None:
             return
         finite, step, position, indices = self._unchecked
@@ -385,7 +392,7 @@ class Trainer:
         raise TrainingDiverged(f"loss or gradient is not finite at optimizer step {step}{where}")
 
     def check_same(self) -> None:
-        """Raise `RunError` where processes that train together do not hold the same parameters, bit for bit."""
+        """Raise `RunError` if processes that train together do not hold the same parameters, bit for bit."""
         if distributed.size() == 1:
             return
         sums = torch.stack([parameter.detach().double().sum() for parameter in self._parameters]).tolist()
@@ -398,8 +405,8 @@ class Trainer:
     def validate(self, batches: Iterator[Batch]) -> dict[str, float]:
         """Mean loss over the valid steps of all batches, and mean metrics over their trajectories, in eval mode.
 
-        Windows are burnt in as in training, and begin with the initial state whatever is stored: what is measured
-        depends on the parameters alone.
+        Windows burn in as in training, but always start from the initial state, so the result depends on the
+        parameters alone.
         """
         self.model.eval()
         parts = distributed.together(lambda: self._validate_part(batches))
@@ -442,7 +449,7 @@ class Trainer:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything but the model's parameters that the next steps depend on, of all processes."""
+        """Everything except the model's parameters that the next steps depend on, of all processes."""
         random, *others = distributed.gather(_random_state())
         return {
             "step": self.step,
@@ -456,7 +463,7 @@ class Trainer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict()`; load the model's parameters before."""
+        """Continue from `state_dict()`; load the model's parameters first."""
         self.step = state["step"]
         self.schedule.decay_start = state["decay_start"]
         self.schedule.tokens = state.get("tokens", 0)
@@ -475,7 +482,7 @@ class Trainer:
 
 
 def _random_state() -> dict[str, Any]:
-    """Of torch's global generators: the CPU's and those of GPUs, of which one of several processes has one."""
+    """The states of torch's global generators: the CPU's and the GPUs' (one GPU per process if there are several)."""
     cuda: list[Tensor] = []
     if torch.cuda.is_available():
         cuda = torch.cuda.get_rng_state_all() if distributed.size() == 1 else [torch.cuda.get_rng_state()]
@@ -493,19 +500,19 @@ def _set_random_state(state: Mapping[str, Any]) -> None:
 
 
 def _cut(state: AgentState, rows: Tensor) -> AgentState:
-    """The same state, through whose `rows` `(B,)` bool no gradient flows."""
+    """The same state, with no gradient through `rows` `(B,)` bool."""
     index = torch.nonzero(rows).squeeze(1)
     memory = state.memory
     return replace(state, memory=memory.put(index, memory.rows(index).detach())) if len(index) else state
 
 
 def _counts(chosen: Tensor, windows: Sequence[slice]) -> list[int]:
-    """Steps that are chosen, (B, T) bool, in each window of the whole batch, all processes' shares of it."""
+    """Counts of selected steps, (B, T) bool, in each window of the whole batch, over all processes."""
     return distributed.totals([int(chosen[:, window].sum()) for window in windows])
 
 
 def _weighed(metrics: Mapping[str, Tensor | Share], rows: int) -> dict[str, tuple[Tensor, Tensor]]:
-    """Means and their weights, of a share of a batch with this many trajectories."""
+    """Means and weights for a share of a batch with this many trajectories."""
     weights = {name: value.count if isinstance(value, Share) else rows for name, value in metrics.items()}
     means = _means_here(metrics)
     return {name: (means[name], torch.as_tensor(weight, device=means[name].device)) for name, weight in weights.items()}
@@ -516,18 +523,18 @@ def _means_here(metrics: Mapping[str, Tensor | Share]) -> dict[str, Tensor]:
 
 
 def _means(metrics: Mapping[str, Tensor | Share], rows: int) -> dict[str, Tensor]:
-    """Means over the whole batch, of which this process has this many trajectories."""
+    """Means over the whole batch, from this process's share of this many trajectories."""
     if distributed.size() == 1:
         return _means_here(metrics)
     pairs = torch.stack([torch.stack([*map(Tensor.double, pair)]) for pair in _weighed(metrics, rows).values()])
     means, weights = pairs.unbind(1)
-    sums = torch.where(weights > 0, means * weights, 0.0)  # of nothing the mean is not a number
+    sums = torch.where(weights > 0, means * weights, 0.0)  # the mean of nothing is NaN
     totals, weights = distributed.add_up(torch.stack([sums, weights]))
     return dict(zip(metrics, (totals / weights).unbind(), strict=True))
 
 
 def _merged(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Means and weights, (N,) each, of batches that processes have shares of, each (2, N)."""
+    """Combine means and weights, (N,) each, from the shares that processes have of batches, each (2, N)."""
     if len(parts) == 1:
         return parts[0][0], parts[0][1]
     means, weights = torch.stack(list(parts), 1)
