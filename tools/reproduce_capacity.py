@@ -12,15 +12,12 @@ that fails is left out, with a message.
 import json
 import sys
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":  # started as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # makes the repository importable
-    from RATE_model.system.interrupts import quit_on_signals
-
-    quit_on_signals()  # while the imports below take their seconds
+    import RATE_model.system.script  # noqa: F401  a signal ends it at once while the imports below take their seconds
 
 import numpy as np
 
@@ -33,15 +30,13 @@ from RATE_model.cli.reproduce import (
     final_results,
     made,
     merged,
-    provenance,
     table,
+    training_of,
     write_results,
 )
-from RATE_model.cli.training import check
 from RATE_model.errors import UserError
-from RATE_model.loading import load_model
+from RATE_model.loading import load_agent
 from RATE_model.plots import plot_success_by_length
-from RATE_model.training.checkpoints import resolve_checkpoint
 from TMaze_new.TMaze_new_src.environment import ENVIRONMENT as TMAZE
 from tools.reproduce_leaderboard import bits_recalled
 
@@ -82,28 +77,17 @@ class Options(StudyOptions):
 
 def study(bits: int) -> Study:
     """All models with this many hints."""
-    return Study(
-        script=TMAZE.train_script,
-        settings=(*SETTINGS, "--bits", str(bits)),
-        models=MODELS,
-        read_config=TMAZE.read_config,
-        check=partial(check, TMAZE),
-        prefix=f"multi_cue_{bits}",
-    )
+    return Study.of(TMAZE, (*SETTINGS, "--bits", str(bits)), MODELS, prefix=f"multi_cue_{bits}")
 
 
 def collect(runs: list[Path], bits: int) -> dict[str, Any]:
     """What every seed recalled, and what the model costs."""
-    results, agent = final_results(runs), load_model(resolve_checkpoint(runs[0]))
-    recalled = [result[f"Recalled_T_{LENGTH}"] for result in results]
+    recalled = [result[f"Recalled_T_{LENGTH}"] for result in final_results(runs)]
     return {
         "recalled": recalled,
-        "bits": [bits_recalled(rate, bits) for rate in recalled],
-        "parameters": sum(parameter.numel() for parameter in agent.parameters()),
-        "state_numbers": agent.memory.largest_state().numbers_per_row(),
-        "optimizer_steps": [result["optimizer_steps"] for result in results],
-        "train_seconds": [result["train_seconds"] for result in results],
-        **provenance(runs),
+        "bits": [float(bits_recalled(rate, bits)) for rate in recalled],
+        "state_numbers": load_agent(runs[0]).memory.largest_state().numbers_per_row(),
+        **training_of(runs),
     }
 
 
