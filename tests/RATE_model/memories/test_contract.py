@@ -1,5 +1,6 @@
 """What every memory promises (see `RATE_model.memories.contract`), held for every mode in the table."""
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -41,7 +42,6 @@ CLOSE = dict(rtol=1e-4, atol=1e-5)
 IMAGE = EnvironmentSpec(
     observation_shape=(1, 36, 36), num_actions=3, observation_scale=1 / 255, conv_channels=(4, 4, 4)
 )
-SPECS = {"discrete": VECTOR, "continuous": CONTINUOUS, "images": IMAGE}
 
 # Flags of small memories; one whose flags are not here has those that it comes with.
 SMALL = {
@@ -97,19 +97,31 @@ class Case:
         return agent.eval()
 
 
-def every_case() -> list[Case]:
-    """Every mode with returns and without; modes that come to the same are one case."""
-    cases = [Case.of(mode, condition) for mode in MODES for condition in ("rtg", "none")]
-    cases += [
-        Case.of("TrXL", "rtg", mem_len=60),
-        *(Case.of("RATE", "rtg", arch_mode=arch) for arch in ("TrXL-I", "GTrXL")),
-        Case.of("Bank", "rtg", bank_trained=False),
-        *(Case.of("RATE", "rtg", mrv=valve) for valve in ("CA-1", "G", "LSTM", "FSQ")),
-    ]
+def distinct(cases: Iterable[Case]) -> list[Case]:
+    """Modes that come to the same are one case."""
     named: dict[AgentConfig, Case] = {}
     for case in cases:
         named.setdefault(case.config, case)
     return list(named.values())
+
+
+def cases_with_returns() -> list[Case]:
+    """Every mode, and variants that compute something else."""
+    return distinct(
+        [
+            *(Case.of(mode, "rtg") for mode in MODES),
+            Case.of("TrXL", "rtg", mem_len=60),
+            *(Case.of("RATE", "rtg", arch_mode=arch) for arch in ("TrXL-I", "GTrXL")),
+            Case.of("Bank", "rtg", bank_trained=False),
+            *(Case.of("RATE", "rtg", mrv=valve) for valve in ("CA-1", "G", "LSTM", "FSQ")),
+        ]
+    )
+
+
+def cases_without_returns() -> list[Case]:
+    """The first mode of every memory with each set of fixed flags, and RATE's without tokens and without memory."""
+    first = {(mode.memory, *mode.fixed.items()): name for name, mode in reversed(MODES.items())}
+    return distinct(Case.of(mode, "none") for mode in (*first.values(), "TrXL", "DT"))
 
 
 def inputs_of(spec: EnvironmentSpec, batch: int = 2, steps: int = STEPS, seed: int = 0) -> Inputs:
@@ -177,18 +189,135 @@ class Work(TorchDispatchMode):
         return result
 
 
-class MemoryContract:
+class StepContract:
+    """What a step sees and does: what returns enter as, and so differs with and without them."""
+
+    @torch.no_grad()
+    def test_acting_is_forward_at_every_step(self, case):
+        self.act_as_forward(case, VECTOR, LONG)
+
+    @staticmethod
+    def act_as_forward(case: Case, spec: EnvironmentSpec, steps: int) -> None:
+        agent, inputs = case.agent(spec), inputs_of(spec, 3, steps)
+        expected = logits_of(agent, inputs)
+        assert expected.std() > 1e-3
+        torch.testing.assert_close(play(actor_of(agent, inputs[2]), inputs), expected, **CLOSE)
+
+    @torch.no_grad()
+    def test_a_step_sees_no_later_step_and_not_its_own_action(self, case):
+        agent, inputs = case.agent(), inputs_of(VECTOR)
+        before = logits_of(agent, inputs)
+        for step in (0, 2, K - 1, K, STEPS - 1):
+            for part, first in ((0, step), (1, step + 1), (2, step)):
+                changed = [tensor.clone() for tensor in inputs]
+                changed[part][:, step] = (changed[part][:, step] + 1) % 4 if part == 1 else changed[part][:, step] + 1
+                after = logits_of(agent, changed)
+                assert largest(after[:, :first] - before[:, :first]) < 1e-6, (part, step)
+                if part == 0 or (part == 2 and case.config.sizes.conditioned):
+                    assert largest(after[:, first] - before[:, first]) > 1e-5, (part, step)
+
+    @torch.no_grad()
+    def test_the_last_action_is_seen_if_the_memory_sees_actions(self, case):
+        agent, inputs = case.agent(), inputs_of(VECTOR)
+        actions = inputs[1].clone()
+        actions[:, 1] = (actions[:, 1] + 1) % 4
+        change = largest((logits_of(agent, (inputs[0], actions, inputs[2])) - logits_of(agent, inputs))[:, 2])
+        assert (change > 1e-5) == agent.memory.sees_actions
+
+    @torch.no_grad()
+    def test_an_observation_matters_as_far_as_the_memory_reaches(self, case):
+        agent, inputs = case.agent(), inputs_of(VECTOR, 2, LONG)
+        reach = agent.memory.reach
+        changed = (inputs[0].clone(), *inputs[1:])
+        changed[0][:, 0] += 1
+        seen = (logits_of(agent, changed) - logits_of(agent, inputs)).abs().amax(dim=(0, 2))
+        assert seen[0] > 0
+        if reach is None:
+            assert (seen[:STEPS] > 0).all()
+        else:
+            assert not seen[reach:].any() and reach < LONG or reach >= LONG
+
+    @pytest.mark.parametrize(("side", "spec"), [("left", VECTOR), ("right", CONTINUOUS), ("right", IMAGE)])
+    @torch.no_grad()
+    def test_padding_changes_nothing(self, case, spec, side):
+        agent, inputs = case.agent(spec), inputs_of(spec, 5)
+        valid = self.padding(agent, side)
+        padded = self.spoilt(inputs, valid)
+        logits, state = agent(*padded, valid)
+        assert logits.isfinite().all()
+        for row in range(5):
+            own = take(inputs, slice(row, row + 1), valid[row])
+            if valid[row].any():
+                torch.testing.assert_close(logits[row, valid[row]], logits_of(agent, own)[0], **CLOSE)
+        if side == "left":  # such trajectories go on
+            more = inputs_of(spec, 5, K, seed=1)
+            going, _ = agent(*more, everywhere(more), state)
+            for row in range(5):
+                own = [torch.cat([old[row, valid[row]], new[row]])[None] for old, new in zip(inputs, more, strict=True)]
+                torch.testing.assert_close(going[row], logits_of(agent, own)[0, -K:], **CLOSE)
+
+    @staticmethod
+    def padding(agent: Agent, side: str) -> Tensor:
+        """`valid` of five rows, the last of nothing but padding. At the left it fills what is seen at once."""
+        if side == "right":
+            steps = torch.tensor([STEPS, STEPS - 3, K, 1, 0])
+            return torch.arange(STEPS) < steps[:, None]
+        context = agent.memory.context
+        lead = torch.tensor([0, 1, K + 1, 2 * K, STEPS]) // context * context
+        return torch.arange(STEPS) >= lead[:, None]
+
+    @staticmethod
+    def spoilt(inputs: Inputs, valid: Tensor) -> Inputs:
+        """Other numbers where there is padding."""
+        observations, actions, rtg = (tensor.clone() for tensor in inputs)
+        observations[~valid], rtg[~valid] = 50, 50.0
+        actions[~valid] = 1
+        return observations, actions, rtg
+
+    @pytest.mark.parametrize("segments", [1, 2])
+    @torch.no_grad()
+    def test_windows_with_state_handed_over_equal_one_call(self, case, segments):
+        agent = case.agent()
+        size = agent.memory.segment * segments
+        inputs = inputs_of(VECTOR, 2, 2 * size + 1)
+        expected, final = agent(*inputs, everywhere(inputs))
+        state, parts = None, []
+        for start in range(0, 2 * size + 1, size):
+            window = take(inputs, slice(None), slice(start, start + size))
+            logits, state = agent(*window, everywhere(window), state)
+            parts.append(logits)
+        torch.testing.assert_close(torch.cat(parts, dim=1), expected, **CLOSE)
+        for ours, theirs in zip(state.tensors(), final.tensors(), strict=True):
+            torch.testing.assert_close(ours, theirs, **CLOSE)
+
+    def test_the_last_decision_has_a_gradient_of_the_first_observation(self, case):
+        agent, inputs = case.agent(), inputs_of(VECTOR)
+        observations = inputs[0].requires_grad_()
+        logits_of(agent, inputs)[:, -1].square().sum().backward()
+        reached = (gradient_of(observations) != 0).any(-1).all(0)  # (T,)
+        reach = agent.memory.gradient_reach
+        first = 0 if reach is None else max(0, STEPS - reach)
+        assert reached[first:].all() and not reached[:first].any()
+
+    def test_every_parameter_moves_in_one_step(self, case):
+        agent, inputs = case.agent().train(), inputs_of(VECTOR, 8)
+        before = {name: parameter.detach().clone() for name, parameter in agent.named_parameters()}
+        optimizer = torch.optim.AdamW(agent.parameters(), lr=1e-2, weight_decay=0.0)
+        cloning_loss(agent.spec, logits_of(agent, inputs), inputs[1], everywhere(inputs)).backward()
+        optimizer.step()
+        still = [name for name, parameter in agent.named_parameters() if torch.equal(parameter, before[name])]
+        assert not [name for name in still if agent.memory.trains_encoders or not name.startswith("encoder.")]
+
+
+class MemoryContract(StepContract):
     """The suite. A class that inherits it gives the fixture `case`."""
 
     # --- acting equals training ---
 
-    @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+    @pytest.mark.parametrize("spec", [CONTINUOUS, IMAGE], ids=["continuous", "images"])
     @torch.no_grad()
-    def test_acting_is_forward_at_every_step(self, case, spec):
-        agent, inputs = case.agent(spec), inputs_of(spec, 3, LONG if spec is VECTOR else STEPS + 2)
-        expected = logits_of(agent, inputs)
-        assert expected.std() > 1e-3
-        torch.testing.assert_close(play(actor_of(agent, inputs[2]), inputs), expected, **CLOSE)
+    def test_acting_is_forward_in_every_kind_of_environment(self, case, spec):
+        self.act_as_forward(case, spec, STEPS + 2)
 
     @torch.no_grad()
     def test_rows_begin_anew_and_leave_at_any_time(self, case):
@@ -224,27 +353,6 @@ class MemoryContract:
     # --- what a step may see ---
 
     @torch.no_grad()
-    def test_a_step_sees_no_later_step_and_not_its_own_action(self, case):
-        agent, inputs = case.agent(), inputs_of(VECTOR)
-        before = logits_of(agent, inputs)
-        for step in (0, 2, K - 1, K, STEPS - 1):
-            for part, first in ((0, step), (1, step + 1), (2, step)):
-                changed = [tensor.clone() for tensor in inputs]
-                changed[part][:, step] = (changed[part][:, step] + 1) % 4 if part == 1 else changed[part][:, step] + 1
-                after = logits_of(agent, changed)
-                assert largest(after[:, :first] - before[:, :first]) < 1e-6, (part, step)
-                if part == 0 or (part == 2 and case.config.sizes.conditioned):
-                    assert largest(after[:, first] - before[:, first]) > 1e-5, (part, step)
-
-    @torch.no_grad()
-    def test_the_last_action_is_seen_if_the_memory_sees_actions(self, case):
-        agent, inputs = case.agent(), inputs_of(VECTOR)
-        actions = inputs[1].clone()
-        actions[:, 1] = (actions[:, 1] + 1) % 4
-        change = largest((logits_of(agent, (inputs[0], actions, inputs[2])) - logits_of(agent, inputs))[:, 2])
-        assert (change > 1e-5) == agent.memory.sees_actions
-
-    @torch.no_grad()
     def test_rows_do_not_see_one_another(self, case):
         agent, inputs, other = case.agent(), inputs_of(VECTOR, 3), inputs_of(VECTOR, 3, seed=1)
         expected = logits_of(agent, inputs)
@@ -256,40 +364,7 @@ class MemoryContract:
             alone = logits_of(agent, take(inputs, slice(row, row + 1)))
             torch.testing.assert_close(alone[0], expected[row], **CLOSE)
 
-    @torch.no_grad()
-    def test_an_observation_matters_as_far_as_the_memory_reaches(self, case):
-        agent, inputs = case.agent(), inputs_of(VECTOR, 2, LONG)
-        reach = agent.memory.reach
-        changed = (inputs[0].clone(), *inputs[1:])
-        changed[0][:, 0] += 1
-        seen = (logits_of(agent, changed) - logits_of(agent, inputs)).abs().amax(dim=(0, 2))
-        assert seen[0] > 0
-        if reach is None:
-            assert (seen[:STEPS] > 0).all()
-        else:
-            assert not seen[reach:].any() and reach < LONG or reach >= LONG
-
     # --- padding ---
-
-    @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
-    @pytest.mark.parametrize("side", ["right", "left"])
-    @torch.no_grad()
-    def test_padding_changes_nothing(self, case, spec, side):
-        agent, inputs = case.agent(spec), inputs_of(spec, 5)
-        valid = self.padding(agent, side)
-        padded = self.spoilt(inputs, valid)
-        logits, state = agent(*padded, valid)
-        assert logits.isfinite().all()
-        for row in range(5):
-            own = take(inputs, slice(row, row + 1), valid[row])
-            if valid[row].any():
-                torch.testing.assert_close(logits[row, valid[row]], logits_of(agent, own)[0], **CLOSE)
-        if side == "left":  # such trajectories go on
-            more = inputs_of(spec, 5, K, seed=1)
-            going, _ = agent(*more, everywhere(more), state)
-            for row in range(5):
-                own = [torch.cat([old[row, valid[row]], new[row]])[None] for old, new in zip(inputs, more, strict=True)]
-                torch.testing.assert_close(going[row], logits_of(agent, own)[0, -K:], **CLOSE)
 
     @pytest.mark.parametrize("side", ["right", "left"])
     @torch.no_grad()
@@ -320,50 +395,7 @@ class MemoryContract:
             loss.backward()
         assert not any(p.grad is not None and p.grad.any() for p in agent.parameters())
 
-    @staticmethod
-    def padding(agent: Agent, side: str) -> Tensor:
-        """`valid` of five rows, the last of nothing but padding. At the left it fills what is seen at once."""
-        if side == "right":
-            steps = torch.tensor([STEPS, STEPS - 3, K, 1, 0])
-            return torch.arange(STEPS) < steps[:, None]
-        context = agent.memory.context
-        lead = torch.tensor([0, 1, K + 1, 2 * K, STEPS]) // context * context
-        return torch.arange(STEPS) >= lead[:, None]
-
-    @staticmethod
-    def spoilt(inputs: Inputs, valid: Tensor) -> Inputs:
-        """Other numbers where there is padding."""
-        observations, actions, rtg = (tensor.clone() for tensor in inputs)
-        observations[~valid], rtg[~valid] = 50, 50.0
-        actions[~valid] = 1
-        return observations, actions, rtg
-
     # --- windows and gradients ---
-
-    @pytest.mark.parametrize("segments", [1, 2])
-    @torch.no_grad()
-    def test_windows_with_state_handed_over_equal_one_call(self, case, segments):
-        agent = case.agent()
-        size = agent.memory.segment * segments
-        inputs = inputs_of(VECTOR, 2, 2 * size + 1)
-        expected, final = agent(*inputs, everywhere(inputs))
-        state, parts = None, []
-        for start in range(0, 2 * size + 1, size):
-            window = take(inputs, slice(None), slice(start, start + size))
-            logits, state = agent(*window, everywhere(window), state)
-            parts.append(logits)
-        torch.testing.assert_close(torch.cat(parts, dim=1), expected, **CLOSE)
-        for ours, theirs in zip(state.tensors(), final.tensors(), strict=True):
-            torch.testing.assert_close(ours, theirs, **CLOSE)
-
-    def test_the_last_decision_has_a_gradient_of_the_first_observation(self, case):
-        agent, inputs = case.agent(), inputs_of(VECTOR)
-        observations = inputs[0].requires_grad_()
-        logits_of(agent, inputs)[:, -1].square().sum().backward()
-        reached = (gradient_of(observations) != 0).any(-1).all(0)  # (T,)
-        reach = agent.memory.gradient_reach
-        first = 0 if reach is None else max(0, STEPS - reach)
-        assert reached[first:].all() and not reached[:first].any()
 
     def test_no_gradient_flows_between_two_calls(self, case):
         agent, inputs = case.agent(), inputs_of(VECTOR, 2, 2 * STEPS)
@@ -373,15 +405,6 @@ class MemoryContract:
         agent(*last, everywhere(last), state)[0].square().sum().backward()
         found = gradient_of(observations)
         assert not found[:, :STEPS].any() and found[:, STEPS:].any() == agent.memory.trains_encoders
-
-    def test_every_parameter_moves_in_one_step(self, case):
-        agent, inputs = case.agent().train(), inputs_of(VECTOR, 8)
-        before = {name: parameter.detach().clone() for name, parameter in agent.named_parameters()}
-        optimizer = torch.optim.AdamW(agent.parameters(), lr=1e-2, weight_decay=0.0)
-        cloning_loss(agent.spec, logits_of(agent, inputs), inputs[1], everywhere(inputs)).backward()
-        optimizer.step()
-        still = [name for name, parameter in agent.named_parameters() if torch.equal(parameter, before[name])]
-        assert not [name for name in still if agent.memory.trains_encoders or not name.startswith("encoder.")]
 
     # --- state ---
 
@@ -525,11 +548,19 @@ class MemoryContract:
 class TestTable(MemoryContract):
     """Every mode that users can type."""
 
-    @pytest.fixture(params=every_case(), ids=lambda case: case.name)
+    @pytest.fixture(params=cases_with_returns(), ids=lambda case: case.name)
     def case(self, request) -> Case:
         return request.param
 
 
-def test_every_mode_is_held_to_it():
-    held = {case.config for case in every_case()}
-    assert all(Case.of(mode, condition).config in held for mode in MODES for condition in ("rtg", "none"))
+class TestWithoutReturns(StepContract):
+    """Every memory, and every way that steps enter it."""
+
+    @pytest.fixture(params=cases_without_returns(), ids=lambda case: case.name)
+    def case(self, request) -> Case:
+        return request.param
+
+
+def test_every_mode_and_memory_is_held_to_it():
+    assert {Case.of(mode, "rtg").config for mode in MODES} <= {case.config for case in cases_with_returns()}
+    assert {case.config.memory for case in cases_without_returns()} == MEMORIES.keys()
