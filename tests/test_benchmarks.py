@@ -1,8 +1,6 @@
-"""The benchmarks: operation counts against PyTorch's, agreement before timing, and both scripts on tiny sizes."""
+"""The benchmarks: operation counts against PyTorch's, agreement before timing, and scripts on tiny sizes."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +17,6 @@ from RATE_model.cli.settings import ModelOptions
 from RATE_model.memories import MEMORIES, MODES
 from TMaze_new.TMaze_new_src.spec import SPEC
 
-ROOT = Path(__file__).resolve().parents[1]
 K, N, BATCH = 13, 3, 2  # 39 tokens: two row groups
 SIZES = dict(n_layer=2, n_head=2, d_model=16, d_head=8, d_inner=24, nmt=3, n_head_ca=2)
 TINY = [word for name, value in SIZES.items() for word in (f"--{name}", str(value))]
@@ -58,8 +55,10 @@ def assert_same_count(ours: float, counted: int, *, valve: bool) -> None:
     assert counted <= round(ours) <= 1.002 * counted if valve else round(ours) == counted
 
 
-@pytest.mark.parametrize("bptt_segments", [0, 1, -1])
-@pytest.mark.parametrize("changes", MODELS.values(), ids=MODELS)
+@pytest.mark.parametrize(
+    ("changes", "bptt_segments"),
+    [*((changes, -1) for changes in MODELS.values()), (MODELS["gated, cache"], 0), (MODELS["valve"], 1)],
+)
 def test_training_flops_are_those_that_pytorch_counts(changes, bptt_segments):
     config = train_options(**changes).model_config()
     meta = make_meta(config, batch_size=BATCH, segments=N)
@@ -217,19 +216,23 @@ def test_the_small_model_is_that_of_the_fast_setting():
     assert rollout.Options().model_config().n_layer == 8
 
 
-def run_script(name: str, output: Path, *flags: str) -> tuple[str, dict]:
-    """What a script prints, and the JSON that it writes, when it is started from another directory."""
-    command = [sys.executable, str(ROOT / "benchmarks" / name), *TINY, "--output", str(output), *flags]
-    done = subprocess.run(command, cwd=output.parent, capture_output=True, text=True, timeout=250)
-    assert done.returncode == 0, done.stderr
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """What measures memory runs here: another process takes seconds to start."""
+    monkeypatch.setattr(common, "in_fresh_process", lambda function, *arguments: function(*arguments))
+
+
+def run_script(module, capsys, output: Path, *flags: str) -> tuple[str, dict]:
+    """What a script prints, and the JSON that it writes."""
+    module.main([*TINY, "--output", str(output), *flags])
     result = json.loads(output.read_text())
     assert {"cpu", "cpus", "torch_threads", "torch", "date", "commit"} <= result["machine"].keys()
-    assert result["benchmark"] == name.removesuffix(".py") and result["options"]["n_layer"] == 2
-    return done.stdout, result
+    assert module.__name__.endswith(result["benchmark"]) and result["options"]["n_layer"] == 2
+    return capsys.readouterr().out, result
 
 
-def test_train_step_runs(tmp_path):
-    text, result = run_script("train_step.py", tmp_path / "out.json", "--segments", "2", "--memory_segments", "2")
+def test_train_step_runs(tmp_path, capsys, in_this_process):
+    text, result = run_script(train_step, capsys, tmp_path / "out.json", "--segments", "2", "--memory_segments", "2")
     assert "times faster" in text and "peak MiB" in text
     assert result["matrix_product_gflops"].keys() == {"32"}
     kinds = [(row["implementation"], row["bptt_segments"]) for row in result["timings"]]
@@ -240,8 +243,8 @@ def test_train_step_runs(tmp_path):
     assert [(row["bptt_segments"], row["segments"]) for row in result["memory"]] == [(0, 2), (-1, 2)]
 
 
-def test_rollout_runs(tmp_path):
-    text, result = run_script("rollout.py", tmp_path / "out.json", "--lengths", "8", "20", "--fast", "false")
+def test_rollout_runs(tmp_path, capsys, in_this_process):
+    text, result = run_script(rollout, capsys, tmp_path / "out.json", "--lengths", "8", "20", "--fast", "false")
     assert "late / early" in text and "peak MiB" in text
     (case,) = result["cases"]
     assert case["precision"] == "32" and case["logit_difference"] < 1e-4
