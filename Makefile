@@ -6,8 +6,8 @@ BIN := $(VENV)/bin
 
 # The first interpreter that runs and has a version we support. Its name alone proves little: `python3` may be older, and a
 # version manager leaves commands on the path that only say that nothing is installed.
-SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))
-PYTHON ?= $(shell for p in python3.11 python3 python3.12 python; do \
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
+PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python; do \
 	if $$p -c '$(SUPPORTED)' >/dev/null 2>&1; then echo $$p; break; fi; done)
 
 INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
@@ -46,7 +46,7 @@ clean: ## remove .venv and caches; data and checkpoints stay
 
 $(VENV)/bin/python:
 	@$(or $(PYTHON),false) -c '$(SUPPORTED)' 2>/dev/null || { \
-		echo "error: Python 3.11 or 3.12 is needed, found $(or $(PYTHON),neither on the path):" \
+		echo "error: Python 3.11, 3.12 or 3.13 is needed, found $(or $(PYTHON),neither on the path):" \
 			"install it, or name it with PYTHON=/path/to/python3.11" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 

@@ -64,6 +64,10 @@ def data_flags(name: str, folder: Path) -> list[str]:
         from tests import atari_runs
 
         return ["--data_path", str(atari_runs.random_play(folder / "data.h5"))]
+    if name == "memory_maze":
+        from tests import memory_maze_runs
+
+        return ["--data_path", str(memory_maze_runs.write_data(folder / "data.h5"))]
     return ["--data_dir", str(folder / "data")]
 
 

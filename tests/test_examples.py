@@ -1,6 +1,7 @@
 """The programs that people copy run as they are, with fewer epochs."""
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -13,11 +14,18 @@ EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(EXAMPLES.parent), "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
 
 
-def run(name: str, *arguments: object, cwd: Path) -> str:
-    command = [sys.executable, str(EXAMPLES / name), *map(str, arguments)]
-    done = subprocess.run(command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Runs an example as a script would be, without an interpreter of its own; returns what it prints."""
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.chdir(tmp_path)
+
+    def run(name: str, *arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
 
 
 def test_every_example_is_short():
@@ -25,19 +33,19 @@ def test_every_example_is_short():
     assert len(lines) == 5 and max(lines.values()) <= 60, lines
 
 
-def test_own_data(tmp_path):
-    said = run("own_data.py", tmp_path / "run", 1, cwd=tmp_path)
+def test_own_data(tmp_path, run):
+    said = run("own_data.py", tmp_path / "run", 1)
     assert "300 episodes of 20 to 20 steps" in said and "with memory:    return" in said and "without memory:" in said
 
 
-def test_own_environment_and_own_loop(tmp_path):
-    said = run("own_environment.py", tmp_path, 1, cwd=tmp_path)
+def test_own_environment_and_own_loop(tmp_path, run):
+    said = run("own_environment.py", tmp_path, 1)
     assert "RATE: return" in said and (tmp_path / "returns.png").stat().st_size > 1000
-    assert run("own_loop.py", tmp_path / "RATE", cwd=tmp_path).count("return") == 3
+    assert run("own_loop.py", tmp_path / "RATE").count("return") == 3
 
 
-def test_compare_memories(tmp_path):
-    said = run("compare_memories.py", tmp_path, 2, 2, cwd=tmp_path)
+def test_compare_memories(tmp_path, run):
+    said = run("compare_memories.py", tmp_path, 2, 2)
     assert said.count("validation accuracy") == 6 and (tmp_path / "curves.png").stat().st_size > 1000
 
 

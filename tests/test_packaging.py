@@ -181,7 +181,7 @@ def test_make_refuses_a_python_that_is_too_old(tmp_path):
     old.chmod(0o755)
     done = run_make("install", f"PYTHON={old}", f"VENV={tmp_path / 'venv'}")
     assert done.returncode == 2
-    assert "error: Python 3.11 or 3.12 is needed" in done.stderr and str(old) in done.stderr
+    assert "error: Python 3.11, 3.12 or 3.13 is needed" in done.stderr and str(old) in done.stderr
     assert not (tmp_path / "venv").exists()
 
 

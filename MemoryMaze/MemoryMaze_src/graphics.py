@@ -24,6 +24,8 @@ VARIABLE = "MUJOCO_GL"
 EGL_PACKAGES = "libegl1 libegl-mesa0 libgl1-mesa-dri libopengl0"
 OSMESA_PACKAGES = "libosmesa6"
 INSTALL_HINT = "pip install -e '.[memory-maze]'"
+if sys.version_info >= (3, 13):
+    INSTALL_HINT += " with Python 3.11 or 3.12 (labmaze, which it needs, has no wheels for later ones)"
 
 _PACKAGE = "memory_maze"
 _EGL_EXTENSION_DEVICE = 0x313F  # EGL_PLATFORM_DEVICE_EXT

@@ -187,10 +187,8 @@ def test_weight_decay_and_seed_are_applied(here, tmp_path, monkeypatch):
     assert same == [True, False]
 
 
-@pytest.mark.parametrize("mode", ["DT", "RATE"])
-def test_an_interrupted_run_ends_as_if_it_never_was(here, tmp_path, mode):
-    flags = ("--dropout", "0.1", "--ckpt_batches", "2", "--last_inference", "false", "--model_mode", mode)
-    flags += ("--mem_len", "0", "--nmt", "0", "--n_head_ca", "0") if mode == "DT" else ()
+def test_an_interrupted_run_ends_as_if_it_never_was(here, tmp_path):
+    flags = ("--dropout", "0.1", "--ckpt_batches", "2", "--last_inference", "false")
     assert train(here, *flags) == 0
     expected, folder = only_run(here), tmp_path / "stopped"
     folder.mkdir()

@@ -7,6 +7,7 @@ import pytest
 from benchmarks import memory_maze_env
 
 
+@pytest.mark.slow  # mazes take seconds to start
 @pytest.mark.usefixtures("tasks")
 def test_it_runs(tmp_path, capsys):
     flags = "--steps 3 --mazes 1 --rounds 1".split()

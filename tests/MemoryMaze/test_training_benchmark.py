@@ -11,6 +11,7 @@ from tests.memory_maze_runs import write_data
 TINY = "--batch_size 1 --episodes 2 --steps 2 --rounds 1".split()
 
 
+@pytest.mark.slow  # mazes take seconds to start
 @pytest.mark.usefixtures("tasks")
 def test_it_runs(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(memory_maze_training, "PUBLISHED", "--n_layer 1 --n_head 1 --d_model 8 --segments 2".split())

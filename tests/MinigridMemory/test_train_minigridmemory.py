@@ -37,7 +37,7 @@ from tests.interruptions import (
     outcome,
     stopped_after,
 )
-from tests.minigrid_runs import BATCHES_PER_EPOCH, NO_EVALUATION, TINY, only_run, places, train
+from tests.minigrid_runs import NO_EVALUATION, TINY, only_run, places, train
 from tests.small_models import rate_agent
 
 HERE = Path(train_minigridmemory.__file__).parent
@@ -229,7 +229,6 @@ def test_sizes_and_actions_are_what_the_flags_ask_for(monkeypatch):
 
 # Flags, and behind how many batches from each start the run is stopped: in the middle of epochs and at their edges.
 RUNS = {
-    "epochs": ((), (1, 2, 1)),
     "short epochs": (("--epochs", "3", "--epoch_batches", "2"), (1, 1, 1, 2)),
     # No stage is solved: 3 batches of two segments, 3 of three, and the annealing.
     "adaptive": ("--curr adaptive --stage_batches 3 --anneal_batches 3 --batch_size 2".split(), (1, 2, 1, 3)),
@@ -251,10 +250,7 @@ def test_stopping_and_killing_anywhere_changes_nothing(kind, data, tmp_path):
     assert train(whole, *flags) == 0
     expected = outcome(only_run(whole))
     assert_same(outcome(only_run(stopped)), expected)
-    assert (
-        expected["state"]["trainer"]["step"]
-        == {"epochs": 2 * BATCHES_PER_EPOCH, "short epochs": 6, "adaptive": 9}[kind]
-    )
+    assert expected["state"]["trainer"]["step"] == {"short epochs": 6, "adaptive": 9}[kind]
     if kind == "adaptive":
         stages = [(state["curriculum"]["index"], state["curriculum"]["anneal_left"]) for state in states]
         assert stages == [(0, None), (1, None), (1, None), (1, 1)]

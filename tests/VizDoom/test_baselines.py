@@ -71,9 +71,9 @@ def test_each_plays_the_evaluations_episodes_by_what_it_is_told(game, monkeypatc
 
 
 def test_the_result_does_not_depend_on_the_processes(tmp_path, monkeypatch, engines):
-    one = play_baselines(labels=QUICK, workers=1, **SHORT)
+    one = play_baselines(labels=("random",), workers=1, **SHORT)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
-    assert same(play_baselines(labels=QUICK, workers=2, **SHORT), one)
+    assert same(play_baselines(labels=("random",), workers=2, **SHORT), one)
     assert not engines()
 
 
@@ -109,14 +109,14 @@ def test_what_was_played_is_not_played_again(monkeypatch):
     assert len(tasks) == 3
 
 
-@pytest.mark.parametrize("damage", [b"", b"[[1, 2", b"[[1, 2, 3]]", b"[1, 2]", b'"no"'])
-def test_a_damaged_file_is_made_anew(damage):
+def test_a_damaged_file_is_made_again():
     options = dict(labels=("random",), workers=1, episodes=4, max_steps=3)
     first = play_baselines(**options)
     (kept,) = cache_directory().glob("baseline_*")
     whole = kept.read_bytes()
-    kept.write_bytes(damage)
-    assert same(play_baselines(**options), first) and kept.read_bytes() == whole
+    for damage in (b"", b"[[1, 2", b"[[1, 2, 3]]", b"[1, 2]", b'"no"'):
+        kept.write_bytes(damage)
+        assert same(play_baselines(**options), first) and kept.read_bytes() == whole
 
 
 def test_without_vizdoom_the_extra_is_named(monkeypatch):

@@ -80,16 +80,6 @@ def test_a_file_holds_what_the_expert_saw_and_did(game, tmp_path):
     assert made["first_seed"] == 1_000_000 and made["last_seed"] == seeds[-1]
 
 
-def test_the_content_does_not_depend_on_the_processes(tmp_path):
-    """Two by the command, one here."""
-    flags = ["--episodes", "30", "--steps", "12", *FLAWS, *HERE, "--workers", "2", "--output", "two.h5"]
-    done = subprocess.run([sys.executable, SCRIPT, *flags], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0 and done.stderr == "", done.stderr
-    assert done.stdout.startswith("two.h5: 30 episodes of 12 steps") and done.stdout.count("\n") == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["two.h5"]
-    assert_same_content(tmp_path / "two.h5", generate(QUICK, 30, tmp_path / "one.h5", workers=1))
-
-
 def test_an_interrupted_run_goes_on(tmp_path, monkeypatch, capsys):
     whole = generate(QUICK, 45, tmp_path / "whole.h5", workers=1)
     original, made = generating.play_part, []

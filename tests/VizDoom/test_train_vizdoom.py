@@ -28,7 +28,6 @@ from tests import commands
 from tests.interruptions import (
     STOPPED,
     assert_same,
-    differences,
     killed_behind_a_save,
     newest_state,
     outcome,
@@ -193,7 +192,6 @@ def test_every_image_of_a_batch_is_encoded_once(data):
 
 # Flags; behind how many batches from each start the run is stopped, in the middle of epochs and at their edges; epochs.
 RUNS = {
-    "here": ((), (1, 2, 1), 2),
     "loader processes": (("--num_workers", "1"), (2,), 2),
     "two stages": (("--stages", "1:2", "--epochs", "1"), (2, 3, 2), 3),
 }
@@ -231,14 +229,6 @@ def test_a_run_goes_on_with_its_data_from_another_place_and_with_no_other(data, 
     with pytest.raises(SystemExit, match="^2$"):
         train(tmp_path, "--data_path", str(copy), *NO_EVALUATION, "--resume", "auto")
     assert f"{only_run(tmp_path)} was trained on other data" in capsys.readouterr().err
-
-
-def test_evaluating_leaves_training_alone(data, tmp_path):
-    """Actions are drawn while acting, from generators of their own."""
-    assert train(tmp_path / "with", *data, "--last_inference", "false") == 0
-    assert train(tmp_path / "without", *data, *NO_EVALUATION) == 0
-    both = (outcome(only_run(tmp_path / name))["weights"] for name in ("with", "without"))
-    assert list(differences(*both)) == []
 
 
 def test_the_mirror_changes_left_for_right(data, tmp_path, monkeypatch):

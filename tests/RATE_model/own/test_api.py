@@ -2,7 +2,6 @@
 
 import json
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from RATE_model import Dataset, UserError, evaluate, load_agent, train
 from RATE_model.acting.controls import knock_out_memory
 from tests.RATE_model.own.toys import STEPS, Recall, episodes
 
-ROOT = Path(__file__).resolve().parents[3]
 RECALL = "tests.RATE_model.own.toys:Recall"
 TINY = dict(
     context_length=2, segments=2, epochs=2, batch_size=4, n_layer=1, d_model=16, n_head=2, d_head=8, nmt=2,
@@ -84,28 +82,27 @@ def episodes_file(folder: Path) -> Path:
     return Dataset.from_episodes(episodes()).to_hdf5(folder / "data.h5")
 
 
-def test_the_shell_does_the_same(tmp_path):
-    flags = [word for name, value in TINY.items() for word in (f"--{name}", str(value))]
-    command = [
-        sys.executable,
-        "-m",
-        "RATE_model.train",
-        "--data",
-        str(episodes_file(tmp_path)),
-        "--env",
-        RECALL,
-        *flags,
-    ]
-    done = subprocess.run([*command, "--output_dir", str(tmp_path / "runs")], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+def run_module(monkeypatch, name: str, *arguments: object) -> None:
+    """`python -m NAME ARGUMENTS`, without an interpreter of its own."""
+    monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+    try:
+        runpy.run_module(name, run_name="__main__")
+    except SystemExit as end:
+        assert not end.code
+
+
+def test_the_shell_does_the_same(tmp_path, monkeypatch, capsys):
+    flags = [word for name, value in TINY.items() for word in (f"--{name}", value)]
+    data = episodes_file(tmp_path)
+    run_module(
+        monkeypatch, "RATE_model.train", "--data", data, "--env", RECALL, *flags, "--output_dir", tmp_path / "runs"
+    )
+    said = capsys.readouterr().out
     (run,) = (tmp_path / "runs" / "ckpt").iterdir()
-    assert "eval_return" in done.stdout and str(run) in done.stdout
+    assert "eval_return" in said and str(run) in said
     output = tmp_path / "out.json"
     evaluation = ["--checkpoint", run, "--episodes", 3, "--output", output, "--video", 1, "--pictures", tmp_path / "p"]
-    done = subprocess.run(
-        [sys.executable, "-m", "RATE_model.evaluate", *map(str, evaluation)], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    run_module(monkeypatch, "RATE_model.evaluate", *evaluation)
     document = json.loads(output.read_text())
     assert document["env"] == RECALL and document["results"]["1"].keys() == {
         "mean_return", "mean_steps", "standard_error",
