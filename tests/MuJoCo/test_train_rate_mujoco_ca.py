@@ -66,17 +66,6 @@ def test_the_command_of_old_means_what_it_did():
     assert re.fullmatch(r"halfcheetah-medium_arch_mode_TrXL_RATE_[0-9a-f]{8}_RUN_123", directory.name)
 
 
-def test_all_published_settings_are_the_defaults(capsys):
-    published = dict(
-        model_mode="RATE", nmt=5, mem_len=210, n_head_ca=1, mrv_act="relu", skip_dec_ffn=False, n_layer=3, n_head=1,
-        d_model=128, dropout=0.2, dropatt=0.05, learning_rate=6e-5, weight_decay=0.1, beta_1=0.9, beta_2=0.999,
-        warmup_steps=100, lr_schedule="constant", grad_norm_clip=1.0, batch_size=4096, epochs=3, epoch_batches=1000,
-        segments=3, context_length=20, eval_episodes=10, target_return=None, reset_target=False, seed=None,
-    )  # fmt: skip
-    found = commands.printed_config(capsys, train_rate_mujoco_ca.main, [])
-    assert {name: found[name] for name in published} == published
-
-
 def test_flags_have_the_spellings_of_this_script_and_of_the_others():
     ours = "--num_mem_tokens 7 --number_of_segments 4 --segment_length 6 --target_return 5"
     others = "--nmt 7 --segments 4 --context_length 6 --desired_return 5"
@@ -98,11 +87,6 @@ def test_the_model_is_the_published_one_that_sees_returns_in_thousands():
     assert (spec.observation_shape, spec.num_actions, spec.continuous) == ((11,), 3, variant.continuous)
     assert (spec.observation_tanh, spec.action_tanh, spec.return_tanh) == (False, False, False)
     assert spec.return_scale == 1 / 1000 and spec_of(HALFCHEETAH).num_actions == 6
-
-
-def test_the_fast_setting_is_a_setting():
-    config = ENVIRONMENT.read_config(["--config", str(HERE / "config_fast.yaml"), "--model_mode", "DT"])
-    assert config.agent_config().sizes.sliding and config.train.batch_size == 64
 
 
 # --- runs ---

@@ -32,7 +32,7 @@ def test_the_quickstart_takes_the_runs_of_its_setting(tmp_path, monkeypatch, max
     assert all(f"_max_{max_n_final}_" in path.name for path in runs.values())
 
 
-def test_a_finished_run_of_another_setting_is_not_taken_for_one_of_the_reproduction(tmp_path, monkeypatch):
+def test_a_finished_run_of_another_setting_is_not_used(tmp_path, monkeypatch):
     commands = []
 
     def train(command, environment, stop):

@@ -81,16 +81,7 @@ def test_the_feed_forward_network_is_left_out_in_every_spelling(spelling, capsys
     assert printed_config(capsys, spelling)["skip_dec_ffn"] is True
 
 
-def test_all_published_flags_have_their_defaults(capsys):
-    published = dict(
-        model_mode="RATE", arch_mode="TrXL", start_seed=1, end_seed=10, ckpt_folder="ckpt", text="", nmt=5, mem_len=0,
-        n_head_ca=4, mrv_act="relu", skip_dec_ffn=False, min_n_final=1, max_n_final=3, curr="false", n_layer=8,
-        n_head=10, d_model=64, context_length=30, segments=3,
-    )  # fmt: skip
-    found = printed_config(capsys)
-    assert {name: found[name] for name in published} == published
-    config = ENVIRONMENT.read_config([])
-    assert config.agent_config().sizes.d_head == config.agent_config().sizes.d_inner == 64
+def test_every_published_flag_is_taken(capsys):
     changed = dict(
         model_mode="RATEM", arch_mode="GTrXL", start_seed=2, end_seed=4, ckpt_folder="a", text="b", nmt=7, mem_len=0,
         n_head_ca=2, mrv_act="elu", min_n_final=2, max_n_final=5, curr="true", n_layer=3, n_head=4, d_model=32,

@@ -149,7 +149,7 @@ def test_the_graphics_are_those_of_the_training_and_others_are_told(run, tmp_pat
         assert ("; trained in " in printed) == other, flags
 
 
-def test_what_is_asked_for_is_what_the_training_asked_for_unless_flags_say_otherwise(run, tmp_path, asked, capsys):
+def test_inference_asks_what_training_asked_unless_flags_differ(run, tmp_path, asked, capsys):
     changes = {"target_return": ("56.5", "3.2"), "reset_target": ("false", "true")}
     other = trained_otherwise(run, tmp_path / "run", **changes)
     output = tmp_path / "out.json"

@@ -92,19 +92,10 @@ def test_the_commands_of_old_mean_what_they_did(name):
     assert re.fullmatch(rf"{text}_arch_mode_TrXL_{mode}_[0-9a-f]{{8}}_RUN_3", directory.name)
 
 
-def test_all_published_flags_and_settings_have_their_defaults(capsys):
-    published = dict(
-        model_mode="RATE", arch_mode="TrXL", start_seed=1, end_seed=6, ckpt_folder="ckpt", text="", nmt=5, mem_len=2,
-        n_head_ca=2, mrv_act="relu", skip_dec_ffn=False, learning_rate=3e-4, lr_end_factor=0.1, beta_1=0.9, beta_2=0.95,
-        weight_decay=0.1, batch_size=64, warmup_tokens=10_000, lr_schedule="cosine", grad_norm_clip=1.0, epochs=100,
-        ckpt_epoch=8, online_inference=True, context_length=30, segments=3, n_layer=6, n_head=8, d_model=128,
-        dropout=0.2, dropatt=0.05, use_argmax=False, target_return=56.5, episode_timeout=4200, eval_episodes=50,
-        episodes=5000, steps=90, variant="published", pillar_steps=45,
-    )  # fmt: skip
+def test_a_finished_run_can_be_looked_at_again(capsys):
     found = commands.printed_config(capsys, train_vizdoom.main, [])
-    assert {name: found[name] for name in published} == published
     changeable = set(changeable_flags(ENVIRONMENT.read_config([])))
-    assert {"eval_episodes", "slide"} <= changeable <= found.keys(), "so that a run can be looked at"
+    assert {"eval_episodes", "slide"} <= changeable <= found.keys()
 
 
 # --- a run ---

@@ -102,7 +102,7 @@ def play_from(actor: Actor, recording: Recording, starts: np.ndarray) -> list[li
 
 @pytest.mark.parametrize("mode", ["RATE", "DTXL"])
 @torch.no_grad()
-def test_logits_are_those_of_forward_in_every_block_and_with_caches_that_fill_up(mode):
+def test_logits_are_those_of_forward_as_caches_fill(mode):
     for arch, skip_dec_ffn in BLOCKS:
         for mem_len in (8, 30):
             model = small_model(mode, arch=arch, skip_dec_ffn=skip_dec_ffn, mem_len=mem_len)

@@ -59,8 +59,10 @@ def test_every_seed_is_trained_without_a_console(monkeypatch, capsys, error, sai
 
 def test_no_stdout_at_all(monkeypatch):
     monkeypatch.setattr(sys, "stdout", None)
+    trained = []
     with exit_on_user_error():
-        print("nobody hears")
+        assert run_seeds([1, 2], lambda seed: (print(seed), trained.append(seed))) == 0
+    assert trained == [1, 2]
 
 
 def test_control_characters_are_escaped():

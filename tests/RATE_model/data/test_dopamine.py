@@ -320,7 +320,7 @@ def test_only_what_is_selected_is_decompressed(tmp_path):
     assert not (tmp_path / "c.h5").exists() and not list(tmp_path.glob(".*"))
 
 
-def test_a_file_that_was_cut_off_is_refused_even_where_nothing_of_the_rest_is_wanted(tmp_path):
+def test_a_file_that_was_cut_off_is_refused(tmp_path):
     write_buffer(tmp_path, 0, [4] * 40, seed=0)
     cut(dopamine.store_path(tmp_path, "observation", 0))
     with pytest.raises(UserError, match=r"observation_ckpt.0.gz' is truncated"):

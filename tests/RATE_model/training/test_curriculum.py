@@ -67,7 +67,7 @@ def test_too_many_batches_end_a_stage_unsolved():
     assert curriculum.finished and not curriculum.solved
 
 
-def test_a_stage_that_is_solved_by_its_last_batch_is_solved_and_leaves_the_next_all_of_its_own():
+def test_stage_solved_by_its_last_batch():
     curriculum = adaptive(max_batches=4)
     batches(curriculum, 0, 1, 1, 1)
     assert curriculum.segments == 2 and curriculum.solved

@@ -19,7 +19,7 @@ def course(schedule: Schedule, steps: int) -> list[float]:
 
 @pytest.mark.parametrize("shape", ["linear", "cosine"])
 @pytest.mark.parametrize(("total", "warmup"), [(50, 10), (50, 0), (4, 1), (3, 1)])
-def test_warm_up_then_decay_to_the_end_factor_at_the_last_step_and_never_up_again(shape, total, warmup):
+def test_the_rate_warms_up_and_decays_to_the_end_factor(shape, total, warmup):
     schedule = decay_over(total, warmup_steps=warmup, end_factor=0.1, shape=shape)
     factors = course(schedule, total + 20)
     assert factors[:warmup] == pytest.approx([(step + 1) / warmup for step in range(warmup)])

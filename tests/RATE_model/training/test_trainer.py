@@ -211,7 +211,7 @@ def test_validation_loss_is_the_mean_over_all_valid_steps_of_all_batches(spec):
     assert result.keys() == {"validation_loss", "validation_first"}
 
 
-def test_validation_is_without_dropout_and_leaves_random_state_and_parameters_alone():
+def test_validation_changes_nothing_and_has_no_dropout():
     model = small_model(dropout=0.5)
     trainer, before, state = make_trainer(model), parameters(model), torch.get_rng_state()
     losses = {trainer.validate(iter([make_batch([12] * 3)]))["validation_loss"] for _ in range(3)}
@@ -232,7 +232,7 @@ def spoil_gradient(batch: Batch, trainer: Trainer) -> None:
 
 @pytest.mark.parametrize("spoil", [spoil_reward, spoil_gradient])
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_a_loss_or_gradient_that_is_not_finite_stops_training_before_it_spoils_anything(tmp_path, spoil, accumulate):
+def test_training_stops_before_what_is_not_finite_spoils_anything(tmp_path, spoil, accumulate):
     model = small_model()
     trainer = make_trainer(model, directory=tmp_path, accumulate=accumulate)
     trainer.train_batch(make_batch([12] * 4))
@@ -328,7 +328,7 @@ def test_the_last_steps_of_a_trajectory_are_its_own():
 
 @pytest.mark.parametrize("spec", [VECTOR, CONTINUOUS], ids=["discrete", "continuous"])
 @pytest.mark.parametrize("noise", [0.0, 0.5, 1.0])
-def test_a_share_of_past_actions_is_shown_as_random_ones_and_the_recorded_are_learned(spec, noise, monkeypatch):
+def test_some_past_actions_are_shown_as_random_ones(spec, noise, monkeypatch):
     torch.manual_seed(0)
     model = small_model(spec=spec)
     trainer = make_trainer(model, action_noise=noise)

@@ -259,7 +259,7 @@ def test_images_that_are_too_small_are_refused():
 
 
 @pytest.mark.parametrize("tanh", [False, True])
-def test_a_calibrated_encoder_begins_with_tokens_of_size_one_and_sees_what_moves(tanh):
+def test_calibration_gives_tokens_of_size_one_that_see_motion(tanh):
     """A still picture of strong contrasts, and one weak pixel that moves."""
     torch.manual_seed(0)
     spec = EnvironmentSpec(
