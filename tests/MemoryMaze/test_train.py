@@ -234,7 +234,7 @@ def test_episodes_of_data_that_is_named_may_have_any_length(data, tmp_path, monk
     settings = [ENVIRONMENT.read_config([*TINY, "--steps", "5"])]
     Path("wandb_config.yaml").write_text("")
     settings.append(ENVIRONMENT.read_config([*TINY, "--steps", "5", "--data_path", str(data)]))
-    assert [config.data.data_path for config in settings] == [data, data]
+    assert [config.data.steps for config in settings] == [5, 5]
 
 
 MISTAKES = {
