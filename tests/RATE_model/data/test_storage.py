@@ -101,6 +101,14 @@ def test_too_few_file_handles_name_the_limit(tmp_path):
         TrajectoryFile(path)
 
 
+def test_a_refused_file_is_closed(tmp_path):
+    """At once: its error keeps it alive for as long as somebody holds that."""
+    path, before = make(tmp_path / "data.h5", episodes=2), len(os.listdir("/dev/fd"))
+    with pytest.raises(UserError, match="have shape") as error:
+        TrajectoryFile(path, observation_shape=(1,))
+    assert len(os.listdir("/dev/fd")) == before, error
+
+
 @pytest.mark.parametrize("name", [b"\xff\xfe", "\u00e9\u4e2d".encode(), b"a b\nc"])
 def test_folders_of_any_name_hold_data(tmp_path, name):
     path = make(tmp_path / os.fsdecode(name) / "data.h5", episodes=2)
