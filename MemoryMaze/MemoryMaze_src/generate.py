@@ -42,7 +42,7 @@ EXPERTS_VERSION = (
     3  # raise it when a seed gives other actions, taken or labelled: parts of another version are not reused
 )
 
-INFOS_VERSION = 2  # raise it when other infos are noted: parts of another version are not gone on with
+INFOS_VERSION = 2  # raise it when other infos are noted: parts of another version are not reused
 
 _EXPERT_STREAM = 1  # of the generators of a seed
 

@@ -40,7 +40,7 @@ EXPERT_VERSION = (
     1  # raise it when a seed gives other actions, taken or labelled: parts of another version are not reused
 )
 
-INFOS_VERSION = 2  # raise it when other infos are noted: parts of another version are not gone on with
+INFOS_VERSION = 2  # raise it when other infos are noted: parts of another version are not reused
 _ATTEMPT = "attempt"  # info of a part: how many episodes were played for this one
 
 
