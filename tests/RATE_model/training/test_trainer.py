@@ -352,20 +352,18 @@ def test_some_past_actions_are_shown_as_random_ones(spec, noise, monkeypatch):
     assert torch.equal(torch.cat(shown, dim=1), batch.actions), "as when acting"
 
 
-def test_labels_are_learned_and_actions_are_shown():
+def test_labels_are_learned_and_actions_are_shown(monkeypatch):
     batch = make_batch([N * K] * 4)
     labels = (batch.actions + 1) % VECTOR.num_actions
     shown, targets = [], []
     trainer = make_trainer(small_model(), bptt_segments=0, accumulate=2)
     trainer.model.register_forward_pre_hook(lambda model, args: shown.append(args[1]))
-    loss = EnvironmentSpec.loss
 
-    class Recorded(EnvironmentSpec):
-        def loss(self, predictions, actions, valid):
-            targets.append(actions)
-            return loss(self, predictions, actions, valid)
+    def recorded(spec, predictions, actions, valid):
+        targets.append(actions)
+        return cloning_loss(spec, predictions, actions, valid)
 
-    trainer.model.spec = Recorded(**vars(VECTOR))
+    monkeypatch.setattr(trainer_module, "cloning_loss", recorded)
     labelled = replace(batch, labels=labels)
     trainer.train_batch(labelled)
     for seen, expected in ((shown, batch.actions), (targets, labels)):
