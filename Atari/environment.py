@@ -229,7 +229,7 @@ class Atari(Environment):
         """The same as in training."""
         return protocol.metrics(episodes, _game(vars(evaluation.options)))
 
-    def described(self, evaluation: Evaluation) -> str:
+    def description(self, evaluation: Evaluation) -> str:
         """The game."""
         return _game(vars(evaluation.options)).name + ", most probable actions" * evaluation.options.use_argmax
 

@@ -214,7 +214,7 @@ class MuJoCo(Environment):
         """Returns, lengths and scores, without the prefix of a prompt."""
         return protocol.metrics({"": episodes}, evaluation.options.robot)
 
-    def described(self, evaluation: Evaluation) -> str:
+    def description(self, evaluation: Evaluation) -> str:
         """The task and its robot."""
         options: Play = evaluation.options
         renewed = ", target renewed" * options.reset_target

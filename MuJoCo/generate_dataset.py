@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     import gymnasium
 
 SCRIPT = "python3 MuJoCo/generate_dataset.py"
-ACTING = 16  # episodes at once
+PARALLEL_EPISODES = 16  # episodes at once
 
 # Sizes of D4RL's datasets, except for medium-replay.
 STEPS = {"medium": 1_000_000, "expert": 1_000_000, "medium-expert": 2_000_000}
@@ -128,7 +128,9 @@ def generate(options: GenerateOptions) -> Path:
 def _make(options: GenerateOptions) -> None:
     """See `generate`."""
     path, robot = options.path, options.robot
-    environments = [make_environment(robot) for _ in range(min(ACTING, math.ceil(options.file_steps / 1000)))]
+    environments = [
+        make_environment(robot) for _ in range(min(PARALLEL_EPISODES, math.ceil(options.file_steps / 1000)))
+    ]
     policies = _trained(options)
     chosen = mixture(policies, options.dataset, options.goal)
     steps = math.ceil(options.file_steps / len(chosen))

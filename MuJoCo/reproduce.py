@@ -41,7 +41,7 @@ MODELS = {
 # HalfCheetah is the last to learn how to begin running.
 LONG = {"RATE, all batches": ("--model_mode", "RATE")}
 DATA_POLICY = "policy of the data, in the data"
-QUIET = "policy of the data, without its noise"
+NOISELESS = "policy of the data, without its noise"
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def study(env_id: int) -> Study:
     )
 
 
-class Quiet:
+class NoiselessPolicy:
     """The policy that acted in the data, without its noise: an actor for `Environment.play_as`."""
 
     def __init__(self, policy: Policy) -> None:
@@ -102,7 +102,7 @@ def of_data(task: Task) -> dict[str, dict[str, Any]]:
         folder=path.parent / "policies",
         enough=lambda trained: bool(trained) and trained[-1].steps >= note["training_steps"],
     )
-    quiet = ENVIRONMENT.play_as(Quiet(policies[-1]), Play(env_id=TASKS.index(task)), episodes=EPISODES)
+    quiet = ENVIRONMENT.play_as(NoiselessPolicy(policies[-1]), Play(env_id=TASKS.index(task)), episodes=EPISODES)
     return {
         name: {
             "return": [float(values.mean())],
@@ -110,7 +110,7 @@ def of_data(task: Task) -> dict[str, dict[str, Any]]:
             "episodes": len(values),
             "return_std": float(np.std(values)),
         }
-        for name, values in ((DATA_POLICY, returns), (QUIET, quiet.returns))
+        for name, values in ((DATA_POLICY, returns), (NOISELESS, quiet.returns))
     }
 
 

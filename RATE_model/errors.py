@@ -39,13 +39,13 @@ _WAYS_OUT = {
 }
 
 
-def is_of_the_machine(error: BaseException) -> TypeGuard[OSError]:
+def is_machine_error(error: BaseException) -> TypeGuard[OSError]:
     """Whether an error is about the machine, such as a full disk, and not about the content of a file."""
     return isinstance(error, OSError) and error.errno in _WAYS_OUT
 
 
 def reason_of(error: BaseException) -> str:
     """Why the system refused and what helps, as a line without a full stop, for the end of a message."""
-    if not is_of_the_machine(error) or error.errno is None:
+    if not is_machine_error(error) or error.errno is None:
         return " ".join(str(getattr(error, "strerror", None) or error).split())
     return f"{os.strerror(error.errno)}; {_WAYS_OUT[error.errno]}"

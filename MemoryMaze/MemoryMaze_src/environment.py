@@ -25,7 +25,7 @@ from MemoryMaze.MemoryMaze_src.generate import FIRST_DATA_SEED
 from MemoryMaze.MemoryMaze_src.privileged import SAME_IN_THE_MIRROR
 from MemoryMaze.MemoryMaze_src.spec import SPEC, spec_of
 from RATE_model.acting.evaluation import Acting
-from RATE_model.acting.rollout import Episodes, mean_and_error, rollout_in_turns
+from RATE_model.acting.rollout import Episodes, mean_and_error, rollout_alternating
 from RATE_model.acting.video import with_caption
 from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
 from RATE_model.cli.options import Boolean, changeable
@@ -190,7 +190,7 @@ class MemoryMaze(Environment):
         acting = replace(acting, seed=len(halves) * acting.seed)
         actors = [acting.actor(evaluation.agent, len(seeds), first=half) for half, seeds in enumerate(halves)]
         steps = int(mazes[0].max_steps[0])
-        return {None: rollout_in_turns(actors, mazes, seeds=halves, max_steps=steps, description=self.name)}
+        return {None: rollout_alternating(actors, mazes, seeds=halves, max_steps=steps, description=self.name)}
 
     def metrics(
         self, played: Mapping[Case, Episodes], evaluation: Evaluation, config: Config, *, final: bool
@@ -206,7 +206,7 @@ class MemoryMaze(Environment):
         """Balls found."""
         return protocol.figures(episodes.returns)
 
-    def described(self, evaluation: Evaluation) -> str:
+    def description(self, evaluation: Evaluation) -> str:
         """The mazes, and how actions are chosen."""
         actions = "the most probable actions" if evaluation.options.use_argmax else "drawn actions"
         return f"in mazes of {evaluation.options.size}x{evaluation.options.size} cells, {actions}"

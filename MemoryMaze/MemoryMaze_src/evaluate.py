@@ -63,7 +63,7 @@ def player_returns(
     return np.array(list(in_order(work, seeds, min(workers or available_cores(), episodes))))
 
 
-class Undrawn(MemoryMazeEnv):
+class UnrenderedMaze(MemoryMazeEnv):
     """A maze whose observations stay black: players without a model look at `info`, and drawing takes most time."""
 
     def _observe(self) -> None:
@@ -72,7 +72,7 @@ class Undrawn(MemoryMazeEnv):
 
 def _return_of(player: str, size: int, steps: int | None, seed: int) -> float:
     """Return of a player in the maze of a seed; a function of its own, for processes."""
-    with contextlib.closing(Undrawn(size, max_steps=steps, privileged=True)) as maze:
+    with contextlib.closing(UnrenderedMaze(size, max_steps=steps, privileged=True)) as maze:
         return float(play_expert(maze, PlayerOfMix.of(player), seed)["rewards"].sum())
 
 

@@ -30,7 +30,7 @@ HALF_VIEW = float(np.arctan(np.tan(np.radians(40)) * 30 / 32))
 RAYS = 61  # as many as there are columns
 BALL_SIGHT = 8.0  # cells; a ball is four columns wide there
 BALL_RADIUS = 0.3
-SPELL = 20  # mean steps of a spell in which a player is led to a ball drawn at random, or is not
+PERTURBATION_STEPS = 20  # mean steps of a spell in which a player is led to a ball drawn at random, or is not
 TOUCH_RADIUS = 0.4  # cells; closer than this to the middle of a cell, the agent has touched the ball there
 
 _RAY_STEP = 0.04
@@ -120,8 +120,8 @@ class Planner:
     Args:
         generator: of its errors.
         noise: the share of actions that are random, 0 to 1.
-        perturbation: the share of spells, of `SPELL` steps on average, in which it is led to a ball drawn at random,
-            maybe the one asked for.
+        perturbation: the share of time in which it walks to a random ball, maybe the target; redrawn every
+            `PERTURBATION_STEPS` steps on average.
     """
 
     def __init__(self, generator: np.random.Generator, *, noise: float = 0.0, perturbation: float = 0.0) -> None:
@@ -141,7 +141,7 @@ class Planner:
         if driven is not None:
             self._pilot.note(driven)
             return driven
-        if self._perturbation and (lured := self._lured(info)) is not None:
+        if self._perturbation and (lured := self._perturbed_field(info)) is not None:
             action = self._choose(lured, info)
         self.random = bool(self._generator.random() < self._noise)
         if self.random:
@@ -152,10 +152,10 @@ class Planner:
     def _choose(self, ways: Field, info: dict[str, Any]) -> int:
         return self._pilot.choose(ways, info["agent_pos"], info["agent_dir"])
 
-    def _lured(self, info: dict[str, Any]) -> Field | None:
+    def _perturbed_field(self, info: dict[str, Any]) -> Field | None:
         """The ways to the ball that it is led to at this step; None: it is not led."""
         if self._spell == 0:
-            self._spell = int(self._generator.geometric(1 / SPELL))
+            self._spell = int(self._generator.geometric(1 / PERTURBATION_STEPS))
             led = self._generator.random() < self._perturbation
             self._lure = int(self._generator.integers(len(info["targets_pos"]))) if led else None
         self._spell -= 1

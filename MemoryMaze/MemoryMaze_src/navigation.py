@@ -1,6 +1,6 @@
 """Finding the way in a maze: distances over its free ground, and the action that follows them best.
 
-Positions and lengths are in cells. The ground is a grid of ``FINE`` points per cell and side; every distance is the
+Positions and lengths are in cells. The ground is a grid of ``PER_CELL`` points per cell and side; every distance is the
 length of a shortest way over it, along 16 directions. An agent of some width does not get round a corner on a
 shortest way, so points near a wall count four times.
 """
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-FINE = 8
+PER_CELL = 8
 REACH = 0.3  # an agent nearer than this to a goal has reached it
 
 _CLEARANCE = 0.35  # from walls, where the ground is as good as it gets
@@ -34,7 +34,7 @@ _LEFT = np.array([0.0, 0.0, 1.0, -1.0, 1.0, -1.0])
 
 @dataclass(frozen=True)
 class Field:
-    """The ways to a goal; N = size * FINE.
+    """The ways to a goal; N = size * PER_CELL.
 
     Attributes:
         free: (N, N) bool, ground that can be stood on.
@@ -61,7 +61,7 @@ class Field:
 
 def fine_point(position: np.ndarray, count: int) -> tuple[int, int]:
     """The point of the ground, (x, y), at a position (2,) in cells."""
-    x, y = np.clip((np.asarray(position) * FINE).astype(int), 0, count - 1)
+    x, y = np.clip((np.asarray(position) * PER_CELL).astype(int), 0, count - 1)
     return int(x), int(y)
 
 
@@ -76,7 +76,7 @@ def field(layout: np.ndarray, goals: np.ndarray) -> Field:
     from scipy.sparse import csr_array
     from scipy.sparse.csgraph import dijkstra
 
-    free = np.kron(layout, np.ones((FINE, FINE), dtype=bool))
+    free = np.kron(layout, np.ones((PER_CELL, PER_CELL), dtype=bool))
     clear = _clear(free)
     edges = _edges(len(free))
     flat, safe = free.ravel(), clear.ravel()
@@ -117,7 +117,7 @@ class Pilot:
         arrived, cost, size = np.zeros(count, dtype=bool), np.zeros(count), len(ways.free)
 
         def points(values: np.ndarray) -> np.ndarray:
-            return np.clip((values * FINE).astype(np.int64), 0, size - 1)
+            return np.clip((values * PER_CELL).astype(np.int64), 0, size - 1)
 
         for step in range(_DEPTH):
             ahead, turn = _FORWARD[plans[:, step]], _LEFT[plans[:, step]]
@@ -125,7 +125,7 @@ class Pilot:
             turned = _TURN[0] * turn + _TURN[1] * left
             cost += _REVERSAL_COST * (turn * left < 0)
             new_x, new_y = x + way * np.cos(angle + turned / 2), y + way * np.sin(angle + turned / 2)
-            inside = (new_x > 0) & (new_y > 0) & (new_x * FINE < size) & (new_y * FINE < size) & ~arrived
+            inside = (new_x > 0) & (new_y > 0) & (new_x * PER_CELL < size) & (new_y * PER_CELL < size) & ~arrived
             x_free = inside & ways.free[points(y), points(new_x)]
             y_free = inside & ways.free[points(new_y), points(x)]
             x, y, angle = np.where(x_free, new_x, x), np.where(y_free, new_y, y), angle + turned
@@ -162,7 +162,7 @@ def _edges(count: int) -> _Edges:
         low = numbers[y + down // 2, x + int(np.floor(right / 2))]
         high = numbers[y + -(-down // 2), x + int(np.ceil(right / 2))]
         passed.append(np.stack([numbers[y, x], numbers[y + down, x + right], low, high]))
-        lengths.append(np.full(len(y), np.hypot(down, right) / FINE))
+        lengths.append(np.full(len(y), np.hypot(down, right) / PER_CELL))
     return _Edges(np.concatenate(passed, axis=1), np.concatenate(lengths))
 
 
@@ -171,7 +171,7 @@ def _clear(free: np.ndarray) -> np.ndarray:
     from scipy.ndimage import distance_transform_edt
 
     to_wall: Any = distance_transform_edt(np.pad(free, 1))
-    return to_wall[1:-1, 1:-1] > _CLEARANCE * FINE
+    return to_wall[1:-1, 1:-1] > _CLEARANCE * PER_CELL
 
 
 @functools.cache

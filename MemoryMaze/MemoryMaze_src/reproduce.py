@@ -25,7 +25,7 @@ from MemoryMaze.MemoryMaze_src.dataset import DATA
 from MemoryMaze.MemoryMaze_src.environment import ENVIRONMENT
 from MemoryMaze.MemoryMaze_src.evaluate import PLAYERS, player_returns
 from RATE_model.acting.controls import knock_out_memory, knock_out_part
-from RATE_model.acting.rollout import mean_and_error, with_error
+from RATE_model.acting.rollout import format_mean_and_error, mean_and_error
 from RATE_model.cli.options import exit_on_user_error, parse_options
 from RATE_model.cli.reproduce import (
     ROOT,
@@ -75,13 +75,13 @@ class Control:
         return f"{self.model}, {self.what}"
 
 
-FORGETFUL = "memory knocked out"
+KNOCKED_OUT = "memory knocked out"
 CONTROLS = (
-    Control("RATE", FORGETFUL, "knocked_out", knock_out_memory),
+    Control("RATE", KNOCKED_OUT, "knocked_out", knock_out_memory),
     Control("RATE", "memory tokens knocked out", "tokens_knocked_out", knock_out_part("tokens")),
     Control("RATE", "cache knocked out", "cache_knocked_out", knock_out_part("cache")),
     Control("RATE", "actions drawn", "intact", None, greedy=False),
-    Control("LSTM", FORGETFUL, "knocked_out", knock_out_memory),
+    Control("LSTM", KNOCKED_OUT, "knocked_out", knock_out_memory),
 )
 # Mean and standard error of the control that results/memory_maze.md describes, with its commands. This script does not
 # train it.
@@ -169,7 +169,9 @@ def returns_table(document: dict[str, dict]) -> str:
     for label, entry in document.items():
         values = np.concatenate(entry["returns"])
         spread = f"{values.min():g} to {values.max():g}"
-        rows.append([label, with_error(*mean_and_error(values)), spread, len(values), PUBLISHED.get(label, "")])
+        rows.append(
+            [label, format_mean_and_error(*mean_and_error(values)), spread, len(values), PUBLISHED.get(label, "")]
+        )
     rows += [[label, "", "", "", value] for label, value in PUBLISHED.items() if label not in document]
     return table(["", "balls found", "range", "episodes", "published"], rows)
 
@@ -185,7 +187,7 @@ def runs_table(document: dict[str, dict], seeds: Sequence[int]) -> str:
         "validation loss": lambda entry, index: f"{entry['validation_loss'][index]:.3f}",
         "accuracy": lambda entry, index: f"{entry['validation_accuracy'][index]:.3f}",
         "balls found": lambda entry, index: found(entry["label"], index),
-        FORGETFUL: lambda entry, index: found(f"{entry['label']}, {FORGETFUL}", index),
+        KNOCKED_OUT: lambda entry, index: found(f"{entry['label']}, {KNOCKED_OUT}", index),
     }
     return seed_table(models, seeds, columns)
 
@@ -198,7 +200,7 @@ def differences(document: dict[str, dict]) -> str:
     for one, other in pairs:
         if one in document and other in document:
             more = np.subtract(*(np.concatenate(document[label]["returns"]) for label in (one, other)))
-            rows.append([one, other, with_error(*mean_and_error(more))])
+            rows.append([one, other, format_mean_and_error(*mean_and_error(more))])
     return table(["finds more", "than", "balls, in the same mazes"], rows)
 
 

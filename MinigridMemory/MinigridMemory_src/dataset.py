@@ -45,7 +45,7 @@ Preset = Literal["clean_31", "clean_41", "published_31", "published_41"]
 
 
 @dataclass(frozen=True)
-class Kept:
+class EpisodeFilter:
     """What a preset collects, always in corridors of random length."""
 
     size: int
@@ -54,11 +54,11 @@ class Kept:
 
 
 # published_41 was collected with a flag for fixed corridors, which its collector did not heed.
-PRESETS: dict[str, Kept] = {
-    "clean_31": Kept(31),
-    "clean_41": Kept(41),
-    "published_31": Kept(31, 38, 45),
-    "published_41": Kept(41, 60, 96),
+PRESETS: dict[str, EpisodeFilter] = {
+    "clean_31": EpisodeFilter(31),
+    "clean_41": EpisodeFilter(41),
+    "published_31": EpisodeFilter(31, 38, 45),
+    "published_41": EpisodeFilter(41, 60, 96),
 }
 
 

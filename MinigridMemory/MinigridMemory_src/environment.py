@@ -219,7 +219,7 @@ class MinigridMemory(Environment):
         """The requested sizes."""
         return options.sizes
 
-    def described(self, evaluation: Evaluation) -> str:
+    def description(self, evaluation: Evaluation) -> str:
         """The mazes."""
         return f"{evaluation.options.layouts} layouts, at most {evaluation.options.episode_timeout} steps"
 

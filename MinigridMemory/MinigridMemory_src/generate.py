@@ -83,7 +83,7 @@ class Tally:
     played: int = 0
     kept: int = 0
     successes: int = 0
-    in_vain: int = 0  # episodes dropped since the last one that was kept
+    dropped_in_a_row: int = 0  # episodes dropped since the last one that was kept
     lengths: tuple[int, int] = (0, 0)  # shortest and longest episode played, in steps
 
     @classmethod
@@ -103,11 +103,11 @@ class Tally:
         if reason is None:
             self.room[kind] -= 1
             self.kept += 1
-            self.in_vain = 0
+            self.dropped_in_a_row = 0
             return True
         self.dropped[reason] += 1
-        self.in_vain += 1
-        if self.in_vain >= PATIENCE:
+        self.dropped_in_a_row += 1
+        if self.dropped_in_a_row >= PATIENCE:
             raise UserError(self._hopeless(selection))
         return False
 

@@ -11,7 +11,7 @@ import torch
 from gymnasium.vector import VectorEnv
 
 from RATE_model.acting.actor import Actor
-from RATE_model.acting.rollout import BatchActor, Episodes, rollout, side_by_side
+from RATE_model.acting.rollout import BatchActor, Episodes, group_cases, rollout
 from RATE_model.agent import Agent
 from RATE_model.memories.contract import MemoryTransform
 
@@ -53,7 +53,7 @@ def play_cases(
     seeds: np.ndarray,
     acting: Acting,
     options: Mapping[str, np.ndarray] | None = None,
-    at_once: int | None = None,
+    max_environments: int | None = None,
     compact: bool = True,
     player: Callable[[BatchActor], BatchActor] = lambda actor: actor,
     description: str = "acting",
@@ -72,7 +72,7 @@ def play_cases(
             seeds: `(E,)` for every case.
             acting: how to ask the agent.
             options: for the environments' reset, of E rows each.
-            at_once: environments at a time; None: no limit.
+            max_environments: environments at a time; None: no limit.
             compact: drop the rows of finished episodes; False if a `transform_memory` compares rows.
             player: wraps the actor, for example to change the rewards it sees.
         description: of the progress bar.
@@ -82,15 +82,15 @@ def play_cases(
     """
     chosen, episodes = list(dict.fromkeys(cases)), len(seeds)
     numbers = range(len(chosen))
-    groups = list(side_by_side(agent, numbers, episodes)) if acting.greedy else [[number] for number in numbers]
+    groups = list(group_cases(agent, numbers, episodes)) if acting.greedy else [[number] for number in numbers]
     results: dict[Case, Episodes] = {}
     for group in groups:
         rows = np.repeat(np.array([chosen[number] for number in group]), episodes)
         all_seeds = np.tile(seeds, len(group))
         given = {name: np.tile(values, len(group)) for name, values in (options or {}).items()}
         parts = []
-        for start in range(0, len(rows), at_once or len(rows)):
-            part = slice(start, start + (at_once or len(rows)))
+        for start in range(0, len(rows), max_environments or len(rows)):
+            part = slice(start, start + (max_environments or len(rows)))
             environments = make(rows[part])
             try:
                 parts.append(

@@ -82,14 +82,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         model.train(training)
 
 
-def side_by_side(model: Agent, cases: Sequence[int], episodes: int) -> Iterator[list[int]]:
+def group_cases(model: Agent, cases: Sequence[int], episodes: int) -> Iterator[list[int]]:
     """Group cases (lengths, sizes, ...) of this many episodes each into those worth acting in at once, in order.
 
     A case named twice counts once.
     """
     cases = list(dict.fromkeys(cases))
-    at_once = max(1, _MEMORY_BUDGET // (episodes * model.memory.bytes_per_row()))
-    return (cases[start : start + at_once] for start in range(0, len(cases), at_once))
+    max_environments = max(1, _MEMORY_BUDGET // (episodes * model.memory.bytes_per_row()))
+    return (cases[start : start + max_environments] for start in range(0, len(cases), max_environments))
 
 
 def rollout(
@@ -173,7 +173,7 @@ def _play(
     return Episodes(returns, lengths, last)
 
 
-def rollout_in_turns(
+def rollout_alternating(
     actors: Sequence[BatchActor],
     environments: Sequence[VectorEnv],
     *,
@@ -201,7 +201,7 @@ def rollout_in_turns(
 
 
 def _play_groups(play: Callable[[int], Episodes], environments: Sequence[VectorEnv]) -> Episodes:
-    """See `rollout_in_turns`."""
+    """See `rollout_alternating`."""
     groups = len(environments)
     # Torch threads that wait for work would take cores from those processes.
     with torch_threads(max(1, available_cores() // (2 * groups))), ThreadPoolExecutor(groups) as pool:
@@ -228,6 +228,6 @@ def mean_and_error(values: np.ndarray) -> tuple[float, float]:
     return float(values.mean()), float(error)
 
 
-def with_error(mean: float, error: float | None, digits: int = 2) -> str:
+def format_mean_and_error(mean: float, error: float | None, digits: int = 2) -> str:
     """A mean and its standard error, as 8.25 ± 0.81; the mean alone if it has no error."""
     return f"{mean:.{digits}f}" + ("" if error is None or np.isnan(error) else f" ± {error:.{digits}f}")

@@ -156,7 +156,7 @@ def _say(text: str) -> None:
     print(one_line(text), file=sys.stderr)
 
 
-def asked_by(environment: Environment, flags: Mapping[str, Any], *, source: str) -> dict[str, Any]:
+def recorded_evaluation_flags(environment: Environment, flags: Mapping[str, Any], *, source: str) -> dict[str, Any]:
     """The evaluation settings in a run's flags, typed and under the inference script's names.
 
     Raises:
@@ -188,7 +188,7 @@ def evaluation_of(
         run: its directory.
         changes: attributes of `Evaluation` to replace.
     """
-    asked = asked_by(environment, flags, source=f"{run}")
+    asked = recorded_evaluation_flags(environment, flags, source=f"{run}")
     own = {field.name for field in fields(environment.play_options)}
     options = environment.play_options(**{name: value for name, value in asked.items() if name in own})
     given = {
@@ -220,7 +220,9 @@ def read_options(environment: Environment, argv: Sequence[str] | None = None) ->
             return {}
         try:
             recorded.update(recorded_flags(environment, checkpoint))
-            return asked_by(environment, environment.asked(recorded, flags), source=f"the run of {checkpoint}")
+            return recorded_evaluation_flags(
+                environment, environment.inherited_flags(recorded, flags), source=f"the run of {checkpoint}"
+            )
         except UserError as error:
             troubles.append(error)
             return {}
@@ -278,7 +280,7 @@ def report(evaluation: Evaluation, checkpoint: Path) -> dict[str, Any]:
     targets = ", ".join(f"{target:g}" for target in evaluation.targets)
     notes = [
         f"{evaluation.episodes} episodes" + (f" per {environment.axis}" if environment.axis else ""),
-        *filter(None, [environment.described(evaluation)]),
+        *filter(None, [environment.description(evaluation)]),
         f"asked for {targets}",
         *["memory knocked out"] * (evaluation.transform_memory is not None),
     ]

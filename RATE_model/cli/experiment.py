@@ -18,9 +18,9 @@ import torch
 from RATE_model.agent import Agent, AgentConfig
 from RATE_model.cli.options import changeable_flags, load_yaml, to_flat_dict
 from RATE_model.cli.settings import (
+    COMMAND_FLAGS,
     MAY_GROW,
     STABILISERS,
-    STEERING,
     CurriculumOptions,
     ModelOptions,
     RunOptions,
@@ -419,7 +419,9 @@ def train_run(
     flat, directory = config.run.recorded(to_flat_dict(config)), run.directory
     with open_run(run, config=flat) as run:
         distributed.by_first(lambda: prepare(directory))
-        flags = {name: value for name, value in load_yaml(directory / "config.yaml").items() if name not in STEERING}
+        flags = {
+            name: value for name, value in load_yaml(directory / "config.yaml").items() if name not in COMMAND_FLAGS
+        }
         if run.changed:
             print(f"{directory}: goes on from {run.checkpoint}; {'; '.join(run.changed)}", flush=True)
         trainer = Trainer(

@@ -41,7 +41,7 @@ import yaml
 
 from RATE_model.cli import core_yaml
 from RATE_model.cli.console import lasting_output, machine_error, one_line
-from RATE_model.cli.spellings import ALIASES, SWITCHES
+from RATE_model.cli.spellings import ALIASES, BOOLEAN_ALIASES
 from RATE_model.errors import UserError
 from RATE_model.system.interrupts import exit_code, raising_interrupts, signal_name
 from RATE_model.system.secrets import redact
@@ -295,7 +295,7 @@ def _read_flags(argv: Sequence[str], kinds: dict[str, Any], aliases: dict[str, s
             values["help"] = True
             continue
         alias = flag.removeprefix("--").replace("-", "_")
-        name, switch = aliases.get(alias, alias), SWITCHES.get(alias)
+        name, switch = aliases.get(alias, alias), BOOLEAN_ALIASES.get(alias)
         if name not in kinds:
             known = [f"--{option}" for option in (*kinds, *aliases)]
             raise UserError(
@@ -355,7 +355,7 @@ def typed_values(
     typed: dict[str, Any] = {}
     for key, value in values.items():
         alias = key.replace("-", "_")
-        name, switch = aliases.get(alias, alias), SWITCHES.get(alias)
+        name, switch = aliases.get(alias, alias), BOOLEAN_ALIASES.get(alias)
         if name not in kinds:
             raise UserError(f"{source}: unknown key '{key}'{close_matches(key.replace('-', '_'), [*kinds, *aliases])}")
         if name in typed:
@@ -477,8 +477,8 @@ def _print_help(
 
 def _alias_text(alias: str, name: str) -> str:
     """An old spelling of a flag, and what it stands for."""
-    if alias in SWITCHES:
-        return f"--{alias} false = --{name} {SWITCHES[alias][False]}"
+    if alias in BOOLEAN_ALIASES:
+        return f"--{alias} false = --{name} {BOOLEAN_ALIASES[alias][False]}"
     return f"--{alias} = --{name}"
 
 

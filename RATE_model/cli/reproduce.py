@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from RATE_model.acting.controls import exchange_twins
-from RATE_model.acting.rollout import Episodes, mean_and_error, with_error
+from RATE_model.acting.rollout import Episodes, format_mean_and_error, mean_and_error
 from RATE_model.cli.evaluation import evaluation_of_run
 from RATE_model.cli.limits import at_least, at_most_processes, writable
 from RATE_model.cli.training import check
@@ -390,7 +390,7 @@ def cell(values: Sequence[float] | None, digits: int = 2) -> str:
     """Mean and standard error over seeds; a single value has no error; empty without values."""
     if not values:
         return ""
-    return with_error(*mean_and_error(np.array(values)), digits)
+    return format_mean_and_error(*mean_and_error(np.array(values)), digits)
 
 
 def table(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:

@@ -33,7 +33,7 @@ Precision = Literal["auto", "32", "bf16"]
 
 # Flags that belong to one command on one machine. They do not affect a run's results, and checkpoints do not record
 # them.
-STEERING = frozenset(
+COMMAND_FLAGS = frozenset(
     {"output_dir", "data_dir", "data_path", "text", "ckpt_folder"}  # where a run lives
     | {"seed", "start_seed", "end_seed", "device", "num_workers", "save_minutes", "memory_gib"}
     | {"wandb_mode", "wandb_project"}

@@ -21,15 +21,15 @@ ALIASES = {
 }
 """Valid for every script that has the flag named second."""
 
-SWITCHES = {"condition_on_returns": {True: "auto", False: "none"}}
+BOOLEAN_ALIASES = {"condition_on_returns": {True: "auto", False: "none"}}
 """Boolean aliases, and the value of the flag that each stands for."""
 
 
 def respelt(flags: Mapping[str, Any]) -> dict[str, Any]:
     """Recorded flags under today's names; a flag and its switch are the same, and the switch is either off or
     silent."""
-    found = {ALIASES.get(name, name): value for name, value in flags.items() if name not in SWITCHES}
-    off = {ALIASES[name]: SWITCHES[name][False] for name in SWITCHES if flags.get(name) is False}
+    found = {ALIASES.get(name, name): value for name, value in flags.items() if name not in BOOLEAN_ALIASES}
+    off = {ALIASES[name]: BOOLEAN_ALIASES[name][False] for name in BOOLEAN_ALIASES if flags.get(name) is False}
     return found | off
 
 

@@ -154,7 +154,7 @@ class WindowDataset(Dataset):
         none."""
         return self.with_windows(self.windows[self.windows[:, 2] <= size], size=size)
 
-    def beginnings(self, steps: int) -> WindowDataset:
+    def cut_to(self, steps: int) -> WindowDataset:
         """The first steps of every window, at most this many; shares memory with this one."""
         windows = self.windows.copy()
         windows[:, 2] = np.minimum(windows[:, 2], steps)

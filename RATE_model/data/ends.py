@@ -108,17 +108,17 @@ def kind_of(name: str) -> Kind | None:
     return _KIND_OF.get(_leaf(name))
 
 
-def tell_ends(names: Iterable[str]) -> bool:
+def can_mark_every_end(names: Iterable[str]) -> bool:
     """Whether arrays of these names can mark every end: ``timeouts`` alone leave out terminal states."""
     return not {kind_of(name) for name in names} <= {None, "timeout"}
 
 
-def suspicious(names: Iterable[str]) -> list[str]:
+def possible_marks(names: Iterable[str]) -> list[str]:
     """The unknown names among these that look like marks of ends."""
     return [name for name in names if kind_of(name) is None and _SUSPICIOUS.search(_leaf(name))]
 
 
-def ignored(names: Iterable[str]) -> str:
+def note_on_ignored(names: Iterable[str]) -> str:
     """A note about such arrays, as a sentence without a subject."""
     listed = ", ".join(f"'{name}'" for name in names)
     return f"has {listed}, which may mark ends of episodes, but in no known way: not read"
@@ -219,12 +219,12 @@ def ends_of_file(file: Hdf5, steps: int, *, max_steps: int | None = None) -> End
     """
     arrays = _arrays(file)
     marks = {name: array[:] for name, array in arrays.items() if kind_of(name)}
-    others = suspicious(name for name, array in arrays.items() if array.shape[:1] == (steps,))
-    if not tell_ends(marks):
-        found = f" ({ignored(others)})" if others else ""
+    others = possible_marks(name for name, array in arrays.items() if array.shape[:1] == (steps,))
+    if not can_mark_every_end(marks):
+        found = f" ({note_on_ignored(others)})" if others else ""
         raise UnclearEnds(f"has no terminals, nor another array that is known to mark where episodes end{found}")
     ends = find_ends(marks, steps, follows=_follows(file), max_steps=max_steps)
-    notes = [*ends.notes, *([ignored(others)] if others else [])]
+    notes = [*ends.notes, *([note_on_ignored(others)] if others else [])]
     if not ends.last[-1] and (known := np.flatnonzero(ends.last)).size:
         notes.append(f"has {steps - 1 - known[-1]} steps after its last end, of an episode without one; left out")
     return Ends(ends.last, ends.terminal, ends.first, ends.begins, ends.open, tuple(notes))

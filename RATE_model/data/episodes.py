@@ -21,10 +21,10 @@ import numpy as np
 from RATE_model.data.ends import (
     SUCCESSORS,
     UnclearEnds,
+    can_mark_every_end,
     kind_of,
     one_column,
     successors_follow,
-    tell_ends,
     within_episode,
 )
 from RATE_model.data.hdf5 import attributes_of, open_hdf5, refuse_if_unreadable
@@ -151,7 +151,7 @@ def _episodes(
     """
     names = [name for name in episode if isinstance(name, str) and kind_of(name)]
     missing = [key for key in (*_KEYS, *marks) if key not in episode]
-    missing += [] if marks or tell_ends(names) else ["terminals"]
+    missing += [] if marks or can_mark_every_end(names) else ["terminals"]
     if missing:
         raise UserError(f"{place} has no {', '.join(missing)} (it has: {', '.join(map(str, episode)) or 'nothing'})")
     after = [] if more_observations else [name for name in SUCCESSORS if name in episode][:1]

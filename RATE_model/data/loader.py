@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from RATE_model.data.batch import Batch
 from RATE_model.data.dataset import WindowDataset
-from RATE_model.data.workers import InWorker, NoRoom, begin_worker, served
+from RATE_model.data.workers import DatasetInWorker, TooFewResources, begin_worker, worker_batches
 from RATE_model.system import distributed
 
 
@@ -110,7 +110,7 @@ def make_loader(
     done = 0
     if num_workers > 0:
         loader = DataLoader(
-            InWorker(dataset),
+            DatasetInWorker(dataset),
             batch_sampler=_BatchIndices(positions),
             num_workers=num_workers,
             collate_fn=_whole_batch,
@@ -122,11 +122,11 @@ def make_loader(
         # The loader asks its sampler for batches ahead of time; the second, slower pass over the positions labels what
         # arrives.
         try:
-            for (current, number, _), item in zip(positions(), served(loader), strict=False):
+            for (current, number, _), item in zip(positions(), worker_batches(loader), strict=False):
                 done += 1
                 yield current, number, item
             return
-        except NoRoom as error:
+        except TooFewResources as error:
             print(f"--num_workers {num_workers}: {error}; batches are assembled in the training process.", flush=True)
     for current, number, indices in itertools.islice(positions(), done, None):
         item = dataset.__getitems__(indices)

@@ -39,7 +39,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from RATE_model.data.ends import Ends, UnclearEnds, find_ends, kind_of, one_column, suspicious, tell_ends
+from RATE_model.data.ends import Ends, UnclearEnds, can_mark_every_end, find_ends, kind_of, one_column, possible_marks
 from RATE_model.data.hdf5 import attributes_of
 from RATE_model.data.trajectories import Learn
 from RATE_model.data.writer import TrajectoryWriter
@@ -356,7 +356,7 @@ def _read(path: Path, layout: _Layout, shapes: dict[str, tuple[int, ...]]) -> _C
     (name,) = (name for name in observed if name in arrays)
     observations, actions, rewards = arrays[name], *(one_column(arrays[key]) for key in (keys.actions, keys.rewards))
     marks = {mark: arrays[mark] for mark in names if kind_of(mark)}
-    if keys.marked and not tell_ends(marks):
+    if keys.marked and not can_mark_every_end(marks):
         raise _Refused(f"has no 'done', nor another array that marks ends (it has: {', '.join(sorted(names))})")
     if rewards.ndim != 1 or len(rewards) == 0:
         raise _Refused(f"has '{keys.rewards}' of shape {rewards.shape}; expected one number per step")
@@ -405,7 +405,7 @@ def _read(path: Path, layout: _Layout, shapes: dict[str, tuple[int, ...]]) -> _C
         alone=len(stops) == 1,
         begins=ends.begins,
         left_out=ends.open,
-        unknown=suspicious(names),
+        unknown=possible_marks(names),
     )
 
 

@@ -42,7 +42,7 @@ from RATE_model.data.arrays import TrajectoryArrays, info_rows, no_info, returns
 from RATE_model.data.attributes import decoded
 from RATE_model.data.checksums import Checksums, read_checksums
 from RATE_model.data.compression import hdf5plugin, uses_zstd
-from RATE_model.data.ends import UnclearEnds, ends_of_file, layout_of, one_column, tell_ends
+from RATE_model.data.ends import UnclearEnds, can_mark_every_end, ends_of_file, layout_of, one_column
 from RATE_model.data.hdf5 import Hdf5, open_hdf5, refuse_if_unreadable
 from RATE_model.errors import UserError, reason_of
 
@@ -310,7 +310,7 @@ class TrajectoryFile:
         """Check keys, equal lengths, at least one step, and a filter for every compression used."""
         needed = ("observations", "actions", "rewards", *(("terminals",) if self._own else ()))
         if missing := [name for name in needed if name not in file]:
-            missing += [] if self._own or tell_ends(file) else ["terminals"]
+            missing += [] if self._own or can_mark_every_end(file) else ["terminals"]
             held = ", ".join(sorted(file)) or "nothing"
             raise self._error(f"has no {', '.join(missing)} (it has: {held}){layout_of(file)}")
         columns = {name: file[name] for name in (*needed, "terminals", "timeouts") if name in file}

@@ -28,11 +28,11 @@ _HANDLES_OF_A_BATCH = 8  # one for each array
 _FAILURES = ("DataLoader worker", "Too many open files", "received 0 items of ancdata")
 
 
-class NoRoom(UserError):
+class TooFewResources(UserError):
     """The machine has too little shared memory, too few file handles or no more processes."""
 
 
-class InWorker(Dataset):
+class DatasetInWorker(Dataset):
     """A dataset of whole batches, as a loader process serves it: errors are values."""
 
     def __init__(self, dataset: Any) -> None:
@@ -50,7 +50,7 @@ class InWorker(Dataset):
         try:
             return batch.share_memory_()
         except (OSError, RuntimeError) as error:
-            return NoRoom(_first_sentence(error))
+            return TooFewResources(_first_sentence(error))
 
 
 def begin_worker(_: int) -> None:
@@ -64,18 +64,18 @@ def begin_worker(_: int) -> None:
     queue._on_queue_feeder_error = staticmethod(cannot_send)
 
 
-def served(loader: DataLoader) -> Iterator[Any]:
-    """The batches of a loader whose dataset is `InWorker`.
+def worker_batches(loader: DataLoader) -> Iterator[Any]:
+    """The batches of a loader whose dataset is `DatasetInWorker`.
 
     Raises:
-        NoRoom: its processes cannot be started, would soon run out of file handles, or find no shared memory.
+        TooFewResources: its processes cannot be started, would soon run out of file handles, or find no shared memory.
         UserError: what the dataset says; or a process has ended.
     """
     _check_file_handles(loader)
     try:
         batches = iter(loader)
     except OSError as error:
-        raise NoRoom(f"a process cannot be started: {reason_of(error)}") from error
+        raise TooFewResources(f"a process cannot be started: {reason_of(error)}") from error
     try:
         while (item := next(batches, None)) is not None:
             if isinstance(item, UserError):
@@ -89,14 +89,14 @@ def served(loader: DataLoader) -> Iterator[Any]:
 
 
 def _check_file_handles(loader: DataLoader) -> None:
-    """Raise `NoRoom` where the batches on their way would take more file handles than this process may have."""
+    """Raise `TooFewResources` if batches in transit need more file handles than this process may have."""
     import resource  # late, as there is none on Windows
 
     batches = (loader.prefetch_factor or 0) * (loader.num_workers + 1)  # None without workers
     needed = len(os.listdir("/dev/fd")) + _HANDLES_OF_A_WORKER * loader.num_workers + _HANDLES_OF_A_BATCH * batches
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if limit != resource.RLIM_INFINITY and needed > limit:
-        raise NoRoom(f"{needed} open files are needed and {limit} allowed (ulimit -n)")
+        raise TooFewResources(f"{needed} open files are needed and {limit} allowed (ulimit -n)")
 
 
 @contextmanager

@@ -52,7 +52,7 @@ Case = Any
 Outcome = Literal["success", "return"]
 
 
-def nothing(directory: Path) -> None:
+def no_preparation(directory: Path) -> None:
     """For runs that need nothing besides their checkpoints."""
 
 
@@ -76,7 +76,7 @@ class TrainingData:
     before: Sequence[tuple[int, int]] = ()
     transform: BatchTransform | None = None
     final_tokens: int | None = None
-    prepare: Callable[[Path], None] = nothing
+    prepare: Callable[[Path], None] = no_preparation
 
     @classmethod
     def of_one_stage(
@@ -178,7 +178,7 @@ class Environment(ABC):
     # Seed of the first episode of an evaluation; the others follow it
     first_seed: ClassVar[int] = 0
     # How many environments to run at a time; None: as many as there are episodes
-    at_once: ClassVar[int | None] = None
+    max_environments: ClassVar[int | None] = None
     # Cases that the grid of context against horizon trains on, ascending; see `grid_flags`
     grid_cases: ClassVar[Sequence[Case]] = ()
     # A `reset` option and its two values, for twins: episodes that differ only in what has to be remembered
@@ -337,7 +337,7 @@ class Environment(ABC):
         """
         return load_for(checkpoint, self.spec({**recorded, **asked}), device=device, flags=recorded)
 
-    def asked(self, recorded: Mapping[str, Any], typed: Mapping[str, Any]) -> Mapping[str, Any]:
+    def inherited_flags(self, recorded: Mapping[str, Any], typed: Mapping[str, Any]) -> Mapping[str, Any]:
         """Flags of a checkpoint's run, adjusted to the flags typed; both are flat.
 
         Typed flags always win; this is for recorded values that make no sense beside a typed one.
@@ -394,7 +394,7 @@ class Environment(ABC):
             seeds=seeds,
             acting=acting,
             options=options,
-            at_once=self.at_once,
+            max_environments=self.max_environments,
             compact=not twins,
             player=partial(self.player, evaluation),
             description=self.name,
@@ -448,7 +448,7 @@ class Environment(ABC):
         figures = {"mean_return": mean, "mean_steps": float(episodes.lengths.mean())}
         return figures | ({"standard_error": error} if len(episodes.returns) > 1 else {})
 
-    def described(self, evaluation: Evaluation) -> str:
+    def description(self, evaluation: Evaluation) -> str:
         """A description of what is played, for the first line of an evaluation."""
         return ""
 
@@ -470,7 +470,7 @@ class Environment(ABC):
                 for case, episodes in by_case.items():
                     line = f"{label}, {self.axis} {case}" if self.axis else label
                     lines.setdefault(line, {})[target] = episodes
-        title = f"{self.described(evaluation) or self.name}, {evaluation.episodes} episodes"
+        title = f"{self.description(evaluation) or self.name}, {evaluation.episodes} episodes"
         return [plot_returns(lines, folder / "returns.png", title=title, references=self.references(evaluation))]
 
     def picture(self, environments: VectorEnv, row: int) -> np.ndarray | None:

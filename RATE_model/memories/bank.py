@@ -19,7 +19,7 @@ from RATE_model.cli.options import Boolean
 from RATE_model.memories.contract import MemoryOptions, State
 from RATE_model.memories.segments import Attention, AttentionConfig, bias_of, feed_forward, joined
 from RATE_model.memories.sliding import SlidingStepper, slide
-from RATE_model.memories.stack import Cell, CellState, CellStepper, Seen, Stack
+from RATE_model.memories.stack import Cell, CellState, CellStepper, Stack, StepSignals
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,7 @@ class BankCell(Cell):
         stored = torch.zeros(1, self.steps - 1, width, device=device).expand(batch_size, -1, -1)
         return stored, torch.zeros(batch_size, dtype=torch.int64, device=device)
 
-    def forward(self, x: Tensor, state: CellState, valid: Tensor | None) -> tuple[Tensor, CellState, Seen]:
+    def forward(self, x: Tensor, state: CellState, valid: Tensor | None) -> tuple[Tensor, CellState, StepSignals]:
         """See `Cell.forward`."""
         embedded = F.layer_norm(x if self.trained else x.detach(), x.shape[-1:])
         new = torch.cat([attention.source(embedded) for attention in self.reading()], dim=-1)

@@ -34,7 +34,7 @@ from RATE_model.memories.segments import (
     feed_forward,
     joined,
 )
-from RATE_model.memories.stack import CellState, CellStepper, Seen
+from RATE_model.memories.stack import CellState, CellStepper, StepSignals
 
 Compression = Literal["conv", "mean", "max"]
 
@@ -125,7 +125,9 @@ class CompressiveCell(SegmentCell):
             squeezed=none,
         )
 
-    def attend(self, x: Tensor, state: CompressiveState, places: Tensor) -> tuple[Tensor, CompressiveState, Seen]:
+    def attend(
+        self, x: Tensor, state: CompressiveState, places: Tensor
+    ) -> tuple[Tensor, CompressiveState, StepSignals]:
         """See `SegmentCell.attend`."""
         inputs, d = self.norms[0](x), self.d_model
         running = self.extended(state.running, torch.cat([self.attention.source(inputs), inputs], dim=-1), places)

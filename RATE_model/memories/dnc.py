@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from RATE_model.memories.contract import MemoryOptions, State
-from RATE_model.memories.stack import Cell, CellState, Seen, Stack, StackConfig
+from RATE_model.memories.stack import Cell, CellState, Stack, StackConfig, StepSignals
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +115,7 @@ class DNCCell(Cell):
         shapes = [(config.hidden,)] * 2 + [(n, width), (n,), (n, n), (n,), (n,), (heads, n), (heads, width)]
         return tuple(torch.zeros(1, *shape, device=device).expand(batch_size, *shape) for shape in shapes)
 
-    def forward(self, x: Tensor, state: CellState, valid: Tensor | None) -> tuple[Tensor, CellState, Seen]:
+    def forward(self, x: Tensor, state: CellState, valid: Tensor | None) -> tuple[Tensor, CellState, StepSignals]:
         """See `Cell.forward`."""
         outputs, writes, reads = [], [], []
         # In float32 also under autocast: a state that is rounded at every step drifts, and the products are small.

@@ -37,7 +37,7 @@ from RATE_model.memories.segments import (
     feed_forward,
     joined,
 )
-from RATE_model.memories.stack import CellState, CellStepper, Seen
+from RATE_model.memories.stack import CellState, CellStepper, StepSignals
 
 # Ages of slots share a bias from here on by ratio, as distances do in T5 (Raffel et al. 2020).
 _EXACT, _BUCKETS, _FARTHEST = 16, 32, 100_000
@@ -109,7 +109,7 @@ class ELMURCell(SegmentCell):
             time=torch.zeros(batch_size, dtype=torch.int64, device=device),
         )
 
-    def attend(self, x: Tensor, state: ELMURState, places: Tensor) -> tuple[Tensor, ELMURState, Seen]:
+    def attend(self, x: Tensor, state: ELMURState, places: Tensor) -> tuple[Tensor, ELMURState, StepSignals]:
         """See `SegmentCell.attend`."""
         d = x.shape[-1]
         columns = self.within.source(x)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from RATE_model.cli.limits import MAX_EPISODE_STEPS, at_least, at_most
 from RATE_model.memories.contract import MemoryOptions, State
 from RATE_model.memories.scan import scan
-from RATE_model.memories.stack import Cell, CellState, Seen, Stack, StackConfig, last_valid
+from RATE_model.memories.stack import Cell, CellState, Stack, StackConfig, StepSignals, last_valid
 
 # The share of an input that remains after a trace's horizon, at the start.
 _LEFT = 0.01
@@ -80,7 +80,7 @@ class FFMCell(Cell):
         """Zeros."""
         return (torch.zeros(batch_size, len(self.log_decay), len(self.frequency), 2, device=device),)
 
-    def forward(self, x: Tensor, state: CellState, valid: Tensor | None) -> tuple[Tensor, CellState, Seen]:
+    def forward(self, x: Tensor, state: CellState, valid: Tensor | None) -> tuple[Tensor, CellState, StepSignals]:
         """See `Cell.forward`."""
         (before,) = state
         write_gate, read_gate = torch.sigmoid(self.write_gate(x)), torch.sigmoid(self.read_gate(x))

@@ -33,7 +33,7 @@ from RATE_model.memories.segments import (
     joined,
     softmax,
 )
-from RATE_model.memories.stack import CellState, CellStepper, Seen
+from RATE_model.memories.stack import CellState, CellStepper, StepSignals
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +97,7 @@ class HCAMCell(SegmentCell):
             filled=torch.zeros(batch_size, dtype=torch.int64, device=device),
         )
 
-    def attend(self, x: Tensor, state: HCAMState, places: Tensor) -> tuple[Tensor, HCAMState, Seen]:
+    def attend(self, x: Tensor, state: HCAMState, places: Tensor) -> tuple[Tensor, HCAMState, StepSignals]:
         """See `SegmentCell.attend`."""
         inputs, d = self.norms[0](x), x.shape[-1]
         kept = torch.cat([self.within.source(inputs), self.detail.source(inputs), self.summarise(inputs)], dim=-1)

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from RATE_model.errors import UserError
 from RATE_model.memories.contract import MemoryOptions, State
 from RATE_model.memories.scan import scan
-from RATE_model.memories.stack import Cell, CellState, Seen, Stack, StackConfig, last_valid
+from RATE_model.memories.stack import Cell, CellState, Stack, StackConfig, StepSignals, last_valid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +82,7 @@ class LRUCell(Cell):
         """Zeros."""
         return (torch.zeros(batch_size, len(self.log_nu), 2, device=device),)
 
-    def forward(self, x: Tensor, state: CellState, valid: Tensor | None) -> tuple[Tensor, CellState, Seen]:
+    def forward(self, x: Tensor, state: CellState, valid: Tensor | None) -> tuple[Tensor, CellState, StepSignals]:
         """See `Cell.forward`."""
         (before,) = state
         # Real products of both parts at once: W [n, d, 2] as a map from d to 2 n, and back.

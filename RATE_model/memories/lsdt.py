@@ -21,7 +21,7 @@ from RATE_model.errors import UserError
 from RATE_model.memories.contract import MemoryOptions, State
 from RATE_model.memories.segments import Attention, AttentionConfig, bias_of, feed_forward, joined
 from RATE_model.memories.sliding import SlidingStepper, slide
-from RATE_model.memories.stack import Cell, CellState, CellStepper, Seen, Stack
+from RATE_model.memories.stack import Cell, CellState, CellStepper, Stack, StepSignals
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ class LSDTCell(Cell):
         steps = torch.zeros(1, self.window - 1, width, device=device).expand(batch_size, -1, -1)
         return steps, torch.zeros(batch_size, dtype=torch.int64, device=device)
 
-    def forward(self, x: Tensor, state: CellState, valid: Tensor | None) -> tuple[Tensor, CellState, Seen]:
+    def forward(self, x: Tensor, state: CellState, valid: Tensor | None) -> tuple[Tensor, CellState, StepSignals]:
         """See `Cell.forward`."""
         far, near = self.norms[0](x).chunk(2, dim=-1)
         half = far.shape[-1]

@@ -27,10 +27,10 @@ from RATE_model.memories.stack import (
     Cell,
     CellState,
     CellStepper,
-    Seen,
     Stack,
     StackConfig,
     StepInput,
+    StepSignals,
 )
 
 # Steps whose states are held at once.
@@ -102,7 +102,7 @@ class MambaCell(Cell):
         states = torch.zeros(batch_size, len(self.log_rate), inner, device=device)
         return states, torch.zeros(batch_size, taps - 1, inner, device=device)
 
-    def forward(self, x: Tensor, state: CellState, valid: Tensor | None) -> tuple[Tensor, CellState, Seen]:
+    def forward(self, x: Tensor, state: CellState, valid: Tensor | None) -> tuple[Tensor, CellState, StepSignals]:
         """See `Cell.forward`."""
         states, conv = state
         u, z = self.branches(x).chunk(2, dim=-1)

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from RATE_model.errors import UserError
 from RATE_model.memories.contract import MemoryOptions, State
 from RATE_model.memories.scan import in_chunks
-from RATE_model.memories.stack import CausalConvolution, Cell, CellState, CellStepper, Seen, Stack, StackConfig
+from RATE_model.memories.stack import CausalConvolution, Cell, CellState, CellStepper, Stack, StackConfig, StepSignals
 
 # Steps that see one another directly.
 _CHUNK = 32
@@ -109,7 +109,7 @@ class MLSTMCell(Cell):
         shapes = (self.heads, size, size), (self.heads, size), (self.heads,), (taps - 1, inner)
         return tuple(torch.zeros(batch_size, *shape, device=device) for shape in shapes)
 
-    def forward(self, x: Tensor, state: CellState, valid: Tensor | None) -> tuple[Tensor, CellState, Seen]:
+    def forward(self, x: Tensor, state: CellState, valid: Tensor | None) -> tuple[Tensor, CellState, StepSignals]:
         """See `Cell.forward`."""
         *matrix, conv = state
         u, z = self.branches(x).chunk(2, dim=-1)

@@ -30,7 +30,7 @@ from RATE_model.memories.segments import (
     feed_forward,
     tensors_of,
 )
-from RATE_model.memories.stack import CellState, Seen
+from RATE_model.memories.stack import CellState, StepSignals
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +120,7 @@ class RetrievalCell(SegmentCell):
             distances=torch.full((batch_size, config.neighbours), float("inf"), device=device),
         )
 
-    def forward(self, x: Tensor, state: CellState, valid: Tensor | None) -> tuple[Tensor, CellState, Seen]:
+    def forward(self, x: Tensor, state: CellState, valid: Tensor | None) -> tuple[Tensor, CellState, StepSignals]:
         """See `Cell.forward`. In training mode the segments that end are offered to the index."""
         before = RetrievalState(*state)
         keys, averages = self.history(x.detach(), before.averages, valid)
@@ -128,7 +128,7 @@ class RetrievalCell(SegmentCell):
         y, after, seen = super().forward(torch.cat([x, keys], dim=-1), state, valid)
         return y, tensors_of(replace(RetrievalState(*after), averages=averages)), seen
 
-    def attend(self, x: Tensor, state: RetrievalState, places: Tensor) -> tuple[Tensor, RetrievalState, Seen]:
+    def attend(self, x: Tensor, state: RetrievalState, places: Tensor) -> tuple[Tensor, RetrievalState, StepSignals]:
         """See `SegmentCell.attend`; x holds keys beside the steps."""
         h, keys = x[..., : self.d_model], x[..., self.d_model :]
         self._step += x.shape[1]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from RATE_model.cli.limits import MAX_SIZE, at_least, at_most
 from RATE_model.memories.contract import MemoryOptions, State
 from RATE_model.memories.segments import Attention, AttentionConfig, feed_forward
-from RATE_model.memories.stack import Cell, CellState, Seen, Stack
+from RATE_model.memories.stack import Cell, CellState, Stack, StepSignals
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ class RMCCell(Cell):
         cells = torch.eye(self.slots, d, device=device).expand(batch_size, -1, -1)
         return cells, torch.zeros(1, self.slots, d, device=device).expand(batch_size, -1, -1)
 
-    def forward(self, x: Tensor, state: CellState, valid: Tensor | None) -> tuple[Tensor, CellState, Seen]:
+    def forward(self, x: Tensor, state: CellState, valid: Tensor | None) -> tuple[Tensor, CellState, StepSignals]:
         """See `Cell.forward`."""
         # In float32 also under autocast: a state that is rounded at every step drifts, and the products are small.
         with torch.autocast(x.device.type, enabled=False):

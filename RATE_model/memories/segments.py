@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from RATE_model.errors import UserError
 from RATE_model.memories.contract import State
-from RATE_model.memories.stack import Cell, CellState, CellStepper, Seen, Stack, StackConfig
+from RATE_model.memories.stack import Cell, CellState, CellStepper, Stack, StackConfig, StepSignals
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +162,7 @@ class SegmentCell(Cell):
         return {"running": running, "count": torch.zeros(batch_size, dtype=torch.int64)}
 
     @abstractmethod
-    def attend(self, x: Tensor, state: Any, places: Tensor) -> tuple[Tensor, Any, Seen]:
+    def attend(self, x: Tensor, state: Any, places: Tensor) -> tuple[Tensor, Any, StepSignals]:
         """New steps of a running segment.
 
         Args:
@@ -178,13 +178,13 @@ class SegmentCell(Cell):
     def close(self, state: Any) -> Any:
         """The state after a whole segment, from that with the segment in `running`; `running` need not be emptied."""
 
-    def forward(self, x: Tensor, state: CellState, valid: Tensor | None) -> tuple[Tensor, CellState, Seen]:
+    def forward(self, x: Tensor, state: CellState, valid: Tensor | None) -> tuple[Tensor, CellState, StepSignals]:
         """See `Cell.forward`."""
         before: Any = self.state(*state)
         y, after, seen = self._run(x, before, valid)
         return y, tensors_of(after), seen
 
-    def _run(self, x: Tensor, state: Any, valid: Tensor | None) -> tuple[Tensor, Any, Seen]:
+    def _run(self, x: Tensor, state: Any, valid: Tensor | None) -> tuple[Tensor, Any, StepSignals]:
         """`forward`, a piece within one segment of every row at a time."""
         batch, length = x.shape[:2]
         lengths = torch.full((batch,), length) if valid is None else valid.sum(dim=1).cpu()
@@ -201,7 +201,7 @@ class SegmentCell(Cell):
         joined = {name: torch.cat([look[name] for look in looks], dim=1) for name in looks[0] if looks}
         return torch.cat(outputs, dim=1), state, joined
 
-    def _piece(self, x: Tensor, state: Any, steps: Tensor) -> tuple[Tensor, Any, Seen]:
+    def _piece(self, x: Tensor, state: Any, steps: Tensor) -> tuple[Tensor, Any, StepSignals]:
         """Steps that lie within one segment in every row; `steps` `(B,)` says how many of them a row has."""
         count = state.count
         first = count[:1] if bool((count == count[0]).all()) else count

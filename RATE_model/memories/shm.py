@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from RATE_model.memories.contract import MemoryOptions, State
 from RATE_model.memories.scan import in_chunks, scan_and_read
-from RATE_model.memories.stack import Cell, CellState, CellStepper, Seen, Stack, StackConfig
+from RATE_model.memories.stack import Cell, CellState, CellStepper, Stack, StackConfig, StepSignals
 
 # Steps whose matrices are held at once.
 _CHUNK = 16
@@ -72,7 +72,7 @@ class SHMCell(Cell):
         matrix = torch.zeros(batch_size, self.size, self.size, device=device)
         return matrix, torch.zeros(batch_size, dtype=torch.int64, device=device)
 
-    def forward(self, x: Tensor, state: CellState, valid: Tensor | None) -> tuple[Tensor, CellState, Seen]:
+    def forward(self, x: Tensor, state: CellState, valid: Tensor | None) -> tuple[Tensor, CellState, StepSignals]:
         """See `Cell.forward`."""
         matrix, passed = state
         m, length = self.size, x.shape[1]

@@ -16,7 +16,7 @@ from RATE_model.memories.stack import CellState, CellStepper
 
 
 @dataclass(frozen=True)
-class Slid:
+class SlidingWindow:
     """What steps may attend to, and the window after them."""
 
     columns: Tensor  # (B, W + T, n)
@@ -26,7 +26,7 @@ class Slid:
     count: Tensor  # (B,) int64, how much of the window is filled, from its end
 
 
-def slide(window: Tensor, count: Tensor, new: Tensor, valid: Tensor | None) -> Slid:
+def slide(window: Tensor, count: Tensor, new: Tensor, valid: Tensor | None) -> SlidingWindow:
     """Put new steps after a window.
 
     Args:
@@ -46,7 +46,7 @@ def slide(window: Tensor, count: Tensor, new: Tensor, valid: Tensor | None) -> S
         passed = valid.sum(dim=1)
         index = passed[:, None] + torch.arange(size, device=new.device)
         after = columns.gather(1, index[..., None].expand(-1, -1, columns.shape[-1]))
-    return Slid(columns, back, there, after, (count + passed).clamp(max=size))
+    return SlidingWindow(columns, back, there, after, (count + passed).clamp(max=size))
 
 
 class SlidingStepper(CellStepper):

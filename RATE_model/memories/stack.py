@@ -32,7 +32,7 @@ StepInput = Literal["joined", "sequence"]
 # The state of a layer, `(B, ...)` each.
 CellState = tuple[Tensor, ...]
 # What a layer has to show of every step, by name: `(B, T, n)` each.
-Seen = dict[str, Tensor]
+StepSignals = dict[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ class Cell(nn.Module, ABC):
         """The state before the first step."""
 
     @abstractmethod
-    def forward(self, x: Tensor, state: CellState, valid: Tensor | None) -> tuple[Tensor, CellState, Seen]:
+    def forward(self, x: Tensor, state: CellState, valid: Tensor | None) -> tuple[Tensor, CellState, StepSignals]:
         """Consecutive steps.
 
         Args:
@@ -186,7 +186,7 @@ class Stack(Memory):
             "gates": {name: torch.cat([gates[name] for gates in seen], dim=1) for name in seen[0]},
         }
 
-    def _run(self, steps: Steps, valid: Tensor, state: State) -> tuple[Tensor, State, Seen]:
+    def _run(self, steps: Steps, valid: Tensor, state: State) -> tuple[Tensor, State, StepSignals]:
         """`forward`, and what the layers have to show, by layer and name."""
         x = self._inputs(steps)
         per_step = x.shape[1] // valid.shape[1]

@@ -23,7 +23,7 @@ from typing import Any
 if __name__ == "__main__":
     import RATE_model.system.script  # noqa: F401  a signal ends it at once while the imports below take their seconds
 
-from RATE_model.cli.evaluation import asked_by, evaluation_of_run, print_table, recorded_flags
+from RATE_model.cli.evaluation import evaluation_of_run, print_table, recorded_evaluation_flags, recorded_flags
 from RATE_model.cli.limits import at_least, writable
 from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
 from RATE_model.cli.reproduce import StudyOptions
@@ -169,7 +169,7 @@ def evaluation_for(environment: Environment, run: Path, options: Options) -> tup
     changes = dict(text.split("=", 1) for text in options.play)
     if changes:
         play_options = environment.play_options
-        asked = asked_by(environment, changes, source="--play")
+        asked = recorded_evaluation_flags(environment, changes, source="--play")
         if unknown := set(changes) - set(asked):
             raise UserError(f"--play {min(unknown)}: {environment.inference_script} has no such flag")
         changed = {name: value for name, value in asked.items() if getattr(evaluation.options, name, value) != value}

@@ -61,7 +61,7 @@ def build(runs: Sequence[RunRecord], episodes: Sequence[Mapping[str, Any]], *, t
     data = {
         "runs": [{"name": name, "curves": run.curves} for name, run in zip(names, runs, strict=True)],
         "facts": [
-            *([flag, *(run.flags.get(flag) for run in runs)] for flag in _telling_flags(runs)),
+            *([flag, *(run.flags.get(flag) for run in runs)] for flag in _differing_flags(runs)),
             ["commit", *(run.commit[:12] for run in runs)],
             ["command", *(run.command for run in runs)],
         ],
@@ -83,7 +83,7 @@ def build(runs: Sequence[RunRecord], episodes: Sequence[Mapping[str, Any]], *, t
     return page
 
 
-def _telling_flags(runs: Sequence[RunRecord]) -> list[str]:
+def _differing_flags(runs: Sequence[RunRecord]) -> list[str]:
     """Flags in which the runs differ, and some that are always of interest."""
     flags = {flag: None for run in runs for flag in run.flags}
     differ = [flag for flag in flags if len({json.dumps(run.flags.get(flag), default=str) for run in runs}) > 1]

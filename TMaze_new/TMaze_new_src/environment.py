@@ -32,7 +32,7 @@ from RATE_model.spec import EnvironmentSpec
 from TMaze_new.TMaze_new_src import evaluate as protocol
 from TMaze_new.TMaze_new_src.dataset import FIRST_SEED, DataOptions, ensure_datasets, load_windows
 from TMaze_new.TMaze_new_src.env import RIGHT, TMazeEnv, TMazeVectorEnv
-from TMaze_new.TMaze_new_src.led import Led
+from TMaze_new.TMaze_new_src.forced_first_turn import ForcedFirstTurn
 from TMaze_new.TMaze_new_src.pictures import draw_evaluation, draw_run
 from TMaze_new.TMaze_new_src.render import render_rgb
 from TMaze_new.TMaze_new_src.task_choice import RECALL, TaskChoice
@@ -213,7 +213,7 @@ class TMaze(Environment):
 
     def player(self, evaluation: Evaluation, actor: BatchActor) -> BatchActor:
         """In the task recall, the first turn is made for the agent."""
-        return Led(actor) if evaluation.options.task == RECALL else actor
+        return ForcedFirstTurn(actor) if evaluation.options.task == RECALL else actor
 
     def reset_options(self, seeds: np.ndarray, options: Maze) -> dict[str, np.ndarray]:
         """In chains of junctions, every second episode is the twin of the one before it."""

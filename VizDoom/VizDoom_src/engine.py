@@ -58,7 +58,7 @@ def pictures_of(scenario: Scenario) -> dict[str, Any]:
     return {"graphics": scenario.settled().graphics, "vizdoom": vizdoom().__version__}
 
 
-def described_pictures(scenario: Scenario) -> str:
+def describe_graphics(scenario: Scenario) -> str:
     """`pictures_of`, in words."""
     return "{graphics} graphics, vizdoom {vizdoom}".format(**pictures_of(scenario))
 

@@ -34,7 +34,7 @@ from VizDoom.VizDoom_src import evaluate as protocol
 from VizDoom.VizDoom_src import pictures
 from VizDoom.VizDoom_src.baselines import play_baselines
 from VizDoom.VizDoom_src.dataset import DATA, DataOptions, load_windows
-from VizDoom.VizDoom_src.engine import described_pictures, vizdoom
+from VizDoom.VizDoom_src.engine import describe_graphics, vizdoom
 from VizDoom.VizDoom_src.env import MIRRORED, PUBLISHED_CAP, SEED_LIMIT, VizDoomTwoColorsEnv, VizDoomTwoColorsVectorEnv
 from VizDoom.VizDoom_src.graphics import ensure_graphics
 from VizDoom.VizDoom_src.privileged import SAME_IN_THE_MIRROR
@@ -146,7 +146,7 @@ class ViZDoomTwoColors(Environment):
     episode_counts = range(4, protocol.MAX_EPISODES + 1, 2)
     data_seeds = range(FIRST_DATA_SEED, SEED_LIMIT)
     # More would not use more cores, and every engine takes some 20 MB.
-    at_once = 50
+    max_environments = 50
     twins = ("is_red", (True, False))
 
     def read_config(self, argv: Sequence[str] | None = None) -> Config:
@@ -154,7 +154,7 @@ class ViZDoomTwoColors(Environment):
         config = super().read_config(argv)
         return replace(config, data=replace(config.data, scenario=config.data.scenario.settled()))
 
-    def asked(self, recorded: Mapping[str, Any], typed: Mapping[str, Any]) -> dict[str, Any]:
+    def inherited_flags(self, recorded: Mapping[str, Any], typed: Mapping[str, Any]) -> dict[str, Any]:
         """A variant other than the run's has its own graphics."""
         trained = recorded.get("variant", Scenario.variant)
         variant = typed.get("variant", trained)
@@ -185,7 +185,7 @@ class ViZDoomTwoColors(Environment):
 
         @lru_cache
         def windows(segments: int) -> tuple[WindowDataset, WindowDataset]:
-            training, validation = (side.beginnings(segments * context) for side in sides)
+            training, validation = (side.cut_to(segments * context) for side in sides)
             return training, validation
 
         return TrainingData(
@@ -251,13 +251,13 @@ class ViZDoomTwoColors(Environment):
         """Returns by colour, and lifetimes in tics."""
         return protocol.figures(_by_colour(episodes, evaluation))
 
-    def described(self, evaluation: Evaluation) -> str:
+    def description(self, evaluation: Evaluation) -> str:
         """The scenario, and the graphics that the agent was trained in if they differ."""
         options: Games = evaluation.options
         trained = None if evaluation.run is None else flags_of(evaluation.run, BEFORE).get("graphics")
         other = trained not in (None, options.scenario.settled().graphics)
         return (
-            f"half of them red, of the {options.variant} variant ({described_pictures(options.scenario)}"
+            f"half of them red, of the {options.variant} variant ({describe_graphics(options.scenario)}"
             f"{f'; trained in {trained} graphics' if other else ''})"
             f"{', the return asked for again at every segment' if options.reset_target else ''}"
         )

@@ -7,7 +7,7 @@ pictures; with ``full`` it knows all. At every step it
 2. turns its heading aside where wrong items or the pillar bar the way;
 3. takes the first action, from the most to the least useful, that leads into nothing wrong by the game's kinematics.
 
-`Flawed` plays with its skill but errs, and tells of every step what it would have done.
+`PerturbedExpert` plays with its skill but errs, and tells of every step what it would have done.
 
 Lengths are in map units, angles in degrees (counter-clockwise) unless they say otherwise, times in tics.
 """
@@ -28,12 +28,12 @@ from VizDoom.VizDoom_src.scenario import PILLAR, ROOM, TICS_PER_STEP
 View = Literal["limited", "full"]
 
 # Measured of the game.
-TOUCH = 36.0  # the player touches an item when both coordinates differ by less
+TOUCH_DISTANCE = 36.0  # the player touches an item when both coordinates differ by less
 THRUST, KEPT = 0.78125, 0.90625  # speed gained by a tic of walking, share of it kept from tic to tic
 SLOW_TURN, FAST_TURN, SLOW_TICS = 1.7578, 3.5156, 5  # degrees a tic, at first and after this many tics
 TOP_SPEED = THRUST / (1 - KEPT)
 FULL_HEALTH = 100.0
-SPELL = 20  # mean steps of a spell in which a player is perturbed, or is not
+PERTURBATION_STEPS = 20  # mean steps of a spell in which a player is perturbed, or is not
 HALF_VIEW = 46.0
 
 # Chosen by trial on seeds 0 to 19.
@@ -80,16 +80,16 @@ class Expert:
     def act(self, around: Surroundings) -> int:
         """The action for what lies around, which is then taken."""
         action = self.choose(around)
-        self.took(action)
+        self.record_action(action)
         return action
 
     def choose(self, around: Surroundings) -> int:
-        """The action for what lies around; once a step, and `took` must follow."""
+        """The action for what lies around; once a step, and `record_action` must follow."""
         right, avoided = self._known(around)
         preferred = self._preferred(around, right, avoided) if len(right) else _SEARCH
         return self._safe(around, avoided, preferred)
 
-    def took(self, action: int) -> None:
+    def record_action(self, action: int) -> None:
         """Take note of the action that was taken, whoever chose it."""
         turn = _TURN[action]
         self._turned = (self._turned if turn == self._turn else 0) + TICS_PER_STEP if turn else 0
@@ -143,10 +143,10 @@ class Expert:
         bearings: np.ndarray,
     ) -> int:
         """Which of the right items to go to."""
-        cost = np.maximum(distances - TOUCH, 0) / TOP_SPEED + np.abs(bearings) / FAST_TURN
+        cost = np.maximum(distances - TOUCH_DISTANCE, 0) / TOP_SPEED + np.abs(bearings) / FAST_TURN
         if len(avoided):
             for item in np.argsort(cost)[:6]:
-                length = max(float(distances[item]) - TOUCH, 1.0)
+                length = max(float(distances[item]) - TOUCH_DISTANCE, 1.0)
                 cost[item] += 0 if _is_clear(around, avoided, float(bearings[item]), length) else _BARRED
         if self._target is not None:
             cost[_same(right, self._target)] -= _KEEP
@@ -178,7 +178,7 @@ class Expert:
         between = np.abs(path[:, :, None] - avoided[near]).max(axis=-1)  # (5, horizon, A)
         approaching = between < before - 0.02
         for margin in _MARGINS:
-            hits = ((between < TOUCH + margin) & approaching).any(axis=2)
+            hits = ((between < TOUCH_DISTANCE + margin) & approaching).any(axis=2)
             for action in preferred:
                 if not hits[action].any():
                     return action
@@ -203,14 +203,15 @@ class Expert:
         return around.position + np.cumsum(moves, axis=1)
 
 
-class Flawed:
+class PerturbedExpert:
     """Plays one episode with an expert's skill, but errs; tells of every step what the expert would have done.
 
     Args:
         generator: of the errors; without any nothing is drawn.
         view: what it knows of; see the module.
         noise: probability of a uniformly random action at each step.
-        perturbation: probability of taking the wrong items for the right ones, redrawn every `SPELL` steps on average.
+        perturbation: probability of mistaking wrong items for right ones, redrawn every `PERTURBATION_STEPS` steps on
+            average.
     """
 
     def __init__(
@@ -227,17 +228,17 @@ class Flawed:
         """
         best = action = self._expert.choose(around)
         if driven is not None:
-            self._expert.took(driven)
+            self._expert.record_action(driven)
             return driven, best
         if self._perturbation:
-            if self._generator.random() < 1 / SPELL:
+            if self._generator.random() < 1 / PERTURBATION_STEPS:
                 self._is_misled = self._generator.random() < self._perturbation
             wrong = self._misled.choose(replace(around, right=around.wrong, wrong=around.right))
             action = wrong if self._is_misled else best
         if self._noise and self._generator.random() < self._noise:
             action = int(self._generator.integers(NUM_ACTIONS))
-        self._expert.took(action)
-        self._misled.took(action)
+        self._expert.record_action(action)
+        self._misled.record_action(action)
         return action, best
 
 
@@ -287,7 +288,7 @@ def _is_clear(around: Surroundings, avoided: np.ndarray, heading: float, length:
         if not (west + 18 <= x <= east - 18 and south + 18 <= y <= north - 18):
             return False
     between = np.abs(places[:, None] - avoided).max(axis=-1)
-    return not ((between < TOUCH + margin) & (between < _distance(around.position, avoided) - 0.5)).any()
+    return not ((between < TOUCH_DISTANCE + margin) & (between < _distance(around.position, avoided) - 0.5)).any()
 
 
 def _seen(around: Surroundings, places: np.ndarray) -> np.ndarray:

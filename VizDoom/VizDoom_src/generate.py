@@ -26,7 +26,7 @@ from RATE_model.data.writer import TrajectoryWriter
 from RATE_model.errors import UserError
 from VizDoom.VizDoom_src.engine import vizdoom
 from VizDoom.VizDoom_src.env import ENV_ID, NAME, OBSERVATION_SHAPE, VizDoomTwoColorsEnv
-from VizDoom.VizDoom_src.expert import Flawed, View
+from VizDoom.VizDoom_src.expert import PerturbedExpert, View
 from VizDoom.VizDoom_src.graphics import ensure_graphics
 from VizDoom.VizDoom_src.privileged import notes_of
 from VizDoom.VizDoom_src.scenario import BUILDER_VERSION, Scenario, ensure_scenario
@@ -136,7 +136,7 @@ def play(
     the expert would have done.
     """
     generator = np.random.default_rng([seed, EXPERT_STREAM])
-    player = Flawed(generator, view=recipe.view, noise=recipe.noise, perturbation=recipe.perturbation)
+    player = PerturbedExpert(generator, view=recipe.view, noise=recipe.noise, perturbation=recipe.perturbation)
     is_red = np.uint8(first[1]["is_red"])
 
     def act(observation: np.ndarray, info: Mapping[str, Any], driven: int | None) -> tuple[int, dict[str, Any]]:

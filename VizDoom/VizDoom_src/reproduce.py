@@ -42,7 +42,7 @@ from RATE_model.cli.reproduce import (
 )
 from VizDoom.VizDoom_src.baselines import PLAYERS, play_baselines
 from VizDoom.VizDoom_src.dataset import DATA
-from VizDoom.VizDoom_src.engine import described_pictures
+from VizDoom.VizDoom_src.engine import describe_graphics
 from VizDoom.VizDoom_src.environment import ENVIRONMENT, Config
 from VizDoom.VizDoom_src.evaluate import COLOURS, COLUMNS, ERRORS, TARGET_RETURN, figures, has_free_colour
 from VizDoom.VizDoom_src.pictures import returns_by_colour
@@ -245,7 +245,7 @@ def write(document: dict[str, dict[str, Any]], config: Config, options: Options)
         f"asked for {described(task.target_return, task.reset_target)}, made {made(players)}. ± denotes the standard "
         "error over seeds, and over episodes for a single seed and for players without a model. *Weaker* is the "
         f"smaller of a seed's means of both colours. It is the variant `{scenario.variant}` "
-        f"({described_pictures(scenario)}); the episodes of its data have {config.data.steps} steps and a mean return "
+        f"({describe_graphics(scenario)}); the episodes of its data have {config.data.steps} steps and a mean return "
         f"of {data_return:.2f}.\n\n{returns_table(players)}\n\n{training_table(players)}\n\n"
         f"Every seed, with standard errors over its episodes:\n\n{seed_table(players)}\n\n"
         "For context, what was published for the original graphics, 5000 episodes of another policy, and a cap of 2100 "

@@ -8,8 +8,8 @@ import pytest
 pytest.importorskip("scipy")
 
 from MemoryMaze.MemoryMaze_src.env import MemoryMazeEnv
-from MemoryMaze.MemoryMaze_src.evaluate import Undrawn
-from MemoryMaze.MemoryMaze_src.experts import EXPERTS, SPELL, Explorer, Planner, expert, look
+from MemoryMaze.MemoryMaze_src.evaluate import UnrenderedMaze
+from MemoryMaze.MemoryMaze_src.experts import EXPERTS, PERTURBATION_STEPS, Explorer, Planner, expert, look
 from MemoryMaze.MemoryMaze_src.navigation import REACH, Pilot, field
 
 EAST, NORTH, WEST = np.array([1.0, 0.0]), np.array([0.0, 1.0]), np.array([-1.0, 0.0])
@@ -208,7 +208,7 @@ def test_perturbed_player_walks_to_balls_drawn_at_random():
         steps += len(lures) - 1
     assert np.mean(began) == pytest.approx(0.3, abs=0.1), "in half of its spells the ball drawn is the one asked for"
     # Of two spells in a row, with shares 0.4 unled, 0.3 and 0.3, 0.66 differ.
-    assert changes / steps == pytest.approx(0.66 / SPELL, rel=0.3)
+    assert changes / steps == pytest.approx(0.66 / PERTURBATION_STEPS, rel=0.3)
 
 
 def test_but_for_its_random_actions_a_player_does_what_is_best():
@@ -243,7 +243,7 @@ def test_players_find_a_ball_in_the_game(kind, steps):
 @pytest.mark.parametrize("seed", [1_000_163, 1_000_128])
 def test_the_explorer_does_not_get_stuck(seed):
     """At a wall that it faces; and where it has searched the nearer of two places, meant to go to the other."""
-    with contextlib.closing(Undrawn(privileged=True)) as maze:
+    with contextlib.closing(UnrenderedMaze(privileged=True)) as maze:
         _, info = maze.reset(seed=seed)
         player, total = expert("explorer", np.random.default_rng([seed, 1]), 0.0), 0.0
         for _ in range(500):

@@ -171,7 +171,7 @@ def test_seeds_are_the_published_ones_and_never_those_of_data():
 
 def test_experts_need_what_the_expert_needs_in_every_group(experts, monkeypatch):
     """Three sizes in two groups; each episode is that of its own size and seed."""
-    monkeypatch.setattr(evaluation, "side_by_side", lambda model, sizes, episodes: [list(sizes[:2]), list(sizes[2:])])
+    monkeypatch.setattr(evaluation, "group_cases", lambda model, sizes, episodes: [list(sizes[:2]), list(sizes[2:])])
     for random_length in (True, False):
         played = play(small_model(spec=SPEC), [9, 61, 21], episodes=5, random_length=random_length)
         assert list(played) == [9, 61, 21]

@@ -42,7 +42,7 @@ def test_the_table_holds_the_runs_beside_their_data(tmp_path, monkeypatch, capsy
 
     monkeypatch.setattr(reproduce.Study, "run_all", run_all)
     entry = {"return": [50.0], "normalised_score": [5.0], "episodes": 7, "return_std": 3.0}
-    monkeypatch.setattr(reproduce, "of_data", lambda task: {reproduce.DATA_POLICY: entry, reproduce.QUIET: entry})
+    monkeypatch.setattr(reproduce, "of_data", lambda task: {reproduce.DATA_POLICY: entry, reproduce.NOISELESS: entry})
     reproduce.main(["--seeds", "1", "2", "--results_dir", str(tmp_path / "results")])
     page = (tmp_path / "results" / "mujoco.md").read_text()
     assert "| policy of the data, in the data | 50 | 1.00 | 5.0 |  |  |" in page
@@ -69,7 +69,7 @@ def test_a_policy_without_its_noise():
     layers = ((np.eye(2), np.zeros(2)), (np.eye(2), np.zeros(2)))
     noisy = Policy(1, 0.0, np.zeros(2), np.ones(2), layers, np.ones(2))
     observations = np.array([[0.3, -0.2]])
-    quiet = reproduce.Quiet(noisy)
+    quiet = reproduce.NoiselessPolicy(noisy)
     expected = np.tanh(observations)
     for _ in range(2):
         np.testing.assert_allclose(quiet.act(observations, np.zeros(1)), expected, rtol=1e-6)

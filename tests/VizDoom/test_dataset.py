@@ -18,7 +18,7 @@ from RATE_model.errors import UserError
 from VizDoom.VizDoom_src import dataset
 from VizDoom.VizDoom_src import generate as generating
 from VizDoom.VizDoom_src.dataset import DATA, DataOptions, load_windows, main
-from VizDoom.VizDoom_src.expert import Flawed
+from VizDoom.VizDoom_src.expert import PerturbedExpert
 from VizDoom.VizDoom_src.generate import Recipe, generate, job_of
 from VizDoom.VizDoom_src.scenario import Scenario
 from VizDoom.VizDoom_src.seeds import GREEN_SEEDS, RED_SEEDS
@@ -60,7 +60,7 @@ def test_a_file_holds_what_the_expert_saw_and_did(game, tmp_path):
     env = game(max_steps=12, privileged=True)
     for start, seed in zip(range(0, 23 * 12, 12), seeds, strict=True):
         observation, info = env.reset(seed=int(seed))
-        player = Flawed(np.random.default_rng([seed, generating.EXPERT_STREAM]), noise=0.2, perturbation=0.4)
+        player = PerturbedExpert(np.random.default_rng([seed, generating.EXPERT_STREAM]), noise=0.2, perturbation=0.4)
         for step in range(start, start + 12):
             np.testing.assert_array_equal(arrays["observations"][step], observation)
             assert arrays["infos/health"][step] == info["health"] and arrays["infos/is_red"][step] == info["is_red"]

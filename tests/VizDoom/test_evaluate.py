@@ -150,7 +150,7 @@ def test_many_episodes_at_once_are_those_of_a_plain_loop(mode, variant, game, ac
 def test_episodes_are_played_in_groups(acted, monkeypatch):
     model = seeing_model()
     whole = play(model, **SHORT)
-    monkeypatch.setattr(type(ENVIRONMENT), "at_once", 1)
+    monkeypatch.setattr(type(ENVIRONMENT), "max_environments", 1)
     del acted[:]
     assert same(play(model, **SHORT), whole)
     assert len(acted) == 2 * STEPS and all(len(row) == 1 for row in acted)

@@ -9,7 +9,7 @@ pytest.importorskip("vizdoom")
 
 from VizDoom.VizDoom_src.engine import Surroundings
 from VizDoom.VizDoom_src.env import FORWARD, LEFT, LEFT_FORWARD, RIGHT, RIGHT_FORWARD
-from VizDoom.VizDoom_src.expert import SPELL, Expert, Flawed
+from VizDoom.VizDoom_src.expert import PERTURBATION_STEPS, Expert, PerturbedExpert
 from VizDoom.VizDoom_src.generate import Recipe, play
 from VizDoom.VizDoom_src.scenario import PILLAR, Scenario
 
@@ -83,7 +83,7 @@ def test_it_avoids_wrong_items_the_pillar_and_wasting():
 def test_a_player_without_flaws_is_the_expert_and_draws_nothing():
     generator = np.random.default_rng(3)
     state = generator.bit_generator.state
-    player, expert = Flawed(generator, view="full"), Expert("full")
+    player, expert = PerturbedExpert(generator, view="full"), Expert("full")
     for _ in range(50):
         seen = around(right=[(0.0, 0.0)], wrong=[(-100.0, -300.0)])
         assert player.act(seen) == (best := expert.act(seen), best)
@@ -92,7 +92,7 @@ def test_a_player_without_flaws_is_the_expert_and_draws_nothing():
 
 def flawed_actions(episodes, seen, **flaws):
     """What was done, and what the expert would have done: two (episodes, 40). After more steps it would feel stuck."""
-    players = [Flawed(np.random.default_rng(number), view="full", **flaws) for number in range(episodes)]
+    players = [PerturbedExpert(np.random.default_rng(number), view="full", **flaws) for number in range(episodes)]
     return np.array([[player.act(seen) for _ in range(40)] for player in players]).transpose(2, 0, 1)
 
 
@@ -109,7 +109,7 @@ def test_perturbed_player_goes_for_wrong_items_in_spells():
     assert (taken == RIGHT).mean() == pytest.approx(0.3, abs=0.06)
     assert (taken[:, 0] == RIGHT).mean() == pytest.approx(0.3, abs=0.1), "from the first step on"
     changes = (taken[:, 1:] != taken[:, :-1]).mean()
-    assert changes == pytest.approx(2 * 0.3 * 0.7 / SPELL, rel=0.2)
+    assert changes == pytest.approx(2 * 0.3 * 0.7 / PERTURBATION_STEPS, rel=0.2)
 
 
 def test_the_expert_knows_what_was_done_in_its_place():
@@ -117,8 +117,8 @@ def test_the_expert_knows_what_was_done_in_its_place():
     told, flawless = Expert("full"), Expert("full")
     for _ in range(5):
         told.choose(around(right=[(0.0, -300.0)]))
-        told.took(LEFT)
-        flawless.took(LEFT)
+        told.record_action(LEFT)
+        flawless.record_action(LEFT)
     assert (told._turn, told._turned) == (flawless._turn, flawless._turned) == (1.0, 10)
 
 

@@ -7,7 +7,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import nn
 
 from RATE_model.acting.actor import Actor
-from RATE_model.acting.rollout import evaluating, mean_and_error, rollout, rollout_in_turns, side_by_side
+from RATE_model.acting.rollout import evaluating, group_cases, mean_and_error, rollout, rollout_alternating
 from tests.small_models import K, small_model
 
 
@@ -101,7 +101,7 @@ def test_groups_in_turns_play_what_each_would_play_alone():
     seeds = [np.arange(2), np.arange(2, 5)]
     groups = [Countdown(length) for length in lengths]
     actors = [Actor(model, len(length), 1.0) for length in lengths]
-    together = rollout_in_turns(actors, groups, seeds=seeds, max_steps=100)
+    together = rollout_alternating(actors, groups, seeds=seeds, max_steps=100)
     alone = rollout(Actor(model, 5, 1.0), Countdown([*lengths[0], *lengths[1]]), seeds=np.arange(5), max_steps=100)
     assert together.lengths.tolist() == alone.lengths.tolist() == [3, 2 * K, K + 1, 1, 5]
     np.testing.assert_allclose(together.returns, alone.returns)
@@ -121,7 +121,7 @@ def test_a_group_that_fails_ends_the_others():
     groups = [Endless([10**9]), Broken([9])]
     actors = [Actor(small_model(), 1, 1.0) for _ in groups]
     with pytest.raises(OSError, match="broken maze"):
-        rollout_in_turns(actors, groups, seeds=[np.zeros(1)] * 2, max_steps=10**9)
+        rollout_alternating(actors, groups, seeds=[np.zeros(1)] * 2, max_steps=10**9)
 
 
 @pytest.mark.parametrize("options", [None, {"cue": ["key", "ball"]}])
@@ -134,11 +134,11 @@ def test_the_environments_are_reset_with_the_options(options):
 def test_cases_are_grouped_in_order_as_memory_allows():
     model, cases = small_model(), [9, 3, 7, 5, 1]
     rows = 2**26 // model.memory.bytes_per_row()
-    assert [*side_by_side(model, cases, 1)] == [cases]
-    assert [*side_by_side(model, cases, rows // 2)] == [[9, 3], [7, 5], [1]]
-    assert [*side_by_side(model, cases, 10 * rows)] == [[case] for case in cases]
-    assert [*side_by_side(model, [], 1)] == []
-    assert [*side_by_side(model, (9, 3, 9, 9, 7, 3), rows // 2)] == [[9, 3], [7]], "named twice is one case"
+    assert [*group_cases(model, cases, 1)] == [cases]
+    assert [*group_cases(model, cases, rows // 2)] == [[9, 3], [7, 5], [1]]
+    assert [*group_cases(model, cases, 10 * rows)] == [[case] for case in cases]
+    assert [*group_cases(model, [], 1)] == []
+    assert [*group_cases(model, (9, 3, 9, 9, 7, 3), rows // 2)] == [[9, 3], [7]], "named twice is one case"
 
 
 @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP, None])

@@ -4,7 +4,7 @@ import h5py
 import numpy as np
 import pytest
 
-from RATE_model.data.ends import UnclearEnds, find_ends, kind_of, suspicious, within_episode
+from RATE_model.data.ends import UnclearEnds, find_ends, kind_of, possible_marks, within_episode
 from RATE_model.data.selection import strided_windows, whole_episodes
 from RATE_model.data.trajectories import TrajectoryFile
 from RATE_model.errors import UserError
@@ -178,7 +178,7 @@ def test_one_episode_must_be_one():
 def test_names():
     assert kind_of("infos/Truncated") == "timeout" and kind_of("observations") is None
     names = ["episode_return", "my_done", "rewards", "infos/goal", "end_flag", "terminals", "trajectory", "backend"]
-    assert suspicious(names) == ["episode_return", "my_done", "end_flag", "trajectory"]
+    assert possible_marks(names) == ["episode_return", "my_done", "end_flag", "trajectory"]
 
 
 # --- files ---

@@ -273,7 +273,7 @@ def test_the_windows_up_to_a_size_are_a_dataset_of_their_own(file):
 
 def test_the_beginnings_of_windows_are_a_dataset_of_their_own(file):
     dataset = WindowDataset([file], whole_episodes(0, file), size=10)
-    begun = dataset.beginnings(3)
+    begun = dataset.cut_to(3)
     assert begun.windows[:, 2].tolist() == np.minimum(dataset.windows[:, 2], 3).tolist() and begun.size == 3
     numbers = list(range(len(dataset)))
     whole, part = dataset.__getitems__(numbers), begun.__getitems__(numbers)

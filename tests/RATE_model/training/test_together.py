@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from RATE_model.acting.actor import Actor
-from RATE_model.acting.rollout import Episodes, rollout, rollout_in_turns
+from RATE_model.acting.rollout import Episodes, rollout, rollout_alternating
 from RATE_model.agent import Agent
 from RATE_model.cli.settings import ModelOptions, TrainOptions
 from RATE_model.data.batch import Batch
@@ -132,7 +132,7 @@ def test_episodes_are_those_of_one_process(in_turns):
         mazes = [TMazeVectorEnv(3, steps - 2, max_steps=steps) for steps in lengths]
         actors, seeds = [Actor(model, 3, 1.0) for _ in mazes], [np.arange(3), np.arange(3, 6)]
         if in_turns:
-            played = rollout_in_turns(actors, mazes, seeds=seeds, max_steps=30)
+            played = rollout_alternating(actors, mazes, seeds=seeds, max_steps=30)
         else:
             parts = zip(actors, mazes, seeds, strict=True)
             played = Episodes.joined([rollout(actor, maze, seeds=own, max_steps=30) for actor, maze, own in parts])

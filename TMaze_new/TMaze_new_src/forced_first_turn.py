@@ -7,7 +7,7 @@ from RATE_model.acting.rollout import BatchActor
 from TMaze_new.TMaze_new_src.tasks import first_turns
 
 
-class Led:
+class ForcedFirstTurn:
     """An actor whose first actions are taken for it: up in a row, down in its twin. See the task recall."""
 
     def __init__(self, actor: BatchActor) -> None:
