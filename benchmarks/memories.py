@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ from RATE_model.cli.settings import ModelOptions, TrainOptions, at_least
 from RATE_model.data.batch import Batch
 from RATE_model.errors import UserError
 from RATE_model.memories import MODES
-from RATE_model.memories.contract import Steps
+from RATE_model.memories.contract import Memory, Steps
+from RATE_model.memories.stack import Stack
 from RATE_model.training.optimization import Schedule
 from RATE_model.training.trainer import Trainer
 from TMaze_new.TMaze_new_src.spec import SPEC
@@ -252,12 +254,17 @@ def acting(options: Options, mode: str) -> dict[str, Callable[[], float]]:
 
     early, late = episodes(), episodes()
     late.advance(options.late)
+    plain = {}
+    if isinstance(agent.memory, Stack):  # the default of all memories in place of its own
+        agent.memory.stepper = partial(Memory.stepper, agent.memory)  # type: ignore[method-assign]
+        through_forward = episodes()
+        plain = {"through_forward": lambda: through_forward.advance(steps)}
 
     def act_early() -> float:
         early.restart(options.early)
         return early.advance(steps)
 
-    return {"early": act_early, "late": lambda: late.advance(steps)}
+    return {"early": act_early, "late": lambda: late.advance(steps), **plain}
 
 
 def whole_and_loop(options: Options, mode: str) -> dict[str, Callable[[], float]]:
@@ -325,6 +332,8 @@ def measure(options: Options) -> list[dict[str, Any]]:
         if "bare" in seconds:
             row["ours_by_bare"] = common.ratio(seconds["ours"], seconds["bare"])
         row["late_by_early"] = common.ratio(seconds["late"], seconds["early"])
+        if "through_forward" in seconds:
+            row["forward_by_late"] = common.ratio(seconds["through_forward"], seconds["late"])
         if candidates := whole_and_loop(options, mode):
             seconds = common.interleave(candidates, rounds=options.loop_rounds, report=lambda line: None)
             row |= {name: common.summary(values) for name, values in seconds.items()}
@@ -337,7 +346,7 @@ def format_table(result: dict[str, Any]) -> str:
     """The figures as Markdown."""
     options = result["options"]
     header = ["mode", "ms a batch", "bare PyTorch", "ours / bare"]
-    header += [f"ms a step at {options['early']}", f"at {options['late']}", "late / early"]
+    header += [f"ms a step at {options['early']}", f"at {options['late']}", "late / early", "forward / late"]
     header += ["whole, ms", "step by step, ms", "step by step / whole"]
     rows = [
         [
@@ -348,6 +357,7 @@ def format_table(result: dict[str, Any]) -> str:
             f"{row['early']['median_s'] * 1e3:.2g}",
             f"{row['late']['median_s'] * 1e3:.2g}",
             f"{row['late_by_early']:.2f}",
+            f"{row['forward_by_late']:.1f}" if "forward_by_late" in row else "",
             f"{row['whole']['median_s'] * 1e3:.3g}" if "whole" in row else "",
             f"{row['loop']['median_s'] * 1e3:.3g}" if "loop" in row else "",
             f"{row['loop_by_whole']:.1f}" if "loop" in row else "",

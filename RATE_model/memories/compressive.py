@@ -210,7 +210,7 @@ class CompressiveStepper(SegmentStepper):
         cache, running = torch.cat([steps, inputs], dim=-1).tensor_split((-self.cell.segment,), dim=1)
         return running, count, cache, compressed, cached, squeezed
 
-    def attend(self, x: Tensor, rows: Tensor, places: Tensor) -> Tensor:
+    def attend(self, x: Tensor, rows: Tensor | slice, places: Tensor | int) -> Tensor:
         """See `SegmentStepper.attend`."""
         cell, (_, keys, values, steps, unseen, *_) = self.cell, self.held
         inputs = cell.norms[0](x)

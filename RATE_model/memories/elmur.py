@@ -179,7 +179,7 @@ class ELMURStepper(SegmentStepper):
         count, keys, values, outputs, *kept = held[:7]
         return torch.cat([joined(keys, values), outputs], dim=-1), count, *kept
 
-    def attend(self, x: Tensor, rows: Tensor, places: Tensor) -> Tensor:
+    def attend(self, x: Tensor, rows: Tensor | slice, places: Tensor | int) -> Tensor:
         """See `SegmentStepper.attend`."""
         cell = self.cell
         _, keys, values, outputs, _, _, _, slot_keys, slot_values, ages = self.held

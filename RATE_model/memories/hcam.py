@@ -193,7 +193,7 @@ class HCAMStepper(SegmentStepper):
         running = torch.cat([joined(keys, values), kept], dim=-1)
         return running, count, details[rows, order], summaries[rows, order], there.sum(dim=1)
 
-    def attend(self, x: Tensor, rows: Tensor, places: Tensor) -> Tensor:
+    def attend(self, x: Tensor, rows: Tensor | slice, places: Tensor | int) -> Tensor:
         """See `SegmentStepper.attend`."""
         cell, (_, keys, values, kept, *_) = self.cell, self.held
         inputs = cell.norms[0](x)

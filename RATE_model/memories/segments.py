@@ -246,7 +246,11 @@ class SegmentStepper(CellStepper):
     def step(self, x: Tensor) -> Tensor:
         """See `CellStepper.step`."""
         count = self.held[0]
-        y = self.attend(x, torch.arange(len(x), device=x.device), count.to(x.device))
+        first = int(count[0])
+        if bool((count == first).all()):  # slices are written several times as fast as rows one by one
+            y = self.attend(x, slice(None), first)
+        else:
+            y = self.attend(x, torch.arange(len(x), device=x.device), count.to(x.device))
         count += 1
         full = count == self.cell.segment
         if bool(full.any()):
@@ -254,13 +258,14 @@ class SegmentStepper(CellStepper):
         return y
 
     @abstractmethod
-    def attend(self, x: Tensor, rows: Tensor, places: Tensor) -> Tensor:
+    def attend(self, x: Tensor, rows: Tensor | slice, places: Tensor | int) -> Tensor:
         """The layer's output for a step, `(B, d)`, which is written into `held`.
 
-        `rows` and `places` are `(B,)` int64: all rows, and where in its segment each stands.
+        `rows` and `places` are all rows, and where in its segment each stands, `(B,)` int64; or a slice and a number,
+        where all stand at the same place.
         """
 
-    def write(self, rows: Tensor, places: Tensor, source: Tensor) -> None:
+    def write(self, rows: Tensor | slice, places: Tensor | int, source: Tensor) -> None:
         """Write what `Attention.source` makes of a step, `(B, 2 d)`, into columns `(B,)` of `held`."""
         keys, values = self.held[1:3]
         key, value = source.to(keys.dtype).view(len(source), 2, keys.shape[1], -1).unbind(1)
