@@ -1,14 +1,14 @@
-"""Folders of ``.npz`` files, of one episode each or of several, converted once into a trajectory file.
+"""Folders of ``.npz`` files with one or several episodes each, converted once into a trajectory file.
 
-This is how the published collectors left their data. A file holds, under names that may differ (`NpzKeys`):
+The published collectors store their data this way. A file holds, under configurable names (`NpzKeys`):
 
-    observations  (T, ...)  images: uint8, or floating point in [0, 1] that was made of it by a division by 255
+    observations  (T, ...)  images: uint8, or floating point in [0, 1] that results from a division by 255
     actions       (T,)      integers
     rewards       (T,)
-    dones         (T,)      nonzero on the last step of an episode, or whatever else marks ends (`RATE_model.data.ends`)
+    dones         (T,)      nonzero on the last step of an episode, or any other mark of ends (`RATE_model.data.ends`)
 
-Dreamer-style collectors leave rows instead of steps (`NpzKeys.rows`). In episodes they hold an image, the action that
-*led* to it and the reward that came with it (arrivals): the action taken on an image, and what followed, stand in the
+Dreamer-style collectors store rows instead of steps (`NpzKeys.rows`). In episodes, a row has an image, the action that
+*led* to it and the reward that came with it (arrivals): the action taken on an image, and what followed, are in the
 next row. In replay chunks the action is the one taken on the image, and the reward came with it (replay):
 
     row           0         1         2     ...   T                step        0       1      ...   T - 1
@@ -17,12 +17,12 @@ next row. In replay chunks the action is the one taken on the image, and the rew
     replay        a0        a1        a2          nothing          reward      r0      r1           r(T-1)
     rewards       0         r0        r1          r(T-1)
 
-Files of several episodes may begin and end in the middle of one. The rest of an episode that an earlier file began has
-right returns-to-go; one without an end has not, and is left out. The end of a file is taken for the end of its only
-episode, unless its marks or the next file show that the episode goes on.
+Files with several episodes may start and end in the middle of one. The rest of an episode that started in an earlier
+file has correct returns-to-go; an episode without an end does not, and is left out. The end of a file counts as the end
+of its only episode, unless its marks or the next file show that the episode continues.
 
-Files are taken in the order of the numbers in their names. One that is damaged or holds something else is refused, with
-the reason; the rest is converted, and the conversion is kept until the folder changes.
+Files are read in the order of the numbers in their names. Damaged or foreign files are refused with the reason; the
+rest is converted, and the conversion is kept until the folder changes.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ from RATE_model.system.progress import progress_bar
 PATTERN = "train_data_*.npz"
 REASONS_SHOWN = 10
 DIGEST = "source_digest"  # attribute of a converted file
-_VERSION = 3  # of the conversion; another one converts again
-_GREY = 0.1  # largest distance of a pixel from a whole grey level, of 255; half precision needs 0.06
+_VERSION = 3  # of the conversion; a change converts again
+_GREY = 0.1  # largest deviation of a pixel from a whole grey level, of 255; half precision needs 0.06
 
 
-# What a row of a file holds: see `NpzKeys.rows`.
+# The content of a file's row: see `NpzKeys.rows`.
 Rows = Literal["steps", "arrivals", "replay", "auto"]
 
 
@@ -62,24 +62,24 @@ Rows = Literal["steps", "arrivals", "replay", "auto"]
 class NpzKeys:
     """Names of the arrays in a file, and how they are arranged."""
 
-    observations: str | tuple[str, ...] = "obs"  # of several names the first that a file has
+    observations: str | tuple[str, ...] = "obs"  # of several names, the first that a file has
     actions: str = "action"
     rewards: str = "reward"
-    marked: bool = True  # a file must have an array that marks ends; without, one that has none is an episode cut off
-    continued: bool = False  # take the rest of an episode whose beginning is in another file
-    # steps: an observation, the action taken on it, its reward; one more observation than actions is left out.
+    marked: bool = True  # a file must mark ends; if False, an unmarked file is one truncated episode
+    continued: bool = False  # use the rest of an episode that starts in another file
+    # steps: an observation, the action taken on it, its reward; an extra last observation is dropped.
     # arrivals: the action that led to the observation, and its reward; T + 1 rows are T steps.
     # replay: the action taken on the observation, and the reward that came with it; T + 1 rows are T steps.
     # auto: arrivals if the first row's action is not an action (all zeros); other files are refused.
     rows: Rows = "steps"
     one_hot: bool = False  # actions are (T, num_actions), one 1 in each row
     channels_last: bool = False  # images are (T, H, W, C)
-    time_last: tuple[str, ...] = ()  # those of the observations' names whose arrays have time as their last axis
+    time_last: tuple[str, ...] = ()  # observation arrays whose last axis is time
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """What a file has to hold."""
+    """The required content of a file."""
 
     keys: NpzKeys
     observation_shape: tuple[int, ...]
@@ -98,15 +98,15 @@ class _Episode:
 
 @dataclass(frozen=True)
 class _Contents:
-    """What is in a file.
+    """The content of a file.
 
     Attributes:
         episodes: those that end in it.
-        last: one that ends with the file, or goes on in the next one: the file does not tell.
-        alone: whether there is no other in it.
-        begins: whether an episode begins with the file; None: it does not tell.
-        left_out: whether it holds an episode that is known to go on in another file.
-        unknown: names of arrays that may mark ends, but not in a way that is known.
+        last: one that ends with the file or continues in the next one: the file does not tell.
+        alone: whether it is the only one in the file.
+        begins: whether an episode starts with the file; None: unknown.
+        left_out: whether the file has an episode that is known to continue in another file.
+        unknown: names of arrays that may mark ends, but not in a known way.
     """
 
     episodes: list[_Episode]
@@ -117,7 +117,7 @@ class _Contents:
     unknown: list[str]
 
     def ended(self, following: _Contents | None) -> bool:
-        """Whether ``last`` ends with the file, to judge by the next one; None: there is none."""
+        """Whether ``last`` ends with the file, judging by the next one; None: there is none."""
         begins = None if following is None else following.begins
         return self.alone if begins is None else begins
 
@@ -133,7 +133,7 @@ _UNCLEAR = "does not tell whether an action was taken on the image of its row or
 def find_npz(folder: str | Path, pattern: str = PATTERN) -> list[Path]:
     """The files of a folder whose names match, by the numbers in their names.
 
-    Directories are skipped: a published collector made one, ``train_data_7.npz``, for every file that it
+    Directories are skipped: a published collector created a directory, ``train_data_7.npz``, for every file that it
     then saved beside it as ``train_data_7.npztrain_data_7.npz``.
     """
 
@@ -147,11 +147,11 @@ def find_npz(folder: str | Path, pattern: str = PATTERN) -> list[Path]:
 def given_data(
     source: Path, target: Path, *, pattern: str = PATTERN, named: str = "--data_path", **conversion: Any
 ) -> Path:
-    """The file of trajectories that a flag or setting names, or the conversion of the folder that it names.
+    """The trajectory file that a flag or setting names, or the conversion of the folder that it names.
 
     Args:
         source: the file, or the folder of .npz files.
-        target: what a folder is converted into; see `conversion_path`.
+        target: the conversion of a folder; see `conversion_path`.
         pattern: names of the files in a folder.
         named: the flag or setting.
         conversion: the further arguments of `import_npz`.
@@ -173,9 +173,9 @@ def given_data(
 
 
 def require_expert_labels(source: Path | None, learn: Learn, *, named: str = "--data_path") -> None:
-    """Raise `UserError` if what is to be learned cannot be in the folder that a flag or setting names.
+    """Raise `UserError` if the folder that a flag or setting names cannot contain the targets.
 
-    Before it is converted, which takes long. None names nothing.
+    Called before the conversion, which takes long. None names nothing.
     """
     if learn == "expert" and source is not None and source.is_dir():
         raise UserError(
@@ -185,7 +185,7 @@ def require_expert_labels(source: Path | None, learn: Learn, *, named: str = "--
 
 
 def conversion_path(source: Path, directory: Path, prefix: str) -> Path:
-    """Where in a directory the conversion of a folder is kept: a name for each folder, wherever it lies."""
+    """The path of a folder's conversion in a directory; every folder, wherever it lies, has its own name."""
     folder = source.resolve()
     digest = hashlib.sha256(str(folder).encode()).hexdigest()[:8]
     return directory / f"{prefix}_imported_{folder.name}_{digest}.h5"
@@ -207,20 +207,20 @@ def import_npz(
     """Convert a folder, or return the conversion made before if nothing in the folder has changed.
 
     The converted file has, besides ``attributes``: ``source`` (the folder's name), ``source_files`` (their number) and
-    ``source_digest``, of the names, sizes and times of the files and of how they are read. One episode is in memory at
-    a time. What was refused is printed.
+    ``source_digest`` (of names, sizes and times of the files, and of how they are read). One episode is in memory at
+    a time. Refused files are printed.
 
     Args:
         folder: with the files.
-        target: the trajectory file to make. One that is there and is not a conversion is left alone.
-        observation_shape: of one image as it is to be kept; see `NpzKeys.channels_last`.
+            target: the trajectory file to make. An existing file that is not a conversion is left alone.
+            observation_shape: of one stored image; see `NpzKeys.channels_last`.
         num_actions: actions lie between 0 and num_actions - 1.
         pattern: names of the files.
         keys: names of the arrays; None: those of `NpzKeys`.
-        infos: further arrays to keep under ``infos/``: (T, ...), or a single number, which then stands at every step.
+        infos: further arrays to keep under ``infos/``: (T, ...), or a single number, which is repeated at every step.
         index_frames: see `TrajectoryWriter`.
-        overwrite: convert in any case, and replace whatever is there.
-        attributes: what the maker of the data is known to be.
+        overwrite: convert in any case, replacing an existing file.
+            attributes: what is known about the maker of the data.
 
     Raises:
         UserError: there is no such file, all files are refused, or the target cannot be written.
@@ -258,7 +258,7 @@ def _convert(
     index_frames: bool,
     attributes: Mapping[str, Any],
 ) -> None:
-    """Write all files that can be used into one, and say what was done. Raises UserError if none can."""
+    """Write all usable files into one, and print a summary. Raises UserError if none is usable."""
     with TrajectoryWriter(
         target,
         observation_shape=layout.observation_shape,
@@ -285,11 +285,11 @@ def _convert(
 def _add_episodes(
     writer: TrajectoryWriter, files: Sequence[Path], layout: _Layout
 ) -> tuple[Counter[str], dict[Path, str]]:
-    """Write the episodes of all files that can be used.
+    """Write the episodes of all usable files.
 
     Returns:
-        counts of "episodes", of those "without an end", and of files by name of what is unknown in them; and why the
-        other files cannot be used.
+        counts of "episodes", of those "without an end", and of files by unknown names in them; and why the
+        other files are unusable.
     """
     refused: dict[Path, str] = {}
     counts: Counter[str] = Counter()
@@ -325,7 +325,7 @@ def _add_episodes(
 
 
 def _reasons(refused: Mapping[Path, str]) -> str:
-    """Why files were refused, in words: every reason, the most frequent first, with an example and how many more."""
+    """Why files were refused: every reason, the most frequent first, with an example and a count."""
     counts = Counter(refused.values())
     examples = {reason: path.name for path, reason in reversed(list(refused.items()))}  # the first file of each
     shown = counts.most_common(REASONS_SHOWN)
@@ -335,20 +335,20 @@ def _reasons(refused: Mapping[Path, str]) -> str:
 
 
 def _digest(files: Sequence[Path], layout: _Layout, index_frames: bool) -> str:
-    """Of the names, sizes and times of change of the files, and of how they are read."""
+    """A digest of names, sizes and times of the files, and of how they are read."""
     stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     return hashlib.sha256(repr((_VERSION, asdict(layout), index_frames, stats)).encode()).hexdigest()
 
 
 def _digest_of(target: Path, folder: Path) -> str:
-    """That of the folder which a file was converted from. Raises UserError if it was not."""
+    """The digest in a converted file. Raises UserError if the file is not a conversion."""
     if digest := attributes_of(target).get(DIGEST):
         return digest
     raise UserError(f"'{target}' exists and is not a conversion of '{folder}'; move it away, or name another file")
 
 
 def _read(path: Path, layout: _Layout, shapes: dict[str, tuple[int, ...]]) -> _Contents:
-    """What is in a file. Raises `_Refused`."""
+    """Read a file. Raises `_Refused`."""
     keys = layout.keys
     observed = (keys.observations,) if isinstance(keys.observations, str) else keys.observations
     others = [keys.actions, keys.rewards, *layout.infos]
@@ -418,7 +418,7 @@ def _steps(
     ends: Ends,
     layout: _Layout,
 ) -> list[tuple[slice, np.ndarray, slice]]:
-    """Of each episode's rows the rows of its observations, its actions (T,), and the rows of its rewards."""
+    """For each episode's rows: the rows of its observations, its actions (T,), and the rows of its rewards."""
     keys, rows = layout.keys, len(rewards)
     first, last = starts[1 if ends.begins is False else 0 :], stops - 1
     idle = np.zeros(rows, bool)
@@ -455,7 +455,7 @@ def _steps(
 
 
 def _from_one_hot(actions: np.ndarray, rows: int, layout: _Layout, idle: np.ndarray) -> np.ndarray:
-    """Action numbers (T,) int64 of one-hot rows; the rows ``idle`` may be all zeros, and are 0."""
+    """Action numbers (T,) int64 from one-hot rows; the rows ``idle`` may be all zeros, and become 0."""
     keys, shape = layout.keys, (rows, layout.num_actions)
     if actions.shape != shape:
         raise _Refused(f"has '{keys.actions}' of shape {actions.shape}; expected {shape}, one-hot")
@@ -468,9 +468,9 @@ def _from_one_hot(actions: np.ndarray, rows: int, layout: _Layout, idle: np.ndar
 
 
 def _arrays(path: Path, wanted: Sequence[Sequence[str]]) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The arrays wanted, each by the first of its names that is there, and all that mark ends; and all names in a file.
+    """The requested arrays, each by the first of its names that exists, and all marks of ends; and all names in a file.
 
-    They are of numbers. Nothing is unpickled.
+    The arrays are numeric. Nothing is unpickled.
     """
     try:
         if not zipfile.is_zipfile(path):
@@ -498,7 +498,7 @@ def _images(values: np.ndarray, name: str) -> np.ndarray:
         return values
     low, high = values.min(), values.max()
     largest = 1 if values.dtype.kind == "f" else 255
-    if not (low >= 0 and high <= largest):  # not so either when there is a NaN
+    if not (low >= 0 and high <= largest):  # also refuses NaN
         allowed = "floating-point images are 0 to 1" if largest == 1 else "allowed is 0 to 255"
         raise _Refused(f"has '{name}' from {low} to {high}; {allowed}")
     levels = values.astype(np.promote_types(values.dtype, np.float32)) * (255 if largest == 1 else 1)

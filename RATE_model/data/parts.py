@@ -1,8 +1,8 @@
-"""Making trajectory files in parts: on all cores, and going on after an interruption.
+"""Make trajectory files in parts: on all cores, and across interruptions.
 
-The episodes are divided into parts of a fixed number. Each is a trajectory file in ``<name>.parts`` beside the file
-wanted, made by whichever process is free; when all are there, they are joined in order and removed. A run that was
-interrupted reuses the parts it finds. While they are joined, the data is on disk twice.
+The episodes are divided into parts of a fixed number. Each part is a trajectory file in ``<name>.parts`` beside the
+requested file, made by any free process; once all exist, they are joined in order and removed. After an interruption,
+existing parts are reused. While they are joined, the data is on disk twice.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ _RECIPE = "recipe"  # attribute of a part: what it was made from
 
 @dataclass(frozen=True)
 class FileOptions:
-    """Which file is made, and by how many processes."""
+    """Which file to make, and with how many processes."""
 
-    # The file to write; none = one in --data_dir, named by what it holds
+    # File to write; none = a file in --data_dir, named by its content
     output: Path | None = None
-    # Replace a file that exists
+    # Replace an existing file
     overwrite: Boolean = False
-    # Processes that play; none = one per core. The data does not depend on it
+    # Processes that play; none = one per core. The data does not depend on this
     workers: int | None = None
 
     def validate(self) -> None:
@@ -49,14 +49,15 @@ class FileOptions:
 
 @dataclass(frozen=True)
 class Job:
-    """What is made, the same for every part; it goes to other processes.
+    """What to make, the same for every part; sent to other processes.
 
     Attributes:
-        play: writes episodes ``first`` to ``first + count - 1``, called as ``play(writer, first, count)``: a function
-            of a module, or a `functools.partial` of one. An episode must not depend on those before it in its part.
+        play: writes episodes ``first`` to ``first + count - 1``, called as ``play(writer, first, count)``: a
+        module-level
+            function, or a `functools.partial` of one. An episode must not depend on earlier ones of its part.
         layout: arguments of `TrajectoryWriter`: observation_shape, observation_dtype, ...
-        recipe: all that the content depends on, as JSON can hold it; parts of another recipe are not reused.
-        episodes_per_part: how many episodes are lost at most by an interruption, in each process.
+        recipe: everything that the content depends on, as JSON; parts of another recipe are not reused.
+        episodes_per_part: the most episodes that an interruption can lose, per process.
     """
 
     play: Callable[[TrajectoryWriter, int, int], None]
@@ -77,15 +78,16 @@ def make_in_parts(
 ) -> Path:
     """Make a file of trajectories. Its content is the same for any number of workers.
 
-    A second process that is asked for the same file waits for the first, and takes what that made.
+    A second process that asks for the same file waits for the first, and uses its result.
 
     Args:
-        job: what is made.
-        episodes: how many.
-        path: the file; it appears when it is complete.
-        attributes: of the file; read when all episodes are joined.
-        joined: called with each episode before it is joined, the arguments of `TrajectoryWriter.add_episode`: to change
-            what is kept of it, or to note in ``attributes`` what there is to say of all.
+        job: what to make.
+            episodes: their number.
+            path: the file; it appears when it is complete.
+            attributes: of the file; read when all episodes are joined.
+            joined: called with each episode (the arguments of `TrajectoryWriter.add_episode`) before it is joined, to
+            change
+                what is kept of it, or to add notes about all episodes to ``attributes``.
         overwrite: replace a file that exists.
         workers: processes; None: one per core this process may use.
 
@@ -128,7 +130,8 @@ def make_until(
     overwrite: bool = False,
     workers: int | None = None,
 ) -> Path:
-    """As `make_in_parts`, for episodes of unknown length: enough for the steps wanted, the last one unfinished.
+    """Like `make_in_parts`, for episodes of unknown length: as many as the requested steps need, the last one
+    unfinished.
 
     Args:
         job, attributes, joined, overwrite, workers: as there.
@@ -164,9 +167,9 @@ def make_until(
 
 @contextlib.contextmanager
 def _folder_of_parts(path: Path, overwrite: bool) -> Iterator[Path | None]:
-    """Where the parts of a file lie while this process alone makes it; None if another one has just made it.
+    """The folder for the parts of a file while only this process makes it; None if another process has just made it.
 
-    It is removed at the end, and stays after an interruption or an error.
+    It is removed at the end, but stays after an interruption or an error.
     """
     folder = path.with_name(f"{path.name}.parts")
     with making(path, overwrite=overwrite) as wanted:
@@ -185,7 +188,7 @@ def _folder_of_parts(path: Path, overwrite: bool) -> Iterator[Path | None]:
 
 
 def _make_or_find(job: Job, folder: Path, first: int) -> tuple[Path, int]:
-    """The part that begins with an episode, made unless it is there, and its steps."""
+    """The part that starts with an episode, made if missing, and its steps."""
     if not _is_done(job, folder, first, job.episodes_per_part):
         make_part(job, folder, (first, job.episodes_per_part))
     path = _part_path(folder, first // job.episodes_per_part)
@@ -194,7 +197,7 @@ def _make_or_find(job: Job, folder: Path, first: int) -> tuple[Path, int]:
 
 
 def _cut(episodes: Iterator[dict[str, Any]], steps: int) -> Iterator[dict[str, Any]]:
-    """Episodes up to this many steps; the one that goes beyond is cut off there and has no end."""
+    """Episodes up to this many steps; the one that exceeds them is cut there and has no end."""
     while steps > 0:
         episode = next(episodes)
         if len(episode["rewards"]) > steps:
@@ -219,7 +222,7 @@ def _part_path(folder: Path, part: int) -> Path:
 
 
 def _is_done(job: Job, folder: Path, first: int, count: int) -> bool:
-    """Whether a part is there, whole and of this recipe."""
+    """Whether a part exists, complete and with this recipe."""
     with contextlib.suppress(UserError), TrajectoryFile(_part_path(folder, first // job.episodes_per_part)) as file:
         return file.attributes.get(_RECIPE) == dict(job.recipe) and file.num_episodes == count
     return False

@@ -1,4 +1,4 @@
-"""Which windows of trajectory files to learn from: whole episodes or pieces of them, for training or for validation.
+"""Select windows of trajectory files: whole episodes or pieces, for training or for validation.
 
 A window is a row ``[file, start step, length]`` that lies within one episode.
 """
@@ -53,7 +53,7 @@ def strided_windows(file_index: int, file: Trajectories, length: int, stride: in
 
 
 def strided_or_whole(file_index: int, file: Trajectories, length: int, stride: int) -> np.ndarray:
-    """As `strided_windows`, and shorter episodes whole; (W, 3) int64, none for a file of unfinished ones."""
+    """Like `strided_windows`, with shorter episodes whole; (W, 3) int64, empty for a file of unfinished episodes."""
     short = file.whole & (file.lengths < length)
     whole = _windows(file_index, file.starts[short], file.lengths[short])
     if not (file.whole & ~short).any():
@@ -70,7 +70,7 @@ def windows_at_every_step(file_index: int, file: Trajectories, length: int) -> n
 
 
 def tiling_windows(file_index: int, file: Trajectories, length: int) -> np.ndarray:
-    """Windows that divide each episode with an end; the last of an episode may be shorter: (W, 3) int64."""
+    """Windows that divide each episode with an end; an episode's last window may be shorter: (W, 3) int64."""
     starts, lengths = file.starts[file.whole], file.lengths[file.whole]
     counts = -(-lengths // length)
     offset = _numbers(counts) * length
@@ -85,7 +85,7 @@ def _numbers(counts: np.ndarray) -> np.ndarray:
 
 
 def _tail(file: Trajectories) -> str:
-    """What to say of an episode without an end."""
+    """A note about an episode without an end."""
     return "" if file.whole.all() else f" The last one, of {file.lengths[-1]} steps, has no end and is left out."
 
 
@@ -98,7 +98,7 @@ def split_episodes(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Divide windows into training and validation so that no episode is in both.
 
-    Of every file, ``fraction`` of all its episodes are for training. Which ones is a function of the seed, the file's
+    In every file, ``fraction`` of all episodes are for training. The choice depends only on the seed, the file's
     index and its number of episodes: adding files or dropping windows moves no episode to the other side.
 
     Args:

@@ -1,8 +1,8 @@
-"""Processes that assemble batches: what goes wrong in them, or on the way from them, is told in the training process.
+"""Processes that assemble batches, and the reporting of their failures in the training process.
 
-Torch's loader hands batches over in shared memory, from a thread whose errors nobody sees: the training process would
-wait for ever. Here a batch is moved to shared memory before that thread gets it, an error comes back in its place, and
-a process that cannot send one ends, which the loader notices.
+Torch's loader passes batches in shared memory, from a thread whose errors are lost: the training process would wait
+forever. Here a batch is moved to shared memory before that thread gets it, an error is returned in its place, and a
+process that cannot send one ends, which the loader notices.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ _HANDLES_OF_A_WORKER = 4  # file handles that the training process opens for eac
 _HANDLES_OF_A_BATCH = 8  # one for each array
 
 
-# What torch says when a process has ended or cannot be reached.
+# Torch's messages if a process has ended or cannot be reached.
 _FAILURES = ("DataLoader worker", "Too many open files", "received 0 items of ancdata")
 
 
 class TooFewResources(UserError):
-    """The machine has too little shared memory, too few file handles or no more processes."""
+    """The machine lacks shared memory, file handles or processes."""
 
 
 class DatasetInWorker(Dataset):
-    """A dataset of whole batches, as a loader process serves it: errors are values."""
+    """A dataset of whole batches as served by a loader process: errors become values."""
 
     def __init__(self, dataset: Any) -> None:
         self._dataset = dataset
@@ -42,11 +42,11 @@ class DatasetInWorker(Dataset):
         return len(self._dataset)
 
     def __getitems__(self, indices: Sequence[int]) -> Any:
-        """The batch in shared memory, or the `UserError` that says why not."""
+        """The batch in shared memory, or the `UserError` that explains why not."""
         try:
             batch = self._dataset.__getitems__(indices)
         except UserError as error:
-            return UserError(str(error))  # without its causes, which may not go through a pipe
+            return UserError(str(error))  # without its causes, which may not be picklable
         try:
             return batch.share_memory_()
         except (OSError, RuntimeError) as error:
@@ -54,7 +54,7 @@ class DatasetInWorker(Dataset):
 
 
 def begin_worker(_: int) -> None:
-    """In a new loader process: a batch that cannot be sent ends it, with the number of the error as its exit code."""
+    """In a new loader process: end it if a batch cannot be sent, with the error's number as exit code."""
 
     def cannot_send(error: BaseException, _: Any) -> None:
         os._exit(getattr(error, "errno", None) or 1)
@@ -81,11 +81,11 @@ def worker_batches(loader: DataLoader) -> Iterator[Any]:
             if isinstance(item, UserError):
                 raise item
             yield item
-    except (ConnectionError, EOFError, FileNotFoundError) as error:  # a batch of a process that is gone
-        time.sleep(_SECONDS_TO_LEARN)  # torch interrupts this when it learns how that ended, and not later
+    except (ConnectionError, EOFError, FileNotFoundError) as error:  # a batch from a process that is gone
+        time.sleep(_SECONDS_TO_LEARN)  # torch interrupts this once it learns how the process ended
         raise _ended("it does not answer") from error
     finally:
-        del batches  # ends the processes now; an error would keep them for as long as it is known
+        del batches  # ends the processes now; an error would keep them alive
 
 
 def _check_file_handles(loader: DataLoader) -> None:

@@ -1,4 +1,4 @@
-"""Writing trajectory files, of the layout that `RATE_model.data.trajectories` describes and reads."""
+"""Write trajectory files in the layout that `RATE_model.data.trajectories` describes and reads."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ VECTOR_CHUNK = 4096  # steps per chunk
 
 
 class _Sink(io.FileIO):
-    """A new file that HDF5 writes to, and that takes no more after its first error, which it keeps.
+    """A new file for HDF5 that keeps its first error and accepts nothing afterwards.
 
-    HDF5 cannot close a file that fails to be written: it complains thousands of times, keeps it open, and crashes at
-    the end of the process. So it is told that all is well, and the writer asks here.
+    HDF5 cannot close a file after a failed write: it complains thousands of times, keeps it open, and crashes at
+    the end of the process. So it is told that all is well, and the writer checks here.
     """
 
     def __init__(self, path: Path) -> None:
@@ -39,7 +39,7 @@ class _Sink(io.FileIO):
         self.error: OSError | None = None
 
     def write(self, data: Any) -> int:
-        """Write all of the data, or keep why not."""
+        """Write all of the data, or keep the error."""
         rest = memoryview(data).cast("B")
         try:
             while self.error is None and rest:
@@ -66,16 +66,16 @@ class TrajectoryWriter:
     Everything goes to a temporary file beside ``path``. A clean exit adds the attributes, flushes to disk and renames
     it into place; an exception removes it and leaves what was at ``path`` untouched.
 
-    Attributes added to the caller's: ``format_version, num_steps, num_episodes, versions`` and, of whole episodes if
+    Adds to the caller's attributes: ``format_version, num_steps, num_episodes, versions`` and, over whole episodes if
     there are any, ``return_{mean,std,min,max}, length_{mean,min,max}``. Lists and dicts are stored as JSON.
 
     Args:
-        path: the file to make; parent directories are made too.
+        path: the file to make; parent directories are created.
         observation_shape, observation_dtype: of one observation.
         action_shape, action_dtype: of one action; the default is one small discrete action.
         compress: zstd (lossless, through hdf5plugin). None: images are compressed, vectors are not.
-        level: of the compression, 1 to 22; a higher one takes longer to write, not to read.
-        index_frames: also store `infos/first_seen`: where few observations differ, a reader then keeps each one once.
+        level: of the compression, 1 to 22; higher levels take longer to write, not to read.
+        index_frames: also store `infos/first_seen`, which lets a reader keep each distinct observation once.
         channels_last: store images (C, H, W) as (H, W, C).
         attributes: how the data was made: environment, generator, parameters, seeds.
 
@@ -106,7 +106,7 @@ class TrajectoryWriter:
         self._shapes = {"observations": tuple(observation_shape), "actions": tuple(action_shape), "rewards": ()}
         self._dtypes = {"observations": observation_dtype, "actions": action_dtype, "rewards": "float32"}
         self._attributes = dict(attributes)
-        self._pending: dict[str, list[np.ndarray]] = {}  # whole chunks are written, the rest waits here
+        self._pending: dict[str, list[np.ndarray]] = {}  # waits until a whole chunk is full
         self._pending_steps = self._num_steps = 0
         self._unfinished = False
         self._first_seen: dict[bytes, int] | None = {} if index_frames else None  # digest of a frame -> step
@@ -122,7 +122,7 @@ class TrajectoryWriter:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self._temporary = stack.enter_context(temporary(self.path))
                 self._sink = _Sink(self._temporary)
-                # From version 1.10 on HDF5 checks its own descriptions. Nobody else has this file: it needs no lock.
+                # Since version 1.10 HDF5 checks its own descriptions. Nobody else has this file: it needs no lock.
                 self._file = h5py.File(self._sink, "w", libver=("v110", "v110"))
             self._making = stack.pop_all()
         return self
@@ -137,7 +137,7 @@ class TrajectoryWriter:
 
     def _discard(self) -> None:
         """Close and remove the temporary file, whatever state it is in."""
-        with contextlib.suppress(Exception):  # what was not written cannot be read back
+        with contextlib.suppress(Exception):  # the content was not written, so the error does not matter
             self._file.close()
         if self._sink is not None:
             self._sink.close()
@@ -160,11 +160,11 @@ class TrajectoryWriter:
             observations: (E, T, ...).
             actions: (E, T) or (E, T, A).
             rewards: (E, T).
-            lengths: (E,) steps of each episode, 1 to T; what lies beyond is dropped.
+            lengths: (E,) steps of each episode, 1 to T; anything beyond is dropped.
             terminals: (E,) bool, whether an episode ended in a terminal state rather than by a time limit; None: all
                 did.
             infos: further arrays (E, T, ...), stored under ``infos/``; the same names in every call.
-            unfinished: the last of them gets no end: it was cut off in the middle, and nothing can follow it.
+            unfinished: the last episode gets no end: it was cut off in the middle, and nothing can follow it.
         """
         lengths = np.asarray(lengths, dtype=np.int64)
         steps = np.asarray(rewards).shape[1]
@@ -201,7 +201,7 @@ class TrajectoryWriter:
             self._flush(self._pending_steps // self._chunk * self._chunk)
 
     def describe(self, attributes: Mapping[str, Any]) -> None:
-        """Add to the attributes, at any time before the file is complete."""
+        """Add attributes, at any time before the file is complete."""
         self._attributes |= attributes
 
     def add_episode(
@@ -226,7 +226,7 @@ class TrajectoryWriter:
         )
 
     def _first_steps(self, observations: np.ndarray, seen: dict[bytes, int]) -> np.ndarray:
-        """For each of the next steps' observations (n, ...) the first step that showed the same: (n,) int64."""
+        """For each observation (n, ...) of the next steps, the first step with the same one: (n,) int64."""
         first = np.empty(len(observations), dtype=np.int64)
         for row, observation in enumerate(np.ascontiguousarray(observations)):
             digest = hashlib.blake2b(observation, digest_size=16).digest()
@@ -234,7 +234,7 @@ class TrajectoryWriter:
         return first
 
     def _flush(self, steps: int) -> None:
-        """Write the first ``steps`` pending steps: whole chunks, so that none is compressed twice."""
+        """Write the first ``steps`` pending steps as whole chunks, so none is compressed twice."""
         with self._writing():
             for name, parts in self._pending.items():
                 values = np.concatenate(parts)

@@ -1,4 +1,4 @@
-"""Train on data of one's own and evaluate in an environment of one's own, in a few lines of Python."""
+"""Train on your own data and evaluate in your own environment, in a few lines of Python."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ from RATE_model.own.making import Made, maker_of, name_of, write_arguments
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A run that is over.
+    """A finished run.
 
     Attributes:
-        directory: where its checkpoints, metrics and pictures are.
-        result: what eval/final.json holds.
+        directory: with its checkpoints, metrics and pictures.
+        result: the content of eval/final.json.
     """
 
     directory: Path
     result: dict[str, Any]
 
     def agent(self, which: str | int | None = None) -> Agent:
-        """Its agent: the newest, "best", or of a step; see `load_agent`."""
+        """The agent: the newest, "best", or from a given step; see `load_agent`."""
         return load_agent(self.directory, which)
 
 
 @dataclass(frozen=True)
 class Result:
-    """What an agent did in the episodes of an evaluation. Prints as mean and standard error."""
+    """The results of an agent in an evaluation's episodes. Prints as mean and standard error."""
 
     episodes: Episodes = field(repr=False)
 
@@ -81,17 +81,18 @@ def train(
     seed: int = 1,
     **flags: Any,
 ) -> TrainedRun:
-    """Train an agent; everything that `python3 -m RATE_model.train` has a flag for is an argument here.
+    """Train an agent. Every flag of `python3 -m RATE_model.train` is an argument here.
 
     Args:
         data: what to learn from; a path or name is opened with `Dataset.open`.
         memory: a mode: RATE, DT, LSTM, ...
         environment: where to evaluate at checkpoints and at the end: a registered id, ``module:Class``, an environment,
-            or what makes one; None: nowhere.
-        output_dir: the run's directory. `resume="auto"` continues what is there, `overwrite=True` replaces it.
-        seed: of the run.
-        flags: such as context_length, segments, epochs, learning_rate, d_model, target_return; see --help. `env_args`
-            is a dict here.
+                or a function that makes one; None: nowhere.
+            output_dir: the run's directory. `resume="auto"` continues a run in it, `overwrite=True` replaces it.
+            seed: of the run.
+            flags: such as context_length, segments, epochs, learning_rate, d_model, target_return; see --help.
+            `env_args`
+                is a dict here.
 
     Raises:
         UserError: a flag is wrong, or the data does not fit the environment; nothing is created then.
@@ -129,18 +130,18 @@ def evaluate(
     """Let an agent play.
 
     Args:
-        agent: of `load_agent`, or a path.
-        environment: a registered id, ``module:Class``, an environment, or what makes one.
-        episodes: of the seeds 0, 1, ...
-        target_return: the return to ask for; an agent that sees none (`condition="none"`) needs none.
-        greedy: take the most probable action; False: draw from the predicted distribution.
-        seed: of those draws.
-        transform_memory: see `Actor`, and `knock_out_memory`.
-        max_episode_steps: truncate episodes after this many steps.
-        acting: `slide` and `reset_target`, see `Actor`.
+        agent: from `load_agent`, or a path.
+            environment: a registered id, ``module:Class``, an environment, or a function that makes one.
+            episodes: with seeds 0, 1, ...
+            target_return: the return to ask for; agents without returns (`condition="none"`) need none.
+            greedy: take the most probable action; False: sample from the predicted distribution.
+            seed: for sampled actions.
+            transform_memory: see `Actor`, and `knock_out_memory`.
+            max_episode_steps: truncate episodes after this many steps.
+            acting: `slide` and `reset_target`, see `Actor`.
 
     Raises:
-        UserError: the environment cannot be made, or has other spaces than the data that the agent learned from.
+        UserError: the environment cannot be made, or its spaces differ from those of the agent's training data.
     """
     agent = agent if isinstance(agent, Agent) else load_agent(agent)
     own = OwnEnvironment(environment)
@@ -172,7 +173,7 @@ def _described(spec: Any) -> str:
 
 
 def _words(flags: dict[str, Any]) -> list[str]:
-    """Arguments as they would be typed."""
+    """Arguments as typed on the command line."""
     words = []
     for name, value in flags.items():
         values = value if isinstance(value, list | tuple) else [value]

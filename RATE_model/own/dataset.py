@@ -1,4 +1,4 @@
-"""Episodes of any source as a dataset to learn from, checked against one another and against their environment."""
+"""Episodes from any source as a training dataset, checked against one another and against their environment."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from RATE_model.objectives.privileged import PREFIX
 from RATE_model.own.making import MAX_STEPS, Made, make_environment
 from RATE_model.spec import EnvironmentSpec
 
-# What the arrays of an episode may be called.
+# Possible names of an episode's arrays.
 _KEYS = {
     "observations": ("observations", "observation", "obs"),
     "actions": ("actions", "action"),
@@ -38,16 +38,16 @@ _SPLIT_SEED = 0
 
 
 class Dataset:
-    """Episodes, and the spaces that their observations and actions are of.
+    """Episodes, and the spaces of their observations and actions.
 
     Attributes:
         trajectories: the steps as a model sees them.
         observations, actions: the spaces.
-        metadata: what the maker noted.
+        metadata: from the maker.
 
     Make one with `from_episodes`, `from_hdf5`, `from_npz`, `from_minari` or `collect`. All take an `environment`: a
-    registered id, ``module:Class``, an environment, or what makes one. Spec, loss and the ranges of actions follow from
-    its spaces, or, without one, from the data.
+    registered id, ``module:Class``, an environment, or a function that makes one. Spec, loss and the ranges of actions
+    follow from its spaces or, without an environment, from the data.
     """
 
     def __init__(
@@ -80,16 +80,20 @@ class Dataset:
         """Episodes as dicts of arrays.
 
         Args:
-            episodes: of each `observations` (T, ...) or (T + 1, ...), or a dict of such; `actions` (T, ...); `rewards`
-                (T,); and, if known, `terminals` or `terminated`, and `timeouts` or `truncated`: (T,) or one value. Also
-                `infos`, a dict of privileged arrays (T, ...) for `--aux`, `--oracle` and probes: the same in all.
-            environment: what they come from.
-            spaces: of observations and actions, where there is no environment; None: what the data tells.
-            name: what the data is called in messages.
-            metadata: anything to note.
+            episodes: each with `observations` (T, ...) or (T + 1, ...), or a dict of these; `actions` (T, ...);
+            `rewards`
+                    (T,); and, if known, `terminals` or `terminated`, and `timeouts` or `truncated`: (T,) or one value.
+                    Also
+                    `infos`, a dict of privileged arrays (T, ...) for `--aux`, `--oracle` and probes, the same in all
+                    episodes.
+                environment: the source of the episodes.
+                spaces: of observations and actions, if there is no environment; None: derived from the data.
+                name: of the data, for messages.
+                metadata: any notes.
 
         Raises:
-            UserError: there are fewer than two, or one lacks an array, or its arrays do not fit one another, the other
+            UserError: there are fewer than two episodes, one lacks an array, or its arrays do not fit one another, the
+            other
                 episodes or the environment; the message names the episode, the key and both values.
         """
         if not isinstance(episodes, Iterable):
@@ -121,7 +125,7 @@ class Dataset:
 
     @classmethod
     def from_hdf5(cls, path: str | Path, *, environment: Made | None = None) -> Dataset:
-        """A file of this project's or of D4RL's layout; see `RATE_model.data.trajectories`."""
+        """A file in this project's or D4RL's layout; see `RATE_model.data.trajectories`."""
         file = TrajectoryFile(Path(path).expanduser())
         if environment is None and file.actions.dtype.kind in "iuf" and (file.discrete or _unit(file.actions)):
             observation_space, action_space = _guessed([{"observations": file.read(0, 1)[0], "actions": file.actions}],
@@ -143,12 +147,12 @@ class Dataset:
 
     @classmethod
     def from_npz(cls, folder: str | Path, *, environment: Made | None = None, pattern: str = "*.npz") -> Dataset:
-        """A folder of .npz files, each of one episode or of several whose ends are marked, under the usual names.
+        """A folder of .npz files with the usual names, each with one episode, or several with marked ends.
 
-        Arrays called ``infos/NAME`` are privileged ones.
+        Arrays called ``infos/NAME`` are privileged.
 
         Raises:
-            UserError: there is none, or one is damaged or holds something else.
+            UserError: there are no files, or one is damaged or has other content.
         """
         episodes = [episode for path in _npz_files(Path(folder).expanduser(), pattern) for episode in _npz(path)]
         return cls.from_episodes(episodes, environment=environment, name=f"'{folder}'")
@@ -174,10 +178,11 @@ class Dataset:
         """Play and record episodes.
 
         Args:
-            environment: where.
-            policy: observation -> action, both as in the environment's spaces; None: random actions.
-            episodes: how many, of the seeds `seed`, `seed` + 1, ... counted from 10,000: evaluations play lower ones.
-            seed: of the first episode, and of random actions.
+            environment: to play in.
+                policy: observation -> action, both as in the environment's spaces; None: random actions.
+                episodes: their number, with seeds `seed`, `seed` + 1, ... counted from 10,000: evaluations play lower
+                seeds.
+                seed: of the first episode, and of random actions.
         """
         check_seed(seed)
         with closing(make_environment(environment)) as scene:
@@ -190,10 +195,10 @@ class Dataset:
 
     @classmethod
     def open(cls, source: str | Path, *, environment: Made | None = None) -> Dataset:
-        """Of whatever kind a path is: a file of HDF5, a folder of .npz, a Minari dataset's folder or name.
+        """Open any kind of path: an HDF5 file, a folder of .npz files, or a Minari dataset's folder or name.
 
         Raises:
-            UserError: there is nothing of any kind.
+            UserError: there is no dataset of any kind.
         """
         if not isinstance(source, str | Path):
             raise UserError(
@@ -209,10 +214,10 @@ class Dataset:
             raise UserError(f"{source} does not exist; name a file of HDF5, a folder of .npz, or a Minari dataset")
         return cls.from_minari(source, environment=environment)
 
-    # --- what it holds ---
+    # --- content ---
 
     def __len__(self) -> int:
-        """Episodes."""
+        """The number of episodes."""
         return self.trajectories.num_episodes
 
     def __repr__(self) -> str:
@@ -224,7 +229,7 @@ class Dataset:
 
     @property
     def name(self) -> str:
-        """What it is called in messages."""
+        """The name of the data in messages."""
         return str(self.trajectories.path)
 
     @property
@@ -233,7 +238,7 @@ class Dataset:
         return self.trajectories.returns_to_go()[self.trajectories.starts]
 
     def spec(self) -> EnvironmentSpec:
-        """How a model sees it: vectors normalised by this data, returns-to-go divided by the largest."""
+        """The spec of this data: vectors normalised by it, returns-to-go divided by the largest."""
         mean = std = None
         if not self.observations.is_image:
             observations = self.trajectories.load()[0].astype(np.float64)
@@ -245,8 +250,9 @@ class Dataset:
     def windows(self, steps: int, *, fraction: float = 0.9) -> tuple[WindowDataset, WindowDataset]:
         """Training and validation windows of at most this many steps.
 
-        Episodes that fit are whole windows; longer ones are cut, with pieces that overlap by half, and one that ends
-        where the episode does. An episode is on one side only, the same in every run.
+        Episodes that fit are whole windows; longer ones are cut into pieces that overlap by half, the last of which
+        ends
+        with the episode. Every episode is on one side only, the same in every run.
         """
         data = self.trajectories
         pieces = [whole_episodes(0, data, steps)] if (data.lengths <= steps).any() else []
@@ -260,10 +266,10 @@ class Dataset:
         dataset = WindowDataset([data], training, size=steps)
         return dataset, dataset.with_windows(validation)
 
-    # --- where it goes ---
+    # --- writing ---
 
     def to_hdf5(self, path: str | Path) -> Path:
-        """Write it as a file of this project's layout, actions as the environment's space has them; its path."""
+        """Write a file in this project's layout, with actions in the environment's own space; returns its path."""
         data, path = self.trajectories, Path(path)
         terminals, first = self._terminals(), self.actions.store(self.trajectories.actions[:1])
         with TrajectoryWriter(
@@ -287,11 +293,11 @@ class Dataset:
         return path
 
     def to_minari(self, dataset: str | Path, **metadata: Any) -> Path:
-        """Write it as a Minari dataset, losslessly; the path of its folder.
+        """Write a Minari dataset, losslessly; returns its folder.
 
         Args:
             dataset: a folder, or a name below MINARI_DATASETS_PATH (or ~/.minari/datasets), such as mine/maze-v0.
-            metadata: of Minari, such as author, algorithm_name, code_permalink, environment (its id).
+            metadata: for Minari, such as author, algorithm_name, code_permalink, environment (its id).
         """
         data = self.trajectories
 
@@ -317,7 +323,7 @@ FIRST_SEED = 10_000
 
 
 def _npz_files(folder: Path, pattern: str) -> list[Path]:
-    """The files of a folder, in the order of their names. Raises UserError if there is none."""
+    """The files of a folder, sorted by name. Raises UserError if there are none."""
     found = sorted(folder.glob(pattern)) if folder.is_dir() else []
     if not found:
         raise UserError(f"'{folder}' holds no {pattern}" if folder.is_dir() else f"'{folder}' is not a folder")
@@ -325,7 +331,7 @@ def _npz_files(folder: Path, pattern: str) -> list[Path]:
 
 
 def _npz(path: Path) -> list[dict[str, Any]]:
-    """The episodes of a file: one, or as many as its marks tell."""
+    """The episodes of a file: one, or as many as are marked."""
     try:
         with np.load(path, allow_pickle=False) as file:
             held = {name: file[name] for name in file.files}
@@ -357,7 +363,7 @@ def _npz(path: Path) -> list[dict[str, Any]]:
 
 
 def _episode(environment: gymnasium.Env, policy: Callable[[Any], Any], seed: int) -> dict[str, Any]:
-    """One episode as it is played."""
+    """Play one episode."""
     observation, _ = environment.reset(seed=seed)
     steps: list[tuple[Any, Any, float]] = []
     terminated = truncated = False
@@ -385,7 +391,7 @@ def _stacked(values: Sequence[Any]) -> Any:
 
 
 def _columns(episode: Any, number: int, name: str) -> dict[str, Any]:
-    """The arrays of an episode under their usual names, all of one length."""
+    """The arrays of an episode under their usual names, all of equal length."""
     place = f"episode {number} of {name}"
     if not isinstance(episode, Mapping):
         raise UserError(f"{place} is {type(episode).__name__}; give a dict of arrays, with {', '.join(_KEYS)}")
@@ -429,7 +435,7 @@ def _columns(episode: Any, number: int, name: str) -> dict[str, Any]:
 
 
 def _joined_infos(episodes: Sequence[Mapping[str, Any]], name: str) -> dict[str, np.ndarray]:
-    """Privileged arrays of all episodes, one after another. Raises UserError where they differ."""
+    """Privileged arrays of all episodes, concatenated. Raises UserError if they differ."""
     first = episodes[0]["infos"]
     for number, episode in enumerate(episodes):
         shapes = [{key: values.shape[1:] for key, values in infos.items()} for infos in (first, episode["infos"])]
@@ -441,13 +447,13 @@ def _joined_infos(episodes: Sequence[Mapping[str, Any]], name: str) -> dict[str,
 
 
 def _infos_of(data: Trajectories, start: int, stop: int) -> dict[str, np.ndarray]:
-    """The privileged arrays of some steps, but for what describes the file itself."""
+    """The privileged arrays of some steps, except those that describe the file itself."""
     names = [name for name in data.info_names() if PREFIX + name != FIRST_SEEN]
     return {name: data.column(PREFIX + name, start, stop) for name in names}
 
 
 def _cut(values: Any, steps: int, place: str, key: str) -> Any:
-    """T observations of T or T + 1."""
+    """T observations from T or T + 1."""
     if isinstance(values, Mapping):
         return {name: _cut(column, steps, place, f"{key}/{name}") for name, column in values.items()}
     values = _array(values, place, key)
@@ -459,7 +465,8 @@ def _cut(values: Any, steps: int, place: str, key: str) -> Any:
 
 
 def _last(episode: Mapping[str, Any], names: Sequence[str], steps: int, place: str) -> bool | None:
-    """What a mark says of an episode's last step; None: there is no such mark. Raises UserError for an earlier end."""
+    """What a mark says about an episode's last step; None: there is no such mark. Raises UserError for an earlier
+    end."""
     held = next((name for name in names if name in episode), None)
     if held is None:
         return None
@@ -472,7 +479,7 @@ def _last(episode: Mapping[str, Any], names: Sequence[str], steps: int, place: s
 
 
 def _array(values: Any, place: str, key: str) -> np.ndarray:
-    """Values as an array. Raises UserError for lists of different lengths."""
+    """Values as an array. Raises UserError for lists of unequal length."""
     try:
         return np.asarray(values)
     except ValueError:
@@ -480,13 +487,13 @@ def _array(values: Any, place: str, key: str) -> np.ndarray:
 
 
 def _float32(values: np.ndarray) -> np.ndarray:
-    """Numbers as a model sees them; bytes as they are."""
+    """Numbers in the form that models see; bytes stay bytes."""
     with np.errstate(over="ignore"):
         return values if values.dtype.kind in "biu" else values.astype(np.float32, copy=False)
 
 
 def _guessed(episodes: Sequence[Mapping[str, Any]], name: str) -> tuple[spaces.Space, spaces.Space]:
-    """Spaces that data without an environment may be of."""
+    """The spaces of data without an environment."""
     first = episodes[0]["observations"]
     actions = [episode["actions"] for episode in episodes]
     kinds = {(values.dtype.kind in "iub", values.shape[1:]) for values in actions}
@@ -539,7 +546,7 @@ def _encoded(
 
 
 def _check_shape(values: Any, space: spaces.Space, what: str) -> None:
-    """Raise a UserError where arrays have another shape than a space."""
+    """Raise a UserError if an array's shape differs from the space's."""
     if isinstance(space, spaces.Dict):
         held = set(values) if isinstance(values, Mapping) else set()
         if held != set(space.spaces):

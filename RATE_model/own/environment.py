@@ -1,4 +1,4 @@
-"""An environment of the user's own, as training and inference see it: all follows from its spaces and its data."""
+"""A user's own environment as training and inference see it. Everything follows from its spaces and its data."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from RATE_model.spec import EnvironmentSpec
 
 @dataclass(frozen=True)
 class Place(PlayOptions):
-    """Which environment the agent plays in."""
+    """The environment to play in."""
 
-    # A registered id, or module:Class; none: no environment, and nothing is played
+    # A registered id, or module:Class; none: play nothing
     env: str | None = None
     # Arguments of the environment, as NAME=VALUE
     env_args: tuple[str, ...] = ()
-    # Wrappers put around it, as module:Class, the innermost first
+    # Wrappers, as module:Class, the innermost first
     wrappers: tuple[str, ...] = ()
-    # Truncate episodes after N steps; none = as the environment says itself, or 10,000
+    # Truncate episodes after N steps; none = the environment's own limit, or 10,000
     max_episode_steps: int | None = None
 
     def validate(self) -> None:
@@ -45,7 +45,7 @@ class Place(PlayOptions):
         read_arguments(self.env_args, "env_args")
 
     def maker(self) -> Callable[..., gymnasium.Env]:
-        """What makes the environment. Raises UserError without one."""
+        """A function that makes the environment. Raises UserError without one."""
         if self.env is None:
             raise UserError("--env is missing: give a registered id, or module:Class")
         arguments = read_arguments(self.env_args, "env_args")
@@ -56,17 +56,17 @@ class Place(PlayOptions):
 class Task(Place, SegmentOptions):
     """Segments, the environment, and evaluation."""
 
-    # Return that the agent is asked for; none = the largest of the data
+    # Return to ask the agent for; none = the largest in the data
     target_return: float | None = None
 
 
 @dataclass(frozen=True)
 class DataOptions:
-    """What is learned from."""
+    """The training data."""
 
-    # Trajectories: a file of HDF5 in D4RL's layout, a folder of .npz, or a Minari dataset, its folder or its name
+    # Trajectories: an HDF5 file in D4RL's layout, a folder of .npz files, or a Minari dataset (folder or name)
     data: Path | None = changeable(None)
-    # Share of the episodes that are trained on; the others are for validation
+    # Share of the episodes used for training; the rest is for validation
     training_share: float = 0.9
 
     def validate(self) -> None:
@@ -77,7 +77,7 @@ class DataOptions:
 
 @dataclass(frozen=True)
 class Config(ExperimentConfig):
-    """All flags of training on data of one's own."""
+    """All flags of training on your own data."""
 
     task: Task = field(default_factory=Task)
     data: DataOptions = field(default_factory=DataOptions)
@@ -88,8 +88,8 @@ class OwnEnvironment(Environment):
     """Any Gymnasium environment, or none, and any data.
 
     Args:
-        make: what makes the environment; None: the flags say.
-        data: what is learned from; None: the flags say.
+        make: makes the environment; None: use the flags.
+            data: the training data; None: use the flags.
     """
 
     name = "an environment of your own"
@@ -105,7 +105,7 @@ class OwnEnvironment(Environment):
         self._made, self._data = make, data
 
     def read_config(self, argv: Sequence[str] | None = None) -> Config:
-        """The configuration that the flags ask for, with what follows from the data: it is read, if flags name any.
+        """The configuration from the flags, completed from the data, which is read if the flags name any.
 
         Raises:
             UserError: a flag is wrong, or the data is missing, damaged, or does not fit the environment.
@@ -121,14 +121,14 @@ class OwnEnvironment(Environment):
         return replace(config, task=task)
 
     def maker(self, options: Any) -> Callable[..., gymnasium.Env]:
-        """What makes the environment, as its flags say. Raises UserError without one."""
+        """A function that makes the environment of the flags. Raises UserError without one."""
         if self._made is None:
             return options.maker()
         arguments = read_arguments(options.env_args, "env_args")
         return maker_of(self._made, arguments=arguments, wrappers=options.wrappers, max_steps=options.max_episode_steps)
 
     def check(self, config: Config) -> None:
-        """That there is data, and that the environment can be made and is like it."""
+        """Check that there is data, and that the environment can be made and fits it."""
         if self._data is None:
             raise UserError("--data is missing: give a file of HDF5, a folder of .npz, or a Minari dataset")
         if config.task.last_inference or config.task.online_inference:
@@ -142,7 +142,7 @@ class OwnEnvironment(Environment):
                 )
 
     def spec(self, flags: Mapping[str, Any]) -> EnvironmentSpec:
-        """Of the data, or of the environment's spaces."""
+        """From the data, or from the environment's spaces."""
         if self._data is not None:
             return self._spec_of_data()
         options = Place(**{name: _tuple(flags[name]) for name in ("env", "env_args", "wrappers") if name in flags})
@@ -170,7 +170,7 @@ class OwnEnvironment(Environment):
         return TrainingData(windows, range(1, config.segments + 1), self._spec_of_data())
 
     def make(self, case: None, options: Any, *, render_mode: str | None = None) -> gymnasium.Env:
-        """The environment, seen as the model sees it."""
+        """The environment in the form that the model sees."""
         environment = Encoded(self.maker(options)(render_mode=render_mode))
         try:
             step_limit(environment)
@@ -179,7 +179,7 @@ class OwnEnvironment(Environment):
         return environment
 
     def seeds(self, episodes: int) -> np.ndarray:
-        """0, 1, ...: `Dataset.collect` plays others."""
+        """0, 1, ...; `Dataset.collect` plays other seeds."""
         assert episodes <= FIRST_SEED
         return np.arange(episodes)
 
@@ -197,7 +197,7 @@ class OwnEnvironment(Environment):
         return {"eval_return": f"asked for {config.task.target_return:g}"}
 
     def references(self, evaluation: Evaluation) -> dict[str, float]:
-        """Mean and best return of the data, where it is known."""
+        """Mean and best return of the data, if known."""
         if self._data is None:
             return {}
         return {"data, mean": float(self._data.returns.mean()), "data, best": float(self._data.returns.max())}

@@ -1,4 +1,4 @@
-"""Environments by name: registered ids, classes of modules, environments, and what makes one."""
+"""Environments by name: registered ids, classes in modules, environment objects, and functions that make one."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ import yaml
 from RATE_model.cli.core_yaml import CoreLoader
 from RATE_model.errors import UserError
 
-MAX_STEPS = 10_000  # of episodes that nothing else limits
+MAX_STEPS = 10_000  # for episodes without any other limit
 
 Made = str | gymnasium.Env | Callable[..., gymnasium.Env]
-"""A registered id, ``module:Class``, an environment to be copied, or what makes one."""
+"""A registered id, ``module:Class``, an environment to be copied, or a function that makes one."""
 
 
 def maker_of(
@@ -30,24 +30,24 @@ def maker_of(
     wrappers: Sequence[str | Callable[[gymnasium.Env], gymnasium.Env]] = (),
     max_steps: int | None = None,
 ) -> Callable[..., gymnasium.Env]:
-    """What makes environments of one kind; called, it may be given a `render_mode`.
+    """A function that makes environments of one kind; it may be called with a `render_mode`.
 
     Args:
         environment: which.
-        arguments: of the environment, where it is made again.
-        wrappers: put around it, the innermost first; ``module:Class`` or callable.
-        max_steps: truncate episodes after this many steps; None: as the environment says itself.
+        arguments: of the environment, each time it is made.
+        wrappers: the innermost first; ``module:Class`` or callable.
+        max_steps: truncate episodes after this many steps; None: the environment's own limit.
     """
     return partial(_make, environment, dict(arguments or {}), tuple(wrappers), max_steps)
 
 
 def make_environment(environment: Made, **options: Any) -> gymnasium.Env:
-    """One environment; `options` are those of `maker_of`. Raises UserError, in one line, if it cannot be made."""
+    """One environment; `options` are those of `maker_of`. Raises a one-line UserError if it cannot be made."""
     return maker_of(environment, **options)()
 
 
 def name_of(environment: Made | None) -> str | None:
-    """What brings an environment back later: its id or ``module:Class``; None: nothing does."""
+    """A name that can recreate an environment later: its id or ``module:Class``; None: there is none."""
     if environment is None or isinstance(environment, str):
         return environment
     if isinstance(environment, gymnasium.Env):
@@ -95,7 +95,7 @@ def _make(
             made = (_object(wrapper) if isinstance(wrapper, str) else wrapper)(made)
     except UserError:
         raise
-    except Exception as error:  # whatever an environment of somebody else raises
+    except Exception as error:  # a foreign environment may raise anything
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(f"environment {environment} cannot be made: {type(error).__name__}: {reason}") from error
     if not isinstance(made, gymnasium.Env):
@@ -104,7 +104,7 @@ def _make(
 
 
 def _bare(environment: Made, arguments: dict[str, Any]) -> gymnasium.Env:
-    """Without wrappers."""
+    """The environment without its wrappers."""
     if isinstance(environment, gymnasium.Env):
         if environment.spec is not None and arguments:
             return gymnasium.make(environment.spec, **arguments)
@@ -118,14 +118,14 @@ def _bare(environment: Made, arguments: dict[str, Any]) -> gymnasium.Env:
 
 
 def _module(name: str) -> Any:
-    """A module, also one in the current directory."""
+    """Import a module, possibly from the current directory."""
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)
     return importlib.import_module(name)
 
 
 def _object(name: str) -> Any:
-    """What ``module:Class`` names."""
+    """The object that ``module:Class`` names."""
     module, colon, inner = name.partition(":")
     if not colon:
         raise UserError(f"'{name}': give module:Class")

@@ -1,7 +1,8 @@
 """One attempt at one job of a sweep: `python3 -m RATE_model.sweep.attempt FOLDER JOB`.
 
-It is a process of its own, so that its lock, its log and its last word do not depend on whoever started it. A signal is
-passed on to the command, which saves and stops; so it does when this process is killed, or the one that started it.
+A separate process, so that its lock, its log and its final record do not depend on the process that started it. It
+passes signals on to the command, which saves and stops. The command also stops if this process or its starter is
+killed.
 """
 
 import ctypes
@@ -22,20 +23,21 @@ from RATE_model.sweep.folder import Sweep, load
 from RATE_model.system.interrupts import exit_code, signal_name
 from RATE_model.system.locks import Held, hold
 
-_STOP_SECONDS = 60.0  # a command has to save and stop
+_STOP_SECONDS = 60.0  # time for a command to save and stop
 _POLL_SECONDS = 0.2
 _PARENT_DIED = 1  # PR_SET_PDEATHSIG of Linux
 
 
 class Attempt:
-    """Runs one job; what `submitit` runs on a node of a cluster, too."""
+    """Runs one job; also what `submitit` runs on a cluster node."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self.folder, self.name = folder, name
         self._process: subprocess.Popen[bytes] | None = None
 
     def __call__(self) -> int:
-        """The command's exit code, or minus the signal that killed it. Raises UserError if it runs already."""
+        """The command's exit code, or minus the signal that killed it. Raises UserError if the job is running
+        already."""
         sweep = load(self.folder)
         job = next((job for job in sweep.jobs if job.name == self.name), None)
         if job is None:
@@ -49,7 +51,7 @@ class Attempt:
 
     def _run(self, sweep: Sweep, job: Job) -> int:
         record, started = sweep.record(job), time.monotonic()
-        if record.code == 0:  # done while this attempt was queued
+        if record.code == 0:  # finished while this attempt was queued
             return 0
         record.attempts, record.code = record.attempts + 1, None
         sweep.write(job, record)
@@ -75,9 +77,9 @@ class Attempt:
         return code
 
     def _wait(self, process: "subprocess.Popen[bytes]") -> int:
-        """Until the command ends; a signal is passed on to it, and its code is then that of the signal."""
+        """Wait until the command ends. Signals are passed on to it, and the code is then the signal's."""
         try:
-            while process.poll() is None:  # not `wait`, in which `checkpoint` could not wait as well
+            while process.poll() is None:  # not `wait`, because `checkpoint` could not wait as well
                 time.sleep(_POLL_SECONDS)
             return process.returncode
         except KeyboardInterrupt as interruption:
@@ -85,7 +87,7 @@ class Attempt:
             return exit_code(interruption)
 
     def stop(self, number: int) -> None:
-        """Let the command save and stop, by a signal."""
+        """Let the command save and stop, with a signal."""
         process, deadline = self._process, time.monotonic() + _STOP_SECONDS
         if process is None:
             return
@@ -96,7 +98,7 @@ class Attempt:
             time.sleep(_POLL_SECONDS)
 
     def checkpoint(self, *arguments: Any) -> Any:
-        """What `submitit` calls where the cluster is about to take the node away: stop, and be queued again."""
+        """Called by `submitit` when the cluster is about to take the node away: stop, and be queued again."""
         import submitit
 
         self.stop(signal.SIGUSR2)
@@ -104,9 +106,9 @@ class Attempt:
 
 
 def _after_the_last(path: Path) -> Any:
-    """An open file that commands inherit and that is locked while any of them lives.
+    """An open file that commands inherit and that stays locked while any of them lives.
 
-    A killed attempt's command still saves: the next one begins after it.
+    A killed attempt's command may still be saving: the next attempt starts after it.
     """
     file = open(path, "ab")
     with suppress(ImportError, OSError):  # a file system without locks
@@ -117,7 +119,7 @@ def _after_the_last(path: Path) -> Any:
 
 
 def end_with_parent() -> Callable[[], None] | None:
-    """For a new process: it gets SIGTERM when the one that starts it dies, however that happens. Linux only."""
+    """For a new process: sends it SIGTERM when its starter dies, for any reason. Linux only."""
     if not sys.platform.startswith("linux"):
         return None
     prctl = ctypes.CDLL(None, use_errno=True).prctl
@@ -125,14 +127,14 @@ def end_with_parent() -> Callable[[], None] | None:
 
     def ask() -> None:
         prctl(_PARENT_DIED, signal.SIGTERM)
-        if os.getppid() != parent:  # it has died meanwhile
+        if os.getppid() != parent:  # it has died in the meantime
             os.kill(os.getpid(), signal.SIGTERM)
 
     return ask
 
 
 def main() -> int:
-    """One attempt; its exit code is the command's."""
+    """Run one attempt; returns the command's exit code."""
     with exit_on_user_error():
         folder, name = sys.argv[1:]
         try:

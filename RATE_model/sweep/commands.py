@@ -1,4 +1,4 @@
-"""From a command with {a,b,c} in it to the commands that a person would type."""
+"""Expand a command with {a,b,c} into the commands that a person would type."""
 
 import hashlib
 import itertools
@@ -20,16 +20,16 @@ MAX_JOBS = 10_000
 
 @dataclass(frozen=True)
 class Job:
-    """One command of a sweep; its name says what tells it from the others."""
+    """One command of a sweep; its name says how it differs from the others."""
 
     name: str
     words: tuple[str, ...]
 
 
 def jobs_of(command: str, seeds: Sequence[int]) -> list[Job]:
-    """All commands: every value in braces with every other, for every seed; each continues where it was interrupted.
+    """All commands: every combination of the values in braces, for every seed. Each continues where it was interrupted.
 
-    The values become part of a run's `--text`, so that no two runs share a directory, whatever the flag.
+    The values become part of a run's `--text`, so no two runs share a directory, whatever the flag.
 
     Args:
         command: as typed, such as ``python3 SCRIPT --learning_rate {1e-4,3e-4}``.
@@ -59,7 +59,7 @@ def jobs_of(command: str, seeds: Sequence[int]) -> list[Job]:
 
 
 def split(command: str) -> list[str]:
-    """The words of a command, as a shell reads them. Raises UserError if there are none."""
+    """The words of a command, split as by a shell. Raises UserError if there are none."""
     try:
         words = shlex.split(command)
     except ValueError as error:
@@ -70,7 +70,7 @@ def split(command: str) -> list[str]:
 
 
 def check_files(command: str) -> None:
-    """Raise a UserError where the program of a command, or its script, is not there."""
+    """Raise a UserError if the program of a command, or its script, does not exist."""
     program, *others = split(command)
     if shutil.which(program) is None:
         raise UserError(f"{program}: there is no such program; a command begins as python3 SCRIPT")
@@ -81,7 +81,7 @@ def check_files(command: str) -> None:
 
 
 def _choices(word: str) -> list[str]:
-    """A word for each of the values in its braces; the word itself if it has none."""
+    """A word for each of the values in its braces; the word itself without braces."""
     found = _CHOICE.search(word)
     if not found:
         return [word]
@@ -90,7 +90,7 @@ def _choices(word: str) -> list[str]:
 
 
 def _label(words: Sequence[str], place: int) -> str:
-    """What a word says, with its flag: learning_rate=1e-4."""
+    """The label of a word with its flag: learning_rate=1e-4."""
     flag, equals, value = words[place].removeprefix("--").partition("=")
     if words[place].startswith("--") and equals:
         return f"{flag}={value}"
@@ -112,7 +112,7 @@ def _with_text(words: Sequence[str], label: str) -> tuple[str, ...]:
 
 
 def _name(label: str) -> str:
-    """As a file's name; a long one is cut, and a hash tells it apart."""
+    """The text as a file name; long ones are shortened, with a hash."""
     name = re.sub(r"[^\w.+=-]+", "-", label).strip("-.")
     if len(name) <= _NAME_LENGTH:
         return name
@@ -120,7 +120,7 @@ def _name(label: str) -> str:
 
 
 def short_name(name: str, told_apart_by: str) -> str:
-    """A name and a short hash of what it does not say."""
+    """A short name with a hash of the rest."""
     return f"{name}-{hashlib.sha256(told_apart_by.encode()).hexdigest()[:8]}"
 
 

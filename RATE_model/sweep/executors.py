@@ -1,4 +1,4 @@
-"""Who runs the jobs of a sweep: processes of this machine, or SLURM."""
+"""Run the jobs of a sweep in processes of this machine, or on SLURM."""
 
 import subprocess
 import sys
@@ -12,19 +12,19 @@ from RATE_model.sweep.commands import Job
 from RATE_model.sweep.folder import Sweep
 
 MAX_ATTEMPTS = 20
-"""A job that is killed again and again is given up after this many attempts of one call."""
+"""A job that keeps being killed is given up after this many attempts of one call."""
 _POLL_SECONDS = 0.2
 _SIGNAL_SECONDS = 90  # before a node is taken away
 _MAX_TIMEOUTS = 1000  # of a job that is queued again each time
-# What submitit calls the same for all clusters; other settings have the cluster's name before their own.
+# Settings that submitit names the same for all clusters; others are prefixed with the cluster's name.
 _SHARED = ("timeout_min", "mem_gb", "nodes", "cpus_per_task", "gpus_per_node", "tasks_per_node")
 
 
 def run_locally(sweep: Sweep, *, max_parallel: int, say: Callable[[str], None]) -> None:
     """Run all jobs that are not done, at most this many at once, until each is done or has failed.
 
-    A job that was killed or stopped by itself goes back to the end of the queue. One that another process runs is left
-    to it, and watched. When this process is told to stop, all save and stop.
+    A job that was killed or stopped goes back to the end of the queue. A job that another process runs is left
+    to it, and watched. When this process is told to stop, all jobs save and stop.
     """
     waiting = [job for job in sweep.jobs if sweep.state(job) != "done"]
     running: dict[Job, subprocess.Popen[bytes]] = {}
@@ -69,10 +69,10 @@ def submit(
     """Submit all jobs that are neither done nor submitted, as one array of at most this many at once.
 
     Args:
-        sweep, max_parallel: what, and how much of it at once.
-        settings: of `sbatch`, such as partition, time (minutes), gpus_per_node, cpus_per_task, mem_gb.
-        say: told of every job.
-        cluster: of `submitit`; "local" for trying it out without SLURM.
+        sweep, max_parallel: the sweep, and how many of its jobs may run at once.
+            settings: for `sbatch`, such as partition, time (minutes), gpus_per_node, cpus_per_task, mem_gb.
+            say: called with a message about every job.
+            cluster: for `submitit`; "local" to try it without SLURM.
 
     Raises:
         UserError: submitit is missing, there is no SLURM, or it refuses the settings.
@@ -87,7 +87,7 @@ def submit(
 
     def is_queued(job: Job) -> bool:
         number = sweep.record(job).submitted
-        return bool(number) and not submitit.SlurmJob(logs, number).done()  # also where SLURM knows nothing of it yet
+        return bool(number) and not submitit.SlurmJob(logs, number).done()  # also if SLURM does not know it yet
 
     jobs = [job for job in sweep.jobs if sweep.state(job) not in ("done", "running") and not is_queued(job)]
     if not jobs:
@@ -97,7 +97,14 @@ def submit(
         executor.update_parameters(**_parameters(settings, max_parallel))
         with executor.batch():
             submitted = [executor.submit(Attempt(sweep.folder.absolute(), job.name)) for job in jobs]
-    except (RuntimeError, ValueError, TypeError, AssertionError, NameError, OSError) as error:  # all of submitit's
+    except (
+        RuntimeError,
+        ValueError,
+        TypeError,
+        AssertionError,
+        NameError,
+        OSError,
+    ) as error:  # submitit raises any of these
         raise UserError(f"--executor slurm: {' '.join(str(error).split())[:300]}") from None
     for job, entry in zip(jobs, submitted, strict=True):
         record = sweep.record(job)
@@ -107,7 +114,7 @@ def submit(
 
 
 def _parameters(settings: Mapping[str, str], max_parallel: int) -> dict[str, Any]:
-    """Settings as submitit takes them."""
+    """Settings under submitit's names."""
     named = {name if name in _SHARED else f"slurm_{name}": _number(value) for name, value in settings.items()}
     return {"slurm_array_parallelism": max_parallel, "slurm_signal_delay_s": _SIGNAL_SECONDS, **named}
 

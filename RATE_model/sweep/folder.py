@@ -1,7 +1,7 @@
-"""A sweep's folder: its commands, and how far each has come, for any number of processes that look or work.
+"""A sweep's folder: its commands and their progress, for any number of processes that work or watch.
 
 <folder>/sweep.json         the command, the seeds and where it was started
-         jobs/NAME/log.txt  all that the command's attempts have printed
+         jobs/NAME/log.txt  the output of all attempts at the command
                    state.json   attempts, and how the last one ended
                    .lock    while an attempt runs, on this machine or another
 """
@@ -18,7 +18,7 @@ from RATE_model.system.atomic import atomic_write_json
 from RATE_model.system.interrupts import SIGNAL_CODES
 from RATE_model.system.locks import owner
 
-# waiting: never begun; stopped: killed or told to stop, it goes on when its turn comes.
+# waiting: not started yet; stopped: killed or told to stop, will continue when its turn comes.
 State = Literal["done", "running", "failed", "stopped", "waiting"]
 STATES: tuple[State, ...] = ("done", "running", "failed", "stopped", "waiting")
 _LAST_BYTES = 20_000
@@ -26,7 +26,7 @@ _LAST_BYTES = 20_000
 
 @dataclass
 class Record:
-    """What is known of a job's attempts."""
+    """The record of a job's attempts."""
 
     attempts: int = 0
     code: int | None = None  # of the last attempt: its exit code, or minus a signal; None while it runs, or if it died
@@ -36,7 +36,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Sweep:
-    """The jobs of a sweep, and where they are kept."""
+    """The jobs of a sweep, and their folder."""
 
     folder: Path
     directory: Path  # where commands are run
@@ -47,15 +47,15 @@ class Sweep:
         return self.folder / "jobs" / job.name
 
     def lock(self, job: Job) -> Path:
-        """Held while an attempt runs."""
+        """A lock, held while an attempt runs."""
         return self.place(job) / ".lock"
 
     def log(self, job: Job) -> Path:
-        """What its attempts have printed."""
+        """The output of its attempts."""
         return self.place(job) / "log.txt"
 
     def record(self, job: Job) -> Record:
-        """What is known of its attempts; nothing if it was never begun."""
+        """The record of its attempts; empty if it was never started."""
         try:
             return Record(**json.loads((self.place(job) / "state.json").read_text()))
         except FileNotFoundError:
@@ -64,12 +64,12 @@ class Sweep:
             raise UserError(f"{self.place(job) / 'state.json'} is damaged ({error}); delete it to start over") from None
 
     def write(self, job: Job, record: Record) -> None:
-        """Keep a record."""
+        """Save a record."""
         self.place(job).mkdir(parents=True, exist_ok=True)
         atomic_write_json(self.place(job) / "state.json", vars(record))
 
     def state(self, job: Job) -> State:
-        """How far a job has come."""
+        """The state of a job."""
         if owner(self.lock(job)) is not None:
             return "running"
         record = self.record(job)
@@ -91,7 +91,7 @@ class Sweep:
 
 
 def create(folder: Path, command: str, seeds: Sequence[int]) -> Sweep:
-    """The sweep in a folder, new or the one that is there, which more seeds may be added to.
+    """The sweep in a folder, new or existing; more seeds may be added to an existing one.
 
     Raises:
         UserError: the folder holds another command's, or cannot be written, or see `jobs_of`.
@@ -116,7 +116,7 @@ def create(folder: Path, command: str, seeds: Sequence[int]) -> Sweep:
 
 
 def load(folder: Path) -> Sweep:
-    """The sweep that a folder holds. Raises UserError if it holds none."""
+    """The sweep in a folder. Raises UserError if there is none."""
     content = _read(folder)
     return Sweep(folder, Path(content["directory"]), jobs_of(content["command"], content["seeds"]))
 
