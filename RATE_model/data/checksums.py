@@ -84,7 +84,10 @@ class Checksums:
         """
         if isinstance(steps, slice):
             start, stop, _ = steps.indices(self._size * len(self._compared))
-            chunks = np.arange(start // self._size, -(-stop // self._size))
+            first, last = start // self._size, -(-stop // self._size)
+            if self._compared[first:last].all():
+                return None
+            chunks = np.arange(first, last)
         else:
             chunks = np.unique(steps // self._size)
         for chunk in chunks[~self._compared[chunks]].tolist():
