@@ -13,7 +13,7 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python; do \
 INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-all quickstart test slow-test lint docs clean
+.PHONY: help install install-all quickstart test slow-test gpu-check lint docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -30,6 +30,9 @@ test: $(VENV)/dev.stamp ## run the tests
 
 slow-test: $(VENV)/dev.stamp ## run the tests that take minutes
 	$(BIN)/python -m pytest -q -m slow
+
+gpu-check: $(VENV)/dev.stamp ## test, time and train on the GPU at hand, about 8 minutes; writes results/gpu.md
+	$(BIN)/python benchmarks/gpu.py
 
 lint: $(VENV)/dev.stamp ## check style, formatting, wording and types
 	$(BIN)/ruff check .

@@ -287,7 +287,8 @@ class RawSteps(Steps):
             if self._acted is not None:
                 first = torch.where(self._acted[:, None, None], first, first.new_zeros(()))
         if self._valid is not None and not bool(self._valid[:, 0].all()):  # padding on the left took no action
-            before = torch.where(self._valid[:, :-1, None].to(before.device), before, before.new_zeros(()))
+            real = self._valid[:, :-1, None].to(before.device, non_blocking=True)
+            before = torch.where(real, before, before.new_zeros(()))
         return torch.cat([first, before], dim=1)
 
 

@@ -6,6 +6,7 @@
 See benchmarks/README.md for what is measured and how to read it.
 """
 
+import itertools
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,7 @@ if __name__ == "__main__":  # started as a script
 
 import torch
 
-from benchmarks import common
+from benchmarks import common, shares
 from benchmarks.flops import training_flops
 from benchmarks.plain import PlainTraining, make_batch, make_meta, make_model, remembered_tables
 from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options, to_flat_dict, updated
@@ -48,6 +49,8 @@ class MeasureOptions:
     batch_size: int = 64
     # Precisions to measure; the plain loop always runs in float32
     precisions: tuple[Literal["32", "bf16"], ...] = ("32", "bf16")
+    # Forms of attention to measure, as for the train scripts
+    attention: tuple[Literal["auto", "shared", "blocks", "fused"], ...] = ("auto",)
     # Timed rounds; each runs everything once
     rounds: int = 5
     # Time the plain loop as well (most of the time goes there)
@@ -56,6 +59,8 @@ class MeasureOptions:
     memory_segments: tuple[int, ...] = (3, 6, 12)
     # Edge of the matrices whose product is the machine's speed
     matrix_size: int = common.MATRIX_SIZE
+    # Print where the time of a batch goes: phases, and kinds of operations
+    profile: Boolean = False
     # Threads of torch; 0 = its own choice
     threads: int = 0
     # Write the figures to this JSON file
@@ -94,14 +99,17 @@ class Options:
         return replace(sizes, **changes)
 
 
-def train_options(bptt_segments: int, precision: str = "32") -> TrainOptions:
+def train_options(bptt_segments: int, precision: str = "32", attention: str = "auto") -> TrainOptions:
     """What ours and the plain loop are trained with: weight decay is the same work on all weights or on some."""
-    return TrainOptions(bptt_segments=bptt_segments, precision=precision, weight_decay=0.0)
+    return TrainOptions(bptt_segments=bptt_segments, precision=precision, weight_decay=0.0, attention=attention)
 
 
-def make_trainer(config: RATEConfig, weights: reference.Weights, *, bptt_segments: int, precision: str) -> Trainer:
+def make_trainer(
+    config: RATEConfig, weights: reference.Weights, *, bptt_segments: int, precision: str, attention: str = "auto"
+) -> Trainer:
     """Ours, at a constant learning rate."""
-    return Trainer(make_model(config, weights), train_options(bptt_segments, precision), Schedule(0, None, 0, 1.0))
+    options = train_options(bptt_segments, precision, attention)
+    return Trainer(make_model(config, weights), options, Schedule(0, None, 0, 1.0))
 
 
 def check_losses(options: Options, batches: int = 2) -> dict[str, float]:
@@ -137,11 +145,12 @@ def timings(options: Options) -> tuple[list[dict[str, Any]], dict[str, float]]:
     rows: dict[str, dict[str, Any]] = {}
     candidates: dict[str, Callable[[], float | None]] = {}
     for bptt_segments, window in WINDOWS.items():
-        for precision in measure.precisions:
-            ours = make_trainer(config, weights, bptt_segments=bptt_segments, precision=precision)
-            name = f"ours, {window}, {precision}"
+        for precision, attention in itertools.product(measure.precisions, measure.attention):
+            given = {"bptt_segments": bptt_segments, "precision": precision, "attention": attention}
+            ours = make_trainer(config, weights, **given)
+            name = f"ours, {window}, {precision}, {attention}"
             candidates[name] = _discard(ours.train_batch, batch)
-            rows[name] = {"implementation": "ours", "bptt_segments": bptt_segments, "precision": precision}
+            rows[name] = {"implementation": "ours", **given}
             rows[name]["flops"] = training_flops(
                 config, SPEC, batch_size=measure.batch_size, segments=measure.segments, bptt_segments=bptt_segments
             )
@@ -164,6 +173,19 @@ def timings(options: Options) -> tuple[list[dict[str, Any]], dict[str, float]]:
             if measure.plain:
                 row["ratio"] = common.ratio(seconds[f"plain, {WINDOWS[row['bptt_segments']]}"], seconds[name])
     return list(rows.values()), gflops
+
+
+def profiles(options: Options) -> dict[str, dict[str, dict[str, float]]]:
+    """By precision, where the time of a batch goes, gradients through all segments."""
+    measure, config = options.measure, options.model_config()
+    meta = make_meta(config, batch_size=measure.batch_size, segments=measure.segments)
+    weights, batch = reference.random_weights(meta, seed=1), make_batch(meta)
+    found = {}
+    for precision in measure.precisions:
+        ours = make_trainer(config, weights, bptt_segments=-1, precision=precision)
+        ours.train_batch(batch)  # what is made once
+        found[precision] = shares.shares(_discard(ours.train_batch, batch))
+    return found
 
 
 def _discard(train_batch: Callable[[Any], object], batch: object) -> Callable[[], None]:
@@ -210,12 +232,23 @@ def memory_rows(options: Options) -> list[dict[str, Any]]:
 
 def format_tables(result: dict[str, Any]) -> str:
     """The figures as Markdown."""
-    header = ["one batch", "gradients through", "precision", "median s", "min s", "times faster", "GFLOP", "share"]
+    header = [
+        "one batch",
+        "gradients through",
+        "precision",
+        "attention",
+        "median s",
+        "min s",
+        "times faster",
+        "GFLOP",
+        "share",
+    ]
     rows = [
         [
             row["implementation"],
             WINDOWS[row["bptt_segments"]],
             row["precision"],
+            row.get("attention", ""),
             f"{row['median_s']:.3g}",
             f"{row['min_s']:.3g}",
             f"{row['ratio']:.1f}" if "ratio" in row else "",
@@ -236,6 +269,9 @@ def format_tables(result: dict[str, Any]) -> str:
         ]
         header = ["peak MiB, gradients through", "precision", *(f"N = {n}" for n in lengths)]
         parts.append(common.table(header, rows))
+    for precision, found in result["profile"].items():
+        lines = "; ".join(shares.words(part) for part in found.values())
+        parts.append(f"Where the time of a batch goes ({precision}, all segments): {lines}.")
     return "\n\n".join(parts)
 
 
@@ -264,6 +300,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "matrix_product_gflops": gflops,
             "timings": rows,
             "memory": memory_rows(options),
+            "profile": profiles(options) if measure.profile else {},
         }
         common.publish(
             "train_step", format_tables(result), result, output=measure.output, update_readme=measure.update_readme

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import common, memories, rollout, scale, train_step, valve
+from benchmarks import common, gpu, memories, rollout, scale, train_step, valve
 from benchmarks.flops import acting_flops, training_flops
 from benchmarks.plain import make_batch, make_meta, make_model
 from RATE_model.acting.actor import Actor
@@ -133,6 +133,19 @@ def test_a_bare_loop_that_trains_otherwise_is_not_timed(mode, monkeypatch):
         memories.check_losses(options, mode)
 
 
+def test_the_check_of_a_gpu_runs_without_one(tmp_path, capsys):
+    flags = ["--device", "cpu", "--tiny", "true", "--rounds", "1", "--output_dir", str(tmp_path)]
+    assert gpu.main([*flags, "--parts", "benchmarks", "training"]) == 0
+    result = json.loads((tmp_path / "gpu.json").read_text())
+    assert all(row["min_s"] > 0 for row in result["train_step"]) and len(result["train_step"]) == 5
+    assert result["acting"]["min_s"] > 0 and result["training"]["success"].keys() == {"9", "13"}
+    page = (tmp_path / "gpu.md").read_text()
+    assert "success" in page and str(tmp_path) not in page + json.dumps(result)
+    with pytest.raises(SystemExit):
+        gpu.main(["--device", "cuda:99"])
+    assert "--device cuda:99" in capsys.readouterr().err
+
+
 def test_candidates_take_turns_and_the_first_round_does_not_count():
     calls = []
     candidates = {name: lambda name=name: calls.append(name) or 1.0 * len(calls) for name in "ab"}
@@ -232,7 +245,11 @@ def run_script(module, capsys, output: Path, *flags: str) -> tuple[str, dict]:
 
 
 def test_train_step_runs(tmp_path, capsys, in_this_process):
-    text, result = run_script(train_step, capsys, tmp_path / "out.json", "--segments", "2", "--memory_segments", "2")
+    flags = ["--segments", "2", "--memory_segments", "2", "--profile", "true"]
+    text, result = run_script(train_step, capsys, tmp_path / "out.json", *flags)
+    assert "Where the time of a batch goes (32, all segments): forward" in text and "matrix products" in text
+    found = result["profile"]["32"]
+    assert all(abs(sum(part.values()) - 1) < 0.01 and min(part.values()) >= 0 for part in found.values())
     assert "times faster" in text and "peak MiB" in text
     assert result["matrix_product_gflops"].keys() == {"32"}
     kinds = [(row["implementation"], row["bptt_segments"]) for row in result["timings"]]

@@ -217,7 +217,8 @@ def check(config: Config, directory: Path, seed: int, *, before: Mapping[str, An
 
     `before` is the behaviour of runs from before these flags were recorded.
     """
-    pick_device(config.run.device)
+    if pick_device(config.run.device).type != "cpu" and config.train.attention == "blocks":
+        raise UserError(f"--attention blocks with --device {config.run.device}: it is for a CPU; give auto or fused")
     flags = to_flat_dict(config)
     return check_run(
         directory,

@@ -275,6 +275,8 @@ class Memory(nn.Module, ABC):
         super().__init__()
         config.validate()
         self.config = config
+        # How a memory that has several forms of its attention computes it; "auto" is its own choice.
+        self.attention = "auto"
 
     @property
     def segment(self) -> int:

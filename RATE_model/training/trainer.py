@@ -84,6 +84,26 @@ def variants_of(transform: BatchTransform | None) -> int:
     return 1 if transform is None else transform.variants
 
 
+class LateFlag:
+    """A truth value `()` that is read later, without waiting for what a GPU was given to do in the meantime.
+
+    `Tensor.item` would wait for all of it: the copy it makes stands at the end of the queue.
+    """
+
+    def __init__(self, flag: Tensor) -> None:
+        self._flag, self._copied = flag, None
+        if flag.device.type == "cuda":
+            self._flag = torch.empty((), dtype=torch.bool, pin_memory=True)
+            self._flag.copy_(flag, non_blocking=True)
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+
+    def __bool__(self) -> bool:
+        if self._copied is not None:
+            self._copied.synchronize()
+        return bool(self._flag)
+
+
 class Trainer:
     """Holds a model, its optimizer and its schedule, and trains batch by batch.
 
@@ -134,11 +154,12 @@ class Trainer:
         self.step = 0
         self._metrics, self._transform = metrics, transform
         self._crash_directory = crash_directory
+        model.memory.attention = options.attention
         if options.compile:
             model.memory.compile()
         # The position (stage, epoch, batch), for crash records.
         self.position: dict[str, int] = {}
-        self._unchecked: tuple[Tensor, int, dict[str, int], Tensor] | None = None
+        self._unchecked: tuple[LateFlag, int, dict[str, int], Tensor] | None = None
         self._stored: StoredStates | None = None
         self._resumed: Mapping[str, Any] | None = None  # from a checkpoint
 
@@ -371,7 +392,7 @@ class Trainer:
         and `check_finite` reads the last one before anything is saved.
         """
         self.check_finite()
-        self._unchecked = (finite, self.step, self.position, indices)
+        self._unchecked = (LateFlag(finite), self.step, self.position, indices)
         if finite.device.type == "cpu":
             self.check_finite()
 

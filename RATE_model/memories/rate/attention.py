@@ -25,15 +25,20 @@ Memory tokens see one another in both directions. For keys to their right the pu
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from RATE_model.memories.rate.blocks import Distances, Piece, StepAttention
 from RATE_model.memories.rate.config import RATEConfig
 from RATE_model.memories.rate.dropout import Dropout, dropout
 from RATE_model.memories.rate.wrap_around import wrap_around
+
+# How the rows of steps are computed: "shared" (`RelativeAttention.forward`; everywhere), "blocks" (`blocks`; large
+# batches on a CPU) or "fused" (PyTorch's fused kernels). They differ by rounding. Memory tokens' rows are "shared".
+Form = Literal["shared", "blocks", "fused"]
 
 
 class Positions(nn.Module):
@@ -73,6 +78,8 @@ class Folded:
     position_weight: Tensor  # as those of content
     position_bias: Tensor
     output_weight: Tensor  # (d_model, n_head * d_model)
+    form: Form = "shared"
+    distances: Distances | None = None  # for "blocks" alone
 
 
 @dataclass(frozen=True)
@@ -96,8 +103,20 @@ class Keys:
         return Keys(self.states[:, start:stop], self.positions[start:stop])
 
 
+def _scores(content: Tensor, states: Tensor, rotated: Tensor, positions: Tensor, bias: Tensor | None) -> Tensor:
+    """Scores `(B, r, n_head, k)` from content, rotated positions and the bias of the last columns, in one buffer."""
+    batch, rows, heads, width = content.shape
+    columns = len(positions)
+    scores = (rotated.view(-1, width) @ positions.T).view(batch, rows * heads, columns)
+    scores.baddbmm_(content.flatten(1, 2), states.transpose(1, 2))
+    scores = scores.view(batch, rows, heads, columns)
+    if bias is not None:
+        scores[..., columns - bias.shape[-1] :].add_(bias.unsqueeze(-2))
+    return scores
+
+
 class _Scores(torch.autograd.Function):
-    """Scores `(B, r, n_head, k)` from content, rotated positions and the bias of the last columns, in one buffer.
+    """`_scores` with its gradient.
 
     PyTorch's own steps would copy the scores twice, and would return the states' gradient transposed, which is slow to
     accumulate.
@@ -107,13 +126,7 @@ class _Scores(torch.autograd.Function):
     def forward(
         ctx: Any, content: Tensor, states: Tensor, rotated: Tensor, positions: Tensor, bias: Tensor | None
     ) -> Tensor:
-        batch, rows, heads, width = content.shape
-        columns = len(positions)
-        scores = (rotated.view(-1, width) @ positions.T).view(batch, rows * heads, columns)
-        scores.baddbmm_(content.flatten(1, 2), states.transpose(1, 2))
-        scores = scores.view(batch, rows, heads, columns)
-        if bias is not None:
-            scores[..., columns - bias.shape[-1] :].add_(bias.unsqueeze(-2))
+        scores = _scores(content, states, rotated, positions, bias)
         ctx.save_for_backward(content, states, positions)
         return scores
 
@@ -216,7 +229,8 @@ class RelativeAttention(nn.Module):
         with torch.autocast(content.device.type, enabled=False):
             a, b = queries.position.chunk(2, dim=-1)
             rotated = _rotate(a, b, sin.to(dtype), cos.to(dtype))
-            scores = _Scores.apply(content, states, rotated, positions, None if bias is None else bias.to(dtype))
+            score = _Scores.apply if torch.is_grad_enabled() else _scores
+            scores = score(content, states, rotated, positions, None if bias is None else bias.to(dtype))
             if wrap is not None:
                 scores = scores + wrap_around(queries.position, rotated, positions, wrap.to(dtype))
             probabilities = scores.softmax(dim=-1)
@@ -224,6 +238,43 @@ class RelativeAttention(nn.Module):
             context = torch.bmm(dropped.view(batch, rows * heads, columns), states)
         attended = F.linear(context.view(batch, rows, heads * self.d_model), folded.output_weight)
         return self.dropout(attended), probabilities
+
+    def blocks(self, states: Tensor, folded: Folded, pieces: list[Piece]) -> Tensor:
+        """What `forward` returns first, of the rows of steps, by `blocks`.
+
+        Args:
+            states: `(B, k, d_model)`, attention inputs of cache and segment.
+            folded: with `distances`.
+            pieces: of the rows.
+        """
+        assert folded.distances is not None
+        device = states.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
+        distances, dropatt = folded.distances, self.dropatt if self.training else 0.0
+        weights = (folded.content_weight, folded.content_bias, distances.weight, distances.bias, folded.output_weight)
+        with torch.autocast(device, enabled=False):
+            attended = StepAttention.apply(states.to(dtype), *weights, distances.farthest, pieces, dropatt)
+        return self.dropout(attended)
+
+    def fused(
+        self, queries: Queries, keys: Keys, folded: Folded, *, sin: Tensor, cos: Tensor, bias: Tensor | None
+    ) -> Tensor:
+        """What `forward` returns first, by PyTorch's fused attention, which never holds the scores; args as there.
+
+        Content and position are one inner product, of [content; rotated position] and [state; cos, sin].
+        """
+        content, dtype = queries.content, queries.content.dtype
+        a, b = queries.position.chunk(2, dim=-1)
+        query = torch.cat([content, _rotate(a, b, sin.to(dtype), cos.to(dtype))], dim=-1).transpose(1, 2)
+        states = keys.states.to(dtype)
+        key = torch.cat([states, keys.positions.to(dtype).expand_as(states)], dim=-1)
+        key, value = (part.unsqueeze(1).expand(-1, self.n_head, -1, -1) for part in (key, states))
+        if bias is not None:
+            columns = F.pad(bias, (key.shape[2] - bias.shape[-1], 0)).to(dtype)
+            bias = columns if columns.ndim == 2 else columns.unsqueeze(1)
+        dropatt = self.dropatt if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropatt, scale=1.0)
+        return self.dropout(F.linear(mixed.transpose(1, 2).flatten(2), folded.output_weight))
 
 
 def _rotate(a: Tensor, b: Tensor, sin: Tensor, cos: Tensor) -> Tensor:

@@ -16,13 +16,17 @@ def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
         return x
     if x.device.type != "cpu" or p == 1 or torch.compiler.is_compiling():
         return F.dropout(x, p)
+    return x * scaled_mask(x, p)
+
+
+def scaled_mask(x: Tensor, p: float) -> Tensor:
+    """What `dropout` multiplies x by on a CPU: of its shape and type, 0 with probability p and 1 / (1 - p) else."""
     count = x.numel()
     bits = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None)
     bits = bits.view(torch.int16)[:count].view(x.shape)
     first_kept = min(round(p * _RESOLUTION) - _RESOLUTION // 2, _RESOLUTION // 2 - 1)
     # Converting bytes to floats is several times faster than converting booleans.
-    mask = (bits >= first_kept).view(torch.uint8).to(x.dtype).mul_(1 / (1 - p))
-    return x * mask
+    return (bits >= first_kept).view(torch.uint8).to(x.dtype).mul_(1 / (1 - p))
 
 
 class Dropout(nn.Dropout):

@@ -60,16 +60,23 @@ class Layout:
         """The rows of the write tokens."""
         return slice(self.length - self.tokens, self.length)
 
-    def groups(self, device: torch.device, *, last: bool) -> list[RowGroup]:
-        """Row groups in row order: for all rows, or for those whose outputs are needed in the `last` layer."""
-        first_step, end = self.tokens, self.tokens + self.step_tokens * self.steps
+    def step_rows(self, *, last: bool) -> range:
+        """The rows of steps: all of them, or those of observations, the only ones the `last` layer is asked for."""
+        end = self.tokens + self.step_tokens * self.steps
+        return range(self.observations.start if last else self.tokens, end, self.step_tokens if last else 1)
+
+    def groups(self, device: torch.device, *, last: bool, whole: bool = False) -> list[RowGroup]:
+        """Row groups in row order: for all rows, or for those whose outputs are needed in the `last` layer.
+
+        `whole`: the rows of steps are one group.
+        """
         groups = []
         if self.tokens and not last:
             groups.append(RowGroup(slice(0, self.tokens), (self.cached, self.cached + self.tokens), is_memory=True))
-        stride = self.step_tokens if last else 1
-        first = self.observations.start if last else first_step
-        for start in range(first, end, _CHUNK * stride):
-            stop = range(start, min(start + _CHUNK * stride, end), stride)[-1] + 1
+        rows = self.step_rows(last=last)
+        first, end, stride = rows.start, rows.stop, rows.step
+        for start in range(first, end, (end - first) if whole else _CHUNK * stride):
+            stop = rows[-1] + 1 if whole else range(start, min(start + _CHUNK * stride, end), stride)[-1] + 1
             hidden = torch.arange(start, stop) > torch.arange(start, stop, stride)[:, None]
             bias = torch.zeros(hidden.shape).masked_fill(hidden, float("-inf")).to(device)
             groups.append(RowGroup(slice(start, stop, stride), (0, self.cached + stop), bias))

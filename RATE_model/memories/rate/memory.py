@@ -7,6 +7,7 @@ layers.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, cast
@@ -15,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from RATE_model.memories.contract import Memory, StepOptions, Steps
-from RATE_model.memories.rate.attention import Folded, Keys, Positions
+from RATE_model.memories.rate.attention import Folded, Form, Keys, Positions
+from RATE_model.memories.rate.blocks import AHEAD, Piece, by_distance, pieces
 from RATE_model.memories.rate.config import RATEConfig
 from RATE_model.memories.rate.dropout import Dropout
 from RATE_model.memories.rate.layers import DecoderLayer
@@ -25,6 +27,10 @@ from RATE_model.memories.rate.stepper import SegmentStepper
 from RATE_model.memories.rate.valve import make_valve
 
 Head = Callable[[Tensor], Tensor]
+
+# Attention scores of a batch's segment and layer from which on "blocks" is faster on a CPU, without a cache: in float32
+# products, and in bfloat16. See docs/speed.md.
+_BLOCKS_FROM, _BLOCKS_FROM_BF16 = 2**22, 6 * 2**20
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,7 @@ class RATE(Memory):
         self.layers = cast(Sequence[DecoderLayer], nn.ModuleList(DecoderLayer(config) for _ in range(config.n_layer)))
         self.positions = Positions(config.d_model, config.mem_len + config.segment_tokens)
         self.dropout = Dropout(config.dropout)
+        self._compiled = False
 
     def initialise(self) -> None:
         """Draw the valve, the biases of attention and the memory tokens."""
@@ -136,7 +143,8 @@ class RATE(Memory):
 
         A row costs nothing in a segment of padding only; its output there is zero.
         """
-        folded = self.fold()
+        form = self._form(len(valid))
+        folded = self.fold(form)
         decisions = []
         for start in range(0, steps.shape[1], self.config.context_length):
             times = slice(start, start + self.config.context_length)
@@ -190,7 +198,7 @@ class RATE(Memory):
 
     def compile(self, *_: Any, **__: Any) -> None:
         """Compile the part that takes nearly all time: the decoder's pass over one segment, a graph of tensors only."""
-        self._decode = torch.compile(self._decode)
+        self._decode, self._compiled = torch.compile(self._decode), True
 
     def _decode(
         self, x: Tensor, cache: tuple[Tensor, ...], folded: Sequence[Folded], layout: Layout
@@ -224,24 +232,26 @@ class RATE(Memory):
         """All rows of a segment through one layer; in the last, observation rows then write rows.
 
         Returns:
-            The layer's output, and the attention probabilities of every group of rows.
+            The layer's output, and the attention probabilities of every group of rows if the form is "shared".
         """
         inputs = layer.attention_inputs(x)
         states = inputs if cached is None else torch.cat([cached.to(inputs.dtype), inputs], dim=1)
         keys = Keys(states, places.keys)
         attended, rows, row_inputs, probabilities = [], [], [], []
-        for group in _groups(places.layout, x.device, last):
+        for group in _groups(places.layout, x.device, last, folded.form != "shared"):
             rows.append(x[:, group.rows])
             row_inputs.append(inputs[:, group.rows])
-            output, weights = layer.attention(
-                layer.attention.queries(row_inputs[-1], folded),
-                keys.columns(*group.columns),
-                folded,
-                sin=places.sin[group.rows],
-                cos=places.cos[group.rows],
-                bias=group.bias,
-                wrap=places.wrap if group.is_memory else None,
-            )
+            if folded.form == "blocks" and not group.is_memory:
+                attended.append(
+                    layer.attention.blocks(states, folded, _pieces(places.layout, last, self.config.n_head))
+                )
+                continue
+            of_group = (layer.attention.queries(row_inputs[-1], folded), keys.columns(*group.columns), folded)
+            where: dict[str, Any] = {"sin": places.sin[group.rows], "cos": places.cos[group.rows], "bias": group.bias}
+            if folded.form == "fused" and not group.is_memory:
+                attended.append(layer.attention.fused(*of_group, **where))
+                continue
+            output, weights = layer.attention(*of_group, **where, wrap=places.wrap if group.is_memory else None)
             attended.append(output)
             probabilities.append(weights)
         if not last:
@@ -267,9 +277,27 @@ class RATE(Memory):
         tokens = torch.arange(self.config.num_mem_tokens, device=self.device)
         return self.positions.distances(farthest - tokens)
 
-    def fold(self) -> list[Folded]:
-        """Every layer's folded projections; valid until a parameter changes."""
-        return [layer.attention.fold(self.content_bias, self.position_bias) for layer in self.layers]
+    def fold(self, form: Form = "shared") -> list[Folded]:
+        """Every layer's folded projections, with what the form of attention needs; valid until a parameter changes."""
+        # In float32: what it costs does not depend on the batch, and gradients are added up over segments here.
+        with torch.autocast(self.device.type, enabled=False) if form == "blocks" else nullcontext():
+            folded = [layer.attention.fold(self.content_bias, self.position_bias) for layer in self.layers]
+            if form == "blocks":
+                farthest, heads = self.config.mem_len + self.config.segment_tokens, self.config.n_head
+                sinusoids = self.positions.distances(torch.arange(farthest, -AHEAD - 1, -1))
+                found = [by_distance(f.position_weight, f.position_bias, sinusoids, heads, farthest) for f in folded]
+                folded = [replace(f, distances=d) for f, d in zip(folded, found, strict=True)]
+        return [replace(f, form=form) for f in folded]
+
+    def _form(self, batch: int) -> Form:
+        """How attention is computed for this many trajectories: as asked for, or by what was measured to be fastest."""
+        if self.attention != "auto":
+            return cast(Form, self.attention)
+        config, device = self.config, self.device.type
+        if device != "cpu" or config.mem_len or self._compiled or torch.compiler.is_compiling():
+            return "shared"
+        least = _BLOCKS_FROM_BF16 if torch.is_autocast_enabled(device) else _BLOCKS_FROM
+        return "blocks" if batch * config.n_head * config.segment_tokens**2 >= least else "shared"
 
     def _hand_on(self, state: SegmentState, written: Tensor, seen: list[Tensor]) -> SegmentState:
         """The memory after a segment, from its write tokens' outputs and its layers' inputs."""
@@ -331,9 +359,15 @@ class _Places:
 
 
 @lru_cache(maxsize=64)
-def _groups(layout: Layout, device: torch.device, last: bool) -> list[RowGroup]:
+def _groups(layout: Layout, device: torch.device, last: bool, whole: bool = False) -> list[RowGroup]:
     """Row groups are the same for every layer and batch, so their masks are made once per layout and device."""
-    return layout.groups(device, last=last)
+    return layout.groups(device, last=last, whole=whole)
+
+
+@lru_cache(maxsize=64)
+def _pieces(layout: Layout, last: bool, heads: int) -> list[Piece]:
+    """The rows of steps, for the form "blocks"."""
+    return pieces(layout.step_rows(last=last), cached=layout.cached, columns=layout.cached + layout.length, heads=heads)
 
 
 def _assemble_map(probabilities: list[Tensor], layout: Layout, device: torch.device) -> Tensor:

@@ -256,6 +256,9 @@ class SegmentStepper(Stepper):
         index = torch.as_tensor(places, device=self._device)
         if uniform:
             index = index[0]
+        # The same for all layers.
+        rotation = self.memory.positions.sin[index], self.memory.positions.cos[index]
+        positions = self.memory.positions.keys[low:high]
         for number, layer in enumerate(self.memory.layers):
             last = number == len(self.memory.layers) - 1
             inputs = layer.attention_inputs(x)
@@ -266,35 +269,46 @@ class SegmentStepper(Stepper):
             wanted = outputs if last else count
             if not wanted:
                 return x[:, :0]
-            states = self._pick(self._inputs[number], rows)[:, low:high]
-            keys = Keys(states, self.memory.positions.keys[low:high])
-            x, inputs, query_places = x[:, -wanted:], inputs[:, -wanted:], index[..., -wanted:]
-            attended = self._attend(
-                number, inputs, keys, query_places, None if bias is None else bias[..., -wanted:, :], wrap
-            )
+            keys = Keys(self._pick(self._inputs[number], rows)[:, low:high], positions)
+            if wanted < count:
+                x, inputs = x[:, -wanted:], inputs[:, -wanted:]
+                rotation = rotation[0][..., -wanted:, :], rotation[1][..., -wanted:, :]
+                bias = None if bias is None else bias[..., -wanted:, :]
+            attended = self._attend(number, inputs, keys, rotation, bias, wrap)
             x = layer.finish(x, inputs, attended)
         return x
 
     def _attend(
-        self, number: int, inputs: Tensor, keys: Keys, places: Tensor, bias: Tensor | None, wrap: Tensor | None
+        self,
+        number: int,
+        inputs: Tensor,
+        keys: Keys,
+        rotation: tuple[Tensor, Tensor],
+        bias: Tensor | None,
+        wrap: Tensor | None,
     ) -> Tensor:
-        """Appended tokens `(b, t, d_model)` at `places` `(t,)` or `(b, t)` through one layer's attention."""
+        """Appended tokens `(b, t, d_model)` through one layer's attention.
+
+        `rotation` holds the sines and cosines of their positions, `(t, d_model / 2)` or `(b, t, d_model / 2)`.
+        """
         attention, folded = self.memory.layers[number].attention, self._folded[number]
-        positions = self.memory.positions
+        count = inputs.shape[1]
+        if wrap is not None or count <= _CHUNK:  # a block of memory tokens is never split
+            sin, cos = rotation
+            queries = attention.queries(inputs, folded)
+            return attention(queries, keys, folded, sin=sin, cos=cos, bias=bias, wrap=wrap)[0]
         attended = []
-        size = _CHUNK if wrap is None else inputs.shape[1]  # a block of memory tokens is never split
-        for start in range(0, inputs.shape[1], size):
-            part = slice(start, min(start + size, inputs.shape[1]))
+        for start in range(0, count, _CHUNK):
+            part = slice(start, min(start + _CHUNK, count))
             # The tokens after a chunk are in the last columns, which none of its rows sees.
-            columns = keys.positions.shape[0] - (inputs.shape[1] - part.stop)
+            columns = keys.positions.shape[0] - (count - part.stop)
             output, _ = attention(
                 attention.queries(inputs[:, part], folded),
                 keys.columns(0, columns),
                 folded,
-                sin=positions.sin[places[..., part]],
-                cos=positions.cos[places[..., part]],
+                sin=rotation[0][..., part, :],
+                cos=rotation[1][..., part, :],
                 bias=None if bias is None else bias[..., part, :columns],
-                wrap=wrap,
             )
             attended.append(output)
         return torch.cat(attended, dim=1)

@@ -1,0 +1,222 @@
+"""Attention of a segment's steps in large batches on a CPU: the scores of `attention`, computed by distance.
+
+Three things make it fast there. The results differ from `attention`'s by rounding alone, which a test holds.
+
+*   What a query has to say to a distance p is linear in the token: (W_q x + v) . W_r t(p) = U_p x + c_p. All U_p are
+    projected once per pass, for all trajectories. One product then gives a token's scores by distance, and reading it
+    one number later in each row, as a view, gives them by column:
+
+        by distance, far to near        by column 0 ... k-1
+        row i    | 5 4 3 2 1 0 - -      | 3 2 1 0 - -       a row's own distances begin where the row says;
+        row i+1  | 5 4 3 2 1 0 - -      | 4 3 2 1 0 -       - are later columns: their c_p is -inf, which masks them
+
+    No query is rotated, and no mask is added.
+*   Pieces of rows end where columns are a multiple of 32: the softmax of a bfloat16 row of 95 numbers takes three times
+    as long as that of 96.
+*   Trajectories go through a piece in blocks, whose scores fit in a core's own cache in float32; and the gradient is
+    written out, which saves autograd's copies.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from RATE_model.memories.rate.dropout import scaled_mask
+
+# Columns of a piece end at multiples of this.
+_COLUMNS = 32
+# A piece has columns up to this far to the right of its first row.
+AHEAD = 3 * _COLUMNS
+# Scores of a block. In float32 it is to fit in a core's cache; in bfloat16 products are so fast that calls count more.
+_SCORES = {torch.float64: 2**17, torch.float32: 3 * 2**17, torch.bfloat16: 2**21}
+
+
+@dataclass(frozen=True)
+class Distances:
+    """What a layer's queries have to say to each distance, from `farthest` down to `nearest`; see the module."""
+
+    weight: Tensor  # (n_head, distances, d_model): U
+    bias: Tensor  # (n_head, distances): c, -inf below 0
+    farthest: int
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some rows of a segment, and the first `columns` of [cache; segment], more than which none of them may see."""
+
+    rows: slice
+    count: int
+    columns: int
+    cached: int
+    heads: int
+
+    @property
+    def stride(self) -> int:
+        """From row to row."""
+        return self.rows.step
+
+    @property
+    def spread(self) -> int:
+        """From the first row to the last."""
+        return (self.count - 1) * self.stride
+
+    @property
+    def distances(self) -> int:
+        """How many distances there are between any of its rows and any of its columns."""
+        return self.columns + self.spread
+
+    def tokens(self, states: Tensor) -> Tensor:
+        """The rows of `states` `(B, k, d)`: a view `(B, r, d)`."""
+        return states[:, self.cached + self.rows.start : self.cached + self.rows.stop : self.stride]
+
+    def part(self, tensor: Tensor, farthest: int) -> Tensor:
+        """Of `Distances.weight` or `.bias`, or their gradients, a view of the distances of this piece."""
+        first = farthest - (self.cached + self.rows.start + self.spread)
+        return tensor[:, first : first + self.distances]
+
+    def by_column(self, by_distance: Tensor) -> Tensor:
+        """Scores by distance `(B * r, n_head * distances)`, read by column: a view `(B, r, n_head, k)`."""
+        width = self.heads * self.distances
+        shape = (len(by_distance) // self.count, self.count, self.heads, self.columns)
+        strides = (self.count * width, width - self.stride, self.distances, 1)
+        return by_distance.as_strided(shape, strides, by_distance.storage_offset() + self.spread)
+
+    def blocks(self, batch: int, dtype: torch.dtype) -> Iterator[slice]:
+        """Trajectories that are computed together; each of torch's threads has a cache of its own."""
+        most = max(1, torch.get_num_threads() * _SCORES[dtype] // (self.count * self.heads * self.columns))
+        size = -(-batch // -(-batch // most))
+        return (slice(start, min(start + size, batch)) for start in range(0, batch, size))
+
+
+def pieces(rows: range, *, cached: int, columns: int, heads: int) -> list[Piece]:
+    """Cut the rows of a segment's steps behind `cached` columns, `columns` in all."""
+    span = _COLUMNS if rows.step == 1 else 2 * _COLUMNS
+    found, start = [], rows.start
+    while start < rows.stop:
+        border = (cached + start + span) // span * span
+        part = range(start, min(rows.stop, border - cached), rows.step)
+        seen = -(-(cached + part[-1] + 1) // _COLUMNS) * _COLUMNS
+        found.append(Piece(slice(start, part[-1] + 1, rows.step), len(part), min(seen, columns), cached, heads))
+        start = part[-1] + rows.step
+    return found
+
+
+class StepAttention(torch.autograd.Function):
+    """Attention of the rows of some pieces, before the dropout of the output.
+
+    `apply(states, content_weight, content_bias, weight, bias, output_weight, farthest, pieces, dropatt)`: states
+    `(B, k, d_model)` in the type to compute in; weights as in `attention.Folded` and `Distances`, in float32, as their
+    gradients are. Returns `(B, rows, d_model)`.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        states: Tensor,
+        content_weight: Tensor,
+        content_bias: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        output_weight: Tensor,
+        farthest: int,
+        pieces: list[Piece],
+        dropatt: float,
+    ) -> Tensor:
+        dtype, (batch, _, width) = states.dtype, states.shape
+        queries_weight, queries_bias, output = (t.to(dtype) for t in (content_weight, content_bias, output_weight.t()))
+        outputs, saved = states.new_empty(batch, sum(piece.count for piece in pieces), width), []
+        weight, bias = weight.to(dtype), bias.to(dtype)
+        begin = 0
+        for piece in pieces:
+            of_distances = piece.part(weight, farthest).flatten(0, 1)
+            bias_of_distances = piece.part(bias, farthest).flatten()
+            saved.append(of_distances)
+            rows = piece.heads * piece.count
+            blocks = list(piece.blocks(batch, dtype))
+            room = states.new_empty(blocks[0].stop * piece.count, len(of_distances))  # stays in the cache
+            for block in blocks:
+                tokens, keys = piece.tokens(states[block]).flatten(0, 1), states[block, : piece.columns]
+                queries = torch.addmm(queries_bias, tokens, queries_weight.t()).view(len(keys), rows, width)
+                by_distance = room[: len(tokens)]
+                torch.addmm(bias_of_distances, tokens, of_distances.t(), out=by_distance)
+                scores = piece.by_column(by_distance).contiguous().view(len(keys), rows, piece.columns)
+                scores.baddbmm_(queries, keys.transpose(1, 2))
+                probabilities = scores.softmax(-1)
+                mask = scaled_mask(probabilities, dropatt) if dropatt else None
+                context = torch.bmm(probabilities if mask is None else probabilities * mask, keys)
+                context = context.view(len(tokens), -1)
+                outputs[block, begin : begin + piece.count] = (context @ output).view(len(keys), piece.count, width)
+                saved += [queries, probabilities, context, mask]
+            begin += piece.count
+        ctx.save_for_backward(states, queries_weight, output, *saved)
+        ctx.plan = farthest, pieces, weight.shape, content_weight.dtype
+        return outputs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        states, queries_weight, output, *saved = ctx.saved_tensors
+        farthest, pieces, shape, dtype = ctx.plan
+        width = states.shape[-1]
+        held = iter(saved)
+        of_states = torch.zeros_like(states)
+        # Products with the tokens on the left are faster than their transposes.
+        of_queries = torch.zeros(queries_weight.shape[::-1], dtype=dtype)
+        of_query_bias = torch.zeros(len(queries_weight), dtype=dtype)
+        of_weight, of_bias = torch.zeros(shape, dtype=dtype), torch.zeros(shape[:2], dtype=dtype)
+        of_output = torch.zeros(output.shape[::-1], dtype=dtype)
+        begin = 0
+        for piece in pieces:
+            of_distances = next(held)
+            rows = piece.heads * piece.count
+            sums = torch.zeros(width, len(of_distances), dtype=dtype)
+            bias_sums = torch.zeros(len(of_distances), dtype=dtype)
+            blocks = list(piece.blocks(len(states), states.dtype))
+            # What lies beside a row's columns stays zero, block after block.
+            room = states.new_zeros(blocks[0].stop * piece.count, len(of_distances))
+            for block in blocks:
+                queries, probabilities, context, mask = (next(held) for _ in range(4))
+                tokens, keys = piece.tokens(states[block]).flatten(0, 1), states[block, : piece.columns]
+                block_grad = grad[block, begin : begin + piece.count].flatten(0, 1)
+                of_output += block_grad.t() @ context
+                of_context = (block_grad @ output.t()).view(len(keys), rows, width)
+                of_probabilities = torch.bmm(of_context, keys.transpose(1, 2))
+                taken = probabilities
+                if mask is not None:
+                    of_probabilities *= mask
+                    taken = probabilities * mask
+                of_keys = torch.bmm(taken.transpose(1, 2), of_context)
+                of_scores = torch.ops.aten._softmax_backward_data(
+                    of_probabilities, probabilities, -1, probabilities.dtype
+                )
+                of_keys.baddbmm_(of_scores.transpose(1, 2), queries)
+                of_states[block, : piece.columns] += of_keys
+                of_block = torch.bmm(of_scores, keys).view(len(tokens), -1)
+                by_distance = room[: len(tokens)]
+                by_column = piece.by_column(by_distance)
+                by_column.copy_(of_scores.view(by_column.shape))
+                of_tokens = torch.addmm(of_block @ queries_weight, by_distance, of_distances)
+                piece.tokens(of_states[block]).add_(of_tokens.view(len(keys), piece.count, width))
+                of_queries += tokens.t() @ of_block
+                of_query_bias += of_block.sum(0)
+                sums += tokens.t() @ by_distance
+                bias_sums += by_distance.sum(0)
+            piece.part(of_weight, farthest).add_(sums.t().view(piece.heads, piece.distances, width))
+            piece.part(of_bias, farthest).add_(bias_sums.view(piece.heads, piece.distances))
+            begin += piece.count
+        return of_states, of_queries.t(), of_query_bias, of_weight, of_bias, of_output, None, None, None
+
+
+def by_distance(
+    position_weight: Tensor, position_bias: Tensor, sinusoids: Tensor, heads: int, farthest: int
+) -> Distances:
+    """U and c, from what `attention.Folded` has of positions and `(distances, d_model)` sinusoids, far to near."""
+    sinusoids = sinusoids.to(position_weight.dtype)
+    weight = sinusoids @ position_weight.unflatten(0, (heads, -1))
+    bias = position_bias.view(heads, -1) @ sinusoids.t()
+    later = torch.arange(farthest, farthest - len(sinusoids), -1) < 0
+    return Distances(weight, bias.masked_fill(later, float("-inf")), farthest)

@@ -1,0 +1,309 @@
+"""Everything that is promised of a GPU, on the one at hand: tests, benchmarks, and one training to the end.
+
+    make gpu-check                                              # about 8 minutes on one H100; no network
+    python benchmarks/gpu.py --parts benchmarks --rounds 50
+    python benchmarks/gpu.py --device cpu --tiny true --output_dir /tmp    # the same code where there is none
+
+Writes results/gpu.md and results/gpu.json, also when something fails. See benchmarks/README.md for what is measured.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+if __name__ == "__main__":  # started as a script
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # makes the repository importable
+    from RATE_model.system.interrupts import quit_on_signals
+
+    quit_on_signals()  # while the imports below take their seconds
+
+import numpy as np
+import torch
+
+from benchmarks import common, train_step
+from benchmarks.plain import PlainTraining, make_batch, make_meta, make_model, remembered_tables
+from RATE_model.acting.actor import Actor
+from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options, to_flat_dict, updated
+from RATE_model.cli.settings import ModelOptions, at_least
+from RATE_model.errors import UserError
+from RATE_model.memories.rate.config import RATEConfig
+from RATE_model.system.atomic import atomic_write_json, atomic_write_text
+from RATE_model.system.precision import pick_device
+from RATE_model.training.optimization import Schedule
+from RATE_model.training.trainer import Trainer
+from tests import reference
+from tests.tmaze_runs import TINY
+from TMaze_new.TMaze_new_src import train_tmaze
+from TMaze_new.TMaze_new_src.spec import SPEC
+
+Part = Literal["tests", "benchmarks", "training"]
+TESTS = ("tests/test_gpu.py", "tests/RATE_model/data/test_windows.py")
+# (attention, compiled, precision) of the training steps that are timed.
+STEPS = [
+    ("shared", False, "32"),
+    ("fused", False, "32"),
+    ("shared", False, "bf16"),
+    ("fused", False, "bf16"),
+    ("shared", True, "bf16"),
+    ("fused", True, "bf16"),
+]
+LENGTHS = (90, 900, 9600)
+# The published sizes in the setting that trains T-Maze within minutes.
+TRAINING = [
+    *("--config", str(common.ROOT / "TMaze_new" / "TMaze_new_src" / "config_fast.yaml")),
+    *"--n_layer 8 --n_head 10 --d_head 64 --learning_rate 3e-4 --precision bf16 --seed 1".split(),
+    *("--wandb_mode", "disabled", "--eval_lengths", *map(str, LENGTHS)),
+]
+_TINY_SIZES = {"n_layer": 1, "n_head": 2, "d_model": 16, "d_head": 8}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is checked, and where."""
+
+    # The device to check: cuda, cuda:1, or cpu to try the check itself
+    device: str = "cuda"
+    # Sizes that take seconds, to try the check itself
+    tiny: Boolean = False
+    # What to do
+    parts: tuple[Part, ...] = ("tests", "benchmarks", "training")
+    # Timed training steps, and timed segments of acting
+    rounds: int = 20
+    # Where gpu.md and gpu.json are written
+    output_dir: Path = field(default_factory=lambda: common.ROOT / "results")
+
+    def validate(self) -> None:
+        """Raise a UserError for a device that is not there, or a folder that cannot be written to."""
+        at_least(1, rounds=self.rounds)
+        pick_device(self.device)
+        if not self.output_dir.is_dir():
+            raise UserError(f"--output_dir {self.output_dir}: no such folder")
+        common.check_output(self.output_dir / "gpu.json")
+
+
+def facts(device: torch.device) -> dict[str, Any]:
+    """The machine, the card and what drives it."""
+    found = common.machine_facts() | {"device": str(device), "cuda": torch.version.cuda, "card": None, "driver": None}
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        found |= {"card": properties.name, "memory_gib": round(properties.total_memory / 2**30, 1)}
+        found["cudnn"] = torch.backends.cudnn.version()
+        command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        try:
+            answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
+            found["driver"] = answer.splitlines()[0].strip()
+        except (OSError, subprocess.SubprocessError, IndexError):
+            pass
+    return found
+
+
+def run_tests() -> dict[str, Any]:
+    """The tests that are marked gpu, in a process of their own; what pytest says at its end."""
+    started = time.perf_counter()
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *TESTS]
+    done = subprocess.run(command, cwd=common.ROOT, capture_output=True, text=True)
+    print(done.stdout[-4000:], done.stderr[-2000:], flush=True)
+    lines = done.stdout.strip().splitlines()
+    failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
+    return {
+        "ok": done.returncode == 0,
+        "summary": lines[-1] if lines else f"exit {done.returncode}",
+        "failed": failed,
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+
+
+def timed(run: Callable[[], object], device: torch.device, rounds: int) -> dict[str, Any]:
+    """Seconds of each call, the device's work included."""
+    seconds = []
+    for _ in range(rounds):
+        wait_for(device)
+        start = time.perf_counter()
+        run()
+        wait_for(device)
+        seconds.append(time.perf_counter() - start)
+    return common.summary(seconds)
+
+
+def wait_for(device: torch.device) -> None:
+    """Until a GPU has done all it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def sizes(options: Options) -> tuple[RATEConfig, int, int]:
+    """Of the published model, or a tiny one; segments and trajectories of a batch."""
+    changes = {"skip_dec_ffn": True} | (_TINY_SIZES if options.tiny else {})
+    measure = train_step.MeasureOptions(context_length=4 if options.tiny else 30, batch_size=4 if options.tiny else 64)
+    config = train_step.Options(model=updated(ModelOptions(), changes), measure=measure).model_config()
+    return config, measure.segments, measure.batch_size
+
+
+def time_training(options: Options, device: torch.device) -> list[dict[str, Any]]:
+    """A row for every way to train on the published batch. One that fails says why."""
+    config, segments, batch_size = sizes(options)
+    meta = make_meta(config, batch_size=batch_size, segments=segments)
+    weights, batch = reference.random_weights(meta, seed=1), make_batch(meta)
+    if device.type == "cuda":
+        batch = batch.pin_memory()
+
+    def ours(attention: str, compiled: bool, precision: str) -> Callable[[], object]:
+        trained = replace(train_step.train_options(-1, precision), attention=attention, compile=compiled)
+        trainer = Trainer(make_model(config, weights).to(device), trained, Schedule(0, None, 0, 1.0))
+        return lambda: trainer.train_batch(batch)
+
+    def plain() -> Callable[[], object]:
+        moved = {name: weight.to(device) for name, weight in weights.items()}
+        training, on_device = PlainTraining(moved, meta, train_step.train_options(-1)), batch.to(device)
+        return lambda: training.train_batch(on_device)
+
+    steps = [s for s in STEPS if not (options.tiny and s[1])]  # to compile takes a CPU most of a minute
+    cases: dict[tuple[str, ...], Callable[[], Callable[[], object]]] = {
+        (attention, "compiled" if compiled else "eager", precision): lambda s=(attention, compiled, precision): ours(*s)
+        for attention, compiled, precision in steps
+    }
+    cases["plain", "eager", "32"] = plain
+    rows = []
+    for (attention, how, precision), make in cases.items():
+        row: dict[str, Any] = {"attention": attention, "how": how, "precision": precision}
+        try:
+            with remembered_tables():
+                # The plain implementation makes its tables where tensors are made by default, once.
+                with torch.device(device) if attention == "plain" else nullcontext():
+                    run = make()
+                    started = time.perf_counter()
+                    for _ in range(3):
+                        run()
+                wait_for(device)
+                row["warm_up_s"] = time.perf_counter() - started
+                if device.type == "cuda":
+                    torch.cuda.reset_peak_memory_stats(device)
+                row |= timed(run, device, options.rounds if attention != "plain" else min(5, options.rounds))
+                if device.type == "cuda":
+                    row["peak_mib"] = torch.cuda.max_memory_allocated(device) / 2**20
+        except Exception as error:  # the other rows are worth having
+            row["error"] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        torch.compiler.reset()
+        print("  ", row, flush=True)
+        rows.append(row)
+    return rows
+
+
+def time_acting(options: Options, device: torch.device) -> dict[str, Any]:
+    """Seconds of a step of 1000 T-Maze episodes at once, averaged over segments."""
+    config, _, _ = sizes(options)
+    meta = make_meta(config, batch_size=1, segments=1)
+    model = make_model(config, reference.random_weights(meta, seed=1)).to(device).eval()
+    episodes = 10 if options.tiny else 1000
+    actor = Actor(model, episodes, 1.0)
+    generator = np.random.default_rng(0)
+    seen = generator.standard_normal((config.context_length, episodes, *SPEC.observation_shape), dtype=np.float32)
+    rewards = np.zeros(episodes, dtype=np.float32)
+
+    def segment() -> None:
+        for observations in seen:
+            actor.act(observations, rewards)
+
+    segment()
+    found = timed(segment, device, min(5, options.rounds))
+    return {"episodes": episodes, **common.summary([s / config.context_length for s in found["seconds"]])}
+
+
+def train_to_the_end(options: Options) -> dict[str, Any]:
+    """T-Maze trained from nothing: success by length."""
+    flags, lengths = ([*TINY, "--epochs", "1"], (9, 13)) if options.tiny else (TRAINING, LENGTHS)
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        where = ["--data_dir", f"{folder}/data", "--output_dir", f"{folder}/runs", "--device", options.device]
+        code = train_tmaze.main([*flags, *where])
+        finals = [json.loads(path.read_text()) for path in Path(folder).glob("runs/*/*/eval/final.json")]
+    final = finals[0] if code == 0 and finals else {}
+    success = {str(length): final.get(f"Success_rate_T_{length}") for length in lengths}
+    return {
+        "ok": bool(final) and (options.tiny or success[str(lengths[-1])] == 1.0),
+        "success": success,
+        "seconds": round(time.perf_counter() - started, 1),
+        "optimizer_steps": final.get("optimizer_steps"),
+        "flags": [flag.removeprefix(f"{common.ROOT}/") for flag in flags],
+    }
+
+
+def format_page(result: dict[str, Any]) -> str:
+    """results/gpu.md."""
+    machine = result["machine"]
+    commit, _, dirty = (machine["commit"] or "unknown").partition("-")
+    parts = [
+        "# On a GPU",
+        "Written by `make gpu-check` (benchmarks/gpu.py); what is measured is said in "
+        "[benchmarks/README.md](../benchmarks/README.md#gpupy).",
+        f"{machine['card'] or machine['cpu']}, driver {machine['driver'] or 'none'}, torch {machine['torch']}, CUDA "
+        f"{machine['cuda'] or 'none'}, Python {machine['python']}, {machine['date']}, commit {commit[:12]}"
+        f"{' with changes' if dirty else ''}.",
+    ]
+    if tests := result.get("tests"):
+        listed = "".join(f"\n- {line}" for line in tests["failed"])
+        parts.append(f"Tests: {tests['summary']}{listed}")
+    if rows := result.get("train_step"):
+        plain = next((row["median_s"] for row in rows if row["attention"] == "plain" and "median_s" in row), None)
+        header = ["attention", "how", "precision", "median ms", "min ms", "times faster than plain", "peak MiB"]
+        cells = [
+            [row["attention"], row["how"], row["precision"], row["error"], "", "", ""]
+            if "error" in row
+            else [
+                row["attention"],
+                row["how"],
+                row["precision"],
+                f"{row['median_s'] * 1e3:.3g}",
+                f"{row['min_s'] * 1e3:.3g}",
+                f"{plain / row['median_s']:.1f}" if plain else "",
+                f"{row['peak_mib']:.0f}" if "peak_mib" in row else "",
+            ]
+            for row in rows
+        ]
+        parts += ["One training batch of the published T-Maze setting:", common.table(header, cells)]
+    if acting := result.get("acting"):
+        median, least = acting["median_s"] * 1e3, acting["min_s"] * 1e3
+        parts.append(f"Acting, {acting['episodes']} episodes at once: {median:.3g} ms a step (min {least:.3g}).")
+    if training := result.get("training"):
+        rates = ", ".join(f"success {rate} at {length} steps" for length, rate in training["success"].items())
+        parts.append(f"T-Maze at the published size, trained and evaluated in {training['seconds']:.0f} s: {rates}.")
+    return "\n\n".join(parts) + "\n"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Check, time, train, write. Returns 1 where a test failed, a row could not be timed or training fell short."""
+    with exit_on_user_error():
+        options = parse_options(Options, argv=argv, prog="python benchmarks/gpu.py", description="Check a GPU.")
+    device = pick_device(options.device)
+    asked = to_flat_dict(options)
+    del asked["output_dir"]  # a place on this machine
+    result: dict[str, Any] = {"machine": facts(device), "options": asked}
+    good = True
+    for part in options.parts:
+        print(f"{part} ...", flush=True)
+        if part == "tests":
+            result["tests"] = run_tests()
+            good &= result["tests"]["ok"]
+        elif part == "benchmarks":
+            result["train_step"] = time_training(options, device)
+            result["acting"] = time_acting(options, device)
+            good &= not any("error" in row for row in result["train_step"])
+        else:
+            result["training"] = train_to_the_end(options)
+            good &= result["training"]["ok"]
+        # After every part: what was measured is kept whatever comes.
+        atomic_write_json(options.output_dir / "gpu.json", result)
+        atomic_write_text(options.output_dir / "gpu.md", format_page(result))
+    print(f"\n{format_page(result)}")
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,51 @@
+"""Where the time of training goes: shares of phases and of kinds of operations, by PyTorch's profiler."""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+
+from torch.profiler import ProfilerActivity, profile
+
+# Kinds of operations, by words in their names; the first that fits.
+_KINDS = {
+    "matrix products": ("mm", "linear", "convolution", "scaled_dot_product"),
+    "softmax": ("softmax",),
+    "norms": ("layer_norm",),
+    "random numbers": ("random_", "bernoulli", "dropout"),
+    "copies": ("copy", "cat", "clone", "fill", "zero", "index", "contiguous", "stack", "pad"),
+    "optimizer": ("adam", "foreach"),
+    "element by element": ("add", "mul", "sub", "div", "relu", "sum", "where", "exp", "tanh", "ge", "sigmoid", "lerp"),
+}
+_BACKWARD, _OPTIMIZER = "autograd::engine::evaluate_function", "Optimizer.step"
+
+
+def kind_of(name: str) -> str:
+    """Of an operation of PyTorch; the rest is autograd, Python and views."""
+    if not name.startswith("aten::"):
+        return "rest"
+    words = name.removeprefix("aten::")
+    return next((kind for kind, parts in _KINDS.items() if any(part in words for part in parts)), "rest")
+
+
+def shares(run: Callable[[], object]) -> dict[str, dict[str, float]]:
+    """Of one call: `{"phases": {name: share}, "kinds": {name: share}}`, of the processor's time inside operations.
+
+    Phases are backward and optimizer; what is neither is forward, which includes the moving of data to a device.
+    """
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        run()
+    events = profiler.key_averages()
+    total = sum(event.self_cpu_time_total for event in events)
+    kinds: dict[str, float] = defaultdict(float)
+    for event in events:
+        kinds[kind_of(event.key)] += event.self_cpu_time_total / total
+    phases = {
+        name: sum(event.cpu_time_total for event in events if event.key.startswith(mark)) / total
+        for name, mark in (("backward", _BACKWARD), ("optimizer", _OPTIMIZER))
+    }
+    phases = {"forward": max(0.0, 1 - sum(phases.values())), **phases}
+    return {"phases": phases, "kinds": dict(sorted(kinds.items(), key=lambda item: -item[1]))}
+
+
+def words(found: Mapping[str, float]) -> str:
+    """As a line: forward 40%, backward 55%, ..."""
+    return ", ".join(f"{name} {share:.0%}" for name, share in found.items())

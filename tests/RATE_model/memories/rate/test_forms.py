@@ -1,0 +1,105 @@
+"""The forms of attention: the same losses, gradients and logits, but for rounding."""
+
+import pytest
+import torch
+
+from RATE_model.memories.contract import Steps
+from RATE_model.memories.rate import blocks
+from RATE_model.memories.rate.config import RATEConfig
+from RATE_model.memories.rate.memory import RATE
+
+K, D = 13, 12  # 39 tokens and 3 + 3 of memory: pieces that end at 32 columns and where a segment does
+
+
+def memory(**changes) -> RATE:
+    torch.manual_seed(0)
+    sizes = dict(n_layer=2, n_head=2, d_model=D, d_head=6, d_inner=20, context_length=K, num_mem_tokens=3)
+    model = RATE(RATEConfig(**sizes | dict(n_head_ca=2, skip_dec_ffn=True) | changes))
+    model.initialise()
+    return model
+
+
+def steps(model: RATE, batch: int, length: int) -> Steps:
+    torch.manual_seed(1)
+    rtg, observations, actions = (torch.randn(batch, length, D, requires_grad=True) for _ in range(3))
+    parts = {"observations": observations, "previous_actions": actions, "actions": actions}
+    return Steps(**parts, rtg=rtg if model.config.conditioned else None)
+
+
+def passed(model: RATE, form: str, valid: torch.Tensor, precision: torch.dtype = torch.float32):
+    """Hidden states and all gradients, by name."""
+    model.attention = form
+    model.zero_grad()
+    given = steps(model, *valid.shape)
+    torch.manual_seed(2)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == torch.bfloat16):
+        hidden, _ = model(given, valid, model.initial(len(valid)))
+    (hidden.float().sin() * valid[..., None]).sum().backward()
+    found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    found |= {"observations": given.observations.grad, "actions": given.actions.grad}
+    return hidden.detach().float(), found
+
+
+@pytest.mark.parametrize("form", ["blocks", "fused"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(),
+        dict(mem_len=50),
+        dict(num_mem_tokens=0, n_head_ca=0, mem_len=33),
+        dict(arch="GTrXL", conditioned=False, skip_dec_ffn=False),
+    ],
+    ids=["tokens", "cache", "cache alone", "gated, no returns"],
+)
+def test_forms_are_equal_but_for_rounding(changes, form, monkeypatch):
+    monkeypatch.setitem(blocks._SCORES, torch.float32, 2000)  # two blocks of two trajectories
+    model = memory(**changes)
+    valid = torch.ones(4, 2 * K + 5, dtype=torch.bool)
+    valid[2, K + 3 :] = valid[3, 4:] = False
+    (hidden, grads), (expected, wanted) = passed(model, form, valid), passed(model, "shared", valid)
+    assert (hidden - expected)[valid].abs().max() < 1e-5
+    assert grads.keys() == wanted.keys()
+    for name, grad in grads.items():
+        scale = max(1.0, float(wanted[name].abs().max()))
+        assert float((grad - wanted[name]).abs().max()) < 1e-5 * scale, name
+
+
+@pytest.mark.parametrize("form", ["blocks", "fused"])
+def test_forms_are_near_in_bfloat16(form):
+    model, valid = memory(), torch.ones(4, 2 * K, dtype=torch.bool)
+    hidden, grads = passed(model, form, valid, torch.bfloat16)
+    exact, wanted = passed(model, "shared", valid)
+    assert (hidden - exact).abs().mean() < 0.02
+    for name, grad in grads.items():
+        assert grad.dtype == torch.float32 and (grad - wanted[name]).norm() < 0.1 * wanted[name].norm() + 1e-3, name
+
+
+def test_dropped_attention_has_the_gradient_of_what_it_computed():
+    model, valid = memory(dropatt=0.4, n_layer=1).double(), torch.ones(3, K, dtype=torch.bool)
+    model.attention = "blocks"
+    given = steps(model, 3, K)
+
+    def loss(shift: float) -> torch.Tensor:
+        torch.manual_seed(3)
+        moved = Steps(
+            observations=given.observations.double() + shift,
+            previous_actions=given.previous_actions.double(),
+            actions=given.actions.double(),
+            rtg=given.rtg.double(),
+        )
+        return model(moved, valid, model.initial(3))[0].sin().sum()
+
+    value = loss(0.0)
+    value.backward()
+    slope = (loss(1e-5) - loss(-1e-5)) / 2e-5
+    assert float(slope) == pytest.approx(float(given.observations.grad.sum()), rel=1e-3)
+    model.eval()
+    assert float(loss(0.0)) != pytest.approx(float(value), rel=1e-6)
+
+
+def test_large_batches_on_a_cpu_are_computed_in_blocks():
+    model = memory()
+    assert model._form(1) == "shared" and model._form(10**4) == "blocks"
+    assert memory(mem_len=5)._form(10**4) == "shared"
+    model.compile()
+    assert model._form(10**4) == "shared"

@@ -1,0 +1,241 @@
+"""What runs on a GPU computes what a CPU computes, and training never waits for it.
+
+`make gpu-check` runs the tests that are marked gpu. The same tests run in the default suite with the CPU in the GPU's
+place, so that they are known to work before there is one.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from copy import deepcopy
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
+
+from RATE_model.acting.actor import Actor
+from RATE_model.agent import Agent
+from RATE_model.cli.settings import TrainOptions
+from RATE_model.data.batch import Batch
+from RATE_model.memories import MEMORIES, MODES
+from RATE_model.objectives.cloning import cloning_loss
+from RATE_model.training import trainer as training
+from RATE_model.training.optimization import Schedule
+from RATE_model.training.trainer import Trainer
+from tests.RATE_model.memories.test_contract import Case
+from tests.small_models import VECTOR, K, N, random_inputs
+
+CUDA = pytest.param(
+    "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+)
+DEVICES = ["cpu", CUDA]
+# Of float32 results on a GPU against a CPU's, relative to the largest number: sums are added up in another order.
+CLOSE = 1e-4
+ROWS = 6
+
+
+@pytest.fixture(params=DEVICES)
+def device(request) -> torch.device:
+    return torch.device(request.param)
+
+
+def agent(mode: str = "RATE", **flags) -> Agent:
+    torch.manual_seed(0)
+    return Agent(Case.of(mode, "rtg", **flags).config, VECTOR)
+
+
+def make_batch(seed: int = 0) -> Batch:
+    observations, actions, rtg = random_inputs(ROWS, K * N, seed=seed)
+    lengths = torch.tensor([K * N, K * N, K * N - 1, K + 2, K, 1])
+    valid = torch.arange(K * N) < lengths[:, None]
+    return Batch(observations, actions * valid, rtg * valid, valid, lengths, torch.arange(ROWS))
+
+
+def make_trainer(model: Agent, device: torch.device, **options) -> Trainer:
+    options = TrainOptions(**{"learning_rate": 1e-3} | options)
+    return Trainer(model.to(device), options, Schedule(0, None, 0, 1.0))
+
+
+def given(batch: Batch, device: torch.device) -> Batch:
+    """As the loader gives it."""
+    return batch.pin_memory() if device.type == "cuda" else batch
+
+
+def losses(trainer: Trainer, steps: int, first: int = 0) -> list[float]:
+    device = trainer.model.device
+    found = [trainer.train_batch(given(make_batch(seed), device)) for seed in range(first, first + steps)]
+    return torch.stack([metrics["train_loss"] for metrics in found]).tolist()
+
+
+def assert_near(found: torch.Tensor, expected: torch.Tensor, name: str = "", close: float = CLOSE) -> None:
+    scale = max(1.0, float(expected.detach().abs().max()))
+    assert float((found.detach().cpu().float() - expected.detach().float()).abs().max()) <= close * scale, name
+
+
+# A mode of every memory; and those of RATE that differ in what they hand on.
+EVERY = [next(mode for mode in MODES if MODES[mode].memory == memory) for memory in MEMORIES] + ["TrXL", "DT"]
+
+
+@pytest.mark.parametrize("mode", EVERY)
+def test_forward_and_gradients_equal_the_cpu(mode, device):
+    batch = make_batch()
+
+    def passed(place: torch.device):
+        model = agent(mode).eval().to(place)
+        moved = batch.to(place)
+        logits, _ = model(moved.observations, moved.actions, moved.rtg, batch.valid)
+        loss = cloning_loss(VECTOR, logits, moved.targets, moved.valid)
+        if loss.requires_grad:
+            loss.backward()
+        return logits.detach().cpu() * batch.valid[..., None], {n: p.grad for n, p in model.named_parameters()}
+
+    (logits, grads), (expected, wanted) = passed(device), passed(torch.device("cpu"))
+    assert_near(logits, expected)
+    for name, grad in wanted.items():
+        assert (grad is None) == (grads[name] is None), name
+        if grad is not None:
+            assert_near(grads[name], grad, name)
+
+
+@pytest.mark.parametrize(("options", "close"), [({}, 2e-3), ({"precision": "bf16"}, 0.05)], ids=["float32", "bf16"])
+def test_twenty_steps_of_training_equal_the_cpu(options, close, device):
+    steps = 20 if device.type == "cuda" else 3
+    expected = losses(make_trainer(agent(), torch.device("cpu")), steps)
+    found = losses(make_trainer(agent(), device, **options), steps)
+    np.testing.assert_allclose(found, expected, rtol=close, atol=close)
+
+
+@pytest.mark.parametrize("device", [pytest.param("cpu", marks=pytest.mark.slow), CUDA], indirect=True)
+@pytest.mark.parametrize("attention", ["shared", "fused"])
+def test_compiled_training_equals_eager(attention, device):
+    expected = losses(make_trainer(agent(), torch.device("cpu")), 3)
+    # The compiler itself takes most of a minute on a CPU: there its front end is enough.
+    compiler = torch.compile
+    backend = nullcontext()
+    if device.type == "cpu":
+        backend = mock.patch("torch.compile", lambda function: compiler(function, backend="eager"))
+    with backend:
+        found = losses(make_trainer(agent(), device, attention=attention, compile=True), 3)
+    torch.compiler.reset()
+    np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-3)
+
+
+def test_a_resumed_trainer_goes_on_as_if_it_had_not_stopped(device):
+    whole = make_trainer(agent(), device)
+    losses(whole, 3)
+    resumed = make_trainer(agent(), device)
+    resumed.model.load_state_dict(whole.model.state_dict())
+    resumed.load_state_dict(deepcopy(whole.state_dict()))
+    np.testing.assert_allclose(losses(resumed, 3, 3), losses(whole, 3, 3), rtol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["RATE", "TrXL", "DT", "GRU"])
+def test_acting_equals_the_cpu(mode, device):
+    model = agent(mode).eval()
+
+    def played(place: torch.device, actions: list[np.ndarray]) -> list[np.ndarray]:
+        actor, generator, logits = Actor(model.to(place), ROWS, 1.0), np.random.default_rng(0), []
+        for step in range(2 * K + 2):
+            seen = generator.standard_normal((actor.batch_size, 4), dtype=np.float32)
+            logits.append(actor.observe(seen, np.full(actor.batch_size, 0.1, np.float32)).cpu().numpy())
+            if len(actions) == step:
+                actions.append(logits[-1].argmax(-1))
+            actor.take(actions[step])
+            if step == K:
+                actor.reset(np.array([1]))
+        return logits
+
+    actions: list[np.ndarray] = []
+    expected = played(torch.device("cpu"), actions)
+    np.testing.assert_allclose(np.stack(played(device, actions)), np.stack(expected), rtol=CLOSE, atol=CLOSE)
+
+
+class NoReads(TorchDispatchMode):
+    """A CPU in a GPU's place: refuses to read what the device would hold.
+
+    What depends on parameters or on batches that were moved to the device is there; nothing may wait for its numbers.
+    """
+
+    READS = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "_unique2")
+
+    def __init__(self, held: list[torch.Tensor]) -> None:
+        super().__init__()
+        self.held = WeakIdKeyDictionary()
+        self.hold(held)
+
+    def hold(self, tensors: list[torch.Tensor]) -> None:
+        for tensor in tensors:
+            self.held[tensor] = True
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        tensors = [leaf for leaf in tree_leaves((args, kwargs or {})) if isinstance(leaf, torch.Tensor)]
+        there = [tensor for tensor in tensors if tensor in self.held]
+        by_mask = name.startswith("index") and any(t.dtype == torch.bool for t in there) and name != "index_fill"
+        if there and (name in self.READS or by_mask and name in ("index", "index_put", "index_put_")):
+            raise AssertionError(f"a training step reads from the device: {name}")
+        result = function(*args, **(kwargs or {}))
+        if there:
+            self.hold([leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)])
+        return result
+
+
+@contextmanager
+def no_reads(trainer: Trainer) -> Iterator[None]:
+    """Whatever makes the host wait for the device raises inside."""
+    if trainer.model.device.type == "cuda":
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        return
+    mode = NoReads(list(trainer.model.parameters()))
+
+    def moved(tensor: torch.Tensor) -> torch.Tensor:
+        copy = tensor.clone()
+        mode.hold([copy])
+        return copy
+
+    def to_device(batch: Batch, *_: object, **__: object) -> Batch:
+        return batch._map(moved, kept=("lengths", "indices", "begins"))
+
+    with mock.patch.object(Batch, "to", to_device), mock.patch.object(trainer, "check_finite"), mode:
+        yield
+
+
+@pytest.mark.parametrize(
+    ("mode", "options"),
+    [
+        ("RATE", {}),
+        ("RATE", {"precision": "bf16", "bptt_segments": 0, "action_noise": 0.1}),
+        ("RATE", {"attention": "fused"}),
+        ("TrXL", {}),
+        ("DT", {"accumulate": 2}),
+        ("GRU", {}),
+    ],
+    ids=str,
+)
+def test_a_training_step_never_waits_for_the_device(mode, options, device):
+    trainer = make_trainer(agent(mode), device, **options)
+    batches = [given(make_batch(seed), device) for seed in range(4)]
+    trainer.train_batch(batches[0])  # masks are made once, and copied then
+    with no_reads(trainer):
+        for batch in batches[1:]:
+            trainer.train_batch(batch)
+    trainer.check_finite()
+
+
+def test_a_read_in_a_training_step_is_noticed():
+    trainer = make_trainer(agent(), torch.device("cpu"))
+
+    def reads(*arguments):
+        value = cloning_loss(*arguments)
+        return value if float(value) else value
+
+    with mock.patch.object(training, "cloning_loss", reads), pytest.raises(AssertionError, match="reads from the"):
+        with no_reads(trainer):
+            trainer.train_batch(make_batch())
