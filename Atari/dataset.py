@@ -46,12 +46,12 @@ class DataOptions:
 
     # Breakout, Qbert, Seaquest, Pong, or any other game of the Arcade Learning Environment
     game: str = "Breakout"
-    # The data: an .h5 file, or a folder with DQN-replay files ({Game}/1/replay_logs in it); none = `atari: data:` of
-    # wandb_config.yaml, else our own, which is made if it is missing
+    # Data: an .h5 file, or a folder with DQN-replay files ({Game}/1/replay_logs in it); none = `atari: data:` of
+    # wandb_config.yaml, or else our own data, made if missing
     data_path: Path | None = changeable(None)
-    # Directory of files that are made; none = Atari/Atari_data
+    # Folder for data files; none = Atari/Atari_data
     data_dir: Path | None = changeable(None)
-    # Frames are loaded if they take no more GiB than this, else read from disk window by window
+    # Load all frames if they fit into this many GiB; otherwise read them from disk window by window
     memory_gib: float = changeable(4.0)
 
     def validate(self) -> None:

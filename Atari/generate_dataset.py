@@ -48,15 +48,15 @@ DEFAULT_MIX = (0.0, 0.1, 0.3, 1.0)
 class GenerateOptions:
     """What our own data is made of."""
 
-    # Steps of the data: whole episodes and the beginning of another one, which is not trained on; none = 100,000, or
-    # 20,000 where the player plans, as it takes long
+    # Steps in the data: whole episodes, and the beginning of another one that is not used for training; none = 100,000,
+    # or 20,000 for players that plan, which are slow
     transitions: int | None = None
-    # Noise of the player: its share of random actions, 1 being the random player. The levels take turns, an episode
-    # each, so that returns spread as in what a learning agent went through; nothing = the game's own mix
+    # Noise levels of the player: its share of random actions; 1 is the random player. Episodes cycle through the
+    # levels, so returns spread as they do over an agent's learning; none given = the game's own mix
     mix: tuple[float, ...] = ()
-    # Probability, at every frame, that the action before goes on instead; what the player plans supposes 0
+    # Probability, at every frame, of repeating the previous action; the plans of a planning player assume 0
     data_sticky: float = 0.0
-    # Longest episodes, in decisions of four frames; none = 7000, as in evaluation, or 2000 where the player plans
+    # Step limit per episode, in decisions of four frames; none = 7000, as in evaluations, or 2000 for players that plan
     episode_steps: int | None = None
 
     def validate(self) -> None:
@@ -131,10 +131,10 @@ class Options:
     game: str = "Breakout"
     generate: GenerateOptions = field(default_factory=GenerateOptions)
     file: FileOptions = field(default_factory=FileOptions)
-    # Directory of the file; none = Atari/Atari_data
+    # Folder for the file; none = Atari/Atari_data
     data_dir: Path | None = None
-    # Also write the data as DQN-replay files, to {game}/1/replay_logs in this folder; a file that is there already is
-    # not made again for it. With --overwrite both are
+    # Also write DQN-replay files to {game}/1/replay_logs in this folder. An existing .h5 file is reused; --overwrite
+    # makes both again
     replay: Path | None = None
 
     def validate(self) -> None:

@@ -50,16 +50,16 @@ ACTION_MARGIN = 1e-3
 class DataOptions:
     """Which trajectories to train on."""
 
-    # The data: a folder to look in, a file, or a Minari dataset's folder; none = `mujoco: data_dir_prefix:` of
-    # wandb_config.yaml, else MuJoCo/MuJoCo_data.
+    # Data: a folder to search, a file, or a Minari dataset's folder; none = `mujoco: data_dir_prefix:` of
+    # wandb_config.yaml, else MuJoCo/MuJoCo_data
     data_path: Path | None = changeable(None)
-    # Where windows that are cut off by an episode's beginning are padded; left is the published side, and the steps of
-    # such windows attend to padding.
+    # Side on which windows near the start of an episode are padded. left: published; the steps of such windows attend
+    # to padding
     pad: Literal["right", "left"] = "right"
-    # Windows to train on: those that end at every step of an episode, or the full ones among them (published)
+    # Training windows: those that end at every step of an episode, or only the full ones (published)
     windows: Literal["every", "full"] = "every"
-    # Directory of conversions of pickles and Minari datasets; none = beside what is converted, or MuJoCo/MuJoCo_data
-    # where that folder is read-only
+    # Folder for conversions of pickles and Minari datasets; none = next to the original, or MuJoCo/MuJoCo_data if that
+    # folder is read-only
     data_dir: Path | None = changeable(None)
 
 
@@ -163,6 +163,6 @@ def load_data(task: Task, options: DataOptions, *, size: int, fraction: float = 
                 f"--windows full leaves nothing to train on: no episode of '{file.path}' has {size} steps (--segments "
                 "times --context_length). Take --windows every."
             )
-    # Padding at the left is seen: it is 0 once it is normalised, as published.
+    # Padding on the left is seen by the model: as published, it is 0 after normalisation.
     shown = {"size": size, "pad": options.pad, "blank": file.normalisation.mean}
     return Data(file, *two_sides([file], everywhere, tiles, fraction=fraction, **shown))

@@ -1,23 +1,23 @@
-"""Memory Maze trajectories: making or converting them, and loading them as windows.
+"""Memory Maze trajectories: make or convert them, and load them as windows.
 
     python3 MemoryMaze/MemoryMaze_src/dataset.py --episodes 200
     python3 MemoryMaze/MemoryMaze_src/dataset.py --episodes 50 --size 11 --workers 8
     python3 MemoryMaze/MemoryMaze_src/dataset.py --data_path my_dreamer_episodes
 
 A file is made by the experts, or converted from a folder of DreamerV3-style episodes. It goes to
-MemoryMaze/MemoryMaze_data, where training finds it by the same flags; with --output it goes elsewhere, and training
-takes it as --data_path. When a run is interrupted, the same command continues where it was.
+MemoryMaze/MemoryMaze_data, where training finds it by the same flags. With --output it goes elsewhere, and training
+takes it as --data_path. After an interruption, the same command continues where it was.
 
 In our files actions[t] was taken on observations[t], and rewards[t] followed it. Dreamer's episodes have the action
 that *led* to an image in its row, below a first row without one, so our actions[t] is their action[t + 1], and our
 rewards[t] their reward[t + 1]. See --alignment for episodes from other sources.
 
-Training takes windows, pieces of an episode of --segments times --context_length steps; a file holds whole episodes,
-whichever windows are taken. Returns-to-go are those of the whole episode.
+Training takes windows: pieces of an episode of --segments times --context_length steps. A file always holds whole
+episodes. Returns-to-go are those of the whole episode.
 
     --windows all         every piece of every episode; each epoch draws from all of them
-    --windows published   pieces side by side, that begin below step 500 - length (0, 90, ..., 360), with two rewards or
-                          more
+    --windows published   adjacent pieces that start below step 500 - length (0, 90, ..., 360) and have at least two
+                              rewards
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 MAX_EPISODES = 100_000
 TRAINING_FRACTION = 0.9
-# The published windows: where they may begin, and what they must hold.
+# The published windows: where they may start, and their minimum reward.
 PUBLISHED_STEPS = 500
 PUBLISHED_REWARD = 2
 SETTING = "memory_maze: data: of wandb_config.yaml"
@@ -64,32 +64,32 @@ _ROWS: dict[Alignment, Rows] = {"auto": "auto", "last": "arrivals", "causal": "s
 class DataOptions(DAggerOptions):
     """Which trajectories to make or to train on."""
 
-    # Edge of the maze, in a training also of those it is evaluated in: 9, 11, 13 or 15 cells
+    # Size of the mazes, in training also of those to evaluate in: 9, 11, 13 or 15 cells
     size: int = 9
     # Episodes; the published data had 5000
     episodes: int = 200
-    # Steps of every episode
+    # Steps per episode
     steps: int = 1000
-    # Who plays, as EXPERT:NOISE:SHARE; NOISE is the probability of a random action, SHARE of the episodes
+    # Players, as EXPERT:NOISE:SHARE; NOISE is the probability of a random action, SHARE the share of episodes
     mix: tuple[str, ...] = DEFAULT_MIX
-    # Share of the time in which the players are led to a ball drawn at random, maybe the one that is asked for: expert
-    # data with perturbations (DART)
+    # Share of the time in which the players walk to a random ball, maybe the target: expert data with perturbations
+    # (DART)
     perturbation: float = 0.0
-    # What a training learns at every step: the action that was taken, or the one that the player would have taken there
-    # if it did not err; files hold both
+    # Targets at every step: recorded = the action taken, expert = the action that the player would have taken without
+    # errors. Files hold both
     learn: Learn = "recorded"
-    # Which pieces of the episodes training takes: all, or those that the published code kept; files hold all
+    # Training windows: all pieces of the episodes, or those that the published code kept. Files hold whole episodes
     windows: Windows = "all"
-    # Data to read instead: an .h5 file made here (training), or a folder of DreamerV3-style *.npz; --episodes, --steps,
-    # --mix and --perturbation then do nothing, and --size chooses only the mazes of evaluations. none = in a training
-    # what `memory_maze: data:` of wandb_config.yaml names, if it is set
+    # Data to read instead: an .h5 file made here (for training), or a folder of DreamerV3-style *.npz. --episodes,
+    # --steps, --mix and --perturbation then have no effect, and --size only applies to evaluations. none = in training,
+    # `memory_maze: data:` of wandb_config.yaml, if set
     data_path: Path | None = changeable(None)
-    # Such a folder's actions: last = the one that led to the image beside it (Dreamer's episodes); causal = the one
-    # taken on it, with the reward that followed; replay = the one taken on it, with the reward that came with the image
-    # (DreamerV3's replay chunks); auto = last if the first is none (all zeros), causal if there is an image more than
-    # actions, else an error
+    # Meaning of such a folder's actions. last: the action that led to the image beside it (Dreamer's episodes); causal:
+    # the action taken on it, with the reward that followed; replay: the action taken on it, with the reward that came
+    # with the image (DreamerV3's replay chunks); auto: last if the first action is none (all zeros), causal if there is
+    # one more image than actions, otherwise an error
     alignment: Alignment = "auto"
-    # Directory of files that are made; none = MemoryMaze/MemoryMaze_data
+    # Folder for data files; none = MemoryMaze/MemoryMaze_data
     data_dir: Path | None = changeable(None)
 
     def validate(self) -> None:
@@ -175,9 +175,9 @@ main = DATA.main
 
 
 def check_windows(options: DataOptions, size: int) -> None:
-    """Raise a UserError if there can be no window of this many steps, as far as that is seen without the data.
+    """Raise a UserError if there can be no window of this many steps, as far as can be told without the data.
 
-    Or none that tells what is to be learned.
+    Also if there can be none with targets.
     """
     source, named = DATA.source(options) or (None, "")
     require_expert_labels(source, options.learn, named=named)
@@ -201,11 +201,11 @@ def load_windows(
 ) -> tuple[WindowDataset, WindowDataset]:
     """Windows of ``size`` steps: a training and a validation dataset, of different episodes.
 
-    Validation takes windows side by side from the whole of its episodes, whichever are trained on.
+    Validation takes adjacent windows from the whole of its episodes, whatever training takes.
 
     Raises:
-        UserError: a file is missing or bad, no episode is so long, no window is left, there are too few episodes,
-            or a file does not tell what is to be learned.
+        UserError: a file is missing or bad, no episode is long enough, no window is left, there are too few episodes,
+            or a file does not contain the targets.
     """
     files = [DATA.open(path) for path in paths]
     stride = size if windows == "published" else 1
@@ -226,7 +226,7 @@ def load_windows(
 
 
 def published(file: TrajectoryFile, windows: np.ndarray) -> np.ndarray:
-    """Which windows (W, 3) of this file the published loader keeps: (W,) bool."""
+    """Whether the published loader keeps each window (W, 3) of this file: (W,) bool."""
     starts, size = windows[:, 1], windows[:, 2]
     within = starts - file.starts[np.searchsorted(file.starts, starts, side="right") - 1]
     before = np.concatenate([[0.0], np.cumsum(file.rewards, dtype=np.float64)])

@@ -1,11 +1,11 @@
-"""Minigrid-Memory trajectories: which to make or to read, and loading them as windows.
+"""Minigrid-Memory trajectories: select, make or read them, and load them as windows.
 
-The data is collected by the expert (`MinigridMemory/get_data/collect_traj.py`, or the first training that needs it), or
+The expert collects the data (`MinigridMemory/get_data/collect_traj.py`, or the first training that needs it), or it is
 given: a file made here, or a folder of the published collector's ``train_data_*.npz``, which is converted once.
 
-A preset says what is collected: size, corridors and the lengths kept. Every flag that is given beside it replaces that
-one thing. The clean presets keep all episodes; the published ones the lengths that were trained on. Files are named by
-what they hold, so that two ways of asking for the same data share one file.
+A preset defines what to collect: size, corridors and the lengths kept. Every flag given beside it overrides one of
+these. The clean presets keep all episodes; the published ones keep the lengths of the published training data. Files
+are named by their content, so two ways of asking for the same data share a file.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ Preset = Literal["clean_31", "clean_41", "published_31", "published_41"]
 
 @dataclass(frozen=True)
 class EpisodeFilter:
-    """What a preset collects, always in corridors of random length."""
+    """The selection of a preset; corridors always have random length."""
 
     size: int
     min_steps: int = 1
     max_steps: int | None = None  # None: up to the time limit
 
 
-# published_41 was collected with a flag for fixed corridors, which its collector did not heed.
+# published_41 was collected with a flag for fixed corridors, which its collector ignored.
 PRESETS: dict[str, EpisodeFilter] = {
     "clean_31": EpisodeFilter(31),
     "clean_41": EpisodeFilter(41),
@@ -66,34 +66,33 @@ PRESETS: dict[str, EpisodeFilter] = {
 class DataOptions(DAggerOptions):
     """Which trajectories to collect or to train on."""
 
-    # What the expert collects, in corridors of random length. clean_31 and clean_41: mazes of that size, episodes of
-    # any length; published_31: 38 to 45 steps; published_41: 60 to 96 steps. Each of the next five flags that is given
-    # replaces this one thing
+    # Data to collect, in corridors of random length. clean_31 and clean_41: mazes of that size, episodes of any length;
+    # published_31: 38 to 45 steps; published_41: 60 to 96 steps. Each of the next five flags overrides one part of this
     preset: Preset = "clean_31"
-    # Size of the mazes, odd and at least 7; none = the preset's
+    # Maze size, odd and at least 7; none = the preset's
     size: int | None = None
-    # Where the corridor ends: redrawn in every maze, or as far east as possible; none = the preset's
+    # End of the corridor: random in every maze, or fixed as far east as possible; none = the preset's
     corridor: Literal["random", "fixed"] | None = None
-    # Shortest episodes kept, in steps; none = the preset's
+    # Shortest episodes to keep, in steps; none = the preset's
     min_steps: int | None = None
-    # Longest episodes kept, in steps; none = the preset's
+    # Longest episodes to keep, in steps; none = the preset's
     max_steps: int | None = None
-    # Time limit in steps; none = 96 (published), or 2 size + 14 where that is more: the expert never needs that many
+    # Time limit in steps; none = 96 (published), or 2 size + 14 if that is more: the expert never needs that many
     cap: int | None = None
     # Probability of a random action at each step of the expert
     noise: float = 0.0
-    # Probability that the expert takes the wrong arm on purpose; above 0, failed episodes are kept as well
+    # Probability that the expert takes the wrong arm on purpose; above 0, failed episodes are kept too
     wrong_arm: float = 0.0
-    # Probability that the expert guesses instead of looking at the cue; above 0, failed episodes are kept as well
+    # Probability that the expert guesses instead of looking at the cue; above 0, failed episodes are kept too
     guess: float = 0.0
-    # Episodes kept, as many with a key as with a ball to remember, as many to the north as to the south
+    # Episodes to keep, half with a key and half with a ball to remember, half to the north and half to the south
     trajectories: int = 10_000
-    # What a training learns at every step: the action that was taken, or the one that the expert would have taken;
-    # files that are made here hold both
+    # Targets at every step: recorded = the action taken, expert = the action that the expert would have taken. Files
+    # made here hold both
     learn: Learn = "recorded"
-    # Data to read instead: an .h5 file made here, or a folder of train_data_*.npz; the flags above then do nothing
+    # Data to read instead: an .h5 file made here, or a folder of train_data_*.npz. The flags above then have no effect
     data_path: Path | None = changeable(None)
-    # Directory of files that are made; none = MinigridMemory/MinigridMemory_data
+    # Folder for data files; none = MinigridMemory/MinigridMemory_data
     data_dir: Path | None = changeable(None)
 
     def validate(self) -> None:
@@ -138,7 +137,7 @@ class DataOptions(DAggerOptions):
 
 
 def default_cap(size: int) -> int:
-    """The published time limit, or that of the expert in mazes too large for it."""
+    """The published time limit, or the expert's in mazes too large for it."""
     return max(PUBLISHED_CAP, expert_cap(size))
 
 

@@ -97,14 +97,7 @@ def submit(
         executor.update_parameters(**_parameters(settings, max_parallel))
         with executor.batch():
             submitted = [executor.submit(Attempt(sweep.folder.absolute(), job.name)) for job in jobs]
-    except (
-        RuntimeError,
-        ValueError,
-        TypeError,
-        AssertionError,
-        NameError,
-        OSError,
-    ) as error:  # submitit raises any of these
+    except (RuntimeError, ValueError, TypeError, AssertionError, NameError, OSError) as error:  # all from submitit
         raise UserError(f"--executor slurm: {' '.join(str(error).split())[:300]}") from None
     for job, entry in zip(jobs, submitted, strict=True):
         record = sweep.record(job)

@@ -1,13 +1,12 @@
-"""T-Maze trajectories: making the files and loading them as windows.
+"""T-Maze trajectories: make the files, and load them as windows.
 
     python3 TMaze_new/TMaze_new_src/dataset.py --max_n_final 3
 
-One file per number of segments S holds episodes of the optimal policy, half of them up and half down. With
-``--corridors full``, the published setting, every corridor has length S * K - 2 (K is ``context_length``): S * K - 1
-steps, which with one step of padding fill S segments of K steps. With ``--corridors any`` lengths are drawn evenly from
-those that need S segments, so that the junction may come at any step of a segment. Every episode has a seed of its own,
-from S * 1,000,000 upward: no episode and no noise is shared with another file or with an evaluation (seeds below
-10,000).
+One file per number of segments S holds episodes of the optimal policy, half up and half down. With ``--corridors
+full``, the published setting, every corridor has length S * K - 2 (K is ``context_length``): S * K - 1 steps, which
+with one step of padding fill S segments of K steps. With ``--corridors any`` lengths are drawn uniformly from those
+that need S segments, so the junction may come at any step of a segment. Every episode has its own seed, from S *
+1,000,000 upward: no episode and no noise is shared with another file or with an evaluation (seeds below 10,000).
 """
 
 import sys
@@ -54,24 +53,24 @@ CORRIDOR_SEED = 0
 class DataOptions(TaskChoice):
     """What to remember, and which trajectories to make or to train on."""
 
-    # Segments of the shortest episodes.
+    # Segments of the shortest episodes
     min_n_final: int = 1
-    # Segments of the longest episodes.
+    # Segments of the longest episodes
     max_n_final: int = 3
-    # Steps per segment (K).
+    # Steps per segment (K)
     context_length: int = 30
-    # Episodes per number of segments.
+    # Episodes per number of segments
     trajectories: int = 2000
-    # Observations that show the hint, counted from the first.
+    # Observations that show the hint, counted from the first
     hint_steps: int = 1
-    # full: the junction comes at the end of the last segment (published); any: at any step of the last segment.
+    # full: the junction is at the end of the last segment (published); any: at any step of the last segment
     corridors: Literal["full", "any"] = "full"
-    # Only successful episodes; false: the second half of them takes the wrong turn and gets reward 0.
+    # Only successful episodes; false: the second half takes the wrong turn and gets reward 0
     win_only: Boolean = True
-    # Folder of the authors' pickles to train on instead; each is converted once. What these flags say of episodes then
-    # does nothing, but for the numbers of segments and --context_length
+    # Folder of the authors' pickles to train on instead; each is converted once. The flags about episodes then have no
+    # effect, except for the numbers of segments and --context_length
     data_path: Path | None = changeable(None)
-    # Directory of the data files; none = TMaze_new/TMaze_new_data.
+    # Folder for data files; none = TMaze_new/TMaze_new_data
     data_dir: Path | None = changeable(None)
 
     def validate(self) -> None:
@@ -276,7 +275,7 @@ class Options:
     """Flags of this script."""
 
     data: DataOptions = field(default_factory=DataOptions)
-    # Replace files that exist.
+    # Replace existing files
     overwrite: Boolean = False
 
 

@@ -1,12 +1,12 @@
-"""ViZDoom-Two-Colors trajectories: making or converting them, and loading them as windows.
+"""ViZDoom-Two-Colors trajectories: make or convert them, and load them as windows.
 
     python3 VizDoom/VizDoom_src/dataset.py --episodes 5000
     python3 VizDoom/VizDoom_src/dataset.py --episodes 5000 --steps 150 --workers 8
     python3 VizDoom/VizDoom_src/dataset.py --data_path iterative_data
 
 A file is made by the scripted expert, or converted from a folder of the published ``train_data_*.npz``. It goes to
-VizDoom/VizDoom_data, where training finds it by the same flags; with --output it goes elsewhere, and training takes it
-as --data_path. When a run is interrupted, the same command continues where it was.
+VizDoom/VizDoom_data, where training finds it by the same flags. With --output it goes elsewhere, and training takes it
+as --data_path. After an interruption, the same command continues where it was.
 """
 
 import sys
@@ -44,26 +44,25 @@ TRAINING_FRACTION = 0.9
 class DataOptions(DAggerOptions):
     """Which trajectories to make or to train on."""
 
-    # Episodes, as many red as green; of an odd number one more is red
+    # Episodes, half of them red; with an odd number, one more is red
     episodes: int = 5000
-    # Steps of every episode: 90 or 150 in the published data. Those in which the player dies before are left out
+    # Steps per episode: 90 or 150 in the published data. Episodes in which the player dies early are left out
     steps: int = 90
-    # What the expert knows of: the items before its eyes, or all of them
+    # limited: the expert knows the items in its field of view; full: it knows all items
     view: View = "limited"
     # Probability of a random action at each step of the expert
     noise: float = 0.0
     # Share of the time in which the player goes for the wrong items: expert data with perturbations (DART)
     perturbation: float = 0.0
-    # What a training learns at every step: the action that was taken, or the one that the expert would have taken;
-    # files hold both
+    # Targets at every step: recorded = the action taken, expert = the action that the expert would have taken. Files
+    # hold both
     learn: Learn = "recorded"
-    # The scenario that is played
+    # Scenario to play
     scenario: Scenario = field(default_factory=Scenario)
-    # Data to read instead: an .h5 file made here, or a folder of train_data_*.npz. --episodes, --steps, --view,
-    # --noise and --perturbation then do nothing; the scenario's flags say what is played in evaluations, and must be
-    # those of the file
+    # Data to read instead: an .h5 file made here, or a folder of train_data_*.npz. --episodes, --steps, --view, --noise
+    # and --perturbation then have no effect; the scenario's flags set up evaluations, and must match the file
     data_path: Path | None = changeable(None)
-    # Directory of files that are made; none = VizDoom/VizDoom_data
+    # Folder for data files; none = VizDoom/VizDoom_data
     data_dir: Path | None = changeable(None)
 
     def validate(self) -> None:
@@ -119,7 +118,7 @@ class VizDoomData(DataMaker[DataOptions]):
         return {"expert": EXPERT_VERSION, "builder": BUILDER_VERSION}
 
     def check_given(self, path: Path, options: DataOptions) -> None:
-        """Raise a `UserError` if a file tells that another scenario was played."""
+        """Raise a `UserError` if a file was made with another scenario."""
         with self.open(path) as file:
             made = file.attributes
         wanted = asdict(options.scenario.settled())
@@ -164,7 +163,7 @@ def load_windows(
 
     Raises:
         UserError: a file is missing or bad, no episode has this length, there are too few to split, or a file does not
-            tell what is to be learned.
+            contain the targets.
     """
     files = [DATA.open(path) for path in paths]
     lengths = np.concatenate([file.lengths for file in files])
