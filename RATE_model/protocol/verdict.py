@@ -272,7 +272,7 @@ def _dependence(case: Case, confidence: float, subject: Subject | None = None) -
         return ""
     rate = f"knocked out {case.shown(case.interval(KNOCKED_OUT).value)}"
     if not _depends(case, confidence):
-        return f", does not depend on its memory ({rate})"
+        return f", not shown to depend on its memory ({rate})"
     parts = [part for part in (subject.parts if subject else ()) if _depends(case, confidence, without(part))]
     return f", depends on its {' and '.join(parts) or 'memory'} ({rate})"
 
