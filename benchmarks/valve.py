@@ -41,6 +41,7 @@ from RATE_model.memories.rate.config import VALVES, RATEConfig
 from RATE_model.spec import EnvironmentSpec
 from RATE_model.system.atomic import atomic_write_json
 from TMaze_new.TMaze_new_src.env import TMazeVectorEnv
+from TMaze_new.TMaze_new_src.spec import SPEC
 
 NOISE, SEGMENTS, BATCH = 20, 4, 64
 SOLVED = 0.99  # of the answers, averaged over the last ten batches or so
@@ -162,9 +163,14 @@ def watch(path: Path, options: Options) -> list[list[str]]:
     """Rows of a table, of the memory of a run after some segments.
 
     Every episode is played twice, with the same hint and the same noise; the memory of one is pushed after segment
-    `PUSHED`.
+    `PUSHED`. Raises a UserError for another kind of run.
     """
     agent, watched = load_agent(path), Watched()
+    if (
+        agent.spec.observation_shape != SPEC.observation_shape
+        or getattr(agent.memory.initial(1), "tokens", None) is None
+    ):
+        raise UserError(f"--runs {path}: give runs of T-Maze with memory tokens")
     steps = agent.memory.segment * (options.segments + 1)
     env = TMazeVectorEnv(2 * options.episodes, steps + 1)
     goals = np.tile(np.resize([1, -1], options.episodes), 2)

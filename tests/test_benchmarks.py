@@ -15,6 +15,7 @@ from RATE_model.acting.actor import Actor
 from RATE_model.cli.options import updated
 from RATE_model.cli.settings import ModelOptions
 from RATE_model.memories import MEMORIES, MODES
+from tests.small_models import save_small_model, small_model
 from TMaze_new.TMaze_new_src.spec import SPEC
 
 K, N, BATCH = 13, 3, 2  # 39 tokens: two row groups
@@ -276,3 +277,12 @@ def test_valves_are_compared(capsys, tmp_path):
     assert "given up" in capsys.readouterr().out
     runs = json.loads((tmp_path / "valve.json").read_text())["runs"]
     assert [(run["mrv"], run["batches"], run["solved"]) for run in runs] == [("none", 1, False), ("FSQ", 1, False)]
+
+
+def test_memory_of_a_run_is_watched_and_pushed(capsys, tmp_path):
+    save_small_model(small_model(spec=SPEC, mrv="FSQ", seed=1), tmp_path)
+    valve.main(["--runs", str(tmp_path), "--segments", "10", "--episodes", "2"])
+    rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][2:]
+    assert [int(row[0]) for row in rows] == [1, 2, 9, 10]
+    assert [bool(row[-1].strip()) for row in rows] == [False, False, True, True]
+    assert float(rows[2][-1]) == 1, "all of a push is left when it is made"
