@@ -111,14 +111,14 @@ def in_sight(layout: np.ndarray, position: np.ndarray, angle: float, balls: np.n
 
 
 class Planner:
-    """Goes the shortest way to the ball asked for.
+    """Takes the shortest path to the target ball.
 
     Attributes:
         random: whether the last action was a random one.
-        best: what it would have done in place of the last action without random actions and perturbation.
+        best: the action it would have taken without random actions and perturbation.
 
     Args:
-        generator: of its errors.
+        generator: for its errors.
         noise: the share of actions that are random, 0 to 1.
         perturbation: the share of time in which it walks to a random ball, maybe the target; redrawn every
             `PERTURBATION_STEPS` steps on average.
@@ -129,7 +129,7 @@ class Planner:
         self._pilot = Pilot()
         self.random, self.best = False, 0
         self._lure: int | None = None  # the ball that it is led to
-        self._spell = 0  # steps that are left of this spell
+        self._spell = 0  # steps left until the perturbation is redrawn
         self._ways_to_balls: dict[int, Field] = {}
 
     def act(self, info: dict[str, Any], driven: int | None = None) -> int:
@@ -153,7 +153,7 @@ class Planner:
         return self._pilot.choose(ways, info["agent_pos"], info["agent_dir"])
 
     def _perturbed_field(self, info: dict[str, Any]) -> Field | None:
-        """The ways to the ball that it is led to at this step; None: it is not led."""
+        """Paths to the ball that it is led to at this step; None: it is not perturbed."""
         if self._spell == 0:
             self._spell = int(self._generator.geometric(1 / PERTURBATION_STEPS))
             led = self._generator.random() < self._perturbation
@@ -165,14 +165,14 @@ class Planner:
         return self._ways_to(info["target_index"], info)
 
     def _ways_to(self, ball: int, info: dict[str, Any]) -> Field:
-        """The ways to a ball over the true map, which stays as it is."""
+        """Paths to a ball over the true map, which never changes."""
         if ball not in self._ways_to_balls:
             self._ways_to_balls[ball] = field(info["maze_layout"], info["targets_pos"][[ball]])
         return self._ways_to_balls[ball]
 
 
 class Explorer(Planner):
-    """Goes to the ball asked for if it has seen it, and else to where it has not looked.
+    """Goes to the target ball if it has seen it, and otherwise to places it has not looked at.
 
     Attributes:
         free, walls, searched: (size, size) bool, the cells seen so far, and those where a ball would have been seen.
@@ -203,7 +203,7 @@ class Explorer(Planner):
         return self._ways_to_search(place)
 
     def _see(self, sight: Sight) -> None:
-        """Add to what is known. Ways over ground that has changed are forgotten."""
+        """Add to what is known. Paths over changed ground are forgotten."""
         if not self._began:
             self.free, self.walls, self.searched, self.balls = sight.free, sight.walls, sight.searched, sight.balls
             self._began = True
@@ -217,15 +217,15 @@ class Explorer(Planner):
         self.searched, self.balls = self.searched | sight.searched, self.balls | sight.balls
 
     def _remembered(self, key: Any, make: Callable[[], Field]) -> Field:
-        """A field over the ground that is known, made before or now."""
+        """A field over the known ground, cached."""
         if key not in self._fields:
             self._fields[key] = make()
         return self._fields[key]
 
     def _ways_to_search(self, place: np.ndarray) -> Field:
-        """The ways to where a ball may be: ground that was not searched, and unseen cells beside seen ground.
+        """Paths to places where a ball may be: ground that was not searched, and unseen cells beside seen ground.
 
-        They stay as they are until the place that they lead to from here has been searched, or a wall shows.
+        They stay valid until the place they lead to has been searched, or a wall shows up.
         """
         padded = np.pad(self.free, 1)
         beside = padded[:-2, 1:-1] | padded[2:, 1:-1] | padded[1:-1, :-2] | padded[1:-1, 2:]

@@ -1,15 +1,15 @@
-"""Where an environment's trajectories come from: made by flags, or given as a file or as a folder to be converted once.
+"""The source of an environment's trajectories: made according to flags, or given as a file or a folder to convert once.
 
-An environment's module declares a `DataMaker`; its data script is ``DATA.main``. What has to be said:
+An environment's module declares a `DataMaker`; its data script is ``DATA.main``. These members are required:
 
-    name, script, directory, prefix     what it is called and where files lie
+    name, script, directory, prefix     what it is called, and where its files go
     options                             its flags, a dataclass with `data_path` and `data_dir`
-    file_name                           the file of these flags; all that its content depends on is in the name
+    file_name                           the file for these flags; the name includes everything its content depends on
     make                                makes that file, in parts (`RATE_model.data.parts`)
     observation_shape, num_actions      what is in it
 
-What is played is a recipe, a frozen dataclass that goes to other processes, and a function of a module that plays its
-episodes ``first`` to ``first + count - 1``; an environment that takes steps one by one records them with `record`.
+A recipe, a frozen dataclass that is sent to other processes, says what to play; a module-level function plays its
+episodes ``first`` to ``first + count - 1``. An environment with single steps records them with `record`.
 """
 
 from __future__ import annotations
@@ -43,27 +43,28 @@ Options = TypeVar("Options", bound=Any)
 
 @dataclass(frozen=True)
 class DAggerOptions:
-    """Data that a trained agent drives, and data that is added; of environments whose expert can watch."""
+    """Data driven by a trained agent, and data to add; for environments whose expert can watch."""
 
-    # Let a trained agent move while the expert says at every step what it would have done (DAgger): a run, or one of
-    # its checkpoints; train on it with --learn expert. The expert then neither errs nor is perturbed. none = it plays
+    # Let a trained agent act while the expert records at every step what it would have done (DAgger): a run, or one of
+    # its checkpoints. Train on it with --learn expert. The expert then makes no errors and is not perturbed. none = the
+    # expert plays
     driver: Path | None = None
-    # Train on these .h5 files as well, such as those of earlier rounds
+    # Further .h5 files to train on, such as those of earlier rounds
     add_data: tuple[Path, ...] = ()
 
     def validate(self) -> None:
-        """Raise a UserError for data that is given and driven at once."""
+        """Raise a UserError for given data together with a driver."""
         if self.driver is not None and getattr(self, "data_path", None) is not None:
             raise UserError("--driver: with --data_path no data is made; leave one of them out")
 
     @property
     def driver_choice(self) -> DriverChoice | None:
-        """The agent that drives. Raises UserError if it does not exist."""
+        """The driving agent. Raises UserError if it does not exist."""
         return None if self.driver is None else DriverChoice.of(self.driver)
 
     @property
     def driver_name(self) -> list[str]:
-        """For the name of the file."""
+        """Its part of the file's name."""
         choice = self.driver_choice
         return [] if choice is None else [choice.name]
 
@@ -71,69 +72,69 @@ class DAggerOptions:
 class DataMaker(ABC, Generic[Options]):
     """See the module. Instances hold no state."""
 
-    # As people write it, as it is registered, and as the script is typed after `python3`
+    # Its name in text, its registered name, and the script as typed after `python3`
     name: ClassVar[str]
     environment: ClassVar[str]
     script: ClassVar[str]
-    # What its --help begins with
+    # The first line of its --help
     description: ClassVar[str]
-    # Where files are made, and how the names of conversions begin
+    # The folder for files, and the prefix of conversions' names
     directory: ClassVar[Path]
     prefix: ClassVar[str]
     # Its flags
     options: ClassVar[type]
-    # Of one observation, uint8 or float32, and how many actions there are
+    # Shape and type (uint8 or float32) of one observation, and the number of actions
     observation_shape: ClassVar[tuple[int, ...]]
     observation_dtype: ClassVar[str] = "uint8"
     num_actions: ClassVar[int]
-    # Names of the files of a folder that is converted
+    # File names in a folder to convert
     pattern: ClassVar[str] = PATTERN
-    # What to do about a file that is missing or bad
+    # What to do about a missing or bad file
     hint: ClassVar[str] = "Delete it, or name another --data_path; a training without --data_path makes what it needs."
 
     @abstractmethod
     def file_name(self, options: Options) -> str:
-        """The name of the file of what these options make; all that its content depends on is in it."""
+        """The name of the file for these options, including everything its content depends on."""
 
     @abstractmethod
     def make(self, options: Options, path: Path, *, overwrite: bool = False, workers: int | None = None) -> object:
         """Make that file. Its content is the same for any number of workers.
 
         Args:
-            options: what is made.
+            options: what to make.
             path: the file; it appears when it is complete.
             overwrite: replace a file that exists.
             workers: processes that play; None: one per core this process may use.
 
         Raises:
             UserError: the file exists and is not to be replaced, cannot be written, a package is missing, a process was
-                killed, or nothing suitable is played.
+                killed, or no suitable episode is played.
         """
 
     def conversion(self, options: Options) -> Mapping[str, Any]:
-        """What is particular to the .npz files of a folder: arguments of `import_npz`."""
+        """Arguments of `import_npz` for the .npz files of a folder."""
         return {}
 
     def count(self, options: Options) -> int:
-        """How many episodes are made."""
+        """The number of episodes to make."""
         return options.episodes
 
     def source(self, options: Options) -> tuple[Path, str] | None:
-        """The data that is given, and the flag or setting that names it; None: it is made."""
+        """The given data, and the flag or setting that names it; None: make the data."""
         return None if options.data_path is None else (options.data_path, "--data_path")
 
     def check_given(self, path: Path, options: Options) -> None:  # noqa: B027  there may be nothing to check
-        """Raise a `UserError` if data that is given does not fit the flags."""
+        """Raise a `UserError` if given data does not fit the flags."""
 
     def versions(self) -> Mapping[str, int]:
-        """Of what makes a file, by attribute: files of another version are not taken for those of this one."""
+        """Versions of the code that makes a file, by attribute. Files of other versions are not reused."""
         return {}
 
     def note(self, made: Mapping[str, Any], episodes: int) -> str:
-        """What else there is to say of a file with these attributes and that many episodes."""
+        """A further note about a file with these attributes and this many episodes."""
         return ""
 
-    # --- what follows from it ---
+    # --- derived ---
 
     @cached_property
     def flags(self) -> type:
@@ -144,14 +145,14 @@ class DataMaker(ABC, Generic[Options]):
         )
 
     def path(self, options: Options) -> Path:
-        """The file of what these options make."""
+        """The file for these options."""
         return existing_file((options.data_dir or self.directory) / self.file_name(options))
 
     def ensure(self, options: Options) -> Path:
-        """The file to train on, made or converted if it is missing.
+        """The file to train on, made or converted if missing.
 
         Raises:
-            UserError: the data that is given is missing, unusable or does not fit the flags, a file of another version
+            UserError: given data is missing, unusable or does not fit the flags, a file of another version
                 is in the way, or nothing can be made or written.
         """
         if (given := self.source(options)) is not None:
@@ -174,7 +175,7 @@ class DataMaker(ABC, Generic[Options]):
         """That file, and those of `DAggerOptions.add_data`.
 
         Raises:
-            UserError: as `ensure`; or one that is added is missing or does not fit the flags.
+            UserError: as `ensure`; or an added file is missing or does not fit the flags.
         """
         paths = [self.ensure(options), *getattr(options, "add_data", ())]
         for path in paths[1:]:
@@ -188,9 +189,9 @@ class DataMaker(ABC, Generic[Options]):
         return paths
 
     def given(self, options: Options, target: Path | None = None, *, overwrite: bool = False) -> Path:
-        """The file that is given, or the conversion of the folder that is, into ``target``.
+        """The given file, or the conversion of the given folder into ``target``.
 
-        With ``overwrite`` a folder is converted again, and whatever ``target`` is is replaced.
+        With ``overwrite`` a folder is converted again, replacing whatever ``target`` is.
         """
         given = self.source(options)
         assert given is not None, "asked for where there is one"
@@ -219,7 +220,7 @@ class DataMaker(ABC, Generic[Options]):
         )
 
     def describe(self, path: Path) -> str:
-        """One line on what a file holds and how it came about."""
+        """One line on a file's content and origin."""
         with TrajectoryFile(path) as file:
             made, lengths, returns = file.attributes, file.lengths, file.returns_to_go()[file.starts]
         least, most = (f"{round(float(value), 2):g}" for value in (returns.min(), returns.max()))
@@ -232,7 +233,7 @@ class DataMaker(ABC, Generic[Options]):
         )
 
     def main(self, argv: Sequence[str] | None = None) -> None:
-        """Make or convert what the flags (None: of the command line) ask for, and say what it is."""
+        """Make or convert as the flags (None: the command line) say, and print a summary."""
         with exit_on_user_error():
             flags: Any = parse_options(
                 self.flags, argv=argv, prog=f"python3 {self.script}", description=self.description
@@ -248,7 +249,7 @@ class DataMaker(ABC, Generic[Options]):
             print(self.describe(path))
 
     def _check_versions(self, path: Path) -> None:
-        """Raise a `UserError` if a file was made by another version than this one."""
+        """Raise a `UserError` if a file was made by another version of the code."""
         if not (versions := self.versions()):
             return
         with self.open(path) as file:
@@ -271,11 +272,11 @@ def record(
     """Play an episode to its end; T steps, as arguments of `TrajectoryWriter.add_episode`.
 
     Args:
-        environment: that was reset.
-        first: the observation and the info that it gave.
-        act: from an observation, an info, and the action that a driver takes (None: there is none) to a discrete
-            action, and what is noted of the step: NumPy scalars and arrays by name, always the same.
-        driver: the agent that moves (DAgger); `act` then returns its action.
+        environment: already reset.
+            first: the observation and info of that reset.
+            act: maps an observation, an info, and the driver's action (None: no driver) to a discrete
+                action and the step's infos: NumPy scalars and arrays, under the same names every time.
+            driver: the acting agent (DAgger); `act` then returns its action.
 
     Returns:
         observations (T, ...), actions (T,) uint8, rewards (T,) float32, terminal, and infos, (T, ...) each.
@@ -306,13 +307,13 @@ def two_sides(
     seed: int = 0,
     **options: Any,
 ) -> tuple[WindowDataset, WindowDataset]:
-    """A training and a validation dataset, of different episodes, which are the same in every run.
+    """A training and a validation dataset of different episodes, the same in every run.
 
     Args:
-        files: that are read.
-        windows: (W, 3), those that are trained on; see `RATE_model.data.selection`.
-        held_out: those that are validated on; None: the same.
-        fraction, seed: of `split_episodes`.
+        files: to read.
+        windows: (W, 3), for training; see `RATE_model.data.selection`.
+        held_out: for validation; None: the same.
+        fraction, seed: for `split_episodes`.
         options: of `WindowDataset`.
     """
     from RATE_model.data.dataset import WindowDataset  # late, as torch comes with it: processes that play do without
