@@ -4,8 +4,8 @@
     step i attends to     0 ... i                        and to what the layer's memory holds
     after step K - 1      the memory takes the segment over, and running is empty again
 
-So a step costs what one step must, wherever a call begins: acting needs no stepper of its own. Rows may be at different
-steps of their segments.
+So a step costs what one step must, wherever a call begins. Rows may be at different steps of their segments. Acting
+keeps keys and values by head, and writes each step into its place (`SegmentStepper`).
 """
 
 from abc import abstractmethod
@@ -257,13 +257,13 @@ class SegmentStepper(CellStepper):
             self.close(None if bool(full.all()) else full.nonzero().squeeze(1))
         return y
 
-    @abstractmethod
     def attend(self, x: Tensor, rows: Tensor | slice, places: Tensor | int) -> Tensor:
         """The layer's output for a step, `(B, d)`, which is written into `held`.
 
         `rows` and `places` are all rows, and where in its segment each stands, `(B,)` int64; or a slice and a number,
         where all stand at the same place.
         """
+        raise NotImplementedError
 
     def write(self, rows: Tensor | slice, places: Tensor | int, source: Tensor) -> None:
         """Write what `Attention.source` makes of a step, `(B, 2 d)`, into columns `(B,)` of `held`."""
