@@ -27,7 +27,12 @@ def test_it_is_stored_without_outputs():
 
 
 # A run that is over at once; whether its memory matters is seen by those with time for the whole.
-SHORT = {"--anneal_batches 60 ": "--stage_batches 1 --anneal_batches 1 --epochs 1 "}
+SHORT = {
+    "--anneal_batches 60 ": "--stage_batches 1 --anneal_batches 1 --eval_episodes 2 ",
+    "--trajectories 400 ": "--trajectories 40 ",
+    " 20 30 50 100 200 300 500 1000": "",
+    "episodes=50": "episodes=4",
+}
 
 
 @pytest.mark.parametrize("learned", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["short", "learned"])
