@@ -181,8 +181,11 @@ def _play_one(env: MinigridMemoryEnv, seed: int, flaws: Flaws | None, choice: Dr
         observation, reward, terminated, truncated, _ = env.step(action)
         over = terminated or truncated
     kinds = (np.uint8, np.uint8, np.uint8, np.float32, np.uint8)
-    arrays = [np.array(values, dtype=kind) for values, kind in zip(zip(*steps, strict=True), kinds, strict=True)]
-    return Played(seed, env.cue, env.arm, *arrays, reward, terminated, env.success)
+    views, actions, best, places, headings = (
+        np.array(values, dtype=kind) for values, kind in zip(zip(*steps, strict=True), kinds, strict=True)
+    )
+    played = views, actions, best, places, headings
+    return Played(seed, env.cue, env.arm, *played, reward, terminated, env.success)
 
 
 def expert_episodes(

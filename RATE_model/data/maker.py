@@ -284,7 +284,7 @@ def record(
     (observation, info), steps = first, []
     terminated, truncated, reward = False, False, 0.0
     while not (terminated or truncated):
-        driven = None if driver is None else driver.act(observation, reward)
+        driven = None if driver is None else driver.act(observation, float(reward))
         (action, noted), seen = act(observation, info, driven), observation
         observation, reward, terminated, truncated, info = environment.step(action)
         steps.append((seen, action, reward, noted))

@@ -37,7 +37,8 @@ def record_rows(
         target_return: the return asked for.
     """
     rows = environments.num_envs
-    observation, _ = environments.reset(seed=[seed] * rows, options=dict(options or {}))
+    seeds, options = [seed] * rows, dict(options or {})
+    observation, _ = environments.reset(seed=seeds, options=options)  # pyright: ignore[reportArgumentType]
     reward, rtg, done = np.zeros(rows), np.full(rows, target_return), np.zeros(rows, dtype=bool)
     recorded: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     with evaluating(agent):

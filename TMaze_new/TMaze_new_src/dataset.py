@@ -154,7 +154,7 @@ class TMazeData(DataMaker[DataOptions]):
                     infos = {"seed": np.repeat(seeds[:, None], observations.shape[1], axis=1)}
                     if not options.is_chain:  # +1 or -1 at every step, for objectives and probes
                         infos["hint"] = np.repeat(observations[:, :1, 1].astype(np.int8), observations.shape[1], axis=1)
-                    writer.add_episodes(observations, *episodes, infos)
+                    writer.add_episodes(observations, *episodes, infos=infos)
 
     def given(self, options: DataOptions, target: Path | None = None, *, overwrite: bool = False) -> Path:
         """The conversion of a pickle."""

@@ -141,7 +141,7 @@ class VizDoomData(DataMaker[DataOptions]):
     def note(self, made: Mapping[str, Any], episodes: int) -> str:
         """Graphics, and how many more were played."""
         dropped = made.get("played", episodes) - episodes
-        shown = "; {graphics} graphics, vizdoom {vizdoom}".format(**BEFORE | made) if "vizdoom" in made else ""
+        shown = "; {graphics} graphics, vizdoom {vizdoom}".format(**BEFORE | dict(made)) if "vizdoom" in made else ""
         return shown + (f"; {dropped} more were too short and dropped" if dropped else "")
 
 
