@@ -33,6 +33,7 @@ from RATE_model.data.selection import split_episodes
 from RATE_model.data.trajectories import TrajectoryFile
 from RATE_model.errors import UserError
 from RATE_model.system.locks import ensure
+from RATE_model.system.processes import check_writable
 
 if TYPE_CHECKING:
     from RATE_model.acting.driver import Driver
@@ -245,6 +246,7 @@ class DataMaker(ABC, Generic[Options]):
                 path = self.given(options, file.output, overwrite=file.overwrite)
             else:
                 path = file.output or self.path(options)
+                check_writable(path)  # before anything is fetched to make it of
                 self.make(options, path, overwrite=file.overwrite, workers=file.workers)
             print(self.describe(path))
 
