@@ -201,8 +201,7 @@ class Agent(nn.Module):
         """All parameters, in the order in which saved optimizer states number them and gradient norms are summed.
 
         The order is that of the first release, where RATE was the whole agent: its own tensors, the encoders, the
-        layers,
-        the head, the valve.
+        layers, the head, the valve.
         """
         places = {"encoder": 1, "head": 3}
 

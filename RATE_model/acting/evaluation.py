@@ -66,15 +66,14 @@ def play_cases(
     Args:
         agent: in eval mode.
         cases: lengths, sizes, ..., `[None]` if there are none; a case named twice counts once.
-            make: the cases of B rows, `(B,)` -> this many environments, whose `max_steps`, `()` or `(B,)`, limits
-            episodes.
-                They are closed afterwards.
-            seeds: `(E,)` for every case.
-            acting: how to ask the agent.
-            options: for the environments' reset, of E rows each.
-            max_environments: environments at a time; None: no limit.
-            compact: drop the rows of finished episodes; False if a `transform_memory` compares rows.
-            player: wraps the actor, for example to change the rewards it sees.
+        make: the cases of B rows, `(B,)` -> this many environments, whose `max_steps`, `()` or `(B,)`, limits episodes.
+            They are closed afterwards.
+        seeds: `(E,)` for every case.
+        acting: how to ask the agent.
+        options: for the environments' reset, of E rows each.
+        max_environments: environments at a time; None: no limit.
+        compact: drop the rows of finished episodes; False if a `transform_memory` compares rows.
+        player: wraps the actor, for example to change the rewards it sees.
         description: of the progress bar.
 
     Returns:

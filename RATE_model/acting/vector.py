@@ -30,8 +30,8 @@ def episode_seeds(
 
     Args:
         environments: a given seed also re-seeds their ``np_random``.
-            seed: as given to ``reset``: one per environment, or an int s for s, s + 1, ..., or None to draw them.
-            below: drawn seeds are below this.
+        seed: as given to ``reset``: one per environment, or an int s for s, s + 1, ..., or None to draw them.
+        below: drawn seeds are below this.
 
     Raises:
         ValueError: there are not B seeds, or the first is negative.
@@ -159,9 +159,8 @@ class FrozenVectorEnv(VectorEnv):
 
         Args:
             seed: one per environment, or an int s for s, s + 1, ..., or None to draw them from `np_random`.
-                options: ``reset_mask`` (B,) bool selects the environments to reset; the others keep their state. All
-                other
-                    options go to the environments' own reset; a value with B entries is split by row.
+            options: ``reset_mask`` (B,) bool selects the environments to reset; the others keep their state. All other
+                options go to the environments' own reset; a value with B entries is split by row.
 
         Returns:
             Observations (B, ...) and info.

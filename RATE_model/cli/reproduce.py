@@ -79,9 +79,9 @@ class Study:
 
     Attributes:
         script: the train script, relative to the repository.
-            settings: flags shared by all models; paths relative to the repository.
-            models: the flags that each model adds.
-            read_config, check: of the train script.
+        settings: flags shared by all models; paths relative to the repository.
+        models: the flags that each model adds.
+        read_config, check: of the train script.
     """
 
     script: str

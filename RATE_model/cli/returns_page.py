@@ -31,10 +31,10 @@ class Part:
 
     Attributes:
         name: prefix of the labels of its entries.
-            study: its runs.
-            others: makes the entries of the data and of untrained players, by label: `return`, a list of one,
-            `return_std` and `episodes`.
-            command: makes its data; indented as Markdown code. Empty: the study's own commands do.
+        study: its runs.
+        others: makes the entries of the data and of untrained players, by label: `return`, a list of one, `return_std`
+            and `episodes`.
+        command: makes its data; indented as Markdown code. Empty: the study's own commands do.
     """
 
     name: str
@@ -49,15 +49,15 @@ class ReturnsPage:
 
     Attributes:
         name, title: of the results files, and of a new page.
-            options: the flags.
-            parts: the tasks.
-            data: label of the data's entry.
-            text: the first line; {seeds} and {made} are filled in.
-            asked: describes a target return; {} is filled in.
-            unit, digits: the name of returns, and their decimals.
-            of_results: turns the eval/final.json of each seed into the lists to keep, `return` among them.
-            columns: further columns of a task's table: a heading -> the cell, from the task's name and an entry.
-            shown: columns of the table of seeds: a heading -> a key of an entry, and decimals.
+        options: the flags.
+        parts: the tasks.
+        data: label of the data's entry.
+        text: the first line; {seeds} and {made} are filled in.
+        asked: describes a target return; {} is filled in.
+        unit, digits: the name of returns, and their decimals.
+        of_results: turns the eval/final.json of each seed into the lists to keep, `return` among them.
+        columns: further columns of a task's table: a heading -> the cell, from the task's name and an entry.
+        shown: columns of the table of seeds: a heading -> a key of an entry, and decimals.
     """
 
     name: str

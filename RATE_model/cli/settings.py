@@ -58,8 +58,8 @@ def check_acting_flags(typed: Set[str], memory: type[Memory], *, conditioned: bo
 
     Args:
         typed: the names of all flags on the command line.
-            memory, conditioned: the agent's memory, and whether it sees returns.
-            agent: the agent's name in the message.
+        memory, conditioned: the agent's memory, and whether it sees returns.
+        agent: the agent's name in the message.
     """
     if "slide" in typed and not memory.can_slide:
         raise UserError(f"--slide: {agent} sees no window of steps that could slide; leave it out")

@@ -56,19 +56,18 @@ class SuccessPage:
 
     Attributes:
         name, title: of the results files, and of a new page.
-            environment, config, study: the environment, the YAML file of the setting, and the runs.
-            cases: columns of the tables.
-            rates: kinds of success: a key in the JSON file -> its name in eval/final.json, with {} for the case. The
-            same
-                keys are names of `Environment.figures`. The first is drawn, shown by seed, and measured by controls.
-            texts: the text above the table of each kind; {seeds} and {made} are filled in.
-            shown: cases in the table of seeds.
-            notes: further columns of that table: a heading -> a key in the JSON file, and the name of a boolean in
-                eval/final.json.
-            controls: by the words that follow a model's label.
-            others: makes entries of untrained players.
-            panels: titles and the labels drawn beside one another.
-            trained, xlabel: of the picture.
+        environment, config, study: the environment, the YAML file of the setting, and the runs.
+        cases: columns of the tables.
+        rates: kinds of success: a key in the JSON file -> its name in eval/final.json, with {} for the case. The same
+            keys are names of `Environment.figures`. The first is drawn, shown by seed, and measured by controls.
+        texts: the text above the table of each kind; {seeds} and {made} are filled in.
+        shown: cases in the table of seeds.
+        notes: further columns of that table: a heading -> a key in the JSON file, and the name of a boolean in
+            eval/final.json.
+        controls: by the words that follow a model's label.
+        others: makes entries of untrained players.
+        panels: titles and the labels drawn beside one another.
+        trained, xlabel: of the picture.
     """
 
     name: str

@@ -15,7 +15,7 @@ def returns_to_go(rewards: np.ndarray, starts: np.ndarray, lengths: np.ndarray) 
 
     Args:
         rewards: (T,) of all episodes, concatenated.
-            starts, lengths: (E,) first step and number of steps of each.
+        starts, lengths: (E,) first step and number of steps of each.
 
     Returns:
         (T,) float32.

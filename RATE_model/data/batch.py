@@ -35,12 +35,10 @@ class Batch:
         lengths: (B,) int64, real steps per window; stays on the CPU, so that asking for it never waits for a GPU.
         indices: (B,) int64, the windows' numbers in the dataset; stays on the CPU.
         labels: the targets, shaped as the actions; None: the actions.
-            begins: (B,) bool, whether a window starts its episode; stays on the CPU. None: all do.
-            variants: (B,) int64, which of its `variants` a batch transform made of each window; None: there is only
-            one.
-            infos: privileged arrays of the data by name, (B, T, n) float32 or int64, 0 in padding. Objectives and
-            probes may use
-                them, playing agents may not. None: none were requested.
+        begins: (B,) bool, whether a window starts its episode; stays on the CPU. None: all do.
+        variants: (B,) int64, which of its `variants` a batch transform made of each window; None: there is only one.
+        infos: privileged arrays of the data by name, (B, T, n) float32 or int64, 0 in padding. Objectives and probes
+            may use them, playing agents may not. None: none were requested.
     """
 
     observations: torch.Tensor | Frames | FrameStack

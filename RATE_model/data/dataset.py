@@ -44,15 +44,14 @@ class WindowDataset(Dataset):
         pad: which side is padded.
         blank: an observation, or one number for all of it, that pads at the left; images that repeat: 0.
         in_memory: load all observations, or read them from disk; None loads up to 1 GiB, as distinct images if
-        possible.
+            possible.
         stack: pictures (C, H, W) of one observation.
         learn: the targets: the ``recorded`` actions, or an ``expert``'s.
 
     Raises:
         UserError: the files differ in shape or type, a window is longer than ``size``, or a file has no expert's
-                actions, or damaged ones.
-            ValueError: the windows are empty, misshapen or outside their file; pictures are stacked and padded on the
-            left.
+            actions, or damaged ones.
+        ValueError: the windows are empty, misshapen or outside their file; pictures are stacked and padded on the left.
     """
 
     def __init__(
@@ -202,8 +201,7 @@ class WindowDataset(Dataset):
         """A digest of the training data: equal for the same data stored elsewhere.
 
         Two parts, joined by a colon: everything except the observations, and the observations of some steps. A file's
-        own
-        checksums would not do for the second part: they change with the way data is stored.
+        own checksums would not do for the second part: they change with the way data is stored.
         """
         digest = hashlib.blake2b(digest_size=16)
         labels = () if self._labels is None else (self._labels,)

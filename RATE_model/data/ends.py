@@ -66,12 +66,12 @@ class Ends:
 
     Attributes:
         last: (N,) bool, whether an episode ends with each step. Steps after the last end form an episode without an
-        end.
-            terminal: (N,) bool, whether it ended there in a terminal state.
-            first: (N,) bool, whether an episode is known to start with each step.
-            begins: whether an episode starts with step 0; None: unknown.
-            open: whether an array that marks every last step leaves step N - 1 unmarked.
-            notes: what was repaired or is doubtful, as sentences without a subject.
+            end.
+        terminal: (N,) bool, whether it ended there in a terminal state.
+        first: (N,) bool, whether an episode is known to start with each step.
+        begins: whether an episode starts with step 0; None: unknown.
+        open: whether an array that marks every last step leaves step N - 1 unmarked.
+        notes: what was repaired or is doubtful, as sentences without a subject.
     """
 
     last: np.ndarray

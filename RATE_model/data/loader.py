@@ -28,8 +28,8 @@ class EpochSampler:
         batch_size: windows per batch; the last batch of an epoch may be smaller.
         seed: of the run.
         key: separates samplers of one run, such as the stages of a curriculum.
-            shuffle: False keeps the order of the dataset.
-            max_batches: an epoch ends after this many; the next one draws from all windows again.
+        shuffle: False keeps the order of the dataset.
+        max_batches: an epoch ends after this many; the next one draws from all windows again.
     """
 
     def __init__(

@@ -275,10 +275,10 @@ def record(
 
     Args:
         environment: already reset.
-            first: the observation and info of that reset.
-            act: maps an observation, an info, and the driver's action (None: no driver) to a discrete
-                action and the step's infos: NumPy scalars and arrays, under the same names every time.
-            driver: the acting agent (DAgger); `act` then returns its action.
+        first: the observation and info of that reset.
+        act: maps an observation, an info, and the driver's action (None: no driver) to a discrete action and the step's
+            infos: NumPy scalars and arrays, under the same names every time.
+        driver: the acting agent (DAgger); `act` then returns its action.
 
     Returns:
         observations (T, ...), actions (T,) uint8, rewards (T,) float32, terminal, and infos, (T, ...) each.

@@ -212,15 +212,15 @@ def import_npz(
 
     Args:
         folder: with the files.
-            target: the trajectory file to make. An existing file that is not a conversion is left alone.
-            observation_shape: of one stored image; see `NpzKeys.channels_last`.
+        target: the trajectory file to make. An existing file that is not a conversion is left alone.
+        observation_shape: of one stored image; see `NpzKeys.channels_last`.
         num_actions: actions lie between 0 and num_actions - 1.
         pattern: names of the files.
         keys: names of the arrays; None: those of `NpzKeys`.
         infos: further arrays to keep under ``infos/``: (T, ...), or a single number, which is repeated at every step.
         index_frames: see `TrajectoryWriter`.
         overwrite: convert in any case, replacing an existing file.
-            attributes: what is known about the maker of the data.
+        attributes: what is known about the maker of the data.
 
     Raises:
         UserError: there is no such file, all files are refused, or the target cannot be written.

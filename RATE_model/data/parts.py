@@ -53,8 +53,8 @@ class Job:
 
     Attributes:
         play: writes episodes ``first`` to ``first + count - 1``, called as ``play(writer, first, count)``: a
-        module-level
-            function, or a `functools.partial` of one. An episode must not depend on earlier ones of its part.
+            module-level function, or a `functools.partial` of one. An episode must not depend on earlier ones of its
+            part.
         layout: arguments of `TrajectoryWriter`: observation_shape, observation_dtype, ...
         recipe: everything that the content depends on, as JSON; parts of another recipe are not reused.
         episodes_per_part: the most episodes that an interruption can lose, per process.
@@ -82,12 +82,11 @@ def make_in_parts(
 
     Args:
         job: what to make.
-            episodes: their number.
-            path: the file; it appears when it is complete.
-            attributes: of the file; read when all episodes are joined.
-            joined: called with each episode (the arguments of `TrajectoryWriter.add_episode`) before it is joined, to
-            change
-                what is kept of it, or to add notes about all episodes to ``attributes``.
+        episodes: their number.
+        path: the file; it appears when it is complete.
+        attributes: of the file; read when all episodes are joined.
+        joined: called with each episode (the arguments of `TrajectoryWriter.add_episode`) before it is joined, to
+            change what is kept of it, or to add notes about all episodes to ``attributes``.
         overwrite: replace a file that exists.
         workers: processes; None: one per core this process may use.
 

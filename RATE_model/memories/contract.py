@@ -219,8 +219,8 @@ class StepOptions:
 
     Attributes:
         window: attend to the last K steps at every step, across segment borders; for memories that see K steps at once.
-            slide: how many of the oldest steps leave a full window at once.
-            transform: applied to the memory whenever a segment of K steps is full, before the next one starts.
+        slide: how many of the oldest steps leave a full window at once.
+        transform: applied to the memory whenever a segment of K steps is full, before the next one starts.
     """
 
     window: bool = False
@@ -322,15 +322,13 @@ class Memory(nn.Module, ABC):
 
         Args:
             steps: T of them; a memory that works in segments may be given several, the last one shorter.
-                valid: `(B, T)` bool on the CPU, False for padding.
-                state: from `initial`, or from the steps before.
+            valid: `(B, T)` bool on the CPU, False for padding.
+            state: from `initial`, or from the steps before.
 
-            Returns:
-                `(B, T, d_model)` hidden states, arbitrary where `valid` is False, and the state after the last step,
-                with
-                gradients: that of the last valid step in rows padded on the left, the given state in rows of padding
-                only,
-                and an arbitrary one in rows that end within these steps.
+        Returns:
+            `(B, T, d_model)` hidden states, arbitrary where `valid` is False, and the state after the last step, with
+            gradients: that of the last valid step in rows padded on the left, the given state in rows of padding only,
+            and an arbitrary one in rows that end within these steps.
         """
 
     def decide(

@@ -87,12 +87,11 @@ def train(
         data: what to learn from; a path or name is opened with `Dataset.open`.
         memory: a mode: RATE, DT, LSTM, ...
         environment: where to evaluate at checkpoints and at the end: a registered id, ``module:Class``, an environment,
-                or a function that makes one; None: nowhere.
-            output_dir: the run's directory. `resume="auto"` continues a run in it, `overwrite=True` replaces it.
-            seed: of the run.
-            flags: such as context_length, segments, epochs, learning_rate, d_model, target_return; see --help.
-            `env_args`
-                is a dict here.
+            or a function that makes one; None: nowhere.
+        output_dir: the run's directory. `resume="auto"` continues a run in it, `overwrite=True` replaces it.
+        seed: of the run.
+        flags: such as context_length, segments, epochs, learning_rate, d_model, target_return; see --help. `env_args`
+            is a dict here.
 
     Raises:
         UserError: a flag is wrong, or the data does not fit the environment; nothing is created then.
@@ -131,14 +130,14 @@ def evaluate(
 
     Args:
         agent: from `load_agent`, or a path.
-            environment: a registered id, ``module:Class``, an environment, or a function that makes one.
-            episodes: with seeds 0, 1, ...
-            target_return: the return to ask for; agents without returns (`condition="none"`) need none.
-            greedy: take the most probable action; False: sample from the predicted distribution.
-            seed: for sampled actions.
-            transform_memory: see `Actor`, and `knock_out_memory`.
-            max_episode_steps: truncate episodes after this many steps.
-            acting: `slide` and `reset_target`, see `Actor`.
+        environment: a registered id, ``module:Class``, an environment, or a function that makes one.
+        episodes: with seeds 0, 1, ...
+        target_return: the return to ask for; agents without returns (`condition="none"`) need none.
+        greedy: take the most probable action; False: sample from the predicted distribution.
+        seed: for sampled actions.
+        transform_memory: see `Actor`, and `knock_out_memory`.
+        max_episode_steps: truncate episodes after this many steps.
+        acting: `slide` and `reset_target`, see `Actor`.
 
     Raises:
         UserError: the environment cannot be made, or its spaces differ from those of the agent's training data.

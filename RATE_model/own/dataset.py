@@ -81,20 +81,17 @@ class Dataset:
 
         Args:
             episodes: each with `observations` (T, ...) or (T + 1, ...), or a dict of these; `actions` (T, ...);
-            `rewards`
-                    (T,); and, if known, `terminals` or `terminated`, and `timeouts` or `truncated`: (T,) or one value.
-                    Also
-                    `infos`, a dict of privileged arrays (T, ...) for `--aux`, `--oracle` and probes, the same in all
-                    episodes.
-                environment: the source of the episodes.
-                spaces: of observations and actions, if there is no environment; None: derived from the data.
-                name: of the data, for messages.
-                metadata: any notes.
+                `rewards` (T,); and, if known, `terminals` or `terminated`, and `timeouts` or `truncated`: (T,) or one
+                value. Also `infos`, a dict of privileged arrays (T, ...) for `--aux`, `--oracle` and probes, the same
+                in all episodes.
+            environment: the source of the episodes.
+            spaces: of observations and actions, if there is no environment; None: derived from the data.
+            name: of the data, for messages.
+            metadata: any notes.
 
         Raises:
             UserError: there are fewer than two episodes, one lacks an array, or its arrays do not fit one another, the
-            other
-                episodes or the environment; the message names the episode, the key and both values.
+                other episodes or the environment; the message names the episode, the key and both values.
         """
         if not isinstance(episodes, Iterable):
             raise UserError(f"{name} is {type(episodes).__name__}; give a list of episodes, dicts of arrays")
@@ -179,10 +176,10 @@ class Dataset:
 
         Args:
             environment: to play in.
-                policy: observation -> action, both as in the environment's spaces; None: random actions.
-                episodes: their number, with seeds `seed`, `seed` + 1, ... counted from 10,000: evaluations play lower
+            policy: observation -> action, both as in the environment's spaces; None: random actions.
+            episodes: their number, with seeds `seed`, `seed` + 1, ... counted from 10,000: evaluations play lower
                 seeds.
-                seed: of the first episode, and of random actions.
+            seed: of the first episode, and of random actions.
         """
         check_seed(seed)
         with closing(make_environment(environment)) as scene:
@@ -251,8 +248,7 @@ class Dataset:
         """Training and validation windows of at most this many steps.
 
         Episodes that fit are whole windows; longer ones are cut into pieces that overlap by half, the last of which
-        ends
-        with the episode. Every episode is on one side only, the same in every run.
+        ends with the episode. Every episode is on one side only, the same in every run.
         """
         data = self.trajectories
         pieces = [whole_episodes(0, data, steps)] if (data.lengths <= steps).any() else []

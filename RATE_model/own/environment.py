@@ -89,7 +89,7 @@ class OwnEnvironment(Environment):
 
     Args:
         make: makes the environment; None: use the flags.
-            data: the training data; None: use the flags.
+        data: the training data; None: use the flags.
     """
 
     name = "an environment of your own"

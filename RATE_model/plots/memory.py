@@ -42,8 +42,8 @@ def plot_memory(
         path: of the PNG.
         row: of the batch.
         other: memories of another episode; segments beyond the shorter episode are not drawn.
-            other_row: its row of the batch; None: `row`.
-            labels: names of the two.
+        other_row: its row of the batch; None: `row`.
+        labels: names of the two.
         title: above the figure.
 
     Raises:

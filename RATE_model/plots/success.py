@@ -45,13 +45,13 @@ def plot_success_by_length(
 
     Args:
         results: `{label: {length: value or values over seeds}}`, values in [0, 1]; values that are not finite are
-                skipped.
-            path: of the PNG.
-            trained: longest training episode, in steps; marked by a line.
-            chance: success without memory, a dotted line. None: no line.
-            title: above the figure.
-            published: published numbers to draw as well, in the form of `results`, hollow and dashed.
-            xlabel: meaning of the lengths, if they are not steps of an episode.
+            skipped.
+        path: of the PNG.
+        trained: longest training episode, in steps; marked by a line.
+        chance: success without memory, a dotted line. None: no line.
+        title: above the figure.
+        published: published numbers to draw as well, in the form of `results`, hollow and dashed.
+        xlabel: meaning of the lengths, if they are not steps of an episode.
 
     Raises:
         UserError: there is nothing to draw, or the file cannot be written.

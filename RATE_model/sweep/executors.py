@@ -70,9 +70,9 @@ def submit(
 
     Args:
         sweep, max_parallel: the sweep, and how many of its jobs may run at once.
-            settings: for `sbatch`, such as partition, time (minutes), gpus_per_node, cpus_per_task, mem_gb.
-            say: called with a message about every job.
-            cluster: for `submitit`; "local" to try it without SLURM.
+        settings: for `sbatch`, such as partition, time (minutes), gpus_per_node, cpus_per_task, mem_gb.
+        say: called with a message about every job.
+        cluster: for `submitit`; "local" to try it without SLURM.
 
     Raises:
         UserError: submitit is missing, there is no SLURM, or it refuses the settings.

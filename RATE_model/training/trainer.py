@@ -108,9 +108,8 @@ class Trainer:
     """Holds a model, its optimizer and its schedule, and trains batch by batch.
 
     A trajectory is cut into windows of `bptt_segments + 1` segments. Each window makes one optimizer step, with
-    gradients
-    through the memory inside the window, so for a fixed `bptt_segments` peak memory does not grow with the trajectory.
-    A gradient window that consists of burn-in makes no step.
+    gradients through the memory inside the window, so for a fixed `bptt_segments` peak memory does not grow with the
+    trajectory. A gradient window that consists of burn-in makes no step.
 
     Processes that train together (see `system.distributed`) hold the same model and get their rows of every batch.
     Before an optimizer step, gradients, loss and everything that decides are summed over all of them in one message.
@@ -368,8 +367,7 @@ class Trainer:
         """Sum gradients over all processes, in one message; returns the sums of the losses, which it includes.
 
         A process may have computed nothing. A parameter without a gradient in any process keeps none, and AdamW leaves
-        it
-        alone.
+        it alone.
         """
         missing = [parameter.grad is None for parameter in self._parameters]
         parts = [

@@ -9,8 +9,7 @@ earlier file drawn without flashes, as the published system showed it; ``install
 vizdoom, flashes included.
 
 The file is downloaded once, on first use or by this command: 28 MB, from the package index's wheel of vizdoom 1.2.4.
---source
-takes it from elsewhere. It is kept in VizDoom/VizDoom_data. Where that folder is read-only or shared,
+--source takes it from elsewhere. It is kept in VizDoom/VizDoom_data. Where that folder is read-only or shared,
 $VIZDOOM_PUBLISHED_WAD may name the file instead.
 """
 

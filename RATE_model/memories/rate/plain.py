@@ -59,8 +59,7 @@ def shifted(scores: Tensor) -> Tensor:
     """Scores `(..., q, k)` by distance k - 1 ... 0, with row i moved to the left by q - 1 - i: scores by column.
 
     A column of zeros is prepended and the matrix is read one row later. What enters on the right is not a distance but
-    the
-    beginning of the next row. It only affects memory tokens, which see to their right; see `wrap_around`.
+    the beginning of the next row. It only affects memory tokens, which see to their right; see `wrap_around`.
     """
     *batch, rows, columns = scores.shape
     padded = torch.cat([scores.new_zeros(*batch, rows, 1), scores], dim=-1)

@@ -241,7 +241,7 @@ class SegmentStepper(Stepper):
             start: column of the first of them, one number or `(b,)`.
             first: the first column they may attend to, one number or `(b,)`.
             outputs: how many of the last tokens' final hidden states to return.
-                block: the tokens are a block of memory tokens, which see one another in both directions.
+            block: the tokens are a block of memory tokens, which see one another in both directions.
 
         Returns:
             `(b, outputs, d_model)`.
