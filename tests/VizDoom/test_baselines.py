@@ -70,13 +70,6 @@ def test_each_plays_the_evaluations_episodes_by_what_it_is_told(game, monkeypatc
     assert all(played.episodes.lengths.tolist() == [12] * 12 for played in found.values())
 
 
-def test_the_result_does_not_depend_on_the_processes(tmp_path, monkeypatch, engines):
-    one = play_baselines(labels=("random",), workers=1, **SHORT)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
-    assert same(play_baselines(labels=("random",), workers=2, **SHORT), one)
-    assert not engines()
-
-
 def test_the_colour_is_said_where_it_can_be(game):
     clear = play_baselines(labels=("expert, full view",), scenario=Scenario("clear"), episodes=4, max_steps=40)
     played = clear["expert, full view"]
