@@ -24,7 +24,7 @@ def copying(found: Recording) -> dict[str, Any]:
     later = np.flatnonzero(found.step > 0)
     last, targets = found.actions[later - 1], found.targets[later]
     discrete = targets.ndim == 1
-    repeats: np.ndarray = np.equal(targets, last) if discrete else (np.abs(targets - last) < _SMALL).all(-1)
+    repeats = np.equal(targets, last) if discrete else np.all(np.abs(targets - last) < _SMALL, axis=-1)
     result: dict[str, Any] = {"steps": len(later), "repeats": _mean(repeats)}
     for name, predictions, errors in (
         ("model", found.predictions, found.errors),
@@ -60,7 +60,7 @@ def by_time_since(found: Recording, name: str) -> list[dict[str, Any]]:
 
     Several numbers of a step count as not zero where one of them is.
     """
-    event = np.nan_to_num(found.infos[name]).any(-1)
+    event = np.any(np.nan_to_num(found.infos[name]), axis=-1)
     place = np.maximum.accumulate(np.where(event, np.arange(len(event)), -1))
     since = np.arange(len(event)) - place
     inside = (place >= 0) & (since <= found.step)  # the last event is of the same episode

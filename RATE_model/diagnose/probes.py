@@ -76,7 +76,7 @@ class Probe:
         return np.isin(rows, self._kind.values.numpy()) if self._kind.kind.classes else np.isfinite(rows)
 
     def _fit(self, sample: Sample, penalty: float) -> None:
-        sample = sample[self._known(sample.rows).all(-1)]
+        sample = sample[np.all(self._known(sample.rows), axis=-1)]
         features, targets = sample.features.astype(np.float64), self._targets(sample.rows)
         self._mean, deviation = features.mean(0), features.std(0)
         self._scale = np.where(deviation > 1e-8, deviation, np.inf)  # a feature that never changes counts for nothing

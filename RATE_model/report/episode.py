@@ -216,8 +216,8 @@ def _gate(name: str, values: np.ndarray) -> dict[str, Any]:
     if values.shape[1] > _UNITS:
         names, shown = [f"mean of {values.shape[1]}", *names], np.column_stack([values.mean(axis=1), shown])
     rounded = np.round(shown.astype(float), 3).tolist()
-    values = [[value if np.isfinite(value) else None for value in step] for step in rounded]
-    return {"name": name, "units": names, "values": values}
+    known = [[value if np.isfinite(value) else None for value in step] for step in rounded]
+    return {"name": name, "units": names, "values": known}
 
 
 def _encoded(pictures: Sequence[np.ndarray]) -> tuple[list[str], list[int]]:
