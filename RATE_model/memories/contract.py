@@ -262,8 +262,7 @@ class Memory(nn.Module, ABC):
         sees_actions: False for a memory without action input; actions are then not embedded.
         can_slide: whether `StepOptions.window` and `StepOptions.slide` have an effect.
         trains_encoders: False for a memory without gradients; encoders keep their initial weights.
-        keeps_data: True for a memory that stores what it sees in training mode and uses it to act. Whoever trains it
-            calls `store_shown` after every window.
+        keeps_data: True for a memory that stores what training shows it; call its `store_shown` after every window.
     """
 
     sees_actions: ClassVar[bool] = True
