@@ -111,7 +111,7 @@ def test_three_processes_have_the_losses_of_one(data, mode, setting):
 
 
 def covering() -> list[tuple[str, str]]:
-    """RATE in every setting, and every mode in one of them, in turn: all pairs take most of an hour."""
+    """RATE in every setting, and every mode in one of them, in turn. All pairs would take five times as long."""
     turns = zip(MODES, itertools.cycle(SETTINGS), strict=False)
     return list(dict.fromkeys([*(("RATE", setting) for setting in SETTINGS), *turns]))
 
