@@ -181,7 +181,7 @@ class Trainer:
 
         Raises:
             TrainingDiverged: loss or gradient is not finite. On a CPU the parameters are those before the step; on a
-                    GPU it is noticed one step later, but before anything is saved.
+                GPU it is noticed one step later, but before anything is saved.
         """
         self.model.train()
         device = self.model.device
