@@ -76,21 +76,35 @@ class Probe:
         return np.isin(rows, self._kind.values.numpy()) if self._kind.kind.classes else np.isfinite(rows)
 
     def _fit(self, sample: Sample, penalty: float) -> None:
-        sample = sample[np.all(self._known(sample.rows), axis=-1)]
+        """Each number of the array learns from the rows in which it is known, if there are any."""
         features, targets = sample.features.astype(np.float64), self._targets(sample.rows)
-        self._mean, deviation = features.mean(0), features.std(0)
-        self._scale = np.where(deviation > 1e-8, deviation, np.inf)  # a feature that never changes counts for nothing
-        x = (features - self._mean) / self._scale
-        self._offset = targets.mean(0)
-        y, (count, width) = targets - self._offset, x.shape
+        outputs = targets.shape[1]
+        self._weights, self._constant = np.zeros((features.shape[1], outputs)), np.zeros(outputs)
+        self._mean = np.zeros(outputs)
+        known = self._known(sample.rows)
+        known = np.repeat(known, outputs // known.shape[1], axis=1)  # a number has an output for each class
+        masks, group = np.unique(known, axis=1, return_inverse=True)
+        for number, mask in enumerate(masks.T):
+            if mask.any():
+                self._fit_some(np.flatnonzero(group.reshape(-1) == number), features[mask], targets[mask], penalty)
+
+    def _fit_some(self, columns: np.ndarray, features: np.ndarray, targets: np.ndarray, penalty: float) -> None:
+        """Fit some outputs from rows in which all of them are known."""
+        mean, deviation = features.mean(0), features.std(0)
+        scale = np.where(deviation > 1e-8, deviation, np.inf)  # a feature that never changes counts for nothing
+        self._mean[columns] = targets[:, columns].mean(0)
+        x, y = (features - mean) / scale, targets[:, columns] - self._mean[columns]
+        count, width = x.shape
         if width <= count:
-            self._weights = np.linalg.solve(x.T @ x + count * penalty * np.eye(width), x.T @ y)
+            weights = np.linalg.solve(x.T @ x + count * penalty * np.eye(width), x.T @ y)
         else:
-            self._weights = x.T @ np.linalg.solve(x @ x.T + count * penalty * np.eye(count), y)
+            weights = x.T @ np.linalg.solve(x @ x.T + count * penalty * np.eye(count), y)
+        self._weights[:, columns] = weights / scale[:, None]
+        self._constant[columns] = self._mean[columns] - mean @ self._weights[:, columns]
 
     def _share(self, sample: Sample) -> np.ndarray:
         """(E, 2) by episode: what is explained, and of how much. Their ratio is the score."""
-        outputs = (sample.features - self._mean) / self._scale @ self._weights + self._offset
+        outputs = sample.features @ self._weights + self._constant
         targets, known = self._targets(sample.rows), self._known(sample.rows)
         kind = self._kind.kind
         if kind.classes:
@@ -98,7 +112,7 @@ class Probe:
             found = outputs.reshape(shape).argmax(-1) == targets.reshape(shape).argmax(-1)
             share = np.stack([(found & known).sum(1), known.sum(1)], axis=1).astype(np.float64)
         else:
-            baseline = np.where(known, (targets - self._offset) ** 2, 0).sum(1)
+            baseline = np.where(known, (targets - self._mean) ** 2, 0).sum(1)
             share = np.stack([baseline - np.where(known, (targets - outputs) ** 2, 0).sum(1), baseline], axis=1)
         _, number = np.unique(sample.episode, return_inverse=True)
         summed = np.zeros((number.max() + 1, 2))
@@ -114,4 +128,5 @@ def baseline(kind: Privileged, training: np.ndarray, held_out: np.ndarray) -> fl
     for column in training.T:
         values, counts = np.unique(column, return_counts=True)
         frequent.append(values[counts.argmax()])
-    return float((held_out == np.array(frequent)).mean())
+    known = np.isin(held_out, kind.values.numpy())
+    return float((held_out == np.array(frequent))[known].mean()) if known.any() else 0.0

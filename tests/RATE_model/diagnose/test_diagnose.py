@@ -44,6 +44,16 @@ def test_a_probe_reads_what_is_linear():
     assert float(Probe(kind, training).score(noise).value) < 0.1
 
 
+def test_a_number_is_read_where_others_are_unknown():
+    """As of balls that are seen one after another: some never in the same episode."""
+    training, held_out = samples(5)
+    for each in (training, held_out):
+        each.rows[: len(each.rows) // 2, 0] = np.nan
+        each.rows[len(each.rows) // 2 :, 1] = np.nan
+    score = Probe(Privileged.of("x", training.rows, flag="probes"), training).score(held_out)
+    assert float(score.value) > 0.99
+
+
 def test_a_probe_of_many_features_is_regularised():
     """More features than rows: solved in the space of rows, and the penalty is chosen."""
     training, held_out = samples(400, 200)
@@ -60,6 +70,8 @@ def test_classes_are_scored_by_accuracy():
     kind = Privileged.of("x", training.rows, flag="probes")
     assert float(Probe(kind, training).score(held_out).value) == 1
     assert baseline(kind, training.rows, held_out.rows) == pytest.approx(np.mean(held_out.rows == 2))
+    unknown = np.concatenate([held_out.rows, np.full((100, 1), 7)])  # no probe is asked for what training does not show
+    assert baseline(kind, training.rows, unknown) == pytest.approx(np.mean(held_out.rows == 2))
 
 
 # --- recording ---
