@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -169,7 +168,3 @@ class SuccessPage:
         parts += [training_table(document), f"Every seed:\n\n{seed_table(document, options.seeds, shown)}"]
         parts += [f"Commands:\n\n{self.study.commands(options.seeds)}\n"]
         write_results(self.name, self.title, document, "\n\n".join(parts), options)
-
-    def write_again(self, options: PageOptions) -> None:
-        """Draw the page and its picture from the existing JSON file; measures nothing."""
-        self.write(json.loads((options.results_dir / f"{self.name}.json").read_text()), options)
