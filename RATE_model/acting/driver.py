@@ -20,7 +20,7 @@ from RATE_model.errors import UserError
 if TYPE_CHECKING:
     from RATE_model.environments.contract import Evaluation
 
-# Seeds of episodes that agents drive: of every agent others, and none of those that experts play.
+# Seeds of episodes that agents drive, none of which experts play. Two agents share theirs once in a thousand times.
 _FIRST_SEED, _SEEDS_PER_DRIVER, _DRIVERS = 100_000_000, 1_000_000, 1000
 
 
@@ -42,13 +42,14 @@ class DriverChoice:
 
     @classmethod
     def of(cls, path: Path) -> DriverChoice:
-        """The checkpoint that a path means: of a run the newest. Raises UserError if there is none."""
+        """The checkpoint that a path means: of a run the newest. Raises UserError if there is none, or it is in no run."""
         from RATE_model.training.checkpoints import MANIFEST, MODEL, resolve_checkpoint  # torch comes with it
 
         checkpoint = resolve_checkpoint(path).absolute()
+        if not (step := checkpoint.stem.removeprefix("step_")).isdecimal():
+            raise UserError(f"--driver {path}: is not in a run; give a run directory, or a directory step_* in it")
         manifest = json.loads((checkpoint / MANIFEST).read_text())
-        run = checkpoint.parent.parent.name
-        return cls(run, int(checkpoint.stem.removeprefix("step_")), manifest["files"][MODEL], str(checkpoint))
+        return cls(checkpoint.parent.parent.name, int(step), manifest["files"][MODEL], str(checkpoint))
 
     @property
     def name(self) -> str:

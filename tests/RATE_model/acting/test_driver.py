@@ -1,5 +1,6 @@
 """A trained agent moves while an expert says what it would have done: data for rounds of DAgger."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,6 +68,10 @@ def test_files_of_drivers_have_names_of_their_own(run, tmp_path):
 def test_a_driver_that_cannot_be_is_named(run, tmp_path):
     with pytest.raises(UserError, match="nowhere does not exist"):
         DATA.path(DataOptions(driver=tmp_path / "nowhere"))
+    (checkpoint,) = (run / "checkpoints").glob("step_*")
+    shutil.copytree(checkpoint, tmp_path / "kept")
+    with pytest.raises(UserError, match="--driver .*kept: is not in a run; give a run directory"):
+        DATA.path(DataOptions(driver=tmp_path / "kept"))
     with pytest.raises(UserError, match="--driver: with --data_path"):
         DataOptions(driver=run, data_path=tmp_path / "some.h5").validate()
 
