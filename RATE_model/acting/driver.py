@@ -42,7 +42,7 @@ class DriverChoice:
 
     @classmethod
     def of(cls, path: Path) -> DriverChoice:
-        """The checkpoint that a path means: of a run the newest. Raises UserError if there is none, or it is in no run."""
+        """The checkpoint of a run that a path means, or its newest. Raises UserError if there is none."""
         from RATE_model.training.checkpoints import MANIFEST, MODEL, resolve_checkpoint  # torch comes with it
 
         checkpoint = resolve_checkpoint(path).absolute()
@@ -94,7 +94,10 @@ class Driver:
 
     def act(self, observation: np.ndarray, reward: float) -> int:
         """The action on an observation, after the reward of the action before."""
-        return int(self._player.act(observation[None], np.array([reward]))[0])
+        from RATE_model.acting.rollout import torch_threads  # torch comes with it
+
+        with torch_threads(1):  # one process per core plays
+            return int(self._player.act(observation[None], np.array([reward]))[0])
 
 
 @lru_cache(maxsize=1)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from MemoryMaze.MemoryMaze_src.privileged import Witness
 from MinigridMemory.MinigridMemory_src import generate
@@ -14,6 +15,7 @@ from MinigridMemory.MinigridMemory_src.environment import ENVIRONMENT
 from MinigridMemory.MinigridMemory_src.spec import SPEC
 from RATE_model.acting import driver as module
 from RATE_model.acting.driver import DriverChoice
+from RATE_model.acting.rollout import torch_threads
 from RATE_model.environments.contract import Evaluation
 from RATE_model.errors import UserError
 from tests.small_models import save_small_model, small_model
@@ -81,6 +83,17 @@ def test_a_driver_of_another_environment_is_refused(run, monkeypatch):
     monkeypatch.setattr("RATE_model.environments.find.environment_of", lambda run: ENVIRONMENT)
     with pytest.raises(UserError, match="trained in Minigrid-Memory, and this is Elsewhere"):
         DriverChoice.of(run).driver("Elsewhere", 0)
+
+
+def test_a_driver_takes_one_core(run, monkeypatch):
+    class Player:
+        def act(self, *_: object) -> np.ndarray:
+            return np.array([torch.get_num_threads()])
+
+    monkeypatch.setattr(type(ENVIRONMENT), "player", lambda *_: Player())
+    with torch_threads(2):
+        assert DriverChoice.of(run).driver("Minigrid-Memory", 0).act(np.zeros(1), 0.0) == 1
+        assert torch.get_num_threads() == 2
 
 
 def test_data_is_added(run, tmp_path):
