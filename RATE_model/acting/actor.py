@@ -3,6 +3,8 @@
 What a memory does with a step is its own affair: see `RATE_model.memories.contract.Stepper`.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -182,7 +184,8 @@ def _check_shape(name: str, values: object, shape: tuple[int, ...]) -> None:
         raise UserError(f"{name}: have shape {found}; expected {shape}, one row for each environment")
 
 
-def _check_finite(name: str, values: object, *, ignored: np.ndarray | bool = False) -> None:
+def _check_finite(name: str, values: Any, *, ignored: np.ndarray | bool = False) -> None:
     """Only what lies in main memory: to look into a tensor on a device would wait for the device."""
-    if isinstance(values, np.ndarray | np.generic | float) and not np.all(np.isfinite(values) | ignored):
+    real = isinstance(values, float) or (isinstance(values, np.ndarray | np.generic) and values.dtype.kind == "f")
+    if real and not np.all(np.isfinite(values) | ignored):
         raise UserError(f"{name}: hold a NaN or infinite value")
