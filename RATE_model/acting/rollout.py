@@ -104,7 +104,8 @@ def rollout(
 ) -> Episodes:
     """Play one episode in every environment, all at once. Processes that train together share them out.
 
-    actor: freshly made or reset, with as many rows as there are environments.
+    Args:
+        actor: freshly made or reset, with as many rows as there are environments.
         environments: must not reset themselves (`AutoresetMode.DISABLED`), and ignore actions once finished.
         seeds: `(B,)` one per episode.
         max_steps: step limit per episode.

@@ -95,7 +95,8 @@ def _is_whole(path: Path) -> bool:
 def record_videos(evaluation: "Evaluation", folder: Path, count: int) -> list[Path]:
     """Play the first episodes of an evaluation once more, one by one, into MP4 files; returns their paths.
 
-    evaluation: what to play.
+    Args:
+        evaluation: what to play.
         folder: for ``{axis}_{case}_seed_{seed}.mp4`` or ``return_{target}_seed_{seed}.mp4``.
         count: episodes per case and target return.
 
