@@ -67,7 +67,7 @@ class TrajectoryArrays:
         infos: Mapping[str, np.ndarray] | None = None,
         name: str = "the dataset",
     ) -> None:
-        self.path, self.attributes = name, dict[str, Any]()
+        self.path, self.attributes = name.strip("'"), dict[str, Any]()  # messages quote the path
         self._infos = dict(infos or {})
         self._observations, self.actions = observations, actions
         self.rewards = np.asarray(rewards, dtype=np.float32)

@@ -136,7 +136,7 @@ def with_infos(data: WindowDataset, names: Sequence[str], *, flag: str) -> Windo
         if missing := [name for name in names if name not in offered]:
             held = ", ".join(f"{PREFIX}{name} {_shape(file.column(PREFIX + name, 0, 1))}" for name in sorted(offered))
             raise UserError(
-                f"--{flag} {PREFIX}{missing[0]}: '{file.path}' does not hold it; it has {held or 'no infos at all'}"
+                f"--{flag} {PREFIX}{missing[0]}: '{file.path}' has no such array; it has {held or 'no infos'}"
             )
     return data.with_infos(names)
 

@@ -208,7 +208,7 @@ class Dataset:
         if path.is_dir() and not is_minari(path):
             return cls.from_npz(path, environment=environment)
         if path.suffix in (".h5", ".hdf5", ".npz"):
-            raise UserError(f"{source} does not exist; name a file of HDF5, a folder of .npz, or a Minari dataset")
+            raise UserError(f"{source} does not exist; give an HDF5 file, a folder of .npz files, or a Minari dataset")
         return cls.from_minari(source, environment=environment)
 
     # --- content ---

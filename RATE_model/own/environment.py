@@ -130,7 +130,7 @@ class OwnEnvironment(Environment):
     def check(self, config: Config) -> None:
         """Check that there is data, and that the environment can be made and fits it."""
         if self._data is None:
-            raise UserError("--data is missing: give a file of HDF5, a folder of .npz, or a Minari dataset")
+            raise UserError("--data is missing: give an HDF5 file, a folder of .npz files, or a Minari dataset")
         if config.task.last_inference or config.task.online_inference:
             with closing(self.make(None, config.task)) as environment:
                 seen, acted = environment.observation_space, environment.action_space

@@ -97,10 +97,20 @@ def _make(
         raise
     except Exception as error:  # a foreign environment may raise anything
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise UserError(f"environment {environment} cannot be made: {type(error).__name__}: {reason}") from error
+        hint = _hint(error, environment, render_mode)
+        raise UserError(f"environment {environment} cannot be made: {type(error).__name__}: {reason}{hint}") from error
     if not isinstance(made, gymnasium.Env):
         raise UserError(f"environment {environment} is {type(made).__name__}, and not a gymnasium.Env")
     return made if max_steps is None else gymnasium.wrappers.TimeLimit(made, max_steps)
+
+
+def _hint(error: Exception, environment: Made, render_mode: str | None) -> str:
+    """What to do about an error of making an environment; empty if it speaks for itself."""
+    if isinstance(error, ModuleNotFoundError) and str(environment).partition(":")[0] == error.name:
+        return "; run in the module's folder, or add the folder to PYTHONPATH"
+    if isinstance(error, TypeError) and render_mode is not None:
+        return f"; to be filmed it has to accept render_mode='{render_mode}'"
+    return ""
 
 
 def _bare(environment: Made, arguments: dict[str, Any]) -> gymnasium.Env:
@@ -113,7 +123,14 @@ def _bare(environment: Made, arguments: dict[str, Any]) -> gymnasium.Env:
         module, colon, name = environment.partition(":")
         if colon and environment not in gymnasium.registry and hasattr(_module(module), name.partition(".")[0]):
             return _object(environment)(**arguments)
-        return gymnasium.make(environment, **arguments)
+        try:
+            return gymnasium.make(environment, **arguments)
+        except gymnasium.error.NameNotFound:
+            if not colon:
+                raise
+            raise UserError(
+                f"environment {environment} cannot be made: {module} neither has nor registers '{name}'"
+            ) from None
     return environment(**arguments)
 
 

@@ -152,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             atomic_write_text(options.output, page)
         except OSError as error:
             raise UserError(f"--output {options.output} cannot be written: {reason_of(error)}") from error
-        print(f"{options.output}: {len(page) / 1e6:.1f} MB")
+        print(f"{options.output}: {len(page) / 1e3:,.0f} kB")
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ from tqdm import tqdm
 from RATE_model.system import distributed
 
 _SECONDS = 30.0  # between two lines in a log file
-_LINE = "{desc}: {n_fmt} of {total_fmt} ({unit}), {elapsed} passed, {remaining} left{postfix}"
-_ENDLESS = "{desc}: {n_fmt} ({unit}), {elapsed} passed{postfix}"
+_LINE = "{desc}: {unit} {n_fmt} of {total_fmt}, {elapsed} elapsed, {remaining} left{postfix}"
+_ENDLESS = "{desc}: {unit} {n_fmt}, {elapsed} elapsed{postfix}"
 
 
 def progress_bar(**arguments: Any) -> tqdm:

@@ -114,6 +114,9 @@ MISTAKES = {
     "no data": (["--env", "CartPole-v1"], "--data is missing"),
     "no such data": (["--data", "nowhere"], "is not a Minari dataset"),
     "no such environment": (["--data", "data.h5", "--env", "Nothing-v0"], "environment Nothing-v0 cannot be made"),
+    "no such class": (["--data", "data.h5", "--env", "tests.RATE_model.own.toys:Nothing"], "registers 'Nothing'"),
+    "no such module": (["--data", "data.h5", "--env", "nowhere:Nothing"], "add the folder to PYTHONPATH"),
+    "no such infos": (["--data", "data.h5", "--env", RECALL, "--aux", "infos/x"], "infos/x: 'data.h5' has no"),
     "broken environment": (
         ["--data", "data.h5", "--env", "tests.RATE_model.own.toys:Broken"],
         "cannot be made: RuntimeError: the licence has expired",

@@ -18,11 +18,11 @@ def test_a_log_file_gets_lines_and_a_quick_job_none(monkeypatch, capsys):
         bar.update(2)
     lines = capsys.readouterr().err.splitlines()
     assert lines and "\r" not in "".join(lines)
-    assert re.search(r"^acting: 2 of 4 \(step\), 00:0\d passed, 00:0\d left, loss 0.5$", lines[-1]), lines
+    assert re.search(r"^acting: step 2 of 4, 00:0\d elapsed, 00:0\d left, loss 0.5$", lines[-1]), lines
     with progress_bar(desc="3 segments", unit="batch") as bar:
         bar.mininterval = 0
         bar.update(7)
-    assert re.search(r"^3 segments: 7 \(batch\), 00:0\d passed$", capsys.readouterr().err.splitlines()[-1])
+    assert re.search(r"^3 segments: batch 7, 00:0\d elapsed$", capsys.readouterr().err.splitlines()[-1])
 
 
 def test_it_can_be_silenced(monkeypatch, capsys):
