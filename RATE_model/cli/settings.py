@@ -15,7 +15,7 @@ from RATE_model.errors import UserError
 from RATE_model.memories import MEMORIES, MODES
 from RATE_model.memories.budget import BUDGETS, width_for
 from RATE_model.memories.contract import Memory, MemoryConfig
-from RATE_model.objectives.auxiliary import check_objectives
+from RATE_model.objectives.auxiliary import WEIGHTS, check_objectives
 from RATE_model.objectives.privileged import check_infos, named
 from RATE_model.system.secrets import redact
 
@@ -264,7 +264,7 @@ class TrainOptions:
     # (the return-to-go), infos/NAME (an array of the data: floats by squared error, integers by cross-entropy)
     aux: tuple[str, ...] = ()
     # Weights of the auxiliary losses; the action loss has weight 1. One for all, or one each
-    aux_weight: tuple[float, ...] = (0.5,)
+    aux_weight: tuple[float, ...] = WEIGHTS
     # Arrays of the data, infos/NAME, shown to the model with every observation. Such an oracle cannot play; its
     # validation loss shows what a model of this size reaches if it need not remember them
     oracle: tuple[str, ...] = ()

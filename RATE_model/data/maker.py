@@ -14,6 +14,7 @@ episodes ``first`` to ``first + count - 1``. An environment with single steps re
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, make_dataclass
@@ -176,10 +177,16 @@ class DataMaker(ABC, Generic[Options]):
         """That file, and those of `DAggerOptions.add_data`.
 
         Raises:
-            UserError: as `ensure`; or an added file is missing or does not fit the flags.
+            UserError: as `ensure`; or an added file is missing, named twice, or does not fit the flags.
         """
-        paths = [self.ensure(options), *getattr(options, "add_data", ())]
-        for path in paths[1:]:
+        added: Sequence[Path] = getattr(options, "add_data", ())
+        for path in added:
+            if not os.path.isfile(path):
+                raise UserError(f"--add_data '{path}': there is no such file")
+        paths = [self.ensure(options), *added]
+        for place, path in enumerate(paths[1:], 1):
+            if any(path.samefile(other) for other in paths[:place]):  # its held-out episodes would be trained on
+                raise UserError(f"--add_data '{path}': is trained on already; name every file once")
             self.check_given(path, options)
         if getattr(options, "learn", "expert") == "recorded":
             for path in paths:
@@ -240,6 +247,8 @@ class DataMaker(ABC, Generic[Options]):
                 self.flags, argv=argv, prog=f"python3 {self.script}", description=self.description
             )
             options, file = flags.data, flags.file
+            if getattr(options, "add_data", ()):
+                raise UserError("--add_data: adds files to a training, and this script makes one file; leave it out")
             if options.data_path is not None:
                 if not options.data_path.is_dir():
                     raise UserError(f"--data_path '{options.data_path}': must be a folder of {self.pattern} to convert")

@@ -74,7 +74,7 @@ def whole_episodes_of(data: WindowDataset, *, episodes: int, steps: int | None =
     found = np.unique(np.stack([index, data.begun(index, start)], axis=1), axis=0)
     found = found[np.linspace(0, len(found) - 1, min(episodes, len(found))).astype(int)]
     lengths = [_length(data, file, start) for file, start in found]
-    lengths = np.minimum(lengths, steps or max(lengths))
+    lengths = np.minimum(lengths, min(steps or max(lengths), max(lengths)))
     return data.with_windows(np.column_stack([found, lengths]), size=int(lengths.max()), pad="right")
 
 

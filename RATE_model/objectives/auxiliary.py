@@ -30,6 +30,8 @@ from RATE_model.objectives.cloning import mean_over
 from RATE_model.objectives.privileged import PREFIX, Privileged, infos_of
 
 NEXT_LATENT, RETURN = "next_latent", "return"
+WEIGHTS = (0.5,)  # unless others are given
+_LARGEST = torch.finfo(torch.float32).max
 
 
 def check_objectives(names: Sequence[str], weights: Sequence[float]) -> None:
@@ -43,9 +45,11 @@ def check_objectives(names: Sequence[str], weights: Sequence[float]) -> None:
         raise UserError(f"--aux: names {repeated[0]} twice; once is enough")
     if names and len(weights) not in (1, len(names)):
         raise UserError(f"--aux_weight: {len(weights)} weights for {len(names)} objectives; give one, or one for each")
+    if not names and tuple(weights) != WEIGHTS:
+        raise UserError("--aux_weight: there is nothing to weigh without --aux; give objectives, or leave it out")
     for weight in weights:
-        if not 0 < weight < float("inf"):
-            raise UserError(f"--aux_weight {weight}: must be a finite number above 0")
+        if not 0 < weight <= _LARGEST:
+            raise UserError(f"--aux_weight {weight}: must be a finite float32 above 0")
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,7 @@ class OwnEnvironment(Environment):
     aliases = {"model": "model_mode", "memory": "model_mode"}
 
     def __init__(self, make: Made | None = None, data: Dataset | None = None) -> None:
-        self._made, self._data = make, data
+        self._made, self._data, self._given = make, data, data is not None
 
     def read_config(self, argv: Sequence[str] | None = None) -> Config:
         """The configuration from the flags, completed from the data, which is read if the flags name any.
@@ -114,7 +114,7 @@ class OwnEnvironment(Environment):
         task, playable = config.task, self._made is not None or config.task.env is not None
         if not playable:
             task = replace(task, online_inference=False, last_inference=False)
-        if self._data is None and config.data.data is not None:
+        if not self._given and config.data.data is not None:
             self._data = Dataset.open(config.data.data, environment=self.maker(task) if playable else None)
         if self._data is not None and task.target_return is None:
             task = replace(task, target_return=float(self._data.returns.max()))
@@ -153,10 +153,9 @@ class OwnEnvironment(Environment):
         finally:
             environment.close()
 
-    @lru_cache  # noqa: B019  one object a run
     def _spec_of_data(self) -> EnvironmentSpec:
         assert self._data is not None
-        return self._data.spec()
+        return _spec_of(self._data)
 
     def load(self, config: Config) -> TrainingData:
         """Windows of a stage of s segments: whole episodes where they fit, pieces of longer ones."""
@@ -201,6 +200,11 @@ class OwnEnvironment(Environment):
         if self._data is None:
             return {}
         return {"data, mean": float(self._data.returns.mean()), "data, best": float(self._data.returns.max())}
+
+
+@lru_cache(maxsize=1)
+def _spec_of(data: Dataset) -> EnvironmentSpec:
+    return data.spec()
 
 
 def _tuple(value: Any) -> Any:

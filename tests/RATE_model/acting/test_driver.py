@@ -18,6 +18,7 @@ from RATE_model.acting.driver import DriverChoice
 from RATE_model.acting.rollout import torch_threads
 from RATE_model.environments.contract import Evaluation
 from RATE_model.errors import UserError
+from tests.commands import error_of
 from tests.small_models import save_small_model, small_model
 
 FLAGS = {"size": 7, "trajectories": 12, "cap": 12}
@@ -103,6 +104,16 @@ def test_data_is_added(run, tmp_path):
     )
     options = replace(DataOptions(**FLAGS), data_path=played, add_data=(driven,))
     assert DATA.files(options) == [played, driven]
+    (tmp_path / "link.h5").symlink_to(driven)
+    refused = {"trained on already": (driven, tmp_path / "link.h5"), "no such file": (tmp_path / "nothing.h5",)}
+    for message, added in {**refused, "a.h5.* once": (played,)}.items():
+        with pytest.raises(UserError, match=message):
+            DATA.files(replace(options, add_data=added))
+
+
+def test_a_data_script_adds_no_files(tmp_path, capsys):
+    flags = ["--add_data", str(tmp_path / "a.h5"), "--output", str(tmp_path / "b.h5")]
+    assert "leave it out" in error_of(capsys, tmp_path, DATA.main, flags)
 
 
 def test_a_maze_is_noted_from_where_the_agent_stands():

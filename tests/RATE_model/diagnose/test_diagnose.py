@@ -14,6 +14,7 @@ from RATE_model.diagnose.__main__ import main
 from RATE_model.diagnose.imitation import by_step, by_time_since, copying
 from RATE_model.diagnose.probes import Probe, Sample, baseline
 from RATE_model.diagnose.recording import Recording, record, whole_episodes_of
+from RATE_model.environments.find import environment_of
 from RATE_model.objectives.privileged import Privileged
 from RATE_model.own.api import train
 from RATE_model.own.dataset import Dataset
@@ -165,7 +166,7 @@ def run(tmp_path_factory) -> tuple[Path, Path]:
 
 def test_a_run_is_diagnosed(run, capsys):
     directory, data = run
-    main([str(directory), "--since", "infos/bit", "--train", f"data={data}"])
+    main([str(directory), "--since", "infos/bit", "--train", f"data={data}", "--steps", str(2**70)])
     found = json.loads((directory / "eval" / "diagnosis.json").read_text())
     assert list(found["probes"]) == ["bit"] and found["probes"]["bit"]["measure"] == "accuracy"
     assert {"hidden state", "memory at borders", "memory knocked out"} <= found["probes"]["bit"]["scores"].keys()
@@ -187,3 +188,13 @@ def test_wrong_questions_are_named(run, capsys, flags, message):
     with pytest.raises(SystemExit):
         main([str(run[0]), "--train", f"data={run[1]}", *flags])
     assert re.search(message, capsys.readouterr().err)
+
+
+def test_other_data_is_read_anew(run):
+    """An environment of its own takes what it sees from its data, and that of the run before is not this one's."""
+    own = environment_of(run[0])
+    for size in (2, 5):
+        data = Dataset.from_episodes([each | {"observations": np.ones((4, size))} for each in episodes(4)])
+        path = data.to_hdf5(run[1].with_name(f"{size}.h5"))
+        own.read_config(["--config", str(run[0] / "config.yaml"), "--data", str(path)])
+        assert own.spec({}).observation_shape == (size,)
