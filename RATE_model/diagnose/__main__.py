@@ -257,7 +257,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         except OSError as error:
             raise UserError(f"{table} cannot be written: {reason_of(error)}") from error
         plot_diagnosis(found, picture)
-        print(f"\n{table} {picture}")
+        print(f"\nresults: {table}, picture: {picture}")
 
 
 if __name__ == "__main__":

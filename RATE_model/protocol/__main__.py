@@ -286,7 +286,10 @@ def _bar(case: Case, condition: str) -> tuple[float, float]:
 def read_options(argv: Sequence[str] | None = None) -> Options:
     """The options that the flags (None: the command line) ask for. Raises UserError."""
     return parse_options(
-        Options, argv=argv, prog="python3 -m RATE_model.protocol", description="What was proved about memory."
+        Options,
+        argv=argv,
+        prog="python3 -m RATE_model.protocol",
+        description="Test whether and how long agents remember, with control experiments and confidence intervals.",
     )
 
 

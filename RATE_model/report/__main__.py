@@ -132,7 +132,7 @@ def read_options(argv: Sequence[str] | None = None) -> Options:
         Options,
         argv=[*(["--runs", *words[:first]] if first else []), *words[first:]],
         prog="python3 -m RATE_model.report",
-        description="One page on one or more runs.",
+        description="Write one HTML page about one or more runs: curves, results and an episode to step through.",
     )
 
 

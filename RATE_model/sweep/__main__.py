@@ -1,4 +1,4 @@
-"""Values of flags times seeds: the commands that a person would type, run here or on SLURM.
+"""Run one command for every combination of flag values and seeds, on this machine or on SLURM.
 
     python3 -m RATE_model.sweep "python3 TRAIN_SCRIPT --learning_rate {1e-4,3e-4}" --seeds 1-5
     python3 -m RATE_model.sweep --folder sweeps/NAME --status
