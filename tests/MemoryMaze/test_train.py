@@ -20,7 +20,6 @@ from RATE_model.agent import Agent
 from RATE_model.cli import experiment, training
 from RATE_model.cli.evaluation import evaluation_of
 from RATE_model.cli.options import changeable_flags, to_flat_dict
-from RATE_model.data.mirror import Mirror
 from RATE_model.loading import load_agent
 from RATE_model.memories.rate.config import RATEConfig
 from RATE_model.original.variants import VARIANTS
@@ -151,13 +150,13 @@ def test_convolutions_have_the_channels_asked_for_and_can_be_loaded(data, tmp_pa
     assert [layer.out_channels for layer in convolutions] == [4, 8, 6]
 
 
-@pytest.mark.parametrize(("flags", "expected"), [((), None), (("--mirror",), Mirror(MIRRORED))])
+@pytest.mark.parametrize(("flags", "expected"), [((), None), (("--mirror",), MIRRORED)])
 def test_mirrored_actions_reach_the_trainer_when_asked_for(flags, expected, data, tmp_path, monkeypatch):
     given = []
 
     class Recorded(experiment.Trainer):
         def __init__(self, *arguments, **options):
-            given.append(options["transform"])
+            given.append(options["transform"] and options["transform"].actions)
             super().__init__(*arguments, **options)
 
     monkeypatch.setattr(experiment, "Trainer", Recorded)
