@@ -16,6 +16,7 @@ from RATE_model.cli.settings import ModelOptions, TrainOptions
 from RATE_model.data.batch import Batch
 from RATE_model.data.dataset import WindowDataset
 from RATE_model.data.loader import EpochSampler, make_loader
+from RATE_model.data.selection import strided_windows
 from RATE_model.memories import MODES
 from RATE_model.objectives.auxiliary import Auxiliary
 from RATE_model.training.optimization import RisingCosine
@@ -34,6 +35,7 @@ SETTINGS = {
     "windows": {"bptt_segments": 0},
     "parts": {"bptt_segments": 0, "accumulate": 3},
     "burnt in": {"bptt_segments": 1, "burn_in": K + 1},
+    "curriculum": {"bptt_segments": 0, "curriculum": True},
     "stored": {"bptt_segments": 0, "window_state": "stored", "accumulate": 2},
     "objectives": {"bptt_segments": 0, "accumulate": 2, "burn_in": K + 1, "aux": OBJECTIVES, "aux_weight": (0.3,)},
 }
@@ -50,7 +52,15 @@ def in_float64(batch: Batch) -> Batch:
     return replace(batch, observations=batch.observations.double(), rtg=batch.rtg.double())
 
 
-def losses(data: WindowDataset, mode: str, batches: int, **options) -> list[float]:
+def stages(data: WindowDataset, batches: int) -> list[tuple[WindowDataset, int]]:
+    """Windows of one segment, of two, ..., then the data; and batches of each stage."""
+    (file,) = data.files
+    lengths = range(K, data.size, K)
+    shorter = [data.with_windows(strided_windows(0, file, size, 1), size=size) for size in lengths]
+    return [(stage, -(-batches // (len(shorter) + 1))) for stage in (*shorter, data)]
+
+
+def losses(data: WindowDataset, mode: str, batches: int, *, curriculum: bool = False, **options) -> list[float]:
     """Losses, gradients' norms and metrics of some batches and of a validation."""
 
     def metrics(logits, batch):
@@ -62,11 +72,13 @@ def losses(data: WindowDataset, mode: str, batches: int, **options) -> list[floa
         data = data.with_infos(["place", "phase"])
         auxiliary = Auxiliary.of(options.aux, options.aux_weight, model, data)
     trainer = Trainer(model, options, RisingCosine(50, 5000, 0.1), metrics=metrics, auxiliary=auxiliary)
-    trainer.begin_stage(data)
-    loader = make_loader(data, EpochSampler(len(data), BATCH_SIZE, seed=1))
     found = []
-    for _, (_, _, batch) in zip(range(batches), loader, strict=False):
-        found += map(float, trainer.train_batch(in_float64(batch)).values())
+    for stage, count in stages(data, batches) if curriculum else [(data, batches)]:
+        trainer.begin_stage(stage)
+        loader = make_loader(stage, EpochSampler(len(stage), BATCH_SIZE, seed=1))
+        for _, (_, _, batch) in zip(range(count), loader, strict=False):
+            found += map(float, trainer.train_batch(in_float64(batch)).values())
+        trainer.end_stage()
     validation = make_loader(data, EpochSampler(len(data), BATCH_SIZE, seed=1, shuffle=False), end_epoch=1)
     return found + list(trainer.validate(in_float64(batch) for _, _, batch in validation).values())
 
@@ -101,6 +113,7 @@ def data(tmp_path, monkeypatch) -> Iterator[WindowDataset]:
         ("TrXL", "stored"),
         ("GRU", "burnt in"),
         ("MLP", "parts"),
+        ("LSTM", "curriculum"),
         ("RMT", "objectives"),
         ("kNN", "parts"),
         ("Retrieval", "stored"),
