@@ -81,7 +81,7 @@ def test_help_explains_presets(capsys):
     for text in (
         "published_31",
         "38 to 45 steps",
-        "replaces this one thing",
+        "overrides one part of this",
         "--workers",
         "--overwrite",
         "train_data_*",

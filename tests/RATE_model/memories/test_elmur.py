@@ -86,7 +86,7 @@ def test_ages_far_beyond_any_training_have_a_bias():
     state = layer.begin(2, CPU)
     anchors, time = torch.zeros(2, SLOTS, dtype=torch.int64), torch.tensor([10**7, 10**6])
     old = replace(state, anchors=anchors, time=time)
-    assert (layer._age(old, torch.arange(K)[None]) == 30).all()
+    assert (layer.age(old, torch.arange(K)[None]) == 30).all()
 
 
 @pytest.mark.parametrize(
