@@ -53,7 +53,7 @@ class DriverChoice:
 
     @property
     def name(self) -> str:
-        """For the names of files: everything that its actions depend on is in it."""
+        """For the names of files. Of its weights alone: not of the return that its run is asked for in evaluations."""
         return f"driver-{self.digest[:8]}"
 
     @property
