@@ -1,4 +1,4 @@
-"""Errors that users can fix, and words for refusals of the system."""
+"""`UserError`, and one-line explanations of operating system errors."""
 
 import errno
 import os
@@ -31,21 +31,21 @@ _WAYS_OUT = {
     errno.EACCES: f"change its permissions, or {_ELSEWHERE}",
     errno.EPERM: f"change its permissions, or {_ELSEWHERE}",
     errno.EMFILE: "raise the limit on open files (ulimit -n 1024)",
-    errno.ENFILE: "close other programs: the machine has no more open files",
+    errno.ENFILE: "close other programs: the machine has reached its limit on open files",
     errno.ENAMETOOLONG: "give a shorter name",
     errno.ENOMEM: "free some memory",
-    errno.EIO: "the disk fails; copy what you can and use another one",
+    errno.EIO: "the disk is failing; copy what you can and use another one",
     errno.ESTALE: "the file server was restarted; start again",
 }
 
 
 def is_machine_error(error: BaseException) -> TypeGuard[OSError]:
-    """Whether an error is about the machine, such as a full disk, and not about the content of a file."""
+    """Whether an error comes from the machine, such as a full disk, rather than from the content of a file."""
     return isinstance(error, OSError) and error.errno in _WAYS_OUT
 
 
-def reason_of(error: BaseException) -> str:
-    """Why the system refused and what helps, as a line without a full stop, for the end of a message."""
+def error_reason(error: BaseException) -> str:
+    """The error's reason and a remedy, on one line without a full stop, to end a message with."""
     if not is_machine_error(error) or error.errno is None:
         return " ".join(str(getattr(error, "strerror", None) or error).split())
     return f"{os.strerror(error.errno)}; {_WAYS_OUT[error.errno]}"

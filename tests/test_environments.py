@@ -12,7 +12,7 @@ from RATE_model.cli import evaluation, training
 from RATE_model.cli.options import to_flat_dict, to_yaml
 from RATE_model.data.batch import Batch
 from RATE_model.environments.contract import Environment, Evaluation
-from RATE_model.protocol.examination import RunPlayer, questions_of, subject_of
+from RATE_model.protocol.examination import RunPlayer, facts_of, task_cases_of
 from RATE_model.protocol.verdict import INTACT, judge
 from RATE_model.protocol.verdict import Case as ProtocolCase
 from RATE_model.spec import EnvironmentSpec
@@ -147,7 +147,7 @@ def test_what_is_declared_of_memory_goes_together(name, environment, config):
     episodes = environment.episode_counts[0] + environment.episode_counts.step
     targets = environment.target_returns({})[:1]
     asked = Evaluation(environment, agent, options, targets, tuple(environment.cases(options)[:2]), episodes)
-    answers, questions = RunPlayer(asked).play(None), questions_of(asked)
+    answers, questions = RunPlayer(asked).play(None), task_cases_of(asked)
     for question, outcomes in zip(questions, answers, strict=True):
         assert not question.horizons or 1 < question.horizons[0] <= question.horizons[1]
         assert len(outcomes) == episodes * (2 if environment.has_twins(options) else 1)
@@ -157,7 +157,7 @@ def test_what_is_declared_of_memory_goes_together(name, environment, config):
         ProtocolCase(question.name, question.horizons, question.chance, {INTACT: outcomes[None]}, question.outcome)
         for question, outcomes in zip(questions, answers, strict=True)
     ]
-    verdict = judge(subject_of(agent), cases)
+    verdict = judge(facts_of(agent), cases)
     assert verdict.label in ("nothing", "unproved", "short-term") and verdict.missing
 
 

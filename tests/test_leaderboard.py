@@ -12,13 +12,13 @@ from tools import reproduce_memories as memories
 
 
 def document(rates):
-    """Figures of `{label: success}` in every place, the same for three seeds, the last a little worse."""
+    """Figures of `{label: success}` in every section, the same for three seeds, the last a little worse."""
     found = {}
-    for place in memories.PLACES.values():
+    for section in memories.SECTIONS.values():
         for label, rate in rates.items():
             seeds = [rate, rate, max(0.5, rate - 0.02)]
-            found[f"{place.title}: {label}"] = {
-                "success_rate": {str(case): seeds for case in place.cases},
+            found[f"{section.title}: {label}"] = {
+                "success_rate": {str(case): seeds for case in section.cases},
                 "parameters": 100_000,
                 "state_numbers": 64,
                 "acting_ms": 0.5,
@@ -48,8 +48,8 @@ def test_the_better_memory_comes_first(tmp_path):
 def test_memories_without_all_tasks_are_left_out():
     results = document({"RATE": 0.7, "LSTM": 0.9})
     del results["T-Maze, recall: RATE"]
-    labels, places, scores = leaderboard.scores_of(results, list(leaderboard.JUDGED))
-    assert labels == ["LSTM"] and len(places) == 6 and scores.shape == (1, 6, 3)
+    labels, sections, scores = leaderboard.scores_of(results, list(leaderboard.JUDGED))
+    assert labels == ["LSTM"] and len(sections) == 6 and scores.shape == (1, 6, 3)
     with pytest.raises(UserError, match="no memory with figures"):
         leaderboard.scores_of({}, list(leaderboard.JUDGED))
 
@@ -60,15 +60,15 @@ def test_bits_are_those_of_a_noisy_channel():
     assert leaderboard.bits_recalled(1.0, 8) == pytest.approx(8) and leaderboard.bits_recalled(0.4, 8) == 0
 
 
-@pytest.mark.parametrize("name", [name for name in memories.PLACES if name.startswith("tmaze_")])
+@pytest.mark.parametrize("name", [name for name in memories.SECTIONS if name.startswith("tmaze_")])
 def test_every_task_has_a_setting_that_is_understood(name):
-    place = memories.PLACES[name]
-    config = TMAZE.read_config(memories._absolute(place.study.settings))
-    assert place.study.command("RATE", [1])[0] == TMAZE.train_script
-    assert leaderboard.JUDGED[name] in place.cases and place.trained == config.trained
+    section = memories.SECTIONS[name]
+    config = TMAZE.read_config(memories._absolute(section.study.settings))
+    assert section.study.command("RATE", [1])[0] == TMAZE.train_script
+    assert leaderboard.JUDGED[name] in section.cases and section.trained == config.trained
     wanted = TMAZE.training_cases(config, final=True)
-    assert set(place.cases) <= set(wanted)
-    junctions = (np.array(place.cases) - 1) // (config.data.corridor + 1)
+    assert set(section.cases) <= set(wanted)
+    junctions = (np.array(section.cases) - 1) // (config.data.corridor + 1)
     assert config.data.task != "endless" or junctions.tolist() == [5, 50, 500]
 
 

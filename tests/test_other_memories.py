@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from MinigridMemory.MinigridMemory_src import inference_minigridmemory
+from RATE_model.cli.aliases import canonical_flags
 from RATE_model.cli.options import parse_options
 from RATE_model.cli.settings import ModelOptions
-from RATE_model.cli.spellings import respelt
 from tests import minigrid_runs, tmaze_runs
 from TMaze_new.TMaze_new_src import inference_tmaze
 
@@ -134,7 +134,7 @@ def test_a_file_of_before_says_what_conditions_the_agent(tmp_path):
     for flags in (["--config", str(tmp_path / "old.yaml")], ["--condition_on_returns", "false"]):
         assert not parse_options(ModelOptions, argv=flags).conditioned
     assert parse_options(ModelOptions, argv=["--condition_on_returns"]).conditioned
-    assert respelt({"condition": "auto", "condition_on_returns": False, "d_model": 3}) == {
+    assert canonical_flags({"condition": "auto", "condition_on_returns": False, "d_model": 3}) == {
         "condition": "none",
         "d_model": 3,
     }

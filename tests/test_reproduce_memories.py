@@ -8,7 +8,7 @@ from RATE_model.errors import UserError
 from RATE_model.memories import MEMORIES, MODES
 from tests.small_models import small_model
 from tools import reproduce_memories
-from tools.reproduce_memories import LABELS, PLACES, Options, acting_ms, write
+from tools.reproduce_memories import LABELS, SECTIONS, Options, acting_ms, write
 
 
 def entry(seeds=(1, 2, 3)) -> dict:
@@ -21,19 +21,19 @@ def entry(seeds=(1, 2, 3)) -> dict:
 
 def test_every_memory_is_on_it():
     assert {MODES[label].memory for label in LABELS} == MEMORIES.keys()
-    assert all(list(place.study.models) == list(LABELS) for place in PLACES.values())
+    assert all(list(section.study.models) == list(LABELS) for section in SECTIONS.values())
 
 
 def test_what_is_measured_is_shown_with_its_commands(tmp_path):
-    document, shown = {}, {name: PLACES[name] for name in ("tmaze", "minigrid")}
-    for place in shown.values():
+    document, shown = {}, {name: SECTIONS[name] for name in ("tmaze", "minigrid")}
+    for section in shown.values():
         for label in LABELS[:7]:
-            rates = {str(case): [1.0, 0.5, 0.75] for case in place.cases}
-            document[f"{place.title}: {label}"] = entry() | {"success_rate": rates}
+            rates = {str(case): [1.0, 0.5, 0.75] for case in section.cases}
+            document[f"{section.title}: {label}"] = entry() | {"success_rate": rates}
     write(document, Options(results_dir=tmp_path))
     page = (tmp_path / "memories.md").read_text()
-    for name, place in shown.items():
-        assert f"## {place.title}\n" in page and (tmp_path / f"memories_{name}.png").stat().st_size > 0
+    for name, section in shown.items():
+        assert f"## {section.title}\n" in page and (tmp_path / f"memories_{name}.png").stat().st_size > 0
     assert page.count("| RATE | 0.75 ± 0.14 |") == len(shown) and page.count("--budget 0.1M") == 7 * len(shown)
     assert f"--model_mode {LABELS[7]} " not in page
     assert json.loads((tmp_path / "memories.json").read_text()) == document
@@ -48,9 +48,9 @@ def test_first_seeds_come_first_and_the_page_grows_with_every_run(tmp_path, monk
             raise UserError("LSTM, seed 1: exit code 1")
         return tmp_path / f"{label}_{seed}"
 
-    def collect(place, runs):
+    def collect(section, runs):
         seeds = [int(path.name[-1]) for path in runs]
-        return entry(seeds) | {"success_rate": {str(case): [1.0] * len(seeds) for case in place.cases}}
+        return entry(seeds) | {"success_rate": {str(case): [1.0] * len(seeds) for case in section.cases}}
 
     def write(document, options):
         pages.append({label: found["seeds"] for label, found in document.items()})
@@ -58,8 +58,8 @@ def test_first_seeds_come_first_and_the_page_grows_with_every_run(tmp_path, monk
     monkeypatch.setattr(Study, "run", run)
     for name, replacement in {"collect": collect, "write": write}.items():
         monkeypatch.setattr(reproduce_memories, name, replacement)
-    for name, place in PLACES.items():
-        monkeypatch.setitem(PLACES, name, replace(place, make_data=lambda config: None))
+    for name, section in SECTIONS.items():
+        monkeypatch.setitem(SECTIONS, name, replace(section, make_data=lambda config: None))
     words = ["--models", "RATE", "LSTM", "GRU", "--seeds", "1", "2", "--environments", "tmaze", "--jobs", "1"]
     assert reproduce_memories.main([*words, "--results_dir", str(tmp_path)]) == 1
     assert asked == [("RATE", 1), ("LSTM", 1), ("GRU", 1), ("RATE", 2), ("GRU", 2)]

@@ -35,7 +35,7 @@ from tools import reproduce_memories as memories
 
 PAGE = "leaderboard"
 CHANCE = 0.5  # in all tasks
-# Where each place is judged: beyond what was trained on where that tells memories apart, else where it was trained.
+# Where each section is judged: beyond what was trained on where that tells memories apart, else where it was trained.
 JUDGED = {
     "tmaze": 9600,
     "tmaze_multi_cue": 40,
@@ -57,20 +57,20 @@ class Options(memories.Options):
     train: Boolean = True
 
 
-def scores_of(document: Mapping[str, Any], places: Sequence[str]) -> tuple[list[str], list[str], np.ndarray]:
-    """Memories and places that have figures for one another, and the scores (memories, places, seeds).
+def scores_of(document: Mapping[str, Any], sections: Sequence[str]) -> tuple[list[str], list[str], np.ndarray]:
+    """Memories and sections that have figures for one another, and the scores (memories, sections, seeds).
 
     Places without any figures are left out, and then memories that lack one of the others.
 
     Raises:
         UserError: there is nothing to compare, or a memory has fewer than two seeds.
     """
-    entries = {place: memories.of_place(dict(document), memories.PLACES[place]) for place in places}
-    there = [place for place in places if entries[place]]
-    labels = [label for label in memories.LABELS if there and all(label in entries[place] for place in there)]
+    entries = {section: memories.of_section(dict(document), memories.SECTIONS[section]) for section in sections}
+    there = [section for section in sections if entries[section]]
+    labels = [label for label in memories.LABELS if there and all(label in entries[section] for section in there)]
     if not labels:
         raise UserError("results/memories.json has no memory with figures in every task; train some first")
-    rates = [[entries[place][label]["success_rate"][str(JUDGED[place])] for place in there] for label in labels]
+    rates = [[entries[section][label]["success_rate"][str(JUDGED[section])] for section in there] for label in labels]
     seeds = min(len(values) for row in rates for values in row)
     if seeds < 2:
         raise UserError("a leaderboard needs at least two seeds of every memory; give more --seeds")
@@ -85,7 +85,7 @@ def bits_recalled(rate: float, bits: int) -> float:
 
 
 def ranking(scores: np.ndarray) -> tuple[list[Interval], Interval]:
-    """Interquartile mean of each memory (memories, places, seeds), and all memories' mean ranks."""
+    """Interquartile mean of each memory (memories, sections, seeds), and all memories' mean ranks."""
     return [bootstrap(list(tasks), interquartile_mean) for tasks in scores], mean_ranks(scores)
 
 
@@ -127,10 +127,13 @@ def plot_capacity(points: Mapping[str, tuple[float, Sequence[float]]], path: Pat
 
 def write(document: Mapping[str, Any], options: Options) -> None:
     """results/leaderboard.json, its pictures, and the generated part of .md."""
-    labels, places, scores = scores_of(document, list(JUDGED))
+    labels, sections, scores = scores_of(document, list(JUDGED))
     means, ranks = ranking(scores)
     order = np.argsort([-float(interval.value) for interval in means])
-    titles = [f"{memories.PLACES[place].title}, {memories.PLACES[place].called} {JUDGED[place]}" for place in places]
+    titles = [
+        f"{memories.SECTIONS[section].title}, {memories.SECTIONS[section].called} {JUDGED[section]}"
+        for section in sections
+    ]
     folder = options.results_dir
     rows, costs, found = [], [], {}
     for number in order:
@@ -141,7 +144,7 @@ def write(document: Mapping[str, Any], options: Options) -> None:
             f"{ranks.value[number]:.1f} ({ranks.low[number]:.1f} to {ranks.high[number]:.1f})",
             *(cell(values.tolist()) for values in scores[number]),
         ])  # fmt: skip
-        entries = [memories.of_place(dict(document), memories.PLACES[place])[label] for place in places]
+        entries = [memories.of_section(dict(document), memories.SECTIONS[section])[label] for section in sections]
         costs.append([
             label,
             entries[0]["parameters"],
@@ -152,11 +155,11 @@ def write(document: Mapping[str, Any], options: Options) -> None:
         found[label] = {
             "iqm": [float(interval.value), float(interval.low), float(interval.high)],
             "rank": [float(ranks.value[number]), float(ranks.low[number]), float(ranks.high[number])],
-            "scores": {place: values.tolist() for place, values in zip(places, scores[number], strict=True)},
+            "scores": {section: values.tolist() for section, values in zip(sections, scores[number], strict=True)},
         }
     plot_profiles([labels[number] for number in order], scores[order], folder / f"{PAGE}_profile.png")
     pictures = [f"![Performance profile]({PAGE}_profile.png)"]
-    if capacity := memories.of_place(dict(document), memories.PLACES[CAPACITY]):
+    if capacity := memories.of_section(dict(document), memories.SECTIONS[CAPACITY]):
         points = {
             label: (
                 entry["state_numbers"],
@@ -166,12 +169,12 @@ def write(document: Mapping[str, Any], options: Options) -> None:
         }
         plot_capacity(points, folder / "capacity.png")
         pictures.append("![Bits recalled against numbers of state](capacity.png)")
-    if passive := memories.of_place(dict(document), memories.PLACES["tmaze"]):
+    if passive := memories.of_section(dict(document), memories.SECTIONS["tmaze"]):
         curves = {
             label: {int(length): rates for length, rates in entry["success_rate"].items()}
             for label, entry in passive.items()
         }
-        plot_success_by_length(curves, folder / "forgetting.png", trained=memories.PLACES["tmaze"].trained)
+        plot_success_by_length(curves, folder / "forgetting.png", trained=memories.SECTIONS["tmaze"].trained)
         pictures.append("![Success against episode length, all memories](forgetting.png)")
     score_table = table(["memory", "interquartile mean (95 % interval)", "mean rank (95 % interval)", *titles], rows)
     cost_table = table(["memory", "parameters", "numbers of its state", "ms a step", "training, s"], costs)

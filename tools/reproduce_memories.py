@@ -63,7 +63,7 @@ LABELS = (*LABELS, *(label for label in ("RMT", "TrXL", "DT", "DMamba") if label
 
 
 @dataclass(frozen=True)
-class Place:
+class Section:
     """An environment of the page.
 
     Attributes:
@@ -119,8 +119,8 @@ TASKS: tuple[tuple[str, tuple[str, ...], tuple[int, ...]], ...] = (
     ("distracted", (), (90, 300, 900, 2400)),
     ("recall", (), (90, 300, 900, 2400)),
 )
-PLACES = {
-    "tmaze": Place(
+SECTIONS = {
+    "tmaze": Section(
         "T-Maze",
         study(TMAZE, _TMAZE_FAST, {"TrXL": ("--mem_len", "270"), "DT": ("--slide", "30")}),
         LENGTHS,
@@ -129,7 +129,7 @@ PLACES = {
         90,
         tmaze_data.ensure_datasets,
     ),
-    "minigrid": Place(
+    "minigrid": Section(
         "Minigrid-Memory",
         study(
             MINIGRID,
@@ -143,7 +143,7 @@ PLACES = {
         minigrid_data.DATA.ensure,
     ),
     **{
-        f"tmaze_{task.replace('-', '_')}": Place(
+        f"tmaze_{task.replace('-', '_')}": Section(
             f"T-Maze, {task}",
             study(
                 TMAZE,
@@ -175,12 +175,12 @@ class Options(StudyOptions):
     models: tuple[str, ...] = ()
 
 
-def collect(place: Place, runs: list[Path]) -> dict[str, Any]:
+def collect(section: Section, runs: list[Path]) -> dict[str, Any]:
     """Success of every seed by case, what training took, and what the memory costs."""
     results = final_results(runs)
     agent = load_model(resolve_checkpoint(runs[0]))
     return {
-        "success_rate": {str(case): [result[place.metric.format(case)] for result in results] for case in place.cases},
+        "success_rate": {str(case): [each[section.metric.format(case)] for each in results] for case in section.cases},
         "d_model": agent.config.sizes.d_model,
         "parameters": sum(parameter.numel() for parameter in agent.parameters()),
         "memory_parameters": sum(parameter.numel() for parameter in agent.memory.parameters()),
@@ -205,10 +205,10 @@ def acting_ms(agent: Agent, *, episodes: int = 100, steps: int = 30) -> float:
     return 1e3 * float(np.median(taken[10:]))
 
 
-def success_table(place: Place, entries: dict[str, dict]) -> str:
+def success_table(section: Section, entries: dict[str, dict]) -> str:
     """Success by case, mean and standard error over seeds, as Markdown."""
-    rows = [[label, *(cell(entry["success_rate"][str(c)]) for c in place.cases)] for label, entry in entries.items()]
-    return table(["memory", *place.cases], rows)
+    rows = [[label, *(cell(entry["success_rate"][str(c)]) for c in section.cases)] for label, entry in entries.items()]
+    return table(["memory", *section.cases], rows)
 
 
 def cost_table(entries: dict[str, dict]) -> str:
@@ -234,35 +234,35 @@ def cost_table(entries: dict[str, dict]) -> str:
     return table([*header, "optimizer steps", "all stages solved", "training, s", "ms a step", "commit", "date"], rows)
 
 
-def of_place(document: dict[str, dict], place: Place) -> dict[str, dict]:
+def of_section(document: dict[str, dict], section: Section) -> dict[str, dict]:
     """The entries of an environment by memory."""
-    start = f"{place.title}: "
+    start = f"{section.title}: "
     return {label.removeprefix(start): entry for label, entry in document.items() if label.startswith(start)}
 
 
-def panels(place: Place, entries: dict[str, dict]) -> dict[str, dict[str, dict[int, list[float]]]]:
+def panels(section: Section, entries: dict[str, dict]) -> dict[str, dict[str, dict[int, list[float]]]]:
     """What is drawn where: a few memories to a panel, in the table's order."""
     curves = {
         label: {int(case): rates for case, rates in entry["success_rate"].items()} for label, entry in entries.items()
     }
     labels = list(curves)
     groups = [labels[start : start + _LINES] for start in range(0, len(labels), _LINES)]
-    return {f"{place.title}: {', '.join(group)}": {label: curves[label] for label in group} for group in groups}
+    return {f"{section.title}: {', '.join(group)}": {label: curves[label] for label in group} for group in groups}
 
 
 def write(document: dict[str, dict], options: Options) -> None:
     """results/memories.json, a picture an environment, and the generated part of .md."""
     texts = []
-    for name, place in PLACES.items():
-        if not (entries := of_place(document, place)):
+    for name, section in SECTIONS.items():
+        if not (entries := of_section(document, section)):
             continue
         picture = f"{PAGE}_{name}.png"
         path = options.results_dir / picture
-        plot_success_panels(panels(place, entries), path, trained=place.trained, xlabel=place.called)
-        commands = (place.study.command(label, entry["seeds"]) for label, entry in entries.items())
+        plot_success_panels(panels(section, entries), path, trained=section.trained, xlabel=section.called)
+        commands = (section.study.command(label, entry["seeds"]) for label, entry in entries.items())
         texts.append(
-            f"## {place.title}\n\nSuccess rate by {place.called}, mean and standard error over seeds, made "
-            f"{made(entries)}.\n\n![Success by {place.called}]({picture})\n\n{success_table(place, entries)}\n\n"
+            f"## {section.title}\n\nSuccess rate by {section.called}, mean and standard error over seeds, made "
+            f"{made(entries)}.\n\n![Success by {section.called}]({picture})\n\n{success_table(section, entries)}\n\n"
             f"{cost_table(entries)}\n\nCommands:\n\n"
             + "\n".join("    python3 " + shlex.join(command) for command in commands)
         )
@@ -281,17 +281,17 @@ def run(options: Options) -> int:
     """The same, of options. Raises UserError."""
     path = options.results_dir / f"{PAGE}.json"
     document = json.loads(path.read_text()) if path.exists() else {}
-    order = [f"{place.title}: {label}" for place in PLACES.values() for label in LABELS]
-    places = [PLACES[name] for name in dict.fromkeys(options.environments)]
-    labels = places[0].study.chosen(options.models)
-    for place in places:
-        place.make_data(place.study.read_config(_absolute(place.study.settings)).data)
-    runs: dict[str, list[Path]] = {f"{place.title}: {label}": [] for place in places for label in labels}
+    order = [f"{section.title}: {label}" for section in SECTIONS.values() for label in LABELS]
+    sections = [SECTIONS[name] for name in dict.fromkeys(options.environments)]
+    labels = sections[0].study.chosen(options.models)
+    for section in sections:
+        section.make_data(section.study.read_config(_absolute(section.study.settings)).data)
+    runs: dict[str, list[Path]] = {f"{section.title}: {label}": [] for section in sections for label in labels}
     failed = set()
-    for seed, place in itertools.product(options.seeds, places):
-        names = {label: f"{place.title}: {label}" for label in labels}
+    for seed, section in itertools.product(options.seeds, sections):
+        names = {label: f"{section.title}: {label}" for label in labels}
         cells = [(label, seed) for label in labels if names[label] not in failed]
-        with closing(place.study.run_each(options, cells)) as finished:
+        with closing(section.study.run_each(options, cells)) as finished:
             for label, done in finished:
                 name = names[label]
                 if isinstance(done, UserError):
@@ -299,10 +299,10 @@ def run(options: Options) -> int:
                     failed.add(name)
                     continue
                 runs[name].append(done)
-                document = _with(document, name, collect(place, runs[name]), order)
+                document = _with(document, name, collect(section, runs[name]), order)
                 write(document, options)
-    for place in places:
-        print(success_table(place, of_place(document, place)))
+    for section in sections:
+        print(success_table(section, of_section(document, section)))
     return 1 if failed else 0
 
 

@@ -25,7 +25,7 @@ import numpy as np
 from MemoryMaze.MemoryMaze_src.env import EPISODE_STEPS, NAME, OBSERVATION_SHAPE, MemoryMazeEnv, check_size, env_id
 from MemoryMaze.MemoryMaze_src.experts import EXPERTS, expert
 from MemoryMaze.MemoryMaze_src.graphics import maze_tasks
-from MemoryMaze.MemoryMaze_src.privileged import Witness
+from MemoryMaze.MemoryMaze_src.privileged import PrivilegedRecorder
 from RATE_model.acting.driver import DriverChoice, driver_attributes
 from RATE_model.cli.limits import at_least, at_most
 from RATE_model.data.maker import record
@@ -179,7 +179,7 @@ def play(
     A `driver` moves in its place: then it neither errs nor is perturbed.
     """
     mind = expert(player.kind, np.random.default_rng([seed, _EXPERT_STREAM]), player.noise, perturbation)
-    witness = Witness()
+    witness = PrivilegedRecorder()
 
     def act(observation: np.ndarray, info: Mapping[str, Any], driven: int | None) -> tuple[int, dict[str, Any]]:
         action = mind.act(dict(info), driven)

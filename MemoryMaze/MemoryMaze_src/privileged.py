@@ -13,7 +13,7 @@ from MemoryMaze.MemoryMaze_src.experts import in_sight
 SAME_IN_THE_MIRROR = ("target", "target_visible", "random", "seed", "player")
 
 
-class Witness:
+class PrivilegedRecorder:
     """Takes notes of one episode, step by step; x and y in cells.
 
     - ``agent_pos``, ``agent_dir`` (2,), ``targets_pos`` (n, 2), ``maze_layout`` (size, size): as in `MemoryMazeEnv`;

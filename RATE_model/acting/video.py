@@ -11,7 +11,7 @@ import imageio.v2 as imageio
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from RATE_model.errors import UserError, reason_of
+from RATE_model.errors import UserError, error_reason
 from RATE_model.system.interrupts import stop_if_asked
 from RATE_model.system.locks import temporary
 
@@ -69,7 +69,9 @@ def write_video(frames: Iterable[np.ndarray], path: Path, *, fps: int = 8, quali
             partial.replace(path)
     except OSError as error:
         # The writer's own errors have no number, and quote the encoder's arguments.
-        reason = reason_of(error) if error.errno else "the encoder stopped; free some space there, if the disk is full"
+        reason = (
+            error_reason(error) if error.errno else "the encoder stopped; free some space there, if the disk is full"
+        )
         raise UserError(f"video {path} cannot be written: {reason}") from error
     return path
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from RATE_model.errors import reason_of
+from RATE_model.errors import error_reason
 
 _IN_ASCII = {"±": "+/-", "×": "x", "→": "->", "…": "...", "–": "-", "—": "-"}
 
@@ -29,7 +29,7 @@ def machine_error(error: BaseException) -> str | None:
     """A refusal of the machine, in one line with a remedy; None for other errors."""
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename is not None else ""
-        return f"{place}{reason_of(error)}" if error.strerror else None
+        return f"{place}{error_reason(error)}" if error.strerror else None
     said = str(error)
     if isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError)

@@ -12,13 +12,13 @@ from typing import Any
 from RATE_model.acting.controls import knock_out_memory
 from RATE_model.acting.video import record_videos
 from RATE_model.agent import Agent
+from RATE_model.cli.aliases import canonical_flags
 from RATE_model.cli.console import one_line
 from RATE_model.cli.limits import MAX_SEED, at_least, at_most, writable, writable_file
 from RATE_model.cli.options import Boolean, exit_on_user_error, load_yaml, parse_options, typed_values
 from RATE_model.cli.settings import ACTING_FLAGS, PlayOptions, Precision, check_acting_flags
-from RATE_model.cli.spellings import respelt
 from RATE_model.environments.contract import Case, Environment, Evaluation
-from RATE_model.errors import UserError, reason_of
+from RATE_model.errors import UserError, error_reason
 from RATE_model.loading import load_config
 from RATE_model.memories import MEMORIES
 from RATE_model.system.atomic import atomic_write_json
@@ -95,7 +95,7 @@ class EvaluationOptions:
             with owning(self.output):
                 atomic_write_json(self.output, document)
         except OSError as error:
-            raise UserError(f"--output {self.output} cannot be written: {reason_of(error)}") from error
+            raise UserError(f"--output {self.output} cannot be written: {error_reason(error)}") from error
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def flags_of(checkpoint: Path, before: Mapping[str, Any] | None = None) -> dict[
             _say(f"{config} is missing or damaged; the run's flags are read from its checkpoint")
         elif trouble is not None and config.exists():
             raise trouble
-    recorded = respelt(flags)
+    recorded = canonical_flags(flags)
     made_here = recorded and "published_variant" not in recorded
     return {**(before or {}), **recorded} if made_here else recorded
 
@@ -233,7 +233,7 @@ def read_options(environment: Environment, argv: Sequence[str] | None = None) ->
         prog=f"python3 {environment.inference_script}",
         description=f"Evaluate a checkpoint on {environment.name}.",
         aliases=dict(environment.aliases),
-        beneath=of_run,
+        recorded=of_run,
     )
     environment.check_episodes(episodes=options.common.episodes)
     at_most(environment.episode_counts[-1], video=options.common.video)

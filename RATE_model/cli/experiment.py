@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from RATE_model.agent import Agent, AgentConfig
+from RATE_model.cli.aliases import canonical_flags
 from RATE_model.cli.options import changeable_flags, load_yaml, to_flat_dict
 from RATE_model.cli.settings import (
     COMMAND_FLAGS,
@@ -26,7 +27,6 @@ from RATE_model.cli.settings import (
     RunOptions,
     TrainOptions,
 )
-from RATE_model.cli.spellings import respelt
 from RATE_model.data.batch import BatchTransform
 from RATE_model.data.dataset import WindowDataset
 from RATE_model.data.loader import EpochSampler
@@ -136,7 +136,7 @@ def run_directory(
             for other in sorted(folder.glob(f"{beginning}*_RUN_{seed}")):
                 if re.fullmatch(rf"(_[0-9a-f]{{8}})?_RUN_{seed}", other.name[len(beginning) :]):
                     with suppress(UserError):  # missing or damaged: its flags are unknown
-                        if mark({**before, **respelt(load_yaml(other / "config.yaml"))}) == mark(flags):
+                        if mark({**before, **canonical_flags(load_yaml(other / "config.yaml"))}) == mark(flags):
                             return other
     return marked
 

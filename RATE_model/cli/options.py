@@ -40,8 +40,8 @@ import tyro
 import yaml
 
 from RATE_model.cli import core_yaml
+from RATE_model.cli.aliases import ALIASES, BOOLEAN_ALIASES
 from RATE_model.cli.console import lasting_output, machine_error, one_line
-from RATE_model.cli.spellings import ALIASES, BOOLEAN_ALIASES
 from RATE_model.errors import UserError
 from RATE_model.system.interrupts import exit_code, raising_interrupts, signal_name
 from RATE_model.system.secrets import redact
@@ -110,15 +110,15 @@ def parse_options(
     description: str | None = None,
     aliases: dict[str, str] | None = None,
     published: dict[str, Any] | None = None,
-    beneath: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
+    recorded: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
 ) -> Config:
     """The configuration asked for: defaults of ``cls`` < ``config_file`` < ``--config FILE`` < flags.
 
     ``argv`` is sys.argv[1:] unless given; ``config_file`` is the environment's own config.yaml; ``aliases`` maps
-    another spelling of a flag to its name, besides those that all scripts share (``spellings.ALIASES``). Flags may have
-    hyphens for underscores; the last of a repeated flag counts. ``published`` are the values, by flag, that
-    ``--published true`` sets; a script without them has no such flag. ``beneath`` is told the flags of the command line
-    and says what, typed and by flag, lies beneath them and all files: what a run recorded, for example.
+    another spelling of a flag to its name, besides those that all scripts share (``aliases.ALIASES``). Flags may have
+    hyphens instead of underscores; the last of a repeated flag counts. ``published`` are the values, by flag, that
+    ``--published true`` sets; a script without them has no such flag. ``recorded`` maps the flags of the command line
+    to values, by flag, that files and flags override: those that a run recorded, for example.
 
     Every group's ``check_typed(self, names)`` is told the flags of the command line, and every group's
     ``validate(self) -> None`` is called, on the merged values, the outermost last, where there is one.
@@ -133,7 +133,7 @@ def parse_options(
     aliases = {alias: name for alias, name in (ALIASES | (aliases or {})).items() if name in kinds}
     flags = _read_flags(sys.argv[1:] if argv is None else argv, kinds, aliases)
     invocation = updated(_Invocation(), flags)
-    values: dict[str, Any] = dict(beneath(flags)) if beneath is not None and "help" not in flags else {}
+    values: dict[str, Any] = dict(recorded(flags)) if recorded is not None and "help" not in flags else {}
     for path in (config_file, invocation.config):
         if path is not None:
             values |= typed_values(cls, load_yaml(path, texts=True), source=str(path), aliases=aliases)

@@ -14,7 +14,7 @@ from typing import Any
 import h5py
 
 from RATE_model.data.attributes import decoded
-from RATE_model.errors import UserError, is_machine_error, reason_of
+from RATE_model.errors import UserError, error_reason, is_machine_error
 
 fcntl: Any = None  # of Windows
 with contextlib.suppress(ImportError):
@@ -153,4 +153,4 @@ def attributes_of(path: Path) -> dict[str, Any]:
 def refuse_if_unreadable(path: Path, error: BaseException) -> None:
     """Raise a `UserError` where an error is the machine's: then nothing is known to be wrong with the file."""
     if is_machine_error(error) or isinstance(error, BeingWritten):
-        raise UserError(f"'{path}' cannot be read: {reason_of(error)}.") from error
+        raise UserError(f"'{path}' cannot be read: {error_reason(error)}.") from error

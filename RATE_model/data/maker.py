@@ -26,8 +26,8 @@ import gymnasium
 import numpy as np
 
 from RATE_model.acting.driver import DriverChoice
+from RATE_model.cli.aliases import find_by_alias
 from RATE_model.cli.options import exit_on_user_error, parse_options
-from RATE_model.cli.spellings import existing_file
 from RATE_model.data.npz import PATTERN, conversion_path, given_data
 from RATE_model.data.parts import FileOptions
 from RATE_model.data.selection import split_episodes
@@ -148,7 +148,7 @@ class DataMaker(ABC, Generic[Options]):
 
     def path(self, options: Options) -> Path:
         """The file for these options."""
-        return existing_file((options.data_dir or self.directory) / self.file_name(options))
+        return find_by_alias((options.data_dir or self.directory) / self.file_name(options))
 
     def ensure(self, options: Options) -> Path:
         """The file to train on, made or converted if missing.

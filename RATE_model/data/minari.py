@@ -24,7 +24,7 @@ from gymnasium import spaces
 from PIL import Image
 
 from RATE_model.data.hdf5 import Hdf5, open_hdf5, refuse_if_unreadable
-from RATE_model.errors import UserError, reason_of
+from RATE_model.errors import UserError, error_reason
 from RATE_model.system.atomic import atomic_write_json
 from RATE_model.system.locks import temporary
 
@@ -78,7 +78,7 @@ def read_minari(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
             ]
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
         refuse_if_unreadable(folder / DATA, error)
-        raise UserError(f"'{folder}' cannot be read; it is truncated or damaged ({reason_of(error)})") from error
+        raise UserError(f"'{folder}' cannot be read; it is truncated or damaged ({error_reason(error)})") from error
     metadata["spaces"] = observation_space, _space(metadata.get("action_space"))
     if "env_spec" in metadata:
         metadata["environment"] = json.loads(metadata["env_spec"]).get("id")
@@ -165,7 +165,7 @@ def write_minari(
             atomic_write_json(folder / METADATA, document)
             os.replace(partial, folder / DATA)  # last: a dataset exists once its data does
     except OSError as error:
-        raise UserError(f"the Minari dataset '{folder}' cannot be written: {reason_of(error)}") from error
+        raise UserError(f"the Minari dataset '{folder}' cannot be written: {error_reason(error)}") from error
     return folder
 
 

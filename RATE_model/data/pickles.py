@@ -6,7 +6,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-from RATE_model.errors import UserError, reason_of
+from RATE_model.errors import UserError, error_reason
 
 
 def load_pickle(path: Path) -> Any:
@@ -21,7 +21,7 @@ def load_pickle(path: Path) -> Any:
     except UserError as error:
         raise UserError(f"'{path}': {error}") from None
     except OSError as error:
-        raise UserError(f"'{path}' cannot be read: {reason_of(error)}") from None
+        raise UserError(f"'{path}' cannot be read: {error_reason(error)}") from None
     except Exception as error:  # a damaged pickle can raise anything
         raise UserError(f"'{path}' is damaged or not a pickle of trajectories ({error})") from error
 

@@ -44,7 +44,7 @@ from RATE_model.data.checksums import Checksums, read_checksums
 from RATE_model.data.compression import hdf5plugin, uses_zstd
 from RATE_model.data.ends import UnclearEnds, can_mark_every_end, ends_of_file, layout_of, one_column
 from RATE_model.data.hdf5 import Hdf5, open_hdf5, refuse_if_unreadable
-from RATE_model.errors import UserError, reason_of
+from RATE_model.errors import UserError, error_reason
 
 Learn = Literal["recorded", "expert"]  # the actions taken, or those that an expert would have taken
 
@@ -403,7 +403,7 @@ class TrajectoryFile:
             yield
         except (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError) as error:
             refuse_if_unreadable(self.path, error)
-            problem = f"cannot be read{place}; it is truncated, damaged or not an HDF5 file ({reason_of(error)})"
+            problem = f"cannot be read{place}; it is truncated, damaged or not an HDF5 file ({error_reason(error)})"
             raise self._error(problem) from error
 
     def _error(self, problem: str) -> UserError:

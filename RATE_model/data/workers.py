@@ -17,7 +17,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
-from RATE_model.errors import UserError, reason_of
+from RATE_model.errors import UserError, error_reason
 
 _SECONDS_TO_LEARN = 1.0
 _HANDLES_OF_A_WORKER = 4  # file handles that the training process opens for each
@@ -75,7 +75,7 @@ def worker_batches(loader: DataLoader) -> Iterator[Any]:
     try:
         batches = iter(loader)
     except OSError as error:
-        raise TooFewResources(f"a process cannot be started: {reason_of(error)}") from error
+        raise TooFewResources(f"a process cannot be started: {error_reason(error)}") from error
     try:
         while (item := next(batches, None)) is not None:
             if isinstance(item, UserError):
@@ -109,7 +109,7 @@ def worker_failures() -> Iterator[None]:
         if not any(known in text for known in _FAILURES):
             raise
         code = re.search(r"exit code (\d+)", text)
-        raise _ended(reason_of(OSError(int(code[1]), os.strerror(int(code[1])))) if code else text) from error
+        raise _ended(error_reason(OSError(int(code[1]), os.strerror(int(code[1])))) if code else text) from error
 
 
 def _ended(reason: str) -> UserError:

@@ -19,7 +19,7 @@ from RATE_model.data.checksums import ChunkSums, make_groups
 from RATE_model.data.compression import ZSTD_LEVEL, zstd
 from RATE_model.data.hdf5 import Hdf5
 from RATE_model.data.trajectories import CHANNELS_LAST, FIRST_SEEN, FORMAT_VERSION
-from RATE_model.errors import UserError, reason_of
+from RATE_model.errors import UserError, error_reason
 from RATE_model.system.atomic import sync_directory
 from RATE_model.system.locks import temporary
 
@@ -295,7 +295,7 @@ class TrajectoryWriter:
         except (OSError, RuntimeError) as error:
             failed = (None if self._sink is None else self._sink.error) or error
             self._discard()
-            raise UserError(f"cannot write '{self.path}': {reason_of(failed)}.") from failed
+            raise UserError(f"cannot write '{self.path}': {error_reason(failed)}.") from failed
 
     def _check_sink(self) -> None:
         if self._sink is not None and self._sink.error is not None:

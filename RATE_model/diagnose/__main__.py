@@ -35,7 +35,7 @@ from RATE_model.diagnose.recording import Recording, record, whole_episodes_of
 from RATE_model.environments.contract import Environment
 from RATE_model.environments.find import environment_of
 from RATE_model.environments.table import environment as environment_named
-from RATE_model.errors import UserError, reason_of
+from RATE_model.errors import UserError, error_reason
 from RATE_model.objectives.privileged import PREFIX, Privileged, check_infos, infos_of, named, with_infos
 from RATE_model.plots.diagnosis import plot_diagnosis
 from RATE_model.system.atomic import atomic_write_json
@@ -255,7 +255,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             table.parent.mkdir(parents=True, exist_ok=True)
             atomic_write_json(table, found)
         except OSError as error:
-            raise UserError(f"{table} cannot be written: {reason_of(error)}") from error
+            raise UserError(f"{table} cannot be written: {error_reason(error)}") from error
         plot_diagnosis(found, picture)
         print(f"\nresults: {table}, picture: {picture}")
 

@@ -1,14 +1,13 @@
-"""Auxiliary objectives on the memory path: what else a hidden state must tell, in training alone.
+"""Auxiliary objectives: what else hidden states learn to predict, in training only.
 
     hidden state of a step  --head-->  the next observation's latent | the return-to-go | privileged infos/NAME
 
-Heads are linear, but for the next latent's. They are no part of the agent: acting does without, and checkpoints hold
-them as part of the state of training. An objective's loss is, as behaviour cloning's, a mean over the valid steps of a
+Heads are linear, except that of the next latent. They are not part of the agent: acting does not use them, and
+checkpoints store them with the training state. As in behaviour cloning, a loss is the mean over the valid steps of a
 window; a step without a target counts as 0.
 
-Wayne et al. 2018, "Unsupervised predictive memory in a goal-directed agent" (MERLIN, arXiv 1803.10760), train memory by
-prediction of observations, rewards and returns; Pasukonis et al. 2022, "Evaluating long-term memory in 3D mazes" (arXiv
-2210.13383), ask memories for positions and maps.
+MERLIN (Wayne et al. 2018, arXiv 1803.10760) trains memory by predicting observations, rewards and returns; Pasukonis et
+al. 2022, "Evaluating long-term memory in 3D mazes" (arXiv 2210.13383), probe memories for positions and maps.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ def check_objectives(names: Sequence[str], weights: Sequence[float]) -> None:
 
 
 @dataclass(frozen=True)
-class Moment:
+class ObjectiveInput:
     """Some steps of some rows of a batch, and what the agent made of them.
 
     Attributes:
@@ -76,7 +75,7 @@ class Objective(nn.Module, ABC):
     """A head, and the loss of what it predicts."""
 
     @abstractmethod
-    def forward(self, moment: Moment) -> Tensor:
+    def forward(self, inputs: ObjectiveInput) -> Tensor:
         """The loss of every step, `(b, t)` float32; 0 where there is no target."""
 
 
@@ -88,24 +87,24 @@ class NextLatent(Objective):
 
     def __init__(self, d_model: int) -> None:
         super().__init__()
-        self.head = nn.Sequential(nn.Linear(2 * d_model, d_model), nn.GELU(), _silent(d_model, d_model))
+        self.head = nn.Sequential(nn.Linear(2 * d_model, d_model), nn.GELU(), _zero_initialised(d_model, d_model))
 
-    def forward(self, moment: Moment) -> Tensor:
+    def forward(self, inputs: ObjectiveInput) -> Tensor:
         """See `Objective.forward`."""
-        batch, rows, steps = moment.batch, moment.rows, moment.steps
+        batch, rows, steps = inputs.batch, inputs.rows, inputs.steps
         after = slice(steps.start + 1, steps.stop + 1)
-        there = moment.valid[rows, after]
+        there = inputs.valid[rows, after]
         known = there.shape[1]
         if not known:
-            return moment.hidden.new_zeros(moment.hidden.shape[:2], dtype=torch.float32)
+            return inputs.hidden.new_zeros(inputs.hidden.shape[:2], dtype=torch.float32)
         with torch.no_grad():
-            latent = moment.agent.latents(batch.observations[rows, after]).float()
+            latent = inputs.agent.latents(batch.observations[rows, after]).float()
             target = F.layer_norm(latent, latent.shape[-1:])
-        action = moment.agent.encoder.encode_actions(batch.actions[rows, steps][:, :known])
-        predicted = self.head(torch.cat([moment.hidden[:, :known], action], dim=-1)).float()
+        action = inputs.agent.encoder.encode_actions(batch.actions[rows, steps][:, :known])
+        predicted = self.head(torch.cat([inputs.hidden[:, :known], action], dim=-1)).float()
         errors = (predicted - target).square().mean(-1)
         errors = torch.where(there.to(errors.device, non_blocking=True), errors, errors.new_zeros(()))
-        return F.pad(errors, (0, moment.hidden.shape[1] - known))
+        return F.pad(errors, (0, inputs.hidden.shape[1] - known))
 
 
 class Return(Objective):
@@ -119,12 +118,12 @@ class Return(Objective):
         mean, std = data.return_statistics
         self.register_buffer("mean", torch.tensor(mean))
         self.register_buffer("std", torch.tensor(std or 1.0))
-        self.head = _silent(d_model, 1)
+        self.head = _zero_initialised(d_model, 1)
 
-    def forward(self, moment: Moment) -> Tensor:
+    def forward(self, inputs: ObjectiveInput) -> Tensor:
         """See `Objective.forward`."""
-        predicted = self.head(moment.hidden).float().squeeze(-1)
-        return (predicted - (moment.batch.rtg[moment.rows, moment.steps] - self.mean) / self.std).square()
+        predicted = self.head(inputs.hidden).float().squeeze(-1)
+        return (predicted - (inputs.batch.rtg[inputs.rows, inputs.steps] - self.mean) / self.std).square()
 
 
 class Info(Objective):
@@ -134,13 +133,13 @@ class Info(Objective):
         super().__init__()
         self.name = name
         self.privileged = Privileged.of(name, data.info(name), flag="aux")
-        self.head = _silent(d_model, self.privileged.kind.numbers)
+        self.head = _zero_initialised(d_model, self.privileged.kind.numbers)
 
-    def forward(self, moment: Moment) -> Tensor:
+    def forward(self, inputs: ObjectiveInput) -> Tensor:
         """See `Objective.forward`."""
-        assert moment.batch.infos is not None, "windows come with the arrays that objectives need"
-        rows = moment.batch.infos[self.name][moment.rows, moment.steps]
-        return self.privileged.scores(self.head(moment.hidden), rows).errors.mean(-1)
+        assert inputs.batch.infos is not None, "windows come with the arrays that objectives need"
+        rows = inputs.batch.infos[self.name][inputs.rows, inputs.steps]
+        return self.privileged.scores(self.head(inputs.hidden), rows).errors.mean(-1)
 
 
 class Auxiliary(nn.Module):
@@ -180,10 +179,10 @@ class Auxiliary(nn.Module):
         weights = [*weights] * len(names) if len(weights) == 1 else weights
         return cls(names, weights, objectives).to(agent.device)
 
-    def forward(self, moment: Moment) -> Tensor:
+    def forward(self, inputs: ObjectiveInput) -> Tensor:
         """The mean of every objective's loss over the steps that are learned from: `(A,)` float32."""
-        learned = moment.batch.valid[moment.rows, moment.steps]
-        return torch.stack([mean_over(objective(moment), learned) for objective in self.objectives])
+        learned = inputs.batch.valid[inputs.rows, inputs.steps]
+        return torch.stack([mean_over(objective(inputs), learned) for objective in self.objectives])
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -204,7 +203,7 @@ def check_transform(names: Sequence[str], transform: BatchTransform | None, *, f
             )
 
 
-def _silent(inputs: int, outputs: int) -> nn.Linear:
+def _zero_initialised(inputs: int, outputs: int) -> nn.Linear:
     """A linear map that begins at zero: the first prediction is the mean of the data."""
     layer = nn.Linear(inputs, outputs)
     nn.init.zeros_(layer.weight)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from RATE_model.agent import Agent, AgentConfig
 from RATE_model.cli.options import ArgumentParser, exit_on_user_error, to_yaml
-from RATE_model.errors import UserError, reason_of
+from RATE_model.errors import UserError, error_reason
 from RATE_model.memories.rate.config import ACTIVATIONS, ARCHS, MODES, RATEConfig
 from RATE_model.original.normalisation import read_normalisation
 from RATE_model.original.settings import FLAGS, Settings, beside, published, published_config
@@ -109,7 +109,7 @@ def _write_alone(directory: Path, model: Agent, settings: Mapping[str, Any]) -> 
                 path = write_run(place, model, settings)
                 os.replace(place, directory)
     except OSError as error:
-        raise UserError(f"--output {directory} cannot be written: {reason_of(error)}") from error
+        raise UserError(f"--output {directory} cannot be written: {error_reason(error)}") from error
     return directory / path.relative_to(place)
 
 

@@ -18,8 +18,8 @@ from RATE_model.errors import UserError
 from RATE_model.loading import load_agent, same_interface
 from RATE_model.memories.contract import MemoryTransform
 from RATE_model.own.dataset import Dataset
-from RATE_model.own.environment import OwnEnvironment, Place
-from RATE_model.own.making import Made, maker_of, name_of, write_arguments
+from RATE_model.own.environment import EnvOptions, OwnEnvironment
+from RATE_model.own.making import EnvironmentLike, maker_of, name_of, write_arguments
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def train(
     data: Dataset | str | Path,
     *,
     memory: str = "RATE",
-    environment: Made | None = None,
+    environment: EnvironmentLike | None = None,
     output_dir: str | Path,
     seed: int = 1,
     **flags: Any,
@@ -116,7 +116,7 @@ def train(
 
 def evaluate(
     agent: Agent | str | Path,
-    environment: Made,
+    environment: EnvironmentLike,
     *,
     episodes: int = 20,
     target_return: float | None = None,
@@ -146,7 +146,7 @@ def evaluate(
     own = OwnEnvironment(environment)
     if unknown := sorted(set(acting) - {"slide", "reset_target"}):
         raise UserError(f"{unknown[0]}: evaluate has no such argument; see help(evaluate)")
-    options = Place(use_argmax=greedy, max_episode_steps=max_episode_steps, **acting)
+    options = EnvOptions(use_argmax=greedy, max_episode_steps=max_episode_steps, **acting)
     options.validate()
     check_seed(seed)
     expected = own.spec({"max_episode_steps": max_episode_steps})

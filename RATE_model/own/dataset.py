@@ -22,7 +22,7 @@ from RATE_model.data.writer import TrajectoryWriter
 from RATE_model.environments.spaces import Actions, Observations, spec_of
 from RATE_model.errors import UserError
 from RATE_model.objectives.privileged import PREFIX
-from RATE_model.own.making import MAX_STEPS, Made, make_environment
+from RATE_model.own.making import MAX_STEPS, EnvironmentLike, make_environment
 from RATE_model.spec import EnvironmentSpec
 
 # Possible names of an episode's arrays.
@@ -72,7 +72,7 @@ class Dataset:
         cls,
         episodes: Iterable[Mapping[str, Any]],
         *,
-        environment: Made | None = None,
+        environment: EnvironmentLike | None = None,
         spaces: tuple[Space | None, Space | None] = (None, None),
         name: str = "the dataset",
         metadata: Mapping[str, Any] | None = None,
@@ -106,7 +106,7 @@ class Dataset:
         else:
             observation_space, action_space = spaces
             if observation_space is None or action_space is None:
-                guess = _guessed(columns, name)
+                guess = _infer_spaces(columns, name)
                 observation_space = guess[0] if observation_space is None else observation_space
                 action_space = guess[1] if action_space is None else action_space
         observations, actions = Observations.of(observation_space), Actions.of(action_space)
@@ -121,12 +121,12 @@ class Dataset:
         return cls(trajectories, observations, actions, metadata=metadata)
 
     @classmethod
-    def from_hdf5(cls, path: str | Path, *, environment: Made | None = None) -> Dataset:
+    def from_hdf5(cls, path: str | Path, *, environment: EnvironmentLike | None = None) -> Dataset:
         """A file in this project's or D4RL's layout; see `RATE_model.data.trajectories`."""
         file = TrajectoryFile(Path(path).expanduser())
         if environment is None and file.actions.dtype.kind in "iuf" and (file.discrete or _unit(file.actions)):
-            observation_space, action_space = _guessed([{"observations": file.read(0, 1)[0], "actions": file.actions}],
-                                                       str(path))  # fmt: skip
+            first = {"observations": file.read(0, 1)[0], "actions": file.actions}
+            observation_space, action_space = _infer_spaces([first], str(path))
             return cls(file, Observations.of(observation_space), Actions.of(action_space))
         with file:
             episodes = [
@@ -143,7 +143,9 @@ class Dataset:
         return cls.from_episodes(episodes, environment=environment, name=f"'{path}'", metadata=file.attributes)
 
     @classmethod
-    def from_npz(cls, folder: str | Path, *, environment: Made | None = None, pattern: str = "*.npz") -> Dataset:
+    def from_npz(
+        cls, folder: str | Path, *, environment: EnvironmentLike | None = None, pattern: str = "*.npz"
+    ) -> Dataset:
         """A folder of .npz files with the usual names, each with one episode, or several with marked ends.
 
         Arrays called ``infos/NAME`` are privileged.
@@ -155,7 +157,7 @@ class Dataset:
         return cls.from_episodes(episodes, environment=environment, name=f"'{folder}'")
 
     @classmethod
-    def from_minari(cls, dataset: str | Path, *, environment: Made | None = None) -> Dataset:
+    def from_minari(cls, dataset: str | Path, *, environment: EnvironmentLike | None = None) -> Dataset:
         """A Minari dataset: its folder, or its name below MINARI_DATASETS_PATH (or ~/.minari/datasets).
 
         Raises:
@@ -170,7 +172,12 @@ class Dataset:
 
     @classmethod
     def collect(
-        cls, environment: Made, policy: Callable[[Any], Any] | None = None, episodes: int = 100, *, seed: int = 0
+        cls,
+        environment: EnvironmentLike,
+        policy: Callable[[Any], Any] | None = None,
+        episodes: int = 100,
+        *,
+        seed: int = 0,
     ) -> Dataset:
         """Play and record episodes.
 
@@ -191,7 +198,7 @@ class Dataset:
         return cls.from_episodes(recorded, environment=environment, name="the collected dataset")
 
     @classmethod
-    def open(cls, source: str | Path, *, environment: Made | None = None) -> Dataset:
+    def open(cls, source: str | Path, *, environment: EnvironmentLike | None = None) -> Dataset:
         """Open any kind of path: an HDF5 file, a folder of .npz files, or a Minari dataset's folder or name.
 
         Raises:
@@ -488,7 +495,7 @@ def _float32(values: np.ndarray) -> np.ndarray:
         return values if values.dtype.kind in "biu" else values.astype(np.float32, copy=False)
 
 
-def _guessed(episodes: Sequence[Mapping[str, Any]], name: str) -> tuple[spaces.Space, spaces.Space]:
+def _infer_spaces(episodes: Sequence[Mapping[str, Any]], name: str) -> tuple[spaces.Space, spaces.Space]:
     """The spaces of data without an environment."""
     first = episodes[0]["observations"]
     actions = [episode["actions"] for episode in episodes]

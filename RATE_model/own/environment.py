@@ -21,12 +21,12 @@ from RATE_model.environments.contract import Environment, Evaluation, TrainingDa
 from RATE_model.environments.spaces import Actions, Encoded, Observations, spec_of
 from RATE_model.errors import UserError
 from RATE_model.own.dataset import FIRST_SEED, Dataset
-from RATE_model.own.making import MAX_STEPS, Made, maker_of, read_arguments
+from RATE_model.own.making import MAX_STEPS, EnvironmentLike, maker_of, read_arguments
 from RATE_model.spec import EnvironmentSpec
 
 
 @dataclass(frozen=True)
-class Place(PlayOptions):
+class EnvOptions(PlayOptions):
     """The environment to play in."""
 
     # A registered id, or module:Class; none: play nothing
@@ -53,7 +53,7 @@ class Place(PlayOptions):
 
 
 @dataclass(frozen=True)
-class Task(Place, SegmentOptions):
+class Task(EnvOptions, SegmentOptions):
     """Segments, the environment, and evaluation."""
 
     # Return to ask the agent for; none = the largest in the data
@@ -98,10 +98,10 @@ class OwnEnvironment(Environment):
     train_script = "-m RATE_model.train"
     inference_script = "-m RATE_model.evaluate"
     config = Config
-    play_options = Place
+    play_options = EnvOptions
     aliases = {"model": "model_mode", "memory": "model_mode"}
 
-    def __init__(self, make: Made | None = None, data: Dataset | None = None) -> None:
+    def __init__(self, make: EnvironmentLike | None = None, data: Dataset | None = None) -> None:
         self._made, self._data, self._given = make, data, data is not None
 
     def read_config(self, argv: Sequence[str] | None = None) -> Config:
@@ -145,7 +145,7 @@ class OwnEnvironment(Environment):
         """From the data, or from the environment's spaces."""
         if self._data is not None:
             return self._spec_of_data()
-        options = Place(**{name: _tuple(flags[name]) for name in ("env", "env_args", "wrappers") if name in flags})
+        options = EnvOptions(**{name: _tuple(flags[name]) for name in ("env", "env_args", "wrappers") if name in flags})
         environment = self.make(None, options)
         try:
             encoded = environment.env if isinstance(environment, Encoded) else environment

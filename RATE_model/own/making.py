@@ -19,12 +19,12 @@ from RATE_model.errors import UserError
 
 MAX_STEPS = 10_000  # for episodes without any other limit
 
-Made = str | gymnasium.Env | Callable[..., gymnasium.Env]
+EnvironmentLike = str | gymnasium.Env | Callable[..., gymnasium.Env]
 """A registered id, ``module:Class``, an environment to be copied, or a function that makes one."""
 
 
 def maker_of(
-    environment: Made,
+    environment: EnvironmentLike,
     *,
     arguments: Mapping[str, Any] | None = None,
     wrappers: Sequence[str | Callable[[gymnasium.Env], gymnasium.Env]] = (),
@@ -41,12 +41,12 @@ def maker_of(
     return partial(_make, environment, dict(arguments or {}), tuple(wrappers), max_steps)
 
 
-def make_environment(environment: Made, **options: Any) -> gymnasium.Env:
+def make_environment(environment: EnvironmentLike, **options: Any) -> gymnasium.Env:
     """One environment; `options` are those of `maker_of`. Raises a one-line UserError if it cannot be made."""
     return maker_of(environment, **options)()
 
 
-def name_of(environment: Made | None) -> str | None:
+def name_of(environment: EnvironmentLike | None) -> str | None:
     """A name that can recreate an environment later: its id or ``module:Class``; None: there is none."""
     if environment is None or isinstance(environment, str):
         return environment
@@ -79,7 +79,7 @@ def write_arguments(arguments: Mapping[str, Any], flag: str) -> list[str]:
 
 
 def _make(
-    environment: Made,
+    environment: EnvironmentLike,
     arguments: dict[str, Any],
     wrappers: tuple[Any, ...],
     max_steps: int | None,
@@ -104,7 +104,7 @@ def _make(
     return made if max_steps is None else gymnasium.wrappers.TimeLimit(made, max_steps)
 
 
-def _hint(error: Exception, environment: Made, render_mode: str | None) -> str:
+def _hint(error: Exception, environment: EnvironmentLike, render_mode: str | None) -> str:
     """What to do about an error of making an environment; empty if it speaks for itself."""
     if isinstance(error, ModuleNotFoundError) and str(environment).partition(":")[0] == error.name:
         return "; run in the module's folder, or add the folder to PYTHONPATH"
@@ -113,7 +113,7 @@ def _hint(error: Exception, environment: Made, render_mode: str | None) -> str:
     return ""
 
 
-def _bare(environment: Made, arguments: dict[str, Any]) -> gymnasium.Env:
+def _bare(environment: EnvironmentLike, arguments: dict[str, Any]) -> gymnasium.Env:
     """The environment without its wrappers."""
     if isinstance(environment, gymnasium.Env):
         if environment.spec is not None and arguments:

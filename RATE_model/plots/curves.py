@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from RATE_model.errors import UserError, reason_of
+from RATE_model.errors import UserError, error_reason
 from RATE_model.plots.style import COLOURS, GREY, save, style
 
 _FEW = 20
@@ -54,7 +54,7 @@ def read_metrics(path: Path) -> list[dict[str, float | None]]:
     try:
         lines = Path(path).read_text(errors="replace").splitlines()
     except OSError as error:
-        raise UserError(f"the metrics {path} cannot be read: {reason_of(error)}") from error
+        raise UserError(f"the metrics {path} cannot be read: {error_reason(error)}") from error
     rows, damaged = [], []
     for number, line in enumerate(lines, start=1):
         try:

@@ -30,14 +30,14 @@ from RATE_model.cli.reproduce import StudyOptions
 from RATE_model.environments.contract import Environment, Evaluation
 from RATE_model.environments.find import common_environment
 from RATE_model.environments.table import environment as named
-from RATE_model.errors import UserError, reason_of
+from RATE_model.errors import UserError, error_reason
 from RATE_model.loading import same_interface
 from RATE_model.memories import MODES
 from RATE_model.plots.bars import plot_bars
 from RATE_model.plots.horizons import Point, plot_horizons
-from RATE_model.protocol.examination import RunPlayer, document, examine, questions_of, subject_of
+from RATE_model.protocol.examination import RunPlayer, document, examine, facts_of, task_cases_of
 from RATE_model.protocol.grid import Grid, run_grid, write_grid
-from RATE_model.protocol.verdict import Case, Subject, Verdict, judge
+from RATE_model.protocol.verdict import AgentFacts, Case, Verdict, judge
 from RATE_model.system.atomic import atomic_write_json, atomic_write_text
 from RATE_model.training.runs import check_unowned
 
@@ -104,7 +104,7 @@ class Examined:
 
     name: str
     runs: Sequence[Path]
-    subject: Subject
+    subject: AgentFacts
     cases: Sequence[Case]
     verdict: Verdict
     notes: Sequence[str] = field(default=())
@@ -200,7 +200,7 @@ def examine_runs(environment: Environment, name: str, runs: Sequence[Path], opti
     ]:
         raise UserError(f"--control {remembers[0]}: this agent has a memory; give a run of --model_mode MLP or BC-MLP")
     evaluation = asked[0][0]
-    subject, questions = subject_of(evaluation.agent), questions_of(evaluation)
+    subject, questions = facts_of(evaluation.agent), task_cases_of(evaluation)
     cases = examine(
         [RunPlayer(evaluation) for evaluation, _ in asked],
         subject,
@@ -236,7 +236,7 @@ def write(examined: Examined, folders: Mapping[Path, Path], stem: str) -> None:
             atomic_write_json(folder / f"{stem}.json", examined.as_json())
             atomic_write_text(folder / f"{stem}.md", text)
         except OSError as error:
-            raise UserError(f"{folder} cannot be written: {reason_of(error)}") from error
+            raise UserError(f"{folder} cannot be written: {error_reason(error)}") from error
         draw(examined, figures / f"{stem}.png")
 
 

@@ -12,14 +12,14 @@ from RATE_model.acting.controls import exchange_twins, knock_out_memory, knock_o
 from RATE_model.agent import Agent
 from RATE_model.environments.contract import Evaluation, Outcome
 from RATE_model.memories.contract import MemoryTransform
-from RATE_model.protocol.verdict import INTACT, KNOCKED_OUT, MEMORY_FREE, TWINS, Case, Subject, without
+from RATE_model.protocol.verdict import INTACT, KNOCKED_OUT, MEMORY_FREE, TWINS, AgentFacts, Case, without
 
 # Makes the transform of one rollout, of the player of this number: what is drawn differs between players.
 Control = Callable[[int], MemoryTransform | None]
 
 
 @dataclass(frozen=True)
-class Question:
+class TaskCase:
     """One setting of a task in which agents are examined; see `Case` for its fields."""
 
     name: str
@@ -54,32 +54,32 @@ class RunPlayer:
         return [environment.outcomes(case, played[case], evaluation) for case in environment.played_cases(evaluation)]
 
 
-def questions_of(evaluation: Evaluation) -> list[Question]:
+def task_cases_of(evaluation: Evaluation) -> list[TaskCase]:
     """What an environment asks in the cases of an evaluation."""
     environment, questions = evaluation.environment, []
     for case in environment.played_cases(evaluation):
         horizons, chance = environment.horizons(case, evaluation.options), environment.chance(case, evaluation)
         name = environment.name if case is None else str(case)
         within = (min(horizons), max(horizons)) if horizons else ()
-        questions.append(Question(name, within, chance, environment.outcome))
+        questions.append(TaskCase(name, within, chance, environment.outcome))
     return questions
 
 
-def subject_of(agent: Agent) -> Subject:
+def facts_of(agent: Agent) -> AgentFacts:
     """What the verdict has to know of an agent."""
     memory, state = agent.memory, agent.memory.largest_state()
-    parts = [part for part, names in state.parts.items() if any(_holds(getattr(state, name)) for name in names)]
-    return Subject(memory.context, memory.reach, memory.segment, tuple(parts))
+    parts = [part for part, names in state.parts.items() if any(_has_content(getattr(state, name)) for name in names)]
+    return AgentFacts(memory.context, memory.reach, memory.segment, tuple(parts))
 
 
-def _holds(value: Any) -> bool:
+def _has_content(value: Any) -> bool:
     """Whether a part of a state holds numbers: vectors, and not only counters."""
     if isinstance(value, tuple):
-        return any(map(_holds, value))
+        return any(map(_has_content, value))
     return value is not None and getattr(value, "ndim", 0) > 1 and value.numel() > 0
 
 
-def controls(subject: Subject, *, has_memory: bool, twins: bool) -> dict[str, Control]:
+def controls(subject: AgentFacts, *, has_memory: bool, twins: bool) -> dict[str, Control]:
     """What to compare, by condition."""
     wanted: dict[str, Control] = {INTACT: lambda _: None}
     if has_memory:
@@ -93,8 +93,8 @@ def controls(subject: Subject, *, has_memory: bool, twins: bool) -> dict[str, Co
 
 def examine(
     players: Sequence[Player],
-    subject: Subject,
-    questions: Sequence[Question],
+    subject: AgentFacts,
+    questions: Sequence[TaskCase],
     *,
     has_memory: bool = True,
     twins: bool = False,
@@ -130,7 +130,7 @@ def examine(
     ]
 
 
-def document(subject: Subject, cases: Sequence[Case]) -> list[dict[str, Any]]:
+def document(subject: AgentFacts, cases: Sequence[Case]) -> list[dict[str, Any]]:
     """The cases as JSON: every mean, under the outcome's name, with its interval, and each seed's own."""
     entries = []
     for case in cases:

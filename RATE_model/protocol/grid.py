@@ -19,9 +19,9 @@ import numpy as np
 from RATE_model.cli.evaluation import evaluation_of_run
 from RATE_model.cli.reproduce import Study, StudyOptions
 from RATE_model.environments.contract import Case, Environment
-from RATE_model.errors import UserError, reason_of
+from RATE_model.errors import UserError, error_reason
 from RATE_model.plots.heat_map import plot_heat_map
-from RATE_model.protocol.examination import RunPlayer, questions_of
+from RATE_model.protocol.examination import RunPlayer, task_cases_of
 from RATE_model.protocol.verdict import Case as Outcomes
 from RATE_model.system.atomic import atomic_write_json, atomic_write_text
 
@@ -84,7 +84,7 @@ def run_grid(grid: Grid, options: StudyOptions, *, episodes: int) -> dict[str, A
         ]
         answers = [RunPlayer(evaluation).play(None) for evaluation in evaluations]
         memory, cells = evaluations[0].agent.memory, []
-        for number, question in enumerate(questions_of(evaluations[0])):
+        for number, question in enumerate(task_cases_of(evaluations[0])):
             seeds = [answer[number] for answer in answers]
             case = Outcomes(
                 question.name, question.horizons, question.chance, {"intact": np.stack(seeds)}, question.outcome
@@ -125,7 +125,7 @@ def write_grid(found: Mapping[str, Any], folder: Path, stem: str) -> list[Path]:
         atomic_write_json(paths[0], dict(found))
         atomic_write_text(paths[1], text.getvalue())
     except OSError as error:
-        raise UserError(f"--output {folder} cannot be written: {reason_of(error)}") from error
+        raise UserError(f"--output {folder} cannot be written: {error_reason(error)}") from error
     plot_heat_map(values, found["validated"], paths[2], title=f"{found['environment']}, {found['model_mode']}: success",
                   rows="trained on", columns="validated at")  # fmt: skip
     return paths

@@ -40,7 +40,7 @@ def without(part: str) -> str:
 
 
 @dataclass(frozen=True)
-class Subject:
+class AgentFacts:
     """What has to be known of the agents, which differ in their seeds alone.
 
     Attributes:
@@ -124,7 +124,7 @@ class Verdict:
     missing: tuple[str, ...] = ()
 
 
-def judge(subject: Subject, cases: Sequence[Case]) -> Verdict:
+def judge(subject: AgentFacts, cases: Sequence[Case]) -> Verdict:
     """The verdict on agents that were examined in one or more cases.
 
     "Better than chance" and "worse when knocked out" are tested at 95 % for all cases together (Bonferroni): with many
@@ -170,7 +170,7 @@ def judge(subject: Subject, cases: Sequence[Case]) -> Verdict:
 _REGIMES: tuple[Regime, ...] = ("long-term only", "mixed", "short-term only")
 
 
-def _judge_returns(subject: Subject, cases: Sequence[Case]) -> Verdict:
+def _judge_returns(subject: AgentFacts, cases: Sequence[Case]) -> Verdict:
     """The verdict where outcomes are returns, or no horizons are declared: on what memory is worth, in one case.
 
     That case is the one with the longest horizons of those in which memory was shown to matter, else of all.
@@ -225,7 +225,7 @@ def _missing(cases: Sequence[Case]) -> tuple[str, ...]:
     return tuple(missing)
 
 
-def _reachable(case: Case, subject: Subject) -> bool:
+def _reachable(case: Case, subject: AgentFacts) -> bool:
     return subject.reach is None or case.horizons[0] <= subject.reach
 
 
@@ -242,7 +242,7 @@ def _depends(case: Case, confidence: float, condition: str = KNOCKED_OUT) -> boo
     return bool(hurt.high < intact.low)
 
 
-def _long_term(case: Case, subject: Subject, missing: tuple[str, ...]) -> Verdict:
+def _long_term(case: Case, subject: AgentFacts, missing: tuple[str, ...]) -> Verdict:
     """The verdict where everything but the size of the sample is as it should be."""
     xi = case.horizons[0]
     sentence = f"remembers over xi = {xi} ({_bound(case)}){_share(case)}"
@@ -252,7 +252,7 @@ def _long_term(case: Case, subject: Subject, missing: tuple[str, ...]) -> Verdic
     return Verdict("long-term", xi, f"{sentence}, long-term{_dependence(case, CONFIDENCE, subject)}", missing)
 
 
-def _not_dependent(case: Case, subject: Subject, confidence: float, missing: tuple[str, ...]) -> Verdict:
+def _not_dependent(case: Case, subject: AgentFacts, confidence: float, missing: tuple[str, ...]) -> Verdict:
     """The verdict where success lies beyond the context, but knocking out memory was not shown to hurt."""
     if KNOCKED_OUT not in case.outcomes or case.horizons[0] <= subject.segment:
         why = f"memory cannot be knocked out within a segment of {subject.segment} steps"
@@ -266,7 +266,7 @@ def _not_dependent(case: Case, subject: Subject, confidence: float, missing: tup
     return Verdict("unproved", case.horizons[0], sentence, (*missing, wanted))
 
 
-def _dependence(case: Case, confidence: float, subject: Subject | None = None) -> str:
+def _dependence(case: Case, confidence: float, subject: AgentFacts | None = None) -> str:
     """In words, what happens without memory, and which parts of it do it; empty where that was not tried."""
     if KNOCKED_OUT not in case.outcomes:
         return ""
@@ -277,7 +277,7 @@ def _dependence(case: Case, confidence: float, subject: Subject | None = None) -
     return f", depends on its {' and '.join(parts) or 'memory'} ({rate})"
 
 
-def _leak(case: Case, subject: Subject) -> str:
+def _leak(case: Case, subject: AgentFacts) -> str:
     """In words, why success says nothing about memory."""
     sentence = f"right over xi = {case.horizons[0]} ({_bound(case)}), but not by its memory: "
     if not _reachable(case, subject):

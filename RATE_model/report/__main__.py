@@ -25,7 +25,7 @@ from RATE_model.cli.limits import at_least, writable_file
 from RATE_model.cli.options import exit_on_user_error, parse_options
 from RATE_model.environments.contract import Evaluation
 from RATE_model.environments.find import common_environment
-from RATE_model.errors import UserError, reason_of
+from RATE_model.errors import UserError, error_reason
 from RATE_model.memories.contract import MemoryTransform
 from RATE_model.report.episode import Trace, control, player_data, record
 from RATE_model.report.page import build, read_run
@@ -151,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         try:
             atomic_write_text(options.output, page)
         except OSError as error:
-            raise UserError(f"--output {options.output} cannot be written: {reason_of(error)}") from error
+            raise UserError(f"--output {options.output} cannot be written: {error_reason(error)}") from error
         print(f"{options.output}: {len(page) / 1e3:,.0f} kB")
 
 

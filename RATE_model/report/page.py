@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from RATE_model.cli.options import load_yaml
-from RATE_model.errors import UserError, reason_of
+from RATE_model.errors import UserError, error_reason
 
 # What protocol leaves in a run.
 PROTOCOL = "protocol.json"
@@ -116,7 +116,7 @@ def _curves(path: Path) -> dict[str, list[list[float]]]:
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise UserError(f"{path}: line is damaged ({error}); resume the run, which mends it") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {reason_of(error)}") from error
+        raise UserError(f"{path}: cannot be read: {error_reason(error)}") from error
     return {metric: _thinned(points) for metric, points in curves.items()}
 
 
@@ -133,7 +133,7 @@ def _json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"{path}: damaged ({error})") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {reason_of(error)}") from error
+        raise UserError(f"{path}: cannot be read: {error_reason(error)}") from error
 
 
 def _distinct(names: Sequence[str]) -> list[str]:

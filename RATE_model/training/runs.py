@@ -31,11 +31,11 @@ from typing import Any
 
 import yaml
 
+from RATE_model.cli.aliases import canonical_flags
 from RATE_model.cli.console import machine_error, one_line
 from RATE_model.cli.core_yaml import CoreLoader
 from RATE_model.cli.options import load_yaml, to_yaml
-from RATE_model.cli.spellings import respelt
-from RATE_model.errors import RunError, UserError, reason_of
+from RATE_model.errors import RunError, UserError, error_reason
 from RATE_model.system import distributed
 from RATE_model.system.atomic import atomic_write_json, atomic_write_text
 from RATE_model.system.interrupts import exit_code, signal_name
@@ -91,7 +91,7 @@ class Run:
             if distributed.is_first():
                 atomic_write_json(path, result)
         except OSError as error:
-            reason = f"{path} cannot be written: {reason_of(error)}"
+            reason = f"{path} cannot be written: {error_reason(error)}"
             raise UserError(f"{reason}; what was saved before is kept, continue with --resume auto") from error
         return path
 
@@ -198,7 +198,7 @@ def _has_finished(
 ) -> bool:
     """Whether a run's files say that it finished with these flags and this seed."""
     with suppress(UserError):
-        found = respelt(load_yaml(directory / "config.yaml"))
+        found = canonical_flags(load_yaml(directory / "config.yaml"))
         old = {**before, **found, "seed": _seed_of(directory, default=config["seed"])}
         differing = _differences(old, config, may_change=may_change, may_grow=frozenset())
         return not differing and (directory / "eval" / "final.json").is_file()
@@ -215,12 +215,12 @@ def _started_with(checkpoint: Path, seed: int, may_change: frozenset[str], *, sa
     flags = state.get("flags")
     held: dict[str, Any] = flags if isinstance(flags, dict) else {}
     try:
-        found, trouble = respelt(load_yaml(path)), ""
+        found, trouble = canonical_flags(load_yaml(path)), ""
     except UserError as error:
         if not held:
             raise
         found, trouble = {}, str(error)
-    held = respelt(dict(held))
+    held = canonical_flags(dict(held))
     if say and (
         other := sorted(name for name, value in held.items() if name not in may_change and found.get(name) != value)
     ):

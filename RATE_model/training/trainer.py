@@ -15,7 +15,7 @@ from RATE_model.cli.settings import TrainOptions
 from RATE_model.data.batch import Batch, BatchTransform, Share
 from RATE_model.data.dataset import WindowDataset
 from RATE_model.errors import RunError
-from RATE_model.objectives.auxiliary import Auxiliary, Moment
+from RATE_model.objectives.auxiliary import Auxiliary, ObjectiveInput
 from RATE_model.objectives.cloning import cloning_loss
 from RATE_model.system import distributed
 from RATE_model.system.precision import autocast
@@ -240,19 +240,19 @@ class Trainer:
         return () if self.auxiliary is None else self.auxiliary.metrics
 
     def _decided(
-        self, moment_of: Callable[[Tensor], Moment], *inputs: Any, **options: Any
+        self, objective_input_of: Callable[[Tensor], ObjectiveInput], *inputs: Any, **options: Any
     ) -> tuple[Tensor, Tensor, AgentState]:
         """Logits, the losses of auxiliary objectives `(A,)`, and the state after some steps.
 
         Args:
-            moment_of: hidden states -> the input of those objectives.
+            objective_input_of: hidden states -> the input of those objectives.
             inputs, options: of the model.
         """
         if self.auxiliary is None:
             logits, state = self.model(*inputs, **options)
             return logits, logits.new_zeros(0), state
         hidden, state = self.model(*inputs, head=lambda hidden: hidden, **options)
-        return self.model.head(hidden), self.auxiliary(moment_of(hidden)), state
+        return self.model.head(hidden), self.auxiliary(objective_input_of(hidden)), state
 
     def _parts(self, rows: int) -> list[slice]:
         size = -(-rows // min(self.options.accumulate, rows))
@@ -332,13 +332,13 @@ class Trainer:
                 return state
             return _cut(state, ~begins[rows])
 
-        def moment(hidden: Tensor) -> Moment:
-            return Moment(self.model, hidden, batch, valid, rows, window)
+        def objective_input(hidden: Tensor) -> ObjectiveInput:
+            return ObjectiveInput(self.model, hidden, batch, valid, rows, window)
 
         infos = None if batch.infos is None else {name: values[rows, window] for name, values in batch.infos.items()}
         with autocast(self.model.device, self.options.precision):
             logits, others, after = self._decided(
-                moment, *inputs, state, borders=self._borders(window), at_border=at_border, infos=infos
+                objective_input, *inputs, state, borders=self._borders(window), at_border=at_border, infos=infos
             )
             loss = cloning_loss(self.model.spec, logits, batch.targets[rows, window], batch.valid[rows, window]) * share
             total = loss if self.auxiliary is None else loss + (self.auxiliary.weights * others).sum() * share
@@ -449,7 +449,7 @@ class Trainer:
             batch = batch.to(self.model.device, non_blocking=True)
             with autocast(self.model.device, self.options.precision):
                 logits, others, _ = self._decided(
-                    lambda hidden, batch=batch, valid=valid: Moment(
+                    lambda hidden, batch=batch, valid=valid: ObjectiveInput(
                         self.model, hidden, batch, valid, slice(None), slice(0, valid.shape[1])
                     ),
                     *(batch.observations, batch.actions, batch.rtg, valid),

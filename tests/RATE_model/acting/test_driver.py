@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from MemoryMaze.MemoryMaze_src.privileged import Witness
+from MemoryMaze.MemoryMaze_src.privileged import PrivilegedRecorder
 from MinigridMemory.MinigridMemory_src import generate
 from MinigridMemory.MinigridMemory_src.dataset import DATA, DataOptions, load_windows
 from MinigridMemory.MinigridMemory_src.environment import ENVIRONMENT
@@ -122,7 +122,7 @@ def test_a_maze_is_noted_from_where_the_agent_stands():
     balls = np.array([[6.5, 4.5], [2.5, 4.5]])
     info = {"agent_pos": np.array([4.5, 4.5]), "agent_dir": np.array([1.0, 0.0]), "targets_pos": balls,
             "maze_layout": layout, "target_index": 0}  # fmt: skip
-    witness = Witness()
+    witness = PrivilegedRecorder()
     noted = witness.note(info)
     np.testing.assert_allclose(noted["targets_vec"], [[2, 0], [-2, 0]])
     assert noted["target_visible"] == 1 and np.isnan(noted["seen_vec"][1]).all()

@@ -10,6 +10,7 @@ from typing import Literal
 import pytest
 import yaml
 
+from RATE_model.cli.aliases import find_by_alias
 from RATE_model.cli.options import (
     Boolean,
     changeable,
@@ -20,7 +21,6 @@ from RATE_model.cli.options import (
     to_flat_dict,
     to_yaml,
 )
-from RATE_model.cli.spellings import existing_file
 from RATE_model.errors import UserError
 
 
@@ -281,11 +281,11 @@ def test_earlier_spellings_of_flags_and_keys(tmp_path: Path) -> None:
 
 def test_a_file_with_an_earlier_spelling_in_its_name_is_found(tmp_path: Path) -> None:
     path, older = tmp_path / "data_perturbation0.3_n9.h5", tmp_path / "data_astray0.3_n9.h5"
-    assert existing_file(path) == path
+    assert find_by_alias(path) == path
     older.touch()
-    assert existing_file(path) == older
+    assert find_by_alias(path) == older
     path.touch()
-    assert existing_file(path) == path
+    assert find_by_alias(path) == path
 
 
 def test_yaml_says_what_it_shows(tmp_path: Path) -> None:

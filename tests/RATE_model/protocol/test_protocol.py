@@ -13,7 +13,7 @@ from RATE_model.environments.table import environment
 from RATE_model.errors import UserError
 from RATE_model.own.environment import OwnEnvironment
 from RATE_model.protocol.__main__ import Examined, grouped, main, write
-from RATE_model.protocol.verdict import INTACT, KNOCKED_OUT, Case, Subject, judge
+from RATE_model.protocol.verdict import INTACT, KNOCKED_OUT, AgentFacts, Case, judge
 from tests.tmaze_runs import only_run, train
 from TMaze_new.TMaze_new_src import train_tmaze
 from TMaze_new.TMaze_new_src.environment import ENVIRONMENT
@@ -59,7 +59,7 @@ def test_files_and_table_of_several_seeds(run, tmp_path, capsys):
 def test_files_of_returns(tmp_path, horizons, chance):
     """Bars where no horizons are declared."""
     outcomes = {INTACT: np.arange(12.0).reshape(3, 4), KNOCKED_OUT: np.ones((3, 4))}
-    cases, subject = [Case("Atari", horizons, chance, outcomes, "return")], Subject(30, None, 30)
+    cases, subject = [Case("Atari", horizons, chance, outcomes, "return")], AgentFacts(30, None, 30)
     examined = Examined("RATE", [], subject, cases, judge(subject, cases))
     write(examined, {tmp_path: tmp_path}, "protocol")
     found = json.loads((tmp_path / "protocol.json").read_text())["cases"][0]

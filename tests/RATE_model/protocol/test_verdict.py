@@ -12,14 +12,14 @@ from RATE_model.acting.rollout import rollout
 from RATE_model.agent import Agent, AgentConfig
 from RATE_model.memories.contract import State
 from RATE_model.memories.rate.config import RATEConfig
-from RATE_model.protocol.examination import Question, document, examine
-from RATE_model.protocol.verdict import INTACT, KNOCKED_OUT, TWINS, Case, Subject, judge
+from RATE_model.protocol.examination import TaskCase, document, examine
+from RATE_model.protocol.verdict import INTACT, KNOCKED_OUT, TWINS, AgentFacts, Case, judge
 from TMaze_new.TMaze_new_src.env import DOWN, RIGHT, UP, TMazeVectorEnv
 from TMaze_new.TMaze_new_src.spec import SPEC
 
 K, EPISODES = 10, 100
 LENGTHS = (6, 31, 96)
-SUBJECT = Subject(context=K, reach=None, segment=K)
+SUBJECT = AgentFacts(context=K, reach=None, segment=K)
 
 
 class LeakyMazes(TMazeVectorEnv):
@@ -87,7 +87,7 @@ class ScriptedPlayer:
         return played.last_rewards
 
 
-QUESTIONS = [Question(str(length), (length - 1, length - 1), 0.5) for length in LENGTHS]
+QUESTIONS = [TaskCase(str(length), (length - 1, length - 1), 0.5) for length in LENGTHS]
 
 
 def verdict(*, subject=SUBJECT, seeds=3, has_memory=True, mazes=TMazeVectorEnv, memory_free=(), **properties):
@@ -187,7 +187,7 @@ def test_a_segment_longer_than_the_horizon_proves_nothing():
     """An agent of context 1 whose memory is knocked out every hundred steps only."""
     outcomes = {INTACT: np.ones((3, 100)), KNOCKED_OUT: np.ones((3, 100))}
     case = Case("9", (8, 8), 0.5, outcomes)
-    result = judge(Subject(context=1, reach=None, segment=100), [case])
+    result = judge(AgentFacts(context=1, reach=None, segment=100), [case])
     assert result.label == "unproved" and result.missing[-1] == "a case with xi > 100"
 
 
@@ -225,7 +225,7 @@ def judged(*, horizons=(), chance=2.0, context=1, seeds=3, **means):
     """Of returns, by condition; names of conditions have _ for spaces."""
     outcomes = {name.replace("_", " "): returns(name, mean)[:seeds] for name, mean in means.items()}
     case = Case("ViZDoom", horizons, chance, outcomes, "return")
-    return judge(Subject(context, None, 30, ("tokens", "cache")), [case])
+    return judge(AgentFacts(context, None, 30, ("tokens", "cache")), [case])
 
 
 def test_returns_without_horizons_say_what_they_can():

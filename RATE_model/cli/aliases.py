@@ -1,4 +1,4 @@
-"""Aliases of flags: published spellings, and those of earlier versions, which runs and data files still contain."""
+"""Aliases of flags: the published names and those of earlier versions, which still occur in runs and data files."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,21 +19,23 @@ ALIASES = {
     "video_episodes": "video",
     "condition_on_returns": "condition",
 }
-"""Valid for every script that has the flag named second."""
+"""Alias -> flag, for every script that has the flag."""
 
 BOOLEAN_ALIASES = {"condition_on_returns": {True: "auto", False: "none"}}
-"""Boolean aliases, and the value of the flag that each stands for."""
+"""Boolean aliases: the value of the flag that True and False stand for."""
 
 
-def respelt(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Recorded flags under today's names; a flag and its switch are the same, and the switch is either off or
-    silent."""
+def canonical_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Recorded flags under their current names.
+
+    A boolean alias that is false sets its flag; one that is true leaves the flag as recorded.
+    """
     found = {ALIASES.get(name, name): value for name, value in flags.items() if name not in BOOLEAN_ALIASES}
     off = {ALIASES[name]: BOOLEAN_ALIASES[name][False] for name in BOOLEAN_ALIASES if flags.get(name) is False}
     return found | off
 
 
-def existing_file(path: Path) -> Path:
-    """The path, or the same file with an alias of a flag in its name, if only that one exists."""
+def find_by_alias(path: Path) -> Path:
+    """The path, or the file whose name has an alias in place of a flag, if only that one exists."""
     others = (path.with_name(path.name.replace(f"_{name}", f"_{alias}")) for alias, name in ALIASES.items())
     return path if path.exists() else next((other for other in others if other.exists()), path)
