@@ -2,7 +2,7 @@
 
     python3 MuJoCo/generate_dataset.py --env hopper --dataset medium
 
-A policy is trained by PPO (`MuJoCo.policies`), and the stochastic policy acts, in Gymnasium's v4 environments:
+A policy is trained by PPO (`RATE_model.data.ppo`), and the stochastic policy acts, in Gymnasium's v4 environments:
 
     medium          the first policy whose training episodes reach the mean return of D4RL's medium data (about a third
                     of an expert's score), else the best within --train_steps
@@ -22,10 +22,11 @@ from __future__ import annotations
 import importlib.metadata
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 if __name__ == "__main__":  # started as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # makes the repository importable
@@ -34,18 +35,16 @@ if __name__ == "__main__":  # started as a script
 import numpy as np
 
 from MuJoCo.files import data_directory, generated_name
-from MuJoCo.policies import NUM_ENVIRONMENTS, ROUND_STEPS, Policy, settings_of, train_policies
 from MuJoCo.tasks import MAX_EPISODE_STEPS, ROBOTS, DatasetName, Robot, RobotName, Task, make_environment
 from RATE_model.cli.limits import MAX_EPISODE_STEPS as MAX_COUNT
 from RATE_model.cli.limits import at_least, at_most
 from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
+from RATE_model.data.collect import collect
+from RATE_model.data.ppo import NUM_ENVIRONMENTS, ROUND_STEPS, Policy, PPOTraining, train_policies
 from RATE_model.data.trajectories import TrajectoryFile
 from RATE_model.data.writer import TrajectoryWriter
 from RATE_model.system.locks import making
 from RATE_model.system.progress import progress_bar
-
-if TYPE_CHECKING:
-    import gymnasium
 
 SCRIPT = "python3 MuJoCo/generate_dataset.py"
 PARALLEL_EPISODES = 16  # episodes at once
@@ -54,6 +53,22 @@ PARALLEL_EPISODES = 16  # episodes at once
 STEPS = {"medium": 1_000_000, "expert": 1_000_000, "medium-expert": 2_000_000}
 REPLAY_STEPS = {"halfcheetah": 202_000, "hopper": 402_000, "walker2d": 302_000}
 TRAIN_STEPS = {"medium": 2_000_000, "medium-replay": 2_000_000, "expert": 5_000_000, "medium-expert": 5_000_000}
+# Logarithm of the standard deviation of actions before training. The stochastic policy acts in our data, and noise
+# costs HalfCheetah much of its speed: from 0 it learns a third as fast. Hopper does not learn to hop from -1.
+_LOG_STD = {"halfcheetah": -1.0, "hopper": 0.0, "walker2d": 0.0}
+
+
+def training_of(robot: Robot, seed: int = 0, round_steps: int = ROUND_STEPS) -> PPOTraining:
+    """The training of a robot's policies."""
+    return PPOTraining(
+        name=robot.name,
+        make=partial(make_environment, robot),
+        seed=seed,
+        round_steps=round_steps,
+        log_std_init=_LOG_STD[robot.name],
+        about={"robot": robot.name},
+        install="pip install -e '.[mujoco]'",
+    )
 
 
 @dataclass(frozen=True)
@@ -145,7 +160,10 @@ def _make(options: GenerateOptions) -> None:
     ) as writer:
         with progress_bar(total=options.file_steps, desc="episodes", unit="step") as bar:
             for policy in chosen:
-                returns = collect(environments, policy, steps, seed=options.seed, writer=writer, report=bar.update)
+                generator = np.random.default_rng([options.seed, policy.steps])
+                returns = collect(
+                    environments, policy, steps, generator=generator, writer=writer, note=_state, report=bar.update
+                )
                 notes.append(_note(robot, policy, returns))
     for environment in environments:
         environment.close()
@@ -172,61 +190,10 @@ def mixture(policies: Sequence[Policy], dataset: str, goal: float) -> list[Polic
     }[dataset]
 
 
-def collect(
-    environments: Sequence[gymnasium.Env],
-    policy: Policy,
-    steps: int,
-    *,
-    seed: int,
-    writer: TrajectoryWriter,
-    report: Callable[[int], Any] = lambda steps: None,
-) -> np.ndarray:
-    """Let a policy act for at least ``steps`` steps and write its episodes; returns their returns (E,) float64.
-
-    All episodes are whole. No new one starts after this many steps, and those under way are finished and kept, so
-    neither long nor short episodes are preferred. They are a function of (seed, steps of the policy's training,
-    number of environments).
-    """
-    generator = np.random.default_rng([seed, policy.steps])
-    idle, acting, returns, taken = list(environments), [], [], 0
-    while True:
-        while idle and taken < steps:
-            acting.append(_Episode(idle.pop(), int(generator.integers(2**31))))
-        if not acting:
-            return np.array(returns)
-        actions = policy.act(np.stack([episode.observation for episode in acting]), generator)
-        ended = [episode for episode, action in zip(acting, actions, strict=True) if episode.step(action)]
-        taken += len(acting)
-        report(len(acting))
-        for episode in ended:
-            returns.append(episode.write(writer))
-            acting.remove(episode)
-            idle.append(episode.environment)
-
-
-class _Episode:
-    """An unfinished episode."""
-
-    def __init__(self, environment: gymnasium.Env, seed: int) -> None:
-        self.environment = environment
-        self.observation, _ = environment.reset(seed=seed)
-        self._steps: list[tuple] = []
-
-    def step(self, action: np.ndarray) -> bool:
-        """Take an action; returns whether the episode ended."""
-        unwrapped: Any = self.environment.unwrapped  # a robot of Gymnasium's
-        data = unwrapped.data
-        before = (self.observation, action, data.qpos.copy(), data.qvel.copy())
-        self.observation, reward, self.terminated, truncated, _ = self.environment.step(action)
-        self._steps.append((*before, reward))
-        return self.terminated or truncated
-
-    def write(self, writer: TrajectoryWriter) -> float:
-        """Append the episode to a file; returns its return."""
-        observations, actions, qpos, qvel, rewards = (np.stack(column) for column in zip(*self._steps, strict=True))
-        infos = {"qpos": qpos, "qvel": qvel}
-        writer.add_episode(observations, actions, rewards, terminal=self.terminated, infos=infos)
-        return float(rewards.sum())
+def _state(environment: Any) -> dict[str, np.ndarray]:
+    """The simulator's state."""
+    data = environment.unwrapped.data
+    return {"qpos": data.qpos.copy(), "qvel": data.qvel.copy()}
 
 
 def describe(path: Path, robot: Robot) -> str:
@@ -255,14 +222,9 @@ def _trained(options: GenerateOptions) -> list[Policy]:
             if policy.steps:
                 bar.write(f"{options.env}, {policy.steps} steps of training: mean return {policy.training_return:.0f}")
 
-        policies = train_policies(
-            options.robot,
-            seed=options.seed,
-            folder=data_directory(options.data_path) / "policies",
-            enough=enough,
-            report=report,
-            round_steps=options.round_steps,
-        )
+        training = training_of(options.robot, options.seed, options.round_steps)
+        folder = data_directory(options.data_path) / "policies"
+        policies = train_policies(training, folder, enough=enough, report=report)
     if options.dataset != "expert" and not any(policy.training_return >= options.goal for policy in policies):
         print(
             f"No policy reached a mean return of {options.goal:.0f} within {policies[-1].steps} steps of training; "
@@ -292,7 +254,7 @@ def _attributes(options: GenerateOptions) -> dict[str, Any]:
         "seed": options.seed,
         "medium_return": options.goal,
         "most_training_steps": options.budget,
-        "settings": settings_of(options.robot) | {"round_steps": options.round_steps},
+        "settings": training_of(options.robot).settings | {"round_steps": options.round_steps},
         "packages": {name: importlib.metadata.version(name) for name in ("gymnasium", "mujoco", "torch")},
         "episode_steps": MAX_EPISODE_STEPS,
     }

@@ -22,11 +22,11 @@ import numpy as np
 from MuJoCo.dataset import open_data
 from MuJoCo.environment import ENVIRONMENT, Play
 from MuJoCo.files import DATA_DIRECTORY, generated_name
-from MuJoCo.generate_dataset import GenerateOptions, generate
-from MuJoCo.policies import Policy, train_policies
+from MuJoCo.generate_dataset import GenerateOptions, generate, training_of
 from MuJoCo.tasks import HALFCHEETAH, TASKS, Task, task_of
 from RATE_model.cli.reproduce import ROOT, Study, StudyOptions, cell
 from RATE_model.cli.returns_page import Part, ReturnsPage
+from RATE_model.data.ppo import Policy, train_policies
 
 FAST = "MuJoCo/config_fast.yaml"
 ENV_IDS = (6, 0)  # hopper-medium, halfcheetah-medium
@@ -97,9 +97,8 @@ def of_data(task: Task) -> dict[str, dict[str, Any]]:
         returns, attributes = file.returns, file.attributes
     (note,) = attributes["policies"]
     policies = train_policies(  # they are kept beside the data
-        robot,
-        seed=int(attributes["seed"]),
-        folder=path.parent / "policies",
+        training_of(robot, int(attributes["seed"])),
+        path.parent / "policies",
         enough=lambda trained: bool(trained) and trained[-1].steps >= note["training_steps"],
     )
     quiet = ENVIRONMENT.play_as(NoiselessPolicy(policies[-1]), Play(env_id=TASKS.index(task)), episodes=EPISODES)

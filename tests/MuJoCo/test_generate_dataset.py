@@ -12,9 +12,9 @@ pytest.importorskip("stable_baselines3")
 
 from MuJoCo.dataset import DataOptions, load_data
 from MuJoCo.files import find_data
-from MuJoCo.generate_dataset import GenerateOptions, generate, main, mixture
-from MuJoCo.policies import Policy, _Training, train_policies
+from MuJoCo.generate_dataset import GenerateOptions, generate, main, mixture, training_of
 from MuJoCo.tasks import HOPPER, ROBOTS, TASKS, make_environment
+from RATE_model.data.ppo import Policy, _Rounds, train_policies
 from RATE_model.errors import UserError
 
 ROUND = 128
@@ -27,9 +27,7 @@ def options(folder, **changes):
 
 
 def policies_of(folder, rounds, seed=0):
-    return train_policies(
-        HOPPER, seed=seed, folder=folder, round_steps=ROUND, enough=lambda made: len(made) == rounds + 1
-    )
+    return train_policies(training_of(HOPPER, seed, ROUND), folder, enough=lambda made: len(made) == rounds + 1)
 
 
 def content(path):
@@ -116,13 +114,13 @@ def test_training_goes_on_as_if_never_interrupted(tmp_path):
 
 
 def test_kept_policies_are_not_trained_again(made, monkeypatch):
-    monkeypatch.setattr("MuJoCo.policies._Training", None)
+    monkeypatch.setattr("RATE_model.data.ppo._Rounds", None)
     arrays = content(generate(options(made, dataset="medium-replay", steps=100)))
     assert len(arrays["rewards"]) >= 100
 
 
 def test_policies_act_as_stable_baselines_does(made):
-    training = _Training(HOPPER, 0, ROUND)
+    training = _Rounds(training_of(HOPPER, 0, ROUND))
     training.load(torch.load(made / "policies" / "hopper_seed0" / f"{ROUND:09d}.pt", weights_only=True))
     policy = policies_of(made / "policies", 1)[1]
     raw = np.random.default_rng(0).normal(size=(500, 11))
@@ -179,7 +177,7 @@ def test_an_interruption_leaves_no_file(tmp_path, monkeypatch, when, capsys):
     def interrupt(*arguments, **named):
         raise KeyboardInterrupt
 
-    target = {"training": "MuJoCo.policies._Training.run_round", "acting": "MuJoCo.policies.Policy.act"}
+    target = {"training": "RATE_model.data.ppo._Rounds.run_round", "acting": "RATE_model.data.ppo.Policy.act"}
     monkeypatch.setattr(target[when], interrupt)
     with pytest.raises(SystemExit) as stop:
         main([word for flag in FLAGS.items() for word in flag] + ["--data_path", str(tmp_path)])
@@ -199,7 +197,7 @@ def test_damaged_policies_are_named(tmp_path):
             policies_of(tmp_path, 1)
     path.write_bytes(whole)
     with pytest.raises(UserError, match="made with other settings"):
-        train_policies(HOPPER, seed=1, folder=_renamed(tmp_path), round_steps=ROUND, enough=lambda made: len(made) == 2)
+        policies_of(_renamed(tmp_path), 1, seed=1)
 
 
 def _renamed(folder):

@@ -9,8 +9,8 @@ import pytest
 pytest.importorskip("mujoco")
 
 from MuJoCo import reproduce
-from MuJoCo.policies import Policy
 from MuJoCo.tasks import task_of
+from RATE_model.data.ppo import Policy
 
 SEEDS = (1, 2)
 

@@ -1,10 +1,10 @@
-"""Gaussian policies of Proximal Policy Optimization (Schulman et al. 2017, arXiv 1707.06347) for our own data.
+"""Gaussian policies of Proximal Policy Optimization (Schulman et al. 2017, arXiv 1707.06347), to make data with.
 
-Training goes on in rounds of `ROUND_STEPS` steps. After every round the policy is kept, with all that training needs
-to go on. A round begins with new episodes and with random numbers that are a function of (seed, number of the round):
-so a training that was stopped, or that shall go on for longer, gives the policies of one that was never interrupted.
+Training proceeds in rounds. After every round the policy is kept, with everything that training needs to continue. A
+round begins with new episodes and with random numbers that are a function of (seed, number of the round). So a training
+that was stopped, or is to be longer, gives the policies of one that was never interrupted.
 
-    {folder}/{robot}_seed{seed}/{steps:09d}.pt     behind this many steps; 0 is the policy before training
+    {folder}/{name}_seed{seed}/{steps:09d}.pt     after this many steps; 0 is the policy before training
 """
 
 from __future__ import annotations
@@ -13,40 +13,68 @@ import importlib
 import io
 import pickle
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from MuJoCo.tasks import Robot, make_environment
 from RATE_model.acting.rollout import torch_threads
 from RATE_model.errors import UserError
 from RATE_model.system.atomic import atomic_write_bytes
 from RATE_model.system.locks import only_one
 
 if TYPE_CHECKING:
+    import gymnasium
     from stable_baselines3 import PPO
 
 ROUND_STEPS = 65_536
 NUM_ENVIRONMENTS = 8
 SETTINGS = {"n_steps": 512, "batch_size": 64, "hidden": [64, 64]}
-# Logarithm of the standard deviation of actions before training. The stochastic policy acts in our data, and noise
-# costs HalfCheetah much of its speed: from 0 it learns a third as fast. Hopper does not learn to hop from -1.
-_LOG_STD = {"halfcheetah": -1.0, "hopper": 0.0, "walker2d": 0.0}
 
 
-def settings_of(robot: Robot) -> dict[str, Any]:
-    """What differs from stable-baselines3's defaults (rate 3e-4, 10 epochs, gamma 0.99, lambda 0.95, clip 0.2)."""
-    return SETTINGS | {"log_std_init": _LOG_STD[robot.name], "environments": NUM_ENVIRONMENTS}
+@dataclass(frozen=True)
+class PPOTraining:
+    """What a training depends on.
+
+    Attributes:
+        name: of the environment, for the folder.
+        make: makes one environment with actions in [-1, 1].
+        seed: of weights, episodes and actions.
+        round_steps: training steps between two policies that are kept.
+        log_std_init: logarithm of the standard deviation of actions before training.
+        about: further settings to record; a policy that was made with others is not reused.
+        install: the command that installs stable-baselines3.
+    """
+
+    name: str
+    make: Callable[[], gymnasium.Env]
+    seed: int = 0
+    round_steps: int = ROUND_STEPS
+    log_std_init: float = 0.0
+    about: Mapping[str, Any] = field(default_factory=dict)
+    install: str = "pip install stable-baselines3"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What differs from stable-baselines3's defaults (rate 3e-4, 10 epochs, gamma 0.99, lambda 0.95, clip 0.2)."""
+        return SETTINGS | {"log_std_init": self.log_std_init, "environments": NUM_ENVIRONMENTS}
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """What is kept with every policy."""
+        return self.settings | dict(self.about) | {"seed": self.seed, "round_steps": self.round_steps}
+
+    def folder(self, folder: Path) -> Path:
+        """The folder of its policies."""
+        return folder / f"{self.name}_seed{self.seed}"
 
 
 @dataclass(frozen=True)
 class Policy:
-    """A policy behind a round of training, ready to act; arrays only."""
+    """A policy after a round of training, ready to act; arrays only."""
 
     steps: int  # of training
     training_return: float  # mean of the last episodes of its round, up to 100; NaN before training
@@ -66,100 +94,89 @@ class Policy:
         return np.clip(actions, -1.0, 1.0).astype(np.float32)
 
 
-def policy_folder(folder: Path, robot: Robot, seed: int) -> Path:
-    """The folder of one training."""
-    return folder / f"{robot.name}_seed{seed}"
-
-
 def train_policies(
-    robot: Robot,
-    *,
-    seed: int,
+    training: PPOTraining,
     folder: Path,
+    *,
     enough: Callable[[list[Policy]], bool],
     report: Callable[[Policy], None] = lambda policy: None,
-    round_steps: int = ROUND_STEPS,
 ) -> list[Policy]:
-    """Policies of one training, from untrained onward, until `enough` is true of them.
+    """Policies of one training, from the untrained one onward, until `enough` is true of them.
 
-    Those kept in ``folder`` are taken from there; training begins after them. It uses one thread: for nets this small
-    more are slower.
+    Those kept in ``folder`` are reused; training continues after them. It uses one thread: for networks this small more
+    are slower.
 
     Args:
-        enough: is asked before training and after every round.
-        report: is told every new policy.
+        training, folder: what is trained, and where policies are kept.
+        enough: called before training and after every round.
+        report: called with every new policy.
 
     Raises:
         UserError: stable-baselines3 is missing, a kept policy cannot be read or was made with other settings, or the
             disk is full.
     """
-    place = policy_folder(folder, robot, seed)
+    place = training.folder(folder)
     with only_one(place, f"another process is training the policies in '{place}'; waiting for it", folder=True):
-        return _train_policies(robot, seed, place, enough, report, round_steps)
+        return _train_policies(training, place, enough, report)
 
 
 def _train_policies(
-    robot: Robot,
-    seed: int,
+    training: PPOTraining,
     place: Path,
     enough: Callable[[list[Policy]], bool],
     report: Callable[[Policy], None],
-    round_steps: int,
 ) -> list[Policy]:
     """See `train_policies`."""
-    settings = settings_of(robot) | {"robot": robot.name, "seed": seed, "round_steps": round_steps}
     policies: list[Policy] = []
     state: dict[str, Any] | None = None
-    while (path := place / f"{len(policies) * round_steps:09d}.pt").exists() and not enough(policies):
-        state = _read(path, settings)
+    while (path := place / f"{len(policies) * training.round_steps:09d}.pt").exists() and not enough(policies):
+        state = _read(path, training.recorded)
         policies.append(_policy(state))
     if enough(policies):
         return policies
     with torch_threads(1):
-        training = _Training(robot, seed, round_steps)
+        rounds = _Rounds(training)
         if state is not None:
-            training.load(state)
+            rounds.load(state)
         while not enough(policies):
-            state = training.state() if not policies else training.run_round()
+            state = rounds.state() if not policies else rounds.run_round()
             policies.append(_policy(state))
-            _write(place / f"{policies[-1].steps:09d}.pt", state | {"settings": settings})
+            _write(place / f"{policies[-1].steps:09d}.pt", state | {"settings": training.recorded})
             report(policies[-1])
-        training.close()
+        rounds.close()
     return policies
 
 
-class _Training:
-    """One PPO training, a round at a time."""
+class _Rounds:
+    """A training, one round at a time."""
 
-    def __init__(self, robot: Robot, seed: int, round_steps: int) -> None:
+    def __init__(self, training: PPOTraining) -> None:
         try:
             ppo = importlib.import_module("stable_baselines3").PPO
         except ImportError as error:
-            raise UserError("training policies needs stable-baselines3: pip install -e '.[mujoco]'") from error
+            raise UserError(f"training policies needs stable-baselines3: {training.install}") from error
         from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize
 
-        self.seed, self.round_steps, self.steps = seed, round_steps, 0
+        self.seed, self.round_steps, self.steps = training.seed, training.round_steps, 0
         self.training_return = float("nan")
-        self.environments = VecNormalize(
-            VecMonitor(DummyVecEnv([partial(make_environment, robot) for _ in range(NUM_ENVIRONMENTS)]))
-        )
+        self.environments = VecNormalize(VecMonitor(DummyVecEnv([training.make] * NUM_ENVIRONMENTS)))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*mini-batch")  # a short round's last is smaller
             self.model: PPO = ppo(
                 "MlpPolicy",
                 self.environments,
-                n_steps=min(SETTINGS["n_steps"], round_steps // NUM_ENVIRONMENTS),
+                n_steps=min(SETTINGS["n_steps"], self.round_steps // NUM_ENVIRONMENTS),
                 batch_size=SETTINGS["batch_size"],
-                policy_kwargs={"net_arch": SETTINGS["hidden"], "log_std_init": _LOG_STD[robot.name]},
-                seed=seed,
+                policy_kwargs={"net_arch": SETTINGS["hidden"], "log_std_init": training.log_std_init},
+                seed=self.seed,
                 device="cpu",
             )
 
     def run_round(self) -> dict[str, Any]:
-        """Train for one round; returns `state`."""
+        """Train for one round and return `state`."""
         seed = int(np.random.SeedSequence([self.seed, self.steps // self.round_steps]).generate_state(1)[0]) // 2
         self.model.set_random_seed(seed)
-        self.model._last_obs = None  # else the episodes of the round before would go on, which no file holds
+        self.model._last_obs = None  # else the episodes of the previous round would continue, which no file holds
         self.model.ep_info_buffer = None
         self.model.learn(self.round_steps, reset_num_timesteps=False)
         self.steps += self.round_steps
@@ -181,7 +198,7 @@ class _Training:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Continue from a `state`."""
         self.steps, self.training_return = state["steps"], state["training_return"]
         self.model.policy.load_state_dict(state["policy"])
         self.model.policy.optimizer.load_state_dict(state["optimizer"])
