@@ -122,8 +122,8 @@ def page() -> ReturnsPage:
         ],
         data=DATA,
         text=(
-            f"Means of {EPISODES} episodes of at most 7000 decisions ({EXPERT_EPISODES} of the expert); of seeds "
-            "{seeds}, with the standard error where there are several. Made {made}."
+            f"Means over {EPISODES} episodes (expert: {EXPERT_EPISODES}) of at most 7000 decisions, seeds "
+            "{seeds}; with several seeds, ± the standard error over seeds. Measured {origin}."
         ),
         asked="{:g} points",
         unit="points",
@@ -144,8 +144,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with exit_on_user_error():
         if configured := configured_folder():
             raise UserError(
-                f"'atari: data: {configured}' of wandb_config.yaml: these results are of our own data; leave it empty "
-                "while they are made"
+                f"'atari: data: {configured}' of wandb_config.yaml: this page is about our own data; leave it empty "
+                "while the page is made"
             )
     page().main(argv)
 

@@ -217,8 +217,8 @@ class MuJoCo(Environment):
     def description(self, evaluation: Evaluation) -> str:
         """The task and its robot."""
         options: Play = evaluation.options
-        renewed = ", target renewed" * options.reset_target
-        return f"{_task({'env_id': options.env_id}).name}, {options.robot.environment_id(options.env_version)}{renewed}"
+        reset = ", target reset at every segment" * options.reset_target
+        return f"{_task({'env_id': options.env_id}).name}, {options.robot.environment_id(options.env_version)}{reset}"
 
     def references(self, evaluation: Evaluation) -> dict[str, float]:
         """The reference returns of D4RL's scores, and the mean of its medium data."""

@@ -140,7 +140,7 @@ def page() -> ReturnsPage:
             Part(name=task.name, study=study(env_id), others=partial(of_data, task)) for env_id, task in tasks.items()
         ],
         data=DATA_POLICY,
-        text=f"Mean and standard error over seeds {{seeds}} of the mean of {EPISODES} episodes, made {{made}}.",
+        text=f"Mean and standard error over seeds {{seeds}} of the mean of {EPISODES} episodes, measured {{origin}}.",
         asked="a return of {:.0f}",
         unit="return",
         digits=0,

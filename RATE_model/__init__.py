@@ -1,6 +1,6 @@
-"""RATE: the Recurrent Action Transformer with Memory, and everything its experiments share.
+"""RATE: the Recurrent Action Transformer with Memory, and the code shared by its experiments.
 
-The names below are public. Each is imported from its module on first use, so importing this package costs nothing.
+The names below are public. Each is imported from its module on first use, so importing this package is cheap.
 """
 
 import importlib

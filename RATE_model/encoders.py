@@ -16,7 +16,7 @@ from RATE_model.objectives.privileged import Privileged
 from RATE_model.spec import EnvironmentSpec, PrivilegedKind
 
 # (kernel, stride) of the three convolutions of Mnih et al. 2015, "Human-level control through deep reinforcement
-# learning"; theirs have 32, 64 and 64 channels.
+# learning", which have 32, 64 and 64 channels.
 _CONVOLUTIONS = ((8, 4), (4, 2), (3, 1))
 
 
@@ -73,7 +73,7 @@ class ImageEncoder(nn.Module):
 
         Args:
             images: `(M, C, H, W)`, as for `forward`.
-            pictures: how many pictures an image's channels consist of, oldest first.
+            pictures: number of pictures stacked in an image's channels, oldest first.
         """
         first = self._first.weight
         if pictures > 1:
@@ -110,8 +110,8 @@ class TokenEncoder(nn.Module):
     Args:
         spec: what observations and actions are.
         d_model: width of a token.
-        rtg: encode returns-to-go; False: without conditioning there are none.
-        actions: encode actions; False for an agent that sees none.
+        rtg: encode returns-to-go; False if the agent is not conditioned on returns.
+        actions: encode actions; False for an agent that does not see them.
     """
 
     mean: Tensor
@@ -120,7 +120,7 @@ class TokenEncoder(nn.Module):
     def __init__(self, spec: EnvironmentSpec, d_model: int, *, rtg: bool = True, actions: bool = True) -> None:
         super().__init__()
         self.spec = spec
-        if spec.is_normalised:  # the spec is saved with every checkpoint: no need to store it with the weights as well
+        if spec.is_normalised:  # saved with the spec in every checkpoint, so not with the weights
             self.register_buffer("mean", torch.tensor(spec.observation_mean), persistent=False)
             self.register_buffer("std", torch.tensor(spec.observation_std), persistent=False)
         observation = ImageEncoder(spec, d_model) if spec.is_image else nn.Linear(spec.observation_shape[0], d_model)
@@ -175,8 +175,8 @@ class TokenEncoder(nn.Module):
         encoder.calibrate(dense.flatten(0, 1), pictures=pictures)
 
     def encode_actions(self, actions: Tensor) -> Tensor:
-        """Encode `(B, T)` int64, or `(B, T, num_actions)` float when continuous, to `(B, T, d_model)`; zeros if
-        unseen."""
+        """Encode `(B, T)` int64, or `(B, T, num_actions)` float when continuous, to `(B, T, d_model)`; zeros if the
+        agent does not see them."""
         if self.action is None:
             return torch.zeros(*actions.shape[:2], self.d_model, device=actions.device)
         return self.action(actions)
@@ -184,15 +184,15 @@ class TokenEncoder(nn.Module):
     def encode_infos(self, infos: Mapping[str, Tensor] | None) -> Tensor | None:
         """Encode an oracle's privileged arrays `(B, T, n)`, by name, to `(B, T, d_model)`.
 
-        None if the agent is not an oracle. UserError: an oracle gets no arrays.
+        None if the agent is not an oracle. Raises UserError if an oracle gets no arrays.
         """
         if not self.spec.oracle:
             return None
         if infos is None:
             names = ", ".join(kind.name for kind in self.spec.oracle)
             raise UserError(
-                f"this agent is an oracle, trained with --oracle: it sees {names}, which nothing but data tells, and "
-                "cannot play; its validation loss is its result"
+                f"this agent is an oracle, trained with --oracle: it needs {names}, which only data provides, and "
+                "cannot play; see its validation loss instead"
             )
         return self.oracle(infos)
 
@@ -208,7 +208,7 @@ class TokenEncoder(nn.Module):
 
 
 class OracleEncoder(nn.Module):
-    """A linear map of privileged arrays of the data; the scale it learned is saved with the weights."""
+    """A linear map of privileged arrays of the data. Their scale is saved with the weights."""
 
     def __init__(self, kinds: Sequence[PrivilegedKind], d_model: int) -> None:
         super().__init__()

@@ -7,7 +7,7 @@ is for the shell and is not imported.
 """
 
 if __name__ == "__main__":
-    import RATE_model.system.script  # noqa: F401  a signal ends it at once while the imports below take their seconds
+    import RATE_model.system.script  # noqa: F401  signals end the process at once during the slow imports below
     from RATE_model.cli import evaluation
     from RATE_model.own.environment import OwnEnvironment
 

@@ -1,7 +1,7 @@
 """The description of an environment that the model needs.
 
-The model package knows no environment by name. An environment describes its observations, actions and published encoder
-variant with one `EnvironmentSpec`; the encoders, the head and the loss follow from it.
+The model package does not know environments by name. An environment describes its observations, actions and published
+encoder variant with one `EnvironmentSpec`; the encoders, the head and the loss follow from it.
 """
 
 import itertools
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PrivilegedKind:
-    """A privileged array `infos/NAME` of the data: a playing agent never sees it.
+    """A privileged array `infos/NAME` of the data, which an acting agent never sees.
 
     Attributes:
         name: NAME.
@@ -43,21 +43,21 @@ class EnvironmentSpec:
     action_embeddings: int | None = None
     # Observations are multiplied by this before they are encoded (1/255 for images stored as uint8)
     observation_scale: float = 1.0
-    # Mean and standard deviation per feature, to normalise vectors before they are encoded, in training and in acting
-    # alike. Both or neither
+    # Mean and standard deviation per feature, to normalise vectors before they are encoded, in training and acting.
+    # Both or neither
     observation_mean: tuple[float, ...] | None = None
     observation_std: tuple[float, ...] | None = None
-    # Returns-to-go are multiplied by this before they are encoded, in training and in acting alike
+    # Returns-to-go are multiplied by this before they are encoded, in training and acting
     return_scale: float = 1.0
     # Padding of all three convolutions (images only)
     conv_padding: int = 0
-    # Channels of the three convolutions (images only); fewer are faster and see less
+    # Channels of the three convolutions (images only); fewer are faster and less accurate
     conv_channels: tuple[int, ...] = (32, 64, 64)
     # A tanh after the observation, action and return encoders
     observation_tanh: bool = False
     action_tanh: bool = False
     return_tanh: bool = False
-    # For an oracle: what it sees besides every observation, and what no environment tells a playing agent
+    # For an oracle: privileged arrays that it sees with every observation
     oracle: tuple[PrivilegedKind, ...] = ()
 
     def __post_init__(self) -> None:

@@ -147,15 +147,15 @@ def test_what_is_declared_of_memory_goes_together(name, environment, config):
     episodes = environment.episode_counts[0] + environment.episode_counts.step
     targets = environment.target_returns({})[:1]
     asked = Evaluation(environment, agent, options, targets, tuple(environment.cases(options)[:2]), episodes)
-    answers, questions = RunPlayer(asked).play(None), task_cases_of(asked)
-    for question, outcomes in zip(questions, answers, strict=True):
-        assert not question.horizons or 1 < question.horizons[0] <= question.horizons[1]
+    answers, task_cases = RunPlayer(asked).play(None), task_cases_of(asked)
+    for task_case, outcomes in zip(task_cases, answers, strict=True):
+        assert not task_case.horizons or 1 < task_case.horizons[0] <= task_case.horizons[1]
         assert len(outcomes) == episodes * (2 if environment.has_twins(options) else 1)
         if environment.outcome == "success":
-            assert question.horizons and 0 <= question.chance < 1 and np.all((outcomes >= 0) & (outcomes <= 1))
+            assert task_case.horizons and 0 <= task_case.chance < 1 and np.all((outcomes >= 0) & (outcomes <= 1))
     cases = [
-        ProtocolCase(question.name, question.horizons, question.chance, {INTACT: outcomes[None]}, question.outcome)
-        for question, outcomes in zip(questions, answers, strict=True)
+        ProtocolCase(task_case.name, task_case.horizons, task_case.chance, {INTACT: outcomes[None]}, task_case.outcome)
+        for task_case, outcomes in zip(task_cases, answers, strict=True)
     ]
     verdict = judge(facts_of(agent), cases)
     assert verdict.label in ("nothing", "unproved", "short-term") and verdict.missing

@@ -153,7 +153,7 @@ def test_the_published_setting_is_said_and_typed_flags_win(env, capsys):
     assert {"bptt_segments", "weight_decay_on", "initialisation"} <= changed
     assert changed <= script.PUBLISHED.keys(), "nothing else is touched"
     assert "--weight_decay_on all --initialisation published" in said
-    assert "kept as typed: --bptt_segments 1 (published: 0)" in said and published["bptt_segments"] == 1
+    assert "overridden by typed flags: --bptt_segments 1 (published: 0)" in said and published["bptt_segments"] == 1
     assert "published" not in published, "it sets flags, and is none of a run"
 
 

@@ -24,7 +24,7 @@ def test_bits_by_model_and_number_of_hints(tmp_path):
     }
     write(document, Options(results_dir=tmp_path))
     page = (tmp_path / "multi_cue.md").read_text()
-    assert "| model | parameters | numbers of its state | n = 2 | n = 8 |" in page
+    assert "| model | parameters | state, numbers | n = 2 | n = 8 |" in page
     assert "| RATE, 1 token | 110 | 5 | 2.00 ± 0.00 | 0.00 ± 0.00 |" in page
     assert "| RATE, 2 tokens | 110 | 5 |  | 2.00 ± 0.58 |" in page and "--bits 8" in page
     assert json.loads((tmp_path / "multi_cue.json").read_text()) == document

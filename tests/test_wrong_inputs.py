@@ -63,9 +63,13 @@ INPUTS = [
     ("tmaze", "--model_mode RATE --budget 0.1M --d_head 512", "--budget 0.1M: RATE cannot have 100,000 parameters"),
     ("minigrid", "--condition future", "auto, rtg, none"),
     # flags of acting that the agent has no use for
-    ("tmaze", "--model_mode LSTM --slide 3", "--slide: --model_mode LSTM sees no window"),
+    ("tmaze", "--model_mode LSTM --slide 3", "--slide: --model_mode LSTM does not act on a sliding window"),
     ("mujoco", "--model_mode MLP --slide 1", "--slide"),
-    ("vizdoom", "--condition none --target_return 5", "--target_return: --model_mode RATE sees no returns"),
+    (
+        "vizdoom",
+        "--condition none --target_return 5",
+        "--target_return: --model_mode RATE is not conditioned",
+    ),
     ("maze", "--model_mode BC-GRU --desired_return 5", "--target_return: --model_mode BC-GRU"),
     ("vizdoom", "--model_mode BC-MLP --reset_target true", "--reset_target"),
     ("mujoco", "--condition_on_returns false --target_return 3000", "--target_return"),
@@ -120,8 +124,8 @@ INPUTS = [
     ("mujoco", "--segments 3 --context_length 20 --burn_in 60", "at most 59"),
     ("mujoco", "--burn_in -1", "--burn_in -1"),
     ("mujoco", "--window_state stored --pad left", "--pad right"),
-    ("atari", "--window_state stored --model_mode MLP", "hands no state on"),
-    ("maze", "--window_state stored --model_mode DT", "hands no state on"),
+    ("atari", "--window_state stored --model_mode MLP", "passes no state on"),
+    ("maze", "--window_state stored --model_mode DT", "passes no state on"),
     ("maze", "--window_state past", "--window_state"),
     # files and folders
     ("tmaze", "--config nowhere.yaml", "nowhere.yaml"),

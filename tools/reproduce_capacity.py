@@ -28,8 +28,8 @@ from RATE_model.cli.reproduce import (
     StudyOptions,
     cell,
     final_results,
-    made,
     merged,
+    origin,
     table,
     training_of,
     write_results,
@@ -115,8 +115,8 @@ def write(document: dict[str, dict], options: Options) -> None:
     commands = "\n".join(study(bits).commands(options.seeds) for bits in measured)
     text = (
         f"Bits recalled, n times (1 - binary entropy of the share of right turns), mean and standard error over seeds, "
-        f"made {made(document)}; chance is 0.\n\n![Share of right turns]({picture})\n\n"
-        + table(["model", "parameters", "numbers of its state", *(f"n = {bits}" for bits in measured)], rows)
+        f"measured {origin(document)}; chance is 0.\n\n![Share of right turns]({picture})\n\n"
+        + table(["model", "parameters", "state, numbers", *(f"n = {bits}" for bits in measured)], rows)
         + f"\n\nCommands:\n\n{commands}"
     )
     write_results(PAGE, "Multi-cue: capacity", document, text, options)

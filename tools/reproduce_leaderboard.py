@@ -26,7 +26,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
-from RATE_model.cli.reproduce import cell, made, table, write_results
+from RATE_model.cli.reproduce import cell, origin, table, write_results
 from RATE_model.errors import UserError
 from RATE_model.plots import plot_success_by_length
 from RATE_model.plots.style import COLOURS, MARKERS, save, style
@@ -177,10 +177,10 @@ def write(document: Mapping[str, Any], options: Options) -> None:
         plot_success_by_length(curves, folder / "forgetting.png", trained=memories.SECTIONS["tmaze"].trained)
         pictures.append("![Success against episode length, all memories](forgetting.png)")
     score_table = table(["memory", "interquartile mean (95 % interval)", "mean rank (95 % interval)", *titles], rows)
-    cost_table = table(["memory", "parameters", "numbers of its state", "ms a step", "training, s"], costs)
+    cost_table = table(["memory", "parameters", "state, numbers", "ms a step", "training, s"], costs)
     text = (
-        f"Scores over {scores.shape[2]} seeds, made {made(document)}: 0 is chance, 1 always right; tasks show mean and "
-        f"standard error over seeds.\n\n{score_table}\n\n{cost_table}\n\n" + "\n\n".join(pictures)
+        f"Scores over {scores.shape[2]} seeds, measured {origin(document)}: 0 is chance, 1 is always right; columns of "
+        f"tasks show mean and standard error over seeds.\n\n{score_table}\n\n{cost_table}\n\n" + "\n\n".join(pictures)
     )
     write_results(PAGE, "Leaderboard", found, text, options)
 

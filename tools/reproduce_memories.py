@@ -38,8 +38,8 @@ from RATE_model.cli.reproduce import (
     StudyOptions,
     cell,
     final_results,
-    made,
     merged,
+    origin,
     provenance,
     table,
     write_results,
@@ -230,7 +230,7 @@ def cost_table(entries: dict[str, dict]) -> str:
         ]
         for label, entry in entries.items()
     ]
-    header = ["memory", "d_model", "its parameters", "the agent's", "numbers of its state", "seeds"]
+    header = ["memory", "d_model", "memory parameters", "agent parameters", "state, numbers", "seeds"]
     return table([*header, "optimizer steps", "all stages solved", "training, s", "ms a step", "commit", "date"], rows)
 
 
@@ -261,8 +261,8 @@ def write(document: dict[str, dict], options: Options) -> None:
         plot_success_panels(panels(section, entries), path, trained=section.trained, xlabel=section.called)
         commands = (section.study.command(label, entry["seeds"]) for label, entry in entries.items())
         texts.append(
-            f"## {section.title}\n\nSuccess rate by {section.called}, mean and standard error over seeds, made "
-            f"{made(entries)}.\n\n![Success by {section.called}]({picture})\n\n{success_table(section, entries)}\n\n"
+            f"## {section.title}\n\nSuccess rate by {section.called}, mean and standard error over seeds, measured "
+            f"{origin(entries)}.\n\n![Success by {section.called}]({picture})\n\n{success_table(section, entries)}\n\n"
             f"{cost_table(entries)}\n\nCommands:\n\n"
             + "\n".join("    python3 " + shlex.join(command) for command in commands)
         )

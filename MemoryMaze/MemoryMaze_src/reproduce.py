@@ -34,8 +34,8 @@ from RATE_model.cli.reproduce import (
     by_model,
     final_results,
     kept_entries,
-    made,
     merged,
+    origin,
     play_again,
     provenance,
     seed_table,
@@ -220,12 +220,12 @@ def write(document: dict[str, dict], data: Sequence[Path], options: Options) -> 
     held = "; ".join(DATA.describe(path).partition(": ")[2] for path in data)
     text = (
         f"Balls found in 1000 steps, mean and standard error over the episodes of {seeds} in {options.episodes} "
-        f"mazes that no data was made in, made {made(document)}. Asked for was a return of {asked:g}; the "
-        f"most probable actions are taken unless said otherwise. "
+        f"mazes that are not in the data, measured {origin(document)}. Target return {asked:g}; the most probable "
+        f"actions are taken unless noted. "
         f"Data: {held}.\n\n{returns_table(document)}\n\n"
         f"{differences(document)}\n\n{training_table(document)}\n\nEvery run:\n\n"
         f"{runs_table(document, options.seeds)}\n\n"
-        f"All of it, and the training by itself:\n\n"
+        f"Commands for the page, and for training alone:\n\n"
         f"    python3 {SCRIPT} --seeds {numbers} --episodes {options.episodes}\n{STUDY.commands(options.seeds)}\n"
     )
     write_results(PAGE, "Memory Maze", document, text, options)

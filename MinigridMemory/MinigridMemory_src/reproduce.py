@@ -71,9 +71,9 @@ PAGE = SuccessPage(
     },
     texts={
         "success_rate_expert_cap": "Success rate by size of the maze, mean and standard error over seeds {seeds}, 100 "
-        "episodes per size and seed, made {made}. The cap on steps is the expert's, 2 size + 14 and at least "
+        "episodes per size and seed, measured {origin}. The cap on steps is the expert's, 2 size + 14 and at least "
         f"{PUBLISHED_CAP}.",
-        "success_rate": f"The same episodes under the published cap of {PUBLISHED_CAP} steps, beside the expert's:",
+        "success_rate": f"The same episodes under the published cap of {PUBLISHED_CAP} steps, and the expert:",
     },
     shown=(41, 91, 501),
     controls=CONTROLS,

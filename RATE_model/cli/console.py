@@ -1,4 +1,4 @@
-"""Output that never stops work, whether the console cannot show a character, is closed or is full; one-line messages.
+"""Console output that never fails (missing characters, closed pipe, full disk), and one-line messages.
 
 Nothing here imports torch.
 """
@@ -26,7 +26,7 @@ def one_line(text: object) -> str:
 
 
 def machine_error(error: BaseException) -> str | None:
-    """A refusal of the machine, in one line with a remedy; None for other errors."""
+    """A one-line message, with a remedy, for errors of the machine (disk, memory, permissions); else None."""
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename is not None else ""
         return f"{place}{error_reason(error)}" if error.strerror else None
@@ -42,7 +42,7 @@ def machine_error(error: BaseException) -> str | None:
 
 @contextmanager
 def lasting_output() -> Iterator[None]:
-    """Inside, print never fails, whether stdout is closed, full, or cannot show a character.
+    """A context in which print never fails, even if stdout is closed, full, or cannot show a character.
 
     Characters it cannot show are written in ASCII. A closed pipe (``| head -1``) drops the rest silently; any other
     problem is reported once on stderr.
@@ -86,7 +86,7 @@ class _Lasting:
             self._gone = True
             _send_to_nowhere(self._stream)
             if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
-                print(f"warning: output cannot be written ({error.strerror}); the work goes on", file=sys.stderr)
+                print(f"warning: output cannot be written ({error.strerror}); continuing without it", file=sys.stderr)
 
 
 def _shown(text: str, encoding: str | None) -> str:
@@ -99,7 +99,7 @@ def _shown(text: str, encoding: str | None) -> str:
 
 
 def _in_ascii(error: UnicodeError) -> tuple[str, int]:
-    assert isinstance(error, UnicodeEncodeError)  # encoding is all this is used for
+    assert isinstance(error, UnicodeEncodeError)  # only used for encoding
     lacking = error.object[error.start : error.end]
     return "".join(
         _IN_ASCII.get(char, char.encode("ascii", "backslashreplace").decode()) for char in lacking
@@ -110,10 +110,10 @@ codecs.register_error("rate_ascii", _in_ascii)
 
 
 def _send_to_nowhere(stream: Any) -> None:
-    """Python flushes a stream once more when the process ends, which would fail again."""
+    """Redirect a stream to os.devnull: Python flushes it at exit, which would fail again."""
     try:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
         os.close(nowhere)
-    except (OSError, ValueError):  # not a stream of the system, as in tests and notebooks
+    except (OSError, ValueError):  # not a file, as in tests and notebooks
         pass

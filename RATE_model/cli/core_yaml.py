@@ -1,4 +1,4 @@
-"""YAML by the core schema of version 1.2, in which `no`, `off`, `010` and `1:30` are two words, a ten and a text.
+"""YAML by the core schema of version 1.2, in which `no`, `off`, `010` and `1:30` are text, text, 10 and text.
 
 PyYAML follows version 1.1, which reads them as False, False, 8 and 90, and dates as dates.
 """

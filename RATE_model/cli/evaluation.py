@@ -1,4 +1,4 @@
-"""The flow of every inference script. A checkpoint is evaluated as its run was, unless flags say otherwise."""
+"""The main function of every inference script. By default a checkpoint is evaluated as its run was during training."""
 
 import os
 import sys
@@ -26,7 +26,7 @@ from RATE_model.system.precision import pick_device
 from RATE_model.training.checkpoints import load_checkpoint, resolve_checkpoint
 from RATE_model.training.runs import check_unowned, owning
 
-# Flags of a training run that set up its evaluation, and their names in the inference script.
+# Evaluation flags of train scripts -> their names in inference scripts.
 _ASKED = {"target_return": "target_return", "eval_episodes": "episodes", "precision": "precision"}
 
 
@@ -34,8 +34,8 @@ def check_typed(checkpoint: Path | None, typed: Set[str]) -> None:
     """Raise a `UserError` for a typed flag that does not apply to the checkpoint's agent.
 
     Args:
-        checkpoint: as users name it. A missing one is left for loading to report.
-        typed: the names of all flags.
+        checkpoint: as typed by the user. Loading reports a missing one.
+        typed: names of the flags on the command line.
     """
     if checkpoint is None or not os.path.exists(checkpoint) or not typed & ACTING_FLAGS:
         return
@@ -46,14 +46,13 @@ def check_typed(checkpoint: Path | None, typed: Set[str]) -> None:
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """Which checkpoint, how to evaluate it, and where results go. Flags not given take the values of the run's own
-    evaluation."""
+    """Which checkpoint, how to evaluate it, and where results go. Other flags default to the run's own evaluation."""
 
     # A run directory (its newest checkpoint), a step_* directory, or a tag such as RUN/checkpoints/best
     checkpoint: Path | None = None
     # Episodes per case and target return
     episodes: int = 100
-    # Returns to ask the agent for, in units of reward; none given = the run's, or the environment's default
+    # Target returns, in units of reward; default: the run's, or the environment's
     target_return: tuple[float, ...] = ()
     # Seed for sampled actions
     seed: int = 0
@@ -107,7 +106,7 @@ class _Options:
 
 @lru_cache
 def options_class(play_options: type[PlayOptions]) -> type[Any]:
-    """The flags of an environment's inference script: the common ones and its own."""
+    """The flags of an environment's inference script: common flags and its own."""
     return make_dataclass(
         "Options", [("play", play_options, field(default_factory=play_options))], bases=(_Options,), frozen=True
     )
@@ -122,15 +121,14 @@ def flags_of(checkpoint: Path, before: Mapping[str, Any] | None = None) -> dict[
     """The flags of a checkpoint's run; from the checkpoint itself if the run's config.yaml is missing or damaged.
 
     Args:
-        checkpoint: as users name it.
-        before: what runs did before these flags existed. Not used for converted checkpoints, which record what they
-            were converted from.
+        checkpoint: as typed by the user.
+        before: values for runs older than these flags. Not used for converted checkpoints, which record their origin.
 
     Returns:
-        None if the checkpoint belongs to no run.
+        Empty if the checkpoint has no run.
 
     Raises:
-        UserError: there is no such checkpoint, or its run's config.yaml is damaged and the checkpoint holds no flags.
+        UserError: the checkpoint is missing, or its run's config.yaml is damaged and the checkpoint has no flags.
     """
     path = resolve_checkpoint(checkpoint).absolute()
     config = path.parent.parent / "config.yaml"
@@ -142,7 +140,7 @@ def flags_of(checkpoint: Path, before: Mapping[str, Any] | None = None) -> dict[
     if not flags:
         flags = load_checkpoint(path)[1].get("flags", {})
         if flags:
-            _say(f"{config} is missing or damaged; the run's flags are read from its checkpoint")
+            _say(f"{config} is missing or damaged; reading the flags from the checkpoint")
         elif trouble is not None and config.exists():
             raise trouble
     recorded = canonical_flags(flags)
@@ -157,7 +155,7 @@ def _say(text: str) -> None:
 
 
 def recorded_evaluation_flags(environment: Environment, flags: Mapping[str, Any], *, source: str) -> dict[str, Any]:
-    """The evaluation settings in a run's flags, typed and under the inference script's names.
+    """The evaluation settings among a run's flags, converted and named as in the inference script.
 
     Raises:
         UserError: a value is invalid; the message names `source`.
@@ -181,11 +179,11 @@ def evaluation_of(
     run: Path | None = None,
     **changes: Any,
 ) -> Evaluation:
-    """The evaluation that a run's flags describe: the same one during training and later.
+    """The evaluation described by a run's flags; the same during and after training.
 
     Args:
-        cases: the cases to evaluate.
-        run: its directory.
+        cases: cases to evaluate.
+        run: the run's directory.
         changes: attributes of `Evaluation` to replace.
     """
     asked = recorded_evaluation_flags(environment, flags, source=f"{run}")
@@ -200,7 +198,7 @@ def evaluation_of(
 
 
 def evaluation_of_run(environment: Environment, run: Path, *, device: str = "cpu", **changes: Any) -> Evaluation:
-    """A run's own final evaluation, to be repeated. `changes` are attributes of `Evaluation` to replace.
+    """The final evaluation of a run, to repeat it. `changes` are attributes of `Evaluation` to replace.
 
     Raises:
         UserError: the checkpoint is missing, damaged, or of another environment.
@@ -213,7 +211,7 @@ def evaluation_of_run(environment: Environment, run: Path, *, device: str = "cpu
 def read_options(environment: Environment, argv: Sequence[str] | None = None) -> tuple[Any, dict[str, Any]]:
     """The options of an inference script, and the flags of the checkpoint's run. Raises UserError."""
     recorded: dict[str, Any] = {}
-    troubles: list[UserError] = []  # problems with the checkpoint; a wrong flag is reported first
+    troubles: list[UserError] = []  # problems with the checkpoint; wrong flags are reported before these
 
     def of_run(flags: Mapping[str, Any]) -> dict[str, Any]:
         if (checkpoint := flags.get("checkpoint")) is None:
@@ -243,11 +241,11 @@ def read_options(environment: Environment, argv: Sequence[str] | None = None) ->
 
 
 def main(environment: Environment, argv: Sequence[str] | None = None) -> None:
-    """Run the evaluation: print a table, and write a JSON file, pictures and videos where asked."""
+    """Evaluate a checkpoint: print a table; write a JSON file, pictures and videos if requested."""
     with exit_on_user_error():
         options, recorded = read_options(environment, argv)
         common: EvaluationOptions = options.common
-        assert common.checkpoint is not None, "seen by its validation"
+        assert common.checkpoint is not None, "checked by validate"
         checkpoint, asked = resolve_checkpoint(common.checkpoint), asdict(options.play)
         agent = environment.load_agent(checkpoint, recorded, asked, device=pick_device(common.device))
         evaluation = Evaluation(
@@ -272,16 +270,16 @@ def main(environment: Environment, argv: Sequence[str] | None = None) -> None:
 
 
 def report(evaluation: Evaluation, checkpoint: Path) -> dict[str, Any]:
-    """Play, and print a line per target return and case; returns the same figures, by return and case.
+    """Play and print one line per target return and case. Returns the same figures, nested by return and case.
 
-    A single return, or a single case, has no level of its own in the result. Other players follow, by label.
+    A level with a single return or case is left out. Entries of other players follow, by label.
     """
     environment, several = evaluation.environment, len(evaluation.targets) > 1
     targets = ", ".join(f"{target:g}" for target in evaluation.targets)
     notes = [
         f"{evaluation.episodes} episodes" + (f" per {environment.axis}" if environment.axis else ""),
         *filter(None, [environment.description(evaluation)]),
-        f"asked for {targets}",
+        f"target return {targets}",
         *["memory knocked out"] * (evaluation.transform_memory is not None),
     ]
     print(f"{checkpoint}: {', '.join(notes)}", flush=True)
@@ -291,7 +289,7 @@ def report(evaluation: Evaluation, checkpoint: Path) -> dict[str, Any]:
         for target, by_case in evaluation.play().items()
     }
     seconds = time.perf_counter() - started
-    header = ["asked for"] * (several or not environment.axis) + [environment.axis] * bool(environment.axis)
+    header = ["target return"] * (several or not environment.axis) + [environment.axis] * bool(environment.axis)
     rows = [
         [f"{target:g}"] * (several or not environment.axis) + [f"{case}"] * bool(environment.axis) + _cells(values)
         for target, by_case in found.items()

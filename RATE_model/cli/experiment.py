@@ -56,7 +56,7 @@ _CALIBRATION_IMAGES = 128
 
 
 class Config(Protocol):
-    """What these functions need from a script's configuration."""
+    """The part of a script's configuration that these functions use."""
 
     @property
     def model(self) -> ModelOptions:
@@ -74,9 +74,9 @@ class Config(Protocol):
         ...
 
 
-# The behaviour of runs from before it could be recorded, in all environments.
+# Values, in every environment, for runs older than these flags.
 _BEFORE: dict[str, Any] = {
-    # Memories that did not exist yet had no flags.
+    # Flags of memories that did not exist yet.
     **{name: value for entry in MEMORIES.values() for name, value in to_flat_dict(entry.options()).items()},
     "budget": "none",
     "weight_decay_on": "matrices",
@@ -102,17 +102,16 @@ def run_directory(
     named: Collection[str] = (),
     before: Mapping[str, Any] | None = None,
 ) -> Path:
-    """The directory of a seed's run: the same flags always give the same directory, other flags another.
+    """The directory of a seed's run. Equal flags give the same directory, different flags different ones.
 
-    Flags that the name does not show are distinguished by a short hash of those that differ from config.yaml; if none
-    does, there is no hash. Runs of earlier versions, with no hash or another one, are found by the flags in their
-    config.yaml.
+    Flags that are not in the name and differ from config.yaml are hashed into it. Runs of earlier versions, whose
+    hash is missing or different, are found by the flags in their config.yaml.
 
     Args:
-        usual: the configuration without any flags.
-        checkpoints: the environment's folder for runs.
+        usual: the default configuration.
+        checkpoints: the environment's checkpoint folder.
         name: parts of the name between --text and the seed.
-        named: the flags that these parts show, besides those of the model.
+        named: the flags in these parts, besides those of the model.
         before: as for `check`.
     """
     run, flags, defaults = config.run, to_flat_dict(config), to_flat_dict(usual)
@@ -131,40 +130,40 @@ def run_directory(
     before = _BEFORE | dict(before or {})
     marked = folder / run_name(run.text, *name, mark(flags), "RUN", seed)
     beginning = run_name(run.text, *name)
-    with suppress(OSError):  # a name that is too long is refused later
+    with suppress(OSError):  # a name that is too long is reported later
         if not marked.exists():
             for other in sorted(folder.glob(f"{beginning}*_RUN_{seed}")):
                 if re.fullmatch(rf"(_[0-9a-f]{{8}})?_RUN_{seed}", other.name[len(beginning) :]):
-                    with suppress(UserError):  # missing or damaged: its flags are unknown
+                    with suppress(UserError):  # missing or damaged: flags unknown
                         if mark({**before, **canonical_flags(load_yaml(other / "config.yaml"))}) == mark(flags):
                             return other
     return marked
 
 
 def check_calibration(train: TrainOptions, spec: EnvironmentSpec) -> None:
-    """Raise `UserError` if there are no image encoders to calibrate; before any data is made."""
+    """Raise `UserError`, before any data is made, if there is no image encoder to calibrate."""
     if train.calibrate and not spec.is_image:
-        raise UserError("--calibrate true: observations are not images here; leave it out")
+        raise UserError("--calibrate true: observations are not images; leave it out")
 
 
 def _check_windows(
     train: TrainOptions, network: Agent, windows: tuple[WindowDataset, WindowDataset], transform: BatchTransform | None
 ) -> None:
-    """Raise `UserError` if the states of these windows need too much memory, or a burn-in leaves nothing of some."""
+    """Raise `UserError` if stored states need too much memory, or --burn_in covers all of some windows."""
     if train.window_state == "stored":
         StoredStates(windows[0], network, variants=variants_of(transform))
     if not train.burn_in:
         return
     for data, enough, side in zip(windows, (np.all, np.any), ("training", "validation"), strict=True):
         if not enough(data.begins | (data.windows[:, 2] > train.burn_in)):
-            raise UserError(f"--burn_in {train.burn_in}: leaves nothing to learn of {side} windows; give fewer steps")
+            raise UserError(f"--burn_in {train.burn_in}: covers all steps of some {side} windows; give fewer steps")
 
 
 def _with_privileged(train: TrainOptions, data: StageData, transform: BatchTransform | None) -> StageData:
-    """The same windows with the privileged arrays that objectives and an oracle need.
+    """The same windows, with the privileged arrays that --aux and --oracle need.
 
     Raises:
-        UserError: in the returned function, if the data lacks them; here, if a transform invalidates them.
+        UserError: a transform invalidates them; from the returned function: the data lacks them.
     """
     for flag, names in {"aux": train.aux, "oracle": train.oracle}.items():
         check_transform(names, transform, flag=flag)
@@ -183,12 +182,12 @@ def _with_privileged(train: TrainOptions, data: StageData, transform: BatchTrans
 
 
 def _oracle(train: TrainOptions, data: WindowDataset) -> list[Privileged]:
-    """The arrays that an oracle sees, as described by the training data."""
+    """The arrays that an oracle sees, normalised by the training data."""
     return [Privileged.of(name, data.info(name), flag="oracle") for name in infos_of(train.oracle)]
 
 
 def _auxiliary(train: TrainOptions, network: Agent, data: WindowDataset) -> Auxiliary | None:
-    """New auxiliary objectives for a run; None if it has none."""
+    """New auxiliary objectives of a run; None without --aux."""
     if not train.aux:
         return None
     if RETURN in train.aux and network.config.sizes.conditioned:
@@ -201,24 +200,24 @@ def _auxiliary(train: TrainOptions, network: Agent, data: WindowDataset) -> Auxi
 
 
 def _say_of_rewards(data: WindowDataset) -> None:
-    """Warn if all rewards of the data are equal, because returns then carry little information."""
+    """Print a note if all rewards of the data are equal: returns then carry little information."""
     lowest = min(file.rewards.min() for file in data.files)
     highest = max(file.rewards.max() for file in data.files)
     if lowest == highest:
         print(
-            f"note: all rewards are {lowest:g}: returns tell trajectories apart by nothing but their lengths; "
+            f"note: all rewards are {lowest:g}: returns only depend on the length of a trajectory; "
             "--condition none leaves them out",
             flush=True,
         )
 
 
 def check(config: Config, directory: Path, seed: int, *, before: Mapping[str, Any] | None = None) -> Run:
-    """The run of a seed, new or to be continued; creates nothing. Raises UserError if there is a problem.
+    """The new or resumed run of a seed. Creates nothing; raises UserError if there is a problem.
 
-    `before` is the behaviour of runs from before these flags were recorded.
+    `before` are values for runs older than these flags.
     """
     if pick_device(config.run.device).type != "cpu" and config.train.attention == "blocks":
-        raise UserError(f"--attention blocks with --device {config.run.device}: it is for a CPU; give auto or fused")
+        raise UserError(f"--attention blocks with --device {config.run.device}: runs on CPUs only; use auto or fused")
     flags = to_flat_dict(config)
     return check_run(
         directory,
@@ -229,24 +228,24 @@ def check(config: Config, directory: Path, seed: int, *, before: Mapping[str, An
         may_change=changeable_flags(config),
         may_grow=MAY_GROW,
         may_change_elsewhere=STABILISERS,
-        # Not every script has every flag.
+        # Not all scripts have all flags.
         before={name: value for name, value in (_BEFORE | dict(before or {})).items() if name in flags},
     )
 
 
 @contextmanager
 def together(config: Config) -> Iterator[None]:
-    """Inside, the processes that torchrun started train together; without torchrun there is one.
+    """A context in which the processes started by torchrun train together; without torchrun, there is only one.
 
     Raises:
-        UserError: their flags differ, or there are more of them than trajectories in a batch; see `distributed.joined`.
+        UserError: their flags differ, or they outnumber the trajectories in a batch; see `distributed.joined`.
     """
     with distributed.joined():
         distributed.check_same(to_flat_dict(config))
         if distributed.size() > config.train.batch_size:
             raise UserError(
-                f"--batch_size {config.train.batch_size}: has no trajectory for each of {distributed.size()} "
-                "processes, which share every batch; start fewer, or give a larger one"
+                f"--batch_size {config.train.batch_size}: fewer trajectories than the {distributed.size()} "
+                "processes that share every batch; start fewer processes, or give a larger batch"
             )
         yield
 
@@ -259,7 +258,7 @@ def train_seeds(config: Config, check: Callable[[Any, int], Run], train: Callabl
         check, train: the script's own; `check` makes the run that `train` trains.
 
     Returns:
-        The script's exit code, which tells whether all finished (see `run_seeds`).
+        The script's exit code (see `run_seeds`).
     """
     with together(config):
         runs = {seed: check(config, seed) for seed in config.run.seeds}
@@ -282,8 +281,8 @@ def plan(
     Args:
         train: `warmup_tokens` and `final_tokens` become optimizer steps by the mean number of environment steps per
             optimizer step.
-        options: which curriculum; without one there is a single stage, the last.
-        model: its context determines the optimizer steps per batch.
+        options: the curriculum; without one, the last stage is the only one.
+        model: its context length determines the optimizer steps per batch.
         data: the windows of a stage; called for all stages.
         segments: numbers of segments of the stages, ascending.
         segment_steps: environment steps per segment.
@@ -336,7 +335,7 @@ def _batches(train: TrainOptions, data: WindowDataset) -> int:
 
 
 def _some_observations(data: WindowDataset, device: torch.device) -> Any:
-    """One observation from each of some windows, spread evenly over the data."""
+    """One observation from each of a few windows, spread evenly over the data."""
     numbers = np.linspace(0, len(data) - 1, min(len(data), _CALIBRATION_IMAGES)).astype(int)
     return data.__getitems__(numbers.tolist()).to(device).observations[:, -1:]
 
@@ -376,8 +375,8 @@ def train_run(
         config, run: the flags, and the run that `check` returned.
         model, spec: what to train; the initial parameters follow from the run's seed.
         data, curriculum, schedule, metrics, evaluate, transform: see `Fit` and `Trainer`.
-        finish: called with the model, in eval mode, and the result, to draw pictures and print the last line.
-        prepare: called with the run's directory once it is open, to write what checkpoints need besides themselves.
+        finish: called with the model in eval mode and the result, to draw pictures and print the last line.
+        prepare: called with the open run's directory, to write files that checkpoints depend on.
 
     Returns:
         The content of eval/final.json.
@@ -394,7 +393,7 @@ def train_run(
     if config.model.budget != "none":
         count = sum(parameter.numel() for parameter in network.memory.parameters())
         print(
-            f"--budget {config.model.budget}: --d_model {model.sizes.d_model}, {count:,} parameters of memory",
+            f"--budget {config.model.budget}: --d_model {model.sizes.d_model}, {count:,} memory parameters",
             flush=True,
         )
     if config.train.initialisation == "published":
@@ -413,7 +412,7 @@ def train_run(
 
     if run.checkpoint is not None:
         load_to_resume(run.checkpoint, network)
-    if not distributed.is_first():  # every process has its own noise
+    if not distributed.is_first():  # each process draws its own noise
         torch.manual_seed(distributed.own_seed(run.seed))
 
     # All problems with flags, data, sizes or the checkpoint have been found by now.
@@ -424,7 +423,7 @@ def train_run(
             name: value for name, value in load_yaml(directory / "config.yaml").items() if name not in COMMAND_FLAGS
         }
         if run.changed:
-            print(f"{directory}: goes on from {run.checkpoint}; {'; '.join(run.changed)}", flush=True)
+            print(f"{directory}: resuming from {run.checkpoint}; {'; '.join(run.changed)}", flush=True)
         trainer = Trainer(
             network,
             config.train,
@@ -448,7 +447,7 @@ def train_run(
             )
             result = fit()
         distributed.by_first(lambda: finish(network.eval(), result))
-    distributed.together(interrupts.stop)  # asked for during the last evaluation: do not start another seed
+    distributed.together(interrupts.stop)  # a signal during the last evaluation: do not start another seed
     if not math.isfinite(result["validation_loss"]):
-        raise TrainingDiverged(f"{directory}: the last validation loss is not finite, though the weights are")
+        raise TrainingDiverged(f"{directory}: the final validation loss is not finite, although the weights are")
     return result

@@ -1,4 +1,4 @@
-"""Limits of flags, with shared wording."""
+"""Checks of flag values, with shared error messages."""
 
 import numbers
 import os
@@ -8,10 +8,10 @@ from typing import Any
 from RATE_model.errors import UserError
 from RATE_model.system.processes import available_cores, is_no_file
 
-# No size of a model, and no number of steps seen at once, may be larger; memory would run out first.
+# Upper limits on model sizes and on steps seen at once; memory runs out earlier.
 MAX_SIZE = 65_536
 MAX_STEPS = 1_000_000
-# Episodes may be longer than what is seen at once, but their steps have to be counted.
+# Upper limit on the length of an episode, which may exceed what an agent sees at once.
 MAX_EPISODE_STEPS = 2**31
 # The generators of torch and NumPy accept seeds up to this.
 MAX_SEED = 2**63 - 1
@@ -40,7 +40,7 @@ def at_most(maximum: float, **values: float | None) -> None:
 
 
 def at_most_processes(**values: int | None) -> None:
-    """Raise `UserError` for the first flag that asks for more processes than could help or fit in memory."""
+    """Raise `UserError` for the first flag with more processes than are useful or fit in memory."""
     at_most(max(64, 8 * available_cores()), **values)
 
 
@@ -51,8 +51,8 @@ def writable_file(**files: Path | None) -> None:
             continue
         folder = Path(os.path.abspath(file)).parent
         if os.path.isdir(file) or not os.path.isdir(folder):
-            raise UserError(f"--{name} {file}: give a file in a folder that exists")
-        if len(os.fsencode(file.name)) > 250:  # a temporary name is longer
+            raise UserError(f"--{name} {file}: give a file in an existing folder")
+        if len(os.fsencode(file.name)) > 250:  # temporary names are longer
             raise UserError(f"--{name} {file}: the name is too long; give a shorter one")
         if not os.access(file if is_no_file(file) else folder, os.W_OK):
             raise UserError(f"--{name} {file}: is not writable; give another file")

@@ -1,4 +1,4 @@
-"""wandb_config.yaml, the settings of a machine: its wandb account (see `tracking`), and where environments' data lies.
+"""wandb_config.yaml, the settings of this machine: the wandb account (see `tracking`), and the folders of data.
 
 wandb_api: ...            wandb account
 <section>:                an environment's section; the environment defines its name and keys
@@ -16,19 +16,19 @@ _REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def settings_file() -> Path | None:
-    """The file in the current directory, else the repository's; None: there is none."""
+    """The file in the current directory, else the repository's; None if neither exists."""
     return next((path for path in (Path(NAME), _REPOSITORY / NAME) if path.exists()), None)
 
 
 def configured_folder(section: str, key: str) -> Path | None:
-    """The folder that the file sets for an environment's data; None: it sets none.
+    """The folder of an environment's data according to the file; None if it names none.
 
     Args:
-        section, key: where it is set, `section: {key: FOLDER}`.
+        section, key: its place in the file, `section: {key: FOLDER}`.
 
     Raises:
-        UserError: the section is malformed, or the file cannot be read and might set the folder. Other problems
-            with the file are ignored here.
+        UserError: the section is malformed, or an unreadable file might set the folder. Other problems with the
+            file are ignored here.
     """
     path = settings_file()
     if path is None:

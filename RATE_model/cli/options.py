@@ -1,6 +1,6 @@
 """Flags and YAML files for an experiment described by frozen dataclasses.
 
-A script states its options once::
+A script declares its options once::
 
     @dataclass(frozen=True)
     class TrainOptions:
@@ -20,7 +20,7 @@ of a run, so that all three accept the same things and an error can name the fla
 what is allowed.
 
 Supported types: Boolean, int, float, str, Path, Literal, ``X | None``, and ``tuple[X, ...]`` or ``list[X]`` of these.
-Every field has a default. Nothing here imports torch, so that ``--help`` is immediate.
+Every field has a default. Nothing here imports torch, so ``--help`` is immediate.
 """
 
 import argparse
@@ -71,18 +71,18 @@ Boolean = Annotated[
 
 @dataclasses.dataclass(frozen=True)
 class _Invocation:
-    """Flags that every script has and that are no part of a run's configuration."""
+    """Flags of every script that are not part of a run's configuration."""
 
     # A YAML file of flags (without the dashes). It overrides the defaults shown here and is overridden by flags.
     config: Path | None = None
-    # Print the effective configuration as YAML and exit, touching nothing.
+    # Print the effective configuration as YAML and exit.
     print_config: Boolean = False
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """Python's own, for tools whose arguments are files; an error is a `UserError` instead of a page of usage.
+    """argparse for tools whose arguments are files. Errors are a one-line `UserError` instead of the usage text.
 
-    Flags are not abbreviated: `--seed` may mean something else than `--seeds`.
+    Flags cannot be abbreviated: `--seed` and `--seeds` may differ.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -94,10 +94,10 @@ class ArgumentParser(argparse.ArgumentParser):
 
 @dataclasses.dataclass(frozen=True)
 class _Published:
-    """A flag of scripts that say what the published setting is; it sets other flags and is not part of a run's."""
+    """A flag of scripts with a published setting. It sets other flags and is not recorded with a run."""
 
-    # Train as the authors' code does, wherever this project does otherwise on purpose: sets the flags that
-    # docs/deviations.md lists and prints them. Flags typed beside it win; it wins over --config FILE
+    # Train as the authors' code does: set the flags listed in docs/deviations.md, and print them. Overrides --config
+    # FILE; overridden by other flags
     published: Boolean = False
 
 
@@ -112,7 +112,7 @@ def parse_options(
     published: dict[str, Any] | None = None,
     recorded: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
 ) -> Config:
-    """The configuration asked for: defaults of ``cls`` < ``config_file`` < ``--config FILE`` < flags.
+    """The effective configuration: defaults of ``cls`` < ``config_file`` < ``--config FILE`` < flags.
 
     ``argv`` is sys.argv[1:] unless given; ``config_file`` is the environment's own config.yaml; ``aliases`` maps
     another spelling of a flag to its name, besides those that all scripts share (``aliases.ALIASES``). Flags may have
@@ -120,10 +120,9 @@ def parse_options(
     ``--published true`` sets; a script without them has no such flag. ``recorded`` maps the flags of the command line
     to values, by flag, that files and flags override: those that a run recorded, for example.
 
-    Every group's ``check_typed(self, names)`` is told the flags of the command line, and every group's
-    ``validate(self) -> None`` is called, on the merged values, the outermost last, where there is one.
-    ``--help`` and ``--print_config`` print and raise SystemExit(0). Raises UserError for whatever is wrong; scripts
-    call this inside exit_on_user_error.
+    Groups may define ``check_typed(self, names)``, called with the names of the flags on the command line, and
+    ``validate(self)``, called on the merged values, outermost group last. ``--help`` and ``--print_config`` print and
+    raise SystemExit(0). Raises UserError for invalid flags or files; scripts call this inside exit_on_user_error.
     """
     kinds = _option_kinds(cls) | _option_kinds(_Invocation)
     if published is not None:
@@ -153,10 +152,10 @@ def parse_options(
 
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """Around a script's main: what a user or the machine did becomes one line on stderr and an exit status.
+    """Wraps a script's main: errors of the user or the machine become one line on stderr and an exit status.
 
-    A UserError, a full disk, too little memory: ``error: MESSAGE`` and 2. A signal: 128 + its number. Printing never
-    fails inside (see `lasting_output`).
+    A UserError, a full disk or too little memory: ``error: MESSAGE`` and status 2. A signal: 128 + its number. Printing
+    never fails inside (see `lasting_output`).
     """
     with lasting_output(), raising_interrupts():
         try:
@@ -177,12 +176,12 @@ def exit_on_user_error() -> Iterator[None]:
 
 
 def changeable(default: Default) -> Default:
-    """The default of a flag that steers a run and does not define it: such a flag may differ when a run is resumed."""
+    """The default of a flag that may differ when a run is resumed, because it does not define the run."""
     return dataclasses.field(default=default, metadata={_CHANGEABLE: True})
 
 
 def heading(text: str) -> Any:
-    """For `Annotated[Group, heading(...)]`: what stands over a group's flags in --help, instead of its field's name."""
+    """For `Annotated[Group, heading(...)]`: the heading of a group's flags in --help, instead of the field's name."""
     return tyro.conf.arg(name=text, prefix_name=False)
 
 
@@ -211,15 +210,15 @@ def to_flat_dict(config: Any) -> dict[str, Any]:
 
 
 def to_yaml(config: Any) -> str:
-    """The configuration as YAML text that ``--config`` accepts, a flag a line; a dataclass or a flat dictionary."""
+    """A configuration (dataclass or flat dictionary) as YAML that ``--config`` accepts, one flag per line."""
     flat = config if isinstance(config, dict) else to_flat_dict(config)
     return core_yaml.dump(flat)
 
 
 def load_yaml(path: Path, *, texts: bool = False) -> dict[str, Any]:
-    """The mapping in a YAML file, by YAML 1.2; an empty file is an empty one.
+    """The mapping in a YAML 1.2 file; an empty file gives an empty mapping.
 
-    ``texts``: numbers and booleans stay the text that is written, for `read_value`: a name may be ``010`` or ``1e3``.
+    ``texts``: keep numbers and booleans as text, for `read_value`: a name may be ``010`` or ``1e3``.
     Raises UserError if the file is missing or malformed.
     """
     try:
@@ -230,7 +229,7 @@ def load_yaml(path: Path, *, texts: bool = False) -> dict[str, Any]:
         raise UserError(f"{path}: there is no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: something like a date or a number, and none
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: an invalid date or number
         mark = getattr(error, "problem_mark", None)
         line = f"line {mark.line + 1}: " if mark else ""
         raise UserError(f"{path}: {line}{getattr(error, 'problem', None) or f'not valid YAML ({error})'}") from None
@@ -241,12 +240,12 @@ def load_yaml(path: Path, *, texts: bool = False) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected one 'key: value' per line, found {type(content).__name__} content")
     if wrong := [key for key in content if not isinstance(key, str)]:
-        raise UserError(f"{path}: key {wrong[0]!r} is not text; keys are the names of flags")
+        raise UserError(f"{path}: key {wrong[0]!r} is not text; keys must be names of flags")
     return content
 
 
 def read_value(kind: Any, value: Any) -> Any:
-    """``value``, text from a flag or an object from YAML, as type ``kind``; a ValueError says what is allowed."""
+    """Convert text from a flag, or an object from YAML, to type ``kind``; a ValueError says what is allowed."""
     kind, origin, arguments = _unwrap(kind)
     if origin in (typing.Union, types.UnionType):
         for member in sorted(arguments, key=lambda member: member is not types.NoneType):
@@ -274,9 +273,9 @@ def read_value(kind: Any, value: Any) -> Any:
 
 
 def close_matches(name: str, known: Sequence[str]) -> str:
-    """`` (did you mean ...?)`` for the names nearest to ``name``, or nothing when none is near.
+    """`` (did you mean ...?)`` with the names closest to ``name``; empty if none is close.
 
-    Initials count: ``lr`` is learning_rate.
+    Initials match too: ``lr`` is close to learning_rate.
     """
     short = name.removeprefix("--")
     near = (
@@ -288,7 +287,7 @@ def close_matches(name: str, known: Sequence[str]) -> str:
 
 
 def _read_flags(argv: Sequence[str], kinds: dict[str, Any], aliases: dict[str, str]) -> dict[str, Any]:
-    """The typed values of the flags given, by option name; key "help" is present if help is asked for."""
+    """The converted values of the flags, by option name; contains the key "help" if help is requested."""
     values: dict[str, Any] = {}
     for flag, tokens in _group(argv):
         if flag in ("-h", "--help"):
@@ -307,7 +306,7 @@ def _read_flags(argv: Sequence[str], kinds: dict[str, Any], aliases: dict[str, s
 
 
 def _group(argv: Sequence[str]) -> list[tuple[str, list[str]]]:
-    """Splits the command line into flags and the values that follow each; ``--flag=value`` is one flag, one value."""
+    """Split the command line into flags and their values; ``--flag=value`` is a flag with one value."""
     groups: list[tuple[str, list[str]]] = []
     for token in argv:
         if re.match(r"--?[A-Za-z_]", token):  # A dash and a digit is a negative number.
@@ -316,12 +315,12 @@ def _group(argv: Sequence[str]) -> list[tuple[str, list[str]]]:
         elif groups:
             groups[-1][1].append(token)
         else:
-            raise UserError(f"unexpected argument '{token}': options are written as --name value; see --help")
+            raise UserError(f"unexpected argument '{token}': write options as --name value; see --help")
     return groups
 
 
 def _read_tokens(flag: str, tokens: list[str], kind: Any) -> Any:
-    """The value of one flag from the words that follow it."""
+    """The value of a flag, from the words after it."""
     kind, origin, arguments = _unwrap(kind)
     if not tokens and _is_switch(kind):
         return True
@@ -329,8 +328,8 @@ def _read_tokens(flag: str, tokens: list[str], kind: Any) -> Any:
         raise UserError(f"{flag} needs a value: {_allowed(kind)}")
     shown = " ".join(f"'{token}'" if not token or " " in token else token for token in tokens)
     if len(tokens) > 1 and origin not in (tuple, list):
-        raise UserError(f"{flag} takes one value ({_allowed(kind)}), but {len(tokens)} are given: {shown}")
-    if origin in (tuple, list) and arguments[0] in (int, float):  # numbers may also be written 0.1,0.5
+        raise UserError(f"{flag} takes one value ({_allowed(kind)}), got {len(tokens)}: {shown}")
+    if origin in (tuple, list) and arguments[0] in (int, float):  # numbers may be separated by commas: 0.1,0.5
         tokens = [part for token in tokens for part in token.split(",")]
     try:
         return read_value(kind, tokens if origin in (tuple, list) else tokens[0])
@@ -339,7 +338,7 @@ def _read_tokens(flag: str, tokens: list[str], kind: Any) -> Any:
 
 
 def _is_switch(kind: Any) -> bool:
-    """Whether a flag of this type may stand alone and then means true: a Boolean, or one that may also be none."""
+    """Whether a flag of this type may come without a value, meaning true: a Boolean, or a Boolean or None."""
     kind, origin, arguments = _unwrap(kind)
     return kind is bool or (origin in (typing.Union, types.UnionType) and any(map(_is_switch, arguments)))
 
@@ -347,9 +346,9 @@ def _is_switch(kind: Any) -> bool:
 def typed_values(
     cls: type, values: dict[str, Any], *, source: str, aliases: dict[str, str] | None = None
 ) -> dict[str, Any]:
-    """The values of a flat mapping, read from ``source``, as the types of the options of ``cls`` that they name.
+    """Convert a flat mapping, read from ``source``, to the types of the options of ``cls``.
 
-    Raises UserError for a key or value that there cannot be; it names ``source``.
+    Raises UserError for an unknown key or invalid value; the message names ``source``.
     """
     kinds, aliases = _option_kinds(cls), aliases or {}
     typed: dict[str, Any] = {}
@@ -359,7 +358,7 @@ def typed_values(
         if name not in kinds:
             raise UserError(f"{source}: unknown key '{key}'{close_matches(key.replace('-', '_'), [*kinds, *aliases])}")
         if name in typed:
-            raise UserError(f"{source}: '{key}' and '{name}' are one option; give it once")
+            raise UserError(f"{source}: '{key}' and '{name}' are the same option; give it once")
         try:
             value = read_value(kinds[name] if switch is None else bool, value)
             typed[name] = value if switch is None else switch[value]
@@ -379,7 +378,7 @@ def _option_kinds(cls: type) -> dict[str, Any]:
             _option_kinds(group) if isinstance(group, type) and dataclasses.is_dataclass(group) else {field.name: hint}
         )
         if twice := kinds.keys() & inner.keys():
-            raise TypeError(f"{cls.__name__} has two options called {sorted(twice)}: flat flags need distinct names")
+            raise TypeError(f"{cls.__name__} has two options named {sorted(twice)}: flat flags need distinct names")
         kinds |= inner
     return kinds
 
@@ -415,7 +414,7 @@ def _validate(config: Any) -> None:
 def _as_published(
     published: dict[str, Any], values: dict[str, Any], flags: dict[str, Any], source: Path | None
 ) -> dict[str, Any]:
-    """Values of files with the published ones in their place, said on stderr; flags typed by hand are kept."""
+    """Replace values from files by the published ones, with a note on stderr; typed flags are kept."""
     typed = [name for name in published if name in flags and flags[name] != published[name]]
     from_file = load_yaml(source, texts=True) if source is not None else {}
     replaced = [
@@ -431,20 +430,20 @@ def _as_published(
         instead = ", ".join(
             f"{_as_flags({name: flags[name]})} (published: {_shown(published[name])})" for name in typed
         )
-        print(f"--published true: kept as typed: {instead}", file=sys.stderr)
+        print(f"--published true: overridden by typed flags: {instead}", file=sys.stderr)
     if replaced:
         instead = _as_flags({name: values[name] for name in replaced})
-        print(f"--published true: instead of {source}: {instead}", file=sys.stderr)
+        print(f"--published true: overrides {source}: {instead}", file=sys.stderr)
     return values | published
 
 
 def _as_flags(values: dict[str, Any]) -> str:
-    """Values as they would be typed."""
+    """Values as typed on the command line."""
     return " ".join(f"--{name} {_shown(value)}" for name, value in values.items())
 
 
 def _shown(value: Any) -> str:
-    """A value as it would be typed; an empty list as what it is."""
+    """A value as typed; (none) for an empty list."""
     if isinstance(value, list | tuple):
         return " ".join(map(_text, value)) or "(none)"
     return _text(value).lower() if value is None else _text(value)
@@ -453,7 +452,7 @@ def _shown(value: Any) -> str:
 def _print_help(
     config: Any, invoked: Sequence[type], *, prog: str | None, description: str | None, aliases: dict[str, str]
 ) -> None:
-    """Prints the help with the values of ``config`` as defaults and raises SystemExit(0)."""
+    """Print the help, with the values of ``config`` as defaults, and raise SystemExit(0)."""
     unnamed = tyro.conf.arg(name="")
     everything = dataclasses.make_dataclass(
         "Everything",
@@ -476,7 +475,7 @@ def _print_help(
 
 
 def _alias_text(alias: str, name: str) -> str:
-    """An old spelling of a flag, and what it stands for."""
+    """An alias of a flag, and what it stands for."""
     if alias in BOOLEAN_ALIASES:
         return f"--{alias} false = --{name} {BOOLEAN_ALIASES[alias][False]}"
     return f"--{alias} = --{name}"
@@ -490,7 +489,7 @@ def _unwrap(kind: Any) -> tuple[Any, Any, tuple[Any, ...]]:
 
 
 def _allowed(kind: Any) -> str:
-    """What a value of type ``kind`` may be, in words."""
+    """A description of the values that type ``kind`` allows."""
     kind, origin, arguments = _unwrap(kind)
     if origin in (typing.Union, types.UnionType):
         return " or ".join(_allowed(member) for member in arguments)
@@ -504,7 +503,7 @@ def _allowed(kind: Any) -> str:
 
 
 def _text(value: Any) -> str:
-    """A value as one would write it."""
+    """A value as written in YAML or on the command line."""
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_text, value))}]"
     return str(value).lower() if isinstance(value, bool) else str(value)
@@ -517,7 +516,7 @@ def _plain(value: Any) -> Any:
 def _number(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise ValueError("not a number to compute with")
+        raise ValueError("not a finite number")
     return number
 
 
@@ -529,7 +528,7 @@ def _path(text: str) -> Path:
 
 
 def _utf8(text: str) -> str:
-    """The text; a ValueError if it is not UTF-8, and could not be written to config.yaml and read again."""
+    """The text; a ValueError if it is not UTF-8, because config.yaml could not hold it."""
     text.encode()
     return text
 
@@ -543,20 +542,20 @@ _READERS: dict[type, Callable[[str], Any]] = {
 }
 
 
-# File systems allow no longer ones.
+# The limit of common file systems, in bytes.
 _LONGEST_NAME = 255
-# Files of flags have a hundred lines. A few aliases of aliases would write out to more than any memory holds.
+# Configuration files have about a hundred lines. A few nested aliases could expand to more than memory holds.
 _LARGEST_YAML, _MOST_YAML_VALUES = 2**20, 100_000
 
 
 class _UniqueKeyLoader(core_yaml.CoreLoader):
-    """Refuses exploding aliases, and a key given twice, of which YAML would silently keep the last."""
+    """Refuses aliases that expand to too many values, and duplicate keys, of which YAML silently keeps the last."""
 
     def get_single_node(self) -> yaml.Node | None:
         node = super().get_single_node()
         if node is not None and _count_values(node, {}) > _MOST_YAML_VALUES:
             raise yaml.constructor.ConstructorError(
-                None, None, "aliases (*name) that stand for too many values", node.start_mark
+                None, None, "aliases (*name) that expand to too many values", node.start_mark
             )
         return node
 
@@ -571,13 +570,13 @@ class _UniqueKeyLoader(core_yaml.CoreLoader):
 
 
 class _TextLoader(_UniqueKeyLoader):
-    """Gives every plain scalar but null as the text that is written."""
+    """Loads every plain scalar except null as text."""
 
     yaml_implicit_resolvers = core_yaml.NULL_ONLY
 
 
 def _count_values(node: yaml.Node, known: dict[int, int]) -> int:
-    """Values that a node writes out to, aliases included; one that holds itself has more than any limit."""
+    """Number of values that a node expands to, including aliases; above the limit if it contains itself."""
     if id(node) not in known:
         known[id(node)] = _MOST_YAML_VALUES + 1  # while it is being counted
         children = [child for item in node.value for child in (item if isinstance(item, tuple) else (item,))]

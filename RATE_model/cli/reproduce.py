@@ -1,6 +1,6 @@
 """Results tables: every model with every seed under one setting, trained, collected and written to a page.
 
-Finished runs are kept and interrupted ones continued, so the command behind a table can be repeated at any time.
+Finished runs are kept and interrupted ones continued, so the command of a table can be repeated at any time.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ from RATE_model.system.atomic import atomic_write_json, atomic_write_text
 from RATE_model.training.runs import FinishedRun, Run
 
 ROOT = Path(__file__).resolve().parents[2]
-# The generated part of a results page stands between these.
+# Marks around the generated part of a results page.
 BEGIN, END = "<!-- reproduce.py: begin -->", "<!-- reproduce.py: end -->"
 
 
 @dataclass(frozen=True)
 class StudyOptions:
-    """Which runs to make, and where to put them and the results."""
+    """Which runs to train, and where to put them and the results."""
 
     # Seeds of every model; consecutive
     seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
     # Runs at a time, one core each
     jobs: int = 2
-    # Device for training and evaluation: auto, cpu, cuda, ...; none = the one the table was made on
+    # Device for training and evaluation: auto, cpu, cuda, ...; none = the one of the published table
     device: str | None = None
     # Folder for the runs; none = the environment's checkpoint folder
     runs_dir: Path | None = None
@@ -81,7 +81,7 @@ class Study:
         script: the train script, relative to the repository.
         settings: flags shared by all models; paths relative to the repository.
         models: the flags that each model adds.
-        read_config, check: of the train script.
+        read_config, check: functions of the train script.
     """
 
     script: str
@@ -98,7 +98,7 @@ class Study:
     def of(
         cls, environment: Environment, settings: Sequence[str], models: Mapping[str, tuple[str, ...]], **more: Any
     ) -> Study:
-        """Runs of an environment's train script; `more` are further attributes."""
+        """A study with an environment's train script; `more` are further attributes."""
         return cls(
             environment.train_script,
             tuple(settings),
@@ -109,7 +109,7 @@ class Study:
         )
 
     def folder(self, label: str) -> str:
-        """The folder of a model's runs."""
+        """The folder for a model's runs."""
         return f"{self.prefix}_" + "".join(c if c.isalnum() else "_" for c in label.lower())
 
     def command(self, label: str, seeds: Sequence[int]) -> list[str]:
@@ -118,18 +118,18 @@ class Study:
         return [self.script, *self.settings, *self.models[label], "--ckpt_folder", self.folder(label), *span]
 
     def run(self, label: str, seed: int, options: StudyOptions, stop: threading.Event | None = None) -> Path:
-        """One run, started or continued; its directory. Raises UserError if it fails.
+        """Start or continue one run; returns its directory. Raises UserError if it fails.
 
-        Once ``stop`` is set the run is told to stop, and saves its state.
+        Once ``stop`` is set, the run saves its state and stops.
         """
         arguments = [*self.command(label, [seed]), "--resume", "auto", "--wandb_mode", "disabled"]
         arguments += ["--device", options.device or self.device]
         if options.runs_dir is not None:
             arguments += ["--output_dir", str(options.runs_dir.resolve())]
-        # Not just any run of this model and seed: an earlier setting may have left one of another name.
+        # The exact directory: an earlier setting may have left a run of the same model and seed under another name.
         here = [str(ROOT / word) if word.endswith((".yaml", ".h5")) else word for word in arguments[1:]]
         try:
-            path = self.check(self.read_config(here), seed).directory  # refuses a run made with other flags
+            path = self.check(self.read_config(here), seed).directory  # refuses a run with other flags
         except FinishedRun as finished:
             return finished.directory
         except UserError as error:
@@ -154,8 +154,8 @@ class Study:
         return [label for label in self.models if label in models or not models]
 
     def run_all(self, options: StudyOptions, models: Sequence[str] = ()) -> dict[str, list[Path]]:
-        """Make the runs of these models, or of all, one per seed, several at a time. Raises the first UserError, after
-        the others are done."""
+        """Make the runs of these models (all if empty), one per seed, in parallel. Raises the first UserError after the
+        others have finished."""
         labels = self.chosen(models)
         paths: dict[str, list[Path]] = {label: [] for label in labels}
         errors = []
@@ -171,8 +171,8 @@ class Study:
     def run_each(
         self, options: StudyOptions, cells: Sequence[tuple[str, int]]
     ) -> Generator[tuple[str, Path | UserError], None, None]:
-        """Make runs, a model's label and a seed each, several at a time. Yields each in turn when it is done, or why it
-        failed; closing the generator stops those that are under way."""
+        """Make runs, given as (model label, seed), in parallel. Yields each run in turn when it has finished, or its
+        error; closing the generator stops running ones."""
         stop = threading.Event()
 
         def one(cell: tuple[str, int]) -> Path | UserError:
@@ -184,31 +184,31 @@ class Study:
         with ThreadPoolExecutor(options.jobs) as pool:
             try:
                 yield from zip((label for label, _ in cells), pool.map(one, cells), strict=True)
-            except BaseException:  # also from another signal; the runs can be continued
+            except BaseException:  # including other signals; the runs can be continued
                 stop.set()
                 pool.shutdown(cancel_futures=True)
                 raise
 
     def commands(self, seeds: Sequence[int], models: Iterable[str] | None = None) -> str:
-        """The commands of these models, or of all, indented as Markdown code."""
+        """The commands of these models (None: all), indented as Markdown code."""
         chosen = self.models if models is None else models
         return "\n".join("    python3 " + shlex.join(self.command(label, seeds)) for label in chosen)
 
 
 def _finish(command: Sequence[str], environment: Mapping[str, str], stop: threading.Event) -> tuple[int, str]:
-    """Exit code and stderr of a command; it is told to stop once ``stop`` is set."""
+    """Exit code and stderr of a command, which is interrupted once ``stop`` is set."""
     with subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as process:
-        told = False
+        interrupted = False
         while True:
             try:
                 _, said = process.communicate(timeout=0.5)
                 return process.returncode, said
             except subprocess.TimeoutExpired:
-                if stop.is_set() and not told:
+                if stop.is_set() and not interrupted:
                     process.terminate()
-                    told = True
+                    interrupted = True
 
 
 def final_results(runs: Sequence[Path]) -> list[dict[str, Any]]:
@@ -217,7 +217,7 @@ def final_results(runs: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def training_of(runs: Sequence[Path]) -> dict[str, Any]:
-    """What an entry of a page says of the training of every seed."""
+    """The training costs of every seed, for an entry of a page."""
     results = final_results(runs)
     return {
         **{name: [result[name] for result in results] for name in ("train_seconds", "optimizer_steps")},
@@ -237,15 +237,15 @@ def play_again(
     options: Mapping[str, Any] | None = None,
     **changes: Any,
 ) -> tuple[Evaluation, dict[Case, Episodes]]:
-    """A run's evaluation with something changed, and its episodes by case.
+    """Repeat a run's evaluation with some changes; returns it and its episodes by case.
 
     Args:
-        environment, run: whose.
-        transform: of memory.
-        twins: every episode is played twice; see `Environment.twins`. Without a transform their memories are exchanged.
-        target_return: asked for instead of the run's.
-        device: where it is played.
-        options: changes of the environment's own `play_options`.
+        environment, run: the environment and the run.
+        transform: applied to the memory.
+        twins: play every episode twice; see `Environment.twins`. Without a transform, their memories are exchanged.
+        target_return: replaces the run's.
+        device: where the agent acts.
+        options: changes to the environment's `play_options`.
         changes: further attributes of `Evaluation`, such as cases and episodes.
     """
     if target_return is not None:
@@ -253,7 +253,7 @@ def play_again(
     evaluation = evaluation_of_run(environment, run, device=device, **changes)
     evaluation = replace(evaluation, options=replace(evaluation.options, **(options or {})))
     if twins and transform is None:
-        transform = exchange_twins()  # a new one: in every run by the same draws
+        transform = exchange_twins()  # a new one, so every run uses the same random draws
     (played,) = evaluation.play_with(transform, twins=twins).values()
     return evaluation, played
 
@@ -264,7 +264,7 @@ def commits(runs: Sequence[Path]) -> list[str]:
 
 
 def provenance(runs: Sequence[Path]) -> dict[str, Any]:
-    """An entry's origin: seeds, commits, and the day of the last run."""
+    """The origin of an entry: seeds, commits, and the date of the last run."""
     starts = _starts(runs)
     return {
         "seeds": list(dict.fromkeys(start["seed"] for start in starts)),
@@ -274,32 +274,32 @@ def provenance(runs: Sequence[Path]) -> dict[str, Any]:
 
 
 def _starts(runs: Sequence[Path]) -> list[dict[str, Any]]:
-    """The recorded environment of every start of these runs."""
+    """The contents of environment.json for every start of these runs."""
     return [start for path in runs for start in json.loads((path / "environment.json").read_text())["starts"]]
 
 
-def made(document: Mapping[str, Mapping[str, Any]]) -> str:
-    """The origin of a document's entries: "on 2026-01-01 at commit 0123456789ab".
+def origin(document: Mapping[str, Mapping[str, Any]]) -> str:
+    """The origin of a document's entries: "at commit 0123456789ab on 2026-01-01".
 
-    Entries without a date were made today.
+    Entries without a date count as measured today.
     """
     by_day: dict[str, set[str]] = {}
     for entry in document.values():
         if "commit" in entry:
             by_day.setdefault(entry.get("date", str(date.today())), set()).update(entry["commit"])
     phrases = [
-        f"on {day}" + (f" at commit {', '.join(sorted(commit[:12] for commit in known))}" if known else "")
+        (f"at commit {', '.join(sorted(commit[:12] for commit in known))} " if known else "") + f"on {day}"
         for day, known in sorted(by_day.items())
     ]
     return " and ".join(phrases) or f"on {date.today()}"
 
 
 def kept_entries(name: str, study: Study, options: PageOptions, *, same_seeds: bool = True) -> dict[str, Any]:
-    """Entries of NAME.json that are kept without measuring them again; none without `--models`.
+    """Entries of NAME.json to keep without measuring them again; none without `--models`.
 
     Args:
-        name: of the page.
-        study, options: which models are measured, with which seeds.
+        name: the page's.
+        study, options: the models to measure, and their seeds.
         same_seeds: whether all models of the page share one set of seeds.
 
     Raises:
@@ -321,14 +321,13 @@ def kept_entries(name: str, study: Study, options: PageOptions, *, same_seeds: b
 
 
 def merged(kept: Mapping[str, Any], measured: Mapping[str, Any], order: Sequence[str]) -> dict[str, Any]:
-    """Kept and newly measured entries, in this order of labels; new ones win."""
+    """Kept and newly measured entries, in the order of these labels; new ones override kept ones."""
     entries = {**kept, **measured}
     return {label: entries[label] for label in sorted(entries, key=lambda label: _place(label, order))}
 
 
 def by_model(study: Study, labels: Iterable[str]) -> list[str]:
-    """Labels model by model, each followed by its controls ("MODEL, what is done"); labels without a model come
-    last."""
+    """Labels sorted by model, each followed by its controls ("MODEL, CONTROL"); labels without a model come last."""
     models = list(study.models)
 
     def place(label: str) -> int:
@@ -344,7 +343,7 @@ def _place(label: str, order: Sequence[str]) -> int:
 
 
 def training_table(document: Mapping[str, Mapping[str, Any]]) -> str:
-    """Per model: its size, the mean cost of training over seeds, and the origin of its figures."""
+    """Per model: size, training cost averaged over seeds, and origin of the figures."""
     rows = [
         [
             label,
@@ -365,7 +364,7 @@ def seed_table(
     seeds: Sequence[int],
     columns: Mapping[str, Callable[[Any, int], str]],
 ) -> str:
-    """Every seed of every trained entry: the cost of training, and further columns, as Markdown.
+    """Training cost and further columns for every seed of every trained entry, as Markdown.
 
     Args:
         document: entries by label.
@@ -387,7 +386,7 @@ def seed_table(
 
 
 def cell(values: Sequence[float] | None, digits: int = 2) -> str:
-    """Mean and standard error over seeds; a single value has no error; empty without values."""
+    """Mean and standard error over seeds; no error for a single value; empty without values."""
     if not values:
         return ""
     return format_mean_and_error(*mean_and_error(np.array(values)), digits)
@@ -400,7 +399,7 @@ def table(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def write_results(name: str, title: str, document: Mapping[str, Any], text: str, options: StudyOptions) -> None:
-    """Write NAME.json and the part of NAME.md between the two marks; hand-written text around it stays."""
+    """Write NAME.json and the part of NAME.md between the two marks; hand-written text around it is kept."""
     options.results_dir.mkdir(parents=True, exist_ok=True)
     atomic_write_json(options.results_dir / f"{name}.json", document, indent=1)
     page = options.results_dir / f"{name}.md"

@@ -1,4 +1,4 @@
-"""Pages of returns in several tasks: every model with every seed, beside the data and untrained players."""
+"""Results pages of returns in several tasks: every model and seed, compared with the data and untrained players."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from RATE_model.cli.reproduce import (
     cell,
     commits,
     final_results,
-    made,
+    origin,
     seed_table,
     table,
     write_results,
@@ -32,9 +32,9 @@ class Part:
     Attributes:
         name: prefix of the labels of its entries.
         study: its runs.
-        others: makes the entries of the data and of untrained players, by label: `return`, a list of one, `return_std`
-            and `episodes`.
-        command: makes its data; indented as Markdown code. Empty: the study's own commands do.
+        others: returns the entries of the data and of untrained players, by label: `return` (a list of one number),
+            `return_std` and `episodes`.
+        command: makes its data, as indented Markdown code. Empty if the study's own commands do.
     """
 
     name: str
@@ -52,10 +52,10 @@ class ReturnsPage:
         options: the flags.
         parts: the tasks.
         data: label of the data's entry.
-        text: the first line; {seeds} and {made} are filled in.
-        asked: describes a target return; {} is filled in.
-        unit, digits: the name of returns, and their decimals.
-        of_results: turns the eval/final.json of each seed into the lists to keep, `return` among them.
+        text: the first line, with placeholders {seeds} and {origin}.
+        asked: describes a target return, with a placeholder {}.
+        unit, digits: the unit of returns, and their decimals.
+        of_results: converts the eval/final.json of every seed to the lists to keep, including `return`.
         columns: further columns of a task's table: a heading -> the cell, from the task's name and an entry.
         shown: columns of the table of seeds: a heading -> a key of an entry, and decimals.
     """
@@ -74,7 +74,7 @@ class ReturnsPage:
     shown: Mapping[str, tuple[str, int]]
 
     def main(self, argv: Sequence[str] | None = None) -> None:
-        """Make the data, train what is missing, collect everything, write the results."""
+        """Make the data, train missing runs, collect all figures, write the results."""
         with exit_on_user_error():
             options = parse_options(
                 self.options, argv=argv, prog="reproduce.py", description=f"Make results/{self.name}.*"
@@ -115,14 +115,14 @@ class ReturnsPage:
 
     def write(self, document: Mapping[str, Entry], options: StudyOptions) -> None:
         """Write the JSON file and the generated part of the page."""
-        paragraphs = [self.text.format(seeds=", ".join(map(str, options.seeds)), made=made(document))]
+        paragraphs = [self.text.format(seeds=", ".join(map(str, options.seeds)), origin=origin(document))]
         for part in self.parts:
             data = document[f"{part.name}, {self.data}"]
             label = next(iter(part.study.models))
             asked = self.asked.format(document[f"{part.name}, {label}"]["target_return"])
             mean, deviation = (f"{value:.{self.digits}f}" for value in (data["return"][0], data["return_std"]))
             paragraphs += [
-                f"{part.name}, asked for {asked}; the data are {data['episodes']} episodes with returns of {mean} ± "
+                f"{part.name}, asked for {asked}; the data has {data['episodes']} episodes with returns of {mean} ± "
                 f"{deviation} (standard deviation):",
                 self.returns_table(document, part),
             ]

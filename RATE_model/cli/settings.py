@@ -1,4 +1,4 @@
-"""Flags that every train script has. An environment adds groups of its own."""
+"""Flags of every train script. Environments add their own groups."""
 
 from collections.abc import Set
 from dataclasses import dataclass, field, fields, make_dataclass, replace
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     ModelMode = str
     Budget = str
 else:
-    ModelMode = Literal[*MODES]  # a type checker does not read tables
+    ModelMode = Literal[*MODES]  # type checkers cannot evaluate this
     Budget = Literal["none", *BUDGETS]
 
 Model = TypeVar("Model")
@@ -31,10 +31,9 @@ Model = TypeVar("Model")
 # See `precision.uses_bfloat16`.
 Precision = Literal["auto", "32", "bf16"]
 
-# Flags that belong to one command on one machine. They do not affect a run's results, and checkpoints do not record
-# them.
+# Flags that only concern one command on one machine. They do not affect results, and checkpoints do not record them.
 COMMAND_FLAGS = frozenset(
-    {"output_dir", "data_dir", "data_path", "text", "ckpt_folder"}  # where a run lives
+    {"output_dir", "data_dir", "data_path", "text", "ckpt_folder"}  # where the run is
     | {"seed", "start_seed", "end_seed", "device", "num_workers", "save_minutes", "memory_gib"}
     | {"wandb_mode", "wandb_project"}
 )
@@ -42,14 +41,14 @@ COMMAND_FLAGS = frozenset(
 # Flags whose value may be larger when a run is resumed.
 MAY_GROW = frozenset({"epochs"})
 
-# Flags that help when training has diverged. A run may be resumed under another name with other values of these.
+# Flags that help if training diverges. A run may be resumed under another name with other values of them.
 STABILISERS = frozenset({"learning_rate", "warmup_steps", "warmup_tokens", "precision", "grad_norm_clip"})
 
-# The seeds of a command are all checked before the first one is trained.
+# All seeds of a command are checked before the first is trained.
 MAX_SEEDS = 10_000
 
 
-# Flags about acting that do not apply to every agent.
+# Flags of acting that do not apply to every agent.
 ACTING_FLAGS = frozenset({"slide", "target_return", "reset_target"})
 
 
@@ -62,10 +61,10 @@ def check_acting_flags(typed: Set[str], memory: type[Memory], *, conditioned: bo
         agent: the agent's name in the message.
     """
     if "slide" in typed and not memory.can_slide:
-        raise UserError(f"--slide: {agent} sees no window of steps that could slide; leave it out")
+        raise UserError(f"--slide: {agent} does not act on a sliding window; leave it out")
     for name in sorted(typed & (ACTING_FLAGS - {"slide"})):
         if not conditioned:
-            raise UserError(f"--{name}: {agent} sees no returns (--condition none), so none is asked for; leave it out")
+            raise UserError(f"--{name}: {agent} is not conditioned on returns (--condition none); leave it out")
 
 
 def group_of(memory: str) -> str:
@@ -78,7 +77,7 @@ def _names(options: type) -> set[str]:
 
 
 def _with_flags_of_memories(cls: type[Model]) -> type[Model]:
-    """The dataclass with one group per memory. A group's heading in --help lists the modes it applies to."""
+    """Add one group of flags per memory. A group's heading in --help lists the modes it applies to."""
     groups = {group_of(memory): entry.options for memory, entry in MEMORIES.items()}
     modes = {group: [name for name, mode in MODES.items() if group_of(mode.memory) == group] for group in groups}
     return make_dataclass(
@@ -89,7 +88,7 @@ def _with_flags_of_memories(cls: type[Model]) -> type[Model]:
         ],
         bases=(cls,),
         frozen=True,
-        # The comments in the source are the help text, so the new class must be found in this module.
+        # tyro reads help texts from source comments, so the new class must be found in this module.
         namespace={"__module__": cls.__module__, "__doc__": cls.__doc__},
     )
 
@@ -121,13 +120,13 @@ class ModelOptions:
         return MODES[self.model_mode].memory
 
     def memory_options(self) -> Any:
-        """The flags of the mode's memory, with the values that the mode fixes."""
+        """The flags of the mode's memory, including values fixed by the mode."""
         return replace(getattr(self, group_of(self.memory)), **MODES[self.model_mode].fixed)
 
     def check_typed(self, typed: Set[str]) -> None:
         """Raise a `UserError` for a typed flag that does not apply to the mode.
 
-        Flags in YAML files are not checked, because one file serves several modes.
+        Flags in YAML files are not checked: one file serves several modes.
         """
         mode, own = MODES[self.model_mode], MEMORIES[self.memory].options
         if "d_model" in typed and self.budget != "none":
@@ -139,7 +138,7 @@ class ModelOptions:
             if owners and name not in _names(own):
                 modes = [other for other, entry in MODES.items() if entry.memory in owners]
                 raise UserError(
-                    f"--{name} is a flag of {' and '.join(owners)}; --model_mode {self.model_mode} has no use for it: "
+                    f"--{name} is a flag of {' and '.join(owners)}; --model_mode {self.model_mode} does not use it: "
                     f"leave it out, or choose one of {', '.join(modes)}"
                 )
             given = getattr(getattr(self, group_of(self.memory)), name, None)
@@ -186,7 +185,7 @@ class ModelOptions:
 
 @cache
 def _within_budget(options: ModelOptions, context_length: int, segments: int) -> MemoryConfig:
-    """The sizes that `--budget` asks for."""
+    """The sizes that meet `--budget`."""
 
     def sized(d_model: int) -> MemoryConfig:
         return options._sizes(d_model, context_length, segments)
@@ -203,7 +202,7 @@ class ImageOptions:
     conv_channels: tuple[int, ...] = (32, 64, 64)
 
     def validate(self) -> None:
-        """Raise a UserError unless there are three numbers, all in range."""
+        """Raise a UserError unless there are three numbers in range."""
         if len(self.conv_channels) != 3:
             raise UserError(f"--conv_channels {' '.join(map(str, self.conv_channels))}: give three numbers")
         at_least(1, conv_channels=min(self.conv_channels))
@@ -223,8 +222,8 @@ class TrainOptions:
     # Segments that gradients flow back through. Each optimizer step takes a window of bptt_segments + 1 segments. -1 =
     # the whole trajectory; 0 = no gradient through memory, one step per segment (published)
     bptt_segments: int = -1
-    # Initial state of a training window that starts in the middle of an episode. initial: the initial memory; stored:
-    # the state that an earlier pass over the episode left at that step, if any (R2D2, Kapturowski et al. 2019)
+    # State at the start of a training window in the middle of an episode. initial: the initial memory; stored: the
+    # state of an earlier pass over the episode at that step, if any (R2D2, Kapturowski et al. 2019)
     window_state: Literal["initial", "stored"] = "initial"
     # First steps without loss or gradient in a window that starts in the middle of an episode (R2D2's burn-in). RATE
     # stops gradients only at whole segments; the remaining steps just have no loss. Applies to validation too
@@ -266,7 +265,7 @@ class TrainOptions:
     # Weights of the auxiliary losses; the action loss has weight 1. One for all, or one each
     aux_weight: tuple[float, ...] = WEIGHTS
     # Arrays of the data, infos/NAME, shown to the model with every observation. Such an oracle cannot play; its
-    # validation loss shows what a model of this size reaches if it need not remember them
+    # validation loss shows what a model of this size reaches when it need not remember them
     oracle: tuple[str, ...] = ()
     # Data-dependent initialisation of image encoders. If an observation stacks several frames, half of the first
     # filters start motion-sensitive
@@ -345,7 +344,7 @@ class CurriculumOptions:
     # when the deciding steps of --streak batches in a row are all right, and anneal the learning rate at the end
     curr: Literal["false", "true", "adaptive"] = "false"
     # With --curr adaptive: batches in a row that must be right to solve a stage. `all_stages_solved` in eval/final.json
-    # records whether every stage was solved; it says nothing about how well the trained model plays
+    # records whether every stage was solved, not how well the trained model plays
     streak: int = 10
     # With --curr adaptive: end an unsolved stage after this many batches
     stage_batches: int = 1000
@@ -359,13 +358,13 @@ class CurriculumOptions:
 
 @dataclass(frozen=True)
 class PlayOptions:
-    """What an evaluation asks of the agent and its environment, during training and afterwards.
+    """How the agent is evaluated, during and after training.
 
-    An environment adds its own flags, such as sizes or scenarios. The defaults are the published evaluation; a
-    checkpoint without a recorded run gets them.
+    Environments add their own flags, such as sizes or scenarios. The defaults are the published evaluation, and apply
+    to checkpoints without a recorded run.
     """
 
-    # Ask for the full return again every K steps, as if nothing had been earned
+    # Reset the return-to-go to the target return every K steps
     reset_target: Boolean = False
     # Take the most probable action; false: sample from the predicted distribution. Continuous actions are never sampled
     use_argmax: Boolean = changeable(False)
@@ -379,9 +378,9 @@ class PlayOptions:
 
 @dataclass(frozen=True)
 class TaskOptions(PlayOptions):
-    """When and how training evaluates the agent."""
+    """Evaluation during training."""
 
-    # Return to ask the agent for
+    # Target return
     target_return: float | None = 1.0
     # Evaluate in the environment at checkpoints
     online_inference: Boolean = True
@@ -393,7 +392,7 @@ class TaskOptions(PlayOptions):
 
 @dataclass(frozen=True)
 class SegmentOptions(TaskOptions):
-    """How trajectories are cut into segments, and when and how training evaluates the agent."""
+    """Segments of trajectories, and evaluation during training."""
 
     # Steps per segment (K)
     context_length: int = 30
@@ -409,13 +408,13 @@ class SegmentOptions(TaskOptions):
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Where to run, and what to keep."""
+    """The run's seeds, name, place and device."""
 
-    # First seed. Every seed is a run of its own
+    # First seed. Each seed is a separate run
     start_seed: int = changeable(1)
     # Last seed
     end_seed: int = changeable(10)
-    # Run this seed only, instead of --start_seed to --end_seed
+    # Run only this seed, instead of --start_seed to --end_seed
     seed: int | None = None
     # Prefix of the run's name
     text: str = changeable("")
@@ -440,7 +439,7 @@ class RunOptions:
             value = getattr(self, name)
             if redact(value) != value:
                 raise UserError(
-                    f"--{name} holds a wandb key, which would be written into names; keys belong in "
+                    f"--{name} contains a wandb key, which would become part of names; put keys into "
                     "wandb_config.yaml or WANDB_API_KEY"
                 )
         if not self.resume.strip():
@@ -456,42 +455,40 @@ class RunOptions:
             raise UserError(f"--end_seed {self.end_seed}: at most {MAX_SEEDS} seeds in one command")
 
     def recorded(self, flags: dict[str, Any]) -> dict[str, Any]:
-        """The flags to record with a run: all but those about an existing run of the same name."""
+        """The flags to record with a run: all except those about an existing run of the same name."""
         return {name: value for name, value in flags.items() if name not in ("resume", "overwrite")}
 
     @property
     def seeds(self) -> range:
-        """The single seed, or all seeds from first to last, both included."""
+        """The single seed, or all seeds from first to last (inclusive)."""
         if self.seed is not None:
             return range(self.seed, self.seed + 1)
         return range(self.start_seed, self.end_seed + 1)
 
 
 def check_window_starts(train: TrainOptions, model: AgentConfig, *, steps: int | None, pad: str = "right") -> None:
-    """Raise `UserError` if --window_state or --burn_in do not apply; before any data is made.
+    """Raise `UserError`, before any data is made, if --window_state or --burn_in do not apply.
 
     Args:
-        steps: of a window; None: every window is a whole episode.
-        pad: which side of windows is padded.
+        steps: length of a window; None: every window is a whole episode.
+        pad: the side on which windows are padded.
     """
     typed = f"--burn_in {train.burn_in}" if train.burn_in else f"--window_state {train.window_state}"
     if steps is None and (train.burn_in or train.window_state == "stored"):
-        raise UserError(
-            f"{typed}: trajectories are whole episodes here, and begin with the initial state; leave it out"
-        )
+        raise UserError(f"{typed}: windows are whole episodes here, which begin with the initial state; leave it out")
     if steps is not None and train.burn_in >= steps:
         raise UserError(
-            f"{typed}: leaves nothing to learn of windows of {steps} steps (--segments times --context_length); give "
+            f"{typed}: covers whole windows of {steps} steps (--segments times --context_length); give "
             f"at most {steps - 1}"
         )
     if train.window_state == "initial":
         return
     if pad == "left":
-        raise UserError("--window_state stored: --pad left pads the steps that states are kept at; use --pad right")
+        raise UserError("--window_state stored: does not work with --pad left; use --pad right")
     with torch.device("meta"):
         memory = MEMORIES[model.memory].memory(model.sizes)
     if not memory.has_memory:
-        raise UserError("--window_state stored: this --model_mode hands no state on; leave it out")
+        raise UserError("--window_state stored: this --model_mode passes no state on; leave it out")
 
 
 @dataclass(frozen=True)
@@ -507,25 +504,25 @@ class ExperimentConfig:
     run: RunOptions = field(default_factory=RunOptions)
 
     def validate(self) -> None:
-        """Raise a UserError for invalid model sizes, or windows that cannot start as asked."""
+        """Raise a UserError for invalid model sizes or initial states of windows."""
         steps = None if self.whole_episodes else self.segments * self.context_length
         check_window_starts(self.train, self.agent_config(), steps=steps, pad=self.pad)
 
     @property
     def pad(self) -> str:
-        """Which side of windows is padded, "left" or "right"."""
+        """The side on which windows are padded, "left" or "right"."""
         return "right"
 
     @property
     def context_length(self) -> int:
         """K: steps per segment."""
-        assert isinstance(self.task, SegmentOptions), "a task without segments says here how long they are"
+        assert isinstance(self.task, SegmentOptions), "a task without segments must override this"
         return self.task.context_length
 
     @property
     def segments(self) -> int:
         """N: segments of the longest training trajectories."""
-        assert isinstance(self.task, SegmentOptions), "a task without segments says here how many they are"
+        assert isinstance(self.task, SegmentOptions), "a task without segments must override this"
         return self.task.segments
 
     def agent_config(self) -> AgentConfig:

@@ -1,4 +1,4 @@
-"""Pages of success rates by case, such as lengths: every model, every seed, and the same agents with other memories."""
+"""Results pages of success rates by case, such as length: every model and seed, and controls of the same agents."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from RATE_model.cli.reproduce import (
     cell,
     final_results,
     kept_entries,
-    made,
     merged,
+    origin,
     play_again,
     provenance,
     seed_table,
@@ -34,10 +34,10 @@ Document = dict[str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class Control:
-    """The same agents with a change to their memory.
+    """A control experiment: the same agents with changed memory.
 
     Attributes:
-        transform: makes the change, the same in every run.
+        transform: makes the change; the same in every run.
         models: the models it applies to.
         cases: the cases to play.
         twins: play every episode twice; see `Environment.twins`.
@@ -57,16 +57,16 @@ class SuccessPage:
         name, title: of the results files, and of a new page.
         environment, config, study: the environment, the YAML file of the setting, and the runs.
         cases: columns of the tables.
-        rates: kinds of success: a key in the JSON file -> its name in eval/final.json, with {} for the case. The same
-            keys are names of `Environment.figures`. The first is drawn, shown by seed, and measured by controls.
-        texts: the text above the table of each kind; {seeds} and {made} are filled in.
+        rates: kinds of success: key in the JSON file -> name in eval/final.json, with {} for the case. The same keys
+            are names of `Environment.figures`. The first is drawn, shown by seed, and measured by controls.
+        texts: the text above the table of each kind, with placeholders {seeds} and {origin}.
         shown: cases in the table of seeds.
         notes: further columns of that table: a heading -> a key in the JSON file, and the name of a boolean in
             eval/final.json.
         controls: by the words that follow a model's label.
-        others: makes entries of untrained players.
-        panels: titles and the labels drawn beside one another.
-        trained, xlabel: of the picture.
+        others: returns entries of untrained players.
+        panels: titles of the picture's panels, and the labels in each.
+        trained, xlabel: see `plot_success_panels`.
     """
 
     name: str
@@ -97,13 +97,13 @@ class SuccessPage:
         return [*self.study.models, *controlled, *self.others]
 
     def main(self, argv: Sequence[str] | None = None) -> None:
-        """Train what is missing, collect everything, write the results."""
+        """Train missing runs, collect all figures, write the results."""
         with exit_on_user_error():
             description = f"Make results/{self.name}.*"
             options = parse_options(PageOptions, argv=argv, prog="reproduce.py", description=description)
             kept = kept_entries(self.name, self.study, options)
             setting = self.environment.read_config(["--config", str(ROOT / self.config)])
-            self.environment.files(setting)  # made before several processes try to
+            self.environment.files(setting)  # before several processes try to make them
             directories = self.study.run_all(options, options.models)
             document = {label: self.of_runs(runs) for label, runs in directories.items()}
             for words, control in self.controls.items():
@@ -126,7 +126,7 @@ class SuccessPage:
         return by_case | training_of(runs) | notes
 
     def controlled(self, runs: Sequence[Path], control: Control) -> dict[str, Any]:
-        """Success of every seed by case with another memory."""
+        """Success of every seed by case under a control."""
         found: dict[str, list[float]] = {str(case): [] for case in control.cases}
         for run in runs:
             changes = {"transform": control.transform(), "twins": control.twins, "cases": control.cases}
@@ -163,8 +163,8 @@ class SuccessPage:
             )
             for case in self.shown
         }
-        told = {"seeds": ", ".join(map(str, options.seeds)), "made": made(document)}
-        parts = [f"{self.texts[key].format(**told)}\n\n{self.success_table(document, key)}" for key in self.rates]
+        values = {"seeds": ", ".join(map(str, options.seeds)), "origin": origin(document)}
+        parts = [f"{self.texts[key].format(**values)}\n\n{self.success_table(document, key)}" for key in self.rates]
         parts += [training_table(document), f"Every seed:\n\n{seed_table(document, options.seeds, shown)}"]
         parts += [f"Commands:\n\n{self.study.commands(options.seeds)}\n"]
         write_results(self.name, self.title, document, "\n\n".join(parts), options)

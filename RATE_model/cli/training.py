@@ -1,4 +1,4 @@
-"""The flow of every train script: flags, checks of all seeds, data, curriculum, training, evaluation, pictures."""
+"""The main function of every train script: flags, checks, data, curriculum, training, evaluation, pictures."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -17,7 +17,7 @@ from RATE_model.training.runs import Run, run_seeds
 
 
 def main(environment: Environment, argv: Sequence[str] | None = None) -> int:
-    """Train every seed that the flags ask for; the exit code tells whether all finished.
+    """Train every seed of the flags. The exit code is 0 if all finished.
 
     All seeds are checked before the first is trained.
     """
@@ -29,7 +29,7 @@ def main(environment: Environment, argv: Sequence[str] | None = None) -> int:
 
 
 def check(environment: Environment, config: Any, seed: int) -> Run:
-    """The run of a seed, new or to be continued; creates nothing. Raises UserError if there is a problem."""
+    """The new or resumed run of a seed. Creates nothing; raises UserError if there is a problem."""
     environment.check(config)
     experiment.check_calibration(config.train, environment.spec(to_flat_dict(config)))
     directory = run_directory(environment, config, seed)
@@ -52,12 +52,12 @@ def run_directory(environment: Environment, config: Any, seed: int) -> Path:
 
 @lru_cache
 def _usual(environment: Environment) -> Any:
-    """The configuration without any flags."""
+    """The default configuration."""
     return environment.read_config([])
 
 
 def train(environment: Environment, config: Any, run: Run, data: TrainingData | None = None) -> dict[str, Any]:
-    """One checked run, from its data to its final evaluation.
+    """Train one checked run, from its data to its final evaluation.
 
     Args:
         environment, config, run: the environment, its flags, and the run that `check` returned.
@@ -97,7 +97,7 @@ def train(environment: Environment, config: Any, run: Run, data: TrainingData | 
 
 
 def evaluate(environment: Environment, agent: Agent, config: Any, run: Run, *, final: bool) -> dict[str, float]:
-    """The agent's results in the environment, by name; empty if the flags want no evaluation, or for an oracle."""
+    """The agent's results in the environment, by name; empty without evaluation, and for an oracle."""
     task = config.task
     if config.train.oracle or not (task.last_inference if final else task.online_inference):
         return {}
@@ -116,7 +116,7 @@ def evaluate(environment: Environment, agent: Agent, config: Any, run: Run, *, f
 
 def finish(environment: Environment, agent: Agent, config: Any, run: Run, result: Mapping[str, Any]) -> None:
     """Draw pictures, and print the run's main results under their names in eval/final.json."""
-    if config.train.oracle:  # pictures of environments look into the agent, and nothing tells it what it is to see
+    if config.train.oracle:  # an oracle cannot act, because environments do not provide its inputs
         Environment.draw_run(environment, run.directory, agent, config, result)
     else:
         environment.draw_run(run.directory, agent, config, result)
@@ -131,5 +131,5 @@ def finish(environment: Environment, agent: Agent, config: Any, run: Run, result
 
 
 def _rounded(value: float) -> str:
-    """Three digits, but never rounding before the point."""
+    """Three significant digits, or more if the integer part is longer."""
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"

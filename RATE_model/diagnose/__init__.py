@@ -1,1 +1,1 @@
-"""Why a run plays as it does: what its memory knows, whether it copies its past actions, and where imitation fails."""
+"""Explain how a run's agent plays: what its memory knows, how much it copies past actions, where imitation fails."""

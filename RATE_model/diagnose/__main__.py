@@ -1,11 +1,11 @@
-"""Why a run plays as it does, measured on the data that it learned from.
+"""Examine a run's agent on the data it was trained on.
 
     python3 -m RATE_model.diagnose RUN
     python3 -m RATE_model.diagnose RUN --probes infos/agent_pos infos/target --since infos/target_visible
 
-Probes say what its memory knows, the copying check how much it copies its past actions, and the imitation gap at which
-steps of an episode it imitates worse. The agent goes through whole episodes, training and held-out ones. Results go to
-eval/diagnosis.json and plots/diagnosis.png of the run, or into --output. See docs/diagnosis.md.
+Linear probes measure what its memory knows, the copying check how much it copies past actions, and the imitation gap
+at which steps of an episode it imitates worse. It runs on whole training and held-out episodes. Results go to
+eval/diagnosis.json and plots/diagnosis.png of the run, or to --output. See docs/diagnosis.md.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 if __name__ == "__main__":
     from RATE_model.system.interrupts import quit_on_signals
 
-    quit_on_signals()  # while the imports below take their seconds
+    quit_on_signals()  # before the slow imports below
 
 import numpy as np
 import torch
@@ -44,38 +44,38 @@ from RATE_model.training.checkpoints import resolve_checkpoint
 from RATE_model.training.runs import check_unowned
 
 NAME = "diagnosis"
-# Infos that say nothing of the step itself, and are probed only when they are named.
+# Infos that do not describe the step; probed only if named.
 _OF_THE_FILE = frozenset({"seed", "first_seen", "expert_action", "attempt", "random", "player"})
 SIDES = ("training", "held_out")
 
 
 @dataclass(frozen=True)
 class Options:
-    """Which run is examined, and on what."""
+    """Which run to examine, and on which data."""
 
-    # A run directory (its newest checkpoint) or a checkpoint in it; also written without the flag, first
+    # A run directory (its newest checkpoint) or one of its checkpoints; the flag's name may be left out at the start
     run: Path | None = None
-    # Arrays of the data to be read from memory, infos/NAME; none given = all that fit
+    # Arrays of the data to probe, infos/NAME; default: all that fit
     probes: tuple[str, ...] = ()
-    # Also measure imitation by the time since this array of the data, infos/NAME, was last not zero
+    # Also measure imitation by the number of steps since this array, infos/NAME, was last nonzero
     since: str | None = None
-    # Episodes of training, and as many held-out ones
+    # Training episodes, and as many held-out ones
     episodes: int = 50
-    # Steps of each episode, from its beginning; none = all
+    # First steps of each episode to use; none = all
     steps: int | None = None
-    # Load other data than the run's flags say, as flag=value of the train script, such as data_path=FILE
+    # Use other data, as flag=value of the train script, such as data_path=FILE
     train: tuple[str, ...] = ()
-    # Folder for the results; none = the run's own
+    # Folder for the results; none = the run directory
     output: Path | None = None
-    # The environment's name, or a module's; none = that of the run
+    # Environment: its name or its module; none = that of the run
     env: str | None = None
     # auto (a GPU if there is one), cpu, cuda, ...
     device: str = "auto"
 
     def validate(self) -> None:
-        """Raise a UserError for what can be seen to be wrong before anything is loaded."""
+        """Raise a UserError for anything that can be checked before loading."""
         if self.run is None:
-            raise UserError("no run is given: python3 -m RATE_model.diagnose RUN")
+            raise UserError("the run is missing: python3 -m RATE_model.diagnose RUN")
         check_infos(named(self.probes), flag="probes")
         check_infos([] if self.since is None else [self.since], flag="since")
         at_least(2, episodes=self.episodes)
@@ -88,23 +88,23 @@ class Options:
 
 
 def read_options(argv: Sequence[str] | None = None) -> Options:
-    """The options that the words (None: of the command line) ask for; the run may stand first without a flag."""
+    """Parse the options (None: from the command line). The run may come first, without the flag."""
     words = list(sys.argv[1:] if argv is None else argv)
     return parse_options(
         Options,
         argv=[*(["--run"] if words and not words[0].startswith("-") else []), *words],
         prog="python3 -m RATE_model.diagnose",
-        description="Say what a run's memory knows, whether it copies its past actions, and where imitation fails.",
+        description="Measure what a run's memory knows, how much it copies past actions, and where imitation fails.",
     )
 
 
 def load(options: Options) -> tuple[Path, Path, Agent, tuple[WindowDataset, WindowDataset]]:
-    """The run, its checkpoint, its agent, and whole episodes of both sides of its data.
+    """Load the run, its checkpoint, its agent, and whole training and held-out episodes of its data.
 
     Raises:
-        UserError: one of them cannot be had.
+        UserError: one of them is missing or damaged.
     """
-    assert options.run is not None, "seen by its validation"
+    assert options.run is not None, "checked by validate"
     checkpoint = resolve_checkpoint(options.run)
     run = checkpoint.absolute().parent.parent
     environment: Environment = environment_of(run) if options.env is None else environment_named(options.env)
@@ -121,7 +121,7 @@ def load(options: Options) -> tuple[Path, Path, Agent, tuple[WindowDataset, Wind
 
 
 def probed(options: Options, data: WindowDataset) -> tuple[str, ...]:
-    """Names of the arrays to probe: those given, or all that the data offers and that say something of a step."""
+    """Names of the arrays to probe: those given, or all arrays of the data that describe a step."""
     if options.probes:
         return infos_of(named(options.probes))
     offered = [set(file.info_names()) - _OF_THE_FILE for file in data.files]
@@ -129,7 +129,7 @@ def probed(options: Options, data: WindowDataset) -> tuple[str, ...]:
 
 
 def sources_of(found: Recording, name: str) -> dict[str, Sample]:
-    """What an array is read from, by name."""
+    """The inputs of the probes for an array, by name."""
     rows, episode, before = found.infos[name], found.episode, found.before
     sources = {
         "hidden state": Sample(found.hidden, rows, episode),
@@ -144,7 +144,7 @@ def sources_of(found: Recording, name: str) -> dict[str, Sample]:
 
 
 def probe(name: str, training: Recording, held_out: Recording, *, chosen: bool) -> dict[str, Any] | None:
-    """What can be read of an array, by source; None for one that nobody named and that cannot be probed."""
+    """Probe scores for an array, by source; None if it was not named by the user and cannot be probed."""
     try:
         kind = Privileged.of(name, training.infos[name], flag="probes")
     except UserError:
@@ -165,7 +165,7 @@ def probe(name: str, training: Recording, held_out: Recording, *, chosen: bool) 
 
 
 def diagnose(options: Options) -> tuple[Path, dict[str, Any]]:
-    """Everything that is measured of a run, and where the run is. Raises UserError."""
+    """The run's directory and all measurements. Raises UserError."""
     run, checkpoint, agent, sides = load(options)
     names = probed(options, sides[0])
     since = infos_of([options.since] if options.since else [])
@@ -191,7 +191,7 @@ def diagnose(options: Options) -> tuple[Path, dict[str, Any]]:
 
 
 def print_diagnosis(found: Mapping[str, Any]) -> None:
-    """The tables."""
+    """Print the tables."""
     counts = found["episodes"]
     shown = f"{counts['training']} training episodes, {counts['held_out']} held out"
     print(f"{found['run']}, {found['checkpoint']}: {shown}")
@@ -202,12 +202,12 @@ def print_diagnosis(found: Mapping[str, Any]) -> None:
             + [_score(each["scores"].get(source)) for source in sources]
             for name, each in found["probes"].items()
         ]
-        print("\nprobes: what can be read, on held-out episodes (95 % interval over episodes)")
+        print("\nprobe scores on held-out episodes (95 % interval over episodes)")
         print_table(["", "", "nothing seen", *sources], rows)
     else:
-        print("\nprobes: the data holds no infos/* to be read; see docs/diagnosis.md")
+        print("\nprobes: the data has no infos/* to probe; see docs/diagnosis.md")
     table = found["copying"]
-    print(f"\ncopying: the action to be learned is the last one at {_percent(table['repeats'])} of the held-out steps")
+    print(f"\ncopying: the target action repeats the last one at {_percent(table['repeats'])} of the held-out steps")
     labels = {"model": "model", "past_actions_exchanged": "past actions exchanged",
               "copying_the_last_action": "copying the last action"}  # fmt: skip
     columns = list(dict.fromkeys(key for name in labels for key in table[name]))
@@ -239,11 +239,11 @@ def _number(value: float | None) -> str:
 
 
 def _percent(value: float | None) -> str:
-    return "no share" if value is None else f"{value:.0%}"
+    return "none" if value is None else f"{value:.0%}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print and write what the flags ask for."""
+    """Examine a run; print and write the results."""
     with exit_on_user_error():
         options = read_options(argv)
         torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Whether an agent copies its past actions, and at which steps of an episode it imitates worse."""
+"""How much an agent copies its past actions, and at which steps of an episode it imitates worse."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import numpy as np
 
 from RATE_model.diagnose.recording import Recording
 
-_SMALL = 1e-6  # continuous actions that are nearer than this are one
+_SMALL = 1e-6  # continuous actions closer than this count as equal
 
 
 def copying(found: Recording) -> dict[str, Any]:
-    """How much of the prediction comes from the last action; over all steps but the first of episodes.
+    """How much predictions depend on past actions, over all steps except the first of each episode.
 
     Returns:
-        "steps", "repeats" (the share at which the action to be learned is the one that was taken before), and for the
-        model, for the model whose past actions are exchanged, and for who copies the last action: "loss", and of
-        discrete actions "accuracy", "where_it_repeats", "where_it_changes". "copies" is the share of steps at which the
-        model chooses the last action.
+        "steps"; "repeats", the share of steps whose target is the last action; and for the model, the model with past
+        actions exchanged, and a player that copies the last action: "loss" and, for discrete actions, "accuracy",
+        "where_it_repeats", "where_it_changes". "copies" is the share of steps at which the model chooses the last
+        action.
     """
     later = np.flatnonzero(found.step > 0)
     last, targets = found.actions[later - 1], found.targets[later]
@@ -56,19 +56,19 @@ def by_step(found: Recording) -> list[dict[str, Any]]:
 
 
 def by_time_since(found: Recording, name: str) -> list[dict[str, Any]]:
-    """The same by steps since an array of infos was last not zero, from 0; steps before that are left out.
+    """The same by steps since an array of infos was last nonzero, from 0; earlier steps are left out.
 
-    Several numbers of a step count as not zero where one of them is.
+    An array with several numbers per step is nonzero if one of them is.
     """
     event = np.any(np.nan_to_num(found.infos[name]), axis=-1)
     place = np.maximum.accumulate(np.where(event, np.arange(len(event)), -1))
     since = np.arange(len(event)) - place
-    inside = (place >= 0) & (since <= found.step)  # the last event is of the same episode
+    inside = (place >= 0) & (since <= found.step)  # the last event belongs to the same episode
     return _by(found, np.where(inside, since, -1))
 
 
 def _by(found: Recording, number: np.ndarray) -> list[dict[str, Any]]:
-    """Loss and accuracy by number, (S,) int64, in bins that double; those below 0 are left out."""
+    """Loss and accuracy by number, (S,) int64, in bins of doubling size; negative numbers are left out."""
     right = np.equal(found.predictions.argmax(-1), found.targets) if found.targets.ndim == 1 else None
     bins = []
     for first, last in _doubling(int(number.max())):
@@ -87,7 +87,7 @@ def _by(found: Recording, number: np.ndarray) -> list[dict[str, Any]]:
 
 
 def _doubling(largest: int) -> Sequence[tuple[int, int]]:
-    """0, 1, 2, 3 to 4, 5 to 8, ..., as first and last of each bin."""
+    """The bins 0, 1, 2, 3 to 4, 5 to 8, ..., as (first, last)."""
     bins, first = [(0, 0), (1, 1)], 2
     while first <= largest:
         bins.append((first, min(2 * (first - 1), largest)))

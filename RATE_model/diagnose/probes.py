@@ -1,4 +1,4 @@
-"""Linear probes: what can be read from a vector by ridge regression, trained on some episodes, scored on others.
+"""Linear probes: ridge regression from hidden states to arrays of the data, trained and scored on different episodes.
 
 Alain and Bengio 2016, "Understanding intermediate layers using linear classifier probes" (arXiv 1610.01644).
 """
@@ -13,9 +13,9 @@ import torch
 from RATE_model.objectives.privileged import Privileged
 from RATE_model.protocol.statistics import Interval
 
-MAX_ROWS = 20_000  # of training and of scoring, evenly spread
-_PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # per row, of features of variance 1
-_CHOOSING = 5  # every fifth training episode chooses the penalty
+MAX_ROWS = 20_000  # for training, and for scoring; evenly spaced
+_PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # per row, for features of variance 1
+_CHOOSING = 5  # every fifth training episode is used to choose the penalty
 _RESAMPLES = 1000
 
 
@@ -31,19 +31,19 @@ class Sample:
         return Sample(self.features[chosen], self.rows[chosen], self.episode[chosen])
 
     def thinned(self) -> Sample:
-        """At most `MAX_ROWS` of them."""
+        """At most `MAX_ROWS` evenly spaced rows."""
         return self[np.linspace(0, len(self.rows) - 1, min(len(self.rows), MAX_ROWS)).astype(int)]
 
 
 class Probe:
-    """A linear map from features to an array of infos, in closed form.
+    """A linear map from features to an array of infos, fitted in closed form.
 
-    Real numbers are regressed on, normalised; of classes their one-hot vectors, and the largest output counts. The
+    Targets are normalised real numbers, or one-hot vectors of classes, of which the largest output is chosen. The
     penalty is the best of a few on a fifth of the training episodes.
 
     Args:
-        kind: what is read, as the training data has it.
-        training: where from.
+        kind: the array, described by the training data.
+        training: training rows.
     """
 
     def __init__(self, kind: Privileged, training: Sample) -> None:
@@ -61,7 +61,7 @@ class Probe:
         self._fit(training, penalty)
 
     def score(self, held_out: Sample) -> Interval:
-        """R2 of real numbers, over all of them, or the accuracy of classes, with a 95 % interval over episodes."""
+        """R2 of real numbers, or accuracy of classes, with a 95 % interval over episodes."""
         right, counted = self._share(held_out.thinned()).T
         draws = np.random.default_rng(0).integers(len(right), size=(_RESAMPLES, len(right)))
         resampled = right[draws].sum(1) / np.maximum(counted[draws].sum(1), 1e-12)
@@ -72,26 +72,26 @@ class Probe:
         return self._kind.inputs(torch.from_numpy(rows)).numpy().astype(np.float64)
 
     def _known(self, rows: np.ndarray) -> np.ndarray:
-        """Which numbers are known, (N, n) bool."""
+        """Mask of known numbers, (N, n) bool."""
         return np.isin(rows, self._kind.values.numpy()) if self._kind.kind.classes else np.isfinite(rows)
 
     def _fit(self, sample: Sample, penalty: float) -> None:
-        """Each number of the array learns from the rows in which it is known, if there are any."""
+        """Fit each number of the array on the rows in which it is known, if any."""
         features, targets = sample.features.astype(np.float64), self._targets(sample.rows)
         outputs = targets.shape[1]
         self._weights, self._constant = np.zeros((features.shape[1], outputs)), np.zeros(outputs)
         self._mean = np.zeros(outputs)
         known = self._known(sample.rows)
-        known = np.repeat(known, outputs // known.shape[1], axis=1)  # a number has an output for each class
+        known = np.repeat(known, outputs // known.shape[1], axis=1)  # each number has one output per class
         masks, group = np.unique(known, axis=1, return_inverse=True)
         for number, mask in enumerate(masks.T):
             if mask.any():
                 self._fit_some(np.flatnonzero(group.reshape(-1) == number), features[mask], targets[mask], penalty)
 
     def _fit_some(self, columns: np.ndarray, features: np.ndarray, targets: np.ndarray, penalty: float) -> None:
-        """Fit some outputs from rows in which all of them are known."""
+        """Fit some outputs on rows in which all of them are known."""
         mean, deviation = features.mean(0), features.std(0)
-        scale = np.where(deviation > 1e-8, deviation, np.inf)  # a feature that never changes counts for nothing
+        scale = np.where(deviation > 1e-8, deviation, np.inf)  # constant features get weight 0
         self._mean[columns] = targets[:, columns].mean(0)
         x, y = (features - mean) / scale, targets[:, columns] - self._mean[columns]
         count, width = x.shape
@@ -103,7 +103,7 @@ class Probe:
         self._constant[columns] = self._mean[columns] - mean @ self._weights[:, columns]
 
     def _share(self, sample: Sample) -> np.ndarray:
-        """(E, 2) by episode: what is explained, and of how much. Their ratio is the score."""
+        """(E, 2) per episode: explained part and total. The ratio of their sums is the score."""
         outputs = sample.features @ self._weights + self._constant
         targets, known = self._targets(sample.rows), self._known(sample.rows)
         kind = self._kind.kind
@@ -121,7 +121,7 @@ class Probe:
 
 
 def baseline(kind: Privileged, training: np.ndarray, held_out: np.ndarray) -> float:
-    """The score of who sees nothing: 0 of real numbers, and the most frequent class of each of the training rows."""
+    """The score without any input: 0 for real numbers; for classes, that of the most frequent training class."""
     if not kind.kind.classes:
         return 0.0
     frequent = []

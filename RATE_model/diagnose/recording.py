@@ -1,6 +1,6 @@
-"""What an agent makes of whole episodes of the data: hidden states, memory, decisions, step by step.
+"""Record an agent on whole episodes of the data: hidden states, memory and predictions at every step.
 
-Memory is handed on through whole episodes, as in play, however short the windows of training were.
+Memory is passed on through whole episodes, as in acting, even if training windows were shorter.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from RATE_model.data.dataset import WindowDataset
 from RATE_model.memories.contract import State
 from RATE_model.objectives.cloning import action_errors
 
-CHUNK = 256  # steps that run at once, about
+CHUNK = 256  # approximate number of steps per forward pass
 _BATCH_BYTES = 2**28
 
 
 @dataclass(frozen=True)
 class Recording:
-    """S steps of E episodes, one after another, and B moments at which memory was handed on.
+    """S steps of E episodes, concatenated, and the memory at B segment borders.
 
     Attributes:
-        episode, step: (S,) int64, which episode, and which of its steps, counted from 0.
-        hidden, knocked_out, observation: (S, d) float32, hidden states; those with the memory knocked out before every
-            segment (None without memory); and what the encoder makes of the step's observation alone.
+        episode, step: (S,) int64, the episode, and the step within it, from 0.
+        hidden, knocked_out, observation: (S, d) float32, hidden states; the same with the memory knocked out before
+            every segment (None without memory); and the encoded observation of the step.
         infos: (S, n) float32 or int64 by name.
-        targets: (S,) int64 or (S, A) float32, actions to be learned; `actions`, those that were taken.
-        predictions: (S, num_actions) float32, logits or actions; `exchanged`, the same where all past actions are other
-            ones of the data.
-        errors: (S,) float32, the loss of each prediction; `exchanged_errors`.
-        state: (B, n) float32, the memory as it was handed on; None where it holds nothing, or numbers that differ.
-        before: (B,) int64, the last step that it had seen, an index of the arrays above.
+        targets: (S,) int64 or (S, A) float32, target actions; `actions`: actions taken.
+        predictions: (S, num_actions) float32, logits or actions; `exchanged`: the same with past actions replaced by
+            others of the data.
+        errors: (S,) float32, the loss of each prediction; `exchanged_errors`: the same for `exchanged`.
+        state: (B, n) float32, the memory passed on; None if it is empty or varies in size.
+        before: (B,) int64, index of the last step before each border.
     """
 
     episode: np.ndarray
@@ -63,12 +63,12 @@ class Recording:
 
 
 def whole_episodes_of(data: WindowDataset, *, episodes: int, steps: int | None = None) -> WindowDataset:
-    """The episodes, from their beginnings, that the windows of a dataset lie in; padded at the right.
+    """The episodes of a dataset's windows, from their beginnings, padded on the right.
 
     Args:
-        data: of one side, training or validation.
-        episodes: at most this many, evenly spread.
-        steps: of each, at most; None: all.
+        data: training or validation windows.
+        episodes: maximum number, evenly spaced.
+        steps: maximum steps of each; None: all.
     """
     index, start, _ = data.windows.T
     found = np.unique(np.stack([index, data.begun(index, start)], axis=1), axis=0)
@@ -86,12 +86,12 @@ def _length(data: WindowDataset, file: int, start: int) -> int:
 
 @torch.no_grad()
 def record(agent: Agent, data: WindowDataset, *, seed: int = 0) -> Recording:
-    """Show an agent, in eval mode, episodes of `whole_episodes_of`.
+    """Run an agent, in eval mode, on episodes of `whole_episodes_of`.
 
     Args:
-        agent: whose states are recorded.
-        data: with the infos that are to be recorded, and those that an oracle sees.
-        seed: of past actions that are exchanged.
+        agent: the agent to record.
+        data: episodes with the infos to record, and those that an oracle needs.
+        seed: of the exchange of past actions.
     """
     parts: dict[str, list[np.ndarray]] = {}
     generator, episodes = torch.Generator().manual_seed(seed), 0
@@ -104,7 +104,7 @@ def record(agent: Agent, data: WindowDataset, *, seed: int = 0) -> Recording:
         valid = batch.valid.numpy()
         row, step = np.nonzero(valid)
         found |= {"episode": row + episodes, "step": step}
-        position = np.cumsum(valid.ravel()).reshape(valid.shape) - 1 + steps_before  # of valid steps in the flat arrays
+        position = np.cumsum(valid.ravel()).reshape(valid.shape) - 1 + steps_before  # indices of valid steps
         found["before"] = position[found.pop("border_rows"), found.pop("border_steps") - 1]
         for name, values in found.items():
             parts.setdefault(name, []).append(values)
@@ -117,7 +117,7 @@ def record(agent: Agent, data: WindowDataset, *, seed: int = 0) -> Recording:
 
 
 def _of_batch(agent: Agent, batch: Batch, generator: torch.Generator) -> dict[str, np.ndarray]:
-    """Arrays of the valid steps of a batch, by name; and the memory at borders, with rows and steps."""
+    """Arrays of a batch's valid steps, by name, and the memory at borders, with rows and steps."""
     valid = batch.valid.numpy()
     on_device = batch.to(agent.device)
     states: list[tuple[int, State]] = []
@@ -157,7 +157,7 @@ def _of_batch(agent: Agent, batch: Batch, generator: torch.Generator) -> dict[st
 
 
 def _pieces(batch: Batch) -> Iterator[Batch]:
-    """A batch some steps at a time."""
+    """Split a batch in time."""
     for start in range(0, batch.valid.shape[1], CHUNK):
         piece = slice(start, start + CHUNK)
         yield replace(batch, observations=batch.observations[slice(None), piece], rtg=batch.rtg[:, piece])
@@ -186,7 +186,7 @@ def _through(agent: Agent, batch: Batch, valid: Tensor, at_border: Any) -> Tenso
 
 
 def _at_borders(agent: Agent, lengths: Tensor, states: Sequence[tuple[int, State]]) -> dict[str, np.ndarray]:
-    """The memory at borders that episodes reach, as vectors, with the rows and steps of those borders."""
+    """The memory at the borders that episodes reach, as vectors, with rows and steps of these borders."""
     rows, steps, vectors = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)], []
     for step, state in states if agent.memory.has_memory else ():
         reached = torch.nonzero(lengths > step).squeeze(1)

@@ -1,8 +1,8 @@
-"""What is learned: a room for each objective. From hidden states and a batch to a loss, whatever the memory is.
+"""Objectives: from hidden states and a batch to a loss, for any memory.
 
-    cloning      actions, with returns-to-go or without: what every agent learns
-    auxiliary    what helps a memory to learn what to keep: the next latent, the return, privileged arrays of the data
-    privileged   how such arrays become numbers, as targets here and as inputs of an oracle
+    cloning      actions, with or without returns-to-go; every agent learns them
+    auxiliary    targets that train memory: the next latent, the return, privileged arrays of the data
+    privileged   normalisation of such arrays, as targets and as inputs of an oracle
 
-docs/objectives.md says how to use them.
+See docs/objectives.md.
 """

@@ -29,23 +29,23 @@ from RATE_model.objectives.cloning import mean_over
 from RATE_model.objectives.privileged import PREFIX, Privileged, infos_of
 
 NEXT_LATENT, RETURN = "next_latent", "return"
-WEIGHTS = (0.5,)  # unless others are given
+WEIGHTS = (0.5,)  # default
 _LARGEST = torch.finfo(torch.float32).max
 
 
 def check_objectives(names: Sequence[str], weights: Sequence[float]) -> None:
-    """Raise `UserError` for a name of no objective, or weights that are not theirs."""
+    """Raise `UserError` for an unknown objective, or weights that do not match."""
     for name in names:
         if name not in (NEXT_LATENT, RETURN) and not (name.startswith(PREFIX) and name != PREFIX):
             raise UserError(
                 f"--aux {name or repr(name)}: must be {NEXT_LATENT}, {RETURN}, or {PREFIX}NAME, an array of the data"
             )
     if repeated := [name for place, name in enumerate(names) if name in names[:place]]:
-        raise UserError(f"--aux: names {repeated[0]} twice; once is enough")
+        raise UserError(f"--aux: names {repeated[0]} twice; give it once")
     if names and len(weights) not in (1, len(names)):
         raise UserError(f"--aux_weight: {len(weights)} weights for {len(names)} objectives; give one, or one for each")
     if not names and tuple(weights) != WEIGHTS:
-        raise UserError("--aux_weight: there is nothing to weigh without --aux; give objectives, or leave it out")
+        raise UserError("--aux_weight: has no effect without --aux; give objectives, or leave it out")
     for weight in weights:
         if not 0 < weight <= _LARGEST:
             raise UserError(f"--aux_weight {weight}: must be a finite float32 above 0")
@@ -53,14 +53,14 @@ def check_objectives(names: Sequence[str], weights: Sequence[float]) -> None:
 
 @dataclass(frozen=True)
 class ObjectiveInput:
-    """Some steps of some rows of a batch, and what the agent made of them.
+    """The hidden states of some rows and steps of a batch.
 
     Attributes:
-        agent: whose hidden states these are.
-        hidden: `(b, t, d_model)`.
-        batch: whole, on the agent's device.
-        valid: `(B, T)` bool on the CPU, the batch's steps that are not padding.
-        rows, steps: which ones.
+        agent: the agent.
+        hidden: `(b, t, d_model)`, its hidden states.
+        batch: the whole batch, on the agent's device.
+        valid: `(B, T)` bool on the CPU, False for padding.
+        rows, steps: the rows and steps of `hidden` within the batch.
     """
 
     agent: Agent
@@ -72,17 +72,17 @@ class ObjectiveInput:
 
 
 class Objective(nn.Module, ABC):
-    """A head, and the loss of what it predicts."""
+    """A head, and the loss of its predictions."""
 
     @abstractmethod
     def forward(self, inputs: ObjectiveInput) -> Tensor:
-        """The loss of every step, `(b, t)` float32; 0 where there is no target."""
+        """The loss of every step, `(b, t)` float32; 0 at steps without a target."""
 
 
 class NextLatent(Objective):
-    """The encoder's output for the next observation, from the hidden state and the action that is taken.
+    """Predicts the encoder's output for the next observation, from the hidden state and the action taken.
 
-    The target is normalised to mean 0 and variance 1 over its numbers, and no gradient flows into it.
+    The target is normalised to mean 0 and variance 1 over its numbers, and detached.
     """
 
     def __init__(self, d_model: int) -> None:
@@ -108,7 +108,7 @@ class NextLatent(Objective):
 
 
 class Return(Objective):
-    """The return-to-go, normalised by the training data."""
+    """Predicts the return-to-go, normalised by the training data."""
 
     mean: Tensor
     std: Tensor
@@ -127,7 +127,7 @@ class Return(Objective):
 
 
 class Info(Objective):
-    """A privileged array of the data; the mean over its numbers."""
+    """Predicts a privileged array of the data. The loss is the mean over its numbers."""
 
     def __init__(self, d_model: int, name: str, data: WindowDataset) -> None:
         super().__init__()
@@ -137,7 +137,7 @@ class Info(Objective):
 
     def forward(self, inputs: ObjectiveInput) -> Tensor:
         """See `Objective.forward`."""
-        assert inputs.batch.infos is not None, "windows come with the arrays that objectives need"
+        assert inputs.batch.infos is not None, "the windows contain the arrays of the objectives"
         rows = inputs.batch.infos[self.name][inputs.rows, inputs.steps]
         return self.privileged.scores(self.head(inputs.hidden), rows).errors.mean(-1)
 
@@ -146,8 +146,8 @@ class Auxiliary(nn.Module):
     """Several objectives with weights.
 
     Attributes:
-        names: as users type them.
-        weights: of each, `(A,)`.
+        names: as typed by users.
+        weights: `(A,)`.
     """
 
     weights: Tensor
@@ -160,51 +160,51 @@ class Auxiliary(nn.Module):
 
     @classmethod
     def of(cls, names: Sequence[str], weights: Sequence[float], agent: Agent, data: WindowDataset) -> Self:
-        """Fresh objectives for an agent, on its device. What they draw leaves torch's global generator as it was.
+        """New objectives for an agent, on its device. Leaves torch's global generator unchanged.
 
         Args:
-            names, weights: which ones; one weight serves all.
-            agent: whose hidden states they see.
-            data: training windows, with the arrays that are named.
+            names, weights: the objectives; a single weight applies to all.
+            agent: provides the hidden states.
+            data: training windows with the named arrays.
         """
         d_model = agent.config.sizes.d_model
 
-        def made(name: str) -> Objective:
+        def make(name: str) -> Objective:
             if name == NEXT_LATENT:
                 return NextLatent(d_model)
             return Return(d_model, data) if name == RETURN else Info(d_model, name.removeprefix(PREFIX), data)
 
         with torch.random.fork_rng(devices=[]):
-            objectives = [made(name) for name in names]
+            objectives = [make(name) for name in names]
         weights = [*weights] * len(names) if len(weights) == 1 else weights
         return cls(names, weights, objectives).to(agent.device)
 
     def forward(self, inputs: ObjectiveInput) -> Tensor:
-        """The mean of every objective's loss over the steps that are learned from: `(A,)` float32."""
+        """The mean loss of every objective over valid steps: `(A,)` float32."""
         learned = inputs.batch.valid[inputs.rows, inputs.steps]
         return torch.stack([mean_over(objective(inputs), learned) for objective in self.objectives])
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """What each objective's loss is called: `train_aux_agent_pos`."""
+        """The names of the losses, such as `train_aux_agent_pos`."""
         return tuple(f"train_aux_{name.removeprefix(PREFIX)}" for name in self.names)
 
 
 def check_transform(names: Sequence[str], transform: BatchTransform | None, *, flag: str) -> None:
-    """Raise `UserError` for an array of the data that is not true of what a batch transform makes of windows."""
+    """Raise `UserError` for an array of the data that a batch transform makes wrong."""
     if transform is None:
         return
     for name in infos_of(names):
         if name not in transform.keeps:
             kept = ", ".join(PREFIX + other for other in transform.keeps) or "none"
             raise UserError(
-                f"--{flag} {PREFIX}{name}: windows are shown in the mirror, too, where it is not what the data says "
-                f"(true in both: {kept}); take --mirror false, or leave it out"
+                f"--{flag} {PREFIX}{name}: is wrong in mirrored windows (correct in both: {kept}); "
+                "use --mirror false, or leave it out"
             )
 
 
 def _zero_initialised(inputs: int, outputs: int) -> nn.Linear:
-    """A linear map that begins at zero: the first prediction is the mean of the data."""
+    """A linear map initialised to zero, so it first predicts the mean of the data."""
     layer = nn.Linear(inputs, outputs)
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)

@@ -1,4 +1,4 @@
-"""Behaviour cloning: the actions of the data, or an expert's, from what was seen and, if it is shown, the return."""
+"""Behaviour cloning: predict the actions of the data, or an expert's, with or without returns."""
 
 import torch
 from torch import Tensor

@@ -1,8 +1,8 @@
-"""Privileged arrays of the data, `infos/NAME`: what a step was like, and what no agent that plays is told.
+"""Privileged arrays of the data, `infos/NAME`, which acting agents never see.
 
-Real numbers are normalised by the training data: a squared error of 1 is that of who predicts its mean. Integers are
-classes, those that the training data shows. What is NaN or infinite, and a class that training data does not show, is
-not known: it is neither predicted nor seen.
+Real numbers are normalised by the training data, so predicting the mean has a squared error of 1. Integers are classes,
+the values that occur in the training data. NaN, infinity and other classes count as unknown: they are neither predicted
+nor seen.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ _SMALLEST_DEVIATION = 1e-6
 
 
 class Scores(NamedTuple):
-    """How well numbers or classes are predicted: `(..., n)` errors, and whether each is known, bool."""
+    """Errors of predicted numbers or classes, `(..., n)`, and a mask of the known ones, bool."""
 
     errors: Tensor
     known: Tensor
 
 
 class Privileged(nn.Module):
-    """One array of `infos/`, n numbers a step, as a model sees or predicts it; what it learned of data is in buffers.
+    """One array of `infos/`, n numbers per step, as a model sees or predicts it. Statistics of the data are buffers.
 
     Args:
-        kind: what it is.
+        kind: its description.
     """
 
     mean: Tensor
@@ -55,24 +55,24 @@ class Privileged(nn.Module):
 
     @classmethod
     def of(cls, name: str, rows: np.ndarray, *, flag: str) -> Self:
-        """Of an array of the training data, `(steps, n)` float32 or int64.
+        """From an array of the training data, `(steps, n)` float32 or int64.
 
         Raises:
-            UserError: there are too many classes, or nothing is known; it names the flag.
+            UserError: it has too many classes, or no finite number; the message names the flag.
         """
         if rows.dtype.kind == "i":
             classes = np.unique(rows)
             if len(classes) > MAX_CLASSES:
                 raise UserError(
-                    f"--{flag} {PREFIX}{name}: holds {len(classes)} different integers, more than {MAX_CLASSES} "
-                    "classes; store numbers that are near to one another as floats"
+                    f"--{flag} {PREFIX}{name}: has {len(classes)} different integers, more than {MAX_CLASSES} "
+                    "classes; store quantities as floats"
                 )
             found = cls(PrivilegedKind(name, rows.shape[1], len(classes)))
             found.values.copy_(torch.from_numpy(classes))
             return found
         numbers = np.where(np.isfinite(rows), rows, np.nan).astype(np.float64)
         if np.isnan(numbers).all(axis=0).any():
-            raise UserError(f"--{flag} {PREFIX}{name}: is not a finite number anywhere in the training data")
+            raise UserError(f"--{flag} {PREFIX}{name}: has no finite number in the training data")
         found = cls(PrivilegedKind(name, rows.shape[1], 0))
         deviation = np.nanstd(numbers, axis=0)
         found.mean.copy_(torch.from_numpy(np.nanmean(numbers, axis=0)))
@@ -80,7 +80,7 @@ class Privileged(nn.Module):
         return found
 
     def inputs(self, rows: Tensor) -> Tensor:
-        """`(..., n)` as they are in a batch to the numbers that a model sees, `(..., kind.numbers)`; 0 if not known."""
+        """From `(..., n)` in a batch to the numbers that a model sees, `(..., kind.numbers)`; 0 if unknown."""
         if self.kind.classes:
             index, known = self._classes(rows)
             hot = F.one_hot(index, self.kind.classes) * known[..., None]
@@ -89,7 +89,7 @@ class Privileged(nn.Module):
         return torch.where(normalised.isfinite(), normalised, normalised.new_zeros(()))
 
     def scores(self, predictions: Tensor, rows: Tensor) -> Scores:
-        """Of predictions `(..., kind.numbers)`: squared errors, or cross-entropies in nats; 0 where not known."""
+        """Scores of predictions `(..., kind.numbers)`: squared errors, or cross-entropies in nats; 0 if unknown."""
         predictions = predictions.float()
         if self.kind.classes:
             index, known = self._classes(rows)
@@ -101,42 +101,44 @@ class Privileged(nn.Module):
         return Scores(torch.where(known, errors, errors.new_zeros(())), known)
 
     def _classes(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """The number of each value among the classes, and whether it is one."""
+        """The class index of each value, and a mask of values that are classes."""
         index = torch.searchsorted(self.values, rows.contiguous()).clamp(max=self.kind.classes - 1)
         return index, self.values[index] == rows
 
 
 def named(texts: Sequence[str]) -> tuple[str, ...]:
-    """Names that are written in one word with commas, in several words, or both."""
+    """Names given as several words, separated by commas, or both."""
     return tuple(name for text in texts for name in text.split(","))
 
 
 def check_infos(names: Sequence[str], *, flag: str) -> None:
-    """Raise `UserError` for a name that is not `infos/NAME`, or stands there twice."""
+    """Raise `UserError` for a name that is not `infos/NAME`, or a duplicate."""
     for place, name in enumerate(names):
         if not name.startswith(PREFIX) or name == PREFIX:
             raise UserError(f"--{flag} {name or repr(name)}: give arrays of the data, as {PREFIX}NAME")
         if name in names[:place]:
-            raise UserError(f"--{flag}: names {name} twice; once is enough")
+            raise UserError(f"--{flag}: names {name} twice; give it once")
 
 
 def infos_of(names: Sequence[str]) -> tuple[str, ...]:
-    """Of names such as `infos/agent_pos` those of arrays, without the prefix; each once, in the order given."""
+    """The arrays among names such as `infos/agent_pos`, without the prefix and duplicates, in order."""
     return tuple(dict.fromkeys(name.removeprefix(PREFIX) for name in names if name.startswith(PREFIX)))
 
 
 def with_infos(data: WindowDataset, names: Sequence[str], *, flag: str) -> WindowDataset:
-    """`WindowDataset.with_infos`; the error of what is missing lists what there is, with the shape of a step.
+    """`WindowDataset.with_infos`, with an error that lists the available arrays and their shapes per step.
 
     Raises:
-        UserError: it names the flag.
+        UserError: an array is missing; the message names the flag.
     """
     for file in data.files:
         offered = file.info_names()
         if missing := [name for name in names if name not in offered]:
-            held = ", ".join(f"{PREFIX}{name} {_shape(file.column(PREFIX + name, 0, 1))}" for name in sorted(offered))
+            available = ", ".join(
+                f"{PREFIX}{name} {_shape(file.column(PREFIX + name, 0, 1))}" for name in sorted(offered)
+            )
             raise UserError(
-                f"--{flag} {PREFIX}{missing[0]}: '{file.path}' has no such array; it has {held or 'no infos'}"
+                f"--{flag} {PREFIX}{missing[0]}: '{file.path}' has no such array; it has {available or 'no infos'}"
             )
     return data.with_infos(names)
 

@@ -1,1 +1,1 @@
-"""What was proved: statistics with intervals, and a verdict on what an agent remembers and for how long."""
+"""Proving memory: statistics with confidence intervals, and a verdict on whether and how long an agent remembers."""

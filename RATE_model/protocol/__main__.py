@@ -1,4 +1,4 @@
-"""What was proved about the memory of runs: a verdict, success against horizon, and the controls.
+"""Test whether and how long agents remember: a verdict, success against horizon, and control experiments.
 
     python3 -m RATE_model.protocol --checkpoint RUN_1 RUN_2 RUN_3
     python3 -m RATE_model.protocol --checkpoint RUN_1 RUN_2 RUN_3 --control FREE_1 FREE_2 FREE_3 --cases 90 900 9600
@@ -8,8 +8,8 @@ plots/protocol.png; with --output, all of them go there.
 
     python3 -m RATE_model.protocol --env NAME --model_mode LSTM --grid
 
-trains a memory on one length at a time, seen whole, in two segments and in three, and plots at which lengths it
-succeeds. Finished runs are kept and interrupted ones continued.
+trains a memory on one length at a time, as one segment, two and three, and plots at which lengths it succeeds. Finished
+runs are kept and interrupted ones continued.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":
-    import RATE_model.system.script  # noqa: F401  a signal ends it at once while the imports below take their seconds
+    import RATE_model.system.script  # noqa: F401  signals end the process at once during the slow imports below
 
 from RATE_model.cli.evaluation import evaluation_of_run, print_table, recorded_evaluation_flags, recorded_flags
 from RATE_model.cli.limits import at_least, writable
@@ -42,7 +42,7 @@ from RATE_model.system.atomic import atomic_write_json, atomic_write_text
 from RATE_model.training.runs import check_unowned
 
 NAME = "protocol"
-# Flags in which the runs of one agent may differ.
+# Flags in which runs of the same agent may differ.
 _OWN = {"seed", "start_seed", "end_seed", "text", "ckpt_folder", "output_dir", "data_dir", "device", "save_minutes"}
 
 
@@ -52,14 +52,14 @@ class Options:
 
     # Run directories. Runs that differ only in their seed count as one agent
     checkpoint: tuple[Path, ...] = ()
-    # Runs of an agent without memory on the same data (--model_mode MLP or BC-MLP). Whatever they achieve needs no
+    # Runs of an agent without memory on the same data (--model_mode MLP or BC-MLP). What they achieve does not need
     # memory
     control: tuple[Path, ...] = ()
     # Episodes per case and seed
     episodes: int = 100
     # Cases, such as episode lengths; none given = the defaults of the environment's inference script
     cases: tuple[str, ...] = ()
-    # Deviate from what the runs were trained for, as flag=value of the environment's inference script
+    # Evaluate with other settings, as flag=value of the environment's inference script
     play: tuple[str, ...] = ()
     # Environment: its name or its module; none = that of the runs
     env: str | None = None
@@ -69,22 +69,22 @@ class Options:
     output: Path | None = None
     # Train and validate --model_mode on the grid of contexts and horizons instead
     grid: Boolean = False
-    # --grid: the memory to train
+    # --grid: memory to train
     model_mode: str = "RATE"
     # --grid: further flags of the train script, as flag=value
     train: tuple[str, ...] = ()
     # --grid: seeds; consecutive
     seeds: tuple[int, ...] = (1, 2, 3)
-    # --grid: runs at a time
+    # --grid: parallel runs
     jobs: int = 1
     # --grid: folder for the runs; none = the environment's checkpoint folder
     runs_dir: Path | None = None
 
     def validate(self) -> None:
-        """Raise a UserError for whatever can be checked before anything is loaded."""
+        """Raise a UserError for anything that can be checked before loading."""
         if self.grid:
             if self.checkpoint or self.env is None:
-                raise UserError("--grid trains runs of its own: give --env and --model_mode, and no --checkpoint")
+                raise UserError("--grid trains its own runs: give --env and --model_mode, and leave out --checkpoint")
             if self.model_mode not in MODES:
                 raise UserError(f"--model_mode {self.model_mode}: must be one of {', '.join(MODES)}")
         elif not self.checkpoint:
@@ -100,23 +100,23 @@ class Options:
 
 @dataclass(frozen=True)
 class Examined:
-    """An agent with several seeds, and the result of its examination."""
+    """An agent with several seeds, its outcomes and the verdict."""
 
     name: str
     runs: Sequence[Path]
-    subject: AgentFacts
+    facts: AgentFacts
     cases: Sequence[Case]
     verdict: Verdict
     notes: Sequence[str] = field(default=())
 
     def as_json(self) -> dict[str, Any]:
-        """The file protocol.json."""
+        """The content of protocol.json."""
         return {
             "name": self.name,
             "runs": [str(run) for run in self.runs],
-            "context": self.subject.context,
-            "effective_context": self.subject.reach,
-            "segment": self.subject.segment,
+            "context": self.facts.context,
+            "effective_context": self.facts.reach,
+            "segment": self.facts.segment,
             "verdict": {
                 "label": self.verdict.label,
                 "horizon": self.verdict.horizon,
@@ -124,7 +124,7 @@ class Examined:
                 "missing": list(self.verdict.missing),
             },
             "notes": list(self.notes),
-            "cases": document(self.subject, self.cases),
+            "cases": document(self.facts, self.cases),
         }
 
     def table(self) -> tuple[list[str], list[list[str]]]:
@@ -133,7 +133,7 @@ class Examined:
         rows = []
         for case in self.cases:
             xi = " to ".join(str(horizon) for horizon in sorted({*case.horizons})) or "none declared"
-            row = [case.name, xi, case.regime(self.subject.context)]
+            row = [case.name, xi, case.regime(self.facts.context)]
             row.append("unknown" if case.chance is None else f"{case.chance:.2f}")
             for condition in conditions:
                 interval = case.interval(condition)
@@ -158,7 +158,7 @@ def grouped(environment: Environment, runs: Sequence[Path]) -> dict[str, list[Pa
 
 
 def evaluation_for(environment: Environment, run: Path, options: Options) -> tuple[Evaluation, list[str]]:
-    """How a run is evaluated, and what to note about it.
+    """The evaluation of a run, and notes about it.
 
     Raises:
         UserError: the checkpoint is missing, of another environment, or cannot be evaluated that way.
@@ -174,7 +174,7 @@ def evaluation_for(environment: Environment, run: Path, options: Options) -> tup
             raise UserError(f"--play {min(unknown)}: {environment.inference_script} has no such flag")
         changed = {name: value for name, value in asked.items() if getattr(evaluation.options, name, value) != value}
         if not same_interface(evaluation.agent.spec, environment.spec(flags | asked)):
-            raise UserError(f"--play {' '.join(options.play)}: its observations or actions are not those of {run}")
+            raise UserError(f"--play {' '.join(options.play)}: observations or actions differ from those of {run}")
         notes = [f"not trained with {name} {value}" for name, value in changed.items()]
         evaluation = replace(evaluation, options=replace(evaluation.options, **asked))
         assert isinstance(evaluation.options, play_options)
@@ -198,27 +198,27 @@ def examine_runs(environment: Environment, name: str, runs: Sequence[Path], opti
     if remembers := [
         run for run, control in zip(options.control, free, strict=True) if control.agent.memory.has_memory
     ]:
-        raise UserError(f"--control {remembers[0]}: this agent has a memory; give a run of --model_mode MLP or BC-MLP")
+        raise UserError(f"--control {remembers[0]}: has a memory; give a run of --model_mode MLP or BC-MLP")
     evaluation = asked[0][0]
-    subject, questions = facts_of(evaluation.agent), task_cases_of(evaluation)
+    facts, task_cases = facts_of(evaluation.agent), task_cases_of(evaluation)
     cases = examine(
         [RunPlayer(evaluation) for evaluation, _ in asked],
-        subject,
-        questions,
+        facts,
+        task_cases,
         has_memory=evaluation.agent.memory.has_memory,
         twins=environment.has_twins(evaluation.options),
         memory_free=[RunPlayer(evaluation) for evaluation in free],
         report=lambda condition: print(f"  {condition}", flush=True),
     )
-    return Examined(name, runs, subject, cases, judge(subject, cases), asked[0][1])
+    return Examined(name, runs, facts, cases, judge(facts, cases), asked[0][1])
 
 
 def show(examined: Examined) -> None:
     """Print the table and the verdict."""
     header, rows = examined.table()
     print_table(header, rows)
-    reach = examined.subject.reach
-    print(f"K = {examined.subject.context}, effective context {'unlimited' if reach is None else reach}")
+    reach = examined.facts.reach
+    print(f"K = {examined.facts.context}, effective context {'unlimited' if reach is None else reach}")
     print("\n".join(f"note: {note}" for note in examined.notes) + "\n" * bool(examined.notes), end="")
     print(f"verdict: {examined.verdict.sentence}")
     for missing in examined.verdict.missing:
@@ -241,14 +241,14 @@ def write(examined: Examined, folders: Mapping[Path, Path], stem: str) -> None:
 
 
 def draw(examined: Examined, path: Path) -> None:
-    """Outcomes by condition against the horizon; as bars where a task declares none."""
+    """Plot outcomes by condition against the horizon, or as bars if the task declares no horizon."""
     first, conditions = examined.cases[0], list(examined.cases[0].outcomes)
     if first.horizons:
         points = {condition: [_point(case, condition) for case in examined.cases] for condition in conditions}
         plot_horizons(
             points,
             path,
-            context=examined.subject.context,
+            context=examined.facts.context,
             chance=first.chance,
             outcome=first.outcome,
             title=examined.name,
@@ -260,7 +260,7 @@ def draw(examined: Examined, path: Path) -> None:
 
 def draw_grid(options: Options) -> None:
     """Train, validate and draw the grid."""
-    assert options.env is not None, "seen by the validation"
+    assert options.env is not None, "checked by validate"
     environment = named(options.env)
     pairs = [text.split("=", 1) for text in options.train]
     settings = tuple(word for flag, value in pairs for word in (f"--{flag}", *shlex.split(value)))
@@ -284,7 +284,7 @@ def _bar(case: Case, condition: str) -> tuple[float, float]:
 
 
 def read_options(argv: Sequence[str] | None = None) -> Options:
-    """The options that the flags (None: the command line) ask for. Raises UserError."""
+    """Parse the options (None: from the command line). Raises UserError."""
     return parse_options(
         Options,
         argv=argv,
@@ -294,7 +294,7 @@ def read_options(argv: Sequence[str] | None = None) -> Options:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Examine the runs that the flags name."""
+    """Examine the runs named by the flags."""
     with exit_on_user_error():
         options = read_options(argv)
         if options.grid:

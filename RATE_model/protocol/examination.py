@@ -1,4 +1,4 @@
-"""Examining agents: the same episodes with memory as it is, knocked out, in parts, and exchanged between twins."""
+"""Play the same episodes with memory intact, knocked out (whole or in parts), and exchanged between twins."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from RATE_model.environments.contract import Evaluation, Outcome
 from RATE_model.memories.contract import MemoryTransform
 from RATE_model.protocol.verdict import INTACT, KNOCKED_OUT, MEMORY_FREE, TWINS, AgentFacts, Case, without
 
-# Makes the transform of one rollout, of the player of this number: what is drawn differs between players.
+# Makes the transform for one rollout of the player of this number; random draws differ between players.
 Control = Callable[[int], MemoryTransform | None]
 
 
 @dataclass(frozen=True)
 class TaskCase:
-    """One setting of a task in which agents are examined; see `Case` for its fields."""
+    """One setting of a task, such as a length; see `Case` for the fields."""
 
     name: str
     horizons: tuple[int, ...]
@@ -29,21 +29,21 @@ class TaskCase:
 
 
 class Player(Protocol):
-    """An agent in its environment."""
+    """An agent that plays in its environment."""
 
     def play(self, transform: MemoryTransform | None) -> Sequence[np.ndarray]:
-        """Outcomes (episodes,) of every question; always of the same episodes.
+        """Outcomes (episodes,) of every case, always of the same episodes.
 
         Args:
-            transform: of memory, see `Actor`. Where there are twins no row is dropped while others act, so that rows
-                2 i and 2 i + 1 can be exchanged.
+            transform: changes the memory, see `Actor`. With twins, finished rows are kept, so that rows 2 i and
+                2 i + 1 can be exchanged.
         """
         ...
 
 
 @dataclass(frozen=True)
 class RunPlayer:
-    """The agent of a run, in all cases of an evaluation."""
+    """The agent of a run, in every case of an evaluation."""
 
     evaluation: Evaluation
 
@@ -55,37 +55,37 @@ class RunPlayer:
 
 
 def task_cases_of(evaluation: Evaluation) -> list[TaskCase]:
-    """What an environment asks in the cases of an evaluation."""
-    environment, questions = evaluation.environment, []
+    """Horizons and chance level of every case of an evaluation."""
+    environment, task_cases = evaluation.environment, []
     for case in environment.played_cases(evaluation):
         horizons, chance = environment.horizons(case, evaluation.options), environment.chance(case, evaluation)
         name = environment.name if case is None else str(case)
         within = (min(horizons), max(horizons)) if horizons else ()
-        questions.append(TaskCase(name, within, chance, environment.outcome))
-    return questions
+        task_cases.append(TaskCase(name, within, chance, environment.outcome))
+    return task_cases
 
 
 def facts_of(agent: Agent) -> AgentFacts:
-    """What the verdict has to know of an agent."""
+    """The properties of an agent that the verdict depends on."""
     memory, state = agent.memory, agent.memory.largest_state()
     parts = [part for part, names in state.parts.items() if any(_has_content(getattr(state, name)) for name in names)]
     return AgentFacts(memory.context, memory.reach, memory.segment, tuple(parts))
 
 
 def _has_content(value: Any) -> bool:
-    """Whether a part of a state holds numbers: vectors, and not only counters."""
+    """Whether a part of a state contains vectors, not only counters."""
     if isinstance(value, tuple):
         return any(map(_has_content, value))
     return value is not None and getattr(value, "ndim", 0) > 1 and value.numel() > 0
 
 
-def controls(subject: AgentFacts, *, has_memory: bool, twins: bool) -> dict[str, Control]:
-    """What to compare, by condition."""
+def controls(facts: AgentFacts, *, has_memory: bool, twins: bool) -> dict[str, Control]:
+    """The control experiments, by condition."""
     wanted: dict[str, Control] = {INTACT: lambda _: None}
     if has_memory:
         wanted[KNOCKED_OUT] = lambda _: knock_out_memory
-        if len(subject.parts) > 1:
-            wanted |= {without(part): lambda _, part=part: knock_out_part(part) for part in subject.parts}
+        if len(facts.parts) > 1:
+            wanted |= {without(part): lambda _, part=part: knock_out_part(part) for part in facts.parts}
         if twins:
             wanted[TWINS] = exchange_twins
     return wanted
@@ -93,26 +93,26 @@ def controls(subject: AgentFacts, *, has_memory: bool, twins: bool) -> dict[str,
 
 def examine(
     players: Sequence[Player],
-    subject: AgentFacts,
-    questions: Sequence[TaskCase],
+    facts: AgentFacts,
+    task_cases: Sequence[TaskCase],
     *,
     has_memory: bool = True,
     twins: bool = False,
     memory_free: Sequence[Player] = (),
     report: Callable[[str], None] = lambda line: None,
 ) -> list[Case]:
-    """Every question to every player, under every condition.
+    """Play every case with every player under every condition.
 
     Args:
-        players: agents that differ in their seeds alone.
-        subject: what they have in common.
-        questions: what they are asked.
+        players: agents that differ only in their seed.
+        facts: properties of these agents.
+        task_cases: the cases to play.
         has_memory: whether there is anything to knock out.
         twins: whether rows 2 i and 2 i + 1 of all episodes differ only in what has to be remembered.
         memory_free: agents without memory, trained on the same data.
-        report: is told before each condition.
+        report: called with each condition before it is played.
     """
-    outcomes: list[dict[str, np.ndarray]] = [{} for _ in questions]
+    outcomes: list[dict[str, np.ndarray]] = [{} for _ in task_cases]
 
     def ask(condition: str, asked: Sequence[Player], control: Control) -> None:
         report(condition)
@@ -120,18 +120,18 @@ def examine(
         for number, found in enumerate(outcomes):
             found[condition] = np.stack([answer[number] for answer in answers])
 
-    for condition, control in controls(subject, has_memory=has_memory, twins=twins).items():
+    for condition, control in controls(facts, has_memory=has_memory, twins=twins).items():
         ask(condition, players, control)
     if memory_free:
         ask(MEMORY_FREE, memory_free, lambda _: None)
     return [
-        Case(question.name, question.horizons, question.chance, found, question.outcome)
-        for question, found in zip(questions, outcomes, strict=True)
+        Case(task_case.name, task_case.horizons, task_case.chance, found, task_case.outcome)
+        for task_case, found in zip(task_cases, outcomes, strict=True)
     ]
 
 
-def document(subject: AgentFacts, cases: Sequence[Case]) -> list[dict[str, Any]]:
-    """The cases as JSON: every mean, under the outcome's name, with its interval, and each seed's own."""
+def document(facts: AgentFacts, cases: Sequence[Case]) -> list[dict[str, Any]]:
+    """The cases as JSON: means by outcome, with intervals, and the means of every seed."""
     entries = []
     for case in cases:
         conditions: dict[str, Mapping[str, Any]] = {}
@@ -148,7 +148,7 @@ def document(subject: AgentFacts, cases: Sequence[Case]) -> list[dict[str, Any]]
                 "case": case.name,
                 "outcome": case.outcome,
                 "horizons": list(case.horizons),
-                "regime": case.regime(subject.context),
+                "regime": case.regime(facts.context),
                 "chance": case.chance,
                 "conditions": conditions,
             }

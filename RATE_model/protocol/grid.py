@@ -1,7 +1,7 @@
-"""The grid of context K against horizon xi: one memory trained on one length at a time, validated at all of them.
+"""The grid of context K against horizon xi: train a memory on one length at a time, validate it at all lengths.
 
-The grid of Cherepanov et al. 2024 (arXiv 2412.06531): every trained episode is seen whole (short-term memory), in two
-segments and in three (long-term memory), and validated at every trained length and beyond.
+The grid of Cherepanov et al. 2024 (arXiv 2412.06531): training episodes are one segment (short-term memory), two or
+three (long-term memory), and every memory is validated at all trained lengths and beyond.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from RATE_model.protocol.examination import RunPlayer, task_cases_of
 from RATE_model.protocol.verdict import Case as Outcomes
 from RATE_model.system.atomic import atomic_write_json, atomic_write_text
 
-# Segments in which a trained episode is seen: K >= xi, then K about a half and a third of it.
+# Segments per training episode: K >= xi, then K about half of it and a third of it.
 PARTS = (1, 2, 3)
-# Beyond what is trained on.
+# Multiples of the longest trained case.
 LONGER = (2, 4)
 
 
 @dataclass(frozen=True)
 class Grid:
-    """What is trained and validated.
+    """A memory to train and validate.
 
     Attributes:
-        environment: where.
-        mode: of the model.
-        trained: cases, ascending.
+        environment: the environment.
+        mode: the model's mode.
+        trained: the trained cases, ascending.
         settings: further flags of the train script.
     """
 
@@ -60,20 +60,20 @@ class Grid:
 
     @property
     def validated(self) -> list[Case]:
-        """All trained cases, and multiples of the last."""
+        """All trained cases, and multiples of the longest."""
         return [*self.trained, *(self.trained[-1] * factor for factor in LONGER)]
 
 
 def label(environment: Environment, case: Case, parts: int) -> str:
-    """What a row of the grid is called."""
+    """The label of a row of the grid."""
     return f"{environment.axis} {case} in {parts} segment{'s' * (parts > 1)}"
 
 
 def run_grid(grid: Grid, options: StudyOptions, *, episodes: int) -> dict[str, Any]:
-    """Train what is missing, validate everything; `{"rows": {label: {...}}, "validated": [...]}`.
+    """Train missing runs, validate all; `{"rows": {label: {...}}, "validated": [...]}`.
 
     Raises:
-        UserError: the environment declares no grid, or a run fails.
+        UserError: the environment does not declare a grid, or a run fails.
     """
     if not grid.trained:
         raise UserError(f"{grid.environment.name} declares no grid of contexts and horizons")
@@ -84,16 +84,16 @@ def run_grid(grid: Grid, options: StudyOptions, *, episodes: int) -> dict[str, A
         ]
         answers = [RunPlayer(evaluation).play(None) for evaluation in evaluations]
         memory, cells = evaluations[0].agent.memory, []
-        for number, question in enumerate(task_cases_of(evaluations[0])):
+        for number, task_case in enumerate(task_cases_of(evaluations[0])):
             seeds = [answer[number] for answer in answers]
             case = Outcomes(
-                question.name, question.horizons, question.chance, {"intact": np.stack(seeds)}, question.outcome
+                task_case.name, task_case.horizons, task_case.chance, {"intact": np.stack(seeds)}, task_case.outcome
             )
             interval = case.interval()
             cells.append(
                 {
-                    "case": question.name,
-                    "horizons": list(question.horizons),
+                    "case": task_case.name,
+                    "horizons": list(task_case.horizons),
                     "regime": case.regime(memory.context),
                     "success": float(interval.value),
                     "interval": [float(interval.low), float(interval.high)],
@@ -113,7 +113,7 @@ def run_grid(grid: Grid, options: StudyOptions, *, episodes: int) -> dict[str, A
 
 
 def write_grid(found: Mapping[str, Any], folder: Path, stem: str) -> list[Path]:
-    """JSON, CSV and the heat map of a grid; their paths. Raises UserError if they cannot be written."""
+    """Write JSON, CSV and the heat map of a grid; returns their paths. Raises UserError if they cannot be written."""
     values = {name: [cell["success"] for cell in row["cells"]] for name, row in found["rows"].items()}
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

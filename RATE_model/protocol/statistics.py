@@ -3,11 +3,11 @@
     Wilson interval           Wilson 1927; recommended by Newcombe 1998 and by Brown, Cai and DasGupta 2001
     interquartile mean (IQM), performance profile, stratified bootstrap
                               Agarwal et al. 2021 (arXiv 2108.13264)
-    resampling n - 1 of n     Rao and Wu 1988: without it intervals of three seeds are a fifth too narrow
-    widening by t / z         Hesterberg 2015, "expanded percentile interval": without it they are narrower still
+    resampling n - 1 of n     Rao and Wu 1988; otherwise intervals of three seeds are a fifth too narrow
+    widening by t / z         Hesterberg 2015, "expanded percentile interval"; otherwise they are narrower still
 
-An interval describes what was resampled. Over episodes it says how these agents would do in other episodes; only an
-interval over seeds says how other seeds would do.
+An interval describes what was resampled: an interval over episodes describes these agents in other episodes, an
+interval over seeds describes other seeds.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ Statistic = Callable[[np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate and its confidence interval: numbers, or arrays of one shape."""
+    """An estimate and its confidence interval: numbers, or arrays of the same shape."""
 
     value: np.ndarray
     low: np.ndarray
@@ -35,7 +35,7 @@ def wilson(successes: np.ndarray | int, trials: np.ndarray | int, *, confidence:
     """A success rate and its Wilson score interval.
 
     Args:
-        successes, trials: integers of shapes that broadcast; at least one trial each.
+        successes, trials: integers with shapes that broadcast; at least one trial each.
         confidence: of the two-sided interval.
     """
     trials = np.asarray(trials, dtype=np.float64)
@@ -70,16 +70,16 @@ def bootstrap(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Interval:
-    """A statistic of all strata's samples together, with a widened percentile interval of the stratified bootstrap.
+    """A statistic of all samples, with a widened percentile interval of the stratified bootstrap.
 
     It may reach beyond the range that samples can have.
 
     Args:
-        strata: (n,) each, n at least 2. Tasks with a score per seed, or seeds with an outcome per episode: what varies
-            within a stratum is resampled, which strata there are is not.
-        statistic: of the samples of all strata, joined.
+        strata: (n,) each, n at least 2: tasks with a score per seed, or seeds with an outcome per episode. Samples are
+            resampled within each stratum; the strata are fixed.
+        statistic: maps the samples of all strata, concatenated.
         confidence: of the two-sided interval.
-        resamples: how many; the interval's own noise falls with their square root.
+        resamples: number of resamples; the noise of the interval falls with their square root.
         seed: of the resampling.
 
     Raises:
@@ -96,11 +96,11 @@ def bootstrap(
 def mean_ranks(
     scores: np.ndarray, *, confidence: float = CONFIDENCE, resamples: int = RESAMPLES, seed: int = 0
 ) -> Interval:
-    """The mean rank of every method over tasks: 1 is best, equals share a rank.
+    """The mean rank of every method over tasks: 1 is best, ties share a rank.
 
     Args:
         scores: (methods, tasks, seeds), higher is better; a method's score in a task is its mean over seeds.
-        confidence, resamples, seed: of the bootstrap over seeds, each method and task by itself.
+        confidence, resamples, seed: of the bootstrap over seeds, independent for each method and task.
 
     Returns:
         (methods,) each.
@@ -119,9 +119,9 @@ def _ranks(scores: np.ndarray) -> np.ndarray:
 
 
 def _resampled(samples: np.ndarray, resamples: int, seed: tuple[int, int]) -> np.ndarray:
-    """(resamples, n - 1) draws with replacement of (n,) samples: their mean varies by s^2 / n, as it should."""
+    """(resamples, n - 1) draws with replacement from (n,) samples, so the variance of their mean is s^2 / n."""
     if len(samples) < 2:
-        raise ValueError("a stratum needs at least two samples: one says nothing about how much others would differ")
+        raise ValueError("a stratum needs at least two samples to estimate the variance")
     generator = np.random.default_rng(seed)
     return samples[generator.integers(len(samples), size=(resamples, len(samples) - 1))]
 

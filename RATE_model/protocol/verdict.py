@@ -1,19 +1,19 @@
-"""From outcomes of episodes to what was proved about an agent's memory.
+"""From outcomes of episodes to a verdict on an agent's memory.
 
-Definitions are those of Cherepanov et al. 2024 (arXiv 2412.06531). K is how many steps an agent sees at once. The
-correlation horizon xi of an event and its recall is the number of steps from the one to the other, both included. With
-the shortest and the longest horizon of a task,
+Definitions follow Cherepanov et al. 2024 (arXiv 2412.06531). The context K is the number of steps that an agent sees at
+once. The correlation horizon xi is the number of steps from an event to its recall, both included. With the shortest
+and the longest horizon of a task,
 
-    K < shortest               long-term only: nothing that is asked for lies within the context
-    K >= longest               short-term only: all of it does
+    K < shortest               long-term only: every event is outside the context
+    K >= longest               short-term only: every event is inside the context
     otherwise                  mixed: success proves nothing about long-term memory
 
-Long-term memory is proved by a task of the first kind that is solved better than by chance, and worse when memory is
-knocked out. What survives the knock-out did not come from memory: the environment leaks it.
+Long-term memory is proved if the agent is better than chance in a long-term-only task, and worse when memory is knocked
+out. What survives the knock-out does not come from memory: the environment leaks it.
 
-Where an outcome is not a success but a return, no level of chance is that of an agent without memory: who remembers
-nothing earns something, too. Then memory is proved by what its knock-out costs, and by a control without memory. Where
-a task declares no horizons, nothing can be said about how long an agent remembers.
+If outcomes are returns, there is no chance level, because an agent without memory earns something too. Then the proof
+is a costly knock-out and a worse control without memory. If a task declares no horizons, the verdict does not say for
+how long an agent remembers.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Regime = Literal["long-term only", "mixed", "short-term only", "undeclared"]
 Label = Literal["long-term", "short-term", "leak", "nothing", "unproved"]
 
 MIN_SEEDS, MIN_EPISODES = 3, 100
-# Conditions of a control experiment; `without(part)` are the others.
+# Conditions of control experiments, besides `without(part)`.
 INTACT, KNOCKED_OUT, TWINS, MEMORY_FREE = "intact", "knocked out", "twins exchanged", "memory-free control"
 
 
@@ -41,13 +41,13 @@ def without(part: str) -> str:
 
 @dataclass(frozen=True)
 class AgentFacts:
-    """What has to be known of the agents, which differ in their seeds alone.
+    """Properties of agents that differ only in their seed.
 
     Attributes:
-        context: K, the most steps seen at once.
-        reach: the effective context: how many of the last steps can matter at all; None: no limit.
-        segment: memory is knocked out whenever this many steps have passed.
-        parts: what memory is made of, where it can be knocked out part by part.
+        context: K, the number of steps seen at once.
+        reach: the effective context, the number of past steps that can influence a decision; None: unlimited.
+        segment: steps between two knock-outs of memory.
+        parts: parts of memory that can be knocked out separately.
     """
 
     context: int
@@ -58,14 +58,14 @@ class AgentFacts:
 
 @dataclass(frozen=True)
 class Case:
-    """One setting of a task, and how agents did in it.
+    """One setting of a task, and the outcomes of agents.
 
     Attributes:
-        name: what the environment calls it.
-        horizons: the shortest and the longest correlation horizon, in steps; empty: the task declares none.
-        chance: the mean outcome without memory, or, of returns, a random player's; None: it is not known.
-        outcomes: by condition (seeds, episodes), from 0, wrong, to 1, right, or returns; "intact" is among them.
-        outcome: what they are, "success" or "return".
+        name: the environment's name for it.
+        horizons: shortest and longest correlation horizon, in steps; empty if the task declares none.
+        chance: mean outcome without memory or, for returns, of a random player; None if unknown.
+        outcomes: condition -> (seeds, episodes), successes from 0 to 1, or returns; includes "intact".
+        outcome: "success" or "return".
     """
 
     name: str
@@ -75,7 +75,7 @@ class Case:
     outcome: str = "success"
 
     def regime(self, context: int) -> Regime:
-        """What success says of an agent that sees this many steps at once."""
+        """The regime of an agent with this context; see the module."""
         if not self.horizons:
             return "undeclared"
         shortest, longest = self.horizons
@@ -83,12 +83,12 @@ class Case:
 
     @property
     def level(self) -> float:
-        """`chance`, where it is known."""
-        assert self.chance is not None, "asked only where it is"
+        """`chance`, which must be known."""
+        assert self.chance is not None, "the caller checks that chance is known"
         return self.chance
 
     def shown(self, value: float | np.ndarray) -> str:
-        """A value as people read it: rates with two digits and no zero before the point."""
+        """A value as text: rates with two digits and without a leading zero."""
         number = float(value)
         if self.outcome == "success":
             return f"{number:.2f}".replace("0.", ".", 1) if 0 <= number < 1 else f"{number:.2f}"
@@ -97,8 +97,7 @@ class Case:
     def interval(self, condition: str = INTACT, *, confidence: float = CONFIDENCE) -> Interval:
         """The mean outcome: a Wilson interval of rates, else a bootstrap of episodes within seeds.
 
-        Either says how these agents would do in other episodes; how other seeds would do, only the seeds' own means
-        show.
+        Either describes these agents in other episodes. For other seeds, compare the means of the seeds.
         """
         outcomes = self.outcomes[condition]
         if self.outcome == "success" and np.isin(outcomes, (0, 1)).all():
@@ -108,14 +107,14 @@ class Case:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was proved.
+    """The result of `judge`.
 
     Attributes:
-        label: "long-term", "short-term" (all that is remembered lies within the context), "leak" (right without
-            memory), "nothing" (no better than chance) or "unproved".
-        horizon: xi, the longest that the sentence speaks of; None: none.
-        sentence: the same in words.
-        missing: what stands in the way of more.
+        label: "long-term", "short-term" (remembers only within the context), "leak" (correct without memory), "nothing"
+            (no better than chance) or "unproved".
+        horizon: the longest xi of the verdict; None if there is none.
+        sentence: the verdict in words.
+        missing: what a stronger claim would need.
     """
 
     label: Label
@@ -124,15 +123,15 @@ class Verdict:
     missing: tuple[str, ...] = ()
 
 
-def judge(subject: AgentFacts, cases: Sequence[Case]) -> Verdict:
-    """The verdict on agents that were examined in one or more cases.
+def judge(facts: AgentFacts, cases: Sequence[Case]) -> Verdict:
+    """The verdict on agents that played one or more cases.
 
     "Better than chance" and "worse when knocked out" are tested at 95 % for all cases together (Bonferroni): with many
-    cases a guesser is better than chance in one of them soon.
+    cases a guesser is soon better than chance in one of them.
     """
     declared = [case for case in cases if case.horizons and case.chance is not None]
     if not declared or cases[0].outcome != "success":
-        return _judge_returns(subject, cases)
+        return _judge_returns(facts, cases)
     cases = declared
     confidence = 1 - (1 - CONFIDENCE) / len(cases)
     better = [case for case in cases if case.interval(confidence=confidence).low > case.level]
@@ -143,37 +142,37 @@ def judge(subject: AgentFacts, cases: Sequence[Case]) -> Verdict:
             "nothing", None, f"not shown to remember: {_rate(best)} at best, chance {best.shown(best.level)}", missing
         )
 
-    by_regime = {regime: [case for case in better if case.regime(subject.context) == regime] for regime in _REGIMES}
+    by_regime = {regime: [case for case in better if case.regime(facts.context) == regime] for regime in _REGIMES}
     beyond = by_regime["long-term only"]
-    leaks = [case for case in beyond if not _reachable(case, subject) or _free(case, confidence)]
+    leaks = [case for case in beyond if not _reachable(case, facts) or _free(case, confidence)]
     proved = [case for case in beyond if case not in leaks and _depends(case, confidence)]
     if proved and not leaks:
-        return _long_term(_longest(proved), subject, missing)
+        return _long_term(_longest(proved), facts, missing)
     if leaks:
-        return Verdict("leak", None, _leak(_longest(leaks), subject), missing)
-    if beyond:  # above chance, but neither does the knock-out hurt nor is it out of reach
-        return _not_dependent(_longest(beyond), subject, confidence, missing)
+        return Verdict("leak", None, _leak(_longest(leaks), facts), missing)
+    if beyond:  # above chance, but the knock-out does not hurt, and the horizon is within reach
+        return _not_dependent(_longest(beyond), facts, confidence, missing)
     if by_regime["mixed"]:
         case = _longest(by_regime["mixed"])
         shortest, longest = case.horizons
-        missing = (*missing, f"a context K of at most {shortest - 1} (now {subject.context})")
+        missing = (*missing, f"a context K of at most {shortest - 1} (now {facts.context})")
         sentence = (
-            f"right in {_rate(case)} of episodes, in the mixed regime (K = {subject.context}, xi = {shortest} to "
+            f"right in {_rate(case)} of episodes, in the mixed regime (K = {facts.context}, xi = {shortest} to "
             f"{longest}): no claim about long-term memory is possible{_dependence(case, confidence)}"
         )
         return Verdict("unproved", None, sentence, missing)
     case = _longest(by_regime["short-term only"])
     sentence = f"remembers over xi = {case.horizons[1]} ({_bound(case)}), short-term: within its context K = "
-    return Verdict("short-term", case.horizons[1], f"{sentence}{subject.context}", missing)
+    return Verdict("short-term", case.horizons[1], f"{sentence}{facts.context}", missing)
 
 
 _REGIMES: tuple[Regime, ...] = ("long-term only", "mixed", "short-term only")
 
 
-def _judge_returns(subject: AgentFacts, cases: Sequence[Case]) -> Verdict:
-    """The verdict where outcomes are returns, or no horizons are declared: on what memory is worth, in one case.
+def _judge_returns(facts: AgentFacts, cases: Sequence[Case]) -> Verdict:
+    """The verdict if outcomes are returns, or no horizons are declared: what memory is worth, in one case.
 
-    That case is the one with the longest horizons of those in which memory was shown to matter, else of all.
+    The case with the longest horizons among those where memory matters, or among all.
     """
     confidence, missing = 1 - (1 - CONFIDENCE) / len(cases), _missing(cases)
     case = _longest([case for case in cases if _depends(case, confidence)] or cases)
@@ -182,25 +181,25 @@ def _judge_returns(subject: AgentFacts, cases: Sequence[Case]) -> Verdict:
     if case.chance is not None:
         sentence += f", {'chance' if case.outcome == 'success' else 'a random player'} {case.shown(case.chance)}"
     if case.chance is not None and intact.low <= case.chance:
-        return Verdict("nothing", None, f"not shown to do better than at random: {sentence}", missing)
-    sentence += _dependence(case, confidence, subject)
+        return Verdict("nothing", None, f"not shown to be better than random: {sentence}", missing)
+    sentence += _dependence(case, confidence, facts)
     free = MEMORY_FREE in case.outcomes and case.interval(MEMORY_FREE, confidence=confidence)
     if free:
         sentence += f"; {MEMORY_FREE} {case.shown(free.value)}"
-    regime = case.regime(subject.context)
+    regime = case.regime(facts.context)
     if not case.horizons:
-        sentence += "; the task declares no correlation horizon, so nothing is said about how long it remembers"
-        return Verdict("unproved", None, sentence, (*missing, "correlation horizons, which the task does not declare"))
+        sentence += "; the task declares no correlation horizon, so this says nothing about how long it remembers"
+        return Verdict("unproved", None, sentence, (*missing, "correlation horizons (the task declares none)"))
     shortest, longest = case.horizons
     if regime == "mixed":
-        missing = (*missing, f"a context K of at most {shortest - 1} (now {subject.context})")
-        sentence += f"; in the mixed regime (K = {subject.context}, xi = {shortest} to {longest}) no claim about "
+        missing = (*missing, f"a context K of at most {shortest - 1} (now {facts.context})")
+        sentence += f"; in the mixed regime (K = {facts.context}, xi = {shortest} to {longest}) no claim about "
         return Verdict("unproved", None, f"{sentence}long-term memory is possible", missing)
     if regime == "short-term only":
-        sentence += f"; all that there is to remember (xi = {shortest} to {longest}) lies within its context K = "
-        return Verdict("unproved", None, f"{sentence}{subject.context}", missing)
+        sentence += f"; all events (xi = {shortest} to {longest}) lie within its context K = "
+        return Verdict("unproved", None, f"{sentence}{facts.context}", missing)
     better = not free or bool(free.high < intact.low)
-    proved = better and _depends(case, confidence) and _reachable(case, subject)
+    proved = better and _depends(case, confidence) and _reachable(case, facts)
     if not proved or _too_few(missing):
         return Verdict("unproved", shortest, f"{sentence}; long-term memory (xi from {shortest} on) not shown", missing)
     return Verdict("long-term", shortest, f"remembers over xi = {shortest} or more, long-term: {sentence}", missing)
@@ -215,22 +214,22 @@ def _too_few(missing: Sequence[str]) -> bool:
 
 
 def _missing(cases: Sequence[Case]) -> tuple[str, ...]:
-    """What a claim about long-term memory lacks: seeds, episodes, a control without memory."""
+    """What a claim about long-term memory needs: seeds, episodes, a control without memory."""
     seeds, episodes = (min(case.outcomes[INTACT].shape[axis] for case in cases) for axis in (0, 1))
     missing = []
     if seeds < MIN_SEEDS or episodes < MIN_EPISODES:
-        missing.append(f"{MIN_SEEDS} seeds of {MIN_EPISODES} episodes each (there are {seeds} of {episodes})")
+        missing.append(f"{MIN_SEEDS} seeds of {MIN_EPISODES} episodes each (got {seeds} of {episodes})")
     if not any(MEMORY_FREE in case.outcomes for case in cases):
         missing.append("the memory-free control (--control with a run of --model_mode MLP or BC-MLP)")
     return tuple(missing)
 
 
-def _reachable(case: Case, subject: AgentFacts) -> bool:
-    return subject.reach is None or case.horizons[0] <= subject.reach
+def _reachable(case: Case, facts: AgentFacts) -> bool:
+    return facts.reach is None or case.horizons[0] <= facts.reach
 
 
 def _free(case: Case, confidence: float) -> bool:
-    """Whether an agent without memory is right more often than by chance."""
+    """Whether an agent without memory is better than chance."""
     return MEMORY_FREE in case.outcomes and bool(case.interval(MEMORY_FREE, confidence=confidence).low > case.level)
 
 
@@ -242,52 +241,52 @@ def _depends(case: Case, confidence: float, condition: str = KNOCKED_OUT) -> boo
     return bool(hurt.high < intact.low)
 
 
-def _long_term(case: Case, subject: AgentFacts, missing: tuple[str, ...]) -> Verdict:
-    """The verdict where everything but the size of the sample is as it should be."""
+def _long_term(case: Case, facts: AgentFacts, missing: tuple[str, ...]) -> Verdict:
+    """The verdict if only the sample may be too small."""
     xi = case.horizons[0]
     sentence = f"remembers over xi = {xi} ({_bound(case)}){_share(case)}"
     if _too_few(missing):
-        sentence = f"{sentence}, but not enough to call it long-term{_dependence(case, CONFIDENCE, subject)}"
+        sentence = f"{sentence}, but not enough to call it long-term{_dependence(case, CONFIDENCE, facts)}"
         return Verdict("unproved", xi, sentence, missing)
-    return Verdict("long-term", xi, f"{sentence}, long-term{_dependence(case, CONFIDENCE, subject)}", missing)
+    return Verdict("long-term", xi, f"{sentence}, long-term{_dependence(case, CONFIDENCE, facts)}", missing)
 
 
-def _not_dependent(case: Case, subject: AgentFacts, confidence: float, missing: tuple[str, ...]) -> Verdict:
-    """The verdict where success lies beyond the context, but knocking out memory was not shown to hurt."""
-    if KNOCKED_OUT not in case.outcomes or case.horizons[0] <= subject.segment:
-        why = f"memory cannot be knocked out within a segment of {subject.segment} steps"
-        wanted = f"a case with xi > {subject.segment}"
+def _not_dependent(case: Case, facts: AgentFacts, confidence: float, missing: tuple[str, ...]) -> Verdict:
+    """The verdict if the agent succeeds beyond its context, but knocking out memory was not shown to hurt."""
+    if KNOCKED_OUT not in case.outcomes or case.horizons[0] <= facts.segment:
+        why = f"memory cannot be knocked out within a segment of {facts.segment} steps"
+        wanted = f"a case with xi > {facts.segment}"
     elif case.interval(KNOCKED_OUT, confidence=confidence).low > case.level:
-        return Verdict("leak", None, _leak(case, subject), missing)
+        return Verdict("leak", None, _leak(case, facts), missing)
     else:
-        why = f"knocked out {_rate(case, KNOCKED_OUT)}, which may be chance and may be as good as intact"
+        why = f"knocked out {_rate(case, KNOCKED_OUT)}, neither clearly above chance nor clearly worse than intact"
         wanted = "more episodes"
     sentence = f"right over xi = {case.horizons[0]} ({_bound(case)}), but not shown to depend on memory: {why}"
     return Verdict("unproved", case.horizons[0], sentence, (*missing, wanted))
 
 
-def _dependence(case: Case, confidence: float, subject: AgentFacts | None = None) -> str:
-    """In words, what happens without memory, and which parts of it do it; empty where that was not tried."""
+def _dependence(case: Case, confidence: float, facts: AgentFacts | None = None) -> str:
+    """In words, the effect of knocking out memory and its parts; empty if this was not tried."""
     if KNOCKED_OUT not in case.outcomes:
         return ""
     rate = f"knocked out {case.shown(case.interval(KNOCKED_OUT).value)}"
     if not _depends(case, confidence):
         return f", not shown to depend on its memory ({rate})"
-    parts = [part for part in (subject.parts if subject else ()) if _depends(case, confidence, without(part))]
+    parts = [part for part in (facts.parts if facts else ()) if _depends(case, confidence, without(part))]
     return f", depends on its {' and '.join(parts) or 'memory'} ({rate})"
 
 
-def _leak(case: Case, subject: AgentFacts) -> str:
-    """In words, why success says nothing about memory."""
-    sentence = f"right over xi = {case.horizons[0]} ({_bound(case)}), but not by its memory: "
-    if not _reachable(case, subject):
-        return f"{sentence}no more than the last {subject.reach} steps can matter to it, so the environment tells"
+def _leak(case: Case, facts: AgentFacts) -> str:
+    """In words, why success proves nothing about memory."""
+    sentence = f"right over xi = {case.horizons[0]} ({_bound(case)}), but not because of its memory: "
+    if not _reachable(case, facts):
+        return f"{sentence}only the last {facts.reach} steps can influence it, so the environment leaks the answer"
     condition = MEMORY_FREE if _free(case, CONFIDENCE) else KNOCKED_OUT
-    return f"{sentence}{condition} {case.shown(case.interval(condition).value)}, so the environment tells"
+    return f"{sentence}{condition} {case.shown(case.interval(condition).value)}, so the environment leaks the answer"
 
 
 def _share(case: Case) -> str:
-    """In words, how much of what chance leaves open is right; empty where that is nearly all of it."""
+    """In words, the share of episodes solved beyond chance; empty above 90 %."""
     known = (float(case.interval().value) - case.level) / (1 - case.level)
     return "" if known > 0.9 else f", in {known:.0%} of episodes"
 

@@ -1,1 +1,1 @@
-"""One page that shows what a run learned: curves, verdict, comparison, and an episode to step through."""
+"""An HTML page about runs: curves, verdict, comparison, and an episode to step through."""

@@ -1,9 +1,9 @@
-"""A self-contained page about runs: flags, verdict, curves, comparison, and an episode to step through.
+"""Write a self-contained HTML page about runs: flags, verdict, curves, comparison, and an episode to step through.
 
     python3 -m RATE_model.report RUN [RUN ...] --output report.html
 
-The page needs no network and no server. Verdicts and success against horizon are those that python3 -m
-RATE_model.protocol wrote into the runs.
+The page needs no network and no server. Verdicts and success against horizon are read from the runs, where
+python3 -m RATE_model.protocol wrote them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":
-    import RATE_model.system.script  # noqa: F401  a signal ends it at once while the imports below take their seconds
+    import RATE_model.system.script  # noqa: F401  signals end the process at once during the slow imports below
 
 import numpy as np
 
@@ -36,11 +36,11 @@ from RATE_model.system.atomic import atomic_write_text
 class Options:
     """What to show."""
 
-    # Run directories; may also be given first, without the flag
+    # Run directories; the flag's name may be left out if they come first
     runs: tuple[Path, ...] = ()
     # The HTML file to write
     output: Path = Path("report.html")
-    # Case of the recorded episodes, such as an episode length; none = the environment's first beyond one segment
+    # Case of the recorded episodes, such as an episode length; none = the first one longer than a segment
     case: str | None = None
     # Recorded episodes per run; 0 = none
     episodes: int = 1
@@ -50,15 +50,15 @@ class Options:
     device: str = "auto"
 
     def validate(self) -> None:
-        """Raise a UserError for whatever can be checked before anything is loaded."""
+        """Raise a UserError for anything that can be checked before loading."""
         if not self.runs:
-            raise UserError("no run is given: python3 -m RATE_model.report RUN [RUN ...] --output report.html")
+            raise UserError("the run is missing: python3 -m RATE_model.report RUN [RUN ...] --output report.html")
         at_least(0, episodes=self.episodes)
         writable_file(output=self.output)
 
 
 def evaluation_for(run: Path, options: Options) -> Evaluation:
-    """How the recorded episodes of a run are played."""
+    """The evaluation that plays the recorded episodes of a run."""
     environment = common_environment(options.runs, options.env)
     evaluation = evaluation_of_run(environment, run, device=options.device, episodes=max(2, options.episodes))
     cases = environment.cases(evaluation.options)
@@ -75,7 +75,7 @@ def evaluation_for(run: Path, options: Options) -> Evaluation:
 
 
 def recorded(evaluation: Evaluation, number: int, transform: MemoryTransform | None, *, twin: bool) -> Trace:
-    """Episode `number` of an evaluation, and its twin if there is one and it is wanted."""
+    """Episode `number` of an evaluation, and its twin if `twin` and there is one."""
     environment, (case,) = evaluation.environment, evaluation.cases
     seed = environment.seeds(max(2, number + 1))[number]
     has_twins = environment.has_twins(evaluation.options)
@@ -84,9 +84,9 @@ def recorded(evaluation: Evaluation, number: int, transform: MemoryTransform | N
     given: dict[str, Any] = dict(environment.reset_options(seeds, evaluation.options))
     if has_twins and environment.twins is not None:
         name, values = environment.twins
-        if name in given:  # the episode's own value, and another one
+        if name in given:  # this episode's value, and another one
             values = sorted(values, key=lambda value: value != given[name][0])
-        if name in given or not given:  # else other options make neighbours twins
+        if name in given or not given:  # otherwise twins differ in other options
             given[name] = np.array(values[:rows])
     environments = environment.vector(np.array([case] * rows), evaluation.options)
     target = evaluation.targets[0]
@@ -96,7 +96,7 @@ def recorded(evaluation: Evaluation, number: int, transform: MemoryTransform | N
             environments,
             seeds=seeds,
             target_return=target,
-            max_steps=int(np.max(getattr(environments, "max_steps"))),  # noqa: B009  no VectorEnv has it
+            max_steps=int(np.max(getattr(environments, "max_steps"))),  # noqa: B009  unknown to gymnasium's VectorEnv
             options=given or None,
             transform=transform,
             picture=None if evaluation.agent.spec.is_image else environment.picture,
@@ -125,7 +125,7 @@ def episodes_of(run: Path, name: str, options: Options) -> list[dict[str, Any]]:
 
 
 def read_options(argv: Sequence[str] | None = None) -> Options:
-    """The options in the arguments (None: the command line); runs may come first, without a flag."""
+    """Parse the options (None: from the command line). Runs may come first, without the flag."""
     words = list(sys.argv[1:] if argv is None else argv)
     first = next((place for place, word in enumerate(words) if word.startswith("-")), len(words))
     return parse_options(

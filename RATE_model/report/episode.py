@@ -1,4 +1,4 @@
-"""Recording an episode for the player: what the agent saw, did, held in memory and attended to, step by step."""
+"""Record an episode for the player: what the agent saw, did, stored in memory and attended to at every step."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from RATE_model.agent import Agent
 from RATE_model.memories.contract import MemoryTransform, State
 from RATE_model.plots.attention import attention_by_step
 
-# A picture of a row of a vector environment, as it is now: (H, W, 3) uint8.
+# Draws the current state of a row of a vector environment: (H, W, 3) uint8.
 Picture = Callable[[VectorEnv, int], np.ndarray | None]
-# All pictures of an episode together may be this large; a player shows two episodes.
+# Limit on the total size of an episode's pictures; the player shows two episodes.
 _PICTURE_BYTES = 3_500_000
-# Units of a gate that are shown one by one.
+# Units of a gate that are shown separately.
 _UNITS = 8
 
 
 @dataclass(frozen=True)
 class Trace:
-    """What happened in the rows of a vector environment until the first row's episode was over.
+    """A recording of a vector environment until the episode of its first row ends.
 
     Attributes:
-        observations: `(T, *observation_shape)` of the first row; so are all that follow but `slots`.
+        observations: `(T, *observation_shape)` of the first row, like all others except `slots`.
         actions: `(T,)` int64 or `(T, A)`.
         rtg: `(T,)` float32.
-        probabilities: `(T, num_actions)` of discrete actions, actions themselves where they are continuous.
+        probabilities: `(T, num_actions)` if actions are discrete, else the actions.
         rewards: `(T,)`.
-        pictures: one per step, before its action; empty where nothing can be drawn.
-        handed_on: `(S,)` int64, steps before which memory was handed on.
-        slots: `(S, B, n, width)` what it held then; None where a memory has none to show.
+        pictures: one per step, before its action; empty if nothing can be drawn.
+        handed_on: `(S,)` int64, the steps before which memory was passed on.
+        slots: `(S, B, n, width)`, the memory at these steps; None if it has no slots.
     """
 
     observations: np.ndarray
@@ -66,24 +66,24 @@ def record(
     picture: Picture | None = None,
     player: Callable[[BatchActor], BatchActor] = lambda actor: actor,
 ) -> Trace:
-    """Act greedily in all rows until the first row's episode is over.
+    """Act greedily in all rows until the episode of the first row ends.
 
     Args:
-        agent: of any mode; it acts in eval mode.
-        environments: of B rows, reset here.
-        seeds, options: of the reset.
-        target_return: the return asked for.
-        max_steps: no episode goes on after this many steps.
-        transform: of memory; see `Actor`.
+        agent: any mode; acts in eval mode.
+        environments: B rows; reset by this function.
+        seeds, options: arguments of the reset.
+        target_return: the target return.
+        max_steps: step limit per episode.
+        transform: changes the memory; see `Actor`.
         picture: draws a row; None: image observations are the pictures.
-        player: what plays, given the actor.
+        player: makes the player from the actor.
     """
     observed, acted, asked, chances, earned, drawn = [], [], [], [], [], []
     handed_on: list[int] = []
     slots: list[np.ndarray] = []
 
     def watch(memory: State, initial: State) -> State:
-        """See what is handed on; called by the actor between two segments."""
+        """Record the memory; called by the actor between two segments."""
         memory = memory if transform is None else transform(memory, initial)
         if memory.slots is not None:
             handed_on.append(len(acted))
@@ -91,7 +91,7 @@ def record(
         return memory
 
     class Watched(Actor):
-        """The actor, which notes what it is shown and how it decides."""
+        """An actor that records its inputs and decisions."""
 
         def observe(self, observations: Any, rewards: Any = None) -> Tensor:
             logits = super().observe(observations, rewards)
@@ -126,7 +126,7 @@ def record(
 
 
 def _drawn(agent: Agent, environments: VectorEnv, observation: np.ndarray, picture: Picture | None) -> list[np.ndarray]:
-    """The picture of this step, if there is one."""
+    """A list with the picture of this step, or empty."""
     if picture is not None:
         drawn = picture(environments, 0)
         return [] if drawn is None else [drawn]
@@ -139,14 +139,14 @@ def _drawn(agent: Agent, environments: VectorEnv, observation: np.ndarray, pictu
 def player_data(
     agent: Agent, intact: Trace, knocked_out: Trace | None, *, actions: Sequence[str] | None, title: str
 ) -> dict[str, Any]:
-    """What the page's player shows, as JSON.
+    """The data of the page's player, as JSON.
 
     Args:
-        agent: the one that acted.
-        intact: rows 0 and, if there are two, its twin.
-        knocked_out: the same episode with memory knocked out at every segment; None: there is no memory.
-        actions: names of discrete actions; none: their numbers.
-        title: above the player.
+        agent: the agent that acted.
+        intact: row 0 and, if there are two, its twin.
+        knocked_out: the same episode with memory knocked out at every segment; None without memory.
+        actions: names of discrete actions; empty: their numbers.
+        title: title of the player.
     """
     names = actions or [str(number) for number in range(agent.spec.num_actions)]
     data: dict[str, Any] = {"title": title, "actions": list(names), "continuous": agent.spec.continuous}
@@ -158,7 +158,7 @@ def player_data(
 
 
 def control(agent: Agent) -> MemoryTransform | None:
-    """The transform of the knocked-out episode; None: there is nothing to knock out."""
+    """The transform of the knocked-out episode; None without memory."""
     return knock_out_memory if agent.memory.has_memory else None
 
 
@@ -178,7 +178,7 @@ def _side(trace: Trace) -> dict[str, Any]:
 
 
 def _memory(trace: Trace) -> dict[str, Any] | None:
-    """Norms of what memory held after every segment, and how far it lay from the twin's."""
+    """Norms of the memory slots after every segment, and their distance to the twin's."""
     if trace.slots is None:
         return None
     norms = np.linalg.norm(trace.slots[:, 0], axis=-1)
@@ -191,10 +191,10 @@ def _memory(trace: Trace) -> dict[str, Any] | None:
 
 
 def _inside(agent: Agent, trace: Trace) -> dict[str, Any]:
-    """What the memory has to look at, by step.
+    """What `Agent.inspect` returns, by step.
 
-    "attention": how it is shared out; None for memories that do not attend. "gates": what else there is, `(B, T, n)` by
-    name; of many units their mean and those that change most.
+    "attention": attention weights; None for memories without attention. "gates": all else, `(B, T, n)` by name; with
+    many units, their mean and those that change most.
     """
     look = [torch.as_tensor(array)[None].to(agent.device) for array in (trace.observations, trace.actions, trace.rtg)]
     with evaluating(agent):
@@ -208,7 +208,7 @@ def _inside(agent: Agent, trace: Trace) -> dict[str, Any]:
 
 
 def _gate(name: str, values: np.ndarray) -> dict[str, Any]:
-    """Units of a gate, `(T, n)`, and what to call them."""
+    """Units of a gate, `(T, n)`, and their names."""
     units = np.arange(values.shape[1])
     if len(units) > _UNITS:
         units = np.sort(np.argsort(-np.nan_to_num(values.std(axis=0)), kind="stable")[:_UNITS])
@@ -223,7 +223,7 @@ def _gate(name: str, values: np.ndarray) -> dict[str, Any]:
 def _encoded(pictures: Sequence[np.ndarray]) -> tuple[list[str], list[int]]:
     """The distinct pictures as data URIs, and each step's number among them.
 
-    PNG, or JPEG if those were too large, or at last only every second, fourth, ... picture.
+    PNG; JPEG if those are too large; then only every second, fourth, ... picture.
     """
     if not pictures:
         return [], []

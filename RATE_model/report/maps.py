@@ -1,4 +1,4 @@
-"""Maps of an episode: what an agent attends to, what it decides to keep, and how its memory moves beside a twin's."""
+"""Maps of an episode: attention, gates, and memory tokens compared with a twin's."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from RATE_model.acting.rollout import evaluating
 from RATE_model.agent import Agent
 from RATE_model.plots import plot_attention, plot_gates, plot_memory
 
-# Observations (B, t, ...), actions (B, t, ...) and returns-to-go (B, t) float32, as `Agent.inspect` takes them.
+# Observations (B, t, ...), actions (B, t, ...) and returns-to-go (B, t) float32, the arguments of `Agent.inspect`.
 Recorded = tuple[Tensor, Tensor, Tensor]
 
 
@@ -28,13 +28,13 @@ def record_rows(
     target_return: float = 1.0,
     options: Mapping[str, Any] | None = None,
 ) -> Recorded:
-    """Act greedily in all rows, of one seed, until the first of their episodes is over: nothing is padding.
+    """Act greedily in all rows, with one seed, until the first episode ends, so there is no padding.
 
     Args:
-        agent: any mode; on its device is what is returned.
-        environments: of B rows, reset here.
-        seed, options: of the reset.
-        target_return: the return asked for.
+        agent: any mode; the result is on its device.
+        environments: B rows; reset by this function.
+        seed, options: arguments of the reset.
+        target_return: the target return.
     """
     rows = environments.num_envs
     seeds, options = [seed] * rows, dict(options or {})
@@ -65,19 +65,19 @@ def draw_maps(
     name: str,
     memory_steps: int | None = None,
 ) -> list[Path]:
-    """Attention and gates of one episode, and how its memory tokens move beside those of its twin.
+    """Draw attention and gates of one episode, and its memory tokens compared with its twin's.
 
-    Writes, as far as the memory has these to show, attention_map.png (mean over layers and heads), attention_layers.png
-    (mean over heads), gates_map.png and memory_map.png.
+    Writes attention_map.png (mean over layers and heads), attention_layers.png (mean over heads), gates_map.png and
+    memory_map.png, if the memory has them.
 
     Args:
-        agent: any mode. One that slides a window (DT, DTXL) shows its window.
-        directory: where the PNGs go.
-        record: twins of at most this many steps, in two rows.
-        steps: of the episode whose attention is drawn.
-        labels: what the twins are called.
-        name: of the environment.
-        memory_steps: of the episodes whose memory is drawn; None: ten segments, and at least `steps`.
+        agent: any mode. Agents that act on a sliding window (DT, DTXL) show their window.
+        directory: folder of the PNGs.
+        record: records twins of at most this many steps, in two rows.
+        steps: length of the episode whose attention is drawn.
+        labels: names of the twins.
+        name: the environment's name.
+        memory_steps: length of the episodes whose memory is drawn; None: ten segments, and at least `steps`.
 
     Returns:
         The PNGs' paths.
@@ -89,14 +89,14 @@ def draw_maps(
     with evaluating(agent):
         seen = agent.inspect(*episode)
     segments, gates = seen.get("attention"), seen.get("gates")
-    told, paths = f"in a {name} episode of {episode[2].shape[1]} steps", []
+    episode_text, paths = f"in a {name} episode of {episode[2].shape[1]} steps", []
     if segments is not None:
-        title = f"attention {told}, {one}"
+        title = f"attention {episode_text}, {one}"
         both, heads = f"{title} (mean over layers and heads)", f"{title} (mean over heads)"
         paths.append(plot_attention(segments, directory / "attention_map.png", title=both))
         paths.append(plot_attention(segments, directory / "attention_layers.png", layer="each", title=heads))
     if gates:
-        title = f"what the memory decides {told}"
+        title = f"gates of the memory {episode_text}"
         paths.append(plot_gates(gates, directory / "gates_map.png", rows={one: 0, other: 1}, title=title))
     if agent.memory.initial(1).slots is not None:
         longest = max(steps, 10 * context) if memory_steps is None else memory_steps

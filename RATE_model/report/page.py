@@ -1,4 +1,4 @@
-"""The page itself: what runs left in their directories, put into one HTML file that needs nothing else."""
+"""The page: the contents of run directories in one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from typing import Any
 from RATE_model.cli.options import load_yaml
 from RATE_model.errors import UserError, error_reason
 
-# What protocol leaves in a run.
+# The file that protocol writes into a run.
 PROTOCOL = "protocol.json"
-# Points of a curve: more are thinned out.
+# Maximum number of points of a curve.
 _POINTS = 400
-# Flags that the table of runs shows even where all runs agree.
+# Flags that the table of runs always shows.
 _ALWAYS = ("model_mode", "seed", "context_length")
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a run's directory says of it."""
+    """The contents of a run's directory."""
 
     name: str
     flags: Mapping[str, Any]
@@ -35,10 +35,10 @@ class RunRecord:
 
 
 def read_run(directory: Path) -> RunRecord:
-    """A run's record.
+    """Read a run's directory.
 
     Raises:
-        UserError: it is not a run, or one of its files is damaged.
+        UserError: not a run directory, or one of its files is damaged.
     """
     flags = load_yaml(directory / "config.yaml")
     starts = _json(directory / "environment.json").get("starts") or [{}]
@@ -54,7 +54,7 @@ def read_run(directory: Path) -> RunRecord:
 
 
 def build(runs: Sequence[RunRecord], episodes: Sequence[Mapping[str, Any]], *, title: str) -> str:
-    """The page of some runs and recorded episodes, as HTML."""
+    """The HTML page of runs and recorded episodes."""
     names = _distinct([run.name for run in runs])
     numbers = {key: None for run in runs for key in run.final}
     examined = [(name, run.protocol) for name, run in zip(names, runs, strict=True) if run.protocol]
@@ -76,7 +76,7 @@ def build(runs: Sequence[RunRecord], episodes: Sequence[Mapping[str, Any]], *, t
     }
     subtitle = f"{len(runs)} run{'s' * (len(runs) > 1)}, {len(episodes)} recorded episode{'s' * (len(episodes) != 1)}"
     page = files("RATE_model.report").joinpath("page.html").read_text(encoding="utf-8")
-    # No text of a run can end the script that holds the data, nor open one within it.
+    # Escaped, so no text of a run can end the script element with the data, or open another one.
     text = json.dumps(data, allow_nan=False, default=str, separators=(",", ":")).replace("<", "\\u003c")
     for name, value in {"title": html.escape(title), "subtitle": html.escape(subtitle), "data": text}.items():
         page = page.replace("{{" + name + "}}", value)
@@ -84,17 +84,17 @@ def build(runs: Sequence[RunRecord], episodes: Sequence[Mapping[str, Any]], *, t
 
 
 def _differing_flags(runs: Sequence[RunRecord]) -> list[str]:
-    """Flags in which the runs differ, and some that are always of interest."""
+    """Flags in which the runs differ, and some that are always shown."""
     flags = {flag: None for run in runs for flag in run.flags}
     differ = [flag for flag in flags if len({json.dumps(run.flags.get(flag), default=str) for run in runs}) > 1]
     return [flag for flag in flags if flag in _ALWAYS or flag in differ]
 
 
 def _horizons(name: str, protocol: Mapping[str, Any]) -> dict[str, Any]:
-    """The lines of the figure of success, or of returns, against the horizon."""
+    """The lines of the figure of success, or returns, against the horizon."""
     lines: dict[str, list[list[float]]] = {}
     first = protocol["cases"][0]
-    outcome = first.get("outcome", "success")  # older files know no other
+    outcome = first.get("outcome", "success")  # missing in older files
     for case in protocol["cases"]:
         for condition, found in case["conditions"].items():
             point = [max(case["horizons"]), found[outcome], *found["interval"]]
@@ -103,7 +103,7 @@ def _horizons(name: str, protocol: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _curves(path: Path) -> dict[str, list[list[float]]]:
-    """By metric, `[step, value]` of every line that has it."""
+    """Metric -> `[step, value]` of every line that has it."""
     curves: dict[str, list[list[float]]] = {}
     try:
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
@@ -114,20 +114,20 @@ def _curves(path: Path) -> dict[str, list[list[float]]]:
                 if isinstance(value, int | float):
                     curves.setdefault(metric, []).append([step, value])
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"{path}: line is damaged ({error}); resume the run, which mends it") from None
+        raise UserError(f"{path}: damaged line ({error}); resume the run to repair it") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error_reason(error)}") from error
     return {metric: _thinned(points) for metric, points in curves.items()}
 
 
 def _thinned(points: list[list[float]]) -> list[list[float]]:
-    """At most `_POINTS` of them, at equal distances; the last is where training ended, and stays."""
+    """At most `_POINTS` of them, evenly spaced, including the last."""
     every = -(-len(points) // _POINTS)
     return points[(len(points) - 1) % every :: every]
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """A file's content; nothing if there is no such file."""
+    """The content of a JSON file; empty if it does not exist."""
     try:
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except ValueError as error:
@@ -137,7 +137,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
-    """The names; those that occur twice with a number."""
+    """The names; duplicates get a number."""
     return [
         name if names.count(name) == 1 else f"{name} ({names[: number + 1].count(name)})"
         for number, name in enumerate(names)

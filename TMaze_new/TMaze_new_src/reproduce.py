@@ -48,8 +48,8 @@ PAGE = SuccessPage(
     rates={"success_rate": "Success_rate_T_{}"},
     texts={
         "success_rate": "Success rate by episode length, mean and standard error over seeds {seeds}, 100 episodes per "
-        "length and seed, made {made}. *All stages solved* says whether every stage of the curriculum ended by right "
-        "batches in a row rather than by their number; it says nothing of success."
+        "length and seed, measured {origin}. *All stages solved*: whether every stage of the curriculum ended because "
+        "enough batches in a row were right, not at its limit of batches; it says nothing about success."
     },
     shown=(90, 900, 9600),
     notes={"all stages solved": ("solved", "all_stages_solved")},

@@ -259,7 +259,7 @@ class ViZDoomTwoColors(Environment):
         return (
             f"half of them red, of the {options.variant} variant ({describe_graphics(options.scenario)}"
             f"{f'; trained in {trained} graphics' if other else ''})"
-            f"{', the return asked for again at every segment' if options.reset_target else ''}"
+            f"{', target reset at every segment' if options.reset_target else ''}"
         )
 
     def others(self, evaluation: Evaluation) -> dict[str, dict[str, float]]:

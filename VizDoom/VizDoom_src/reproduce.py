@@ -31,8 +31,8 @@ from RATE_model.cli.reproduce import (
     cell,
     final_results,
     kept_entries,
-    made,
     merged,
+    origin,
     play_again,
     provenance,
     table,
@@ -123,9 +123,9 @@ def of_figures(found: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
     return {column: [one[column] for one in found] for column in (*COLUMNS, *(f"{error}_error" for error in ERRORS))}
 
 
-def described(target_return: float, renewed: bool) -> str:
-    """The return that is asked for, in words."""
-    return f"{target_return:g} at every segment" if renewed else f"{target_return:g}"
+def described(target_return: float, reset: bool) -> str:
+    """A target return in words."""
+    return f"{target_return:g} at every segment" if reset else f"{target_return:g}"
 
 
 def controls(label: str) -> dict[str, dict[str, Any]]:
@@ -137,10 +137,10 @@ def controls(label: str) -> dict[str, dict[str, Any]]:
 
 
 def asked_otherwise(label: str, config: Config, data_return: float) -> dict[str, dict[str, Any]]:
-    """A model asked for another return: its name, and the arguments for `played_otherwise`.
+    """A model with another target return: its name, and the arguments for `played_otherwise`.
 
-    Runs trained for the published return are asked for what their data can promise, again at every segment; all others
-    for the published return.
+    Runs with the published target return get the mean return of their data, reset at every segment; all others get the
+    published one.
     """
     as_published = config.task.target_return == TARGET_RETURN and not config.task.reset_target
     asked = round(data_return, 1) if as_published else TARGET_RETURN
@@ -152,9 +152,9 @@ def asked_otherwise(label: str, config: Config, data_return: float) -> dict[str,
 def collect(
     directories: Mapping[str, Sequence[Path]], config: Config, data_return: float, device: str
 ) -> dict[str, dict[str, Any]]:
-    """Per model the returns of every seed and the cost of training; and the controls of `CONTROLLED`.
+    """Returns and training costs of every seed by model, and the controls of `CONTROLLED`.
 
-    RATE is also asked for another return.
+    RATE is also evaluated with another target return.
     """
     document: dict[str, dict[str, Any]] = {}
     for label, runs in directories.items():
@@ -242,13 +242,13 @@ def write(document: dict[str, dict[str, Any]], config: Config, options: Options)
     returns_by_colour(bars, options.results_dir / f"{options.page}.png")
     text = (
         f"Return in {task.eval_episodes} episodes a seed, half of them red, of at most {task.episode_timeout} steps, "
-        f"asked for {described(task.target_return, task.reset_target)}, made {made(players)}. ± denotes the standard "
-        "error over seeds, and over episodes for a single seed and for players without a model. *Weaker* is the "
-        f"smaller of a seed's means of both colours. It is the variant `{scenario.variant}` "
-        f"({describe_graphics(scenario)}); the episodes of its data have {config.data.steps} steps and a mean return "
-        f"of {data_return:.2f}.\n\n{returns_table(players)}\n\n{training_table(players)}\n\n"
+        f"asked for {described(task.target_return, task.reset_target)}, measured {origin(players)}. ± denotes the "
+        "standard error over seeds, and over episodes for a single seed and for players without a model. *Weaker* is "
+        f"the smaller of a seed's two means by colour. Variant `{scenario.variant}` ({describe_graphics(scenario)}); "
+        f"episodes in the data have {config.data.steps} steps and a mean return of {data_return:.2f}.\n\n"
+        f"{returns_table(players)}\n\n{training_table(players)}\n\n"
         f"Every seed, with standard errors over its episodes:\n\n{seed_table(players)}\n\n"
-        "For context, what was published for the original graphics, 5000 episodes of another policy, and a cap of 2100 "
+        "For context, published results with the original graphics, 5000 episodes of another policy and a cap of 2100 "
         f"steps:\n\n{published_table()}\n\nCommands:\n\n{commands(options.study, players)}\n"
     )
     write_results(options.page, "ViZDoom-Two-Colors", document, text, options)

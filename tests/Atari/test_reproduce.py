@@ -47,7 +47,7 @@ def test_the_tables_hold_the_runs_beside_those_who_need_no_training(tmp_path, mo
     monkeypatch.setattr(reproduce, "configured_folder", lambda: configured[-1])
     flags = ["--seeds", "1", "2", "--results_dir", str(tmp_path / "results")]
     said = commands.error_of(capsys, tmp_path, reproduce.main, flags)
-    assert "'atari: data: /data/atari' of wandb_config.yaml: these results are of our own data" in said
+    assert "'atari: data: /data/atari' of wandb_config.yaml: this page is about our own data" in said
     configured.pop()
     monkeypatch.setattr(reproduce.Study, "run_all", run_all)
     entry = {"return": [20.0], "episodes": 7, "return_std": 3.0}

@@ -96,7 +96,7 @@ def test_flags_reach_the_evaluation(run, asked, capsys):
     own = dict(random_length=False, use_argmax=True, slide=3, layouts="own", episode_timeout=500)
     assert asked[1] == ([7, 501], 20, Mazes(sizes=(7, 501), **own), Acting(**acting))
     printed = capsys.readouterr().out
-    assert "own layouts, at most 500 steps, asked for 0.5, memory knocked out" in printed
+    assert "own layouts, at most 500 steps, target return 0.5, memory knocked out" in printed
 
 
 def test_what_is_not_given_is_as_in_the_run(tmp_path, asked):
@@ -143,7 +143,7 @@ MISTAKES = {
     "seed": ("--seed -1", "--seed -1: must be at least 0"),
     "seed beyond counting": ("--seed 99999999999999999999", "--seed 99999999999999999999: must be at most"),
     "return": ("--target_return nan", "--target_return nan"),
-    "output": ("--output nowhere/out.json", "--output nowhere/out.json: give a file in a folder that exists"),
+    "output": ("--output nowhere/out.json", "--output nowhere/out.json: give a file in an existing folder"),
     "unknown flag": ("--lengths 9", "--lengths"),
     "checkpoint": ("--checkpoint nowhere", "nowhere does not exist"),
 }

@@ -67,7 +67,7 @@ def test_a_run_is_evaluated_as_it_evaluated_itself_without_its_data(run, tmp_pat
     assert [line[0] for line in lines] == ["1", "5"]
     assert float(lines[0][header.index("return_MEAN")]) == pytest.approx(final["return_MEAN"], abs=0.006)
     assert float(lines[1][header.index("episode_MEAN")]) == pytest.approx(final["5_episode_MEAN"], abs=0.006)
-    assert "hopper-medium, Hopper-v4, target renewed, asked for 3600" in printed
+    assert "hopper-medium, Hopper-v4, target reset at every segment, target return 3600" in printed
 
 
 @pytest.fixture

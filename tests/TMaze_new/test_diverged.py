@@ -73,7 +73,7 @@ def test_moments_that_overflow_are_not_saved(tmp_path, capsys, monkeypatch):
 def test_a_validation_that_is_not_finite_shows_in_the_exit_code(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(Trainer, "validate", lambda *_: {"validation_loss": float("nan")})
     message = refused(capsys, tmp_path)
-    assert "the last validation loss is not finite" in message
+    assert "the final validation loss is not finite" in message
     run = only_run(tmp_path)
     assert json.loads((run / "eval" / "final.json").read_text())["validation_loss"] is None
     assert_valid(run)
@@ -238,7 +238,7 @@ def test_the_configuration_is_restored_from_the_checkpoint(stopped, tmp_path, ca
     damage(config)
     readable = config.exists() and config.read_bytes()[:1].isalpha()
     assert inference_tmaze.main(["--checkpoint", str(config.parent), "--lengths", "9", "--episodes", "2"]) is None
-    assert capsys.readouterr().err.count(f"{config} is missing or damaged; the run's flags are read") == (not readable)
+    assert capsys.readouterr().err.count(f"{config} is missing or damaged; reading the flags") == (not readable)
     with stopped_after(1):
         assert train(stopped, "--resume", "auto", "--output_dir", str(tmp_path / "runs")) == 143
     said = capsys.readouterr().err

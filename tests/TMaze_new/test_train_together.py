@@ -102,7 +102,7 @@ def test_curricula_take_the_same_steps_with_three_processes(tmp_path, curriculum
 
 def test_more_processes_than_trajectories_of_a_batch(tmp_path, capfd):
     assert together(2, tmp_path, "--batch_size", "1").results() == ["SystemExit: 2"] * 2
-    assert "error: --batch_size 1: has no trajectory for each of 2 processes" in capfd.readouterr().err
+    assert "error: --batch_size 1: fewer trajectories than the 2 processes" in capfd.readouterr().err
     assert not (tmp_path / "runs").exists()
 
 

@@ -56,7 +56,7 @@ def test_a_run_is_evaluated_as_it_evaluated_itself_with_baselines_beside(run, tm
         (line,) = (line.strip() for line in printed.splitlines() if line.strip().startswith(f"{label}  "))
         assert line.removeprefix(label).split() == [f"{value:.2f}" for value in result.values()]
     said = f"4 episodes, half of them red, of the published variant (installed graphics, vizdoom {vizdoom.__version__})"
-    assert f"{said}, asked for 56.5" in printed and "knocked out" not in printed
+    assert f"{said}, target return 56.5" in printed and "knocked out" not in printed
 
 
 def test_the_command_of_the_readme_is_understood(run):
@@ -158,7 +158,7 @@ def test_inference_asks_what_training_asked_unless_flags_differ(run, tmp_path, a
     found = [(acting.target_return, acting.reset_target) for _, acting in asked]
     assert found == [(3.2, True), (9, True), (56.5, False)]
     printed = capsys.readouterr().out
-    assert "the return asked for again at every segment, asked for 3.2" in printed and "), asked for 56.5\n" in printed
+    assert "target reset at every segment, target return 3.2" in printed and "), target return 56.5\n" in printed
     assert "56.5" in json.loads(output.read_text())["results"]
 
 
@@ -195,7 +195,7 @@ MISTAKES = {
     "seed": ("--seed -1", "--seed -1: must be at least 0"),
     "seed beyond counting": ("--seed 99999999999999999999", "--seed 99999999999999999999: must be at most"),
     "return": ("--target_return nan", "--target_return nan"),
-    "output": ("--output nowhere/out.json", "--output nowhere/out.json: give a file in a folder that exists"),
+    "output": ("--output nowhere/out.json", "--output nowhere/out.json: give a file in an existing folder"),
     "unknown flag": ("--lengths 9", "--lengths"),
     "checkpoint": ("--checkpoint nowhere", "nowhere does not exist"),
 }

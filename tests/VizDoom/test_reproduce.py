@@ -99,7 +99,7 @@ def test_the_table_holds_the_runs_the_controls_and_who_has_no_model(asked, tmp_p
     page = (tmp_path / "results" / "vizdoom.md").read_text()
     assert "| RATE | 11.5 ± 0.5 | 8.0 ± 0.0 | 9.8 ± 0.2 | 8.0 ± 0.0 | 3.5 ± 0.5 |" in page  # 11 and 12 red
     assert "| RATE, memory knocked out | 3.0 ± 0.0 | 2.0 ± 0.0 | 2.5 ± 0.0 | 2.0 ± 0.0 | 1.0 ± 0.0 |" in page
-    assert "| RATE, memories of twins exchanged | 3.0" in page and "asked for 3.2 at every segment, made" in page
+    assert "| RATE, memories of twins exchanged | 3.0" in page and "asked for 3.2 at every segment, measured" in page
     assert "| RATE, asked for 56.5 | 3.0" in page and "| RATE, asked for 56.5, memory knocked out | 3.0" in page
     assert "| LSTM, memories of twins exchanged | 3.0" in page and "MLP, memory" not in page
     assert "| MLP | 12 | 500 ± 0 | 60 ± 0 | cccccccccccc | 2026-01-02 |" in page
@@ -161,7 +161,8 @@ def test_the_published_setting_has_a_page_of_its_own(asked, tmp_path):
     page = (tmp_path / "results" / "vizdoom_published.md").read_text()
     assert "| RATE | 11.5 ± 0.5 |" in page and "| DT | 21.5 ± 0.5 |" in page and "twins" not in page
     assert (
-        "of at most 4200 steps, asked for 56.5, made" in page and "| RATE, asked for 4.2 at every segment | 3.0" in page
+        "of at most 4200 steps, asked for 56.5, measured" in page
+        and "| RATE, asked for 4.2 at every segment | 3.0" in page
     )
     assert page.count("    python3 VizDoom/VizDoom_src/train_vizdoom.py") == 2 and "--ckpt_folder published_dt" in page
     assert len(asked) == 6 and all("published_rate" in str(evaluation.run) for evaluation, _, _ in asked)
@@ -171,7 +172,7 @@ def test_other_graphics_have_runs_and_a_page_of_their_own(asked, tmp_path):
     flags = ["--setting", "published", "--graphics", "installed", "--seeds", "1"]
     reproduce.main([*flags, "--results_dir", str(tmp_path / "results")])
     page = (tmp_path / "results" / "vizdoom_published_installed_graphics.md").read_text()
-    assert "It is the variant `published` (installed graphics, vizdoom " in page
+    assert "Variant `published` (installed graphics, vizdoom " in page
     command = "config.yaml --graphics installed --model_mode DT"
     assert command in page and "--ckpt_folder published_installed_graphics_dt" in page
     assert {evaluation.options.graphics for evaluation, _, _ in asked} == {"installed"}

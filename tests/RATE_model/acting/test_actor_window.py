@@ -111,7 +111,7 @@ def test_rows_of_a_window_begin_and_leave_at_their_own_times():
 
 @pytest.mark.parametrize("window", [False, True])
 @torch.no_grad()
-def test_the_target_is_renewed_whenever_memory_is_handed_on(window):
+def test_the_target_is_reset_whenever_memory_is_passed_on(window):
     model, (observations, actions, _) = small_model(spec=CONTINUOUS), random_inputs(2, STEPS, spec=CONTINUOUS)
     targets, rewards = torch.tensor([3.0, -1.0]), torch.rand(2, STEPS)
 

@@ -20,9 +20,7 @@ def test_what_can_be_seen_to_be_wrong_is_refused_before_anything_is_loaded(tmp_p
         "--checkpoint is missing": dict(checkpoint=None),
         "--seed -1: must be at least 0": dict(seed=-1),
         f"--output {tmp_path}: give a file": dict(output=tmp_path),
-        f"--output {tmp_path / 'no' / 'out'}: give a file in a folder that exists": dict(
-            output=tmp_path / "no" / "out"
-        ),
+        f"--output {tmp_path / 'no' / 'out'}: give a file in an existing folder": dict(output=tmp_path / "no" / "out"),
         f"--output {tmp_path / 'file' / 'out'}: give a file": dict(output=tmp_path / "file" / "out"),
         f"--pictures {tmp_path / 'file'}: ": dict(pictures=tmp_path / "file"),
         f"--pictures {tmp_path / 'file' / 'below'}: {tmp_path / 'file'} is a file": dict(

@@ -275,7 +275,7 @@ def test_earlier_spellings_of_flags_and_keys(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="unknown flag --astray"):  # of other scripts
         read("--astray", "1")
     path.write_text("sections: 6\nsegments: 6\n")
-    with pytest.raises(UserError, match="are one option"):
+    with pytest.raises(UserError, match="are the same option"):
         read("--config", str(path))
 
 

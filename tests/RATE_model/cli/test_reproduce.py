@@ -19,8 +19,8 @@ from RATE_model.cli.reproduce import (
     by_model,
     cell,
     kept_entries,
-    made,
     merged,
+    origin,
     provenance,
     training_table,
 )
@@ -114,8 +114,8 @@ def test_a_cell_is_a_mean_with_an_error_if_there_is_one():
 
 def test_a_document_names_its_commits_once():
     document = {"a": {"commit": ["b" * 40, "a" * 40]}, "b": {"commit": ["a" * 40]}, "c": {}}
-    assert made(document).endswith(f" at commit {'a' * 12}, {'b' * 12}")
-    assert "commit" not in made({"c": {}})
+    assert origin(document).startswith(f"at commit {'a' * 12}, {'b' * 12} on ")
+    assert "commit" not in origin({"c": {}})
 
 
 def test_a_document_made_on_two_days_says_what_was_made_when():
@@ -124,7 +124,7 @@ def test_a_document_made_on_two_days_says_what_was_made_when():
         "b": {"commit": ["b" * 40], "date": "2026-01-01"},
         "c": {"commit": [], "date": "2026-01-01"},
     }
-    assert made(document) == f"on 2026-01-01 at commit {'b' * 12} and on 2026-02-02 at commit {'a' * 12}"
+    assert origin(document) == f"at commit {'b' * 12} on 2026-01-01 and at commit {'a' * 12} on 2026-02-02"
 
 
 STUDY = Study("train.py", (), {"A": (), "A, changed": (), "B": ()}, None, None)

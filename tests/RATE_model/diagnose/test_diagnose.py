@@ -172,7 +172,7 @@ def test_a_run_is_diagnosed(run, capsys):
     assert {"hidden state", "memory at borders", "memory knocked out"} <= found["probes"]["bit"]["scores"].keys()
     assert found["episodes"] == {"training": 18, "held_out": 2} and "by_time_since" in found
     assert (directory / "plots" / "diagnosis.png").stat().st_size > 1000
-    assert "copying: the action to be learned" in capsys.readouterr().out
+    assert "copying: the target action" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -151,7 +151,7 @@ def refusals(data: WindowDataset) -> dict[str, Callable[[], object]]:
         "3 weights for 2": TrainOptions(aux=("return,next_latent",), aux_weight=(1, 2, 3)).validate,
         "--aux_weight nan": TrainOptions(aux=("return",), aux_weight=(math.nan,)).validate,
         "--aux_weight 1e.39": TrainOptions(aux=("return",), aux_weight=(1e39,)).validate,
-        "nothing to weigh without --aux": TrainOptions(aux_weight=(3.0,)).validate,
+        "has no effect without --aux": TrainOptions(aux_weight=(3.0,)).validate,
         "--oracle phase": TrainOptions(oracle=("phase",)).validate,
         "true in both: infos/phase": lambda: check_transform(["infos/place"], Mirror((0,), ("phase",)), flag="aux"),
     }

@@ -46,7 +46,7 @@ def test_files_and_table_of_several_seeds(run, tmp_path, capsys):
     for directory in runs:
         found = json.loads((directory / "eval" / "protocol.json").read_text())
         assert found["verdict"]["label"] != "long-term"
-        assert found["verdict"]["missing"][0].startswith("3 seeds of 100 episodes each (there are 3 of 10)")
+        assert found["verdict"]["missing"][0].startswith("3 seeds of 100 episodes each (got 3 of 10)")
         assert [case["horizons"] for case in found["cases"]] == [[8, 8], [19, 19]]
         conditions = found["cases"][0]["conditions"]
         assert set(conditions) == {"intact", "knocked out", "without tokens", "without cache", "twins exchanged"}
@@ -59,8 +59,8 @@ def test_files_and_table_of_several_seeds(run, tmp_path, capsys):
 def test_files_of_returns(tmp_path, horizons, chance):
     """Bars where no horizons are declared."""
     outcomes = {INTACT: np.arange(12.0).reshape(3, 4), KNOCKED_OUT: np.ones((3, 4))}
-    cases, subject = [Case("Atari", horizons, chance, outcomes, "return")], AgentFacts(30, None, 30)
-    examined = Examined("RATE", [], subject, cases, judge(subject, cases))
+    cases, facts = [Case("Atari", horizons, chance, outcomes, "return")], AgentFacts(30, None, 30)
+    examined = Examined("RATE", [], facts, cases, judge(facts, cases))
     write(examined, {tmp_path: tmp_path}, "protocol")
     found = json.loads((tmp_path / "protocol.json").read_text())["cases"][0]
     assert found["conditions"]["intact"]["return"] == 5.5 and found["horizons"] == list(horizons)
@@ -86,7 +86,7 @@ def test_a_setting_that_was_not_trained_is_said(run, tmp_path, capsys):
     assert "note: not trained with hint_steps 2" in capsys.readouterr().out
     (written,) = (tmp_path / "out").glob("*.json")
     assert json.loads(written.read_text())["cases"][0]["horizons"] == [7, 7]
-    assert "its observations or actions are not those of" in fails(
+    assert "observations or actions differ from those of" in fails(
         capsys, "--checkpoint", run, *flags, "--play", "task=multi-cue"
     )
 
@@ -95,7 +95,7 @@ def test_what_cannot_be_examined_is_refused(run, tmp_path, capsys):
     assert "--checkpoint is missing" in fails(capsys)
     assert "--cases x: T-Maze has cases such as 9" in fails(capsys, "--checkpoint", run, "--cases", "x")
     assert "--play hint_steps: write flag=value" in fails(capsys, "--checkpoint", run, "--play", "hint_steps")
-    assert "this agent has a memory" in fails(capsys, "--checkpoint", run, "--control", run, "--cases", "9")
+    assert "has a memory; give a run" in fails(capsys, "--checkpoint", run, "--control", run, "--cases", "9")
     assert "environment.json is missing or damaged" in fails(capsys, "--checkpoint", tmp_path)
     assert "no environment 'Nowhere'" in fails(capsys, "--checkpoint", run, "--env", "Nowhere")
 
@@ -139,6 +139,6 @@ def test_the_grid_trains_validates_and_goes_on(tmp_path, capsys, monkeypatch):
     lines = (tmp_path / "grid_TMaze_new_src_LSTM.csv").read_text().splitlines()
     assert lines[0] == "trained on,9,12,24,48" and len(lines) == 7
     assert (tmp_path / "grid_TMaze_new_src_LSTM.png").stat().st_size > 0
-    assert "--grid trains runs of its own" in fails(capsys, "--grid")
+    assert "--grid trains its own runs" in fails(capsys, "--grid")
     assert "--model_mode X: must be one of" in fails(capsys, "--grid", "--env", "tmaze", "--model_mode", "X")
     assert "declares no grid" in fails(capsys, "--grid", "--env", "minigrid_memory")

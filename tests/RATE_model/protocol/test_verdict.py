@@ -19,7 +19,7 @@ from TMaze_new.TMaze_new_src.spec import SPEC
 
 K, EPISODES = 10, 100
 LENGTHS = (6, 31, 96)
-SUBJECT = AgentFacts(context=K, reach=None, segment=K)
+FACTS = AgentFacts(context=K, reach=None, segment=K)
 
 
 class LeakyMazes(TMazeVectorEnv):
@@ -87,13 +87,13 @@ class ScriptedPlayer:
         return played.last_rewards
 
 
-QUESTIONS = [TaskCase(str(length), (length - 1, length - 1), 0.5) for length in LENGTHS]
+TASK_CASES = [TaskCase(str(length), (length - 1, length - 1), 0.5) for length in LENGTHS]
 
 
-def verdict(*, subject=SUBJECT, seeds=3, has_memory=True, mazes=TMazeVectorEnv, memory_free=(), **properties):
+def verdict(*, facts=FACTS, seeds=3, has_memory=True, mazes=TMazeVectorEnv, memory_free=(), **properties):
     players = [ScriptedPlayer(seed, properties, mazes) for seed in range(seeds)]
-    cases = examine(players, subject, QUESTIONS, has_memory=has_memory, twins=True, memory_free=memory_free)
-    return judge(subject, cases), cases
+    cases = examine(players, facts, TASK_CASES, has_memory=has_memory, twins=True, memory_free=memory_free)
+    return judge(facts, cases), cases
 
 
 def test_one_that_remembers():
@@ -109,7 +109,7 @@ def test_one_that_remembers():
 
 
 def test_one_that_looks_only_at_its_window():
-    result, _ = verdict(subject=replace(SUBJECT, reach=K), has_memory=False, window=True)
+    result, _ = verdict(facts=replace(FACTS, reach=K), has_memory=False, window=True)
     assert (result.label, result.horizon) == ("short-term", 5)
     assert "short-term: within its context K = 10" in result.sentence
 
@@ -121,12 +121,12 @@ def test_one_that_guesses():
 
 def test_one_that_cheats_through_a_leak():
     result, _ = verdict(peeks=True, mazes=LeakyMazes)
-    assert result.label == "leak" and "not by its memory: knocked out 1.00, so the environment tells" in result.sentence
+    assert result.label == "leak" and "its memory: knocked out 1.00, so the environment leaks" in result.sentence
 
 
 def test_one_that_cheats_without_a_memory():
-    result, _ = verdict(subject=replace(SUBJECT, reach=K), has_memory=False, peeks=True, mazes=LeakyMazes)
-    assert result.label == "leak" and "no more than the last 10 steps can matter" in result.sentence
+    result, _ = verdict(facts=replace(FACTS, reach=K), has_memory=False, peeks=True, mazes=LeakyMazes)
+    assert result.label == "leak" and "only the last 10 steps can influence it" in result.sentence
 
 
 def test_a_leak_that_only_the_memory_free_control_shows():
@@ -155,30 +155,28 @@ def test_one_that_is_untrained():
             actor = Actor(agent, EPISODES, 1.0, transform_memory=transform)
             return rollout(actor, mazes, seeds=np.arange(EPISODES), max_steps=length, compact=False).last_rewards
 
-    cases = examine([Untrained(0, {}, lengths=LENGTHS[:2])], SUBJECT, QUESTIONS[:2])
-    assert judge(SUBJECT, cases).label == "nothing"
+    cases = examine([Untrained(0, {}, lengths=LENGTHS[:2])], FACTS, TASK_CASES[:2])
+    assert judge(FACTS, cases).label == "nothing"
 
 
 def test_one_whose_memory_is_knocked_out():
     """Examined as if that were how it is."""
     _, cases = verdict()
     knocked = [replace(case, outcomes={c: case.outcomes[KNOCKED_OUT] for c in case.outcomes}) for case in cases]
-    assert judge(SUBJECT, knocked).label == "short-term"
-    assert judge(SUBJECT, knocked[1:]).label == "nothing"
+    assert judge(FACTS, knocked).label == "short-term"
+    assert judge(FACTS, knocked[1:]).label == "nothing"
 
 
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_too_few_seeds_are_never_long_term(seeds):
     result, _ = verdict(seeds=seeds)
-    assert (
-        result.label == "unproved" and result.missing[0] == f"3 seeds of 100 episodes each (there are {seeds} of 100)"
-    )
+    assert result.label == "unproved" and result.missing[0] == f"3 seeds of 100 episodes each (got {seeds} of 100)"
 
 
 def test_the_mixed_regime_is_never_long_term():
     _, cases = verdict()
     mixed = [replace(case, horizons=(2, 95)) for case in cases[1:]]
-    result = judge(SUBJECT, mixed)
+    result = judge(FACTS, mixed)
     assert result.label == "unproved" and result.missing[-1] == "a context K of at most 1 (now 10)"
     assert "mixed regime (K = 10, xi = 2 to 95)" in result.sentence and "knocked out .50" in result.sentence
 
@@ -194,25 +192,25 @@ def test_a_segment_longer_than_the_horizon_proves_nothing():
 def test_a_knock_out_to_chance_is_no_leak():
     """.60 with memory, .52 without: too few episodes to tell these apart, but nothing says that the maze tells."""
     outcomes = {INTACT: np.tile([1] * 6 + [0] * 4, (3, 10)), KNOCKED_OUT: np.tile([1] * 13 + [0] * 12, (3, 4))}
-    result = judge(SUBJECT, [Case("97", (96, 96), 0.5, outcomes)])
+    result = judge(FACTS, [Case("97", (96, 96), 0.5, outcomes)])
     assert result.label == "unproved" and result.missing[-1] == "more episodes"
-    assert "knocked out .52 (.46 to .58), which may be chance" in result.sentence
+    assert "knocked out .52 (.46 to .58), neither clearly above chance" in result.sentence
 
 
 def test_many_questions_do_not_make_a_guesser_right():
-    """11 questions of 300 fair coins, 300 times: fewer than 5 % of the guessers may look better than chance."""
+    """11 cases of 300 fair coins, 300 times: fewer than 5 % of the guessers may look better than chance."""
     rng, wrong = np.random.default_rng(0), 0
     for _ in range(300):
         cases = [Case(str(n), (n, n), 0.5, {INTACT: rng.integers(2, size=(3, 100))}) for n in range(20, 31)]
-        wrong += judge(SUBJECT, cases).label != "nothing"
+        wrong += judge(FACTS, cases).label != "nothing"
     assert wrong <= 15
 
 
 def test_a_part_that_matters_is_named():
     right, guess = np.ones((3, 100)), np.tile([0, 1], (3, 50))
     outcomes = {INTACT: right, KNOCKED_OUT: guess, "without tokens": guess, "without cache": right}
-    subject = replace(SUBJECT, parts=("tokens", "cache"))
-    sentence = judge(subject, [Case("9600", (9599, 9599), 0.5, outcomes)]).sentence
+    facts = replace(FACTS, parts=("tokens", "cache"))
+    sentence = judge(facts, [Case("9600", (9599, 9599), 0.5, outcomes)]).sentence
     assert sentence.endswith("long-term, depends on its tokens (knocked out .50)")
 
 
@@ -234,15 +232,15 @@ def test_returns_without_horizons_say_what_they_can():
     assert re.match(
         r"return 20.\d \(.*, a random player 2.00, depends on its tokens \(knocked out 1\d", result.sentence
     )
-    assert result.sentence.endswith("declares no correlation horizon, so nothing is said about how long it remembers")
-    assert result.missing[-1] == "correlation horizons, which the task does not declare"
+    assert result.sentence.endswith("declares no correlation horizon, so this says nothing about how long it remembers")
+    assert result.missing[-1] == "correlation horizons (the task declares none)"
     unknown = judged(chance=None, intact=20.0, knocked_out=20.0).sentence
     assert "random" not in unknown and "not shown to depend on its memory" in unknown
 
 
 def test_returns_that_a_random_player_has():
     result = judged(chance=20.0, horizons=(2, 2056), intact=20.0, knocked_out=11.0)
-    assert result.label == "nothing" and "not shown to do better than at random" in result.sentence
+    assert result.label == "nothing" and "not shown to be better than random" in result.sentence
 
 
 def test_returns_in_each_regime():
@@ -264,12 +262,12 @@ def test_returns_in_each_regime():
     assert mixed.label == "unproved" and mixed.missing[-1] == "a context K of at most 1 (now 30)"
     assert "in the mixed regime (K = 30, xi = 2 to 2056)" in mixed.sentence
     short = judged(**means, context=3000)
-    assert short.label == "unproved" and "lies within its context K = 3000" in short.sentence
+    assert short.label == "unproved" and "lie within its context K = 3000" in short.sentence
 
 
 def test_the_document_holds_rates_intervals_and_seeds():
     _, cases = verdict()
-    entry = document(SUBJECT, cases)[-1]
+    entry = document(FACTS, cases)[-1]
     assert entry["regime"] == "long-term only" and entry["horizons"] == [95, 95]
     assert entry["outcome"] == "success" and entry["conditions"]["intact"]["success"] == 1
     assert entry["conditions"]["intact"]["seeds"] == [1, 1, 1] and entry["conditions"]["intact"]["interval"][0] > 0.98
