@@ -1,4 +1,4 @@
-"""Steps of Atari games, and making data of them with the scripted players.
+"""Time of Atari steps, and of making data with the scripted players.
 
     python benchmarks/atari_data.py
     python benchmarks/atari_data.py --rounds 1 --steps 100 --planned_steps 20 --output FILE.json
@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":  # started as a script
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # makes the repository importable
-    import RATE_model.system.script  # noqa: F401  a signal ends it at once while the imports below take their seconds
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # make the repository importable
+    import RATE_model.system.script  # noqa: F401  signals end the process at once during the slow imports below
 
 import numpy as np
 
@@ -32,11 +32,11 @@ from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options, t
 
 @dataclass(frozen=True)
 class Options:
-    """What is measured."""
+    """What to measure."""
 
-    # Steps of the random player, and of each noise level where the player does not plan
+    # Steps of the random player, and of each noise level without planning
     steps: int = 500
-    # Steps of each noise level where it plans
+    # Steps of each noise level with planning
     planned_steps: int = 40
     # Timed rounds; in each, everything is done once
     rounds: int = 3
@@ -51,13 +51,13 @@ class Options:
         common.check_output(self.output)
 
     def data_steps(self, game: Game) -> tuple[int, int]:
-        """Steps of each noise level of a game's data, and of the whole."""
+        """Steps per noise level of a game's data, and in total."""
         steps = self.planned_steps if plans(game) else self.steps
         return steps, steps * len(GenerateOptions().recipe(game).mix)
 
 
 def on_the_processor(work: Callable[[], None]) -> Callable[[], float]:
-    """A candidate for `interleave` whose seconds are the processor's, whatever else the machine does meanwhile."""
+    """A candidate for `interleave` that measures processor time, which does not depend on other load."""
 
     def run() -> float:
         start = time.process_time()
@@ -68,7 +68,7 @@ def on_the_processor(work: Callable[[], None]) -> Callable[[], float]:
 
 
 def act_at_random(env: AtariEnv, steps: int) -> None:
-    """This many random steps, from the start."""
+    """Take this many random steps after a reset."""
     actions = np.random.default_rng(0).integers(env.game.actions, size=steps)
     env.reset(seed=0)
     for action in actions:
@@ -78,7 +78,7 @@ def act_at_random(env: AtariEnv, steps: int) -> None:
 
 
 def make_data(game: Game, options: Options, folder: Path) -> None:
-    """Data of every noise level, as many steps of each as may be."""
+    """Make data with the configured number of steps at every noise level."""
     steps, total = options.data_steps(game)
     recipe = replace(GenerateOptions().recipe(game), max_steps=steps)
     generate(recipe, total, folder / f"{game.name}.h5", overwrite=True, workers=1)
@@ -121,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             Options,
             argv=argv,
             prog="python benchmarks/atari_data.py",
-            description="Steps of Atari games, and making data of them.",
+            description="Time of Atari steps, and of making data.",
         )
         result = {
             "benchmark": "atari_data",

@@ -1,4 +1,4 @@
-"""Atari: from half a million transitions in DQN-replay files to batches: time and memory.
+"""Atari: time and memory from half a million transitions in DQN-replay files to batches.
 
     python benchmarks/atari_loading.py
     python benchmarks/atari_loading.py --transitions 20000 --output FILE.json
@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":  # started as a script
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # makes the repository importable
-    import RATE_model.system.script  # noqa: F401  a signal ends it at once while the imports below take their seconds
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # make the repository importable
+    import RATE_model.system.script  # noqa: F401  signals end the process at once during the slow imports below
 
 import numpy as np
 
@@ -38,7 +38,7 @@ BATCHES = 5
 
 @dataclass(frozen=True)
 class Options:
-    """What is measured."""
+    """What to measure."""
 
     # Transitions of the data
     transitions: int = 500_000
@@ -61,7 +61,7 @@ class Options:
 
 
 def write_data(path: Path, transitions: int) -> None:
-    """A file of frames that show a ball before bricks, with a score that changes: as much to compress as a game."""
+    """Write frames with a ball, bricks and a changing score, which compress about as well as a game's."""
     rng = np.random.default_rng(0)
     bricks = np.zeros((EPISODE, 1, 84, 84), dtype=np.uint8)
     bricks[:, :, 24:36, 4:80] = np.arange(40, 160, 10, dtype=np.uint8)[:, None]
@@ -78,7 +78,7 @@ def write_data(path: Path, transitions: int) -> None:
 
 
 def convert(options: DataOptions) -> dict[str, float]:
-    """Convert DQN-replay files: seconds, and how much memory it took."""
+    """Convert DQN-replay files; returns seconds and memory."""
     before, started = common.memory_mib(), time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()):
         ensure_dataset(options, Selection())
@@ -86,7 +86,7 @@ def convert(options: DataOptions) -> dict[str, float]:
 
 
 def load(options: DataOptions, size: int, batch_size: int) -> dict[str, float]:
-    """Open converted data, and draw batches; seconds and memory of each."""
+    """Open converted data and draw batches; returns seconds and memory of each."""
     before, started = common.memory_mib(), time.perf_counter()
     path = ensure_dataset(options, Selection())
     file = open_dataset(path, GAME)
@@ -116,7 +116,7 @@ def _memory(before: tuple[float, float] | None) -> dict[str, float]:
 
 
 def measure(options: Options) -> dict[str, Any]:
-    """Every case in a process of its own."""
+    """Measure every case in a separate process."""
     with tempfile.TemporaryDirectory(prefix="atari_loading_") as folder:
         source = Path(folder) / "data.h5"
         write_data(source, options.transitions)
@@ -146,7 +146,7 @@ def format_table(result: dict[str, Any]) -> str:
         [
             common.machine_line(result["machine"], {}),
             f"{memory['transitions']:,} transitions; batches of {options['batch_size']} windows of {options['steps']} "
-            "steps. Peaks are of a whole process, PyTorch included.",
+            "steps. Peaks include the whole process with PyTorch.",
             common.table(["", ""], rows),
         ]
     )

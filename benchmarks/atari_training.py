@@ -1,4 +1,4 @@
-"""Atari: one training batch of the published setting, and how much of it the convolutions are.
+"""Atari: time of a training batch of the published setting, and the share of its convolutions.
 
     python benchmarks/atari_training.py
     python benchmarks/atari_training.py --batch_size 16 --rounds 3 --output FILE.json
@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":  # started as a script
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # makes the repository importable
-    import RATE_model.system.script  # noqa: F401  a signal ends it at once while the imports below take their seconds
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # make the repository importable
+    import RATE_model.system.script  # noqa: F401  signals end the process at once during the slow imports below
 
 import torch
 
@@ -40,17 +40,17 @@ _COLUMNS = {"share_of_frames": ".0%", "encodings_per_observation": "g"}
 
 @dataclass(frozen=True)
 class Options:
-    """What is measured."""
+    """What to measure."""
 
     # Windows of a training batch
     batch_size: int = 128
-    # Windows that are computed at a time
+    # Windows computed at a time
     part: int = 16
     # float32, or bfloat16 products
     precision: str = "32"
     # Timed rounds; in each, everything runs once
     rounds: int = 1
-    # Threads of torch; 0 = its own choice
+    # Threads of torch; 0 = torch's default
     threads: int = 0
     # Write the figures to this JSON file
     output: Path | None = None
@@ -101,7 +101,7 @@ def measure(options: Options) -> dict[str, Any]:
     seconds = common.interleave(candidates, rounds=options.rounds)
     cases: dict[str, dict[str, Any]] = {name: common.summary(values) for name, values in seconds.items()}
     for name, counts in encoded.items():
-        # Every batch takes part in one warming-up round and the timed ones; the encoder alone runs on the last model.
+        # Every batch runs in a warm-up round and the timed ones; the encoder alone runs on the last model.
         runs = (options.rounds + 1) * (2 if name == [*encoded][-1] else 1)
         cases[name]["encodings_per_observation"] = sum(counts) / runs / (options.batch_size * steps)
         cases[name]["share_of_frames"] = cases[ENCODING]["median_s"] / cases[name]["median_s"]
@@ -118,7 +118,7 @@ def _training(trainer: Trainer, batch: Batch) -> Callable[[], None]:
 
 
 def _encoding(encoder: TokenEncoder, batch: Batch, parts: int, segments: int, precision: str) -> Callable[[], None]:
-    """A candidate that encodes a batch's observations as training does, and goes back through them."""
+    """A candidate that encodes a batch's observations as training does, forward and backward."""
     rows = -(-len(batch) // parts)
     steps = batch.valid.shape[1] // segments
 
@@ -134,7 +134,7 @@ def _encoding(encoder: TokenEncoder, batch: Batch, parts: int, segments: int, pr
 
 
 def _count(encoder: TokenEncoder) -> list[int]:
-    """A list that grows by the number of observations whenever some are encoded."""
+    """A list that gets the number of observations of every call of the encoder."""
     counts: list[int] = []
     encoder.observation.register_forward_hook(lambda module, inputs, outputs: counts.append(len(outputs)))
     return counts

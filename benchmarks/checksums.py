@@ -1,4 +1,4 @@
-"""What the checksums of trajectory files cost in reading and in space, and what HDF5's own Fletcher-32 would.
+"""Cost of the checksums of trajectory files in time and space, compared with HDF5's Fletcher-32.
 
     python benchmarks/checksums.py
     python benchmarks/checksums.py --episodes 100 --rounds 3 --output FILE.json
@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":  # started as a script
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # makes the repository importable
-    import RATE_model.system.script  # noqa: F401  a signal ends it at once while the imports below take their seconds
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # make the repository importable
+    import RATE_model.system.script  # noqa: F401  signals end the process at once during the slow imports below
 
 import h5py
 import hdf5plugin
@@ -40,17 +40,17 @@ WAYS = ("none", "checksums", "Fletcher-32")
 
 @dataclass(frozen=True)
 class Options:
-    """What is measured."""
+    """What to measure."""
 
-    # Episodes of images; of vectors there are 20 times as many
+    # Episodes of images; 20 times as many of vectors
     episodes: int = 100
     # Steps of an episode, and of a window
     steps: int = 90
     # Windows of a batch
     batch_size: int = 64
-    # Timed rounds; in each, everything reads all windows twice
+    # Timed rounds; each reads all windows of every file twice
     rounds: int = 10
-    # Threads of torch; 0 = its own choice
+    # Threads of torch; 0 = torch's default
     threads: int = 1
     # Write the figures to this JSON file
     output: Path | None = None
@@ -65,7 +65,7 @@ class Options:
 
 
 def make_data(kind: str, options: Options, path: Path) -> Path:
-    """Episodes of random vectors, or of coarse pictures with some noise, which compress about as those of ViZDoom."""
+    """Make episodes of random vectors, or of coarse pictures with noise, which compress about as well as ViZDoom's."""
     shape, dtype = KINDS[kind]
     rng = np.random.default_rng(0)
     image = dtype == "uint8"
@@ -81,7 +81,7 @@ def make_data(kind: str, options: Options, path: Path) -> Path:
 
 
 def rewrite(source: Path, target: Path, *, fletcher: bool) -> Path:
-    """The same content without our checksums, chunked and compressed the same, maybe with HDF5's."""
+    """Copy a file without our checksums, with the same chunks and compression, optionally with HDF5's checksums."""
     with h5py.File(source) as old, h5py.File(target, "w") as new:
         for name in (name for name in old if name != GROUP):
             array = old[name]
@@ -94,14 +94,14 @@ def rewrite(source: Path, target: Path, *, fletcher: bool) -> Path:
 
 
 class Reader:
-    """Reads all windows of a file in random order; in processor seconds, as files are cached."""
+    """Reads all windows of a file in random order. Measures processor time, because files are cached."""
 
     def __init__(self, path: Path, options: Options) -> None:
         self.path, self.options = path, options
         self._opened: tuple[WindowDataset, EpochSampler] | None = None
 
     def first_epoch(self) -> float:
-        """Seconds to read every window after the file was opened; checksums are compared here."""
+        """Seconds to read every window after opening the file, including the comparison of checksums."""
         with TrajectoryFile(self.path) as file:
             data = WindowDataset([file], whole_episodes(0, file), size=self.options.steps, in_memory=False)
         self._opened = data, EpochSampler(len(data), self.options.batch_size, seed=0)
@@ -132,7 +132,7 @@ def check(paths: dict[str, Path]) -> None:
 
 
 def measure(options: Options) -> dict[str, Any]:
-    """Bytes of the files, and seconds of all ways to read them."""
+    """Sizes of the files in bytes, and seconds of all ways to read them."""
     kinds: dict[str, Any] = {}
     for kind in KINDS:
         with tempfile.TemporaryDirectory() as folder:
@@ -187,7 +187,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             Options,
             argv=argv,
             prog="python benchmarks/checksums.py",
-            description="What the checksums of trajectory files cost.",
+            description="Cost of the checksums of trajectory files.",
         )
         common.set_threads(options.threads)
         result = {

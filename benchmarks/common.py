@@ -1,4 +1,4 @@
-"""What both benchmarks need: interleaved timing, the speed of matrix products, peak memory, the machine, tables."""
+"""Shared by all benchmarks: interleaved timing, speed of matrix products, peak memory, machine facts, tables."""
 
 import multiprocessing
 import os
@@ -25,19 +25,19 @@ README = ROOT / "benchmarks" / "README.md"
 
 DTYPES = {"32": torch.float32, "bf16": torch.bfloat16}
 
-# Edge of the square matrices whose product is the machine's measured speed: large enough that nothing but it counts.
+# Size of the square matrices whose product measures the machine's speed; large enough to hide overhead.
 MATRIX_SIZE = 2048
 
 
 def interleave(
     candidates: Mapping[str, Callable[[], float | None]], *, rounds: int, report: Callable[[str], None] = print
 ) -> dict[str, list[float]]:
-    """Time candidates in turn (A B C, A B C, ...), so that whatever else the machine does falls upon all of them.
+    """Time candidates in turn (A B C, A B C, ...), so that other load on the machine affects all of them.
 
     Args:
-        candidates: by name; each call is timed, unless it returns the seconds that count itself.
-        rounds: timed rounds; one that is not timed comes before them.
-        report: is told after every round.
+        candidates: by name; each call is timed, unless it returns its own seconds.
+        rounds: timed rounds, after one untimed round.
+        report: called after every round.
 
     Returns:
         Seconds of every timed call, in the order of the rounds.
@@ -59,7 +59,7 @@ def summary(seconds: Sequence[float]) -> dict[str, Any]:
 
 
 def ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
-    """How many times faster: the median over rounds of the ratio within a round."""
+    """Speed-up: the median over rounds of the ratio within a round."""
     return median(a / b for a, b in zip(slow, fast, strict=True))
 
 
@@ -84,9 +84,9 @@ def product_flops(size: int) -> int:
 
 
 def memory_mib() -> tuple[float, float] | None:
-    """Resident memory of this process in MiB: now, and the most since it started. None where /proc does not tell.
+    """Resident memory of this process in MiB: now, and the most since it started. None without /proc.
 
-    Not `getrusage`: its maximum begins, in a new process, with the size of the process that started it.
+    Not `getrusage`: its maximum in a new process starts at the size of the parent process.
     """
     try:
         status = Path("/proc/self/status").read_text()
@@ -97,10 +97,10 @@ def memory_mib() -> tuple[float, float] | None:
 
 
 def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """`function(*arguments)` in a process of its own, whose memory nothing else has touched.
+    """`function(*arguments)` in a new process, whose memory nothing else has used.
 
     Returns:
-        What the function returned; None if the process was killed, as the system does when memory runs out.
+        The function's result; None if the process was killed, for example because memory ran out.
     """
     with ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn")) as pool:
         try:
@@ -110,26 +110,26 @@ def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def set_threads(threads: int) -> None:
-    """Let torch use this many threads; 0 leaves its own choice."""
+    """Set torch's number of threads; 0: keep torch's default."""
     if threads:
         torch.set_num_threads(threads)
 
 
 def check_agreement(what: str, difference: float, allowed: float) -> float:
-    """The difference, if it is allowed: two programs that compute different things are not worth timing.
+    """The difference, if it is at most `allowed`: only programs that compute the same are compared.
 
     Raises:
         RuntimeError: they differ.
     """
-    if not difference <= allowed:  # also when it is NaN
+    if not difference <= allowed:  # NaN is refused too
         raise RuntimeError(
-            f"{what} differ by {difference:.3g} from the plain implementation; allowed are {allowed:.3g}"
+            f"{what} differ by {difference:.3g} from the plain implementation; at most {allowed:.3g} is allowed"
         )
     return difference
 
 
 def machine_facts() -> dict[str, Any]:
-    """What a reader of the figures has to know of the machine; no names of hosts or users."""
+    """Facts about the machine that readers of the figures need, without host or user names."""
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         commit = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
@@ -155,7 +155,7 @@ def _cpu_name() -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A Markdown table, aligned to be read as it is."""
+    """A Markdown table with aligned columns."""
     cells = [[str(cell) for cell in row] for row in (header, *rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     lines = [" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
@@ -164,7 +164,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def machine_line(machine: Mapping[str, Any], gflops: Mapping[str, float]) -> str:
-    """One line that goes above every table; ``gflops`` are the speeds of matrix products, where they were measured."""
+    """The line above every table; ``gflops`` are measured speeds of matrix products, if any."""
     speeds = ", ".join(f"{'fp32' if name == '32' else name} {value:.0f} GFLOP/s" for name, value in gflops.items())
     commit, _, dirty = (machine["commit"] or "unknown").partition("-")
     return (
@@ -183,17 +183,17 @@ def publish(name: str, text: str, result: Mapping[str, Any], *, output: Path | N
 
 
 def between_marks(page: str, name: str, text: str) -> str:
-    """The page with what stands between `<!-- NAME -->` and `<!-- end NAME -->` replaced.
+    """The page with the text between `<!-- NAME -->` and `<!-- end NAME -->` replaced.
 
     Raises:
         UserError: the page lacks the marks.
     """
     begin, end = f"<!-- {name} -->", f"<!-- end {name} -->"
     if begin not in page or end not in page:
-        raise UserError(f"--update_readme: {README} has no lines '{begin}' and '{end}' to put the figures between")
+        raise UserError(f"--update_readme: {README} has no lines '{begin}' and '{end}' for the figures")
     return page.partition(begin)[0] + f"{begin}\n\n{text}\n\n{end}" + page.partition(end)[2]
 
 
 def check_output(output: Path | None) -> None:
-    """Raise `UserError` before minutes are spent on figures that cannot be written."""
+    """Raise `UserError`, before measuring, if the figures cannot be written."""
     writable_file(output=output)

@@ -1,12 +1,12 @@
-"""How many floating-point operations the matrix products of training and acting are, from the sizes alone.
+"""Number of floating-point operations in the matrix products of training and acting, from the sizes alone.
 
-A product of (a, b) and (b, c) matrices is 2 a b c operations. Only products are counted, and those that our own
-algorithm makes: shared keys (see RATE_model/memories/rate/attention.py) cost other products than the published layout,
-and masked scores that are never computed do not count. Element-wise work (softmax, norms, masks, the optimizer) is left
-out, which is one reason why the share of the machine's speed that these counts give stays below 1.
+A product of (a, b) and (b, c) matrices is 2 a b c operations. Only products of our algorithm are counted: shared keys
+(see RATE_model/memories/rate/attention.py) need other products than the published layout, and masked scores that are
+never computed do not count. Element-wise work (softmax, norms, masks, the optimizer) is left out, one reason why the
+share of the machine's speed computed from these counts stays below 1.
 
-Going back, a product costs once more for each of its two operands that wants a gradient: data, sinusoids and memory
-that was cut off want none. The names: B rows of a batch, d = d_model, H heads, w = d_head, n memory tokens.
+In the backward pass, a product costs once more for each operand that needs a gradient; data, sinusoids and detached
+memory need none. Names: B rows of a batch, d = d_model, H heads, w = d_head, n memory tokens.
 """
 
 from collections.abc import Iterable
@@ -21,7 +21,7 @@ from RATE_model.spec import EnvironmentSpec
 
 @dataclass(frozen=True)
 class Product:
-    """One matrix product: operations going forward, and how many of its operands want a gradient."""
+    """One matrix product: forward operations, and the number of operands that need a gradient."""
 
     forward: int
     gradients: int = 2
@@ -45,8 +45,8 @@ def training_flops(
         total += sum(product.both for product in _fold(config))
         stop = min(start + window, segments)
         for index in range(start, stop):
-            # The memory that a later window begins with is cut off; what the last segment of a window writes is not
-            # part of the loss.
+            # The initial memory of a later window is detached; what the last segment of a window writes is not part
+            # of the loss.
             products = _segment(
                 config, spec, batch_size, index, old_gradient=index > start or start == 0, used=index < stop - 1
             )
@@ -55,7 +55,7 @@ def training_flops(
 
 
 def acting_flops(config: RATEConfig, spec: EnvironmentSpec, *, batch_size: int) -> float:
-    """Operations of one environment step of `batch_size` episodes, averaged over a segment behind a full cache.
+    """Operations of one environment step of `batch_size` episodes, averaged over a segment with a full cache.
 
     Counts what `RATE_model.acting.actor` does: two tokens at a segment's first step (return-to-go, observation), three
     at every other (the last action before them), the read tokens when a segment opens, the last action, the write
@@ -96,8 +96,8 @@ def _segment(
     """Segment number `index` of a trajectory.
 
     Args:
-        old_gradient: the memory that it begins with wants a gradient.
-        used: the memory that it hands on is part of the loss.
+        old_gradient: its initial memory needs a gradient.
+        used: the loss depends on the memory that it passes on.
     """
     tokens, steps = config.num_mem_tokens, config.context_length
     cached = min(config.mem_len, index * config.segment_tokens)
@@ -111,7 +111,7 @@ def _segment(
             columns = group.columns[1] - group.columns[0]
             yield from _attention(config, batch, count, columns, block=group.is_memory)
             rows += count
-        yield from _behind_attention(config, batch * rows)
+        yield from _after_attention(config, batch * rows)
     yield from _head(config, spec, batch * steps)
     yield from _valve(config, batch, old_gradient=old_gradient, used=used)
 
@@ -128,7 +128,7 @@ def _attention(config: RATEConfig, batch: int, rows: int, columns: int, *, block
     return [queries, positions, content, context, output, *wrapped]
 
 
-def _behind_attention(config: RATEConfig, rows: int) -> list[Product]:
+def _after_attention(config: RATEConfig, rows: int) -> list[Product]:
     """Feed-forward network and gates of one layer."""
     d = config.d_model
     feed_forward = [] if config.skip_dec_ffn else [Product(2 * rows * d * config.d_inner)] * 2
@@ -137,12 +137,12 @@ def _behind_attention(config: RATEConfig, rows: int) -> list[Product]:
 
 
 def _appended(config: RATEConfig, batch: int, count: int, *, columns: int, outputs: int, block: bool) -> Iterable[int]:
-    """Acting: `count` tokens appended to the buffers, `outputs` of which are wanted of the last layer."""
+    """Acting: `count` tokens appended to the buffers, `outputs` of which need the last layer's output."""
     for number in range(config.n_layer):
         rows = outputs if number == config.n_layer - 1 else count
         for product in (
             *_attention(config, batch, rows, columns, block=block),
-            *_behind_attention(config, batch * rows),
+            *_after_attention(config, batch * rows),
         ):
             yield product.forward
 

@@ -1,10 +1,10 @@
-"""Everything that is promised of a GPU, on the one at hand: tests, benchmarks, and one training to the end.
+"""Check this machine's GPU: tests, benchmarks, and one complete training.
 
     make gpu-check                                              # about 8 minutes on one H100; no network
     python benchmarks/gpu.py --parts benchmarks --rounds 50
-    python benchmarks/gpu.py --device cpu --tiny true --output_dir /tmp    # the same code where there is none
+    python benchmarks/gpu.py --device cpu --tiny true --output_dir /tmp    # the same code without a GPU
 
-Writes results/gpu.md and results/gpu.json, also when something fails. See benchmarks/README.md for what is measured.
+Writes results/gpu.md and results/gpu.json, even if something fails. See benchmarks/README.md for what is measured.
 """
 
 import json
@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 if __name__ == "__main__":  # started as a script
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # makes the repository importable
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # make the repository importable
     from RATE_model.system.interrupts import quit_on_signals
 
-    quit_on_signals()  # while the imports below take their seconds
+    quit_on_signals()  # before the slow imports below
 
 import numpy as np
 import torch
@@ -55,7 +55,7 @@ STEPS = [
     ("fused", True, "bf16"),
 ]
 LENGTHS = (90, 900, 9600)
-# The published sizes in the setting that trains T-Maze within minutes.
+# The published sizes with a setting that trains T-Maze in minutes.
 TRAINING = [
     *("--config", str(common.ROOT / "TMaze_new" / "TMaze_new_src" / "config_fast.yaml")),
     *"--n_layer 8 --n_head 10 --d_head 64 --learning_rate 3e-4 --precision bf16 --seed 1".split(),
@@ -66,11 +66,11 @@ _TINY_SIZES = {"n_layer": 1, "n_head": 2, "d_model": 16, "d_head": 8}
 
 @dataclass(frozen=True)
 class Options:
-    """What is checked, and where."""
+    """What to check, and on which device."""
 
-    # The device to check: cuda, cuda:1, or cpu to try the check itself
+    # The device to check: cuda, cuda:1, or cpu to test this script
     device: str = "cuda"
-    # Sizes that take seconds, to try the check itself
+    # Tiny sizes that take seconds, to test this script
     tiny: Boolean = False
     # What to do
     parts: tuple[Part, ...] = ("tests", "benchmarks", "training")
@@ -80,7 +80,7 @@ class Options:
     output_dir: Path = field(default_factory=lambda: common.ROOT / "results")
 
     def validate(self) -> None:
-        """Raise a UserError for a device that is not there, or a folder that cannot be written to."""
+        """Raise a UserError for a missing device or a folder that is not writable."""
         at_least(1, rounds=self.rounds)
         pick_device(self.device)
         if not self.output_dir.is_dir():
@@ -89,7 +89,7 @@ class Options:
 
 
 def facts(device: torch.device) -> dict[str, Any]:
-    """The machine, the card and what drives it."""
+    """The machine, the card and its driver."""
     found = common.machine_facts() | {"device": str(device), "cuda": torch.version.cuda, "card": None, "driver": None}
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
@@ -105,7 +105,7 @@ def facts(device: torch.device) -> dict[str, Any]:
 
 
 def run_tests() -> dict[str, Any]:
-    """The tests that are marked gpu, in a process of their own; what pytest says at its end."""
+    """Run the tests marked gpu in a separate process; returns pytest's summary."""
     started = time.perf_counter()
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *TESTS]
     done = subprocess.run(command, cwd=common.ROOT, capture_output=True, text=True)
@@ -121,7 +121,7 @@ def run_tests() -> dict[str, Any]:
 
 
 def timed(run: Callable[[], object], device: torch.device, rounds: int) -> dict[str, Any]:
-    """Seconds of each call, the device's work included."""
+    """Seconds of each call, including work on the device."""
     seconds = []
     for _ in range(rounds):
         wait_for(device)
@@ -133,13 +133,13 @@ def timed(run: Callable[[], object], device: torch.device, rounds: int) -> dict[
 
 
 def wait_for(device: torch.device) -> None:
-    """Until a GPU has done all it was given."""
+    """Wait until a GPU has finished its queue."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def sizes(options: Options) -> tuple[RATEConfig, int, int]:
-    """Of the published model, or a tiny one; segments and trajectories of a batch."""
+    """Sizes of the published or a tiny model, and segments and trajectories of a batch."""
     changes = {"skip_dec_ffn": True} | (_TINY_SIZES if options.tiny else {})
     measure = train_step.MeasureOptions(context_length=4 if options.tiny else 30, batch_size=4 if options.tiny else 64)
     config = train_step.Options(model=updated(ModelOptions(), changes), measure=measure).model_config()
@@ -147,7 +147,7 @@ def sizes(options: Options) -> tuple[RATEConfig, int, int]:
 
 
 def time_training(options: Options, device: torch.device) -> list[dict[str, Any]]:
-    """A row for every way to train on the published batch. One that fails says why."""
+    """One row per way to train on the published batch; a failed one has its error."""
     config, segments, batch_size = sizes(options)
     meta = make_meta(config, batch_size=batch_size, segments=segments)
     weights, batch = reference.random_weights(meta, seed=1), make_batch(meta)
@@ -164,7 +164,7 @@ def time_training(options: Options, device: torch.device) -> list[dict[str, Any]
         training, on_device = PlainTraining(moved, meta, train_step.train_options(-1)), batch.to(device)
         return lambda: training.train_batch(on_device)
 
-    steps = [s for s in STEPS if not (options.tiny and s[1])]  # to compile takes a CPU most of a minute
+    steps = [s for s in STEPS if not (options.tiny and s[1])]  # compiling takes most of a minute on a CPU
     cases: dict[tuple[str, ...], Callable[[], Callable[[], object]]] = {
         (attention, "compiled" if compiled else "eager", precision): lambda s=(attention, compiled, precision): ours(*s)
         for attention, compiled, precision in steps
@@ -175,7 +175,7 @@ def time_training(options: Options, device: torch.device) -> list[dict[str, Any]
         row: dict[str, Any] = {"attention": attention, "how": how, "precision": precision}
         try:
             with remembered_tables():
-                # The plain implementation makes its tables where tensors are made by default, once.
+                # The plain implementation makes its tables once, on the default device.
                 with torch.device(device) if attention == "plain" else nullcontext():
                     run = make()
                     started = time.perf_counter()
@@ -188,7 +188,7 @@ def time_training(options: Options, device: torch.device) -> list[dict[str, Any]
                 row |= timed(run, device, options.rounds if attention != "plain" else min(5, options.rounds))
                 if device.type == "cuda":
                     row["peak_mib"] = torch.cuda.max_memory_allocated(device) / 2**20
-        except Exception as error:  # the other rows are worth having
+        except Exception as error:  # measure the other rows
             row["error"] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         torch.compiler.reset()
         print("  ", row, flush=True)
@@ -217,7 +217,7 @@ def time_acting(options: Options, device: torch.device) -> dict[str, Any]:
 
 
 def train_to_the_end(options: Options) -> dict[str, Any]:
-    """T-Maze trained from nothing: success by length."""
+    """Train on T-Maze from scratch; success by length."""
     flags, lengths = ([*TINY, "--epochs", "1"], (9, 13)) if options.tiny else (TRAINING, LENGTHS)
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
@@ -241,7 +241,7 @@ def format_page(result: dict[str, Any]) -> str:
     commit, _, dirty = (machine["commit"] or "unknown").partition("-")
     parts = [
         "# On a GPU",
-        "Written by `make gpu-check` (benchmarks/gpu.py); what is measured is said in "
+        "Written by `make gpu-check` (benchmarks/gpu.py); for what is measured see "
         "[benchmarks/README.md](../benchmarks/README.md#gpupy).",
         f"{machine['card'] or machine['cpu']}, driver {machine['driver'] or 'none'}, torch {machine['torch']}, CUDA "
         f"{machine['cuda'] or 'none'}, Python {machine['python']}, {machine['date']}, commit {commit[:12]}"
@@ -278,12 +278,12 @@ def format_page(result: dict[str, Any]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Check, time, train, write. Returns 1 where a test failed, a row could not be timed or training fell short."""
+    """Check, time, train and write. Returns 1 if a test failed, a row could not be timed or training fell short."""
     with exit_on_user_error():
         options = parse_options(Options, argv=argv, prog="python benchmarks/gpu.py", description="Check a GPU.")
     device = pick_device(options.device)
     asked = to_flat_dict(options)
-    del asked["output_dir"]  # a place on this machine
+    del asked["output_dir"]  # a path on this machine
     result: dict[str, Any] = {"machine": facts(device), "options": asked}
     good = True
     for part in options.parts:
@@ -298,7 +298,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             result["training"] = train_to_the_end(options)
             good &= result["training"]["ok"]
-        # After every part: what was measured is kept whatever comes.
+        # Written after every part, so nothing measured is lost.
         atomic_write_json(options.output_dir / "gpu.json", result)
         atomic_write_text(options.output_dir / "gpu.md", format_page(result))
     print(f"\n{format_page(result)}")

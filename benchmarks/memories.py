@@ -1,4 +1,4 @@
-"""Time of training and acting with every memory, and what the system around it costs beside a bare PyTorch loop.
+"""Time of training and acting with every memory, and the overhead compared with a bare PyTorch loop.
 
     python benchmarks/memories.py
     python benchmarks/memories.py --modes LSTM DLSTM --rounds 3 --output FILE.json
@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":  # started as a script
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # makes the repository importable
-    import RATE_model.system.script  # noqa: F401  a signal ends it at once while the imports below take their seconds
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # make the repository importable
+    import RATE_model.system.script  # noqa: F401  signals end the process at once during the slow imports below
 
 import torch
 from torch import Tensor, nn
@@ -40,37 +40,37 @@ from TMaze_new.TMaze_new_src.spec import SPEC
 # The first mode of every memory in the table.
 FIRST_MODES = tuple({mode.memory: name for name, mode in reversed(MODES.items())}.values())[::-1]
 
-# Largest difference of losses that counts as the same, in nats.
+# Largest difference of losses that counts as equal, in nats.
 ALLOWED_LOSS = 1e-5
-# Largest difference of hidden states, which have a size of about 1, between one call and one call a step.
+# Largest difference of hidden states (of size about 1) between one call and one call per step.
 ALLOWED_HIDDEN = 1e-5
 
 
 @dataclass(frozen=True)
 class Options:
-    """What is measured."""
+    """What to measure."""
 
     # Modes to measure, as --model_mode names them
     modes: tuple[str, ...] = FIRST_MODES
-    # Width; what else a memory's size depends on is that of T-Maze's config_fast.yaml
+    # Width; all other sizes are those of T-Maze's config_fast.yaml
     d_model: int = 64
     # Steps of a segment (K), segments of a trajectory (N), trajectories of a batch
     context_length: int = 10
     segments: int = 9
     batch_size: int = 64
-    # Episodes that are acted in at once
+    # Parallel episodes when acting
     episodes: int = 100
-    # Steps of an episode after which acting is timed, early and late
+    # Steps after which acting is timed, early and late in an episode
     early: int = 10
     late: int = 10_000
-    # Timed rounds; in each, everything trains on one batch and acts for one segment
+    # Timed rounds; each trains on one batch and acts for one segment
     rounds: int = 20
-    # Recurrent memories: steps and trajectories of a call that is timed against as many calls of one step each, and
-    # rounds of that; 0 = none
+    # Recurrent memories: steps and trajectories of one call, compared with one call per step, and rounds of that; 0 =
+    # skip
     loop_steps: int = 512
     loop_batch: int = 32
     loop_rounds: int = 3
-    # Threads of torch; 0 = its own choice
+    # Threads of torch; 0 = torch's default
     threads: int = 1
     # Write the figures to this JSON file
     output: Path | None = None
@@ -81,7 +81,7 @@ class Options:
         """Raise a UserError for a value out of range."""
         for mode in self.modes:
             if mode not in MODES:
-                raise UserError(f"--modes {mode}: choose among {', '.join(MODES)}")
+                raise UserError(f"--modes {mode}: must be one of {', '.join(MODES)}")
         at_least(1, d_model=self.d_model, context_length=self.context_length, segments=self.segments)
         at_least(1, batch_size=self.batch_size, episodes=self.episodes, rounds=self.rounds)
         at_least(1, loop_steps=self.loop_steps, loop_batch=self.loop_batch)
@@ -89,7 +89,7 @@ class Options:
         common.check_output(self.output)
 
     def agent(self, mode: str) -> Agent:
-        """A fresh agent of a mode; the same weights every time."""
+        """A new agent of a mode, with the same weights every time."""
         sizes = {**load_yaml(FAST), "model_mode": mode, "d_model": self.d_model, "dropout": 0.0}
         model = updated(ModelOptions(), sizes)
         torch.manual_seed(0)
@@ -97,9 +97,9 @@ class Options:
 
 
 class BareNetwork(nn.Module):
-    """The same network as a user of PyTorch would write it for this one task, with an agent's weights.
+    """The same network in plain PyTorch for this task only, with an agent's weights.
 
-    The sub-modules stand in the order in which an agent has its parameters.
+    Sub-modules are in the order of the agent's parameters.
     """
 
     def __init__(self, agent: Agent) -> None:
@@ -115,7 +115,7 @@ class BareNetwork(nn.Module):
                 own.copy_(other)
 
     def build(self, sizes: Any) -> None:
-        """Make what stands between embeddings and head."""
+        """Create the layers between embeddings and head."""
         raise NotImplementedError
 
     def hidden(self, steps: Tensor) -> Tensor:
@@ -173,12 +173,12 @@ class BareMLP(BareNetwork):
         return steps
 
 
-# By mode. A memory without one is timed alone.
+# By mode. Other memories are timed alone.
 BARE: dict[str, type[BareNetwork]] = {"LSTM": BareLSTM, "GRU": BareGRU, "MLP": BareMLP}
 
 
 class BareTraining:
-    """A training loop without anything around it: loss, gradient, clipping, AdamW."""
+    """A bare training loop: loss, gradient, clipping, AdamW."""
 
     def __init__(self, network: BareNetwork, options: TrainOptions) -> None:
         self.network, self.clip = network, options.grad_norm_clip
@@ -199,7 +199,7 @@ class BareTraining:
 
 
 class OurTraining:
-    """What the train scripts run: gradients through the whole trajectory, one optimizer step a batch."""
+    """Training as in the train scripts: gradients through the whole trajectory, one optimizer step per batch."""
 
     def __init__(self, agent: Agent, options: TrainOptions) -> None:
         self.trainer = Trainer(agent, options, Schedule(0, None, 0, 1.0))
@@ -210,7 +210,7 @@ class OurTraining:
 
 
 def trainings(options: Options, mode: str) -> dict[str, OurTraining | BareTraining]:
-    """Ours, and the bare loop of the same network where there is one."""
+    """Our training, and a bare loop with the same network if there is one."""
     train = TrainOptions(weight_decay=0.0)
     ours: dict[str, OurTraining | BareTraining] = {"ours": OurTraining(options.agent(mode), train)}
     return ours | ({"bare": BareTraining(BARE[mode](options.agent(mode)), train)} if mode in BARE else {})
@@ -240,9 +240,9 @@ def check_losses(options: Options, mode: str, batches: int = 3) -> float:
 
 
 def acting(options: Options, mode: str) -> dict[str, Callable[[], float]]:
-    """Candidates for `interleave`: processor seconds of a step, averaged over a segment, early and late in episodes."""
+    """Candidates for `interleave`: processor seconds per step, averaged over a segment, early and late in episodes."""
     agent, steps = options.agent(mode), options.context_length
-    if agent.memory.keeps_data:  # it acts by what training has shown it
+    if agent.memory.keeps_data:  # it needs training data to act
         batch = make_batch(options)
         with torch.no_grad():
             agent.train()(batch.observations, batch.actions, batch.rtg, batch.valid)
@@ -255,7 +255,7 @@ def acting(options: Options, mode: str) -> dict[str, Callable[[], float]]:
     early, late = episodes(), episodes()
     late.advance(options.late)
     plain = {}
-    if isinstance(agent.memory, Stack):  # the default of all memories in place of its own
+    if isinstance(agent.memory, Stack):  # the default stepper instead of its own
         agent.memory.stepper = partial(Memory.stepper, agent.memory)  # type: ignore[method-assign]
         through_forward = episodes()
         plain = {"through_forward": lambda: through_forward.advance(steps)}
@@ -268,8 +268,8 @@ def acting(options: Options, mode: str) -> dict[str, Callable[[], float]]:
 
 
 def whole_and_loop(options: Options, mode: str) -> dict[str, Callable[[], float]]:
-    """Candidates for `interleave`: processor seconds of a recurrent memory, forwards and backwards, in one call and in
-    one call a step. None for a memory that sees several steps at once, or none but the present, or learns nothing.
+    """Candidates for `interleave`: processor seconds of a recurrent memory, forward and backward, in one call and in
+    one call per step. Empty for memories that see several steps at once, see only the current step, or learn nothing.
 
     Raises:
         RuntimeError: the hidden states differ.
@@ -369,7 +369,7 @@ def format_table(result: dict[str, Any]) -> str:
             common.machine_line(result["machine"], {}),
             f"{options['batch_size']} trajectories of {options['segments'] * options['context_length']} steps a batch; "
             f"{options['episodes']} episodes at once; d_model {options['d_model']}. Processor time, medians of "
-            f"{options['rounds']} rounds. Last columns: a recurrent memory forwards and backwards over "
+            f"{options['rounds']} rounds. Last columns: a recurrent memory, forward and backward, over "
             f"{options['loop_batch']} trajectories of {options['loop_steps']} steps, in one call and in one call a "
             f"step, {options['loop_rounds']} rounds.",
             common.table(header, rows),

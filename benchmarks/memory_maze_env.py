@@ -1,4 +1,4 @@
-"""Memory Maze: steps of our environment against the package's own, starts of episodes, and many mazes on all cores.
+"""Memory Maze: time of our environment's steps compared with the package's, of resets, and of many mazes in parallel.
 
     python benchmarks/memory_maze_env.py
     python benchmarks/memory_maze_env.py --steps 400 --output FILE.json
@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":  # started as a script
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # makes the repository importable
-    import RATE_model.system.script  # noqa: F401  a signal ends it at once while the imports below take their seconds
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # make the repository importable
+    import RATE_model.system.script  # noqa: F401  signals end the process at once during the slow imports below
 
 import numpy as np
 
@@ -32,13 +32,13 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Options:
-    """What is measured."""
+    """What to measure."""
 
-    # Edge of the maze: 9, 11, 13 or 15 cells
+    # Size of the maze: 9, 11, 13 or 15 cells
     size: int = 9
-    # Steps that are compared, and timed at once
+    # Steps to compare and time
     steps: int = 400
-    # Mazes side by side
+    # Parallel mazes
     mazes: int = 10
     # Timed rounds; in each, everything runs once
     rounds: int = 3
@@ -55,7 +55,7 @@ class Options:
 
 
 class Route:
-    """The planner's actions in the maze of one seed: it touches balls and walls as a player does."""
+    """The planner's actions in the maze of one seed, which touch balls and walls as a player does."""
 
     def __init__(self, size: int, steps: int) -> None:
         with contextlib.closing(MemoryMazeEnv(size, max_steps=steps, privileged=True)) as maze:
@@ -70,7 +70,7 @@ class Route:
 
 
 def check_pictures(package: Any, route: Route) -> float:
-    """Walk the route in the package's own environment; raises RuntimeError where a picture or reward is another."""
+    """Walk the route in the package's environment; raises RuntimeError if a picture or reward differs."""
     step = package.reset()
     difference = 0.0
     for number, action in enumerate([*route.actions, None]):
@@ -83,7 +83,7 @@ def check_pictures(package: Any, route: Route) -> float:
 
 
 def cpu_seconds(work: Callable[[], object]) -> Callable[[], float]:
-    """A candidate for `interleave` that counts the seconds of all threads on a core, whatever else the machine does."""
+    """A candidate for `interleave` that measures CPU seconds of all threads, which do not depend on other load."""
 
     def run() -> float:
         start = time.process_time()
@@ -94,7 +94,7 @@ def cpu_seconds(work: Callable[[], object]) -> Callable[[], float]:
 
 
 def measure(options: Options) -> dict[str, Any]:
-    """All timings in seconds: on a core, but for those of many mazes."""
+    """All timings in seconds, on one core except those of many mazes."""
     tasks = maze_tasks()
     route = Route(options.size, options.steps)
     package = getattr(tasks, f"memory_maze_{options.size}x{options.size}")(image_only_obs=True, seed=SEED)
@@ -162,8 +162,8 @@ def format_table(result: dict[str, Any]) -> str:
     return "\n\n".join(
         [
             common.machine_line(result["machine"], {}),
-            f"Maze of {options['size']}x{options['size']} cells. The {options['steps']} pictures compared are equal in "
-            f"every bit; {result['balls']:.0f} balls were touched between them.",
+            f"Maze of {options['size']}x{options['size']} cells. The {options['steps']} compared pictures are equal, "
+            f"bit for bit; {result['balls']:.0f} balls were touched between them.",
             common.table(["", "median", "times faster"], rows),
         ]
     )

@@ -1,4 +1,4 @@
-"""Memory Maze: a training batch of the published setting and reading it from disk, and acting beside the mazes alone.
+"""Memory Maze: time of a training batch of the published setting, of reading it from disk, and of acting.
 
     python benchmarks/memory_maze_training.py
     python benchmarks/memory_maze_training.py --data_path FILE.h5 --rounds 3 --output FILE.json
@@ -19,8 +19,8 @@ from typing import Any, ClassVar
 from unittest import mock
 
 if __name__ == "__main__":  # started as a script
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # makes the repository importable
-    import RATE_model.system.script  # noqa: F401  a signal ends it at once while the imports below take their seconds
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # make the repository importable
+    import RATE_model.system.script  # noqa: F401  signals end the process at once during the slow imports below
 
 import numpy as np
 import torch
@@ -48,19 +48,19 @@ PUBLISHED = ("--nmt", "5", "--mem_len", "300", "--skip_dec_ffn")
 
 @dataclass(frozen=True)
 class Options:
-    """What is measured."""
+    """What to measure."""
 
-    # A trajectory file to read from; none = a small one is made
+    # A trajectory file to read; none = make a small one
     data_path: Path | None = None
     # Windows of a training batch
     batch_size: int = 64
-    # Mazes acted in at once
+    # Parallel mazes
     episodes: int = 10
-    # Steps in each of them in a round
+    # Steps in each maze per round
     steps: int = 120
     # Timed rounds; in each, everything runs once
     rounds: int = 3
-    # Threads of torch; 0 = its own choice
+    # Threads of torch; 0 = torch's default
     threads: int = 0
     # Write the figures to this JSON file
     output: Path | None = None
@@ -75,14 +75,14 @@ class Options:
 
 
 def open_data(options: Options, folder: Path) -> TrajectoryFile:
-    """The file given, or one of a few short episodes."""
+    """The given file, or a new one with a few short episodes."""
     if options.data_path is not None:
         return DATA.open(options.data_path)
     return DATA.open(generate(Recipe(steps=200, mix=("explorer:0.1:1",)), 10, folder / "data.h5"))
 
 
 class Timed(MemoryMazeVectorEnv):
-    """Mazes that note when their first step begins and their last one ends: starting them and resets do not count."""
+    """Mazes that record when their first step begins and their last one ends, which excludes start-up and resets."""
 
     made: ClassVar[list[Timed]] = []
 
@@ -99,7 +99,7 @@ class Timed(MemoryMazeVectorEnv):
 
     @classmethod
     def seconds(cls) -> float:
-        """From the first step to the last of all that were made since this was asked before."""
+        """Seconds from the first to the last step of all mazes made since the previous call."""
         made, cls.made[:] = cls.made.copy(), []
         return max(mazes.ended for mazes in made) - min(mazes.begun for mazes in made)
 
@@ -123,7 +123,7 @@ def play_with(model: Agent, options: Options) -> float:
 
 
 def measure(options: Options, file: TrajectoryFile) -> dict[str, Any]:
-    """All timings in seconds, and the two ratios that matter."""
+    """All timings in seconds, and two ratios."""
     config = ENVIRONMENT.read_config(PUBLISHED)
     agent_config, segments = config.agent_config(), config.task.segments
     size = segments * config.task.context_length

@@ -1,4 +1,4 @@
-"""Minigrid-Memory: steps of the environment, a training batch with and without keeping equal images once, acting.
+"""Minigrid-Memory: time of environment steps, of a training batch with and without deduplicated images, and of acting.
 
     python benchmarks/minigrid_memory.py
     python benchmarks/minigrid_memory.py --threads 1 --output FILE.json
@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":  # started as a script
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # makes the repository importable
-    import RATE_model.system.script  # noqa: F401  a signal ends it at once while the imports below take their seconds
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # make the repository importable
+    import RATE_model.system.script  # noqa: F401  signals end the process at once during the slow imports below
 
 import numpy as np
 import torch
@@ -34,25 +34,25 @@ from RATE_model.environments.contract import Evaluation
 from RATE_model.training.optimization import Schedule
 from RATE_model.training.trainer import Trainer
 
-# The published RATE, with segments enough for every episode of size 31.
+# The published RATE, with enough segments for every episode of size 31.
 PUBLISHED = "--nmt 15 --mem_len 180 --n_head_ca 1 --skip_dec_ffn --segments 6 --dropout 0 --dropatt 0".split()
 
 
 @dataclass(frozen=True)
 class Options:
-    """What is measured."""
+    """What to measure."""
 
-    # Episodes of the data that batches are drawn from
+    # Episodes of the data
     trajectories: int = 500
     # Episodes of a training batch
     batch_size: int = 64
-    # Steps of the environment that are timed at once
+    # Environment steps per timing
     steps: int = 2000
-    # Episodes that are played at once in mazes of size 41
+    # Parallel episodes in mazes of size 41
     episodes: int = 100
     # Timed rounds; in each, everything runs once
     rounds: int = 3
-    # Threads of torch; 0 = its own choice
+    # Threads of torch; 0 = torch's default
     threads: int = 0
     # Write the figures to this JSON file
     output: Path | None = None
@@ -68,7 +68,7 @@ class Options:
 
 
 def walk(steps: int, *, draw: bool) -> Callable[[], None]:
-    """Random steps in a maze of size 41; `draw` has Minigrid draw every picture, as its wrappers do."""
+    """Random steps in a maze of size 41; with `draw`, Minigrid draws every picture, as its wrappers do."""
     maze = MinigridMemoryEnv(41, max_steps=10**9)
     rng = np.random.default_rng(0)
 
@@ -93,7 +93,7 @@ def train_batch(batch: Batch) -> tuple[Trainer, Callable[[], None]]:
 
 
 def measure(options: Options) -> dict[str, Any]:
-    """All timings in seconds, and what a batch holds."""
+    """All timings in seconds, and the contents of a batch."""
     config = ENVIRONMENT.read_config(PUBLISHED)
     size = config.task.segments * config.task.context_length
     with tempfile.TemporaryDirectory() as folder:
@@ -132,7 +132,7 @@ def measure(options: Options) -> dict[str, Any]:
 
 
 def _difference(batch: Batch, dense: Batch) -> float:
-    """Largest difference of the logits between the two batches; raises RuntimeError if it is more than rounding."""
+    """Largest difference of the logits between the two batches; raises RuntimeError if it exceeds rounding errors."""
     (trainer, _) = train_batch(batch)
     with evaluating(trainer.model), torch.no_grad():
         logits = [trainer.model(b.observations, b.actions, b.rtg, b.valid)[0] for b in (batch, dense)]
@@ -140,7 +140,7 @@ def _difference(batch: Batch, dense: Batch) -> float:
 
 
 def _discard(result: object) -> None:
-    """Nothing: `interleave` takes a returned number for seconds."""
+    """Drop the result: `interleave` would take a returned number for seconds."""
 
 
 def format_table(result: dict[str, Any]) -> str:

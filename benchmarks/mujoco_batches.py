@@ -1,4 +1,4 @@
-"""Time to assemble a batch of MuJoCo windows, against a loop over windows.
+"""Time to assemble a batch of MuJoCo windows, compared with a loop over windows.
 
     python benchmarks/mujoco_batches.py
     python benchmarks/mujoco_batches.py --batch_size 1024 --steps 100000 --output FILE.json
@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":  # started as a script
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # makes the repository importable
-    import RATE_model.system.script  # noqa: F401  a signal ends it at once while the imports below take their seconds
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # make the repository importable
+    import RATE_model.system.script  # noqa: F401  signals end the process at once during the slow imports below
 
 import h5py
 import numpy as np
@@ -35,7 +35,7 @@ TASK = TASKS[0]  # halfcheetah-medium: 17 observations, 6 actions
 
 @dataclass(frozen=True)
 class Options:
-    """What is measured."""
+    """What to measure."""
 
     # Windows of a batch
     batch_size: int = 4096
@@ -45,7 +45,7 @@ class Options:
     steps: int = 1_000_000
     # Timed rounds; in each, everything assembles one batch
     rounds: int = 20
-    # Threads of torch; 0 = its own choice
+    # Threads of torch; 0 = torch's default
     threads: int = 1
     # Write the figures to this JSON file
     output: Path | None = None
@@ -82,7 +82,7 @@ def make_data(options: Options, folder: Path) -> None:
 
 
 def loop_over_windows(data: Data, arrays: tuple[np.ndarray, ...], indices: Sequence[int]) -> list[np.ndarray]:
-    """The batch as published: one window after another is cut, padded and normalised, then all are stacked.
+    """The published way to make a batch: cut, pad and normalise one window after another, then stack them.
 
     Args:
         arrays: raw observations, actions and rewards of all steps.
@@ -158,7 +158,7 @@ def measure(options: Options) -> dict[str, Any]:
 
 
 def _discard(batch: object) -> None:
-    """Nothing: `interleave` takes a returned number for seconds."""
+    """Drop the result: `interleave` would take a returned number for seconds."""
 
 
 def format_table(result: dict[str, Any]) -> str:

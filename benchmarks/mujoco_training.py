@@ -1,4 +1,4 @@
-"""MuJoCo: one training batch of the published setting, and acting for an evaluation's episodes.
+"""MuJoCo: time of a training batch of the published setting, and of acting in an evaluation's episodes.
 
     python benchmarks/mujoco_training.py
     python benchmarks/mujoco_training.py --batch_size 512 --rounds 3 --output FILE.json
@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":  # started as a script
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # makes the repository importable
-    import RATE_model.system.script  # noqa: F401  a signal ends it at once while the imports below take their seconds
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # make the repository importable
+    import RATE_model.system.script  # noqa: F401  signals end the process at once during the slow imports below
 
 import torch
 
@@ -35,25 +35,25 @@ from RATE_model.training.optimization import Schedule
 from RATE_model.training.trainer import Trainer
 
 PUBLISHED = ("--env_id", "0", "--skip_dec_ffn")
-SPEC = spec_of(HALFCHEETAH)  # its episodes all have 1000 steps, whatever an untrained model does
+SPEC = spec_of(HALFCHEETAH)  # all its episodes have 1000 steps, even with an untrained model
 PROMPTS = {False: "prompt 1", True: "prompt K"}
 
 
 @dataclass(frozen=True)
 class Options:
-    """What is measured."""
+    """What to measure."""
 
     # Windows of a training batch
     batch_size: int = 4096
     # Windows that are computed at a time
     part: int = 256
-    # Episodes acted in at once
+    # Parallel episodes
     episodes: int = 10
     # Timed rounds; in each, everything runs once
     rounds: int = 1
-    # Edge of the matrices whose product is the machine's speed
+    # Size of the matrices whose product measures the machine's speed
     matrix_size: int = common.MATRIX_SIZE
-    # Threads of torch; 0 = its own choice
+    # Threads of torch; 0 = torch's default
     threads: int = 0
     # Write the figures to this JSON file
     output: Path | None = None

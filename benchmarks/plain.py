@@ -1,4 +1,4 @@
-"""The plain implementation that ours is compared with: tests/reference.py, trained and acted with in the obvious way.
+"""The plain implementation to compare with: tests/reference.py with straightforward training and acting.
 
 It computes what the published model computes, on the published layout (separate keys and values, a projected table of
 distances, a shifted score matrix, whole masked matrices), with autograd, in float32.
@@ -24,9 +24,9 @@ from TMaze_new.TMaze_new_src.spec import SPEC
 
 
 def remembered_tables() -> AbstractContextManager:
-    """Within it the plain implementation remembers its masks and distance tables.
+    """A context in which the plain implementation caches its masks and distance tables.
 
-    It fills them entry by entry in Python, in every layer; timing that would flatter us.
+    It fills them entry by entry in Python, in every layer; timing that would be unfair.
     """
     return mock.patch.multiple(
         reference,
@@ -36,7 +36,7 @@ def remembered_tables() -> AbstractContextManager:
 
 
 def make_meta(config: RATEConfig, *, batch_size: int, segments: int) -> dict:
-    """The sizes as the plain implementation calls them."""
+    """The sizes under the plain implementation's names."""
     return reference.make_meta(
         arch_mode=config.arch,
         segment_length=config.context_length,
@@ -114,13 +114,13 @@ class PlainTraining:
 
 
 class PlainActor:
-    """The published way to act: the running segment is recomputed at every step, and once more when it is closed.
+    """The published way to act: the current segment is recomputed at every step, and once more when it ends.
 
     Args:
-        full: fill the steps to come with zeros. No step sees them; but a published read token sees the ones right of it
-            at distances that depend on the segment's length (see RATE_model/memories/rate/attention.py), and ours are
-            always those of a full segment. True gives our logits; False is the published way, shorter at first and so
-            faster.
+        full: fill future steps with zeros. No step sees them, but a published read token sees the ones to its right at
+            distances that depend on the segment's length (see RATE_model/memories/rate/attention.py), and ours always
+            use those of a full segment. True gives our logits; False is the published way, which is shorter and faster
+            at first.
     """
 
     def __init__(
@@ -142,14 +142,14 @@ class PlainActor:
         self._observations.append(observations)
         current = len(self._actions)
         steps = self.meta["segment_length"] if self.full else current + 1
-        # The newest step has no action yet; what stands in its place is seen by no step.
+        # The newest step has no action yet; no step sees its placeholder.
         no_action = torch.zeros(len(observations), dtype=torch.int64)
         later = [torch.zeros_like(observations)] * (steps - current - 1)
         result = self._segment([*self._observations, *later], [*self._actions, *[no_action] * (steps - current)])
         return result.logits[:, current]
 
     def take(self, actions: Tensor) -> None:
-        """Record the actions that are taken, `(B,)` int64."""
+        """Record the actions taken, `(B,)` int64."""
         self._actions.append(actions)
 
     def _segment(self, observations: list[Tensor], actions: list[Tensor]) -> reference.Segment:
@@ -165,7 +165,7 @@ class PlainActor:
 
 
 def first_memory(weights: reference.Weights, meta: dict, batch_size: int) -> Tensor | None:
-    """The memory tokens `(B, n, d)` that a trajectory begins with."""
+    """The initial memory tokens `(B, n, d)` of a trajectory."""
     if not meta["num_mem_tokens"]:
         return None
     return weights["mem_tokens"].transpose(0, 1).expand(batch_size, -1, -1)

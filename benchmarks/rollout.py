@@ -1,4 +1,4 @@
-"""Time and memory of acting, early and late in an episode, against the published way to act.
+"""Time and memory of acting, early and late in an episode, compared with the published way to act.
 
     python benchmarks/rollout.py
     python benchmarks/rollout.py --lengths 90 900 --rounds 3 --output FILE.json
@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 if __name__ == "__main__":  # started as a script
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # makes the repository importable
-    import RATE_model.system.script  # noqa: F401  a signal ends it at once while the imports below take their seconds
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # make the repository importable
+    import RATE_model.system.script  # noqa: F401  signals end the process at once during the slow imports below
 
 import numpy as np
 import torch
@@ -33,29 +33,29 @@ from TMaze_new.TMaze_new_src.spec import SPEC
 
 FAST = common.ROOT / "TMaze_new" / "TMaze_new_src" / "config_fast.yaml"
 
-# Largest difference of logits, in units of their standard deviation, that counts as the same.
+# Largest difference of logits, in units of their standard deviation, that counts as equal.
 ALLOWED_LOGITS = {"32": 1e-4, "bf16": 0.2}
 
 
 @dataclass(frozen=True)
 class MeasureOptions:
-    """What is measured."""
+    """What to measure."""
 
     # Steps of a segment (K)
     context_length: int = 30
-    # Episodes at once
+    # Parallel episodes
     batch_size: int = 100
     # Episode lengths: memory is read at each, time around the first and after the last
     lengths: tuple[int, ...] = (90, 900, 9000)
     # Precisions to measure; the plain way always runs in float32
     precisions: tuple[Literal["32", "bf16"], ...] = ("32", "bf16")
-    # Timed rounds; in each, everything acts for one segment
+    # Timed rounds of one segment
     rounds: int = 5
-    # Measure the small model of config_fast.yaml as well
+    # Also measure the small model of config_fast.yaml
     fast: Boolean = True
-    # Edge of the matrices whose product is the machine's speed
+    # Size of the matrices whose product measures the machine's speed
     matrix_size: int = common.MATRIX_SIZE
-    # Threads of torch; 0 = its own choice
+    # Threads of torch; 0 = torch's default
     threads: int = 0
     # Write the figures to this JSON file
     output: Path | None = None
@@ -83,15 +83,15 @@ class Options:
     measure: MeasureOptions = field(default_factory=MeasureOptions)
 
     def validate(self) -> None:
-        """Raise a UserError if these sizes are invalid, or one that acts in another way."""
+        """Raise a UserError for invalid sizes, or a model that does not act in segments."""
         if self.model_config().sliding:
-            raise UserError(f"--model_mode {self.model.model_mode}: this benchmark is of models that act in segments")
+            raise UserError(f"--model_mode {self.model.model_mode}: only models that act in segments are measured")
 
     def model_config(self) -> RATEConfig:
         """The model's sizes."""
         sizes = self.model.agent_config(context_length=self.measure.context_length, segments=1).sizes
         if not isinstance(sizes, RATEConfig):
-            raise UserError(f"--model_mode {self.model.model_mode}: this benchmark is of RATE and its relatives")
+            raise UserError(f"--model_mode {self.model.model_mode}: only RATE and its ablations are measured")
         return sizes
 
 
@@ -101,13 +101,13 @@ def with_fast_model(options: Options) -> Options:
 
 
 def make_weights(config: RATEConfig) -> tuple[reference.Weights, dict]:
-    """Random weights for both implementations, and the sizes as the plain one calls them."""
+    """Random weights for both implementations, and the sizes under the plain one's names."""
     meta = make_meta(config, batch_size=1, segments=1)
     return reference.random_weights(meta, seed=1), meta
 
 
 def check_logits(options: Options, precision: str) -> float:
-    """Let both act in two episodes over two segment borders; the largest difference of their logits.
+    """Act with both in two episodes across two segment borders; returns the largest difference of their logits.
 
     Returns:
         The difference in units of the logits' standard deviation.
@@ -133,25 +133,25 @@ def check_logits(options: Options, precision: str) -> float:
 
 
 class Episodes:
-    """An actor in episodes of random observations and no rewards; the environment costs nothing.
+    """An actor in episodes of random observations without rewards, so the environment costs nothing.
 
     Args:
-        actor: of a model for T-Maze.
-        steps: after how many the same observations come again.
-        clock: tells the time in seconds.
+        actor: acts with a model for T-Maze.
+        steps: period of the observations.
+        clock: returns the time in seconds.
     """
 
     def __init__(self, actor: Actor, steps: int, *, clock: Callable[[], float] = time.perf_counter) -> None:
         self.actor, self.clock = actor, clock
         generator = np.random.default_rng(0)
-        # One segment of observations, seen again and again: longer episodes need no more memory.
+        # One segment of observations, repeated, so longer episodes do not need more memory.
         shape = (steps, actor.batch_size, *SPEC.observation_shape)
         self.observations = generator.standard_normal(shape, dtype=np.float32)
         self.rewards = np.zeros(actor.batch_size, dtype=np.float32)
         self.step = 0
 
     def advance(self, steps: int) -> float:
-        """Act this many steps; seconds per step."""
+        """Act for this many steps; returns seconds per step."""
         start = self.clock()
         for _ in range(steps):
             self.actor.act(self.observations[self.step % len(self.observations)], self.rewards)
@@ -159,14 +159,14 @@ class Episodes:
         return (self.clock() - start) / steps
 
     def restart(self, steps: int) -> None:
-        """Begin new episodes and act this many steps of them."""
+        """Start new episodes and act for this many steps."""
         self.actor.reset()
         self.step = 0
         self.advance(steps)
 
 
 def measure_case(options: Options, precision: str) -> dict[str, Any]:
-    """Memory by episode length, then time per step, of one model; run in a fresh process."""
+    """Memory by episode length, then time per step, of one model; run in a new process."""
     measure, config = options.measure, options.model_config()
     common.set_threads(measure.threads)
     weights, meta = make_weights(config)
@@ -175,7 +175,7 @@ def measure_case(options: Options, precision: str) -> dict[str, Any]:
     def episodes(batch_size: int) -> Episodes:
         return Episodes(Actor(model, batch_size, 1.0, precision=precision), config.context_length)
 
-    episodes(1).advance(config.context_length + 1)  # what libraries allocate once, whatever they compute
+    episodes(1).advance(config.context_length + 1)  # libraries allocate some memory once
     late = episodes(measure.batch_size)
     before, peaks = common.memory_mib(), []
     for length in measure.lengths:
@@ -221,9 +221,9 @@ def _time(candidates: dict[str, Callable[[], float]], rounds: int) -> dict[str, 
 
 
 def _plain_step(weights: reference.Weights, meta: dict) -> float:
-    """Seconds per step of one episode acted in the plain way: over one segment, closing it included.
+    """Seconds per step of one episode with the plain actor, over one whole segment.
 
-    Every segment costs the same, so one stands for an episode of any length.
+    Every segment costs the same, so this holds for episodes of any length.
     """
     actor = PlainActor(weights, meta, 1, 1.0)
     steps = meta["segment_length"]
@@ -231,7 +231,7 @@ def _plain_step(weights: reference.Weights, meta: dict) -> float:
     actor.observe(observations[0])
     actor.take(torch.zeros(1, dtype=torch.int64))
     start = time.perf_counter()
-    for current in observations[1:]:  # the last of them closes the segment and begins the next
+    for current in observations[1:]:  # the last one closes the segment and begins the next
         actor.take(actor.observe(current).argmax(-1))
     return (time.perf_counter() - start) / steps
 

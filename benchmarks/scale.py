@@ -1,12 +1,12 @@
-"""What several processes gain: time of an optimizer step against the messages between processes, for published models.
+"""Speed-up by several processes: time of optimizer steps and of messages between processes, for published models.
 
     python benchmarks/scale.py
     python benchmarks/scale.py --output FILE.json
-    python benchmarks/scale.py --parts speed          # only steps of two processes against those of one
+    python benchmarks/scale.py --parts speed          # only compare steps of two processes with those of one
 
-Measured, on one thread a process:
+Measured with one thread per process:
 
-    speed    steps of a small model by one process and by two, in turn
+    speed    steps of a small model by one process and by two, alternating
     step     the CPU time of a step of each published model as a function of the trajectories in it, and the sum of
              gradients over two processes of this machine; from these, the time of a step with 2 to 64 processes
 
@@ -26,8 +26,8 @@ from statistics import median
 from typing import Any, Literal
 
 if __name__ == "__main__":  # started as a script
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # makes the repository importable
-    import RATE_model.system.script  # noqa: F401  a signal ends it at once while the imports below take their seconds
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # make the repository importable
+    import RATE_model.system.script  # noqa: F401  signals end the process at once during the slow imports below
 
 import numpy as np
 import torch
@@ -47,15 +47,15 @@ from RATE_model.training.optimization import Schedule
 from RATE_model.training.trainer import Trainer
 
 PROCESSES = (1, 2, 4, 8, 16, 32, 64)
-# Messages between processes for a batch, beside the gradient: steps of windows, metrics, and signals and clock.
+# Messages per batch besides the gradient: steps of windows, metrics, and signals and clock.
 SMALL_MESSAGES = 4
-# Networks on paper: seconds for a message to arrive, and bytes a second.
+# Assumed networks: seconds per message, and bytes per second.
 NETWORKS = {"10 Gbit/s Ethernet": (50e-6, 1.25e9), "100 Gbit/s InfiniBand": (5e-6, 12.5e9)}
 
 
 @dataclass(frozen=True)
 class Model:
-    """A published model, and the batch that it is trained on."""
+    """A published model, and its training batch."""
 
     spec: EnvironmentSpec
     batch_size: int
@@ -68,7 +68,7 @@ def _image(shape: tuple[int, ...], actions: int, **more: Any) -> EnvironmentSpec
 
 
 def _sizes(layers: int, heads: int, width: int, tokens: int, valve_heads: int, cache: int) -> dict[str, int]:
-    """Of RATE, by the flags of an environment's config.yaml."""
+    """RATE's sizes, from the flags of an environment's config.yaml."""
     names = ("n_layer", "n_head", "d_model", "d_head", "d_inner", "num_mem_tokens", "n_head_ca", "mem_len")
     return dict(zip(names, (layers, heads, width, width, width, tokens, valve_heads, cache), strict=True))
 
@@ -84,7 +84,7 @@ MODELS = {
     "MuJoCo": Model(_ROBOT, 4096, 20, _sizes(3, 1, 128, 5, 1, 210)),
 }
 SEGMENTS = 3
-# What two processes are measured with: a T-Maze model of two layers, whose step takes a few hundred milliseconds.
+# The model for measuring two processes: T-Maze with two layers, whose step takes a few hundred milliseconds.
 SMALL = Model(_TMAZE, 64, 30, _sizes(2, 2, 64, 5, 4, 0))
 
 Part = Literal["speed", "step"]
@@ -92,11 +92,11 @@ Part = Literal["speed", "step"]
 
 @dataclass(frozen=True)
 class Options:
-    """What is measured."""
+    """What to measure."""
 
-    # Trajectories of the two batches that a step's time is computed from
+    # Trajectories of the two batches from which the time of a step is computed
     rows: tuple[int, ...] = (2, 6)
-    # What is measured
+    # What to measure
     parts: tuple[Part, ...] = ("speed", "step")
     # Timed rounds of a step of each model
     rounds: int = 3
@@ -122,7 +122,7 @@ class Options:
 
 
 def make_trainer(model: Model) -> Trainer:
-    """A fresh agent that is trained through all segments, one optimizer step a batch."""
+    """A trainer of a new agent, through all segments, with one optimizer step per batch."""
     torch.manual_seed(0)
     sizes = apply_mode(RATEConfig(context_length=model.context_length, **model.sizes), mode="RATE", segments=SEGMENTS)
     return Trainer(Agent(AgentConfig("RATE", sizes), model.spec), TrainOptions(), Schedule(0, None, 0, 1.0))
@@ -143,7 +143,7 @@ def make_batch(model: Model, rows: int) -> Batch:
 
 
 def step_seconds(model: Model, rows: Sequence[int], rounds: int) -> tuple[float, float, int]:
-    """CPU seconds of a step: the part that does not depend on trajectories, and that of each; and its parameters."""
+    """CPU seconds of a step (fixed part, and part per trajectory), and the number of parameters."""
     trainer = make_trainer(model)
     batches = [make_batch(model, count) for count in rows]
     times: list[list[float]] = [[] for _ in rows]
@@ -151,7 +151,7 @@ def step_seconds(model: Model, rows: Sequence[int], rounds: int) -> tuple[float,
         for place, batch in enumerate(batches):
             start = time.process_time()
             trainer.train_batch(batch)
-            if number:  # the first warms up
+            if number:  # the first is a warm-up
                 times[place].append(time.process_time() - start)
     fast, slow = (min(found) for found in (times[0], times[-1]))
     each = (slow - fast) / (rows[-1] - rows[0])
@@ -159,7 +159,7 @@ def step_seconds(model: Model, rows: Sequence[int], rounds: int) -> tuple[float,
 
 
 def message_seconds(floats: Sequence[int], repeats: int = 30) -> list[float]:
-    """Seconds in which two processes of this machine sum this many floats: the fastest of several."""
+    """Seconds for two local processes to sum this many floats; the fastest of several."""
     return _by_two(partial(_sum_up, list(floats), repeats))[0]
 
 
@@ -176,7 +176,7 @@ def _sum_up(floats: list[int], repeats: int) -> list[float]:
 
 
 def _by_two(work: Callable[[], Any]) -> list[Any]:
-    """What `work` gives in each of two processes of one thread that have joined."""
+    """The results of `work` in two single-threaded processes of one group."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -203,15 +203,15 @@ def _one_of_two(number: int, port: str, work: Callable[[], Any], pipe: Any) -> N
 
 
 def paired_steps(pairs: int, rows: int = SMALL.batch_size) -> dict[str, np.ndarray]:
-    """Seconds of optimizer steps of the small model, (pairs,) each, by what took them: in turn, so that all see alike.
+    """Seconds of alternating optimizer steps of the small model, (pairs,) each, by kind.
 
-    The speed of a machine that others use too changes within seconds; each of these steps takes a part of one.
+    The speed of a shared machine changes within seconds; each step takes less than one.
 
         alone    process 0, the whole batch; the other process sleeps
         half     process 0, half the batch; the other process sleeps
         both     two processes, half the batch each
 
-    Under these names is the time by the clock; with " CPU" after them the CPU time, of the process that needed more.
+    These keys are wall-clock times; with " CPU" appended, the CPU time of the slower process.
     """
     first, second = _by_two(partial(_step_in_turn, pairs, rows))
     return {name: np.maximum(times, second.get(name, times)) for name, times in first.items()}
@@ -244,9 +244,9 @@ def _step_in_turn(pairs: int, rows: int) -> dict[str, np.ndarray]:
     distributed.by_first(prepare)
     for _ in range(pairs + 1):
         distributed.by_first(step_alone)
-        distributed.any_of(False)  # both begin at the same time
+        distributed.any_of(False)  # start both at the same time
         step("both", together, own)
-    return {name: np.array(times[1:]) for name, times in found.items()}  # the first warms up
+    return {name: np.array(times[1:]) for name, times in found.items()}  # the first is a warm-up
 
 
 def speed_table(found: dict[str, np.ndarray]) -> str:
@@ -269,7 +269,7 @@ def _interval(ratios: np.ndarray) -> str:
 
 
 def messages(floats: int, processes: int, delay: float, bandwidth: float) -> float:
-    """Seconds of all messages of a step; a sum along a ring sends 2 (P - 1) parts, each 1 / P of the gradient."""
+    """Seconds of all messages of a step; a ring all-reduce sends 2 (P - 1) parts of 1 / P of the gradient each."""
     if processes == 1:
         return 0.0
     hops = 2 * (processes - 1)
@@ -277,7 +277,7 @@ def messages(floats: int, processes: int, delay: float, bandwidth: float) -> flo
 
 
 def table(found: dict[str, dict[str, float]], delay: float, bandwidth: float) -> str:
-    """Steps of one batch a second with P processes, against one; and the share of messages in a step."""
+    """Speed-up with P processes over one, and the share of messages in a step."""
     lines = [
         "| model | parameters | batch | " + " | ".join(f"P = {count}" for count in PROCESSES[1:]) + " |",
         "|---|---|---|" + "---|" * (len(PROCESSES) - 1),
@@ -310,7 +310,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def measure_speed(options: Options) -> dict[str, list[float]]:
-    """Print what two processes gain here."""
+    """Measure and print the speed-up by two processes."""
     found = paired_steps(options.pairs)
     print(f"\n{options.pairs} pairs of steps, RATE of two layers, {SMALL.batch_size} trajectories of 90 steps:\n")
     print(f"{speed_table(found)}\n\nLoad {os.getloadavg()[0]:.1f} at the end.", flush=True)
@@ -318,7 +318,7 @@ def measure_speed(options: Options) -> dict[str, list[float]]:
 
 
 def measure_steps(options: Options) -> dict[str, Any]:
-    """Print what a step of each model takes, and from that the gain of up to 64 processes."""
+    """Measure and print the time of each model's step, and the computed speed-up by up to 64 processes."""
     found: dict[str, dict[str, float]] = {}
     print()
     for name in options.models or MODELS:

@@ -1,11 +1,11 @@
-"""Seconds and memory of one training batch, for the published and the fast setting of every environment.
+"""Time and memory of one training batch, for the published and the fast setting of every environment.
 
     python benchmarks/settings.py
     python benchmarks/settings.py --environments tmaze mujoco --output FILE.json
 
-Each setting trains in a process of its own, on random trajectories without padding of the longest length that the
-setting has; Minigrid-Memory, whose few pictures are encoded once a batch, on episodes of its expert. Memory is the most
-that the whole process took, PyTorch included.
+Each setting trains in a separate process, on random trajectories without padding of the setting's longest length;
+Minigrid-Memory, whose few distinct pictures are encoded once per batch, on episodes of its expert. Memory is the peak
+of the whole process, including PyTorch.
 """
 
 import sys
@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":  # started as a script
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # makes the repository importable
-    import RATE_model.system.script  # noqa: F401  a signal ends it at once while the imports below take their seconds
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # make the repository importable
+    import RATE_model.system.script  # noqa: F401  signals end the process at once during the slow imports below
 
 import torch
 
@@ -43,8 +43,8 @@ class Setting:
     environment: str
     name: str
     flags: tuple[str, ...]
-    frames: int = 0  # pictures that an observation stacks, stored once
-    real: tuple[str, ...] = field(default=())  # flags that make data to train on instead of random trajectories
+    frames: int = 0  # pictures stacked in an observation, stored once
+    real: tuple[str, ...] = field(default=())  # flags to make data, instead of random trajectories
 
 
 _VALVE = ("--mrv_act", "relu", "--skip_dec_ffn")
@@ -82,7 +82,7 @@ class Options:
     environments: tuple[str, ...] = ()
     # Batches of each setting; the fastest counts
     batches: int = 2
-    # Threads of torch; 0 = its own choice
+    # Threads of torch; 0 = torch's default
     threads: int = 1
     # Write the figures to this JSON file
     output: Path | None = None
@@ -119,13 +119,13 @@ def random_batch(spec: EnvironmentSpec, rows: int, steps: int, frames: int) -> B
 
 
 def real_batch(environment: Environment, config: Any) -> Batch:
-    """A batch of the data that a configuration makes, of its longest stage."""
+    """A batch of a configuration's data, from its longest stage."""
     training, _ = environment.load(config).windows(config.segments)
     return training.__getitems__(list(range(config.train.batch_size)))
 
 
 def measure(setting: Setting, batches: int, threads: int) -> dict[str, float]:
-    """CPU seconds of a batch and the process's largest memory; for a process of its own."""
+    """CPU seconds of a batch and peak memory of the process; run in a separate process."""
     torch.set_num_threads(threads or torch.get_num_threads())
     environment: Environment = environment_named(setting.environment)
     with tempfile.TemporaryDirectory() as folder:

@@ -1,11 +1,11 @@
-"""Where the time of training goes: shares of phases and of kinds of operations, by PyTorch's profiler."""
+"""Profile training: shares of phases and kinds of operations, by PyTorch's profiler."""
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 
 from torch.profiler import ProfilerActivity, profile
 
-# Kinds of operations, by words in their names; the first that fits.
+# Kinds of operations, by words in their names; the first match counts.
 _KINDS = {
     "matrix products": ("mm", "linear", "convolution", "scaled_dot_product"),
     "softmax": ("softmax",),
@@ -19,7 +19,7 @@ _BACKWARD, _OPTIMIZER = "autograd::engine::evaluate_function", "Optimizer.step"
 
 
 def kind_of(name: str) -> str:
-    """Of an operation of PyTorch; the rest is autograd, Python and views."""
+    """The kind of a PyTorch operation; "other" is autograd, Python and views."""
     if not name.startswith("aten::"):
         return "rest"
     words = name.removeprefix("aten::")
@@ -27,9 +27,9 @@ def kind_of(name: str) -> str:
 
 
 def shares(run: Callable[[], object]) -> dict[str, dict[str, float]]:
-    """Of one call: `{"phases": {name: share}, "kinds": {name: share}}`, of the processor's time inside operations.
+    """Shares of one call's CPU time inside operations: `{"phases": {name: share}, "kinds": {name: share}}`.
 
-    Phases are backward and optimizer; what is neither is forward, which includes the moving of data to a device.
+    Phases are backward, optimizer and forward (everything else, including copies to the device).
     """
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         run()
@@ -47,5 +47,5 @@ def shares(run: Callable[[], object]) -> dict[str, dict[str, float]]:
 
 
 def words(found: Mapping[str, float]) -> str:
-    """As a line: forward 40%, backward 55%, ..."""
+    """The shares as text: forward 40%, backward 55%, ..."""
     return ", ".join(f"{name} {share:.0%}" for name, share in found.items())

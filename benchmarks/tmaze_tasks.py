@@ -1,4 +1,4 @@
-"""T-Maze's tasks: steps of many mazes side by side on one core.
+"""T-Maze's tasks: steps of many parallel mazes on one core.
 
     python benchmarks/tmaze_tasks.py
     python benchmarks/tmaze_tasks.py --mazes 100 --output FILE.json
@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":  # started as a script
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # makes the repository importable
-    import RATE_model.system.script  # noqa: F401  a signal ends it at once while the imports below take their seconds
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # make the repository importable
+    import RATE_model.system.script  # noqa: F401  signals end the process at once during the slow imports below
 
 import numpy as np
 from gymnasium.vector import VectorEnv
@@ -29,9 +29,9 @@ from TMaze_new.TMaze_new_src.tasks import TASKS
 
 @dataclass(frozen=True)
 class Options:
-    """What is measured."""
+    """What to measure."""
 
-    # Mazes side by side
+    # Parallel mazes
     mazes: int = 1000
     # x of the junctions in their corridors
     corridor_length: int = 60
@@ -51,7 +51,7 @@ class Options:
 
 
 def seconds(mazes: VectorEnv, steps: int) -> float:
-    """CPU seconds of this many steps: right, and up in the last."""
+    """CPU seconds of this many steps: right, and up in the last one."""
     mazes.reset(seed=0)
     right, up = np.full(mazes.num_envs, RIGHT), np.full(mazes.num_envs, UP)
     started = time.process_time()
@@ -76,7 +76,7 @@ def measure(options: Options) -> dict[str, Any]:
 def format_table(result: dict[str, Any]) -> str:
     """The figures as Markdown."""
     rows = [[name, f"{speed:,.0f}"] for name, speed in result["steps_per_second"].items()]
-    title = f"{result['options']['mazes']} mazes side by side, on one core."
+    title = f"{result['options']['mazes']} parallel mazes, on one core."
     header = ["task", "steps per CPU second"]
     return "\n\n".join([common.machine_line(result["machine"], {}), title, common.table(header, rows)])
 

@@ -1,4 +1,4 @@
-"""Time and memory of training on one batch, against a plain training loop.
+"""Time and memory of training on one batch, compared with a plain training loop.
 
     python benchmarks/train_step.py
     python benchmarks/train_step.py --n_layer 2 --n_head 2 --d_head 32 --rounds 10 --output FILE.json
@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 if __name__ == "__main__":  # started as a script
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # makes the repository importable
-    import RATE_model.system.script  # noqa: F401  a signal ends it at once while the imports below take their seconds
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # make the repository importable
+    import RATE_model.system.script  # noqa: F401  signals end the process at once during the slow imports below
 
 import torch
 
@@ -35,13 +35,13 @@ from TMaze_new.TMaze_new_src.spec import SPEC
 # The published way (gradients inside a segment, one optimizer step for each) and ours (through all segments, one step).
 WINDOWS = {0: "one segment", -1: "all segments"}
 
-# Largest difference of the mean loss of a batch that counts as the same, in nats.
+# Largest difference of the mean loss of a batch that counts as equal, in nats.
 ALLOWED_LOSS = {"32": 1e-4, "bf16": 2e-2}
 
 
 @dataclass(frozen=True)
 class MeasureOptions:
-    """What is measured."""
+    """What to measure."""
 
     # Steps of a segment (K), segments of a trajectory (N), trajectories of a batch
     context_length: int = 30
@@ -53,15 +53,15 @@ class MeasureOptions:
     attention: tuple[Literal["auto", "shared", "blocks", "fused"], ...] = ("auto",)
     # Timed rounds; each runs everything once
     rounds: int = 5
-    # Time the plain loop as well (most of the time goes there)
+    # Also time the plain loop (which takes most of the time)
     plain: Boolean = True
-    # Measure peak memory with trajectories of this many segments; none: leave it out
+    # Measure peak memory with trajectories of this many segments; none = skip
     memory_segments: tuple[int, ...] = (3, 6, 12)
-    # Edge of the matrices whose product is the machine's speed
+    # Size of the matrices whose product measures the machine's speed
     matrix_size: int = common.MATRIX_SIZE
-    # Print where the time of a batch goes: phases, and kinds of operations
+    # Print the shares of a batch's time by phase and kind of operation
     profile: Boolean = False
-    # Threads of torch; 0 = its own choice
+    # Threads of torch; 0 = torch's default
     threads: int = 0
     # Write the figures to this JSON file
     output: Path | None = None
@@ -82,7 +82,7 @@ class MeasureOptions:
 class Options:
     """All flags of this script."""
 
-    # The published sizes. Dropout is on in ours and absent from the plain loop.
+    # The published sizes. Ours uses dropout, the plain loop does not.
     model: ModelOptions = field(default_factory=lambda: updated(ModelOptions(), {"skip_dec_ffn": True}))
     measure: MeasureOptions = field(default_factory=MeasureOptions)
 
@@ -95,12 +95,12 @@ class Options:
         measure = self.measure
         sizes = self.model.agent_config(context_length=measure.context_length, segments=measure.segments).sizes
         if not isinstance(sizes, RATEConfig):
-            raise UserError(f"--model_mode {self.model.model_mode}: this benchmark is of RATE and its relatives")
+            raise UserError(f"--model_mode {self.model.model_mode}: only RATE and its ablations are measured")
         return replace(sizes, **changes)
 
 
 def train_options(bptt_segments: int, precision: str = "32", attention: str = "auto") -> TrainOptions:
-    """What ours and the plain loop are trained with: weight decay is the same work on all weights or on some."""
+    """Options of both loops. Weight decay costs the same on all weights or on some."""
     return TrainOptions(bptt_segments=bptt_segments, precision=precision, weight_decay=0.0, attention=attention)
 
 
@@ -113,7 +113,7 @@ def make_trainer(
 
 
 def check_losses(options: Options, batches: int = 2) -> dict[str, float]:
-    """Train both on the same small batches, without dropout: the largest difference of the losses, by what was trained.
+    """Train both on the same small batches, without dropout; returns the largest difference of the losses by kind.
 
     Raises:
         RuntimeError: the losses differ.
@@ -137,7 +137,7 @@ def check_losses(options: Options, batches: int = 2) -> dict[str, float]:
 
 
 def timings(options: Options) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """Everything timed in turn in this process: a row for each, and the speed of matrix products in GFLOP/s."""
+    """Time everything, alternating, in this process: one row each, and the speed of matrix products in GFLOP/s."""
     measure = options.measure
     config = options.model_config()
     meta = make_meta(config, batch_size=measure.batch_size, segments=measure.segments)
@@ -176,14 +176,14 @@ def timings(options: Options) -> tuple[list[dict[str, Any]], dict[str, float]]:
 
 
 def profiles(options: Options) -> dict[str, dict[str, dict[str, float]]]:
-    """By precision, where the time of a batch goes, gradients through all segments."""
+    """Shares of a batch's time by precision, with gradients through all segments."""
     measure, config = options.measure, options.model_config()
     meta = make_meta(config, batch_size=measure.batch_size, segments=measure.segments)
     weights, batch = reference.random_weights(meta, seed=1), make_batch(meta)
     found = {}
     for precision in measure.precisions:
         ours = make_trainer(config, weights, bptt_segments=-1, precision=precision)
-        ours.train_batch(batch)  # what is made once
+        ours.train_batch(batch)  # warm-up
         found[precision] = shares.shares(_discard(ours.train_batch, batch))
     return found
 
@@ -198,7 +198,7 @@ def _discard(train_batch: Callable[[Any], object], batch: object) -> Callable[[]
 
 
 def peak_memory(options: Options, segments: int, bptt_segments: int, precision: str) -> float | None:
-    """MiB that training on one batch needs beyond libraries, model and batch; run in a fresh process. None: unknown."""
+    """MiB for training on one batch, beyond libraries, model and batch; run in a new process. None: unknown."""
     common.set_threads(options.measure.threads)
     config = options.model_config()
 
@@ -209,7 +209,7 @@ def peak_memory(options: Options, segments: int, bptt_segments: int, precision: 
         return trainer, make_batch(meta)
 
     trainer, batch = prepare(1, 1)
-    trainer.train_batch(batch)  # what libraries allocate once, whatever they compute
+    trainer.train_batch(batch)  # libraries allocate some memory once
     trainer, batch = prepare(options.measure.batch_size, segments)
     before = common.memory_mib()
     trainer.train_batch(batch)

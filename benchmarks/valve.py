@@ -4,14 +4,14 @@
     python benchmarks/valve.py --mrv none FSQ --names 16 --limit 180 --seeds 1 2 3
     python benchmarks/valve.py --runs TMaze_new/TMaze_new_checkpoints/ckpt/RUN
 
-n names are shown, each with a bit, then 20 steps of noise, then the names again in another order; the bits are asked
-for. A RATE of 2 layers and width 64 reads it in 4 segments, with as many memory tokens as names, at least 8. It is
-trained until 99 % of the answers are right, averaged over some ten batches, or the limit is reached. Times are of the
-processor. For the agent before training it is told along how many dimensions the memories of different episodes differ,
-and how much of that is a token's own, after the first segment and after the last but one.
+n names are shown, each with a bit, then 20 steps of noise, then the names again in another order, and the agent answers
+with the bits. RATE with 2 layers and width 64 reads an episode in 4 segments, with as many memory tokens as names, at
+least 8. It is trained until 99 % of the answers are right, averaged over about ten batches, or until the limit of
+processor time. For the untrained agent, the table shows along how many dimensions memories of different episodes
+differ, and which share of this is specific to single tokens, after the first segment and after the last but one.
 
-With `--runs` nothing is trained: trained agents walk through a T-Maze of a thousand segments, and their memory is
-watched. Nothing new is to be learned after the first step, so the memory should stay where it is.
+With `--runs` nothing is trained: the memory of trained agents is recorded in a T-Maze of a thousand segments. There is
+no information after the first step, so the memory should not change.
 """
 
 import sys
@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":  # started as a script
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # makes the repository importable
-    import RATE_model.system.script  # noqa: F401  a signal ends it at once while the imports below take their seconds
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # make the repository importable
+    import RATE_model.system.script  # noqa: F401  signals end the process at once during the slow imports below
 
 import numpy as np
 import torch
@@ -44,14 +44,14 @@ from TMaze_new.TMaze_new_src.env import TMazeVectorEnv
 from TMaze_new.TMaze_new_src.spec import SPEC
 
 NOISE, SEGMENTS, BATCH = 20, 4, 64
-SOLVED = 0.99  # of the answers, averaged over the last ten batches or so
-# Segments after which a run's memory is looked at; and after which it is pushed, by noise of this share of its size.
+SOLVED = 0.99  # share of right answers, averaged over about the last ten batches
+# Segments after which a run's memory is measured; the segment after which noise of this relative size is added to it.
 WATCHED, PUSHED, PUSH = (1, 2, 9, 10, 12, 30, 90, 300, 900), 9, 0.1
 
 
 @dataclass(frozen=True)
 class Options:
-    """What is compared."""
+    """What to compare."""
 
     # Valves, as --mrv names them
     mrv: tuple[str, ...] = VALVES
@@ -59,11 +59,11 @@ class Options:
     names: int = 8
     # Seeds of weights and of data
     seeds: tuple[int, ...] = (1,)
-    # Seconds of processor time after which a run is given up
+    # Limit on processor seconds of a run
     limit: float = 60.0
-    # Instead: watch the memory of these runs, of T-Maze
+    # Instead: record the memory of these T-Maze runs
     runs: tuple[Path, ...] = ()
-    # Segments for which it is watched, and episodes
+    # Segments and episodes to record
     segments: int = 900
     episodes: int = 32
     # Write the figures to this JSON file
@@ -73,7 +73,7 @@ class Options:
         """Raise a UserError for a value out of range."""
         for valve in self.mrv:
             if valve not in VALVES:
-                raise UserError(f"--mrv {valve}: choose among {', '.join(VALVES)}")
+                raise UserError(f"--mrv {valve}: must be one of {', '.join(VALVES)}")
         at_least(2, names=self.names)
         at_least(0, limit=self.limit)
         at_least(PUSHED + 1, segments=self.segments)
@@ -82,7 +82,7 @@ class Options:
 
     @property
     def steps(self) -> int:
-        """Of an episode."""
+        """Steps of an episode."""
         return 2 * self.names + NOISE
 
     def agent(self, valve: str, seed: int) -> Agent:
@@ -105,7 +105,7 @@ class Options:
 
 
 def episodes(names: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Observations `(B, T, n + 3)`: name, bit, whether it is asked for, noise; and the answers `(B, n)` at the end."""
+    """Observations `(B, T, n + 3)`: name, bit, query flag, noise; and the answers `(B, n)` at the end."""
     bits = torch.randint(0, 2, (BATCH, names), generator=generator)
     shown, asked = (torch.rand(BATCH, names, generator=generator).argsort(dim=1) for _ in range(2))
     observations = torch.zeros(BATCH, 2 * names + NOISE, names + 3)
@@ -118,16 +118,16 @@ def episodes(names: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 
 
 def dimensions(x: Tensor) -> float:
-    """Along how many dimensions rows `(B, n)` differ: the participation ratio of their variances, at most B and n."""
+    """Effective number of dimensions of rows `(B, n)`: the participation ratio of their variances, at most B and n."""
     variances = torch.linalg.svdvals(x - x.mean(dim=0)).square()
     return (variances.sum().square() / variances.square().sum()).item() if variances.any() else 0.0
 
 
 @torch.no_grad()
 def fresh(options: Options, valve: str, seed: int) -> dict[str, list[float]]:
-    """What of 256 episodes an untrained agent's memory holds after the first segment and after the last but one.
+    """An untrained agent's memory of 256 episodes, after the first segment and after the last but one.
 
-    "dimensions", along which episodes differ; "own": the share of their variance that tokens do not have in common.
+    "dimensions": along which episodes differ; "own": the share of their variance that is not common to all tokens.
     """
     agent, generator = options.agent(valve, seed).eval(), torch.Generator().manual_seed(seed)
     observations = torch.cat([episodes(options.names, generator)[0] for _ in range(256 // BATCH)])
@@ -143,7 +143,7 @@ def fresh(options: Options, valve: str, seed: int) -> dict[str, list[float]]:
 
 
 class Watched:
-    """Records memory tokens, `(B, n, d)`, whenever a segment ends, and pushes those of the second half of rows once."""
+    """Records memory tokens, `(B, n, d)`, after every segment, and perturbs those of the second half of rows once."""
 
     def __init__(self) -> None:
         self.tokens: list[Tensor] = []
@@ -160,10 +160,10 @@ class Watched:
 
 
 def watch(path: Path, options: Options) -> list[list[str]]:
-    """Rows of a table, of the memory of a run after some segments.
+    """Table rows about the memory of a run after some segments.
 
-    Every episode is played twice, with the same hint and the same noise; the memory of one is pushed after segment
-    `PUSHED`. Raises a UserError for another kind of run.
+    Every episode is played twice, with the same hint and the same noise; one memory is perturbed after segment
+    `PUSHED`. Raises a UserError for other kinds of runs.
     """
     agent, watched = load_agent(path), Watched()
     if (
@@ -208,14 +208,14 @@ def watch(path: Path, options: Options) -> list[list[str]]:
 
 
 def train(options: Options, valve: str, seed: int) -> dict[str, Any]:
-    """Batches and seconds until it is solved, or None; and the share of right answers at the end."""
+    """Batches and seconds until the task is solved, or None, and the final share of right answers."""
     agent, generator = options.agent(valve, seed).train(), torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(agent.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.01)
     valid, rtg = torch.ones(BATCH, options.steps, dtype=torch.bool), torch.zeros(BATCH, options.steps)
     start, batches, right, seconds = time.process_time(), 0, 0.5, 0.0
     while right < SOLVED and seconds < options.limit:
         observations, answers = episodes(options.names, generator)
-        actions = torch.randint(0, 2, valid.shape, generator=generator)  # they tell nothing
+        actions = torch.randint(0, 2, valid.shape, generator=generator)  # uninformative
         logits = agent(observations, actions, rtg, valid)[0][:, -options.names :]
         loss = F.cross_entropy(logits.flatten(0, 1), answers.flatten())
         optimizer.param_groups[0]["lr"] = 1e-3 * min(1.0, (batches + 1) / 50)

@@ -1,4 +1,4 @@
-"""Steps of ViZDoom-Two-Colors, making its data, and reading windows of it, against the published way to read them.
+"""ViZDoom-Two-Colors: time of steps, of making data, and of reading windows compared with the published way.
 
     python benchmarks/vizdoom_data.py
     python benchmarks/vizdoom_data.py --games 4 --rounds 2 --output FILE.json
@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":  # started as a script
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # makes the repository importable
-    import RATE_model.system.script  # noqa: F401  a signal ends it at once while the imports below take their seconds
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # make the repository importable
+    import RATE_model.system.script  # noqa: F401  signals end the process at once during the slow imports below
 
 import numpy as np
 
@@ -33,19 +33,19 @@ from VizDoom.VizDoom_src.env import NUM_ACTIONS, VizDoomTwoColorsEnv, VizDoomTwo
 from VizDoom.VizDoom_src.generate import PART, Recipe, generate, job_of
 from VizDoom.VizDoom_src.scenario import Scenario
 
-EPISODES = 5000  # of the dataset that is extrapolated to
-SCENARIO = Scenario(graphics="installed")  # so that there is nothing to obtain
+EPISODES = 5000  # of the dataset to extrapolate to
+SCENARIO = Scenario(graphics="installed")  # needs no download
 
 
 @dataclass(frozen=True)
 class Options:
-    """What is measured."""
+    """What to measure."""
 
     # Steps of an episode of the data, and of a window
     steps: int = 90
-    # Steps of each game in a round
+    # Steps per game and round
     game_steps: int = 500
-    # Games side by side
+    # Parallel games
     games: int = 16
     # Timed rounds; in each, everything is done once
     rounds: int = 5
@@ -62,7 +62,7 @@ class Options:
 
 @contextmanager
 def one_core() -> Iterator[None]:
-    """This process and those that it starts inside keep to one core, where the system allows for it."""
+    """Pin this process and its children to one core, if the system supports it."""
     if not hasattr(os, "sched_setaffinity"):
         yield
         return
@@ -75,7 +75,7 @@ def one_core() -> Iterator[None]:
 
 
 def play_one(steps: int) -> Callable[[], None]:
-    """This many random steps in a game that is started here, and again whenever it is over."""
+    """Take this many random steps in a new game, which is restarted when it ends."""
     env, actions = VizDoomTwoColorsEnv(SCENARIO), np.random.default_rng(0)
     env.reset(seed=0)
 
@@ -90,7 +90,7 @@ def play_one(steps: int) -> Callable[[], None]:
 
 
 def play_many(envs: VizDoomTwoColorsVectorEnv, steps: int) -> Callable[[], None]:
-    """This many random steps in every game."""
+    """Take this many random steps in every game."""
     actions = np.random.default_rng(0)
 
     def run() -> None:
@@ -104,7 +104,7 @@ def play_many(envs: VizDoomTwoColorsVectorEnv, steps: int) -> Callable[[], None]
 
 
 def write_npz(file: TrajectoryFile, folder: Path) -> None:
-    """The episodes of a file as compressed arrays, one file each, with the published names."""
+    """Write the episodes of a file as compressed arrays, one file each, under the published names."""
     for number, (start, length) in enumerate(zip(file.starts, file.lengths, strict=True)):
         observations, actions = file.read(start, start + length)
         rewards = file.rewards[start : start + length]
@@ -113,20 +113,20 @@ def write_npz(file: TrajectoryFile, folder: Path) -> None:
 
 
 def read_npz(path: Path) -> tuple[np.ndarray, ...]:
-    """An episode as the published loader reads it, whole."""
+    """Read a whole episode, as the published loader does."""
     with np.load(path) as arrays:
         return tuple(arrays[name] for name in ("obs", "action", "reward", "done"))
 
 
 def check(file: TrajectoryFile, paths: Sequence[Path]) -> None:
-    """Raise RuntimeError if the two ways to read do not give the same windows."""
+    """Raise RuntimeError if the two ways to read give different windows."""
     for start, length, path in zip(file.starts, file.lengths, paths, strict=True):
         for ours, plain in zip(file.read(start, start + length), read_npz(path), strict=False):
             common.check_agreement("windows", float(np.abs(ours.astype(np.int64) - plain).max()), 0.0)
 
 
 def measure(options: Options) -> dict[str, Any]:
-    """All timings in seconds, and the bytes of an episode on disk."""
+    """All timings in seconds, and the size of an episode on disk in bytes."""
     recipe = Recipe(SCENARIO, options.steps, "limited", 0.0)
     with (
         tempfile.TemporaryDirectory() as name,
@@ -199,7 +199,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             Options,
             argv=argv,
             prog="python benchmarks/vizdoom_data.py",
-            description="Steps of ViZDoom-Two-Colors, making its data, reading windows of it.",
+            description="Time of ViZDoom-Two-Colors: steps, making data, reading windows.",
         )
         result = {
             "benchmark": "vizdoom_data",

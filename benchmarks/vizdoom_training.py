@@ -1,4 +1,4 @@
-"""ViZDoom-Two-Colors: one training batch of the published setting, its parts, and an evaluation's episodes.
+"""ViZDoom-Two-Colors: time of a training batch of the published setting and its parts, and of evaluation episodes.
 
     python benchmarks/vizdoom_training.py
     python benchmarks/vizdoom_training.py --batch_size 8 --episodes 8 --steps 40 --output FILE.json
@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":  # started as a script
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # makes the repository importable
-    import RATE_model.system.script  # noqa: F401  a signal ends it at once while the imports below take their seconds
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # make the repository importable
+    import RATE_model.system.script  # noqa: F401  signals end the process at once during the slow imports below
 
 import numpy as np
 import torch
@@ -39,28 +39,28 @@ from VizDoom.VizDoom_src.spec import SPEC
 
 PUBLISHED = ("--nmt", "5", "--mem_len", "300", "--n_head_ca", "2", "--skip_dec_ffn")
 PRECISION = "bf16"
-# The same model of observations that cost next to nothing: what is left is the transformer.
+# The same model with tiny observations, to time the transformer alone.
 WITHOUT_IMAGES = replace(SPEC, observation_shape=(1,))
-# Largest difference of logits, in units of their standard deviation, that counts as the same.
+# Largest difference of logits, in units of their standard deviation, that counts as equal.
 ALLOWED_LOGITS = 1e-3
-SCENARIO = Scenario(graphics="installed")  # so that there is nothing to obtain
+SCENARIO = Scenario(graphics="installed")  # needs no download
 
 
 @dataclass(frozen=True)
 class Options:
-    """What is measured."""
+    """What to measure."""
 
     # Trajectories of a training batch
     batch_size: int = 64
-    # Episodes acted in at once, half of them red
+    # Parallel episodes, half of them red
     episodes: int = 50
-    # Steps that they are acted in; those of the plain loop are as many
+    # Steps of every episode, and of the plain loop
     steps: int = 120
     # Timed rounds; in each, everything runs once
     rounds: int = 3
-    # Edge of the matrices whose product is the machine's speed
+    # Size of the matrices whose product measures the machine's speed
     matrix_size: int = common.MATRIX_SIZE
-    # Threads of torch; 0 = its own choice
+    # Threads of torch; 0 = torch's default
     threads: int = 0
     # Write the figures to this JSON file
     output: Path | None = None
@@ -70,7 +70,7 @@ class Options:
     def validate(self) -> None:
         """Raise a UserError for a value out of range."""
         at_least(1, batch_size=self.batch_size, steps=self.steps, rounds=self.rounds, matrix_size=self.matrix_size)
-        at_most(190, steps=self.steps)  # who does not collect anything dies soon after
+        at_most(190, steps=self.steps)  # a player that collects nothing dies soon after
         ENVIRONMENT.check_episodes(episodes=self.episodes)
         at_least(0, threads=self.threads)
         common.check_output(self.output)
@@ -95,7 +95,7 @@ def make_batch(size: int, steps: int, *, images: bool) -> Batch:
 
 
 def convolution_flops(model: Agent, images: int) -> int:
-    """Operations of the image encoder's products over this many images, forward and backward."""
+    """Operations of the image encoder's products for this many images, forward and backward."""
     total = 0
     with torch.no_grad():
         hidden = torch.zeros(1, *SPEC.observation_shape)
@@ -103,13 +103,13 @@ def convolution_flops(model: Agent, images: int) -> int:
         for number, layer in enumerate([*encoder.convolutions, encoder.project]):
             hidden = layer(hidden.flatten(1) if layer is encoder.project else hidden)
             if isinstance(layer, nn.Conv2d | nn.Linear):
-                gradients = 2 if number else 1  # the images want none
+                gradients = 2 if number else 1  # images need no gradient
                 total += 2 * layer.weight[0].numel() * hidden.numel() * (1 + gradients)
     return images * total
 
 
 def training_candidates(options: Options) -> tuple[dict[str, Callable[[], None]], dict[str, int]]:
-    """A batch, and its parts alone; operations of each."""
+    """A batch and its parts; operations of each."""
     config = ENVIRONMENT.read_config(PUBLISHED)
     segments, context = config.task.segments, config.task.context_length
     train = replace(config.train, precision=PRECISION)
@@ -142,11 +142,11 @@ def training_candidates(options: Options) -> tuple[dict[str, Callable[[], None]]
 
 
 def _discard(result: object) -> None:
-    """`interleave` takes what a candidate returns for its seconds."""
+    """Drop the result: `interleave` would take a returned number for seconds."""
 
 
 class PlainEpisode:
-    """The published way to act in one episode: the running segment is recomputed, images included, at every step."""
+    """The published way to act in one episode: recompute the current segment, including images, at every step."""
 
     def __init__(self, model: Agent) -> None:
         self.model = model
@@ -164,7 +164,7 @@ class PlainEpisode:
         self.target -= reward
         self.rtg.append(self.target)
         self.observations.append(observation)
-        # The newest step has no action yet; what stands in its place is seen by no step.
+        # The newest step has no action yet; no step sees its placeholder.
         return self._segment([*self.actions, 0])[0][0, -1]
 
     def _segment(self, actions: list[int]) -> tuple[Tensor, Any]:
@@ -175,7 +175,7 @@ class PlainEpisode:
 
 
 def check_logits(model: Agent, steps: int) -> float:
-    """Act in one episode in both ways; the largest difference of their logits, in units of their standard deviation.
+    """Act in one episode in both ways; returns the largest difference of the logits, in standard deviations.
 
     Raises:
         RuntimeError: the logits differ.
@@ -199,7 +199,7 @@ def check_logits(model: Agent, steps: int) -> float:
 def acting_candidates(
     options: Options, model: Agent, games: VizDoomTwoColorsVectorEnv, game: VizDoomTwoColorsEnv
 ) -> dict[str, Callable[[], None]]:
-    """This many steps of all episodes at once, and of one of them in the plain way."""
+    """Candidates: this many steps of all episodes in parallel, and of one of them in the plain way."""
     seeds, _ = evaluation_seeds(options.episodes)
 
     def together() -> None:

@@ -1,8 +1,8 @@
-"""Train on episodes that you have as arrays, and see what the agent does without its memory.
+"""Train on your own arrays, and evaluate the agent without its memory.
 
     python3 examples/own_data.py [OUTPUT_DIR [EPOCHS]]
 
-The task of this example: the first observation shows a bit, and the last action has to repeat it, 20 steps later.
+The task of this example: the first observation shows a bit, which the last action should repeat, 20 steps later.
 """
 
 import sys
@@ -37,7 +37,7 @@ class Recall(gymnasium.Env):
 
 rng = np.random.default_rng(0)
 episodes = []
-for bit in rng.integers(2, size=300):  # what you recorded, whatever plays it: here right in three of four
+for bit in rng.integers(2, size=300):  # your recorded episodes; here, three of four are correct
     observations = np.zeros((STEPS, 1), np.float32)
     observations[0] = 2 * bit - 1
     actions = np.zeros(STEPS, int)

@@ -1,4 +1,4 @@
-"""An environment of your own, from collecting data to a picture: CartPole that hides how fast cart and pole move.
+"""Your own environment, from collecting data to a picture: CartPole without velocities.
 
 python3 examples/own_environment.py [OUTPUT_DIR [EPOCHS]]
 """
@@ -31,7 +31,7 @@ def make(**options) -> gymnasium.Env:
     return Positions(gymnasium.make("CartPole-v1", max_episode_steps=200, **options))
 
 
-# The expert sees the whole state of the environment that it plays in; the data holds what the agent will see.
+# The expert sees the whole state of the environment; the data contains what the agent will see.
 scene, rng = make(), np.random.default_rng(0)
 
 
@@ -44,7 +44,7 @@ def expert(observation: np.ndarray) -> int:
 data = Dataset.collect(lambda **_: scene, expert, episodes=150)
 print(data)
 returns = {}
-for memory in ("RATE", "MLP"):  # MLP sees one step alone
+for memory in ("RATE", "MLP"):  # MLP sees a single step
     run = train(data, memory=memory, environment=make, output_dir=OUTPUT / memory, seed=1, overwrite=True,
                 context_length=10, segments=3, epochs=EPOCHS)  # fmt: skip
     result = evaluate(run.agent(), make, episodes=20, target_return=200)
@@ -52,5 +52,5 @@ for memory in ("RATE", "MLP"):  # MLP sees one step alone
     returns[memory] = {"return": (result.mean_return, result.standard_error)}
 returns["data"] = {"return": (float(data.returns.mean()), float(data.returns.std() / len(data) ** 0.5))}
 print(
-    plot_bars(returns, OUTPUT / "returns.png", ylabel="steps that the pole stands", title="CartPole without velocities")
+    plot_bars(returns, OUTPUT / "returns.png", ylabel="steps until the pole falls", title="CartPole without velocities")
 )

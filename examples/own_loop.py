@@ -2,7 +2,7 @@
 
     python3 examples/own_loop.py [RUN_DIR]
 
-The actor keeps the memory: give it one observation and one reward at a time, from one environment or from many.
+The actor keeps the memory: give it one observation and one reward per step, from one environment or several.
 """
 
 import sys
@@ -21,7 +21,7 @@ for episode in range(3):
     actor.reset()
     reward, total, over = np.zeros(1), 0.0, False
     while not over:
-        action = actor.act(observation[None, [0, 2]], reward)[0]  # the agent sees positions alone
+        action = actor.act(observation[None, [0, 2]], reward)[0]  # the agent only sees positions
         observation, reward[0], terminated, truncated, _ = environment.step(int(action))
         total, over = total + reward[0], terminated or truncated
     print(f"episode {episode}: return {total:g}")

@@ -13,8 +13,8 @@ import zipfile
 from pathlib import Path
 
 if __name__ == "__main__":  # started as a script
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # makes the repository importable
-    import RATE_model.system.script  # noqa: F401  a signal ends it at once while the imports below take their seconds
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # make the repository importable
+    import RATE_model.system.script  # noqa: F401  signals end the process at once during the slow imports below
 
 import numpy as np
 import torch
@@ -30,12 +30,12 @@ TOLERANCE = 1e-5
 
 
 def load_recording(path: Path) -> tuple[Agent, dict[str, np.ndarray]]:
-    """The published model in our form, and the recording's arrays."""
+    """Our model with the published weights, and the recording's arrays."""
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         meta = json.loads(str(arrays["meta"]))
-        # Of a DT, which has one segment of N*K steps, the meta data may say K.
+        # For a DT, which has one segment of N*K steps, the meta data may contain K.
         steps = arrays["logits_0"].shape[1]
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"not a recording ({error}); see the format in this script") from None
@@ -82,7 +82,7 @@ def compare(path: Path) -> dict[str, float]:
 
 def _difference(ours: torch.Tensor, recorded: np.ndarray) -> float:
     if tuple(ours.shape) != recorded.shape:
-        raise UserError(f"shape {tuple(ours.shape)} where the recording has {recorded.shape}")
+        raise UserError(f"shape {tuple(ours.shape)} , but the recording has {recorded.shape}")
     return float(np.abs(ours.numpy() - recorded).max(initial=0.0))
 
 
@@ -98,9 +98,9 @@ def main() -> int:
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
         except (EOFError, KeyError, RuntimeError, TypeError, ValueError, zipfile.BadZipFile) as error:
-            raise UserError(f"{path}: not a whole recording ({error!r}); see the format in this script") from None
+            raise UserError(f"{path}: incomplete recording ({error!r}); see the format in this script") from None
         for name, error in errors.items():
-            # A NaN must count as a failure: it compares false with everything.
+            # NaN must count as a failure: comparisons with it are false.
             worst = max(worst, error if error == error else float("inf"))
             print(f"{path.name:32} {name:12} {error:.2e}{'' if error <= TOLERANCE else '  ABOVE ' + str(TOLERANCE)}")
     print(f"largest error {worst:.2e} (tolerance {TOLERANCE:.0e})")

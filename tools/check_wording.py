@@ -2,7 +2,7 @@
 
     python3 tools/check_wording.py [FILE ...]
 
-Prints file, line and what to write instead; exit code 1 if there is anything.
+Prints file, line and what to write instead; exits with 1 if it finds anything.
 """
 
 import re
@@ -13,9 +13,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 ENDINGS = (".py", ".md", ".yaml", ".yml", ".toml", ".ipynb", ".cff", ".sh")
-# What files hold on purpose: this list, recordings of losses, and published spellings of flags.
+# Files with such phrases on purpose: this list, recorded losses, and aliases of flags.
 SKIPPED = ("tools/check_wording.py", "tests/golden/", "RATE_model/cli/aliases.py", "CHANGELOG.md")
-# A pattern, and what a native engineer would write.
+# Pattern -> what a native engineer would write.
 BANNED = {
     r"led astray": "with perturbations (DART)",
     r"\blives? on (its|their|the|items)": "depends on",
@@ -56,7 +56,7 @@ BANNED = {
 
 
 def phrases(path: Path, text: str) -> Iterator[str]:
-    """The banned phrases of a file: where, what, and what to write."""
+    """The banned phrases in a file: place, phrase, and what to write."""
     for number, line in enumerate(text.splitlines(), start=1):
         for pattern, instead in BANNED.items():
             for found in re.finditer(pattern, line, re.IGNORECASE):
@@ -64,7 +64,7 @@ def phrases(path: Path, text: str) -> Iterator[str]:
 
 
 def tracked(arguments: Sequence[str]) -> list[Path]:
-    """The files to look at: those named, or all that git knows."""
+    """The files to check: those given, or all files tracked by git."""
     names = (
         arguments
         or subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
@@ -80,7 +80,7 @@ def tracked(arguments: Sequence[str]) -> list[Path]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print what is wrong; 1 if anything is."""
+    """Print all findings; 1 if there are any."""
     paths = tracked(arguments)
     wrong = [line for path in paths for line in phrases(path, path.read_text(encoding="utf-8"))]
     print("\n".join(wrong), end="\n" if wrong else "")

@@ -1,6 +1,6 @@
 """Record the layouts of the published Minigrid-Memory evaluation, for tests/data/minigrid_layouts.npz.
 
-It runs where the published system did, on gym 0.18.3 and gym-minigrid 1.0.2, which do not build with today's tools:
+It runs with the published system's gym 0.18.3 and gym-minigrid 1.0.2, which do not build with current tools:
 
     python3.11 -m venv old && old/bin/pip install 'numpy<1.24' scipy cloudpickle matplotlib pillow wheel==0.37.1
     old/bin/pip install --no-build-isolation --no-deps gym==0.18.3 gym-minigrid==1.0.2
@@ -27,7 +27,7 @@ SEEDS = range(100)
 
 
 def maze(size: int, random_length: bool) -> gym.Env:
-    """The published environment: a registered maze, enlarged after it was made."""
+    """The published environment: a registered maze, enlarged after its creation."""
     made = gym.make("MiniGrid-MemoryS13Random-v0" if random_length else "MiniGrid-MemoryS13-v0")
     made.height = made.width = size
     return ImgObsWrapper(RGBImgPartialObsWrapper(ViewSizeWrapper(made, 3), tile_size=28))

@@ -1,12 +1,12 @@
-"""Record what the engine of the published system draws, for tests/data/vizdoom_frames.npz.
+"""Record the published engine's frames for tests/data/vizdoom_frames.npz.
 
-It runs on vizdoom 1.2.4, which draws what the published 1.2.2 does, in an environment of its own:
+It runs on vizdoom 1.2.4, which draws the same as the published 1.2.2, in a separate environment:
 
     python3.11 -m venv old && old/bin/pip install vizdoom==1.2.4 tyro pyyaml
     old/bin/python tools/record_vizdoom_frames.py tests/data/vizdoom_frames.npz
 
-That engine animates the floor by the clock, later ones by the game's time: of a frame in which the floor is seen there
-are up to three pictures, which differ in the floor's phase alone. Every episode is played until nothing new is seen.
+That engine animates the floor by the clock, later ones by the game's time: a frame that shows the floor has up to three
+pictures, which differ only in the floor's phase. Every episode is played until no new picture appears.
 The file holds, for S seeds:
 
     seeds     (S,) int64
@@ -33,12 +33,12 @@ SEEDS = (0, 1, 2, 3, 4, 6, 7, 8, 163, 164)  # as many red as green
 STEPS = 100
 PHASES = 3  # of the floor
 CYCLE = 24 / 35  # seconds
-ENOUGH = 15  # times that an episode is played without seeing anything new
+ENOUGH = 15  # repetitions of an episode without a new picture
 BUTTONS = ([1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 0, 1], [0, 1, 1])
 
 
 def started() -> vizdoom.DoomGame:
-    """The published game: all settings but those of its window and its log are the published code's."""
+    """The published game: all settings except window and log are the published code's."""
     game = vizdoom.DoomGame()
     game.set_doom_config_path(os.devnull)
     game.set_doom_scenario_path(str(ensure_scenario(Scenario())))
@@ -58,7 +58,7 @@ def started() -> vizdoom.DoomGame:
 
 
 def play(game: vizdoom.DoomGame, seed: int, actions: np.ndarray) -> list[int]:
-    """The digests of an episode's pictures."""
+    """Play an episode; returns the digests of its pictures."""
     game.set_seed(seed)
     game.new_episode()
     found = []
@@ -73,7 +73,7 @@ def play(game: vizdoom.DoomGame, seed: int, actions: np.ndarray) -> list[int]:
 def main(path: str) -> None:
     """Write the file."""
     target = Path(path).absolute()
-    os.chdir(tempfile.mkdtemp())  # the engine leaves a folder where it is started
+    os.chdir(tempfile.mkdtemp())  # the engine creates a folder in the working directory
     game, chosen, pictures = started(), [], []
     for seed in SEEDS:
         rng = np.random.default_rng(seed)

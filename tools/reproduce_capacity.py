@@ -1,12 +1,12 @@
-"""Make results/multi_cue.*: how many bits RATE recalls by its number of memory tokens, and LSTM by its width.
+"""Make results/multi_cue.*: bits recalled by RATE with several numbers of memory tokens, and by LSTMs of several sizes.
 
     python3 tools/reproduce_capacity.py
     python3 tools/reproduce_capacity.py --models "RATE, 5 tokens" "LSTM, width 64" --bits 8
 
-T-Maze's task multi-cue: n hints, one a step, then n junctions that ask for them by name in another order. Every model
-is trained for every n, with the same data and the same limit on batches. Runs that are finished are kept, interrupted
-ones are continued, so the command can be repeated at any time; the page is written after every model and n. A run
-that fails is left out, with a message.
+T-Maze's task multi-cue: n hints, one per step, then n junctions that ask for them by name in another order. Every model
+is trained for every n, with the same data and the same limit on batches. Finished runs are kept and interrupted ones
+continued, so the command can be repeated at any time. The page is written after every model and n. Failed runs are
+reported and left out.
 """
 
 import json
@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":  # started as a script
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # makes the repository importable
-    import RATE_model.system.script  # noqa: F401  a signal ends it at once while the imports below take their seconds
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # make the repository importable
+    import RATE_model.system.script  # noqa: F401  signals end the process at once during the slow imports below
 
 import numpy as np
 
@@ -41,7 +41,7 @@ from TMaze_new.TMaze_new_src.environment import ENVIRONMENT as TMAZE
 from tools.reproduce_leaderboard import bits_recalled
 
 PAGE = "multi_cue"
-# Episodes of four segments of ten steps: hints and junctions of up to 16 bits find room.
+# Episodes of four segments of ten steps, which have room for the hints and junctions of up to 16 bits.
 LENGTH, MOST_BITS = 40, 16
 SETTINGS = (
     *("--config", "TMaze_new/TMaze_new_src/config_fast.yaml", "--task", "multi-cue", "--trajectories", "10000"),
@@ -81,7 +81,7 @@ def study(bits: int) -> Study:
 
 
 def collect(runs: list[Path], bits: int) -> dict[str, Any]:
-    """What every seed recalled, and what the model costs."""
+    """Bits recalled by every seed, and the cost of the model."""
     recalled = [result[f"Recalled_T_{LENGTH}"] for result in final_results(runs)]
     return {
         "recalled": recalled,
@@ -92,7 +92,7 @@ def collect(runs: list[Path], bits: int) -> dict[str, Any]:
 
 
 def label_of(model: str, bits: int) -> str:
-    """What an entry is called."""
+    """The label of an entry."""
     return f"{model}: {bits} bits"
 
 
@@ -123,7 +123,7 @@ def write(document: dict[str, dict], options: Options) -> None:
 
 
 def run(options: Options) -> int:
-    """Train what is missing, collect, write; 1 if a run failed."""
+    """Train missing runs, collect all figures, write the results; 1 if a run failed."""
     path, failed = options.results_dir / f"{PAGE}.json", False
     document = json.loads(path.read_text()) if path.exists() else {}
     order = [label_of(model, bits) for model in MODELS for bits in range(1, MOST_BITS + 1)]

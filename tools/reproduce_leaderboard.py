@@ -3,12 +3,12 @@
     python3 tools/reproduce_leaderboard.py
     python3 tools/reproduce_leaderboard.py --train false
 
-First tools/reproduce_memories.py trains what is missing, everywhere; it can be stopped and repeated. Then, from
+First tools/reproduce_memories.py trains all missing runs; it can be stopped and repeated. Then, from
 results/memories.json alone: interquartile mean with a 95 % stratified bootstrap interval over seeds, mean ranks, a
-performance profile, what memories cost, and two pictures: capacity (bits recalled against numbers of state) and
-forgetting (success against episode length, all memories in one figure).
+performance profile, costs, and two pictures: capacity (bits recalled against size of the state) and forgetting (success
+against episode length, all memories in one figure).
 
-A score is the success in a task's hardest case that all were evaluated in, from 0, chance, to 1.
+A score is the success in the hardest case of a task that all memories were evaluated in, from 0 (chance) to 1.
 """
 
 import json
@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":  # started as a script
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # makes the repository importable
-    import RATE_model.system.script  # noqa: F401  a signal ends it at once while the imports below take their seconds
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # make the repository importable
+    import RATE_model.system.script  # noqa: F401  signals end the process at once during the slow imports below
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -35,7 +35,7 @@ from tools import reproduce_memories as memories
 
 PAGE = "leaderboard"
 CHANCE = 0.5  # in all tasks
-# Where each section is judged: beyond what was trained on where that tells memories apart, else where it was trained.
+# The case that counts for each section: beyond the training lengths if memories differ there, else a trained one.
 JUDGED = {
     "tmaze": 9600,
     "tmaze_multi_cue": 40,
@@ -50,17 +50,17 @@ THRESHOLDS = np.linspace(0, 0.99, 34)
 
 @dataclass(frozen=True)
 class Options(memories.Options):
-    """Which memories where, and where the runs and the results go."""
+    """Which memories and environments to run, and where to put runs and results."""
 
     environments: tuple[Any, ...] = tuple(JUDGED)
-    # Train what is missing; false: only count what results/memories.json has
+    # Train missing runs; false: only summarise results/memories.json
     train: Boolean = True
 
 
 def scores_of(document: Mapping[str, Any], sections: Sequence[str]) -> tuple[list[str], list[str], np.ndarray]:
-    """Memories and sections that have figures for one another, and the scores (memories, sections, seeds).
+    """Memories and sections with complete figures, and the scores (memories, sections, seeds).
 
-    Places without any figures are left out, and then memories that lack one of the others.
+    Sections without figures are left out, then memories that lack one of the remaining sections.
 
     Raises:
         UserError: there is nothing to compare, or a memory has fewer than two seeds.
@@ -79,13 +79,13 @@ def scores_of(document: Mapping[str, Any], sections: Sequence[str]) -> tuple[lis
 
 
 def bits_recalled(rate: float, bits: int) -> float:
-    """What answers that are right this often tell of this many fair bits: bits times (1 - binary entropy)."""
+    """Information in answers about this many fair bits: bits times (1 - binary entropy of the rate)."""
     rate = min(max(rate, 0.5), 1 - 1e-12)
     return bits * (1 + rate * np.log2(rate) + (1 - rate) * np.log2(1 - rate))
 
 
 def ranking(scores: np.ndarray) -> tuple[list[Interval], Interval]:
-    """Interquartile mean of each memory (memories, sections, seeds), and all memories' mean ranks."""
+    """Interquartile mean of each memory, from scores (memories, sections, seeds), and the mean ranks."""
     return [bootstrap(list(tasks), interquartile_mean) for tasks in scores], mean_ranks(scores)
 
 
@@ -106,7 +106,7 @@ def plot_profiles(labels: Sequence[str], scores: np.ndarray, path: Path) -> Path
 
 
 def plot_capacity(points: Mapping[str, tuple[float, Sequence[float]]], path: Path) -> Path:
-    """Bits recalled, each seed's, against numbers of state; `{label: (numbers, bits of each seed)}`."""
+    """Bits recalled by each seed against size of the state; `{label: (numbers, bits of each seed)}`."""
     with style():
         figure = Figure(figsize=(6.4, 4), layout="constrained")
         axes = figure.subplots()
@@ -116,7 +116,7 @@ def plot_capacity(points: Mapping[str, tuple[float, Sequence[float]]], path: Pat
             axes.plot([max(state, 1)], [float(np.mean(bits))], linestyle="none", markersize=8, label=label, **look)
         axes.set_xscale("log")
         axes.set(
-            xlabel="numbers that memory holds",
+            xlabel="numbers in the memory's state",
             ylabel=f"bits recalled, of {CAPACITY_BITS}",
             ylim=(-0.2, CAPACITY_BITS + 0.2),
         )
@@ -168,7 +168,7 @@ def write(document: Mapping[str, Any], options: Options) -> None:
             for label, entry in capacity.items()
         }
         plot_capacity(points, folder / "capacity.png")
-        pictures.append("![Bits recalled against numbers of state](capacity.png)")
+        pictures.append("![Bits recalled against size of the state](capacity.png)")
     if passive := memories.of_section(dict(document), memories.SECTIONS["tmaze"]):
         curves = {
             label: {int(length): rates for length, rates in entry["success_rate"].items()}
@@ -186,7 +186,7 @@ def write(document: Mapping[str, Any], options: Options) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train what is missing, count, write; 1 if a memory failed."""
+    """Train missing runs, summarise, write the results; 1 if a memory failed."""
     with exit_on_user_error():
         options = parse_options(
             Options, argv=argv, prog="reproduce_leaderboard.py", description=f"Make results/{PAGE}.*"

@@ -1,12 +1,12 @@
-"""Make results/memories.*: every memory, every seed, on T-Maze and Minigrid-Memory, with equally many parameters.
+"""Make results/memories.*: every memory and seed on T-Maze and Minigrid-Memory, with equal numbers of parameters.
 
     python3 tools/reproduce_memories.py
     python3 tools/reproduce_memories.py --environments tmaze --models FFM LRU
     python3 tools/reproduce_memories.py --environments tmaze_multi_cue tmaze_endless
 
 Finished runs are kept and interrupted ones continued, so the command can be repeated at any time. The
-first seed of every memory comes first, then the second. The page is written after each run, and keeps what it says of
-memories that are not asked for. One that fails is left out, and said.
+first seed of every memory comes first, then the second. The page is written after each run, and keeps its entries of
+other memories. Failed runs are reported and left out.
 """
 
 import itertools
@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 if __name__ == "__main__":  # started as a script
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # makes the repository importable
-    import RATE_model.system.script  # noqa: F401  a signal ends it at once while the imports below take their seconds
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # make the repository importable
+    import RATE_model.system.script  # noqa: F401  signals end the process at once during the slow imports below
 
 import numpy as np
 
@@ -53,26 +53,27 @@ from TMaze_new.TMaze_new_src import dataset as tmaze_data
 from TMaze_new.TMaze_new_src.environment import ENVIRONMENT as TMAZE
 from TMaze_new.TMaze_new_src.evaluate import LENGTHS
 
-PAGE = "memories"  # the name of the files of results
+PAGE = "memories"  # name of the results files
 BUDGET = "0.1M"
-# Memories in one panel of a picture.
+# Memories per panel of a picture.
 _LINES = 6
-# The first mode of every memory in the table, and relatives that remember otherwise.
+# The first mode of every memory in the table, and variants that work differently.
 LABELS = tuple(dict.fromkeys([next(n for n, m in MODES.items() if m.memory == memory) for memory in MEMORIES]))
 LABELS = (*LABELS, *(label for label in ("RMT", "TrXL", "DT", "DMamba") if label in MODES))
 
 
 @dataclass(frozen=True)
 class Section:
-    """An environment of the page.
+    """A section of the page: one environment or task.
 
     Attributes:
-        title: on the page, and before a memory's name in the file of results.
+        title: heading, and prefix of labels in the JSON file.
         study: the runs.
-        cases: lengths or sizes, ascending; what they are called.
-        metric: of a case, in a run's eval/final.json.
-        trained: the largest case that is trained on.
-        make_data: from the configuration of data.
+        cases: lengths or sizes, ascending.
+        called: the name of the cases.
+        metric: key of a case's success in eval/final.json, with {} for the case.
+        trained: the largest case in training.
+        make_data: makes the data of a configuration.
     """
 
     title: str
@@ -92,8 +93,9 @@ def study(environment: Any, settings: tuple[str, ...], extra: dict[str, tuple[st
 
 _TMAZE_FAST = ("--config", "TMaze_new/TMaze_new_src/config_fast.yaml")
 _MINIGRID_FAST = ("--config", "MinigridMemory/MinigridMemory_src/config_fast.yaml")
-# T-Maze's other tasks: flags, and the lengths that are evaluated, the first of which is the longest trained on. Endless
-# episodes are asked for no return: that of 500 junctions would be unlike any seen. They have 5, 50 and 500 of them.
+# T-Maze's other tasks: flags, and the lengths to evaluate, of which the first is the longest in training. Endless
+# episodes are not conditioned on returns: the return of 500 junctions does not occur in training. They have 5, 50 and
+# 500 junctions.
 TASKS: tuple[tuple[str, tuple[str, ...], tuple[int, ...]], ...] = (
     (
         "multi-cue",
@@ -163,11 +165,11 @@ SECTIONS = {
 
 @dataclass(frozen=True)
 class Options(StudyOptions):
-    """Which memories where, and where the runs and the results go."""
+    """Which memories and environments to run, and where to put runs and results."""
 
     # Seeds of every memory; consecutive
     seeds: tuple[int, ...] = (1, 2, 3)
-    # Where they are trained
+    # Environments and tasks
     environments: tuple[
         Literal["tmaze", "minigrid", "tmaze_multi_cue", "tmaze_endless", "tmaze_distracted", "tmaze_recall"], ...
     ] = ("tmaze", "minigrid")
@@ -176,7 +178,7 @@ class Options(StudyOptions):
 
 
 def collect(section: Section, runs: list[Path]) -> dict[str, Any]:
-    """Success of every seed by case, what training took, and what the memory costs."""
+    """Success of every seed by case, and the costs of training and memory."""
     results = final_results(runs)
     agent = load_model(resolve_checkpoint(runs[0]))
     return {
@@ -194,7 +196,7 @@ def collect(section: Section, runs: list[Path]) -> dict[str, Any]:
 
 
 def acting_ms(agent: Agent, *, episodes: int = 100, steps: int = 30) -> float:
-    """Processor milliseconds of a step of this many episodes at once: the median after ten steps."""
+    """Processor milliseconds per step of this many parallel episodes: the median after ten steps."""
     actor = Actor(agent.eval(), episodes, np.ones(episodes))
     shape, dtype = agent.spec.observation_shape, np.uint8 if agent.spec.is_image else np.float32
     observations, rewards, taken = np.zeros((episodes, *shape), dtype), np.zeros(episodes), []
@@ -241,7 +243,7 @@ def of_section(document: dict[str, dict], section: Section) -> dict[str, dict]:
 
 
 def panels(section: Section, entries: dict[str, dict]) -> dict[str, dict[str, dict[int, list[float]]]]:
-    """What is drawn where: a few memories to a panel, in the table's order."""
+    """The curves of each panel: a few memories, in the table's order."""
     curves = {
         label: {int(case): rates for case, rates in entry["success_rate"].items()} for label, entry in entries.items()
     }
@@ -251,7 +253,7 @@ def panels(section: Section, entries: dict[str, dict]) -> dict[str, dict[str, di
 
 
 def write(document: dict[str, dict], options: Options) -> None:
-    """results/memories.json, a picture an environment, and the generated part of .md."""
+    """Write results/memories.json, one picture per section, and the generated part of the page."""
     texts = []
     for name, section in SECTIONS.items():
         if not (entries := of_section(document, section)):
@@ -270,7 +272,7 @@ def write(document: dict[str, dict], options: Options) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train what is missing, collect everything, write the results; 1 if a memory failed."""
+    """Train missing runs, collect all figures, write the results; 1 if a memory failed."""
     with exit_on_user_error():
         return run(
             parse_options(Options, argv=argv, prog="reproduce_memories.py", description=f"Make results/{PAGE}.*")
@@ -278,7 +280,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(options: Options) -> int:
-    """The same, of options. Raises UserError."""
+    """As `main`, with parsed options. Raises UserError."""
     path = options.results_dir / f"{PAGE}.json"
     document = json.loads(path.read_text()) if path.exists() else {}
     order = [f"{section.title}: {label}" for section in SECTIONS.values() for label in LABELS]
@@ -307,14 +309,14 @@ def run(options: Options) -> int:
 
 
 def _with(document: dict[str, Any], name: str, entry: dict[str, Any], order: Sequence[str]) -> dict[str, Any]:
-    """The document with an entry, unless it has one already of more seeds, these among them."""
+    """Add an entry to the document, unless it already has one with these and more seeds."""
     if set(document.get(name, {}).get("seeds", ())) > set(entry["seeds"]):
         return document
     return merged(document, {name: entry}, order)
 
 
 def _absolute(words: Sequence[str]) -> list[str]:
-    """Settings as `Study.run` reads them, wherever the command is given."""
+    """Settings with absolute paths, as `Study.run` reads them."""
     return [str(ROOT / word) if word.endswith(".yaml") else word for word in words]
 
 

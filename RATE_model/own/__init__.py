@@ -1,1 +1,1 @@
-"""Data and environments of the user's own, without a folder of their own: what `train` and `evaluate` are made of."""
+"""`train` and `evaluate` for the user's own data and environments, which need no folder."""

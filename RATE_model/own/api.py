@@ -27,7 +27,7 @@ class TrainedRun:
     """A finished run.
 
     Attributes:
-        directory: with its checkpoints, metrics and pictures.
+        directory: the run's directory, with checkpoints, metrics and pictures.
         result: the content of eval/final.json.
     """
 
@@ -35,13 +35,13 @@ class TrainedRun:
     result: dict[str, Any]
 
     def agent(self, which: str | int | None = None) -> Agent:
-        """The agent: the newest, "best", or from a given step; see `load_agent`."""
+        """The agent of the newest checkpoint, "best", or a given step; see `load_agent`."""
         return load_agent(self.directory, which)
 
 
 @dataclass(frozen=True)
 class Result:
-    """The results of an agent in an evaluation's episodes. Prints as mean and standard error."""
+    """The results of an evaluation. Prints as mean and standard error."""
 
     episodes: Episodes = field(repr=False)
 
@@ -62,7 +62,7 @@ class Result:
 
     @property
     def standard_error(self) -> float:
-        """Of the mean; NaN for a single episode."""
+        """Standard error of the mean; NaN for a single episode."""
         return mean_and_error(self.returns)[1]
 
     def __str__(self) -> str:
@@ -84,7 +84,7 @@ def train(
     """Train an agent. Every flag of `python3 -m RATE_model.train` is an argument here.
 
     Args:
-        data: what to learn from; a path or name is opened with `Dataset.open`.
+        data: the training data; a path or name is opened with `Dataset.open`.
         memory: a mode: RATE, DT, LSTM, ...
         environment: where to evaluate at checkpoints and at the end: a registered id, ``module:Class``, an environment,
             or a function that makes one; None: nowhere.
@@ -126,7 +126,7 @@ def evaluate(
     max_episode_steps: int | None = None,
     **acting: Any,
 ) -> Result:
-    """Let an agent play.
+    """Play episodes with an agent.
 
     Args:
         agent: from `load_agent`, or a path.
@@ -152,13 +152,13 @@ def evaluate(
     expected = own.spec({"max_episode_steps": max_episode_steps})
     if not same_interface(agent.spec, replace(expected, observation_scale=agent.spec.observation_scale)):
         raise UserError(
-            f"the agent learned from another environment: it sees {_described(agent.spec)}, and {name_of(environment)} "
-            f"shows {_described(expected)}"
+            f"the agent was trained on another environment: it has {_described(agent.spec)}, "
+            f"{name_of(environment)} has {_described(expected)}"
         )
     own.check_episodes(episodes=episodes)
     if target_return is None:
         if agent.config.sizes.conditioned:
-            raise UserError("target_return is missing: give the return that the agent is asked for")
+            raise UserError("target_return is missing: give the return to aim for")
         target_return = 0.0
     if not isinstance(target_return, int | float | np.number) or not np.isfinite(target_return):
         raise UserError(f"target_return {target_return}: must be a finite number")

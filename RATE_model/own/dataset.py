@@ -1,4 +1,4 @@
-"""Episodes from any source as a training dataset, checked against one another and against their environment."""
+"""Episodes from any source as a training dataset, checked for consistency and against their environment."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class Dataset:
 
     Attributes:
         trajectories: the steps as a model sees them.
-        observations, actions: the spaces.
-        metadata: from the maker.
+        observations, actions: their spaces.
+        metadata: notes of the maker.
 
     Make one with `from_episodes`, `from_hdf5`, `from_npz`, `from_minari` or `collect`. All take an `environment`: a
     registered id, ``module:Class``, an environment, or a function that makes one. Spec, loss and the ranges of actions
@@ -62,7 +62,7 @@ class Dataset:
         self.metadata = dict(metadata or trajectories.attributes)
         if len(self) < 2:
             raise UserError(
-                f"{self.name} holds {len(self)} episode; at least 2 are needed, as some are kept for validation"
+                f"{self.name} has {len(self)} episode; at least 2 are needed: some are held out for validation"
             )
 
     # --- sources ---
@@ -77,27 +77,27 @@ class Dataset:
         name: str = "the dataset",
         metadata: Mapping[str, Any] | None = None,
     ) -> Dataset:
-        """Episodes as dicts of arrays.
+        """From episodes as dicts of arrays.
 
         Args:
             episodes: each with `observations` (T, ...) or (T + 1, ...), or a dict of these; `actions` (T, ...);
                 `rewards` (T,); and, if known, `terminals` or `terminated`, and `timeouts` or `truncated`: (T,) or one
                 value. Also `infos`, a dict of privileged arrays (T, ...) for `--aux`, `--oracle` and probes, the same
                 in all episodes.
-            environment: the source of the episodes.
-            spaces: of observations and actions, if there is no environment; None: derived from the data.
-            name: of the data, for messages.
+            environment: the environment that the episodes come from.
+            spaces: of observations and actions, without an environment; None: inferred from the data.
+            name: the data's name in messages.
             metadata: any notes.
 
         Raises:
-            UserError: there are fewer than two episodes, one lacks an array, or its arrays do not fit one another, the
-                other episodes or the environment; the message names the episode, the key and both values.
+            UserError: there are fewer than two episodes, one lacks an array, or its arrays do not match one another,
+                the other episodes or the environment. The message names the episode, the key and both values.
         """
         if not isinstance(episodes, Iterable):
             raise UserError(f"{name} is {type(episodes).__name__}; give a list of episodes, dicts of arrays")
         listed = list(episodes)
         if not listed:
-            raise UserError(f"{name} holds no episode")
+            raise UserError(f"{name} has no episodes")
         columns = [_columns(episode, number, name) for number, episode in enumerate(listed)]
         made = None if environment is None else make_environment(environment)
         if made is not None:
@@ -122,7 +122,7 @@ class Dataset:
 
     @classmethod
     def from_hdf5(cls, path: str | Path, *, environment: EnvironmentLike | None = None) -> Dataset:
-        """A file in this project's or D4RL's layout; see `RATE_model.data.trajectories`."""
+        """From a file in this project's or D4RL's layout; see `RATE_model.data.trajectories`."""
         file = TrajectoryFile(Path(path).expanduser())
         if environment is None and file.actions.dtype.kind in "iuf" and (file.discrete or _unit(file.actions)):
             first = {"observations": file.read(0, 1)[0], "actions": file.actions}
@@ -146,7 +146,7 @@ class Dataset:
     def from_npz(
         cls, folder: str | Path, *, environment: EnvironmentLike | None = None, pattern: str = "*.npz"
     ) -> Dataset:
-        """A folder of .npz files with the usual names, each with one episode, or several with marked ends.
+        """From a folder of .npz files with the usual array names, each with one episode, or several with marked ends.
 
         Arrays called ``infos/NAME`` are privileged.
 
@@ -158,7 +158,7 @@ class Dataset:
 
     @classmethod
     def from_minari(cls, dataset: str | Path, *, environment: EnvironmentLike | None = None) -> Dataset:
-        """A Minari dataset: its folder, or its name below MINARI_DATASETS_PATH (or ~/.minari/datasets).
+        """From a Minari dataset: its folder, or its name below MINARI_DATASETS_PATH (or ~/.minari/datasets).
 
         Raises:
             UserError: there is no such dataset, or it is damaged.
@@ -182,7 +182,7 @@ class Dataset:
         """Play and record episodes.
 
         Args:
-            environment: to play in.
+            environment: the environment.
             policy: observation -> action, both as in the environment's spaces; None: random actions.
             episodes: their number, with seeds `seed`, `seed` + 1, ... counted from 10,000: evaluations play lower
                 seeds.
@@ -202,7 +202,7 @@ class Dataset:
         """Open any kind of path: an HDF5 file, a folder of .npz files, or a Minari dataset's folder or name.
 
         Raises:
-            UserError: there is no dataset of any kind.
+            UserError: the source is not a dataset of any of these kinds.
         """
         if not isinstance(source, str | Path):
             raise UserError(
@@ -242,7 +242,7 @@ class Dataset:
         return self.trajectories.returns_to_go()[self.trajectories.starts]
 
     def spec(self) -> EnvironmentSpec:
-        """The spec of this data: vectors normalised by it, returns-to-go divided by the largest."""
+        """The spec of this data: vectors are normalised by its statistics, returns-to-go divided by the largest."""
         mean = std = None
         if not self.observations.is_image:
             observations = self.trajectories.load()[0].astype(np.float64)
@@ -272,7 +272,7 @@ class Dataset:
     # --- writing ---
 
     def to_hdf5(self, path: str | Path) -> Path:
-        """Write a file in this project's layout, with actions in the environment's own space; returns its path."""
+        """Write a file in this project's layout, with actions in the environment's space; returns its path."""
         data, path = self.trajectories, Path(path)
         terminals, first = self._terminals(), self.actions.store(self.trajectories.actions[:1])
         with TrajectoryWriter(
@@ -321,7 +321,7 @@ class Dataset:
             return data.column("terminals")[data.starts + data.lengths - 1] != 0
 
 
-# Seeds of data; evaluations play lower ones.
+# Seeds of data; evaluations use lower ones.
 FIRST_SEED = 10_000
 
 
@@ -329,22 +329,22 @@ def _npz_files(folder: Path, pattern: str) -> list[Path]:
     """The files of a folder, sorted by name. Raises UserError if there are none."""
     found = sorted(folder.glob(pattern)) if folder.is_dir() else []
     if not found:
-        raise UserError(f"'{folder}' holds no {pattern}" if folder.is_dir() else f"'{folder}' is not a folder")
+        raise UserError(f"'{folder}' has no files {pattern}" if folder.is_dir() else f"'{folder}' is not a folder")
     return found
 
 
 def _npz(path: Path) -> list[dict[str, Any]]:
-    """The episodes of a file: one, or as many as are marked."""
+    """The episodes of a file: one, or several with marked ends."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            held = {name: file[name] for name in file.files}
+            arrays = {name: file[name] for name in file.files}
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise UserError(f"'{path}' cannot be read; it is damaged, or not a file of arrays ({error})") from None
-    episode = {key: held[name] for key, names in _KEYS.items() for name in names if name in held}
-    marks = {key: held[name] for key, names in _MARKS.items() for name in names if name in held}
-    infos = {name.removeprefix(PREFIX): values for name, values in held.items() if name.startswith(PREFIX)}
+    episode = {key: arrays[name] for key, names in _KEYS.items() for name in names if name in arrays}
+    marks = {key: arrays[name] for key, names in _MARKS.items() for name in names if name in arrays}
+    infos = {name.removeprefix(PREFIX): values for name, values in arrays.items() if name.startswith(PREFIX)}
     if missing := [key for key in _KEYS if key not in episode]:
-        raise UserError(f"'{path}' has no {', '.join(missing)} (it has: {', '.join(held) or 'nothing'})")
+        raise UserError(f"'{path}' has no {', '.join(missing)} (it has: {', '.join(arrays) or 'nothing'})")
     steps = len(episode["rewards"])
     last = np.arange(steps) == steps - 1
     if wrong := [key for key, values in marks.items() if values.size not in (1, steps)]:
@@ -385,7 +385,7 @@ def _episode(environment: gymnasium.Env, policy: Callable[[Any], Any], seed: int
 
 
 def _stacked(values: Sequence[Any]) -> Any:
-    """Observations of a space as columns."""
+    """Stack observations of a space into columns."""
     if isinstance(values[0], dict):
         return {name: _stacked([value[name] for value in values]) for name in values[0]}
     if isinstance(values[0], tuple):
@@ -400,10 +400,12 @@ def _columns(episode: Any, number: int, name: str) -> dict[str, Any]:
         raise UserError(f"{place} is {type(episode).__name__}; give a dict of arrays, with {', '.join(_KEYS)}")
     found: dict[str, Any] = {}
     for key, names in _KEYS.items():
-        held = next((other for other in names if other in episode), None)
-        if held is None:
+        present = next((other for other in names if other in episode), None)
+        if present is None:
             raise UserError(f"{place} has no '{key}' (it has: {', '.join(map(str, episode)) or 'nothing'})")
-        found[key] = episode[held] if isinstance(episode[held], Mapping) else _array(episode[held], place, held)
+        found[key] = (
+            episode[present] if isinstance(episode[present], Mapping) else _array(episode[present], place, present)
+        )
     rewards = found["rewards"]
     if rewards.ndim == 2 and rewards.shape[1] == 1:
         rewards = rewards[:, 0]
@@ -418,7 +420,7 @@ def _columns(episode: Any, number: int, name: str) -> dict[str, Any]:
         kind = "a dict" if isinstance(found["actions"], Mapping) else f"of type {found['actions'].dtype}"
         raise UserError(f"{place}: 'actions' are {kind}; give an array of numbers")
     if not found["actions"].ndim:
-        raise UserError(f"{place}: 'actions' have no steps, 'rewards' {steps}")
+        raise UserError(f"{place}: 'actions' have no steps, 'rewards' have {steps}")
     if found["actions"].shape[:1] != (steps,):
         raise UserError(f"{place}: 'actions' have {len(found['actions'])} steps, 'rewards' {steps}")
     found["observations"] = _cut(found["observations"], steps, place, "observations")
@@ -444,7 +446,7 @@ def _joined_infos(episodes: Sequence[Mapping[str, Any]], name: str) -> dict[str,
         shapes = [{key: values.shape[1:] for key, values in infos.items()} for infos in (first, episode["infos"])]
         if shapes[0] != shapes[1]:
             raise UserError(
-                f"{name}: 'infos' of episode 0 have the shapes {shapes[0]}, of episode {number} {shapes[1]}"
+                f"{name}: 'infos' have shapes {shapes[0]} in episode 0, and {shapes[1]} in episode {number}"
             )
     return {key: np.concatenate([episode["infos"][key] for episode in episodes]) for key in first}
 
@@ -468,16 +470,16 @@ def _cut(values: Any, steps: int, place: str, key: str) -> Any:
 
 
 def _last(episode: Mapping[str, Any], names: Sequence[str], steps: int, place: str) -> bool | None:
-    """What a mark says about an episode's last step; None: there is no such mark. Raises UserError for an earlier
-    end."""
-    held = next((name for name in names if name in episode), None)
-    if held is None:
+    """The value of an end mark at an episode's last step; None if there is no such mark. Raises UserError for an
+    earlier end."""
+    mark = next((name for name in names if name in episode), None)
+    if mark is None:
         return None
-    marks = _array(episode[held], place, held).reshape(-1)
+    marks = _array(episode[mark], place, mark).reshape(-1)
     if len(marks) not in (1, steps):
-        raise UserError(f"{place}: '{held}' have {len(marks)} steps, 'rewards' {steps}")
+        raise UserError(f"{place}: '{mark}' have {len(marks)} steps, 'rewards' {steps}")
     if marks[:-1].any():
-        raise UserError(f"{place}: '{held}' mark an end at step {int(np.argmax(marks))} of {steps}; cut it there")
+        raise UserError(f"{place}: '{mark}' mark an end at step {int(np.argmax(marks))} of {steps}; cut it there")
     return bool(marks[-1])
 
 
@@ -486,17 +488,17 @@ def _array(values: Any, place: str, key: str) -> np.ndarray:
     try:
         return np.asarray(values)
     except ValueError:
-        raise UserError(f"{place}: '{key}' are no array: its parts differ in shape") from None
+        raise UserError(f"{place}: '{key}' are not an array: the parts differ in shape") from None
 
 
 def _float32(values: np.ndarray) -> np.ndarray:
-    """Numbers in the form that models see; bytes stay bytes."""
+    """Numbers as float32; uint8 is kept."""
     with np.errstate(over="ignore"):
         return values if values.dtype.kind in "biu" else values.astype(np.float32, copy=False)
 
 
 def _infer_spaces(episodes: Sequence[Mapping[str, Any]], name: str) -> tuple[spaces.Space, spaces.Space]:
-    """The spaces of data without an environment."""
+    """Infer the spaces of data without an environment."""
     first = episodes[0]["observations"]
     actions = [episode["actions"] for episode in episodes]
     kinds = {(values.dtype.kind in "iub", values.shape[1:]) for values in actions}
@@ -533,7 +535,7 @@ def _unit(actions: np.ndarray) -> bool:
 def _encoded(
     episode: Mapping[str, Any], observations: Observations, actions: Actions, number: int, name: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Observations, actions and rewards of an episode as a model sees them."""
+    """Encode observations, actions and rewards of an episode for the model."""
     place = f"episode {number} of {name}"
     _check_shape(episode["observations"], observations.space, f"{place}: 'observations'")
     try:
@@ -551,14 +553,14 @@ def _encoded(
 def _check_shape(values: Any, space: spaces.Space, what: str) -> None:
     """Raise a UserError if an array's shape differs from the space's."""
     if isinstance(space, spaces.Dict):
-        held = set(values) if isinstance(values, Mapping) else set()
-        if held != set(space.spaces):
-            raise UserError(f"{what} have the parts {sorted(held) or 'none'}, the space {sorted(space.spaces)}")
+        parts = set(values) if isinstance(values, Mapping) else set()
+        if parts != set(space.spaces):
+            raise UserError(f"{what} have parts {sorted(parts) or 'none'}, the space has {sorted(space.spaces)}")
         for name, part in space.spaces.items():
             _check_shape(values[name], part, f"{what[:-1]}/{name}'")
     elif not isinstance(values, Mapping) and isinstance(space, spaces.Box) and values.shape[1:] != space.shape:
-        raise UserError(f"{what} have shape {values.shape[1:]}, the space {space.shape}")
+        raise UserError(f"{what} have shape {values.shape[1:]}, the space has {space.shape}")
     elif not isinstance(values, Mapping) and isinstance(space, spaces.Discrete):
         inside = (values >= space.start) & (values < space.start + space.n) & (values == np.round(values))
         if not inside.all():
-            raise UserError(f"{what} hold {values[~inside].flat[0]}, which is not in {space}")
+            raise UserError(f"{what} contain {values[~inside].flat[0]}, which is not in {space}")

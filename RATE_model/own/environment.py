@@ -1,4 +1,4 @@
-"""A user's own environment as training and inference see it. Everything follows from its spaces and its data."""
+"""The `Environment` of a user's own data and environment. Everything follows from its spaces and its data."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from RATE_model.spec import EnvironmentSpec
 class EnvOptions(PlayOptions):
     """The environment to play in."""
 
-    # A registered id, or module:Class; none: play nothing
+    # A registered id, or module:Class; none = no evaluation
     env: str | None = None
     # Arguments of the environment, as NAME=VALUE
     env_args: tuple[str, ...] = ()
@@ -56,7 +56,7 @@ class EnvOptions(PlayOptions):
 class Task(EnvOptions, SegmentOptions):
     """Segments, the environment, and evaluation."""
 
-    # Return to ask the agent for; none = the largest in the data
+    # Target return; none = the largest in the data
     target_return: float | None = None
 
 
@@ -105,7 +105,7 @@ class OwnEnvironment(Environment):
         self._made, self._data, self._given = make, data, data is not None
 
     def read_config(self, argv: Sequence[str] | None = None) -> Config:
-        """The configuration from the flags, completed from the data, which is read if the flags name any.
+        """The configuration from the flags, completed from the data if the flags name any.
 
         Raises:
             UserError: a flag is wrong, or the data is missing, damaged, or does not fit the environment.
@@ -121,14 +121,14 @@ class OwnEnvironment(Environment):
         return replace(config, task=task)
 
     def maker(self, options: Any) -> Callable[..., gymnasium.Env]:
-        """A function that makes the environment of the flags. Raises UserError without one."""
+        """A function that makes the environment named by the flags. Raises UserError without one."""
         if self._made is None:
             return options.maker()
         arguments = read_arguments(options.env_args, "env_args")
         return maker_of(self._made, arguments=arguments, wrappers=options.wrappers, max_steps=options.max_episode_steps)
 
     def check(self, config: Config) -> None:
-        """Check that there is data, and that the environment can be made and fits it."""
+        """Check that there is data, and that the environment can be made and matches it."""
         if self._data is None:
             raise UserError("--data is missing: give an HDF5 file, a folder of .npz files, or a Minari dataset")
         if config.task.last_inference or config.task.online_inference:
@@ -136,7 +136,7 @@ class OwnEnvironment(Environment):
                 seen, acted = environment.observation_space, environment.action_space
             if (seen, acted) != (self._data.observations.box, self._data.actions.box):
                 raise UserError(
-                    f"{self._data.name} is of another environment: a model sees its observations as "
+                    f"{self._data.name} comes from another environment: a model sees its observations as "
                     f"{self._data.observations.box} and its actions as {self._data.actions.box}; those of the "
                     f"environment are {seen} and {acted}"
                 )
@@ -160,7 +160,7 @@ class OwnEnvironment(Environment):
     def load(self, config: Config) -> TrainingData:
         """Windows of a stage of s segments: whole episodes where they fit, pieces of longer ones."""
         data = self._data
-        assert data is not None, "looked at by check"
+        assert data is not None, "checked by check"
 
         @lru_cache
         def windows(segments: int) -> Any:
@@ -169,7 +169,7 @@ class OwnEnvironment(Environment):
         return TrainingData(windows, range(1, config.segments + 1), self._spec_of_data())
 
     def make(self, case: None, options: Any, *, render_mode: str | None = None) -> gymnasium.Env:
-        """The environment in the form that the model sees."""
+        """The environment, encoded for the model."""
         environment = Encoded(self.maker(options)(render_mode=render_mode))
         try:
             step_limit(environment)
@@ -178,7 +178,7 @@ class OwnEnvironment(Environment):
         return environment
 
     def seeds(self, episodes: int) -> np.ndarray:
-        """0, 1, ...; `Dataset.collect` plays other seeds."""
+        """0, 1, ...; `Dataset.collect` uses other seeds."""
         assert episodes <= FIRST_SEED
         return np.arange(episodes)
 
@@ -193,7 +193,7 @@ class OwnEnvironment(Environment):
 
     def headlines(self, config: Config) -> Mapping[str, str]:
         """The return."""
-        return {"eval_return": f"asked for {config.task.target_return:g}"}
+        return {"eval_return": f"target return {config.task.target_return:g}"}
 
     def references(self, evaluation: Evaluation) -> dict[str, float]:
         """Mean and best return of the data, if known."""

@@ -33,8 +33,8 @@ def maker_of(
     """A function that makes environments of one kind; it may be called with a `render_mode`.
 
     Args:
-        environment: which.
-        arguments: of the environment, each time it is made.
+        environment: the environment.
+        arguments: of its constructor.
         wrappers: the innermost first; ``module:Class`` or callable.
         max_steps: truncate episodes after this many steps; None: the environment's own limit.
     """
@@ -47,7 +47,7 @@ def make_environment(environment: EnvironmentLike, **options: Any) -> gymnasium.
 
 
 def name_of(environment: EnvironmentLike | None) -> str | None:
-    """A name that can recreate an environment later: its id or ``module:Class``; None: there is none."""
+    """A name that can recreate an environment later: its id or ``module:Class``; None if it has none."""
     if environment is None or isinstance(environment, str):
         return environment
     if isinstance(environment, gymnasium.Env):
@@ -57,7 +57,7 @@ def name_of(environment: EnvironmentLike | None) -> str | None:
 
 
 def read_arguments(pairs: Sequence[str], flag: str) -> dict[str, Any]:
-    """NAME=VALUE pairs, values as in YAML. Raises UserError for something else."""
+    """Parse NAME=VALUE pairs, with values in YAML. Raises UserError for anything else."""
     found = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
@@ -71,7 +71,7 @@ def read_arguments(pairs: Sequence[str], flag: str) -> dict[str, Any]:
 
 
 def write_arguments(arguments: Mapping[str, Any], flag: str) -> list[str]:
-    """Arguments as `read_arguments` reads them. Raises UserError for one that YAML cannot hold."""
+    """Write arguments for `read_arguments`. Raises UserError for one that YAML cannot represent."""
     try:
         return [f"{name}={json.dumps(value)}" for name, value in arguments.items()]
     except (TypeError, ValueError) as error:
@@ -95,21 +95,21 @@ def _make(
             made = (_object(wrapper) if isinstance(wrapper, str) else wrapper)(made)
     except UserError:
         raise
-    except Exception as error:  # a foreign environment may raise anything
+    except Exception as error:  # third-party environments may raise anything
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         hint = _hint(error, environment, render_mode)
         raise UserError(f"environment {environment} cannot be made: {type(error).__name__}: {reason}{hint}") from error
     if not isinstance(made, gymnasium.Env):
-        raise UserError(f"environment {environment} is {type(made).__name__}, and not a gymnasium.Env")
+        raise UserError(f"environment {environment} is {type(made).__name__}, not a gymnasium.Env")
     return made if max_steps is None else gymnasium.wrappers.TimeLimit(made, max_steps)
 
 
 def _hint(error: Exception, environment: EnvironmentLike, render_mode: str | None) -> str:
-    """What to do about an error of making an environment; empty if it speaks for itself."""
+    """A hint for an error while making an environment; empty if there is none."""
     if isinstance(error, ModuleNotFoundError) and str(environment).partition(":")[0] == error.name:
         return "; run in the module's folder, or add the folder to PYTHONPATH"
     if isinstance(error, TypeError) and render_mode is not None:
-        return f"; to be filmed it has to accept render_mode='{render_mode}'"
+        return f"; for videos it must accept render_mode='{render_mode}'"
     return ""
 
 

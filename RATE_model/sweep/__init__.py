@@ -1,1 +1,1 @@
-"""Many training commands from one: values of flags times seeds, here or on a SLURM cluster; see `__main__`."""
+"""Run a command with several flag values and seeds, on this machine or a SLURM cluster; see `__main__`."""

@@ -25,7 +25,7 @@ _LINES = 5  # of the log of a job that failed
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a sweep, or say how it stands; 1 where a job has failed."""
+    """Run a sweep, or print its status. Returns 1 if a job has failed."""
     with exit_on_user_error():
         arguments = parser().parse_args(argv)
         at_least(1, max_parallel=arguments.max_parallel)
@@ -42,8 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(sweep: Sweep, arguments: argparse.Namespace, settings: dict[str, str]) -> None:
-    """Run or submit what is not done."""
-    print(f"{len(sweep.jobs)} commands in {sweep.folder}; how they stand: --status --folder {sweep.folder}", flush=True)
+    """Run or submit unfinished jobs."""
+    print(
+        f"{len(sweep.jobs)} commands in {sweep.folder}; for their status: --status --folder {sweep.folder}", flush=True
+    )
     if arguments.executor == "local":
         run_locally(sweep, max_parallel=arguments.max_parallel, say=_say)
     else:
@@ -51,7 +53,7 @@ def _run(sweep: Sweep, arguments: argparse.Namespace, settings: dict[str, str]) 
 
 
 def table(sweep: Sweep) -> str:
-    """A line for each job, sums, and the end of the log of those that failed."""
+    """One line per job, totals, and the last log lines of failed jobs."""
     states = {job: sweep.state(job) for job in sweep.jobs}
     width = max(len(job.name) for job in sweep.jobs)
     lines = []
@@ -61,7 +63,7 @@ def table(sweep: Sweep) -> str:
         lines.append(f"{job.name:<{width}}  {state:<8} {spent}".rstrip())
         if state == "failed":
             lines += [f"    {one_line(line)}" for line in sweep.last_lines(job, _LINES)]
-            lines.append(f"    (exit code {record.code}; all of it in {sweep.log(job)})")
+            lines.append(f"    (exit code {record.code}; full log: {sweep.log(job)})")
     counts = {state: list(states.values()).count(state) for state in STATES}
     return "\n".join([*lines, ", ".join(f"{count} {state}" for state, count in counts.items() if count)])
 
@@ -71,7 +73,7 @@ def _say(text: str) -> None:
 
 
 def _usual_folder(command: str | None) -> Path:
-    """Where the sweep of a command is kept: the script's name, and a hash of the command."""
+    """The default folder for a command: the script's name and a hash of the command."""
     if command is None:
         raise UserError("give a command in quotes, or the --folder of a sweep with --status")
     words = split(command)
@@ -83,23 +85,27 @@ def _settings(pairs: Sequence[str]) -> dict[str, str]:
     """KEY=VALUE texts."""
     for pair in pairs:
         if "=" not in pair:
-            raise UserError(f"--slurm {pair}: must be KEY=VALUE, as partition=gpu or timeout_min=240")
+            raise UserError(f"--slurm {pair}: must be KEY=VALUE, such as partition=gpu or timeout_min=240")
     return dict(pair.split("=", 1) for pair in pairs)
 
 
 def parser() -> ArgumentParser:
-    """The command line's."""
+    """The command line parser."""
     parser = ArgumentParser(prog="python3 -m RATE_model.sweep", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
-        "command", nargs="?", help="in quotes; values in braces, as {1e-4,3e-4}, are tried with each other"
+        "command", nargs="?", help="in quotes; every combination of values in braces, such as {1e-4,3e-4}, is run"
     )
-    parser.add_argument("--seeds", default="1", help="of every combination, as 1-5 or 1,3 (default: 1)")
-    parser.add_argument("--executor", choices=("local", "slurm"), default="local", help="who runs the commands")
-    parser.add_argument("--max_parallel", type=int, default=1, help="commands at once (default: 1)")
-    parser.add_argument("--folder", type=Path, help="where logs and states are kept (default: sweeps/SCRIPT-HASH)")
-    parser.add_argument("--status", action="store_true", help="say how the sweep stands, and do nothing")
+    parser.add_argument("--seeds", default="1", help="seeds of every combination, such as 1-5 or 1,3 (default: 1)")
+    parser.add_argument("--executor", choices=("local", "slurm"), default="local", help="where to run the commands")
+    parser.add_argument("--max_parallel", type=int, default=1, help="parallel commands (default: 1)")
+    parser.add_argument("--folder", type=Path, help="folder for logs and states (default: sweeps/SCRIPT-HASH)")
+    parser.add_argument("--status", action="store_true", help="print the status of the sweep, and exit")
     parser.add_argument(
-        "--slurm", nargs="*", default=[], metavar="KEY=VALUE", help="for sbatch: partition=gpu timeout_min=240 ..."
+        "--slurm",
+        nargs="*",
+        default=[],
+        metavar="KEY=VALUE",
+        help="settings for sbatch: partition=gpu timeout_min=240 ...",
     )
     return parser
 

@@ -36,8 +36,8 @@ class Attempt:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __call__(self) -> int:
-        """The command's exit code, or minus the signal that killed it. Raises UserError if the job is running
-        already."""
+        """Run the command; returns its exit code, or minus the signal that killed it. Raises UserError if the job is
+        already running."""
         sweep = load(self.folder)
         job = next((job for job in sweep.jobs if job.name == self.name), None)
         if job is None:
@@ -47,7 +47,7 @@ class Attempt:
             with hold(sweep.lock(job)):
                 return self._run(sweep, job)
         except Held as by:
-            raise UserError(f"{self.name} is run by {by}") from None
+            raise UserError(f"{self.name} is already run by {by}") from None
 
     def _run(self, sweep: Sweep, job: Job) -> int:
         record, started = sweep.record(job), time.monotonic()
@@ -77,9 +77,9 @@ class Attempt:
         return code
 
     def _wait(self, process: "subprocess.Popen[bytes]") -> int:
-        """Wait until the command ends. Signals are passed on to it, and the code is then the signal's."""
+        """Wait until the command ends. Signals are passed on to it and determine the exit code."""
         try:
-            while process.poll() is None:  # not `wait`, because `checkpoint` could not wait as well
+            while process.poll() is None:  # not `wait`, so `checkpoint` can wait too
                 time.sleep(_POLL_SECONDS)
             return process.returncode
         except KeyboardInterrupt as interruption:
@@ -87,7 +87,7 @@ class Attempt:
             return exit_code(interruption)
 
     def stop(self, number: int) -> None:
-        """Let the command save and stop, with a signal."""
+        """Signal the command to save and stop."""
         process, deadline = self._process, time.monotonic() + _STOP_SECONDS
         if process is None:
             return
@@ -98,7 +98,7 @@ class Attempt:
             time.sleep(_POLL_SECONDS)
 
     def checkpoint(self, *arguments: Any) -> Any:
-        """Called by `submitit` when the cluster is about to take the node away: stop, and be queued again."""
+        """Called by `submitit` before the cluster takes the node away: stop, and queue the job again."""
         import submitit
 
         self.stop(signal.SIGUSR2)
@@ -106,7 +106,7 @@ class Attempt:
 
 
 def _after_the_last(path: Path) -> Any:
-    """An open file that commands inherit and that stays locked while any of them lives.
+    """An open file, inherited by commands, that stays locked while any of them is alive.
 
     A killed attempt's command may still be saving: the next attempt starts after it.
     """
@@ -119,7 +119,7 @@ def _after_the_last(path: Path) -> Any:
 
 
 def end_with_parent() -> Callable[[], None] | None:
-    """For a new process: sends it SIGTERM when its starter dies, for any reason. Linux only."""
+    """For a new process: sends it SIGTERM when its parent dies for any reason. Linux only."""
     if not sys.platform.startswith("linux"):
         return None
     prctl = ctypes.CDLL(None, use_errno=True).prctl
@@ -127,7 +127,7 @@ def end_with_parent() -> Callable[[], None] | None:
 
     def ask() -> None:
         prctl(_PARENT_DIED, signal.SIGTERM)
-        if os.getppid() != parent:  # it has died in the meantime
+        if os.getppid() != parent:  # it has already died
             os.kill(os.getpid(), signal.SIGTERM)
 
     return ask

@@ -1,4 +1,4 @@
-"""Expand a command with {a,b,c} into the commands that a person would type."""
+"""Expand a command with {a,b,c} into separate commands."""
 
 import hashlib
 import itertools
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from RATE_model.errors import UserError
 
-_GIVEN = ("seed", "start_seed", "end_seed", "resume", "overwrite")  # flags that a sweep sets itself
+_GIVEN = ("seed", "start_seed", "end_seed", "resume", "overwrite")  # flags set by the sweep
 _CHOICE = re.compile(r"\{([^{}]*,[^{}]*)\}")
 _NAME_LENGTH = 120
 MAX_JOBS = 10_000
@@ -20,7 +20,7 @@ MAX_JOBS = 10_000
 
 @dataclass(frozen=True)
 class Job:
-    """One command of a sweep; its name says how it differs from the others."""
+    """One command of a sweep; its name shows how it differs from the others."""
 
     name: str
     words: tuple[str, ...]
@@ -33,16 +33,16 @@ def jobs_of(command: str, seeds: Sequence[int]) -> list[Job]:
 
     Args:
         command: as typed, such as ``python3 SCRIPT --learning_rate {1e-4,3e-4}``.
-        seeds: each is a run of its own.
+        seeds: each is a separate run.
 
     Raises:
-        UserError: it is empty, sets a flag that a sweep sets, has --text without a value, or makes too many commands.
+        UserError: the command is empty, sets a flag of the sweep, has --text without a value, or makes too many jobs.
     """
     words = split(command)
     for word in words:
         flag = word.removeprefix("--").partition("=")[0].replace("-", "_")
         if word.startswith("--") and flag in _GIVEN:
-            raise UserError(f"--{flag}: a sweep sets it itself; leave it out, and give the seeds with --seeds")
+            raise UserError(f"--{flag}: set by the sweep; leave it out, and give seeds with --seeds")
     choices = [_choices(word) for word in words]
     count = len(seeds) * math.prod(map(len, choices))
     if count > MAX_JOBS:
@@ -54,7 +54,7 @@ def jobs_of(command: str, seeds: Sequence[int]) -> list[Job]:
             own = (*_with_text(chosen, label), "--seed", str(seed), "--resume", "auto")
             jobs.append(Job(f"{label}_seed={seed}".lstrip("_"), own))
     if len({job.name for job in jobs}) < len(jobs):
-        raise UserError(f"{command}: a value stands twice in the same braces, or a seed was given twice")
+        raise UserError(f"{command}: duplicate value in braces, or duplicate seed")
     return jobs
 
 
@@ -65,7 +65,7 @@ def split(command: str) -> list[str]:
     except ValueError as error:
         raise UserError(f"{command}: cannot be read ({error})") from None
     if not words:
-        raise UserError('a command is missing: give it in quotes, as "python3 SCRIPT --learning_rate {1e-4,3e-4}"')
+        raise UserError('a command is missing: give it in quotes, such as "python3 SCRIPT --learning_rate {1e-4,3e-4}"')
     return words
 
 
@@ -73,7 +73,7 @@ def check_files(command: str) -> None:
     """Raise a UserError if the program of a command, or its script, does not exist."""
     program, *others = split(command)
     if shutil.which(program) is None:
-        raise UserError(f"{program}: there is no such program; a command begins as python3 SCRIPT")
+        raise UserError(f"{program}: there is no such program; commands look like python3 SCRIPT ...")
     scripts = next((_choices(word) for word in others if word.endswith(".py")), [])
     for script in scripts:
         if not Path(script).is_file():
@@ -107,7 +107,7 @@ def _with_text(words: Sequence[str], label: str) -> tuple[str, ...]:
         return (*words, "--text", label)
     value = words.index("--text") + 1
     if value == len(words) or words[value].startswith("--"):
-        raise UserError("--text: its value is missing in the command; give one, or leave the flag out")
+        raise UserError("--text: the value is missing in the command; give one, or leave it out")
     return (*words[:value], "_".join(filter(None, (words[value], label))), *words[value + 1 :])
 
 

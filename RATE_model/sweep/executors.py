@@ -12,19 +12,19 @@ from RATE_model.sweep.commands import Job
 from RATE_model.sweep.folder import Sweep
 
 MAX_ATTEMPTS = 20
-"""A job that keeps being killed is given up after this many attempts of one call."""
+"""Maximum attempts per call at a job that keeps being killed."""
 _POLL_SECONDS = 0.2
-_SIGNAL_SECONDS = 90  # before a node is taken away
-_MAX_TIMEOUTS = 1000  # of a job that is queued again each time
-# Settings that submitit names the same for all clusters; others are prefixed with the cluster's name.
+_SIGNAL_SECONDS = 90  # before the cluster takes a node away
+_MAX_TIMEOUTS = 1000  # after each timeout the job is queued again
+# Settings with the same name for all clusters in submitit; others are prefixed with the cluster's name.
 _SHARED = ("timeout_min", "mem_gb", "nodes", "cpus_per_task", "gpus_per_node", "tasks_per_node")
 
 
 def run_locally(sweep: Sweep, *, max_parallel: int, say: Callable[[str], None]) -> None:
     """Run all jobs that are not done, at most this many at once, until each is done or has failed.
 
-    A job that was killed or stopped goes back to the end of the queue. A job that another process runs is left
-    to it, and watched. When this process is told to stop, all jobs save and stop.
+    A job that was killed or stopped goes back to the end of the queue. Jobs run by other processes are only watched. If
+    this process is signalled to stop, all jobs save and stop.
     """
     waiting = [job for job in sweep.jobs if sweep.state(job) != "done"]
     running: dict[Job, subprocess.Popen[bytes]] = {}
@@ -69,13 +69,13 @@ def submit(
     """Submit all jobs that are neither done nor submitted, as one array of at most this many at once.
 
     Args:
-        sweep, max_parallel: the sweep, and how many of its jobs may run at once.
+        sweep, max_parallel: the sweep, and the maximum number of parallel jobs.
         settings: for `sbatch`, such as partition, time (minutes), gpus_per_node, cpus_per_task, mem_gb.
         say: called with a message about every job.
-        cluster: for `submitit`; "local" to try it without SLURM.
+        cluster: for `submitit`; "local" for tests without SLURM.
 
     Raises:
-        UserError: submitit is missing, there is no SLURM, or it refuses the settings.
+        UserError: submitit or SLURM is missing, or SLURM refuses the settings.
     """
     try:
         import submitit
@@ -87,7 +87,7 @@ def submit(
 
     def is_queued(job: Job) -> bool:
         number = sweep.record(job).submitted
-        return bool(number) and not submitit.SlurmJob(logs, number).done()  # also if SLURM does not know it yet
+        return bool(number) and not submitit.SlurmJob(logs, number).done()  # even if SLURM does not know it yet
 
     jobs = [job for job in sweep.jobs if sweep.state(job) not in ("done", "running") and not is_queued(job)]
     if not jobs:

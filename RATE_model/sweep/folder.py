@@ -18,7 +18,7 @@ from RATE_model.system.atomic import atomic_write_json
 from RATE_model.system.interrupts import SIGNAL_CODES
 from RATE_model.system.locks import owner
 
-# waiting: not started yet; stopped: killed or told to stop, will continue when its turn comes.
+# waiting: not started yet; stopped: killed or interrupted, will continue.
 State = Literal["done", "running", "failed", "stopped", "waiting"]
 STATES: tuple[State, ...] = ("done", "running", "failed", "stopped", "waiting")
 _LAST_BYTES = 20_000
@@ -29,9 +29,9 @@ class Record:
     """The record of a job's attempts."""
 
     attempts: int = 0
-    code: int | None = None  # of the last attempt: its exit code, or minus a signal; None while it runs, or if it died
+    code: int | None = None  # exit code of the last attempt, or minus a signal; None while it runs, or if it died
     seconds: float = 0.0  # of all attempts
-    submitted: str = ""  # the cluster's id of a job that was submitted
+    submitted: str = ""  # the cluster's id of a submitted job
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Sweep:
         return self.folder / "jobs" / job.name
 
     def lock(self, job: Job) -> Path:
-        """A lock, held while an attempt runs."""
+        """The lock held while an attempt runs."""
         return self.place(job) / ".lock"
 
     def log(self, job: Job) -> Path:
@@ -94,12 +94,12 @@ def create(folder: Path, command: str, seeds: Sequence[int]) -> Sweep:
     """The sweep in a folder, new or existing; more seeds may be added to an existing one.
 
     Raises:
-        UserError: the folder holds another command's, or cannot be written, or see `jobs_of`.
+        UserError: the folder has the sweep of another command, or cannot be written, or see `jobs_of`.
     """
     jobs_of(command, seeds)
     before = _read(folder) if (folder / "sweep.json").exists() else None
     if before is not None and before["command"] != command:
-        raise UserError(f"{folder} holds the sweep of another command, {before['command']}: give another --folder")
+        raise UserError(f"{folder} has the sweep of another command, {before['command']}; give another --folder")
     known = before["seeds"] if before else []
     content = {
         "command": command,
@@ -127,6 +127,6 @@ def _read(folder: Path) -> dict[str, Any]:
         content = json.loads(path.read_text())
         return {name: content[name] for name in ("command", "seeds", "directory")}
     except FileNotFoundError:
-        raise UserError(f"{folder} holds no sweep; give its --folder") from None
+        raise UserError(f"{folder} has no sweep; give its --folder") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error!r}); give another --folder") from None

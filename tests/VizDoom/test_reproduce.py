@@ -107,7 +107,7 @@ def test_the_table_holds_the_runs_the_controls_and_who_has_no_model(asked, tmp_p
     assert "| RATE | 38.2 | 44.7 | 41.5 | 38.2 | 6.5 |" in page and "| 59.2 |" in page
     assert "| RATE | 2 | 500 | 60 | 12.0 ± 0.1 | 8.0 ± 0.2 | 10.0 ± 0.3 | 8.0 | 4.0 |" in page
     assert "standard error over seeds," in page
-    assert "made on 2026-01-02 at commit cccccccccccc" in page and "mean return of 4.25" in page
+    assert "measured at commit cccccccccccc on 2026-01-02" in page and "mean return of 4.25" in page
     assert page.count("    python3 VizDoom/VizDoom_src/train_vizdoom.py") == 3
     document = json.loads((tmp_path / "results" / "vizdoom.json").read_text())
     assert document["RATE"]["weaker"] == [8.0, 8.0] and document["RATE"]["green_error"] == [0.2, 0.2]

@@ -173,7 +173,7 @@ def test_a_bad_flag_is_named_with_what_is_allowed(line: str, parts: list[str]) -
         ("learning_rate: .nan", ["learning_rate: .nan", "a finite number"]),
         ("mrv_act: gelu", ["mrv_act: gelu", "leaky_relu"]),
         ("seed: 1\nseed: 2", ["line 2", "'seed'", "twice"]),
-        ("skip_dec_ffn: true\nskip_dec_attn: true", ["skip_dec_attn", "one option"]),
+        ("skip_dec_ffn: true\nskip_dec_attn: true", ["skip_dec_attn", "same option"]),
         ("- seed", ["key: value", "list"]),
         ("seed", ["key: value", "str"]),
         ("seed: [", ["line 1"]),

@@ -209,7 +209,7 @@ def test_wrong_kinds_of_arguments_are_named(run, tmp_path):
 def test_data_of_another_environment_is_refused_before_anything_is_made(tmp_path):
     data = Dataset.from_episodes(episodes())
     for make, output_dir in ((lambda **_: Recall(size=3), tmp_path / "mine"), (None, "")):
-        with pytest.raises(UserError, match="is of another environment|output_dir is empty"):
+        with pytest.raises(UserError, match="comes from another environment|output_dir is empty"):
             train(data, environment=make, output_dir=output_dir, **TINY)
     assert not list(tmp_path.iterdir())
 

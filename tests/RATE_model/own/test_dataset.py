@@ -97,7 +97,7 @@ def test_what_does_not_fit_is_named(change, named):
 
 
 def test_too_few_episodes_are_refused():
-    with pytest.raises(UserError, match="holds no episode"):
+    with pytest.raises(UserError, match="has no episodes"):
         Dataset.from_episodes([])
     with pytest.raises(UserError, match="holds 1 episode; at least 2"):
         Dataset.from_episodes(episodes(1))
@@ -181,7 +181,7 @@ def test_a_damaged_minari_dataset_is_named(tmp_path):
 
 
 def test_npz_files_that_are_none_are_named(tmp_path):
-    with pytest.raises(UserError, match="holds no"):
+    with pytest.raises(UserError, match="has no files"):
         Dataset.from_npz(tmp_path)
     (tmp_path / "a.npz").write_bytes(b"not a zip")
     with pytest.raises(UserError, match="a.npz' cannot be read"):
@@ -202,7 +202,7 @@ def _episode_of(**changes: object) -> dict[str, object]:
         ({"terminals": [0, 1]}, "'terminals' have 2 steps, 'rewards' 3"),
         ({"actions": ["a", "b", "c"]}, "'actions' are of type <U1"),
         ({"actions": 1}, "'actions' have no steps"),
-        ({"observations": [[1], [1, 2], [1]]}, "'observations' are no array"),
+        ({"observations": [[1], [1, 2], [1]]}, "'observations' are not an array"),
         ({"observations": np.full((3, 1), 1e300)}, "'observations' of type float64 are not finite"),
         ({"rewards": np.full(3, 1e300)}, "'rewards' are not finite at step 0"),
     ],

@@ -90,11 +90,11 @@ def test_seeds_that_are_none(text):
     [
         ("", "a command is missing"),
         ("a 'b", "cannot be read"),
-        ("a --seed 1", "--seed: a sweep sets it itself"),
-        ("a --resume=auto", "--resume: a sweep sets it"),
-        ("a --start-seed 1", "--start_seed: a sweep sets it"),
-        ("a --x {1,1}", "stands twice"),
-        ("a --x {1,2} --text", "--text: its value is missing"),
+        ("a --seed 1", "--seed: set by the sweep"),
+        ("a --resume=auto", "--resume: set by the sweep"),
+        ("a --start-seed 1", "--start_seed: set by the sweep"),
+        ("a --x {1,1}", "duplicate value in braces"),
+        ("a --x {1,2} --text", "--text: the value is missing"),
         ("a --x {1,2,3,4,5,6,7,8,9,0}" * 5, "makes 100000 commands; at most 10000"),
     ],
 )
@@ -202,7 +202,7 @@ def test_a_sweep_that_is_stopped_stops_its_commands(command):
 
 def test_another_command_needs_another_folder(command):
     made(command)
-    with pytest.raises(UserError, match="sweep holds the sweep of another command"):
+    with pytest.raises(UserError, match="sweep has the sweep of another command"):
         made(command + " --more 1")
 
 
@@ -210,7 +210,7 @@ def test_another_command_needs_another_folder(command):
     ("flags", "words"),
     [
         (["--status"], "give a command in quotes"),
-        (["--status", "--folder", "nowhere"], "nowhere holds no sweep"),
+        (["--status", "--folder", "nowhere"], "nowhere has no sweep"),
         (["a", "--max_parallel", "0"], "--max_parallel 0: must be at least 1"),
         (["a", "--executor", "slurm", "--slurm", "gpu"], "--slurm gpu: must be KEY=VALUE"),
         (["a", "--executor", "cloud"], "invalid choice: 'cloud'"),
