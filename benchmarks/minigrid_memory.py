@@ -154,8 +154,8 @@ def format_table(result: dict[str, Any]) -> str:
     return "\n\n".join(
         [
             common.machine_line(result["machine"], {}),
-            f"A batch of {options['batch_size']} episodes has {result['steps_of_batch']} steps, which show "
-            f"{result['images']} different images. {options['episodes']} mazes of size 41 are played at once.",
+            f"A batch of {options['batch_size']} episodes has {result['steps_of_batch']} steps, with "
+            f"{result['images']} different images. {options['episodes']} parallel mazes of size 41.",
             common.table(["", "median", "times faster"], rows),
         ]
     )

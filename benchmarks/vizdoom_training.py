@@ -261,8 +261,8 @@ def format_table(result: dict[str, Any]) -> str:
             common.machine_line(result["machine"], result["matrix_product_gflops"]),
             common.table([f"{options['batch_size']} trajectories", "median s", "min s", "GFLOP", "share"], training),
             common.table([f"{options['steps']} steps", "ms a step"], acting),
-            f"{options['episodes']} episodes at once are {result['times_faster']:.0f} times as fast as as many in the "
-            "plain way, one after another (extrapolated from one).",
+            f"{options['episodes']} parallel episodes are {result['times_faster']:.0f} times as fast as the plain "
+            "way, one after another (extrapolated from one).",
         ]
     )
 

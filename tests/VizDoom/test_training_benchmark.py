@@ -26,7 +26,7 @@ def test_it_runs(tmp_path, capsys, monkeypatch):
     assert result["times_faster"] == pytest.approx(4 * plain / together)
     assert result["logit_difference"] < vizdoom_training.ALLOWED_LOGITS
     shown = capsys.readouterr().out
-    assert "| 1 trajectories" in shown and "4 episodes at once are" in shown
+    assert "| 1 trajectories" in shown and "4 parallel episodes are" in shown
 
 
 @pytest.mark.parametrize(

@@ -143,7 +143,7 @@ def test_mistakes_are_named_and_create_nothing(mistake, tmp_path, monkeypatch, c
 
 
 def test_an_agent_of_another_environment_is_refused(run):
-    with pytest.raises(UserError, match=r"sees observations of shape \(2,\).*CartPole-v1 shows .*\(4,\)"):
+    with pytest.raises(UserError, match=r"has observations of shape \(2,\).*CartPole-v1 has .*\(4,\)"):
         evaluate(run.directory, "CartPole-v1", target_return=1)
     with pytest.raises(UserError, match="--no_such_flag"):
         train(Dataset.from_episodes(episodes()), output_dir="nowhere", no_such_flag=1)

@@ -99,7 +99,7 @@ def test_what_does_not_fit_is_named(change, named):
 def test_too_few_episodes_are_refused():
     with pytest.raises(UserError, match="has no episodes"):
         Dataset.from_episodes([])
-    with pytest.raises(UserError, match="holds 1 episode; at least 2"):
+    with pytest.raises(UserError, match="has 1 episode; at least 2"):
         Dataset.from_episodes(episodes(1))
     with pytest.raises(UserError, match="episode 0 of the dataset is int; give a dict"):
         Dataset.from_episodes([3, 4])
@@ -215,7 +215,7 @@ def test_what_is_no_episode_is_refused_in_one_line(changes, said):
 @pytest.mark.parametrize("shown", [-1, 4, 0.5])
 def test_an_observation_outside_a_discrete_space_is_refused(shown):
     observed = (gymnasium.spaces.Discrete(4), None)
-    with pytest.raises(UserError, match=re.escape(f"hold {shown}, which is not in Discrete(4)")):
+    with pytest.raises(UserError, match=re.escape(f"contain {shown}, which is not in Discrete(4)")):
         Dataset.from_episodes([_episode_of(observations=np.full(3, shown))] * 2, spaces=observed)
 
 

@@ -236,7 +236,7 @@ def test_a_report_without_episodes(run, tmp_path):
 
 @pytest.mark.parametrize(
     ("flags", "words"),
-    [((), "no run is given"), (("{run}", "--case", "long"), "--case long: T-Maze has cases such as"),
+    [((), "the run is missing"), (("{run}", "--case", "long"), "--case long: T-Maze has cases such as"),
      (("{run}", "--output", "/nowhere/page.html"), "--output /nowhere/page.html")],
 )  # fmt: skip
 def test_what_cannot_be_shown_is_refused(run, flags, words, capsys, tmp_path, monkeypatch):

@@ -178,7 +178,7 @@ def test_failures_show_the_end_of_their_log(command):
     run_locally(sweep, max_parallel=4, say=lambda text: None)
     said = table(sweep)
     assert (
-        said.count("no such file") == 2 and "(exit code 1; all of it in" in said and said.endswith("2 done, 2 failed")
+        said.count("no such file") == 2 and "(exit code 1; full log:" in said and said.endswith("2 done, 2 failed")
     )
 
 
