@@ -177,9 +177,7 @@ def test_failures_show_the_end_of_their_log(command):
     sweep = made(command.replace("--rate", "--fails {no,yes} --rate"), "1")
     run_locally(sweep, max_parallel=4, say=lambda text: None)
     said = table(sweep)
-    assert (
-        said.count("no such file") == 2 and "(exit code 1; full log:" in said and said.endswith("2 done, 2 failed")
-    )
+    assert said.count("no such file") == 2 and "(exit code 1; full log:" in said and said.endswith("2 done, 2 failed")
 
 
 def test_a_sweep_that_is_stopped_stops_its_commands(command):
