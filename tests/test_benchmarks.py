@@ -60,7 +60,7 @@ def assert_same_count(ours: float, counted: int, *, valve: bool) -> None:
     ("changes", "bptt_segments"),
     [*((changes, -1) for changes in MODELS.values()), (MODELS["gated, cache"], 0), (MODELS["valve"], 1)],
 )
-def test_training_flops_are_those_that_pytorch_counts(changes, bptt_segments):
+def test_training_flops_match_pytorchs_counter(changes, bptt_segments):
     config = train_options(**changes).model_config()
     meta = make_meta(config, batch_size=BATCH, segments=N)
     weights = train_step.reference.random_weights(meta, seed=0)
@@ -72,7 +72,7 @@ def test_training_flops_are_those_that_pytorch_counts(changes, bptt_segments):
 
 
 @pytest.mark.parametrize("changes", MODELS.values(), ids=MODELS)
-def test_acting_flops_are_those_that_pytorch_counts(changes):
+def test_acting_flops_match_pytorchs_counter(changes):
     config = train_options(**changes).model_config()
     weights = train_step.reference.random_weights(make_meta(config, batch_size=BATCH, segments=1), seed=0)
     actor = Actor(make_model(config, weights).eval(), BATCH, 1.0)
@@ -95,7 +95,7 @@ def test_losses_and_logits_agree_with_the_plain_implementation(changes):
 
 
 @pytest.mark.parametrize("module", [train_step, rollout])
-def test_a_model_that_computes_something_else_is_not_timed(module, monkeypatch):
+def test_differing_model_is_not_timed(module, monkeypatch):
     def spoiled(config, weights):
         model = make_model(config, weights)
         with torch.no_grad():
@@ -126,7 +126,7 @@ def test_every_memory_is_timed(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("mode", memories.BARE)
-def test_a_bare_loop_that_trains_otherwise_is_not_timed(mode, monkeypatch):
+def test_differing_bare_loop_is_not_timed(mode, monkeypatch):
     options = memories.Options(segments=2, context_length=3, batch_size=2)
     assert memories.check_losses(options, mode) < 1e-5
     monkeypatch.setattr(memories.BARE[mode], "hidden", lambda self, steps: steps[..., : options.d_model])
@@ -134,7 +134,7 @@ def test_a_bare_loop_that_trains_otherwise_is_not_timed(mode, monkeypatch):
         memories.check_losses(options, mode)
 
 
-def test_the_check_of_a_gpu_runs_without_one(tmp_path, capsys):
+def test_gpu_check_runs_on_a_cpu(tmp_path, capsys):
     flags = ["--device", "cpu", "--tiny", "true", "--rounds", "1", "--output_dir", str(tmp_path)]
     assert gpu.main([*flags, "--parts", "benchmarks", "training"]) == 0
     result = json.loads((tmp_path / "gpu.json").read_text())
@@ -147,7 +147,7 @@ def test_the_check_of_a_gpu_runs_without_one(tmp_path, capsys):
     assert "--device cuda:99" in capsys.readouterr().err
 
 
-def test_candidates_take_turns_and_the_first_round_does_not_count():
+def test_candidates_alternate_after_a_warm_up_round():
     calls = []
     candidates = {name: lambda name=name: calls.append(name) or 1.0 * len(calls) for name in "ab"}
     seconds = common.interleave(candidates, rounds=2, report=lambda line: None)
@@ -166,7 +166,7 @@ def memory_around_a_block() -> list[tuple[float, float]]:
 
 
 @pytest.mark.skipif(common.memory_mib() is None, reason="memory is read from /proc")
-def test_a_fresh_process_does_not_inherit_the_peak_of_its_parent():
+def test_new_process_does_not_inherit_peak_memory():
     block = torch.ones(2**27)
     # In a process of its own: after many tests this one may keep the block's pages for later.
     (before, peak_before), (held, _), (after, peak_after) = common.in_fresh_process(memory_around_a_block)
@@ -176,7 +176,7 @@ def test_a_fresh_process_does_not_inherit_the_peak_of_its_parent():
     del block
 
 
-def test_figures_go_between_the_marks_and_nowhere_else():
+def test_figures_are_written_between_the_marks():
     page = "before\n<!-- x -->\nold\n<!-- end x -->\nafter\n"
     assert common.between_marks(page, "x", "new") == "before\n<!-- x -->\n\nnew\n\n<!-- end x -->\nafter\n"
     with pytest.raises(common.UserError, match="<!-- y -->"):
@@ -279,7 +279,7 @@ def test_valves_are_compared(capsys, tmp_path):
     assert [(run["mrv"], run["batches"], run["solved"]) for run in runs] == [("none", 1, False), ("FSQ", 1, False)]
 
 
-def test_memory_of_a_run_is_watched_and_pushed(capsys, tmp_path):
+def test_memory_of_a_run_is_recorded_and_perturbed(capsys, tmp_path):
     save_small_model(small_model(spec=SPEC, mrv="FSQ", seed=1), tmp_path)
     valve.main(["--runs", str(tmp_path), "--segments", "10", "--episodes", "2"])
     rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][2:]

@@ -33,7 +33,7 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=range(len(SCRIPTS)))
-def test_a_job_that_is_told_to_stop_saves_and_is_queued_again(tmp_path, script):
+def test_interrupted_job_saves_and_is_requeued(tmp_path, script):
     for name, content in COMMANDS.items():
         (tmp_path / name).write_text(content)
         (tmp_path / name).chmod(0o755)

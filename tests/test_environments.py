@@ -74,7 +74,7 @@ def test_gymnasium_accepts_the_environment(name, environment):
     assert step_limit(scene) >= 1
 
 
-def test_spaces_are_those_of_the_spec(name, environment, config):
+def test_spaces_match_the_spec(name, environment, config):
     options = options_of(name, environment)
     spec, rows = (
         environment.spec(to_flat_dict(config)),
@@ -88,7 +88,7 @@ def test_spaces_are_those_of_the_spec(name, environment, config):
     rows.close()
 
 
-def test_many_play_as_one(name, environment):
+def test_vector_equals_single_environments(name, environment):
     options, rng = options_of(name, environment), np.random.default_rng(0)
     cases = [*environment.cases(options)[:2]] * 2
     seeds = environment.seeds(environment.episode_counts[0] + environment.episode_counts.step)[:2]
@@ -123,7 +123,7 @@ def test_seeds_are_distinct_and_never_those_of_data(environment):
     assert len(few) == counts[0] and set(few.tolist()) <= set(seeds.tolist())
 
 
-def test_an_evaluation_is_its_seed(name, environment, config):
+def test_evaluation_is_determined_by_its_seed(name, environment, config):
     options, agent = options_of(name, environment), agent_of(environment, config)
     episodes = environment.episode_counts[0] + environment.episode_counts.step
 
@@ -141,7 +141,7 @@ def test_an_evaluation_is_its_seed(name, environment, config):
     np.testing.assert_array_equal(first.lengths, again.lengths)
 
 
-def test_what_is_declared_of_memory_goes_together(name, environment, config):
+def test_memory_declarations_are_consistent(name, environment, config):
     """A success lies between 0 and 1, with a chance and horizons; of returns the protocol says what it can."""
     options, agent = options_of(name, environment), agent_of(environment, config)
     episodes = environment.episode_counts[0] + environment.episode_counts.step
@@ -175,7 +175,7 @@ def test_every_configuration_trains_one_step(name, environment, config):
         assert torch.isfinite(metrics["train_loss"]), file
 
 
-def test_inference_asks_what_training_asked(name, environment, config, tmp_path):
+def test_inference_settings_default_to_training(name, environment, config, tmp_path):
     """Flags that are shared, changed from their defaults, reach both the same way."""
     changed = {"eval_episodes": environment.episode_counts[1], "target_return": 0.25, "slide": 3, "use_argmax": False}
     flags = to_flat_dict(config) | changed | {"reset_target": True, "precision": "bf16"}
@@ -192,7 +192,7 @@ def test_inference_asks_what_training_asked(name, environment, config, tmp_path)
     assert all(to_flat_dict(options.play)[flag] == flags[flag] for flag in shared)
 
 
-def test_data_is_of_the_environment(name, environment, config, tmp_path):
+def test_data_matches_the_environment(name, environment, config, tmp_path):
     flags = to_flat_dict(config)
     config = environment.read_config([*MODEL, *SMALL[name][0].split(), *environments.data_flags(name, tmp_path)])
     data = environment.load(config)

@@ -123,7 +123,7 @@ def test_compiled_training_equals_eager(attention, device):
     np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-3)
 
 
-def test_a_resumed_trainer_goes_on_as_if_it_had_not_stopped(device):
+def test_resumed_trainer_equals_uninterrupted_one(device):
     whole = make_trainer(agent(), device)
     losses(whole, 3)
     resumed = make_trainer(agent(), device)

@@ -61,7 +61,7 @@ def test_bits_are_those_of_a_noisy_channel():
 
 
 @pytest.mark.parametrize("name", [name for name in memories.SECTIONS if name.startswith("tmaze_")])
-def test_every_task_has_a_setting_that_is_understood(name):
+def test_every_task_has_a_valid_setting(name):
     section = memories.SECTIONS[name]
     config = TMAZE.read_config(memories._absolute(section.study.settings))
     assert section.study.command("RATE", [1])[0] == TMAZE.train_script
@@ -72,7 +72,7 @@ def test_every_task_has_a_setting_that_is_understood(name):
     assert config.data.task != "endless" or junctions.tolist() == [5, 50, 500]
 
 
-def test_no_figures_no_leaderboard(tmp_path, capsys):
+def test_leaderboard_needs_figures(tmp_path, capsys):
     with pytest.raises(SystemExit, match="^2$"):
         leaderboard.main(["--train", "false", "--results_dir", str(tmp_path)])
     assert "memories.json is missing" in capsys.readouterr().err

@@ -57,7 +57,7 @@ def fails(capsys, main, arguments) -> str:
 
 @pytest.mark.parametrize("mode", ["LSTM", "GRU", "MLP"])
 @pytest.mark.parametrize("environment", SCRIPTS)
-def test_a_checkpoint_is_evaluated_as_the_run_evaluated_itself(runs, tmp_path, environment, mode):
+def test_inference_reproduces_final_evaluation(runs, tmp_path, environment, mode):
     run, (*_, script, case) = runs(environment, mode), SCRIPTS[environment]
     written = []
     for knock_out in ("false", "true"):
@@ -90,7 +90,7 @@ def test_a_checkpoint_of_another_memory_is_not_resumed(runs, tmp_path, capsys, o
         ("BC-LSTM", "--target_return 1", "--target_return"),
     ],
 )
-def test_a_flag_that_a_checkpoint_has_no_use_for_is_refused(runs, capsys, mode, flags, named):
+def test_flag_unused_by_a_checkpoint_is_refused(runs, capsys, mode, flags, named):
     run = runs("tmaze", mode)
     said = fails(capsys, inference_tmaze.main, ["--checkpoint", run, "--lengths", "9", *flags.split()])
     assert f"error: {named}: the agent of {run} ({mode.removeprefix('BC-')}) " in said
@@ -119,7 +119,7 @@ def test_data_that_cannot_give_returns_is_refused(tmp_path, capsys, rewards, nam
 
 
 @pytest.mark.parametrize("condition", ["rtg", "none"])
-def test_rewards_that_are_all_equal_are_said(tmp_path, capsys, condition):
+def test_equal_rewards_are_noted(tmp_path, capsys, condition):
     a_file(tmp_path / "own.h5", np.zeros(12))
     flags = [*MINIGRID, "--data_path", tmp_path / "own.h5", "--output_dir", tmp_path / "runs", "--model_mode", "LSTM"]
     flags += ["--condition", condition, "--online_inference", "false", "--last_inference", "false"]
@@ -128,7 +128,7 @@ def test_rewards_that_are_all_equal_are_said(tmp_path, capsys, condition):
     assert (said in capsys.readouterr().out) == (condition == "rtg")
 
 
-def test_a_file_of_before_says_what_conditions_the_agent(tmp_path):
+def test_old_config_sets_the_condition(tmp_path):
     """`--condition_on_returns false` is the older spelling of `--condition none`."""
     (tmp_path / "old.yaml").write_text("condition_on_returns: false\n")
     for flags in (["--config", str(tmp_path / "old.yaml")], ["--condition_on_returns", "false"]):

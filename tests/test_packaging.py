@@ -118,7 +118,7 @@ def test_every_requirement_is_pinned_within_its_range(extra):
         assert requirement.specifier.contains(pins[name], prereleases=True), f"{requirement} excludes {pins[name]}"
 
 
-def test_whatever_is_installed_for_us_is_pinned():
+def test_transitive_dependencies_are_pinned():
     pins = read_constraints()
     installed = installed_closure(requirements_of(None) + requirements_of("dev") + requirements_of("all"))
     assert {"torch", "numpy", "pytest"} <= installed
@@ -197,7 +197,7 @@ def test_no_committed_file_holds(what):
         ("a wandb key", b"wandb_api: " + 5 * b"0123abcd"),
     ],
 )
-def test_the_patterns_find_what_they_are_for(what, text):
+def test_forbidden_patterns_match_their_examples(what, text):
     assert re.search(FORBIDDEN[what], text)
 
 

@@ -108,7 +108,7 @@ def make_batches(meta: dict) -> list[tuple[Batch, tuple[torch.Tensor, ...]]]:
 
 
 @pytest.mark.parametrize("env", SCRIPTS)
-def test_twenty_batches_are_those_of_the_published_training(env):
+def test_twenty_batches_match_published_training(env):
     script, _, rate, (steps, segments, batch_size) = SCRIPTS[env]
     config = script.read_config(tiny(env, "--published", "true"))
     options, model = config.train, config.agent_config().sizes
@@ -142,7 +142,7 @@ def test_twenty_batches_are_those_of_the_published_training(env):
 
 
 @pytest.mark.parametrize("env", SCRIPTS)
-def test_the_published_setting_is_said_and_typed_flags_win(env, capsys):
+def test_published_setting_is_printed_and_typed_flags_win(env, capsys):
     script = SCRIPTS[env][0]
     plain = to_flat_dict(script.read_config(tiny(env)))
     capsys.readouterr()
@@ -157,7 +157,7 @@ def test_the_published_setting_is_said_and_typed_flags_win(env, capsys):
     assert "published" not in published, "it sets flags, and is none of a run"
 
 
-def test_the_published_setting_wins_over_a_file_and_says_so(tmp_path, capsys):
+def test_published_setting_overrides_config_file(tmp_path, capsys):
     path = tmp_path / "mine.yaml"
     path.write_text("curr: adaptive\nepochs: 3\n")
     config = train_script(train_tmaze).read_config(["--config", str(path), "--published", "true"])
@@ -175,7 +175,7 @@ def test_published_initial_weights():
     assert float(project.detach().abs().max()) <= project.shape[1] ** -0.5
 
 
-def test_a_run_from_before_these_flags_goes_on(tmp_path):
+def test_run_without_these_flags_resumes(tmp_path):
     script = train_script(train_tmaze)
     config = script.read_config(["--output_dir", str(tmp_path), "--resume", "auto", "--seed", "1"])
     directory = script.run_directory(config, 1)

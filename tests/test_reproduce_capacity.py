@@ -31,7 +31,7 @@ def test_bits_by_model_and_number_of_hints(tmp_path):
     assert (tmp_path / "multi_cue.png").stat().st_size > 0
 
 
-def test_one_that_fails_is_said_and_the_others_go_on(tmp_path, capsys, monkeypatch):
+def test_failed_run_is_reported_and_others_continue(tmp_path, capsys, monkeypatch):
     """Trained elsewhere in this test; numbers of hints have folders of their own."""
     tried = []
 
@@ -49,7 +49,7 @@ def test_one_that_fails_is_said_and_the_others_go_on(tmp_path, capsys, monkeypat
     assert len(set(tried)) == 4 and len(json.loads((tmp_path / "multi_cue.json").read_text())) == 2
 
 
-def test_what_is_not_known_is_refused(capsys):
+def test_unknown_models_are_refused(capsys):
     for flags, words in ((["--models", "LSTM"], "--models 'LSTM'"), (["--bits", "17"], "--bits 17")):
         with pytest.raises(SystemExit, match="^2$"):
             capacity.main(flags)

@@ -19,7 +19,7 @@ def entry(seeds=(1, 2, 3)) -> dict:
     }  # fmt: skip
 
 
-def test_every_memory_is_on_it():
+def test_page_has_every_memory():
     assert {MODES[label].memory for label in LABELS} == MEMORIES.keys()
     assert all(list(section.study.models) == list(LABELS) for section in SECTIONS.values())
 
@@ -39,7 +39,7 @@ def test_what_is_measured_is_shown_with_its_commands(tmp_path):
     assert json.loads((tmp_path / "memories.json").read_text()) == document
 
 
-def test_first_seeds_come_first_and_the_page_grows_with_every_run(tmp_path, monkeypatch):
+def test_first_seeds_run_first_and_page_is_updated(tmp_path, monkeypatch):
     asked, pages = [], []
 
     def run(study, label, seed, options, stop=None):

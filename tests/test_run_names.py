@@ -43,7 +43,7 @@ def place(script, folder: Path, flags: str = "", seed: int = 1) -> Path:
     return script.run_directory(script.read_config(["--output_dir", str(folder), *flags.split()]), seed)
 
 
-def test_the_same_flags_have_one_name_and_others_another(script, tmp_path: Path) -> None:
+def test_run_name_depends_on_the_flags(script, tmp_path: Path) -> None:
     plain = place(script, tmp_path)
     assert plain == tmp_path / "ckpt" / f"{SCRIPTS[script.__name__]}_RUN_1"
     assert {place(script, tmp_path, flags) for flags in SAME_RUN} == {plain}

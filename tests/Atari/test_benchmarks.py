@@ -9,7 +9,7 @@ pytest.importorskip("ale_py")
 from benchmarks import atari_loading, atari_training
 
 
-def test_every_frame_passes_the_convolutions_once(tmp_path, capsys):
+def test_every_frame_is_encoded_once(tmp_path, capsys):
     atari_training.main("--batch_size 2 --part 1 --threads 1 --output".split() + [str(tmp_path / "figures.json")])
     cases = json.loads((tmp_path / "figures.json").read_text())["cases"]
     for window in ("one segment", "all segments"):

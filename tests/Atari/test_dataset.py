@@ -55,14 +55,14 @@ def test_windows_begin_at_every_step_and_cross_no_end(path):
     assert len(tiles) == sum(max(1, length // SIZE) for length in LENGTHS)
 
 
-def test_an_unfinished_tail_and_files_of_short_episodes_alone(path, tmp_path, monkeypatch):
+def test_unfinished_tail_and_short_episodes(path, tmp_path, monkeypatch):
     file = open_dataset(path, BREAKOUT)
     file.whole[-1] = False
     assert strided_or_whole(0, file, SIZE, 1)[:, 1].max() < file.starts[-1]
     assert len(strided_or_whole(0, file, 100, 1)) == 4, "all are shorter, and the last has no end"
 
 
-def test_data_is_split_by_episode_and_batches_hold_single_frames(path):
+def test_split_by_episode_with_single_frames_in_batches(path):
     data = load_data(DataOptions(data_path=path), size=SIZE, fraction=0.6)
     sides = [
         set(np.searchsorted(data.file.starts, side.windows[:, 1], side="right") - 1)
@@ -89,7 +89,7 @@ def test_data_is_split_by_episode_and_batches_hold_single_frames(path):
 
 
 @pytest.mark.parametrize("gib", [0, 1])
-def test_frames_are_loaded_as_far_as_memory_is_given(path, gib):
+def test_frames_are_loaded_up_to_the_memory_limit(path, gib):
     data = load_data(DataOptions(data_path=path, memory_gib=gib), size=SIZE, fraction=0.6)
     assert (data.training._observations is None) == (gib == 0)
     other = load_data(DataOptions(data_path=path, memory_gib=1 - gib), size=SIZE, fraction=0.6)
@@ -97,7 +97,7 @@ def test_frames_are_loaded_as_far_as_memory_is_given(path, gib):
     assert torch.equal(one, two) and data.training.fingerprint == other.training.fingerprint
 
 
-def test_replay_files_are_converted_once_and_give_the_same_windows(path, tmp_path, capsys):
+def test_converted_replay_files_give_the_same_windows(path, tmp_path, capsys):
     export_replay(path, tmp_path / "replay", game="Breakout")
     options = DataOptions(data_path=tmp_path / "replay", data_dir=tmp_path / "made")
     data = load_data(options, size=SIZE, fraction=0.6)
@@ -120,7 +120,7 @@ def test_replay_files_are_converted_once_and_give_the_same_windows(path, tmp_pat
         ("Pong", (-1, 0, 1), True, "lie within [-1, 1], as Pong's always do: clipping takes nothing off"),
     ],
 )
-def test_every_start_says_whether_rewards_are_clipped(game, rewards, clipped, expected, tmp_path, capsys):
+def test_clipped_rewards_are_reported_at_every_start(game, rewards, clipped, expected, tmp_path, capsys):
     made = make_file(tmp_path / "a.h5", game=game, rewards=rewards)
     export_replay(made, tmp_path / "replay", game=game)
     options = DataOptions(game=game, data_path=tmp_path / "replay", data_dir=tmp_path)
@@ -161,7 +161,7 @@ def test_where_data_is_looked_for(path, tmp_path, monkeypatch):
         ("Pong", "replay_logs' is of Pong: give --game Pong, or the folder of Breakout"),
     ],
 )
-def test_a_place_without_data_is_named(place, expected, path, tmp_path):
+def test_folder_without_data_is_reported(place, expected, path, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "own").mkdir()
     shutil.copy(path, tmp_path / "own" / "b.h5")
@@ -183,7 +183,7 @@ def test_data_of_another_game_is_refused(path, tmp_path):
         load_data(DataOptions(data_path=make_file(tmp_path / "c.h5", [20])), size=SIZE)
 
 
-def test_a_truncated_replay_file_leaves_nothing_behind(path, tmp_path):
+def test_truncated_replay_file_leaves_no_files(path, tmp_path):
     logs = export_replay(path, tmp_path / "replay", game="Breakout")
     frames = logs / "$store$_observation_ckpt.0.gz"
     with gzip.open(frames) as stream:

@@ -66,13 +66,13 @@ def test_a_missing_package_is_named(monkeypatch):
 
 
 @pytest.mark.parametrize("height", [210, 250])
-def test_pictures_are_averaged_over_areas(height):
+def test_pictures_are_downscaled_by_area(height):
     picture = np.random.default_rng(0).integers(0, 256, (height, 160), dtype=np.uint8)
     found = resize.area_mean(picture, (84, 84))
     assert found.dtype == np.uint8 and np.abs(found - area_mean(picture)).max() < 0.501
 
 
-def test_pictures_are_those_of_the_emulator(breakout):
+def test_pictures_equal_the_emulator(breakout):
     """Against a loop of our own over ale-py's frames: no-ops, FIRE, four frames each, the brighter of the last two."""
     actions = np.random.default_rng(1).integers(0, 4, 100)
     observations, rewards, *_ = play(breakout, actions, seed=5)
@@ -253,7 +253,7 @@ def test_bad_actions_and_seeds(breakout):
         breakout.reset(seed=2**63)
 
 
-def test_many_games_are_as_one_each(breakout):
+def test_vector_equals_single_games(breakout):
     many, seeds = AtariVectorEnv(3, "Breakout", max_steps=25), [4, 9, 4]
     actions = np.random.default_rng(0).integers(0, 4, (40, 3))
     actions[:, 2] = actions[:, 0]

@@ -52,7 +52,7 @@ def test_seeds_are_never_those_of_data():
     assert FIRST_DATA_SEED + 10**8 < seeds[0], "room for more episodes than anybody makes"
 
 
-def test_published_figures_by_their_names():
+def test_published_metric_names():
     played = Episodes(np.array([1.0, 4.0]), np.array([10, 20]), np.zeros(2))
     result = metrics(played, BREAKOUT)
     assert result["eval_return"] == 2.5 and result["eval_std"] == 1.5 and result["eval_length"] == 15
@@ -70,7 +70,7 @@ def test_episodes_are_functions_of_their_seeds(sliding):
     assert one.lengths.tolist() == [20, 20]
 
 
-def test_actions_are_drawn_unless_the_most_probable_are_wanted(monkeypatch):
+def test_actions_are_sampled_by_default(monkeypatch):
     seen = []
     step = FrozenVectorEnv.step
     monkeypatch.setattr(
@@ -89,7 +89,7 @@ def test_actions_are_drawn_unless_the_most_probable_are_wanted(monkeypatch):
 
 
 @pytest.mark.parametrize(("clip", "expected"), [(False, [100, 93, 93, 89, 90, 90]), (True, [100, 99, 99, 98, 99, 99])])
-def test_every_point_is_taken_off_the_return_asked_for(clip, expected, monkeypatch):
+def test_every_point_reduces_the_return_to_go(clip, expected, monkeypatch):
     """As the environment counts them, or clipped as in the data; those that are reported are unclipped."""
     asked = []
     model = model_of(BREAKOUT)
@@ -117,7 +117,7 @@ def test_the_environment_is_the_published_one():
     assert (other.sticky, other.max_steps, other.opening) == (0.25, 2, "black")
 
 
-def test_buttons_at_random_earn_what_they_are_known_to():
+def test_random_play_earns_the_published_score():
     played = ENVIRONMENT.play_as(RandomPlayer(BREAKOUT), Play(game="Breakout"), episodes=10)
     assert played.returns.mean() < 4 and played.lengths.max() < 600
 

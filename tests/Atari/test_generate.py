@@ -43,7 +43,7 @@ def made(tmp_path_factory):
     return generate(RECIPE, 400, tmp_path_factory.mktemp("data") / "breakout.h5", workers=1)
 
 
-def test_a_file_holds_what_happened(made):
+def test_file_contains_the_played_steps(made):
     """Its actions, taken again in the environment, give its pictures, rewards and lives."""
     data = content(made)
     file = TrajectoryFile(made, observation_shape=(1, 84, 84), observation_dtype="uint8", num_actions=4)
@@ -65,7 +65,7 @@ def test_a_file_holds_what_happened(made):
     )
 
 
-def test_noise_levels_take_turns_and_are_noted(made):
+def test_noise_levels_alternate_and_are_recorded(made):
     data, file = content(made), TrajectoryFile(made)
     noise = data["infos/noise"][file.starts]
     np.testing.assert_array_equal(noise, np.resize(np.float32([0.2, 1.0]), file.num_episodes))
@@ -84,11 +84,11 @@ def test_noise_levels_take_turns_and_are_noted(made):
         assert level["return_max"] == returns[number::2].max()
 
 
-def test_the_content_does_not_depend_on_the_processes(made, tmp_path):
+def test_content_does_not_depend_on_the_number_of_processes(made, tmp_path):
     assert_same(generate(RECIPE, 400, tmp_path / "two.h5", workers=2), made)
 
 
-def test_an_interrupted_run_goes_on(made, tmp_path, monkeypatch):
+def test_interrupted_generation_continues(made, tmp_path, monkeypatch):
     played = []
 
     def play(stop, env, seed, noise):
@@ -110,7 +110,7 @@ def test_an_interrupted_run_goes_on(made, tmp_path, monkeypatch):
     assert [entry.name for entry in tmp_path.iterdir()] == ["data.h5"]
 
 
-def test_players_and_games_of_another_kind_do_not_mix(made, tmp_path, monkeypatch):
+def test_parts_of_other_players_or_games_are_refused(made, tmp_path, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
 
@@ -143,7 +143,7 @@ def test_the_script(tmp_path, monkeypatch, capsys):
         np.testing.assert_array_equal(values, before[name], err_msg=name)
 
 
-def test_names_tell_what_files_hold(tmp_path, monkeypatch):
+def test_file_names_contain_all_settings(tmp_path, monkeypatch):
     assert dataset_path(BREAKOUT) == generate_dataset.DATA_DIRECTORY / "Breakout_n100000.h5"
     assert dataset_path(QBERT, tmp_path) == tmp_path / "Qbert_n20000.h5"
     assert min(GenerateOptions().recipe(BREAKOUT).mix) > 0, "a player who hardly errs cannot be learned from"

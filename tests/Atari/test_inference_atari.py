@@ -36,7 +36,7 @@ def infer(*flags: object) -> None:
     inference_atari.main([*map(str, flags), "--device", "cpu"])
 
 
-def test_a_run_is_evaluated_as_it_evaluated_itself_without_its_data(run, tmp_path, capsys):
+def test_inference_reproduces_final_evaluation_without_data(run, tmp_path, capsys):
     output = tmp_path / "out.json"
     infer("--checkpoint", run, "--episodes", 2, "--max_steps", 12, "--use_argmax", "--output", output)
     printed = capsys.readouterr().out
@@ -49,7 +49,7 @@ def test_a_run_is_evaluated_as_it_evaluated_itself_without_its_data(run, tmp_pat
     assert "2 episodes, Breakout, most probable actions" in printed
 
 
-def test_flags_reach_the_evaluation_and_what_is_not_given_is_as_in_the_run(run, tmp_path, monkeypatch):
+def test_evaluation_flags_default_to_those_of_the_run(run, tmp_path, monkeypatch):
     asked = []
 
     def play(environment, evaluation, acting, twins=False):
@@ -79,7 +79,7 @@ def test_flags_reach_the_evaluation_and_what_is_not_given_is_as_in_the_run(run, 
     assert asked[3:] == [(7, rules, replace(acting, target_return=target)) for target in (100.0, 20.5)]
 
 
-def test_after_clipped_rewards_the_player_sees_clipped_ones(run, tmp_path, monkeypatch, capsys):
+def test_clipped_training_rewards_are_clipped_when_acting(run, tmp_path, monkeypatch, capsys):
     copy, seen = tmp_path / "copy", []  # every player
     shutil.copytree(run, copy)
     assert json.loads((copy / "rewards.json").read_text()) == {"clipped": False}
@@ -154,7 +154,7 @@ def test_a_mistake_is_named(flags, expected, run, tmp_path, capsys):
     assert expected in commands.error_of(capsys, tmp_path, inference_atari.main, flags)
 
 
-def test_what_a_run_must_hold(run, tmp_path, capsys):
+def test_incomplete_runs_are_reported(run, tmp_path, capsys):
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
     for content, flags, expected in (
@@ -168,7 +168,7 @@ def test_what_a_run_must_hold(run, tmp_path, capsys):
         assert expected in commands.error_of(capsys, tmp_path, inference_atari.main, flags)
 
 
-def test_a_checkpoint_without_a_run_plays_the_game_that_is_named(run, tmp_path, capsys):
+def test_checkpoint_without_run_needs_game_flag(run, tmp_path, capsys):
     """As a converted one is."""
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)

@@ -25,7 +25,7 @@ def fake_run(folder: Path, result: dict[str, float]) -> Path:
     return folder
 
 
-def test_the_tables_hold_the_runs_beside_those_who_need_no_training(tmp_path, monkeypatch, capsys):
+def test_tables_have_runs_and_baselines(tmp_path, monkeypatch, capsys):
     def run_all(study, options) -> dict[str, list[Path]]:
         command = study.command("RATE", SEEDS)
         config = reproduce.ENVIRONMENT.read_config([str(ROOT / w) if w.endswith(".yaml") else w for w in command[1:]])
@@ -74,7 +74,7 @@ def test_runs_of_two_games_do_not_share_a_folder():
     assert len(set(folders)) == len(folders) == 4
 
 
-def test_the_settings_of_all_runs_are_settings():
+def test_settings_of_all_runs_are_valid():
     for name in reproduce.TRANSITIONS:
         study = reproduce.study(GAMES[name])
         for label in study.models:

@@ -53,7 +53,7 @@ def here(data, tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("game", COMMANDS)
-def test_the_commands_of_old_mean_what_they_did(game):
+def test_published_commands_keep_their_meaning(game):
     config = ENVIRONMENT.read_config(shlex.split(COMMANDS[game])[2:])
     assert config.agent_config().sizes == RATEConfig(
         n_layer=6, n_head=8, d_model=128, d_head=128, d_inner=128, context_length=30, num_mem_tokens=15, n_head_ca=1,
@@ -66,7 +66,7 @@ def test_the_commands_of_old_mean_what_they_did(game):
     assert re.fullmatch(rf"{game}_arch_mode_TrXL_RATE_[0-9a-f]{{8}}_RUN_123", directory.name)
 
 
-def test_flags_have_the_spellings_of_this_script_and_of_the_others():
+def test_flag_aliases_are_accepted():
     ours = "--num_mem_tokens 7 --save_path here --target_return 5"
     others = "--nmt 7 --output_dir here --target_return 5"
     one, two = (ENVIRONMENT.read_config(flags.split()) for flags in (ours, others))
@@ -90,7 +90,7 @@ def test_what_the_model_sees_of_returns():
     assert scale("--condition none --return_scale none") == 1
 
 
-def test_any_other_game_works_with_a_return_to_ask_for():
+def test_other_games_need_a_target_return():
     config = ENVIRONMENT.read_config("--game space_invaders --target_return 500".replace("_i", "I").split())
     assert config.game.name == "SpaceInvaders" and config.target == 500 and config.game.actions == 6
     ENVIRONMENT.read_config(["--game", "SpaceInvaders", *NO_EVALUATION])
@@ -101,7 +101,7 @@ def test_any_other_game_works_with_a_return_to_ask_for():
 # --- runs ---
 
 
-def test_a_run_leaves_behind_all_that_acting_and_looking_need(here, capsys):
+def test_run_directory_has_all_documented_files(here, capsys):
     assert train(here, "--ckpt_batches", "2") == 0
     run = only_run(here)
     assert re.fullmatch(r"Breakout_arch_mode_TrXL_RATE_[0-9a-f]{8}_RUN_1", run.name)
@@ -124,7 +124,7 @@ def test_a_run_leaves_behind_all_that_acting_and_looking_need(here, capsys):
     assert model.spec == spec_of(GAMES["Breakout"]) and model.memory.config.mem_len == 19
 
 
-def test_the_decay_is_over_after_the_published_share_of_training(here):
+def test_decay_ends_after_the_published_share(here):
     """2 epochs of 3: from there the learning rate stays at its floor; published, it rose again."""
     assert train(here, "--epochs", "3", "--decay_epochs", "2", "--epoch_batches", "none", "--batch_size", "16",
                  "--log_every", "1", *NO_EVALUATION) == 0  # fmt: skip
@@ -135,7 +135,7 @@ def test_the_decay_is_over_after_the_published_share_of_training(here):
     assert rates[over - 2] > 3.1e-4 and rates[over + 1 :] == pytest.approx([3e-4] * (len(rates) - over - 1))
 
 
-def test_a_run_on_clipped_rewards_clips_them_in_its_evaluations_and_says_so(here, data, monkeypatch):
+def test_evaluation_clips_rewards_as_training_and_says_so(here, data, monkeypatch):
     export_replay(data, here / "replay", game="Breakout")
     clipped, init = [], protocol.ClippedRewards.__init__
     monkeypatch.setattr(
@@ -167,7 +167,7 @@ def test_weight_decay_and_seed_are_applied(here, tmp_path, monkeypatch):
     assert same == [True, False]
 
 
-def test_an_interrupted_run_ends_as_if_it_never_was(here, tmp_path):
+def test_interruption_changes_nothing(here, tmp_path):
     flags = ("--dropout", "0.1", "--ckpt_batches", "2", "--last_inference", "false")
     assert train(here, *flags) == 0
     expected, folder = only_run(here), tmp_path / "stopped"
@@ -215,13 +215,13 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_named_and_nothing_is_created(mistake, here, capsys):
+def test_mistakes_are_reported_and_create_nothing(mistake, here, capsys):
     flags, *expected = MISTAKES[mistake]
     said = commands.error_of(capsys, here, train_rate_atari.main, [*TINY, *places(here), *shlex.split(flags)])
     assert all(part in said for part in expected)
 
 
-def test_without_ale_py_the_command_that_installs_it_is_named_before_training(here, capsys, monkeypatch):
+def test_missing_ale_py_is_reported_before_training(here, capsys, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "ale_py", None)
     said = commands.error_of(capsys, here, train_rate_atari.main, [*TINY, *places(here)])
     assert "pip install -e '.[atari]'" in said

@@ -32,7 +32,7 @@ def elsewhere(tmp_path, monkeypatch):
 # --- which file ---
 
 
-def test_all_that_the_content_depends_on_is_in_the_name():
+def test_file_names_contain_all_settings():
     options = DataOptions()
     assert DATA.path(options).parent == DATA.directory and DATA.path(options).suffix == ".h5"
     changes = [{"size": 11}, {"episodes": 50}, {"steps": 500}, {"mix": ("planner:0.2:1",)}, {"mix": ("planner:0:2",)}]
@@ -64,7 +64,7 @@ def test_missing_data_is_made_once(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out == f"Making 10 Memory Maze episodes: {path}\n"
 
 
-def test_data_of_other_experts_is_not_taken_for_ours(tmp_path, monkeypatch):
+def test_data_of_other_experts_is_not_reused(tmp_path, monkeypatch):
     options = DataOptions(data_dir=tmp_path)
     path = write_data(DATA.path(options))
     monkeypatch.setattr(dataset, "EXPERTS_VERSION", dataset.EXPERTS_VERSION + 1)
@@ -77,7 +77,7 @@ def test_data_of_other_experts_is_not_taken_for_ours(tmp_path, monkeypatch):
         DATA.ensure(options)
 
 
-def test_data_is_that_of_the_flag_else_of_wandb_config_else_our_own(tmp_path, capsys):
+def test_data_from_flag_then_wandb_config_then_own(tmp_path, capsys):
     assert DATA.source(DataOptions()) is None
     Path("wandb_config.yaml").write_text(f"memory_maze:\n  data: {tmp_path}/given.h5\n")
     write_data(tmp_path / "given.h5", 2)
@@ -115,7 +115,7 @@ def dreamer(folder: Path, name: str = "image", *, first: bool = False, steps: in
 
 
 @pytest.mark.parametrize("name", ["image", "obs"])
-def test_our_action_is_the_one_that_stands_beside_dreamers_next_picture(tmp_path, name):
+def test_action_is_aligned_with_dreamers_next_picture(tmp_path, name):
     path = DATA.ensure(DataOptions(data_path=dreamer(tmp_path / "dreams", name), data_dir=tmp_path / "data"))
     file = DATA.open(path)
     assert file.lengths.tolist() == [STEPS, STEPS] and path.parent == tmp_path / "data"
@@ -127,7 +127,7 @@ def test_our_action_is_the_one_that_stands_beside_dreamers_next_picture(tmp_path
         assert file.rewards[start : start + STEPS].tolist() == rewards.tolist()
 
 
-def test_where_nothing_tells_the_alignment_it_has_to_be_said(tmp_path):
+def test_unknown_alignment_must_be_given(tmp_path):
     options = DataOptions(data_path=dreamer(tmp_path / "dreams", first=True), data_dir=tmp_path / "data")
     with pytest.raises(UserError, match="--alignment last, causal or replay"):
         DATA.ensure(options)
@@ -179,7 +179,7 @@ def test_chunks_of_several_episodes_are_split(tmp_path, layout, alignment):
     assert file.returns_to_go()[file.starts].tolist() == [n * length for n, length in enumerate(file.lengths)]
 
 
-def test_rewards_that_came_with_their_pictures_have_to_be_said(tmp_path):
+def test_alignment_of_rewards_must_be_given(tmp_path):
     folder = dreamer(tmp_path / "dreams")
     for path in folder.iterdir():
         with np.load(path) as file:
@@ -250,7 +250,7 @@ def test_published_windows_are_those_that_the_published_loop_keeps(tmp_path, mon
     assert rows(validation) == rows(all_validation), "what is validated on does not depend on what is trained on"
 
 
-def test_windows_that_there_are_none_of_are_an_error(tmp_path):
+def test_missing_windows_are_an_error(tmp_path):
     path = rewarded(tmp_path / "a.h5", [100] * 10, {0: [3]})
     with pytest.raises(UserError, match="--windows published leaves nothing to train on: no window of 90 steps"):
         load_windows([path], size=90, windows="published")
@@ -261,7 +261,7 @@ def test_windows_that_there_are_none_of_are_an_error(tmp_path):
 # --- the command ---
 
 
-def test_the_command_makes_what_the_flags_ask_for(tmp_path, monkeypatch, capsys):
+def test_command_follows_its_flags(tmp_path, monkeypatch, capsys):
     made = []
 
     def generate(recipe, episodes, path, *, overwrite, workers):
@@ -279,7 +279,7 @@ def test_the_command_makes_what_the_flags_ask_for(tmp_path, monkeypatch, capsys)
     assert printed[1].startswith(str(DATA.path(DataOptions(episodes=11, data_dir=tmp_path / "data"))))
 
 
-def test_what_the_players_would_have_done_can_be_learned(tmp_path):
+def test_expert_actions_can_be_targets(tmp_path):
     path = write_data(tmp_path / "data.h5")
     taken, learned = (
         load_windows([path], size=5, learn=learn)[0].__getitems__([3]) for learn in ("recorded", "expert")
@@ -321,7 +321,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistakes_are_named_and_create_nothing(mistake, tmp_path, capsys):
+def test_mistakes_are_reported_and_create_nothing(mistake, tmp_path, capsys):
     flags, named = MISTAKES[mistake]
     flags = [*flags.split(), "--data_dir", str(tmp_path / "data")]
     message = commands.error_of(capsys, tmp_path, dataset.main, flags)

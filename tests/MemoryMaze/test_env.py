@@ -57,7 +57,7 @@ def play(env, seed, actions=TURNS):
     return steps
 
 
-def test_pictures_rewards_and_state_are_the_package_s_own(tasks, maze):
+def test_pictures_rewards_and_state_equal_the_package(tasks, maze):
     """The planner touches its second ball of seed 0 within 70 steps, and walls on the way."""
     stock = tasks.memory_maze_9x9(seed=0, global_observables=True)
     ours, planner, total = maze(9, privileged=True), Planner(np.random.default_rng(0)), 0.0
@@ -86,7 +86,7 @@ def test_larger_mazes_are_drawn_and_walked_in(maze, size):
 
 
 @drawn
-def test_a_seed_gives_the_same_episode_whatever_was_before(maze):
+def test_episode_is_determined_by_its_seed(maze):
     one, other = maze(), maze()
     first = play(one, 3)
     assert play(other, 4) != first
@@ -100,7 +100,7 @@ def test_a_seed_gives_the_same_episode_whatever_was_before(maze):
 
 
 @drawn
-def test_a_maze_that_is_forgotten_leaves_the_others_their_textures(maze):
+def test_deleted_maze_leaves_textures_of_others(maze):
     one = maze()
     expected = play(one, 3)
     forgotten = MemoryMazeEnv()
@@ -111,7 +111,7 @@ def test_a_maze_that_is_forgotten_leaves_the_others_their_textures(maze):
 
 
 @drawn
-def test_mazes_are_drawn_beside_others_who_draw(tasks, maze):
+def test_mazes_render_beside_other_renderers(tasks, maze):
     """Such as gymnasium's MuJoCo, whose OpenGL context takes the place of ours in this thread, and goes."""
     from mujoco import GLContext
 
@@ -125,7 +125,7 @@ def test_mazes_are_drawn_beside_others_who_draw(tasks, maze):
     np.testing.assert_array_equal(env.reset(seed=3)[0], expected)
 
 
-def test_an_episode_ends_with_its_steps_and_stays_as_it_is(maze):
+def test_finished_episode_does_not_change(maze):
     env = maze(max_steps=3)
     assert [truncated for *_, truncated in play(env, 0, TURNS[:3])] == [False, False, False, True]
     last = env.step(FORWARD)
@@ -161,7 +161,7 @@ def test_views_for_people(maze):
 
 
 @drawn
-def test_what_is_rendered_can_be_said_where_the_environment_is_made(maze, mazes):
+def test_render_mode_is_set_at_creation(maze, mazes):
     """`gymnasium.make` wraps it, and wrappers take no argument of `render`."""
     with contextlib.closing(gymnasium.make("MemoryMaze-9x9-v0", render_mode="rgb_array", view="top")) as env:
         env.reset(seed=1)
@@ -195,7 +195,7 @@ def test_bad_arguments_are_named(kind, arguments, message):
 
 
 @drawn
-def test_many_mazes_are_single_ones_side_by_side(maze, mazes):
+def test_vector_equals_single_mazes(maze, mazes):
     here, there = (mazes(3, max_steps=6, workers=workers, privileged=True) for workers in (1, 2))
     assert here.metadata["autoreset_mode"] == AutoresetMode.DISABLED
     single, seeds = maze(max_steps=6, privileged=True), [5, 2, 9]
@@ -230,7 +230,7 @@ def test_many_mazes_are_single_ones_side_by_side(maze, mazes):
 
 
 @drawn
-def test_a_process_that_dies_is_named_and_none_is_left(mazes):
+def test_dead_process_is_reported_and_none_is_left(mazes):
     psutil = pytest.importorskip("psutil")
     many = mazes(2, workers=2)
     many.reset(seed=0)
@@ -291,7 +291,7 @@ def test_the_graphics_library_is_chosen(fresh, monkeypatch, chosen, egl, osmesa,
 
 
 @drawn
-def test_a_library_that_wants_a_display_is_named_without_one():
+def test_missing_display_is_reported():
     """In a process of its own: dm_control decides on import."""
     environment = {name: value for name, value in os.environ.items() if not name.endswith("DISPLAY")}
     code, root = "from MemoryMaze.MemoryMaze_src.graphics import maze_tasks; maze_tasks()", Path(__file__).parents[2]
@@ -314,7 +314,7 @@ def test_the_old_gym_is_not_imported(maze):
     assert "gym" not in sys.modules
 
 
-def test_actions_in_the_mirror_turn_the_other_way_and_go_on_alike(tasks, maze):
+def test_mirrored_actions_swap_turns_only(tasks, maze):
     env, directions, ways = maze(privileged=True), [], []
     for action in range(NUM_ACTIONS):
         _, before = env.reset(seed=0)

@@ -87,7 +87,7 @@ def giving(monkeypatch):
 # --- seeds, names ---
 
 
-def test_seeds_are_the_published_ones_and_never_those_of_data():
+def test_evaluation_seeds_are_published_and_not_in_data():
     assert evaluation_seeds(5).tolist() == [0, 20, 40, 60, 80]
     assert evaluation_seeds(10).tolist() == list(range(0, 100, 10))
     assert evaluation_seeds(100).tolist() == list(range(100)) and evaluation_seeds(150).tolist() == list(range(150))
@@ -96,7 +96,7 @@ def test_seeds_are_the_published_ones_and_never_those_of_data():
         assert len(set(seeds.tolist())) == count and 0 <= seeds.min() and seeds.max() < FIRST_DATA_SEED
 
 
-def test_names_of_the_published_system():
+def test_published_metric_names():
     episodes = Episodes(np.array([3.0, 5.0, 10.0]), np.array([1000, 1000, 400]), np.zeros(3))
     error = np.std([3, 5, 10], ddof=1) / np.sqrt(3)
     assert metrics(episodes, target_return=18.1) == pytest.approx(
@@ -124,13 +124,13 @@ def test_the_published_protocol_is_the_default(giving, actors):
 
 
 @pytest.mark.parametrize("floor", [0.0, 1.5, None])
-def test_returns_to_go_stop_where_they_are_told_to(giving, actors, floor):
+def test_returns_to_go_stop_at_the_floor(giving, actors, floor):
     play(small_model(spec=SPEC, **SIZES), episodes=1, episode_timeout=6, target_return=3, rtg_floor=floor)
     free = 3.0 - np.arange(6)
     assert np.array(actors[0][1])[:, 0].tolist() == (free if floor is None else np.maximum(free, floor)).tolist()
 
 
-def test_flags_of_acting_are_handed_on(giving, actors):
+def test_acting_flags_reach_the_actor(giving, actors):
     model = small_model("DT", spec=SPEC, **SIZES)
     play(model, size=11, episodes=1, episode_timeout=3, use_argmax=True, seed=4, slide=100, precision="bf16", workers=2)
     assert giving[0] == (1, 11, 3, 2)
@@ -139,7 +139,7 @@ def test_flags_of_acting_are_handed_on(giving, actors):
     assert options["slide"] == 100
 
 
-def test_a_memory_that_is_knocked_out_acts_otherwise(giving):
+def test_knocked_out_memory_changes_actions(giving):
     model = small_model(spec=SPEC, seed=1, **SIZES)
     logits = []
     model.head.register_forward_hook(lambda module, inputs, output: logits.append(output.clone()))
@@ -160,7 +160,7 @@ def test_a_model_plays_real_mazes():
 
 
 @pytest.mark.usefixtures("tasks")
-def test_players_without_a_model_play_the_same_mazes_without_drawing_them():
+def test_baselines_play_the_same_mazes_without_rendering():
     assert set(PLAYERS) == {"random", "explorer", "planner"}
     returns = player_returns("planner", episodes=2, steps=120, workers=1)
     drawn = []

@@ -70,7 +70,7 @@ def walk(player, maze, place, balls, steps, hidden=None):
             target = (target + 1) % len(balls)
 
 
-def test_what_is_seen_is_what_lines_of_sight_meet():
+def test_view_contains_cells_in_line_of_sight():
     """From the west end of the corridor in the third row, looking east along it, and round its last corner."""
     seen = look(layout(), np.array([5.5, 6.5]), EAST, np.array([[8.5, 6.5], [5.5, 3.5], [1.0, 8.0]]))
     nothing = ["- - - - - - - - -"]
@@ -96,12 +96,12 @@ def test_what_is_seen_is_what_lines_of_sight_meet():
         ((5.5, 4.5), NORTH, (7.5, 6.5), False),  # behind a wall
     ],
 )
-def test_a_ball_is_seen_in_view_near_and_not_behind_walls(place, direction, ball, seen):
+def test_balls_are_seen_only_in_line_of_sight(place, direction, ball, seen):
     sight = look(layout(), np.array(place), direction, np.array([ball]))
     assert sight.balls.tolist() == [seen]
 
 
-def test_sight_does_not_depend_on_what_is_not_seen():
+def test_sight_depends_only_on_visible_cells():
     rng = np.random.default_rng(0)
     for _ in range(60):
         maze = rng.random((9, 9)) < 0.6
@@ -116,7 +116,7 @@ def test_sight_does_not_depend_on_what_is_not_seen():
         np.testing.assert_array_equal(again.walls, seen.walls)
 
 
-def test_the_explorer_acts_on_nothing_that_it_has_not_seen():
+def test_explorer_uses_only_what_it_has_seen():
     """Where cells or balls it never saw differ, it does the same; a player that knows them does not."""
     rng, balls = np.random.default_rng(1), [(8.5, 0.5), (0.5, 8.5), (2.5, 3.5)]
 
@@ -146,7 +146,7 @@ def test_the_explorer_acts_on_nothing_that_it_has_not_seen():
     assert actions(blind, elsewhere(blind)) != actions(Planner(np.random.default_rng(0), noise=0.1), None)
 
 
-def test_the_explorer_looks_for_a_ball_once_and_then_goes_straight_to_it():
+def test_explorer_walks_straight_to_known_balls():
     """The first round takes it all over the maze; the planner needs no such round."""
     balls = [(8.5, 0.5), (0.5, 8.5), (2.5, 3.5)]
     times = {}
@@ -160,7 +160,7 @@ def test_the_explorer_looks_for_a_ball_once_and_then_goes_straight_to_it():
     assert rounds["explorer"][1] < 1.15 * rounds["planner"][1]
 
 
-def test_ground_that_was_seen_from_afar_is_searched():
+def test_cells_seen_from_afar_are_searched():
     """The whole corridor is seen from its end, but no ball at the other."""
     maze = np.zeros((15, 15), dtype=bool)
     maze[7] = True
@@ -169,7 +169,7 @@ def test_ground_that_was_seen_from_afar_is_searched():
     assert any(touched for _, _, touched in walk(player, maze, (0.5, 7.5), [(13.5, 7.5)], 80))
 
 
-def test_ways_lead_round_walls_and_end_at_the_goal():
+def test_paths_avoid_walls_and_end_at_the_goal():
     maze = layout("""
         . . . . .
         . # # # .
@@ -211,7 +211,7 @@ def test_perturbed_player_walks_to_balls_drawn_at_random():
     assert changes / steps == pytest.approx(0.66 / PERTURBATION_STEPS, rel=0.3)
 
 
-def test_but_for_its_random_actions_a_player_does_what_is_best():
+def test_player_is_optimal_except_for_noise():
     still = situation(layout(), (4.5, 4.5), EAST, [(2.5, 3.5), (8.5, 0.5)])
     plain, noisy = (Planner(np.random.default_rng(5), noise=noise) for noise in (0.0, 0.5))
     for _ in range(20):

@@ -44,7 +44,7 @@ def assert_same_content(one, other):
         np.testing.assert_array_equal(values, others[name], err_msg=name)
 
 
-def test_an_action_stands_beside_the_picture_it_was_taken_on(recording):
+def test_actions_are_aligned_with_their_pictures(recording):
     """Played again in a game of the episode's seed, the actions give the pictures that follow and their own rewards."""
     file = TrajectoryFile(recording, observation_shape=(3, 64, 64), observation_dtype="uint8", num_actions=6)
     assert file.lengths.tolist() == [12] * 4
@@ -80,11 +80,11 @@ def test_players_can_be_perturbed(tasks):
     assert (perturbation["actions"] != perturbation["infos"]["expert_action"]).mean() > 0.1
 
 
-def test_the_content_does_not_depend_on_the_processes(recording, small_parts, tmp_path):
+def test_content_does_not_depend_on_the_number_of_processes(recording, small_parts, tmp_path):
     assert_same_content(generate(QUICK, 4, tmp_path / "two.h5", workers=2), recording)
 
 
-def test_an_interrupted_run_goes_on(recording, small_parts, tmp_path, monkeypatch, capsys):
+def test_interrupted_generation_continues(recording, small_parts, tmp_path, monkeypatch, capsys):
     original, made = generating.play_part, []
 
     def interrupted(recipe, writer, first, count):
@@ -104,7 +104,7 @@ def test_an_interrupted_run_goes_on(recording, small_parts, tmp_path, monkeypatc
     assert [entry.name for entry in tmp_path.iterdir()] == ["data.h5"]
 
 
-def test_players_take_turns_by_their_shares():
+def test_players_alternate_by_their_shares():
     recipe = Recipe(mix=("explorer:0:0.5", "explorer:0.1:0.3", "planner:0:0.2"))
     chosen = recipe.assignment(100)
     assert np.bincount(chosen).tolist() == [50, 30, 20]
@@ -132,7 +132,7 @@ def test_bad_recipes_are_named(arguments, message):
         Recipe(**arguments)
 
 
-def test_a_file_is_replaced_only_when_asked(tasks, tmp_path):
+def test_file_is_replaced_only_on_request(tasks, tmp_path):
     path = tmp_path / "data.h5"
     path.write_bytes(b"mine")
     with pytest.raises(UserError, match="exists; add --overwrite true"):

@@ -58,7 +58,7 @@ def infer(*flags: object) -> None:
 # --- the command ---
 
 
-def test_results_are_printed_and_kept(run, played, tmp_path, capsys):
+def test_results_are_printed_and_saved(run, played, tmp_path, capsys):
     infer("--checkpoint", run, "--episodes", 3, "--players", "--output", tmp_path / "out.json")
     document = json.loads((tmp_path / "out.json").read_text())
     assert document["episodes"] == 3 and [*document["results"]] == ["18.1", "random", "explorer", "planner"]
@@ -74,7 +74,7 @@ def test_results_are_printed_and_kept(run, played, tmp_path, capsys):
     assert played[1] == dict(player="random", size=9, episodes=3, steps=7, workers=None)
 
 
-def test_pictures_show_the_model_without_its_memory_too(run, played, tmp_path):
+def test_pictures_include_knocked_out_memory(run, played, tmp_path):
     infer("--checkpoint", run, "--episodes", 2, "--players", "--pictures", tmp_path / "pictures")
     assert [options["transform_memory"] for options in played if "player" not in options] == [None, knock_out_memory]
     assert len([options for options in played if "player" in options]) == 3, "each plays once"
@@ -101,7 +101,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistakes_are_named_and_create_nothing(mistake, run, tmp_path, capsys):
+def test_mistakes_are_reported_and_create_nothing(mistake, run, tmp_path, capsys):
     flags, named = MISTAKES[mistake]
     flags = [word.replace("RUN", str(run)) for word in flags.split()]
     message = commands.error_of(capsys, tmp_path, inference_mem_maze.main, flags)
@@ -119,7 +119,7 @@ def test_a_model_of_another_environment_is_refused(tmp_path, capsys):
 # --- the page of results ---
 
 
-def test_the_page_has_every_run_and_plays_none_twice(played, tmp_path, monkeypatch, capsys):
+def test_page_has_every_run_and_plays_each_once(played, tmp_path, monkeypatch, capsys):
     data = write_data(tmp_path / "data.h5")
 
     setting = tmp_path / "tiny.yaml"

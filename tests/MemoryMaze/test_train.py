@@ -76,7 +76,7 @@ def played(monkeypatch) -> list:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_the_commands_of_old_mean_what_they_did(name):
+def test_published_commands_keep_their_meaning(name):
     flags = shlex.split(COMMANDS[name])[4:]
     config = ENVIRONMENT.read_config(flags)
     assert config.agent_config().sizes == EXPECTED[name] and config.run.seeds == range(1, 4)
@@ -86,7 +86,7 @@ def test_the_commands_of_old_mean_what_they_did(name):
     assert re.fullmatch(rf"{name}_arch_mode_TrXL_{mode}_[0-9a-f]{{8}}_RUN_3", directory.name)
 
 
-def test_a_run_is_evaluated_as_published_and_can_be_looked_at(capsys):
+def test_run_is_evaluated_by_the_published_protocol(capsys):
     """The published evaluations come every 8 million environment steps."""
     found = commands.printed_config(capsys, train_mem_maze.main, [])
     steps = found["ckpt_epoch"] * found["epoch_batches"] * found["batch_size"] * found["context_length"]
@@ -103,7 +103,7 @@ def test_the_model_is_the_published_one():
 # --- a run ---
 
 
-def test_what_is_learned_is_asked_of_the_data(data, tmp_path):
+def test_learn_flag_selects_the_targets(data, tmp_path):
     losses = []
     for learn in ("recorded", "expert"):
         assert train(tmp_path / learn, data, "--learn", learn, "--epochs", "1", *NO_EVALUATION) == 0
@@ -111,7 +111,7 @@ def test_what_is_learned_is_asked_of_the_data(data, tmp_path):
     assert losses[0] != losses[1]
 
 
-def test_a_run_leaves_what_is_promised(data, tmp_path, played, capsys):
+def test_run_directory_has_all_documented_files(data, tmp_path, played, capsys):
     assert train(tmp_path, data) == 0
     run = only_run(tmp_path)
     assert {path.name for path in (run / "plots").iterdir()} == {"curves.png"}
@@ -135,7 +135,7 @@ def test_a_run_leaves_what_is_promised(data, tmp_path, played, capsys):
         ("", Mazes(rtg_floor=0.0), 0.0),
     ],
 )  # fmt: skip
-def test_episodes_are_what_the_flags_ask_for(flags, options, floor):
+def test_flags_determine_the_episodes(flags, options, floor):
     config = ENVIRONMENT.read_config(flags.split())
     agent = Agent(config.agent_config(), SPEC).eval()
     asked = evaluation_of(ENVIRONMENT, agent, to_flat_dict(config), cases=(None,), seed=5)
@@ -143,7 +143,7 @@ def test_episodes_are_what_the_flags_ask_for(flags, options, floor):
     assert (asked.targets, asked.episodes, asked.seed) == ((18.1,), 5, 5)
 
 
-def test_convolutions_have_the_channels_asked_for_and_can_be_loaded(data, tmp_path):
+def test_conv_channels_flag_is_applied_and_loadable(data, tmp_path):
     assert train(tmp_path, data, *NO_EVALUATION, "--epochs", "1", "--conv_channels", "4", "8", "6") == 0
     model = load_agent(only_run(tmp_path))
     convolutions = (layer for layer in model.encoder.observation[0].convolutions if hasattr(layer, "out_channels"))
@@ -151,7 +151,7 @@ def test_convolutions_have_the_channels_asked_for_and_can_be_loaded(data, tmp_pa
 
 
 @pytest.mark.parametrize(("flags", "expected"), [((), None), (("--mirror",), MIRRORED)])
-def test_mirrored_actions_reach_the_trainer_when_asked_for(flags, expected, data, tmp_path, monkeypatch):
+def test_mirror_flag_mirrors_actions(flags, expected, data, tmp_path, monkeypatch):
     given = []
 
     class Recorded(experiment.Trainer):
@@ -164,7 +164,7 @@ def test_mirrored_actions_reach_the_trainer_when_asked_for(flags, expected, data
     assert given == [expected]
 
 
-def test_published_windows_are_trained_on_when_asked_for(tmp_path):
+def test_windows_flag_selects_published_windows(tmp_path):
     path = write_data(tmp_path / "data.h5", steps=24)
     sides = {
         windows: ENVIRONMENT.load(
@@ -179,7 +179,7 @@ def test_published_windows_are_trained_on_when_asked_for(tmp_path):
 # --- interruptions ---
 
 
-def test_stopping_and_killing_anywhere_changes_nothing(data, tmp_path):
+def test_interruption_anywhere_changes_nothing(data, tmp_path):
     """An epoch draws from all windows again, and so does one that is continued."""
     flags = (*NO_EVALUATION, "--epochs", "3")
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
@@ -195,7 +195,7 @@ def test_stopping_and_killing_anywhere_changes_nothing(data, tmp_path):
     assert expected["state"]["trainer"]["step"] == 3 * BATCHES_PER_EPOCH
 
 
-def test_a_run_goes_on_with_no_other_data(data, tmp_path, capsys):
+def test_run_does_not_resume_with_other_data(data, tmp_path, capsys):
     with stopped_after(1):
         assert train(tmp_path, data, *NO_EVALUATION) == STOPPED
     copy = shutil.copy(data, tmp_path / "copy.h5")
@@ -217,7 +217,7 @@ def test_a_run_goes_on_with_no_other_data(data, tmp_path, capsys):
         ("--windows published --segments 250", ("--windows published", "750 steps", "--windows all")),
     ],
 )
-def test_windows_that_cannot_be_are_found_before_data_is_made(flags, named, tmp_path, monkeypatch, capsys):
+def test_impossible_windows_are_reported_before_making_data(flags, named, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("wandb_config.yaml").touch()
     made = []
@@ -227,7 +227,7 @@ def test_windows_that_cannot_be_are_found_before_data_is_made(flags, named, tmp_
     assert [word for word in named if word not in message] == [] and not made
 
 
-def test_episodes_of_data_that_is_named_may_have_any_length(data, tmp_path, monkeypatch):
+def test_given_data_may_have_any_episode_length(data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("wandb_config.yaml").write_text(f"memory_maze:\n  data: {data}\n")
     settings = [ENVIRONMENT.read_config([*TINY, "--steps", "5"])]
@@ -259,7 +259,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistakes_are_named_and_create_nothing(mistake, data, tmp_path, capsys):
+def test_mistakes_are_reported_and_create_nothing(mistake, data, tmp_path, capsys):
     flags, named = MISTAKES[mistake]
     flags = [*TINY, "--data_path", str(data), "--output_dir", str(tmp_path / "runs"), *flags.split()]
     message = commands.error_of(capsys, tmp_path, train_mem_maze.main, flags)

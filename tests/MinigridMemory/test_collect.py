@@ -16,7 +16,7 @@ SCRIPT = Path(__file__).resolve().parents[2] / "MinigridMemory" / "get_data" / "
 SMALL = ["--size", "9", "--trajectories", "12", "--workers", "1"]
 
 
-def test_it_runs_from_anywhere_with_processes(tmp_path):
+def test_script_runs_from_any_folder_with_processes(tmp_path):
     flags = ["--size", "9", "--trajectories", "60", "--workers", "2", "--output", "here.h5"]
     done = subprocess.run([sys.executable, SCRIPT, *flags], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -26,7 +26,7 @@ def test_it_runs_from_anywhere_with_processes(tmp_path):
     assert DATA.open(tmp_path / "here.h5").num_episodes == 60
 
 
-def test_processes_end_when_the_one_that_collects_is_killed():
+def test_workers_end_when_the_collector_is_killed():
     """They hold the other end of its output, which is open for as long as one of them lives."""
     code = (
         "import time\n"
@@ -44,7 +44,7 @@ def test_processes_end_when_the_one_that_collects_is_killed():
         process.communicate(timeout=120)
 
 
-def test_it_names_its_file_and_does_not_replace_it(tmp_path, capsys):
+def test_existing_file_is_not_replaced(tmp_path, capsys):
     flags = [*SMALL, "--data_dir", str(tmp_path / "data")]
     main(flags)
     line = capsys.readouterr().out
@@ -58,7 +58,7 @@ def test_it_names_its_file_and_does_not_replace_it(tmp_path, capsys):
     assert path.stat().st_mtime_ns > before
 
 
-def test_it_converts_a_folder(tmp_path, capsys):
+def test_script_converts_a_folder(tmp_path, capsys):
     folder = tmp_path / "published"
     folder.mkdir()
     arrays = {"obs": np.zeros((4, 3, 84, 84), dtype=np.uint8), "action": np.array([0, 1, 2, 2])}

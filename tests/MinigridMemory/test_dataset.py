@@ -48,7 +48,7 @@ def replay(path):
     return outcomes
 
 
-def test_a_file_holds_successes_of_the_expert_evenly_divided(small, capsys):
+def test_file_has_equal_numbers_of_expert_successes(small, capsys):
     path = DATA.ensure(small())
     assert "Making 41 Minigrid-Memory episodes" in capsys.readouterr().out
     outcomes = replay(path)
@@ -76,7 +76,7 @@ def content(path):
         return arrays, {name: value for name, value in file.attrs.items()}
 
 
-def test_the_content_does_not_depend_on_the_processes(small, tmp_path):
+def test_content_does_not_depend_on_the_number_of_processes(small, tmp_path):
     selection = small(trajectories=130, noise=0.1).selection()
     paths = [generate(selection, tmp_path / f"{workers}.h5", workers=workers) for workers in (1, 2, 3)]
     arrays, attributes = content(paths[0])
@@ -95,7 +95,7 @@ def test_the_content_does_not_depend_on_the_processes(small, tmp_path):
 
 
 @pytest.mark.parametrize("flaw", [{"wrong_arm": 0.4}, {"guess": 0.8}])
-def test_failures_are_kept_when_they_were_asked_for(small, flaw):
+def test_failures_are_kept_if_requested(small, flaw):
     path = DATA.ensure(small(trajectories=60, cap=11, noise=0.2, **flaw))
     outcomes = replay(path)
     with h5py.File(path) as raw:
@@ -114,7 +114,7 @@ def test_lengths_are_filtered_and_the_rest_counted(small, monkeypatch):
     assert file.attributes["played"] == 41 + sum(dropped.values())
 
 
-def test_presets_and_what_replaces_them():
+def test_presets_and_their_overrides():
     def of(**changes):
         chosen = DataOptions(**changes).selection()
         return chosen.size, chosen.random_length, chosen.min_steps, chosen.max_steps, chosen.cap
@@ -131,7 +131,7 @@ def test_presets_and_what_replaces_them():
         DataOptions(preset=preset).validate()
 
 
-def test_names_hold_what_the_content_depends_on(small):
+def test_file_names_contain_all_settings(small):
     base = DATA.path(small())
     assert base.name == "minigrid_memory_size9_random_n41.h5"
     changes = [{"size": 11}, {"corridor": "fixed"}, {"min_steps": 3}, {"max_steps": 90}, {"cap": 95}, {"noise": 0.1}]
@@ -166,7 +166,7 @@ def test_bad_options_are_named(small, changes, message):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_wish_that_cannot_be_met_ends_with_the_counts(small, monkeypatch, workers):
+def test_impossible_selection_reports_the_counts(small, monkeypatch, workers):
     """The expert needs at most 14 steps in a maze of size 9."""
     monkeypatch.setattr(collecting, "PATIENCE", 120)
     options = small(min_steps=15)
@@ -181,7 +181,7 @@ def test_a_wish_that_cannot_be_met_ends_with_the_counts(small, monkeypatch, work
         generate(options.selection(), DATA.path(options))
 
 
-def test_existing_files_stay_and_unwritable_places_are_named_at_once(small, tmp_path, monkeypatch):
+def test_existing_files_stay_and_unwritable_folders_are_reported(small, tmp_path, monkeypatch):
     path = DATA.ensure(small())
     with pytest.raises(UserError, match="exists; add --overwrite true"):
         generate(small().selection(), path)
@@ -288,7 +288,7 @@ def test_published_files_are_converted_once(small, tmp_path, capsys, floats):
         load_windows([path], size=2)
 
 
-def test_data_that_was_named_is_read_or_refused(small, tmp_path):
+def test_given_data_is_read_or_refused(small, tmp_path):
     path = DATA.ensure(small())
     assert DATA.ensure(small(data_path=path)) == path
     for bad, message in (

@@ -162,7 +162,7 @@ def test_resetting_some_mazes_leaves_the_others():
     assert mazes.step(np.zeros(3, dtype=int))[3].tolist() == [True, False, True]
 
 
-def test_a_new_episode_forgets_how_the_last_one_ended():
+def test_new_episode_does_not_depend_on_the_last():
     mazes = MinigridMemoryVectorEnv(1, 13)
     mazes.reset(seed=[2])
     (*_, terminated, truncated, infos), _ = walk_to_an_arm(_OneMaze(mazes), mazes.environments[0]._maze, right_one=True)
@@ -182,7 +182,7 @@ class _OneMaze:
         return self.mazes.step(np.array([action]))
 
 
-def test_an_episode_is_its_seed():
+def test_episode_is_determined_by_its_seed():
     env = MinigridMemoryEnv(31)
     first, again = env.reset(seed=3)[0], None
     layout = env._maze.grid.encode()
@@ -218,7 +218,7 @@ def test_published_layouts_are_those_of_gym_minigrid():
         assert (cells.hexdigest(), seen.hexdigest()) == (str(grids), str(views)), (size, random_length)
 
 
-def test_published_layouts_are_other_mazes_in_the_same_rules():
+def test_published_layouts_follow_the_same_rules():
     env, own = MinigridMemoryEnv(31, layouts="published"), MinigridMemoryEnv(31)
     first = env.reset(seed=3)[0]
     layout = env._maze.grid.encode()

@@ -79,7 +79,7 @@ def seeing_model(mode: str):
 # --- caps ---
 
 
-def test_the_published_cap_is_read_off_longer_episodes():
+def test_success_under_published_cap_follows_from_longer_episodes():
     episodes = Episodes(np.array([0.9, 0.8, 0.0, 0.0]), np.array([96, 97, 120, 30]), np.array([0.9, 0.8, 0.0, 0.0]))
     capped = SizeResult.of(episodes, 96)
     assert capped.success.tolist() == [True, False, False, False] and capped.success_rate == 0.25
@@ -87,7 +87,7 @@ def test_the_published_cap_is_read_off_longer_episodes():
     assert SizeResult.of(episodes, 196).success.tolist() == [True, True, False, False]
 
 
-def test_it_is_what_really_playing_under_it_gives(experts):
+def test_derived_success_equals_playing_under_the_cap(experts):
     """The expert in mazes of 91, of which it is too slow for some."""
     wide = play(small_model(spec=SPEC), [91], episodes=12)[91]
     assert wide.lengths.max() > 96 and (wide.last_rewards > 0).all()
@@ -101,7 +101,7 @@ def test_it_is_what_really_playing_under_it_gives(experts):
     assert 0 < read_off.success_rate < 1
 
 
-def test_it_is_what_really_playing_under_it_gives_a_model():
+def test_derived_success_of_a_model_equals_playing():
     """Which walks about at random, so that many episodes end at the cap."""
     model = small_model(spec=SPEC)
     played = play(model, [61], episodes=6, greedy=False, seed=3)[61]
@@ -113,13 +113,13 @@ def test_it_is_what_really_playing_under_it_gives_a_model():
     assert read_off.lengths.tolist() == really.lengths.tolist() and read_off.returns.tolist() == really.returns.tolist()
 
 
-def test_what_the_expert_does_under_the_published_cap():
+def test_expert_under_the_published_cap():
     rates = {size: SizeResult.of(expert_play(size, 100), 96).success_rate for size in (11, 21, 31, 41, 91)}
     assert rates.pop(91) < 0.8 and set(rates.values()) == {1.0}
     assert SizeResult.of(expert_play(91, 100), expert_cap(91)).success_rate == 1
 
 
-def test_another_cap_and_other_layouts_are_played_and_read_off(experts, monkeypatch):
+def test_other_caps_and_layouts_are_evaluated(experts, monkeypatch):
     """A cap that is wider than the expert's is played to; no episode is cut off for a shorter one."""
     model, limits = small_model(spec=SPEC), []
 
@@ -142,7 +142,7 @@ def test_another_cap_and_other_layouts_are_played_and_read_off(experts, monkeypa
 # --- names, seeds ---
 
 
-def test_names_of_the_published_system():
+def test_published_metric_names():
     def episodes(*lengths: int) -> Episodes:
         rewards = np.array([0.5, 0.9, 0.0])
         return Episodes(rewards, np.array(lengths), rewards)
@@ -158,7 +158,7 @@ def test_names_of_the_published_system():
     assert found == pytest.approx({f"FINAL_{name}": value for name, value in expected.items()})
 
 
-def test_seeds_are_the_published_ones_and_never_those_of_data():
+def test_evaluation_seeds_are_published_and_not_in_data():
     assert evaluation_seeds(100).tolist() == list(range(100))
     assert evaluation_seeds(ENVIRONMENT.episode_counts[-1]).max() < 10_000
     for count in (0, 10_001):
@@ -169,7 +169,7 @@ def test_seeds_are_the_published_ones_and_never_those_of_data():
 # --- playing ---
 
 
-def test_experts_need_what_the_expert_needs_in_every_group(experts, monkeypatch):
+def test_expert_cap_is_enough_in_every_group(experts, monkeypatch):
     """Three sizes in two groups; each episode is that of its own size and seed."""
     monkeypatch.setattr(evaluation, "group_cases", lambda model, sizes, episodes: [list(sizes[:2]), list(sizes[2:])])
     for random_length in (True, False):
@@ -180,7 +180,7 @@ def test_experts_need_what_the_expert_needs_in_every_group(experts, monkeypatch)
 
 
 @pytest.mark.parametrize("mode", ["RATE", "DT"])
-def test_a_size_has_the_same_result_alone_and_among_others(mode):
+def test_result_of_a_size_does_not_depend_on_others(mode):
     model = seeing_model(mode)
     together = play(model, [11, 7, 9], episodes=4)
     assert len(set(np.concatenate([episodes.lengths for episodes in together.values()]))) > 2
@@ -188,7 +188,7 @@ def test_a_size_has_the_same_result_alone_and_among_others(mode):
         assert same(play(model, [size], episodes=4)[size], episodes)
 
 
-def test_mazes_that_are_left_cost_nothing(monkeypatch):
+def test_finished_mazes_cost_nothing(monkeypatch):
     rows = []
 
     class Counting(Actor):
@@ -211,7 +211,7 @@ def test_drawn_actions_follow_the_seed():
 # --- twins ---
 
 
-def test_twins_are_the_same_maze_but_for_the_cue(monkeypatch):
+def test_twins_differ_only_in_the_cue(monkeypatch):
     begun = []
 
     class Recorded(MinigridMemoryVectorEnv):
@@ -233,7 +233,7 @@ def test_twins_are_the_same_maze_but_for_the_cue(monkeypatch):
     assert any((begun[0][0] != grid).any() for grid, _ in begun[2:6:2]), "pairs differ from one another"
 
 
-def test_exchanged_memories_make_an_agent_that_remembers_guess(experts):
+def test_exchanged_memories_reduce_a_perfect_agent_to_guessing(experts):
     """Intact, it is always right."""
     model = small_model(spec=SPEC)
     intact = play(model, [21], episodes=60, twins=True)[21]
@@ -242,7 +242,7 @@ def test_exchanged_memories_make_an_agent_that_remembers_guess(experts):
     assert 0.4 < (exchanged.last_rewards > 0).mean() < 0.6
 
 
-def test_a_model_has_its_memory_exchanged_and_knocked_out():
+def test_memory_of_a_model_is_exchanged_and_knocked_out():
     model = small_model(spec=SPEC, seed=1)
     options = dict(episodes=4, twins=True, greedy=False)
     intact, exchanged, forgotten = (

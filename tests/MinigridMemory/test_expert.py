@@ -17,7 +17,7 @@ NEVER = 10**6  # a limit that no episode reaches
 
 @pytest.mark.parametrize("random_length", [True, False])
 @pytest.mark.parametrize(("size", "episodes"), [(7, 60), (9, 60), (13, 300), (31, 100), (41, 100), (91, 20), (501, 4)])
-def test_it_always_succeeds_within_the_cap(size, episodes, random_length):
+def test_expert_always_succeeds_within_the_cap(size, episodes, random_length):
     result = expert_episodes(size, range(episodes), random_length=random_length)
     assert (result.last_rewards > 0).all()
     np.testing.assert_array_equal(result.returns, result.last_rewards)
@@ -34,7 +34,7 @@ def test_the_published_cap_is_too_short_for_large_mazes():
     assert large.lengths.max() == 96 and (large.last_rewards[large.lengths == 96] == 0).any()
 
 
-def test_an_episode_is_the_environments_and_a_function_of_its_seed():
+def test_expert_episode_is_reproducible_from_its_seed():
     """Played again from the recorded actions; the same alone and among others."""
     flaws = Flaws(noise=0.2, wrong_arm=0.3, guess=0.3)
     episodes = play(13, range(20), max_steps=40, flaws=flaws)
@@ -65,7 +65,7 @@ def test_the_cue_is_remembered_over_the_horizon():
 
 
 @pytest.mark.parametrize("noise", [0.1, 0.3, 0.6])
-def test_it_recovers_from_noise(noise):
+def test_expert_recovers_from_noise(noise):
     """Whatever the random actions did, it finds an arm; the wrong one only if a random action entered it."""
     result = play(21, range(150), max_steps=NEVER, flaws=Flaws(noise=noise))
     assert all(episode.terminated for episode in result)
@@ -75,7 +75,7 @@ def test_it_recovers_from_noise(noise):
     assert np.mean([episode.steps for episode in result]) > 1.05 * np.mean([episode.steps for episode in perfect])
 
 
-def test_it_knows_where_it_stands_relative_to_its_start():
+def test_expert_tracks_its_position():
     env, expert = MinigridMemoryEnv(9, max_steps=NEVER), Expert(np.random.default_rng(0), Flaws(noise=0.7))
     for seed in range(40):
         env.reset(seed=seed)
@@ -89,7 +89,7 @@ def test_it_knows_where_it_stands_relative_to_its_start():
             assert expert._heading == env._maze.agent_dir
 
 
-def test_it_never_mistakes_the_room_for_the_fork():
+def test_expert_tells_room_from_fork():
     """In the smallest maze much of a noisy walk is in the room, off the corridor's row."""
     episodes = play(7, range(600), max_steps=2000, flaws=Flaws(noise=0.4))
     assert all(episode.terminated for episode in episodes) and max(episode.steps for episode in episodes) < 120

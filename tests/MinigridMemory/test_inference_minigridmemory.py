@@ -31,7 +31,7 @@ def infer(*flags: object) -> None:
     inference_minigridmemory.main([*map(str, flags), "--device", "cpu"])
 
 
-def test_a_run_is_evaluated_as_it_evaluated_itself_with_the_expert_beside(run, tmp_path, capsys):
+def test_inference_reproduces_final_evaluation_and_adds_expert(run, tmp_path, capsys):
     output = tmp_path / "out.json"
     drawn = ("--use_argmax", "false", "--seed", 1)
     infer("--checkpoint", run, "--sizes", 7, 9, "--episodes", 3, *drawn, "--output", output)
@@ -55,7 +55,7 @@ def test_a_run_is_evaluated_as_it_evaluated_itself_with_the_expert_beside(run, t
     assert "3 episodes per size, published layouts, at most 96 steps" in printed and "knocked out" not in printed
 
 
-def test_the_expert_beside_is_capped_too(run, monkeypatch, tmp_path):
+def test_expert_is_capped_too(run, monkeypatch, tmp_path):
     """The results are the expert's own here, in corridors of fixed length: none of 61 fits 96 steps."""
 
     def play(environment, evaluation, acting, twins=False):
@@ -99,7 +99,7 @@ def test_flags_reach_the_evaluation(run, asked, capsys):
     assert "own layouts, at most 500 steps, target return 0.5, memory knocked out" in printed
 
 
-def test_what_is_not_given_is_as_in_the_run(tmp_path, asked):
+def test_flags_default_to_those_of_the_run(tmp_path, asked):
     """A run that was made before these flags played own mazes; a checkpoint of no run is evaluated as published."""
     save_small_model(small_model(spec=SPEC), tmp_path)
     config = tmp_path / "config.yaml"
@@ -150,7 +150,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistakes_are_named_and_create_nothing(mistake, run, tmp_path, monkeypatch, capsys):
+def test_mistakes_are_reported_and_create_nothing(mistake, run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     flags, named = MISTAKES[mistake]
     flags = ["--checkpoint", str(run), "--device", "cpu", *flags.split()]

@@ -11,7 +11,7 @@ pytest.importorskip("minigrid")
 NOTEBOOK = Path(__file__).resolve().parents[2] / "MinigridMemory" / "MinigridMemory_notebooks" / "collect_data.ipynb"
 
 
-def test_it_is_stored_without_outputs():
+def test_notebook_is_stored_without_outputs():
     assert_without_outputs(NOTEBOOK)
 
 

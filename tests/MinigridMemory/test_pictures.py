@@ -19,7 +19,7 @@ from tests.minigrid_runs import evaluation, play
 from tests.small_models import K, small_model
 
 
-def test_a_run_gets_its_success_under_either_cap(tmp_path, monkeypatch):
+def test_success_is_reported_under_both_caps(tmp_path, monkeypatch):
     drawn = {}
     monkeypatch.setattr(pictures, "plot_success_by_length", lambda lines, path, **rest: drawn.update(lines) or path)
     assert draw_run(tmp_path, {"validation_loss": 0.1, "Success_rate_l_31": 1.0}) == []
@@ -30,7 +30,7 @@ def test_a_run_gets_its_success_under_either_cap(tmp_path, monkeypatch):
     assert drawn == {"success, expert's cap": {11: 1.0, 91: 1.0}, "success, 96 steps": {11: 0.11, 91: 0.91}}
 
 
-def test_what_is_drawn_is_what_the_evaluation_gives(tmp_path, monkeypatch):
+def test_pictures_match_the_evaluation(tmp_path, monkeypatch):
     """Episodes that were played already are not played again."""
     asked, drawn = [], {}
 
@@ -61,7 +61,7 @@ def test_what_is_drawn_is_what_the_evaluation_gives(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("mode", ["RATE", "DT"])
-def test_a_video_shows_the_episode_that_is_played(mode, tmp_path, monkeypatch):
+def test_video_shows_the_played_episode(mode, tmp_path, monkeypatch):
     """Frame by frame: the maze as the played actions leave it, and what is said below it."""
     written, said = {}, []
     monkeypatch.setattr(video, "write_video", lambda frames, path, *, fps: written.update({path: [*frames]}) or path)
@@ -86,7 +86,7 @@ def test_a_video_shows_the_episode_that_is_played(mode, tmp_path, monkeypatch):
     assert of_first[-1][1] == f"step {lengths[0]}, segment {lengths[0] // segment + 1}, return 0, over"
 
 
-def test_who_acts_in_a_video_is_told_what_acts_in_play(tmp_path, monkeypatch):
+def test_agent_in_a_video_acts_as_in_evaluation(tmp_path, monkeypatch):
     made = []
 
     class Recorded(Actor):

@@ -76,7 +76,7 @@ def data(tmp_path_factory) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_the_commands_of_old_mean_what_they_did(name):
+def test_published_commands_keep_their_meaning(name):
     flags = shlex.split(COMMANDS[name])[2:]
     config = ENVIRONMENT.read_config(flags)
     assert config.agent_config().sizes == EXPECTED[name]
@@ -89,13 +89,13 @@ def test_the_commands_of_old_mean_what_they_did(name):
     assert re.fullmatch(rf"{text}_arch_mode_TrXL_{mode}_[0-9a-f]{{8}}_RUN_3", directory.name)
 
 
-def test_a_finished_run_can_be_looked_at_again(capsys):
+def test_finished_run_can_be_evaluated_again(capsys):
     found = commands.printed_config(capsys, train_minigridmemory.main, [])
     changeable = set(changeable_flags(ENVIRONMENT.read_config([])))
     assert {"eval_sizes", "final_sizes", "eval_episodes"} <= changeable <= found.keys()
 
 
-def test_the_model_is_the_published_one_but_cannot_choose_the_fourth_action():
+def test_model_matches_published_one_without_fourth_action():
     assert replace(VARIANTS["minigrid_memory"].spec, num_actions=3, action_embeddings=4) == SPEC
     model = rate_agent(PUBLISHED, SPEC)
     assert model.head.project.weight.shape == (3, 64) and model.encoder.action.weight.shape == (4, 64)
@@ -104,7 +104,7 @@ def test_the_model_is_the_published_one_but_cannot_choose_the_fourth_action():
 # --- data ---
 
 
-def test_a_stage_holds_the_episodes_that_fit(data):
+def test_stage_has_all_episodes_that_fit(data):
     def stages(*flags: str):
         loaded = ENVIRONMENT.load(ENVIRONMENT.read_config([*TINY, *data, *flags]))
         return loaded.windows, [*loaded.stages]
@@ -139,7 +139,7 @@ def test_segments_that_are_padding_are_not_run(data):
     assert sum(shape[0] for shape in rows) == int((-(-batch.lengths // K)).sum()) < 20 * 3
 
 
-def test_the_steps_at_the_fork_are_what_a_curriculum_waits_for(data):
+def test_curriculum_is_judged_at_the_fork(data):
     windows = ENVIRONMENT.load(ENVIRONMENT.read_config([*TINY, *data])).windows
     batch = windows(3)[0].__getitems__(range(4))
     logits = torch.nn.functional.one_hot(batch.actions, 3).float()
@@ -165,7 +165,7 @@ def test_every_shipped_configuration_trains(file, tmp_path):
     assert not any("Success_rate" in name for name in result)
 
 
-def test_a_run_leaves_what_is_promised(data, tmp_path, capsys):
+def test_run_directory_has_all_documented_files(data, tmp_path, capsys):
     assert train(tmp_path, *data) == 0
     run = only_run(tmp_path)
     assert {path.name for path in (run / "plots").iterdir()} == {"curves.png", "success_by_size.png"}
@@ -188,7 +188,7 @@ def test_a_run_leaves_what_is_promised(data, tmp_path, capsys):
     assert f"Success_rate_l_9 {final['Success_rate_l_9']:.3g} (within 96 steps), Success_rate_l_9_expert_cap " in said
 
 
-def test_sizes_and_actions_are_what_the_flags_ask_for(monkeypatch):
+def test_flags_set_sizes_and_actions(monkeypatch):
     asked = []
 
     def play(environment, evaluation, acting, twins=False):
@@ -224,7 +224,7 @@ RUNS = {
 
 
 @pytest.mark.parametrize("kind", RUNS)
-def test_stopping_and_killing_anywhere_changes_nothing(kind, data, tmp_path):
+def test_interruption_anywhere_changes_nothing(kind, data, tmp_path):
     flags, stops = RUNS[kind]
     flags = (*flags, *data, *NO_EVALUATION, "--log_every", "1")
     stopped, whole, states = tmp_path / "stopped", tmp_path / "whole", []
@@ -244,7 +244,7 @@ def test_stopping_and_killing_anywhere_changes_nothing(kind, data, tmp_path):
         assert stages == [(0, None), (1, None), (1, None), (1, 1)]
 
 
-def test_a_run_goes_on_with_its_data_from_another_place_and_with_no_other(data, tmp_path, capsys):
+def test_run_resumes_with_moved_data_but_no_other(data, tmp_path, capsys):
     """What the file holds counts, not its name."""
     (original,), copy = Path(data[1]).glob("*.h5"), tmp_path / "copy.h5"
     shutil.copy(original, copy)
@@ -260,7 +260,7 @@ def test_a_run_goes_on_with_its_data_from_another_place_and_with_no_other(data, 
     assert f"{only_run(tmp_path)} was trained on other data" in capsys.readouterr().err
 
 
-def test_evaluating_leaves_training_alone(data, tmp_path):
+def test_evaluation_does_not_affect_training(data, tmp_path):
     """Actions are drawn while acting, from generators of their own."""
     assert train(tmp_path / "with", *data, "--last_inference", "false", "--eval_sizes", "7") == 0
     assert train(tmp_path / "without", *data, *NO_EVALUATION) == 0
@@ -302,7 +302,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistakes_are_named_and_create_nothing(mistake, data, tmp_path, capsys):
+def test_mistakes_are_reported_and_create_nothing(mistake, data, tmp_path, capsys):
     flags, named = MISTAKES[mistake]
     flags = [*TINY, *places(tmp_path), *data, *flags.split()]
     message = commands.error_of(capsys, tmp_path, train_minigridmemory.main, flags)

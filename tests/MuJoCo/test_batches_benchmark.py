@@ -20,7 +20,7 @@ def test_it_runs(tmp_path, capsys):
     assert "| padded right " in capsys.readouterr().out
 
 
-def test_ways_that_differ_are_not_timed(tmp_path):
+def test_differing_results_are_not_timed(tmp_path):
     mujoco_batches.make_data(mujoco_batches.Options(steps=20_000), tmp_path)
     data = load_data(mujoco_batches.TASK, DataOptions(data_path=tmp_path), size=30)
     with h5py.File(data.file.path) as file:

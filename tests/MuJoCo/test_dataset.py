@@ -80,7 +80,7 @@ def test_data_is_found_by_all_its_names(tmp_path):
     assert files.find_data(HOPPER_MEDIUM, tmp_path / "hopper-medium-v2.pkl").suffix == ".pkl"
 
 
-def test_missing_data_is_told_with_the_commands_that_make_it(tmp_path):
+def test_missing_data_error_names_the_commands(tmp_path):
     with pytest.raises(UserError) as error:
         files.find_data(HOPPER_MEDIUM, tmp_path)
     for part in ("hopper_medium-v2.hdf5", "hopper_medium-own.hdf5", "hopper-medium-v2.pkl", "mujoco/hopper/medium-v0"):
@@ -147,7 +147,7 @@ def assert_unmixed(file, lengths):
     np.testing.assert_allclose(file.returns, numbers * lengths)
 
 
-def test_what_qlearning_dataset_returns_is_split_where_successors_break_off(tmp_path, capsys):
+def test_qlearning_dataset_is_split_at_broken_successors(tmp_path, capsys):
     arrays = levelled([1000, 1000, 1000], dropped=1)
     arrays["terminals"][:] = False
     path = write_d4rl(tmp_path / "a.hdf5", HOPPER, [2997], limits=False, **arrays)
@@ -157,7 +157,7 @@ def test_what_qlearning_dataset_returns_is_split_where_successors_break_off(tmp_
     )
 
 
-def test_timeouts_that_are_never_set_tell_nothing(tmp_path, capsys):
+def test_all_false_timeouts_are_ignored(tmp_path, capsys):
     arrays = levelled([1000, 300, 1000, 1000, 450])
     arrays["terminals"] = np.isin(np.arange(3750), [1299, 3749])
     arrays |= {"timeouts": np.zeros(3750), "next_observations": None}
@@ -173,7 +173,7 @@ def test_an_impossible_length_is_refused_with_the_place(tmp_path):
         MuJoCoFile(path, HOPPER)
 
 
-def test_observations_are_read_as_they_are_and_normalised_by_their_statistics(file):
+def test_observations_are_normalised_by_data_statistics(file):
     raw = np.concatenate([episode["observations"] for episode in episodes(HOPPER)])
     normalised = file.normalisation.apply(raw)
     np.testing.assert_allclose(normalised, (raw - raw.mean(0)) / (raw.std(0) + 1e-6), atol=1e-5)
@@ -185,7 +185,7 @@ def test_observations_are_read_as_they_are_and_normalised_by_their_statistics(fi
     np.testing.assert_array_equal(shown, normalised)  # bit for bit
 
 
-def test_a_constant_observation_is_no_infinity(tmp_path):
+def test_constant_observation_stays_finite(tmp_path):
     constant = np.ones((sum(LENGTHS), 11), dtype=np.float32)
     file = MuJoCoFile(write_d4rl(tmp_path / "a.hdf5", HOPPER, observations=constant), HOPPER)
     assert (file.normalisation.apply(file.load()[0]) == 0).all()
@@ -275,7 +275,7 @@ def test_a_file_cut_short_is_refused(tmp_path):
             open_data(HOPPER_MEDIUM, tmp_path)
 
 
-def test_one_episode_is_too_little_to_split(tmp_path):
+def test_single_episode_cannot_be_split(tmp_path):
     write_d4rl(tmp_path / "hopper_medium-v2.hdf5", HOPPER, [30])
     with pytest.raises(UserError, match="too little data"):
         load_data(HOPPER_MEDIUM, DataOptions(data_path=tmp_path), size=10)
@@ -299,7 +299,7 @@ def test_our_own_files_are_read(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["RATE", "DT"])
-def test_what_a_model_makes_of_padding(file, mode):
+def test_model_ignores_padding(file, mode):
     """Right: the actions of an episode's first steps are those of the unpadded window. Left: they are not."""
     model = small_model(mode, spec=EnvironmentSpec(observation_shape=(11,), num_actions=3, continuous=True))
     size = model.memory.config.context_length * (1 if model.memory.config.sliding else 3)

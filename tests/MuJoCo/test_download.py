@@ -119,7 +119,7 @@ def test_all_twelve_by_default(server, tmp_path, content, folder):
 
 
 @pytest.mark.parametrize("ranges", [True, False])
-def test_a_broken_download_goes_on(server, content, folder, capsys, ranges):
+def test_broken_download_continues(server, content, folder, capsys, ranges):
     server.files[NAME], server.breaks, server.ranges = content, 1000, ranges
     assert run(folder, server.url, "hopper-medium") == 2
     assert names(folder) == [f"{NAME}.part"] and (folder / f"{NAME}.part").read_bytes() == content[:1000]
@@ -137,7 +137,7 @@ def test_several_tries_in_one_run(server, content, folder):
     assert (folder / NAME).read_bytes() == content and len(server.requests) == 4
 
 
-def test_a_whole_part_needs_no_more_bytes(server, content, folder):
+def test_complete_part_is_not_downloaded_again(server, content, folder):
     folder.mkdir()
     (folder / f"{NAME}.part").write_bytes(content)
     server.files[NAME] = content
@@ -145,7 +145,7 @@ def test_a_whole_part_needs_no_more_bytes(server, content, folder):
     assert names(folder) == [NAME]
 
 
-def test_a_part_longer_than_the_file_is_begun_anew(server, content, folder):
+def test_too_long_part_is_restarted(server, content, folder):
     folder.mkdir()
     (folder / f"{NAME}.part").write_bytes(content + b"more")
     server.files[NAME] = content
@@ -171,7 +171,7 @@ def test_wrong_content_is_not_kept(server, content, folder, tmp_path, capsys, wh
     assert "It was deleted" in capsys.readouterr().err
 
 
-def test_a_bad_file_that_is_there_is_named_and_left(server, content, folder, capsys):
+def test_existing_bad_file_is_reported_and_kept(server, content, folder, capsys):
     folder.mkdir()
     (folder / NAME).write_bytes(content[:-500])
     server.files[NAME] = content
@@ -180,7 +180,7 @@ def test_a_bad_file_that_is_there_is_named_and_left(server, content, folder, cap
     assert "Delete or rename it" in capsys.readouterr().err
 
 
-def test_a_file_that_the_server_lacks_stops_no_other(server, content, folder, capsys):
+def test_missing_file_on_server_does_not_stop_others(server, content, folder, capsys):
     server.files[NAME] = content
     assert run(folder, server.url, "hopper-expert", "hopper-medium", tries=3) == 2
     assert names(folder) == [NAME] and len(server.requests) == 2  # 404 is not tried again
@@ -188,7 +188,7 @@ def test_a_file_that_the_server_lacks_stops_no_other(server, content, folder, ca
     assert "404" in error and "1 of 2 files are missing or bad: hopper_expert-v2.hdf5" in error
 
 
-def test_a_length_that_is_not_told_is_no_download(server, content, folder, capsys):
+def test_download_without_length_is_refused(server, content, folder, capsys):
     server.files[NAME], server.length = content, False
     assert run(folder, server.url, "hopper-medium") == 2
     assert names(folder) == [] and "does not say how long" in capsys.readouterr().err
@@ -220,7 +220,7 @@ def test_bad_flags(flags, message, capsys):
     assert stop.value.code == 2 and re.search(message, capsys.readouterr().err)
 
 
-def test_a_disk_that_refuses_is_told(server, content, tmp_path, capsys):
+def test_full_disk_is_reported(server, content, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     server.files[NAME] = content
     assert run(tmp_path / "file", server.url, "hopper-medium") == 2

@@ -56,7 +56,7 @@ def hopper_model(mode: str = "RATE", normalisation: Normalisation | None = SKEWE
 
 @pytest.mark.parametrize("robot", ROBOTS.values(), ids=ROBOTS)
 @pytest.mark.parametrize("version", ["v4", "v5"])
-def test_robots_side_by_side_are_single_robots(robot, version):
+def test_vector_equals_single_robots(robot, version):
     size = robot.observation_size
     together = robots(robot, 3, version)
     alone = [make_environment(robot, version) for _ in range(3)]
@@ -122,7 +122,7 @@ def reference(model, normalisation: Normalisation, seed: int, target: float, *, 
 @pytest.mark.parametrize("window", [False, True], ids=["prompt 1", "prompt K"])
 @pytest.mark.parametrize("renew", [False, True], ids=["", "target renewed"])
 @torch.no_grad()
-def test_episodes_are_those_of_a_slow_obvious_loop(window, renew):
+def test_episodes_equal_a_plain_loop(window, renew):
     """Float32 differs in the last bit, and falling is chaotic: episodes of 20 to 30 steps are still the same."""
     model, plain = hopper_model(), hopper_model(normalisation=None)
     played = play(model, episodes=3, window=window, reset_target=renew)
@@ -133,7 +133,7 @@ def test_episodes_are_those_of_a_slow_obvious_loop(window, renew):
 
 
 @torch.no_grad()
-def test_what_the_comparison_above_could_miss_changes_episodes():
+def test_plain_loop_comparison_detects_changes():
     model = hopper_model()
 
     def returns(model=model, **changes) -> np.ndarray:
@@ -169,13 +169,13 @@ def test_metrics():
     assert found["20_return_MEAN"] == 100 and found["20_return_STD"] == 0 and "20_return_SEM" not in found
 
 
-def test_without_mujoco_the_command_that_installs_it_is_named(monkeypatch):
+def test_missing_mujoco_error_names_the_command(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "mujoco", None)
     with pytest.raises(UserError, match="mujoco"):
         play(hopper_model())
 
 
-def test_a_library_to_draw_with_that_is_missing_is_named(monkeypatch):
+def test_missing_rendering_library_is_reported(monkeypatch):
     def fail(name):
         raise AttributeError("'NoneType' object has no attribute 'glGetError'")
 
@@ -186,7 +186,7 @@ def test_a_library_to_draw_with_that_is_missing_is_named(monkeypatch):
 
 
 @torch.no_grad()
-def test_a_loop_of_ones_own_shows_observations_as_they_are():
+def test_own_loop_gets_raw_observations():
     model, seed = hopper_model(), int(ENVIRONMENT.seeds(1)[0])
     environment, actor = make_environment(HOPPER), Actor(model, 1, 3600.0)
     (observation, _), reward, total, over = environment.reset(seed=seed), 0.0, 0.0, False

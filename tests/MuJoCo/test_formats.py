@@ -76,7 +76,7 @@ def test_pickles(tmp_path, protocol, capsys):
     assert_same(open_data(TASK, tmp_path), changed)
 
 
-def test_a_damaged_conversion_may_be_deleted_and_its_source_stays(tmp_path):
+def test_damaged_conversion_can_be_deleted_and_remade(tmp_path):
     source = write_pickle(tmp_path, episodes(HOPPER))
     converted = open_data(TASK, tmp_path).path
     with h5py.File(converted) as file:
@@ -128,7 +128,7 @@ def test_a_damaged_pickle_is_refused(tmp_path, share):
         open_data(TASK, tmp_path)
 
 
-def test_minari_by_each_of_its_places(tmp_path, capsys):
+def test_minari_data_is_found_by_name_or_folder(tmp_path, capsys):
     made = episodes(HOPPER, [3, 4, 5, 6, 7, 8, 9, 3, 4, 5, 6, 7])
     path = write_minari(tmp_path, made, order=[11, 10, *range(10)])  # HDF5 itself sorts 10 before 2
     for place in (tmp_path, path.parents[1], path):
@@ -181,7 +181,7 @@ def test_a_pickle_may_mark_ends_otherwise(tmp_path):
     assert_same(open_data(TASK, tmp_path), made)
 
 
-def test_an_episode_of_a_pickle_whose_successors_break_off_is_two(tmp_path, capsys):
+def test_pickle_episode_with_broken_successors_is_split(tmp_path, capsys):
     long = episodes(HOPPER, [30])[0]
     after = np.roll(long["observations"], -1, axis=0)
     after[12] = 7
@@ -199,7 +199,7 @@ def test_an_episode_of_a_pickle_whose_successors_break_off_is_two(tmp_path, caps
         ({"next_observations": np.zeros((30, 11))}, "is not in the order of time"),
     ],
 )
-def test_an_episode_of_a_pickle_that_cannot_be_is_refused(tmp_path, change, message):
+def test_impossible_pickle_episode_is_refused(tmp_path, change, message):
     made = episodes(HOPPER)
     path = write_pickle(tmp_path, [*made[:3], made[3] | change])
     with pytest.raises(UserError, match=f"episode 3 of .*{message}"):
@@ -214,13 +214,13 @@ def test_an_episode_of_a_pickle_that_cannot_be_is_refused(tmp_path, change, mess
         ({"rewards": np.zeros((30, 2))}, r"has 'rewards' of shape \(30, 2\)"),
     ],
 )
-def test_an_episode_of_minari_that_cannot_be_is_refused(tmp_path, changes, message):
+def test_impossible_minari_episode_is_refused(tmp_path, changes, message):
     write_minari(tmp_path, episodes(HOPPER), **changes)
     with pytest.raises(UserError, match=f"'episode_3' of .*{message}"):
         open_data(TASK, tmp_path)
 
 
-def test_what_minari_says_of_itself_must_be_so(tmp_path):
+def test_wrong_minari_metadata_is_refused(tmp_path):
     path = write_minari(tmp_path, episodes(HOPPER))
     with h5py.File(path, "a") as file:
         file["episode_3"].attrs["total_steps"] = 31
@@ -247,7 +247,7 @@ def test_an_episode_longer_than_the_task_allows_is_refused(tmp_path):
         open_data(TASK, tmp_path)
 
 
-def test_a_conversion_beside_a_read_only_source_goes_elsewhere(tmp_path, monkeypatch, capsys):
+def test_conversion_of_read_only_source_goes_elsewhere(tmp_path, monkeypatch, capsys):
     source, made = tmp_path / "source", tmp_path / "made"
     source.mkdir()
     write_pickle(source, episodes(HOPPER))

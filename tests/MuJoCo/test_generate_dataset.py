@@ -64,7 +64,7 @@ def test_environments_are_those_of_the_table(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())  # MuJoCo's log
 
 
-def test_a_file_holds_what_happened(made):
+def test_file_contains_the_played_steps(made):
     """Its actions, taken again from the states stored, give its rewards and next observations."""
     arrays = content(made / "hopper_medium-own.hdf5")
     assert set(arrays) == {"observations", "actions", "rewards", "terminals", "timeouts", "infos/qpos", "infos/qvel"}
@@ -101,7 +101,7 @@ def test_the_same_seed_makes_the_same_file(made, tmp_path):
     assert not np.array_equal(first["rewards"][:20], other["rewards"][:20])
 
 
-def test_training_goes_on_as_if_never_interrupted(tmp_path):
+def test_interrupted_policy_training_is_unchanged(tmp_path):
     straight = policies_of(tmp_path / "a", 3)
     policies_of(tmp_path / "b", 1)
     resumed = policies_of(tmp_path / "b", 3)
@@ -165,7 +165,7 @@ def test_training_stops_at_the_goal(tmp_path):
     )  # untrained, and the first that has walked
 
 
-def test_an_existing_file_is_not_replaced_unasked(made):
+def test_existing_file_is_not_replaced(made):
     before = (made / "hopper_medium-own.hdf5").read_bytes()
     with pytest.raises(UserError, match="exists; add --overwrite true"):
         generate(options(made))

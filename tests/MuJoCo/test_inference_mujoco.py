@@ -52,7 +52,7 @@ def infer(*flags: object) -> None:
     inference_mujoco.main([*map(str, flags), "--device", "cpu"])
 
 
-def test_a_run_is_evaluated_as_it_evaluated_itself_without_its_data(run, tmp_path, capsys):
+def test_inference_reproduces_final_evaluation_without_data(run, tmp_path, capsys):
     output = tmp_path / "out.json"
     infer("--checkpoint", run, "--episodes", 3, "--reset_target", "--output", output)
     printed = capsys.readouterr().out
@@ -147,7 +147,7 @@ def test_videos_show_whole_episodes(run, tmp_path, monkeypatch):
     assert fps == 25 and 2 * (steps + 125) / 5 <= frames <= 2 * ((steps + 125) / 5 + 2)  # and a second of the end
 
 
-def test_a_machine_that_cannot_draw_is_told_what_to_install(monkeypatch):
+def test_missing_display_error_names_what_to_install(monkeypatch):
     monkeypatch.delenv("MUJOCO_GL", raising=False)
     monkeypatch.setattr(pictures, "find_library", lambda name: None)
     with pytest.raises(UserError, match=r"apt-get install libegl1 .*libosmesa6"):
@@ -169,7 +169,7 @@ def test_a_machine_that_cannot_draw_is_told_what_to_install(monkeypatch):
 # --- mistakes ---
 
 
-def test_a_checkpoint_of_another_robot_is_refused_even_of_one_of_its_size(run, cheetah, tmp_path, capsys):
+def test_checkpoint_of_another_robot_is_refused(run, cheetah, tmp_path, capsys):
     said = commands.error_of(capsys, tmp_path, inference_mujoco.main, ["--checkpoint", str(run), "--env_id", "0"])
     assert "--env_id 0 is halfcheetah-medium" in said and "was trained on hopper-medium" in said
     said = commands.error_of(capsys, tmp_path, inference_mujoco.main, ["--checkpoint", str(cheetah), "--env_id", "3"])
@@ -200,7 +200,7 @@ def test_a_run_without_its_settings_is_read_from_its_checkpoint(run, tmp_path, a
     assert asked[0] == asked[1]
 
 
-def test_the_words_of_a_converted_checkpoint_name_its_task(run, tmp_path, asked, capsys):
+def test_converted_checkpoint_names_its_task(run, tmp_path, asked, capsys):
     shutil.copytree(run, tmp_path / "run")
     config = tmp_path / "run" / "config.yaml"
     config.write_text(yaml.safe_dump({"published_variant": "mujoco", "task": "Hopper-medium_replay-v2"}))
@@ -242,7 +242,7 @@ def test_statistics_beside_an_earlier_checkpoint(run, tmp_path, capsys):
             load_model(checkpoint)
 
 
-def test_what_is_not_given_is_as_in_the_run(run, tmp_path, asked):
+def test_flags_default_to_those_of_the_run(run, tmp_path, asked):
     shutil.copytree(run, tmp_path / "run")
     config = tmp_path / "run" / "config.yaml"
     changes = {"target_return": 900, "env_version": "v5", "long_prompt": False, "slide": 2, "precision": "bf16"}

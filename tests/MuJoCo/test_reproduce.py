@@ -22,7 +22,7 @@ def fake_run(folder: Path, result: dict[str, float]) -> Path:
     return folder
 
 
-def test_the_table_holds_the_runs_beside_their_data(tmp_path, monkeypatch, capsys):
+def test_table_has_runs_and_their_data(tmp_path, monkeypatch, capsys):
     def run_all(study, options) -> dict[str, list[Path]]:
         commands = study.command("RATE", SEEDS)
         robot = task_of(int(commands[commands.index("--env_id") + 1])).robot
@@ -56,7 +56,7 @@ def test_the_table_holds_the_runs_beside_their_data(tmp_path, monkeypatch, capsy
     assert "| BC (RATE without returns) |" in capsys.readouterr().out
 
 
-def test_models_of_one_name_and_two_tasks_do_not_share_their_runs():
+def test_runs_of_different_tasks_are_separate():
     folders = [
         reproduce.study(env_id).folder(label)
         for env_id in reproduce.ENV_IDS

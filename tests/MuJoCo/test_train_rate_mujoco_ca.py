@@ -56,7 +56,7 @@ def here(data, tmp_path) -> Path:
 # --- flags ---
 
 
-def test_the_command_of_old_means_what_it_did():
+def test_published_command_keeps_its_meaning():
     config = ENVIRONMENT.read_config(shlex.split(COMMAND)[2:])
     assert config.agent_config().sizes == PUBLISHED
     assert config.run.seeds == range(123, 124)
@@ -66,7 +66,7 @@ def test_the_command_of_old_means_what_it_did():
     assert re.fullmatch(r"halfcheetah-medium_arch_mode_TrXL_RATE_[0-9a-f]{8}_RUN_123", directory.name)
 
 
-def test_flags_have_the_spellings_of_this_script_and_of_the_others():
+def test_flag_aliases_are_accepted():
     ours = "--num_mem_tokens 7 --number_of_segments 4 --segment_length 6 --target_return 5"
     others = "--nmt 7 --segments 4 --context_length 6 --desired_return 5"
     one, two = (ENVIRONMENT.read_config(flags.split()) for flags in (ours, others))
@@ -81,7 +81,7 @@ def test_seeds():
     assert seeds("--seed 9 --start_seed 4 --end_seed 6") == [9]
 
 
-def test_the_model_is_the_published_one_that_sees_returns_in_thousands():
+def test_model_matches_published_one_with_returns_in_thousands():
     variant = VARIANTS["mujoco"].spec
     spec = spec_of(HOPPER)
     assert (spec.observation_shape, spec.num_actions, spec.continuous) == ((11,), 3, variant.continuous)
@@ -92,7 +92,7 @@ def test_the_model_is_the_published_one_that_sees_returns_in_thousands():
 # --- runs ---
 
 
-def test_a_run_leaves_behind_all_that_acting_and_looking_need(here, capsys):
+def test_run_directory_has_all_documented_files(here, capsys):
     assert train(here, "--env_id", "6") == 0
     run = only_run(here)
     assert re.fullmatch(r"hopper-medium_arch_mode_TrXL_RATE_[0-9a-f]{8}_RUN_1", run.name)
@@ -113,7 +113,7 @@ def test_a_run_leaves_behind_all_that_acting_and_looking_need(here, capsys):
     assert any("5_episode_MEAN" in line for line in metrics[:-1]), "evaluated at a checkpoint too"
 
 
-def test_dropout_stays_on_behind_an_evaluation(here, monkeypatch):
+def test_dropout_stays_on_after_an_evaluation(here, monkeypatch):
     """The published code evaluated at iteration 0 and trained without dropout from there."""
     modes, train_batch = [], Trainer.train_batch
 
@@ -148,7 +148,7 @@ def test_a_cloned_behaviour_does_not_depend_on_returns(here, mode):
         assert ("_condition_none_" in only_run(folder).name) == (condition == "false")
 
 
-def test_an_interrupted_run_ends_as_if_it_never_was(here, tmp_path):
+def test_interruption_changes_nothing(here, tmp_path):
     flags = ("--env_id", "6", "--dropout", "0.1", "--online_inference", "false")
     assert train(here, *flags) == 0
     expected, folder = only_run(here), tmp_path / "stopped"
@@ -161,7 +161,7 @@ def test_an_interrupted_run_ends_as_if_it_never_was(here, tmp_path):
     assert_same(outcome(only_run(folder)), outcome(expected))
 
 
-def test_one_seed_is_the_run_that_a_range_of_seeds_makes(here):
+def test_single_seed_gives_the_same_run_as_a_range(here):
     assert train(here, "--env_id", "6", "--seed", "2", *NO_EVALUATION) == 0
     run = only_run(here)
     before = outcome(run)
@@ -188,7 +188,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_named_and_nothing_is_created(mistake, here, capsys):
+def test_mistakes_are_reported_and_create_nothing(mistake, here, capsys):
     flags, *expected = MISTAKES[mistake]
     said = commands.error_of(capsys, here, train_rate_mujoco_ca.main, [*TINY, *places(here), *shlex.split(flags)])
     assert all(part in said for part in expected)
@@ -201,7 +201,7 @@ def test_data_of_another_robot_is_refused(here, capsys):
     assert str(path) in said and "17" in said and "11" in said
 
 
-def test_without_mujoco_the_command_that_installs_it_is_named_before_training(here, capsys, monkeypatch):
+def test_missing_mujoco_is_reported_before_training(here, capsys, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "mujoco", None)
     flags = [*TINY, *places(here), "--env_id", "6"]
     assert "pip install -e '.[mujoco]'" in commands.error_of(capsys, here, train_rate_mujoco_ca.main, flags)

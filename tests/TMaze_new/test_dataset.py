@@ -33,7 +33,7 @@ def options(tmp_path):
 
 
 @pytest.mark.parametrize("win_only", [True, False])
-def test_episodes_are_those_of_the_environment(options, win_only):
+def test_recorded_episodes_match_the_environment(options, win_only):
     """Played again in the single environment, every stored action gives the stored observations and rewards."""
     options = DataOptions(**vars(options) | {"win_only": win_only, "hint_steps": 2})
     file = DATA.open(generate(options, 2))
@@ -58,7 +58,7 @@ def test_episodes_are_those_of_the_environment(options, win_only):
     assert (hints[:20] == 1).sum() == 10  # balanced among winners and losers
 
 
-def test_seeds_are_distinct_balanced_and_never_those_of_an_evaluation(options):
+def test_seeds_are_distinct_balanced_and_not_evaluation_seeds(options):
     options = DataOptions(**vars(options) | {"trajectories": 500})
     seeds = []
     for path in ensure_datasets(options):
@@ -94,7 +94,7 @@ def test_ensure_makes_only_what_is_missing(options, capsys):
     assert ensure_datasets(options, [2]) == paths[1:2] and capsys.readouterr().out == ""
 
 
-def test_files_of_other_tasks_are_used_again(tmp_path, capsys):
+def test_data_files_are_shared_between_tasks(tmp_path, capsys):
     """Their observations have other sizes than the passive T-Maze's."""
     options = DataOptions(
         task="multi-cue", bits=2, context_length=10, min_n_final=2, max_n_final=2, trajectories=6, data_dir=tmp_path
@@ -128,7 +128,7 @@ def test_split_is_the_same_in_every_stage(options):
     assert stages[0] < stages[1] < stages[2] and [len(rows) for rows in stages] == [8, 16, 24]
 
 
-def test_loading_names_what_is_wrong(options):
+def test_loading_reports_damaged_files(options):
     with pytest.raises(UserError, match="does not exist.*makes what it needs"):
         load_windows([DATA.path(options.only(1))], size=6)
     path = generate(options, 2)
@@ -177,7 +177,7 @@ def test_bad_flags_are_named(tmp_path, capsys, flags, message):
     assert not (tmp_path / "data").exists()
 
 
-def test_junctions_come_at_any_step_of_the_last_segment(options):
+def test_junctions_occur_at_any_step_of_last_segment(options):
     """With `corridors="any"`: every length that needs exactly S segments, the same for up and down."""
     drawn = DataOptions(**vars(options) | {"corridors": "any", "trajectories": 400})
     for segments in (1, 2, 3):
@@ -245,7 +245,7 @@ def test_published_pickles_are_read(tmp_path, capsys):
     assert len(training) + len(validation) == 24
 
 
-def test_published_pickles_that_do_not_fit_are_told(tmp_path):
+def test_unusable_published_pickles_are_reported(tmp_path):
     options = DataOptions(max_n_final=1, context_length=5, data_path=tmp_path, data_dir=tmp_path / "converted")
     with pytest.raises(UserError, match=r"holds no published data of 1 segments of 5 steps; .*data_T_5.pickle"):
         ensure_datasets(options)

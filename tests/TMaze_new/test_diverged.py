@@ -50,7 +50,7 @@ def assert_valid(run: Path) -> None:
 
 
 @pytest.mark.parametrize("flags", [(), ("--epochs", "1", "--epoch_batches", "1"), ("--epoch_batches", "1")])
-def test_weights_that_overflow_are_not_saved(tmp_path, capsys, flags):
+def test_overflowing_weights_are_not_saved(tmp_path, capsys, flags):
     """In the first steps, in the very last one, and in the one before a checkpoint."""
     message = refused(capsys, tmp_path, "--learning_rate", "1e39", "--warmup_steps", "0", *flags)
     assert "not finite" in message and "No checkpoint was saved yet" in message and "lower --learning_rate" in message
@@ -58,7 +58,7 @@ def test_weights_that_overflow_are_not_saved(tmp_path, capsys, flags):
     assert_valid(only_run(tmp_path))
 
 
-def test_moments_that_overflow_are_not_saved(tmp_path, capsys, monkeypatch):
+def test_overflowing_optimizer_moments_are_not_saved(tmp_path, capsys, monkeypatch):
     validate = Trainer.validate
 
     def spoil(trainer, batches):
@@ -70,7 +70,7 @@ def test_moments_that_overflow_are_not_saved(tmp_path, capsys, monkeypatch):
     assert "the state of the optimizer are not finite" in refused(capsys, tmp_path)
 
 
-def test_a_validation_that_is_not_finite_shows_in_the_exit_code(tmp_path, capsys, monkeypatch):
+def test_nonfinite_validation_loss_sets_exit_code(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(Trainer, "validate", lambda *_: {"validation_loss": float("nan")})
     message = refused(capsys, tmp_path)
     assert "the final validation loss is not finite" in message
@@ -161,7 +161,7 @@ def test_unusable_content_is_refused_in_one_line(stopped, capsys, name):
             file.write_bytes(content)
 
 
-def test_other_observations_are_other_data(stopped, tmp_path, capsys):
+def test_changed_observations_count_as_other_data(stopped, tmp_path, capsys):
     """The rewards and actions are the same; the observations are not."""
     (data,) = (stopped / "data").glob("*S2_*.h5")
     content = data.read_bytes()
@@ -187,7 +187,7 @@ def test_an_older_fingerprint_is_accepted(stopped):
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="names of open files")
-def test_output_to_an_open_file_or_a_pipe_is_written_there(stopped, tmp_path, capsys):
+def test_output_to_open_file_or_pipe(stopped, tmp_path, capsys):
     arguments = ["--checkpoint", str(only_run(stopped)), "--lengths", "9", "--episodes", "2", "--device", "cpu"]
     with open(tmp_path / "log", "w+") as log:
         print("what was printed before", file=log, flush=True)
@@ -200,7 +200,7 @@ def test_output_to_an_open_file_or_a_pipe_is_written_there(stopped, tmp_path, ca
     os.close(reader)
 
 
-def test_training_goes_on_from_the_last_checkpoint_with_what_is_advised(stopped, tmp_path, capsys):
+def test_diverged_training_continues_with_the_suggested_flags(stopped, tmp_path, capsys):
     """Under another name; what changed is said and recorded, and the first run is left as it is."""
     run = only_run(stopped)
     before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
@@ -231,7 +231,7 @@ def test_training_goes_on_from_the_last_checkpoint_with_what_is_advised(stopped,
     ],
     ids=["missing", "empty", "damaged", "changed"],
 )
-def test_the_configuration_is_restored_from_the_checkpoint(stopped, tmp_path, capsys, damage):
+def test_config_is_restored_from_checkpoint(stopped, tmp_path, capsys, damage):
     shutil.copytree(stopped / "runs", tmp_path / "runs")
     config = only_run(tmp_path) / "config.yaml"
     content = config.read_text()

@@ -24,12 +24,12 @@ def test_as_many_episodes_go_up_as_down(episodes):
     assert len(set(seeds.tolist())) >= episodes - 1  # seed 3 is twice in the published list
 
 
-def test_a_hundred_episodes_are_the_published_ones():
+def test_hundred_episodes_use_the_published_seeds():
     assert evaluation_seeds(100).tolist() == sorted(EVALUATION_SEEDS)
     assert set(EVALUATION_SEEDS) <= set(evaluation_seeds(200).tolist())
 
 
-def test_there_are_no_more_seeds():
+def test_too_many_episodes_are_refused():
     with pytest.raises(ValueError, match="9993 episodes"):
         evaluation_seeds(MAX_EPISODES + 1)
     for count in (1, MAX_EPISODES + 1):
@@ -98,7 +98,7 @@ def test_half_of_the_episodes_go_up(acting):
     assert results == {length: {"success_rate": 0.5, "mean_delay": 0.0} for length in (9, 30)}
 
 
-def test_an_episode_is_over_after_as_many_steps_as_it_is_long(acting):
+def test_episode_length_equals_its_number_of_steps(acting):
     """One lost step can be made up, as T - 1 of T steps are needed."""
     acting(Waverer)
     assert success_by_length(small_model(spec=SPEC), [9], episodes=4)[9] == {"success_rate": 1.0, "mean_delay": 1.0}
@@ -114,7 +114,7 @@ def test_the_options_reach_the_actor(acting):
 
 
 @pytest.mark.parametrize("mode", ["RATE", "DTXL"])
-def test_a_length_has_the_same_result_alone_and_among_others(mode):
+def test_result_of_a_length_does_not_depend_on_others(mode):
     """Of a real model, which acts at random but for its seedless decisions."""
     model = small_model(mode, spec=SPEC, seed=3)
     together = success_by_length(model, [9, 4, 20], episodes=6)
@@ -122,14 +122,14 @@ def test_a_length_has_the_same_result_alone_and_among_others(mode):
         assert success_by_length(model, [length], episodes=6) == {length: together[length]}
 
 
-def test_torchs_random_state_is_left_alone():
+def test_torch_random_state_is_unchanged():
     model = small_model(spec=SPEC)
     before = torch.get_rng_state()
     success_by_length(model, [9], episodes=4)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_names_of_the_published_system():
+def test_published_metric_names():
     results = {n: {"success_rate": n / 1000, "mean_delay": float(n)} for n in (9, 30, 60, 90, 120, 150, 270, 480, 900)}
     expected = {f"Success_rate_T_{n}": n / 1000 for n in results}
     for segments in (1, 2, 3, 5, 9, 16, 30):

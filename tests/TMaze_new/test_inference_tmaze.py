@@ -57,13 +57,13 @@ def test_a_run_is_evaluated_at_any_length(run, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("place", ["", "checkpoints", "checkpoints/best", "checkpoints/step_00000004"])
-def test_a_checkpoint_is_found_in_every_spelling(run, place, capsys):
+def test_checkpoint_paths_in_every_form(run, place, capsys):
     infer("--checkpoint", run / place, "--lengths", 9, "--episodes", 2)
     expected = "step_00000004" if place.endswith("4") else "step_0000000"
     assert expected in capsys.readouterr().out
 
 
-def test_a_checkpoint_is_found_from_beside_it(run, monkeypatch, capsys):
+def test_checkpoint_is_found_from_its_own_folder(run, monkeypatch, capsys):
     monkeypatch.chdir(run / "checkpoints")
     infer("--checkpoint", "step_00000008", "--lengths", 9, "--episodes", 2)
     assert "step_00000008" in capsys.readouterr().out
@@ -107,7 +107,7 @@ def test_wrong_checkpoints_are_named(run, tmp_path, capsys):
     assert "config.yaml" in fails(capsys, "--checkpoint", run / "config.yaml")
 
 
-def test_a_damaged_checkpoint_is_passed_over_or_named(run, tmp_path, capsys):
+def test_damaged_checkpoint_is_skipped_or_reported(run, tmp_path, capsys):
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
     newest = copy / "checkpoints" / "step_00000008"
@@ -150,13 +150,13 @@ def test_mistakes_are_named(run, flags, named, capsys):
         assert named in fails(capsys, "--checkpoint", run, *words)
 
 
-def test_an_output_that_cannot_be_written_is_named(run, tmp_path, capsys):
+def test_unwritable_output_is_reported(run, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     place = tmp_path / "file" / "out.json"
     assert str(place) in fails(capsys, "--checkpoint", run, "--lengths", 9, "--episodes", 2, "--output", place)
 
 
-def test_what_is_not_given_is_as_in_the_run(run, tmp_path, asked):
+def test_flags_default_to_those_of_the_run(run, tmp_path, asked):
     shutil.copytree(run, tmp_path / "run")
     config = tmp_path / "run" / "config.yaml"
     text = yaml.safe_load(config.read_text())

@@ -33,7 +33,7 @@ def train(folder, *flags: str) -> None:
     assert train_tmaze.main(flags) == 0
 
 
-def test_rate_remembers_at_any_length_with_its_memory_and_not_without(tmp_path):
+def test_rate_remembers_at_any_length_unless_knocked_out(tmp_path):
     train(tmp_path)
     run = only_run(tmp_path)
     final = json.loads((run / "eval" / "final.json").read_text())
@@ -48,7 +48,7 @@ def test_rate_remembers_at_any_length_with_its_memory_and_not_without(tmp_path):
     assert all(0.3 <= rates[length] <= 0.7 for length in (30, 60, 90, 900))
 
 
-def test_a_decision_transformer_remembers_no_farther_than_its_window(tmp_path):
+def test_decision_transformer_remembers_only_within_its_window(tmp_path):
     train(tmp_path, "--model_mode", "DT", "--slide", "30", "--eval_lengths", "9", "30", "90", "300", "900")
     final = json.loads((only_run(tmp_path) / "eval" / "final.json").read_text())
     rates = {length: final[f"Success_rate_T_{length}"] for length in (9, 30, 90, 300, 900)}

@@ -22,7 +22,7 @@ def no_run(tmp_path, monkeypatch):
     monkeypatch.delenv("RATE_RUN", raising=False)
 
 
-def test_it_is_stored_without_outputs():
+def test_notebook_is_stored_without_outputs():
     assert_without_outputs(ROOT / NOTEBOOK)
 
 
@@ -36,7 +36,7 @@ SHORT = {
 
 
 @pytest.mark.parametrize("learned", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["short", "learned"])
-def test_a_fresh_copy_trains_a_run_and_examines_it(tmp_path, no_run, learned):
+def test_notebook_trains_a_run_from_a_fresh_clone(tmp_path, no_run, learned):
     copy = tmp_path / "copy"
     for package in ("RATE_model", "TMaze_new"):
         ignored = shutil.ignore_patterns("__pycache__", "TMaze_new_data", "TMaze_new_checkpoints")
@@ -55,7 +55,7 @@ def test_a_fresh_copy_trains_a_run_and_examines_it(tmp_path, no_run, learned):
     assert all(0.25 < rate < 0.75 for rate in knocked_out.values())
 
 
-def test_it_shows_the_run_it_is_given_from_anywhere_in_the_repository(tmp_path, no_run, monkeypatch):
+def test_notebook_shows_a_given_run(tmp_path, no_run, monkeypatch):
     run = tmp_path / "a_run"
     model = small_model("DT")
     state = {**model.config.saved(), "spec": asdict(VECTOR)}

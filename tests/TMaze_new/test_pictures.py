@@ -54,7 +54,7 @@ def test_a_recorded_episode_replays_in_the_maze(monkeypatch):
     assert different == [[0, 1]], "the episodes differ in the hint alone"
 
 
-def test_an_untrained_model_is_recorded_until_time_is_up():
+def test_untrained_model_is_recorded_until_the_step_limit():
     model = small_model().train()
     observations, _, _ = record_episode(model, 2 * K + 1, goals=(-1,), hint_steps=2)
     assert observations.shape[0] == 1 and observations.shape[1] <= 2 * K + 1
@@ -82,19 +82,19 @@ def test_an_episode_too_short_is_named():
         ("DT", ["attention_map.png", "attention_layers.png"]),
     ],
 )
-def test_maps_suit_the_model(mode, names, tmp_path):
+def test_maps_match_the_model(mode, names, tmp_path):
     paths = draw_maps(small_model(mode), tmp_path, 2 * K, memory_length=2 * K)
     assert [path.name for path in paths] == names
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
 
 
-def test_gates_are_drawn_where_there_are_any(tmp_path):
+def test_gates_are_drawn_if_present(tmp_path):
     config = ModelOptions(model_mode="Mamba", d_model=8).agent_config(context_length=K, segments=2)
     paths = draw_maps(Agent(config, SPEC), tmp_path, 2 * K, memory_length=2 * K)
     assert [path.name for path in paths] == ["gates_map.png", "memory_map.png"]
 
 
-def test_a_sliding_window_is_drawn_no_longer_than_it_is(tmp_path, monkeypatch):
+def test_sliding_window_is_drawn_at_its_length(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(maps, "plot_attention", lambda segments, path, **rest: drawn.append(segments) or path)
     model = small_model("DT")

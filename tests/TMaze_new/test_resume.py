@@ -84,7 +84,7 @@ def assert_same(folder: Path, shared: Path, flags: tuple[str, ...]) -> None:
 # --- a signal asks to stop ---
 
 
-def test_stopping_anywhere_changes_nothing(tmp_path, shared):
+def test_interruption_anywhere_changes_nothing(tmp_path, shared):
     """In the first batch, in the middle of an epoch, at the edge of one, shortly before the end."""
     flags = MODES["RATE"]
     for batch in (1, 2, BATCHES_PER_EPOCH - 3, 3, 4):
@@ -96,7 +96,7 @@ def test_stopping_anywhere_changes_nothing(tmp_path, shared):
 
 
 @pytest.mark.parametrize("curriculum", ["true", "adaptive"])
-def test_stopping_anywhere_changes_nothing_in_any_stage(tmp_path, shared, curriculum):
+def test_interruption_in_any_stage_changes_nothing(tmp_path, shared, curriculum):
     flags = tuple(CURRICULA[curriculum])
     positions = []
     for batch in (1, 2, 2, 3, 1, 1, 1):
@@ -109,7 +109,7 @@ def test_stopping_anywhere_changes_nothing_in_any_stage(tmp_path, shared, curric
     assert_same(tmp_path, shared, flags)
 
 
-def test_stopping_changes_nothing_in_bf16_with_steps_per_segment(tmp_path, shared):
+def test_interruption_in_bf16_with_steps_per_segment_changes_nothing(tmp_path, shared):
     flags = ("--bptt_segments", "0", "--accumulate", "2", "--precision", "bf16", "--arch_mode", "GTrXL")
     for batch in (3, 4):
         stop_after(batch, tmp_path, *flags)
@@ -130,7 +130,7 @@ def test_loader_workers_change_nothing(tmp_path, shared):
 
 
 @pytest.mark.parametrize("curriculum", CURRICULA)
-def test_a_kill_behind_any_checkpoint_changes_nothing(tmp_path, shared, curriculum):
+def test_kill_after_any_checkpoint_changes_nothing(tmp_path, shared, curriculum):
     """Also behind one that was written where one stage ends and the next begins, and after the last."""
     flags = (*CURRICULA[curriculum], *EVERY_EPOCH)
     last = uninterrupted(shared, flags)["state"]["trainer"]["step"]
@@ -143,7 +143,7 @@ def test_a_kill_behind_any_checkpoint_changes_nothing(tmp_path, shared, curricul
     assert_same(tmp_path, shared, flags)
 
 
-def test_a_kill_amid_the_last_save_leaves_no_checkpoint_too_many(tmp_path, shared, monkeypatch):
+def test_kill_during_last_save_leaves_no_extra_checkpoint(tmp_path, shared, monkeypatch):
     """The newest checkpoint is complete; the one that it replaces is still there."""
     last = uninterrupted(shared, EVERY_EPOCH)["state"]["trainer"]["step"]
 
@@ -163,7 +163,7 @@ def test_a_kill_amid_the_last_save_leaves_no_checkpoint_too_many(tmp_path, share
     assert {path.name for path in (only_run(tmp_path) / "checkpoints").iterdir()} == kept | {"best"}
 
 
-def test_what_was_best_before_a_kill_is_still_best(tmp_path, monkeypatch):
+def test_best_checkpoint_survives_a_kill(tmp_path, monkeypatch):
     """The loss rises from epoch to epoch: the first checkpoint stays the best."""
     monkeypatch.setattr(fit.Trainer, "validate", lambda trainer, batches: {"validation_loss": float(trainer.step)})
     for _ in range(2):
@@ -221,7 +221,7 @@ def test_real_signals_to_a_real_process(tmp_path, shared):
 # --- damage ---
 
 
-def test_behind_a_damaged_checkpoint_the_one_before_is_used(tmp_path, shared, capsys):
+def test_damaged_checkpoint_falls_back_to_the_previous_one(tmp_path, shared, capsys):
     stop_after(2 * BATCHES_PER_EPOCH + 1, tmp_path)
     checkpoints = only_run(tmp_path) / "checkpoints"
     newest = resolve_checkpoint(checkpoints)
@@ -236,7 +236,7 @@ def test_behind_a_damaged_checkpoint_the_one_before_is_used(tmp_path, shared, ca
     assert_same(tmp_path, shared, ())
 
 
-def test_a_run_of_damaged_checkpoints_is_not_started_anew_by_itself(tmp_path, capsys):
+def test_run_with_only_damaged_checkpoints_is_not_restarted(tmp_path, capsys):
     stop_after(1, tmp_path)
     newest = resolve_checkpoint(only_run(tmp_path))
     (newest / "training.pt").unlink()
@@ -268,7 +268,7 @@ def test_a_finished_run_can_be_given_more_epochs(tmp_path):
     assert list(differences(outcome(tmp_path)["weights"], outcome(longer)["weights"])) == []
 
 
-def test_a_run_is_neither_overwritten_nor_resumed_unasked(tmp_path, capsys):
+def test_run_is_not_overwritten_or_resumed_by_default(tmp_path, capsys):
     stop_after(1, tmp_path)
     before = outcome(tmp_path)
     capsys.readouterr()
@@ -281,7 +281,7 @@ def test_a_run_is_neither_overwritten_nor_resumed_unasked(tmp_path, capsys):
     assert outcome(tmp_path)["state"]["trainer"]["step"] == BATCHES_PER_EPOCH
 
 
-def test_a_run_is_not_resumed_with_another_configuration(tmp_path, capsys):
+def test_resuming_with_another_configuration_is_refused(tmp_path, capsys):
     stop_after(1, tmp_path)
     before = outcome(tmp_path)
     for key, value in {"d_model": "24", "hint_steps": "2", "beta_1": "0.8", "epochs": "2"}.items():
@@ -292,7 +292,7 @@ def test_a_run_is_not_resumed_with_another_configuration(tmp_path, capsys):
         assert list(differences(outcome(tmp_path), before)) == []
 
 
-def test_a_run_is_resumed_from_another_place(tmp_path, shared):
+def test_run_can_be_resumed_from_another_folder(tmp_path, shared):
     """`--resume PATH` continues a copy elsewhere; the metrics begin there."""
     stop_after(5, tmp_path)
     run = only_run(tmp_path)
@@ -330,7 +330,7 @@ def full_disk(place: str) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("place", ["metrics.jsonl", "final.json"])
-def test_a_full_disk_is_named_and_nothing_is_lost(tmp_path, shared, capsys, place):
+def test_full_disk_is_reported_and_loses_nothing(tmp_path, shared, capsys, place):
     flags = ("--start_seed", "1", "--end_seed", "2")
     with full_disk(place):
         assert train(tmp_path, *flags) == 1
@@ -380,7 +380,7 @@ def test_a_signal_stops_validation_and_evaluation_at_once(tmp_path, shared, caps
     assert_same(tmp_path, shared, ())
 
 
-def test_a_signal_while_a_finished_run_is_resumed_changes_nothing(tmp_path, shared):
+def test_signal_while_resuming_finished_run_changes_nothing(tmp_path, shared):
     assert train(tmp_path) == 0
     with signal_in(VALIDATE, 1, signal.SIGUSR2):
         assert train(tmp_path, "--resume", "auto") == 128 + signal.SIGUSR2

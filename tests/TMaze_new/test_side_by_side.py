@@ -17,7 +17,7 @@ from TMaze_new.TMaze_new_src.environment import ENVIRONMENT
 
 
 @pytest.mark.parametrize("max_n_final", [3, 5])
-def test_the_quickstart_takes_the_runs_of_its_setting(tmp_path, monkeypatch, max_n_final):
+def test_quickstart_reuses_its_runs(tmp_path, monkeypatch, max_n_final):
     fast = tmp_path / "fast.yaml"
     fast.write_text(yaml.safe_dump(yaml.safe_load(quickstart.FAST.read_text()) | {"max_n_final": max_n_final}))
     monkeypatch.setattr(quickstart, "FAST", fast)
@@ -32,7 +32,7 @@ def test_the_quickstart_takes_the_runs_of_its_setting(tmp_path, monkeypatch, max
     assert all(f"_max_{max_n_final}_" in path.name for path in runs.values())
 
 
-def test_a_finished_run_of_another_setting_is_not_used(tmp_path, monkeypatch):
+def test_quickstart_ignores_runs_of_other_settings(tmp_path, monkeypatch):
     commands = []
 
     def train(command, environment, stop):

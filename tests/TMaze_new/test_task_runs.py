@@ -68,12 +68,12 @@ def test_outcomes_are_the_shares_of_right_turns(task, tmp_path, monkeypatch):
     assert ENVIRONMENT.horizons(LENGTH, options) == options.chains([LENGTH]).horizons
 
 
-def test_an_endless_episode_that_never_turns_recalls_nothing():
+def test_endless_episode_without_turns_recalls_nothing():
     task = TaskChoice(task="endless", corridor=3)
     assert task.outcomes(13, np.array([-0.13, 2.87, 0.87]), np.array([13, 13, 12])).tolist() == [0, 1, 0.665]
 
 
-def test_data_has_the_lengths_that_were_asked_for(tmp_path):
+def test_data_has_the_requested_lengths(tmp_path):
     options = DataOptions(
         task="multi-cue", bits=2, corridors="any", context_length=10, trajectories=50, data_dir=tmp_path
     )
@@ -95,12 +95,12 @@ def test_data_has_the_lengths_that_were_asked_for(tmp_path):
         ({"task": "recall", "hint_steps": 2}, "--hint_steps: goes with --task passive"),
     ],
 )
-def test_flags_that_do_not_go_together_are_refused(changes, words):
+def test_incompatible_flags_are_refused(changes, words):
     with pytest.raises(UserError, match=words):
         DataOptions(**changes).validate()
 
 
-def test_lengths_that_a_task_has_not_are_refused():
+def test_lengths_impossible_in_a_task_are_refused():
     with pytest.raises(UserError, match="--lengths 8: --task multi-cue takes at least 9 steps"):
         Maze(task="multi-cue", lengths=(8, 30)).validate()
     assert ENVIRONMENT.cases(Maze(task="multi-cue", bits=20))[0] == 90

@@ -39,7 +39,7 @@ def told(task, observations, actions, junction):
 
 
 @ALL
-def test_what_was_shown_tells_every_turn(task):
+def test_hints_determine_every_turn(task):
     chains = TASKS[task](64, np.repeat([9, 14], 32))
     chains.reset(seed=np.arange(64), options={"flip": np.arange(64) % 2 == 1})
     observations, actions, rewards, terminated = chains.play_expert()
@@ -67,7 +67,7 @@ def test_wrong_turns_are_wrong_and_bits_are_fair(task):
 
 
 @ALL
-def test_twins_differ_in_sides_alone(task):
+def test_twins_differ_only_in_sides(task):
     flip = np.tile([False, True], 50)
     chains = TASKS[task](100, 9)
     chains.reset(seed=np.repeat(np.arange(50), 2), options={"flip": flip})
@@ -128,7 +128,7 @@ def test_left_walls_timeouts_and_frozen_ends(task):
     assert not after[1].any()
 
 
-def test_a_hint_is_not_shown_again_on_the_way_back():
+def test_hint_is_not_repeated_on_the_way_back():
     chains = TASKS["endless"](1, 9)
     chains.reset(seed=0)
     chains.step(np.array([RIGHT]))

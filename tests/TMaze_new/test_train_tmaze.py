@@ -59,7 +59,7 @@ def printed_config(capsys, *flags: str) -> dict:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_the_commands_of_old_mean_what_they_did(name):
+def test_published_commands_keep_their_meaning(name):
     flags = shlex.split(COMMANDS[name])[2:]
     config = ENVIRONMENT.read_config(flags)
     assert config.agent_config().sizes == EXPECTED[name]
@@ -76,12 +76,12 @@ def test_the_commands_of_old_mean_what_they_did(name):
 
 
 @pytest.mark.parametrize("spelling", ["--skip_dec_ffn", "--skip_dec_attn", "--skip-dec-ffn", "--skip_dec_attn=true"])
-def test_the_feed_forward_network_is_left_out_in_every_spelling(spelling, capsys):
+def test_skip_dec_ffn_in_every_form(spelling, capsys):
     assert printed_config(capsys)["skip_dec_ffn"] is False
     assert printed_config(capsys, spelling)["skip_dec_ffn"] is True
 
 
-def test_every_published_flag_is_taken(capsys):
+def test_every_published_flag_is_accepted(capsys):
     changed = dict(
         model_mode="RATEM", arch_mode="GTrXL", start_seed=2, end_seed=4, ckpt_folder="a", text="b", nmt=7, mem_len=0,
         n_head_ca=2, mrv_act="elu", min_n_final=2, max_n_final=5, curr="true", n_layer=3, n_head=4, d_model=32,
@@ -102,13 +102,13 @@ def test_every_mode_is_a_name(mode):
     assert (model.num_mem_tokens, model.n_head_ca, model.mem_len, model.context_length) == (tokens, valve, cache, steps)
 
 
-def test_printing_the_configuration_touches_nothing(tmp_path, capsys, monkeypatch):
+def test_print_config_creates_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     printed_config(capsys, *TINY, *places(tmp_path), "--overwrite", "true")
     assert contents(tmp_path) == {}
 
 
-def test_what_is_printed_is_a_configuration(tmp_path, capsys):
+def test_print_config_output_is_valid_config(tmp_path, capsys):
     first = printed_config(capsys, *TINY, "--curr", "adaptive", "--eval_lengths", "9", "30")
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(first))
     assert printed_config(capsys, "--config", str(tmp_path / "config.yaml")) == first
@@ -129,7 +129,7 @@ def test_every_shipped_configuration_trains(file, tmp_path):
     assert not any(name.startswith("Success_rate") for name in result)
 
 
-def test_a_run_leaves_what_is_promised(tmp_path):
+def test_run_directory_has_all_documented_files(tmp_path):
     flags = ("--context_length", "30", "--eval_lengths", "9", "30", "60", "90", "150", "270", "480", "900")
     assert train(tmp_path, *flags, "--epochs", "2") == 0
     run = only_run(tmp_path)
@@ -153,7 +153,7 @@ def test_a_run_leaves_what_is_promised(tmp_path):
     assert find_checkpoint(run / "checkpoints").name == f"step_{final['optimizer_steps']:08d}"
 
 
-def test_without_lengths_those_of_the_papers_are_evaluated(tmp_path, monkeypatch):
+def test_default_evaluation_lengths_are_the_published_ones(tmp_path, monkeypatch):
     asked = []
 
     def play(environment, evaluation, acting, twins=False):
@@ -167,7 +167,7 @@ def test_without_lengths_those_of_the_papers_are_evaluated(tmp_path, monkeypatch
     assert asked == [sorted(papers | {12})]
 
 
-def test_seeds_are_runs_of_their_own_and_a_failed_one_is_reported(tmp_path, monkeypatch, capsys):
+def test_each_seed_is_a_run_and_failures_are_reported(tmp_path, monkeypatch, capsys):
     trained = Trainer.train_batch
 
     def train_batch(self, batch):
@@ -186,7 +186,7 @@ def test_seeds_are_runs_of_their_own_and_a_failed_one_is_reported(tmp_path, monk
     assert weights[0] != weights[1]
 
 
-def test_a_first_seed_that_diverges_does_not_keep_the_others_from_running(tmp_path, monkeypatch, capsys):
+def test_diverging_seed_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
     trained = Trainer.train_batch
 
     def train_batch(self, batch):
@@ -283,7 +283,7 @@ def fails(capsys, folder: Path, *flags: str) -> str:
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistakes_are_named_and_create_nothing(mistake, tmp_path, capsys):
+def test_mistakes_are_reported_and_create_nothing(mistake, tmp_path, capsys):
     flags, named = MISTAKES[mistake]
     message = fails(capsys, tmp_path, *flags.split())
     assert [word for word in named if word not in message] == []
@@ -307,7 +307,7 @@ def test_mistakes_in_a_file_are_named(text, named, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("losses", "best"), [([3.0, 2.0], 8), ([2.0, 3.0], 4)])
-def test_the_best_checkpoint_is_that_of_the_lowest_loss_the_last_included(losses, best, tmp_path, monkeypatch):
+def test_best_checkpoint_has_the_lowest_validation_loss(losses, best, tmp_path, monkeypatch):
     """Two epochs of four batches: validated after the first one and at the end."""
     left = list(losses)
     monkeypatch.setattr(Trainer, "validate", lambda self, batches: {"validation_loss": left.pop(0)})
@@ -358,7 +358,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_damaged_data_is_named_before_anything_is_made(damage, tmp_path, capsys):
+def test_damaged_data_is_reported_before_creating_anything(damage, tmp_path, capsys):
     spoil, named = DAMAGE[damage]
     assert train(tmp_path / "first", "--epochs", "1", "--online_inference", "false", "--last_inference", "false") == 0
     path = tmp_path / "first/data/tmaze_S2_K6_hint1_n40_win.h5"
@@ -368,7 +368,7 @@ def test_damaged_data_is_named_before_anything_is_made(damage, tmp_path, capsys)
     assert [word for word in (*named, str(path)) if word not in message] == []
 
 
-def test_data_that_is_too_long_for_its_segments_is_named(tmp_path, capsys):
+def test_data_too_long_for_its_segments_is_reported(tmp_path, capsys):
     """A file put in the place of another: its episodes fill three segments."""
     assert train(tmp_path, "--epochs", "1", "--max_n_final", "3") == 0
     folder = tmp_path / "data"
@@ -377,13 +377,13 @@ def test_data_that_is_too_long_for_its_segments_is_named(tmp_path, capsys):
     assert "tmaze_S2_K6_hint1_n40_win.h5" in message and "17" in message
 
 
-def test_too_little_data_to_validate_is_named(tmp_path, capsys):
+def test_too_little_data_for_validation_is_reported(tmp_path, capsys):
     assert "--trajectories 2: must be at least 3" in fails(capsys, tmp_path, "--trajectories", "2")
     assert train(tmp_path, "--trajectories", "3", "--epochs", "1") == 0
 
 
 @pytest.mark.parametrize("flag", ["--output_dir", "--data_dir"])
-def test_a_place_that_cannot_be_written_is_named(flag, tmp_path, capsys):
+def test_unwritable_folder_is_reported(flag, tmp_path, capsys):
     """Below a file there is no directory, not even for root."""
     (tmp_path / "file").write_text("")
     message = fails(capsys, tmp_path, flag, str(tmp_path / "file" / "below"))

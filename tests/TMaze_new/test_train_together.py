@@ -62,7 +62,7 @@ def test_a_signal_to_one_process_saves_and_stops_all(tmp_path, whole, number, ra
 
 
 @pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_a_killed_process_ends_all_and_the_run_goes_on(tmp_path, whole, rank):
+def test_killed_process_stops_all_and_the_run_continues(tmp_path, whole, rank):
     group = together(2, tmp_path)
     wait_for_lines(tmp_path, 7)
     group.processes[rank].kill()
@@ -73,7 +73,7 @@ def test_a_killed_process_ends_all_and_the_run_goes_on(tmp_path, whole, rank):
 
 
 @pytest.mark.slow
-def test_another_number_of_processes_goes_on_and_says_so(tmp_path, capfd):
+def test_resuming_with_another_number_of_processes_is_noted(tmp_path, capfd):
     group = together(2, tmp_path)
     wait_for_lines(tmp_path, 5)
     _send(group, 0, signal.SIGTERM)
@@ -100,7 +100,7 @@ def test_curricula_take_the_same_steps_with_three_processes(tmp_path, curriculum
     assert one[-1]["Success_rate"] == three[-1]["Success_rate"]
 
 
-def test_more_processes_than_trajectories_of_a_batch(tmp_path, capfd):
+def test_more_processes_than_trajectories_per_batch(tmp_path, capfd):
     assert together(2, tmp_path, "--batch_size", "1").results() == ["SystemExit: 2"] * 2
     assert "error: --batch_size 1: fewer trajectories than the 2 processes" in capfd.readouterr().err
     assert not (tmp_path / "runs").exists()

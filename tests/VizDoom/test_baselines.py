@@ -37,7 +37,7 @@ def same(one: dict[str, Played], other: dict[str, Played]) -> bool:
     )
 
 
-def test_what_they_are_told():
+def test_baselines_get_the_colour_only_if_allowed():
     right, wrong = np.array([[1.0, 2.0]]), np.array([[3.0, 4.0], [5.0, 6.0]])
     around = Surroundings(np.zeros(2), 0.0, np.zeros(2), 80.0, right, wrong, True)
     for is_red in (True, False):
@@ -50,7 +50,7 @@ def test_what_they_are_told():
     assert told.right is wrong and told.wrong is right and told.pillar
 
 
-def test_each_plays_the_evaluations_episodes_by_what_it_is_told(game, monkeypatch):
+def test_baselines_play_the_evaluation_episodes(game, monkeypatch):
     """The expert with the full view against a plain loop; who always prefers red is that expert where red is right."""
     found = play_baselines(workers=1, **SHORT)
     assert list(found) == list(PLAYERS)
@@ -70,7 +70,7 @@ def test_each_plays_the_evaluations_episodes_by_what_it_is_told(game, monkeypatc
     assert all(played.episodes.lengths.tolist() == [12] * 12 for played in found.values())
 
 
-def test_the_colour_is_said_where_it_can_be(game):
+def test_colour_is_reported_if_known(game):
     clear = play_baselines(labels=("expert, full view",), scenario=Scenario("clear"), episodes=4, max_steps=40)
     played = clear["expert, full view"]
     env, returns = game(Scenario("clear"), max_steps=40, privileged=True), []
@@ -81,7 +81,7 @@ def test_the_colour_is_said_where_it_can_be(game):
     assert played.episodes.returns == pytest.approx(returns)
 
 
-def test_what_was_played_is_not_played_again(monkeypatch):
+def test_baseline_results_are_cached(monkeypatch):
     first = play_baselines(labels=QUICK, workers=1, **SHORT)
     tasks = []
 
@@ -102,7 +102,7 @@ def test_what_was_played_is_not_played_again(monkeypatch):
     assert len(tasks) == 3
 
 
-def test_a_damaged_file_is_made_again():
+def test_damaged_cache_file_is_recomputed():
     options = dict(labels=("random",), workers=1, episodes=4, max_steps=3)
     first = play_baselines(**options)
     (kept,) = cache_directory().glob("baseline_*")

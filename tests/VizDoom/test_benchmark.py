@@ -26,7 +26,7 @@ def test_it_runs(tmp_path, capsys):
     assert "| one game, on one core" in shown and "| 2 games on" in shown and "core minutes" in shown
 
 
-def test_ways_that_differ_are_not_timed(tmp_path):
+def test_differing_results_are_not_timed(tmp_path):
     file = DATA.open(generate(Recipe(Scenario(), 6, "limited", 0.0), 2, tmp_path / "data.h5", workers=1))
     vizdoom_data.write_npz(file, tmp_path)
     paths = find_npz(tmp_path)

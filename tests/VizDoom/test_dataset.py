@@ -44,7 +44,7 @@ def assert_same_content(path, other):
         np.testing.assert_array_equal(values, others[name], err_msg=name)
 
 
-def test_a_file_holds_what_the_expert_saw_and_did(game, tmp_path):
+def test_file_contains_the_experts_episodes(game, tmp_path):
     path = generate(QUICK, 23, tmp_path / "new" / "data.h5", workers=1)
     assert [entry.name for entry in path.parent.iterdir()] == ["data.h5"]
     arrays, _ = content(path)
@@ -80,7 +80,7 @@ def test_a_file_holds_what_the_expert_saw_and_did(game, tmp_path):
     assert made["first_seed"] == 1_000_000 and made["last_seed"] == seeds[-1]
 
 
-def test_an_interrupted_run_goes_on(tmp_path, monkeypatch, capsys):
+def test_interrupted_generation_continues(tmp_path, monkeypatch, capsys):
     whole = generate(QUICK, 45, tmp_path / "whole.h5", workers=1)
     original, made = generating.play_part, []
 
@@ -112,7 +112,7 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch, capsys):
     assert_same_content(path, whole)
 
 
-def test_a_killed_run_leaves_no_process_and_goes_on(tmp_path):
+def test_killed_generation_leaves_no_process_and_continues(tmp_path):
     """The command with two processes, killed in the middle and started again; compared with one that was not."""
     psutil = pytest.importorskip("psutil")
     flags = ["--episodes", "60", "--steps", "12", *FLAWS, *HERE, "--workers", "2", "--output", "data.h5"]
@@ -161,7 +161,7 @@ def test_episodes_that_end_early_are_dropped_and_counted(tmp_path, capsys):
     assert capsys.readouterr().out.endswith(f"; {dropped} more were too short and dropped\n")
 
 
-def test_a_wish_that_cannot_be_met_is_an_error(tmp_path, monkeypatch):
+def test_impossible_selection_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(generating, "PART_SEEDS", 6)
     with pytest.raises(
         UserError, match="in 6 seeds 0 of 4 episodes reached 700 steps.*Lower --steps, --noise or --perturbation"
@@ -240,7 +240,7 @@ def test_published_files_are_converted_and_loaded(tmp_path, capsys):
         ({"action": np.full(6, 5)}, "allowed is 0 to 4"),
     ],
 )
-def test_published_files_that_cannot_be_used_are_counted(tmp_path, changes, message):
+def test_unusable_published_files_are_counted(tmp_path, changes, message):
     folder = tmp_path / "folder"
     published_folder(folder, [6, 6], **changes)
     with pytest.raises(UserError, match=f"none of 2 files train_data_.*can be used: train_data_0.npz.*{message}"):
@@ -248,7 +248,7 @@ def test_published_files_that_cannot_be_used_are_counted(tmp_path, changes, mess
     assert not (tmp_path / "data").exists() or not list((tmp_path / "data").iterdir())
 
 
-def test_data_that_was_named_is_read_or_refused(tmp_path):
+def test_given_data_is_read_or_refused(tmp_path):
     path = generate(QUICK, 10, tmp_path / "data.h5", workers=1)
     assert DATA.ensure(DataOptions(data_path=path)) == path
     (tmp_path / "train_data_0.npz").write_bytes(b"x")
@@ -267,7 +267,7 @@ def test_data_that_was_named_is_read_or_refused(tmp_path):
         load_windows([path], size=12)
 
 
-def test_data_of_another_scenario_than_the_flags_is_refused(tmp_path):
+def test_data_of_another_scenario_is_refused(tmp_path):
     """Evaluations would play another game than the data shows."""
     clear = Scenario("clear", pillar_steps=7, pillar=False)
     path = generate(Recipe(clear, 5, "limited", 0.0), 10, tmp_path / "data.h5", workers=1)
@@ -288,7 +288,7 @@ def test_data_of_another_scenario_than_the_flags_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("module", "name", "key"), [(dataset, "EXPERT_VERSION", "expert"), (dataset, "BUILDER_VERSION", "builder")]
 )
-def test_data_of_an_earlier_version_is_not_taken_for_that_of_this_one(tmp_path, monkeypatch, module, name, key):
+def test_data_of_an_earlier_version_is_not_reused(tmp_path, monkeypatch, module, name, key):
     options = DataOptions(episodes=10, steps=5, data_dir=tmp_path)
     path = DATA.ensure(options)
     assert DATA.ensure(options) == path
@@ -301,7 +301,7 @@ def test_data_of_an_earlier_version_is_not_taken_for_that_of_this_one(tmp_path, 
     assert DATA.ensure(DataOptions(data_path=path)) == path, "it was named"
 
 
-def test_files_are_named_by_what_they_hold(tmp_path):
+def test_file_names_contain_all_settings(tmp_path):
     names = {
         DATA.path(DataOptions(**changes)).name
         for changes in (
@@ -313,7 +313,7 @@ def test_files_are_named_by_what_they_hold(tmp_path):
     assert DATA.path(DataOptions()).parent.name == "VizDoom_data"
 
 
-def test_the_command_names_its_file_and_does_not_replace_it(tmp_path, capsys):
+def test_existing_file_is_not_replaced(tmp_path, capsys):
     flags = ["--episodes", "10", "--steps", "5", "--workers", "1", "--data_dir", str(tmp_path), "--variant", "clear"]
     main(flags)
     line = capsys.readouterr().out
@@ -327,7 +327,7 @@ def test_the_command_names_its_file_and_does_not_replace_it(tmp_path, capsys):
     assert path.stat().st_mtime_ns > before
 
 
-def test_a_folder_is_converted_again_when_asked_to(tmp_path, capsys):
+def test_folder_is_converted_again_on_request(tmp_path, capsys):
     published_folder(tmp_path / "folder", [6, 6])
     flags = ["--data_path", str(tmp_path / "folder"), "--output", str(tmp_path / "data.h5")]
     (tmp_path / "data.h5").write_bytes(b"another file")

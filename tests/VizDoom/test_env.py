@@ -69,7 +69,7 @@ def slow_bilinear(image, height, width):
     return scaled
 
 
-def test_the_resize_is_the_published_one_to_the_last_bit():
+def test_resize_equals_the_published_one_bit_for_bit():
     rng = np.random.default_rng(0)
     resize = Bilinear(SCREEN, OBSERVATION_SHAPE[1:])
     image = rng.integers(0, 256, (3, *SCREEN), dtype=np.uint8)
@@ -79,7 +79,7 @@ def test_the_resize_is_the_published_one_to_the_last_bit():
 
 
 @pytest.mark.skipif(vizdoom.__version__ != "1.3.2", reason="the pictures of this version were compared")
-def test_pictures_are_those_of_the_original(game):
+def test_pictures_equal_the_original(game):
     """Of this digest's steps and others: frames equal to those of a scenario proven equal to the original's."""
     env, digest = game(), hashlib.sha256()
     for seed in (2, 0):
@@ -184,7 +184,7 @@ def test_bad_values_are_named(game):
             env.step(action)
 
 
-def test_an_engine_that_dies_is_replaced_unnoticeably_once(game):
+def test_dead_engine_is_replaced_once(game):
     actions = ACTIONS * 8
     expected = play(game(), 5, actions)
     env = game()
@@ -217,7 +217,7 @@ def _kill_engine_of(env):
     ("script", "said"),
     [("#!/bin/sh\nexit 3\n", "no message"), ("#!/bin/sh\nexec /nowhere/{{}}\n", "not found"), ("nothing", "")],
 )
-def test_an_engine_that_does_not_start_is_an_error(game, tmp_path, monkeypatch, script, said):
+def test_engine_that_does_not_start_is_an_error(game, tmp_path, monkeypatch, script, said):
     """By itself it would end this very process."""
     monkeypatch.setattr("VizDoom.VizDoom_src.launcher._SCRIPT", script)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -235,7 +235,7 @@ def test_an_engine_that_does_not_start_is_an_error(game, tmp_path, monkeypatch, 
         ("amid", "the ViZDoom engine died twice in the episode of seed 5, at step 1 (the ViZDoom engine does not"),
     ],
 )
-def test_an_engine_that_started_before_and_starts_no_more_is_an_error(tmp_path, when, said):
+def test_engine_that_cannot_restart_is_an_error(tmp_path, when, said):
     """That it did, in this process or another one, says nothing about the next start."""
     code = (
         "import pathlib, sys, psutil\n"
@@ -269,7 +269,7 @@ def test_an_engine_that_started_before_and_starts_no_more_is_an_error(tmp_path, 
     assert done.stdout.startswith(said) and done.stdout.endswith("(0.0, False, True)\n")
 
 
-def test_a_launcher_that_is_gone_when_it_is_needed_is_an_error(game, tmp_path, monkeypatch):
+def test_missing_launcher_is_an_error(game, tmp_path, monkeypatch):
     monkeypatch.setattr("VizDoom.VizDoom_src.engine.launcher", lambda package, **how: tmp_path / "gone.sh")
     with pytest.raises(UserError, match="engine died twice in the episode of seed 1, at step 0"):
         game().reset(seed=1)
@@ -277,7 +277,7 @@ def test_a_launcher_that_is_gone_when_it_is_needed_is_an_error(game, tmp_path, m
 
 @pytest.mark.skipif(shutil.which("setpriv") is None, reason="an engine learns of a death by setpriv")
 @pytest.mark.parametrize("alive", [True, False])
-def test_no_engine_starts_once_its_owner_is_dead(tmp_path, alive):
+def test_engines_do_not_outlive_their_owner(tmp_path, alive):
     """One that was killed while the launcher runs."""
     script, started = tmp_path / "launcher.sh", tmp_path / "started"
     script.write_text(launcher._SCRIPT.format(engine="touch"))
@@ -287,7 +287,7 @@ def test_no_engine_starts_once_its_owner_is_dead(tmp_path, alive):
     assert started.exists() == alive
 
 
-def test_nothing_is_left_behind(tmp_path):
+def test_no_processes_or_files_are_left(tmp_path):
     """No file in the working directory, no engine: after close, an exception, the end of the program, a kill."""
     code = (
         "import sys, os\n"
@@ -407,7 +407,7 @@ def test_resetting_some_games_leaves_the_others(games):
     assert infos["is_red"].tolist() == [True, False]
 
 
-def test_errors_of_one_game_reach_the_caller_and_closing_ends_all(games):
+def test_error_of_one_game_reaches_the_caller(games):
     envs = games(2)
     with pytest.raises(ValueError, match="seeds must lie"):
         envs.reset(seed=[1, -1])
@@ -420,7 +420,7 @@ def test_errors_of_one_game_reach_the_caller_and_closing_ends_all(games):
     assert not engines()
 
 
-def test_games_that_are_closed_or_none_are_named(games):
+def test_closed_or_missing_games_are_reported(games):
     with pytest.raises(UserError, match="num_envs is 0; it must be at least 1"):
         games(0)
     envs = games(1)
@@ -430,7 +430,7 @@ def test_games_that_are_closed_or_none_are_named(games):
             use()
 
 
-def test_gymnasium_plays_games_in_processes_of_their_own():
+def test_gymnasium_plays_games_in_separate_processes():
     """Each of its processes has an engine, which ends with it."""
     envs = gymnasium.make_vec("VizDoomTwoColors-v0", num_envs=2, vectorization_mode="async", max_steps=2)
     observations, infos = envs.reset(seed=[2, 0])
@@ -458,7 +458,7 @@ class SpinningActor:
         self.rows = self.rows[rows]
 
 
-def test_episodes_are_rolled_out_side_by_side(game, games):
+def test_episodes_are_rolled_out_in_parallel(game, games):
     seeds = np.array([2, 6, 0])
     episodes = rollout(SpinningActor(3), games(3), seeds=seeds, max_steps=300)
     env = game()

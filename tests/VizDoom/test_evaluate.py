@@ -69,7 +69,7 @@ def seeing_model(mode: str = "RATE", seed: int = 3):
 # --- seeds ---
 
 
-def test_seeds_are_every_fourth_of_the_published_ones_or_all():
+def test_evaluation_seeds_are_a_subset_of_the_published_ones():
     seeds, is_red = evaluation_seeds()
     assert seeds.tolist() == [*RED_SEEDS[::4], *GREEN_SEEDS[::4]] and is_red.tolist() == [True] * 25 + [False] * 25
     assert evaluation_seeds(200)[0].tolist() == [*RED_SEEDS, *GREEN_SEEDS] and max(RED_SEEDS) < FIRST_DATA_SEED
@@ -80,14 +80,14 @@ def test_seeds_are_every_fourth_of_the_published_ones_or_all():
 
 
 @pytest.mark.parametrize("variant", ["published", "clear"])
-def test_the_episodes_have_the_colours_that_are_reported(variant, games):
+def test_reported_colours_match_the_episodes(variant, games):
     seeds, is_red = evaluation_seeds(8)
     scenario = Scenario(variant)
     _, info = games(8, scenario).reset(seed=seeds, options=protocol.colour_options(scenario, is_red))
     assert info["is_red"].tolist() == is_red.tolist()
 
 
-def test_numbers_of_episodes_that_leave_a_colour_out_are_mistakes():
+def test_episode_numbers_must_cover_both_colours():
     ENVIRONMENT.check_episodes(eval_episodes=4, episodes=200)
     for count in (0, 2, 5, 202):
         with pytest.raises(
@@ -100,7 +100,7 @@ def test_numbers_of_episodes_that_leave_a_colour_out_are_mistakes():
 # --- names ---
 
 
-def test_names_of_the_published_system_and_what_the_mean_hides():
+def test_published_metric_names_and_weaker_colour():
     episodes = Episodes(np.array([10.0, 14.0, 2.0, 4.0]), np.array([501, 701, 1, 201]), np.zeros(4))
     played = Played(episodes, np.array([True, True, False, False]))
     assert played.lifetimes.tolist() == [1000, 1400, 0, 400]
@@ -128,7 +128,7 @@ def test_names_of_the_published_system_and_what_the_mean_hides():
 
 
 @pytest.mark.parametrize(("mode", "variant"), [("RATE", "published"), ("DT", "clear")])
-def test_many_episodes_at_once_are_those_of_a_plain_loop(mode, variant, game, acted):
+def test_parallel_episodes_equal_a_plain_loop(mode, variant, game, acted):
     """One game and one actor after the other, step by step."""
     model, scenario = seeing_model(mode), Scenario(variant)
     played = play(model, scenario=scenario, target_return=20.0, episodes=4, max_steps=STEPS)
@@ -177,7 +177,7 @@ def test_drawn_actions_follow_the_seed(acted):
     assert actions(1) == actions(1) != actions(2)
 
 
-def test_the_return_that_is_asked_for_and_memory_reach_the_actor(acted):
+def test_target_return_and_memory_reach_the_actor(acted):
     model = seeing_model()
     seen = []
 
@@ -240,7 +240,7 @@ def dying(monkeypatch, calls: set[int]) -> None:
     monkeypatch.setattr(Engine, "act", act_or_die)
 
 
-def test_an_engine_that_dies_changes_nothing_the_first_time(monkeypatch, engines):
+def test_one_dead_engine_does_not_change_results(monkeypatch, engines):
     model = seeing_model()
     expected = play(model, **SHORT)
     dying(monkeypatch, {9})

@@ -30,7 +30,7 @@ def returns(game, view, *, noise=0.0, perturbation=0.0, seeds=range(1_000_000, 1
     return np.array([episode["rewards"].sum() for episode in episodes])
 
 
-def test_it_is_as_strong_as_the_published_data_policy(game):
+def test_expert_is_as_strong_as_published_policy(game):
     """That one has 4.42 to 4.49 in 90 steps, random play 2.15; with the full view about 4.8 is possible."""
     limited, full = returns(game, "limited"), returns(game, "full")
     assert 3.8 < limited.mean() < full.mean() and full.mean() > 4.3
@@ -38,7 +38,7 @@ def test_it_is_as_strong_as_the_published_data_policy(game):
     assert returns(game, "limited", perturbation=0.5).mean() < limited.mean()
 
 
-def test_it_lives_long_with_the_full_view(game):
+def test_expert_with_full_view_lives_long(game):
     assert (returns(game, "full", seeds=(2, 0), steps=400) > 17).all()
 
 
@@ -52,11 +52,11 @@ def test_it_lives_long_with_the_full_view(game):
         ((-128.0, -700.0), RIGHT),  # behind
     ],
 )
-def test_it_goes_to_items_of_the_right_colour(place, expected):
+def test_expert_collects_the_right_colour(place, expected):
     assert action(around(right=[place]), view="full") == expected
 
 
-def test_with_the_limited_view_it_knows_only_what_it_sees():
+def test_limited_view_expert_knows_only_what_it_sees():
     behind, aside = (-128.0, -700.0), (300.0, -448.0)
     search = action(around(), view="limited")
     for place in (behind, aside):
@@ -68,7 +68,7 @@ def test_with_the_limited_view_it_knows_only_what_it_sees():
     assert action(blocked, view="limited") != FORWARD
 
 
-def test_it_avoids_wrong_items_the_pillar_and_wasting():
+def test_expert_avoids_wrong_items_and_pillar():
     target = (-128.0, 100.0)
     assert action(around(right=[target]), view="full") == FORWARD
     close = (-128.0, -168.0)  # just before the pillar
@@ -80,7 +80,7 @@ def test_it_avoids_wrong_items_the_pillar_and_wasting():
     assert action(near, view="full") != FORWARD
 
 
-def test_a_player_without_flaws_is_the_expert_and_draws_nothing():
+def test_player_without_noise_is_the_expert():
     generator = np.random.default_rng(3)
     state = generator.bit_generator.state
     player, expert = PerturbedExpert(generator, view="full"), Expert("full")
@@ -96,12 +96,12 @@ def flawed_actions(episodes, seen, **flaws):
     return np.array([[player.act(seen) for _ in range(40)] for player in players]).transpose(2, 0, 1)
 
 
-def test_noise_is_uniform_and_leaves_what_the_expert_would_do():
+def test_noise_is_uniform_and_keeps_expert_labels():
     taken, best = flawed_actions(15, around(right=[(-328.0, -448.0)]), noise=1.0)
     assert np.bincount(taken.ravel(), minlength=5).min() > 80 and set(best.ravel()) == {LEFT}
 
 
-def test_perturbed_player_goes_for_wrong_items_in_spells():
+def test_perturbed_player_targets_wrong_items_for_a_while():
     """A right item lies to the left, a wrong one to the right."""
     seen = around(right=[(-328.0, -448.0)], wrong=[(72.0, -448.0)])
     taken, best = flawed_actions(200, seen, perturbation=0.3)
@@ -112,7 +112,7 @@ def test_perturbed_player_goes_for_wrong_items_in_spells():
     assert changes == pytest.approx(2 * 0.3 * 0.7 / PERTURBATION_STEPS, rel=0.2)
 
 
-def test_the_expert_knows_what_was_done_in_its_place():
+def test_expert_adapts_to_executed_actions():
     """How fast it turns depends on how long it has turned: it must not believe that it did what it would have done."""
     told, flawless = Expert("full"), Expert("full")
     for _ in range(5):
@@ -122,7 +122,7 @@ def test_the_expert_knows_what_was_done_in_its_place():
     assert (told._turn, told._turned) == (flawless._turn, flawless._turned) == (1.0, 10)
 
 
-def test_it_gives_up_a_target_that_it_does_not_get_to():
+def test_expert_gives_up_unreachable_target():
     """It walks and stays where it is: after 45 steps it goes elsewhere for 25, then to another item."""
     expert = Expert("full")
     there = around(right=[(-128.0, -300.0), (-428.0, -300.0)])

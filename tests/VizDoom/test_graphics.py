@@ -68,7 +68,7 @@ def test_only_the_pictures_differ(published_graphics, tmp_path):
 # --- which ---
 
 
-def test_a_variant_has_graphics_of_its_own(monkeypatch):
+def test_variants_have_their_own_graphics(monkeypatch):
     monkeypatch.setitem(GRAPHICS, "published", "published")
     chosen = {scenario: scenario.settled().graphics for scenario in (Scenario(), Scenario("clear"))}
     assert [*chosen.values()] == ["published", "installed"], "clear keeps those of its results"
@@ -169,9 +169,7 @@ def test_the_file_is_downloaded_once(elsewhere, index, capsys):
         (b"another", "not the freedoom2.wad of vizdoom==1.2.4: its SHA-256 differs"),
     ],
 )
-def test_without_it_a_training_ends_in_one_line_before_anything_is_there(
-    elsewhere, index, tmp_path, capsys, answer, reason
-):
+def test_missing_wad_is_reported_before_creating_anything(elsewhere, index, tmp_path, capsys, answer, reason):
     index.answer = lambda folder: wheel(folder / "w.whl", answer) if isinstance(answer, bytes) else answer
     for flags in ((), NO_EVALUATION):  # to evaluate, and to make data
         flags = [*TINY, *places(tmp_path), "--graphics", "published", *flags]
@@ -181,7 +179,7 @@ def test_without_it_a_training_ends_in_one_line_before_anything_is_there(
 
 
 @pytest.mark.parametrize("kind", ["wheel", "wad"])
-def test_a_file_that_was_brought_is_taken(elsewhere, index, tmp_path, kind):
+def test_provided_file_is_accepted(elsewhere, index, tmp_path, kind):
     source = tmp_path / "brought"
     wheel(source) if kind == "wheel" else source.write_bytes(CONTENT)
     graphics.main(["--source", str(source)])
@@ -200,7 +198,7 @@ def test_a_file_that_was_brought_is_taken(elsewhere, index, tmp_path, kind):
         (lambda path: path.mkdir(), "Is a directory"),
     ],
 )
-def test_another_file_is_not_taken(elsewhere, tmp_path, capsys, make, reason):
+def test_wrong_file_is_refused(elsewhere, tmp_path, capsys, make, reason):
     source = tmp_path / "brought"
     make(source)
     with pytest.raises(SystemExit, match="2"):
@@ -221,7 +219,7 @@ def test_the_variable_names_the_file(elsewhere, index, tmp_path, monkeypatch):
             graphics.published_wad()
 
 
-def test_a_damaged_file_is_told(elsewhere):
+def test_damaged_file_is_reported(elsewhere):
     elsewhere.parent.mkdir()
     elsewhere.write_bytes(b"damaged")
     with pytest.raises(UserError, match=f"'{elsewhere}' is not the freedoom2.wad .* Delete it, and it is obtained"):

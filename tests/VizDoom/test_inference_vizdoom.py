@@ -40,7 +40,7 @@ def infer(*flags: object) -> None:
     inference_vizdoom.main([*map(str, flags), "--device", "cpu"])
 
 
-def test_a_run_is_evaluated_as_it_evaluated_itself_with_baselines_beside(run, tmp_path, capsys):
+def test_inference_reproduces_final_evaluation_and_adds_baselines(run, tmp_path, capsys):
     output = tmp_path / "out.json"
     drawn = ("--use_argmax", "false", "--seed", 1, "--episode_timeout", 8)
     infer("--checkpoint", run, "--episodes", 4, *drawn, "--output", output)
@@ -59,7 +59,7 @@ def test_a_run_is_evaluated_as_it_evaluated_itself_with_baselines_beside(run, tm
     assert f"{said}, target return 56.5" in printed and "knocked out" not in printed
 
 
-def test_the_command_of_the_readme_is_understood(run):
+def test_readme_command_is_accepted(run):
     flags = shlex.split(f"--checkpoint '{run}' --episodes 100 --video 4")
     options, _ = evaluation.read_options(ENVIRONMENT, flags)
     assert options.common.video == 4 and options.common.episodes == 100 and options.play.baselines
@@ -79,7 +79,7 @@ def asked(monkeypatch) -> list:
     return asked
 
 
-def test_the_memory_is_knocked_out_and_no_other_player_plays_unless_asked_for(run, asked, monkeypatch, capsys):
+def test_memory_is_knocked_out_without_baselines(run, asked, monkeypatch, capsys):
     beside = []
     monkeypatch.setattr(environment, "play_baselines", lambda *arguments, **options: beside.append(options) or {})
     infer("--checkpoint", run)
@@ -100,7 +100,7 @@ def trained_otherwise(run: Path, copy: Path, **changes: tuple[str, str]) -> Path
     return copy
 
 
-def test_the_scenario_is_the_one_of_the_training_unless_flags_say_otherwise(run, tmp_path, asked):
+def test_scenario_defaults_to_that_of_training(run, tmp_path, asked):
     """Also of a checkpoint inside the run, and with half of it given."""
     other = trained_otherwise(run, tmp_path / "run", variant=("published", "clear"), items=("10", "7"))
     (checkpoint,) = (other / "checkpoints").glob("step_*")
@@ -123,7 +123,7 @@ def test_the_scenario_is_the_one_of_the_training_unless_flags_say_otherwise(run,
     assert [evaluation.options.scenario for evaluation, _ in asked] == [scenario.settled() for scenario in expected]
 
 
-def test_the_graphics_are_those_of_the_training_and_others_are_told(run, tmp_path, asked, monkeypatch, capsys):
+def test_graphics_default_to_training_and_changes_are_noted(run, tmp_path, asked, monkeypatch, capsys):
     """A run that was made before it could say it had installed ones; another variant has its own."""
     monkeypatch.setitem(GRAPHICS, "published", "published")
     published = trained_otherwise(run, tmp_path / "published", graphics=("installed", "published"))
@@ -149,7 +149,7 @@ def test_the_graphics_are_those_of_the_training_and_others_are_told(run, tmp_pat
         assert ("; trained in " in printed) == other, flags
 
 
-def test_inference_asks_what_training_asked_unless_flags_differ(run, tmp_path, asked, capsys):
+def test_inference_settings_default_to_training(run, tmp_path, asked, capsys):
     changes = {"target_return": ("56.5", "3.2"), "reset_target": ("false", "true")}
     other = trained_otherwise(run, tmp_path / "run", **changes)
     output = tmp_path / "out.json"
@@ -202,7 +202,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistakes_are_named_and_create_nothing(mistake, run, tmp_path, monkeypatch, capsys):
+def test_mistakes_are_reported_and_create_nothing(mistake, run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     flags, named = MISTAKES[mistake]
     flags = ["--checkpoint", str(run), "--device", "cpu", *flags.split()]

@@ -14,7 +14,7 @@ from VizDoom.VizDoom_src import dataset
 NOTEBOOK = Path(__file__).resolve().parents[2] / "VizDoom" / "VizDoom_notebooks" / "generate_iter_data.ipynb"
 
 
-def test_it_is_stored_without_outputs():
+def test_notebook_is_stored_without_outputs():
     assert_without_outputs(NOTEBOOK)
 
 
@@ -27,7 +27,7 @@ def test_it_runs(tmp_path, monkeypatch):
     assert {path.name for path in NOTEBOOK.parent.iterdir()} <= {NOTEBOOK.name, ".ipynb_checkpoints"}
 
 
-def test_without_a_folder_it_makes_the_file_that_trainings_look_for(tmp_path, monkeypatch):
+def test_notebook_makes_the_default_training_file(tmp_path, monkeypatch):
     monkeypatch.setattr(dataset.VizDoomData, "directory", tmp_path)
     cells = ["".join(cell["source"]) for cell in json.loads(NOTEBOOK.read_text())["cells"]]
     code = "\n".join(cell for cell in cells if cell.startswith(("# In Colab", "import", "from", "EPISODES = 20")))

@@ -21,7 +21,7 @@ PLAYED = Played(
 )
 
 
-def test_a_run_gets_its_curves_and_its_returns_by_colour(tmp_path, monkeypatch):
+def test_run_has_curves_and_returns_by_colour(tmp_path, monkeypatch):
     drawn = {}
     monkeypatch.setattr(pictures, "plot_bars", lambda groups, path, **rest: drawn.update(groups) or path)
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "train_loss": 0.5, "train_accuracy": 0.1}\n')
@@ -50,7 +50,7 @@ def test_bars_are_means_with_their_errors(tmp_path):
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
-def test_memory_is_knocked_out_and_exchanged_where_it_can_be(tmp_path, monkeypatch):
+def test_memory_controls_are_drawn_if_possible(tmp_path, monkeypatch):
     """What the evaluation has played already is not played again."""
     asked, drawn = [], []
 
@@ -81,7 +81,7 @@ def test_memory_is_knocked_out_and_exchanged_where_it_can_be(tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("variant", ["published", "clear"])
-def test_a_picture_of_a_video_says_what_is_to_be_remembered(variant, monkeypatch, game):
+def test_video_caption_names_the_colour(variant, monkeypatch, game):
     """What the player sees, its health, the colour; at its death no picture and no health."""
     said = []
     monkeypatch.setattr(pictures, "with_caption", lambda frame, *lines: said.append(lines) or frame)

@@ -94,7 +94,7 @@ def asked(tmp_path, monkeypatch) -> list:
     return asked
 
 
-def test_the_table_holds_the_runs_the_controls_and_who_has_no_model(asked, tmp_path, capsys):
+def test_table_has_runs_controls_and_baselines(asked, tmp_path, capsys):
     reproduce.main(["--seeds", "1", "2", "--results_dir", str(tmp_path / "results")])
     page = (tmp_path / "results" / "vizdoom.md").read_text()
     assert "| RATE | 11.5 ± 0.5 | 8.0 ± 0.0 | 9.8 ± 0.2 | 8.0 ± 0.0 | 3.5 ± 0.5 |" in page  # 11 and 12 red
@@ -115,7 +115,7 @@ def test_the_table_holds_the_runs_the_controls_and_who_has_no_model(asked, tmp_p
     assert "| random | 4.0 ±" in page and "| RATE | 11.5" in capsys.readouterr().out
 
 
-def test_the_controls_are_asked_for_what_the_row_before_is(asked, tmp_path):
+def test_controls_use_the_same_target_return(asked, tmp_path):
     reproduce.main(["--seeds", "1", "2", "--results_dir", str(tmp_path / "results")])
     config = reproduce.settings_of(reproduce.STUDIES["fast"])
     assert config.data.scenario.variant == "clear" and len(asked) == 12  # of each row both seeds, two rows of LSTM
@@ -139,7 +139,7 @@ def test_one_seed_has_its_errors_over_episodes(asked, tmp_path):
     assert "over episodes for a single seed" in page
 
 
-def test_models_that_are_not_asked_for_keep_their_figures_and_seeds(asked, tmp_path):
+def test_unselected_models_keep_their_figures(asked, tmp_path):
     """The commands of the page have the seeds of each model."""
     where = ["--results_dir", str(tmp_path / "results")]
     reproduce.main(["--seeds", "1", "2", "3", "--models", "RATE", *where])
@@ -154,7 +154,7 @@ def test_models_that_are_not_asked_for_keep_their_figures_and_seeds(asked, tmp_p
     assert places == sorted(places) and page.count("\n| random |") == 1
 
 
-def test_the_published_setting_has_a_page_of_its_own(asked, tmp_path):
+def test_published_setting_has_its_own_page(asked, tmp_path):
     """The first model's memory is knocked out; the colour of its episodes cannot be chosen."""
     flags = ["--setting", "published", "--seeds", "1", "2", "--device", "cpu"]
     reproduce.main([*flags, "--results_dir", str(tmp_path / "results")])
@@ -168,7 +168,7 @@ def test_the_published_setting_has_a_page_of_its_own(asked, tmp_path):
     assert len(asked) == 6 and all("published_rate" in str(evaluation.run) for evaluation, _, _ in asked)
 
 
-def test_other_graphics_have_runs_and_a_page_of_their_own(asked, tmp_path):
+def test_other_graphics_have_their_own_runs_and_page(asked, tmp_path):
     flags = ["--setting", "published", "--graphics", "installed", "--seeds", "1"]
     reproduce.main([*flags, "--results_dir", str(tmp_path / "results")])
     page = (tmp_path / "results" / "vizdoom_published_installed_graphics.md").read_text()
@@ -178,7 +178,7 @@ def test_other_graphics_have_runs_and_a_page_of_their_own(asked, tmp_path):
     assert {evaluation.options.graphics for evaluation, _, _ in asked} == {"installed"}
 
 
-def test_every_command_of_the_studies_makes_a_model():
+def test_every_study_command_builds_a_model():
     made = {}
     for setting, study in reproduce.STUDIES.items():
         for label in study.models:

@@ -59,7 +59,7 @@ def test_sprites_stand_on_their_lower_edge():
     assert rows == b"\0" + pixels[0].tobytes() + b"\0" + pixels[1].tobytes()
 
 
-def test_the_cache_holds_one_file_for_each_scenario(cache, monkeypatch):
+def test_cache_has_one_file_per_scenario(cache, monkeypatch):
     path = ensure_scenario(Scenario())
     assert path.parent == cache / "rate-memory" / "vizdoom" and path.read_bytes() == build(Scenario())
     others = [
@@ -78,7 +78,7 @@ def test_the_cache_holds_one_file_for_each_scenario(cache, monkeypatch):
     assert not list(path.parent.glob(".*.tmp"))
 
 
-def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+def test_unwritable_cache_is_reported(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(UserError, match="set XDG_CACHE_HOME"):
@@ -161,7 +161,7 @@ def test_pillar_items_and_floor(game, variant):
 
 
 @pytest.mark.parametrize("variant", ["published", "clear"])
-def test_parameters_do_what_they_say(game, variant):
+def test_scenario_parameters_take_effect(game, variant):
     env = game(Scenario(variant, pillar_steps=3, items=100, spawn_tics=4), privileged=True)
     env.reset(seed=2)
     pillar, items = [], []

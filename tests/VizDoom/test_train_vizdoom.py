@@ -78,7 +78,7 @@ def data(tmp_path_factory) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_the_commands_of_old_mean_what_they_did(name):
+def test_published_commands_keep_their_meaning(name):
     flags = shlex.split(COMMANDS[name])[2:]
     config = ENVIRONMENT.read_config(flags)
     assert config.agent_config().sizes == EXPECTED[name]
@@ -91,7 +91,7 @@ def test_the_commands_of_old_mean_what_they_did(name):
     assert re.fullmatch(rf"{text}_arch_mode_TrXL_{mode}_[0-9a-f]{{8}}_RUN_3", directory.name)
 
 
-def test_a_finished_run_can_be_looked_at_again(capsys):
+def test_finished_run_can_be_evaluated_again(capsys):
     found = commands.printed_config(capsys, train_vizdoom.main, [])
     changeable = set(changeable_flags(ENVIRONMENT.read_config([])))
     assert {"eval_episodes", "slide"} <= changeable <= found.keys()
@@ -100,7 +100,7 @@ def test_a_finished_run_can_be_looked_at_again(capsys):
 # --- a run ---
 
 
-def test_a_run_leaves_what_is_promised(data, tmp_path, capsys, engines):
+def test_run_directory_has_all_documented_files(data, tmp_path, capsys, engines):
     assert train(tmp_path, *data) == 0
     run = only_run(tmp_path)
     assert {path.name for path in (run / "plots").iterdir()} == {"curves.png", "returns_by_colour.png"}
@@ -141,7 +141,7 @@ def test_training_begins_with_the_first_segments(data, tmp_path):
     assert rates[-1] == pytest.approx(3e-4, rel=0.01)
 
 
-def test_the_game_that_is_played_is_what_the_flags_ask_for():
+def test_flags_determine_the_game():
     config = ENVIRONMENT.read_config(
         "--eval_episodes 8 --target_return 20 --variant clear --pillar_steps 9 --episode_timeout 70".split()
     )
@@ -151,14 +151,14 @@ def test_the_game_that_is_played_is_what_the_flags_ask_for():
     assert (asked.options.episode_timeout, asked.targets, asked.episodes, asked.seed) == (70, (20,), 8, 5)
 
 
-def test_images_stay_bytes_until_the_model_takes_them(data):
+def test_images_stay_uint8_until_the_model(data):
     config = ENVIRONMENT.read_config([*TINY, *data])
     training, validation = load_windows([DATA.ensure(config.data)], size=6)
     assert (len(training), len(validation)) == (18, 2)
     assert training.__getitems__([0, 1]).observations.dtype == torch.uint8
 
 
-def test_what_is_learned_is_asked_of_the_data(tmp_path):
+def test_learn_flag_selects_the_targets(tmp_path):
     """The players of this data are always perturbation: what the expert would have done is another thing to learn."""
     losses = []
     for learn in ("recorded", "expert"):
@@ -188,7 +188,7 @@ RUNS = {
 
 
 @pytest.mark.parametrize("kind", RUNS)
-def test_stopping_and_killing_anywhere_changes_nothing(kind, data, tmp_path):
+def test_interruption_anywhere_changes_nothing(kind, data, tmp_path):
     flags, stops, epochs = RUNS[kind]
     flags = (*flags, *data, *NO_EVALUATION, "--log_every", "1")
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
@@ -205,7 +205,7 @@ def test_stopping_and_killing_anywhere_changes_nothing(kind, data, tmp_path):
     assert expected["state"]["trainer"]["step"] == epochs * BATCHES_PER_EPOCH
 
 
-def test_a_run_goes_on_with_its_data_from_another_place_and_with_no_other(data, tmp_path, capsys):
+def test_run_resumes_with_moved_data_but_no_other(data, tmp_path, capsys):
     """What the file holds counts, not its name."""
     (original,), copy = Path(data[1]).glob("*.h5"), tmp_path / "copy.h5"
     shutil.copy(original, copy)
@@ -221,7 +221,7 @@ def test_a_run_goes_on_with_its_data_from_another_place_and_with_no_other(data, 
     assert f"{only_run(tmp_path)} was trained on other data" in capsys.readouterr().err
 
 
-def test_the_mirror_changes_left_for_right(data, tmp_path, monkeypatch):
+def test_mirror_swaps_left_and_right(data, tmp_path, monkeypatch):
     """What the engine does at each action, and what the trainer is told; without the flag it is told nothing."""
     for action, mirrored in enumerate(MIRRORED):
         left, right, forward = BUTTONS[action]
@@ -271,14 +271,14 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistakes_are_named_and_create_nothing(mistake, data, tmp_path, capsys):
+def test_mistakes_are_reported_and_create_nothing(mistake, data, tmp_path, capsys):
     flags, named = MISTAKES[mistake]
     flags = [*TINY, *places(tmp_path), *data, *flags.split()]
     message = commands.error_of(capsys, tmp_path, train_vizdoom.main, flags)
     assert [word for word in named if word not in message] == []
 
 
-def test_data_that_could_not_be_trained_on_is_not_made(tmp_path, capsys):
+def test_unusable_data_is_not_generated(tmp_path, capsys):
     """Named data may hold episodes of several lengths, of which one is trained on."""
     flags = [*TINY, *places(tmp_path), "--segments", "3"]
     message = commands.error_of(capsys, tmp_path, train_vizdoom.main, flags)
@@ -288,7 +288,7 @@ def test_data_that_could_not_be_trained_on_is_not_made(tmp_path, capsys):
         ENVIRONMENT.read_config(["--segments", "4"])
 
 
-def test_data_of_another_game_than_the_flags_is_named(data, tmp_path, capsys):
+def test_data_of_another_game_is_reported(data, tmp_path, capsys):
     (path,) = Path(data[1]).glob("*.h5")
     flags = [*TINY, *places(tmp_path), "--data_path", str(path), "--variant", "clear"]
     message = commands.error_of(capsys, tmp_path, train_vizdoom.main, flags)
@@ -307,12 +307,12 @@ def test_images_of_another_size_are_named(data, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("flags", [(), NO_EVALUATION])
-def test_without_vizdoom_the_extra_is_named_before_anything_is_made(flags, tmp_path, monkeypatch, capsys):
+def test_missing_vizdoom_is_reported_before_creating_anything(flags, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "vizdoom", None)
     message = commands.error_of(capsys, tmp_path, train_vizdoom.main, [*TINY, *places(tmp_path), *flags])
     assert "pip install -e '.[vizdoom]'" in message
 
 
-def test_without_vizdoom_data_that_is_there_can_be_trained_on(data, tmp_path, monkeypatch):
+def test_existing_data_can_be_trained_on_without_vizdoom(data, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "vizdoom", None)
     assert train(tmp_path, *data, *NO_EVALUATION, "--epochs", "1") == 0

@@ -26,7 +26,7 @@ class Console(io.TextIOWrapper):
         super().flush()
 
 
-def test_what_a_console_cannot_show_is_written_in_ascii(monkeypatch):
+def test_unsupported_characters_are_written_in_ascii(monkeypatch):
     console = Console("ascii")
     monkeypatch.setattr(sys, "stdout", console)
     with lasting_output():
@@ -79,7 +79,7 @@ def test_control_characters_are_escaped():
         (RuntimeError("CUDA out of memory. Tried"), "out of memory (CUDA"),
     ],
 )
-def test_what_the_machine_lacks_is_one_line(capsys, error, said):
+def test_machine_errors_are_one_line(capsys, error, said):
     with pytest.raises(SystemExit) as stop, exit_on_user_error():
         raise error
     printed = capsys.readouterr().err

@@ -14,7 +14,7 @@ from RATE_model.spec import EnvironmentSpec
 from tests.small_models import CONTINUOUS, VECTOR, one_segment, save_small_model, small_model
 
 
-def test_what_can_be_seen_to_be_wrong_is_refused_before_anything_is_loaded(tmp_path):
+def test_invalid_options_are_refused_before_loading(tmp_path):
     (tmp_path / "file").write_text("")
     mistakes = {
         "--checkpoint is missing": dict(checkpoint=None),
@@ -34,7 +34,7 @@ def test_what_can_be_seen_to_be_wrong_is_refused_before_anything_is_loaded(tmp_p
     assert not (tmp_path / "a").exists()
 
 
-def test_a_checkpoint_is_loaded_in_eval_mode_if_it_is_of_this_environment(tmp_path):
+def test_checkpoint_is_loaded_in_eval_mode_if_it_matches(tmp_path):
     model = small_model(spec=VECTOR)
     saved = save_small_model(model, tmp_path)
     loaded = load_for(saved, VECTOR)
@@ -53,7 +53,7 @@ def test_convolutions_may_have_any_channels(tmp_path):
         load_for(saved, replace(image, num_actions=4))
 
 
-def test_results_are_written_where_asked_for(tmp_path):
+def test_results_are_written_to_output(tmp_path):
     EvaluationOptions(checkpoint=tmp_path).write(results={})
     assert [*tmp_path.iterdir()] == []
     output = tmp_path / "out.json"
@@ -78,7 +78,7 @@ def test_the_published_output_for_padding_is_dropped(tmp_path):
     assert full.shape[-1] == 4
 
 
-def test_flags_of_a_run_are_read_under_their_names_of_today(tmp_path):
+def test_recorded_flags_get_their_current_names(tmp_path):
     save_small_model(small_model(spec=VECTOR), tmp_path)
     (tmp_path / "config.yaml").write_text("desired_return: 56.5\nsections: 3\n")
     assert flags_of(tmp_path) == {"target_return": 56.5, "segments": 3}

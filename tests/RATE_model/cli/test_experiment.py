@@ -42,7 +42,7 @@ def test_the_decay_ends_with_the_last_optimizer_step():
     assert rate.factor(19) == pytest.approx(0.1) and rate.factor(18) > 0.1
 
 
-def test_an_adaptive_curriculum_decays_when_it_is_told_to():
+def test_adaptive_curriculum_decays_on_request():
     curriculum, rate = schedule(curr="adaptive", curriculum={"anneal_batches": 7, "streak": 2}, bptt_segments=0)
     assert list(curriculum.stages) == [1, 2, 3] and curriculum.streak == 2 and curriculum.anneal_batches == 7
     assert rate.factor(1000) == 1

@@ -225,7 +225,7 @@ def test_help_shows_comments_groups_and_defaults_after_yaml(tmp_path: Path, caps
         assert part in text
 
 
-def test_two_options_of_one_name_are_a_mistake_of_the_script() -> None:
+def test_duplicate_option_names_are_a_type_error() -> None:
     @dataclass(frozen=True)
     class Twice:
         nmt: int = 1
@@ -259,7 +259,7 @@ def test_options_do_not_import_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3]).returncode == 0
 
 
-def test_earlier_spellings_of_flags_and_keys(tmp_path: Path) -> None:
+def test_aliases_of_flags_and_keys(tmp_path: Path) -> None:
     @dataclass(frozen=True)
     class Renamed:
         segments: int = 3
@@ -279,7 +279,7 @@ def test_earlier_spellings_of_flags_and_keys(tmp_path: Path) -> None:
         read("--config", str(path))
 
 
-def test_a_file_with_an_earlier_spelling_in_its_name_is_found(tmp_path: Path) -> None:
+def test_file_with_an_alias_in_its_name_is_found(tmp_path: Path) -> None:
     path, older = tmp_path / "data_perturbation0.3_n9.h5", tmp_path / "data_astray0.3_n9.h5"
     assert find_by_alias(path) == path
     older.touch()
@@ -288,7 +288,7 @@ def test_a_file_with_an_earlier_spelling_in_its_name_is_found(tmp_path: Path) ->
     assert find_by_alias(path) == path
 
 
-def test_yaml_says_what_it_shows(tmp_path: Path) -> None:
+def test_yaml_values_are_read_as_written(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     for text in ("no", "off", "010", "1:30", "1e3", "1.10", "2024-01-01", "True", "0x10"):
         path.write_text(f"text: {text}\ndata: {text}\n")
@@ -303,7 +303,7 @@ def test_yaml_says_what_it_shows(tmp_path: Path) -> None:
         assert f"{line}: the value must be" in message(f"--config {path}")
 
 
-def test_configurations_are_written_a_flag_a_line(tmp_path: Path) -> None:
+def test_yaml_has_one_flag_per_line(tmp_path: Path) -> None:
     values = {"text": "no", "n": "010", "at": "1e3", "x": 1e-5, "lengths": [9, 30], "none": None, "long": ["a"] * 99}
     path = tmp_path / "config.yaml"
     path.write_text(to_yaml(values))
@@ -313,7 +313,7 @@ def test_configurations_are_written_a_flag_a_line(tmp_path: Path) -> None:
     assert len(to_yaml(flat).splitlines()) == len(flat)
 
 
-def test_no_key_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wandb_keys_are_hidden(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     key = "0123456789abcdef" * 2 + "01234567"
     path = tmp_path / "config.yaml"
     for content in (f"{key}: 1", f"model_mode: {key}", f"seed: {key}"):

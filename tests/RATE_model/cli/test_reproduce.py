@@ -28,7 +28,7 @@ from RATE_model.errors import UserError
 from RATE_model.training.runs import FinishedRun
 
 
-def test_folders_that_cannot_be_written_are_named_before_the_work(tmp_path, monkeypatch):
+def test_unwritable_folders_are_reported_first(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     for flag in ("results_dir", "runs_dir"):
         StudyOptions(**{flag: tmp_path / "new" / "folder"}).validate()
@@ -42,7 +42,7 @@ def test_folders_that_cannot_be_written_are_named_before_the_work(tmp_path, monk
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_runs_are_trained_where_the_table_was_made_unless_flags_say_otherwise(tmp_path, monkeypatch):
+def test_device_defaults_to_that_of_the_table(tmp_path, monkeypatch):
     asked = []
 
     def end(*arguments, **options):
@@ -58,7 +58,7 @@ def test_runs_are_trained_where_the_table_was_made_unless_flags_say_otherwise(tm
     assert Study("train.py", (), {}, None, None).device == "cpu"
 
 
-def test_a_run_that_can_be_neither_kept_nor_continued_is_named():
+def test_unusable_run_is_reported():
     def check(*_):
         raise UserError("RUN holds eval/final.json but no checkpoint")
 
@@ -74,7 +74,7 @@ def test_a_finished_run_is_kept_without_its_checkpoints(tmp_path):
     assert Study("train.py", (), {"A": ()}, lambda flags: None, check).run("A", 1, StudyOptions()) == tmp_path
 
 
-def test_a_signal_stops_the_runs_of_a_table_in_seconds(tmp_path, monkeypatch):
+def test_signal_stops_all_runs_of_a_table(tmp_path, monkeypatch):
     """They are told to stop, which they do when their state is saved; those that wait do not begin."""
     script = tmp_path / "train.py"
     script.write_text(
@@ -106,7 +106,7 @@ def test_a_signal_stops_the_runs_of_a_table_in_seconds(tmp_path, monkeypatch):
     assert time.monotonic() - started < 30 and begun() == begun("saved") == 2
 
 
-def test_a_cell_is_a_mean_with_an_error_if_there_is_one():
+def test_cell_shows_mean_and_error():
     assert cell([0.5, 1.0]) == "0.75 ± 0.25" and cell([12.0, 14.0], 0) == "13 ± 1"
     assert cell([0.681]) == "0.68" and cell([3.0], 0) == "3"
     assert cell(None) == cell([]) == ""
@@ -118,7 +118,7 @@ def test_a_document_names_its_commits_once():
     assert "commit" not in origin({"c": {}})
 
 
-def test_a_document_made_on_two_days_says_what_was_made_when():
+def test_origin_lists_commits_by_date():
     document = {
         "a": {"commit": ["a" * 40], "date": "2026-02-02"},
         "b": {"commit": ["b" * 40], "date": "2026-01-01"},
@@ -130,7 +130,7 @@ def test_a_document_made_on_two_days_says_what_was_made_when():
 STUDY = Study("train.py", (), {"A": (), "A, changed": (), "B": ()}, None, None)
 
 
-def test_models_that_are_not_measured_stay_on_the_page(tmp_path):
+def test_unmeasured_models_stay_on_the_page(tmp_path):
     page = {"A": {"seeds": [1, 2]}, "B": {"seeds": [1, 2]}, "A, knocked out": {"seeds": [1, 2]}, "expert": {}}
     (tmp_path / "page.json").write_text(json.dumps(page))
 
@@ -149,7 +149,7 @@ def test_models_that_are_not_measured_stay_on_the_page(tmp_path):
     assert parse_options(PageOptions, argv=["--models", "A", "A, changed"]).models == ("A", "A, changed")
 
 
-def test_measured_entries_win_and_take_their_place():
+def test_measured_entries_replace_kept_ones():
     entries = merged({"B": 1, "old": 1, "C": 1}, {"A": 2, "C": 2}, ["A", "B", "C"])
     assert list(entries.items()) == [("A", 2), ("B", 1), ("C", 2), ("old", 1)]
 
@@ -159,14 +159,14 @@ def test_controls_follow_their_model():
     assert by_model(STUDY, labels) == ["A", "A, knocked out", "A, changed", "B", "B, knocked out", "expert"]
 
 
-def test_only_the_models_that_are_asked_for_are_run(monkeypatch):
+def test_only_selected_models_are_run(monkeypatch):
     monkeypatch.setattr(Study, "run", lambda self, label, seed, options, stop: (label, seed))
     options = StudyOptions(seeds=(1, 2))
     assert STUDY.run_all(options, ["B", "A"]) == {"A": [("A", 1), ("A", 2)], "B": [("B", 1), ("B", 2)]}
     assert STUDY.run_all(options).keys() == STUDY.models.keys()
 
 
-def test_an_entry_says_where_it_comes_from(tmp_path):
+def test_entries_record_their_origin(tmp_path):
     for seed, day in ((1, "2026-01-03"), (2, "2026-01-02")):
         start = {"seed": seed, "started": f"{day}T00:00:00+00:00", "git": {"commit": "c" * 40}}
         (tmp_path / str(seed)).mkdir()

@@ -45,7 +45,7 @@ def test_a_probe_reads_what_is_linear():
     assert float(Probe(kind, training).score(noise).value) < 0.1
 
 
-def test_a_number_is_read_where_others_are_unknown():
+def test_number_is_probed_where_others_are_unknown():
     """As of balls that are seen one after another: some never in the same episode."""
     training, held_out = samples(5)
     for each in (training, held_out):
@@ -79,7 +79,7 @@ def test_classes_are_scored_by_accuracy():
 
 
 @pytest.mark.parametrize("name", ["RATE", "LSTM", "MLP"])
-def test_episodes_are_recorded_as_one_call_sees_them(tmp_path, monkeypatch, name):
+def test_recording_equals_a_single_call(tmp_path, monkeypatch, name):
     agent = make_agent(name).eval()
     data = whole_episodes_of(make_data(tmp_path).with_infos(["phase"]), episodes=9)
     assert data.windows[:, 2].tolist() == LENGTHS
@@ -126,7 +126,7 @@ def by_hand(**changes) -> Recording:
     )  # fmt: skip
 
 
-def test_copying_is_told_from_knowing():
+def test_copying_differs_from_knowing():
     """Steps 1 to 3 of the first episode and step 1 of the second; the action changes at two of the four."""
     found = copying(by_hand())
     assert found["steps"] == 4 and found["repeats"] == 0.5
@@ -184,13 +184,13 @@ def test_a_run_is_diagnosed(run, capsys):
         (["--episodes", "1"], "--episodes 1"),
     ],
 )
-def test_wrong_questions_are_named(run, capsys, flags, message):
+def test_wrong_arguments_are_reported(run, capsys, flags, message):
     with pytest.raises(SystemExit):
         main([str(run[0]), "--train", f"data={run[1]}", *flags])
     assert re.search(message, capsys.readouterr().err)
 
 
-def test_other_data_is_read_anew(run):
+def test_other_data_is_loaded_again(run):
     """An environment of its own takes what it sees from its data, and that of the run before is not this one's."""
     own = environment_of(run[0])
     for size in (2, 5):

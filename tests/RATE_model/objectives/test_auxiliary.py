@@ -57,7 +57,7 @@ def test_heads_begin_with_the_mean_of_the_data(data):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_predicted_teaches_memory(data, name, monkeypatch):
+def test_auxiliary_losses_train_memory(data, name, monkeypatch):
     """Without the loss of actions, gradients of a late window's prediction reach the encoder and the valve."""
     monkeypatch.setattr("RATE_model.training.trainer.cloning_loss", lambda spec, logits, *_: 0 * logits.sum())
     trainer = make_trainer(data, (name,), weight_decay=0.0)
@@ -75,7 +75,7 @@ def test_objectives_are_learned(data):
     assert last < 0.7 * first
 
 
-def test_actions_are_learned_alike_whatever_is_drawn_for_heads(data):
+def test_heads_do_not_change_random_draws(data):
     """Heads take nothing from torch's generator, which dropout and noise draw from."""
     states = []
     for names in ((), NAMES):
@@ -99,7 +99,7 @@ def test_parts_of_a_batch_have_the_gradient_of_the_whole(data, options):
             torch.testing.assert_close(value, other[name], rtol=1e-3, atol=1e-5, msg=name)
 
 
-def test_resumed_training_goes_on_bit_for_bit(data):
+def test_resumed_training_is_bit_exact(data):
     trainer = make_trainer(data, bptt_segments=0)
     trainer.train_batch(whole(data))
     weights, state = parameters(trainer.model), trainer.state_dict()
@@ -129,7 +129,7 @@ def test_validation_measures_objectives(data):
     assert {f"validation_aux_{name.removeprefix('infos/')}" for name in NAMES} <= set(found)
 
 
-def test_what_is_not_known_counts_for_nothing():
+def test_unknown_targets_have_no_loss():
     numbers = Privileged.of("x", np.array([[0.0], [2.0], [np.nan]], dtype=np.float32), flag="aux")
     rows = torch.tensor([[0.0], [float("nan")], [float("inf")]])
     assert numbers.scores(torch.zeros(3, 1), rows).errors.tolist() == [[1.0], [0.0], [0.0]]
@@ -145,7 +145,7 @@ def refusals(data: WindowDataset) -> dict[str, Callable[[], object]]:
     return {
         "--aux infos/nothing": lambda: with_infos(data, ["nothing"], flag="aux"),
         "infos/phase .one number., infos/place .2.": lambda: with_infos(data, ["nothing"], flag="aux"),
-        "--aux infos/seed: holds 1000 different": lambda: Privileged.of("seed", seeds, flag="aux"),
+        "--aux infos/seed: has 1000 different": lambda: Privileged.of("seed", seeds, flag="aux"),
         "--aux velocity": TrainOptions(aux=("return,velocity",)).validate,
         "twice": TrainOptions(aux=("return", "return")).validate,
         "3 weights for 2": TrainOptions(aux=("return,next_latent",), aux_weight=(1, 2, 3)).validate,
@@ -153,7 +153,7 @@ def refusals(data: WindowDataset) -> dict[str, Callable[[], object]]:
         "--aux_weight 1e.39": TrainOptions(aux=("return",), aux_weight=(1e39,)).validate,
         "has no effect without --aux": TrainOptions(aux_weight=(3.0,)).validate,
         "--oracle phase": TrainOptions(oracle=("phase",)).validate,
-        "true in both: infos/phase": lambda: check_transform(["infos/place"], Mirror((0,), ("phase",)), flag="aux"),
+        "correct in both: infos/phase": lambda: check_transform(["infos/place"], Mirror((0,), ("phase",)), flag="aux"),
     }
 
 
@@ -163,7 +163,7 @@ def test_wrong_objectives_are_named(data, message):
         refusals(data)[message]()
 
 
-def test_what_stays_true_in_the_mirror_is_allowed():
+def test_mirror_invariant_arrays_are_allowed():
     check_transform(["infos/phase", "return"], Mirror((0,), keeps=("phase",)), flag="aux")
 
 
@@ -178,7 +178,7 @@ def make_oracle(data: WindowDataset) -> Agent:
     return model
 
 
-def test_an_oracle_sees_what_it_is_told(data):
+def test_oracle_uses_its_arrays(data):
     model, batch = make_oracle(data), whole(data)
     assert batch.infos is not None
     inputs = (batch.observations, batch.actions, batch.rtg, batch.valid)

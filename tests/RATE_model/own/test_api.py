@@ -43,7 +43,7 @@ def test_a_run_is_trained_loaded_and_evaluated(run, capsys):
     evaluate(best, Recall, episodes=3, target_return=1, transform_memory=knock_out_memory, greedy=False, seed=2)
 
 
-def test_an_agent_acts_in_a_loop_of_ones_own(run):
+def test_agent_acts_in_your_own_loop(run):
     actor, scene = load_agent(run.directory).actor(batch_size=1, target_return=1), Recall()
     observation, _ = scene.reset(seed=0)
     reward, over, steps = np.zeros(1), False, 0
@@ -55,7 +55,7 @@ def test_an_agent_acts_in_a_loop_of_ones_own(run):
     assert steps == STEPS
 
 
-def test_the_same_run_goes_on_and_is_not_overwritten(run):
+def test_run_continues_and_is_not_overwritten(run):
     data = Dataset.from_episodes(episodes())
     with pytest.raises(UserError, match="already holds"):
         train(data, **PLACE, output_dir=run.directory, **TINY)
@@ -121,7 +121,7 @@ MISTAKES = {
         ["--data", "data.h5", "--env", "tests.RATE_model.own.toys:Broken"],
         "cannot be made: RuntimeError: the licence has expired",
     ),
-    "other environment": (["--data", "data.h5", "--env", "CartPole-v1"], "have shape (2,), the space (4,)"),
+    "other environment": (["--data", "data.h5", "--env", "CartPole-v1"], "have shape (2,), the space has (4,)"),
     "arguments": (["--data", "data.h5", "--env", RECALL, "--env_args", "size"], "--env_args size: give NAME=VALUE"),
     "unknown argument": (["--data", "data.h5", "--env", RECALL, "--env_args", "sise=3"], "unexpected keyword"),
     "share": (["--data", "data.h5", "--training_share", "1"], "--training_share 1.0: must be above 0"),
@@ -150,7 +150,7 @@ def test_an_agent_of_another_environment_is_refused(run):
     assert not Path("nowhere").exists()
 
 
-def test_equal_returns_are_said_and_trained_on(tmp_path, capsys):
+def test_equal_rewards_are_noted_and_trained_on(tmp_path, capsys):
     same = [episode | {"rewards": np.ones(STEPS)} for episode in episodes()]
     train(Dataset.from_episodes(same), output_dir=tmp_path / "run", **TINY | {"epochs": 1})
     assert "note: all rewards are 1" in capsys.readouterr().out
@@ -185,7 +185,7 @@ def test_wrappers_and_arguments_reach_the_environment(run):
         ({"target_return": 1, "sed": 0}, "sed: evaluate has no such argument"),
     ],
 )
-def test_what_cannot_be_asked_is_refused_in_one_line(run, asked, said):
+def test_invalid_evaluation_arguments_are_refused(run, asked, said):
     with pytest.raises(UserError, match=said):
         evaluate(load_agent(run.directory), Recall, **asked)
 
@@ -206,7 +206,7 @@ def test_wrong_kinds_of_arguments_are_named(run, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_data_of_another_environment_is_refused_before_anything_is_made(tmp_path):
+def test_data_of_another_environment_is_refused(tmp_path):
     data = Dataset.from_episodes(episodes())
     for make, output_dir in ((lambda **_: Recall(size=3), tmp_path / "mine"), (None, "")):
         with pytest.raises(UserError, match="comes from another environment|output_dir is empty"):

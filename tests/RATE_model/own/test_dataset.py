@@ -88,7 +88,7 @@ def test_the_spec_follows_from_data_and_environment():
         (lambda e: e.update(observations={"a": np.zeros((4, 2))}), ("episode 1", "Box")),
     ],
 )
-def test_what_does_not_fit_is_named(change, named):
+def test_inconsistent_episodes_are_reported(change, named):
     made = episodes()
     change(made[1])
     with pytest.raises(UserError) as error:
@@ -105,7 +105,7 @@ def test_too_few_episodes_are_refused():
         Dataset.from_episodes([3, 4])
 
 
-def test_collecting_plays_seeds_that_no_evaluation_plays():
+def test_collected_seeds_are_not_evaluation_seeds():
     seen = []
 
     def policy(observation):
@@ -119,7 +119,7 @@ def test_collecting_plays_seeds_that_no_evaluation_plays():
     assert_same(Dataset.collect(RECALL, None, 5, seed=3), Dataset.collect(RECALL, None, 5, seed=3))
 
 
-def test_long_episodes_are_cut_and_lose_no_step():
+def test_long_episodes_are_cut_without_losing_steps():
     rng = np.random.default_rng(0)
     made = [{"observations": rng.normal(size=(n, 1)), "actions": np.zeros(n, dtype=int), "rewards": np.ones(n)}
             for n in (3, 7, 10, 25, 26, 4, 5, 6, 8, 9)]  # fmt: skip
@@ -180,7 +180,7 @@ def test_a_damaged_minari_dataset_is_named(tmp_path):
         Dataset.from_minari(tmp_path / "nowhere")
 
 
-def test_npz_files_that_are_none_are_named(tmp_path):
+def test_invalid_npz_files_are_reported(tmp_path):
     with pytest.raises(UserError, match="has no files"):
         Dataset.from_npz(tmp_path)
     (tmp_path / "a.npz").write_bytes(b"not a zip")
@@ -207,7 +207,7 @@ def _episode_of(**changes: object) -> dict[str, object]:
         ({"rewards": np.full(3, 1e300)}, "'rewards' are not finite at step 0"),
     ],
 )
-def test_what_is_no_episode_is_refused_in_one_line(changes, said):
+def test_invalid_episodes_are_refused(changes, said):
     with pytest.raises(UserError, match=re.escape(f"episode 1 of the dataset: {said}")):
         Dataset.from_episodes([_episode_of(), _episode_of(**changes)])
 
@@ -219,7 +219,7 @@ def test_an_observation_outside_a_discrete_space_is_refused(shown):
         Dataset.from_episodes([_episode_of(observations=np.full(3, shown))] * 2, spaces=observed)
 
 
-def test_an_action_that_is_not_a_number_is_refused_in_a_box():
+def test_nan_action_is_refused_in_a_box():
     acted = (gymnasium.spaces.Box(-1, 1, (1,)), gymnasium.spaces.Box(-2, 2, (1,)))
     with pytest.raises(UserError, match="nan.*between -2 and 2"):
         Dataset.from_episodes([_episode_of(actions=np.full((3, 1), np.nan))] * 2, spaces=acted)

@@ -70,7 +70,7 @@ def test_files_of_returns(tmp_path, horizons, chance):
     assert (tmp_path / "protocol.png").stat().st_size > 0
 
 
-def test_runs_are_grouped_by_their_flags_whatever_their_order(monkeypatch):
+def test_runs_are_grouped_by_flags_in_any_order(monkeypatch):
     """Of one name, with two learning rates, the seeds of which stand in turn."""
     rates = {Path(f"a_RUN_{number}"): number % 2 for number in range(5)}
     flags = lambda _, run: {"learning_rate": rates[run], "seed": run.name}  # noqa: E731
@@ -80,7 +80,7 @@ def test_runs_are_grouped_by_their_flags_whatever_their_order(monkeypatch):
     assert list(groups) == ["a", "a (2)"]
 
 
-def test_a_setting_that_was_not_trained_is_said(run, tmp_path, capsys):
+def test_untrained_settings_are_noted(run, tmp_path, capsys):
     flags = ["--cases", "9", "--episodes", "4", "--device", "cpu", "--output", str(tmp_path / "out")]
     main(["--checkpoint", str(run), *flags, "--play", "hint_steps=2"])
     assert "note: not trained with hint_steps 2" in capsys.readouterr().out
@@ -91,7 +91,7 @@ def test_a_setting_that_was_not_trained_is_said(run, tmp_path, capsys):
     )
 
 
-def test_what_cannot_be_examined_is_refused(run, tmp_path, capsys):
+def test_unsuitable_runs_are_refused(run, tmp_path, capsys):
     assert "--checkpoint is missing" in fails(capsys)
     assert "--cases x: T-Maze has cases such as 9" in fails(capsys, "--checkpoint", run, "--cases", "x")
     assert "--play hint_steps: write flag=value" in fails(capsys, "--checkpoint", run, "--play", "hint_steps")
@@ -116,7 +116,7 @@ def test_environments_are_found_and_not_mixed(run, tmp_path):
         environment_of(other)
 
 
-def test_the_grid_trains_validates_and_goes_on(tmp_path, capsys, monkeypatch):
+def test_grid_trains_validates_and_continues(tmp_path, capsys, monkeypatch):
     """Tiny, in this process; repeated, it trains nothing."""
     monkeypatch.setattr(type(ENVIRONMENT), "grid_cases", (9, 12))
     monkeypatch.setattr(type(ENVIRONMENT), "draw_run", lambda *arguments: None)

@@ -96,7 +96,7 @@ def verdict(*, facts=FACTS, seeds=3, has_memory=True, mazes=TMazeVectorEnv, memo
     return judge(facts, cases), cases
 
 
-def test_one_that_remembers():
+def test_agent_that_remembers():
     result, cases = verdict()
     assert (result.label, result.horizon) == ("long-term", 95)
     assert result.sentence == (
@@ -108,23 +108,23 @@ def test_one_that_remembers():
     assert result.missing == ("the memory-free control (--control with a run of --model_mode MLP or BC-MLP)",)
 
 
-def test_one_that_looks_only_at_its_window():
+def test_agent_that_uses_only_its_window():
     result, _ = verdict(facts=replace(FACTS, reach=K), has_memory=False, window=True)
     assert (result.label, result.horizon) == ("short-term", 5)
     assert "short-term: within its context K = 10" in result.sentence
 
 
-def test_one_that_guesses():
+def test_agent_that_guesses():
     result, _ = verdict(remembers=0.0)
     assert (result.label, result.horizon) == ("nothing", None)
 
 
-def test_one_that_cheats_through_a_leak():
+def test_agent_that_uses_a_leak():
     result, _ = verdict(peeks=True, mazes=LeakyMazes)
     assert result.label == "leak" and "its memory: knocked out 1.00, so the environment leaks" in result.sentence
 
 
-def test_one_that_cheats_without_a_memory():
+def test_agent_without_memory_that_uses_a_leak():
     result, _ = verdict(facts=replace(FACTS, reach=K), has_memory=False, peeks=True, mazes=LeakyMazes)
     assert result.label == "leak" and "only the last 10 steps can influence it" in result.sentence
 
@@ -136,13 +136,13 @@ def test_a_leak_that_only_the_memory_free_control_shows():
     assert result.label == "leak" and "memory-free control 1.00" in result.sentence and not result.missing
 
 
-def test_one_that_remembers_half_of_the_time():
+def test_agent_that_remembers_half_of_the_time():
     result, _ = verdict(remembers=0.5)
     share = re.search(r", in (\d+)% of episodes, long-term, depends on its memory", result.sentence)
     assert result.label == "long-term" and 35 <= int(share[1]) <= 65
 
 
-def test_one_that_is_untrained():
+def test_untrained_agent():
     """A model as it is drawn, with everything that a trained one has."""
     torch.manual_seed(0)
     sizes = RATEConfig(d_model=16, n_layer=1, n_head=1, d_head=8, d_inner=16, context_length=K)
@@ -159,7 +159,7 @@ def test_one_that_is_untrained():
     assert judge(FACTS, cases).label == "nothing"
 
 
-def test_one_whose_memory_is_knocked_out():
+def test_agent_with_knocked_out_memory():
     """Examined as if that were how it is."""
     _, cases = verdict()
     knocked = [replace(case, outcomes={c: case.outcomes[KNOCKED_OUT] for c in case.outcomes}) for case in cases]
@@ -189,7 +189,7 @@ def test_a_segment_longer_than_the_horizon_proves_nothing():
     assert result.label == "unproved" and result.missing[-1] == "a case with xi > 100"
 
 
-def test_a_knock_out_to_chance_is_no_leak():
+def test_knock_out_to_chance_is_not_a_leak():
     """.60 with memory, .52 without: too few episodes to tell these apart, but nothing says that the maze tells."""
     outcomes = {INTACT: np.tile([1] * 6 + [0] * 4, (3, 10)), KNOCKED_OUT: np.tile([1] * 13 + [0] * 12, (3, 4))}
     result = judge(FACTS, [Case("97", (96, 96), 0.5, outcomes)])
@@ -197,7 +197,7 @@ def test_a_knock_out_to_chance_is_no_leak():
     assert "knocked out .52 (.46 to .58), neither clearly above chance" in result.sentence
 
 
-def test_many_questions_do_not_make_a_guesser_right():
+def test_guesser_fails_with_many_cases():
     """11 cases of 300 fair coins, 300 times: fewer than 5 % of the guessers may look better than chance."""
     rng, wrong = np.random.default_rng(0), 0
     for _ in range(300):

@@ -131,7 +131,7 @@ RUN = RunRecord(
 )  # fmt: skip
 
 
-def test_the_page_needs_nothing_else(episode):
+def test_page_is_self_contained(episode):
     page = build([RUN, RUN], [episode], title="T-Maze & more")
     assert "T-Maze &amp; more" in page and len(page) < 10_000_000
     assert not re.search(r"(src|href)=\"(?!data:)", page) and "http" not in page.replace("http-equiv", "")
@@ -191,7 +191,7 @@ def test_a_browser_shows_it_and_the_slider_moves(tmp_path, episode, gated):
     assert seen["charts"] == 2 and seen["memory"] and seen["gates"]
 
 
-def test_a_long_curve_is_thinned_but_for_its_end(tmp_path):
+def test_long_curve_is_thinned_and_keeps_its_end(tmp_path):
     (tmp_path / "config.yaml").write_text("model_mode: RATE\n")
     (tmp_path / "metrics.jsonl").write_text("".join(f'{{"step": {step}, "loss": 1}}\n' for step in range(1001)))
     steps = [step for step, _ in read_run(tmp_path).curves["loss"]]
@@ -214,7 +214,7 @@ def run(tmp_path_factory):
     return only_run(folder)
 
 
-def test_the_page_of_a_run_has_the_numbers_of_its_files(run, tmp_path, capsys):
+def test_page_contains_the_runs_figures(run, tmp_path, capsys):
     page = tmp_path / "report.html"
     main([str(run), "--output", str(page), "--case", "20", "--device", "cpu"])
     data = json.loads(re.search(r'<script id="data" type="application/json">(.*?)</script>', page.read_text(), re.S)[1])
@@ -239,7 +239,7 @@ def test_a_report_without_episodes(run, tmp_path):
     [((), "the run is missing"), (("{run}", "--case", "long"), "--case long: T-Maze has cases such as"),
      (("{run}", "--output", "/nowhere/page.html"), "--output /nowhere/page.html")],
 )  # fmt: skip
-def test_what_cannot_be_shown_is_refused(run, flags, words, capsys, tmp_path, monkeypatch):
+def test_invalid_arguments_are_refused(run, flags, words, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match="^2$"):
         main([flag.format(run=run) for flag in flags])

@@ -59,7 +59,7 @@ def finished(sweep: Sweep) -> list[int]:
     return [sweep.log(job).read_text().count("finished") for job in sweep.jobs]
 
 
-def test_commands_are_those_that_a_person_would_type():
+def test_commands_are_expanded_as_typed():
     jobs = jobs_of("python3 a.py --learning_rate {1e-4,3e-4} --text mine --arch={x,y}", [1, 2])
     assert len(jobs) == 8 and len({job.name for job in jobs}) == 8
     assert jobs[1] == Job(
@@ -80,7 +80,7 @@ def test_seeds():
 
 
 @pytest.mark.parametrize("text", ["", "a", "3-1", "1..5", "-1", "1-99999999"])
-def test_seeds_that_are_none(text):
+def test_invalid_seeds_are_refused(text):
     with pytest.raises(UserError, match=f"--seeds {text}"):
         seeds_of(text)
 
@@ -98,12 +98,12 @@ def test_seeds_that_are_none(text):
         ("a --x {1,2,3,4,5,6,7,8,9,0}" * 5, "makes 100000 commands; at most 10000"),
     ],
 )
-def test_commands_that_make_no_sweep(command, words):
+def test_invalid_commands_are_refused(command, words):
     with pytest.raises(UserError, match=words):
         jobs_of(command, [1])
 
 
-def test_all_are_run_once_and_never_again(command, capsys):
+def test_jobs_run_exactly_once(command, capsys):
     flags = [command, "--seeds", "1-2", "--max_parallel", "4", "--folder", "sweep"]
     assert main(flags) == main(flags) == 0
     sweep = made(command)
@@ -114,7 +114,7 @@ def test_all_are_run_once_and_never_again(command, capsys):
     assert finished(made(command, "1-3")) == [1] * 6
 
 
-def test_an_attempt_that_comes_late_runs_nothing(command):
+def test_late_attempt_does_nothing(command):
     """It was queued on a cluster, and meanwhile the job was done here."""
     sweep = made(command, "1")
     run_locally(sweep, max_parallel=2, say=lambda text: None)
@@ -122,7 +122,7 @@ def test_an_attempt_that_comes_late_runs_nothing(command):
     assert finished(sweep) == [1, 1]
 
 
-def test_killed_ones_go_on_and_end_once(command):
+def test_killed_jobs_continue_and_finish_once(command):
     sweep, said, killed = made(command), [], []
 
     def kill() -> None:
@@ -180,7 +180,7 @@ def test_failures_show_the_end_of_their_log(command):
     assert said.count("no such file") == 2 and "(exit code 1; full log:" in said and said.endswith("2 done, 2 failed")
 
 
-def test_a_sweep_that_is_stopped_stops_its_commands(command):
+def test_stopping_a_sweep_stops_its_commands(command):
     for job in made(command, "1", "another").jobs:
         path_of(job).with_suffix(".hold").touch()
     process = subprocess.Popen(
