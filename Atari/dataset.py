@@ -114,7 +114,7 @@ def ensure_dataset(options: DataOptions, selection: Selection | None = None) -> 
     if place is None:
         return ensure_own_data(played, options.directory, selection.transitions)
     if place.is_file() and place.suffix == ".gz":
-        raise UserError(f"{named}: one of the files of a buffer; name their folder, '{place.absolute().parent}'")
+        raise UserError(f"{named}: this is one file of a replay buffer; give its folder, '{place.absolute().parent}'")
     if place.is_file():
         return place
     own_path = dataset_path(played, options.directory, GenerateOptions(transitions=selection.transitions))
@@ -130,7 +130,7 @@ def ensure_dataset(options: DataOptions, selection: Selection | None = None) -> 
             f"{advice}"
         )
     if (found := game_of_logs(logs)) not in (None, played.name):
-        raise UserError(f"{named}: '{logs}' is of {found}: give --game {found}, or the folder of {played.name}")
+        raise UserError(f"{named}: '{logs}' contains {found}; give --game {found}, or the folder of {played.name}")
     target = conversion_path(logs, selection, played.name, options.directory)
     return convert(logs, target, selection, game=played.name, num_actions=played.actions)
 
@@ -165,13 +165,11 @@ def rewards_note(file: TrajectoryFile, game: Game) -> str | None:
     if (clipped := file.attributes.get(CLIPPED)) is None:
         return None
     if clipped and game.unit_points:
-        return (
-            f"rewards of '{file.path}' lie within [-1, 1], as {game.name}'s always do: clipping takes nothing off them"
-        )
+        return f"rewards of '{file.path}' lie within [-1, 1], as {game.name}'s always do: clipping does not change them"
     if clipped:
         return (
-            f"rewards of '{file.path}' look clipped to [-1, 1]: returns count clipped points, --target_return should "
-            "too, and so does what evaluation takes off it"
+            f"rewards of '{file.path}' look clipped to [-1, 1]: give --target_return in clipped points; evaluation "
+            "subtracts clipped points, too"
         )
     return f"rewards of '{file.path}' are not clipped"
 
@@ -195,7 +193,7 @@ def load_data(
     file = open_dataset(path, played)
     made_of = file.attributes.get("game", played.name)  # files from other sources do not say
     if made_of != played.name:
-        raise UserError(f"'{path}' holds {made_of}, not {played.name}: give another --data_path or another --game")
+        raise UserError(f"'{path}' contains {made_of}, not {played.name}; give another --data_path or --game")
     if (note := rewards_note(file, played)) is not None:
         print(note, flush=True)
     everywhere, tiles = (strided_or_whole(0, file, size, stride) for stride in (1, size))

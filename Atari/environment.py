@@ -39,7 +39,7 @@ class Rules(PlayOptions):
     sticky: float = 0.0
     # Step limit per episode, in decisions
     max_steps: int = PUBLISHED_CAP
-    # What the agent sees where an episode or a ball begins. black: black frames before the first, as in the data;
+    # What the agent sees at the start of an episode or a ball. black: black frames before the first, as in the data;
     # published: the first frame repeated, as in the published evaluation
     opening: Opening = changeable("published")
 
@@ -71,12 +71,12 @@ class Task(Rules, SegmentOptions):
     """Segments, returns and evaluation."""
 
     # Divide returns by this before the model sees them. Published: 1, followed by a tanh that hardly separates 20
-    # points from 200; none = half of the return asked for
+    # points from 200; none = half of the target return
     return_scale: float | None = 1.0
     # Passes over the data at which the learning rate's decay ends (published: 2 of 3 epochs); none = the end of
     # training, or --final_tokens
     decay_epochs: float | None = 2.0
-    # Return to ask the agent for, in points as the data counts them; none = the game's
+    # Target return, in points as counted by the data; none = the game's
     target_return: float | None = None
 
     def validate(self) -> None:
@@ -125,7 +125,7 @@ class Config(ExperimentConfig):
         if scale is None:
             scale = abs(self.target) / 2
         if scale == 0:
-            raise UserError("--return_scale none: half of --target_return 0 is not a scale; give a number above 0")
+            raise UserError("--return_scale none: half of --target_return 0 is 0; give a number above 0")
         return spec_of(self.game, return_scale=1 / scale, conv_channels=self.image.conv_channels)
 
 
@@ -201,7 +201,7 @@ class Atari(Environment):
         trained, name = recorded.get("game"), flags.get("game")
         if name is None:
             config = run / "config.yaml"
-            raise UserError(f"{config} names no game: this is not a run of train_rate_atari.py; or give --game")
+            raise UserError(f"{config} does not name a game; give a run of train_rate_atari.py, or --game")
         if trained is not None and game_of(name) != game_of(trained):
             raise UserError(f"--game {name}: {run} was trained on {trained}")
         return super().load_agent(checkpoint, recorded, asked, device=device)

@@ -18,7 +18,7 @@ def target_of(game: Game, given: float | None, flag: str = "--target_return") ->
     """The return to ask for, in points: the one given, else the game's. Raises UserError if there is neither."""
     target = game.target_return if given is None else given
     if target is None:
-        raise UserError(f"{flag}: {game.name} has no published one; give the return to ask for, in points")
+        raise UserError(f"{flag}: {game.name} has no published target return; give one, in points")
     return float(target)
 
 

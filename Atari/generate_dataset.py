@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 if __name__ == "__main__":  # started as a script
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # makes the repository importable
-    import RATE_model.system.script  # noqa: F401  a signal ends it at once while the imports below take their seconds
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # make the repository importable
+    import RATE_model.system.script  # noqa: F401  signals end the process at once during the slow imports below
 
 from Atari.env import PUBLISHED_CAP
 from Atari.experts import plans
@@ -48,8 +48,8 @@ DEFAULT_MIX = (0.0, 0.1, 0.3, 1.0)
 class GenerateOptions:
     """What our own data is made of."""
 
-    # Steps in the data: whole episodes, and the beginning of another one that is not used for training; none = 100,000,
-    # or 20,000 for players that plan, which are slow
+    # Steps in the data. Training does not use an incomplete last episode. none = 100,000, or 20,000 for players that
+    # plan, which are slow
     transitions: int | None = None
     # Noise levels of the player: its share of random actions; 1 is the random player. Episodes cycle through the
     # levels, so returns spread as they do over an agent's learning; none given = the game's own mix
@@ -152,9 +152,9 @@ def describe(path: Path) -> str:
     """What a file holds, and how its returns depend on the noise."""
     with TrajectoryFile(path, observation_shape=FRAME_SHAPE, observation_dtype="uint8") as file:
         made, lengths = file.attributes, file.lengths
-    finished = "none of them whole"
+    finished = "no complete one"
     if "return_mean" in made:
-        finished = f"return of whole ones {made['return_mean']:.1f}, standard deviation {made['return_std']:.1f}"
+        finished = f"return of complete ones {made['return_mean']:.1f}, standard deviation {made['return_std']:.1f}"
     lines = [
         f"{path}: {made['num_steps']} steps in {made['num_episodes']} episodes of {lengths.min()} to {lengths.max()}, "
         f"{finished}, {path.stat().st_size / 1e6:.1f} MB"

@@ -104,9 +104,9 @@ class MuJoCoFile(TrajectoryFile):
         beyond = np.abs(self.actions).max(axis=1) > 1 + ACTION_MARGIN
         if beyond.any():
             step = int(np.argmax(beyond))
-            raise self._error(f"has the action {self.actions[step].tolist()} at step {step}; allowed is -1 to 1")
+            raise self._error(f"has the action {self.actions[step].tolist()} at step {step}; must be from -1 to 1")
         if not self.whole.any():
-            raise self._error("holds no whole episode: its steps end neither in a terminal state nor by a timeout")
+            raise self._error("has no complete episode: no step is a terminal state or a timeout")
         self.returns = self.returns_to_go()[self.starts[self.whole]]
         observations, _ = self.load()
         self.normalisation = Normalisation.of(observations[: self.lengths[self.whole].sum()])
@@ -141,7 +141,7 @@ def open_data(task: Task, data_path: Path | None = None, data_dir: Path | None =
     )
     hint = f"It is read as {task.name}. {how_to_get(task)}"
     if path != source:
-        hint = f"It was converted from '{source}'; delete it, and it is converted again."
+        hint = f"It was converted from '{source}'; delete it to convert it again."
     return MuJoCoFile(path, task.robot, hint=hint)
 
 
@@ -161,7 +161,7 @@ def load_data(task: Task, options: DataOptions, *, size: int, fraction: float = 
         if not len(everywhere):
             raise UserError(
                 f"--windows full leaves nothing to train on: no episode of '{file.path}' has {size} steps (--segments "
-                "times --context_length). Take --windows every."
+                "times --context_length). Use --windows every."
             )
     # Padding on the left is seen by the model: as published, it is 0 after normalisation.
     shown = {"size": size, "pad": options.pad, "blank": file.normalisation.mean}

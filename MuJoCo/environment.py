@@ -73,7 +73,7 @@ class Task(Simulation, SegmentOptions):
 
     # Robot and data: 0 halfcheetah-medium ... 11 hopper-medium-expert, see MuJoCo/README.md
     env_id: int = 0
-    # Return to ask the agent for, in units of reward; none = the task's
+    # Target return, in units of reward; none = the task's
     target_return: float | None = None
 
     def validate(self) -> None:
@@ -165,15 +165,14 @@ class MuJoCo(Environment):
                 raise UserError(f"--env_id {asked['env_id']} is {task.name}, but {run} was trained on {trained.name}")
         elif asked.get("env_id") is None:
             raise UserError(
-                f"{run / 'config.yaml'} names no env_id: this is not a run of train_rate_mujoco_ca.py; of a converted "
-                "checkpoint give --env_id"
+                f"{run / 'config.yaml'} does not name an env_id; give a run of train_rate_mujoco_ca.py, or "
+                "--env_id for a converted checkpoint"
             )
         agent = super().load_agent(checkpoint, recorded, asked, device=device)
         if not agent.spec.is_normalised:
             raise UserError(
-                f"{run / NORMALISATION}: there is no such file, and {checkpoint} does not hold by which statistics "
-                "observations were normalised: without them the model cannot act. A published checkpoint gets them "
-                "when it is converted, with --normalisation"
+                f"{run / NORMALISATION}: there is no such file, and {checkpoint} has no statistics to normalise "
+                "observations, without which the model cannot act; convert published checkpoints with --normalisation"
             )
         return agent
 

@@ -29,8 +29,8 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":  # started as a script
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # makes the repository importable
-    import RATE_model.system.script  # noqa: F401  a signal ends it at once while the imports below take their seconds
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # make the repository importable
+    import RATE_model.system.script  # noqa: F401  signals end the process at once during the slow imports below
 
 import numpy as np
 
@@ -83,11 +83,11 @@ class GenerateOptions:
     steps: int | None = None
     # Maximum training steps; none = 2 million for medium and medium-replay, 5 million with expert
     train_steps: int | None = None
-    # Mean return that makes a policy a medium one; none = the mean of D4RL's medium data
+    # Mean return at which a policy counts as medium; none = the mean of D4RL's medium data
     medium_return: float | None = None
     # Seed of the training and of the episodes
     seed: int = 0
-    # Training steps between two policies that are kept
+    # Training steps between saved policies
     round_steps: int = ROUND_STEPS
     # Folder for the file and the policies; none = `mujoco: data_dir_prefix:` of wandb_config.yaml, else
     # MuJoCo/MuJoCo_data
@@ -228,7 +228,7 @@ def _trained(options: GenerateOptions) -> list[Policy]:
     if options.dataset != "expert" and not any(policy.training_return >= options.goal for policy in policies):
         print(
             f"No policy reached a mean return of {options.goal:.0f} within {policies[-1].steps} steps of training; "
-            "the best of them is the medium one. More steps: --train_steps",
+            "the best one is used as the medium policy. For more steps: --train_steps",
             file=sys.stderr,
         )
     return policies

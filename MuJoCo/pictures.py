@@ -37,7 +37,7 @@ def choose_renderer() -> None:
         return
     found = [name for name, library in _LIBRARIES.items() if find_library(library)]
     if not found:
-        raise UserError(f"--video: nothing is installed that MuJoCo could draw with: {_PACKAGES}")
+        raise UserError(f"--video: no rendering library for MuJoCo is installed: {_PACKAGES}")
     os.environ["MUJOCO_GL"] = found[0]
 
 

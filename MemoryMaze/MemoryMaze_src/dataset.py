@@ -29,8 +29,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if __name__ == "__main__":  # started as a script
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # makes the repository importable
-    import RATE_model.system.script  # noqa: F401  a signal ends it at once while the imports below take their seconds
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # make the repository importable
+    import RATE_model.system.script  # noqa: F401  signals end the process at once during the slow imports below
 
 import numpy as np
 
@@ -160,9 +160,9 @@ class MemoryMazeData(DataMaker[DataOptions]):
             return super().given(options, target, overwrite=overwrite)
         except UserError as error:
             if options.alignment == "auto" and "does not tell whether an action" in str(error):
-                raise UserError(f"{error} Say it with --alignment last, causal or replay.") from None
+                raise UserError(f"{error} Give --alignment last, causal or replay.") from None
             if "rewards came with the images" in str(error):
-                raise UserError(f"{error} Say it with --alignment replay.") from None
+                raise UserError(f"{error} Give --alignment replay.") from None
             raise
 
     def versions(self) -> Mapping[str, int]:
@@ -184,7 +184,7 @@ def check_windows(options: DataOptions, size: int) -> None:
     length = f"{size} steps (--segments times --context_length)"
     if options.windows == "published" and size >= PUBLISHED_STEPS:
         raise UserError(
-            f"--windows published: its windows end before step {PUBLISHED_STEPS}, and {length} are asked for. Take "
+            f"--windows published: windows end before step {PUBLISHED_STEPS}, but need {length}. Use "
             "fewer, or --windows all."
         )
     if options.steps < size and source is None:
@@ -220,7 +220,7 @@ def load_windows(
             raise UserError(
                 f"--windows published leaves nothing to train on: no window of {size} steps (--segments times "
                 f"--context_length) that begins below step {PUBLISHED_STEPS - size} has {PUBLISHED_REWARD} rewards. "
-                "Take --windows all, or data of better players."
+                "Use --windows all, or data of better players."
             )
     return two_sides(files, taken, beside, fraction=fraction, size=size, learn=learn)
 

@@ -48,8 +48,8 @@ HERE = Path(__file__).resolve().parent
 class Rules(PlayOptions):
     """Rules that training and inference share."""
 
-    # Lower limit of the return-to-go when the agent earns more than asked for. In data it never falls below 0; none =
-    # no limit (published)
+    # Lower limit of the return-to-go if the agent exceeds its target return. In the data it is never below 0; none = no
+    # limit (published)
     rtg_floor: float | None = None
     # Step limit of evaluated episodes; none = the environment's own: 1000 in 9x9, 2000, 3000 and 4000 in larger mazes
     episode_timeout: int | None = 1000
@@ -67,7 +67,7 @@ class Mazes(Rules):
 
     # Size of the mazes: 9, 11, 13 or 15 cells
     size: int = DEFAULT_SIZE
-    # Also let other players play in the same mazes: a random one, and the experts that make the data
+    # Also play the same mazes with a random player and with the experts that make the data
     players: Boolean = False
     # Processes that draw the mazes (at least two if there are two mazes) and that run other players; none = one per
     # core
@@ -86,7 +86,7 @@ class Task(Rules, SegmentOptions):
 
     # Show every window as it is or mirrored left to right, with equal probability; doubles the data
     mirror: Boolean = False
-    # Return to ask the agent for
+    # Target return
     target_return: float = protocol.TARGET_RETURN
     # Episodes per evaluation, with seeds spread over 0 to 99; 5 are the published 0, 20, ..., 80
     eval_episodes: int = changeable(protocol.PUBLISHED_EPISODES)
@@ -200,7 +200,7 @@ class MemoryMaze(Environment):
 
     def headlines(self, config: Config) -> Mapping[str, str]:
         """The mean return."""
-        return {f"ReturnsMean_{config.task.target_return:g}": f"balls of {config.task.eval_episodes} episodes"}
+        return {f"ReturnsMean_{config.task.target_return:g}": f"balls, {config.task.eval_episodes} episodes"}
 
     def figures(self, case: Case, episodes: Episodes, evaluation: Evaluation) -> dict[str, float]:
         """Balls found."""
@@ -208,7 +208,7 @@ class MemoryMaze(Environment):
 
     def description(self, evaluation: Evaluation) -> str:
         """The mazes, and how actions are chosen."""
-        actions = "the most probable actions" if evaluation.options.use_argmax else "drawn actions"
+        actions = "the most probable actions" if evaluation.options.use_argmax else "sampled actions"
         return f"in mazes of {evaluation.options.size}x{evaluation.options.size} cells, {actions}"
 
     def others(self, evaluation: Evaluation) -> dict[str, dict[str, float]]:

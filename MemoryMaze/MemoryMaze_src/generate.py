@@ -70,8 +70,8 @@ class PlayerOfMix:
             if kind in EXPERTS and 0 <= noise <= 1 and 0 < share < float("inf"):
                 return cls(kind, noise, share)
         raise UserError(
-            f"--mix {text}: must be EXPERT:NOISE:SHARE, as explorer:0.1:1, with EXPERT {' or '.join(EXPERTS)}, NOISE "
-            "between 0 and 1 and SHARE above 0"
+            f"--mix {text}: must be EXPERT:NOISE:SHARE, such as explorer:0.1:1, with EXPERT {' or '.join(EXPERTS)}, "
+            "NOISE between 0 and 1 and SHARE above 0"
         )
 
 
@@ -95,7 +95,7 @@ class Recipe:
         at_least(0, perturbation=self.perturbation)
         at_most(1, perturbation=self.perturbation)
         if not self.mix:
-            raise UserError("--mix: name at least one player, as explorer:0.1:1")
+            raise UserError("--mix: name at least one player, such as explorer:0.1:1")
         _ = self.players
 
     @property

@@ -77,7 +77,7 @@ def _choose_backend() -> None:
     """Set ``MUJOCO_GL`` to what works; what the user set stays."""
     given = os.environ.get(VARIABLE, "").strip().lower()
     if given in ("disable", "disabled", "off", "false", "0"):
-        raise UserError(f"{VARIABLE}={given} switches drawing off, and Memory Maze is images: unset it.")
+        raise UserError(f"{VARIABLE}={given} disables rendering, which Memory Maze needs; unset it.")
     if given:
         return
     if _egl_works():

@@ -213,7 +213,7 @@ def load_windows(
     if long:
         print(
             f"{long} of {len(lengths)} episodes are longer than {size} steps (up to {lengths.max()}) and left out; "
-            "a higher --segments or --context_length takes them in."
+            "a higher --segments or --context_length includes them."
         )
     windows = [
         whole_episodes(index, file, max_steps=size) for index, file in enumerate(files) if file.lengths.min() <= size

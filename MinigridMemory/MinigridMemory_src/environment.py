@@ -69,7 +69,7 @@ class Mazes(Rules):
 
     # Maze sizes; odd, at least 7
     sizes: tuple[int, ...] = protocol.SIZES + protocol.LARGE_SIZES
-    # Corridors of random length; false: as long as fits
+    # Corridors of random length; false: as long as possible
     random_length: Boolean = True
 
     def validate(self) -> None:
@@ -93,7 +93,7 @@ class Task(Rules, SegmentOptions):
     context_length: int = 10
     # Segments per trajectory (N); longer episodes are left out
     segments: int = 3
-    # Return to ask the agent for
+    # Target return
     target_return: float = protocol.TARGET_RETURN
     # Maze sizes to evaluate at checkpoints; odd
     eval_sizes: tuple[int, ...] = changeable(protocol.TRAINING_SIZES)

@@ -39,7 +39,7 @@ PATIENCE = 5000
 CUES, ARMS = ("key", "ball"), ("north", "south")
 KINDS = tuple(itertools.product(CUES, ARMS))
 
-FAILED, SHORT, LONG, SURPLUS = "failed", "too short", "too long", "of a kind that there were enough of"
+FAILED, SHORT, LONG, SURPLUS = "failed", "too short", "too long", "of a kind already complete"
 
 
 @dataclass(frozen=True)
@@ -118,9 +118,9 @@ class Tally:
     def _hopeless(self, selection: Selection) -> str:
         wanted = f"{selection.min_steps} to {selection.max_steps}"
         return (
-            f"collected {self.kept} of {selection.trajectories} episodes and gave up, as the last {PATIENCE} had none "
-            f"to keep; {self.played} played, dropped: {self.summary()}.\nKept are {wanted} steps; those played had "
-            f"{self.lengths[0]} to {self.lengths[1]}. See --min_steps, --max_steps, --cap and --noise."
+            f"collected {self.kept} of {selection.trajectories} episodes and gave up: none of the last {PATIENCE} "
+            f"could be kept; {self.played} played, dropped: {self.summary()}.\nEpisodes to keep have {wanted} steps; "
+            f"those played had {self.lengths[0]} to {self.lengths[1]}. See --min_steps, --max_steps, --cap and --noise."
         )
 
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 if __name__ == "__main__":  # started as a script
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # makes the repository importable
-    import RATE_model.system.script  # noqa: F401  a signal ends it at once while the imports below take their seconds
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # make the repository importable
+    import RATE_model.system.script  # noqa: F401  signals end the process at once during the slow imports below
 
 import numpy as np
 
@@ -88,7 +88,7 @@ class DataOptions(TaskChoice):
         if self.is_chain:
             if self.hint_steps > 1 or self.data_path is not None:
                 flag = "data_path" if self.data_path is not None else "hint_steps"
-                raise UserError(f"--{flag}: goes with --task passive; leave it out")
+                raise UserError(f"--{flag}: only applies to --task passive; leave it out")
             shortest = self.min_n_final * self.context_length
             if shortest < self.shortest:
                 raise UserError(
@@ -302,7 +302,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             if options.overwrite:
                 DATA.make(one, path, overwrite=True)
             elif not ensure(path, partial(DATA.make, one, path)):
-                print(f"{path} is there already and is kept")  # of an interrupted start, or of fewer segments
+                print(f"{path} already exists and is kept")  # of an interrupted start, or of fewer segments
             print(DATA.describe(path))
 
 

@@ -50,7 +50,7 @@ def record_episode(
         UserError: an episode too short for a corridor.
     """
     if length < 3:
-        raise UserError(f"a T-Maze episode of {length} steps; it takes at least 3")
+        raise UserError(f"a T-Maze episode of {length} steps: must have at least 3")
     mazes = TMazeVectorEnv(len(goals), length - 2, hint_steps=hint_steps, max_steps=length)
     options = {"goal": np.asarray(goals)}
     return maps.record_rows(model, mazes, seed=seed, target_return=target_return, options=options)

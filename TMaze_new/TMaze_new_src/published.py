@@ -31,7 +31,7 @@ def published_file(folder: Path, segments: int, context_length: int) -> Path:
     )
     found = [path for pattern in patterns for path in sorted(folder.glob(pattern))]
     if len(found) != 1:
-        what = "holds no" if not found else f"holds {len(found)} files of"
+        what = "has no" if not found else f"has {len(found)} files of"
         raise UserError(
             f"--data_path {folder}: {what} published data of {segments} segments of {context_length} steps; looked for "
             f"{' and '.join(patterns)}"
@@ -52,7 +52,7 @@ def _convert(source: Path, target: Path, identity: Mapping[str, int]) -> None:
     """See `converted`."""
     episodes = load_pickle(source)
     if not isinstance(episodes, Mapping) or not episodes:
-        raise UserError(f"'{source}' does not hold a dict of episodes")
+        raise UserError(f"'{source}' does not contain a dict of episodes")
     attributes = {"environment": ENV_ID, "generator": "published", "source": source.name, **identity}
     with TrajectoryWriter(
         target, observation_shape=(OBSERVATION_SIZE,), observation_dtype="float32", attributes=attributes
@@ -70,7 +70,7 @@ def _arrays(place: str, episode: object) -> tuple[np.ndarray, np.ndarray, np.nda
     steps = len(actions) if actions.ndim == 1 else 0
     if not steps or observations.shape != (steps + 1, OBSERVATION_SIZE) or rtg.shape != (steps + 1,):
         shapes = ", ".join(f"{key} {np.shape(episode[key])}" for key in _KEYS)
-        raise UserError(f"{place} has arrays of shapes that do not fit ({shapes})")
+        raise UserError(f"{place} has arrays whose shapes do not match ({shapes})")
     if not np.isin(actions, range(NUM_ACTIONS)).all():
         raise UserError(f"{place} has actions outside 0 to {NUM_ACTIONS - 1}")
     return observations[:-1].astype(np.float32), actions.astype(np.uint8), rtg.astype(np.float32)

@@ -42,7 +42,7 @@ class TaskChoice:
         for name, task in {"bits": MULTI_CUE, "ask": MULTI_CUE, "corridor": ENDLESS}.items():
             value = getattr(self, name)
             if self.task != task and value != getattr(usual, name):
-                raise UserError(f"--{name} {value}: goes with --task {task}, not {self.task}; leave it out")
+                raise UserError(f"--{name} {value}: only applies to --task {task}, not {self.task}; leave it out")
 
     @property
     def is_chain(self) -> bool:

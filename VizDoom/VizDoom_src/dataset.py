@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if __name__ == "__main__":  # started as a script
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # makes the repository importable
-    import RATE_model.system.script  # noqa: F401  a signal ends it at once while the imports below take their seconds
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # make the repository importable
+    import RATE_model.system.script  # noqa: F401  signals end the process at once during the slow imports below
 
 import numpy as np
 
@@ -134,8 +134,8 @@ class VizDoomData(DataMaker[DataOptions]):
                 " ".join(f"--{name} {str(values[name]).lower()}" for name in other) for values in (made, wanted)
             )
             raise UserError(
-                f"'{path}': it was made with {of_file}, and the flags are {of_flags}: evaluations would "
-                f"play another game than the data shows. Add {of_file}"
+                f"'{path}': made with {of_file}, but the flags are {of_flags}: evaluations would not "
+                f"match the data. Add {of_file}"
             )
 
     def note(self, made: Mapping[str, Any], episodes: int) -> str:

@@ -150,7 +150,7 @@ class VizDoomTwoColorsEnv(gymnasium.Env):
         if self.scenario.variant == "clear":
             red = bool(np.random.default_rng([seed, _COLOUR_STREAM]).integers(2)) if red is None else bool(red)
         elif red is not None:
-            raise ValueError("the colour of the published scenario is its seed's; is_red needs the variant 'clear'")
+            raise ValueError("the seed sets the colour in the published scenario; is_red needs the variant 'clear'")
         self._seed, self._red, self._repeated = seed, red, False
         self._actions.clear()
         self._terminated, self._truncated = False, True  # until it has begun

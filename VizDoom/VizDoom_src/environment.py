@@ -81,11 +81,11 @@ class Task(Rules, SegmentOptions):
     """Segments and evaluation."""
 
     # Training stages before the one on whole episodes, as SEGMENTS:EPOCHS: each trains on the first segments of every
-    # episode. The model learns much sooner from the first steps that the pillar tells which items are good
+    # episode, from which the model learns much sooner that the pillar shows which items are good
     stages: tuple[str, ...] = ()
     # Show every episode as it is or mirrored left to right, with equal probability; doubles the data
     mirror: Boolean = False
-    # Return to ask the agent for
+    # Target return
     target_return: float = protocol.TARGET_RETURN
     # Episodes per evaluation, half of them red: 50 (published), at most 200
     eval_episodes: int = changeable(protocol.EPISODES)
@@ -112,7 +112,7 @@ class Config(ExperimentConfig):
         steps = self.segments * self.context_length
         if self.data.data_path is None and self.data.steps != steps:
             raise UserError(
-                f"--steps {self.data.steps}: episodes are trained on as a whole; there must be as many steps as "
+                f"--steps {self.data.steps}: training uses whole episodes; must equal "
                 f"--segments {self.segments} times --context_length {self.context_length}: --steps {steps}"
             )
 
@@ -215,7 +215,7 @@ class ViZDoomTwoColors(Environment):
     def play(self, evaluation: Evaluation, acting: Acting, *, twins: bool = False) -> dict[Case, Episodes]:
         """As in every environment. Twins differ in the colour alone, where it can be chosen."""
         if twins and not self.has_twins(evaluation.options):
-            raise UserError("the colour of the published scenario is its seed's; twins need --variant clear")
+            raise UserError("the seed determines the colour in the published scenario; twins need --variant clear")
         return super().play(evaluation, acting, twins=twins)
 
     def has_twins(self, options: Games) -> bool:
@@ -280,7 +280,9 @@ class ViZDoomTwoColors(Environment):
                 played[f"memories of twins exchanged{asked}"] = by_case[None]
         groups = {label: _by_colour(episodes, evaluation) for label, episodes in played.items()}
         bars = {label: pictures.bars_of(found) for label, found in (groups | _baselines(evaluation)).items()}
-        title = f"{evaluation.episodes} episodes, asked for {', '.join(f'{target:g}' for target in evaluation.targets)}"
+        title = (
+            f"{evaluation.episodes} episodes, target return {', '.join(f'{target:g}' for target in evaluation.targets)}"
+        )
         return [pictures.returns_by_colour(bars, folder / "returns_by_colour.png", title=title)]
 
     def frame(self, environment: gymnasium.Env, observation: np.ndarray, caption: Sequence[str]) -> np.ndarray:

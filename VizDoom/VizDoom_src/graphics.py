@@ -28,8 +28,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 if __name__ == "__main__":  # started as a script
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # makes the repository importable
-    import RATE_model.system.script  # noqa: F401  a signal ends it at once while the imports below take their seconds
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # make the repository importable
+    import RATE_model.system.script  # noqa: F401  signals end the process at once during the slow imports below
 
 from RATE_model.cli.options import exit_on_user_error, parse_options
 from RATE_model.errors import UserError
@@ -67,7 +67,7 @@ def published_wad() -> Path:
             return _checked(Path(named), f"${VARIABLE} '{named}'", _alternatives())
         if not PLACE.exists():
             fetch_published_wad(PLACE)
-        return _checked(PLACE, f"'{PLACE}'", "Delete it, and it is obtained again.")
+        return _checked(PLACE, f"'{PLACE}'", "Delete it to download it again.")
 
 
 @functools.cache
@@ -94,7 +94,7 @@ def fetch_published_wad(path: Path, source: Path | None = None) -> Path:
     """
     check_writable(path)
     if source is None:
-        print(f"obtaining the published graphics from {RELEASE} (28 MB): {path}", flush=True)
+        print(f"downloading the published graphics from {RELEASE} (28 MB): {path}", flush=True)
     content = _downloaded() if source is None else _taken_out(source, f"--source {source}")
     with only_one(path, f"another process is writing '{path}'; waiting for it"):
         try:
@@ -158,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Obtain the file unless it exists."""
     with exit_on_user_error():
         options = parse_options(
-            Options, argv=argv, prog=COMMAND, description="Obtain the graphics of the published ViZDoom-Two-Colors."
+            Options, argv=argv, prog=COMMAND, description="Download the graphics of the published ViZDoom-Two-Colors."
         )
         if options.source is not None:
             fetch_published_wad(PLACE, options.source)

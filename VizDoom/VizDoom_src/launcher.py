@@ -85,8 +85,8 @@ def _check(script: Path) -> None:
         status, said = f"nothing after {_TRIAL_SECONDS} s", ["?"]
     if status != "status 0":
         raise UserError(
-            f"the ViZDoom engine does not start ({status}: {said[-1] if said else 'no message'}). May programs be run "
-            f"in '{script.parent}' (else set XDG_CACHE_HOME)? Is there room in /dev/shm?"
+            f"the ViZDoom engine does not start ({status}: {said[-1] if said else 'no message'}). Check that programs "
+            f"may run in '{script.parent}' (or set XDG_CACHE_HOME), and that /dev/shm has space."
         )
 
 

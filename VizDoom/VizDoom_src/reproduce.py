@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 if __name__ == "__main__":  # started as a script
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # makes the repository importable
-    import RATE_model.system.script  # noqa: F401  a signal ends it at once while the imports below take their seconds
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # make the repository importable
+    import RATE_model.system.script  # noqa: F401  signals end the process at once during the slow imports below
 
 from RATE_model.acting.controls import knock_out_memory
 from RATE_model.acting.rollout import mean_and_error

@@ -78,7 +78,7 @@ class Scenario:
     items: int = 10
     # Tics between two new items; a step is 2 tics
     spawn_tics: int = 30
-    # Whether there is a pillar. Without it, nothing tells the colour
+    # Show the pillar. Without it, nothing shows the colour
     pillar: Boolean = True
     # published: Freedoom of vizdoom 1.2.4 without flashes on damage, downloaded once (28 MB); installed: Freedoom of
     # the installed vizdoom, with flashes; none = published for the variant published, installed for clear

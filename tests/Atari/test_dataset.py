@@ -97,7 +97,7 @@ def test_frames_are_loaded_up_to_the_memory_limit(path, gib):
     assert torch.equal(one, two) and data.training.fingerprint == other.training.fingerprint
 
 
-def test_converted_replay_files_give_the_same_windows(path, tmp_path, capsys):
+def test_replay_files_give_the_same_windows(path, tmp_path, capsys):
     export_replay(path, tmp_path / "replay", game="Breakout")
     options = DataOptions(data_path=tmp_path / "replay", data_dir=tmp_path / "made")
     data = load_data(options, size=SIZE, fraction=0.6)
@@ -115,9 +115,9 @@ def test_converted_replay_files_give_the_same_windows(path, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("game", "rewards", "clipped", "expected"),
     [
-        ("Breakout", (0, 1), True, "look clipped to [-1, 1]: returns count clipped points, --target_return should too"),
+        ("Breakout", (0, 1), True, "look clipped to [-1, 1]: give --target_return in clipped points"),
         ("Breakout", (0, 4), False, "are not clipped"),
-        ("Pong", (-1, 0, 1), True, "lie within [-1, 1], as Pong's always do: clipping takes nothing off"),
+        ("Pong", (-1, 0, 1), True, "lie within [-1, 1], as Pong's always do: clipping does not change them"),
     ],
 )
 def test_clipped_rewards_are_reported_at_every_start(game, rewards, clipped, expected, tmp_path, capsys):
@@ -156,9 +156,9 @@ def test_where_data_is_looked_for(path, tmp_path, monkeypatch):
         ("missing", "--data_path .*missing: there is no such file or folder. Make your own with .*--game Breakout"),
         ("empty", "no DQN-replay files there .Breakout/1/replay_logs.*generate_dataset.py --game Breakout"),
         ("own", "To train on 'b.h5' in it, name that file"),
-        ("logs/$store$_action_ckpt.0.gz", "one of the files of a buffer; name their folder, '.*logs'"),
-        ("Pong/1/replay_logs", "replay_logs' is of Pong: give --game Pong, or the folder of Breakout"),
-        ("Pong", "replay_logs' is of Pong: give --game Pong, or the folder of Breakout"),
+        ("logs/$store$_action_ckpt.0.gz", "this is one file of a replay buffer; give its folder, '.*logs'"),
+        ("Pong/1/replay_logs", "replay_logs' contains Pong; give --game Pong, or the folder of Breakout"),
+        ("Pong", "replay_logs' contains Pong; give --game Pong, or the folder of Breakout"),
     ],
 )
 def test_folder_without_data_is_reported(place, expected, path, tmp_path):
@@ -174,7 +174,7 @@ def test_folder_without_data_is_reported(place, expected, path, tmp_path):
 
 
 def test_data_of_another_game_is_refused(path, tmp_path):
-    with pytest.raises(UserError, match="holds Breakout, not Pong"):
+    with pytest.raises(UserError, match="contains Breakout, not Pong"):
         load_data(DataOptions(game="Pong", data_path=path), size=SIZE)
     unnamed = make_file(tmp_path / "b.h5", game=None, actions=6)
     with pytest.raises(UserError, match=r"action [45] in 'actions' at step \d+ .*0 to 3.*read as Breakout"):

@@ -125,5 +125,5 @@ def test_random_play_earns_the_published_score():
 def test_a_game_without_a_published_return_needs_one():
     game = Game(name="SpaceInvaders", actions=6)
     assert target_of(BREAKOUT, None) == 180 and target_of(BREAKOUT, -2) == -2 and target_of(game, 5) == 5
-    with pytest.raises(UserError, match="--target_return: SpaceInvaders has no published one"):
+    with pytest.raises(UserError, match="--target_return: SpaceInvaders has no published target return"):
         target_of(game, None)

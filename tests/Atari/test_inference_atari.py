@@ -158,7 +158,7 @@ def test_incomplete_runs_are_reported(run, tmp_path, capsys):
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
     for content, flags, expected in (
-        ("epochs: 3\n", [], "config.yaml names no game"),
+        ("epochs: 3\n", [], "config.yaml does not name a game"),
         ("epochs: 3\n", ["--game", "Chess"], "--game Chess: there is no such game"),
         ("game: Pong\n", [], "was trained in another environment"),
         ("game: Breakout\n", ["--game", "Pong"], "was trained on Breakout"),

@@ -196,7 +196,7 @@ def test_cloned_behaviour_does_not_depend_on_returns(here):
 
 MISTAKES = {
     "a game that is none": ("--game Chess", "--game Chess", "Breakout, Qbert, Seaquest, Pong", "any ALE game works"),
-    "no return to ask for": ("--game SpaceInvaders", "--target_return: SpaceInvaders has no published one"),
+    "no return to ask for": ("--game SpaceInvaders", "--target_return: SpaceInvaders has no published target"),
     "no segment": ("--segments 0", "--segments 0: must be at least 1"),
     "no step": ("--context_length 0", "--context_length 0: must be at least 1"),
     "no buffer": ("--buffers 0", "--buffers 0: must be at least 1"),
@@ -208,7 +208,7 @@ MISTAKES = {
     "no episode": ("--eval_episodes 0", "--eval_episodes 0: must be at least 1"),
     "no batches": ("--ckpt_batches 0", "--ckpt_batches 0: must be at least 1"),
     "DT with a cache": ("--model_mode DT --nmt 0 --n_head_ca 0 --mem_len 19", "--mem_len 19 with --model_mode DT"),
-    "another game's data": ("--game Pong", "holds Breakout, not Pong"),
+    "another game's data": ("--game Pong", "contains Breakout, not Pong"),
     "no data": ("--data_path nowhere", "--data_path nowhere: there is no such file or folder"),
     "a flag that is none": ("--tie_weight true", "unknown flag --tie_weight"),
 }

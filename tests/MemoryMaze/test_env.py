@@ -268,7 +268,7 @@ def test_a_missing_package_is_named(fresh, monkeypatch, missing):
         (None, False, True, "osmesa"),
         (None, False, False, "apt-get install libegl1 libegl-mesa0 libgl1-mesa-dri libopengl0 .* libosmesa6"),
         ("osmesa", True, False, "osmesa"),
-        ("disable", True, True, "MUJOCO_GL=disable switches drawing off"),
+        ("disable", True, True, "MUJOCO_GL=disable disables rendering"),
         ("egl", False, False, "MUJOCO_GL=egl does not work here .*apt-get install"),
     ],
 )

@@ -67,7 +67,7 @@ def test_results_are_printed_and_saved(run, played, tmp_path, capsys):
         {"mean_return": 4, "standard_error": error, "min_return": 3, "max_return": 5}
     )
     printed = capsys.readouterr().out
-    assert "3 episodes, in mazes of 9x9 cells, drawn actions, target return 18.1" in printed
+    assert "3 episodes, in mazes of 9x9 cells, sampled actions, target return 18.1" in printed
     rows = [line.split() for line in printed.splitlines()]
     assert ["18.1", "4.00", f"{error:.2f}", "3.00", "5.00"] in rows
     assert ["random", "9.00", "0.00", "9.00", "9.00"] in rows

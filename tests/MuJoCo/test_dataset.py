@@ -115,7 +115,7 @@ def test_an_unfinished_tail_is_left_out(tmp_path, file):
     np.testing.assert_array_equal(with_tail.normalisation.mean, file.normalisation.mean)
     for make in (windows_at_every_step, tiling_windows):
         np.testing.assert_array_equal(make(0, with_tail, 5), make(0, file, 5))
-    with pytest.raises(UserError, match="no whole episode"):
+    with pytest.raises(UserError, match="no complete episode"):
         MuJoCoFile(write_d4rl(tmp_path / "a.hdf5", HOPPER, [3], terminals=np.zeros(3), timeouts=np.zeros(3)), HOPPER)
 
 
@@ -254,7 +254,7 @@ def test_training_and_validation_share_no_episode(tmp_path):
         ({"rewards": np.full(sum(LENGTHS), np.nan)}, r"NaN or infinite value in 'rewards' \(first at step 0 of 64\)"),
         ({"observations": np.zeros((64, 17), "f4")}, r"shape \(17,\); expected \(11,\).*read as hopper-medium"),
         ({"actions": np.zeros((64, 6), "f4")}, "expected 3 floats"),
-        ({"actions": np.full((64, 3), 1.5, "f4")}, r"action \[1.5, 1.5, 1.5\] at step 0; allowed is -1 to 1"),
+        ({"actions": np.full((64, 3), 1.5, "f4")}, r"action \[1.5, 1.5, 1.5\] at step 0; must be from -1 to 1"),
         ({"rewards": np.zeros(63)}, "different lengths"),
     ],
 )

@@ -209,7 +209,7 @@ def test_converted_checkpoint_names_its_task(run, tmp_path, asked, capsys):
     config.write_text(yaml.safe_dump({"published_variant": "mujoco", "task": None}))
     with pytest.raises(SystemExit, match="2"):
         infer("--checkpoint", tmp_path / "run")
-    assert "config.yaml names no env_id" in capsys.readouterr().err
+    assert "config.yaml does not name an env_id" in capsys.readouterr().err
     infer("--checkpoint", tmp_path / "run", "--env_id", 11)
     assert asked[1][1] == Play(env_id=11)
 

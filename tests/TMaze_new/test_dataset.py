@@ -247,9 +247,9 @@ def test_published_pickles_are_read(tmp_path, capsys):
 
 def test_unusable_published_pickles_are_reported(tmp_path):
     options = DataOptions(max_n_final=1, context_length=5, data_path=tmp_path, data_dir=tmp_path / "converted")
-    with pytest.raises(UserError, match=r"holds no published data of 1 segments of 5 steps; .*data_T_5.pickle"):
+    with pytest.raises(UserError, match=r"has no published data of 1 segments of 5 steps; .*data_T_5.pickle"):
         ensure_datasets(options)
-    for wrong, message in (({"rtg": np.ones(3)}, "do not fit"), ({"action": np.full(4, 7)}, "outside 0 to 3")):
+    for wrong, message in (({"rtg": np.ones(3)}, "do not match"), ({"action": np.full(4, 7)}, "outside 0 to 3")):
         write_published(tmp_path / "data_T_5.pickle", 1, 5, **wrong)
         with pytest.raises(UserError, match=f"episode 0 .*{message}"):
             ensure_datasets(options)

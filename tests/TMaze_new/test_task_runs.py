@@ -88,11 +88,11 @@ def test_data_has_the_requested_lengths(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"bits": 5}, "--bits 5: goes with --task multi-cue, not passive"),
-        ({"task": "recall", "corridor": 5}, "--corridor 5: goes with --task endless, not recall"),
+        ({"bits": 5}, "--bits 5: only applies to --task multi-cue, not passive"),
+        ({"task": "recall", "corridor": 5}, "--corridor 5: only applies to --task endless, not recall"),
         ({"task": "multi-cue", "bits": 0}, "--bits 0: must be at least 1"),
         ({"task": "multi-cue", "bits": 9, "context_length": 10}, "--min_n_final 1: --task multi-cue takes at least 19"),
-        ({"task": "recall", "hint_steps": 2}, "--hint_steps: goes with --task passive"),
+        ({"task": "recall", "hint_steps": 2}, "--hint_steps: only applies to --task passive"),
     ],
 )
 def test_incompatible_flags_are_refused(changes, words):

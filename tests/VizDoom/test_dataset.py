@@ -272,7 +272,7 @@ def test_data_of_another_scenario_is_refused(tmp_path):
     clear = Scenario("clear", pillar_steps=7, pillar=False)
     path = generate(Recipe(clear, 5, "limited", 0.0), 10, tmp_path / "data.h5", workers=1)
     message = (
-        r"data.h5': it was made with --variant clear --pillar_steps 7 --pillar false, and the flags are "
+        r"data.h5': made with --variant clear --pillar_steps 7 --pillar false, but the flags are "
         r"--variant published --pillar_steps 45 --pillar true"
     )
     with pytest.raises(UserError, match=message):

@@ -1,4 +1,4 @@
-"""The published graphics: what they show, how their file is obtained, and who says which were played."""
+"""The published graphics: what they show, how their file is downloaded, and which were used."""
 
 import hashlib
 import subprocess
@@ -97,7 +97,7 @@ def test_data_of_other_graphics_is_refused(tmp_path):
     path = generate(Recipe(scenario, 5, "limited", 0.0), 10, tmp_path / "data.h5", workers=1)
     other = DataOptions(data_path=path, scenario=Scenario(graphics="published"))
     for _ in range(2):
-        with pytest.raises(UserError, match="was made with --graphics installed, and the flags are --graphics publish"):
+        with pytest.raises(UserError, match="made with --graphics installed, but the flags are --graphics publish"):
             DATA.ensure(other)
         assert DATA.ensure(DataOptions(data_path=path, scenario=scenario)) == path
         with h5py.File(path, "a") as file:  # as files made before they could say it
@@ -105,7 +105,7 @@ def test_data_of_other_graphics_is_refused(tmp_path):
             file.pop("checksums", None)
 
 
-# --- obtaining ---
+# --- downloading ---
 
 
 @pytest.fixture
@@ -150,7 +150,7 @@ def test_the_file_is_downloaded_once(elsewhere, index, capsys):
     ((*_, release),) = index
     assert release == "vizdoom==1.2.4" and {"--no-deps", "--only-binary", "--platform"} <= {*index[0]}
     assert capsys.readouterr().out.splitlines() == [
-        f"obtaining the published graphics from vizdoom==1.2.4 (28 MB): {elsewhere}", str(elsewhere), str(elsewhere)
+        f"downloading the published graphics from vizdoom==1.2.4 (28 MB): {elsewhere}", str(elsewhere), str(elsewhere)
     ]  # fmt: skip
 
 
@@ -222,5 +222,5 @@ def test_the_variable_names_the_file(elsewhere, index, tmp_path, monkeypatch):
 def test_damaged_file_is_reported(elsewhere):
     elsewhere.parent.mkdir()
     elsewhere.write_bytes(b"damaged")
-    with pytest.raises(UserError, match=f"'{elsewhere}' is not the freedoom2.wad .* Delete it, and it is obtained"):
+    with pytest.raises(UserError, match=f"'{elsewhere}' is not the freedoom2.wad .* Delete it to download it again"):
         graphics.published_wad()

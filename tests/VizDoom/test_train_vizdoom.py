@@ -292,7 +292,7 @@ def test_data_of_another_game_is_reported(data, tmp_path, capsys):
     (path,) = Path(data[1]).glob("*.h5")
     flags = [*TINY, *places(tmp_path), "--data_path", str(path), "--variant", "clear"]
     message = commands.error_of(capsys, tmp_path, train_vizdoom.main, flags)
-    assert str(path) in message and "made with --variant published, and the flags are --variant clear" in message
+    assert str(path) in message and "made with --variant published, but the flags are --variant clear" in message
 
 
 def test_images_of_another_size_are_named(data, tmp_path, capsys):
