@@ -18,6 +18,7 @@ from RATE_model.errors import RunError
 from RATE_model.objectives.auxiliary import Auxiliary, ObjectiveInput
 from RATE_model.objectives.cloning import cloning_loss
 from RATE_model.system import distributed
+from RATE_model.system.freed_memory import keep_freed_memory
 from RATE_model.system.precision import autocast
 from RATE_model.training.optimization import RisingCosine, Schedule, make_optimizer
 from RATE_model.training.stored_states import StoredStates
@@ -135,6 +136,7 @@ class Trainer:
         auxiliary: Auxiliary | None = None,
         crash_directory: Path | None = None,
     ) -> None:
+        keep_freed_memory()
         self.model, self.options, self.schedule = model, options, schedule
         self.optimizer = make_optimizer(
             model,

@@ -24,7 +24,7 @@ Memory tokens see one another in both directions. For keys to their right the pu
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -35,6 +35,7 @@ from RATE_model.memories.rate.blocks import Distances, Piece, StepAttention
 from RATE_model.memories.rate.config import RATEConfig
 from RATE_model.memories.rate.dropout import Dropout, dropout
 from RATE_model.memories.rate.wrap_around import wrap_around
+from RATE_model.system.products import linear
 
 # How the rows of steps are computed: "shared" (`RelativeAttention.forward`; everywhere), "blocks" (`blocks`; large
 # batches on a CPU) or "fused" (PyTorch's fused kernels). They differ by rounding. Memory tokens' rows are "shared".
@@ -80,6 +81,20 @@ class Folded:
     output_weight: Tensor  # (d_model, n_head * d_model)
     form: Form = "shared"
     distances: Distances | None = None  # for "blocks" alone
+
+    def for_blocks(self) -> tuple[tuple[Tensor, ...], int]:
+        """The weights and the farthest distance that `StepAttention` takes."""
+        assert self.distances is not None
+        distances = self.distances.weight, self.distances.bias
+        weights = (self.content_weight, self.content_bias, *distances, self.output_weight)
+        return weights, self.distances.farthest
+
+    def to(self, dtype: torch.dtype) -> "Folded":
+        """The same in another type."""
+        tensors = {name: value.to(dtype) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        d = self.distances
+        distances = None if d is None else replace(d, weight=d.weight.to(dtype), bias=d.bias.to(dtype))
+        return replace(self, **tensors, distances=distances)
 
 
 @dataclass(frozen=True)
@@ -168,7 +183,7 @@ class RelativeAttention(nn.Module):
         """
         heads, width, d = self.n_head, self.d_head, self.d_model
         query, key, value, position = (
-            linear.weight.view(heads, width, d) for linear in (self.query, self.key, self.value, self.position)
+            layer.weight.view(heads, width, d) for layer in (self.query, self.key, self.value, self.position)
         )
         scale = 1 / math.sqrt(width)
 
@@ -186,8 +201,8 @@ class RelativeAttention(nn.Module):
         """The queries of rows `(B, r, d_model)`."""
         # Rows cut out of a segment are not contiguous; `linear` would then copy the weight once per trajectory.
         inputs = inputs.contiguous()
-        content = F.linear(inputs, folded.content_weight, folded.content_bias)
-        position = F.linear(inputs, folded.position_weight, folded.position_bias)
+        content = linear(inputs, folded.content_weight, folded.content_bias)
+        position = linear(inputs, folded.position_weight, folded.position_bias)
         return Queries(*(part.unflatten(-1, (self.n_head, -1)) for part in (content, position)))
 
     def forward(
@@ -236,7 +251,7 @@ class RelativeAttention(nn.Module):
             probabilities = scores.softmax(dim=-1)
             dropped = dropout(probabilities, self.dropatt, self.training)
             context = torch.bmm(dropped.view(batch, rows * heads, columns), states)
-        attended = F.linear(context.view(batch, rows, heads * self.d_model), folded.output_weight)
+        attended = linear(context.view(batch, rows, heads * self.d_model), folded.output_weight)
         return self.dropout(attended), probabilities
 
     def blocks(self, states: Tensor, folded: Folded, pieces: list[Piece]) -> Tensor:
@@ -247,13 +262,12 @@ class RelativeAttention(nn.Module):
             folded: with `distances`.
             pieces: of the rows.
         """
-        assert folded.distances is not None
         device = states.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
-        distances, dropatt = folded.distances, self.dropatt if self.training else 0.0
-        weights = (folded.content_weight, folded.content_bias, distances.weight, distances.bias, folded.output_weight)
+        weights, farthest = folded.for_blocks()
+        dropatt = self.dropatt if self.training else 0.0
         with torch.autocast(device, enabled=False):
-            attended = StepAttention.apply(states.to(dtype), *weights, distances.farthest, pieces, dropatt)
+            attended = StepAttention.apply(states.to(dtype), *weights, farthest, pieces, dropatt)
         return self.dropout(attended)
 
     def fused(
@@ -274,7 +288,7 @@ class RelativeAttention(nn.Module):
             bias = columns if columns.ndim == 2 else columns.unsqueeze(1)
         dropatt = self.dropatt if self.training else 0.0
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropatt, scale=1.0)
-        return self.dropout(F.linear(mixed.transpose(1, 2).flatten(2), folded.output_weight))
+        return self.dropout(linear(mixed.transpose(1, 2).flatten(2), folded.output_weight))
 
 
 def _rotate(a: Tensor, b: Tensor, sin: Tensor, cos: Tensor) -> Tensor:

@@ -26,13 +26,16 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from RATE_model.memories.rate.dropout import scaled_mask
+from RATE_model.system.products import linear
 
 # Columns of a piece end at multiples of this.
 _COLUMNS = 32
+# ... and at multiples of this in acting: numbers in a register of AVX-512, without which a softmax is slow.
+_LANES = 16
 # A piece has columns up to this far to the right of its first row.
 AHEAD = 3 * _COLUMNS
 # Scores of a block. In float32 it is to fit in a core's cache; in bfloat16 products are so fast that calls count more.
-_SCORES = {torch.float64: 2**17, torch.float32: 3 * 2**17, torch.bfloat16: 2**21}
+_SCORES = {torch.float64: 2**17, torch.float32: 3 * 2**18, torch.bfloat16: 2**21}
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,14 @@ class Piece:
         """The rows of `states` `(B, k, d)`: a view `(B, r, d)`."""
         return states[:, self.cached + self.rows.start : self.cached + self.rows.stop : self.stride]
 
+    def keys(self, states: Tensor) -> Tensor:
+        """The columns of `states` `(B, k, d)`: `(B, columns, d)`.
+
+        In bfloat16 a copy: every product with a view would make one of its own.
+        """
+        keys = states[:, : self.columns]
+        return keys.contiguous() if states.dtype == torch.bfloat16 else keys
+
     def part(self, tensor: Tensor, farthest: int) -> Tensor:
         """Of `Distances.weight` or `.bias`, or their gradients, a view of the distances of this piece."""
         first = farthest - (self.cached + self.rows.start + self.spread)
@@ -90,6 +101,12 @@ class Piece:
         most = max(1, torch.get_num_threads() * _SCORES[dtype] // (self.count * self.heads * self.columns))
         size = -(-batch // -(-batch // most))
         return (slice(start, min(start + size, batch)) for start in range(0, batch, size))
+
+
+def step_piece(start: int, count: int, columns: int, heads: int) -> Piece:
+    """For `step_attention`: `count` rows from `start` on, among `columns` columns, of which it takes what it needs."""
+    seen = -(-(start + count) // _LANES) * _LANES
+    return Piece(slice(start, start + count, 1), count, min(seen, columns), 0, heads)
 
 
 def pieces(rows: range, *, cached: int, columns: int, heads: int) -> list[Piece]:
@@ -135,21 +152,17 @@ class StepAttention(torch.autograd.Function):
             of_distances = piece.part(weight, farthest).flatten(0, 1)
             bias_of_distances = piece.part(bias, farthest).flatten()
             saved.append(of_distances)
-            rows = piece.heads * piece.count
-            blocks = list(piece.blocks(batch, dtype))
-            room = states.new_empty(blocks[0].stop * piece.count, len(of_distances))  # stays in the cache
-            for block in blocks:
-                tokens, keys = piece.tokens(states[block]).flatten(0, 1), states[block, : piece.columns]
-                queries = torch.addmm(queries_bias, tokens, queries_weight.t()).view(len(keys), rows, width)
-                by_distance = room[: len(tokens)]
-                torch.addmm(bias_of_distances, tokens, of_distances.t(), out=by_distance)
-                scores = piece.by_column(by_distance).contiguous().view(len(keys), rows, piece.columns)
-                scores.baddbmm_(queries, keys.transpose(1, 2))
-                probabilities = scores.softmax(-1)
+            for block in piece.blocks(batch, dtype):
+                tokens, keys = piece.tokens(states[block]).flatten(0, 1), piece.keys(states[block])
+                queries, probabilities = _look(
+                    tokens, keys, (queries_weight, queries_bias, of_distances, bias_of_distances), piece
+                )
                 mask = scaled_mask(probabilities, dropatt) if dropatt else None
                 context = torch.bmm(probabilities if mask is None else probabilities * mask, keys)
                 context = context.view(len(tokens), -1)
-                outputs[block, begin : begin + piece.count] = (context @ output).view(len(keys), piece.count, width)
+                outputs[block, begin : begin + piece.count] = linear(context, output.t()).view(
+                    len(keys), piece.count, width
+                )
                 saved += [queries, probabilities, context, mask]
             begin += piece.count
         ctx.save_for_backward(states, queries_weight, output, *saved)
@@ -180,10 +193,10 @@ class StepAttention(torch.autograd.Function):
             room = states.new_zeros(blocks[0].stop * piece.count, len(of_distances))
             for block in blocks:
                 queries, probabilities, context, mask = (next(held) for _ in range(4))
-                tokens, keys = piece.tokens(states[block]).flatten(0, 1), states[block, : piece.columns]
+                tokens, keys = piece.tokens(states[block]).flatten(0, 1), piece.keys(states[block])
                 block_grad = grad[block, begin : begin + piece.count].flatten(0, 1)
-                of_output += block_grad.t() @ context
-                of_context = (block_grad @ output.t()).view(len(keys), rows, width)
+                of_output += linear(block_grad.t(), context.t())
+                of_context = linear(block_grad, output).view(len(keys), rows, width)
                 of_probabilities = torch.bmm(of_context, keys.transpose(1, 2))
                 taken = probabilities
                 if mask is not None:
@@ -199,16 +212,52 @@ class StepAttention(torch.autograd.Function):
                 by_distance = room[: len(tokens)]
                 by_column = piece.by_column(by_distance)
                 by_column.copy_(of_scores.view(by_column.shape))
-                of_tokens = torch.addmm(of_block @ queries_weight, by_distance, of_distances)
+                of_tokens = linear(of_block, queries_weight.t()).add_(linear(by_distance, of_distances.t()))
                 piece.tokens(of_states[block]).add_(of_tokens.view(len(keys), piece.count, width))
-                of_queries += tokens.t() @ of_block
+                of_queries += linear(tokens.t(), of_block.t())
                 of_query_bias += of_block.sum(0)
-                sums += tokens.t() @ by_distance
+                sums += linear(tokens.t(), by_distance.t())
                 bias_sums += by_distance.sum(0)
             piece.part(of_weight, farthest).add_(sums.t().view(piece.heads, piece.distances, width))
             piece.part(of_bias, farthest).add_(bias_sums.view(piece.heads, piece.distances))
             begin += piece.count
         return of_states, of_queries.t(), of_query_bias, of_weight, of_bias, of_output, None, None, None
+
+
+def _look(tokens: Tensor, keys: Tensor, weights: tuple[Tensor, ...], piece: Piece) -> tuple[Tensor, Tensor]:
+    """Queries and probabilities of the rows of a piece.
+
+    Args:
+        tokens: `(B * r, d_model)`, their attention inputs.
+        keys: `(B, columns, d_model)`.
+        weights: queries' weight and bias, `(n_head * d_model, d_model)` and `(n_head * d_model,)`, and those of the
+            piece's distances, `(n_head * distances, d_model)` and `(n_head * distances,)`.
+
+    Returns:
+        `(B, r * n_head, d_model)` and `(B, r * n_head, columns)`.
+    """
+    queries = linear(tokens, *weights[:2]).view(len(keys), -1, keys.shape[-1])
+    scores = piece.by_column(linear(tokens, *weights[2:])).contiguous().view(*queries.shape[:2], piece.columns)
+    return queries, scores.baddbmm_(queries, keys.transpose(1, 2)).softmax(-1)
+
+
+def step_attention(tokens: Tensor, states: Tensor, weights: tuple[Tensor, ...], farthest: int, piece: Piece) -> Tensor:
+    """`StepAttention` of one piece in one block, without gradients or dropout, for acting.
+
+    Args:
+        tokens: `(B, r, d_model)`, the rows of the piece.
+        states: `(B, k, d_model)`, at least the columns of the piece.
+        weights: as `StepAttention.apply` has them.
+
+    Returns:
+        `(B, r, d_model)`.
+    """
+    content_weight, content_bias, weight, bias, output_weight = weights
+    rows, keys = tokens.flatten(0, 1), piece.keys(states)
+    of_distances = piece.part(weight, farthest).flatten(0, 1), piece.part(bias, farthest).flatten()
+    _, probabilities = _look(rows, keys, (content_weight, content_bias, *of_distances), piece)
+    context = torch.bmm(probabilities, keys).view(len(rows), -1)
+    return linear(context, output_weight).view_as(tokens)
 
 
 def by_distance(

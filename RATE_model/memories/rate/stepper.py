@@ -16,6 +16,8 @@ A window slides instead: the oldest steps leave it, and the rest is recomputed. 
 steps have passed, computed from the steps in the window.
 """
 
+import functools
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,12 +26,15 @@ from torch import Tensor
 
 from RATE_model.memories.contract import StepOptions, Stepper
 from RATE_model.memories.rate.attention import Keys
+from RATE_model.memories.rate.blocks import step_attention, step_piece
 from RATE_model.memories.rate.config import RATEConfig
 from RATE_model.memories.rate.state import SegmentState
 
 if TYPE_CHECKING:
     from RATE_model.memories.rate.memory import RATE
 
+# Rows from which on steps are computed by distance.
+_ROWS_BY_DISTANCE = 16
 # Steps per attention call; longer appends are split, so that early tokens skip columns they cannot see.
 _CHUNK = 64
 
@@ -54,6 +59,10 @@ class SegmentStepper(Stepper):
         self._since_memory = np.zeros(batch_size, dtype=np.int64)
         self._cached = np.zeros(batch_size, dtype=np.int64)
         self._folded = memory.fold()
+        self._wrap_distances = functools.cache(memory.wrap_distances)
+        # For `_step_attention`; a few rows do not use it.
+        many = self._device.type == "cpu" and batch_size >= _ROWS_BY_DISTANCE
+        self._by_distance = [folded.to(dtype).for_blocks() for folded in memory.fold("blocks")] if many else None
         self._inputs = self._buffers()
         # The cache holds raw hidden states; only the reordered layers attend to something else.
         reordered = memory.layers[0].reordered and config.mem_len > 0
@@ -251,8 +260,9 @@ class SegmentStepper(Stepper):
         uniform = bool((starts == starts[0]).all() and (firsts == firsts[0]).all())
         places = starts[:1, None] + np.arange(count) if uniform else starts[:, None] + np.arange(count)
         low, high = int(firsts.min()), int(starts.max()) + count
-        bias = None if block else self._bias(places, firsts, low, high)
-        wrap = self.memory.wrap_distances(int(self._cached[rows[0]])) if block else None
+        by_distance = uniform and not block and count <= _CHUNK and self._pays_by_distance(len(rows))
+        bias = None if block or by_distance else self._bias(places, firsts, low, high)
+        wrap = self._wrap_distances(int(self._cached[rows[0]])) if block else None
         index = torch.as_tensor(places, device=self._device)
         if uniform:
             index = index[0]
@@ -269,7 +279,13 @@ class SegmentStepper(Stepper):
             wanted = outputs if last else count
             if not wanted:
                 return x[:, :0]
-            keys = Keys(self._pick(self._inputs[number], rows)[:, low:high], positions)
+            states = self._pick(self._inputs[number], rows)
+            if by_distance:
+                x, inputs = x[:, -wanted:], inputs[:, -wanted:]
+                attended = self._step_attention(number, inputs, states[:, low:], high - low - wanted)
+                x = layer.finish(x, inputs, attended)
+                continue
+            keys = Keys(states[:, low:high], positions)
             if wanted < count:
                 x, inputs = x[:, -wanted:], inputs[:, -wanted:]
                 rotation = rotation[0][..., -wanted:, :], rotation[1][..., -wanted:, :]
@@ -277,6 +293,19 @@ class SegmentStepper(Stepper):
             attended = self._attend(number, inputs, keys, rotation, bias, wrap)
             x = layer.finish(x, inputs, attended)
         return x
+
+    def _pays_by_distance(self, rows: int) -> bool:
+        """Whether `_step_attention` is used: fewer operations, but it reads more weights, too many for a few rows."""
+        return self._by_distance is not None and rows >= _ROWS_BY_DISTANCE
+
+    def _step_attention(self, number: int, inputs: Tensor, states: Tensor, start: int) -> Tensor:
+        """Attention inputs `(b, t, d_model)` of steps through one layer's attention, as the columns from `start` on of
+        `states` `(b, k, d_model)`."""
+        assert self._by_distance is not None
+        piece = step_piece(start, inputs.shape[1], states.shape[1], self.config.n_head)
+        # Under autocast the softmax would be computed in float32 copies.
+        with torch.autocast("cpu", enabled=False) if self._dtype == torch.bfloat16 else nullcontext():
+            return step_attention(inputs.to(self._dtype), states, *self._by_distance[number], piece)
 
     def _attend(
         self,

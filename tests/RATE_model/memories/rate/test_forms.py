@@ -1,10 +1,11 @@
 """The forms of attention: the same losses, gradients and logits, but for rounding."""
 
+import numpy as np
 import pytest
 import torch
 
-from RATE_model.memories.contract import Steps
-from RATE_model.memories.rate import blocks
+from RATE_model.memories.contract import StepOptions, Steps
+from RATE_model.memories.rate import blocks, stepper
 from RATE_model.memories.rate.config import RATEConfig
 from RATE_model.memories.rate.memory import RATE
 
@@ -103,3 +104,36 @@ def test_large_batches_on_a_cpu_are_computed_in_blocks():
     assert memory(mem_len=5)._form(10**4) == "shared"
     model.compile()
     assert model._form(10**4) == "shared"
+
+
+def acted(model: RATE, least: int, monkeypatch) -> torch.Tensor:
+    """Hidden states of 20 rows over three segments; from the second on, one row is a step ahead."""
+    monkeypatch.setattr(stepper, "_ROWS_BY_DISTANCE", least)
+    torch.manual_seed(1)
+    found = []
+    with torch.inference_mode():
+        acting = model.stepper(20, StepOptions(), torch.float32)
+        acting.reset(np.arange(20))
+        for step in range(2 * K + 5):
+            if step == K + 3:
+                acting.reset(np.array([7]))
+            acting.hand_on()
+            rtg, observations, actions = (torch.randn(20, 1, D) for _ in range(3))
+            found.append(acting.append(rtg if model.config.conditioned else None, observations))
+            acting.record(actions)
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [dict(), dict(mem_len=50), dict(arch="GTrXL", conditioned=False, mem_len=7)],
+    ids=["tokens", "cache", "gated, no returns"],
+)
+def test_acting_by_distance_is_equal_but_for_rounding(changes, monkeypatch):
+    model = memory(**changes).eval()
+    computed = []
+    monkeypatch.setattr(stepper, "step_attention", lambda *a: computed.append(a) or blocks.step_attention(*a))
+    expected = acted(model, 21, monkeypatch)
+    assert not computed
+    assert (acted(model, 20, monkeypatch) - expected).abs().max() < 1e-5
+    assert computed

@@ -1,0 +1,74 @@
+"""Matrix products in float32 on processors where PyTorch's first choice, MKL, is slow.
+
+MKL uses AVX-512 on Intel's processors alone. PyTorch also contains oneDNN, which uses it on all that have it: on an AMD
+EPYC of 2024 its products are twice as fast. Results differ by rounding at most.
+"""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+# Multiplications from which on oneDNN is faster: a call of it takes some 8 microseconds more.
+_LEAST = 2**20
+
+
+@cache
+def mkl_is_slow() -> bool:
+    """Whether this processor has AVX-512, is not Intel's, and oneDNN is there."""
+    if torch.backends.cpu.get_cpu_capability() != "AVX512" or not torch.backends.mkldnn.is_available():
+        return False
+    try:
+        maker = "AuthenticAMD" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return maker and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`torch.nn.functional.linear`: `(..., n)` and `(m, n)` to `(..., m)`; by oneDNN where that is faster.
+
+    `weight` may be the transpose of a matrix: `linear(a, b.t())` is `a @ b`.
+    """
+    if (
+        x.dtype != torch.float32
+        or x.device.type != "cpu"
+        or x.numel() * weight.shape[0] < _LEAST
+        or not mkl_is_slow()
+        or torch.compiler.is_compiling()
+        or torch.is_autocast_enabled("cpu")
+    ):
+        return F.linear(x, weight, bias)
+    if torch.is_grad_enabled():
+        return _Linear.apply(x, weight, bias)
+    return _by_onednn(x, weight, bias)
+
+
+def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+class _Linear(torch.autograd.Function):
+    """`_by_onednn` with its gradient, whose products are taken by `linear`, too."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _by_onednn(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        x, weight = ctx.saved_tensors
+        of_x, of_weight, of_bias = ctx.needs_input_grad
+        rows = grad.flatten(0, -2)
+        return (
+            linear(grad, weight.t()) if of_x else None,
+            # With the narrower matrix on the left it is faster.
+            linear(x.flatten(0, -2).t(), rows.t()).t() if of_weight else None,
+            rows.sum(0) if of_bias else None,
+        )

@@ -1,0 +1,56 @@
+"""Products by oneDNN are those of torch, with the same gradients."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from RATE_model.system import products
+
+pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch was built without oneDNN")
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Products that oneDNN took, on whatever processor."""
+    taken, by_onednn = [], products._by_onednn
+
+    def counted(*operands):
+        taken.append(operands)
+        return by_onednn(*operands)
+
+    monkeypatch.setattr(products, "mkl_is_slow", lambda: True)
+    monkeypatch.setattr(products, "_by_onednn", counted)
+    return taken
+
+
+def operands(rows: int):
+    torch.manual_seed(0)
+    return [torch.randn(*shape, requires_grad=True) for shape in ((rows, 8, 64), (96, 64), (96,))]
+
+
+def passed(linear, tensors):
+    x, weight, bias = tensors
+    result = linear(x, weight, bias)
+    transposed = linear(result, weight.t())  # of a view, and without a bias
+    return result, *torch.autograd.grad(transposed.sin().sum(), tensors)
+
+
+def test_values_and_gradients_are_those_of_torch(calls):
+    tensors = operands(32)
+    computed, expected = passed(products.linear, tensors), passed(F.linear, tensors)
+    assert len(calls) == 6  # two forwards; of each, the gradient of what came in and of the weight
+    for ours, theirs in zip(computed, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4)
+    with torch.inference_mode():
+        torch.testing.assert_close(products.linear(*tensors), expected[0], rtol=1e-5, atol=1e-5)
+    assert len(calls) == 7
+
+
+def test_small_products_and_other_types_are_left_to_torch(calls):
+    x, weight, bias = operands(1)
+    assert products.linear(x, weight, bias).equal(F.linear(x, weight, bias))
+    large = operands(32)
+    products.linear(*(tensor.double() for tensor in large))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert products.linear(*large).dtype == torch.bfloat16
+    assert not calls
