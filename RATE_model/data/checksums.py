@@ -4,9 +4,10 @@
     checksums           attribute ``digest``: of these numbers, the attributes, and the shapes and types of all arrays
 
 Damage to a chunk, or to the pointer to it, changes its checksum; damage to a description changes the digest. A checksum
-is compared when a process first reads its chunk: as HDF5 reads it (`RATE_model.data.hdf5.Source`), or in a separate
-read if HDF5 reads only part of the chunk or had it in memory. HDF5's own checksum, Fletcher-32, accepts a block of
-zeros as intact and is recomputed with every read; benchmarks/checksums.py measures both.
+is compared when a process first reads its chunk: with the values, where these are stored as they are read and the chunk
+is read whole; else as HDF5 reads it (`RATE_model.data.hdf5.Source`), or in a separate read if HDF5 reads only part of
+the chunk or had it in memory. HDF5's own checksum, Fletcher-32, accepts a block of zeros as intact and is recomputed
+with every read; benchmarks/checksums.py measures both.
 
 XXH3 runs at memory speed; CRC-32 takes some twenty times as long.
 """
@@ -47,10 +48,11 @@ class Checksums:
     Args:
         table: (chunks,) uint64.
         size: steps per chunk.
+        plain: values are stored as they are read, without a filter.
     """
 
-    def __init__(self, table: np.ndarray, size: int) -> None:
-        self._table, self._size = table, size
+    def __init__(self, table: np.ndarray, size: int, *, plain: bool) -> None:
+        self._table, self._size, self._plain = table, size, plain
         self._compared = np.zeros(len(table), dtype=bool)
         self._left = len(table)  # chunks to be compared
         self._places: dict[int, _Place] = {}  # by chunk, filled on first read
@@ -62,22 +64,47 @@ class Checksums:
         """Whether all chunks have been compared and match."""
         return self._left == 0
 
+    def read(self, array: Hdf5, steps: slice | np.ndarray) -> np.ndarray | None:
+        """These steps of a plain array, if they are whole chunks and match; else None, and nothing is said of why."""
+        if not (self._plain and isinstance(steps, slice)):
+            return None
+        start, stop, _ = steps.indices(len(array))
+        whole = start % self._size == 0 and (stop % self._size == 0 or stop == len(array))
+        if not whole or start >= stop or 0 in array.shape:
+            return None
+        values = array[start:stop]
+        content = np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
+        bytes_of_chunk = self._size * (len(content) // (stop - start))
+        parts: list[bytes | memoryview] = [
+            content[place : place + bytes_of_chunk] for place in range(0, len(content), bytes_of_chunk)
+        ]
+        parts[-1] = bytes(parts[-1]).ljust(bytes_of_chunk, b"\0")  # the last chunk is filled with zeros
+        chunks = slice(start // self._size, -(-stop // self._size))
+        if [_checksum(part, 0) for part in parts] != self._table[chunks].tolist():
+            return None
+        self._left -= int(np.count_nonzero(~self._compared[chunks]))
+        self._compared[chunks] = True
+        return values
+
     @contextlib.contextmanager
     def watching(self, source: Source, array: Hdf5) -> Iterator[None]:
         """Inside, compare the chunks of this array as HDF5 reads them; mismatches are left to `damaged`."""
-        if not self._places:
-            self._places = _places(array)
-            self._chunks = {place.offset: chunk for chunk, place in self._places.items()}
+        self._find_places(array)
         source.watch = self._compare
         try:
             yield
         finally:
             source.watch = None
 
-    def damaged(self, source: Source, steps: slice | np.ndarray) -> range | None:
+    def _find_places(self, array: Hdf5) -> None:
+        if not self._places:
+            self._places = _places(array)
+            self._chunks = {place.offset: chunk for chunk, place in self._places.items()}
+
+    def damaged(self, source: Source, array: Hdf5, steps: slice | np.ndarray) -> range | None:
         """The steps of the first damaged chunk that overlaps some steps; None if all are intact.
 
-        Chunks found intact while `watching` are not read again.
+        Chunks found intact by `read` or while `watching` are not read again.
 
         Raises:
             OSError: a chunk cannot be read at all.
@@ -90,6 +117,7 @@ class Checksums:
             chunks = np.arange(first, last)
         else:
             chunks = np.unique(steps // self._size)
+        self._find_places(array)
         for chunk in chunks[~self._compared[chunks]].tolist():
             if self._checksum_at(source, self._places.get(chunk, _NOWHERE)) != self._table[chunk]:
                 return range(chunk * self._size, (chunk + 1) * self._size)
@@ -133,12 +161,15 @@ def read_checksums(file: Hdf5, attributes: dict[str, Any]) -> dict[str, Checksum
     arrays = _arrays(file)
     names = [name for name in arrays if name.startswith(f"{GROUP}/")]
     tables = {name.removeprefix(f"{GROUP}/"): _content(arrays.pop(name)) for name in names}
-    if file[GROUP].attrs.get(_DIGEST) != _digest(attributes, arrays, tables):
+    described = _described(arrays)
+    if file[GROUP].attrs.get(_DIGEST) != _digest(attributes, described, tables):
         raise ValueError(
             f"its attributes, shapes or types differ from their checksum; if it was changed on purpose, "
             f"delete its group '{GROUP}'"
         )
-    return {name: Checksums(table, _chunk_shape(arrays[name])[0]) for name, table in tables.items()}
+    return {
+        name: Checksums(table, described[name][2][0], plain=_is_plain(arrays[name])) for name, table in tables.items()
+    }
 
 
 class ChunkSums:
@@ -162,7 +193,7 @@ class ChunkSums:
         for name, table in tables.items():
             make_groups(file, f"{GROUP}/{name}")
             file[f"{GROUP}/{name}"] = table
-        file[GROUP].attrs[_DIGEST] = _digest(dict(file.attrs), arrays, tables)
+        file[GROUP].attrs[_DIGEST] = _digest(dict(file.attrs), _described(arrays), tables)
 
 
 def make_groups(file: Hdf5, name: str) -> None:
@@ -217,23 +248,31 @@ def _chunk_shape(array: Hdf5) -> Any:
     return layout.get_chunk() if layout.get_layout() == _low.h5d.CHUNKED else None
 
 
-def _digest(attributes: dict[str, Any], arrays: dict[str, Hdf5], tables: dict[str, np.ndarray]) -> str:
-    """The digest of the tables of checksums and of everything else outside the chunks."""
+def _is_plain(array: Hdf5) -> bool:
+    return array.get_create_plist().get_nfilters() == 0
 
-    def noted(attributes: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: getattr(value, "tolist", lambda value=value: value)() for name, value in attributes.items()}
 
-    described = {
+def _noted(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: getattr(value, "tolist", lambda value=value: value)() for name, value in attributes.items()}
+
+
+def _described(arrays: dict[str, Hdf5]) -> dict[str, list[Any]]:
+    """Shape, type, shape of a chunk and attributes of each array."""
+    return {
         name: [
             array.shape,
             array.dtype.str,
             _chunk_shape(array),
-            noted(h5py.Dataset(array).attrs if _low.h5a.get_num_attrs(array) else {}),
+            _noted(h5py.Dataset(array).attrs if _low.h5a.get_num_attrs(array) else {}),
         ]
         for name, array in arrays.items()
     }
+
+
+def _digest(attributes: dict[str, Any], described: dict[str, list[Any]], tables: dict[str, np.ndarray]) -> str:
+    """The digest of the tables of checksums and of everything else outside the chunks."""
     digest = hashlib.blake2b(
-        json.dumps([noted(attributes), described], sort_keys=True, default=repr).encode(), digest_size=16
+        json.dumps([_noted(attributes), described], sort_keys=True, default=repr).encode(), digest_size=16
     )
     for name, table in sorted(tables.items()):
         digest.update(name.encode())

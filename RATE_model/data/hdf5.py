@@ -65,6 +65,12 @@ class Source(io.RawIOBase):
                 _SAID.add(path.parent)
                 print(f"'{path.parent}' is on a file system without locks: data is read without them.", flush=True)
 
+    @property
+    def state(self) -> tuple[int, int]:
+        """Size in bytes and time of the last change in nanoseconds."""
+        status = os.fstat(self._descriptor)
+        return status.st_size, status.st_mtime_ns
+
     def readable(self) -> bool:
         """It is."""
         return True

@@ -59,7 +59,8 @@ class TrajectoryFile:
     """A trajectory file, opened and checked; see the module for the layout and for where episodes end.
 
     All checks happen here, once, block by block; later reads are plain slices with checksums. Image content
-    is not decoded for the check. Each process opens the handle on its own first read; pickling leaves it
+    is not decoded for the check, and observations of a file with checksums are not read: its writer has checked them.
+    Each process opens the handle on its own first read, and finds the same file or raises; pickling leaves the handle
     out, so the object can be sent to loader workers, forked or spawned.
 
     Attributes:
@@ -85,7 +86,8 @@ class TrajectoryFile:
     Raises:
         UserError: the file is missing, empty, not HDF5 or truncated; a key is missing; lengths disagree; a shape or
             type differs from the required one; a value is not finite; an action is out of range; there is no episode,
-            or it is unclear where episodes end. Here and in later reads: bytes do not match their checksum.
+            or it is unclear where episodes end. Here and in later reads: bytes do not match their checksum. In later
+            reads: the file was changed or replaced.
     """
 
     def __init__(
@@ -104,6 +106,7 @@ class TrajectoryFile:
         self._handle: Hdf5 = None
         self._arrays: dict[str, Hdf5] = {}  # of the handle: looking one up takes as long as reading a window
         self._process = -1
+        self._state: tuple[int, int] | None = None  # of the file when it was first opened
         self._checksums: dict[str, Checksums] | None = None
         with contextlib.ExitStack() as refused:
             refused.callback(self.close)  # an error keeps this object, and so the handle, alive
@@ -258,9 +261,17 @@ class TrajectoryFile:
         position."""
         if self._handle is None or self._process != os.getpid():
             self._handle, self._arrays = open_hdf5(self.path), {}
+            self._process = os.getpid()
+            state = self._handle.source.state
+            if state != (self._state or state):  # what was checked is not what would be read
+                self.close()
+                raise UserError(
+                    f"trajectory file '{self.path}' was changed or replaced since this command opened it: leave data "
+                    "alone while it is in use, and start the command again."
+                )
+            self._state = state
             if any(uses_zstd(item) for item in self._handle.values()):
                 hdf5plugin(f"'{self.path}' is compressed with zstd; reading it")  # also in a spawned worker
-            self._process = os.getpid()
         return self._handle
 
     def _array(self, name: str) -> Hdf5:
@@ -287,10 +298,12 @@ class TrajectoryFile:
             return array[steps]
         source = self._handle.source
         try:
-            with checksums.watching(source, array):
-                return array[steps]
+            if (values := checksums.read(array, steps)) is None:
+                with checksums.watching(source, array):
+                    values = array[steps]
+            return values
         finally:  # even if the read failed: damage to compressed data may look like anything
-            if damaged := checksums.damaged(source, steps):
+            if damaged := checksums.damaged(source, array, steps):
                 raise self._damage(name, range(damaged.start, min(damaged.stop, self.num_steps)))
 
     def _damage(self, name: str, steps: range) -> UserError:
@@ -313,7 +326,7 @@ class TrajectoryFile:
             missing += [] if self._own or can_mark_every_end(file) else ["terminals"]
             held = ", ".join(sorted(file)) or "nothing"
             raise self._error(f"has no {', '.join(missing)} (it has: {held}){layout_of(file)}")
-        columns = {name: file[name] for name in (*needed, "terminals", "timeouts") if name in file}
+        columns = {name: self._array(name) for name in (*needed, "terminals", "timeouts") if name in file}
         for name, column in columns.items():
             if not isinstance(column, h5py.Dataset) or column.ndim == 0:
                 raise self._error(f"'{name}' is not an array of steps")
@@ -339,7 +352,7 @@ class TrajectoryFile:
         action_size: int | None,
     ) -> None:
         """Check shapes and types of observations and actions."""
-        observations, actions = file["observations"], file["actions"]
+        observations, actions = self._array("observations"), self._array("actions")
         kinds = "uint8" if observations.dtype == np.uint8 else "float" if observations.dtype.kind == "f" else None
         wanted = observation_dtype and ("uint8" if np.dtype(observation_dtype) == np.uint8 else "float")
         if kinds is None or (wanted and kinds != wanted):
@@ -379,8 +392,8 @@ class TrajectoryFile:
         return actions
 
     def _check_observations(self) -> None:
-        """Check that floating-point observations are finite, block by block."""
-        if self.observation_dtype == np.float32:
+        """Check that floating-point observations are finite, block by block; a file with checksums was written so."""
+        if self.observation_dtype == np.float32 and self._checksums is None:
             block = max(1, CHECK_BLOCK_BYTES // max(4, 4 * math.prod(self.observation_shape)))
             for start in range(0, self.num_steps, block):
                 self._finite("observations", self.read(start, start + block)[0], start)

@@ -184,6 +184,8 @@ class TrajectoryWriter:
         for name, shape in self._shapes.items():
             if flat[name].shape[1:] != shape:
                 raise ValueError(f"{name} of one step have shape {flat[name].shape[1:]}, expected {shape}")
+            with np.errstate(over="ignore"):  # values too large for the type become infinite
+                flat[name] = flat[name].astype(self._dtypes[name], copy=False)
             if not np.isfinite(flat[name]).all():
                 raise ValueError(f"{name} are not finite")
         if self._first_seen is not None:

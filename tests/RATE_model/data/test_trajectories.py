@@ -1,6 +1,7 @@
 """Trajectory files: what is written is read back, D4RL's own files open, and damage is named."""
 
 import multiprocessing
+import os
 import pickle
 import sys
 
@@ -385,6 +386,18 @@ def test_pickling_and_closing_drop_the_handle(tmp_path):
     file.close()
     np.testing.assert_array_equal(copy.load()[0], expected)
     np.testing.assert_array_equal(file.load()[0], expected)
+
+
+@pytest.mark.parametrize("again", ["closed", "pickled"])
+def test_a_file_replaced_while_in_use_is_refused(tmp_path, again):
+    """It would be read with the episodes and the checksums of another."""
+    path = write(tmp_path / "data.h5")
+    with TrajectoryFile(path) as file:
+        file.load()
+    other = write(tmp_path / "other.h5", attributes={"environment": "Test-v1"})
+    os.replace(other, path)
+    with pytest.raises(UserError, match=rf"^trajectory file '{path}' was changed or replaced[^\n]*$"):
+        (file if again == "closed" else pickle.loads(pickle.dumps(file))).load()
 
 
 def test_a_directory_is_told(tmp_path):

@@ -4,6 +4,7 @@ import errno
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
 
 import numpy as np
@@ -63,6 +64,16 @@ def test_without_room_in_shared_memory_it_goes_on_in_the_training_process(path, 
     out = capsys.readouterr().out
     assert out.count("\n") == 1 and "--num_workers 2: unable to allocate shared memory" in out
     assert multiprocessing.active_children() == []
+
+
+def test_a_file_replaced_before_a_worker_opens_it_is_refused(path):
+    file = TrajectoryFile(path)
+    dataset = WindowDataset([file], whole_episodes(0, file), size=30, in_memory=False)
+    copy = path.with_name("copy.h5")
+    shutil.copyfile(path, copy)
+    os.replace(copy, path)
+    with pytest.raises(UserError, match=rf"'{path}' was changed or replaced"):
+        list(make_loader(dataset, EpochSampler(20, 4, seed=0), num_workers=2, end_epoch=1))
 
 
 def handles_with_free(count):
