@@ -26,7 +26,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 if __name__ == "__main__":  # started as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # make the repository importable
@@ -91,6 +91,8 @@ class DataOptions(DAggerOptions):
     alignment: Alignment = "auto"
     # Folder for data files; none = MemoryMaze/MemoryMaze_data
     data_dir: Path | None = changeable(None)
+
+    flaws: ClassVar = ("perturbation",)
 
     def validate(self) -> None:
         """Raise a UserError for a value out of range."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -94,6 +94,8 @@ class DataOptions(DAggerOptions):
     data_path: Path | None = changeable(None)
     # Folder for data files; none = MinigridMemory/MinigridMemory_data
     data_dir: Path | None = changeable(None)
+
+    flaws: ClassVar = ("noise", "wrong_arm", "guess")
 
     def validate(self) -> None:
         """Raise a UserError for a value out of range."""

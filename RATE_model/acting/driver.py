@@ -7,6 +7,7 @@ itself, the expert's labels are of just these.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -32,39 +33,54 @@ class DriverChoice:
         run: its name.
         step: of the checkpoint.
         digest: of the weights.
+        acting: the flags of its run that its actions depend on, as JSON; some may change when a run is resumed.
         checkpoint: its directory.
     """
 
     run: str
     step: int
     digest: str
+    acting: str
     checkpoint: str
 
     @classmethod
     def of(cls, path: Path) -> DriverChoice:
         """The checkpoint of a run that a path means, or its newest. Raises UserError if there is none."""
-        from RATE_model.training.checkpoints import MANIFEST, MODEL, resolve_checkpoint  # torch comes with it
+        from RATE_model.cli.evaluation import flags_of  # torch comes with it
+        from RATE_model.cli.settings import ACTING_FLAGS
+        from RATE_model.training.checkpoints import MANIFEST, MODEL, resolve_checkpoint
 
         checkpoint = resolve_checkpoint(path).absolute()
         if not (step := checkpoint.stem.removeprefix("step_")).isdecimal():
             raise UserError(f"--driver {path}: is not in a run; give a run directory, or a directory step_* in it")
         manifest = json.loads((checkpoint / MANIFEST).read_text())
-        return cls(checkpoint.parent.parent.name, int(step), manifest["files"][MODEL], str(checkpoint))
+        flags = flags_of(checkpoint)
+        acting = json.dumps({name: flags[name] for name in sorted({*ACTING_FLAGS, "use_argmax"} & flags.keys())})
+        return cls(checkpoint.parent.parent.name, int(step), manifest["files"][MODEL], acting, str(checkpoint))
 
     @property
     def name(self) -> str:
-        """For the names of files. Of its weights alone: not of the return that its run is asked for in evaluations."""
-        return f"driver-{self.digest[:8]}"
+        """For the names of files: of its weights, and of how it acts with them."""
+        return f"driver-{self._mark}"
+
+    @property
+    def _mark(self) -> str:
+        return hashlib.sha256((self.digest + self.acting).encode()).hexdigest()[:8]
 
     @property
     def attributes(self) -> dict[str, str | int]:
         """For the attributes of files."""
-        return {"driver": self.run, "driver_step": self.step, "driver_weights": self.digest}
+        return {
+            "driver": self.run,
+            "driver_step": self.step,
+            "driver_weights": self.digest,
+            "driver_acting": self.acting,
+        }
 
     @property
     def first_seed(self) -> int:
         """Of the episodes that it drives."""
-        return _FIRST_SEED + int(self.digest[:8], 16) % _DRIVERS * _SEEDS_PER_DRIVER
+        return _FIRST_SEED + int(self._mark, 16) % _DRIVERS * _SEEDS_PER_DRIVER
 
     def driver(self, environment: str, seed: int) -> Driver:
         """It, at the beginning of an episode.

@@ -14,6 +14,7 @@ episodes ``first`` to ``first + count - 1``. An environment with single steps re
 
 from __future__ import annotations
 
+import filecmp
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -54,10 +55,20 @@ class DAggerOptions:
     # Further .h5 files to train on, such as those of earlier rounds
     add_data: tuple[Path, ...] = ()
 
+    # Flags for errors and perturbations of the expert, 0 for none
+    flaws: ClassVar[tuple[str, ...]] = ()
+
     def validate(self) -> None:
-        """Raise a UserError for given data together with a driver."""
-        if self.driver is not None and getattr(self, "data_path", None) is not None:
+        """Raise a UserError for given data, or for an expert that errs, together with a driver."""
+        if self.driver is None:
+            return
+        if getattr(self, "data_path", None) is not None:
             raise UserError("--driver: with --data_path no data is made; leave one of them out")
+        for name in self.flaws:
+            if value := getattr(self, name):
+                raise UserError(
+                    f"--{name} {value:g}: with --driver the agent acts, and the expert never errs; leave it out"
+                )
 
     @property
     def driver_choice(self) -> DriverChoice | None:
@@ -179,15 +190,15 @@ class DataMaker(ABC, Generic[Options]):
         Raises:
             UserError: as `ensure`; or an added file is missing, named twice, or does not fit the flags.
         """
+        self.check_named(options)
         added: Sequence[Path] = getattr(options, "add_data", ())
-        for path in added:
-            if not os.path.isfile(path):
-                raise UserError(f"--add_data '{path}': there is no such file")
+        for path in added:  # before data is made, which may take hours
+            with self.open(path):
+                self.check_given(path, options)
         paths = [self.ensure(options), *added]
         for place, path in enumerate(paths[1:], 1):
-            if any(path.samefile(other) for other in paths[:place]):  # its held-out episodes would be trained on
+            if any(_same(path, other) for other in paths[:place]):  # its held-out episodes would be trained on
                 raise UserError(f"--add_data '{path}': is trained on already; name every file once")
-            self.check_given(path, options)
         if getattr(options, "learn", "expert") == "recorded":
             for path in paths:
                 with self.open(path) as file:
@@ -195,6 +206,16 @@ class DataMaker(ABC, Generic[Options]):
                 if driver is not None:
                     print(f"note: in '{path}' the agent of {driver} moves; --learn expert learns what the expert says")
         return paths
+
+    def check_named(self, options: Options) -> None:
+        """Raise a UserError if data or an agent that the flags name does not exist; nothing is made or fetched."""
+        given, named = self.source(options) or (None, "")
+        if given is not None and not os.path.exists(given):
+            raise UserError(f"{named} '{given}': does not exist")
+        for path in getattr(options, "add_data", ()):
+            if not os.path.isfile(path):
+                raise UserError(f"--add_data '{path}': there is no such file")
+        _ = getattr(options, "driver_choice", None)  # looks for it
 
     def given(self, options: Options, target: Path | None = None, *, overwrite: bool = False) -> Path:
         """The given file, or the conversion of the given folder into ``target``.
@@ -307,6 +328,11 @@ def record(
         "terminal": bool(terminated),
         "infos": {name: np.stack([noted[name] for noted in notes]) for name in notes[0]},
     }
+
+
+def _same(path: Path, other: Path) -> bool:
+    """Whether two files are one, or one is a copy of the other."""
+    return path.samefile(other) or filecmp.cmp(path, other, shallow=False)
 
 
 def two_sides(

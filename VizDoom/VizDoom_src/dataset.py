@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if __name__ == "__main__":  # started as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # make the repository importable
@@ -64,6 +64,8 @@ class DataOptions(DAggerOptions):
     data_path: Path | None = changeable(None)
     # Folder for data files; none = VizDoom/VizDoom_data
     data_dir: Path | None = changeable(None)
+
+    flaws: ClassVar = ("noise", "perturbation")
 
     def validate(self) -> None:
         """Raise a UserError for a value out of range."""

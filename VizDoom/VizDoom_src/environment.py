@@ -167,6 +167,7 @@ class ViZDoomTwoColors(Environment):
 
     def check(self, config: Config) -> None:
         """Report unwritable data folders, and a missing package or missing graphics, which only acting needs."""
+        DATA.check_named(config.data)
         path = DATA.path(config.data)
         if config.data.data_path is None and not path.exists():
             check_writable(path)

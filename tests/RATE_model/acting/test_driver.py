@@ -1,5 +1,6 @@
 """A trained agent moves while an expert says what it would have done: data for rounds of DAgger."""
 
+import importlib
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -66,6 +67,22 @@ def test_files_of_drivers_have_names_of_their_own(run, tmp_path):
     assert names[0] != names[1] and "driver-" in names[1]
     save_small_model(small_model(spec=SPEC, seed=1), tmp_path / "other")
     assert DATA.file_name(DataOptions(**FLAGS, driver=tmp_path / "other")) not in names
+    (run / "config.yaml").write_text("use_argmax: true\n")  # as resuming may change it
+    argmax = DataOptions(**FLAGS, driver=run)
+    assert DATA.file_name(argmax) not in names
+    assert argmax.driver_choice.attributes["driver_acting"] == '{"use_argmax": true}'
+
+
+@pytest.mark.parametrize("name", ["noise", "wrong_arm", "guess"])
+def test_a_driver_and_an_expert_that_errs_exclude_each_other(run, name):
+    with pytest.raises(UserError, match=f"--{name} 0.5: with --driver .*leave it out"):
+        DataOptions(driver=run, **{name: 0.5}).validate()
+
+
+@pytest.mark.parametrize("module", ["VizDoom.VizDoom_src.dataset", "MemoryMaze.MemoryMaze_src.dataset"])
+def test_a_driver_is_not_perturbed(module, tmp_path):
+    with pytest.raises(UserError, match="--perturbation 0.2: with --driver"):
+        importlib.import_module(module).DataOptions(driver=tmp_path, perturbation=0.2).validate()
 
 
 def test_a_driver_that_cannot_be_is_named(run, tmp_path):
@@ -105,10 +122,22 @@ def test_data_is_added(run, tmp_path):
     options = replace(DataOptions(**FLAGS), data_path=played, add_data=(driven,))
     assert DATA.files(options) == [played, driven]
     (tmp_path / "link.h5").symlink_to(driven)
-    refused = {"trained on already": (driven, tmp_path / "link.h5"), "no such file": (tmp_path / "nothing.h5",)}
+    shutil.copyfile(played, tmp_path / "copy.h5")
+    refused = {
+        "on already": (driven, tmp_path / "link.h5"),
+        "copy.h5.* on already": (tmp_path / "copy.h5",),
+        "no such file": (tmp_path / "nothing.h5",),
+    }
     for message, added in {**refused, "a.h5.* once": (played,)}.items():
         with pytest.raises(UserError, match=message):
             DATA.files(replace(options, add_data=added))
+
+
+def test_added_data_is_opened_before_any_is_made(tmp_path):
+    (tmp_path / "a.h5").write_text("text")
+    with pytest.raises(UserError, match="a.h5' cannot be read"):
+        DATA.files(DataOptions(**FLAGS, data_dir=tmp_path, add_data=(tmp_path / "a.h5",)))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.h5"]
 
 
 def test_a_data_script_adds_no_files(tmp_path, capsys):
