@@ -18,9 +18,13 @@ The file holds, for each of C cases of 100 seeds:
 import hashlib
 import sys
 
-import gym
-import numpy as np
-from gym_minigrid.wrappers import ImgObsWrapper, RGBImgPartialObsWrapper, ViewSizeWrapper
+try:
+    import gym
+    import numpy as np
+    from gym_minigrid.wrappers import ImgObsWrapper, RGBImgPartialObsWrapper, ViewSizeWrapper
+except ImportError as missing:
+    print(f"error: {missing}: run this with the packages that the top of the file names", file=sys.stderr)
+    sys.exit(2)
 
 CASES = ((11, True), (31, True), (41, True), (91, True), (41, False), (91, False))
 SEEDS = range(100)
@@ -62,4 +66,7 @@ def main(path: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        print(f"error: give the file to write, as python {sys.argv[0]} FILE.npz", file=sys.stderr)
+        sys.exit(2)
     main(sys.argv[1])

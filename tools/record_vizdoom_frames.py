@@ -98,4 +98,7 @@ def main(path: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        print(f"error: give the file to write, as python {sys.argv[0]} FILE.npz", file=sys.stderr)
+        sys.exit(2)
     main(sys.argv[1])

@@ -235,9 +235,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Train what is missing, play, write the results."""
     with exit_on_user_error():
         options = parse_options(Options, argv=argv, prog="reproduce.py", description="Make results/memory_maze.*")
+        kept = kept_of_page(options)
         # Before several processes try to.
         data = ENVIRONMENT.files(setting())
-        kept = kept_of_page(options)
         document = collect(STUDY.run_all(options, options.models), options.episodes)
         for player in PLAYERS:
             if player not in kept:

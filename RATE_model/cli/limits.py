@@ -2,6 +2,7 @@
 
 import numbers
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,15 @@ def at_least(minimum: float, **values: float | None) -> None:
     for name, value in values.items():
         if value is not None and value < minimum:
             raise UserError(f"--{name} {value}: must be at least {minimum}")
+
+
+def each_once(**paths: Sequence[Path]) -> None:
+    """Raise `UserError` for the first path that a flag names twice, which would count as two."""
+    for name, given in paths.items():
+        places = [path.resolve() for path in given]
+        for path, place in zip(given, places, strict=True):
+            if places.count(place) > 1:
+                raise UserError(f"--{name} {path}: was given twice; name every one once")
 
 
 def check_seed(seed: Any) -> None:

@@ -43,6 +43,9 @@ class EnvOptions(PlayOptions):
         super().validate()
         at_least(1, max_episode_steps=self.max_episode_steps)
         read_arguments(self.env_args, "env_args")
+        for name in ("env_args", "wrappers"):
+            if self.env is None and getattr(self, name):
+                raise UserError(f"--{name}: without --env nothing is played; give it too, or leave this out")
 
     def maker(self) -> Callable[..., gymnasium.Env]:
         """A function that makes the environment. Raises UserError without one."""

@@ -24,7 +24,7 @@ if __name__ == "__main__":
     import RATE_model.system.script  # noqa: F401  signals end the process at once during the slow imports below
 
 from RATE_model.cli.evaluation import evaluation_of_run, print_table, recorded_evaluation_flags, recorded_flags
-from RATE_model.cli.limits import at_least, writable
+from RATE_model.cli.limits import at_least, each_once, writable
 from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
 from RATE_model.cli.reproduce import StudyOptions
 from RATE_model.environments.contract import Environment, Evaluation
@@ -90,6 +90,7 @@ class Options:
         elif not self.checkpoint:
             raise UserError("--checkpoint is missing: give one or more run directories")
         at_least(2, episodes=self.episodes)
+        each_once(checkpoint=self.checkpoint, control=self.control)
         writable(output=self.output)
         for name, given in {"play": self.play, "train": self.train}.items():
             if wrong := [text for text in given if "=" not in text]:
@@ -199,6 +200,7 @@ def examine_runs(environment: Environment, name: str, runs: Sequence[Path], opti
         run for run, control in zip(options.control, free, strict=True) if control.agent.memory.has_memory
     ]:
         raise UserError(f"--control {remembers[0]}: has a memory; give a run of --model_mode MLP or BC-MLP")
+    print(f"{name}: {len(runs)} seed{'s' * (len(runs) > 1)} of {options.episodes} episodes", flush=True)
     evaluation = asked[0][0]
     facts, task_cases = facts_of(evaluation.agent), task_cases_of(evaluation)
     cases = examine(
@@ -302,7 +304,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             return
         environment = common_environment([*options.checkpoint, *options.control], options.env)
         for name, runs in grouped(environment, options.checkpoint).items():
-            print(f"{name}: {len(runs)} seed{'s' * (len(runs) > 1)} of {options.episodes} episodes", flush=True)
             examined = examine_runs(environment, name, runs, options)
             show(examined)
             if options.output is not None:

@@ -21,7 +21,7 @@ if __name__ == "__main__":
 import numpy as np
 
 from RATE_model.cli.evaluation import evaluation_of_run
-from RATE_model.cli.limits import at_least, writable_file
+from RATE_model.cli.limits import at_least, each_once, writable_file
 from RATE_model.cli.options import exit_on_user_error, parse_options
 from RATE_model.environments.contract import Evaluation
 from RATE_model.environments.find import common_environment
@@ -54,6 +54,7 @@ class Options:
         if not self.runs:
             raise UserError("the run is missing: python3 -m RATE_model.report RUN [RUN ...] --output report.html")
         at_least(0, episodes=self.episodes)
+        each_once(runs=self.runs)
         writable_file(output=self.output)
 
 

@@ -40,6 +40,8 @@ def jobs_of(command: str, seeds: Sequence[int]) -> list[Job]:
     """
     words = split(command)
     for word in words:
+        if word.count("{") != word.count("}"):
+            raise UserError(f"{word}: write values in braces, separated by commas and without spaces, as {{1e-4,3e-4}}")
         flag = word.removeprefix("--").partition("=")[0].replace("-", "_")
         if word.startswith("--") and flag in _GIVEN:
             raise UserError(f"--{flag}: set by the sweep; leave it out, and give seeds with --seeds")

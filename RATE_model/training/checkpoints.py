@@ -104,19 +104,21 @@ def _tag(path: Path, tag: str) -> None:
 def find_checkpoint(directory: Path, *, tag: str | None = None) -> Path | None:
     """The newest checkpoint in ``directory`` that verifies, or None; with ``tag``, the one that carries it, if it does.
 
-    A damaged one is skipped with a warning on stderr that names it; leftovers of interrupted saves are ignored.
+    A damaged one is skipped with a warning on stderr that names it, if another is found; leftovers of interrupted saves
+    are ignored.
     """
     candidates = [path for _, path in sorted(_candidates(directory).items(), reverse=True)]
     tagged = _tagged(directory, tag) if tag else None
     if tagged is not None:
         candidates.insert(0, tagged)
+    skipped: list[str] = []
     for path in dict.fromkeys(candidates):
         damage = find_damage(path)
         if damage is None:
+            for text in skipped:
+                print(f"warning: checkpoint {text} and skipped; the one before it is used", file=sys.stderr)
             return path
-        print(
-            f"warning: checkpoint {path} is damaged ({damage}) and skipped; the one before it is used", file=sys.stderr
-        )
+        skipped.append(f"{path} is damaged ({damage})")
     return None
 
 
@@ -143,6 +145,9 @@ def _resolve(path: Path, tag: str | None) -> Path:
     found = find_checkpoint(directory, tag=tag) if path.is_dir() else None
     if found is None:
         what = "holds no intact checkpoint" if path.exists() else "does not exist"
+        if damaged := sorted(_candidates(directory).items()):
+            newest = damaged[-1][1]
+            what += f" ({newest.name}: {find_damage(newest)})"
         raise UserError(
             f"{path} {what}; give a run directory, its checkpoints/, or one of the directories step_* in it"
         )

@@ -124,6 +124,7 @@ MISTAKES = {
     "other environment": (["--data", "data.h5", "--env", "CartPole-v1"], "have shape (2,), the space has (4,)"),
     "arguments": (["--data", "data.h5", "--env", RECALL, "--env_args", "size"], "--env_args size: give NAME=VALUE"),
     "unknown argument": (["--data", "data.h5", "--env", RECALL, "--env_args", "sise=3"], "unexpected keyword"),
+    "arguments of nothing": (["--data", "data.h5", "--env_args", "size=3"], "--env_args: without --env nothing is"),
     "share": (["--data", "data.h5", "--training_share", "1"], "--training_share 1.0: must be above 0"),
     "flag": (["--data", "data.h5", "--lerning_rate", "1"], "unknown flag --lerning_rate"),
 }

@@ -94,6 +94,8 @@ def test_invalid_seeds_are_refused(text):
         ("a --resume=auto", "--resume: set by the sweep"),
         ("a --start-seed 1", "--start_seed: set by the sweep"),
         ("a --x {1,1}", "duplicate value in braces"),
+        ("a --x {1,2", "write values in braces"),
+        ("a --x {1, 2}", "write values in braces"),
         ("a --x {1,2} --text", "--text: the value is missing"),
         ("a --x {1,2,3,4,5,6,7,8,9,0}" * 5, "makes 100000 commands; at most 10000"),
     ],

@@ -182,6 +182,9 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(tmp_path, capsys, damage,
         load_checkpoint(bad)
     damage(good)
     assert find_checkpoint(tmp_path) is None
+    assert capsys.readouterr().err == ""  # none is used
+    with pytest.raises(UserError, match=rf"holds no intact checkpoint .{bad.name}: .*{named}"):
+        resolve_checkpoint(tmp_path)
 
 
 def test_nothing_to_find(tmp_path: Path) -> None:
