@@ -22,7 +22,7 @@ from MemoryMaze.MemoryMaze_src.env import (
     check_size,
 )
 from MemoryMaze.MemoryMaze_src.generate import FIRST_DATA_SEED
-from MemoryMaze.MemoryMaze_src.privileged import SAME_IN_THE_MIRROR
+from MemoryMaze.MemoryMaze_src.privileged import SAME_IN_THE_MIRROR, SIGNS_IN_THE_MIRROR
 from MemoryMaze.MemoryMaze_src.spec import SPEC, spec_of
 from RATE_model.acting.evaluation import Acting
 from RATE_model.acting.rollout import Episodes, mean_and_error, rollout_alternating
@@ -147,7 +147,7 @@ class MemoryMaze(Environment):
         data, segments = config.data, config.segments
         size = segments * config.context_length
         sides = load_windows(self.files(config), size=size, windows=data.windows, learn=data.learn)
-        transform = Mirror(MIRRORED, keeps=SAME_IN_THE_MIRROR) if config.task.mirror else None
+        transform = Mirror(MIRRORED, SAME_IN_THE_MIRROR, SIGNS_IN_THE_MIRROR) if config.task.mirror else None
         return TrainingData.of_one_stage(sides, segments, spec_of(config.image.conv_channels), transform=transform)
 
     def make(self, case: Case, options: Mazes, *, render_mode: str | None = None) -> MemoryMazeEnv:

@@ -9,8 +9,9 @@ import numpy as np
 
 from MemoryMaze.MemoryMaze_src.experts import in_sight
 
-# Those of them that are the same in the mirror.
+# Those of them that are the same in the mirror, and those whose second numbers point to the left.
 SAME_IN_THE_MIRROR = ("target", "target_visible", "random", "seed", "player")
+SIGNS_IN_THE_MIRROR = {name: (1.0, -1.0) for name in ("target_vec", "targets_vec", "seen_vec")}
 
 
 class PrivilegedRecorder:

@@ -1,6 +1,7 @@
 """Mirrored images, which double the data if left and right are alike."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -20,7 +21,14 @@ class Mirror:
     variants: ClassVar[int] = 2  # of a window: as it is, and mirrored
 
     actions: tuple[int, ...]  # what each action becomes when mirrored
-    keeps: tuple[str, ...] = ()  # infos that stay valid when mirrored; others are not available
+    same: tuple[str, ...] = ()  # infos that a mirror leaves as they are
+    # Infos that change sign: the factors of a step's numbers, repeated as often as they fit. Others are not available
+    signs: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+
+    @property
+    def keeps(self) -> tuple[str, ...]:
+        """Infos that are right in the mirror, too."""
+        return (*self.same, *self.signs)
 
     def __call__(self, batch: Batch) -> Batch:
         """The batch with some of its trajectories mirrored."""
@@ -33,10 +41,17 @@ class Mirror:
         def mirrored(actions: Tensor) -> Tensor:
             return torch.where(chosen[:, None], becomes[actions], actions)
 
+        def turned(name: str, rows: Tensor) -> Tensor:
+            if name not in self.signs:
+                return rows
+            factors = torch.tensor(self.signs[name], dtype=rows.dtype, device=rows.device)
+            return torch.where(chosen[:, None, None], rows * factors.repeat(rows.shape[-1] // len(factors)), rows)
+
         return replace(
             batch,
             observations=torch.where(chosen.view(-1, *[1] * (images.ndim - 1)), images.flip(-1), images),
             actions=mirrored(batch.actions),
             labels=None if batch.labels is None else mirrored(batch.labels),
             variants=chosen.long(),
+            infos=None if batch.infos is None else {name: turned(name, rows) for name, rows in batch.infos.items()},
         )

@@ -194,7 +194,7 @@ class ViZDoomTwoColors(Environment):
             [config.segments],
             replace(SPEC, conv_channels=config.image.conv_channels),
             before=parse_stages(task.stages, config.segments, flag="stages"),
-            transform=Mirror(MIRRORED, keeps=SAME_IN_THE_MIRROR) if task.mirror else None,
+            transform=Mirror(MIRRORED, SAME_IN_THE_MIRROR) if task.mirror else None,
         )
 
     def make(self, case: Case, options: Games, *, render_mode: str | None = None) -> VizDoomTwoColorsEnv:

@@ -164,7 +164,21 @@ def test_wrong_objectives_are_named(data, message):
 
 
 def test_mirror_invariant_arrays_are_allowed():
-    check_transform(["infos/phase", "return"], Mirror((0,), keeps=("phase",)), flag="aux")
+    check_transform(["infos/phase", "return"], Mirror((0,), ("phase",)), flag="aux")
+
+
+def test_arrays_with_a_left_and_a_right_change_sign_in_the_mirror(data):
+    mirror = Mirror((0, 2, 1, 3), ("phase",), {"place": (1.0, -1.0)})
+    check_transform(["infos/phase", "infos/place"], mirror, flag="aux")
+    batch = whole(data)
+    assert batch.infos is not None
+    torch.manual_seed(0)
+    turned = mirror(batch)
+    assert turned.infos is not None and turned.variants is not None and len(set(turned.variants.tolist())) == 2
+    for row, variant in enumerate(turned.variants.tolist()):
+        factors = torch.tensor([1.0, -1.0 if variant else 1.0])
+        torch.testing.assert_close(turned.infos["place"][row], batch.infos["place"][row] * factors)
+    assert torch.equal(turned.infos["phase"], batch.infos["phase"])
 
 
 # --- oracles ---
