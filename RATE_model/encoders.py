@@ -192,7 +192,7 @@ class TokenEncoder(nn.Module):
             names = ", ".join(kind.name for kind in self.spec.oracle)
             raise UserError(
                 f"this agent is an oracle, trained with --oracle: it needs {names}, which only data provides, and "
-                "cannot play; see its validation loss instead"
+                "cannot be evaluated; see its validation loss, or let it drive (dataset.py --driver)"
             )
         return self.oracle(infos)
 

@@ -28,7 +28,7 @@ from MemoryMaze.MemoryMaze_src.graphics import maze_tasks
 from MemoryMaze.MemoryMaze_src.privileged import PrivilegedRecorder
 from RATE_model.acting.driver import DriverChoice, driver_attributes
 from RATE_model.cli.limits import at_least, at_most
-from RATE_model.data.maker import record
+from RATE_model.data.maker import Drive, record
 from RATE_model.data.parts import Job, make_in_parts
 from RATE_model.data.writer import TrajectoryWriter
 from RATE_model.errors import UserError
@@ -181,9 +181,9 @@ def play(
     mind = expert(player.kind, np.random.default_rng([seed, _EXPERT_STREAM]), player.noise, perturbation)
     witness = PrivilegedRecorder()
 
-    def act(observation: np.ndarray, info: Mapping[str, Any], driven: int | None) -> tuple[int, dict[str, Any]]:
-        action = mind.act(dict(info), driven)
-        noted = {"random": np.uint8(mind.random), "expert_action": np.uint8(mind.best)}
-        return action, witness.note(info) | noted
+    def act(observation: np.ndarray, info: Mapping[str, Any], drive: Drive | None) -> tuple[int, dict[str, Any]]:
+        noted = witness.note(info)
+        action = mind.act(dict(info), None if drive is None else drive(noted))
+        return action, noted | {"random": np.uint8(mind.random), "expert_action": np.uint8(mind.best)}
 
     return record(maze, maze.reset(seed=seed), act, None if driver is None else driver.driver(NAME, seed))

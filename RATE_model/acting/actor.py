@@ -3,6 +3,7 @@
 What a memory does with a step is its own affair: see `RATE_model.memories.contract.Stepper`.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -40,8 +41,8 @@ class Actor:
 
     Raises:
         ValueError: an agent in training mode, or a `slide` below 1.
-        UserError: an oracle, which no environment tells what it is to see; no environments. Here and later:
-            observations, rewards or target returns of a wrong shape, or, as NumPy arrays, not finite.
+        UserError: no environments. Here and later: observations, rewards or target returns of a wrong shape, or, as
+            NumPy arrays, not finite; an oracle that is not told what it is to see.
     """
 
     def __init__(
@@ -65,7 +66,6 @@ class Actor:
             raise ValueError(f"slide {slide}: must be at least 1")
         if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1:
             raise UserError(f"batch_size {batch_size!r}: must be the number of environments, at least 1")
-        agent.encoder.encode_infos(None)
         self.agent, self.batch_size, self.greedy = agent, batch_size, greedy
         self.reset_target, self.rtg_floor = reset_target, rtg_floor
         self._precision = precision
@@ -113,17 +113,23 @@ class Actor:
         self._fresh = self._fresh[rows]
         self.batch_size = len(rows)
 
-    def act(self, observations: np.ndarray | Tensor, rewards: np.ndarray | Tensor | None = None) -> np.ndarray:
+    def act(
+        self,
+        observations: np.ndarray | Tensor,
+        rewards: np.ndarray | Tensor | None = None,
+        infos: Mapping[str, np.ndarray] | None = None,
+    ) -> np.ndarray:
         """One environment step for every row: `observe`, choose, `take`.
 
         Args:
             observations: `(B, *observation_shape)`.
             rewards: `(B,)` rewards of the previous actions; ignored where an episode begins; None: all zero.
+            infos: for an oracle: what it sees besides, `(B, n)` by name, as data holds it.
 
         Returns:
             Actions, `(B,)` int64, or `(B, A)` float32 when continuous.
         """
-        logits = self.observe(observations, rewards)
+        logits = self.observe(observations, rewards, infos)
         if self.agent.spec.continuous:
             actions = logits
         elif self.greedy:
@@ -134,8 +140,13 @@ class Actor:
         return actions.cpu().numpy()
 
     @torch.inference_mode()
-    def observe(self, observations: np.ndarray | Tensor, rewards: np.ndarray | Tensor | None = None) -> Tensor:
-        """Show the rows their next observations, `(B, *observation_shape)`.
+    def observe(
+        self,
+        observations: np.ndarray | Tensor,
+        rewards: np.ndarray | Tensor | None = None,
+        infos: Mapping[str, np.ndarray] | None = None,
+    ) -> Tensor:
+        """Show the rows their next observations, `(B, *observation_shape)`; arguments as for `act`.
 
         Returns:
             float32 action logits `(B, num_actions)` (actions when continuous). Call `take` before the next `observe`.
@@ -158,10 +169,17 @@ class Actor:
                 self._rtg[index] = self._target[index]
             encoder = self.agent.encoder
             rtg = None if encoder.rtg is None else encoder.encode_rtg(self._rtg[:, None])
-            hidden = self._stepper.append(rtg, self._encode(observations))
+            hidden = self._stepper.append(rtg, self._encode(observations, infos))
             return self.agent.head(hidden).float()
 
-    def _encode(self, observations: np.ndarray | Tensor) -> Tensor:
+    def _encode(self, observations: np.ndarray | Tensor, infos: Mapping[str, np.ndarray] | None) -> Tensor:
+        """Observation tokens `(B, 1, d_model)`, with what an oracle is told."""
+        rows = {name: torch.as_tensor(values, device=self._device)[:, None] for name, values in (infos or {}).items()}
+        told = self.agent.encoder.encode_infos(rows or None)
+        seen = self._encode_observations(observations)
+        return seen if told is None else seen + told
+
+    def _encode_observations(self, observations: np.ndarray | Tensor) -> Tensor:
         """Observation tokens `(B, 1, d_model)`; images that several rows show are encoded once."""
         encoder = self.agent.encoder
         if self._images_repeat and isinstance(observations, np.ndarray):

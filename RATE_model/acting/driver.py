@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from RATE_model.data.arrays import info_rows
 from RATE_model.errors import UserError
 
 if TYPE_CHECKING:
@@ -105,15 +107,27 @@ class Driver:
 
     def __init__(self, evaluation: Evaluation, seed: int) -> None:
         environment, target = evaluation.environment, evaluation.targets[0]
+        self._told = [kind.name for kind in evaluation.agent.spec.oracle]
         acting = replace(environment.acting(evaluation, target), seed=seed)
         self._player = environment.player(evaluation, acting.actor(evaluation.agent, 1))
 
-    def act(self, observation: np.ndarray, reward: float) -> int:
-        """The action on an observation, after the reward of the action before."""
+    def act(self, observation: np.ndarray, reward: float, infos: Mapping[str, Any] | None = None) -> int:
+        """The action on an observation, after the reward of the action before.
+
+        Args:
+            observation, reward: of the one environment.
+            infos: what data notes of the step, by name; an oracle is told what it saw in training.
+
+        Raises:
+            UserError: an oracle misses something.
+        """
         from RATE_model.acting.rollout import torch_threads  # torch comes with it
 
+        if missing := [name for name in self._told if name not in (infos or {})]:
+            raise UserError(f"--driver: is an oracle that sees infos/{missing[0]}, which is not noted while it drives")
+        seen = {name: info_rows(np.asarray((infos or {})[name])[None], name, 1, "the driver") for name in self._told}
         with torch_threads(1):  # one process per core plays
-            return int(self._player.act(observation[None], np.array([reward]))[0])
+            return int(self._player.act(observation[None], np.array([reward]), *([seen] if seen else []))[0])
 
 
 @lru_cache(maxsize=1)

@@ -264,8 +264,8 @@ class TrainOptions:
     aux: tuple[str, ...] = ()
     # Weights of the auxiliary losses; the action loss has weight 1. One for all, or one each
     aux_weight: tuple[float, ...] = WEIGHTS
-    # Arrays of the data, infos/NAME, shown to the model with every observation. Such an oracle cannot play; its
-    # validation loss shows what a model of this size reaches when it need not remember them
+    # Arrays of the data, infos/NAME, shown to the model with every observation. Such an oracle is not evaluated; its
+    # validation loss shows what a model of this size reaches when it need not remember them. It can be a --driver
     oracle: tuple[str, ...] = ()
     # Data-dependent initialisation of image encoders. If an observation stacks several frames, half of the first
     # filters start motion-sensitive

@@ -19,9 +19,9 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, make_dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias, TypeVar
 
 import gymnasium
 import numpy as np
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from RATE_model.data.dataset import WindowDataset
 
 Options = TypeVar("Options", bound=Any)
+Drive: TypeAlias = Callable[[Mapping[str, Any]], int]
+"""The driver's action in a step, given what is noted of it."""
 
 
 @dataclass(frozen=True)
@@ -298,7 +300,7 @@ class DataMaker(ABC, Generic[Options]):
 def record(
     environment: gymnasium.Env,
     first: tuple[Any, Mapping[str, Any]],
-    act: Callable[[Any, Mapping[str, Any], int | None], tuple[int, Mapping[str, Any]]],
+    act: Callable[[Any, Mapping[str, Any], Drive | None], tuple[int, Mapping[str, Any]]],
     driver: Driver | None = None,
 ) -> dict[str, Any]:
     """Play an episode to its end; T steps, as arguments of `TrajectoryWriter.add_episode`.
@@ -306,9 +308,10 @@ def record(
     Args:
         environment: already reset.
         first: the observation and info of that reset.
-        act: maps an observation, an info, and the driver's action (None: no driver) to a discrete action and the step's
+        act: maps an observation, an info, and how the driver acts (None: no driver) to a discrete action and the step's
             infos: NumPy scalars and arrays, under the same names every time.
-        driver: the acting agent (DAgger); `act` then returns its action.
+        driver: the acting agent (DAgger); `act` then calls it once, with what it notes of the step, and returns its
+            action.
 
     Returns:
         observations (T, ...), actions (T,) uint8, rewards (T,) float32, terminal, and infos, (T, ...) each.
@@ -316,8 +319,8 @@ def record(
     (observation, info), steps = first, []
     terminated, truncated, reward = False, False, 0.0
     while not (terminated or truncated):
-        driven = None if driver is None else driver.act(observation, float(reward))
-        (action, noted), seen = act(observation, info, driven), observation
+        drive = None if driver is None else partial(driver.act, observation, float(reward))
+        (action, noted), seen = act(observation, info, drive), observation
         observation, reward, terminated, truncated, info = environment.step(action)
         steps.append((seen, action, reward, noted))
     observations, actions, rewards, notes = zip(*steps, strict=True)

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from RATE_model.acting.driver import DriverChoice, driver_attributes
-from RATE_model.data.maker import record
+from RATE_model.data.maker import Drive, record
 from RATE_model.data.parts import Job, make_in_parts
 from RATE_model.data.writer import TrajectoryWriter
 from RATE_model.errors import UserError
@@ -139,10 +139,10 @@ def play(
     player = PerturbedExpert(generator, view=recipe.view, noise=recipe.noise, perturbation=recipe.perturbation)
     is_red = np.uint8(first[1]["is_red"])
 
-    def act(observation: np.ndarray, info: Mapping[str, Any], driven: int | None) -> tuple[int, dict[str, Any]]:
+    def act(observation: np.ndarray, info: Mapping[str, Any], drive: Drive | None) -> tuple[int, dict[str, Any]]:
         around = game.surroundings()
-        action, best = player.act(around, driven)
-        noted = {"health": np.uint8(info["health"]), "expert_action": np.uint8(best), **notes_of(around)}
-        return action, {"is_red": is_red, "seed": np.int64(seed), **noted}
+        noted = {"is_red": is_red, "seed": np.int64(seed), "health": np.uint8(info["health"]), **notes_of(around)}
+        action, best = player.act(around, None if drive is None else drive(noted))
+        return action, {**noted, "expert_action": np.uint8(best)}
 
     return record(game, first, act, None if recipe.driver is None else recipe.driver.driver(NAME, seed))

@@ -19,6 +19,7 @@ from RATE_model.acting.driver import DriverChoice
 from RATE_model.acting.rollout import torch_threads
 from RATE_model.environments.contract import Evaluation
 from RATE_model.errors import UserError
+from RATE_model.spec import PrivilegedKind
 from tests.commands import error_of
 from tests.small_models import save_small_model, small_model
 
@@ -112,6 +113,23 @@ def test_a_driver_takes_one_core(run, monkeypatch):
     with torch_threads(2):
         assert DriverChoice.of(run).driver("Minigrid-Memory", 0).act(np.zeros(1), 0.0) == 1
         assert torch.get_num_threads() == 2
+
+
+def test_an_oracle_drives_where_it_is_told_what_it_sees(run, monkeypatch):
+    spec = replace(SPEC, oracle=(PrivilegedKind("place", 2, 0), PrivilegedKind("cue", 1, 2)))
+    agent = small_model(spec=spec, d_model=8, d_head=4).eval()
+    monkeypatch.setattr(
+        module, "_evaluation", lambda *_: Evaluation(ENVIRONMENT, agent, ENVIRONMENT.play_options(), (1.0,))
+    )
+    told = []
+    monkeypatch.setattr(agent.encoder.oracle, "forward", lambda infos: told.append(infos) or torch.zeros(1, 1, 8))
+    observation = np.zeros(SPEC.observation_shape, dtype=np.uint8)
+    driver = DriverChoice.of(run).driver("Minigrid-Memory", 0)
+    assert 0 <= driver.act(observation, 0.0, {"cue": np.uint8(1), "place": np.ones(2), "seed": np.int64(4)}) < 3
+    assert {name: rows.shape for name, rows in told[0].items()} == {"place": (1, 1, 2), "cue": (1, 1, 1)}
+    assert (told[0]["place"].dtype, told[0]["cue"].dtype) == (torch.float32, torch.int64)  # as in batches
+    with pytest.raises(UserError, match="oracle that sees infos/place, which is not noted"):
+        driver.act(observation, 0.0, {"cue": np.uint8(1)})
 
 
 def test_data_is_added(run, tmp_path):

@@ -203,6 +203,7 @@ def test_oracle_uses_its_arrays(data):
     torch.testing.assert_close(pieces[batch.valid], logits[batch.valid])
 
 
-def test_an_oracle_cannot_play(data):
+def test_an_oracle_does_not_play_untold(data):
+    actor = Actor(make_oracle(data), 1, 0.0)
     with pytest.raises(UserError, match="oracle.*place, phase"):
-        Actor(make_oracle(data), 1, 0.0)
+        actor.act(np.zeros((1, *VECTOR.observation_shape), dtype=np.float32))
