@@ -254,6 +254,8 @@ class DataMaker(ABC, Generic[Options]):
         """One line on a file's content and origin."""
         with TrajectoryFile(path) as file:
             made, lengths, returns = file.attributes, file.lengths, file.returns_to_go()[file.starts]
+            driven = "driver" in made
+            agreed = (file.expert_actions() == file.column("actions")).mean() if driven else 1.0
         least, most = (f"{round(float(value), 2):g}" for value in (returns.min(), returns.max()))
         spread = f" ({least} to {most})" if least != most else ""
         steps = " to ".join(map(str, sorted({lengths.min(), lengths.max()})))
@@ -261,6 +263,7 @@ class DataMaker(ABC, Generic[Options]):
             f"{path}: {len(lengths)} episodes of {steps} steps, mean return "
             f"{returns.mean():.2f}{spread}, {path.stat().st_size / 1e6:.1f} MB"
             f"{self.note(made, len(lengths))}"
+            + (f"; the expert would have done the same at {agreed:.2f} of the steps" if driven else "")
         )
 
     def main(self, argv: Sequence[str] | None = None) -> None:

@@ -51,6 +51,8 @@ def test_an_agent_drives_and_the_expert_tells(run, tmp_path):
         assert 0.05 < (expert != driven.actions).mean() < 0.95  # a random model, and an expert that knows better
         assert driven.attributes["driver"] == "run" and driven.attributes["driver_step"] == 1
         seeds = driven.info("seed")
+        agreed = (expert == driven.actions).mean()
+    assert f"the expert would have done the same at {agreed:.2f} of the steps" in DATA.describe(tmp_path / "driven.h5")
     with DATA.open(make(DataOptions(**FLAGS), tmp_path / "played.h5")) as played:
         assert np.array_equal(played.expert_actions(), played.actions)
         assert not set(played.info("seed").ravel()) & set(seeds.ravel())
