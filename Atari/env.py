@@ -18,12 +18,12 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, Literal, get_args
 
-import gymnasium
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
 from Atari.console import FRAME_SKIP, FRAMES_PER_SECOND, SIZE, Console
 from Atari.games import game as game_of
+from RATE_model.acting.single import SeededEnv
 from RATE_model.acting.vector import FrozenVectorEnv, register_once
 from RATE_model.errors import UserError
 
@@ -35,11 +35,11 @@ SEED_LIMIT = 2**63
 Opening = Literal["black", "published"]
 
 
-class AtariEnv(gymnasium.Env):
+class AtariEnv(SeededEnv):
     """One game; what it shows and when it ends: see the module.
 
-    A finished episode stays frozen until the next reset: same observation, reward 0, the same flags. ``info`` holds
-    ``lives`` (int), 0 all along in games without lives.
+    A seed decides the frames without a button and the sticky ones. ``info`` holds ``lives`` (int), always 0 in games
+    without lives.
 
     Attributes:
         console: the emulator; scripted players read its memory and look ahead with it.
@@ -74,72 +74,32 @@ class AtariEnv(gymnasium.Env):
         self.game = game_of(game)
         if not 0 <= sticky < 1:
             raise UserError(f"{self.game.name}: sticky is {sticky}; it must be at least 0 and less than 1.")
-        if min(max_steps, frame_stack) < 1 or noops < 0:
+        if frame_stack < 1 or noops < 0:
             raise UserError(
-                f"{self.game.name}: max_steps is {max_steps}, frame_stack {frame_stack}, noops {noops}; they must be "
-                "at least 1, 1 and 0."
+                f"{self.game.name}: frame_stack {frame_stack} and noops {noops}; they must be at least 1 and 0."
             )
         if opening not in get_args(Opening):
             raise UserError(f"{self.game.name}: opening is {opening!r}; it must be one of {get_args(Opening)}.")
-        if render_mode not in (None, *self.metadata["render_modes"]):
-            raise UserError(f"{self.game.name}: render_mode is {render_mode!r}; it must be 'rgb_array' or None.")
-        self.sticky, self.noops, self.max_steps = float(sticky), int(noops), int(max_steps)
-        self.render_mode, self.opening = render_mode, opening
+        shape = (frame_stack, SIZE, SIZE)
+        super().__init__(self.game.name, shape, self.game.actions, max_steps=max_steps, render_mode=render_mode)
+        self.sticky, self.noops, self.opening = float(sticky), int(noops), opening
         self.console = Console(self.game)
-        self.observation_space = gymnasium.spaces.Box(0, 255, (frame_stack, SIZE, SIZE), np.uint8)
-        self.action_space = gymnasium.spaces.Discrete(self.game.actions)
-        self._observation = np.zeros((frame_stack, SIZE, SIZE), dtype=np.uint8)
-        self._steps, self._lives, self._before = 0, 0, self.console.noop
+        self._lives, self._before = 0, self.console.noop
         self._generator = np.random.default_rng(0)
-        self._terminated, self._truncated = False, True  # nothing moves before the first reset
 
     @property
     def frame(self) -> np.ndarray:
         """The newest picture: a view, (84, 84) uint8."""
         return self._observation[-1]
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Start the episode of ``seed``, or a random one.
-
-        Args:
-            seed: 0 to 2**63 - 1: of the frames without a button and of sticky ones. It also seeds `np_random`.
-            options: none are known.
-
-        Returns:
-            The observation (4, 84, 84) uint8 and info.
-
-        Raises:
-            ValueError: the seed is out of range.
-        """
-        super().reset(seed=seed)
-        self._start(int(self.np_random.integers(2**31)) if seed is None else int(seed))
-        return self._observation.copy(), self._info()
-
-    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Take one decision. Returns observation (4, 84, 84) uint8, reward, terminated, truncated, info.
-
-        Raises:
-            ValueError: there is no such action.
-        """
-        if not 0 <= action < self.game.actions:
-            raise ValueError(f"action must lie between 0 and {self.game.actions - 1}, got {action}")
-        reward = self._advance(int(action))
-        return self._observation.copy(), reward, self._terminated, self._truncated, self._info()
-
     def render(self) -> np.ndarray | None:
         """The screen in colour, (210, 160, 3) uint8 (a few games: 250 rows); None without a render mode."""
         return None if self.render_mode is None else self.console.picture()
 
-    def _start(self, seed: int) -> None:
-        """Begin the episode of a seed."""
-        if not 0 <= seed < SEED_LIMIT:
-            raise ValueError(f"a seed must lie between 0 and 2**63 - 1, got {seed}")
+    def _start(self, seed: int, options: dict[str, Any]) -> None:
         self._generator = np.random.default_rng(seed)
         self.console.switch_on(int(self._generator.integers(1, self.noops + 1)) if self.noops else 0)
-        self._steps, self._before = 0, self.console.noop
-        self._terminated = self._truncated = False
+        self._before = self.console.noop
         if self.opening == "published":
             self._observation[:] = self.console.observation()
             for _ in range(2 if self.console.fire is not None else 0):
@@ -152,9 +112,7 @@ class AtariEnv(gymnasium.Env):
         self._lives = self.console.lives
 
     def _advance(self, action: int) -> float:
-        """One decision, and its points; nothing happens once the episode is over."""
-        if self._terminated or self._truncated:
-            return 0.0
+        """One decision, and its points."""
         stuck = self._generator.random(FRAME_SKIP) < self.sticky if self.sticky else None
         points = self.console.press(action, before=self._before, stuck=stuck)
         self._before = self._before if stuck is not None and stuck.all() else action
@@ -168,8 +126,6 @@ class AtariEnv(gymnasium.Env):
                 points += self._press_fire()
             self._terminated = self.console.over
         self._lives = lives
-        self._steps += 1
-        self._truncated = not self._terminated and self._steps >= self.max_steps
         self._show()
         return float(points)
 

@@ -16,10 +16,10 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import gymnasium
 import numpy as np
 
 from MemoryMaze.MemoryMaze_src.simulation import IMAGE, SIZES, STEPS_PER_SECOND, Maze
+from RATE_model.acting.single import SeededEnv
 from RATE_model.acting.vector import FrozenVectorEnv, register_once
 from RATE_model.errors import UserError
 from RATE_model.system.processes import available_cores
@@ -48,30 +48,11 @@ def check_size(size: int, *, flag: str = "size") -> None:
         raise UserError(f"--{flag} {size}: Memory Maze has the sizes {', '.join(map(str, SIZES))}.")
 
 
-def check_seed(seed: int) -> None:
-    """Raise a ValueError for a seed out of range."""
-    if not 0 <= seed < SEED_LIMIT:
-        raise ValueError(f"a seed must lie between 0 and 2**32 - 1, got {seed}")
+class MemoryMazeEnv(SeededEnv):
+    """One maze; rules and observations: see the module. A seed decides maze, start and order of the balls.
 
-
-def check_arguments(size: int, max_steps: int | None, render_mode: str | None, view: str) -> int:
-    """What both environments are made with, checked: the steps until truncation."""
-    check_size(size)
-    if max_steps is not None and max_steps < 1:
-        raise UserError(f"Memory Maze: max_steps is {max_steps}; it must be at least 1.")
-    if render_mode not in (None, "rgb_array"):
-        raise UserError(f"Memory Maze: render_mode is {render_mode!r}; it must be 'rgb_array' or None.")
-    if view not in VIEWS:
-        raise UserError(f"Memory Maze: view is {view!r}; it must be {' or '.join(map(repr, VIEWS))}.")
-    return EPISODE_STEPS[size] if max_steps is None else int(max_steps)
-
-
-class MemoryMazeEnv(gymnasium.Env):
-    """One maze; rules and observations: see the module.
-
-    A finished episode stays frozen until the next reset: same observation, reward 0, truncated. ``info`` is empty, or
-    with ``privileged`` holds what a player is not to know, in cells; x grows to the right and y upwards in the view
-    from above, and the cell of a position is its floor:
+    ``info`` is empty, or with ``privileged`` holds what a player is not to know, in cells; x grows to the right and y
+    upwards in the view from above, and the cell of a position is its floor:
 
     - ``maze_layout`` (size, size) bool, row y, column x, True = free;
     - ``agent_pos`` (2,), ``agent_dir`` (2,) float64: x and y of the agent, and of the unit vector in which it faces;
@@ -91,6 +72,7 @@ class MemoryMazeEnv(gymnasium.Env):
 
     # Videos are four times as fast as the agent lives
     metadata = {"render_modes": ["rgb_array"], "render_fps": 4 * STEPS_PER_SECOND}
+    seeds_below = drawn_below = SEED_LIMIT
 
     def __init__(
         self,
@@ -101,50 +83,13 @@ class MemoryMazeEnv(gymnasium.Env):
         render_mode: str | None = None,
         view: str = "agent",
     ) -> None:
-        self.max_steps = check_arguments(size, max_steps, render_mode, view)
-        self.size = int(size)
-        self.render_mode = render_mode
-        self._view = view
-        self.observation_space = gymnasium.spaces.Box(0, 255, OBSERVATION_SHAPE, np.uint8)
-        self.action_space = gymnasium.spaces.Discrete(NUM_ACTIONS)
-        self._privileged = privileged
+        check_size(size)
+        steps = EPISODE_STEPS[size] if max_steps is None else max_steps
+        super().__init__(NAME, OBSERVATION_SHAPE, NUM_ACTIONS, max_steps=steps, render_mode=render_mode)
+        if view not in VIEWS:
+            raise UserError(f"{NAME}: view is {view!r}; it must be {' or '.join(map(repr, VIEWS))}.")
+        self.size, self._view, self._privileged = int(size), view, privileged
         self._maze: Maze | None = None
-        self._observation = np.zeros(OBSERVATION_SHAPE, dtype=np.uint8)
-        self._steps, self._truncated = 0, True  # nothing moves before the first reset
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Start the episode of ``seed``, or a random one: a new maze.
-
-        Args:
-            seed: of maze, start and order of the balls, 0 to 2**32 - 1. It also seeds `np_random`, as Gymnasium asks
-                for.
-            options: none.
-
-        Returns:
-            The observation (3, 64, 64) uint8 and info.
-
-        Raises:
-            ValueError: the seed is out of range.
-            UserError: a package is missing, or nothing can draw.
-        """
-        if seed is not None:
-            check_seed(seed)
-        super().reset(seed=seed)
-        self._start(int(self.np_random.integers(SEED_LIMIT)) if seed is None else int(seed))
-        return self._observation.copy(), self._info()
-
-    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Take one action. Returns observation (3, 64, 64) uint8, reward, terminated (False), truncated, info.
-
-        Raises:
-            ValueError: the action is not 0 to 5.
-        """
-        if not 0 <= action < NUM_ACTIONS:
-            raise ValueError(f"action must lie between 0 and {NUM_ACTIONS - 1}, got {action}")
-        reward = self._advance(int(action))
-        return self._observation.copy(), reward, False, self._truncated, self._info()
 
     def render(self, view: str | None = None) -> np.ndarray | None:
         """A picture for people within a border of the target's colour, (256, 256, 3) uint8.
@@ -173,24 +118,17 @@ class MemoryMazeEnv(gymnasium.Env):
         if maze is not None:
             maze.close()
 
-    def _start(self, seed: int) -> None:
-        """Begin the episode of a seed, which is in range."""
+    def _start(self, seed: int, options: dict[str, Any]) -> None:
         self.close()
         # The package's generator of mazes is seeded once, where it is made: only a new task gives the seed's episode.
         self._maze = Maze(self.size, seed, views=self.render_mode is not None)
-        self._steps, self._truncated = 0, False
         self._observe()
 
     def _advance(self, action: int) -> float:
-        """One step of the rules, and its reward; nothing happens once the episode is over."""
-        maze = self._maze
-        if self._truncated or maze is None:
-            return 0.0
-        maze.step(action)
+        assert self._maze is not None
+        self._maze.step(action)
         self._observe()
-        self._steps += 1
-        self._truncated = self._steps >= self.max_steps
-        return maze.reward
+        return self._maze.reward
 
     def _observe(self) -> None:
         assert self._maze is not None
@@ -247,7 +185,7 @@ class MemoryMazeVectorEnv(FrozenVectorEnv):
             spaces=(example.observation_space, example.action_space),
             render_mode=render_mode,
             seeds_below=SEED_LIMIT,
-            name="Memory Maze",
+            name=NAME,
         )
         self.size = size
 

@@ -32,10 +32,10 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, get_args
 
-import gymnasium
 import numpy as np
 
 from MinigridMemory.MinigridMemory_src.layouts import Layouts, PublishedDraws
+from RATE_model.acting.single import SeededEnv
 from RATE_model.acting.vector import FrozenVectorEnv, register_once
 from RATE_model.errors import UserError
 
@@ -109,11 +109,11 @@ def _minigrid() -> ModuleType:
     return minigrid
 
 
-class MinigridMemoryEnv(gymnasium.Env):
-    """One maze; rules and observations: see the module.
+class MinigridMemoryEnv(SeededEnv):
+    """One maze; rules and observations: see the module. A seed decides the layout.
 
-    A finished episode stays frozen until the next reset: same observation, reward 0, the same flags. ``info`` holds
-    ``success`` (bool).
+    ``info`` holds ``success`` (bool). The option ``cue`` of ``reset``, "key" or "ball", sets the object of the room,
+    whatever the seed says.
 
     Attributes:
         view: (3, 3, 3) uint8, what the picture shows, as Minigrid encodes it: ``[across, ahead]`` from left to right
@@ -133,8 +133,6 @@ class MinigridMemoryEnv(gymnasium.Env):
         UserError: a value is out of range, or the package minigrid is missing.
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 8}
-
     def __init__(
         self,
         size: int = DEFAULT_SIZE,
@@ -145,28 +143,18 @@ class MinigridMemoryEnv(gymnasium.Env):
         render_mode: str | None = None,
     ) -> None:
         check_size(size)
-        if max_steps < 1:
-            raise UserError(f"Minigrid-Memory: max_steps is {max_steps}; it must be at least 1.")
+        super().__init__(NAME, OBSERVATION_SHAPE, NUM_ACTIONS, max_steps=max_steps, render_mode=render_mode)
         if layouts not in get_args(Layouts):
-            raise UserError(f"Minigrid-Memory: layouts is {layouts!r}; it must be 'own' or 'published'.")
-        if render_mode not in (None, *self.metadata["render_modes"]):
-            raise UserError(f"Minigrid-Memory: render_mode is {render_mode!r}; it must be 'rgb_array' or None.")
+            raise UserError(f"{NAME}: layouts is {layouts!r}; it must be 'own' or 'published'.")
         self.size = int(size)
         self.random_length = bool(random_length)
-        self.max_steps = int(max_steps)
         self.layouts = layouts
-        self.render_mode = render_mode
-        self.observation_space = gymnasium.spaces.Box(0, 255, OBSERVATION_SHAPE, np.uint8)
-        self.action_space = gymnasium.spaces.Discrete(NUM_ACTIONS)
         # The view size is an argument: Minigrid's wrappers would declare this shape and return another.
         self._maze = _minigrid().envs.memory.MemoryEnv(
             size=self.size, random_length=self.random_length, max_steps=_UNLIMITED, agent_view_size=VIEW
         )
         self.view = np.zeros((VIEW, VIEW, 3), dtype=np.uint8)
         self.cue, self.arm, self.success = "", "", False
-        self._frame = np.zeros(OBSERVATION_SHAPE, dtype=np.uint8)
-        self._steps, self._reward = 0, 0.0
-        self._terminated, self._truncated = False, True  # nothing moves before the first reset
 
     @property
     def pose(self) -> tuple[int, int, int]:
@@ -183,33 +171,6 @@ class MinigridMemoryEnv(gymnasium.Env):
         """
         return tuple(range(6, self.size)) if self.random_length else (self.size - 1,)
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, bool]]:
-        """Start the episode of ``seed``, or a random one.
-
-        Args:
-            seed: of the layout.
-            options: ``cue``, "key" or "ball": the object of the room, whatever the seed says.
-
-        Returns:
-            The observation (3, 84, 84) uint8 and info.
-        """
-        super().reset(seed=seed)
-        self._start(int(self.np_random.integers(2**31)) if seed is None else int(seed), (options or {}).get("cue"))
-        return self._frame.copy(), {"success": False}
-
-    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, bool]]:
-        """Take one action. Returns observation (3, 84, 84) uint8, reward, terminated, truncated, info.
-
-        Raises:
-            ValueError: the action is not 0, 1 or 2.
-        """
-        if not 0 <= action < NUM_ACTIONS:
-            raise ValueError(f"action must lie between 0 and {NUM_ACTIONS - 1}, got {action}")
-        self._advance(int(action))
-        return self._frame.copy(), self._reward, self._terminated, self._truncated, {"success": self.success}
-
     def render(self) -> np.ndarray | None:
         """The maze around the corridor, (H, W, 3) uint8, what the agent sees of it lit; None without a render mode."""
         if self.render_mode is None:
@@ -218,7 +179,7 @@ class MinigridMemoryEnv(gymnasium.Env):
 
         return render_maze(self._maze)
 
-    def _start(self, seed: int, cue: str | None = None) -> None:
+    def _start(self, seed: int, options: dict[str, Any]) -> None:
         """Begin the episode of a seed, with its own cue or another."""
         if self.layouts == "published":
             self._maze.np_random = PublishedDraws(seed)
@@ -226,12 +187,11 @@ class MinigridMemoryEnv(gymnasium.Env):
         else:
             first, _ = self._maze.reset(seed=seed)
         self.cue = self._maze.grid.get(1, self.size // 2 - 1).type
-        if cue not in (None, self.cue):
+        if (cue := options.get("cue")) not in (None, self.cue):
             first = self._exchange_cue(cue)
         self._see(first["image"])
         self.arm = "north" if self._maze.success_pos[1] < self.size // 2 else "south"
-        self._steps, self._reward = 0, 0.0
-        self._terminated = self._truncated = self.success = False
+        self.success = False
 
     def _exchange_cue(self, cue: str) -> dict[str, Any]:
         """Put the other object into the room, and the reward into the other arm; the first view then."""
@@ -243,23 +203,18 @@ class MinigridMemoryEnv(gymnasium.Env):
         self.cue = cue
         return maze.gen_obs()
 
-    def _advance(self, action: int) -> None:
-        """One step of the rules; nothing happens once the episode is over."""
-        self._reward = 0.0
-        if self._terminated or self._truncated:
-            return
+    def _advance(self, action: int) -> float:
         seen, _, self._terminated, _, _ = self._maze.step(action)
         self._see(seen["image"])
-        self._steps += 1
-        self._truncated = not self._terminated and self._steps >= self.max_steps
-        if self._terminated:
-            self.success = tuple(self._maze.agent_pos) == self._maze.success_pos
-            if self.success:
-                self._reward = max(LEAST_REWARD, 1 - 0.9 * self._steps / REWARD_STEPS)
+        self.success = self._terminated and tuple(self._maze.agent_pos) == self._maze.success_pos
+        return max(LEAST_REWARD, 1 - 0.9 * self._steps / REWARD_STEPS) if self.success else 0.0
 
     def _see(self, view: np.ndarray) -> None:
         self.view = view
-        self._frame = _frame(view.tobytes())
+        self._observation = _frame(view.tobytes())
+
+    def _info(self) -> dict[str, bool]:
+        return {"success": self.success}
 
 
 class MinigridMemoryVectorEnv(FrozenVectorEnv):
@@ -292,7 +247,7 @@ class MinigridMemoryVectorEnv(FrozenVectorEnv):
             functools.partial(MinigridMemoryEnv, size, random_length=drawn, max_steps=steps, **options)
             for size, drawn, steps in zip(*(column.tolist() for column in columns), strict=True)
         ]
-        super().__init__(make, render_mode=options.get("render_mode"), name="Minigrid-Memory")
+        super().__init__(make, render_mode=options.get("render_mode"), name=NAME)
 
     def _each(self, name: str) -> np.ndarray:
         return np.array([getattr(maze, name) for maze in self.environments])

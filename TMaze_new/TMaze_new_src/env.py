@@ -31,6 +31,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from RATE_model.acting.single import FirstRow
 from RATE_model.acting.vector import discrete_actions, episode_seeds, register_once, reset_mask
 from RATE_model.errors import UserError
 from TMaze_new.TMaze_new_src.render import render_rgb, render_text
@@ -233,14 +234,26 @@ class TMazeVectorEnv(VectorEnv):
         return {"goal": self._goal.copy(), "x": self._x.copy()}
 
 
-class TMazeEnv(gymnasium.Env):
-    """One T-Maze: the Gymnasium view of a `TMazeVectorEnv` of one row, so that the rules exist once.
+class CorridorEnv(FirstRow):
+    """One row of a vector environment with a `scene`."""
+
+    metadata = {"render_modes": ["ansi", "rgb_array"], "render_fps": 8}
+
+    def render(self) -> str | np.ndarray | None:
+        """The corridor that the agent is in, as text ("ansi") or as an (H, W, 3) uint8 image ("rgb_array")."""
+        if self.render_mode is None:
+            return None
+        scene = self.environments.scene(0)
+        steps = int(self.environments._steps[0])
+        return render_text(**scene, step=steps) if self.render_mode == "ansi" else render_rgb(**scene)
+
+
+class TMazeEnv(CorridorEnv):
+    """One T-Maze, a `TMazeVectorEnv` of one row.
 
     Arguments as there, all single numbers, and ``render_mode`` may be "ansi" (text) or "rgb_array". ``info`` holds the
     ints ``goal`` and ``x``. ``reset(options={"goal": 1})`` sets the goal.
     """
-
-    metadata = {"render_modes": ["ansi", "rgb_array"], "render_fps": 8}
 
     def __init__(
         self,
@@ -251,17 +264,10 @@ class TMazeEnv(gymnasium.Env):
         max_steps: int | None = None,
         render_mode: str | None = None,
     ) -> None:
-        if render_mode not in (None, *self.metadata["render_modes"]):
-            raise UserError(f"T-Maze: render_mode is {render_mode!r}; it must be one of 'ansi', 'rgb_array' or None.")
-        self._mazes = TMazeVectorEnv(
-            1, corridor_length, hint_steps=hint_steps, goal_reward=goal_reward, max_steps=max_steps
-        )
+        mazes = TMazeVectorEnv(1, corridor_length, hint_steps=hint_steps, goal_reward=goal_reward, max_steps=max_steps)
+        super().__init__(mazes, name="T-Maze", render_mode=render_mode)
         self.corridor_length = corridor_length
         self.hint_steps = hint_steps
-        self.max_steps = int(self._mazes.max_steps[0])
-        self.render_mode = render_mode
-        self.observation_space = self._mazes.single_observation_space
-        self.action_space = self._mazes.single_action_space
 
     @property
     def horizons(self) -> tuple[int]:
@@ -272,34 +278,6 @@ class TMazeEnv(gymnasium.Env):
         context is shorter than this solves the task only with memory.
         """
         return (max(1, self.corridor_length - self.hint_steps + 2),)
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, int]]:
-        """Start the episode of ``seed``, or a random one. Returns the observation (4,) float32 and info."""
-        super().reset(seed=seed)
-        episode = int(self.np_random.integers(2**31)) if seed is None else seed
-        goal = {"goal": options["goal"]} if options and "goal" in options else {}
-        observations, info = self._mazes.reset(seed=[episode], options=goal)
-        return observations[0], first_row(info)
-
-    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, int]]:
-        """Take one action. Returns observation (4,) float32, reward, terminated, truncated, info."""
-        observations, rewards, terminated, truncated, info = self._mazes.step(np.array([action]))
-        return observations[0], float(rewards[0]), bool(terminated[0]), bool(truncated[0]), first_row(info)
-
-    def render(self) -> str | np.ndarray | None:
-        """The maze as text ("ansi") or as an (H, W, 3) uint8 image ("rgb_array")."""
-        if self.render_mode is None:
-            return None
-        scene = self._mazes.scene(0)
-        steps = int(self._mazes._steps[0])
-        return render_text(**scene, step=steps) if self.render_mode == "ansi" else render_rgb(**scene)
-
-
-def first_row(info: dict[str, np.ndarray]) -> dict[str, int]:
-    """The info of the only environment of a vector."""
-    return {name: int(values[0]) for name, values in info.items()}
 
 
 register_once(ENV_ID, f"{__name__}:TMazeEnv", f"{__name__}:TMazeVectorEnv")

@@ -37,12 +37,11 @@ from TMaze_new.TMaze_new_src.env import (
     NUM_ACTIONS,
     RIGHT,
     UP,
-    first_row,
+    CorridorEnv,
     hashed,
     noise_keys,
     observation_noise,
 )
-from TMaze_new.TMaze_new_src.render import render_rgb, render_text
 
 CHANCE = 0.5
 DEFAULT_CORRIDOR_LENGTH = 28
@@ -410,7 +409,7 @@ def first_turns(rows: int) -> np.ndarray:
     return np.where(np.arange(rows) % 2, DOWN, UP)
 
 
-class ChainEnv(gymnasium.Env):
+class ChainEnv(CorridorEnv):
     """One episode at a time: the Gymnasium view of a task's vector environment of one row.
 
     Args:
@@ -420,8 +419,6 @@ class ChainEnv(gymnasium.Env):
         others: see the task's vector environment; single numbers.
     """
 
-    metadata = {"render_modes": ["ansi", "rgb_array"], "render_fps": 8}
-
     def __init__(
         self,
         task: str = "endless",
@@ -430,43 +427,13 @@ class ChainEnv(gymnasium.Env):
         render_mode: str | None = None,
         **others: Any,
     ) -> None:
-        if render_mode not in (None, *self.metadata["render_modes"]):
-            raise UserError(f"T-Maze: render_mode is {render_mode!r}; it must be one of 'ansi', 'rgb_array' or None.")
-        self._chains = TASKS[task](1, **others) if chains is None else chains
-        self.max_steps = int(self._chains.max_steps[0])
-        self.render_mode = render_mode
-        self.observation_space = self._chains.single_observation_space
-        self.action_space = self._chains.single_action_space
+        chains = TASKS[task](1, **others) if chains is None else chains
+        super().__init__(chains, name="T-Maze", render_mode=render_mode)
 
     @property
     def horizons(self) -> tuple[int, ...]:
         """See `ChainVectorEnv.horizons`."""
-        return self._chains.horizons
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, int]]:
-        """Start the episode of ``seed``, or a random one. Returns the observation (features,) float32 and info."""
-        super().reset(seed=seed)
-        episode = int(self.np_random.integers(2**31)) if seed is None else seed
-        observations, info = self._chains.reset(seed=[episode], options=options)
-        return observations[0], first_row(info)
-
-    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, int]]:
-        """Take one action. Returns observation (features,) float32, reward, terminated, truncated, info."""
-        observations, rewards, terminated, truncated, info = self._chains.step(np.array([action]))
-        return observations[0], float(rewards[0]), bool(terminated[0]), bool(truncated[0]), first_row(info)
-
-    def render(self) -> str | np.ndarray | None:
-        """The corridor that the agent is in, as text ("ansi") or as an (H, W, 3) uint8 image ("rgb_array")."""
-        if self.render_mode is None:
-            return None
-        scene = self._chains.scene(0)
-        return (
-            render_rgb(**scene)
-            if self.render_mode == "rgb_array"
-            else render_text(**scene, step=int(self._chains._steps[0]))
-        )
+        return self.environments.horizons
 
 
 TASKS: dict[str, type[ChainVectorEnv]] = {

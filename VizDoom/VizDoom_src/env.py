@@ -15,9 +15,9 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import gymnasium
 import numpy as np
 
+from RATE_model.acting.single import SeededEnv
 from RATE_model.acting.vector import FrozenVectorEnv, register_once
 from RATE_model.data.resize import Bilinear
 from RATE_model.errors import UserError
@@ -39,14 +39,15 @@ SEED_LIMIT = 2**32  # of the engine
 _COLOUR_STREAM = 1  # of the generators of a seed
 
 
-class VizDoomTwoColorsEnv(gymnasium.Env):
-    """One game; rules and observations: see the module.
+class VizDoomTwoColorsEnv(SeededEnv):
+    """One game; rules and observations: see the module. A seed decides layout and colour.
 
     The engine is started by the first reset and ended by `close`, at the latest when the object goes. If it dies in the
     middle, another one is started and the episode is played again to where it was, which is unnoticeable, once.
 
-    A finished episode stays frozen until the next reset: same observation, reward 0, the same flags. ``info`` holds, at
-    every step, ``is_red`` (bool), the colour of the pillar, and ``health`` (float), which are attributes, too.
+    ``info`` holds, at every step, ``is_red`` (bool), the colour of the pillar, and ``health`` (float), which are
+    attributes, too. The option ``is_red`` of ``reset``, a bool, sets the colour of the pillar, whatever the seed says;
+    only in the variant `clear`, otherwise it is a ValueError.
 
     Args:
         scenario: what is played; None: the published scenario.
@@ -55,11 +56,12 @@ class VizDoomTwoColorsEnv(gymnasium.Env):
         render_mode: None, or "rgb_array" for `render`.
 
     Raises:
-        UserError: a value is out of range, or (by the first reset) the package vizdoom is missing or the scenario's
-            graphics cannot be obtained.
+        UserError: a value is out of range; by the first reset, if the package vizdoom is missing or the scenario's
+            graphics cannot be obtained; later, if the engine died twice in an episode.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 35 / TICS_PER_STEP}
+    seeds_below = drawn_below = SEED_LIMIT
 
     def __init__(
         self,
@@ -70,56 +72,14 @@ class VizDoomTwoColorsEnv(gymnasium.Env):
         render_mode: str | None = None,
     ) -> None:
         self.scenario = (scenario or Scenario()).settled()
-        if max_steps < 1:
-            raise UserError(f"ViZDoom-Two-Colors: max_steps is {max_steps}; it must be at least 1.")
-        if render_mode not in (None, *self.metadata["render_modes"]):
-            raise UserError(f"ViZDoom-Two-Colors: render_mode is {render_mode!r}; it must be 'rgb_array' or None.")
-        self.max_steps = int(max_steps)
-        self.render_mode = render_mode
-        self.observation_space = gymnasium.spaces.Box(0, 255, OBSERVATION_SHAPE, np.uint8)
-        self.action_space = gymnasium.spaces.Discrete(NUM_ACTIONS)
+        super().__init__(NAME, OBSERVATION_SHAPE, NUM_ACTIONS, max_steps=max_steps, render_mode=render_mode)
         self._privileged = privileged
         self._engine: Engine | None = None
         self._seed, self._red = 0, None
-        self._actions = bytearray()  # of this episode, to repeat it
+        self._taken = bytearray()  # the actions of this episode, to repeat it
         self._repeated = False
-        self._observation = np.zeros(OBSERVATION_SHAPE, dtype=np.uint8)
         self._screen: np.ndarray | None = None
         self.health, self.is_red = 0.0, False
-        self._terminated, self._truncated = False, True  # nothing moves before the first reset
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Start the episode of ``seed``, or a random one.
-
-        Args:
-            seed: of the layout and the colour, 0 to 2**32 - 1. It also seeds `np_random`, as Gymnasium asks for.
-            options: ``is_red``, a bool: the colour of the pillar, whatever the seed says; only in the variant `clear`.
-
-        Returns:
-            The observation (3, 64, 112) uint8 and info.
-
-        Raises:
-            ValueError: the seed is out of range, or the scenario's colour cannot be chosen.
-            UserError: the package vizdoom is missing, or the engine does not start or died twice.
-        """
-        super().reset(seed=seed)
-        drawn = int(self.np_random.integers(SEED_LIMIT)) if seed is None else int(seed)
-        self._start(drawn, (options or {}).get("is_red"))
-        return self._observation.copy(), self._info()
-
-    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Take one action. Returns observation (3, 64, 112) uint8, reward, terminated, truncated, info.
-
-        Raises:
-            ValueError: the action is not 0 to 4.
-            UserError: the engine died twice in this episode.
-        """
-        if not 0 <= action < NUM_ACTIONS:
-            raise ValueError(f"action must lie between 0 and {NUM_ACTIONS - 1}, got {action}")
-        reward = self._advance(int(action))
-        return self._observation.copy(), reward, self._terminated, self._truncated, self._info()
 
     def render(self) -> np.ndarray | None:
         """What the engine drew, (180, 320, 3) uint8, black after death; None without a render mode."""
@@ -143,31 +103,25 @@ class VizDoomTwoColorsEnv(gymnasium.Env):
         self._stop()
         self._truncated = not self._terminated
 
-    def _start(self, seed: int, red: bool | None = None) -> None:
+    def _start(self, seed: int, options: dict[str, Any]) -> None:
         """Begin the episode of a seed, with its own colour or another."""
-        if not 0 <= seed < SEED_LIMIT:
-            raise ValueError(f"a seed must lie between 0 and 2**32 - 1, got {seed}")
+        red = options.get("is_red")
         if self.scenario.variant == "clear":
             red = bool(np.random.default_rng([seed, _COLOUR_STREAM]).integers(2)) if red is None else bool(red)
         elif red is not None:
             raise ValueError("the seed sets the colour in the published scenario; is_red needs the variant 'clear'")
         self._seed, self._red, self._repeated = seed, red, False
-        self._actions.clear()
-        self._terminated, self._truncated = False, True  # until it has begun
+        self._taken.clear()
         try:
             self._engine = self._engine or Engine(self.scenario, privileged=self._privileged)
             screen = self._engine.begin(seed, red)
         except EngineDied as error:
             screen, _ = self._repeat(error)
-        self._truncated = False
         self._see(screen)
         self.health, self.is_red = self._running.health, self._running.is_red
 
     def _advance(self, action: int) -> float:
-        """One step of the rules, and its reward; nothing happens once the episode is over."""
-        if self._terminated or self._truncated:
-            return 0.0
-        self._actions.append(action)
+        self._taken.append(action)
         try:
             screen, reward = self._running.act(action)
         except EngineDied as error:
@@ -177,7 +131,6 @@ class VizDoomTwoColorsEnv(gymnasium.Env):
         self.health = self._running.health
         self._see(screen)
         self._terminated = screen is None
-        self._truncated = not self._terminated and len(self._actions) >= self.max_steps
         return reward
 
     def _repeat(self, error: EngineDied) -> tuple[np.ndarray | None, float]:
@@ -189,7 +142,7 @@ class VizDoomTwoColorsEnv(gymnasium.Env):
         try:
             self._engine = Engine(self.scenario, privileged=self._privileged, replacement=True)
             screen, reward = self._engine.begin(self._seed, self._red), 0.0
-            for action in self._actions:
+            for action in self._taken:
                 screen, reward = self._engine.act(action)
         except (EngineDied, UserError) as again:  # a UserError: none starts any more
             self._stop()
@@ -205,7 +158,7 @@ class VizDoomTwoColorsEnv(gymnasium.Env):
     def _died(self, error: Exception) -> UserError:
         self._truncated = True
         return UserError(
-            f"the ViZDoom engine died twice in the episode of seed {self._seed}, at step {len(self._actions)} "
+            f"the ViZDoom engine died twice in the episode of seed {self._seed}, at step {len(self._taken)} "
             f"({error}). Was it killed, or is there too little memory? Every engine takes some 20 MB."
         )
 
@@ -258,7 +211,7 @@ class VizDoomTwoColorsVectorEnv(FrozenVectorEnv):
             threads=max(1, min(num_envs, threads or available_cores() + 1)),
             render_mode=render_mode,
             seeds_below=SEED_LIMIT,
-            name="ViZDoom-Two-Colors",
+            name=NAME,
         )
 
 
