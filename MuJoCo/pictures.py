@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from ctypes.util import find_library
 from typing import Any
 
 import gymnasium
@@ -12,12 +11,11 @@ import numpy as np
 
 from RATE_model.acting.video import with_caption
 from RATE_model.errors import UserError
+from RATE_model.system import offscreen
 
-# What MuJoCo can draw with, where there is no screen, and what it needs.
-_LIBRARIES = {"egl": "EGL", "osmesa": "OSMesa"}
 _PACKAGES = (
-    "apt-get install libegl1 libegl-mesa0 libgl1-mesa-dri libopengl0 (Debian; for MUJOCO_GL=egl), "
-    "or libosmesa6 (for MUJOCO_GL=osmesa)"
+    f"apt-get install {offscreen.EGL_PACKAGES} (Debian; for MUJOCO_GL=egl), "
+    f"or {offscreen.OSMESA_PACKAGES} (for MUJOCO_GL=osmesa)"
 )
 
 
@@ -31,14 +29,13 @@ def choose_renderer() -> None:
     """Let MuJoCo draw without a screen, by EGL or else OSMesa, unless MUJOCO_GL says how.
 
     Raises:
-        UserError: neither is installed.
+        UserError: neither works.
     """
     if "MUJOCO_GL" in os.environ:
         return
-    found = [name for name, library in _LIBRARIES.items() if find_library(library)]
-    if not found:
+    if (found := offscreen.backend()) is None:
         raise UserError(f"--video: no rendering library for MuJoCo is installed: {_PACKAGES}")
-    os.environ["MUJOCO_GL"] = found[0]
+    os.environ["MUJOCO_GL"] = found
 
 
 def frame(environment: gymnasium.Env, caption: Sequence[str]) -> np.ndarray:

@@ -115,7 +115,6 @@ class MemoryMazeData(DataMaker[DataOptions]):
     name = "Memory Maze"
     environment = "MemoryMaze"
     script = "MemoryMaze/MemoryMaze_src/dataset.py"
-    description = "Make Memory Maze trajectories with the experts, or convert DreamerV3-style episodes."
     directory = Path(__file__).resolve().parents[1] / "MemoryMaze_data"
     prefix = "memory_maze"
     options = DataOptions

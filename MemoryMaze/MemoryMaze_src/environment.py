@@ -133,6 +133,7 @@ class MemoryMaze(Environment):
     }
     episode_counts = range(1, protocol.MAX_EPISODES + 1)
     data_seeds = range(FIRST_DATA_SEED, SEED_LIMIT)
+    bookkeeping = ("random", "player")
 
     def spec(self, flags: Mapping[str, Any]) -> EnvironmentSpec:
         """Images, six actions."""

@@ -1,15 +1,10 @@
 """The packages and the graphics library that Memory Maze needs, found before they are imported.
 
-dm_control decides once, on import, how it draws: from ``MUJOCO_GL``. Without a display that is EGL (a graphics card, or
-Mesa's software renderer) or OSMesa, and a library that is missing shows as an error deep inside. So both are tried by
-themselves first.
+dm_control decides once, on import, how it draws: from ``MUJOCO_GL``. Without a display that is EGL or OSMesa.
 """
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import ctypes.util
 import functools
 import importlib
 import importlib.metadata
@@ -19,16 +14,14 @@ import sys
 from types import ModuleType
 
 from RATE_model.errors import UserError
+from RATE_model.system import offscreen
 
 VARIABLE = "MUJOCO_GL"
-EGL_PACKAGES = "libegl1 libegl-mesa0 libgl1-mesa-dri libopengl0"
-OSMESA_PACKAGES = "libosmesa6"
 INSTALL_HINT = "pip install -e '.[memory-maze]'"
 if sys.version_info >= (3, 13):
     INSTALL_HINT += " with Python 3.11 or 3.12 (labmaze, which it needs, has no wheels for later ones)"
 
 _PACKAGE = "memory_maze"
-_EGL_EXTENSION_DEVICE = 0x313F  # EGL_PLATFORM_DEVICE_EXT
 
 
 @functools.cache
@@ -80,12 +73,9 @@ def _choose_backend() -> None:
         raise UserError(f"{VARIABLE}={given} disables rendering, which Memory Maze needs; unset it.")
     if given:
         return
-    if _egl_works():
-        os.environ[VARIABLE] = "egl"
-    elif _osmesa_works():
-        os.environ[VARIABLE] = "osmesa"
-    else:
+    if (found := offscreen.backend()) is None:
         raise _cannot_draw("neither EGL nor OSMesa works here")
+    os.environ[VARIABLE] = found
 
 
 def _check_display() -> None:
@@ -94,42 +84,8 @@ def _check_display() -> None:
         raise RuntimeError("it means GLFW, which needs a display")
 
 
-def _egl_works() -> bool:
-    """Whether EGL opens a display without a screen on any device, and OpenGL is there to draw on it."""
-    with contextlib.suppress(OSError, AttributeError):
-        egl = ctypes.CDLL(ctypes.util.find_library("EGL") or "libEGL.so.1")
-        if not (ctypes.util.find_library("OpenGL") or ctypes.util.find_library("GL")):
-            return False
-        egl.eglGetProcAddress.restype = ctypes.c_void_p
-        query, display_of = (
-            egl.eglGetProcAddress(name) for name in (b"eglQueryDevicesEXT", b"eglGetPlatformDisplayEXT")
-        )
-        if not (query and display_of):
-            return False
-        pointer, number = ctypes.c_void_p, ctypes.c_int
-        query = ctypes.CFUNCTYPE(ctypes.c_uint, number, ctypes.POINTER(pointer), ctypes.POINTER(number))(query)
-        display_of = ctypes.CFUNCTYPE(pointer, ctypes.c_uint, pointer, ctypes.POINTER(number))(display_of)
-        devices, count = (pointer * 16)(), number()
-        if not query(16, devices, ctypes.byref(count)):
-            return False
-        for device in devices[: count.value]:
-            display = display_of(_EGL_EXTENSION_DEVICE, device, None)
-            if display and egl.eglInitialize(pointer(display), None, None):
-                return True  # left open: another user of EGL in this process may be given the same display
-    return False
-
-
-def _osmesa_works() -> bool:
-    """Whether OSMesa can be loaded."""
-    for name in (ctypes.util.find_library("OSMesa"), "libOSMesa.so.8", "libOSMesa.so.6"):
-        with contextlib.suppress(OSError):
-            if name and ctypes.CDLL(name):
-                return True
-    return False
-
-
 def _cannot_draw(problem: str) -> UserError:
     return UserError(
-        f"Memory Maze cannot draw: {problem}. On Debian or Ubuntu: apt-get install {EGL_PACKAGES} (EGL), or "
-        f"{OSMESA_PACKAGES} and {VARIABLE}=osmesa."
+        f"Memory Maze cannot draw: {problem}. On Debian or Ubuntu: apt-get install {offscreen.EGL_PACKAGES} (EGL), or "
+        f"{offscreen.OSMESA_PACKAGES} and {VARIABLE}=osmesa."
     )

@@ -26,23 +26,16 @@ from MemoryMaze.MemoryMaze_src.environment import ENVIRONMENT
 from MemoryMaze.MemoryMaze_src.evaluate import PLAYERS, player_returns
 from RATE_model.acting.controls import knock_out_memory, knock_out_part
 from RATE_model.acting.rollout import format_mean_and_error, mean_and_error
-from RATE_model.cli.options import exit_on_user_error, parse_options
+from RATE_model.cli.controls_page import ControlsPage, Document, Entry
 from RATE_model.cli.reproduce import (
-    ROOT,
     PageOptions,
     Study,
-    by_model,
     final_results,
-    kept_entries,
-    merged,
     origin,
     play_again,
-    provenance,
     seed_table,
     table,
-    training_of,
     training_table,
-    write_results,
 )
 from RATE_model.errors import UserError
 from RATE_model.memories.contract import MemoryTransform
@@ -56,7 +49,6 @@ STUDY = Study.of(
     {label: ("--model_mode", label) for label in ("RATE", "LSTM", "MLP")},
 )
 SCRIPT = "MemoryMaze/MemoryMaze_src/reproduce.py"
-PAGE = "memory_maze"  # the name of the files of results
 
 
 @dataclass(frozen=True)
@@ -111,72 +103,111 @@ class Options(PageOptions):
         ENVIRONMENT.check_episodes(episodes=self.episodes)
 
 
-def setting() -> Any:
-    """The flags that all runs share."""
-    return ENVIRONMENT.read_config(["--config", str(ROOT / FAST)])
+class Page(ControlsPage):
+    """What is measured and shown."""
+
+    environment = ENVIRONMENT
+    title = ENVIRONMENT.name
+    options_type = Options
+
+    @property
+    def name(self) -> str:
+        """There is one page."""
+        return "memory_maze"
+
+    @property
+    def study(self) -> Study:
+        """The runs."""
+        return STUDY
+
+    def kept(self) -> dict[str, Any]:
+        """The entries that are kept. Raises UserError if they were played in other mazes."""
+        kept = super().kept()
+        for label, entry in kept.items():
+            if (count := len(entry["returns"][0])) != self.options.episodes:
+                raise UserError(
+                    f"--episodes {self.options.episodes}: the page has {count} of {label}; give as many, or measure "
+                    "all models (without --models)"
+                )
+        return kept
+
+    def of_runs(self, runs: Sequence[Path]) -> Entry:
+        """Returns of every seed's episodes, and how well it predicts actions."""
+        results = final_results(runs)
+        predicted = {key: [result[key] for result in results] for key in ("validation_loss", "validation_accuracy")}
+        return self.of_control(runs) | predicted
+
+    def controls(self, label: str) -> dict[str, dict[str, Any]]:
+        """Those of `CONTROLS`."""
+        return {
+            control.label: {"file": control.file, "transform": control.transform, "greedy": control.greedy}
+            for control in CONTROLS
+            if control.model == label
+        }
+
+    def of_control(self, runs: Sequence[Path], **changes: Any) -> Entry:
+        """Returns of every seed's episodes."""
+        return {"returns": [returns_of(run, self.options.episodes, **changes) for run in runs]}
+
+    def others(self, kept: Mapping[str, Any]) -> Document:
+        """Players without a model."""
+        return {
+            player: {"returns": [player_returns(player, episodes=self.options.episodes).tolist()]}
+            for player in PLAYERS
+            if player not in kept
+        }
+
+    def table(self, document: Document) -> str:
+        """Mean and standard error over all episodes, smallest and largest return."""
+        rows = []
+        for label, entry in document.items():
+            values = np.concatenate(entry["returns"])
+            spread = f"{values.min():g} to {values.max():g}"
+            mean = format_mean_and_error(*mean_and_error(values))
+            rows.append([label, mean, spread, len(values), PUBLISHED.get(label, "")])
+        rows += [[label, "", "", "", value] for label, value in PUBLISHED.items() if label not in document]
+        return table(["", "balls found", "range", "episodes", "published"], rows)
+
+    def draw(self, document: Document, path: Path) -> None:
+        """Balls found by every player."""
+        bars = {label: mean_and_error(np.concatenate(entry["returns"])) for label, entry in document.items()}
+        bars = {"RATE": bars.pop("RATE"), **WITHOUT_MEMORY, **bars} if "RATE" in bars else bars
+        title = f"Memory Maze 9x9, {self.options.episodes} mazes, 1000 steps"
+        plot_bars({label: {"return": bar} for label, bar in bars.items()}, path, ylabel="balls found", title=title)
+
+    def paragraphs(self, document: Document) -> list[str]:
+        """All tables."""
+        options = self.options
+        numbers = " ".join(map(str, options.seeds))
+        seeds = f"seed{'s' * (len(options.seeds) > 1)} {numbers.replace(' ', ', ')}"
+        held = "; ".join(DATA.describe(path).partition(": ")[2] for path in self.data)
+        return [
+            f"Balls found in 1000 steps, mean and standard error over the episodes of {seeds} in {options.episodes} "
+            f"mazes that are not in the data, measured {origin(document)}. Target return "
+            f"{self.config.task.target_return:g}; the most probable actions are taken unless noted. Data: {held}.",
+            self.table(document),
+            differences(document),
+            training_table(document),
+            "Every run:",
+            runs_table(document, options.seeds),
+            "Commands for the page, and for training alone:",
+            f"    python3 {SCRIPT} --seeds {numbers} --episodes {options.episodes}\n{STUDY.commands(options.seeds)}",
+        ]
 
 
-def returns_of(run: Path, name: str, transform: MemoryTransform | None, greedy: bool, episodes: int) -> np.ndarray:
+def returns_of(
+    run: Path, episodes: int, *, file: str = "intact", transform: MemoryTransform | None = None, greedy: bool = True
+) -> list[float]:
     """Returns (E,) of a run's model in the evaluation's mazes; played once, then read from its eval/."""
-    kept = run / "eval" / f"{name}_{'argmax' if greedy else 'drawn'}_{episodes}_episodes.json"
-
-    def made_now() -> list[float]:
+    kept = run / "eval" / f"{file}_{'argmax' if greedy else 'drawn'}_{episodes}_episodes.json"
+    if not kept.exists():
         options = {"use_argmax": greedy}
         _, played = play_again(ENVIRONMENT, run, transform=transform, episodes=episodes, options=options)
-        return played[None].returns.tolist()
-
-    return np.array(_kept(kept, made_now))
-
-
-def _kept(path: Path, make: Callable[[], list[float]]) -> list[float]:
-    """The content of a file, made and written first if missing."""
-    if not path.exists():
-        atomic_write_text(path, json.dumps(make()) + "\n")
-    return json.loads(path.read_text())
+        atomic_write_text(kept, json.dumps(played[None].returns.tolist()) + "\n")
+    return json.loads(kept.read_text())
 
 
-def collect(directories: Mapping[str, Sequence[Path]], episodes: int) -> dict[str, dict]:
-    """By model and control: the returns of every seed's episodes and, for models, the cost of training."""
-    document: dict[str, dict] = {}
-    for label, runs in directories.items():
-        results = final_results(runs)
-        document[label] = {
-            "returns": [returns_of(run, "intact", None, True, episodes).tolist() for run in runs],
-            **{key: [result[key] for result in results] for key in ("validation_loss", "validation_accuracy")},
-            **training_of(runs),
-        }
-        for control in (control for control in CONTROLS if control.model == label):
-            returns = [returns_of(run, control.file, control.transform, control.greedy, episodes) for run in runs]
-            document[control.label] = {"returns": [found.tolist() for found in returns], **provenance(runs)}
-    return document
-
-
-def kept_of_page(options: Options) -> dict[str, Any]:
-    """The entries that the page keeps (see `kept_entries`). Raises UserError if they were played in other mazes."""
-    kept = kept_entries(PAGE, STUDY, options)
-    for label, entry in kept.items():
-        if (count := len(entry["returns"][0])) != options.episodes:
-            raise UserError(
-                f"--episodes {options.episodes}: the page has {count} of {label}; give as many, or measure all models "
-                "(without --models)"
-            )
-    return kept
-
-
-def returns_table(document: dict[str, dict]) -> str:
-    """Mean and standard error over all episodes, smallest and largest return, as Markdown."""
-    rows = []
-    for label, entry in document.items():
-        values = np.concatenate(entry["returns"])
-        spread = f"{values.min():g} to {values.max():g}"
-        rows.append(
-            [label, format_mean_and_error(*mean_and_error(values)), spread, len(values), PUBLISHED.get(label, "")]
-        )
-    rows += [[label, "", "", "", value] for label, value in PUBLISHED.items() if label not in document]
-    return table(["", "balls found", "range", "episodes", "published"], rows)
-
-
-def runs_table(document: dict[str, dict], seeds: Sequence[int]) -> str:
+def runs_table(document: Document, seeds: Sequence[int]) -> str:
     """Every run, as Markdown."""
     models = {label: {"label": label, **document[label]} for label in STUDY.models if label in document}
 
@@ -192,7 +223,7 @@ def runs_table(document: dict[str, dict], seeds: Sequence[int]) -> str:
     return seed_table(models, seeds, columns)
 
 
-def differences(document: dict[str, dict]) -> str:
+def differences(document: Document) -> str:
     """The value of a memory and of its parts, as Markdown: mean differences over pairs of episodes in the same maze."""
     pairs = [(control.model, control.label) for control in CONTROLS if control.transform is not None]
     pairs += [("RATE", label) for label in STUDY.models if label != "RATE"]
@@ -204,48 +235,7 @@ def differences(document: dict[str, dict]) -> str:
     return table(["finds more", "than", "balls, in the same mazes"], rows)
 
 
-def write(document: dict[str, dict], data: Sequence[Path], options: Options) -> None:
-    """results/memory_maze.json, .png and the generated part of .md."""
-    returns = {label: np.concatenate(entry["returns"]) for label, entry in document.items()}
-    returns = {"RATE": returns.pop("RATE"), **WITHOUT_MEMORY, **returns} if "RATE" in returns else returns
-    title = f"Memory Maze 9x9, {options.episodes} mazes, 1000 steps"
-    bars = {
-        player: {"return": values if isinstance(values, tuple) else mean_and_error(values)}
-        for player, values in returns.items()
-    }
-    plot_bars(bars, options.results_dir / f"{PAGE}.png", ylabel="balls found", title=title)
-    numbers = " ".join(map(str, options.seeds))
-    seeds = f"seed{'s' * (len(options.seeds) > 1)} {numbers.replace(' ', ', ')}"
-    asked = setting().task.target_return
-    held = "; ".join(DATA.describe(path).partition(": ")[2] for path in data)
-    text = (
-        f"Balls found in 1000 steps, mean and standard error over the episodes of {seeds} in {options.episodes} "
-        f"mazes that are not in the data, measured {origin(document)}. Target return {asked:g}; the most probable "
-        f"actions are taken unless noted. "
-        f"Data: {held}.\n\n{returns_table(document)}\n\n"
-        f"{differences(document)}\n\n{training_table(document)}\n\nEvery run:\n\n"
-        f"{runs_table(document, options.seeds)}\n\n"
-        f"Commands for the page, and for training alone:\n\n"
-        f"    python3 {SCRIPT} --seeds {numbers} --episodes {options.episodes}\n{STUDY.commands(options.seeds)}\n"
-    )
-    write_results(PAGE, "Memory Maze", document, text, options)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Train what is missing, play, write the results."""
-    with exit_on_user_error():
-        options = parse_options(Options, argv=argv, prog="reproduce.py", description="Make results/memory_maze.*")
-        kept = kept_of_page(options)
-        # Before several processes try to.
-        data = ENVIRONMENT.files(setting())
-        document = collect(STUDY.run_all(options, options.models), options.episodes)
-        for player in PLAYERS:
-            if player not in kept:
-                document[player] = {"returns": [player_returns(player, episodes=options.episodes).tolist()]}
-        document = merged(kept, document, by_model(STUDY, {**kept, **document}))
-        write(document, data, options)
-        print(returns_table(document))
-
+main = Page.main
 
 if __name__ == "__main__":
     main()

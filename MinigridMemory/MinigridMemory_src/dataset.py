@@ -15,8 +15,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import numpy as np
-
 from MinigridMemory.MinigridMemory_src.env import (
     ENV_ID,
     NUM_ACTIONS,
@@ -29,9 +27,8 @@ from MinigridMemory.MinigridMemory_src.expert import Flaws
 from MinigridMemory.MinigridMemory_src.generate import Selection, generate
 from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
 from RATE_model.cli.options import changeable
-from RATE_model.data.maker import DAggerOptions, DataMaker, two_sides
+from RATE_model.data.maker import DAggerOptions, DataMaker, whole_sides
 from RATE_model.data.npz import require_expert_labels
-from RATE_model.data.selection import whole_episodes
 from RATE_model.data.trajectories import Learn
 from RATE_model.errors import UserError
 
@@ -149,7 +146,6 @@ class MinigridMemoryData(DataMaker[DataOptions]):
     name = "Minigrid-Memory"
     environment = ENV_ID
     script = "MinigridMemory/get_data/collect_traj.py"
-    description = "Collect Minigrid-Memory trajectories with the scripted expert."
     directory = Path(__file__).resolve().parents[1] / "MinigridMemory_data"
     prefix = "minigrid_memory"
     options = DataOptions
@@ -202,22 +198,6 @@ def load_windows(
         UserError: a file is missing or bad, no episode is short enough, there are too few to split, or a file does not
             tell what is to be learned.
     """
+    advice = "Raise --segments or --context_length, or choose data of shorter episodes."
     files = [DATA.open(path) for path in paths]
-    lengths = np.concatenate([file.lengths for file in files])
-    long = int((lengths > size).sum())
-    if long == len(lengths):
-        names = ", ".join(f"'{path}'" for path in paths)
-        raise UserError(
-            f"{names}: nothing to train on: all {long} episodes are longer than {size} steps (--segments times "
-            f"--context_length) and were dropped; they have {lengths.min()} to {lengths.max()} steps. Raise --segments "
-            "or --context_length, or choose data of shorter episodes."
-        )
-    if long:
-        print(
-            f"{long} of {len(lengths)} episodes are longer than {size} steps (up to {lengths.max()}) and left out; "
-            "a higher --segments or --context_length includes them."
-        )
-    windows = [
-        whole_episodes(index, file, max_steps=size) for index, file in enumerate(files) if file.lengths.min() <= size
-    ]
-    return two_sides(files, np.concatenate(windows), fraction=fraction, size=size, learn=learn)
+    return whole_sides(files, size=size, advice=advice, fraction=fraction, learn=learn)

@@ -62,7 +62,6 @@ PAGE = SuccessPage(
     name="minigrid_memory",
     title="Minigrid-Memory",
     environment=ENVIRONMENT,
-    config=FAST,
     study=STUDY,
     cases=ALL_SIZES,
     rates={

@@ -41,7 +41,6 @@ def write_video(frames: Iterable[np.ndarray], path: Path, *, fps: int = 8, quali
 
     Sizes that the codec does not accept are padded with black on the right and at the bottom. The file appears when it
     is complete.
-    is complete.
 
     Raises:
         UserError: the file cannot be written.
@@ -92,6 +91,17 @@ def _is_whole(path: Path) -> bool:
                 length = int.from_bytes(file.read(8), "big")
             place += max(length, 8)
     return kind == b"moov" and place == size
+
+
+def check_drawable(evaluation: "Evaluation") -> None:
+    """Draw one picture, so that what is missing is reported before the evaluation. Raises UserError if nothing can be
+    drawn on this machine."""
+    environment = evaluation.environment
+    seeds = environment.seeds(environment.episode_counts[0])[:1]
+    options = {name: values[0] for name, values in environment.reset_options(seeds, evaluation.options).items()}
+    with closing(environment.make(evaluation.cases[0], evaluation.options, render_mode="rgb_array")) as scene:
+        observation, _ = scene.reset(seed=int(seeds[0]), options=options or None)
+        environment.frame(scene, observation, [])
 
 
 def record_videos(evaluation: "Evaluation", folder: Path, count: int) -> list[Path]:

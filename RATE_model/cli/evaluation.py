@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from RATE_model.acting.controls import knock_out_memory
-from RATE_model.acting.video import record_videos
+from RATE_model.acting.video import check_drawable, record_videos
 from RATE_model.agent import Agent
 from RATE_model.cli.aliases import canonical_flags
 from RATE_model.cli.console import one_line
@@ -260,6 +260,8 @@ def main(environment: Environment, argv: Sequence[str] | None = None) -> None:
             transform_memory=knock_out_memory if common.knock_out else None,
             run=checkpoint.absolute().parent.parent,
         )
+        if common.video:
+            check_drawable(evaluation)
         results = report(evaluation, checkpoint)
         asked |= {"episodes": common.episodes, "target_return": list(evaluation.targets)}
         common.write(**asked, results=results)

@@ -108,6 +108,10 @@ class Study:
             **more,
         )
 
+    def setting(self) -> Any:
+        """The configuration that all models share."""
+        return self.read_config(_here(self.settings))
+
     def folder(self, label: str) -> str:
         """The folder for a model's runs."""
         return f"{self.prefix}_" + "".join(c if c.isalnum() else "_" for c in label.lower())
@@ -126,10 +130,10 @@ class Study:
         arguments += ["--device", options.device or self.device]
         if options.runs_dir is not None:
             arguments += ["--output_dir", str(options.runs_dir.resolve())]
-        # The exact directory: an earlier setting may have left a run of the same model and seed under another name.
-        here = [str(ROOT / word) if word.endswith((".yaml", ".h5")) else word for word in arguments[1:]]
+        # The exact directory: an earlier setting may have left a run of the same model and seed under another name. A
+        # run with other flags is refused.
         try:
-            path = self.check(self.read_config(here), seed).directory  # refuses a run with other flags
+            path = self.check(self.read_config(_here(arguments[1:])), seed).directory
         except FinishedRun as finished:
             return finished.directory
         except UserError as error:
@@ -193,6 +197,11 @@ class Study:
         """The commands of these models (None: all), indented as Markdown code."""
         chosen = self.models if models is None else models
         return "\n".join("    python3 " + shlex.join(self.command(label, seeds)) for label in chosen)
+
+
+def _here(arguments: Sequence[str]) -> list[str]:
+    """Arguments with the repository's files found from any folder."""
+    return [str(ROOT / word) if word.endswith((".yaml", ".h5")) else word for word in arguments]
 
 
 def _finish(command: Sequence[str], environment: Mapping[str, str], stop: threading.Event) -> tuple[int, str]:
@@ -361,28 +370,40 @@ def training_table(document: Mapping[str, Mapping[str, Any]]) -> str:
 
 def seed_table(
     document: Mapping[str, Mapping[str, Any]],
-    seeds: Sequence[int],
+    seeds: Sequence[int] | None,
     columns: Mapping[str, Callable[[Any, int], str]],
+    *,
+    heading: str = "model",
 ) -> str:
-    """Training cost and further columns for every seed of every trained entry, as Markdown.
+    """Training cost and further columns for every seed, as Markdown.
 
     Args:
         document: entries by label.
-        seeds: in the order of the entries' values.
+        seeds: of all trained entries, in the order of their values; None: each entry's own, also of controls.
         columns: a heading -> the cell, from an entry and the index of a seed.
+        heading: of the first column.
     """
+
+    def of_entry(entry: Mapping[str, Any]) -> Sequence[int]:
+        if seeds is None:
+            return entry.get("seeds", ())
+        return seeds if "optimizer_steps" in entry else ()
+
+    def cost(entry: Mapping[str, Any], name: str, index: int) -> str:
+        return f"{entry[name][index]:.0f}" if name in entry else ""
+
     rows = [
         [
             label,
             seed,
-            entry["optimizer_steps"][index],
-            f"{entry['train_seconds'][index]:.0f}",
+            cost(entry, "optimizer_steps", index),
+            cost(entry, "train_seconds", index),
             *(column(entry, index) for column in columns.values()),
         ]
         for label, entry in document.items()
-        for index, seed in enumerate(seeds if "optimizer_steps" in entry else ())
+        for index, seed in enumerate(of_entry(entry))
     ]
-    return table(["model", "seed", "optimizer steps", "training, s", *columns], rows)
+    return table([heading, "seed", "optimizer steps", "training, s", *columns], rows)
 
 
 def cell(values: Sequence[float] | None, digits: int = 2) -> str:

@@ -9,7 +9,6 @@ from typing import Any
 
 from RATE_model.cli.options import exit_on_user_error, parse_options
 from RATE_model.cli.reproduce import (
-    ROOT,
     PageOptions,
     Study,
     cell,
@@ -55,7 +54,7 @@ class SuccessPage:
 
     Attributes:
         name, title: of the results files, and of a new page.
-        environment, config, study: the environment, the YAML file of the setting, and the runs.
+        environment, study: the environment, and the runs.
         cases: columns of the tables.
         rates: kinds of success: key in the JSON file -> name in eval/final.json, with {} for the case. The same keys
             are names of `Environment.figures`. The first is drawn, shown by seed, and measured by controls.
@@ -72,7 +71,6 @@ class SuccessPage:
     name: str
     title: str
     environment: Environment
-    config: str
     study: Study
     cases: Sequence[int]
     rates: Mapping[str, str]
@@ -102,8 +100,7 @@ class SuccessPage:
             description = f"Make results/{self.name}.*"
             options = parse_options(PageOptions, argv=argv, prog="reproduce.py", description=description)
             kept = kept_entries(self.name, self.study, options)
-            setting = self.environment.read_config(["--config", str(ROOT / self.config)])
-            self.environment.files(setting)  # before several processes try to make them
+            self.environment.files(self.study.setting())  # before several processes try to make them
             directories = self.study.run_all(options, options.models)
             document = {label: self.of_runs(runs) for label, runs in directories.items()}
             for words, control in self.controls.items():

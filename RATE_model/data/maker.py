@@ -31,7 +31,7 @@ from RATE_model.cli.aliases import find_by_alias
 from RATE_model.cli.options import exit_on_user_error, parse_options
 from RATE_model.data.npz import PATTERN, conversion_path, given_data
 from RATE_model.data.parts import FileOptions
-from RATE_model.data.selection import split_episodes
+from RATE_model.data.selection import split_episodes, whole_episodes
 from RATE_model.data.trajectories import TrajectoryFile
 from RATE_model.errors import UserError
 from RATE_model.system.locks import ensure
@@ -91,8 +91,6 @@ class DataMaker(ABC, Generic[Options]):
     name: ClassVar[str]
     environment: ClassVar[str]
     script: ClassVar[str]
-    # The first line of its --help
-    description: ClassVar[str]
     # The folder for files, and the prefix of conversions' names
     directory: ClassVar[Path]
     prefix: ClassVar[str]
@@ -150,6 +148,11 @@ class DataMaker(ABC, Generic[Options]):
         return ""
 
     # --- derived ---
+
+    @property
+    def description(self) -> str:
+        """The first line of its --help."""
+        return f"Make {self.name} trajectories."
 
     @cached_property
     def flags(self) -> type:
@@ -366,3 +369,43 @@ def two_sides(
         _, validation = split_episodes(held_out, files, fraction=fraction, seed=seed)
     dataset = WindowDataset(files, training, **options)
     return dataset, dataset.with_windows(validation)
+
+
+def whole_sides(
+    files: Sequence[TrajectoryFile], *, size: int, shortest: int = 1, advice: str, fraction: float, **options: Any
+) -> tuple[WindowDataset, WindowDataset]:
+    """All episodes of ``shortest`` to ``size`` steps, padded to ``size``: a training and a validation dataset.
+
+    The number of the others, which are left out, is printed.
+
+    Args:
+        files: to read.
+        size: steps of a window: --segments times --context_length.
+        shortest: steps of the shortest episodes.
+        advice: what to do if there is none.
+        fraction, options: see `two_sides`.
+
+    Raises:
+        UserError: no episode has such a length, there are too few to split, or a file does not contain the targets.
+    """
+    lengths = np.concatenate([file.lengths for file in files])
+    others = int(((lengths < shortest) | (lengths > size)).sum())
+    asked = f"{size}" if shortest == size else f"at most {size}"
+    found = f"they have {lengths.min()} to {lengths.max()}"
+    if others == len(lengths):
+        names = ", ".join(f"'{file.path}'" for file in files)
+        raise UserError(
+            f"{names}: nothing to train on: none of {others} episodes has {asked} steps (--segments times "
+            f"--context_length); {found}. {advice}"
+        )
+    if others:
+        print(
+            f"{others} of {len(lengths)} episodes are left out: {found} steps, not {asked} (--segments times "
+            "--context_length)."
+        )
+    windows = [
+        whole_episodes(index, file, size, min_steps=shortest)
+        for index, file in enumerate(files)
+        if ((file.lengths >= shortest) & (file.lengths <= size)).any()
+    ]
+    return two_sides(files, np.concatenate(windows), fraction=fraction, size=size, **options)

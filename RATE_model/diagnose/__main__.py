@@ -29,6 +29,7 @@ from RATE_model.cli.evaluation import print_table, recorded_flags
 from RATE_model.cli.limits import at_least, writable
 from RATE_model.cli.options import exit_on_user_error, parse_options
 from RATE_model.data.dataset import WindowDataset
+from RATE_model.data.trajectories import FIRST_SEEN
 from RATE_model.diagnose.imitation import by_step, by_time_since, copying
 from RATE_model.diagnose.probes import Probe, Sample, baseline
 from RATE_model.diagnose.recording import Recording, record, whole_episodes_of
@@ -44,8 +45,8 @@ from RATE_model.training.checkpoints import resolve_checkpoint
 from RATE_model.training.runs import check_unowned
 
 NAME = "diagnosis"
-# Infos that do not describe the step; probed only if named.
-_OF_THE_FILE = frozenset({"seed", "first_seen", "expert_action", "attempt", "random", "player"})
+# Infos of any data that do not describe the step; probed only if named.
+_OF_THE_FILE = frozenset({"seed", FIRST_SEEN, "expert_action"})
 SIDES = ("training", "held_out")
 
 
@@ -98,8 +99,8 @@ def read_options(argv: Sequence[str] | None = None) -> Options:
     )
 
 
-def load(options: Options) -> tuple[Path, Path, Agent, tuple[WindowDataset, WindowDataset]]:
-    """Load the run, its checkpoint, its agent, and whole training and held-out episodes of its data.
+def load(options: Options) -> tuple[Environment, Path, Path, Agent, tuple[WindowDataset, WindowDataset]]:
+    """Load a run's environment, the run, its checkpoint, its agent, and whole training and held-out episodes.
 
     Raises:
         UserError: one of them is missing or damaged.
@@ -117,14 +118,15 @@ def load(options: Options) -> tuple[Path, Path, Agent, tuple[WindowDataset, Wind
         whole_episodes_of(side, episodes=options.episodes, steps=options.steps)
         for side in data.windows(max(data.stages))
     )
-    return run, checkpoint, agent.to(pick_device(options.device)), (training, held_out)
+    return environment, run, checkpoint, agent.to(pick_device(options.device)), (training, held_out)
 
 
-def probed(options: Options, data: WindowDataset) -> tuple[str, ...]:
+def probed(options: Options, environment: Environment, data: WindowDataset) -> tuple[str, ...]:
     """Names of the arrays to probe: those given, or all arrays of the data that describe a step."""
     if options.probes:
         return infos_of(named(options.probes))
-    offered = [set(file.info_names()) - _OF_THE_FILE for file in data.files]
+    left_out = _OF_THE_FILE | set(environment.bookkeeping)
+    offered = [set(file.info_names()) - left_out for file in data.files]
     return tuple(sorted(set.intersection(*offered)))
 
 
@@ -166,8 +168,8 @@ def probe(name: str, training: Recording, held_out: Recording, *, chosen: bool) 
 
 def diagnose(options: Options) -> tuple[Path, dict[str, Any]]:
     """The run's directory and all measurements. Raises UserError."""
-    run, checkpoint, agent, sides = load(options)
-    names = probed(options, sides[0])
+    environment, run, checkpoint, agent, sides = load(options)
+    names = probed(options, environment, sides[0])
     since = infos_of([options.since] if options.since else [])
     for flag, wanted in {"probes": names, "since": since, "oracle": [kind.name for kind in agent.spec.oracle]}.items():
         sides = tuple(with_infos(side, wanted, flag=flag) for side in sides)

@@ -187,6 +187,9 @@ class Environment(ABC):
     outcome: ClassVar[Outcome] = "return"
     # Names of discrete actions; empty: use their numbers
     action_names: ClassVar[Sequence[str]] = ()
+    # Arrays of its data, besides seeds and the expert's actions, that say how a step was made and nothing about the
+    # world; `RATE_model.diagnose` probes them only if they are named
+    bookkeeping: ClassVar[Sequence[str]] = ()
     # Metrics of metrics.jsonl to draw when a run ends
     curves: ClassVar[Sequence[str]] = ("train_loss", "train_accuracy")
 
@@ -484,4 +487,7 @@ class Environment(ABC):
         """One frame of a video, (H, W, 3) uint8: the environment's picture with lines of text below it."""
         from RATE_model.acting.video import with_caption
 
-        return with_caption(np.asarray(environment.render()), *caption)
+        picture = environment.render()
+        if picture is None:
+            raise UserError(f"--video: {self.name} draws no pictures; its render() returned None")
+        return with_caption(np.asarray(picture), *caption)

@@ -151,26 +151,28 @@ class Actions:
             low, high = self.space.low.reshape(-1), self.space.high.reshape(-1)
             values = values.reshape(steps, -1).astype(np.float64)
             if values.shape[1] != self.count:
-                raise ValueError(f"actions have {values.shape[1]} dimensions, the space {self.count}")
+                raise ValueError(f"they have {values.shape[1]} dimensions, and an action of the space has {self.count}")
             slack = 1e-4 * (high - low)
             inside = (values >= low - slack) & (values <= high + slack)  # also refuses NaN
             _refuse(values, ~inside, f"between {low.min():g} and {high.max():g}")
             scaled = 2 * (values - low) / np.where(high > low, high - low, 1) - 1
             return scaled.clip(-1, 1).astype(np.float32)
         if not np.issubdtype(values.dtype, np.integer) and not (values == np.round(values)).all():
-            raise ValueError("actions are not integers")
+            raise ValueError("they are not integers")
         values = values.astype(np.int64)
         if isinstance(self.space, spaces.Discrete):
             values = values.reshape(steps, -1)[:, 0] if values.size == steps else values
             if values.shape != (steps,):
-                raise ValueError(f"actions have shape {values.shape[1:]}, the space ()")
+                raise ValueError(
+                    f"they have the shape {values.shape[1:]}, and an action of the space is a single number"
+                )
             values = values - int(self.space.start)
             _refuse(values, (values < 0) | (values >= self.count), f"between 0 and {self.count - 1}")
             return values
         sizes = _sizes(self.space)
         values = values.reshape(steps, -1)
         if values.shape[1] != len(sizes):
-            raise ValueError(f"actions have {values.shape[1]} parts, the space {len(sizes)}")
+            raise ValueError(f"they have {values.shape[1]} parts, and an action of the space has {len(sizes)}")
         _refuse(values, (values < 0) | (values >= sizes), f"below {sizes.tolist()}, each part")
         return np.ravel_multi_index(tuple(values.T), tuple(sizes))
 

@@ -555,11 +555,13 @@ def _check_shape(values: Any, space: spaces.Space, what: str) -> None:
     if isinstance(space, spaces.Dict):
         parts = set(values) if isinstance(values, Mapping) else set()
         if parts != set(space.spaces):
-            raise UserError(f"{what} have parts {sorted(parts) or 'none'}, the space has {sorted(space.spaces)}")
+            raise UserError(
+                f"{what} have parts {sorted(parts) or 'none'}, but the observation space has {sorted(space.spaces)}"
+            )
         for name, part in space.spaces.items():
             _check_shape(values[name], part, f"{what[:-1]}/{name}'")
     elif not isinstance(values, Mapping) and isinstance(space, spaces.Box) and values.shape[1:] != space.shape:
-        raise UserError(f"{what} have shape {values.shape[1:]}, the space has {space.shape}")
+        raise UserError(f"{what} have shape {values.shape[1:]}, but the observation space has {space.shape}")
     elif not isinstance(values, Mapping) and isinstance(space, spaces.Discrete):
         inside = (values >= space.start) & (values < space.start + space.n) & (values == np.round(values))
         if not inside.all():

@@ -71,6 +71,7 @@ def seeds_figure(groups: Groups, metrics: Sequence[str]) -> Figure:
     with style():
         figure = Figure(figsize=(8.2, 0.8 + 2.6 * len(metrics)), layout="constrained")
         panels = figure.subplots(len(metrics), 1, sharex=True, squeeze=False)[:, 0]
+        several = False  # whether any curve is a mean
         for axes, name in zip(panels, metrics, strict=True):
             positive = True
             for number, (label, runs) in enumerate(groups.items()):
@@ -82,6 +83,7 @@ def seeds_figure(groups: Groups, metrics: Sequence[str]) -> Figure:
                 shown = f"{label} ({len(values)} seed{'s' if len(values) > 1 else ''})"
                 axes.plot(steps, middle, color=colour, marker=marker, markersize=4, label=shown)
                 if len(values) > 1:
+                    several = True
                     low, high = interval_of(values)
                     axes.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
                 positive &= bool((values > 0).all())
@@ -91,7 +93,8 @@ def seeds_figure(groups: Groups, metrics: Sequence[str]) -> Figure:
             if "loss" in name and positive:
                 axes.set_yscale("log")
         panels[-1].set_xlabel("optimizer step")
-        panels[0].set_title("mean over seeds, 95 % bootstrap interval", color=GREY, fontsize=9)
+        if several:
+            panels[0].set_title("mean over seeds, 95 % bootstrap interval", color=GREY, fontsize=9)
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=2)
     return figure

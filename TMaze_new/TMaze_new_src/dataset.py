@@ -112,7 +112,6 @@ class TMazeData(DataMaker[DataOptions]):
     name = "T-Maze"
     environment = ENV_ID
     script = "TMaze_new/TMaze_new_src/dataset.py"
-    description = "Make T-Maze trajectories."
     directory = Path(__file__).resolve().parents[1] / "TMaze_new_data"
     prefix = "tmaze"
     options = DataOptions

@@ -42,7 +42,6 @@ PAGE = SuccessPage(
     name="tmaze",
     title="T-Maze",
     environment=ENVIRONMENT,
-    config=FAST,
     study=STUDY,
     cases=LENGTHS,
     rates={"success_rate": "Success_rate_T_{}"},

@@ -19,13 +19,10 @@ if __name__ == "__main__":  # started as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # make the repository importable
     import RATE_model.system.script  # noqa: F401  signals end the process at once during the slow imports below
 
-import numpy as np
-
 from RATE_model.cli.limits import at_least, at_most
 from RATE_model.cli.options import changeable
-from RATE_model.data.maker import DAggerOptions, DataMaker, two_sides
+from RATE_model.data.maker import DAggerOptions, DataMaker, whole_sides
 from RATE_model.data.npz import require_expert_labels
-from RATE_model.data.selection import whole_episodes
 from RATE_model.data.trajectories import Learn
 from RATE_model.errors import UserError
 from VizDoom.VizDoom_src.env import ENV_ID, NUM_ACTIONS, OBSERVATION_SHAPE, PUBLISHED_CAP
@@ -90,7 +87,6 @@ class VizDoomData(DataMaker[DataOptions]):
     name = "ViZDoom-Two-Colors"
     environment = ENV_ID
     script = "VizDoom/VizDoom_src/dataset.py"
-    description = "Make ViZDoom-Two-Colors trajectories with the scripted expert."
     directory = Path(__file__).resolve().parents[1] / "VizDoom_data"
     prefix = "vizdoom"
     options = DataOptions
@@ -167,25 +163,9 @@ def load_windows(
         UserError: a file is missing or bad, no episode has this length, there are too few to split, or a file does not
             contain the targets.
     """
+    advice = f"Change one of these flags, or choose data of that length: --steps {size}."
     files = [DATA.open(path) for path in paths]
-    lengths = np.concatenate([file.lengths for file in files])
-    others = int((lengths != size).sum())
-    if others == len(lengths):
-        names = ", ".join(f"'{path}'" for path in paths)
-        raise UserError(
-            f"{names}: nothing to train on: none of {others} episodes has {size} steps (--segments times "
-            f"--context_length); they have {lengths.min()} to {lengths.max()}. Change one of these flags, or choose "
-            f"data of that length: --steps {size}."
-        )
-    if others:
-        print(
-            f"{others} of {len(lengths)} episodes are left out: they have {lengths.min()} to {lengths.max()} steps, "
-            f"not {size} (--segments times --context_length)."
-        )
-    windows = [
-        whole_episodes(index, file, size, min_steps=size) for index, file in enumerate(files) if size in file.lengths
-    ]
-    return two_sides(files, np.concatenate(windows), fraction=fraction, size=size, learn=learn)
+    return whole_sides(files, size=size, shortest=size, advice=advice, fraction=fraction, learn=learn)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ seeds of their measurement.
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,28 +23,22 @@ if __name__ == "__main__":  # started as a script
 
 from RATE_model.acting.controls import knock_out_memory
 from RATE_model.acting.rollout import mean_and_error
-from RATE_model.cli.options import exit_on_user_error, parse_options
+from RATE_model.cli.controls_page import ControlsPage, Document, Entry
 from RATE_model.cli.reproduce import (
-    ROOT,
     PageOptions,
     Study,
-    by_model,
     cell,
     final_results,
     kept_entries,
-    merged,
     origin,
-    play_again,
-    provenance,
+    seed_table,
     table,
-    training_of,
     training_table,
-    write_results,
 )
 from VizDoom.VizDoom_src.baselines import PLAYERS, play_baselines
 from VizDoom.VizDoom_src.dataset import DATA
 from VizDoom.VizDoom_src.engine import describe_graphics
-from VizDoom.VizDoom_src.environment import ENVIRONMENT, Config
+from VizDoom.VizDoom_src.environment import ENVIRONMENT
 from VizDoom.VizDoom_src.evaluate import COLOURS, COLUMNS, ERRORS, TARGET_RETURN, figures, has_free_colour
 from VizDoom.VizDoom_src.pictures import returns_by_colour
 from VizDoom.VizDoom_src.scenario import Graphics
@@ -107,80 +102,120 @@ class Options(PageOptions):
         return replace(study, settings=(*study.settings, *flags), prefix=prefix)
 
 
-def settings_of(study: Study) -> Config:
-    """The configuration that all models of a table share."""
-    return ENVIRONMENT.read_config([str(ROOT / word) if word.endswith(".yaml") else word for word in study.settings])
+class Page(ControlsPage):
+    """What is measured and shown."""
+
+    environment = ENVIRONMENT
+    title = ENVIRONMENT.name
+    options_type = Options
+
+    @property
+    def name(self) -> str:
+        """By setting and graphics."""
+        return self.options.page
+
+    @property
+    def study(self) -> Study:
+        """Of the setting."""
+        return self.options.study
+
+    def kept(self) -> dict[str, Any]:
+        """Models may have seeds of their own."""
+        return kept_entries(self.name, self.study, self.options, same_seeds=False)
+
+    @cached_property
+    def data_return(self) -> float:
+        """Mean return of the training episodes."""
+        return mean_return_of_data(self.data)
+
+    def of_runs(self, runs: Sequence[Path]) -> Entry:
+        """The columns of the runs' last evaluations, and their errors, as COLUMN_error."""
+        names = COLUMNS | {f"{column}_error": name for column, name in ERRORS.items()}
+        results, asked = final_results(runs), self.config.task.target_return
+        return {column: [result[f"{name}_{asked:g}"] for result in results] for column, name in names.items()}
+
+    def of_control(self, runs: Sequence[Path], **changes: Any) -> Entry:
+        """The same columns."""
+        return of_figures(super().of_control(runs, **changes))
+
+    def controls(self, label: str) -> dict[str, dict[str, Any]]:
+        """Of `CONTROLLED`, memory knocked out and, where the colour can be chosen, exchanged; of RATE, another return.
+
+        Runs with the published target return get the mean return of their data, reset at every segment; all others
+        get the published one.
+        """
+        found: dict[str, dict[str, Any]] = {}
+        if label in CONTROLLED:
+            found[f"{label}, memory knocked out"] = {"transform": knock_out_memory}
+            if has_free_colour(self.config.data.scenario):
+                found[f"{label}, memories of twins exchanged"] = {"twins": True}
+        if label == "RATE":
+            task = self.config.task
+            as_published = task.target_return == TARGET_RETURN and not task.reset_target
+            asked = round(self.data_return, 1) if as_published else TARGET_RETURN
+            otherwise = {"target_return": asked, "options": {"reset_target": as_published}}
+            called = f"{label}, asked for {described(asked, as_published)}"
+            found[called] = otherwise
+            found[f"{called}, memory knocked out"] = otherwise | {"transform": knock_out_memory}
+        return found
+
+    def others(self, kept: Mapping[str, Any]) -> Document:
+        """Players without a model in the same episodes, and the data."""
+        task, found = self.config.task, {}
+        if not kept.keys() >= PLAYERS.keys():
+            scenario = self.config.data.scenario
+            played = play_baselines(task.eval_episodes, scenario=scenario, max_steps=task.episode_timeout)
+            for label, episodes in played.items():
+                found[label] = of_figures({column: [value] for column, value in figures(episodes).items()})
+        return found | {OF_DATA: {"mean": [self.data_return]}}
+
+    def table(self, document: Document) -> str:
+        """Returns by player."""
+        players = {label: entry for label, entry in document.items() if label != OF_DATA}
+        rows = [[label, *(mean_cell(entry, column) for column in COLUMNS)] for label, entry in players.items()]
+        return table(["", *COLUMNS], rows)
+
+    def draw(self, document: Document, path: Path) -> None:
+        """Returns by colour."""
+        players = {label: entry for label, entry in document.items() if label != OF_DATA}
+        bars = {label: {colour: _bar(entry, colour) for colour in COLOURS} for label, entry in players.items()}
+        returns_by_colour(bars, path)
+
+    def paragraphs(self, document: Document) -> list[str]:
+        """All tables."""
+        task, scenario, data_return = self.config.task, self.config.data.scenario, document[OF_DATA]["mean"][0]
+        players = {label: entry for label, entry in document.items() if label != OF_DATA}
+        columns: dict[str, Callable[[Any, int], str]] = {
+            column: lambda entry, index, column=column: seed_cell(entry, column, index) for column in COLUMNS
+        }
+        trained = [label for label in self.study.models if label in players]
+        return [
+            f"Return in {task.eval_episodes} episodes a seed, half of them red, of at most {task.episode_timeout} "
+            f"steps, asked for {described(task.target_return, task.reset_target)}, measured {origin(players)}. ± "
+            "denotes the standard error over seeds, and over episodes for a single seed and for players without a "
+            "model. *Weaker* is the smaller of a seed's two means by colour. Variant "
+            f"`{scenario.variant}` ({describe_graphics(scenario)}); episodes in the data have "
+            f"{self.config.data.steps} steps and a mean return of {data_return:.2f}.",
+            self.table(document),
+            training_table(players),
+            "Every seed, with standard errors over its episodes:",
+            seed_table(players, None, columns, heading=""),
+            "For context, published results with the original graphics, 5000 episodes of another policy and a cap of "
+            "2100 steps:",
+            published_table(),
+            "Commands:",
+            "\n".join(self.study.commands(players[label]["seeds"], [label]) for label in trained),
+        ]
 
 
-def of_results(results: Sequence[Mapping[str, float]], target_return: float) -> dict[str, list[float]]:
-    """The columns of runs' last evaluations, and their errors, as COLUMN_error."""
-    names = COLUMNS | {f"{column}_error": name for column, name in ERRORS.items()}
-    return {column: [result[f"{name}_{target_return:g}"] for result in results] for column, name in names.items()}
-
-
-def of_figures(found: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
-    """The same columns of the `figures` of evaluations."""
-    return {column: [one[column] for one in found] for column in (*COLUMNS, *(f"{error}_error" for error in ERRORS))}
+def of_figures(found: Mapping[str, list[float]]) -> dict[str, list[float]]:
+    """The columns of the page, and their errors."""
+    return {column: found[column] for column in (*COLUMNS, *(f"{error}_error" for error in ERRORS))}
 
 
 def described(target_return: float, reset: bool) -> str:
     """A target return in words."""
     return f"{target_return:g} at every segment" if reset else f"{target_return:g}"
-
-
-def controls(label: str) -> dict[str, dict[str, Any]]:
-    """A control: its name, and the arguments for `played_otherwise`."""
-    return {
-        f"{label}, memory knocked out": {"transform": knock_out_memory},
-        f"{label}, memories of twins exchanged": {"twins": True},
-    }
-
-
-def asked_otherwise(label: str, config: Config, data_return: float) -> dict[str, dict[str, Any]]:
-    """A model with another target return: its name, and the arguments for `played_otherwise`.
-
-    Runs with the published target return get the mean return of their data, reset at every segment; all others get the
-    published one.
-    """
-    as_published = config.task.target_return == TARGET_RETURN and not config.task.reset_target
-    asked = round(data_return, 1) if as_published else TARGET_RETURN
-    called = f"{label}, asked for {described(asked, as_published)}"
-    otherwise = {"target_return": asked, "options": {"reset_target": as_published}}
-    return {called: otherwise, f"{called}, memory knocked out": otherwise | {"transform": knock_out_memory}}
-
-
-def collect(
-    directories: Mapping[str, Sequence[Path]], config: Config, data_return: float, device: str
-) -> dict[str, dict[str, Any]]:
-    """Returns and training costs of every seed by model, and the controls of `CONTROLLED`.
-
-    RATE is also evaluated with another target return.
-    """
-    document: dict[str, dict[str, Any]] = {}
-    for label, runs in directories.items():
-        document[label] = of_results(final_results(runs), config.task.target_return) | training_of(runs)
-        again = controls(label) if label in CONTROLLED else {}
-        again |= asked_otherwise(label, config, data_return) if label == "RATE" else {}
-        for name, options in again.items():
-            if "twins" not in options or has_free_colour(config.data.scenario):
-                document[name] = played_otherwise(runs, device, **options) | provenance(runs)
-    return document
-
-
-def played_otherwise(runs: Sequence[Path], device: str, **changes: Any) -> dict[str, list[float]]:
-    """Replay the episodes of the evaluations of runs under a change; see `play_again`."""
-    found = []
-    for run in runs:
-        evaluation, played = play_again(ENVIRONMENT, run, device=device, **changes)
-        found.append(ENVIRONMENT.figures(None, played[None], evaluation))
-    return of_figures(found)
-
-
-def baseline_entries(config: Config) -> dict[str, dict[str, list[float]]]:
-    """What players without a model do in the same episodes."""
-    task = config.task
-    played = play_baselines(task.eval_episodes, scenario=config.data.scenario, max_steps=task.episode_timeout)
-    return {label: of_figures([figures(episodes)]) for label, episodes in played.items()}
 
 
 def mean_return_of_data(paths: Sequence[Path]) -> float:
@@ -204,12 +239,6 @@ def seed_cell(entry: Mapping[str, Any], column: str, index: int) -> str:
     return f"{entry[column][index]:.1f}" + (f" ± {errors[index]:.1f}" if errors else "")
 
 
-def returns_table(document: Mapping[str, Mapping[str, Any]]) -> str:
-    """Returns by player, as Markdown."""
-    rows = [[label, *(mean_cell(entry, column) for column in COLUMNS)] for label, entry in document.items()]
-    return table(["", *COLUMNS], rows)
-
-
 def published_table() -> str:
     """The published figures, as Markdown."""
     rows = []
@@ -222,65 +251,13 @@ def published_table() -> str:
     return table(["published", *COLUMNS], rows)
 
 
-def seed_table(document: Mapping[str, Mapping[str, Any]]) -> str:
-    """Every seed, as Markdown."""
-    rows = []
-    for label, entry in document.items():
-        for index, seed in enumerate(entry.get("seeds", ())):
-            trained = (entry[name][index] if name in entry else "" for name in ("optimizer_steps", "train_seconds"))
-            steps, seconds = trained
-            returns = [seed_cell(entry, column, index) for column in COLUMNS]
-            rows.append([label, seed, steps, f"{seconds:.0f}" if seconds else "", *returns])
-    return table(["", "seed", "optimizer steps", "training, s", *COLUMNS], rows)
-
-
-def write(document: dict[str, dict[str, Any]], config: Config, options: Options) -> None:
-    """The JSON file, the picture and the generated part of the page."""
-    task, scenario, data_return = config.task, config.data.scenario, document[OF_DATA]["mean"][0]
-    players = {label: entry for label, entry in document.items() if label != OF_DATA}
-    bars = {label: {colour: _bar(entry, colour) for colour in COLOURS} for label, entry in players.items()}
-    returns_by_colour(bars, options.results_dir / f"{options.page}.png")
-    text = (
-        f"Return in {task.eval_episodes} episodes a seed, half of them red, of at most {task.episode_timeout} steps, "
-        f"asked for {described(task.target_return, task.reset_target)}, measured {origin(players)}. ± denotes the "
-        "standard error over seeds, and over episodes for a single seed and for players without a model. *Weaker* is "
-        f"the smaller of a seed's two means by colour. Variant `{scenario.variant}` ({describe_graphics(scenario)}); "
-        f"episodes in the data have {config.data.steps} steps and a mean return of {data_return:.2f}.\n\n"
-        f"{returns_table(players)}\n\n{training_table(players)}\n\n"
-        f"Every seed, with standard errors over its episodes:\n\n{seed_table(players)}\n\n"
-        "For context, published results with the original graphics, 5000 episodes of another policy and a cap of 2100 "
-        f"steps:\n\n{published_table()}\n\nCommands:\n\n{commands(options.study, players)}\n"
-    )
-    write_results(options.page, "ViZDoom-Two-Colors", document, text, options)
-
-
-def commands(study: Study, document: Mapping[str, Mapping[str, Any]]) -> str:
-    """The commands of the models on the page, each with its seeds."""
-    return "\n".join(study.commands(document[label]["seeds"], [label]) for label in study.models if label in document)
-
-
 def _bar(entry: Mapping[str, Any], colour: str) -> tuple[float, float]:
     """Mean and standard error, as in `mean_cell`."""
     values = entry[colour]
     return mean_and_error(values) if len(values) > 1 else (values[0], entry[f"{colour}_error"][0])
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Train what is missing, collect everything, write the results."""
-    with exit_on_user_error():
-        options = parse_options(Options, argv=argv, prog="reproduce.py", description="Make results/vizdoom*")
-        study = options.study
-        config, device = settings_of(study), options.device or study.device
-        kept = kept_entries(options.page, study, options, same_seeds=False)
-        data_return = mean_return_of_data(ENVIRONMENT.files(config))  # before several processes try to
-        document = collect(study.run_all(options, options.models), config, data_return, device)
-        if not kept.keys() >= PLAYERS.keys():
-            document |= baseline_entries(config)
-        document[OF_DATA] = {"mean": [data_return]}
-        document = merged(kept, document, by_model(study, {**kept, **document}))
-        write(document, config, options)
-        print(returns_table({label: document[label] for label in document if label != OF_DATA}))
-
+main = Page.main
 
 if __name__ == "__main__":
     main()

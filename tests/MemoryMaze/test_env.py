@@ -28,6 +28,7 @@ from MemoryMaze.MemoryMaze_src.env import (
 )
 from MemoryMaze.MemoryMaze_src.experts import Planner
 from RATE_model.errors import UserError
+from RATE_model.system import offscreen
 
 TURNS = (1, 4, 2, 1, 5, 3, 0, 1)
 drawn = pytest.mark.usefixtures("tasks")
@@ -273,8 +274,8 @@ def test_a_missing_package_is_named(fresh, monkeypatch, missing):
     ],
 )
 def test_the_graphics_library_is_chosen(fresh, monkeypatch, chosen, egl, osmesa, expected):
-    monkeypatch.setattr(graphics, "_egl_works", lambda: egl)
-    monkeypatch.setattr(graphics, "_osmesa_works", lambda: osmesa)
+    monkeypatch.setattr(offscreen, "egl_works", lambda: egl)
+    monkeypatch.setattr(offscreen, "osmesa_works", lambda: osmesa)
     if chosen:
         monkeypatch.setenv("MUJOCO_GL", chosen)
     if expected in ("egl", "osmesa"):

@@ -222,10 +222,10 @@ def test_long_episodes_are_left_out_and_counted(small, capsys):
     training, validation = load_windows(paths, size=10)
     assert len(training) + len(validation) == 41 - long
     printed = capsys.readouterr().out
-    assert f"{long} of 41 episodes are longer than 10 steps" in printed and "--segments or --context_length" in printed
+    assert f"{long} of 41 episodes are left out" in printed and "not at most 10 (--segments times" in printed
     with pytest.raises(UserError) as error:
         load_windows(paths, size=5)
-    for part in ("nothing to train on", "all 41 episodes are longer than 5", "7 to 13", "--segments"):
+    for part in ("nothing to train on", "none of 41 episodes has at most 5 steps", "7 to 13", "--segments"):
         assert part in str(error.value)
     # A second file may be all too long.
     other = [DATA.ensure(small(size=21, min_steps=20))]
@@ -284,7 +284,7 @@ def test_published_files_are_converted_once(small, tmp_path, capsys, floats):
     assert DATA.ensure(options) == path and capsys.readouterr().out == ""
     training, validation = load_windows([path], size=96)
     assert len(training) == 11 and len(validation) == 1
-    with pytest.raises(UserError, match="longer than 2 steps"):  # the published loader dropped them without a word
+    with pytest.raises(UserError, match="at most 2 steps"):  # the published loader dropped them without a word
         load_windows([path], size=2)
 
 

@@ -24,6 +24,7 @@ from RATE_model.acting.rollout import Episodes
 from RATE_model.errors import UserError
 from RATE_model.loading import load_model
 from RATE_model.spec import EnvironmentSpec
+from RATE_model.system import offscreen
 from RATE_model.training.checkpoints import load_checkpoint, resolve_checkpoint, save_checkpoint
 from tests import commands
 from tests.mujoco_runs import only_run, random_play, train
@@ -149,13 +150,13 @@ def test_videos_show_whole_episodes(run, tmp_path, monkeypatch):
 
 def test_missing_display_error_names_what_to_install(monkeypatch):
     monkeypatch.delenv("MUJOCO_GL", raising=False)
-    monkeypatch.setattr(pictures, "find_library", lambda name: None)
+    monkeypatch.setattr(offscreen, "backend", lambda: None)
     with pytest.raises(UserError, match=r"apt-get install libegl1 .*libosmesa6"):
         pictures.choose_renderer()
-    monkeypatch.setattr(pictures, "find_library", lambda name: "there" if name == "OSMesa" else None)
+    monkeypatch.setattr(offscreen, "backend", lambda: "osmesa")
     pictures.choose_renderer()
     assert pictures.os.environ["MUJOCO_GL"] == "osmesa"
-    monkeypatch.setattr(pictures, "find_library", lambda name: None)
+    monkeypatch.setattr(offscreen, "backend", lambda: None)
     pictures.choose_renderer()  # it was told
 
     class Broken:

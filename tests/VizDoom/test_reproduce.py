@@ -75,7 +75,7 @@ def asked(tmp_path, monkeypatch) -> list:
     monkeypatch.setattr(reproduce.Study, "run_all", run_all)
 
     def of_run(environment, run, *, device, **changes):
-        flags = to_flat_dict(reproduce.settings_of(studies[-1]))
+        flags = to_flat_dict(studies[-1].setting())
         return evaluation_of(environment, FakeAgent(run, device), flags, cases=(None,), run=run, **changes)
 
     def play(self, evaluation, acting, *, twins=False):
@@ -117,7 +117,7 @@ def test_table_has_runs_controls_and_baselines(asked, tmp_path, capsys):
 
 def test_controls_use_the_same_target_return(asked, tmp_path):
     reproduce.main(["--seeds", "1", "2", "--results_dir", str(tmp_path / "results")])
-    config = reproduce.settings_of(reproduce.STUDIES["fast"])
+    config = reproduce.STUDIES["fast"].setting()
     assert config.data.scenario.variant == "clear" and len(asked) == 12  # of each row both seeds, two rows of LSTM
     assert [twins for _, _, twins in asked] == [False, False, True, True, *[False] * 6, True, True]
     transforms = [acting.transform_memory for _, acting, _ in asked]
@@ -182,7 +182,7 @@ def test_every_study_command_builds_a_model():
     made = {}
     for setting, study in reproduce.STUDIES.items():
         for label in study.models:
-            words = [str(reproduce.ROOT / w) if w.endswith(".yaml") else w for w in study.command(label, (1,))]
+            words = [str(shared.ROOT / w) if w.endswith(".yaml") else w for w in study.command(label, (1,))]
             config = ENVIRONMENT.read_config(words[1:])
             made[setting, label] = config.agent_config()
             assert config.run.ckpt_folder == study.folder(label)

@@ -12,6 +12,7 @@ import yaml
 
 from RATE_model import Dataset, UserError, evaluate, load_agent, train
 from RATE_model.acting.controls import knock_out_memory
+from RATE_model.own.environment import OwnEnvironment
 from tests.RATE_model.own.toys import STEPS, Recall, episodes
 
 RECALL = "tests.RATE_model.own.toys:Recall"
@@ -110,6 +111,14 @@ def test_the_shell_does_the_same(tmp_path, monkeypatch, capsys):
     assert {path.name for path in (tmp_path / "p").iterdir()} == {"returns.png", "return_1_seed_0.mp4"}
 
 
+def test_an_environment_without_pictures_is_refused_before_it_is_played(run, monkeypatch, capsys):
+    monkeypatch.setattr(Recall, "render", lambda self: None)
+    monkeypatch.setattr("RATE_model.cli.evaluation.report", lambda *given: pytest.fail("it plays first"))
+    with pytest.raises(SystemExit):
+        OwnEnvironment(Recall).infer(["--checkpoint", str(run.directory), "--target_return", "1", "--video", "1"])
+    assert "--video: an environment of your own draws no pictures" in capsys.readouterr().err
+
+
 MISTAKES = {
     "no data": (["--env", "CartPole-v1"], "--data is missing"),
     "no such data": (["--data", "nowhere"], "is not a Minari dataset"),
@@ -121,7 +130,10 @@ MISTAKES = {
         ["--data", "data.h5", "--env", "tests.RATE_model.own.toys:Broken"],
         "cannot be made: RuntimeError: the licence has expired",
     ),
-    "other environment": (["--data", "data.h5", "--env", "CartPole-v1"], "have shape (2,), the space has (4,)"),
+    "other environment": (
+        ["--data", "data.h5", "--env", "CartPole-v1"],
+        "'observations' have shape (2,), but the observation space has (4,)",
+    ),
     "arguments": (["--data", "data.h5", "--env", RECALL, "--env_args", "size"], "--env_args size: give NAME=VALUE"),
     "unknown argument": (["--data", "data.h5", "--env", RECALL, "--env_args", "sise=3"], "unexpected keyword"),
     "arguments of nothing": (["--data", "data.h5", "--env_args", "size=3"], "--env_args: without --env nothing is"),

@@ -1,0 +1,129 @@
+"""Pages of one setting: every model with every seed, the same agents played otherwise, and players without a model."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+from RATE_model.cli.options import exit_on_user_error, parse_options
+from RATE_model.cli.reproduce import (
+    PageOptions,
+    Study,
+    by_model,
+    kept_entries,
+    merged,
+    play_again,
+    provenance,
+    training_of,
+    write_results,
+)
+from RATE_model.environments.contract import Environment
+
+Entry = dict[str, Any]
+Document = dict[str, Entry]
+
+
+class ControlsPage(ABC):
+    """One page; a subclass says what is on it.
+
+    Attributes:
+        environment, title: whose, and of a new page.
+        options_type: the flags.
+        options: their values.
+    """
+
+    environment: ClassVar[Environment]
+    title: ClassVar[str]
+    options_type: ClassVar[type[PageOptions]]
+
+    def __init__(self, options: Any) -> None:
+        self.options = options
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """The name of the files of results."""
+
+    @property
+    @abstractmethod
+    def study(self) -> Study:
+        """The runs."""
+
+    @abstractmethod
+    def of_runs(self, runs: Sequence[Path]) -> Entry:
+        """Results of every seed of a model; the cost of training is added."""
+
+    @abstractmethod
+    def table(self, document: Document) -> str:
+        """The table of results, as Markdown."""
+
+    @abstractmethod
+    def paragraphs(self, document: Document) -> Sequence[str]:
+        """The generated part of the page, as Markdown."""
+
+    @abstractmethod
+    def draw(self, document: Document, path: Path) -> object:
+        """Draw the page's picture."""
+
+    def controls(self, label: str) -> Mapping[str, Mapping[str, Any]]:
+        """What else a model's agents play: a control's label, "MODEL, what is done" -> arguments of `of_control`."""
+        return {}
+
+    def of_control(self, runs: Sequence[Path], **changes: Any) -> Entry:
+        """Results of every seed under changes, those of `play_again`: by default the environment's figures."""
+        found: dict[str, list[float]] = {}
+        device = self.options.device or self.study.device
+        for run in runs:
+            evaluation, played = play_again(self.environment, run, device=device, **changes)
+            for case, episodes in played.items():
+                for column, value in self.environment.figures(case, episodes, evaluation).items():
+                    found.setdefault(column, []).append(value)
+        return found
+
+    def others(self, kept: Mapping[str, Any]) -> Document:
+        """Entries of the data and of players without a model; `kept` ones need not be made again."""
+        return {}
+
+    def kept(self) -> dict[str, Any]:
+        """Entries of the page that are not measured again; see `kept_entries`."""
+        return kept_entries(self.name, self.study, self.options)
+
+    @cached_property
+    def config(self) -> Any:
+        """The configuration that all models share."""
+        return self.study.setting()
+
+    @cached_property
+    def data(self) -> Sequence[Path]:
+        """The files of the data, made if missing."""
+        return self.environment.files(self.config)
+
+    def make(self) -> None:
+        """Train what is missing, play, write the results."""
+        kept, study = self.kept(), self.study
+        _ = self.data  # before several processes try to make it
+        document: Document = {}
+        for label, runs in study.run_all(self.options, self.options.models).items():
+            document[label] = self.of_runs(runs) | training_of(runs)
+            for control, changes in self.controls(label).items():
+                document[control] = self.of_control(runs, **changes) | provenance(runs)
+        document |= self.others(kept)
+        document = merged(kept, document, by_model(study, {**kept, **document}))
+        self.write(document)
+        print(self.table(document))
+
+    def write(self, document: Document) -> None:
+        """Write the JSON file, the picture and the generated part of the page."""
+        self.draw(document, self.options.results_dir / f"{self.name}.png")
+        text = "\n\n".join(self.paragraphs(document)) + "\n"
+        write_results(self.name, self.title, document, text, self.options)
+
+    @classmethod
+    def main(cls, argv: Sequence[str] | None = None) -> None:
+        """Make the page that the flags (None: the command line) ask for."""
+        with exit_on_user_error():
+            description = f"Make the results page of {cls.title}."
+            cls(parse_options(cls.options_type, argv=argv, prog="reproduce.py", description=description)).make()
