@@ -4,7 +4,9 @@ The published system has one encoder variant per environment; `EnvironmentSpec` 
 a tanh after an encoder, a padding row in the action table).
 """
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +20,13 @@ from RATE_model.spec import EnvironmentSpec, PrivilegedKind
 # (kernel, stride) of the three convolutions of Mnih et al. 2015, "Human-level control through deep reinforcement
 # learning", which have 32, 64 and 64 channels.
 _CONVOLUTIONS = ((8, 4), (4, 2), (3, 1))
+
+
+def _observation_encoder(spec: EnvironmentSpec, d_model: int) -> nn.Module:
+    """For an image, a vector, or a vector that begins with images."""
+    if spec.is_image:
+        return ImageEncoder(spec, d_model)
+    return JointEncoder(spec, d_model) if spec.images else nn.Linear(spec.observation_shape[0], d_model)
 
 
 def _with_tanh(module: nn.Module, tanh: bool) -> nn.Module:
@@ -104,6 +113,33 @@ class ImageEncoder(nn.Module):
         return self.project(hidden.flatten(1))
 
 
+class JointEncoder(nn.Module):
+    """Images and numbers in one vector, `(M, features)` to `(M, d_model)`: the sum of what their encoders make of them.
+
+    `EnvironmentSpec.images` says where the images are.
+    """
+
+    def __init__(self, spec: EnvironmentSpec, d_model: int) -> None:
+        super().__init__()
+        of_image = {"images": (), "observation_scale": 1 / 255, "observation_mean": None, "observation_std": None}
+        self.shapes = spec.images
+        self.images = nn.ModuleList(
+            ImageEncoder(replace(spec, observation_shape=shape, **of_image), d_model) for shape in spec.images
+        )
+        self.numbers = nn.Linear(spec.numbers, d_model) if spec.numbers else None
+
+    def forward(self, flat: Tensor) -> Tensor:
+        """Encode vectors `(M, features)`, the images in them unscaled, to `(M, d_model)`."""
+        sizes = [math.prod(shape) for shape in self.shapes]
+        *images, numbers = flat.split([*sizes, flat.shape[1] - sum(sizes)], dim=1)
+        parts = [
+            encode(image.unflatten(1, shape))
+            for encode, image, shape in zip(self.images, images, self.shapes, strict=True)
+        ]
+        parts += [] if self.numbers is None else [self.numbers(numbers)]
+        return torch.stack(parts).sum(0)
+
+
 class TokenEncoder(nn.Module):
     """Encodes each of the three token kinds of a step to `d_model` numbers.
 
@@ -121,9 +157,11 @@ class TokenEncoder(nn.Module):
         super().__init__()
         self.spec = spec
         if spec.is_normalised:  # saved with the spec in every checkpoint, so not with the weights
-            self.register_buffer("mean", torch.tensor(spec.observation_mean), persistent=False)
-            self.register_buffer("std", torch.tensor(spec.observation_std), persistent=False)
-        observation = ImageEncoder(spec, d_model) if spec.is_image else nn.Linear(spec.observation_shape[0], d_model)
+            pixels = spec.observation_shape[0] - spec.numbers  # of images, which come first and stay as they are
+            mean, std = (0.0,) * pixels + (spec.observation_mean or ()), (1.0,) * pixels + (spec.observation_std or ())
+            self.register_buffer("mean", torch.tensor(mean), persistent=False)
+            self.register_buffer("std", torch.tensor(std), persistent=False)
+        observation = _observation_encoder(spec, d_model)
         self.observation = _with_tanh(observation, spec.observation_tanh)
         self.d_model = d_model
         self.action = _with_tanh(self._action_table(), spec.action_tanh) if actions else None

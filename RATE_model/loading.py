@@ -51,6 +51,7 @@ def load_model(path: Path | str, *, device: torch.device | str = "cpu") -> Agent
             name: tuple(value) if isinstance(value, list) else value for name, value in state["spec"].items()
         }
         spec |= recorded | {"oracle": tuple(PrivilegedKind(**kind) for kind in spec.get("oracle", ()))}
+        spec["images"] = tuple(map(tuple, spec.get("images", ())))
         model = Agent(AgentConfig.of(state), EnvironmentSpec(**spec))
         model.load_state_dict(weights if "memory" in state else with_memory_prefix(weights))
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, UserError, ValueError) as error:
@@ -59,7 +60,7 @@ def load_model(path: Path | str, *, device: torch.device | str = "cpu") -> Agent
     return model.to(device).eval()
 
 
-_INTERFACE = ("observation_shape", "num_actions", "continuous", "observation_scale")
+_INTERFACE = ("observation_shape", "images", "num_actions", "continuous", "observation_scale")
 
 
 def same_interface(model: EnvironmentSpec, environment: EnvironmentSpec) -> bool:

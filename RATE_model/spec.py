@@ -35,6 +35,9 @@ class EnvironmentSpec:
 
     # (features,) for a vector, (channels, height, width) for an image
     observation_shape: tuple[int, ...]
+    # (channels, height, width) of images that a vector begins with, flattened, with values of 0 to 255; the numbers
+    # after them are a vector of their own. Empty: the vector holds no images
+    images: tuple[tuple[int, ...], ...] = ()
     # Number of discrete actions, or of action dimensions when `continuous`
     num_actions: int
     # Actions are vectors in [-1, 1], predicted by a tanh head, with a mean squared error
@@ -43,8 +46,8 @@ class EnvironmentSpec:
     action_embeddings: int | None = None
     # Observations are multiplied by this before they are encoded (1/255 for images stored as uint8)
     observation_scale: float = 1.0
-    # Mean and standard deviation per feature, to normalise vectors before they are encoded, in training and acting.
-    # Both or neither
+    # Mean and standard deviation per number of a vector, `images` left out, to normalise them before they are encoded,
+    # in training and acting. Both or neither
     observation_mean: tuple[float, ...] | None = None
     observation_std: tuple[float, ...] | None = None
     # Returns-to-go are multiplied by this before they are encoded, in training and acting
@@ -65,10 +68,12 @@ class EnvironmentSpec:
             raise ValueError(
                 f"observation_shape {self.observation_shape}: give (features,) or (channels, height, width)"
             )
+        if self.images and (self.is_image or self.numbers < 0):
+            raise ValueError(f"images {self.images}: they do not fit into observation_shape {self.observation_shape}")
         if self.is_normalised:
             statistics = self.observation_mean or (), self.observation_std or ()
-            if {(len(values),) for values in statistics} != {self.observation_shape}:
-                raise ValueError(f"observation_mean and _std: give {self.observation_shape} numbers each")
+            if self.is_image or {len(values) for values in statistics} != {self.numbers}:
+                raise ValueError(f"observation_mean and _std: give {self.numbers} numbers each")
             if not all(map(math.isfinite, itertools.chain(*statistics))) or min(statistics[1]) <= 0:
                 raise ValueError("observation_mean and _std: must be finite, and the standard deviations above 0")
         if len(self.conv_channels) != 3 or min(self.conv_channels) < 1:
@@ -82,6 +87,11 @@ class EnvironmentSpec:
     def is_image(self) -> bool:
         """Whether observations are images."""
         return len(self.observation_shape) == 3
+
+    @property
+    def numbers(self) -> int:
+        """Numbers of an observation besides images."""
+        return 0 if self.is_image else self.observation_shape[0] - sum(map(math.prod, self.images))
 
     @property
     def is_normalised(self) -> bool:

@@ -5,7 +5,7 @@ Box, uint8, three dimensions           an image, channels first
 Box                                   a vector, float32
 Discrete, MultiDiscrete               a one-hot vector
 MultiBinary                           a vector of zeros and ones
-Dict, Tuple of these, except images   a vector: the parts, in the space's order
+Dict, Tuple of these                  a vector: first the images, flattened, then the other parts, in the space's order
 
 action space                          an action, as the model predicts it
 Discrete                              its number, from 0
@@ -15,6 +15,7 @@ Box of finite bounds                  a vector in [-1, 1]
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,32 +42,27 @@ class Observations:
     Attributes:
         space: of the environment.
         shape: `(features,)` or `(channels, height, width)`.
-        channels_last: images of the space are (H, W, C).
+        images: `(channels, height, width)` of the images that a vector begins with.
     """
 
     space: spaces.Space
     shape: tuple[int, ...]
-    channels_last: bool = False
+    images: tuple[tuple[int, ...], ...] = ()
 
     @classmethod
-    def of(cls, space: spaces.Space) -> Observations:
-        """Raises UserError for unsupported spaces."""
+    def of(cls, space: spaces.Space, *, images: Iterable[Sequence[int]] = ()) -> Observations:
+        """Of a space. `images` are those that the vectors of a Box begin with, as in files written here.
+
+        Raises UserError for unsupported spaces.
+        """
         if _is_image(space):
-            shape = tuple(space.shape or ())
-            last = shape[-1] in (1, 3, 4) and shape[0] not in (1, 3, 4)
-            shape = (shape[2], *shape[:2]) if last else shape
-            if min(shape[1:]) < SMALLEST_IMAGE:
-                raise UserError(
-                    f"observation space {space}: images need at least {SMALLEST_IMAGE} x {SMALLEST_IMAGE} pixels; "
-                    "enlarge them, or make them vectors with gymnasium.wrappers.FlattenObservation"
-                )
-            return cls(space, shape, last)
-        for part in _parts(space):
-            if _is_image(part) or not isinstance(
-                part, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary
-            ):
+            return cls(space, _image_shape(space))
+        parts = _parts(space)
+        for part in parts:
+            if not isinstance(part, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
                 raise UserError(f"observation space {space}: {part} is not supported here; {_OBSERVATIONS}")
-        return cls(space, (spaces.flatdim(space),))
+        own = tuple(_image_shape(part) for part in parts if _is_image(part))
+        return cls(space, (spaces.flatdim(space),), own or tuple(map(tuple, images)))
 
     @property
     def is_image(self) -> bool:
@@ -88,19 +84,26 @@ class Observations:
     def encode(self, observation: Any) -> np.ndarray:
         """One observation as the model sees it. Raises ValueError, KeyError or TypeError if it is not in the space."""
         if self.is_image:
-            image = np.asarray(observation)
-            return np.ascontiguousarray(np.moveaxis(image, -1, 0) if self.channels_last else image)
-        return np.asarray(spaces.flatten(self.space, observation), dtype=np.float32)
+            return _channels_first(self.space, observation)
+        if not self.images or isinstance(self.space, spaces.Box):
+            return np.asarray(spaces.flatten(self.space, observation), dtype=np.float32)
+        leaves = list(_leaves(self.space, observation))
+        images = [_channels_first(part, value).reshape(-1) for part, value in leaves if _is_image(part)]
+        others = [np.asarray(spaces.flatten(part, value)) for part, value in leaves if not _is_image(part)]
+        return np.concatenate([*images, *others]).astype(np.float32)
 
     def encode_many(self, values: Any) -> np.ndarray:
         """T observations, `(T, ...)` or a dict of these, as the model sees them: `(T, *shape)`."""
         if self.is_image:
-            images = np.asarray(values)
-            return np.ascontiguousarray(np.moveaxis(images, -1, 1) if self.channels_last else images)
-        if isinstance(self.space, spaces.Box):  # the common case first
+            return _channels_first(self.space, values)
+        if isinstance(self.space, spaces.Box) or self.is_encoded(values):  # the common case first
             return np.asarray(values, dtype=np.float32).reshape(len(values), *self.shape)
         rows = _rows(values, self.space)
         return np.stack([self.encode(row) for row in rows])
+
+    def is_encoded(self, values: Any) -> bool:
+        """Whether T observations are vectors as the model sees them, such as those of a file."""
+        return not self.is_image and isinstance(values, np.ndarray) and values.shape[1:] == self.shape
 
 
 @dataclass(frozen=True)
@@ -212,11 +215,12 @@ def spec_of(
 
     Args:
         observations, actions: its spaces.
-        mean, std: for vectors, one number per feature; None: no normalisation.
+        mean, std: of a vector's numbers, without images; None: no normalisation.
         return_scale: see `EnvironmentSpec`.
     """
     return EnvironmentSpec(
         observation_shape=observations.shape,
+        images=observations.images,
         num_actions=actions.count,
         continuous=actions.continuous,
         observation_scale=1 / 255 if observations.is_image else 1.0,
@@ -248,6 +252,41 @@ class Encoded(gymnasium.Wrapper):
 
 def _is_image(space: spaces.Space) -> bool:
     return isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3
+
+
+def _image_shape(space: spaces.Space) -> tuple[int, ...]:
+    """(channels, height, width). Raises UserError for a small one."""
+    shape = tuple(space.shape or ())
+    shape = (shape[2], *shape[:2]) if _is_channels_last(space) else shape
+    if min(shape[1:]) < SMALLEST_IMAGE:
+        raise UserError(
+            f"observation space {space}: images need at least {SMALLEST_IMAGE} x {SMALLEST_IMAGE} pixels; "
+            "enlarge them, or make them vectors with gymnasium.wrappers.FlattenObservation"
+        )
+    return shape
+
+
+def _is_channels_last(space: spaces.Space) -> bool:
+    first, _, last = np.array(space.shape).tolist()
+    return last in (1, 3, 4) and first not in (1, 3, 4)
+
+
+def _channels_first(space: spaces.Space, images: Any) -> np.ndarray:
+    """An image of the space, or T of them."""
+    images = np.asarray(images)
+    return np.ascontiguousarray(np.moveaxis(images, -1, -3) if _is_channels_last(space) else images)
+
+
+def _leaves(space: spaces.Space, value: Any) -> Iterator[tuple[spaces.Space, Any]]:
+    """The parts of an observation with their spaces, in the order of `_parts`."""
+    if isinstance(space, spaces.Dict):
+        for name, part in space.spaces.items():
+            yield from _leaves(part, value[name])
+    elif isinstance(space, spaces.Tuple):
+        for part, inner in zip(space.spaces, value, strict=True):
+            yield from _leaves(part, inner)
+    else:
+        yield space, value
 
 
 def _parts(space: spaces.Space) -> list[spaces.Space]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
@@ -60,6 +61,8 @@ class Dataset:
     ) -> None:
         self.trajectories, self.observations, self.actions = trajectories, observations, actions
         self.metadata = dict(metadata or trajectories.attributes)
+        if observations.images:  # a reader of the files written from here needs them
+            self.metadata["images"] = [list(shape) for shape in observations.images]
         if len(self) < 2:
             raise UserError(
                 f"{self.name} has {len(self)} episode; at least 2 are needed: some are held out for validation"
@@ -109,7 +112,8 @@ class Dataset:
                 guess = _infer_spaces(columns, name)
                 observation_space = guess[0] if observation_space is None else observation_space
                 action_space = guess[1] if action_space is None else action_space
-        observations, actions = Observations.of(observation_space), Actions.of(action_space)
+        observations = Observations.of(observation_space, images=(metadata or {}).get("images", ()))
+        actions = Actions.of(action_space)
         parts = [_encoded(episode, observations, actions, number, name) for number, episode in enumerate(columns)]
         trajectories = TrajectoryArrays(
             *(np.concatenate([part[index] for part in parts]) for index in range(3)),
@@ -127,7 +131,8 @@ class Dataset:
         if environment is None and file.actions.dtype.kind in "iuf" and (file.discrete or _unit(file.actions)):
             first = {"observations": file.read(0, 1)[0], "actions": file.actions}
             observation_space, action_space = _infer_spaces([first], str(path))
-            return cls(file, Observations.of(observation_space), Actions.of(action_space))
+            images = file.attributes.get("images", ())
+            return cls(file, Observations.of(observation_space, images=images), Actions.of(action_space))
         with file:
             episodes = [
                 {
@@ -244,8 +249,9 @@ class Dataset:
     def spec(self) -> EnvironmentSpec:
         """The spec of this data: vectors are normalised by its statistics, returns-to-go divided by the largest."""
         mean = std = None
-        if not self.observations.is_image:
-            observations = self.trajectories.load()[0].astype(np.float64)
+        pixels = sum(map(math.prod, self.observations.images))  # come first, and are not normalised
+        if not self.observations.is_image and pixels < self.observations.shape[0]:
+            observations = self.trajectories.load()[0][:, pixels:].astype(np.float64)
             mean, std = observations.mean(0), observations.std(0)
             std = np.where(std > 1e-6, std, 1.0)
         largest = float(np.abs(self.trajectories.returns_to_go()).max())
@@ -537,7 +543,8 @@ def _encoded(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Encode observations, actions and rewards of an episode for the model."""
     place = f"episode {number} of {name}"
-    _check_shape(episode["observations"], observations.space, f"{place}: 'observations'")
+    if not observations.is_encoded(episode["observations"]):
+        _check_shape(episode["observations"], observations.space, f"{place}: 'observations'")
     try:
         seen = observations.encode_many(episode["observations"])
     except (ValueError, KeyError, TypeError, AssertionError) as error:

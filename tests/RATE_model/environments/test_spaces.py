@@ -60,6 +60,28 @@ def test_images_have_their_channels_first(shape):
     assert spec.observation_shape == channels.shape and spec.observation_scale == 1 / 255
 
 
+def test_images_of_a_dict_come_first_in_its_vector():
+    image = spaces.Box(0, 255, (40, 48, 3), np.uint8)
+    space = spaces.Dict(a=spaces.Box(-1, 1, (2,)), inner=spaces.Tuple([spaces.Discrete(3), image]), z=image)
+    space.seed(0)
+    observations, samples = Observations.of(space), [space.sample() for _ in range(3)]
+    assert observations.shape == (2 * 3 * 40 * 48 + 5,) and observations.images == ((3, 40, 48),) * 2
+    columns = {
+        "a": np.stack([sample["a"] for sample in samples]),
+        "inner": {str(part): np.stack([sample["inner"][part] for sample in samples]) for part in (0, 1)},
+        "z": np.stack([sample["z"] for sample in samples]),
+    }
+    seen = observations.encode_many(columns)
+    for sample, vector in zip(samples, seen, strict=True):
+        images = [picture.transpose(2, 0, 1).reshape(-1) for picture in (sample["inner"][1], sample["z"])]
+        one_hot = np.eye(3)[sample["inner"][0]]
+        np.testing.assert_array_equal(vector, np.concatenate([*images, sample["a"], one_hot]).astype(np.float32))
+        np.testing.assert_array_equal(observations.encode(sample), vector)
+    assert observations.encode_many(seen) is not None and observations.is_encoded(seen), "files hold such vectors"
+    spec = spec_of(observations, Actions.of(spaces.Discrete(2)), mean=np.zeros(5), std=np.ones(5))
+    assert spec.images == observations.images and spec.numbers == 5 and spec.observation_scale == 1
+
+
 @pytest.mark.parametrize("space", ACTIONS, ids=str)
 def test_actions_come_back(space):
     space.seed(1)
@@ -77,8 +99,9 @@ def test_actions_come_back(space):
     ("space", "named"),
     [
         (spaces.Text(5), "Text"),
-        (spaces.Dict(a=spaces.Box(0, 255, (40, 40, 3), np.uint8), b=spaces.Discrete(2)), "Dict"),
+        (spaces.Dict(a=spaces.Discrete(2), b=spaces.Text(5)), "Text"),
         (spaces.Box(0, 255, (8, 8, 3), np.uint8), "36 x 36"),
+        (spaces.Dict(a=spaces.Box(0, 255, (8, 8, 3), np.uint8), b=spaces.Discrete(2)), "36 x 36"),
     ],
 )
 def test_observations_that_no_model_sees_are_refused(space, named):

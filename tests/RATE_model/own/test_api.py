@@ -12,8 +12,9 @@ import yaml
 
 from RATE_model import Dataset, UserError, evaluate, load_agent, train
 from RATE_model.acting.controls import knock_out_memory
+from RATE_model.environments.spaces import Encoded
 from RATE_model.own.environment import OwnEnvironment
-from tests.RATE_model.own.toys import STEPS, Recall, episodes
+from tests.RATE_model.own.toys import STEPS, Recall, Watched, episodes
 
 RECALL = "tests.RATE_model.own.toys:Recall"
 TINY = dict(
@@ -109,6 +110,26 @@ def test_the_shell_does_the_same(tmp_path, monkeypatch, capsys):
         "mean_return", "mean_steps", "standard_error",
     }  # fmt: skip
     assert {path.name for path in (tmp_path / "p").iterdir()} == {"returns.png", "return_1_seed_0.mp4"}
+
+
+def test_pictures_and_numbers_in_one_dict_are_learned_from(tmp_path):
+    data = Dataset.collect(Watched, episodes=6)
+    spec = data.spec()
+    assert spec.images == ((1, 40, 40),) and len(spec.observation_mean) == 2 and spec.observation_mean[1] == 10
+    path = data.to_hdf5(tmp_path / "data.h5")
+    for again in (Dataset.open(path), Dataset.open(path, environment=Watched)):
+        assert again.spec() == spec
+        np.testing.assert_array_equal(again.trajectories.read(0, 8)[0], data.trajectories.read(0, 8)[0])
+    done = train(path, environment=Watched, output_dir=tmp_path / "run", **TINY | {"epochs": 1})
+    agent = load_agent(done.directory)
+    assert agent.spec.images == spec.images and agent.spec.numbers == 2
+    played = evaluate(done.directory, Watched, episodes=3, target_return=1)
+    assert played.lengths.tolist() == [STEPS] * 3
+    scene = Encoded(Watched())
+    action = agent.actor(1, target_return=1.0).act(scene.reset(seed=0)[0][None], np.zeros(1))
+    assert action.shape == (1,)
+    with pytest.raises(UserError, match="observations"):
+        evaluate(done.directory, Recall, target_return=1)
 
 
 def test_an_environment_without_pictures_is_refused_before_it_is_played(run, monkeypatch, capsys):

@@ -39,6 +39,19 @@ class Recall(gymnasium.Env):
         return np.full((32, 32, 3), 50 * self.step_number, dtype=np.uint8)
 
 
+class Watched(Recall):
+    """The same with a picture beside the numbers: it is bright where the bit is 1."""
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        super().__init__(render_mode=render_mode)
+        picture = spaces.Box(0, 255, (40, 40, 1), np.uint8)
+        self.observation_space = spaces.Dict(camera=picture, numbers=self.observation_space)
+
+    def _see(self) -> dict[str, np.ndarray]:
+        numbers = super()._see()
+        return {"camera": np.full((40, 40, 1), 200 * max(0, numbers[0]), np.uint8), "numbers": 10 + 3 * numbers}
+
+
 class Broken(gymnasium.Env):
     """Cannot be made."""
 
