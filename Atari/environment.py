@@ -21,7 +21,7 @@ from RATE_model.acting.video import with_caption
 from RATE_model.agent import Agent
 from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
 from RATE_model.cli.options import changeable
-from RATE_model.cli.settings import PUBLISHED_TRAINING, ExperimentConfig, ImageOptions, PlayOptions, SegmentOptions
+from RATE_model.cli.settings import PUBLISHED_TRAINING, ImageExperimentConfig, PlayOptions, SegmentOptions
 from RATE_model.data.dopamine import Selection
 from RATE_model.environments.contract import Environment, Evaluation, TrainingData
 from RATE_model.errors import UserError
@@ -89,10 +89,9 @@ class Task(Rules, SegmentOptions):
 
 
 @dataclass(frozen=True)
-class Config(ExperimentConfig):
+class Config(ImageExperimentConfig):
     """All flags of the train script."""
 
-    image: ImageOptions = field(default_factory=ImageOptions)
     data: DataOptions = field(default_factory=DataOptions)
     replay: Selection = field(default_factory=Selection)
     task: Task = field(default_factory=Task)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from Atari.games import Game
-from RATE_model.acting.rollout import BatchActor, Episodes, mean_and_error
+from RATE_model.acting.rollout import BatchActor, Episodes, Memoryless, mean_and_error
 from RATE_model.errors import UserError
 
 
@@ -37,18 +37,10 @@ class ClippedRewards:
         self._player.keep(rows)
 
 
-class RandomPlayer:
-    """Presses buttons at random: an actor for `Environment.play_as`."""
-
-    def __init__(self, game: Game, seed: int = 0) -> None:
-        self._actions, self._generator = game.actions, np.random.default_rng(seed)
-
-    def act(self, observations: np.ndarray, rewards: np.ndarray) -> np.ndarray:
-        """Actions (B,) int64."""
-        return self._generator.integers(self._actions, size=len(observations))
-
-    def keep(self, rows: np.ndarray) -> None:
-        """Nothing is remembered of rows."""
+def random_player(game: Game, seed: int = 0) -> Memoryless:
+    """Presses buttons at random."""
+    generator = np.random.default_rng(seed)
+    return Memoryless(lambda observations: generator.integers(game.actions, size=len(observations)))
 
 
 def metrics(played: Episodes, game: Game) -> dict[str, float]:

@@ -22,7 +22,7 @@ import numpy as np
 from Atari.dataset import configured_folder, open_dataset
 from Atari.env import AtariEnv
 from Atari.environment import ENVIRONMENT, Play
-from Atari.evaluate import RandomPlayer
+from Atari.evaluate import random_player
 from Atari.experts import expert
 from Atari.games import GAMES, Game
 from Atari.generate_dataset import SCRIPT, ensure_own_data
@@ -89,7 +89,7 @@ def of_players(game: Game) -> dict[str, dict[str, Any]]:
     with open_dataset(ensure_own_data(game, transitions=TRANSITIONS[game.name]), game) as file:
         data = file.returns_to_go()[file.starts[file.whole]]
     rules = Play(game=game.name, opening="black")
-    drawn = ENVIRONMENT.play_as(RandomPlayer(game), rules, episodes=EPISODES).returns
+    drawn = ENVIRONMENT.play_as(random_player(game), rules, episodes=EPISODES).returns
     return {
         label: {"return": [float(returns.mean())], "return_std": float(np.std(returns)), "episodes": len(returns)}
         for label, returns in ((RANDOM, drawn), (EXPERT, expert_returns(game)), (DATA, data))

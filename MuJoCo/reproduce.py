@@ -24,6 +24,7 @@ from MuJoCo.environment import ENVIRONMENT, Play
 from MuJoCo.files import DATA_DIRECTORY, generated_name
 from MuJoCo.generate_dataset import GenerateOptions, generate, training_of
 from MuJoCo.tasks import HALFCHEETAH, TASKS, Task, task_of
+from RATE_model.acting.rollout import Memoryless
 from RATE_model.cli.reproduce import ROOT, Study, StudyOptions, cell
 from RATE_model.cli.returns_page import Part, ReturnsPage
 from RATE_model.data.ppo import Policy, train_policies
@@ -75,19 +76,10 @@ def study(env_id: int) -> Study:
     )
 
 
-class NoiselessPolicy:
-    """The policy that acted in the data, without its noise: an actor for `Environment.play_as`."""
-
-    def __init__(self, policy: Policy) -> None:
-        self.policy = replace(policy, action_std=np.zeros_like(policy.action_std))
-        self.generator = np.random.default_rng()  # of the noise that is none
-
-    def act(self, observations: np.ndarray, rewards: np.ndarray) -> np.ndarray:
-        """Actions (B, act) float32."""
-        return self.policy.act(observations, self.generator)
-
-    def keep(self, rows: np.ndarray) -> None:
-        """Rows have no memory."""
+def noiseless(policy: Policy) -> Memoryless:
+    """The policy that acted in the data, without its noise."""
+    quiet, generator = replace(policy, action_std=np.zeros_like(policy.action_std)), np.random.default_rng()
+    return Memoryless(lambda observations: quiet.act(observations, generator))
 
 
 def of_data(task: Task) -> dict[str, dict[str, Any]]:
@@ -101,7 +93,7 @@ def of_data(task: Task) -> dict[str, dict[str, Any]]:
         path.parent / "policies",
         enough=lambda trained: bool(trained) and trained[-1].steps >= note["training_steps"],
     )
-    quiet = ENVIRONMENT.play_as(NoiselessPolicy(policies[-1]), Play(env_id=TASKS.index(task)), episodes=EPISODES)
+    quiet = ENVIRONMENT.play_as(noiseless(policies[-1]), Play(env_id=TASKS.index(task)), episodes=EPISODES)
     return {
         name: {
             "return": [float(values.mean())],

@@ -34,8 +34,9 @@ if __name__ == "__main__":  # started as a script
 
 import numpy as np
 
-from MemoryMaze.MemoryMaze_src.env import NUM_ACTIONS, OBSERVATION_SHAPE, check_size
+from MemoryMaze.MemoryMaze_src.env import check_size
 from MemoryMaze.MemoryMaze_src.generate import DEFAULT_MIX, EXPERTS_VERSION, Recipe, generate
+from MemoryMaze.MemoryMaze_src.spec import SPEC
 from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
 from RATE_model.cli.local_settings import configured_folder
 from RATE_model.cli.options import changeable
@@ -118,8 +119,7 @@ class MemoryMazeData(DataMaker[DataOptions]):
     directory = Path(__file__).resolve().parents[1] / "MemoryMaze_data"
     prefix = "memory_maze"
     options = DataOptions
-    observation_shape = OBSERVATION_SHAPE
-    num_actions = NUM_ACTIONS
+    spec = SPEC
     pattern = "*.npz"
 
     def file_name(self, options: DataOptions) -> str:

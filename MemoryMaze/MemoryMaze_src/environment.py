@@ -29,13 +29,7 @@ from RATE_model.acting.rollout import Episodes, mean_and_error, rollout_alternat
 from RATE_model.acting.video import with_caption
 from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
 from RATE_model.cli.options import Boolean, changeable
-from RATE_model.cli.settings import (
-    PUBLISHED_TRAINING,
-    ExperimentConfig,
-    ImageOptions,
-    PlayOptions,
-    SegmentOptions,
-)
+from RATE_model.cli.settings import PUBLISHED_TRAINING, ImageExperimentConfig, PlayOptions, SegmentOptions
 from RATE_model.data.mirror import Mirror
 from RATE_model.environments.contract import Case, Environment, Evaluation, TrainingData
 from RATE_model.spec import EnvironmentSpec
@@ -93,10 +87,9 @@ class Task(Rules, SegmentOptions):
 
 
 @dataclass(frozen=True)
-class Config(ExperimentConfig):
+class Config(ImageExperimentConfig):
     """All flags of the train script."""
 
-    image: ImageOptions = field(default_factory=ImageOptions)
     data: DataOptions = field(default_factory=DataOptions)
     task: Task = field(default_factory=Task)
 
@@ -115,6 +108,7 @@ class MemoryMaze(Environment):
     train_script = "MemoryMaze/MemoryMaze_src/train_mem_maze.py"
     inference_script = "MemoryMaze/MemoryMaze_src/inference_mem_maze.py"
     config = Config
+    maker = DATA
     play_options = Mazes
     # See docs/deviations.md
     published = PUBLISHED_TRAINING | {
@@ -138,10 +132,6 @@ class MemoryMaze(Environment):
     def spec(self, flags: Mapping[str, Any]) -> EnvironmentSpec:
         """Images, six actions."""
         return spec_of(tuple(flags.get("conv_channels", SPEC.conv_channels)))
-
-    def files(self, config: Config) -> Sequence[Path]:
-        """One file."""
-        return DATA.files(config.data)
 
     def load(self, config: Config) -> TrainingData:
         """Windows as long as a trajectory. There is one stage, with all segments."""

@@ -27,16 +27,7 @@ from MemoryMaze.MemoryMaze_src.evaluate import PLAYERS, player_returns
 from RATE_model.acting.controls import knock_out_memory, knock_out_part
 from RATE_model.acting.rollout import format_mean_and_error, mean_and_error
 from RATE_model.cli.controls_page import ControlsPage, Document, Entry
-from RATE_model.cli.reproduce import (
-    PageOptions,
-    Study,
-    final_results,
-    origin,
-    play_again,
-    seed_table,
-    table,
-    training_table,
-)
+from RATE_model.cli.reproduce import PageOptions, Study, final_results, origin, play_again, seed_table, table
 from RATE_model.errors import UserError
 from RATE_model.memories.contract import MemoryTransform
 from RATE_model.plots import plot_bars
@@ -187,7 +178,7 @@ class Page(ControlsPage):
             f"{self.config.task.target_return:g}; the most probable actions are taken unless noted. Data: {held}.",
             self.table(document),
             differences(document),
-            training_table(document),
+            self.costs(document),
             "Every run:",
             runs_table(document, options.seeds),
             "Commands for the page, and for training alone:",

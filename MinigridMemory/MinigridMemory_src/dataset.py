@@ -17,14 +17,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from MinigridMemory.MinigridMemory_src.env import (
     ENV_ID,
-    NUM_ACTIONS,
-    OBSERVATION_SHAPE,
     PUBLISHED_CAP,
     check_size,
     expert_cap,
 )
 from MinigridMemory.MinigridMemory_src.expert import Flaws
 from MinigridMemory.MinigridMemory_src.generate import Selection, generate
+from MinigridMemory.MinigridMemory_src.spec import SPEC
 from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
 from RATE_model.cli.options import changeable
 from RATE_model.data.maker import DAggerOptions, DataMaker, whole_sides
@@ -149,8 +148,7 @@ class MinigridMemoryData(DataMaker[DataOptions]):
     directory = Path(__file__).resolve().parents[1] / "MinigridMemory_data"
     prefix = "minigrid_memory"
     options = DataOptions
-    observation_shape = OBSERVATION_SHAPE
-    num_actions = NUM_ACTIONS
+    spec = SPEC
 
     def file_name(self, options: DataOptions) -> str:
         """By what is selected."""

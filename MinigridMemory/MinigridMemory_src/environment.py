@@ -27,13 +27,7 @@ from RATE_model.acting.rollout import Episodes
 from RATE_model.agent import Agent
 from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
 from RATE_model.cli.options import Boolean, changeable
-from RATE_model.cli.settings import (
-    PUBLISHED_TRAINING,
-    CurriculumOptions,
-    ExperimentConfig,
-    PlayOptions,
-    SegmentOptions,
-)
+from RATE_model.cli.settings import PUBLISHED_TRAINING, CurriculumOptions, ExperimentConfig, PlayOptions, SegmentOptions
 from RATE_model.data.batch import Batch, Share
 from RATE_model.data.dataset import WindowDataset
 from RATE_model.environments.contract import Environment, Evaluation, TrainingData
@@ -128,6 +122,7 @@ class MinigridMemory(Environment):
     train_script = "MinigridMemory/MinigridMemory_src/train_minigridmemory.py"
     inference_script = "MinigridMemory/MinigridMemory_src/inference_minigridmemory.py"
     config = Config
+    maker = DATA
     play_options = Mazes
     # See docs/deviations.md
     published = PUBLISHED_TRAINING | {
@@ -151,10 +146,6 @@ class MinigridMemory(Environment):
     def spec(self, flags: Mapping[str, Any]) -> EnvironmentSpec:
         """Small images, three actions."""
         return SPEC
-
-    def files(self, config: Config) -> Sequence[Path]:
-        """The data of the preset, or the given one."""
-        return DATA.files(config.data)
 
     def load(self, config: Config) -> TrainingData:
         """Windows for a stage of s segments: the episodes that fit, padded. Each stage has at least ten batches."""

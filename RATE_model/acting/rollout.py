@@ -43,6 +43,20 @@ class BatchActor(Protocol):
 
 
 @dataclass(frozen=True)
+class Memoryless:
+    """A player whose actions `(B, ...)` are a function of the current observations `(B, ...)`: a `BatchActor`."""
+
+    choose: Callable[[np.ndarray], np.ndarray]
+
+    def act(self, observations: np.ndarray, rewards: np.ndarray) -> np.ndarray:
+        """See `BatchActor`."""
+        return self.choose(observations)
+
+    def keep(self, rows: np.ndarray) -> None:
+        """Nothing is remembered of rows."""
+
+
+@dataclass(frozen=True)
 class Episodes:
     """The results of B episodes."""
 

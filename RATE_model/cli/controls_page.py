@@ -18,6 +18,7 @@ from RATE_model.cli.reproduce import (
     play_again,
     provenance,
     training_of,
+    training_table,
     write_results,
 )
 from RATE_model.environments.contract import Environment
@@ -32,12 +33,14 @@ class ControlsPage(ABC):
     Attributes:
         environment, title: whose, and of a new page.
         options_type: the flags.
+        same_seeds: whether all models share one set of seeds.
         options: their values.
     """
 
     environment: ClassVar[Environment]
     title: ClassVar[str]
     options_type: ClassVar[type[PageOptions]]
+    same_seeds: ClassVar[bool] = True
 
     def __init__(self, options: Any) -> None:
         self.options = options
@@ -89,7 +92,11 @@ class ControlsPage(ABC):
 
     def kept(self) -> dict[str, Any]:
         """Entries of the page that are not measured again; see `kept_entries`."""
-        return kept_entries(self.name, self.study, self.options)
+        return kept_entries(self.name, self.study, self.options, same_seeds=self.same_seeds)
+
+    def costs(self, document: Document) -> str:
+        """The table of what training cost, as Markdown."""
+        return training_table(document)
 
     @cached_property
     def config(self) -> Any:

@@ -528,3 +528,10 @@ class ExperimentConfig:
     def agent_config(self) -> AgentConfig:
         """The validated configuration of the agent."""
         return self.model.agent_config(context_length=self.context_length, segments=self.segments)
+
+
+@dataclass(frozen=True)
+class ImageExperimentConfig(ExperimentConfig):
+    """All flags of a train script for images."""
+
+    image: ImageOptions = field(default_factory=ImageOptions)

@@ -6,7 +6,7 @@ An environment's module declares a `DataMaker`; its data script is ``DATA.main``
     options                             its flags, a dataclass with `data_path` and `data_dir`
     file_name                           the file for these flags; the name includes everything its content depends on
     make                                makes that file, in parts (`RATE_model.data.parts`)
-    observation_shape, num_actions      what is in it
+    spec                                what is in it
 
 A recipe, a frozen dataclass that is sent to other processes, says what to play; a module-level function plays its
 episodes ``first`` to ``first + count - 1``. An environment with single steps records them with `record`.
@@ -34,6 +34,7 @@ from RATE_model.data.parts import FileOptions
 from RATE_model.data.selection import split_episodes, whole_episodes
 from RATE_model.data.trajectories import TrajectoryFile
 from RATE_model.errors import UserError
+from RATE_model.spec import EnvironmentSpec
 from RATE_model.system.locks import ensure
 from RATE_model.system.processes import check_writable
 
@@ -96,10 +97,8 @@ class DataMaker(ABC, Generic[Options]):
     prefix: ClassVar[str]
     # Its flags
     options: ClassVar[type]
-    # Shape and type (uint8 or float32) of one observation, and the number of actions
-    observation_shape: ClassVar[tuple[int, ...]]
-    observation_dtype: ClassVar[str] = "uint8"
-    num_actions: ClassVar[int]
+    # Its observations and actions; images are stored as uint8, vectors as float32
+    spec: ClassVar[EnvironmentSpec]
     # File names in a folder to convert
     pattern: ClassVar[str] = PATTERN
     # What to do about a missing or bad file
@@ -236,20 +235,21 @@ class DataMaker(ABC, Generic[Options]):
             target or conversion_path(source, options.data_dir or self.directory, self.prefix),
             pattern=self.pattern,
             named=named,
-            observation_shape=self.observation_shape,
-            num_actions=self.num_actions,
+            observation_shape=self.spec.observation_shape,
+            num_actions=self.spec.num_actions,
             overwrite=overwrite,
             attributes=attributes,
             **conversion,
         )
 
-    def open(self, path: Path) -> TrajectoryFile:
-        """A file of trajectories, checked. Raises UserError; see `TrajectoryFile`."""
+    def open(self, path: Path, spec: EnvironmentSpec | None = None) -> TrajectoryFile:
+        """Open a file of trajectories of this spec (None: the usual one). Raises UserError; see `TrajectoryFile`."""
+        spec = spec or self.spec
         return TrajectoryFile(
             path,
-            observation_shape=self.observation_shape,
-            observation_dtype=self.observation_dtype,
-            num_actions=self.num_actions,
+            observation_shape=spec.observation_shape,
+            observation_dtype="uint8" if spec.is_image else "float32",
+            num_actions=spec.num_actions,
             hint=self.hint,
         )
 

@@ -45,6 +45,7 @@ from RATE_model.spec import EnvironmentSpec
 
 if TYPE_CHECKING:
     from RATE_model.data.dataset import WindowDataset
+    from RATE_model.data.maker import DataMaker
     from RATE_model.training.trainer import BatchTransform
 
 Case = Any
@@ -187,6 +188,8 @@ class Environment(ABC):
     outcome: ClassVar[Outcome] = "return"
     # Names of discrete actions; empty: use their numbers
     action_names: ClassVar[Sequence[str]] = ()
+    # What makes its data by a configuration's flags `data`; None: see `load`
+    maker: ClassVar[DataMaker[Any] | None] = None
     # Arrays of its data, besides seeds and the expert's actions, that say how a step was made and nothing about the
     # world; `RATE_model.diagnose` probes them only if they are named
     bookkeeping: ClassVar[Sequence[str]] = ()
@@ -243,6 +246,8 @@ class Environment(ABC):
 
     def files(self, config: Any) -> Sequence[Path]:
         """The files of that data, made if missing; empty if it is not in files. Raises UserError."""
+        if self.maker is not None:
+            return self.maker.files(config.data)
         self.load(config)
         return ()
 

@@ -27,19 +27,19 @@ from RATE_model.cli.options import Boolean, changeable, exit_on_user_error, pars
 from RATE_model.data.dataset import WindowDataset
 from RATE_model.data.maker import DataMaker, two_sides
 from RATE_model.data.selection import whole_episodes
-from RATE_model.data.trajectories import TrajectoryFile
 from RATE_model.data.writer import TrajectoryWriter
 from RATE_model.errors import UserError
+from RATE_model.spec import EnvironmentSpec
 from RATE_model.system.locks import ensure, making
 from TMaze_new.TMaze_new_src.env import (
     ENV_ID,
-    NUM_ACTIONS,
     OBSERVATION_SIZE,
     TMazeVectorEnv,
     expert_actions,
     goals_of_seeds,
 )
 from TMaze_new.TMaze_new_src.published import converted, published_file
+from TMaze_new.TMaze_new_src.spec import SPEC
 from TMaze_new.TMaze_new_src.task_choice import TaskChoice
 from TMaze_new.TMaze_new_src.tasks import environment_id
 
@@ -115,9 +115,7 @@ class TMazeData(DataMaker[DataOptions]):
     directory = Path(__file__).resolve().parents[1] / "TMaze_new_data"
     prefix = "tmaze"
     options = DataOptions
-    observation_shape = (OBSERVATION_SIZE,)
-    observation_dtype = "float32"
-    num_actions = NUM_ACTIONS
+    spec = SPEC
 
     def file_name(self, options: DataOptions) -> str:
         """By task and lengths."""
@@ -160,16 +158,6 @@ class TMazeData(DataMaker[DataOptions]):
         assert options.data_path is not None, "asked for where there is one"
         source = published_file(options.data_path, options.max_n_final, options.context_length)
         return converted(source, options.data_dir or self.directory)
-
-    def open(self, path: Path, features: int = OBSERVATION_SIZE) -> TrajectoryFile:
-        """As in every environment, of this many numbers an observation."""
-        return TrajectoryFile(
-            path,
-            observation_shape=(features,),
-            observation_dtype=self.observation_dtype,
-            num_actions=self.num_actions,
-            hint=self.hint,
-        )
 
 
 DATA = TMazeData()
@@ -254,7 +242,7 @@ def ensure_datasets(options: DataOptions, segment_counts: Iterable[int] | None =
 
 
 def load_windows(
-    paths: Sequence[Path], *, size: int, features: int = OBSERVATION_SIZE, fraction: float = TRAINING_FRACTION
+    paths: Sequence[Path], *, size: int, spec: EnvironmentSpec = SPEC, fraction: float = TRAINING_FRACTION
 ) -> tuple[WindowDataset, WindowDataset]:
     """All episodes of these files, padded to ``size`` steps: a training and a validation dataset.
 
@@ -264,7 +252,7 @@ def load_windows(
     Raises:
         UserError: a file is missing or bad, or its episodes are longer than ``size``.
     """
-    files = [DATA.open(path, features) for path in paths]
+    files = [DATA.open(path, spec) for path in paths]
     windows = np.concatenate([whole_episodes(index, file, max_steps=size) for index, file in enumerate(files)])
     return two_sides(files, windows, fraction=fraction, size=size)
 

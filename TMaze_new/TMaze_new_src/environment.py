@@ -17,13 +17,7 @@ from RATE_model.acting.rollout import BatchActor, Episodes
 from RATE_model.agent import Agent
 from RATE_model.cli.limits import MAX_EPISODE_STEPS, at_least, at_most
 from RATE_model.cli.options import Boolean, changeable
-from RATE_model.cli.settings import (
-    PUBLISHED_TRAINING,
-    CurriculumOptions,
-    ExperimentConfig,
-    PlayOptions,
-    TaskOptions,
-)
+from RATE_model.cli.settings import PUBLISHED_TRAINING, CurriculumOptions, ExperimentConfig, PlayOptions, TaskOptions
 from RATE_model.data.batch import Batch, Share
 from RATE_model.data.dataset import WindowDataset
 from RATE_model.environments.contract import Environment, Evaluation, TrainingData
@@ -172,7 +166,7 @@ class TMaze(Environment):
         @lru_cache
         def windows(segments: int) -> tuple[WindowDataset, WindowDataset]:
             files = paths[: segments - config.data.min_n_final + 1]
-            return load_windows(files, size=segments * config.context_length, features=spec.observation_shape[0])
+            return load_windows(files, size=segments * config.context_length, spec=spec)
 
         return TrainingData(windows, config.data.segment_counts, spec)
 

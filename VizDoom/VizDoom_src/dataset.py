@@ -25,10 +25,11 @@ from RATE_model.data.maker import DAggerOptions, DataMaker, whole_sides
 from RATE_model.data.npz import require_expert_labels
 from RATE_model.data.trajectories import Learn
 from RATE_model.errors import UserError
-from VizDoom.VizDoom_src.env import ENV_ID, NUM_ACTIONS, OBSERVATION_SHAPE, PUBLISHED_CAP
+from VizDoom.VizDoom_src.env import ENV_ID, PUBLISHED_CAP
 from VizDoom.VizDoom_src.expert import View
 from VizDoom.VizDoom_src.generate import EXPERT_VERSION, Recipe, generate
 from VizDoom.VizDoom_src.scenario import BEFORE, BUILDER_VERSION, Scenario
+from VizDoom.VizDoom_src.spec import SPEC
 
 if TYPE_CHECKING:
     from RATE_model.data.dataset import WindowDataset
@@ -90,8 +91,7 @@ class VizDoomData(DataMaker[DataOptions]):
     directory = Path(__file__).resolve().parents[1] / "VizDoom_data"
     prefix = "vizdoom"
     options = DataOptions
-    observation_shape = OBSERVATION_SHAPE
-    num_actions = NUM_ACTIONS
+    spec = SPEC
 
     def file_name(self, options: DataOptions) -> str:
         """By what is played."""

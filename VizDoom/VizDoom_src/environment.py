@@ -16,13 +16,7 @@ from RATE_model.agent import Agent
 from RATE_model.cli.evaluation import flags_of
 from RATE_model.cli.limits import at_least
 from RATE_model.cli.options import Boolean, changeable
-from RATE_model.cli.settings import (
-    PUBLISHED_TRAINING,
-    ExperimentConfig,
-    ImageOptions,
-    PlayOptions,
-    SegmentOptions,
-)
+from RATE_model.cli.settings import PUBLISHED_TRAINING, ImageExperimentConfig, PlayOptions, SegmentOptions
 from RATE_model.data.dataset import WindowDataset
 from RATE_model.data.mirror import Mirror
 from RATE_model.environments.contract import Case, Environment, Evaluation, TrainingData
@@ -97,12 +91,11 @@ class Task(Rules, SegmentOptions):
 
 
 @dataclass(frozen=True)
-class Config(ExperimentConfig):
+class Config(ImageExperimentConfig):
     """All flags of the train script."""
 
     whole_episodes = True
 
-    image: ImageOptions = field(default_factory=ImageOptions)
     data: DataOptions = field(default_factory=DataOptions)
     task: Task = field(default_factory=Task)
 
@@ -126,6 +119,7 @@ class ViZDoomTwoColors(Environment):
     train_script = "VizDoom/VizDoom_src/train_vizdoom.py"
     inference_script = "VizDoom/VizDoom_src/inference_vizdoom.py"
     config = Config
+    maker = DATA
     play_options = Games
     # See docs/deviations.md
     published = PUBLISHED_TRAINING | {
@@ -174,10 +168,6 @@ class ViZDoomTwoColors(Environment):
         if config.task.online_inference or config.task.last_inference:
             vizdoom()
             ensure_graphics(config.data.scenario)
-
-    def files(self, config: Config) -> Sequence[Path]:
-        """One file."""
-        return DATA.files(config.data)
 
     def load(self, config: Config) -> TrainingData:
         """Whole episodes; in earlier stages, their first segments."""

@@ -24,17 +24,7 @@ if __name__ == "__main__":  # started as a script
 from RATE_model.acting.controls import knock_out_memory
 from RATE_model.acting.rollout import mean_and_error
 from RATE_model.cli.controls_page import ControlsPage, Document, Entry
-from RATE_model.cli.reproduce import (
-    PageOptions,
-    Study,
-    cell,
-    final_results,
-    kept_entries,
-    origin,
-    seed_table,
-    table,
-    training_table,
-)
+from RATE_model.cli.reproduce import PageOptions, Study, cell, final_results, origin, seed_table, table
 from VizDoom.VizDoom_src.baselines import PLAYERS, play_baselines
 from VizDoom.VizDoom_src.dataset import DATA
 from VizDoom.VizDoom_src.engine import describe_graphics
@@ -108,6 +98,7 @@ class Page(ControlsPage):
     environment = ENVIRONMENT
     title = ENVIRONMENT.name
     options_type = Options
+    same_seeds = False
 
     @property
     def name(self) -> str:
@@ -118,10 +109,6 @@ class Page(ControlsPage):
     def study(self) -> Study:
         """Of the setting."""
         return self.options.study
-
-    def kept(self) -> dict[str, Any]:
-        """Models may have seeds of their own."""
-        return kept_entries(self.name, self.study, self.options, same_seeds=False)
 
     @cached_property
     def data_return(self) -> float:
@@ -197,7 +184,7 @@ class Page(ControlsPage):
             f"`{scenario.variant}` ({describe_graphics(scenario)}); episodes in the data have "
             f"{self.config.data.steps} steps and a mean return of {data_return:.2f}.",
             self.table(document),
-            training_table(players),
+            self.costs(players),
             "Every seed, with standard errors over its episodes:",
             seed_table(players, None, columns, heading=""),
             "For context, published results with the original graphics, 5000 episodes of another policy and a cap of "

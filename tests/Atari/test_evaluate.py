@@ -8,7 +8,7 @@ pytest.importorskip("ale_py")
 import torch
 
 from Atari.environment import ENVIRONMENT, Play
-from Atari.evaluate import ClippedRewards, RandomPlayer, metrics, target_of
+from Atari.evaluate import ClippedRewards, metrics, random_player, target_of
 from Atari.games import GAMES, Game
 from Atari.generate import FIRST_DATA_SEED
 from Atari.spec import spec_of
@@ -118,7 +118,7 @@ def test_the_environment_is_the_published_one():
 
 
 def test_random_play_earns_the_published_score():
-    played = ENVIRONMENT.play_as(RandomPlayer(BREAKOUT), Play(game="Breakout"), episodes=10)
+    played = ENVIRONMENT.play_as(random_player(BREAKOUT), Play(game="Breakout"), episodes=10)
     assert played.returns.mean() < 4 and played.lengths.max() < 600
 
 

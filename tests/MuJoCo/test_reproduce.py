@@ -69,7 +69,7 @@ def test_a_policy_without_its_noise():
     layers = ((np.eye(2), np.zeros(2)), (np.eye(2), np.zeros(2)))
     noisy = Policy(1, 0.0, np.zeros(2), np.ones(2), layers, np.ones(2))
     observations = np.array([[0.3, -0.2]])
-    quiet = reproduce.NoiselessPolicy(noisy)
+    quiet = reproduce.noiseless(noisy)
     expected = np.tanh(observations)
     for _ in range(2):
         np.testing.assert_allclose(quiet.act(observations, np.zeros(1)), expected, rtol=1e-6)

@@ -80,7 +80,7 @@ def test_data_has_the_requested_lengths(tmp_path):
     path = DATA.path(options.only(2))
     DATA.make(options.only(2), path)
     assert path.name.startswith("tmaze_multi-cue_bits2_S2_K10_any")
-    training, validation = load_windows([path], size=20, features=options.spec.observation_shape[0])
+    training, validation = load_windows([path], size=20, spec=options.spec)
     lengths = np.concatenate([training.windows[:, 2], validation.windows[:, 2]])
     assert lengths.min() >= 10 and lengths.max() <= 19 and len(set(lengths)) > 5
 
