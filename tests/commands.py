@@ -1,4 +1,4 @@
-"""Scripts called in this process: what they print, and what they say to mistakes."""
+"""Scripts called in this process: their output and error messages."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,7 +25,7 @@ def error_of(capsys, folder: Path, main: Callable, flags: Sequence[str]) -> str:
 
 
 def printed_config(capsys, main: Callable, flags: Sequence[str]) -> dict:
-    """What --print_config says."""
+    """The output of --print_config."""
     with pytest.raises(SystemExit, match="0"):
         main([*flags, "--print_config"])
     output = capsys.readouterr()

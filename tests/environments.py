@@ -1,4 +1,4 @@
-"""What the contract suite needs to know of each environment of the table: flags that make it small."""
+"""Flags that make each registered environment small, for the contract suite."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from RATE_model.environments.contract import Environment
 from RATE_model.environments.table import environment, table
 
 MODEL = "--n_layer 1 --n_head 2 --d_model 16 --d_head 8 --nmt 2 --n_head_ca 2 --dropout 0 --mem_len 0".split()
-# Small games, data that is made in a second, and the package that an environment needs.
+# Flags for small games and data that takes a second, and the package that an environment needs.
 SMALL = {
     "tmaze": ("--trajectories 20 --context_length 4 --max_n_final 2 --eval_lengths 9", "--lengths 9 13", None),
     "minigrid_memory": (
@@ -39,22 +39,22 @@ SMALL = {
     ),
     "tests.stranger.environment": ("--episodes 20", "", None),
 }
-# Their mazes or games take seconds to start, and a run starts many.
+# Their mazes or games take seconds to start, and a run starts many of them.
 SLOW = {"memory_maze"}
 
 
 def names() -> list[str]:
-    """All environments of the table, and a stranger's."""
+    """All registered environments, and an external one."""
     return [*table(), "tests.stranger.environment"]
 
 
 def runs() -> list[Any]:
-    """The same, as parameters of a test of a whole run."""
+    """The same, as parameters for tests of whole runs."""
     return [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in names()]
 
 
 def data_flags(name: str, folder: Path) -> list[str]:
-    """Flags that keep an environment's data in a folder; it is made where training makes none, or not so fast."""
+    """Flags that keep an environment's data in a folder; makes the data if training would not, or only slowly."""
     if name == "mujoco":
         from MuJoCo.tasks import HOPPER
         from tests import mujoco_runs
@@ -72,7 +72,7 @@ def data_flags(name: str, folder: Path) -> list[str]:
 
 
 def load(name: str) -> Environment:
-    """An environment, or a skip where its package is missing."""
+    """An environment; skips the test if its package is missing."""
     package = SMALL.get(name, ("", "", None))[2]
     if package is not None:
         pytest.importorskip(package)

@@ -1,4 +1,4 @@
-"""Processes that train together, forked from a test: they need not import everything again."""
+"""Processes of one training group, forked from a test to avoid repeated imports."""
 
 import multiprocessing
 import os
@@ -14,14 +14,14 @@ SECONDS = 150
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on."""
+    """A free local port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
 def variables(number: int, size: int, port: int) -> dict[str, str]:
-    """What torchrun would set for a process."""
+    """The environment variables that torchrun sets for a process."""
     return {
         "RANK": str(number),
         "LOCAL_RANK": str(number),
@@ -33,7 +33,7 @@ def variables(number: int, size: int, port: int) -> dict[str, str]:
 
 
 class Group:
-    """This many forked processes, each of which does `work`, started as torchrun would."""
+    """Fork this many processes that call `work`, with torchrun's environment variables."""
 
     def __init__(self, size: int, work: Callable[[], Any]) -> None:
         port, context = free_port(), multiprocessing.get_context("fork")
@@ -47,7 +47,7 @@ class Group:
             self._pipes.append(ours)
 
     def results(self) -> list[Any]:
-        """What `work` gave in each, or the error that ended it, as text; "killed" where there was no time for that."""
+        """The result of `work` in each process, or its error as text; "killed" if the process was killed."""
         try:
             return [_received(pipe) for pipe in self._pipes]
         finally:
@@ -76,7 +76,7 @@ def _received(pipe: Any) -> Any:
 
 
 def in_group(size: int, work: Callable[[], Any]) -> list[Any]:
-    """What `work` gives in each of this many processes that have joined, or the error that ended it, as text."""
+    """The result of `work` in each of this many processes of one group, or its error as text."""
 
     def joined() -> Any:
         with distributed.joined():

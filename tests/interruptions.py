@@ -1,4 +1,4 @@
-"""Interrupting training runs, and comparing what they leave: for the resume tests of every environment."""
+"""Interrupt training runs and compare their files, for the resume tests of every environment."""
 
 import json
 import signal
@@ -18,7 +18,7 @@ STOPPED = 128 + signal.SIGTERM  # exit code of a run inside `stopped_after`
 
 
 class StopAfter:
-    """Stands in for `Interrupts`: a signal comes during the given batch."""
+    """Replaces `Interrupts`: a signal arrives during the given batch."""
 
     def __init__(self, batch: int) -> None:
         self._left = batch
@@ -39,12 +39,12 @@ class StopAfter:
 
 
 class Killed(BaseException):
-    """What nothing catches."""
+    """An exception that nothing catches."""
 
 
 @contextmanager
 def stopped_after(batch: int) -> Iterator[None]:
-    """A run that is started or resumed inside stops at its so-manieth batch from there."""
+    """A context in which runs stop after this many batches."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(experiment, "Interrupts", lambda: StopAfter(batch))
         yield
@@ -52,7 +52,7 @@ def stopped_after(batch: int) -> Iterator[None]:
 
 @contextmanager
 def killed_behind_a_save() -> Iterator[None]:
-    """A run that is started or resumed inside dies when it has written a checkpoint."""
+    """A context in which runs die after writing a checkpoint."""
 
     def save_and_die(*arguments, **options) -> None:
         save(*arguments, **options)
@@ -70,7 +70,7 @@ def newest_state(run: Path) -> dict:
 
 
 def outcome(run: Path) -> dict:
-    """All that a run's directory holds, but for the time that it took."""
+    """The contents of a run's directory, except for times."""
     weights, state = load_checkpoint(find_checkpoint(run / "checkpoints"))
     assert state.pop("seconds") > 0
     evaluations = {path.name: json.loads(path.read_text()) for path in sorted((run / "eval").iterdir())}
@@ -87,7 +87,7 @@ def outcome(run: Path) -> dict:
 
 
 def differences(one, other, name: str = "") -> Iterator[str]:
-    """Where two nested structures differ in any bit."""
+    """The paths at which two nested structures differ in any bit."""
     if isinstance(one, torch.Tensor):
         if one.dtype != other.dtype or not torch.equal(one, other):
             yield name
@@ -106,6 +106,6 @@ def differences(one, other, name: str = "") -> Iterator[str]:
 
 
 def assert_same(found: dict, expected: dict) -> None:
-    """Two outcomes of runs that did something agree in every bit."""
+    """Assert that the outcomes of two runs are equal bit for bit, and not empty."""
     assert len(expected["state"]["trainer"]["optimizer"]["state"]) > 10 and expected["metrics"].count(b"\n") > 4
     assert list(differences(found, expected)) == []

@@ -11,13 +11,13 @@ _HOMES = ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_DATA_DIR", "JUPYTER_CONF
 
 
 def quiet_home(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing of a kernel is written into the user's home."""
+    """Keep kernels from writing into the user's home."""
     for name in _HOMES:
         monkeypatch.setenv(name, str(folder / name))
 
 
 def assert_without_outputs(path: Path) -> None:
-    """The notebook is valid, has code, and is stored without what the code gave."""
+    """Assert that the notebook is valid, has code, and is stored without outputs."""
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
@@ -25,7 +25,7 @@ def assert_without_outputs(path: Path) -> None:
 
 
 def run_notebook(path: Path, *, cwd: Path, changes: Mapping[str, str] | None = None) -> tuple[str, list[int]]:
-    """Execute it in a folder, with changes of its code; the text it printed, and how many pictures each cell showed."""
+    """Execute it in a folder, with changed code; returns the printed text, and the number of pictures per cell."""
     notebook = nbformat.read(path, as_version=4)
     for before, now in (changes or {}).items():
         (cell,) = (cell for cell in notebook.cells if before in cell.source)

@@ -39,7 +39,7 @@ VARIANTS: dict[str, dict] = {
     ),
     "atari": dict(image=(4, 84, 84), padding=0, flat=3136, image_tanh=True, rows=0, action_tanh=True, rtg_tanh=True),
     "mujoco": dict(continuous=True, action_tanh=False, rtg_tanh=False),
-    # What branch `main` of the authors' repository has otherwise.
+    # Differences of branch `main` of the authors' repository.
     "minigrid_memory, main": dict(
         image=(3, 84, 84), padding=0, flat=3136, image_tanh=False, rows=1, action_tanh=False, rtg_tanh=False,
         nested_actions=True,
@@ -100,7 +100,7 @@ def relative_shift(scores: Tensor) -> Tensor:
 
 
 def allowed(i: int, j: int, *, q: int, m: int, n: int) -> bool:
-    """Whether row i of the segment may attend to column j of [cache (m); segment (q)]; n memory tokens at both ends."""
+    """Whether row i of the segment may attend to column j of [cache (m); segment (q)]; n memory tokens at each end."""
     own = j - m  # position of the column inside the segment; negative in the cache
     reads = i < n
     writes = n > 0 and i >= q - n
@@ -224,7 +224,7 @@ def encode_returns(weights: Weights, rtg: Tensor, *, env: str) -> Tensor:
 
 
 def action_head(weights: Weights, hidden: Tensor, *, env: str) -> Tensor:
-    """(B, q, d) to (B, q, A): logits, or for continuous actions what Tanh makes of them."""
+    """(B, q, d) to (B, q, A): logits, or their Tanh for continuous actions."""
     x = linear(weights, find(weights, "head.0", "head"), hidden)
     return torch.tanh(x) if VARIANTS[env].get("continuous") else x
 

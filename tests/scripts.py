@@ -1,4 +1,4 @@
-"""Train scripts as tests use them: how flags are read, where runs go, whether they may begin."""
+"""The functions of train and inference scripts for tests."""
 
 from argparse import Namespace
 from functools import partial

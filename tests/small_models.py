@@ -22,7 +22,7 @@ Inputs = tuple[Tensor, Tensor, Tensor]
 
 
 def small_config(mode: str = "RATE", **changes) -> RATEConfig:
-    """What `mode` makes of two layers, K = 4, N = 3, three memory tokens, a cache of eight and an MRV of two heads."""
+    """A mode with two layers, K = 4, N = 3, three memory tokens, a cache of eight and an MRV of two heads."""
     sizes = dict(
         n_layer=2, n_head=2, d_model=16, d_head=8, d_inner=24, context_length=K, num_mem_tokens=3, n_head_ca=2,
         mem_len=8,
@@ -36,7 +36,7 @@ def rate_agent(config: RATEConfig, spec: EnvironmentSpec) -> Agent:
 
 
 def small_model(mode: str = "RATE", *, spec: EnvironmentSpec = VECTOR, seed: int = 0, **changes) -> Agent:
-    """A random model in eval mode. Fresh gates and a fresh valve let little through: these are opened."""
+    """A random model in eval mode, with gates and valve opened, because new ones let little through."""
     torch.manual_seed(seed)
     model = rate_agent(small_config(mode, **changes), spec).eval()
     for name, parameter in model.named_parameters():
@@ -82,7 +82,7 @@ def cut(inputs: Inputs, segment: int) -> Inputs:
 def by_segments(
     model: Agent, inputs: Inputs, *, forget_tokens: bool = False, forget_cache: bool = False
 ) -> list[Tensor]:
-    """Logits of every segment, one call after another; memory may be made the initial one between."""
+    """Logits of every segment, one call per segment; memory may be reset in between."""
     initial = model.initial(len(inputs[2])).memory
     memory, logits = initial, []
     for segment in range(inputs[2].shape[1] // K):
@@ -102,7 +102,7 @@ def one_segment(model: Agent, inputs: Inputs, memory: SegmentState) -> tuple[Ten
 def changed(
     inputs: Inputs, *, observation: int | None = None, action: int | None = None, rtg: int | None = None
 ) -> Inputs:
-    """A copy in which what stands at the given steps is another."""
+    """A copy with other values at the given steps."""
     observations, actions, returns = (tensor.clone() for tensor in inputs)
     if observation is not None:
         observations[:, observation] += 1.0

@@ -42,7 +42,7 @@ def train_options(**changes) -> train_step.Options:
 
 
 def flop_counter() -> FlopCounterMode:
-    """PyTorch's counter, which does not know the product that adds in place."""
+    """PyTorch's counter, plus the in-place product that it does not know."""
 
     def product(added: torch.Size, left: torch.Size, right: torch.Size, **_: object) -> int:
         return 2 * left.numel() * right[-1]
@@ -157,7 +157,7 @@ def test_candidates_alternate_after_a_warm_up_round():
 
 
 def memory_around_a_block() -> list[tuple[float, float]]:
-    """What `memory_mib` tells before, while and after 512 MiB are held."""
+    """`memory_mib` before, during and after an allocation of 512 MiB."""
     told = [common.memory_mib()]
     block = torch.ones(2**27)
     told.append(common.memory_mib())
@@ -168,7 +168,7 @@ def memory_around_a_block() -> list[tuple[float, float]]:
 @pytest.mark.skipif(common.memory_mib() is None, reason="memory is read from /proc")
 def test_new_process_does_not_inherit_peak_memory():
     block = torch.ones(2**27)
-    # In a process of its own: after many tests this one may keep the block's pages for later.
+    # In a separate process: after many tests this one may keep the block's pages.
     (before, peak_before), (held, _), (after, peak_after) = common.in_fresh_process(memory_around_a_block)
     assert peak_before < common.memory_mib()[0] - 256
     assert held > before + 500
@@ -209,7 +209,7 @@ def test_bad_flags_are_named_before_anything_runs(main, flags, words, capsys):
 
 def test_messages_grow_with_processes_and_parameters():
     assert scale.messages(1000, 1, 1.0, 1.0) == 0
-    # Along a ring of two: there and back, half of the gradient each; four more sums carry next to nothing.
+    # Ring of two: half of the gradient each way; the other four sums are tiny.
     assert scale.messages(1000, 2, 0.0, 4000.0) == pytest.approx(1.0) and scale.messages(0, 2, 1.0, 1.0) == 10
     assert scale.messages(1000, 64, 0.0, 4000.0) == pytest.approx(2 * 63 / 64)
     figures = {"T-Maze": {"fixed_s": 0.0, "each_s": 1.0, "parameters": 1000}}
@@ -217,7 +217,7 @@ def test_messages_grow_with_processes_and_parameters():
 
 
 def test_the_gain_is_the_median_within_pairs():
-    """A machine that is twice as slow in every second pair: the ratios do not see it."""
+    """A machine that is twice as slow in every second pair does not affect the ratios."""
     slow = np.tile([1.0, 2.0], 10)
     found = {name + by: slow * time for by in ("", " CPU") for name, time in (("alone", 3), ("half", 1.5), ("both", 2))}
     line = scale.speed_table(found).splitlines()[-1]
@@ -232,7 +232,7 @@ def test_the_small_model_is_that_of_the_fast_setting():
 
 @pytest.fixture
 def in_this_process(monkeypatch):
-    """What measures memory runs here: another process takes seconds to start."""
+    """Run memory measurements in this process, because another one takes seconds to start."""
     monkeypatch.setattr(common, "in_fresh_process", lambda function, *arguments: function(*arguments))
 
 
@@ -285,4 +285,4 @@ def test_memory_of_a_run_is_recorded_and_perturbed(capsys, tmp_path):
     rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][2:]
     assert [int(row[0]) for row in rows] == [1, 2, 9, 10]
     assert [bool(row[-1].strip()) for row in rows] == [False, False, True, True]
-    assert float(rows[2][-1]) == 1, "all of a push is left when it is made"
+    assert float(rows[2][-1]) == 1, "the effect of a push is complete at first"

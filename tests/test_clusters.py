@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = re.findall(r"```bash\n(.*?)```", (ROOT / "docs" / "clusters.md").read_text(), re.DOTALL)
-# What stands in for the training: it saves when it is told to stop, which takes a moment, and says how often it began.
+# A stand-in for training: it saves on a signal, which takes half a second, and records that it began.
 TRAINING = f"""#!{sys.executable} -S
 import pathlib, signal, sys, time
 def stop(number, frame):
@@ -53,7 +53,7 @@ def test_interrupted_job_saves_and_is_requeued(tmp_path, script):
     if "trap" in script or "exec python3 TMaze" in script.partition("srun")[0]:
         job.send_signal(signal.SIGUSR1)
     else:
-        os.killpg(job.pid, signal.SIGUSR1)  # SLURM's own to all tasks
+        os.killpg(job.pid, signal.SIGUSR1)  # SLURM signals all tasks
     job.wait(120)
     while not (tmp_path / "saved").exists() and time.monotonic() < deadline:
         time.sleep(0.02)

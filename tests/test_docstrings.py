@@ -1,4 +1,4 @@
-"""Docstrings are read by Sphinx, which takes an argument at the wrong indentation for text."""
+"""Sphinx reads docstrings, and takes arguments with the wrong indentation for text."""
 
 import ast
 import re
@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def misplaced(source: str) -> Iterator[str]:
-    """Parameters in docstrings that are indented as text of the one above or stand in no section; and such sections."""
+    """Parameters in docstrings that are wrongly indented or outside a section."""
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.FunctionDef | ast.ClassDef):
             continue

@@ -1,4 +1,4 @@
-"""The contract of an environment, for all of the table and for a stranger's."""
+"""The contract of an environment, for all registered ones and an external one."""
 
 import numpy as np
 import pytest
@@ -41,7 +41,7 @@ def config(name, environment):
 
 
 def options_of(name: str, environment: Environment):
-    """What is played: the published game, small."""
+    """Evaluation options: the published game, small."""
     argv = ["--checkpoint", "nowhere", *SMALL[name][1].split()]
     cls = evaluation.options_class(environment.play_options)
     return evaluation.parse_options(cls, argv=argv).play
@@ -142,7 +142,7 @@ def test_evaluation_is_determined_by_its_seed(name, environment, config):
 
 
 def test_memory_declarations_are_consistent(name, environment, config):
-    """A success lies between 0 and 1, with a chance and horizons; of returns the protocol says what it can."""
+    """Successes are between 0 and 1, with a chance level and horizons; returns get a verdict without them."""
     options, agent = options_of(name, environment), agent_of(environment, config)
     episodes = environment.episode_counts[0] + environment.episode_counts.step
     targets = environment.target_returns({})[:1]
@@ -176,7 +176,7 @@ def test_every_configuration_trains_one_step(name, environment, config):
 
 
 def test_inference_settings_default_to_training(name, environment, config, tmp_path):
-    """Flags that are shared, changed from their defaults, reach both the same way."""
+    """Shared flags with other values reach training and inference alike."""
     changed = {"eval_episodes": environment.episode_counts[1], "target_return": 0.25, "slide": 3, "use_argmax": False}
     flags = to_flat_dict(config) | changed | {"reset_target": True, "precision": "bf16"}
     agent = agent_of(environment, config)

@@ -1,4 +1,4 @@
-"""The programs that people copy run as they are, with fewer epochs."""
+"""The example programs run unchanged, with fewer epochs."""
 
 import os
 import runpy
@@ -16,7 +16,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(EXAMPLES.parent), "WANDB_MODE": "
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, capsys):
-    """Runs an example as a script would be, without an interpreter of its own; returns what it prints."""
+    """Runs an example like a script, in this process; returns its output."""
     monkeypatch.setenv("WANDB_MODE", "disabled")
     monkeypatch.chdir(tmp_path)
 
@@ -53,7 +53,7 @@ def test_resume_on_a_cluster(tmp_path):
     command += "--output_dir runs --epochs 1 --n_layer 1 --d_model 16 --context_length 4 --segments 1".split()
     command += "--eval_episodes 2".split()
     where = {**ENVIRONMENT, "PATH": f"{Path(sys.executable).parent}:{ENVIRONMENT['PATH']}"}
-    for _ in range(2):  # again: the run is over, and stays as it is
+    for _ in range(2):  # the second time, the run is finished and stays unchanged
         done = subprocess.run(command, cwd=tmp_path, env=where, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     assert [path.name for path in (tmp_path / "runs" / "ckpt").iterdir()][0].endswith("_RUN_1")

@@ -1,7 +1,7 @@
-"""Losses, gradients, logits and actions are those that were recorded, whatever the code looks like by now.
+"""Losses, gradients, logits and actions equal the recorded ones.
 
-On the kind of machine that recorded them, bit for bit. On another the order of sums differs, and with it the last bits,
-which training amplifies: there within a tolerance.
+Bit for bit on the type of machine that recorded them. On others the order of sums differs, and with it the last bits,
+which training amplifies; there, within a tolerance.
 """
 
 from typing import Any
@@ -22,7 +22,7 @@ def one_thread():
     torch.set_num_threads(1)
 
 
-# Every value of these is among the quick cases.
+# The quick cases cover every value of these.
 OPTIONS = (
     "accumulate", "action_noise", "mirror", "skip_dec_ffn", "window", "slide", "reset_target", "rtg_floor", "greedy",
     "mrv_act", "transform",
@@ -30,14 +30,14 @@ OPTIONS = (
 
 
 def shown_by(case: Case) -> set[tuple[Any, ...]]:
-    """Values and pairs of values that a case tries."""
+    """Values and pairs of values that a case covers."""
     trained = (case.bptt, case.precision)
     pairs = ((owner, value) for owner in (case.environment, case.mode) for value in trained)
     return {(case.mode, case.arch), *pairs, *((name, getattr(case, name)) for name in OPTIONS)}
 
 
 def quick_cases() -> set[str]:
-    """Names of the fewest cases that together show what all show, found greedily; the default suite runs these."""
+    """A small set of cases that covers the same values as all, found greedily; the default suite runs these."""
     everything, chosen = list(cases()), set()
     left = set().union(*map(shown_by, everything))
     while left:

@@ -1,7 +1,7 @@
-"""What runs on a GPU computes what a CPU computes, and training never waits for it.
+"""Results on a GPU equal those on a CPU, and training never waits for the GPU.
 
-`make gpu-check` runs the tests that are marked gpu. The same tests run in the default suite with the CPU in the GPU's
-place, so that they are known to work before there is one.
+`make gpu-check` runs the tests marked gpu. The default suite runs the same tests on a CPU, so they are known to work
+without a GPU.
 """
 
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ CUDA = pytest.param(
     "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 )
 DEVICES = ["cpu", CUDA]
-# Of float32 results on a GPU against a CPU's, relative to the largest number: sums are added up in another order.
+# Tolerance of float32 results on a GPU, relative to the largest number: the order of additions differs.
 CLOSE = 1e-4
 ROWS = 6
 
@@ -60,7 +60,7 @@ def make_trainer(model: Agent, device: torch.device, **options) -> Trainer:
 
 
 def given(batch: Batch, device: torch.device) -> Batch:
-    """As the loader gives it."""
+    """A batch as the loader returns it."""
     return batch.pin_memory() if device.type == "cuda" else batch
 
 
@@ -75,7 +75,7 @@ def assert_near(found: torch.Tensor, expected: torch.Tensor, name: str = "", clo
     assert float((found.detach().cpu().float() - expected.detach().float()).abs().max()) <= close * scale, name
 
 
-# A mode of every memory; and those of RATE that differ in what they hand on.
+# One mode per memory, and modes of RATE that pass on different states.
 EVERY = [next(mode for mode in MODES if MODES[mode].memory == memory) for memory in MEMORIES] + ["TrXL", "DT"]
 
 
@@ -112,7 +112,7 @@ def test_twenty_steps_of_training_equal_the_cpu(options, close, device):
 @pytest.mark.parametrize("attention", ["shared", "fused"])
 def test_compiled_training_equals_eager(attention, device):
     expected = losses(make_trainer(agent(), torch.device("cpu")), 3)
-    # The compiler itself takes most of a minute on a CPU: there its front end is enough.
+    # The compiler takes most of a minute on a CPU, so only its front end is used there.
     compiler = torch.compile
     backend = nullcontext()
     if device.type == "cpu":
@@ -154,9 +154,9 @@ def test_acting_equals_the_cpu(mode, device):
 
 
 class NoReads(TorchDispatchMode):
-    """A CPU in a GPU's place: refuses to read what the device would hold.
+    """Simulates a GPU on a CPU: refuses to read values that would be on the device.
 
-    What depends on parameters or on batches that were moved to the device is there; nothing may wait for its numbers.
+    Everything computed from parameters or moved batches is on the device; reading it would synchronise.
     """
 
     READS = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "_unique2")
@@ -185,7 +185,7 @@ class NoReads(TorchDispatchMode):
 
 @contextmanager
 def no_reads(trainer: Trainer) -> Iterator[None]:
-    """Whatever makes the host wait for the device raises inside."""
+    """A context in which waiting for the device raises."""
     if trainer.model.device.type == "cuda":
         torch.cuda.set_sync_debug_mode("error")
         try:
@@ -222,7 +222,7 @@ def no_reads(trainer: Trainer) -> Iterator[None]:
 def test_a_training_step_never_waits_for_the_device(mode, options, device):
     trainer = make_trainer(agent(mode), device, **options)
     batches = [given(make_batch(seed), device) for seed in range(4)]
-    trainer.train_batch(batches[0])  # masks are made once, and copied then
+    trainer.train_batch(batches[0])  # masks are made and copied once
     with no_reads(trainer):
         for batch in batches[1:]:
             trainer.train_batch(batch)

@@ -1,4 +1,4 @@
-"""The leaderboard: what is counted from measured figures, and what the page says."""
+"""The leaderboard: its figures and its page."""
 
 import json
 
@@ -12,7 +12,7 @@ from tools import reproduce_memories as memories
 
 
 def document(rates):
-    """Figures of `{label: success}` in every section, the same for three seeds, the last a little worse."""
+    """Figures with success `{label: rate}` in every section; three seeds, the last a little worse."""
     found = {}
     for section in memories.SECTIONS.values():
         for label, rate in rates.items():

@@ -14,7 +14,7 @@ NOTEBOOKS = sorted(ROOT.glob("*/*_notebooks/*.ipynb"))
 
 @pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
 def first_cell(request, tmp_path, monkeypatch) -> str:
-    """Its code; commands would go to a list instead of a shell, and the working directory is empty."""
+    """The code of the first cell; commands go to a list, and the working directory is empty."""
     monkeypatch.chdir(tmp_path)
     cells = nbformat.read(request.param, as_version=4).cells
     return next(cell.source for cell in cells if cell.cell_type == "code")
@@ -22,7 +22,7 @@ def first_cell(request, tmp_path, monkeypatch) -> str:
 
 @pytest.fixture
 def commands(monkeypatch) -> list[str]:
-    """What the cell runs; a clone makes its folder."""
+    """The commands that the cell runs; a clone creates its folder."""
     found: list[str] = []
 
     def run(command, *, cwd=".", check):

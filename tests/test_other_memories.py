@@ -1,4 +1,4 @@
-"""Memories beside RATE, from the command line: runs, evaluations, and what does not go with them."""
+"""Memories other than RATE, from the command line: runs, evaluations and incompatible flags."""
 
 import json
 from pathlib import Path
@@ -97,7 +97,7 @@ def test_flag_unused_by_a_checkpoint_is_refused(runs, capsys, mode, flags, named
 
 
 def a_file(path: Path, rewards: np.ndarray | None) -> None:
-    """A file of foreign format with these rewards of each of 12 episodes of 12 steps."""
+    """A file in another format, with these rewards in each of 12 episodes of 12 steps."""
     count = 12
     with h5py.File(path, "w") as file:
         file["observations"] = np.zeros((count * count, 3, 84, 84), dtype=np.uint8)
@@ -129,7 +129,7 @@ def test_equal_rewards_are_noted(tmp_path, capsys, condition):
 
 
 def test_old_config_sets_the_condition(tmp_path):
-    """`--condition_on_returns false` is the older spelling of `--condition none`."""
+    """`--condition_on_returns false` is an alias of `--condition none`."""
     (tmp_path / "old.yaml").write_text("condition_on_returns: false\n")
     for flags in (["--config", str(tmp_path / "old.yaml")], ["--condition_on_returns", "false"]):
         assert not parse_options(ModelOptions, argv=flags).conditioned

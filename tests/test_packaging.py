@@ -1,4 +1,4 @@
-"""The package's metadata, its pinned versions, and what may and may not be in the repository."""
+"""The package's metadata, pinned versions, and forbidden content of the repository."""
 
 import os
 import re
@@ -17,11 +17,11 @@ ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = tuple(PROJECT["optional-dependencies"])
 
-# Installed only where an extra asks for them.
+# Only installed by an extra.
 ENVIRONMENT_PACKAGES = (
     "vizdoom", "minigrid", "ale_py", "mujoco", "stable_baselines3", "dm_control", "labmaze", "memory_maze", "gym",
 )  # fmt: skip
-# Slow to import, and needed only by a run that logs or plots.
+# Slow to import, and only needed by runs that log or plot.
 LATE_PACKAGES = ("wandb", "matplotlib")
 # Which GPU libraries are right depends on the machine; torch pins them itself.
 UNPINNED_PREFIXES = ("nvidia", "cuda", "triton")
@@ -91,7 +91,7 @@ def committed_files() -> list[Path]:
 
 
 def modules_after(code: str) -> set[str]:
-    """Names of the top-level modules that a new interpreter has loaded after running `code` in the repository root."""
+    """Top-level modules loaded by a new interpreter after running `code` in the repository root."""
     report = "; import sys; print('|'.join(sorted({name.split('.')[0] for name in sys.modules})))"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
@@ -153,7 +153,7 @@ def test_no_module_needs_an_environments_packages():
 
 
 def run_make(*arguments: str) -> subprocess.CompletedProcess:
-    """A make of its own: variables given to a make that runs these tests do not reach it."""
+    """Run make without the variables of a make that runs these tests."""
     environment = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MAKEOVERRIDES")}
     command = ["make", "--no-print-directory", *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""A published checkpoint of each environment: converted by one command, evaluated and filmed by the next."""
+"""A published checkpoint of each environment: converted, evaluated and recorded on video."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ from tests.mujoco_files import write_d4rl
 from TMaze_new.TMaze_new_src import inference_tmaze
 from VizDoom.VizDoom_src import inference_vizdoom
 
-# The published model's name for an environment, what evaluates it here, with few steps and, if it can, one video.
+# Published name of an environment -> inference script, and flags for few steps and, if possible, one video.
 INFERENCES = {
     "tmaze": (inference_tmaze, "--lengths 9 30 --episodes 2"),
     "doom": (
@@ -43,7 +43,7 @@ def published(path: Path, env: str) -> Path:
 
 @pytest.mark.parametrize("env", INFERENCES)
 def test_a_published_checkpoint_is_evaluated(tmp_path, monkeypatch, env):
-    monkeypatch.chdir(tmp_path)  # where videos go
+    monkeypatch.chdir(tmp_path)  # videos go here
     script, flags = INFERENCES[env]
     command = [published(tmp_path / "published.pth", env), "--output", tmp_path / "converted"]
     if "mujoco" in env:

@@ -1,4 +1,4 @@
-"""--published true: what it sets, says and leaves, and that training is then the published one, batch by batch."""
+"""--published true: what it sets and prints, and that training then equals the published one, batch by batch."""
 
 import math
 
@@ -55,7 +55,7 @@ def constant(step: int, seen: int) -> float:
 
 
 TOKENS = "--warmup_tokens 16 --final_tokens 50"
-# The published name of an environment, its script, flags that make the schedule short, and what it must be.
+# The published name of an environment, its script, flags for a short schedule, and the expected schedule.
 SCRIPTS = {
     "tmaze": (train_script(train_tmaze), "--max_n_final 3 --epochs 5 --warmup_steps 5", late_linear, VECTORS),
     "doom": (train_script(train_vizdoom), f"--segments 2 --steps 4 {TOKENS}", rising_cosine, IMAGES),
@@ -73,7 +73,7 @@ def tiny(env: str, *more: str) -> list[str]:
 
 
 class Windows:
-    """As much of a dataset as a schedule looks at: an epoch of four batches of full windows."""
+    """The part of a dataset that schedules use: an epoch of four batches of full windows."""
 
     def __init__(self, batch: int, steps: int) -> None:
         self.windows = np.full((EPOCH * batch, 3), steps)
@@ -154,7 +154,7 @@ def test_published_setting_is_printed_and_typed_flags_win(env, capsys):
     assert changed <= script.PUBLISHED.keys(), "nothing else is touched"
     assert "--weight_decay_on all --initialisation published" in said
     assert "overridden by typed flags: --bptt_segments 1 (published: 0)" in said and published["bptt_segments"] == 1
-    assert "published" not in published, "it sets flags, and is none of a run"
+    assert "published" not in published, "it sets flags and is not recorded itself"
 
 
 def test_published_setting_overrides_config_file(tmp_path, capsys):
@@ -162,7 +162,7 @@ def test_published_setting_overrides_config_file(tmp_path, capsys):
     path.write_text("curr: adaptive\nepochs: 3\n")
     config = train_script(train_tmaze).read_config(["--config", str(path), "--published", "true"])
     assert config.curriculum.curr == "false" and config.train.epochs == 3
-    assert f"instead of {path}: --curr adaptive" in capsys.readouterr().err
+    assert f"overrides {path}: --curr adaptive" in capsys.readouterr().err
 
 
 def test_published_initial_weights():

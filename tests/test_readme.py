@@ -1,4 +1,4 @@
-"""What README says to type is understood, and what it links to is there."""
+"""Every command of README and docs is accepted, and every link resolves."""
 
 import re
 import shlex
@@ -68,7 +68,7 @@ OPTIONS = {
     "inference_mem_maze.py": inference_options(inference_mem_maze),
     "inference_atari.py": inference_options(inference_atari),
 }
-# Modules that are started with -m, and how each reads its words.
+# Modules started with -m, and their parsers.
 MODULES = {
     "RATE_model.original": lambda words: original_parser().parse_args(words),
     "RATE_model.train": lambda words: OwnEnvironment().read_config([w for w in words if w not in ("--data", "my.h5")]),
@@ -92,7 +92,7 @@ TRAIN_SCRIPTS = {
 
 
 def commands() -> list[str]:
-    """Every line of a page that starts with python3; the example memory of a page is known to its own test only."""
+    """Every line of a page that starts with python3, except those of the example memory, which has its own test."""
     lines = (line.strip() for page in PAGES for line in page.read_text().splitlines())
     return [line for line in lines if line.startswith("python3 ") and "--model_mode EMA" not in line]
 

@@ -1,4 +1,4 @@
-"""The page of how many bits memories recall."""
+"""The page about bits recalled by memories."""
 
 import json
 
@@ -32,7 +32,7 @@ def test_bits_by_model_and_number_of_hints(tmp_path):
 
 
 def test_failed_run_is_reported_and_others_continue(tmp_path, capsys, monkeypatch):
-    """Trained elsewhere in this test; numbers of hints have folders of their own."""
+    """Training is replaced in this test; each number of hints has its own folder."""
     tried = []
 
     def run_all(self, options, models):

@@ -1,4 +1,4 @@
-"""Where every train script keeps its runs: what flags tell apart, names tell apart."""
+"""Run directories of every train script: different flags give different names."""
 
 import importlib
 from pathlib import Path
@@ -17,7 +17,7 @@ SCRIPTS = {
     "Atari.train_rate_atari": "Breakout_arch_mode_TrXL_RATE",
     "MuJoCo.train_rate_mujoco_ca": "halfcheetah-medium_arch_mode_TrXL_RATE",
 }
-# The same run goes on with other values of these.
+# A run may be resumed with other values of these.
 SAME_RUN = (
     "--epochs 1000",
     "--device cpu",
@@ -63,8 +63,8 @@ def test_runs_of_earlier_versions_are_found_by_their_flags(script, tmp_path: Pat
     old = tmp_path / "ckpt" / f"{SCRIPTS[script.__name__]}{mark}_RUN_1"
     old.mkdir(parents=True)
     recorded = config.run.recorded(to_flat_dict(config))
-    recorded.pop("log_every")  # a flag that was not there yet
-    recorded["desired_reward"] = recorded.pop("target_return")  # as it was called
+    recorded.pop("log_every")  # a flag that did not exist yet
+    recorded["desired_reward"] = recorded.pop("target_return")  # its old name
     (old / "config.yaml").write_text(to_yaml(recorded))
     assert script.run_directory(config, 1) == old
     other = place(script, tmp_path, "--dropout 0.02")

@@ -1,4 +1,4 @@
-"""Real processes under torchrun: they end together, with a cause, and leave none behind."""
+"""Real processes under torchrun: they end together, report the cause, and leave none behind."""
 
 import os
 import re
@@ -27,7 +27,7 @@ def environment(**more: str) -> dict[str, str]:
 
 @contextmanager
 def torchrun(folder: Path, *flags: str, script: Path = SCRIPT) -> Iterator[subprocess.Popen]:
-    """Two processes under a launcher; whatever is left at the end is killed, and fails the test."""
+    """Two processes under a launcher; any process left at the end is killed and fails the test."""
     launcher = subprocess.Popen(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
@@ -46,7 +46,7 @@ def torchrun(folder: Path, *flags: str, script: Path = SCRIPT) -> Iterator[subpr
 
 
 def workers(folder: Path) -> list[int]:
-    """Ids of the processes that train in a folder, the launcher aside."""
+    """Ids of the training processes in a folder, without the launcher."""
     found = []
     for place in Path("/proc").glob("[0-9]*"):
         try:
@@ -61,7 +61,7 @@ def workers(folder: Path) -> list[int]:
 def wait_until(condition, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "it does not happen"
+        assert time.monotonic() < deadline, "timed out"
         time.sleep(0.1)
 
 
@@ -132,7 +132,7 @@ def test_different_flags_end_all(tmp_path):
 
 
 def test_a_run_directory_that_one_does_not_see(tmp_path):
-    """Two places with the same name stand in for a disk that is not shared."""
+    """Two folders with the same name simulate a disk that is not shared."""
     port, here = free_port(), [tmp_path / "a", tmp_path / "b"]
     both = []
     for number, folder in enumerate(here):

@@ -48,9 +48,9 @@ SCRIPTS = {
     "rollout benchmark": "benchmarks.rollout",
 }
 LONG = "x" * 300
-# In the folder where they are given: files and folders made by `here`.
+# Files and folders are made by `here`.
 INPUTS = [
-    # memories: unknown ones, flags of others, and what a mode fixes
+    # memories: unknown ones, flags of others, and flags fixed by a mode
     ("tmaze", "--model_mode NTM", "RATE_wo_nmt, LSTM, GRU, MLP"),
     ("vizdoom", "--model_mode LSTM --nmt 5", "--nmt is a flag of RATE"),
     ("maze", "--model_mode DT --nmt 5", "--nmt 5 with --model_mode DT"),
@@ -67,7 +67,7 @@ INPUTS = [
     ("tmaze", "--model_mode LSTM --budget 2M --d_model 64", "--d_model 64: --budget 2M chooses the width"),
     ("tmaze", "--model_mode RATE --budget 0.1M --d_head 512", "--budget 0.1M: RATE cannot have 100,000 parameters"),
     ("minigrid", "--condition future", "auto, rtg, none"),
-    # flags of acting that the agent has no use for
+    # acting flags that do not apply to the agent
     ("tmaze", "--model_mode LSTM --slide 3", "--slide: --model_mode LSTM does not act on a sliding window"),
     ("mujoco", "--model_mode MLP --slide 1", "--slide"),
     (
@@ -124,7 +124,7 @@ INPUTS = [
     ("parity", "--tolerance 1 a.npz", "--tolerance"),
     ("train_step benchmark", "--steps zero", "--steps"),
     ("rollout benchmark", "--no_such_flag 1", "--no_such_flag"),
-    # what cannot go together, seen before any data is made
+    # incompatible flags, reported before any data is made
     ("tmaze", "--calibrate true", "--calibrate true"),
     ("mujoco", "--calibrate true", "--calibrate true"),
     ("tmaze", "--resume auto --overwrite true", "exclude each other"),
@@ -214,7 +214,7 @@ INPUTS = [
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory) -> Path:
-    """A folder with what the inputs name."""
+    """A folder with the files that the inputs name."""
     folder = tmp_path_factory.mktemp("here")
     for name in ("folder", "folder.h5"):
         (folder / name).mkdir()

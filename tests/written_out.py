@@ -1,4 +1,4 @@
-"""Layers written out in NumPy, in float64: what the tests of memories hold them to."""
+"""Layers in plain NumPy, in float64, as references for the tests of memories."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Printing never stops work, and a message stays one line."""
+"""Printing never fails, and messages stay on one line."""
 
 import errno
 import io

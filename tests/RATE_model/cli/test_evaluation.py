@@ -1,4 +1,4 @@
-"""Flags of inference scripts: what they refuse, read and write, and which checkpoints they take."""
+"""Flags of inference scripts: checks, inputs, outputs, and matching checkpoints."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Planning a run: how many optimizer steps there are, and how the learning rate follows them."""
+"""Planning a run: the number of optimizer steps, and the learning rate schedule."""
 
 from types import SimpleNamespace
 
@@ -11,7 +11,7 @@ from RATE_model.data.loader import EpochSampler
 
 
 class Windows:
-    """As much of a dataset as planning looks at: `count` windows, half of `long` steps and half of a third of it."""
+    """The part of a dataset that planning uses: `count` windows, half with `long` steps, half with a third of that."""
 
     def __init__(self, count: int, long: int) -> None:
         lengths = np.where(np.arange(count) % 2, long, long // 3)

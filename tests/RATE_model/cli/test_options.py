@@ -1,4 +1,4 @@
-"""Flags, YAML files, their precedence, and what a user reads when one of them is wrong."""
+"""Flags, YAML files, their precedence, and error messages."""
 
 import shlex
 import subprocess

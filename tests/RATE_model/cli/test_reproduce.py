@@ -75,7 +75,7 @@ def test_a_finished_run_is_kept_without_its_checkpoints(tmp_path):
 
 
 def test_signal_stops_all_runs_of_a_table(tmp_path, monkeypatch):
-    """They are told to stop, which they do when their state is saved; those that wait do not begin."""
+    """Running ones save their state and stop; waiting ones do not start."""
     script = tmp_path / "train.py"
     script.write_text(
         "import os, pathlib, signal, sys, time\n"

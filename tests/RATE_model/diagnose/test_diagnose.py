@@ -1,4 +1,4 @@
-"""Probes, the copying check and the imitation gap, on numbers that can be worked out by hand and on a small run."""
+"""Probes, copying check and imitation gap, on hand-made numbers and on a small run."""
 
 import json
 import re
@@ -26,7 +26,7 @@ from tests.small_models import K
 
 
 def samples(width: int, count: int = 300) -> tuple[Sample, Sample]:
-    """Features, and an array that is linear in two of them, one of its numbers not always known."""
+    """Features, and an array that is linear in two of them; one of its numbers is sometimes unknown."""
     rng, weights = np.random.default_rng(0), np.zeros((width, 2))
     weights[0, 0], weights[1, 1] = 3.0, -1.0
     features = rng.normal(size=(2 * count, width))
@@ -46,7 +46,7 @@ def test_a_probe_reads_what_is_linear():
 
 
 def test_number_is_probed_where_others_are_unknown():
-    """As of balls that are seen one after another: some never in the same episode."""
+    """Like balls that are seen one after another, some never in the same episode."""
     training, held_out = samples(5)
     for each in (training, held_out):
         each.rows[: len(each.rows) // 2, 0] = np.nan
@@ -71,7 +71,7 @@ def test_classes_are_scored_by_accuracy():
     kind = Privileged.of("x", training.rows, flag="probes")
     assert float(Probe(kind, training).score(held_out).value) == 1
     assert baseline(kind, training.rows, held_out.rows) == pytest.approx(np.mean(held_out.rows == 2))
-    unknown = np.concatenate([held_out.rows, np.full((100, 1), 7)])  # no probe is asked for what training does not show
+    unknown = np.concatenate([held_out.rows, np.full((100, 1), 7)])  # a class that does not occur in training
     assert baseline(kind, training.rows, unknown) == pytest.approx(np.mean(held_out.rows == 2))
 
 
@@ -153,7 +153,7 @@ def test_imitation_is_measured_by_step_and_since_an_event():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> tuple[Path, Path]:
-    """A run on data of its own, and that data."""
+    """A run on its own data, and that data."""
     folder = tmp_path_factory.mktemp("own")
     made = episodes(20)
     for episode in made:
@@ -191,7 +191,7 @@ def test_wrong_arguments_are_reported(run, capsys, flags, message):
 
 
 def test_other_data_is_loaded_again(run):
-    """An environment of its own takes what it sees from its data, and that of the run before is not this one's."""
+    """The spec of an own environment follows from its data, not from that of the previous run."""
     own = environment_of(run[0])
     for size in (2, 5):
         data = Dataset.from_episodes([each | {"observations": np.ones((4, size))} for each in episodes(4)])

@@ -1,4 +1,4 @@
-"""Objectives beside behaviour cloning: what they teach memory, what they leave alone, and what goes on after a stop."""
+"""Auxiliary objectives: their effect on memory, on action learning, and resuming."""
 
 import math
 from collections.abc import Callable
@@ -58,7 +58,7 @@ def test_heads_begin_with_the_mean_of_the_data(data):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_auxiliary_losses_train_memory(data, name, monkeypatch):
-    """Without the loss of actions, gradients of a late window's prediction reach the encoder and the valve."""
+    """Without the action loss, gradients of a late window's prediction reach the encoder and the valve."""
     monkeypatch.setattr("RATE_model.training.trainer.cloning_loss", lambda spec, logits, *_: 0 * logits.sum())
     trainer = make_trainer(data, (name,), weight_decay=0.0)
     trainer.train_batch(whole(data))  # heads begin at zero
@@ -76,7 +76,7 @@ def test_objectives_are_learned(data):
 
 
 def test_heads_do_not_change_random_draws(data):
-    """Heads take nothing from torch's generator, which dropout and noise draw from."""
+    """Heads do not use torch's global generator, which dropout and noise use."""
     states = []
     for names in ((), NAMES):
         make_trainer(data, names)

@@ -1,4 +1,4 @@
-"""Ten lines of Python: train, load, evaluate, act; the same from the shell; and what goes wrong is said in one line."""
+"""Ten lines of Python: train, load, evaluate, act; the same from the shell; one-line errors."""
 
 import json
 import runpy
@@ -75,7 +75,7 @@ def test_no_environment_is_needed(tmp_path):
 
 
 def small(mode: str) -> dict:
-    """Sizes that a recurrent memory has too."""
+    """Small sizes for a mode."""
     own = ("n_layer", "n_head", "d_head", "nmt", "n_head_ca")
     return {name: value for name, value in TINY.items() if name not in own}
 
@@ -85,7 +85,7 @@ def episodes_file(folder: Path) -> Path:
 
 
 def run_module(monkeypatch, name: str, *arguments: object) -> None:
-    """`python -m NAME ARGUMENTS`, without an interpreter of its own."""
+    """`python -m NAME ARGUMENTS`, in this process."""
     monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
     try:
         runpy.run_module(name, run_name="__main__")
@@ -249,7 +249,7 @@ def test_data_of_another_environment_is_refused(tmp_path):
 
 
 class Unlimited(Recall):
-    """Says nothing of how long episodes may be."""
+    """An environment without a step limit."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Data of one's own: every source gives the same steps, what does not fit is named, and Minari goes both ways."""
+"""Your own data: every source gives the same steps, errors name the problem, and Minari is read and written."""
 
 import json
 import re
@@ -242,7 +242,7 @@ def test_tuples_of_observations_are_vectors():
 
 
 def test_actions_of_any_range_survive_a_file(tmp_path):
-    """Written as the environment's space has them, and so read again with the environment as without."""
+    """Files have actions of the environment's space, and are read with and without the environment."""
     rng = np.random.default_rng(0)
     episodes = [
         {

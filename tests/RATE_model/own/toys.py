@@ -1,4 +1,4 @@
-"""A toy: the first observation shows a bit, and the last action has to repeat it."""
+"""A toy task: the first observation shows a bit, which the last action should repeat."""
 
 from typing import Any
 
@@ -53,14 +53,14 @@ class Watched(Recall):
 
 
 class Broken(gymnasium.Env):
-    """Cannot be made."""
+    """An environment that cannot be created."""
 
     def __init__(self) -> None:
         raise RuntimeError("the licence\nhas expired")
 
 
 def episodes(count: int = 12, *, seed: int = 0) -> list[dict[str, np.ndarray]]:
-    """What an agent that remembers does."""
+    """Episodes of an agent that remembers."""
     rng, made = np.random.default_rng(seed), []
     for _ in range(count):
         bit = int(rng.integers(2))

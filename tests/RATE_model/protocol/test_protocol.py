@@ -21,7 +21,7 @@ from TMaze_new.TMaze_new_src.environment import ENVIRONMENT
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """An agent with two parts of memory, hardly trained; what started it is written as a shell would have."""
+    """A barely trained agent with two parts of memory; the recorded command is that of a shell."""
     folder = tmp_path_factory.mktemp("protocol")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(ENVIRONMENT), "draw_run", lambda *arguments: None)
@@ -57,7 +57,7 @@ def test_files_and_table_of_several_seeds(run, tmp_path, capsys):
 
 @pytest.mark.parametrize(("horizons", "chance"), [((), None), ((), 1.5), ((2, 2056), 1.5)])
 def test_files_of_returns(tmp_path, horizons, chance):
-    """Bars where no horizons are declared."""
+    """Without declared horizons, the figure has bars."""
     outcomes = {INTACT: np.arange(12.0).reshape(3, 4), KNOCKED_OUT: np.ones((3, 4))}
     cases, facts = [Case("Atari", horizons, chance, outcomes, "return")], AgentFacts(30, None, 30)
     examined = Examined("RATE", [], facts, cases, judge(facts, cases))
@@ -71,7 +71,7 @@ def test_files_of_returns(tmp_path, horizons, chance):
 
 
 def test_runs_are_grouped_by_flags_in_any_order(monkeypatch):
-    """Of one name, with two learning rates, the seeds of which stand in turn."""
+    """Runs of the same name with two learning rates and alternating seeds."""
     rates = {Path(f"a_RUN_{number}"): number % 2 for number in range(5)}
     flags = lambda _, run: {"learning_rate": rates[run], "seed": run.name}  # noqa: E731
     monkeypatch.setattr("RATE_model.protocol.__main__.recorded_flags", flags)

@@ -1,4 +1,4 @@
-"""Statistics: published worked examples, and whether intervals contain the truth as often as they say."""
+"""Statistics: published worked examples, and coverage of the intervals."""
 
 import numpy as np
 import pytest
@@ -51,7 +51,7 @@ def test_ranks_share_ties_and_average_tasks():
     scores = np.array([[1.0, 0.0], [0.5, 1.0], [0.5, 0.0]])[:, :, None].repeat(3, axis=2)
     ranks = mean_ranks(scores)
     assert ranks.value.tolist() == [1.75, 1.75, 2.5]
-    assert ranks.low.tolist() == ranks.high.tolist() == ranks.value.tolist()  # seeds that agree leave nothing open
+    assert ranks.low.tolist() == ranks.high.tolist() == ranks.value.tolist()  # equal seeds give an empty interval
 
 
 def test_bootstrap_refuses_a_single_sample():

@@ -1,4 +1,4 @@
-"""The verdict on agents whose properties are known, played in T-Maze."""
+"""The verdict on scripted agents with known properties, in T-Maze."""
 
 import re
 from dataclasses import dataclass, replace
@@ -33,15 +33,15 @@ class LeakyMazes(TMazeVectorEnv):
 
 @dataclass(frozen=True)
 class Hint(State):
-    """What a scripted agent remembers: the hint, (B, 1), 0 before it has seen one."""
+    """The memory of a scripted agent: the hint, (B, 1), or 0 before it is seen."""
 
     hint: torch.Tensor
 
 
 class Scripted:
-    """Walks right, and at the junction goes where its memory says, up if that says nothing.
+    """Walks right, and turns at the junction as remembered, or up without memory.
 
-    Its memory is handed on every K steps. Properties: `remembers` (the share of rows in which it looks at its memory),
+    Its memory is passed on every K steps. Properties: `remembers` (the share of rows in which it looks at its memory),
     `peeks` (at the noise), `window` (it sees the last K observations and remembers nothing else).
     """
 
@@ -130,7 +130,7 @@ def test_agent_without_memory_that_uses_a_leak():
 
 
 def test_a_leak_that_only_the_memory_free_control_shows():
-    """It remembers, and its memory hurts when knocked out, but it need not have remembered."""
+    """The agent depends on its memory, but the task can be solved without any."""
     free = [ScriptedPlayer(seed, {"peeks": True}, LeakyMazes) for seed in range(3)]
     result, _ = verdict(mazes=LeakyMazes, memory_free=free)
     assert result.label == "leak" and "memory-free control 1.00" in result.sentence and not result.missing
@@ -143,7 +143,7 @@ def test_agent_that_remembers_half_of_the_time():
 
 
 def test_untrained_agent():
-    """A model as it is drawn, with everything that a trained one has."""
+    """A randomly initialised model."""
     torch.manual_seed(0)
     sizes = RATEConfig(d_model=16, n_layer=1, n_head=1, d_head=8, d_inner=16, context_length=K)
     agent = Agent(AgentConfig("RATE", sizes), SPEC).eval()
@@ -160,7 +160,7 @@ def test_untrained_agent():
 
 
 def test_agent_with_knocked_out_memory():
-    """Examined as if that were how it is."""
+    """The intact agent is one with its memory knocked out."""
     _, cases = verdict()
     knocked = [replace(case, outcomes={c: case.outcomes[KNOCKED_OUT] for c in case.outcomes}) for case in cases]
     assert judge(FACTS, knocked).label == "short-term"
@@ -182,7 +182,7 @@ def test_the_mixed_regime_is_never_long_term():
 
 
 def test_a_segment_longer_than_the_horizon_proves_nothing():
-    """An agent of context 1 whose memory is knocked out every hundred steps only."""
+    """An agent of context 1 whose memory can only be knocked out every hundred steps."""
     outcomes = {INTACT: np.ones((3, 100)), KNOCKED_OUT: np.ones((3, 100))}
     case = Case("9", (8, 8), 0.5, outcomes)
     result = judge(AgentFacts(context=1, reach=None, segment=100), [case])
@@ -190,7 +190,7 @@ def test_a_segment_longer_than_the_horizon_proves_nothing():
 
 
 def test_knock_out_to_chance_is_not_a_leak():
-    """.60 with memory, .52 without: too few episodes to tell these apart, but nothing says that the maze tells."""
+    """.60 with memory, .52 without: too few episodes to separate them, but no evidence of a leak."""
     outcomes = {INTACT: np.tile([1] * 6 + [0] * 4, (3, 10)), KNOCKED_OUT: np.tile([1] * 13 + [0] * 12, (3, 4))}
     result = judge(FACTS, [Case("97", (96, 96), 0.5, outcomes)])
     assert result.label == "unproved" and result.missing[-1] == "more episodes"
@@ -220,7 +220,7 @@ def returns(condition: str, mean: float) -> np.ndarray:
 
 
 def judged(*, horizons=(), chance=2.0, context=1, seeds=3, **means):
-    """Of returns, by condition; names of conditions have _ for spaces."""
+    """The verdict on returns, by condition; _ in names of conditions stands for a space."""
     outcomes = {name.replace("_", " "): returns(name, mean)[:seeds] for name, mean in means.items()}
     case = Case("ViZDoom", horizons, chance, outcomes, "return")
     return judge(AgentFacts(context, None, 30, ("tokens", "cache")), [case])
@@ -244,7 +244,7 @@ def test_returns_that_a_random_player_has():
 
 
 def test_returns_in_each_regime():
-    """Above a random player's says nothing; the knock-out, and a control without memory, do."""
+    """Beating a random player proves nothing; the knock-out and a control without memory do."""
     means = {"horizons": (2, 2056), "intact": 20.0, "knocked_out": 11.0}
     proved = judged(**means)
     assert (proved.label, proved.horizon) == ("long-term", 2)

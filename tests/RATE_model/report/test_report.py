@@ -1,4 +1,4 @@
-"""The report: an episode recorded, a page built, and what a browser makes of it."""
+"""The report: recording an episode, building the page, and rendering it in a browser."""
 
 import json
 import re
@@ -75,14 +75,14 @@ def test_attention_shares_sum_to_one(episode):
 
 @pytest.fixture(scope="module")
 def gated():
-    """A memory with gates, which does not attend."""
+    """A memory with gates and without attention."""
     torch.manual_seed(0)
     config = ModelOptions(model_mode="FFM", d_model=16).agent_config(context_length=K, segments=3)
     return Agent(config, SPEC).eval()
 
 
 def test_gates_are_those_of_the_memory(gated):
-    """Of many units the mean and the eight that change most."""
+    """With many units: their mean and the eight that change most."""
     trace = played(gated, rows=1)
     data = player_data(gated, trace, None, actions=None, title="")
     assert data["attention"] is None and len(data["gates"]) == 2
@@ -103,7 +103,7 @@ def test_logits_of_the_recording_are_those_of_the_forward_pass(agent):
 
 
 def test_many_pictures_stay_within_the_limit(monkeypatch):
-    """Noise, which no codec makes small: coarser first, then fewer."""
+    """Noise is incompressible: pictures get coarser first, then fewer."""
     monkeypatch.setattr(episodes, "_PICTURE_BYTES", 20_000)
     pictures = list(np.random.default_rng(0).integers(256, size=(40, 16, 28, 3), dtype=np.uint8))
     encoded, numbers = episodes._encoded(pictures)
@@ -205,7 +205,7 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A tiny run; what started it is written as a shell would have."""
+    """A tiny run; the recorded command is that of a shell."""
     folder = tmp_path_factory.mktemp("report")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(ENVIRONMENT), "draw_run", lambda *arguments: None)

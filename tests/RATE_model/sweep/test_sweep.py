@@ -1,4 +1,4 @@
-"""A sweep: which commands it makes, that each is run once to its end whatever is killed, and what it says of them."""
+"""Sweeps: their commands, that each finishes exactly once despite kills, and their status."""
 
 import json
 import os
@@ -19,8 +19,8 @@ from RATE_model.sweep.commands import Job, jobs_of, seeds_of
 from RATE_model.sweep.executors import run_locally, submit
 from RATE_model.sweep.folder import Sweep
 
-# A command that takes steps and continues where it was interrupted: one line per step in the file --text names. It does
-# not end while there is a file `hold` of its name.
+# A command that takes steps and continues where it was interrupted, with one line per step in the file named by --text.
+# It does not end while its file `hold` exists.
 STEPS = 20
 SCRIPT = f"""
 import pathlib, signal, sys, time
@@ -55,7 +55,7 @@ def names(sweep: Sweep) -> list[str]:
 
 
 def finished(sweep: Sweep) -> list[int]:
-    """How often each job has come to its end."""
+    """How often each job has finished."""
     return [sweep.log(job).read_text().count("finished") for job in sweep.jobs]
 
 
@@ -117,7 +117,7 @@ def test_jobs_run_exactly_once(command, capsys):
 
 
 def test_late_attempt_does_nothing(command):
-    """It was queued on a cluster, and meanwhile the job was done here."""
+    """It was queued on a cluster while the job was done here."""
     sweep = made(command, "1")
     run_locally(sweep, max_parallel=2, say=lambda text: None)
     assert [Attempt(sweep.folder, name)() for name in names(sweep)] == [0, 0]
@@ -128,7 +128,7 @@ def test_killed_jobs_continue_and_finish_once(command):
     sweep, said, killed = made(command), [], []
 
     def kill() -> None:
-        """Half of the jobs: the command, or whoever waits for it."""
+        """Kill half of the jobs: the command or its attempt process."""
         for job in sweep.jobs[::2]:
             kind = "script.py" if job is sweep.jobs[0] else "sweep.attempt"
             while not steps(job) or not (pids := processes(job, kind)):
@@ -156,13 +156,13 @@ def path_of(job: Job) -> Path:
 
 
 def steps(job: Job) -> int:
-    """That a job has taken."""
+    """Steps taken by a job."""
     path = path_of(job)
     return path.read_text().count("\n") if path.exists() else 0
 
 
 def processes(job: Job, kind: str) -> list[int]:
-    """Those of a job, by what is in their command line."""
+    """The processes of a job, by their command line."""
     found = []
     for place in Path("/proc").glob("[0-9]*"):
         try:
@@ -235,10 +235,10 @@ def test_damaged_state_is_named(command):
 
 
 def test_submitted_jobs_run_once(command):
-    """By submitit's executor for this machine, which stands in for SLURM."""
+    """With submitit's local executor instead of SLURM."""
     pytest.importorskip("submitit")
     sweep, said = made(command, "1"), []
-    for _ in range(2):  # what is queued is not submitted again
+    for _ in range(2):  # queued jobs are not submitted again
         submit(sweep, max_parallel=2, settings={"timeout_min": "5"}, say=said.append, cluster="local")
     deadline = time.monotonic() + 200
     while {sweep.state(job) for job in sweep.jobs} != {"done"} and time.monotonic() < deadline:
