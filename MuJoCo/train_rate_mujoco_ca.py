@@ -2,7 +2,7 @@
 
     python3 MuJoCo/train_rate_mujoco_ca.py --env_id 0 --skip_dec_ffn --seed 123
 
-Data has to be there (see MuJoCo/README.md). Every seed is a run of its own in MuJoCo/MuJoCo_checkpoints/.
+Data has to be there (see MuJoCo/README.md). Each seed is a separate run in MuJoCo/MuJoCo_checkpoints/.
 What is particular to MuJoCo stands in environment.py; the flow, from flags to pictures, in RATE_model/cli/training.py.
 """
 

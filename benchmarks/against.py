@@ -92,7 +92,7 @@ def prepare(case: Case) -> Callable[[], object]:
 
 
 def work(name: str, threads: int) -> None:
-    """Run a case once for every line on standard input; answer each with seconds of the processor and by the clock."""
+    """Run a case once for every line on standard input; answer each with processor and wall-clock seconds."""
     common.set_threads(threads)
     run = prepare(CASES[name])
     for _ in sys.stdin:
@@ -118,7 +118,7 @@ class Worker:
         self._process.communicate()
 
     def seconds(self) -> tuple[float, float]:
-        """One run: seconds of the processor, and by the clock."""
+        """One run: processor and wall-clock seconds."""
         assert self._process.stdin is not None and self._process.stdout is not None
         print(file=self._process.stdin, flush=True)
         processor, clock = map(float, self._process.stdout.readline().split())
@@ -185,7 +185,7 @@ def format_tables(result: dict[str, Any]) -> str:
                 f"{median(clock['ratios']):.2f}",
             ]
         )
-    header = ["case", "before, ms", "now, ms", "times faster", "range", "of the minima", "by the clock"]
+    header = ["case", "before, ms", "now, ms", "times faster", "range", "of the minima", "wall-clock"]
     load = ", ".join(f"{value:.0f}" for value in result["load"])
     line = f"{common.machine_line(result['machine'], {})} Load before and after: {load}. Rounds: {result['rounds']}."
     return f"{line}\n\n{common.table(header, rows)}"

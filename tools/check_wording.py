@@ -51,6 +51,18 @@ BANNED = {
     r"\ba training (does|makes|takes|took)\b": "training does, ...",
     r"\ban own\b": "of its own",
     r"\bby what they make of\b": "data-dependent",
+    r"\basked( for)? again\b": "reset (the target return)",
+    r"\bmade on \d{4}-\d\d-\d\d": "measured at commit ... on DATE",
+    r"\btake their seconds\b": "are slow",
+    r"\bin a process of (its|their) own\b": "in a separate process",
+    r"\ba run of its own\b": "a separate run",
+    r"\bso-manieth\b": "after N",
+    r"\bby the clock\b": "in wall-clock time",
+    r"\bwhatever (else )?the machine does\b": "independent of other load",
+    r"\b(once is enough|wants the extra)\b": "give it once; needs the extra",
+    r"\b(goes|say it) with --": "only applies to --..., or give --...",
+    r"\bstands? in (its|their) place\b": "the placeholder, or replaces it",
+    r"\b(told apart|as many as may be|the work goes on)\b": "distinguished; up to N; continuing",
     r"\bwhat comes? of (it|them)\b": "results",
 }
 

@@ -5,7 +5,7 @@ It runs on vizdoom 1.2.4, which draws the same as the published 1.2.2, in a sepa
     python3.11 -m venv old && old/bin/pip install vizdoom==1.2.4 tyro pyyaml
     old/bin/python tools/record_vizdoom_frames.py tests/data/vizdoom_frames.npz
 
-That engine animates the floor by the clock, later ones by the game's time: a frame that shows the floor has up to three
+That engine animates the floor in wall-clock time, later ones in game time: a frame that shows the floor has up to three
 pictures, which differ only in the floor's phase. Every episode is played until no new picture appears.
 The file holds, for S seeds:
 

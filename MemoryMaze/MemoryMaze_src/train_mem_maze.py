@@ -2,7 +2,7 @@
 
     python3 -W ignore MemoryMaze/MemoryMaze_src/train_mem_maze.py --nmt 5 --mem_len 300 --skip_dec_ffn
 
-Data that is missing is made first, which takes a while. Every seed is a run of its own in
+Data that is missing is made first, which takes a while. Each seed is a separate run in
 MemoryMaze/MemoryMaze_checkpoints/. What is particular to Memory Maze stands in environment.py; the flow, from flags to
 pictures, in RATE_model/cli/training.py.
 """

@@ -2,7 +2,7 @@
 
     python3 MinigridMemory/MinigridMemory_src/train_minigridmemory.py --nmt 15 --mem_len 180 --skip_dec_ffn
 
-Data that is missing is collected first. Every seed is a run of its own in MinigridMemory/MinigridMemory_checkpoints/.
+Data that is missing is collected first. Each seed is a separate run in MinigridMemory/MinigridMemory_checkpoints/.
 What is particular to Minigrid-Memory stands in environment.py; the flow, from flags to pictures, in
 RATE_model/cli/training.py.
 """

@@ -6,7 +6,7 @@
     <run>/wandb/          what wandb writes; <run>/wandb_id holds the id under which a resumed run continues
 
 wandb is imported only when it is used, and whatever it does, training goes on: its failures become one warning. Before
-going online the key and the network are tried out in a process of their own, with a time limit, since wandb.init by
+going online the key and the network are tried out in a separate process, with a time limit, since wandb.init by
 itself retries for 100 s.
 """
 
@@ -279,7 +279,7 @@ def redact(text: str) -> str:
 def probe_online(key: str, *, seconds: float = PROBE_SECONDS) -> str | None:
     """Why wandb cannot be used online with this key right now, or None if it can; answers within ``seconds``.
 
-    The key is tried out in a process of its own, which is killed with all it started when the time is up.
+    The key is tried out in a separate process, which is killed with all it started when the time is up.
     """
     code = f"import wandb; wandb.Api(timeout={max(1, int(seconds) - 1)})"
     with tempfile.TemporaryFile() as output:  # Not a pipe: a service that wandb leaves behind would hold it open.

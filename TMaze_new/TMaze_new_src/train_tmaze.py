@@ -2,7 +2,7 @@
 
     python3 TMaze_new/TMaze_new_src/train_tmaze.py --model_mode RATE --curr adaptive --max_n_final 3 --skip_dec_ffn
 
-Data that is missing is generated first. Every seed is a run of its own in TMaze_new/TMaze_new_checkpoints/. What is
+Data that is missing is generated first. Each seed is a separate run in TMaze_new/TMaze_new_checkpoints/. What is
 particular to T-Maze stands in environment.py; the flow, from flags to pictures, in RATE_model/cli/training.py.
 """
 

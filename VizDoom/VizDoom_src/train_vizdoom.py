@@ -2,7 +2,7 @@
 
     python3 VizDoom/VizDoom_src/train_vizdoom.py --nmt 5 --mem_len 300 --skip_dec_ffn
 
-Data that is missing is made first. Every seed is a run of its own in VizDoom/VizDoom_checkpoints/.
+Data that is missing is made first. Each seed is a separate run in VizDoom/VizDoom_checkpoints/.
 What is particular to ViZDoom-Two-Colors stands in environment.py; the flow, from flags to pictures, in
 RATE_model/cli/training.py.
 """

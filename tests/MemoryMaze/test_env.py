@@ -293,7 +293,7 @@ def test_the_graphics_library_is_chosen(fresh, monkeypatch, chosen, egl, osmesa,
 
 @drawn
 def test_missing_display_is_reported():
-    """In a process of its own: dm_control decides on import."""
+    """In a separate process, because dm_control decides on import."""
     environment = {name: value for name, value in os.environ.items() if not name.endswith("DISPLAY")}
     code, root = "from MemoryMaze.MemoryMaze_src.graphics import maze_tasks; maze_tasks()", Path(__file__).parents[2]
     environment |= {"MUJOCO_GL": "glfw", "PYTHONPATH": str(root)}

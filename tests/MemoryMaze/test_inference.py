@@ -82,7 +82,7 @@ def test_pictures_include_knocked_out_memory(run, played, tmp_path):
 
 
 def test_a_picture_of_a_video_has_both_views(monkeypatch):
-    """The agent's beside the maze from above, and what there is to say below."""
+    """The agent's view beside the maze from above, with a caption below."""
     maze = environment.MemoryMazeEnv(render_mode="rgb_array")
     views = {"agent": 50, "top": 200}
     monkeypatch.setattr(maze, "render", lambda view: np.full((64, 64, 3), views[view], np.uint8))

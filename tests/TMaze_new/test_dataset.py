@@ -202,7 +202,7 @@ def test_junctions_occur_at_any_step_of_last_segment(options):
 
 
 def test_full_corridors_fill_their_segments(options):
-    """The published data: one length per number of segments, in a file whose name says nothing of corridors."""
+    """The published data: one length per number of segments, in a file whose name does not mention corridors."""
     for segments in (1, 2):
         path = generate(options, segments)
         assert path.name == f"tmaze_S{segments}_K6_hint1_n40_win.h5"

@@ -48,7 +48,7 @@ def without_pictures(monkeypatch):
 
 
 def stop_after(batch: int, folder: Path, *flags: str) -> None:
-    """Resume the run, if there is one, and stop it at its so-manieth batch from here."""
+    """Start or resume the run, and stop it after this many batches."""
     with stopped_after(batch):
         assert train(folder, *flags, "--resume", "auto") == STOPPED
 

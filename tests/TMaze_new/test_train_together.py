@@ -43,7 +43,7 @@ def wait_for_lines(folder: Path, count: int) -> None:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> dict:
-    """What two processes make of a run that nothing interrupts."""
+    """The results of an uninterrupted run with two processes."""
     folder = tmp_path_factory.mktemp("whole")
     assert together(2, folder).results() == [0, 0]
     return outcome(only_run(folder))

@@ -36,7 +36,7 @@ def digests(engine: Engine, seed: int, actions: np.ndarray):
 
 
 def test_published_pictures_are_those_of_the_earlier_engine(published_graphics):
-    """All of 1000 frames, but for the phase of the floor, which that engine animates by the clock."""
+    """All of 1000 frames, except the phase of the floor, which that engine animates in wall-clock time."""
     engine, same, phases = Engine(Scenario().settled()), [], 0
     with np.load(RECORDED) as recorded:
         episodes = [*zip(recorded["seeds"], recorded["actions"], recorded["pictures"], strict=True)]

@@ -222,7 +222,7 @@ def test_run_resumes_with_moved_data_but_no_other(data, tmp_path, capsys):
 
 
 def test_mirror_swaps_left_and_right(data, tmp_path, monkeypatch):
-    """What the engine does at each action, and what the trainer is told; without the flag it is told nothing."""
+    """The engine's behaviour for each action, and the trainer's transform; none without the flag."""
     for action, mirrored in enumerate(MIRRORED):
         left, right, forward = BUTTONS[action]
         assert BUTTONS[mirrored] == [right, left, forward]

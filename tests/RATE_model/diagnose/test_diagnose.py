@@ -191,7 +191,7 @@ def test_wrong_arguments_are_reported(run, capsys, flags, message):
 
 
 def test_other_data_is_loaded_again(run):
-    """The spec of an own environment follows from its data, not from that of the previous run."""
+    """The spec of a user's environment follows from its data, not from that of the previous run."""
     own = environment_of(run[0])
     for size in (2, 5):
         data = Dataset.from_episodes([each | {"observations": np.ones((4, size))} for each in episodes(4)])
