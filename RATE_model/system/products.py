@@ -35,12 +35,12 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     `weight` may be the transpose of a matrix: `linear(a, b.t())` is `a @ b`.
     """
     if (
-        x.dtype != torch.float32
+        torch.compiler.is_compiling()  # first: what follows would break the graph
+        or x.dtype != torch.float32
         or x.device.type != "cpu"
         or x.numel() * weight.shape[0] < _LEAST
-        or not mkl_is_slow()
-        or torch.compiler.is_compiling()
         or torch.is_autocast_enabled("cpu")
+        or not mkl_is_slow()
     ):
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled():
@@ -49,6 +49,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    bias = None if bias is None else bias.contiguous()  # it ignores the strides of a bias
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 

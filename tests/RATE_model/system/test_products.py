@@ -54,3 +54,18 @@ def test_small_products_and_other_types_are_left_to_torch(calls):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert products.linear(*large).dtype == torch.bfloat16
     assert not calls
+
+
+def test_strided_operands_are_read_as_they_are(calls):
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(64, 16, 64)[:, ::2], torch.randn(96, 64), torch.randn(192)[::2]
+    torch.testing.assert_close(products.linear(x, weight, bias), F.linear(x, weight, bias), rtol=1e-5, atol=1e-4)
+    assert calls
+
+
+def test_a_compiler_traces_nothing_but_the_product(calls, monkeypatch):
+    """Reading /proc/cpuinfo would break the graph."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    monkeypatch.setattr(products, "mkl_is_slow", lambda: pytest.fail("asked for the processor"))
+    assert products.linear(*operands(32)).equal(F.linear(*operands(32)))
+    assert not calls
