@@ -4,7 +4,7 @@ What a memory does with a step is its own affair: see `RATE_model.memories.contr
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from RATE_model.data.frames import Frames
 from RATE_model.errors import UserError
 from RATE_model.memories.contract import MemoryTransform, StepOptions
 from RATE_model.system import distributed
-from RATE_model.system.precision import autocast, uses_bfloat16
+from RATE_model.system.precision import Precision, autocast, uses_bfloat16
 
 
 class Actor:
@@ -62,8 +62,10 @@ class Actor:
     ) -> None:
         if agent.training:
             raise ValueError("the model is in training mode, with dropout on: call model.eval() before acting")
-        if slide < 1:
-            raise ValueError(f"slide {slide}: must be at least 1")
+        if isinstance(slide, float) or slide < 1:
+            raise ValueError(f"slide {slide}: must be a whole number, at least 1")
+        if precision not in get_args(Precision):
+            raise UserError(f"precision {precision!r}: must be one of {', '.join(get_args(Precision))}")
         if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1:
             raise UserError(f"batch_size {batch_size!r}: must be the number of environments, at least 1")
         self.agent, self.batch_size, self.greedy = agent, batch_size, greedy
@@ -80,6 +82,7 @@ class Actor:
         options = StepOptions(window=window, slide=slide, transform=transform_memory)
         with torch.inference_mode(), autocast(self._device, precision):
             self._stepper = agent.memory.stepper(batch_size, options, dtype)
+        _check_finite("target_return", target_return)  # None too: nothing was asked for before
         self.reset(target_return=target_return)
 
     def reset(
@@ -191,6 +194,9 @@ class Actor:
     @torch.inference_mode()
     def take(self, actions: np.ndarray | Tensor) -> None:
         """Record the actions that are taken, `(B,)` int64 or `(B, A)` float; `act` does this itself."""
+        spec = self.agent.spec
+        _check_shape("actions", actions, (self.batch_size, *((spec.num_actions,) if spec.continuous else ())))
+        _check_finite("actions", actions)
         actions = torch.as_tensor(actions, device=self._device)
         with autocast(self._device, self._precision):
             self._stepper.record(self.agent.encoder.encode_actions(actions[:, None]))
@@ -204,6 +210,11 @@ def _check_shape(name: str, values: object, shape: tuple[int, ...]) -> None:
 
 def _check_finite(name: str, values: Any, *, ignored: np.ndarray | bool = False) -> None:
     """Only what lies in main memory: to look into a tensor on a device would wait for the device."""
-    real = isinstance(values, float) or (isinstance(values, np.ndarray | np.generic) and values.dtype.kind == "f")
-    if real and not np.all(np.isfinite(values) | ignored):
-        raise UserError(f"{name}: hold a NaN or infinite value")
+    if isinstance(values, Tensor):
+        return
+    kind = np.asarray(values).dtype
+    if kind.kind not in "biuf":
+        raise UserError(f"{name}: have type {kind}; give real numbers")
+    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite for the agent
+        if kind.kind == "f" and not np.all(np.isfinite(np.asarray(values, np.float32)) | ignored):
+            raise UserError(f"{name}: hold a NaN or infinite value")

@@ -17,6 +17,7 @@ from RATE_model.memories.budget import BUDGETS, width_for
 from RATE_model.memories.contract import Memory, MemoryConfig
 from RATE_model.objectives.auxiliary import WEIGHTS, check_objectives
 from RATE_model.objectives.privileged import check_infos, named
+from RATE_model.system.precision import Precision
 from RATE_model.system.secrets import redact
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ else:
 Model = TypeVar("Model")
 
 # See `precision.uses_bfloat16`.
-Precision = Literal["auto", "32", "bf16"]
 
 # Flags that only concern one command on one machine. They do not affect results, and checkpoints do not record them.
 COMMAND_FLAGS = frozenset(

@@ -1,10 +1,13 @@
 """One place that says in which precision a computation runs."""
 
+from typing import Literal
+
 import torch
 
 from RATE_model.errors import UserError
 from RATE_model.system import distributed
 
+Precision = Literal["auto", "32", "bf16"]
 # What a processor calls its bfloat16 products: x86-64 (two kinds), 64-bit Arm.
 _BFLOAT16_UNITS = ("avx512_bf16", "amx_bf16", "bf16")
 

@@ -339,11 +339,15 @@ def test_buffers_are_of_the_precision_asked_for():
 def test_what_cannot_act_is_refused():
     with pytest.raises(ValueError, match="training mode.*model.eval"):
         Actor(small_model().train(), 1, TARGET)
-    with pytest.raises(ValueError, match="slide 0: must be at least 1"):
+    with pytest.raises(ValueError, match="slide 0: must be a whole number, at least 1"):
         Actor(small_model("DT"), 1, TARGET, slide=0)
     for size in (0, -1, None, 1.5):
         with pytest.raises(UserError, match=f"batch_size {size}: must be the number of environments"):
             Actor(small_model(), size, TARGET)
+    with pytest.raises(UserError, match="target_return: have type object"):
+        Actor(small_model(), 1, None)
+    with pytest.raises(UserError, match="precision 'half': must be one of auto, 32, bf16"):
+        Actor(small_model(), 1, TARGET, precision="half")
 
 
 @pytest.mark.parametrize(
@@ -352,6 +356,8 @@ def test_what_cannot_act_is_refused():
         (np.zeros((1, 4)), None, r"observations: have shape \(1, 4\); expected \(2, 4\)"),
         (torch.zeros(2, 5), None, r"observations: have shape \(2, 5\); expected \(2, 4\)"),
         (np.full((2, 4), np.nan), None, "observations: hold a NaN"),
+        (np.full((2, 4), 1e300), None, "observations: hold a NaN or infinite"),
+        (np.zeros((2, 4), complex), None, "observations: have type complex128"),
         (np.zeros((2, 4)), np.zeros((2, 1)), r"rewards: have shape \(2, 1\); expected \(2,\)"),
         (np.zeros((2, 4)), np.array([0, np.inf]), "rewards: hold a NaN"),
     ],
@@ -364,6 +370,9 @@ def test_what_is_not_seen_or_earned_is_refused(observations, rewards, words):
     for target in (np.zeros(3), float("nan")):
         with pytest.raises(UserError, match="target_return: "):
             actor.reset(target_return=target)
+    actor.observe(np.zeros((2, 4), np.float32))
+    with pytest.raises(UserError, match=r"actions: have shape \(1,\); expected \(2,\)"):
+        actor.take(np.zeros(1, int))
 
 
 def test_more_memory_tokens_than_tokens_of_one_attention_call():
