@@ -15,6 +15,7 @@ from RATE_model.data.frames import Frames
 from RATE_model.errors import UserError
 from RATE_model.memories.contract import MemoryTransform, StepOptions
 from RATE_model.system import distributed
+from RATE_model.system.freed_memory import keep_freed_memory
 from RATE_model.system.precision import Precision, autocast, uses_bfloat16
 
 
@@ -68,6 +69,7 @@ class Actor:
             raise UserError(f"precision {precision!r}: must be one of {', '.join(get_args(Precision))}")
         if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1:
             raise UserError(f"batch_size {batch_size!r}: must be the number of environments, at least 1")
+        keep_freed_memory()
         self.agent, self.batch_size, self.greedy = agent, batch_size, greedy
         self.reset_target, self.rtg_floor = reset_target, rtg_floor
         self._precision = precision

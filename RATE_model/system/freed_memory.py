@@ -12,9 +12,9 @@ _MMAP_THRESHOLD, _MOST = -3, 32 * 2**20
 def keep_freed_memory() -> bool:
     """Let this process keep the memory that it frees, for what it allocates next. True if the C library can.
 
-    A training step allocates activations, and frees them all. glibc returns freed memory to the system, which hands it
-    out again page by page, filled with zeros: a fifth of the time of a step in bfloat16. What the process needs at most
-    stays the same. Tensors above 32 MiB are still returned.
+    Training and acting allocate activations, and free them all, again and again. glibc returns freed memory to the
+    system, which hands it out again page by page, filled with zeros: a fifth of the time of a training step in
+    bfloat16. What the process needs at most stays the same. Tensors above 32 MiB are still returned.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
