@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from RATE_model.memories.rate.dropout import scaled_mask
+from RATE_model.memories.rate.wrap_around import shifted
 from RATE_model.system.products import linear
 
 # Columns of a piece end at multiples of this.
@@ -224,7 +225,13 @@ class StepAttention(torch.autograd.Function):
         return of_states, of_queries.t(), of_query_bias, of_weight, of_bias, of_output, None, None, None
 
 
-def _look(tokens: Tensor, keys: Tensor, weights: tuple[Tensor, ...], piece: Piece) -> tuple[Tensor, Tensor]:
+def _look(
+    tokens: Tensor,
+    keys: Tensor,
+    weights: tuple[Tensor, ...],
+    piece: Piece,
+    wrap: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
     """Queries and probabilities of the rows of a piece.
 
     Args:
@@ -232,22 +239,33 @@ def _look(tokens: Tensor, keys: Tensor, weights: tuple[Tensor, ...], piece: Piec
         keys: `(B, columns, d_model)`.
         weights: queries' weight and bias, `(n_head * d_model, d_model)` and `(n_head * d_model,)`, and those of the
             piece's distances, `(n_head * distances, d_model)` and `(n_head * distances,)`.
+        wrap: of a block of memory tokens, weight and bias of the distances that wrap around, `(n_head * r, d_model)`
+            and `(n_head * r,)`; see `wrap_around`.
 
     Returns:
         `(B, r * n_head, d_model)` and `(B, r * n_head, columns)`.
     """
     queries = linear(tokens, *weights[:2]).view(len(keys), -1, keys.shape[-1])
-    scores = piece.by_column(linear(tokens, *weights[2:])).contiguous().view(*queries.shape[:2], piece.columns)
+    scores = piece.by_column(linear(tokens, *weights[2:])).contiguous()
+    if wrap is not None:
+        own = scores[..., piece.rows]
+        far = shifted(linear(tokens, *wrap).view(own.shape))
+        right = torch.ones(piece.count, piece.count, dtype=torch.bool).triu(1)[:, None]
+        own.copy_(torch.where(right, far, own))
+    scores = scores.view(*queries.shape[:2], piece.columns)
     return queries, scores.baddbmm_(queries, keys.transpose(1, 2)).softmax(-1)
 
 
-def step_attention(tokens: Tensor, states: Tensor, weights: tuple[Tensor, ...], farthest: int, piece: Piece) -> Tensor:
+def step_attention(
+    tokens: Tensor, states: Tensor, weights: tuple[Tensor, ...], piece: Piece, farthest: int, wrap: Distances | None
+) -> Tensor:
     """`StepAttention` of one piece in one block, without gradients or dropout, for acting.
 
     Args:
         tokens: `(B, r, d_model)`, the rows of the piece.
         states: `(B, k, d_model)`, at least the columns of the piece.
-        weights: as `StepAttention.apply` has them.
+        weights, farthest: as `StepAttention.apply` has them.
+        wrap: for a block of memory tokens, the distances that wrap around.
 
     Returns:
         `(B, r, d_model)`.
@@ -255,7 +273,8 @@ def step_attention(tokens: Tensor, states: Tensor, weights: tuple[Tensor, ...], 
     content_weight, content_bias, weight, bias, output_weight = weights
     rows, keys = tokens.flatten(0, 1), piece.keys(states)
     of_distances = piece.part(weight, farthest).flatten(0, 1), piece.part(bias, farthest).flatten()
-    _, probabilities = _look(rows, keys, (content_weight, content_bias, *of_distances), piece)
+    of_wrap = None if wrap is None else (wrap.weight.flatten(0, 1), wrap.bias.flatten())
+    _, probabilities = _look(rows, keys, (content_weight, content_bias, *of_distances), piece, of_wrap)
     context = torch.bmm(probabilities, keys).view(len(rows), -1)
     return linear(context, output_weight).view_as(tokens)
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from RATE_model.memories.contract import StepOptions, Stepper
 from RATE_model.memories.rate.attention import Keys
-from RATE_model.memories.rate.blocks import step_attention, step_piece
+from RATE_model.memories.rate.blocks import Distances, by_distance, step_attention, step_piece
 from RATE_model.memories.rate.config import RATEConfig
 from RATE_model.memories.rate.state import SegmentState
 
@@ -62,7 +62,8 @@ class SegmentStepper(Stepper):
         self._wrap_distances = functools.cache(memory.wrap_distances)
         # For `_step_attention`; a few rows do not use it.
         many = self._device.type == "cpu" and batch_size >= _ROWS_BY_DISTANCE
-        self._by_distance = [folded.to(dtype).for_blocks() for folded in memory.fold("blocks")] if many else None
+        self._by_distance = [folded.to(dtype) for folded in memory.fold("blocks")] if many else None
+        self._wrapped = functools.cache(self._wrapped_by_distance)
         self._inputs = self._buffers()
         # The cache holds raw hidden states; only the reordered layers attend to something else.
         reordered = memory.layers[0].reordered and config.mem_len > 0
@@ -260,9 +261,11 @@ class SegmentStepper(Stepper):
         uniform = bool((starts == starts[0]).all() and (firsts == firsts[0]).all())
         places = starts[:1, None] + np.arange(count) if uniform else starts[:, None] + np.arange(count)
         low, high = int(firsts.min()), int(starts.max()) + count
-        by_distance = uniform and not block and count <= _CHUNK and self._pays_by_distance(len(rows))
-        bias = None if block or by_distance else self._bias(places, firsts, low, high)
-        wrap = self._wrap_distances(int(self._cached[rows[0]])) if block else None
+        together = uniform and count <= _CHUNK and self._pays_by_distance(len(rows))
+        bias = None if block or together else self._bias(places, firsts, low, high)
+        cached = int(self._cached[rows[0]])
+        wrap = self._wrap_distances(cached) if block else None
+        wrapped = self._wrapped(cached) if block and together else [None] * len(self.memory.layers)
         index = torch.as_tensor(places, device=self._device)
         if uniform:
             index = index[0]
@@ -280,9 +283,9 @@ class SegmentStepper(Stepper):
             if not wanted:
                 return x[:, :0]
             states = self._pick(self._inputs[number], rows)
-            if by_distance:
+            if together:
                 x, inputs = x[:, -wanted:], inputs[:, -wanted:]
-                attended = self._step_attention(number, inputs, states[:, low:], high - low - wanted)
+                attended = self._step_attention(number, inputs, states[:, low:], high - low - wanted, wrapped[number])
                 x = layer.finish(x, inputs, attended)
                 continue
             keys = Keys(states[:, low:high], positions)
@@ -298,14 +301,25 @@ class SegmentStepper(Stepper):
         """Whether `_step_attention` is used: fewer operations, but it reads more weights, too many for a few rows."""
         return self._by_distance is not None and rows >= _ROWS_BY_DISTANCE
 
-    def _step_attention(self, number: int, inputs: Tensor, states: Tensor, start: int) -> Tensor:
-        """Attention inputs `(b, t, d_model)` of steps through one layer's attention, as the columns from `start` on of
+    def _wrapped_by_distance(self, cached: int) -> list[Distances]:
+        """By layer, what a block of memory tokens has to say to the distances that wrap around."""
+        assert self._by_distance is not None
+        sinusoids, heads = self._wrap_distances(cached), self.config.n_head
+        return [
+            by_distance(f.position_weight, f.position_bias, sinusoids, heads, len(sinusoids)) for f in self._by_distance
+        ]
+
+    def _step_attention(
+        self, number: int, inputs: Tensor, states: Tensor, start: int, wrapped: Distances | None
+    ) -> Tensor:
+        """Attention inputs `(b, t, d_model)` of tokens through one layer's attention, as the columns from `start` on of
         `states` `(b, k, d_model)`."""
         assert self._by_distance is not None
         piece = step_piece(start, inputs.shape[1], states.shape[1], self.config.n_head)
+        weights, farthest = self._by_distance[number].for_blocks()
         # Under autocast the softmax would be computed in float32 copies.
         with torch.autocast("cpu", enabled=False) if self._dtype == torch.bfloat16 else nullcontext():
-            return step_attention(inputs.to(self._dtype), states, *self._by_distance[number], piece)
+            return step_attention(inputs.to(self._dtype), states, weights, piece, farthest, wrapped)
 
     def _attend(
         self,

@@ -28,11 +28,15 @@ def wrap_around(position: Tensor, rotated: Tensor, positions: Tensor, wrap: Tens
         wrap: `(w, d_model)`, sinusoids of the distances that wrap around, the farthest first.
     """
     size = wrap.shape[0]
-    far = torch.einsum("brhd,cd->brhc", position, wrap)
-    # The published shift: put a zero column in front, read the buffer one row later.
-    far = F.pad(far.transpose(1, 2), (1, 0))
-    far = far.reshape(*far.shape[:2], size + 1, size)[:, :, 1:].transpose(1, 2)
+    far = shifted(torch.einsum("brhd,cd->brhc", position, wrap))
     near = torch.einsum("brhd,cd->brhc", rotated, positions[-size:])
     above = torch.ones(size, size, dtype=torch.bool, device=far.device).triu(1)[:, None]
     delta = torch.where(above, far - near, far.new_zeros(()))
     return F.pad(delta, (positions.shape[0] - size, 0))
+
+
+def shifted(far: Tensor) -> Tensor:
+    """The published shift, `(B, w, n_head, w)`: put a zero column in front, read the buffer one row later."""
+    size = far.shape[-1]
+    far = F.pad(far.transpose(1, 2), (1, 0))
+    return far.reshape(*far.shape[:2], size + 1, size)[:, :, 1:].transpose(1, 2)
