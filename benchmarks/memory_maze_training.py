@@ -11,10 +11,11 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any, ClassVar
 from unittest import mock
 
@@ -25,7 +26,7 @@ if __name__ == "__main__":  # started as a script
 import numpy as np
 import torch
 
-from benchmarks import common
+from benchmarks import common, shares
 from MemoryMaze.MemoryMaze_src import environment
 from MemoryMaze.MemoryMaze_src.dataset import DATA
 from MemoryMaze.MemoryMaze_src.env import MemoryMazeVectorEnv
@@ -158,13 +159,23 @@ def measure(options: Options, file: TrajectoryFile) -> dict[str, Any]:
         "window_steps": size,
         "cases": {name: common.summary(values) for name, values in seconds.items()},
         "reading_share": common.ratio(seconds["reading its windows"], seconds["batch"]),
+        "profile": profile(train, seconds),
         "acting_ratio": common.ratio(seconds["mazes with the model"], seconds["mazes alone"]),
     }
+
+
+def profile(train: Callable[[], None], seconds: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Shares of reading a batch and training on it, one after the other; and an evaluation, in such batches."""
+    batch, data = median(seconds["batch"]), median(seconds["reading its windows"])
+    phases = {name: share * batch for name, share in shares.shares(train)["phases"].items()}
+    parts = {name: taken / (batch + data) for name, taken in {"data": data, **phases}.items()}
+    return {**parts, "evaluation": median(seconds["mazes with the model"]) / (batch + data)}
 
 
 def format_table(result: dict[str, Any]) -> str:
     """The figures as Markdown."""
     options = result["options"]
+    phases = {name: share for name, share in result["profile"].items() if name != "evaluation"}
     rows = [[name, f"{case['median_s']:.3g}", f"{case['min_s']:.3g}"] for name, case in result["cases"].items()]
     return "\n\n".join(
         [
@@ -173,6 +184,8 @@ def format_table(result: dict[str, Any]) -> str:
             f"{options['episodes']} mazes, {options['steps']} steps in each. Reading takes "
             f"{result['reading_share']:.1%} of a batch's time; with the model, steps take "
             f"{result['acting_ratio']:.2f} times as long as without.",
+            f"Where the time of a batch goes: {shares.words(phases)}. Playing the mazes takes as long as "
+            f"{result['profile']['evaluation']:.1f} batches.",
             common.table(["", "median s", "min s"], rows),
         ]
     )

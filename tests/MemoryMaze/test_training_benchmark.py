@@ -24,6 +24,8 @@ def test_it_runs(tmp_path, capsys, monkeypatch):
     assert result["reading_share"] == pytest.approx(seconds["reading its windows"] / seconds["batch"])
     assert result["acting_ratio"] == pytest.approx(seconds["mazes with the model"] / seconds["mazes alone"])
     assert np.isfinite(list(seconds.values())).all()
+    shares = [share for name, share in result["profile"].items() if name != "evaluation"]
+    assert len(shares) == 4 and sum(shares) == pytest.approx(1)
     shown = capsys.readouterr().out
     assert "1 windows of 60 steps a batch; 2 mazes, 2 steps in each." in shown and "| mazes alone" in shown
 
