@@ -16,7 +16,7 @@ from typing import Any
 
 if __name__ == "__main__":  # started as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # makes the repository importable
-    import RATE_model.system.script  # noqa: F401  a signal ends it at once while the imports below take their seconds
+    import RATE_model.system.script  # noqa: F401  signals end the process at once during the slow imports below
 
 import torch
 from torch import Tensor

@@ -270,7 +270,9 @@ class SegmentStepper(Stepper):
         if uniform:
             index = index[0]
         # The same for all layers.
-        rotation = self.memory.positions.sin[index], self.memory.positions.cos[index]
+        rotation = self.memory.positions.sin, self.memory.positions.cos
+        if not together:  # by distance, nothing is rotated
+            rotation = rotation[0][index], rotation[1][index]
         positions = self.memory.positions.keys[low:high]
         for number, layer in enumerate(self.memory.layers):
             last = number == len(self.memory.layers) - 1
