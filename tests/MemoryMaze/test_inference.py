@@ -129,9 +129,10 @@ def test_page_has_every_run_and_plays_each_once(played, tmp_path, monkeypatch, c
         """With the tiny setting in place of the shipped one."""
         return [str(setting) if word.endswith("config_fast.yaml") else word for word in argv]
 
-    original = type(ENVIRONMENT).read_config
-
     class Tiny(type(reproduce.STUDY)):
+        def setting(self):
+            return self.read_config(tiny(self.settings))
+
         def run(self, label, seed, options, stop):
             flags = [*tiny(self.command(label, [seed])[1:]), "--output_dir", str(tmp_path / "runs")]
             path = self.check(self.read_config([*flags, "--resume", "auto"]), seed).directory
@@ -142,7 +143,6 @@ def test_page_has_every_run_and_plays_each_once(played, tmp_path, monkeypatch, c
     study = reproduce.STUDY
     of_tiny = Tiny(study.script, study.settings, study.models, study.read_config, study.check)
     monkeypatch.setattr(reproduce, "STUDY", of_tiny)
-    monkeypatch.setattr(type(ENVIRONMENT), "read_config", lambda self, argv=None: original(self, tiny(argv or [])))
     flags = ["--seeds", "1", "2", "--jobs", "1", "--episodes", "4", "--results_dir", str(tmp_path / "results")]
     reproduce.main(flags)
     models = [options for options in played if "player" not in options]
