@@ -29,8 +29,6 @@ else:
 
 Model = TypeVar("Model")
 
-# See `precision.uses_bfloat16`.
-
 # Flags that only concern one command on one machine. They do not affect results, and checkpoints do not record them.
 COMMAND_FLAGS = frozenset(
     {"output_dir", "data_dir", "data_path", "text", "ckpt_folder"}  # where the run is

@@ -1,7 +1,7 @@
 """Matrix products in float32 on processors where PyTorch's first choice, MKL, is slow.
 
-MKL uses AVX-512 on Intel's processors alone. PyTorch also contains oneDNN, which uses it on all that have it: on an AMD
-EPYC of 2024 its products are twice as fast. Results differ by rounding at most.
+MKL uses AVX-512 on Intel's processors alone. PyTorch also contains oneDNN, which uses it wherever it is: on an AMD
+EPYC its products are twice as fast. Results differ by rounding at most.
 """
 
 from functools import cache
@@ -19,8 +19,9 @@ _LEAST = 2**20
 
 @cache
 def mkl_is_slow() -> bool:
-    """Whether this processor has AVX-512, is not Intel's, and oneDNN is there."""
-    if torch.backends.cpu.get_cpu_capability() != "AVX512" or not torch.backends.mkldnn.is_available():
+    """Whether this processor is AMD's with AVX-512, and PyTorch has both MKL and oneDNN."""
+    libraries = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
+    if torch.backends.cpu.get_cpu_capability() != "AVX512" or not libraries:
         return False
     try:
         maker = "AuthenticAMD" in Path("/proc/cpuinfo").read_text()

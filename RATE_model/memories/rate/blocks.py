@@ -13,8 +13,8 @@ Three things make it fast there. The results differ from `attention`'s by roundi
     No query is rotated, and no mask is added.
 *   Pieces of rows end where columns are a multiple of 32: the softmax of a bfloat16 row of 95 numbers takes three times
     as long as that of 96.
-*   Trajectories go through a piece in blocks, whose scores fit in a core's own cache in float32; and the gradient is
-    written out, which saves autograd's copies.
+*   Trajectories go through a piece in blocks, whose scores stay in the cache in float32; and the gradient is written
+    out, which saves autograd's copies.
 """
 
 from collections.abc import Iterator
@@ -31,11 +31,11 @@ from RATE_model.system.products import linear
 
 # Columns of a piece end at multiples of this.
 _COLUMNS = 32
-# ... and at multiples of this in acting: numbers in a register of AVX-512, without which a softmax is slow.
+# ... and in acting at multiples of this, the float32 numbers in a register of AVX-512: softmax is slow on fewer.
 _LANES = 16
 # A piece has columns up to this far to the right of its first row.
 AHEAD = 3 * _COLUMNS
-# Scores of a block. In float32 it is to fit in a core's cache; in bfloat16 products are so fast that calls count more.
+# Scores of a block. In float32 they are to stay in the cache; in bfloat16 products are so fast that calls count more.
 _SCORES = {torch.float64: 2**17, torch.float32: 3 * 2**18, torch.bfloat16: 2**21}
 
 

@@ -63,7 +63,8 @@ class SegmentStepper(Stepper):
         # For `_step_attention`; a few rows do not use it.
         many = self._device.type == "cpu" and batch_size >= _ROWS_BY_DISTANCE
         self._by_distance = [folded.to(dtype) for folded in memory.fold("blocks")] if many else None
-        self._wrapped = functools.cache(self._wrapped_by_distance)
+        # By columns of the cache, for `_wrapped_by_distance`; a cached method would keep this object alive.
+        self._wrapped: dict[int, list[Distances]] = {}
         self._inputs = self._buffers()
         # The cache holds raw hidden states; only the reordered layers attend to something else.
         reordered = memory.layers[0].reordered and config.mem_len > 0
@@ -265,7 +266,7 @@ class SegmentStepper(Stepper):
         bias = None if block or together else self._bias(places, firsts, low, high)
         cached = int(self._cached[rows[0]])
         wrap = self._wrap_distances(cached) if block else None
-        wrapped = self._wrapped(cached) if block and together else [None] * len(self.memory.layers)
+        wrapped = self._wrapped_by_distance(cached) if block and together else [None] * len(self.memory.layers)
         index = torch.as_tensor(places, device=self._device)
         if uniform:
             index = index[0]
@@ -306,10 +307,13 @@ class SegmentStepper(Stepper):
     def _wrapped_by_distance(self, cached: int) -> list[Distances]:
         """By layer, what a block of memory tokens has to say to the distances that wrap around."""
         assert self._by_distance is not None
-        sinusoids, heads = self._wrap_distances(cached), self.config.n_head
-        return [
-            by_distance(f.position_weight, f.position_bias, sinusoids, heads, len(sinusoids)) for f in self._by_distance
-        ]
+        if cached not in self._wrapped:
+            sinusoids, heads = self._wrap_distances(cached), self.config.n_head
+            self._wrapped[cached] = [
+                by_distance(f.position_weight, f.position_bias, sinusoids, heads, len(sinusoids))
+                for f in self._by_distance
+            ]
+        return self._wrapped[cached]
 
     def _step_attention(
         self, number: int, inputs: Tensor, states: Tensor, start: int, wrapped: Distances | None

@@ -1,5 +1,8 @@
 """The forms of attention: the same losses, gradients and logits, but for rounding."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -137,3 +140,18 @@ def test_acting_by_distance_is_equal_but_for_rounding(changes, monkeypatch):
     assert not computed
     assert (acted(model, 20, monkeypatch) - expected).abs().max() < 1e-5
     assert computed
+
+
+def test_buffers_of_acting_are_freed_at_once():
+    """Not when the garbage collector next looks for cycles: an evaluation makes many steppers."""
+    gc.disable()
+    try:
+        with torch.inference_mode():
+            acting = memory().eval().stepper(20, StepOptions(), torch.float32)
+            acting.reset(np.arange(20))
+            acting.hand_on()
+        stays = weakref.ref(acting)
+        del acting
+        assert stays() is None
+    finally:
+        gc.enable()
