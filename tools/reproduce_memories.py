@@ -87,8 +87,13 @@ class Section:
 
 def study(environment: Any, settings: tuple[str, ...], extra: dict[str, tuple[str, ...]]) -> Study:
     """Every memory under one setting."""
-    models = {label: ("--model_mode", label, *extra.get(label, ())) for label in LABELS}
-    return Study.of(environment, (*settings, "--budget", BUDGET), models, prefix="memories")
+    models = {label: (*budget(label), "--model_mode", label, *extra.get(label, ())) for label in LABELS}
+    return Study.of(environment, settings, models, prefix="memories")
+
+
+def budget(label: str) -> tuple[str, ...]:
+    """The flag for equally many parameters; kNN has none to choose."""
+    return () if label == "kNN" else ("--budget", BUDGET)
 
 
 _TMAZE_FAST = ("--config", "TMaze_new/TMaze_new_src/config_fast.yaml")

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
 from RATE_model.errors import UserError
-from RATE_model.memories.contract import Gather, MemoryOptions, StepOptions, Stepper, alone
+from RATE_model.memories.contract import Gather, MemoryOptions, alone
 from RATE_model.memories.neighbours import History, Index
 from RATE_model.memories.segments import (
     Attention,
@@ -207,11 +207,6 @@ class Retrieval(SegmentStack):
     def store_shown(self, gather: Gather = alone) -> None:
         """See `Memory.store_shown`: the newest segments."""
         self.index.store_offered(gather, newest=True)
-
-    def stepper(self, batch_size: int, options: StepOptions, dtype: torch.dtype) -> Stepper:
-        """See `Memory.stepper`; an empty index is a `UserError`."""
-        self.index.check_not_empty("Retrieval")
-        return super().stepper(batch_size, options, dtype)
 
 
 @dataclass(frozen=True)

@@ -136,12 +136,22 @@ def test_padding_is_not_stored():
     assert index.count == 11
 
 
-@pytest.mark.parametrize("mode", ["kNN", "Retrieval"])
-def test_without_data_it_does_not_act(mode):
-    agent, inputs = Case.of(mode, "none").agent(), inputs_of(VECTOR, 2)
+def test_knn_does_not_act_without_data():
+    agent, inputs = Case.of("kNN", "none").agent(), inputs_of(VECTOR, 2)
     agent.memory.index.offered.zero_()
-    with pytest.raises(UserError, match=f"--model_mode {mode}: its index is empty"):
+    with pytest.raises(UserError, match="--model_mode kNN: its index is empty"):
         Actor(agent, 2, inputs[2][:, 0])
+
+
+@torch.no_grad()
+def test_retrieval_acts_before_a_whole_segment_was_shown():
+    """A curriculum may begin with episodes shorter than a segment, and evaluate after them."""
+    agent, inputs = Case.of("Retrieval", "none").agent(), inputs_of(VECTOR, 2)
+    agent.memory.index.offered.zero_()
+    actor = Actor(agent, 2, inputs[2][:, 0])
+    for step in range(2 * agent.config.sizes.context_length):
+        actions = actor.act(inputs[0][:, step % inputs[0].shape[1]].numpy(), np.zeros(2))
+    assert np.isfinite(actions).all()
 
 
 @pytest.mark.parametrize(
