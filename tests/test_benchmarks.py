@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import common, gpu, memories, rollout, scale, train_step, valve
+from benchmarks import against, common, gpu, memories, rollout, roofline, scale, train_step, valve
 from benchmarks.flops import acting_flops, training_flops
 from benchmarks.plain import make_batch, make_meta, make_model
 from RATE_model.acting.actor import Actor
@@ -182,8 +182,16 @@ def test_figures_are_written_between_the_marks():
     with pytest.raises(common.UserError, match="<!-- y -->"):
         common.between_marks(page, "y", "new")
     readme = common.README.read_text()
-    for name in ("train_step", "rollout", "memories"):
+    for name in ("train_step", "rollout", "memories", "against", "roofline"):
         common.between_marks(readme, name, "")
+
+
+def test_every_operation_of_attention_is_timed(tmp_path, capsys):
+    roofline.main(["--batch_size", "1", "--segments", "1", "--calls", "1", "--output", str(tmp_path / "found.json")])
+    assert "| bf16 | all |" in " ".join(capsys.readouterr().out.split())
+    found = json.loads((tmp_path / "found.json").read_text())["operations"]
+    assert len(found) == 8 and all(row["seconds"] > 0 for row in found)
+    assert all((row["gflops"] > 0) == row["kind"].startswith("products") for row in found)
 
 
 @pytest.mark.parametrize(
@@ -194,6 +202,7 @@ def test_figures_are_written_between_the_marks():
         (rollout.main, ["--model_mode", "DT", "--mem_len", "0"], "--model_mode DT"),
         (memories.main, ["--modes", "LTSM"], "--modes LTSM"),
         (train_step.main, ["--rounds", "0"], "--rounds 0"),
+        (against.main, ["--other", "nowhere"], "--other nowhere"),
         (scale.main, ["--rows", "6", "2"], "--rows 6 2"),
         (scale.main, ["--models", "Pong"], "--models Pong"),
         (scale.main, ["--pairs", "1"], "--pairs 1"),
