@@ -179,10 +179,10 @@ def play(
     A `driver` moves in its place: then it neither errs nor is perturbed.
     """
     mind = expert(player.kind, np.random.default_rng([seed, _EXPERT_STREAM]), player.noise, perturbation)
-    witness = PrivilegedRecorder()
+    recorder = PrivilegedRecorder()
 
     def act(observation: np.ndarray, info: Mapping[str, Any], drive: Drive | None) -> tuple[int, dict[str, Any]]:
-        noted = witness.note(info)
+        noted = recorder.note(info)
         action = mind.act(dict(info), None if drive is None else drive(noted))
         return action, noted | {"random": np.uint8(mind.random), "expert_action": np.uint8(mind.best)}
 

@@ -171,10 +171,10 @@ def test_a_maze_is_noted_from_where_the_agent_stands():
     balls = np.array([[6.5, 4.5], [2.5, 4.5]])
     info = {"agent_pos": np.array([4.5, 4.5]), "agent_dir": np.array([1.0, 0.0]), "targets_pos": balls,
             "maze_layout": layout, "target_index": 0}  # fmt: skip
-    witness = PrivilegedRecorder()
-    noted = witness.note(info)
+    recorder = PrivilegedRecorder()
+    noted = recorder.note(info)
     np.testing.assert_allclose(noted["targets_vec"], [[2, 0], [-2, 0]])
     assert noted["target_visible"] == 1 and np.isnan(noted["seen_vec"][1]).all()
-    noted = witness.note(info | {"agent_dir": np.array([0.0, 1.0])})
+    noted = recorder.note(info | {"agent_dir": np.array([0.0, 1.0])})
     np.testing.assert_allclose(noted["seen_vec"][0], [0, -2], atol=1e-6)
     assert noted["target_visible"] == 0
