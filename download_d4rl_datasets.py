@@ -30,7 +30,7 @@ from MuJoCo.tasks import TASKS, Task
 from RATE_model.cli.limits import at_least
 from RATE_model.cli.options import close_matches, exit_on_user_error, parse_options
 from RATE_model.errors import UserError
-from RATE_model.system.locks import only_one
+from RATE_model.system.locks import exclusive
 
 URL = "https://rail.eecs.berkeley.edu/datasets/offline_rl/gym_mujoco_v2"
 SCRIPT = "python download_d4rl_datasets.py"
@@ -87,7 +87,7 @@ def download(task: Task, options: Options) -> str:
             broken download stays as a .part file.
     """
     path = data_directory(options.data_path) / d4rl_name(task)
-    with only_one(path, f"another process is downloading '{path}'; waiting for it"):
+    with exclusive(path, f"another process is downloading '{path}'; waiting for it"):
         return _download(task, path, options)
 
 

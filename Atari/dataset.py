@@ -30,7 +30,7 @@ from RATE_model.cli.limits import at_least
 from RATE_model.cli.options import changeable
 from RATE_model.data.dataset import WindowDataset
 from RATE_model.data.dopamine import CLIPPED, FRAME_SHAPE, Selection, conversion_path, convert, find_replay_logs
-from RATE_model.data.maker import two_sides
+from RATE_model.data.maker import split_datasets
 from RATE_model.data.selection import strided_or_whole
 from RATE_model.data.trajectories import TrajectoryFile
 from RATE_model.errors import UserError
@@ -198,4 +198,4 @@ def load_data(
         print(note, flush=True)
     everywhere, tiles = (strided_or_whole(0, file, size, stride) for stride in (1, size))
     shown = {"size": size, "in_memory": file.num_bytes <= options.memory_gib * 2**30, "stack": FRAME_STACK}
-    return Data(file, *two_sides([file], everywhere, tiles, fraction=fraction, **shown))
+    return Data(file, *split_datasets([file], everywhere, tiles, fraction=fraction, **shown))

@@ -69,7 +69,7 @@ def generate(
         returns.setdefault(noise, []).append(float(episode["rewards"].sum()))
         attributes["levels"] = [{"noise": level, **_statistics(values)} for level, values in returns.items()]
 
-    return make_until(job, transitions, path, attributes=attributes, joined=note, overwrite=overwrite, workers=workers)
+    return make_until(job, transitions, path, attributes=attributes, on_join=note, overwrite=overwrite, workers=workers)
 
 
 def _statistics(returns: list[float]) -> dict[str, float]:

@@ -36,7 +36,7 @@ from MuJoCo.tasks import MAX_EPISODE_STEPS, Robot, Task
 from RATE_model.cli.options import changeable
 from RATE_model.data.dataset import WindowDataset
 from RATE_model.data.episodes import as_trajectory_file
-from RATE_model.data.maker import two_sides
+from RATE_model.data.maker import split_datasets
 from RATE_model.data.selection import tiling_windows, windows_at_every_step
 from RATE_model.data.trajectories import TrajectoryFile
 from RATE_model.errors import UserError
@@ -165,4 +165,4 @@ def load_data(task: Task, options: DataOptions, *, size: int, fraction: float = 
             )
     # Padding on the left is seen by the model: as published, it is 0 after normalisation.
     shown = {"size": size, "pad": options.pad, "blank": file.normalisation.mean}
-    return Data(file, *two_sides([file], everywhere, tiles, fraction=fraction, **shown))
+    return Data(file, *split_datasets([file], everywhere, tiles, fraction=fraction, **shown))

@@ -27,11 +27,11 @@ Observations = Tensor | Frames | FrameStack
 
 @dataclass(frozen=True)
 class AgentConfig:
-    """Which memory, and its sizes.
+    """The memory and its sizes.
 
     Attributes:
         memory: a name in `RATE_model.memories.MEMORIES`.
-        sizes: of the memory's own class of configuration.
+        sizes: an instance of the memory's own configuration class.
     """
 
     memory: str
@@ -43,13 +43,12 @@ class AgentConfig:
         return self.sizes.context_length
 
     def saved(self) -> dict[str, Any]:
-        """The configuration as a checkpoint stores it."""
+        """The configuration as stored in a checkpoint."""
         return {"memory": self.memory, "config": asdict(self.sizes)}
 
     @classmethod
     def of(cls, state: dict[str, Any]) -> "AgentConfig":
-        """The configuration in a checkpoint. Checkpoints without a memory's name are from when RATE was the only
-        memory.
+        """The configuration in a checkpoint. Without a memory's name it is RATE, once the only memory.
 
         Raises:
             UserError: the memory is not in the table.
@@ -57,7 +56,7 @@ class AgentConfig:
         """
         name = state.get("memory", "RATE")
         if name not in MEMORIES:
-            raise UserError(f"its memory {name!r} is not known here: {', '.join(MEMORIES)}")
+            raise UserError(f"unknown memory {name!r}; known are {', '.join(MEMORIES)}")
         return cls(name, MEMORIES[name].config(**state["config"]))
 
 
@@ -66,21 +65,21 @@ class AgentState(State):
     """What an agent carries from one window of steps to the next."""
 
     memory: State
-    actions: Tensor | None = None  # (B,) int64 or (B, A) float32, the last actions; None: episodes begin
-    begun: Tensor | None = None  # (b,) int64 on the CPU, ascending: the rows that have begun; None: all
+    actions: Tensor | None = None  # (B,) int64 or (B, A) float32, the last actions; None: episodes start
+    started: Tensor | None = None  # (b,) int64 on the CPU, ascending: the rows that have started; None: all
     acted: Tensor | None = None  # (B,) bool, False in rows of padding only so far; None: nowhere
 
 
-# (step, state before it) -> the state that the step begins with.
+# (step, state before it) -> the state that the step starts with.
 AtBorder = Callable[[int, AgentState], AgentState]
 
 
 class Agent(nn.Module):
-    """The model of every mode and every environment.
+    """The model, for every mode and environment.
 
     Args:
-        config: which memory, and its sizes.
-        spec: what the environment's observations and actions are.
+        config: the memory and its sizes.
+        spec: the environment's observations and actions.
 
     Raises:
         UserError: invalid sizes.
@@ -107,7 +106,7 @@ class Agent(nn.Module):
 
         Args:
             batch_size: number of environments.
-            target_return: the return to ask for.
+            target_return: the initial return-to-go, in units of reward.
             options: of `Actor`.
         """
         from RATE_model.acting.actor import Actor  # not at the top: an actor imports agents
@@ -141,9 +140,9 @@ class Agent(nn.Module):
             rtg: `(B, T)` float32 returns-to-go in units of reward; ignored without conditioning.
             valid: `(B, T)` bool, False for padding. Pass it on the CPU: it decides which rows run, and reading it from
                 a device would stall the queue.
-            state: the state after the previous window; None: trajectories begin.
-            borders: steps before which `at_border` is called with the current state, and may replace it;
-                ascending, above 0 and below T; multiples of the memory's context.
+            state: the state after the previous window; None: trajectories start.
+            borders: steps before which `at_border` is called with the current state, and may replace it; ascending,
+                above 0 and below T; multiples of the memory's context.
             head: applied to hidden states `(b, t, d_model)` instead of the agent's own head.
             infos: for an oracle, the arrays `(B, T, n)` that it sees, by name.
 
@@ -152,10 +151,10 @@ class Agent(nn.Module):
             the end.
         """
         state = self.initial(len(rtg)) if state is None else state.detach()
-        state, acted = (state, state.acted) if state.begun is None else self._with_all_rows(state, len(rtg))
+        state, acted = (state, state.acted) if state.started is None else self._with_all_rows(state, len(rtg))
         head = self.head if head is None else head
-        shown, told = self._shown(observations), self.encoder.encode_infos(infos)
-        steps = RawSteps(self.encoder, shown, actions, rtg, told=told, valid=valid, last=state.actions, acted=acted)
+        shown, oracle = self._shown(observations), self.encoder.encode_infos(infos)
+        steps = RawSteps(self.encoder, shown, actions, rtg, oracle=oracle, valid=valid, last=state.actions, acted=acted)
         if not borders:
             logits, memory = self.memory.decide(steps, valid, state.memory, head)
             return logits, AgentState(memory, actions[:, -1], acted=steps.acted_before(valid.shape[1]))
@@ -170,16 +169,16 @@ class Agent(nn.Module):
         return torch.cat(decided, dim=1), state
 
     def _with_all_rows(self, state: AgentState, batch_size: int) -> tuple[AgentState, Tensor]:
-        """A state for all rows from one for the rows that had begun; and which rows those are, `(B,)` bool."""
-        rows, actions = state.begun, state.actions
+        """Expand a state of the rows that have started to all rows; also returns which rows those are, `(B,)` bool."""
+        rows, actions = state.started, state.actions
         assert rows is not None and actions is not None
-        begun = torch.zeros(batch_size, dtype=torch.bool).index_fill(0, rows, True).to(actions.device)
+        started = torch.zeros(batch_size, dtype=torch.bool).index_fill(0, rows, True).to(actions.device)
         nothing = actions.new_zeros(batch_size, *actions.shape[1:])
         memory = self.memory.initial(batch_size).put(rows, state.memory)
-        return AgentState(memory, put_rows(nothing, rows, actions)), begun
+        return AgentState(memory, put_rows(nothing, rows, actions)), started
 
     def _shown(self, observations: Observations) -> Tensor | Frames:
-        """Observations in the form that steps hold: distinct images encoded once, frame stacks as views."""
+        """Observations as `Steps` stores them: distinct images encoded once, frame stacks as views."""
         if isinstance(observations, Frames):
             return self.encoder.encode_frames(observations)
         return observations.dense() if isinstance(observations, FrameStack) else observations
@@ -194,8 +193,8 @@ class Agent(nn.Module):
 
         Args as in `forward`. `Memory.inspect` lists the contents.
         """
-        told = self.encoder.encode_infos(None)
-        return self.memory.inspect(RawSteps(self.encoder, self._shown(observations), actions, rtg, told=told))
+        oracle = self.encoder.encode_infos(None)
+        return self.memory.inspect(RawSteps(self.encoder, self._shown(observations), actions, rtg, oracle=oracle))
 
     def ordered_parameters(self) -> list[nn.Parameter]:
         """All parameters, in the order in which saved optimizer states number them and gradient norms are summed.
@@ -224,14 +223,14 @@ class RawSteps(Steps):
         actions: Tensor,
         rtg: Tensor,
         *,
-        told: Tensor | None = None,
+        oracle: Tensor | None = None,
         valid: Tensor | None = None,
         last: Tensor | None = None,
         acted: Tensor | None = None,
     ) -> None:
-        # `told`: of an oracle, `(B, T, d)`, what is added to embedded observations.
-        # `last`: the actions before the first steps, `(B, ...)`; `acted`: `(B,)` bool, where there were any.
-        self._encoder, self._raw, self._told = encoder, (observations, actions, rtg), told
+        # `oracle`: for an oracle, `(B, T, d)`, added to the embedded observations.
+        # `last`: the actions before the first steps, `(B, ...)`; `acted`: `(B,)` bool, whether there were any.
+        self._encoder, self._raw, self._oracle = encoder, (observations, actions, rtg), oracle
         self._valid, self._last, self._acted = valid, last, acted
 
     @property
@@ -253,8 +252,8 @@ class RawSteps(Steps):
             acted = None if acted is None else acted.index_select(0, rows)
             valid = None if valid is None else valid[rows.to(valid.device)]
         observations, actions, rtg = map(part, self._raw)
-        told = None if self._told is None else part(self._told)
-        return RawSteps(self._encoder, observations, actions, rtg, told=told, valid=valid, last=last, acted=acted)
+        oracle = None if self._oracle is None else part(self._oracle)
+        return RawSteps(self._encoder, observations, actions, rtg, oracle=oracle, valid=valid, last=last, acted=acted)
 
     def acted_before(self, step: int) -> Tensor | None:
         """`(B,)` bool: whether an action was taken before a step above 0; None: everywhere. Padding takes none."""
@@ -270,7 +269,7 @@ class RawSteps(Steps):
     @cached_property
     def observations(self) -> Tensor:
         seen = self._encoder.encode_observations(self._raw[0])
-        return seen if self._told is None else seen + self._told
+        return seen if self._oracle is None else seen + self._oracle
 
     @cached_property
     def actions(self) -> Tensor:
@@ -285,13 +284,13 @@ class RawSteps(Steps):
             first = self._encoder.encode_actions(self._last[:, None])
             if self._acted is not None:
                 first = torch.where(self._acted[:, None, None], first, first.new_zeros(()))
-        if self._valid is not None and not bool(self._valid[:, 0].all()):  # padding on the left took no action
+        if self._valid is not None and not bool(self._valid[:, 0].all()):  # padding on the left takes no action
             real = self._valid[:, :-1, None].to(before.device, non_blocking=True)
             before = torch.where(real, before, before.new_zeros(()))
         return torch.cat([first, before], dim=1)
 
 
 def with_memory_prefix(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of a checkpoint from when RATE was the whole agent, renamed to today's names."""
+    """Rename the weights of a checkpoint from when RATE was the whole agent to today's names."""
     kept = ("encoder.", "head.")
     return {name if name.startswith(kept) else f"memory.{name}": weight for name, weight in weights.items()}

@@ -22,15 +22,15 @@ def load_agent(path: Path | str, which: str | int | None = None, *, device: torc
     Args:
         path: a run directory, its checkpoints/, or one checkpoint in it.
         which: "best", or the step of a checkpoint; None: the newest one.
-        device: where to put it.
+        device: the agent's device.
 
     Raises:
         UserError: there is no such checkpoint, or it is damaged.
     """
     if not isinstance(path, str | Path):
-        raise UserError(f"load_agent: the path is {path!r}; give a run directory or a checkpoint")
+        raise UserError(f"load_agent: path {path!r} is not a path; give a run directory or a checkpoint")
     if which not in (None, "best") and (isinstance(which, bool) or not isinstance(which, int)):
-        raise UserError(f'load_agent: {which!r} names no checkpoint; give "best", a step, or None for the newest')
+        raise UserError(f'load_agent: {which!r} is not a checkpoint; give "best", a step, or None for the newest')
     path = Path(path).expanduser()
     if isinstance(which, int):
         folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
@@ -42,7 +42,7 @@ def load_model(path: Path | str, *, device: torch.device | str = "cpu") -> Agent
     """The model of a checkpoint (from `resolve_checkpoint`), in eval mode. It takes raw observations.
 
     Raises:
-        UserError: the checkpoint is damaged or absent, or is not a checkpoint of this project.
+        UserError: the checkpoint is missing, damaged, or not of this project.
     """
     weights, state = load_checkpoint(path)
     recorded = _recorded_normalisation(Path(path), state.get("spec"))
@@ -92,16 +92,16 @@ def load_for(
     """The model of a checkpoint, for acting in an environment; its encoders may differ from the spec's.
 
     Args:
-        path: of the checkpoint.
-        spec: of the environment.
-        device: where to put the model.
-        flags: of the checkpoint's run, flat.
+        path: the checkpoint.
+        spec: the environment's spec.
+        device: the model's device.
+        flags: the run's flags, flat.
 
     Raises:
         UserError: the checkpoint is damaged, or its observations or actions differ.
     """
     if unplayable := (flags or {}).get("unplayable"):
-        raise UserError(f"{path} is of {unplayable}, which no environment of this project plays")
+        raise UserError(f"{path} is for {unplayable}, which no environment of this project plays")
     model = without_padding_action(load_model(path, device=device), spec)
     if not same_interface(model.spec, spec):
         differing = [
@@ -114,10 +114,10 @@ def load_for(
 
 
 def load_config(path: Path | str) -> AgentConfig:
-    """The name and the sizes of the memory of a checkpoint's agent (from `resolve_checkpoint`).
+    """The memory and its sizes of a checkpoint's agent (from `resolve_checkpoint`).
 
     Raises:
-        UserError: as `load_model`.
+        UserError: see `load_model`.
     """
     try:
         return AgentConfig.of(load_checkpoint(path)[1])
@@ -132,7 +132,7 @@ def check_weights(path: Path | str, weights: dict[str, Tensor]) -> None:
 
 
 def unusable(path: Path | str, error: Exception) -> UserError:
-    """The error to raise for a checkpoint whose content caused this error."""
+    """The error for a checkpoint whose content caused this error."""
     if isinstance(error, KeyError):
         return UserError(f"checkpoint {path} is not a checkpoint of this project: it has no {error}")
     reason = " ".join(str(error).split())[:300]  # PyTorch lists every weight on its own line
@@ -140,7 +140,7 @@ def unusable(path: Path | str, error: Exception) -> UserError:
 
 
 def _recorded_normalisation(path: Path, spec: Any) -> dict[str, tuple[float, ...]]:
-    """The normalisation in a spec, taken from the file beside a run's checkpoints if the checkpoint has none.
+    """The normalisation for a spec, from the file beside a run's checkpoints if the checkpoint has none.
 
     Raises:
         UserError: the file is damaged, or belongs to other observations.

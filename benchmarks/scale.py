@@ -169,7 +169,7 @@ def _sum_up(floats: list[int], repeats: int) -> list[float]:
         tensor, times = torch.zeros(count), []
         for _ in range(repeats):
             start = time.perf_counter()
-            distributed.add_up(tensor)
+            distributed.sum_tensor(tensor)
             times.append(time.perf_counter() - start)
         found.append(min(times))
     return found
@@ -197,7 +197,7 @@ def _by_two(work: Callable[[], Any]) -> list[Any]:
 def _one_of_two(number: int, port: str, work: Callable[[], Any], pipe: Any) -> None:
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(number), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    with distributed.joined():
+    with distributed.process_group():
         found = work()
     pipe.send(found)
 
@@ -219,15 +219,15 @@ def paired_steps(pairs: int, rows: int = SMALL.batch_size) -> dict[str, np.ndarr
 
 def _step_in_turn(pairs: int, rows: int) -> dict[str, np.ndarray]:
     found: dict[str, list[float]] = {}
-    own = make_batch(SMALL, len(range(rows)[distributed.part(rows)]))
+    own = make_batch(SMALL, len(range(rows)[distributed.row_slice(rows)]))
     together = make_trainer(SMALL)
     lonely: list[tuple[str, Trainer, Batch]] = []
 
     def step(name: str, trainer: Trainer, batch: Batch) -> None:
         clock, cpu = time.perf_counter(), time.process_time()
         trainer.train_batch(batch)
-        distributed.signal_anywhere(None)  # as the training loop does after a batch
-        distributed.any_of(False)
+        distributed.signal_in_any(None)  # as the training loop does after a batch
+        distributed.any_process(False)
         found.setdefault(name, []).append(time.perf_counter() - clock)
         found.setdefault(f"{name} CPU", []).append(time.process_time() - cpu)
 
@@ -241,10 +241,10 @@ def _step_in_turn(pairs: int, rows: int) -> dict[str, np.ndarray]:
         for work in lonely:
             step(*work)
 
-    distributed.by_first(prepare)
+    distributed.run_on_first(prepare)
     for _ in range(pairs + 1):
-        distributed.by_first(step_alone)
-        distributed.any_of(False)  # start both at the same time
+        distributed.run_on_first(step_alone)
+        distributed.any_process(False)  # start both at the same time
         step("both", together, own)
     return {name: np.array(times[1:]) for name, times in found.items()}  # the first is a warm-up
 

@@ -79,7 +79,7 @@ def in_group(size: int, work: Callable[[], Any]) -> list[Any]:
     """The result of `work` in each of this many processes of one group, or its error as text."""
 
     def joined() -> Any:
-        with distributed.joined():
+        with distributed.process_group():
             return work()
 
     return Group(size, joined).results()

@@ -78,7 +78,7 @@ def test_a_checkpoint_of_another_memory_is_not_resumed(runs, tmp_path, capsys, o
     data = ["--data_dir", str(run.parents[2] / "data")]
     flags = [*tiny, *data, "--output_dir", tmp_path / "runs", "--model_mode", other, "--resume", run]
     said = fails(capsys, script.main, flags)
-    assert "cannot be resumed with another configuration: model_mode was LSTM" in said and other in said
+    assert "cannot be resumed with a different configuration: model_mode was LSTM" in said and other in said
     assert not (tmp_path / "runs").exists(), "nothing is created"
 
 

@@ -126,7 +126,8 @@ def test_different_flags_end_all(tmp_path):
         _, said = process.communicate(timeout=250)
         assert process.returncode == 2
         assert (
-            said == "error: --learning_rate is 0.1 in process 0 and 0.2 in process 1: start all with the same flags\n"
+            said
+            == "error: --learning_rate is 0.1 in process 0 but 0.2 in process 1: start all processes with the same flags\n"
         )
     assert not (tmp_path / "runs").exists()
 

@@ -127,7 +127,7 @@ INPUTS = [
     # incompatible flags, reported before any data is made
     ("tmaze", "--calibrate true", "--calibrate true"),
     ("mujoco", "--calibrate true", "--calibrate true"),
-    ("tmaze", "--resume auto --overwrite true", "exclude each other"),
+    ("tmaze", "--resume auto --overwrite true", "are mutually exclusive"),
     ("vizdoom", "--steps 17", "--steps 17"),
     ("minigrid", "--device cuda:99", "--device cuda:99"),
     ("maze", "--device tpu", "--device tpu"),

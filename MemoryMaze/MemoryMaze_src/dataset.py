@@ -40,7 +40,7 @@ from MemoryMaze.MemoryMaze_src.spec import SPEC
 from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
 from RATE_model.cli.local_settings import configured_folder
 from RATE_model.cli.options import changeable
-from RATE_model.data.maker import DAggerOptions, DataMaker, two_sides
+from RATE_model.data.maker import DAggerOptions, DataMaker, split_datasets
 from RATE_model.data.npz import NpzKeys, Rows, require_expert_labels
 from RATE_model.data.selection import strided_windows
 from RATE_model.data.trajectories import Learn, TrajectoryFile
@@ -223,7 +223,7 @@ def load_windows(
                 f"--context_length) that begins below step {PUBLISHED_STEPS - size} has {PUBLISHED_REWARD} rewards. "
                 "Use --windows all, or data of better players."
             )
-    return two_sides(files, taken, beside, fraction=fraction, size=size, learn=learn)
+    return split_datasets(files, taken, beside, fraction=fraction, size=size, learn=learn)
 
 
 def published(file: TrajectoryFile, windows: np.ndarray) -> np.ndarray:

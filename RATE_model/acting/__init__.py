@@ -1,1 +1,1 @@
-"""Acting with a model in environments: the actor, rollouts, vector environments, video."""
+"""Running an agent in environments: the actor, rollouts, vector environments, video."""

@@ -1,6 +1,6 @@
-"""Acting with an agent, one environment step at a time, for a batch of environments: returns-to-go, sampling, rows.
+"""The actor: runs an agent in a batch of environments, one step at a time; tracks returns-to-go and samples actions.
 
-What a memory does with a step is its own affair: see `RATE_model.memories.contract.Stepper`.
+How a memory processes a step is defined by `RATE_model.memories.contract.Stepper`.
 """
 
 from collections.abc import Mapping
@@ -20,23 +20,24 @@ from RATE_model.system.precision import Precision, autocast, uses_bfloat16
 
 
 class Actor:
-    """Acts for `batch_size` environments at once.
+    """Acts in `batch_size` environments at once.
 
-    The parameters are read at construction: make a new actor after a training step.
+    The parameters are read at construction, so make a new actor after a training step.
 
     Args:
-        agent: in eval mode.
+        agent: the agent, in eval mode.
         batch_size: B, the number of environments.
-        target_return: the return to ask for, in units of reward; one number, or `(B,)`.
-        greedy: take the most probable action; False: draw from the predicted distribution (discrete actions).
-        seed: of those draws; processes that evaluate together draw from one each.
-        window: see the last K steps at every step, across the borders of segments, as DT and DTXL always do.
+        target_return: the initial return-to-go, in units of reward; one number, or `(B,)`.
+        greedy: take the most probable action; False: sample from the predicted distribution (discrete actions).
+        seed: seed for sampling; with several processes each derives its own from it.
+        window: attend to the last K steps at every step, across segment borders, as DT and DTXL always do.
         slide: how many of the oldest steps leave a full window at once. 1 is the published protocol and recomputes the
-            window at every step; more is faster, with a shorter context. Memories without a window ignore it.
-        reset_target: ask for the target return again whenever K steps have passed, as if nothing had been earned.
-        rtg_floor: the return-to-go falls to this and no further, however much is earned: data has none below its
-            smallest. A target return that lies below stays. None: it falls freely.
-        transform_memory: applied to the memory before every segment but an episode's first, as
+            window at every step; larger values are faster, with a shorter context. Ignored by memories without a
+            window.
+        reset_target: set the return-to-go back to the target return every K steps, regardless of rewards.
+        rtg_floor: lower bound of the return-to-go, since values below the smallest in the data are out of distribution.
+            A lower target return is kept. None: no bound.
+        transform_memory: applied to the memory before every segment except an episode's first, as
             `transform(memory, initial_memory)`; for control experiments, see `RATE_model.acting.controls`.
         precision: "32", "bf16" or "auto"; see `uses_bfloat16`.
 
@@ -73,13 +74,13 @@ class Actor:
         self.agent, self.batch_size, self.greedy = agent, batch_size, greedy
         self.reset_target, self.rtg_floor = reset_target, rtg_floor
         self._precision = precision
-        # Looked for until a step shows none: where all images differ, looking costs for nothing.
+        # Deduplicate images until a step has no duplicates: if all images differ, searching is wasted time.
         self._images_repeat = agent.spec.is_image and batch_size > 1
         self._device = agent.device
-        self._generator = torch.Generator(self._device).manual_seed(distributed.own_seed(seed))
+        self._generator = torch.Generator(self._device).manual_seed(distributed.process_seed(seed))
         self._rtg = torch.empty(batch_size, device=self._device)
         self._target = torch.empty(batch_size, device=self._device)
-        self._fresh = np.ones(batch_size, dtype=bool)  # rows whose episode begins
+        self._fresh = np.ones(batch_size, dtype=bool)  # rows at the start of an episode
         dtype = torch.bfloat16 if uses_bfloat16(self._device, precision) else agent.encoder.parameter_dtype
         options = StepOptions(window=window, slide=slide, transform=transform_memory)
         with torch.inference_mode(), autocast(self._device, precision):
@@ -90,17 +91,17 @@ class Actor:
     def reset(
         self, rows: np.ndarray | None = None, *, target_return: float | np.ndarray | Tensor | None = None
     ) -> None:
-        """Begin new episodes.
+        """Start new episodes.
 
         Args:
             rows: bool mask or indices of the environments that start over; None: all.
-            target_return: what to ask for in them; None: what was asked for at their last reset.
+            target_return: the new target return of these rows; None: keep their last one.
         """
         rows = np.arange(self.batch_size) if rows is None else np.arange(self.batch_size)[rows]
         index = torch.as_tensor(rows, device=self._device)
         if target_return is not None:
             if np.shape(target_return) not in ((), (len(rows),)):
-                raise UserError(f"target_return: has shape {np.shape(target_return)}; give one number, or {len(rows)}")
+                raise UserError(f"target_return: has shape {np.shape(target_return)}; expected () or ({len(rows)},)")
             _check_finite("target_return", target_return)
             target = torch.as_tensor(target_return, dtype=torch.float32, device=self._device)
             self._target[index] = target.expand(self.batch_size)[index] if target.ndim == 0 else target
@@ -110,7 +111,7 @@ class Actor:
             self._stepper.reset(rows)
 
     def keep(self, rows: np.ndarray) -> None:
-        """Go on with some rows only, `(b,)` indices in the order wanted: finished episodes then cost nothing."""
+        """Continue with a subset of rows, `(b,)` indices in the new order, so that finished episodes cost nothing."""
         index = torch.as_tensor(rows, device=self._device)
         with torch.inference_mode():
             self._rtg, self._target = self._rtg[index], self._target[index]
@@ -168,7 +169,7 @@ class Actor:
                 self._rtg.clamp_(min=self._target.clamp(max=self.rtg_floor))
         self._fresh[:] = False
         with autocast(self._device, self._precision):
-            handed_on = self._stepper.hand_on()
+            handed_on = self._stepper.pass_on()
             if self.reset_target and handed_on.any():
                 index = torch.as_tensor(np.flatnonzero(handed_on), device=self._device)
                 self._rtg[index] = self._target[index]
@@ -207,7 +208,7 @@ class Actor:
 def _check_shape(name: str, values: object, shape: tuple[int, ...]) -> None:
     found = tuple(np.shape(values))  # pyright: ignore[reportArgumentType, reportCallIssue]
     if found != shape:
-        raise UserError(f"{name}: have shape {found}; expected {shape}, one row for each environment")
+        raise UserError(f"{name}: shape is {found}; expected {shape}, one row per environment")
 
 
 def _check_finite(name: str, values: Any, *, ignored: np.ndarray | bool = False) -> None:

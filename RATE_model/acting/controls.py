@@ -1,6 +1,6 @@
-"""Control experiments: what an agent does with a memory that is not its own.
+"""Control experiments that manipulate an agent's memory.
 
-Each is a `transform(memory, initial_memory)` that an `Actor` applies whenever memory is passed on.
+Each is a `transform(memory, initial_memory)` that an `Actor` applies at every segment border.
 """
 
 import torch
@@ -10,7 +10,7 @@ from RATE_model.memories.contract import MemoryTransform, State
 
 
 def knock_out_memory(memory: State, initial: State) -> State:
-    """Every segment starts from the initial memory."""
+    """Start every segment from the initial memory."""
     return initial
 
 
@@ -24,12 +24,11 @@ def knock_out_part(part: str) -> MemoryTransform:
 
 
 def exchange_twins(seed: int = 0) -> MemoryTransform:
-    """For twins: episodes that differ only in what has to be remembered.
+    """Swap the memories of twins: episodes that differ only in what has to be remembered.
 
-    Rows 2 i and 2 i + 1 are twins, and no row has been dropped (`rollout` with `compact=False`). Before every segment
-    the memories of a pair are swapped with probability 1/2, also with a twin whose episode is over. Everything else in
-    memory (where the agent is, what it is about to do) survives, so an agent that decides by its memory is right half
-    of the time.
+    Rows 2i and 2i + 1 are twins, and no row has been dropped (`rollout` with `compact=False`). Before every segment the
+    memories of a pair are swapped with probability 1/2, even if a twin's episode is over. Everything else in memory
+    (the agent's position, its plans) is unaffected, so an agent that decides by its memory is right half of the time.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -43,9 +42,9 @@ def exchange_twins(seed: int = 0) -> MemoryTransform:
 
 
 def memory_conditions(agent: Agent) -> dict[str, MemoryTransform | None]:
-    """The conditions of a control experiment: a label and a transform each.
+    """The conditions of a control experiment, a transform for each label.
 
-    Memory is what passes between segments. A model without memory (DT, MLP) has nothing to knock out, and only one
+    Memory is what passes between segments. A model without memory (DT, MLP) has nothing to knock out, and so only one
     condition.
     """
     if not agent.memory.has_memory:

@@ -1,8 +1,8 @@
-"""A trained agent that moves while an expert says what it would have done: data for a round of DAgger.
+"""DAgger data collection: a trained agent acts while an expert labels every step with its own action.
 
 Ross, Gordon and Bagnell 2011, "A reduction of imitation learning and structured prediction to no-regret online
-learning" (arXiv 1011.0686). An agent that imitates meets situations that no expert's episode shows; where it moves
-itself, the expert's labels are of just these.
+learning" (arXiv 1011.0686). An imitating agent reaches states that no expert episode contains; when it drives, the
+expert's labels cover exactly these states.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from RATE_model.errors import UserError
 if TYPE_CHECKING:
     from RATE_model.environments.contract import Evaluation
 
-# Seeds of episodes that agents drive, none of which experts play. Two agents share theirs once in a thousand times.
+# Seeds of driven episodes, disjoint from those of the experts. Two agents share seeds with probability 1/1000.
 _FIRST_SEED, _SEEDS_PER_DRIVER, _DRIVERS = 100_000_000, 1_000_000, 1000
 
 
 @dataclass(frozen=True)
 class DriverChoice:
-    """Which agent drives; it is the same whatever its run becomes later.
+    """The agent that drives, fixed even if its run changes later.
 
     Attributes:
         run: its name.
@@ -54,7 +54,7 @@ class DriverChoice:
 
         checkpoint = resolve_checkpoint(path).absolute()
         if not (step := checkpoint.stem.removeprefix("step_")).isdecimal():
-            raise UserError(f"--driver {path}: is not in a run; give a run directory, or a directory step_* in it")
+            raise UserError(f"--driver {path}: not in a run; give a run directory, or one of its step_* directories")
         manifest = json.loads((checkpoint / MANIFEST).read_text())
         flags = flags_of(checkpoint)
         acting = json.dumps({name: flags[name] for name in sorted({*ACTING_FLAGS, "use_argmax"} & flags.keys())})
@@ -85,25 +85,25 @@ class DriverChoice:
         return _FIRST_SEED + int(self._mark, 16) % _DRIVERS * _SEEDS_PER_DRIVER
 
     def driver(self, environment: str, seed: int) -> Driver:
-        """It, at the beginning of an episode.
+        """A driver at the start of an episode.
 
         Args:
-            environment: the name of the one that data is made in.
-            seed: of its actions, where it draws them.
+            environment: name of the environment that data is made in.
+            seed: seed for sampling its actions, if it samples.
 
         Raises:
-            UserError: it learned in another environment, or its checkpoint is damaged.
+            UserError: the agent was trained in another environment, or its checkpoint is damaged.
         """
         return Driver(_evaluation(self.checkpoint, environment), seed)
 
 
 def driver_attributes(choice: DriverChoice | None) -> dict[str, str | int]:
-    """`DriverChoice.attributes`; none where nobody drives."""
+    """`DriverChoice.attributes`; empty without a driver."""
     return {} if choice is None else choice.attributes
 
 
 class Driver:
-    """A trained agent in one episode, acting as its run says that it is evaluated."""
+    """A trained agent in one episode, with the evaluation settings of its run."""
 
     def __init__(self, evaluation: Evaluation, seed: int) -> None:
         environment, target = evaluation.environment, evaluation.targets[0]
@@ -132,12 +132,12 @@ class Driver:
 
 @lru_cache(maxsize=1)
 def _evaluation(checkpoint: str, name: str) -> Evaluation:
-    """What the run of a checkpoint asks of its agent; loaded once in a process."""
+    """The evaluation of a checkpoint's run; loaded once per process."""
     from RATE_model.cli.evaluation import evaluation_of_run
     from RATE_model.environments.find import environment_of
 
     path = Path(checkpoint)
     environment = environment_of(path.parent.parent)
     if environment.name != name:
-        raise UserError(f"--driver {path.parent.parent}: it was trained in {environment.name}, and this is {name}")
+        raise UserError(f"--driver {path.parent.parent}: trained in {environment.name}, but data is made in {name}")
     return evaluation_of_run(environment, path)

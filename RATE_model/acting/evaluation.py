@@ -1,4 +1,4 @@
-"""Evaluations: how to ask an agent to act, and its episodes in several cases side by side."""
+"""Evaluations: settings of the actor, and episodes of several cases played side by side."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Case = TypeVar("Case", bound=Hashable)
 
 @dataclass(frozen=True, kw_only=True)
 class Acting:
-    """How an agent acts in an evaluation: the options of `Actor`, where they are described."""
+    """The settings of `Actor` in an evaluation; see there."""
 
     target_return: float
     greedy: bool = True
@@ -33,15 +33,14 @@ class Acting:
     precision: str = "32"
 
     def actor(self, agent: Agent, rows: int, *, first: int = 0) -> Actor:
-        """An actor for this many environments; `first` separates the random draws of several actors of one
-        evaluation."""
+        """An actor for ``rows`` environments; `first` separates the random draws of an evaluation's actors."""
         options: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
         options["seed"] += first
         with torch.no_grad():
             return Actor(agent, rows, **options)
 
     def with_memory(self, transform: MemoryTransform | None) -> Acting:
-        """The same with a change to the memory; None: unchanged."""
+        """A copy with a transform of the memory; None: unchanged."""
         return replace(self, transform_memory=transform)
 
 
@@ -58,26 +57,26 @@ def play_cases(
     player: Callable[[BatchActor], BatchActor] = lambda actor: actor,
     description: str = "acting",
 ) -> dict[Case, Episodes]:
-    """Play one episode for every case and seed, cases side by side as far as memory allows.
+    """Play one episode for every case and seed, as many cases side by side as memory allows.
 
-    A case has the same result alone and among others, even with sampled actions: rows that act side by side share a
-    random generator, so such cases are played one by one.
+    The result of a case does not depend on the others. Since rows that act side by side share a random generator, cases
+    with sampled actions are played one by one.
 
     Args:
         agent: in eval mode.
-        cases: lengths, sizes, ..., `[None]` if there are none; a case named twice counts once.
-        make: the cases of B rows, `(B,)` -> this many environments, whose `max_steps`, `()` or `(B,)`, limits episodes.
-            They are closed afterwards.
+        cases: lengths, sizes, ...; `[None]` if there are none; duplicates count once.
+        make: the cases of B rows, `(B,)` -> B environments, whose `max_steps`, `()` or `(B,)`, limits episodes. They
+            are closed afterwards.
         seeds: `(E,)` for every case.
-        acting: how to ask the agent.
-        options: for the environments' reset, of E rows each.
+        acting: settings of the actor.
+        options: for the environments' reset, E rows each.
         max_environments: environments at a time; None: no limit.
         compact: drop the rows of finished episodes; False if a `transform_memory` compares rows.
-        player: wraps the actor, for example to change the rewards it sees.
+        player: wraps the actor, for example to change its rewards.
         description: of the progress bar.
 
     Returns:
-        E episodes of each case.
+        E episodes per case.
     """
     chosen, episodes = list(dict.fromkeys(cases)), len(seeds)
     numbers = range(len(chosen))

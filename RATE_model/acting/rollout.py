@@ -19,14 +19,14 @@ from RATE_model.system.interrupts import stop_if_asked
 from RATE_model.system.processes import available_cores
 from RATE_model.system.progress import progress_bar
 
-# If no more than this share of an actor's rows is still running, it continues with those rows alone.
+# An actor drops finished rows once at most this share of its rows is still running.
 _COMPACT = 0.95
 
-# Cases are evaluated side by side up to this many bytes; more would exceed the caches and slow every step down.
+# Limit for evaluating cases side by side, in bytes; more would exceed the caches and slow every step down.
 _MEMORY_BUDGET = 2**26
 
 
-# More than a step of many environments takes.
+# Longer than a step of many environments takes.
 _SECONDS_PER_STEP = 5.0
 
 
@@ -38,7 +38,7 @@ class BatchActor(Protocol):
         ...
 
     def keep(self, rows: np.ndarray) -> None:
-        """Continue with some rows only, `(b,)` indices."""
+        """Continue with a subset of rows, `(b,)` indices."""
         ...
 
 
@@ -70,13 +70,13 @@ class Episodes:
         return cls(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
     def part(self, rows: slice | np.ndarray) -> Episodes:
-        """A selection of the episodes."""
+        """A subset of the episodes."""
         return Episodes(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """Inside, torch uses this many threads per operation; afterwards, as many as before."""
+    """Set torch's number of threads per operation inside, and restore it afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -87,7 +87,7 @@ def torch_threads(count: int) -> Iterator[None]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Inside, the model is in eval mode; afterwards, even after an error, in its former mode."""
+    """Put the model in eval mode inside, and restore its mode afterwards, even after an error."""
     training = model.training
     model.eval()
     try:
@@ -116,10 +116,10 @@ def rollout(
     compact: bool = True,
     description: str = "acting",
 ) -> Episodes:
-    """Play one episode in every environment, all at once. Processes that train together share them out.
+    """Play one episode in every environment, all at once. With several processes each plays a share.
 
     Args:
-        actor: freshly made or reset, with as many rows as there are environments.
+        actor: freshly made or reset, with one row per environment.
         environments: must not reset themselves (`AutoresetMode.DISABLED`), and ignore actions once finished.
         seeds: `(B,)` one per episode.
         max_steps: step limit per episode.
@@ -129,14 +129,14 @@ def rollout(
 
     Raises:
         Interrupted: a signal asked to stop; see `system.interrupts`.
-        ValueError: the environments reset themselves: a second episode would start with the first one's memory.
+        ValueError: the environments reset themselves, so a second episode would start with the first one's memory.
     """
     given = {"seeds": seeds, "max_steps": max_steps, "options": options, "compact": compact, "description": description}
-    return _merged(distributed.together(lambda: _play(actor, environments, **given)))
+    return _merged(distributed.run_in_all(lambda: _play(actor, environments, **given)))
 
 
 def _merged(parts: Sequence[Episodes]) -> Episodes:
-    """Combine the episodes of which each process has played its share."""
+    """Combine the shares of all processes."""
     if len(parts) == 1:
         return parts[0]
     return Episodes(*(np.sum([getattr(part, field.name) for part in parts], axis=0) for field in fields(Episodes)))
@@ -152,15 +152,15 @@ def _play(
     compact: bool,
     description: str,
 ) -> Episodes:
-    """Play this process's share of a rollout; the entries of all other episodes are zero."""
+    """Play this process's share of a rollout; the entries of other episodes are zero."""
     if environments.metadata.get("autoreset_mode") != AutoresetMode.DISABLED:
         raise ValueError("rollout needs environments with AutoresetMode.DISABLED")
     count = environments.num_envs
     returns, lengths, last = np.zeros(count), np.zeros(count, dtype=np.int64), np.zeros(count)
     rewards = np.zeros(count)
-    rows = np.arange(count)  # the environments that the actor still has a row for
+    rows = np.arange(count)  # the environments that still have a row in the actor
     actions: np.ndarray | None = None
-    if not (running := distributed.pairs(count)).all():
+    if not (running := distributed.episode_mask(count)).all():
         if not running.any():
             return Episodes(returns, lengths, last)
         rows, options = np.flatnonzero(running), {**(options or {}), "reset_mask": running.copy()}
@@ -196,12 +196,11 @@ def rollout_alternating(
     max_steps: int,
     description: str = "acting",
 ) -> Episodes:
-    """`rollout` in several groups of environments at once: while the actor serves one group, the processes of the
-    others work.
+    """`rollout` in several groups of environments: while the actor serves one group, the processes of the others work.
 
     Args:
-        actors, environments, seeds: of each group, as for `rollout`. The environments step in separate processes,
-            and are closed afterwards.
+        actors, environments, seeds: of each group, as for `rollout`. The environments step in separate processes and
+            are closed afterwards.
         max_steps, description: see `rollout`.
 
     Returns:
@@ -212,13 +211,13 @@ def rollout_alternating(
         given = {"seeds": seeds[group], "max_steps": max_steps, "description": description}
         return _play(actors[group], environments[group], options=None, compact=True, **given)
 
-    return _merged(distributed.together(lambda: _play_groups(play, environments)))
+    return _merged(distributed.run_in_all(lambda: _play_groups(play, environments)))
 
 
 def _play_groups(play: Callable[[int], Episodes], environments: Sequence[VectorEnv]) -> Episodes:
     """See `rollout_alternating`."""
     groups = len(environments)
-    # Torch threads that wait for work would take cores from those processes.
+    # Idle torch threads would take cores from those processes.
     with torch_threads(max(1, available_cores() // (2 * groups))), ThreadPoolExecutor(groups) as pool:
         played = [pool.submit(play, group) for group in range(groups)]
         try:
@@ -227,7 +226,7 @@ def _play_groups(play: Callable[[int], Episodes], environments: Sequence[VectorE
                 future.result()
         except (
             KeyboardInterrupt
-        ):  # all rollouts stop at their next step, so nobody reads from a pipe that is being closed
+        ):  # all rollouts stop at their next step, so that none reads from a pipe that is being closed
             wait(played, timeout=_SECONDS_PER_STEP)
             raise
         finally:
@@ -244,5 +243,5 @@ def mean_and_error(values: np.ndarray) -> tuple[float, float]:
 
 
 def format_mean_and_error(mean: float, error: float | None, digits: int = 2) -> str:
-    """A mean and its standard error, as 8.25 ± 0.81; the mean alone if it has no error."""
+    """A mean and its standard error, as 8.25 ± 0.81; the mean alone without an error."""
     return f"{mean:.{digits}f}" + ("" if error is None or np.isnan(error) else f" ± {error:.{digits}f}")

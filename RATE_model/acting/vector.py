@@ -1,4 +1,4 @@
-"""B environments side by side that keep finished episodes unchanged, and checks of their arguments."""
+"""Vector environments that freeze finished episodes, and checks of their arguments."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def episode_seeds(
     """One seed per environment, B in all.
 
     Args:
-        environments: a given seed also re-seeds their ``np_random``.
-        seed: as given to ``reset``: one per environment, or an int s for s, s + 1, ..., or None to draw them.
-        below: drawn seeds are below this.
+        environments: the environments; a given seed also re-seeds their ``np_random``.
+        seed: as passed to ``reset``: one per environment, or an int s for s, s + 1, ..., or None to draw them.
+        below: upper bound (exclusive) of drawn seeds.
 
     Raises:
         ValueError: there are not B seeds, or the first is negative.
@@ -49,10 +49,10 @@ def episode_seeds(
 
 
 def reset_mask(environments: VectorEnv, options: dict[str, Any] | None) -> np.ndarray:
-    """Which environments to reset, by the option ``reset_mask`` of ``reset``; default: all. (B,) bool.
+    """The environments to reset, from ``reset``'s option ``reset_mask``; default: all. (B,) bool.
 
     Raises:
-        ValueError: it has another shape or type.
+        ValueError: the mask has the wrong shape or dtype.
     """
     count = environments.num_envs
     mask = np.asarray((options or {}).get("reset_mask", np.ones(count, dtype=bool)))
@@ -62,10 +62,10 @@ def reset_mask(environments: VectorEnv, options: dict[str, Any] | None) -> np.nd
 
 
 def discrete_actions(environments: VectorEnv, actions: Any) -> np.ndarray:
-    """The actions of all environments, including finished ones; (B,) integers.
+    """Validate the actions of all environments, including finished ones; (B,) integers.
 
     Raises:
-        ValueError: they are not B integers, or there is no such action.
+        ValueError: they are not B integers, or out of range.
     """
     assert isinstance(environments.single_action_space, Discrete)
     count, last = environments.num_envs, int(environments.single_action_space.n) - 1
@@ -73,32 +73,32 @@ def discrete_actions(environments: VectorEnv, actions: Any) -> np.ndarray:
     if actions.shape != (count,) or not np.issubdtype(actions.dtype, np.integer):
         raise ValueError(f"actions must be integers of shape ({count},), got {actions.dtype} {actions.shape}")
     if actions.min() < 0 or actions.max() > last:
-        raise ValueError(f"actions must lie between 0 and {last}, got {actions.min()} to {actions.max()}")
+        raise ValueError(f"actions must be between 0 and {last}, got {actions.min()} to {actions.max()}")
     return actions
 
 
 def register_once(env_id: str, entry_point: str, vector_entry_point: str, **arguments: Any) -> None:
-    """Make `gymnasium.make` and `gymnasium.make_vec` know an environment; does nothing if they do.
+    """Register an environment with `gymnasium.make` and `gymnasium.make_vec`, unless it is registered.
 
     Args:
-        env_id: its registered id.
-        entry_point, vector_entry_point: "module:Class" of one environment and of many.
-        arguments: of both.
+        env_id: the id to register.
+        entry_point, vector_entry_point: "module:Class" of the single and of the vector environment.
+        arguments: further arguments of `gymnasium.register`.
     """
     if env_id not in gymnasium.registry:
         gymnasium.register(env_id, entry_point=entry_point, vector_entry_point=vector_entry_point, kwargs=arguments)
 
 
 class FrozenVectorEnv(VectorEnv):
-    """B Gymnasium environments side by side; finished episodes stay unchanged until they are reset.
+    """B Gymnasium environments side by side; a finished episode stays frozen until it is reset.
 
     A finished environment keeps its last observation, gets reward 0, ignores actions and costs nothing
-    (`AutoresetMode.DISABLED`). Nothing happens before the first reset. ``info`` holds what the environments' own infos
-    have in common, with B as the first dimension.
+    (`AutoresetMode.DISABLED`). Call `reset` first. ``info`` has the entries that the environments' own infos share,
+    with B as the first dimension.
 
-    Environments with slow steps can share the work: those that wait for something else, such as an engine, among
-    `threads`; those that compute in Python among `workers`, processes that the first reset starts and that end with
-    `close`, or with the object or this process.
+    Environments with slow steps can run in parallel: `threads` for those that wait for something, such as an engine;
+    `workers` for those that compute in Python. Worker processes start at the first reset and end with `close`, or with
+    the object or this process.
 
     Attributes:
         environments: the B environments; empty if they are in other processes.
@@ -106,12 +106,12 @@ class FrozenVectorEnv(VectorEnv):
 
     Args:
         make: makes each environment; with `workers` it must be picklable, such as a `functools.partial`.
-        max_steps: limits; None: each environment's own attribute `max_steps`, or its registered limit.
+        max_steps: step limits; None: each environment's own attribute `max_steps`, or its registered limit.
         threads: environments that step at once in this process.
-        workers: processes; never more than environments. 0: the environments are in this process.
+        workers: number of processes, at most one per environment. 0: the environments are in this process.
         spaces: of one observation and one action; required with `workers`, otherwise the first environment's.
-        render_mode: for making the environments.
-        seeds_below: seeds are at least 0 and below this.
+        render_mode: passed to the environments.
+        seeds_below: upper bound (exclusive) of seeds.
         name: of the environments, for messages.
 
     Raises:
@@ -166,12 +166,12 @@ class FrozenVectorEnv(VectorEnv):
             Observations (B, ...) and info.
 
         Raises:
-            ValueError: there are not B seeds, one is out of range, or the mask has another shape or type.
+            ValueError: there are not B seeds, one is out of range, or the mask has the wrong shape or dtype.
         """
         self._check_open()
         seeds, mask = episode_seeds(self, seed, below=min(self._seeds_below, 2**31)), reset_mask(self, options)
         if not all(0 <= int(seed) < self._seeds_below for seed in seeds):
-            raise ValueError(f"seeds must lie between 0 and {self._seeds_below - 1}, got {list(seeds)}")
+            raise ValueError(f"seeds must be between 0 and {self._seeds_below - 1}, got {list(seeds)}")
         given = {
             name: np.broadcast_to(value, (self.num_envs,))
             for name, value in (options or {}).items()
@@ -194,7 +194,7 @@ class FrozenVectorEnv(VectorEnv):
             Observations (B, ...), rewards (B,) float64, terminated (B,) bool, truncated (B,) bool, and info.
 
         Raises:
-            ValueError: the actions are not B integers, or there is no such action.
+            ValueError: the actions are not B integers, or out of range.
         """
         self._check_open()
         discrete = isinstance(self.single_action_space, Discrete)
@@ -204,11 +204,11 @@ class FrozenVectorEnv(VectorEnv):
         return self._observations.copy(), rewards, self._terminated.copy(), self._truncated.copy(), self._info()
 
     def render(self) -> tuple[Any, ...] | None:
-        """The picture of each environment; None without a render mode."""
+        """The image of each environment; None without a render mode."""
         if self.render_mode is None:
             return None
         if not self._groups:
-            raise ValueError("environments in other processes are drawn after their first reset")
+            raise ValueError("environments in other processes can only be rendered after their first reset")
         for group in self._groups:
             group.send("render", range(len(group)))
         return tuple(picture for group in self._groups for picture in self._received(group))
@@ -224,7 +224,7 @@ class FrozenVectorEnv(VectorEnv):
             raise ClosedEnvironmentError(f"{self._name}: these environments are closed; make new ones.")
 
     def _ask(self, command: str, values: dict[int, Any]) -> np.ndarray:
-        """Perform "reset" or "step" in rows, all groups at once, and record the results. Rewards (B,) float64."""
+        """Run "reset" or "step" in rows, all groups at once, and record the results. Rewards (B,) float64."""
         asked, rewards = [], np.zeros(self.num_envs)
         for group, rows in zip(self._groups, self._parts, strict=True):
             share = {row - int(rows[0]): values[row] for row in rows.tolist() if row in values}
@@ -239,7 +239,7 @@ class FrozenVectorEnv(VectorEnv):
         return rewards
 
     def _received(self, group: _Group | _RemoteGroup) -> list[Any]:
-        """The answer of a group. After a failure all groups end, so that no old answer is taken for a later one."""
+        """The answer of a group. A failure ends all groups, so that no stale answer is taken for a later one."""
         try:
             return group.receive()
         except BaseException:
@@ -252,12 +252,12 @@ class FrozenVectorEnv(VectorEnv):
 
 
 def step_limit(environment: gymnasium.Env) -> int:
-    """The step limit of an environment: its own `max_steps`, a TimeLimit's, or its spec's.
+    """The step limit of an environment: its own `max_steps`, that of a TimeLimit, or that of its spec.
 
     Raises:
-        UserError: it names none.
+        UserError: it has none.
     """
-    names = ("max_steps", "_max_episode_steps")  # the second is what gymnasium.wrappers.TimeLimit keeps
+    names = ("max_steps", "_max_episode_steps")  # the second is that of gymnasium.wrappers.TimeLimit
     known = [environment.get_wrapper_attr(name) for name in names if environment.has_wrapper_attr(name)]
     known += [environment.spec.max_episode_steps] if environment.spec is not None else []
     limits = [int(steps) for steps in known if steps is not None]
@@ -274,7 +274,7 @@ def _plain(value: Any) -> Any:
 class _Group:
     """Some environments in this process."""
 
-    observations: np.ndarray  # of groups in other processes
+    observations: np.ndarray  # for groups in other processes
 
     def __init__(self, environments: Sequence[gymnasium.Env], threads: int = 1) -> None:
         self._environments = environments
@@ -301,7 +301,7 @@ class _Group:
         self._answer = list(map(do, values) if self._threads is None else self._threads.map(do, values))
 
     def receive(self) -> list[Any]:
-        """The results, in the order of the rows: pictures, or observation, reward, ends and info."""
+        """The results, in the order of the rows: images, or observation, reward, ends and info."""
         return self._answer
 
     def close(self) -> None:
@@ -313,7 +313,7 @@ class _Group:
 
 
 class _RemoteGroup:
-    """The same in a separate process, which works between `send` and `receive`; pictures are in shared memory."""
+    """A `_Group` in a separate process, which works between `send` and `receive`; images are in shared memory."""
 
     def __init__(self, make: Sequence[Callable[[], gymnasium.Env]], environments: FrozenVectorEnv) -> None:
         self._name, self._count = environments._name, len(make)
@@ -342,8 +342,8 @@ class _RemoteGroup:
             answer = self._pipe.recv()
         except (EOFError, OSError) as error:
             raise UserError(
-                f"{self._name}: a worker process was killed, or could not start. Is there too little memory? Fewer "
-                "episodes at once need less."
+                f"{self._name}: a worker process was killed or could not start. If memory is short, run fewer episodes "
+                "at once."
             ) from error
         if isinstance(answer, Exception):
             raise answer
@@ -354,7 +354,7 @@ class _RemoteGroup:
 
 
 def _end(process: Any, pipe: multiprocessing.connection.Connection) -> None:
-    """Let a process end by itself, which it does once its pipe is closed."""
+    """Wait for a process to exit, which it does once its pipe is closed."""
     pipe.close()
     process.join(timeout=1)
     if process.is_alive():
@@ -369,7 +369,7 @@ def _work(
     layout: tuple[tuple[int, ...], str],
     name: str,
 ) -> None:
-    """The process's main loop: commands as for `_Group`, until the pipe is closed."""
+    """The process's main loop: handles commands like `_Group`, until the pipe is closed."""
     begin_worker()
     observations, group = _shared_array(shared, *layout), None
     with contextlib.suppress(EOFError, OSError):

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from RATE_model.environments.contract import Evaluation
 
 BLOCK = 16  # the codec requires multiples of this
-LINE = 18  # pixels of a line of text
-_FRAMES = 30  # frames per second, at most
+LINE = 18  # height of a line of text, pixels
+_FRAMES = 30  # maximum frames per second
 
 
 def with_caption(frame: np.ndarray, *lines: str) -> np.ndarray:
@@ -35,21 +35,21 @@ def with_caption(frame: np.ndarray, *lines: str) -> np.ndarray:
 
 
 def write_video(frames: Iterable[np.ndarray], path: Path, *, fps: int = 8, quality: int = 8) -> Path:
-    """Write frames (H, W, 3) uint8, all of one size, as an H.264 MP4; returns its path. Needs one frame at a time.
+    """Write frames (H, W, 3) uint8, all of one size, as an H.264 MP4; returns its path. Frames are streamed.
 
-    Quality goes from 1 to 10; two less make a file of natural pictures about a quarter of the size.
+    Quality ranges from 1 to 10; two less shrinks a file of natural images to about a quarter.
 
     Sizes that the codec does not accept are padded with black on the right and at the bottom. The file appears when it
     is complete.
 
     Raises:
         UserError: the file cannot be written.
-        ValueError: there is no frame.
+        ValueError: there are no frames.
     """
     frames = iter(frames)
     first = next(frames, None)
     if first is None:
-        raise ValueError(f"no frame to write to {path}")
+        raise ValueError(f"no frames to write to {path}")
     # Quiet, because a full disk is reported below, in one line.
     encoding = {"format": "FFMPEG", "fps": fps, "codec": "libx264", "quality": quality, "ffmpeg_log_level": "quiet"}
     try:
@@ -67,7 +67,7 @@ def write_video(frames: Iterable[np.ndarray], path: Path, *, fps: int = 8, quali
                 raise OSError("the encoder stopped")
             partial.replace(path)
     except OSError as error:
-        # The writer's own errors have no number, and quote the encoder's arguments.
+        # The writer's own errors have no number and quote the encoder's arguments.
         reason = (
             error_reason(error) if error.errno else "the encoder stopped; free some space there, if the disk is full"
         )
@@ -87,7 +87,7 @@ def _is_whole(path: Path) -> bool:
         while place + 8 <= size:
             file.seek(place)
             length, kind = int.from_bytes(file.read(4), "big"), file.read(4)
-            if length == 1:  # too large for four bytes: it follows
+            if length == 1:  # the 64-bit size follows
                 length = int.from_bytes(file.read(8), "big")
             place += max(length, 8)
     return kind == b"moov" and place == size
@@ -105,7 +105,7 @@ def check_drawable(evaluation: "Evaluation") -> None:
 
 
 def record_videos(evaluation: "Evaluation", folder: Path, count: int) -> list[Path]:
-    """Play the first episodes of an evaluation once more, one by one, into MP4 files; returns their paths.
+    """Replay the first episodes of an evaluation one by one into MP4 files; returns their paths.
 
     Args:
         evaluation: what to play.
@@ -113,7 +113,7 @@ def record_videos(evaluation: "Evaluation", folder: Path, count: int) -> list[Pa
         count: episodes per case and target return.
 
     Raises:
-        UserError: nothing can be drawn on this machine, or the files cannot be written.
+        UserError: this machine cannot render, or the files cannot be written.
     """
     environment, paths = evaluation.environment, []
     seeds = environment.seeds(count)
@@ -147,7 +147,7 @@ def _thinned(frames: Iterable[np.ndarray], every: int) -> Iterator[np.ndarray]:
 def _frames(
     evaluation: "Evaluation", scene: gymnasium.Env, target: float, seed: int, options: dict[str, Any] | None
 ) -> Iterator[np.ndarray]:
-    """The frames of one episode as it is played, with its last frame held for a second to show the outcome."""
+    """The frames of one episode as it is played; the last one stays for a second to show the outcome."""
     environment = evaluation.environment
     acting = evaluation.acting(target).with_memory(evaluation.transform_memory)
     actor = acting.actor(evaluation.agent, 1)

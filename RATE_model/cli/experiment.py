@@ -238,9 +238,9 @@ def together(config: Config) -> Iterator[None]:
     """A context in which the processes started by torchrun train together; without torchrun, there is only one.
 
     Raises:
-        UserError: their flags differ, or they outnumber the trajectories in a batch; see `distributed.joined`.
+        UserError: their flags differ, or they outnumber the trajectories in a batch; see `distributed.process_group`.
     """
-    with distributed.joined():
+    with distributed.process_group():
         distributed.check_same(to_flat_dict(config))
         if distributed.size() > config.train.batch_size:
             raise UserError(
@@ -413,12 +413,12 @@ def train_run(
     if run.checkpoint is not None:
         load_to_resume(run.checkpoint, network)
     if not distributed.is_first():  # each process draws its own noise
-        torch.manual_seed(distributed.own_seed(run.seed))
+        torch.manual_seed(distributed.process_seed(run.seed))
 
     # All problems with flags, data, sizes or the checkpoint have been found by now.
     flat, directory = config.run.recorded(to_flat_dict(config)), run.directory
     with open_run(run, config=flat) as run:
-        distributed.by_first(lambda: prepare(directory))
+        distributed.run_on_first(lambda: prepare(directory))
         flags = {
             name: value for name, value in load_yaml(directory / "config.yaml").items() if name not in COMMAND_FLAGS
         }
@@ -446,8 +446,8 @@ def train_run(
                 flags=flags,
             )
             result = fit()
-        distributed.by_first(lambda: finish(network.eval(), result))
-    distributed.together(interrupts.stop)  # a signal during the last evaluation: do not start another seed
+        distributed.run_on_first(lambda: finish(network.eval(), result))
+    distributed.run_in_all(interrupts.stop)  # a signal during the last evaluation: do not start another seed
     if not math.isfinite(result["validation_loss"]):
         raise TrainingDiverged(f"{directory}: the final validation loss is not finite, although the weights are")
     return result

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from RATE_model.errors import UserError
-from RATE_model.system.processes import available_cores, is_no_file
+from RATE_model.system.processes import available_cores, is_special_file
 
 # Upper limits on model sizes and on steps seen at once; memory runs out earlier.
 MAX_SIZE = 65_536
@@ -64,7 +64,7 @@ def writable_file(**files: Path | None) -> None:
             raise UserError(f"--{name} {file}: give a file in an existing folder")
         if len(os.fsencode(file.name)) > 250:  # temporary names are longer
             raise UserError(f"--{name} {file}: the name is too long; give a shorter one")
-        if not os.access(file if is_no_file(file) else folder, os.W_OK):
+        if not os.access(file if is_special_file(file) else folder, os.W_OK):
             raise UserError(f"--{name} {file}: is not writable; give another file")
 
 

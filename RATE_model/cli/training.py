@@ -67,7 +67,7 @@ def train(environment: Environment, config: Any, run: Run, data: TrainingData | 
         The content of eval/final.json.
     """
     if data is None:
-        data = distributed.first_before_others(lambda: environment.load(config))
+        data = distributed.run_first_then_rest(lambda: environment.load(config))
     model = config.agent_config()
     tokens = data.final_tokens if config.train.final_tokens is None else config.train.final_tokens
     curriculum, schedule = experiment.plan(

@@ -1,4 +1,4 @@
-"""Trajectory files, the windows that training draws from them, and foreign formats.
+"""Trajectory files, training windows and the import of other formats.
 
 files -> a selector of `selection` -> `split_episodes` -> `dataset.WindowDataset` -> `loader.make_loader` -> `Batch`
 """

@@ -14,8 +14,8 @@ def returns_to_go(rewards: np.ndarray, starts: np.ndarray, lengths: np.ndarray) 
     """Undiscounted sum of the rewards from each step to the end of its episode.
 
     Args:
-        rewards: (T,) of all episodes, concatenated.
-        starts, lengths: (E,) first step and number of steps of each.
+        rewards: (T,), all episodes concatenated.
+        starts, lengths: (E,) first step and number of steps of each episode.
 
     Returns:
         (T,) float32.
@@ -25,22 +25,22 @@ def returns_to_go(rewards: np.ndarray, starts: np.ndarray, lengths: np.ndarray) 
 
 
 def info_rows(values: np.ndarray, name: str, steps: int, owner: str) -> np.ndarray:
-    """An array of the data's infos as rows of numbers: (steps, n) float32 (NaN if unknown) or int64.
+    """A privileged array as rows of numbers: (steps, n) float32 (NaN if unknown) or int64.
 
     Raises:
-        UserError: it does not hold numbers, or does not cover every step.
+        UserError: it is not numeric, or does not cover every step.
     """
     if values.dtype.kind not in "biuf" or len(values) != steps:
         raise UserError(
-            f"{owner}: 'infos/{name}' has type {values.dtype} and {len(values)} rows; expected numbers of {steps} steps"
+            f"{owner}: 'infos/{name}' has type {values.dtype} and {len(values)} rows; expected {steps} rows of numbers"
         )
     return values.reshape(steps, -1).astype(np.float32 if values.dtype.kind == "f" else np.int64)
 
 
-def no_info(owner: str, name: str, offered: Sequence[str]) -> UserError:
+def missing_info_error(owner: str, name: str, offered: Sequence[str]) -> UserError:
     """The error to raise if the data has no ``infos/NAME``."""
     held = ", ".join(f"infos/{other}" for other in sorted(offered)) or "none"
-    return UserError(f"{owner} has no 'infos/{name}' (infos that it has: {held})")
+    return UserError(f"{owner} has no 'infos/{name}' (available infos: {held})")
 
 
 class TrajectoryArrays:
@@ -50,10 +50,10 @@ class TrajectoryArrays:
         observations: (T, ...) uint8 images or float32 vectors.
         actions: (T,) int64, or (T, A) float32.
         rewards: (T,).
-        lengths: (E,) steps of each episode; they sum to T.
+        lengths: (E,) steps per episode; they sum to T.
         terminals: (E,) bool, whether an episode ended in a terminal state rather than by a time limit.
         infos: privileged arrays (T, ...) by name.
-        name: for messages.
+        name: used in messages.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class TrajectoryArrays:
 
     @property
     def num_bytes(self) -> int:
-        """Size of the observations in memory, in bytes."""
+        """Size of the observations in bytes."""
         return self._observations.nbytes
 
     def returns_to_go(self) -> np.ndarray:
@@ -89,30 +89,30 @@ class TrajectoryArrays:
         return returns_to_go(self.rewards, self.starts, self.lengths)
 
     def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """Observations and actions of the steps start to stop - 1."""
+        """Observations and actions of steps start to stop - 1."""
         return self._observations[start:stop], self.actions[start:stop]
 
     def load(self) -> tuple[np.ndarray, np.ndarray]:
-        """All steps, as `read` returns them."""
+        """All steps, like `read`."""
         return self._observations, self.actions
 
     def frames(self, max_bytes: float = 0) -> None:
-        """None: it is not known which images are equal."""
+        """None: duplicate images are unknown."""
 
     def info_names(self) -> list[str]:
         """Names of the privileged arrays."""
         return list(self._infos)
 
     def info(self, name: str) -> np.ndarray:
-        """A privileged array, as `TrajectoryFile.info`."""
+        """A privileged array; see `TrajectoryFile.info`."""
         if name not in self._infos:
-            raise no_info(self.path, name, self.info_names())
+            raise missing_info_error(self.path, name, self.info_names())
         return info_rows(self._infos[name], name, self.num_steps, self.path)
 
     def column(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Steps start to stop - 1 of a privileged array, `infos/NAME`, as it was given."""
+        """Steps start to stop - 1 of the privileged array `infos/NAME`, unconverted."""
         return self._infos[name.removeprefix("infos/")][start:stop]
 
     def expert_actions(self) -> np.ndarray:
-        """Raises UserError: there are no expert's actions."""
-        raise UserError(f"{self.path} does not tell what an expert would have done; learn the recorded actions")
+        """Raises UserError: there are no expert actions."""
+        raise UserError(f"{self.path} has no expert actions; train with --learn recorded")

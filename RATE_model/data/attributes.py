@@ -11,7 +11,7 @@ import numpy as np
 
 
 def encoded(value: Any) -> Any:
-    """A value in a form that attributes can store: lists and dicts become JSON."""
+    """Convert a value for storage in HDF5 attributes: lists and dicts become JSON."""
     return json.dumps(value) if isinstance(value, (dict, list, tuple)) else value
 
 

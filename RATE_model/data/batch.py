@@ -12,14 +12,14 @@ from RATE_model.data.frames import Frames, FrameStack
 
 
 class Share(NamedTuple):
-    """A mean over something other than trajectories, such as steps, so that batches and processes can be added up."""
+    """A weighted mean over something other than trajectories, such as steps, summable over batches and processes."""
 
     total: torch.Tensor
     count: torch.Tensor
 
     @property
     def mean(self) -> torch.Tensor:
-        """NaN if nothing counts."""
+        """NaN if the weight is zero."""
         return self.total / self.count
 
 
@@ -32,13 +32,13 @@ class Batch:
         actions: (B, T) int64, or (B, T, A) float32; 0 in padding.
         rtg: (B, T) float32 scaled returns-to-go; 0 in padding.
         valid: (B, T) bool, True on real steps.
-        lengths: (B,) int64, real steps per window; stays on the CPU, so that asking for it never waits for a GPU.
-        indices: (B,) int64, the windows' numbers in the dataset; stays on the CPU.
+        lengths: (B,) int64, real steps per window; kept on the CPU, so reading it never waits for a GPU.
+        indices: (B,) int64, window numbers in the dataset; kept on the CPU.
         labels: the targets, shaped as the actions; None: the actions.
-        begins: (B,) bool, whether a window starts its episode; stays on the CPU. None: all do.
-        variants: (B,) int64, which of its `variants` a batch transform made of each window; None: there is only one.
-        infos: privileged arrays of the data by name, (B, T, n) float32 or int64, 0 in padding. Objectives and probes
-            may use them, playing agents may not. None: none were requested.
+        begins: (B,) bool, whether a window starts its episode; kept on the CPU. None: all do.
+        variants: (B,) int64, the variant of each window made by a batch transform; None: there is only one.
+        infos: privileged arrays by name, (B, T, n) float32 or int64, 0 in padding. For objectives and probes, never for
+            acting. None: none were requested.
     """
 
     observations: torch.Tensor | Frames | FrameStack
@@ -54,7 +54,7 @@ class Batch:
 
     @property
     def targets(self) -> torch.Tensor:
-        """The targets, shaped as the actions."""
+        """The training targets, shaped like the actions."""
         return self.actions if self.labels is None else self.labels
 
     def __len__(self) -> int:
@@ -62,7 +62,7 @@ class Batch:
 
     @property
     def real_rows(self) -> int:
-        """Rows that are windows of data; all others are padding."""
+        """Number of rows that are windows of data; the rest is padding."""
         return int((self.lengths > 0).sum())
 
     def as_padding(self) -> Batch:
@@ -76,15 +76,15 @@ class Batch:
         )
 
     def pin_memory(self) -> Batch:
-        """The batch in page-locked memory, for asynchronous copies to a GPU. Torch's loader calls this by name."""
+        """The batch in page-locked memory, for asynchronous copies to a GPU. Called by torch's DataLoader."""
         return self._map(lambda value: value.pin_memory())
 
     def share_memory_(self) -> Batch:
-        """Move everything to memory that other processes can read. If there is too little, raises as torch does."""
+        """Move everything to shared memory. Raises torch's error if there is too little."""
         return self._map(lambda value: value.share_memory_())
 
     def _map(self, function: Callable[[Any], Any], kept: Collection[str] = ()) -> Batch:
-        """Apply `function` to all tensors except those in `kept`."""
+        """Apply `function` to all tensors except those named in `kept`."""
 
         def changed(value: Any) -> Any:
             return {key: function(each) for key, each in value.items()} if isinstance(value, dict) else function(value)
@@ -94,14 +94,14 @@ class Batch:
 
 
 class BatchTransform(Protocol):
-    """A transform that training applies to every batch, on the model's device."""
+    """A transform applied to every training batch, on the model's device."""
 
     variants: ClassVar[int]
-    """How many variants of a window it makes; if several, `Batch.variants` says which."""
+    """Number of variants of a window; if above 1, `Batch.variants` tells them apart."""
 
     @property
     def keeps(self) -> Collection[str]:
-        """Names of the data's infos that stay valid under the transform."""
+        """Names of the infos that stay valid under the transform."""
         ...
 
     def __call__(self, batch: Batch) -> Batch:

@@ -1,7 +1,7 @@
-"""Checksums of a trajectory file: damage never goes unnoticed, and the error names its place.
+"""Checksums of trajectory files, so that damage is always detected and located.
 
-    checksums/<array>   (chunks,) uint64   XXH3 of each chunk of that array, as it is stored (compressed)
-    checksums           attribute ``digest``: of these numbers, the attributes, and the shapes and types of all arrays
+    checksums/<array>   (chunks,) uint64   XXH3 of each chunk of that array as stored (compressed)
+    checksums           attribute ``digest``: over these checksums, the attributes, and all shapes and dtypes
 
 Damage to a chunk, or to the pointer to it, changes its checksum; damage to a description changes the digest. A checksum
 is compared when a process first reads its chunk: with the values, where these are stored as they are read and the chunk
@@ -32,7 +32,7 @@ _low: Any = h5py  # its low-level API has no type hints
 
 
 class _Place(NamedTuple):
-    """Where a chunk lies in its file."""
+    """Location of a chunk in its file."""
 
     offset: int
     size: int
@@ -43,7 +43,7 @@ _NOWHERE = _Place(0, 0, 0)
 
 
 class Checksums:
-    """The checksums of an array, and which chunks have been compared with them. Can be pickled.
+    """The checksums of an array, and which chunks have been verified. Picklable.
 
     Args:
         table: (chunks,) uint64.
@@ -54,14 +54,14 @@ class Checksums:
     def __init__(self, table: np.ndarray, size: int, *, plain: bool) -> None:
         self._table, self._size, self._plain = table, size, plain
         self._compared = np.zeros(len(table), dtype=bool)
-        self._left = len(table)  # chunks to be compared
+        self._left = len(table)  # chunks not verified yet
         self._places: dict[int, _Place] = {}  # by chunk, filled on first read
         self._chunks: dict[int, int] = {}  # by offset
-        self._buffer = bytearray()  # for one chunk; allocating memory for each would take longer than the comparison
+        self._buffer = bytearray()  # for one chunk; allocating one per chunk would take longer than the comparison
 
     @property
     def intact(self) -> bool:
-        """Whether all chunks have been compared and match."""
+        """Whether all chunks have been verified."""
         return self._left == 0
 
     def read(self, array: Hdf5, steps: slice | np.ndarray) -> np.ndarray | None:
@@ -125,7 +125,7 @@ class Checksums:
         return None
 
     def _compare(self, offset: int, content: memoryview) -> None:
-        """Record a chunk as intact if these bytes, read at an offset, match."""
+        """Mark the chunk at an offset as intact if its content matches."""
         chunk = self._chunks.get(offset)
         if chunk is not None and not self._compared[chunk]:
             _, size, filters_left_out = self._places[chunk]
@@ -137,7 +137,7 @@ class Checksums:
         self._left -= 1
 
     def _checksum_at(self, source: Source, place: _Place) -> int:
-        """The checksum of the chunk at a place."""
+        """The checksum of the chunk at a location."""
         if len(self._buffer) < place.size:
             self._buffer = bytearray(place.size)
         content = memoryview(self._buffer)[: place.size]
@@ -148,13 +148,13 @@ class Checksums:
 
 
 def read_checksums(file: Hdf5, attributes: dict[str, Any]) -> dict[str, Checksums] | None:
-    """The checksums of an open file by array; None if it has none.
+    """The checksums of an open file by array name; None if it has none.
 
     Args:
-        attributes: of the file, as h5py reads them.
+        attributes: the file's attributes, as h5py reads them.
 
     Raises:
-        ValueError: the file's description or its checksums are damaged.
+        ValueError: the file's metadata or checksums are damaged.
     """
     if GROUP not in file:
         return None
@@ -164,7 +164,7 @@ def read_checksums(file: Hdf5, attributes: dict[str, Any]) -> dict[str, Checksum
     described = _described(arrays)
     if file[GROUP].attrs.get(_DIGEST) != _digest(attributes, described, tables):
         raise ValueError(
-            f"its attributes, shapes or types differ from their checksum; if it was changed on purpose, "
+            f"its attributes, shapes or types do not match their checksum; if it was changed on purpose, "
             f"delete its group '{GROUP}'"
         )
     return {
@@ -179,7 +179,7 @@ class ChunkSums:
         self._sums: dict[str, list[int]] = {}
 
     def update(self, array: Hdf5, *, last: bool = False) -> None:
-        """Add the chunks that have become full, and the rest if nothing follows."""
+        """Add the chunks that are complete, and with ``last`` the remainder."""
         sums = self._sums.setdefault(array.name.lstrip("/"), [])
         full, rest = divmod(len(array), array.chunks[0])
         for chunk in range(len(sums), full + (last and rest > 0)):
@@ -197,19 +197,18 @@ class ChunkSums:
 
 
 def make_groups(file: Hdf5, name: str) -> None:
-    """Create the groups in an array's name. Groups that HDF5 creates itself contain the time, so equal files would
-    differ."""
+    """Create the parent groups of an array, without timestamps, so that equal files have equal bytes."""
     if group := name.rpartition("/")[0]:
         file.require_group(group)
 
 
 def _first_element(array: Hdf5, chunk: int) -> tuple[int, ...]:
-    """The start of a chunk. Chunks divide an array along its steps only."""
+    """The first element of a chunk. Arrays are chunked along steps only."""
     return (chunk * array.chunks[0],) + (0,) * (array.ndim - 1)
 
 
 def _places(array: Hdf5) -> dict[int, _Place]:
-    """The place of every chunk; querying them one by one takes longer than comparing."""
+    """The location of every chunk; querying them one by one takes longer than comparing."""
     found, size = {}, array.chunks[0]
 
     def note(place: Any) -> None:
@@ -220,12 +219,12 @@ def _places(array: Hdf5) -> dict[int, _Place]:
 
 
 def _checksum(content: bytes | memoryview, filters_left_out: int) -> int:
-    """The checksum of a chunk's bytes and of HDF5's record of its compression."""
+    """The checksum of a chunk's bytes and of HDF5's record of its filters."""
     return xxhash.xxh3_64_intdigest(content, seed=filters_left_out)
 
 
 def _arrays(file: Hdf5) -> dict[str, Hdf5]:
-    """All arrays of a file, sorted by name, as objects of h5py's low-level API: high-level ones are slow to create."""
+    """All arrays of a file, sorted by name, as low-level h5py objects, because high-level ones are slow to create."""
     names: list[bytes] = []
 
     def note(name: bytes, info: Any) -> None:
@@ -243,7 +242,7 @@ def _content(array: Hdf5) -> np.ndarray:
 
 
 def _chunk_shape(array: Hdf5) -> Any:
-    """None where it has no chunks."""
+    """None if the array is not chunked."""
     layout = array.get_create_plist()
     return layout.get_chunk() if layout.get_layout() == _low.h5d.CHUNKED else None
 

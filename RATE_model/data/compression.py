@@ -1,4 +1,4 @@
-"""The lossless compression of trajectory files: zstd, through the package hdf5plugin, imported on use."""
+"""Lossless compression of trajectory files with zstd, through the package hdf5plugin, imported on use."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import h5py
 
 from RATE_model.errors import UserError
 
-ZSTD_FILTER = 32015  # number of the zstd filter in the HDF5 registry
+ZSTD_FILTER = 32015  # id of the zstd filter in the HDF5 registry
 ZSTD_LEVEL = 3
 
 
 def zstd(purpose: str, level: int) -> dict[str, Any]:
-    """h5py's arguments for a dataset compressed at a level of 1 to 22. Raises as `hdf5plugin`."""
+    """h5py's arguments for a zstd-compressed dataset, level 1 to 22. Raises as `hdf5plugin`."""
     return dict(hdf5plugin(purpose).Zstd(clevel=level))
 
 
 def hdf5plugin(purpose: str) -> Any:
-    """The package with the zstd filter. If it is missing, raises a `UserError` that starts with ``purpose``."""
+    """The package with the zstd filter. If it is missing, raises `UserError` starting with ``purpose``."""
     try:
         return importlib.import_module("hdf5plugin")
     except ImportError as error:
@@ -27,7 +27,7 @@ def hdf5plugin(purpose: str) -> Any:
 
 
 def uses_zstd(item: h5py.Dataset | h5py.Group) -> bool:
-    """Whether reading an item of a file requires that package."""
+    """Whether reading an item of a file requires hdf5plugin."""
     if not isinstance(item, h5py.Dataset):
         return False
     filters = item.id.get_create_plist()

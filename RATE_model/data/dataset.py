@@ -1,6 +1,6 @@
 """Windows of trajectory files, padded to one size and assembled into batches.
 
-Shapes: B windows, T steps of the padded size. ``valid`` is True on real steps.
+Shapes: B windows, T steps per padded window. ``valid`` is True on real steps.
 """
 
 from __future__ import annotations
@@ -27,31 +27,32 @@ class WindowDataset(Dataset):
     """Windows of trajectory files, assembled into whole batches.
 
     With observations in memory a batch is a single gather over flat arrays; from disk it is one slice per window, which
-    works in loader workers (see `TrajectoryFile`). Files with known equal images are kept as their
-    distinct images, and give batches of `Frames`. Actions, labels and returns-to-go are always in memory.
+    works in loader workers (see `TrajectoryFile`). Files that index duplicate images are kept as their distinct images
+    and give batches of `Frames`. Actions, labels and returns-to-go are always in memory.
 
     Padding (``pad="right"``) repeats the last observation; ``pad="left"`` puts ``blank`` before the first. Padded
     actions, labels and returns-to-go are 0.
 
-    With ``stack`` an observation is the last few pictures of its episode, with zeros before the first. Pictures
-    are stored once, as a `FrameStack`, including those just before a window.
+    With ``stack`` an observation is the last few frames of its episode, with zeros before the first. Frames are stored
+    once, as a `FrameStack`, including those just before a window.
 
     Args:
-        files: the trajectory files, all of one observation and action kind.
+        files: the trajectory files, all with the same kind of observations and actions.
         windows: (W, 3) integer rows [file, start step, length].
-        size: T, steps of a padded window.
+        size: T, steps per padded window.
         return_scale: returns-to-go are divided by it.
-        pad: which side is padded.
-        blank: an observation, or one number for all of it, that pads at the left; images that repeat: 0.
+        pad: the side that is padded.
+        blank: the observation, or a single number, that pads on the left; must be 0 for indexed images.
         in_memory: load all observations, or read them from disk; None loads up to 1 GiB, as distinct images if
             possible.
-        stack: pictures (C, H, W) of one observation.
-        learn: the targets: the ``recorded`` actions, or an ``expert``'s.
+        stack: frames (C, H, W) per observation.
+        learn: the targets: the ``recorded`` actions or the ``expert``'s.
 
     Raises:
-        UserError: the files differ in shape or type, a window is longer than ``size``, or a file has no expert's
-            actions, or damaged ones.
-        ValueError: the windows are empty, misshapen or outside their file; pictures are stacked and padded on the left.
+        UserError: the files differ in shape or dtype, a window is longer than ``size``, or a file has no expert actions
+            or damaged ones.
+        ValueError: the windows are empty, misshapen or outside their file; or frames are stacked and padded on the
+            left.
     """
 
     def __init__(
@@ -68,14 +69,14 @@ class WindowDataset(Dataset):
         learn: Learn = "recorded",
     ) -> None:
         if stack > 1 and pad == "left":
-            raise ValueError("pictures are stacked in windows that are padded at the right")
+            raise ValueError("stacked frames need windows that are padded on the right")
         self.files, self._stack, self._blank = list(files), stack, blank
         for file in self.files[1:]:
             kinds = [
                 (f.observation_shape, f.observation_dtype, f.action_shape, f.discrete) for f in (self.files[0], file)
             ]
             if kinds[0] != kinds[1]:
-                raise UserError(f"'{self.files[0].path}' and '{file.path}' hold different kinds of data: {kinds}.")
+                raise UserError(f"'{self.files[0].path}' and '{file.path}' contain different kinds of data: {kinds}.")
         sizes = np.array([file.num_steps for file in self.files])
         self._offsets = np.cumsum(sizes) - sizes  # start of each file in the flat arrays
         self._returns = np.concatenate([file.returns_to_go() for file in self.files]) / np.float32(return_scale)
@@ -85,7 +86,7 @@ class WindowDataset(Dataset):
             self._labels = np.concatenate([file.expert_actions() for file in self.files])
         self._infos: dict[str, np.ndarray] = {}
         self._observations: np.ndarray | None = None
-        # The distinct images, and each step's number among them.
+        # The distinct images, and the index of each step's image.
         self._frames: tuple[np.ndarray, np.ndarray] | None = None
         if in_memory is None and stack == 1:
             self._frames = _all_frames(self.files)
@@ -93,21 +94,21 @@ class WindowDataset(Dataset):
             in_memory = sum(file.num_bytes for file in self.files) <= IN_MEMORY_BYTES
         if in_memory:
             loaded = [file.load()[0] for file in self.files]
-            self._observations = loaded[0] if len(loaded) == 1 else np.concatenate(loaded)  # one file is not copied
+            self._observations = loaded[0] if len(loaded) == 1 else np.concatenate(loaded)  # no copy of one file
         self._set_windows(windows, size, pad)
 
     def with_windows(self, windows: np.ndarray, *, size: int | None = None, pad: str | None = None) -> WindowDataset:
-        """A dataset of other windows, possibly padded otherwise, that shares files and memory with this one."""
+        """A dataset of other windows, possibly with other padding, that shares files and memory with this one."""
         other = object.__new__(WindowDataset)
         other.__dict__ |= {name: value for name, value in self.__dict__.items() if name != "fingerprint"}
         other._set_windows(windows, self.size if size is None else size, self.pad if pad is None else pad)
         return other
 
     def with_infos(self, names: Sequence[str]) -> WindowDataset:
-        """The same windows with these arrays of the data's infos in every batch; shares memory with this one.
+        """The same windows with these infos in every batch; shares memory with this one.
 
         Raises:
-            UserError: a file lacks one of them, or has it in another shape or kind than the others.
+            UserError: a file lacks one of them, or has it in a different shape or dtype.
         """
         other = self.with_windows(self.windows)
         other._infos = self._infos | {name: self._info(name) for name in names}
@@ -121,18 +122,18 @@ class WindowDataset(Dataset):
                 kinds = [(each.shape[1:], each.dtype.name) for each in (parts[0], part)]
                 if kinds[0] != kinds[1]:
                     raise UserError(
-                        f"'{self.files[0].path}' and '{file.path}' hold different kinds of 'infos/{name}': {kinds}."
+                        f"'{self.files[0].path}' and '{file.path}' contain different kinds of 'infos/{name}': {kinds}."
                     )
             return parts[0] if len(parts) == 1 else np.concatenate(parts)
         return self._infos[name]
 
     @property
     def infos(self) -> tuple[str, ...]:
-        """Names of the arrays that batches have."""
+        """Names of the infos in batches."""
         return tuple(self._infos)
 
     def info(self, name: str) -> np.ndarray:
-        """All values of an array of `with_infos` in the windows, (steps, n); every step counts once."""
+        """An info array of `with_infos` over all steps in windows, (steps, n); every step counts once."""
         return self._infos[name][self._shown_steps()]
 
     @property
@@ -142,25 +143,24 @@ class WindowDataset(Dataset):
         return float(returns.mean()), float(returns.std())
 
     def _shown_steps(self) -> np.ndarray:
-        """Whether a step is in any window, for all files: (steps,) bool."""
+        """Whether each step is in any window, over all files: (steps,) bool."""
         change = np.zeros(len(self._returns) + 1, dtype=np.int64)
         np.add.at(change, self.positions, 1)
         np.add.at(change, self.positions + self.windows[:, 2], -1)
         return np.cumsum(change[:-1]) > 0
 
     def up_to(self, size: int) -> WindowDataset:
-        """The windows of at most ``size`` steps, padded to it; shares memory with this one. ValueError: there are
-        none."""
+        """The windows of at most ``size`` steps, padded to it; shares memory. Raises ValueError if there are none."""
         return self.with_windows(self.windows[self.windows[:, 2] <= size], size=size)
 
     def cut_to(self, steps: int) -> WindowDataset:
-        """The first steps of every window, at most this many; shares memory with this one."""
+        """Every window cut to its first ``steps`` steps; shares memory with this one."""
         windows = self.windows.copy()
         windows[:, 2] = np.minimum(windows[:, 2], steps)
         return self.with_windows(windows, size=steps)
 
     def _set_windows(self, windows: np.ndarray, size: int, pad: str) -> None:
-        """Check and keep the windows."""
+        """Validate and store the windows."""
         windows = np.asarray(windows, dtype=np.int64)
         if windows.ndim != 2 or windows.shape[1] != 3 or len(windows) == 0:
             raise ValueError(f"windows must be a non-empty (W, 3) array, got shape {windows.shape}")
@@ -176,10 +176,10 @@ class WindowDataset(Dataset):
             path = self.files[index[length.argmax()]].path
             raise UserError(f"'{path}' has a window of {length.max()} steps; at most {size} fit.")
         self.windows, self.size, self.pad = windows, size, pad
-        self._begins = self.begun(index, start) == start
+        self._begins = self.episode_starts(index, start) == start
 
-    def begun(self, index: np.ndarray, start: np.ndarray) -> np.ndarray:
-        """(n,) int64, the first step of the episode of step ``start`` (n,) in file ``index`` (n,)."""
+    def episode_starts(self, index: np.ndarray, start: np.ndarray) -> np.ndarray:
+        """(n,) int64, the first step of the episode that contains step ``start`` (n,) of file ``index`` (n,)."""
         begun = np.empty_like(start)
         for number, file in enumerate(self.files):
             rows = index == number
@@ -193,15 +193,16 @@ class WindowDataset(Dataset):
 
     @property
     def positions(self) -> np.ndarray:
-        """(W,) int64, the first step of each window, counting through all files."""
+        """(W,) int64, the first step of each window, counted across all files."""
         return self._offsets[self.windows[:, 0]] + self.windows[:, 1]
 
     @cached_property
     def fingerprint(self) -> str:
-        """A digest of the training data: equal for the same data stored elsewhere.
+        """A digest of the training data that does not depend on where it is stored.
 
-        Two parts, joined by a colon: everything except the observations, and the observations of some steps. A file's
-        own checksums would not do for the second part: they change with the way data is stored.
+        Two parts, joined by a colon: everything except the observations, and the observations of some steps. The files'
+            own
+        checksums are not used for the second part because they depend on how data is stored.
         """
         digest = hashlib.blake2b(digest_size=16)
         labels = () if self._labels is None else (self._labels,)
@@ -222,7 +223,7 @@ class WindowDataset(Dataset):
         return self.__getitems__([index])
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
-        """The windows with these numbers as one batch, in this order; without numbers, one row of padding."""
+        """The windows with these numbers as one batch, in this order; an empty list gives one row of padding."""
         if not len(indices):
             return self.__getitems__([0]).as_padding()
         index, start, length = self.windows[np.asarray(indices, dtype=np.int64)].T
@@ -261,17 +262,17 @@ class WindowDataset(Dataset):
         return torch.from_numpy(rows)
 
     def _shown(self, images: np.ndarray, numbers: np.ndarray, position: np.ndarray, valid: np.ndarray) -> Frames:
-        """The distinct images shown at the steps at `position` (B, T)."""
+        """The distinct images for the steps at `position` (B, T)."""
         numbers = numbers[position]
         if self.pad == "left":
-            numbers[~valid] = len(images) - 1  # the image of zeros after the files' own
+            numbers[~valid] = len(images) - 1  # the zero image after the files' own
         shown, index = np.unique(numbers, return_inverse=True)
         return Frames(torch.from_numpy(images[shown]), torch.from_numpy(index.reshape(numbers.shape)))
 
     def _stacked(self, index: np.ndarray, start: np.ndarray, length: np.ndarray) -> FrameStack:
-        """The pictures of windows, and the pictures before each that its first observations include."""
+        """The frames of windows, and the frames before each that its first observations include."""
         before = self._stack - 1
-        known = np.minimum(start - self.begun(index, start), before)
+        known = np.minimum(start - self.episode_starts(index, start), before)
         picture = np.minimum(np.arange(-before, self.size), length[:, None] - 1)  # within the window
         missing = picture < -known[:, None]
         picture = np.maximum(picture, -known[:, None])
@@ -295,7 +296,7 @@ class WindowDataset(Dataset):
 def _all_frames(files: Sequence[Trajectories]) -> tuple[np.ndarray, np.ndarray] | None:
     """All files' distinct images (U + 1, ...), the last one all zeros, and each step's index into them.
 
-    None if a file does not know them, or if there are too many to keep.
+    None if a file has no index of them, or if they take too much memory.
     """
     images, numbers, count, room = [], [], 0, IN_MEMORY_BYTES
     for file in files:

@@ -1,4 +1,4 @@
-"""The DQN-replay format: dopamine's replay buffers on disk (Castro et al. 2018, arXiv 1812.06110), read and written.
+"""DQN-replay format: read and write dopamine's replay buffers on disk (Castro et al. 2018, arXiv 1812.06110).
 
     {data}/{Game}/1/replay_logs/
         $store$_observation_ckpt.N.gz   (n, 84, 84) uint8, single frames
@@ -6,27 +6,26 @@
         $store$_reward_ckpt.N.gz        (n,) float32
         $store$_terminal_ckpt.N.gz      (n,) uint8, 1 on the last transition of an episode
         add_count_ckpt.N.gz             () int64, transitions ever added to the buffer
-        invalid_range_ckpt.N.gz         (5,) int64, transitions around its cursor that are no samples
+        invalid_range_ckpt.N.gz         (5,) int64, transitions around the cursor that may not be sampled
 
-Every file is one gzip member around what `numpy.save` writes. The public buffers hold a million transitions each,
-N = 0 to 49. Before every episode stand three transitions of zeros (a stack of four frames needs them); they are no play
-and are left out here. The first transitions of a buffer may be the rest of an episode that the buffer before began, the
-last ones the beginning of one that the next buffer ends: the first are used, the last are not, as nobody knows what
-they still earned.
+Every file is a gzip stream of a `numpy.save` array. The public buffers hold a million transitions each, N = 0 to 49.
+Each episode is preceded by three zero transitions (for a stack of four frames), which are padding and are dropped here.
+The first transitions of a buffer may be the rest of an episode from the previous buffer, and the last ones may start an
+episode that ends in the next: the former are used, the latter are not, since their return is unknown.
 
-A buffer is a ring. Its cursor, add_count modulo its capacity, is the slot that is written next:
+A buffer is a ring. Its cursor, add_count modulo its capacity, is the slot to be written next:
 
-    add_count <  capacity      o0 o1 o2 o3 -- --       slots from the cursor on were never written, and hold anything
+    add_count <  capacity      o0 o1 o2 o3 -- --       slots from the cursor on are uninitialised
                                            ^
-    add_count >= capacity      o6 o7 o2 o3 o4 o5       the oldest transition is at the cursor: play is o2, ..., o7
+    add_count >= capacity      o6 o7 o2 o3 o4 o5       the oldest transition is at the cursor: order is o2, ..., o7
                                      ^
 
-The public buffers were saved one transition before they were full: the cursor is at their last slot, which is left out.
+The public buffers were saved one transition before they were full: the cursor is at their last slot, which is dropped.
 An episode that was cut off has no terminal. Newer versions of dopamine list its end in episode_end_indices_ckpt.N.gz;
-without that, the padding of the next episode shows it.
+otherwise it is recognised by the padding of the next episode.
 
-What a training asks for is selected as the published code does it (`Selection`), checked, and converted once to the
-project's own layout (`convert`). Only what is selected is decompressed.
+The training data is selected as in the published code (`Selection`), validated, and converted once to the project's own
+layout (`convert`). Only the selected part is decompressed.
 """
 
 from __future__ import annotations
@@ -54,20 +53,20 @@ from RATE_model.errors import UserError
 from RATE_model.system.atomic import sync_directory
 from RATE_model.system.locks import ensure, temporary
 
-STACK = 4  # frames that an agent sees at once
-PADDING = STACK - 1  # transitions of zeros before every episode
+STACK = 4  # frames per observation
+PADDING = STACK - 1  # zero transitions before every episode
 FRAME_SHAPE = (84, 84)
-CAPACITY = 1_000_000  # transitions of a public buffer
+CAPACITY = 1_000_000  # transitions per public buffer
 PUBLISHED_BUFFERS = 50
 PUBLISHED_TRANSITIONS = 500_000
 SOURCE_DIGEST = "source_digest"  # attribute of a converted file
 CLIPPED = "rewards_look_clipped"  # attribute of a converted file
-# Names of the stores, and the kinds of numbers that each may hold: dopamine has changed types within a kind.
+# The stores, and the kind of number in each: dopamine has changed dtypes within a kind.
 _STORES = {"observation": "u", "action": "iu", "reward": "f", "terminal": "biu"}
 _KINDS = {"action": "an integer", "reward": "a floating-point number", "terminal": "an integer or a boolean"}
-_VERSION = 2  # of the conversion; another one converts again
+_VERSION = 2  # of the conversion; files of other versions are converted again
 _FRAME_BYTES = FRAME_SHAPE[0] * FRAME_SHAPE[1]
-_BLOCK = 2000  # frames that are in memory at a time
+_BLOCK = 2000  # frames in memory at a time
 
 
 @dataclass(frozen=True)
@@ -97,13 +96,13 @@ class Selection:
 
 @dataclass(frozen=True, eq=False)
 class Buffer:
-    """One buffer's small stores, checked.
+    """The small stores of one buffer, validated.
 
     Attributes:
         folder, number: where its files are.
-        slots: where the transitions lie, (first, after the last) of each stretch, in the order of play.
-        starts, lengths: (E,) int64, first transition and number of transitions of every finished episode, the padding
-            before it included: frames tell what is padding, and are not read yet.
+        slots: where the transitions are, (first, last + 1) of each contiguous stretch, in chronological order.
+        starts, lengths: (E,) int64, first transition and number of transitions of every finished episode, including the
+            padding before it, which only the frames (not read yet) reveal.
         terminal: (E,) bool, whether it ended in a terminal state.
         actions: (n,) int64; rewards: (n,) float32.
         whole: whether these are all finished episodes of the buffer.
@@ -120,10 +119,10 @@ class Buffer:
     whole: bool
 
     def episodes(self, count: int) -> Iterator[Episode]:
-        """The first `count` episodes without their padding; nothing after them is decompressed.
+        """The first `count` episodes without padding; nothing after them is decompressed.
 
         Raises:
-            UserError: the observations' file is damaged.
+            UserError: the observation file is damaged.
         """
         path = store_path(self.folder, "observation", self.number)
         chosen = (column[:count] for column in (self.starts, self.lengths, self.terminal))
@@ -146,8 +145,8 @@ class Episode:
     Attributes:
         frames: (T, 84, 84) uint8; actions: (T,); rewards: (T,).
         terminal: whether it ended in a terminal state.
-        marked: whether its end was marked; else only the padding of the next one showed it.
-        padding: transitions of zeros before it, left out.
+        marked: whether its end was marked; otherwise it was inferred from the padding of the next episode.
+        padding: zero transitions before it, dropped.
     """
 
     frames: np.ndarray
@@ -159,12 +158,12 @@ class Episode:
 
 
 def store_path(folder: Path, name: str, number: int) -> Path:
-    """The file of a store of a buffer."""
+    """The file of one store of a buffer."""
     return folder / f"$store$_{name}_ckpt.{number}.gz"
 
 
 def find_replay_logs(place: Path, game: str) -> Path | None:
-    """The folder of a game's buffers: `place` itself, or below it as {Game}/1/replay_logs; None: there are none."""
+    """The folder of a game's buffers: `place` itself or {Game}/1/replay_logs below it; None if there are none."""
     for folder in (place, place / "replay_logs", place / "1" / "replay_logs", place / game / "1" / "replay_logs"):
         if folder.is_dir() and buffer_numbers(folder):
             return folder
@@ -172,42 +171,42 @@ def find_replay_logs(place: Path, game: str) -> Path | None:
 
 
 def buffer_numbers(folder: Path) -> list[int]:
-    """The numbers of the buffers of which any store is there, ascending."""
+    """The numbers of all buffers with at least one file, ascending."""
     names = (path.name.removesuffix(".gz").rpartition("_ckpt.")[2] for path in folder.glob("$store$_*_ckpt.*.gz"))
     return sorted({int(name) for name in names if name.isdigit()})
 
 
 def read_buffer(folder: Path, number: int, *, num_actions: int, limit: int = CAPACITY) -> Buffer:
-    """A buffer without its frames.
+    """Read a buffer without its frames.
 
     Args:
-        folder: of the files.
+        folder: the folder of its files.
         number: N.
-        num_actions: actions lie between 0 and num_actions - 1.
-        limit: episodes that end after the first this many transitions are left out.
+        num_actions: actions are 0 to num_actions - 1.
+        limit: episodes that end after this many transitions are dropped.
 
     Raises:
-        UserError: a store is missing, truncated or damaged, or holds something else; stores differ in length, or the
-            order of play is unclear.
+        UserError: a store is missing, truncated, damaged or of the wrong kind; stores differ in length, or the order of
+            transitions is unclear.
     """
     paths = {name: store_path(folder, name, number) for name in _STORES}
     if missing := [path.name for path in paths.values() if not path.is_file()]:
         raise UserError(
-            f"buffer {number} in '{folder}' is incomplete: there is no {', '.join(missing)}; copy what is missing, or "
+            f"buffer {number} in '{folder}' is incomplete: {', '.join(missing)} missing; copy the missing files, or "
             "move the other files of this buffer away"
         )
     lengths = {name: _check_header(path, name) for name, path in paths.items()}
     if len(set(lengths.values())) > 1:
         listed = ", ".join(f"{name} {length}" for name, length in lengths.items())
-        raise UserError(f"buffer {number} in '{folder}' has stores of different lengths ({listed}): copy it again")
+        raise UserError(f"buffer {number} in '{folder}' has stores of different lengths ({listed}); copy it again")
     slots = _in_order(folder, number, lengths["action"])
-    rows = np.concatenate([np.arange(*stretch) for stretch in slots])  # slots in the order of play
+    rows = np.concatenate([np.arange(*stretch) for stretch in slots])  # slots in chronological order
     actions, rewards, terminals = (_read_numbers(paths[name])[rows] for name in ("action", "reward", "terminal"))
     if (bad := (actions < 0) | (actions >= num_actions)).any():
         where = int(np.argmax(bad))
         raise UserError(
             f"'{paths['action']}' has action {actions[where]} at transition {rows[where]}; allowed is 0 to "
-            f"{num_actions - 1}: is this the game that --game names?"
+            f"{num_actions - 1}. Does --game name the right game?"
         )
     if not (finite := np.isfinite(rewards)).all():
         where = rows[int(np.argmin(finite))]
@@ -223,45 +222,45 @@ def read_buffer(folder: Path, number: int, *, num_actions: int, limit: int = CAP
 
 
 def _in_order(folder: Path, number: int, capacity: int) -> tuple[tuple[int, int], ...]:
-    """Stretches (first slot, slot after the last) of what was written, the oldest first.
+    """Contiguous stretches (first slot, last slot + 1) of written transitions, oldest first.
 
     Raises:
-        UserError: `add_count` and `invalid_range` contradict each other or the stores, or there is too little of them.
+        UserError: `add_count` and `invalid_range` contradict each other or the stores, or the buffer is too short.
     """
     count, invalid = (_read_small(folder / f"{name}_ckpt.{number}.gz") for name in ("add_count", "invalid_range"))
     here = f"buffer {number} in '{folder}'"
     if count is not None:
         total = int(count.ravel()[0])
     elif invalid is not None and invalid.size > STACK:
-        # It holds STACK slots from the cursor on, and before it as many as there are steps to a sample's next state.
+        # It covers STACK slots from the cursor on, and before it one slot per step of an n-step return.
         cursor = int(invalid.ravel()[-STACK]) % capacity
         if 0 < cursor < capacity - STACK:
-            raise UserError(f"{here} has no add_count, which tells the order of its transitions: copy it too")
+            raise UserError(f"{here} has no add_count, which gives the order of its transitions; copy it too")
         total = capacity + cursor
     else:
-        print(f"note: {here} has no add_count: it is taken to be full, with its first slot the oldest", flush=True)
+        print(f"note: {here} has no add_count: assuming that it is full and its first slot is the oldest", flush=True)
         total = capacity
     cursor = total % capacity
     if total and invalid is not None and (invalid.max() >= capacity or cursor not in invalid):
         raise UserError(
-            f"{here}: add_count {total} and invalid_range {invalid.astype(int).tolist()} do not fit stores of "
-            f"{capacity} transitions: they were cut, or the files are of different buffers; copy them again"
+            f"{here}: add_count {total} and invalid_range {invalid.astype(int).tolist()} do not match stores of "
+            f"{capacity} transitions: the files are truncated or from different buffers; copy them again"
         )
     if total < capacity:
         return ((0, total),)
-    if cursor and capacity - cursor <= STACK:  # what is older than slot 0 is too short for one stack of frames
+    if cursor and capacity - cursor <= STACK:  # the part older than slot 0 is too short for one stack of frames
         return ((0, cursor),)
     return ((cursor, capacity), (0, cursor)) if cursor else ((0, capacity),)
 
 
 def _listed_ends(folder: Path, number: int) -> np.ndarray:
-    """Slots at which episodes ended by newer versions of dopamine, which list them; else none."""
+    """Slots where episodes end, as listed by newer versions of dopamine; otherwise empty."""
     listed = _read_small(folder / f"episode_end_indices_ckpt.{number}.gz")
     return np.empty(0, int) if listed is None else listed
 
 
 def _read_small(path: Path) -> np.ndarray | None:
-    """A number or a few, as `numpy.save` or pickle has written them; None: there is no such file."""
+    """A small array written by `numpy.save` or pickle; None if there is no such file."""
     if not path.is_file():
         return None
     with _named_damage(path), gzip.open(path, "rb") as stream:
@@ -270,14 +269,14 @@ def _read_small(path: Path) -> np.ndarray | None:
         values = np.load(content, allow_pickle=False) if is_array else ArrayUnpickler(content).load()
         values = np.asarray(sorted(values) if isinstance(values, set) else values)
     if values.dtype.kind not in "iuf" and values.size:
-        raise UserError(f"'{path}' holds {values.dtype}; expected whole numbers")
+        raise UserError(f"'{path}' contains {values.dtype}; expected integers")
     return values
 
 
 def _without_padding(frames: np.ndarray, actions: np.ndarray, rewards: np.ndarray) -> list[tuple[slice, int]]:
-    """Rows of each episode among those up to a mark, and how many of padding are left out before it.
+    """The rows of each episode up to an end mark, and the number of padding transitions dropped before it.
 
-    Padding are transitions in which everything is zero: at most three at the beginning, where the buffer may begin too,
+    Padding is a transition in which everything is zero: at most three at the beginning, where the buffer may begin too,
     and exactly three where an episode was cut off and the next one begins.
     """
     zero = ~(frames.any(axis=(1, 2)) | (actions != 0) | (rewards != 0))
@@ -292,18 +291,18 @@ def _without_padding(frames: np.ndarray, actions: np.ndarray, rewards: np.ndarra
 
 
 def select(folder: Path, selection: Selection, *, num_actions: int) -> list[tuple[Buffer, int]]:
-    """Which episodes are trained on: buffers by number, and how many of each one's first episodes.
+    """Select the episodes to train on: buffers by number, and how many of the first episodes of each.
 
     A buffer is drawn uniformly, and the next `trajectories_per_buffer` of its episodes are taken, until there are
     enough transitions or no buffer has an episode left.
 
     Raises:
-        UserError: see `read_buffer`; or there is no buffer below `selection.buffers`, or no whole episode in them.
+        UserError: see `read_buffer`; or there is no buffer below `selection.buffers`, or no whole episode in any.
     """
     numbers = buffer_numbers(folder)
     open_ = [number for number in numbers if number < selection.buffers]
     if not open_:
-        raise UserError(f"--buffers {selection.buffers}: '{folder}' has buffers {numbers[0]} to {numbers[-1]} only")
+        raise UserError(f"--buffers {selection.buffers}: '{folder}' only has buffers {numbers[0]} to {numbers[-1]}")
     wanted = PUBLISHED_TRANSITIONS if selection.transitions is None else selection.transitions
     generator = np.random.default_rng(selection.data_seed)
     drawn: dict[int, Buffer] = {}
@@ -315,7 +314,7 @@ def select(folder: Path, selection: Selection, *, num_actions: int) -> list[tupl
             drawn[number] = read_buffer(folder, number, num_actions=num_actions, limit=selection.buffer_transitions)
         buffer, begin = drawn[number], taken.get(number, 0)
         end = min(begin + selection.trajectories_per_buffer, len(buffer.lengths))
-        # As the last draw: no more episodes than it takes to have enough.
+        # The last draw takes only as many episodes as are needed.
         enough = begin + 1 + int(np.searchsorted(np.cumsum(buffer.lengths[begin:end]), wanted - total))
         end = min(end, enough)
         total += int(buffer.lengths[begin:end].sum())
@@ -331,25 +330,25 @@ def select(folder: Path, selection: Selection, *, num_actions: int) -> list[tupl
 
 
 def conversion_path(folder: Path, selection: Selection, game: str, directory: Path) -> Path:
-    """Where in a directory the conversion of a selection is kept: a name for each folder and selection."""
+    """The path of a selection's conversion in a directory; unique per folder and selection."""
     digest = hashlib.sha256(repr((str(folder.resolve()), asdict(selection))).encode()).hexdigest()[:8]
     return directory / f"{game.lower()}_dqn_replay_{digest}.h5"
 
 
 def convert(folder: Path, target: Path, selection: Selection, *, game: str, num_actions: int) -> Path:
-    """Convert a selection to a trajectory file of single frames (1, 84, 84), or return the one that is there.
+    """Convert a selection to a trajectory file of single frames (1, 84, 84), or return the existing conversion.
 
-    It is made again if a file in `folder` has changed since. What was read is printed: how many transitions, and how
-    many of padding were left out.
+    The conversion is redone if a file in `folder` has changed since. Prints how many transitions were read, and how
+    many padding transitions were dropped.
 
     Args:
-        folder: with the buffers of a game.
+        folder: the folder of a game's buffers.
         target: the file to make; see `conversion_path`.
         game: its name, for the attributes.
-        num_actions: of the game.
+        num_actions: number of actions of the game.
 
     Raises:
-        UserError: see `select`; or the target cannot be written. Nothing is left behind then.
+        UserError: see `select`; or the target cannot be written. Leaves nothing behind on error.
     """
     digest = _digest(folder, selection)
     ensure(
@@ -385,24 +384,24 @@ def _convert(folder: Path, target: Path, selection: Selection, digest: str, *, g
                     unmarked += not episode.marked
                     arrays = (episode.frames[:, None], episode.actions, episode.rewards)
                     writer.add_episode(*arrays, terminal=episode.terminal)
-    found = f"; of {unmarked} of them only the padding of the next one shows the end" if unmarked else ""
+    found = f"; {unmarked} of them have no end mark and end at the next one's padding" if unmarked else ""
     print(
-        f"'{folder}': {steps} transitions of {episodes} episodes from {len(counts)} buffers converted into "
-        f"'{target}'; {padding} transitions of padding left out{found}",
+        f"'{folder}': converted {steps} transitions of {episodes} episodes from {len(counts)} buffers to "
+        f"'{target}'; dropped {padding} padding transitions{found}",
         flush=True,
     )
 
 
 def rewards_look_clipped(columns: Iterator[np.ndarray]) -> bool:
-    """Whether no reward is beyond [-1, 1]."""
+    """Whether all rewards are within [-1, 1]."""
     return all(np.abs(column).max(initial=0.0) <= 1 for column in columns)
 
 
 def export_folder(directory: str | Path, game: str, *, overwrite: bool) -> Path:
-    """Where `export_replay` writes. Raises UserError if that is there and is not to be replaced."""
+    """The folder that `export_replay` writes to. Raises UserError if it exists and ``overwrite`` is False."""
     target = Path(directory) / game / "1" / "replay_logs"
     if target.exists() and not overwrite:
-        raise UserError(f"'{target}' is there already: add --overwrite true to replace it, or name another folder")
+        raise UserError(f"'{target}' exists; add --overwrite true to replace it, or name another folder")
     return target
 
 
@@ -411,22 +410,22 @@ def export_replay(
 ) -> Path:
     """Write a trajectory file of single frames as DQN-replay files.
 
-    Every episode's end is a terminal, also that of one that reached the limit of steps: the format knows no other end.
-    An unfinished one has none. An episode that does not fit into a buffer any more goes into the next one.
+    Every episode ends with a terminal, even one that reached the step limit, because the format has no other end. An
+    unfinished one has none. An episode that does not fit into the current buffer goes into the next one.
 
     Args:
         source: a trajectory file with observations (1, 84, 84) uint8 and discrete actions.
-        directory: gets {game}/1/replay_logs.
+        directory: {game}/1/replay_logs is created in it.
         game: name of the folder, such as Pong.
-        capacity: transitions of a buffer, padding included, at most.
-        overwrite: replace that folder if it is there.
+        capacity: maximum number of transitions per buffer, including padding.
+        overwrite: replace an existing folder.
 
     Returns:
         The folder of the files.
 
     Raises:
-        UserError: the source is bad, the folder is there and is not to be replaced, an episode is longer than a buffer,
-            or nothing can be written. Nothing is left behind then.
+        UserError: the source is invalid, the folder exists and ``overwrite`` is False, an episode is longer than a
+            buffer, or the folder is not writable. Leaves nothing behind on error.
     """
     target = export_folder(directory, game, overwrite=overwrite)
     with TrajectoryFile(source, observation_shape=(1, *FRAME_SHAPE), observation_dtype="uint8") as file:
@@ -446,7 +445,7 @@ def export_replay(
 
 
 def _put_in_place(folder: Path, target: Path) -> None:
-    """Move a folder to its place; a folder cannot take the place of one that is not empty, which steps aside."""
+    """Move a folder into place; a non-empty folder there is moved aside first, as it cannot be replaced directly."""
     with temporary(target) as old:
         if target.exists():
             os.replace(target, old)
@@ -460,7 +459,7 @@ def _put_in_place(folder: Path, target: Path) -> None:
 
 
 def _into_buffers(lengths: np.ndarray, capacity: int) -> list[np.ndarray]:
-    """Numbers of the episodes of each buffer, in order."""
+    """The episode numbers of each buffer, in order."""
     buffers: list[list[int]] = [[]]
     used = 0
     for episode, length in enumerate(lengths + PADDING):
@@ -473,17 +472,17 @@ def _into_buffers(lengths: np.ndarray, capacity: int) -> list[np.ndarray]:
 
 
 def _write_buffer(file: TrajectoryFile, episodes: np.ndarray, folder: Path, number: int) -> None:
-    """The six files of one buffer."""
+    """Write the six files of one buffer."""
     lengths = file.lengths[episodes]
     total = int((lengths + PADDING).sum())
     first = int(file.starts[episodes[0]])
-    # Where the file's steps stand in the buffer: each episode behind the padding of all episodes up to it.
+    # Position of the file's steps in the buffer: each episode comes after the padding of all episodes up to it.
     place = np.arange(lengths.sum()) + PADDING * (1 + np.repeat(np.arange(len(episodes)), lengths))
     actions, rewards, terminals = np.zeros(total, np.int32), np.zeros(total, np.float32), np.zeros(total, np.uint8)
     steps = slice(first, first + int(lengths.sum()))
     actions[place], rewards[place] = file.actions[steps], file.rewards[steps]
     terminals[np.cumsum(lengths + PADDING) - 1] = file.whole[episodes]
-    cursor = total  # as if the buffer went on: the transitions around its end are no samples
+    cursor = total  # as if the buffer continued: the transitions around its end may not be sampled
     invalid = (np.arange(cursor - 1, cursor + STACK)) % total
     small = {"$store$_action": actions, "$store$_reward": rewards, "$store$_terminal": terminals}
     for name, values in (small | {"add_count": np.array(total), "invalid_range": invalid}).items():
@@ -501,7 +500,7 @@ def _write_buffer(file: TrajectoryFile, episodes: np.ndarray, folder: Path, numb
 
 @contextlib.contextmanager
 def _named_damage(path: Path) -> Iterator[None]:
-    """Turn what damage to a file raises into a `UserError` that names it."""
+    """Turn errors caused by a damaged file into a `UserError` that names it."""
     try:
         yield
     except (gzip.BadGzipFile, EOFError, ValueError, zlib.error, pickle.UnpicklingError) as error:
@@ -512,32 +511,32 @@ def _named_damage(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[tuple[gzip.GzipFile, tuple[int, ...], np.dtype]]:
-    """A store's stream after its header, with shape and type. What damage raises becomes a `UserError`."""
+    """A store's stream after its header, with shape and dtype. Damage raises `UserError`."""
     with _named_damage(path), gzip.open(path, "rb") as stream:
         shape, dtype = _read_header(stream)
         yield stream, shape, dtype
 
 
 def _read_header(stream: gzip.GzipFile) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and type of the array that a stream holds."""
+    """Shape and dtype of the array in a stream."""
     version = np.lib.format.read_magic(stream)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read(stream)
     if fortran and len(shape) > 1:
-        raise ValueError("it is stored column by column")
+        raise ValueError("it is in Fortran order")
     return shape, dtype
 
 
 class _FrameReader:
-    """Reads frames in the order of play, stretch after stretch. Nothing behind what is asked for is decompressed."""
+    """Reads frames in chronological order, stretch by stretch. Decompresses only up to the last requested frame."""
 
     def __init__(self, path: Path, slots: tuple[tuple[int, int], ...]) -> None:
         self._path, self._slots = path, list(slots)
         self._stream: gzip.GzipFile | None = None
-        self._left = 0  # frames of the stretch
+        self._left = 0  # frames left in the stretch
 
     def read(self, count: int) -> np.ndarray:
-        """The next frames, (count, 84, 84) uint8. Raises UserError where the file is damaged."""
+        """The next frames, (count, 84, 84) uint8. Raises UserError if the file is damaged."""
         parts = []
         with _named_damage(self._path):
             while count:
@@ -549,7 +548,7 @@ class _FrameReader:
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def _begin_stretch(self) -> gzip.GzipFile:
-        """The file at the next stretch, instead of where it is."""
+        """Open the file at the next stretch."""
         if self._stream is not None:
             self.finish()
             self._stream.close()
@@ -574,27 +573,27 @@ class _FrameReader:
 
 
 def _check_header(path: Path, name: str) -> int:
-    """The number of transitions in a store, by its header; the rest of the file is not decompressed.
+    """The number of transitions in a store, from its header, without decompressing the rest.
 
-    The last four bytes of a gzip file are the size of what it holds, modulo 2^32: a file that was cut off shows there.
+    The last four bytes of a gzip file are its uncompressed size modulo 2^32, which reveals a truncated file.
     """
     with _opened(path) as (stream, shape, dtype):
         frames = name == "observation"
         expected = (len(shape) and shape[0], *FRAME_SHAPE) if frames else shape[:1] + (1,) * (shape[1:] == (1,))
         if shape != expected or not shape or dtype.kind not in _STORES[name] or (frames and dtype != np.uint8):
             wanted = "frames (n, 84, 84) of type uint8" if frames else f"{_KINDS[name]} per transition, (n,)"
-            raise UserError(f"'{path}' holds numbers of type {dtype} and shape {shape}; expected {wanted}")
+            raise UserError(f"'{path}' has dtype {dtype} and shape {shape}; expected {wanted}")
         size = stream.tell() + int(np.prod(shape)) * dtype.itemsize
     with open(path, "rb") as file:
         file.seek(-4, os.SEEK_END)
         stated = int.from_bytes(file.read(4), "little")
     if stated != size % 2**32:
-        raise UserError(f"'{path}' is truncated: its end does not say that it holds {size} bytes; copy it again")
+        raise UserError(f"'{path}' is truncated: its size field does not match {size} bytes; copy it again")
     return shape[0]
 
 
 def _read_numbers(path: Path) -> np.ndarray:
-    """A whole store of numbers, with the checksum of the file verified."""
+    """Read a whole store of numbers and verify the file's checksum."""
     with _opened(path) as (stream, shape, dtype):
         content = stream.read()  # to the end, where the checksum is
         return np.frombuffer(content, dtype, count=shape[0])
@@ -604,16 +603,16 @@ def _read_frames(stream: gzip.GzipFile, count: int, path: Path) -> np.ndarray:
     """The next frames of a stream, (count, 84, 84) uint8."""
     content = stream.read(count * _FRAME_BYTES)
     if len(content) < count * _FRAME_BYTES:
-        raise UserError(f"'{path}' is truncated: copy it again")
+        raise UserError(f"'{path}' is truncated; copy it again")
     return np.frombuffer(content, np.uint8).reshape(count, *FRAME_SHAPE)
 
 
 def _digest(folder: Path, selection: Selection) -> str:
-    """Of the selection and of names, sizes and times of change of all stores."""
+    """A digest of the selection and of the names, sizes and modification times of all stores."""
     stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.glob("*_ckpt.*.gz"))]
     return hashlib.sha256(repr((_VERSION, asdict(selection), stats)).encode()).hexdigest()
 
 
 def _digest_of(target: Path) -> Any:
-    """That of a converted file; None if it is none."""
+    """The digest stored in a converted file; None if it is not one."""
     return attributes_of(target).get(SOURCE_DIGEST)

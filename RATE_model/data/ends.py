@@ -1,4 +1,4 @@
-"""Where episodes end in data from other sources: reads every array that says so in the formats of this field.
+"""Find where episodes end in third-party data, from every array that commonly marks it.
 
     at an episode's last step    terminals, terminations, is_terminal, ...   it ended in a terminal state
                                  timeouts, truncations, ...                  it was cut off
@@ -11,8 +11,8 @@
     successors                   next_observations[t] is observations[t + 1], unless an episode ends with step t
 
 If data has several of these, they must agree. Impossible marks (contradictions, an episode longer than the task allows,
-successors that follow nothing) raise `UnclearEnds` with the place; repairs are reported in `Ends.notes`. Our own files
-mark every end in two arrays and are not examined.
+successors that do not match) raise `UnclearEnds` with the position; repairs are reported in `Ends.notes`. The project's
+own files mark every end in two arrays and are not examined.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _SUSPICIOUS = re.compile(
 
 
 class UnclearEnds(Exception):
-    """What is inconsistent, as the rest of a sentence that starts with the name of the data."""
+    """An inconsistency, worded as the rest of a sentence that starts with the name of the data."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,19 +109,19 @@ def kind_of(name: str) -> Kind | None:
 
 
 def can_mark_every_end(names: Iterable[str]) -> bool:
-    """Whether arrays of these names can mark every end: ``timeouts`` alone leave out terminal states."""
+    """Whether arrays of these names can mark every end: ``timeouts`` alone omit terminal states."""
     return not {kind_of(name) for name in names} <= {None, "timeout"}
 
 
 def possible_marks(names: Iterable[str]) -> list[str]:
-    """The unknown names among these that look like marks of ends."""
+    """The names among these that look like end marks but are unknown."""
     return [name for name in names if kind_of(name) is None and _SUSPICIOUS.search(_leaf(name))]
 
 
 def note_on_ignored(names: Iterable[str]) -> str:
-    """A note about such arrays, as a sentence without a subject."""
+    """A note about such arrays, worded as a sentence without a subject."""
     listed = ", ".join(f"'{name}'" for name in names)
-    return f"has {listed}, which may mark ends of episodes, but in no known way: not read"
+    return f"has {listed}, which may mark ends of episodes but have unknown names; ignored"
 
 
 def one_column(values: np.ndarray) -> np.ndarray:
@@ -147,7 +147,7 @@ def find_ends(
         one_step: whether episodes may have a single step; if not, two ends in a row are refused, otherwise three.
 
     Raises:
-        UnclearEnds: an array is not a mark of ends, or the arrays contradict each other.
+        UnclearEnds: an array is not a valid mark of ends, or the arrays contradict each other.
     """
     read = [_mark(name, np.asarray(values), steps) for name, values in marks.items() if kind_of(name)]
     read = [mark for mark in read if mark is not None]
@@ -178,7 +178,7 @@ def within_episode(
     follows: np.ndarray | None = None,
     max_steps: int | None = None,
 ) -> Ends:
-    """`find_ends` for steps stored as one episode: it ends with the last step at the latest.
+    """`find_ends` for steps stored as one episode, which ends with the last step at the latest.
 
     Raises:
         UnclearEnds: as `find_ends`; or an end is marked before the last step, or there are too many steps.
@@ -207,10 +207,10 @@ def successors_follow(observations: np.ndarray, successors: np.ndarray) -> np.nd
 
 
 def ends_of_file(file: Hdf5, steps: int, *, max_steps: int | None = None) -> Ends:
-    """Find the ends of episodes in flat arrays of an HDF5 file from another source.
+    """Find the ends of episodes in flat arrays of a third-party HDF5 file.
 
     Args:
-        file: with ``observations`` (N, ...), and marks of ends at any depth except under ``metadata``.
+        file: has ``observations`` (N, ...), and end marks at any depth except under ``metadata``.
         steps: N.
         max_steps: see `find_ends`.
 
@@ -222,16 +222,16 @@ def ends_of_file(file: Hdf5, steps: int, *, max_steps: int | None = None) -> End
     others = possible_marks(name for name, array in arrays.items() if array.shape[:1] == (steps,))
     if not can_mark_every_end(marks):
         found = f" ({note_on_ignored(others)})" if others else ""
-        raise UnclearEnds(f"has no terminals, nor another array that is known to mark where episodes end{found}")
+        raise UnclearEnds(f"has no terminals, nor any other known array that marks where episodes end{found}")
     ends = find_ends(marks, steps, follows=_follows(file), max_steps=max_steps)
     notes = [*ends.notes, *([note_on_ignored(others)] if others else [])]
     if not ends.last[-1] and (known := np.flatnonzero(ends.last)).size:
-        notes.append(f"has {steps - 1 - known[-1]} steps after its last end, of an episode without one; left out")
+        notes.append(f"has {steps - 1 - known[-1]} steps after its last end, an unfinished episode; left out")
     return Ends(ends.last, ends.terminal, ends.first, ends.begins, ends.open, tuple(notes))
 
 
 def layout_of(file: Hdf5) -> str:
-    """A hint for a file that lacks flat arrays: another layout that it resembles; or an empty string."""
+    """A hint for a file that lacks flat arrays: the layout that it resembles, or an empty string."""
     names = sorted(file)
     numbered = [name for name in names if re.fullmatch(r"(observations|actions|rewards)_\d+", name)]
     groups = [name for name in names if isinstance(file[name], h5py.Group)]
@@ -243,11 +243,11 @@ def layout_of(file: Hdf5) -> str:
         kept = f"a group for each episode ('{groups[0]}', ...)"
     else:
         return ""
-    return f"; it has {kept}, a layout that is not read: join them to flat arrays, one after the other, as D4RL does"
+    return f"; it has {kept}, an unsupported layout: concatenate the episodes into flat arrays, as D4RL does"
 
 
 def _arrays(file: Hdf5) -> dict[str, Hdf5]:
-    """All numeric arrays that could describe each step or episode, by name."""
+    """All numeric arrays that may describe each step or episode, by name."""
     found: dict[str, Hdf5] = {}
 
     def visit(name: str, item: Hdf5) -> None:
@@ -260,8 +260,7 @@ def _arrays(file: Hdf5) -> dict[str, Hdf5]:
 
 
 def _follows(file: Hdf5) -> np.ndarray | None:
-    """Whether the successor of each step except the last is the next step's observation; None: there are no
-    successors."""
+    """Whether the successor of each step except the last is the next step's observation; None without successors."""
     names = [name for name in SUCCESSORS if isinstance(file.get(name), h5py.Dataset)]
     if not names:
         return None
@@ -278,7 +277,7 @@ def _follows(file: Hdf5) -> np.ndarray | None:
 
 
 def _mark(name: str, values: np.ndarray, steps: int) -> _Mark | None:
-    """The mark in an array of a known name; None: it says nothing."""
+    """The mark in an array of a known name; None if it carries no information."""
     kind, values = _KIND_OF[_leaf(name)], one_column(np.asarray(values))
     if values.dtype.kind not in "biuf":
         raise UnclearEnds(f"has '{name}' of type {values.dtype}; expected numbers")
@@ -308,7 +307,7 @@ def _first(name: str, flags: np.ndarray) -> _Mark:
 
 
 def _numbered(name: str, kind: Kind, values: np.ndarray) -> _Mark | None:
-    """A mark from one number per episode, or from a count of the steps of each."""
+    """A mark from one number per episode, or from a per-episode step counter."""
     change = values[1:] != values[:-1] + (kind == "counter")
     if kind == "counter" and not (change & (values[1:] == values.min())).any():
         return None  # counts the steps of all episodes, or is unrelated
@@ -318,7 +317,7 @@ def _numbered(name: str, kind: Kind, values: np.ndarray) -> _Mark | None:
         again = np.setdiff1d(np.arange(len(runs)), first)[0]
         step = int(np.flatnonzero(change)[again - 1]) + 1
         raise UnclearEnds(
-            f"has '{name}' come back to {runs[again]} at step {step}: steps are not in the order of time, episode by "
+            f"has '{name}' return to {runs[again]} at step {step}: steps are not in chronological order, episode by "
             "episode"
         )
     begins = bool(values[0] == values.min()) if kind == "counter" else None
@@ -326,7 +325,7 @@ def _numbered(name: str, kind: Kind, values: np.ndarray) -> _Mark | None:
 
 
 def _listed(name: str, kind: Kind, values: np.ndarray, steps: int) -> _Mark:
-    """A mark from a list of the ends, starts or lengths of episodes; or from flags under such a name."""
+    """A mark from a list of the ends, starts or lengths of episodes, or from flags under such a name."""
     if values.shape == (steps,) and steps > 1 and np.isin(values, (0, 1)).all() and kind != "lengths":
         return _first(name, values != 0) if kind == "starts" else _Mark(name, "last", values != 0)
     last, values = np.zeros(steps, dtype=bool), np.atleast_1d(values)
@@ -378,20 +377,19 @@ def _check_breaks(broken: np.ndarray, last: np.ndarray, every: list[_Mark]) -> l
     step = int(np.argmax(broken))
     place = f"the successor of step {step} is not the observation of step {step + 1}"
     if 2 * count > steps:
-        raise UnclearEnds(f"is not in the order of time: {place}, and so at {count} of {steps} steps")
+        raise UnclearEnds(f"is not in chronological order: {place}; the same holds at {count} of {steps} steps")
     if every:
-        raise UnclearEnds(f"contradicts itself: {place}, and by '{every[0].name}' the episode goes on there")
+        raise UnclearEnds(f"contradicts itself: {place}, but by '{every[0].name}' the episode continues there")
     beside = np.concatenate([last[1:], [False]]) | np.concatenate([[False], last[:-1]])
     if 2 * (broken & beside).sum() > count:
-        raise UnclearEnds(f"contradicts itself: {place}, and an end is marked one step beside it")
-    return [f"marks no end at {count} steps whose successor does not follow (first: step {step}); episodes end there"]
+        raise UnclearEnds(f"contradicts itself: {place}, but an end is marked one step away")
+    return [f"marks no end at {count} steps whose successor does not match (first: step {step}); episodes end there"]
 
 
 def _limit(last: np.ndarray, most: int, every: list[_Mark], some: list[_Mark], broken: np.ndarray) -> list[str]:
-    """Limit episodes to this many steps: end them there, in ``last``, if nothing marks truncations; otherwise
-    `UnclearEnds`.
+    """Limit episodes to ``most`` steps: if nothing marks truncations, end them there, in ``last``; else `UnclearEnds`.
 
-    Returns a note about it.
+    Returns a note about the change.
     """
     stops = np.append(np.flatnonzero(last[:-1]) + 1, len(last))
     starts = np.append(0, stops[:-1])
@@ -402,7 +400,7 @@ def _limit(last: np.ndarray, most: int, every: list[_Mark], some: list[_Mark], b
             episode = int(np.argmax(long))
             raise UnclearEnds(
                 f"has {stops[episode] - starts[episode]} steps in episode {episode}, {starts[episode]} to "
-                f"{stops[episode] - 1}; an episode has at most {most}, so that an end is not marked"
+                f"{stops[episode] - 1}; an episode has at most {most}, so an end is not marked"
             )
         return []
     step = np.arange(len(last)) - np.repeat(starts, stops - starts)
@@ -411,17 +409,17 @@ def _limit(last: np.ndarray, most: int, every: list[_Mark], some: list[_Mark], b
     if not added.any():
         return []
     return [
-        f"does not mark where episodes were cut off; {added.sum()} end after {most} steps, the task's limit (first: "
+        f"does not mark truncations; {added.sum()} episodes end after {most} steps, the task's limit (first: "
         f"step {np.argmax(added)})"
     ]
 
 
 def _check_rows(last: np.ndarray, least: int, marks: list[_Mark]) -> None:
-    """Raise `UnclearEnds` if this many ends follow each other: a mark of something else, or padding."""
+    """Raise `UnclearEnds` if ``least`` ends follow each other: these are no end marks, or padding."""
     row = np.lib.stride_tricks.sliding_window_view(last, least).all(axis=1) if len(last) >= least else np.zeros(1, bool)
     if row.any():
         step = int(np.argmax(row))
         names = ", ".join(f"'{mark.name}'" for mark in marks if mark.last[step])
         raise UnclearEnds(
-            f"has an end at each of the steps {step} to {step + least - 1} ({names}): padding, or marks of another kind"
+            f"has an end at each of the steps {step} to {step + least - 1} ({names}): padding, or not end marks"
         )

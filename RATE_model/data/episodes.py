@@ -1,11 +1,11 @@
-"""Files of whole episodes, converted once to our own layout (see `RATE_model.data.trajectories`).
+"""Files of whole episodes, converted once to the project's own layout (see `RATE_model.data.trajectories`).
 
-    pickle   a list of episodes, dicts of the arrays observations, actions, rewards, terminals: D4RL as the Decision
-             Transformer's code kept it
+    pickle   a list of episodes, dicts of the arrays observations, actions, rewards, terminals: D4RL as stored by the
+             Decision Transformer's code
     Minari   see `RATE_model.data.minari`
 
-The converted file lies beside its source as ``<name>.converted.hdf5``, or in another folder where that one is read-only
-(`as_trajectory_file`). It is made again when the source changes.
+The converted file is ``<name>.converted.hdf5`` beside its source, or in another folder if that one is read-only
+(`as_trajectory_file`). It is converted again when the source changes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from RATE_model.data.ends import (
     successors_follow,
     within_episode,
 )
-from RATE_model.data.hdf5 import attributes_of, open_hdf5, refuse_if_unreadable
+from RATE_model.data.hdf5 import attributes_of, open_hdf5, raise_if_machine_error
 from RATE_model.data.minari import DATA as MINARI_FILE
 from RATE_model.data.minari import episode_number, stored_episodes
 from RATE_model.data.npz import conversion_path
@@ -41,23 +41,23 @@ Episode = tuple[np.ndarray, np.ndarray, np.ndarray, bool]
 
 _KEYS = ("observations", "actions", "rewards")
 _MINARI_MARKS = ("terminations", "truncations")
-_VERSION = 2  # of the conversion; another one converts again
+_VERSION = 2  # of the conversion; files of other versions are converted again
 
 
 def as_trajectory_file(
     source: Path, directory: Path, *, prefix: str, max_episode_steps: int | None = None, beside: bool = True
 ) -> Path:
-    """The data in the layout of D4RL's HDF5: ``source`` itself, or a converted copy of it, made if need be.
+    """A file in D4RL's HDF5 layout: ``source`` itself, or a converted copy, made if necessary.
 
     Args:
-        source: an HDF5 file, a pickle (by its ending .pkl or .pickle), or the folder of a Minari dataset.
-        directory: gets the copy where the source's own folder is read-only.
-        prefix: how its name begins there.
-        max_episode_steps: no episode can be longer.
-        beside: the copy goes beside its source if it can; without, always to the directory.
+        source: an HDF5 file, a pickle (.pkl or .pickle), or the folder of a Minari dataset.
+        directory: for the copy if the source's own folder is read-only.
+        prefix: prefix of its name there.
+        max_episode_steps: longest possible episode.
+        beside: put the copy beside its source if possible; otherwise always in the directory.
 
     Raises:
-        UserError: the source is damaged or holds something else, or the copy cannot be written.
+        UserError: the source is damaged or of another format, or the copy cannot be written.
     """
     if source.is_dir():
         if not (source / MINARI_FILE).is_file():
@@ -79,13 +79,13 @@ def as_trajectory_file(
 def converted_once(
     source: Path, places: Sequence[Path], convert: Callable[[Path, Mapping[str, int]], None], **identity: int
 ) -> Path:
-    """The conversion of a file, made unless there is one of this very file.
+    """The conversion of a file, made unless an up-to-date one exists.
 
     Args:
         source: the file.
-        places: where the conversion may lie; it is made at the first whose folder, if it is the source's own, is
-            writable.
-        convert: makes it at a place, with these attributes.
+        places: candidate paths of the conversion; it is made at the first one, unless that is in the source's own
+            folder and the folder is not writable.
+        convert: writes it to a path, with the given attributes.
         identity: further attributes that it must have.
     """
     state = source.stat()
@@ -107,14 +107,14 @@ def converted_once(
 
 
 def read_pickle(source: Path, max_steps: int | None = None) -> Iterator[Episode]:
-    """The episodes of a pickle. Only NumPy arrays and plain containers are unpickled, no code of the file's choice.
+    """The episodes of a pickle. Only NumPy arrays and plain containers are unpickled; no code is run.
 
     Raises:
-        UserError: the file is damaged or does not hold episodes.
+        UserError: the file is damaged or does not contain episodes.
     """
     episodes = load_pickle(source)
     if not isinstance(episodes, list) or not all(isinstance(episode, dict) for episode in episodes):
-        raise UserError(f"'{source}' does not hold a list of episodes, dicts of {', '.join(_KEYS)}, terminals")
+        raise UserError(f"'{source}' is not a list of episodes, dicts of {', '.join(_KEYS)}, terminals")
     for number, episode in enumerate(episodes):
         yield from _episodes(f"episode {number} of '{source}'", episode, max_steps)
 
@@ -122,10 +122,10 @@ def read_pickle(source: Path, max_steps: int | None = None) -> Iterator[Episode]
 def read_minari(source: Path, max_steps: int | None = None) -> Iterator[Episode]:
     """The episodes of a Minari dataset's main_data.hdf5, in the order of their numbers.
 
-    The observation after the last action is left out, as it is in D4RL's files.
+    The observation after the last action is dropped, as in D4RL's files.
 
     Raises:
-        UserError: the file is damaged, or an episode lacks something.
+        UserError: the file is damaged, or an episode is incomplete.
     """
     try:
         with open_hdf5(source) as file:
@@ -133,27 +133,27 @@ def read_minari(source: Path, max_steps: int | None = None) -> Iterator[Episode]
                 place = f"'{name}' of '{source}'"
                 yield from _episodes(place, episode, max_steps, marks=_MINARI_MARKS, more_observations=1)
     except (OSError, RuntimeError, KeyError) as error:
-        refuse_if_unreadable(source, error)
+        raise_if_machine_error(source, error)
         raise UserError(f"'{source}' cannot be read; it is truncated or damaged ({error})") from error
 
 
 def _episodes(
     place: str, episode: Any, max_steps: int | None, *, marks: tuple[str, ...] = (), more_observations: int = 0
 ) -> Iterator[Episode]:
-    """What its maker kept as one episode: several where successors show that it is not.
+    """Split a stored episode into several where successors show that it is not one.
 
     Args:
-        place: what it is called in errors.
+        place: name used in errors.
         episode: arrays by name.
-        max_steps: no episode can be longer.
-        marks: those that it must have of what marks ends; empty: any will do.
-        more_observations: than actions.
+        max_steps: longest possible episode.
+        marks: end marks that it must have; empty: any will do.
+        more_observations: how many more observations than actions there are.
     """
     names = [name for name in episode if isinstance(name, str) and kind_of(name)]
     missing = [key for key in (*_KEYS, *marks) if key not in episode]
     missing += [] if marks or can_mark_every_end(names) else ["terminals"]
     if missing:
-        raise UserError(f"{place} has no {', '.join(missing)} (it has: {', '.join(map(str, episode)) or 'nothing'})")
+        raise UserError(f"{place} has no {', '.join(missing)} (available: {', '.join(map(str, episode)) or 'nothing'})")
     after = [] if more_observations else [name for name in SUCCESSORS if name in episode][:1]
     observations, actions, rewards, *rest = _arrays(place, episode, [*_KEYS, *names, *after], more_observations)
     steps = len(rewards)
@@ -180,7 +180,7 @@ def _convert(source: Path, kind: str, episodes: Iterator[Episode], target: Path,
     """Write the episodes of a source to a trajectory file."""
     first = next(episodes, None)
     if first is None:
-        raise UserError(f"'{source}' holds no episode")
+        raise UserError(f"'{source}' contains no episodes")
     writer = TrajectoryWriter(
         target,
         observation_shape=first[0].shape[1:],
@@ -202,18 +202,18 @@ def _convert(source: Path, kind: str, episodes: Iterator[Episode], target: Path,
 
 
 def _arrays(place: str, episode: Any, keys: list[str], more_observations: int) -> list[np.ndarray]:
-    """The arrays of an episode, of one length T, columns (T, 1) as (T,); observations may have more steps, left out."""
+    """The arrays of an episode, all of length T, columns (T, 1) as (T,); extra observations are dropped."""
     if nested := [key for key in keys if isinstance(episode[key], h5py.Group)]:
         raise UserError(f"{place}: '{nested[0]}' is a group of arrays; expected one array")
     arrays = [np.asarray(episode[key]) for key in keys]
     if wrong := [key for key, array in zip(keys, arrays, strict=True) if array.dtype.kind not in "biuf"]:
-        raise UserError(f"{place}: '{wrong[0]}' are not numbers")
+        raise UserError(f"{place}: '{wrong[0]}' is not numeric")
     lengths = [len(array) if array.ndim else 0 for array in arrays]
     lengths[0] -= more_observations
     if len(set(lengths)) > 1 or lengths[0] < 1:
         listed = ", ".join(f"{key} {len(array) if array.ndim else 0}" for key, array in zip(keys, arrays, strict=True))
         wanted = "; expected one observation more than actions" if more_observations else ""
-        raise UserError(f"{place} has arrays of lengths that do not fit ({listed}){wanted}")
+        raise UserError(f"{place} has arrays of inconsistent lengths ({listed}){wanted}")
     rewards = one_column(arrays[2])
     if rewards.ndim != 1:
         raise UserError(f"{place} has 'rewards' of shape {rewards.shape}; expected one number per step")
@@ -221,9 +221,9 @@ def _arrays(place: str, episode: Any, keys: list[str], more_observations: int) -
 
 
 def _is_minari(path: Path) -> bool:
-    """Whether it is an HDF5 file with groups of episodes instead of arrays of steps."""
+    """Whether it is an HDF5 file with a group per episode instead of flat arrays."""
     try:
         with open_hdf5(path) as file:
             return "observations" not in file and any(map(episode_number, file))
     except (OSError, RuntimeError):
-        return False  # opening it as data tells what is wrong
+        return False  # opening it as data reports the error

@@ -1,11 +1,11 @@
-"""Images shared by several steps: each one is stored and moved once.
+"""Images shared by several steps: each is stored and moved once.
 
-Some environments show few different pictures (`Frames`): 640,000 steps of a grid world may show only sixty. A batch
-then holds the pictures it shows and, for every step, the number of its picture. The model computes the same, but the
-cost depends on the number of pictures, not of steps.
+Some environments show few distinct images (`Frames`): 640,000 steps of a grid world may show only sixty. A batch then
+has the images it shows and an image index per step. The model computes the same result, but the cost depends on the
+number of images, not of steps.
 
-In others an observation is the last few pictures (`FrameStack`), all but one of which were part of the previous
-observation. A batch then holds a sequence of single pictures, and observations are views of it.
+In others an observation is the last few frames (`FrameStack`), all but one of which were part of the previous
+observation. A batch then has a sequence of single frames, and observations are views of it.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Frames:
-    """Observations of B windows of T steps as distinct images and a number per step.
+    """Observations of B windows of T steps as distinct images and an index per step.
 
     Replaces a dense `(B, T, *shape)` tensor: indexing and selection act on rows and steps.
 
     Attributes:
-        images: `(U, *shape)` uint8; after `map`, whatever its function returned.
-        index: `(B, T)` int64, the image that each step shows.
+        images: `(U, *shape)` uint8, or after `map` its function's output.
+        index: `(B, T)` int64, the image of each step.
     """
 
     images: Tensor
@@ -35,7 +35,7 @@ class Frames:
 
     @classmethod
     def of(cls, observations: np.ndarray) -> Frames:
-        """One step of B environments, `(B, *shape)` uint8, as frames with an index `(B, 1)`."""
+        """One step of B environments, `(B, *shape)` uint8, with an index `(B, 1)`."""
         numbers: dict[bytes, int] = {}
         index = [numbers.setdefault(image.tobytes(), len(numbers)) for image in observations]
         first = np.unique(index, return_index=True)[1]
@@ -46,7 +46,7 @@ class Frames:
         return replace(self, index=self.index[rows_and_steps])
 
     def index_select(self, dim: int, rows: Tensor) -> Frames:
-        """Some rows, as `Tensor.index_select`."""
+        """Select rows; see `Tensor.index_select`."""
         return replace(self, index=self.index.index_select(dim, rows))
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Frames:
@@ -58,20 +58,20 @@ class Frames:
         return Frames(self.images.pin_memory(), self.index.pin_memory())
 
     def share_memory_(self) -> Frames:
-        """Move both to shared memory, as `Tensor.share_memory_`."""
+        """Move both to shared memory; see `Tensor.share_memory_`."""
         self.images.share_memory_()
         self.index.share_memory_()
         return self
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Frames:
-        """`function`, `(U, *shape)` to `(U, ...)`, applied to every distinct image."""
+        """Apply `function`, `(U, *shape)` to `(U, ...)`, to every distinct image."""
         return replace(self, images=function(self.images))
 
     def dense(self) -> Tensor:
         """One image per step, `(B, T, *shape)`."""
-        # index_select instead of plain indexing: its gradient is a scatter of rows, which is many times faster. A GPU
-        # accumulates in the given dtype, and the sum over hundreds of steps that show an image is too long for
-        # bfloat16.
+        # index_select instead of indexing: its gradient is a scatter of rows, which is many times faster. A GPU
+        # accumulates in the given dtype, and bfloat16 is too coarse for a sum over hundreds of steps that show the same
+        # image.
         images = self.images.float() if self.images.dtype == torch.bfloat16 else self.images
         rows = images.index_select(0, self.index.flatten()).to(self.images.dtype)
         return rows.view(*self.index.shape, *self.images.shape[1:])
@@ -79,9 +79,9 @@ class Frames:
 
 @dataclass(frozen=True, eq=False)
 class FrameStack:
-    """Observations of B windows of T steps, each the last S pictures, as the sequence of single pictures.
+    """Observations of B windows of T steps, each the last S frames, as the sequence of single frames.
 
-        frames   f-3 f-2 f-1 f0 f1 f2 ...       pictures before an episode's first one are zeros
+        frames   f-3 f-2 f-1 f0 f1 f2 ...       frames before an episode's first one are zeros
         step 0  [f-3 f-2 f-1 f0]
         step 1      [f-2 f-1 f0 f1]             oldest first
 
@@ -89,14 +89,14 @@ class FrameStack:
 
     Attributes:
         frames: `(B, T + S - 1, C, H, W)` uint8.
-        size: S, pictures per observation.
+        size: S, frames per observation.
     """
 
     frames: Tensor
     size: int
 
     def __getitem__(self, rows_and_steps: tuple[slice, slice]) -> FrameStack:
-        """Other rows or steps, both given as slices; copies nothing."""
+        """Other rows or steps, both as slices; copies nothing."""
         rows, steps = rows_and_steps
         first, last, _ = steps.indices(self.frames.shape[1] - self.size + 1)
         return replace(self, frames=self.frames[rows, first : last + self.size - 1])
@@ -110,7 +110,7 @@ class FrameStack:
         return replace(self, frames=self.frames.pin_memory())
 
     def share_memory_(self) -> FrameStack:
-        """Move the pictures to shared memory, as `Tensor.share_memory_`."""
+        """Move the frames to shared memory; see `Tensor.share_memory_`."""
         self.frames.share_memory_()
         return self
 

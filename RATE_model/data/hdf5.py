@@ -1,4 +1,4 @@
-"""HDF5 files, opened for reading on whatever file system they lie."""
+"""Open HDF5 files for reading on any file system."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ import h5py
 from RATE_model.data.attributes import decoded
 from RATE_model.errors import UserError, error_reason, is_machine_error
 
-fcntl: Any = None  # of Windows
+fcntl: Any = None  # on Windows
 with contextlib.suppress(ImportError):
     import fcntl
 
-# A file, a group or an array of h5py. Which of them a name stands for is seen when it is read, not by a type checker.
+# An h5py file, group or dataset: which one a name refers to is only known at run time.
 Hdf5 = Any
 
-_SAID: set[Path] = set()  # folders without locks of which this process has said so
+_WARNED: set[Path] = set()  # folders without file locks that this process has warned about
 
 
-class BeingWritten(OSError):
+class WriteInProgress(OSError):
     """Another process has the file open for writing."""
 
 
 class Source(io.RawIOBase):
-    """A file that HDF5 reads from through Python, so that checksums are compared as bytes go by, not in a second read.
+    """A file that HDF5 reads through Python, so that checksums are verified during the read, not in a second one.
 
     Attributes:
-        watch: called with the offset and the content of everything that is read.
+        watch: called with the offset and content of every read.
 
     Raises:
-        BeingWritten: another process writes the file.
+        WriteInProgress: another process is writing the file.
         OSError: it cannot be opened.
     """
 
@@ -53,17 +53,17 @@ class Source(io.RawIOBase):
             raise
 
     def _lock(self, path: Path) -> None:
-        """As HDF5 locks what it reads; without where the file system has no locks, which is said once."""
+        """Take the lock that HDF5 takes for reading; skipped, with a warning, on file systems without locks."""
         if fcntl is None or os.environ.get("HDF5_USE_FILE_LOCKING", "").upper() in ("FALSE", "0"):
             return
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise BeingWritten("it is being written by another process; wait until that is done") from error
+            raise WriteInProgress("another process is writing it; wait until it is done") from error
         except OSError:
-            if path.parent not in _SAID:
-                _SAID.add(path.parent)
-                print(f"'{path.parent}' is on a file system without locks: data is read without them.", flush=True)
+            if path.parent not in _WARNED:
+                _WARNED.add(path.parent)
+                print(f"'{path.parent}' is on a file system without locks; reading without them.", flush=True)
 
     @property
     def state(self) -> tuple[int, int]:
@@ -72,11 +72,11 @@ class Source(io.RawIOBase):
         return status.st_size, status.st_mtime_ns
 
     def readable(self) -> bool:
-        """It is."""
+        """Always true."""
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Choose where the next read begins."""
+        """Set the position of the next read."""
         if whence == os.SEEK_CUR:
             offset += self._position
         elif whence == os.SEEK_END:
@@ -85,27 +85,28 @@ class Source(io.RawIOBase):
         return offset
 
     def readinto(self, buffer: memoryview) -> int:
-        """Fill a buffer as far as the file goes."""
+        """Read into a buffer, up to the end of the file."""
         count = self.read_at(self._position, buffer)
         if self.watch is not None:
             self.watch(self._position, buffer[:count])
         return count
 
     def read_at(self, offset: int, buffer: memoryview) -> int:
-        """Fill a buffer with what lies at an offset, unwatched; returns how many bytes there were."""
+        """Read at an offset into a buffer, without calling ``watch``; returns the number of bytes read."""
         return os.preadv(self._descriptor, [buffer], offset)
 
     def close(self) -> None:
-        """Close it; again does nothing."""
+        """Close the file; may be called repeatedly."""
         if not self.closed:
             os.close(self._descriptor)
         super().close()
 
 
 class ReadableFile(h5py.File):
-    """An HDF5 file over a `Source`, which it closes.
+    """An HDF5 file on top of a `Source`, which it closes.
 
-    HDF5 crashes if it closes a file through Python when the interpreter has ended: what is still open is closed before.
+    HDF5 crashes if it closes a Python file object after the interpreter has shut down, so open files are closed at
+    exit.
     """
 
     def __init__(self, path: Path) -> None:
@@ -118,7 +119,7 @@ class ReadableFile(h5py.File):
         _open.add(self)
 
     def close(self) -> None:
-        """Close it; again does nothing."""
+        """Close the file; may be called repeatedly."""
         super().close()
         self.source.close()
 
@@ -133,30 +134,30 @@ def _close_all() -> None:
 
 
 def open_hdf5(path: Path) -> Hdf5:
-    """A file, opened for reading: a `ReadableFile`.
+    """Open a file for reading, as a `ReadableFile`.
 
     Raises:
-        BeingWritten: another process writes it.
-        OSError: it cannot be opened; `errno` is set where the system said why.
+        WriteInProgress: another process is writing it.
+        OSError: it cannot be opened; `errno` is set if the system gave a reason.
     """
     return ReadableFile(path)
 
 
 def attributes_of(path: Path) -> dict[str, Any]:
-    """The attributes of a file; none of one that is missing, damaged or not HDF5.
+    """The attributes of a file; empty if it is missing, damaged or not HDF5.
 
     Raises:
-        UserError: the machine does not let it be read, which says nothing about the file.
+        UserError: the system refuses to read it, so nothing is known about its content.
     """
     try:
         with open_hdf5(path) as file:
             return {name: decoded(value) for name, value in file.attrs.items()}
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
-        refuse_if_unreadable(path, error)
+        raise_if_machine_error(path, error)
         return {}
 
 
-def refuse_if_unreadable(path: Path, error: BaseException) -> None:
-    """Raise a `UserError` where an error is the machine's: then nothing is known to be wrong with the file."""
-    if is_machine_error(error) or isinstance(error, BeingWritten):
+def raise_if_machine_error(path: Path, error: BaseException) -> None:
+    """Raise a `UserError` if the system, not the file, is at fault."""
+    if is_machine_error(error) or isinstance(error, WriteInProgress):
         raise UserError(f"'{path}' cannot be read: {error_reason(error)}.") from error

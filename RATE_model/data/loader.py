@@ -1,4 +1,4 @@
-"""The order in which windows are drawn, and the loader that draws them.
+"""The order in which windows are drawn, and the loader that assembles them into batches.
 
 The order of batches depends only on (seed, key, epoch), not even on the number of workers, so training can resume at
 any batch.
@@ -21,13 +21,13 @@ from RATE_model.system import distributed
 
 
 class EpochSampler:
-    """Decides which windows form which batch. Epoch e is a permutation drawn from (seed, key, e) and nothing else.
+    """Decides which windows form which batch. Epoch e is a permutation that depends only on (seed, key, e).
 
     Args:
         num_items: windows in the dataset.
         batch_size: windows per batch; the last batch of an epoch may be smaller.
-        seed: of the run.
-        key: separates samplers of one run, such as the stages of a curriculum.
+        seed: seed of the run.
+        key: separates the samplers of one run, such as the stages of a curriculum.
         shuffle: False keeps the order of the dataset.
         max_batches: an epoch ends after this many; the next one draws from all windows again.
     """
@@ -65,7 +65,7 @@ class EpochSampler:
         return [order[start : start + self.batch_size].tolist() for start in starts]
 
     def iterate_from(self, epoch: int, batch: int) -> Iterator[tuple[int, int, list[int]]]:
-        """(epoch, batch, window numbers) from this position on, endless. A batch past an epoch's last is in the next
+        """Endless (epoch, batch, window numbers) from this position on; a batch past the end rolls over to the next
         epoch."""
         epoch, batch = epoch + batch // len(self), batch % len(self)
         for current in itertools.count(epoch):
@@ -85,19 +85,19 @@ def make_loader(
     pin_memory: bool = False,
     prefetch: int = 2,
 ) -> Generator[tuple[int, int, Batch]]:
-    """Yield (epoch, batch number, batch) starting exactly at the given position.
+    """Yield (epoch, batch number, batch), starting exactly at the given position.
 
-    Each of several processes that train together gets its part of every batch; if that is empty, a row of padding.
+    With several training processes, each gets its share of every batch; if that is empty, one row of padding.
 
     The batches are the same for any number of workers, and torch's global random state is not touched. Close the
-    iterator (``.close()``, or drop it) to stop the workers. If shared memory, file handles or processes run short,
-    this process says so and continues without workers; `workers.worker_failures` handles the death of a worker.
+    iterator (``.close()``, or drop it) to stop the workers. If shared memory, file handles or processes run out, this
+    process reports it and continues without workers; `workers.worker_failures` handles the death of a worker.
 
     Args:
         epoch, batch: the first batch to yield.
         end_epoch: stop before this epoch; None never stops.
         num_workers: loader processes, which live until the iterator ends; 0 assembles batches in this process.
-        pin_memory: put batches into page-locked memory; only useful, and only possible, with a GPU.
+        pin_memory: use page-locked memory; only possible with a GPU.
         prefetch: batches that each worker prepares ahead.
     """
 
@@ -105,7 +105,7 @@ def make_loader(
         for current, number, indices in sampler.iterate_from(epoch, batch):
             if end_epoch is not None and current >= end_epoch:
                 return
-            yield current, number, indices[distributed.part(len(indices))]
+            yield current, number, indices[distributed.row_slice(len(indices))]
 
     done = 0
     if num_workers > 0:
@@ -127,7 +127,7 @@ def make_loader(
                 yield current, number, item
             return
         except TooFewResources as error:
-            print(f"--num_workers {num_workers}: {error}; batches are assembled in the training process.", flush=True)
+            print(f"--num_workers {num_workers}: {error}; assembling batches in the training process.", flush=True)
     for current, number, indices in itertools.islice(positions(), done, None):
         item = dataset.__getitems__(indices)
         yield current, number, item.pin_memory() if pin_memory else item
@@ -144,5 +144,5 @@ class _BatchIndices:
 
 
 def _whole_batch(batch: Any) -> Batch:
-    """The dataset returns whole batches: nothing to collate."""
+    """The dataset returns whole batches, so there is nothing to collate."""
     return batch

@@ -1,15 +1,15 @@
-"""The source of an environment's trajectories: made according to flags, or given as a file or a folder to convert once.
+"""An environment's training data: generated according to flags, or given as a file or a folder to convert once.
 
-An environment's module declares a `DataMaker`; its data script is ``DATA.main``. These members are required:
+An environment's module declares a `DataMaker`; its data script is ``DATA.main``. Required members:
 
-    name, script, directory, prefix     what it is called, and where its files go
+    name, script, directory, prefix     its names, and where its files go
     options                             its flags, a dataclass with `data_path` and `data_dir`
     file_name                           the file for these flags; the name includes everything its content depends on
     make                                makes that file, in parts (`RATE_model.data.parts`)
     spec                                what is in it
 
-A recipe, a frozen dataclass that is sent to other processes, says what to play; a module-level function plays its
-episodes ``first`` to ``first + count - 1``. An environment with single steps records them with `record`.
+A recipe, a frozen dataclass that is sent to other processes, describes the episodes; a module-level function plays
+episodes ``first`` to ``first + count - 1``. Environments with a plain `step` record them with `record`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import numpy as np
 from RATE_model.acting.driver import DriverChoice
 from RATE_model.cli.aliases import find_by_alias
 from RATE_model.cli.options import exit_on_user_error, parse_options
-from RATE_model.data.npz import PATTERN, conversion_path, given_data
+from RATE_model.data.npz import PATTERN, conversion_path, resolve_data
 from RATE_model.data.parts import FileOptions
 from RATE_model.data.selection import split_episodes, whole_episodes
 from RATE_model.data.trajectories import TrajectoryFile
@@ -49,7 +49,7 @@ Drive: TypeAlias = Callable[[Mapping[str, Any]], int]
 
 @dataclass(frozen=True)
 class DAggerOptions:
-    """Data driven by a trained agent, and data to add; for environments whose expert can watch."""
+    """Data driven by a trained agent, and additional files; for environments whose expert can label every step."""
 
     # Let a trained agent act while the expert records at every step what it would have done (DAgger): a run, or one of
     # its checkpoints. Train on it with --learn expert. The expert then makes no errors and is not perturbed. none = the
@@ -80,15 +80,15 @@ class DAggerOptions:
 
     @property
     def driver_name(self) -> list[str]:
-        """Its part of the file's name."""
+        """Its part of the file name."""
         choice = self.driver_choice
         return [] if choice is None else [choice.name]
 
 
 class DataMaker(ABC, Generic[Options]):
-    """See the module. Instances hold no state."""
+    """See the module docstring. Instances are stateless."""
 
-    # Its name in text, its registered name, and the script as typed after `python3`
+    # Display name, registered name, and the script as typed after `python3`
     name: ClassVar[str]
     environment: ClassVar[str]
     script: ClassVar[str]
@@ -101,8 +101,8 @@ class DataMaker(ABC, Generic[Options]):
     spec: ClassVar[EnvironmentSpec]
     # File names in a folder to convert
     pattern: ClassVar[str] = PATTERN
-    # What to do about a missing or bad file
-    hint: ClassVar[str] = "Delete it, or name another --data_path; a training without --data_path makes what it needs."
+    # Advice for a missing or invalid file
+    hint: ClassVar[str] = "Delete it, or name another --data_path; without --data_path, training makes its data."
 
     @abstractmethod
     def file_name(self, options: Options) -> str:
@@ -110,21 +110,21 @@ class DataMaker(ABC, Generic[Options]):
 
     @abstractmethod
     def make(self, options: Options, path: Path, *, overwrite: bool = False, workers: int | None = None) -> object:
-        """Make that file. Its content is the same for any number of workers.
+        """Make that file. Its content does not depend on the number of workers.
 
         Args:
             options: what to make.
             path: the file; it appears when it is complete.
-            overwrite: replace a file that exists.
-            workers: processes that play; None: one per core this process may use.
+            overwrite: replace an existing file.
+            workers: processes that play; None: one per available core.
 
         Raises:
-            UserError: the file exists and is not to be replaced, cannot be written, a package is missing, a process was
-                killed, or no suitable episode is played.
+            UserError: the file exists and ``overwrite`` is False, it cannot be written, a package is missing, a process
+                was killed, or no suitable episode is played.
         """
 
     def conversion(self, options: Options) -> Mapping[str, Any]:
-        """Arguments of `import_npz` for the .npz files of a folder."""
+        """Arguments of `import_npz` for a folder of .npz files."""
         return {}
 
     def count(self, options: Options) -> int:
@@ -132,18 +132,18 @@ class DataMaker(ABC, Generic[Options]):
         return options.episodes
 
     def source(self, options: Options) -> tuple[Path, str] | None:
-        """The given data, and the flag or setting that names it; None: make the data."""
+        """The given data and the flag or setting that names it; None: make the data."""
         return None if options.data_path is None else (options.data_path, "--data_path")
 
     def check_given(self, path: Path, options: Options) -> None:  # noqa: B027  there may be nothing to check
-        """Raise a `UserError` if given data does not fit the flags."""
+        """Raise a `UserError` if given data does not match the flags."""
 
     def versions(self) -> Mapping[str, int]:
-        """Versions of the code that makes a file, by attribute. Files of other versions are not reused."""
+        """Versions of the generating code, by attribute. Files of other versions are not reused."""
         return {}
 
     def note(self, made: Mapping[str, Any], episodes: int) -> str:
-        """A further note about a file with these attributes and this many episodes."""
+        """An additional note about a file with these attributes and this many episodes."""
         return ""
 
     # --- derived ---
@@ -169,8 +169,8 @@ class DataMaker(ABC, Generic[Options]):
         """The file to train on, made or converted if missing.
 
         Raises:
-            UserError: given data is missing, unusable or does not fit the flags, a file of another version
-                is in the way, or nothing can be made or written.
+            UserError: given data is missing, unusable or does not match the flags, a file of another version is in the
+                way, or nothing can be made or written.
         """
         if (given := self.source(options)) is not None:
             path = self.given(options)
@@ -192,7 +192,7 @@ class DataMaker(ABC, Generic[Options]):
         """That file, and those of `DAggerOptions.add_data`.
 
         Raises:
-            UserError: as `ensure`; or an added file is missing, named twice, or does not fit the flags.
+            UserError: as `ensure`; or an added file is missing, named twice, or does not match the flags.
         """
         self.check_named(options)
         added: Sequence[Path] = getattr(options, "add_data", ())
@@ -208,7 +208,7 @@ class DataMaker(ABC, Generic[Options]):
                 with self.open(path) as file:
                     driver = file.attributes.get("driver")
                 if driver is not None:
-                    print(f"note: in '{path}' the agent of {driver} moves; --learn expert learns what the expert says")
+                    print(f"note: in '{path}' the agent {driver} acts; --learn expert trains on the expert's labels")
         return paths
 
     def check_named(self, options: Options) -> None:
@@ -222,15 +222,15 @@ class DataMaker(ABC, Generic[Options]):
         _ = getattr(options, "driver_choice", None)  # looks for it
 
     def given(self, options: Options, target: Path | None = None, *, overwrite: bool = False) -> Path:
-        """The given file, or the conversion of the given folder into ``target``.
+        """The given file, or the conversion of the given folder to ``target``.
 
-        With ``overwrite`` a folder is converted again, replacing whatever ``target`` is.
+        With ``overwrite`` a folder is converted again, replacing ``target``.
         """
         given = self.source(options)
-        assert given is not None, "asked for where there is one"
+        assert given is not None, "only called if data is given"
         (source, named), conversion = given, dict(self.conversion(options))
         attributes = {"environment": self.environment, "generator": "imported", **conversion.pop("attributes", {})}
-        return given_data(
+        return resolve_data(
             source,
             target or conversion_path(source, options.data_dir or self.directory, self.prefix),
             pattern=self.pattern,
@@ -270,21 +270,21 @@ class DataMaker(ABC, Generic[Options]):
         )
 
     def main(self, argv: Sequence[str] | None = None) -> None:
-        """Make or convert as the flags (None: the command line) say, and print a summary."""
+        """Make or convert data as the flags say (None: the command line), and print a summary."""
         with exit_on_user_error():
             flags: Any = parse_options(
                 self.flags, argv=argv, prog=f"python3 {self.script}", description=self.description
             )
             options, file = flags.data, flags.file
             if getattr(options, "add_data", ()):
-                raise UserError("--add_data: adds files to a training, and this script makes one file; leave it out")
+                raise UserError("--add_data: only adds files to training; this script makes one file, so leave it out")
             if options.data_path is not None:
                 if not options.data_path.is_dir():
                     raise UserError(f"--data_path '{options.data_path}': must be a folder of {self.pattern} to convert")
                 path = self.given(options, file.output, overwrite=file.overwrite)
             else:
                 path = file.output or self.path(options)
-                check_writable(path)  # before anything is fetched to make it of
+                check_writable(path)  # before its ingredients are fetched
                 self.make(options, path, overwrite=file.overwrite, workers=file.workers)
             print(self.describe(path))
 
@@ -298,8 +298,8 @@ class DataMaker(ABC, Generic[Options]):
             if made.get(name) != version:
                 known = made.get(name, "unknown")
                 raise UserError(
-                    f"'{path}' was made by version {known} of the {name}, and this one is {version}. Give another "
-                    "--data_dir, where it is made again, or name it with --data_path to train on it all the same"
+                    f"'{path}' was made by version {known} of the {name}; this is version {version}. Give another "
+                    "--data_dir to make it again, or name it with --data_path to train on it anyway"
                 )
 
 
@@ -309,7 +309,7 @@ def record(
     act: Callable[[Any, Mapping[str, Any], Drive | None], tuple[int, Mapping[str, Any]]],
     driver: Driver | None = None,
 ) -> dict[str, Any]:
-    """Play an episode to its end; T steps, as arguments of `TrajectoryWriter.add_episode`.
+    """Play an episode to its end and return it as arguments of `TrajectoryWriter.add_episode`; T steps.
 
     Args:
         environment: already reset.
@@ -344,7 +344,7 @@ def _same(path: Path, other: Path) -> bool:
     return path.samefile(other) or filecmp.cmp(path, other, shallow=False)
 
 
-def two_sides(
+def split_datasets(
     files: Sequence[TrajectoryFile],
     windows: np.ndarray,
     held_out: np.ndarray | None = None,
@@ -353,16 +353,16 @@ def two_sides(
     seed: int = 0,
     **options: Any,
 ) -> tuple[WindowDataset, WindowDataset]:
-    """A training and a validation dataset of different episodes, the same in every run.
+    """A training and a validation dataset with disjoint episodes, the same in every run.
 
     Args:
-        files: to read.
+        files: the trajectory files.
         windows: (W, 3), for training; see `RATE_model.data.selection`.
-        held_out: for validation; None: the same.
-        fraction, seed: for `split_episodes`.
-        options: of `WindowDataset`.
+        held_out: windows for validation; None: the same.
+        fraction, seed: arguments of `split_episodes`.
+        options: arguments of `WindowDataset`.
     """
-    from RATE_model.data.dataset import WindowDataset  # late, as torch comes with it: processes that play do without
+    from RATE_model.data.dataset import WindowDataset  # late: generating processes do without torch
 
     training, validation = split_episodes(windows, files, fraction=fraction, seed=seed)
     if held_out is not None:
@@ -383,7 +383,7 @@ def whole_sides(
         size: steps of a window: --segments times --context_length.
         shortest: steps of the shortest episodes.
         advice: what to do if there is none.
-        fraction, options: see `two_sides`.
+        fraction, options: see `split_datasets`.
 
     Raises:
         UserError: no episode has such a length, there are too few to split, or a file does not contain the targets.
@@ -408,4 +408,4 @@ def whole_sides(
         for index, file in enumerate(files)
         if ((file.lengths >= shortest) & (file.lengths <= size)).any()
     ]
-    return two_sides(files, np.concatenate(windows), fraction=fraction, size=size, **options)
+    return split_datasets(files, np.concatenate(windows), fraction=fraction, size=size, **options)

@@ -1,10 +1,10 @@
-"""Minari datasets (Farama Foundation; format of its version 0.5): read and losslessly written without the package.
+"""Minari datasets (Farama Foundation, format version 0.5), read and losslessly written without the package.
 
     {dataset}/data/metadata.json     spaces, the environment's specification, counts, authors, ... as JSON
-    {dataset}/data/main_data.hdf5    a group `episode_{i}` each: observations (T + 1, ...), actions, rewards,
+    {dataset}/data/main_data.hdf5    one group `episode_{i}` each: observations (T + 1, ...), actions, rewards,
                                      terminations, truncations (T, ...); dicts are groups, tuples groups of `_index_{i}`
 
-A dataset is a folder, or a name below the folder in the variable MINARI_DATASETS_PATH, by default ~/.minari/datasets.
+A dataset is a folder, or a name below $MINARI_DATASETS_PATH, by default ~/.minari/datasets.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ import numpy as np
 from gymnasium import spaces
 from PIL import Image
 
-from RATE_model.data.hdf5 import Hdf5, open_hdf5, refuse_if_unreadable
+from RATE_model.data.hdf5 import Hdf5, open_hdf5, raise_if_machine_error
 from RATE_model.errors import UserError, error_reason
 from RATE_model.system.atomic import atomic_write_json
 from RATE_model.system.locks import temporary
 
 VERSION = "0.5.4"  # of the format written here
 DATA, METADATA = Path("data") / "main_data.hdf5", Path("data") / "metadata.json"
-# Of the metadata: what a dataset of ours says again when it is written.
+# Metadata that is written again for datasets made by this project.
 _OWN = {
     *("total_episodes", "total_steps", "dataset_size", "data_format", "jpeg_encoding", "minari_version"),
     *("observation_space", "action_space", "env_spec", "environment"),
@@ -38,7 +38,7 @@ _OWN = {
 
 
 def minari_folder(dataset: str | Path) -> Path:
-    """The folder of a dataset, from its path or its name; it need not exist."""
+    """The folder of a dataset, given its path or name; it need not exist."""
     path = Path(dataset).expanduser()
     if path.is_absolute() or path.exists() or str(dataset).startswith("."):
         return path
@@ -56,8 +56,8 @@ def read_minari(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
 
     Returns:
         Dicts of observations (T + 1, ...) or dicts of such, actions, rewards, terminations, truncations (T, ...). The
-        metadata is the file's, plus `spaces` of observations and actions (None if the file names none that is
-        known here) and `environment`, the registered id, if the file names one.
+        metadata is the file's, plus `spaces` of observations and actions (None if missing or unsupported) and
+        `environment`, the registered id, if the file names one.
 
     Raises:
         UserError: there is no such dataset, or it is damaged.
@@ -77,7 +77,7 @@ def read_minari(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
                 for _, episode in stored_episodes(file, folder, metadata)
             ]
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
-        refuse_if_unreadable(folder / DATA, error)
+        raise_if_machine_error(folder / DATA, error)
         raise UserError(f"'{folder}' cannot be read; it is truncated or damaged ({error_reason(error)})") from error
     metadata["spaces"] = observation_space, _space(metadata.get("action_space"))
     if "env_spec" in metadata:
@@ -89,16 +89,16 @@ def stored_episodes(file: Hdf5, place: Path, metadata: Mapping[str, Any] | None 
     """The names and groups of the episodes of an open main_data.hdf5, in the order of their numbers.
 
     Raises:
-        UserError: there are more or fewer, or shorter ones, than the file or its metadata say; `place` is named.
+        UserError: the number or length of episodes differs from the file's metadata; the message names `place`.
     """
     names = sorted(filter(episode_number, file), key=lambda name: episode_number(name) or 0)
     for said in (file.attrs, metadata or {}):
         if (stated := said.get("total_episodes", len(names))) != len(names):
-            raise UserError(f"'{place}' says that it has {stated} episodes, and has {len(names)}: copy it again")
+            raise UserError(f"'{place}' states {stated} episodes but contains {len(names)}; copy it again")
     for name in names:
-        steps = len(file[name]["rewards"]) if "rewards" in file[name] else None  # missing: whoever reads it says so
+        steps = len(file[name]["rewards"]) if "rewards" in file[name] else None  # missing: reported by the reader
         if steps is not None and (stated := file[name].attrs.get("total_steps", steps)) != steps:
-            raise UserError(f"'{name}' of '{place}' says that it has {stated} steps, and has {steps}")
+            raise UserError(f"'{name}' of '{place}' states {stated} steps but contains {steps}")
         yield name, file[name]
 
 
@@ -118,10 +118,10 @@ def write_minari(
     """Write a dataset; returns its folder. Images are stored losslessly.
 
     Args:
-        dataset: a folder that does not hold a dataset yet, or a name.
+        dataset: a new folder, or a name.
         episodes: observations (T, ...), actions, rewards (T,), and whether the last step is terminal. The observation
-            after the last action is unknown: the last one is repeated.
-        observation_space, action_space: of the environment.
+            after the last action is unknown, so the last one is repeated.
+        observation_space, action_space: spaces of the environment.
         metadata: for Minari, such as author, algorithm_name, code_permalink, and `environment`, its registered id.
 
     Raises:
@@ -129,7 +129,7 @@ def write_minari(
     """
     folder = minari_folder(dataset)
     if is_minari(folder):
-        raise UserError(f"'{folder}' holds a Minari dataset already; give another name")
+        raise UserError(f"'{folder}' already contains a Minari dataset; give another name")
     count = steps = 0
     try:
         (folder / DATA).parent.mkdir(parents=True, exist_ok=True)
@@ -177,7 +177,7 @@ def _read(stored: Any, space: spaces.Space | None, encoded: bool) -> Any:
         return {key: _read(stored[name], inner.get(key), encoded) for key, name in parts.items()}
     values = stored[()]
     if encoded and isinstance(space, spaces.Box) and space.dtype == np.uint8 and values.dtype.kind in "Ou":
-        if values.dtype.kind == "O" or values.ndim == 2:  # pictures as JPEG files
+        if values.dtype.kind == "O" or values.ndim == 2:  # JPEG-encoded images
             return np.stack([np.asarray(Image.open(io.BytesIO(bytes(picture)))) for picture in values])
     return values
 
@@ -187,12 +187,12 @@ def _described(space: spaces.Space) -> dict[str, Any]:
     if isinstance(space, spaces.Box):
         bounds = {"low": space.low.tolist(), "high": space.high.tolist()}
         return {"type": "Box", "dtype": str(space.dtype), "shape": list(space.shape), **bounds}
-    assert isinstance(space, spaces.Discrete), "what a model sees and predicts are boxes and numbers"
+    assert isinstance(space, spaces.Discrete), "models observe boxes and predict boxes or integers"
     return {"type": "Discrete", "dtype": "int64", "start": int(space.start), "n": int(space.n)}
 
 
 def _space(text: str | None) -> spaces.Space | None:
-    """A space from Minari's JSON form; None: there is none, or one that is not supported here."""
+    """A space from Minari's JSON form; None if there is none or it is not supported."""
     return None if text is None else _space_of(json.loads(text))
 
 

@@ -1,4 +1,4 @@
-"""Mirrored images, which double the data if left and right are alike."""
+"""Mirrored images, which double the data of left-right symmetric environments."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -12,13 +12,12 @@ from RATE_model.data.batch import Batch
 
 @dataclass(frozen=True)
 class Mirror:
-    """A batch transform: shows every trajectory of dense images as it is or mirrored left to right, with equal
-    probability.
+    """A batch transform that mirrors every trajectory of dense images left to right with probability 1/2.
 
     Draws from torch's global generator.
     """
 
-    variants: ClassVar[int] = 2  # of a window: as it is, and mirrored
+    variants: ClassVar[int] = 2  # of a window: unchanged, and mirrored
 
     actions: tuple[int, ...]  # what each action becomes when mirrored
     same: tuple[str, ...] = ()  # infos that a mirror leaves as they are
@@ -31,10 +30,10 @@ class Mirror:
         return (*self.same, *self.signs)
 
     def __call__(self, batch: Batch) -> Batch:
-        """The batch with some of its trajectories mirrored."""
+        """Mirror some of the batch's trajectories."""
         images = batch.observations
         if not isinstance(images, Tensor):
-            raise TypeError(f"a mirror takes dense images, not {type(images).__name__}")
+            raise TypeError(f"Mirror needs dense images, not {type(images).__name__}")
         chosen = torch.rand(len(batch), device=images.device) < 0.5
         becomes = torch.tensor(self.actions, device=images.device)
 

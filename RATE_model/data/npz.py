@@ -1,15 +1,15 @@
-"""Folders of ``.npz`` files with one or several episodes each, converted once into a trajectory file.
+"""Folders of ``.npz`` files with one or several episodes each, converted once to a trajectory file.
 
-The published collectors store their data this way. A file holds, under configurable names (`NpzKeys`):
+The published collectors store their data this way. A file has these arrays, under configurable names (`NpzKeys`):
 
-    observations  (T, ...)  images: uint8, or floating point in [0, 1] that results from a division by 255
+    observations  (T, ...)  images: uint8, or floating point in [0, 1], divided by 255
     actions       (T,)      integers
     rewards       (T,)
-    dones         (T,)      nonzero on the last step of an episode, or any other mark of ends (`RATE_model.data.ends`)
+    dones         (T,)      nonzero on the last step of an episode, or any other end mark (`RATE_model.data.ends`)
 
 Dreamer-style collectors store rows instead of steps (`NpzKeys.rows`). In episodes, a row has an image, the action that
-*led* to it and the reward that came with it (arrivals): the action taken on an image, and what followed, are in the
-next row. In replay chunks the action is the one taken on the image, and the reward came with it (replay):
+*led* to it and the reward that came with it (arrivals); the action taken on an image and its outcome are in the next
+row. In replay chunks a row has the action taken on the image, and the reward that came with the image (replay):
 
     row           0         1         2     ...   T                step        0       1      ...   T - 1
     images        o0        o1        o2          oT               observation o0      o1           o(T-1)
@@ -18,10 +18,10 @@ next row. In replay chunks the action is the one taken on the image, and the rew
     rewards       0         r0        r1          r(T-1)
 
 Files with several episodes may start and end in the middle of one. The rest of an episode that started in an earlier
-file has correct returns-to-go; an episode without an end does not, and is left out. The end of a file counts as the end
-of its only episode, unless its marks or the next file show that the episode continues.
+file has correct returns-to-go; an episode without an end does not, and is dropped. The end of a file ends its only
+episode, unless its marks or the next file show that the episode continues.
 
-Files are read in the order of the numbers in their names. Damaged or foreign files are refused with the reason; the
+Files are read in the order of the numbers in their names. Damaged or unrecognised files are skipped with a reason; the
 rest is converted, and the conversion is kept until the folder changes.
 """
 
@@ -44,17 +44,17 @@ from RATE_model.data.hdf5 import attributes_of
 from RATE_model.data.trajectories import Learn
 from RATE_model.data.writer import TrajectoryWriter
 from RATE_model.errors import UserError
-from RATE_model.system.locks import ensure, only_one
+from RATE_model.system.locks import ensure, exclusive
 from RATE_model.system.progress import progress_bar
 
 PATTERN = "train_data_*.npz"
 REASONS_SHOWN = 10
 DIGEST = "source_digest"  # attribute of a converted file
-_VERSION = 3  # of the conversion; a change converts again
-_GREY = 0.1  # largest deviation of a pixel from a whole grey level, of 255; half precision needs 0.06
+_VERSION = 3  # of the conversion; files of other versions are converted again
+_GREY = 0.1  # largest deviation of a pixel from an integer grey level, out of 255; half precision needs 0.06
 
 
-# The content of a file's row: see `NpzKeys.rows`.
+# The content of a row: see `NpzKeys.rows`.
 Rows = Literal["steps", "arrivals", "replay", "auto"]
 
 
@@ -62,7 +62,7 @@ Rows = Literal["steps", "arrivals", "replay", "auto"]
 class NpzKeys:
     """Names of the arrays in a file, and how they are arranged."""
 
-    observations: str | tuple[str, ...] = "obs"  # of several names, the first that a file has
+    observations: str | tuple[str, ...] = "obs"  # of several names, the first that exists
     actions: str = "action"
     rewards: str = "reward"
     marked: bool = True  # a file must mark ends; if False, an unmarked file is one truncated episode
@@ -102,11 +102,11 @@ class _Contents:
 
     Attributes:
         episodes: those that end in it.
-        last: one that ends with the file or continues in the next one: the file does not tell.
+        last: the episode at its end, which may continue in the next file.
         alone: whether it is the only one in the file.
         begins: whether an episode starts with the file; None: unknown.
         left_out: whether the file has an episode that is known to continue in another file.
-        unknown: names of arrays that may mark ends, but not in a known way.
+        unknown: names of arrays that may mark ends but are not recognised.
     """
 
     episodes: list[_Episode]
@@ -117,23 +117,23 @@ class _Contents:
     unknown: list[str]
 
     def ended(self, following: _Contents | None) -> bool:
-        """Whether ``last`` ends with the file, judging by the next one; None: there is none."""
+        """Whether ``last`` ends with the file, judging by the next file; None: there is none."""
         begins = None if following is None else following.begins
         return self.alone if begins is None else begins
 
 
 class _Refused(Exception):
-    """Why a file cannot be used."""
+    """The reason why a file cannot be used."""
 
 
 _CAME_WITH = "rewards came with the images of their rows"
-_UNCLEAR = "does not tell whether an action was taken on the image of its row or led to it"
+_UNCLEAR = "does not show whether an action was taken on the image of its row or led to it"
 
 
 def find_npz(folder: str | Path, pattern: str = PATTERN) -> list[Path]:
-    """The files of a folder whose names match, by the numbers in their names.
+    """The matching files of a folder, sorted by the numbers in their names.
 
-    Directories are skipped: a published collector created a directory, ``train_data_7.npz``, for every file that it
+    Directories are skipped: a published collector created a directory, ``train_data_7.npz``, for every file, which it
     then saved beside it as ``train_data_7.npztrain_data_7.npz``.
     """
 
@@ -144,48 +144,48 @@ def find_npz(folder: str | Path, pattern: str = PATTERN) -> list[Path]:
     return sorted((path for path in Path(folder).glob(pattern) if path.is_file()), key=natural)
 
 
-def given_data(
+def resolve_data(
     source: Path, target: Path, *, pattern: str = PATTERN, named: str = "--data_path", **conversion: Any
 ) -> Path:
-    """The trajectory file that a flag or setting names, or the conversion of the folder that it names.
+    """The given trajectory file itself, or the conversion of the given folder.
 
     Args:
         source: the file, or the folder of .npz files.
-        target: the conversion of a folder; see `conversion_path`.
-        pattern: names of the files in a folder.
-        named: the flag or setting.
-        conversion: the further arguments of `import_npz`.
+        target: path of a folder's conversion; see `conversion_path`.
+        pattern: glob pattern of the files in a folder.
+        named: the flag or setting that names the source, for messages.
+        conversion: further arguments of `import_npz`.
 
     Raises:
-        UserError: there is no such file or folder, it holds no data, or see `import_npz`.
+        UserError: there is no such file or folder, it has no data, or see `import_npz`.
     """
     if source.is_dir():
         if not find_npz(source, pattern):
             own = sorted(source.glob("*.h5"))
             advice = f" To train on '{own[0].name}' in it, name that file." if own else ""
-            raise UserError(f"{named} '{source}': this folder holds no {pattern}.{advice}")
+            raise UserError(f"{named} '{source}': this folder has no {pattern}.{advice}")
         return import_npz(source, target, pattern=pattern, **conversion)
     if not source.is_file():
-        raise UserError(f"{named} '{source}': there is no such file or folder")
+        raise UserError(f"{named} '{source}': no such file or folder")
     if source.suffix == ".npz":
         raise UserError(f"{named} '{source}': one episode is not a dataset; give the folder of the {pattern}")
     return source
 
 
 def require_expert_labels(source: Path | None, learn: Learn, *, named: str = "--data_path") -> None:
-    """Raise `UserError` if the folder that a flag or setting names cannot contain the targets.
+    """Raise `UserError` if the given folder cannot contain the training targets.
 
-    Called before the conversion, which takes long. None names nothing.
+    Called before the slow conversion. ``source`` is None if no data is given.
     """
     if learn == "expert" and source is not None and source.is_dir():
         raise UserError(
-            f"--learn expert: the files in {named} '{source}' tell what was done, not what an expert would have done. "
-            "Give --learn recorded"
+            f"--learn expert: the files in {named} '{source}' have only the recorded actions, no expert's; "
+            "use --learn recorded"
         )
 
 
 def conversion_path(source: Path, directory: Path, prefix: str) -> Path:
-    """The path of a folder's conversion in a directory; every folder, wherever it lies, has its own name."""
+    """The path of a folder's conversion in a directory; unique per folder."""
     folder = source.resolve()
     digest = hashlib.sha256(str(folder).encode()).hexdigest()[:8]
     return directory / f"{prefix}_imported_{folder.name}_{digest}.h5"
@@ -204,32 +204,32 @@ def import_npz(
     overwrite: bool = False,
     attributes: Mapping[str, Any],
 ) -> Path:
-    """Convert a folder, or return the conversion made before if nothing in the folder has changed.
+    """Convert a folder, or return the existing conversion if nothing in the folder has changed.
 
-    The converted file has, besides ``attributes``: ``source`` (the folder's name), ``source_files`` (their number) and
-    ``source_digest`` (of names, sizes and times of the files, and of how they are read). One episode is in memory at
-    a time. Refused files are printed.
+    The converted file has these attributes besides ``attributes``: ``source`` (the folder's name), ``source_files``
+    (their number) and ``source_digest`` (of the files' names, sizes and times, and of how they are read). Only one
+    episode is in memory at a time. Skipped files are printed.
 
     Args:
-        folder: with the files.
-        target: the trajectory file to make. An existing file that is not a conversion is left alone.
-        observation_shape: of one stored image; see `NpzKeys.channels_last`.
-        num_actions: actions lie between 0 and num_actions - 1.
-        pattern: names of the files.
-        keys: names of the arrays; None: those of `NpzKeys`.
+        folder: the folder of the files.
+        target: the trajectory file to make. An existing file that is not a conversion is not touched.
+        observation_shape: shape of one stored image; see `NpzKeys.channels_last`.
+        num_actions: actions are 0 to num_actions - 1.
+        pattern: glob pattern of the files.
+        keys: names of the arrays; None: the defaults of `NpzKeys`.
         infos: further arrays to keep under ``infos/``: (T, ...), or a single number, which is repeated at every step.
         index_frames: see `TrajectoryWriter`.
         overwrite: convert in any case, replacing an existing file.
-        attributes: what is known about the maker of the data.
+        attributes: what is known about how the data was made.
 
     Raises:
-        UserError: there is no such file, all files are refused, or the target cannot be written.
+        UserError: there is no such file, all files are unusable, or the target cannot be written.
     """
     folder, target = Path(folder), Path(target)
     layout = _Layout(keys or NpzKeys(), tuple(observation_shape), num_actions, tuple(infos))
     files = find_npz(folder, pattern)
     if not files:
-        raise UserError(f"'{folder}' holds no file {pattern}" + ("" if folder.is_dir() else ": it is no folder"))
+        raise UserError(f"'{folder}' has no file {pattern}" + ("" if folder.is_dir() else ": it is not a folder"))
     digest = _digest(files, layout, index_frames)
     described = {**attributes, "source": folder.resolve().name, "source_files": len(files), DIGEST: digest}
 
@@ -241,7 +241,7 @@ def import_npz(
 
     waiting = f"another process is converting '{folder}'; waiting for it"
     if overwrite:
-        with only_one(target, waiting) as waited:
+        with exclusive(target, waiting) as waited:
             if not (waited and is_converted(target)):
                 convert()
     else:
@@ -272,14 +272,12 @@ def _convert(
             raise UserError(f"'{folder}': none of {len(files)} files {pattern} can be used: {_reasons(refused)}.")
         if not counts["episodes"]:
             raise UserError(f"'{folder}': no episode ends in any of {len(files)} files {pattern}.")
-    done = f"'{folder}': {counts.pop('episodes')} episodes converted into '{target}'"
+    done = f"'{folder}': converted {counts.pop('episodes')} episodes to '{target}'"
     if without_end := counts.pop("without an end", 0):
-        done += f"; {without_end} without an end left out"
+        done += f"; dropped {without_end} without an end"
     for name, number in counts.items():
-        done += (
-            f"; {number} files have '{name}', which may mark ends of episodes, but not in a way that is known: not read"
-        )
-    print(f"{done}; {len(refused)} of {len(files)} files refused: {_reasons(refused)}" if refused else done, flush=True)
+        done += f"; ignored '{name}' in {number} files, which may mark ends of episodes but is not recognised"
+    print(f"{done}; skipped {len(refused)} of {len(files)} files: {_reasons(refused)}" if refused else done, flush=True)
 
 
 def _add_episodes(
@@ -288,12 +286,12 @@ def _add_episodes(
     """Write the episodes of all usable files.
 
     Returns:
-        counts of "episodes", of those "without an end", and of files by unknown names in them; and why the
-        other files are unusable.
+        Counts of "episodes", of those "without an end", and of files by unrecognised names in them; and the reason for
+        every skipped file.
     """
     refused: dict[Path, str] = {}
     counts: Counter[str] = Counter()
-    shapes: dict[str, tuple[int, ...]] = {}  # of one step's infos, as the first file has them
+    shapes: dict[str, tuple[int, ...]] = {}  # of one step's infos, from the first file
     before: _Contents | None = None
 
     def add(episode: _Episode) -> None:
@@ -325,7 +323,7 @@ def _add_episodes(
 
 
 def _reasons(refused: Mapping[Path, str]) -> str:
-    """Why files were refused: every reason, the most frequent first, with an example and a count."""
+    """Why files were skipped: every reason, the most frequent first, with an example and a count."""
     counts = Counter(refused.values())
     examples = {reason: path.name for path, reason in reversed(list(refused.items()))}  # the first file of each
     shown = counts.most_common(REASONS_SHOWN)
@@ -335,7 +333,7 @@ def _reasons(refused: Mapping[Path, str]) -> str:
 
 
 def _digest(files: Sequence[Path], layout: _Layout, index_frames: bool) -> str:
-    """A digest of names, sizes and times of the files, and of how they are read."""
+    """A digest of the files' names, sizes and times, and of how they are read."""
     stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     return hashlib.sha256(repr((_VERSION, asdict(layout), index_frames, stats)).encode()).hexdigest()
 
@@ -344,7 +342,7 @@ def _digest_of(target: Path, folder: Path) -> str:
     """The digest in a converted file. Raises UserError if the file is not a conversion."""
     if digest := attributes_of(target).get(DIGEST):
         return digest
-    raise UserError(f"'{target}' exists and is not a conversion of '{folder}'; move it away, or name another file")
+    raise UserError(f"'{target}' exists and is not a conversion of '{folder}'; move it, or name another file")
 
 
 def _read(path: Path, layout: _Layout, shapes: dict[str, tuple[int, ...]]) -> _Contents:
@@ -357,7 +355,7 @@ def _read(path: Path, layout: _Layout, shapes: dict[str, tuple[int, ...]]) -> _C
     observations, actions, rewards = arrays[name], *(one_column(arrays[key]) for key in (keys.actions, keys.rewards))
     marks = {mark: arrays[mark] for mark in names if kind_of(mark)}
     if keys.marked and not can_mark_every_end(marks):
-        raise _Refused(f"has no 'done', nor another array that marks ends (it has: {', '.join(sorted(names))})")
+        raise _Refused(f"has no 'done' and no other array that marks ends (available: {', '.join(sorted(names))})")
     if rewards.ndim != 1 or len(rewards) == 0:
         raise _Refused(f"has '{keys.rewards}' of shape {rewards.shape}; expected one number per step")
     rows = len(rewards)
@@ -384,7 +382,7 @@ def _read(path: Path, layout: _Layout, shapes: dict[str, tuple[int, ...]]) -> _C
     infos = {name: _info(arrays[name], rows, name, len(stops)) for name in layout.infos}
     for info, values in infos.items():
         if shapes.setdefault(info, values.shape[1:]) != values.shape[1:]:
-            raise _Refused(f"has '{info}' of shape {values.shape[1:]} a step; the files before have {shapes[info]}")
+            raise _Refused(f"has '{info}' of shape {values.shape[1:]} per step; earlier files have {shapes[info]}")
     episodes = [
         _Episode(
             _images(observations[seen], name),
@@ -418,7 +416,7 @@ def _steps(
     ends: Ends,
     layout: _Layout,
 ) -> list[tuple[slice, np.ndarray, slice]]:
-    """For each episode's rows: the rows of its observations, its actions (T,), and the rows of its rewards."""
+    """For each episode: the rows of its observations, its actions (T,), and the rows of its rewards."""
     keys, rows = layout.keys, len(rewards)
     first, last = starts[1 if ends.begins is False else 0 :], stops - 1
     idle = np.zeros(rows, bool)
@@ -435,7 +433,7 @@ def _steps(
     if kind == "auto":
         raise _Refused(_UNCLEAR)
     if kind != "steps" and (images != rows or rows < 2):
-        raise _Refused(f"has {images} images and {rows} rewards; rows of {kind} have as many, at least 2")
+        raise _Refused(f"has {images} images and {rows} rewards; rows of {kind} need equal numbers, at least 2")
     if actions.min() < 0 or actions.max() >= layout.num_actions:
         bounds = f"{actions.min()} to {actions.max()}; allowed is 0 to {layout.num_actions - 1}"
         raise _Refused(f"has actions from {bounds}")
@@ -455,7 +453,7 @@ def _steps(
 
 
 def _from_one_hot(actions: np.ndarray, rows: int, layout: _Layout, idle: np.ndarray) -> np.ndarray:
-    """Action numbers (T,) int64 from one-hot rows; the rows ``idle`` may be all zeros, and become 0."""
+    """Action numbers (T,) int64 from one-hot rows; rows marked ``idle`` may be all zeros and become 0."""
     keys, shape = layout.keys, (rows, layout.num_actions)
     if actions.shape != shape:
         raise _Refused(f"has '{keys.actions}' of shape {actions.shape}; expected {shape}, one-hot")
@@ -468,24 +466,24 @@ def _from_one_hot(actions: np.ndarray, rows: int, layout: _Layout, idle: np.ndar
 
 
 def _arrays(path: Path, wanted: Sequence[Sequence[str]]) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The requested arrays, each by the first of its names that exists, and all marks of ends; and all names in a file.
+    """Load the requested arrays, each by the first of its names that exists, all end marks, and the names in the file.
 
     The arrays are numeric. Nothing is unpickled.
     """
     try:
         if not zipfile.is_zipfile(path):
-            raise ValueError("no zip archive")
+            raise ValueError("it is not a zip archive")
         with np.load(path, allow_pickle=False) as file:
             missing = [names for names in wanted if not any(name in file for name in names)]
             if missing:
                 found = ", ".join(sorted(file)) or "nothing"
                 listed = ", ".join(" or ".join(map(repr, names)) for names in missing)
-                raise _Refused(f"has no {listed} (it has: {found})")
+                raise _Refused(f"has no {listed} (available: {found})")
             names = [next(name for name in names if name in file) for names in wanted]
             arrays = {name: file[name] for name in (*names, *filter(kind_of, file))}
             held = list(file)
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, MemoryError) as error:
-        raise _Refused(f"is damaged or no .npz file ({error})") from error
+        raise _Refused(f"is damaged or not an .npz file ({error})") from error
     for name, values in arrays.items():
         if values.dtype.kind not in "biuf":
             raise _Refused(f"has '{name}' of type {values.dtype}; expected numbers")
@@ -493,28 +491,28 @@ def _arrays(path: Path, wanted: Sequence[Sequence[str]]) -> tuple[dict[str, np.n
 
 
 def _images(values: np.ndarray, name: str) -> np.ndarray:
-    """Images as uint8, without loss."""
+    """Convert images to uint8 without loss."""
     if values.dtype == np.uint8:
         return values
     low, high = values.min(), values.max()
     largest = 1 if values.dtype.kind == "f" else 255
     if not (low >= 0 and high <= largest):  # also refuses NaN
-        allowed = "floating-point images are 0 to 1" if largest == 1 else "allowed is 0 to 255"
+        allowed = "floating-point images must be in [0, 1]" if largest == 1 else "allowed is 0 to 255"
         raise _Refused(f"has '{name}' from {low} to {high}; {allowed}")
     levels = values.astype(np.promote_types(values.dtype, np.float32)) * (255 if largest == 1 else 1)
     whole = np.rint(levels)
     if np.abs(levels - whole).max() > _GREY:
-        raise _Refused(f"has '{name}' with values between two of the 256 grey levels: no image divided by 255")
+        raise _Refused(f"has '{name}' with values between the 256 grey levels: not an image divided by 255")
     return whole.astype(np.uint8)
 
 
 def _info(values: np.ndarray, steps: int, name: str, episodes: int) -> np.ndarray:
-    """A further array as (T, ...), int64 or float32, of a file of this many episodes."""
+    """A further array as (T, ...), int64 or float32, from a file with this many episodes."""
     values = values.astype(np.float32 if values.dtype.kind == "f" else np.int64)
     if values.size == 1 and values.ndim < 2 and values.shape != (steps,):
         if episodes > 1:
             raise _Refused(f"has one '{name}' for {episodes} episodes; expected one per step")
         return np.full(steps, values.item(), dtype=values.dtype)
     if values.ndim == 0 or len(values) != steps:
-        raise _Refused(f"has '{name}' of shape {values.shape}; expected {steps} steps, or one number")
+        raise _Refused(f"has '{name}' of shape {values.shape}; expected {steps} steps or a single number")
     return values

@@ -1,8 +1,8 @@
-"""Make trajectory files in parts: on all cores, and across interruptions.
+"""Make trajectory files in parts: on all cores, and resumable after an interruption.
 
-The episodes are divided into parts of a fixed number. Each part is a trajectory file in ``<name>.parts`` beside the
-requested file, made by any free process; once all exist, they are joined in order and removed. After an interruption,
-existing parts are reused. While they are joined, the data is on disk twice.
+The episodes are divided into parts of a fixed size. Each part is a trajectory file in ``<name>.parts`` beside the
+requested file, made by any free process. Once all exist, they are joined in order and removed. After an interruption,
+existing parts are reused. While parts are being joined, the data is on disk twice.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ class FileOptions:
 
 @dataclass(frozen=True)
 class Job:
-    """What to make, the same for every part; sent to other processes.
+    """What to make; the same for every part, and sent to other processes.
 
     Attributes:
         play: writes episodes ``first`` to ``first + count - 1``, called as ``play(writer, first, count)``: a
             module-level function, or a `functools.partial` of one. An episode must not depend on earlier ones of its
             part.
         layout: arguments of `TrajectoryWriter`: observation_shape, observation_dtype, ...
-        recipe: everything that the content depends on, as JSON; parts of another recipe are not reused.
+        recipe: everything that the content depends on, as JSON; parts with a different recipe are not reused.
         episodes_per_part: the most episodes that an interruption can lose, per process.
     """
 
@@ -72,27 +72,27 @@ def make_in_parts(
     path: Path,
     *,
     attributes: Mapping[str, Any],
-    joined: Callable[[dict[str, Any]], object] = lambda episode: None,
+    on_join: Callable[[dict[str, Any]], object] = lambda episode: None,
     overwrite: bool = False,
     workers: int | None = None,
 ) -> Path:
-    """Make a file of trajectories. Its content is the same for any number of workers.
+    """Make a trajectory file. Its content does not depend on the number of workers.
 
-    A second process that asks for the same file waits for the first, and uses its result.
+    A second process that requests the same file waits for the first and uses its result.
 
     Args:
         job: what to make.
-        episodes: their number.
+        episodes: number of episodes.
         path: the file; it appears when it is complete.
-        attributes: of the file; read when all episodes are joined.
-        joined: called with each episode (the arguments of `TrajectoryWriter.add_episode`) before it is joined, to
-            change what is kept of it, or to add notes about all episodes to ``attributes``.
-        overwrite: replace a file that exists.
-        workers: processes; None: one per core this process may use.
+        attributes: attributes of the file; read after all episodes are joined.
+        on_join: called with each episode (the arguments of `TrajectoryWriter.add_episode`) before it is joined, to
+            modify it or to add notes about all episodes to ``attributes``.
+        overwrite: replace an existing file.
+        workers: number of processes; None: one per available core.
 
     Raises:
-        UserError: the file exists and is not to be replaced, cannot be written, a process was killed, or ``play`` says
-            so.
+        UserError: the file exists and ``overwrite`` is False, it cannot be written, a process was killed, or ``play``
+            failed.
     """
     with _folder_of_parts(path, overwrite) as folder:
         if folder is None:
@@ -112,7 +112,7 @@ def make_in_parts(
         with progress_bar(total=episodes, desc="joining", unit="episode") as bar:
 
             def note(episode: dict[str, Any]) -> None:
-                joined(episode)
+                on_join(episode)
                 bar.update()
 
             _join(itertools.chain.from_iterable(map(_episodes, parts)), path, job, attributes, note)
@@ -125,20 +125,19 @@ def make_until(
     path: Path,
     *,
     attributes: Mapping[str, Any],
-    joined: Callable[[dict[str, Any]], object] = lambda episode: None,
+    on_join: Callable[[dict[str, Any]], object] = lambda episode: None,
     overwrite: bool = False,
     workers: int | None = None,
 ) -> Path:
-    """Like `make_in_parts`, for episodes of unknown length: as many as the requested steps need, the last one
-    unfinished.
+    """Like `make_in_parts`, but makes as many episodes as the requested steps need; the last one is cut there.
 
     Args:
-        job, attributes, joined, overwrite, workers: as there.
-        steps: in the file.
+        job, attributes, on_join, overwrite, workers: see `make_in_parts`.
+        steps: number of steps in the file.
         path: the file; it appears when it is complete.
 
     Raises:
-        UserError: as there.
+        UserError: see `make_in_parts`.
     """
     with _folder_of_parts(path, overwrite) as folder:
         if folder is None:
@@ -157,7 +156,7 @@ def make_until(
         with progress_bar(total=steps, desc="joining", unit="step") as bar:
 
             def note(episode: dict[str, Any]) -> None:
-                joined(episode)
+                on_join(episode)
                 bar.update(len(episode["rewards"]))
 
             _join(_cut(itertools.chain.from_iterable(map(_episodes, parts)), steps), path, job, attributes, note)
@@ -166,9 +165,9 @@ def make_until(
 
 @contextlib.contextmanager
 def _folder_of_parts(path: Path, overwrite: bool) -> Iterator[Path | None]:
-    """The folder for the parts of a file while only this process makes it; None if another process has just made it.
+    """The folder for a file's parts, locked for this process; None if another process has just made the file.
 
-    It is removed at the end, but stays after an interruption or an error.
+    It is removed at the end, but kept after an interruption or an error.
     """
     folder = path.with_name(f"{path.name}.parts")
     with making(path, overwrite=overwrite) as wanted:
@@ -181,13 +180,13 @@ def _folder_of_parts(path: Path, overwrite: bool) -> Iterator[Path | None]:
             if folder.is_dir() and not any(folder.glob("*.h5")):
                 shutil.rmtree(folder)
             elif folder.is_dir():
-                print(f"What is done is kept in '{folder}'; the same command goes on from there.", flush=True)
+                print(f"Finished parts are kept in '{folder}'; run the same command to continue.", flush=True)
             raise
         shutil.rmtree(folder)
 
 
 def _make_or_find(job: Job, folder: Path, first: int) -> tuple[Path, int]:
-    """The part that starts with an episode, made if missing, and its steps."""
+    """The part that starts with episode ``first``, made if missing, and its number of steps."""
     if not _is_done(job, folder, first, job.episodes_per_part):
         make_part(job, folder, (first, job.episodes_per_part))
     path = _part_path(folder, first // job.episodes_per_part)
@@ -196,7 +195,7 @@ def _make_or_find(job: Job, folder: Path, first: int) -> tuple[Path, int]:
 
 
 def _cut(episodes: Iterator[dict[str, Any]], steps: int) -> Iterator[dict[str, Any]]:
-    """Episodes up to this many steps; the one that exceeds them is cut there and has no end."""
+    """Episodes up to ``steps`` steps; the one that exceeds them is cut there and has no end."""
     while steps > 0:
         episode = next(episodes)
         if len(episode["rewards"]) > steps:
@@ -208,7 +207,7 @@ def _cut(episodes: Iterator[dict[str, Any]], steps: int) -> Iterator[dict[str, A
 
 
 def make_part(job: Job, folder: Path, task: tuple[int, int]) -> int:
-    """Make the file of one part, given as (its first episode, its episodes); returns the latter."""
+    """Make the file of one part, given as (first episode, number of episodes); returns the latter."""
     first, count = task
     path = _part_path(folder, first // job.episodes_per_part)
     with TrajectoryWriter(path, **job.layout, attributes={_RECIPE: dict(job.recipe)}) as writer:
@@ -221,7 +220,7 @@ def _part_path(folder: Path, part: int) -> Path:
 
 
 def _is_done(job: Job, folder: Path, first: int, count: int) -> bool:
-    """Whether a part exists, complete and with this recipe."""
+    """Whether a part exists, is complete and has this recipe."""
     with contextlib.suppress(UserError), TrajectoryFile(_part_path(folder, first // job.episodes_per_part)) as file:
         return file.attributes.get(_RECIPE) == dict(job.recipe) and file.num_episodes == count
     return False
@@ -251,7 +250,7 @@ def _join(
     attributes: Mapping[str, Any],
     note: Callable[[dict[str, Any]], object],
 ) -> None:
-    """Write episodes into one file, each after a call of ``note``."""
+    """Write episodes to one file, calling ``note`` before each."""
     with TrajectoryWriter(path, **job.layout, attributes=job.recipe) as writer:
         for episode in episodes:
             note(episode)

@@ -1,4 +1,4 @@
-"""Pickles of arrays, read without running code of the file's choice."""
+"""Pickles of arrays, read without running code from the file."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from RATE_model.errors import UserError, error_reason
 
 
 def load_pickle(path: Path) -> Any:
-    """What a pickle of NumPy arrays in plain containers holds.
+    """Load a pickle of NumPy arrays in plain containers.
 
     Raises:
-        UserError: the file is missing or damaged, or holds anything else, which could run code.
+        UserError: the file is missing or damaged, or contains anything else, which could run code.
     """
     try:
         with open(path, "rb") as file:
@@ -27,10 +27,10 @@ def load_pickle(path: Path) -> Any:
 
 
 class ArrayUnpickler(pickle.Unpickler):
-    """Unpickles NumPy arrays in plain containers. Everything else could run code on loading, and is refused.
+    """Unpickles NumPy arrays in plain containers. Everything else could run code on loading and is refused.
 
     Raises:
-        UserError: from `load`, of a pickle that holds something else.
+        UserError: from `load`, if the pickle contains anything else.
     """
 
     _ALLOWED = {
@@ -48,4 +48,4 @@ class ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if name in self._ALLOWED.get(module, ()):
             return super().find_class(module.replace("numpy.core", "numpy._core"), name)
-        raise UserError(f"a pickle that holds {module}.{name} is not read: only NumPy arrays and plain containers are")
+        raise UserError(f"a pickle with {module}.{name} is refused: only NumPy arrays in plain containers are allowed")

@@ -24,7 +24,7 @@ import torch
 from RATE_model.acting.rollout import torch_threads
 from RATE_model.errors import UserError
 from RATE_model.system.atomic import atomic_write_bytes
-from RATE_model.system.locks import only_one
+from RATE_model.system.locks import exclusive
 
 if TYPE_CHECKING:
     import gymnasium
@@ -116,7 +116,7 @@ def train_policies(
             disk is full.
     """
     place = training.folder(folder)
-    with only_one(place, f"another process is training the policies in '{place}'; waiting for it", folder=True):
+    with exclusive(place, f"another process is training the policies in '{place}'; waiting for it", folder=True):
         return _train_policies(training, place, enough, report)
 
 

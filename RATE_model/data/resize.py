@@ -1,4 +1,4 @@
-"""Scaling of pictures by NumPy alone: as OpenCV interpolates, to the last bit, and by averages over areas."""
+"""Image resizing with NumPy only: bit-identical to OpenCV's bilinear interpolation, and area averages."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import functools
 
 import numpy as np
 
-_BITS = 11  # of a weight
+_BITS = 11  # bits of a weight
 _ONE = 2**_BITS
 
 
 class Bilinear:
     """Two-tap bilinear interpolation in the integer arithmetic of OpenCV's INTER_LINEAR for uint8.
 
-    A row is interpolated with weights of 11 bits; 4 bits of the sums are dropped, then 16 of each row's share in a
-    pixel and, rounded, the 2 that are left.
+    A row is interpolated with 11-bit weights; the sums lose 4 bits, then 16 in each row's contribution to a pixel and,
+    rounded, the remaining 2.
 
     Args:
-        source: (height, width) of the pictures given.
-        target: (height, width) of those returned.
+        source: (height, width) of the input.
+        target: (height, width) of the output.
     """
 
     def __init__(self, source: tuple[int, int], target: tuple[int, int]) -> None:
@@ -28,14 +28,14 @@ class Bilinear:
         left, right, self._right_weight = _taps(width, target[1])
         rows = np.concatenate([upper, lower])
         starts = np.arange(3)[:, None, None] * (height * width) + rows[:, None] * width
-        self._left, self._right = starts + left, starts + right  # of the flat picture
+        self._left, self._right = starts + left, starts + right  # in the flattened image
         self._lower_weight = self._lower_weight[:, None]
         self._upper_weight = _ONE - self._lower_weight
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
-        """(3, H, W) uint8 of the source's size, contiguous, to (3, h, w) uint8 of the target's."""
+        """Resize (3, H, W) uint8, contiguous, to (3, h, w) uint8."""
         flat = image.reshape(-1)
-        sums = flat.take(self._left, mode="clip").astype(np.int32)  # clip: without it, indices are checked one by one
+        sums = flat.take(self._left, mode="clip").astype(np.int32)  # clip: the other modes check every index
         steps = flat.take(self._right, mode="clip").astype(np.int32)
         steps -= sums
         steps *= self._right_weight
@@ -53,7 +53,7 @@ class Bilinear:
 
 
 def _taps(size: int, target: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each of ``target`` places on an axis of ``size`` pixels: the two nearest and the weight of the second.
+    """For each of ``target`` positions on an axis of ``size`` pixels: the two nearest and the weight of the second.
 
     All (target,): int64, int64, int32 from 0 to 2048.
     """
@@ -72,7 +72,7 @@ def area_mean(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 @functools.cache
 def _areas(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which of ``old`` rows each of ``new`` ones covers, (n, new) int64, and with which weight, (n, new, 1) float32."""
+    """The ``old`` rows covered by each of the ``new`` rows, (n, new) int64, and their weights, (n, new, 1) float32."""
     edges = np.arange(new + 1) * (old / new)
     covered = edges[:-1].astype(np.int64) + np.arange(int(np.ceil(old / new)) + 1)[:, None]
     overlap = np.minimum(edges[1:], covered + 1) - np.maximum(edges[:-1], covered)
@@ -80,7 +80,7 @@ def _areas(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _mean(picture: np.ndarray, rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Weighted sums of rows. Products of such small matrices would make NumPy's threads wait for each other."""
+    """Weighted sums of rows, without matrix products, whose threads cost more than they gain at this size."""
     picture = np.ascontiguousarray(picture)
     mean = picture[rows[0]] * weights[0]
     for row, weight in zip(rows[1:], weights[1:], strict=True):

@@ -1,6 +1,6 @@
-"""Select windows of trajectory files: whole episodes or pieces, for training or for validation.
+"""Select windows of trajectory files: whole episodes or pieces of them.
 
-A window is a row ``[file, start step, length]`` that lies within one episode.
+A window is a row ``[file, start step, length]`` within one episode.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ def whole_episodes(
 ) -> np.ndarray:
     """One window per episode of ``min_steps`` to ``max_steps`` steps: (W, 3) int64 rows [file, start, length].
 
-    An episode without an end is left out: its returns-to-go would be too small.
+    An episode without an end is dropped: its returns-to-go would be too small.
 
     Raises:
         UserError: no episode has such a length.
@@ -26,7 +26,7 @@ def whole_episodes(
     keep = ~(short | long) & file.whole
     if not keep.any():
         raise UserError(
-            f"'{file.path}' has no episode of {min_steps} to {max_steps} steps: of {file.num_episodes} episodes "
+            f"'{file.path}' has no episode of {min_steps} to {max_steps} steps: of {file.num_episodes} episodes, "
             f"{short.sum()} are shorter and {long.sum()} longer (lengths {file.lengths.min()} to {file.lengths.max()})."
             f"{_tail(file)}"
         )
@@ -36,7 +36,7 @@ def whole_episodes(
 def strided_windows(file_index: int, file: Trajectories, length: int, stride: int) -> np.ndarray:
     """Windows of exactly ``length`` steps starting every ``stride`` steps of each episode: (W, 3) int64.
 
-    An episode without an end is left out: its returns-to-go would be too small.
+    An episode without an end is dropped: its returns-to-go would be too small.
 
     Raises:
         UserError: every episode is shorter than a window.
@@ -53,7 +53,7 @@ def strided_windows(file_index: int, file: Trajectories, length: int, stride: in
 
 
 def strided_or_whole(file_index: int, file: Trajectories, length: int, stride: int) -> np.ndarray:
-    """Like `strided_windows`, with shorter episodes whole; (W, 3) int64, empty for a file of unfinished episodes."""
+    """Like `strided_windows`, but keeps shorter episodes whole; (W, 3) int64, empty if all episodes are unfinished."""
     short = file.whole & (file.lengths < length)
     whole = _windows(file_index, file.starts[short], file.lengths[short])
     if not (file.whole & ~short).any():
@@ -62,7 +62,7 @@ def strided_or_whole(file_index: int, file: Trajectories, length: int, stride: i
 
 
 def windows_at_every_step(file_index: int, file: Trajectories, length: int) -> np.ndarray:
-    """The windows of at most ``length`` steps that end at each step of each episode with an end: (W, 3) int64."""
+    """The windows of at most ``length`` steps that end at each step of each finished episode: (W, 3) int64."""
     starts, lengths = file.starts[file.whole], file.lengths[file.whole]
     step = _numbers(lengths)  # within its episode
     begin = np.repeat(starts, lengths) + np.maximum(0, step - length + 1)
@@ -70,7 +70,7 @@ def windows_at_every_step(file_index: int, file: Trajectories, length: int) -> n
 
 
 def tiling_windows(file_index: int, file: Trajectories, length: int) -> np.ndarray:
-    """Windows that divide each episode with an end; an episode's last window may be shorter: (W, 3) int64."""
+    """Windows that tile each episode with an end; an episode's last window may be shorter: (W, 3) int64."""
     starts, lengths = file.starts[file.whole], file.lengths[file.whole]
     counts = -(-lengths // length)
     offset = _numbers(counts) * length
@@ -86,7 +86,7 @@ def _numbers(counts: np.ndarray) -> np.ndarray:
 
 def _tail(file: Trajectories) -> str:
     """A note about an episode without an end."""
-    return "" if file.whole.all() else f" The last one, of {file.lengths[-1]} steps, has no end and is left out."
+    return "" if file.whole.all() else f" The last one, of {file.lengths[-1]} steps, has no end and is dropped."
 
 
 def _windows(file_index: int, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -96,22 +96,22 @@ def _windows(file_index: int, starts: np.ndarray, lengths: np.ndarray) -> np.nda
 def split_episodes(
     windows: np.ndarray, files: Sequence[Trajectories], *, fraction: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Divide windows into training and validation so that no episode is in both.
+    """Split windows into training and validation sets with disjoint episodes.
 
-    In every file, ``fraction`` of all episodes are for training. The choice depends only on the seed, the file's
-    index and its number of episodes: adding files or dropping windows moves no episode to the other side.
+    In every file, ``fraction`` of all episodes are for training. The choice depends only on the seed, the file's index
+    and its number of episodes, so adding files or dropping windows moves no episode to the other set.
 
     Args:
         windows: (W, 3) rows [file, start, length].
         files: the files that the rows refer to.
         fraction: share of episodes for training, above 0 and below 1.
-        seed: of the split; not of a run, so that all runs validate on the same episodes.
+        seed: seed of the split; not of a run, so that all runs validate on the same episodes.
 
     Returns:
-        training windows and validation windows, (W', 3) each, in the order given.
+        training windows and validation windows, (W', 3) each, in their original order.
 
     Raises:
-        UserError: one side would be empty.
+        UserError: one of them would be empty.
     """
     training = np.zeros(len(windows), dtype=bool)
     for index, file in enumerate(files):
@@ -123,7 +123,7 @@ def split_episodes(
     if training.all() or not training.any():
         side = "validation" if training.all() else "training"
         raise UserError(
-            f"too little data to split {fraction:.0%} : {1 - fraction:.0%} by episode: none of {len(windows)} windows "
-            f"is left for {side}; provide more episodes."
+            f"too little data for a {fraction:.0%} : {1 - fraction:.0%} split by episode: none of {len(windows)} "
+            f"windows is left for {side}; provide more episodes."
         )
     return windows[training], windows[~training]

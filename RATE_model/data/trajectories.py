@@ -1,28 +1,28 @@
-"""Trajectories on disk: one HDF5 layout for every environment, that of D4RL (Fu et al. 2020, arXiv 2004.07219).
+"""Trajectory files: one HDF5 layout for every environment, that of D4RL (Fu et al. 2020, arXiv 2004.07219).
 
-All steps of all episodes lie one after the other in flat arrays:
+All steps of all episodes are concatenated in flat arrays:
 
     observations  (steps, ...)   uint8 images or floating-point vectors
     actions       (steps,) integers, or (steps, A) floating point
     rewards       (steps,)
     terminals     (steps,)       1 on the last step of an episode that ended in a terminal state
     timeouts      (steps,)       1 on the last step of an episode that was cut off; may be absent
-    infos/...     (steps, ...)   anything else: privileged, for objectives and probes (`TrajectoryFile.info`), but for
-    infos/first_seen     (steps,)   the first step with the same observation; may be absent
-    infos/expert_action             what an expert would have done, shaped as the actions; may be absent
+    infos/...     (steps, ...)   anything else: privileged data for objectives and probes (`TrajectoryFile.info`),
+    except infos/first_seen     (steps,)   the first step with the same observation; may be absent
+    infos/expert_action             what an expert would have done, shaped like the actions; may be absent
 
-Images are returned with channels first. A file may store them with channels last, and says so in the attribute
-``channels_last`` of ``observations``: pictures with few hues compress better that way.
+Images are returned with channels first. A file may store them with channels last, as the attribute ``channels_last``
+of ``observations`` says: images with few colours compress better that way.
 
-Files made here contain checksums of all this (`RATE_model.data.checksums`), compared when bytes are read.
+Files made here have checksums of all this (`RATE_model.data.checksums`), verified when bytes are read.
 
-Step t holds the observation, the action taken on it and the reward that followed. An episode ends where ``terminals``
-or ``timeouts`` says so; steps after the last end (a file cut short by its maker) form the last episode. In a file
-from another source, without the attribute ``format_version``, other arrays may mark ends too (`RATE_model.data.ends`),
-and columns may be (steps, 1).
+Step t has the observation, the action taken on it and the reward that followed. An episode ends where ``terminals``
+or ``timeouts`` says so; steps after the last end (a truncated file) form the last episode. In a file from another
+source, without the attribute ``format_version``, other arrays may mark ends too (`RATE_model.data.ends`), and columns
+may be (steps, 1).
 
-`TrajectoryWriter` (writer.py) makes such files atomically and describes them in attributes; `TrajectoryFile` opens
-them, and D4RL's own, checks them once and reads slices.
+`TrajectoryWriter` (writer.py) makes such files atomically, with attributes that describe them; `TrajectoryFile` opens
+them, and D4RL's own, validates them once and reads slices.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from typing import Any, Literal, Self
 import h5py
 import numpy as np
 
-from RATE_model.data.arrays import TrajectoryArrays, info_rows, no_info, returns_to_go
+from RATE_model.data.arrays import TrajectoryArrays, info_rows, missing_info_error, returns_to_go
 from RATE_model.data.attributes import decoded
 from RATE_model.data.checksums import Checksums, read_checksums
 from RATE_model.data.compression import hdf5plugin, uses_zstd
 from RATE_model.data.ends import UnclearEnds, can_mark_every_end, ends_of_file, layout_of, one_column
-from RATE_model.data.hdf5 import Hdf5, open_hdf5, refuse_if_unreadable
+from RATE_model.data.hdf5 import Hdf5, open_hdf5, raise_if_machine_error
 from RATE_model.errors import UserError, error_reason
 
 Learn = Literal["recorded", "expert"]  # the actions taken, or those that an expert would have taken
@@ -56,7 +56,7 @@ CHANNELS_LAST = "channels_last"
 
 
 class TrajectoryFile:
-    """A trajectory file, opened and checked; see the module for the layout and for where episodes end.
+    """An open, validated trajectory file; see the module docstring for the layout.
 
     All checks happen here, once, block by block; later reads are plain slices with checksums. Image content
     is not decoded for the check, and observations of a file with checksums are not read: its writer has checked them.
@@ -73,15 +73,14 @@ class TrajectoryFile:
         observation_shape, observation_dtype: of one observation as returned, uint8 or float32.
         discrete: whether actions are integers.
         action_shape: ``()`` or ``(A,)``.
-        attributes: written by the maker; empty for files from other sources.
+        attributes: written by the writer; empty for files from other sources.
 
     Args:
-        observation_shape, observation_dtype: required values; any floating-point type satisfies a floating-point
-            type.
-        num_actions: actions are discrete and lie between 0 and num_actions - 1.
-        action_size: actions are vectors of this size.
-        max_episode_steps: the longest possible episode in a file from another source.
-        hint: what to do if the file is missing or bad: a sentence, such as the command that makes it.
+        observation_shape, observation_dtype: required values; any floating-point dtype satisfies a floating-point one.
+        num_actions: actions must be discrete, 0 to num_actions - 1.
+        action_size: actions must be vectors of this size.
+        max_episode_steps: longest possible episode in a file from another source.
+        hint: what to do if the file is missing or invalid: a sentence, such as the command that makes it.
 
     Raises:
         UserError: the file is missing, empty, not HDF5 or truncated; a key is missing; lengths disagree; a shape or
@@ -104,7 +103,7 @@ class TrajectoryFile:
         self.path = Path(path)
         self._hint, self._max_episode_steps = hint, max_episode_steps
         self._handle: Hdf5 = None
-        self._arrays: dict[str, Hdf5] = {}  # of the handle: looking one up takes as long as reading a window
+        self._arrays: dict[str, Hdf5] = {}  # of the handle: a lookup takes as long as reading a window
         self._process = -1
         self._state: tuple[int, int] | None = None  # of the file when it was first opened
         self._checksums: dict[str, Checksums] | None = None
@@ -136,7 +135,7 @@ class TrajectoryFile:
             stated = self.attributes.get("num_episodes", self.num_episodes)
             if self._own and stated != self.num_episodes:
                 raise self._error(
-                    f"is damaged: written with {stated} episodes, its terminals and timeouts tell {self.num_episodes}"
+                    f"is damaged: written with {stated} episodes, but its end marks show {self.num_episodes}"
                 )
             self._num_actions = num_actions
             self.actions = self._in_range("actions", self.actions)
@@ -161,7 +160,7 @@ class TrajectoryFile:
         return returns_to_go(self.rewards, self.starts, self.lengths)
 
     def expert_actions(self) -> np.ndarray:
-        """The action of an expert at each step, in the shape and type of the actions.
+        """The expert's action at each step, with the shape and dtype of the actions.
 
         Raises:
             UserError: the file has none, or its array is damaged.
@@ -169,9 +168,9 @@ class TrajectoryFile:
         with self._reading():
             if EXPERT_ACTION not in (file := self._open()):
                 raise UserError(
-                    f"trajectory file '{self.path}' has no '{EXPERT_ACTION}': it does not tell what an expert would "
-                    "have done. Learn the actions that were taken (--learn recorded), or give a new --data_dir, where "
-                    "data with them is made."
+                    f"trajectory file '{self.path}' has no '{EXPERT_ACTION}': the expert's actions are unknown. "
+                    "Use --learn recorded to learn the actions that were taken, or give a new --data_dir, where data "
+                    "with expert actions is made."
                 )
             column, kinds = file[EXPERT_ACTION], "iu" if self.discrete else "f"
             if (
@@ -179,14 +178,14 @@ class TrajectoryFile:
                 or column.shape != self.actions.shape
                 or column.dtype.kind not in kinds
             ):
-                raise self._error(f"is damaged: '{EXPERT_ACTION}' has another shape or type than 'actions'")
+                raise self._error(f"is damaged: '{EXPERT_ACTION}' differs from 'actions' in shape or dtype")
             actions = self._finite(EXPERT_ACTION, self._verified(EXPERT_ACTION))
         return self._in_range(EXPERT_ACTION, actions)
 
     def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Steps start to stop - 1: observations (n, ...) uint8 or float32, actions (n,) int64 or (n, A) float32."""
         observations = self._channels_first(self.column("observations", start, stop))
-        with np.errstate(over="ignore"):  # values beyond float32 become inf, which the check on opening reports
+        with np.errstate(over="ignore"):  # values beyond float32 become inf, which is refused on opening
             return observations.astype(self.observation_dtype, copy=False), self.actions[start:stop]
 
     def column(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
@@ -200,23 +199,24 @@ class TrajectoryFile:
             return list(self._open().get("infos", {}))
 
     def info(self, name: str) -> np.ndarray:
-        """All steps of an array under ``infos/``, n numbers each: (num_steps, n) float32 or int64; see `info_rows`.
+        """An array under ``infos/``, n numbers per step: (num_steps, n) float32 or int64; see `info_rows`.
 
         Raises:
             UserError: there is no array of this name (the message lists the names), it is damaged, or not numeric.
         """
         if name not in (offered := self.info_names()):
-            raise no_info(f"trajectory file '{self.path}'", name, offered)
+            raise missing_info_error(f"trajectory file '{self.path}'", name, offered)
         return info_rows(self.column(f"infos/{name}"), name, self.num_steps, f"trajectory file '{self.path}'")
 
     def load(self) -> tuple[np.ndarray, np.ndarray]:
-        """All steps, as `read` returns them."""
+        """All steps, like `read`."""
         return self.read(0, self.num_steps)
 
     def frames(self, max_bytes: float = math.inf) -> tuple[np.ndarray, np.ndarray] | None:
-        """The distinct observations (U, ...) and the index of the one that each step shows, (num_steps,) int64.
+        """The distinct observations (U, ...) and the index of each step's observation, (num_steps,) int64.
 
-        None without `infos/first_seen`, or if they take more than `max_bytes`. UserError: that array is damaged.
+        None without `infos/first_seen`, or if they take more than `max_bytes`. Raises UserError if that array is
+        damaged.
         """
         with self._reading():
             if FIRST_SEEN not in self._open():
@@ -225,7 +225,7 @@ class TrajectoryFile:
             steps = np.arange(self.num_steps)
             good = first.shape == steps.shape and first.dtype.kind in "iu" and np.all((first >= 0) & (first <= steps))
             if not good or np.any(first[first] != first):
-                raise self._error(f"is damaged: '{FIRST_SEEN}' does not name earlier steps")
+                raise self._error(f"is damaged: '{FIRST_SEEN}' does not refer to earlier steps")
             distinct, index = np.unique(first, return_inverse=True)
             if self.num_bytes // self.num_steps * len(distinct) > max_bytes:
                 return None
@@ -233,7 +233,7 @@ class TrajectoryFile:
             return frames.astype(self.observation_dtype, copy=False), index
 
     def _channels_first(self, observations: np.ndarray) -> np.ndarray:
-        """Observations (n, ...) of the file in the form that `read` returns."""
+        """Convert stored observations (n, ...) to the form that `read` returns."""
         return np.ascontiguousarray(np.moveaxis(observations, -1, 1)) if self._channels_last else observations
 
     @property
@@ -282,17 +282,17 @@ class TrajectoryFile:
         return self._arrays[name]
 
     def _read_checksums(self, file: Hdf5, attributes: dict[str, Any]) -> dict[str, Checksums] | None:
-        """The file's checksums. Without any, damage can go unnoticed; a warning says so once."""
+        """The file's checksums. Warns once if there are none, as damage could then go unnoticed."""
         try:
             checksums = read_checksums(file, attributes)
         except ValueError as error:
             raise self._error(f"is damaged: {error}") from None
         if checksums is None:
-            _say(f"'{self.path}' holds no checksums: damage to it may go unnoticed.")
+            _say(f"'{self.path}' has no checksums: damage to it may go unnoticed.")
         return checksums
 
     def _verified(self, name: str, steps: slice | np.ndarray = slice(None)) -> np.ndarray:
-        """These steps of an array, verified against the checksums."""
+        """Steps of an array, verified against the checksums."""
         array, checksums = self._array(name), None if self._checksums is None else self._checksums[name]
         if checksums is None or checksums.intact:
             return array[steps]
@@ -307,7 +307,7 @@ class TrajectoryFile:
                 raise self._damage(name, range(damaged.start, min(damaged.stop, self.num_steps)))
 
     def _damage(self, name: str, steps: range) -> UserError:
-        """The error that these steps of an array have changed since they were written."""
+        """The error for steps that do not match their checksum."""
         episodes = "" if name in ("terminals", "timeouts") else self._episodes_of(steps)
         return self._error(
             f"is damaged: '{name}' differs from its checksum within steps {steps[0]} to {steps[-1]}{episodes}"
@@ -341,7 +341,7 @@ class TrajectoryFile:
             raise self._error(f"has arrays of different lengths ({listed})")
         self.num_steps = lengths["rewards"]
         if self.num_steps == 0:
-            raise self._error("holds no episode: its arrays have no steps")
+            raise self._error("has no episodes: its arrays have no steps")
 
     def _check_kinds(
         self,
@@ -371,14 +371,14 @@ class TrajectoryFile:
             self.action_shape = ()
         self.discrete = actions.dtype.kind in "iu" and self.action_shape == ()
         if num_actions is not None and not self.discrete:
-            raise self._error(f"'actions' are {actions.dtype} {self.action_shape} a step; expected one integer")
+            raise self._error(f"'actions' are {actions.dtype} {self.action_shape} per step; expected one integer")
         if action_size is not None and (self.action_shape != (action_size,) or actions.dtype.kind != "f"):
             raise self._error(
-                f"'actions' are {actions.dtype} {self.action_shape} a step; expected {action_size} floats"
+                f"'actions' are {actions.dtype} {self.action_shape} per step; expected {action_size} floats"
             )
 
     def _in_range(self, name: str, actions: np.ndarray) -> np.ndarray:
-        """The actions of each step, discrete ones as int64; raises if one is not allowed."""
+        """The actions as returned, discrete ones as int64; raises if one is out of range."""
         if not self.discrete:
             return actions
         actions, most = actions.astype(np.int64), self._num_actions
@@ -415,7 +415,7 @@ class TrajectoryFile:
         try:
             yield
         except (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError) as error:
-            refuse_if_unreadable(self.path, error)
+            raise_if_machine_error(self.path, error)
             problem = f"cannot be read{place}; it is truncated, damaged or not an HDF5 file ({error_reason(error)})"
             raise self._error(problem) from error
 

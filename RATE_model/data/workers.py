@@ -1,8 +1,8 @@
-"""Processes that assemble batches, and the reporting of their failures in the training process.
+"""Loader processes that assemble batches, with their failures reported in the training process.
 
-Torch's loader passes batches in shared memory, from a thread whose errors are lost: the training process would wait
+Torch's loader passes batches in shared memory from a thread whose errors are lost, so the training process would wait
 forever. Here a batch is moved to shared memory before that thread gets it, an error is returned in its place, and a
-process that cannot send one ends, which the loader notices.
+process that cannot send one exits, which the loader notices.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from torch.utils.data import DataLoader, Dataset
 from RATE_model.errors import UserError, error_reason
 
 _SECONDS_TO_LEARN = 1.0
-_HANDLES_OF_A_WORKER = 4  # file handles that the training process opens for each
-_HANDLES_OF_A_BATCH = 8  # one for each array
+_HANDLES_OF_A_WORKER = 4  # file handles that the training process opens per worker
+_HANDLES_OF_A_BATCH = 8  # one per array
 
 
-# Torch's messages if a process has ended or cannot be reached.
+# Torch's messages when a process has ended or cannot be reached.
 _FAILURES = ("DataLoader worker", "Too many open files", "received 0 items of ancdata")
 
 
@@ -33,7 +33,7 @@ class TooFewResources(UserError):
 
 
 class DatasetInWorker(Dataset):
-    """A dataset of whole batches as served by a loader process: errors become values."""
+    """A dataset of whole batches, for use in a loader process: errors become values."""
 
     def __init__(self, dataset: Any) -> None:
         self._dataset = dataset
@@ -42,7 +42,7 @@ class DatasetInWorker(Dataset):
         return len(self._dataset)
 
     def __getitems__(self, indices: Sequence[int]) -> Any:
-        """The batch in shared memory, or the `UserError` that explains why not."""
+        """The batch in shared memory, or the `UserError` that explains why there is none."""
         try:
             batch = self._dataset.__getitems__(indices)
         except UserError as error:
@@ -54,12 +54,12 @@ class DatasetInWorker(Dataset):
 
 
 def begin_worker(_: int) -> None:
-    """In a new loader process: end it if a batch cannot be sent, with the error's number as exit code."""
+    """In a new loader process: exit if a batch cannot be sent, with the error number as exit code."""
 
     def cannot_send(error: BaseException, _: Any) -> None:
         os._exit(getattr(error, "errno", None) or 1)
 
-    # Private, and so unknown to typeshed.
+    # Private, so not in typeshed.
     queue: Any = multiprocessing.queues.Queue
     queue._on_queue_feeder_error = staticmethod(cannot_send)
 
@@ -68,8 +68,8 @@ def worker_batches(loader: DataLoader) -> Iterator[Any]:
     """The batches of a loader whose dataset is `DatasetInWorker`.
 
     Raises:
-        TooFewResources: its processes cannot be started, would soon run out of file handles, or find no shared memory.
-        UserError: what the dataset says; or a process has ended.
+        TooFewResources: processes cannot be started, would run out of file handles, or find no shared memory.
+        UserError: raised by the dataset, or a process has ended.
     """
     _check_file_handles(loader)
     try:
@@ -81,7 +81,7 @@ def worker_batches(loader: DataLoader) -> Iterator[Any]:
             if isinstance(item, UserError):
                 raise item
             yield item
-    except (ConnectionError, EOFError, FileNotFoundError) as error:  # a batch from a process that is gone
+    except (ConnectionError, EOFError, FileNotFoundError) as error:  # a batch from a process that has ended
         time.sleep(_SECONDS_TO_LEARN)  # torch interrupts this once it learns how the process ended
         raise _ended("it does not answer") from error
     finally:
@@ -90,18 +90,18 @@ def worker_batches(loader: DataLoader) -> Iterator[Any]:
 
 def _check_file_handles(loader: DataLoader) -> None:
     """Raise `TooFewResources` if batches in transit need more file handles than this process may have."""
-    import resource  # late, as there is none on Windows
+    import resource  # late, because Windows has none
 
     batches = (loader.prefetch_factor or 0) * (loader.num_workers + 1)  # None without workers
     needed = len(os.listdir("/dev/fd")) + _HANDLES_OF_A_WORKER * loader.num_workers + _HANDLES_OF_A_BATCH * batches
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if limit != resource.RLIM_INFINITY and needed > limit:
-        raise TooFewResources(f"{needed} open files are needed and {limit} allowed (ulimit -n)")
+        raise TooFewResources(f"{needed} open files are needed but only {limit} allowed (ulimit -n)")
 
 
 @contextmanager
 def worker_failures() -> Iterator[None]:
-    """Turn the end of a loader process, which torch may report at any moment, into a `UserError`."""
+    """Turn the death of a loader process, which torch may report at any time, into a `UserError`."""
     try:
         yield
     except RuntimeError as error:
@@ -114,11 +114,11 @@ def worker_failures() -> Iterator[None]:
 
 def _ended(reason: str) -> UserError:
     return UserError(
-        f"--num_workers: a process that assembles batches ended ({reason}). If memory is short give fewer, or 0, which "
-        "needs none; then continue with --resume auto"
+        f"--num_workers: a loader process ended ({reason}). If memory is short, use fewer workers or 0; then continue "
+        "with --resume auto"
     )
 
 
 def _first_sentence(error: BaseException) -> str:
-    """Of what torch says, which may go on with a traceback."""
+    """The first sentence of torch's message, which may contain a traceback."""
     return str(error).split(". ")[0].splitlines()[0][:200]

@@ -1,4 +1,4 @@
-"""Write trajectory files in the layout that `RATE_model.data.trajectories` describes and reads."""
+"""Write trajectory files; see `RATE_model.data.trajectories` for their layout."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ VECTOR_CHUNK = 4096  # steps per chunk
 
 
 class _Sink(io.FileIO):
-    """A new file for HDF5 that keeps its first error and accepts nothing afterwards.
+    """A new file for HDF5 that keeps its first error and discards everything afterwards.
 
-    HDF5 cannot close a file after a failed write: it complains thousands of times, keeps it open, and crashes at
-    the end of the process. So it is told that all is well, and the writer checks here.
+    HDF5 cannot close a file after a failed write: it prints thousands of errors, keeps the file open, and crashes at
+    exit. So writes always appear to succeed, and the writer checks for errors here.
     """
 
     def __init__(self, path: Path) -> None:
@@ -49,7 +49,7 @@ class _Sink(io.FileIO):
         return len(data)
 
     def truncate(self, size: int | None = None) -> int:
-        """As `write`."""
+        """See `write`."""
         try:
             return super().truncate(size) if self.error is None else size or 0
         except OSError as error:
@@ -58,30 +58,30 @@ class _Sink(io.FileIO):
 
 
 class TrajectoryWriter:
-    """Writes one trajectory file; a context manager.
+    """Writes one trajectory file; use as a context manager.
 
         with TrajectoryWriter(path, observation_shape=(4,), observation_dtype="float32", attributes={...}) as writer:
             writer.add_episodes(observations, actions, rewards, lengths)
 
     Everything goes to a temporary file beside ``path``. A clean exit adds the attributes, flushes to disk and renames
-    it into place; an exception removes it and leaves what was at ``path`` untouched.
+    the file into place; an exception removes it and leaves ``path`` untouched.
 
-    Adds to the caller's attributes: ``format_version, num_steps, num_episodes, versions`` and, over whole episodes if
-    there are any, ``return_{mean,std,min,max}, length_{mean,min,max}``. Lists and dicts are stored as JSON.
+    Adds to the caller's attributes: ``format_version, num_steps, num_episodes, versions`` and, over whole episodes,
+    ``return_{mean,std,min,max}, length_{mean,min,max}``. Lists and dicts are stored as JSON.
 
     Args:
         path: the file to make; parent directories are created.
         observation_shape, observation_dtype: of one observation.
-        action_shape, action_dtype: of one action; the default is one small discrete action.
-        compress: zstd (lossless, through hdf5plugin). None: images are compressed, vectors are not.
-        level: of the compression, 1 to 22; higher levels take longer to write, not to read.
+        action_shape, action_dtype: of one action; by default a small discrete action.
+        compress: zstd (lossless, through hdf5plugin). None: compress images, not vectors.
+        level: compression level, 1 to 22; higher levels are slower to write, not to read.
         index_frames: also store `infos/first_seen`, which lets a reader keep each distinct observation once.
         channels_last: store images (C, H, W) as (H, W, C).
         attributes: how the data was made: environment, generator, parameters, seeds.
 
     Raises:
         UserError: the file cannot be written, or no episode was added.
-        ValueError: data handed to it has the wrong shape or is not finite.
+        ValueError: data has the wrong shape or is not finite.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class TrajectoryWriter:
         self._shapes = {"observations": tuple(observation_shape), "actions": tuple(action_shape), "rewards": ()}
         self._dtypes = {"observations": observation_dtype, "actions": action_dtype, "rewards": "float32"}
         self._attributes = dict(attributes)
-        self._pending: dict[str, list[np.ndarray]] = {}  # waits until a whole chunk is full
+        self._pending: dict[str, list[np.ndarray]] = {}  # until a whole chunk is full
         self._pending_steps = self._num_steps = 0
         self._unfinished = False
         self._first_seen: dict[bytes, int] | None = {} if index_frames else None  # digest of a frame -> step
@@ -122,7 +122,7 @@ class TrajectoryWriter:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self._temporary = stack.enter_context(temporary(self.path))
                 self._sink = _Sink(self._temporary)
-                # Since version 1.10 HDF5 checks its own descriptions. Nobody else has this file: it needs no lock.
+                # Since version 1.10 HDF5 has checksums of its metadata. The file is private, so it needs no lock.
                 self._file = h5py.File(self._sink, "w", libver=("v110", "v110"))
             self._making = stack.pop_all()
         return self
@@ -136,7 +136,7 @@ class TrajectoryWriter:
             self._making.close()
 
     def _discard(self) -> None:
-        """Close and remove the temporary file, whatever state it is in."""
+        """Close and remove the temporary file, whatever its state."""
         with contextlib.suppress(Exception):  # the content was not written, so the error does not matter
             self._file.close()
         if self._sink is not None:
@@ -164,12 +164,12 @@ class TrajectoryWriter:
             terminals: (E,) bool, whether an episode ended in a terminal state rather than by a time limit; None: all
                 did.
             infos: further arrays (E, T, ...), stored under ``infos/``; the same names in every call.
-            unfinished: the last episode gets no end: it was cut off in the middle, and nothing can follow it.
+            unfinished: the last episode has no end: it was cut off, and nothing can follow it.
         """
         lengths = np.asarray(lengths, dtype=np.int64)
         steps = np.asarray(rewards).shape[1]
         if len(lengths) == 0 or lengths.min() < 1 or lengths.max() > steps:
-            raise ValueError(f"lengths must be 1 to {steps} and not empty")
+            raise ValueError(f"lengths must be non-empty and between 1 and {steps}")
         if self._unfinished:
             raise ValueError("nothing can follow an unfinished episode")
         self._unfinished = unfinished
@@ -203,7 +203,7 @@ class TrajectoryWriter:
             self._flush(self._pending_steps // self._chunk * self._chunk)
 
     def describe(self, attributes: Mapping[str, Any]) -> None:
-        """Add attributes, at any time before the file is complete."""
+        """Add attributes; allowed until the file is complete."""
         self._attributes |= attributes
 
     def add_episode(
@@ -228,7 +228,7 @@ class TrajectoryWriter:
         )
 
     def _first_steps(self, observations: np.ndarray, seen: dict[bytes, int]) -> np.ndarray:
-        """For each observation (n, ...) of the next steps, the first step with the same one: (n,) int64."""
+        """For each observation (n, ...) of the next steps, the first step with an equal one: (n,) int64."""
         first = np.empty(len(observations), dtype=np.int64)
         for row, observation in enumerate(np.ascontiguousarray(observations)):
             digest = hashlib.blake2b(observation, digest_size=16).digest()
@@ -236,7 +236,7 @@ class TrajectoryWriter:
         return first
 
     def _flush(self, steps: int) -> None:
-        """Write the first ``steps`` pending steps as whole chunks, so none is compressed twice."""
+        """Write the first ``steps`` pending steps as whole chunks, so that none is compressed twice."""
         with self._writing():
             for name, parts in self._pending.items():
                 values = np.concatenate(parts)
@@ -248,7 +248,7 @@ class TrajectoryWriter:
         self._pending_steps -= steps
 
     def _create(self, name: str, values: np.ndarray) -> Hdf5:
-        """An empty, growing dataset for values like these (steps, ...)."""
+        """An empty, resizable dataset for values like these (steps, ...)."""
         shape, options = values.shape[1:], {}
         if self._compress:
             options = zstd(f"'{self.path}' is compressed with zstd; writing it", self._level)
@@ -262,7 +262,7 @@ class TrajectoryWriter:
         return dataset
 
     def _finish(self) -> None:
-        """Write the rest and the attributes, then move the file to its place."""
+        """Write the rest and the attributes, then move the file into place."""
         if not self._num_steps:
             raise UserError(f"no episode to write to '{self.path}'; nothing was created.")
         if self._pending_steps:
@@ -290,7 +290,7 @@ class TrajectoryWriter:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """Turn a failure of the disk into a `UserError` that names the file."""
+        """Turn a disk failure into a `UserError` that names the file."""
         try:
             yield
             self._check_sink()

@@ -71,7 +71,7 @@ def whole_episodes_of(data: WindowDataset, *, episodes: int, steps: int | None =
         steps: maximum steps of each; None: all.
     """
     index, start, _ = data.windows.T
-    found = np.unique(np.stack([index, data.begun(index, start)], axis=1), axis=0)
+    found = np.unique(np.stack([index, data.episode_starts(index, start)], axis=1), axis=0)
     found = found[np.linspace(0, len(found) - 1, min(episodes, len(found))).astype(int)]
     lengths = [_length(data, file, start) for file, start in found]
     lengths = np.minimum(lengths, min(steps or max(lengths), max(lengths)))

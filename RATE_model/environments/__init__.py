@@ -1,1 +1,1 @@
-"""What an environment is to everything that trains, plays and reports: see `contract`."""
+"""The contract between environments and everything that trains, plays and reports; see `contract`."""

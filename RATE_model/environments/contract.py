@@ -1,14 +1,14 @@
-"""The contract of an environment: one object with all that training, inference and reports need to know about it.
+"""The contract of an environment: one object with everything that training, inference and reports need.
 
-An environment's folder has a module `environment` with a subclass of `Environment` and its one instance, `ENVIRONMENT`.
-A line in pyproject.toml adds it to the table of environments. Only these members are required:
+An environment's folder has a module `environment` with a subclass of `Environment` and its instance, `ENVIRONMENT`. A
+line in pyproject.toml adds it to the table of environments. Only these members are required:
 
-    name, folder, checkpoints, scripts     what it is called and where it lies
+    name, folder, checkpoints, scripts     its names and paths
     config, play_options                   its flags: for training, and for playing
     spec                                   its observations and actions
     load                                   its data, made if missing
     make                                   one Gymnasium environment
-    data_seeds, first_seed                 seeds of the data, and of evaluation episodes, which are never the same
+    data_seeds, first_seed                 disjoint seeds of the data and of evaluation episodes
     metrics                                results under their published names
 
 Everything else has a default: vectors of environments, cases such as lengths, table columns, pictures, videos,
@@ -66,9 +66,9 @@ class TrainingData:
         stages: numbers of segments of the stages, ascending; without a curriculum only the last one is used.
         before: segments and epochs of stages before these.
         spec: observations and actions; its normalisation may come from the data.
-        transform: of batches, such as mirroring.
-        final_tokens: environment steps at which the learning rate's decay ends, unless a flag says otherwise.
-        prepare: called with the run's directory, to write what its checkpoints need besides themselves.
+        transform: batch transform, such as mirroring.
+        final_tokens: environment steps at which the learning rate's decay ends, unless a flag overrides it.
+        prepare: called with the run directory, to write whatever its checkpoints need besides themselves.
     """
 
     windows: Callable[[int], tuple[WindowDataset, WindowDataset]]
@@ -83,24 +83,24 @@ class TrainingData:
     def of_one_stage(
         cls, sides: tuple[WindowDataset, WindowDataset], segments: int, spec: EnvironmentSpec, **more: Any
     ) -> TrainingData:
-        """Of training and validation windows of this many segments; `more` are further attributes."""
+        """From training and validation windows of ``segments`` segments; `more` are further attributes."""
         return cls(lambda segments: sides, [segments], spec, **more)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What to ask of an agent; `play` plays it, with other memories too if wanted.
+    """The settings of an evaluation; `play` runs it, optionally with other memories.
 
     Attributes:
-        environment, agent: who plays where; the agent is in eval mode.
+        environment, agent: the environment and the agent, in eval mode.
         options: an instance of the environment's `play_options`.
-        targets: returns to ask for.
+        targets: target returns.
         cases: lengths, sizes, ...; `(None,)` if there are none.
         episodes: per case and target.
         seed: for sampled actions.
         precision: see `Actor`.
-        transform_memory: the default change that `play` makes to the memory.
-        run: the directory of the agent's run; None: it has none.
+        transform_memory: default memory transform of `play`.
+        run: directory of the agent's run; None: it has none.
     """
 
     environment: Environment
@@ -116,7 +116,7 @@ class Evaluation:
     _known: dict[Any, dict[Case, Episodes]] = field(default_factory=dict, repr=False, compare=False)
 
     def acting(self, target: float) -> Acting:
-        """How the agent acts when asked for this return."""
+        """The actor's settings for this target return."""
         return self.environment.acting(self, target)
 
     def play(self) -> dict[float, dict[Case, Episodes]]:
@@ -124,7 +124,7 @@ class Evaluation:
         return self.play_with(self.transform_memory)
 
     def play_with(self, transform: MemoryTransform | None, *, twins: bool = False) -> dict[float, dict[Case, Episodes]]:
-        """The same with this change to the memory. Results are cached: nothing is played twice.
+        """`play` with this memory transform. Results are cached: nothing is played twice.
 
         With `twins` every episode is played twice, in neighbouring rows: see `Environment.twins`.
         """
@@ -140,19 +140,19 @@ class Evaluation:
     def conditions(self) -> dict[str, dict[Case, Episodes]]:
         """The episodes by case, with and without memory (`memory_conditions`), by label.
 
-        If several returns are asked for, the labels include them.
+        With several target returns, the labels include them.
         """
         found = {}
         for label, transform in memory_conditions(self.agent).items():
             for target, by_case in self.play_with(transform).items():
-                found[label + (f", asked for {target:g}" if len(self.targets) > 1 else "")] = by_case
+                found[label + (f", target return {target:g}" if len(self.targets) > 1 else "")] = by_case
         return found
 
 
 class Environment(ABC):
-    """See the module. Instances hold no state."""
+    """See the module docstring. Instances are stateless."""
 
-    # Its name in text
+    # Display name
     name: ClassVar[str]
     # The folder with its config.yaml, and the folder of its runs
     folder: ClassVar[Path]
@@ -163,7 +163,7 @@ class Environment(ABC):
     # Its flags: those of the train script, and those of playing, shared by training and inference
     config: ClassVar[type[ExperimentConfig]]
     play_options: ClassVar[type[PlayOptions]] = PlayOptions
-    # The values that --published true sets, and what runs did before these flags existed
+    # The values set by --published true, and the behaviour of runs made before these flags existed
     published: ClassVar[Mapping[str, Any]] = {}
     before: ClassVar[Mapping[str, Any]] = {}
     # Aliases of its flags
@@ -172,7 +172,7 @@ class Environment(ABC):
     solved_metric: ClassVar[str] = ""
     # What distinguishes the cases of an evaluation, such as "length"; empty: there is one case, None
     axis: ClassVar[str] = ""
-    # How many episodes a case may have, limited by the seeds
+    # Episodes per case, limited by the seeds
     episode_counts: ClassVar[range] = range(1, 10_001)
     # Seeds of the episodes in its data; empty if the data comes from elsewhere
     data_seeds: ClassVar[range] = range(0)
@@ -184,7 +184,7 @@ class Environment(ABC):
     grid_cases: ClassVar[Sequence[Case]] = ()
     # A `reset` option and its two values, for twins: episodes that differ only in what has to be remembered
     twins: ClassVar[tuple[str, Sequence[Any]] | None] = None
-    # What `outcomes` are: "success", from 0 to 1, or "return"
+    # Kind of `outcomes`: "success", from 0 to 1, or "return"
     outcome: ClassVar[Outcome] = "return"
     # Names of discrete actions; empty: use their numbers
     action_names: ClassVar[Sequence[str]] = ()
@@ -197,7 +197,7 @@ class Environment(ABC):
     curves: ClassVar[Sequence[str]] = ("train_loss", "train_accuracy")
 
     def read_config(self, argv: Sequence[str] | None = None) -> Any:
-        """The configuration that the flags (None: the command line) ask for. Raises UserError."""
+        """The configuration from the flags (None: the command line). Raises UserError."""
         config = parse_options(
             self.config,
             argv=argv,
@@ -212,7 +212,7 @@ class Environment(ABC):
 
     def train(self, argv: Sequence[str] | None = None) -> int:
         """The train script; see `RATE_model.cli.training.main`."""
-        from RATE_model.cli import training  # late: inference does without
+        from RATE_model.cli import training  # late: not needed for inference
 
         return training.main(self, argv)
 
@@ -223,7 +223,7 @@ class Environment(ABC):
         evaluation.main(self, argv)
 
     def check_episodes(self, **episodes: int) -> None:
-        """Raise `UserError` for the first flag that asks for more episodes than there are seeds."""
+        """Raise `UserError` for the first flag that requests more episodes than there are seeds."""
         counts = self.episode_counts
         for name, count in episodes.items():
             if count not in counts:
@@ -238,10 +238,10 @@ class Environment(ABC):
 
     @abstractmethod
     def load(self, config: Any) -> TrainingData:
-        """The data of a configuration, made if missing.
+        """The training data of a configuration, made if missing.
 
         Raises:
-            UserError: it is missing and cannot be made, is damaged, or does not fit the flags.
+            UserError: it is missing and cannot be made, is damaged, or does not match the flags.
         """
 
     def files(self, config: Any) -> Sequence[Path]:
@@ -263,13 +263,13 @@ class Environment(ABC):
 
         Args:
             played: episodes by case.
-            evaluation: what was asked.
-            config: of the run.
+            evaluation: its settings.
+            config: the run's configuration.
             final: whether training is over.
         """
 
     def seeds(self, episodes: int) -> np.ndarray:
-        """Seeds of the episodes of an evaluation, (E,) int64; no data is made with any of these."""
+        """Seeds of the episodes of an evaluation, (E,) int64; never used for data."""
         return np.arange(self.first_seed, self.first_seed + episodes)
 
     # --- training ---
@@ -282,7 +282,7 @@ class Environment(ABC):
         """Raise a UserError for what would fail later, such as a missing package, before any data is made."""
 
     def batch_metrics(self, logits: Tensor, batch: Batch) -> dict[str, Tensor | Share]:
-        """Metrics of a training batch, for actions that are discrete: accuracy over all steps."""
+        """Metrics of a training batch with discrete actions: accuracy over all steps."""
         from RATE_model.training.trainer import accuracy
 
         return accuracy(logits, batch)
@@ -292,7 +292,7 @@ class Environment(ABC):
         return (None,)
 
     def target_returns(self, flags: Mapping[str, Any]) -> tuple[float, ...]:
-        """The returns to ask for: the run's own, or the default. Flags are flat.
+        """The target returns: the run's own, or the default. Flags are flat.
 
         Raises:
             UserError: none is known.
@@ -302,31 +302,31 @@ class Environment(ABC):
         return (float(value),)
 
     def headlines(self, config: Any) -> Mapping[str, str]:
-        """Metrics for the last line of a run, the most telling first, each with a note (such as its step limit).
+        """Metrics for the last line of a run, the most important first, each with a note (such as its step limit).
 
-        A note is empty if the name says it all.
+        A note is empty if the name is self-explanatory.
         """
         return {}
 
     def draw_run(self, directory: Path, agent: Agent, config: Any, result: Mapping[str, Any]) -> None:
-        """Draw the pictures of a finished run into its plots/, from metrics.jsonl and its last evaluation."""
+        """Draw the figures of a finished run into its plots/, from metrics.jsonl and its last evaluation."""
         from RATE_model.plots import plot_curves
 
         label = config.model.model_mode
         plot_curves({label: directory / "metrics.jsonl"}, directory / "plots" / "curves.png", self.curves)
 
     def grid_flags(self, case: Case, parts: int) -> Sequence[str]:
-        """Flags of the train script for episodes of a single case, seen in this many segments.
+        """Flags of the train script for episodes of a single case, split into this many segments.
 
         Raises:
             UserError: the environment has no grid.
         """
-        raise UserError(f"{self.name} declares no grid of contexts and horizons")
+        raise UserError(f"{self.name} has no grid of contexts and horizons")
 
     # --- playing ---
 
     def recorded(self, flags: Mapping[str, Any]) -> dict[str, Any]:
-        """A run's flags under today's names; converted checkpoints may use other words."""
+        """A run's flags under today's names; converted checkpoints may use others."""
         return dict(flags)
 
     def load_agent(
@@ -337,8 +337,8 @@ class Environment(ABC):
         Args:
             checkpoint: its path.
             recorded: the flags of its run, flat.
-            asked: flags of what it is going to play, flat.
-            device: where to put it.
+            asked: flags of what is to be played, flat.
+            device: its device.
 
         Raises:
             UserError: the checkpoint is damaged, or its agent cannot play that.
@@ -348,7 +348,7 @@ class Environment(ABC):
     def inherited_flags(self, recorded: Mapping[str, Any], typed: Mapping[str, Any]) -> Mapping[str, Any]:
         """Flags of a checkpoint's run, adjusted to the flags typed; both are flat.
 
-        Typed flags always win; this is for recorded values that make no sense beside a typed one.
+        Typed flags always win; this is for recorded values that make no sense with a typed one.
         """
         return recorded
 
@@ -357,14 +357,14 @@ class Environment(ABC):
         return (None,)
 
     def vector(self, cases: np.ndarray, options: Any) -> VectorEnv:
-        """One environment per case, (B,); finished ones stay as they are (`AutoresetMode.DISABLED`).
+        """One environment per case, (B,); finished ones stay frozen (`AutoresetMode.DISABLED`).
 
         The attribute `max_steps`, () or (B,), limits episodes.
         """
         return FrozenVectorEnv([partial(self.make, case, options) for case in cases], name=self.name)
 
     def acting(self, evaluation: Evaluation, target: float) -> Acting:
-        """How the agent acts when asked for this return."""
+        """The actor's settings for this target return."""
         options = evaluation.options
         return Acting(
             target_return=target,
@@ -384,8 +384,7 @@ class Environment(ABC):
         return {}
 
     def play(self, evaluation: Evaluation, acting: Acting, *, twins: bool = False) -> dict[Case, Episodes]:
-        """The episodes of all cases. With `twins`, every seed is played with both values of the option in which twins
-        differ."""
+        """Play the episodes of all cases. With `twins`, every seed is played with both values of the twins' option."""
         seeds = self.seeds(evaluation.episodes)
         options = self.reset_options(seeds, evaluation.options)
         if twins:
@@ -409,7 +408,7 @@ class Environment(ABC):
         )
 
     def play_as(self, player: BatchActor, options: Any, *, episodes: int, case: Case = None) -> Episodes:
-        """The episodes of an evaluation, played by anything that acts, such as a random player; see `play`."""
+        """Play the episodes of an evaluation with any player, such as a random one; see `play`."""
         environments = self.vector(np.full(episodes, case), options)
         try:
             return rollout(
@@ -432,7 +431,7 @@ class Environment(ABC):
     def chance(self, case: Case, evaluation: Evaluation) -> float | None:
         """The mean of `outcomes` without memory; if they are returns, that of a random player.
 
-        None if it is not known. By default what `references` says of a player called "random".
+        None if unknown. By default, the reference called "random".
         """
         return self.references(evaluation).get("random")
 
@@ -451,7 +450,7 @@ class Environment(ABC):
     # --- results ---
 
     def figures(self, case: Case, episodes: Episodes, evaluation: Evaluation) -> dict[str, float]:
-        """What the inference script prints and writes for a case: columns by name."""
+        """The columns that the inference script prints and writes for a case, by name."""
         mean, error = mean_and_error(episodes.returns)
         figures = {"mean_return": mean, "mean_steps": float(episodes.lengths.mean())}
         return figures | ({"standard_error": error} if len(episodes.returns) > 1 else {})
@@ -465,7 +464,7 @@ class Environment(ABC):
         return {}
 
     def references(self, evaluation: Evaluation) -> dict[str, float]:
-        """Reference returns, such as a random player's, the data's and an expert's, for pictures and tables."""
+        """Reference returns, such as a random player's, the data's and an expert's, for figures and tables."""
         return {}
 
     def draw(self, folder: Path, evaluation: Evaluation) -> Sequence[Path]:
@@ -482,14 +481,14 @@ class Environment(ABC):
         return [plot_returns(lines, folder / "returns.png", title=title, references=self.references(evaluation))]
 
     def picture(self, environments: VectorEnv, row: int) -> np.ndarray | None:
-        """A picture of one row of `vector`'s environments, (H, W, 3) uint8; None if it cannot be drawn.
+        """An image of one row of `vector`'s environments, (H, W, 3) uint8; None if it cannot be rendered.
 
         Reports use it where observations are not images.
         """
         return None
 
     def frame(self, environment: gymnasium.Env, observation: np.ndarray, caption: Sequence[str]) -> np.ndarray:
-        """One frame of a video, (H, W, 3) uint8: the environment's picture with lines of text below it."""
+        """One frame of a video, (H, W, 3) uint8: the environment's image with lines of text below it."""
         from RATE_model.acting.video import with_caption
 
         picture = environment.render()

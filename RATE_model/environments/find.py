@@ -27,7 +27,7 @@ def environment_of(run: Path) -> Environment:
     """The environment of a run: that of the train script in its environment.json, or a user's own.
 
     Raises:
-        UserError: this is not a run, or it names no train script of an environment.
+        UserError: this is not a run, or it does not name an environment's train script.
     """
     record = run / "environment.json"
     try:
@@ -41,14 +41,14 @@ def environment_of(run: Path) -> Environment:
                 return found
     if {"env", "env_args", "wrappers"} <= set(load_yaml(run / "config.yaml")):  # of RATE_model.train
         return _own()
-    raise UserError(f"{run}: '{' '.join(command[:3])}' is not a train script of an environment; name it with --env")
+    raise UserError(f"{run}: '{' '.join(command[:3])}' is not an environment's train script; name it with --env")
 
 
 def common_environment(runs: Sequence[Path], name: str | None = None) -> Environment:
-    """The environment that some runs share, or the named one.
+    """The environment shared by some runs, or the named one.
 
     Raises:
-        UserError: they are from several environments, or from none.
+        UserError: the runs are from several environments, or from none.
     """
     if name is not None:
         return environment(name)
@@ -57,7 +57,7 @@ def common_environment(runs: Sequence[Path], name: str | None = None) -> Environ
     for run, other in others:
         if other is not first[1]:
             raise UserError(
-                f"{first[0]} is of {first[1].name} and {run} of {other.name}: compare runs of one environment"
+                f"{first[0]} is from {first[1].name} and {run} from {other.name}: compare runs of one environment"
             )
     return first[1]
 

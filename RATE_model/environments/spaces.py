@@ -1,4 +1,4 @@
-"""How models see Gymnasium spaces: as arrays of one shape and predictable actions, and the way back.
+"""Conversion between Gymnasium spaces and a model's observations and actions.
 
 observation space                     an observation, as the model sees it
 Box, uint8, three dimensions           an image, channels first
@@ -10,7 +10,7 @@ Dict, Tuple of these                  a vector: first the images, flattened, the
 action space                          an action, as the model predicts it
 Discrete                              its number, from 0
 MultiDiscrete, MultiBinary            the number of the combination
-Box of finite bounds                  a vector in [-1, 1]
+Box with finite bounds                a vector in [-1, 1]
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from gymnasium import spaces
 from RATE_model.errors import UserError
 from RATE_model.spec import EnvironmentSpec
 
-# A MultiDiscrete or MultiBinary action may have this many combinations, each with its own output.
+# Limit on the combinations of a MultiDiscrete or MultiBinary action, each of which has its own output.
 MAX_COMBINATIONS = 4096
-SMALLEST_IMAGE = 36  # pixels; the three convolutions need as many
+SMALLEST_IMAGE = 36  # pixels; required by the three convolutions
 _OBSERVATIONS = (
     "supported are Box (vectors, and images as uint8), Discrete, MultiDiscrete, MultiBinary, and Dict of these"
 )
@@ -40,7 +40,7 @@ class Observations:
     """Observations of a space as a model sees them.
 
     Attributes:
-        space: of the environment.
+        space: the environment's space.
         shape: `(features,)` or `(channels, height, width)`.
         images: `(channels, height, width)` of the images that a vector begins with.
     """
@@ -111,8 +111,8 @@ class Actions:
     """Actions of a space as a model predicts them.
 
     Attributes:
-        space: of the environment.
-        count: numbers of discrete actions, or the dimensions of continuous ones.
+        space: the environment's space.
+        count: number of discrete actions, or of dimensions of continuous ones.
         continuous: whether they are vectors in [-1, 1].
     """
 
@@ -145,7 +145,7 @@ class Actions:
         """T actions of the space as the model predicts them: `(T,)` int64 or `(T, count)` float32 in [-1, 1].
 
         Raises:
-            ValueError: an action is not in the space; the message names it and says what is allowed.
+            ValueError: an action is not in the space; the message names it and what is allowed.
         """
         values = np.asarray(actions)
         steps = len(values)
@@ -231,7 +231,7 @@ def spec_of(
 
 
 class Encoded(gymnasium.Wrapper):
-    """An environment with observations as a model sees them and actions as it predicts them."""
+    """An environment whose observations and actions are those of the model."""
 
     def __init__(self, environment: gymnasium.Env) -> None:
         super().__init__(environment)
@@ -305,7 +305,7 @@ def _sizes(space: spaces.Space) -> np.ndarray:
 
 
 def _rows(values: Any, space: Any) -> list[Any]:
-    """Observations one by one, also from a dict of columns, which has a tuple's parts under "0", "1", ..."""
+    """Single observations, also from a dict of columns, in which a tuple's parts are named "0", "1", ..."""
     if isinstance(values, dict) and isinstance(space, spaces.Tuple):
         parts = [_rows(values[str(index)], part) for index, part in enumerate(space.spaces)]
         return list(zip(*parts, strict=True))

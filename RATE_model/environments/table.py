@@ -17,7 +17,7 @@ _PROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
 def table() -> dict[str, str]:
     """The modules of all environments, by name; importing one may need extra packages."""
     listed = {point.name: point.value for point in entry_points(group=GROUP)}
-    if _PROJECT.is_file():  # an editable installation only knows the entries from the day it was made
+    if _PROJECT.is_file():  # an editable installation only knows the entries from when it was made
         project = tomllib.loads(_PROJECT.read_text())["project"]
         listed |= project.get("entry-points", {}).get(GROUP, {})
     return listed
@@ -27,7 +27,7 @@ def environment(name: str) -> Environment:
     """An environment from the table, or from any module.
 
     Raises:
-        UserError: there is none of this name.
+        UserError: there is no environment of this name.
     """
     known = table()
     try:

@@ -231,11 +231,11 @@ class StepOptions:
 class Stepper(ABC):
     """A memory while acting: one step after another, in B environments at once. Made by `Memory.stepper`.
 
-    Every step calls `hand_on`, `append` and `record`, in this order.
+    Every step calls `pass_on`, `append` and `record`, in this order.
     """
 
     @abstractmethod
-    def hand_on(self) -> np.ndarray:
+    def pass_on(self) -> np.ndarray:
         """Make room for a step. `(B,)` bool: the rows whose memory was handed on because K steps have passed."""
 
     @abstractmethod
@@ -412,7 +412,7 @@ class CountingStepper(Stepper):
     def _keep(self, rows: Tensor) -> None:
         """Go on with some rows only."""
 
-    def hand_on(self) -> np.ndarray:
+    def pass_on(self) -> np.ndarray:
         full = self._passed == self.memory.segment
         self._passed[full] = 0
         if self.options.transform is not None and full.any():

@@ -1,7 +1,7 @@
-"""Checkpoints of the published RATE code, turned into checkpoints of this project.
+"""Convert checkpoints of the published RATE code to checkpoints of this project.
 
     python -m RATE_model.original CHECKPOINT --output CONVERTED
 
-`weights` reads published files and renames what is in them, `variants` recognises the environment by names and shapes,
-`settings` finds what weights do not tell (segment length, cache, heads of the valve).
+`weights` reads published files and renames their tensors, `variants` recognises the environment from names and shapes,
+`settings` finds what weights do not show (segment length, cache, heads of the valve).
 """

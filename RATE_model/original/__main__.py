@@ -1,10 +1,10 @@
-"""Turn a checkpoint of the published RATE code into one of this project.
+"""Convert a checkpoint of the published RATE code to one of this project.
 
     python -m RATE_model.original CHECKPOINT --output CONVERTED
 
-CONVERTED is a run's directory: give it to an inference script as --checkpoint. The environment is recognised by names
-and shapes; what weights do not tell is read from config.json beside the checkpoint (branch `main`) or its folder's name
-(branch `rate-old`), and else is as published. All of it is printed, and flags say otherwise.
+CONVERTED is a run directory: pass it to an inference script as --checkpoint. The environment is recognised from names
+and shapes. What the weights do not show is read from config.json beside the checkpoint (branch `main`) or from the name
+of its folder (branch `rate-old`), or else is as published. All of it is printed, and flags override it.
 """
 
 import argparse
@@ -30,14 +30,14 @@ from RATE_model.original.variants import VARIANTS, branch_of, check_variant, inf
 from RATE_model.original.weights import convert_weights, load_published
 from RATE_model.spec import EnvironmentSpec
 from RATE_model.system.atomic import atomic_write_text
-from RATE_model.system.locks import only_one, temporary
+from RATE_model.system.locks import exclusive, temporary
 from RATE_model.training.checkpoints import save_checkpoint
 
 _FLAGS = ("model_mode", "context_length", "n_head_ca", "mrv_act", "mem_len", "arch")
 
 
 def parser() -> ArgumentParser:
-    """The flags of this command."""
+    """The command's flags."""
     parser = ArgumentParser(
         prog="python -m RATE_model.original",
         description=__doc__,
@@ -45,9 +45,9 @@ def parser() -> ArgumentParser:
     )
     parser.add_argument("checkpoint", type=Path, help="checkpoint of the published code (*.pth, *.ckpt)")
     parser.add_argument("--output", type=Path, required=True, help="a new directory, for the converted run")
-    parser.add_argument("--variant", choices=list(VARIANTS), help="the environment, where weights fit several")
-    parser.add_argument("--model_mode", choices=MODES, help="the published --model_mode; tells DT and TrXL apart")
-    parser.add_argument("--context_length", type=int, help="steps of one segment (of a DT: of its whole window, N K)")
+    parser.add_argument("--variant", choices=list(VARIANTS), help="the environment, if the weights fit several")
+    parser.add_argument("--model_mode", choices=MODES, help="the published --model_mode; distinguishes DT from TrXL")
+    parser.add_argument("--context_length", type=int, help="steps per segment (for DT: of its whole window, N K)")
     parser.add_argument("--n_head_ca", type=int, help="heads of the MRV; 0: none")
     parser.add_argument("--mrv_act", choices=ACTIVATIONS, help="activation before the MRV")
     parser.add_argument("--mem_len", type=int, help="cached hidden states, in tokens")
@@ -56,13 +56,13 @@ def parser() -> ArgumentParser:
     parser.add_argument(
         "--normalisation",
         type=Path,
-        help="of observations: a JSON file with mean and std, or the data of its training (*.hdf5, *.pkl)",
+        help="of observations: a JSON file with mean and std, or the training data (*.hdf5, *.pkl)",
     )
     return parser
 
 
 def settings_of(args: argparse.Namespace) -> Settings:
-    """What the flags say, and what lies beside the checkpoint."""
+    """Settings from the flags and from the files beside the checkpoint."""
     given = {name: getattr(args, name) for name in (*_FLAGS, "variant")}
     if args.sliding and given["model_mode"] is None:
         given["model_mode"] = "DTXL" if args.mem_len else "DT"
@@ -70,29 +70,29 @@ def settings_of(args: argparse.Namespace) -> Settings:
 
 
 def choose_variant(weights: Mapping[str, Tensor], settings: Settings) -> tuple[str, str]:
-    """The variant, and how it was found.
+    """The variant, and how it was determined.
 
     Raises:
-        UserError: none fits, or not the one that a flag or config.json names.
+        UserError: none fits, or not the one named by a flag or config.json.
     """
     name = settings.values.get("variant")
     if name is None:
         fitting = recognise(weights)
-        also = f"; {', '.join(fitting[1:])} would fit as well: see --variant" if fitting[1:] else ""
+        also = f"; {', '.join(fitting[1:])} would also fit: see --variant" if fitting[1:] else ""
         return fitting[0], f"by its names and shapes{also}"
     if name not in VARIANTS:
-        raise UserError(f"{settings.sources['variant']}: an environment that is not known here, {name!r}")
+        raise UserError(f"{settings.sources['variant']}: unknown environment {name!r}")
     check_variant(weights, name)
     return name, settings.sources["variant"]
 
 
 def write_run(directory: Path, model: Agent, settings: Mapping[str, Any]) -> Path:
-    """A model as the only checkpoint of a run's directory, in the form of a training's; the checkpoint's path.
+    """Save a model as the only checkpoint of a run directory; returns the checkpoint's path.
 
     Args:
-        directory: of the run; missing or empty.
-        model: what is saved.
-        settings: what inference reads of a run, for its config.yaml.
+        directory: the run directory; missing or empty.
+        model: the model to save.
+        settings: the run's flags for inference, written to config.yaml.
     """
     state = {**model.config.saved(), "spec": asdict(model.spec)}
     path = save_checkpoint(directory / "checkpoints", 0, model_state=model.state_dict(), training_state=state)
@@ -101,9 +101,9 @@ def write_run(directory: Path, model: Agent, settings: Mapping[str, Any]) -> Pat
 
 
 def _write_alone(directory: Path, model: Agent, settings: Mapping[str, Any]) -> Path:
-    """`write_run`, by one process at a time; the directory appears when all of it is there."""
+    """`write_run` for the process that holds the lock; the directory appears once it is complete."""
     try:
-        with only_one(directory):
+        with exclusive(directory):
             _check_new(directory)
             with temporary(directory, folder=True) as place:
                 path = write_run(place, model, settings)
@@ -116,11 +116,11 @@ def _write_alone(directory: Path, model: Agent, settings: Mapping[str, Any]) -> 
 def _check_new(directory: Path) -> None:
     """Raise a `UserError` unless a directory is missing or empty."""
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise UserError(f"--output {directory} exists already: give a new directory")
+        raise UserError(f"--output {directory} exists: give a new directory")
 
 
 def recorded(config: RATEConfig, settings: Settings, variant: str) -> dict[str, Any]:
-    """What an inference script is to know of the run, by the names of flags."""
+    """The run's settings for inference scripts, by flag name."""
     known = {
         "published_variant": variant,
         "model_mode": settings.values.get("model_mode"),
@@ -138,20 +138,20 @@ def recorded(config: RATEConfig, settings: Settings, variant: str) -> dict[str, 
 
 
 def describe(name: str, how: str, model: Agent, settings: Settings) -> str:
-    """What was recognised, in lines for the screen."""
+    """A description of the recognised model, for printing."""
     variant, spec = VARIANTS[name], model.spec
     shape = "x".join(map(str, spec.observation_shape))
     found = f"{variant.title} ({name}, {how}): observations {shape}, {spec.num_actions} actions"
     used = {key: source for key, source in settings.sources.items() if key in _FLAGS}
     lines = [found, f"settings: {Settings(settings.values, used)}"]
     if not variant.playable:
-        lines.append(f"no environment of this project plays {variant.title}; the model is converted all the same")
+        lines.append(f"no environment of this project plays {variant.title}; the model is converted anyway")
     return "\n".join(lines)
 
 
 @exit_on_user_error()
 def main(argv: Sequence[str] | None = None) -> None:
-    """Convert one checkpoint and say what it is and where it went."""
+    """Convert one checkpoint and print what it is and where it went."""
     args = parser().parse_args(argv)
     _check_new(args.output)
     weights = load_published(args.checkpoint)
@@ -170,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"{args.checkpoint}: {error}") from None
     path = _write_alone(args.output, model, recorded(sizes, settings, name))
     print(describe(name, how, model, settings), file=sys.stderr)
-    print(f"wrote {path}; left out {len(left_out)} tensors that the published model never uses", file=sys.stderr)
+    print(f"wrote {path}; dropped {len(left_out)} tensors that the published model never uses", file=sys.stderr)
 
 
 def acting_spec(weights: Mapping[str, Tensor], variant: str) -> EnvironmentSpec:
@@ -179,9 +179,9 @@ def acting_spec(weights: Mapping[str, Tensor], variant: str) -> EnvironmentSpec:
 
 
 def normalised(spec: EnvironmentSpec, path: Path) -> EnvironmentSpec:
-    """A spec of observations that the model normalises by the statistics in a file."""
+    """Add the statistics in a file, which normalise the model's observations, to a spec."""
     if spec.is_image:
-        raise UserError("--normalisation: observations are images here, which are not normalised; leave it out")
+        raise UserError("--normalisation: observations are images, which are not normalised; leave it out")
     mean, std = read_normalisation(path, spec.observation_shape[0])
     return replace(spec, observation_mean=mean, observation_std=std)
 

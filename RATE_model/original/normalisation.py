@@ -1,4 +1,4 @@
-"""The statistics by which a published model's observations were normalised: its checkpoint does not hold them."""
+"""Normalisation statistics of a published model's observations, which its checkpoint lacks."""
 
 import json
 from pathlib import Path
@@ -13,14 +13,14 @@ STD_MARGIN = 1e-6
 
 
 def read_normalisation(path: Path, features: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each of this many features, the published margin of 1e-6 included.
+    """Mean and standard deviation per feature, including the published margin of 1e-6.
 
     Args:
-        path: a JSON file with `mean` and `std`, taken as they are; or the data that the model was trained on: an HDF5
-            file in D4RL's layout, or the published pickle, a list of episodes with `observations`.
+        path: a JSON file with `mean` and `std`, used unchanged; or the model's training data: an HDF5 file in D4RL's
+            layout, or the published pickle, a list of episodes with `observations`.
 
     Raises:
-        UserError: the file is missing, damaged, or holds something else.
+        UserError: the file is missing, damaged, or of another kind.
     """
     try:
         if path.suffix == ".json":
@@ -40,7 +40,7 @@ def read_normalisation(path: Path, features: int) -> tuple[tuple[float, ...], tu
         ) from None
     if mean.shape != (features,) or std.shape != (features,):
         found = f"{mean.shape} and {std.shape}"
-        raise UserError(f"--normalisation {path}: mean and std of shapes {found}, the model sees {features} features")
+        raise UserError(f"--normalisation {path}: mean and std have shapes {found}; the model has {features} features")
     if not np.isfinite([mean, std]).all() or std.min() <= 0:
         raise UserError(f"--normalisation {path}: mean and std must be finite, and std above 0")
     return tuple(mean.astype(np.float32).tolist()), tuple(std.astype(np.float32).tolist())
@@ -56,5 +56,5 @@ def _observations(path: Path) -> np.ndarray:
         for name in ("terminals", "timeouts"):
             if name in file:
                 ends |= file[name][()].reshape(-1).astype(bool)
-    # As published: the unfinished tail of a file is left out.
+    # As published: the unfinished tail of a file is dropped.
     return observations[: np.flatnonzero(ends)[-1] + 1] if ends.any() else observations

@@ -1,7 +1,7 @@
-"""What weights do not tell of a published model, and where it is found.
+"""Settings of a published model that its weights do not show.
 
-In this order: a flag; `config.json`, which branch `main` writes beside its checkpoints; the name of the checkpoint's
-folder, in which branch `rate-old` puts it; the published setting of the environment.
+In order of precedence: a flag; `config.json`, written by branch `main` beside its checkpoints; the name of the
+checkpoint's folder, where branch `rate-old` puts them; the published setting of the environment.
 """
 
 import json
@@ -25,7 +25,7 @@ _DIMENSIONS = {
     "mem_tokens": 3,
 }
 
-# Published settings: steps of a segment, segments, heads of the MRV, the cache of RATE and that of TrXL.
+# Published settings: steps per segment, segments, heads of the MRV, the cache of RATE and that of TrXL.
 _PUBLISHED: dict[tuple[Branch, str], tuple[int, int, int, int, int]] = {
     ("rate-old", "tmaze"): (30, 3, 4, 0, 270),
     ("rate-old", "aar"): (30, 3, 2, 0, 270),
@@ -41,11 +41,11 @@ _PUBLISHED: dict[tuple[Branch, str], tuple[int, int, int, int, int]] = {
     ("main", "mujoco_tanh"): (20, 3, 1, 210, 210),
 }
 
-# The source of what a flag says.
+# The source of a flag's value.
 FLAGS = "given"
 
 _MODE_NAMES = "|".join(sorted(MODES, key=len, reverse=True))
-# Folders of the checkpoints of rate-old: most environments', Atari's, MuJoCo's.
+# Checkpoint folders of rate-old: most environments', Atari's, MuJoCo's.
 _FOLDERS = (
     re.compile(rf"(?:.*_)?arch_mode_(?P<arch>TrXL-I|GTrXL|TrXL)_(?P<model_mode>{_MODE_NAMES})(?:_.*)?"),
     re.compile(
@@ -61,13 +61,13 @@ _FOLDERS = (
 
 @dataclass(frozen=True)
 class Settings:
-    """What was found, by name, and where each of it was."""
+    """Settings by name, and the source of each."""
 
     values: dict[str, Any] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
 
     def then(self, values: Mapping[str, Any], source: str) -> "Settings":
-        """These settings, with what is missing in them from another source; None counts as missing."""
+        """These settings, with missing ones (or None) filled in from another source."""
         new = {name: value for name, value in values.items() if value is not None and name not in self.values}
         return Settings(self.values | new, self.sources | dict.fromkeys(new, source))
 
@@ -79,10 +79,10 @@ class Settings:
 
 
 def beside(checkpoint: Path, settings: Settings) -> Settings:
-    """Settings, completed by what `config.json` and the names of the folders above a published checkpoint tell.
+    """Settings, completed from `config.json` and the names of the folders above a published checkpoint.
 
     Raises:
-        UserError: there is a config.json, and it cannot be read.
+        UserError: there is a config.json that cannot be read.
     """
     folders = checkpoint.absolute().parents
     for folder in folders[:2]:
@@ -115,16 +115,16 @@ def _read_config(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not the config.json of a published run ({error!r})") from None
     if model.get("pre_lnorm"):
-        raise UserError(f"{path}: pre_lnorm: true is a model that is not known here")
+        raise UserError(f"{path}: pre_lnorm: true is not supported")
     return known
 
 
 def published(weights: Mapping[str, Tensor], variant: str, branch: Branch, mode: str | None) -> dict[str, Any]:
-    """The published setting of an environment, as far as it concerns a model with these weights."""
+    """The published settings of an environment, as far as they apply to a model with these weights."""
     context_length, segments, heads, rate_cache, trxl_cache = _PUBLISHED.get((branch, variant), (None,) * 5)
     tokens, valve = "mem_tokens" in weights, "mha_mem_to_mem.wq.weight" in weights
     if tokens:
-        # Without MRV: the published RMT has a feed-forward network and no cache; `main`'s RATE on Minigrid neither.
+        # Without MRV: the published RMT has a feed-forward network and no cache; `main`'s RATE on Minigrid has neither.
         recurrent = not valve and "layers.0.pos_ff.CoreNet.0.weight" in weights
         cache = 0 if recurrent or mode == "RMT" else rate_cache
     else:
@@ -144,8 +144,8 @@ def infer_config(weights: Mapping[str, Tensor], *, n_head_ca: int, context_lengt
 
     Args:
         weights: the published state dict.
-        n_head_ca: heads of the MRV, which no shape tells; must be 0 exactly when the weights hold none.
-        context_length: steps of one segment.
+        n_head_ca: heads of the MRV, which no shape shows; must be 0 exactly if the weights have no MRV.
+        context_length: steps per segment.
         known: other fields of `RATEConfig` that cannot be inferred (`mem_len`, `mrv_act`, `arch`, `sliding`).
 
     Raises:
@@ -161,7 +161,7 @@ def infer_config(weights: Mapping[str, Tensor], *, n_head_ca: int, context_lengt
     d_model = weights["layers.0.dec_attn.r_net.weight"].shape[1]
     has_valve = "mha_mem_to_mem.wq.weight" in weights
     if has_valve != bool(n_head_ca):
-        holds = "hold an MRV: give its number of heads" if has_valve else "hold no MRV: use --n_head_ca 0"
+        holds = "have an MRV: give its number of heads" if has_valve else "have no MRV: use --n_head_ca 0"
         raise UserError(f"--n_head_ca {n_head_ca}, but the weights {holds}")
     feed_forward = weights.get("layers.0.pos_ff.CoreNet.0.weight")
     return RATEConfig(
@@ -179,23 +179,23 @@ def infer_config(weights: Mapping[str, Tensor], *, n_head_ca: int, context_lengt
 
 
 def published_config(weights: Mapping[str, Tensor], settings: Settings) -> RATEConfig:
-    """The model of a published checkpoint, from its weights and all that was found beside them.
+    """The configuration of a published checkpoint, from its weights and the settings found beside them.
 
     Raises:
-        UserError: something is missing that must be said with a flag, or contradicts the weights.
+        UserError: a setting is missing and must be given as a flag, or contradicts the weights.
     """
     values, sources = settings.values, settings.sources
     mode, valve = values.get("model_mode"), "mha_mem_to_mem.wq.weight" in weights
     if mode is None and "mem_tokens" not in weights and sources.get("mem_len") != FLAGS:
         raise UserError(
-            "the weights hold no memory tokens, and a Decision Transformer and a TrXL have the same names and shapes: "
-            "say which with --model_mode DT or --model_mode TrXL"
+            "the weights have no memory tokens, and a Decision Transformer and a TrXL have the same names and shapes: "
+            "give --model_mode DT or --model_mode TrXL"
         )
     if missing := [name for name in ("context_length", "mem_len", "n_head_ca") if name not in values]:
-        raise UserError(f"neither the weights nor anything beside them tells {missing[0]}: give --{missing[0]}")
+        raise UserError(f"neither the weights nor files beside them give {missing[0]}: use --{missing[0]}")
 
     def unless_given(name: str, wanted: bool) -> int:
-        """A setting that this model has no use for is 0, but for a flag that asks for it."""
+        """0 for a setting that this model does not use, unless a flag asks for it."""
         return values[name] if wanted or sources[name] == FLAGS else 0
 
     config = infer_config(
@@ -208,6 +208,6 @@ def published_config(weights: Mapping[str, Tensor], settings: Settings) -> RATEC
     )
     if mode not in ("DT", "DTXL"):
         return config
-    # What a flag says is the whole window; anything else says the segment, of which the window is made.
+    # A flag gives the whole window; any other source gives the segment, of which the window consists.
     segments = 1 if sources["context_length"] == FLAGS else values.get("segments", 1)
     return apply_mode(config, mode=mode, segments=segments)

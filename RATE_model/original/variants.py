@@ -1,9 +1,9 @@
-"""Which environment a published checkpoint is of: its names and shapes tell, beside the branch that it was saved by.
+"""Recognise the environment of a published checkpoint from names and shapes, and the branch that saved it.
 
 The authors' repository has two generations of the model. Branch `rate-old` (and the folder `Atari_MuJoCo` of branch
-`main`) has one class, whose vocabulary layers (`crit`, `out_layer`, `word_emb`) are saved though nothing uses them.
-Branch `main` has encoder classes and no vocabulary; its Minigrid has a table of five actions, its HalfCheetah, Hopper
-and Walker2d a tanh after the action encoder, and it knows POPGym, MIKASA-Robo and classic control as well.
+`main`) has one class, whose vocabulary layers (`crit`, `out_layer`, `word_emb`) are saved but unused. Branch `main` has
+encoder classes and no vocabulary; its Minigrid has a table of five actions, its HalfCheetah, Hopper and Walker2d a tanh
+after the action encoder, and it also supports POPGym, MIKASA-Robo and classic control.
 """
 
 import re
@@ -25,28 +25,28 @@ _VOCABULARY = re.compile(r"(crit|out_layer|word_emb)\..*")
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """The encoders and the head that the published code has for one environment."""
+    """The encoders and the head of the published code for one environment."""
 
     # Its encoders, with the sizes of one environment of this kind
     spec: EnvironmentSpec
-    # What it is, for messages
+    # Display name, for messages
     title: str
     branches: tuple[Branch, ...] = ("rate-old", "main")
-    # Rows that the action table may have
+    # Allowed numbers of rows of the action table
     rows: tuple[int, ...] = ()
-    # Pairs of observation features and actions, where the environments of this kind differ in them; empty: the spec's
+    # Pairs of observation features and actions, if the environments of this kind differ in them; empty: the spec's
     sizes: tuple[tuple[int, int], ...] = ()
-    # Or they may have any
+    # Whether any are allowed
     any_size: bool = False
-    # Names of the action encoder's weights begin with `action_embeddings.0`; None: either
+    # Whether names of the action encoder's weights begin with `action_embeddings.0`; None: either
     nested_actions: bool | None = None
-    # What the return is multiplied by before the published model sees it
+    # Factor applied to the return before the published model sees it
     return_scale: float = 1.0
-    # Played by an environment folder of this project
+    # Whether an environment folder of this project plays it
     playable: bool = True
 
 
-# This is the one place of the package that knows environments by name: published checkpoints do not say what they are.
+# The only place in the package that knows environments by name: published checkpoints do not name theirs.
 VARIANTS: dict[str, Variant] = {
     "tmaze": Variant(
         title="T-Maze",
@@ -118,17 +118,17 @@ VARIANTS: dict[str, Variant] = {
     ),
 }
 
-# How branch `main` calls them (`model.env_name` of its config.json).
+# Names in branch `main` (`model.env_name` of its config.json).
 _NAMES_IN_MAIN = {
     "vizdoom": "doom", "hopper": "mujoco_tanh", "halfcheetah": "mujoco_tanh", "walker2d": "mujoco_tanh",
 }  # fmt: skip
 
 
 def variant_named(env_name: str) -> str | None:
-    """The variant that branch `main` means by an environment's name; None: one that is not known here."""
+    """The variant for an environment name of branch `main`; None if it is unknown here."""
     name = env_name.lower()
     if name.startswith("popgym"):
-        # The Pendulums have continuous actions and a head without a tanh: no variant of ours.
+        # The Pendulums have continuous actions and a head without a tanh: not supported.
         return None if "pendulum" in name else "popgym"
     if name.startswith("mikasa_robo"):
         return "mikasa_robo"
@@ -140,10 +140,10 @@ def variant_named(env_name: str) -> str | None:
 
 @dataclass(frozen=True)
 class Shapes:
-    """What the encoders' and the head's weights tell."""
+    """What the shapes of the encoders' and the head's weights show."""
 
     channels: int | None  # of an image; None: observations are vectors
-    inputs: int  # features of a vector, or what the convolutions leave of an image
+    inputs: int  # features of a vector, or outputs of the convolutions on an image
     continuous: bool
     rows: int  # of the action table, or dimensions of a continuous action
     actions: int
@@ -157,7 +157,7 @@ class Shapes:
         table, head = _matrix(weights, "action_embeddings"), _matrix(weights, "head")
         continuous = any(name.endswith("bias") for name in _of_module(weights, "action_embeddings"))
         if continuous and not any(name.endswith("bias") for name in _of_module(weights, "head")):
-            raise UserError("continuous actions and a head without a bias (POPGym's Pendulum): not known here")
+            raise UserError("continuous actions and a head without a bias (POPGym's Pendulum) are not supported")
         return cls(
             channels=channels,
             inputs=_matrix(weights, "state_encoder").shape[1],
@@ -175,7 +175,7 @@ class Shapes:
         return f"{seen}, {acts}, a head of {self.actions}"
 
     def misfit(self, variant: Variant) -> str | None:
-        """What contradicts a variant, in words; None: it fits."""
+        """How these shapes contradict a variant, in words; None if they fit."""
         expected = self.expected(variant)
         for name, words in (
             ("continuous", "continuous actions"),
@@ -198,7 +198,7 @@ class Shapes:
         return None
 
     def expected(self, variant: Variant) -> dict[str, set | None]:
-        """The values that each field may have; None: any."""
+        """The allowed values of each field; None: any."""
         spec, fixed = variant.spec, not variant.sizes and not variant.any_size
         spare = (spec.action_embeddings or spec.num_actions) - spec.num_actions
         return {
@@ -211,15 +211,15 @@ class Shapes:
 
 
 def branch_of(weights: Mapping[str, Tensor]) -> Branch:
-    """The branch that saved these weights: only `rate-old`'s model has a vocabulary."""
+    """The branch that saved these weights: only the model of `rate-old` has a vocabulary."""
     return "rate-old" if any(_VOCABULARY.fullmatch(name) for name in weights) else "main"
 
 
 def recognise(weights: Mapping[str, Tensor]) -> list[str]:
-    """The variants that these weights fit, the likeliest first.
+    """The variants that these weights fit, the most likely first.
 
     Raises:
-        UserError: none does; it says what was found, and what is known.
+        UserError: none; the message says what was found, and what is known.
     """
     shapes, old = Shapes.of(weights), branch_of(weights) == "rate-old"
     fitting = [
@@ -229,7 +229,7 @@ def recognise(weights: Mapping[str, Tensor]) -> list[str]:
     ]
     if not fitting:
         known = "; ".join(f"{name} ({_described(variant)})" for name, variant in VARIANTS.items() if variant.playable)
-        raise UserError(f"fits no published environment that is known here: {shapes}. Known: {known}")
+        raise UserError(f"fits no published environment known here: {shapes}. Known: {known}")
     return fitting
 
 
@@ -240,7 +240,7 @@ def _described(variant: Variant) -> str:
 
 
 def check_variant(weights: Mapping[str, Tensor], name: str) -> None:
-    """Raise UserError if the weights are not of this variant."""
+    """Raise UserError if the weights do not fit this variant."""
     if name not in VARIANTS:
         raise UserError(f"--variant {name!r}: choose one of {', '.join(VARIANTS)}")
     if reason := Shapes.of(weights).misfit(VARIANTS[name]):
@@ -248,12 +248,12 @@ def check_variant(weights: Mapping[str, Tensor], name: str) -> None:
 
 
 def infer_spec(weights: Mapping[str, Tensor], variant: str) -> EnvironmentSpec:
-    """A variant's spec with the sizes of these weights: features and actions differ between tasks.
+    """A variant's spec with the sizes of these weights, as features and actions differ between tasks.
 
-    Returns are seen as they are given; see `Variant.return_scale`.
+    Returns are not scaled; see `Variant.return_scale`.
 
     Raises:
-        UserError: the weights are not of this variant.
+        UserError: the weights do not fit this variant.
     """
     check_variant(weights, variant)
     spec, shapes = VARIANTS[variant].spec, Shapes.of(weights)
@@ -266,7 +266,7 @@ def infer_spec(weights: Mapping[str, Tensor], variant: str) -> EnvironmentSpec:
 
 
 def _encoded_size(spec: EnvironmentSpec) -> int:
-    """Inputs of the observation encoder's linear map."""
+    """Inputs of the observation encoder's linear layer."""
     if not spec.is_image:
         return spec.observation_shape[0]
     height, width = spec.observation_shape[1:]
@@ -283,4 +283,4 @@ def _matrix(weights: Mapping[str, Tensor], module: str) -> Tensor:
     for tensor in _of_module(weights, module).values():
         if tensor.ndim == 2:
             return tensor
-    raise UserError(f"the weights hold no matrix of {module}: not a whole checkpoint, or not of RATE?")
+    raise UserError(f"the weights have no matrix of {module}: is the checkpoint incomplete, or not of RATE?")

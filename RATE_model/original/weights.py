@@ -1,4 +1,4 @@
-"""Published weights: reading a file, whatever wrapped it, and putting its tensors into a model of this project."""
+"""Published weights: read a file in any container, and load its tensors into a model of this project."""
 
 import pickle
 import re
@@ -16,14 +16,14 @@ from RATE_model.memories.rate.config import RATEConfig
 
 # A weight that every published RATE has, and nothing else.
 _MARK = "r_w_bias"
-# Where state dicts are usually kept in a checkpoint that holds more than one.
+# Usual places of state dicts in a checkpoint with more than one.
 _USUAL = ("model_state_dict", "state_dict", "model")
 
-# Parameters that the published model allocates and never uses.
+# Parameters that the published model allocates but never uses.
 _UNUSED = re.compile(
     r"pos_emb\.inv_freq|.*(dec_attn|pos_ff)\.layer_norm\..*|(embed_|crit|word_emb|out_|loss|cluster|timestep|mask).*"
 )
-# Gates have been written under several names, such as gate1.Wr.weight and gate_mha.linear_u_z.weight.
+# Gates were saved under several names, such as gate1.Wr.weight and gate_mha.linear_u_z.weight.
 _GATE = re.compile(
     r"layers\.(\d+)\.([^.]*gat[^.]*)\.(?:linear_)?(?:([wu])_?([rzgh])(?:\.weight)?|b(?:ias|_?[gz])?)$", re.IGNORECASE
 )
@@ -33,7 +33,7 @@ def convert_weights(weights: Mapping[str, Tensor], model: Agent) -> list[str]:
     """Fill `model` with published weights.
 
     Returns:
-        The published names that have no counterpart because the published model never uses them.
+        The published names without a counterpart, as the published model never uses them.
 
     Raises:
         UserError: a weight is missing, has another shape, or is of an unknown kind.
@@ -54,12 +54,12 @@ def convert_weights(weights: Mapping[str, Tensor], model: Agent) -> list[str]:
     for index in range(sizes.n_layer):
         converted |= _layer_weights(source, index, sizes)
     if source:
-        raise UserError(f"the weights hold names that this model does not use: {', '.join(sorted(source)[:6])}")
+        raise UserError(f"the weights have names that this model does not use: {', '.join(sorted(source)[:6])}")
     converted = with_memory_prefix(converted)
     expected = model.state_dict()
     for name, tensor in expected.items():
         if name not in converted:
-            raise UserError(f"the weights hold nothing for {name}: is this the right variant, arch and feed-forward?")
+            raise UserError(f"the weights have nothing for {name}: is this the right variant, arch and feed-forward?")
         if converted[name].shape != tensor.shape:
             raise UserError(f"{name}: weights of shape {tuple(converted[name].shape)}, expected {tuple(tensor.shape)}")
     model.load_state_dict(converted)
@@ -67,7 +67,7 @@ def convert_weights(weights: Mapping[str, Tensor], model: Agent) -> list[str]:
 
 
 def _by_order(source: dict[str, Tensor], prefix: str, module: nn.Module | None, name: str) -> dict[str, Tensor]:
-    """Encoders and head: sequences whose indices depend on the activations between; their order does not."""
+    """Encoders and head: match by order, as the indices in a sequence depend on the activations in between."""
 
     def place(key: str) -> tuple[list[int], bool]:
         return [int(part) for part in key.split(".") if part.isdigit()], key.endswith("bias")
@@ -75,7 +75,7 @@ def _by_order(source: dict[str, Tensor], prefix: str, module: nn.Module | None, 
     keys = sorted((key for key in source if key.split(".")[0] == prefix), key=place)
     targets = [] if module is None else [target for target, _ in module.named_parameters()]
     if len(keys) != len(targets):
-        raise UserError(f"the weights hold {len(keys)} tensors of {prefix}, expected {len(targets)}: another variant?")
+        raise UserError(f"the weights have {len(keys)} tensors of {prefix}, expected {len(targets)}: another variant?")
     return {f"{name}.{target}": source.pop(key) for target, key in zip(targets, keys, strict=True)}
 
 
@@ -92,7 +92,7 @@ def _memory_weights(source: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _layer_weights(source: dict[str, Tensor], index: int, sizes: RATEConfig) -> dict[str, Tensor]:
-    """One decoder layer; what a layer of the model lacks stays in `source` and is reported there."""
+    """One decoder layer; whatever the model's layer lacks stays in `source` and is reported there."""
     theirs, ours = f"layers.{index}.", f"layers.{index}."
     names = {
         "dec_attn.o_net.weight": "attention.output.weight",
@@ -130,7 +130,7 @@ def _gate_weights(source: dict[str, Tensor], index: int) -> dict[str, Tensor]:
             raise UserError(f"gate {number} of layer {index} lacks {', '.join(sorted(missing))}")
         prefix = f"layers.{index}.gate{number}."
         if len({parts[name].shape for name in ("wr", "wz", "wg", "ur", "uz", "ug")}) > 1 or parts["wr"].ndim != 2:
-            raise UserError(f"gate {number} of layer {index}: its matrices have different shapes, or are no matrices")
+            raise UserError(f"gate {number} of layer {index}: its matrices differ in shape, or are not matrices")
         converted[prefix + "from_output.weight"] = torch.cat([parts["wr"], parts["wz"], parts["wg"]])
         converted[prefix + "from_input.weight"] = torch.cat([parts["ur"], parts["uz"]])
         converted[prefix + "from_reset.weight"] = parts["ug"]
@@ -139,13 +139,13 @@ def _gate_weights(source: dict[str, Tensor], index: int) -> dict[str, Tensor]:
 
 
 def load_published(path: Path) -> dict[str, Tensor]:
-    """The state dict in a checkpoint, float32 and on the CPU, under the names that the published model gave.
+    """The state dict in a checkpoint, float32 and on the CPU, under the published model's names.
 
-    It may lie one level deep in a container, under any key, and its names may have a common prefix, such as those that
-    DataParallel and torch.compile leave.
+    It may be one level deep in a container, under any key, and its names may have a common prefix, such as those left
+    by DataParallel and torch.compile.
 
     Raises:
-        UserError: the file is missing, damaged, not a checkpoint of plain tensors, or holds no published RATE.
+        UserError: the file is missing, damaged, not a checkpoint of plain tensors, or not of a published RATE.
     """
     loaded = _read(path)
     found = {}
@@ -159,13 +159,13 @@ def load_published(path: Path) -> dict[str, Tensor]:
         key, *others = found
         if others:
             raise UserError(
-                f"{path}: holds several models, {', '.join(map(str, found))}; save the one that is meant alone"
+                f"{path}: contains several models, {', '.join(map(str, found))}; save the intended one alone"
             )
     return {name: tensor.detach().float() for name, tensor in found[key].items()}
 
 
 def strip_prefix(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same weights without the words, ending in a dot, that all their names begin with."""
+    """The same weights without the dotted prefix that all their names share."""
     names = list(weights)
     while names and all("." in name for name in names) and len({name.partition(".")[0] for name in names}) == 1:
         names = [name.partition(".")[2] for name in names]
@@ -173,22 +173,22 @@ def strip_prefix(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _state_dict(content: Any) -> dict[str, Tensor] | None:
-    """What tensors a mapping holds by name; None where there are none."""
+    """The tensors in a mapping, by name; None if there are none."""
     if not isinstance(content, Mapping):
         return None
     return {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)} or None
 
 
 def _contents(loaded: Any) -> str:
-    """What a file holds instead of a model, in a few words."""
+    """What a file contains instead of a model, in a few words."""
     if not isinstance(loaded, Mapping):
-        return f"it holds a {type(loaded).__name__}, no state dict (a mapping from names to tensors)"
+        return f"it contains a {type(loaded).__name__}, not a state dict (a mapping from names to tensors)"
     names = [str(key) for key in loaded]
-    return f"it holds {', '.join(names[:5])}{' ...' * (len(names) > 5)}" if names else "it is empty"
+    return f"it contains {', '.join(names[:5])}{' ...' * (len(names) > 5)}" if names else "it is empty"
 
 
 def _read(path: Path) -> Any:
-    """What a file of PyTorch or safetensors holds."""
+    """Load a PyTorch or safetensors file."""
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
@@ -196,7 +196,7 @@ def _read(path: Path) -> Any:
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from None
     except pickle.UnpicklingError:
-        # PyTorch's own message runs over many lines and recommends loading without this protection.
+        # PyTorch's own message is many lines long and recommends loading without this protection.
         raise UserError(
             f"{path}: not a checkpoint of plain tensors; if it is a pickled model, save its state_dict() instead"
         ) from None

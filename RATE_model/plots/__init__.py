@@ -1,7 +1,7 @@
-"""Figures: success by length, bars, returns, training curves, attention maps, gates, and how memory tokens move.
+"""Figures: success by length, bars, returns, training curves, attention maps, gates and memory tokens.
 
-Every `plot_*` function writes one PNG, whole or not at all, and returns its path; the matching `*_figure` function only
-builds the figure. Nothing touches pyplot's global state, so everything works without a display.
+Every `plot_*` function writes one PNG atomically and returns its path; the matching `*_figure` function only builds the
+figure. Nothing touches pyplot's global state, so everything works without a display.
 """
 
 from RATE_model.plots.attention import plot_attention

@@ -17,13 +17,13 @@ from RATE_model.plots.seeds import find_runs, plot_seeds
 
 
 def parser() -> ArgumentParser:
-    """The flags of this command."""
+    """The command's flags."""
     found = ArgumentParser(
         prog="python3 -m RATE_model.plots", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     found.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="runs, or folders with runs in them")
     found.add_argument("--metric", nargs="+", default=["validation_loss"], help="names in metrics.jsonl")
-    found.add_argument("--output", type=Path, default=Path("curves.png"), help="the picture, a .png")
+    found.add_argument("--output", type=Path, default=Path("curves.png"), help="the figure, a .png file")
     return found
 
 
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with exit_on_user_error():
         asked = parser().parse_args(argv)
         if asked.output.suffix.lower() != ".png":
-            raise UserError(f"--output {asked.output}: pictures are PNG; give a name that ends in .png")
+            raise UserError(f"--output {asked.output}: figures are PNG; give a name that ends in .png")
         writable_file(output=asked.output)
         groups = find_runs(asked.runs)
         path = plot_seeds(groups, asked.output, asked.metric)

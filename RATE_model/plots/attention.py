@@ -24,11 +24,11 @@ REGION_COLOURS = {"cache": "#009E73", "read": "#0072B2", "steps": "#A6A6A6", "wr
 
 # The regions that a step can attend to.
 _SHARES = {"cache": "cache", "read": "read tokens", "steps": "steps of the segment"}
-# Weaker attention is drawn like this.
+# Colour of weaker attention.
 _WEAKEST = 1e-3
-# Where a token may not attend.
+# Colour of cells where a token may not attend.
 _HIDDEN = "#ECECEC"
-# More panels would be too small to read: of more segments, draw the first, the last and some between.
+# More panels would be too small to read: with more segments, draw the first, the last and some between.
 MAX_SEGMENTS = 6
 
 
@@ -41,22 +41,22 @@ def plot_attention(
     row: int = 0,
     title: str | None = None,
 ) -> Path:
-    """Attention maps of an episode, one column of panels per segment; below, which regions the steps attend to.
+    """Attention maps of an episode, one column of panels per segment; below, the regions that the steps attend to.
 
     Rows of a map are queries, columns are keys. Coloured bars along the edges name cache, read tokens, steps and write
     tokens; lines separate them. The colour scale is logarithmic, so weak attention is visible; forbidden
-    cells are grey. Of more than `MAX_SEGMENTS` segments, the first, the last and some between are drawn.
+    cells are grey. With more than `MAX_SEGMENTS` segments, the first, the last and some between are drawn.
 
     Args:
         segments: "attention" of `Agent.inspect`.
         path: of the PNG.
         layer: index of a layer, None for the mean over layers, "each" for a row of panels per layer.
         head: index of a head, None for the mean over heads.
-        row: of the batch.
-        title: above the figure.
+        row: row of the batch.
+        title: title of the figure.
 
     Raises:
-        UserError: no segments, an index that does not exist, or the file cannot be written.
+        UserError: there are no segments, an index is out of range, or the file cannot be written.
     """
     return save(attention_figure(segments, layer=layer, head=head, row=row, title=title), path)
 
@@ -112,9 +112,9 @@ def attention_figure(
 
 
 def regions(layout: Layout) -> dict[str, tuple[int, int]]:
-    """`{region: (first column, last column + 1)}` of [cache; segment]; regions without tokens are left out.
+    """`{region: (first column, last column + 1)}` of [cache; segment]; regions without tokens are omitted.
 
-    Rows of a map are those of the segment: the same, less `layout.cached`.
+    Rows of a map are those of the segment, so subtract `layout.cached` for them.
     """
     ends = np.cumsum([0, layout.cached, layout.tokens, layout.step_tokens * layout.steps, layout.tokens])
     return {
@@ -125,7 +125,7 @@ def regions(layout: Layout) -> dict[str, tuple[int, int]]:
 
 
 def attention_by_step(segments: Sequence[SegmentMaps], *, row: int = 0) -> list[dict[str, Any]]:
-    """How the attention that chooses each step's action is divided, as a mean over layers and heads.
+    """How the attention that decides each step's action is divided, averaged over layers and heads.
 
     Returns:
         One entry per step of the episode: `shares` of cache, read tokens and steps (those that exist, by name), and
@@ -144,7 +144,7 @@ def attention_by_step(segments: Sequence[SegmentMaps], *, row: int = 0) -> list[
 
 
 def _spread(count: int, limit: int) -> list[int]:
-    """At most `limit` of `count` indices, first and last among them."""
+    """At most `limit` of `count` indices, including the first and last."""
     return sorted(set(np.linspace(0, count - 1, min(count, limit)).round().astype(int).tolist()))
 
 
@@ -203,7 +203,7 @@ def _step_ticks(axes: Axes, layout: Layout, first_step: int, *, named: bool) -> 
 
 
 def _draw_shares(axes: Axes, weights: np.ndarray, layout: Layout, first_step: int, *, named: bool) -> None:
-    """How much attention each step's observation token, which chooses the action, pays to each region."""
+    """Shares of attention per region of each step's observation token, which decides the action."""
     numbers = np.arange(first_step + 1, first_step + 1 + layout.steps)
     rows = np.nan_to_num(weights[layout.observations])
     shares = {name: rows[:, start:stop].sum(1) for name, (start, stop) in regions(layout).items() if name in _SHARES}

@@ -27,9 +27,9 @@ def plot_bars(
     Args:
         groups: `{group: {category: (mean, standard error)}}`, from left to right.
         path: of the PNG.
-        ylabel: what the values are.
-        colours: of the categories; None: any.
-        title: above the figure.
+        ylabel: label of the y axis.
+        colours: colours of the categories; None: any.
+        title: title of the figure.
 
     Raises:
         UserError: there is nothing to draw, or the file cannot be written.

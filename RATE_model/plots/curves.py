@@ -35,7 +35,7 @@ def plot_curves(
         metrics_files: `{label: path of a metrics.jsonl}`.
         path: of the PNG.
         names: metrics; those that no file has are skipped. Names with "loss" get a logarithmic axis.
-        title: above the figure.
+        title: title of the figure.
 
     Raises:
         UserError: a file is missing or damaged, no file has any of these metrics, or the PNG cannot be written.
@@ -49,7 +49,7 @@ def read_metrics(path: Path) -> list[dict[str, float | None]]:
     crash.
 
     Raises:
-        UserError: the file is missing, or none of its lines holds metrics.
+        UserError: the file is missing, or none of its lines has metrics.
     """
     try:
         lines = Path(path).read_text(errors="replace").splitlines()
@@ -65,11 +65,9 @@ def read_metrics(path: Path) -> list[dict[str, float | None]]:
             continue
         rows.append(row)
     if damaged and not rows:
-        raise UserError(f"{path} holds no line of metrics (an object with a step)")
+        raise UserError(f"{path} has no line of metrics (an object with a step)")
     if damaged:
-        print(
-            f"warning: {path}: {len(damaged)} damaged lines, the first is line {damaged[0]}; left out", file=sys.stderr
-        )
+        print(f"warning: {path}: skipped {len(damaged)} damaged lines, the first is line {damaged[0]}", file=sys.stderr)
     return rows
 
 
@@ -81,7 +79,7 @@ def curves_figure(
     shown = [name for name in names if name in present]
     if not shown:
         known = ", ".join(sorted(present - {"step"})) or "none at all"
-        raise UserError(f"no run has any of the metrics {', '.join(names)}; there are: {known}")
+        raise UserError(f"no run has any of the metrics {', '.join(names)}; available: {known}")
     with style():
         figure = Figure(figsize=(8.2, 0.6 + 2.3 * len(shown)), layout="constrained")
         panels = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
@@ -97,7 +95,7 @@ def curves_figure(
                 axes.set_yscale("log")
             elif name.endswith(("acc", "accuracy")):
                 low, _ = axes.get_ylim()
-                axes.set_ylim(max(-0.03, low), 1.02)  # something learned late and little must not look flat
+                axes.set_ylim(max(-0.03, low), 1.02)  # late and small gains must not look flat
         panels[0].set_title(title, pad=20 if title else None)
         panels[-1].set_xlabel("optimizer step")
         _legend(figure, list(runs), {line.get_gid() for axes in panels for line in axes.lines})
@@ -125,7 +123,7 @@ def _legend(figure: Figure, labels: list[str], drawn: set[str | None]) -> None:
 def _curve(axes: Axes, rows: Sequence[Mapping[str, float | None]], name: str, label: str, colour: str) -> None:
     """One metric of one run; values that are not finite are gaps."""
     steps, values = _series(rows, name)
-    # Few values, as of evaluations, are drawn as points: a line does not show a single one.
+    # Few values, such as evaluations, are drawn as points: a line does not show a single one.
     marker = "o" if np.isfinite(values).sum() <= _FEW else None
     axes.plot(steps, values, color=colour, label=label, linewidth=1.4, marker=marker, markersize=4)
     if name.startswith("train_"):

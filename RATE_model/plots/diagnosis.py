@@ -1,4 +1,4 @@
-"""What a diagnosis found: probes as bars, copying as bars, imitation by step as lines."""
+"""The results of a diagnosis: probes as bars, copying as bars, imitation by step as lines."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +12,7 @@ from RATE_model.plots.style import COLOURS, GREY, save, style
 
 
 def plot_diagnosis(found: Mapping[str, Any], path: Path) -> Path:
-    """One picture of everything that `python3 -m RATE_model.diagnose` writes.
+    """One figure of everything that `python3 -m RATE_model.diagnose` writes.
 
     Args:
         found: content of diagnosis.json.
@@ -40,7 +40,7 @@ def diagnosis_figure(found: Mapping[str, Any]) -> Figure:
 
 
 def _draw_probes(axes: Axes, probes: Mapping[str, Any]) -> None:
-    """Bars of every array by source, with intervals, and a line for who sees nothing."""
+    """Bars of every array by source, with intervals, and a line for a probe that sees nothing."""
     sources = list(dict.fromkeys(source for each in probes.values() for source in each["scores"]))
     width = 0.8 / max(1, len(sources))
     for number, source in enumerate(sources):
@@ -60,7 +60,7 @@ def _draw_probes(axes: Axes, probes: Mapping[str, Any]) -> None:
 
 
 def _draw_bins(axes: Axes, sides: Mapping[str, Any], part: str) -> None:
-    """The loss of both sides, in bins that double."""
+    """The loss on both sides, in bins of doubling width."""
     for number, side in enumerate(("training", "held_out")):
         bins = sides[side]
         axes.plot(

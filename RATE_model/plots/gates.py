@@ -1,4 +1,4 @@
-"""What a memory decides at every step of an episode: gates, addresses, and everything else that `inspect` names."""
+"""A memory's decisions at every step of an episode: gates, addresses, and everything else that `inspect` names."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,8 +26,8 @@ def plot_gates(
     Args:
         gates: "gates" of `Agent.inspect`, `(B, T, n)` each.
         path: of the PNG.
-        rows: of the batch, by label, side by side with one colour scale; None: the first.
-        title: above the figure.
+        rows: rows of the batch by label, side by side with one colour scale; None: the first.
+        title: title of the figure.
 
     Raises:
         UserError: there are no gates, or the file cannot be written.
@@ -39,7 +39,7 @@ def plot_gates(
 def gates_figure(gates: Mapping[str, np.ndarray], rows: Mapping[str, int], *, title: str | None = None) -> Figure:
     """The figure of `plot_gates`. The gid of a panel is the gate's name, a bar, and the row's label."""
     if not gates:
-        raise UserError("this memory shows no gates, so none can be drawn")
+        raise UserError("this memory has no gates to draw")
     with style():
         figure = Figure(figsize=(2.2 + 4.2 * len(rows), 0.6 + 1.7 * len(gates)), layout="constrained")
         grid = figure.subplots(len(gates), len(rows), squeeze=False, sharex=True)

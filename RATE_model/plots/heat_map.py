@@ -19,7 +19,7 @@ def plot_heat_map(
         names: of the columns.
         path: of the PNG.
         rows, columns: axis labels.
-        title: above the figure.
+        title: title of the figure.
 
     Raises:
         UserError: the file cannot be written.

@@ -22,15 +22,15 @@ def plot_horizons(
     outcome: str = "success",
     title: str | None = None,
 ) -> Path:
-    """Success or returns against horizon, one line with error bars per label; what lies within the context is shaded.
+    """Success or returns against horizon, one line with error bars per label; horizons within the context are shaded.
 
     Args:
         lines: `{label: points}`.
         path: of the PNG.
         context: K, steps seen at once.
-        chance: a dotted line, of a random player where outcomes are no success; None: there is none.
-        outcome: what the values are.
-        title: above the figure.
+        chance: level of a dotted line: chance, or a random player's return; None: no line.
+        outcome: label of the y axis.
+        title: title of the figure.
 
     Raises:
         UserError: the file cannot be written.

@@ -31,7 +31,7 @@ def plot_memory(
     labels: tuple[str, str] = ("this episode", "the other episode"),
     title: str | None = None,
 ) -> Path:
-    """How memory tokens move along an episode, and how an episode with another past changes them.
+    """How memory tokens move along an episode, and how an episode with a different past changes them.
 
     Panels: cosine similarity of every token to itself after segment 1; its norm; and, with `other`, the distance
     between the two episodes' tokens, which is what the memory knows of their difference, and the paths of both in the
@@ -40,11 +40,11 @@ def plot_memory(
     Args:
         memories: "states" of `Agent.inspect`: before segment 1 and after every segment.
         path: of the PNG.
-        row: of the batch.
+        row: row of the batch.
         other: memories of another episode; segments beyond the shorter episode are not drawn.
         other_row: its row of the batch; None: `row`.
         labels: names of the two.
-        title: above the figure.
+        title: title of the figure.
 
     Raises:
         UserError: there are no memory tokens, no segment, or the file cannot be written.
@@ -64,7 +64,7 @@ def memory_tokens(memories: Sequence[State], row: int = 0) -> np.ndarray:
         raise UserError("there is no memory to draw; record an episode of at least one segment")
     slots = [memory.slots for memory in memories]
     if any(slot is None for slot in slots):
-        raise UserError("this model has no memory tokens (--nmt 0, or a mode without them), so none can be drawn")
+        raise UserError("this model has no memory tokens to draw (--nmt 0, or a mode without them)")
     return np.stack([slot[row].detach().float().cpu().numpy() for slot in slots if slot is not None])
 
 

@@ -21,12 +21,12 @@ def plot_returns(
 ) -> Path:
     """Returns against target return, mean and standard error, one line per label; returns the PNG's path.
 
-    With a single target return, each label has a place on the axis instead.
+    With a single target return, each label has a position on the axis instead.
 
     Args:
         played: `{label: {target return: episodes}}`.
         path: of the PNG.
-        title: above the figure.
+        title: title of the figure.
         references: reference returns, drawn as horizontal lines.
 
     Raises:
@@ -54,12 +54,12 @@ def returns_figure(
         if single:
             axes.set_xticks(range(len(played)), [textwrap.fill(label, 16) for label in played])
             axes.set_xlim(-0.6, len(played) - 0.4)
-            axes.axhline(targets[0], color=GREY, linewidth=1, linestyle=":", label=f"asked for: {targets[0]:g}")
+            axes.axhline(targets[0], color=GREY, linewidth=1, linestyle=":", label=f"target: {targets[0]:g}")
         else:
-            axes.plot(targets, targets, color=GREY, linewidth=1, linestyle=":", label="as asked for")
+            axes.plot(targets, targets, color=GREY, linewidth=1, linestyle=":", label="target")
             ticks = spaced(targets, 0.05 * (targets[-1] - targets[0]))
             axes.set_xticks(ticks, [f"{target:g}" for target in ticks])
-            axes.set_xlabel("return asked for")
+            axes.set_xlabel("target return")
         for label, value in (references or {}).items():
             axes.axhline(value, color=GREY, linewidth=1, linestyle="--", zorder=1, gid=label)
         _name_lines(axes, references or {})
@@ -70,7 +70,7 @@ def returns_figure(
 
 
 def spaced(values: Sequence[float], least: float) -> list[float]:
-    """The first and last of ascending values, and those between that are at least this far apart."""
+    """The first and last of ascending values, and those between that are at least ``least`` apart."""
     kept = list(values[:1])
     for value in values[1:-1]:
         if min(value - kept[-1], values[-1] - value) >= least:
@@ -79,7 +79,7 @@ def spaced(values: Sequence[float], least: float) -> list[float]:
 
 
 def _name_lines(axes: Axes, references: Mapping[str, float]) -> None:
-    """Labels beside horizontal lines, from bottom to top, moved apart where they would overlap."""
+    """Labels beside horizontal lines, from bottom to top, moved apart if they would overlap."""
     low, high = axes.get_ylim()
     room, place = 0.05 * (high - low), -np.inf
     for label, value in sorted(references.items(), key=lambda item: item[1]):

@@ -1,4 +1,4 @@
-"""Learning curves of several seeds: the mean, and an interval for how other seeds would do."""
+"""Learning curves of several seeds: the mean, and an interval that predicts other seeds."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -33,7 +33,7 @@ def find_runs(places: Sequence[Path]) -> dict[str, list[Path]]:
             [place] if (place / "metrics.jsonl").is_file() else sorted(f.parent for f in place.rglob("metrics.jsonl"))
         )
         if not runs:
-            raise UserError(f"{place} holds no run: no metrics.jsonl anywhere in it")
+            raise UserError(f"{place} contains no run: no metrics.jsonl anywhere in it")
         for run in runs:
             name = re.sub(r"_?RUN_\d+$", "", run.absolute().name) or run.absolute().parent.name
             members = found.setdefault((str(run.absolute().parent), name), [])
@@ -67,7 +67,7 @@ def seeds_figure(groups: Groups, metrics: Sequence[str]) -> Figure:
         {key for runs in groups.values() for rows in runs.values() for row in rows for key in row} - {"step"}
     )
     if missing := [name for name in metrics if name not in present]:
-        raise UserError(f"--metric {missing[0]}: no run has it; there are: {', '.join(present) or 'none'}")
+        raise UserError(f"--metric {missing[0]}: no run has it; available: {', '.join(present) or 'none'}")
     with style():
         figure = Figure(figsize=(8.2, 0.8 + 2.6 * len(metrics)), layout="constrained")
         panels = figure.subplots(len(metrics), 1, sharex=True, squeeze=False)[:, 0]
@@ -103,7 +103,7 @@ def seeds_figure(groups: Groups, metrics: Sequence[str]) -> Figure:
 def curves_of(runs: Sequence[Sequence[Mapping[str, float | None]]], name: str) -> tuple[np.ndarray, np.ndarray]:
     """A metric of several runs at common steps, with interpolation: steps (P,) and values (runs, P).
 
-    The steps are those that all runs span; runs without the metric are left out.
+    The steps are those that all runs span; runs without the metric are skipped.
     """
     series = []
     for rows in runs:

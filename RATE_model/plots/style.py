@@ -1,4 +1,4 @@
-"""The look of every figure, and how it is saved."""
+"""The style of every figure, and how it is saved."""
 
 import io
 from collections.abc import Iterator
@@ -42,7 +42,7 @@ _STYLE: dict[Any, Any] = {
 
 @contextmanager
 def style() -> Iterator[None]:
-    """The look of every figure, independent of the user's matplotlibrc."""
+    """The style of every figure, independent of the user's matplotlibrc."""
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(_STYLE)
@@ -59,5 +59,5 @@ def save(figure: Figure, path: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write_bytes(path, buffer.getvalue())
     except OSError as error:
-        raise UserError(f"the picture {path} cannot be written: {error.strerror or error}") from error
+        raise UserError(f"the figure {path} cannot be written: {error.strerror or error}") from error
     return path

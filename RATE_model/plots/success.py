@@ -26,7 +26,7 @@ POINTS_APART = 2.4
 
 
 def rates_by_case(result: Mapping[str, float], name: str) -> dict[int, float]:
-    """What a run's eval/final.json says by case, such as lengths; `name` has {} for the case."""
+    """The values of a metric in a run's eval/final.json by case, such as lengths; `name` has {} for the case."""
     pattern = re.compile(re.escape(name).replace(r"\{\}", r"(\d+)"))
     return {int(match[1]): rate for key, rate in result.items() if (match := pattern.fullmatch(key))}
 
@@ -49,9 +49,9 @@ def plot_success_by_length(
         path: of the PNG.
         trained: longest training episode, in steps; marked by a line.
         chance: success without memory, a dotted line. None: no line.
-        title: above the figure.
+        title: title of the figure.
         published: published numbers to draw as well, in the form of `results`, hollow and dashed.
-        xlabel: meaning of the lengths, if they are not steps of an episode.
+        xlabel: label of the x axis, if the lengths are not steps of an episode.
 
     Raises:
         UserError: there is nothing to draw, or the file cannot be written.
@@ -133,7 +133,7 @@ def panels_figure(
 
 @dataclass(frozen=True)
 class _Look:
-    """Of a label's line and markers."""
+    """Style of a label's line and markers."""
 
     colour: str
     marker: str
@@ -148,7 +148,7 @@ class _Look:
 
 
 def _looks(labels: Sequence[str]) -> dict[str, _Look]:
-    """The look of each label. "A, changed" is a variant of A if A is drawn too: same colour, dashed."""
+    """The style of each label. "A, changed" is a variant of A if A is drawn too: same colour, dashed."""
     looks: dict[str, _Look] = {}
     bases, variants = [], []
     for label in dict.fromkeys(labels):

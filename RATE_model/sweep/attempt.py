@@ -21,7 +21,7 @@ from RATE_model.errors import UserError
 from RATE_model.sweep.commands import Job
 from RATE_model.sweep.folder import Sweep, load
 from RATE_model.system.interrupts import exit_code, signal_name
-from RATE_model.system.locks import Held, hold
+from RATE_model.system.locks import LockHeld, hold
 
 _STOP_SECONDS = 60.0  # time for a command to save and stop
 _POLL_SECONDS = 0.2
@@ -46,7 +46,7 @@ class Attempt:
         try:
             with hold(sweep.lock(job)):
                 return self._run(sweep, job)
-        except Held as by:
+        except LockHeld as by:
             raise UserError(f"{self.name} is already run by {by}") from None
 
     def _run(self, sweep: Sweep, job: Job) -> int:

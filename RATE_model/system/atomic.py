@@ -8,17 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from RATE_model.system.locks import temporary
-from RATE_model.system.processes import is_no_file
+from RATE_model.system.processes import is_special_file
 
 
 def atomic_write_bytes(path: Path, data: bytes) -> None:
-    """Writes ``data`` to ``path`` so that a reader sees either the old or the new content, never a part; raises
-    OSError.
+    """Write ``data`` to ``path`` atomically: readers see either the old or the new content; raises OSError.
 
     The data goes to a temporary file in the same directory, is flushed to disk, and is renamed in one step.
-    Anything that is not a file, such as /dev/stdout or a pipe, is not replaced: the data is written to it.
+    Anything that is not a regular file, such as /dev/stdout or a pipe, is written to rather than replaced.
     """
-    if is_no_file(path):
+    if is_special_file(path):
         _append(path, data)
         return
     with temporary(path) as place:
@@ -28,12 +27,12 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
 
 
 def atomic_write_text(path: Path, text: str) -> None:
-    """As atomic_write_bytes, for text in UTF-8."""
+    """Like atomic_write_bytes, for text in UTF-8."""
     atomic_write_bytes(path, text.encode())
 
 
 def atomic_write_json(path: Path, document: Any, *, indent: int | None = 2) -> None:
-    """As atomic_write_text, for plain data. JSON has no NaN and no infinity: null stands for them, with a warning."""
+    """Like atomic_write_text, for plain data. JSON has no NaN or infinity: null is written instead, with a warning."""
     missing: list[str] = []
     text = json.dumps(_finite(document, "", missing), indent=indent, allow_nan=False)
     atomic_write_text(path, text + "\n")
@@ -43,7 +42,7 @@ def atomic_write_json(path: Path, document: Any, *, indent: int | None = 2) -> N
 
 
 def _append(path: Path, data: bytes) -> None:
-    """Writes to an existing target; an open file named by /dev/stdout keeps its earlier content."""
+    """Append to an existing device or pipe; a file opened through /dev/stdout keeps its earlier content."""
     sys.stdout.flush()
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
     try:
@@ -54,7 +53,7 @@ def _append(path: Path, data: bytes) -> None:
 
 
 def _finite(value: Any, name: str, missing: list[str]) -> Any:
-    """The value with None for numbers that are not finite; adds their names to ``missing``."""
+    """Replace non-finite numbers by None and add their names to ``missing``."""
     if isinstance(value, dict):
         return {key: _finite(item, f"{name}.{key}" if name else str(key), missing) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -66,7 +65,7 @@ def _finite(value: Any, name: str, missing: list[str]) -> Any:
 
 
 def write_durably(path: Path, data: bytes) -> None:
-    """Writes a file in place and returns once it is on disk; raises OSError."""
+    """Write a file in place and flush it to disk; raises OSError."""
     with open(path, "wb") as file:
         file.write(data)
         file.flush()
@@ -74,7 +73,7 @@ def write_durably(path: Path, data: bytes) -> None:
 
 
 def sync_directory(directory: Path) -> None:
-    """Makes the names in a directory durable: a rename survives a power loss only after this; raises OSError."""
+    """Flush a directory's entries to disk: only then does a rename survive a power loss; raises OSError."""
     if os.name == "nt":  # Windows cannot open a directory.
         return
     descriptor = os.open(directory, os.O_RDONLY)

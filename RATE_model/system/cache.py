@@ -1,4 +1,4 @@
-"""Files that are made once and kept for every run of a user."""
+"""A per-user cache of files shared by all runs."""
 
 import os
 from pathlib import Path
@@ -9,15 +9,15 @@ from RATE_model.system.locks import temporary
 
 
 def directory(name: str) -> Path:
-    """Where files of a kind are kept: ``rate-memory/NAME`` in $XDG_CACHE_HOME or ~/.cache."""
+    """The cache folder of one kind of file: ``rate-memory/NAME`` in $XDG_CACHE_HOME or ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "rate-memory" / name
 
 
 def write(path: Path, content: bytes, *, executable: bool = False) -> None:
-    """Create a cache file in one step. Processes that create the same file at once do not disturb each other.
+    """Write a cache file atomically. Several processes may write the same file at once.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: the file cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

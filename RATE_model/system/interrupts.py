@@ -1,11 +1,11 @@
 """Signals that ask a process to stop. They take effect within seconds, with the exit code that shells expect.
 
-A process goes through three phases. While modules are imported there is nothing to clean up, so it ends at once
-(`quit_on_signals`, which `script` calls). Inside a script's main a signal becomes an exception, so files are closed and
-temporary ones removed (`raising_interrupts`). During training the signal is only recorded; code that works through many
-small steps asks between two of them whether to stop (`Interrupts`, `stop_if_asked`), so the state can be saved first.
+A process has three phases. While modules are imported there is nothing to clean up, so it exits at once
+(`quit_on_signals`, called by `script`). Inside a script's main a signal becomes an exception, so files are closed and
+temporary files removed (`raising_interrupts`). During training the signal is only recorded, so that the state can be
+saved first; loops over many small steps check it between steps (`Interrupts`, `stop_if_asked`).
 
-Imports nothing beyond Python's standard library: scripts call it before anything else.
+Imports only the standard library: scripts import it before anything else.
 """
 
 import _thread
@@ -25,11 +25,11 @@ SIGNALS = tuple(
 )  # schedulers announce the end of a job with the last two
 
 SIGNAL_CODES = tuple(128 + getattr(signal, name) for name in SIGNALS)
-"""Exit codes of a process stopped by such a signal."""
+"""Exit codes of a process stopped by one of these signals."""
 
 
 class RaisedBySignal(BaseException):
-    """Raised by a signal's handler; `keep_raising` makes sure it is not lost."""
+    """Raised by a signal handler; `keep_raising` makes sure that it is not lost."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
@@ -37,7 +37,7 @@ class RaisedBySignal(BaseException):
 
 
 class Interrupted(RaisedBySignal, KeyboardInterrupt):
-    """A signal asked to stop. Like the exception of Ctrl-C, it is not caught by ``except Exception``."""
+    """A signal asked the process to stop. Like Ctrl-C's exception, it is not caught by ``except Exception``."""
 
 
 def exit_code(interruption: KeyboardInterrupt) -> int:
@@ -46,14 +46,14 @@ def exit_code(interruption: KeyboardInterrupt) -> int:
 
 
 def signal_name(interruption: KeyboardInterrupt) -> str:
-    """SIGTERM, ...; SIGINT for Python's own exception of Ctrl-C."""
+    """SIGTERM, ...; SIGINT for Python's own Ctrl-C exception."""
     return interruption.name if isinstance(interruption, Interrupted) else "SIGINT"
 
 
 def quit_on_signals() -> None:
-    """From now on a signal ends the process at once, with one line instead of a traceback from the middle of an import.
+    """From now on, exit at once on a signal, with one line instead of a traceback from the middle of an import.
 
-    The same holds for imports that fail for lack of memory.
+    The same goes for imports that fail for lack of memory.
     """
 
     def quit_now(name: str) -> None:
@@ -65,8 +65,7 @@ def quit_on_signals() -> None:
 
 
 def _report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Handles uncaught errors: if the machine lacks a resource for an import, prints one line and exits with status
-    2."""
+    """Exception hook: an import that failed for lack of a resource prints one line and exits with status 2."""
     said = str(error).partition("\n")[0]
     if isinstance(error, MemoryError) or re.search("cannot allocate memory|failed to map segment|Too many open", said):
         os.write(2, f"error: cannot start, too few resources ({said or kind.__name__}); raise the limits\n".encode())
@@ -76,7 +75,7 @@ def _report(kind: type[BaseException], error: BaseException, trace: TracebackTyp
 
 @contextmanager
 def raising_interrupts() -> Iterator[None]:
-    """Inside, a signal raises Interrupted in the main thread, whatever it is doing; other threads can ask."""
+    """Inside, a signal raises Interrupted in the main thread, whatever it is doing; other threads can poll."""
     global _raised
 
     def interrupt(name: str) -> None:
@@ -96,9 +95,9 @@ class Interrupts:
     """Context manager that turns signals into a request to stop at the next opportunity.
 
     ``requested`` is None or the name of the first signal. A loop that has saved its state calls ``stop()``, which
-    raises Interrupted; work without state of its own calls `stop_if_asked`. A second SIGINT raises Interrupted at
-    once. The previous handlers return on exit. Outside the main thread, where Python allows no handlers, nothing is
-    ever requested.
+    raises Interrupted; code without state to save calls `stop_if_asked`. A second SIGINT raises Interrupted at once.
+    The previous handlers are restored on exit. Outside the main thread, where Python allows no handlers, no signal is
+    ever recorded.
     """
 
     def __init__(self) -> None:
@@ -118,7 +117,7 @@ class Interrupts:
         self._restore()
 
     def stop(self) -> None:
-        """Raises Interrupted if a stop has been requested."""
+        """Raise Interrupted if a stop has been requested."""
         if self.requested is not None:
             raise Interrupted(self.requested)
 
@@ -129,16 +128,16 @@ class Interrupts:
             return
         self.requested = name
         hint = "; press Ctrl-C again to stop at once" if name == "SIGINT" else ""
-        os.write(2, f"\n{name}: stopping after this step{hint}\n".encode())  # print() may not be re-entered.
+        os.write(2, f"\n{name}: stopping after this step{hint}\n".encode())  # print() is not reentrant
 
 
-# Signals go to a process as a whole, so any thread may ask whether one arrived.
+# Signals go to a process as a whole, so any thread may check whether one arrived.
 _innermost: Interrupts | None = None
 _raised: str | None = None
 
 
 def stop_if_asked() -> None:
-    """Raises Interrupted, in any thread, if a signal arrived inside the innermost `Interrupts`; costs almost nothing.
+    """Raise Interrupted, in any thread, if a signal arrived inside the innermost `Interrupts`; almost free.
 
     Also if one was raised in the main thread, which then waits for this thread to end.
     """
@@ -149,12 +148,12 @@ def stop_if_asked() -> None:
 
 
 def received() -> str | None:
-    """The signal sent to this process inside `Interrupts` or `raising_interrupts`; for any thread."""
+    """The signal received inside `Interrupts` or `raising_interrupts`, or None; callable from any thread."""
     return _raised if _innermost is None else _innermost.requested or _raised
 
 
 def request(name: str) -> None:
-    """Act as if this process had received a signal, unless it already has one; for any thread."""
+    """Act as if this process had received a signal, unless it already has one; callable from any thread."""
     if received() is not None:
         return
     if _innermost is not None:
@@ -164,10 +163,10 @@ def request(name: str) -> None:
 
 
 def keep_raising() -> Callable[[], None]:
-    """Make sure no handler's exception is lost; returns a function that undoes this.
+    """Make sure that no handler's exception is lost; returns a function that undoes this.
 
-    A handler runs between any two steps of Python, including those of finalizers and weak reference callbacks, where
-    Python cannot propagate an exception: it prints and drops it. The signal is then sent again a little later.
+    A handler can run inside finalizers and weak reference callbacks, where Python prints and drops an exception
+    instead of propagating it. The signal is then sent again a little later.
     """
     before = sys.unraisablehook
 
@@ -191,9 +190,9 @@ def _send_again(name: str) -> None:
 
 
 def _install(action: Callable[[str], None]) -> Callable[[], None]:
-    """Sends all signals to ``action``; returns a function that restores the previous handlers.
+    """Route all signals to ``action``; returns a function that restores the previous handlers.
 
-    Only the main thread can do this; in others nothing happens.
+    Only the main thread can do this; elsewhere it is a no-op.
     """
     if threading.current_thread() is not threading.main_thread():
         return _do_nothing
@@ -202,7 +201,7 @@ def _install(action: Callable[[str], None]) -> Callable[[], None]:
     def handle(number: int, frame: FrameType | None) -> None:
         if os.getpid() == process:
             action(signal.Signals(number).name)
-        elif number == signal.SIGTERM:  # A forked child must die of it, and leaves everything else to its parent.
+        elif number == signal.SIGTERM:  # must kill a forked child; everything else is left to its parent
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 

@@ -1,4 +1,4 @@
-"""One place that says in which precision a computation runs."""
+"""Device and numeric precision."""
 
 from typing import Literal
 
@@ -13,9 +13,9 @@ _BFLOAT16_UNITS = ("avx512_bf16", "amx_bf16", "bf16")
 
 
 def uses_bfloat16(device: torch.device, precision: str) -> bool:
-    """Whether products are taken in bfloat16; `auto` does so where the device has units for it.
+    """Whether matrix products run in bfloat16; `auto` uses it where the device supports it natively.
 
-    Where it has none they are emulated: on a processor that ends at AVX2 they take fifty times as long as in float32.
+    Emulation is slow: on a CPU with AVX2 only, bfloat16 takes fifty times as long as float32.
     """
     if precision != "auto":
         return precision == "bf16"
@@ -26,17 +26,17 @@ def uses_bfloat16(device: torch.device, precision: str) -> bool:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The context of training and acting: float32, or bfloat16 products with float32 parameters and sums."""
+    """Autocast context for training and acting: float32, or bfloat16 products with float32 parameters and sums."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=uses_bfloat16(device, precision))
 
 
 def pick_device(name: str) -> torch.device:
-    """The device that `--device` names; `auto` is the first GPU if there is one, else the CPU, and 1 is cuda:1.
+    """The device for `--device`; `auto` is the first GPU if there is one, else the CPU; 1 means cuda:1.
 
-    Of several processes of a run each takes a GPU of its own with `auto` and `cuda`, by its number on its machine.
+    With several processes, `auto` and `cuda` give each its own GPU, by its local rank.
 
     Raises:
-        UserError: there is no such device here, or the processes of a run would share it.
+        UserError: there is no such device, or the processes of a run would share it.
     """
     together = distributed.size() > 1
     if together and name in ("auto", "cuda") and torch.cuda.is_available():
@@ -47,7 +47,7 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         probe = torch.empty(1, device=f"cuda:{name}" if name.isdecimal() else name)
-        probe.item()  # the device "meta" has no numbers to read
+        probe.item()  # fails on the device "meta", which has no data
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"--device {name}: not usable here ({reason}); give auto, cpu, cuda or cuda:N") from None

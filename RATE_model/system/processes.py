@@ -1,4 +1,4 @@
-"""Work in processes of their own: how many, started and ended cleanly."""
+"""Worker processes: how many to use, and how to start and end them cleanly."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ from RATE_model.system.interrupts import SIGNALS, RaisedBySignal, keep_raising
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-# Between being told to stop and being ended, for a process.
+# Time a process has between being asked to stop and being killed.
 _SECONDS_TO_TIDY_UP = 3.0
 
 
 def available_cores() -> int:
-    """Cores that this process may use; those of a machine are divided among the processes that torchrun starts."""
+    """Cores this process may use; torchrun's processes on one machine share its cores evenly."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     beside = os.environ.get("LOCAL_WORLD_SIZE", "1")
     return max(1, cores // max(1, int(beside))) if beside.isdecimal() else cores
 
 
-def is_no_file(path: Path) -> bool:
-    """Whether ``path`` is there and is written to rather than replaced: a device, a pipe, or a name of an open file."""
+def is_special_file(path: Path) -> bool:
+    """Whether ``path`` exists but is written to rather than replaced: a device, a pipe or /dev/stdout."""
     if not os.path.exists(path) or os.path.isdir(path):
         return False
     return not os.path.isfile(path) or re.match(r"/dev/(stdout|stderr|fd/)|/proc/", os.path.abspath(path)) is not None
 
 
 def check_writable(path: Path) -> None:
-    """Raise a `UserError` where no file can be made, before minutes are spent on it. Nothing is created."""
+    """Raise `UserError` if no file can be created at ``path``, before minutes are spent on it. Creates nothing."""
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         problem = "is not writable" if folder.is_dir() else "is not a directory"
@@ -52,24 +52,24 @@ def check_writable(path: Path) -> None:
         )
     if path.is_dir():
         raise UserError(f"cannot write '{path}': it is a directory.")
-    if is_no_file(path):
+    if is_special_file(path):
         raise UserError(f"cannot write '{path}': it is a device or a pipe; give the name of a file.")
 
 
 def in_processes(work: Callable[[Task], Result], tasks: Sequence[Task], workers: int) -> Generator[Result]:
-    """Results of all tasks, in the order in which they are done; with one worker, in this process.
+    """Yield the results of all tasks in order of completion; with one worker, run them in this process.
 
-    Processes are spawned, not forked: the threads of torch and of a progress bar do not survive a fork. Signals are for
-    this process. Left early, the iterator drops the tasks that are not done.
+    Processes are spawned, not forked: the threads of torch and of a progress bar do not survive a fork. Only this
+    process handles signals. Closing the iterator early drops unfinished tasks.
 
     Args:
-        work: a function of a module, or a `functools.partial` of one.
+        work: a module-level function, or a `functools.partial` of one.
         tasks: its arguments.
-        workers: processes; no more are started than there are tasks.
+        workers: number of processes; at most one per task is started.
 
     Raises:
         UserError: a process was killed or could not start.
-        Exception: what ``work`` raises.
+        Exception: whatever ``work`` raises.
     """
     workers = min(workers, len(tasks))
     if workers <= 1:
@@ -83,12 +83,12 @@ def in_processes(work: Callable[[Task], Result], tasks: Sequence[Task], workers:
 def in_order(
     work: Callable[[Task], Result], tasks: Iterable[Task], workers: int, *, ahead: int = 4
 ) -> Generator[Result]:
-    """As `in_processes`, but results come in the order of the tasks, and there may be tasks without end.
+    """Like `in_processes`, but yields results in the order of the tasks, which may be endless.
 
     Args:
-        work, workers: as there.
-        tasks: taken from as results are; with processes, at most ``ahead`` tasks per process more than that.
-        ahead: tasks per process that are begun or done before their results are asked for.
+        work, workers: see `in_processes`.
+        tasks: consumed lazily; with processes, at most ``ahead`` per process ahead of the results.
+        ahead: tasks per process that are started before their results are requested.
     """
     if workers <= 1:
         yield from map(work, tasks)
@@ -103,14 +103,14 @@ def in_order(
 
 @contextlib.contextmanager
 def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that wait for work, ended at the end; amid their tasks when whoever uses them leaves early."""
+    """A process pool; its workers are interrupted if the caller leaves early."""
     context = multiprocessing.get_context("spawn")
     theirs, ours = context.Pipe(duplex=False)
     pool = ProcessPoolExecutor(workers, context, begin_worker, (theirs,))
     try:
         yield pool
     except BrokenProcessPool as error:
-        raise UserError("a worker process was killed, or could not start; with --workers 1 none is needed") from error
+        raise UserError("a worker process was killed or could not start; use --workers 1 to do without") from error
     except (KeyboardInterrupt, GeneratorExit):
         ours.send_bytes(b"stop")
         raise
@@ -121,16 +121,16 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def begin_worker(stop: multiprocessing.connection.Connection | None = None) -> None:
-    """In a process of `multiprocessing`: leave signals to the parent, and end when it ends, even when it is killed.
+    """In a worker process: leave signals to the parent, and exit when the parent does, even if it is killed.
 
     Args:
-        stop: something to read there, by any number of processes, means that they are to stop: what runs gets the
-            chance to remove its temporary files.
+        stop: data to read on this connection, shared by any number of processes, asks them to stop; running work can
+            still remove its temporary files.
     """
-    for name in SIGNALS:  # often sent to all processes of a job, of which the parent alone knows what to save
+    for name in SIGNALS:  # often sent to all processes of a job, but only the parent knows what to save
         signal.signal(getattr(signal, name), signal.SIG_IGN)
     if stop is not None:
-        signal.signal(signal.SIGALRM, lambda number, frame: os._exit(1))  # nothing has begun that is to be tidied up
+        signal.signal(signal.SIGALRM, lambda number, frame: os._exit(1))  # nothing to clean up yet
     parent = multiprocessing.parent_process()
     assert parent is not None, "this runs in a process that was started"
     alive = parent.sentinel
@@ -149,7 +149,7 @@ def begin_worker(stop: multiprocessing.connection.Connection | None = None) -> N
 
 
 class _Leave(RaisedBySignal, SystemExit):
-    """Which `multiprocessing` takes without a traceback."""
+    """Taken by `multiprocessing` without a traceback."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)

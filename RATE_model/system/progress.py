@@ -1,4 +1,4 @@
-"""Progress: a bar on a terminal, and in a log file a line every half minute."""
+"""Progress: a bar on a terminal, or a line every half minute in a log file."""
 
 import io
 import os
@@ -16,9 +16,9 @@ _ENDLESS = "{desc}: {unit} {n_fmt}, {elapsed} elapsed{postfix}"
 
 
 def progress_bar(**arguments: Any) -> tqdm:
-    """A progress bar on a terminal; in a log file or a batch job a line every half minute. Takes tqdm's arguments.
+    """A progress bar on a terminal, or a line every half minute in a log file or batch job. Takes tqdm's arguments.
 
-    The environment variable TQDM_DISABLE silences both. Of processes that train together the first alone shows it.
+    TQDM_DISABLE silences both. With several processes only process 0 shows it.
     """
     if not distributed.is_first():
         return tqdm(disable=True, **arguments)
@@ -28,7 +28,7 @@ def progress_bar(**arguments: Any) -> tqdm:
 
 
 class _Lines(tqdm):
-    """Progress as lines; nothing of what is over in half a minute."""
+    """Progress as lines; prints nothing if finished within half a minute."""
 
     def __init__(self, **arguments: Any) -> None:
         self._said = time.monotonic()
@@ -36,7 +36,7 @@ class _Lines(tqdm):
         super().__init__(leave=False, mininterval=1.0, disable=silent, file=io.StringIO(), **arguments)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
-        """Print a line, if the last one is old enough."""
+        """Print a line if the last one is old enough."""
         if msg != "" and time.monotonic() - self._said >= _SECONDS:  # "" clears a bar
             self._said = time.monotonic()
             print(str(self), file=sys.stderr, flush=True)

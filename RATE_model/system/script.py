@@ -1,6 +1,6 @@
-"""Imported by a script before anything that takes long: a signal, or too little memory for an import, ends it at once.
+"""Imported by scripts before anything slow: a signal, or lack of memory during an import, ends them with one line.
 
-That is, with one line instead of a traceback from the middle of an import; see `interrupts.quit_on_signals`.
+See `interrupts.quit_on_signals`.
 """
 
 from RATE_model.system.interrupts import quit_on_signals

@@ -1,1 +1,1 @@
-"""The training loop, curricula, schedules, checkpoints, run directories, tracking."""
+"""Training loop, curricula, schedules, checkpoints, run directories and tracking."""

@@ -1,4 +1,4 @@
-"""Checkpoints that survive kill -9, power loss and a full disk, and that are verified before they are used.
+"""Checkpoints that survive kill -9, power loss and a full disk, and are verified before use.
 
 A checkpoint is a directory, complete when it has its final name::
 
@@ -9,9 +9,8 @@ A checkpoint is a directory, complete when it has its final name::
         step_00000500/  ...
         best                                a text file: the name of the checkpoint that carries the tag
 
-Saving writes ``step_X.tmp``, brings its files to the disk and renames it. Only a step saved twice has something to
-replace: the old directory then steps aside as ``step_X.old`` and is taken for step X should the process die before the
-new one has the name.
+Saving writes ``step_X.tmp``, flushes its files to disk and renames it. When a step is saved again, the old directory
+is first renamed to ``step_X.old``, which counts as step X if the process dies before the new one is in place.
 """
 
 import hashlib
@@ -32,7 +31,7 @@ from RATE_model.errors import UserError
 from RATE_model.system.atomic import atomic_write_text, sync_directory, write_durably
 
 MODEL, TRAINING, MANIFEST = "model.safetensors", "training.pt", "manifest.json"
-# Beside checkpoints/: mean and std of observations, for checkpoints whose spec does not hold them.
+# Beside checkpoints/: mean and std of observations, for checkpoints whose spec lacks them.
 NORMALISATION = "normalisation.json"
 
 
@@ -45,13 +44,13 @@ def save_checkpoint(
     keep: int = 2,
     tag: str | None = None,
 ) -> Path:
-    """Saves step ``step`` and returns its directory, ``directory/step_XXXXXXXX``.
+    """Save step ``step`` and return its directory, ``directory/step_XXXXXXXX``.
 
-    Kept besides it: the ``keep - 1`` newest before it and those that carry a tag ("best"); ``tag`` moves to this one.
-    Checkpoints of later steps are removed: they belong to the future of a run that was taken back to an earlier step.
+    Also kept are the ``keep - 1`` newest before it and those that carry a tag ("best"); ``tag`` moves to this one.
+    Checkpoints of later steps are removed: they are left over from before the run was resumed at an earlier step.
 
-    ``training_state`` may hold dicts, lists, tuples, tensors, numbers, strings, bytes, booleans and None, so that it is
-    read back without running code; raises TypeError otherwise. Tensors are stored as they are on the CPU, shared ones
+    ``training_state`` may contain dicts, lists, tuples, tensors, numbers, strings, bytes, booleans and None, so that it
+    can be loaded without running code; anything else raises TypeError. Tensors are stored as on the CPU, shared ones
     once per name. Raises UserError if the disk is full or refuses; the older checkpoints are then intact.
     """
     if step < 0 or keep < 1:
@@ -64,11 +63,11 @@ def save_checkpoint(
                 for name, value in model_state.items()
             }
         ),
-        TRAINING: _serialised(training_state),
+        TRAINING: _serialise(training_state),
     }
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        _tidy(directory)
+        _clean_up(directory)
         _write(final, step, payload)
         if tag is not None:
             _tag(final, tag)
@@ -77,19 +76,19 @@ def save_checkpoint(
         shutil.rmtree(final.with_suffix(".tmp"), ignore_errors=True)
         earlier = "Make" if (good := find_checkpoint(directory)) is None else f"{good.name} is intact; make"
         raise UserError(
-            f"cannot save checkpoint {final}: {error.strerror or error}. {earlier} room or mend the directory, then "
+            f"cannot save checkpoint {final}: {error.strerror or error}. {earlier} room or fix the directory, then "
             "continue with --resume auto"
         ) from error
     return final
 
 
 def finish_save(path: Path, *, keep: int = 2, tag: str | None = None) -> None:
-    """Does what `save_checkpoint` does once a checkpoint is written, should the process have died before that.
+    """Finish a save if the process died right after the checkpoint was written.
 
     Later checkpoints, and earlier ones beside them, stay until the next save.
     """
     directory, step = path.parent, int(path.stem.removeprefix("step_"))
-    _tidy(directory)
+    _clean_up(directory)
     if tag is not None:
         _tag(path, tag)
     if step == max(_candidates(directory)):
@@ -97,12 +96,12 @@ def finish_save(path: Path, *, keep: int = 2, tag: str | None = None) -> None:
 
 
 def _tag(path: Path, tag: str) -> None:
-    """Lets a checkpoint, and no other of its directory, carry a tag."""
+    """Move a tag to this checkpoint."""
     atomic_write_text(path.parent / tag, f"{path.stem}\n")
 
 
 def find_checkpoint(directory: Path, *, tag: str | None = None) -> Path | None:
-    """The newest checkpoint in ``directory`` that verifies, or None; with ``tag``, the one that carries it, if it does.
+    """The newest intact checkpoint in ``directory``, or None; with ``tag``, the one that carries it, if intact.
 
     A damaged one is skipped with a warning on stderr that names it, if another is found; leftovers of interrupted saves
     are ignored.
@@ -123,18 +122,18 @@ def find_checkpoint(directory: Path, *, tag: str | None = None) -> Path | None:
 
 
 def resolve_checkpoint(path: Path | str, *, tag: str | None = None) -> Path:
-    """The checkpoint meant by ``path``: a checkpoint, or the newest (or tagged) good one of a run or its checkpoints/.
+    """Resolve ``path`` to a checkpoint: itself, or the newest (or tagged) intact one of a run or its checkpoints/.
 
-    Raises UserError if there is none that verifies.
+    Raises UserError if there is no intact one.
     """
     try:
         return _resolve(Path(path), tag)
-    except OSError as error:  # a name that is too long, or a directory that may not be entered
+    except OSError as error:  # the name is too long, or the directory may not be entered
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
 def _resolve(path: Path, tag: str | None) -> Path:
-    """`resolve_checkpoint`, but for errors of the file system."""
+    """`resolve_checkpoint` without the handling of file system errors."""
     if (path / MANIFEST).is_file():
         if damage := find_damage(path):
             raise UserError(f"checkpoint {path} is damaged ({damage}); choose another, or the run directory above it")
@@ -155,71 +154,71 @@ def _resolve(path: Path, tag: str | None) -> Path:
 
 
 def load_checkpoint(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(model_state, training_state) of one checkpoint, on the CPU; raises UserError if it is absent or damaged."""
+    """(model_state, training_state) of a checkpoint, on the CPU; raises UserError if it is missing or damaged."""
     path = Path(path)
     if not path.exists() and path.with_suffix(".old").exists():
         path = path.with_suffix(".old")
     if damage := find_damage(path):
         raise UserError(f"checkpoint {path} cannot be used: {damage}")
     content: list[Any] = []
-    for name, read in ((MODEL, safetensors.torch.load), (TRAINING, _deserialised)):
+    for name, read in ((MODEL, safetensors.torch.load), (TRAINING, _deserialise)):
         try:
             content.append(read((path / name).read_bytes()))
         except OSError:
             raise
-        except Exception as error:  # of many kinds: this file was written by something else
+        except Exception as error:  # any kind: the file was written by something else
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise UserError(
-                f"checkpoint {path} cannot be used: {name} is not a file of this project ({reason})"
+                f"checkpoint {path} cannot be used: {name} was not written by this project ({reason})"
             ) from None
     weights, training = content
     if not isinstance(training, dict):
-        raise UserError(f"checkpoint {path} cannot be used: {TRAINING} holds no state of training")
+        raise UserError(f"checkpoint {path} cannot be used: {TRAINING} contains no training state")
     return weights, training
 
 
 def has_checkpoints(directory: Path) -> bool:
-    """Whether ``directory`` holds anything that was saved as a checkpoint, good or damaged."""
+    """Whether ``directory`` contains any checkpoint, intact or damaged."""
     return bool(_candidates(directory))
 
 
 def find_damage(path: Path) -> str | None:
-    """What is wrong with the checkpoint at ``path`` (a file missing, shortened or altered), or None if it is whole."""
+    """What is wrong with the checkpoint at ``path`` (a file missing, truncated or altered); None if it is intact."""
     try:
         files = json.loads((path / MANIFEST).read_text())["files"]
         expected = {name: files[name] for name in (MODEL, TRAINING)}
     except FileNotFoundError:
-        return f"no {MANIFEST}" if path.is_dir() else "there is no such directory"
+        return f"no {MANIFEST}" if path.is_dir() else "no such directory"
     except (OSError, ValueError, KeyError, TypeError):
         return f"{MANIFEST} is not readable"
     for name, digest in expected.items():
         try:
             with open(path / name, "rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-                    return f"{name} is not what was saved"
+                    return f"{name} differs from what was saved"
         except OSError as error:
             return f"{name}: {error.strerror}"
     return None
 
 
-def _serialised(training_state: dict[str, Any]) -> bytes:
-    """The bytes of training.pt, proven readable: better that a save fails now than a resume later."""
+def _serialise(training_state: dict[str, Any]) -> bytes:
+    """The bytes of training.pt, verified to be loadable: a save should fail now rather than a resume later."""
     buffer = io.BytesIO()
     torch.save(training_state, buffer)
     try:
-        _deserialised(buffer.getvalue())
+        _deserialise(buffer.getvalue())
     except Exception as error:
         reason = next((line for line in str(error).splitlines() if "GLOBAL" in line), str(error))
-        raise TypeError(f"training_state must be plain data, it could not be read back: {reason}") from error
+        raise TypeError(f"training_state must be plain data, but cannot be loaded: {reason}") from error
     return buffer.getvalue()
 
 
-def _deserialised(data: bytes) -> Any:
+def _deserialise(data: bytes) -> Any:
     return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
 
 
 def _write(final: Path, step: int, payload: dict[str, bytes]) -> None:
-    """Writes all files beside the final name and puts them in place in one step."""
+    """Write all files under a temporary name and move them into place in one step."""
     temporary, old = final.with_suffix(".tmp"), final.with_suffix(".old")
     manifest = {"step": step, "files": {name: hashlib.sha256(data).hexdigest() for name, data in payload.items()}}
     temporary.mkdir()
@@ -235,8 +234,8 @@ def _write(final: Path, step: int, payload: dict[str, bytes]) -> None:
         shutil.rmtree(old)
 
 
-def _tidy(directory: Path) -> None:
-    """Clears what interrupted saves have left, and gives a step back its name if its replacement never came."""
+def _clean_up(directory: Path) -> None:
+    """Remove leftovers of interrupted saves, and restore a step whose replacement was never completed."""
     for path in directory.iterdir():
         if path.suffix == ".tmp":
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -247,7 +246,7 @@ def _tidy(directory: Path) -> None:
 
 
 def _rotate(directory: Path, step: int, keep: int) -> None:
-    """Removes what save_checkpoint does not keep, and tags that have lost their checkpoint."""
+    """Remove checkpoints that save_checkpoint does not keep, and tags without a checkpoint."""
     candidates = _candidates(directory)
     tags = {path: name for path in directory.iterdir() if (name := _tagged_name(path))}
     newest = sorted((other for other in candidates if other <= step), reverse=True)[:keep]
@@ -261,23 +260,23 @@ def _rotate(directory: Path, step: int, keep: int) -> None:
 
 
 def _candidates(directory: Path) -> dict[int, Path]:
-    """``{step: path}`` of what looks like a checkpoint by its name."""
+    """``{step: path}`` of everything named like a checkpoint."""
     found: dict[int, Path] = {}
     for path in sorted(directory.iterdir() if directory.is_dir() else ()):
         match = re.fullmatch(r"step_(\d{8,})(\.old)?", path.name)
         if match and path.is_dir():
-            found.setdefault(int(match[1]), path)  # Sorted: step_X comes before step_X.old.
+            found.setdefault(int(match[1]), path)  # sorted: step_X comes before step_X.old
     return found
 
 
 def _tagged(directory: Path, tag: str) -> Path | None:
-    """The checkpoint that carries a tag, if there is such a tag."""
+    """The checkpoint that carries a tag, or None."""
     name = _tagged_name(directory / tag)
     return _candidates(directory).get(int(name.removeprefix("step_"))) if name else None
 
 
 def _tagged_name(path: Path) -> str | None:
-    """The directory name that a tag file holds, or None if ``path`` is not a tag file."""
+    """The directory name in a tag file, or None if ``path`` is not a tag file."""
     try:
         name = path.read_text().strip() if path.is_file() else ""
     except (OSError, UnicodeDecodeError):

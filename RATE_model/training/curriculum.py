@@ -1,6 +1,6 @@
-"""Decides when training moves on to longer trajectories, and when it ends.
+"""Curricula: when training moves on to longer trajectories, and when it ends.
 
-A stage is a number of segments. A position (stage, epoch, batch) and the state kept here suffice to resume.
+A stage is a number of segments. A position (stage, epoch, batch) and the curriculum's state suffice to resume.
 """
 
 import re
@@ -14,24 +14,24 @@ from RATE_model.errors import UserError
 
 
 def parse_stages(texts: Sequence[str], last: int, *, flag: str) -> list[tuple[int, int]]:
-    """Segments and epochs of stages written as SEGMENTS:EPOCHS, such as 1:40.
+    """Parse stages written as SEGMENTS:EPOCHS, such as 1:40, into (segments, epochs).
 
     Raises:
-        UserError: the text has another form, or segments do not grow from stage to stage up to the `last`; the message
-            names the flag.
+        UserError: the text has another form, or the segments do not increase from stage to stage up to `last`; the
+            message names the flag.
     """
     stages = []
     for text in texts:
         match = re.fullmatch(r"(\d+):(\d+)", text, re.ASCII)
         stage = (int(match[1]), int(match[2])) if match else (0, 0)
         if not min(stage):
-            raise UserError(f"--{flag} {text}: must be SEGMENTS:EPOCHS, as 1:40, both at least 1")
+            raise UserError(f"--{flag} {text}: must be SEGMENTS:EPOCHS, such as 1:40, both at least 1")
         stages.append(stage)
     segments = [*(segments for segments, _ in stages), last]
     if any(one >= other for one, other in zip(segments, segments[1:], strict=False)):
         raise UserError(
-            f"--{flag} {' '.join(texts)}: every stage must have more segments than the one before, and fewer than the "
-            f"last, which has all {last}"
+            f"--{flag} {' '.join(texts)}: the segments must increase from stage to stage and stay below the "
+            f"last stage's {last}"
         )
     return stages
 
@@ -67,15 +67,14 @@ class FixedStages:
 
     @property
     def annealing(self) -> bool:
-        """Whether the learning rate should start to decay now; here its schedule is fixed beforehand."""
+        """Whether the learning rate should start to decay now; here its schedule is fixed in advance."""
         return False
 
     def after_batch(self, metrics: Mapping[str, Tensor]) -> None:
-        """Batches do not matter."""
+        """Does nothing: stages end by epochs."""
 
     def after_epoch(self) -> None:
-        """Count an epoch; the last epoch of a stage ends it. The last stage keeps its count, since epochs may be
-        added."""
+        """Count an epoch; move on after a stage's last one. The last stage keeps counting, as epochs may be added."""
         self.epochs_done += 1
         if self.epochs_done >= self.epochs[self.index] and self.index + 1 < len(self.stages):
             self.index, self.epochs_done = self.index + 1, 0
@@ -91,10 +90,10 @@ class FixedStages:
 
 @dataclass
 class AdaptiveStages:
-    """A stage ends when it is solved: `metric` was 1 for `streak` batches in a row; or, unsolved, after `max_batches`.
+    """A stage ends when solved (`metric` was 1 for `streak` batches in a row), or unsolved after `max_batches`.
 
-    After the last stage the learning rate is annealed over `anneal_batches` batches; without that, runs were seen to
-    lose what they had learned about lengths beyond the training data. `solved` tells whether all stages were.
+    After the last stage the learning rate is annealed over `anneal_batches` batches; without that, runs sometimes lost
+    what they had learned about lengths beyond the training data. `solved` tells whether all stages were solved.
     """
 
     stages: Sequence[int]
@@ -120,12 +119,12 @@ class AdaptiveStages:
 
     @property
     def epochs_of_stage(self) -> int | None:
-        """None: epochs do not matter."""
+        """None: stages do not end by epochs."""
         return None
 
     @property
     def finished(self) -> bool:
-        """Whether the annealing is done."""
+        """Whether annealing is done."""
         return self.anneal_left == 0
 
     @property
@@ -134,7 +133,7 @@ class AdaptiveStages:
         return self.anneal_left is not None
 
     def after_batch(self, metrics: Mapping[str, Tensor]) -> None:
-        """Count one batch with these metrics, one number each."""
+        """Count one batch with these scalar metrics."""
         if self.anneal_left is not None:
             self.anneal_left -= 1
             return
@@ -150,7 +149,7 @@ class AdaptiveStages:
             self.anneal_left = self.anneal_batches
 
     def after_epoch(self) -> None:
-        """Epochs do not matter."""
+        """Does nothing: stages end by batches."""
 
     def state_dict(self) -> dict[str, Any]:
         """The changing state."""

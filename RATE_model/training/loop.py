@@ -1,10 +1,10 @@
-"""The training loop of every environment: stages, epochs, logging, validation, evaluation, checkpoints, interruptions.
+"""The training loop of every environment: stages, epochs, logging, validation, evaluation, checkpoints, interruption.
 
 A run that is interrupted at any point and resumed passes through the same states as an uninterrupted one: a checkpoint
-contains everything that later batches depend on, and checkpoints are taken between batches.
+contains everything that later batches depend on, and is taken between batches.
 
-Processes that train together run this loop side by side (see `system.distributed`). Measurements cover all of them, so
-each makes the same decisions; the first one logs and saves.
+With several processes each runs this loop (see `system.distributed`). Measurements cover all processes, so they make
+the same decisions; process 0 logs and saves.
 """
 
 import math
@@ -45,18 +45,18 @@ FINAL, BEST = "final", "best"
 
 
 class Fit:
-    """Trains one run from its current position to its end.
+    """Trains one run from its current position to the end.
 
     Args:
         trainer: model, optimizer, schedule.
         curriculum: the stages, and when each ends.
-        data: the windows of a stage.
+        data: segments -> the windows of that stage.
         run: an open run; if it has a checkpoint, training continues there.
         tracker: receives the metrics.
-        seed: for the order of batches.
-        evaluate: called at checkpoints and at the end; must not touch torch's global random state.
-        interrupts: asked between batches whether to stop.
-        flags: the run's, as in its config.yaml; checkpoints contain them too.
+        seed: seed for the order of batches.
+        evaluate: called at checkpoints and at the end; must not use torch's global random state.
+        interrupts: polled between batches.
+        flags: the run's flags, as in its config.yaml; also stored in checkpoints.
     """
 
     def __init__(
@@ -78,11 +78,11 @@ class Fit:
         self.options, self.flags = trainer.options, flags or {}
         # Position: `batch` batches of epoch `epoch` of the current stage are done.
         self.epoch = self.batch = self.epochs_done = 0
-        # Wall-clock training time of earlier starts of the run, and when this one began.
+        # Training time of earlier starts of the run in seconds, and when this one started.
         self.seconds, self._started = 0.0, time.perf_counter()
         self._best = float("inf")
-        self._best_step = -1  # of the best checkpoint
-        # The checkpoint work (`_check_point`) that a signal interrupted; it comes first when the run continues.
+        self._best_step = -1  # step of the best checkpoint
+        # A `_validate_and_save` that a signal interrupted; it is done first when the run continues.
         self._due: dict[str, Any] | None = None
         self._pending: list[dict[str, Tensor]] = []
         self._saved_at = time.monotonic()
@@ -90,14 +90,14 @@ class Fit:
             self._resume(run.checkpoint)
 
     def __call__(self) -> dict[str, Any]:
-        """`_train_to_the_end`; if training diverges, the error says how to continue."""
+        """Run `_train_to_the_end`; if training diverges, the error says how to continue."""
         try:
             return self._train_to_the_end()
         except TrainingDiverged as error:
-            raise TrainingDiverged(f"{error}. {self._way_out()}") from error
+            raise TrainingDiverged(f"{error}. {self._recovery_advice()}") from error
 
     def _train_to_the_end(self) -> dict[str, Any]:
-        """Train to the end; returns the result of the final validation and evaluation, also written to eval/final.json.
+        """Train to the end; returns the final validation and evaluation results, also written to eval/final.json.
 
         Raises:
             Interrupted: a signal asked to stop; the state is saved.
@@ -105,19 +105,19 @@ class Fit:
         """
         was_finished = self.curriculum.finished and self._due is None  # then its last checkpoint exists
         if self._due is not None and not self.curriculum.finished:
-            self._check_point(**self._due)
+            self._validate_and_save(**self._due)
         while not self.curriculum.finished:
             self._stage()
         self._log(self.curriculum.segments)
         self._check_finite()
-        with self._saved_if_interrupted(self.curriculum.segments, FINAL):
+        with self._redone_if_interrupted(self.curriculum.segments, FINAL):
             result = self._validate(self.curriculum.segments) | {"optimizer_steps": self.trainer.step}
         if isinstance(self.curriculum, AdaptiveStages):
             result["all_stages_solved"] = self.curriculum.solved
         if not was_finished:
             self._save(best=self._improved(result))
         if self.interrupts is not None:
-            distributed.together(self.interrupts.stop)
+            distributed.run_in_all(self.interrupts.stop)
         started = time.perf_counter()
         result |= self._evaluate(final=True)
         self.tracker.log(result, self.trainer.step)  # without times: a resumed run writes the same lines
@@ -171,15 +171,15 @@ class Fit:
                 if ended:
                     self._end_epoch(segments)
                 elif not changed and self.options.ckpt_batches and self.batch % self.options.ckpt_batches == 0:
-                    self._check_point(segments, f"epoch_{self.epochs_done + 1:04d}_batch_{self.batch:06d}")
+                    self._validate_and_save(segments, f"epoch_{self.epochs_done + 1:04d}_batch_{self.batch:06d}")
                 if changed:
                     self._best = float("inf")  # losses of different stages are not comparable
                 if changed or self.curriculum.finished:
                     return
-                self._pause_if_asked()
+                self._save_or_stop()
 
     def _train(self, batch: Any) -> None:
-        """One batch."""
+        """Train on one batch."""
         position = {"segments": self.curriculum.segments, "epoch": self.epoch, "batch": self.batch, "seed": self.seed}
         self.trainer.position = position
         metrics = self.trainer.train_batch(batch)
@@ -189,18 +189,18 @@ class Fit:
         self._pending.append(metrics)
 
     def _end_epoch(self, segments: int) -> None:
-        """After the last batch of an epoch of a stage: at some epochs, validate, evaluate and save."""
+        """After the last batch of an epoch: if due, validate, evaluate and save."""
         if self.epochs_done != 1 and self.epochs_done % self.options.ckpt_epoch:
             return
         if self.curriculum.finished:
-            return  # the end does all of it
-        self._check_point(segments, f"epoch_{self.epochs_done:04d}")
+            return  # done at the end of training
+        self._validate_and_save(segments, f"epoch_{self.epochs_done:04d}")
 
-    def _check_point(self, segments: int, name: str) -> None:
+    def _validate_and_save(self, segments: int, name: str) -> None:
         """Validate, evaluate and save."""
         self._log(segments)
         self._check_finite()
-        with self._saved_if_interrupted(segments, name):
+        with self._redone_if_interrupted(segments, name):
             result = self._validate(segments) | self._evaluate(final=False)
         if not math.isfinite(result["validation_loss"]):
             print(f"warning: the validation loss is not finite at step {self.trainer.step}", file=sys.stderr)
@@ -212,9 +212,8 @@ class Fit:
         self._save(best=improved)
 
     @contextmanager
-    def _saved_if_interrupted(self, segments: int, name: str) -> Iterator[None]:
-        """Work inside that a signal interrupts is done first when the run continues, because its checkpoint is
-        missing."""
+    def _redone_if_interrupted(self, segments: int, name: str) -> Iterator[None]:
+        """If a signal interrupts the work inside, redo it first when the run continues: its checkpoint is missing."""
         try:
             yield
         except Interrupted:
@@ -228,21 +227,20 @@ class Fit:
         best, self._best = self._best, min(self._best, result["validation_loss"])
         return self._best < best
 
-    def _pause_if_asked(self) -> None:
-        """Between batches: save if it is time, and stop if a signal asked for it."""
-        name = distributed.signal_anywhere(None if self.interrupts is None else self.interrupts.requested)
+    def _save_or_stop(self) -> None:
+        """Between batches: save if it is time, and stop if a signal asked to."""
+        name = distributed.signal_in_any(None if self.interrupts is None else self.interrupts.requested)
         late = time.monotonic() - self._saved_at > 60 * self.options.save_minutes
-        if name is not None or distributed.any_of(late):
+        if name is not None or distributed.any_process(late):
             self._save()
         if name is not None:
             raise Interrupted(name)
 
     def _log(self, segments: int) -> float:
-        """Log averages of the batches since the last line, all of one stage; returns the mean loss, NaN without
+        """Log averages over the batches since the last line, all of one stage; returns the mean loss, NaN without
         batches.
 
-        Only here does training read from the device, apart from an adaptive curriculum, which reads one number
-        per batch.
+        Training reads from the device only here, apart from an adaptive curriculum, which reads one number per batch.
         """
         if not self._pending:
             return math.nan
@@ -257,23 +255,22 @@ class Fit:
         sampler = EpochSampler(len(validation), self.options.batch_size, self.seed, shuffle=False)
         loader = make_loader(validation, sampler, end_epoch=1)
         with evaluating(self.trainer.model):
-            return self.trainer.validate(_until_asked(batch for _, _, batch in loader))
+            return self.trainer.validate(_until_interrupted(batch for _, _, batch in loader))
 
     def _evaluate(self, *, final: bool) -> dict[str, float]:
         if (evaluate := self.evaluate) is None:
             return {}
         with evaluating(self.trainer.model):
-            return distributed.together(lambda: evaluate(self.trainer.model, final))[0]
+            return distributed.run_in_all(lambda: evaluate(self.trainer.model, final))[0]
 
     def _save(self, *, best: bool = False) -> None:
-        """A checkpoint of everything that the next batch depends on. If the best one is saved again, it stays the
-        best."""
+        """Save everything that the next batch depends on. Saving the best checkpoint again keeps its tag."""
         self._check_finite()
         self.trainer.check_same()
         if best:
             self._best_step = self.trainer.step
         trained = self.trainer.state_dict()
-        distributed.by_first(lambda: self._write(trained, best=self._best_step == self.trainer.step))
+        distributed.run_on_first(lambda: self._write(trained, best=self._best_step == self.trainer.step))
         self._saved_at = time.monotonic()
 
     def _write(self, trained: dict[str, Any], *, best: bool) -> None:
@@ -305,29 +302,29 @@ class Fit:
         )
 
     def _fingerprint(self) -> str:
-        """The fingerprint of the stage's training data: paths may change when a run is resumed, the content may not."""
+        """The fingerprint of the stage's training data: a resumed run may find it at other paths, but unchanged."""
         training, _ = self.data(self.curriculum.segments)
         return training.fingerprint
 
     def _check_finite(self) -> None:
-        """Raise `TrainingDiverged` instead of saving or measuring a diverged model."""
+        """Raise `TrainingDiverged` instead of saving or evaluating a diverged model."""
         self.trainer.check_finite()
         if what := not_finite(self.trainer.model, self.trainer.optimizer):
             raise TrainingDiverged(f"the {what} are not finite after optimizer step {self.trainer.step}")
 
-    def _way_out(self) -> str:
-        """What to do when training has diverged."""
+    def _recovery_advice(self) -> str:
+        """What to do after training has diverged."""
         advice = "a lower --learning_rate, more --warmup_steps or --precision 32"
         good = find_checkpoint(self.run.checkpoints)
         if good is None:
             return f"No checkpoint was saved yet; start again with {advice}"
         return (
-            f"The last checkpoint, {good}, is intact: go on from it with --resume {self.run.directory}, "
+            f"The last checkpoint, {good}, is intact: resume from it with --resume {self.run.directory}, "
             f"another --text, and {advice}"
         )
 
     def _resume(self, path: Path) -> None:
-        """Continue from the run's checkpoint."""
+        """Restore the state of the run's checkpoint."""
         weights, state = load_to_resume(path, self.trainer.model)
         planned = self.trainer.schedule.decay_start
         try:
@@ -339,12 +336,12 @@ class Fit:
             self._best, self.seconds = float(state["best"]), float(state["seconds"])
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise unusable(path, error) from None
-        if planned is not None:  # it follows from the flags, which may set another warm-up under another name
+        if planned is not None:  # recompute it: the flags of a run under another name may set another warm-up
             self.trainer.schedule.decay_start = planned
         known, now = str(state["data"]), self._fingerprint()
-        if known not in (now, now.partition(":")[0]):  # older ones do not cover the observations
+        if known not in (now, now.partition(":")[0]):  # older checkpoints do not cover the observations
             raise UserError(
-                f"{self.run.directory} was trained on other data than is there now; give it its own, or begin a new "
+                f"{self.run.directory} was trained on other data than is found now; restore its data, or start a new "
                 "run with --overwrite true or another --text"
             )
         for name, value in position.items():
@@ -361,31 +358,31 @@ _RESUMED = ["trainer", "curriculum", "data", "position", "pending", "best", "is_
 
 
 def load_to_resume(path: Path, model: Agent) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """`load_checkpoint` for training that continues with this model.
+    """`load_checkpoint` for resuming training with this model.
 
     Raises:
-        UserError: the checkpoint is damaged, of another model, not finite, or not one that training can continue from.
+        UserError: the checkpoint is damaged, of another model, not finite, or lacks the state needed to continue.
     """
     weights, state = load_checkpoint(path)
     if "memory" not in state:
         weights = with_memory_prefix(weights)
     if (memory := state.get("memory", "RATE")) != model.config.memory:
-        raise UserError(f"checkpoint {path} is of the memory {memory}; --model_mode asks for {model.config.memory}")
+        raise UserError(f"checkpoint {path} has the memory {memory}, but --model_mode selects {model.config.memory}")
     if missing := [name for name in _RESUMED if name not in state]:
         raise UserError(
-            f"checkpoint {path} has no '{missing[0]}', as one that was converted: it can be evaluated, not resumed"
+            f"checkpoint {path} has no '{missing[0]}' (was it converted?): it can be evaluated, but not resumed"
         )
     expected = {name: value.shape for name, value in model.state_dict().items()}
     differing = [
         name for name in (*expected, *weights) if getattr(weights.get(name), "shape", None) != expected.get(name)
     ]
     if differing:
-        raise UserError(f"checkpoint {path} cannot be resumed: its weight {differing[0]} is not of this model")
+        raise UserError(f"checkpoint {path} cannot be resumed: its weight {differing[0]} does not fit this model")
     check_weights(path, weights)
     return weights, state
 
 
-def _until_asked(batches: Iterator[Any]) -> Iterator[Any]:
+def _until_interrupted(batches: Iterator[Any]) -> Iterator[Any]:
     """The same batches; raises Interrupted before the next one if a signal asked to stop."""
     for batch in batches:
         stop_if_asked()

@@ -1,4 +1,4 @@
-"""The optimizer and the learning rate."""
+"""Optimizer and learning-rate schedules."""
 
 import math
 from collections.abc import Sequence
@@ -21,8 +21,8 @@ def make_optimizer(
 ) -> torch.optim.AdamW:
     """AdamW with weight decay on the matrices of linear layers and convolutions only.
 
-    Biases, norms, embeddings, memory tokens and relative-position biases are not decayed, except with `decay_all`, the
-    published training. Heads of `auxiliary` objectives are not decayed.
+    Biases, norms, embeddings, memory tokens and relative-position biases are not decayed, except with `decay_all`, as
+    in the published training. Heads of `auxiliary` objectives are not decayed.
     """
     heads = [] if auxiliary is None else [{"params": list(auxiliary.parameters()), "weight_decay": 0.0}]
     if decay_all:
@@ -37,8 +37,7 @@ def make_optimizer(
 
 
 def not_finite(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> str | None:
-    """The tensors of a model and of its optimizer's state that are infinite or NaN, in words; None if all are
-    finite."""
+    """Names of the model's and optimizer's tensors that are NaN or infinite, in words; None if all are finite."""
     state = [] if optimizer is None else [value for held in optimizer.state.values() for value in held.values()]
     for what, values in (("weights", model.state_dict().values()), ("state of the optimizer", state)):
         finite = [value.isfinite().all() for value in values if torch.is_tensor(value)]
@@ -51,8 +50,8 @@ def not_finite(model: nn.Module, optimizer: torch.optim.Optimizer | None = None)
 class Schedule:
     """The learning rate as a fraction of its peak: linear warm-up, a plateau, decay to an end value, then constant.
 
-    If `decay_start` is None, the plateau lasts until `start_decay` is called. The rate never rises after that: an
-    unfinished warm-up ends where it is.
+    If `decay_start` is None, the plateau lasts until `start_decay` is called. The rate never rises afterwards: an
+    unfinished warm-up stops at its current value.
     """
 
     warmup_steps: int
@@ -60,13 +59,13 @@ class Schedule:
     decay_steps: int
     end_factor: float
     shape: str = "linear"  # or cosine
-    tokens = 0  # environment steps trained on; other schedules count them
+    tokens = 0  # environment steps trained on; only other schedules count them
 
     def count(self, tokens: int) -> None:
-        """Called after an optimizer step on this many environment steps, which do not matter here."""
+        """Called after an optimizer step on this many environment steps; does nothing here."""
 
     def factor(self, step: int) -> float:
-        """The fraction at optimizer step `step`, counted from 0."""
+        """The fraction of the peak at optimizer step `step`, counted from 0."""
         warming = step if self.decay_start is None else min(step, self.decay_start)
         reached = min(1.0, (warming + 1) / self.warmup_steps) if self.warmup_steps else 1.0
         if self.decay_start is None or step < self.decay_start:
@@ -86,15 +85,15 @@ class Schedule:
 class RisingCosine:
     """The published cosine, a function of the environment steps trained on.
 
-    It is not clipped when they exceed `final_tokens`: the rate rises again, and falls again. And it was set after each
-    step, so the very first step uses the peak rate.
+    It is not clipped beyond `final_tokens`, so the rate rises again, and falls again. The published code sets it after
+    each step, so the very first step uses the peak rate.
     """
 
     warmup_tokens: int
     final_tokens: int
     end_factor: float
     tokens: int = 0
-    decay_start: int | None = None  # of other schedules
+    decay_start: int | None = None  # used by other schedules
 
     def count(self, tokens: int) -> None:
         """Add the environment steps of an optimizer step."""
@@ -124,15 +123,15 @@ def late_linear(
 ) -> Schedule:
     """The published linear decay.
 
-    It starts with the epoch after the one in which `warmup_steps` batches are over, and assumes as many optimizer steps
-    as all epochs have batches times segments, however many there really are.
+    It starts with the epoch after the one in which `warmup_steps` batches are done, and assumes batches times segments
+    optimizer steps per epoch, whatever their actual number.
 
     Args:
-        batches, epochs: per epoch and in training, for every stage.
-        steps_per_batch: optimizer steps, in the first stage.
-        segments: per trajectory.
-        warmup_steps: of linear warm-up, in optimizer steps.
-        end_factor: where the decay would end.
+        batches, epochs: batches per epoch, and epochs, of every stage.
+        steps_per_batch: optimizer steps per batch in the first stage.
+        segments: segments per trajectory.
+        warmup_steps: length of the linear warm-up, in optimizer steps.
+        end_factor: value at the end of the assumed decay, as a fraction of the peak.
     """
     warmup_epochs = -(-max(1, warmup_steps) // batches[0])
     total = sum(count * times for count, times in zip(batches, epochs, strict=True)) * segments
@@ -141,8 +140,8 @@ def late_linear(
 
 @torch.no_grad()
 def initialise_as_published(model: Agent) -> None:
-    """Draw a fresh model's initial weights as the published code does: PyTorch's defaults for all layers, and the
-    memory's own rule for its other parameters."""
+    """Initialise a model's weights as in the published code: PyTorch's defaults for all layers, and the memory's own
+    rule for its other parameters."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             module.reset_parameters()
@@ -150,7 +149,7 @@ def initialise_as_published(model: Agent) -> None:
 
 
 def decay_over(total_steps: int, *, warmup_steps: int, end_factor: float, shape: str) -> Schedule:
-    """Warm-up, then decay to the end factor at the last of `total_steps`; `constant` keeps the plateau."""
+    """Warm-up, then decay to `end_factor` at the last of `total_steps`; the shape `constant` keeps the plateau."""
     if shape == "constant":
         return Schedule(warmup_steps, None, 0, 1.0)
     warmup_steps = min(warmup_steps, total_steps)

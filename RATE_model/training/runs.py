@@ -1,12 +1,12 @@
-"""A run's directory, its interruption, and several seeds in one command.
+"""Run directories, interruption, and several seeds in one command.
 
-<run>/config.yaml        every flag's value, readable by --config
-      environment.json   one entry per start: commit, versions, command line, threads; a damaged one is kept as
+<run>/config.yaml        the value of every flag, readable by --config
+      environment.json   one entry per start: commit, versions, command line, threads; a damaged file is kept as
                          environment.damaged.json
       metrics.jsonl      see tracking.py
       checkpoints/       see checkpoints.py
       eval/*.json  plots/*.png
-      traceback.txt      of an error that nobody expected
+      traceback.txt      of an unexpected error
       .lock              while a process owns the run: see `RATE_model.system.locks`
 """
 
@@ -39,21 +39,21 @@ from RATE_model.errors import RunError, UserError, error_reason
 from RATE_model.system import distributed
 from RATE_model.system.atomic import atomic_write_json, atomic_write_text
 from RATE_model.system.interrupts import exit_code, signal_name
-from RATE_model.system.locks import Held, clear_leftovers, hold, owner
+from RATE_model.system.locks import LockHeld, clear_leftovers, hold, owner
 from RATE_model.training.checkpoints import find_checkpoint, has_checkpoints, load_checkpoint, resolve_checkpoint
 from RATE_model.training.tracking import check_wandb, redact
 
 _TRACEBACK, _LOCK, _DAMAGED = "traceback.txt", ".lock", "environment.damaged.json"
 _CONTENTS = ("config.yaml", "environment.json", _DAMAGED, "metrics.jsonl", "timing.jsonl", "wandb_id", _TRACEBACK)
 _FOLDERS = ("checkpoints", "eval", "plots")
-# What a start leaves that says nothing of results.
+# Files of a start that are not results.
 _BEGINNING = {"config.yaml", "environment.json", _DAMAGED, "wandb_id", _TRACEBACK}
-_NAME_BYTES = 200  # of a run; file systems allow 255
-_SEEN_SECONDS = 15.0  # until a network file system shows what another machine has made
+_NAME_BYTES = 200  # maximum length of a run's name; file systems allow 255
+_SEEN_SECONDS = 15.0  # time for a network file system to show files made by another machine
 
 
 class FinishedRun(UserError):
-    """A run that finished with the flags asked for and has no good checkpoint: nothing goes on, its results stand."""
+    """The run has finished with these flags and has no intact checkpoint: nothing to do, its results stand."""
 
     def __init__(self, message: str, directory: Path) -> None:
         super().__init__(message)
@@ -62,16 +62,16 @@ class FinishedRun(UserError):
 
 @dataclass(frozen=True)
 class Run:
-    """A run's place and beginning. Once open, its directory exists, with config.yaml and environment.json."""
+    """A run's directory and starting point. Once open, its directory exists, with config.yaml and environment.json."""
 
     directory: Path
     seed: int
     checkpoint: Path | None
-    """The checkpoint to continue from; None for a run that starts at the beginning."""
+    """The checkpoint to continue from; None starts from scratch."""
     choose: Callable[[], tuple[Path | None, tuple[str, ...]]] = field(repr=False, compare=False)
-    """Checkpoint and changes as things are now; raises UserError if the run can no longer be begun or continued."""
+    """Checkpoint and changes as of now; raises UserError if the run can no longer be started or continued."""
     changed: tuple[str, ...] = ()
-    """What differs from the run that is continued under another name, a phrase each."""
+    """How it differs from the run that is continued under another name, one phrase each."""
 
     @property
     def checkpoints(self) -> Path:
@@ -82,7 +82,7 @@ class Run:
         return self.directory / "plots"
 
     def write_evaluation(self, name: str, result: dict[str, Any]) -> Path:
-        """Writes eval/<name>.json atomically, null for what is not finite, and returns its path.
+        """Write eval/<name>.json atomically, with null for non-finite numbers, and return its path.
 
         Raises UserError if it cannot be written.
         """
@@ -92,7 +92,7 @@ class Run:
                 atomic_write_json(path, result)
         except OSError as error:
             reason = f"{path} cannot be written: {error_reason(error)}"
-            raise UserError(f"{reason}; what was saved before is kept, continue with --resume auto") from error
+            raise UserError(f"{reason}; everything saved before is kept, continue with --resume auto") from error
         return path
 
 
@@ -108,24 +108,24 @@ def check_run(
     may_change_elsewhere: Iterable[str] = (),
     before: Mapping[str, Any] | None = None,
 ) -> Run:
-    """The run in ``directory``, new or continued, for `open_run`; ``config`` is what options.to_flat_dict gives.
+    """Check the run in ``directory``, new or continued, for `open_run`; ``config`` comes from options.to_flat_dict.
 
-    ``resume``: "no" starts at the beginning; "auto" continues from the newest good checkpoint if there is one; a path
-    (a run or a checkpoint, of this directory or another) continues from there. A run that is continued must have the
-    configuration it was started with, but for the keys in ``may_change``, those that start with ``wandb_``, and those
-    in ``may_grow``, whose value may be larger. Those in ``may_change_elsewhere`` may differ as well where the run is
-    continued in another directory, whose environment.json says so. ``before`` is what a run did that was made before it
-    could record these keys.
+    ``resume``: "no" starts from scratch; "auto" continues from the newest intact checkpoint if there is one; a path (a
+    run or a checkpoint, of this directory or another) continues from there. A continued run must have its original
+    configuration, except for the keys in ``may_change``, those that start with ``wandb_``, and those in ``may_grow``,
+    whose value may increase. Keys in ``may_change_elsewhere`` may also differ if the run continues in another
+    directory; environment.json records the change. ``before`` gives the values of keys for runs made before these keys
+    existed.
 
-    Nothing is created, changed or removed, so that data can be looked at before a run is opened. Raises UserError if
-    another process owns the run, if the directory holds anything of a run and neither resume nor overwrite is asked
-    for, if there is nothing good to resume (FinishedRun if nothing is left to do either), if the configuration differs,
-    or if the directory cannot be written.
+    Nothing is created, changed or removed, so that data can be checked before a run is opened. Raises UserError if
+    another process owns the run, if the directory already contains a run and neither resume nor overwrite is given, if
+    there is nothing intact to resume (FinishedRun if there is nothing left to do either), if the configuration differs,
+    or if the directory is not writable.
     """
     if (by := owner(directory / _LOCK)) is not None:
-        raise UserError(_in_use(directory, by))
+        raise UserError(_in_use_message(directory, by))
     choose = functools.partial(
-        _choose,
+        _choose_start,
         directory,
         config=config,
         seed=seed,
@@ -141,7 +141,7 @@ def check_run(
     return Run(directory, seed, checkpoint, choose, changed)
 
 
-def _choose(
+def _choose_start(
     directory: Path,
     *,
     config: dict[str, Any],
@@ -156,12 +156,12 @@ def _choose(
     say: bool = False,
 ) -> tuple[Path | None, tuple[str, ...]]:
     """Checkpoint and changes of `check_run`; ``last_start`` is that of the run to be overwritten."""
-    if any(len(os.fsencode(part)) > 255 for part in directory.parts):  # seen nowhere else while a parent is missing
-        raise UserError(f"the run directory {directory} cannot be made: a name in it is longer than 255 bytes")
+    if any(len(os.fsencode(part)) > 255 for part in directory.parts):  # not detected below if a parent is missing
+        raise UserError(f"the run directory {directory} cannot be created: a name in it is longer than 255 bytes")
     try:
         existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
-    except OSError as error:  # a path that is too long, or a directory that may not be entered
-        raise UserError(f"the run directory {directory} cannot be made: {error.strerror or error}") from None
+    except OSError as error:  # the path is too long, or a directory may not be entered
+        raise UserError(f"the run directory {directory} cannot be created: {error.strerror or error}") from None
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         reason = "not writable" if existing.is_dir() else "not a directory"
         raise UserError(f"the run directory {directory} cannot be written: {existing} is {reason}")
@@ -177,26 +177,26 @@ def _choose(
     changed: tuple[str, ...] = ()
     if checkpoint is not None:
         origin = checkpoint.parent.parent
-        old = {**before, **_started_with(checkpoint, seed, may_change | may_grow, say=say)}
+        old = {**before, **_original_config(checkpoint, seed, may_change | may_grow, say=say)}
         differing = _differences(old, new, may_change=may_change, may_grow=may_grow)
         allowed = _differences(old, new, may_change=may_change | may_change_elsewhere, may_grow=may_grow)
         if origin.resolve() != directory.resolve():
             changed, differing = tuple(phrase for phrase in differing if phrase not in allowed), allowed
         if differing:
-            new_name = "" if allowed else f", or go on from it there with --resume {origin} and these values"
+            new_name = "" if allowed else f", or continue it there with --resume {origin} and these values"
             raise UserError(
-                f"{origin} cannot be resumed with another configuration: {'; '.join(differing)}. Give the same values, "
-                f"or start a new run with another --text or --ckpt_folder{new_name}"
+                f"{origin} cannot be resumed with a different configuration: {'; '.join(differing)}. Use the same "
+                f"values, or start a new run with another --text or --ckpt_folder{new_name}"
             )
     if overwrite and _last_start(directory) != last_start:
-        raise UserError(f"{directory} was started by another command meanwhile and is kept: see to it before you go on")
+        raise UserError(f"{directory} was started by another command in the meantime and is kept; check it first")
     return checkpoint, changed
 
 
 def _has_finished(
     directory: Path, config: dict[str, Any], *, may_change: frozenset[str], before: Mapping[str, Any]
 ) -> bool:
-    """Whether a run's files say that it finished with these flags and this seed."""
+    """Whether a run's files show that it finished with these flags and this seed."""
     with suppress(UserError):
         found = canonical_flags(load_yaml(directory / "config.yaml"))
         old = {**before, **found, "seed": _seed_of(directory, default=config["seed"])}
@@ -205,10 +205,10 @@ def _has_finished(
     return False
 
 
-def _started_with(checkpoint: Path, seed: int, may_change: frozenset[str], *, say: bool) -> dict[str, Any]:
-    """The flags and the seed of a checkpoint's run: what it holds itself, of an older one what its run's files say.
+def _original_config(checkpoint: Path, seed: int, may_change: frozenset[str], *, say: bool) -> dict[str, Any]:
+    """The flags and seed of a checkpoint's run: from the checkpoint or, for older ones, from the run's files.
 
-    That config.yaml is missing, damaged or says something else is said; a run that goes on writes it again.
+    Warns if config.yaml is missing, damaged or different; a continued run writes it again.
     """
     path = checkpoint.parent.parent / "config.yaml"
     state = load_checkpoint(checkpoint)[1]
@@ -224,22 +224,22 @@ def _started_with(checkpoint: Path, seed: int, may_change: frozenset[str], *, sa
     if say and (
         other := sorted(name for name, value in held.items() if name not in may_change and found.get(name) != value)
     ):
-        trouble = trouble or f"{path}: {other[0]} is not what the checkpoint was trained with"
-        print(one_line(f"warning: {trouble}; the configuration is read from {checkpoint}"), file=sys.stderr)
+        trouble = trouble or f"{path}: {other[0]} differs from the checkpoint"
+        print(one_line(f"warning: {trouble}; using the configuration in {checkpoint}"), file=sys.stderr)
     recorded_seed = state.get("seed", _seed_of(checkpoint.parent.parent, default=seed))
     return {**found, **held, "seed": recorded_seed}
 
 
 @contextmanager
 def open_run(run: Run, *, config: dict[str, Any]) -> Iterator[Run]:
-    """Owns the directory of a checked run: made, cleared of what an earlier one left, this start recorded.
+    """Own the directory of a checked run: create or clear it, and record this start.
 
-    Gives the run as it is by then: another process may have used it since it was checked. Of processes that train
-    together the first one owns it, and the others must see it. An error inside is one of
-    this run: a `UserError` becomes a `RunError`, and the traceback of any other error is kept in the directory.
+    Yields the run as it is now: another process may have used it since the check. With several processes, process 0
+    owns it and the others must see it. An error inside belongs to this run: a `UserError` becomes a `RunError`, and the
+    traceback of any other error is kept in the directory.
 
-    Raises UserError if another process owns the run, or the directory cannot be written; RunError if the run can no
-    longer be begun or continued.
+    Raises UserError if another process owns the run or the directory is not writable; RunError if the run can no longer
+    be started or continued.
     """
     directory = run.directory
     with ExitStack() as stack:
@@ -247,14 +247,14 @@ def open_run(run: Run, *, config: dict[str, Any]) -> Iterator[Run]:
             try:
                 directory.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(hold(directory / _LOCK))
-            except Held as by:
-                raise UserError(_in_use(directory, str(by))) from None
+            except LockHeld as by:
+                raise UserError(_in_use_message(directory, str(by))) from None
             except OSError as error:
                 raise UserError(
                     f"the run directory {directory} cannot be written: {error.strerror or error}"
                 ) from error
         try:
-            checkpoint, changed, owned = distributed.by_first(lambda: _begin(run, config))
+            checkpoint, changed, owned = distributed.run_on_first(lambda: _begin(run, config))
             _check_seen(directory, owned)
             yield replace(run, checkpoint=checkpoint, changed=changed)
         except RunError:
@@ -271,14 +271,14 @@ def open_run(run: Run, *, config: dict[str, Any]) -> Iterator[Run]:
 
 
 def _begin(run: Run, config: dict[str, Any]) -> tuple[Path | None, tuple[str, ...], str]:
-    """Prepare the directory of a run that is owned; its checkpoint and changes by now, and what its lock says."""
+    """Prepare the directory of an owned run; returns its current checkpoint, changes and lock content."""
     checkpoint, changed = run.choose()
     _prepare(replace(run, checkpoint=checkpoint, changed=changed), config)
     return checkpoint, changed, (run.directory / _LOCK).read_text()
 
 
 def _check_seen(directory: Path, owned: str) -> None:
-    """Raise `UserError`, in all processes, where one of them does not see the directory that the first one owns."""
+    """Raise `UserError` in all processes if one of them does not see the run directory of process 0."""
 
     def seen() -> bool:
         with suppress(OSError):
@@ -290,13 +290,13 @@ def _check_seen(directory: Path, owned: str) -> None:
         time.sleep(0.2)
     if blind := [number for number, sees in enumerate(distributed.gather(seen())) if not sees]:
         raise UserError(
-            f"process {blind[0]} does not see the run directory {directory} that process 0 has opened: give an "
+            f"process {blind[0]} does not see the run directory {directory} opened by process 0: give an "
             "--output_dir on a disk that all machines share"
         )
 
 
 def check_unowned(**places: Path | None) -> None:
-    """Raise `UserError` for the first flag that names a place in a run that another process owns."""
+    """Raise `UserError` for the first flag that names a place in a run owned by another process."""
     for name, place in places.items():
         for directory in () if place is None else (place.absolute(), *place.absolute().parents):
             if directory.is_dir() and (by := owner(directory / _LOCK)) is not None:
@@ -305,7 +305,7 @@ def check_unowned(**places: Path | None) -> None:
 
 @contextmanager
 def owning(place: Path) -> Iterator[None]:
-    """Own the run that a file is in, if it is in one, while it is written; waits for another owner."""
+    """Own the run that contains a file, if any, while the file is written; waits for another owner."""
     with ExitStack() as stack:
         for directory in place.absolute().parents:
             if (directory / "checkpoints").is_dir():
@@ -314,7 +314,7 @@ def owning(place: Path) -> Iterator[None]:
         yield
 
 
-def _in_use(directory: Path, by: str) -> str:
+def _in_use_message(directory: Path, by: str) -> str:
     return (
         f"{directory} is in use by {by}: wait for it or stop it, or start another run with another --text or "
         "--ckpt_folder"
@@ -335,17 +335,17 @@ def _prepare(run: Run, config: dict[str, Any]) -> None:
         if origin not in (None, directory) and (origin / "metrics.jsonl").exists():
             shutil.copyfile(origin / "metrics.jsonl", directory / "metrics.jsonl")  # its history is this run's too
         atomic_write_text(directory / "config.yaml", redact(to_yaml(config)))
-        _set_aside_damaged_starts(directory)
+        _rename_damaged_record(directory)
         _record_start(directory, run.seed, resumed_from=origin if origin != directory else None, changed=run.changed)
     except OSError as error:
         raise UserError(f"the run directory {directory} cannot be written: {error.strerror or error}") from error
 
 
 def run_name(text: str, *parts: object) -> str:
-    """The text and the parts that are not empty, joined by underscores, as a directory name.
+    """The text and the non-empty parts, joined by underscores, as a directory name.
 
-    Characters that file systems or shells could take amiss become hyphens. A text that would make the name too long is
-    cut, and a short hash of it added.
+    Characters that are problematic for file systems or shells become hyphens. A text that is too long is cut and gets a
+    short hash.
     """
 
     def joined(text: str) -> str:
@@ -357,27 +357,27 @@ def run_name(text: str, *parts: object) -> str:
         kept = kept[:-1]
         name = joined(kept + mark)
     if not name:
-        raise UserError(f"a run cannot be called '{text}': use letters and digits")
+        raise UserError(f"'{text}' is not a valid name for a run: use letters and digits")
     return name
 
 
 def clean_name(text: str) -> str:
-    """Letters, digits and . + = - _ of a text, with hyphens for all else, as far as it can begin a file's name."""
+    """Replace everything but letters, digits and . + = - _ by hyphens; the result can start a file name."""
     return re.sub(r"[^\w.+=-]+", "-", text).lstrip(".-")
 
 
 def short_hash(value: object) -> str:
-    """Eight hexadecimal digits that tell apart plain values, the same on every machine."""
+    """Eight hexadecimal digits that identify a plain value, the same on every machine."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def run_seeds(seeds: Iterable[int], function: Callable[[int], object]) -> int:
-    """Calls ``function(seed)`` for every seed and returns the exit code of the command.
+    """Call ``function(seed)`` for every seed and return the command's exit code.
 
-    An exception in one seed is reported in a line on stderr and the others go on; a last line sums up and the code is
-    1. A UserError in the first seed is raised, unless it is a RunError: it would meet every other seed as well. A
-    signal stops everything with 128 + its number and the hint how to continue. Of processes that train together none
-    knows what has failed in another: there an error is raised.
+    An exception in one seed is reported in one line on stderr and the others continue; a final line sums up and the
+    exit code is 1. A UserError in the first seed is raised, unless it is a RunError, because it would affect every
+    seed. A signal stops everything with exit code 128 + its number and a hint how to continue. With several processes
+    every error is raised, because a process does not know what has failed in another.
     """
     seeds = list(seeds)
     failed: dict[int, str] = {}
@@ -399,7 +399,7 @@ def run_seeds(seeds: Iterable[int], function: Callable[[int], object]) -> int:
                 raise
             if reason is None:
                 notes = getattr(error, "__notes__", [])
-                if not notes:  # it came before the run had a directory to keep the traceback in
+                if not notes:  # it came before the run had a directory for the traceback
                     traceback.print_exc()
                 reason = "; ".join([f"{type(error).__name__}: {error}", *notes])
             failed[seed] = f"seed {seed} failed: {reason}"
@@ -412,18 +412,18 @@ def run_seeds(seeds: Iterable[int], function: Callable[[int], object]) -> int:
 
 
 def _choose_checkpoint(directory: Path, *, resume: str, overwrite: bool) -> Path | None:
-    """The checkpoint to continue from, or None to begin; raises UserError where that would destroy a run."""
-    held = _holdings(directory)
+    """The checkpoint to continue from, or None to start; raises UserError if that would destroy a run."""
+    held = _list_content(directory)
     if overwrite and resume != "no":
-        raise UserError(f"--overwrite true and --resume {resume} exclude each other: give one of them")
+        raise UserError(f"--overwrite true and --resume {resume} are mutually exclusive; give one of them")
     if resume == "auto":
         checkpoint = find_checkpoint(directory / "checkpoints")
         if checkpoint is None and has_checkpoints(directory / "checkpoints"):
-            raise UserError(f"{directory} holds only damaged checkpoints; start it again with --overwrite true")
-        if checkpoint is None and not _died_early(held):
+            raise UserError(f"{directory} has only damaged checkpoints; start it again with --overwrite true")
+        if checkpoint is None and not _has_died_early(held):
             raise UserError(
-                f"{directory} holds {_some(held)} but no checkpoint to continue from: start another run with another "
-                "--text or --ckpt_folder, or replace it with --overwrite true"
+                f"{directory} contains {_enumerate(held)} but no checkpoint to continue from: start another run with "
+                "another --text or --ckpt_folder, or replace it with --overwrite true"
             )
         return checkpoint
     checkpoint = None if resume == "no" else resolve_checkpoint(Path(resume))
@@ -431,14 +431,14 @@ def _choose_checkpoint(directory: Path, *, resume: str, overwrite: bool) -> Path
         return directory / "checkpoints" / checkpoint.name
     if held and not overwrite:
         raise UserError(
-            f"{directory} already holds {_some(held)}: continue that run with --resume auto, replace it with "
+            f"{directory} already contains {_enumerate(held)}: continue that run with --resume auto, replace it with "
             "--overwrite true, or start another with another --text or --ckpt_folder"
         )
     return checkpoint
 
 
-def _holdings(directory: Path) -> list[str]:
-    """What `_clear` would remove, in words, but for what every start leaves and what interrupted saves have left."""
+def _list_content(directory: Path) -> list[str]:
+    """What `_clear` would remove, in words, except for what every start and interrupted saves leave."""
     held = ["a checkpoint"] if has_checkpoints(directory / "checkpoints") else []
     files = [directory / name for name in _CONTENTS if name not in _BEGINNING]
     files += directory.glob("crash_step_*.json")
@@ -449,8 +449,8 @@ def _holdings(directory: Path) -> list[str]:
     return held
 
 
-def _died_early(held: list[str]) -> bool:
-    """Whether all that a directory holds is of a start that died before its first checkpoint.
+def _has_died_early(held: list[str]) -> bool:
+    """Whether a directory contains only the remains of a start that died before its first checkpoint.
 
     A run evaluates once before that.
     """
@@ -459,14 +459,14 @@ def _died_early(held: list[str]) -> bool:
     return len(results) <= 1 and all(re.match(r"eval.epoch_\d+", name) for name in results)
 
 
-def _some(held: list[str]) -> str:
+def _enumerate(held: list[str]) -> str:
     return ", ".join(held[:3]) + (", ..." if len(held) > 3 else "")
 
 
 def _differences(
     old: dict[str, Any], new: dict[str, Any], *, may_change: frozenset[str], may_grow: frozenset[str]
 ) -> list[str]:
-    """One phrase for each key that differs and may not."""
+    """One phrase for each key that differs but may not."""
     differing = []
     for key in sorted(old.keys() | new.keys()):
         before, now = old.get(key), new.get(key)
@@ -481,7 +481,7 @@ def _differences(
 
 
 def _clear(directory: Path) -> None:
-    """Removes what an earlier run has left, and nothing that is not a run's."""
+    """Remove everything left by an earlier run, and nothing else."""
     for name in _CONTENTS:
         (directory / name).unlink(missing_ok=True)
     for path in directory.glob("crash_step_*.json"):
@@ -497,12 +497,12 @@ def _seed_of(directory: Path, *, default: int) -> int:
 
 
 def _last_start(directory: Path) -> dict[str, Any] | None:
-    """What the last start recorded; it tells starts apart."""
+    """The record of the last start, which identifies it."""
     return next(reversed(_starts(directory)), None)
 
 
 def _starts(directory: Path) -> list[dict[str, Any]]:
-    """What is known of the starts of a run; none where the file is missing or damaged."""
+    """The records of a run's starts; empty if the file is missing or damaged."""
     try:
         starts = json.loads((directory / "environment.json").read_text())["starts"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -510,17 +510,17 @@ def _starts(directory: Path) -> list[dict[str, Any]]:
     return starts if isinstance(starts, list) and all(isinstance(start, dict) for start in starts) else []
 
 
-def _set_aside_damaged_starts(directory: Path) -> None:
-    """Keep an environment.json that cannot be read under another name, and say so: this start begins a new one."""
+def _rename_damaged_record(directory: Path) -> None:
+    """Rename an unreadable environment.json, with a warning: this start writes a new one."""
     path = directory / "environment.json"
     if path.exists() and not _starts(directory):
         os.replace(path, directory / _DAMAGED)
-        print(f"warning: {path} is damaged; it is kept as {_DAMAGED}, and a new one begins", file=sys.stderr)
+        print(f"warning: {path} is damaged; kept as {_DAMAGED} and replaced by a new one", file=sys.stderr)
 
 
 def _record_start(directory: Path, seed: int, *, resumed_from: Path | None = None, changed: Sequence[str] = ()) -> None:
-    """Adds this start to environment.json. Neither the host's name nor a wandb key is recorded."""
-    import torch  # Here, so that whoever only names runs need not wait for it.
+    """Add this start to environment.json. Neither the host name nor a wandb key is recorded."""
+    import torch  # late, so that code that only names runs need not wait for it
 
     start = {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -542,7 +542,7 @@ def _record_start(directory: Path, seed: int, *, resumed_from: Path | None = Non
 
 
 def _versions() -> dict[str, str]:
-    """Of Python's packages that this project may use, those of every environment among them, where installed."""
+    """Versions of the packages that this project or any environment may use, where installed."""
     names = {"torch", "numpy", "gymnasium", "h5py", "safetensors", "tyro", "wandb"}
     try:
         required = importlib.metadata.requires("rate-memory") or []

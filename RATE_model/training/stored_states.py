@@ -1,13 +1,13 @@
-"""Initial states of windows, stored from an earlier pass over their episode (R2D2).
+"""Initial states of windows, stored during an earlier pass over their episode (R2D2).
 
 Kapturowski et al. 2019, "Recurrent experience replay in distributed reinforcement learning": a window from the middle
-of an episode starts with a stored state, and its first steps, the burn-in, only bring that state up to date.
+of an episode starts with a stored state, and its first steps, the burn-in, only refresh that state.
 
     episode    0 1 2 3 4 5 6 7 8 9 ...
-    pass over  [0 1 2 3 4 5]            leaves the states before steps 3 and 6, where segments of K = 3 end
-    window           [3 4 5 6 7 8]      starts with the first of them, whenever it is drawn later
+    pass over  [0 1 2 3 4 5]            stores the states before steps 3 and 6, where segments of K = 3 end
+    window           [3 4 5 6 7 8]      starts with the first of them when it is drawn later
 
-States belong to the parameters of their time, and to training: with its dropout, noise and mirrored images.
+Stored states depend on the parameters of their time and include training's dropout, noise and mirrored images.
 """
 
 from collections.abc import Mapping
@@ -27,14 +27,14 @@ MAX_BYTES = 2 * 2**30
 
 
 class StoredStates:
-    """States before the first steps of all windows that do not start their episode, on the CPU; empty at first.
+    """States before the first steps of all windows that do not start their episode, on the CPU; initially empty.
 
     There is one state per such step and variant of its window (see `Batch.variants`); a later one replaces it.
 
     Args:
         data: the windows, padded on the right.
         model: the model that produces the states.
-        variants: how many variants of a window a batch transform makes.
+        variants: number of variants of a window made by a batch transform.
 
     Raises:
         UserError: all states would take more than `MAX_BYTES`, or windows are padded on the left.
@@ -42,7 +42,7 @@ class StoredStates:
 
     def __init__(self, data: WindowDataset, model: Agent, *, variants: int = 1) -> None:
         if data.pad == "left":
-            raise UserError("--window_state stored: windows are padded at the left, --pad left: use --pad right")
+            raise UserError("--window_state stored: not possible with windows padded on the left; use --pad right")
         starts = data.positions
         self._starts = starts  # of all windows
         self._steps = np.unique(starts[~data.begins])  # a state is stored before each
@@ -53,30 +53,29 @@ class StoredStates:
         if count * bytes_per_row > MAX_BYTES:
             raise UserError(
                 f"--window_state stored: {count} states of {bytes_per_row} bytes would take "
-                f"{count * bytes_per_row / 2**30:.1f} GiB, at most {MAX_BYTES / 2**30:g} are kept: take a smaller "
-                "state (--d_model, and what else the memory hands on), less data, or --window_state initial"
+                f"{count * bytes_per_row / 2**30:.1f} GiB; at most {MAX_BYTES / 2**30:g} are allowed. Use a smaller "
+                "state (--d_model, and whatever else the memory passes on), less data, or --window_state initial"
             )
-        # Not filled: the system allocates no memory for what is never written.
+        # Uninitialised: the system allocates no memory for parts that are never written.
         self._held = row.map(lambda tensor: torch.empty(count, *tensor.shape[1:], dtype=tensor.dtype))
         self._known = torch.zeros(count, dtype=torch.bool)
 
     def begin(self, batch: Batch, rows: slice) -> AgentState | None:
-        """The initial states of some rows of a batch: the stored ones, or else the initial memory (for all rows:
-        None)."""
+        """The initial states of some rows of a batch: stored ones, else the initial memory (None if for all rows)."""
         slots = self._slots(batch, rows, 0)
         known = torch.nonzero((slots >= 0) & self._known[slots]).squeeze(1) if len(self._known) else slots[:0]
         if not len(known):
             return None
         stored = self._held.rows(slots[known])
         stored = replace(stored, memory=stored.memory.trimmed())
-        # A memory may plan on the CPU what it computes elsewhere, so every tensor goes to its own device.
+        # A memory may need some tensors on the CPU, so every tensor goes to its own device.
         stored = self._row.map(lambda like, tensor: tensor.to(like.device), stored)
-        return replace(stored, begun=known)
+        return replace(stored, started=known)
 
     def found(self, batch: Batch, rows: slice, step: int, state: AgentState) -> tuple[Tensor, list[Tensor]]:
-        """Select from the states of some rows before this step of their windows those to store, for `keep`."""
+        """Select the states to store, from the states of some rows before this step of their windows; see `keep`."""
         slots = self._slots(batch, rows, step)
-        slots[batch.lengths[rows] < step] = -1  # the trajectory ended before
+        slots[batch.lengths[rows] < step] = -1  # the trajectory has ended before
         # If windows start together, the last one counts.
         _, last = np.unique(slots.numpy()[::-1], return_index=True)
         last = torch.from_numpy(np.sort(len(slots) - 1 - last))
@@ -89,7 +88,7 @@ class StoredStates:
         return slots[last], list(tensors)
 
     def keep(self, found: tuple[Tensor, list[Tensor]]) -> None:
-        """Store what was found, where windows start."""
+        """Store the selected states."""
         slots, tensors = found
         for held, new in zip(self._held.tensors() if len(slots) else (), tensors, strict=True):
             held.index_copy_(0, slots, new)
@@ -109,7 +108,7 @@ class StoredStates:
         return {"slots": slots, "tensors": self._held.rows(slots).tensors()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict()`, of the same windows and model."""
+        """Restore `state_dict()`, for the same windows and model."""
         slots, held = state["slots"], self._held.tensors()
         for tensor, saved in zip(held, state["tensors"], strict=True):
             tensor.index_copy_(0, slots, saved)

@@ -1,9 +1,9 @@
-"""Metrics: always a local file, and wandb where there is an account.
+"""Metrics: always in a local file, and in wandb if there is an account.
 
-    <run>/metrics.jsonl   one JSON object per line, {"step": 40, "loss": 0.25, ...}; the same for the same run,
-                          interrupted or not, and therefore without times
-    <run>/timing.jsonl    {"step": 40, "seconds": 12.5} for every line ever written to metrics.jsonl; never shortened
-    <run>/wandb/          what wandb writes; <run>/wandb_id holds the id under which a resumed run continues
+    <run>/metrics.jsonl   one JSON object per line, {"step": 40, "loss": 0.25, ...}; independent of interruptions, and
+                          therefore without times
+    <run>/timing.jsonl    {"step": 40, "seconds": 12.5} for every line ever written to metrics.jsonl; never truncated
+    <run>/wandb/          wandb's files; <run>/wandb_id has the id under which a resumed run continues
 
 wandb is imported only when it is used, and whatever it does, training goes on: its failures become one warning. Before
 going online the key and the network are tried out in a separate process, with a time limit, since wandb.init by
@@ -34,14 +34,14 @@ from RATE_model.system.atomic import atomic_write_text
 WandbMode = Literal["auto", "online", "offline", "disabled"]
 
 KEY_LENGTH = 40
-"""wandb refuses shorter keys without asking the server."""
+"""wandb refuses shorter keys without contacting the server."""
 PROBE_SECONDS = 5.0
 ONLINE_SECONDS = 8.0
-"""Going online has this long, the probe included; then the run stays offline."""
+"""Time limit for going online, including the probe; after that the run stays offline."""
 FINISH_SECONDS = 60.0
 
 _CONFIG_KEYS = ("wandb_api", "entity", "project", "mode")
-# What WANDB_MODE may be, and what it means here; "shared" is online for several processes.
+# Values of WANDB_MODE and their meaning here; "shared" is online for several processes.
 _MODES = {
     "online": "online",
     "run": "online",
@@ -53,13 +53,13 @@ _MODES = {
 _PRIVACY = ("online", "offline", "disabled")
 _DISABLED = {name: "disabled" if on else "" for name, on in BOOLEANS.items()} | {"t": "disabled", "y": "disabled"}
 _DISABLED |= {"f": "", "n": "", "none": "", "disabled": "disabled"}
-_IGNORED_KEYS = ("comet_ml_api", "workspace_name")  # of the published code's files
+_IGNORED_KEYS = ("comet_ml_api", "workspace_name")  # from the published code's files
 
 
 class Tracker:
     """Writes the metrics of one run.
 
-    A checkpoint stores `position`; a resumed run drops the lines after it (`truncate`) and writes them again.
+    A checkpoint stores `position`; a resumed run removes the lines after it (`truncate`) and writes them again.
     """
 
     def __init__(
@@ -72,10 +72,11 @@ class Tracker:
         group: str | None = None,
         config: dict[str, Any] | None = None,
     ) -> None:
-        """``run_directory`` exists; ``config`` is the flat configuration that wandb shows.
+        """``run_directory`` exists; ``config`` is the flat configuration shown in wandb.
 
-        ``wandb_mode``: see `choose_mode`. Raises UserError for a malformed wandb_config.yaml, unless wandb is off, and
-        for a directory that cannot be written.
+        ``wandb_mode``: see `choose_mode`. Raises UserError if wandb_config.yaml is malformed, unless wandb is off, or
+            if
+        the directory is not writable.
         """
         self._directory = run_directory
         self._clock = time.monotonic()
@@ -101,7 +102,7 @@ class Tracker:
             )
 
     def log(self, metrics: dict[str, float], step: int) -> None:
-        """Appends one line. Numbers may be Python's, numpy's or one-element tensors; NaN and infinities become null.
+        """Append one line. Numbers may be Python's, NumPy's or one-element tensors; NaN and infinity become null.
 
         Raises UserError if the file cannot be written.
         """
@@ -118,19 +119,19 @@ class Tracker:
             self._guard("logging", lambda: run.log(values, step=step))
 
     def position(self) -> int:
-        """The size of metrics.jsonl in bytes, for `truncate`; what is there is brought to the disk first."""
+        """The size of metrics.jsonl in bytes, for `truncate`; flushes the file to disk first."""
         os.fsync(self._file.fileno())
         return self._file.tell()
 
     def digest(self) -> str:
-        """Of all that metrics.jsonl holds up to `position`, for `truncate`."""
+        """A digest of metrics.jsonl up to `position`, for `truncate`."""
         return self._digest.hexdigest()
 
     def truncate(self, position: int, *, step: int | None = None, digest: str | None = None) -> None:
-        """For a resumed run: drops what was logged after its checkpoint, whose `position`, step and `digest` these are.
+        """For a resumed run: remove what was logged after its checkpoint, given its `position`, step and `digest`.
 
-        wandb is not told the dropped steps a second time. What was deleted, cut off or changed since the checkpoint is
-        lost; a warning says so, and whole lines up to the checkpoint's step are kept.
+        wandb does not get the removed steps a second time. If lines were deleted, truncated or changed since the
+        checkpoint, they are lost; a warning says so, and complete lines up to the checkpoint's step are kept.
         """
         path = self._directory / "metrics.jsonl"
         content = path.read_bytes()
@@ -139,18 +140,18 @@ class Tracker:
             lines = [line for line, at in _complete_lines(path) if step is None or at <= step]
             kept = "".join(lines).encode()
             _warn(
-                f"{path} was changed or shortened since its checkpoint was saved; the {len(lines)} whole lines that "
-                "it has up to there are kept, the others are lost"
+                f"{path} was changed or truncated since its checkpoint was saved; {len(lines)} complete lines up to "
+                "that point are kept, the others are lost"
             )
             self._file.truncate(0)
             self._file.write(kept.decode())
             self._file.flush()
         self._file.truncate(len(kept))
-        self._file.seek(0, os.SEEK_END)  # truncating leaves the position, which `position` would report
+        self._file.seek(0, os.SEEK_END)  # truncating leaves the file position, which `position` would report
         self._digest = hashlib.sha256(kept)
 
     def close(self, exit_code: int = 0) -> None:
-        """Closes the files and finishes wandb, waiting at most FINISH_SECONDS for its uploads."""
+        """Close the files and finish wandb, waiting at most FINISH_SECONDS for its uploads."""
         self._file.close()
         self._timing.close()
         if (run := self._wandb) is not None:
@@ -164,16 +165,16 @@ class Tracker:
         self.close(exit_code=0 if kind is None else 1)
 
     def _guard(self, doing: str, action: Callable[[], object]) -> None:
-        """Runs an action of wandb; if it fails, wandb is off and one warning says so."""
+        """Run an action of wandb; a failure turns wandb off with one warning."""
         try:
             action()
         except Exception as error:
-            _warn(f"wandb failed while {doing} ({_first_line(error)}); the run goes on without it")
+            _warn(f"wandb failed while {doing} ({_first_line(error)}); continuing without it")
             self._wandb = None
 
 
 class NoTracker(Tracker):
-    """Writes nothing: of processes that train together the first one alone writes metrics."""
+    """Writes nothing: with several processes only process 0 writes metrics."""
 
     def __init__(self) -> None:
         self._wandb = None
@@ -191,7 +192,8 @@ class NoTracker(Tracker):
 def check_wandb(wandb_mode: WandbMode) -> None:
     """Raise a UserError if wandb is to be used and wandb_config.yaml is malformed.
 
-    With wandb off it may be the file of another project. If nobody turned wandb off, a warning says what is ignored.
+    With wandb off it may be another project's file. Unless wandb was turned off explicitly, a warning says what is
+    ignored.
     """
     settings, problems = _read_wandb_config()
     mode, wish, _ = _choose(wandb_mode, settings)
@@ -202,10 +204,10 @@ def check_wandb(wandb_mode: WandbMode) -> None:
 
 
 def choose_mode(wandb_mode: WandbMode, settings: dict[str, Any]) -> Literal["online", "offline", "disabled"]:
-    """What is to be tried; a warning is printed where that is less than what was asked for, or a value is unknown.
+    """The mode to try; warns if that is less than requested, or if a value is unknown.
 
-    What ``wandb_mode`` says, or ``mode:`` of wandb_config.yaml where it is "auto"; WANDB_MODE and WANDB_DISABLED can
-    make it more private, never less. Where all are silent: online with a key, and no wandb without one.
+    ``wandb_mode``, or ``mode:`` of wandb_config.yaml if it is "auto"; WANDB_MODE and WANDB_DISABLED can make it more
+    private, never less. With no setting at all: online with a key, else no wandb.
     """
     mode, _, words = _choose(wandb_mode, settings)
     for word in words:
@@ -214,7 +216,7 @@ def choose_mode(wandb_mode: WandbMode, settings: dict[str, Any]) -> Literal["onl
 
 
 def _choose(wandb_mode: WandbMode, settings: dict[str, Any]) -> tuple[Any, str, list[str]]:
-    """The mode, what was wished for ("auto": nothing), and what is to be said about it."""
+    """The mode, the requested one ("auto": none), and warnings."""
     disabled = os.environ.get("WANDB_DISABLED", "")
     said = [
         ("", "" if wandb_mode == "auto" else wandb_mode),
@@ -235,19 +237,19 @@ def _choose(wandb_mode: WandbMode, settings: dict[str, Any]) -> tuple[Any, str, 
         return "disabled", wish, []
     if wish == "offline":
         if wandb_mode == "online" and not words:
-            words.append("WANDB_MODE or WANDB_DISABLED keeps wandb offline, although --wandb_mode online asks for it")
+            words.append("WANDB_MODE or WANDB_DISABLED keeps wandb offline despite --wandb_mode online")
         return "offline", wish, words
     if len(key) >= KEY_LENGTH:
         return "online", wish, words
     if key:
-        reason = f"the wandb key has {len(key)} characters, a valid one {KEY_LENGTH} or more"
+        reason = f"the wandb key has {len(key)} characters; a valid one has {KEY_LENGTH} or more"
     else:
         reason = "there is no wandb key in WANDB_API_KEY or wandb_config.yaml"
     return "offline", wish, [f"{reason}; wandb stays offline"]
 
 
 def _read_wandb_config() -> tuple[dict[str, str], list[str]]:
-    """The settings of the account in wandb_config.yaml, and what is wrong with others."""
+    """The account settings in wandb_config.yaml, and problems with other entries."""
     path = settings_file()
     if path is None:
         return {}, []
@@ -259,7 +261,7 @@ def _read_wandb_config() -> tuple[dict[str, str], list[str]]:
     for key, value in content.items():
         if key not in _CONFIG_KEYS:
             hint = close_matches(key, list(_CONFIG_KEYS))
-            # Sections are an environment's, see `configured_folder`.
+            # Sections belong to environments, see `configured_folder`.
             if key not in _IGNORED_KEYS and (hint or not isinstance(value, dict | None)):
                 problems.append(f"{path}: unknown key '{key}'{hint}")
         elif isinstance(value, dict | list):
@@ -271,18 +273,18 @@ def _read_wandb_config() -> tuple[dict[str, str], list[str]]:
 
 
 def redact(text: str) -> str:
-    """``text`` with every wandb key replaced by ***: those in use, and what looks like one."""
-    _read_wandb_config()  # it remembers the key
+    """``text`` with every wandb key replaced by ***: those in use, and anything that looks like one."""
+    _read_wandb_config()  # remembers the key
     return keys.redact(text)
 
 
 def probe_online(key: str, *, seconds: float = PROBE_SECONDS) -> str | None:
-    """Why wandb cannot be used online with this key right now, or None if it can; answers within ``seconds``.
+    """Why wandb cannot be used online with this key now, or None if it can; answers within ``seconds``.
 
     The key is tried out in a separate process, which is killed with all it started when the time is up.
     """
     code = f"import wandb; wandb.Api(timeout={max(1, int(seconds) - 1)})"
-    with tempfile.TemporaryFile() as output:  # Not a pipe: a service that wandb leaves behind would hold it open.
+    with tempfile.TemporaryFile() as output:  # not a pipe: a service left behind by wandb would keep it open
         process = subprocess.Popen(
             [sys.executable, "-c", code],
             env={**os.environ, "WANDB_API_KEY": key},
@@ -307,17 +309,17 @@ def probe_online(key: str, *, seconds: float = PROBE_SECONDS) -> str | None:
 
 
 def _start_wandb(run_directory: Path, mode: Literal["online", "offline"], *, key: str, **arguments: Any) -> Any:
-    """A started wandb run, online or offline, or None; failures are warnings."""
-    # wandb would send its own error reports even offline, and wait for them at the end where there is no network.
+    """Start a wandb run, online or offline; None if that fails, with a warning."""
+    # Even offline, wandb would send its own error reports, and wait for them at the end if there is no network.
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-    # wandb refuses to start with values that it does not know, even of variables that its arguments overrule.
+    # wandb refuses to start with unknown values, even of variables that its arguments override.
     os.environ["WANDB_SILENT"] = "true"
     os.environ["WANDB_MODE"] = mode
     deadline = time.monotonic() + ONLINE_SECONDS
     try:
         import wandb
     except ImportError:
-        _warn("wandb is not installed, the run goes on without it; install it with: pip install wandb")
+        _warn("wandb is not installed; continuing without it. To install it: pip install wandb")
         return None
     if mode == "online" and (reason := probe_online(key)):
         _warn(f"{reason}; wandb stays offline, upload later with: wandb sync {run_directory / 'wandb'}/offline-run-*")
@@ -338,7 +340,7 @@ def _start_wandb(run_directory: Path, mode: Literal["online", "offline"], *, key
                     console="off",
                     silent=True,
                     save_code=False,
-                    disable_git=True,  # wandb would upload the diff of wandb_config.yaml, with the key in it.
+                    disable_git=True,  # wandb would upload the diff of wandb_config.yaml, with the key in it
                     x_disable_meta=any(redact(argument) != argument for argument in sys.argv),
                     init_timeout=max(1.0, deadline - time.monotonic()),
                     finish_timeout=FINISH_SECONDS,
@@ -346,8 +348,8 @@ def _start_wandb(run_directory: Path, mode: Literal["online", "offline"], *, key
                 **arguments,
             )
         except Exception as error:
-            identity.unlink()  # wandb's service holds the id of a failed start as in use.
-            instead = "wandb stays offline" if attempt == "online" else "the run goes on without it"
+            identity.unlink()  # wandb's service considers the id of a failed start as in use
+            instead = "wandb stays offline" if attempt == "online" else "continuing without it"
             _warn(f"wandb failed to start ({_first_line(error)}); {instead}")
             continue
         if attempt == "online":
@@ -361,7 +363,7 @@ def _api_key(settings: dict[str, Any]) -> str:
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    """Kills the process and its children: wandb starts a service that would outlive it."""
+    """Kill the process and its children: wandb starts a service that would outlive it."""
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):
@@ -387,7 +389,7 @@ def _append(file: Any, record: dict[str, Any]) -> str:
 
 
 def _complete_lines(path: Path) -> list[tuple[str, int]]:
-    """(line, step) of every whole line of a metrics or timing file."""
+    """(line, step) of every complete line of a metrics or timing file."""
     found = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
         try:

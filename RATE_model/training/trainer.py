@@ -1,4 +1,4 @@
-"""Optimizer steps: a batch of trajectories in, changed parameters and metrics out."""
+"""Optimizer steps: takes a batch of trajectories, updates the parameters and returns metrics."""
 
 import itertools
 import json
@@ -23,7 +23,7 @@ from RATE_model.system.precision import autocast
 from RATE_model.training.optimization import RisingCosine, Schedule, make_optimizer
 from RATE_model.training.stored_states import StoredStates
 
-# Steps of a window of trajectories, counted from its start, and the states before them.
+# Steps of a window of trajectories, counted from its start, with the states before them.
 _Left = list[tuple[int, AgentState]]
 
 
@@ -31,7 +31,7 @@ _Left = list[tuple[int, AgentState]]
 BatchMetrics = Callable[[Tensor, Batch], Mapping[str, Tensor | Share]]
 
 
-# Of what is measured in validation, beside the metrics.
+# Validation results other than metrics.
 _LOSS, _ROWS = "loss", "rows"
 
 
@@ -46,7 +46,7 @@ def accuracy(logits: Tensor, batch: Batch) -> dict[str, Tensor | Share]:
 
 
 def last_steps_right(logits: Tensor, batch: Batch, count: int) -> Tensor:
-    """Share of trajectories whose most probable actions at all of the last `count` steps are the targets.
+    """Share of trajectories whose most probable actions are the targets at all of the last `count` steps.
 
     For trajectories padded on the right; shorter ones count with all their steps.
     """
@@ -70,8 +70,8 @@ def optimizer_steps(options: TrainOptions, context_length: int, steps: int) -> i
 def without_burn_in(batch: Batch, steps: int) -> Batch:
     """The batch with the first `steps` of every window masked in `valid`, except in windows that start an episode.
 
-    R2D2 burns in every window. A window at the start of an episode does not need it: its state is the true one, and
-    without loss there, the first steps of episodes would never be learned.
+    R2D2 burns in every window. A window at the start of an episode does not need it: its state is exact, and without a
+    loss there, the first steps of episodes would never be learned.
     """
     if not steps or batch.begins is None:
         return batch
@@ -81,14 +81,14 @@ def without_burn_in(batch: Batch, steps: int) -> Batch:
 
 
 def variants_of(transform: BatchTransform | None) -> int:
-    """How many variants of a window a batch transform makes; 1 without a transform."""
+    """Number of variants of a window made by a batch transform; 1 without a transform."""
     return 1 if transform is None else transform.variants
 
 
 class LateFlag:
-    """A truth value `()` that is read later, without waiting for what a GPU was given to do in the meantime.
+    """A boolean `()` that is read later, without waiting for work queued on the GPU in the meantime.
 
-    `Tensor.item` would wait for all of it: the copy it makes stands at the end of the queue.
+    `Tensor.item` would wait for all of it: its copy is queued last.
     """
 
     def __init__(self, flag: Tensor) -> None:
@@ -106,21 +106,21 @@ class LateFlag:
 
 
 class Trainer:
-    """Holds a model, its optimizer and its schedule, and trains batch by batch.
+    """Trains a model with its optimizer and schedule, batch by batch.
 
     A trajectory is cut into windows of `bptt_segments + 1` segments. Each window makes one optimizer step, with
     gradients through the memory inside the window, so for a fixed `bptt_segments` peak memory does not grow with the
     trajectory. A gradient window that consists of burn-in makes no step.
 
-    Processes that train together (see `system.distributed`) hold the same model and get their rows of every batch.
-    Before an optimizer step, gradients, loss and everything that decides are summed over all of them in one message.
+    Several processes (see `system.distributed`) have the same model and get their rows of every batch. Before an
+    optimizer step, gradients, loss and everything that affects decisions are summed over all of them in one message.
 
     Args:
-        model: on its device.
+        model: the model, on its device.
         options: see `TrainOptions`.
-        schedule: of the learning rate, per optimizer step.
+        schedule: learning rate per optimizer step.
         metrics: computed from every batch, besides loss, gradient norm and learning rate.
-        transform: applied to every batch first, on the model's device; draws from torch's global generator.
+        transform: applied to every batch first, on the model's device; uses torch's global generator.
         auxiliary: objectives besides behaviour cloning, on the model's device; their losses are metrics.
         crash_directory: where to record a batch whose loss is not finite.
     """
@@ -174,23 +174,23 @@ class Trainer:
             self._resumed = None
 
     def end_stage(self) -> None:
-        """Other windows follow: the states of these are of no more use."""
+        """Call when other windows follow: their states replace these."""
         self._stored = self._resumed = None
 
     def train_batch(self, batch: Batch) -> dict[str, Tensor]:
-        """Train on one batch, given on the CPU; returns scalars on the device: `train_loss`, `grad_norm`, `lr` and the
+        """Train on one batch, given on the CPU; returns scalars on the device: `train_loss`, `grad_norm`, `lr` and
         metrics.
 
         Raises:
             TrainingDiverged: loss or gradient is not finite. On a CPU the parameters are those before the step; on a
-                GPU it is noticed one step later, but before anything is saved.
+                GPU it is detected one step later, but before anything is saved.
         """
         self.model.train()
         device = self.model.device
         valid = batch.valid  # stays on the CPU, because it decides which rows run
         indices = batch.indices
         batch = without_burn_in(batch, self.options.burn_in)
-        learned = batch.valid  # on the CPU; on the device it is the batch's
+        learned = batch.valid  # on the CPU; on the device, the batch's own
         batch = batch.to(device, non_blocking=True)
         if self._transform is not None:
             batch = self._transform(batch)
@@ -210,7 +210,7 @@ class Trainer:
                 continue
             loss = torch.zeros_like(none)
             window_logits, left = [], []
-            with torch.set_grad_enabled(count > 0):  # without loss, the window only brings the state up to date
+            with torch.set_grad_enabled(count > 0):  # without a loss, the window only updates the state
                 for number, rows in enumerate(parts):
                     share = float(learned[rows, window].sum()) / max(count, 1)
                     part_loss, part_logits, states[number], passed = self._backward(
@@ -238,17 +238,17 @@ class Trainer:
 
     @property
     def _auxiliary_metrics(self) -> tuple[str, ...]:
-        """The names of the losses of auxiliary objectives."""
+        """Names of the auxiliary losses."""
         return () if self.auxiliary is None else self.auxiliary.metrics
 
-    def _decided(
+    def _forward(
         self, objective_input_of: Callable[[Tensor], ObjectiveInput], *inputs: Any, **options: Any
     ) -> tuple[Tensor, Tensor, AgentState]:
-        """Logits, the losses of auxiliary objectives `(A,)`, and the state after some steps.
+        """Logits, auxiliary losses `(A,)`, and the state after some steps.
 
         Args:
-            objective_input_of: hidden states -> the input of those objectives.
-            inputs, options: of the model.
+            objective_input_of: hidden states -> the input of auxiliary objectives.
+            inputs, options: passed to the model.
         """
         if self.auxiliary is None:
             logits, state = self.model(*inputs, **options)
@@ -273,8 +273,7 @@ class Trainer:
         return [self._stored.begin(batch, rows) for rows in parts]
 
     def _keep(self, batch: Batch, parts: list[slice], left: list[_Left]) -> None:
-        """Store what a pass over a window left in every part, by step and in the order of rows, whatever the number of
-        parts."""
+        """Store a window's states from every part, by step and in row order, independent of the number of parts."""
         if self._stored is None:
             return
         found = [
@@ -285,22 +284,23 @@ class Trainer:
             for state in itertools.chain.from_iterable(states):
                 self._stored.keep(state)
 
-    def _burnt_in(self) -> int:
+    def _burn_in_end(self) -> int:
         """The step before which windows with a burn-in get no gradient: its end, or the end of its last whole segment.
 
-        A unit that is seen at once, such as a segment of RATE, cannot be cut; the rest of the burn-in just has no loss.
+        A unit that is processed at once, such as a segment of RATE, cannot be cut; the rest of the burn-in just has no
+        loss.
         """
         context = self.model.memory.context
         return self.options.burn_in // context * context
 
-    def _borders(self, window: slice) -> list[int]:
+    def _segment_ends(self, window: slice) -> list[int]:
         """Steps of a window, counted from its first, at which states are stored or cut."""
         length, segment = window.stop - window.start, self.model.memory.segment
         borders = set(range(segment, length, segment)) if self._stored is not None else set()
-        return sorted(borders | ({self._burnt_in() - window.start} & set(range(1, length))))
+        return sorted(borders | ({self._burn_in_end() - window.start} & set(range(1, length))))
 
     def _shown(self, actions: Tensor) -> Tensor:
-        """The past actions that the model sees: the recorded ones, with some replaced by random ones."""
+        """The past actions as input to the model: the recorded ones, some replaced by random ones."""
         if not self.options.action_noise:
             return actions
         replaced = torch.rand(actions.shape[:2], device=actions.device) < self.options.action_noise
@@ -318,7 +318,7 @@ class Trainer:
         state: AgentState | None,
         share: float,
     ) -> tuple[Tensor, Tensor, AgentState, _Left]:
-        """Add the gradient of one part of one window.
+        """Accumulate the gradient of one part of one window.
 
         Returns:
             Its share of the losses (actions first), logits, the state after the window, and states to store.
@@ -330,7 +330,7 @@ class Trainer:
         def at_border(step: int, state: AgentState) -> AgentState:
             if self._stored is not None:
                 passed.append((window.start + step, state.detach()))
-            if begins is None or window.start + step != self._burnt_in():
+            if begins is None or window.start + step != self._burn_in_end():
                 return state
             return _cut(state, ~begins[rows])
 
@@ -339,8 +339,8 @@ class Trainer:
 
         infos = None if batch.infos is None else {name: values[rows, window] for name, values in batch.infos.items()}
         with autocast(self.model.device, self.options.precision):
-            logits, others, after = self._decided(
-                objective_input, *inputs, state, borders=self._borders(window), at_border=at_border, infos=infos
+            logits, others, after = self._forward(
+                objective_input, *inputs, state, borders=self._segment_ends(window), at_border=at_border, infos=infos
             )
             loss = cloning_loss(self.model.spec, logits, batch.targets[rows, window], batch.valid[rows, window]) * share
             total = loss if self.auxiliary is None else loss + (self.auxiliary.weights * others).sum() * share
@@ -352,10 +352,9 @@ class Trainer:
         return torch.cat([loss[None], others * share]).detach(), logits.detach(), after, passed
 
     def _optimize(self, loss: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """One optimizer step from the accumulated gradients; returns the losses and the gradient's norm before
-        clipping."""
+        """One optimizer step from the accumulated gradients; returns the losses and the unclipped gradient norm."""
         if distributed.size() > 1:
-            loss = self._add_up_gradients(loss)
+            loss = self._reduce_gradients(loss)
         norm = nn.utils.clip_grad_norm_(self._parameters, self.options.grad_norm_clip)
         self._guard(torch.isfinite(loss).all() & torch.isfinite(norm), indices)
         for group in self.optimizer.param_groups:
@@ -365,11 +364,11 @@ class Trainer:
         self.step += 1
         return loss, norm
 
-    def _add_up_gradients(self, loss: Tensor) -> Tensor:
-        """Sum gradients over all processes, in one message; returns the sums of the losses, which it includes.
+    def _reduce_gradients(self, loss: Tensor) -> Tensor:
+        """Sum gradients over all processes, in one message; returns the summed losses, which are part of it.
 
-        A process may have computed nothing. A parameter without a gradient in any process keeps none, and AdamW leaves
-        it alone.
+        A process may have computed nothing. A parameter without a gradient in any process stays without one, so AdamW
+        skips it.
         """
         missing = [parameter.grad is None for parameter in self._parameters]
         parts = [
@@ -377,7 +376,7 @@ class Trainer:
             for parameter in self._parameters
         ]
         there = 1 - torch.tensor(missing, dtype=loss.dtype).to(loss.device, non_blocking=True)
-        flat = distributed.add_up(torch.cat([*parts, there, loss]))
+        flat = distributed.sum_tensor(torch.cat([*parts, there, loss]))
         *gradients, there, loss = flat.split([*map(len, parts), len(parts), len(loss)])
         # Reading this would make a GPU wait, so it is only done if something is missing here.
         found = there.tolist() if any(missing) else [1] * len(parts)
@@ -386,10 +385,10 @@ class Trainer:
         return loss
 
     def _guard(self, finite: Tensor, indices: Tensor) -> None:
-        """Stop before a step that would spoil the parameters.
+        """Stop before a step that would corrupt the parameters.
 
-        Reading a flag from a GPU immediately would make every step wait. There, the previous step's flag is read,
-        and `check_finite` reads the last one before anything is saved.
+        Reading a flag from a GPU immediately would make every step wait. There, the previous step's flag is read, and
+        `check_finite` reads the last one before anything is saved.
         """
         self.check_finite()
         self._unchecked = (LateFlag(finite), self.step, self.position, indices)
@@ -413,24 +412,24 @@ class Trainer:
         raise TrainingDiverged(f"loss or gradient is not finite at optimizer step {step}{where}")
 
     def check_same(self) -> None:
-        """Raise `RunError` if processes that train together do not hold the same parameters, bit for bit."""
+        """Raise `RunError` if the processes' parameters are not bit-identical."""
         if distributed.size() == 1:
             return
         sums = torch.stack([parameter.detach().double().sum() for parameter in self._parameters]).tolist()
         if any(other != sums for other in distributed.gather(sums)):
             raise RunError(
-                f"the processes' parameters differ after optimizer step {self.step}: a machine computes wrongly, or "
-                "they run different versions; go on from the last checkpoint with --resume auto"
+                f"the processes' parameters differ after optimizer step {self.step}: a machine is faulty, or their "
+                "versions differ; continue from the last checkpoint with --resume auto"
             )
 
     def validate(self, batches: Iterator[Batch]) -> dict[str, float]:
         """Mean loss over the valid steps of all batches, and mean metrics over their trajectories, in eval mode.
 
-        Windows burn in as in training, but always start from the initial state, so the result depends on the
-        parameters alone.
+        Windows burn in as in training, but always start from the initial state, so the result depends only on the
+        parameters.
         """
         self.model.eval()
-        parts = distributed.together(lambda: self._validate_part(batches))
+        parts = distributed.run_in_all(lambda: self._validate_part(batches))
         measured = {name: _merged([part[name] for part in parts]) for name in parts[0]}
         loss, counts = measured.pop(_LOSS)
         _, rows = measured.pop(_ROWS)
@@ -450,7 +449,7 @@ class Trainer:
             count = int(batch.valid.sum())
             batch = batch.to(self.model.device, non_blocking=True)
             with autocast(self.model.device, self.options.precision):
-                logits, others, _ = self._decided(
+                logits, others, _ = self._forward(
                     lambda hidden, batch=batch, valid=valid: ObjectiveInput(
                         self.model, hidden, batch, valid, slice(None), slice(0, valid.shape[1])
                     ),
@@ -461,7 +460,7 @@ class Trainer:
             found: dict[str, tuple[Tensor, Any]] = {_LOSS: (loss, count), _ROWS: (loss, batch.real_rows)}
             found |= {name: (other, count) for name, other in zip(self._auxiliary_metrics, others, strict=True)}
             if self._metrics is not None:
-                found |= _weighed(self._metrics(logits, batch), batch.real_rows)
+                found |= _with_weights(self._metrics(logits, batch), batch.real_rows)
             for name, value in found.items():
                 measured.setdefault(name, []).append(value)
         return {
@@ -470,7 +469,7 @@ class Trainer:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything except the model's parameters that the next steps depend on, of all processes."""
+        """Everything except the model's parameters that the next steps depend on, from all processes."""
         random, *others = distributed.gather(_random_state())
         return {
             "step": self.step,
@@ -484,7 +483,7 @@ class Trainer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict()`; load the model's parameters first."""
+        """Restore `state_dict()`; load the model's parameters first."""
         self.step = state["step"]
         self.schedule.decay_start = state["decay_start"]
         self.schedule.tokens = state.get("tokens", 0)
@@ -495,8 +494,8 @@ class Trainer:
         saved = [state["rng"], *state.get("rng_of_others", [])]
         if len(saved) != distributed.size() and distributed.is_first():
             print(
-                f"the run was trained by {len(saved)} processes and goes on with {distributed.size()}: the same "
-                "batches, but sums and random numbers differ, so it is not bit for bit what it would have been"
+                f"the run was trained by {len(saved)} processes and continues with {distributed.size()}: the batches "
+                "are the same, but sums and random numbers differ, so results are not bit-identical"
             )
         if distributed.rank() < len(saved):
             _set_random_state(saved[distributed.rank()])
@@ -528,34 +527,34 @@ def _cut(state: AgentState, rows: Tensor) -> AgentState:
 
 
 def _counts(chosen: Tensor, windows: Sequence[slice]) -> list[int]:
-    """Counts of selected steps, (B, T) bool, in each window of the whole batch, over all processes."""
-    return distributed.totals([int(chosen[:, window].sum()) for window in windows])
+    """Number of selected steps, (B, T) bool, in each window of the whole batch, over all processes."""
+    return distributed.sum_integers([int(chosen[:, window].sum()) for window in windows])
 
 
-def _weighed(metrics: Mapping[str, Tensor | Share], rows: int) -> dict[str, tuple[Tensor, Tensor]]:
+def _with_weights(metrics: Mapping[str, Tensor | Share], rows: int) -> dict[str, tuple[Tensor, Tensor]]:
     """Means and weights for a share of a batch with this many trajectories."""
     weights = {name: value.count if isinstance(value, Share) else rows for name, value in metrics.items()}
-    means = _means_here(metrics)
+    means = _local_means(metrics)
     return {name: (means[name], torch.as_tensor(weight, device=means[name].device)) for name, weight in weights.items()}
 
 
-def _means_here(metrics: Mapping[str, Tensor | Share]) -> dict[str, Tensor]:
+def _local_means(metrics: Mapping[str, Tensor | Share]) -> dict[str, Tensor]:
     return {name: value.mean if isinstance(value, Share) else value for name, value in metrics.items()}
 
 
 def _means(metrics: Mapping[str, Tensor | Share], rows: int) -> dict[str, Tensor]:
-    """Means over the whole batch, from this process's share of this many trajectories."""
+    """Means over the whole batch, from this process's share with this many trajectories."""
     if distributed.size() == 1:
-        return _means_here(metrics)
-    pairs = torch.stack([torch.stack([*map(Tensor.double, pair)]) for pair in _weighed(metrics, rows).values()])
+        return _local_means(metrics)
+    pairs = torch.stack([torch.stack([*map(Tensor.double, pair)]) for pair in _with_weights(metrics, rows).values()])
     means, weights = pairs.unbind(1)
-    sums = torch.where(weights > 0, means * weights, 0.0)  # the mean of nothing is NaN
-    totals, weights = distributed.add_up(torch.stack([sums, weights]))
+    sums = torch.where(weights > 0, means * weights, 0.0)  # a mean over nothing is NaN
+    totals, weights = distributed.sum_tensor(torch.stack([sums, weights]))
     return dict(zip(metrics, (totals / weights).unbind(), strict=True))
 
 
 def _merged(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Combine means and weights, (N,) each, from the shares that processes have of batches, each (2, N)."""
+    """Combine means and weights, (N,) each, from the processes' shares, each (2, N)."""
     if len(parts) == 1:
         return parts[0][0], parts[0][1]
     means, weights = torch.stack(list(parts), 1)
@@ -564,5 +563,5 @@ def _merged(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def _weighted_mean(values: Tensor, weights: Tensor) -> float:
-    """Mean of (N,) float64."""
+    """Weighted mean of (N,) float64."""
     return float((values * (weights / weights.sum())).sum())

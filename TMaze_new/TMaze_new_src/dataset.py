@@ -25,7 +25,7 @@ import numpy as np
 from RATE_model.cli.limits import MAX_EPISODE_STEPS, MAX_STEPS, at_least, at_most
 from RATE_model.cli.options import Boolean, changeable, exit_on_user_error, parse_options
 from RATE_model.data.dataset import WindowDataset
-from RATE_model.data.maker import DataMaker, two_sides
+from RATE_model.data.maker import DataMaker, split_datasets
 from RATE_model.data.selection import whole_episodes
 from RATE_model.data.writer import TrajectoryWriter
 from RATE_model.errors import UserError
@@ -254,7 +254,7 @@ def load_windows(
     """
     files = [DATA.open(path, spec) for path in paths]
     windows = np.concatenate([whole_episodes(index, file, max_steps=size) for index, file in enumerate(files)])
-    return two_sides(files, windows, fraction=fraction, size=size)
+    return split_datasets(files, windows, fraction=fraction, size=size)
 
 
 @dataclass(frozen=True)

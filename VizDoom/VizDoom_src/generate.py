@@ -78,7 +78,7 @@ def generate(recipe: Recipe, episodes: int, path: Path, *, overwrite: bool = Fal
         attributes["last_seed"] = int(episode["infos"]["seed"][0])
 
     return make_in_parts(
-        job_of(recipe), episodes, path, attributes=attributes, joined=note, overwrite=overwrite, workers=workers
+        job_of(recipe), episodes, path, attributes=attributes, on_join=note, overwrite=overwrite, workers=workers
     )
 
 

@@ -34,7 +34,7 @@ if __name__ == "__main__":  # started as a script
 from RATE_model.cli.options import exit_on_user_error, parse_options
 from RATE_model.errors import UserError
 from RATE_model.system.atomic import atomic_write_bytes
-from RATE_model.system.locks import only_one
+from RATE_model.system.locks import exclusive
 from RATE_model.system.processes import check_writable
 from VizDoom.VizDoom_src.scenario import Scenario
 
@@ -96,7 +96,7 @@ def fetch_published_wad(path: Path, source: Path | None = None) -> Path:
     if source is None:
         print(f"downloading the published graphics from {RELEASE} (28 MB): {path}", flush=True)
     content = _downloaded() if source is None else _taken_out(source, f"--source {source}")
-    with only_one(path, f"another process is writing '{path}'; waiting for it"):
+    with exclusive(path, f"another process is writing '{path}'; waiting for it"):
         try:
             atomic_write_bytes(path, content)
         except OSError as error:

@@ -101,7 +101,7 @@ def test_replay_files_give_the_same_windows(path, tmp_path, capsys):
     export_replay(path, tmp_path / "replay", game="Breakout")
     options = DataOptions(data_path=tmp_path / "replay", data_dir=tmp_path / "made")
     data = load_data(options, size=SIZE, fraction=0.6)
-    assert "15 transitions of padding left out" in capsys.readouterr().out
+    assert "dropped 15 padding transitions" in capsys.readouterr().out
     direct = load_data(DataOptions(data_path=path), size=SIZE, fraction=0.6)
     assert data.training.fingerprint == direct.training.fingerprint
     batches = [d.training.__getitems__([0, 11]).observations.frames for d in (data, direct)]

@@ -136,7 +136,7 @@ def test_the_script(tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch, pytest.raises(SystemExit, match="2"):
         patch.setattr(generate_dataset, "generate", lambda *_, **__: pytest.fail("it plays first"))
         main([*TINY, "--replay", str(tmp_path / "replay"), "--output", str(tmp_path / "new.h5")])
-    assert "is there already: add --overwrite true" in capsys.readouterr().err
+    assert "exists; add --overwrite true" in capsys.readouterr().err
     main([*TINY, "--replay", str(tmp_path / "replay"), "--overwrite"])
     main([*TINY, "--overwrite", "--output", str(tmp_path / "other.h5")])
     for name, values in content(tmp_path / "other.h5").items():

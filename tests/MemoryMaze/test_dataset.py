@@ -68,7 +68,7 @@ def test_data_of_other_experts_is_not_reused(tmp_path, monkeypatch):
     options = DataOptions(data_dir=tmp_path)
     path = write_data(DATA.path(options))
     monkeypatch.setattr(dataset, "EXPERTS_VERSION", dataset.EXPERTS_VERSION + 1)
-    message = rf"^'{path}' was made by version \d+ of the experts, and this one is \d+\. Give another.*--data_path"
+    message = rf"^'{path}' was made by version \d+ of the experts; this is version \d+\. Give another.*--data_path"
     with pytest.raises(UserError, match=message):
         DATA.ensure(options)
     assert DATA.ensure(replace(options, data_path=path)) == path, "where it is named it is taken"

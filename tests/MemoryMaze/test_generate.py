@@ -98,7 +98,7 @@ def test_interrupted_generation_continues(recording, small_parts, tmp_path, monk
         patch.setattr(generating, "play_part", interrupted)
         generate(QUICK, 4, path, workers=1)
     assert [part.name for part in (tmp_path / "data.h5.parts").iterdir()] == ["part_00000.h5"] and not path.exists()
-    assert "the same command goes on" in capsys.readouterr().out
+    assert "run the same command to continue" in capsys.readouterr().out
     assert_same_content(generate(QUICK, 4, path, workers=1), recording)
     assert "resuming with 1 of 2 parts" in capsys.readouterr().out
     assert [entry.name for entry in tmp_path.iterdir()] == ["data.h5"]

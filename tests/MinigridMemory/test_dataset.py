@@ -276,7 +276,7 @@ def test_published_files_are_converted_once(small, tmp_path, capsys, floats):
     options = small(data_path=folder)
     options.validate()
     path = DATA.ensure(options)
-    assert "12 episodes converted" in capsys.readouterr().out and path.parent == tmp_path / "data"
+    assert "converted 12 episodes" in capsys.readouterr().out and path.parent == tmp_path / "data"
     file = DATA.open(path)
     assert file.num_episodes == 12 and file.frames() is not None
     first = file.read(0, 1)[0][0]
@@ -308,5 +308,5 @@ def test_given_data_is_read_or_refused(small, tmp_path):
     with pytest.raises(UserError, match="none of 1 files .* can be used: train_data_0.npz is damaged"):
         DATA.ensure(small(data_path=unusable))
     path.write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(UserError, match="makes what it needs"):
+    with pytest.raises(UserError, match="training makes its data"):
         load_windows([path], size=20)

@@ -152,9 +152,7 @@ def test_qlearning_dataset_is_split_at_broken_successors(tmp_path, capsys):
     arrays["terminals"][:] = False
     path = write_d4rl(tmp_path / "a.hdf5", HOPPER, [2997], limits=False, **arrays)
     assert_unmixed(MuJoCoFile(path, HOPPER), [999, 999, 999])
-    assert (
-        "a.hdf5' marks no end at 2 steps whose successor does not follow (first: step 998)" in capsys.readouterr().out
-    )
+    assert "a.hdf5' marks no end at 2 steps whose successor does not match (first: step 998)" in capsys.readouterr().out
 
 
 def test_all_false_timeouts_are_ignored(tmp_path, capsys):
@@ -163,7 +161,7 @@ def test_all_false_timeouts_are_ignored(tmp_path, capsys):
     arrays |= {"timeouts": np.zeros(3750), "next_observations": None}
     path = write_d4rl(tmp_path / "a.hdf5", HOPPER, [3750], **arrays)
     assert_unmixed(MuJoCoFile(path, HOPPER), [1000, 300, 1000, 1000, 450])
-    assert "does not mark where episodes were cut off; 3 end after 1000 steps" in capsys.readouterr().out
+    assert "does not mark truncations; 3 episodes end after 1000 steps" in capsys.readouterr().out
 
 
 def test_an_impossible_length_is_refused_with_the_place(tmp_path):

@@ -101,16 +101,16 @@ def test_pickles_of_numpy_1(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (episodes(HOPPER)[0], "does not hold a list of episodes"),
-        ([], "holds no episode"),
+        (episodes(HOPPER)[0], "is not a list of episodes"),
+        ([], "contains no episodes"),
         (
             [{"observations": np.zeros((2, 11)), "actions": np.zeros((2, 3))}],
             "episode 0 of .* has no rewards, terminals",
         ),
-        ([episodes(HOPPER)[0] | {"rewards": np.zeros(3)}], "lengths that do not fit .*observations 7, .*rewards 3"),
+        ([episodes(HOPPER)[0] | {"rewards": np.zeros(3)}], "inconsistent lengths .*observations 7, .*rewards 3"),
         ([*episodes(HOPPER), episodes(HOPPER)[0] | {"rewards": np.full(7, np.nan)}], "episode 6 of .*not finite"),
-        ([episodes(HOPPER)[0] | {"observations": np.array([None] * 7)}], "'observations' are not numbers"),
-        ([Harmful()], "pickle that holds .*system is not read"),
+        ([episodes(HOPPER)[0] | {"observations": np.array([None] * 7)}], "'observations' is not numeric"),
+        ([Harmful()], "pickle with .*system is refused"),
     ],
 )
 def test_bad_pickles_are_refused_and_nothing_is_left(tmp_path, content, message):
@@ -141,7 +141,7 @@ def test_minari_data_is_found_by_name_or_folder(tmp_path, capsys):
     ("changes", "message"),
     [
         ({"truncations": None}, "'episode_3' of .* has no truncations"),
-        ({"observations": np.zeros((30, 11))}, "lengths that do not fit .*observations 30, actions 30"),
+        ({"observations": np.zeros((30, 11))}, "inconsistent lengths .*observations 30, actions 30"),
         ({"rewards": np.full(30, np.inf)}, "episode 3 of .*not finite"),
     ],
 )
@@ -196,7 +196,7 @@ def test_pickle_episode_with_broken_successors_is_split(tmp_path, capsys):
         ({"terminals": np.arange(30) == 4}, "has an end at step 4 of 30: expected one episode"),
         ({"rewards": np.zeros((30, 2))}, r"has 'rewards' of shape \(30, 2\); expected one number per step"),
         ({"next_observations": np.zeros((30, 5))}, r"has 'next_observations' of shape \(30, 5\)"),
-        ({"next_observations": np.zeros((30, 11))}, "is not in the order of time"),
+        ({"next_observations": np.zeros((30, 11))}, "is not in chronological order"),
     ],
 )
 def test_impossible_pickle_episode_is_refused(tmp_path, change, message):
@@ -224,12 +224,12 @@ def test_wrong_minari_metadata_is_refused(tmp_path):
     path = write_minari(tmp_path, episodes(HOPPER))
     with h5py.File(path, "a") as file:
         file["episode_3"].attrs["total_steps"] = 31
-    with pytest.raises(UserError, match="'episode_3' of .* says that it has 31 steps, and has 30"):
+    with pytest.raises(UserError, match="'episode_3' of .* states 31 steps but contains 30"):
         open_data(TASK, tmp_path)
     with h5py.File(path, "a") as file:
         del file["episode_3"]
         file.attrs["total_episodes"] = 6
-    with pytest.raises(UserError, match="says that it has 6 episodes, and has 5: copy it again"):
+    with pytest.raises(UserError, match="states 6 episodes but contains 5; copy it again"):
         open_data(TASK, tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""What encoders make of observations before the first weight."""
+"""Preprocessing of observations in the encoders."""
 
 from dataclasses import replace
 

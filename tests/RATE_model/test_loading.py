@@ -1,4 +1,4 @@
-"""Models of checkpoints."""
+"""Loading models from checkpoints."""
 
 import subprocess
 import sys
@@ -15,20 +15,20 @@ from tests.small_models import small_model
 
 
 def described():
-    """A model, and what a checkpoint says of it."""
+    """A model and its checkpoint metadata."""
     model = small_model()
     return model, {**model.config.saved(), "spec": asdict(model.spec)}
 
 
-def test_the_model_of_a_checkpoint_is_the_one_saved(tmp_path):
+def test_the_loaded_model_is_the_saved_one(tmp_path):
     model, state = described()
     loaded = load_model(save_checkpoint(tmp_path, 1, model_state=model.state_dict(), training_state=state))
     assert (loaded.config, loaded.spec, loaded.training) == (model.config, model.spec, False)
     assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in model.state_dict().items())
 
 
-def test_a_checkpoint_that_names_no_memory_is_of_rate(tmp_path):
-    """As checkpoints were when there was no other: weights without the memory's prefix."""
+def test_a_checkpoint_without_a_memory_name_is_rate(tmp_path):
+    """Older checkpoints have weights without the memory's prefix."""
     model, state = described()
     del state["memory"], state["config"]["conditioned"]
     weights = {name.removeprefix("memory."): weight for name, weight in model.state_dict().items()}
@@ -41,7 +41,7 @@ WRONG = {
     "no spec": (lambda state: state.pop("spec"), "it has no 'spec'"),
     "no configuration": (lambda state: state.pop("config"), "it has no 'config'"),
     "a spec that is none": (lambda state: state.update(spec=3), "int"),
-    "an unknown memory": (lambda state: state.update(memory="NTM"), "'NTM' is not known here: RATE, LSTM"),
+    "an unknown memory": (lambda state: state.update(memory="NTM"), "unknown memory 'NTM'; known are RATE, LSTM"),
     "an unknown field": (lambda state: state["config"].update(depth=3), "depth"),
     "a field of another type": (lambda state: state["config"].update(n_layer="two"), "str"),
     "invalid sizes": (lambda state: state["config"].update(n_layer=0), "--n_layer 0"),
@@ -52,7 +52,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("spoil", "named"), WRONG.values(), ids=WRONG)
-def test_a_checkpoint_without_a_model_is_told(tmp_path, spoil, named):
+def test_a_checkpoint_without_a_model_is_an_error(tmp_path, spoil, named):
     model, state = described()
     spoil(state)
     path = save_checkpoint(tmp_path, 1, model_state=model.state_dict(), training_state=state)

@@ -1,4 +1,4 @@
-"""The shared package knows no environment, and what acts, trains or is played knows no memory."""
+"""The shared package names no environment; acting, training and environments name no memory."""
 
 import ast
 import re
@@ -11,13 +11,13 @@ from RATE_model.memories import MEMORIES
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "RATE_model"
-# A format that any data may have is not an environment: D4RL's files, Minari's.
+# Data formats are not environments: D4RL's files, Minari's.
 NAMES = re.compile(
     r"t-?maze|viz-?doom|\bdoom\b|mini-?grid|memory[ _-]?maze|mem_maze|\batari\b|breakout|mujoco|half-?cheetah|hopper"
     r"|walker2d|two.colou?rs|pillar|\bale\b|ale_py|dm_control",
     re.IGNORECASE,
 )
-# The table of what the published checkpoints of each environment look like.
+# The table of published checkpoints by environment.
 EXCEPTION = PACKAGE / "original"
 
 
@@ -45,9 +45,9 @@ CLASSES |= {
     "SegmentStepper",
     "RelativeAttention",
 }
-# Modules of the folder that know all memories by the table alone.
+# Modules of the folder that know memories only through the table.
 OF_ALL_MEMORIES = ("RATE_model.memories.contract", "RATE_model.memories.budget")
-# A memory's insides, by which an attribute of it would be reached without an import.
+# Attributes that would reach a memory's internals without an import.
 INSIDES = {"memory_tokens", "valve", "roll_cache", "wrap_distances", "cache_lengths", "content_bias", "num_mem_tokens"}
 
 
@@ -64,7 +64,7 @@ def names_in(path: Path) -> Iterator[tuple[int, str]]:
 
 
 @pytest.mark.parametrize("folder", WITHOUT_MEMORIES)
-def test_no_memory_is_named_where_any_may_be(folder):
+def test_no_memory_is_named_in_generic_code(folder):
     found = []
     for path in sorted((ROOT / folder).rglob("*.py")):
         for line, name in names_in(path):
@@ -76,8 +76,8 @@ def test_no_memory_is_named_where_any_may_be(folder):
     assert not found, "\n".join(found)
 
 
-def test_a_memory_that_is_named_would_be_found(tmp_path):
-    """What the test above reads, in the forms that a module may use."""
+def test_a_named_memory_would_be_found(tmp_path):
+    """The test above detects every form in which a module can name one."""
     (tmp_path / "module.py").write_text(
         "from RATE_model.memories.recurrent import LSTM\nimport RATE_model.memories.rate.memory\nagent.memory.valve\n"
     )

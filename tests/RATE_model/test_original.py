@@ -25,11 +25,11 @@ ROOT = Path(__file__).parents[2]
 
 
 def published(path: Path, *, wrap: str | None = None, prefix: str = "", old: bool = True, **meta) -> Path:
-    """A made-up checkpoint as the published code saves them, unused parameters included."""
+    """A synthetic checkpoint in the published format, including unused parameters."""
     weights = reference.random_weights(reference.make_meta(**meta), 0)
     weights["embed_timestep.weight"] = torch.zeros(1000, 16)
     weights["embed_ln.weight"] = torch.ones(16)
-    if old:  # of branch rate-old, which alone has a vocabulary
+    if old:  # only branch rate-old has a vocabulary
         weights["crit.out_layers.0.weight"] = torch.zeros(100, 16)
     state = {prefix + name: tensor for name, tensor in weights.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,7 +38,7 @@ def published(path: Path, *, wrap: str | None = None, prefix: str = "", old: boo
 
 
 def convert(*arguments: object) -> int:
-    """The exit status of the command."""
+    """Run the command and return its exit status."""
     try:
         main(list(map(str, arguments)))
     except SystemExit as stop:
@@ -47,7 +47,7 @@ def convert(*arguments: object) -> int:
 
 
 def rebuilt(directory: Path) -> Agent:
-    """The model of a converted checkpoint, from what the checkpoint says of itself."""
+    """The model of a converted checkpoint, from its own metadata."""
     state, training = load_checkpoint(resolve_checkpoint(directory))
     model = Agent(AgentConfig.of(training), EnvironmentSpec(**training["spec"]))
     model.load_state_dict(state)
@@ -108,7 +108,7 @@ def test_wrapped_checkpoints_are_read(tmp_path, wrap, prefix):
     assert torch.equal(rebuilt(tmp_path / "out").memory.memory_tokens, weights["mem_tokens"].squeeze(1))
 
 
-def test_checkpoints_of_other_kinds_are_read(tmp_path):
+def test_checkpoints_in_other_formats_are_read(tmp_path):
     weights = reference.random_weights(reference.make_meta(), 0)
     torch.save(OrderedDict(weights), tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     torch.save({name: torch.nn.Parameter(tensor) for name, tensor in weights.items()}, tmp_path / "parameters.pth")
@@ -122,14 +122,14 @@ def test_checkpoints_of_other_kinds_are_read(tmp_path):
         assert torch.equal(model.memory.memory_tokens, weights["mem_tokens"].squeeze(1)), path
 
 
-def test_of_several_models_none_is_chosen(tmp_path, capsys):
+def test_several_models_in_a_file_are_refused(tmp_path, capsys):
     weights = reference.random_weights(reference.make_meta(), 0)
     torch.save({"online": weights, "average": weights}, tmp_path / "model.pth")
     assert convert(tmp_path / "model.pth", "--output", tmp_path / "out") == 2
     assert "several models, online, average" in capsys.readouterr().err
 
 
-def test_the_environment_is_recognised_and_said(tmp_path, capsys):
+def test_the_environment_is_recognised_and_printed(tmp_path, capsys):
     for env in ("tmaze", "doom", "minigrid_memory", "memory_maze", "atari", "mujoco"):
         assert convert(published(tmp_path / f"{env}.pth", env=env), "--output", tmp_path / env) == 0
         assert f"({env}, by its names and shapes" in capsys.readouterr().err
@@ -149,7 +149,7 @@ def test_an_unknown_environment_is_refused(tmp_path, capsys, meta, found):
     assert found in message and "Known: tmaze (4, 4 actions)" in message and not (tmp_path / "out").exists()
 
 
-def test_a_model_without_tokens_has_to_be_named(tmp_path, capsys):
+def test_a_model_without_memory_tokens_needs_model_mode(tmp_path, capsys):
     checkpoint = published(tmp_path / "model.pth", num_mem_tokens=0, n_head_ca=0)
     assert convert(checkpoint, "--output", tmp_path / "out") == 2
     assert "--model_mode DT or --model_mode TrXL" in capsys.readouterr().err
@@ -162,7 +162,7 @@ def test_a_model_without_tokens_has_to_be_named(tmp_path, capsys):
 
 
 def write_main_config(folder: Path, **changes) -> None:
-    """The config.json of branch main, as far as it is read."""
+    """The parts of branch main's config.json that are read."""
     model = dict(env_name="tmaze", n_head_ca=4, mem_len=7, mrv_act="tanh")
     content = {"model": model | changes.pop("model", {}), "training": {"context_length": 12, "sections": 2}}
     folder.mkdir(parents=True, exist_ok=True)
@@ -181,7 +181,7 @@ def test_the_config_of_branch_main_is_read(tmp_path, capsys):
     assert "mem_len 5 (given)" in message
 
 
-def test_an_environment_that_config_json_names_is_believed(tmp_path, capsys):
+def test_the_environment_in_config_json_is_used(tmp_path, capsys):
     write_main_config(tmp_path, model={"env_name": "popgym-RepeatFirstEasy"})
     checkpoint = published(tmp_path / "model.pth", old=False, env="popgym")
     assert convert(checkpoint, "--output", tmp_path / "out") == 0
@@ -190,7 +190,7 @@ def test_an_environment_that_config_json_names_is_believed(tmp_path, capsys):
         load_for(resolve_checkpoint(tmp_path / "out"), VECTOR, flags=flags_of(tmp_path / "out"))
     write_main_config(tmp_path, model={"env_name": "Acrobot-v1"})
     assert convert(checkpoint, "--output", tmp_path / "other") == 2
-    assert "not known here, 'Acrobot-v1'" in capsys.readouterr().err
+    assert "unknown environment 'Acrobot-v1'" in capsys.readouterr().err
     (tmp_path / "config.json").write_text("{}")
     assert convert(checkpoint, "--output", tmp_path / "other") == 2
     assert "not the config.json of a published run" in capsys.readouterr().err
@@ -210,7 +210,7 @@ FOLDERS = {
 
 
 @pytest.mark.parametrize(("name", "case"), FOLDERS.items(), ids=FOLDERS.keys())
-def test_folders_of_rate_old_tell_settings(tmp_path, name, case):
+def test_folder_names_of_rate_old_give_settings(tmp_path, name, case):
     meta, expected = case
     checkpoint = published(tmp_path / name / "1" / "9_KTD.pth", **meta)
     assert convert(checkpoint, "--output", tmp_path / "out") == 0
@@ -240,7 +240,7 @@ WRONG = {
         {}, dict(env="popgym", state_dim=6), ["--variant tmaze", "inputs of the observation encoder: 6, expected 4"],
     ),
     "an unknown variant": (dict(variant="pong"), {}, ["--variant", "pong", "atari"]),
-    "no heads where there is an MRV": (dict(n_head_ca=0), {}, ["--n_head_ca 0", "hold an MRV"]),
+    "no heads where there is an MRV": (dict(n_head_ca=0), {}, ["--n_head_ca 0", "have an MRV"]),
     "heads where there is no MRV": (dict(n_head_ca=2), dict(n_head_ca=0), ["--n_head_ca 2", "no MRV"]),
     "heads that do not divide": (dict(n_head_ca=3), {}, ["--n_head_ca 3", "--d_model 16", "4"]),
     "gates without GTrXL": (dict(arch_mode="TrXL"), dict(arch_mode="GTrXL"), ["layers.0.gate1"]),
@@ -251,7 +251,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("flags", "meta", "named"), WRONG.values(), ids=WRONG.keys())
-def test_a_wrong_flag_is_named(tmp_path, capsys, flags, meta, named):
+def test_a_wrong_flag_is_an_error_that_names_it(tmp_path, capsys, flags, meta, named):
     checkpoint = published(tmp_path / "model.pth", **meta)
     arguments = [part for name, value in (RIGHT | flags).items() for part in (f"--{name}", value)]
     assert convert(checkpoint, "--output", tmp_path / "out", *arguments) == 2
@@ -303,7 +303,7 @@ def _pickled_module(path: Path) -> None:
     [_missing, _text, _truncated, _empty, _list, _numbers, _another_model, _half_a_model, _pickled_module],
     ids=lambda make: make.__name__,
 )
-def test_what_is_no_published_checkpoint_is_told(tmp_path, capsys, make):
+def test_files_that_are_not_published_checkpoints_are_refused(tmp_path, capsys, make):
     path = tmp_path / "model.pth"
     make(path)
     arguments = [part for name, value in RIGHT.items() for part in (f"--{name}", value)]
@@ -314,7 +314,7 @@ def test_what_is_no_published_checkpoint_is_told(tmp_path, capsys, make):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_directory_is_no_checkpoint(tmp_path, capsys):
+def test_a_directory_is_refused_as_checkpoint(tmp_path, capsys):
     arguments = [part for name, value in RIGHT.items() for part in (f"--{name}", value)]
     assert convert(tmp_path, "--output", tmp_path / "out", *arguments) == 2
     assert str(tmp_path) in capsys.readouterr().err
@@ -326,7 +326,7 @@ def test_a_directory_is_no_checkpoint(tmp_path, capsys):
     + ["layers.0.pos_ff.CoreNet.0.weight", "layers.0.layer_norm1.weight", "mha_mem_to_mem.wq.weight", "head.0.weight"],
 )
 @pytest.mark.parametrize("shape", [(), (7,), (7, 7)], ids=str)
-def test_a_weight_of_another_shape_is_told(tmp_path, capsys, name, shape):
+def test_a_weight_of_wrong_shape_is_an_error(tmp_path, capsys, name, shape):
     weights = reference.random_weights(reference.make_meta(), 0)
     matches = [key for key in weights if key == name or (name == "head.0.weight" and key.startswith("head"))]
     weights[matches[0]] = torch.zeros(shape)
@@ -336,7 +336,7 @@ def test_a_weight_of_another_shape_is_told(tmp_path, capsys, name, shape):
     assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'model.pth'}: ")
 
 
-def test_gates_of_unequal_shapes_are_told(tmp_path, capsys):
+def test_gates_of_unequal_shapes_are_an_error(tmp_path, capsys):
     weights = reference.random_weights(reference.make_meta(arch_mode="GTrXL"), 0)
     name = next(key for key in weights if key.startswith("layers.0.gate") and weights[key].ndim == 2)
     weights[name] = torch.zeros(3)
@@ -347,7 +347,7 @@ def test_gates_of_unequal_shapes_are_told(tmp_path, capsys):
 
 
 def test_an_interrupted_conversion_leaves_nothing(tmp_path, monkeypatch):
-    """A directory without its config.yaml would be refused by the same command, and taken by inference."""
+    """A directory without config.yaml would be refused by this command but accepted by inference."""
 
     def interrupted(*_):
         raise KeyboardInterrupt
@@ -367,5 +367,5 @@ def test_nothing_is_converted_into_a_runs_checkpoints(tmp_path, capsys):
     saved = save_checkpoint(checkpoints, 5, model_state={"w": torch.ones(2)}, training_state={})
     arguments = [part for flag, value in RIGHT.items() for part in (f"--{flag}", value)]
     assert convert(published(tmp_path / "model.pth"), "--output", checkpoints, *arguments) == 2
-    assert f"--output {checkpoints} exists already" in capsys.readouterr().err
+    assert f"--output {checkpoints} exists" in capsys.readouterr().err
     assert list(checkpoints.iterdir()) == [saved]

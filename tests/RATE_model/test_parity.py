@@ -1,4 +1,4 @@
-"""Parity with the published model: recordings of it, and the slow second implementation in tests/reference.py."""
+"""Parity with the published model: its recordings, and the slow implementation in tests/reference.py."""
 
 import json
 import os
@@ -30,7 +30,7 @@ RMT = dict(n_head_ca=0)
 DT = dict(num_mem_tokens=0, n_head_ca=0, segment_length=12, num_segments=1)
 IMAGE = dict(batch=1, segment_length=2, num_segments=2, mem_len=7)
 
-# Name: what differs from a two-layer T-Maze RATE with FFN, MRV and no cache.
+# Name: differences from a two-layer T-Maze RATE with FFN, MRV and no cache.
 COMBINATIONS: dict[str, dict] = {
     "rate": {},
     "rate, cache cut in a segment": RATE_CACHE,
@@ -78,7 +78,7 @@ COMBINATIONS: dict[str, dict] = {
 
 
 def converted_model(meta: dict, weights: reference.Weights) -> Agent:
-    """Our model in eval mode with published weights, in their dtype."""
+    """The project's model in eval mode with published weights, in their dtype."""
     config = infer_config(
         weights,
         n_head_ca=meta["n_head_ca"],
@@ -93,7 +93,7 @@ def converted_model(meta: dict, weights: reference.Weights) -> Agent:
 
 
 def run_ours(model: Agent, observations: Tensor, actions: Tensor, rtg: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Logits (B, N*K, A) and the last memory tokens, for inputs as a recording has them."""
+    """Logits (B, N*K, A) and the last memory tokens for a recording's inputs."""
     actions = actions if model.spec.continuous else actions.squeeze(-1)
     valid = torch.ones(rtg.shape[:2], dtype=torch.bool)
     logits, state = model(observations, actions, rtg.squeeze(-1), valid)
@@ -121,7 +121,7 @@ def objective(logits: Tensor, tokens: Tensor | None) -> Tensor:
 
 
 def assert_close(ours: Tensor, theirs: Tensor, tolerance: float, what: str) -> None:
-    """Largest difference, relative to the largest number where that is above 1."""
+    """Largest difference, relative to the largest number if that is above 1."""
     assert ours.shape == theirs.shape, what
     error = (ours - theirs).abs().max().item() / max(1.0, theirs.abs().max().item())
     assert error <= tolerance, f"{what}: {error:.2e}"
@@ -130,7 +130,7 @@ def assert_close(ours: Tensor, theirs: Tensor, tolerance: float, what: str) -> N
 # --- recordings ---
 
 
-def test_both_recordings_are_there():
+def test_both_recordings_exist():
     assert [path.name for path in RECORDINGS] == ["tmaze_rate.npz", "vizdoom_rate.npz"]
 
 
@@ -208,7 +208,7 @@ def test_the_tool_counts_nan_as_a_failure(tmp_path, monkeypatch):
     assert run_tool(monkeypatch, write_recording(tmp_path / "nan.npz", meta, logits_1=nan)) == 1
 
 
-def test_the_tool_names_a_file_that_is_no_recording(tmp_path, monkeypatch, capsys):
+def test_the_tool_names_a_file_that_is_not_a_recording(tmp_path, monkeypatch, capsys):
     path = tmp_path / "other.npz"
     np.savez(path, x=np.zeros(3))
     assert run_tool(monkeypatch, path) == 2
@@ -260,8 +260,8 @@ def test_the_tool_reads_recordings_of_every_mode(tmp_path, change):
     assert max(errors.values()) <= 1e-5
 
 
-def test_the_tool_reads_a_dt_recording_whose_meta_tells_k_and_n(tmp_path):
-    """A recording of DT holds one segment of N*K steps; its meta may still say K and N."""
+def test_the_tool_reads_a_dt_recording_with_k_and_n_in_its_meta(tmp_path):
+    """A recording of DT has one segment of N*K steps; its metadata may still give K and N."""
     path = write_recording(tmp_path / "dt.npz", reference.make_meta(**DT))
     with np.load(path) as file:
         arrays = {name: file[name] for name in file.files}
@@ -277,7 +277,7 @@ def test_the_tool_reads_a_dt_recording_whose_meta_tells_k_and_n(tmp_path):
 
 @pytest.mark.parametrize("change", COMBINATIONS.values(), ids=COMBINATIONS.keys())
 def test_outputs_and_gradients_equal_the_reference(change):
-    """In float64, where only the float32 tables of positions differ."""
+    """In float64, only the float32 position tables differ."""
     meta = reference.make_meta(**change)
     weights = {name: tensor.double() for name, tensor in reference.random_weights(meta, 0).items()}
     observations, actions, rtg = reference.random_data(meta, 1)
@@ -320,7 +320,7 @@ def test_float32_outputs_equal_the_reference(name):
 
 
 def test_every_published_weight_matters():
-    """The comparison can fail: moving any one weight that the published model uses moves our outputs."""
+    """The comparison can fail: changing any used weight of the published model changes the outputs."""
     meta = reference.make_meta(arch_mode="GTrXL", mem_len=20)
     weights = reference.random_weights(meta, 0)
     data = reference.random_data(meta, 1)
@@ -338,11 +338,11 @@ def test_every_published_weight_matters():
         for part in ("dec_attn", "pos_ff")
         for kind in ("weight", "bias")
     }
-    # A bias of all keys alike adds the same to all scores of a query, which a softmax does not see.
+    # A bias shared by all keys adds the same to all scores of a query, and softmax ignores it.
     assert idle == norms | {"pos_emb.inv_freq", "mha_mem_to_mem.wk.bias"}
 
 
-# Environment's variant, its sizes and flags, and parameters of the published model: all, and those it never uses.
+# The environment's variant, its sizes and flags, and the published model's parameters: all, and unused ones.
 PUBLISHED_COUNTS = {
     "tmaze rate": ("tmaze", (8, 10, 64), dict(num_mem_tokens=5, n_head_ca=4, skip_dec_ffn=True), 2_373_840, 715_152),
     "tmaze rate, ffn": ("tmaze", (8, 10, 64), dict(num_mem_tokens=5, n_head_ca=4), 2_442_448, 716_176),
@@ -359,7 +359,7 @@ PUBLISHED_COUNTS = {
 
 
 @pytest.mark.parametrize("case", PUBLISHED_COUNTS.values(), ids=PUBLISHED_COUNTS.keys())
-def test_sizes_are_the_published_ones_less_what_is_unused(case):
+def test_sizes_are_published_ones_minus_unused_parameters(case):
     env, (layers, heads, width), change, total, unused = case
     sizes = dict(n_layer=layers, n_head=heads, d_model=width, d_head=width, d_inner=width, context_length=30)
     model = rate_agent(RATEConfig(**sizes, **change), VARIANTS[env].spec)

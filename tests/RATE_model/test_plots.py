@@ -1,4 +1,4 @@
-"""Figures hold the numbers they were given, regions are those of the layout, and bad input is named."""
+"""Figures show the given numbers, regions match the layout, and bad input is an error."""
 
 import json
 from dataclasses import replace
@@ -62,7 +62,7 @@ def test_success_band_is_the_standard_error_and_every_seed_is_a_point():
     assert sorted(np.concatenate([p.get_offsets()[:, 1] for p in points])) == sorted([0.5, 1.0, 0.6, 0.7, 0.7, 0.7])
 
 
-def test_success_may_depend_on_something_else_than_the_length_of_episodes():
+def test_the_x_axis_of_success_can_be_renamed():
     assert success_figure({"RATE": {9: 1.0}}).axes[0].get_xlabel() == "episode length (steps)"
     assert success_figure({"RATE": {9: 1.0}}, xlabel="size").axes[0].get_xlabel() == "size"
 
@@ -71,7 +71,7 @@ def test_success_of_one_seed_has_no_band():
     assert not success_figure({"RATE": {9: [0.5], 90: 0.7}}).axes[0].collections
 
 
-def test_a_variant_has_the_colour_of_what_it_varies_and_a_line_of_its_own():
+def test_a_variant_shares_the_colour_but_not_the_line_style():
     results = dict.fromkeys(("RATE", "RATE, without", "RATE, less", "DT", "MLP, less"), {9: 1.0})
     axes = success_figure(results).axes[0]
     lines = {label: line(axes, label) for label in results}
@@ -82,13 +82,13 @@ def test_a_variant_has_the_colour_of_what_it_varies_and_a_line_of_its_own():
     assert len(set(map(str, dashes))) == 3
 
 
-def test_lines_that_coincide_are_drawn_apart():
+def test_coinciding_lines_are_drawn_side_by_side():
     axes = success_figure({"RATE": {9: 1.0, 90: 1.0}, "DT": {9: 1.0, 90: 1.0}}).axes[0]
     heights = [line(axes, label).get_transform().transform((9, 1.0))[1] for label in ("RATE", "DT")]
     assert 1 < heights[0] - heights[1] < 5
 
 
-def test_a_label_looks_the_same_in_every_panel_and_is_explained_once():
+def test_a_label_looks_the_same_in_every_panel():
     panels = {"left": {"RATE": {9: 1.0}, "DT": {9: 0.5}}, "right": {"MLP": {9: 0.5, 90: 0.5}, "DT": {9: 0.5}}}
     figure = panels_figure(panels)
     left, right = figure.axes
@@ -106,25 +106,25 @@ def test_nothing_to_draw_is_an_error_and_leaves_no_file(results, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_published_numbers_are_drawn_beside():
+def test_published_numbers_are_drawn_too():
     axes = success_figure({"ours": {9: 1.0}}, published={"theirs": {480: 0.9, 90: [1.0, 0.9]}}).axes[0]
     np.testing.assert_allclose(line(axes, "theirs").get_xydata(), [[90, 0.95], [480, 0.9]])
 
 
-def test_labels_of_lengths_do_not_collide_and_say_the_length():
+def test_tick_labels_do_not_overlap():
     lengths = (9, 10, 30, 90, 9600, 1_000_000)
     axes = success_figure({"RATE": dict.fromkeys(lengths, 1.0)}).axes[0]
     assert [text.get_text() for text in axes.get_xticklabels()] == ["10", "30", "90", "9600", "1M"]
 
 
-def test_a_picture_is_a_whole_png_and_nothing_else_is_left(tmp_path):
+def test_a_figure_is_a_complete_png_and_leaves_nothing_else(tmp_path):
     path = tmp_path / "deeper" / "success.png"
     assert plot_success_by_length({"RATE": {9: 1.0}}, path) == path
     assert path.read_bytes().startswith(PNG)
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_a_picture_that_cannot_be_written_is_an_error(tmp_path):
+def test_an_unwritable_figure_is_an_error(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="cannot be written"):
         save(Figure(), tmp_path / "file" / "picture.png")
@@ -168,7 +168,7 @@ def test_stages_of_one_run_are_shaded_and_named_and_of_two_marked():
     assert [other.get_xdata()[0] for other in loss.lines if other.get_gid() == "stage"] == [20, 50]
 
 
-def test_what_was_not_finite_is_a_gap(tmp_path):
+def test_non_finite_values_are_gaps(tmp_path):
     rows = [{"step": 1, "train_loss": 1.0}, {"step": 2, "train_loss": None}, {"step": 3, "train_loss": 0.5}]
     path = metrics_file(tmp_path / "metrics.jsonl", rows)
     drawn = line(curves_figure({"run": read_metrics(path)}, ["train_loss"]).axes[0], "run")
@@ -177,7 +177,7 @@ def test_what_was_not_finite_is_a_gap(tmp_path):
     assert plot_curves({"run": nothing}, tmp_path / "curves.png").read_bytes().startswith(PNG)
 
 
-def test_damaged_metrics_are_left_out_and_named(tmp_path, capsys):
+def test_damaged_metrics_are_skipped_with_a_warning(tmp_path, capsys):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "train_loss": 1.0}\n{"step": 2, "tra')
     assert [row["step"] for row in read_metrics(path)] == [1] and not capsys.readouterr().err
@@ -189,7 +189,7 @@ def test_damaged_metrics_are_left_out_and_named(tmp_path, capsys):
         read_metrics(path)
 
 
-def test_missing_files_and_unknown_metrics_are_named(tmp_path):
+def test_missing_files_and_unknown_metrics_are_an_error(tmp_path):
     with pytest.raises(UserError, match="absent.jsonl"):
         plot_curves({"run": tmp_path / "absent.jsonl"}, tmp_path / "curves.png")
     path = metrics_file(tmp_path / "metrics.jsonl", [{"step": 1, "grad_norm": 1.0}])
@@ -210,7 +210,7 @@ def test_regions_are_those_of_the_layout():
     assert regions(Layout(steps=4, tokens=0, cached=0)) == {"steps": (0, 12)}
 
 
-def test_boundaries_and_bars_stand_where_the_layout_says():
+def test_boundaries_and_bars_follow_the_layout():
     segments, _ = maps_of("RATE")
     figure = attention_figure(segments)
     for index, segment in enumerate(segments):
@@ -226,7 +226,7 @@ def test_boundaries_and_bars_stand_where_the_layout_says():
     assert segments[1].layout.cached and not segments[0].layout.cached
 
 
-def test_maps_show_the_attention_and_grey_is_what_may_not_be_seen():
+def test_maps_show_attention_and_masked_cells_are_grey():
     segments, _ = maps_of("RATE")
     figure = attention_figure(segments, layer=1, head=0, row=1)
     for index, segment in enumerate(segments):
@@ -280,7 +280,7 @@ def test_a_model_without_memory_has_no_shares():
     assert not any((axes.get_gid() or "").startswith("share") for axes in attention_figure(segments).axes)
 
 
-def test_of_many_segments_some_are_drawn_the_first_and_last_among_them():
+def test_of_many_segments_a_selection_is_drawn():
     segments, _ = maps_of("RMT", steps=9 * K)
     figure = attention_figure(segments)
     drawn = [int(axes.get_gid().split()[-1]) for axes in figure.axes if "layer" in (axes.get_gid() or "")]
@@ -288,7 +288,7 @@ def test_of_many_segments_some_are_drawn_the_first_and_last_among_them():
     assert panel(figure, "layer None segment 8").get_title() == "segment 9"
 
 
-def test_impossible_choices_are_named(tmp_path):
+def test_impossible_choices_are_an_error(tmp_path):
     segments, _ = maps_of("RATE")
     with pytest.raises(UserError, match="no segments"):
         plot_attention([], tmp_path / "map.png")
@@ -303,7 +303,7 @@ def test_impossible_choices_are_named(tmp_path):
 # Memory ---------------------------------------------------------------------------------------------------------------
 
 
-def test_memory_panels_hold_similarity_norm_and_distance():
+def test_memory_panels_show_similarity_norm_and_distance():
     _, memories = maps_of("RATE")
     memories = [memory.detach() for memory in memories]
     tokens, other = memory_tokens(memories, 0), memory_tokens(memories, 1)
@@ -327,13 +327,13 @@ def test_without_another_episode_there_is_nothing_to_compare():
     assert "distance" not in {axes.get_gid() for axes in memory_figure(memory_tokens(memories)).axes}
 
 
-def test_episodes_of_different_lengths_are_compared_as_far_as_both_go():
+def test_episodes_are_compared_up_to_the_shorter_one():
     _, memories = maps_of("RATE")
     tokens = memory_tokens(memories)
     assert len(line(panel(memory_figure(tokens, tokens[:3]), "distance"), "mean over tokens").get_ydata()) == 3
 
 
-def test_the_principal_plane_keeps_what_lies_in_a_plane():
+def test_the_principal_plane_preserves_planar_points():
     generator = np.random.default_rng(0)
     flat = generator.normal(size=(7, 4, 2)) * [3.0, 1.0] @ np.linalg.qr(generator.normal(size=(9, 2)))[0].T
     (first, second), shares = principal_plane(flat[:3], flat[3:])
@@ -347,7 +347,7 @@ def test_similarity_of_tokens_that_are_zero_is_zero_not_nan():
     assert not np.isnan(similarity_to_first(np.zeros((3, 2, 4)))).any()
 
 
-def test_models_and_episodes_without_memory_are_named(tmp_path):
+def test_models_and_episodes_without_memory_are_an_error(tmp_path):
     _, memories = maps_of("TrXL")
     with pytest.raises(UserError, match="no memory tokens"):
         plot_memory(memories, tmp_path / "memory.png")
@@ -397,7 +397,7 @@ def played(*returns):
     return Episodes(np.array(returns), np.ones(len(returns)), np.zeros(len(returns)))
 
 
-def test_returns_of_one_target_have_a_place_for_each_label():
+def test_returns_of_one_target_have_a_position_per_label():
     found = {"intact": {3600.0: played(1.0, 3.0)}, "knocked out": {3600.0: played(0.5)}}
     (axes,) = returns_figure(found, title="", references={"random": -20.0, "expert": 3234.0}).axes
     assert [text.get_text() for text in axes.get_xticklabels()] == ["intact", "knocked out"]
@@ -405,22 +405,22 @@ def test_returns_of_one_target_have_a_place_for_each_label():
     assert means == [[[0.0, 2.0]], [[1.0, 0.5]]]
     levels = {other.get_gid(): other.get_ydata()[0] for other in axes.lines if other.get_gid()}
     assert levels == {"random": -20.0, "expert": 3234.0}
-    assert line(axes, "asked for: 3600").get_ydata()[0] == 3600
+    assert line(axes, "target: 3600").get_ydata()[0] == 3600
 
 
-def test_returns_of_several_targets_are_lines_with_these_ticks():
+def test_returns_of_several_targets_are_lines():
     found = {"intact": {1800.0: played(1.0, 3.0), 3600.0: played(4.0, 4.0)}}
     (axes,) = returns_figure(found, title="").axes
     assert axes.get_xticks().tolist() == [1800, 3600] and axes.get_xlabel() == "return asked for"
     assert axes.containers[0].lines[0].get_xydata().tolist() == [[1800, 2], [3600, 4]]
 
 
-def test_gates_have_a_panel_for_each_episode_in_one_scale():
+def test_gates_have_a_panel_per_episode_on_one_scale():
     gates = {"write": np.array([[[0.2, 0.9]] * 3, [[0.1, 0.4]] * 3]), "size": np.array([[[-2.0]] * 3, [[1.0]] * 3])}
     figure = gates_figure(gates, {"up": 1, "down": 0})
     panels = {axes.get_gid(): axes.images[0] for axes in figure.axes if axes.get_gid()}
     assert list(panels) == ["write|up", "write|down", "size|up", "size|down"]
     assert panels["write|down"].get_array().tolist() == [[0.2] * 3, [0.9] * 3]
     assert panels["write|up"].get_clim() == (0, 1) and panels["size|up"].get_clim() == (-2, 2)
-    with pytest.raises(UserError, match="shows no gates"):
+    with pytest.raises(UserError, match="has no gates"):
         gates_figure({}, {"up": 0})

@@ -1,4 +1,4 @@
-"""Learning curves over seeds: which runs are a group, what is drawn, and the command."""
+"""Learning curves over seeds: grouping, curves and the command."""
 
 import json
 
@@ -35,7 +35,7 @@ def test_runs_that_differ_in_the_seed_are_a_group(runs):
     assert find_runs([runs / "runs" / "RATE_RUN_2"] * 2) == {"RATE": [runs / "runs" / "RATE_RUN_2"]}
 
 
-def test_the_mean_is_drawn_where_all_runs_are(runs):
+def test_the_mean_covers_only_steps_of_all_runs(runs):
     groups = find_runs([runs / "runs"])
     figure = seeds_figure(
         {
@@ -63,30 +63,30 @@ def test_steps_between_are_interpolated():
     assert low[0] < 2 < high[0] and low[1] == high[1] == 2
 
 
-def test_the_command_draws_and_names_mistakes(runs, tmp_path, capsys):
+def test_the_command_draws_and_reports_mistakes(runs, tmp_path, capsys):
     output = tmp_path / "curves.png"
     main([str(runs / "runs"), "--output", str(output)])
     assert output.stat().st_size > 1000 and "RATE, 3 seeds" in capsys.readouterr().out
     for arguments, named in (
-        ([str(runs / "runs"), "--metric", "reward"], "--metric reward: no run has it; there are: validation_loss"),
+        ([str(runs / "runs"), "--metric", "reward"], "--metric reward: no run has it; available: validation_loss"),
         ([str(tmp_path / "nowhere")], "is not a directory"),
         ([str(runs / "runs"), "--output", str(tmp_path / "no" / "x.png")], "--output"),
-        ([str(runs / "runs"), "--output", str(tmp_path / "x.xyz")], "x.xyz: pictures are PNG"),
+        ([str(runs / "runs"), "--output", str(tmp_path / "x.xyz")], "x.xyz: figures are PNG"),
     ):
         with pytest.raises(SystemExit, match="^2$"):
             main(arguments)
         assert named in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="holds no run"):
+    with pytest.raises(UserError, match="contains no run"):
         find_runs([tmp_path / "empty"])
 
 
-def test_ticks_that_would_run_into_one_another_are_left_out():
+def test_overlapping_ticks_are_omitted():
     assert spaced([1, 2, 3, 50, 99, 100], 5) == [1, 50, 100]
     assert spaced([7], 5) == [7] and spaced([7, 8], 5) == [7, 8]
 
 
-def test_names_of_lines_do_not_hide_one_another():
+def test_line_labels_do_not_overlap():
     returns = np.array([1.0, 2.0])
     played = {"model": {10.0: Episodes(returns, returns, returns), 20.0: Episodes(returns, returns, returns)}}
     figure = returns_figure(played, title="", references={"data": 5.0, "random": 4.9, "expert": 20.0})

@@ -129,7 +129,7 @@ def test_split_is_the_same_in_every_stage(options):
 
 
 def test_loading_reports_damaged_files(options):
-    with pytest.raises(UserError, match="does not exist.*makes what it needs"):
+    with pytest.raises(UserError, match="does not exist.*training makes its data"):
         load_windows([DATA.path(options.only(1))], size=6)
     path = generate(options, 2)
     (path.parent / "damaged.h5").write_bytes(path.read_bytes()[:1000])

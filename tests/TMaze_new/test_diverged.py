@@ -242,7 +242,7 @@ def test_config_is_restored_from_checkpoint(stopped, tmp_path, capsys, damage):
     with stopped_after(1):
         assert train(stopped, "--resume", "auto", "--output_dir", str(tmp_path / "runs")) == 143
     said = capsys.readouterr().err
-    assert said.count("warning: ") == 1 and "the configuration is read from" in said and str(config) in said
+    assert said.count("warning: ") == 1 and "using the configuration in" in said and str(config) in said
 
     def flags(text: str) -> list[str]:
         return [line for line in text.splitlines() if not line.startswith("output_dir")]

@@ -103,7 +103,7 @@ def test_wrong_checkpoints_are_named(run, tmp_path, capsys):
     assert "--checkpoint is missing" in fails(capsys)
     nowhere = tmp_path / "nowhere"
     assert f"{nowhere} does not exist" in fails(capsys, "--checkpoint", nowhere)
-    assert f"{tmp_path} holds no intact checkpoint" in fails(capsys, "--checkpoint", tmp_path)
+    assert f"{tmp_path} has no intact checkpoint" in fails(capsys, "--checkpoint", tmp_path)
     assert "config.yaml" in fails(capsys, "--checkpoint", run / "config.yaml")
 
 

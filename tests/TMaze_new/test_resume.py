@@ -231,7 +231,8 @@ def test_damaged_checkpoint_falls_back_to_the_previous_one(tmp_path, shared, cap
     capsys.readouterr()
     assert train(tmp_path, "--resume", "auto") == 0
     assert (
-        f"warning: checkpoint {newest} is damaged (model.safetensors is not what was saved)" in capsys.readouterr().err
+        f"warning: checkpoint {newest} is damaged (model.safetensors differs from what was saved)"
+        in capsys.readouterr().err
     )
     assert_same(tmp_path, shared, ())
 
@@ -242,7 +243,7 @@ def test_run_with_only_damaged_checkpoints_is_not_restarted(tmp_path, capsys):
     (newest / "training.pt").unlink()
     with pytest.raises(SystemExit, match="2"):
         train(tmp_path, "--resume", "auto")
-    assert "holds only damaged checkpoints; start it again with --overwrite true" in capsys.readouterr().err
+    assert "has only damaged checkpoints; start it again with --overwrite true" in capsys.readouterr().err
     assert newest.exists()
 
 
@@ -288,7 +289,7 @@ def test_resuming_with_another_configuration_is_refused(tmp_path, capsys):
         with pytest.raises(SystemExit, match="2"):
             train(tmp_path, f"--{key}", value, "--resume", str(only_run(tmp_path)))
         message = capsys.readouterr().err
-        assert f"cannot be resumed with another configuration: {key} was " in message and value in message
+        assert f"cannot be resumed with a different configuration: {key} was " in message and value in message
         assert list(differences(outcome(tmp_path), before)) == []
 
 

@@ -79,7 +79,7 @@ def test_resuming_with_another_number_of_processes_is_noted(tmp_path, capfd):
     _send(group, 0, signal.SIGTERM)
     group.results()
     assert train(tmp_path, *FLAGS, "--resume", "auto") == 0
-    assert "was trained by 2 processes and goes on with 1" in capfd.readouterr().out
+    assert "was trained by 2 processes and continues with 1" in capfd.readouterr().out
 
 
 @pytest.mark.slow

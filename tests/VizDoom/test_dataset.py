@@ -95,7 +95,7 @@ def test_interrupted_generation_continues(tmp_path, monkeypatch, capsys):
     with pytest.raises(KeyboardInterrupt):
         generate(QUICK, 45, path, workers=1)
     parts = tmp_path / "data.h5.parts"
-    assert "the same command goes on" in capsys.readouterr().out and not path.exists()
+    assert "run the same command to continue" in capsys.readouterr().out and not path.exists()
     assert sorted(part.name for part in parts.iterdir()) == ["part_00000.h5", "part_00001.h5"]
     first = (parts / "part_00000.h5").stat().st_mtime_ns
     (parts / "part_00001.h5").write_bytes(b"damaged")
@@ -148,7 +148,7 @@ def test_ctrl_c_ends_the_command_at_once(tmp_path):
     run.send_signal(signal.SIGINT)
     said, complained = run.communicate(timeout=150)
     assert run.returncode == 130 and complained == "stopped by SIGINT\n"
-    assert ("the same command goes on" in said) == (tmp_path / "data.h5.parts").exists()
+    assert ("run the same command to continue" in said) == (tmp_path / "data.h5.parts").exists()
 
 
 def test_episodes_that_end_early_are_dropped_and_counted(tmp_path, capsys):
@@ -226,7 +226,7 @@ def test_published_files_are_converted_and_loaded(tmp_path, capsys):
     with pytest.raises(UserError, match=r"no 'infos/expert_action'.*--learn recorded"):
         load_windows([path], size=6, learn="expert")
     with pytest.raises(
-        UserError, match=r"^--learn expert: the files in --data_path .*iterative_data' tell what was done"
+        UserError, match=r"^--learn expert: the files in --data_path .*iterative_data' have only the recorded actions"
     ):
         replace(options, learn="expert").validate()
     replace(options, learn="expert", data_path=path).validate()
@@ -263,7 +263,7 @@ def test_given_data_is_read_or_refused(tmp_path):
     with pytest.raises(UserError, match="none of 10 episodes has 90 steps.*have 12 to 12.*--steps 90"):
         load_windows([path], size=90)
     path.write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(UserError, match="makes what it needs"):
+    with pytest.raises(UserError, match="training makes its data"):
         load_windows([path], size=12)
 
 

@@ -409,7 +409,7 @@ def test_resetting_some_games_leaves_the_others(games):
 
 def test_error_of_one_game_reaches_the_caller(games):
     envs = games(2)
-    with pytest.raises(ValueError, match="seeds must lie"):
+    with pytest.raises(ValueError, match="seeds must be"):
         envs.reset(seed=[1, -1])
     envs.reset(seed=[1, 2])
     assert len(engines()) == 2

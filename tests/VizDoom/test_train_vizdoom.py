@@ -249,7 +249,7 @@ MISTAKES = {
     "no context": ("--context_length 0", ("--context_length 0", "at least 1")),
     "no segments": ("--segments 0", ("--segments 0", "at least 1")),
     "no stage": ("--stages 1", ("--stages 1", "SEGMENTS:EPOCHS")),
-    "a stage of all segments": ("--stages 2:4", ("--stages 2:4", "fewer than the last")),
+    "a stage of all segments": ("--stages 2:4", ("--stages 2:4", "must increase")),
     "no slide": ("--slide 0", ("--slide 0", "at least 1")),
     "variant": ("--variant own", ("--variant own", "published, clear")),
     "no pillar steps": ("--pillar_steps 0", ("--pillar_steps 0", "at least 1")),

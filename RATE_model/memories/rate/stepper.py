@@ -123,7 +123,7 @@ class SegmentStepper(Stepper):
 
     # Segment and window borders -----------------------------------------------------------------------------------
 
-    def hand_on(self) -> np.ndarray:
+    def pass_on(self) -> np.ndarray:
         """Pass memory on, and close segments or slide windows, so every row has room for one more step."""
         config = self.config
         full = self._steps == config.context_length

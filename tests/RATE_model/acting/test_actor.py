@@ -1,4 +1,4 @@
-"""Acting with the RATE family, beyond what every memory is held to: blocks, caches, sliding windows; returns-to-go."""
+"""Acting with the RATE family, beyond the memory contract: blocks, caches, sliding windows; returns-to-go."""
 
 from dataclasses import dataclass, replace
 
@@ -35,7 +35,7 @@ BLOCKS = [(arch, skip_dec_ffn) for arch in ARCHS for skip_dec_ffn in (False, Tru
 
 @dataclass(frozen=True)
 class Recording:
-    """B trajectories of T steps, as an agent that asked for `TARGET` would have seen them."""
+    """B trajectories of T steps, as seen by an agent with the target return `TARGET`."""
 
     observations: Tensor
     actions: Tensor
@@ -43,7 +43,7 @@ class Recording:
 
     @property
     def inputs(self) -> Inputs:
-        """What the forward pass is given."""
+        """Inputs of the forward pass."""
         earned = torch.cat([torch.zeros_like(self.rewards[:, :1]), self.rewards.cumsum(1)[:, :-1]], dim=1)
         return self.observations, self.actions, TARGET - earned
 
@@ -66,7 +66,7 @@ def record(batch: int, steps: int, *, spec: EnvironmentSpec = VECTOR, seed: int 
 
 
 def play(actor: Actor, recording: Recording) -> Tensor:
-    """(B, T, A) logits of an actor that sees the recording and takes its actions."""
+    """(B, T, A) logits of an actor that replays the recording."""
     logits = []
     for step in range(recording.rewards.shape[1]):
         rewards = recording.rewards[:, step - 1] if step else None
@@ -76,7 +76,7 @@ def play(actor: Actor, recording: Recording) -> Tensor:
 
 
 def play_from(actor: Actor, recording: Recording, starts: np.ndarray) -> list[list[Tensor]]:
-    """Row b sees its recording from the beginning at every time in `starts[b]`, at most T steps of it.
+    """Row b replays its recording from the beginning at every time in `starts[b]`, at most T steps of it.
 
     Returns the logits (episode length, A) of every row's every episode.
     """
@@ -97,12 +97,12 @@ def play_from(actor: Actor, recording: Recording, starts: np.ndarray) -> list[li
     return [[torch.stack(episode[:steps]) for episode in episodes] for episodes in seen]
 
 
-# --- the same as the forward pass ---
+# --- equivalence to the forward pass ---
 
 
 @pytest.mark.parametrize("mode", ["RATE", "DTXL"])
 @torch.no_grad()
-def test_logits_are_those_of_forward_as_caches_fill(mode):
+def test_logits_equal_those_of_forward_as_caches_fill(mode):
     for arch, skip_dec_ffn in BLOCKS:
         for mem_len in (8, 30):
             model = small_model(mode, arch=arch, skip_dec_ffn=skip_dec_ffn, mem_len=mem_len)
@@ -113,7 +113,7 @@ def test_logits_are_those_of_forward_as_caches_fill(mode):
 
 @torch.no_grad()
 def test_a_long_segment_is_appended_in_chunks():
-    """More tokens at once than one attention call takes: a window of 42 steps that slides by one."""
+    """More tokens than one attention call takes: a window of 42 steps that slides by one."""
     model = small_model("DT", context_length=14)  # a window of 3 * 14 steps
     recording = replace(record(2, 44), rewards=torch.zeros(2, 44))
     logits = play(Actor(model, 2, TARGET), recording)
@@ -123,7 +123,7 @@ def test_a_long_segment_is_appended_in_chunks():
 
 @torch.no_grad()
 def test_returns_to_go_fall_with_the_rewards_and_are_scaled():
-    """The model with a scale of 0.1 sees a tenth of what the same weights without a scale see."""
+    """With a scale of 0.1 the model sees a tenth of the return-to-go."""
     recording = record(2, 7)
     scaled = small_model(spec=replace(VECTOR, return_scale=0.1))
     plain = small_model()
@@ -134,7 +134,7 @@ def test_returns_to_go_fall_with_the_rewards_and_are_scaled():
     apart = play(actor, recording)
     rtg = rtg + torch.tensor([0.0, 2.0])[:, None]
     torch.testing.assert_close(apart, logits_of(plain, (observations, actions, rtg)), **CLOSE)
-    # The first reward of an episode is nobody's: it belongs to the episode before.
+    # The reward passed with an episode's first observation belongs to the previous episode.
     actor.reset()
     torch.testing.assert_close(actor.observe(observations[:, 0], torch.full((2,), 9.0)), apart[:, 0], **CLOSE)
     actor.reset(target_return=TARGET)
@@ -159,13 +159,13 @@ def test_returns_to_go_stop_at_the_floor_or_at_a_target_below_it():
     assert actor._rtg.tolist() == [7.0, 5.5, -1.0]
 
 
-# --- rows of their own ---
+# --- independent rows ---
 
 
 @pytest.mark.parametrize("mode", ["RATE", "DTXL"])
 @torch.no_grad()
-def test_rows_that_begin_at_different_times_are_as_if_alone(mode):
-    """Also when an episode is over on the very step that closes a segment, or one before or after it."""
+def test_rows_that_start_at_different_times_are_independent(mode):
+    """Also when an episode ends exactly with a segment, or one step before or after."""
     for arch in ("TrXL", "GTrXL"):
         model = small_model(mode, arch=arch)
         steps = 2 * K + 3
@@ -195,7 +195,7 @@ def test_reset_takes_a_mask_and_a_target_for_some_rows():
 
 @pytest.mark.parametrize("mode", ["RATE", "DTXL"])
 @torch.no_grad()
-def test_kept_rows_keep_their_places(mode):
+def test_kept_rows_keep_their_state(mode):
     """Rows that are in different segments, with caches of different lengths."""
     model, steps = small_model(mode, mem_len=60), 3 * N * K
     recording, late = record(4, steps), np.array([0, 2])
@@ -220,7 +220,7 @@ def test_kept_rows_keep_their_places(mode):
 
 
 def slid(model: Agent, recording: Recording, slide: int) -> Tensor:
-    """Logits (B, T, A) of windows recomputed from nothing at every step; DTXL renews its cache every N*K steps."""
+    """Logits (B, T, A) of windows recomputed from scratch at every step; DTXL renews its cache every N*K steps."""
     size, memory = model.memory.config.context_length, model.initial(len(recording.rewards)).memory
     start = since = 0
     logits = []
@@ -245,7 +245,7 @@ def test_windows_slide(mode, mem_len, slide):
         recording = record(2, 3 * N * K + 2)
         expected = slid(model, recording, slide)
         torch.testing.assert_close(play(Actor(model, 2, TARGET, slide=slide), recording), expected, **CLOSE)
-        if slide == 1 and not mem_len:  # the window matters at all
+        if slide == 1 and not mem_len:  # check that the window has an effect
             whole = Actor(model, 2, TARGET, slide=N * K)
             assert (play(whole, recording)[:, N * K :] - expected[:, N * K :]).abs().max() > 1e-3
 
@@ -261,7 +261,7 @@ def test_rows_slide_at_different_times():
         torch.testing.assert_close(seen[row][0], expected[row], **CLOSE)
 
 
-# --- what it costs ---
+# --- cost ---
 
 
 @pytest.mark.parametrize(("mode", "steps"), [("RATE", 2 * K + 1), ("DT", N * K + 5)])
@@ -293,14 +293,14 @@ def test_greedy_and_sampled_actions():
     assert (drawn != greedy).any() and np.abs(np.bincount(drawn, minlength=4) - expected).max() < 30
 
 
-def test_drawing_leaves_torchs_global_random_state_alone():
+def test_sampling_does_not_touch_torchs_global_generator():
     actor = Actor(small_model(), 2, TARGET, greedy=False)
     before = torch.get_rng_state()
     actor.act(torch.zeros(2, 4))
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_continuous_actions_are_those_predicted():
+def test_continuous_actions_are_the_predictions():
     model = small_model(spec=CONTINUOUS)
     observations = torch.randn(2, 5)
     actions = Actor(model, 2, TARGET).act(observations)
@@ -308,7 +308,7 @@ def test_continuous_actions_are_those_predicted():
     np.testing.assert_array_equal(actions, Actor(model, 2, TARGET).observe(observations).numpy())
 
 
-def test_twins_are_exchanged_half_of_the_time_and_as_the_seed_says():
+def test_twins_are_exchanged_half_of_the_time_by_seed():
     rows = torch.arange(2000)
     memory = SegmentState(rows.float().view(-1, 1, 1), (), torch.zeros(2000, dtype=torch.int64))
 
@@ -322,7 +322,7 @@ def test_twins_are_exchanged_half_of_the_time_and_as_the_seed_says():
     assert torch.equal(exchanged(3)[1], second) and not torch.equal(exchanged(4)[1], second)
 
 
-def test_what_there_is_to_knock_out():
+def test_memory_conditions_of_models_with_and_without_memory():
     knocked_out = {"memory intact": None, "memory knocked out": knock_out_memory}
     for mode in ("RATE", "RMT", "TrXL", "DTXL"):
         assert memory_conditions(small_model(mode)) == knocked_out
@@ -330,19 +330,19 @@ def test_what_there_is_to_knock_out():
         assert memory_conditions(model) == {"no memory": None}
 
 
-def test_buffers_are_of_the_precision_asked_for():
+def test_buffers_have_the_requested_precision():
     actor = Actor(small_model(), 4, TARGET, precision="bf16")
     logits = play(actor, record(4, 2))
     assert logits.dtype == torch.float32 and actor._stepper._inputs[0].dtype == torch.bfloat16
 
 
-def test_what_cannot_act_is_refused():
+def test_invalid_agents_and_options_are_refused():
     with pytest.raises(ValueError, match="training mode.*model.eval"):
         Actor(small_model().train(), 1, TARGET)
     with pytest.raises(ValueError, match="slide 0: must be a whole number, at least 1"):
         Actor(small_model("DT"), 1, TARGET, slide=0)
     for size in (0, -1, None, 1.5):
-        with pytest.raises(UserError, match=f"batch_size {size}: must be the number of environments"):
+        with pytest.raises(UserError, match=f"batch_size {size}: must be a number of environments"):
             Actor(small_model(), size, TARGET)
     with pytest.raises(UserError, match="target_return: have type object"):
         Actor(small_model(), 1, None)
@@ -362,9 +362,9 @@ def test_what_cannot_act_is_refused():
         (np.zeros((2, 4)), np.array([0, np.inf]), "rewards: hold a NaN"),
     ],
 )
-def test_what_is_not_seen_or_earned_is_refused(observations, rewards, words):
+def test_invalid_observations_and_rewards_are_refused(observations, rewards, words):
     actor = Actor(small_model(), 2, TARGET)
-    actor.act(np.zeros((2, 4), np.float32), np.full(2, np.nan))  # an episode begins: these are ignored
+    actor.act(np.zeros((2, 4), np.float32), np.full(2, np.nan))  # ignored at the start of an episode
     with pytest.raises(UserError, match=words):
         actor.act(observations, rewards)
     for target in (np.zeros(3), float("nan")):
@@ -375,7 +375,7 @@ def test_what_is_not_seen_or_earned_is_refused(observations, rewards, words):
         actor.take(np.zeros(1, int))
 
 
-def test_more_memory_tokens_than_tokens_of_one_attention_call():
+def test_more_memory_tokens_than_one_attention_call_takes():
     model = small_model(num_mem_tokens=70, context_length=3)
     observations, actions = torch.randn(2, 7, 4), torch.randint(0, 4, (2, 7))
     with torch.no_grad():

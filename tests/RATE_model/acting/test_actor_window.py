@@ -1,4 +1,4 @@
-"""Acting on the last K steps with a memory, and asking for the target again: compared with slow, obvious references."""
+"""Acting on the last K steps with a memory, and resetting the target return, compared with slow references."""
 
 import numpy as np
 import pytest
@@ -11,12 +11,12 @@ from RATE_model.agent import Agent
 from tests.small_models import CONTINUOUS, VECTOR, Inputs, K, one_segment, random_inputs, small_model
 
 STEPS = 4 * K + 2
-# A model with memory tokens, an MRV and a cache, what is left without one of them, and none at all.
+# A model with memory tokens, an MRV and a cache, without one of them, and without any.
 MODES = ("RATE", "RATEM", "RMT", "TrXL", "DT")
 
 
 def in_windows(model: Agent, inputs: Inputs, *, forget: bool = False) -> Tensor:
-    """Logits (B, T, A): at step t the last K steps behind the memory that was handed on at the last multiple of K."""
+    """Logits (B, T, A): at step t, of the last K steps after the memory of the last multiple of K."""
     size, memory, logits = model.memory.config.context_length, model.initial(len(inputs[2])).memory, []
     for step in range(inputs[2].shape[1]):
         if step and step % size == 0 and not forget:
@@ -28,7 +28,7 @@ def in_windows(model: Agent, inputs: Inputs, *, forget: bool = False) -> Tensor:
 
 
 def acted(actor: Actor, inputs: Inputs) -> Tensor:
-    """What an actor sees and answers when it is shown recorded trajectories, (B, T, A)."""
+    """Logits of an actor on recorded trajectories, (B, T, A)."""
     observations, actions, rtg = inputs
     rewards = -np.diff(rtg.numpy(), axis=1, prepend=0)
     logits = []
@@ -41,7 +41,7 @@ def acted(actor: Actor, inputs: Inputs) -> Tensor:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("spec", [VECTOR, CONTINUOUS], ids=["discrete", "continuous"])
 @torch.no_grad()
-def test_a_window_slides_while_memory_is_handed_on(mode, spec):
+def test_a_window_slides_while_memory_is_passed_on(mode, spec):
     model = small_model(mode, spec=spec)
     inputs = random_inputs(3, STEPS + 2 * (model.memory.config.context_length - K), spec=spec)
     actor = Actor(model, 3, inputs[2][:, 0], window=True)
@@ -72,7 +72,7 @@ def test_blocks_that_cache_other_states_than_they_attend_to(arch):
 
 @torch.no_grad()
 def test_a_window_is_not_a_segment_and_needs_its_memory():
-    """What the test above could not tell apart were these the same."""
+    """Otherwise the test above would prove nothing."""
     model, inputs = small_model(), random_inputs(3, STEPS)
     windows = in_windows(model, inputs)
     segments = acted(Actor(model, 3, inputs[2][:, 0]), inputs)
@@ -87,7 +87,7 @@ def test_a_window_is_not_a_segment_and_needs_its_memory():
 
 
 @torch.no_grad()
-def test_rows_of_a_window_begin_and_leave_at_their_own_times():
+def test_rows_of_a_window_start_and_end_at_different_times():
     model, inputs = small_model(), random_inputs(3, STEPS)
     alone = in_windows(model, inputs)
     actor = Actor(model, 3, inputs[2][:, 0], window=True)

@@ -1,4 +1,4 @@
-"""A trained agent moves while an expert says what it would have done: data for rounds of DAgger."""
+"""DAgger data: a trained agent acts while an expert labels every step."""
 
 import importlib
 import shutil
@@ -28,7 +28,7 @@ FLAGS = {"size": 7, "trajectories": 12, "cap": 12}
 
 @pytest.fixture
 def run(tmp_path, monkeypatch) -> Path:
-    """A run's directory, whose agent is a random model."""
+    """A run directory with a random model."""
     pytest.importorskip("minigrid")
     monkeypatch.setattr(generate, "BLOCK", 8)
     agent = small_model(spec=SPEC, d_model=8, d_head=4)
@@ -43,12 +43,12 @@ def make(options: DataOptions, path: Path) -> Path:
     return path
 
 
-def test_an_agent_drives_and_the_expert_tells(run, tmp_path):
+def test_an_agent_drives_and_the_expert_labels(run, tmp_path):
     options = DataOptions(**FLAGS, driver=run)
     options.validate()
     with DATA.open(make(options, tmp_path / "driven.h5")) as driven:
         expert = driven.expert_actions()
-        assert 0.05 < (expert != driven.actions).mean() < 0.95  # a random model, and an expert that knows better
+        assert 0.05 < (expert != driven.actions).mean() < 0.95  # a random model and an expert
         assert driven.attributes["driver"] == "run" and driven.attributes["driver_step"] == 1
         seeds = driven.info("seed")
         agreed = (expert == driven.actions).mean()
@@ -65,7 +65,7 @@ def test_an_agent_drives_and_the_expert_tells(run, tmp_path):
     assert {0, 1} == set(training.windows[:, 0]) and len(training) + len(validation) > 12
 
 
-def test_files_of_drivers_have_names_of_their_own(run, tmp_path):
+def test_driven_files_have_distinct_names(run, tmp_path):
     names = [DATA.file_name(DataOptions(**FLAGS, driver=driver)) for driver in (None, run)]
     assert names[0] != names[1] and "driver-" in names[1]
     save_small_model(small_model(spec=SPEC, seed=1), tmp_path / "other")
@@ -88,25 +88,25 @@ def test_a_driver_is_not_perturbed(module, tmp_path):
         importlib.import_module(module).DataOptions(driver=tmp_path, perturbation=0.2).validate()
 
 
-def test_a_driver_that_cannot_be_is_named(run, tmp_path):
+def test_an_invalid_driver_is_an_error(run, tmp_path):
     with pytest.raises(UserError, match="nowhere does not exist"):
         DATA.path(DataOptions(driver=tmp_path / "nowhere"))
     (checkpoint,) = (run / "checkpoints").glob("step_*")
     shutil.copytree(checkpoint, tmp_path / "kept")
-    with pytest.raises(UserError, match="--driver .*kept: is not in a run; give a run directory"):
+    with pytest.raises(UserError, match="--driver .*kept: not in a run; give a run directory"):
         DATA.path(DataOptions(driver=tmp_path / "kept"))
-    with pytest.raises(UserError, match="--driver: with --data_path"):
+    with pytest.raises(UserError, match="--driver: no data is made with --data_path"):
         DataOptions(driver=run, data_path=tmp_path / "some.h5").validate()
 
 
 def test_a_driver_of_another_environment_is_refused(run, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr("RATE_model.environments.find.environment_of", lambda run: ENVIRONMENT)
-    with pytest.raises(UserError, match="trained in Minigrid-Memory, and this is Elsewhere"):
+    with pytest.raises(UserError, match="trained in Minigrid-Memory, but data is made in Elsewhere"):
         DriverChoice.of(run).driver("Elsewhere", 0)
 
 
-def test_a_driver_takes_one_core(run, monkeypatch):
+def test_a_driver_uses_one_core(run, monkeypatch):
     class Player:
         def act(self, *_: object) -> np.ndarray:
             return np.array([torch.get_num_threads()])
@@ -165,8 +165,8 @@ def test_a_data_script_adds_no_files(tmp_path, capsys):
     assert "leave it out" in error_of(capsys, tmp_path, DATA.main, flags)
 
 
-def test_a_maze_is_noted_from_where_the_agent_stands():
-    """A ball two cells ahead is in view, one behind is not; what was seen stays known."""
+def test_the_witness_sees_from_the_agents_position():
+    """A ball two cells ahead is in view, one behind is not; a ball once seen stays known."""
     layout = np.ones((9, 9), dtype=bool)
     balls = np.array([[6.5, 4.5], [2.5, 4.5]])
     info = {"agent_pos": np.array([4.5, 4.5]), "agent_dir": np.array([1.0, 0.0]), "targets_pos": balls,

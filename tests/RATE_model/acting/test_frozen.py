@@ -1,4 +1,4 @@
-"""Environments side by side that freeze when they are over: in this process, in threads, in processes."""
+"""Vector environments that freeze finished episodes: in this process, in threads, in processes."""
 
 from functools import partial
 
@@ -15,7 +15,7 @@ KINDS = {"plain": {}, "threads": {"threads": 3}, "processes": {"workers": 2, "sp
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_rows_are_the_single_environments(kind):
+def test_rows_equal_single_environments(kind):
     rows = FrozenVectorEnv([partial(Recall)] * 5, **KINDS[kind])
     singles = [Recall() for _ in range(5)]
     observations, infos = rows.reset(seed=[3, 1, 4, 1, 5])
@@ -53,13 +53,13 @@ def test_wrong_calls_are_refused():
         rows.step(np.array([0, 2]))
 
 
-def test_an_error_in_a_process_is_told():
+def test_an_error_in_a_process_is_raised():
     rows = FrozenVectorEnv([partial(Recall, size="two")] * 2, **KINDS["processes"], name="Recall")
     with pytest.raises(RuntimeError, match="in a worker process of Recall"):
         rows.reset(seed=0)
 
 
-def test_the_step_limit_is_the_tightest():
+def test_the_smallest_step_limit_wins():
     assert step_limit(Recall()) == STEPS + 1 and step_limit(gymnasium.make("CartPole-v1")) == 500
     with pytest.raises(UserError, match="has no step limit"):
         step_limit(gymnasium.make("CartPole-v1").unwrapped.__class__())

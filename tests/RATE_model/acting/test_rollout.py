@@ -1,4 +1,4 @@
-"""Rolling out: rows that finish early, time limits, the model's mode, environments that must not be rolled out."""
+"""Rollouts: rows that finish early, time limits, the model's mode, unsuitable environments."""
 
 import numpy as np
 import pytest
@@ -32,13 +32,13 @@ class Countdown(VectorEnv):
         self.history.append(actions.copy())
         self.time += 1
         self.state = np.where(running, self.state + 0.7 * actions, self.state)
-        rewards = np.where(running, np.cos(self.state), 100.0)  # what comes behind an end must not count
+        rewards = np.where(running, np.cos(self.state), 100.0)  # rewards after the end must not count
         ended, never = self.time >= self.lengths, np.zeros(self.num_envs, dtype=bool)
         return (self.observe(), rewards, *((never, ended) if self.truncate else (ended, never)), {})
 
 
 class CountingActor(Actor):
-    """Remembers for how many rows it acted."""
+    """Records the number of rows of every step."""
 
     def act(self, *arguments) -> np.ndarray:
         self.rows = [*getattr(self, "rows", []), self.batch_size]
@@ -46,7 +46,7 @@ class CountingActor(Actor):
 
 
 @pytest.mark.parametrize("truncate", [False, True])
-def test_rows_that_finish_early_cost_nothing_and_change_nothing(truncate):
+def test_finished_rows_cost_and_change_nothing(truncate):
     model = small_model()
     lengths, seeds = [3, 2 * K, 3 * K + 1, K, 3, 1], np.arange(6)
     actor, mazes = CountingActor(model, 6, 1.0), Countdown(lengths, truncate=truncate)
@@ -64,15 +64,15 @@ def test_rows_that_finish_early_cost_nothing_and_change_nothing(truncate):
     assert len(set(np.concatenate(mazes.history).tolist())) > 1 and (together.returns < 100).all()
 
 
-def test_an_episode_goes_on_for_so_many_steps_at_most():
+def test_an_episode_ends_at_the_step_limit():
     actor, mazes = CountingActor(small_model(), 2, 1.0), Countdown([50, 2])
     episodes = rollout(actor, mazes, seeds=np.arange(2), max_steps=7)
     assert episodes.lengths.tolist() == [7, 2] and len(mazes.history) == 7
     assert episodes.last_rewards[0] == pytest.approx(np.cos(mazes.state[0]))
 
 
-def test_few_finished_rows_of_many_are_carried_along():
-    """Compacting copies the buffers: it waits until it pays."""
+def test_a_few_finished_rows_are_not_compacted():
+    """Compacting copies the buffers, so it waits until it pays off."""
     actor = CountingActor(small_model(), 40, 1.0)
     episodes = rollout(actor, Countdown([2] + [6] * 39), seeds=np.arange(40), max_steps=10)
     assert actor.rows == [40] * 6 and episodes.lengths.tolist() == [2] + [6] * 39 and (episodes.returns < 100).all()
@@ -96,7 +96,7 @@ def test_rows_can_be_kept_together_to_the_end():
     np.testing.assert_allclose(together.last_rewards, compacted.last_rewards)
 
 
-def test_groups_in_turns_play_what_each_would_play_alone():
+def test_alternating_groups_play_as_if_alone():
     model, lengths, threads = small_model(), ([3, 2 * K], [K + 1, 1, 5]), torch.get_num_threads()
     seeds = [np.arange(2), np.arange(2, 5)]
     groups = [Countdown(length) for length in lengths]
@@ -108,7 +108,7 @@ def test_groups_in_turns_play_what_each_would_play_alone():
     assert all(group.closed for group in groups) and torch.get_num_threads() == threads
 
 
-def test_a_group_that_fails_ends_the_others():
+def test_a_failing_group_stops_the_others():
     class Broken(Countdown):
         def step(self, actions):
             raise OSError("a broken maze")

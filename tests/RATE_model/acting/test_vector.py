@@ -1,4 +1,4 @@
-"""What vector environments are called with."""
+"""Arguments of vector environments."""
 
 import subprocess
 import sys
@@ -32,7 +32,7 @@ def test_every_environment_gets_a_seed():
             episode_seeds(environments, negative)
 
 
-def test_drawn_seeds_follow_from_those_given_before():
+def test_drawn_seeds_depend_on_the_last_given_seed():
     def drawn(seed):
         environments = Environments()
         episode_seeds(environments, seed)
@@ -58,10 +58,10 @@ def test_actions_are_checked():
         with pytest.raises(ValueError, match=r"actions must be integers of shape \(3,\)"):
             discrete_actions(environments, bad)
     for bad in ([0, 4, 0], [0, 0, -1]):
-        with pytest.raises(ValueError, match="actions must lie between 0 and 3, got"):
+        with pytest.raises(ValueError, match="actions must be between 0 and 3, got"):
             discrete_actions(environments, bad)
 
 
-def test_processes_that_play_need_no_torch():
+def test_playing_processes_do_not_import_torch():
     code = "import sys, RATE_model.acting.vector, RATE_model.system.processes; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

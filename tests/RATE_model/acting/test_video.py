@@ -1,4 +1,4 @@
-"""Videos that can be read again, and captions."""
+"""Videos and captions."""
 
 import resource
 
@@ -11,7 +11,7 @@ from RATE_model.errors import UserError
 
 
 def frames(count: int, height: int, width: int) -> list[np.ndarray]:
-    """Each of one grey, brighter from frame to frame, the left half darker."""
+    """Grey frames, increasingly bright, the left half darker."""
     made = [np.full((height, width, 3), 60 + 15 * number, np.uint8) for number in range(count)]
     for frame in made:
         frame[:, : width // 2] //= 2
@@ -19,7 +19,7 @@ def frames(count: int, height: int, width: int) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 80), (50, 70), (1, 17)])
-def test_a_video_holds_its_frames_padded_to_what_the_codec_takes(height, width, tmp_path):
+def test_frames_are_padded_to_the_codecs_block_size(height, width, tmp_path):
     path = tmp_path / "deeper" / "episode.mp4"
     made = frames(9, height, width)
     assert write_video(made, path, fps=5) == path and [*path.parent.iterdir()] == [path]
@@ -38,7 +38,7 @@ def test_a_video_replaces_an_older_one(tmp_path):
     assert len(imageio.imread(path, plugin="FFMPEG")) == 7
 
 
-def test_a_video_that_cannot_be_written_is_named_and_leaves_nothing(tmp_path):
+def test_an_unwritable_video_is_an_error_and_leaves_nothing(tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "folder.mp4").mkdir()
     for path in (tmp_path / "file" / "episode.mp4", tmp_path / "folder.mp4"):
@@ -50,7 +50,7 @@ def test_a_video_that_cannot_be_written_is_named_and_leaves_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("count", [2, 200])  # the encoder dies when it is closed, and before
-def test_a_video_that_the_disk_cannot_hold_is_said_in_a_line_and_not_kept(tmp_path, capfd, count):
+def test_a_full_disk_is_reported_in_a_line_and_leaves_no_video(tmp_path, capfd, count):
     path = tmp_path / "video.mp4"
     noise = np.random.default_rng(0).integers(256, size=(count, 128, 128, 3), dtype=np.uint8)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -63,7 +63,7 @@ def test_a_video_that_the_disk_cannot_hold_is_said_in_a_line_and_not_kept(tmp_pa
     assert "\n" not in str(refusal.value) and capfd.readouterr() == ("", "") and not any(tmp_path.iterdir())
 
 
-def test_frames_are_written_as_they_come_and_nothing_stays_when_they_stop(tmp_path):
+def test_frames_are_streamed_and_an_error_leaves_nothing(tmp_path):
     path, made = tmp_path / "episode.mp4", frames(4, 32, 32)
     assert len(imageio.imread(write_video(iter(made), path), plugin="FFMPEG")) == 4
     before = path.read_bytes()
@@ -77,7 +77,7 @@ def test_frames_are_written_as_they_come_and_nothing_stays_when_they_stop(tmp_pa
     assert [*tmp_path.iterdir()] == [path] and path.read_bytes() == before
 
 
-def test_a_caption_changes_what_is_below_the_picture_only():
+def test_a_caption_only_adds_rows_below_the_frame():
     frame = np.random.default_rng(0).integers(0, 256, (40, 200, 3), dtype=np.uint8)
     one, other = with_caption(frame, "step 1", "success"), with_caption(frame, "step 2", "success")
     for captioned in (one, other):

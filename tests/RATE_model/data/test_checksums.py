@@ -1,4 +1,4 @@
-"""Checksums of trajectory files: no damage passes in silence, and it is named."""
+"""Checksums of trajectory files: all damage is detected and located."""
 
 import os
 import random
@@ -59,7 +59,7 @@ def change(path, offset, data):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_flipped_bit_passes_in_silence(tmp_path, kind):
+def test_every_flipped_bit_is_detected(tmp_path, kind):
     path = make(tmp_path / "data.h5", kind)
     clean, good, draw = content(path), path.read_bytes(), random.Random(0)
     found = 0
@@ -77,8 +77,8 @@ def test_no_flipped_bit_passes_in_silence(tmp_path, kind):
 
 @pytest.mark.parametrize("name", ["observations", "actions", "rewards", "terminals", "infos/expert_action"])
 @pytest.mark.parametrize("kind", ["plain images", "vectors"])
-def test_zeroed_chunks_are_found(tmp_path, kind, name):
-    """HDF5's own Fletcher-32 would take them for intact."""
+def test_zeroed_chunks_are_detected(tmp_path, kind, name):
+    """HDF5's own Fletcher-32 would accept them."""
     path = make(tmp_path / "data.h5", kind)
     offset, size = chunks(path, name)[-1]
     change(path, offset, bytes(size))
@@ -86,7 +86,7 @@ def test_zeroed_chunks_are_found(tmp_path, kind, name):
         content(path)
 
 
-def test_exchanged_chunks_are_found(tmp_path):
+def test_swapped_chunks_are_detected(tmp_path):
     path = make(tmp_path / "data.h5")
     (first, size), (second, _) = chunks(path, "observations")[:2]
     good = path.read_bytes()
@@ -97,7 +97,7 @@ def test_exchanged_chunks_are_found(tmp_path):
 
 
 @pytest.mark.parametrize("text", [b'"size": 3', b"Test-v0"])
-def test_changed_attributes_are_found(tmp_path, text):
+def test_changed_attributes_are_detected(tmp_path, text):
     with TrajectoryWriter(
         tmp_path / "data.h5", **KINDS["vectors"], attributes={"made": {"size": 3}, "environment": "Test-v0"}
     ) as writer:
@@ -105,11 +105,11 @@ def test_changed_attributes_are_found(tmp_path, text):
     whole = (tmp_path / "data.h5").read_bytes()
     assert whole.count(text) == 1
     (tmp_path / "data.h5").write_bytes(whole.replace(text, text[:-1] + b"9"))
-    with pytest.raises(UserError, match="its attributes, shapes or types differ from their checksum"):
+    with pytest.raises(UserError, match="its attributes, shapes or types do not match their checksum"):
         TrajectoryFile(tmp_path / "data.h5")
 
 
-def test_damage_names_its_episodes_and_spares_the_others(tmp_path):
+def test_damage_names_its_episodes_and_others_stay_readable(tmp_path):
     path = make(tmp_path / "data.h5")
     offset, _ = chunks(path, "observations")[7]
     change(path, offset + 5, b"\x00\xff\x00")
@@ -135,7 +135,7 @@ def test_intact_data_is_read_once(tmp_path, monkeypatch):
     assert counted < 1.5 * path.stat().st_size
 
 
-def test_a_file_left_open_at_the_end_of_a_process_does_no_harm(tmp_path):
+def test_a_file_still_open_at_exit_is_harmless(tmp_path):
     """HDF5 would crash."""
     path = make(tmp_path / "data.h5")
     code = f"from RATE_model.data.trajectories import TrajectoryFile; file = TrajectoryFile({str(path)!r}); file.load()"
@@ -150,14 +150,14 @@ def test_damage_to_small_arrays_names_episodes(tmp_path):
         TrajectoryFile(path)
 
 
-def test_files_without_checksums_are_read_and_it_is_said_once(tmp_path, capsys):
+def test_files_without_checksums_are_read_with_one_warning(tmp_path, capsys):
     path = make(tmp_path / "data.h5")
     clean = content(path)
     assert "checksums" not in capsys.readouterr().out
     with h5py.File(path, "r+") as file:
         del file["checksums"]
     assert content(path) == content(path) == clean
-    assert capsys.readouterr().out.count(f"'{path}' holds no checksums") == 1
+    assert capsys.readouterr().out.count(f"'{path}' has no checksums") == 1
 
 
 def test_damaged_parts_are_not_joined(tmp_path):

@@ -1,4 +1,4 @@
-"""The benchmark of checksums on tiny sizes."""
+"""The checksum benchmark with tiny sizes."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""DQN-replay files: what we write an independent reader reads, what others write we read, and damages are named."""
+"""DQN-replay files: written files, third-party files, and errors for damaged ones."""
 
 import contextlib
 import gzip
@@ -23,7 +23,7 @@ ACTIONS = 4
 
 
 def make_file(path: Path, lengths=LENGTHS, *, seed=0, tail=0) -> TrajectoryFile:
-    """Single frames of noise; an episode's first frames may well have action and reward 0."""
+    """Single frames of noise; an episode's first frames may have action and reward 0."""
     rng = np.random.default_rng(seed)
     with TrajectoryWriter(
         path, observation_shape=(1, 84, 84), observation_dtype="uint8", attributes={"game": "Breakout"}
@@ -37,7 +37,7 @@ def make_file(path: Path, lengths=LENGTHS, *, seed=0, tail=0) -> TrajectoryFile:
 
 
 def stored(folder: Path, name: str, number: int = 0) -> np.ndarray:
-    """The format as it is described everywhere: gzip around numpy.save."""
+    """Save in the documented format: gzip around numpy.save."""
     with gzip.open(folder / f"{name}_ckpt.{number}.gz") as stream:
         return np.load(stream, allow_pickle=False)
 
@@ -49,7 +49,7 @@ def store(folder: Path, name: str, values: np.ndarray, number: int = 0) -> None:
 
 
 def write_buffer(folder: Path, number: int, lengths, *, seed: int, tail: int = 0, padded: bool = True) -> list:
-    """A buffer as dopamine's code fills one, transition by transition; returns its episodes' frames and actions."""
+    """Fill a buffer like dopamine, transition by transition; returns its episodes' frames and actions."""
     rng = np.random.default_rng(seed)
     columns: dict[str, list] = {"observation": [], "action": [], "reward": [], "terminal": []}
 
@@ -63,7 +63,7 @@ def write_buffer(folder: Path, number: int, lengths, *, seed: int, tail: int = 0
             add(np.zeros((84, 84), np.uint8), 0, 0.0, 0)
         frames = rng.integers(1, 255, (length, 84, 84)).astype(np.uint8)
         actions, rewards = rng.integers(ACTIONS, size=length), rng.choice([0.0, 1.0], length)
-        actions[:2] = rewards[:2] = 0  # as padding has, but for the frame
+        actions[:2] = rewards[:2] = 0  # like padding, except for the frame
         for step in range(length):
             add(frames[step], actions[step], rewards[step], step == length - 1 and episode < len(lengths))
         episodes.append((frames, actions, rewards))
@@ -78,7 +78,7 @@ def write_buffer(folder: Path, number: int, lengths, *, seed: int, tail: int = 0
 # --- writing ---
 
 
-def test_an_independent_reader_finds_every_transition_behind_three_of_zeros(tmp_path):
+def test_an_independent_reader_finds_every_transition(tmp_path):
     file = make_file(tmp_path / "a.h5")
     folder = export_replay(file.path, tmp_path / "out", game="Breakout")
     assert folder == tmp_path / "out" / "Breakout" / "1" / "replay_logs"
@@ -103,7 +103,7 @@ def test_an_independent_reader_finds_every_transition_behind_three_of_zeros(tmp_
         position += 3 + length
 
 
-def test_an_unfinished_episode_has_no_terminal_and_is_left_out_again(tmp_path):
+def test_an_unfinished_episode_has_no_terminal_and_is_dropped(tmp_path):
     file = make_file(tmp_path / "a.h5", tail=4)
     folder = export_replay(file.path, tmp_path / "out", game="Breakout")
     terminals = stored(folder, "$store$_terminal")
@@ -121,7 +121,7 @@ def test_episodes_that_do_not_fit_go_into_the_next_buffer(tmp_path):
     assert not (tmp_path / "other").exists()
 
 
-def test_nothing_that_is_there_is_replaced_and_nothing_half_written_stays(tmp_path, monkeypatch):
+def test_nothing_is_replaced_or_left_half_written(tmp_path, monkeypatch):
     file = make_file(tmp_path / "a.h5")
     folder = export_replay(file.path, tmp_path / "out", game="Breakout")
     before = contents(tmp_path)
@@ -151,11 +151,11 @@ def test_what_was_written_is_read_back(tmp_path, capsys):
         np.testing.assert_array_equal(getattr(back, name), getattr(file, name))
     assert not back.attributes[dopamine.CLIPPED] and back.attributes["game"] == "Breakout"
     printed = capsys.readouterr().out
-    assert "34 transitions of 5 episodes from 2 buffers" in printed and "15 transitions of padding" in printed
+    assert "34 transitions of 5 episodes from 2 buffers" in printed and "15 padding transitions" in printed
 
 
 @pytest.mark.parametrize("padded", [True, False])
-def test_padding_is_what_is_all_zero_and_an_unfinished_episode_is_left_out(tmp_path, padded, capsys):
+def test_padding_and_unfinished_episodes_are_dropped(tmp_path, padded, capsys):
     episodes = write_buffer(tmp_path / "logs", 3, [6, 4], seed=1, tail=9, padded=padded)
     path = convert(tmp_path / "logs", tmp_path / "b.h5", Selection(), game="Pong", num_actions=ACTIONS)
     file = TrajectoryFile(path)
@@ -164,14 +164,14 @@ def test_padding_is_what_is_all_zero_and_an_unfinished_episode_is_left_out(tmp_p
     np.testing.assert_array_equal(file.actions, np.concatenate([actions for _, actions, _ in episodes]))
     assert file.attributes[dopamine.CLIPPED]
     printed = capsys.readouterr().out
-    assert f"{6 if padded else 0} transitions of padding" in printed
+    assert f"{6 if padded else 0} padding transitions" in printed
 
 
 # --- the ring ---
 
 
 def ring(folder: Path, lengths, *, capacity: int, drop: int = 0, number: int = 0, cut=(), horizon: int = 1) -> int:
-    """A buffer that dopamine has filled with episodes of these lengths, but for the last ``drop`` transitions.
+    """A buffer filled by dopamine with episodes of these lengths, except for the last ``drop`` transitions.
 
     Every frame, every reward and, modulo 4, every action of episode e is e = 1, 2, ...; slots that were never written
     hold garbage. Episodes in ``cut`` have no terminal. Returns how many transitions were added.
@@ -200,7 +200,7 @@ def converted(folder: Path, **selection) -> TrajectoryFile:
 
 
 def assert_played(file: TrajectoryFile, expected: list[tuple[int, int]]) -> None:
-    """The episodes are these (number, steps), none mixed with another, and returns-to-go are their own."""
+    """Assert that the episodes are these (number, steps), unmixed, with their own returns-to-go."""
     numbers = np.concatenate([[number] * steps for number, steps in expected])
     assert file.lengths.tolist() == [steps for _, steps in expected] and file.whole.all()
     np.testing.assert_array_equal(file.load()[0][:, 0, 40, 40], numbers)
@@ -210,40 +210,40 @@ def assert_played(file: TrajectoryFile, expected: list[tuple[int, int]]) -> None
 
 
 @pytest.mark.parametrize("horizon", [1, 3])
-def test_a_buffer_that_has_wrapped_around_is_read_in_the_order_of_play(tmp_path, horizon):
+def test_a_wrapped_buffer_is_read_in_chronological_order(tmp_path, horizon):
     """Saved in the middle of episode 7; the newest transitions have overwritten the first steps of episode 3."""
     assert ring(tmp_path / "logs", [9, 8, 12, 7, 11, 6, 10], capacity=50, drop=4, horizon=horizon) == 80
     assert_played(converted(tmp_path / "logs"), [(3, 8), (4, 7), (5, 11), (6, 6)])
 
 
-def test_of_a_wrapped_buffer_only_what_is_wanted_is_taken(tmp_path):
+def test_only_the_requested_part_of_a_wrapped_buffer_is_read(tmp_path):
     """The oldest transitions, which lie in the middle of the files."""
     ring(tmp_path / "logs", [9, 8, 12, 7, 11, 6, 10], capacity=50, drop=4)
     assert_played(converted(tmp_path / "logs", buffer_transitions=20), [(3, 8), (4, 7)])
 
 
-def test_slots_that_were_never_written_are_not_play(tmp_path):
+def test_unwritten_slots_are_ignored(tmp_path):
     ring(tmp_path / "logs", [9, 8, 12], capacity=60, drop=2)
     assert_played(converted(tmp_path / "logs"), [(1, 9), (2, 8)])
 
 
-def test_public_buffers_were_saved_one_transition_before_they_were_full(tmp_path):
-    """The last slot is of the round before, where episode 2 ended: its terminal is not one of episode 4."""
+def test_public_buffers_miss_their_last_transition(tmp_path):
+    """The last slot is from the previous round, where episode 2 ended: its terminal does not belong to episode 4."""
     added = ring(tmp_path / "logs", [9, 8, 12, 17], capacity=23, drop=13)
     assert added == 45 and stored(tmp_path / "logs", "$store$_terminal")[-1] == 1
     assert_played(converted(tmp_path / "logs"), [(3, 12)])
 
 
-def test_a_padded_beginning_is_an_end_where_nothing_else_marks_it(tmp_path, capsys):
+def test_padding_marks_the_end_of_an_unmarked_episode(tmp_path, capsys):
     ring(tmp_path / "logs", [9, 8, 12], capacity=38, cut=(2,))
     file = converted(tmp_path / "logs")
     assert_played(file, [(1, 9), (2, 8), (3, 12)])
     with h5py.File(file.path) as raw:
         assert np.flatnonzero(raw["terminals"]).tolist() == [8, 28] and np.flatnonzero(raw["timeouts"]).tolist() == [16]
-    assert "of 1 of them only the padding of the next one shows the end" in capsys.readouterr().out
+    assert "1 of them have no end mark" in capsys.readouterr().out
 
 
-def test_ends_that_newer_versions_list(tmp_path, capsys):
+def test_ends_listed_by_newer_versions(tmp_path, capsys):
     """A pickled set of slots; episode 3 is the last one and was cut off, so that no padding follows."""
     ring(tmp_path / "logs", [9, 8, 12], capacity=38, cut=(2, 3))
     with gzip.open(tmp_path / "logs" / "episode_end_indices_ckpt.0.gz", "wb") as stream:
@@ -252,27 +252,27 @@ def test_ends_that_newer_versions_list(tmp_path, capsys):
     assert_played(file, [(1, 9), (2, 8), (3, 12)])
     with h5py.File(file.path) as raw:
         assert np.flatnonzero(raw["timeouts"]).tolist() == [16, 28]
-    assert "only the padding" not in capsys.readouterr().out
+    assert "no end mark" not in capsys.readouterr().out
 
 
-def test_without_its_count_a_buffer_is_in_order_only_where_that_is_known(tmp_path, capsys):
+def test_a_buffer_without_add_count_needs_a_known_order(tmp_path, capsys):
     ring(tmp_path / "logs", [9, 8, 12], capacity=38)
     (tmp_path / "logs" / "add_count_ckpt.0.gz").unlink()
     assert_played(converted(tmp_path / "logs"), [(1, 9), (2, 8), (3, 12)])
     assert "note" not in capsys.readouterr().out, "invalid_range says that the first slot is next"
     (tmp_path / "logs" / "invalid_range_ckpt.0.gz").unlink()
     assert_played(converted(tmp_path / "logs"), [(1, 9), (2, 8), (3, 12)])
-    assert "has no add_count: it is taken to be full, with its first slot the oldest" in capsys.readouterr().out
+    assert "has no add_count: assuming that it is full and its first slot is the oldest" in capsys.readouterr().out
 
 
-def test_columns_of_one_number_a_transition(tmp_path):
+def test_columns_are_accepted(tmp_path):
     ring(tmp_path / "logs", [9, 8, 12], capacity=38)
     for column in ("action", "reward", "terminal"):
         store(tmp_path / "logs", f"$store$_{column}", stored(tmp_path / "logs", f"$store$_{column}")[:, None])
     assert_played(converted(tmp_path / "logs"), [(1, 9), (2, 8), (3, 12)])
 
 
-def test_a_black_picture_that_earns_something_is_play(tmp_path):
+def test_a_black_frame_with_a_reward_is_not_padding(tmp_path):
     zeros = {"observation": np.zeros((4, 84, 84), np.uint8), "action": np.zeros(4, np.int32)}
     zeros |= {"reward": np.array([0, 0, 1, 0], np.float32), "terminal": np.array([0, 0, 0, 1], np.uint8)}
     for name, values in zeros.items():
@@ -281,7 +281,7 @@ def test_a_black_picture_that_earns_something_is_play(tmp_path):
     assert TrajectoryFile(path).rewards.tolist() == [1, 0]
 
 
-def test_a_selection_takes_the_next_whole_episodes_of_drawn_buffers(tmp_path):
+def test_a_selection_draws_whole_episodes_in_order(tmp_path):
     for number in (0, 1, 4):
         write_buffer(tmp_path, number, [3] * 8, seed=number)
     chosen = select(tmp_path, Selection(transitions=30, trajectories_per_buffer=2), num_actions=ACTIONS)
@@ -306,7 +306,7 @@ def test_a_selection_takes_the_next_whole_episodes_of_drawn_buffers(tmp_path):
 
 
 def test_only_what_is_selected_is_decompressed(tmp_path):
-    """The rest of the frames is damaged, and nobody notices."""
+    """The rest of the frames is damaged without effect."""
     write_buffer(tmp_path, 0, [4] * 40, seed=0)
     path = dopamine.store_path(tmp_path, "observation", 0)
     content = bytearray(path.read_bytes())
@@ -320,14 +320,14 @@ def test_only_what_is_selected_is_decompressed(tmp_path):
     assert not (tmp_path / "c.h5").exists() and not list(tmp_path.glob(".*"))
 
 
-def test_a_file_that_was_cut_off_is_refused(tmp_path):
+def test_a_truncated_file_is_refused(tmp_path):
     write_buffer(tmp_path, 0, [4] * 40, seed=0)
     cut(dopamine.store_path(tmp_path, "observation", 0))
     with pytest.raises(UserError, match=r"observation_ckpt.0.gz' is truncated"):
         convert(tmp_path, tmp_path / "b.h5", Selection(transitions=20), game="Pong", num_actions=ACTIONS)
 
 
-def test_a_conversion_is_made_once_and_again_when_a_file_changes(tmp_path, monkeypatch):
+def test_a_conversion_is_redone_only_when_a_file_changes(tmp_path, monkeypatch):
     write_buffer(tmp_path / "logs", 0, [4, 5], seed=0)
     made = []
     monkeypatch.setattr(dopamine, "select", lambda *a, **k: made.append(1) or select(*a, **k))
@@ -358,10 +358,10 @@ def test_two_processes_convert_once(tmp_path):
     for process in processes:
         process.join()
         assert process.exitcode == 0
-    assert log.read_text().count("converted into") == 1
+    assert log.read_text().count("converted") == 1
 
 
-def test_a_folder_is_found_from_above_and_from_within(tmp_path):
+def test_a_folder_is_found_from_its_parent_or_directly(tmp_path):
     logs = tmp_path / "data" / "Pong" / "1" / "replay_logs"
     write_buffer(logs, 0, [3], seed=0)
     for place in (tmp_path / "data", logs.parents[1], logs.parent, logs):
@@ -369,7 +369,7 @@ def test_a_folder_is_found_from_above_and_from_within(tmp_path):
     assert find_replay_logs(tmp_path / "data", "Qbert") is None and find_replay_logs(tmp_path, "Pong") is None
 
 
-# --- damages ---
+# --- damage ---
 
 
 def name(folder: Path, store: str) -> Path:
@@ -405,8 +405,8 @@ DAMAGES = {
     "rewards in rows": (replaced("reward", np.zeros((13, 2), np.float32)), "a floating-point number per transition"),
     "other terminals": (replaced("terminal", np.full(13, 7, np.uint8)), "has 7 at transition 0; expected 0 or 1"),
     "another count": (lambda f: store(f, "add_count", np.array(9)), "add_count 9 and invalid_range [0, 1, 2, 3, 4] do"),
-    "another capacity": (lambda f: store(f, "invalid_range", np.arange(12, 17)), "do not fit stores of 13 transitions"),
-    "no count": (no_count, "has no add_count, which tells the order"),
+    "another capacity": (lambda f: store(f, "invalid_range", np.arange(12, 17)), "do not match stores of 13 transitions"),
+    "no count": (no_count, "has no add_count, which gives the order"),
     "a damaged count": (lambda f: (f / "add_count_ckpt.0.gz").write_bytes(b"1"), "add_count_ckpt.0.gz' is truncated"),
     "rewards of integers": (replaced("reward", np.zeros(13, np.int64)), "int64 and shape (13,); expected a floating"),
     "objects": (replaced("reward", np.array([None] * 13)), "reward_ckpt.0.gz"),
@@ -414,7 +414,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damage_is_named_and_nothing_half_converted_stays(damage, tmp_path):
+def test_damage_is_named_and_nothing_half_converted_stays(damage, tmp_path):
     write_buffer(tmp_path, 0, [4, 3], seed=0)
     spoil, expected = DAMAGES[damage]
     spoil(tmp_path)
@@ -424,7 +424,7 @@ def test_a_damage_is_named_and_nothing_half_converted_stays(damage, tmp_path):
     assert expected in str(caught.value) and contents(tmp_path) == before
 
 
-def test_a_file_that_must_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+def test_an_unreadable_file_is_not_called_damaged(tmp_path, monkeypatch):
     write_buffer(tmp_path, 0, [4, 3], seed=0)
 
     def refuse(*_):
@@ -435,7 +435,7 @@ def test_a_file_that_must_not_be_read_is_not_called_damaged(tmp_path, monkeypatc
         read_buffer(tmp_path, 0, num_actions=ACTIONS)
 
 
-def test_the_small_stores_say_where_episodes_are(tmp_path):
+def test_episodes_are_found_from_the_small_stores(tmp_path):
     write_buffer(tmp_path, 7, [4, 3], seed=0, tail=5)
     buffer = read_buffer(tmp_path, 7, num_actions=ACTIONS)
     assert buffer.starts.tolist() == [0, 7] and buffer.lengths.tolist() == [7, 6] and len(buffer.actions) == 21

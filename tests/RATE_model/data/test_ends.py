@@ -1,4 +1,4 @@
-"""Where episodes end in data from other sources: every known mark, marks together, and what cannot be."""
+"""Ends of episodes in third-party data: every known mark, combinations, and contradictions."""
 
 import h5py
 import numpy as np
@@ -52,7 +52,7 @@ EVERY = {
 
 @pytest.mark.parametrize("name", EVERY)
 def test_marks_of_every_end(name):
-    """A mark of terminal states tells the kind; whether the last step ends an episode is not always told."""
+    """Marks of terminal states give the kind of end; not every mark covers the last step."""
     known = kind_of(name) in ("last", "stops", "lengths") or name == "traj_starts"
     ends = find_ends({name: EVERY[name], "terminals": TERMINAL}, STEPS)
     np.testing.assert_array_equal(ends.last[:-1], LAST[:-1])
@@ -67,7 +67,7 @@ def test_all_marks_together_agree():
     assert ends.begins is True
 
 
-def test_other_marks():
+def test_discounts_and_step_counters():
     np.testing.assert_array_equal(find_ends({"dones": LAST}, STEPS).terminal, LAST)
     both = find_ends({"dones": TERMINAL, "truncateds": LAST & ~TERMINAL}, STEPS)
     np.testing.assert_array_equal(both.last, LAST)
@@ -80,14 +80,14 @@ def test_other_marks():
 
 
 def test_one_number_for_all_steps():
-    """Of a mark of ends it is about the last step; of an episode's number, a discount or a length it is not a mark."""
+    """For an end mark it concerns the last step; for an episode number, discount or length it is no mark."""
     assert find_ends({"done": np.array(True)}, 4).terminal.tolist() == [False, False, False, True]
     assert find_ends({"truncated": np.array([1]), "done": 0}, 4).last.tolist() == [False, False, False, True]
     single = find_ends({"done": np.arange(4) == 3, "episode_id": 7, "discount": 0.99, "episode_lengths": 4}, 4)
     assert np.flatnonzero(single.last).tolist() == [3]
 
 
-def test_a_last_step_that_is_not_marked_is_open():
+def test_an_unmarked_last_step_is_open():
     tail = find_ends({"is_last": LAST & (np.arange(STEPS) < STEPS - 1)}, STEPS)
     assert tail.open and not tail.last[-1]
     assert find_ends({"is_first": np.roll(FIRST, 1)}, STEPS).begins is False
@@ -114,12 +114,12 @@ REFUSED = {
     "has 'dones' of type <U1": {"dones": np.full(STEPS, "a")},
     "has an end at each of the steps 12 to 14 ('dones'): padding": {"dones": LAST | (np.arange(STEPS) > 11)},
     "has an end at each of the steps 0 to 2 ('discount')": {"discount": np.zeros(STEPS)},
-    "has 'episode_id' come back to 0 at step 7: steps are not in the order of time": {"episode_id": NUMBER % 2},
+    "has 'episode_id' return to 0 at step 7: steps are not in chronological order": {"episode_id": NUMBER % 2},
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("reason", REFUSED)
-def test_marks_that_cannot_be_are_refused_with_the_place(reason):
+def test_impossible_marks_are_refused_with_the_position(reason):
     with pytest.raises(UnclearEnds) as error:
         find_ends(REFUSED[reason], STEPS)
     assert reason in str(error.value)
@@ -128,7 +128,7 @@ def test_marks_that_cannot_be_are_refused_with_the_place(reason):
 # --- lengths and successors ---
 
 
-def test_without_cuts_episodes_end_at_the_limit():
+def test_episodes_end_at_the_limit_without_truncation_marks():
     for cuts in ({}, {"timeouts": np.zeros(STEPS)}):
         ends = find_ends({"terminals": TERMINAL} | cuts, STEPS, max_steps=4)
         assert np.flatnonzero(ends.last).tolist() == [3, 7, 11, 12] and "2 end after 4 steps" in ends.notes[0]
@@ -137,12 +137,12 @@ def test_without_cuts_episodes_end_at_the_limit():
 
 
 @pytest.mark.parametrize("marks", [{"timeouts": LAST & ~TERMINAL}, {"is_last": LAST}, {"episode_id": NUMBER}])
-def test_with_cuts_no_episode_can_be_longer_than_the_limit(marks):
+def test_marked_episodes_may_not_exceed_the_limit(marks):
     with pytest.raises(UnclearEnds, match="has 6 steps in episode 2, 7 to 12; an episode has at most 5"):
         find_ends({"terminals": TERMINAL} | marks, STEPS, max_steps=5)
 
 
-def test_an_episode_also_ends_where_its_successor_does_not_follow():
+def test_an_episode_ends_where_its_successor_does_not_match():
     follows = ~LAST[:-1]
     ends = find_ends({"terminals": TERMINAL}, STEPS, follows=follows)
     assert np.flatnonzero(ends.last).tolist() == [3, 6, 12] and "at 1 steps" in ends.notes[0]
@@ -155,9 +155,13 @@ def test_an_episode_also_ends_where_its_successor_does_not_follow():
 @pytest.mark.parametrize(
     ("marks", "follows", "reason"),
     [
-        ({"terminals": LAST}, np.zeros(STEPS - 1, bool), "not in the order of time: the successor of step 0"),
-        ({"terminals": MOVED}, ~LAST[:-1], "the successor of step 3 .* an end is marked one step beside it"),
-        ({"episode_id": NUMBER}, np.arange(STEPS - 1) != 5, "successor of step 5 .* by 'episode_id' the episode goes"),
+        ({"terminals": LAST}, np.zeros(STEPS - 1, bool), "not in chronological order: the successor of step 0"),
+        ({"terminals": MOVED}, ~LAST[:-1], "the successor of step 3 .* an end is marked one step away"),
+        (
+            {"episode_id": NUMBER},
+            np.arange(STEPS - 1) != 5,
+            "successor of step 5 .* by 'episode_id' the episode continues",
+        ),
     ],
 )
 def test_successors_that_contradict_the_marks_are_refused(marks, follows, reason):
@@ -165,7 +169,7 @@ def test_successors_that_contradict_the_marks_are_refused(marks, follows, reason
         find_ends(marks, STEPS, follows=follows)
 
 
-def test_one_episode_must_be_one():
+def test_a_single_episode_may_contain_no_other_end():
     assert within_episode({"terminals": [0, 0, 1]}, 3).terminal.tolist() == [False, False, True]
     assert within_episode({"terminals": [0, 0, 0]}, 3).last.tolist() == [False, False, True]
     assert within_episode({"terminals": [0, 0, 0]}, 3, follows=np.array([False, True])).last.tolist() == [1, 0, 1]
@@ -185,7 +189,7 @@ def test_names():
 
 
 def write(path, **arrays):
-    """A flat file from another source; observations and rewards are each episode's number."""
+    """A flat third-party file; observations and rewards are each episode's number."""
     held = {"observations": np.repeat(NUMBER, 3).reshape(STEPS, 3).astype(np.float32), "actions": np.zeros((STEPS, 2))}
     held |= {"rewards": NUMBER.astype(np.float32)} | arrays
     with h5py.File(path, "w") as file:
@@ -195,7 +199,7 @@ def write(path, **arrays):
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_a_file_of_any_marks(tmp_path, name, capsys):
+def test_a_file_with_any_mark(tmp_path, name, capsys):
     file = TrajectoryFile(write(tmp_path / "a.h5", **{name: EVERY[name]}))
     assert tuple(file.lengths) == LENGTHS
     np.testing.assert_array_equal(file.returns_to_go(), NUMBER * (np.repeat(LENGTHS, LENGTHS) - STEP))
@@ -211,7 +215,7 @@ def test_columns_and_successors_of_a_file(tmp_path, capsys):
     for _ in range(2):
         file = TrajectoryFile(path, num_actions=2)
         assert tuple(file.lengths) == LENGTHS and file.rewards.shape == file.actions.shape == (STEPS,)
-    assert capsys.readouterr().out.count("marks no end at 1 steps whose successor does not follow (first: step 6)") == 1
+    assert capsys.readouterr().out.count("marks no end at 1 steps whose successor does not match (first: step 6)") == 1
 
 
 def test_an_episode_without_an_end_is_in_no_window(tmp_path):
@@ -232,7 +236,7 @@ def test_an_episode_without_an_end_is_in_no_window(tmp_path):
         ({"infos/my_dones": LAST, "infos/is_first": FIRST[1:]}, "'infos/is_first' of shape"),
         ({"infos/timeouts": LAST, "terminals": LAST, "rewards": np.ones((STEPS, 2))}, r"'rewards' has shape \(15, 2\)"),
         ({"terminals": LAST, "next_observations": np.zeros((STEPS, 4))}, "'next_observations' of shape"),
-        ({"terminals": LAST, "next_observations": np.zeros((STEPS, 3))}, "not in the order of time: the successor"),
+        ({"terminals": LAST, "next_observations": np.zeros((STEPS, 3))}, "not in chronological order: the successor"),
     ],
 )
 def test_unclear_files_are_refused(tmp_path, arrays, reason):
@@ -243,7 +247,7 @@ def test_unclear_files_are_refused(tmp_path, arrays, reason):
 
 def test_unknown_marks_are_named(tmp_path, capsys):
     TrajectoryFile(write(tmp_path / "a.h5", terminals=LAST, my_dones=LAST, episode_return=np.zeros(3)))
-    assert "a.h5' has 'my_dones', which may mark ends of episodes, but in no known way" in capsys.readouterr().out
+    assert "a.h5' has 'my_dones', which may mark ends of episodes but" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("layout", ["data/demo_{}/{}", "traj_{}/{}", "{1}_{0}"])

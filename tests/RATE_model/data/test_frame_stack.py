@@ -1,4 +1,4 @@
-"""Stacks of the last pictures, kept as single ones: the same observations as a slow loop makes, at any place."""
+"""Frame stacks stored as single frames give the same observations as a slow loop."""
 
 import numpy as np
 import pytest
@@ -41,7 +41,7 @@ def windows_of(files):
 
 
 def slow_stack(file, step, stack=STACK):
-    """The observation of one step: its episode's last pictures, oldest first, zeros before the episode."""
+    """The observation of one step: its episode's last frames, oldest first, zeros before the episode."""
     images, _ = file.load()
     start = max(begin for begin in file.starts if begin <= step)
     shown = [images[s] if s >= start else np.zeros_like(images[0]) for s in range(step - stack + 1, step + 1)]
@@ -50,7 +50,7 @@ def slow_stack(file, step, stack=STACK):
 
 @pytest.mark.parametrize("in_memory", [True, False])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_observations_are_the_last_pictures_of_the_episode(tmp_path, in_memory, channels):
+def test_observations_are_the_last_frames_of_the_episode(tmp_path, in_memory, channels):
     files = [make_file(tmp_path / f"{seed}.h5", seed=seed, channels=channels) for seed in (1, 2)]
     windows = windows_of(files)
     data = WindowDataset(files, windows, size=SIZE, in_memory=in_memory, stack=STACK)
@@ -64,7 +64,7 @@ def test_observations_are_the_last_pictures_of_the_episode(tmp_path, in_memory, 
             np.testing.assert_array_equal(observations[row, step], slow_stack(files[index], start + step))
 
 
-def test_a_view_takes_no_memory_and_slices_none():
+def test_views_and_slices_take_no_memory():
     stack = FrameStack(torch.arange(2 * 8).view(2, 8, 1, 1, 1), STACK)
     assert stack.dense().data_ptr() == stack.frames.data_ptr()
     for rows, steps in ((slice(None), slice(1, 3)), (slice(1, 2), slice(3, 9)), (slice(0, 1), slice(None))):
@@ -73,7 +73,7 @@ def test_a_view_takes_no_memory_and_slices_none():
         assert part.frames.untyped_storage().data_ptr() == stack.frames.untyped_storage().data_ptr()
 
 
-def test_outputs_are_those_of_stacked_observations_and_each_is_encoded_once(tmp_path):
+def test_frames_are_encoded_once_with_unchanged_outputs(tmp_path):
     torch.manual_seed(0)
     file = make_file(tmp_path / "a.h5")
     spec = EnvironmentSpec(observation_shape=(STACK, 36, 36), num_actions=3, observation_scale=1 / 255)
@@ -92,7 +92,7 @@ def test_outputs_are_those_of_stacked_observations_and_each_is_encoded_once(tmp_
     torch.testing.assert_close(got, expected)
 
 
-def test_loader_workers_and_other_windows_stack_too(tmp_path):
+def test_stacking_in_loader_workers_and_other_windows(tmp_path):
     file = make_file(tmp_path / "a.h5")
     data = WindowDataset([file], windows_of([file]), size=SIZE, in_memory=False, stack=STACK)
     data = data.with_windows(strided_windows(0, file, 3, 1), size=4)
@@ -108,7 +108,7 @@ def test_loader_workers_and_other_windows_stack_too(tmp_path):
 
 def test_padding_at_the_left_is_refused(tmp_path):
     file = make_file(tmp_path / "a.h5")
-    with pytest.raises(ValueError, match="padded at the right"):
+    with pytest.raises(ValueError, match="padded on the right"):
         WindowDataset([file], windows_of([file]), size=SIZE, pad="left", stack=STACK)
 
 

@@ -1,4 +1,4 @@
-"""Equal images kept once: the same batches, outputs and gradients as with every image on its own."""
+"""Deduplicated images: the same batches, outputs and gradients as dense images."""
 
 import h5py
 import numpy as np
@@ -25,7 +25,7 @@ CONFIG = RATEConfig(**SIZES, context_length=3, num_mem_tokens=2, mem_len=0, n_he
 
 
 def make_file(path, *, seed=0, index_frames=True, pictures=5):
-    """Episodes that show one of a few pictures at each step, added in two calls."""
+    """Episodes that show one of a few images at each step, added in two calls."""
     rng = np.random.default_rng(seed)
     images = rng.integers(0, 255, (pictures, *SHAPE)).astype(np.uint8)
     with TrajectoryWriter(
@@ -58,8 +58,8 @@ def test_a_file_without_the_index_is_read_in_full(tmp_path):
     assert torch.is_tensor(WindowDataset([file], whole_episodes(0, file), size=9)[0].observations)
 
 
-def test_distinct_images_that_are_too_many_are_not_loaded(files, monkeypatch):
-    """Together: each file's own would fit."""
+def test_too_many_distinct_images_are_not_loaded(files, monkeypatch):
+    """In total: those of each file would fit."""
     images, _ = files[0].frames()
     assert files[0].frames(images.nbytes) is not None and files[0].frames(images.nbytes - 1) is None
     windows = np.concatenate([whole_episodes(index, file) for index, file in enumerate(files)])
@@ -75,7 +75,7 @@ def test_a_damaged_index_is_named(files, damage):
     with h5py.File(files[0].path, "r+") as file:
         first = file["infos/first_seen"][:]
         del file["infos/first_seen"], file["checksums"]
-        if damage == "chain":  # names a step that itself names another
+        if damage == "chain":  # refers to a step that refers to another
             repeated = int(np.flatnonzero(first < np.arange(21))[0])
             first[-1] = repeated
         elif damage == "short":
@@ -88,7 +88,7 @@ def test_a_damaged_index_is_named(files, damage):
 
 
 @pytest.mark.parametrize("pad", ["left", "right"])
-def test_batches_are_those_of_dense_images(files, pad):
+def test_batches_equal_those_of_dense_images(files, pad):
     windows = np.concatenate([whole_episodes(index, file) for index, file in enumerate(files)])
     sparse = WindowDataset(files, windows, size=10, pad=pad)
     dense = WindowDataset(files, windows, size=10, pad=pad, in_memory=True)
@@ -101,7 +101,7 @@ def test_batches_are_those_of_dense_images(files, pad):
         assert torch.equal(getattr(got, name), getattr(expected, name))
 
 
-def test_outputs_and_gradients_are_those_of_dense_images(files):
+def test_outputs_and_gradients_equal_those_of_dense_images(files):
     """Over several segments, with rows that end early, and every image encoded exactly once."""
     torch.manual_seed(0)
     spec = EnvironmentSpec(observation_shape=SHAPE, num_actions=3, observation_scale=1 / 255)
@@ -144,7 +144,7 @@ def test_selection_moves_and_maps():
     assert frames.to("cpu").dense().shape == (2, 3, 2)
 
 
-def test_gradients_of_repeated_images_are_added_up_in_float32(monkeypatch):
+def test_gradients_of_repeated_images_sum_in_float32(monkeypatch):
     selected = []
     select = torch.Tensor.index_select
     monkeypatch.setattr(
@@ -165,8 +165,8 @@ def test_equal_images_of_a_step_are_found():
 
 
 @pytest.mark.parametrize("shown", [(1, 0, 1, 1), (0, 1, 2, 3)])
-def test_an_actor_encodes_an_image_once_and_acts_as_if_each_row_had_its_own(shown):
-    """Where all images differ it stops to look for equal ones."""
+def test_an_actor_encodes_shared_images_once_with_equal_results(shown):
+    """If all images differ it stops looking for duplicates."""
     torch.manual_seed(0)
     model = rate_agent(CONFIG, SPEC).eval()
     images = np.random.default_rng(0).integers(0, 255, (4, *SHAPE)).astype(np.uint8)[list(shown)]

@@ -1,4 +1,4 @@
-"""Folders of one-episode .npz files: their conversion, its reuse, and what is refused."""
+"""Folders of .npz files: conversion, reuse, and refused files."""
 
 import os
 from dataclasses import replace
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from RATE_model.data import npz
-from RATE_model.data.npz import NpzKeys, conversion_path, find_npz, given_data, import_npz
+from RATE_model.data.npz import NpzKeys, conversion_path, find_npz, import_npz, resolve_data
 from RATE_model.data.trajectories import TrajectoryFile
 from RATE_model.errors import UserError
 
@@ -47,8 +47,8 @@ def everything(path):
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "float32", "float64", "int64"])
-def test_episodes_come_through_exactly_and_in_order(tmp_path, dtype):
-    """Numbers are sorted as numbers; every grey level survives the way through [0, 1]."""
+def test_episodes_are_converted_exactly_and_in_order(tmp_path, dtype):
+    """Numbers are sorted numerically; every grey level survives scaling to [0, 1]."""
     episodes = {number: episode(number, steps=number % 5 + 1) for number in (10, 9, 1, 100, 2)}
     episodes[2]["obs"] = np.arange(3 * 60).astype(np.uint8).reshape(3, *SHAPE) + np.uint8(76)
     stored = {}
@@ -104,8 +104,8 @@ def test_other_names_of_files_and_arrays(tmp_path):
     assert file.num_episodes == 1 and everything(file.path)["timeouts"].tolist() == [0] * 5 + [1]
 
 
-def test_directories_named_like_files_are_passed_over(tmp_path):
-    """The published collector made one beside every file, whose name it doubled."""
+def test_directories_named_like_files_are_skipped(tmp_path):
+    """The published collector made one beside every file, and doubled the file's name."""
     folder = save(tmp_path / "data", {i: episode(i) for i in (2, 10)}, name="train_data_{0}.npztrain_data_{0}.npz")
     save(folder, {3: episode(3)})
     for number in (2, 10):
@@ -123,16 +123,16 @@ def changed(name, value):
 
 
 BAD = {
-    "has no 'reward' (it has: action, done, obs)": {k: v for k, v in episode(7).items() if k != "reward"},
+    "has no 'reward' (available: action, done, obs)": {k: v for k, v in episode(7).items() if k != "reward"},
     "has 'obs' of shape (6, 4, 5, 3); expected (6, 3, 4, 5)": changed("obs", np.zeros((6, 4, 5, 3), np.uint8)),
     "has 'obs' of shape (5, 3, 4, 5)": changed("obs", np.zeros((5, *SHAPE), np.uint8)),
-    "has 'obs' from 0.0 to 255.0; floating-point images are 0 to 1": changed(
+    "has 'obs' from 0.0 to 255.0; floating-point images must be in [0, 1]": changed(
         "obs", np.linspace(0, 255, 360, dtype=np.float32).reshape(6, *SHAPE)
     ),
     "has 'obs' from -0.5 to": changed("obs", np.linspace(-0.5, 0.5, 360).reshape(6, *SHAPE)),
     "has 'obs' from nan to nan": changed("obs", np.full((6, *SHAPE), np.nan, np.float32)),
     "has 'obs' from -1 to 0; allowed is 0 to 255": changed("obs", -np.eye(6, 60, dtype=int).reshape(6, *SHAPE)),
-    "has 'obs' with values between two of the 256 grey levels": changed("obs", np.full((6, *SHAPE), 0.123, np.float32)),
+    "has 'obs' with values between the 256 grey levels": changed("obs", np.full((6, *SHAPE), 0.123, np.float32)),
     "has 'obs' of type <U1; expected numbers": changed("obs", np.full((6, *SHAPE), "a")),
     "has 'action' int64 (6, 4); expected 6 integers": changed("action", np.eye(6, 4, dtype=int)),
     "has 'action' int64 (); expected 6 integers": changed("action", np.array(3)),
@@ -144,12 +144,12 @@ BAD = {
     "has a NaN or infinite value in 'reward'": changed("reward", np.array([0, 0, 1e300, 0, 0, np.nan])),
     "has 'done' of shape (5,); expected (6,)": changed("done", np.zeros(5)),
     "has an end at each of the steps 3 to 4 ('done'): padding": changed("done", np.array([0, 0, 0, 1, 1, 1])),
-    "has no 'done', nor another array that marks ends": {k: v for k, v in episode(7).items() if k != "done"},
+    "has no 'done' and no other array that marks ends": {k: v for k, v in episode(7).items() if k != "done"},
     "contradicts itself: by 'done' an episode ends with step 2 of 6, by 'is_last' it goes": changed(
         "done", np.array([0, 0, 1, 0, 0, 1])
     )
     | {"is_last": np.arange(6) == 5},
-    "is damaged or no .npz file": changed("obs", np.full((6, *SHAPE), None)),  # pickled: never read
+    "is damaged or not an .npz file": changed("obs", np.full((6, *SHAPE), None)),  # pickled: never read
 }
 
 
@@ -160,7 +160,7 @@ def test_unusable_files_are_refused_with_the_reason(tmp_path, capsys, reason):
     path = convert(folder)
     assert TrajectoryFile(path).num_episodes == 2
     printed = capsys.readouterr().out
-    assert f"2 episodes converted into '{path}'; 1 of 3 files refused: train_data_5.npz {reason}" in printed
+    assert f"converted 2 episodes to '{path}'; skipped 1 of 3 files: train_data_5.npz {reason}" in printed
     for number in (0, 6):
         (folder / f"train_data_{number}.npz").unlink()
     with pytest.raises(UserError, match="none of 1 files train_data_") as error:
@@ -180,11 +180,11 @@ def test_damaged_files_are_refused(tmp_path, capsys):
     (folder / "array.npy").rename(folder / "train_data_5.npz")
     assert TrajectoryFile(convert(folder)).num_episodes == 1
     printed = capsys.readouterr().out
-    assert "5 of 6 files refused" in printed and printed.count("train_data_") == 2, "an example of each reason"
-    assert "train_data_1.npz is damaged or no .npz file (no zip archive) (and 3 more)" in printed
+    assert "skipped 5 of 6 files" in printed and printed.count("train_data_") == 2, "an example of each reason"
+    assert "train_data_1.npz is damaged or not an .npz file (not a zip archive) (and 3 more)" in printed
 
 
-def test_every_reason_is_told_with_an_example_the_most_frequent_first(tmp_path, capsys, monkeypatch):
+def test_reasons_are_listed_by_frequency_with_an_example(tmp_path, capsys, monkeypatch):
     bad = {number: episode(number) | {"action": np.full(6, 9)} for number in range(4)}
     missing = {number: {"obs": np.zeros(3)} for number in range(4, 10)}
     folder = save(tmp_path / "data", bad | missing | {10: changed("done", np.zeros(5)), 11: episode(11)})
@@ -207,7 +207,7 @@ def test_further_arrays_must_fit(tmp_path, capsys):
     }
     assert TrajectoryFile(convert(save(tmp_path / "data", episodes), infos=("extra",))).num_episodes == 1
     printed = capsys.readouterr().out
-    for part in ("'extra' of shape (3,) a step; the files before have (2,)", "expected 6 steps", "has no 'extra'"):
+    for part in ("'extra' of shape (3,) per step; earlier files have (2,)", "expected 6 steps", "has no 'extra'"):
         assert part in printed
 
 
@@ -239,7 +239,7 @@ def test_a_conversion_is_reused_until_the_folder_changes(tmp_path, capsys):
     assert TrajectoryFile(path).num_episodes == 2
 
 
-def test_what_is_no_conversion_is_not_replaced(tmp_path):
+def test_a_file_that_is_not_a_conversion_is_not_replaced(tmp_path):
     folder = save(tmp_path / "data", {0: episode(0)})
     for name, content in (("text.h5", b"mine"), ("other.h5", None)):
         target = tmp_path / name
@@ -255,20 +255,20 @@ def test_what_is_no_conversion_is_not_replaced(tmp_path):
 
 
 def test_a_folder_without_such_files_is_named(tmp_path):
-    with pytest.raises(UserError, match="holds no file train_data_.*: it is no folder"):
+    with pytest.raises(UserError, match="has no file train_data_.*: it is not a folder"):
         convert(tmp_path / "nowhere")
-    with pytest.raises(UserError, match=r"holds no file ep-\*.npz"):
+    with pytest.raises(UserError, match=r"has no file ep-\*.npz"):
         convert(save(tmp_path / "data", {0: episode(0)}), pattern="ep-*.npz")
     assert not Path(tmp_path / "converted.h5").exists()
 
 
-def test_data_is_a_file_or_a_folder_that_is_converted(tmp_path):
+def test_data_is_a_file_or_a_folder_to_convert(tmp_path):
     folder = save(tmp_path / "data", {0: episode(0)})
     settings = {"observation_shape": SHAPE, "num_actions": 4, "attributes": {}}
     target = conversion_path(folder, tmp_path / "made", "maze")
     assert target.name.startswith("maze_imported_data_") and target.parent == tmp_path / "made"
-    assert given_data(folder, target, **settings) == target and TrajectoryFile(target).num_episodes == 1
-    assert given_data(target, tmp_path / "unused.h5", **settings) == target
+    assert resolve_data(folder, target, **settings) == target and TrajectoryFile(target).num_episodes == 1
+    assert resolve_data(target, tmp_path / "unused.h5", **settings) == target
     for bad, message in (
         (tmp_path / "none", "there is no such file or folder"),
         (tmp_path, "holds no train_data_.*npz.$"),
@@ -276,12 +276,12 @@ def test_data_is_a_file_or_a_folder_that_is_converted(tmp_path):
         (folder / "train_data_0.npz", "give the folder"),
     ):
         with pytest.raises(UserError, match=message) as error:
-            given_data(bad, tmp_path / "unused.h5", **settings)
+            resolve_data(bad, tmp_path / "unused.h5", **settings)
         assert f"--data_path '{bad}'" in str(error.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "made"]
 
 
-def test_folders_of_one_name_are_converted_into_different_files(tmp_path, monkeypatch):
+def test_folders_of_equal_name_have_separate_conversions(tmp_path, monkeypatch):
     one, two = (conversion_path(tmp_path / parent / "data", tmp_path, "maze") for parent in "ab")
     assert one != two
     monkeypatch.chdir(tmp_path)
@@ -292,7 +292,7 @@ def test_folders_of_one_name_are_converted_into_different_files(tmp_path, monkey
 
 
 def dreamer(seed, steps=5, *, actions=4, name="image"):
-    """An episode as Dreamer's collectors leave it, and its (arrays, observations, actions, rewards)."""
+    """An episode as stored by Dreamer's collectors: (arrays, observations, actions, rewards)."""
     rng = np.random.default_rng(seed)
     images = rng.integers(256, size=(steps + 1, *SHAPE), dtype=np.uint8)
     taken, rewards = rng.integers(actions, size=steps), rng.normal(size=steps).astype(np.float32)
@@ -309,7 +309,7 @@ def dreamer_keys(rows):
 
 
 @pytest.mark.parametrize("rows", ["arrivals", "auto"])
-def test_an_action_that_led_to_an_image_is_that_of_the_step_before(tmp_path, rows):
+def test_an_arriving_action_belongs_to_the_previous_step(tmp_path, rows):
     episodes = [dreamer(1), dreamer(2, steps=3, name="obs")]
     folder = save(tmp_path / "data", {number: arrays for number, (arrays, *_) in enumerate(episodes)}, "{}.npz")
     found = everything(convert(folder, keys=dreamer_keys(rows), pattern="*.npz"))
@@ -320,13 +320,13 @@ def test_an_action_that_led_to_an_image_is_that_of_the_step_before(tmp_path, row
 
 @pytest.mark.parametrize("extra", [0, 1])
 @pytest.mark.parametrize("rows", ["steps", "auto"])
-def test_an_action_that_was_taken_on_an_image_stays_with_it(tmp_path, rows, extra):
-    """One observation more than actions says so by itself."""
+def test_an_action_taken_on_an_image_stays_with_it(tmp_path, rows, extra):
+    """One more observation than actions proves it."""
     arrays, observations, taken, rewards = dreamer(1)
     arrays = {"action": arrays["action"][1:], "reward": arrays["reward"][1:], "image": arrays["image"][: 5 + extra]}
     folder = save(tmp_path / "data", {0: arrays})
     if rows == "auto" and not extra:
-        with pytest.raises(UserError, match="does not tell whether an action was taken on the image of its row"):
+        with pytest.raises(UserError, match="does not show whether an action was taken on the image of its row"):
             convert(folder, keys=dreamer_keys(rows))
         return
     found = everything(convert(folder, keys=dreamer_keys(rows)))
@@ -334,14 +334,14 @@ def test_an_action_that_was_taken_on_an_image_stays_with_it(tmp_path, rows, extr
     assert found["actions"].tolist() == taken.tolist() and found["rewards"].tolist() == rewards.tolist()
 
 
-def test_arrivals_may_begin_with_any_action(tmp_path):
+def test_arrivals_may_start_with_any_action(tmp_path):
     arrays, _, taken, _ = dreamer(1)
     arrays["action"][0] = np.eye(4)[2]
     found = everything(convert(save(tmp_path / "data", {0: arrays}), keys=dreamer_keys("arrivals")))
     assert found["actions"].tolist() == taken.tolist()
 
 
-def test_reading_the_same_files_otherwise_converts_them_anew(tmp_path):
+def test_other_settings_convert_the_files_again(tmp_path):
     folder = save(tmp_path / "data", {0: dreamer(1)[0] | {"action": np.eye(4, dtype=np.float32)[[0, 1, 2, 3, 1, 2]]}})
     lengths = [
         len(everything(convert(folder, keys=dreamer_keys(rows)))["actions"]) for rows in ("steps", "arrivals", "steps")
@@ -350,7 +350,7 @@ def test_reading_the_same_files_otherwise_converts_them_anew(tmp_path):
 
 
 REFUSED_ROWS = {
-    "has no 'image' or 'obs' (it has: action, picture, reward)": lambda a: {"picture": a.pop("image")},
+    "has no 'image' or 'obs' (available: action, picture, reward)": lambda a: {"picture": a.pop("image")},
     "has 'image' of shape (6, 3, 4, 5); expected (6, 4, 5, 3)": lambda a: {"image": np.moveaxis(a["image"], -1, 1)},
     "has 'image' of shape (8, 4, 5, 3); expected (6, 4, 5, 3)": lambda a: {"image": np.zeros((8, 4, 5, 3), np.uint8)},
     "has 'action' of shape (6,); expected (6, 4), one-hot": lambda a: {"action": a["action"].argmax(1)},
@@ -365,12 +365,12 @@ def test_rows_that_cannot_be_read_are_refused_with_the_reason(tmp_path, capsys, 
     arrays |= REFUSED_ROWS[reason](arrays)
     folder = save(tmp_path / "data", {0: dreamer(2)[0], 1: arrays})
     convert(folder, keys=dreamer_keys("arrivals"))
-    assert f"1 of 2 files refused: train_data_1.npz {reason}" in capsys.readouterr().out
+    assert f"skipped 1 of 2 files: train_data_1.npz {reason}" in capsys.readouterr().out
 
 
-def test_what_names_the_data_is_named_in_errors(tmp_path):
-    with pytest.raises(UserError, match=r"^data: of settings.yaml '.*': this folder holds no \*.npz"):
-        given_data(tmp_path, tmp_path / "x.h5", pattern="*.npz", named="data: of settings.yaml")
+def test_errors_name_the_flag_or_setting(tmp_path):
+    with pytest.raises(UserError, match=r"^data: of settings.yaml '.*': this folder has no \*.npz"):
+        resolve_data(tmp_path, tmp_path / "x.h5", pattern="*.npz", named="data: of settings.yaml")
 
 
 # --- several episodes in a file, and files that begin or end within one ---
@@ -390,7 +390,7 @@ def cut(arrays, start, stop):
 
 
 def assert_episodes(path, expected):
-    """The file holds these episodes (number, steps), none mixed with another; returns-to-go are their own."""
+    """Assert that the file has these episodes (number, steps), unmixed, with their own returns-to-go."""
     file = TrajectoryFile(path)
     assert file.lengths.tolist() == [steps for _, steps in expected]
     numbers = np.concatenate([[number] * steps for number, steps in expected])
@@ -404,7 +404,7 @@ def assert_episodes(path, expected):
     "name", ["done", "is_last", "is_first", "reset", "episode_id", "episode_starts", "episode_ends", "terminated"]
 )
 def test_a_file_of_several_episodes_is_split(tmp_path, name):
-    """At every known mark. The last one has no end where only beginnings are told, and no next file tells."""
+    """At every known mark. The last one has no end if only starts are marked and there is no next file."""
     arrays, last = levels([3, 4, 2], dones=False)
     first = np.append(True, last[:-1])
     marks = {
@@ -428,23 +428,23 @@ def test_columns_of_a_file(tmp_path):
 
 
 def test_files_that_begin_and_end_within_an_episode(tmp_path, capsys):
-    """Chunks of 5 rows: the rest of an episode is taken if it is asked for; one without an end never is."""
+    """Chunks of 5 rows: the rest of an episode is used only on request; one without an end never is."""
     arrays, last = levels([3, 4, 6, 2])
     arrays |= {"is_first": np.append(True, last[:-1]), "is_last": arrays.pop("done")}
     folder = save(tmp_path / "data", {number: cut(arrays, 5 * number, 5 * number + 5) for number in range(3)})
     assert_episodes(convert(folder, keys=NpzKeys(continued=True)), [(1, 3), (2, 2), (3, 3), (4, 2)])
-    assert "4 episodes converted" in (printed := capsys.readouterr().out) and "2 without an end left out" in printed
+    assert "converted 4 episodes" in (printed := capsys.readouterr().out) and "dropped 2 without an end" in printed
     assert_episodes(convert(folder, target=tmp_path / "b.h5"), [(1, 3), (4, 2)])
 
 
-def test_the_next_file_shows_that_an_episode_goes_on(tmp_path, capsys):
-    """Only beginnings are marked. The end of file 0 is none, that of 1 is one; of 3 nothing tells, and it is alone."""
+def test_the_next_file_shows_that_an_episode_continues(tmp_path, capsys):
+    """Only starts are marked. File 0 does not end an episode, file 1 does; file 3 is unclear but has only one."""
     arrays, last = levels([8, 3, 4], dones=False)
     arrays["is_first"] = np.append(True, last[:-1])
     pieces = [cut(arrays, 0, 5), cut(arrays, 5, 8), cut(arrays, 8, 11), cut(arrays, 11, 15)]
     folder = save(tmp_path / "data", dict(enumerate(pieces)))
     assert_episodes(convert(folder, keys=NpzKeys(continued=True)), [(1, 3), (2, 3), (3, 4)])
-    assert "1 without an end left out" in capsys.readouterr().out
+    assert "dropped 1 without an end" in capsys.readouterr().out
 
 
 def test_a_folder_in_which_no_episode_ends_is_refused(tmp_path):
@@ -454,7 +454,7 @@ def test_a_folder_in_which_no_episode_ends_is_refused(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
-def test_one_number_is_not_for_several_episodes(tmp_path):
+def test_one_number_cannot_cover_several_episodes(tmp_path):
     arrays, _ = levels([3, 4])
     with pytest.raises(UserError, match="has one 'is_red' for 2 episodes; expected one per step"):
         convert(save(tmp_path / "data", {0: arrays | {"is_red": np.array(1)}}), infos=("is_red",))
@@ -467,19 +467,19 @@ def test_arrays_that_may_mark_ends_are_named(tmp_path, capsys):
 
 
 def chunk(lengths, rows):
-    """Rows of episodes of these many steps and one more row each, in one of Dreamer's orders; and what they hold."""
+    """Episodes with these numbers of steps, one extra row each, in one of Dreamer's orders; and their content."""
     made = [dreamer(seed, steps) for seed, steps in enumerate(lengths)]
     held = [np.concatenate([episode[part] for episode in made]) for part in (1, 2, 3)]
     arrays = {name: np.concatenate([episode[0][name] for episode in made]) for name in made[0][0]}
     last = np.isin(np.arange(len(arrays["reward"])), np.cumsum(np.array(lengths) + 1) - 1)
-    if rows == "replay":  # the action stands beside the image that it was taken on; beside the last one there is none
+    if rows == "replay":  # each row has the action taken on its image; the last row has none
         arrays["action"] = np.roll(arrays["action"], -1, axis=0)
     return arrays | {"is_first": np.roll(last, 1), "is_last": last, "is_terminal": last & False}, held
 
 
 @pytest.mark.parametrize(("made", "rows"), [("arrivals", "arrivals"), ("arrivals", "auto"), ("replay", "replay")])
 def test_rows_of_several_episodes(tmp_path, made, rows):
-    """Every episode has a row more than steps; no action or reward moves into the next one."""
+    """Every episode has one more row than steps; no action or reward leaks into the next one."""
     arrays, held = chunk([5, 3, 4], made)
     found = everything(convert(save(tmp_path / "data", {0: arrays}), keys=dreamer_keys(rows)))
     for name, expected in zip(("observations", "actions", "rewards"), held, strict=True):

@@ -1,4 +1,4 @@
-"""Trajectory files made in parts: the same for any number of processes, and after every interruption."""
+"""Trajectory files made in parts do not depend on the number of processes or on interruptions."""
 
 import functools
 import multiprocessing
@@ -17,7 +17,7 @@ RECIPE = {"game": "counting", "speed": 2, "mix": ["a", "b"]}
 
 
 def play(log, wait, writer, first, count):
-    """Episodes of 5 to 7 steps that are functions of their numbers; every second one ends in a terminal state."""
+    """Deterministic episodes of 5 to 7 steps; every second one ends in a terminal state."""
     with open(log, "a") as file:
         file.write(f"{first} ")
     time.sleep(wait if first else 0)
@@ -67,7 +67,7 @@ def test_the_content_does_not_depend_on_the_processes(tmp_path):
     assert_same_content(make(tmp_path, "two.h5", workers=2), path)
 
 
-def test_what_is_done_is_gone_on_with(tmp_path, capsys):
+def test_finished_parts_are_reused(tmp_path, capsys):
     whole = make(tmp_path, "whole.h5")
     parts = tmp_path / "data.h5.parts"
     process = multiprocessing.get_context("fork").Process(target=make, args=(tmp_path,), kwargs={"wait": 100})
@@ -85,7 +85,7 @@ def test_what_is_done_is_gone_on_with(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("change", [{"recipe": {**RECIPE, "speed": 3}}, {"damage": True}, {"episodes": 3}])
-def test_parts_of_something_else_are_made_again(tmp_path, monkeypatch, change):
+def test_parts_of_another_recipe_are_made_again(tmp_path, monkeypatch, change):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("RATE_model.data.parts._join", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         make(tmp_path)
@@ -120,7 +120,7 @@ def make_steps(folder, name="data.h5", steps=20, *, wait=0.0, workers=1, levels=
 
 def test_episodes_are_made_until_there_are_enough_steps(tmp_path):
     lengths = []
-    path = make_steps(tmp_path, levels=lengths, joined=lambda episode: lengths.append(len(episode["rewards"])))
+    path = make_steps(tmp_path, levels=lengths, on_join=lambda episode: lengths.append(len(episode["rewards"])))
     file = TrajectoryFile(path)  # of episodes of 5, 6, 7, 5, ... steps
     assert file.lengths.tolist() == [5, 6, 7, 2] == lengths
     with h5py.File(path) as raw:
@@ -133,7 +133,7 @@ def test_episodes_are_made_until_there_are_enough_steps(tmp_path):
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["data.h5", "exact.h5", "log", "one.h5", "two.h5"]
 
 
-def test_episodes_up_to_enough_steps_are_gone_on_with(tmp_path, capsys):
+def test_finished_parts_of_make_until_are_reused(tmp_path, capsys):
     whole = make_steps(tmp_path, "whole.h5")
     with pytest.raises(KeyboardInterrupt), pytest.MonkeyPatch.context() as patch:
         patch.setattr("RATE_model.data.parts._join", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))

@@ -1,4 +1,4 @@
-"""Data on machines that are not as expected: full disks, no locks, few files, odd names."""
+"""Data on unusual machines: full disks, no locks, few file handles, odd names."""
 
 import errno
 import os
@@ -35,8 +35,8 @@ def limited(kind, value):
 
 
 @pytest.mark.parametrize("limit", [0, 100, 50_000, 900_000])
-def test_a_disk_that_takes_no_more_leaves_nothing(tmp_path, limit, capfd):
-    """Whether the first byte does not fit, or some in the middle."""
+def test_a_full_disk_leaves_nothing_behind(tmp_path, limit, capfd):
+    """Whether the first byte fails or a later one."""
     make(tmp_path / "fits.h5", episodes=1)
     with limited(resource.RLIMIT_FSIZE, limit), pytest.raises(UserError) as error:
         make(tmp_path / "data" / "new.h5")
@@ -48,7 +48,7 @@ def test_a_disk_that_takes_no_more_leaves_nothing(tmp_path, limit, capfd):
     make(tmp_path / "data" / "new.h5")  # and would be unusable from then on
 
 
-def test_a_full_disk_names_a_way_out(tmp_path, monkeypatch):
+def test_a_full_disk_error_suggests_a_fix(tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -59,7 +59,7 @@ def test_a_full_disk_names_a_way_out(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
-def test_data_is_read_where_there_are_no_locks(tmp_path, monkeypatch, capsys, number):
+def test_data_is_read_without_file_locks(tmp_path, monkeypatch, capsys, number):
     path = make(tmp_path / "data.h5", episodes=2)
 
     def without_locks(*_):
@@ -72,9 +72,9 @@ def test_data_is_read_where_there_are_no_locks(tmp_path, monkeypatch, capsys, nu
     assert capsys.readouterr().out.count(f"'{tmp_path}' is on a file system without locks") == 1
 
 
-def test_what_another_process_writes_is_not_read(tmp_path):
+def test_a_file_being_written_is_not_read(tmp_path):
     path = make(tmp_path / "data.h5", episodes=2)
-    with h5py.File(path, "r+"), pytest.raises(UserError, match="cannot be read: it is being written by another"):
+    with h5py.File(path, "r+"), pytest.raises(UserError, match="cannot be read: another process is writing it"):
         TrajectoryFile(path, hint="Delete it.")
 
 
@@ -102,7 +102,7 @@ def test_too_few_file_handles_name_the_limit(tmp_path):
 
 
 def test_a_refused_file_is_closed(tmp_path):
-    """At once: its error keeps it alive for as long as somebody holds that."""
+    """At once, since its error would keep it alive."""
     path, before = make(tmp_path / "data.h5", episodes=2), len(os.listdir("/dev/fd"))
     with pytest.raises(UserError, match="have shape") as error:
         TrajectoryFile(path, observation_shape=(1,))
@@ -110,12 +110,12 @@ def test_a_refused_file_is_closed(tmp_path):
 
 
 @pytest.mark.parametrize("name", [b"\xff\xfe", "\u00e9\u4e2d".encode(), b"a b\nc"])
-def test_folders_of_any_name_hold_data(tmp_path, name):
+def test_folders_may_have_any_name(tmp_path, name):
     path = make(tmp_path / os.fsdecode(name) / "data.h5", episodes=2)
     assert TrajectoryFile(path).load()[0].shape == (60, 3, 16, 16)
 
 
-def test_names_that_are_too_long_are_named(tmp_path):
+def test_too_long_names_are_an_error(tmp_path):
     path = tmp_path / f"{'x' * 300}.h5"
     with pytest.raises(UserError, match="File name too long; give a shorter name"):
         TrajectoryFile(path)

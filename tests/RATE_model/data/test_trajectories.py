@@ -1,4 +1,4 @@
-"""Trajectory files: what is written is read back, D4RL's own files open, and damage is named."""
+"""Trajectory files: round trips, D4RL's own files, and errors for damaged ones."""
 
 import multiprocessing
 import os
@@ -35,7 +35,7 @@ def write(path, observation_shape=(4,), dtype="float32", **options):
 
 
 def edit(path, **changes):
-    """Replace arrays of a file, as somebody does who means it; None deletes."""
+    """Deliberately replace arrays of a file; None deletes."""
     with h5py.File(path, "r+") as file:
         file.pop("checksums", None)
         for name, values in changes.items():
@@ -94,7 +94,7 @@ def test_attributes_describe_the_data(tmp_path):
     assert attributes["versions"]["numpy"] == np.__version__
 
 
-def test_an_unfinished_episode_has_no_end_and_no_place_in_the_statistics(tmp_path):
+def test_an_unfinished_episode_is_not_in_the_statistics(tmp_path):
     kinds = {"observation_shape": (4,), "observation_dtype": "float32", "attributes": {}}
     observations, actions, rewards = (np.nan_to_num(values) for values in episodes())
     with TrajectoryWriter(tmp_path / "data.h5", **kinds) as writer:
@@ -153,12 +153,12 @@ def test_returns_to_go_equal_an_obvious_loop(tmp_path):
 
 @pytest.mark.parametrize("timeouts", [True, False])
 def test_a_d4rl_file_opens(tmp_path, timeouts):
-    """As D4RL makes them: gzip, float64 in places, no attributes, other keys, a last episode that does not end."""
+    """As made by D4RL: gzip, some float64, no attributes, extra keys, an unfinished last episode."""
     rng = np.random.default_rng(0)
     arrays = {"observations": rng.normal(size=(20, 11)), "actions": rng.normal(size=(20, 3)).astype("float32")}
     arrays |= {"rewards": rng.normal(size=20), "terminals": np.arange(20) == 6}
     after = np.concatenate([arrays["observations"][1:], rng.normal(size=(1, 11))])
-    after[[6, 15]] = rng.normal(size=(2, 11))  # what the environment showed before it was reset
+    after[[6, 15]] = rng.normal(size=(2, 11))  # the observation before the reset
     arrays |= {"next_observations": after if timeouts else arrays["observations"][[*range(1, 20), 0]]}
     arrays |= {"infos/qpos": rng.normal(size=(20, 6))}
     if timeouts:
@@ -176,7 +176,7 @@ def test_a_d4rl_file_opens(tmp_path, timeouts):
     assert file.attributes == {}
 
 
-def test_an_exception_leaves_the_old_file_and_no_rest(tmp_path):
+def test_an_exception_keeps_the_old_file_and_nothing_else(tmp_path):
     path = write(tmp_path / "data.h5")
     before = path.read_bytes()
     kinds = {"observation_shape": (4,), "observation_dtype": "float32", "attributes": {}}
@@ -189,7 +189,7 @@ def test_an_exception_leaves_the_old_file_and_no_rest(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["data.h5"]
 
 
-def test_writing_where_one_cannot_is_named(tmp_path):
+def test_an_unwritable_path_is_an_error(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot write .*data.h5"):
         write(tmp_path / "file" / "data.h5")
@@ -198,10 +198,10 @@ def test_writing_where_one_cannot_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"observations": np.zeros((4, 5, 3), "float32")}, "observations of one step have shape"),
+        ({"observations": np.zeros((4, 5, 3), "float32")}, "observations have shape"),
         ({"rewards": np.full((4, 5), np.nan)}, "rewards are not finite"),
-        ({"lengths": np.array([1, 2, 3, 6])}, "lengths must be 1 to 5"),
-        ({"lengths": np.array([1, 2, 3, 0])}, "lengths must be 1 to 5"),
+        ({"lengths": np.array([1, 2, 3, 6])}, "lengths must be non-empty and between 1 and 5"),
+        ({"lengths": np.array([1, 2, 3, 0])}, "lengths must be non-empty and between 1 and 5"),
     ],
 )
 def test_the_writer_refuses_bad_data(tmp_path, change, message):
@@ -212,7 +212,7 @@ def test_the_writer_refuses_bad_data(tmp_path, change, message):
 
 
 def damaged(path, kind):
-    """Spoil a good file in the way named."""
+    """Damage a good file in the given way."""
     nan, bad_action = np.zeros(11, "float32"), np.zeros(11, np.int64)
     nan[4], bad_action[4] = np.nan, 4
     content = path.read_bytes()
@@ -289,7 +289,7 @@ def test_damage_is_named(tmp_path, kind, message):
 EXPERT = "infos/expert_action"
 
 
-def test_what_an_expert_would_have_done_is_read(tmp_path):
+def test_expert_actions_are_read(tmp_path):
     path = write(tmp_path / "data.h5")
     edit(path, **{EXPERT: np.arange(11, dtype="uint8") % 4})
     actions = TrajectoryFile(path, num_actions=4).expert_actions()
@@ -299,16 +299,16 @@ def test_what_an_expert_would_have_done_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (None, f"has no '{EXPERT}': it does not tell what an expert would have done"),
+        (None, f"has no '{EXPERT}': the expert's actions are unknown"),
         (np.full(11, 4), f"has action 4 in '{EXPERT}' at step 0 of 11; allowed is 0 to 3"),
-        (np.zeros(10, int), f"is damaged: '{EXPERT}' has another shape or type than 'actions'"),
-        (np.zeros(11), f"is damaged: '{EXPERT}' has another shape or type than 'actions'"),
-        (np.int64(3), f"is damaged: '{EXPERT}' has another shape or type than 'actions'"),
-        (np.array([b"a"] * 11), f"is damaged: '{EXPERT}' has another shape or type than 'actions'"),
-        ("a group", f"is damaged: '{EXPERT}' has another shape or type than 'actions'"),
+        (np.zeros(10, int), f"is damaged: '{EXPERT}' differs from 'actions'"),
+        (np.zeros(11), f"is damaged: '{EXPERT}' differs from 'actions'"),
+        (np.int64(3), f"is damaged: '{EXPERT}' differs from 'actions'"),
+        (np.array([b"a"] * 11), f"is damaged: '{EXPERT}' differs from 'actions'"),
+        ("a group", f"is damaged: '{EXPERT}' differs from 'actions'"),
     ],
 )
-def test_what_an_expert_would_have_done_is_missing_or_damaged(tmp_path, values, message):
+def test_missing_or_damaged_expert_actions_are_an_error(tmp_path, values, message):
     path = write(tmp_path / "data.h5")
     edit(path, **({f"{EXPERT}/x": np.zeros(11)} if isinstance(values, str) else {EXPERT: values}))
     file = TrajectoryFile(path, num_actions=4, hint="Run `make data`.")
@@ -318,7 +318,7 @@ def test_what_an_expert_would_have_done_is_missing_or_damaged(tmp_path, values, 
     assert ("--learn recorded" if values is None else "Run `make data`.") in str(error.value)
 
 
-def test_what_an_expert_would_have_done_is_not_finite(tmp_path):
+def test_non_finite_expert_actions_are_an_error(tmp_path):
     path = write(tmp_path / "data.h5")
     edit(path, actions=np.zeros((11, 2), "float32"), **{EXPERT: np.full((11, 2), np.nan)})
     with pytest.raises(UserError, match=f"NaN or infinite value in '{EXPERT}'"):
@@ -374,7 +374,7 @@ def test_reading_in_another_process(tmp_path, method):
     child.start()
     observations, opened_by = queue.get(timeout=200)
     np.testing.assert_array_equal(observations, expected)
-    assert opened_by == child.pid  # not a handle that came over with the fork
+    assert opened_by == child.pid  # not a handle inherited by the fork
     child.join()
     np.testing.assert_array_equal(file.read(3, 9)[0], expected)
 
@@ -405,11 +405,11 @@ def test_a_directory_is_told(tmp_path):
         TrajectoryFile(tmp_path)
 
 
-def test_a_file_whose_ends_of_episodes_were_lost_is_refused(tmp_path):
+def test_a_file_with_missing_end_marks_is_refused(tmp_path):
     path = write(tmp_path / "data.h5")
     edit(path, terminals=np.zeros(11, dtype=bool))
-    with pytest.raises(UserError, match="is damaged: written with 4 episodes, its terminals and timeouts tell 2"):
+    with pytest.raises(UserError, match="is damaged: written with 4 episodes, but its end marks show 2"):
         TrajectoryFile(path)
     with h5py.File(path, "r+") as file:
-        del file.attrs["format_version"]  # a file from another source, whose attributes mean whatever they mean
+        del file.attrs["format_version"]  # a third-party file, whose attributes are unspecified
     assert TrajectoryFile(path).num_episodes == 2

@@ -1,4 +1,4 @@
-"""Windows and batches: what they hold, how they are split, and in which order they come."""
+"""Windows and batches: content, splitting and order."""
 
 import itertools
 import os
@@ -19,7 +19,7 @@ LENGTHS = np.array([4, 7, 2, 10, 7, 1])
 
 
 def make_file(path, lengths=LENGTHS, shape=(3,), dtype="float32", action_shape=(), seed=0):
-    """Observations, actions and rewards in which every step is recognisable."""
+    """Observations, actions and rewards that identify every step."""
     rng = np.random.default_rng(seed)
     size = (len(lengths), max(lengths))
     observations = rng.integers(1, 255, (*size, *shape)).astype(dtype)
@@ -72,16 +72,16 @@ def test_split_keeps_episodes_apart_and_in_place(tmp_path):
     assert not owners(training) & owners(validation)
     assert len(owners(training)) == 80 and len(owners(validation)) == 20
     assert {index for index, _ in owners(validation)} == {0, 1}
-    # Without the second file, or with other windows, every episode of the first is where it was.
+    # Without the second file, or with other windows, no episode of the first changes sides.
     alone, _ = split_episodes(whole_episodes(0, files[0]), files[:1], fraction=0.8, seed=0)
     assert owners(alone) == {owner for owner in owners(training) if owner[0] == 0}
     other, _ = split_episodes(windows, files, fraction=0.8, seed=1)
     assert owners(other) != owners(training)
 
 
-def test_a_split_without_a_side_is_named(tmp_path):
+def test_an_empty_side_of_a_split_is_an_error(tmp_path):
     file = make_file(tmp_path / "a.h5", np.array([3]))
-    with pytest.raises(UserError, match="too little data to split 80% : 20% by episode.*for validation"):
+    with pytest.raises(UserError, match="too little data for a 80% : 20% split by episode.*for validation"):
         split_episodes(whole_episodes(0, file), [file], fraction=0.8, seed=0)
 
 
@@ -127,7 +127,7 @@ def test_batches_equal_an_obvious_loop(tmp_path, in_memory, pad, shape, dtype, a
 
 @pytest.mark.parametrize("pad", ["right", "left"])
 @pytest.mark.parametrize("action_shape", [(), (2,)])
-def test_what_an_expert_would_have_done_can_be_the_target(tmp_path, pad, action_shape):
+def test_expert_actions_can_be_the_target(tmp_path, pad, action_shape):
     file = make_file(tmp_path / "a.h5", action_shape=action_shape)
     taken, learned = (
         WindowDataset([file], whole_episodes(0, file), size=12, pad=pad, learn=learn).__getitems__([3, 0, 5])
@@ -258,7 +258,7 @@ def test_pinned_batches(file, workers):
     assert batch.lengths.device.type == "cpu"
 
 
-def test_the_windows_up_to_a_size_are_a_dataset_of_their_own(file):
+def test_up_to_keeps_windows_that_fit(file):
     dataset = WindowDataset([file], whole_episodes(0, file), size=10)
     short = dataset.up_to(4)
     assert short.windows[:, 2].tolist() == [4, 2, 1] and short.size == 4 and len(short) == 3
@@ -271,7 +271,7 @@ def test_the_windows_up_to_a_size_are_a_dataset_of_their_own(file):
         dataset.up_to(0)
 
 
-def test_the_beginnings_of_windows_are_a_dataset_of_their_own(file):
+def test_cut_to_keeps_the_first_steps_of_windows(file):
     dataset = WindowDataset([file], whole_episodes(0, file), size=10)
     begun = dataset.cut_to(3)
     assert begun.windows[:, 2].tolist() == np.minimum(dataset.windows[:, 2], 3).tolist() and begun.size == 3
@@ -282,7 +282,7 @@ def test_the_beginnings_of_windows_are_a_dataset_of_their_own(file):
         assert torch.equal(getattr(part, name)[part.valid], getattr(whole, name)[:, :3][part.valid]), name
 
 
-def test_a_fingerprint_tells_data_apart(tmp_path):
+def test_different_data_has_different_fingerprints(tmp_path):
     file = make_file(tmp_path / "a.h5")
     dataset = WindowDataset([file], whole_episodes(0, file), size=10)
     same = make_file(tmp_path / "b.h5")

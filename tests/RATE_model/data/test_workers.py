@@ -1,4 +1,4 @@
-"""Processes that assemble batches: what goes wrong there ends in one line, or is done without them."""
+"""Failures of loader processes end in one line, or training continues without workers."""
 
 import errno
 import multiprocessing
@@ -48,7 +48,7 @@ def assert_equal(left, right):
 
 
 @pytest.mark.parametrize("fitting", [0, 3])
-def test_without_room_in_shared_memory_it_goes_on_in_the_training_process(path, monkeypatch, capsys, fitting):
+def test_too_little_shared_memory_falls_back_to_no_workers(path, monkeypatch, capsys, fitting):
     share, shared = Batch.share_memory_, []
 
     def full(self):
@@ -77,7 +77,7 @@ def test_a_file_replaced_before_a_worker_opens_it_is_refused(path):
 
 
 def handles_with_free(count):
-    """A limit on file handles with `count` of them free, however many this process has open."""
+    """Limit file handles so that `count` of them are free."""
     taken, limit = {int(name) for name in os.listdir("/dev/fd")}, 0
     while count:
         count -= limit not in taken
@@ -85,7 +85,7 @@ def handles_with_free(count):
     return limit
 
 
-def test_too_few_file_handles_are_seen_before(path, capsys):
+def test_too_few_file_handles_are_detected_early(path, capsys):
     expected = list(batches(path, 0))
     before, limit = resource.getrlimit(resource.RLIMIT_NOFILE), handles_with_free(15)
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, before[1]))
@@ -94,13 +94,13 @@ def test_too_few_file_handles_are_seen_before(path, capsys):
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
     assert_equal(found, expected)
-    assert f"open files are needed and {limit} allowed (ulimit -n)" in capsys.readouterr().out
+    assert f"open files are needed but only {limit} allowed (ulimit -n)" in capsys.readouterr().out
 
 
-def test_a_killed_worker_is_told_in_one_line(path):
+def test_a_killed_worker_is_reported_in_one_line(path):
     loader = batches(path, 2)
     next(loader)
-    with pytest.raises(UserError, match="a process that assembles batches ended .*--resume auto") as error:
+    with pytest.raises(UserError, match="a loader process ended .*--resume auto") as error:
         with worker_failures():  # torch may raise here, outside the loader
             os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
             list(loader)
@@ -112,11 +112,11 @@ def test_a_batch_that_cannot_be_sent_is_not_waited_for(path, monkeypatch):
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     monkeypatch.setattr(Batch, "__reduce__", unsendable)
-    with pytest.raises(UserError, match=r"a process that assembles batches ended .*(ulimit -n|unexpectedly)"):
+    with pytest.raises(UserError, match=r"a loader process ended .*(ulimit -n|unexpectedly)"):
         list(batches(path, 2))
 
 
-def test_damage_is_told_by_workers_in_one_line(path):
+def test_damage_in_a_worker_is_reported_in_one_line(path):
     import h5py
 
     with h5py.File(path) as file:
@@ -129,7 +129,7 @@ def test_damage_is_told_by_workers_in_one_line(path):
     assert "\n" not in str(error.value)
 
 
-def test_images_that_steps_share_are_moved_to_shared_memory():
+def test_shared_images_are_moved_to_shared_memory():
     frames = Frames(torch.zeros(2, 3, dtype=torch.uint8), torch.zeros(1, 4, dtype=torch.int64)).share_memory_()
     assert frames.images.is_shared() and frames.index.is_shared()
     assert FrameStack(torch.zeros(1, 5, 1, 2, 2, dtype=torch.uint8), 2).share_memory_().frames.is_shared()

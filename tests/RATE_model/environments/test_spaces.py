@@ -1,4 +1,4 @@
-"""Spaces: what a model sees and predicts, there and back, and what is refused."""
+"""Spaces: conversion to and from a model's observations and actions, and refusals."""
 
 import gymnasium
 import numpy as np
@@ -27,7 +27,7 @@ ACTIONS = [
 
 
 @pytest.mark.parametrize("name", VECTORS)
-def test_vectors_are_seen_whole(name):
+def test_vectors_are_encoded_completely(name):
     space, shape = VECTORS[name]
     space.seed(0)
     observations = Observations.of(space)
@@ -83,7 +83,7 @@ def test_images_of_a_dict_come_first_in_its_vector():
 
 
 @pytest.mark.parametrize("space", ACTIONS, ids=str)
-def test_actions_come_back(space):
+def test_actions_round_trip(space):
     space.seed(1)
     actions = Actions.of(space)
     samples = [space.sample() for _ in range(20)]
@@ -104,7 +104,7 @@ def test_actions_come_back(space):
         (spaces.Dict(a=spaces.Box(0, 255, (8, 8, 3), np.uint8), b=spaces.Discrete(2)), "36 x 36"),
     ],
 )
-def test_observations_that_no_model_sees_are_refused(space, named):
+def test_unsupported_observations_are_refused(space, named):
     with pytest.raises(UserError, match="observation space") as error:
         Observations.of(space)
     assert named in str(error.value)
@@ -118,13 +118,13 @@ def test_observations_that_no_model_sees_are_refused(space, named):
         (spaces.MultiDiscrete([100, 100, 100]), "1000000 combinations; at most 4096"),
     ],
 )
-def test_actions_that_no_model_predicts_are_refused(space, named):
+def test_unsupported_actions_are_refused(space, named):
     with pytest.raises(UserError, match="action space") as error:
         Actions.of(space)
     assert named in str(error.value)
 
 
-def test_an_encoded_environment_is_one():
+def test_an_encoded_environment_is_a_valid_environment():
     check_env(Encoded(gymnasium.make("CartPole-v1")).unwrapped, skip_render_check=True)
     pendulum = Encoded(gymnasium.make("Pendulum-v1"))
     assert pendulum.action_space == spaces.Box(-1, 1, (1,), np.float32)

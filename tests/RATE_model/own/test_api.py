@@ -59,7 +59,7 @@ def test_agent_acts_in_your_own_loop(run):
 
 def test_run_continues_and_is_not_overwritten(run):
     data = Dataset.from_episodes(episodes())
-    with pytest.raises(UserError, match="already holds"):
+    with pytest.raises(UserError, match="already contains"):
         train(data, **PLACE, output_dir=run.directory, **TINY)
     more = train(data, **PLACE, output_dir=run.directory, **TINY | {"epochs": 3}, resume="auto")
     assert more.result["optimizer_steps"] > run.result["optimizer_steps"]
@@ -230,8 +230,8 @@ def test_wrong_kinds_of_arguments_are_named(run, tmp_path):
         (lambda: train(data, output_dir=tmp_path / "new", seed=None, **TINY), "seed None: must be a whole number"),
         (lambda: train(list(episodes()), output_dir=tmp_path / "new", **TINY), "data is of type list.*from_episodes"),
         (lambda: evaluate(run.directory, Recall, target_return=1, seed=0.5), "seed 0.5: must be a whole number"),
-        (lambda: load_agent(None), "the path is None; give a run directory"),
-        (lambda: load_agent(run.directory, "worst"), "'worst' names no checkpoint"),
+        (lambda: load_agent(None), "path None is not a path; give a run directory"),
+        (lambda: load_agent(run.directory, "worst"), "'worst' is not a checkpoint"),
         (lambda: load_agent(run.directory).actor(batch_size=0, target_return=1), "batch_size 0: must be"),
     ):
         with pytest.raises(UserError, match=said) as error:

@@ -161,7 +161,7 @@ def test_minari_keeps_images_and_metadata(tmp_path, monkeypatch):
     again = Dataset.from_minari("mine/pictures-v0")
     np.testing.assert_array_equal(again.trajectories.load()[0], dataset.trajectories.load()[0])
     assert again.metadata["algorithm_name"] == "random"
-    with pytest.raises(UserError, match="holds a Minari dataset already"):
+    with pytest.raises(UserError, match="already contains a Minari dataset"):
         dataset.to_minari("mine/pictures-v0")
 
 
@@ -169,7 +169,7 @@ def test_a_damaged_minari_dataset_is_named(tmp_path):
     folder = Dataset.from_episodes(episodes()).to_minari(tmp_path / "minari")
     document = json.loads((folder / "data/metadata.json").read_text())
     (folder / "data/metadata.json").write_text(json.dumps(document | {"total_episodes": 13}))
-    with pytest.raises(UserError, match="says that it has 13 episodes, and has 12"):
+    with pytest.raises(UserError, match="states 13 episodes but contains 12"):
         Dataset.from_minari(folder)
     (folder / "data/metadata.json").write_text(json.dumps(document))
     with h5py.File(folder / "data/main_data.hdf5", "r+") as file:

@@ -112,7 +112,7 @@ def test_environments_are_found_and_not_mixed(run, tmp_path):
     (other / "config.yaml").write_text("env: CartPole-v1\nenv_args: []\nwrappers: []\n")
     assert isinstance(environment_of(other), OwnEnvironment)
     (other / "config.yaml").write_text("seed: 1\n")
-    with pytest.raises(UserError, match="is not a train script of an environment"):
+    with pytest.raises(UserError, match="is not an environment's train script"):
         environment_of(other)
 
 

@@ -1,4 +1,4 @@
-"""Signals are obeyed within seconds in every phase of a script, with the exit code that shells expect."""
+"""Signals stop a script within seconds in every phase, with the exit code that shells expect."""
 
 import os
 import signal
@@ -34,7 +34,7 @@ def test_every_signal_ends_a_script(name, capsys):
     assert signal.getsignal(getattr(signal, name)) == before
 
 
-def test_hang_ups_that_nohup_ignores_stay_ignored():
+def test_sighup_stays_ignored_under_nohup():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with exit_on_user_error(), Interrupts() as interrupts:
@@ -44,7 +44,7 @@ def test_hang_ups_that_nohup_ignores_stay_ignored():
         signal.signal(signal.SIGHUP, before)
 
 
-def test_any_thread_can_ask_and_only_inside():
+def test_any_thread_can_poll_inside_the_context():
     found = []
 
     def ask():
@@ -64,7 +64,7 @@ def test_any_thread_can_ask_and_only_inside():
     assert found == ["SIGUSR2"]
 
 
-def test_a_thread_learns_of_a_signal_to_the_main_thread():
+def test_a_thread_sees_a_signal_to_the_main_thread():
     stopped = threading.Event()
 
     def work():
@@ -103,8 +103,8 @@ class WithCallback:
 
 
 @pytest.mark.parametrize("kind", [Finalized, WithCallback])
-def test_a_signal_inside_a_finalizer_is_obeyed(kind, capfd):
-    """Python passes no exception on from there."""
+def test_a_signal_inside_a_finalizer_is_not_lost(kind, capfd):
+    """Python does not propagate exceptions from there."""
     before = sys.unraisablehook
     with pytest.raises(SystemExit, match="143"), exit_on_user_error():
         kind(lambda: (os.kill(os.getpid(), signal.SIGTERM), time.sleep(60)))
@@ -138,7 +138,7 @@ def sleep_in_a_finalizer(path):
 
 
 @pytest.mark.parametrize(("run", "work"), [(in_processes, sleep_beside_a_file), (in_order, sleep_in_a_finalizer)])
-def test_workers_stop_amid_a_task_and_tidy_up(tmp_path, capfd, run, work):
+def test_workers_stop_during_a_task_and_clean_up(tmp_path, capfd, run, work):
     tasks = [str(tmp_path / name) for name in "ab"]
 
     def send_when_working():
@@ -156,7 +156,7 @@ def test_workers_stop_amid_a_task_and_tidy_up(tmp_path, capfd, run, work):
 
 
 def at_the_first_import(folder: Path, action: str) -> dict[str, str]:
-    """An environment in which something happens when a script first imports one of others' packages."""
+    """An environment in which an action runs when a script first imports a third-party package."""
     (folder / "sitecustomize.py").write_text(
         "import os, signal, sys\n"
         "class Late:\n"
@@ -176,7 +176,7 @@ def test_ctrl_c_during_imports_shows_no_traceback(tmp_path):
         assert (done.returncode, done.stderr) == (130, "stopped by SIGINT\n"), script
 
 
-def test_too_little_memory_to_start_is_told_in_one_line(tmp_path):
+def test_too_little_memory_to_start_is_one_line(tmp_path):
     environment = at_the_first_import(tmp_path, "raise ImportError('libx.so: failed to map segment')")
     done = subprocess.run(
         [sys.executable, SCRIPTS[0], "--help"], cwd=ROOT, env=environment, capture_output=True, text=True

@@ -1,4 +1,4 @@
-"""Locks and temporary files: who waits, who is refused, and what is left after a process was killed."""
+"""Locks and temporary files: waiting, refusal, and cleaning up after a killed process."""
 
 import json
 import multiprocessing
@@ -12,14 +12,14 @@ import pytest
 from RATE_model.errors import UserError
 from RATE_model.system import locks
 from RATE_model.system.atomic import atomic_write_text
-from RATE_model.system.locks import Held, clear_leftovers, ensure, hold, making, only_one, owner, temporary
+from RATE_model.system.locks import LockHeld, clear_leftovers, ensure, exclusive, hold, making, owner, temporary
 
 FORK = multiprocessing.get_context("fork")
 
 
 @pytest.fixture(params=["flock", "no flock"])
 def disk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A disk with locks, and one without."""
+    """A disk with file locks, and one without."""
     monkeypatch.setattr(locks, "BEAT_SECONDS", 0.05)
     monkeypatch.setattr(locks, "STALE_SECONDS", 0.4)
     monkeypatch.setattr(locks, "_SETTLE_SECONDS", 0.05)
@@ -29,7 +29,7 @@ def disk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 
 
 def start(work, *arguments) -> multiprocessing.Process:
-    """A process that does this, once it has made the file `ready` beside its first argument."""
+    """Start a process and wait until it has created the file `ready` beside its first argument."""
     process = FORK.Process(target=work, args=arguments)
     process.start()
     ready = arguments[0].parent / "ready"
@@ -59,11 +59,11 @@ def kill(process: multiprocessing.Process) -> None:
     process.join()
 
 
-def test_a_second_process_is_refused_and_told_the_owner(tmp_path: Path, disk: str) -> None:
+def test_a_second_process_is_refused_and_sees_the_owner(tmp_path: Path, disk: str) -> None:
     lock = tmp_path / ".lock"
     first = start(hold_for_ever, lock)
     before = lock.read_bytes()
-    with pytest.raises(Held, match=f"process {first.pid} on .* since 20.* UTC"), hold(lock):
+    with pytest.raises(LockHeld, match=f"process {first.pid} on .* since 20.* UTC"), hold(lock):
         pass
     assert str(first.pid) in owner(lock) and lock.read_bytes() == before
     kill(first)
@@ -73,7 +73,7 @@ def test_a_second_process_is_refused_and_told_the_owner(tmp_path: Path, disk: st
     assert owner(lock) is None and list(tmp_path.iterdir()) == []
 
 
-def test_a_forked_child_neither_holds_nor_releases_its_parents_lock(tmp_path: Path, disk: str) -> None:
+def test_a_forked_child_does_not_affect_its_parents_lock(tmp_path: Path, disk: str) -> None:
     lock = tmp_path / ".lock"
     gate = FORK.Event()
     with hold(lock):
@@ -90,27 +90,27 @@ def test_a_forked_child_neither_holds_nor_releases_its_parents_lock(tmp_path: Pa
     child.join()
 
 
-def test_only_processes_of_this_machine_are_looked_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In containers that share a disk ids are equal: only a heartbeat tells whether an owner is alive."""
+def test_process_ids_of_other_containers_are_not_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Containers that share a disk may have equal process ids: only a heartbeat shows that an owner is alive."""
     monkeypatch.setattr(locks, "_has_flock", lambda folder: False)
     monkeypatch.setattr(locks, "BEAT_SECONDS", 0.05)
     monkeypatch.setattr(locks, "_SETTLE_SECONDS", 0.05)
     lock = tmp_path / ".lock"
     with hold(lock):
         there = json.loads(lock.read_text())
-        monkeypatch.setattr(locks, "_machine", lambda: {"boot": "another", "namespace": "another"})
-        assert str(os.getpid()) in owner(lock), "its file is touched"
+        monkeypatch.setattr(locks, "_machine_id", lambda: {"boot": "another", "namespace": "another"})
+        assert str(os.getpid()) in owner(lock), "its file is being touched"
         monkeypatch.undo()
     monkeypatch.setattr(locks, "_has_flock", lambda folder: False)
     monkeypatch.setattr(locks, "STALE_SECONDS", 0.3)
     monkeypatch.setattr(locks, "_SETTLE_SECONDS", 0.05)
     lock.write_text(json.dumps(there | {"namespace": "another"}))
-    assert owner(lock) is None, "nobody touches it"
+    assert owner(lock) is None, "its file is no longer touched"
     with hold(lock) as waited:
         assert not waited
 
 
-def test_an_owner_that_lost_its_lock_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_owner_that_lost_its_lock_exits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locks, "_has_flock", lambda folder: False)
     monkeypatch.setattr(locks, "BEAT_SECONDS", 0.05)
     process = start(hold_for_ever, tmp_path / ".lock")
@@ -121,14 +121,14 @@ def test_an_owner_that_lost_its_lock_ends(tmp_path: Path, monkeypatch: pytest.Mo
     assert process.exitcode == 1
 
 
-def test_what_a_killed_maker_left_is_removed_by_the_next(tmp_path: Path, disk: str) -> None:
+def test_leftovers_of_a_killed_writer_are_removed(tmp_path: Path, disk: str) -> None:
     path = tmp_path / "data.h5"
     alive, killed = start(write_for_ever, tmp_path / "other"), start(write_for_ever, path)
     kill(killed)
     assert len(list(tmp_path.iterdir())) == 4
     clear_leftovers(tmp_path, "other")
-    assert len(list(tmp_path.iterdir())) == 4, "one that is alive is left alone"
-    (tmp_path / ".data.h5.4711.tmp").touch()  # as they were called once
+    assert len(list(tmp_path.iterdir())) == 4, "a live writer is not disturbed"
+    (tmp_path / ".data.h5.4711.tmp").touch()  # an older naming scheme
     atomic_write_text(path, "whole")
     assert sorted(name[:6] for name in os.listdir(tmp_path)) == [".other", ".other", "data.h"]
     kill(alive)
@@ -149,7 +149,7 @@ def make_slowly(path: Path, made: Path) -> None:
     ensure(path, make)
 
 
-def test_the_second_waits_and_uses_what_the_first_made(tmp_path: Path, disk: str, monkeypatch) -> None:
+def test_the_second_process_waits_and_uses_the_result(tmp_path: Path, disk: str, monkeypatch) -> None:
     path, made, said = tmp_path / "data", tmp_path / "made", []
 
     def say(text: str, **_: object) -> None:
@@ -173,9 +173,9 @@ def test_the_second_waits_and_uses_what_the_first_made(tmp_path: Path, disk: str
     assert sorted(tmp_path.iterdir()) == [path, made]
 
 
-def test_a_lock_may_be_taken_again_by_the_thread_that_has_it(tmp_path: Path, disk: str) -> None:
+def test_a_lock_is_reentrant_within_a_thread(tmp_path: Path, disk: str) -> None:
     path = tmp_path / "data"
-    with only_one(path), temporary(path) as outer:
+    with exclusive(path), temporary(path) as outer:
         outer.touch()
         with temporary(path, folder=True) as inner:
             assert outer.exists() and inner.is_dir() and inner != outer
@@ -190,13 +190,13 @@ def test_a_name_of_255_bytes_can_be_written(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot write"), only_one(tmp_path / "file" / "data"):
+    with pytest.raises(UserError, match="cannot write"), exclusive(tmp_path / "file" / "data"):
         pass
     with pytest.raises(OSError), temporary(tmp_path / "missing" / "data"):
         pass
 
 
-def test_only_missing_locks_of_the_file_system_lead_to_heartbeats(tmp_path: Path, monkeypatch) -> None:
+def test_heartbeats_are_used_only_without_file_locks(tmp_path: Path, monkeypatch) -> None:
     assert locks._has_flock(tmp_path)
 
     def refuse(descriptor: int, operation: int) -> None:

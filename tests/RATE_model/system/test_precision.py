@@ -1,4 +1,4 @@
-"""Which products are taken in which type."""
+"""The dtype of matrix products, and the choice of a device."""
 
 import pytest
 import torch
@@ -19,33 +19,33 @@ CPU = torch.device("cpu")
         ({"neon": True}, False),
     ],
 )
-def test_auto_takes_what_the_processor_has_units_for(monkeypatch, units, expected):
+def test_auto_uses_bfloat16_if_the_cpu_supports_it(monkeypatch, units, expected):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units)
     assert uses_bfloat16(CPU, "auto") is expected
     assert uses_bfloat16(CPU, "bf16") and not uses_bfloat16(CPU, "32")
 
 
 @pytest.mark.parametrize("supported", [True, False])
-def test_auto_asks_the_gpu_and_not_the_processor(monkeypatch, supported):
+def test_auto_on_a_gpu_ignores_the_cpu(monkeypatch, supported):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": not supported})
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: supported or including_emulation)
     assert uses_bfloat16(torch.device("cuda"), "auto") is supported
 
 
-def test_products_have_the_type_that_was_asked_for():
+def test_products_have_the_requested_dtype():
     matrix = torch.eye(4)
     for precision, dtype in (("32", torch.float32), ("bf16", torch.bfloat16)):
         with autocast(CPU, precision):
             assert (matrix @ matrix).dtype == dtype
 
 
-def test_processes_of_a_run_take_a_gpu_each(monkeypatch):
+def test_each_process_of_a_run_gets_its_own_gpu(monkeypatch):
     chosen = []
     monkeypatch.setattr(distributed, "size", lambda: 4)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    for number, name in ((0, "auto"), (1, "cuda"), (2, "auto")):  # the third process shares, where there are too few
+    for number, name in ((0, "auto"), (1, "cuda"), (2, "auto")):  # with too few GPUs the third process shares one
         monkeypatch.setattr(distributed, "local_rank", lambda number=number: number)
         assert pick_device(name) == torch.device("cuda", number % 2) == chosen[-1]
     assert pick_device("cpu") == torch.device("cpu")

@@ -1,4 +1,4 @@
-"""Work in other processes: results, errors, and processes that do not outlive what they work for."""
+"""Worker processes: results, errors, and no process outlives its parent."""
 
 import contextlib
 import itertools
@@ -28,7 +28,7 @@ def _die(number):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_all_results_come_from_as_many_processes_as_asked_for():
+def test_results_come_from_the_requested_number_of_processes():
     done = list(in_processes(_double, [1, 2, 3], 1))
     assert done == [(2, os.getpid()), (4, os.getpid()), (6, os.getpid())]
     assert sorted(number for number, _ in in_processes(_double, range(6), 2)) == [0, 2, 4, 6, 8, 10]
@@ -44,8 +44,8 @@ def _slow_if_even(number):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_results_in_order_of_tasks_without_end(workers):
-    """No more tasks are begun than were asked for, and those begun end with the iterator."""
+def test_endless_tasks_give_results_in_order(workers):
+    """No more tasks are started than requested, and started ones end with the iterator."""
     taken = []
     tasks = (taken.append(number) or number for number in itertools.count())
     with contextlib.closing(in_order(_slow_if_even, tasks, workers, ahead=2)) as results:
@@ -57,18 +57,18 @@ def test_results_in_order_of_tasks_without_end(workers):
     assert list(in_order(_slow_if_even, [], workers)) == []
 
 
-def test_what_goes_wrong_reaches_the_caller():
+def test_errors_reach_the_caller():
     with pytest.raises(UserError, match="is bad"):
         list(in_processes(_fail, [1, 2, 3], 2))
-    with pytest.raises(UserError, match="was killed, or could not start; with --workers 1"):
+    with pytest.raises(UserError, match="was killed or could not start; use --workers 1"):
         list(in_processes(_die, [1, 2], 2))
     with pytest.raises(UserError, match="is bad"):
         list(in_order(_fail, [1, 2, 3], 2))
-    with pytest.raises(UserError, match="was killed, or could not start; with --workers 1"):
+    with pytest.raises(UserError, match="was killed or could not start; use --workers 1"):
         list(in_order(_die, [1, 2], 2))
 
 
-def test_processes_end_with_the_one_that_started_them(tmp_path):
+def test_workers_end_with_their_parent(tmp_path):
     (tmp_path / "slow.py").write_text(
         "import os, pathlib, time\n"
         "from RATE_model.system.processes import in_processes\n"
@@ -106,7 +106,7 @@ def is_running(process):
     return True
 
 
-def test_a_place_that_cannot_be_written_is_named_before_the_work(tmp_path):
+def test_an_unwritable_path_is_refused_early(tmp_path):
     check_writable(tmp_path / "new" / "folder" / "file.h5")
     assert not list(tmp_path.iterdir())
     (tmp_path / "file").write_text("")

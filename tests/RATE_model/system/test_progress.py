@@ -1,4 +1,4 @@
-"""Progress in a log file: lines, now and then, with what is left."""
+"""Progress in a log file: occasional lines with the time left."""
 
 import re
 
@@ -6,7 +6,7 @@ from RATE_model.system import progress
 from RATE_model.system.progress import progress_bar
 
 
-def test_a_log_file_gets_lines_and_a_quick_job_none(monkeypatch, capsys):
+def test_only_slow_jobs_print_lines_to_a_log_file(monkeypatch, capsys):
     with progress_bar(total=3, desc="acting", unit="step") as bar:
         for _ in range(3):
             bar.update()
@@ -25,7 +25,7 @@ def test_a_log_file_gets_lines_and_a_quick_job_none(monkeypatch, capsys):
     assert re.search(r"^3 segments: batch 7, 00:0\d elapsed$", capsys.readouterr().err.splitlines()[-1])
 
 
-def test_it_can_be_silenced(monkeypatch, capsys):
+def test_progress_can_be_silenced(monkeypatch, capsys):
     monkeypatch.setattr(progress, "_SECONDS", 0.0)
     monkeypatch.setenv("TQDM_DISABLE", "1")
     with progress_bar(total=4, desc="acting", unit="step") as bar:

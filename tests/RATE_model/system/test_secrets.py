@@ -1,4 +1,4 @@
-"""What is hidden as a key, and what is not."""
+"""Which text is hidden as a key."""
 
 import pytest
 
@@ -9,7 +9,7 @@ OLD, NEW = "0123456789abcdef" * 2 + "01234567", "wandb_v1_" + "aB3_" * 19
 
 
 @pytest.mark.parametrize("text", ["--text={}", "key '{}'", "local-{}", "{}", "a: {}\nb: 1"])
-def test_what_looks_like_a_key_is_hidden(text):
+def test_text_that_looks_like_a_key_is_hidden(text):
     for key in (OLD, NEW):
         assert redact(text.format(key)) == text.format("***") == str(UserError(text.format(key)))
 

@@ -41,7 +41,7 @@ def value_at(path: Path) -> float:
     return load_checkpoint(path)[0]["weight"][0].item()
 
 
-def test_model_and_training_state_come_back_bit_for_bit(tmp_path: Path) -> None:
+def test_model_and_training_state_round_trip_bit_for_bit(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3))
     model[0].weight = nn.Parameter(torch.randn(4, 3).t())  # Not contiguous.
@@ -81,13 +81,13 @@ def test_tied_weights_are_saved_under_both_names(tmp_path: Path) -> None:
     assert torch.equal(weights["a"], shared) and torch.equal(weights["b"], shared) and len(weights["c"]) == 4
 
 
-def test_state_that_needs_code_to_be_read_is_refused_when_saved(tmp_path: Path) -> None:
+def test_state_that_is_not_plain_data_is_refused_when_saved(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="PosixPath|pathlib"):
         save_checkpoint(tmp_path, 0, model_state={}, training_state={"path": tmp_path})
     assert find_checkpoint(tmp_path) is None
 
 
-def test_the_newest_are_kept_and_the_tagged(tmp_path: Path) -> None:
+def test_the_newest_and_the_tagged_are_kept(tmp_path: Path) -> None:
     for step in range(1, 6):
         save(tmp_path, step, tag="best" if step == 2 else None)
     assert names(tmp_path) == ["best", "step_00000002", "step_00000004", "step_00000005"]
@@ -97,14 +97,14 @@ def test_the_newest_are_kept_and_the_tagged(tmp_path: Path) -> None:
     assert names(tmp_path) == ["best", "step_00000006"]
 
 
-def test_the_future_of_a_run_that_went_back_is_removed(tmp_path: Path) -> None:
+def test_checkpoints_of_later_steps_are_removed(tmp_path: Path) -> None:
     for step in (10, 20, 30):
         save(tmp_path, step, keep=9, tag="best" if step == 30 else None)
     save(tmp_path, 15, keep=2)
     assert names(tmp_path) == ["step_00000010", "step_00000015"]
 
 
-def test_other_files_beside_checkpoints_are_left_alone(tmp_path: Path) -> None:
+def test_other_files_beside_checkpoints_are_kept(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "picture").write_bytes(b"\xff\xfe")
     save(tmp_path, 1)
@@ -170,7 +170,7 @@ def damage_manifest_missing(path: Path) -> None:
         (damage_manifest_missing, "manifest.json"),
     ],
 )
-def test_a_damaged_checkpoint_is_named_and_passed_over(tmp_path, capsys, damage, named) -> None:
+def test_a_damaged_checkpoint_is_skipped_with_a_warning(tmp_path, capsys, damage, named) -> None:
     good, bad = save(tmp_path, 1), save(tmp_path, 2, tag="best")
     assert find_damage(bad) is None
     damage(bad)
@@ -187,7 +187,7 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(tmp_path, capsys, damage,
         resolve_checkpoint(tmp_path)
 
 
-def test_nothing_to_find(tmp_path: Path) -> None:
+def test_no_checkpoint_is_found_in_empty_directories(tmp_path: Path) -> None:
     assert find_checkpoint(tmp_path) is None and find_checkpoint(tmp_path / "absent") is None
     for path in (tmp_path, tmp_path / "absent"):
         with pytest.raises(UserError, match=path.name):
@@ -196,7 +196,7 @@ def test_nothing_to_find(tmp_path: Path) -> None:
             resolve_checkpoint(path)
 
 
-def test_a_checkpoint_is_found_from_the_run_down(tmp_path: Path) -> None:
+def test_a_checkpoint_is_found_from_the_run_or_below(tmp_path: Path) -> None:
     directory = tmp_path / "checkpoints"
     best, last = save(directory, 1, tag="best"), save(directory, 2)
     for path, tag, expected in [
@@ -229,19 +229,19 @@ def test_a_full_disk_leaves_the_older_ones_intact(tmp_path: Path, monkeypatch: p
     assert names(tmp_path) == ["step_00000001"] and find_checkpoint(tmp_path) == tmp_path / "step_00000001"
 
 
-def test_a_directory_that_cannot_be_made_is_a_user_error(tmp_path: Path) -> None:
+def test_an_uncreatable_directory_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot save checkpoint"):
         save(tmp_path / "file" / "checkpoints", 1)
 
 
-def test_a_full_disk_calls_no_damaged_checkpoint_intact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_error_names_no_damaged_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     damage_flipped(save(tmp_path, 1))
 
     def full(path: Path, content: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoints, "atomic_write_text", full)  # which writes the tag
+    monkeypatch.setattr(checkpoints, "atomic_write_text", full)  # writes the tag
     with pytest.raises(UserError, match="step_00000002: No space left on device. step_00000002 is intact; make"):
         save(tmp_path, 2, tag="best")
     monkeypatch.setattr(checkpoints, "write_durably", full)
@@ -251,11 +251,11 @@ def test_a_full_disk_calls_no_damaged_checkpoint_intact(tmp_path: Path, monkeypa
 
 
 class PowerLoss(BaseException):
-    """Nothing in the program catches this."""
+    """Not caught anywhere in the program."""
 
 
 def test_dying_at_any_point_of_a_save_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Saves once per file operation that a save consists of, dying before it, and halfway for the removal of a tree."""
+    """For each file operation of a save, die before it; for the removal of a tree, also halfway."""
     remaining = 0
 
     def dying(real, halfway=None):
@@ -336,6 +336,6 @@ def test_kill_9_while_saving_never_loses_a_finished_checkpoint(tmp_path: Path) -
         start = 3 * training["step"]
 
 
-def test_a_name_that_no_file_system_takes_is_told(tmp_path: Path) -> None:
+def test_a_too_long_name_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read: File name too long"):
         resolve_checkpoint(tmp_path / ("x" * 300))

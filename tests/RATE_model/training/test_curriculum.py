@@ -18,7 +18,7 @@ def batches(curriculum, *values: float) -> None:
         curriculum.after_batch({"right": torch.tensor(value), "other": torch.tensor(0.0)})
 
 
-def test_fixed_stages_last_so_many_epochs_each():
+def test_fixed_stages_last_their_epochs():
     curriculum = FixedStages([1, 2, 4], epochs=[3, 1, 2])
     seen = []
     while not curriculum.finished:
@@ -30,19 +30,19 @@ def test_fixed_stages_last_so_many_epochs_each():
     assert curriculum.segments == 4  # of the last validation
 
 
-def test_a_stage_is_solved_by_batches_that_are_all_right_in_a_row():
+def test_a_stage_is_solved_by_a_streak_of_perfect_batches():
     curriculum = adaptive()
     batches(curriculum, 1, 1, 0.99, 1, 1)
     assert curriculum.segments == 1
     batches(curriculum, 1)
     assert curriculum.segments == 2 and not curriculum.annealing
     batches(curriculum, 1, 1)
-    assert not curriculum.annealing  # the row starts over in every stage
+    assert not curriculum.annealing  # the streak restarts in every stage
     batches(curriculum, 1)
     assert curriculum.annealing and not curriculum.finished and curriculum.segments == 2
 
 
-def test_annealing_lasts_so_many_batches_whatever_happens_in_them():
+def test_annealing_lasts_a_fixed_number_of_batches():
     curriculum = adaptive(stages=[3])
     batches(curriculum, 1, 1, 1)
     for left in (3, 2, 1, 0):
@@ -67,7 +67,7 @@ def test_too_many_batches_end_a_stage_unsolved():
     assert curriculum.finished and not curriculum.solved
 
 
-def test_stage_solved_by_its_last_batch():
+def test_a_stage_solved_by_its_last_batch():
     curriculum = adaptive(max_batches=4)
     batches(curriculum, 0, 1, 1, 1)
     assert curriculum.segments == 2 and curriculum.solved
@@ -114,13 +114,13 @@ def test_a_curriculum_continues_from_its_state_after_any_batch(make):
         assert second.state_dict() != make().state_dict()
 
 
-def test_stages_are_read_from_text():
+def test_stages_are_parsed():
     assert (
         parse_stages(["1:40", "5:12"], 9, flag="stages") == [(1, 40), (5, 12)] and parse_stages([], 1, flag="x") == []
     )
 
 
 @pytest.mark.parametrize("texts", [["1"], ["1:"], ["0:4"], ["2:0"], ["-1:3"], ["1:2:3"], ["4:1", "4:1"], ["9:1"]])
-def test_stages_that_are_none_are_named(texts):
+def test_invalid_stages_are_an_error(texts):
     with pytest.raises(UserError, match=f"--stages .*{texts[0]}"):
         parse_stages(texts, 9, flag="stages")

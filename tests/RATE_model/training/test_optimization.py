@@ -1,4 +1,4 @@
-"""The learning rate's course, and which parameters decay."""
+"""Learning-rate schedules and weight decay."""
 
 import math
 from dataclasses import replace
@@ -30,7 +30,7 @@ def test_the_rate_warms_up_and_decays_to_the_end_factor(shape, total, warmup):
     assert all(later <= earlier for earlier, later in zip(behind, behind[1:], strict=False))
 
 
-def test_the_shapes_between():
+def test_decay_shapes():
     linear = course(decay_over(111, warmup_steps=10, end_factor=0.2, shape="linear"), 111)
     cosine = course(decay_over(111, warmup_steps=10, end_factor=0.2, shape="cosine"), 111)
     assert linear[10] == cosine[10] == 1.0
@@ -46,7 +46,7 @@ def test_a_run_shorter_than_its_warm_up_reaches_the_peak_at_its_end():
     assert factors == pytest.approx([(step + 1) / 20 for step in range(20)])
 
 
-def test_annealing_begins_when_it_is_told_to_and_only_once():
+def test_annealing_starts_once_on_request():
     schedule = Schedule(5, None, 10, 0.0)
     assert course(schedule, 100)[5:] == [1.0] * 95
     schedule.start_decay(40)
@@ -87,7 +87,7 @@ def test_only_matrices_decay(spec):
     assert all(group["lr"] == 1e-3 and group["betas"] == (0.8, 0.9) for group in optimizer.param_groups)
 
 
-def test_decay_shrinks_a_matrix_without_a_gradient_and_leaves_the_rest():
+def test_decay_shrinks_only_matrices_without_a_gradient():
     model = small_model(spec=replace(VECTOR))
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     optimizer = make_optimizer(model, learning_rate=0.5, betas=(0.9, 0.95), weight_decay=0.1)

@@ -1,4 +1,4 @@
-"""Run directories: what is written, what is refused, how a run is resumed, interrupted and repeated over seeds."""
+"""Run directories: recording, refusal, resuming, interruption and several seeds."""
 
 import json
 import multiprocessing
@@ -82,7 +82,7 @@ def test_a_run_with_a_checkpoint_is_not_touched_unless_asked(tmp_path: Path) -> 
     before = snapshot(tmp_path)
     with pytest.raises(UserError, match="--resume auto.*\n?.*--overwrite true"):
         begin(tmp_path)
-    with pytest.raises(UserError, match="exclude each other"):
+    with pytest.raises(UserError, match="are mutually exclusive"):
         begin(tmp_path, resume="auto", overwrite=True)
     assert snapshot(tmp_path) == before
 
@@ -102,7 +102,7 @@ def test_a_run_that_died_before_its_first_checkpoint_starts_again(tmp_path: Path
     assert begin(tmp_path, config={**CONFIG, "model_mode": "DT"}).checkpoint is None, "it has made nothing"
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
     (tmp_path / "eval" / "epoch_0001.json").write_text("{}")
-    with pytest.raises(UserError, match="already holds metrics.jsonl, eval/epoch_0001.json: continue"):
+    with pytest.raises(UserError, match="already contains metrics.jsonl, eval/epoch_0001.json: continue"):
         begin(tmp_path)
     assert begin(tmp_path, resume="auto").checkpoint is None
     assert not (tmp_path / "metrics.jsonl").exists() and not list((tmp_path / "eval").iterdir())
@@ -121,7 +121,7 @@ def test_results_without_checkpoints_are_kept(tmp_path: Path, kept: str, resume:
     assert begin(tmp_path, overwrite=True).checkpoint is None and not (tmp_path / kept).exists()
 
 
-def test_a_run_that_finished_with_these_flags_is_told_apart(tmp_path: Path) -> None:
+def test_a_finished_run_without_checkpoints_is_recognised(tmp_path: Path) -> None:
     begin(tmp_path).write_evaluation("epoch_0001", {})
     (tmp_path / "eval" / "last.json").write_text("{}")
 
@@ -169,8 +169,8 @@ def test_a_run_has_one_owner(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"overwrite": True}, {"resume": "auto"}])
-def test_a_run_is_looked_at_again_when_it_is_opened(tmp_path: Path, options: dict) -> None:
-    """Another command finished it between the check of all seeds and the turn of this one."""
+def test_a_run_is_checked_again_when_opened(tmp_path: Path, options: dict) -> None:
+    """Another command finished it between the check of all seeds and the start of this one."""
     checked = check_run(tmp_path, config=CONFIG, seed=1, **options)
     step = save(begin(tmp_path), 5)
     before = snapshot(tmp_path)
@@ -178,12 +178,15 @@ def test_a_run_is_looked_at_again_when_it_is_opened(tmp_path: Path, options: dic
         with open_run(checked, config=CONFIG) as run:
             assert run.checkpoint == step
         return
-    with pytest.raises(RunError, match="already holds|another command meanwhile"), open_run(checked, config=CONFIG):
+    with (
+        pytest.raises(RunError, match="already contains|another command in the meantime"),
+        open_run(checked, config=CONFIG),
+    ):
         pass
     assert snapshot(tmp_path) == before
 
 
-def test_errors_of_an_open_run_are_its_own(tmp_path: Path) -> None:
+def test_errors_inside_an_open_run_are_run_errors(tmp_path: Path) -> None:
     run = check_run(tmp_path, config=CONFIG, seed=1)
     with pytest.raises(RunError, match="^no room$"), open_run(run, config=CONFIG):
         raise UserError("no room")
@@ -194,7 +197,7 @@ def test_errors_of_an_open_run_are_its_own(tmp_path: Path) -> None:
     assert begin(tmp_path).checkpoint is None, "a traceback is not a result"
 
 
-def test_what_a_killed_owner_left_in_a_run_is_removed(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_owner_are_removed(tmp_path: Path) -> None:
     run = begin(tmp_path)
     save(run, 5)
     left = [tmp_path / ".config.yaml.0123abcd.tmp", run.plots / ".a.png.0123abcd.tmp", run.plots / ".a.png.lock"]
@@ -220,7 +223,7 @@ def test_resume_auto_starts_or_continues(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"starts": 3}', b'{"starts": [1]}', b"\xff"])
-def test_damaged_records_of_starts_are_kept_and_said(tmp_path: Path, capsys, content: bytes) -> None:
+def test_a_damaged_record_is_kept_with_a_warning(tmp_path: Path, capsys, content: bytes) -> None:
     save(begin(tmp_path), 5)
     (tmp_path / "environment.json").write_bytes(content)
     begin(tmp_path, resume="auto")
@@ -231,7 +234,7 @@ def test_damaged_records_of_starts_are_kept_and_said(tmp_path: Path, capsys, con
     assert "damaged" not in capsys.readouterr().err
 
 
-def test_what_is_written_into_a_run_waits_for_its_owner(tmp_path: Path, monkeypatch, capsys) -> None:
+def test_writing_into_a_run_waits_for_its_owner(tmp_path: Path, monkeypatch, capsys) -> None:
     owner = multiprocessing.get_context("fork").Process(target=run_for_ever, args=(tmp_path,))
     owner.start()
     while not (tmp_path / "ready").exists():
@@ -254,7 +257,7 @@ def test_resume_from_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         begin(tmp_path / "new", resume="absent")
     assert not (tmp_path / "new").exists()
     save(other, 7)
-    with pytest.raises(UserError, match="already holds"):
+    with pytest.raises(UserError, match="already contains"):
         begin(tmp_path / "other", resume="first")
 
 
@@ -269,7 +272,7 @@ def test_resume_from_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ({"new_flag": 1}, "new_flag was None, now 1"),
     ],
 )
-def test_what_may_change_when_a_run_is_resumed(tmp_path: Path, change: dict, message: str | None) -> None:
+def test_only_some_flags_may_change_on_resuming(tmp_path: Path, change: dict, message: str | None) -> None:
     save(begin(tmp_path), 5)
     config = CONFIG | change
     if message is None:
@@ -291,7 +294,7 @@ def test_a_run_with_earlier_spellings_is_resumed(tmp_path: Path) -> None:
         begin(tmp_path, resume="auto", config=config | {"segments": 4})
 
 
-def test_a_run_from_before_a_flag_did_what_is_said_of_it(tmp_path: Path) -> None:
+def test_a_run_older_than_a_flag_uses_its_former_value(tmp_path: Path) -> None:
     save(begin(tmp_path, config={"layouts": "own"}), 5)
     (tmp_path / "config.yaml").write_text("epochs: 1\n")
     both = {"config": {"epochs": 1, "layouts": "own"}, "resume": "auto"}
@@ -324,7 +327,7 @@ def test_run_names() -> None:
         run_name("/", "")
 
 
-def test_a_signal_is_a_request_and_handlers_return() -> None:
+def test_a_signal_is_recorded_and_handlers_are_restored() -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         with Interrupts() as interrupts:
@@ -376,12 +379,12 @@ def test_every_seed_runs_and_a_failed_one_is_reported(capsys: pytest.CaptureFixt
     assert "seed 3 failed: --text x: taken" in errors and "2 of 4 seeds finished; failed: 2, 3" in errors
 
 
-def test_seeds_that_succeed_say_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_successful_seeds_print_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_seeds([1, 2], lambda seed: None) == 0
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_user_error_in_the_first_seed_is_the_commands() -> None:
+def test_a_user_error_in_the_first_seed_is_raised() -> None:
     def train(seed: int) -> None:
         raise UserError("no data")
 
@@ -413,7 +416,7 @@ def test_checking_a_run_creates_and_removes_nothing(tmp_path: Path) -> None:
     assert snapshot(tmp_path) == before
 
 
-def test_a_name_that_no_file_system_takes_is_told(tmp_path: Path) -> None:
+def test_a_too_long_name_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="longer than 255 bytes"):
         begin(tmp_path / "runs" / ("x" * 300) / "run")
     with pytest.raises(UserError, match="File name too long"):

@@ -1,4 +1,4 @@
-"""The state that a window begins with: stored by an earlier pass over its episode, and brought up to date (R2D2)."""
+"""Initial states of windows: stored by an earlier pass over the episode and refreshed by a burn-in (R2D2)."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -64,26 +64,26 @@ def make_trainer(model: Agent, data: WindowDataset, *, transform=None, rate: flo
 
 
 def first_states(trainer: Trainer, batch: Batch):
-    """What all windows of a batch begin with."""
+    """The initial states of all windows of a batch."""
     return trainer._first_states(batch, [slice(0, len(batch))])[0]
 
 
 def episode(data: WindowDataset, start: int, steps: int) -> Batch:
-    """The first steps of the episode that begins there, in one window."""
+    """The first steps of the episode that starts there, in one window."""
     return data.with_windows(np.array([[0, start, steps]]), size=steps)[0]
 
 
 @pytest.mark.parametrize("bptt_segments", [-1, 0])
 @pytest.mark.parametrize("name", MEMORY_NAMES)
-def test_what_is_stored_is_what_one_pass_over_the_episode_computes(tmp_path, name, bptt_segments):
-    """Windows in order and parameters that do not move: chains of segments from the first step on are exact."""
+def test_stored_states_equal_one_pass_over_the_episode(tmp_path, name, bptt_segments):
+    """With windows in order and constant parameters, chains of segments from the first step are exact."""
     data, model = make_data(tmp_path), make_agent(name)
     trainer = make_trainer(model, data, bptt_segments=bptt_segments, accumulate=2)
     for number in range(len(data)):
         trainer.train_batch(data[number])
     checked = 0
     for number, (_, start, _) in enumerate(data.windows):
-        begun = int(data.begun(np.array([0]), np.array([start]))[0])
+        begun = int(data.episode_starts(np.array([0]), np.array([start]))[0])
         if begun == start or (start - begun) % K:
             continue
         state = first_states(trainer, data[number])
@@ -91,22 +91,22 @@ def test_what_is_stored_is_what_one_pass_over_the_episode_computes(tmp_path, nam
         _, expected = model(whole.observations, whole.actions, whole.rtg, whole.valid)
         for one, other in zip(state.memory.tensors(), expected.memory.tensors(), strict=True):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
-        assert state.begun.tolist() == [0] and torch.equal(state.actions, whole.actions[:, -1])
+        assert state.started.tolist() == [0] and torch.equal(state.actions, whole.actions[:, -1])
         checked += 1
     assert checked == 2 + 2
 
 
 @pytest.mark.parametrize("name", ["RATE", "TrXL", "LSTM"])
 def test_windows_with_and_without_a_stored_state_in_one_batch(tmp_path, name):
-    """Each is as if it were alone: caches of different lengths, and no last action where nothing is stored."""
+    """Rows are independent: caches of different lengths, and no last action where nothing is stored."""
     data, model = make_data(tmp_path), make_agent(name)
     trainer = make_trainer(model, data)
-    for number in (0, 1, K, 2 * K):  # leave states from one, two and three segments on
+    for number in (0, 1, K, 2 * K):  # store states after one, two and three segments
         trainer.train_batch(data[number])
     numbers = [2 * K, 0, K, 3, K + 1, len(data) - 1]
     batch = data.__getitems__(numbers)
     state = first_states(trainer, batch)
-    assert state.begun.tolist() == [0, 2, 4]
+    assert state.started.tolist() == [0, 2, 4]
     together, _ = model(batch.observations, batch.actions, batch.rtg, batch.valid, state)
     for row, number in enumerate(numbers):
         one = data[number]
@@ -114,7 +114,7 @@ def test_windows_with_and_without_a_stored_state_in_one_batch(tmp_path, name):
         torch.testing.assert_close(together[row, one.valid[0]], alone[0, one.valid[0]], rtol=1e-4, atol=1e-5)
 
 
-def test_the_learned_initial_memory_gets_its_gradient_beside_stored_states(tmp_path):
+def test_the_initial_memory_gets_a_gradient_beside_stored_states(tmp_path):
     data, model = make_data(tmp_path), make_agent("RMT")
     trainer = make_trainer(model, data)
     trainer.train_batch(data[0])
@@ -137,13 +137,13 @@ def test_parts_of_a_batch_store_the_same(tmp_path):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
-def test_a_mirrored_window_begins_with_a_mirrored_pass(tmp_path):
+def test_a_mirrored_window_uses_the_state_of_a_mirrored_pass(tmp_path):
     data, model = make_data(tmp_path, K, spec=IMAGES), make_agent("LSTM", spec=IMAGES)
     mirror = Mirror((1, 0, 2, 3))
     trainer = make_trainer(model, data, transform=mirror)
     plain = make_trainer(model, data)
     plain.train_batch(data[0])
-    for _ in range(20):  # both ways are drawn
+    for _ in range(20):  # both variants occur
         trainer.train_batch(data[0])
     as_it_is, mirrored = (
         first_states(trainer, replace(data[1], variants=torch.tensor([variant]))) for variant in (0, 1)
@@ -153,7 +153,7 @@ def test_a_mirrored_window_begins_with_a_mirrored_pass(tmp_path):
 
 
 def test_a_state_after_the_end_of_a_trajectory_is_not_kept(tmp_path):
-    """The short episode is padded: what its padding makes of the state is nobody's beginning."""
+    """The short episode is padded: no window starts with the state after its padding."""
     data = make_data(tmp_path)
     trainer = make_trainer(make_agent("LSTM"), data)
     trainer.train_batch(data[len(data) - 1])
@@ -164,7 +164,7 @@ def test_a_state_after_the_end_of_a_trajectory_is_not_kept(tmp_path):
 
 
 @pytest.mark.parametrize("steps", [1, K, K + 1, SIZE - 1])
-def test_a_burn_in_carries_no_loss_but_where_an_episode_begins(tmp_path, steps):
+def test_a_burn_in_has_no_loss_except_at_episode_starts(tmp_path, steps):
     data = make_data(tmp_path)
     batch = data.__getitems__([0, 3, len(data) - 1])
     learned = without_burn_in(batch, steps).valid
@@ -178,8 +178,8 @@ def test_a_burn_in_carries_no_loss_but_where_an_episode_begins(tmp_path, steps):
 
 @pytest.mark.parametrize("bptt_segments", [-1, 0])
 @pytest.mark.parametrize(("name", "steps"), [("RATE", K), ("RATE", K + 1), ("LSTM", K + 1), ("LSTM", 3)])
-def test_the_loss_and_the_gradient_are_of_what_follows_the_burn_in(tmp_path, name, steps, bptt_segments):
-    """Those of a pass without gradients over the burn-in (of RATE, its whole segments) and a pass over the rest."""
+def test_loss_and_gradient_come_from_after_the_burn_in(tmp_path, name, steps, bptt_segments):
+    """They equal a pass without gradients over the burn-in (for RATE, its whole segments) and one over the rest."""
     data, model = make_data(tmp_path), make_agent(name, **({"mem_len": 5} if name == "RATE" else {}))
     batch = data.__getitems__([3, 5, 8])
     trainer = make_trainer(model, data, window_state="initial", burn_in=steps, bptt_segments=bptt_segments)
@@ -210,8 +210,8 @@ def test_the_loss_and_the_gradient_are_of_what_follows_the_burn_in(tmp_path, nam
     assert float(result["train_accuracy"]) == pytest.approx(float(right))
 
 
-def test_gradients_flow_through_windows_that_begin_episodes_all_the_way(tmp_path):
-    """Beside windows that are burnt in, which get none."""
+def test_gradients_flow_through_all_of_windows_that_start_episodes(tmp_path):
+    """Windows with a burn-in beside them get none."""
     data, model = make_data(tmp_path), make_agent("LSTM")
     trainer = make_trainer(model, data, window_state="initial", burn_in=K)
     batch = data.__getitems__([0, 3])
@@ -221,7 +221,7 @@ def test_gradients_flow_through_windows_that_begin_episodes_all_the_way(tmp_path
     assert touched.tolist() == [[True] * SIZE, [step >= K for step in range(SIZE)]]
 
 
-def test_validation_burns_in_and_uses_nothing_stored(tmp_path):
+def test_validation_burns_in_without_stored_states(tmp_path):
     data, model = make_data(tmp_path), make_agent()
     trainer = make_trainer(model, data, burn_in=K)
     before = trainer.validate(iter([data.__getitems__([3, 5])]))
@@ -269,7 +269,7 @@ def test_training_with_stored_states_continues_bit_for_bit(tmp_path, name):
     assert [float(without.train_batch(batch)["train_loss"]) for batch in drawn[5:]] != expected[5:]
 
 
-def test_a_checkpoint_that_is_saved_before_training_goes_on_keeps_them(tmp_path):
+def test_saving_right_after_resuming_keeps_the_states(tmp_path):
     data = make_data(tmp_path)
     first = make_trainer(make_agent(), data)
     first.train_batch(data[0])
@@ -278,7 +278,7 @@ def test_a_checkpoint_that_is_saved_before_training_goes_on_keeps_them(tmp_path)
     assert torch.equal(second.state_dict()["stored_states"]["slots"], first.state_dict()["stored_states"]["slots"])
 
 
-def test_another_stage_begins_without_any(tmp_path):
+def test_a_new_stage_starts_without_stored_states(tmp_path):
     data = make_data(tmp_path)
     trainer = make_trainer(make_agent(), data)
     trainer.train_batch(data[0])
@@ -295,6 +295,6 @@ def test_too_many_states_are_refused(tmp_path, monkeypatch):
         make_trainer(model, data)
 
 
-def test_windows_that_are_padded_at_the_left_are_refused(tmp_path):
+def test_windows_padded_on_the_left_are_refused(tmp_path):
     with pytest.raises(UserError, match="--pad left"):
         make_trainer(make_agent(), make_data(tmp_path, pad="left"))

@@ -1,4 +1,4 @@
-"""Several processes train as one: the same losses, whatever a process's share of a batch holds."""
+"""Several processes train as one: the same losses for any split of a batch."""
 
 import itertools
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ from tests.small_models import VECTOR, K, N, small_model
 from TMaze_new.TMaze_new_src.env import TMazeVectorEnv
 
 BATCHES = 20
-# Windows of the data are 23; the last batch of an epoch has two, for up to three processes.
+# The data has 23 windows; an epoch's last batch has two, for up to three processes.
 BATCH_SIZE = 7
 OBJECTIVES = ("next_latent", "return", "infos/place", "infos/phase")
 SETTINGS = {
@@ -53,7 +53,7 @@ def in_float64(batch: Batch) -> Batch:
 
 
 def stages(data: WindowDataset, batches: int) -> list[tuple[WindowDataset, int]]:
-    """Windows of one segment, of two, ..., then the data; and batches of each stage."""
+    """Windows of one segment, of two, ..., then all data; and the batches of each stage."""
     (file,) = data.files
     lengths = range(K, data.size, K)
     shorter = [data.with_windows(strided_windows(0, file, size, 1), size=size) for size in lengths]
@@ -61,7 +61,7 @@ def stages(data: WindowDataset, batches: int) -> list[tuple[WindowDataset, int]]
 
 
 def losses(data: WindowDataset, mode: str, batches: int, *, curriculum: bool = False, **options) -> list[float]:
-    """Losses, gradients' norms and metrics of some batches and of a validation."""
+    """Losses, gradient norms and metrics of some batches and a validation."""
 
     def metrics(logits, batch):
         return accuracy(logits, batch) | {"train_last": last_steps_right(logits, batch, 2)}
@@ -97,7 +97,7 @@ def assert_equal(data: WindowDataset, mode: str, setting: str, sizes: tuple[int,
 
 @pytest.fixture
 def data(tmp_path, monkeypatch) -> Iterator[WindowDataset]:
-    """Everything is float64 while it is used, so that the order of sums matters little."""
+    """Use float64, so that the order of sums matters little."""
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
@@ -124,7 +124,7 @@ def test_three_processes_have_the_losses_of_one(data, mode, setting):
 
 
 def covering() -> list[tuple[str, str]]:
-    """RATE in every setting, and every mode in one of them, in turn. All pairs would take five times as long."""
+    """RATE in every setting, and every mode in one setting. All pairs would take five times as long."""
     turns = zip(MODES, itertools.cycle(SETTINGS), strict=False)
     return list(dict.fromkeys([*(("RATE", setting) for setting in SETTINGS), *turns]))
 
@@ -133,7 +133,7 @@ def covering() -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("mode", "setting"), covering())
 def test_any_number_of_processes_has_the_losses_of_one(data, mode, setting):
     if SETTINGS[setting].get("window_state") == "stored" and not has_memory(mode):
-        setting = "whole"  # it hands no state on
+        setting = "whole"  # it has no state
     assert_equal(data, mode, setting, (2, 3), BATCHES)
 
 

@@ -1,4 +1,4 @@
-"""Metrics files, and wandb in every state an account and a network can be in, with a stand-in for wandb."""
+"""Metrics files, and wandb in every state of account and network, with a fake wandb."""
 
 import hashlib
 import json
@@ -57,14 +57,14 @@ class FakeWandb(types.ModuleType):
 
 @pytest.fixture
 def wandb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeWandb:
-    """A stand-in for wandb, a server that accepts every key, and an environment without any settings."""
+    """A fake wandb, a server that accepts every key, and no settings in the environment."""
     fake = FakeWandb()
     monkeypatch.setitem(sys.modules, "wandb", fake)
     monkeypatch.setattr(tracking, "probe_online", lambda key: None)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "wandb_config.yaml").write_text("")
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_DISABLED", "WANDB_ERROR_REPORTING", "WANDB_SILENT"):
-        monkeypatch.setenv(name, "")  # Set, not deleted: so that what a Tracker puts there is undone as well.
+        monkeypatch.setenv(name, "")  # Set, not deleted, so that changes by a Tracker are undone too.
     return fake
 
 
@@ -93,7 +93,7 @@ def test_metrics_are_one_json_object_per_line(tmp_path: Path, wandb: FakeWandb) 
     assert [json.loads(line)["step"] for line in (run / "timing.jsonl").read_text().splitlines()] == [1, 2]
 
 
-def test_step_is_no_metric(tmp_path: Path, wandb: FakeWandb) -> None:
+def test_a_metric_may_not_be_called_step(tmp_path: Path, wandb: FakeWandb) -> None:
     with track(tmp_path / "run") as tracker, pytest.raises(ValueError, match="step"):
         tracker.log({"step": 1.0}, step=1)
 
@@ -134,7 +134,7 @@ def test_a_resumed_file_equals_an_uninterrupted_one(
     ],
     ids=["deleted", "emptied", "cut off", "changed", "a line added"],
 )
-def test_changed_metrics_are_noticed_and_whole_lines_kept(tmp_path, wandb, capsys, damage, kept) -> None:
+def test_changed_metrics_are_detected_and_complete_lines_kept(tmp_path, wandb, capsys, damage, kept) -> None:
     with track(tmp_path) as tracker:
         for step in range(6):
             tracker.log({"loss": 1.0}, step=step)
@@ -149,12 +149,12 @@ def test_changed_metrics_are_noticed_and_whole_lines_kept(tmp_path, wandb, capsy
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [*kept, 4]
     assert (
-        f"metrics.jsonl was changed or shortened since its checkpoint was saved; the {len(kept)} whole"
+        f"metrics.jsonl was changed or truncated since its checkpoint was saved; {len(kept)} complete lines"
         in capsys.readouterr().err
     )
 
 
-def test_wandb_continues_under_its_id_and_is_told_every_step_once(tmp_path: Path, wandb: FakeWandb) -> None:
+def test_wandb_continues_under_its_id_and_gets_every_step_once(tmp_path: Path, wandb: FakeWandb) -> None:
     for first in (0, 2, 3):  # Killed twice after step 4, resumed at 1, then at 2.
         with track(tmp_path / "run", wandb_mode="offline") as tracker:
             for step in range(first, 5 + (first == 3)):
@@ -217,7 +217,7 @@ WISHES = {
 
 @pytest.mark.parametrize("mode", ["auto", "online"])
 @pytest.mark.parametrize("variable", WISHES)
-def test_variables_of_wandb(tmp_path, monkeypatch, capsys, wandb, variable, mode) -> None:
+def test_wandbs_environment_variables(tmp_path, monkeypatch, capsys, wandb, variable, mode) -> None:
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv(*variable.split("="))
     track(tmp_path / "run", wandb_mode=mode).close()
@@ -240,7 +240,7 @@ def test_a_key_in_the_wrong_variable_is_not_printed(tmp_path, monkeypatch, capsy
     ("file_mode", "variable", "expected"),
     [("offline", "", ["offline"]), ("disabled", "offline", []), ("", "offline", ["offline"]), ("", "disabled", [])],
 )
-def test_auto_asks_the_file_then_the_variable(tmp_path, monkeypatch, wandb, file_mode, variable, expected) -> None:
+def test_auto_reads_the_file_then_the_variable(tmp_path, monkeypatch, wandb, file_mode, variable, expected) -> None:
     monkeypatch.setenv("WANDB_MODE", variable)
     (tmp_path / "wandb_config.yaml").write_text(f"mode: {file_mode}\nentity: team\nproject: other\n")
     track(tmp_path / "run").close()
@@ -259,7 +259,7 @@ def test_a_refused_key_or_a_missing_network_means_offline(tmp_path, monkeypatch,
     assert "the server refused the key" in errors and "offline" in errors
 
 
-def test_an_online_start_that_fails_is_made_up_for_offline(tmp_path, monkeypatch, capsys, wandb) -> None:
+def test_a_failed_online_start_falls_back_to_offline(tmp_path, monkeypatch, capsys, wandb) -> None:
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     wandb.fail_in = "online"
     with track(tmp_path / "run", wandb_mode="online") as tracker:
@@ -271,13 +271,13 @@ def test_an_online_start_that_fails_is_made_up_for_offline(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("fail_in", ["offline", "log", "finish"])
-def test_wandb_never_stops_a_training(tmp_path, capsys, wandb, fail_in) -> None:
+def test_wandb_never_stops_training(tmp_path, capsys, wandb, fail_in) -> None:
     wandb.fail_in = fail_in
     with track(tmp_path / "run", wandb_mode="offline") as tracker:
         for step in range(3):
             tracker.log({"loss": 1.0}, step=step)
     errors = capsys.readouterr().err
-    assert len(errors.splitlines()) == 1 and "goes on without it" in errors
+    assert len(errors.splitlines()) == 1 and "continuing without it" in errors
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 3
 
 
@@ -291,7 +291,7 @@ def test_without_wandb_installed(tmp_path, monkeypatch, capsys, wandb, mode, war
 
 
 def fake_wandb_package(directory: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
-    """A package called wandb that the probe's own process will import."""
+    """A package called wandb for the probe's process to import."""
     (directory / "wandb.py").write_text(f"import os, subprocess, sys, time\ndef Api(timeout):\n    {body}\n")
     monkeypatch.setenv("PYTHONPATH", str(directory))
 
@@ -309,7 +309,7 @@ def fake_wandb_package(directory: Path, monkeypatch: pytest.MonkeyPatch, body: s
         ("subprocess.Popen(['sleep', '60']); time.sleep(60)", "did not answer within 1 s"),
     ],
 )
-def test_the_probe_says_why_and_always_answers(tmp_path, monkeypatch, body, reason) -> None:
+def test_the_probe_gives_a_reason_and_always_answers(tmp_path, monkeypatch, body, reason) -> None:
     fake_wandb_package(tmp_path, monkeypatch, body)
     began = time.monotonic()
     answer = probe_online(KEY, seconds=1.0 if reason and "within 1 s" in reason else 30.0)
@@ -318,7 +318,7 @@ def test_the_probe_says_why_and_always_answers(tmp_path, monkeypatch, body, reas
 
 
 def test_a_hanging_server_costs_less_than_ten_seconds(tmp_path, monkeypatch, capsys, wandb) -> None:
-    monkeypatch.setattr(tracking, "probe_online", probe_online)  # The real one ...
+    monkeypatch.setattr(tracking, "probe_online", probe_online)  # the real one ...
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     fake_wandb_package(tmp_path, monkeypatch, "time.sleep(60)")  # ... which imports this.
     began = time.monotonic()
@@ -344,21 +344,21 @@ def test_a_malformed_settings_file(tmp_path, capsys, wandb, content) -> None:
         with pytest.raises(UserError, match=f"wandb_config.yaml.*{MALFORMED[content]}"):
             track(tmp_path / "run", wandb_mode=mode)
     assert not capsys.readouterr().err
-    track(tmp_path / "run", wandb_mode="disabled").close()  # it may be another project's
+    track(tmp_path / "run", wandb_mode="disabled").close()  # it may belong to another project
     assert not capsys.readouterr().err and not wandb.inits
     track(tmp_path / "run", wandb_mode="auto").close()
     assert re.search(f"wandb_config.yaml.*{MALFORMED[content]}.*; wandb is off\n", capsys.readouterr().err)
     assert not wandb.inits
 
 
-def test_settings_files_old_and_new(tmp_path: Path, capsys, wandb) -> None:
+def test_old_and_new_settings_files(tmp_path: Path, capsys, wandb) -> None:
     text = f"wandb_api: {KEY}\ncomet_ml_api: y\nworkspace_name: z\nsome_task:\n  data: /d\nanother:\n"
     (tmp_path / "wandb_config.yaml").write_text(text)
     track(tmp_path / "run").close()
     assert modes(wandb) == ["online"] and "wandb_config.yaml" not in capsys.readouterr().err
 
 
-def test_the_template_that_is_committed_is_empty() -> None:
+def test_the_committed_template_is_empty() -> None:
     committed = subprocess.run(["git", "-C", str(ROOT), "show", ":wandb_config.yaml"], capture_output=True, text=True)
     if committed.returncode:
         pytest.skip("not a git checkout")

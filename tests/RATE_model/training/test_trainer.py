@@ -1,4 +1,4 @@
-"""One batch into one or more optimizer steps: parts, windows, validation, losses that are not finite."""
+"""Optimizer steps of a batch: parts, windows, validation, non-finite losses."""
 
 import json
 from dataclasses import replace
@@ -22,7 +22,7 @@ Parameters = dict[str, torch.Tensor]
 
 
 def make_batch(lengths: list[int], *, spec=VECTOR, seed: int = 0, steps: int = N * K) -> Batch:
-    """Random trajectories of these lengths, padded at the right."""
+    """Random trajectories of these lengths, padded on the right."""
     observations, actions, rtg = random_inputs(len(lengths), steps, spec=spec, seed=seed)
     valid = torch.arange(steps) < torch.tensor(lengths)[:, None]
     actions[~valid], rtg[~valid] = 0, 0
@@ -45,7 +45,7 @@ def moved(model: Agent, before: Parameters) -> set[str]:
 
 
 def gradients_of_steps(trainer: Trainer) -> list[Parameters]:
-    """Fills up with the gradient of every optimizer step to come."""
+    """A list that receives the gradient of every later optimizer step."""
     seen: list[Parameters] = []
 
     def record(optimizer, args, kwargs) -> None:
@@ -56,7 +56,7 @@ def gradients_of_steps(trainer: Trainer) -> list[Parameters]:
     return seen
 
 
-# --- windows of gradients ---
+# --- gradient windows ---
 
 
 @pytest.mark.parametrize(("bptt_segments", "steps"), [(-1, 1), (0, 3), (1, 2), (2, 1), (7, 1)])
@@ -75,7 +75,7 @@ def test_windows_without_a_valid_step_make_none():
 
 
 def test_gradients_flow_through_memory_within_a_window_only():
-    """The MRV acts between segments: cut there, nothing reaches it; else every parameter moves."""
+    """The MRV acts between segments: cut there, it gets no gradient; otherwise every parameter does."""
     batch = make_batch([N * K] * 4)
     for bptt_segments, reached in [(0, [False] * 3), (1, [True, False]), (-1, [True])]:
         model = small_model(n_head_ca=2, mem_len=0)
@@ -87,13 +87,13 @@ def test_gradients_flow_through_memory_within_a_window_only():
         expected = set(before)
         if not any(reached):
             expected -= {name for name in before if name.startswith("memory.valve")}
-        # The gradient of a key's bias is zero but for rounding: it adds the same to every score.
+        # The gradient of a key's bias is zero except for rounding: it adds the same to every score.
         assert expected - moved(model, before) <= {"memory.valve.key.bias"} and moved(model, before) <= expected
 
 
 @pytest.mark.parametrize("bptt_segments", [0, 1])
-def test_every_window_begins_with_the_memory_of_the_one_before(bptt_segments):
-    """The gradients are those of an obvious loop over windows, each with the parameters of the moment."""
+def test_every_window_starts_with_the_memory_of_the_previous_one(bptt_segments):
+    """The gradients equal those of a simple loop over windows, each with the current parameters."""
     batch, size = make_batch([N * K, N * K, K + 1]), K * (bptt_segments + 1)
     trainer = make_trainer(small_model(), bptt_segments=bptt_segments)
     seen = gradients_of_steps(trainer)
@@ -123,8 +123,8 @@ def test_every_window_begins_with_the_memory_of_the_one_before(bptt_segments):
 
 @pytest.mark.parametrize("lengths", [[12, 12, 12, 12, 12, 12, 12], [12, 3, 7, 5, 9, 1, 12], [3, 2, 1, 12, 12, 9, 5]])
 @pytest.mark.parametrize("bptt_segments", [-1, 0])
-def test_parts_of_a_batch_make_the_same_step(lengths, bptt_segments):
-    """Also when the parts have unequal numbers of valid steps, or one has none left in a window."""
+def test_gradient_accumulation_makes_the_same_step(lengths, bptt_segments):
+    """Also if the parts have unequal numbers of valid steps, or one has none in a window."""
     results = []
     for accumulate in (1, 3, 100):
         trainer = make_trainer(small_model(), accumulate=accumulate, bptt_segments=bptt_segments, metrics=accuracy)
@@ -134,7 +134,7 @@ def test_parts_of_a_batch_make_the_same_step(lengths, bptt_segments):
     for other_seen, other_metrics in others:
         assert len(seen) == len(other_seen) == (3 if bptt_segments == 0 else 1)
         assert [step.keys() for step in seen] == [step.keys() for step in other_seen]
-        # Behind one step the parameters differ by rounding, which Adam enlarges: only the first can be compared.
+        # After a step the parameters differ by rounding, which Adam amplifies: only the first can be compared.
         for name, gradient in seen[0].items():
             torch.testing.assert_close(gradient, other_seen[0][name], rtol=1e-3, atol=1e-5)
         if len(seen) == 1:
@@ -142,7 +142,7 @@ def test_parts_of_a_batch_make_the_same_step(lengths, bptt_segments):
         torch.testing.assert_close(metrics["train_loss"], other_metrics["train_loss"], rtol=1e-3, atol=1e-4)
 
 
-def test_the_gradient_is_clipped_and_its_norm_before_that_reported():
+def test_the_gradient_is_clipped_and_its_unclipped_norm_reported():
     trainer = make_trainer(small_model(), grad_norm_clip=0.01)
     seen = gradients_of_steps(trainer)
     metrics = trainer.train_batch(make_batch([12] * 3))
@@ -163,7 +163,7 @@ def test_the_learning_rate_follows_the_schedule_step_by_step():
 
 
 def test_padding_changes_nothing():
-    """What stands after the end of an episode is in neither loss nor gradient nor metrics."""
+    """Padding is in neither loss nor gradient nor metrics."""
     batch = make_batch([12, 5, 1])
     noisy = make_batch([12, 5, 1])
     noisy.observations[~noisy.valid] = 1e4
@@ -190,7 +190,7 @@ def test_the_model_is_trained_with_dropout_and_learns():
 
 
 @pytest.mark.parametrize("spec", [VECTOR, CONTINUOUS], ids=["discrete", "continuous"])
-def test_validation_loss_is_the_mean_over_all_valid_steps_of_all_batches(spec):
+def test_validation_loss_is_the_mean_over_all_valid_steps(spec):
     model = small_model(spec=spec)
     trainer = make_trainer(model, metrics=lambda logits, batch: {"train_first": logits[0, 0, 0]})
     batches = [make_batch([12, 12, 12], spec=spec), make_batch([1], spec=spec, seed=1)]
@@ -219,7 +219,7 @@ def test_validation_changes_nothing_and_has_no_dropout():
     assert not moved(model, before) and all(p.grad is None for p in model.parameters())
 
 
-# --- losses that are not finite ---
+# --- non-finite losses ---
 
 
 def spoil_reward(batch: Batch, trainer: Trainer) -> None:
@@ -232,7 +232,7 @@ def spoil_gradient(batch: Batch, trainer: Trainer) -> None:
 
 @pytest.mark.parametrize("spoil", [spoil_reward, spoil_gradient])
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_training_stops_before_what_is_not_finite_spoils_anything(tmp_path, spoil, accumulate):
+def test_training_stops_before_non_finite_values_do_damage(tmp_path, spoil, accumulate):
     model = small_model()
     trainer = make_trainer(model, directory=tmp_path, accumulate=accumulate)
     trainer.train_batch(make_batch([12] * 4))
@@ -245,7 +245,7 @@ def test_training_stops_before_what_is_not_finite_spoils_anything(tmp_path, spoi
     assert json.loads((tmp_path / "crash_step_1.json").read_text()) == {"step": 1, "windows": [100, 101, 102, 103]}
 
 
-def test_divergence_is_reported_without_a_directory_as_well():
+def test_divergence_is_reported_without_a_directory():
     trainer = make_trainer(small_model())
     batch = make_batch([12] * 2)
     batch.rtg[0, 0] = float("inf")
@@ -253,7 +253,7 @@ def test_divergence_is_reported_without_a_directory_as_well():
         trainer.train_batch(batch)
 
 
-def test_a_flag_that_was_not_read_yet_is_read_before_saving():
+def test_a_pending_flag_is_read_before_saving():
     """As on a GPU, where a step's flag is read one step later."""
     trainer = make_trainer(small_model())
     trainer._unchecked = (torch.tensor(False), 7, {"segments": 2}, torch.tensor([1]))
@@ -305,8 +305,8 @@ def test_optimizer_steps_of_a_batch():
         assert optimizer_steps(TrainOptions(bptt_segments=bptt_segments), 30, steps) == expected
 
 
-def test_the_last_steps_of_a_trajectory_are_its_own():
-    """Wrong before them or in the padding behind is not wrong; a trajectory shorter than them is right as a whole."""
+def test_last_steps_ignore_padding_and_earlier_steps():
+    """Errors before them or in padding do not count; a shorter trajectory must be right as a whole."""
     lengths = [12, 5, 2, 8, 1]
     batch = make_batch(lengths)
     right = torch.nn.functional.one_hot(batch.actions, 4).float()
@@ -328,7 +328,7 @@ def test_the_last_steps_of_a_trajectory_are_its_own():
 
 @pytest.mark.parametrize("spec", [VECTOR, CONTINUOUS], ids=["discrete", "continuous"])
 @pytest.mark.parametrize("noise", [0.0, 0.5, 1.0])
-def test_some_past_actions_are_shown_as_random_ones(spec, noise, monkeypatch):
+def test_some_past_actions_are_replaced_by_random_ones(spec, noise, monkeypatch):
     torch.manual_seed(0)
     model = small_model(spec=spec)
     trainer = make_trainer(model, action_noise=noise)
@@ -352,7 +352,7 @@ def test_some_past_actions_are_shown_as_random_ones(spec, noise, monkeypatch):
     assert torch.equal(torch.cat(shown, dim=1), batch.actions), "as when acting"
 
 
-def test_labels_are_learned_and_actions_are_shown(monkeypatch):
+def test_labels_are_targets_and_actions_are_inputs(monkeypatch):
     batch = make_batch([N * K] * 4)
     labels = (batch.actions + 1) % VECTOR.num_actions
     shown, targets = [], []
@@ -367,14 +367,14 @@ def test_labels_are_learned_and_actions_are_shown(monkeypatch):
     labelled = replace(batch, labels=labels)
     trainer.train_batch(labelled)
     for seen, expected in ((shown, batch.actions), (targets, labels)):
-        rows = [torch.cat(seen[part::2], dim=1) for part in range(2)]  # of each window both parts in turn
+        rows = [torch.cat(seen[part::2], dim=1) for part in range(2)]  # both parts of each window in turn
         assert len(seen) == 2 * N and torch.equal(torch.cat(rows), expected)
         seen.clear()
     trainer.validate(iter([labelled]))
     assert torch.equal(torch.cat(shown), batch.actions) and torch.equal(torch.cat(targets), labels)
 
 
-def test_metrics_are_of_what_is_learned():
+def test_metrics_compare_with_the_targets():
     batch = make_batch([3, 5])
     labels = (batch.actions + 1) % VECTOR.num_actions
     logits = torch.nn.functional.one_hot(labels, VECTOR.num_actions).float()
@@ -382,7 +382,7 @@ def test_metrics_are_of_what_is_learned():
         assert accuracy(logits, learned)["train_accuracy"].mean == last_steps_right(logits, learned, 1) == right
 
 
-def test_trajectories_are_shown_as_they_are_or_in_the_mirror():
+def test_trajectories_are_mirrored_at_random():
     spec, mirror, seen = EnvironmentSpec(observation_shape=(2, 36, 36), num_actions=3), (1, 0, 2), []
     batch = make_batch([N * K] * 16, spec=spec)
     batch = replace(batch, labels=(batch.actions + 1) % 3)

@@ -120,7 +120,7 @@ def acted(model: RATE, least: int, monkeypatch) -> torch.Tensor:
         for step in range(2 * K + 5):
             if step == K + 3:
                 acting.reset(np.array([7]))
-            acting.hand_on()
+            acting.pass_on()
             rtg, observations, actions = (torch.randn(20, 1, D) for _ in range(3))
             found.append(acting.append(rtg if model.config.conditioned else None, observations))
             acting.record(actions)
