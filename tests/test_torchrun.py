@@ -125,10 +125,8 @@ def test_different_flags_end_all(tmp_path):
     for process in both:
         _, said = process.communicate(timeout=250)
         assert process.returncode == 2
-        assert (
-            said
-            == "error: --learning_rate is 0.1 in process 0 but 0.2 in process 1: start all processes with the same flags\n"
-        )
+        problem = "--learning_rate is 0.1 in process 0 but 0.2 in process 1: start all processes with the same flags"
+        assert said == f"error: {problem}\n"
     assert not (tmp_path / "runs").exists()
 
 

@@ -411,7 +411,7 @@ def test_returns_of_one_target_have_a_position_per_label():
 def test_returns_of_several_targets_are_lines():
     found = {"intact": {1800.0: played(1.0, 3.0), 3600.0: played(4.0, 4.0)}}
     (axes,) = returns_figure(found, title="").axes
-    assert axes.get_xticks().tolist() == [1800, 3600] and axes.get_xlabel() == "return asked for"
+    assert axes.get_xticks().tolist() == [1800, 3600] and axes.get_xlabel() == "target return"
     assert axes.containers[0].lines[0].get_xydata().tolist() == [[1800, 2], [3600, 4]]
 
 

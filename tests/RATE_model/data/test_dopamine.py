@@ -405,7 +405,7 @@ DAMAGES = {
     "rewards in rows": (replaced("reward", np.zeros((13, 2), np.float32)), "a floating-point number per transition"),
     "other terminals": (replaced("terminal", np.full(13, 7, np.uint8)), "has 7 at transition 0; expected 0 or 1"),
     "another count": (lambda f: store(f, "add_count", np.array(9)), "add_count 9 and invalid_range [0, 1, 2, 3, 4] do"),
-    "another capacity": (lambda f: store(f, "invalid_range", np.arange(12, 17)), "do not match stores of 13 transitions"),
+    "another capacity": (lambda f: store(f, "invalid_range", np.arange(12, 17)), "do not match stores of 13"),
     "no count": (no_count, "has no add_count, which gives the order"),
     "a damaged count": (lambda f: (f / "add_count_ckpt.0.gz").write_bytes(b"1"), "add_count_ckpt.0.gz' is truncated"),
     "rewards of integers": (replaced("reward", np.zeros(13, np.int64)), "int64 and shape (13,); expected a floating"),
