@@ -1,4 +1,4 @@
-"""The memories, one file or folder each. The tables here name them and the modes that users choose from.
+"""The memories, one file or folder each, with the tables that name them and the modes that users choose from.
 
 To add a memory, write it (`RATE_model.memories.contract`; docs/adding_a_memory.md) and give it a line in `MEMORIES` and
 one in `MODES`.
@@ -44,7 +44,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Mode:
-    """The meaning of a name of `--model_mode`: a memory, whether returns condition it, and flags that it fixes."""
+    """What a `--model_mode` stands for: a memory, whether it is conditioned on returns, and the flags that it fixes."""
 
     memory: str
     condition: Condition = "rtg"

@@ -1,12 +1,12 @@
-"""AMRL (Beck, Ciosek, Devlin, Tschiatschek, Zhang, Hofmann, ICLR 2020): an LSTM, half of whose outputs are aggregated
-over time, whatever their order.
+"""AMRL (Beck, Ciosek, Devlin, Tschiatschek, Zhang, Hofmann, ICLR 2020): an LSTM with half of its outputs aggregated
+over time, independent of their order.
 
     y_t = LSTM(x_t)
     a_t = max, mean or sum of the first half of y_1, ..., y_t
     h_t = W [a_t; second half of y_t]
 
-A gradient of a_t goes to every step before it as if a_t were their sum ("straight through", section 4): a maximum alone
-would teach only the step that holds it, a mean each only by 1 / t.
+The gradient of a_t goes to every earlier step as if a_t were a sum ("straight through", section 4): a maximum would
+only train the step that attains it, and a mean would scale gradients by 1 / t.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from RATE_model.memories.contract import MemoryOptions, State, Steps
 from RATE_model.memories.recurrent import LSTM, RecurrentConfig, RecurrentState
 
 Aggregate = Literal["max", "mean", "sum"]
-# No output of an LSTM is lower.
+# Lower bound of an LSTM's output.
 _LOWEST = -1.0
 
 
@@ -32,7 +32,7 @@ class AMRLConfig(RecurrentConfig):
     aggregate: Aggregate = "max"
 
     def sizes(self) -> dict[str, int]:
-        """The sizes by the names of their flags."""
+        """The sizes by flag name."""
         return {"amrl_layers": self.layers, "amrl_hidden": self.hidden}
 
     def validate(self) -> None:
@@ -50,7 +50,7 @@ class AMRLState(State):
 
     recurrent: RecurrentState
     aggregate: Tensor  # (B, hidden / 2) float32
-    count: Tensor  # (B,) float32, steps that have passed
+    count: Tensor  # (B,) float32, number of steps so far
 
     @property
     def slots(self) -> Tensor:
@@ -59,12 +59,12 @@ class AMRLState(State):
 
 
 class AMRL(LSTM):
-    """An LSTM with an aggregate of what it has put out."""
+    """An LSTM with an aggregate of its past outputs."""
 
     config: AMRLConfig
 
     def initial(self, batch_size: int) -> AMRLState:
-        """Zeros; a maximum begins with the lowest output there is."""
+        """Zeros; a maximum starts with the lowest possible output."""
         lowest = _LOWEST if self.config.aggregate == "max" else 0.0
         aggregate = torch.full((batch_size, self.config.hidden // 2), lowest, device=self.device)
         return AMRLState(super().initial(batch_size), aggregate, torch.zeros(batch_size, device=self.device))
@@ -120,7 +120,7 @@ class AMRLOptions(MemoryOptions):
     def config(
         self, *, mode: str, d_model: int, dropout: float, context_length: int, segments: int, conditioned: bool
     ) -> AMRLConfig:
-        """The memory that these flags ask for."""
+        """The configuration given by these flags."""
         return AMRLConfig(
             d_model=d_model,
             context_length=context_length,

@@ -1,10 +1,10 @@
-"""A bank of the last steps: each step is stored as it was embedded, and the policy attends to the bank.
+"""A bank of the last steps: each embedded step is stored, and the policy attends to the bank.
 
     e_t = norm(x_t) is stored; the bank holds e_t and the n - 1 before it, first in, first out
     h <- x_t,  then in every layer:  h <- h + MultiHead(query = norm(h), key = value = bank),  h <- h + FFN(norm(h))
 
-Like the memory bank of SAM2Act+ (Fang et al. 2025, arXiv 2501.18564) and the attended frame memory of image-goal
-policies (Mezghani et al. 2021, arXiv 2101.05181); those store images, this stores whole steps.
+Similar to the memory bank of SAM2Act+ (Fang et al. 2025, arXiv 2501.18564) and the attended frame memory of image-goal
+policies (Mezghani et al. 2021, arXiv 2101.05181), which store images rather than whole steps.
 """
 
 from dataclasses import dataclass
@@ -17,26 +17,26 @@ from torch.nn import functional as F
 from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
 from RATE_model.cli.options import Boolean
 from RATE_model.memories.contract import MemoryOptions, State
-from RATE_model.memories.segments import Attention, AttentionConfig, bias_of, feed_forward, joined
+from RATE_model.memories.segments import Attention, AttentionConfig, bias_of, feed_forward, merge_heads
 from RATE_model.memories.sliding import SlidingStepper, slide
 from RATE_model.memories.stack import Cell, CellState, CellStepper, Stack, StepSignals
 
 
 @dataclass(frozen=True, kw_only=True)
 class BankConfig(AttentionConfig):
-    """Sizes. There is one bank; every layer reads it."""
+    """Sizes. There is one bank, read by every layer."""
 
     flag = "bank"
 
-    layers: int = 1  # of the stack; those that read are `reads`
+    layers: int = 1  # of the stack; the reading layers are `reads`
     reads: int = 2
-    # n: steps that the bank holds
+    # n: steps in the bank
     steps: int = 64
-    # Whether gradients flow into what is stored
+    # Whether gradients flow into stored steps
     trained: bool = True
 
     def sizes(self) -> dict[str, int]:
-        """The sizes by the names of their flags."""
+        """The sizes by flag name."""
         return {"bank_layers": self.reads, "bank_heads": self.heads, "bank_inner": self.inner}
 
     def validate(self) -> None:
@@ -48,16 +48,16 @@ class BankConfig(AttentionConfig):
 
 @dataclass(frozen=True)
 class BankState(State):
-    """The bank, the oldest first; tuples of one."""
+    """The bank, oldest step first; tuples of one."""
 
     parts: ClassVar[dict[str, tuple[str, ...]]] = {"bank": ("stored", "count")}
 
     stored: tuple[Tensor, ...]  # (B, n - 1, reads 2 d), keys and values for every layer
-    count: tuple[Tensor, ...]  # (B,) int64, how many there are
+    count: tuple[Tensor, ...]  # (B,) int64, number of stored steps
 
     @property
     def slots(self) -> Tensor:
-        """What is stored, `(B, n - 1, reads 2 d)`."""
+        """The stored steps, `(B, n - 1, reads 2 d)`."""
         return self.stored[0]
 
 
@@ -123,13 +123,13 @@ class BankStepper(SlidingStepper):
 
     def steps_of(self, columns: list[Tensor]) -> Tensor:
         """See `SlidingStepper.steps_of`."""
-        return torch.cat([joined(*pair) for pair in zip(columns[::2], columns[1::2], strict=True)], dim=-1)
+        return torch.cat([merge_heads(*pair) for pair in zip(columns[::2], columns[1::2], strict=True)], dim=-1)
 
     def step(self, x: Tensor) -> Tensor:
         """See `CellStepper.step`."""
         cell = self.cell
         back = self.write(F.linear(F.layer_norm(x, x.shape[-1:]), self.source))
-        unseen, *columns = self.held
+        unseen, *columns = self.buffers
         h, bias = x, cell.age_bias[..., back]
         for index, attention in enumerate(cell.reading()):
             keys, values = columns[2 * index : 2 * index + 2]
@@ -155,18 +155,18 @@ class Bank(Stack):
 
     @property
     def reach(self) -> int | None:
-        """The steps in the bank; nothing in it depends on earlier ones."""
+        """The steps in the bank, none of which depends on earlier ones."""
         return self.config.steps
 
     @property
     def gradient_reach(self) -> int | None:
-        """Only the step itself, if stored steps get no gradient."""
+        """Only the current step, if stored steps get no gradient."""
         return self.config.steps if self.config.trained else 1
 
 
 @dataclass(frozen=True)
 class BankOptions(MemoryOptions):
-    """A bank of the last steps as they were embedded."""
+    """A bank of the last embedded steps."""
 
     # Layers that read the bank
     bank_layers: int = 2
@@ -182,7 +182,7 @@ class BankOptions(MemoryOptions):
     def config(
         self, *, mode: str, d_model: int, dropout: float, context_length: int, segments: int, conditioned: bool
     ) -> BankConfig:
-        """The memory that these flags ask for; its segments of `context_length` steps count gradient windows only."""
+        """The configuration; segments of `context_length` steps only matter for gradient windows."""
         return BankConfig(
             d_model=d_model,
             context_length=context_length,

@@ -1,4 +1,4 @@
-"""Widths at which different memories have the same number of parameters."""
+"""Widths that give different memories the same number of parameters."""
 
 from bisect import bisect_left
 from collections.abc import Callable
@@ -8,19 +8,19 @@ import torch
 from RATE_model.errors import UserError
 from RATE_model.memories.contract import Memory, MemoryConfig
 
-# Values of `--budget`, in parameters of the memory. Encoders and head depend on the environment and come on top.
+# Values of `--budget`, in parameters of the memory. Encoders and head depend on the environment and are not counted.
 BUDGETS = {"0.1M": 100_000, "0.5M": 500_000, "2M": 2_000_000}
-# How far a memory may miss its budget, as a share of it.
+# Relative tolerance of a budget.
 WITHIN = 0.1
-# Widths are searched up to this one.
+# Largest width tried.
 _WIDEST = 8192
 
 
 def parameters(memory: type[Memory], sizes: MemoryConfig) -> int:
-    """How many numbers a memory learns; nothing is allocated."""
+    """Number of parameters of a memory; nothing is allocated."""
     with torch.device("meta"):
         built = memory(sizes)
-        built.initialise()  # some parameters are made there
+        built.initialise()  # creates some of the parameters
         return sum(parameter.numel() for parameter in built.parameters())
 
 
@@ -29,9 +29,9 @@ def width_for(budget: str, name: str, memory: type[Memory], sized: Callable[[int
 
     Args:
         budget: a key of `BUDGETS`.
-        name: of the memory, for messages.
+        name: name of the memory, for messages.
         memory: its class.
-        sized: the configuration by d_model.
+        sized: maps d_model to a configuration.
 
     Raises:
         UserError: the closest is too far off, or no width is valid.
@@ -46,7 +46,7 @@ def width_for(budget: str, name: str, memory: type[Memory], sized: Callable[[int
     if abs(counts[width] - wanted) > WITHIN * wanted:
         raise UserError(
             f"--budget {budget}: {name} cannot have {wanted:,} parameters within {WITHIN:.0%}; the nearest is "
-            f"{counts[width]:,} with --d_model {width}: change its other sizes, or give that instead of --budget"
+            f"{counts[width]:,} with --d_model {width}: change its other sizes, or use that instead of --budget"
         )
     return width
 

@@ -1,15 +1,15 @@
-"""Compressive Transformer (Rae et al. 2019, arXiv 1911.05507): what leaves the cache is compressed, not dropped.
+"""Compressive Transformer (Rae et al. 2019, arXiv 1911.05507): steps that leave the cache are compressed, not dropped.
 
-Every layer attends to its segment of K steps, to a cache of the M steps before it, as Transformer-XL does, and to what
-left the cache, of which c steps became one:
+Every layer attends to its segment of K steps, to a cache of the M steps before it, as in Transformer-XL, and to older
+steps, of which each c have become one:
 
     columns     compressed, S c steps in S slots | cache, M steps | the segment
     h <- h + MultiHead(query = norm(h), key = value = [compressed; cache; segment]), h <- h + FFN(norm(h))
     after a segment:  cache <- its last M of [cache; segment];  the K oldest leave it
-                      compressed <- its last S of [compressed; f_c(what left)]        algorithm 1
+                      compressed <- its last S of [compressed; f_c(those that left)]   algorithm 1
     f_c:  a convolution over c steps with stride c, or their mean, or their maximum   section 3.2
 
-At equal memory it sees c times as far as a cache.
+With equal memory it sees c times as far as a cache.
 """
 
 from dataclasses import dataclass, replace
@@ -32,7 +32,7 @@ from RATE_model.memories.segments import (
     bias_of,
     by_place,
     feed_forward,
-    joined,
+    merge_heads,
 )
 from RATE_model.memories.stack import CellState, CellStepper, StepSignals
 
@@ -45,7 +45,7 @@ class CompressiveConfig(AttentionConfig):
 
     flag = "compressive"
 
-    # Segments that are cached as they are, and segments that are kept compressed
+    # Number of segments cached unchanged, and number kept compressed
     cached: int = 1
     compressed: int = 8
     # c: steps that become one
@@ -76,17 +76,17 @@ class CompressiveConfig(AttentionConfig):
 
 @dataclass(frozen=True)
 class CompressiveState(SegmentState):
-    """Both caches, the oldest first; see `SegmentState`."""
+    """Both caches, oldest first; see `SegmentState`."""
 
     parts: ClassVar[dict[str, tuple[str, ...]]] = {
         "cache": ("cache", "cached"),
         "compressed": ("compressed", "squeezed"),
     }
 
-    cache: Any  # (B, M, 3 d): keys and values, and what they are made of
+    cache: Any  # (B, M, 3 d): keys and values, and their inputs
     compressed: Any  # (B, S, 2 d): keys and values
-    cached: Any  # (B,) int64, how many of the last segments of the cache there are
-    squeezed: Any  # (B,) int64, how many of the last compressed segments there are
+    cached: Any  # (B,) int64, number of segments in the cache, at its end
+    squeezed: Any  # (B,) int64, number of compressed segments, at the end
 
     @property
     def slots(self) -> Tensor:
@@ -140,7 +140,7 @@ class CompressiveCell(SegmentCell):
         return h + self.forward_token(self.norms[1](h)), replace(state, running=running), seen
 
     def _bias(self, state: CompressiveState, places: Tensor) -> Tensor:
-        """What is added to scores, `(B, heads, t, S + M + K)`: of slots by age, of steps by distance."""
+        """The bias of scores, `(B, heads, t, S + M + K)`: by age for slots, by distance for steps."""
         steps = places.shape[1]
         columns = torch.arange(-self.cached * self.segment, self.segment, device=places.device)
         back = places[..., None] - columns  # (B or 1, t, M + K)
@@ -151,7 +151,7 @@ class CompressiveCell(SegmentCell):
         return bias + F.pad(unseen, (0, self.segment))
 
     def there(self, state: CompressiveState) -> Tensor:
-        """`(B, S + M)` bool: whether there is anything in a column."""
+        """`(B, S + M)` bool: whether a column is filled."""
         compressed = _filled(state.squeezed, self.compressed, self.slots)
         return torch.cat([compressed, _filled(state.cached, self.cached, self.cached * self.segment)], dim=1)
 
@@ -160,7 +160,7 @@ class CompressiveCell(SegmentCell):
         return CompressiveStepper(self, state, dtype)
 
     def close(self, state: CompressiveState) -> CompressiveState:
-        """The segment enters the cache, and what leaves it is compressed; see `SegmentCell.close`."""
+        """Move the segment into the cache and compress what leaves it; see `SegmentCell.close`."""
         joined = torch.cat([state.cache.to(state.running.dtype), state.running], dim=1)
         leaving = self.compress(joined[:, : self.segment, 2 * self.d_model :])
         compressed = torch.cat([state.compressed.to(leaving.dtype), self.attention.source(leaving)], dim=1)
@@ -183,7 +183,7 @@ class CompressiveCell(SegmentCell):
 
 
 class CompressiveStepper(SegmentStepper):
-    """A layer that acts: compressed steps, cache and segment stand side by side."""
+    """A layer in acting: compressed steps, cache and segment are side by side."""
 
     cell: CompressiveCell
 
@@ -192,27 +192,27 @@ class CompressiveStepper(SegmentStepper):
         by_distance = by_place(cell.distance_bias, cell.segment)
         self.bias = torch.cat([cell.slot_bias.expand(cell.segment, -1, -1), by_distance], dim=-1)
 
-    def laid_out(self, state: CellState) -> list[Tensor]:
-        """Count; keys and values of all columns; the inputs of cache and segment; what hides columns that hold nothing;
-        and how much is cached and compressed.
+    def pack(self, state: CellState) -> list[Tensor]:
+        """Count; keys and values of all columns; the inputs of cache and segment; the bias that hides empty columns;
+        and the numbers of cached and compressed segments.
         """
-        cell, held = self.cell, CompressiveState(*state)
-        d, steps = cell.d_model, torch.cat([held.cache.to(self.dtype), held.running.to(self.dtype)], dim=1)
-        columns = torch.cat([held.compressed.to(self.dtype), steps[..., : 2 * d]], dim=1)
-        unseen = F.pad(bias_of(cell.there(held)[:, None]).squeeze(1), (0, cell.segment))  # (B, 1, S + M + K)
-        counts = held.cached, held.squeezed
-        return [held.count, *cell.attention.split(columns), steps[..., 2 * d :], unseen, *counts]
+        cell, fields = self.cell, CompressiveState(*state)
+        d, steps = cell.d_model, torch.cat([fields.cache.to(self.dtype), fields.running.to(self.dtype)], dim=1)
+        columns = torch.cat([fields.compressed.to(self.dtype), steps[..., : 2 * d]], dim=1)
+        unseen = F.pad(bias_of(cell.there(fields)[:, None]).squeeze(1), (0, cell.segment))  # (B, 1, S + M + K)
+        counts = fields.cached, fields.squeezed
+        return [fields.count, *cell.attention.split(columns), steps[..., 2 * d :], unseen, *counts]
 
-    def state_of(self, held: list[Tensor]) -> CellState:
-        """See `CellStepper.state_of`."""
-        count, keys, values, inputs, _, cached, squeezed = held
-        compressed, steps = joined(keys, values).tensor_split((self.cell.slots,), dim=1)
+    def unpack(self, buffers: list[Tensor]) -> CellState:
+        """See `CellStepper.unpack`."""
+        count, keys, values, inputs, _, cached, squeezed = buffers
+        compressed, steps = merge_heads(keys, values).tensor_split((self.cell.slots,), dim=1)
         cache, running = torch.cat([steps, inputs], dim=-1).tensor_split((-self.cell.segment,), dim=1)
         return running, count, cache, compressed, cached, squeezed
 
     def attend(self, x: Tensor, rows: Tensor | slice, places: Tensor | int) -> Tensor:
         """See `SegmentStepper.attend`."""
-        cell, (_, keys, values, steps, unseen, *_) = self.cell, self.held
+        cell, (_, keys, values, steps, unseen, *_) = self.cell, self.buffers
         inputs = cell.norms[0](x)
         self.write(rows, keys.shape[2] - cell.segment + places, cell.attention.source(inputs))
         steps[rows, steps.shape[1] - cell.segment + places] = inputs.to(steps.dtype)
@@ -221,7 +221,7 @@ class CompressiveStepper(SegmentStepper):
 
 
 def _filled(count: Tensor, segments: int, columns: int) -> Tensor:
-    """`(B, columns)` bool: the columns of the last `count` of this many segments."""
+    """`(B, columns)` bool: the columns of the last `count` of ``segments`` segments."""
     age = torch.arange(columns - 1, -1, -1, device=count.device) // (columns // segments)
     return age < count[:, None]
 
@@ -234,14 +234,14 @@ class Compressive(SegmentStack):
 
     @property
     def reach(self) -> int | None:
-        """Every layer sees its segment, and those cached and compressed before it; so did what it sees."""
+        """Every layer sees its segment, and those cached and compressed before it, each of which saw as much."""
         config = self.config
         return config.context_length * (1 + config.layers * (config.cached + config.compressed))
 
 
 @dataclass(frozen=True)
 class CompressiveOptions(MemoryOptions):
-    """Compressive Transformer: a cache of hidden states, and a compressed one of what leaves it."""
+    """Compressive Transformer: a cache of hidden states, and a compressed cache of older ones."""
 
     # Layers
     compressive_layers: int = 2
@@ -261,7 +261,7 @@ class CompressiveOptions(MemoryOptions):
     def config(
         self, *, mode: str, d_model: int, dropout: float, context_length: int, segments: int, conditioned: bool
     ) -> CompressiveConfig:
-        """The memory that these flags ask for."""
+        """The configuration given by these flags."""
         return CompressiveConfig(
             d_model=d_model,
             context_length=context_length,

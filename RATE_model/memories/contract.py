@@ -3,19 +3,19 @@
     observation, return-to-go,          hidden state at which
     previous action  ->  Memory  ->     the step's action is decided
                          |    ^
-                         State, handed on from window to window
+                         State, passed on from window to window
 
 A memory sees steps, not tokens: `Steps` holds the embedded returns-to-go, observations and actions of B trajectories.
-It returns one hidden state per step, and its state after the last one. Agents, training, acting, checkpoints, control
-experiments and pictures know nothing else about it, and that includes RATE.
+It returns one hidden state per step and its state after the last one. Agents, training, acting, checkpoints, control
+experiments and figures use only this contract, for RATE too.
 
-To write one, subclass `MemoryConfig`, `MemoryOptions`, `State` and `Memory`, and add it to the tables in
-`RATE_model.memories`; docs/adding_a_memory.md does it step by step. tests/RATE_model/memories/test_contract.py holds
-every memory in the table to these promises:
+To write a memory, subclass `MemoryConfig`, `MemoryOptions`, `State` and `Memory`, and add it to the tables in
+`RATE_model.memories`; see docs/adding_a_memory.md. tests/RATE_model/memories/test_contract.py checks that every memory
+in the table keeps these promises:
 
 *   Acting equals training: fed a recorded trajectory, the stepper gives the hidden states of `forward` at every step.
-*   Causality: a step's hidden state depends on no later step, and not on the step's own action.
-*   Rows do not see one another, and padding changes nothing: `valid` is True on a row's first steps, or on its last. A
+*   Causality: a step's hidden state depends neither on later steps nor on the step's own action.
+*   Rows are independent, and padding changes nothing: `valid` is True on a row's first steps, or on its last. A
     memory that sees several steps at once (`context`) may see left padding that does not fill them.
 *   Gradients flow through the whole call, from the last decision to the first observation, unless `gradient_reach` sets
     a limit.
@@ -33,18 +33,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-# A value of this process to those of all that train together, in their order.
+# Gathers a value from every training process, in order of rank.
 Gather = Callable[[Any], list[Any]]
 
 
-def alone(value: Any) -> list[Any]:
-    """`Gather` where one process trains."""
+def single_process(value: Any) -> list[Any]:
+    """`Gather` for a single process."""
     return [value]
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryConfig:
-    """The configuration that every memory has; a memory adds its own sizes."""
+    """The configuration common to all memories; each adds its own sizes."""
 
     # Width of the embedded steps and of the hidden states
     d_model: int
@@ -72,7 +72,7 @@ class MemoryOptions:
     def config(
         self, *, mode: str, d_model: int, dropout: float, context_length: int, segments: int, conditioned: bool
     ) -> MemoryConfig:
-        """The configuration that these flags and the shared ones ask for; not yet validated.
+        """The configuration from these flags and the shared ones; not yet validated.
 
         Args:
             mode: a name in the table of modes.
@@ -132,7 +132,8 @@ class Steps:
 
 @dataclass(frozen=True)
 class State:
-    """What a memory hands on for B trajectories: tensors with one row per trajectory, tuples of these, or other states.
+    """What a memory carries from step to step for B trajectories: tensors with one row per trajectory, tuples of these,
+    or other states.
 
     A memory declares its own fields; the methods here work on any fields. `parts` names what a control experiment can
     knock out separately, and the fields that belong to it.
@@ -158,7 +159,7 @@ class State:
         return self.map(Tensor.detach)
 
     def rows(self, index: Tensor) -> Self:
-        """Some rows, `(b,)` int64 on the CPU, in the order given."""
+        """A subset of rows, `(b,)` int64 on the CPU, in that order."""
         return self.map(lambda tensor: tensor.index_select(0, index.to(tensor.device, non_blocking=True)))
 
     def put(self, index: Tensor, other: Self) -> Self:
@@ -184,15 +185,15 @@ class State:
         return None
 
     def tensors(self) -> list[Tensor]:
-        """All tensors in it."""
-        held: list[Tensor] = []
+        """All tensors in the state."""
+        found: list[Tensor] = []
 
         def look(tensor: Tensor) -> Tensor:
-            held.append(tensor)
+            found.append(tensor)
             return tensor
 
         self.map(look)
-        return held
+        return found
 
     @property
     def batch_size(self) -> int:
@@ -200,7 +201,7 @@ class State:
         return next((len(tensor) for tensor in self.tensors()), 0)
 
     def numbers_per_row(self) -> int:
-        """Numbers in one trajectory's state."""
+        """Numbers in the state of one trajectory."""
         return sum(tensor[:1].numel() for tensor in self.tensors())
 
 
@@ -209,7 +210,7 @@ def put_rows(old: Tensor, index: Tensor, new: Tensor) -> Tensor:
     return old.index_copy(0, index.to(old.device, non_blocking=True), new.to(old.dtype))
 
 
-# (memory handed on, initial memory with as many rows) -> memory that the next segment starts with.
+# (memory passed on, initial memory with as many rows) -> memory that the next segment starts with.
 MemoryTransform = Callable[[Any, Any], Any]
 
 
@@ -252,7 +253,7 @@ class Stepper(ABC):
 
     @abstractmethod
     def keep(self, rows: np.ndarray) -> None:
-        """Continue with some rows only, `(b,)` int64 in the order wanted."""
+        """Continue with a subset of rows, `(b,)` int64 in the new order."""
 
 
 class Memory(nn.Module, ABC):
@@ -262,7 +263,7 @@ class Memory(nn.Module, ABC):
         sees_actions: False for a memory without action input; actions are then not embedded.
         can_slide: whether `StepOptions.window` and `StepOptions.slide` have an effect.
         trains_encoders: False for a memory without gradients; encoders keep their initial weights.
-        keeps_data: True for a memory that stores what training shows it; call its `store_shown` after every window.
+        keeps_data: True for a memory that stores training data; call its `store_shown` after every window.
     """
 
     sees_actions: ClassVar[bool] = True
@@ -274,17 +275,17 @@ class Memory(nn.Module, ABC):
         super().__init__()
         config.validate()
         self.config = config
-        # How a memory that has several forms of its attention computes it; "auto" is its own choice.
+        # Form of the attention, for memories that have several; "auto" lets the memory choose.
         self.attention = "auto"
 
     @property
     def segment(self) -> int:
-        """K: memory is handed on after this many steps, in training and in control experiments."""
+        """K: the memory is passed on after this many steps, in training and in control experiments."""
         return self.config.context_length
 
     @property
     def context(self) -> int:
-        """How many steps it sees at once, not counting what is handed on."""
+        """Number of steps it sees at once, apart from its state."""
         return 1
 
     @property
@@ -304,7 +305,7 @@ class Memory(nn.Module, ABC):
 
     @property
     def has_memory(self) -> bool:
-        """Whether it hands anything on from segment to segment."""
+        """Whether it passes anything on from segment to segment."""
         return True
 
     @abstractmethod
@@ -320,7 +321,7 @@ class Memory(nn.Module, ABC):
         """Consecutive steps of B trajectories.
 
         Args:
-            steps: T of them; a memory that works in segments may be given several, the last one shorter.
+            steps: T steps; a memory that works in segments may get several, the last one shorter.
             valid: `(B, T)` bool on the CPU, False for padding.
             state: from `initial`, or from the steps before.
 
@@ -353,10 +354,10 @@ class Memory(nn.Module, ABC):
         """
         return ForwardStepper(self, batch_size, options, dtype)
 
-    def store_shown(self, gather: Gather = alone) -> None:
-        """Store what training mode has shown since the last call, where a memory `keeps_data`.
+    def store_shown(self, gather: Gather = single_process) -> None:
+        """Store the training data shown since the last call, for a memory that `keeps_data`.
 
-        Processes that train together call it at the same time, and store the same: what all of them were shown.
+        All training processes call it at the same time and store the same: the data shown to any of them.
         """
 
     def bytes_per_row(self) -> int:
@@ -386,15 +387,15 @@ class Memory(nn.Module, ABC):
 
 
 class CountingStepper(Stepper):
-    """What steppers have in common whose memory is up to date after every step: previous actions, steps of a segment.
+    """The common part of steppers whose memory is up to date after every step: previous actions and segment counters.
 
-    A subclass says what it holds of the rows.
+    A subclass stores the rows' states.
     """
 
     def __init__(self, memory: Memory, batch_size: int, options: StepOptions, dtype: torch.dtype) -> None:
         self.memory, self.options = memory, options
         self._actions = torch.zeros(batch_size, 1, memory.config.d_model, dtype=dtype, device=memory.device)
-        self._passed = np.zeros(batch_size, dtype=np.int64)  # steps since memory was handed on
+        self._passed = np.zeros(batch_size, dtype=np.int64)  # steps since the memory was passed on
 
     @abstractmethod
     def _next(self, steps: Steps) -> Tensor:
@@ -410,7 +411,7 @@ class CountingStepper(Stepper):
 
     @abstractmethod
     def _keep(self, rows: Tensor) -> None:
-        """Go on with some rows only."""
+        """Continue with some rows only."""
 
     def pass_on(self) -> np.ndarray:
         full = self._passed == self.memory.segment

@@ -11,7 +11,7 @@ strengths beta, an erase vector e, a write vector v, gates g, and read modes pi,
     read:       w_r = pi_1 L^T w_r + pi_2 C(M, k_r, beta_r) + pi_3 L w_r     backward, content, forward in time
                 r = M^T w_r;     h = W_y [controller; r_1 ... r_R]
 
-A step needs the one before it: there is no parallel form, and links cost N^2 numbers.
+Steps must be computed one after another: there is no parallel form, and links cost N^2 numbers.
 """
 
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class DNCConfig(StackConfig):
     """Sizes."""
 
     layers: int = 1
-    # Numbers of the controller's state
+    # Size of the controller's state
     hidden: int = 64
     # N slots of W numbers
     slots: int = 16
@@ -39,7 +39,7 @@ class DNCConfig(StackConfig):
     heads: int = 2
 
     def sizes(self) -> dict[str, int]:
-        """The sizes by the names of their flags."""
+        """The sizes by flag name."""
         return {
             "dnc_layers": self.layers,
             "dnc_hidden": self.hidden,
@@ -51,7 +51,7 @@ class DNCConfig(StackConfig):
 
 @dataclass(frozen=True)
 class DNCState(State):
-    """Of every layer."""
+    """The state of every layer."""
 
     parts: ClassVar[dict[str, tuple[str, ...]]] = {
         "controller": ("hidden", "cell"),
@@ -81,7 +81,7 @@ def by_content(contents: Tensor, keys: Tensor, strengths: Tensor) -> Tensor:
 
 
 def allocation(usage: Tensor) -> Tensor:
-    """a: usage `(B, N)` to how much of a new write each slot would get, the least used first; sums to at most 1."""
+    """a: usage `(B, N)` to each slot's share of a new write, least used first; sums to at most 1."""
     ascending, order = usage.sort(dim=1)
     before = F.pad(ascending[:, :-1].cumprod(dim=1), (1, 0), value=1.0)
     return torch.zeros_like(usage).scatter(1, order, (1 - ascending) * before)
@@ -118,7 +118,7 @@ class DNCCell(Cell):
     def forward(self, x: Tensor, state: CellState, valid: Tensor | None) -> tuple[Tensor, CellState, StepSignals]:
         """See `Cell.forward`."""
         outputs, writes, reads = [], [], []
-        # In float32 also under autocast: a state that is rounded at every step drifts, and the products are small.
+        # In float32 even under autocast: a state rounded at every step drifts, and these products are small.
         with torch.autocast(x.device.type, enabled=False):
             for step in range(x.shape[1]):
                 after = self.step(x[:, step], state)
@@ -195,7 +195,7 @@ class DNCOptions(MemoryOptions):
     def config(
         self, *, mode: str, d_model: int, dropout: float, context_length: int, segments: int, conditioned: bool
     ) -> DNCConfig:
-        """The memory that these flags ask for; its segments of `context_length` steps count gradient windows only."""
+        """The configuration; segments of `context_length` steps only matter for gradient windows."""
         return DNCConfig(
             d_model=d_model,
             context_length=context_length,

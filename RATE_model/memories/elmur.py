@@ -11,8 +11,8 @@ steps is read and written at once:
              j = the first empty slot, else the one written longest ago       least recently used
              m_j <- u_j if it was empty, else lambda u_j + (1 - lambda) m_j;  p_j <- t
 
-What is in a slot fades by 1 - lambda each time the slot is written: after M L ln(eps) / ln(1 - lambda) segments of L
-steps a share of eps is left. Deviations from the paper are on the page, docs/memories/elmur.md.
+A slot's content decays by 1 - lambda each time it is written: after M L ln(eps) / ln(1 - lambda) segments of L steps a
+share of eps is left. Deviations from the paper are on the page, docs/memories/elmur.md.
 """
 
 import math
@@ -35,7 +35,7 @@ from RATE_model.memories.segments import (
     SegmentStepper,
     by_place,
     feed_forward,
-    joined,
+    merge_heads,
 )
 from RATE_model.memories.stack import CellState, CellStepper, StepSignals
 
@@ -164,25 +164,25 @@ class ELMURStepper(SegmentStepper):
         self.bias = by_place(cell.distance_bias, cell.segment)
         self.read_bias = cell.read_bias.transpose(0, 1)
 
-    def laid_out(self, state: CellState) -> list[Tensor]:
+    def pack(self, state: CellState) -> list[Tensor]:
         """Count; keys, values and outputs of the segment; slots, anchors, time; keys, values and ages of slots."""
-        cell, held = self.cell, ELMURState(*state)
-        d = held.contents.shape[-1]
-        running = held.running.to(self.dtype)
-        slots = cell.read.split(cell.read.source(held.contents).to(self.dtype))
-        ages = cell.age(held, torch.arange(cell.segment, device=running.device)[None])
-        kept = held.contents, held.anchors, held.time
-        return [held.count, *cell.within.split(running[..., : 2 * d]), running[..., 2 * d :], *kept, *slots, ages]
+        cell, fields = self.cell, ELMURState(*state)
+        d = fields.contents.shape[-1]
+        running = fields.running.to(self.dtype)
+        slots = cell.read.split(cell.read.source(fields.contents).to(self.dtype))
+        ages = cell.age(fields, torch.arange(cell.segment, device=running.device)[None])
+        kept = fields.contents, fields.anchors, fields.time
+        return [fields.count, *cell.within.split(running[..., : 2 * d]), running[..., 2 * d :], *kept, *slots, ages]
 
-    def state_of(self, held: list[Tensor]) -> CellState:
-        """See `CellStepper.state_of`."""
-        count, keys, values, outputs, *kept = held[:7]
-        return torch.cat([joined(keys, values), outputs], dim=-1), count, *kept
+    def unpack(self, buffers: list[Tensor]) -> CellState:
+        """See `CellStepper.unpack`."""
+        count, keys, values, outputs, *kept = buffers[:7]
+        return torch.cat([merge_heads(keys, values), outputs], dim=-1), count, *kept
 
     def attend(self, x: Tensor, rows: Tensor | slice, places: Tensor | int) -> Tensor:
         """See `SegmentStepper.attend`."""
         cell = self.cell
-        _, keys, values, outputs, _, _, _, slot_keys, slot_values, ages = self.held
+        _, keys, values, outputs, _, _, _, slot_keys, slot_values, ages = self.buffers
         self.write(rows, places, cell.within.source(x))
         h = cell.norms[0](x + cell.within.of_one_step(x, keys, values, self.bias[places]))
         bias = self.read_bias[ages[rows, places]].transpose(1, 2)  # (B, heads, M)
@@ -218,7 +218,7 @@ class ELMUROptions(MemoryOptions):
     def config(
         self, *, mode: str, d_model: int, dropout: float, context_length: int, segments: int, conditioned: bool
     ) -> ELMURConfig:
-        """The memory that these flags ask for; a slot is written after every `context_length` steps."""
+        """The configuration given by these flags; slots are written every `context_length` steps."""
         return ELMURConfig(
             d_model=d_model,
             context_length=context_length,

@@ -37,7 +37,7 @@ class FFMConfig(StackConfig):
     horizon: int = 1024
 
     def sizes(self) -> dict[str, int]:
-        """The sizes by the names of their flags."""
+        """The sizes by flag name."""
         return {"ffm_layers": self.layers, "ffm_traces": self.traces, "ffm_contexts": self.contexts}
 
     def validate(self) -> None:
@@ -118,7 +118,7 @@ class FFMOptions(MemoryOptions):
     def config(
         self, *, mode: str, d_model: int, dropout: float, context_length: int, segments: int, conditioned: bool
     ) -> FFMConfig:
-        """The memory that these flags ask for."""
+        """The configuration given by these flags."""
         return FFMConfig(
             d_model=d_model,
             context_length=context_length,

@@ -30,7 +30,7 @@ from RATE_model.memories.segments import (
     SegmentStepper,
     by_place,
     feed_forward,
-    joined,
+    merge_heads,
     softmax,
 )
 from RATE_model.memories.stack import CellState, CellStepper, StepSignals
@@ -42,7 +42,7 @@ class HCAMConfig(AttentionConfig):
 
     flag = "hcam"
 
-    # C: chunks that are kept, and k: chunks that a step looks at closely
+    # C: number of chunks kept, and k: number of chunks a step attends to in detail
     chunks: int = 16
     top_k: int = 4
 
@@ -57,13 +57,13 @@ class HCAMConfig(AttentionConfig):
 
 @dataclass(frozen=True)
 class HCAMState(SegmentState):
-    """Chunks, the oldest first; see `SegmentState`."""
+    """Chunks, oldest first; see `SegmentState`."""
 
     parts: ClassVar[dict[str, tuple[str, ...]]] = {"chunks": ("details", "summaries", "filled")}
 
     details: Any  # (B, C, K, 2 d), keys and values of every step
     summaries: Any  # (B, C, d), W_s summary
-    filled: Any  # (B,) int64, how many of the last chunks there are
+    filled: Any  # (B,) int64, number of chunks, at the end
 
     @property
     def slots(self) -> Tensor:
@@ -111,10 +111,10 @@ class HCAMCell(SegmentCell):
         return h + self.forward_token(self.norms[2](h)), state, {"chunks picked": picked}
 
     def recall(self, n: Tensor, state: HCAMState) -> tuple[Tensor, Tensor]:
-        """What steps `(B, t, d)` find, and w, `(B, t, C)`.
+        """The result of recall for steps `(B, t, d)`, and w, `(B, t, C)`.
 
-        All chunks are looked at in detail and most weighted with zero: one product of matrices, which is faster on a
-        CPU than to gather k chunks for every step, up to some thousand steps that are kept.
+        All chunks are attended to in detail and most weighted with zero: on a CPU one matrix product is faster than
+        gathering k chunks for every step, up to a few thousand kept steps.
         """
         there = torch.arange(self.chunks, device=n.device) >= self.chunks - state.filled[:, None]  # (B, C)
         weights, _ = self.pick(n, state.summaries, there)
@@ -125,19 +125,19 @@ class HCAMCell(SegmentCell):
         return self.detail.output(mixed.transpose(1, 2).flatten(2)), weights
 
     def pick(self, n: Tensor, summaries: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
-        """w of steps `(B, t, d)`, `(B, t, C)`, and the chunks that they pick, `(B, t, k)`.
+        """w of steps `(B, t, d)`, `(B, t, C)`, and the indices of the chosen chunks, `(B, t, k)`.
 
         Args:
             n: the steps.
             summaries: `(B, C, d)`.
-            there: `(B, C)` bool, which chunks there are.
+            there: `(B, C)` bool, which chunks exist.
         """
         relevance = self.ask(n) @ summaries.to(n.dtype).transpose(1, 2) / math.sqrt(n.shape[-1])
         relevance = relevance.to(torch.promote_types(relevance.dtype, torch.float32))
         relevance = relevance.masked_fill(~there[:, None], float("-inf"))
         picks = relevance.topk(self.top_k, dim=-1).indices
         picked = torch.zeros_like(relevance, dtype=torch.bool).scatter(2, picks, True) & there[:, None]
-        # A finite number in place of -inf: where no chunk is there, no weight is, and its gradient is not NaN.
+        # A finite number instead of -inf, so that the gradient is not NaN if there are no chunks.
         return relevance.masked_fill(~picked, -1e9).softmax(dim=-1) * picked, picks
 
     def stepper(self, state: CellState, dtype: torch.dtype) -> CellStepper:
@@ -145,7 +145,7 @@ class HCAMCell(SegmentCell):
         return HCAMStepper(self, state, dtype)
 
     def close(self, state: HCAMState) -> HCAMState:
-        """The segment becomes the newest chunk, the oldest leaves; see `SegmentCell.close`."""
+        """Make the segment the newest chunk and drop the oldest; see `SegmentCell.close`."""
         d = state.summaries.shape[-1]
         _, details, summary = state.running.split((2 * d, 2 * d, d), dim=-1)
         return HCAMState(
@@ -158,7 +158,7 @@ class HCAMCell(SegmentCell):
 
 
 class HCAMStepper(SegmentStepper):
-    """A layer that acts: a segment that ends is written over the oldest chunk."""
+    """A layer in acting: a finished segment overwrites the oldest chunk."""
 
     cell: HCAMCell
 
@@ -166,36 +166,36 @@ class HCAMStepper(SegmentStepper):
         super().__init__(cell, state, dtype)
         self.bias = by_place(cell.distance_bias, cell.segment)
 
-    def laid_out(self, state: CellState) -> list[Tensor]:
-        """Count; keys and values of the segment, and what its chunk and its summary are made of; keys and values of
-        chunks, `(B, heads, C, K, d / heads)`; summaries; which there are; which is the oldest.
+    def pack(self, state: CellState) -> list[Tensor]:
+        """Count; keys and values of the segment, and the inputs of its chunk and summary; keys and values of chunks,
+        `(B, heads, C, K, d / heads)`; summaries; which chunks exist; index of the oldest.
         """
-        cell, held = self.cell, HCAMState(*state)
-        d, running = held.summaries.shape[-1], held.running.to(self.dtype)
-        chunks = cell.detail.split(held.details.flatten(1, 2).to(self.dtype))
-        there = torch.arange(cell.chunks, device=running.device) >= cell.chunks - held.filled[:, None]
+        cell, fields = self.cell, HCAMState(*state)
+        d, running = fields.summaries.shape[-1], fields.running.to(self.dtype)
+        chunks = cell.detail.split(fields.details.flatten(1, 2).to(self.dtype))
+        there = torch.arange(cell.chunks, device=running.device) >= cell.chunks - fields.filled[:, None]
         return [
-            held.count,
+            fields.count,
             *cell.within.split(running[..., : 2 * d]),
             running[..., 2 * d :],
             *(part.unflatten(2, (cell.chunks, -1)) for part in chunks),
-            held.summaries,
+            fields.summaries,
             there,
-            torch.zeros_like(held.filled),
+            torch.zeros_like(fields.filled),
         ]
 
-    def state_of(self, held: list[Tensor]) -> CellState:
-        """See `CellStepper.state_of`."""
-        count, keys, values, kept, *chunks, summaries, there, oldest = held
+    def unpack(self, buffers: list[Tensor]) -> CellState:
+        """See `CellStepper.unpack`."""
+        count, keys, values, kept, *chunks, summaries, there, oldest = buffers
         order = (oldest[:, None] + torch.arange(self.cell.chunks, device=oldest.device)) % self.cell.chunks
-        details = joined(*(part.flatten(2, 3) for part in chunks)).unflatten(1, (self.cell.chunks, -1))
+        details = merge_heads(*(part.flatten(2, 3) for part in chunks)).unflatten(1, (self.cell.chunks, -1))
         rows = torch.arange(len(order), device=order.device)[:, None]
-        running = torch.cat([joined(keys, values), kept], dim=-1)
+        running = torch.cat([merge_heads(keys, values), kept], dim=-1)
         return running, count, details[rows, order], summaries[rows, order], there.sum(dim=1)
 
     def attend(self, x: Tensor, rows: Tensor | slice, places: Tensor | int) -> Tensor:
         """See `SegmentStepper.attend`."""
-        cell, (_, keys, values, kept, *_) = self.cell, self.held
+        cell, (_, keys, values, kept, *_) = self.cell, self.buffers
         inputs = cell.norms[0](x)
         self.write(rows, places, cell.within.source(inputs))
         new = torch.cat([cell.detail.source(inputs), cell.summarise(inputs)], dim=-1)
@@ -205,8 +205,8 @@ class HCAMStepper(SegmentStepper):
         return h + cell.forward_token(cell.norms[2](h))
 
     def recall(self, n: Tensor) -> Tensor:
-        """`HCAMCell.recall` for one step of every row, `(B, d)`, which here gathers the chunks that are picked."""
-        cell, (keys, values, summaries, there, _) = self.cell, self.held[4:]
+        """`HCAMCell.recall` for one step of every row, `(B, d)`, which here gathers the chosen chunks."""
+        cell, (keys, values, summaries, there, _) = self.cell, self.buffers[4:]
         weights, picks = cell.pick(n[:, None], summaries, there)
         weights = weights.gather(2, picks)  # (B, 1, k)
         batch, heads, chunks, segment, size = keys.shape
@@ -221,7 +221,7 @@ class HCAMStepper(SegmentStepper):
 
     def close(self, rows: Tensor | None) -> None:
         """See `SegmentStepper.close`."""
-        count, _, _, kept, keys, values, summaries, there, oldest = self.held
+        count, _, _, kept, keys, values, summaries, there, oldest = self.buffers
         rows = torch.arange(len(count)) if rows is None else rows
         count[rows] = 0
         rows = rows.to(oldest.device)
@@ -234,14 +234,14 @@ class HCAMStepper(SegmentStepper):
 
 
 class HCAM(SegmentStack):
-    """Layers with chunks of their own."""
+    """Layers, each with its own chunks."""
 
     config: HCAMConfig
     cell, state = HCAMCell, HCAMState
 
     @property
     def reach(self) -> int | None:
-        """Every layer sees its segment and C before it; so did what it sees."""
+        """Every layer sees its segment and C before it, each of which saw as much."""
         return self.config.context_length * (1 + self.config.layers * self.config.chunks)
 
 
@@ -263,7 +263,7 @@ class HCAMOptions(MemoryOptions):
     def config(
         self, *, mode: str, d_model: int, dropout: float, context_length: int, segments: int, conditioned: bool
     ) -> HCAMConfig:
-        """The memory that these flags ask for; a chunk has `context_length` steps."""
+        """The configuration given by these flags; a chunk has `context_length` steps."""
         return HCAMConfig(
             d_model=d_model,
             context_length=context_length,

@@ -1,4 +1,4 @@
-"""kNN: no model of the task. It repeats the actions that the data took after the most similar histories.
+"""kNN without a trained model: repeats the actions taken in the data after the most similar histories.
 
     phi_t: a frozen key of the history (`neighbours.History`), of random encoders that are never trained
     w = softmax(-d / temperature) over the distances d of the k nearest keys in the index
@@ -25,7 +25,7 @@ from RATE_model.memories.contract import (
     StepOptions,
     Stepper,
     Steps,
-    alone,
+    single_process,
 )
 from RATE_model.memories.neighbours import History, Index
 from RATE_model.memories.stack import rolled
@@ -85,16 +85,16 @@ class KNN(Memory):
 
     @property
     def gradient_reach(self) -> int | None:
-        """There is nothing to learn."""
+        """Nothing is learned."""
         return 0
 
     @property
     def device(self) -> torch.device:
-        """Where the index is."""
+        """The device of the index."""
         return self.index.keys.device
 
     def initial(self, batch_size: int) -> KNNState:
-        """No history."""
+        """An empty history."""
         return KNNState(self.history.initial(batch_size, self.device))
 
     def forward(self, steps: Steps, valid: Tensor, state: KNNState) -> tuple[Tensor, KNNState]:
@@ -105,7 +105,7 @@ class KNN(Memory):
             self.index.offer(keys[here], steps.actions[here])
         return hidden, state
 
-    def store_shown(self, gather: Gather = alone) -> None:
+    def store_shown(self, gather: Gather = single_process) -> None:
         """See `Memory.store_shown`: an even sample of all steps."""
         self.index.store_offered(gather, newest=False)
 
@@ -134,7 +134,7 @@ class KNN(Memory):
         return super().stepper(batch_size, options, dtype)
 
     def inspect(self, steps: Steps) -> dict[str, Any]:
-        """As for every memory, and "neighbours": their distances at every step, `(B, T, k)`, the nearest first."""
+        """As for every memory, plus "neighbours": their distances at every step, `(B, T, k)`, nearest first."""
         everywhere = torch.ones(steps.shape, dtype=torch.bool)
         _, _, distances, _ = self._run(steps, everywhere, self.initial(steps.shape[0]))
         return super().inspect(steps) | {"neighbours": distances}
@@ -142,7 +142,7 @@ class KNN(Memory):
 
 @dataclass(frozen=True)
 class KNNOptions(MemoryOptions):
-    """Nearest neighbours in the data: no model."""
+    """Nearest neighbours in the data, without a trained model."""
 
     # Steps of the data to store: an even sample of everything that training shows
     knn_entries: int = 16384
@@ -158,7 +158,7 @@ class KNNOptions(MemoryOptions):
     def config(
         self, *, mode: str, d_model: int, dropout: float, context_length: int, segments: int, conditioned: bool
     ) -> KNNConfig:
-        """The memory that these flags ask for; its segments of `context_length` steps count for controls only."""
+        """The configuration; segments of `context_length` steps only matter for control experiments."""
         return KNNConfig(
             d_model=d_model,
             context_length=context_length,

@@ -26,16 +26,16 @@ from RATE_model.memories.stack import Cell, CellState, Stack, StackConfig, StepS
 
 @dataclass(frozen=True, kw_only=True)
 class LRUConfig(StackConfig):
-    """Sizes, and where eigenvalues begin."""
+    """Sizes and initial eigenvalues."""
 
-    # Complex numbers of a layer's state
+    # Complex state size of a layer
     width: int = 64
-    # Moduli of the eigenvalues at the start
+    # Initial moduli of the eigenvalues
     r_min: float = 0.9
     r_max: float = 0.999
 
     def sizes(self) -> dict[str, int]:
-        """The sizes by the names of their flags."""
+        """The sizes by flag name."""
         return {"lru_layers": self.layers, "lru_width": self.width}
 
     def validate(self) -> None:
@@ -58,7 +58,7 @@ class LRUState(State):
 
     @property
     def slots(self) -> Tensor:
-        """A vector a layer, `(B, layers, 2 width)`."""
+        """One vector per layer, `(B, layers, 2 width)`."""
         return torch.stack(self.states, dim=1).flatten(2)
 
 
@@ -121,7 +121,7 @@ class LRUOptions(MemoryOptions):
     def config(
         self, *, mode: str, d_model: int, dropout: float, context_length: int, segments: int, conditioned: bool
     ) -> LRUConfig:
-        """The memory that these flags ask for."""
+        """The configuration given by these flags."""
         return LRUConfig(
             d_model=d_model,
             context_length=context_length,

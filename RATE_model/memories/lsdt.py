@@ -3,7 +3,7 @@
     n = norm(h), its first half (channels) to the long branch, its second to the short
     long:   MultiHead over the last W steps
     short:  y_t = sum_{i < w} softmax(W_k n_t)_i  v_{t-i},  v = W_v n         dynamic convolution (Wu et al. 2019,
-            one kernel of w numbers a head, made of the step itself                    arXiv 1901.10430, section 4)
+            one kernel of w numbers per head, computed from the step                    arXiv 1901.10430, section 4)
     h <- h + W_o [long; short],  h <- h + FFN(norm(h))
 
 The window slides with every step, in every layer: nothing is computed twice when acting.
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
 from RATE_model.errors import UserError
 from RATE_model.memories.contract import MemoryOptions, State
-from RATE_model.memories.segments import Attention, AttentionConfig, bias_of, feed_forward, joined
+from RATE_model.memories.segments import Attention, AttentionConfig, bias_of, feed_forward, merge_heads
 from RATE_model.memories.sliding import SlidingStepper, slide
 from RATE_model.memories.stack import Cell, CellState, CellStepper, Stack, StepSignals
 
@@ -30,9 +30,9 @@ class LSDTConfig(AttentionConfig):
 
     flag = "lsdt"
 
-    # W: steps that a layer sees, the step itself among them
+    # W: steps that a layer sees, including the current one
     window: int = 90
-    # w: those that the convolution sees
+    # w: steps that the convolution sees
     kernel: int = 6
 
     def validate(self) -> None:
@@ -51,12 +51,12 @@ class LSDTConfig(AttentionConfig):
 
 @dataclass(frozen=True)
 class LSDTState(State):
-    """Of every layer, the last steps."""
+    """The last steps, for every layer."""
 
     parts: ClassVar[dict[str, tuple[str, ...]]] = {"window": ("steps", "count")}
 
-    steps: tuple[Tensor, ...]  # (B, W - 1, 3 d / 2), keys, values, and what is convolved
-    count: tuple[Tensor, ...]  # (B,) int64, how many there are
+    steps: tuple[Tensor, ...]  # (B, W - 1, 3 d / 2), keys, values, and inputs of the convolution
+    count: tuple[Tensor, ...]  # (B,) int64, number of steps
 
 
 class LSDTCell(Cell):
@@ -99,7 +99,7 @@ class LSDTCell(Cell):
         """Values `(B, W - 1 + T, d / 2)`, zero where there is no step, with kernels `(B, T, heads, w)`."""
         length = weights.shape[1]
         first = columns.shape[1] - length
-        # What lies before the window is zero, as it is where the window is not filled.
+        # Before the window everything is zero, as in the unfilled part of the window.
         padded = F.pad(columns, (0, 0, max(0, self.kernel - 1 - first), 0))
         first = padded.shape[1] - length
         mixed = torch.zeros((), dtype=columns.dtype, device=columns.device)
@@ -119,20 +119,20 @@ class LSDTStepper(SlidingStepper):
     cell: LSDTCell
 
     def columns_of(self, window: Tensor) -> list[Tensor]:
-        """Keys and values, by head, and what is convolved."""
+        """Keys and values, by head, and inputs of the convolution."""
         source, convolved = window.tensor_split((-self.cell.value.in_features,), dim=-1)
         return [*self.cell.long.split(source), convolved]
 
     def steps_of(self, columns: list[Tensor]) -> Tensor:
         """See `SlidingStepper.steps_of`."""
-        return torch.cat([joined(*columns[:2]), columns[2]], dim=-1)
+        return torch.cat([merge_heads(*columns[:2]), columns[2]], dim=-1)
 
     def step(self, x: Tensor) -> Tensor:
         """See `CellStepper.step`."""
         cell = self.cell
         far, near = cell.norms[0](x).chunk(2, dim=-1)
         back = self.write(torch.cat([cell.long.source(far), cell.value(near)], dim=-1))
-        unseen, keys, values, convolved = self.held
+        unseen, keys, values, convolved = self.buffers
         attended = cell.long.of_one_step(far, keys, values, cell.distance_bias[:, back] + unseen)
         weights = cell.weigh(near).unflatten(-1, (cell.heads, -1)).softmax(dim=-1)  # (B, heads, w)
         lags = (self.newest - torch.arange(cell.kernel, device=x.device)) % self.size
@@ -173,7 +173,7 @@ class LSDTOptions(MemoryOptions):
     def config(
         self, *, mode: str, d_model: int, dropout: float, context_length: int, segments: int, conditioned: bool
     ) -> LSDTConfig:
-        """The memory that these flags ask for; its segments of `context_length` steps count gradient windows only."""
+        """The configuration; segments of `context_length` steps only matter for gradient windows."""
         return LSDTConfig(
             d_model=d_model,
             context_length=context_length,

@@ -33,7 +33,7 @@ from RATE_model.memories.stack import (
     StepSignals,
 )
 
-# Steps whose states are held at once.
+# Steps whose states are in memory at once.
 _CHUNK = 16
 
 
@@ -41,15 +41,15 @@ _CHUNK = 16
 class MambaConfig(StackConfig):
     """Sizes."""
 
-    # n: numbers of the state of every channel
+    # n: state size per channel
     state: int = 16
     # d_inner / d_model
     expand: int = 2
-    # Inputs that the filter sees
+    # Taps of the filter
     taps: int = 4
 
     def sizes(self) -> dict[str, int]:
-        """The sizes by the names of their flags."""
+        """The sizes by flag name."""
         return {
             "mamba_layers": self.layers,
             "mamba_state": self.state,
@@ -60,7 +60,7 @@ class MambaConfig(StackConfig):
 
 @dataclass(frozen=True)
 class MambaState(State):
-    """Of every layer."""
+    """The state of every layer."""
 
     parts: ClassVar[dict[str, tuple[str, ...]]] = {"states": ("states",), "conv": ("conv",)}
 
@@ -111,7 +111,7 @@ class MambaCell(Cell):
         delta, write, read = self.select(v).split(self.split, dim=-1)
         delta = F.softplus(self.delta(delta).float())
         if valid is not None:
-            delta = delta * valid[..., None]  # without time nothing is written and nothing fades
+            delta = delta * valid[..., None]  # with delta 0 nothing is written and nothing decays
         inputs = (delta, delta * v, write.float(), read.float())
         outputs, states = in_chunks(self._piece, states, inputs, size=_CHUNK)
         y = torch.cat(outputs, dim=1) + self.through * v
@@ -129,7 +129,7 @@ class MambaCell(Cell):
 
 
 class MambaStepper(CellStepper):
-    """A layer that acts: states are changed in place."""
+    """A layer in acting; updates the states in place."""
 
     cell: MambaCell
 
@@ -137,17 +137,17 @@ class MambaStepper(CellStepper):
         super().__init__(cell, state, dtype)
         self.rate = -cell.log_rate.exp()
 
-    def laid_out(self, state: CellState) -> list[Tensor]:
-        """Inputs of the filter one by one."""
+    def pack(self, state: CellState) -> list[Tensor]:
+        """State, and the inputs of the filter one by one."""
         return [state[0], *state[1].unbind(1)]
 
-    def state_of(self, held: list[Tensor]) -> CellState:
-        """See `CellStepper.state_of`."""
-        return held[0], self.cell.convolution.joined(held[1:])
+    def unpack(self, buffers: list[Tensor]) -> CellState:
+        """See `CellStepper.unpack`."""
+        return buffers[0], self.cell.convolution.state_of_inputs(buffers[1:])
 
     def step(self, x: Tensor) -> Tensor:
         """See `CellStepper.step`."""
-        cell, states, inputs = self.cell, self.held[0], self.held[1:]
+        cell, states, inputs = self.cell, self.buffers[0], self.buffers[1:]
         u, z = cell.branches(x).chunk(2, dim=-1)
         v = F.silu(cell.convolution.step(u, inputs))
         delta, write, read = cell.select(v).split(cell.split, dim=-1)
@@ -155,7 +155,7 @@ class MambaStepper(CellStepper):
         with torch.autocast(x.device.type, enabled=False):
             states.mul_((delta[:, None] * self.rate).exp_()).addcmul_(write.float()[..., None], (delta * v)[:, None])
             y = (read.float()[:, None] @ states).squeeze(1) + cell.through * v
-        self.held = [states, *inputs]
+        self.buffers = [states, *inputs]
         return cell.output(y * F.silu(z))
 
 
@@ -184,7 +184,7 @@ class MambaOptions(MemoryOptions):
     def config(
         self, *, mode: str, d_model: int, dropout: float, context_length: int, segments: int, conditioned: bool
     ) -> MambaConfig:
-        """The memory that these flags ask for."""
+        """The configuration given by these flags."""
         return MambaConfig(
             d_model=d_model,
             context_length=context_length,

@@ -5,7 +5,8 @@ LRAM (Schmied et al. 2025, arXiv 2410.22391).
     n_t = f_t n_{t-1} + i_t k_t                                                                              equation 20
     h_t = C_t q_t / max(|n_t q_t|, 1)                    k_t is divided by sqrt(d)                           equation 21
     i_t = exp(~i_t), f_t = sigmoid(~f_t)                                                                equations 25, 26
-    m_t = max(log f_t + m_{t-1}, log i_t)                C and n are held divided by exp(m_t)                equation 15
+    m_t = max(log f_t + m_{t-1}, log i_t)                C and n are stored divided by exp(m_t)               equation
+    15
 
 A layer, figure 11: two branches of 2 d_model; one goes through a filter and silu, makes q and k, and v without filter;
 h is normalised per head, what left the filter is added, times silu of the other branch, and a map back.
@@ -26,7 +27,7 @@ from RATE_model.memories.contract import MemoryOptions, State
 from RATE_model.memories.scan import in_chunks
 from RATE_model.memories.stack import CausalConvolution, Cell, CellState, CellStepper, Stack, StackConfig, StepSignals
 
-# Steps that see one another directly.
+# Steps per chunk, within which they attend to each other directly.
 _CHUNK = 32
 # Inputs of a block of the maps to queries, keys and values.
 _BLOCK = 4
@@ -39,13 +40,13 @@ Matrix = tuple[Tensor, Tensor, Tensor]
 class MLSTMConfig(StackConfig):
     """Sizes."""
 
-    # Heads, each with a matrix of its own
+    # Heads, each with its own matrix
     heads: int = 4
-    # Inputs that the filter sees
+    # Taps of the filter
     taps: int = 4
 
     def sizes(self) -> dict[str, int]:
-        """The sizes by the names of their flags."""
+        """The sizes by flag name."""
         return {"mlstm_layers": self.layers, "mlstm_heads": self.heads, "mlstm_conv": self.taps}
 
     def validate(self) -> None:
@@ -60,7 +61,7 @@ class MLSTMConfig(StackConfig):
 
 @dataclass(frozen=True)
 class MLSTMState(State):
-    """Of every layer, in float32."""
+    """The state of every layer, in float32."""
 
     parts: ClassVar[dict[str, tuple[str, ...]]] = {
         "matrix": ("matrix", "normaliser", "maximum"),
@@ -95,7 +96,7 @@ class MLSTMCell(Cell):
         self.norm = nn.Parameter(torch.ones(inner))
         self.skip = nn.Parameter(torch.ones(inner))
         self.output = nn.Linear(inner, d, bias=False)
-        with torch.no_grad():  # as xLSTM begins: small maps, gates that depend on nothing yet, open forget gates
+        with torch.no_grad():  # xLSTM's initialisation: small maps, constant gates, open forget gates
             nn.init.normal_(self.branches.weight, std=(2 / (5 * d)) ** 0.5)
             nn.init.normal_(self.output.weight, std=2 / config.layers / inner**0.5)
             nn.init.zeros_(self.gates.weight)
@@ -140,7 +141,7 @@ class MLSTMCell(Cell):
 
 
 class MLSTMStepper(CellStepper):
-    """A layer that acts: the matrix is changed in place."""
+    """A layer in acting; updates the matrix in place."""
 
     cell: MLSTMCell
 
@@ -148,23 +149,23 @@ class MLSTMStepper(CellStepper):
         super().__init__(cell, state, dtype)
         inner = cell.norm.numel()
         of_filtered, of_inputs = cell.projections().split((2 * inner, inner))
-        # The gates are maps of q, k and v, and so of what these are maps of.
+        # The gates are linear in q, k and v, and so in their inputs.
         by_filtered, by_inputs = cell.gates.weight.split((2 * inner, inner), dim=1)
         self.of_filtered = torch.cat([of_filtered, by_filtered @ of_filtered])
         self.of_inputs = torch.cat([of_inputs, by_inputs @ of_inputs])
 
-    def laid_out(self, state: CellState) -> list[Tensor]:
+    def pack(self, state: CellState) -> list[Tensor]:
         """Inputs of the filter one by one."""
         return [*state[:3], *state[3].unbind(1)]
 
-    def state_of(self, held: list[Tensor]) -> CellState:
-        """See `CellStepper.state_of`."""
-        return *held[:3], self.cell.convolution.joined(held[3:])
+    def unpack(self, buffers: list[Tensor]) -> CellState:
+        """See `CellStepper.unpack`."""
+        return *buffers[:3], self.cell.convolution.state_of_inputs(buffers[3:])
 
     def step(self, x: Tensor) -> Tensor:
         """See `CellStepper.step`."""
         cell = self.cell
-        inputs = self.held[3:]
+        inputs = self.buffers[3:]
         u, z = cell.branches(x).chunk(2, dim=-1)
         filtered = F.silu(cell.convolution.step(u, inputs))
         inner = u.shape[-1]
@@ -173,9 +174,9 @@ class MLSTMStepper(CellStepper):
         gates = by_filtered.float() + by_inputs.float() + cell.gates.bias
         write, forget = gates[:, None].chunk(2, dim=-1)  # (B, 1, H)
         heads = [part.float().unflatten(-1, (1, cell.heads, -1)) for part in (q, k, v)]  # (B, 1, H, D)
-        matrix: Matrix = tuple(self.held[:3])  # type: ignore[assignment]
+        matrix: Matrix = tuple(self.buffers[:3])  # type: ignore[assignment]
         h, matrix = recur(matrix, *heads, write, F.logsigmoid(forget), in_place=True)
-        self.held = [*matrix, *inputs]
+        self.buffers = [*matrix, *inputs]
         h = F.layer_norm(h, h.shape[-1:], eps=1e-5).flatten(1) * cell.norm
         return cell.output((h + cell.skip * filtered) * F.silu(z))
 
@@ -183,7 +184,7 @@ class MLSTMStepper(CellStepper):
 def recur(
     state: Matrix, q: Tensor, k: Tensor, v: Tensor, write: Tensor, forget: Tensor, *, in_place: bool = False
 ) -> tuple[Tensor, Matrix]:
-    """One step, as the equations have it; arguments and result as of `attend`, with L = 1. `in_place` changes C."""
+    """One step, following the equations; arguments and result as for `attend`, with L = 1. `in_place` changes C."""
     matrix, normaliser, maximum = state
     q, k, v = (part.transpose(1, 2) for part in (q, k * k.shape[-1] ** -0.5, v))  # (B, H, 1, D)
     write, forget = write.squeeze(1), forget.squeeze(1) + maximum  # (B, H)
@@ -192,7 +193,7 @@ def recur(
     with torch.autocast(q.device.type, enabled=False):
         written = write * k.squeeze(2)
         matrix = matrix.mul_(forget[..., None]) if in_place else forget[..., None] * matrix
-        matrix.addcmul_(written[..., None], v)  # into the product: another matrix costs more than the sum
+        matrix.addcmul_(written[..., None], v)  # in place: allocating another matrix costs more than the sum
         normaliser = forget * normaliser + written
         norm = (q.squeeze(2) * normaliser).sum(dim=-1).abs()
         h = q @ matrix / torch.maximum(norm, torch.exp(-maximum.clamp(min=-80)))[..., None, None]
@@ -248,7 +249,7 @@ class MLSTMOptions(MemoryOptions):
     def config(
         self, *, mode: str, d_model: int, dropout: float, context_length: int, segments: int, conditioned: bool
     ) -> MLSTMConfig:
-        """The memory that these flags ask for."""
+        """The configuration given by these flags."""
         return MLSTMConfig(
             d_model=d_model,
             context_length=context_length,

@@ -1,4 +1,4 @@
-"""An index of what training has shown, and keys of histories to look it up by.
+"""An index of training data, and keys of histories to look it up with.
 
     key of step t:  phi_t = [P x_t;  averages of P x over the last 2, 8, 32, 128, ... steps]
     average:        m_t = (1 - 1/h) m_{t-1} + P x_t / h                     P is random and frozen
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from RATE_model.errors import UserError
-from RATE_model.memories.contract import Gather, alone
+from RATE_model.memories.contract import Gather, single_process
 from RATE_model.memories.scan import scan
 from RATE_model.memories.stack import last_valid
 
@@ -27,9 +27,9 @@ class History(nn.Module):
     """Keys of steps.
 
     Args:
-        width: numbers of a step.
-        projected: numbers that a random projection leaves of it (Johnson and Lindenstrauss 1984).
-        horizons: how many averages, over 2, 8, 32, ... steps.
+        width: size of a step.
+        projected: size of its random projection (Johnson and Lindenstrauss 1984).
+        horizons: number of averages, over 2, 8, 32, ... steps.
     """
 
     projection: Tensor
@@ -42,7 +42,7 @@ class History(nn.Module):
 
     @property
     def key_size(self) -> int:
-        """Numbers of a key."""
+        """Size of a key."""
         return len(self.projection) * (1 + len(self.horizons))
 
     def initial(self, batch_size: int, device: torch.device) -> Tensor:
@@ -51,7 +51,7 @@ class History(nn.Module):
 
     @torch.no_grad()
     def forward(self, x: Tensor, averages: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Steps `(B, T, width)` and the averages before them to keys `(B, T, key_size)` and the averages after."""
+        """Map steps `(B, T, width)` and the previous averages to keys `(B, T, key_size)` and new averages."""
         projected = F.linear(x.float(), self.projection)[:, :, None]  # (B, T, 1, projected)
         rate = (1 / self.horizons)[:, None]
         states = scan((1 - rate)[None, None], projected * rate, averages)
@@ -60,11 +60,11 @@ class History(nn.Module):
 
 
 class Index(nn.Module):
-    """Keys and values, at most this many.
+    """A bounded store of keys and values.
 
     Args:
-        size: how many.
-        key: numbers of a key.
+        size: maximum number of pairs.
+        key: size of a key.
         value: shape of a value.
     """
 
@@ -81,7 +81,7 @@ class Index(nn.Module):
 
     @property
     def count(self) -> int:
-        """How many are stored."""
+        """Number of stored pairs."""
         return min(int(self.offered), len(self.keys))
 
     def check_not_empty(self, mode: str) -> None:
@@ -90,12 +90,12 @@ class Index(nn.Module):
             raise UserError(f"--model_mode {mode}: its index is empty; train it on data first")
 
     def offer(self, keys: Tensor, values: Tensor, *, step: int = 0) -> None:
-        """Let pairs `(n, key)` and `(n, *value)` be stored by the next `store_offered`, in the order of steps."""
+        """Queue pairs `(n, key)` and `(n, *value)` for the next `store_offered`, in the order of steps."""
         steps = torch.full((len(keys),), step)
         self._waiting.append((steps, keys.detach().cpu(), values.detach().cpu()))
 
     def store_offered(self, gather: Gather, *, newest: bool) -> None:
-        """`store` what was offered since the last time, by step, then process, then as it was offered."""
+        """`store` everything queued since the last call, ordered by step, then process, then as offered."""
         own = [torch.cat(parts) for parts in zip(*self._waiting, strict=True)]
         self._waiting = []
         found = [parts for parts in gather(own) if parts]
@@ -105,13 +105,13 @@ class Index(nn.Module):
             self.store(keys[order], values[order], newest=newest, gather=gather)
 
     @torch.no_grad()
-    def store(self, keys: Tensor, values: Tensor, *, newest: bool, gather: Gather = alone) -> None:
-        """Store pairs `(n, key)` and `(n, *value)`: the newest of all, or an even (reservoir) sample.
+    def store(self, keys: Tensor, values: Tensor, *, newest: bool, gather: Gather = single_process) -> None:
+        """Store pairs `(n, key)` and `(n, *value)`: keeps the newest, or an even (reservoir) sample of all.
 
-        Processes that train together store the same: the first one's random numbers count.
+        All training processes store the same: they use process 0's random numbers.
 
-        The sample is algorithm R of Vitter 1985, a batch at a time: pair i takes a random place below i, if the index
-        has that place.
+        The sample is algorithm R of Vitter 1985, a batch at a time: pair i takes a random place below i, if that is
+        within the index.
         """
         number = int(self.offered) + torch.arange(len(keys))
         size = len(self.keys)
@@ -121,7 +121,7 @@ class Index(nn.Module):
             drawn = (gather(torch.rand(len(keys), dtype=torch.float64))[0] * (number + 1)).long()
             places = torch.where(number < size, number, drawn)
         kept = places < size
-        # If two pairs go to one place the later one stays, as if they had come one after the other.
+        # If two pairs get the same place, the later one stays, as if added one by one.
         places, rows = places[kept].flip(0), kept.nonzero().squeeze(1).flip(0)
         places, first = _first_of_each(places)
         rows, places = rows[first], places.to(self.keys.device)
@@ -131,22 +131,22 @@ class Index(nn.Module):
 
     @torch.no_grad()
     def nearest(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """The k nearest neighbours of queries `(n, key)`: places and distances, `(n, k)`, the nearest first.
+        """The k nearest neighbours of queries `(n, key)`: places and distances, `(n, k)`, nearest first.
 
-        Distances are Euclidean, in standard deviations of the index, per number of a key. If k exceeds the index, fewer
-        are returned.
+        Distances are Euclidean, in standard deviations of the index, per component of a key. If k exceeds the index,
+        fewer are returned.
         """
         keys = self.keys[: self.count]
         scale = keys.std(dim=0, correction=0)
         scale = torch.where(
             scale > 1e-4 * scale.amax(), scale, float("inf")
-        )  # a number that never changes says nothing
+        )  # a constant component carries no information
         places, distances = _nearest(queries / scale, keys / scale, min(k, len(keys)))
         return places, distances / math.sqrt(keys.shape[1])
 
 
 def _nearest(queries: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Places and Euclidean distances of the k nearest keys; by faiss where it is installed, on a CPU."""
+    """Places and Euclidean distances of the k nearest keys; uses faiss on a CPU if installed."""
     if queries.device.type != "cpu" or (faiss := _faiss()) is None:
         found = torch.cdist(queries, keys).topk(k, dim=1, largest=False)
         return found.indices, found.values
@@ -158,7 +158,7 @@ def _nearest(queries: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 @cache
 def _faiss() -> Any:
-    """The package, or None."""
+    """The package faiss, or None."""
     try:
         return import_module("faiss")
     except ImportError:
@@ -166,7 +166,7 @@ def _faiss() -> Any:
 
 
 def _first_of_each(places: Tensor) -> tuple[Tensor, Tensor]:
-    """The different numbers of `(n,)`, and where each of them comes first."""
+    """The distinct numbers in `(n,)`, and the first position of each."""
     different, inverse = places.unique(return_inverse=True)
     first = torch.full((len(different),), len(places)).scatter_reduce(
         0, inverse, torch.arange(len(places)), reduce="amin"

@@ -53,12 +53,12 @@ class MLP(Memory):
 
     @property
     def reach(self) -> int | None:
-        """A step sees itself."""
+        """Only the current step."""
         return 1
 
     @property
     def has_memory(self) -> bool:
-        """There is none."""
+        """False: there is no memory."""
         return False
 
     def initial(self, batch_size: int) -> Nothing:
@@ -80,7 +80,7 @@ class MLPOptions(MemoryOptions):
     def config(
         self, *, mode: str, d_model: int, dropout: float, context_length: int, segments: int, conditioned: bool
     ) -> MLPConfig:
-        """The network; its segments of `context_length` steps count gradient windows only."""
+        """The configuration; segments of `context_length` steps only matter for gradient windows."""
         return MLPConfig(
             d_model=d_model,
             context_length=context_length,

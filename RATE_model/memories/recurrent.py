@@ -1,4 +1,4 @@
-"""Recurrent networks: LSTM (Hochreiter and Schmidhuber 1997) and GRU (Cho et al. 2014), the baselines to beat.
+"""Recurrent networks: LSTM (Hochreiter and Schmidhuber 1997) and GRU (Cho et al. 2014), the main baselines.
 
     x_t = W [previous action; return-to-go; observation]          (step_input "joined")
     h_t, state_t = cell(x_t, state_{t-1})                         several layers, torch's own cells
@@ -37,7 +37,7 @@ class RecurrentConfig(MemoryConfig):
     forget_bias: float = 0.0
 
     def sizes(self) -> dict[str, int]:
-        """The sizes by the names of their flags."""
+        """The sizes by flag name."""
         return {"recurrent_layers": self.layers, "hidden_size": self.hidden}
 
     def validate(self) -> None:
@@ -54,7 +54,7 @@ class RecurrentConfig(MemoryConfig):
 
 @dataclass(frozen=True)
 class RecurrentState(State):
-    """Of every layer; `cell` is the LSTM's alone."""
+    """The state of every layer; only the LSTM has a `cell`."""
 
     parts: ClassVar[dict[str, tuple[str, ...]]] = {"hidden": ("hidden",), "cell": ("cell",)}
 
@@ -68,7 +68,7 @@ class RecurrentState(State):
 
 
 class _Recurrent(Memory):
-    """What LSTM and GRU share."""
+    """Common part of LSTM and GRU."""
 
     config: RecurrentConfig
     network: type[nn.LSTM] | type[nn.GRU]
@@ -104,7 +104,7 @@ class _Recurrent(Memory):
         else:
             x = torch.stack(parts, dim=2).flatten(1, 2)  # (B, parts T, d)
         per_step = x.shape[1] // valid.shape[1]
-        # In float32 also under autocast: a state that is rounded at every step drifts, and the products are small.
+        # In float32 even under autocast: a state rounded at every step drifts, and these products are small.
         with torch.autocast(x.device.type, enabled=False):
             x = self.dropout(x).float()
             if bool(valid[:, 0].all()):
@@ -114,7 +114,7 @@ class _Recurrent(Memory):
         return hidden[:, per_step - 1 :: per_step], state
 
     def _run_padded(self, x: Tensor, valid: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
-        """`_run` for inputs `(B, T, d)` some of which are padding: it must not move the state. `valid` is `(B, T)`."""
+        """`_run` for inputs `(B, T, d)` with padding, which must not change the state. `valid` is `(B, T)`."""
         rows = valid.any(dim=1).nonzero().squeeze(1)
         hidden = x.new_zeros(*valid.shape, self.config.hidden)
         if not len(rows):
@@ -182,7 +182,7 @@ class RecurrentOptions(MemoryOptions):
     def config(
         self, *, mode: str, d_model: int, dropout: float, context_length: int, segments: int, conditioned: bool
     ) -> RecurrentConfig:
-        """The network; its segments of `context_length` steps count gradient windows and control experiments only."""
+        """The configuration; segments of `context_length` steps only set gradient windows and control experiments."""
         return RecurrentConfig(
             d_model=d_model,
             context_length=context_length,

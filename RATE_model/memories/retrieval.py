@@ -1,7 +1,7 @@
-"""Retrieval: each segment also reads the data that most resembles its history, as in RA-DT (Schmied et al. 2024).
+"""Retrieval: each segment also reads the training data most similar to its history, as in RA-DT (Schmied et al. 2024).
 
     at the first step of a segment:  the k nearest pieces of the index by phi (`neighbours.History`), each a segment of
-                                     K embedded steps that began in a like situation, and what was done in it
+                                     K embedded steps that started in a similar situation
     h <- h + SelfAttention(norm(h))                                       causal, within the segment
     h <- h + CrossAttention(query = norm(h), source = [nothing; pieces])  scores less distance / temperature
     h <- h + FFN(norm(h))                                                 in every layer
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
 from RATE_model.errors import UserError
-from RATE_model.memories.contract import Gather, MemoryOptions, alone
+from RATE_model.memories.contract import Gather, MemoryOptions, single_process
 from RATE_model.memories.neighbours import History, Index
 from RATE_model.memories.segments import (
     Attention,
@@ -35,11 +35,11 @@ from RATE_model.memories.stack import CellState, StepSignals
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievalConfig(AttentionConfig):
-    """Sizes; there is one index, which every layer reads."""
+    """Sizes; there is one index, read by every layer."""
 
     flag = "retrieval"
 
-    layers: int = 1  # of the stack; those that read are `reads`
+    layers: int = 1  # of the stack; the reading layers are `reads`
     reads: int = 2
     # Stored pieces, and k: pieces that a segment reads
     entries: int = 2048
@@ -52,7 +52,7 @@ class RetrievalConfig(AttentionConfig):
     horizons: int = 5
 
     def sizes(self) -> dict[str, int]:
-        """The sizes by the names of their flags."""
+        """The sizes by flag name."""
         return {"retrieval_layers": self.reads, "retrieval_heads": self.heads, "retrieval_inner": self.inner}
 
     def validate(self) -> None:
@@ -73,7 +73,7 @@ class RetrievalConfig(AttentionConfig):
 
 @dataclass(frozen=True)
 class RetrievalState(SegmentState):
-    """The history, and what was retrieved for the running segment; see `SegmentState`."""
+    """The history, and the pieces retrieved for the running segment; see `SegmentState`."""
 
     parts: ClassVar[dict[str, tuple[str, ...]]] = {"history": ("averages",)}
 
@@ -92,7 +92,7 @@ class RetrievalCell(SegmentCell):
     """The index and the layers that read it."""
 
     state = RetrievalState
-    projected = 16  # numbers that a random projection leaves of a step
+    projected = 16  # size of a step's random projection
 
     def __init__(self, config: RetrievalConfig) -> None:
         d, heads, reads = config.d_model, config.heads, config.reads
@@ -108,7 +108,7 @@ class RetrievalCell(SegmentCell):
         self._step = 0  # of this call, up to which steps have been attended from
 
     def begin(self, batch_size: int, device: torch.device) -> RetrievalState:
-        """No history, nothing retrieved."""
+        """An empty history, nothing retrieved."""
         config = self.config
         columns = config.neighbours * self.segment
         retrieved = torch.zeros(1, columns, config.reads * 2 * self.d_model, device=device)
@@ -121,7 +121,7 @@ class RetrievalCell(SegmentCell):
         )
 
     def forward(self, x: Tensor, state: CellState, valid: Tensor | None) -> tuple[Tensor, CellState, StepSignals]:
-        """See `Cell.forward`. In training mode the segments that end are offered to the index."""
+        """See `Cell.forward`. In training mode finished segments are offered to the index."""
         before = RetrievalState(*state)
         keys, averages = self.history(x.detach(), before.averages, valid)
         self._step = 0
@@ -182,7 +182,7 @@ class RetrievalCell(SegmentCell):
         )
 
     def _found(self, state: RetrievalState) -> Tensor:
-        """What is added to scores, `(B, 1 + k K)`: nothing for nothing, less with distance for pieces."""
+        """The bias of scores, `(B, 1 + k K)`: 0 for the empty column, decreasing with distance for pieces."""
         less = -state.distances / self.config.temperature
         return F.pad(less.repeat_interleave(self.segment, dim=1), (1, 0))
 
@@ -196,22 +196,22 @@ class Retrieval(SegmentStack):
 
     @property
     def gradient_reach(self) -> int | None:
-        """A segment: the history is looked up by, and what is found has no gradient."""
+        """One segment: neither the lookup nor the retrieved pieces carry gradients."""
         return self.config.context_length
 
     @property
     def index(self) -> Index:
-        """What training has shown."""
+        """The index of training data."""
         return cast(RetrievalCell, self.cells[0]).index
 
-    def store_shown(self, gather: Gather = alone) -> None:
+    def store_shown(self, gather: Gather = single_process) -> None:
         """See `Memory.store_shown`: the newest segments."""
         self.index.store_offered(gather, newest=True)
 
 
 @dataclass(frozen=True)
 class RetrievalOptions(MemoryOptions):
-    """Retrieval from the data: pieces of trajectories that began in a similar situation."""
+    """Retrieval from the data: pieces of trajectories that started in a similar situation."""
 
     # Layers
     retrieval_layers: int = 2
@@ -233,7 +233,7 @@ class RetrievalOptions(MemoryOptions):
     def config(
         self, *, mode: str, d_model: int, dropout: float, context_length: int, segments: int, conditioned: bool
     ) -> RetrievalConfig:
-        """The memory that these flags ask for; pieces have `context_length` steps."""
+        """The configuration given by these flags; pieces have `context_length` steps."""
         return RetrievalConfig(
             d_model=d_model,
             context_length=context_length,

@@ -1,6 +1,6 @@
-"""RMC, the Relational Memory Core (Santoro et al. 2018, arXiv 1806.01822): slots that attend to one another.
+"""RMC, the Relational Memory Core (Santoro et al. 2018, arXiv 1806.01822): slots that attend to each other.
 
-    A = norm(M + MultiHead(query = M, key = value = [M; x_t]))       each slot looks at all slots and at the step
+    A = norm(M + MultiHead(query = M, key = value = [M; x_t]))       each slot attends to all slots and to the step
     g = norm(A + MLP(A))                                              equation 4's attention, and g_psi, row by row
     f, i, o = W x_t + U H_{t-1}                                       a gate for every number           equations 5 to 7
     M_t = sigmoid(f + 1) * M_{t-1} + sigmoid(i) * tanh(g)             equation 8
@@ -29,7 +29,7 @@ class RMCConfig(AttentionConfig):
     flag = "rmc"
 
     layers: int = 1
-    # Slots of a layer
+    # Slots per layer
     slots: int = 4
 
     def validate(self) -> None:
@@ -41,7 +41,7 @@ class RMCConfig(AttentionConfig):
 
 @dataclass(frozen=True)
 class RMCState(State):
-    """Of every layer."""
+    """The state of every layer."""
 
     parts: ClassVar[dict[str, tuple[str, ...]]] = {"slots": ("cells",), "hidden": ("hidden",)}
 
@@ -69,14 +69,14 @@ class RMCCell(Cell):
         self.output = nn.Linear(config.slots * d, d)
 
     def initial(self, batch_size: int, device: torch.device) -> CellState:
-        """Slots that differ: rows of the identity; equal ones would stay equal."""
+        """Distinct slots, rows of the identity: equal ones would stay equal."""
         d = self.from_input.in_features
         cells = torch.eye(self.slots, d, device=device).expand(batch_size, -1, -1)
         return cells, torch.zeros(1, self.slots, d, device=device).expand(batch_size, -1, -1)
 
     def forward(self, x: Tensor, state: CellState, valid: Tensor | None) -> tuple[Tensor, CellState, StepSignals]:
         """See `Cell.forward`."""
-        # In float32 also under autocast: a state that is rounded at every step drifts, and the products are small.
+        # In float32 even under autocast: a state rounded at every step drifts, and these products are small.
         with torch.autocast(x.device.type, enabled=False):
             gates, source = self.from_input(x), self.attention.source(x)
             cells, hidden = state
@@ -94,7 +94,7 @@ class RMCCell(Cell):
             return self.output(torch.stack(outputs, dim=1)), (cells, hidden), seen
 
     def _step(self, gates: Tensor, source: Tensor, cells: Tensor, hidden: Tensor) -> tuple[Tensor, ...]:
-        """Forget and input gates, M and H; all `(B, slots, d)`. `gates` and `source` are the input's share."""
+        """Forget and input gates, M and H; all `(B, slots, d)`. `gates` and `source` are the input's contributions."""
         keep, write, show = (gates + self.from_hidden(hidden)).chunk(3, dim=-1)
         columns = torch.cat([self.attention.source(cells), source], dim=1)
         g = self.norms[0](cells + self.attention(cells, columns, cells.new_zeros(1, 1, 1, 1)))
@@ -113,7 +113,7 @@ class RMC(Stack):
 
 @dataclass(frozen=True)
 class RMCOptions(MemoryOptions):
-    """Relational Memory Core: slots that attend to one another."""
+    """Relational Memory Core: slots that attend to each other."""
 
     # Layers
     rmc_layers: int = 1
@@ -127,7 +127,7 @@ class RMCOptions(MemoryOptions):
     def config(
         self, *, mode: str, d_model: int, dropout: float, context_length: int, segments: int, conditioned: bool
     ) -> RMCConfig:
-        """The memory that these flags ask for; its segments of `context_length` steps count gradient windows only."""
+        """The configuration; segments of `context_length` steps only matter for gradient windows."""
         return RMCConfig(
             d_model=d_model,
             context_length=context_length,

@@ -18,8 +18,8 @@ from torch.utils.checkpoint import checkpoint
 
 StateT = TypeVar("StateT")
 
-# From this many numbers per step on, a CPU is faster step by step, in place, than with the tree, which passes through
-# memory several times: benchmarks/README.md.
+# From this many numbers per step, a CPU is faster step by step, in place, than with the tree, which makes several
+# passes over memory: benchmarks/README.md.
 _WIDE = 2048
 
 
@@ -38,7 +38,7 @@ def scan(decay: Tensor, x: Tensor, initial: Tensor) -> Tensor:
 
 
 def _widest(*tensors: Tensor) -> list[Tensor]:
-    """In the widest dtype of all, at least float32."""
+    """Convert to the widest dtype, at least float32."""
     dtype = torch.float32
     for tensor in tensors:
         dtype = torch.promote_types(dtype, tensor.dtype)
@@ -60,7 +60,7 @@ class _Scan(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:
         decay, states, initial = ctx.saved_tensors
         decay = decay.conj().resolve_conj()
-        later = decay if decay.shape[1] == 1 else decay.roll(-1, 1)  # what leads from a state to the next
+        later = decay if decay.shape[1] == 1 else decay.roll(-1, 1)  # leads from a state to the next
         reaching = _states(later, gradient, gradient[:, -1:], backwards=True)
         to_decay = to_initial = None
         if ctx.needs_input_grad[0]:
@@ -72,7 +72,7 @@ class _Scan(torch.autograd.Function):
 
 
 def _states(decay: Tensor, x: Tensor, first: Tensor, *, backwards: bool = False) -> Tensor:
-    """The recurrence from its first state `(B, 1, ...)` on; `x` of that step is ignored."""
+    """The recurrence from its first state `(B, 1, ...)`; `x` of that step is ignored."""
     if x.shape[1] == 1:
         return first
     if x.device.type == "cpu" and first.numel() >= _WIDE:
@@ -83,7 +83,7 @@ def _states(decay: Tensor, x: Tensor, first: Tensor, *, backwards: bool = False)
 
 
 def _sweep(decay: Tensor, x: Tensor, first: Tensor, *, backwards: bool = False) -> Tensor:
-    """Step by step: the recurrence as it is written."""
+    """The recurrence step by step, as written."""
     states = torch.empty_like(x)
     decays = decay.expand(-1, x.shape[1], *decay.shape[2:]).unbind(1)
     steps: list[Sequence[Tensor]] = [decays, x.unbind(1), states.unbind(1)]
@@ -98,7 +98,7 @@ def _sweep(decay: Tensor, x: Tensor, first: Tensor, *, backwards: bool = False) 
 
 
 def _tree(decay: Tensor, x: Tensor) -> Tensor:
-    """By pairs: every second state from half as many steps, each of two; the states between follow from these.
+    """By pairs: every second state from half as many double steps; the states in between follow.
 
     s_0 = x_0; the first decay is ignored.
     """
@@ -118,7 +118,7 @@ def _tree(decay: Tensor, x: Tensor) -> Tensor:
 
 
 def scan_and_read(decay: Tensor, key: Tensor, value: Tensor, query: Tensor, initial: Tensor) -> tuple[Tensor, Tensor]:
-    """What is read from every state of s_t = a_t * s_{t-1} + k_t v_t^T: q_t s_t. Differentiable once.
+    """The product q_t s_t of every state of s_t = a_t * s_{t-1} + k_t v_t^T. Differentiable once.
 
     Equals `scan` of products k v^T and a product with q, with half as many backward passes over the states.
 
@@ -136,7 +136,7 @@ def scan_and_read(decay: Tensor, key: Tensor, value: Tensor, query: Tensor, init
 
 
 class _ScanAndRead(torch.autograd.Function):
-    """Every gradient is the product of what reaches a state and what made or read it."""
+    """Each gradient is the product of the one that reaches a state and the factors that made or read it."""
 
     @staticmethod
     def forward(ctx: Any, decay: Tensor, key: Tensor, value: Tensor, query: Tensor, initial: Tensor) -> Any:
@@ -161,24 +161,24 @@ class _ScanAndRead(torch.autograd.Function):
 
 
 def last(states: Tensor) -> Tensor:
-    """The last of states `(B, T, ...)`, without holding on to the others."""
+    """The last of states `(B, T, ...)`; frees the others."""
     return states[:, 0] if states.shape[1] == 1 else states[:, -1].clone()
 
 
 def in_chunks(
     piece: Callable[..., tuple[Any, StateT]], state: StateT, inputs: Sequence[Tensor], *, size: int, again: bool = True
 ) -> tuple[list[Any], StateT]:
-    """A recurrence whose states are too large to hold at every step; only those between chunks are held.
+    """A recurrence whose states are too large to store at every step; only those between chunks are stored.
 
     Args:
         piece: (state, inputs of some steps...) -> (outputs of these steps, the state after them).
-        state: before the first step: a tensor, or a tuple of tensors.
+        state: the state before the first step: a tensor, or a tuple of tensors.
         inputs: `(B, T, ...)` each.
-        size: steps of a chunk.
-        again: recompute inside `piece` for the gradient, instead of holding intermediate results.
+        size: steps per chunk.
+        again: recompute inside `piece` for the gradient, instead of storing intermediate results.
 
     Returns:
-        What `piece` returned, chunk by chunk, and the state after the last step.
+        The outputs of `piece`, chunk by chunk, and the state after the last step.
     """
     found = []
     chunks = list(zip(*(tensor.split(size, dim=1) for tensor in inputs), strict=True))

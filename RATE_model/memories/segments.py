@@ -1,8 +1,8 @@
-"""Layers that see a segment of K steps at once, and hand on a memory of their own from segment to segment.
+"""Layers that see a segment of K steps at once, and pass their own memory on from segment to segment.
 
     a segment's steps     0 ... c-1 | c ... c+t-1        the first c are in the state ("running"), t are new
-    step i attends to     0 ... i                        and to what the layer's memory holds
-    after step K - 1      the memory takes the segment over, and running is empty again
+    step i attends to     0 ... i                        and to the layer's memory
+    after step K - 1      the segment moves into the memory, and running is emptied
 
 So a step costs what one step must, wherever a call begins. Rows may be at different steps of their segments. Acting
 keeps keys and values by head, and writes each step into its place (`SegmentStepper`).
@@ -23,7 +23,7 @@ from RATE_model.memories.stack import Cell, CellState, CellStepper, Stack, Stack
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionConfig(StackConfig):
-    """Sizes of layers that attend; `flag` is what the names of their flags begin with."""
+    """Sizes of attention layers; `flag` is the prefix of their flags."""
 
     flag: ClassVar[str]
 
@@ -33,7 +33,7 @@ class AttentionConfig(StackConfig):
     inner: int = 64
 
     def sizes(self) -> dict[str, int]:
-        """The sizes by the names of their flags."""
+        """The sizes by flag name."""
         return {f"{self.flag}_{name}": getattr(self, name) for name in ("layers", "heads", "inner")}
 
     def validate(self) -> None:
@@ -48,7 +48,7 @@ class AttentionConfig(StackConfig):
 
 
 class Attention(nn.Module):
-    """Multi-head attention (Vaswani et al. 2017, section 3.2) whose keys and values may be kept.
+    """Multi-head attention (Vaswani et al. 2017, section 3.2) whose keys and values can be cached.
 
     `project`: with an output projection.
     """
@@ -61,7 +61,7 @@ class Attention(nn.Module):
         self.output = nn.Linear(d_model, d_model, bias=False) if project else nn.Identity()
 
     def forward(self, x: Tensor, source: Tensor, bias: Tensor) -> Tensor:
-        """Attend from x `(B, t, d)` to keys and values `(B, c, 2 d)`, as `source` makes them.
+        """Attend from x `(B, t, d)` to keys and values `(B, c, 2 d)` from `source`.
 
         `bias`, `(B or 1, heads or 1, t, c)` float, is added to the scores: -inf where a row may not attend.
         """
@@ -70,7 +70,7 @@ class Attention(nn.Module):
         return self.output(mixed.transpose(1, 2).flatten(2))
 
     def look(self, x: Tensor, source: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """The same, and how much of each column was taken, `(B, t, c)`, the average of all heads."""
+        """Like `forward`, plus the attention to each column averaged over heads, `(B, t, c)`."""
         query, key, value = self.by_head(x, source)
         scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5 + bias
         probabilities = scores.softmax(dim=-1)
@@ -78,10 +78,10 @@ class Attention(nn.Module):
         return self.output(mixed.transpose(1, 2).flatten(2)), probabilities.mean(dim=1)
 
     def of_one_step(self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
-        """`forward` for one step of every row, `(B, d)`, with keys and values as `split` gives them.
+        """`forward` for one step of every row, `(B, d)`, with keys and values from `split`.
 
-        `bias` is `(B or 1, heads or 1, c)`. Products of whole batches: for one query they are several times as fast as
-        torch's attention.
+        `bias` is `(B or 1, heads or 1, c)`. Uses batched products: for one query they are several times faster
+        than torch's attention.
         """
         query = (self.query(x) * keys.shape[-1] ** -0.5).view(-1, 1, keys.shape[-1])
         scores = torch.bmm(query, keys.flatten(0, 1).transpose(1, 2)).view(*keys.shape[:3]) + bias
@@ -101,15 +101,15 @@ class Attention(nn.Module):
 
 
 def softmax(scores: Tensor) -> Tensor:
-    """Softmax over the last dimension; on a CPU torch's own is several times as slow below 16 columns."""
+    """Softmax over the last dimension; on a CPU torch's own is several times slower below 16 columns."""
     if scores.shape[-1] >= 16 or scores.device.type != "cpu":
         return scores.softmax(dim=-1)
     shares = (scores - scores.amax(dim=-1, keepdim=True)).exp()
     return shares / shares.sum(dim=-1, keepdim=True)
 
 
-def joined(keys: Tensor, values: Tensor) -> Tensor:
-    """What `Attention.split` has split."""
+def merge_heads(keys: Tensor, values: Tensor) -> Tensor:
+    """The inverse of `Attention.split`."""
     return torch.stack([keys, values]).permute(1, 3, 0, 2, 4).flatten(2)
 
 
@@ -119,27 +119,27 @@ def bias_of(allowed: Tensor) -> Tensor:
 
 
 def feed_forward(d_model: int, width: int) -> nn.Sequential:
-    """Two linear maps with a GELU between."""
+    """Two linear layers with a GELU between them."""
     return nn.Sequential(nn.Linear(d_model, width), nn.GELU(), nn.Linear(width, d_model))
 
 
 @dataclass(frozen=True)
 class SegmentState(State):
-    """What a layer holds, or, in the state of the stack, tuples of it by layer; a memory adds fields."""
+    """The state of a layer, or, for the stack, tuples by layer; a memory adds fields."""
 
-    running: Any  # (B, K, n) what later steps of the segment see of those that were; zero where there are none
-    count: Any  # (B,) int64, on the CPU: how many there are
+    running: Any  # (B, K, n) what later steps of the segment see of earlier ones; zero if not filled
+    count: Any  # (B,) int64, on the CPU: number of filled steps
 
 
 class SegmentCell(Cell):
     """A layer; see the module's docstring.
 
     Class attributes:
-        state: what it holds.
+        state: class of its state.
 
     Args:
         segment: K.
-        kept: numbers of a step that the rest of its segment, or the memory after it, needs.
+        kept: numbers per step needed by the rest of its segment, or by the memory afterwards.
     """
 
     state: ClassVar[type[SegmentState]]
@@ -157,26 +157,27 @@ class SegmentCell(Cell):
         return tensors_of(self.begin(batch_size, device))
 
     def empty(self, batch_size: int, device: torch.device) -> dict[str, Tensor]:
-        """`running` and `count` at the beginning of a segment."""
+        """`running` and `count` at the start of a segment."""
         running = torch.zeros(1, self.segment, self.kept, device=device).expand(batch_size, -1, -1)
         return {"running": running, "count": torch.zeros(batch_size, dtype=torch.int64)}
 
     @abstractmethod
     def attend(self, x: Tensor, state: Any, places: Tensor) -> tuple[Tensor, Any, StepSignals]:
-        """New steps of a running segment.
+        """Process new steps of a running segment.
 
         Args:
             x: `(B, t, d_model)`.
-            state: before them.
-            places: `(B or 1, t)` int64, where in the segment each stands.
+            state: the state before them.
+            places: `(B or 1, t)` int64, position of each in the segment.
 
         Returns:
-            The layer's output, `(B, t, d_model)`; the state with them in `running`; and what can be drawn.
+            The layer's output, `(B, t, d_model)`; the state with them in `running`; and signals for
+            figures.
         """
 
     @abstractmethod
     def close(self, state: Any) -> Any:
-        """The state after a whole segment, from that with the segment in `running`; `running` need not be emptied."""
+        """The state after a full segment, which is in `running`; `running` need not be emptied."""
 
     def forward(self, x: Tensor, state: CellState, valid: Tensor | None) -> tuple[Tensor, CellState, StepSignals]:
         """See `Cell.forward`."""
@@ -202,16 +203,16 @@ class SegmentCell(Cell):
         return torch.cat(outputs, dim=1), state, joined
 
     def _piece(self, x: Tensor, state: Any, steps: Tensor) -> tuple[Tensor, Any, StepSignals]:
-        """Steps that lie within one segment in every row; `steps` `(B,)` says how many of them a row has."""
+        """Process steps that lie within one segment in every row; `steps` `(B,)` is the number in each row."""
         count = state.count
         first = count[:1] if bool((count == count[0]).all()) else count
-        # Rows that have none of them may be anywhere in their segments; what is written there is dropped below.
+        # Rows without any may be anywhere in their segments; what is written there is discarded below.
         first = first.clamp(max=self.segment - x.shape[1])
         places = (first[:, None] + torch.arange(x.shape[1])).to(x.device)
         y, after, seen = self.attend(x, state, places)
         active = steps > 0
         if not bool(active.all()):
-            after = after.map(lambda new, old: _of_rows(active, new, old), state)
+            after = after.map(lambda new, old: _where_rows(active, new, old), state)
         state = replace(after, count=count + steps)
         full = state.count == self.segment
         if bool(full.all()):
@@ -223,7 +224,7 @@ class SegmentCell(Cell):
         return y, state, seen
 
     def extended(self, running: Tensor, new: Tensor, places: Tensor) -> Tensor:
-        """`running` `(B, K, n)` with what is kept of new steps `(B, t, n)` at their places `(B or 1, t)`."""
+        """`running` `(B, K, n)` with the kept part of new steps `(B, t, n)` at their places `(B or 1, t)`."""
         if new.shape[1] == self.segment:
             return new
         index = places[..., None].expand(len(new), -1, new.shape[-1])
@@ -236,16 +237,16 @@ class SegmentCell(Cell):
 
 
 class SegmentStepper(CellStepper):
-    """A layer that acts. `held` begins with the count of steps, and with keys and values of columns, by head.
+    """A layer in acting. `buffers` starts with the count of steps, and with keys and values of columns, by head.
 
-    A step is written where it stands among the columns; what the layer's memory holds is laid out when a segment ends.
+    A step is written to its column; the columns of the layer's memory are updated when a segment ends.
     """
 
     cell: Any
 
     def step(self, x: Tensor) -> Tensor:
         """See `CellStepper.step`."""
-        count = self.held[0]
+        count = self.buffers[0]
         first = int(count[0])
         if bool((count == first).all()):  # slices are written several times as fast as rows one by one
             y = self.attend(x, slice(None), first)
@@ -258,43 +259,43 @@ class SegmentStepper(CellStepper):
         return y
 
     def attend(self, x: Tensor, rows: Tensor | slice, places: Tensor | int) -> Tensor:
-        """The layer's output for a step, `(B, d)`, which is written into `held`.
+        """The layer's output for a step, `(B, d)`, which is also written into `buffers`.
 
-        `rows` and `places` are all rows, and where in its segment each stands, `(B,)` int64; or a slice and a number,
-        where all stand at the same place.
+        `rows` and `places` are all rows and the position of each in its segment, `(B,)` int64; or a slice and a number
+        if all have the same position.
         """
         raise NotImplementedError
 
     def write(self, rows: Tensor | slice, places: Tensor | int, source: Tensor) -> None:
-        """Write what `Attention.source` makes of a step, `(B, 2 d)`, into columns `(B,)` of `held`."""
-        keys, values = self.held[1:3]
+        """Write `Attention.source` of a step, `(B, 2 d)`, into columns `(B,)` of `buffers`."""
+        keys, values = self.buffers[1:3]
         key, value = source.to(keys.dtype).view(len(source), 2, keys.shape[1], -1).unbind(1)
         keys[rows, :, places], values[rows, :, places] = key, value
 
     def close(self, rows: Tensor | None) -> None:
-        """Let the memory take over segments that are whole, of some rows or all."""
+        """Move full segments into the memory, in some rows or all."""
         closed = self.cell.close(self.cell.state(*self.read(rows)))
         batch = len(closed.count)
         self.put(tensors_of(replace(closed, **self.cell.empty(batch, closed.running.device))), rows)
 
 
 def by_place(distance_bias: Tensor, segment: int) -> Tensor:
-    """Biases by distance, `(heads, n)`, as a step at every place of its segment adds them, `(K, heads, n)`.
+    """Biases by distance, `(heads, n)`, for a step at every place of its segment, `(K, heads, n)`.
 
-    The segment is the last K of n columns; what is later than the step is hidden.
+    The segment is the last K of n columns; later steps are hidden.
     """
     columns = torch.arange(segment - distance_bias.shape[1], segment, device=distance_bias.device)
     back = torch.arange(segment, device=columns.device)[:, None] - columns
     return (distance_bias[:, back.clamp(min=0)] + bias_of(back >= 0)).transpose(0, 1)
 
 
-def _of_rows(chosen: Tensor, new: Tensor, old: Tensor) -> Tensor:
+def _where_rows(chosen: Tensor, new: Tensor, old: Tensor) -> Tensor:
     """`new` in the rows `(B,)` bool, `old` in the others."""
     return torch.where(chosen.to(new.device).view(-1, *[1] * (new.ndim - 1)), new, old.to(new.dtype))
 
 
 def tensors_of(state: State) -> CellState:
-    """The fields of a layer's state, as a stack hands them on."""
+    """The fields of a layer's state, as the stack stores them."""
     return tuple(getattr(state, field.name) for field in fields(state))
 
 
@@ -305,7 +306,7 @@ class SegmentStack(Stack):
 
     @property
     def context(self) -> int:
-        """K: a segment is seen at once."""
+        """K: a segment is processed at once."""
         return self.config.context_length
 
     def bytes_per_row(self) -> int:

@@ -21,7 +21,7 @@ from RATE_model.memories.contract import MemoryOptions, State
 from RATE_model.memories.scan import in_chunks, scan_and_read
 from RATE_model.memories.stack import Cell, CellState, CellStepper, Stack, StackConfig, StepSignals
 
-# Steps whose matrices are held at once.
+# Steps whose matrices are in memory at once.
 _CHUNK = 16
 
 
@@ -36,22 +36,22 @@ class SHMConfig(StackConfig):
     table: int = 128
 
     def sizes(self) -> dict[str, int]:
-        """The sizes by the names of their flags."""
+        """The sizes by flag name."""
         return {"shm_layers": self.layers, "shm_size": self.size, "shm_table": self.table}
 
 
 @dataclass(frozen=True)
 class SHMState(State):
-    """Of every layer."""
+    """The state of every layer."""
 
     parts: ClassVar[dict[str, tuple[str, ...]]] = {"matrix": ("matrix", "step")}
 
     matrix: tuple[Tensor, ...]  # (B, m, m) float32, keys by values
-    step: tuple[Tensor, ...]  # (B,) int64, steps that have passed: they decide what is drawn
+    step: tuple[Tensor, ...]  # (B,) int64, number of steps so far, which determines the draws
 
     @property
     def slots(self) -> Tensor:
-        """What is stored under each of the m keys of every layer, `(B, layers m, m)`."""
+        """The value under each of the m keys of every layer, `(B, layers m, m)`."""
         return torch.cat(self.matrix, dim=1)
 
 
@@ -95,13 +95,13 @@ class SHMCell(Cell):
 
 
 class SHMStepper(CellStepper):
-    """A layer that acts: the matrix is changed in place."""
+    """A layer in acting; updates the matrix in place."""
 
     cell: SHMCell
 
     def step(self, x: Tensor) -> Tensor:
         """See `CellStepper.step`."""
-        m, (matrix, passed) = self.cell.size, self.held
+        m, (matrix, passed) = self.cell.size, self.buffers
         key, query, value, calibration, eta = self.cell.maps(x).float().split((m, m, m, m, 1), dim=-1)
         theta = self.cell.table[_drawn(passed, len(self.cell.table))]
         passed += 1
@@ -115,13 +115,13 @@ class SHMStepper(CellStepper):
 def _piece(
     state: Tensor, theta: Tensor, calibration: Tensor, written: Tensor, key: Tensor, query: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """What is read, `(B, L, m)`, and the matrix after the last step."""
+    """The values read, `(B, L, m)`, and the matrix after the last step."""
     kept = 1 + torch.tanh(calibration[..., None] * theta[:, :, None])
     return scan_and_read(kept, key, written, query, state)
 
 
 def _shares(x: Tensor) -> Tensor:
-    """Numbers of at least 0 that sum to 1."""
+    """Non-negative numbers that sum to 1."""
     x = torch.relu(x)
     return x / (x.sum(dim=-1, keepdim=True) + 1e-5)
 
@@ -153,7 +153,7 @@ class SHMOptions(MemoryOptions):
     def config(
         self, *, mode: str, d_model: int, dropout: float, context_length: int, segments: int, conditioned: bool
     ) -> SHMConfig:
-        """The memory that these flags ask for."""
+        """The configuration given by these flags."""
         return SHMConfig(
             d_model=d_model,
             context_length=context_length,

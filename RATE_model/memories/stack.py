@@ -31,23 +31,23 @@ StepInput = Literal["joined", "sequence"]
 
 # The state of a layer, `(B, ...)` each.
 CellState = tuple[Tensor, ...]
-# What a layer has to show of every step, by name: `(B, T, n)` each.
+# Signals of a layer at every step, for figures, by name: `(B, T, n)` each.
 StepSignals = dict[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
 class StackConfig(MemoryConfig):
-    """Sizes of a stack of layers; a memory adds sizes of its own and names the flags of all of them."""
+    """Sizes of a stack of layers; a memory adds its own and the names of their flags."""
 
     # Layers
     layers: int = 2
     # Dropout of inputs and of what a layer adds
     dropout: float = 0.0
-    # Parts of a step enter joined, or one after the other
+    # Parts of a step enter as one input, or one after another
     step_input: StepInput = "joined"
 
     def sizes(self) -> dict[str, int]:
-        """The sizes by the names of their flags."""
+        """The sizes by flag name."""
         raise NotImplementedError
 
     def validate(self) -> None:
@@ -68,7 +68,7 @@ class Cell(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x: Tensor, state: CellState, valid: Tensor | None) -> tuple[Tensor, CellState, StepSignals]:
-        """Consecutive steps.
+        """Process consecutive steps.
 
         Args:
             x: `(B, T, d_model)`.
@@ -76,71 +76,71 @@ class Cell(nn.Module, ABC):
             valid: `(B, T)` bool on the device of `x`, True on a row's first steps; None: everywhere.
 
         Returns:
-            `(B, T, d_model)`, of any value where `valid` is False; the state after the last valid step; and what there
-            is to look at.
+            `(B, T, d_model)`, arbitrary where `valid` is False; the state after the last valid step; and signals for
+            figures.
         """
 
     def stepper(self, state: CellState, dtype: torch.dtype) -> "CellStepper":
-        """What acts in its place, from a state on; in numbers of `dtype` where they may be coarse."""
+        """A stepper for this layer, from a state on; uses `dtype` where precision matters little."""
         return CellStepper(self, state, dtype)
 
 
 class CellStepper:
-    """A layer that acts, one step after another, in eval and inference mode.
+    """A layer in acting, one step at a time, in eval and inference mode.
 
-    It holds the layer's state in a layout of its own, and may change it in place. Parameters are read when it is made.
-    This one holds the state as it is, and hands it through the layer's `forward`.
+    A subclass may store the layer's state in its own layout and change it in place. Parameters are read at
+    construction. This default keeps the state unchanged and calls the layer's `forward`.
 
     Attributes:
-        held: tensors whose rows are trajectories.
+        buffers: tensors with one row per trajectory.
     """
 
     def __init__(self, cell: Any, state: CellState, dtype: torch.dtype) -> None:
         self.cell, self.dtype = cell, dtype
-        self.held = self._owned(state)
+        self.buffers = self._owned(state)
 
-    def laid_out(self, state: CellState) -> list[Tensor]:
-        """What is held of a state."""
+    def pack(self, state: CellState) -> list[Tensor]:
+        """The buffers for a state."""
         return list(state)
 
-    def state_of(self, held: list[Tensor]) -> CellState:
-        """The state that tensors like those `held` are of."""
-        return tuple(held)
+    def unpack(self, buffers: list[Tensor]) -> CellState:
+        """The state in tensors like `buffers`."""
+        return tuple(buffers)
 
     def step(self, x: Tensor) -> Tensor:
-        """The next step, `(B, d_model)`, to the layer's output, the same."""
-        y, state, _ = self.cell(x[:, None], tuple(self.held), None)
-        self.held = list(state)
+        """Map the next step, `(B, d_model)`, to the layer's output, `(B, d_model)`."""
+        y, state, _ = self.cell(x[:, None], tuple(self.buffers), None)
+        self.buffers = list(state)
         return y[:, 0]
 
     def read(self, rows: Tensor | None = None) -> CellState:
-        """The state of some rows, `(b,)` int64 on the CPU; None: of all, of use until the next step."""
-        return self.state_of(self.held if rows is None else self._of(rows))
+        """The state of some rows, `(b,)` int64 on the CPU; None: all rows, valid until the next step."""
+        return self.unpack(self.buffers if rows is None else self._of(rows))
 
     def put(self, state: CellState, rows: Tensor | None = None) -> None:
         """Replace the state of some rows; None: of all."""
         if rows is None:
-            self.held = self._owned(state)
+            self.buffers = self._owned(state)
         else:
-            self.held = [put_rows(old, rows, new) for old, new in zip(self.held, self.laid_out(state), strict=True)]
+            self.buffers = [put_rows(old, rows, new) for old, new in zip(self.buffers, self.pack(state), strict=True)]
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with some rows only."""
-        self.held = self._of(rows)
+        """Continue with some rows only."""
+        self.buffers = self._of(rows)
 
     def _of(self, rows: Tensor) -> list[Tensor]:
-        return [tensor.index_select(0, rows.to(tensor.device)) for tensor in self.held]
+        return [tensor.index_select(0, rows.to(tensor.device)) for tensor in self.buffers]
 
     def _owned(self, state: CellState) -> list[Tensor]:
-        return [tensor.clone(memory_format=torch.contiguous_format) for tensor in self.laid_out(state)]
+        return [tensor.clone(memory_format=torch.contiguous_format) for tensor in self.pack(state)]
 
 
 class Stack(Memory):
-    """Layers, one upon the other.
+    """Stacked layers.
 
     Class attributes:
-        cell: makes a layer's cell of the configuration.
-        state: its fields are tuples, one tensor a layer, in the order of a cell's state.
+        cell: makes a layer's cell from the configuration.
+        state: its fields are tuples with one tensor per layer, in the order of a cell's state.
         norm: of a layer's inputs, `LayerNorm` or `RMSNorm`; None: neither norms nor residual connections.
     """
 
@@ -160,7 +160,7 @@ class Stack(Memory):
         self.dropout = nn.Dropout(config.dropout)
 
     def initial(self, batch_size: int) -> State:
-        """That of every layer."""
+        """The initial state of every layer."""
         return self.state(*zip(*(cell.initial(batch_size, self.device) for cell in self.cells), strict=True))
 
     def forward(self, steps: Steps, valid: Tensor, state: State) -> tuple[Tensor, State]:
@@ -173,7 +173,7 @@ class Stack(Memory):
         return StackStepper(self, batch_size, options, dtype)
 
     def inspect(self, steps: Steps) -> dict[str, Any]:
-        """As for every memory, and "gates": what the layers have to show, `(B, T, n)` each, by name."""
+        """As for every memory, and "gates": the layers' signals, `(B, T, n)` each, by name."""
         batch, length = steps.shape
         states, seen = [self.initial(batch)], []
         for start in range(0, length, self.segment):
@@ -187,12 +187,12 @@ class Stack(Memory):
         }
 
     def _run(self, steps: Steps, valid: Tensor, state: State) -> tuple[Tensor, State, StepSignals]:
-        """`forward`, and what the layers have to show, by layer and name."""
+        """`forward`, and the layers' signals by layer and name."""
         x = self._inputs(steps)
         per_step = x.shape[1] // valid.shape[1]
         lead = within = None
-        # Rows that begin with these steps need no mask: what comes after their end changes nothing before it. A memory
-        # that stores what it is shown must not store that.
+        # Rows that start with these steps need no mask: steps after their end change nothing before it. But a memory
+        # that stores data must not store those.
         if not bool((valid if self.keeps_data else valid[:, 0]).all()):
             lead = valid.int().argmax(dim=1) * per_step
             ends = valid.sum(dim=1, keepdim=True) * per_step
@@ -210,7 +210,7 @@ class Stack(Memory):
         return x[:, per_step - 1 :: per_step], self.state(*zip(*states, strict=True)), seen
 
     def _inputs(self, steps: Steps) -> Tensor:
-        """`(B, T, d)` float32, or `(B, parts T, d)` if parts of a step enter one after the other."""
+        """`(B, T, d)` float32, or `(B, parts T, d)` if parts of a step enter one after another."""
         parts = steps.inputs()
         if self.join is not None:
             return self.dropout(torch.relu(self.join(torch.cat(parts, dim=-1)))).float()
@@ -218,7 +218,7 @@ class Stack(Memory):
 
 
 class StackStepper(CountingStepper):
-    """A stack that acts: every layer has a stepper of its own."""
+    """A stack in acting: every layer has its own stepper."""
 
     memory: Stack
 
@@ -248,18 +248,18 @@ class StackStepper(CountingStepper):
 
 
 def by_layer(state: State) -> list[CellState]:
-    """The state of every layer of a stack's."""
+    """A stack's state as one state per layer."""
     return list(zip(*(getattr(state, field.name) for field in fields(state)), strict=True))
 
 
 def rolled(x: Tensor, shift: Tensor) -> Tensor:
-    """`(B, T, d)` with row b moved to the right by `shift[b]` steps, around the end."""
+    """`(B, T, d)` with row b rotated to the right by `shift[b]` steps."""
     index = (torch.arange(x.shape[1]) - shift[:, None]) % x.shape[1]
     return x.gather(1, index.to(x.device)[..., None].expand_as(x))
 
 
 def last_valid(states: Tensor, initial: Tensor, valid: Tensor | None) -> Tensor:
-    """Of states `(B, T, ...)` the one after the last valid step, `(B, ...)`; `initial` where no step is."""
+    """The state after the last valid step, `(B, ...)`, from states `(B, T, ...)`; `initial` in rows without one."""
     if valid is None:
         return last(states)
     with_initial = torch.cat([initial[:, None], states], dim=1)
@@ -267,7 +267,7 @@ def last_valid(states: Tensor, initial: Tensor, valid: Tensor | None) -> Tensor:
 
 
 class CausalConvolution(nn.Module):
-    """Every channel's own filter over its last inputs, in float32; the inputs before are a state `(B, taps - 1, d)`."""
+    """A depthwise causal filter in float32; the previous inputs are its state, `(B, taps - 1, d)`."""
 
     def __init__(self, channels: int, taps: int = 4) -> None:
         super().__init__()
@@ -276,7 +276,7 @@ class CausalConvolution(nn.Module):
         self.bias = nn.Parameter(torch.empty(channels).uniform_(-bound, bound))
 
     def forward(self, x: Tensor, before: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
-        """`(B, T, d)` filtered, and the last inputs; `valid` as for a cell."""
+        """Filter `(B, T, d)`; also returns the last inputs. `valid` as for a cell."""
         length, taps = x.shape[1], len(self.weight)
         inputs = torch.cat([before, x.float()], dim=1)
         filtered = self.bias
@@ -287,12 +287,12 @@ class CausalConvolution(nn.Module):
         places = valid.sum(dim=1)[:, None] + torch.arange(taps - 1, device=x.device)
         return filtered, inputs.gather(1, places[..., None].expand(-1, -1, x.shape[-1]))
 
-    def joined(self, before: list[Tensor]) -> Tensor:
-        """Inputs before a step, `(B, d)` each, as a state."""
+    def state_of_inputs(self, before: list[Tensor]) -> Tensor:
+        """The state for the inputs before a step, `(B, d)` each."""
         return torch.stack(before, dim=1)
 
     def step(self, x: Tensor, before: list[Tensor]) -> Tensor:
-        """One step `(B, d)` filtered; `before`, the `taps - 1` inputs before it, the oldest first, takes it in."""
+        """Filter one step `(B, d)`, and add it to `before`, the `taps - 1` inputs before it, oldest first."""
         filtered = self.bias
         for weight, inputs in zip(self.weight, [*before, x], strict=True):
             filtered = torch.addcmul(filtered, inputs, weight)

@@ -179,7 +179,7 @@ class RATE(Memory):
         """One segment of at most K steps, for rows with caches of equal length."""
         layout = self._layout(steps.shape[1], state)
         x, seen = self._decode(self._tokens(steps, state), state.cache, folded, layout)
-        return x[:, : layout.steps], self._hand_on(state, x[:, layout.steps :], seen)
+        return x[:, : layout.steps], self._pass_on(state, x[:, layout.steps :], seen)
 
     def _tokens(self, steps: Steps, state: SegmentState) -> Tensor:
         """A segment's tokens, `(B, q, d_model)`: (rtg_0, observation_0, action_0, rtg_1, ...) between memory tokens."""
@@ -299,7 +299,7 @@ class RATE(Memory):
         least = _BLOCKS_FROM_BF16 if torch.is_autocast_enabled(device) else _BLOCKS_FROM
         return "blocks" if batch * config.n_head * config.segment_tokens**2 >= least else "shared"
 
-    def _hand_on(self, state: SegmentState, written: Tensor, seen: list[Tensor]) -> SegmentState:
+    def _pass_on(self, state: SegmentState, written: Tensor, seen: list[Tensor]) -> SegmentState:
         """The memory after a segment, from its write tokens' outputs and its layers' inputs."""
         tokens = state.tokens
         if tokens is not None:
@@ -344,7 +344,7 @@ class RATE(Memory):
             cached = state.cache[index] if state.cache else None
             x, probabilities = self._layer(layer, x, cached, folded[index], places, last=False)
             maps.append(_assemble_map(probabilities, layout, x.device))
-        return self._hand_on(state, self.dropout(x[:, layout.written]), seen), torch.stack(maps)
+        return self._pass_on(state, self.dropout(x[:, layout.written]), seen), torch.stack(maps)
 
 
 @dataclass(frozen=True)

@@ -129,7 +129,7 @@ class SegmentStepper(Stepper):
         full = self._steps == config.context_length
         passed = full & (self._since_memory >= config.context_length)
         for rows in self._rows_by(passed, self._cached):
-            self._hand_on(rows)
+            self._pass_on(rows)
         self._steps[full] = config.context_length - self.slide if self.window else 0
         if self._memory_tokens is not None:
             for rows in self._rows_by(passed | (self._steps == 0), self._cached):
@@ -140,7 +140,7 @@ class SegmentStepper(Stepper):
                 self._refill(rows)
         return passed
 
-    def _hand_on(self, rows: np.ndarray) -> None:
+    def _pass_on(self, rows: np.ndarray) -> None:
         """The memory after the K steps in the buffers, for rows with caches of equal length."""
         config = self.config
         base, cached = config.mem_len, int(self._cached[rows[0]])

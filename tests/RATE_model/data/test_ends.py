@@ -80,7 +80,7 @@ def test_discounts_and_step_counters():
 
 
 def test_one_number_for_all_steps():
-    """For an end mark it concerns the last step; for an episode number, discount or length it is no mark."""
+    """For an end mark it concerns the last step; for an episode number, discount or length it is ignored."""
     assert find_ends({"done": np.array(True)}, 4).terminal.tolist() == [False, False, False, True]
     assert find_ends({"truncated": np.array([1]), "done": 0}, 4).last.tolist() == [False, False, False, True]
     single = find_ends({"done": np.arange(4) == 3, "episode_id": 7, "discount": 0.99, "episode_lengths": 4}, 4)

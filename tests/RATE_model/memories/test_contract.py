@@ -171,7 +171,7 @@ def stored(thing: Any, seen: dict[int, int]) -> dict[int, int]:
         for item in thing:
             stored(item, seen)
     elif isinstance(thing, CellStepper):
-        stored(thing.held, seen)
+        stored(thing.buffers, seen)
     return seen
 
 
