@@ -32,11 +32,11 @@ class DriverChoice:
     """The agent that drives, fixed even if its run changes later.
 
     Attributes:
-        run: its name.
-        step: of the checkpoint.
-        digest: of the weights.
-        acting: the flags of its run that its actions depend on, as JSON; some may change when a run is resumed.
-        checkpoint: its directory.
+        run: name of its run.
+        step: step of its checkpoint.
+        digest: digest of its weights.
+        acting: the run's flags that affect its actions, as JSON; some may change when a run is resumed.
+        checkpoint: the checkpoint's directory.
     """
 
     run: str
@@ -47,8 +47,8 @@ class DriverChoice:
 
     @classmethod
     def of(cls, path: Path) -> DriverChoice:
-        """The checkpoint of a run that a path means, or its newest. Raises UserError if there is none."""
-        from RATE_model.cli.evaluation import flags_of  # torch comes with it
+        """The newest checkpoint at a path. Raises UserError if there is none."""
+        from RATE_model.cli.evaluation import flags_of  # late: imports torch
         from RATE_model.cli.settings import ACTING_FLAGS
         from RATE_model.training.checkpoints import MANIFEST, MODEL, resolve_checkpoint
 
@@ -62,7 +62,7 @@ class DriverChoice:
 
     @property
     def name(self) -> str:
-        """For the names of files: of its weights, and of how it acts with them."""
+        """Used in file names; depends on its weights and on how it acts."""
         return f"driver-{self._mark}"
 
     @property
@@ -71,7 +71,7 @@ class DriverChoice:
 
     @property
     def attributes(self) -> dict[str, str | int]:
-        """For the attributes of files."""
+        """Attributes for data files."""
         return {
             "driver": self.run,
             "driver_step": self.step,
@@ -81,7 +81,7 @@ class DriverChoice:
 
     @property
     def first_seed(self) -> int:
-        """Of the episodes that it drives."""
+        """The first seed of the episodes that it drives."""
         return _FIRST_SEED + int(self._mark, 16) % _DRIVERS * _SEEDS_PER_DRIVER
 
     def driver(self, environment: str, seed: int) -> Driver:

@@ -3,11 +3,11 @@
     checksums/<array>   (chunks,) uint64   XXH3 of each chunk of that array as stored (compressed)
     checksums           attribute ``digest``: over these checksums, the attributes, and all shapes and dtypes
 
-Damage to a chunk, or to the pointer to it, changes its checksum; damage to a description changes the digest. A checksum
-is compared when a process first reads its chunk: with the values, where these are stored as they are read and the chunk
-is read whole; else as HDF5 reads it (`RATE_model.data.hdf5.Source`), or in a separate read if HDF5 reads only part of
-the chunk or had it in memory. HDF5's own checksum, Fletcher-32, accepts a block of zeros as intact and is recomputed
-with every read; benchmarks/checksums.py measures both.
+Damage to a chunk, or to the pointer to it, changes its checksum; damage to metadata changes the digest. A checksum is
+verified when a process first reads its chunk: on the values, if they are stored unfiltered and the chunk is read whole;
+else as HDF5 reads it (`RATE_model.data.hdf5.Source`), or in a separate read if HDF5 reads only part of the chunk or has
+it cached. HDF5's own checksum, Fletcher-32, accepts a block of zeros and is recomputed on every read;
+benchmarks/checksums.py measures both.
 
 XXH3 runs at memory speed; CRC-32 takes some twenty times as long.
 """

@@ -62,11 +62,11 @@ class DAggerOptions:
     flaws: ClassVar[tuple[str, ...]] = ()
 
     def validate(self) -> None:
-        """Raise a UserError for given data, or for an expert that errs, together with a driver."""
+        """Raise a UserError if given data, or an expert that errs, is combined with a driver."""
         if self.driver is None:
             return
         if getattr(self, "data_path", None) is not None:
-            raise UserError("--driver: with --data_path no data is made; leave one of them out")
+            raise UserError("--driver: no data is made with --data_path; leave one of them out")
         for name in self.flaws:
             if value := getattr(self, name):
                 raise UserError(
@@ -201,7 +201,7 @@ class DataMaker(ABC, Generic[Options]):
                 self.check_given(path, options)
         paths = [self.ensure(options), *added]
         for place, path in enumerate(paths[1:], 1):
-            if any(_same(path, other) for other in paths[:place]):  # its held-out episodes would be trained on
+            if any(_same(path, other) for other in paths[:place]):  # else its validation episodes would be trained on
                 raise UserError(f"--add_data '{path}': is trained on already; name every file once")
         if getattr(options, "learn", "expert") == "recorded":
             for path in paths:
@@ -340,7 +340,7 @@ def record(
 
 
 def _same(path: Path, other: Path) -> bool:
-    """Whether two files are one, or one is a copy of the other."""
+    """Whether two files are the same or copies of each other."""
     return path.samefile(other) or filecmp.cmp(path, other, shallow=False)
 
 

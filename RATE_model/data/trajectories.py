@@ -58,10 +58,10 @@ CHANNELS_LAST = "channels_last"
 class TrajectoryFile:
     """An open, validated trajectory file; see the module docstring for the layout.
 
-    All checks happen here, once, block by block; later reads are plain slices with checksums. Image content
-    is not decoded for the check, and observations of a file with checksums are not read: its writer has checked them.
-    Each process opens the handle on its own first read, and finds the same file or raises; pickling leaves the handle
-    out, so the object can be sent to loader workers, forked or spawned.
+    All checks are done here, once, block by block; later reads are plain slices with checksums. Image content is not
+    decoded, and observations of a file with checksums are not read, as its writer has checked them. Each process opens
+    its own handle on its first read, and raises if the file has changed; pickling leaves the handle out, so the object
+    can be sent to loader workers, forked or spawned.
 
     Attributes:
         path: the file.
@@ -302,7 +302,7 @@ class TrajectoryFile:
                 with checksums.watching(source, array):
                     values = array[steps]
             return values
-        finally:  # even if the read failed: damage to compressed data may look like anything
+        finally:  # even if the read failed: damage to compressed data can cause any error
             if damaged := checksums.damaged(source, array, steps):
                 raise self._damage(name, range(damaged.start, min(damaged.stop, self.num_steps)))
 
@@ -325,7 +325,7 @@ class TrajectoryFile:
         if missing := [name for name in needed if name not in file]:
             missing += [] if self._own or can_mark_every_end(file) else ["terminals"]
             held = ", ".join(sorted(file)) or "nothing"
-            raise self._error(f"has no {', '.join(missing)} (it has: {held}){layout_of(file)}")
+            raise self._error(f"has no {', '.join(missing)} (available: {held}){layout_of(file)}")
         columns = {name: self._array(name) for name in (*needed, "terminals", "timeouts") if name in file}
         for name, column in columns.items():
             if not isinstance(column, h5py.Dataset) or column.ndim == 0:

@@ -183,7 +183,7 @@ class TrajectoryWriter:
         flat = {name: np.asarray(values)[valid] for name, values in columns.items()}
         for name, shape in self._shapes.items():
             if flat[name].shape[1:] != shape:
-                raise ValueError(f"{name} of one step have shape {flat[name].shape[1:]}, expected {shape}")
+                raise ValueError(f"{name} have shape {flat[name].shape[1:]} per step, expected {shape}")
             with np.errstate(over="ignore"):  # values too large for the type become infinite
                 flat[name] = flat[name].astype(self._dtypes[name], copy=False)
             if not np.isfinite(flat[name]).all():

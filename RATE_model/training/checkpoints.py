@@ -143,13 +143,11 @@ def _resolve(path: Path, tag: str | None) -> Path:
     directory = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     found = find_checkpoint(directory, tag=tag) if path.is_dir() else None
     if found is None:
-        what = "holds no intact checkpoint" if path.exists() else "does not exist"
+        what = "has no intact checkpoint" if path.exists() else "does not exist"
         if damaged := sorted(_candidates(directory).items()):
             newest = damaged[-1][1]
             what += f" ({newest.name}: {find_damage(newest)})"
-        raise UserError(
-            f"{path} {what}; give a run directory, its checkpoints/, or one of the directories step_* in it"
-        )
+        raise UserError(f"{path} {what}; give a run directory, its checkpoints/, or one of its step_* directories")
     return found
 
 

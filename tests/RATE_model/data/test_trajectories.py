@@ -260,7 +260,7 @@ def damaged(path, kind):
         ("truncated", "truncated"),
         ("not HDF5", "not an HDF5 file"),
         ("no steps", "no episode"),
-        ("no rewards", r"has no rewards \(it has: actions, infos, observations, terminals, timeouts\)"),
+        ("no rewards", r"has no rewards \(available: actions, infos, observations, terminals, timeouts\)"),
         ("lengths", "different lengths .*rewards 10"),
         ("shape", r"'observations' have shape \(5,\); expected \(4,\)"),
         ("flat", r"'observations' have shape \(\); expected \(4,\)"),
