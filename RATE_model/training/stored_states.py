@@ -42,7 +42,7 @@ class StoredStates:
 
     def __init__(self, data: WindowDataset, model: Agent, *, variants: int = 1) -> None:
         if data.pad == "left":
-            raise UserError("--window_state stored: not possible with windows padded on the left; use --pad right")
+            raise UserError("--window_state stored: not possible with --pad left; use --pad right")
         starts = data.positions
         self._starts = starts  # of all windows
         self._steps = np.unique(starts[~data.begins])  # a state is stored before each

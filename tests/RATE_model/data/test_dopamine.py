@@ -125,7 +125,7 @@ def test_nothing_is_replaced_or_left_half_written(tmp_path, monkeypatch):
     file = make_file(tmp_path / "a.h5")
     folder = export_replay(file.path, tmp_path / "out", game="Breakout")
     before = contents(tmp_path)
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="exists; add --overwrite"):
         export_replay(file.path, tmp_path / "out", game="Breakout")
     assert contents(tmp_path) == before
     one = make_file(tmp_path / "b.h5", (6,))

@@ -115,7 +115,7 @@ def test_results_without_checkpoints_are_kept(tmp_path: Path, kept: str, resume:
     (tmp_path / kept).write_text("{}")
     (tmp_path / "checkpoints").rmdir()
     before = snapshot(tmp_path)
-    with pytest.raises(UserError, match=f"holds {kept}.*--overwrite true"):
+    with pytest.raises(UserError, match=f"contains {kept}.*--overwrite true"):
         begin(tmp_path, resume=resume)
     assert snapshot(tmp_path) == before
     assert begin(tmp_path, overwrite=True).checkpoint is None and not (tmp_path / kept).exists()
