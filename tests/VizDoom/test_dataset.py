@@ -255,7 +255,7 @@ def test_given_data_is_read_or_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     for bad, message in (
         (tmp_path / "none", "no such file or folder"),
-        (tmp_path / "empty", "holds no train_data"),
+        (tmp_path / "empty", "has no train_data"),
         (tmp_path / "train_data_0.npz", "give the folder"),
     ):
         with pytest.raises(UserError, match=f"--data_path .*{message}"):

@@ -183,7 +183,7 @@ def test_a_damaged_checkpoint_is_skipped_with_a_warning(tmp_path, capsys, damage
     damage(good)
     assert find_checkpoint(tmp_path) is None
     assert capsys.readouterr().err == ""  # none is used
-    with pytest.raises(UserError, match=rf"holds no intact checkpoint .{bad.name}: .*{named}"):
+    with pytest.raises(UserError, match=rf"has no intact checkpoint .{bad.name}: .*{named}"):
         resolve_checkpoint(tmp_path)
 
 
