@@ -131,7 +131,7 @@ def test_impossible_marks_are_refused_with_the_position(reason):
 def test_episodes_end_at_the_limit_without_truncation_marks():
     for cuts in ({}, {"timeouts": np.zeros(STEPS)}):
         ends = find_ends({"terminals": TERMINAL} | cuts, STEPS, max_steps=4)
-        assert np.flatnonzero(ends.last).tolist() == [3, 7, 11, 12] and "2 end after 4 steps" in ends.notes[0]
+        assert np.flatnonzero(ends.last).tolist() == [3, 7, 11, 12] and "2 episodes end after 4 steps" in ends.notes[0]
     full = find_ends({"terminals": np.zeros(8)}, 8, max_steps=4)
     assert np.flatnonzero(full.last).tolist() == [3, 7] and not full.terminal.any()
 
