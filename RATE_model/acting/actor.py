@@ -69,7 +69,7 @@ class Actor:
         if precision not in get_args(Precision):
             raise UserError(f"precision {precision!r}: must be one of {', '.join(get_args(Precision))}")
         if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1:
-            raise UserError(f"batch_size {batch_size!r}: must be the number of environments, at least 1")
+            raise UserError(f"batch_size {batch_size!r}: must be a number of environments, at least 1")
         keep_freed_memory()
         self.agent, self.batch_size, self.greedy = agent, batch_size, greedy
         self.reset_target, self.rtg_floor = reset_target, rtg_floor

@@ -472,7 +472,7 @@ def _arrays(path: Path, wanted: Sequence[Sequence[str]]) -> tuple[dict[str, np.n
     """
     try:
         if not zipfile.is_zipfile(path):
-            raise ValueError("it is not a zip archive")
+            raise ValueError("not a zip archive")
         with np.load(path, allow_pickle=False) as file:
             missing = [names for names in wanted if not any(name in file for name in names)]
             if missing:

@@ -153,7 +153,7 @@ def test_where_data_is_looked_for(path, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("place", "expected"),
     [
-        ("missing", "--data_path .*missing: there is no such file or folder. Make your own with .*--game Breakout"),
+        ("missing", "--data_path .*missing: no such file or folder. Make your own with .*--game Breakout"),
         ("empty", "no DQN-replay files there .Breakout/1/replay_logs.*generate_dataset.py --game Breakout"),
         ("own", "To train on 'b.h5' in it, name that file"),
         ("logs/$store$_action_ckpt.0.gz", "this is one file of a replay buffer; give its folder, '.*logs'"),

@@ -87,7 +87,7 @@ def test_missing_data_error_names_the_commands(tmp_path):
         assert part in str(error.value)
     assert "download_d4rl_datasets.py --datasets hopper-medium" in str(error.value)
     assert "generate_dataset.py --env hopper --dataset medium" in str(error.value)
-    with pytest.raises(UserError, match="--data_path .*nowhere: there is no such file or folder"):
+    with pytest.raises(UserError, match="--data_path .*nowhere: no such file or folder"):
         files.find_data(HOPPER_MEDIUM, tmp_path / "nowhere")
 
 

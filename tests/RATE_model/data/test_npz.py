@@ -270,7 +270,7 @@ def test_data_is_a_file_or_a_folder_to_convert(tmp_path):
     assert resolve_data(folder, target, **settings) == target and TrajectoryFile(target).num_episodes == 1
     assert resolve_data(target, tmp_path / "unused.h5", **settings) == target
     for bad, message in (
-        (tmp_path / "none", "there is no such file or folder"),
+        (tmp_path / "none", "no such file or folder"),
         (tmp_path, "has no train_data_.*npz.$"),
         (target.parent, f"To train on '{target.name}' in it, name that file"),
         (folder / "train_data_0.npz", "give the folder"),
@@ -463,7 +463,7 @@ def test_one_number_cannot_cover_several_episodes(tmp_path):
 def test_arrays_that_may_mark_ends_are_named(tmp_path, capsys):
     arrays, last = levels([3, 4])
     convert(save(tmp_path / "data", {0: arrays | {"my_ends": last}, 1: arrays}))
-    assert "1 files have 'my_ends', which may mark ends of episodes" in capsys.readouterr().out
+    assert "ignored 'my_ends' in 1 files, which may mark ends of episodes" in capsys.readouterr().out
 
 
 def chunk(lengths, rows):
@@ -496,7 +496,7 @@ def test_a_reward_without_an_action_came_with_its_image(tmp_path):
     found = everything(convert(save(folder, {0: arrays}), keys=dreamer_keys("steps")))
     np.testing.assert_array_equal(found["observations"], observations)
     np.testing.assert_array_equal(found["actions"], actions)
-    with pytest.raises(UserError, match="does not tell whether an action"):
+    with pytest.raises(UserError, match="does not show whether an action"):
         convert(folder, keys=dreamer_keys("auto"))
 
 
