@@ -149,7 +149,7 @@ def test_buffers_of_acting_are_freed_at_once():
         with torch.inference_mode():
             acting = memory().eval().stepper(20, StepOptions(), torch.float32)
             acting.reset(np.arange(20))
-            acting.hand_on()
+            acting.pass_on()
         stays = weakref.ref(acting)
         del acting
         assert stays() is None
