@@ -120,7 +120,7 @@ def ensure_dataset(options: DataOptions, selection: Selection | None = None) -> 
     own_path = dataset_path(played, options.directory, GenerateOptions(transitions=selection.transitions))
     how = f"{how_to_get(played, selection.transitions)} Then name the file with --data_path '{own_path}'."
     if not place.exists():
-        raise UserError(f"{named}: there is no such file or folder. {how}")
+        raise UserError(f"{named}: does not exist. {how}")
     logs = find_replay_logs(place, played.name)
     if logs is None:
         own = sorted(place.glob("*.h5"))

@@ -92,7 +92,7 @@ def find_data(task: Task, data_path: Path | None = None) -> Path:
             return place / name
     missing = f"there is no data of {task.name} in '{place}' (looked for {', '.join(names)})"
     if data_path is not None and not place.exists():
-        missing = f"--data_path {data_path}: there is no such file or folder"
+        missing = f"--data_path {data_path}: does not exist"
     raise UserError(f"{missing}. {how_to_get(task)}")
 
 

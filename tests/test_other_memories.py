@@ -109,7 +109,7 @@ def a_file(path: Path, rewards: np.ndarray | None) -> None:
 
 @pytest.mark.parametrize(
     ("rewards", "named"),
-    [(None, "has no rewards (it has: actions, observations, terminals)"), (np.full(12, np.nan), "in 'rewards'")],
+    [(None, "has no rewards (available: actions, observations, terminals)"), (np.full(12, np.nan), "in 'rewards'")],
 )
 def test_data_that_cannot_give_returns_is_refused(tmp_path, capsys, rewards, named):
     a_file(tmp_path / "own.h5", rewards)

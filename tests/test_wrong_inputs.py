@@ -169,7 +169,7 @@ INPUTS = [
     ("maze data", "--output file/data.h5", "file"),
     ("maze", "--data_path nowhere.h5", "nowhere.h5"),
     ("vizdoom", "--data_path nowhere.h5", "--data_path 'nowhere.h5': does not exist"),
-    ("vizdoom", "--add_data nowhere.h5", "--add_data 'nowhere.h5': there is no such file"),
+    ("vizdoom", "--add_data nowhere.h5", "--add_data 'nowhere.h5': does not exist"),
     ("vizdoom", "--driver nowhere", "nowhere does not exist"),
     ("maze data", "--driver folder --perturbation 0.1", "--perturbation 0.1: with --driver"),
     ("tmaze", "--data_dir file", "file' is not a directory"),

@@ -41,7 +41,13 @@ from RATE_model.cli.limits import MAX_STEPS, at_least, at_most
 from RATE_model.cli.local_settings import configured_folder
 from RATE_model.cli.options import changeable
 from RATE_model.data.maker import DAggerOptions, DataMaker, split_datasets
-from RATE_model.data.npz import NpzKeys, Rows, require_expert_labels
+from RATE_model.data.npz import (
+    REWARDS_WITH_IMAGES,
+    UNKNOWN_ALIGNMENT,
+    NpzKeys,
+    Rows,
+    require_expert_labels,
+)
 from RATE_model.data.selection import strided_windows
 from RATE_model.data.trajectories import Learn, TrajectoryFile
 from RATE_model.errors import UserError
@@ -160,9 +166,9 @@ class MemoryMazeData(DataMaker[DataOptions]):
         try:
             return super().given(options, target, overwrite=overwrite)
         except UserError as error:
-            if options.alignment == "auto" and "does not tell whether an action" in str(error):
+            if options.alignment == "auto" and UNKNOWN_ALIGNMENT in str(error):
                 raise UserError(f"{error} Give --alignment last, causal or replay.") from None
-            if "rewards came with the images" in str(error):
+            if REWARDS_WITH_IMAGES in str(error):
                 raise UserError(f"{error} Give --alignment replay.") from None
             raise
 

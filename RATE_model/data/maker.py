@@ -218,7 +218,7 @@ class DataMaker(ABC, Generic[Options]):
             raise UserError(f"{named} '{given}': does not exist")
         for path in getattr(options, "add_data", ()):
             if not os.path.isfile(path):
-                raise UserError(f"--add_data '{path}': there is no such file")
+                raise UserError(f"--add_data '{path}': does not exist")
         _ = getattr(options, "driver_choice", None)  # looks for it
 
     def given(self, options: Options, target: Path | None = None, *, overwrite: bool = False) -> Path:

@@ -126,8 +126,8 @@ class _Refused(Exception):
     """The reason why a file cannot be used."""
 
 
-_CAME_WITH = "rewards came with the images of their rows"
-_UNCLEAR = "does not show whether an action was taken on the image of its row or led to it"
+REWARDS_WITH_IMAGES = "rewards came with the images of their rows"
+UNKNOWN_ALIGNMENT = "does not show whether an action was taken on the image of its row or led to it"
 
 
 def find_npz(folder: str | Path, pattern: str = PATTERN) -> list[Path]:
@@ -166,7 +166,7 @@ def resolve_data(
             raise UserError(f"{named} '{source}': this folder has no {pattern}.{advice}")
         return import_npz(source, target, pattern=pattern, **conversion)
     if not source.is_file():
-        raise UserError(f"{named} '{source}': no such file or folder")
+        raise UserError(f"{named} '{source}': does not exist")
     if source.suffix == ".npz":
         raise UserError(f"{named} '{source}': one episode is not a dataset; give the folder of the {pattern}")
     return source
@@ -431,7 +431,7 @@ def _steps(
     elif actions.shape != rewards.shape or actions.dtype.kind not in "iu":
         raise _Refused(f"has '{keys.actions}' {actions.dtype} {actions.shape}; expected {rows} integers")
     if kind == "auto":
-        raise _Refused(_UNCLEAR)
+        raise _Refused(UNKNOWN_ALIGNMENT)
     if kind != "steps" and (images != rows or rows < 2):
         raise _Refused(f"has {images} images and {rows} rewards; rows of {kind} need equal numbers, at least 2")
     if actions.min() < 0 or actions.max() >= layout.num_actions:
@@ -446,7 +446,9 @@ def _steps(
         elif not idle[stop - 1]:
             pieces.append((slice(start, stop), actions[start:stop], slice(start, stop)))
         elif rewards[stop - 1]:
-            raise _Refused(f"has a reward in row {stop - 1} of {rows}, in which no action was taken: {_CAME_WITH}")
+            raise _Refused(
+                f"has a reward in row {stop - 1} of {rows}, in which no action was taken: {REWARDS_WITH_IMAGES}"
+            )
         else:  # a last observation without an action
             pieces.append((slice(start, stop - 1), actions[start : stop - 1], slice(start, stop - 1)))
     return pieces

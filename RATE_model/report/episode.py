@@ -93,8 +93,8 @@ def record(
     class Watched(Actor):
         """An actor that records its inputs and decisions."""
 
-        def observe(self, observations: Any, rewards: Any = None) -> Tensor:
-            logits = super().observe(observations, rewards)
+        def observe(self, observations: Any, rewards: Any = None, infos: Any = None) -> Tensor:
+            logits = super().observe(observations, rewards, infos)
             chances.append((logits if agent.spec.continuous else logits.softmax(-1))[0].cpu().numpy())
             return logits
 

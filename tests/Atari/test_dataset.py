@@ -144,7 +144,7 @@ def test_where_data_is_looked_for(path, tmp_path, monkeypatch):
     assert ensure_dataset(DataOptions(data_dir=tmp_path)) == path
     assert ensure_dataset(DataOptions(data_dir=tmp_path, data_path=own)) == own
     configured.append(tmp_path / "none")
-    with pytest.raises(UserError, match="'atari: data: .*none' of wandb_config.yaml: there is no such") as caught:
+    with pytest.raises(UserError, match="'atari: data: .*none' of wandb_config.yaml: does not exist") as caught:
         ensure_dataset(DataOptions(data_dir=tmp_path), Selection(transitions=70))
     assert "--game Breakout --transitions 70`" in str(caught.value)
     assert f"name the file with --data_path '{tmp_path / 'Breakout_n70.h5'}'" in str(caught.value)
@@ -153,7 +153,7 @@ def test_where_data_is_looked_for(path, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("place", "expected"),
     [
-        ("missing", "--data_path .*missing: no such file or folder. Make your own with .*--game Breakout"),
+        ("missing", "--data_path .*missing: does not exist. Make your own with .*--game Breakout"),
         ("empty", "no DQN-replay files there .Breakout/1/replay_logs.*generate_dataset.py --game Breakout"),
         ("own", "To train on 'b.h5' in it, name that file"),
         ("logs/$store$_action_ckpt.0.gz", "this is one file of a replay buffer; give its folder, '.*logs'"),

@@ -209,7 +209,7 @@ MISTAKES = {
     "no batches": ("--ckpt_batches 0", "--ckpt_batches 0: must be at least 1"),
     "DT with a cache": ("--model_mode DT --nmt 0 --n_head_ca 0 --mem_len 19", "--mem_len 19 with --model_mode DT"),
     "another game's data": ("--game Pong", "contains Breakout, not Pong"),
-    "no data": ("--data_path nowhere", "--data_path nowhere: no such file or folder"),
+    "no data": ("--data_path nowhere", "--data_path nowhere: does not exist"),
     "a flag that is none": ("--tie_weight true", "unknown flag --tie_weight"),
 }
 

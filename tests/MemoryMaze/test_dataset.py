@@ -88,9 +88,9 @@ def test_data_from_flag_then_wandb_config_then_own(tmp_path, capsys):
         f"Data: {tmp_path / 'given.h5'} (memory_maze: data: of wandb_config.yaml)"
     ]
     (tmp_path / "given.h5").unlink()
-    with pytest.raises(UserError, match=r"^memory_maze: data: of wandb_config.yaml '.*given.h5': there is no such"):
+    with pytest.raises(UserError, match=r"^memory_maze: data: of wandb_config.yaml '.*given.h5': does not exist"):
         DATA.ensure(DataOptions())
-    with pytest.raises(UserError, match=r"^--data_path 'nowhere': there is no such"):
+    with pytest.raises(UserError, match=r"^--data_path 'nowhere': does not exist"):
         DATA.ensure(DataOptions(data_path=Path("nowhere")))
 
 
@@ -291,7 +291,8 @@ def test_expert_actions_can_be_targets(tmp_path):
         load_windows([converted], size=5, learn="expert", fraction=0.5)
     folder = DataOptions(data_path=tmp_path / "dreams", learn="expert")
     with pytest.raises(
-        UserError, match=r"^--learn expert: the files in --data_path '.*dreams' tell .*--learn recorded"
+        UserError,
+        match=r"^--learn expert: the files in --data_path '.*dreams' have only .*--learn recorded",
     ):
         check_windows(folder, 5)
     for fine in (replace(folder, learn="recorded"), replace(folder, data_path=converted)):

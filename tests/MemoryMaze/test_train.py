@@ -123,7 +123,7 @@ def test_run_directory_has_all_documented_files(data, tmp_path, played, capsys):
     assert [final[f"{name}_18.1"] for name in ("LifeTimeMean", "ReturnsMax", "ReturnsMean")] == [7, 2, 1.5]
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert {"train_loss", "train_accuracy", "segments_count", "lr"} <= set().union(*lines)
-    assert "ReturnsMean_18.1 1.5 (balls of 2 episodes), validation_loss" in capsys.readouterr().out
+    assert "ReturnsMean_18.1 1.5 (balls, 2 episodes), validation_loss" in capsys.readouterr().out
     assert len(played) == 2
 
 
@@ -248,7 +248,7 @@ MISTAKES = {
     "no channels": ("--conv_channels 8 0 8", ("--conv_channels 0", "at least 1")),
     "floor": ("--rtg_floor low", ("--rtg_floor low", "a finite number or none")),
     "long windows": ("--segments 9", ("no window of 27 steps", "tiny.h5")),
-    "no such data": ("--data_path nowhere", ("--data_path", "nowhere", "no such file")),
+    "no such data": ("--data_path nowhere", ("--data_path", "nowhere", "does not exist")),
     "no data in a folder": (f"--data_path {HERE}", ("--data_path", str(HERE), "*.npz")),
     "other data": (f"--data_path {HERE / 'config.yaml'}", ("config.yaml",)),
     "valve without tokens": ("--nmt 0", ("--nmt 0", "--n_head_ca 0")),

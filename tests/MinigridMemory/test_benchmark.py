@@ -24,7 +24,7 @@ def test_it_runs(tmp_path, capsys, monkeypatch):
     }
     assert result["difference"] < 1e-4 and 1 < result["images"] < result["steps_of_batch"]
     shown = capsys.readouterr().out
-    assert "| environment " in shown and "1 mazes of size 41 are played at once." in shown
+    assert "| environment " in shown and "1 parallel mazes of size 41." in shown
 
 
 def test_bad_flags(capsys):

@@ -292,7 +292,7 @@ def test_given_data_is_read_or_refused(small, tmp_path):
     path = DATA.ensure(small())
     assert DATA.ensure(small(data_path=path)) == path
     for bad, message in (
-        (tmp_path / "none", "no such file or folder"),
+        (tmp_path / "none", "does not exist"),
         (tmp_path, "has no train_data"),
         (path.parent, "name that file"),
         (tmp_path / "train_data_0.npz", "give the folder"),

@@ -287,9 +287,9 @@ MISTAKES = {
     "no short epoch": ("--epoch_batches 0", ("--epoch_batches 0", "at least 1")),
     "episodes too long": (
         "--context_length 2",
-        ("40 episodes", "longer than 6 steps", "--segments", "--context_length"),
+        ("40 episodes", "at most 6 steps", "--segments", "--context_length"),
     ),
-    "no such data": ("--data_path nowhere", ("--data_path", "nowhere", "no such file")),
+    "no such data": ("--data_path nowhere", ("--data_path", "nowhere", "does not exist")),
     "no data in a folder": (f"--data_path {HERE}", ("--data_path", str(HERE), "train_data_*.npz")),
     "other data": (f"--data_path {HERE / 'config.yaml'}", ("config.yaml",)),
     "valve without tokens": ("--nmt 0", ("--nmt 0", "--n_head_ca 0")),

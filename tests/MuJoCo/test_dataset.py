@@ -87,7 +87,7 @@ def test_missing_data_error_names_the_commands(tmp_path):
         assert part in str(error.value)
     assert "download_d4rl_datasets.py --datasets hopper-medium" in str(error.value)
     assert "generate_dataset.py --env hopper --dataset medium" in str(error.value)
-    with pytest.raises(UserError, match="--data_path .*nowhere: no such file or folder"):
+    with pytest.raises(UserError, match="--data_path .*nowhere: does not exist"):
         files.find_data(HOPPER_MEDIUM, tmp_path / "nowhere")
 
 
@@ -247,7 +247,7 @@ def test_training_and_validation_share_no_episode(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rewards": None}, r"has no rewards \(it has: actions, observations, terminals, timeouts\)"),
+        ({"rewards": None}, r"has no rewards \(available: actions, observations, terminals, timeouts\)"),
         ({"actions": None, "terminals": None}, "has no actions, terminals"),
         ({"rewards": np.full(sum(LENGTHS), np.nan)}, r"NaN or infinite value in 'rewards' \(first at step 0 of 64\)"),
         ({"observations": np.zeros((64, 17), "f4")}, r"shape \(17,\); expected \(11,\).*read as hopper-medium"),

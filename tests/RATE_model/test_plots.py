@@ -183,7 +183,7 @@ def test_damaged_metrics_are_skipped_with_a_warning(tmp_path, capsys):
     assert [row["step"] for row in read_metrics(path)] == [1] and not capsys.readouterr().err
     path.write_text('{"step": 1, "train_loss": 1.0}\nnoise\n{"step": 2}\n')
     assert [row["step"] for row in read_metrics(path)] == [1, 2]
-    assert capsys.readouterr().err == f"warning: {path}: 1 damaged lines, the first is line 2; left out\n"
+    assert capsys.readouterr().err == f"warning: {path}: skipped 1 damaged lines, the first is line 2\n"
     path.write_text("noise\nnoise\n")
     with pytest.raises(UserError, match="no line of metrics"):
         read_metrics(path)

@@ -254,7 +254,7 @@ def test_given_data_is_read_or_refused(tmp_path):
     (tmp_path / "train_data_0.npz").write_bytes(b"x")
     (tmp_path / "empty").mkdir()
     for bad, message in (
-        (tmp_path / "none", "no such file or folder"),
+        (tmp_path / "none", "does not exist"),
         (tmp_path / "empty", "has no train_data"),
         (tmp_path / "train_data_0.npz", "give the folder"),
     ):
@@ -295,7 +295,7 @@ def test_data_of_an_earlier_version_is_not_reused(tmp_path, monkeypatch, module,
     old = getattr(module, name)
     monkeypatch.setattr(module, name, old + 1)
     with pytest.raises(
-        UserError, match=f"{path.name}' was made by version {old} of the {key}.* is {old + 1}.*Give another"
+        UserError, match=f"{path.name}' was made by version {old} of the {key}.* is version {old + 1}.*Give another"
     ):
         DATA.ensure(options)
     assert DATA.ensure(DataOptions(data_path=path)) == path, "it was named"

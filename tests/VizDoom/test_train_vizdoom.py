@@ -258,7 +258,7 @@ MISTAKES = {
         "--context_length 4",
         ("--steps 6", "--segments 2 times --context_length 4", "--steps 8"),
     ),
-    "no such data": ("--data_path nowhere", ("--data_path", "nowhere", "no such file")),
+    "no such data": ("--data_path nowhere", ("--data_path", "nowhere", "does not exist")),
     "no data in a folder": (f"--data_path {HERE}", ("--data_path", str(HERE), "train_data_*.npz")),
     "other data": (f"--data_path {HERE / 'config.yaml'}", ("config.yaml",)),
     "valve without tokens": ("--nmt 0", ("--nmt 0", "--n_head_ca 0")),

@@ -353,12 +353,12 @@ def test_invalid_agents_and_options_are_refused():
 @pytest.mark.parametrize(
     ("observations", "rewards", "words"),
     [
-        (np.zeros((1, 4)), None, r"observations: have shape \(1, 4\); expected \(2, 4\)"),
-        (torch.zeros(2, 5), None, r"observations: have shape \(2, 5\); expected \(2, 4\)"),
+        (np.zeros((1, 4)), None, r"observations: shape is \(1, 4\); expected \(2, 4\)"),
+        (torch.zeros(2, 5), None, r"observations: shape is \(2, 5\); expected \(2, 4\)"),
         (np.full((2, 4), np.nan), None, "observations: hold a NaN"),
         (np.full((2, 4), 1e300), None, "observations: hold a NaN or infinite"),
         (np.zeros((2, 4), complex), None, "observations: have type complex128"),
-        (np.zeros((2, 4)), np.zeros((2, 1)), r"rewards: have shape \(2, 1\); expected \(2,\)"),
+        (np.zeros((2, 4)), np.zeros((2, 1)), r"rewards: shape is \(2, 1\); expected \(2,\)"),
         (np.zeros((2, 4)), np.array([0, np.inf]), "rewards: hold a NaN"),
     ],
 )
@@ -371,7 +371,7 @@ def test_invalid_observations_and_rewards_are_refused(observations, rewards, wor
         with pytest.raises(UserError, match="target_return: "):
             actor.reset(target_return=target)
     actor.observe(np.zeros((2, 4), np.float32))
-    with pytest.raises(UserError, match=r"actions: have shape \(1,\); expected \(2,\)"):
+    with pytest.raises(UserError, match=r"actions: shape is \(1,\); expected \(2,\)"):
         actor.take(np.zeros(1, int))
 
 

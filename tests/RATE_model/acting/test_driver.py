@@ -146,7 +146,7 @@ def test_data_is_added(run, tmp_path):
     refused = {
         "on already": (driven, tmp_path / "link.h5"),
         "copy.h5.* on already": (tmp_path / "copy.h5",),
-        "no such file": (tmp_path / "nothing.h5",),
+        "does not exist": (tmp_path / "nothing.h5",),
     }
     for message, added in {**refused, "a.h5.* once": (played,)}.items():
         with pytest.raises(UserError, match=message):

@@ -390,8 +390,8 @@ def no_count(folder: Path) -> None:
 
 
 DAMAGES = {
-    "no rewards": (lambda f: name(f, "reward").unlink(), "there is no $store$_reward_ckpt.0.gz"),
-    "no frames": (lambda f: name(f, "observation").unlink(), "no $store$_observation_ckpt.0.gz"),
+    "no rewards": (lambda f: name(f, "reward").unlink(), "$store$_reward_ckpt.0.gz missing"),
+    "no frames": (lambda f: name(f, "observation").unlink(), "$store$_observation_ckpt.0.gz missing"),
     "frames cut": (lambda f: cut(name(f, "observation")), "observation_ckpt.0.gz' is truncated"),
     "actions cut": (lambda f: cut(name(f, "action")), "action_ckpt.0.gz' is truncated"),
     "no gzip": (lambda f: name(f, "reward").write_bytes(b"nothing"), "reward_ckpt.0.gz' is truncated or"),

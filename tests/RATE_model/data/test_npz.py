@@ -270,7 +270,7 @@ def test_data_is_a_file_or_a_folder_to_convert(tmp_path):
     assert resolve_data(folder, target, **settings) == target and TrajectoryFile(target).num_episodes == 1
     assert resolve_data(target, tmp_path / "unused.h5", **settings) == target
     for bad, message in (
-        (tmp_path / "none", "no such file or folder"),
+        (tmp_path / "none", "does not exist"),
         (tmp_path, "has no train_data_.*npz.$"),
         (target.parent, f"To train on '{target.name}' in it, name that file"),
         (folder / "train_data_0.npz", "give the folder"),

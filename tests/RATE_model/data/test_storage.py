@@ -66,7 +66,7 @@ def test_data_is_read_without_file_locks(tmp_path, monkeypatch, capsys, number):
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(hdf5.fcntl, "flock", without_locks)
-    monkeypatch.setattr(hdf5, "_SAID", set())
+    monkeypatch.setattr(hdf5, "_WARNED", set())
     for _ in range(2):
         assert TrajectoryFile(path).num_episodes == 2
     assert capsys.readouterr().out.count(f"'{tmp_path}' is on a file system without locks") == 1

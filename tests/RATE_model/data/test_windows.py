@@ -41,7 +41,7 @@ def test_whole_episodes(file):
     assert whole_episodes(2, file).tolist() == [[2, s, n] for s, n in zip(file.starts, file.lengths, strict=True)]
     assert whole_episodes(0, file, max_steps=7)[:, 2].tolist() == [4, 7, 2, 7, 1]
     assert whole_episodes(0, file, max_steps=7, min_steps=3)[:, 2].tolist() == [4, 7, 7]
-    with pytest.raises(UserError, match=r"of 6 episodes 5 are shorter and 1 longer \(lengths 1 to 10\)"):
+    with pytest.raises(UserError, match=r"of 6 episodes, 5 are shorter and 1 longer \(lengths 1 to 10\)"):
         whole_episodes(0, file, max_steps=9, min_steps=8)
 
 
