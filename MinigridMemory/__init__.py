@@ -1,1 +1,1 @@
-"""Minigrid-Memory: see an object at the start of a corridor, choose the side that shows the same one at its end."""
+"""Minigrid-Memory: see an object at the start of a corridor, then choose the side that shows it at the end."""

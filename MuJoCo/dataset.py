@@ -1,26 +1,26 @@
-"""MuJoCo trajectories for training: opening a file, normalising its observations, cutting windows.
+"""MuJoCo trajectories for training: open a file, normalise its observations, cut windows.
 
 Windows of L steps end at every step of every episode: step t of its episode is the last of min(t + 1, L) real steps.
-So a uniform draw of windows is a draw of an episode in proportion to its length and of a uniform step in it; and every
-step, the first of an episode among them, lies in L windows, but for those near an episode's end.
+So a uniform draw of windows picks episodes in proportion to their length and a uniform step in each; every step,
+including an episode's first, is in L windows, except near the end of an episode.
 
-Where an episode begins, a window is shorter than L. ``--pad right``, the default, puts the padding behind its steps:
+Near the start of an episode, windows are shorter than L. ``--pad right``, the default, pads them after their steps:
 
     t = 0      0 . . . . .        The first step is the first of a segment, as when acting, and no step attends to
-    t = 1      0 1 . . . .        padding: in a causal model what comes later has no influence, and segments of nothing
-    t = 5      0 1 2 3 4 5        but padding are skipped.
+    t = 1      0 1 . . . .        padding: a causal model does not see later steps, and segments of only padding are
+    t = 5      0 1 2 3 4 5        skipped.
     t = 6      1 2 3 4 5 6
 
-``--pad left``, as published, puts zeros before them. Steps then attend to the padding in their segment, which no acting
-model ever sees; the published code trained on full windows only.
+``--pad left``, as published, puts zeros before them. Steps then attend to the padding in their segment, which a model
+never sees when acting; the published code trained only on full windows.
 
-An unfinished tail, steps after the last terminal or timeout of a file, is left out, as the published conversion does:
-its returns-to-go would be too small. Where nothing in a file tells of episodes that were cut off, they end after 1000
-steps, D4RL's rule; where something does, a longer episode is refused (`RATE_model.data.ends`).
+An unfinished tail, steps after the last terminal or timeout of a file, is dropped, as in the published conversion: its
+returns-to-go would be too small. If nothing in a file marks truncations, episodes end after 1000 steps, D4RL's rule;
+otherwise, a longer episode is an error (`RATE_model.data.ends`).
 
 Returns-to-go run to the end of an episode, in units of reward; the model's spec scales them (`tasks.RETURN_SCALE`).
-Observations are read as they are. The model normalises them by the mean and standard deviation of the file, which its
-spec holds (`Normalisation`, `EnvironmentSpec`), in training and in acting.
+Observations stay raw: in training and in acting, the model normalises them by the file's mean and standard deviation,
+which are part of its spec (`Normalisation`, `EnvironmentSpec`).
 """
 
 from __future__ import annotations
@@ -68,11 +68,11 @@ class Normalisation:
     """Observations minus the data's mean, over the data's standard deviation (plus 1e-6)."""
 
     mean: np.ndarray  # (observation_size,) float32
-    std: np.ndarray  # (observation_size,) float32, the margin included
+    std: np.ndarray  # (observation_size,) float32, including the 1e-6
 
     @classmethod
     def of(cls, observations: np.ndarray) -> Normalisation:
-        """That of observations (n, observation_size)."""
+        """The statistics of observations (n, observation_size)."""
         values = observations.astype(np.float64)
         return cls(values.mean(axis=0).astype(np.float32), (values.std(axis=0) + STD_MARGIN).astype(np.float32))
 
@@ -84,8 +84,8 @@ class Normalisation:
 class MuJoCoFile(TrajectoryFile):
     """A trajectory file of a robot.
 
-    Attributes beside those of `TrajectoryFile`:
-        normalisation: of the observations of all whole episodes.
+    Attributes in addition to those of `TrajectoryFile`:
+        normalisation: statistics of the observations of all whole episodes.
         returns: (whole episodes,) float32, in units of reward.
 
     Raises:
@@ -122,14 +122,14 @@ class Data:
 
     @property
     def normalisation(self) -> Normalisation:
-        """Of the observations."""
+        """Statistics of the observations."""
         return self.file.normalisation
 
 
 def open_data(task: Task, data_path: Path | None = None, data_dir: Path | None = None) -> MuJoCoFile:
-    """The task's data, found, converted if need be, opened and checked. Raises UserError; see `find_data`.
+    """Find, convert if needed, open and check the task's data. Raises UserError; see `find_data`.
 
-    A conversion goes to ``data_dir``; None: see `DataOptions`.
+    Conversions go to ``data_dir``; None: see `DataOptions`.
     """
     source = find_data(task, data_path)
     path = as_trajectory_file(
@@ -148,8 +148,8 @@ def open_data(task: Task, data_path: Path | None = None, data_dir: Path | None =
 def load_data(task: Task, options: DataOptions, *, size: int, fraction: float = TRAINING_FRACTION) -> Data:
     """Windows of ``size`` steps (segments x steps of a segment) for training and validation.
 
-    Episodes are divided between the two. Training windows end at every step; validation windows do not overlap, so that
-    every step of an episode is in one of them.
+    Episodes are split between the two. Training windows end at every step; validation windows do not overlap, so every
+    step of an episode is in exactly one.
 
     Raises:
         UserError: the data is missing or bad, or has too few episodes.
@@ -163,6 +163,6 @@ def load_data(task: Task, options: DataOptions, *, size: int, fraction: float = 
                 f"--windows full leaves nothing to train on: no episode of '{file.path}' has {size} steps (--segments "
                 "times --context_length). Use --windows every."
             )
-    # Padding on the left is seen by the model: as published, it is 0 after normalisation.
+    # The model sees padding on the left: as published, it is 0 after normalisation.
     shown = {"size": size, "pad": options.pad, "blank": file.normalisation.mean}
     return Data(file, *split_datasets([file], everywhere, tiles, fraction=fraction, **shown))

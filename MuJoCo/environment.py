@@ -2,10 +2,10 @@
 
 The published protocol plays every model twice, with two prompts:
 
-    prompt 1    the steps of the current segment; a segment begins with one step and the memory
-    prompt K    the last K steps, whatever segment they belong to; memory is still handed on every K steps
+    prompt 1    the steps of the current segment; a segment starts with one step and the memory
+    prompt K    the last K steps, across segments; memory is still passed on every K steps
 
-A Decision Transformer slides its own window of N K steps, and is played once.
+A Decision Transformer slides its own window of N K steps and is played once.
 """
 
 from collections.abc import Mapping, Sequence
@@ -62,7 +62,7 @@ class Play(Simulation):
 
     @property
     def robot(self) -> Robot:
-        """The robot; the task is known when this is asked."""
+        """The robot; requires a known task."""
         assert self.env_id is not None, "seen by `load_agent`"
         return task_of(self.env_id).robot
 
@@ -91,7 +91,7 @@ class Config(ExperimentConfig):
 
     @property
     def pad(self) -> str:
-        """Which side of windows is padded."""
+        """The side on which windows are padded."""
         return self.data.pad
 
 
@@ -115,7 +115,7 @@ class MuJoCo(Environment):
         "slide": 1,
     }
     before = {"windows": "every"}
-    # The published script's
+    # From the published script
     aliases = {"num_mem_tokens": "nmt"}
     axis = "prompt"
     data_seeds = range(2**31)
@@ -123,7 +123,7 @@ class MuJoCo(Environment):
     curves = ("train_loss", "grad_norm", "return_MEAN")
 
     def spec(self, flags: Mapping[str, Any]) -> EnvironmentSpec:
-        """The robot's numbers and joints."""
+        """The robot's observations and actions."""
         return spec_of(_task(flags).robot)
 
     def load(self, config: Config) -> TrainingData:
@@ -134,11 +134,11 @@ class MuJoCo(Environment):
         return TrainingData.of_one_stage(sides, segments, spec)
 
     def name_parts(self, config: Config) -> tuple[Sequence[object], Sequence[str]]:
-        """With the task."""
+        """The run's name includes the task."""
         return (task_of(config.task.env_id).name, *config.model.name_parts), ("env_id",)
 
     def check(self, config: Config) -> None:
-        """MuJoCo may be missing; only acting needs it."""
+        """Check that MuJoCo is installed if the run acts."""
         task = config.task
         if task.online_inference or task.last_inference:
             make_environment(task_of(task.env_id).robot, task.env_version).close()
@@ -149,7 +149,7 @@ class MuJoCo(Environment):
         return make_environment(options.robot, options.env_version, **rendering)
 
     def recorded(self, flags: Mapping[str, Any]) -> dict[str, Any]:
-        """With the task's number; converted checkpoints name the task in words, if at all."""
+        """Add the task's number; converted checkpoints have at most its name."""
         named = str(flags.get("task", "")).lower().replace("_", "-").removesuffix("-v2")
         numbers = {task.name: number for number, task in enumerate(TASKS)}
         return {"env_id": numbers[named], **flags} if named in numbers else dict(flags)
@@ -157,7 +157,7 @@ class MuJoCo(Environment):
     def load_agent(
         self, checkpoint: Path, recorded: Mapping[str, Any], asked: Mapping[str, Any], *, device: torch.device | str
     ) -> Agent:
-        """An agent of the requested robot, with statistics of observations."""
+        """An agent for the requested robot, with observation statistics."""
         run = checkpoint.absolute().parent.parent
         if recorded.get("env_id") is not None:
             trained, task = _task(recorded), _task({**recorded, **asked})
@@ -177,12 +177,12 @@ class MuJoCo(Environment):
         return agent
 
     def target_returns(self, flags: Mapping[str, Any]) -> tuple[float, ...]:
-        """The return asked for in training, or the task's."""
+        """The target return of training, or the task's."""
         given = flags.get("target_return")
         return (_task(flags).target_return if given is None else float(given),)
 
     def played_cases(self, evaluation: Evaluation) -> Sequence[str]:
-        """Prompt 1 and, if wanted, prompt K; or a single set if the agent has its own window."""
+        """Prompt 1 and, if requested, prompt K; a single case if the agent has its own window."""
         memory = evaluation.agent.memory
         if memory.slides:
             return ("window",)
@@ -199,14 +199,14 @@ class MuJoCo(Environment):
     def metrics(
         self, played: Mapping[str, Episodes], evaluation: Evaluation, config: Config, *, final: bool
     ) -> dict[str, float]:
-        """Prompt 1's metrics, prompt K's with the prefix {K}_, and the requested return."""
+        """Prompt 1's metrics, prompt K's with the prefix {K}_, and the target return."""
         prefixes = ["", *(f"{prompt}_" for prompt in [*played][1:])]
         asked = {"target_return": evaluation.targets[0]} | ({"reset_target": True} if config.task.reset_target else {})
         found = dict(zip(prefixes, played.values(), strict=True))
         return protocol.metrics(found, evaluation.options.robot) | asked
 
     def headlines(self, config: Config) -> Mapping[str, str]:
-        """The return, and D4RL's score."""
+        """The return and D4RL's score."""
         return {"return_MEAN": "", "return_SEM": "standard error", "episode_MEAN": "normalised score"}
 
     def figures(self, case: str, episodes: Episodes, evaluation: Evaluation) -> dict[str, float]:
@@ -234,7 +234,7 @@ class MuJoCo(Environment):
 
 
 def _task(flags: Mapping[str, Any]) -> RobotTask:
-    """The task of a run's flags, or the usual one."""
+    """The task in a run's flags, or the default one."""
     return task_of(flags.get("env_id", Task.env_id))
 
 

@@ -13,8 +13,8 @@ from RATE_model.acting.rollout import Episodes, mean_and_error
 def metrics(played: Mapping[str, Episodes], robot: Robot) -> dict[str, float]:
     """Results by name: mean, standard deviation and standard error of normalised scores, returns and lengths.
 
-    `episode_MEAN` and `episode_STD` are the published names, of normalised scores as there, with the prefix "{K}_"
-    those of prompt K. Returns are `return_...`.
+    `episode_MEAN` and `episode_STD`, the published names, hold normalised scores, as there; the prefix "{K}_" marks
+    prompt K. Returns are `return_...`.
     """
     result = {}
     for prefix, episodes in played.items():

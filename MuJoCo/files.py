@@ -1,11 +1,11 @@
-"""Where the data of a task lies, and under which names it is looked for.
+"""Where to find a task's data, and under which names.
 
-    {robot}_{dataset}-v2.hdf5    D4RL's own file (download_d4rl_datasets.py); with hyphens it is found too
+    {robot}_{dataset}-v2.hdf5    D4RL's own file (download_d4rl_datasets.py); also with hyphens
     {robot}_{dataset}-own.hdf5   made by generate_dataset.py
-    {robot}-{dataset}-v2.pkl     D4RL as the published code kept it: pickled trajectories
+    {robot}-{dataset}-v2.pkl     D4RL in the published code's format: pickled trajectories
     mujoco/{robot}/{dataset}-v0  a Minari dataset
 
-The first that is there counts, in this order.
+The first existing one is used, in this order.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ DATA_DIRECTORY = Path(__file__).resolve().parent / "MuJoCo_data"
 
 @dataclass(frozen=True)
 class D4RLFile:
-    """What is recorded of one of D4RL's files."""
+    """The recorded size and digest of one of D4RL's files."""
 
     size: int  # bytes
     sha256: str
 
 
-# As TensorFlow Datasets records them, in checksums.tsv of its d4rl_mujoco_halfcheetah, _hopper and _walker2d.
+# From TensorFlow Datasets: checksums.tsv of its d4rl_mujoco_halfcheetah, _hopper and _walker2d.
 _RECORDED = {
     "halfcheetah_medium": (237727262, "41324e8487a9556d8cfa4538827f8937f4d63dae3030825ebc9f3a726ed08ca0"),
     "halfcheetah_medium_replay": (59448533, "48d494a4770c11f48260736dec090b78bdca8375647ed4d24bfa5b6610c7f683"),
@@ -54,17 +54,17 @@ def data_directory(data_path: Path | None = None) -> Path:
 
 
 def d4rl_name(task: Task) -> str:
-    """The name of D4RL's file, such as hopper_medium_replay-v2.hdf5."""
+    """The name of D4RL's file, e.g. hopper_medium_replay-v2.hdf5."""
     return f"{task.robot.name}_{task.dataset.replace('-', '_')}-v2.hdf5"
 
 
 def generated_name(task: Task) -> str:
-    """The name of our own file, never mistaken for D4RL's."""
+    """The name of our own file, which differs from D4RL's."""
     return f"{task.robot.name}_{task.dataset.replace('-', '_')}-own.hdf5"
 
 
 def candidates(task: Task) -> list[str]:
-    """All names that `find_data` looks for in a folder, the first to be preferred."""
+    """All names that `find_data` looks for in a folder, in order of preference."""
     return [
         d4rl_name(task),
         f"{task.name}-v2.hdf5",
@@ -78,10 +78,10 @@ def find_data(task: Task, data_path: Path | None = None) -> Path:
     """The task's data: a file, or the folder of a Minari dataset.
 
     Args:
-        data_path: a folder to look in; or the data itself, a file of any name or the folder of a Minari dataset.
+        data_path: a folder to search, or the data itself: a file of any name or the folder of a Minari dataset.
 
     Raises:
-        UserError: nothing is there; it names what was looked for and the commands that provide it.
+        UserError: nothing was found; it lists the names tried and the commands that provide the data.
     """
     place = data_directory(data_path)
     if place.is_file() or (place / "data" / "main_data.hdf5").is_file():

@@ -2,19 +2,19 @@
 
     python3 MuJoCo/generate_dataset.py --env hopper --dataset medium
 
-A policy is trained by PPO (`RATE_model.data.ppo`), and the stochastic policy acts, in Gymnasium's v4 environments:
+PPO (`RATE_model.data.ppo`) trains a policy, and the stochastic policy acts, in Gymnasium's v4 environments:
 
     medium          the first policy whose training episodes reach the mean return of D4RL's medium data (about a third
                     of an expert's score), else the best within --train_steps
-    medium-replay   every policy from the untrained to the medium one, each for as many steps
-    expert          the best policy of a longer training, all of --train_steps
-    medium-expert   what medium and expert are made of, half of the steps each
+    medium-replay   every policy from the untrained to the medium one, each for the same number of steps
+    expert          the best policy of a longer training run, all of --train_steps
+    medium-expert   the policies of medium and expert, half of the steps each
 
-Policies are kept in the folder `policies` beside the data: a second dataset of a robot trains only what is missing.
+Policies are saved in the folder `policies` next to the data: a second dataset of a robot trains only what is missing.
 
 A file holds whole episodes only, with at least --steps steps in total: D4RL's observations, actions, rewards, terminals
-and timeouts, and the simulator's states before each action (infos/qpos, infos/qvel). It leaves out D4RL's
-next_observations. Its attributes record, for every policy, the steps of its training and the returns of its episodes.
+and timeouts, and the simulator's states before each action (infos/qpos, infos/qvel). It omits D4RL's
+next_observations. Its attributes record the training steps and episode returns of every policy.
 """
 
 from __future__ import annotations
@@ -47,19 +47,19 @@ from RATE_model.system.locks import making
 from RATE_model.system.progress import progress_bar
 
 SCRIPT = "python3 MuJoCo/generate_dataset.py"
-PARALLEL_EPISODES = 16  # episodes at once
+PARALLEL_EPISODES = 16  # episodes side by side
 
 # Sizes of D4RL's datasets, except for medium-replay.
 STEPS = {"medium": 1_000_000, "expert": 1_000_000, "medium-expert": 2_000_000}
 REPLAY_STEPS = {"halfcheetah": 202_000, "hopper": 402_000, "walker2d": 302_000}
 TRAIN_STEPS = {"medium": 2_000_000, "medium-replay": 2_000_000, "expert": 5_000_000, "medium-expert": 5_000_000}
-# Logarithm of the standard deviation of actions before training. The stochastic policy acts in our data, and noise
-# costs HalfCheetah much of its speed: from 0 it learns a third as fast. Hopper does not learn to hop from -1.
+# Initial log standard deviation of actions. The stochastic policy acts in our data, and noise slows HalfCheetah down:
+# from 0 it learns a third as fast. From -1, Hopper does not learn to hop.
 _LOG_STD = {"halfcheetah": -1.0, "hopper": 0.0, "walker2d": 0.0}
 
 
 def training_of(robot: Robot, seed: int = 0, round_steps: int = ROUND_STEPS) -> PPOTraining:
-    """The training of a robot's policies."""
+    """The training settings for a robot's policies."""
     return PPOTraining(
         name=robot.name,
         make=partial(make_environment, robot),
@@ -104,7 +104,7 @@ class GenerateOptions:
 
     @property
     def robot(self) -> Robot:
-        """The robot named."""
+        """The selected robot."""
         return ROBOTS[self.env]
 
     @property
@@ -129,10 +129,10 @@ class GenerateOptions:
 
 
 def generate(options: GenerateOptions) -> Path:
-    """Train what is missing and make the file; returns its path.
+    """Train missing policies and make the file; returns its path.
 
     Raises:
-        UserError: the file exists and is not to be replaced, a package is missing, or something cannot be written.
+        UserError: the file exists and may not be replaced, a package is missing, or something cannot be written.
     """
     with making(options.path, overwrite=options.overwrite) as wanted:
         if wanted:
@@ -149,7 +149,7 @@ def _make(options: GenerateOptions) -> None:
     policies = _trained(options)
     chosen = mixture(policies, options.dataset, options.goal)
     steps = math.ceil(options.file_steps / len(chosen))
-    notes: list[dict[str, Any]] = []  # filled below; the writer reads it when it ends
+    notes: list[dict[str, Any]] = []  # filled below; the writer reads it at the end
     with TrajectoryWriter(
         path,
         observation_shape=(robot.observation_size,),
@@ -170,11 +170,11 @@ def _make(options: GenerateOptions) -> None:
 
 
 def mixture(policies: Sequence[Policy], dataset: str, goal: float) -> list[Policy]:
-    """The policies that act for a dataset, for the same number of steps each; see the module.
+    """The policies that act for a dataset, the same number of steps each; see the module.
 
     Args:
-        policies: of one training, from the untrained one onward.
-        goal: mean training return that makes a policy a medium one.
+        policies: from one training run, from the untrained one onward.
+        goal: mean training return at which a policy counts as medium.
     """
 
     def best(among: Sequence[Policy]) -> Policy:
@@ -197,7 +197,7 @@ def _state(environment: Any) -> dict[str, np.ndarray]:
 
 
 def describe(path: Path, robot: Robot) -> str:
-    """A line on a file that we made."""
+    """A one-line description of a file made here."""
     with TrajectoryFile(path) as file:
         mean, std = file.attributes["return_mean"], file.attributes["return_std"]
         return (
@@ -207,7 +207,7 @@ def describe(path: Path, robot: Robot) -> str:
 
 
 def _trained(options: GenerateOptions) -> list[Policy]:
-    """The policies that the dataset is chosen from, trained as far as needed."""
+    """All policies to choose from, trained as far as needed."""
     until_medium = options.dataset in ("medium", "medium-replay")
 
     def enough(policies: list[Policy]) -> bool:
@@ -268,7 +268,7 @@ class Options:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Make the file that the flags ask for; see the module."""
+    """Make the requested file; see the module."""
     with exit_on_user_error():
         options = parse_options(
             Options,

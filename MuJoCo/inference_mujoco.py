@@ -2,7 +2,7 @@
 
     python3 MuJoCo/inference_mujoco.py --checkpoint RUN_DIR --target_return 1800 3600
 
-Prints return, length and D4RL's normalised score for every return asked for, with prompt 1 and with prompt K.
+Prints return, length and D4RL's normalised score for every target return, with prompt 1 and with prompt K.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""What MuJoCo draws, also where there is no screen."""
+"""MuJoCo's pictures, also without a display."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _PACKAGES = (
 
 
 def rendering(render_mode: str) -> dict[str, Any]:
-    """How a robot that is drawn is made: from a camera that follows it. Raises UserError; see `choose_renderer`."""
+    """Arguments that render a robot from a camera that follows it. Raises UserError; see `choose_renderer`."""
     choose_renderer()
     return {"render_mode": render_mode, "width": 320, "height": 320, "camera_name": "track"}
 
 
 def choose_renderer() -> None:
-    """Let MuJoCo draw without a screen, by EGL or else OSMesa, unless MUJOCO_GL says how.
+    """Let MuJoCo render without a display, with EGL or else OSMesa, unless MUJOCO_GL is set.
 
     Raises:
         UserError: neither works.
@@ -39,10 +39,10 @@ def choose_renderer() -> None:
 
 
 def frame(environment: gymnasium.Env, caption: Sequence[str]) -> np.ndarray:
-    """One picture of a video, (H, W, 3) uint8. Raises UserError if OpenGL is missing or broken."""
+    """One frame of a video, (H, W, 3) uint8. Raises UserError if OpenGL is missing or broken."""
     try:
         picture = np.asarray(environment.render())
-    except Exception as error:  # what a missing or broken OpenGL raises depends on where it fails
+    except Exception as error:  # the type of error depends on where OpenGL fails
         how = os.environ.get("MUJOCO_GL")
         reason = str(error).partition("\n")[0][:200]
         raise UserError(f"--video: MuJoCo cannot draw with MUJOCO_GL={how} ({reason}). {_PACKAGES}") from error

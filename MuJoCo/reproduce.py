@@ -31,15 +31,15 @@ from RATE_model.data.ppo import Policy, train_policies
 
 FAST = "MuJoCo/config_fast.yaml"
 ENV_IDS = (6, 0)  # hopper-medium, halfcheetah-medium
-STEPS = 300_000  # of data
-EPISODES = 30  # of an evaluation
+STEPS = 300_000  # in the data
+EPISODES = 30  # per evaluation
 SHORT = ("--epochs", "6", "--ckpt_epoch", "2")  # a third of the setting's batches
 MODELS = {
     "RATE": ("--model_mode", "RATE", *SHORT),
     "DT": ("--model_mode", "DT", "--slide", "10", *SHORT),
     "BC (RATE without returns)": ("--model_mode", "RATE", "--condition", "none", *SHORT),
 }
-# HalfCheetah is the last to learn how to begin running.
+# HalfCheetah learns late how to start running.
 LONG = {"RATE, all batches": ("--model_mode", "RATE")}
 DATA_POLICY = "policy of the data, in the data"
 NOISELESS = "policy of the data, without its noise"
@@ -54,7 +54,7 @@ class Options(StudyOptions):
 
 
 def data_file(task: Task) -> Path:
-    """Our own data of a task, made if missing."""
+    """Our own data for a task, made if missing."""
     path = DATA_DIRECTORY / generated_name(task)
     if not path.exists():
         generate(GenerateOptions(env=task.robot.name, dataset=task.dataset, steps=STEPS, data_path=DATA_DIRECTORY))
@@ -83,12 +83,12 @@ def noiseless(policy: Policy) -> Memoryless:
 
 
 def of_data(task: Task) -> dict[str, dict[str, Any]]:
-    """Returns and scores of the policy behind the data: in the data, and in the evaluation without its noise."""
+    """Returns and scores of the data's policy, in the data and when evaluated without its noise."""
     robot, path = task.robot, data_file(task)
     with open_data(task, path) as file:
         returns, attributes = file.returns, file.attributes
     (note,) = attributes["policies"]
-    policies = train_policies(  # they are kept beside the data
+    policies = train_policies(  # saved next to the data
         training_of(robot, int(attributes["seed"])),
         path.parent / "policies",
         enough=lambda trained: bool(trained) and trained[-1].steps >= note["training_steps"],
@@ -122,7 +122,7 @@ def prompt_k(entry: Mapping[str, Any], name: str) -> Any:
 
 
 def page() -> ReturnsPage:
-    """What is trained, collected and shown."""
+    """The page's runs, data and table."""
     tasks = {env_id: task_of(env_id) for env_id in ENV_IDS}
     return ReturnsPage(
         name="mujoco",

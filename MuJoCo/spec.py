@@ -9,8 +9,8 @@ def spec_of(robot: Robot, normalisation: Normalisation | None = None) -> Environ
     """A robot's spec.
 
     Args:
-        robot: which one.
-        normalisation: of observations by the data's statistics; the model applies it. None: of a model without.
+        robot: the robot.
+        normalisation: the data's observation statistics, which the model applies; None: no normalisation.
     """
     mean, std = (None, None) if normalisation is None else (normalisation.mean.tolist(), normalisation.std.tolist())
     return EnvironmentSpec(

@@ -1,6 +1,6 @@
-"""The tasks of D4RL's locomotion suite (Fu et al. 2020, arXiv 2004.07219): which data, which robot, how it is scored.
+"""The tasks of D4RL's locomotion suite (Fu et al. 2020, arXiv 2004.07219): data, robots and scores.
 
-`TASKS[env_id]` is what the published ``--env_id`` means:
+`TASKS[env_id]` is the task of the published ``--env_id``:
 
     env_id  robot        dataset             env_id  robot        dataset
     0       halfcheetah  medium              6       hopper       medium
@@ -38,16 +38,16 @@ Returns = TypeVar("Returns", float, np.ndarray)
 
 @dataclass(frozen=True, kw_only=True)
 class Robot:
-    """A robot and the returns that its scores are measured by."""
+    """A robot and the reference returns of its scores."""
 
     name: RobotName  # as in D4RL's file names
-    gymnasium_name: str  # without its version
+    gymnasium_name: str  # without the version
     observation_size: int
     action_size: int  # actions lie in [-1, 1]
     # Returns of a random and of an expert policy, the 0 and the 100 of D4RL's normalised score
     random_return: float
     expert_return: float
-    # Mean return of D4RL's medium dataset: where the policy of our own one stops to learn
+    # Mean return of D4RL's medium dataset, at which the policy of our own stops training
     medium_return: float
 
     def normalised_score(self, returns: Returns) -> Returns:
@@ -55,7 +55,7 @@ class Robot:
         return 100 * (returns - self.random_return) / (self.expert_return - self.random_return)
 
     def environment_id(self, version: Version = "v4") -> str:
-        """Gymnasium's name. D4RL's dynamics are those of v4; v5 changed contacts and rewards in details."""
+        """Gymnasium's name. D4RL's dynamics are those of v4; v5 changed details of contacts and rewards."""
         return f"{self.gymnasium_name}-{version}"
 
 
@@ -91,7 +91,7 @@ ROBOTS = {robot.name: robot for robot in (HALFCHEETAH, HOPPER, WALKER2D)}
 
 @dataclass(frozen=True)
 class Task:
-    """A robot, the data to learn from, and the return to ask for in evaluation."""
+    """A robot, its training data, and the target return in evaluation."""
 
     robot: Robot
     dataset: DatasetName
@@ -99,7 +99,7 @@ class Task:
 
     @property
     def name(self) -> str:
-        """Such as hopper-medium-replay."""
+        """The task's name, e.g. hopper-medium-replay."""
         return f"{self.robot.name}-{self.dataset}"
 
 
@@ -114,7 +114,7 @@ TASKS = (
 
 
 def task_of(env_id: int) -> Task:
-    """The task of the flag ``--env_id``. Raises UserError for a number that is none."""
+    """The task of the flag ``--env_id``. Raises UserError for an unknown number."""
     if not 0 <= env_id < len(TASKS):
         listed = ", ".join(f"{number} {task.name}" for number, task in enumerate(TASKS))
         raise UserError(f"--env_id {env_id}: must be one of {listed}")
@@ -122,25 +122,25 @@ def task_of(env_id: int) -> Task:
 
 
 def make_environment(robot: Robot, version: Version = "v4", **rendering: Any) -> gymnasium.Env:
-    """The robot's Gymnasium environment, of at most 1000 steps. Raises UserError where MuJoCo cannot be loaded.
+    """The robot's Gymnasium environment, of at most 1000 steps. Raises UserError if MuJoCo cannot be loaded.
 
-    ``rendering`` is of `gymnasium.make`: render_mode, width, height, camera_name.
+    ``rendering`` is passed to `gymnasium.make`: render_mode, width, height, camera_name.
     """
     try:
         mujoco = importlib.import_module("mujoco")
     except ImportError as error:
         raise UserError(f"{robot.environment_id(version)} needs MuJoCo: pip install -e '.[mujoco]'") from error
-    except Exception as error:  # it loads what MUJOCO_GL names, and fails in many ways where that is not installed
+    except Exception as error:  # it loads the backend named by MUJOCO_GL, whose absence raises various errors
         backend = os.environ.get("MUJOCO_GL")
         raise UserError(f"MuJoCo cannot be loaded with MUJOCO_GL={backend} ({error}): unset MUJOCO_GL") from error
     import gymnasium
 
     handler = mujoco.get_mju_user_warning()
-    # MuJoCo finds HalfCheetah's model old-fashioned, and would say so on the screen and in a file MUJOCO_LOG.TXT.
+    # MuJoCo warns that HalfCheetah's model is outdated, on the terminal and in a file MUJOCO_LOG.TXT.
     mujoco.set_mju_user_warning(lambda message: None)
     try:
         with warnings.catch_warnings():
-            # v4 is what D4RL's scores refer to; that there is a newer one is known.
+            # D4RL's scores refer to v4, so silence the warning about a newer version.
             warnings.filterwarnings("ignore", message=".*out of date")
             return gymnasium.make(robot.environment_id(version), disable_env_checker=True, **rendering)
     finally:

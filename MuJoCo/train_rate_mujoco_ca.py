@@ -2,8 +2,8 @@
 
     python3 MuJoCo/train_rate_mujoco_ca.py --env_id 0 --skip_dec_ffn --seed 123
 
-Data has to be there (see MuJoCo/README.md). Each seed is a separate run in MuJoCo/MuJoCo_checkpoints/.
-What is particular to MuJoCo stands in environment.py; the flow, from flags to pictures, in RATE_model/cli/training.py.
+Needs data (see MuJoCo/README.md). Each seed is a separate run in MuJoCo/MuJoCo_checkpoints/.
+environment.py holds what is specific to MuJoCo; RATE_model/cli/training.py holds the flow, from flags to pictures.
 """
 
 import sys

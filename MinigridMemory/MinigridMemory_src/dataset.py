@@ -1,11 +1,11 @@
 """Minigrid-Memory trajectories: select, make or read them, and load them as windows.
 
-The expert collects the data (`MinigridMemory/get_data/collect_traj.py`, or the first training that needs it), or it is
-given: a file made here, or a folder of the published collector's ``train_data_*.npz``, which is converted once.
+The expert collects the data (`MinigridMemory/get_data/collect_traj.py`, or the first training that needs it), or the
+user provides it: a file made here, or a folder of the published collector's ``train_data_*.npz``, converted once.
 
-A preset defines what to collect: size, corridors and the lengths kept. Every flag given beside it overrides one of
-these. The clean presets keep all episodes; the published ones keep the lengths of the published training data. Files
-are named by their content, so two ways of asking for the same data share a file.
+A preset defines what to collect: size, corridors and the lengths kept. Every other flag overrides one of these. The
+clean presets keep all episodes; the published ones keep the lengths of the published training data. Files are named by
+their content, so different flags for the same data share a file.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Preset = Literal["clean_31", "clean_41", "published_31", "published_41"]
 
 @dataclass(frozen=True)
 class EpisodeFilter:
-    """The selection of a preset; corridors always have random length."""
+    """Which episodes a preset keeps; corridors always have random length."""
 
     size: int
     min_steps: int = 1
@@ -105,7 +105,7 @@ class DataOptions(DAggerOptions):
         at_most(1, noise=self.noise, wrong_arm=self.wrong_arm, guess=self.guess)
         at_least(10, trajectories=self.trajectories)
         at_most(MAX_TRAJECTORIES, trajectories=self.trajectories)
-        chosen = replace(self, driver=None).selection()  # whether the driver exists is seen when it is looked for
+        chosen = replace(self, driver=None).selection()  # a missing driver is reported when it is loaded
         if chosen.min_steps > chosen.max_steps:
             limit = "--cap" if chosen.max_steps == chosen.cap else "--max_steps"
             preset = f" (of --preset {self.preset})"
@@ -117,7 +117,7 @@ class DataOptions(DAggerOptions):
             )
 
     def selection(self) -> Selection:
-        """The preset with all that replaces it."""
+        """The preset with all overrides applied."""
         preset = PRESETS[self.preset]
         size = preset.size if self.size is None else self.size
         cap = default_cap(size) if self.cap is None else self.cap
@@ -135,7 +135,7 @@ class DataOptions(DAggerOptions):
 
 
 def default_cap(size: int) -> int:
-    """The published time limit, or the expert's in mazes too large for it."""
+    """The published time limit; in mazes too large for it, the expert's."""
     return max(PUBLISHED_CAP, expert_cap(size))
 
 
@@ -151,7 +151,7 @@ class MinigridMemoryData(DataMaker[DataOptions]):
     spec = SPEC
 
     def file_name(self, options: DataOptions) -> str:
-        """By what is selected."""
+        """A name made from the selection."""
         chosen = options.selection()
         parts = [f"minigrid_memory_size{chosen.size}", "random" if chosen.random_length else "fixed"]
         if (chosen.min_steps, chosen.max_steps) != (1, chosen.cap):
@@ -162,7 +162,7 @@ class MinigridMemoryData(DataMaker[DataOptions]):
         return f"{'_'.join(parts + options.driver_name)}_n{chosen.trajectories}.h5"
 
     def count(self, options: DataOptions) -> int:
-        """Those that are kept."""
+        """The number of episodes kept."""
         return options.trajectories
 
     def make(self, options: DataOptions, path: Path, *, overwrite: bool = False, workers: int | None = None) -> None:
@@ -170,11 +170,11 @@ class MinigridMemoryData(DataMaker[DataOptions]):
         generate(options.selection(), path, overwrite=overwrite, workers=workers)
 
     def conversion(self, options: DataOptions) -> Mapping[str, Any]:
-        """Equal images are kept once."""
+        """Store equal images only once."""
         return {"index_frames": True}
 
     def note(self, made: Mapping[str, Any], episodes: int) -> str:
-        """How many were played, and why the others were not kept."""
+        """How many episodes were played, and why some were dropped."""
         if "played" not in made:
             return ""
         dropped = ", ".join(f"{count} {reason}" for reason, count in made["dropped"].items())
@@ -188,13 +188,13 @@ DATA = MinigridMemoryData()
 def load_windows(
     paths: Sequence[Path], *, size: int, learn: Learn = "recorded", fraction: float = TRAINING_FRACTION
 ) -> tuple[WindowDataset, WindowDataset]:
-    """All episodes of these files of up to ``size`` steps, padded to it: a training and a validation dataset.
+    """Training and validation datasets of all episodes of at most ``size`` steps in these files, padded to ``size``.
 
-    Longer episodes are left out, and their number is printed.
+    Skips longer episodes and prints their number.
 
     Raises:
-        UserError: a file is missing or bad, no episode is short enough, there are too few to split, or a file does not
-            tell what is to be learned.
+        UserError: a file is missing or bad, no episode is short enough, there are too few to split, or a file lacks
+            the targets to learn.
     """
     advice = "Raise --segments or --context_length, or choose data of shorter episodes."
     files = [DATA.open(path) for path in paths]

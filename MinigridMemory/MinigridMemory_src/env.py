@@ -1,8 +1,8 @@
-"""Minigrid-Memory (Chevalier-Boisvert et al. 2023, arXiv 2306.13831), the way the RATE paper uses it.
+"""Minigrid-Memory (Chevalier-Boisvert et al. 2023, arXiv 2306.13831), as used in the RATE paper.
 
 A green key or ball lies in the room at the west end of a corridor; at the east end the corridor forks, and one arm of
-the fork shows a key, the other a ball. The agent begins anywhere in the corridor, facing east. Stepping into the arm
-that shows the object of the room is a success; the other arm ends the episode too.
+the fork shows a key, the other a ball. The agent starts anywhere in the corridor, facing east. Stepping into the arm
+that shows the same object as the room is a success; the other arm also ends the episode.
 
     # . . . . . . . # . #     # wall   O object of the room (the cue)   > agent
     # # # # # . . . # A #     A, B  the objects at the ends of the fork's two arms
@@ -12,16 +12,16 @@ that shows the object of the room is a success; the other arm ends the episode t
     # # # # # . . . # B #
                     ^ corridor end: fixed at ``size - 3``, or drawn from 4 to ``size - 3`` (random)
 
-Actions: 0 turn left, 1 turn right, 2 go forward. The agent sees the 3x3 cells before it, itself in the middle of the
-last row, as a picture of 28-pixel tiles, (3, 84, 84) uint8: channels first, the way it faces is up. That view holds no
-more than the cue or one end of the fork, so the object has to be remembered over the whole corridor.
+Actions: 0 turn left, 1 turn right, 2 go forward. The agent sees the 3x3 cells in front of it, itself in the middle of
+the last row, as an image of 28-pixel tiles, (3, 84, 84) uint8: channels first, the way it faces is up. This view never
+shows more than the cue or one end of the fork, so the agent has to remember the object along the whole corridor.
 
 An episode is truncated after ``max_steps`` steps. A success after t steps is worth ``1 - 0.9 t / 845``, the scale of
 the published environment, which enlarged the maze of size 13 and left its time limit of 5 * 13**2 steps; where our
-limit is longer, the reward never falls below the 0.1 that is left at step 845. Everything else is worth 0.
+limit is longer, the reward never falls below the 0.1 of step 845. Everything else is worth 0.
 
-The layout is a function of the seed: by today's Minigrid's generator (``layouts="own"``), or by that of the published
-system (``layouts="published"``), which has other mazes for the same seeds.
+The layout is a function of the seed, with the generator of the installed Minigrid (``layouts="own"``) or that of the
+published system (``layouts="published"``), which makes different mazes from the same seeds.
 """
 
 from __future__ import annotations
@@ -54,29 +54,29 @@ REWARD_STEPS = 845
 LEAST_REWARD = 0.1
 EVALUATION_SEEDS: tuple[int, ...] = tuple(range(100))
 
-_UNLIMITED = 2**31  # time limit of the maze inside: only ours ends episodes
+_UNLIMITED = 2**31  # time limit of the wrapped maze: only ours ends episodes
 
 
 def expert_cap(size: int) -> int:
-    """A time limit in steps that leaves the expert room in a maze of this size, whatever the layout and the start.
+    """A time limit in steps that suffices for the expert in a maze of this size, for every layout and start.
 
-    The longest way of an agent that has to look: begin at the last cell E = size - 3 of a full corridor, turn round
+    The longest path of an agent that has to look: start at the last cell E = size - 3 of a full corridor, turn round
     (2), walk west until the cue shows at column 3 (E - 3), turn round (2), walk to the fork (E - 2), turn to one arm
-    (1), find that it was the other (2), enter (1): 2 E + 3 = 2 size - 3 steps; one fewer for our expert, who keeps what
-    it glimpses of the fork while turning there. The limit adds what the published one, 96, leaves at size 41: 17 steps
-    for detours, so that ``expert_cap(41) == PUBLISHED_CAP``.
+    (1), find that it is the wrong one (2), enter (1): 2 E + 3 = 2 size - 3 steps; one fewer for our expert, which
+    remembers what it sees of the fork while turning there. The limit adds 17 steps for detours, as many as the
+    published one, 96, leaves at size 41, so that ``expert_cap(41) == PUBLISHED_CAP``.
     """
     return 2 * size + 14
 
 
 def check_size(size: int, *, flag: str = "size") -> None:
-    """Raise a `UserError` that names the flag for a size that makes no maze: even, below 7 or above 2001."""
+    """Raise a `UserError` that names the flag if the size is invalid: even, below 7 or above 2001."""
     if not MIN_SIZE <= size <= MAX_SIZE or size % 2 == 0:
         raise UserError(f"--{flag} {size}: the size of a maze must be odd and {MIN_SIZE} to {MAX_SIZE}")
 
 
 def frames_of_views(views: np.ndarray) -> np.ndarray:
-    """Observations of encoded views: (..., 3, 3, 3) uint8 to (..., 3, 84, 84) uint8. Each picture is drawn once."""
+    """Render encoded views, (..., 3, 3, 3) uint8, as observations, (..., 3, 84, 84) uint8, each picture once."""
     views = np.ascontiguousarray(views, dtype=np.uint8)
     leading = views.shape[:-3]
     flat = views.reshape(-1, VIEW**2 * 3)
@@ -85,9 +85,9 @@ def frames_of_views(views: np.ndarray) -> np.ndarray:
     return frames[inverse.reshape(-1)].reshape(*leading, *OBSERVATION_SHAPE)
 
 
-@functools.lru_cache(maxsize=1024)  # a few dozen views exist; drawing one costs as much as a step
+@functools.lru_cache(maxsize=1024)  # a few dozen views exist; rendering one costs as much as a step
 def _frame(view: bytes) -> np.ndarray:
-    """The observation of one encoded view, (3, 84, 84) uint8, read-only. Cells not seen are encoded as such."""
+    """The observation of one encoded view, (3, 84, 84) uint8, read-only. Unseen cells have their own code."""
     grid, visible = _minigrid().core.grid.Grid.decode(np.frombuffer(view, dtype=np.uint8).reshape(VIEW, VIEW, 3))
     image = grid.render(TILE, agent_pos=(VIEW // 2, VIEW - 1), agent_dir=3, highlight_mask=visible)
     frame = np.ascontiguousarray(image.transpose(2, 0, 1))
@@ -96,8 +96,8 @@ def _frame(view: bytes) -> np.ndarray:
 
 
 def _minigrid() -> ModuleType:
-    """The package with the maze, imported when the first one is built."""
-    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # it draws without a window; no greeting is wanted
+    """The module of the maze, imported when the first maze is built."""
+    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # it draws without a window, so skip the greeting
     try:
         import minigrid.core.grid
         import minigrid.core.world_object
@@ -110,21 +110,21 @@ def _minigrid() -> ModuleType:
 
 
 class MinigridMemoryEnv(SeededEnv):
-    """One maze; rules and observations: see the module. A seed decides the layout.
+    """One maze; rules and observations: see the module. The seed determines the layout.
 
-    ``info`` holds ``success`` (bool). The option ``cue`` of ``reset``, "key" or "ball", sets the object of the room,
-    whatever the seed says.
+    ``info`` holds ``success`` (bool). The option ``cue`` of ``reset``, "key" or "ball", overrides the seed's object in
+    the room.
 
     Attributes:
         view: (3, 3, 3) uint8, what the picture shows, as Minigrid encodes it: ``[across, ahead]`` from left to right
-            and from far to near, the agent at ``[1, 2]``; type (0 not seen), colour, state of each cell.
+            and from far to near, the agent at ``[1, 2]``; type (0 unseen), colour, state of each cell.
         cue: "key" or "ball", the object of the room.
         arm: "north" or "south", where the same object lies at the fork.
         success: whether the episode ended in that arm.
 
     Args:
         size: rows and columns of the grid; odd, 7 to 2001.
-        random_length: draw where the corridor ends, or let it use all columns.
+        random_length: draw the end of the corridor; False: use all columns.
         max_steps: steps until truncation.
         layouts: "own" or "published"; see `layouts.py`.
         render_mode: None, or "rgb_array" for `render`.
@@ -165,14 +165,14 @@ class MinigridMemoryEnv(SeededEnv):
     @property
     def horizons(self) -> tuple[int, ...]:
         """The correlation horizons of the task (Cherepanov et al. 2024, arXiv 2412.06531), shortest first: steps from
-        the last sight of the cue to the turn into an arm just looked at, inclusive and without detours.
+        the last sight of the cue to the turn into the arm last looked at, inclusive and without detours.
 
-        A corridor that ends at column E has E + 2. An agent whose context is shorter than the first has to remember.
+        A corridor that ends at column E has E + 2. An agent with a shorter context than the first one needs memory.
         """
         return tuple(range(6, self.size)) if self.random_length else (self.size - 1,)
 
     def render(self) -> np.ndarray | None:
-        """The maze around the corridor, (H, W, 3) uint8, what the agent sees of it lit; None without a render mode."""
+        """The maze around the corridor, (H, W, 3) uint8, with the agent's view lit; None without a render mode."""
         if self.render_mode is None:
             return None
         from MinigridMemory.MinigridMemory_src.render import render_maze
@@ -180,7 +180,7 @@ class MinigridMemoryEnv(SeededEnv):
         return render_maze(self._maze)
 
     def _start(self, seed: int, options: dict[str, Any]) -> None:
-        """Begin the episode of a seed, with its own cue or another."""
+        """Start the episode of a seed, with its own cue or the one in the options."""
         if self.layouts == "published":
             self._maze.np_random = PublishedDraws(seed)
             first, _ = self._maze.reset()
@@ -194,7 +194,7 @@ class MinigridMemoryEnv(SeededEnv):
         self.success = False
 
     def _exchange_cue(self, cue: str) -> dict[str, Any]:
-        """Put the other object into the room, and the reward into the other arm; the first view then."""
+        """Put the other object into the room and the reward into the other arm; returns the new first view."""
         if cue not in CUES:
             raise ValueError(f"cue must be one of {', '.join(CUES)}, got {cue!r}")
         maze = self._maze
@@ -218,16 +218,16 @@ class MinigridMemoryEnv(SeededEnv):
 
 
 class MinigridMemoryVectorEnv(FrozenVectorEnv):
-    """Many mazes side by side, also of different sizes, each of them a `MinigridMemoryEnv`; see `FrozenVectorEnv`.
+    """Many mazes side by side, possibly of different sizes, each a `MinigridMemoryEnv`; see `FrozenVectorEnv`.
 
-    The option ``cue`` of ``reset``, (B,) text, "key" or "ball", sets the objects of the rooms, whatever the seeds say.
+    The option ``cue`` of ``reset``, (B,) text, "key" or "ball", overrides the seeds' objects in the rooms.
 
     Args:
         num_envs: B, the number of mazes.
-        sizes: of the grids, one number or (B,); each odd and 7 to 2001.
-        random_length: draw where the corridors end, one bool or (B,).
+        sizes: rows and columns of the grids, one number or (B,); each odd and 7 to 2001.
+        random_length: draw the ends of the corridors, one bool or (B,).
         max_steps: steps until truncation, one number or (B,).
-        options: of `MinigridMemoryEnv`.
+        options: passed to `MinigridMemoryEnv`.
 
     Raises:
         UserError: a value is out of range, or the package minigrid is missing.
@@ -254,17 +254,17 @@ class MinigridMemoryVectorEnv(FrozenVectorEnv):
 
     @property
     def cues(self) -> np.ndarray:
-        """(B,) text, "key" or "ball": the object of each maze's room."""
+        """(B,) text, "key" or "ball": the object in each maze's room."""
         return self._each("cue")
 
     @property
     def arms(self) -> np.ndarray:
-        """(B,) text, "north" or "south": where each maze shows the same object at the fork."""
+        """(B,) text, "north" or "south": the correct arm of each maze."""
         return self._each("arm")
 
     @property
     def success(self) -> np.ndarray:
-        """(B,) bool: whether each episode has ended in that arm."""
+        """(B,) bool: whether each episode has ended in the correct arm."""
         return self._each("success")
 
 

@@ -35,7 +35,7 @@ from RATE_model.errors import UserError
 from RATE_model.spec import EnvironmentSpec
 
 HERE = Path(__file__).resolve().parent
-# What the expert does after looking into the northern arm: step into it, or turn round and step into the other.
+# The expert, after looking into the northern arm, steps into it or turns round and steps into the other.
 FORK_STEPS = 3
 
 
@@ -75,7 +75,7 @@ class Mazes(Rules):
             check_size(size, flag="sizes")
 
     def result(self, episodes: Episodes, cap: int | None = None) -> protocol.SizeResult:
-        """The same episodes under a cap on steps; None: the requested one."""
+        """The episodes under a cap on steps; None: the requested cap."""
         return protocol.SizeResult.of(episodes, self.episode_timeout if cap is None else cap)
 
 
@@ -148,7 +148,7 @@ class MinigridMemory(Environment):
         return SPEC
 
     def load(self, config: Config) -> TrainingData:
-        """Windows for a stage of s segments: the episodes that fit, padded. Each stage has at least ten batches."""
+        """Windows for a stage of s segments: the episodes that fit, padded; at least ten batches per stage."""
         context, most = config.context_length, config.segments
         sides = load_windows(self.files(config), size=most * context, learn=config.data.learn)
         lengths, held_out = (side.windows[:, 2] for side in sides)
@@ -164,8 +164,8 @@ class MinigridMemory(Environment):
         return TrainingData(windows, stages, SPEC)
 
     def batch_metrics(self, logits: Tensor, batch: Batch) -> dict[str, Tensor | Share]:
-        """Accuracy of all steps, and the share of episodes with all steps at the fork right: those need memory."""
-        from RATE_model.training.trainer import accuracy, last_steps_right  # training alone needs it
+        """Accuracy over all steps, and the share of episodes with all steps at the fork right, which need memory."""
+        from RATE_model.training.trainer import accuracy, last_steps_right  # only training needs it
 
         return accuracy(logits, batch) | {"train_last_acc": last_steps_right(logits, batch, FORK_STEPS)}
 
@@ -190,19 +190,19 @@ class MinigridMemory(Environment):
         return self.make(case, options).horizons
 
     def chance(self, case: int, evaluation: Evaluation) -> float:
-        """Two ends, one of them right."""
+        """One of the two arms is correct."""
         return 0.5
 
     def outcomes(self, case: int, episodes: Episodes, evaluation: Evaluation) -> np.ndarray:
-        """Success within the expert's cap: walking speed says nothing about memory."""
+        """Success within the expert's cap, as walking speed says nothing about memory."""
         return evaluation.options.result(episodes, protocol.widest_cap(case)).success.astype(float)
 
     def seeds(self, episodes: int) -> np.ndarray:
-        """The published 0 to 99, then on from there."""
+        """The published 0 to 99, then 100 onward."""
         return protocol.evaluation_seeds(episodes)
 
     def training_cases(self, config: Config, *, final: bool) -> Sequence[int]:
-        """Few sizes during training, many at the end."""
+        """A few sizes during training, many at the end."""
         task = config.task
         return sorted({*task.eval_sizes, *task.final_sizes}) if final else task.eval_sizes
 
@@ -215,7 +215,7 @@ class MinigridMemory(Environment):
         return f"{evaluation.options.layouts} layouts, at most {evaluation.options.episode_timeout} steps"
 
     def figures(self, case: int, episodes: Episodes, evaluation: Evaluation) -> dict[str, float]:
-        """Success within the requested cap and within the expert's, and the expert's own success within the former."""
+        """Success under the requested and the expert's cap, and the expert's own success under the requested one."""
         options: Mazes = evaluation.options
         capped, wide = options.result(episodes), options.result(episodes, protocol.widest_cap(case))
         expert = protocol.expert_play(case, evaluation.episodes, options.random_length, options.layouts)
@@ -231,7 +231,7 @@ class MinigridMemory(Environment):
     def metrics(
         self, played: Mapping[int, Episodes], evaluation: Evaluation, config: Config, *, final: bool
     ) -> dict[str, float]:
-        """By size; at the end also, with the prefix FINAL_, for the final sizes."""
+        """Results by size; at the end also for the final sizes, with the prefix FINAL_."""
         task = config.task
         asked = {"target_return": task.target_return, "cap": task.episode_timeout, "layouts": task.layouts}
         results = protocol.metrics({size: played[size] for size in task.eval_sizes}, **asked)
@@ -253,7 +253,7 @@ class MinigridMemory(Environment):
         pictures.draw_run(directory, result, cap=config.task.episode_timeout)
 
     def draw(self, folder: Path, evaluation: Evaluation) -> Sequence[Path]:
-        """Success by size with and without memory, and the expert's."""
+        """Success by size with and without memory, and the expert's success."""
         return [pictures.success_curve(evaluation, folder / "success_by_size.png")]
 
     def frame(self, environment: gymnasium.Env, observation: np.ndarray, caption: Sequence[str]) -> np.ndarray:

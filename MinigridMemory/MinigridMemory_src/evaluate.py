@@ -1,9 +1,8 @@
 """The evaluation protocol of Minigrid-Memory.
 
-Every size is played once, up to a cap on steps that the expert always meets. The published protocol, whose cap of 96
-steps no agent can meet in large mazes, is read off the same episodes: one that took longer counts as failed there. So
-is any other cap that is asked for.
-Rewards are the same in both, as they depend on the number of steps alone.
+Every size is played once, up to a cap on steps that always suffices for the expert. The published protocol, whose cap
+of 96 steps is too short for any agent in large mazes, is evaluated on the same episodes: longer ones count as failed.
+The same holds for any other requested cap. Rewards do not change, as they depend only on the number of steps.
 """
 
 from dataclasses import dataclass
@@ -33,7 +32,7 @@ class SizeResult:
 
     @classmethod
     def of(cls, episodes: Episodes, cap: int) -> "SizeResult":
-        """What the episodes would have been had they been cut off after `cap` steps."""
+        """The results if the episodes had been truncated after `cap` steps."""
         within = episodes.lengths <= cap
         return cls(
             success=(episodes.last_rewards > 0) & within,
@@ -48,18 +47,18 @@ class SizeResult:
 
 
 def evaluation_seeds(episodes: int) -> np.ndarray:
-    """Seeds of this many episodes: the published 0..99 and on from there, never those of data."""
+    """Seeds of this many episodes: the published 0..99, then 100 onward; never those of the data."""
     return np.arange(EVALUATION_SEEDS[0], EVALUATION_SEEDS[0] + episodes)
 
 
 def widest_cap(size: int) -> int:
-    """The cap that episodes are played to: the expert's, or the published one where that is wider."""
+    """The cap used for playing: the expert's or the published one, whichever is longer."""
     return max(PUBLISHED_CAP, expert_cap(size))
 
 
 @lru_cache
 def expert_play(size: int, episodes: int, random_length: bool = True, layouts: Layouts = "own") -> Episodes:
-    """The expert in the same mazes."""
+    """The expert's episodes in the same mazes."""
     seeds, cap = evaluation_seeds(episodes), widest_cap(size)
     return expert_episodes(size, seeds, random_length=random_length, max_steps=cap, layouts=layouts)
 
@@ -74,9 +73,9 @@ def metrics(
 ) -> dict[str, float]:
     """Results by name.
 
-    The published names hold what `cap` gives, the published one of 96 steps unless another is asked for,
-    `Success_rate_l_{L}` included; names that end in `_expert_cap` what the expert's cap gives;
-    `Expert_success_rate_l_{L}` what the expert does under `cap`, in the mazes of the same layouts.
+    The published names and `Success_rate_l_{L}` hold the results under `cap` (default: the published 96 steps); names
+    that end in `_expert_cap` hold those under the expert's cap; `Expert_success_rate_l_{L}` is the expert's success
+    under `cap`, in mazes of the same layouts.
     """
     result = {}
     for size, episodes in played.items():

@@ -1,8 +1,8 @@
-"""An expert for Minigrid-Memory that sees what the agent sees, the 3x3 cells before it, and remembers.
+"""An expert for Minigrid-Memory that sees what the agent sees, the 3x3 cells in front of it, and remembers.
 
-It goes west until the object of the room shows, turns round, goes east to the fork, looks into an arm and takes the one
-that matches. It is told neither where it is nor which arm is correct. It knows the shape of these mazes, and where it
-stands relative to its start: it keeps count of its own turns and steps, whichever of them were random.
+It walks west until it sees the object of the room, turns round, walks east to the fork, looks into one arm and enters
+the one that matches. It does not know its position or the correct arm. It knows the shape of these mazes and its
+position relative to its start: it counts its own turns and steps, including random ones.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from RATE_model.acting.driver import DriverChoice
     from RATE_model.acting.rollout import Episodes
 
-EXPERT_STREAM = 1  # of the generators of an episode: the layout is drawn from the seed itself
+EXPERT_STREAM = 1  # the episode's stream for the expert; the layout uses the seed itself
 
-EMPTY, WALL, KEY, BALL = 1, 2, 5, 6  # types of cells in an encoded view
+EMPTY, WALL, KEY, BALL = 1, 2, 5, 6  # cell types in an encoded view
 _OTHER = {KEY: BALL, BALL: KEY}
 EAST, SOUTH, WEST, NORTH = range(4)
 _STEPS = ((1, 0), (0, 1), (-1, 0), (0, -1))  # x grows to the east, y to the south
@@ -54,10 +54,10 @@ class Expert:
     """Acts in one maze after another.
 
     Attributes:
-        best: what it would have done at the last step, whatever was done.
+        best: its own choice at the last step, whatever action was taken.
 
     Args:
-        generator: of its own random choices; episodes of a flawless expert do not depend on it.
+        generator: for its random choices; episodes of a flawless expert do not depend on it.
         flaws: see `Flaws`.
     """
 
@@ -67,19 +67,19 @@ class Expert:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything: a new episode begins, facing east somewhere in the corridor."""
+        """Forget everything: a new episode starts, facing east somewhere in the corridor."""
         wrong, guess, coin = self._generator.random(3)
         self._wrong = wrong < self._flaws.wrong_arm
         self._cue = (KEY if coin < 0.5 else BALL) if guess < self._flaws.guess else None
-        self._x, self._y, self._heading = 0, 0, EAST  # from the start; the row of the corridor is 0
+        self._x, self._y, self._heading = 0, 0, EAST  # relative to the start; the corridor is row 0
         self.best = FORWARD
         self._fork: int | None = None  # x of the two arms
-        self._north: int | None = None  # object of the northern arm
+        self._north: int | None = None  # object in the northern arm
 
     def act(self, view: np.ndarray, driven: int | None = None) -> int:
         """The action for an encoded view, (3, 3, 3) uint8 as in `MinigridMemoryEnv.view`.
 
-        With `driven`, the action that another player takes, it only watches: that is what it returns.
+        If `driven`, another player's action, is given, the expert only watches and returns that action.
         """
         cells = view[:, :, 0].tolist()
         self._look(cells)
@@ -95,7 +95,7 @@ class Expert:
         return action
 
     def _look(self, cells: list[list[int]]) -> None:
-        """Remember the objects in view and the end of the corridor. Objects: one row off the room's, two the fork's."""
+        """Remember the objects in view (one row off: the room's, two rows off: the fork's) and the corridor's end."""
         for across, column in enumerate(cells):
             for far, kind in enumerate(column):
                 if kind not in _OTHER:
@@ -111,7 +111,7 @@ class Expert:
                 self._fork = self._x + (near != WALL)
 
     def _plan(self) -> int:
-        """The best action for what is known."""
+        """The best action given what it knows."""
         if self._y != 0:  # strayed in the room: back to the corridor's row
             return self._towards(NORTH if self._y > 0 else SOUTH)
         if self._cue is None:
@@ -123,7 +123,7 @@ class Expert:
         return self._towards(NORTH if (self._north == self._cue) != self._wrong else SOUTH)
 
     def _towards(self, heading: int) -> int:
-        """Forward when facing there, else the turn to it."""
+        """Forward when facing that way, else the turn towards it."""
         return (FORWARD, RIGHT, LEFT, LEFT)[(heading - self._heading) % 4]
 
     def _ahead(self, steps: int, right: int) -> tuple[int, int]:
@@ -143,7 +143,7 @@ class Played:
     actions: np.ndarray  # (T,) uint8
     best: np.ndarray  # (T,) uint8, what the expert would have done
     places: np.ndarray  # (T, 2) float32, x and y of the agent in cells
-    headings: np.ndarray  # (T,) uint8, in which direction it faces: east, south, west, north
+    headings: np.ndarray  # (T,) uint8, direction it faces: east, south, west, north
     reward: float  # of the last step; all others are 0
     terminated: bool
     success: bool
@@ -164,7 +164,7 @@ def play(
     layouts: Layouts = "own",
     driver: DriverChoice | None = None,
 ) -> list[Played]:
-    """One episode per seed, each a function of its seed and these arguments; a `driver` moves in the expert's place."""
+    """One episode per seed, a function of the seed and these arguments; a `driver` moves instead of the expert."""
     env = MinigridMemoryEnv(size, random_length=random_length, max_steps=max_steps, layouts=layouts)
     return [_play_one(env, int(seed), flaws, driver) for seed in seeds]
 
@@ -197,14 +197,14 @@ def expert_episodes(
     flaws: Flaws | None = None,
     layouts: Layouts = "own",
 ) -> Episodes:
-    """What the expert scores in the mazes of these seeds, to be printed beside what a model scores.
+    """The expert's results in the mazes of these seeds, to print beside a model's.
 
     Args:
-        size: of the mazes.
+        size: rows and columns of the mazes.
         seeds: one per episode.
-        random_length: draw where the corridors end.
-        max_steps: time limit; None: `expert_cap`, which a flawless expert always meets.
-        flaws: of the expert; None: none.
+        random_length: draw the ends of the corridors.
+        max_steps: time limit; None: `expert_cap`, which always suffices for a flawless expert.
+        flaws: flaws of the expert; None: a flawless one.
         layouts: "own" or "published"; see `layouts.py`.
 
     Returns:
@@ -213,7 +213,7 @@ def expert_episodes(
     Raises:
         UserError: the size or the limit is out of range, or there is no seed.
     """
-    from RATE_model.acting.rollout import Episodes  # late, as torch comes with it; see `generate`
+    from RATE_model.acting.rollout import Episodes  # late, as it imports torch; see `generate`
 
     limit = expert_cap(size) if max_steps is None else max_steps
     played = play(size, seeds, random_length=random_length, max_steps=limit, flaws=flaws, layouts=layouts)

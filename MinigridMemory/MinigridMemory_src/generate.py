@@ -1,12 +1,12 @@
 """Collecting Minigrid-Memory trajectories with the expert, on all cores.
 
-Seeds count up from ``FIRST_SEED``, far above those of any evaluation. Episodes are played in processes of their own and
-judged here in the order of their seeds: those of a wished length (and success) are kept until each of the four kinds,
-key or ball to remember, at the northern or the southern arm, has its quarter. So the file does not depend on the number
-of processes. What comes from them is small: encoded views, of which there are a few dozen, not pictures.
+Seeds count up from ``FIRST_SEED``, far above those of any evaluation. Worker processes play the episodes; this process
+checks them in the order of their seeds and keeps those of the requested length (and success) until each of the four
+kinds, key or ball to remember, at the northern or the southern arm, has its quarter. So the file does not depend on the
+number of workers. They send little data: encoded views, of which there are a few dozen, not pictures.
 
-A process that plays first imports the script that started it: `collect_traj.py` does without torch, so its processes do
-as well; those of a training that collects its data load torch too, some seconds each.
+A worker first imports the script that started it: `collect_traj.py` does not need torch, so its workers do not load it;
+those of a training run that collects its data do, which takes some seconds each.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from RATE_model.system.processes import available_cores, in_order
 from RATE_model.system.progress import progress_bar
 
 FIRST_SEED = 1_000_000
-BLOCK = 50  # episodes that a process plays at once
-BATCH_STEPS = 2000  # steps drawn and written at once, about 40 MB
-# This many episodes in a row without one to keep: the wish cannot be met, or only in hours. The rarest kind of the
-# published selections is one in 45.
+BLOCK = 50  # episodes that a worker plays at a time
+BATCH_STEPS = 2000  # steps rendered and written at a time, about 40 MB
+# Give up after this many dropped episodes in a row: the selection is impossible or would take hours. The rarest kind
+# in the published selections is one in 45.
 PATIENCE = 5000
 CUES, ARMS = ("key", "ball"), ("north", "south")
 KINDS = tuple(itertools.product(CUES, ARMS))
@@ -46,27 +46,27 @@ FAILED, SHORT, LONG, SURPLUS = "failed", "too short", "too long", "of a kind alr
 class Selection:
     """Which episodes to collect."""
 
-    size: int  # of the mazes
-    random_length: bool  # whether the corridor's end is drawn
-    min_steps: int  # of episodes kept
-    max_steps: int  # of episodes kept
+    size: int  # rows and columns of the mazes
+    random_length: bool  # draw the end of the corridor
+    min_steps: int  # shortest episodes to keep
+    max_steps: int  # longest episodes to keep
     cap: int  # time limit, in steps
     flaws: Flaws  # of the expert
     trajectories: int  # how many to keep
-    driver: DriverChoice | None = None  # the agent that moves in the expert's place
+    driver: DriverChoice | None = None  # the agent that moves instead of the expert
 
     @property
     def keep_failures(self) -> bool:
-        """Failed episodes are kept if the expert was told to fail or an agent drives; those spoilt by noise are not."""
+        """Whether to keep failures: if the expert fails on purpose or an agent drives, but not those due to noise."""
         return self.flaws.wrong_arm > 0 or self.flaws.guess > 0 or self.driver is not None
 
     @property
     def first_seed(self) -> int:
-        """Of the episodes that are played, which count up from it."""
+        """The first seed; the others count up from it."""
         return FIRST_SEED if self.driver is None else self.driver.first_seed
 
     def refusal(self, episode: Played) -> str | None:
-        """Why an episode is not kept; None if it may be."""
+        """Why an episode is dropped; None if it may be kept."""
         if not episode.success and not self.keep_failures:
             return FAILED
         if episode.steps < self.min_steps:
@@ -76,24 +76,24 @@ class Selection:
 
 @dataclass
 class Tally:
-    """What became of the episodes played."""
+    """Counts of the episodes played, kept and dropped."""
 
-    room: dict[tuple[str, str], int]  # of each kind, how many are still wanted
+    room: dict[tuple[str, str], int]  # episodes still needed, by kind
     dropped: Counter[str] = field(default_factory=Counter)
     played: int = 0
     kept: int = 0
     successes: int = 0
-    dropped_in_a_row: int = 0  # episodes dropped since the last one that was kept
+    dropped_in_a_row: int = 0  # episodes dropped since the last kept one
     lengths: tuple[int, int] = (0, 0)  # shortest and longest episode played, in steps
 
     @classmethod
     def of(cls, trajectories: int) -> Tally:
-        """Room for this many, divided evenly."""
+        """A tally for this many episodes, divided evenly among the kinds."""
         share, rest = divmod(trajectories, len(KINDS))
         return cls({kind: share + (number < rest) for number, kind in enumerate(KINDS)})
 
     def judge(self, episode: Played, selection: Selection) -> bool:
-        """Count an episode; whether it is kept. Raises UserError when none has been kept for long."""
+        """Count an episode; whether to keep it. Raises UserError after too many dropped in a row."""
         kind = (episode.cue, episode.arm)
         reason = selection.refusal(episode) or (None if self.room[kind] else SURPLUS)
         shortest, longest = self.lengths if self.played else (episode.steps, episode.steps)
@@ -112,7 +112,7 @@ class Tally:
         return False
 
     def summary(self) -> str:
-        """How many were dropped, by reason."""
+        """How many episodes were dropped, by reason."""
         return ", ".join(f"{count} {reason}" for reason, count in self.dropped.most_common()) or "none"
 
     def _hopeless(self, selection: Selection) -> str:
@@ -125,7 +125,7 @@ class Tally:
 
 
 def generate(selection: Selection, path: Path, *, overwrite: bool = False, workers: int | None = None) -> Path:
-    """Collect a file of trajectories; see `DataMaker.make`. Fewer processes play for few episodes."""
+    """Collect a file of trajectories; see `DataMaker.make`. Few episodes use fewer processes."""
     with making(path, overwrite=overwrite) as wanted:
         if wanted:
             _make(selection, path, workers)
@@ -134,7 +134,7 @@ def generate(selection: Selection, path: Path, *, overwrite: bool = False, worke
 
 def _make(selection: Selection, path: Path, workers: int | None) -> None:
     """See `generate`."""
-    MinigridMemoryEnv(selection.size)  # a missing package shows here, not in a process
+    MinigridMemoryEnv(selection.size)  # fail here, not in a worker, if a package is missing
     workers = workers or max(1, min(available_cores(), selection.trajectories // (5 * BLOCK)))
     tally, episodes = _collect(selection, workers)
     with TrajectoryWriter(
@@ -151,7 +151,7 @@ def _make(selection: Selection, path: Path, workers: int | None) -> None:
 
 
 def _attributes(selection: Selection, tally: Tally) -> dict[str, object]:
-    """What the file says of how it was made."""
+    """The file's attributes: how it was made."""
     options = {name: value for name, value in asdict(selection).items() if name not in ("flaws", "driver")}
     return {
         "environment": ENV_ID,
@@ -170,7 +170,7 @@ def _attributes(selection: Selection, tally: Tally) -> dict[str, object]:
 
 
 def _collect(selection: Selection, workers: int) -> tuple[Tally, list[Played]]:
-    """Play and judge until there are enough; 10,000 episodes of 40 steps take some 15 MB."""
+    """Play and check episodes until there are enough; 10,000 episodes of 40 steps take some 15 MB."""
     tally, kept = Tally.of(selection.trajectories), []
     episodes = _played(selection, workers)
     with closing(episodes), progress_bar(total=selection.trajectories, desc="collecting", unit="episode") as bar:
@@ -183,7 +183,7 @@ def _collect(selection: Selection, workers: int) -> tuple[Tally, list[Played]]:
 
 
 def _batches(episodes: list[Played]) -> Iterator[list[Played]]:
-    """Consecutive episodes, as many as have BATCH_STEPS steps together when padded, or one that has more."""
+    """Groups of consecutive episodes of at most BATCH_STEPS steps when padded; longer episodes come alone."""
     batch: list[Played] = []
     for episode in episodes:
         if batch and (len(batch) + 1) * max(episode.steps, *(other.steps for other in batch)) > BATCH_STEPS:
@@ -195,7 +195,7 @@ def _batches(episodes: list[Played]) -> Iterator[list[Played]]:
 
 
 def _write(writer: TrajectoryWriter, episodes: list[Played]) -> None:
-    """Append a batch of episodes, padded by their last step."""
+    """Append a batch of episodes, padded with their last step."""
     lengths = np.array([episode.steps for episode in episodes])
     longest = lengths.max()
 
@@ -226,7 +226,7 @@ def _write(writer: TrajectoryWriter, episodes: list[Played]) -> None:
 
 
 def _played(selection: Selection, workers: int) -> Generator[Played]:
-    """Episodes of the seeds from FIRST_SEED on, in this order, without end. Close it to stop the processes."""
+    """Endless episodes of the seeds from FIRST_SEED, in order. Close the generator to stop the workers."""
     work = functools.partial(
         play,
         selection.size,

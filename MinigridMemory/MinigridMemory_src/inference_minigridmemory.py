@@ -2,8 +2,8 @@
 
     python3 MinigridMemory/MinigridMemory_src/inference_minigridmemory.py --checkpoint RUN_DIR --sizes 41 91 501
 
-Prints success within the published 96 steps (`--episode_timeout`), under a cap that the expert always meets, and the
-expert's own within the former.
+Prints success within the published 96 steps (`--episode_timeout`) and under a cap that always suffices for the expert,
+and the expert's own success within the 96 steps.
 """
 
 import sys

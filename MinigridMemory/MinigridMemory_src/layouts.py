@@ -1,4 +1,4 @@
-"""The random numbers that a maze is laid out with: today's Minigrid's own, or those of the published system."""
+"""The random numbers for the layout of a maze: those of the installed Minigrid or of the published system."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Literal
 
 import numpy as np
 
-# own: the generator of the installed Minigrid; published: that of gym 0.18.3 and gym-minigrid 1.0.2. The mazes of a
-# seed differ.
+# own: the generator of the installed Minigrid; published: that of gym 0.18.3 and gym-minigrid 1.0.2. The same seed
+# gives different mazes.
 Layouts = Literal["own", "published"]
 
 
 class PublishedDraws:
-    """The draws of gym 0.18.3 for a seed, in the form in which Minigrid asks for them.
+    """The random numbers of gym 0.18.3 for a seed, behind the interface that Minigrid uses.
 
-    gym hashed the seed and seeded NumPy's legacy generator with the words of the hash. Minigrid still asks in the order
-    of gym-minigrid 1.0.2: the corridor's end (where it is random), the agent's column, the cue, the fork's objects.
+    gym hashed the seed and seeded NumPy's legacy generator with the words of the hash. Minigrid still draws in the
+    order of gym-minigrid 1.0.2: the corridor's end (if random), the agent's column, the cue, the fork's objects.
 
     Args:
         seed: at least 0.
@@ -27,5 +27,5 @@ class PublishedDraws:
         self._generator = np.random.RandomState([low, high] if high else [low])
 
     def integers(self, low: int, high: int) -> int:
-        """A number of at least `low` and below `high`."""
+        """A random integer from `low` to `high` - 1."""
         return int(self._generator.randint(low, high, dtype=np.int64))

@@ -17,15 +17,15 @@ SIZE = "size of the maze"
 
 
 def draw_run(directory: Path, result: Mapping[str, float], *, cap: int = PUBLISHED_CAP) -> list[Path]:
-    """Success by size of a run that is over, into its plots/, if it was evaluated.
+    """Draw success by size of a finished run in its plots/, if it was evaluated.
 
     Args:
-        directory: of the run.
-        result: of its last evaluation.
-        cap: of its published names, in steps.
+        directory: the run's directory.
+        result: its last evaluation.
+        cap: the cap in steps for the published names.
 
     Returns:
-        The PNGs' paths.
+        Paths of the PNGs.
     """
     name = "FINAL_Success_rate_l_{}"
     wide, capped = rates_by_case(result, f"{name}_expert_cap"), rates_by_case(result, name)
@@ -37,8 +37,8 @@ def draw_run(directory: Path, result: Mapping[str, float], *, cap: int = PUBLISH
 
 
 def success_curve(evaluation: Evaluation, path: Path) -> Path:
-    """Draw success against size with and without memory, under either cap; and the expert's, the ceiling of every
-    method under the shorter one."""
+    """Draw success by size with and without memory, under both caps, and the expert's, the ceiling of every method
+    under the shorter one."""
     options, cap = evaluation.options, evaluation.options.episode_timeout
     caps = (("expert's cap", widest_cap), (f"{cap} steps", lambda size: cap))
     rates = {
@@ -60,7 +60,7 @@ def success_curve(evaluation: Evaluation, path: Path) -> Path:
 
 
 def frame(maze: Any, observation: np.ndarray, caption: Sequence[str]) -> np.ndarray:
-    """One picture of a video, (H, W, 3) uint8: the maze above the agent's view, and what there is to say."""
+    """One frame of a video, (H, W, 3) uint8: the maze above the agent's view, and a caption."""
     above, view = maze.render(), observation.transpose(1, 2, 0)
     width = max(above.shape[1], 320)
     above, view = (np.pad(part, ((0, 8), (0, width - part.shape[1]), (0, 0))) for part in (above, view))

@@ -1,8 +1,8 @@
 """Pictures of a whole maze, for people.
 
-The rows around the corridor are shown, seven of them: nothing happens elsewhere. A maze of more than ``MAX_COLUMNS``
-columns is shortened: its room, a stretch around the agent and the fork stay, and a grey bar stands for the rest. All
-pictures of a size have the same shape, with sides that are multiples of 16 pixels, as video encoders like them.
+They show the seven rows around the corridor, as nothing happens elsewhere. A maze of more than ``MAX_COLUMNS`` columns
+is shortened: its room, a stretch around the agent and the fork stay, and a grey bar replaces the rest. All pictures of
+a size have the same shape, with sides that are multiples of 16 pixels, as video encoders prefer.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ import numpy as np
 ROWS = 7  # the corridor, three rows above it and three below
 MAX_COLUMNS = 61
 ENDS = 6  # columns kept at either end of a shortened maze
-GAP, BEYOND = -1, -2  # a column that stands for some left out; one behind the fork's wall
-LARGE, SMALL = 32, 16  # pixels of a cell in mazes of up to LARGE_COLUMNS columns, and in others
+GAP, BEYOND = -1, -2  # a column that replaces omitted ones; one beyond the fork's wall
+LARGE, SMALL = 32, 16  # pixels per cell in mazes of up to LARGE_COLUMNS columns, and in larger ones
 LARGE_COLUMNS = 31
 OMITTED, OUTSIDE = (130, 132, 138), (40, 44, 52)
 
 
 def visible_columns(size: int, used: int, x: int) -> np.ndarray:
-    """Which columns of the grid to draw, left to right: (min(size, MAX_COLUMNS),) int64.
+    """The columns of the grid to draw, left to right: (min(size, MAX_COLUMNS),) int64.
 
     Args:
         size: columns of the grid.
-        used: columns up to the wall behind the fork, that wall included.
+        used: columns up to and including the wall beyond the fork.
         x: column of the agent, always among them.
     """
     shown = min(size, MAX_COLUMNS)
@@ -38,7 +38,7 @@ def visible_columns(size: int, used: int, x: int) -> np.ndarray:
 
 
 def render_maze(maze: Any) -> np.ndarray:
-    """A picture of Minigrid's `MemoryEnv` after a reset: (H, W, 3) uint8, the cells that the agent sees lit."""
+    """A picture of Minigrid's `MemoryEnv` after a reset: (H, W, 3) uint8, with the agent's view lit."""
     from minigrid.core.grid import Grid
 
     x, y = (int(value) for value in maze.agent_pos)

@@ -4,7 +4,7 @@
     python3 MinigridMemory/MinigridMemory_src/reproduce.py --seeds 1 2 3 --models LSTM GRU
 
 Finished runs are kept and interrupted ones continued, so the command can be repeated at any time. With
-`--models` the page keeps what it says of the other models, with the commit and the day that they were measured at.
+`--models` the page keeps the results of the other models, with their commit and date.
 """
 
 import sys
@@ -47,7 +47,7 @@ CONTROLS = {
 
 
 def expert_entry() -> dict[str, Any]:
-    """Success of the expert in the same mazes, by size, under both caps."""
+    """The expert's success in the same mazes, by size, under both caps."""
     played = {size: expert_play(size, 100) for size in ALL_SIZES}
     return {
         key: {str(size): [SizeResult.of(episodes, cap(size)).success_rate] for size, episodes in played.items()}

@@ -3,8 +3,8 @@
 from MinigridMemory.MinigridMemory_src.env import NUM_ACTIONS, OBSERVATION_SHAPE
 from RATE_model.spec import EnvironmentSpec
 
-# The published model had a fourth action, which stood for padding in its action table and could be drawn when acting.
-# Here the table keeps its four rows, and the head predicts three actions.
+# The published model had a fourth action, which denoted padding in its action table and could be sampled when acting.
+# Here the table keeps its four rows, but the head predicts three actions.
 SPEC = EnvironmentSpec(
     observation_shape=OBSERVATION_SHAPE,
     num_actions=NUM_ACTIONS,

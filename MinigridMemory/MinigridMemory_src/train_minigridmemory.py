@@ -2,9 +2,9 @@
 
     python3 MinigridMemory/MinigridMemory_src/train_minigridmemory.py --nmt 15 --mem_len 180 --skip_dec_ffn
 
-Data that is missing is collected first. Each seed is a separate run in MinigridMemory/MinigridMemory_checkpoints/.
-What is particular to Minigrid-Memory stands in environment.py; the flow, from flags to pictures, in
-RATE_model/cli/training.py.
+Missing data is collected first. Each seed is a separate run in MinigridMemory/MinigridMemory_checkpoints/.
+environment.py holds what is specific to Minigrid-Memory; RATE_model/cli/training.py holds the flow, from flags to
+pictures.
 """
 
 import sys

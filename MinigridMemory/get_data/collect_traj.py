@@ -4,8 +4,8 @@
     python3 MinigridMemory/get_data/collect_traj.py --preset published_31 --workers 4
     python3 MinigridMemory/get_data/collect_traj.py --preset clean_41 --corridor fixed --noise 0.05 --output fixed.h5
 
-The file goes to MinigridMemory/MinigridMemory_data, where training finds it by the same flags. With --output it goes
-elsewhere, and training takes it as --data_path. --data_path FOLDER converts a folder of the published collector's
+The file goes to MinigridMemory/MinigridMemory_data, where training with the same flags finds it. --output writes it
+elsewhere; then pass it to training as --data_path. --data_path FOLDER converts a folder of the published collector's
 train_data_*.npz.
 """
 

@@ -1,11 +1,11 @@
-"""T-Maze trajectories: make the files, and load them as windows.
+"""T-Maze trajectories: make the files and load them as windows.
 
     python3 TMaze_new/TMaze_new_src/dataset.py --max_n_final 3
 
 One file per number of segments S holds episodes of the optimal policy, half up and half down. With ``--corridors
 full``, the published setting, every corridor has length S * K - 2 (K is ``context_length``): S * K - 1 steps, which
-with one step of padding fill S segments of K steps. With ``--corridors any`` lengths are drawn uniformly from those
-that need S segments, so the junction may come at any step of a segment. Every episode has its own seed, from S *
+with one step of padding fill S segments of K steps. ``--corridors any`` draws lengths uniformly from those
+that need S segments, so the junction may be at any step of a segment. Every episode has its own seed, from S *
 1,000,000 upward: no episode and no noise is shared with another file or with an evaluation (seeds below 10,000).
 """
 
@@ -44,7 +44,7 @@ from TMaze_new.TMaze_new_src.task_choice import TaskChoice
 from TMaze_new.TMaze_new_src.tasks import environment_id
 
 FIRST_SEED = 1_000_000  # of S = 1; S = 2 starts at twice this number, and so on
-MAX_TRAJECTORIES = 900_000  # this many seeds, as many up as down, lie within the million of one file
+MAX_TRAJECTORIES = 900_000  # that many seeds, half up and half down, fit into the million of one file
 TRAINING_FRACTION = 0.8
 CORRIDOR_SEED = 0
 
@@ -102,12 +102,12 @@ class DataOptions(TaskChoice):
         return range(self.min_n_final, self.max_n_final + 1)
 
     def only(self, segments: int) -> "DataOptions":
-        """Those of one file, of episodes of this many segments."""
+        """The options of a single file, for episodes of this many segments."""
         return replace(self, min_n_final=segments, max_n_final=segments)
 
 
 class TMazeData(DataMaker[DataOptions]):
-    """The expert's episodes, or the authors' pickles; options are those `only` of one number of segments."""
+    """The expert's episodes or the authors' pickles; the options are those of one file (see `only`)."""
 
     name = "T-Maze"
     environment = ENV_ID
@@ -118,7 +118,7 @@ class TMazeData(DataMaker[DataOptions]):
     spec = SPEC
 
     def file_name(self, options: DataOptions) -> str:
-        """By task and lengths."""
+        """A name made from the task and the lengths."""
         kind = "win" if options.win_only else "half"
         corridors = "" if options.corridors == "full" else f"_{options.corridors}"
         size = f"S{options.max_n_final}_K{options.context_length}{corridors}"
@@ -126,11 +126,11 @@ class TMazeData(DataMaker[DataOptions]):
         return "_".join(map(str, ("tmaze", *options.name_parts, f"{size}{hint}_n{options.trajectories}_{kind}.h5")))
 
     def count(self, options: DataOptions) -> int:
-        """Of one number of segments."""
+        """The number of episodes in a file."""
         return options.trajectories
 
     def make(self, options: DataOptions, path: Path, *, overwrite: bool = False, workers: int | None = None) -> None:
-        """All episodes are played at once, in this process."""
+        """Play all episodes at once, in this process."""
         with making(path, overwrite=overwrite) as wanted:
             if wanted:
                 play = _play_chains if options.is_chain else _play_passive
@@ -154,7 +154,7 @@ class TMazeData(DataMaker[DataOptions]):
                     writer.add_episodes(observations, *episodes, infos=infos)
 
     def given(self, options: DataOptions, target: Path | None = None, *, overwrite: bool = False) -> Path:
-        """The conversion of a pickle."""
+        """The converted pickle."""
         assert options.data_path is not None, "asked for where there is one"
         source = published_file(options.data_path, options.max_n_final, options.context_length)
         return converted(source, options.data_dir or self.directory)
@@ -166,13 +166,13 @@ Played = tuple[dict[str, Any], np.ndarray, np.ndarray, tuple[np.ndarray, ...]]
 
 
 def _play_passive(options: DataOptions, segments: int) -> Played:
-    """Episodes of the expert, all at once; the losers among them believe the opposite of the hint.
+    """Episodes of the expert, all at once; losers act on the opposite of the hint.
 
-    T is the longest corridor + 1; an episode uses the first steps, its corridor + 1.
+    T is the longest corridor + 1; an episode uses the first steps, its own corridor + 1.
     """
     seeds = balanced_seeds(segments * FIRST_SEED, options.trajectories)
     wins = options.trajectories if options.win_only else options.trajectories // 2
-    # Padded by a step, they need exactly this many segments.
+    # With one step of padding, they need exactly this many segments.
     corridors = _drawn(options, segments, longest=segments * options.context_length - 2, shortest=1)
     shape = len(seeds), int(corridors.max()) + 1
     observations = np.empty((*shape, OBSERVATION_SIZE), dtype=np.float32)
@@ -211,11 +211,11 @@ def _play_chains(options: DataOptions, segments: int) -> Played:
 
 
 def _drawn(options: DataOptions, segments: int, *, longest: int, shortest: int) -> np.ndarray:
-    """(E,) int64: all the longest with ``--corridors full``, else drawn from those of the last segment."""
+    """(E,) int64: the longest with ``--corridors full``, else drawn from those that end in the last segment."""
     if options.corridors == "full":
         return np.full(options.trajectories, longest)
     shortest = max(shortest, longest - options.context_length + 1)
-    # Pairs of an up and a down episode share a length: neither side can be told from it.
+    # Pairs of an up and a down episode share a length, so the length does not reveal the side.
     pairs = np.random.default_rng([CORRIDOR_SEED, segments]).integers(
         shortest, longest, size=(options.trajectories + 1) // 2, endpoint=True
     )
@@ -233,9 +233,9 @@ def balanced_seeds(first: int, count: int) -> np.ndarray:
 
 
 def ensure_datasets(options: DataOptions, segment_counts: Iterable[int] | None = None) -> list[Path]:
-    """The files of these numbers of segments (by default from shortest to longest), making those that are missing.
+    """The files of these numbers of segments (by default from shortest to longest); missing ones are made.
 
-    Of the authors' data where `data_path` names it. Raises UserError if that is missing or damaged.
+    With `data_path`, those of the authors' data. Raises UserError if it is missing or damaged.
     """
     counts = options.segment_counts if segment_counts is None else segment_counts
     return [DATA.ensure(options.only(segments)) for segments in counts]
@@ -244,7 +244,7 @@ def ensure_datasets(options: DataOptions, segment_counts: Iterable[int] | None =
 def load_windows(
     paths: Sequence[Path], *, size: int, spec: EnvironmentSpec = SPEC, fraction: float = TRAINING_FRACTION
 ) -> tuple[WindowDataset, WindowDataset]:
-    """All episodes of these files, padded to ``size`` steps: a training and a validation dataset.
+    """Training and validation datasets of all episodes in these files, padded to ``size`` steps.
 
     A stage of s segments uses the files of min_n_final to s segments, in this order, and ``size = K * s``. An episode
     is on the same side in every stage and every run.
@@ -267,7 +267,7 @@ class Options:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Make the files that the flags ask for; see the module."""
+    """Make the requested files; see the module."""
     with exit_on_user_error():
         options = parse_options(
             Options,
@@ -289,7 +289,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             if options.overwrite:
                 DATA.make(one, path, overwrite=True)
             elif not ensure(path, partial(DATA.make, one, path)):
-                print(f"{path} already exists and is kept")  # of an interrupted start, or of fewer segments
+                print(f"{path} already exists and is kept")  # from an interrupted start, or fewer segments
             print(DATA.describe(path))
 
 

@@ -1,24 +1,24 @@
 """Passive T-Maze (Ni et al. 2023, arXiv 2307.03864; with the junction flag and the noise of the RATE paper).
 
-The agent starts at the left end of a corridor, sees a hint on its first observation, walks to the junction and has to
-turn to the side that the hint named. Nothing in between repeats the hint, so the length of the corridor is the length
-of the memory.
+The agent starts at the left end of a corridor, sees a hint in its first observation, walks to the junction and has to
+turn to the hinted side. The hint is never repeated, so the length of the corridor is the length of the required
+memory.
 
     y = +1                      G        actions: 0 right, 1 up, 2 left, 3 down; a move into a wall keeps the position
     y =  0    S . . . . . . . . J        S start (x = 0), J junction (x = corridor_length)
     y = -1                      G        G the two ends, one of them the goal
 
 Observation, (4,) float32: ``[y, hint, flag, noise]``.
-    hint   +1 (up) or -1 (down) on the first ``hint_steps`` observations, then 0
-    flag   1 on the one observation in which the junction is first reached, else 0
+    hint   +1 (up) or -1 (down) in the first ``hint_steps`` observations, then 0
+    flag   1 only in the observation that first reaches the junction, else 0
     noise  uniform in {-1, 0, 1}
 
 An episode terminates at either end and is truncated after ``max_steps`` actions. The reward is ``goal_reward`` at the
 goal; the wrong end and the timeout give 0, or -1 when ``goal_reward`` is not 1; every other step gives 0.
 
 An episode is a function of its seed: the goal is the first ``choice([-1, 1])`` of NumPy's legacy generator (seed 0 is
-down, seed 1 is up), the noise a hash of (seed, number of the observation). So one maze and a thousand mazes give the
-same episode, and a million steps need no memory.
+down, seed 1 is up), the noise a hash of (seed, number of the observation). So an episode is the same alone and among a
+thousand, and a million steps take no storage.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ NUM_ACTIONS = 4
 OBSERVATION_SIZE = 4
 DEFAULT_CORRIDOR_LENGTH = 28  # one segment of 30 steps
 
-# The published evaluation: 100 episodes, as many up as down. One seed, 3, is in it twice.
+# The published evaluation: 100 episodes, half up and half down. Seed 3 occurs twice.
 _LEFT_OUT = {33, 89, 90, 93, 94, 99, 101, 103, 104}
 EVALUATION_SEEDS: tuple[int, ...] = (*(seed for seed in range(108) if seed not in _LEFT_OUT), 3)
 
@@ -88,11 +88,11 @@ def _mix(z: np.ndarray) -> np.ndarray:
 
 
 def expert_actions(observations: np.ndarray, hints: np.ndarray) -> np.ndarray:
-    """The optimal policy: right until the flag shows, then the way of the hint. It needs no position, only memory.
+    """The optimal policy: right until the flag shows, then to the hinted side. It needs only memory, no position.
 
     Args:
         observations: (..., 4) current observations.
-        hints: (...) the hint of each episode's first observation (+1 or -1), broadcast against the observations.
+        hints: (...) the hint in each episode's first observation (+1 or -1), broadcast against the observations.
 
     Returns:
         (...) int64 actions.
@@ -111,7 +111,7 @@ class TMazeVectorEnv(VectorEnv):
         corridor_length: x of the junction, one number or (N,) numbers, each at least 1.
         hint_steps: observations that show the hint, at least 1.
         goal_reward: reward at the goal.
-        max_steps: actions until truncation, one number or (N,); None is ``corridor_length + 2``, one more than is
+        max_steps: actions until truncation, one number or (N,); None is ``corridor_length + 2``, one more than
             needed.
         render_mode: only None.
 
@@ -153,7 +153,7 @@ class TMazeVectorEnv(VectorEnv):
         self._failure_reward = 0.0 if goal_reward == 1.0 else -1.0
         self._x, self._y, self._steps, self._goal = (np.zeros(num_envs, dtype=np.int64) for _ in range(4))
         self._keys = np.zeros(num_envs, dtype=np.uint64)
-        self._visited = np.zeros(num_envs, dtype=bool)  # the junction has been reached
+        self._visited = np.zeros(num_envs, dtype=bool)  # whether the junction was reached
         # Nothing moves before the first reset.
         self._terminated, self._truncated = np.zeros(num_envs, dtype=bool), np.ones(num_envs, dtype=bool)
         self._observations = np.zeros((num_envs, OBSERVATION_SIZE), dtype=np.float32)
@@ -166,13 +166,13 @@ class TMazeVectorEnv(VectorEnv):
         Args:
             seed: one per maze, or an int s for s, s + 1, ..., or None to draw them from `np_random`.
             options: ``reset_mask`` (N,) bool: the mazes to reset, the others keep their state;
-                ``goal`` (+1 or -1, one or (N,)): set the goal instead of taking the seed's.
+                ``goal`` (+1 or -1, one or (N,)): override the seed's goal.
 
         Returns:
             observations (N, 4) float32 and info.
 
         Raises:
-            ValueError: there are not N seeds, or an option has another shape or value than allowed.
+            ValueError: there are not N seeds, or an option has an invalid shape or value.
         """
         options = options or {}
         seeds, mask = episode_seeds(self, seed), reset_mask(self, options)
@@ -217,12 +217,12 @@ class TMazeVectorEnv(VectorEnv):
         return self._observations.copy(), rewards, self._terminated.copy(), self._truncated.copy(), self._info()
 
     def scene(self, row: int) -> dict[str, int]:
-        """What a picture of a row shows; see `render`."""
+        """The contents of a picture of a row; see `render`."""
         values = {"corridor_length": self.corridor_length, "x": self._x, "y": self._y, "goal": self._goal}
         return {name: int(value[row]) for name, value in values.items()} | {"hint": int(self._observations[row, 1])}
 
     def _observe(self, *, flag: np.ndarray) -> np.ndarray:
-        """The observation of every maze's present state, (N, 4) float32; ``flag`` (N,) bool."""
+        """The current observation of every maze, (N, 4) float32; ``flag`` (N,) bool."""
         observations = np.empty((self.num_envs, OBSERVATION_SIZE), dtype=np.float32)
         observations[:, 0] = self._y
         observations[:, 1] = np.where(self._steps < self.hint_steps, self._goal, 0)
@@ -240,7 +240,7 @@ class CorridorEnv(FirstRow):
     metadata = {"render_modes": ["ansi", "rgb_array"], "render_fps": 8}
 
     def render(self) -> str | np.ndarray | None:
-        """The corridor that the agent is in, as text ("ansi") or as an (H, W, 3) uint8 image ("rgb_array")."""
+        """The agent's corridor, as text ("ansi") or as an (H, W, 3) uint8 image ("rgb_array")."""
         if self.render_mode is None:
             return None
         scene = self.environments.scene(0)
@@ -251,8 +251,8 @@ class CorridorEnv(FirstRow):
 class TMazeEnv(CorridorEnv):
     """One T-Maze, a `TMazeVectorEnv` of one row.
 
-    Arguments as there, all single numbers, and ``render_mode`` may be "ansi" (text) or "rgb_array". ``info`` holds the
-    ints ``goal`` and ``x``. ``reset(options={"goal": 1})`` sets the goal.
+    It takes the same arguments as single numbers, and ``render_mode`` may be "ansi" (text) or "rgb_array". ``info``
+    holds the ints ``goal`` and ``x``. ``reset(options={"goal": 1})`` sets the goal.
     """
 
     def __init__(
@@ -274,8 +274,8 @@ class TMazeEnv(CorridorEnv):
         """The correlation horizons of the task (Cherepanov et al. 2024, arXiv 2412.06531): steps from hint to recall,
         inclusive.
 
-        One event, the hint, and one recall, the turn: ``corridor_length + 1`` for a hint of one step. An agent whose
-        context is shorter than this solves the task only with memory.
+        One event, the hint, and one recall, the turn: ``corridor_length + 1`` for a hint of one step. An agent with a
+        shorter context solves the task only with memory.
         """
         return (max(1, self.corridor_length - self.hint_steps + 2),)
 

@@ -175,7 +175,7 @@ class TMaze(Environment):
 
         Those are the last step of every episode and, in chains of junctions, every turn except one at the first step.
         """
-        from RATE_model.training.trainer import accuracy  # training alone needs it
+        from RATE_model.training.trainer import accuracy  # only training needs it
 
         valid, targets = batch.valid.to(logits.device), batch.targets
         steps = torch.arange(valid.shape[1], device=logits.device)
@@ -206,7 +206,7 @@ class TMaze(Environment):
         return TMazeVectorEnv(len(cases), cases - 2, hint_steps=options.hint_steps, max_steps=cases)
 
     def player(self, evaluation: Evaluation, actor: BatchActor) -> BatchActor:
-        """In the task recall, the first turn is made for the agent."""
+        """In the recall task, the evaluation makes the first turn for the agent."""
         return ForcedFirstTurn(actor) if evaluation.options.task == RECALL else actor
 
     def reset_options(self, seeds: np.ndarray, options: Maze) -> dict[str, np.ndarray]:
@@ -251,7 +251,7 @@ class TMaze(Environment):
         return (episodes.last_rewards == protocol.GOAL_REWARD).astype(float)
 
     def seeds(self, episodes: int) -> np.ndarray:
-        """As many up as down."""
+        """Seeds of half up and half down episodes."""
         return protocol.evaluation_seeds(episodes)
 
     def training_cases(self, config: Config, *, final: bool) -> Sequence[int]:
@@ -264,7 +264,7 @@ class TMaze(Environment):
         return sorted(lengths)
 
     def cases(self, options: Maze) -> Sequence[int]:
-        """The requested lengths; of the default ones, those that the task allows."""
+        """The requested lengths, or the default ones that the task allows."""
         return [length for length in options.lengths if length >= options.shortest]
 
     def figures(self, case: int, episodes: Episodes, evaluation: Evaluation) -> dict[str, float]:

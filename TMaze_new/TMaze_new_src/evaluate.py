@@ -1,6 +1,6 @@
 """The evaluation protocol of T-Maze.
 
-An episode of length T has a corridor of T - 2 cells and at most T steps; T - 1 are needed. It is a success if its last
+An episode of length T has a corridor of T - 2 cells and at most T steps; T - 1 suffice. It is a success if its last
 reward is the goal's. The published protocol names lengths by segments of 30 steps, `Success_rate_S_{S}` with T = 30 S.
 """
 
@@ -14,11 +14,11 @@ LENGTHS = (9, 30, 90, 150, 300, 600, 900, 1200, 2400, 4800, 9600)
 SEGMENT_COUNTS = (1, 2, 3, 5, 9, 16, 30)
 SEGMENT_STEPS = 30
 GOAL_REWARD = 1.0
-MAX_EPISODES = 9992  # as many up as down, with seeds below 10,000
+MAX_EPISODES = 9992  # half up and half down, with seeds below 10,000
 
 
 def evaluation_seeds(episodes: int) -> np.ndarray:
-    """Seeds of this many episodes, as many up as down when even: the published list, and more from below 10,000."""
+    """Seeds for this many episodes, half up, half down (odd: one more up): the published ones, then others < 10,000."""
     seeds = list(EVALUATION_SEEDS)
     if episodes > len(seeds):
         seeds += [seed for seed in range(10_000) if seed not in set(seeds)]
@@ -30,12 +30,12 @@ def evaluation_seeds(episodes: int) -> np.ndarray:
 
 
 def twin_seeds(episodes: int) -> np.ndarray:
-    """Seeds 0, 0, 1, 1, ...: of this many episodes of chains of junctions, which come in pairs of twins."""
+    """Seeds 0, 0, 1, 1, ... of this many episodes of chains of junctions, which come in pairs of twins."""
     return np.arange(episodes) // 2
 
 
 def figures(length: int, episodes: Episodes) -> dict[str, float]:
-    """`success_rate`, and `mean_delay`: steps beyond the T - 1 that are needed; 0 is optimal."""
+    """`success_rate`, and `mean_delay`: steps beyond the optimal T - 1."""
     success, delay = episodes.last_rewards == GOAL_REWARD, episodes.lengths - (length - 1)
     return {"success_rate": float(success.mean()), "mean_delay": float(delay.mean())}
 

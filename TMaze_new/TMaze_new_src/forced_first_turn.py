@@ -1,4 +1,4 @@
-"""A player whose first turn is not its own."""
+"""A player with a forced first turn."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from TMaze_new.TMaze_new_src.tasks import first_turns
 
 
 class ForcedFirstTurn:
-    """An actor whose first actions are taken for it: up in a row, down in its twin. See the task recall."""
+    """An actor with forced first actions: up in a row, down in its twin. See the recall task."""
 
     def __init__(self, actor: BatchActor) -> None:
         self._actor, self._begins = actor, True
@@ -18,7 +18,7 @@ class ForcedFirstTurn:
         if not self._begins:
             return self._actor.act(observations, rewards)
         self._begins, actions = False, first_turns(len(observations))
-        if isinstance(self._actor, Actor):  # anything else remembers no actions
+        if isinstance(self._actor, Actor):  # other actors do not remember actions
             self._actor.observe(observations, rewards)
             self._actor.take(actions)
         return actions

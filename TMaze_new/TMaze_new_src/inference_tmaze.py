@@ -2,7 +2,7 @@
 
     python3 TMaze_new/TMaze_new_src/inference_tmaze.py --checkpoint RUN_DIR --lengths 90 900 9600 1000000 --episodes 100
 
-Acting keeps only the running segment, so memory does not grow with the length.
+Acting stores only the current segment, so memory use does not grow with the length.
 """
 
 import sys

@@ -36,18 +36,18 @@ def record_episode(
     target_return: float = 1.0,
     hint_steps: int = 1,
 ) -> maps.Recorded:
-    """Act greedily in one maze, once per goal: episodes that differ in the hint alone; see `maps.record_rows`.
+    """Act greedily in one maze, once per goal: episodes that differ only in the hint; see `maps.record_rows`.
 
     Args:
         model: any mode.
         length: episode length T, at least 3: a corridor of T - 2 cells.
-        seed: of the noise.
+        seed: seed of the noise.
         goals: +1 (up) or -1 (down) for each row of the batch B.
-        target_return: the return asked for.
+        target_return: the target return.
         hint_steps: observations that show the hint.
 
     Raises:
-        UserError: an episode too short for a corridor.
+        UserError: the episode is too short for a corridor.
     """
     if length < 3:
         raise UserError(f"a T-Maze episode of {length} steps: must have at least 3")
@@ -65,7 +65,7 @@ def draw_maps(
     seed: int = 0,
     hint_steps: int = 1,
 ) -> list[Path]:
-    """Attention, gates and memory of one episode beside that of the other hint; see `maps.draw_maps`."""
+    """Draw attention, gates and memory of two episodes, one per hint; see `maps.draw_maps`."""
     record = partial(record_episode, model, seed=seed, hint_steps=hint_steps)
     hints = ("hint up", "hint down")
     return maps.draw_maps(model, directory, record, length, labels=hints, name="T-Maze", memory_steps=memory_length)
@@ -89,18 +89,18 @@ def draw_run(
     trained: int | None = None,
     hint_steps: int = 1,
 ) -> list[Path]:
-    """Pictures of a run that is over, into its plots/: success by length, and `draw_maps`.
+    """Draw success by length and `draw_maps` of a finished run in its plots/.
 
     Args:
-        directory: of the run.
-        model: of the run.
-        result: of its last evaluation.
-        length: steps of the episode whose attention is drawn.
-        trained: longest episode length that was trained on.
+        directory: the run's directory.
+        model: the run's model.
+        result: its last evaluation.
+        length: steps of the episode for the maps.
+        trained: longest episode length in training.
         hint_steps: observations that show the hint.
 
     Returns:
-        The PNGs' paths.
+        Paths of the PNGs.
     """
     plots, paths = directory / "plots", []
     if success := rates_by_case(result, "Success_rate_T_{}"):
@@ -110,7 +110,7 @@ def draw_run(
 
 
 def draw_evaluation(folder: Path, evaluation: Evaluation) -> list[Path]:
-    """`draw_maps`, and success by length with and without memory (beyond one segment, chance); the PNGs' paths."""
+    """Draw `draw_maps` and success by length with and without memory; returns the PNGs' paths."""
     title = f"success with and without memory ({evaluation.episodes} episodes per length)"
     curve = plot_success_by_length(success_rates(evaluation), folder / "knock_out.png", title=title)
     return [*draw_maps(evaluation.agent, folder, hint_steps=evaluation.options.hint_steps), curve]

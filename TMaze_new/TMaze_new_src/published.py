@@ -1,10 +1,10 @@
-"""The authors' T-Maze data: pickles that their scripts make, converted once to our own layout.
+"""The authors' T-Maze data: pickles made by their scripts, converted once to our own layout.
 
-    new_tmaze_data_segment_{S}_..._segment_length_{K}.pickle    of S segments of K steps, branch rate-old
-    data_T_{S * K}.pickle                                       branch main, of corridors of any length up to that
+    new_tmaze_data_segment_{S}_..._segment_length_{K}.pickle    branch rate-old: S segments of K steps
+    data_T_{S * K}.pickle                                       branch main: corridors of any length up to that
 
 Each holds a dict of episodes with `obs` (T + 1, 4), `action` (T,), `rtg` (T + 1,) and `done` (T,). The last
-observation, on which nothing was done, is left out; rewards are the steps of the returns-to-go.
+observation, which has no action, is dropped; rewards are the differences of the returns-to-go.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ _KEYS = ("obs", "action", "rtg")
 
 
 def published_file(folder: Path, segments: int, context_length: int) -> Path:
-    """The pickle of this many segments in a folder. Raises UserError if there is none, or more than one."""
+    """The pickle with this many segments in a folder. Raises UserError unless there is exactly one."""
     patterns = (
         f"new_tmaze_data_segment_{segments}_*_segment_length_{context_length}.pickle",
         f"data_T_{segments * context_length}.pickle",
@@ -40,7 +40,7 @@ def published_file(folder: Path, segments: int, context_length: int) -> Path:
 
 
 def converted(source: Path, directory: Path) -> Path:
-    """The conversion of a published pickle, in a directory; made unless there is one of this very file.
+    """The conversion of a published pickle, in a directory; made unless an up-to-date one exists.
 
     Raises:
         UserError: the pickle is damaged or does not hold T-Maze episodes.

@@ -2,9 +2,9 @@
 
     python3 TMaze_new/TMaze_new_src/quickstart.py
 
-Makes the data, trains both with the same settings and the same limit, and evaluates them at lengths up to a hundred
-times those of training. Leaves in quickstart/: the two runs, summary.json, success_by_length.png, and attention and
-memory maps of one RATE episode. The models train side by side, one core each.
+Makes the data, trains both with the same settings and the same limit, and evaluates them at up to a hundred times the
+training lengths. Writes to quickstart/: the two runs, summary.json, success_by_length.png, and attention and memory
+maps of one RATE episode. The models train side by side, one core each.
 """
 
 import json
@@ -35,10 +35,10 @@ from TMaze_new.TMaze_new_src.pictures import draw_maps
 
 HERE = Path(__file__).resolve().parent
 FAST = HERE / "config_fast.yaml"
-# What differs between the two models; everything else is config_fast.yaml.
+# The flags that differ between the two models; the rest is config_fast.yaml.
 MODELS = {
     "RATE": ("--model_mode", "RATE"),
-    # A window of 90 steps that slides by 60 at a time is recomputed 60 times less often than the published one.
+    # Sliding the window of 90 steps by 60 at a time recomputes it 60 times less often than the published protocol.
     "DT": ("--model_mode", "DT", "--slide", "60"),
 }
 
@@ -76,7 +76,7 @@ def start(name: str, options: Options) -> subprocess.Popen[bytes]:
 
 
 def train_all(options: Options) -> dict[str, Path]:
-    """The run directory of every model, trained side by side."""
+    """Train all models side by side; returns their run directories."""
     processes = {name: start(name, options) for name in MODELS}
     try:
         for name, process in processes.items():
@@ -97,7 +97,7 @@ def train_all(options: Options) -> dict[str, Path]:
 
 
 def summarise(runs: dict[str, Path]) -> dict:
-    """Success by length of every model, and how long training and evaluating RATE took."""
+    """Success by length of every model, and the time for training and evaluating RATE."""
     results = {name: json.loads((run / "eval" / "final.json").read_text()) for name, run in runs.items()}
     success = {name: {str(t): result[f"Success_rate_T_{t}"] for t in LENGTHS} for name, result in results.items()}
     timed = ("train_seconds", "eval_seconds", "optimizer_steps")

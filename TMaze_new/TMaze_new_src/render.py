@@ -1,7 +1,7 @@
 """Pictures of a T-Maze, as text and as an RGB array.
 
 Both show the corridor from the start (left) to the junction and its two goals (right). A corridor longer than
-``MAX_COLUMNS`` cells is shortened: its start, a stretch around the agent and its end stay, and a gap stands for the
+``MAX_COLUMNS`` cells is shortened: its start, a stretch around the agent and its end stay, and a gap replaces the
 rest, so that every frame of an episode has the same size.
 """
 
@@ -11,7 +11,7 @@ import numpy as np
 
 MAX_COLUMNS = 61
 ENDS = 6  # cells kept at each end of a shortened corridor
-GAP = -1  # marks a column that stands for cells left out
+GAP = -1  # marks a column that replaces omitted cells
 CELL = 12  # pixels
 
 WALL, FLOOR, START, OMITTED = (40, 44, 52), (225, 225, 220), (190, 205, 225), (130, 132, 138)
@@ -19,7 +19,7 @@ RIGHT_GOAL, WRONG_GOAL, HINT, AGENT = (80, 170, 90), (200, 85, 80), (235, 180, 6
 
 
 def visible_columns(corridor_length: int, x: int) -> np.ndarray:
-    """The x positions to draw, left to right, with ``GAP`` where cells are left out: (columns,) int64.
+    """The x positions to draw, left to right, with ``GAP`` for omitted cells: (columns,) int64.
 
     Args:
         corridor_length: x of the junction; the corridor has ``corridor_length + 1`` cells.
@@ -34,7 +34,7 @@ def visible_columns(corridor_length: int, x: int) -> np.ndarray:
 
 
 def render_text(*, corridor_length: int, x: int, y: int, goal: int, hint: int, step: int) -> str:
-    """Three lines of maze, one of state; ``A`` agent, ``*`` goal, ``x`` wrong end, ``S`` start, ``~`` left out."""
+    """Three lines of maze, one of state; ``A`` agent, ``*`` goal, ``x`` wrong end, ``S`` start, ``~`` omitted."""
     columns = visible_columns(corridor_length, x)
     rows = {
         1: [" "] * (len(columns) - 1) + ["*" if goal == 1 else "x"],
@@ -51,7 +51,7 @@ def render_text(*, corridor_length: int, x: int, y: int, goal: int, hint: int, s
 def render_rgb(*, corridor_length: int, x: int, y: int, goal: int, hint: int) -> np.ndarray:
     """The maze as an image, (5 * CELL, (columns + 2) * CELL, 3) uint8.
 
-    The start cell turns yellow on the side the hint points to while the hint is shown; the rewarded goal is green.
+    While the hint shows, the start cell is yellow on the hinted side; the rewarded goal is green.
     """
     columns = visible_columns(corridor_length, x)
     cells = np.full((5, len(columns) + 2, 3), WALL, dtype=np.uint8)  # a border of wall all around

@@ -4,7 +4,7 @@
     python3 TMaze_new/TMaze_new_src/reproduce.py --models LSTM GRU
 
 Finished runs are kept and interrupted ones continued, so the command can be repeated at any time. With
-`--models` the page keeps what it says of the other models, with the commit and the day that they were measured at.
+`--models` the page keeps the results of the other models, with their commit and date.
 """
 
 import sys

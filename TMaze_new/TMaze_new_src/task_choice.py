@@ -1,6 +1,6 @@
-"""T-Maze's tasks: the flags, and what follows from them for an episode length T.
+"""T-Maze's tasks: the flags, and what they mean for an episode length T.
 
-An episode of length T ends after T - 1 steps if no step is wasted, as in the passive T-Maze.
+An episode of length T without wasted steps ends after T - 1 steps, as in the passive T-Maze.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class TaskChoice:
 
     @property
     def is_chain(self) -> bool:
-        """Whether it is one of `tasks.py`: all tasks except the passive T-Maze."""
+        """Whether the task is in `tasks.py`: all except the passive T-Maze."""
         return self.task != "passive"
 
     @property
@@ -97,7 +97,7 @@ class TaskChoice:
     def outcomes(self, length: int, returns: np.ndarray, steps: np.ndarray) -> np.ndarray:
         """Shares of right turns (E,), from returns and steps (E,) of episodes of a task of `tasks.py`.
 
-        For an endless episode that ran into its step limit, only the turns that its return proves right are counted.
+        For a truncated endless episode, only the turns that its return proves right count.
         """
         if self.task != ENDLESS:
             return returns.round(9)

@@ -1,23 +1,23 @@
-"""Tasks that tell memories apart: chains of T-junctions, for one agent or for thousands side by side.
+"""Tasks that distinguish memories: chains of T-junctions, for one agent or thousands side by side.
 
-Walk right until the flag shows a junction, then turn up or down; a turn leads into the next corridor, or, at the last
-junction, to the end. Which turn is right differs by task, and so does what it takes to know:
+Walk right until the flag shows a junction, then turn up or down; a turn leads into the next corridor or, at the last
+junction, to the end. The tasks differ in which turn is right and in the kind of memory that it takes:
 
-    multi-cue   n bits, shown one after another on the first n observations, asked for at n junctions; by name (each bit
-                comes with a name, and the names are asked for in another order) or in order: capacity
-    endless     a hint at the beginning of every corridor, for the junction at its end: overwriting
-    distracted  one hint in its colour, and hints of another colour before and after it: selectivity
-    recall      at the first step the agent turns as it likes, and at the junction it has to turn the same way; no
-                observation tells. Action associative retrieval, AAR (Cherepanov et al. 2023, arXiv 2306.09459)
+    multi-cue   n bits, one at a time in the first n observations, queried at n junctions: by name (each bit comes with
+                a name, and the names are queried in another order) or in order; tests capacity
+    endless     a hint at the start of every corridor, for the junction at its end; tests overwriting
+    distracted  one hint in its colour, and hints of another colour before and after it; tests selectivity
+    recall      the agent turns freely at the first step and has to turn the same way at the junction; no observation
+                shows it. Action associative retrieval, AAR (Cherepanov et al. 2023, arXiv 2306.09459)
 
 The fifth task, passive, is `env.py`.
 
 Observation, float32: ``[hint, flag, noise]``, then ``colour`` (1 the hint's, -1 a decoy's, 0 none) in distracted, and
-the name, n numbers one of which may be 1, in multi-cue by name. The flag is 1 wherever the agent stands at a junction;
+the name, n numbers of which at most one is 1, in multi-cue by name. The flag is 1 while the agent is at a junction;
 hint and noise are as in `env.py`.
 
-Every decision is a fair coin to an agent that does not remember: `CHANCE`. An episode and its twin (reset option
-``flip``) are equal but for the sides of all hints, so that of both together any fixed choice is right half of the time.
+Without memory, every decision is a fair coin toss: `CHANCE`. An episode and its twin (reset option ``flip``) differ
+only in the sides of all hints, so over both any fixed choice is right half of the time.
 """
 
 from __future__ import annotations
@@ -49,21 +49,21 @@ DEFAULT_CORRIDOR_LENGTH = 28
 _HINT, _FLAG, _NOISE = range(3)
 _MOVE_X = np.array([1, 0, -1, 0])
 _TURN = np.array([0, 1, 0, -1])
-# Streams of random bits of an episode, apart from that of its noise.
+# An episode's streams of random bits, separate from its noise.
 _BITS, _SHOWN, _ASKED, _DECOYS, _DECOY_SIDES = range(1, 6)
 
 
 class ChainVectorEnv(VectorEnv):
-    """What all tasks share; a task says what is shown and what is right.
+    """The common part of all tasks; a task defines the hints and the right turns.
 
     Finished episodes stay frozen until they are reset (``AutoresetMode.DISABLED``). ``info`` holds (N,) int64 arrays:
-    ``junction``, how many turns were taken, ``right``, how many of them that count were right, and ``x``.
+    ``junction``, the number of turns taken, ``right``, the number of right ones among those that count, and ``x``.
 
     Args:
-        num_envs: N, how many.
+        num_envs: N, the number of episodes.
         corridor_length: x of the junction in a corridor, one number or (N,) numbers.
-        junctions: how many there are, one number or, where a task can, (N,) numbers; None: as the task has it.
-        max_steps: actions until truncation, one number or (N,); None is one more than is needed.
+        junctions: number of junctions, one number or, where the task allows it, (N,) numbers; None: the task's default.
+        max_steps: actions until truncation, one number or (N,); None is one more than needed.
         render_mode: only None.
 
     Raises:
@@ -98,7 +98,7 @@ class ChainVectorEnv(VectorEnv):
                 f"T-Maze, {self.name}: corridor_length is {self.corridor_length.min()}; it must be at least {shortest}."
             )
         self._lengths = self._corridors()
-        self._there = np.arange(self.junctions) < self._count[:, None]  # (N, junctions), False beyond a row's last
+        self._there = np.arange(self.junctions) < self._count[:, None]  # (N, junctions), False after a row's last
         self.max_steps = np.broadcast_to(
             self.steps_needed + 1 if max_steps is None else np.asarray(max_steps), (num_envs,)
         ).copy()
@@ -120,35 +120,35 @@ class ChainVectorEnv(VectorEnv):
         self._terminated, self._truncated = np.zeros(num_envs, dtype=bool), np.ones(num_envs, dtype=bool)
         self._observations = np.zeros((num_envs, self.features), dtype=np.float32)
 
-    # What a task says.
+    # Defined by each task.
 
     @classmethod
     def shortest_corridor(cls, junctions: int) -> int:
-        """The shortest corridor in which everything is shown before it is asked for."""
+        """The shortest corridor that shows everything before it is queried."""
         return 1
 
     def _corridors(self) -> np.ndarray:
-        """x of every junction in its corridor, (N, junctions) int64: the first as asked for, the others at its end."""
+        """x of every junction in its corridor, (N, junctions) int64: the first as requested, the others at the end."""
         lengths = np.zeros((self.num_envs, self.junctions), dtype=np.int64)
         lengths[:, 0] = self.corridor_length
         return lengths
 
     def _begin(self, rows: np.ndarray, flip: np.ndarray) -> None:
-        """Draw what is asked for in the rows (b,) that begin; where flip (b,) is True with all sides exchanged."""
+        """Draw the hints of the rows (b,) that start; where flip (b,) is True, with all sides exchanged."""
         sides = 2 * self._bits(rows, _BITS, self.junctions).astype(np.int8) - 1
         self._answers[rows] = np.where(flip[:, None], -sides, sides)
 
     def _show(self, observations: np.ndarray) -> None:
-        """Put the task's hints into the observations (N, features) of the present state."""
+        """Write the task's hints into the current observations (N, features)."""
         raise NotImplementedError
 
     @property
     def horizons(self) -> tuple[int, ...]:
         """The correlation horizons of the task (Cherepanov et al. 2024, arXiv 2412.06531), shortest first: steps from
-        what tells to the decision that needs it, both included. Of the first row."""
+        the hint to the decision that needs it, both included. For the first row."""
         raise NotImplementedError
 
-    # What all do.
+    # Common to all tasks.
 
     def reset(
         self, *, seed: int | Sequence[int] | np.ndarray | None = None, options: dict[str, Any] | None = None
@@ -163,7 +163,7 @@ class ChainVectorEnv(VectorEnv):
             observations (N, features) float32 and info.
 
         Raises:
-            ValueError: there are not N seeds, or a mask has another shape or type.
+            ValueError: there are not N seeds, or a mask has the wrong shape or type.
         """
         options = options or {}
         seeds, mask = episode_seeds(self, seed), reset_mask(self, options)
@@ -207,7 +207,7 @@ class ChainVectorEnv(VectorEnv):
         return self._observations.copy(), rewards, self._terminated.copy(), self._truncated.copy(), self._info()
 
     def expert_actions(self, wrong: np.ndarray | bool = False) -> np.ndarray:
-        """What the optimal policy does now, (N,) int64; where ``wrong`` (N,), every turn is the wrong one."""
+        """The optimal policy's actions, (N,) int64; where ``wrong`` (N,) is True, every turn is wrong."""
         side = np.where(wrong, -1, 1) * self._here(self._answers)
         return np.where(self._at_junction(), np.where(side == 1, UP, DOWN), RIGHT)
 
@@ -215,8 +215,8 @@ class ChainVectorEnv(VectorEnv):
         """Episodes of `expert_actions`, from a reset to the end.
 
         Returns:
-            observations (N, T, features) float32, actions (N, T) uint8, rewards (N, T) float32 with T the steps of the
-            longest, and terminals (N,) bool.
+            observations (N, T, features) float32, actions (N, T) uint8, rewards (N, T) float32, with T the
+            steps of the longest, and terminals (N,) bool.
         """
         steps = int(self.steps_needed.max())
         observations = np.empty((self.num_envs, steps, self.features), dtype=np.float32)
@@ -229,22 +229,22 @@ class ChainVectorEnv(VectorEnv):
 
     @property
     def steps_needed(self) -> np.ndarray:
-        """(N,) int64, steps of an episode without detours."""
+        """(N,) int64, the steps of an episode without detours."""
         return ((self._lengths + 1) * self._there).sum(1)
 
     @property
     def counted(self) -> int:
-        """How many junctions count, at the end of the chain."""
+        """The number of junctions that count, at the end of the chain."""
         return self.junctions
 
     @property
     def outcomes(self) -> np.ndarray:
-        """(N, counted) bool: the turns that were right. One that was not taken is not."""
+        """(N, counted) bool: whether each turn was taken and right."""
         return (self._turns == self._answers)[:, self.junctions - self.counted :]
 
     def scene(self, row: int) -> dict[str, int]:
-        """What a picture of a row shows; see `render`. A short corridor is the end of the longest, so that all pictures
-        of an episode have one size."""
+        """The contents of a picture of a row; see `render`. A short corridor is drawn as the end of the longest, so
+        that all pictures of an episode have the same size."""
         longest = int(self._lengths[row].max())
         skipped = longest - self._here(self._lengths)[row]
         values = {"x": skipped + self._x[row], "goal": self._here(self._answers)[row]}
@@ -252,14 +252,14 @@ class ChainVectorEnv(VectorEnv):
         return {name: int(value) for name, value in values.items()}
 
     def _here(self, values: np.ndarray) -> np.ndarray:
-        """The value (N,) of each row's present junction in an array (N, junctions)."""
+        """The values (N,) at each row's current junction in an array (N, junctions)."""
         return values[self._rows, np.minimum(self._junction, self.junctions - 1)]
 
     def _at_junction(self) -> np.ndarray:
         return (self._x == self._here(self._lengths)) & (self._junction < self._count)
 
     def _observe(self) -> np.ndarray:
-        """The observation of every episode's present state, (N, features) float32."""
+        """The current observation of every episode, (N, features) float32."""
         observations = np.zeros((self.num_envs, self.features), dtype=np.float32)
         observations[:, _FLAG] = self._at_junction()
         observations[:, _NOISE] = observation_noise(self._keys, self._steps)
@@ -267,7 +267,7 @@ class ChainVectorEnv(VectorEnv):
         return observations
 
     def _hash(self, rows: np.ndarray, stream: int, count: int) -> np.ndarray:
-        """(b, count) uint64, the first numbers of a stream of the rows' episodes."""
+        """(b, count) uint64, the first numbers of a stream in the rows' episodes."""
         return hashed(hashed(self._keys[rows], stream)[:, None], np.arange(count))
 
     def _bits(self, rows: np.ndarray, stream: int, count: int) -> np.ndarray:
@@ -279,11 +279,11 @@ class ChainVectorEnv(VectorEnv):
 
 
 class MultiCueVectorEnv(ChainVectorEnv):
-    """Several bits at once; see the module. The junctions lie next to each other, at the end of one corridor.
+    """Several bits at once; see the module. The junctions are adjacent, at the end of one corridor.
 
     Args:
-        by_name: ask for the bits by their names, in random order; False: in the order in which they were shown.
-        others: see `ChainVectorEnv`; ``junctions`` is the number of bits, and a right turn earns its share of 1.
+        by_name: query the bits by name, in random order; False: in the order shown.
+        others: see `ChainVectorEnv`; ``junctions`` is the number of bits, and a right turn earns 1 / ``junctions``.
     """
 
     name = "multi-cue"
@@ -318,7 +318,7 @@ class MultiCueVectorEnv(ChainVectorEnv):
     def _show(self, observations: np.ndarray) -> None:
         showing = np.flatnonzero(self._steps < self.junctions)
         name = self._shown[showing, self._steps[showing]]
-        order = self._asked[showing].argsort(1)  # of each name, the junction that asks for it
+        order = self._asked[showing].argsort(1)  # for each name, the junction that queries it
         observations[showing, _HINT] = self._answers[showing, order[np.arange(len(showing)), name]]
         if self.by_name:
             observations[showing, 3 + name] = 1
@@ -332,7 +332,7 @@ class MultiCueVectorEnv(ChainVectorEnv):
 
 
 class EndlessVectorEnv(ChainVectorEnv):
-    """A new hint for every junction; see the module. A right turn earns 1, a wrong one costs 1, a step a hundredth."""
+    """A new hint for every junction; see the module. A right turn earns 1, a wrong one costs 1, a step 0.01."""
 
     name = "endless"
     default_junctions = 5
@@ -352,7 +352,7 @@ class EndlessVectorEnv(ChainVectorEnv):
 
 
 class DistractedVectorEnv(ChainVectorEnv):
-    """One hint that counts among many that do not; see the module. Half of all other observations show a decoy."""
+    """One real hint among many decoys, shown in half of all other observations; see the module."""
 
     name = "distracted"
     features = 4
@@ -376,9 +376,9 @@ class DistractedVectorEnv(ChainVectorEnv):
 
 
 class RecallVectorEnv(ChainVectorEnv):
-    """Only the agent's own first turn tells which way is right at the end; see the module.
+    """The agent's own first turn determines the right turn at the end; see the module.
 
-    An agent that always goes up is right without remembering. So evaluations and experts take the first turn as told
+    An agent that always goes up succeeds without memory. So evaluations and experts use a fixed first turn
     (`first_turns`): up in an episode, down in its twin.
     """
 
@@ -405,18 +405,18 @@ class RecallVectorEnv(ChainVectorEnv):
 
 
 def first_turns(rows: int) -> np.ndarray:
-    """(rows,) int64, the first turns of recall in rows that are twins of one another in pairs."""
+    """(rows,) int64, the first turns of recall in rows that are pairs of twins."""
     return np.where(np.arange(rows) % 2, DOWN, UP)
 
 
 class ChainEnv(CorridorEnv):
-    """One episode at a time: the Gymnasium view of a task's vector environment of one row.
+    """A Gymnasium environment around a task's vector environment of one row.
 
     Args:
-        task: its name.
-        chains: its vector environment of one row; None: one is made.
+        task: name of the task.
+        chains: its vector environment of one row; None: make one.
         render_mode: "ansi" (text), "rgb_array" or None.
-        others: see the task's vector environment; single numbers.
+        others: arguments of the task's vector environment, as single numbers.
     """
 
     def __init__(
@@ -442,12 +442,12 @@ TASKS: dict[str, type[ChainVectorEnv]] = {
 
 
 def make_chains(num_envs: int = 1, *, task: str, **others: Any) -> ChainVectorEnv:
-    """The vector environment of a task, by its name."""
+    """The vector environment of the named task."""
     return TASKS[task](num_envs, **others)
 
 
 def environment_id(task: str) -> str:
-    """What Gymnasium calls a task: TMazeMultiCue-v0 and so on."""
+    """Gymnasium's name of a task, e.g. TMazeMultiCue-v0."""
     return f"TMaze{task.title().replace('-', '')}-v0"
 
 

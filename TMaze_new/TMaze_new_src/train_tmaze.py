@@ -2,8 +2,8 @@
 
     python3 TMaze_new/TMaze_new_src/train_tmaze.py --model_mode RATE --curr adaptive --max_n_final 3 --skip_dec_ffn
 
-Data that is missing is generated first. Each seed is a separate run in TMaze_new/TMaze_new_checkpoints/. What is
-particular to T-Maze stands in environment.py; the flow, from flags to pictures, in RATE_model/cli/training.py.
+Missing data is generated first. Each seed is a separate run in TMaze_new/TMaze_new_checkpoints/. environment.py holds
+what is specific to T-Maze; RATE_model/cli/training.py holds the flow, from flags to pictures.
 """
 
 import sys
