@@ -43,7 +43,7 @@ FIRST_MODES = tuple({mode.memory: name for name, mode in reversed(MODES.items())
 # Largest difference of losses that counts as equal, in nats.
 ALLOWED_LOSS = 1e-5
 # Largest difference of hidden states (of size about 1) between one call and one call per step.
-ALLOWED_HIDDEN = 1e-5
+ALLOWED_HIDDEN = 2e-5  # on an AMD EPYC the mLSTM rounds to 1e-5
 
 
 @dataclass(frozen=True)
