@@ -46,7 +46,7 @@ def plain_frame(maze):
 
 
 def walk_to_an_arm(env, maze, *, right_one):
-    """Drive from the start into the right arm or the wrong one, by the layout; the last step, and how many it took."""
+    """Drive from the start into the right or wrong arm; returns the last step and the number of steps."""
     north = (maze.success_pos[1] < maze.height // 2) == right_one
     ahead = int(maze.success_pos[0] - maze.agent_pos[0])
     for action in [FORWARD] * ahead + [LEFT if north else RIGHT, FORWARD]:
@@ -117,7 +117,7 @@ def test_the_last_permitted_step_can_succeed():
 
 
 def test_many_mazes_are_single_mazes():
-    """Sizes, corridors and limits mixed; finished mazes stay as they are whatever they are told."""
+    """Mixed sizes, corridors and limits; finished mazes ignore actions."""
     sizes, limits = np.tile([7, 9, 13, 21], 4), np.repeat([10, 60, 96, 40], 4)
     drawn = np.arange(16) % 3 > 0
     mazes = MinigridMemoryVectorEnv(16, sizes, random_length=drawn, max_steps=limits)
@@ -173,7 +173,7 @@ def test_new_episode_does_not_depend_on_the_last():
 
 
 class _OneMaze:
-    """A vector environment of one row, told single actions."""
+    """A vector environment of one row that takes single actions."""
 
     def __init__(self, mazes):
         self.mazes = mazes
@@ -201,7 +201,7 @@ def test_episode_is_determined_by_its_seed():
 
 
 def test_published_layouts_are_those_of_gym_minigrid():
-    """Six kinds of mazes of 100 seeds: where everything lies, every cell, and the first observation."""
+    """Six kinds of mazes, 100 seeds each: positions, every cell, and the first observation."""
     with np.load(RECORDED) as recorded:
         cases = [recorded[name] for name in ("sizes", "random_length", "layouts", "grids", "views")]
     for size, random_length, layouts, grids, views in zip(*cases, strict=True):
@@ -237,7 +237,7 @@ def test_published_layouts_follow_the_same_rules():
 
 
 def test_observations_belong_to_the_caller():
-    """Writing into one changes neither the next nor the pictures kept."""
+    """Writing into one changes neither the next nor the cached pictures."""
     env = MinigridMemoryEnv(13)
     observation, _ = env.reset(seed=0)
     kept = observation.copy()

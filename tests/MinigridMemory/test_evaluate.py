@@ -39,7 +39,7 @@ class Experts:
         return np.array([expert.act(view) for expert, view in zip(self.experts, views, strict=True)])
 
     def exchange(self) -> None:
-        """The object remembered is all that is exchanged: tokens (B, 1, 1) hold it."""
+        """Exchange only the remembered object: tokens (B, 1, 1) hold it."""
         cues = torch.tensor([float(expert._cue or 0) for expert in self.experts]).view(-1, 1, 1)
         memory = SegmentState(cues, (), torch.zeros(len(cues), dtype=torch.int64))
         for expert, cue in zip(
@@ -88,7 +88,7 @@ def test_success_under_published_cap_follows_from_longer_episodes():
 
 
 def test_derived_success_equals_playing_under_the_cap(experts):
-    """The expert in mazes of 91, of which it is too slow for some."""
+    """The expert in mazes of size 91, some of which exceed the cap."""
     wide = play(small_model(spec=SPEC), [91], episodes=12)[91]
     assert wide.lengths.max() > 96 and (wide.last_rewards > 0).all()
     mazes = MinigridMemoryVectorEnv(12, 91, max_steps=96)
@@ -102,7 +102,7 @@ def test_derived_success_equals_playing_under_the_cap(experts):
 
 
 def test_derived_success_of_a_model_equals_playing():
-    """Which walks about at random, so that many episodes end at the cap."""
+    """It walks at random; many episodes end at the cap."""
     model = small_model(spec=SPEC)
     played = play(model, [61], episodes=6, greedy=False, seed=3)[61]
     assert protocol.widest_cap(61) == 136 and (played.lengths > 96).any()
@@ -120,7 +120,7 @@ def test_expert_under_the_published_cap():
 
 
 def test_other_caps_and_layouts_are_evaluated(experts, monkeypatch):
-    """A cap that is wider than the expert's is played to; no episode is cut off for a shorter one."""
+    """Episodes are played to a longer cap, and never truncated for a shorter one."""
     model, limits = small_model(spec=SPEC), []
 
     def mazes(rows, sizes, *, max_steps, **options):
@@ -170,7 +170,7 @@ def test_evaluation_seeds_are_published_and_not_in_data():
 
 
 def test_expert_cap_is_enough_in_every_group(experts, monkeypatch):
-    """Three sizes in two groups; each episode is that of its own size and seed."""
+    """Three sizes in two groups; each episode belongs to its size and seed."""
     monkeypatch.setattr(evaluation, "group_cases", lambda model, sizes, episodes: [list(sizes[:2]), list(sizes[2:])])
     for random_length in (True, False):
         played = play(small_model(spec=SPEC), [9, 61, 21], episodes=5, random_length=random_length)

@@ -1,4 +1,4 @@
-"""The expert of Minigrid-Memory: it always succeeds, and fails as it was asked to."""
+"""The expert of Minigrid-Memory: it always succeeds, or fails as requested."""
 
 import subprocess
 import sys
@@ -54,7 +54,7 @@ def test_expert_episode_is_reproducible_from_its_seed():
 
 
 def test_the_cue_is_remembered_over_the_horizon():
-    """From the last sight of the cue to the turn into the arm, as the environment states it."""
+    """The horizon from the last sight of the cue to the turn into the arm matches the environment's."""
     for random_length in (False, True):
         horizons = MinigridMemoryEnv(21, random_length=random_length).horizons
         seen = set()
@@ -66,7 +66,7 @@ def test_the_cue_is_remembered_over_the_horizon():
 
 @pytest.mark.parametrize("noise", [0.1, 0.3, 0.6])
 def test_expert_recovers_from_noise(noise):
-    """Whatever the random actions did, it finds an arm; the wrong one only if a random action entered it."""
+    """It always finds an arm, the wrong one only if a random action entered it."""
     result = play(21, range(150), max_steps=NEVER, flaws=Flaws(noise=noise))
     assert all(episode.terminated for episode in result)
     success = np.mean([episode.success for episode in result])
@@ -90,7 +90,7 @@ def test_expert_tracks_its_position():
 
 
 def test_expert_tells_room_from_fork():
-    """In the smallest maze much of a noisy walk is in the room, off the corridor's row."""
+    """In the smallest maze, much of a noisy walk is in the room, off the corridor's row."""
     episodes = play(7, range(600), max_steps=2000, flaws=Flaws(noise=0.4))
     assert all(episode.terminated for episode in episodes) and max(episode.steps for episode in episodes) < 120
 

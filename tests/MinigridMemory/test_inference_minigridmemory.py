@@ -71,7 +71,7 @@ def test_expert_is_capped_too(run, monkeypatch, tmp_path):
 
 @pytest.fixture
 def asked(monkeypatch):
-    """What evaluations asked: sizes, episodes, mazes, how the agent acts."""
+    """Recorded arguments of evaluations: sizes, episodes, mazes, how the agent acts."""
     found = []
 
     def play(environment, evaluation, acting, twins=False):
@@ -100,7 +100,7 @@ def test_flags_reach_the_evaluation(run, asked, capsys):
 
 
 def test_flags_default_to_those_of_the_run(tmp_path, asked):
-    """A run that was made before these flags played own mazes; a checkpoint of no run is evaluated as published."""
+    """A run older than these flags uses own mazes; a checkpoint without a run is evaluated as published."""
     save_small_model(small_model(spec=SPEC), tmp_path)
     config = tmp_path / "config.yaml"
     recorded = {

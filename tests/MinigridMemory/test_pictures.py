@@ -31,7 +31,7 @@ def test_success_is_reported_under_both_caps(tmp_path, monkeypatch):
 
 
 def test_pictures_match_the_evaluation(tmp_path, monkeypatch):
-    """Episodes that were played already are not played again."""
+    """Played episodes are reused."""
     asked, drawn = [], {}
 
     def fake(environment, evaluation, acting, twins=False):
@@ -62,7 +62,7 @@ def test_pictures_match_the_evaluation(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("mode", ["RATE", "DT"])
 def test_video_shows_the_played_episode(mode, tmp_path, monkeypatch):
-    """Frame by frame: the maze as the played actions leave it, and what is said below it."""
+    """Frame by frame: the maze after each played action, and the caption below it."""
     written, said = {}, []
     monkeypatch.setattr(video, "write_video", lambda frames, path, *, fps: written.update({path: [*frames]}) or path)
     monkeypatch.setattr(pictures, "with_caption", lambda frame, *lines: said.append(lines) or frame)

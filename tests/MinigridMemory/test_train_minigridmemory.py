@@ -245,7 +245,7 @@ def test_interruption_anywhere_changes_nothing(kind, data, tmp_path):
 
 
 def test_run_resumes_with_moved_data_but_no_other(data, tmp_path, capsys):
-    """What the file holds counts, not its name."""
+    """The file's content counts, not its name."""
     (original,), copy = Path(data[1]).glob("*.h5"), tmp_path / "copy.h5"
     shutil.copy(original, copy)
     with stopped_after(2):
@@ -261,7 +261,7 @@ def test_run_resumes_with_moved_data_but_no_other(data, tmp_path, capsys):
 
 
 def test_evaluation_does_not_affect_training(data, tmp_path):
-    """Actions are drawn while acting, from generators of their own."""
+    """Acting samples from separate generators."""
     assert train(tmp_path / "with", *data, "--last_inference", "false", "--eval_sizes", "7") == 0
     assert train(tmp_path / "without", *data, *NO_EVALUATION) == 0
     both = (outcome(only_run(tmp_path / name))["weights"] for name in ("with", "without"))

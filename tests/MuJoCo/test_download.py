@@ -18,7 +18,7 @@ NAME = "hopper_medium-v2.hdf5"
 
 
 class Server:
-    """Serves `files` {name: bytes}, breaking off behind `breaks` bytes of an answer; `requests` are (path, range)."""
+    """Serves `files` {name: bytes}, breaking off after `breaks` bytes of a response; `requests` are (path, range)."""
 
     def __init__(self):
         self.files, self.breaks, self.ranges, self.length, self.requests = {}, None, True, True, []

@@ -1,4 +1,4 @@
-"""Acting in the simulators: what the model is shown, episodes that end, both prompts, and what is made of returns."""
+"""Acting in the simulators: model inputs, ends of episodes, both prompts, and metrics."""
 
 from typing import Any
 
@@ -43,7 +43,7 @@ def play_prompts(
 
 
 def play(model: Agent, *, window: bool = False, **asked: Any) -> Episodes:
-    """Those of one prompt."""
+    """Episodes of Hopper with one prompt."""
     return [*play_prompts(model, **asked).values()][window]
 
 
@@ -94,9 +94,9 @@ def test_seeds_are_never_those_of_data():
 
 
 def reference(model, normalisation: Normalisation, seed: int, target: float, *, window: bool, renew: bool = False):
-    """One episode by whole segments alone, with lists and nothing kept between steps but the memory.
+    """One episode by whole segments, with lists and no state between steps except the memory.
 
-    The model is one without normalisation: observations are normalised here.
+    The model does not normalise: observations are normalised here.
     """
     environment = make_environment(HOPPER)
     observation, _ = environment.reset(seed=seed)

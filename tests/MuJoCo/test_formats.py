@@ -31,7 +31,7 @@ def write_pickle(folder, content, protocol=4):
 
 
 def write_minari(folder, made, order=None, **changes):
-    """A Minari dataset of these episodes, in which each has one observation more; ``changes`` are for episode 3."""
+    """A Minari dataset of these episodes, each with one more observation; ``changes`` apply to episode 3."""
     path = folder / "mujoco" / "hopper" / "medium-v0" / "data" / "main_data.hdf5"
     path.parent.mkdir(parents=True)
     with h5py.File(path, "w") as file:
@@ -89,7 +89,7 @@ def test_damaged_conversion_can_be_deleted_and_remade(tmp_path):
 
 
 def test_pickles_of_numpy_1(tmp_path):
-    """Its arrays name a module that has moved since."""
+    """Their arrays name a module that has since moved."""
     content = pickle.dumps(episodes(HOPPER), protocol=2).replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
     assert b"numpy.core.multiarray" in content
     (tmp_path / "hopper-medium-v2.pkl").write_bytes(content)

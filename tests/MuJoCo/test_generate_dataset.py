@@ -65,7 +65,7 @@ def test_environments_are_those_of_the_table(tmp_path, monkeypatch):
 
 
 def test_file_contains_the_played_steps(made):
-    """Its actions, taken again from the states stored, give its rewards and next observations."""
+    """Replaying its actions from the stored states gives its rewards and next observations."""
     arrays = content(made / "hopper_medium-own.hdf5")
     assert set(arrays) == {"observations", "actions", "rewards", "terminals", "timeouts", "infos/qpos", "infos/qvel"}
     assert len(arrays["rewards"]) >= 300 and arrays["terminals"][-1] and not arrays["timeouts"].any()
@@ -149,7 +149,7 @@ def test_which_policies_act():
 
 
 def test_medium_expert_is_the_union(tmp_path):
-    """Half of the steps of each; the same episodes as in the files of either."""
+    """Half of the steps of each, with the same episodes as in their files."""
     kinds = {
         kind: content(generate(options(tmp_path, dataset=kind, steps=steps, medium_return=0.0)))
         for kind, steps in {"medium": 150, "expert": 150, "medium-expert": 300}.items()

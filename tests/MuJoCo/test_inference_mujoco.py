@@ -42,7 +42,7 @@ def run(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def cheetah(tmp_path_factory) -> Path:
-    """A run of halfcheetah-medium, whose observations and actions are of walker2d's sizes."""
+    """A run of halfcheetah-medium, whose observations and actions have walker2d's sizes."""
     folder = tmp_path_factory.mktemp("cheetah")
     random_play(folder / "data" / generated_name(task_of(0)), HALFCHEETAH)
     assert train(folder, *"--env_id 0 --epochs 1 --online_inference false --last_inference false".split()) == 0
@@ -73,7 +73,7 @@ def test_inference_reproduces_final_evaluation_without_data(run, tmp_path, capsy
 
 @pytest.fixture
 def asked(monkeypatch) -> list[tuple[int, Play, Acting]]:
-    """What evaluations asked: episodes, the robot, how the agent acts."""
+    """Recorded arguments of evaluations: episodes, the robot, how the agent acts."""
     found = []
 
     def play(environment, evaluation, acting, twins=False):
@@ -216,7 +216,7 @@ def test_converted_checkpoint_names_its_task(run, tmp_path, asked, capsys):
 
 
 def without_statistics(run: Path, copy: Path) -> EnvironmentSpec:
-    """A copy of a run whose checkpoint does not hold them, as those of earlier versions; the spec it had."""
+    """Copy a run without statistics in its checkpoint, like earlier versions; returns the original spec."""
     path = resolve_checkpoint(run)
     weights, state = load_checkpoint(path)
     spec = load_model(path).spec

@@ -1,4 +1,4 @@
-"""The table of results, from runs that are there already."""
+"""The table of results, from existing runs."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What is saved is finite, what is written is JSON, what a checkpoint holds is used or refused in one line."""
+"""Saved values are finite, written files are JSON, and checkpoints are used or refused in one line."""
 
 import hashlib
 import io
@@ -26,7 +26,7 @@ def without_pictures(monkeypatch):
 
 
 def refused(capsys, *arguments) -> str:
-    """The one line with which a training is refused."""
+    """The one-line error that refuses to train."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
         train(*arguments)
@@ -81,7 +81,7 @@ def test_nonfinite_validation_loss_sets_exit_code(tmp_path, capsys, monkeypatch)
 
 
 def forge(path: Path, *, weights=None, state=None) -> None:
-    """Replaces what a checkpoint holds, and gives it the manifest of that."""
+    """Replace the content of a checkpoint and update its manifest."""
     files = {"model.safetensors": weights, "training.pt": state}
     manifest = json.loads((path / "manifest.json").read_text())
     for name, content in files.items():
@@ -201,7 +201,7 @@ def test_output_to_open_file_or_pipe(stopped, tmp_path, capsys):
 
 
 def test_diverged_training_continues_with_the_suggested_flags(stopped, tmp_path, capsys):
-    """Under another name; what changed is said and recorded, and the first run is left as it is."""
+    """Under another name; changes are printed and recorded, and the first run stays unchanged."""
     run = only_run(stopped)
     before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
     advised = ["--learning_rate", "0.0001", "--warmup_steps", "5", "--resume", str(run), "--text", "calmer"]

@@ -39,7 +39,7 @@ def fails(capsys, *flags: object) -> str:
 
 
 def test_a_run_is_evaluated_at_any_length(run, tmp_path, capsys):
-    """And as the run evaluated itself at its end."""
+    """The results equal the run's own final evaluation."""
     output = tmp_path / "results" / "out.json"
     output.parent.mkdir()
     infer("--checkpoint", run, "--lengths", 9, 13, 40, "--episodes", 10, "--output", output)
@@ -71,7 +71,7 @@ def test_checkpoint_is_found_from_its_own_folder(run, monkeypatch, capsys):
 
 @pytest.fixture
 def asked(monkeypatch):
-    """What evaluations asked: cases, options, how the agent acts, episodes."""
+    """Recorded arguments of evaluations: cases, options, how the agent acts, episodes."""
     found = []
 
     def play(environment, evaluation, acting, twins=False):

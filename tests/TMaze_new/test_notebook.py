@@ -1,4 +1,4 @@
-"""The notebook runs headless: from a fresh copy, where it trains its own run, and with a run that it is given."""
+"""The notebook runs headless: from a fresh copy, where it trains its own run, and with a given run."""
 
 import ast
 import shutil

@@ -1,4 +1,4 @@
-"""Episodes that are recorded are those that are played, and pictures suit the model."""
+"""Recorded episodes are the played ones, and pictures suit the model."""
 
 from dataclasses import replace
 

@@ -1,7 +1,7 @@
-"""A run that is interrupted and resumed is, bit for bit, the run that never was.
+"""A run that is interrupted and resumed equals, bit for bit, an uninterrupted one.
 
-Interruptions come in three kinds: a signal that asks to stop (a checkpoint is written), a kill (what was done since the
-last checkpoint is lost and done again), and damage to the newest checkpoint (the one before is used).
+Interruptions come in three kinds: a signal that asks to stop (a checkpoint is written), a kill (work since the
+last checkpoint is lost and repeated), and damage to the newest checkpoint (the one before is used).
 """
 
 import errno
@@ -60,7 +60,7 @@ def kill_behind_a_save(folder: Path, *flags: str) -> None:
 
 
 def outcome(folder: Path) -> dict:
-    """All that the run in a folder leaves, but for the time that it took."""
+    """Everything that the run in a folder leaves, except for its times."""
     return interruptions.outcome(only_run(folder))
 
 
@@ -131,7 +131,7 @@ def test_loader_workers_change_nothing(tmp_path, shared):
 
 @pytest.mark.parametrize("curriculum", CURRICULA)
 def test_kill_after_any_checkpoint_changes_nothing(tmp_path, shared, curriculum):
-    """Also behind one that was written where one stage ends and the next begins, and after the last."""
+    """Also after one written between two stages, and after the last one."""
     flags = (*CURRICULA[curriculum], *EVERY_EPOCH)
     last = uninterrupted(shared, flags)["state"]["trainer"]["step"]
     saves = 0
@@ -308,7 +308,7 @@ def test_run_can_be_resumed_from_another_folder(tmp_path, shared):
 
 @contextmanager
 def full_disk(place: str) -> Iterator[None]:
-    """There is room for half of what is to be written to a place of the run."""
+    """Leave room for half of the data to be written to a place of the run."""
     write, append, lines = atomic.write_durably, tracking._append, itertools.count(1)
 
     def write_half(path: Path, data: bytes) -> None:
@@ -372,7 +372,7 @@ ACT, VALIDATE = "RATE_model.acting.actor.Actor.act", "RATE_model.training.traine
     [(VALIDATE, 1, 0), (ACT, 12 + 2, 1), (ACT, 12 + 12 + 2, 2)],
 )
 def test_a_signal_stops_validation_and_evaluation_at_once(tmp_path, shared, capsys, target, call, evaluations):
-    """Also the last ones. What was interrupted is done when the run goes on."""
+    """Also the last ones. The resumed run completes them."""
     with signal_in(target, call, signal.SIGUSR2):
         assert train(tmp_path, "--resume", "auto") == 128 + signal.SIGUSR2
     assert "seed 1 stopped by SIGUSR2; continue with --resume auto" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""quickstart.py and reproduce.py tell their runs from those that other settings have left beside them."""
+"""quickstart.py and reproduce.py distinguish their runs from those of other settings in the same folder."""
 
 from pathlib import Path
 from types import SimpleNamespace

@@ -48,7 +48,7 @@ def test_a_run_from_data_to_inference(task, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("task", FLAGS)
 def test_outcomes_are_the_shares_of_right_turns(task, tmp_path, monkeypatch):
-    """Of an oracle that is wrong in a quarter of the episodes."""
+    """For an oracle that is wrong in a quarter of the episodes."""
     monkeypatch.setattr(type(ENVIRONMENT), "draw_run", lambda *arguments: None)
     options = Maze(task=task, **OPTIONS[task])
     seen = []

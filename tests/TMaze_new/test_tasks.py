@@ -1,4 +1,4 @@
-"""The tasks that tell memories apart: their rules by a plain walk, twins, horizons, experts, the Gymnasium side."""
+"""The tasks that distinguish memories: their rules by a plain walk, twins, horizons, experts, the Gymnasium side."""
 
 import json
 import warnings
@@ -95,7 +95,7 @@ def test_a_fixed_choice_is_right_half_of_the_time(task, side):
 
 @ALL
 def test_horizons_are_those_of_an_episode(task):
-    """Measured: steps from the observation, or action, that tells, to the turn."""
+    """Measured steps from the informative observation or action to the turn."""
     chains = TASKS[task](300, 9)
     chains.reset(seed=0)
     observations, _, _, _ = chains.play_expert()

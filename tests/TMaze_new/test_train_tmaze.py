@@ -1,4 +1,4 @@
-"""The command: what its flags mean, what it leaves behind, and what it says to mistakes."""
+"""The command: what its flags mean, its output, and its errors."""
 
 import json
 import re
@@ -202,7 +202,7 @@ def test_diverging_seed_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
 
 
 def test_a_run_that_diverges_keeps_its_last_checkpoint(tmp_path, capsys):
-    """A learning rate beyond all reason: the batch is recorded, and nothing spoiled is saved."""
+    """With an absurd learning rate, the batch is recorded and no invalid weights are saved."""
     with pytest.raises(SystemExit, match="2"):
         train(tmp_path, "--learning_rate", "1e30", "--warmup_steps", "5", "--grad_norm_clip", "1e9")
     errors = capsys.readouterr().err
@@ -369,7 +369,7 @@ def test_damaged_data_is_reported_before_creating_anything(damage, tmp_path, cap
 
 
 def test_data_too_long_for_its_segments_is_reported(tmp_path, capsys):
-    """A file put in the place of another: its episodes fill three segments."""
+    """One file replaced by another, whose episodes fill three segments."""
     assert train(tmp_path, "--epochs", "1", "--max_n_final", "3") == 0
     folder = tmp_path / "data"
     (folder / "tmaze_S3_K6_hint1_n40_win.h5").rename(folder / "tmaze_S2_K6_hint1_n40_win.h5")

@@ -1,4 +1,4 @@
-"""Several processes train one T-Maze run: interrupted and killed anywhere, it goes on as if nothing had happened."""
+"""Several processes train one T-Maze run: interrupted and killed anywhere, it continues as if nothing had happened."""
 
 import json
 import os
@@ -21,7 +21,7 @@ STOPPED = {number: 128 + number for number in (signal.SIGTERM, signal.SIGUSR1, s
 
 @pytest.fixture(scope="module", autouse=True)
 def without_pictures():
-    """They take longer than all else."""
+    """They take longer than everything else."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(environment.TMaze, "draw_run", lambda *arguments, **options: None)
         yield
