@@ -1,11 +1,11 @@
-"""Players without a model in the evaluation's episodes: what a model's returns are to be read beside.
+"""Players without a model in the evaluation's episodes: baselines for a model's returns.
 
 - ``random``: any action with equal probability.
-- ``colour-blind``: the expert, told that every item is of the right colour.
-- ``always red``: the expert, told that red ones are, whatever the pillar shows: half of its episodes go well.
-- ``expert, limited view``: as in the data; ``expert, full view``: it knows where everything lies. Both know the colour.
+- ``colour-blind``: the expert, which takes every item for one of the right colour.
+- ``always red``: the expert, which goes for red items whatever the pillar shows: right in half of its episodes.
+- ``expert, limited view``: as in the data; ``expert, full view``: it knows where everything is. Both know the colour.
 
-A player's episodes take minutes, and are the same every time: they are kept in the cache.
+Playing takes minutes and always gives the same episodes, so they are cached.
 """
 
 import hashlib
@@ -29,8 +29,8 @@ from VizDoom.VizDoom_src.expert import Expert, View
 from VizDoom.VizDoom_src.generate import EXPERT_STREAM, EXPERT_VERSION
 from VizDoom.VizDoom_src.scenario import BUILDER_VERSION, Scenario, cache_directory, ensure_scenario
 
-_PART = 5  # episodes that a process plays in one game
-_VERSION = 1  # raise it when a player below plays in another way
+_PART = 5  # episodes per process and game
+_VERSION = 1  # increment when a player below changes its play
 
 
 def _as_it_is(around: Surroundings, is_red: bool) -> Surroundings:
@@ -48,7 +48,7 @@ def _red_is_right(around: Surroundings, is_red: bool) -> Surroundings:
 
 @dataclass(frozen=True)
 class Baseline:
-    """What the expert sees and what it is told of it; without a view the player acts at random."""
+    """What the expert sees and which items it takes for right; without a view the player acts at random."""
 
     view: View | None
     told: Callable[[Surroundings, bool], Surroundings] = _as_it_is
@@ -71,20 +71,20 @@ def play_baselines(
     max_steps: int = PUBLISHED_CAP,
     workers: int | None = None,
 ) -> dict[str, Played]:
-    """What these players do in the episodes of `evaluation_seeds`. The result is the same for any number of workers.
+    """The episodes of `evaluation_seeds`, played by these players. The result does not depend on the number of workers.
 
     Args:
         episodes: even.
-        labels: of `PLAYERS`.
-        scenario: what is played; None: the published scenario.
-        max_steps: of an episode.
-        workers: processes that play; None: one per core this process may use.
+        labels: keys of `PLAYERS`.
+        scenario: the scenario; None: the published one.
+        max_steps: step limit per episode.
+        workers: number of processes; None: one per core this process may use.
 
     Raises:
         UserError: the package vizdoom is missing, an engine died twice in an episode, or a process was killed.
     """
-    scenario = replace(scenario or Scenario(), graphics="installed")  # no player looks at pictures
-    version = vizdoom().__version__  # a missing package shows here, not in a process
+    scenario = replace(scenario or Scenario(), graphics="installed")  # no player uses pictures
+    version = vizdoom().__version__  # fails here, not in a worker, if the package is missing
     ensure_scenario(scenario)
     seeds, is_red = evaluation_seeds(episodes)
     made = (_VERSION, EXPERT_VERSION, BUILDER_VERSION, version, sorted(scenario.rules.items()), max_steps)
@@ -119,7 +119,7 @@ def _play_part(
 
 
 def _play(game: VizDoomTwoColorsEnv, player: Baseline, seed: int, is_red: bool) -> tuple[float, int, float]:
-    """One episode of a game that was reset: return, steps, last reward."""
+    """Play one episode: return, steps, last reward."""
     generator = np.random.default_rng([seed, EXPERT_STREAM])
     expert = Expert(player.view) if player.view else None
     total, steps, reward, over = 0.0, 0, 0.0, False
@@ -134,13 +134,13 @@ def _play(game: VizDoomTwoColorsEnv, player: Baseline, seed: int, is_red: bool) 
 
 
 def _place(label: str, episodes: int, made: tuple) -> Path:
-    """Where a player's episodes are kept; the name holds all that they depend on."""
+    """The cache file of a player's episodes; its name encodes everything they depend on."""
     digest = hashlib.sha256(repr((label, episodes, made)).encode()).hexdigest()[:12]
     return cache_directory() / f"baseline_{digest}.json"
 
 
 def _read(place: Path, episodes: int) -> Episodes | None:
-    """The episodes in a file of the cache; None if there is none, or none that can be read."""
+    """The episodes in a cache file; None if it is missing or unreadable."""
     try:
         rows = json.loads(place.read_bytes())
         return _episodes(rows) if len(rows) == episodes else None

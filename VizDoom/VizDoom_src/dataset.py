@@ -78,7 +78,7 @@ class DataOptions(DAggerOptions):
         require_expert_labels(self.data_path, self.learn)
 
     def recipe(self) -> Recipe:
-        """What is played."""
+        """The recipe of the data."""
         return Recipe(self.scenario, self.steps, self.view, self.noise, self.perturbation, self.driver_choice)
 
 
@@ -94,11 +94,11 @@ class VizDoomData(DataMaker[DataOptions]):
     spec = SPEC
 
     def file_name(self, options: DataOptions) -> str:
-        """By what is played."""
+        """Named by the recipe."""
         parts = [f"vizdoom_two_colors_{options.view}_steps{options.steps}"]
         standard = Scenario().rules
         parts += [f"{name}_{value}" for name, value in options.scenario.rules.items() if value != standard[name]]
-        if (graphics := options.scenario.settled().graphics) != BEFORE["graphics"]:  # files have had names before
+        if (graphics := options.scenario.settled().graphics) != BEFORE["graphics"]:  # old file names
             parts.append(f"graphics_{graphics}")
         parts += [f"{name}{getattr(options, name):g}" for name in ("noise", "perturbation") if getattr(options, name)]
         return f"{'_'.join(parts + options.driver_name)}_n{options.episodes}.h5"
@@ -108,11 +108,11 @@ class VizDoomData(DataMaker[DataOptions]):
         generate(options.recipe(), options.episodes, path, overwrite=overwrite, workers=workers)
 
     def conversion(self, options: DataOptions) -> Mapping[str, Any]:
-        """With the colour."""
+        """Includes the colour."""
         return {"infos": ("is_red",)}
 
     def versions(self) -> Mapping[str, int]:
-        """Of the scripted expert and of the scenario's builder."""
+        """Versions of the scripted expert and of the scenario's builder."""
         return {"expert": EXPERT_VERSION, "builder": BUILDER_VERSION}
 
     def check_given(self, path: Path, options: DataOptions) -> None:
@@ -137,7 +137,7 @@ class VizDoomData(DataMaker[DataOptions]):
             )
 
     def note(self, made: Mapping[str, Any], episodes: int) -> str:
-        """Graphics, and how many more were played."""
+        """The graphics, and how many episodes were dropped."""
         dropped = made.get("played", episodes) - episodes
         shown = "; {graphics} graphics, vizdoom {vizdoom}".format(**BEFORE | dict(made)) if "vizdoom" in made else ""
         return shown + (f"; {dropped} more were too short and dropped" if dropped else "")
@@ -156,12 +156,12 @@ def load_windows(
 ) -> tuple["WindowDataset", "WindowDataset"]:
     """All episodes of these files of exactly ``size`` steps: a training and a validation dataset.
 
-    As in the published loader, episodes of other lengths are left out: nothing is padded, and a part of a longer
-    episode would promise rewards from beyond its end. Their number is printed.
+    As in the published loader, episodes of other lengths are left out: nothing is padded, and the returns-to-go of a
+    cut episode would include rewards after the cut. The number of episodes left out is printed.
 
     Raises:
-        UserError: a file is missing or bad, no episode has this length, there are too few to split, or a file does not
-            contain the targets.
+        UserError: a file is missing or invalid, no episode has this length, there are too few to split, or a file does
+            not contain the targets.
     """
     advice = f"Change one of these flags, or choose data of that length: --steps {size}."
     files = [DATA.open(path) for path in paths]

@@ -1,4 +1,4 @@
-"""The game engine: a process of its own, started, driven and ended here. It reads and writes no settings."""
+"""The game engine: a separate process, started, driven and ended here. It reads and writes no settings."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from VizDoom.VizDoom_src.graphics import ensure_graphics
 from VizDoom.VizDoom_src.launcher import launcher
 from VizDoom.VizDoom_src.scenario import CLEAR_MAPS, GREEN, RED, TICS_PER_STEP, Scenario, ensure_scenario
 
-SCREEN = (180, 320)  # height, width of the pictures that the engine draws
+SCREEN = (180, 320)  # height and width of the engine's pictures
 REWARD_PER_TIC = 0.01
 # Buttons of each action: turn left, turn right, move forward.
 BUTTONS = ([1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 0, 1], [0, 1, 1])
 
-_OUTSIDE = 2000.0  # nothing of the game is as far from the origin
+_OUTSIDE = 2000.0  # farther from the origin than anything in the game
 _VARIABLES = ("HEALTH", "POSITION_X", "POSITION_Y", "ANGLE", "VELOCITY_X", "VELOCITY_Y", "USER2")
 
 
 class EngineDied(Exception):
-    """The engine's process ended by itself, or could not be started."""
+    """The engine's process ended unexpectedly, or could not be started."""
 
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What is known of a running game beyond its picture; lengths in map units, angles in degrees."""
+    """The state of a running game beyond its picture; lengths in map units, angles in degrees."""
 
     position: np.ndarray  # (2,) float64
     angle: float  # 0 east, 90 north
@@ -38,11 +38,11 @@ class Surroundings:
     health: float
     right: np.ndarray  # (R, 2) float64, items of the pillar's colour
     wrong: np.ndarray  # (W, 2) float64
-    pillar: bool  # whether it stands
+    pillar: bool  # whether it is there
 
 
 def vizdoom() -> ModuleType:
-    """The package with the engine, imported when the first one is started. Raises UserError when it is missing."""
+    """The package vizdoom, imported when the first engine starts. Raises UserError if it is missing."""
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
     try:
         import vizdoom as package
@@ -54,12 +54,12 @@ def vizdoom() -> ModuleType:
 
 
 def pictures_of(scenario: Scenario) -> dict[str, Any]:
-    """What data, runs and results say of their pictures: the graphics, and the version of the engine."""
+    """What data, runs and results record about their pictures: graphics and engine version."""
     return {"graphics": scenario.settled().graphics, "vizdoom": vizdoom().__version__}
 
 
 def describe_graphics(scenario: Scenario) -> str:
-    """`pictures_of`, in words."""
+    """`pictures_of` in words."""
     return "{graphics} graphics, vizdoom {vizdoom}".format(**pictures_of(scenario))
 
 
@@ -67,18 +67,18 @@ class Engine:
     """One running game.
 
     Attributes:
-        health: of the player; it is what it was once the episode has ended.
-        is_red: the colour of the pillar.
+        health: the player's; keeps its last value after the episode.
+        is_red: whether the pillar is red.
 
     Args:
-        scenario: what is played.
-        privileged: let `surroundings` tell what lies where, which makes a step slower.
-        replacement: it takes the place of one that died.
+        scenario: the scenario to play.
+        privileged: enable `surroundings`, which makes steps slower.
+        replacement: whether it replaces an engine that died.
 
     Raises:
         UserError: the package is missing, the scenario cannot be built, its graphics cannot be obtained, or no engine
-            starts.
-        EngineDied: this one does not start.
+            can be started.
+        EngineDied: this engine does not start.
     """
 
     def __init__(self, scenario: Scenario, *, privileged: bool = False, replacement: bool = False) -> None:
@@ -110,12 +110,12 @@ class Engine:
         """Start the episode of a seed and return its first picture, (3, 180, 320) uint8.
 
         Args:
-            seed: of the engine's random numbers, 0 to 2**32 - 1. The published colours come about only when it is set
-                after the engine's start and before every episode.
-            red: the pillar's colour, which the caller chooses in the variant ``clear``.
+            seed: for the engine's random numbers, 0 to 2**32 - 1. It only gives the published colours if set after the
+                engine's start and before every episode.
+            red: whether the pillar is red; only the variant ``clear`` lets the caller choose.
 
         Raises:
-            EngineDied: see there.
+            EngineDied: see the class.
         """
         try:
             self._game.set_seed(seed)
@@ -139,7 +139,7 @@ class Engine:
             raise EngineDied(str(error)) from error
 
     def surroundings(self) -> Surroundings:
-        """What lies where, now; of a ``privileged`` engine whose episode is not over."""
+        """The current positions; only for a ``privileged`` engine whose episode is not over."""
         state = self._game.get_state()
         health, x, y, angle, dx, dy, _ = state.game_variables
         places: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
@@ -153,12 +153,12 @@ class Engine:
         return Surroundings(np.array([x, y]), float(angle), np.array([dx, dy]), float(health), right, wrong, pillar)
 
     def close(self) -> None:
-        """End the process. Again does nothing."""
+        """End the process. Further calls do nothing."""
         self._end()
 
 
 def _is_right(name: str, is_red: bool) -> bool | None:
-    """Whether a thing is an item of the pillar's colour; None when it is not an item."""
+    """Whether a thing is an item of the pillar's colour; None if it is not an item."""
     if name in (GREEN, RED):
         return (name == RED) == is_red
     if name.startswith(("TwoColorsRight", "TwoColorsWrong")):
@@ -167,7 +167,7 @@ def _is_right(name: str, is_red: bool) -> bool | None:
 
 
 def _configured(package: ModuleType, scenario: Scenario, variables: list[Any], privileged: bool) -> Any:
-    """A game with all of its settings, not yet running."""
+    """A configured game, not yet running."""
     game = package.DoomGame()
     game.set_doom_config_path(os.devnull)
     wad = ensure_graphics(scenario)
@@ -179,11 +179,11 @@ def _configured(package: ModuleType, scenario: Scenario, variables: list[Any], p
     game.set_screen_format(package.ScreenFormat.CRCGCB)
     for part in ("hud", "crosshair", "weapon", "decals", "particles"):
         getattr(game, f"set_render_{part}")(False)
-    game.set_render_screen_flashes(wad is None)  # of versions before 1.3 nothing flashes
+    game.set_render_screen_flashes(wad is None)  # versions before 1.3 do not flash
     game.set_available_buttons([getattr(package.Button, name) for name in ("TURN_LEFT", "TURN_RIGHT", "MOVE_FORWARD")])
     game.set_available_game_variables(variables)
     game.set_objects_info_enabled(privileged)
-    game.set_episode_timeout(0)  # none: the environment counts
+    game.set_episode_timeout(0)  # no limit: the environment counts steps
     game.set_living_reward(REWARD_PER_TIC)
     game.set_mode(package.Mode.PLAYER)
     game.set_window_visible(False)

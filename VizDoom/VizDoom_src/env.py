@@ -1,13 +1,12 @@
-"""ViZDoom-Two-Colors for Gymnasium (Cherepanov et al. 2023, arXiv 2306.09459): one game, and many.
+"""ViZDoom-Two-Colors for Gymnasium (Cherepanov et al. 2023, arXiv 2306.09459): single and vectorised.
 
 The scenario is described in `scenario.py`. Actions: 0 turn left, 1 turn right, 2 forward, 3 left and forward, 4 right
-and forward; each lasts 2 tics. The agent sees (3, 64, 112) uint8, channels red, green, blue first, and neither its
-health nor the pillar's colour. Rewards: 0.01 for every tic alive, and 1 for a step that ends with more health than the
-one before did. An episode ends with the player's death, and the observation then is black; it is truncated after
-``max_steps`` steps.
+and forward; each lasts 2 tics. The agent sees (3, 64, 112) uint8, RGB channels first, but not its health or the
+pillar's colour. Rewards: 0.01 for every tic alive, and 1 for a step that ends with more health than the
+previous one. An episode ends with the player's death, with a black observation; it is truncated after ``max_steps``
+steps.
 
-An episode is a function of its seed and of the actions: the same pictures, whatever was played before and in whichever
-process.
+An episode depends only on its seed and the actions, in any process and after any history.
 """
 
 from __future__ import annotations
@@ -29,34 +28,34 @@ NAME = "ViZDoom-Two-Colors"
 ENV_ID = "VizDoomTwoColors-v0"
 LEFT, RIGHT, FORWARD, LEFT_FORWARD, RIGHT_FORWARD = range(5)
 NUM_ACTIONS = 5
-# Each action in the mirror: the room is the same on both sides of the line from the start to the pillar.
+# The mirror image of each action: the room is symmetric about the line from the start to the pillar.
 MIRRORED = (RIGHT, LEFT, FORWARD, RIGHT_FORWARD, LEFT_FORWARD)
 OBSERVATION_SHAPE = (3, 64, 112)
-PUBLISHED_CAP = 4200  # steps of an evaluated episode
+PUBLISHED_CAP = 4200  # step limit of evaluated episodes
 HEAL_REWARD = 1.0
-SEED_LIMIT = 2**32  # of the engine
+SEED_LIMIT = 2**32  # the engine's limit
 
-_COLOUR_STREAM = 1  # of the generators of a seed
+_COLOUR_STREAM = 1  # one of the random streams of a seed
 
 
 class VizDoomTwoColorsEnv(SeededEnv):
-    """One game; rules and observations: see the module. A seed decides layout and colour.
+    """One game; see the module for rules and observations. The seed determines layout and colour.
 
-    The engine is started by the first reset and ended by `close`, at the latest when the object goes. If it dies in the
-    middle, another one is started and the episode is played again to where it was, which is unnoticeable, once.
+    The first reset starts the engine; `close`, or the end of the object, ends it. An engine that dies during an episode
+    is replaced once, and the episode is replayed up to the same step; callers do not notice.
 
-    ``info`` holds, at every step, ``is_red`` (bool), the colour of the pillar, and ``health`` (float), which are
-    attributes, too. The option ``is_red`` of ``reset``, a bool, sets the colour of the pillar, whatever the seed says;
-    only in the variant `clear`, otherwise it is a ValueError.
+    At every step ``info`` holds ``is_red`` (bool), whether the pillar is red, and ``health`` (float); both are also
+    attributes. The option ``is_red`` (bool) of ``reset`` overrides the seed's colour; outside the variant `clear` it is
+    a ValueError.
 
     Args:
-        scenario: what is played; None: the published scenario.
+        scenario: the scenario; None: the published one.
         max_steps: steps until truncation.
-        privileged: let `surroundings` tell what lies where, for scripted players; steps then take longer.
+        privileged: enable `surroundings`, for scripted players; steps then take longer.
         render_mode: None, or "rgb_array" for `render`.
 
     Raises:
-        UserError: a value is out of range; by the first reset, if the package vizdoom is missing or the scenario's
+        UserError: a value is out of range; from the first reset, if the package vizdoom is missing or the scenario's
             graphics cannot be obtained; later, if the engine died twice in an episode.
     """
 
@@ -76,7 +75,7 @@ class VizDoomTwoColorsEnv(SeededEnv):
         self._privileged = privileged
         self._engine: Engine | None = None
         self._seed, self._red = 0, None
-        self._taken = bytearray()  # the actions of this episode, to repeat it
+        self._taken = bytearray()  # this episode's actions, for replay
         self._repeated = False
         self._screen: np.ndarray | None = None
         self.health, self.is_red = 0.0, False
@@ -90,7 +89,7 @@ class VizDoomTwoColorsEnv(SeededEnv):
         return np.ascontiguousarray(self._screen.transpose(1, 2, 0))
 
     def surroundings(self) -> Surroundings:
-        """What lies where, in an episode that is not over; see `Surroundings`. With ``privileged`` only."""
+        """The current positions, while the episode is not over; see `Surroundings`. Needs ``privileged``."""
         return self._running.surroundings()
 
     @property
@@ -99,12 +98,12 @@ class VizDoomTwoColorsEnv(SeededEnv):
         return self._engine
 
     def close(self) -> None:
-        """End the engine. A reset starts another one."""
+        """End the engine. The next reset starts another one."""
         self._stop()
         self._truncated = not self._terminated
 
     def _start(self, seed: int, options: dict[str, Any]) -> None:
-        """Begin the episode of a seed, with its own colour or another."""
+        """Begin the episode of a seed, with the seed's colour or the given one."""
         red = options.get("is_red")
         if self.scenario.variant == "clear":
             red = bool(np.random.default_rng([seed, _COLOUR_STREAM]).integers(2)) if red is None else bool(red)
@@ -134,7 +133,7 @@ class VizDoomTwoColorsEnv(SeededEnv):
         return reward
 
     def _repeat(self, error: EngineDied) -> tuple[np.ndarray | None, float]:
-        """Start another engine and play the episode's actions again; the last picture and reward."""
+        """Start another engine and replay the episode's actions; the last picture and reward."""
         self._stop()
         if self._repeated:
             raise self._died(error)
@@ -144,13 +143,13 @@ class VizDoomTwoColorsEnv(SeededEnv):
             screen, reward = self._engine.begin(self._seed, self._red), 0.0
             for action in self._taken:
                 screen, reward = self._engine.act(action)
-        except (EngineDied, UserError) as again:  # a UserError: none starts any more
+        except (EngineDied, UserError) as again:  # a UserError: no engine starts any more
             self._stop()
             raise self._died(again) from error
         return screen, reward
 
     def _stop(self) -> None:
-        """End an engine that is not to be used again."""
+        """End an engine that is no longer needed."""
         engine, self._engine = self._engine, None
         if engine is not None:
             engine.close()
@@ -172,9 +171,9 @@ class VizDoomTwoColorsEnv(SeededEnv):
 
 @functools.cache
 def _resize() -> Bilinear:
-    """From the engine's pictures to observations; its tables are made once.
+    """Resizes the engine's pictures to observations; its tables are computed once.
 
-    The published code asks for area averaging, but passes the constant where the output belongs, so that it is ignored.
+    The published code intends area averaging, but passes the constant as the output argument, so it is ignored.
     """
     return Bilinear(SCREEN, OBSERVATION_SHAPE[1:])
 
@@ -182,16 +181,16 @@ def _resize() -> Bilinear:
 class VizDoomTwoColorsVectorEnv(FrozenVectorEnv):
     """B games side by side.
 
-    The engines are processes of their own; threads here wait for them and scale their pictures, both of which leave
-    Python to the others.
+    Each engine is a separate process; threads wait for the engines and scale their pictures, both without holding the
+    GIL.
 
     Args:
         num_envs: B.
-        scenario, render_mode, options: of every game, see `VizDoomTwoColorsEnv`.
-        threads: how many games take their step at once; None: one more than there are cores.
+        scenario, render_mode, options: for every game, see `VizDoomTwoColorsEnv`.
+        threads: number of games stepped at once; None: one more than there are cores.
 
     Raises:
-        UserError: a value is out of range, or (by the first reset) the package vizdoom is missing.
+        UserError: a value is out of range, or (from the first reset) the package vizdoom is missing.
     """
 
     metadata = VizDoomTwoColorsEnv.metadata | FrozenVectorEnv.metadata

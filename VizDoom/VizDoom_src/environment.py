@@ -66,7 +66,7 @@ class Games(Scenario, Rules):
 
     @property
     def scenario(self) -> Scenario:
-        """What is played."""
+        """The scenario to play."""
         return Scenario(**{field.name: getattr(self, field.name) for field in fields(Scenario)})
 
 
@@ -136,10 +136,10 @@ class ViZDoomTwoColors(Environment):
         "slide": 1,
     }
     before = BEFORE
-    # As many red as green. Fewer than four have no standard error.
+    # Half red, half green. Fewer than four have no standard error.
     episode_counts = range(4, protocol.MAX_EPISODES + 1, 2)
     data_seeds = range(FIRST_DATA_SEED, SEED_LIMIT)
-    # More would not use more cores, and every engine takes some 20 MB.
+    # More would not use more cores, and every engine takes about 20 MB.
     max_environments = 50
     twins = ("is_red", (True, False))
 
@@ -160,7 +160,7 @@ class ViZDoomTwoColors(Environment):
         return replace(SPEC, conv_channels=tuple(flags.get("conv_channels", SPEC.conv_channels)))
 
     def check(self, config: Config) -> None:
-        """Report unwritable data folders, and a missing package or missing graphics, which only acting needs."""
+        """Report unwritable data folders, and a missing package or graphics, which only acting needs."""
         DATA.check_named(config.data)
         path = DATA.path(config.data)
         if config.data.data_path is None and not path.exists():
@@ -192,7 +192,7 @@ class ViZDoomTwoColors(Environment):
         return VizDoomTwoColorsEnv(options.scenario, max_steps=options.episode_timeout, render_mode=render_mode)
 
     def vector(self, cases: np.ndarray, options: Games) -> VizDoomTwoColorsVectorEnv:
-        """Games that are waited for in threads."""
+        """Games stepped in threads."""
         return VizDoomTwoColorsVectorEnv(len(cases), options.scenario, max_steps=options.episode_timeout)
 
     def seeds(self, episodes: int) -> np.ndarray:
@@ -200,17 +200,17 @@ class ViZDoomTwoColors(Environment):
         return protocol.evaluation_seeds(episodes + episodes % 2)[0][:episodes]
 
     def reset_options(self, seeds: np.ndarray, options: Games) -> dict[str, np.ndarray]:
-        """The colours of the seeds, where they can be chosen."""
+        """The seeds' colours, where the colour can be chosen."""
         return protocol.colour_options(options.scenario, protocol.is_red(seeds)) or {}
 
     def play(self, evaluation: Evaluation, acting: Acting, *, twins: bool = False) -> dict[Case, Episodes]:
-        """As in every environment. Twins differ in the colour alone, where it can be chosen."""
+        """As in every environment. Twins differ only in the colour, where it can be chosen."""
         if twins and not self.has_twins(evaluation.options):
             raise UserError("the seed determines the colour in the published scenario; twins need --variant clear")
         return super().play(evaluation, acting, twins=twins)
 
     def has_twins(self, options: Games) -> bool:
-        """Where the colour can be chosen."""
+        """Whether the colour can be chosen."""
         return protocol.has_free_colour(options.scenario)
 
     def horizons(self, case: Case, options: Games) -> tuple[int, ...]:
@@ -219,9 +219,9 @@ class ViZDoomTwoColors(Environment):
         return (2, last) if options.pillar and last >= 2 else ()
 
     def chance(self, case: Case, evaluation: Evaluation) -> float:
-        """A random player's return; playing takes seconds, once."""
+        """A random player's return; takes seconds the first time."""
         options: Games = evaluation.options
-        episodes = evaluation.episodes + evaluation.episodes % 2  # as many red as green
+        episodes = evaluation.episodes + evaluation.episodes % 2  # half red, half green
         played = play_baselines(
             episodes, labels=("random",), scenario=options.scenario, max_steps=options.episode_timeout
         )
@@ -243,7 +243,7 @@ class ViZDoomTwoColors(Environment):
         return protocol.figures(_by_colour(episodes, evaluation))
 
     def description(self, evaluation: Evaluation) -> str:
-        """The scenario, and the graphics that the agent was trained in if they differ."""
+        """The scenario, and the graphics of training if they differ."""
         options: Games = evaluation.options
         trained = None if evaluation.run is None else flags_of(evaluation.run, BEFORE).get("graphics")
         other = trained not in (None, options.scenario.settled().graphics)
@@ -263,7 +263,7 @@ class ViZDoomTwoColors(Environment):
         pictures.draw_run(directory, result, label=label, target_return=target)
 
     def draw(self, folder: Path, evaluation: Evaluation) -> Sequence[Path]:
-        """Returns by colour: with and without memory, with twins' memories exchanged, and of other players."""
+        """Returns by colour: with and without memory, with twins' memories swapped, and of other players."""
         played = {label: by_case[None] for label, by_case in evaluation.conditions().items()}
         if len(played) > len(evaluation.targets) and self.has_twins(evaluation.options):
             for target, by_case in evaluation.play_with(exchange_twins(), twins=True).items():

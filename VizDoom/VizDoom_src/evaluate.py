@@ -1,7 +1,7 @@
-"""The evaluation protocol of ViZDoom-Two-Colors: as many red as green episodes of the published seeds.
+"""The evaluation protocol of ViZDoom-Two-Colors: equally many red and green episodes, from the published seeds.
 
-The mean over both colours alone says little: who always collects red lives long in every red episode, dies at once in
-every green one, and has a good mean. So results come by colour, with the smaller of the two and their difference.
+The mean over both colours says little: a player that always collects red lives long in every red episode, dies at once
+in every green one, and has a good mean. So results come by colour, with the smaller of the two and their difference.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ TARGET_RETURN = 56.5
 MAX_EPISODES = len(RED_SEEDS) + len(GREEN_SEEDS)
 EPISODES = MAX_EPISODES // EVERY
 COLOURS = ("red", "green")
-# What tables say, and what `metrics` calls it, without the return that is asked for.
+# Table column -> name in `metrics`, without the target return.
 COLUMNS = {
     "red": "ReturnsMean_red",
     "green": "ReturnsMean_green",
@@ -38,7 +38,7 @@ class Played:
     is_red: np.ndarray  # (E,) bool
 
     def of(self, colour: str) -> np.ndarray:
-        """Which episodes are of a colour, "red" or "green": (E,) bool."""
+        """Which episodes have a colour, "red" or "green": (E,) bool."""
         return self.is_red == (colour == "red")
 
     def returns(self, colour: str) -> np.ndarray:
@@ -47,14 +47,14 @@ class Played:
 
     @property
     def lifetimes(self) -> np.ndarray:
-        """(E,) game tics, as published: of the last step's number, counted from 0."""
+        """(E,) game tics, as published: from the index of the last step, counted from 0."""
         return (self.episodes.lengths - 1) * TICS_PER_STEP
 
 
 def evaluation_seeds(episodes: int = EPISODES) -> tuple[np.ndarray, np.ndarray]:
     """Seeds, (E,) int64, and whether they are red, (E,) bool: every N of the published lists, red ones first.
 
-    50 are the published 25 + 25, and 200 are all.
+    50 gives the published 25 + 25, and 200 gives all.
     """
     each = episodes // 2
     chosen = [seeds[:: len(seeds) // each][:each] for seeds in (RED_SEEDS, GREEN_SEEDS)]
@@ -62,7 +62,7 @@ def evaluation_seeds(episodes: int = EPISODES) -> tuple[np.ndarray, np.ndarray]:
 
 
 def is_red(seeds: np.ndarray) -> np.ndarray:
-    """Which of these seeds, of those above, are red: (E,) bool."""
+    """Which of these evaluation seeds are red: (E,) bool."""
     return np.isin(seeds, RED_SEEDS)
 
 
@@ -72,15 +72,15 @@ def has_free_colour(scenario: Scenario) -> bool:
 
 
 def colour_options(scenario: Scenario, is_red: bool | np.ndarray) -> dict[str, Any] | None:
-    """What `reset` has to be told so that episodes of `evaluation_seeds` have their colours."""
+    """Options of `reset` that give episodes of `evaluation_seeds` their colours."""
     return {"is_red": is_red} if has_free_colour(scenario) else None
 
 
 def metrics(played: Played, *, target_return: float) -> dict[str, float]:
-    """Results by name: the published ones, and what makes them readable.
+    """Results by name: the published ones, and those that put them in context.
 
     `ReturnsSEM_*` are standard errors over episodes, `ReturnsMin_*` the mean return of the weaker colour, and
-    `ReturnsDifference_*` by how much the stronger one is above it.
+    `ReturnsDifference_*` the stronger colour's mean minus the weaker one's.
     """
     asked = f"{target_return:g}"
     result = {}

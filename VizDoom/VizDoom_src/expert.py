@@ -1,15 +1,15 @@
-"""A scripted player of ViZDoom-Two-Colors that is told the pillar's colour and where items lie.
+"""A scripted player of ViZDoom-Two-Colors that knows the pillar's colour and where items are.
 
-With the view ``limited`` it knows of right items only those before its eyes, so that a model can imitate it from
+With the view ``limited`` it only knows the right items in its field of view, so that a model can imitate it from
 pictures; with ``full`` it knows all. At every step it
 
-1. picks the item to go to: the one of least walking and turning, with detours and dead ends counted;
-2. turns its heading aside where wrong items or the pillar bar the way;
-3. takes the first action, from the most to the least useful, that leads into nothing wrong by the game's kinematics.
+1. picks the item that costs the least walking and turning, including detours and dead ends;
+2. steers around wrong items and the pillar;
+3. takes the first action, from the most to the least useful, that by the game's kinematics touches nothing wrong.
 
-`PerturbedExpert` plays with its skill but errs, and tells of every step what it would have done.
+`PerturbedExpert` plays with the same skill but makes errors, and reports what the expert would have done at each step.
 
-Lengths are in map units, angles in degrees (counter-clockwise) unless they say otherwise, times in tics.
+Lengths are in map units, angles in degrees (counter-clockwise) unless stated otherwise, times in tics.
 """
 
 from __future__ import annotations
@@ -27,40 +27,40 @@ from VizDoom.VizDoom_src.scenario import PILLAR, ROOM, TICS_PER_STEP
 
 View = Literal["limited", "full"]
 
-# Measured of the game.
+# Measured in the game.
 TOUCH_DISTANCE = 36.0  # the player touches an item when both coordinates differ by less
-THRUST, KEPT = 0.78125, 0.90625  # speed gained by a tic of walking, share of it kept from tic to tic
-SLOW_TURN, FAST_TURN, SLOW_TICS = 1.7578, 3.5156, 5  # degrees a tic, at first and after this many tics
+THRUST, KEPT = 0.78125, 0.90625  # speed gained per tic of walking, share kept from tic to tic
+SLOW_TURN, FAST_TURN, SLOW_TICS = 1.7578, 3.5156, 5  # degrees per tic, at first and after this many tics
 TOP_SPEED = THRUST / (1 - KEPT)
 FULL_HEALTH = 100.0
-PERTURBATION_STEPS = 20  # mean steps of a spell in which a player is perturbed, or is not
+PERTURBATION_STEPS = 20  # mean length in steps of a perturbed or unperturbed spell
 HALF_VIEW = 46.0
 
-# Chosen by trial on seeds 0 to 19.
-_FELT = 60.0  # wrong items so near are known of even behind the back
-_WASTE = 120.0  # right items so near are kept off at full health, when they would heal nothing
-_HORIZON = 24  # tics that an action's consequences are followed: a step, then coasting
-_NEAR = 120.0  # items so near may be run into within that time
+# Tuned by hand on seeds 0 to 19.
+_FELT = 60.0  # wrong items this near are known even behind the player
+_WASTE = 120.0  # right items this near are avoided at full health, when they would heal nothing
+_HORIZON = 24  # tics of lookahead per action: one step, then coasting
+_NEAR = 120.0  # items this near can be touched within that time
 _LOOK_AHEAD = 160.0
 _HEADINGS = np.array([0, 5, 10, 16, 24, 34, 46, 60, 80, 110, 150, 180])
 _HEADINGS = np.concatenate([_HEADINGS, -_HEADINGS[1:-1]]).astype(np.float64)
-_MARGINS = (1.5, 0.4, 0.05)  # distances kept from what is avoided, the first that allows for a safe action
-_BARRED, _KEEP, _BANNED = 25.0, 6.0, 60.0  # tics: of a barred way more, of the present target less, of a banned more
+_MARGINS = (1.5, 0.4, 0.05)  # clearances, tried in order until an action is safe
+_BARRED, _KEEP, _BANNED = 25.0, 6.0, 60.0  # cost in tics: blocked way, present target (less), banned target
 _BAN = 300  # tics
-_PATIENCE = 240  # tics that one target may take
-_STUCK, _STUCK_TICS, _ESCAPE_TICS = 24.0, 90, 50  # no further than this in so long: walk elsewhere for so long
+_PATIENCE = 240  # tics before a target is given up
+_STUCK, _STUCK_TICS, _ESCAPE_TICS = 24.0, 90, 50  # moved less in this many tics: walk elsewhere, this many tics
 _SEARCH = (LEFT, LEFT_FORWARD, RIGHT, RIGHT_FORWARD, FORWARD)
 
-_TURN = np.array([1.0, -1.0, 0.0, 1.0, -1.0])  # of each action
+_TURN = np.array([1.0, -1.0, 0.0, 1.0, -1.0])  # per action
 _WALK = np.array([0.0, 0.0, 1.0, 1.0, 1.0])
 _MIRRORED = {LEFT: RIGHT, RIGHT: LEFT, FORWARD: FORWARD, LEFT_FORWARD: RIGHT_FORWARD, RIGHT_FORWARD: LEFT_FORWARD}
 
 
 class Expert:
-    """Plays one episode after another; `reset` between them.
+    """Plays one episode after another; call `reset` between them.
 
     Args:
-        view: what it knows of; see the module.
+        view: what it knows; see the module.
     """
 
     def __init__(self, view: View = "limited") -> None:
@@ -69,34 +69,34 @@ class Expert:
 
     def reset(self) -> None:
         """Forget the episode."""
-        self._turn, self._turned = 0.0, 0  # direction of the last action, and for how many tics it has been held
+        self._turn, self._turned = 0.0, 0  # direction of the last turn, and tics held
         self._target: np.ndarray | None = None
         self._target_tics = 0
-        self._banned: list[tuple[np.ndarray, int]] = []  # targets, and until when
-        self._tic = 0  # counted while there is something to go to
+        self._banned: list[tuple[np.ndarray, int]] = []  # targets, and the tic the ban ends
+        self._tic = 0  # only counts while there is a target
         self._trail: deque[np.ndarray] = deque(maxlen=_STUCK_TICS // TICS_PER_STEP)
-        self._escape = 0  # steps left of walking elsewhere
+        self._escape = 0  # steps left to walk elsewhere
 
     def act(self, around: Surroundings) -> int:
-        """The action for what lies around, which is then taken."""
+        """Choose an action and record it as taken."""
         action = self.choose(around)
         self.record_action(action)
         return action
 
     def choose(self, around: Surroundings) -> int:
-        """The action for what lies around; once a step, and `record_action` must follow."""
+        """Choose an action. Call once per step, followed by `record_action`."""
         right, avoided = self._known(around)
         preferred = self._preferred(around, right, avoided) if len(right) else _SEARCH
         return self._safe(around, avoided, preferred)
 
     def record_action(self, action: int) -> None:
-        """Take note of the action that was taken, whoever chose it."""
+        """Record the action that was taken, whoever chose it."""
         turn = _TURN[action]
         self._turned = (self._turned if turn == self._turn else 0) + TICS_PER_STEP if turn else 0
         self._turn = turn
 
     def _known(self, around: Surroundings) -> tuple[np.ndarray, np.ndarray]:
-        """Places of the items to go for, (R, 2), and of all that is to be avoided, (A, 2)."""
+        """Positions of the items to collect, (R, 2), and of everything to avoid, (A, 2)."""
         right, wrong = around.right, around.wrong
         if self._view == "limited":
             right = right[_seen(around, right)]
@@ -109,7 +109,7 @@ class Expert:
         return right, np.concatenate(avoided)
 
     def _preferred(self, around: Surroundings, right: np.ndarray, avoided: np.ndarray) -> tuple[int, ...]:
-        """Actions from the best to the worst for getting on."""
+        """Actions from best to worst for making progress."""
         if self._is_stuck(around.position):
             self._escape = _ESCAPE_TICS // TICS_PER_STEP
             self._trail.clear()
@@ -129,7 +129,7 @@ class Expert:
         return _steering(heading, distance)
 
     def _is_stuck(self, position: np.ndarray) -> bool:
-        """Whether the player has hardly moved for long; takes note of where it is."""
+        """Whether the player has hardly moved for a while; records its position."""
         self._trail.append(position)
         full = len(self._trail) == self._trail.maxlen
         return self._escape == 0 and full and np.abs(self._trail[0] - position).max() < _STUCK
@@ -168,7 +168,7 @@ class Expert:
         self._banned.append((place, self._tic + _BAN // TICS_PER_STEP))
 
     def _safe(self, around: Surroundings, avoided: np.ndarray, preferred: tuple[int, ...]) -> int:
-        """The first of the actions that runs into nothing avoided, or the one that does so last."""
+        """The first action that touches nothing avoided, else the one that does so latest."""
         before = _distance(around.position, avoided)
         near = before < _NEAR
         if not near.any():
@@ -187,11 +187,11 @@ class Expert:
         return max(preferred, key=lambda action: (first[action], clearance[action]))
 
     def _paths(self, around: Surroundings) -> np.ndarray:
-        """Where each action leads when it is taken for a step and the player then coasts: (5, horizon, 2)."""
+        """The path of each action taken for one step, then coasting: (5, horizon, 2)."""
         held = np.where(_TURN == self._turn, self._turned, 0)
         tics = np.arange(1, TICS_PER_STEP + 1)
         speeds = np.where(held[:, None] + tics <= SLOW_TICS, SLOW_TURN, FAST_TURN)
-        angles = np.radians(around.angle + _TURN[:, None] * np.cumsum(speeds, axis=1))  # (5, tics of a step)
+        angles = np.radians(around.angle + _TURN[:, None] * np.cumsum(speeds, axis=1))  # (5, tics per step)
         thrusts = THRUST * _WALK[:, None, None] * np.stack([np.cos(angles), np.sin(angles)], axis=-1)
         velocity, moves = np.broadcast_to(around.velocity, (NUM_ACTIONS, 2)), []
         for tic in range(TICS_PER_STEP):
@@ -204,11 +204,11 @@ class Expert:
 
 
 class PerturbedExpert:
-    """Plays one episode with an expert's skill, but errs; tells of every step what the expert would have done.
+    """Plays one episode with an expert's skill and random errors; reports what the expert would have done at each step.
 
     Args:
-        generator: of the errors; without any nothing is drawn.
-        view: what it knows of; see the module.
+        generator: for the errors; unused if there are none.
+        view: what it knows; see the module.
         noise: probability of a uniformly random action at each step.
         perturbation: probability of mistaking wrong items for right ones, redrawn every `PERTURBATION_STEPS` steps on
             average.
@@ -222,9 +222,9 @@ class PerturbedExpert:
         self._is_misled = bool(perturbation) and generator.random() < perturbation
 
     def act(self, around: Surroundings, driven: int | None = None) -> tuple[int, int]:
-        """The action that is taken, and the one that the expert would have taken.
+        """The action taken, and the one the expert would have taken.
 
-        With `driven`, the action that another player takes, it only watches.
+        With `driven`, another player's action, it only watches.
         """
         best = action = self._expert.choose(around)
         if driven is not None:
@@ -243,7 +243,7 @@ class PerturbedExpert:
 
 
 def _steering(heading: float, distance: float) -> tuple[int, ...]:
-    """Actions from the best to the worst for going in a direction, relative to that faced."""
+    """Actions from best to worst for a heading relative to the one faced."""
     aside = abs(heading)
     if aside < 4:
         order = (FORWARD, LEFT_FORWARD, LEFT, RIGHT_FORWARD, RIGHT)
@@ -257,7 +257,7 @@ def _steering(heading: float, distance: float) -> tuple[int, ...]:
 
 
 def _clear_heading(around: Surroundings, avoided: np.ndarray, heading: float, length: float) -> float:
-    """The direction nearest to this one in which nothing bars the way; itself if there is none."""
+    """The unblocked heading nearest to this one; this one if there is none."""
     for other in _HEADINGS[np.argsort(np.abs(_wrapped(_HEADINGS - heading)), kind="stable")]:
         if _is_clear(around, avoided, other, length):
             return float(other) if abs(_wrapped(other - heading)) > 6 else heading
@@ -265,7 +265,7 @@ def _clear_heading(around: Surroundings, avoided: np.ndarray, heading: float, le
 
 
 def _most_open(around: Surroundings, avoided: np.ndarray) -> float:
-    """The direction in which one can go furthest; turning counts against it."""
+    """The heading with the longest free way; turning counts against it."""
     if not len(avoided):
         return 0.0
     lengths = (200.0, 140.0, 90.0, 50.0, 20.0, 0.0)
@@ -278,7 +278,7 @@ def _most_open(around: Surroundings, avoided: np.ndarray) -> float:
 
 
 def _is_clear(around: Surroundings, avoided: np.ndarray, heading: float, length: float, margin: float = 5.0) -> bool:
-    """Whether a straight way in a direction relative to that faced leads past all that is avoided and into no wall."""
+    """Whether a straight way, at a heading relative to the one faced, avoids everything in `avoided` and all walls."""
     direction = math.radians(around.angle + heading)
     steps = np.arange(8.0, length + 8.0, 12.0)[:, None]
     places = around.position + steps * np.array([math.cos(direction), math.sin(direction)])
@@ -292,13 +292,13 @@ def _is_clear(around: Surroundings, avoided: np.ndarray, heading: float, length:
 
 
 def _seen(around: Surroundings, places: np.ndarray) -> np.ndarray:
-    """Which places (n, 2) lie in the field of view: (n,) bool."""
+    """Which places (n, 2) are in the field of view: (n,) bool."""
     offsets = places - around.position
     return np.abs(_wrapped(np.degrees(np.arctan2(offsets[:, 1], offsets[:, 0])) - around.angle)) < HALF_VIEW
 
 
 def _distance(position: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """As the game measures touches, the larger of the two coordinates' differences: (n,)."""
+    """The Chebyshev distance, by which the game detects touches: (n,)."""
     return np.abs(places - position).max(axis=-1)
 
 
@@ -307,5 +307,5 @@ def _same(places: np.ndarray, place: np.ndarray) -> np.ndarray:
 
 
 def _wrapped(angles: np.ndarray) -> np.ndarray:
-    """Degrees from -180 to 180."""
+    """Angles wrapped to -180 to 180 degrees."""
     return (angles + 180) % 360 - 180

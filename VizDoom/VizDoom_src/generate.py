@@ -1,11 +1,10 @@
 """Making ViZDoom-Two-Colors trajectories with the scripted expert, on all cores.
 
-The episodes are divided into parts of ``PART`` episodes with seeds of their own, so that a part is the same whichever
-process makes it, and an interrupted run reuses the parts it finds (`RATE_model.data.parts`).
+Episodes are divided into parts of ``PART`` episodes. Each part has its own seeds, so it does not depend on the process
+that makes it, and an interrupted run reuses the finished parts (`RATE_model.data.parts`).
 
-The colours alternate: an episode takes the next seed of the colour that it needs. Only episodes of the full length are
-kept, as only they can be trained on; where the player dies before, the next seed of the colour is played, and the drops
-are counted.
+The colours alternate: an episode takes the next seed of the colour it needs. Only full-length episodes are kept, as
+training needs them; if the player dies early, the next seed of that colour is played, and the drop is counted.
 """
 
 from __future__ import annotations
@@ -32,38 +31,36 @@ from VizDoom.VizDoom_src.privileged import notes_of
 from VizDoom.VizDoom_src.scenario import BUILDER_VERSION, Scenario, ensure_scenario
 from VizDoom.VizDoom_src.seeds import FIRST_DATA_SEED
 
-PART = 20  # episodes; of 90 or 150 steps they fill whole chunks of a trajectory file
-PART_SEEDS = 1000  # seeds that a part may use; it needs two per episode, and more for those dropped
-EXPERT_STREAM = 2  # of the generators of a seed
+PART = 20  # episodes; with 90 or 150 steps they fill whole chunks of a trajectory file
+PART_SEEDS = 1000  # seeds per part; it needs two per episode, and more for dropped ones
+EXPERT_STREAM = 2  # one of the random streams of a seed
 
-EXPERT_VERSION = (
-    1  # raise it when a seed gives other actions, taken or labelled: parts of another version are not reused
-)
+EXPERT_VERSION = 1  # increment when a seed gives different actions or labels: parts of other versions are not reused
 
-INFOS_VERSION = 2  # raise it when other infos are noted: parts of another version are not reused
-_ATTEMPT = "attempt"  # info of a part: how many episodes were played for this one
+INFOS_VERSION = 2  # increment when the stored infos change: parts of other versions are not reused
+_ATTEMPT = "attempt"  # info in a part: number of episodes played to get this one
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the content of a dataset depends on, the number of episodes aside."""
+    """Everything a dataset depends on except its number of episodes."""
 
     scenario: Scenario
-    steps: int  # of every episode
-    view: View  # of the expert
-    noise: float  # share of its actions that are random
-    perturbation: float = 0.0  # share of the time in which it takes the wrong items for the right ones
-    driver: DriverChoice | None = None  # the agent that moves while the expert says what it would have done
+    steps: int  # per episode
+    view: View  # the expert's
+    noise: float  # share of random actions
+    perturbation: float = 0.0  # share of time in which it mistakes wrong items for right ones
+    driver: DriverChoice | None = None  # the agent that moves while the expert labels
 
     @property
     def first_seed(self) -> int:
-        """Of the episodes."""
+        """First seed of the episodes."""
         return FIRST_DATA_SEED if self.driver is None else self.driver.first_seed
 
 
 def generate(recipe: Recipe, episodes: int, path: Path, *, overwrite: bool = False, workers: int | None = None) -> Path:
     """Make a file of trajectories, half of them, rounded up, red; see `DataMaker.make`."""
-    vizdoom()  # a missing package, or missing graphics, show here and not in a process
+    vizdoom()  # fails here, not in a worker, if the package or graphics are missing
     ensure_graphics(recipe.scenario)
     ensure_scenario(recipe.scenario)
     attributes = {
@@ -83,7 +80,7 @@ def generate(recipe: Recipe, episodes: int, path: Path, *, overwrite: bool = Fal
 
 
 def job_of(recipe: Recipe) -> Job:
-    """How the parts of a recipe are made."""
+    """The job that makes the parts of a recipe."""
     described = asdict(replace(recipe, scenario=recipe.scenario.settled()))
     described |= {"infos": INFOS_VERSION}
     del described["driver"]
@@ -97,10 +94,10 @@ def job_of(recipe: Recipe) -> Job:
 
 
 def play_part(recipe: Recipe, writer: TrajectoryWriter, first: int, count: int) -> None:
-    """Play and write episodes first to first + count - 1, those of one part.
+    """Play and write one part: episodes first to first + count - 1.
 
     Raises:
-        UserError: too few episodes reach the full length, or an engine died twice.
+        UserError: too few episodes reach full length, or an engine died twice.
     """
     start = recipe.first_seed + first // PART * PART_SEEDS
     seeds = iter(range(start, start + PART_SEEDS))
@@ -120,7 +117,7 @@ def play_part(recipe: Recipe, writer: TrajectoryWriter, first: int, count: int) 
 
 
 def _played(game: VizDoomTwoColorsEnv, recipe: Recipe, seeds: Iterator[int], red: bool) -> Iterator[dict[str, Any]]:
-    """Episodes of the next seeds of a colour."""
+    """Full-length episodes from the next seeds of a colour."""
     for seed in seeds:
         first = game.reset(seed=seed)
         if first[1]["is_red"] == red:
@@ -130,10 +127,10 @@ def _played(game: VizDoomTwoColorsEnv, recipe: Recipe, seeds: Iterator[int], red
 def play(
     game: VizDoomTwoColorsEnv, first: tuple[np.ndarray, dict[str, Any]], recipe: Recipe, seed: int
 ) -> dict[str, Any]:
-    """A flawed expert's episode in a game that was reset to a seed and gave this observation and info; see `record`.
+    """A perturbed expert's episode in a game reset to a seed, with its first observation and info; see `record`.
 
-    Of every step it is noted whether the episode is red, its seed, the health at the time of the observation, and what
-    the expert would have done.
+    Every step records whether the episode is red, its seed, the health at the time of the observation, and what the
+    expert would have done.
     """
     generator = np.random.default_rng([seed, EXPERT_STREAM])
     player = PerturbedExpert(generator, view=recipe.view, noise=recipe.noise, perturbation=recipe.perturbation)

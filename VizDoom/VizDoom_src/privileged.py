@@ -1,4 +1,4 @@
-"""What data notes of every step beyond the picture: for objectives, probes and oracles, not for agents that play."""
+"""What data stores per step besides the picture: for objectives, probes and oracles, not for agents that play."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import numpy as np
 
 from VizDoom.VizDoom_src.engine import Surroundings
 
-# Those of them that are the same in the mirror.
+# Those that mirroring does not change.
 SAME_IN_THE_MIRROR = ("is_red", "seed", "health", "pillar", "items")
 
 
 def notes_of(around: Surroundings) -> dict[str, Any]:
-    """Of a step, in map units:
+    """What is stored for a step, in map units:
 
-    - ``agent_pos`` (2,), ``agent_dir`` (2,), the unit vector in which it faces, ``velocity`` (2,) per tic;
+    - ``agent_pos`` (2,), ``agent_dir`` (2,), the unit vector in which the agent faces, ``velocity`` (2,) per tic;
     - ``right_vec``, ``wrong_vec`` (2,): from the agent to the nearest item of the pillar's colour, and of the other:
       ahead, to the left; NaN where there is none;
-    - ``pillar``: whether it stands; ``items`` (2,): how many items of either kind there are.
+    - ``pillar``: whether it is there; ``items`` (2,): number of items of each kind.
     """
     angle = np.radians(around.angle)
     ahead = np.array([np.cos(angle), np.sin(angle)])

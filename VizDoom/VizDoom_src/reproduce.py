@@ -53,9 +53,9 @@ STUDIES: dict[Setting, Study] = {
         device="auto",
     ),
 }
-# Models whose memory is knocked out and exchanged.
+# Models whose memory is knocked out and swapped.
 CONTROLLED = ("RATE", "LSTM")
-OF_DATA = "data"  # the entry with the mean return of the data
+OF_DATA = "data"  # entry for the mean return of the data
 # Cherepanov et al. 2023 (arXiv 2306.09459), table 5, mean over 6 runs; and the score of RATE in a later comparison.
 PUBLISHED = {
     "RATE": {"red": 38.2, "green": 44.7, "mean": 41.5},
@@ -77,7 +77,7 @@ class Options(PageOptions):
 
     @property
     def page(self) -> str:
-        """The name of the files of results."""
+        """The base name of the results files."""
         name = "vizdoom" if self.setting == "fast" else f"vizdoom_{self.setting}"
         return name if self.graphics is None else f"{name}_{self.graphics}_graphics"
 
@@ -102,12 +102,12 @@ class Page(ControlsPage):
 
     @property
     def name(self) -> str:
-        """By setting and graphics."""
+        """Named by setting and graphics."""
         return self.options.page
 
     @property
     def study(self) -> Study:
-        """Of the setting."""
+        """The setting's runs."""
         return self.options.study
 
     @cached_property
@@ -116,17 +116,17 @@ class Page(ControlsPage):
         return mean_return_of_data(self.data)
 
     def of_runs(self, runs: Sequence[Path]) -> Entry:
-        """The columns of the runs' last evaluations, and their errors, as COLUMN_error."""
+        """The columns of the runs' last evaluations, with standard errors as COLUMN_error."""
         names = COLUMNS | {f"{column}_error": name for column, name in ERRORS.items()}
         results, asked = final_results(runs), self.config.task.target_return
         return {column: [result[f"{name}_{asked:g}"] for result in results] for column, name in names.items()}
 
     def of_control(self, runs: Sequence[Path], **changes: Any) -> Entry:
-        """The same columns."""
+        """The same columns for a control."""
         return of_figures(super().of_control(runs, **changes))
 
     def controls(self, label: str) -> dict[str, dict[str, Any]]:
-        """Of `CONTROLLED`, memory knocked out and, where the colour can be chosen, exchanged; of RATE, another return.
+        """For `CONTROLLED`, memory knocked out and, where the colour can be chosen, swapped; for RATE, another target.
 
         Runs with the published target return get the mean return of their data, reset at every segment; all others
         get the published one.
@@ -196,7 +196,7 @@ class Page(ControlsPage):
 
 
 def of_figures(found: Mapping[str, list[float]]) -> dict[str, list[float]]:
-    """The columns of the page, and their errors."""
+    """The columns of the page, with their standard errors."""
     return {column: found[column] for column in (*COLUMNS, *(f"{error}_error" for error in ERRORS))}
 
 
@@ -221,7 +221,7 @@ def mean_cell(entry: Mapping[str, Any], column: str) -> str:
 
 
 def seed_cell(entry: Mapping[str, Any], column: str, index: int) -> str:
-    """One seed's value, with the standard error over episodes where there is one."""
+    """One seed's value, with the standard error over episodes if known."""
     errors = entry.get(f"{column}_error")
     return f"{entry[column][index]:.1f}" + (f" ± {errors[index]:.1f}" if errors else "")
 

@@ -1,8 +1,8 @@
 """The Two-Colors scenario (Cherepanov et al. 2023, arXiv 2306.09459, after Beeching et al. 2019), written from scratch.
 
-A square room with a damaging floor, 8 health every 32 tics from the first tic on. A red or green pillar stands before
-the player for its first ``pillar_steps`` steps. Items of both colours lie around; when the pillar goes, new ones begin
-to appear, green and red in turn. Touching one of the pillar's colour heals, touching the other hurts.
+A square room with a damaging floor: 8 health every 32 tics from the first tic on. A red or green pillar stands in front
+of the player for the first ``pillar_steps`` steps. The room has items of both colours; when the pillar disappears, new
+ones start to appear, green and red in turn. Touching an item of the pillar's colour heals, touching the other hurts.
 
     y  512 +-----------------+
            |   o    x   o    |      P pillar       ^ player, facing it, 320 units away
@@ -17,9 +17,9 @@ Two variants:
   original, so that a seed gives the same episode as there; with the graphics ``published`` (`graphics.py`), frame by
   frame. An item is a piece of armour that absorbs part of the damage, so a wrong item costs 17 (green) or 13 (red)
     health, although the script says 25.
-- ``clear``: large, bright sprites of our own, and exactly 25 health more or less. Seeds give other layouts.
+- ``clear``: large, bright sprites of our own, and exactly 25 health gained or lost. Seeds give other layouts.
 
-WADs are built on first use and kept in a cache.
+WADs are built on first use and cached.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ from RATE_model.system import cache
 from VizDoom.VizDoom_src import wad
 from VizDoom.VizDoom_src.wad import CLOSED, ENTER, OPEN, Acs
 
-BUILDER_VERSION = 1  # of this module and wad.py; other versions ignore this version's files in the cache
+BUILDER_VERSION = 1  # of this module and wad.py; other versions ignore cached files of this one
 TICS_PER_STEP = 2
 ROOM = (-768.0, -768.0, 512.0, 512.0)  # west, south, east, north; 32 units are about a metre
 START = (-128.0, -448.0)
 PILLAR = (-128.0, -128.0)
 HEALTH_PER_ITEM = 25
 GREEN, RED = "GreenArmor", "BlueArmor"  # the stock item called blue is red in the free graphics
-CLEAR_MAPS = ("MAP01", "MAP02")  # of the variant `clear`: green and red
+CLEAR_MAPS = ("MAP01", "MAP02")  # variant `clear`: green and red
 MAX_TIME = 1_000_000
 MAX_ITEMS = 100  # of each colour; more would not fit
 
 _DAMAGING_FLOOR = 83
-_SHAPING, _IS_RED = 1, 2  # global variables, which the game reports as USER1 and USER2
+_SHAPING, _IS_RED = 1, 2  # global variables, reported by the game as USER1 and USER2
 _PICKED_RIGHT, _PICKED_WRONG = 21, 22  # scripts
 _ITEM_TAGS = {GREEN: 31, RED: 32}
 _HANDLERS = {GREEN: 0, RED: 1}  # variables that hold the script of a colour
@@ -60,7 +60,7 @@ _DAMAGE_KIND = 18
 
 Variant = Literal["published", "clear"]
 Graphics = Literal["published", "installed"]
-# Default graphics of a variant. `clear` keeps those that its results were made with.
+# Default graphics of each variant. `clear` keeps those its results were measured with.
 GRAPHICS: dict[str, Graphics] = {"published": "published", "clear": "installed"}
 # Graphics of runs and data files that do not record them.
 BEFORE = {"graphics": "installed"}
@@ -86,7 +86,7 @@ class Scenario:
 
     @property
     def rules(self) -> dict[str, int | bool | str]:
-        """The parts that matter beyond the pictures."""
+        """The fields that affect more than the pictures."""
         return {name: value for name, value in asdict(self).items() if name != "graphics"}
 
     def settled(self) -> Scenario:
@@ -112,12 +112,12 @@ def build(scenario: Scenario) -> bytes:
 
 
 def cache_directory() -> Path:
-    """Where built scenarios are kept."""
+    """The folder of built scenarios."""
     return cache.directory("vizdoom")
 
 
 def ensure_scenario(scenario: Scenario) -> Path:
-    """The WAD file of a scenario, built if the cache has none.
+    """The WAD file of a scenario, built if it is not cached.
 
     Raises:
         UserError: a value is out of range, or the cache cannot be written.
@@ -136,7 +136,7 @@ def _map(things: list[dict[str, float | int | bool]]) -> bytes:
     everywhere = {f"skill{level}": True for level in range(1, 6)} | {"single": True, "coop": True, "dm": True}
     start = {"x": START[0], "y": START[1], "type": 1, "angle": 90}
     blocks: list[tuple[str, wad.Fields]] = [("thing", thing | everywhere) for thing in (start, *things)]
-    # Clockwise: a line's front is at its right, which here is the inside.
+    # Clockwise: a line's front is on its right, here the inside.
     blocks += [("vertex", {"x": x, "y": y}) for x, y in ((west, south), (west, north), (east, north), (east, south))]
     blocks += [("linedef", {"v1": i, "v2": (i + 1) % 4, "sidefront": i, "blocking": True}) for i in range(4)]
     blocks += [("sidedef", {"sector": 0, "texturemiddle": "STONE2"})] * 4
@@ -164,7 +164,7 @@ def _published(scenario: Scenario) -> bytes:
         acs.push(scenario.spawn_tics).do("delay")
     acs.jump("goto", "for ever")
     acs.script(2, ENTER).do("clear_inventory").do("terminate")
-    # Negative damage heals. The armour is taken away at once: only the health counts.
+    # Negative damage heals. The armour is removed at once: only health counts.
     for script, damage, operation in (
         (_PICKED_RIGHT, -HEALTH_PER_ITEM, "add_global"),
         (_PICKED_WRONG, HEALTH_PER_ITEM, "subtract_global"),
@@ -175,7 +175,7 @@ def _published(scenario: Scenario) -> bytes:
 
 
 def _begin_colour(acs: Acs, right: str, column: str | None) -> None:
-    """Which script runs when an item is picked up, and the pillar."""
+    """Set the scripts that run when items are picked up, and place the pillar."""
     for item, variable in _HANDLERS.items():
         acs.push(_PICKED_RIGHT if item == right else _PICKED_WRONG).do("set_variable", variable)
     if column is not None:
@@ -192,9 +192,9 @@ def _spawn(acs: Acs, item: str, label: str) -> None:
     acs.do("set_thing_special")
 
 
-# The variant `clear`. Every item and pillar is an actor of its own, written in the language DECORATE. Two of its rules
-# are easily broken. A keyword such as stop must begin a line. And a thing placed on the map stays in its first state
-# for a random time, so that state must be as short as possible: one tic.
+# The variant `clear`. Every item and pillar is a separate actor, written in the language DECORATE. Two of its rules are
+# easily broken. A keyword such as stop must begin a line. And a thing placed on the map stays in its first state for a
+# random time, so that state must be as short as possible: one tic.
 _ITEM = """actor {name} : CustomInventory
 {{
   radius 20
@@ -253,7 +253,7 @@ _WALL_GAP = 20  # an item's radius
 
 
 def _clear(scenario: Scenario) -> bytes:
-    """The variant with two maps, one of each colour, which the environment chooses between."""
+    """The variant with one map per colour; the environment chooses between them."""
     actors = []
     for colour, code in (("Green", "G"), ("Red", "R")):
         for kind, effect in (("Right", "HealThing"), ("Wrong", "DamageThing")):
@@ -283,7 +283,7 @@ def _clear(scenario: Scenario) -> bytes:
 
 
 def _place(item: str) -> str:
-    """The state that creates an item; places are relative to the spawner in the middle of the room."""
+    """The state that creates an item; positions are relative to the spawner in the middle of the room."""
     reach = int(ROOM[2] - PILLAR[0]) - _WALL_GAP
     return _PLACE.format(item=f"TwoColors{item}", low=-reach, high=reach)
 

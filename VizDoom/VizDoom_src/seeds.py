@@ -1,4 +1,4 @@
-"""Seeds of the published evaluation (Cherepanov et al. 2023), and where those of our data begin.
+"""Seeds of the published evaluation (Cherepanov et al. 2023), and the first seed of our data.
 
 Each list holds the lowest hundred seeds of its colour in the published scenario. An evaluation plays every fourth of
 them, or all.
@@ -21,5 +21,5 @@ GREEN_SEEDS: tuple[int, ...] = (
     224, 225,
 )
 # fmt: on
-EVERY = 4  # of the lists, in the published evaluation
-FIRST_DATA_SEED = 1_000_000  # data is made of seeds from here on: none of an evaluation is among them
+EVERY = 4  # the published evaluation uses every fourth seed
+FIRST_DATA_SEED = 1_000_000  # data uses seeds from here on, and evaluations none of them

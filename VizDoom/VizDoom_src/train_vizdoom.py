@@ -2,9 +2,9 @@
 
     python3 VizDoom/VizDoom_src/train_vizdoom.py --nmt 5 --mem_len 300 --skip_dec_ffn
 
-Data that is missing is made first. Each seed is a separate run in VizDoom/VizDoom_checkpoints/.
-What is particular to ViZDoom-Two-Colors stands in environment.py; the flow, from flags to pictures, in
-RATE_model/cli/training.py.
+Missing data is made first. Each seed is a separate run in VizDoom/VizDoom_checkpoints/.
+environment.py has what is specific to ViZDoom-Two-Colors; RATE_model/cli/training.py has the flow, from flags to
+pictures.
 """
 
 import sys

@@ -1,7 +1,7 @@
 """Writers of Doom's file formats: WAD archives, UDMF maps, ACS scripts in object code, PNG sprites.
 
-Only what our scenarios need, from the public descriptions of the formats. No file of the game, no compiler and no node
-builder is involved: the engine builds a map's nodes itself.
+Only what our scenarios need, from the public descriptions of the formats. It needs no game file, compiler or node
+builder: the engine builds a map's nodes itself.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import numpy as np
 
 Fields = Mapping[str, "bool | int | float | str"]
 
-OPEN, ENTER, CLOSED = 1, 4, 0  # when a script starts: with the map, with the player, when it is called
+OPEN, ENTER, CLOSED = 1, 4, 0  # when a script starts: with the map, with the player, when called
 
 _WORD = 4  # bytes
-_CODE_START = 8  # of an ACS object: behind its magic number and the address of its directory
+_CODE_START = 8  # in an ACS object: after its magic number and the address of its directory
 _OPCODES = {
     "terminate": 1,
     "push": 3,
@@ -45,7 +45,7 @@ SPECIALS = {"damage_thing": 119, "remove_thing": 132, "execute_script": 226}
 
 
 def wad(lumps: Sequence[tuple[str, bytes]]) -> bytes:
-    """A patch WAD of (name, content) lumps. Their order has a meaning: maps and sprites lie between markers.
+    """A patch WAD of (name, content) lumps. Their order matters: maps and sprites lie between markers.
 
     Raises:
         ValueError: a name is longer than 8 characters.
@@ -89,7 +89,7 @@ class Acs:
     """
 
     def __init__(self) -> None:
-        self._words: list[int | str] = []  # a name stands for the address of its label
+        self._words: list[int | str] = []  # a name is a placeholder for its label's address
         self._scripts: list[tuple[int, int, int]] = []  # number and kind, first word, number of arguments
         self._strings: list[str] = []
         self._labels: dict[str, int] = {}
@@ -100,44 +100,44 @@ class Acs:
         return self
 
     def do(self, operation: str, operand: int | None = None) -> Acs:
-        """An operation by name."""
+        """Append an operation by name."""
         self._words.append(_OPCODES[operation])
         if operand is not None:
             self._words.append(operand)
         return self
 
     def push(self, *numbers: int) -> Acs:
-        """Integers, onto the stack."""
+        """Push integers onto the stack."""
         for number in numbers:
             self.do("push", number)
         return self
 
     def push_fixed(self, *numbers: float) -> Acs:
-        """Fixed-point numbers, with 16 bits behind the point."""
+        """Push fixed-point numbers with 16 fractional bits."""
         return self.push(*(round(number * 2**16) for number in numbers))
 
     def push_text(self, text: str) -> Acs:
-        """A string, by its number in the table of strings."""
+        """Push a string, as its index in the string table."""
         if text not in self._strings:
             self._strings.append(text)
         return self.push(self._strings.index(text))
 
     def label(self, name: str) -> Acs:
-        """A place to jump to."""
+        """Define a jump target."""
         self._labels[name] = len(self._words)
         return self
 
     def jump(self, operation: str, label: str) -> Acs:
-        """goto, goto_if or goto_unless, to a label."""
+        """Append goto, goto_if or goto_unless to a label."""
         self._words += [_OPCODES[operation], label]
         return self
 
     def special(self, name: str, arguments: int) -> Acs:
-        """An action special, whose 1 or 3 arguments were pushed."""
+        """Append an action special, whose 1 or 3 arguments were pushed."""
         return self.do(f"special{arguments}", SPECIALS[name])
 
     def assemble(self) -> bytes:
-        """The object, as the lump BEHAVIOR holds it."""
+        """The object, as stored in the lump BEHAVIOR."""
         code = b"".join(struct.pack("<i", self._resolved(word)) for word in self._words)
         strings, offsets = b"", []
         for text in self._strings:
@@ -161,7 +161,7 @@ class Acs:
 def sprite(pixels: np.ndarray) -> bytes:
     """A PNG of (H, W, 4) uint8 pixels, red, green, blue, opacity, that stands on the middle of its lower edge."""
     height, width, _ = pixels.shape
-    rows = np.concatenate([np.zeros((height, 1), np.uint8), pixels.reshape(height, -1)], axis=1)  # 0: not filtered
+    rows = np.concatenate([np.zeros((height, 1), np.uint8), pixels.reshape(height, -1)], axis=1)  # 0: no filter
     chunks = [
         (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0)),
         (b"grAb", struct.pack(">ii", width // 2, height)),
