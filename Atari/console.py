@@ -1,4 +1,4 @@
-"""The emulator of one game: decisions of four frames, what the agent sees of them, and states to go back to.
+"""The emulator of one game: decisions of four frames, what the agent sees of them, and saved states.
 
 This is the preprocessing of the published system and of the DQN-replay data (Mnih et al. 2015; Machado et al. 2018,
 arXiv 1709.06009): a decision holds its action for four frames; of the last two, the brighter grey of every pixel is
@@ -25,10 +25,10 @@ SIZE = 84  # rows and columns of what the agent sees
 class Console:
     """One game, switched on.
 
-    The emulator itself draws nothing at random: what happens is a function of the actions since `switch_on`.
+    The emulator is deterministic: its state depends only on the actions since `switch_on`.
 
     Args:
-        game: which.
+        game: the game.
 
     Raises:
         UserError: ale-py is missing.
@@ -52,7 +52,7 @@ class Console:
 
     @property
     def lives(self) -> int:
-        """Lives left; 0 all along in games without lives."""
+        """Lives left; always 0 in games without lives."""
         return self._emulator.lives()
 
     @property
@@ -61,7 +61,7 @@ class Console:
         return self._emulator.game_over()
 
     def switch_on(self, idle_frames: int = 0) -> None:
-        """Begin a game, and let this many frames pass without a button pressed."""
+        """Start a game, and let this many frames pass without pressing a button."""
         self._emulator.restoreState(self._begin)
         idle = self._actions[self.noop]
         for _ in range(idle_frames):
@@ -72,12 +72,12 @@ class Console:
         self._look(self._screens[1])
 
     def press(self, action: int, *, before: int | None = None, stuck: np.ndarray | None = None) -> float:
-        """One decision: hold an action for four frames. A game that is over stands still.
+        """One decision: hold an action for four frames. Does nothing once the game is over.
 
         Args:
             action: 0 to ``game.actions`` - 1.
-            before: the action of the decision before, which sticks in ``stuck`` frames.
-            stuck: (4,) bool, the frames in which the action before goes on (sticky actions); None: none.
+            before: the previous decision's action, repeated in ``stuck`` frames.
+            stuck: (4,) bool, the frames that repeat the previous action (sticky actions); None: none.
 
         Returns:
             The points of these frames.
@@ -95,7 +95,7 @@ class Console:
         return points
 
     def simulate(self, action: int) -> float:
-        """As `press`, for what nobody looks at: `observation` is not what it shows afterwards."""
+        """Like `press`, but faster: `observation` is not valid afterwards."""
         held, act = self._actions[action], self._act
         return act(held) + act(held) + act(held) + act(held)
 
@@ -116,5 +116,5 @@ class Console:
         return self._emulator.cloneState()
 
     def restore(self, state: Any) -> None:
-        """Go back to a state of this console. What the agent sees is not part of it."""
+        """Restore a saved state of this console, without what the agent sees."""
         self._emulator.restoreState(state)

@@ -37,7 +37,7 @@ from RATE_model.errors import UserError
 from RATE_model.system.atomic import atomic_write_text
 
 TRAINING_FRACTION = 0.9
-REWARDS_FILE = "rewards.json"  # of a run: whether its data's rewards are clipped
+REWARDS_FILE = "rewards.json"  # in a run: whether its data's rewards are clipped
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class DataOptions:
 
     @property
     def directory(self) -> Path:
-        """Where files are made."""
+        """The folder of data files."""
         return self.data_dir or DATA_DIRECTORY
 
 
@@ -79,15 +79,15 @@ class Data:
         return bool(self.file.attributes.get(CLIPPED, False))
 
     def write(self, directory: Path) -> None:
-        """Keep in a run's directory what acting has to know of the data."""
+        """Store what acting needs to know about the data in a run's directory."""
         atomic_write_text(directory / REWARDS_FILE, json.dumps({"clipped": self.clipped}) + "\n")
 
 
 def trained_on_clipped_rewards(run: Path) -> bool:
-    """Whether a run's data had clipped rewards; not where nothing tells, as of a converted checkpoint.
+    """Whether a run's data had clipped rewards; False if unknown, as for a converted checkpoint.
 
     Raises:
-        UserError: what the run says of it is damaged.
+        UserError: the run's record of it is damaged.
     """
     path = run / REWARDS_FILE
     try:
@@ -102,10 +102,10 @@ def configured_folder() -> Path | None:
 
 
 def ensure_dataset(options: DataOptions, selection: Selection | None = None) -> Path:
-    """The file to train on, made or converted if need be.
+    """The file to train on, made or converted if necessary.
 
     Raises:
-        UserError: the data that was named is missing or bad, or nothing can be made or written.
+        UserError: the named data is missing or invalid, or no data can be made or written.
     """
     played, selection = game_of(options.game), selection or Selection()
     place, named = options.data_path, f"--data_path {options.data_path}"
@@ -136,7 +136,7 @@ def ensure_dataset(options: DataOptions, selection: Selection | None = None) -> 
 
 
 def game_of_logs(logs: Path) -> str | None:
-    """The game whose buffers a folder holds, by the names of the folder and of the two above; None: they name none."""
+    """The game of a folder of buffers, from its name and those of the two folders above; None: no known game."""
     for name in reversed(logs.resolve().parts[-3:]):  # {Game}/1/replay_logs
         with suppress(UserError):
             return game_of(name).name
@@ -161,7 +161,7 @@ def open_dataset(path: Path, game: Game) -> TrajectoryFile:
 
 
 def rewards_note(file: TrajectoryFile, game: Game) -> str | None:
-    """What there is to say of the rewards of a conversion; None: it is a file of another kind."""
+    """A note on the rewards of a converted file; None: the file is not a conversion."""
     if (clipped := file.attributes.get(CLIPPED)) is None:
         return None
     if clipped and game.unit_points:

@@ -10,7 +10,7 @@ The ``published`` opening is that of the authors' evaluation: before an episode 
 black ones, FIRE is pressed twice, each time with a picture of its own, and after a life lost the agent is shown both
 the picture at the loss and the one after FIRE, whose points do not count.
 
-An episode is a function of its seed and of the actions, whatever was played before.
+An episode depends only on its seed and the actions, not on what was played before.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ Opening = Literal["black", "published"]
 
 
 class AtariEnv(SeededEnv):
-    """One game; what it shows and when it ends: see the module.
+    """One game; see the module for observations and ends.
 
-    A seed decides the frames without a button and the sticky ones. ``info`` holds ``lives`` (int), always 0 in games
-    without lives.
+    The seed determines the frames without a button and the sticky ones. ``info`` holds ``lives`` (int), always 0 in
+    games without lives.
 
     Attributes:
         console: the emulator; scripted players read its memory and look ahead with it.
@@ -47,8 +47,8 @@ class AtariEnv(SeededEnv):
 
     Args:
         game: its name; see `Atari.games`.
-        sticky: probability, at every frame, that the action before goes on instead.
-        noops: most frames at the start in which nothing is pressed; 0: none.
+        sticky: probability, at every frame, of repeating the previous action instead.
+        noops: maximum number of initial frames without a button; 0: none.
         max_steps: decisions until truncation.
         frame_stack: pictures that the agent sees at once.
         opening: what is seen where an episode or a ball begins; see the module.
@@ -130,12 +130,12 @@ class AtariEnv(SeededEnv):
         return float(points)
 
     def _show(self) -> None:
-        """The newest picture follows those that were seen before."""
+        """Append the newest picture to the observation."""
         self._observation[:-1] = self._observation[1:]
         self._observation[-1] = self.console.observation()
 
     def _press_fire(self) -> float:
-        """Press the button that starts a ball, where there is one, and return the points of that time."""
+        """Press FIRE, in games that have it, and return the points earned meanwhile."""
         return 0.0 if self.console.fire is None else self.console.press(self.console.fire)
 
     def _info(self) -> dict[str, Any]:
@@ -145,11 +145,11 @@ class AtariEnv(SeededEnv):
 class AtariVectorEnv(FrozenVectorEnv):
     """B games side by side; ``info`` holds ``lives`` (B,) int64.
 
-    ale-py's emulator does not leave Python to other threads, so that threads would not make this faster.
+    ale-py's emulator does not release the GIL, so threads would not make this faster.
 
     Args:
         num_envs: B.
-        game, render_mode, options: of every game, see `AtariEnv`.
+        game, render_mode, options: for every game, see `AtariEnv`.
 
     Raises:
         UserError: as for `AtariEnv`.

@@ -110,7 +110,7 @@ class Config(ImageExperimentConfig):
 
     @property
     def target(self) -> float:
-        """The return to ask for. Raises UserError for a game that has none, without --target_return."""
+        """The target return. Raises UserError for a game that has none, without --target_return."""
         return protocol.target_of(self.game, self.task.target_return)
 
     @property
@@ -118,7 +118,7 @@ class Config(ImageExperimentConfig):
         """How the model sees the game and its returns.
 
         Raises:
-            UserError: returns are to be parts of a return asked for that is not known, or 0.
+            UserError: returns are scaled by a target return that is unknown or 0.
         """
         scale = self.task.return_scale if self.agent_config().sizes.conditioned else 1.0
         if scale is None:
@@ -173,7 +173,7 @@ class Atari(Environment):
         return TrainingData.of_one_stage(sides, config.segments, config.spec, **more)
 
     def name_parts(self, config: Config) -> tuple[Sequence[object], Sequence[str]]:
-        """With the game."""
+        """Includes the game."""
         return (config.game.name, *config.model.name_parts), ("game",)
 
     def check(self, config: Config) -> None:
@@ -194,7 +194,7 @@ class Atari(Environment):
     def load_agent(
         self, checkpoint: Path, recorded: Mapping[str, Any], asked: Mapping[str, Any], *, device: torch.device | str
     ) -> Agent:
-        """An agent of the game that is asked for."""
+        """An agent for the chosen game."""
         ale_py()  # it may not be installed
         run, flags = checkpoint.absolute().parent.parent, {**recorded, **asked}
         trained, name = recorded.get("game"), flags.get("game")
@@ -206,18 +206,18 @@ class Atari(Environment):
         return super().load_agent(checkpoint, recorded, asked, device=device)
 
     def player(self, evaluation: Evaluation, actor: BatchActor) -> BatchActor:
-        """One that sees clipped rewards if its data's were."""
+        """A player that sees clipped rewards if its data had them."""
         clipped = evaluation.run is not None and trained_on_clipped_rewards(evaluation.run)
         return protocol.ClippedRewards(actor) if clipped else actor
 
     def target_returns(self, flags: Mapping[str, Any]) -> tuple[float, ...]:
-        """What was asked for in training, or the game's return."""
+        """The target return of training, or the game's."""
         return (protocol.target_of(_game(flags), flags.get("target_return")),)
 
     def metrics(
         self, played: Mapping[None, Episodes], evaluation: Evaluation, config: Config, *, final: bool
     ) -> dict[str, float]:
-        """Points and scores, and what was asked for."""
+        """Points, scores and the target return."""
         return protocol.metrics(played[None], config.game) | {"target_return": evaluation.targets[0]}
 
     def headlines(self, config: Config) -> Mapping[str, str]:

@@ -1,8 +1,8 @@
 """The evaluation protocol of Atari: games side by side, unclipped points, sampled or greedy actions.
 
 Published: 10 episodes, each of at most 28,000 frames (7000 decisions), begun with up to 30 frames without a button,
-without sticky actions; the return asked for is the game's, and every point is taken off it. After training on data
-with clipped rewards what is taken off is clipped as well; the points that are reported never are.
+without sticky actions; the target return is the game's, and every point is subtracted from it. After training on data
+with clipped rewards, the subtracted rewards are clipped as well; reported points never are.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from RATE_model.errors import UserError
 
 
 def target_of(game: Game, given: float | None, flag: str = "--target_return") -> float:
-    """The return to ask for, in points: the one given, else the game's. Raises UserError if there is neither."""
+    """The target return in points: the one given, else the game's. Raises UserError if there is neither."""
     target = game.target_return if given is None else given
     if target is None:
         raise UserError(f"{flag}: {game.name} has no published target return; give one, in points")
@@ -23,7 +23,7 @@ def target_of(game: Game, given: float | None, flag: str = "--target_return") ->
 
 
 class ClippedRewards:
-    """A player who sees rewards within [-1, 1], as in the data that its model was trained on."""
+    """A player that sees rewards clipped to [-1, 1], as in its model's training data."""
 
     def __init__(self, player: BatchActor) -> None:
         self._player = player
@@ -46,7 +46,7 @@ def random_player(game: Game, seed: int = 0) -> Memoryless:
 def metrics(played: Episodes, game: Game) -> dict[str, float]:
     """Results by name: mean, standard deviation and standard error of returns, mean length, gamer-normalised score.
 
-    `eval_return` and `eval_std` are the published names. Scores are of the games that have a measured human player.
+    `eval_return` and `eval_std` are the published names. Scores exist only for games with a measured human player.
     """
     mean, error = mean_and_error(played.returns)
     result = {"eval_return": mean, "eval_std": float(np.std(played.returns))}

@@ -37,7 +37,7 @@ class Game:
         return _roms()[self.name.lower()]
 
     def normalised_score(self, returns: Returns) -> Returns | None:
-        """Score of undiscounted, unclipped returns, in percent of a human player's; None where no one measured it."""
+        """Score of undiscounted, unclipped returns, in percent of a human player's; None if not measured."""
         if self.random_score is None or self.human_score is None:
             return None
         return 100 * (returns - self.random_score) / (self.human_score - self.random_score)
@@ -81,7 +81,7 @@ def game(name: str) -> Game:
 
 
 def ale_py() -> ModuleType:
-    """The package ale-py, told to be quiet. Raises UserError where it is missing."""
+    """The package ale-py, with its output silenced. Raises UserError if it is missing."""
     try:
         package = importlib.import_module("ale_py")
     except ImportError as error:
@@ -101,6 +101,6 @@ def _camel_case(rom: str) -> str:
 
 
 def _roms() -> dict[str, str]:
-    """Names in lower case without gaps, and ale-py's."""
+    """Lower-case names without separators -> ale-py's names."""
     ale_py()
     return {_camel_case(rom).lower(): rom for rom in importlib.import_module("ale_py.roms").get_all_rom_ids()}

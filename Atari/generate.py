@@ -30,16 +30,16 @@ from RATE_model.data.writer import TrajectoryWriter
 
 FRAME_SHAPE = (1, SIZE, SIZE)
 FIRST_DATA_SEED = 1_000_000  # far above those of any evaluation
-EXPERT_STREAM = 2  # of the generators of a seed
+EXPERT_STREAM = 2  # one of the random streams of a seed
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the content of a dataset depends on, the number of steps aside."""
+    """Everything a dataset depends on except its number of steps."""
 
     game: str
-    mix: tuple[float, ...]  # noise of the player; episode n has the n-th, and after the last comes the first
-    sticky: float = 0.0  # probability that an action goes on for another frame
+    mix: tuple[float, ...]  # noise levels of the player; episodes cycle through them
+    sticky: float = 0.0  # probability of repeating the previous action, per frame
     max_steps: int = PUBLISHED_CAP  # decisions of an episode
 
 
@@ -47,7 +47,7 @@ def generate(
     recipe: Recipe, transitions: int, path: Path, *, overwrite: bool = False, workers: int | None = None
 ) -> Path:
     """Make a file of this many steps; see `DataMaker.make`."""
-    ale_py()  # a missing package shows here, not in a process
+    ale_py()  # fails here, not in a worker, if the package is missing
     described = {**asdict(recipe), "mix": list(recipe.mix), "expert_version": EXPERT_VERSION}
     job = Job(
         functools.partial(_play_part, recipe),
@@ -64,7 +64,7 @@ def generate(
 
     def note(episode: Mapping[str, Any]) -> None:
         if episode["unfinished"]:
-            return  # nobody knows what it would have earned
+            return  # its return would be unknown
         noise = recipe.mix[(int(episode["infos"]["seed"][0]) - FIRST_DATA_SEED) % len(recipe.mix)]
         returns.setdefault(noise, []).append(float(episode["rewards"].sum()))
         attributes["levels"] = [{"noise": level, **_statistics(values)} for level, values in returns.items()]

@@ -27,13 +27,13 @@ class Planner(ScriptedPlayer):
     HELD = (3, 9)  # decisions in a row for which a button is held, least and most
     FOLLOWED = 3
     DISCOUNT = 0.97  # per decision
-    LIFE = 5.0  # as many points' worth
+    LIFE = 5.0  # in points
 
     def reset(self, env: AtariEnv) -> None:
         """Forget the plan."""
         self._actions = env.game.actions
         self._plan = np.zeros(0, dtype=np.int64)
-        self._done = 0  # of the plan
+        self._done = 0  # decisions of the plan
 
     def _choose(self, console: Console) -> int:
         if self._done % self.FOLLOWED == 0:
@@ -47,7 +47,7 @@ class Planner(ScriptedPlayer):
             self._plan, self._done = self._plan[:0], 0
 
     def _best(self, console: Console) -> np.ndarray:
-        """The best of new plans and of what is left of the old one, (HORIZON,) int64."""
+        """The best of new plans and the rest of the old one, (HORIZON,) int64."""
         plans = self._drawn(self.PLANS)
         if len(self._plan):
             plans[0, : len(self._plan)] = self._plan
@@ -68,7 +68,7 @@ class Planner(ScriptedPlayer):
         return np.take_along_axis(self._generator.integers(self._actions, size=(count, most_parts)), part, axis=1)
 
     def _value(self, console: Console, plan: list[int]) -> float:
-        """What a plan is worth; leaves the console somewhere else."""
+        """The value of a plan; changes the console's state."""
         value, weight, lives = 0.0, 1.0, console.lives
         for action in plan:
             points = console.simulate(action)

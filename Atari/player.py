@@ -18,7 +18,7 @@ class ScriptedPlayer(ABC):
         description: a few words on how it plays.
 
     Args:
-        generator: of all that it draws.
+        generator: for all its random choices.
         noise: probability of a random action at each step.
     """
 
@@ -33,7 +33,7 @@ class ScriptedPlayer(ABC):
         """Begin an episode in an environment that was just reset."""
 
     def act(self, env: AtariEnv) -> int:
-        """The next action, chosen while the environment waits for it; its game stands as before."""
+        """The next action; leaves the environment's game unchanged."""
         random = self._generator.random() < self._noise
         action = int(self._generator.integers(env.game.actions)) if random else self._choose(env.console)
         self._took(action)
@@ -41,8 +41,8 @@ class ScriptedPlayer(ABC):
 
     @abstractmethod
     def _choose(self, console: Console) -> int:
-        """What to do without noise."""
+        """The action without noise."""
 
     @abstractmethod
     def _took(self, action: int) -> None:
-        """Note what is done, be it chosen or random."""
+        """Record the action taken, chosen or random."""

@@ -2,8 +2,8 @@
 
     python3 Atari/train_rate_atari.py --game Breakout --num_mem_tokens 15 --mem_len 360 --n_head_ca 1 --skip_dec_ffn
 
-Data is made where there is none (see Atari/README.md). Each seed is a separate run in Atari/Atari_checkpoints/.
-What is particular to Atari stands in environment.py; the flow, from flags to pictures, in RATE_model/cli/training.py.
+Missing data is made first (see Atari/README.md). Each seed is a separate run in Atari/Atari_checkpoints/.
+environment.py has what is specific to Atari; RATE_model/cli/training.py has the flow, from flags to pictures.
 """
 
 import sys

@@ -109,10 +109,10 @@ class DataOptions(DAggerOptions):
         at_most(MAX_EPISODES, episodes=self.episodes)
         at_least(1, steps=self.steps)
         at_most(MAX_STEPS, steps=self.steps)
-        replace(self, driver=None).recipe()  # whether the driver exists is seen when it is looked for
+        replace(self, driver=None).recipe()  # whether the driver exists is checked when it is loaded
 
     def recipe(self) -> Recipe:
-        """What is played."""
+        """The recipe of the data."""
         return Recipe(self.size, self.steps, self.mix, self.perturbation, self.driver_choice)
 
 
@@ -129,7 +129,7 @@ class MemoryMazeData(DataMaker[DataOptions]):
     pattern = "*.npz"
 
     def file_name(self, options: DataOptions) -> str:
-        """By maze and players."""
+        """Named by maze and players."""
         mix = "_".join(word.replace(":", "-") for word in options.mix)
         parts = [f"memory_maze_{options.size}x{options.size}", mix]
         if options.steps != DataOptions.steps:
@@ -143,13 +143,13 @@ class MemoryMazeData(DataMaker[DataOptions]):
         generate(options.recipe(), options.episodes, path, overwrite=overwrite, workers=workers)
 
     def source(self, options: DataOptions) -> tuple[Path, str] | None:
-        """That of --data_path, else of wandb_config.yaml."""
+        """--data_path, else the entry in wandb_config.yaml."""
         if options.data_path is None and (place := configured_folder("memory_maze", "data")) is not None:
             return place, SETTING
         return super().source(options)
 
     def conversion(self, options: DataOptions) -> Mapping[str, Any]:
-        """As Dreamer's kinds of collectors write them."""
+        """The formats that Dreamer's collectors write."""
         keys = NpzKeys(
             observations=("image", "obs", "image_t"),
             time_last=("image_t",),
@@ -173,7 +173,7 @@ class MemoryMazeData(DataMaker[DataOptions]):
             raise
 
     def versions(self) -> Mapping[str, int]:
-        """Of the experts."""
+        """Version of the experts."""
         return {"experts": EXPERTS_VERSION}
 
 

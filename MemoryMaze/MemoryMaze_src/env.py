@@ -1,14 +1,14 @@
 """Memory Maze (Pasukonis et al. 2022, arXiv 2210.13383) for Gymnasium: one maze, and many.
 
 A maze of 9x9 cells (also 11, 13, 15) holds three coloured balls (4, 5, 6). The border of the picture shows the colour
-of the one to be found next; touching it is worth 1 and another is asked for. The maze stays the same over the
-episode, so an agent that remembers where it saw what gets more. Nothing ends the episode but the time limit of 1000
-steps (2000, 3000, 4000); an agent that knows the map reaches about 31 balls in 9x9.
+of the target ball; touching it gives a reward of 1 and selects another target. The maze stays the same over the
+episode, so an agent that remembers where it saw each ball earns more. Only the time limit of 1000 steps ends the
+episode (2000, 3000, 4000); an agent that knows the map reaches about 31 balls in 9x9.
 
 Actions: 0 nothing, 1 forward, 2 turn left, 3 turn right, 4 forward and left, 5 forward and right; four a second. The
 agent sees (3, 64, 64) uint8, channels red, green, blue first.
 
-An episode is a function of its seed and of the actions: the pictures and rewards of the package's task of that seed.
+An episode depends only on its seed and the actions: pictures and rewards equal those of the package's task.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from RATE_model.system.processes import available_cores
 
 NOOP, FORWARD, LEFT, RIGHT, FORWARD_LEFT, FORWARD_RIGHT = range(6)
 NUM_ACTIONS = 6
-# Each action in the mirror: what is seen of a maze, left for right, is what is seen of another.
+# The mirror image of each action: a mirrored view of a maze is the view of another maze.
 MIRRORED = (NOOP, FORWARD, RIGHT, LEFT, FORWARD_RIGHT, FORWARD_LEFT)
 OBSERVATION_SHAPE = (3, IMAGE, IMAGE)
 DEFAULT_SIZE = 9
@@ -43,15 +43,15 @@ def env_id(size: int) -> str:
 
 
 def check_size(size: int, *, flag: str = "size") -> None:
-    """Raise a `UserError` that names the flag for a size that there is not."""
+    """Raise a `UserError` that names the flag if the size does not exist."""
     if size not in SIZES:
         raise UserError(f"--{flag} {size}: Memory Maze has the sizes {', '.join(map(str, SIZES))}.")
 
 
 class MemoryMazeEnv(SeededEnv):
-    """One maze; rules and observations: see the module. A seed decides maze, start and order of the balls.
+    """One maze; see the module for rules and observations. The seed determines maze, start and order of the balls.
 
-    ``info`` is empty, or with ``privileged`` holds what a player is not to know, in cells; x grows to the right and y
+    ``info`` is empty, or with ``privileged`` holds what a player must not know, in cells; x grows to the right and y
     upwards in the view from above, and the cell of a position is its floor:
 
     - ``maze_layout`` (size, size) bool, row y, column x, True = free;
@@ -61,7 +61,7 @@ class MemoryMazeEnv(SeededEnv):
     Args:
         size: cells of a side: 9, 11, 13 or 15.
         max_steps: steps until truncation; None: the package's, 1000, 2000, 3000, 4000.
-        privileged: tell ``info``.
+        privileged: fill ``info``.
         render_mode: None, or "rgb_array" for `render`.
         view: what `render` shows unless told: "agent", what the agent sees, or "top", the maze from above. (What
             `gymnasium.make` returns cannot be told.)
@@ -112,7 +112,7 @@ class MemoryMazeEnv(SeededEnv):
         return blank_picture() if self._maze is None else self._maze.view(view)
 
     def close(self) -> None:
-        """Free the maze. A reset builds another one."""
+        """Free the maze. The next reset builds another one."""
         maze, self._maze = self._maze, None
         self._truncated = True
         if maze is not None:
@@ -159,7 +159,7 @@ class MemoryMazeVectorEnv(FrozenVectorEnv):
 
     Args:
         num_envs: B.
-        size, render_mode, options: of every maze, see `MemoryMazeEnv`.
+        size, render_mode, options: for every maze, see `MemoryMazeEnv`.
         workers: processes. 0: the mazes are in this process. None: one per core this process may use.
 
     Raises:

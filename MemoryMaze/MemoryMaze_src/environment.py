@@ -146,7 +146,7 @@ class MemoryMaze(Environment):
         return MemoryMazeEnv(options.size, max_steps=options.episode_timeout, render_mode=render_mode)
 
     def vector(self, cases: np.ndarray, options: Mazes) -> MemoryMazeVectorEnv:
-        """Mazes in processes."""
+        """Mazes in separate processes."""
         steps, workers = options.episode_timeout, options.workers
         return MemoryMazeVectorEnv(len(cases), options.size, max_steps=steps, workers=workers)
 
@@ -155,13 +155,13 @@ class MemoryMaze(Environment):
         return protocol.evaluation_seeds(episodes)
 
     def horizons(self, case: Case, options: Mazes) -> tuple[int, ...]:
-        """From where a ball was seen to where it is asked for, as published; of 11x11 and 13x13 nothing is."""
+        """From seeing a ball to its being the target, as published; 11x11 and 13x13 have no published figure."""
         shortest, steps = protocol.SHORTEST_HORIZONS.get(options.size), options.episode_timeout
         longest = EPISODE_STEPS[options.size] if steps is None else steps
         return () if shortest is None or longest < shortest else (shortest, longest)
 
     def chance(self, case: Case, evaluation: Evaluation) -> float:
-        """A random player's balls; playing takes a minute."""
+        """A random player's return; playing takes a minute."""
         options: Mazes = evaluation.options
         asked = options.size, evaluation.episodes, options.episode_timeout, options.workers
         return float(_returns("random", *asked).mean())
@@ -203,7 +203,7 @@ class MemoryMaze(Environment):
         return f"in mazes of {evaluation.options.size}x{evaluation.options.size} cells, {actions}"
 
     def others(self, evaluation: Evaluation) -> dict[str, dict[str, float]]:
-        """Players without a model, if asked for."""
+        """Players without a model, if enabled."""
         return {player: protocol.figures(returns) for player, returns in _players(evaluation).items()}
 
     def references(self, evaluation: Evaluation) -> dict[str, float]:

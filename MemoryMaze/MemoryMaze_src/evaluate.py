@@ -1,9 +1,9 @@
-"""The evaluation protocol of Memory Maze: whole episodes in mazes that no data was made in, side by side.
+"""The evaluation protocol of Memory Maze: whole episodes side by side, in mazes that no data uses.
 
-The published protocol plays the seeds 0, 20, 40, 60 and 80 for 1000 steps each, asks for a return of 18.1 and draws the
-actions. Returns-to-go fall with every ball. In data they end at 0, when an episode does; an agent that earns more than
-it was asked for would see negative ones, which no data has. Here they stop at ``rtg_floor``, 0 in the settings that are
-shipped; the published code lets them fall (``None``).
+The published protocol plays the seeds 0, 20, 40, 60 and 80 for 1000 steps each, with a target return of 18.1 and
+sampled actions. Returns-to-go fall with every ball. In data they are 0 when an episode ends; an agent that exceeds its
+target would see negative ones, which no data has. Here they stop at ``rtg_floor``, 0 in the shipped settings; the
+published code lets them fall (``None``).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MAX_EPISODES = 10_000  # seeds below this number are not used for data
 # The shortest correlation horizon by size of the maze (Cherepanov et al. 2024, arXiv 2412.06531, table 2).
 SHORTEST_HORIZONS = {9: 28, 15: 45}
 
-# Who plays without a model, as the data's `--mix` names them; all actions of the first are random.
+# Players without a model, named as in the data's `--mix`; the first one is fully random.
 PLAYERS = {"random": "explorer:1:1", "explorer": "explorer:0:1", "planner": "planner:0:1"}
 
 
@@ -64,14 +64,14 @@ def player_returns(
 
 
 class UnrenderedMaze(MemoryMazeEnv):
-    """A maze whose observations stay black: players without a model look at `info`, and drawing takes most time."""
+    """A maze whose observations stay black: players without a model use `info`, and drawing takes most of the time."""
 
     def _observe(self) -> None:
         pass
 
 
 def _return_of(player: str, size: int, steps: int | None, seed: int) -> float:
-    """Return of a player in the maze of a seed; a function of its own, for processes."""
+    """Return of a player in the maze of a seed; a module-level function, for processes."""
     with contextlib.closing(UnrenderedMaze(size, max_steps=steps, privileged=True)) as maze:
         return float(play_expert(maze, PlayerOfMix.of(player), seed)["rewards"].sum())
 
@@ -89,7 +89,7 @@ def metrics(episodes: Episodes, *, target_return: float) -> dict[str, float]:
 
 
 def figures(returns: np.ndarray) -> dict[str, float]:
-    """What is told of the balls (E,) that a player found: their mean, its standard error, the fewest and the most."""
+    """Statistics of the balls (E,) that a player found: mean, its standard error, minimum and maximum."""
     mean, error = mean_and_error(returns)
     spread = {"min_return": float(returns.min()), "max_return": float(returns.max())}
     return {"mean_return": mean, **({"standard_error": error} if len(returns) > 1 else {}), **spread}

@@ -1,15 +1,15 @@
 """Scripted players of Memory Maze.
 
-`Planner` ("planner") is told the map, the balls and its own place from the start. What it does cannot be known from
-what was seen: it walks straight to balls that it never saw.
+`Planner` ("planner") knows the map, the balls and its own position from the start. Its actions cannot be inferred from
+pictures: it walks straight to balls that it never saw.
 
 `Explorer` ("explorer") acts only on what it has seen since the episode began: cells and balls in its field of view,
-along free lines of sight. It goes to the ball asked for if it has seen it, over ground that it has seen, and else to
-the nearest place that it has not. So an agent that remembers its pictures could act alike.
+along free lines of sight. It goes to the target ball if it has seen it, over ground that it has seen, and otherwise
+to the nearest unseen place. So an agent that remembers its pictures could act the same way.
 
-Both know where in the square they are, and what they did. Both can be made to err: to act at random in a share of their
-steps, or to be led over the true map to a ball drawn at random (perturbation). They continue from where that took them,
-and tell at every step what they would have done.
+Both know their position and their past actions. Both can be given errors: random actions in a share of their steps, or
+walks over the true map to a random ball (perturbation). They continue from wherever that takes them, and report at
+every step what they would have done.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ HALF_VIEW = float(np.arctan(np.tan(np.radians(40)) * 30 / 32))
 RAYS = 61  # as many as there are columns
 BALL_SIGHT = 8.0  # cells; a ball is four columns wide there
 BALL_RADIUS = 0.3
-PERTURBATION_STEPS = 20  # mean steps of a spell in which a player is led to a ball drawn at random, or is not
+PERTURBATION_STEPS = 20  # mean length in steps of a perturbed or unperturbed spell
 TOUCH_RADIUS = 0.4  # cells; closer than this to the middle of a cell, the agent has touched the ball there
 
 _RAY_STEP = 0.04
@@ -38,7 +38,7 @@ _RAY_STEP = 0.04
 
 @dataclass(frozen=True)
 class Sight:
-    """What is seen from one place.
+    """What is seen from one position.
 
     Attributes:
         free, walls: (size, size) bool, cells that are seen to be free, or to be walls.
@@ -53,7 +53,7 @@ class Sight:
 
 
 def look(layout: np.ndarray, position: np.ndarray, direction: np.ndarray, balls: np.ndarray) -> Sight:
-    """What an agent sees: what lines from its place, one per column of its picture, meet before the first wall.
+    """What an agent sees: what rays from its position, one per picture column, meet before the first wall.
 
     Args:
         layout: (size, size) bool, True = free.
@@ -79,7 +79,7 @@ def _cell(position: np.ndarray, size: int) -> np.ndarray:
 
 
 def _cast(layout: np.ndarray, position: np.ndarray, angles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Cells that lines in some directions pass, and the walls that they end at: two (size, size) bool."""
+    """Cells that rays pass, and the walls where they end: two (size, size) bool."""
     size = len(layout)
     along = np.arange(_RAY_STEP, 1.5 * size, _RAY_STEP)
     points = position + along[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=-1)[:, None]
@@ -96,7 +96,7 @@ def _cast(layout: np.ndarray, position: np.ndarray, angles: np.ndarray) -> tuple
 
 
 def in_sight(layout: np.ndarray, position: np.ndarray, angle: float, balls: np.ndarray) -> np.ndarray:
-    """Which of some balls (n, 2) are near, in view and not behind a wall; (n,) bool."""
+    """Which of the balls (n, 2) are near, in view and not behind a wall; (n,) bool."""
     away = balls - position
     distance = np.hypot(away[:, 0], away[:, 1])
     off = np.abs((np.arctan2(away[:, 1], away[:, 0]) - angle + np.pi) % (2 * np.pi) - np.pi)
@@ -128,14 +128,14 @@ class Planner:
         self._generator, self._noise, self._perturbation = generator, noise, perturbation
         self._pilot = Pilot()
         self.random, self.best = False, 0
-        self._lure: int | None = None  # the ball that it is led to
+        self._lure: int | None = None  # the ball a perturbation leads it to
         self._spell = 0  # steps left until the perturbation is redrawn
         self._ways_to_balls: dict[int, Field] = {}
 
     def act(self, info: dict[str, Any], driven: int | None = None) -> int:
         """The action in one maze, given `MemoryMazeEnv`'s privileged info of every step in turn.
 
-        With `driven`, the action that another player takes, it only watches: that is what it returns.
+        With `driven`, another player's action, it only watches, and returns that action.
         """
         action = self.best = self._choose(self._ways(info), info)
         if driven is not None:
@@ -153,7 +153,7 @@ class Planner:
         return self._pilot.choose(ways, info["agent_pos"], info["agent_dir"])
 
     def _perturbed_field(self, info: dict[str, Any]) -> Field | None:
-        """Paths to the ball that it is led to at this step; None: it is not perturbed."""
+        """Paths to the ball that a perturbation leads it to at this step; None: not perturbed."""
         if self._spell == 0:
             self._spell = int(self._generator.geometric(1 / PERTURBATION_STEPS))
             led = self._generator.random() < self._perturbation
@@ -203,7 +203,7 @@ class Explorer(Planner):
         return self._ways_to_search(place)
 
     def _see(self, sight: Sight) -> None:
-        """Add to what is known. Paths over changed ground are forgotten."""
+        """Update the known cells and balls. Drops paths over changed ground."""
         if not self._began:
             self.free, self.walls, self.searched, self.balls = sight.free, sight.walls, sight.searched, sight.balls
             self._began = True
@@ -223,7 +223,7 @@ class Explorer(Planner):
         return self._fields[key]
 
     def _ways_to_search(self, place: np.ndarray) -> Field:
-        """Paths to places where a ball may be: ground that was not searched, and unseen cells beside seen ground.
+        """Paths to places that may hold a ball: unsearched ground, and unseen cells next to seen ground.
 
         They stay valid until the place they lead to has been searched, or a wall shows up.
         """
@@ -239,5 +239,5 @@ class Explorer(Planner):
 
 
 def expert(kind: str, generator: np.random.Generator, noise: float, perturbation: float = 0.0) -> Planner:
-    """A player of one of the kinds `EXPERTS`; the rest is as for `Planner`."""
+    """A player of a kind in `EXPERTS`; other arguments as for `Planner`."""
     return {"explorer": Explorer, "planner": Planner}[kind](generator, noise=noise, perturbation=perturbation)

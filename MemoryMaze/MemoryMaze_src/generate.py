@@ -1,10 +1,10 @@
 """Making Memory Maze trajectories with the scripted experts, on all cores.
 
 Step t of an episode holds the picture observations[t], the action actions[t] taken on it, and the reward rewards[t] of
-that action; the picture after the last action is not kept. Every episode has a seed of its own, 1,000,000 and up: none
-of those that are evaluated. Nothing ends an episode but its length.
+that action; the picture after the last action is not kept. Every episode has its own seed, from 1,000,000 on, which
+no evaluation uses. Episodes end only at their full length.
 
-Beside them lie, per step and at the time of the picture: ``infos/target`` which ball is asked for, ``infos/agent_pos``
+Also stored per step, at the time of the picture: ``infos/target`` which ball is the target, ``infos/agent_pos``
 and ``infos/agent_dir`` x and y in cells, ``infos/random`` whether the action was a random one, ``infos/expert_action``
 what the player would have done if it did not err; and, the same at every step of an episode, ``infos/seed`` and
 ``infos/player``, the number of the player in the recipe's mix.
@@ -35,21 +35,19 @@ from RATE_model.errors import UserError
 
 FIRST_DATA_SEED = 1_000_000
 PART = 5  # episodes
-# Players that act on what they saw, so that a learner that sees and remembers as much can act alike. The random actions
-# show how to go on from where no expert would go, and spread the returns.
+# Players that act on what they saw, so that a learner with the same view and memory can act the same way. Random
+# actions show how to continue from where no expert would go, and spread the returns.
 DEFAULT_MIX = ("explorer:0:0.4", "explorer:0.1:0.4", "explorer:0.3:0.2")
-EXPERTS_VERSION = (
-    3  # raise it when a seed gives other actions, taken or labelled: parts of another version are not reused
-)
+EXPERTS_VERSION = 3  # increment when a seed gives different actions or labels: parts of other versions are not reused
 
-INFOS_VERSION = 2  # raise it when other infos are noted: parts of another version are not reused
+INFOS_VERSION = 2  # increment when the stored infos change: parts of other versions are not reused
 
-_EXPERT_STREAM = 1  # of the generators of a seed
+_EXPERT_STREAM = 1  # one of the random streams of a seed
 
 
 @dataclass(frozen=True)
 class PlayerOfMix:
-    """One of those who play a dataset.
+    """One player of a dataset's mix.
 
     Attributes:
         kind: one of `EXPERTS`.
@@ -77,17 +75,17 @@ class PlayerOfMix:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the content of a dataset depends on, the number of episodes aside.
+    """Everything a dataset depends on except its number of episodes.
 
     Raises:
-        UserError: there is no such size, a number is out of range, or a player is not described as it must be.
+        UserError: there is no such size, a number is out of range, or a player's description is invalid.
     """
 
     size: int = 9  # cells of a side
     steps: int = EPISODE_STEPS[9]  # of every episode
-    mix: tuple[str, ...] = DEFAULT_MIX  # who plays, as EXPERT:NOISE:SHARE
-    perturbation: float = 0.0  # share of the time in which players are led to a ball drawn at random
-    driver: DriverChoice | None = None  # the agent that moves while the players say what they would have done
+    mix: tuple[str, ...] = DEFAULT_MIX  # players, as EXPERT:NOISE:SHARE
+    perturbation: float = 0.0  # share of time in which players walk to a random ball
+    driver: DriverChoice | None = None  # the agent that moves while the players label
 
     def __post_init__(self) -> None:
         check_size(self.size)
@@ -105,14 +103,14 @@ class Recipe:
 
     @property
     def first_seed(self) -> int:
-        """Of the episodes, which count up from it."""
+        """First seed of the episodes; the others count up from it."""
         return FIRST_DATA_SEED if self.driver is None else self.driver.first_seed
 
     def assignment(self, episodes: int) -> np.ndarray:
         """Which player plays each episode, (episodes,) int64.
 
-        Always the one whose share is farthest from met, the first of equals: at every number of episodes each has
-        played its share but for less than one.
+        Always the player farthest below its share, ties going to the first: for any number of episodes, each is within
+        one episode of its share.
         """
         shares = np.array([player.share for player in self.players])
         shares /= shares.sum()
@@ -125,7 +123,7 @@ class Recipe:
 
 def generate(recipe: Recipe, episodes: int, path: Path, *, overwrite: bool = False, workers: int | None = None) -> Path:
     """Make a file of trajectories; see `DataMaker.make`."""
-    maze_tasks()  # what is missing shows here, not in a process
+    maze_tasks()  # fails here, not in a worker, if a package is missing
     versions = {name: importlib.metadata.version(name) for name in ("memory-maze", "dm_control", "mujoco", "labmaze")}
     job = Job(
         functools.partial(play_part, recipe),
@@ -176,7 +174,7 @@ def play(
 ) -> dict[str, Any]:
     """An episode of a player, in the maze of a seed, perturbed in a share of the time; see `record` and the module.
 
-    A `driver` moves in its place: then it neither errs nor is perturbed.
+    A `driver` moves instead of the player, which then makes no errors.
     """
     mind = expert(player.kind, np.random.default_rng([seed, _EXPERT_STREAM]), player.noise, perturbation)
     recorder = PrivilegedRecorder()

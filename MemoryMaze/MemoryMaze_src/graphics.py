@@ -34,7 +34,7 @@ def maze_tasks() -> ModuleType:
     Raises:
         UserError: a package is missing or of a version that does not work, or no graphics library works.
     """
-    spec = importlib.util.find_spec(_PACKAGE)  # finds it, does not run it
+    spec = importlib.util.find_spec(_PACKAGE)  # finds it without running it
     if spec is None:
         raise UserError(f"Memory Maze needs the package memory-maze: {INSTALL_HINT}")
     _check_mujoco()
@@ -57,7 +57,7 @@ def maze_tasks() -> ModuleType:
 
 
 def _check_mujoco() -> None:
-    """Version 4 of mujoco breaks the newest dm_control, whose error says nothing of it."""
+    """Version 4 of mujoco breaks the newest dm_control, whose error does not mention it."""
     for name in ("mujoco", "dm_control"):
         if importlib.util.find_spec(name) is None:
             raise UserError(f"Memory Maze needs the package {name}: {INSTALL_HINT}")
@@ -67,7 +67,7 @@ def _check_mujoco() -> None:
 
 
 def _choose_backend() -> None:
-    """Set ``MUJOCO_GL`` to what works; what the user set stays."""
+    """Set ``MUJOCO_GL`` to what works, unless the user has set it."""
     given = os.environ.get(VARIABLE, "").strip().lower()
     if given in ("disable", "disabled", "off", "false", "0"):
         raise UserError(f"{VARIABLE}={given} disables rendering, which Memory Maze needs; unset it.")
@@ -79,7 +79,7 @@ def _choose_backend() -> None:
 
 
 def _check_display() -> None:
-    """GLFW can be imported where it cannot draw: it draws in windows, of which there are none without a display."""
+    """GLFW can be imported where it cannot draw: it draws in windows, which need a display."""
     if not importlib.import_module("glfw").init():
         raise RuntimeError("it means GLFW, which needs a display")
 

@@ -18,11 +18,11 @@ PER_CELL = 8
 REACH = 0.3  # an agent nearer than this to a goal has reached it
 
 _CLEARANCE = 0.35  # from walls, where the ground is as good as it gets
-_NEAR_WALL = 4.0  # what a way near a wall counts
+_NEAR_WALL = 4.0  # cost factor near a wall
 _FAR = 99.0  # distance from where no way leads
 _DEPTH = 4  # actions looked ahead
 _TURN_COST = 0.3  # cells that a radian away from the way ahead is worth
-_REVERSAL_COST = 0.1  # cells that turning back at once is worth: else it may go on for ever, to the left and the right
+_REVERSAL_COST = 0.1  # cells that turning back at once is worth; without it the agent may turn left and right for ever
 
 # Measured: in one step the agent advances by these parts of its last three forward commands, and turns by these of its
 # last two; at most 0.25 cells and 0.32 rad.
@@ -40,7 +40,7 @@ class Field:
         free: (N, N) bool, ground that can be stood on.
         distance: (N, N) float64, of the shortest way; 0 within reach of a goal.
         heading: (N, N) float64, radians, the direction of that way.
-        goal: (N, N) int64, the number of the goal that it leads to; where none does, any.
+        goal: (N, N) int64, the number of the goal that it leads to; arbitrary where there is no way.
     """
 
     free: np.ndarray
@@ -97,9 +97,9 @@ def field(layout: np.ndarray, goals: np.ndarray) -> Field:
 
 
 class Pilot:
-    """Chooses actions that follow a field, from how the agent moved before.
+    """Chooses actions that follow a field, given the agent's previous motion.
 
-    It looks at all ways to act in the next four steps and takes the first action of the best.
+    It tries all action sequences of the next four steps and takes the first action of the best.
     """
 
     def __init__(self) -> None:
@@ -138,7 +138,7 @@ class Pilot:
         return int(plans[np.argmin(cost), 0])
 
     def note(self, action: int) -> None:
-        """The action that was taken, chosen here or not."""
+        """Record the action taken, whether chosen here or not."""
         self._forward = (float(_FORWARD[action]), self._forward[0])
         self._left = float(_LEFT[action])
 
@@ -176,5 +176,5 @@ def _clear(free: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def _plans() -> np.ndarray:
-    """(625, 4) all sequences of actions but those with a pause."""
+    """(625, 4) all action sequences without a pause."""
     return np.array(list(itertools.product(range(1, len(_FORWARD)), repeat=_DEPTH)))

@@ -1,4 +1,4 @@
-"""What data notes of every step beyond the picture: for objectives, probes and oracles, not for agents that play."""
+"""What data stores per step besides the picture: for objectives, probes and oracles, not for agents that play."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import numpy as np
 
 from MemoryMaze.MemoryMaze_src.experts import in_sight
 
-# Those of them that are the same in the mirror, and those whose second numbers point to the left.
+# Those that mirroring does not change, and those whose second component points to the left.
 SAME_IN_THE_MIRROR = ("target", "target_visible", "random", "seed", "player")
 SIGNS_IN_THE_MIRROR = {name: (1.0, -1.0) for name in ("target_vec", "targets_vec", "seen_vec")}
 
 
 class PrivilegedRecorder:
-    """Takes notes of one episode, step by step; x and y in cells.
+    """Records one episode step by step; x and y in cells.
 
     - ``agent_pos``, ``agent_dir`` (2,), ``targets_pos`` (n, 2), ``maze_layout`` (size, size): as in `MemoryMazeEnv`;
-    - ``target``: which ball is asked for; ``target_visible``: whether it is in view;
-    - ``target_vec`` (2,), ``targets_vec`` (n, 2): from the agent to the ball asked for, and to all: ahead, to the left;
+    - ``target``: which ball is the target; ``target_visible``: whether it is in view;
+    - ``target_vec`` (2,), ``targets_vec`` (n, 2): from the agent to the target ball, and to all: ahead, to the left;
     - ``seen_vec`` (n, 2): the same for the balls that have been in view since the episode began, NaN for the others.
     """
 
@@ -27,7 +27,7 @@ class PrivilegedRecorder:
         self._seen: np.ndarray | None = None
 
     def note(self, info: Mapping[str, Any]) -> dict[str, Any]:
-        """What there is to note of a step, from `MemoryMazeEnv`'s privileged info."""
+        """What is stored for a step, from `MemoryMazeEnv`'s privileged info."""
         position, direction, balls = info["agent_pos"], info["agent_dir"], info["targets_pos"]
         target = info["target_index"]
         visible = in_sight(info["maze_layout"], position, float(np.arctan2(direction[1], direction[0])), balls)

@@ -1,8 +1,8 @@
 """Drawing mazes: many at once, with their textures in memory once.
 
-The textures of a maze take 200 MB, and loading them longer than anything else at the start of an episode; yet all mazes
-of a size have the same. So a maze is compiled with stand-ins of one pixel, and draws with those that were loaded into
-the graphics library for the first one: all mazes of a process share one OpenGL context, where a texture is a number.
+The textures of a maze take 200 MB, and loading them is the slowest part of starting an episode; yet all mazes of a size
+have the same ones. So a maze is compiled with one-pixel stand-ins, and draws with the textures loaded into the graphics
+library for the first one: all mazes of a process share one OpenGL context, where a texture is a number.
 
     shared context   texture numbers  7  8  9 ...   made from the images, once per process and set of textures
                                       |  |  |
@@ -77,7 +77,7 @@ class Textures:
 class Context:
     """What MuJoCo needs to draw one model, with textures that were loaded before.
 
-    ``free()`` gives back the graphics memory, as the end of the object does; again does nothing.
+    ``free()`` releases the graphics memory, as does the end of the object; further calls do nothing.
 
     Args:
         model: MuJoCo's model, with stand-ins for its textures.
@@ -91,7 +91,7 @@ class Context:
         count = self._shared.ntexture
         own = self._context.texture[:count].copy()
         self._context.texture[:count] = self._shared.texture[:count]
-        # Also where nobody calls it: a context that just goes would take the shared textures with it.
+        # Also without an explicit call: a context that is just collected would delete the shared textures.
         self.free = weakref.finalize(self, _free, self._context, own)
         self.free.atexit = False  # too late there: see `_opengl`
         _alive.add(self)

@@ -103,7 +103,7 @@ class Page(ControlsPage):
 
     @property
     def name(self) -> str:
-        """There is one page."""
+        """The only page."""
         return "memory_maze"
 
     @property
@@ -129,7 +129,7 @@ class Page(ControlsPage):
         return self.of_control(runs) | predicted
 
     def controls(self, label: str) -> dict[str, dict[str, Any]]:
-        """Those of `CONTROLS`."""
+        """The entries of `CONTROLS`."""
         return {
             control.label: {"file": control.file, "transform": control.transform, "greedy": control.greedy}
             for control in CONTROLS

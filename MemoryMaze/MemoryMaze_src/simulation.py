@@ -8,7 +8,7 @@ picture and no reward (a test compares with the package, bit for bit):
   own size;
 - touching a target is a contact with its sphere; far from all targets there is none, and the 50 physics steps between
   two actions run as one call; near one the contacts of every physics step are compared as an array;
-- what nobody asked to observe is not computed.
+- observations that are not used are not computed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from MemoryMaze.MemoryMaze_src.graphics import maze_tasks
 from MemoryMaze.MemoryMaze_src.rendering import Camera, Context, Textures
 
 IMAGE = 64  # pixels, height and width of an observation
-VIEW_IMAGE = 256  # of a picture for people
+VIEW_IMAGE = 256  # pixels, height and width of a picture for people
 SIZES = (9, 11, 13, 15)
 STEPS_PER_SECOND = 4
 
@@ -36,7 +36,7 @@ _BORDER_BRIGHTNESS = 255 * 0.7
 _WALKER = "walker/head_body"
 _AGENT_CAMERA, _TOP_CAMERA = "walker/egocentric", "top_camera"
 # Metres between the centres of the agent and a target below which they may touch within one step: the target's radius
-# 0.6, the agent's 0.2 and its way, at most 0.5; the rest is room for doubt.
+# 0.6, the agent's 0.2 and its step, at most 0.5; the rest is a safety margin.
 _NEAR = 3.0
 
 
@@ -82,7 +82,7 @@ class Maze:
 
     @property
     def target(self) -> int:
-        """Which of the targets is asked for."""
+        """The index of the current target."""
         return self._task._current_target_ix
 
     @property
@@ -135,7 +135,7 @@ class Maze:
         return picture
 
     def close(self) -> None:
-        """Free the model and its graphics memory. Nothing else may be called then."""
+        """Free the model and its graphics memory. Nothing else may be called after that."""
         self._context.free()
         self._physics.free()
 
@@ -145,7 +145,7 @@ class Maze:
 
         away = data.geom_xpos[self._spheres, :2] - data.xpos[self._walker, :2]
         if np.square(away).sum(axis=1).min() > _NEAR**2:
-            # What is in sync before, positions and velocities, is so behind: the order of dm_control's own steps.
+            # Positions and velocities are in sync before and after: the order of dm_control's own steps.
             mujoco.mj_step2(model, data)
             mujoco.mj_step(model, data, self._substeps - 1)
             mujoco.mj_step1(model, data)
@@ -157,7 +157,7 @@ class Maze:
             if data.ncon:
                 touched |= (data.contact.geom[:, :, None] == self._spheres).any(axis=(0, 1))
         for row in np.flatnonzero(touched):
-            self._targets[row]._activated = True  # the task gives the reward and lets go of the target
+            self._targets[row]._activated = True  # the task gives the reward and resets the target
 
     def _in_cells(self, metres: np.ndarray) -> np.ndarray:
         """Positions (..., 3) in the world as (..., 2) in cells from the corner of the maze inside its outer walls."""

@@ -2,9 +2,8 @@
 
     python3 -W ignore MemoryMaze/MemoryMaze_src/train_mem_maze.py --nmt 5 --mem_len 300 --skip_dec_ffn
 
-Data that is missing is made first, which takes a while. Each seed is a separate run in
-MemoryMaze/MemoryMaze_checkpoints/. What is particular to Memory Maze stands in environment.py; the flow, from flags to
-pictures, in RATE_model/cli/training.py.
+Missing data is made first, which takes a while. Each seed is a separate run in MemoryMaze/MemoryMaze_checkpoints/.
+environment.py has what is specific to Memory Maze; RATE_model/cli/training.py has the flow, from flags to pictures.
 """
 
 import sys
