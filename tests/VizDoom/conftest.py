@@ -14,14 +14,17 @@ def cache(tmp_path_factory):
         yield folder
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def graphics_that_are_there():
-    """Tests play with what is installed unless they say otherwise: the published graphics may not be here."""
+    """These tests, and no others, play with the installed graphics by default: the published ones may not be here."""
+    from RATE_model.cli import training
     from VizDoom.VizDoom_src import scenario
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(scenario.GRAPHICS, "published", "installed")
+        training._usual.cache_clear()  # default configurations, which name the graphics
         yield
+    training._usual.cache_clear()
 
 
 @pytest.fixture
