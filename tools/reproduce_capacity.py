@@ -45,7 +45,9 @@ PAGE = "multi_cue"
 LENGTH, MOST_BITS = 40, 16
 SETTINGS = (
     *("--config", "TMaze_new/TMaze_new_src/config_fast.yaml", "--task", "multi-cue", "--trajectories", "10000"),
-    *("--min_n_final", "4", "--max_n_final", "4", "--curr", "false", "--epochs", "24", "--eval_lengths", str(LENGTH)),
+    *("--min_n_final", "4", "--max_n_final", "4", "--eval_lengths", str(LENGTH)),
+    # A run ends early once it has learned the task.
+    *("--curr", "adaptive", "--stage_batches", "2400"),
 )
 TOKENS, WIDTHS = (1, 2, 5, 15), (16, 64, 256)
 MODELS = {
