@@ -54,4 +54,4 @@ def test_unknown_models_are_refused(capsys):
         with pytest.raises(SystemExit, match="^2$"):
             capacity.main(flags)
         assert words in capsys.readouterr().err
-    assert len(study(8).models) == 7
+    assert len(study(8).models) == 9

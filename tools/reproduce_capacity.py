@@ -49,9 +49,13 @@ SETTINGS = (
     # A run ends early once it has learned the task.
     *("--curr", "adaptive", "--stage_batches", "2400"),
 )
-TOKENS, WIDTHS = (1, 2, 5, 15), (16, 64, 256)
+TOKENS, FSQ_TOKENS, WIDTHS = (1, 2, 5, 15), (5, 15), (16, 64, 256)
 MODELS = {
     **{f"RATE, {count} token{'s' * (count > 1)}": ("--model_mode", "RATE", "--nmt", str(count)) for count in TOKENS},
+    **{
+        f"RATE, FSQ valve, {count} tokens": ("--model_mode", "RATE", "--nmt", str(count), "--mrv", "FSQ")
+        for count in FSQ_TOKENS
+    },
     **{f"LSTM, width {width}": ("--model_mode", "LSTM", "--hidden_size", str(width)) for width in WIDTHS},
 }
 
