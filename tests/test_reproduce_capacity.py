@@ -42,11 +42,33 @@ def test_failed_run_is_reported_and_others_continue(tmp_path, capsys, monkeypatc
         return {models[0]: [tmp_path]}
 
     monkeypatch.setattr(capacity.Study, "run_all", run_all)
-    monkeypatch.setattr(capacity, "collect", lambda runs, bits: entry([0.75, 0.75, 0.75], [1.0, 2.0, 3.0]))
+    monkeypatch.setattr(capacity, "collect", lambda runs, model, bits: entry([0.75, 0.75, 0.75], [1.0, 2.0, 3.0]))
     flags = ["--results_dir", str(tmp_path), "--bits", "2", "8", "--models", "LSTM, width 16", "RATE, 5 tokens"]
     assert capacity.main(flags) == 1
     assert capsys.readouterr().err.count("left out: LSTM, width 16, seed 1: exit code 1") == 2
     assert len(set(tried)) == 4 and len(json.loads((tmp_path / "multi_cue.json").read_text())) == 2
+
+
+def test_seeds_on_the_page_are_not_trained_again(tmp_path, monkeypatch):
+    """Training is replaced in this test."""
+    asked = []
+
+    def run_all(self, options, models):
+        asked.append(list(options.seeds))
+        return {models[0]: list(options.seeds)}
+
+    def collect(runs, model, bits):
+        ones = [1.0] * len(runs)
+        costs = {"seeds": runs, "train_seconds": ones, "optimizer_steps": ones, "command": study(bits).key(model)}
+        return entry(ones, ones) | costs
+
+    monkeypatch.setattr(capacity.Study, "run_all", run_all)
+    monkeypatch.setattr(capacity, "collect", collect)
+    flags = ["--results_dir", str(tmp_path), "--bits", "2", "--models", "LSTM, width 16", "--seeds"]
+    for seeds in (["2"], ["1", "2", "3"], ["1", "2"], ["1", "2", "--again", "true"]):
+        assert capacity.main([*flags, *seeds]) == 0
+    assert asked == [[2], [1, 3], [1, 2]]
+    assert json.loads((tmp_path / "multi_cue.json").read_text())["LSTM, width 16: 2 bits"]["seeds"] == [1, 2, 3]
 
 
 def test_unknown_models_are_refused(capsys):

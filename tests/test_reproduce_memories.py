@@ -3,6 +3,8 @@
 import json
 from dataclasses import replace
 
+import pytest
+
 from RATE_model.cli.reproduce import Study
 from RATE_model.errors import UserError
 from RATE_model.memories import MEMORIES, MODES
@@ -39,8 +41,10 @@ def test_what_is_measured_is_shown_with_its_commands(tmp_path):
     assert json.loads((tmp_path / "memories.json").read_text()) == document
 
 
-def test_first_seeds_run_first_and_page_is_updated(tmp_path, monkeypatch):
-    asked, pages = [], []
+@pytest.fixture
+def trainings(tmp_path, monkeypatch):
+    """Replaces training by a list of (label, seed); LSTM's first seed fails."""
+    asked = []
 
     def run(study, label, seed, options, stop=None):
         asked.append((label, seed))
@@ -48,23 +52,75 @@ def test_first_seeds_run_first_and_page_is_updated(tmp_path, monkeypatch):
             raise UserError("LSTM, seed 1: exit code 1")
         return tmp_path / f"{label}_{seed}"
 
-    def collect(section, runs):
+    def collect(section, label, runs):
         seeds = [int(path.name[-1]) for path in runs]
-        return entry(seeds) | {"success_rate": {str(case): [1.0] * len(seeds) for case in section.cases}}
-
-    def write(document, options):
-        pages.append({label: found["seeds"] for label, found in document.items()})
+        rates = {str(case): [1.0] * len(seeds) for case in section.cases}
+        return entry(seeds) | {"success_rate": rates, "command": section.study.key(label)}
 
     monkeypatch.setattr(Study, "run", run)
-    for name, replacement in {"collect": collect, "write": write}.items():
-        monkeypatch.setattr(reproduce_memories, name, replacement)
+    monkeypatch.setattr(reproduce_memories, "collect", collect)
     for name, section in SECTIONS.items():
         monkeypatch.setitem(SECTIONS, name, replace(section, make_data=lambda config: None))
-    words = ["--models", "RATE", "LSTM", "GRU", "--seeds", "1", "2", "--environments", "tmaze", "--jobs", "1"]
-    assert reproduce_memories.main([*words, "--results_dir", str(tmp_path)]) == 1
-    assert asked == [("RATE", 1), ("LSTM", 1), ("GRU", 1), ("RATE", 2), ("GRU", 2)]
-    assert pages[-1] == {"T-Maze: RATE": [1, 2], "T-Maze: GRU": [1, 2]}
-    assert [len(page) for page in pages] == [1, 2, 2, 2]
+    return asked
+
+
+def make_page(folder, *words) -> int:
+    tmaze = ["--environments", "tmaze", "--jobs", "1", "--results_dir", str(folder)]
+    return reproduce_memories.main([*tmaze, *words])
+
+
+def seeds_on_page(folder) -> dict[str, list[int]]:
+    return {label: found["seeds"] for label, found in json.loads((folder / "memories.json").read_text()).items()}
+
+
+def test_first_seeds_run_first_and_page_is_updated(tmp_path, monkeypatch, trainings):
+    pages, write_page = [], reproduce_memories.write
+
+    def write(document, options):
+        write_page(document, options)
+        pages.append(list(document))
+
+    monkeypatch.setattr(reproduce_memories, "write", write)
+    assert make_page(tmp_path, "--models", "RATE", "LSTM", "GRU", "--seeds", "1", "2") == 1
+    assert trainings == [("RATE", 1), ("LSTM", 1), ("GRU", 1), ("RATE", 2), ("GRU", 2)]
+    assert seeds_on_page(tmp_path) == {"T-Maze: RATE": [1, 2], "T-Maze: GRU": [1, 2]}
+    assert [len(page) for page in pages] == [1, 2, 2, 2, 2]
+
+
+def test_seeds_on_the_page_are_not_trained_again(tmp_path, trainings):
+    assert make_page(tmp_path, "--models", "RATE", "GRU", "--seeds", "2") == 0
+    assert make_page(tmp_path, "--models", "RATE", "GRU", "--seeds", "1", "2", "3") == 0
+    assert trainings == [("RATE", 2), ("GRU", 2), ("RATE", 1), ("GRU", 1), ("RATE", 3), ("GRU", 3)]
+    assert seeds_on_page(tmp_path) == {"T-Maze: RATE": [1, 2, 3], "T-Maze: GRU": [1, 2, 3]}
+    trainings.clear()
+    assert make_page(tmp_path, "--models", "RATE", "--seeds", "2", "--again", "true") == 0
+    assert trainings == [("RATE", 2)] and seeds_on_page(tmp_path)["T-Maze: RATE"] == [1, 2, 3]
+
+    page = tmp_path / "memories.json"
+    document = json.loads(page.read_text())
+    document["T-Maze: RATE"]["command"] = "train.py --other flags"
+    del document["T-Maze: GRU"]["command"]  # as written before commands were kept
+    page.write_text(json.dumps(document))
+    trainings.clear()
+    assert make_page(tmp_path, "--models", "RATE", "GRU", "--seeds", "1") == 0
+    assert trainings == [("RATE", 1)]
+    assert seeds_on_page(tmp_path) == {"T-Maze: RATE": [1], "T-Maze: GRU": [1, 2, 3]}
+
+
+def test_pages_of_several_machines_are_joined(tmp_path, trainings, capsys):
+    parts = [tmp_path / name for name in ("here", "there")]
+    make_page(parts[0], "--models", "RATE", "--seeds", "1")
+    make_page(parts[1], "--models", "RATE", "GRU", "--seeds", "2", "3")
+    trainings.clear()
+    other = parts[1] / "memories.json"
+    assert make_page(parts[0], "--join", str(other)) == 0 and not trainings
+    assert seeds_on_page(parts[0]) == {"T-Maze: RATE": [1, 2, 3], "T-Maze: GRU": [2, 3]}
+    assert "| RATE | 1.00 ± 0.00 |" in (parts[0] / "memories.md").read_text()
+    other.write_text(other.read_text().replace("--model_mode GRU", "--model_mode GRU --lr 1"))
+    for file, words in ((other, "'T-Maze: GRU' was made by another command"), (tmp_path / "none", "cannot be read")):
+        with pytest.raises(SystemExit, match="^2$"):
+            make_page(parts[0], "--join", str(file))
+        assert words in capsys.readouterr().err
 
 
 def test_acting_is_timed():

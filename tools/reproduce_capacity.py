@@ -4,14 +4,15 @@
     python3 tools/reproduce_capacity.py --models "RATE, 5 tokens" "LSTM, width 64" --bits 8
 
 T-Maze's task multi-cue: n hints, one per step, then n junctions that ask for them by name in another order. Every model
-is trained for every n, with the same data and the same limit on batches. Finished runs are kept and interrupted ones
-continued, so the command can be repeated at any time. The page is written after every model and n. Failed runs are
-reported and left out.
+is trained for every n, with the same data and the same limit on batches. The command can be repeated at any time. Seeds
+whose figures are in results/multi_cue.json are done, even if their runs are gone, as long as the command that trains
+them is the same; finished runs are kept and interrupted ones continued. The page is written after every model and n.
+Failed runs are reported and left out.
 """
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +23,19 @@ if __name__ == "__main__":  # started as a script
 import numpy as np
 
 from RATE_model.cli.limits import at_least, at_most
-from RATE_model.cli.options import exit_on_user_error, parse_options
+from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
 from RATE_model.cli.reproduce import (
     Study,
     StudyOptions,
     cell,
+    entry_of,
     final_results,
     merged,
+    missing_seeds,
     origin,
     table,
     training_of,
+    with_seeds,
     write_results,
 )
 from RATE_model.errors import UserError
@@ -70,6 +74,8 @@ class Options(StudyOptions):
     bits: tuple[int, ...] = (2, 4, 8)
     # Models to train and measure; the page keeps its figures of all others. Empty: all
     models: tuple[str, ...] = ()
+    # Measure seeds again whose figures are on the page
+    again: Boolean = False
 
     def validate(self) -> None:
         """Raise a UserError for a value out of range or an unknown model."""
@@ -86,14 +92,15 @@ def study(bits: int) -> Study:
     return Study.of(TMAZE, (*SETTINGS, "--bits", str(bits)), MODELS, prefix=f"multi_cue_{bits}")
 
 
-def collect(runs: list[Path], bits: int) -> dict[str, Any]:
-    """Bits recalled by every seed, and the cost of the model."""
+def collect(runs: list[Path], model: str, bits: int) -> dict[str, Any]:
+    """Bits recalled by every seed, the cost of the model, and the command that made it."""
     recalled = [result[f"Recalled_T_{LENGTH}"] for result in final_results(runs)]
     return {
         "recalled": recalled,
         "bits": [float(bits_recalled(rate, bits)) for rate in recalled],
         "state_numbers": load_agent(runs[0]).memory.largest_state().numbers_per_row(),
         **training_of(runs),
+        "command": study(bits).key(model),
     }
 
 
@@ -135,14 +142,18 @@ def run(options: Options) -> int:
     order = [label_of(model, bits) for model in MODELS for bits in range(1, MOST_BITS + 1)]
     for bits in options.bits:
         for model in options.models or MODELS:
+            label = label_of(model, bits)
+            old = entry_of(document, label, study(bits).key(model))
+            seeds = options.seeds if options.again else missing_seeds(old, options.seeds)
+            if not seeds:
+                continue
             try:
-                runs = study(bits).run_all(options, [model])[model]
+                runs = study(bits).run_all(replace(options, seeds=tuple(seeds)), [model])[model]
             except UserError as error:
                 print(f"left out: {error}", file=sys.stderr, flush=True)
                 failed = True
                 continue
-            label = label_of(model, bits)
-            document = merged(document, {label: collect(runs, bits)}, order)
+            document = merged(document, {label: with_seeds(old, collect(runs, model, bits))}, order)
             print(f"{label}: {np.mean(document[label]['bits']):.2f} bits", flush=True)
             write(document, options)
     return int(failed)

@@ -4,9 +4,15 @@
     python3 tools/reproduce_memories.py --environments tmaze --models FFM LRU
     python3 tools/reproduce_memories.py --environments tmaze_multi_cue tmaze_endless
 
-Finished runs are kept and interrupted ones continued, so the command can be repeated at any time. The
-first seed of every memory comes first, then the second. The page is written after each run, and keeps its entries of
-other memories. Failed runs are reported and left out.
+The command can be repeated at any time. Seeds whose figures are in results/memories.json are done, even if their runs
+are gone, as long as the command that trains them is the same; finished runs are kept and interrupted ones continued.
+The first seed of every memory comes first, then the second. The page is written after each run, and keeps its entries
+of other memories and seeds. Failed runs are reported and left out.
+
+Several machines can share the work: give each a part of the memories or seeds and a `--results_dir` of its own, then
+join what they found:
+
+    python3 tools/reproduce_memories.py --join MACHINE_1/memories.json MACHINE_2/memories.json
 """
 
 import itertools
@@ -14,7 +20,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,17 +37,20 @@ from MinigridMemory.MinigridMemory_src.environment import ENVIRONMENT as MINIGRI
 from MinigridMemory.MinigridMemory_src.evaluate import LARGE_SIZES, SIZES
 from RATE_model.acting.actor import Actor
 from RATE_model.agent import Agent
-from RATE_model.cli.options import exit_on_user_error, parse_options
+from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
 from RATE_model.cli.reproduce import (
     ROOT,
     Study,
     StudyOptions,
     cell,
+    entry_of,
     final_results,
     merged,
+    missing_seeds,
     origin,
     provenance,
     table,
+    with_seeds,
     write_results,
 )
 from RATE_model.errors import UserError
@@ -180,10 +189,15 @@ class Options(StudyOptions):
     ] = ("tmaze", "minigrid")
     # Memories to train and measure; the page keeps its figures of all others. Empty: all
     models: tuple[str, ...] = ()
+    # Measure seeds again whose figures are on the page
+    again: Boolean = False
+    # Only add the figures in these files, memories.json of other machines, and train nothing; for seeds in several, the
+    # page's count, then those of the first file
+    join: tuple[Path, ...] = ()
 
 
-def collect(section: Section, runs: list[Path]) -> dict[str, Any]:
-    """Success of every seed by case, and the costs of training and memory."""
+def collect(section: Section, label: str, runs: Sequence[Path]) -> dict[str, Any]:
+    """Success of every seed by case, the costs of training and memory, and the command that made it."""
     results = final_results(runs)
     agent = load_model(resolve_checkpoint(runs[0]))
     return {
@@ -197,6 +211,7 @@ def collect(section: Section, runs: list[Path]) -> dict[str, Any]:
         "optimizer_steps": [result["optimizer_steps"] for result in results],
         "solved": [bool(result.get("all_stages_solved", result.get("solved"))) for result in results],
         **provenance(runs),
+        "command": section.study.key(label),
     }
 
 
@@ -288,36 +303,66 @@ def run(options: Options) -> int:
     """As `main`, with parsed options. Raises UserError."""
     path = options.results_dir / f"{PAGE}.json"
     document = json.loads(path.read_text()) if path.exists() else {}
-    order = [f"{section.title}: {label}" for section in SECTIONS.values() for label in LABELS]
+    if options.join:
+        write(join(document, options.join), options)
+        return 0
     sections = [SECTIONS[name] for name in dict.fromkeys(options.environments)]
     labels = sections[0].study.chosen(options.models)
+    missing = {
+        name: list(options.seeds) if options.again else missing_seeds(entry_of(document, name, key), options.seeds)
+        for name, key in _keys(sections, labels).items()
+    }
     for section in sections:
-        section.make_data(section.study.read_config(_absolute(section.study.settings)).data)
-    runs: dict[str, list[Path]] = {f"{section.title}: {label}": [] for section in sections for label in labels}
+        if any(missing[_name(section, label)] for label in labels):
+            section.make_data(section.study.read_config(_absolute(section.study.settings)).data)
     failed = set()
     for seed, section in itertools.product(options.seeds, sections):
-        names = {label: f"{section.title}: {label}" for label in labels}
-        cells = [(label, seed) for label in labels if names[label] not in failed]
+        names = {label: _name(section, label) for label in labels}
+        cells = [(label, seed) for label, name in names.items() if seed in missing[name] and name not in failed]
         with closing(section.study.run_each(options, cells)) as finished:
             for label, done in finished:
-                name = names[label]
                 if isinstance(done, UserError):
                     print(f"left out: {done}", file=sys.stderr, flush=True)
-                    failed.add(name)
+                    failed.add(names[label])
                     continue
-                runs[name].append(done)
-                document = _with(document, name, collect(section, runs[name]), order)
+                new = collect(section, label, [done])
+                entry = with_seeds(entry_of(document, names[label], new["command"]), new)
+                document = merged(document, {names[label]: entry}, list(_keys()))
                 write(document, options)
+    write(document, options)
     for section in sections:
         print(success_table(section, of_section(document, section)))
     return 1 if failed else 0
 
 
-def _with(document: dict[str, Any], name: str, entry: dict[str, Any], order: Sequence[str]) -> dict[str, Any]:
-    """Add an entry to the document, unless it already has one with these and more seeds."""
-    if set(document.get(name, {}).get("seeds", ())) > set(entry["seeds"]):
-        return document
-    return merged(document, {name: entry}, order)
+def join(document: dict[str, Any], files: Sequence[Path]) -> dict[str, Any]:
+    """Add the seeds in other documents; entries that other commands made are replaced.
+
+    Raises:
+        UserError: a file cannot be read, or has an entry of another command.
+    """
+    keys = _keys()
+    for file in files:
+        try:
+            found = json.loads(file.read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(f"--join {file}: cannot be read: {error}") from None
+        for name in found:
+            if name not in keys or not (entry := entry_of(found, name, keys[name])):
+                raise UserError(f"--join {file}: '{name}' was made by another command than today's; remove it")
+            ours = entry_of(document, name, keys[name])
+            document = merged(document, {name: with_seeds(entry, ours)}, list(keys))
+    return document
+
+
+def _name(section: Section, label: str) -> str:
+    """The label of an entry in memories.json."""
+    return f"{section.title}: {label}"
+
+
+def _keys(sections: Iterable[Section] = tuple(SECTIONS.values()), labels: Sequence[str] = LABELS) -> dict[str, str]:
+    """The names of entries in the order of the page, and the commands that make them."""
+    return {_name(section, label): section.study.key(label) for section in sections for label in labels}
 
 
 def _absolute(words: Sequence[str]) -> list[str]:

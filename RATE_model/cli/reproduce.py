@@ -118,8 +118,14 @@ class Study:
 
     def command(self, label: str, seeds: Sequence[int]) -> list[str]:
         """The arguments that train and evaluate a model, as typed on the command line."""
-        span = ["--start_seed", str(seeds[0]), "--end_seed", str(seeds[-1])]
-        return [self.script, *self.settings, *self.models[label], "--ckpt_folder", self.folder(label), *span]
+        return [*self._command(label), "--start_seed", str(seeds[0]), "--end_seed", str(seeds[-1])]
+
+    def key(self, label: str) -> str:
+        """A model's command without seeds: entries of a page with the same key belong together."""
+        return shlex.join(self._command(label))
+
+    def _command(self, label: str) -> list[str]:
+        return [self.script, *self.settings, *self.models[label], "--ckpt_folder", self.folder(label)]
 
     def run(self, label: str, seed: int, options: StudyOptions, stop: threading.Event | None = None) -> Path:
         """Start or continue one run; returns its directory. Raises UserError if it fails.
@@ -333,6 +339,48 @@ def merged(kept: Mapping[str, Any], measured: Mapping[str, Any], order: Sequence
     """Kept and newly measured entries, in the order of these labels; new ones override kept ones."""
     entries = {**kept, **measured}
     return {label: entries[label] for label in sorted(entries, key=lambda label: _place(label, order))}
+
+
+def entry_of(document: Mapping[str, Any], label: str, key: str) -> dict[str, Any]:
+    """An entry of a page's document; empty if there is none, or if another command made it.
+
+    Args:
+        document: entries by label. Those without a command count as made by this one.
+        key: the command; see `Study.key`.
+    """
+    entry = document.get(label, {})
+    return entry if entry.get("command", key) == key else {}
+
+
+def missing_seeds(entry: Mapping[str, Any], seeds: Sequence[int]) -> list[int]:
+    """The seeds without figures in an entry."""
+    return [seed for seed in seeds if seed not in entry.get("seeds", ())]
+
+
+def with_seeds(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """An entry with the seeds of two entries of one command; for seeds in both, the new figures count.
+
+    Either may be empty. Lists have one value per seed; what is not measured per seed is that of the entry with the
+    lowest one.
+    """
+    places = {seed: (entry, index) for entry in (old, new) for index, seed in enumerate(entry.get("seeds", ()))}
+    sources = [places[seed] for seed in sorted(places)]
+
+    def joined(fields: list[Any]) -> Any:
+        """A field of the entry, from that field of every seed's source."""
+        if isinstance(fields[0], Mapping):
+            return {case: joined([field[case] for field in fields]) for case in fields[0]}
+        if isinstance(fields[0], list):
+            return [field[index] for field, (_, index) in zip(fields, sources, strict=True)]
+        return fields[0]
+
+    first = {**old, **new, **sources[0][0]}
+    entries = [entry for entry in (old, new) if entry]
+    return {
+        **{name: joined([entry.get(name, first[name]) for entry, _ in sources]) for name in first if name != "commit"},
+        "commit": sorted({commit for entry in entries for commit in entry["commit"]}),
+        "date": max(entry["date"] for entry in entries),
+    }
 
 
 def by_model(study: Study, labels: Iterable[str]) -> list[str]:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import threading
 import time
@@ -18,11 +19,14 @@ from RATE_model.cli.reproduce import (
     StudyOptions,
     by_model,
     cell,
+    entry_of,
     kept_entries,
     merged,
+    missing_seeds,
     origin,
     provenance,
     training_table,
+    with_seeds,
 )
 from RATE_model.errors import UserError
 from RATE_model.training.runs import FinishedRun
@@ -152,6 +156,32 @@ def test_unmeasured_models_stay_on_the_page(tmp_path):
 def test_measured_entries_replace_kept_ones():
     entries = merged({"B": 1, "old": 1, "C": 1}, {"A": 2, "C": 2}, ["A", "B", "C"])
     assert list(entries.items()) == [("A", 2), ("B", 1), ("C", 2), ("old", 1)]
+
+
+def page_entry(seeds, score, **more):
+    return {
+        "size": 5,
+        "scores": {"9": [score] * len(seeds)},
+        "seeds": list(seeds),
+        "commit": ["a"],
+        "date": "2026-01-01",
+    } | more
+
+
+def test_seeds_join_an_entry_one_by_one():
+    old = page_entry([2, 1], 0.5)
+    new = page_entry([3, 2], 1.0, size=6, commit=["b"], date="2026-01-02", command="train.py")
+    joined = {"size": 5, "seeds": [1, 2, 3], "commit": ["a", "b"], "date": "2026-01-02", "command": "train.py"}
+    assert with_seeds(old, new) == joined | {"scores": {"9": [0.5, 1.0, 1.0]}}
+    assert with_seeds({}, new)["seeds"] == [2, 3] and with_seeds(old, {})["scores"] == {"9": [0.5, 0.5]}
+    assert missing_seeds(old, [1, 2, 3]) == [3] and missing_seeds({}, [1, 2]) == [1, 2]
+
+
+def test_entries_of_other_commands_do_not_count():
+    page = {"A": {"command": STUDY.key("A")}, "A, changed": {"command": "other.py"}, "B": {"seeds": [1]}}
+    found = {label: entry_of(page, label, STUDY.key(label)) for label in STUDY.models}
+    assert found == {"A": page["A"], "A, changed": {}, "B": page["B"]} and entry_of({}, "A", "train.py") == {}
+    assert shlex.join(STUDY.command("A", [1, 2, 3])) == STUDY.key("A") + " --start_seed 1 --end_seed 3"
 
 
 def test_controls_follow_their_model():
