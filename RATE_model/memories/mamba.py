@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from RATE_model.errors import UserError
 from RATE_model.memories.contract import MemoryOptions, State
 from RATE_model.memories.scan import in_chunks, scan_and_read
 from RATE_model.memories.stack import (
@@ -35,6 +36,8 @@ from RATE_model.memories.stack import (
 
 # Steps whose states are in memory at once.
 _CHUNK = 16
+# Largest initial delta.
+_DELTA_MAX = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +50,8 @@ class MambaConfig(StackConfig):
     expand: int = 2
     # Taps of the filter
     taps: int = 4
+    # Smallest initial delta
+    delta_min: float = 1e-3
 
     def sizes(self) -> dict[str, int]:
         """The sizes by flag name."""
@@ -56,6 +61,12 @@ class MambaConfig(StackConfig):
             "mamba_expand": self.expand,
             "mamba_conv": self.taps,
         }
+
+    def validate(self) -> None:
+        """Raise a `UserError`, in terms of the flags, for invalid sizes."""
+        super().validate()
+        if not 0 < self.delta_min <= _DELTA_MAX:
+            raise UserError(f"--mamba_delta_min {self.delta_min}: must be above 0 and at most {_DELTA_MAX}")
 
 
 @dataclass(frozen=True)
@@ -90,10 +101,11 @@ class MambaCell(Cell):
         )  # S4D-Real: A = -(1, 2, ..., n)
         self.through = nn.Parameter(torch.ones(inner))  # D
         self.output = nn.Linear(inner, d, bias=False)
-        # delta begins between 0.001 and 0.1, evenly on a logarithmic scale (section 3.6).
+        # delta begins between delta_min and 0.1, evenly on a logarithmic scale; the paper's minimum is 0.001
+        # (section 3.6).
         with torch.no_grad():
             nn.init.uniform_(self.delta.weight, -(rank**-0.5), rank**-0.5)
-            delta = torch.exp(torch.empty(inner).uniform_(math.log(1e-3), math.log(1e-1)))
+            delta = torch.exp(torch.empty(inner).uniform_(math.log(config.delta_min), math.log(_DELTA_MAX)))
             self.delta.bias.copy_(delta + torch.log(-torch.expm1(-delta)))  # the inverse of softplus
 
     def initial(self, batch_size: int, device: torch.device) -> CellState:
@@ -178,6 +190,8 @@ class MambaOptions(MemoryOptions):
     mamba_expand: int = 2
     # Taps of the convolution before the state
     mamba_conv: int = 4
+    # Smallest initial step size delta; a state forgets within 1 / delta steps, so smaller values remember longer
+    mamba_delta_min: float = 1e-3
     # joined: a step is one input; sequence: its parts enter one by one, as in DMamba
     mamba_input: StepInput = "joined"
 
@@ -195,4 +209,5 @@ class MambaOptions(MemoryOptions):
             state=self.mamba_state,
             expand=self.mamba_expand,
             taps=self.mamba_conv,
+            delta_min=self.mamba_delta_min,
         )

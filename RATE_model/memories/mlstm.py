@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from RATE_model.errors import UserError
 from RATE_model.memories.contract import MemoryOptions, State
+from RATE_model.memories.recurrent import MAX_FORGET_BIAS
 from RATE_model.memories.scan import in_chunks
 from RATE_model.memories.stack import CausalConvolution, Cell, CellState, CellStepper, Stack, StackConfig, StepSignals
 
@@ -44,6 +45,8 @@ class MLSTMConfig(StackConfig):
     heads: int = 4
     # Taps of the filter
     taps: int = 4
+    # Largest initial bias of a forget gate
+    forget_bias: float = 6.0
 
     def sizes(self) -> dict[str, int]:
         """The sizes by flag name."""
@@ -57,6 +60,8 @@ class MLSTMConfig(StackConfig):
                 f"--mlstm_heads {self.heads}: must divide 2 * --d_model = {2 * self.d_model}, which must be a multiple "
                 f"of {_BLOCK}"
             )
+        if not 0 < self.forget_bias <= MAX_FORGET_BIAS:
+            raise UserError(f"--mlstm_forget_bias {self.forget_bias}: must be above 0 and at most {MAX_FORGET_BIAS}")
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,7 @@ class MLSTMCell(Cell):
             nn.init.normal_(self.output.weight, std=2 / config.layers / inner**0.5)
             nn.init.zeros_(self.gates.weight)
             nn.init.normal_(self.gates.bias[: self.heads], std=0.1)
-            self.gates.bias[self.heads :] = torch.linspace(3, 6, self.heads)
+            self.gates.bias[self.heads :] = torch.linspace(config.forget_bias / 2, config.forget_bias, self.heads)
 
     def initial(self, batch_size: int, device: torch.device) -> CellState:
         """Zeros."""
@@ -245,6 +250,8 @@ class MLSTMOptions(MemoryOptions):
     mlstm_heads: int = 4
     # Taps of the convolution before queries and keys
     mlstm_conv: int = 4
+    # Largest initial bias of a forget gate, the smallest is half of it; a bias b forgets within about exp(b) steps
+    mlstm_forget_bias: float = 6.0
 
     def config(
         self, *, mode: str, d_model: int, dropout: float, context_length: int, segments: int, conditioned: bool
@@ -258,4 +265,5 @@ class MLSTMOptions(MemoryOptions):
             layers=self.mlstm_layers,
             heads=self.mlstm_heads,
             taps=self.mlstm_conv,
+            forget_bias=self.mlstm_forget_bias,
         )

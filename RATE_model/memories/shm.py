@@ -11,12 +11,14 @@ proposition on random theta). Here the draw is a fixed function of the step's nu
 trained one.
 """
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from RATE_model.errors import UserError
 from RATE_model.memories.contract import MemoryOptions, State
 from RATE_model.memories.scan import in_chunks, scan_and_read
 from RATE_model.memories.stack import Cell, CellState, CellStepper, Stack, StackConfig, StepSignals
@@ -34,10 +36,18 @@ class SHMConfig(StackConfig):
     size: int = 32
     # Rows of the table that theta is drawn from
     table: int = 128
+    # Factor of the initial weights of v_c; 0: C is 1 at first, and nothing is forgotten
+    calibration: float = 1.0
 
     def sizes(self) -> dict[str, int]:
         """The sizes by flag name."""
         return {"shm_layers": self.layers, "shm_size": self.size, "shm_table": self.table}
+
+    def validate(self) -> None:
+        """Raise a `UserError`, in terms of the flags, for invalid sizes."""
+        super().validate()
+        if not 0 <= self.calibration < math.inf:
+            raise UserError(f"--shm_calibration {self.calibration}: must be at least 0, and finite")
 
 
 @dataclass(frozen=True)
@@ -65,6 +75,8 @@ class SHMCell(Cell):
         self.maps = nn.Linear(d, 4 * m + 1, bias=False)  # k, q, v, v_c, eta
         self.table = nn.Parameter(torch.empty(config.table, m))
         nn.init.xavier_uniform_(self.table)
+        with torch.no_grad():
+            self.maps.weight[3 * m : 4 * m] *= config.calibration
         self.output = nn.Linear(m, d)
 
     def initial(self, batch_size: int, device: torch.device) -> CellState:
@@ -149,6 +161,8 @@ class SHMOptions(MemoryOptions):
     shm_size: int = 32
     # Rows of the table of theta
     shm_table: int = 128
+    # Factor of the initial weights that calibrate the matrix; 0: nothing is forgotten at first
+    shm_calibration: float = 1.0
 
     def config(
         self, *, mode: str, d_model: int, dropout: float, context_length: int, segments: int, conditioned: bool
@@ -162,4 +176,5 @@ class SHMOptions(MemoryOptions):
             layers=self.shm_layers,
             size=self.shm_size,
             table=self.shm_table,
+            calibration=self.shm_calibration,
         )
