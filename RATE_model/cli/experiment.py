@@ -41,7 +41,7 @@ from RATE_model.system.precision import pick_device
 from RATE_model.training.curriculum import AdaptiveStages, FixedStages
 from RATE_model.training.loop import Evaluate, Fit, StageData, load_to_resume
 from RATE_model.training.optimization import RisingCosine, Schedule, decay_over, initialise_as_published, late_linear
-from RATE_model.training.runs import Run, check_run, clean_name, open_run, run_name, run_seeds, short_hash
+from RATE_model.training.runs import Run, check_run, clean_name, open_run, run_name, short_hash
 from RATE_model.training.stored_states import StoredStates
 from RATE_model.training.tracking import NoTracker, Tracker
 from RATE_model.training.trainer import (
@@ -248,21 +248,6 @@ def together(config: Config) -> Iterator[None]:
                 "processes that share every batch; start fewer processes, or give a larger batch"
             )
         yield
-
-
-def train_seeds(config: Config, check: Callable[[Any, int], Run], train: Callable[[Any, Run], object]) -> int:
-    """Train every seed of a configuration; all are checked before the first is trained.
-
-    Args:
-        config: the script's configuration.
-        check, train: the script's own; `check` makes the run that `train` trains.
-
-    Returns:
-        The script's exit code (see `run_seeds`).
-    """
-    with together(config):
-        runs = {seed: check(config, seed) for seed in config.run.seeds}
-        return run_seeds(runs, lambda seed: train(config, runs[seed]))
 
 
 def plan(

@@ -1,5 +1,6 @@
 """The main function of every train script: flags, checks, data, curriculum, training, evaluation, pictures."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -24,8 +25,9 @@ def main(environment: Environment, argv: Sequence[str] | None = None) -> int:
     with exit_on_user_error():
         config = environment.read_config(argv)
         with experiment.together(config):
-            runs = {seed: check(environment, config, seed) for seed in config.run.seeds}
-            return run_seeds(runs, lambda seed: train(environment, config, runs[seed]))
+            runs = [check(environment, config, seed) for seed in config.run.seeds]
+            command = sys.orig_argv if argv is None else ["python3", *environment.train_script.split(), *argv]
+            return run_seeds(runs, lambda run: train(environment, config, run), command=command)
 
 
 def check(environment: Environment, config: Any, seed: int) -> Run:

@@ -29,6 +29,8 @@ from torch import Tensor
 
 from RATE_model.errors import UserError
 from RATE_model.system.atomic import atomic_write_text, sync_directory, write_durably
+from RATE_model.system.locks import owner
+from RATE_model.training.continuing import recorded_command
 
 MODEL, TRAINING, MANIFEST = "model.safetensors", "training.pt", "manifest.json"
 # Beside checkpoints/: mean and std of observations, for checkpoints whose spec lacks them.
@@ -143,12 +145,25 @@ def _resolve(path: Path, tag: str | None) -> Path:
     directory = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     found = find_checkpoint(directory, tag=tag) if path.is_dir() else None
     if found is None:
+        run = directory.parent if directory.name == "checkpoints" else path
+        if (run / "environment.json").is_file() and not _candidates(directory):
+            raise UserError(_not_begun(run))
         what = "has no intact checkpoint" if path.exists() else "does not exist"
         if damaged := sorted(_candidates(directory).items()):
             newest = damaged[-1][1]
             what += f" ({newest.name}: {find_damage(newest)})"
         raise UserError(f"{path} {what}; give a run directory, its checkpoints/, or one of its step_* directories")
     return found
+
+
+def _not_begun(run: Path) -> str:
+    """Why a run has no checkpoint, and what to do."""
+    if (by := owner(run / ".lock")) is not None:
+        return f"{run} has no checkpoint yet: {by} is training it; wait for its first one"
+    command = recorded_command(run)
+    return f"{run} has no checkpoint: the run was stopped before its first one; continue it with --resume auto" + (
+        f", added to its command: {command}" if command else ""
+    )
 
 
 def load_checkpoint(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -17,6 +17,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -41,6 +42,7 @@ from RATE_model.system.atomic import atomic_write_json, atomic_write_text
 from RATE_model.system.interrupts import exit_code, signal_name
 from RATE_model.system.locks import LockHeld, clear_leftovers, hold, owner
 from RATE_model.training.checkpoints import find_checkpoint, has_checkpoints, load_checkpoint, resolve_checkpoint
+from RATE_model.training.continuing import resuming
 from RATE_model.training.tracking import check_wandb, redact
 
 _TRACEBACK, _LOCK, _DAMAGED = "traceback.txt", ".lock", "environment.damaged.json"
@@ -371,26 +373,27 @@ def short_hash(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def run_seeds(seeds: Iterable[int], function: Callable[[int], object]) -> int:
-    """Call ``function(seed)`` for every seed and return the command's exit code.
+def run_seeds(runs: Sequence[Run], train: Callable[[Run], object], *, command: Sequence[str] = ()) -> int:
+    """Call ``train(run)`` for every run, one per seed, and return the command's exit code.
 
     An exception in one seed is reported in one line on stderr and the others continue; a final line sums up and the
     exit code is 1. A UserError in the first seed is raised, unless it is a RunError, because it would affect every
-    seed. A signal stops everything with exit code 128 + its number and a hint how to continue. With several processes
-    every error is raised, because a process does not know what has failed in another.
+    seed. A signal stops everything with exit code 128 + its number; a line names the run and how to continue it, by
+    ``command``, the words that started this process. With several processes every error is raised, because a process
+    does not know what has failed in another.
     """
-    seeds = list(seeds)
     failed: dict[int, str] = {}
-    for position, seed in enumerate(seeds):
+    for position, run in enumerate(runs):
+        seed = run.seed
         try:
-            function(seed)
+            train(run)
         except KeyboardInterrupt as interruption:
-            name = signal_name(interruption)
             if distributed.is_first():
-                print(f"seed {seed} stopped by {name}; continue with --resume auto", file=sys.stderr)
+                stopped = f"{run.directory}: seed {seed} stopped by {signal_name(interruption)}"
+                print(one_line(f"{stopped}; continue with {_how_to_continue(run, command)}"), file=sys.stderr)
             return exit_code(interruption)
         except UserError as error:
-            if len(seeds) == 1 or distributed.size() > 1 or (position == 0 and not isinstance(error, RunError)):
+            if len(runs) == 1 or distributed.size() > 1 or (position == 0 and not isinstance(error, RunError)):
                 raise
             failed[seed] = f"seed {seed} failed: {error}"
         except Exception as error:
@@ -407,8 +410,15 @@ def run_seeds(seeds: Iterable[int], function: Callable[[int], object]) -> int:
             print(one_line(failed[seed]), file=sys.stderr)
     if failed:
         names = ", ".join(map(str, failed))
-        print(f"{len(seeds) - len(failed)} of {len(seeds)} seeds finished; failed: {names}", file=sys.stderr)
+        print(f"{len(runs) - len(failed)} of {len(runs)} seeds finished; failed: {names}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _how_to_continue(run: Run, command: Sequence[str]) -> str:
+    """The command that continues a stopped run, or only the flag if the command is not known."""
+    if not command or distributed.size() > 1:  # torchrun's own flags are not known
+        return "--resume auto"
+    return redact(shlex.join(resuming(command)))
 
 
 def _choose_checkpoint(directory: Path, *, resume: str, overwrite: bool) -> Path | None:

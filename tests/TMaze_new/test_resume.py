@@ -211,7 +211,8 @@ def test_real_signals_to_a_real_process(tmp_path, shared):
             assert process.returncode == -number and steps == BATCHES_PER_EPOCH < lines - 1
         else:
             assert process.returncode == 128 + number and steps == BATCHES_PER_EPOCH + 3
-            assert f"seed 1 stopped by {name}; continue with --resume auto" in errors
+            stopped = f"{only_run(folder)}: seed 1 stopped by {name}; continue with python3 TMaze_new"
+            assert stopped in errors and errors.endswith(" --resume auto\n")
         assert "Traceback" not in errors
         where = ("--data_dir", places(tmp_path / "data")[1])
         assert train(folder, *flags, *where, "--resume", "auto") == 0
@@ -375,7 +376,7 @@ def test_a_signal_stops_validation_and_evaluation_at_once(tmp_path, shared, caps
     """Also the last ones. The resumed run completes them."""
     with signal_in(target, call, signal.SIGUSR2):
         assert train(tmp_path, "--resume", "auto") == 128 + signal.SIGUSR2
-    assert "seed 1 stopped by SIGUSR2; continue with --resume auto" in capsys.readouterr().err
+    assert "seed 1 stopped by SIGUSR2; continue with python3 " in capsys.readouterr().err
     assert len(list((only_run(tmp_path) / "eval").iterdir())) == evaluations
     assert train(tmp_path, "--resume", "auto") == 0
     assert_same(tmp_path, shared, ())

@@ -4,12 +4,15 @@ import errno
 import io
 import os
 import sys
+from pathlib import Path
 
 import pytest
 
 from RATE_model.cli.console import lasting_output, machine_error, one_line
 from RATE_model.cli.options import exit_on_user_error
-from RATE_model.training.runs import run_seeds
+from RATE_model.training.runs import Run, run_seeds
+
+RUNS = [Run(Path(f"RUN_{seed}"), seed, None, lambda: (None, ())) for seed in (1, 2)]
 
 
 class Console(io.TextIOWrapper):
@@ -52,7 +55,7 @@ def test_names_that_are_not_utf8_are_shown(monkeypatch):
 def test_every_seed_is_trained_without_a_console(monkeypatch, capsys, error, said):
     monkeypatch.setattr(sys, "stdout", Console(error=error))
     with exit_on_user_error():
-        assert run_seeds([1, 2], lambda seed: print(seed)) == 0
+        assert run_seeds(RUNS, lambda run: print(run.seed)) == 0
     printed = capsys.readouterr().err
     assert said in printed and printed.count("\n") == (1 if said else 0)
 
@@ -61,7 +64,7 @@ def test_no_stdout_at_all(monkeypatch):
     monkeypatch.setattr(sys, "stdout", None)
     trained = []
     with exit_on_user_error():
-        assert run_seeds([1, 2], lambda seed: (print(seed), trained.append(seed))) == 0
+        assert run_seeds(RUNS, lambda run: (print(run.seed), trained.append(run.seed))) == 0
     assert trained == [1, 2]
 
 

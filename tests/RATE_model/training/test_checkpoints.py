@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from RATE_model.errors import UserError
+from RATE_model.system import locks
 from RATE_model.training import checkpoints
 from RATE_model.training.checkpoints import (
     find_checkpoint,
@@ -194,6 +195,18 @@ def test_no_checkpoint_is_found_in_empty_directories(tmp_path: Path) -> None:
             load_checkpoint(path)
         with pytest.raises(UserError, match=path.name):
             resolve_checkpoint(path)
+
+
+def test_run_without_checkpoint_says_how_to_continue(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    starts = [{"command": ["/code/RATE_model/train.py", "--data", "my data.h5"]}]
+    (tmp_path / "environment.json").write_text(json.dumps({"starts": starts}))
+    for path in (tmp_path, tmp_path / "checkpoints"):
+        with pytest.raises(UserError, match="stopped before its first one; continue it .*--resume auto") as caught:
+            resolve_checkpoint(path)
+        assert str(caught.value).endswith("python3 -m RATE_model.train --data 'my data.h5'")
+    with locks.hold(tmp_path / ".lock"), pytest.raises(UserError, match="no checkpoint yet: .* is training it"):
+        resolve_checkpoint(tmp_path)
 
 
 def test_a_checkpoint_is_found_from_the_run_or_below(tmp_path: Path) -> None:

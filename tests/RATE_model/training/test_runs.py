@@ -362,17 +362,21 @@ def test_a_forked_worker_still_dies_of_sigterm_and_ignores_ctrl_c() -> None:
         assert interrupts.requested is None
 
 
+def of_seeds(*seeds: int) -> list[Run]:
+    return [Run(Path(f"runs/x_RUN_{seed}"), seed, None, lambda: (None, ())) for seed in seeds]
+
+
 def test_every_seed_runs_and_a_failed_one_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     ran = []
 
-    def train(seed: int) -> None:
-        ran.append(seed)
-        if seed == 2:
+    def train(run: Run) -> None:
+        ran.append(run.seed)
+        if run.seed == 2:
             raise RuntimeError("loss is nan")
-        if seed == 3:
+        if run.seed == 3:
             raise UserError("--text x: taken")
 
-    assert run_seeds(range(1, 5), train) == 1
+    assert run_seeds(of_seeds(1, 2, 3, 4), train) == 1
     errors = capsys.readouterr().err
     assert ran == [1, 2, 3, 4]
     assert "Traceback" in errors and "seed 2 failed: RuntimeError: loss is nan\n" in errors
@@ -380,16 +384,16 @@ def test_every_seed_runs_and_a_failed_one_is_reported(capsys: pytest.CaptureFixt
 
 
 def test_successful_seeds_print_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_seeds([1, 2], lambda seed: None) == 0
+    assert run_seeds(of_seeds(1, 2), lambda run: None) == 0
     assert capsys.readouterr() == ("", "")
 
 
 def test_a_user_error_in_the_first_seed_is_raised() -> None:
-    def train(seed: int) -> None:
+    def train(run: Run) -> None:
         raise UserError("no data")
 
     with pytest.raises(UserError, match="no data"):
-        run_seeds([1, 2], train)
+        run_seeds(of_seeds(1, 2), train)
 
 
 @pytest.mark.parametrize(
@@ -398,12 +402,15 @@ def test_a_user_error_in_the_first_seed_is_raised() -> None:
 def test_an_interrupt_stops_all_seeds(capsys: pytest.CaptureFixture[str], error: BaseException, code: int) -> None:
     ran = []
 
-    def train(seed: int) -> None:
-        ran.append(seed)
+    def train(run: Run) -> None:
+        ran.append(run.seed)
         raise error
 
-    assert run_seeds([1, 2], train) == code
-    assert ran == [1] and "continue with --resume auto" in capsys.readouterr().err
+    typed = ["python3", "train.py", "--text", "a b", "--resume=no", "--overwrite", "true", "--epochs", "3"]
+    assert run_seeds(of_seeds(1, 2), train, command=typed) == code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert ran == [1] and line.startswith("runs/x_RUN_1: seed 1 stopped by SIG")
+    assert line.endswith("; continue with python3 train.py --text 'a b' --epochs 3 --resume auto")
 
 
 def test_checking_a_run_creates_and_removes_nothing(tmp_path: Path) -> None:
