@@ -22,7 +22,7 @@ if __name__ == "__main__":  # started as a script
 
 from Atari.env import PUBLISHED_CAP
 from Atari.experts import plans
-from Atari.games import Game
+from Atari.games import Game, ale_py
 from Atari.games import game as game_of
 from Atari.generate import FRAME_SHAPE, Recipe, generate
 from RATE_model.cli.limits import MAX_EPISODE_STEPS, at_least, at_most, writable
@@ -116,6 +116,7 @@ def ensure_own_data(game: Game, directory: Path | None = None, transitions: int 
     path = dataset_path(game, directory, options)
 
     def make() -> None:
+        ale_py()  # it may not be installed
         print(f"Making {options.steps(game)} steps of {game.name}: {path}", flush=True)
         generate(options.recipe(game), options.steps(game), path)
 

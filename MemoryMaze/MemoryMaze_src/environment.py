@@ -22,6 +22,7 @@ from MemoryMaze.MemoryMaze_src.env import (
     check_size,
 )
 from MemoryMaze.MemoryMaze_src.generate import FIRST_DATA_SEED
+from MemoryMaze.MemoryMaze_src.graphics import check_installed
 from MemoryMaze.MemoryMaze_src.privileged import SAME_IN_THE_MIRROR, SIGNS_IN_THE_MIRROR
 from MemoryMaze.MemoryMaze_src.spec import SPEC, spec_of
 from RATE_model.acting.evaluation import Acting
@@ -132,6 +133,10 @@ class MemoryMaze(Environment):
     def spec(self, flags: Mapping[str, Any]) -> EnvironmentSpec:
         """Images, six actions."""
         return spec_of(tuple(flags.get("conv_channels", SPEC.conv_channels)))
+
+    def check_packages(self) -> None:
+        """Raise a UserError without the package memory-maze."""
+        check_installed()
 
     def load(self, config: Config) -> TrainingData:
         """Windows as long as a trajectory. There is one stage, with all segments."""

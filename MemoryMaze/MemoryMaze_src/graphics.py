@@ -11,6 +11,7 @@ import importlib.metadata
 import importlib.util
 import os
 import sys
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 from RATE_model.errors import UserError
@@ -34,10 +35,7 @@ def maze_tasks() -> ModuleType:
     Raises:
         UserError: a package is missing or of a version that does not work, or no graphics library works.
     """
-    spec = importlib.util.find_spec(_PACKAGE)  # finds it without running it
-    if spec is None:
-        raise UserError(f"Memory Maze needs the package memory-maze: {INSTALL_HINT}")
-    _check_mujoco()
+    spec = check_installed()
     _choose_backend()
     # An image of 64x64 pixels is a single tile to Mesa's software renderer: more threads have nothing to do.
     os.environ.setdefault("LP_NUM_THREADS", "1")
@@ -56,14 +54,18 @@ def maze_tasks() -> ModuleType:
         raise _cannot_draw(f"{VARIABLE}={os.environ[VARIABLE]} does not work here ({error})") from error
 
 
-def _check_mujoco() -> None:
-    """Version 4 of mujoco breaks the newest dm_control, whose error does not mention it."""
+def check_installed() -> ModuleSpec:
+    """Where memory-maze is, without importing it; raises UserError if it or a package it needs is missing."""
+    spec = importlib.util.find_spec(_PACKAGE)
+    if spec is None:
+        raise UserError(f"Memory Maze needs the package memory-maze: {INSTALL_HINT}")
     for name in ("mujoco", "dm_control"):
         if importlib.util.find_spec(name) is None:
             raise UserError(f"Memory Maze needs the package {name}: {INSTALL_HINT}")
-    version = importlib.metadata.version("mujoco")
+    version = importlib.metadata.version("mujoco")  # version 4 breaks the newest dm_control, whose error is unclear
     if int(version.split(".")[0]) >= 4:
         raise UserError(f"Memory Maze needs mujoco 3.17.0, and {version} is installed: {INSTALL_HINT}")
+    return spec
 
 
 def _choose_backend() -> None:

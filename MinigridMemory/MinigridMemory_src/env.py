@@ -88,14 +88,14 @@ def frames_of_views(views: np.ndarray) -> np.ndarray:
 @functools.lru_cache(maxsize=1024)  # a few dozen views exist; rendering one costs as much as a step
 def _frame(view: bytes) -> np.ndarray:
     """The observation of one encoded view, (3, 84, 84) uint8, read-only. Unseen cells have their own code."""
-    grid, visible = _minigrid().core.grid.Grid.decode(np.frombuffer(view, dtype=np.uint8).reshape(VIEW, VIEW, 3))
+    grid, visible = minigrid_package().core.grid.Grid.decode(np.frombuffer(view, dtype=np.uint8).reshape(VIEW, VIEW, 3))
     image = grid.render(TILE, agent_pos=(VIEW // 2, VIEW - 1), agent_dir=3, highlight_mask=visible)
     frame = np.ascontiguousarray(image.transpose(2, 0, 1))
     frame.setflags(write=False)
     return frame
 
 
-def _minigrid() -> ModuleType:
+def minigrid_package() -> ModuleType:
     """The module of the maze, imported when the first maze is built."""
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # it draws without a window, so skip the greeting
     try:
@@ -150,7 +150,7 @@ class MinigridMemoryEnv(SeededEnv):
         self.random_length = bool(random_length)
         self.layouts = layouts
         # The view size is an argument: Minigrid's wrappers would declare this shape and return another.
-        self._maze = _minigrid().envs.memory.MemoryEnv(
+        self._maze = minigrid_package().envs.memory.MemoryEnv(
             size=self.size, random_length=self.random_length, max_steps=_UNLIMITED, agent_view_size=VIEW
         )
         self.view = np.zeros((VIEW, VIEW, 3), dtype=np.uint8)
@@ -198,7 +198,7 @@ class MinigridMemoryEnv(SeededEnv):
         if cue not in CUES:
             raise ValueError(f"cue must be one of {', '.join(CUES)}, got {cue!r}")
         maze = self._maze
-        maze.grid.set(1, self.size // 2 - 1, getattr(_minigrid().core.world_object, cue.capitalize())("green"))
+        maze.grid.set(1, self.size // 2 - 1, getattr(minigrid_package().core.world_object, cue.capitalize())("green"))
         maze.success_pos, maze.failure_pos = maze.failure_pos, maze.success_pos
         self.cue = cue
         return maze.gen_obs()

@@ -19,6 +19,7 @@ from MinigridMemory.MinigridMemory_src.env import (
     MinigridMemoryEnv,
     MinigridMemoryVectorEnv,
     check_size,
+    minigrid_package,
 )
 from MinigridMemory.MinigridMemory_src.generate import FIRST_SEED
 from MinigridMemory.MinigridMemory_src.layouts import Layouts
@@ -146,6 +147,10 @@ class MinigridMemory(Environment):
     def spec(self, flags: Mapping[str, Any]) -> EnvironmentSpec:
         """Small images, three actions."""
         return SPEC
+
+    def check_packages(self) -> None:
+        """Raise a UserError without the package minigrid."""
+        minigrid_package()
 
     def load(self, config: Config) -> TrainingData:
         """Windows for a stage of s segments: the episodes that fit, padded; at least ten batches per stage."""

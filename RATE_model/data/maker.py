@@ -165,6 +165,10 @@ class DataMaker(ABC, Generic[Options]):
         """The file for these options."""
         return find_by_alias((options.data_dir or self.directory) / self.file_name(options))
 
+    def is_missing(self, options: Options) -> bool:
+        """Whether training has to make the file."""
+        return self.source(options) is None and not self.path(options).exists()
+
     def ensure(self, options: Options) -> Path:
         """The file to train on, made or converted if missing.
 

@@ -278,8 +278,14 @@ class Environment(ABC):
         """Parts of a run's name between --text and the seed, and the flags that they show besides the model's."""
         return config.model.name_parts, ()
 
-    def check(self, config: Any) -> None:  # noqa: B027  there may be nothing to check
-        """Raise a UserError for what would fail later, such as a missing package, before any data is made."""
+    def check(self, config: Any) -> None:
+        """Raise a UserError for what would fail later, before any data is made. By default: a missing package."""
+        acts = config.task.online_inference or config.task.last_inference
+        if acts or (self.maker is not None and self.maker.is_missing(config.data)):
+            self.check_packages()
+
+    def check_packages(self) -> None:  # noqa: B027  there may be nothing to check
+        """Raise a UserError if a package that playing needs is missing."""
 
     def batch_metrics(self, logits: Tensor, batch: Batch) -> dict[str, Tensor | Share]:
         """Metrics of a training batch with discrete actions: accuracy over all steps."""

@@ -160,14 +160,18 @@ class ViZDoomTwoColors(Environment):
         return replace(SPEC, conv_channels=tuple(flags.get("conv_channels", SPEC.conv_channels)))
 
     def check(self, config: Config) -> None:
-        """Report unwritable data folders, and a missing package or graphics, which only acting needs."""
+        """Report unwritable data folders, and a missing package or graphics, which acting and making data need."""
+        super().check(config)
         DATA.check_named(config.data)
         path = DATA.path(config.data)
         if config.data.data_path is None and not path.exists():
             check_writable(path)
         if config.task.online_inference or config.task.last_inference:
-            vizdoom()
             ensure_graphics(config.data.scenario)
+
+    def check_packages(self) -> None:
+        """Raise a UserError without the package vizdoom."""
+        vizdoom()
 
     def load(self, config: Config) -> TrainingData:
         """Whole episodes; in earlier stages, their first segments."""

@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -264,3 +265,14 @@ def test_mistakes_are_reported_and_create_nothing(mistake, data, tmp_path, capsy
     flags = [*TINY, "--data_path", str(data), "--output_dir", str(tmp_path / "runs"), *flags.split()]
     message = commands.error_of(capsys, tmp_path, train_mem_maze.main, flags)
     assert [word for word in named if word not in message] == []
+
+
+@pytest.mark.parametrize("flags", [(), NO_EVALUATION])
+def test_missing_package_is_reported_before_making_data(flags, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "memory_maze", None)
+    with pytest.raises(SystemExit, match="^2$"):
+        train_mem_maze.main(
+            [*TINY, "--output_dir", str(tmp_path / "runs"), "--data_dir", str(tmp_path / "data"), *flags]
+        )
+    printed, errors = capsys.readouterr()
+    assert not printed and "pip install -e '.[memory-maze]'" in errors and not list(tmp_path.iterdir())

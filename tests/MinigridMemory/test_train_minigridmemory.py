@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -307,3 +308,12 @@ def test_mistakes_are_reported_and_create_nothing(mistake, data, tmp_path, capsy
     flags = [*TINY, *places(tmp_path), *data, *flags.split()]
     message = commands.error_of(capsys, tmp_path, train_minigridmemory.main, flags)
     assert [word for word in named if word not in message] == []
+
+
+@pytest.mark.parametrize("flags", [(), NO_EVALUATION])
+def test_missing_package_is_reported_before_making_data(flags, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "minigrid", None)
+    with pytest.raises(SystemExit, match="^2$"):
+        train_minigridmemory.main([*TINY, *places(tmp_path), *flags])
+    printed, errors = capsys.readouterr()
+    assert not printed and "pip install -e '.[minigrid]'" in errors and not list(tmp_path.iterdir())
