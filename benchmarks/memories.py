@@ -26,10 +26,17 @@ from benchmarks import common
 from benchmarks.rollout import FAST, Episodes
 from RATE_model.acting.actor import Actor
 from RATE_model.agent import Agent
-from RATE_model.cli.options import Boolean, exit_on_user_error, load_yaml, parse_options, to_flat_dict, updated
+from RATE_model.cli.options import (
+    Boolean,
+    check_choice,
+    exit_on_user_error,
+    load_yaml,
+    parse_options,
+    to_flat_dict,
+    updated,
+)
 from RATE_model.cli.settings import ModelOptions, TrainOptions, at_least
 from RATE_model.data.batch import Batch
-from RATE_model.errors import UserError
 from RATE_model.memories import MODES
 from RATE_model.memories.contract import Memory, Steps
 from RATE_model.memories.stack import Stack
@@ -80,8 +87,7 @@ class Options:
     def validate(self) -> None:
         """Raise a UserError for a value out of range."""
         for mode in self.modes:
-            if mode not in MODES:
-                raise UserError(f"--modes {mode}: must be one of {', '.join(MODES)}")
+            check_choice(list(MODES), modes=mode)
         at_least(1, d_model=self.d_model, context_length=self.context_length, segments=self.segments)
         at_least(1, batch_size=self.batch_size, episodes=self.episodes, rounds=self.rounds)
         at_least(1, loop_steps=self.loop_steps, loop_batch=self.loop_batch)

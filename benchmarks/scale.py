@@ -34,7 +34,7 @@ import torch
 
 from benchmarks import common
 from RATE_model.agent import Agent, AgentConfig
-from RATE_model.cli.options import exit_on_user_error, parse_options
+from RATE_model.cli.options import check_choice, exit_on_user_error, parse_options
 from RATE_model.cli.settings import TrainOptions, at_least
 from RATE_model.data.batch import Batch
 from RATE_model.errors import UserError
@@ -116,8 +116,7 @@ class Options:
         at_least(1, rounds=self.rounds)
         at_least(2, pairs=self.pairs)
         for name in self.models:
-            if name not in MODELS:
-                raise UserError(f"--models {name}: must be one of {', '.join(MODELS)}")
+            check_choice(list(MODELS), models=name)
         common.check_output(self.output)
 
 

@@ -25,12 +25,11 @@ import torch
 from benchmarks import common
 from RATE_model.agent import Agent
 from RATE_model.cli.limits import at_least
-from RATE_model.cli.options import exit_on_user_error, parse_options, to_flat_dict
+from RATE_model.cli.options import check_choice, exit_on_user_error, parse_options, to_flat_dict
 from RATE_model.data.batch import Batch
 from RATE_model.data.frames import FrameStack
 from RATE_model.environments.contract import Environment
 from RATE_model.environments.table import environment as environment_named
-from RATE_model.errors import UserError
 from RATE_model.spec import EnvironmentSpec
 from RATE_model.training.optimization import Schedule
 from RATE_model.training.trainer import Trainer
@@ -93,8 +92,7 @@ class Options:
         at_least(0, threads=self.threads)
         known = sorted({setting.environment for setting in SETTINGS})
         for name in self.environments:
-            if name not in known:
-                raise UserError(f"--environments {name}: must be one of {', '.join(known)}")
+            check_choice(known, environments=name)
         common.check_output(self.output)
 
 

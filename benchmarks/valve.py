@@ -34,7 +34,7 @@ from benchmarks import common
 from RATE_model.acting.actor import Actor
 from RATE_model.agent import Agent, AgentConfig
 from RATE_model.cli.limits import at_least
-from RATE_model.cli.options import exit_on_user_error, parse_options, to_flat_dict
+from RATE_model.cli.options import check_choice, exit_on_user_error, parse_options, to_flat_dict
 from RATE_model.errors import UserError
 from RATE_model.loading import load_agent
 from RATE_model.memories.rate.config import VALVES, RATEConfig
@@ -72,8 +72,7 @@ class Options:
     def validate(self) -> None:
         """Raise a UserError for a value out of range."""
         for valve in self.mrv:
-            if valve not in VALVES:
-                raise UserError(f"--mrv {valve}: must be one of {', '.join(VALVES)}")
+            check_choice(VALVES, mrv=valve)
         at_least(2, names=self.names)
         at_least(0, limit=self.limit)
         at_least(PUSHED + 1, segments=self.segments)

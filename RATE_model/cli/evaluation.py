@@ -301,7 +301,7 @@ def report(evaluation: Evaluation, checkpoint: Path) -> dict[str, Any]:
     rows += [[label, *[""] * (len(header) - 1), *_cells(values)] for label, values in others.items()]
     first = next(iter(next(iter(found.values())).values()))
     print_table([*header, *first], rows)
-    print(f"{seconds:.1f} s")
+    print(f"played in {seconds:.1f} s")
     by_target = {
         f"{target:g}": {str(case): values for case, values in by_case.items()} if environment.axis else by_case[None]
         for target, by_case in found.items()

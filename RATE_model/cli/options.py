@@ -91,6 +91,10 @@ class ArgumentParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see --help")
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            check_choice(list(action.choices), **{action.option_strings[0].removeprefix("--"): value})
+
 
 @dataclasses.dataclass(frozen=True)
 class _Published:
@@ -269,21 +273,47 @@ def read_value(kind: Any, value: Any) -> Any:
             return _READERS[kind](_text(value))
         except (KeyError, ValueError):
             pass
-    raise ValueError(_allowed(kind))
+    raise ValueError(_allowed(kind) + _nearest_choice(kind, value))
 
 
 def close_matches(name: str, known: Sequence[str]) -> str:
     """`` (did you mean ...?)`` with the names closest to ``name``; empty if none is close.
 
-    Initials match too: ``lr`` is close to learning_rate.
+    Upper and lower case are the same here. Initials match too: ``lr`` is close to learning_rate.
     """
+    name, lower = name.lower(), {other.lower(): other for other in reversed(known)}
     short = name.removeprefix("--")
     near = (
-        [other for other in known if len(short) > 1 and short == "".join(re.findall(r"(?:^--|^|_)(\w)", other))]
-        or [other for other in known if name and other.startswith(name)]
-        or difflib.get_close_matches(name, known)
+        [other for other in lower if other == name]
+        or [other for other in lower if len(short) > 1 and short == "".join(re.findall(r"(?:^--|^|_)(\w)", other))]
+        or [other for other in reversed(lower) if name and other.startswith(name)]
+        or difflib.get_close_matches(name, list(lower))
     )
-    return f" (did you mean {' or '.join(near[:2])}?)" if near else ""
+    return f" (did you mean {' or '.join(lower[other] for other in near[:2])}?)" if near else ""
+
+
+def check_choice(choices: Sequence[str], **values: str) -> None:
+    """Raise `UserError` for the first flag whose value is not one of the choices."""
+    for name, value in values.items():
+        if value not in choices:
+            nearest = close_matches(value, choices)
+            raise UserError(f"--{name} {value}: the value must be one of {', '.join(choices)}{nearest}")
+
+
+def _nearest_choice(kind: Any, value: Any) -> str:
+    """`close_matches` of a value that is none of the choices of a type; of a list, of its first wrong item."""
+    choices = [_text(choice) for choice in _choices(kind) if choice != ""]
+    wrong = [_text(item) for item in (value if isinstance(value, list | tuple) else [value])]
+    wrong = [text for text in wrong if text not in choices]
+    return close_matches(wrong[0], choices) if wrong and choices else ""
+
+
+def _choices(kind: Any) -> list[Any]:
+    """The choices of a Literal, also inside a union or a list."""
+    kind, origin, arguments = _unwrap(kind)
+    if origin is Literal:
+        return list(arguments)
+    return [choice for argument in arguments for choice in _choices(argument)]
 
 
 def _read_flags(argv: Sequence[str], kinds: dict[str, Any], aliases: dict[str, str]) -> dict[str, Any]:

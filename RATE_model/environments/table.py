@@ -7,6 +7,7 @@ import tomllib
 from importlib.metadata import entry_points
 from pathlib import Path
 
+from RATE_model.cli.options import close_matches
 from RATE_model.environments.contract import Environment
 from RATE_model.errors import UserError
 
@@ -33,4 +34,5 @@ def environment(name: str) -> Environment:
     try:
         return importlib.import_module(known.get(name, name)).ENVIRONMENT
     except (ModuleNotFoundError, AttributeError) as error:
-        raise UserError(f"there is no environment '{name}' ({error}): {', '.join(known)}") from error
+        nearest = close_matches(name, list(known))
+        raise UserError(f"there is no environment '{name}' ({error}): {', '.join(known)}{nearest}") from error

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from RATE_model.cli.options import check_choice
 from RATE_model.errors import UserError
 from RATE_model.spec import EnvironmentSpec
 
@@ -241,8 +242,7 @@ def _described(variant: Variant) -> str:
 
 def check_variant(weights: Mapping[str, Tensor], name: str) -> None:
     """Raise UserError if the weights do not fit this variant."""
-    if name not in VARIANTS:
-        raise UserError(f"--variant {name!r}: choose one of {', '.join(VARIANTS)}")
+    check_choice(list(VARIANTS), variant=name)
     if reason := Shapes.of(weights).misfit(VARIANTS[name]):
         raise UserError(f"not of --variant {name}: {reason}")
 

@@ -25,7 +25,7 @@ if __name__ == "__main__":
 
 from RATE_model.cli.evaluation import evaluation_of_run, print_table, recorded_evaluation_flags, recorded_flags
 from RATE_model.cli.limits import at_least, each_once, writable
-from RATE_model.cli.options import Boolean, exit_on_user_error, parse_options
+from RATE_model.cli.options import Boolean, check_choice, exit_on_user_error, parse_options
 from RATE_model.cli.reproduce import StudyOptions
 from RATE_model.environments.contract import Environment, Evaluation
 from RATE_model.environments.find import common_environment
@@ -85,8 +85,7 @@ class Options:
         if self.grid:
             if self.checkpoint or self.env is None:
                 raise UserError("--grid trains its own runs: give --env and --model_mode, and leave out --checkpoint")
-            if self.model_mode not in MODES:
-                raise UserError(f"--model_mode {self.model_mode}: must be one of {', '.join(MODES)}")
+            check_choice(list(MODES), model_mode=self.model_mode)
         elif not self.checkpoint:
             raise UserError("--checkpoint is missing: give one or more run directories")
         at_least(2, episodes=self.episodes)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from RATE_model.cli.limits import MAX_SIZE, MAX_STEPS, at_least, at_most
-from RATE_model.cli.options import Boolean
+from RATE_model.cli.options import Boolean, check_choice
 from RATE_model.errors import UserError
 from RATE_model.memories.contract import MemoryConfig, MemoryOptions
 
@@ -86,8 +86,7 @@ class RATEConfig(MemoryConfig):
             (self.mrv_act, ACTIVATIONS, "mrv_act"),
             (self.mrv, VALVES, "mrv"),
         ):
-            if value not in allowed:
-                raise UserError(f"--{flag} {value!r}: choose one of {', '.join(allowed)}")
+            check_choice(allowed, **{flag: value})
         self._validate_memory()
 
     def validate_memory_sizes(self) -> None:

@@ -139,6 +139,8 @@ def test_precedence_is_defaults_file_config_flags(tmp_path: Path) -> None:
         ("-seed 3", ["-seed", "--seed"]),
         ("seed 3", ["'seed'", "--name value"]),
         ("--model_mode RAT", ["--model_mode RAT", "RATE, DT, RMT, TrXL"]),
+        ("--model_mode rate", ["RATE, DT, RMT, TrXL (did you mean RATE?)"]),
+        ("--curr adaptve", ["true, false, adaptive (did you mean adaptive?)"]),
         ("--curr False", ["--curr False", "true, false, adaptive"]),
         ("--seed one", ["--seed one", "an integer"]),
         ("--seed 1.5", ["--seed 1.5", "an integer"]),

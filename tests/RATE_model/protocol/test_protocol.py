@@ -140,5 +140,5 @@ def test_grid_trains_validates_and_continues(tmp_path, capsys, monkeypatch):
     assert lines[0] == "trained on,9,12,24,48" and len(lines) == 7
     assert (tmp_path / "grid_TMaze_new_src_LSTM.png").stat().st_size > 0
     assert "--grid trains its own runs" in fails(capsys, "--grid")
-    assert "--model_mode X: must be one of" in fails(capsys, "--grid", "--env", "tmaze", "--model_mode", "X")
+    assert "--model_mode X: the value must be one of" in fails(capsys, "--grid", "--env", "tmaze", "--model_mode", "X")
     assert "declares no grid" in fails(capsys, "--grid", "--env", "minigrid_memory")

@@ -213,7 +213,7 @@ def test_another_command_needs_another_folder(command):
         (["--status", "--folder", "nowhere"], "nowhere has no sweep"),
         (["a", "--max_parallel", "0"], "--max_parallel 0: must be at least 1"),
         (["a", "--executor", "slurm", "--slurm", "gpu"], "--slurm gpu: must be KEY=VALUE"),
-        (["a", "--executor", "cloud"], "invalid choice: 'cloud'"),
+        (["a", "--executor", "cloud"], "--executor cloud: the value must be one of local, slurm"),
         (["nowhere/python x.py"], "nowhere/python: there is no such program"),
         ([f"{sys.executable} x_{{1,2}}.py --a b"], "x_1.py: there is no such file"),
         (["a", "--seed", "1"], "unrecognized arguments: --seed"),
