@@ -12,10 +12,12 @@ from torch import Tensor
 
 from RATE_model.agent import Agent, AgentConfig, with_memory_prefix
 from RATE_model.errors import UserError
+from RATE_model.own.arguments import naming_arguments
 from RATE_model.spec import EnvironmentSpec, PrivilegedKind
 from RATE_model.training.checkpoints import NORMALISATION, load_checkpoint, resolve_checkpoint
 
 
+@naming_arguments()
 def load_agent(path: Path | str, which: str | int | None = None, *, device: torch.device | str = "cpu") -> Agent:
     """The agent of a run, in eval mode.
 

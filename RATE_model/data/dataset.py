@@ -200,9 +200,8 @@ class WindowDataset(Dataset):
     def fingerprint(self) -> str:
         """A digest of the training data that does not depend on where it is stored.
 
-        Two parts, joined by a colon: everything except the observations, and the observations of some steps. The files'
-            own
-        checksums are not used for the second part because they depend on how data is stored.
+        Two parts, joined by a colon: everything except the observations, and the observations of some steps. The
+        checksums in the files would not do for the second part, because they depend on how data is stored.
         """
         digest = hashlib.blake2b(digest_size=16)
         labels = () if self._labels is None else (self._labels,)

@@ -17,6 +17,7 @@ from RATE_model.environments.contract import Evaluation
 from RATE_model.errors import UserError
 from RATE_model.loading import load_agent, same_interface
 from RATE_model.memories.contract import MemoryTransform
+from RATE_model.own.arguments import naming_arguments
 from RATE_model.own.dataset import Dataset
 from RATE_model.own.environment import EnvOptions, OwnEnvironment
 from RATE_model.own.making import EnvironmentLike, maker_of, name_of, write_arguments
@@ -72,6 +73,7 @@ class Result:
         )
 
 
+@naming_arguments()
 def train(
     data: Dataset | str | Path,
     *,
@@ -90,11 +92,11 @@ def train(
             or a function that makes one; None: nowhere.
         output_dir: the run's directory. `resume="auto"` continues a run in it, `overwrite=True` replaces it.
         seed: of the run.
-        flags: such as context_length, segments, epochs, learning_rate, d_model, target_return; see --help. `env_args`
-            is a dict here.
+        flags: such as context_length, segments, epochs, learning_rate, d_model, target_return; the full list:
+            ``python3 -m RATE_model.train --help``. `env_args` is a dict here.
 
     Raises:
-        UserError: a flag is wrong, or the data does not fit the environment; nothing is created then.
+        UserError: an argument is wrong, or the data does not fit the environment; nothing is created then.
     """
     check_seed(seed)
     if isinstance(arguments := flags.get("env_args"), Mapping):
@@ -111,9 +113,14 @@ def train(
     if not str(output_dir):
         raise UserError("output_dir is empty: name a directory")
     run = experiment.check(config, Path(output_dir).expanduser(), seed)
-    return TrainedRun(run.directory, training.train(own, config, run))
+    try:
+        return TrainedRun(run.directory, training.train(own, config, run))
+    except KeyboardInterrupt as interruption:
+        interruption.add_note(f'{run.directory}: stopped; the same call with resume="auto" continues it')
+        raise
 
 
+@naming_arguments()
 def evaluate(
     agent: Agent | str | Path,
     environment: EnvironmentLike,

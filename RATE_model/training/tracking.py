@@ -75,8 +75,7 @@ class Tracker:
         """``run_directory`` exists; ``config`` is the flat configuration shown in wandb.
 
         ``wandb_mode``: see `choose_mode`. Raises UserError if wandb_config.yaml is malformed, unless wandb is off, or
-            if
-        the directory is not writable.
+        if the directory is not writable.
         """
         self._directory = run_directory
         self._clock = time.monotonic()

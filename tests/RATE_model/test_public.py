@@ -25,3 +25,8 @@ def test_an_unknown_name_raises():
 def test_importing_the_package_is_light():
     code = "import sys, RATE_model; sys.exit('torch' in sys.modules or 'h5py' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_every_public_name_is_on_the_api_page():
+    page = (ROOT / "docs" / "api.md").read_text()
+    assert not [name for name in RATE_model.__all__ if f".{name}\n" not in page]

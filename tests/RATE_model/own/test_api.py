@@ -13,6 +13,7 @@ import yaml
 from RATE_model import Dataset, UserError, evaluate, load_agent, train
 from RATE_model.acting.controls import knock_out_memory
 from RATE_model.environments.spaces import Encoded
+from RATE_model.own.arguments import in_python
 from RATE_model.own.environment import OwnEnvironment
 from tests.RATE_model.own.toys import STEPS, Recall, Watched, episodes
 
@@ -179,7 +180,7 @@ def test_mistakes_are_named_and_create_nothing(mistake, tmp_path, monkeypatch, c
 def test_an_agent_of_another_environment_is_refused(run):
     with pytest.raises(UserError, match=r"has observations of shape \(2,\).*CartPole-v1 has .*\(4,\)"):
         evaluate(run.directory, "CartPole-v1", target_return=1)
-    with pytest.raises(UserError, match="--no_such_flag"):
+    with pytest.raises(UserError, match="^unknown argument no_such_flag"):
         train(Dataset.from_episodes(episodes()), output_dir="nowhere", no_such_flag=1)
     assert not Path("nowhere").exists()
 
@@ -214,8 +215,8 @@ def test_wrappers_and_arguments_reach_the_environment(run):
     [
         ({"target_return": float("nan")}, "target_return nan: must be a finite number"),
         ({"target_return": [1, 2]}, "target_return .*: must be a finite number"),
-        ({"target_return": 1, "slide": 0}, "--slide 0: must be at least 1"),
-        ({"target_return": 1, "max_episode_steps": 0}, "--max_episode_steps 0: must be at least 1"),
+        ({"target_return": 1, "slide": 0}, "slide=0: must be at least 1"),
+        ({"target_return": 1, "max_episode_steps": 0}, "max_episode_steps=0: must be at least 1"),
         ({"target_return": 1, "sed": 0}, "sed: evaluate has no such argument"),
     ],
 )
@@ -238,6 +239,36 @@ def test_wrong_kinds_of_arguments_are_named(run, tmp_path):
             call()
         assert "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ("--epochs 0: must be at least 1", "epochs=0: must be at least 1"),
+        ("--learning_rate 1e-9: too small", "learning_rate=1e-9: too small"),
+        ("--model_mode lstm: must be one of LSTM (did you mean LSTM?)", "memory='lstm': must be one of LSTM (did "),
+        ("x: continue with --resume auto, or --overwrite true", 'x: continue with resume="auto", or overwrite=True'),
+        ("start another with another --text or --ckpt_folder", "start another with another output_dir"),
+        (
+            "unknown flag --lernng (did you mean --learning_rate?); see --help",
+            "unknown argument lernng (did you mean",
+        ),
+        ("add --resume auto to: python3 train.py --resume no", 'add resume="auto" to: python3 train.py --resume no'),
+    ],
+)
+def test_errors_of_python_calls_name_arguments(message, said):
+    assert in_python(message).startswith(said)
+
+
+def test_errors_of_train_and_load_agent_name_arguments(run, tmp_path):
+    data = Dataset.from_episodes(episodes())
+    with pytest.raises(UserError, match=r"^memory='LTSM': .*\(did you mean LSTM"):
+        train(data, memory="LTSM", output_dir=tmp_path / "new", **TINY)
+    with pytest.raises(UserError, match='resume="auto".*overwrite=True.*another output_dir$'):
+        train(data, output_dir=run.directory, **TINY)
+    (tmp_path / "environment.json").write_text("{}")
+    with pytest.raises(UserError, match='stopped before its first one; continue it with resume="auto"$'):
+        load_agent(tmp_path)
 
 
 def test_data_of_another_environment_is_refused(tmp_path):
